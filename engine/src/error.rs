@@ -1,0 +1,78 @@
+//! The one error type of the engine.
+
+use std::path::PathBuf;
+
+/// What can go wrong, in words for the person who sees it: what, with which value, and what to do.
+///
+/// [`Error::code`] is the stable name that crosses to the daemon, the ledger and scripts.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The picture cannot be used.
+    #[error("{0}")]
+    Image(String),
+    /// A setting is outside its range, or does not go with another one.
+    #[error("{0}")]
+    Setting(String),
+    /// The model folder or one of its files is not what it should be.
+    #[error("{0}")]
+    Model(String),
+    /// The machine has less memory than the work needs.
+    #[error("{0}")]
+    Memory(String),
+    /// The video cannot be encoded or written.
+    #[error("{0}")]
+    Output(String),
+    /// The device or its driver failed.
+    #[error("{0}")]
+    Device(String),
+    /// A file cannot be read or written.
+    #[error("cannot {action} `{}`: {source}", path.display())]
+    File {
+        /// What was tried, as a verb: `read`, `create`, `rename`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// Somebody cancelled the work.
+    #[error("cancelled")]
+    Canceled,
+    /// A fault of animd's own.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// The engine's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// A stable name for programs: `invalid-image`, `invalid-setting`, `model`, `memory`, `output`, `device`, `file`,
+    /// `canceled`, `internal`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Image(_) => "invalid-image",
+            Self::Setting(_) => "invalid-setting",
+            Self::Model(_) => "model",
+            Self::Memory(_) => "memory",
+            Self::Output(_) => "output",
+            Self::Device(_) => "device",
+            Self::File { .. } => "file",
+            Self::Canceled => "canceled",
+            Self::Internal(_) => "internal",
+        }
+    }
+
+    /// Wraps an I/O error with the verb and the path it belongs to: `.map_err(Error::file("read", path))`.
+    pub fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { action, path, source }
+    }
+}
+
+#[cfg(feature = "inference")]
+impl From<candle_core::Error> for Error {
+    fn from(e: candle_core::Error) -> Self {
+        Self::Internal(e.to_string())
+    }
+}

@@ -1,0 +1,434 @@
+//! What a user may ask for ([`Settings`]) and what the engine is told to do ([`Request`]).
+//!
+//! `Settings` is as typed: every key may be missing. [`Settings::resolve`] fills the defaults in, checks each value,
+//! and draws the seed; a `Request` therefore repeats its video exactly, and is what the ledger and the file's metadata
+//! keep.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The negative prompt that Wan2.1 image-to-video was released with.
+pub const NEGATIVE_PROMPT: &str = "镜头晃动，色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，\
+最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，\
+手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走";
+
+/// The longest prompt, in bytes of UTF-8. The model reads 512 tokens, which is far less.
+pub const MAX_PROMPT_BYTES: usize = 16 * 1024;
+/// Positions that the rotary embedding has along each axis.
+const ROPE_POSITIONS: u32 = 1024;
+/// Frames of the longest video: as many latent frames as the rotary embedding has positions.
+pub const MAX_FRAMES: u32 = 4 * (ROPE_POSITIONS - 1) + 1;
+/// Pixels of the longest side: two latent pixels of eight pixels each a token.
+pub const MAX_SIDE: u32 = 16 * ROPE_POSITIONS;
+/// The largest seed. SQLite, D-Bus and JSON all hold it.
+pub const MAX_SEED: u64 = i64::MAX as u64;
+
+/// How large the video shall be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Size {
+    /// The official rule: about 480*832 pixels in the picture's own shape.
+    P480,
+    /// The official rule: about 720*1280 pixels in the picture's own shape.
+    P720,
+    /// Exactly so many pixels, multiples of 16; the picture is cropped to its centre.
+    Exact {
+        /// Pixels.
+        width: u32,
+        /// Pixels.
+        height: u32,
+    },
+}
+
+impl Size {
+    /// The area in pixels that the size stands for.
+    pub fn area(self) -> u32 {
+        match self {
+            Self::P480 => 480 * 832,
+            Self::P720 => 720 * 1280,
+            Self::Exact { width, height } => width * height,
+        }
+    }
+
+    /// Whether the model's 480P conventions (shift, step-cache coefficients) apply, by area.
+    pub fn is_480p(self) -> bool {
+        // Half way between the two areas that the model was trained at.
+        self.area() < (480 * 832 + 720 * 1280) / 2
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::P480 => f.write_str("480p"),
+            Self::P720 => f.write_str("720p"),
+            Self::Exact { width, height } => write!(f, "{width}x{height}"),
+        }
+    }
+}
+
+impl From<Size> for String {
+    fn from(size: Size) -> Self {
+        size.to_string()
+    }
+}
+
+impl TryFrom<String> for Size {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl FromStr for Size {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "480p" => return Ok(Self::P480),
+            "720p" => return Ok(Self::P720),
+            _ => {}
+        }
+        let bad = || Error::Setting(format!("size `{text}` is neither `480p`, `720p` nor `WIDTHxHEIGHT`"));
+        let (width, height) = text.split_once('x').ok_or_else(bad)?;
+        let width: u32 = width.parse().map_err(|_| bad())?;
+        let height: u32 = height.parse().map_err(|_| bad())?;
+        for (name, side) in [("width", width), ("height", height)] {
+            if side == 0 || side % 16 != 0 || side > MAX_SIDE {
+                let near = (side.clamp(16, MAX_SIDE) + 8) / 16 * 16;
+                return Err(Error::Setting(format!(
+                    "size `{text}`: the {name} {side} is not a multiple of 16 from 16 to {MAX_SIDE}; {near} is the nearest"
+                )));
+            }
+        }
+        Ok(Self::Exact { width, height })
+    }
+}
+
+/// How a picture is fitted to a [`Size`] that is an area.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "inference", derive(clap::ValueEnum))]
+pub enum Resize {
+    /// The official rule: the picture's own shape, sides rounded to latents.
+    #[default]
+    Official,
+    /// `LightX2V`'s rule: the nearest of three shapes (1:1 and about 16:9 either way), cropped to its centre.
+    Adaptive,
+}
+
+/// The name of a sampler.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "inference", derive(clap::ValueEnum))]
+pub enum Sampler {
+    /// `UniPC` of order 2, for the released model.
+    #[default]
+    Unipc,
+    /// Deterministic Euler over four steps, for the step-distilled model.
+    Distill,
+    /// The distilled model with new noise between its steps.
+    DistillRenoise,
+}
+
+/// Which forwards of the DiT are saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "inference", derive(clap::ValueEnum))]
+pub enum StepCache {
+    /// None: every forward is computed.
+    #[default]
+    None,
+    /// `TeaCache` on the time embedding.
+    Teacache,
+    /// `TeaCache` on the modulation, the first five steps always computed.
+    TeacacheRet,
+    /// `MagCache`.
+    Magcache,
+}
+
+/// Whose random numbers the initial noise equals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "inference", derive(clap::ValueEnum))]
+pub enum Noise {
+    /// `torch.randn` with a CUDA generator, as the official code and `LightX2V` draw it.
+    #[default]
+    Cuda,
+    /// `torch.randn` with a CPU generator, as `ComfyUI` draws it.
+    Cpu,
+}
+
+/// Whether the VAE works on the whole picture or on overlapping tiles.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "inference", derive(clap::ValueEnum))]
+pub enum Tiling {
+    /// Whole.
+    #[default]
+    Whole,
+    /// Tiles of 256x256 pixels, 192 apart: a quarter of the memory, twice the work, faint differences at the seams.
+    Tiled,
+}
+
+/// A user's wishes. Every key may be missing; [`Settings::resolve`] says what it then is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "inference", derive(clap::Args))]
+pub struct Settings {
+    /// What shall happen in the video
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(short, long, value_name = "TEXT"))]
+    pub prompt: Option<String>,
+    /// What shall not be in the video [default: the model's own list, in Chinese]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(short, long, value_name = "TEXT"))]
+    pub negative_prompt: Option<String>,
+    /// The number that the noise is drawn from; the same seed gives the same video [default: drawn]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(short, long, value_name = "N"))]
+    pub seed: Option<u64>,
+    /// `480p` or `720p` (about so many pixels, in the picture's shape), or WIDTHxHEIGHT [default: 480p]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(long, value_name = "SIZE"))]
+    pub size: Option<Size>,
+    /// How the picture's shape is kept where the size is an area [default: official]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(long, value_name = "RULE"))]
+    pub resize: Option<Resize>,
+    /// Frames of the video, 4n+1 [default: 81]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(long, value_name = "N"))]
+    pub frames: Option<u32>,
+    /// Frames a second [default: 16]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(long, value_name = "N"))]
+    pub fps: Option<u32>,
+    /// H.264 quality: 0 is lossless, 18 looks so, 51 is the worst [default: 18]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(long, value_name = "CRF"))]
+    pub quality: Option<u32>,
+    /// The sampler [default: unipc]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(long, value_name = "NAME"))]
+    pub sampler: Option<Sampler>,
+    /// Denoising steps [default: 40; the distilled samplers always take 4]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(long, value_name = "N"))]
+    pub steps: Option<u32>,
+    /// How far the steps lean towards the noisy end [default: 3 at 480p, 5 at 720p and for the distilled samplers]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(long, value_name = "X"))]
+    pub shift: Option<f64>,
+    /// How strongly the prompt is followed; 1 halves the work [default: 5; the distilled samplers take 1]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(long, value_name = "X"))]
+    pub guidance: Option<f64>,
+    /// Which forwards are saved by reusing an earlier one's result [default: none]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(long, value_name = "NAME"))]
+    pub step_cache: Option<StepCache>,
+    /// How much the step cache may err before it computes again [default: 0.2 for `TeaCache`, 0.12 for `MagCache`]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(long, value_name = "X"))]
+    pub step_cache_threshold: Option<f64>,
+    /// Whose random numbers the noise equals, for the same seed [default: cuda]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(long, value_name = "NAME"))]
+    pub noise: Option<Noise>,
+    /// Multiprocessors of the card whose CUDA noise it shall be [default: 132, an H200's]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(long, value_name = "N"))]
+    pub noise_multiprocessors: Option<u32>,
+    /// Whether the VAE works on tiles [default: whole]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "inference", arg(long, value_name = "HOW"))]
+    pub tiling: Option<Tiling>,
+}
+
+/// Everything that makes a video from a picture, with nothing left open.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// What shall happen.
+    pub prompt: String,
+    /// What shall not.
+    pub negative_prompt: String,
+    /// At most [`MAX_SEED`].
+    pub seed: u64,
+    /// Area or exact size.
+    pub size: Size,
+    /// The rule that fits a picture to an area.
+    pub resize: Resize,
+    /// 4n+1.
+    pub frames: u32,
+    /// Frames a second.
+    pub fps: u32,
+    /// x264's constant rate factor, 0 to 51.
+    pub quality: u32,
+    /// The sampler.
+    pub sampler: Sampler,
+    /// Denoising steps.
+    pub steps: u32,
+    /// The schedule's shift.
+    pub shift: f64,
+    /// The guidance scale; at 1 the negative prompt is not used.
+    pub guidance: f64,
+    /// The step cache.
+    pub step_cache: StepCache,
+    /// Its threshold; 0 without one.
+    pub step_cache_threshold: f64,
+    /// Whose noise.
+    pub noise: Noise,
+    /// Multiprocessors of the card that `noise: cuda` stands for.
+    pub noise_multiprocessors: u32,
+    /// How the VAE works.
+    pub tiling: Tiling,
+}
+
+/// The distilled samplers' steps: the model was distilled for these four timesteps.
+pub const DISTILL_TIMESTEPS: [u32; 4] = [1000, 750, 500, 250];
+
+impl Settings {
+    /// These settings, and `defaults` where one is missing.
+    #[must_use]
+    pub fn or(self, defaults: Self) -> Self {
+        Self {
+            prompt: self.prompt.or(defaults.prompt),
+            negative_prompt: self.negative_prompt.or(defaults.negative_prompt),
+            seed: self.seed.or(defaults.seed),
+            size: self.size.or(defaults.size),
+            resize: self.resize.or(defaults.resize),
+            frames: self.frames.or(defaults.frames),
+            fps: self.fps.or(defaults.fps),
+            quality: self.quality.or(defaults.quality),
+            sampler: self.sampler.or(defaults.sampler),
+            steps: self.steps.or(defaults.steps),
+            shift: self.shift.or(defaults.shift),
+            guidance: self.guidance.or(defaults.guidance),
+            step_cache: self.step_cache.or(defaults.step_cache),
+            step_cache_threshold: self.step_cache_threshold.or(defaults.step_cache_threshold),
+            noise: self.noise.or(defaults.noise),
+            noise_multiprocessors: self.noise_multiprocessors.or(defaults.noise_multiprocessors),
+            tiling: self.tiling.or(defaults.tiling),
+        }
+    }
+
+    /// Fills the defaults in and checks every value. `draw_seed` is asked when no seed is given.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] names the first value that is out of its range or does not go with another one.
+    pub fn resolve(self, draw_seed: impl FnOnce() -> u64) -> Result<Request> {
+        let sampler = self.sampler.unwrap_or_default();
+        let distilled = sampler != Sampler::Unipc;
+        let size = self.size.unwrap_or(Size::P480);
+        let step_cache = self.step_cache.unwrap_or_default();
+        let threshold = match step_cache {
+            StepCache::None => 0.0,
+            StepCache::Teacache | StepCache::TeacacheRet => self.step_cache_threshold.unwrap_or(0.2),
+            StepCache::Magcache => self.step_cache_threshold.unwrap_or(0.12),
+        };
+        let request = Request {
+            prompt: self.prompt.unwrap_or_default(),
+            negative_prompt: self.negative_prompt.unwrap_or_else(|| NEGATIVE_PROMPT.to_owned()),
+            seed: self.seed.unwrap_or_else(draw_seed),
+            size,
+            resize: self.resize.unwrap_or_default(),
+            frames: self.frames.unwrap_or(81),
+            fps: self.fps.unwrap_or(16),
+            quality: self.quality.unwrap_or(18),
+            sampler,
+            steps: self.steps.unwrap_or(if distilled { DISTILL_TIMESTEPS.len() as u32 } else { 40 }),
+            shift: self.shift.unwrap_or(if size.is_480p() && !distilled { 3.0 } else { 5.0 }),
+            guidance: self.guidance.unwrap_or(if distilled { 1.0 } else { 5.0 }),
+            step_cache,
+            step_cache_threshold: threshold,
+            noise: self.noise.unwrap_or_default(),
+            noise_multiprocessors: self.noise_multiprocessors.unwrap_or(132),
+            tiling: self.tiling.unwrap_or_default(),
+        };
+        request.check()?;
+        Ok(request)
+    }
+}
+
+impl Request {
+    /// Checks every value, for a request that came from outside.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] names the first value that is out of its range or does not go with another one.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |text: String| Err(Error::Setting(text));
+        for (name, text) in [("prompt", &self.prompt), ("negative prompt", &self.negative_prompt)] {
+            if text.len() > MAX_PROMPT_BYTES {
+                return refuse(format!(
+                    "the {name} has {} bytes; shorten it to at most {MAX_PROMPT_BYTES} (the model reads 512 tokens, \
+                     about 2000 letters)",
+                    text.len()
+                ));
+            }
+        }
+        if self.seed > MAX_SEED {
+            return refuse(format!("seed {} is above {MAX_SEED}", self.seed));
+        }
+        if self.frames % 4 != 1 || self.frames > MAX_FRAMES {
+            let near = (self.frames.min(MAX_FRAMES).saturating_sub(1) + 2) / 4 * 4 + 1;
+            return refuse(format!(
+                "frames {} is not 4n+1 from 1 to {MAX_FRAMES}; {near} is the nearest",
+                self.frames
+            ));
+        }
+        let whole = [
+            ("fps", self.fps, 1, 240),
+            ("quality", self.quality, 0, 51),
+            ("steps", self.steps, 1, 1000),
+            ("noise_multiprocessors", self.noise_multiprocessors, 1, 1024),
+        ];
+        for (name, value, low, high) in whole {
+            if !(low..=high).contains(&value) {
+                return refuse(format!("{name} {value} is not from {low} to {high}"));
+            }
+        }
+        let real = [
+            ("shift", self.shift, 0.01, 100.0),
+            ("guidance", self.guidance, 0.0, 100.0),
+            ("step_cache_threshold", self.step_cache_threshold, 0.0, 100.0),
+        ];
+        for (name, value, low, high) in real {
+            if !(low..=high).contains(&value) {
+                return refuse(format!("{name} {value} is not from {low} to {high}"));
+            }
+        }
+        if self.sampler != Sampler::Unipc {
+            let steps = DISTILL_TIMESTEPS.len() as u32;
+            if self.steps != steps {
+                return refuse(format!(
+                    "steps {}: the distilled samplers take {steps} steps; leave `steps` out, or use the sampler `unipc`",
+                    self.steps
+                ));
+            }
+            if self.step_cache != StepCache::None {
+                return refuse(
+                    "a step cache saves nothing in the four steps of a distilled sampler; leave `step_cache` out".into(),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Latent frames: one for the first frame, one for every four more.
+    pub fn latent_frames(&self) -> usize {
+        (self.frames as usize - 1) / 4 + 1
+    }
+
+    /// Whether each step takes a second forward, for the negative prompt.
+    #[expect(clippy::float_cmp, reason = "exactly 1 makes the second forward cancel out")]
+    pub fn uses_guidance(&self) -> bool {
+        self.guidance != 1.0
+    }
+}

@@ -1,0 +1,71 @@
+//! Model files: from any layout on disk to the model's own (official) tensor names.
+//!
+//! A [`Weights`] is one component (DiT, umT5, CLIP or VAE) whose tensors have all been checked by name, shape and type;
+//! it hands them out one at a time, straight from the memory-mapped file. Where a weight then lives and what precision
+//! it gets is the backend's business, not this module's.
+
+use std::borrow::Cow;
+
+use crate::Result;
+
+/// The types that tensors have in model files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 32-bit float.
+    F32,
+    /// 16-bit float.
+    F16,
+    /// Brain float.
+    Bf16,
+    /// 8-bit float, 4 bits of exponent, 3 of mantissa, no infinities (`float8_e4m3fn`).
+    F8E4m3,
+}
+
+/// A tensor in host memory as f32, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTensor {
+    /// Extents, outermost first; empty for a scalar.
+    pub shape: Vec<usize>,
+    /// As many values as the extents' product.
+    pub data: Vec<f32>,
+}
+
+/// What turns the stored values of a quantised matrix into its real ones.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scale {
+    /// One factor for each row (output channel).
+    PerRow(Vec<f32>),
+    /// One factor for the whole matrix.
+    PerTensor(f32),
+}
+
+/// A weight matrix `[rows, cols]` (out, in) as it is stored, row-major: the bytes are those of the file wherever the
+/// file allows it.
+#[derive(Clone, Debug)]
+pub struct Matrix<'a> {
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// The type of the stored values.
+    pub dtype: DType,
+    /// `rows * cols` little-endian values.
+    pub bytes: Cow<'a, [u8]>,
+    /// For a quantised matrix; real value = stored value * scale.
+    pub scale: Option<Scale>,
+}
+
+/// The checked tensors of one component, under their official names.
+pub trait WeightSource: Sync {
+    /// Any tensor, as f32. Not for quantised matrices.
+    ///
+    /// # Errors
+    /// `Internal` for a name that the component's schema does not have; `File` or `Model` if the file cannot be read.
+    fn tensor(&self, name: &str) -> Result<HostTensor>;
+
+    /// A 2-D weight as it is stored.
+    ///
+    /// # Errors
+    /// As [`WeightSource::tensor`].
+    fn matrix(&self, name: &str) -> Result<Matrix<'_>>;
+}
