@@ -90,7 +90,10 @@ mod tests {
             assert_eq!((fitted.height, fitted.width), (32, 64));
             assert_eq!(fitted.first_frame.len(), 3 * 32 * 64);
             assert!(fitted.first_frame.iter().all(|x| x.is_finite()));
-            assert!(fitted.first_frame[2 * 32 * 64..].iter().all(|&x| (x + 1.0).abs() < 1e-5), "blue stays -1");
+            assert!(
+                fitted.first_frame[2 * 32 * 64..].iter().all(|&x| (x + 1.0).abs() < 1e-5),
+                "blue stays -1"
+            );
         }
         let same = fit(&picture(64, 32), &size, Resize::Official).expect("it fits");
         assert_eq!(same.first_frame[..2], [-1.0, 1.0]);

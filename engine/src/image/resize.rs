@@ -26,7 +26,9 @@ static UNIT: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|i| (i 
 pub fn bicubic(picture: &Picture, height: usize, width: usize) -> Vec<f32> {
     let source = [picture.height as usize, picture.width as usize];
     let (row_bytes, unit) = (3 * source[1], &*UNIT);
-    plain(source, height, width, |channel, y, x| unit[usize::from(picture.rgb[row_bytes * y + 3 * x + channel])])
+    plain(source, height, width, |channel, y, x| {
+        unit[usize::from(picture.rgb[row_bytes * y + 3 * x + channel])]
+    })
 }
 
 /// The same of [3, h, w] single-precision numbers.
@@ -101,7 +103,8 @@ impl Cubic {
     /// For element `i` of `to` that come from `from`.
     fn new(i: usize, from: usize, to: usize) -> Self {
         let scale = from as f32 / to as f32;
-        let place = scale * (i as f32 + 0.5) - 0.5;
+        // Fused, as PyTorch's vectorised build does it: of thousands of pixels the last bit is half a thousandth.
+        let place = scale.mul_add(i as f32 + 0.5, -0.5);
         let first = place.floor();
         let t = place - first;
         let weights =
@@ -156,7 +159,6 @@ fn cubic(x: f32, a: f32) -> f32 {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
@@ -180,11 +182,11 @@ mod tests {
         bytemuck::pod_collect_to_vec(tensors.tensor(name).expect("a golden").data())
     }
 
-    fn close(name: &str, got: &[f32]) {
+    fn close(name: &str, got: &[f32], tolerance: f32) {
         let expected = golden(name);
         assert_eq!(got.len(), expected.len(), "{name}");
         let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(worst <= TOLERANCE, "{name}: off by {worst}");
+        assert!(worst <= tolerance, "{name}: off by {worst}");
     }
 
     /// Every `step`th row and column of each plane.
@@ -197,23 +199,26 @@ mod tests {
     fn the_reference_frames() {
         let first = decode(&fixture("input0.png")).expect("a picture");
         let (lat_h, lat_w) = official(first.width, first.height, 64 * 104).expect("it fits");
-        close("vae.enc.first_frame", &bicubic(&first, lat_h as usize * 8, lat_w as usize * 8));
+        close("vae.enc.first_frame", &bicubic(&first, lat_h as usize * 8, lat_w as usize * 8), TOLERANCE);
         let second = decode(&fixture("input1.png")).expect("a picture");
         let (lat_h, lat_w) = official(second.width, second.height, 64 * 104).expect("it fits");
-        close("img.1.official_small", &bicubic(&second, lat_h as usize * 8, lat_w as usize * 8));
+        close("img.1.official_small", &bicubic(&second, lat_h as usize * 8, lat_w as usize * 8), TOLERANCE);
         for (name, resize) in
             [("img.1.official_480p_16", Resize::Official), ("img.1.lightx2v_480p_16", Resize::Adaptive)]
         {
             let fitted = fit(&second, &Size::P480, resize).expect("it fits");
-            close(name, &every(16, &fitted.first_frame, fitted.height, fitted.width));
+            close(name, &every(16, &fitted.first_frame, fitted.height, fitted.width), TOLERANCE);
         }
     }
 
     #[test]
     fn the_reference_clip_pixels() {
-        close("clip.0.pixel_values", &clip_pixels(&decode(&fixture("input0.png")).expect("a picture")));
+        // Halved, then divided by a deviation of 0.26.
+        let tolerance = TOLERANCE * 0.5 / 0.26;
+        let first = clip_pixels(&decode(&fixture("input0.png")).expect("a picture"));
+        close("clip.0.pixel_values", &first, tolerance);
         let second = clip_pixels(&decode(&fixture("input1.png")).expect("a picture"));
-        close("clip.1.pixel_values_7", &every(7, &second, CLIP_SIDE, CLIP_SIDE));
+        close("clip.1.pixel_values_7", &every(7, &second, CLIP_SIDE, CLIP_SIDE), tolerance);
     }
 
     #[test]

@@ -150,7 +150,8 @@ mod tests {
     #[test]
     fn extreme_shapes_are_refused_in_words() {
         for (width, height) in [(1, 10000), (10000, 1), (16, 30000), (32768, 40)] {
-            let message = official(width, height, Size::P480.area()).expect_err("it is too narrow").to_string();
+            let message =
+                official(width, height, Size::P480.area()).expect_err("it is too narrow").to_string();
             assert!(message.contains(&format!("{width}x{height}")) && message.contains("crop"), "{message}");
         }
         assert_eq!(official(1, 1, 16 * 16).expect("16x16 is a video"), (2, 2));

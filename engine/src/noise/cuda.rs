@@ -80,8 +80,12 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..ROUNDS {
         let a = u64::from(counter[0]) * 0xd2511f53;
         let b = u64::from(counter[2]) * 0xcd9e8d57;
-        counter =
-            [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+        counter = [
+            (b >> 32) as u32 ^ counter[1] ^ key[0],
+            b as u32,
+            (a >> 32) as u32 ^ counter[3] ^ key[1],
+            a as u32,
+        ];
         key = [key[0].wrapping_add(0x9e3779b9), key[1].wrapping_add(0xbb67ae85)];
     }
     counter
@@ -142,7 +146,8 @@ mod tests {
     }
 
     fn fixture(name: &str) -> Vec<u8> {
-        std::fs::read(format!("{}/../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))).expect("it is there")
+        std::fs::read(format!("{}/../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR")))
+            .expect("it is there")
     }
 
     #[test]
@@ -170,9 +175,14 @@ mod tests {
                 if which == "first" {
                     // One wrong element of millions would show; the sine unit's last bits do not.
                     let bound = 1e-7 * numel as f64 + 1e-5;
-                    let sums: [f64; 2] = got.iter().map(|&x| f64::from(x)).fold([0.0; 2], |[s, q], x| [s + x, q + x * x]);
+                    let sums: [f64; 2] =
+                        got.iter().map(|&x| f64::from(x)).fold([0.0; 2], |[s, q], x| [s + x, q + x * x]);
                     assert!((sums[0] - sum).abs() < bound, "{name}: the sum is {} for {sum}", sums[0]);
-                    assert!((sums[1] - sumsq).abs() < bound, "{name}: the squares' sum is {} for {sumsq}", sums[1]);
+                    assert!(
+                        (sums[1] - sumsq).abs() < bound,
+                        "{name}: the squares' sum is {} for {sumsq}",
+                        sums[1]
+                    );
                 }
             }
         }
@@ -189,7 +199,8 @@ mod tests {
 
     #[test]
     fn nothing_is_drawn_for_nothing() {
-        let mut generator = CudaGenerator::new(1, Launch { multiprocessors: 0, max_threads_per_multiprocessor: 0 });
+        let mut generator =
+            CudaGenerator::new(1, Launch { multiprocessors: 0, max_threads_per_multiprocessor: 0 });
         assert!(generator.randn(0).is_empty());
         assert_eq!(generator.randn(1000).len(), 1000);
     }

@@ -173,7 +173,9 @@ mod tests {
 
     #[test]
     fn cleaning_is_for_text_that_needs_it() {
-        for text in ["", "a", "Une crème brûlée à 5 £, s'il vous plaît", "雾中的山路。", "Αθήνα", "3 × 4 ± 1 °C"] {
+        for text in
+            ["", "a", "Une crème brûlée à 5 £, s'il vous plaît", "雾中的山路。", "Αθήνα", "3 × 4 ± 1 °C"]
+        {
             assert_eq!(clean(text), text);
         }
     }

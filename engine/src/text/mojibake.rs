@@ -129,7 +129,8 @@ fn restore_byte_a0(bytes: &[u8]) -> Vec<u8> {
             spaced.push(0xa0);
         }
     }
-    let restore = |found: &bytes::Captures| found[0].iter().map(|&b| if b == b' ' { 0xa0 } else { b }).collect();
+    let restore =
+        |found: &bytes::Captures| found[0].iter().map(|&b| if b == b' ' { 0xa0 } else { b }).collect();
     let restore: &dyn Fn(&bytes::Captures) -> Vec<u8> = &restore;
     ALTERED_UTF8.replace_all(&spaced, restore).into_owned()
 }
@@ -242,7 +243,9 @@ fn expand_categories(rule: &str) -> String {
             }
             (':', Some(true)) => class = Some(false),
             (name, Some(true)) => {
-                out.extend(CATEGORIES.iter().filter(|category| category.0 == name).map(|category| category.1));
+                out.extend(
+                    CATEGORIES.iter().filter(|category| category.0 == name).map(|category| category.1),
+                );
             }
             (c, _) => out.push(c),
         }

@@ -47,13 +47,18 @@ impl Tokenizer {
         let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
         let bytes = std::fs::read(&file).map_err(Error::file("read", &file))?;
         let broken = |what: String| {
-            Error::Model(format!("`{}` is not umT5's tokenizer: {what}; fetch the file again", file.display()))
+            Error::Model(format!(
+                "`{}` is not umT5's tokenizer: {what}; fetch the file again",
+                file.display()
+            ))
         };
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| broken(e.to_string()))?;
         // The file may ask for either; both are done here, with the model's own lengths.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| broken(e.to_string()))?;
-        let id = |token: &str| inner.token_to_id(token).ok_or_else(|| broken(format!("it has no token `{token}`")));
+        let id = |token: &str| {
+            inner.token_to_id(token).ok_or_else(|| broken(format!("it has no token `{token}`")))
+        };
         let (end, pad) = (id(END)?, id(PAD)?);
         Ok(Self { inner, end, pad })
     }
@@ -94,8 +99,11 @@ mod tests {
         for (i, prompt) in prompts.iter().enumerate() {
             let tokens = tokenizer.encode(prompt["cleaned"].as_str().expect("text")).expect("it has tokens");
             let expected = tensors.tensor(&format!("tok.{i}.ids")).expect("a golden");
-            let expected: Vec<u32> =
-                expected.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            let expected: Vec<u32> = expected
+                .data()
+                .chunks_exact(4)
+                .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect();
             assert_eq!(tokens.padded(512), expected, "{}", prompt["tag"]);
             assert_eq!(Some(tokens.ids.len() as u64), prompt["len"].as_u64());
             assert_eq!(Some(tokens.truncated), prompt["untruncated_len"].as_u64().map(|n| n > 512));
@@ -104,7 +112,8 @@ mod tests {
 
     #[test]
     fn the_longest_prompt_is_not_truncated() {
-        let tokenizer = Tokenizer::open(&fixture("official/google/umt5-xxl/tokenizer.json")).expect("it opens");
+        let tokenizer =
+            Tokenizer::open(&fixture("official/google/umt5-xxl/tokenizer.json")).expect("it opens");
         let mut text = String::from("a");
         while tokenizer.encode(&text).expect("it has tokens").ids.len() < MAX_TOKENS {
             text.push_str(" </s>");
