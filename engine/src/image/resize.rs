@@ -16,7 +16,7 @@ const CLIP_SIDE: usize = 224;
 /// The mean of CLIP's training pictures, for red, green and blue.
 const CLIP_MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
 /// Their standard deviation.
-const CLIP_STD: [f32; 3] = [0.26862954, 0.26130258, 0.27577711];
+const CLIP_STD: [f32; 3] = [0.26862954, 0.2613026, 0.2757771];
 
 /// A byte from -1 to 1: divided by 255, less a half, over a half.
 static UNIT: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|i| (i as f32 / 255.0 - 0.5) / 0.5));
@@ -138,7 +138,9 @@ impl Taps {
         let weight = |tap: usize| cubic((tap as f32 - centre + 0.5) * narrow, A_ANTIALIASED);
         let mut weights: Vec<f32> = (start..end).map(weight).collect();
         let total: f32 = weights.iter().sum();
-        weights.iter_mut().for_each(|weight| *weight /= total);
+        for weight in &mut weights {
+            *weight /= total;
+        }
         Self { start, weights }
     }
 

@@ -24,7 +24,7 @@ pub fn cuda(seed: u64, launch: Launch) -> CudaGenerator {
 /// The noise that a request asks for.
 pub enum Generator {
     /// As a CPU draws it.
-    Cpu(CpuGenerator),
+    Cpu(Box<CpuGenerator>),
     /// As a card draws it.
     Cuda(CudaGenerator),
 }
@@ -33,7 +33,7 @@ impl Generator {
     /// A generator at the start of the request's seed.
     pub fn new(request: &Request) -> Self {
         match request.noise {
-            Noise::Cpu => Self::Cpu(cpu(request.seed)),
+            Noise::Cpu => Self::Cpu(Box::new(cpu(request.seed))),
             Noise::Cuda => {
                 let launch = Launch { multiprocessors: request.noise_multiprocessors, ..Launch::default() };
                 Self::Cuda(cuda(request.seed, launch))

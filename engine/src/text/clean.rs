@@ -46,7 +46,7 @@ fn fix_text(text: &str) -> String {
 
 /// All fixes, again and again until none changes anything.
 fn fix_line(line: &str, unescape: bool) -> Cow<'_, str> {
-    let mut text = Cow::Borrowed(line);
+    let mut text = if unescape { html::shorten_nested(line) } else { Cow::Borrowed(line) };
     loop {
         let unescaped = if unescape { html::unescape_sure(&text) } else { Cow::Borrowed(&*text) };
         let decoded = fix_encoding(&unescaped);
@@ -168,6 +168,15 @@ mod tests {
         assert!(pairs.len() >= 400);
         for (raw, cleaned) in &pairs {
             assert_eq!(clean(raw), *cleaned, "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn references_in_references() {
+        for level in ["amp;", "AMP;", "#38;", "#x26;"] {
+            for levels in [1, 15, 16, 17, 4000] {
+                assert_eq!(clean(&format!("é &{}lt; x", level.repeat(levels))), "é < x");
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use htmlize::ENTITIES;
+use regex::{Captures, Regex};
 
 use super::codepages::{CP1252, PAGES};
 
@@ -22,7 +23,7 @@ pub(super) fn unescape(text: &str) -> Cow<'_, str> {
         if length > 1 && rest[length..].starts_with(';') {
             length += 1;
         }
-        (3..=length).rev().filter_map(|cut| Some((entity(rest.get(..cut)?)?.to_owned(), cut))).next()
+        (3..=length).rev().find_map(|cut| Some((entity(rest.get(..cut)?)?.to_owned(), cut)))
     })
 }
 
@@ -49,6 +50,22 @@ pub(super) fn unescape_sure(text: &str) -> Cow<'_, str> {
             None if end == length => Some((String::new(), length)),
             None => None,
         }
+    })
+}
+
+/// Shortens `&amp;amp;amp;...` to sixteen levels.
+///
+/// [`unescape_sure`] takes one level off at a time, with all other fixes in between; sixteen rounds let those settle as
+/// thousands would, and do not take seconds.
+pub(super) fn shorten_nested(text: &str) -> Cow<'_, str> {
+    const LEVELS: usize = 16;
+    static NESTED: LazyLock<Regex> = LazyLock::new(|| {
+        let level = "(?:(?:amp|AMP|#0{0,16}38|#[xX]0{0,16}26);)";
+        Regex::new(&format!("&{level}{{{LEVELS},}}")).expect("a constant, and tests compile it")
+    });
+    NESTED.replace_all(text, |found: &Captures| {
+        let levels: Vec<&str> = found[0][1..].split_inclusive(';').collect();
+        format!("&{}", levels[levels.len() - LEVELS..].concat())
     })
 }
 
