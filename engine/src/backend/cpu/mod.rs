@@ -3,6 +3,7 @@
 //! Every tensor of this backend is contiguous, so that an operation may look at it as a slice ([`slice`]).
 
 mod attention;
+mod conv;
 mod linear;
 #[cfg(test)]
 mod naive;
@@ -11,9 +12,10 @@ mod sequence;
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor};
 use rayon::prelude::*;
 
-use super::TensorOps;
+use super::{Backend, TensorOps};
 use crate::{Error, Result};
 
+pub use conv::Conv;
 pub use linear::Linear;
 pub use sequence::Rope;
 
@@ -75,6 +77,12 @@ pub(crate) fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
 
 /// Elements that one task of an element-wise operation handles: enough to outweigh its start.
 pub(crate) const GRAIN: usize = 1 << 14;
+
+impl Backend for Cpu {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+}
 
 impl TensorOps for Cpu {
     type Tensor = Tensor;
