@@ -63,7 +63,7 @@ impl Generate {
         let job = Job::new(&picture, request)?;
         drop(picture);
         let mut pipeline = Pipeline::open(Cpu::new(), &self.model.model, self.model.dit.as_deref())?;
-        let part = video::part_path(&out);
+        let part = video::part_path(&out)?;
         stop.unfinished(&part);
         let bar = Bar::new(self.json, stop);
         let report = pipeline.run(&job, &part, &bar);

@@ -405,12 +405,17 @@ pub fn sinusoid(t: f64, width: usize) -> Vec<f32> {
     angles().map(f64::cos).chain(angles().map(f64::sin)).map(|v| v as f32).collect()
 }
 
-/// Cosines and sines of the rotary embedding (Su et al., "RoFormer", 2021) over frames, rows and columns of tokens, each
-/// `[tokens, head_dim / 2]`. The pairs of a head are split between the three axes: a third each, rounded down, for rows
-/// and columns, and the rest for frames.
-pub fn rope(tokens: [usize; 3], head_dim: usize) -> (Vec<f64>, Vec<f64>) {
+/// How the pairs of a head are split between frames, rows and columns: a third each, rounded down, for rows and columns,
+/// and the rest for frames.
+pub fn rope_pairs(head_dim: usize) -> [usize; 3] {
     let third = head_dim / 6;
-    let pairs = [head_dim / 2 - 2 * third, third, third];
+    [head_dim / 2 - 2 * third, third, third]
+}
+
+/// Cosines and sines of the rotary embedding (Su et al., "RoFormer", 2021) over frames, rows and columns of tokens, each
+/// `[tokens, head_dim / 2]`, with [`rope_pairs`] for each axis.
+pub fn rope(tokens: [usize; 3], head_dim: usize) -> (Vec<f64>, Vec<f64>) {
+    let pairs = rope_pairs(head_dim);
     // For each axis and position, the angles of its pairs.
     let tables: [Vec<Vec<f64>>; 3] = std::array::from_fn(|axis| {
         let angle = |position, pair| position as f64 / THETA.powf(pair as f64 / pairs[axis] as f64);

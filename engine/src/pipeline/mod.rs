@@ -79,12 +79,11 @@ impl<B: Backend> Pipeline<B> {
         let mut clock = Clock::start(observer, request.steps, request.frames, self.costs(job));
         let mut writer = VideoWriter::create(
             out,
-            &VideoOptions {
+            VideoOptions {
                 width: width as u32,
                 height: height as u32,
                 fps: request.fps,
                 quality: request.quality,
-                title: request.prompt.clone(),
                 metadata: self.metadata(request)?,
             },
         )?;
@@ -105,7 +104,7 @@ impl<B: Backend> Pipeline<B> {
                 let rgb = vae::to_u8(backend, &pixels)?;
                 frames += (rgb.len() / (width * height * 3)) as u32;
                 clock.decoded(frames);
-                writer.write(rgb)?;
+                writer.write(&rgb)?;
                 clock.observer().check()
             };
             match request.tiling {

@@ -2,7 +2,8 @@
 
 use animd_engine::backend::TensorOps;
 use animd_engine::backend::cpu::Cpu;
-use animd_engine::model::dit::{Blocks, Context, Dit};
+use animd_engine::model::Probe;
+use animd_engine::model::dit::{self, Blocks, Context, Dit};
 use animd_engine::progress::Quiet;
 use animd_engine::weights::open_dit;
 use anyhow::{Context as _, Result};
@@ -25,7 +26,7 @@ fn forward(
     dit: &Dit<Cpu>,
     b: &Cpu,
     index: usize,
-    probe: Option<&mut dyn FnMut(&str, &Tensor) -> animd_engine::Result<()>>,
+    probe: Probe<'_, Tensor>,
 ) -> Result<Vec<f32>> {
     let at = |key: &str| goldens.text(&format!("dit/{index}/{key}"));
     let (x, y) = (goldens.get(at("x")?)?, goldens.get(at("y")?)?);
@@ -41,13 +42,14 @@ fn forward(
 /// `rope.*`, `time.*`, `dit.0.*`, `dit.1.*`.
 pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     let (b, dit) = (&model.backend, &model.dit);
-    rope(goldens, model)?;
+    rope(goldens)?;
 
+    let width = goldens.get("time.sinusoid")?.shape[1];
     let times = goldens.input("time.t")?.data.clone();
     let (mut sinusoid, mut e, mut e0) = (Vec::new(), Vec::new(), Vec::new());
     for t in times {
         let time = dit.time(b, t)?;
-        sinusoid.extend(dit.sinusoid(t));
+        sinusoid.extend(dit::sinusoid(t, width));
         e.extend_from_slice(&time.e_host);
         e0.extend_from_slice(&time.e0_host);
     }
@@ -60,30 +62,17 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
             goldens.input(&format!("dit.{index}.{input}"))?;
         }
         let mut parts = Vec::new();
-        let mut probe = |name: &str, t: &Tensor| {
-            parts.push((name.to_owned(), b.download(t)?));
-            Ok(())
-        };
+        let mut probe = |name: &str, t: &Tensor| parts.push((name.to_owned(), t.clone()));
         let out = forward(goldens, dit, b, index, Some(&mut probe))?;
-        if index == 0 {
-            // What depends on the step or the job alone is computed outside the forward.
-            let time = dit.time(b, goldens.real("dit/0/t")?)?;
-            parts.push(("e".into(), time.e_host.clone()));
-            parts.push(("e0".into(), time.e0_host.clone()));
-            let text = goldens.get(goldens.text("dit/0/context")?)?;
-            let text = b.upload(&text.f32(), &text.shape)?;
-            let rows = goldens.get("dit.0.context_text")?.shape[0];
-            let embedded = dit.embed_text(b, &text)?;
-            parts.push(("context_text".into(), b.download(&b.narrow(&embedded, 0, 0, rows)?)?));
-            let clip = goldens.get(goldens.text("dit/0/clip")?)?;
-            let clip = dit.embed_image(b, &b.upload(&clip.f32(), &clip.shape)?)?;
-            parts.push(("context_img".into(), b.download(&clip)?));
-        }
-        for (part, values) in parts {
+        for (part, tensor) in parts {
             let name = format!("dit.{index}.{part}");
-            if part != "out" && goldens.has(&name) {
-                goldens.relative(&name, &values, MODEL)?;
+            if part == "out" || !goldens.has(&name) {
+                continue;
             }
+            // Of the padding after the prompt, the fixture keeps one row.
+            let rows = goldens.get(&name)?.shape[0];
+            let tensor = if part == "context_text" { b.narrow(&tensor, 0, 0, rows)? } else { tensor };
+            goldens.relative(&name, &b.download(&tensor)?, MODEL)?;
         }
         goldens.relative(&format!("dit.{index}.out"), &out, MODEL)?;
     }
@@ -96,25 +85,36 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     Ok(())
 }
 
-/// `rope.*`: the table of the first forward's grid, and its first 64 positions along each axis.
-fn rope(goldens: &mut Goldens, model: &Model) -> Result<()> {
-    let grid = ["0", "1", "2"].map(|i| goldens.count(&format!("rope/grid/{i}")));
-    let [f, h, w] = [grid[0].as_ref(), grid[1].as_ref(), grid[2].as_ref()].map(|n| n.map_or(0, |&n| n));
-    let (cos, sin) = model.dit.rope_table(f, h, w);
+/// `rope.*`: the table of the first forward's grid, and the first 64 positions along each axis.
+fn rope(goldens: &mut Goldens) -> Result<()> {
+    let mut grid = [0; 3];
+    for (i, tokens) in grid.iter_mut().enumerate() {
+        *tokens = goldens.count(&format!("rope/grid/{i}"))?;
+    }
+    goldens.given("rope/grid")?;
+    goldens.given("rope/theta")?;
+    let head_dim = goldens.count("fixture/sizes/dit/head_dim")?;
+    let pairs = dit::rope_pairs(head_dim);
+    goldens.fact("rope/split_columns_t_h_w", pairs.to_vec())?;
     let narrow = |table: &[f64]| table.iter().map(|&v| v as f32).collect::<Vec<_>>();
+    let (cos, sin) = dit::rope(grid, head_dim);
     goldens.absolute("rope.cos", &narrow(&cos), ABSOLUTE)?;
     goldens.absolute("rope.sin", &narrow(&sin), ABSOLUTE)?;
-    goldens.fact("rope/grid", vec![f, h, w])?;
-    let columns = model.dit.rope_columns();
-    goldens.fact("rope/split_columns_t_h_w", columns.to_vec())?;
-    goldens.fact("rope/theta", 10000)?;
-    // On a 64x64x64 grid's diagonal, token (p, p, p) has position p along every axis.
-    let half: usize = columns.iter().sum();
-    let (mut cos64, mut sin64) = (Vec::new(), Vec::new());
-    for p in 0..64 {
-        let (cos, sin) = model.dit.rope_at(p, p, p);
-        cos64.extend(narrow(&cos[..half]));
-        sin64.extend(narrow(&sin[..half]));
+
+    // A row of tokens along one axis shows that axis's columns at each position.
+    let half = head_dim / 2;
+    let (mut cos64, mut sin64) = (vec![0.0; 64 * half], vec![0.0; 64 * half]);
+    let mut first = 0;
+    for axis in 0..3 {
+        let mut line = [1; 3];
+        line[axis] = 64;
+        let (cos, sin) = dit::rope(line, head_dim);
+        for position in 0..64 {
+            let columns = position * half + first..position * half + first + pairs[axis];
+            cos64[columns.clone()].copy_from_slice(&narrow(&cos[columns.clone()]));
+            sin64[columns.clone()].copy_from_slice(&narrow(&sin[columns]));
+        }
+        first += pairs[axis];
     }
     goldens.absolute("rope.table_cos_pos0_63", &cos64, ABSOLUTE)?;
     goldens.absolute("rope.table_sin_pos0_63", &sin64, ABSOLUTE)
@@ -122,8 +122,8 @@ fn rope(goldens: &mut Goldens, model: &Model) -> Result<()> {
 
 /// `dit.0.out_*`: the fp8 layouts, dequantised, and with simulated 8-bit activations.
 pub fn check_quantised(goldens: &mut Goldens, model: &Model) -> Result<()> {
-    let exact = model.backend.clone();
-    let simulated = Cpu::with_simulated_fp8();
+    let exact = Cpu::new();
+    let simulated = Cpu { simulate_fp8: true };
     for (name, layout, b, bound) in [
         ("dit.0.out_lightx2v_fp8_dequant", "lightx2v_fp8", &exact, MODEL),
         ("dit.0.out_comfy_fp8_dequant", "comfy_fp8", &exact, MODEL),
