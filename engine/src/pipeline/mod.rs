@@ -36,7 +36,7 @@ impl Job {
     /// # Errors
     /// [`Error::Image`] for a picture whose shape no size fits.
     pub fn new(picture: &Picture, request: Request) -> Result<Self> {
-        let fitted = image::fit(picture, request.size, request.resize)?;
+        let fitted = image::fit(picture, &request.size, request.resize)?;
         Ok(Self { clip_pixels: image::clip_pixels(picture), fitted, request })
     }
 

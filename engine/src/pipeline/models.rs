@@ -8,7 +8,7 @@ use crate::model::clip::Clip;
 use crate::model::dit::Dit;
 use crate::model::t5::T5;
 use crate::model::vae::Vae;
-use crate::text::{self, Tokenizer};
+use crate::text::{self, MAX_TOKENS, Tokenizer};
 use crate::weights::{
     ClipConfig, DitConfig, ModelDir, T5Config, VaeConfig, Weights, open_clip, open_dit, open_t5, open_vae,
 };
@@ -178,8 +178,8 @@ impl<B: Backend> Models<B> {
             return Ok(known.clone());
         }
         let tokens = tokenizer.encode(&text::clean(prompt))?;
-        if tokens.truncated {
-            tracing::warn!("the prompt is longer than 512 tokens; the model reads its beginning only");
+        if tokens.whole > MAX_TOKENS {
+            tracing::warn!("the prompt has {} tokens; the model reads the first {MAX_TOKENS}", tokens.whole);
         }
         let embedding = self.t5.encode(backend, &tokens.ids, None)?;
         if self.texts.len() >= KEPT_PROMPTS {

@@ -121,7 +121,7 @@ fn rope(goldens: &mut Goldens) -> Result<()> {
 }
 
 /// `dit.0.out_*`: the fp8 layouts, dequantised, and with simulated 8-bit activations.
-pub fn check_quantised(goldens: &mut Goldens, model: &Model) -> Result<()> {
+pub fn check_quantised(goldens: &mut Goldens) -> Result<()> {
     let exact = Cpu::new();
     let simulated = Cpu { simulate_fp8: true };
     for (name, layout, b, bound) in [

@@ -71,7 +71,7 @@ pub fn run(dir: &Path) -> Result<Vec<Item>> {
     clip::check(&mut goldens, &model).context("clip")?;
     vae::check(&mut goldens, &model).context("vae")?;
     dit::check(&mut goldens, &model).context("dit")?;
-    dit::check_quantised(&mut goldens, &model).context("quantised dit")?;
+    dit::check_quantised(&mut goldens).context("quantised dit")?;
     schedule::check(&mut goldens, &model).context("schedules")?;
     e2e::check(&mut goldens, &model).context("end to end")?;
     teacache::check(&mut goldens, &model).context("teacache")?;
