@@ -2,6 +2,7 @@
 //!
 //! Every tensor of this backend is contiguous, so that an operation may look at it as a slice ([`slice`]).
 
+mod conv;
 //mod sequence;
 
 use candle_core::{CpuStorage, Device, Storage, Tensor};
@@ -10,6 +11,7 @@ use rayon::prelude::*;
 use super::TensorOps;
 use crate::{Error, Result};
 
+pub use conv::Conv;
 //pub use sequence::{Linear, Rope};
 
 /// The reference backend.
