@@ -2,17 +2,22 @@
 //!
 //! Every tensor of this backend is contiguous, so that an operation may look at it as a slice ([`slice`]).
 
+mod attention;
 mod conv;
-//mod sequence;
+mod linear;
+#[cfg(test)]
+mod naive;
+mod sequence;
 
-use candle_core::{CpuStorage, Device, Storage, Tensor};
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor};
 use rayon::prelude::*;
 
 use super::TensorOps;
 use crate::{Error, Result};
 
 pub use conv::Conv;
-//pub use sequence::{Linear, Rope};
+pub use linear::Linear;
+pub use sequence::Rope;
 
 /// The reference backend.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +43,31 @@ pub(crate) fn slice<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> 
             "a tensor of the CPU backend is not f32, contiguous and in host memory".into(),
         )),
     }
+}
+
+/// Changes the values of a tensor in place. Only for one that was just made: clones share their values.
+pub(crate) fn update(tensor: &Tensor, f: impl Fn(&mut [f32])) -> Result<()> {
+    struct Update<F>(F);
+
+    impl<F: Fn(&mut [f32])> InplaceOp1 for Update<F> {
+        fn name(&self) -> &'static str {
+            "update"
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+            match (storage, layout.contiguous_offsets()) {
+                (CpuStorage::F32(values), Some((start, end))) => (self.0)(&mut values[start..end]),
+                _ => {
+                    return Err(candle_core::Error::msg(
+                        "a tensor of the CPU backend is not f32 and contiguous",
+                    ));
+                }
+            }
+            Ok(())
+        }
+    }
+
+    Ok(tensor.inplace_op1(&Update(f))?)
 }
 
 /// Takes over `data` as a tensor.
