@@ -19,6 +19,8 @@ pub mod noise;
 #[cfg(feature = "inference")]
 pub mod sampler;
 #[cfg(feature = "inference")]
+pub mod synth;
+#[cfg(feature = "inference")]
 pub mod text;
 #[cfg(feature = "inference")]
 pub mod video;
