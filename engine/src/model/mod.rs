@@ -3,6 +3,7 @@
 pub mod clip;
 pub mod dit;
 pub mod t5;
+pub mod vae;
 
 #[cfg(test)]
 mod goldens;

@@ -3,6 +3,7 @@
 //! Every tensor of this backend is contiguous, so that an operation may look at it as a slice ([`slice`]).
 
 mod attention;
+mod conv;
 mod linear;
 #[cfg(test)]
 mod naive;
@@ -11,9 +12,10 @@ mod sequence;
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor};
 use rayon::prelude::*;
 
-use super::TensorOps;
+use super::{Backend, TensorOps};
 use crate::{Error, Result};
 
+pub use conv::Conv;
 pub use linear::Linear;
 pub use sequence::Rope;
 
@@ -120,6 +122,12 @@ impl TensorOps for Cpu {
 
     fn load(&self, parameter: crate::weights::HostTensor) -> Result<Tensor> {
         tensor(parameter.data, &parameter.shape)
+    }
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> &'static str {
+        "cpu"
     }
 }
 
