@@ -12,7 +12,7 @@ mod sequence;
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor};
 use rayon::prelude::*;
 
-use super::TensorOps;
+use super::{Backend, TensorOps};
 use crate::{Error, Result};
 
 pub use conv::Conv;
@@ -122,6 +122,12 @@ impl TensorOps for Cpu {
 
     fn load(&self, parameter: crate::weights::HostTensor) -> Result<Tensor> {
         tensor(parameter.data, &parameter.shape)
+    }
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> &'static str {
+        "cpu"
     }
 }
 
