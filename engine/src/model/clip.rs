@@ -1,7 +1,7 @@
-//! The CLIP vision tower (ViT-H/14): a picture becomes the 257 image tokens that the DiT attends to.
+//! The CLIP vision tower (ViT-H/14): a picture becomes the 257 image tokens that the `DiT` attends to.
 //!
 //! Dosovitskiy et al., "An image is worth 16x16 words" (2021); Radford et al., "Learning transferable visual models
-//! from natural language supervision" (2021). The DiT was trained on what the last layer but one gives, without the
+//! from natural language supervision" (2021). The `DiT` was trained on what the last layer but one gives, without the
 //! norm that follows the last.
 
 use super::{Loader, Norm, Probe, columns, show};

@@ -108,6 +108,14 @@ pub enum Blocks<'a, B: SequenceOps> {
     Reuse(&'a B::Tensor),
 }
 
+impl<B: SequenceOps> Clone for Blocks<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: SequenceOps> Copy for Blocks<'_, B> {}
+
 /// What a forward gives.
 pub struct Velocity<B: SequenceOps> {
     /// `[out_dim, frames, height, width]`.
@@ -191,7 +199,10 @@ impl<B: SequenceOps> Dit<B> {
     /// Prepares for latents of so many frames, rows and columns.
     pub fn grid(&self, b: &B, frames: usize, height: usize, width: usize) -> Result<Grid<B>> {
         let tokens = [frames, height / 2, width / 2];
-        if height % 2 != 0 || width % 2 != 0 || tokens.iter().any(|n| !(1..=POSITIONS).contains(n)) {
+        if !height.is_multiple_of(2)
+            || !width.is_multiple_of(2)
+            || tokens.iter().any(|n| !(1..=POSITIONS).contains(n))
+        {
             return Err(Error::Setting(format!(
                 "a latent of {frames} frames of {height}x{width}: sides must be even, up to {}, and frames up to \
                  {POSITIONS}: choose another size or length",
@@ -412,7 +423,7 @@ pub fn rope_pairs(head_dim: usize) -> [usize; 3] {
     [head_dim / 2 - 2 * third, third, third]
 }
 
-/// Cosines and sines of the rotary embedding (Su et al., "RoFormer", 2021) over frames, rows and columns of tokens, each
+/// Cosines and sines of the rotary embedding (Su et al., "`RoFormer`", 2021) over frames, rows and columns of tokens, each
 /// `[tokens, head_dim / 2]`, with [`rope_pairs`] for each axis.
 pub fn rope(tokens: [usize; 3], head_dim: usize) -> (Vec<f64>, Vec<f64>) {
     let pairs = rope_pairs(head_dim);

@@ -272,8 +272,10 @@ fn quantised_weights_give_the_references_results() {
         ("comfy_fp8", false, "dit.0.out_comfy_fp8_dequant", TOLERANCE),
         // One scale for each matrix: nothing to simulate.
         ("comfy_fp8", true, "dit.0.out_comfy_fp8_dequant", TOLERANCE),
-        // A value next to the border between two 8-bit ones may fall on either side by rounding in f32.
-        ("lightx2v_fp8", true, "dit.0.out_lightx2v_fp8_w8a8", 1e-2),
+        // A value beside the border between two 8-bit ones falls to either side by the rounding of f32, and what hangs on
+        // it follows: changing the picture's embedding by one unit in the last place moves the result by up to 1.4e-2.
+        // Without rounding the inputs at all it is 1.8e-2 to 2.0e-2 away.
+        ("lightx2v_fp8", true, "dit.0.out_lightx2v_fp8_w8a8", 1.5e-2),
     ] {
         let b = Cpu { simulate_fp8 };
         let (dit, _) = load_dit(&b, layout);

@@ -1,4 +1,4 @@
-//! The umT5 encoder: token numbers become the text embedding that the DiT attends to.
+//! The umT5 encoder: token numbers become the text embedding that the `DiT` attends to.
 //!
 //! Raffel et al., "Exploring the limits of transfer learning with a unified text-to-text transformer" (2020); umT5
 //! (Chung et al., 2023) gives every layer its own relative position bias. Only the prompt's own tokens are computed:

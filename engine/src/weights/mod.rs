@@ -10,7 +10,7 @@ mod find;
 mod open;
 mod pickle;
 mod safetensors;
-mod schema;
+pub(crate) mod schema;
 mod stored;
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -245,4 +246,266 @@ fn shards_load_with_and_without_their_index() {
     fs::remove_file(dir.path().join("diffusion_pytorch_model-00002-of-00003.safetensors")).unwrap();
     let text = sentence(open_dit(dir.path()));
     assert!(text.contains("2 of the 3 files"), "{text}");
+}
+
+#[test]
+fn one_error_lists_everything_that_is_wrong() {
+    let mut tensors = official_dit();
+    tensors.retain(|(name, ..)| name != "blocks.1.norm3.bias");
+    tensors.push(("blocks.0.surplus".into(), "F32".into(), vec![1], vec![0; 4]));
+    for (name, dtype, shape, _) in &mut tensors {
+        match name.as_str() {
+            "time_embedding.0.weight" => *shape = vec![128, 512],
+            "head.head.bias" => (*dtype, *shape) = ("I64".into(), vec![32]),
+            "blocks.2.ffn.0.weight" => *shape = vec![256, 512],
+            _ => {}
+        }
+    }
+    let dir = dit_folder(&tensors);
+    let text = sentence(open_dit(dir.path()));
+    for part in [
+        "1 missing: `blocks.1.norm3.bias`",
+        "1 not of this model: `blocks.0.surplus`",
+        "`blocks.2.ffn.0.weight` is [256, 512], not [512, 256]",
+        "`time_embedding.0.weight` is [128, 512], not [256, 256]",
+        "`head.head.bias` is I64, not F32, F16 or BF16",
+        &dir.path().display().to_string(),
+    ] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+}
+
+#[test]
+fn a_long_list_is_cut() {
+    let mut tensors = official_dit();
+    tensors.retain(|(name, ..)| !name.ends_with("bias"));
+    let dir = dit_folder(&tensors);
+    let text = sentence(open_dit(dir.path()));
+    // Biases: eleven outside of the blocks and thirteen in each of three blocks.
+    assert!(text.contains("50 missing: ") && text.contains(" and 30 more"), "{text}");
+}
+
+#[test]
+fn a_config_that_disagrees_is_an_error() {
+    let dir = dit_folder(&official_dit());
+    let path = dir.path().join("config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    fs::write(&path, config.replace("\"num_layers\": 3", "\"num_layers\": 4")).unwrap();
+    let text = sentence(open_dit(dir.path()));
+    assert!(text.contains("`config.json` says `num_layers` 4, the tensors say 3"), "{text}");
+    assert!(text.contains("32 missing"), "{text}");
+    fs::write(&path, &config[..40]).unwrap();
+    assert!(sentence(open_dit(dir.path())).contains("config.json"));
+    for (model_type, word) in [("t2v", "text-to-video"), ("flf2v", "first-and-last"), ("vace", "vace")] {
+        fs::write(&path, config.replace("i2v", model_type)).unwrap();
+        let text = sentence(open_dit(dir.path()));
+        assert!(text.contains(word), "{text}");
+    }
+}
+
+#[test]
+fn a_scale_without_its_matrix_or_the_other_way_round_is_an_error() {
+    let file = fixture().join("comfy_fp8/wan2.1_i2v_tiny_fp8_scaled.safetensors");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.safetensors");
+    let mut tensors = load(&file);
+    tensors.retain(|(name, ..)| name != "blocks.0.ffn.0.scale_weight");
+    store(&path, &tensors);
+    assert!(sentence(open_dit(&path)).contains("missing: the scale of `blocks.0.ffn.0.weight`"));
+    let mut tensors = load(&file);
+    for (name, dtype, _, bytes) in &mut tensors {
+        if name == "blocks.0.ffn.0.weight" {
+            *dtype = "BF16".into();
+            *bytes = vec![0; 2 * bytes.len()];
+        }
+    }
+    store(&path, &tensors);
+    assert!(sentence(open_dit(&path)).contains("`blocks.0.ffn.0.weight` is BF16, not F8_E4M3"));
+    let mut tensors = load(&file);
+    for (name, _, _, bytes) in &mut tensors {
+        if name == "blocks.0.ffn.0.scale_weight" {
+            *bytes = f32::NAN.to_le_bytes().to_vec();
+        }
+    }
+    store(&path, &tensors);
+    let (dit, _) = open_dit(&path).unwrap();
+    assert!(matches!(dit.matrix("blocks.0.ffn.0.weight"), Err(Error::Model(_))));
+}
+
+#[test]
+fn other_models_are_named() {
+    let without = |part: &str| {
+        let mut tensors = official_dit();
+        tensors.retain(|(name, ..)| !name.contains(part));
+        tensors
+    };
+    let mut t2v = without("img");
+    let wan22 = t2v.clone();
+    for (name, _, shape, bytes) in &mut t2v {
+        if name == "patch_embedding.weight" {
+            *shape = vec![256, 16, 1, 2, 2];
+            bytes.truncate(2 * 256 * 16 * 4);
+        }
+    }
+    let mut flf2v = official_dit();
+    flf2v.push(("img_emb.emb_pos".into(), "F32".into(), vec![1, 2, 160], vec![0; 4 * 320]));
+    let lora = vec![(
+        "diffusion_model.blocks.0.self_attn.q.lora_down.weight".into(),
+        "F32".into(),
+        vec![1],
+        vec![0; 4],
+    )];
+    let diffusers = vec![("condition_embedder.time_proj.bias".into(), "F32".into(), vec![1], vec![0; 4])];
+    for (tensors, word) in [
+        (t2v, "text-to-video"),
+        (wan22, "Wan2.2"),
+        (flf2v, "FLF2V"),
+        (lora, "LoRA"),
+        (diffusers, "diffusers"),
+        (vec![("x".into(), "F32".into(), vec![1], vec![0; 4])], "not a Wan transformer"),
+    ] {
+        let text = sentence(open_dit(dit_folder(&tensors).path()));
+        assert!(text.contains(word), "{text}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    assert!(sentence(ModelDir::open(dir.path())).contains("is empty"));
+    assert!(sentence(ModelDir::open(&dir.path().join("gone"))).contains("does not exist"));
+    fs::create_dir(dir.path().join("transformer")).unwrap();
+    assert!(sentence(ModelDir::open(dir.path())).contains("diffusers"));
+    assert!(
+        sentence(open_vae(&fixture().join("official/models_t5_umt5-xxl-enc-bf16.pth"))).contains("is a umT5")
+    );
+}
+
+/// A copy of the fixture's official folder.
+fn copy_official() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("google/umt5-xxl")).unwrap();
+    for name in fs::read_dir(fixture().join("official")).unwrap().map(|e| e.unwrap()) {
+        if name.path().is_file() {
+            fs::copy(name.path(), dir.path().join(name.file_name())).unwrap();
+        }
+    }
+    let tokenizer = "google/umt5-xxl/tokenizer.json";
+    fs::copy(fixture().join("official").join(tokenizer), dir.path().join(tokenizer)).unwrap();
+    dir
+}
+
+#[test]
+fn everything_missing_of_a_folder_is_said_at_once() {
+    let dir = copy_official();
+    ModelDir::open(dir.path()).unwrap();
+    for name in ["Wan2.1_VAE.pth", "google/umt5-xxl/tokenizer.json", "models_t5_umt5-xxl-enc-bf16.pth"] {
+        fs::remove_file(dir.path().join(name)).unwrap();
+    }
+    let text = sentence(ModelDir::open(dir.path()));
+    for part in ["Wan2.1_VAE.pth", "tokenizer.json", "models_t5_umt5-xxl-enc-bf16.pth"] {
+        assert!(text.contains(part), "{text}");
+    }
+    let dir = copy_official();
+    fs::remove_file(dir.path().join("diffusion_pytorch_model.safetensors")).unwrap();
+    let text = sentence(ModelDir::open(dir.path()));
+    assert!(text.contains("no transformer"), "{text}");
+    let elsewhere = fixture().join("lightx2v_fp8");
+    assert_eq!(ModelDir::open_with(dir.path(), Some(&elsewhere)).unwrap().dit, elsewhere);
+}
+
+/// Cuts a file at many lengths; none may load, and each error names the file.
+fn cut_everywhere(path: &Path, open: impl Fn() -> Option<String>) {
+    let whole = fs::read(path).unwrap();
+    let steps = (0..64).chain((1..40).map(|i| whole.len() * i / 40)).chain((1..200).map(|i| whole.len() - i));
+    let name = path.file_name().unwrap().to_str().unwrap();
+    for length in steps {
+        fs::write(path, &whole[..length]).unwrap();
+        let text = open().unwrap_or_else(|| panic!("{length} of {} bytes of {name} loaded", whole.len()));
+        assert!(text.contains(name), "{text}");
+    }
+    fs::write(path, &whole).unwrap();
+    assert_eq!(open(), None);
+}
+
+#[test]
+fn half_copied_files_are_refused() {
+    let dir = copy_official();
+    let root = dir.path();
+    let (dit, vae) = (root.join("diffusion_pytorch_model.safetensors"), root.join("Wan2.1_VAE.pth"));
+    cut_everywhere(&dit, || open_dit(root).err().map(|e| e.to_string()));
+    cut_everywhere(&vae, || open_vae(&vae).err().map(|e| e.to_string()));
+    assert!(sentence(open_dit(&root.join("config.json"))).contains("config.json"));
+}
+
+/// Flips bytes of a file's metadata; it may still load, but must not panic.
+#[test]
+fn damaged_files_do_not_panic() {
+    let dir = copy_official();
+    let root = dir.path();
+    let clip = root.join("models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth");
+    let dit = root.join("diffusion_pytorch_model.safetensors");
+    let mut refused = 0;
+    for (path, is_dit) in [(&clip, false), (&dit, true)] {
+        let whole = fs::read(path).unwrap();
+        let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+        // The header or the pickle is at the beginning, the zip directory at the end.
+        let places = (0..8000).step_by(7).chain((1..4000).step_by(7).map(|i| whole.len() - i));
+        for (n, place) in places.enumerate() {
+            file.write_all_at(&[whole[place] ^ 1 << (n % 8)], place as u64).unwrap();
+            let result =
+                if is_dit { open_dit(root).map(|(w, _)| w) } else { open_clip(path).map(|(w, _)| w) };
+            match result {
+                Ok(weights) if n % 50 == 0 => {
+                    weights.names().for_each(|name| assert!(!weights.tensor(name).unwrap().data.is_empty()));
+                }
+                Ok(_) => {}
+                Err(e) => {
+                    refused += 1;
+                    assert!(matches!(e, Error::Model(_)), "{e:?}");
+                }
+            }
+            file.write_all_at(&whole[place..=place], place as u64).unwrap();
+        }
+    }
+    assert!(refused > 500, "{refused}");
+}
+
+#[test]
+fn other_files_are_told_by_their_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("diffusion_pytorch_model.safetensors");
+    for (content, word) in [
+        (&b""[..], "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"GGUF\x03\0\0\0", "GGUF"),
+        (b"\x80\x02}q\0.", "before version 1.6"),
+        (b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", "claims"),
+        (b"\x02\0\0\0\0\0\0\0{}", "not a Wan transformer"),
+        (b"\x02\0\0\0\0\0\0\0[]", "not JSON"),
+    ] {
+        fs::write(&path, content).unwrap();
+        let text = sentence(open_dit(dir.path()));
+        assert!(text.contains(word), "{text}");
+    }
+    // A header that lies about sizes asks for no memory.
+    let huge = r#"{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}"#;
+    let mut file = (huge.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(huge.as_bytes());
+    fs::write(&path, file).unwrap();
+    assert!(sentence(open_dit(dir.path())).contains("gives `a`"));
+}
+
+#[test]
+fn an_index_speaks_of_its_own_folder_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("diffusion_pytorch_model.safetensors.index.json");
+    for (index, word) in [
+        (json!({"weight_map": {"a": "../../etc/passwd"}}), "not the name of a file"),
+        (json!({"weight_map": {"a": ".."}}), "not the name of a file"),
+        (json!({"weight_map": {}}), "names no file"),
+        (json!({"weight_map": 3}), "not an index"),
+        (json!({"weight_map": {"a": "gone.safetensors"}}), "1 of the 1 files"),
+    ] {
+        fs::write(&path, index.to_string()).unwrap();
+        let text = sentence(open_dit(dir.path()));
+        assert!(text.contains(word), "{text}");
+    }
 }

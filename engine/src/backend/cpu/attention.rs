@@ -78,9 +78,13 @@ fn softmax(x: &mut [f32], scale: f32, bias: Option<&[f32]>) {
         None => x.iter_mut().for_each(|x| *x *= scale),
     }
     let max = fold(x, f32::NEG_INFINITY, |max, x| if x > max { x } else { max });
-    x.iter_mut().for_each(|x| *x = exp(*x - max));
+    for x in x.iter_mut() {
+        *x = exp(*x - max);
+    }
     let factor = 1.0 / fold(x, 0.0, |sum, x| sum + x);
-    x.iter_mut().for_each(|x| *x *= factor);
+    for x in x {
+        *x *= factor;
+    }
 }
 
 /// Folds with `f`, which does not care about the order, in as many lanes as vector registers like.

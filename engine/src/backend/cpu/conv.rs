@@ -190,7 +190,9 @@ fn check_gamma(gamma: &Tensor, channels: usize) -> Result<()> {
 /// From sums of squares to the factors that make the norm sqrt(channels).
 fn norm_factors(squares: &mut [f32], channels: usize) {
     let root = (channels as f32).sqrt();
-    squares.iter_mut().for_each(|s| *s = root / s.sqrt().max(1e-12));
+    for s in squares {
+        *s = root / s.sqrt().max(1e-12);
+    }
 }
 
 fn softmax(row: &mut [f32]) {
@@ -200,7 +202,9 @@ fn softmax(row: &mut [f32]) {
         *v = (*v - max).exp();
         sum += *v;
     }
-    row.iter_mut().for_each(|v| *v /= sum);
+    for v in row {
+        *v /= sum;
+    }
 }
 
 /// A buffer in which tasks write disjoint ranges.
@@ -279,7 +283,10 @@ impl Source<'_> {
                     };
                     match from.filter(|&y| y < self.height) {
                         Some(y) => {
-                            self.pad_row(&frame.values[c * frame.stride + y * self.width..][..self.width], to)
+                            self.pad_row(
+                                &frame.values[c * frame.stride + y * self.width..][..self.width],
+                                to,
+                            );
                         }
                         None => to.fill(0.0),
                     }
@@ -325,134 +332,176 @@ fn conv(
     step: Step,
     epilogue: &ConvEpilogue<'_, Tensor>,
 ) -> Result<Tensor> {
-    let [kt, kh, kw] = layer.kernel;
-    let Some(&last) = parts.last() else {
-        return Err(Error::Internal("a convolution over no frames".into()));
-    };
-    let [inputs, _, height, width] = extents(last)?;
-    let frames = parts.iter().map(|p| Ok(extents(p)?[1])).sum::<Result<usize>>()?;
-    let new = frames.saturating_sub(past);
-    let fits =
-        parts.iter().all(|p| matches!(*p.dims(), [i, _, h, w] if [i, h, w] == [inputs, height, width]));
-    let even = height % 2 == 0 && width % 2 == 0 && kh == 3;
-    if !fits
-        || inputs != layer.inputs
-        || new == 0
-        || height * width == 0
-        || (step.time == Time::Halve && new % 2 != 0)
-        || (step.time == Time::Double && (epilogue.norm.is_some() || layer.outputs % 2 != 0))
-        || (step.spatial == Spatial::Halve && !even)
-    {
-        return Err(Error::Internal(format!(
-            "{inputs} channels of {frames} frames, {past} of them past, {height}x{width}, do not fit a convolution of \
-             {} to {} channels, {kt}x{kh}x{kw}, {step:?}",
-            layer.inputs, layer.outputs
-        )));
-    }
-    let (out_height, out_width) = match step.spatial {
-        Spatial::Same => (height, width),
-        Spatial::Halve => (height / 2, width / 2),
-        Spatial::Double => (2 * height, 2 * width),
-    };
-    let (stride, steps) = if step.time == Time::Halve { (2, new / 2) } else { (1, new) };
-    let (channels, out_frames) = match step.time {
-        Time::Double => (layer.outputs / 2, 2 * steps),
-        Time::Same | Time::Halve => (layer.outputs, steps),
-    };
-    let shape = [channels, out_frames, out_height, out_width];
+    let shape = result_shape(parts, past, layer, step)?;
+    let [channels, _, out_height, out_width] = shape;
     if let Some(gamma) = epilogue.norm {
         check_gamma(gamma, channels)?;
     }
-    if epilogue.residual.is_some_and(|r| r.dims() != shape) {
-        return Err(Error::Internal(format!("a residual is not of the result's shape {shape:?}")));
+    let doubled = step.time == Time::Double && epilogue.norm.is_some();
+    if doubled || epilogue.residual.is_some_and(|r| r.dims() != shape) {
+        return Err(Error::Internal(format!("what follows a convolution does not fit its result {shape:?}")));
     }
 
     let held: Vec<_> = parts.iter().map(|part| part.storage_and_layout()).collect();
-    let mut source_frames = Vec::with_capacity(frames);
+    let [inputs, _, height, width] = extents(parts[0])?;
+    let mut frames = Vec::new();
     for (values, part) in held_values(&held)?.into_iter().zip(parts) {
-        let plane = height * width;
-        let stride = part.dims()[1] * plane;
-        source_frames.extend((0..part.dims()[1]).map(|t| Frame { values: &values[t * plane..], stride }));
+        let (count, plane) = (part.dims()[1], height * width);
+        frames.extend((0..count).map(|t| Frame { values: &values[t * plane..], stride: count * plane }));
     }
     let extras = epilogue.residual.into_iter().chain(epilogue.norm);
     let extras: Vec<_> = extras.map(Tensor::storage_and_layout).collect();
     let mut extras = held_values(&extras)?.into_iter();
-    let residual = epilogue.residual.and_then(|_| extras.next());
-    let gamma = epilogue.norm.and_then(|_| extras.next());
 
+    let [_, kh, kw] = layer.kernel;
     // Rows of the result are computed in whole vectors.
     let computed = out_width.next_multiple_of(LANES);
-    let source = Source {
-        frames: source_frames,
-        spatial: step.spatial,
-        inputs,
-        height,
-        width,
-        pad: if step.spatial == Spatial::Halve { 0 } else { kw / 2 },
-        row: if step.spatial == Spatial::Halve { 2 * (computed + LANES) } else { computed + kw - 1 },
+    let halve = step.spatial == Spatial::Halve;
+    let row = if halve { 2 * (computed + LANES) } else { computed + kw - 1 };
+    let pad = if halve { 0 } else { kw / 2 };
+    let offset = |y: usize, x: usize| y * row + if halve { x % 2 * (row / 2) + x / 2 } else { x };
+    let work = Work {
+        kernel,
+        layer,
+        time: step.time,
+        past,
+        shape,
+        computed,
+        source: Source { frames, spatial: step.spatial, inputs, height, width, pad, row },
+        offsets: (0..kh * kw).map(|tap| offset(tap / kw, tap % kw)).collect(),
+        residual: epilogue.residual.and_then(|_| extras.next()),
+        gamma: epilogue.norm.and_then(|_| extras.next()),
     };
     // Few rows share less of the padding; many are too few tasks.
     let band = (out_height / (4 * rayon::current_num_threads())).clamp(1, 8);
     let mut out = vec![0.0; shape.iter().product()];
     let shared = Shared::new(&mut out);
     (0..out_height.div_ceil(band)).into_par_iter().for_each_init(Vec::new, |padded, task| {
-        let first = task * band;
-        let rows = band.min(out_height - first);
+        work.band(task * band, band.min(out_height - task * band), padded, &shared);
+    });
+    tensor(out, &shape)
+}
+
+/// The shape of a convolution's result, if all goes together.
+fn result_shape(parts: &[&Tensor], past: usize, layer: &Conv, step: Step) -> Result<[usize; 4]> {
+    let [kt, kh, kw] = layer.kernel;
+    let Some(&first) = parts.first() else {
+        return Err(Error::Internal("a convolution over no frames".into()));
+    };
+    let [inputs, _, height, width] = extents(first)?;
+    let frames = parts.iter().map(|p| Ok(extents(p)?[1])).sum::<Result<usize>>()?;
+    let new = frames.saturating_sub(past);
+    let fits =
+        parts.iter().all(|p| matches!(*p.dims(), [i, _, h, w] if [i, h, w] == [inputs, height, width]));
+    let time_fits = match step.time {
+        Time::Same => true,
+        Time::Halve => new.is_multiple_of(2),
+        Time::Double => layer.outputs.is_multiple_of(2),
+    };
+    let even = height.is_multiple_of(2) && width.is_multiple_of(2) && kh == 3;
+    let space_fits = step.spatial != Spatial::Halve || even;
+    if !(fits && time_fits && space_fits) || inputs != layer.inputs || new * height * width == 0 {
+        return Err(Error::Internal(format!(
+            "{inputs} channels of {frames} frames, {past} of them past, {height}x{width}, do not fit a convolution \
+             of {} to {} channels, {kt}x{kh}x{kw}, {step:?}",
+            layer.inputs, layer.outputs
+        )));
+    }
+    let (height, width) = match step.spatial {
+        Spatial::Same => (height, width),
+        Spatial::Halve => (height / 2, width / 2),
+        Spatial::Double => (2 * height, 2 * width),
+    };
+    Ok(match step.time {
+        Time::Same => [layer.outputs, new, height, width],
+        Time::Halve => [layer.outputs, new / 2, height, width],
+        Time::Double => [layer.outputs / 2, 2 * new, height, width],
+    })
+}
+
+/// One convolution.
+struct Work<'a> {
+    kernel: Kernel,
+    layer: &'a Conv,
+    time: Time,
+    past: usize,
+    /// Of the result.
+    shape: [usize; 4],
+    /// Length of a computed row, at least that of the result's.
+    computed: usize,
+    source: Source<'a>,
+    /// Where each element of the kernel reads, relative to the first one of its frame and channel.
+    offsets: Vec<usize>,
+    residual: Option<&'a [f32]>,
+    gamma: Option<&'a [f32]>,
+}
+
+impl Work<'_> {
+    /// Computes rows of all frames of the result.
+    fn band(&self, first: usize, rows: usize, padded: &mut Vec<f32>, out: &Shared<'_>) {
+        let [kt, kh, _] = self.layer.kernel;
+        let source = &self.source;
         let padded_rows = source.rows_for(rows, kh);
-        padded.resize(frames * inputs * padded_rows * source.row, 0.0);
-        source.pad_rows(first, padded_rows, padded);
-        let offsets: Vec<usize> = (0..kh * kw)
-            .map(|tap| {
-                let (y, x) = (tap / kw, tap % kw);
-                let x = if step.spatial == Spatial::Halve { x % 2 * (source.row / 2) + x / 2 } else { x };
-                y * source.row + x
-            })
-            .collect();
         let plane = padded_rows * source.row;
-        let mut sums = vec![0.0; layer.bias.len() * computed];
-        let mut factors = vec![0.0; out_width];
-        for t in 0..steps {
-            let end = past + t * stride + stride; // the kernel ends before this frame
+        padded.resize(source.frames.len() * source.inputs * plane, 0.0);
+        source.pad_rows(first, padded_rows, padded);
+
+        let row_step = if source.spatial == Spatial::Halve { 2 } else { 1 };
+        let (stride, steps) = match self.time {
+            Time::Same => (1, self.shape[1]),
+            Time::Halve => (2, self.shape[1]),
+            Time::Double => (1, self.shape[1] / 2),
+        };
+        let mut sums = vec![0.0; self.layer.bias.len() * self.computed];
+        for step in 0..steps {
+            let end = self.past + (step + 1) * stride; // the kernel ends before this frame
             let skipped = kt.saturating_sub(end); // elements of the kernel over the zeros before all frames
-            let frame = (end + skipped - kt) * inputs * plane;
+            let frame = (end + skipped - kt) * source.inputs * plane;
             for r in 0..rows {
-                let row_step = if step.spatial == Spatial::Halve { 2 } else { 1 };
                 let input = simd::Input {
                     values: padded,
                     start: frame + r * row_step * source.row,
-                    channels: (kt - skipped) * inputs,
+                    channels: (kt - skipped) * source.inputs,
                     stride: plane,
-                    offsets: &offsets,
+                    offsets: &self.offsets,
                 };
-                let skipped = skipped * inputs * offsets.len() * BLOCK;
-                kernel.dot(&input, &layer.weight, skipped, &layer.bias, &mut sums);
-                let place = |o: usize| {
-                    let (c, f) = match step.time {
-                        Time::Double => (o % channels, 2 * t + o / channels),
-                        Time::Same | Time::Halve => (o, t),
-                    };
-                    ((c * out_frames + f) * out_height + first + r) * out_width
-                };
-                let sums = sums.chunks_exact_mut(computed).take(layer.outputs);
-                let mut sums: Vec<&mut [f32]> = sums.map(|row| &mut row[..out_width]).collect();
-                if let Some(residual) = residual {
-                    for (o, row) in sums.iter_mut().enumerate() {
-                        let residual = &residual[place(o)..][..out_width];
-                        row.iter_mut().zip(residual).for_each(|(s, r)| *s += r);
-                    }
-                }
-                if let Some(gamma) = gamma {
-                    factors.fill(0.0);
-                    sums.iter().for_each(|row| kernel.add_squares(row, &mut factors));
-                    norm_factors(&mut factors, channels);
-                    sums.iter_mut().zip(gamma).for_each(|(row, &g)| kernel.normalize(row, &factors, g, true));
-                }
-                for (o, row) in sums.iter().enumerate() {
-                    // SAFETY: each channel, frame and row of the result is written once.
-                    unsafe { shared.slice(place(o), out_width) }.copy_from_slice(row);
-                }
+                let skipped = skipped * source.inputs * self.offsets.len() * BLOCK;
+                self.kernel.dot(&input, &self.layer.weight, skipped, &self.layer.bias, &mut sums);
+                self.finish(step, first + r, &mut sums, out);
             }
         }
-    });
-    tensor(out, &shape)
+    }
+
+    /// Applies what follows to all channels of a row, and writes them.
+    fn finish(&self, step: usize, y: usize, sums: &mut [f32], out: &Shared<'_>) {
+        let [channels, frames, height, width] = self.shape;
+        let place = |o: usize| {
+            let (c, t) = match self.time {
+                Time::Double => (o % channels, 2 * step + o / channels),
+                Time::Same | Time::Halve => (o, step),
+            };
+            ((c * frames + t) * height + y) * width
+        };
+        let rows = sums.chunks_exact_mut(self.computed).take(self.layer.outputs);
+        let mut rows: Vec<&mut [f32]> = rows.map(|row| &mut row[..width]).collect();
+        if let Some(residual) = self.residual {
+            for (o, row) in rows.iter_mut().enumerate() {
+                row.iter_mut().zip(&residual[place(o)..]).for_each(|(s, r)| *s += r);
+            }
+        }
+        if let Some(gamma) = self.gamma {
+            let mut factors = vec![0.0; width];
+            for row in &rows {
+                self.kernel.add_squares(row, &mut factors);
+            }
+            norm_factors(&mut factors, channels);
+            for (row, &gamma) in rows.iter_mut().zip(gamma) {
+                self.kernel.normalize(row, &factors, gamma, true);
+            }
+        }
+        for (o, row) in rows.iter().enumerate() {
+            // SAFETY: each channel, frame and row of the result is written once.
+            unsafe { out.slice(place(o), width) }.copy_from_slice(row);
+        }
+    }
 }

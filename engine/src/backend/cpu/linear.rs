@@ -105,21 +105,31 @@ impl Linear {
 
 /// Applies an activation in place.
 fn activate(values: &mut [f32], activation: Activation) {
-    // sqrt(2 / pi), and the cubic term of the tanh formula (Hendrycks and Gimpel, "Gaussian error linear units").
-    const SLOPE: f32 = 0.797_884_56;
-    const CUBIC: f32 = 0.044_715;
-    match activation {
-        Activation::None => {}
-        Activation::Silu => values.iter_mut().for_each(|x| *x /= 1.0 + (-*x).exp()),
-        // (1 + tanh u) / 2 = 1 / (1 + exp(-2 u)), which does not cancel for u far below 0.
-        Activation::GeluTanh => values.iter_mut().for_each(|x| {
-            let u = SLOPE * (*x + CUBIC * *x * *x * *x);
-            *x /= 1.0 + (-2.0 * u).exp();
-        }),
-        Activation::GeluErf => {
-            values.iter_mut().for_each(|x| *x *= 0.5 * (1.0 + erf_f32(*x * std::f32::consts::FRAC_1_SQRT_2)));
-        }
+    let f = match activation {
+        Activation::None => return,
+        Activation::Silu => silu,
+        Activation::GeluTanh => gelu_tanh,
+        Activation::GeluErf => gelu_erf,
+    };
+    for x in values {
+        *x = f(*x);
     }
+}
+
+fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+/// Hendrycks and Gimpel, "Gaussian error linear units" (2016).
+fn gelu_tanh(x: f32) -> f32 {
+    const SQRT_2_PI: f32 = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
+    let u = SQRT_2_PI * (x + 0.044_715 * x * x * x);
+    // (1 + tanh u) / 2, without what cancels for u far below 0.
+    x / (1.0 + (-2.0 * u).exp())
+}
+
+fn gelu_erf(x: f32) -> f32 {
+    0.5 * x * (1.0 + erf_f32(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
 /// Each row as the nearest 8-bit values of itself over its scale, and the scales: the row's largest magnitude becomes
@@ -131,7 +141,9 @@ fn round_rows(x: &Tensor) -> Result<(Tensor, Vec<f32>)> {
     rounded.par_chunks_exact_mut(cols).zip(&mut scales).for_each(|(row, scale)| {
         let largest = row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         *scale = largest.max(1e-10) / e4m3::MAX;
-        row.iter_mut().for_each(|v| *v = e4m3::decode(e4m3::encode(*v / *scale)));
+        for v in row {
+            *v = e4m3::decode(e4m3::encode(*v / *scale));
+        }
     });
     Ok((tensor(rounded, &[rows, cols])?, scales))
 }

@@ -78,12 +78,6 @@ pub(crate) fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
 /// Elements that one task of an element-wise operation handles: enough to outweigh its start.
 pub(crate) const GRAIN: usize = 1 << 14;
 
-impl Backend for Cpu {
-    fn name(&self) -> &'static str {
-        "cpu"
-    }
-}
-
 impl TensorOps for Cpu {
     type Tensor = Tensor;
 
@@ -128,6 +122,12 @@ impl TensorOps for Cpu {
 
     fn load(&self, parameter: crate::weights::HostTensor) -> Result<Tensor> {
         tensor(parameter.data, &parameter.shape)
+    }
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> &'static str {
+        "cpu"
     }
 }
 

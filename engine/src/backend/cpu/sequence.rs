@@ -50,7 +50,7 @@ impl SequenceOps for Cpu {
     }
 
     fn load_rope(&self, cos: &[f64], sin: &[f64], tokens: usize) -> Result<Rope> {
-        if tokens == 0 || cos.len() % tokens != 0 || cos.len() != sin.len() {
+        if tokens == 0 || !cos.len().is_multiple_of(tokens) || cos.len() != sin.len() {
             return Err(Error::Internal(format!(
                 "{} cosines, {} sines, {tokens} tokens",
                 cos.len(),

@@ -231,9 +231,10 @@ pub(super) struct ResidualBlock<B: ConvOps> {
 impl<B: ConvOps> ResidualBlock<B> {
     pub fn load(b: &B, weights: &dyn WeightSource, name: &str) -> Result<Self> {
         let (conv1, outputs, inputs) = load_conv(b, weights, &format!("{name}.residual.2"))?;
-        let shortcut = match inputs == outputs {
-            true => None,
-            false => Some(load_conv(b, weights, &format!("{name}.shortcut"))?.0),
+        let shortcut = if inputs == outputs {
+            None
+        } else {
+            Some(load_conv(b, weights, &format!("{name}.shortcut"))?.0)
         };
         Ok(Self {
             norm1: load_gamma(b, weights, &format!("{name}.residual.0"))?,
@@ -245,27 +246,28 @@ impl<B: ConvOps> ResidualBlock<B> {
     }
 
     pub fn run(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+        let Clip { frames, repeats } = x;
         let repeating = memory.repeating;
         let last = &mut memory.slot().last;
         let before = last.take();
         if repeating {
-            *last = x.frames.clone().or_else(|| before.clone());
+            *last = frames.clone().or_else(|| before.clone());
         }
 
-        let normed = x.frames.as_ref().map(|x| b.channel_norm(x, &self.norm1, true)).transpose()?;
-        let normed = Clip { frames: normed, repeats: x.repeats };
-        let hidden = self.conv1.run_then(b, normed, memory, Some(&self.norm2))?;
+        let normed = frames.as_ref().map(|x| b.channel_norm(x, &self.norm1, true)).transpose()?;
+        let hidden = self.conv1.run_then(b, Clip { frames: normed, repeats }, memory, Some(&self.norm2))?;
         let window = memory.slot().history.take(b, hidden, 2, 1)?;
         if window.new == 0 {
             return Ok(Clip { frames: None, repeats: window.repeats });
         }
 
         // The input's repetitions that the convolutions had to see are frames of the sum, too.
-        let fresh = x.frames.as_ref().map_or(0, |x| count(b, x));
-        let mut input = x.frames.iter().cloned().collect::<Vec<_>>();
-        if let Some(last) = x.frames.as_ref().or(before.as_ref()).filter(|_| window.new > fresh) {
-            input.extend(std::iter::repeat_n(tail(b, last, 1)?, window.new - fresh));
-        }
+        let fresh = frames.as_ref().map_or(0, |x| count(b, x));
+        let repeated = match frames.as_ref().or(before.as_ref()) {
+            Some(last) if window.new > fresh => vec![tail(b, last, 1)?; window.new - fresh],
+            _ => Vec::new(),
+        };
+        let input: Vec<_> = frames.into_iter().chain(repeated).collect();
         let input = match &input[..] {
             [one] => one.clone(),
             several => b.concat(&several.iter().collect::<Vec<_>>(), 1)?,
@@ -337,10 +339,8 @@ pub(super) struct Resample<B: ConvOps> {
 impl<B: ConvOps> Resample<B> {
     pub fn load(b: &B, weights: &dyn WeightSource, name: &str, with_time: bool) -> Result<Self> {
         let spatial = load_conv(b, weights, &format!("{name}.resample.1"))?.0;
-        let time = match with_time {
-            true => Some(load_conv(b, weights, &format!("{name}.time_conv"))?.0),
-            false => None,
-        };
+        let time =
+            if with_time { Some(load_conv(b, weights, &format!("{name}.time_conv"))?.0) } else { None };
         Ok(Self { spatial, time })
     }
 

@@ -26,9 +26,7 @@ fn folder() -> PathBuf {
 
 fn load() -> (Cpu, Vae<Cpu>) {
     let b = Cpu::new();
-    let weights =
-        Tmp(std::fs::read(std::env::var("TMPVAE").unwrap_or("/work/tmp/vae-a.safetensors".into())).unwrap());
-    let config = VaeConfig { base: 8, z_dim: 16, multipliers: vec![1, 2, 4, 4] };
+    let (weights, config) = crate::weights::open_vae(&folder().join("official/Wan2.1_VAE.pth")).unwrap();
     let vae = Vae::load(&b, &weights, &config).unwrap();
     (b, vae)
 }
@@ -389,37 +387,4 @@ fn wrong_extents_and_cancelling_are_errors() {
         if frames == 2 { Err(Error::Canceled) } else { Ok(()) }
     });
     assert!(matches!(stopped, Err(Error::Canceled)) && frames == 2);
-}
-
-struct Tmp(Vec<u8>);
-impl WeightSource for Tmp {
-    fn tensor(&self, name: &str) -> Result<HostTensor> {
-        let file = SafeTensors::deserialize(&self.0).unwrap();
-        let view = file.tensor(name).unwrap();
-        Ok(HostTensor {
-            shape: view.shape().to_vec(),
-            data: view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        })
-    }
-    fn matrix(&self, _: &str) -> Result<crate::weights::Matrix<'_>> {
-        unreachable!()
-    }
-}
-
-#[test]
-#[ignore]
-fn tmp_bench() {
-    let (b, vae) = load();
-    let z = noise(&[16, 21, 24, 40], 1);
-    let picture = noise(&[3, 1, 192, 320], 1);
-    let t = std::time::Instant::now();
-    vae.encode_picture(&b, &picture, 21, &Quiet).unwrap();
-    println!("encode {:?}", t.elapsed());
-    let t = std::time::Instant::now();
-    vae.decode(&b, &z, &mut |x| {
-        to_u8(&b, &x)?;
-        Ok(())
-    })
-    .unwrap();
-    println!("decode {:?}", t.elapsed());
 }

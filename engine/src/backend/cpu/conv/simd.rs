@@ -48,7 +48,9 @@ impl Kernel {
         let width = sums.len() / bias.len();
         let used = input.channels * input.offsets.len() * BLOCK;
         let furthest = input.offsets.iter().max().copied().unwrap_or(0);
-        assert!(blocks * BLOCK == bias.len() && width % LANES == 0 && sums.len() == width * bias.len());
+        assert!(
+            blocks * BLOCK == bias.len() && width.is_multiple_of(LANES) && sums.len() == width * bias.len()
+        );
         assert_eq!(weight.len(), blocks * (skipped + used));
         assert!(input.start + (input.channels - 1) * input.stride + furthest + width <= input.values.len());
         let block = |b: usize| &weight[b * (skipped + used) + skipped..][..used];
@@ -117,11 +119,13 @@ fn plain_dot(input: &Input<'_>, weight: &[f32], bias: &[f32], sums: &mut [f32], 
     }
 }
 
+#[expect(clippy::inline_always, reason = "compiled for the instruction set of each caller")]
 #[inline(always)]
 fn add_squares(values: &[f32], sums: &mut [f32]) {
     values.iter().zip(sums).for_each(|(v, s)| *s += v * v);
 }
 
+#[expect(clippy::inline_always, reason = "compiled for the instruction set of each caller")]
 #[inline(always)]
 fn normalize(values: &mut [f32], factors: &[f32], gamma: f32, silu: bool) {
     if silu {
@@ -132,6 +136,7 @@ fn normalize(values: &mut [f32], factors: &[f32], gamma: f32, silu: bool) {
 }
 
 /// x / (1 + e^-x).
+#[expect(clippy::inline_always, reason = "compiled for the instruction set of each caller")]
 #[inline(always)]
 pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
@@ -141,6 +146,7 @@ pub fn silu(x: f32) -> f32 {
 ///
 /// x = n ln 2 + r with |r| <= ln 2 / 2. The series of e^r ends with r^7 / 7!: what it leaves out is at most
 /// 0.347^8 / 8! * 1.05 = 5.5e-9, less than a tenth of the last digit.
+#[expect(clippy::inline_always, reason = "compiled for the instruction set of each caller")]
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     // Adding it rounds to an integer, which then is in the lowest bits.
@@ -148,7 +154,7 @@ fn exp(x: f32) -> f32 {
     // ln 2 in two parts, the first with few enough digits for n times it to be exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = x.max(-87.0).min(88.0);
+    let x = x.clamp(-87.0, 88.0);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = x - n * LN2_HIGH - n * LN2_LOW;
@@ -171,6 +177,7 @@ mod avx2 {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Present(());
 
+    #[expect(clippy::unused_self, reason = "it shows that the processor has the instructions")]
     impl Present {
         pub fn detect() -> Option<Self> {
             (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
@@ -230,6 +237,7 @@ mod avx2 {
     ///
     /// # Safety
     /// `vectors` being `V`, what [`Present::dot`] asserts.
+    #[expect(clippy::needless_range_loop, reason = "the same index counts in several arrays of registers")]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn dot<const V: usize>(
         input: &Input<'_>,
