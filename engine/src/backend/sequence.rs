@@ -63,11 +63,20 @@ pub trait SequenceOps: TensorOps {
     fn load_linear(&self, weight: Matrix<'_>, bias: Option<HostTensor>) -> Result<Self::Linear>;
 
     /// `[rows, in]` to `[rows, out]`, with what follows it.
-    fn linear(&self, x: &Self::Tensor, layer: &Self::Linear, epilogue: &Epilogue<'_, Self::Tensor>)
-    -> Result<Self::Tensor>;
+    fn linear(
+        &self,
+        x: &Self::Tensor,
+        layer: &Self::Linear,
+        epilogue: &Epilogue<'_, Self::Tensor>,
+    ) -> Result<Self::Tensor>;
 
     /// Normalises each row to mean 0 and variance 1 (biased, plus `eps`), then applies `params`.
-    fn layer_norm(&self, x: &Self::Tensor, params: &NormParams<'_, Self::Tensor>, eps: f64) -> Result<Self::Tensor>;
+    fn layer_norm(
+        &self,
+        x: &Self::Tensor,
+        params: &NormParams<'_, Self::Tensor>,
+        eps: f64,
+    ) -> Result<Self::Tensor>;
 
     /// Divides each row by its root mean square (plus `eps` under the root) and multiplies with `weight` `[features]`.
     fn rms_norm(&self, x: &Self::Tensor, weight: &Self::Tensor, eps: f64) -> Result<Self::Tensor>;
