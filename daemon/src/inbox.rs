@@ -135,13 +135,20 @@ impl Inbox {
             }
         }
         self.listen();
+        let interval = self.interval();
         match fs::read_dir(&self.dir) {
             Ok(entries) => {
                 for entry in entries.flatten() {
                     let name = entry.file_name();
-                    let lay = self.pending.get(&name).is_some_and(|p| p.since.elapsed() + POLL >= self.interval());
-                    // Found twice, unchanged, a whole interval apart: its writer's close was missed.
-                    self.note(&name, !self.pending.contains_key(&name) || lay);
+                    match self.pending.get_mut(&name) {
+                        // Found twice, unchanged, a whole interval apart: its writer's close was missed.
+                        Some(pending) if pending.since.elapsed() + POLL >= interval => {
+                            pending.closed = true;
+                            pending.due = Instant::now();
+                        }
+                        Some(_) => {}
+                        None => self.note(&name, true),
+                    }
                 }
             }
             Err(e) => tracing::error!("cannot read the inbox `{}`: {e}", show(&self.dir)),
