@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use animd_engine::progress::{Observer, Progress, Stage};
+use animd_engine::weights::Component;
 use animd_engine::{Result, synth};
 
 use super::bar::Bar;
@@ -23,10 +25,10 @@ pub struct SynthModel {
     size: synth::Size,
     /// The type of the DiT's weights
     #[arg(long, value_enum, default_value = "bf16")]
-    dtype: synth::Dtype,
+    dtype: synth::Precision,
     /// One component only
     #[arg(long, value_enum)]
-    only: Option<synth::Component>,
+    only: Option<Component>,
     /// The number that the weights are drawn from
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -36,8 +38,16 @@ impl SynthModel {
     /// Runs it.
     pub fn run(self) -> Result<()> {
         let bar = Bar::new(false, Stop::listen()?);
-        let bytes = synth::synth_model(&self.dir, self.size, self.dtype, self.only, self.seed, &bar);
+        let mut total = 0;
+        let mut wrote = |done: u64, all: u64| {
+            total = all;
+            let fraction = done as f64 / all as f64;
+            bar.progress(&Progress { stage: Stage::Write, step: 0, steps: 0, fraction, seconds_left: None });
+            bar.check()
+        };
+        let result = synth::synth_model(&self.dir, self.size, self.dtype, self.only, self.seed, &mut wrote);
         bar.finish();
-        print(&format!("{}: {:.1} MB", self.dir.display(), bytes? as f64 / 1e6))
+        result?;
+        print(&format!("{}: {:.1} MB", self.dir.display(), total as f64 / 1e6))
     }
 }
