@@ -58,7 +58,7 @@ fn decode(path: &Path, filter: &str, pixels: &str) -> Vec<u8> {
 }
 
 fn write(path: &Path, options: VideoOptions, frames: &[u8]) -> Result<u64> {
-    let mut writer = VideoWriter::create(path, options)?;
+    let mut writer = VideoWriter::create(path, &options)?;
     writer.write(frames)?;
     writer.finish()
 }
@@ -79,7 +79,7 @@ fn a_file_is_what_players_expect() -> Result<()> {
     let folder = folder();
     let path = folder.path().join("-a ü%d:b.mp4");
     let frames = clip(81);
-    let mut writer = VideoWriter::create(&path, options())?;
+    let mut writer = VideoWriter::create(&path, &options())?;
     // As the VAE gives them: one, then four at a time.
     let (first, rest) = frames.split_at(frames.len() / 81);
     writer.write(first)?;
@@ -229,17 +229,17 @@ fn an_existing_file_is_replaced_and_a_link_is_not_followed() -> Result<()> {
 fn an_unfinished_video_leaves_nothing() -> Result<()> {
     let folder = folder();
     let path = folder.path().join("a.mp4");
-    let mut writer = VideoWriter::create(&path, options())?;
+    let mut writer = VideoWriter::create(&path, &options())?;
     writer.write(&clip(5))?;
     assert!(path.exists());
     drop(writer);
     assert!(!path.exists());
 
-    let writer = VideoWriter::create(&path, options())?;
+    let writer = VideoWriter::create(&path, &options())?;
     writer.abort();
     assert!(!path.exists());
 
-    assert!(VideoWriter::create(&path, options())?.finish().is_err(), "no frames");
+    assert!(VideoWriter::create(&path, &options())?.finish().is_err(), "no frames");
     assert!(!path.exists());
     Ok(())
 }
@@ -255,6 +255,50 @@ fn an_encoder_that_hangs_does_not_hold_the_abort_up() -> Result<()> {
     drop(writer);
     assert!(!path.exists());
     Ok(())
+}
+
+/// Run by the next test in a process of its own, which is then killed.
+#[test]
+#[ignore = "waits to be killed"]
+fn hold_an_encoder() -> Result<()> {
+    let Some(folder) = std::env::var_os("ANIMD_TEST_FOLDER").map(PathBuf::from) else { return Ok(()) };
+    let (program, path) = (folder.join("encoder"), folder.join("a.mp4"));
+    let _writer = VideoWriter::with_program(program.as_os_str(), &path, &options())?;
+    std::thread::sleep(std::time::Duration::from_secs(1000));
+    Ok(())
+}
+
+#[test]
+fn the_encoder_does_not_outlive_a_killed_engine() {
+    let folder = folder();
+    let number = folder.path().join("pid");
+    let script = format!("echo $$ >'{0}.new'; mv '{0}.new' '{0}'; exec sleep 1000", number.display());
+    stand_in(&folder, &script);
+    let mut engine = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "video::tests::hold_an_encoder", "--ignored"])
+        .env("ANIMD_TEST_FOLDER", folder.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("this test again");
+    let wait_for = |what: &str, done: &dyn Fn() -> bool| {
+        for _ in 0..600 {
+            if done() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("waited in vain for {what}");
+    };
+    wait_for("the encoder", &|| number.exists());
+    let number = fs::read_to_string(number).expect("readable");
+    let stat = PathBuf::from(format!("/proc/{}/stat", number.trim()));
+    assert!(stat.exists());
+    engine.kill().expect("still running");
+    engine.wait().expect("our child");
+    // Gone, or dead with nobody to bury it.
+    wait_for("the encoder's end", &|| {
+        fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z ")) || !stat.exists()
+    });
 }
 
 /// The error of a video whose encoder is `script`, and that nothing is left of it.
@@ -334,8 +378,9 @@ fn a_full_disk_is_a_sentence() {
 
 #[test]
 fn a_folder_that_cannot_be_written_is_named() {
-    let error =
-        VideoWriter::create(Path::new("/proc/a.mp4"), options()).err().expect("nothing can be written there");
+    let error = VideoWriter::create(Path::new("/proc/a.mp4"), &options())
+        .err()
+        .expect("nothing can be written there");
     assert_eq!(error.code(), "file");
     assert!(error.to_string().contains("`/proc/a.mp4`"), "{error}");
 }
@@ -351,10 +396,10 @@ fn nonsense_is_refused() -> Result<()> {
         VideoOptions { quality: 52, ..options() },
         VideoOptions { metadata: "\0".into(), ..options() },
     ] {
-        assert!(VideoWriter::create(&path, options).is_err());
+        assert!(VideoWriter::create(&path, &options).is_err());
         assert!(!path.exists());
     }
-    let mut writer = VideoWriter::create(&path, options())?;
+    let mut writer = VideoWriter::create(&path, &options())?;
     assert!(writer.write(&clip(1)[1..]).is_err());
     Ok(())
 }
