@@ -1,7 +1,6 @@
 //! The real `ffmpeg`, looked at with `ffprobe`; and stand-ins for it that fail.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -33,8 +32,13 @@ fn clip(frames: usize) -> Vec<u8> {
 /// A script in the encoder's place.
 fn stand_in(folder: &TempDir, script: &str) -> PathBuf {
     let path = folder.path().join("encoder");
-    fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("writable");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its owner");
+    // Written by another process: one that a test running beside this one forks could still have our file open for
+    // writing, and the kernel does not run such a file.
+    let status = Command::new("sh")
+        .args(["-c", "printf '#!/bin/sh\n%s\n' \"$1\" >\"$2\" && chmod 755 \"$2\"", "sh", script])
+        .arg(&path)
+        .status();
+    assert!(status.expect("a shell").success());
     path
 }
 
