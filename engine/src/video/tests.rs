@@ -61,8 +61,8 @@ fn decode(path: &Path, filter: &str, pixels: &str) -> Vec<u8> {
     output("ffmpeg", &["-v", "error", "-i", path, "-vf", filter, "-f", "rawvideo", "-pix_fmt", pixels, "-"])
 }
 
-fn write(path: &Path, options: VideoOptions, frames: &[u8]) -> Result<u64> {
-    let mut writer = VideoWriter::create(path, &options)?;
+fn write(path: &Path, options: &VideoOptions, frames: &[u8]) -> Result<u64> {
+    let mut writer = VideoWriter::create(path, options)?;
     writer.write(frames)?;
     writer.finish()
 }
@@ -131,7 +131,7 @@ fn decoded_frames_are_near_the_original() -> Result<()> {
     let folder = folder();
     let path = folder.path().join("a.mp4");
     let frames = clip(17);
-    write(&path, options(), &frames)?;
+    write(&path, &options(), &frames)?;
     let got =
         decode(&path, "scale=in_color_matrix=bt709:in_range=tv:out_range=pc:flags=accurate_rnd", "rgb24");
     let quality = psnr(&frames, &got);
@@ -152,7 +152,7 @@ fn colours_are_converted_by_bt709() -> Result<()> {
         ([255, 255, 255], [235, 128, 128]),
         ([0, 0, 0], [16, 128, 128]),
     ] {
-        write(&path, VideoOptions { quality: 4, ..options() }, &rgb.repeat((WIDTH * HEIGHT) as usize))?;
+        write(&path, &VideoOptions { quality: 4, ..options() }, &rgb.repeat((WIDTH * HEIGHT) as usize))?;
         let planes = decode(&path, "null", "yuv420p");
         let pixels = (WIDTH * HEIGHT) as usize;
         for (at, want) in [(pixels / 2, yuv[0]), (pixels * 9 / 8, yuv[1]), (pixels * 11 / 8, yuv[2])] {
@@ -167,7 +167,7 @@ fn quality_goes_from_lossless_to_small() -> Result<()> {
     let folder = folder();
     let path = folder.path().join("a.mp4");
     let frames = clip(9);
-    let bytes = |quality| write(&path, VideoOptions { quality, ..options() }, &frames);
+    let bytes = |quality| write(&path, &VideoOptions { quality, ..options() }, &frames);
     let (worst, usual) = (bytes(51)?, bytes(18)?);
     let lossless = bytes(0)?;
     assert!(worst < usual && usual < lossless, "{worst}, {usual}, {lossless}");
@@ -191,7 +191,7 @@ fn metadata_comes_back_exactly() -> Result<()> {
     let prompt = "镜头=晃动;#色调\\n\n\r\n[STREAM]\ntitle=x\t'\"%{}\u{1f431} \\\\ ".repeat(300);
     assert!(prompt.len() > 16 * 1024);
     for text in [prompt.clone(), serde_json::json!({"prompt": prompt, "seed": i64::MAX}).to_string()] {
-        write(&path, VideoOptions { metadata: text.clone(), ..options() }, &clip(1))?;
+        write(&path, &VideoOptions { metadata: text.clone(), ..options() }, &clip(1))?;
         let info = probe(&path, &["-show_entries", "format_tags:stream_tags:chapters"]);
         assert_eq!(info["format"]["tags"]["comment"], text);
         assert!(info["format"]["tags"].get("title").is_none());
@@ -222,8 +222,8 @@ fn an_existing_file_is_replaced_and_a_link_is_not_followed() -> Result<()> {
     let (path, other) = (folder.path().join("a.mp4"), folder.path().join("other"));
     fs::write(&other, "precious").expect("writable");
     std::os::unix::fs::symlink(&other, &path).expect("writable");
-    write(&path, options(), &clip(1))?;
-    write(&path, options(), &clip(1))?;
+    write(&path, &options(), &clip(1))?;
+    write(&path, &options(), &clip(1))?;
     assert_eq!(fs::read(&other).expect("readable"), b"precious");
     assert!(fs::symlink_metadata(&path).expect("written").is_file());
     Ok(())
