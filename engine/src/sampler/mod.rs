@@ -53,16 +53,19 @@ impl SamplerConfig {
     }
 }
 
+/// The model as [`run`] sees it: the step's index, the sample and the timestep give noise minus clean sample, guidance
+/// included.
+pub type Velocity<'a, T> = dyn FnMut(usize, &T, f64) -> Result<T> + 'a;
+
 /// Walks from `noise` to a clean latent.
 ///
-/// `velocity` is the model: the step's index, the sample, and the timestep give noise minus clean sample, guidance
-/// included. `draw` gives new noise, as many values as `noise` has; only [`SamplerConfig::Renoise`] asks, before each step
-/// but the first. `on_step` hears of each step when it is done, with the sample after it; an error from it ends the walk.
+/// `draw` gives new noise, as many values as `noise` has; only [`SamplerConfig::Renoise`] asks, after each step
+/// but the last. `on_step` hears of each step when it is done, with the sample after it; an error from it ends the walk.
 pub fn run<B: TensorOps>(
     b: &B,
     config: &SamplerConfig,
     noise: B::Tensor,
-    velocity: &mut dyn FnMut(usize, &B::Tensor, f64) -> Result<B::Tensor>,
+    velocity: &mut Velocity<'_, B::Tensor>,
     draw: &mut dyn FnMut() -> Vec<f32>,
     on_step: &mut dyn FnMut(usize, &B::Tensor) -> Result<()>,
 ) -> Result<B::Tensor> {

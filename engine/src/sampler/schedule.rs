@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(unipc(1, 3.0).timesteps, [999]);
         // By numpy, shift 7.5.
         assert_eq!(unipc(3, 7.5).timesteps, [999, 937, 789]);
-        assert_eq!(unipc(3, 7.5).sigmas[3], 0.0);
+        assert_eq!(unipc(3, 7.5).sigmas[3..], [0.0]);
     }
 
     #[test]
@@ -117,10 +117,7 @@ mod tests {
     fn a_timestep_off_the_scale_is_refused() {
         for timestep in [0, 1001] {
             let error = distill(&[1000, timestep], 5.0).expect_err("off the scale").to_string();
-            assert!(
-                error.contains(&format!("`{timestep}`")) || error.contains(&timestep.to_string()),
-                "{error}"
-            );
+            assert!(error.starts_with(&format!("timestep {timestep} ")), "{error}");
         }
     }
 }

@@ -38,7 +38,7 @@ impl<T: Clone + Send + Sync + 'static> UniPc<T> {
         }
         self.step += 1;
         let clean = b.combine(&[(1.0, sample), (-self.schedule.sigmas[k], velocity)])?;
-        let [before, older] = std::mem::replace(&mut self.predictions, [None, None]);
+        let [before, older] = std::mem::take(&mut self.predictions);
         let last_sample = self.last_sample.take();
         if k + 1 == steps {
             // The noise level is 0 from here: the next sample is the prediction, whatever the corrector would say.

@@ -44,7 +44,7 @@ pub struct VideoOptions {
 impl VideoOptions {
     fn check(&self) -> Result<()> {
         let Self { width, height, fps, quality, .. } = *self;
-        if width == 0 || height == 0 || width % 2 != 0 || height % 2 != 0 {
+        if width == 0 || height == 0 || !width.is_multiple_of(2) || !height.is_multiple_of(2) {
             return Err(Error::Internal(format!("a video cannot be {width}x{height}: both must be even")));
         }
         if fps == 0 || quality > 51 {
@@ -96,8 +96,8 @@ impl VideoWriter {
     ///
     /// # Errors
     /// `File` if `part` cannot be created, `Output` if the encoder cannot be started.
-    pub fn create(part: &Path, options: VideoOptions) -> Result<Self> {
-        Self::with_program(OsStr::new(ffmpeg::PROGRAM), part, &options)
+    pub fn create(part: &Path, options: &VideoOptions) -> Result<Self> {
+        Self::with_program(OsStr::new(ffmpeg::PROGRAM), part, options)
     }
 
     fn with_program(program: &OsStr, part: &Path, options: &VideoOptions) -> Result<Self> {
@@ -169,7 +169,7 @@ impl VideoWriter {
     /// # Errors
     /// `Output` if the encoder has failed; nothing more can then be written.
     pub fn write(&mut self, frames: &[u8]) -> Result<()> {
-        if frames.len() % self.frame_bytes != 0 {
+        if !frames.len().is_multiple_of(self.frame_bytes) {
             return Err(Error::Internal(format!("{} bytes are no whole frames", frames.len())));
         }
         for frame in frames.chunks_exact(self.frame_bytes) {

@@ -1,7 +1,6 @@
 //! The real `ffmpeg`, looked at with `ffprobe`; and stand-ins for it that fail.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -33,8 +32,13 @@ fn clip(frames: usize) -> Vec<u8> {
 /// A script in the encoder's place.
 fn stand_in(folder: &TempDir, script: &str) -> PathBuf {
     let path = folder.path().join("encoder");
-    fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("writable");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its owner");
+    // Written by another process: one that a test running beside this one forks could still have our file open for
+    // writing, and the kernel does not run such a file.
+    let status = Command::new("sh")
+        .args(["-c", "printf '#!/bin/sh\n%s\n' \"$1\" >\"$2\" && chmod 755 \"$2\"", "sh", script])
+        .arg(&path)
+        .status();
+    assert!(status.expect("a shell").success());
     path
 }
 
@@ -57,7 +61,7 @@ fn decode(path: &Path, filter: &str, pixels: &str) -> Vec<u8> {
     output("ffmpeg", &["-v", "error", "-i", path, "-vf", filter, "-f", "rawvideo", "-pix_fmt", pixels, "-"])
 }
 
-fn write(path: &Path, options: VideoOptions, frames: &[u8]) -> Result<u64> {
+fn write(path: &Path, options: &VideoOptions, frames: &[u8]) -> Result<u64> {
     let mut writer = VideoWriter::create(path, options)?;
     writer.write(frames)?;
     writer.finish()
@@ -79,7 +83,7 @@ fn a_file_is_what_players_expect() -> Result<()> {
     let folder = folder();
     let path = folder.path().join("-a ü%d:b.mp4");
     let frames = clip(81);
-    let mut writer = VideoWriter::create(&path, options())?;
+    let mut writer = VideoWriter::create(&path, &options())?;
     // As the VAE gives them: one, then four at a time.
     let (first, rest) = frames.split_at(frames.len() / 81);
     writer.write(first)?;
@@ -127,7 +131,7 @@ fn decoded_frames_are_near_the_original() -> Result<()> {
     let folder = folder();
     let path = folder.path().join("a.mp4");
     let frames = clip(17);
-    write(&path, options(), &frames)?;
+    write(&path, &options(), &frames)?;
     let got =
         decode(&path, "scale=in_color_matrix=bt709:in_range=tv:out_range=pc:flags=accurate_rnd", "rgb24");
     let quality = psnr(&frames, &got);
@@ -148,7 +152,7 @@ fn colours_are_converted_by_bt709() -> Result<()> {
         ([255, 255, 255], [235, 128, 128]),
         ([0, 0, 0], [16, 128, 128]),
     ] {
-        write(&path, VideoOptions { quality: 4, ..options() }, &rgb.repeat((WIDTH * HEIGHT) as usize))?;
+        write(&path, &VideoOptions { quality: 4, ..options() }, &rgb.repeat((WIDTH * HEIGHT) as usize))?;
         let planes = decode(&path, "null", "yuv420p");
         let pixels = (WIDTH * HEIGHT) as usize;
         for (at, want) in [(pixels / 2, yuv[0]), (pixels * 9 / 8, yuv[1]), (pixels * 11 / 8, yuv[2])] {
@@ -163,7 +167,7 @@ fn quality_goes_from_lossless_to_small() -> Result<()> {
     let folder = folder();
     let path = folder.path().join("a.mp4");
     let frames = clip(9);
-    let bytes = |quality| write(&path, VideoOptions { quality, ..options() }, &frames);
+    let bytes = |quality| write(&path, &VideoOptions { quality, ..options() }, &frames);
     let (worst, usual) = (bytes(51)?, bytes(18)?);
     let lossless = bytes(0)?;
     assert!(worst < usual && usual < lossless, "{worst}, {usual}, {lossless}");
@@ -187,7 +191,7 @@ fn metadata_comes_back_exactly() -> Result<()> {
     let prompt = "镜头=晃动;#色调\\n\n\r\n[STREAM]\ntitle=x\t'\"%{}\u{1f431} \\\\ ".repeat(300);
     assert!(prompt.len() > 16 * 1024);
     for text in [prompt.clone(), serde_json::json!({"prompt": prompt, "seed": i64::MAX}).to_string()] {
-        write(&path, VideoOptions { metadata: text.clone(), ..options() }, &clip(1))?;
+        write(&path, &VideoOptions { metadata: text.clone(), ..options() }, &clip(1))?;
         let info = probe(&path, &["-show_entries", "format_tags:stream_tags:chapters"]);
         assert_eq!(info["format"]["tags"]["comment"], text);
         assert!(info["format"]["tags"].get("title").is_none());
@@ -218,8 +222,8 @@ fn an_existing_file_is_replaced_and_a_link_is_not_followed() -> Result<()> {
     let (path, other) = (folder.path().join("a.mp4"), folder.path().join("other"));
     fs::write(&other, "precious").expect("writable");
     std::os::unix::fs::symlink(&other, &path).expect("writable");
-    write(&path, options(), &clip(1))?;
-    write(&path, options(), &clip(1))?;
+    write(&path, &options(), &clip(1))?;
+    write(&path, &options(), &clip(1))?;
     assert_eq!(fs::read(&other).expect("readable"), b"precious");
     assert!(fs::symlink_metadata(&path).expect("written").is_file());
     Ok(())
@@ -229,17 +233,17 @@ fn an_existing_file_is_replaced_and_a_link_is_not_followed() -> Result<()> {
 fn an_unfinished_video_leaves_nothing() -> Result<()> {
     let folder = folder();
     let path = folder.path().join("a.mp4");
-    let mut writer = VideoWriter::create(&path, options())?;
+    let mut writer = VideoWriter::create(&path, &options())?;
     writer.write(&clip(5))?;
     assert!(path.exists());
     drop(writer);
     assert!(!path.exists());
 
-    let writer = VideoWriter::create(&path, options())?;
+    let writer = VideoWriter::create(&path, &options())?;
     writer.abort();
     assert!(!path.exists());
 
-    assert!(VideoWriter::create(&path, options())?.finish().is_err(), "no frames");
+    assert!(VideoWriter::create(&path, &options())?.finish().is_err(), "no frames");
     assert!(!path.exists());
     Ok(())
 }
@@ -255,6 +259,50 @@ fn an_encoder_that_hangs_does_not_hold_the_abort_up() -> Result<()> {
     drop(writer);
     assert!(!path.exists());
     Ok(())
+}
+
+/// Run by the next test in a process of its own, which is then killed.
+#[test]
+#[ignore = "waits to be killed"]
+fn hold_an_encoder() -> Result<()> {
+    let Some(folder) = std::env::var_os("ANIMD_TEST_FOLDER").map(PathBuf::from) else { return Ok(()) };
+    let (program, path) = (folder.join("encoder"), folder.join("a.mp4"));
+    let _writer = VideoWriter::with_program(program.as_os_str(), &path, &options())?;
+    std::thread::sleep(std::time::Duration::from_secs(1000));
+    Ok(())
+}
+
+#[test]
+fn the_encoder_does_not_outlive_a_killed_engine() {
+    let folder = folder();
+    let number = folder.path().join("pid");
+    let script = format!("echo $$ >'{0}.new'; mv '{0}.new' '{0}'; exec sleep 1000", number.display());
+    stand_in(&folder, &script);
+    let mut engine = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "video::tests::hold_an_encoder", "--ignored"])
+        .env("ANIMD_TEST_FOLDER", folder.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("this test again");
+    let wait_for = |what: &str, done: &dyn Fn() -> bool| {
+        for _ in 0..600 {
+            if done() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("waited in vain for {what}");
+    };
+    wait_for("the encoder", &|| number.exists());
+    let number = fs::read_to_string(number).expect("readable");
+    let stat = PathBuf::from(format!("/proc/{}/stat", number.trim()));
+    assert!(stat.exists());
+    engine.kill().expect("still running");
+    engine.wait().expect("our child");
+    // Gone, or dead with nobody to bury it.
+    wait_for("the encoder's end", &|| {
+        fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z ")) || !stat.exists()
+    });
 }
 
 /// The error of a video whose encoder is `script`, and that nothing is left of it.
@@ -334,8 +382,9 @@ fn a_full_disk_is_a_sentence() {
 
 #[test]
 fn a_folder_that_cannot_be_written_is_named() {
-    let error =
-        VideoWriter::create(Path::new("/proc/a.mp4"), options()).err().expect("nothing can be written there");
+    let error = VideoWriter::create(Path::new("/proc/a.mp4"), &options())
+        .err()
+        .expect("nothing can be written there");
     assert_eq!(error.code(), "file");
     assert!(error.to_string().contains("`/proc/a.mp4`"), "{error}");
 }
@@ -351,10 +400,10 @@ fn nonsense_is_refused() -> Result<()> {
         VideoOptions { quality: 52, ..options() },
         VideoOptions { metadata: "\0".into(), ..options() },
     ] {
-        assert!(VideoWriter::create(&path, options).is_err());
+        assert!(VideoWriter::create(&path, &options).is_err());
         assert!(!path.exists());
     }
-    let mut writer = VideoWriter::create(&path, options())?;
+    let mut writer = VideoWriter::create(&path, &options())?;
     assert!(writer.write(&clip(1)[1..]).is_err());
     Ok(())
 }
