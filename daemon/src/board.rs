@@ -48,7 +48,12 @@ pub struct Board {
 impl Default for Board {
     fn default() -> Self {
         let starting = Status { state: "starting", text: "the service is starting".into() };
-        Self { live: Arc::default(), changes: Arc::default(), status: watch::Sender::new(starting), queued: Arc::default() }
+        Self {
+            live: Arc::default(),
+            changes: Arc::default(),
+            status: watch::Sender::new(starting),
+            queued: Arc::default(),
+        }
     }
 }
 

@@ -104,7 +104,11 @@ impl Folders {
             Some(dir) => dir,
             None => home?.join(".local/state"),
         };
-        Ok(Self { inbox: videos.join("animd/inbox"), outbox: videos.join("animd/outbox"), state: state.join("animd") })
+        Ok(Self {
+            inbox: videos.join("animd/inbox"),
+            outbox: videos.join("animd/outbox"),
+            state: state.join("animd"),
+        })
     }
 }
 
@@ -195,12 +199,15 @@ impl Config {
         if let Some((path, text)) = read_file(sources, &env)? {
             // Into the type first: only then do errors know their line.
             toml::from_str::<Self>(&text).map_err(|e| Error::Config(keys::explain(&path, &text, &e)))?;
-            let mut file: Table = toml::from_str(&text).map_err(|e| Error::Config(keys::explain(&path, &text, &e)))?;
+            let mut file: Table =
+                toml::from_str(&text).map_err(|e| Error::Config(keys::explain(&path, &text, &e)))?;
             absolute(&mut file, path.parent().unwrap_or(Path::new("/")));
             merge(&mut layers, file);
         }
         for (name, value) in &vars {
-            let Some(name) = name.to_str().filter(|n| n.starts_with("ANIMD_") && *n != "ANIMD_CONFIG") else { continue };
+            let Some(name) = name.to_str().filter(|n| n.starts_with("ANIMD_") && *n != "ANIMD_CONFIG") else {
+                continue;
+            };
             let value = value.to_str().ok_or_else(|| Error::Config(format!("{name} is not valid UTF-8")))?;
             merge(&mut layers, variable(name, value)?);
         }
@@ -214,7 +221,10 @@ impl Config {
     fn check(&self) -> Result<()> {
         let refuse = |text: String| Err(Error::Config(text));
         if !(0.0..=3600.0).contains(&self.inbox.stable_seconds) {
-            return refuse(format!("inbox.stable_seconds {} is not from 0 to 3600", self.inbox.stable_seconds));
+            return refuse(format!(
+                "inbox.stable_seconds {} is not from 0 to 3600",
+                self.inbox.stable_seconds
+            ));
         }
         for (name, value, low, high) in [
             ("engine.heartbeat_seconds", self.engine.heartbeat_seconds, 5, 3600),
@@ -235,7 +245,9 @@ impl Config {
             }
         }
         if inbox == outbox || state == inbox || state == outbox {
-            return refuse("folders.inbox, folders.outbox and folders.state must be three different folders".into());
+            return refuse(
+                "folders.inbox, folders.outbox and folders.state must be three different folders".into(),
+            );
         }
         // A wrong default would fail every job: better to say so now.
         self.defaults.clone().resolve(|| 0).map_err(|e| Error::Config(format!("[defaults]: {e}")))?;
@@ -280,9 +292,14 @@ fn read_file(sources: &Sources, env: &dyn Fn(&str) -> Option<OsString>) -> Resul
 
 /// Paths in a file are relative to the file's own folder.
 fn absolute(file: &mut Table, dir: &Path) {
-    for (section, key) in
-        [("model", "path"), ("model", "dit"), ("engine", "program"), ("folders", "inbox"), ("folders", "outbox"), ("folders", "state")]
-    {
+    for (section, key) in [
+        ("model", "path"),
+        ("model", "dit"),
+        ("engine", "program"),
+        ("folders", "inbox"),
+        ("folders", "outbox"),
+        ("folders", "state"),
+    ] {
         if let Some(Value::String(path)) = file.get_mut(section).and_then(|s| s.get_mut(key))
             && let Some(full) = dir.join(&path).to_str()
         {
@@ -306,7 +323,8 @@ fn variable(name: &str, value: &str) -> Result<Table> {
     let key = name["ANIMD_".len()..].to_lowercase();
     let Some((section, key)) = key.split_once('_').filter(|(section, _)| SECTIONS.contains(section)) else {
         let near = keys::nearest(key.split('_').next().unwrap_or_default(), SECTIONS);
-        let near = near.map(|s| format!("; did you mean ANIMD_{}_...?", s.to_uppercase())).unwrap_or_default();
+        let near =
+            near.map(|s| format!("; did you mean ANIMD_{}_...?", s.to_uppercase())).unwrap_or_default();
         return Err(Error::Config(format!("unknown variable {name}{near}")));
     };
     let table = |value: Value| {
@@ -345,11 +363,19 @@ mod tests {
     fn later_layers_win_and_the_rest_stays() -> Result<()> {
         let config = load(
             "[queue]\nattempts = 5\nfree_mib = 7\n[defaults]\nsteps = 4\n",
-            &[("ANIMD_QUEUE_FREE_MIB", "9"), ("ANIMD_MODEL_PATH", "/m"), ("HOME", "/home/a"), ("ANIMD_DEFAULTS_SIZE", "720p")],
+            &[
+                ("ANIMD_QUEUE_FREE_MIB", "9"),
+                ("ANIMD_MODEL_PATH", "/m"),
+                ("HOME", "/home/a"),
+                ("ANIMD_DEFAULTS_SIZE", "720p"),
+            ],
         )?;
         assert_eq!((config.queue.attempts, config.queue.free_mib), (5, 9));
         assert_eq!(config.model.path.as_deref(), Some(Path::new("/m")));
-        assert_eq!((config.defaults.steps, config.defaults.prompt.as_deref()), (Some(4), Some(NEUTRAL_PROMPT)));
+        assert_eq!(
+            (config.defaults.steps, config.defaults.prompt.as_deref()),
+            (Some(4), Some(NEUTRAL_PROMPT))
+        );
         assert_eq!(config.defaults.size, Some(animd_engine::request::Size::P720));
         assert_eq!(config.folders, Folders::default());
         Ok(())
@@ -387,11 +413,17 @@ mod tests {
         // Every key is there, commented out; read with the comment signs gone, it is what is built in.
         let text: String = include_str!("../../configs/animd.toml")
             .lines()
-            .map(|line| line.strip_prefix('#').filter(|l| !l.starts_with(' ') && !l.is_empty()).unwrap_or(line))
+            .map(|line| {
+                line.strip_prefix('#').filter(|l| !l.starts_with(' ') && !l.is_empty()).unwrap_or(line)
+            })
             .map(|line| format!("{line}\n"))
             .collect();
-        let mut read: Config = toml::from_str(&text).map_err(|e| Error::Config(keys::explain(Path::new("animd.toml"), &text, &e)))?;
-        assert_eq!(read.model.path.take().as_deref(), Some(Path::new("/var/lib/animd/models/Wan2.1-I2V-14B-480P")));
+        let mut read: Config = toml::from_str(&text)
+            .map_err(|e| Error::Config(keys::explain(Path::new("animd.toml"), &text, &e)))?;
+        assert_eq!(
+            read.model.path.take().as_deref(),
+            Some(Path::new("/var/lib/animd/models/Wan2.1-I2V-14B-480P"))
+        );
         assert!(read.model.dit.take().is_some() && read.engine.program.take().is_some());
         let defaults = std::mem::take(&mut read.defaults);
         assert_eq!(defaults.prompt.as_deref(), Some(NEUTRAL_PROMPT));

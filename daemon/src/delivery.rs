@@ -117,7 +117,8 @@ impl Desk {
                     let text = format!("the video could not be put into the outbox: {e}");
                     let target = source_target(&job, Outcome::Failed);
                     let told = text.clone();
-                    self.ledger.call_blocking(move |db| db.fail_delivery(id, "output", &told, target.as_deref()))?;
+                    self.ledger
+                        .call_blocking(move |db| db.fail_delivery(id, "output", &told, target.as_deref()))?;
                     let Some(changed) = find()? else { return Ok(()) };
                     job = changed;
                 }
@@ -132,7 +133,10 @@ impl Desk {
             Err(e) => Some(e.to_string()),
         };
         if let Some(text) = &left {
-            tracing::warn!(job = id, "the picture of job {id} stays in the inbox and is not taken again: {text}");
+            tracing::warn!(
+                job = id,
+                "the picture of job {id} stays in the inbox and is not taken again: {text}"
+            );
         }
         self.ledger.call_blocking(move |db| db.close(id, left.as_deref()))?;
         if let Some(sha) = job.image_sha256 {
@@ -185,12 +189,16 @@ impl Desk {
 
     /// Moves the picture and its sidecars out of the inbox, if it is still the one that was taken.
     fn put_source(&self, job: &Job) -> Result<()> {
-        let (Some(source), Some(mut target)) = (&job.source, job.source_target.clone()) else { return Ok(()) };
+        let (Some(source), Some(mut target)) = (&job.source, job.source_target.clone()) else {
+            return Ok(());
+        };
         match fs::symlink_metadata(&source.path) {
             Ok(meta) if meta.is_file() && Identity::of(&meta) == source.identity => {}
             // It was replaced or removed meanwhile: what lies there now is another wish.
             Ok(_) => return Ok(()),
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(()),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(());
+            }
             Err(e) => return Err(Error::file("look at", &source.path)(e)),
         }
         let inbox = source.path.parent().unwrap_or(Path::new("/"));
@@ -199,7 +207,8 @@ impl Desk {
         loop {
             if let Some(text) = job.error_text.as_deref().filter(|_| job.outcome != Some(Outcome::Done)) {
                 let note = error_note(&target);
-                files::write_atomic(&note, format!("{text}\n").as_bytes(), 0o644).map_err(Error::file("write", &note))?;
+                files::write_atomic(&note, format!("{text}\n").as_bytes(), 0o644)
+                    .map_err(Error::file("write", &note))?;
             }
             match rename_new(&source.path, &target) {
                 Ok(()) => break,
@@ -216,7 +225,8 @@ impl Desk {
         for sidecar in sidecars(&source.path) {
             // One that came after the job belongs to whatever comes next.
             let used = fs::symlink_metadata(&sidecar).is_ok_and(|meta| {
-                let changed_us = meta.ctime().saturating_mul(1_000_000).saturating_add(meta.ctime_nsec() / 1000);
+                let changed_us =
+                    meta.ctime().saturating_mul(1_000_000).saturating_add(meta.ctime_nsec() / 1000);
                 meta.is_file() && changed_us <= job.created_us as i64
             });
             if used && let Some(name) = sidecar.file_name() {
@@ -249,7 +259,10 @@ impl Desk {
             let id = job.id;
             match job.state {
                 State::Finishing => {
-                    tracing::info!(job = id, "job {id} was being finished when the service ended; it is finished now");
+                    tracing::info!(
+                        job = id,
+                        "job {id} was being finished when the service ended; it is finished now"
+                    );
                     self.settle_blocking(id)?;
                 }
                 State::Running => {
@@ -263,7 +276,11 @@ impl Desk {
                             "the service or the machine went down {interruptions} times while this was made; it is not tried again: \
                              look into the journal, then drop the picture once more"
                         );
-                        self.end_blocking(id, State::Running, &Ended::Failed { code: "crashed".into(), text })?;
+                        self.end_blocking(
+                            id,
+                            State::Running,
+                            &Ended::Failed { code: "crashed".into(), text },
+                        )?;
                     }
                 }
                 _ => {}
@@ -417,7 +434,10 @@ mod tests {
                 source: Some(Source { path, identity: Identity::of(&meta) }),
                 work: Ok((spooled.sha256, Box::new(Settings::default().resolve(|| 7)?))),
             };
-            assert!(matches!(self.desk.ledger.call_blocking(move |db| db.add(&new, || true))?, Added::New(_)));
+            assert!(matches!(
+                self.desk.ledger.call_blocking(move |db| db.add(&new, || true))?,
+                Added::New(_)
+            ));
             Ok(self.desk.ledger.call_blocking(|db| db.claim())?.expect("it was just queued"))
         }
 
@@ -428,7 +448,12 @@ mod tests {
             let ended = self.desk.examine_blocking(&job, Report::default())?;
             let target = source_target(&job, ended.outcome());
             let id = job.id;
-            assert!(self.desk.ledger.call_blocking(move |db| db.finishing(id, State::Running, &ended, target.as_deref()))?);
+            assert!(self.desk.ledger.call_blocking(move |db| db.finishing(
+                id,
+                State::Running,
+                &ended,
+                target.as_deref()
+            ))?);
             Ok(self.job(id))
         }
 
@@ -438,7 +463,9 @@ mod tests {
 
         fn names(&self, folder: &str) -> Vec<String> {
             let mut names: Vec<String> = fs::read_dir(self.inbox.join(folder))
-                .map(|dir| dir.flatten().filter(|e| e.path().is_file()).map(|e| show(e.file_name())).collect())
+                .map(|dir| {
+                    dir.flatten().filter(|e| e.path().is_file()).map(|e| show(e.file_name())).collect()
+                })
                 .unwrap_or_default();
             names.sort();
             names
@@ -473,10 +500,14 @@ mod tests {
     fn a_name_that_is_taken_meanwhile_gets_a_number() -> Result<()> {
         let place = place()?;
         let job = place.finishing()?;
-        fs::write(place.desk.outbox().join("photo-7.mp4"), "a stranger's").map_err(Error::file("write", "x"))?;
+        fs::write(place.desk.outbox().join("photo-7.mp4"), "a stranger's")
+            .map_err(Error::file("write", "x"))?;
         place.desk.settle_blocking(job.id)?;
         assert_eq!(place.names("../outbox"), ["photo-7-2.mp4", "photo-7.mp4"]);
-        assert_eq!(fs::read(place.desk.outbox().join("photo-7.mp4")).ok().as_deref(), Some(&b"a stranger's"[..]));
+        assert_eq!(
+            fs::read(place.desk.outbox().join("photo-7.mp4")).ok().as_deref(),
+            Some(&b"a stranger's"[..])
+        );
         assert_eq!(place.job(job.id).output.as_deref(), Some(&*place.desk.outbox().join("photo-7-2.mp4")));
         Ok(())
     }
@@ -516,7 +547,8 @@ mod tests {
         let place = place()?;
         let job = place.running()?;
         for n in 1..place.desk.config.queue.interruptions {
-            fs::write(place.job(job.id).part(place.desk.outbox()), "torn").map_err(Error::file("write", "part"))?;
+            fs::write(place.job(job.id).part(place.desk.outbox()), "torn")
+                .map_err(Error::file("write", "part"))?;
             place.desk.recover()?;
             assert_eq!((place.job(job.id).state, place.job(job.id).interruptions), (State::Queued, n));
             assert_eq!(place.names("../outbox"), Vec::<String>::new());
@@ -533,7 +565,8 @@ mod tests {
         let place = place()?;
         let job = place.finishing()?;
         fs::write(place.inbox.join("new"), "another picture").map_err(Error::file("write", "new"))?;
-        fs::rename(place.inbox.join("new"), place.inbox.join("photo.png")).map_err(Error::file("rename", "new"))?;
+        fs::rename(place.inbox.join("new"), place.inbox.join("photo.png"))
+            .map_err(Error::file("rename", "new"))?;
         place.desk.settle_blocking(job.id)?;
         assert_eq!(place.job(job.id).state, State::Done);
         assert_eq!((place.names(""), place.names(DONE)), (vec!["photo.png".to_owned()], vec![]));
@@ -553,7 +586,10 @@ mod tests {
                 idempotency_key: None,
                 name: "photo.png".into(),
                 source: Some(source),
-                work: Ok((job.image_sha256.expect("spooled"), Box::new(Settings::default().resolve(|| 99).expect("valid")))),
+                work: Ok((
+                    job.image_sha256.expect("spooled"),
+                    Box::new(Settings::default().resolve(|| 99).expect("valid")),
+                )),
             };
             place.desk.ledger.call_blocking(move |db| db.add(&new, || true)).expect("writable")
         };

@@ -50,11 +50,17 @@ impl Engine {
     /// Starts `PROGRAM serve --model DIR [--dit PATH]` and says hello. Needs to be called on a thread that lives as long as
     /// the service: the child is killed when that thread ends.
     pub fn start(program: &Path, model: &Path, dit: Option<&Path>) -> Result<Self> {
-        let failed = |e: io::Error| Error::File { action: "start the engine", path: program.to_owned(), source: e };
+        let failed =
+            |e: io::Error| Error::File { action: "start the engine", path: program.to_owned(), source: e };
         let (ours, theirs) = StdUnixStream::pair().map_err(failed)?;
         ours.set_nonblocking(true).map_err(failed)?;
         let mut command = Command::new(program);
-        command.arg("serve").arg("--model").arg(model).stdin(Stdio::from(OwnedFd::from(theirs))).kill_on_drop(true);
+        command
+            .arg("serve")
+            .arg("--model")
+            .arg(model)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .kill_on_drop(true);
         if let Some(dit) = dit {
             command.args([OsStr::new("--dit"), dit.as_os_str()]);
         }
@@ -66,7 +72,11 @@ impl Engine {
             command.pre_exec(move || {
                 rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
                 // The service may have died before the line above.
-                if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
+                if rustix::process::getppid() == Some(parent) {
+                    Ok(())
+                } else {
+                    Err(io::ErrorKind::Interrupted.into())
+                }
             });
         }
         let child = command.spawn().map_err(failed)?;
@@ -139,7 +149,10 @@ impl Lines {
             }
             self.searched = self.buffer.len();
             if self.buffer.len() > MAX_LINE {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a line of more than {MAX_LINE} bytes")));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("a line of more than {MAX_LINE} bytes"),
+                ));
             }
             if self.reader.read_buf(&mut self.buffer).await? == 0 {
                 return Ok(None);

@@ -83,7 +83,9 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
                 .mode(meta.mode() & 0o777)
                 .open(&part)
                 .and_then(|mut copy| io::copy(&mut source, &mut copy).and_then(|_| copy.sync_all()))
-                .and_then(|()| rustix::fs::renameat_with(CWD, &part, CWD, to, RenameFlags::NOREPLACE).map_err(Into::into));
+                .and_then(|()| {
+                    rustix::fs::renameat_with(CWD, &part, CWD, to, RenameFlags::NOREPLACE).map_err(Into::into)
+                });
             if copied.is_err() {
                 _ = fs::remove_file(&part);
             }

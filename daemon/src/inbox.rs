@@ -69,7 +69,9 @@ impl Inbox {
         let watcher = match notify::recommended_watcher(move |event| _ = sender.send(event)) {
             Ok(watcher) => Some(watcher),
             Err(e) => {
-                tracing::warn!("the kernel gives no file events ({e}); the inbox is looked at every {POLL:?}");
+                tracing::warn!(
+                    "the kernel gives no file events ({e}); the inbox is looked at every {POLL:?}"
+                );
                 None
             }
         };
@@ -204,7 +206,10 @@ impl Inbox {
             Ok(meta) => {
                 if self.told.insert(name.to_owned()) {
                     let kind = files::kind(&meta);
-                    tracing::warn!("`{}` in the inbox is {kind} and stays there: drop the picture itself", show(name));
+                    tracing::warn!(
+                        "`{}` in the inbox is {kind} and stays there: drop the picture itself",
+                        show(name)
+                    );
                 }
                 return self.forget(name);
             }
@@ -248,11 +253,14 @@ impl Inbox {
         }
         let name = path.file_name().unwrap_or_default().to_owned();
         let source = Some(Source { path: path.to_owned(), identity });
-        let base = NewJob { owner, watched: true, idempotency_key: None, name, source, work: Err(Refusal {
-            code: String::new(),
-            text: String::new(),
-            target: None,
-        }) };
+        let base = NewJob {
+            owner,
+            watched: true,
+            idempotency_key: None,
+            name,
+            source,
+            work: Err(Refusal { code: String::new(), text: String::new(), target: None }),
+        };
         for _ in 0..3 {
             let (desk, path) = (self.desk.clone(), path.to_owned());
             let read = tokio::task::spawn_blocking(move || read(&desk, &path, identity))
@@ -271,8 +279,11 @@ impl Inbox {
             };
             let refused = new.work.is_err();
             let there = spooled.as_ref().map(|s| self.desk.spool.path(&s.sha256));
-            let added =
-                self.desk.ledger.call(move |db| db.add(&new, || there.is_some_and(|path| path.exists()))).await?;
+            let added = self
+                .desk
+                .ledger
+                .call(move |db| db.add(&new, || there.is_some_and(|path| path.exists())))
+                .await?;
             drop(spooled);
             match added {
                 Added::New(id) => {
@@ -287,7 +298,10 @@ impl Inbox {
                 Added::Unspooled => {}
             }
         }
-        Err(Error::refused("file", "its copy in the spool is removed again and again; is another program cleaning there?"))
+        Err(Error::refused(
+            "file",
+            "its copy in the spool is removed again and again; is another program cleaning there?",
+        ))
     }
 
     /// An event for a file that has its job. One whose job has ended could not be moved then; perhaps now.
@@ -305,14 +319,13 @@ impl Inbox {
 /// Spools the picture and resolves its settings. [`Error::Refused`] is final, anything else may pass.
 fn read(desk: &Desk, path: &Path, identity: Identity) -> Result<(crate::spool::Spooled, Request)> {
     let settings = settings(path)?;
-    let request = settings
-        .clone()
-        .or(desk.config.defaults.clone())
-        .resolve(draw_seed)
-        .map_err(|e| match sidecars(path).iter().find(|p| p.exists()).and_then(|p| p.file_name()) {
-            Some(sidecar) => Error::refused(e.code(), format!("{}: {e}", show(sidecar))),
-            None => e.into(),
-        })?;
+    let request =
+        settings.clone().or(desk.config.defaults.clone()).resolve(draw_seed).map_err(
+            |e| match sidecars(path).iter().find(|p| p.exists()).and_then(|p| p.file_name()) {
+                Some(sidecar) => Error::refused(e.code(), format!("{}: {e}", show(sidecar))),
+                None => e.into(),
+            },
+        )?;
     let what = format!("the picture `{}`", show(path.file_name().unwrap_or_default()));
     let (file, meta) = files::open_regular(path).map_err(|e| match e.kind() {
         io::ErrorKind::PermissionDenied => Error::refused(
@@ -345,7 +358,8 @@ fn settings(picture: &Path) -> Result<Settings> {
     let mut settings = Settings::default();
     if let Some(text) = sidecar(&toml)? {
         let name = PathBuf::from(toml.file_name().unwrap_or_default());
-        settings = keys::settings_from_toml(&name, &text).map_err(|e| Error::refused("invalid-setting", e))?;
+        settings =
+            keys::settings_from_toml(&name, &text).map_err(|e| Error::refused("invalid-setting", e))?;
     }
     if let Some(text) = sidecar(&txt)? {
         if settings.prompt.is_some() {
@@ -368,11 +382,16 @@ fn sidecar(path: &Path) -> Result<Option<String>> {
     let bytes = match files::read_small(path, MAX_SIDECAR) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::refused("file", format!("the sidecar `{}` cannot be read: {e}", name()))),
+        Err(e) => {
+            return Err(Error::refused("file", format!("the sidecar `{}` cannot be read: {e}", name())));
+        }
     };
     let text = String::from_utf8(bytes).map_err(|e| {
         let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
-        Error::refused("invalid-setting", format!("{}:{line}: it is not valid UTF-8; save it as UTF-8", name()))
+        Error::refused(
+            "invalid-setting",
+            format!("{}:{line}: it is not valid UTF-8; save it as UTF-8", name()),
+        )
     })?;
     // Windows editors begin a file with a mark.
     Ok(Some(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)))
@@ -382,7 +401,13 @@ fn prints(picture: &Path) -> Prints {
     let print = |path: &Path| {
         let meta = fs::symlink_metadata(path).ok()?;
         let ns = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
-        Some((meta.ino(), meta.len(), ns(meta.mtime(), meta.mtime_nsec()), ns(meta.ctime(), meta.ctime_nsec()), i64::from(meta.mode())))
+        Some((
+            meta.ino(),
+            meta.len(),
+            ns(meta.mtime(), meta.mtime_nsec()),
+            ns(meta.ctime(), meta.ctime_nsec()),
+            i64::from(meta.mode()),
+        ))
     };
     let [toml, txt] = sidecars(picture);
     [print(picture), print(&toml), print(&txt)]
@@ -407,7 +432,16 @@ mod tests {
 
     #[test]
     fn only_pictures_names_are_looked_at() {
-        for name in [".hidden.png", "a.png~", "a.png.part", "a.PNG.crdownload", "Thumbs.db", "a.txt", "a.TOML", "@eaDir"] {
+        for name in [
+            ".hidden.png",
+            "a.png~",
+            "a.png.part",
+            "a.PNG.crdownload",
+            "Thumbs.db",
+            "a.txt",
+            "a.TOML",
+            "@eaDir",
+        ] {
             assert!(is_ignored(OsStr::new(name)), "{name}");
         }
         for name in ["a.png", "a", "part", "toml.jpg", "a b\n.jpeg"] {
@@ -420,7 +454,9 @@ mod tests {
     fn sidecars_give_settings_and_prompt_or_a_sentence() -> Result<()> {
         let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
         let picture = dir.path().join("photo.png");
-        let write = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).map_err(Error::file("write", name));
+        let write = |name: &str, bytes: &[u8]| {
+            fs::write(dir.path().join(name), bytes).map_err(Error::file("write", name))
+        };
         assert_eq!(settings(&picture)?, Settings::default());
         write("photo.txt", "\u{feff} a wave\n".as_bytes())?;
         write("photo.toml", b"seed = 5\n")?;

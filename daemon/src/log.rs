@@ -31,7 +31,8 @@ pub fn start(level: &str) -> Result<()> {
 /// Whether standard error goes to the journal: systemd names its device and inode.
 fn journal_listens() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
-    rustix::fs::fstat(std::io::stderr().as_fd()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+    rustix::fs::fstat(std::io::stderr().as_fd())
+        .is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 struct Journal;

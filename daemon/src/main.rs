@@ -16,8 +16,11 @@ const EXIT_CONFIG: u8 = 78;
 ///
 /// Settings come from the configuration file, then from variables ANIMD_SECTION_KEY, then from these options.
 #[derive(Parser)]
-#[command(version, after_help = "Example: animd --user --model ~/models/Wan2.1-I2V-14B-480P\n\nExit codes: 0 stopped, 1 \
-failed, 2 wrong usage, 78 wrong configuration")]
+#[command(
+    version,
+    after_help = "Example: animd --user --model ~/models/Wan2.1-I2V-14B-480P\n\nExit codes: 0 stopped, 1 \
+failed, 2 wrong usage, 78 wrong configuration"
+)]
 struct Args {
     /// The configuration file [default: /etc/animd/animd.toml; with --user ~/.config/animd/animd.toml]
     #[arg(long, value_name = "FILE")]
@@ -61,10 +64,9 @@ impl Args {
         ] {
             let Some(path) = path else { continue };
             let full = std::path::absolute(path).map_err(Error::file("find", path))?;
-            let text = full
-                .into_os_string()
-                .into_string()
-                .map_err(|path| Error::Config(format!("`{}` is not valid UTF-8", animd::files::show(path))))?;
+            let text = full.into_os_string().into_string().map_err(|path| {
+                Error::Config(format!("`{}` is not valid UTF-8", animd::files::show(path)))
+            })?;
             let section = overrides.entry(section).or_insert_with(|| Value::Table(Table::new()));
             if let Value::Table(section) = section {
                 section.insert(key.into(), Value::String(text));

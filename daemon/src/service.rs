@@ -65,8 +65,15 @@ pub async fn run(config: Config, user: bool) -> Result<()> {
     let (cancels, cancelled) = mpsc::channel(16);
     let changes = desk.board.listen();
     let connection = bus::connect(user, &desk, &cancels).await?;
-    let mirror = tokio::spawn(bus::mirror(connection.clone(), desk.clone(), cancels.clone(), changes, stopped.clone()));
-    let watchdog = systemd::daemon::watchdog_enabled().ok().filter(|us| *us > 0).map(|us| Duration::from_micros(us / 3));
+    let mirror = tokio::spawn(bus::mirror(
+        connection.clone(),
+        desk.clone(),
+        cancels.clone(),
+        changes,
+        stopped.clone(),
+    ));
+    let watchdog =
+        systemd::daemon::watchdog_enabled().ok().filter(|us| *us > 0).map(|us| Duration::from_micros(us / 3));
     let supervisor = tokio::spawn(Supervisor::new(desk.clone(), cancelled, stopped.clone(), watchdog).run());
     let inbox = tokio::spawn(inbox.run(stopped));
     notify(&[("READY", "1")]);

@@ -83,7 +83,9 @@ impl Spool {
         let spooled = copied.and_then(|sha256| {
             let after = file.metadata().map_err(Error::file("look at", what))?;
             if after.len() != before.len() || after.modified().ok() != before.modified().ok() {
-                return Err(refuse(format!("{what} changed while it was read; send it again when it is complete")));
+                return Err(refuse(format!(
+                    "{what} changed while it was read; send it again when it is complete"
+                )));
             }
             // From here on nobody removes it, though no row speaks for it yet.
             *self.pins.lock().unwrap_or_else(PoisonError::into_inner).entry(sha256).or_default() += 1;
@@ -147,7 +149,9 @@ impl Spool {
             return Ok(());
         }
         match fs::remove_file(self.path(&sha256)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", self.path(&sha256))(e)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::file("remove", self.path(&sha256))(e))
+            }
             _ => Ok(()),
         }
     }
@@ -210,7 +214,8 @@ mod tests {
     fn what_is_no_whole_picture_file_is_refused() -> Result<()> {
         let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
         let spool = Spool::open(dir.path().join("spool"))?;
-        let refused = |file: &File| spool.put(file, "the picture").map(|_| ()).expect_err("refused").to_string();
+        let refused =
+            |file: &File| spool.put(file, "the picture").map(|_| ()).expect_err("refused").to_string();
         let endless = File::open("/dev/zero").map_err(Error::file("open", "/dev/zero"))?;
         assert_eq!(refused(&endless), "the picture is a device, not a regular file");
         let large = File::create(dir.path().join("large")).map_err(Error::file("create", "large"))?;

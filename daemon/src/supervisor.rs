@@ -158,7 +158,8 @@ impl Supervisor {
             let silent = engine.heard.elapsed().as_secs();
             self.lost(&format!("it has not been heard for {silent} seconds")).await;
         }
-        if self.running.as_ref().and_then(|r| r.cancel.as_ref()).is_some_and(|(_, deadline)| now >= *deadline) {
+        if self.running.as_ref().and_then(|r| r.cancel.as_ref()).is_some_and(|(_, deadline)| now >= *deadline)
+        {
             self.lost("it does not stop its cancelled job").await;
         }
     }
@@ -238,7 +239,8 @@ impl Supervisor {
             return Err(Error::refused("file", text));
         }
         let output = job.part(self.desk.outbox());
-        let (outbox, part, free_mib) = (self.desk.outbox().to_owned(), output.clone(), self.desk.config.queue.free_mib);
+        let (outbox, part, free_mib) =
+            (self.desk.outbox().to_owned(), output.clone(), self.desk.config.queue.free_mib);
         tokio::task::spawn_blocking(move || check_outbox(&outbox, &part, free_mib))
             .await
             .map_err(|_| Error::Stopping)??;
@@ -297,7 +299,10 @@ impl Supervisor {
         self.failures = 0;
         match self.desk.examine(running.job, report).await {
             Ok(ended) => self.conclude(id, ended).await,
-            Err(e) => tracing::error!(job = id, "job {id} cannot be finished now; a restart of the service does: {e}"),
+            Err(e) => tracing::error!(
+                job = id,
+                "job {id} cannot be finished now; a restart of the service does: {e}"
+            ),
         }
     }
 
@@ -327,7 +332,8 @@ impl Supervisor {
         let how = engine.end(grace).await;
         tracing::warn!("the engine has ended ({how}): {why}");
         if self.trouble.is_none() {
-            self.trouble = Some(("no-engine", format!("the engine has ended ({how}) and is started again: {why}")));
+            self.trouble =
+                Some(("no-engine", format!("the engine has ended ({how}) and is started again: {why}")));
         }
         self.pause();
         let Some(running) = self.running.take() else { return };
@@ -349,7 +355,10 @@ impl Supervisor {
         }
         _ = fs::remove_file(job.part(self.desk.outbox()));
         if let Err(e) = self.desk.ledger.call(move |db| db.crashed(id, &why)).await {
-            tracing::error!(job = id, "job {id} cannot be queued again now; a restart of the service does: {e}");
+            tracing::error!(
+                job = id,
+                "job {id} cannot be queued again now; a restart of the service does: {e}"
+            );
         }
         self.desk.board.tell(Change::State(id));
     }
@@ -402,11 +411,15 @@ impl Supervisor {
                 board.set_status("busy", format!("job {id} is being made: {stage}"));
             }
             (None, Some(Some(hello))) => {
-                board.set_status("idle", format!("waiting for pictures; {} on {}", hello.model, hello.backend));
+                board.set_status(
+                    "idle",
+                    format!("waiting for pictures; {} on {}", hello.model, hello.backend),
+                );
             }
             (None, Some(None)) => board.set_status("loading", "the engine is starting"),
             (None, None) => {
-                let (state, text) = self.trouble.clone().unwrap_or(("starting", "the service is starting".into()));
+                let (state, text) =
+                    self.trouble.clone().unwrap_or(("starting", "the service is starting".into()));
                 board.set_status(state, text);
             }
         }
@@ -437,8 +450,15 @@ fn check_outbox(outbox: &Path, part: &Path, free_mib: u64) -> Result<()> {
             _ => Ok(()),
         })
         .and_then(|()| fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(part))
-        .map_err(|e| refuse(format!("the outbox `{}` takes no file: {e}; make it a folder that animd may write to", show(outbox))))?;
-    let disk = rustix::fs::statvfs(outbox).map_err(|e| refuse(format!("the outbox `{}` cannot be asked for its free space: {e}", show(outbox))))?;
+        .map_err(|e| {
+            refuse(format!(
+                "the outbox `{}` takes no file: {e}; make it a folder that animd may write to",
+                show(outbox)
+            ))
+        })?;
+    let disk = rustix::fs::statvfs(outbox).map_err(|e| {
+        refuse(format!("the outbox `{}` cannot be asked for its free space: {e}", show(outbox)))
+    })?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize) >> 20;
     if free < free_mib {
         _ = fs::remove_file(part);

@@ -15,12 +15,18 @@ fn a_submitted_picture_is_waited_for_and_shown() {
     let picture = house.picture();
     let done = house.animctl(&["submit", &picture, "-p", "a wave", "--seed", "7", "--steps", "4", "--wait"]);
     assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));
-    assert_eq!(String::from_utf8(done.stdout).unwrap().trim(), house.path("outbox/picture-7.mp4").to_str().unwrap());
+    assert_eq!(
+        String::from_utf8(done.stdout).unwrap().trim(),
+        house.path("outbox/picture-7.mp4").to_str().unwrap()
+    );
     let shown = house.json(&["show", "1"]);
     assert_eq!((&shown["state"], &shown["settings"]["prompt"]), (&"done".into(), &"a wave".into()));
     assert_eq!((&shown["settings"]["steps"], &shown["stages"][1][0]), (&4.into(), &"denoise".into()));
     let listed = house.json(&["list"]);
-    assert_eq!((&listed[0]["id"], &listed[0]["state"], &listed[0]["progress"]), (&1.into(), &"done".into(), &1.0.into()));
+    assert_eq!(
+        (&listed[0]["id"], &listed[0]["state"], &listed[0]["progress"]),
+        (&1.into(), &"done".into(), &1.0.into())
+    );
     assert!(listed[0].get("prompt").is_none() && listed[0].get("output").is_none(), "private: {listed}");
     assert!(fs::metadata(&picture).is_ok(), "a submitted picture stays where it is");
 
@@ -66,17 +72,22 @@ fn failures_and_wrong_calls_have_their_codes_and_sentences() {
 fn jobs_are_cancelled_queued_or_running_or_deaf() {
     let house = House::started("[engine]\ncancel_seconds = 1\n");
     let picture = house.picture();
-    let submit = |prompt: &str| house.json(&["submit", &picture, "-p", prompt])["id"].as_u64().unwrap().to_string();
+    let submit =
+        |prompt: &str| house.json(&["submit", &picture, "-p", prompt])["id"].as_u64().unwrap().to_string();
     let running = submit("slow=1000");
     let queued = submit("waits");
-    house.until("the first runs", |house| house.json(&["list", "--state", "running"])[0]["step"][0].as_u64() > Some(0));
+    house.until("the first runs", |house| {
+        house.json(&["list", "--state", "running"])[0]["step"][0].as_u64() > Some(0)
+    });
     assert_eq!(house.json(&["list", "--state", "queued"])[0]["position"], 1);
     house.json(&["cancel", &queued]);
     house.json(&["cancel", &running]);
     house.until_ended(2);
     assert_eq!(house.number("SELECT count(*) FROM job WHERE state = 'canceled'"), Some(2));
     let deaf = submit("deaf slow=1000");
-    house.until("the third runs", |house| house.json(&["list", "--state", "running"])[0]["step"][0].as_u64() > Some(0));
+    house.until("the third runs", |house| {
+        house.json(&["list", "--state", "running"])[0]["step"][0].as_u64() > Some(0)
+    });
     house.json(&["cancel", &deaf]);
     house.until_ended(3);
     assert_eq!(house.text("SELECT state FROM job WHERE id = 3"), "canceled");
@@ -85,7 +96,11 @@ fn jobs_are_cancelled_queued_or_running_or_deaf() {
     house.until("it runs", |house| !house.json(&["list", "--state", "running"])[0].is_null());
     house.json(&["cancel", "4"]);
     house.until_ended(4);
-    assert!(fs::read_to_string(house.path("inbox/failed/photo.png.error.txt")).unwrap().contains("cancelled by user"));
+    assert!(
+        fs::read_to_string(house.path("inbox/failed/photo.png.error.txt"))
+            .unwrap()
+            .contains("cancelled by user")
+    );
     assert!(house.files("outbox").is_empty() && house.files("state/spool").is_empty());
 }
 
@@ -109,7 +124,9 @@ fn wait_goes_on_over_a_restart() {
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    house.until("it runs", |house| house.number("SELECT count(*) FROM job WHERE state = 'running'") == Some(1));
+    house.until("it runs", |house| {
+        house.number("SELECT count(*) FROM job WHERE state = 'running'") == Some(1)
+    });
     house.kill();
     house.start();
     let output = client.wait_with_output().unwrap();
@@ -123,19 +140,35 @@ fn a_path_is_taken_only_below_the_watched_folder_and_keys_are_checked() {
     let picture = house.picture();
     let call = |method: &str, args: &[&str]| {
         let output = Command::new("busctl")
-            .args(["--user", "call", "org.animd.Animd1", "/org/animd/Animd1", "org.animd.Animd1.Manager", method])
+            .args([
+                "--user",
+                "call",
+                "org.animd.Animd1",
+                "/org/animd/Animd1",
+                "org.animd.Animd1.Manager",
+                method,
+            ])
             .args(args)
-            .envs(house.animctl_command(&[]).get_envs().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))))
+            .envs(
+                house
+                    .animctl_command(&[])
+                    .get_envs()
+                    .filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))),
+            )
             .output()
             .unwrap();
-        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
+        )
     };
     let (taken, text) = call("SubmitPath", &["sa{sv}", &picture, "0"]);
     assert!(!taken && text.contains("is not in the watched folder"), "{text}");
     std::os::unix::fs::symlink(&picture, house.path("inbox/link.png")).unwrap();
     let (taken, text) = call("SubmitPath", &["sa{sv}", house.path("inbox/link.png").to_str().unwrap(), "0"]);
     assert!(!taken && text.contains("is not in the watched folder"), "{text}");
-    let (taken, text) = call("SubmitPath", &["sa{sv}", house.path("inbox/../picture.png").to_str().unwrap(), "0"]);
+    let (taken, text) =
+        call("SubmitPath", &["sa{sv}", house.path("inbox/../picture.png").to_str().unwrap(), "0"]);
     assert!(!taken, "{text}");
     let kept = house.path("inbox/done/old.png");
     fs::write(&kept, harness::PICTURE).unwrap();

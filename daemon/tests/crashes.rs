@@ -45,7 +45,9 @@ fn an_engine_that_leaves_no_file_fails_the_job() {
 fn a_stop_gives_the_job_back_uncounted() {
     let mut house = House::started("[defaults]\nseed = 7\n");
     house.drop_picture("photo.png", Some("slow=200"));
-    house.until("the job runs", |house| house.number("SELECT count(*) FROM job WHERE state = 'running'") == Some(1));
+    house.until("the job runs", |house| {
+        house.number("SELECT count(*) FROM job WHERE state = 'running'") == Some(1)
+    });
     assert_eq!(house.stop(), Some(0));
     assert_eq!(house.text("SELECT state FROM job"), "queued");
     assert_eq!(house.number("SELECT attempt + crashes + interruptions FROM job"), Some(0));
@@ -63,7 +65,11 @@ fn a_service_killed_again_and_again_makes_each_video_once() {
     for n in 0..PICTURES {
         // The sizes differ, so that no two are the same picture.
         fs::write(house.path(&format!("inbox/p{n}.txt")), format!("slow={}", 5 + n)).unwrap();
-        fs::write(house.path(&format!("inbox/p{n}.png")), [harness::PICTURE, &vec![b'x'; n as usize]].concat()).unwrap();
+        fs::write(
+            house.path(&format!("inbox/p{n}.png")),
+            [harness::PICTURE, &vec![b'x'; n as usize]].concat(),
+        )
+        .unwrap();
     }
     for n in 0..20_u64 {
         house.spawn();
@@ -92,7 +98,9 @@ fn without_a_model_pictures_wait_and_the_state_says_why() {
     house.start();
     house.drop_picture("photo.png", None);
     house.until("the state tells", |house| house.json(&["status"])["state"] == "no-weights");
-    house.until("the picture waits", |house| house.number("SELECT count(*) FROM job WHERE state = 'queued'") == Some(1));
+    house.until("the picture waits", |house| {
+        house.number("SELECT count(*) FROM job WHERE state = 'queued'") == Some(1)
+    });
     assert_eq!(house.json(&["status"])["state_text"], "the model folder is empty");
 }
 

@@ -24,10 +24,15 @@ fn a_dropped_picture_becomes_one_video() {
     assert!(house.files("state/spool").is_empty());
     assert_eq!(house.text("SELECT state FROM job"), "done");
     assert_eq!(house.text("SELECT settings_json ->> 'prompt' FROM job"), "a wave");
-    assert_eq!(house.text("SELECT video FROM jobs"), house.path(&format!("outbox/photo-{seed}.mp4")).to_str().unwrap());
+    assert_eq!(
+        house.text("SELECT video FROM jobs"),
+        house.path(&format!("outbox/photo-{seed}.mp4")).to_str().unwrap()
+    );
     assert_eq!(house.number("SELECT count(*) FROM stage"), Some(2));
     assert_eq!(house.number("SELECT count(*) FROM step WHERE computed = 1"), Some(40));
-    let mode = std::os::unix::fs::PermissionsExt::mode(&house.path(&format!("outbox/photo-{seed}.mp4")).metadata().unwrap().permissions());
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &house.path(&format!("outbox/photo-{seed}.mp4")).metadata().unwrap().permissions(),
+    );
     assert_eq!(mode & 0o777, 0o640);
     // Moved back, it is a new wish.
     fs::rename(house.path("inbox/done/photo.png"), house.path("inbox/photo.png")).unwrap();
@@ -43,7 +48,9 @@ fn what_lies_there_at_the_start_is_taken_and_litter_is_not() {
         fs::write(house.path("inbox").join(litter), PICTURE).unwrap();
     }
     std::os::unix::fs::symlink("/etc/hostname", house.path("inbox/link.png")).unwrap();
-    assert!(std::process::Command::new("mkfifo").arg(house.path("inbox/pipe.png")).status().unwrap().success());
+    assert!(
+        std::process::Command::new("mkfifo").arg(house.path("inbox/pipe.png")).status().unwrap().success()
+    );
     house.start();
     house.until_ended(1);
     house.drop_picture("late.png", None);
@@ -52,8 +59,14 @@ fn what_lies_there_at_the_start_is_taken_and_litter_is_not() {
     assert_eq!(house.files("inbox/done"), ["early.png", "late.png"]);
     assert!(house.path("inbox/link.png").is_symlink() && house.path("inbox/pipe.png").exists());
     let log = fs::read_to_string(house.path("log")).unwrap();
-    assert!(log.contains("`link.png` in the inbox is a symbolic link") && log.contains("`pipe.png` in the inbox is a pipe"));
-    assert_eq!(house.text("SELECT settings_json ->> 'prompt' FROM job LIMIT 1"), animd::config::NEUTRAL_PROMPT);
+    assert!(
+        log.contains("`link.png` in the inbox is a symbolic link")
+            && log.contains("`pipe.png` in the inbox is a pipe")
+    );
+    assert_eq!(
+        house.text("SELECT settings_json ->> 'prompt' FROM job LIMIT 1"),
+        animd::config::NEUTRAL_PROMPT
+    );
 }
 
 #[test]
@@ -76,7 +89,8 @@ fn sidecars_set_and_bad_ones_fail_with_their_line() {
     fs::write(house.path("inbox/latin.txt"), b"h\xe9\n").unwrap();
     house.drop_picture("latin.png", None);
     house.until_ended(4);
-    let note = |name: &str| fs::read_to_string(house.path(&format!("inbox/failed/{name}.png.error.txt"))).unwrap();
+    let note =
+        |name: &str| fs::read_to_string(house.path(&format!("inbox/failed/{name}.png.error.txt"))).unwrap();
     assert_eq!(note("bad"), "bad.toml:2: unknown key `sede`; did you mean `seed`?\n");
     assert!(note("odd").starts_with("odd.toml: frames 80 is not 4n+1"));
     assert_eq!(note("latin"), "latin.txt:1: it is not valid UTF-8; save it as UTF-8\n");
@@ -120,7 +134,8 @@ fn what_is_no_picture_or_too_large_fails_in_words() {
     huge.set_len((256 << 20) + 1).unwrap();
     fs::rename(house.path("huge.png"), house.path("inbox/huge.png")).unwrap();
     house.until_ended(3);
-    let note = |name: &str| fs::read_to_string(house.path(&format!("inbox/failed/{name}.png.error.txt"))).unwrap();
+    let note =
+        |name: &str| fs::read_to_string(house.path(&format!("inbox/failed/{name}.png.error.txt"))).unwrap();
     assert_eq!(note("note"), "the picture is not an image that can be read\n");
     assert!(note("empty").contains("is empty"));
     assert!(note("huge").contains("at most 256 MiB"));

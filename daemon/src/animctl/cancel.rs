@@ -15,7 +15,11 @@ pub struct Args {
 
 pub async fn run(args: &Args, connection: &Connection, manager: &ManagerProxy<'_>, json: bool) -> Result<u8> {
     let path = manager.get_job(args.id).await?;
-    let job = JobProxy::builder(connection).path(path).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
+    let job = JobProxy::builder(connection)
+        .path(path)
+        .cache_properties(zbus::proxy::CacheProperties::No)
+        .build()
+        .await?;
     job.cancel().await?;
     if json {
         print(serde_json::json!({"id": args.id, "state": job.state().await?}));

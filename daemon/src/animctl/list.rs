@@ -10,9 +10,11 @@ use crate::{Result, json_of, print};
 
 /// List jobs, the newest first.
 #[derive(clap::Args)]
-#[command(after_help = "Example: animctl list --state failed --limit 5\n\nJSON: an array of objects with id, owner, state, stage, \
+#[command(
+    after_help = "Example: animctl list --state failed --limit 5\n\nJSON: an array of objects with id, owner, state, stage, \
 step [done, all], progress (0 to 1), expected_end, position (0 when it does not wait), created, started, finished (microseconds \
-since 1970, 0 when not known)")]
+since 1970, 0 when not known)"
+)]
 pub struct Args {
     /// Only jobs in this state: queued, running, finishing, done, failed or canceled
     #[arg(long, value_name = "STATE")]
@@ -44,7 +46,10 @@ pub async fn run(args: &Args, manager: &ManagerProxy<'_>, json: bool) -> Result<
         print(Value::Array(jobs));
         return Ok(0);
     }
-    print(format!("{:>6}  {:<9}  {:>5}  {:<10}  {:>8}  {:>6}", "ID", "STATE", "DONE", "STAGE", "STEP", "OWNER"));
+    print(format!(
+        "{:>6}  {:<9}  {:>5}  {:<10}  {:>8}  {:>6}",
+        "ID", "STATE", "DONE", "STAGE", "STEP", "OWNER"
+    ));
     for job in jobs {
         let text = |key: &str| job[key].as_str().unwrap_or_default().to_owned();
         let percent = format!("{:.0}%", job["progress"].as_f64().unwrap_or(0.0) * 100.0);

@@ -75,9 +75,13 @@ impl From<zbus::Error> for Failure {
     fn from(e: zbus::Error) -> Self {
         match e {
             zbus::Error::MethodError(name, text, _) => {
-                let gone = ["ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "Spawn.ServiceNotFound"];
+                let gone =
+                    ["ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "Spawn.ServiceNotFound"];
                 if gone.iter().any(|g| name.as_str() == format!("org.freedesktop.DBus.Error.{g}")) {
-                    return Self { code: UNREACHABLE, text: "animd does not run: `systemctl start animd`, or `animd --user`".into() };
+                    return Self {
+                        code: UNREACHABLE,
+                        text: "animd does not run: `systemctl start animd`, or `animd --user`".into(),
+                    };
                 }
                 Self::new(text.unwrap_or_else(|| name.to_string()))
             }
@@ -91,9 +95,10 @@ impl From<zbus::Error> for Failure {
 impl From<fdo::Error> for Failure {
     fn from(e: fdo::Error) -> Self {
         match e {
-            fdo::Error::ServiceUnknown(_) | fdo::Error::NameHasNoOwner(_) | fdo::Error::NoReply(_) => {
-                Self { code: UNREACHABLE, text: "animd does not run: `systemctl start animd`, or `animd --user`".into() }
-            }
+            fdo::Error::ServiceUnknown(_) | fdo::Error::NameHasNoOwner(_) | fdo::Error::NoReply(_) => Self {
+                code: UNREACHABLE,
+                text: "animd does not run: `systemctl start animd`, or `animd --user`".into(),
+            },
             fdo::Error::ZBus(e) => e.into(),
             e => Self::new(e.to_string()),
         }
@@ -133,7 +138,10 @@ async fn run(args: Args) -> Result<u8> {
 async fn connect(user: bool, system: bool) -> Result<Connection> {
     let unreachable = |what: &str| {
         let what = what.to_owned();
-        move |e: zbus::Error| Failure { code: UNREACHABLE, text: format!("the {what} bus cannot be reached: {e}") }
+        move |e: zbus::Error| Failure {
+            code: UNREACHABLE,
+            text: format!("the {what} bus cannot be reached: {e}"),
+        }
     };
     if user {
         return Connection::session().await.map_err(unreachable("session"));

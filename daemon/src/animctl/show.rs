@@ -8,10 +8,12 @@ use crate::{Result, json_of, print};
 
 /// Show everything about a job. Its owner and root may.
 #[derive(clap::Args)]
-#[command(after_help = "Example: animctl show 7 --json\n\nJSON: id, uuid, state, owner, name, created, attempt, and where known \
+#[command(
+    after_help = "Example: animctl show 7 --json\n\nJSON: id, uuid, state, owner, name, created, attempt, and where known \
 started, finished (microseconds since 1970), source, source_moved_to, output, output_bytes, width, height, model, backend, \
 forwards_computed, forwards_skipped, ram_peak_bytes, gpu_peak_bytes, error_code, error_text, stages [[name, seconds]], settings \
-(every setting with its value)")]
+(every setting with its value)"
+)]
 pub struct Args {
     /// The job's number
     id: u64,
@@ -66,12 +68,19 @@ pub async fn describe(job: &JobProxy<'_>, json: bool) -> Result<()> {
         }
     }
     for stage in description["stages"].as_array().into_iter().flatten() {
-        print(format!("{:<18} {:.2} s", stage[0].as_str().unwrap_or_default(), stage[1].as_f64().unwrap_or(0.0)));
+        print(format!(
+            "{:<18} {:.2} s",
+            stage[0].as_str().unwrap_or_default(),
+            stage[1].as_f64().unwrap_or(0.0)
+        ));
     }
     if let Value::Object(settings) = &description["settings"] {
         print("settings");
         for (key, value) in settings {
-            print(format!("  {key:<22} {}", value.as_str().map_or_else(|| value.to_string(), |t| format!("{t:?}"))));
+            print(format!(
+                "  {key:<22} {}",
+                value.as_str().map_or_else(|| value.to_string(), |t| format!("{t:?}"))
+            ));
         }
     }
     Ok(())
@@ -79,7 +88,9 @@ pub async fn describe(job: &JobProxy<'_>, json: bool) -> Result<()> {
 
 /// A time in the past in words.
 fn ago(us: u64) -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_micros() as u64);
     let seconds = now.saturating_sub(us) / 1_000_000;
     match seconds {
         0..60 => format!("{seconds} s ago"),

@@ -6,8 +6,10 @@ use crate::{Result, print};
 
 /// Show what animd is doing.
 #[derive(clap::Args)]
-#[command(after_help = "Example: animctl status --json\n\nJSON: version, state (starting, loading, idle, busy, no-weights, no-gpu, \
-no-engine, stopping), state_text, queued")]
+#[command(
+    after_help = "Example: animctl status --json\n\nJSON: version, state (starting, loading, idle, busy, no-weights, no-gpu, \
+no-engine, stopping), state_text, queued"
+)]
 pub struct Args {}
 
 pub async fn run(_: &Args, manager: &ManagerProxy<'_>, json: bool) -> Result<u8> {

@@ -25,8 +25,10 @@ const AWAY: Duration = Duration::from_secs(60);
 
 /// Make a video of a picture.
 #[derive(clap::Args)]
-#[command(after_help = "Example: animctl submit photo.jpg -p 'The waves roll in' --steps 20 --wait\n\nJSON: id and state; with \
---wait what `animctl show` prints")]
+#[command(
+    after_help = "Example: animctl submit photo.jpg -p 'The waves roll in' --steps 20 --wait\n\nJSON: id and state; with \
+--wait what `animctl show` prints"
+)]
 pub struct Args {
     /// The picture
     image: PathBuf,
@@ -50,8 +52,8 @@ pub async fn run(args: Args, connection: &Connection, manager: &ManagerProxy<'_>
     if let Some(output) = args.output.as_ref().filter(|path| path.exists()) {
         return Err(Failure::new(format!("`{}` exists already; choose another name", show(output))));
     }
-    let image =
-        File::open(&args.image).map_err(|e| Failure::new(format!("cannot open `{}`: {e}", show(&args.image))))?;
+    let image = File::open(&args.image)
+        .map_err(|e| Failure::new(format!("cannot open `{}`: {e}", show(&args.image))))?;
     let Ok(Value::Object(settings)) = serde_json::to_value(&args.settings) else {
         return Err(Failure::new("the settings cannot be sent"));
     };
@@ -102,7 +104,10 @@ pub async fn run(args: Args, connection: &Connection, manager: &ManagerProxy<'_>
         }
         state => {
             if !json {
-                eprintln!("animctl: job {id} {state}: {}", description["error_text"].as_str().unwrap_or_default());
+                eprintln!(
+                    "animctl: job {id} {state}: {}",
+                    description["error_text"].as_str().unwrap_or_default()
+                );
             }
             Ok(if state == "canceled" { CANCELED } else { FAILED })
         }
@@ -115,7 +120,12 @@ async fn job_at(connection: &Connection, path: OwnedObjectPath) -> Result<JobPro
 }
 
 /// Shows the job's progress until it has ended, across restarts of the service. Gives its last state.
-async fn wait(id: u64, path: OwnedObjectPath, connection: &Connection, manager: &ManagerProxy<'_>) -> Result<String> {
+async fn wait(
+    id: u64,
+    path: OwnedObjectPath,
+    connection: &Connection,
+    manager: &ManagerProxy<'_>,
+) -> Result<String> {
     let bus = fdo::PropertiesProxy::builder(connection)
         .destination(animd::bus::NAME)
         .path(path.clone())
@@ -138,7 +148,9 @@ async fn wait(id: u64, path: OwnedObjectPath, connection: &Connection, manager: 
                 if since.elapsed().unwrap_or_default() > AWAY {
                     return Err(Failure {
                         code: UNREACHABLE,
-                        text: format!("animd is away; job {id} is kept, `animctl show {id}` tells later what became of it"),
+                        text: format!(
+                            "animd is away; job {id} is kept, `animctl show {id}` tells later what became of it"
+                        ),
                     });
                 }
                 if let Ok(path) = manager.get_job(id).await {
@@ -182,7 +194,8 @@ async fn look(job: &JobProxy<'_>, manager: &ManagerProxy<'_>, meter: &mut Meter)
 async fn save(job: &JobProxy<'_>, output: &std::path::Path) -> Result<()> {
     let video = OwnedFd::from(job.open_result().await?);
     let failed = |e: std::io::Error| Failure::new(format!("cannot write `{}`: {e}", show(output)));
-    let mut copy = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(output).map_err(failed)?;
+    let mut copy =
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(output).map_err(failed)?;
     let copied = std::io::copy(&mut File::from(video), &mut copy).and_then(|_| copy.sync_all());
     if copied.is_err() {
         _ = fs::remove_file(output);

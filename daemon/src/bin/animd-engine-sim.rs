@@ -84,7 +84,8 @@ fn generate(
     canceled: &AtomicU64,
 ) -> Result<Report, (&'static str, String)> {
     let has = |word: &str| request.prompt.split_whitespace().any(|w| w == word);
-    let pause = request.prompt.split_whitespace().find_map(|w| w.strip_prefix("slow=")?.parse().ok()).unwrap_or(1);
+    let pause =
+        request.prompt.split_whitespace().find_map(|w| w.strip_prefix("slow=")?.parse().ok()).unwrap_or(1);
     let picture = fs::read(image).map_err(|e| ("file", e.to_string()))?;
     if !picture.starts_with(b"\x89PNG") {
         return Err(("invalid-image", "the picture is not an image that can be read".into()));
@@ -106,7 +107,10 @@ fn generate(
                 process::abort();
             }
             if has("fail") {
-                return Err(("memory", "the video needs 80 GiB, the machine has 8; choose a smaller size".into()));
+                return Err((
+                    "memory",
+                    "the video needs 80 GiB, the machine has 8; choose a smaller size".into(),
+                ));
             }
             if has("hang") {
                 hung.store(true, Ordering::SeqCst);

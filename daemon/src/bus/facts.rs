@@ -40,9 +40,11 @@ impl Facts {
         let live = live.filter(|_| job.state == State::Running);
         let steps = job.request.as_ref().map_or(0, |r| r.steps);
         let (stage, step, progress) = match (job.state, live) {
-            (_, Some(live)) => {
-                (live.progress.stage.name(), (live.progress.step, live.progress.steps), live.progress.fraction)
-            }
+            (_, Some(live)) => (
+                live.progress.stage.name(),
+                (live.progress.step, live.progress.steps),
+                live.progress.fraction,
+            ),
             (State::Done, _) => ("", (steps, steps), 1.0),
             _ => ("", (0, steps), 0.0),
         };

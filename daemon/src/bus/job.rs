@@ -30,7 +30,10 @@ impl JobObject {
         if may(uid, self.facts.owner) {
             return Ok(uid);
         }
-        Err(BusError::NotAuthorized(format!("job {} belongs to another user; ask them, or root", self.facts.id)))
+        Err(BusError::NotAuthorized(format!(
+            "job {} belongs to another user; ask them, or root",
+            self.facts.id
+        )))
     }
 
     async fn job(&self) -> Result<Job, BusError> {
@@ -85,14 +88,20 @@ impl JobObject {
         self.authorized(&header, connection).await?;
         let job = self.job().await?;
         let Some(path) = job.output.filter(|_| job.state == State::Done) else {
-            return Err(BusError::NotReady(format!("job {} is {}; it has no video", job.id, job.state.name())));
+            return Err(BusError::NotReady(format!(
+                "job {} is {}; it has no video",
+                job.id,
+                job.state.name()
+            )));
         };
         let opened = tokio::task::spawn_blocking(move || open_regular(&path).map_err(|e| (path, e)))
             .await
             .map_err(|_| BusError::Internal("the service is stopping".into()))?;
         match opened {
             Ok((file, _)) => Ok(OwnedFd::from(StdOwnedFd::from(file))),
-            Err((path, e)) => Err(BusError::NotFound(format!("the video `{}` cannot be opened: {e}", show(path)))),
+            Err((path, e)) => {
+                Err(BusError::NotFound(format!("the video `{}` cannot be opened: {e}", show(path))))
+            }
         }
     }
 
@@ -160,7 +169,10 @@ fn description(job: &Job, stages: Vec<(String, f64)>) -> HashMap<String, OwnedVa
     put("finished", job.finished_us.map(Into::into));
     put("attempt", Some(job.attempt.into()));
     put("source", job.source.as_ref().map(|s| show(&s.path).into()));
-    put("source_moved_to", job.source_target.as_ref().filter(|_| !job.state.is_open()).map(|p| show(p).into()));
+    put(
+        "source_moved_to",
+        job.source_target.as_ref().filter(|_| !job.state.is_open()).map(|p| show(p).into()),
+    );
     put("output", job.output.as_ref().map(|p| show(p).into()));
     put("output_bytes", job.output_bytes.map(Into::into));
     put("width", job.width.map(Into::into));

@@ -200,7 +200,9 @@ impl Manager {
                 Added::Unspooled => {}
             }
         }
-        Err(BusError::Internal("the picture's copy is removed again and again; is another program cleaning the spool?".into()))
+        Err(BusError::Internal(
+            "the picture's copy is removed again and again; is another program cleaning the spool?".into(),
+        ))
     }
 }
 
@@ -222,11 +224,15 @@ fn open_watched(inbox: &Path, path: &Path, uid: u32) -> Result<File, BusError> {
     let flags = OFlags::CLOEXEC | OFlags::RDONLY;
     let dir = rustix::fs::openat(CWD, inbox, flags | OFlags::DIRECTORY, Mode::empty()).map_err(cannot)?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let file = rustix::fs::openat2(&dir, below, flags | OFlags::NONBLOCK, Mode::empty(), resolve).map_err(cannot)?;
+    let file =
+        rustix::fs::openat2(&dir, below, flags | OFlags::NONBLOCK, Mode::empty(), resolve).map_err(cannot)?;
     let file = File::from(file);
     let meta = file.metadata().map_err(|e| BusError::Internal(e.to_string()))?;
     if !may(uid, meta.uid()) && meta.mode() & 0o004 == 0 {
-        return Err(BusError::NotAuthorized(format!("`{}` is another user's, and not readable for all", show(path))));
+        return Err(BusError::NotAuthorized(format!(
+            "`{}` is another user's, and not readable for all",
+            show(path)
+        )));
     }
     Ok(file)
 }

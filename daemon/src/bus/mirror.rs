@@ -138,7 +138,8 @@ impl Mirror {
                 self.leaving.push((Instant::now() + STAY, id));
                 // An old job that was only looked up ended long ago.
                 if known.is_some() || before.state.is_open() {
-                    Manager::job_removed(&self.emitter()?, id, object_path(id).into(), facts.state.name()).await?;
+                    Manager::job_removed(&self.emitter()?, id, object_path(id).into(), facts.state.name())
+                        .await?;
                 }
             }
         }

@@ -58,7 +58,12 @@ pub async fn connect(user: bool, desk: &Arc<Desk>, cancels: &mpsc::Sender<Cancel
 }
 
 /// Makes a job's object, if it is not there.
-async fn serve(connection: &Connection, desk: &Arc<Desk>, cancels: &mpsc::Sender<Cancel>, id: u64) -> Result<()> {
+async fn serve(
+    connection: &Connection,
+    desk: &Arc<Desk>,
+    cancels: &mpsc::Sender<Cancel>,
+    id: u64,
+) -> Result<()> {
     let found = desk.ledger.call(move |db| Ok(db.job(id)?.zip(Some(db.queue()?)))).await?;
     if let Some((job, queue)) = found {
         let facts = Facts::new(&job, desk.board.live(id), &queue);
@@ -72,7 +77,9 @@ async fn serve(connection: &Connection, desk: &Arc<Desk>, cancels: &mpsc::Sender
 async fn uid_of(connection: &Connection, header: &Header<'_>) -> Result<u32, BusError> {
     let sender = header.sender().ok_or_else(|| BusError::NotAuthorized("the call has no sender".into()))?;
     let bus = fdo::DBusProxy::new(connection).await?;
-    bus.get_connection_unix_user(sender.clone().into()).await.map_err(|e| BusError::NotAuthorized(e.to_string()))
+    bus.get_connection_unix_user(sender.clone().into())
+        .await
+        .map_err(|e| BusError::NotAuthorized(e.to_string()))
 }
 
 /// Whether `uid` may see and end what belongs to `owner`: its owner, root, and the service's own user.

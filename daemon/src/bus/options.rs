@@ -43,24 +43,29 @@ pub fn submission(options: &Options) -> Result<Submission, BusError> {
             IDEMPOTENCY_KEY => {
                 let given = text(key, value)?;
                 if given.is_empty() || given.len() > MAX_NAME {
-                    return Err(BusError::InvalidOption(format!("`{key}` has {} bytes; give 1 to {MAX_NAME}", given.len())));
+                    return Err(BusError::InvalidOption(format!(
+                        "`{key}` has {} bytes; give 1 to {MAX_NAME}",
+                        given.len()
+                    )));
                 }
                 read.idempotency_key = Some(given);
             }
             _ if keys::SETTINGS.contains(&key.as_str()) => {
-                let value = json(value)
-                    .filter(|v| !v.is_array() && !v.is_object())
-                    .ok_or_else(|| BusError::InvalidOption(format!("`{key}` is neither text nor a number")))?;
+                let value = json(value).filter(|v| !v.is_array() && !v.is_object()).ok_or_else(|| {
+                    BusError::InvalidOption(format!("`{key}` is neither text nor a number"))
+                })?;
                 // One at a time, so that the error can name the key.
                 let one = Value::Object([(key.clone(), value.clone())].into_iter().collect());
-                serde_json::from_value::<Settings>(one)
-                    .map_err(|e| BusError::InvalidOption(format!("`{key}`: {}", keys::with_hint(&e.to_string()))))?;
+                serde_json::from_value::<Settings>(one).map_err(|e| {
+                    BusError::InvalidOption(format!("`{key}`: {}", keys::with_hint(&e.to_string())))
+                })?;
                 settings.insert(key.clone(), value);
             }
             _ => return Err(unknown(key, known())),
         }
     }
-    read.settings = serde_json::from_value(Value::Object(settings)).map_err(|e| BusError::InvalidOption(e.to_string()))?;
+    read.settings = serde_json::from_value(Value::Object(settings))
+        .map_err(|e| BusError::InvalidOption(e.to_string()))?;
     Ok(read)
 }
 
@@ -168,7 +173,10 @@ mod tests {
             ("size", "720p".into()),
             ("name", "../../.etc/x\ny".into()),
         ]))?;
-        assert_eq!((read.settings.seed, read.settings.steps, read.settings.guidance), (Some(5), Some(4), Some(3.0)));
+        assert_eq!(
+            (read.settings.seed, read.settings.steps, read.settings.guidance),
+            (Some(5), Some(4), Some(3.0))
+        );
         assert_eq!(read.name.as_deref(), Some("x_y".as_ref()));
         Ok(())
     }
@@ -176,9 +184,12 @@ mod tests {
     #[test]
     fn wrong_options_are_refused_by_name() {
         let error = |o: Options| submission(&o).expect_err("refused").to_string();
-        assert!(error(options([("promt", "a".into())])).ends_with("unknown option `promt`; did you mean `prompt`?"));
+        assert!(
+            error(options([("promt", "a".into())]))
+                .ends_with("unknown option `promt`; did you mean `prompt`?")
+        );
         assert!(error(options([("seed", (-1_i32).into())])).contains("`seed`: invalid value"));
-        assert!(error(options([("size", "800x601".into())])).contains("600 is the nearest"));
+        assert!(error(options([("size", "800x601".into())])).contains("608 is the nearest"));
         let error = |o: Options| filter(&o).expect_err("refused").to_string();
         assert!(error(options([("state", "quued".into())])).contains("none of queued"));
         assert!(error(options([("stat", "x".into())])).contains("did you mean `state`?"));

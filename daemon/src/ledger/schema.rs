@@ -41,7 +41,11 @@ fn migrate(db: &mut Connection, path: &Path, migrations: &[&str]) -> Result<()> 
     if found > 0 && found < migrations.len() {
         let copy = backup_path(path, found);
         db.backup("main", &copy, None)?;
-        tracing::info!("the ledger is brought from schema {found} to {}; a copy is `{}`", migrations.len(), show(&copy));
+        tracing::info!(
+            "the ledger is brought from schema {found} to {}; a copy is `{}`",
+            migrations.len(),
+            show(&copy)
+        );
     }
     for (n, sql) in migrations.iter().enumerate().skip(found) {
         let change = db.transaction_with_behavior(TransactionBehavior::Immediate)?;

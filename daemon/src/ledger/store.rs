@@ -197,7 +197,13 @@ impl Store {
 
     /// Commits how a queued or running job ends. False if it is in neither state any more: somebody else ended it.
     /// After this its files are put in place by [`crate::delivery`], whatever happens.
-    pub fn finishing(&mut self, id: u64, from: State, ended: &Ended, source_target: Option<&Path>) -> Result<bool> {
+    pub fn finishing(
+        &mut self,
+        id: u64,
+        from: State,
+        ended: &Ended,
+        source_target: Option<&Path>,
+    ) -> Result<bool> {
         self.change(|db| {
             let target = source_target.map(|p| p.as_os_str().as_bytes());
             let changed = match ended {
@@ -269,7 +275,13 @@ impl Store {
     }
 
     /// A finishing job fails after all: its video could not be put in place.
-    pub fn fail_delivery(&mut self, id: u64, code: &str, text: &str, source_target: Option<&Path>) -> Result<()> {
+    pub fn fail_delivery(
+        &mut self,
+        id: u64,
+        code: &str,
+        text: &str,
+        source_target: Option<&Path>,
+    ) -> Result<()> {
         self.change(|db| {
             db.execute(
                 "UPDATE job SET outcome = 'failed', error_code = ?2, error_text = ?3, output_path = NULL, output_bytes = NULL,
@@ -310,13 +322,16 @@ impl Store {
 
     /// Whether a job with this UUID is known.
     pub fn knows(&self, uuid: &str) -> Result<bool> {
-        Ok(self.db.query_row("SELECT EXISTS (SELECT 1 FROM job WHERE uuid = ?1)", [uuid], |row| row.get(0))?)
+        Ok(self
+            .db
+            .query_row("SELECT EXISTS (SELECT 1 FROM job WHERE uuid = ?1)", [uuid], |row| row.get(0))?)
     }
 
     /// Every job that is queued, running or finishing, in the order of their numbers.
     pub fn open_jobs(&self) -> Result<Vec<Job>> {
-        let mut find =
-            self.db.prepare_cached("SELECT * FROM job WHERE state IN ('queued','running','finishing') ORDER BY id")?;
+        let mut find = self.db.prepare_cached(
+            "SELECT * FROM job WHERE state IN ('queued','running','finishing') ORDER BY id",
+        )?;
         let jobs = find.query_map([], Job::from_row)?.collect::<Result<_, _>>()?;
         Ok(jobs)
     }
@@ -325,7 +340,8 @@ impl Store {
     pub fn queue(&self) -> Result<Vec<u64>> {
         let mut find =
             self.db.prepare_cached("SELECT id FROM job WHERE state = 'queued' ORDER BY priority DESC, id")?;
-        let ids = find.query_map([], |row| row.get::<_, i64>(0).map(|id| id as u64))?.collect::<Result<_, _>>()?;
+        let ids =
+            find.query_map([], |row| row.get::<_, i64>(0).map(|id| id as u64))?.collect::<Result<_, _>>()?;
         Ok(ids)
     }
 
@@ -421,24 +437,24 @@ fn taken(db: &Connection, source: &Source, new: &NewJob) -> Result<Option<u64>> 
 }
 
 fn event(db: &Connection, id: u64, kind: &str, text: Option<&str>) -> Result<()> {
-    db.prepare_cached("INSERT INTO event (job, at_us, kind, text) VALUES (?1, ?2, ?3, ?4)")?.execute(params![
-        id as i64,
-        now_us(),
-        kind,
-        text
-    ])?;
+    db.prepare_cached("INSERT INTO event (job, at_us, kind, text) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![id as i64, now_us(), kind, text])?;
     Ok(())
 }
 
 fn costs(db: &Connection, id: u64, done: &super::Succeeded) -> Result<()> {
-    let attempt: u32 = db.query_row("SELECT attempt FROM job WHERE id = ?1", params![id as i64], |row| row.get(0))?;
+    let attempt: u32 =
+        db.query_row("SELECT attempt FROM job WHERE id = ?1", params![id as i64], |row| row.get(0))?;
     let us = |seconds: f64| (seconds * 1e6).clamp(0.0, 1e18) as i64;
-    let mut stage = db.prepare_cached("INSERT OR REPLACE INTO stage (job, attempt, n, name, wall_us) VALUES (?1, ?2, ?3, ?4, ?5)")?;
+    let mut stage = db.prepare_cached(
+        "INSERT OR REPLACE INTO stage (job, attempt, n, name, wall_us) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?;
     for (n, (name, seconds)) in done.report.seconds.iter().enumerate() {
         stage.execute(params![id as i64, attempt, n as i64, name, us(*seconds)])?;
     }
-    let mut step =
-        db.prepare_cached("INSERT OR REPLACE INTO step (job, attempt, n, wall_us, computed) VALUES (?1, ?2, ?3, ?4, ?5)")?;
+    let mut step = db.prepare_cached(
+        "INSERT OR REPLACE INTO step (job, attempt, n, wall_us, computed) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?;
     for (n, (seconds, computed)) in done.report.steps.iter().enumerate() {
         step.execute(params![id as i64, attempt, n as i64, us(*seconds), computed])?;
     }

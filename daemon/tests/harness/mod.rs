@@ -58,6 +58,7 @@ impl House {
         let mut bus = Command::new("dbus-daemon")
             .arg(format!("--config-file={}", bus_config.display()))
             .args(["--nofork", "--print-address"])
+            .stderr(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .expect("dbus-daemon is installed");
@@ -66,7 +67,14 @@ impl House {
         for folder in ["inbox", "outbox", "model"] {
             fs::create_dir(dir.path().join(folder)).unwrap();
         }
-        Self { dir, bus, address: address.trim().into(), service: None, config: config.into(), env: Vec::new() }
+        Self {
+            dir,
+            bus,
+            address: address.trim().into(),
+            service: None,
+            config: config.into(),
+            env: Vec::new(),
+        }
     }
 
     /// The same with the service running.
@@ -87,15 +95,22 @@ impl House {
     /// Starts the service and waits until it has its name.
     pub fn start(&mut self) {
         self.spawn();
-        self.until("the service answers", |house| house.animctl(&["status"]).status.success());
+        for _ in 0..600 {
+            if self.animctl(&["status"]).status.success() {
+                return;
+            }
+            let ended = self.service.as_mut().and_then(|service| service.try_wait().unwrap());
+            assert!(ended.is_none(), "the service ended: {ended:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("the service does not answer");
     }
 
     pub fn spawn(&mut self) {
         let file = self.path("animd.toml");
         let text = format!(
-            "[model]\npath = \"model\"\n[engine]\nprogram = \"{}\"\n[folders]\ninbox = \"inbox\"\noutbox = \"outbox\"\nstate = \"state\"\n\
+            "[model]\npath = \"model\"\n[folders]\ninbox = \"inbox\"\noutbox = \"outbox\"\nstate = \"state\"\n\
              [inbox]\nstable_seconds = 0.2\n{}",
-            env!("CARGO_BIN_EXE_animd-engine-sim"),
             self.config
         );
         fs::write(&file, text).unwrap();
@@ -103,6 +118,7 @@ impl House {
         let service = Command::new(env!("CARGO_BIN_EXE_animd"))
             .args(["--user", "--config"])
             .arg(&file)
+            .args(["--engine", env!("CARGO_BIN_EXE_animd-engine-sim")])
             .env("DBUS_SESSION_BUS_ADDRESS", &self.address)
             .env("HOME", self.dir.path())
             .envs(self.env.iter().cloned())
@@ -174,7 +190,8 @@ impl House {
     /// Waits until so many jobs have ended.
     pub fn until_ended(&self, count: i64) {
         self.until(&format!("{count} jobs have ended"), |house| {
-            house.number("SELECT count(*) FROM job WHERE state IN ('done','failed','canceled')") == Some(count)
+            house.number("SELECT count(*) FROM job WHERE state IN ('done','failed','canceled')")
+                == Some(count)
         });
     }
 
@@ -198,7 +215,9 @@ impl House {
 
 pub fn files(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(folder)
-        .map(|dir| dir.flatten().filter(|e| e.path().is_file()).map(|e| animd::files::show(e.file_name())).collect())
+        .map(|dir| {
+            dir.flatten().filter(|e| e.path().is_file()).map(|e| animd::files::show(e.file_name())).collect()
+        })
         .unwrap_or_default();
     names.sort();
     names
