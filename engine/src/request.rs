@@ -209,7 +209,7 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     pub fps: Option<u32>,
-    /// H.264 quality: 0 is lossless, 18 looks so, 51 is the worst [default: 18]
+    /// H.264 quality, from 1 (the best) to 51; 18 looks lossless [default: 18]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "cli", arg(long, value_name = "CRF"))]
     pub quality: Option<u32>,
@@ -269,7 +269,7 @@ pub struct Request {
     pub frames: u32,
     /// Frames a second.
     pub fps: u32,
-    /// x264's constant rate factor, 0 to 51.
+    /// x264's constant rate factor, 1 to 51: at 0 it is lossless in a profile that few players know.
     pub quality: u32,
     /// The sampler.
     pub sampler: Sampler,
@@ -385,7 +385,7 @@ impl Request {
         }
         let whole = [
             ("fps", self.fps, 1, 240),
-            ("quality", self.quality, 0, 51),
+            ("quality", self.quality, 1, 51),
             ("steps", self.steps, 1, 1000),
             ("noise_multiprocessors", self.noise_multiprocessors, 1, 1024),
         ];
