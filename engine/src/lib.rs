@@ -13,6 +13,8 @@ pub mod backend;
 #[cfg(feature = "inference")]
 pub mod image;
 #[cfg(feature = "inference")]
+pub mod inspect;
+#[cfg(feature = "inference")]
 pub mod model;
 #[cfg(feature = "inference")]
 pub mod noise;
