@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::weights::DType;
+use crate::weights::{DType, e4m3};
 
 /// One number for the whole tensor, or one for each row (first axis) or column (all other axes together).
 #[derive(Clone, Debug)]
@@ -72,40 +72,36 @@ pub(super) fn fill(out: &mut [u8], dtype: DType, seed: u64, start: usize, column
     let size = dtype.size();
     out.par_chunks_mut(CHUNK * size).enumerate().for_each(|(chunk, out)| {
         let start = start + chunk * CHUNK;
-        let value = |i: usize| {
-            let index = start + i;
-            let value = match (&rule.mean, &rule.deviation) {
-                (Spread::All(mean), Spread::All(deviation)) => mean + deviation * bell(seed, index),
-                (mean, deviation) => {
-                    mean.at(index, columns) + deviation.at(index, columns) * bell(seed, index)
-                }
-            };
-            let bits = value.to_bits();
-            bits + 0x7fff + (bits >> 16 & 1) >> 16
-        };
-        match dtype {
-            DType::F32 => {
-                for (i, o) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                    *o = (value(i) << 16).to_le_bytes();
-                }
+        match (&rule.mean, &rule.deviation) {
+            (Spread::All(mean), Spread::All(deviation)) => {
+                put(out, dtype, |i| mean + deviation * bell(seed, start + i));
             }
-            DType::Bf16 => {
-                for (i, o) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                    *o = (value(i) as u16).to_le_bytes();
-                }
-            }
-            DType::F16 => {
-                for (i, o) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                    *o = half::f16::from_f32(f32::from_bits(value(i) << 16)).to_le_bytes();
-                }
-            }
-            DType::F8E4m3 => {
-                for (i, o) in out.iter_mut().enumerate() {
-                    *o = crate::weights::e4m3::encode(f32::from_bits(value(i) << 16));
-                }
-            }
+            (mean, deviation) => put(out, dtype, |i| {
+                let index = start + i;
+                mean.at(index, columns) + deviation.at(index, columns) * bell(seed, index)
+            }),
         }
     });
+}
+
+/// Writes values, rounded to brain floats, as little-endian ones of a type.
+fn put(out: &mut [u8], dtype: DType, value: impl Fn(usize) -> f32) {
+    let rounded = |i| {
+        let bits = value(i).to_bits();
+        (bits + 0x7fff + (bits >> 16 & 1)) >> 16
+    };
+    match dtype {
+        DType::F32 => each(out, |i| (rounded(i) << 16).to_le_bytes()),
+        DType::Bf16 => each(out, |i| (rounded(i) as u16).to_le_bytes()),
+        DType::F16 => each(out, |i| half::f16::from_f32(f32::from_bits(rounded(i) << 16)).to_le_bytes()),
+        DType::F8E4m3 => each(out, |i| [e4m3::encode(f32::from_bits(rounded(i) << 16))]),
+    }
+}
+
+fn each<const N: usize>(out: &mut [u8], value: impl Fn(usize) -> [u8; N]) {
+    for (i, o) in out.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+        *o = value(i);
+    }
 }
 
 #[cfg(test)]

@@ -83,9 +83,64 @@ pub struct VaeConfig {
 }
 
 impl VaeConfig {
+    /// The sizes by name.
+    pub(super) fn sizes(&self) -> Vec<(&'static str, usize)> {
+        vec![
+            ("base", self.base),
+            ("z_dim", self.z_dim),
+            ("top", self.channels().last().copied().unwrap_or(0)),
+        ]
+    }
+
     /// Channels of the four resolutions, finest first.
     pub fn channels(&self) -> Vec<usize> {
         self.multipliers.iter().map(|m| m * self.base).collect()
+    }
+}
+
+impl DitConfig {
+    /// The sizes by their names in `config.json`.
+    pub(super) fn sizes(&self) -> Vec<(&'static str, usize)> {
+        vec![
+            ("dim", self.dim),
+            ("ffn_dim", self.ffn_dim),
+            ("freq_dim", self.freq_dim),
+            ("in_dim", self.in_dim),
+            ("out_dim", self.out_dim),
+            ("num_heads", self.num_heads),
+            ("num_layers", self.num_layers),
+            ("text_len", self.text_len),
+            ("text_dim", self.text_dim),
+            ("image_dim", self.image_dim),
+        ]
+    }
+}
+
+impl T5Config {
+    /// The sizes by name.
+    pub(super) fn sizes(&self) -> Vec<(&'static str, usize)> {
+        vec![
+            ("dim", self.dim),
+            ("rows", self.rows),
+            ("heads", self.heads),
+            ("inner", self.inner),
+            ("ffn_dim", self.ffn_dim),
+            ("layers", self.layers),
+        ]
+    }
+}
+
+impl ClipConfig {
+    /// The sizes by name.
+    pub(super) fn sizes(&self) -> Vec<(&'static str, usize)> {
+        vec![
+            ("dim", self.dim),
+            ("patch", self.patch),
+            ("image_size", self.image_size),
+            ("heads", self.heads),
+            ("mlp_dim", self.mlp_dim),
+            ("layers", self.layers),
+        ]
     }
 }
 

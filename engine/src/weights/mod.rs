@@ -24,6 +24,7 @@ use crate::Result;
 
 pub use config::{ClipConfig, DitConfig, T5Config, VaeConfig};
 pub use open::{ModelDir, Weights, open_clip, open_dit, open_t5, open_vae};
+pub(crate) use open::{Summary, summarize};
 
 /// The parts of the model.
 #[derive(

@@ -55,11 +55,7 @@ impl Weights {
 
     /// Bytes that the tensors take in their files.
     pub fn stored_bytes(&self) -> usize {
-        let size = |t: &Stored| match t.element {
-            Element::Float(dtype) => t.elements() * dtype.size(),
-            Element::Other(_) => 0,
-        };
-        self.tensors.values().chain(self.scales.values()).map(size).sum()
+        self.tensors.values().chain(self.scales.values()).map(Stored::size).sum()
     }
 
     fn find(&self, name: &str) -> Result<&Stored> {
@@ -453,6 +449,56 @@ impl Matrix<'_> {
     pub fn into_owned(self) -> Matrix<'static> {
         Matrix { bytes: Cow::Owned(self.bytes.into_owned()), ..self }
     }
+}
+
+/// What [`summarize`] finds out about a component.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Summary {
+    pub files: Vec<PathBuf>,
+    pub layout: Option<Layout>,
+    pub sizes: Vec<(&'static str, usize)>,
+    pub tensors: usize,
+    pub parameters: u64,
+    pub bytes: u64,
+    /// Parameters of each stored type.
+    pub dtypes: BTreeMap<String, u64>,
+    pub problems: Vec<String>,
+}
+
+/// Describes a component whether or not it is as it should be.
+///
+/// # Errors
+/// As [`open_dit`], but only if the files cannot be read at all or are of another model.
+pub(crate) fn summarize(path: &Path, component: Component) -> Result<Summary> {
+    match component {
+        Component::Dit => examine_dit(path).map(|e| summary(&e, e.config.sizes())),
+        Component::T5 => examine_t5(path).map(|e| summary(&e, e.config.sizes())),
+        Component::Clip => examine_clip(path).map(|e| summary(&e, e.config.sizes())),
+        Component::Vae => examine_vae(path).map(|e| summary(&e, e.config.sizes())),
+    }
+}
+
+fn summary<C>(examined: &Examined<C>, sizes: Vec<(&'static str, usize)>) -> Summary {
+    let mut summary = Summary { sizes, layout: Some(examined.layout), ..Summary::default() };
+    for (name, stored) in &examined.tensors {
+        if !schema::ignorable(examined.component, name) {
+            let parameters = stored.elements() as u64;
+            summary.tensors += 1;
+            summary.parameters += parameters;
+            *summary.dtypes.entry(stored.element.to_string()).or_default() += parameters;
+        }
+    }
+    let stored = || examined.tensors.values().chain(examined.scales.values());
+    summary.bytes = stored().map(|s| s.size() as u64).sum();
+    summary.files = stored()
+        .map(|s| s.file.path.clone())
+        .collect::<std::collections::BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    if !examined.problems.is_empty() {
+        summary.problems.push(examined.problems.to_string());
+    }
+    summary
 }
 
 /// Where a model folder has its parts, all checked.

@@ -78,6 +78,14 @@ impl Stored {
         self.shape.iter().product()
     }
 
+    /// Bytes that the values take; none for a foreign type.
+    pub fn size(&self) -> usize {
+        match self.element {
+            Element::Float(dtype) => self.elements() * dtype.size(),
+            Element::Other(_) => 0,
+        }
+    }
+
     /// The values, row-major, one after the other; borrowed from the file unless they are strided.
     pub fn bytes(&self) -> Result<(DType, Cow<'_, [u8]>)> {
         let Element::Float(dtype) = self.element else {
