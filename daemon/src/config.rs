@@ -303,7 +303,7 @@ fn absolute(file: &mut Table, dir: &Path) {
         if let Some(Value::String(path)) = file.get_mut(section).and_then(|s| s.get_mut(key))
             && let Some(full) = dir.join(&path).to_str()
         {
-            *path = full.to_owned();
+            full.clone_into(path);
         }
     }
 }

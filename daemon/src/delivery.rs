@@ -60,18 +60,18 @@ impl Desk {
     /// Looks at the finished file of a running job and says where its video shall be.
     pub async fn examine(self: &Arc<Self>, job: Job, report: Report) -> Result<Ended> {
         let desk = self.clone();
-        blocking(move || desk.examine_blocking(&job, report)).await
+        blocking(move || Ok(desk.examine_blocking(&job, report))).await
     }
 
-    fn examine_blocking(&self, job: &Job, report: Report) -> Result<Ended> {
+    fn examine_blocking(&self, job: &Job, report: Report) -> Ended {
         let part = job.part(self.outbox());
         let failed = |text: String| Ended::Failed { code: "output".into(), text };
         let (mut file, meta) = match files::open_regular(&part) {
             Ok(open) => open,
-            Err(e) => return Ok(failed(format!("the engine's file `{}` cannot be read: {e}", show(&part)))),
+            Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
         };
         if meta.len() == 0 {
-            return Ok(failed(format!("the engine left `{}` empty; look into its log", show(&part))));
+            return failed(format!("the engine left `{}` empty; look into its log", show(&part)));
         }
         let hashed = hash(&mut file).and_then(|sha| {
             file.set_permissions(fs::Permissions::from_mode(0o640))?;
@@ -80,11 +80,11 @@ impl Desk {
         });
         let sha256 = match hashed {
             Ok(sha) => sha,
-            Err(e) => return Ok(failed(format!("the engine's file `{}` cannot be read: {e}", show(&part)))),
+            Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
         };
         let seed = job.request.as_ref().map_or(report.seed, |r| r.seed);
         let output = free_output(self.outbox(), &job.name, seed);
-        Ok(Ended::Done(Box::new(Succeeded { report, output, bytes: meta.len(), sha256 })))
+        Ended::Done(Box::new(Succeeded { report, output, bytes: meta.len(), sha256 }))
     }
 
     fn end_blocking(&self, id: u64, from: State, ended: &Ended) -> Result<bool> {
@@ -142,15 +142,12 @@ impl Desk {
         if let Some(sha) = job.image_sha256 {
             self.spool.release(&self.ledger, sha)?;
         }
-        match (&job.outcome, &job.output) {
-            (Some(Outcome::Done), Some(path)) => tracing::info!(job = id, "job {id} is done: {}", show(path)),
-            _ => tracing::warn!(
-                job = id,
-                "job {id} ({}) {}: {}",
-                show(&job.name),
-                job.outcome.map_or("ended", Outcome::name),
-                job.error_text.as_deref().unwrap_or("no reason known")
-            ),
+        if let (Some(Outcome::Done), Some(path)) = (&job.outcome, &job.output) {
+            tracing::info!(job = id, "job {id} is done: {}", show(path));
+        } else {
+            let how = job.outcome.map_or("ended", Outcome::name);
+            let why = job.error_text.as_deref().unwrap_or("no reason known");
+            tracing::warn!(job = id, "job {id} ({}) {how}: {why}", show(&job.name));
         }
         self.board.tell(Change::State(id));
         Ok(())
@@ -338,7 +335,7 @@ fn part_uuid(name: &OsStr) -> Option<String> {
 fn free_output(dir: &Path, name: &OsStr, seed: u64) -> PathBuf {
     let stem = split_name(name).0;
     // The tail holds the seed, so that a cut stem never costs it; a number goes before `.mp4`.
-    (1..)
+    (1..u32::MAX)
         .map(|n| {
             let tail = if n < 2 { format!("-{seed}.mp4") } else { format!("-{seed}-{n}.mp4") };
             dir.join(numbered(stem, 1, &tail))
@@ -361,7 +358,7 @@ pub fn target_of(source: &Path, outcome: Outcome) -> Option<PathBuf> {
 fn free_name(dir: &Path, name: &OsStr) -> PathBuf {
     let (stem, tail) = split_name(name);
     let exists = |path: &Path| fs::symlink_metadata(path).is_ok();
-    (1..)
+    (1..u32::MAX)
         .map(|n| {
             // The tail may hold any bytes, so it is not `numbered`'s.
             let mut full = if n < 2 { stem.to_owned() } else { numbered(stem, n, "") };
@@ -393,7 +390,7 @@ mod tests {
     use animd_engine::request::Settings;
 
     use super::*;
-    use crate::ledger::{Added, NewJob, Source};
+    use crate::ledger::{Added, NewJob, Source, Store};
 
     struct Place {
         _dir: tempfile::TempDir,
@@ -438,14 +435,14 @@ mod tests {
                 self.desk.ledger.call_blocking(move |db| db.add(&new, || true))?,
                 Added::New(_)
             ));
-            Ok(self.desk.ledger.call_blocking(|db| db.claim())?.expect("it was just queued"))
+            Ok(self.desk.ledger.call_blocking(Store::claim)?.expect("it was just queued"))
         }
 
         /// The same, up to the commit of `finishing`.
         fn finishing(&self) -> Result<Job> {
             let job = self.running()?;
             fs::write(job.part(self.desk.outbox()), "video").map_err(Error::file("write", "part"))?;
-            let ended = self.desk.examine_blocking(&job, Report::default())?;
+            let ended = self.desk.examine_blocking(&job, Report::default());
             let target = source_target(&job, ended.outcome());
             let id = job.id;
             assert!(self.desk.ledger.call_blocking(move |db| db.finishing(
@@ -518,7 +515,7 @@ mod tests {
         let job = place.running()?;
         let part = job.part(place.desk.outbox());
         fs::write(&part, "video").map_err(Error::file("write", &part))?;
-        let Ended::Done(mut done) = place.desk.examine_blocking(&job, Report::default())? else {
+        let Ended::Done(mut done) = place.desk.examine_blocking(&job, Report::default()) else {
             panic!("the file is there")
         };
         // A name that no file system takes stands for an outbox that refuses.
@@ -552,7 +549,7 @@ mod tests {
             place.desk.recover()?;
             assert_eq!((place.job(job.id).state, place.job(job.id).interruptions), (State::Queued, n));
             assert_eq!(place.names("../outbox"), Vec::<String>::new());
-            place.desk.ledger.call_blocking(|db| db.claim())?;
+            place.desk.ledger.call_blocking(Store::claim)?;
         }
         place.desk.recover()?;
         assert_eq!(place.job(job.id).error_code.as_deref(), Some("crashed"));

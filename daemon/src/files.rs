@@ -2,6 +2,7 @@
 //! nothing, names of any bytes.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -22,7 +23,7 @@ pub fn show(path: impl AsRef<OsStr>) -> String {
             if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
         }
         for byte in chunk.invalid() {
-            out.push_str(&format!("\\x{byte:02x}"));
+            _ = write!(out, "\\x{byte:02x}");
         }
     }
     out

@@ -185,16 +185,14 @@ impl Inbox {
             return;
         }
         let due = Instant::now();
-        match self.pending.get_mut(name) {
-            Some(pending) => {
-                pending.closed = closed;
-                pending.due = pending.due.min(due);
-            }
-            None => {
-                let pending = Pending { prints: [None; 3], since: due, closed, due };
-                self.pending.insert(name.to_owned(), pending);
-            }
-        }
+        let pending = self.pending.entry(name.to_owned()).or_insert(Pending {
+            prints: [None; 3],
+            since: due,
+            closed,
+            due,
+        });
+        pending.closed = closed;
+        pending.due = pending.due.min(due);
     }
 
     /// Looks at one name: it is waited for, taken, or no business of ours.
@@ -387,7 +385,7 @@ fn sidecar(path: &Path) -> Result<Option<String>> {
         }
     };
     let text = String::from_utf8(bytes).map_err(|e| {
-        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].split(|b| *b == b'\n').count();
         Error::refused(
             "invalid-setting",
             format!("{}:{line}: it is not valid UTF-8; save it as UTF-8", name()),

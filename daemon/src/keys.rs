@@ -59,9 +59,8 @@ fn distance(a: &str, b: &str) -> usize {
 
 /// An error of the TOML reader as one sentence: file, line, what is wrong, and the nearest right key.
 pub fn explain(file: &Path, text: &str, error: &toml::de::Error) -> String {
-    let line = error.span().map(|span| {
-        text.as_bytes()[..span.start.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1
-    });
+    let line =
+        error.span().map(|span| text.as_bytes()[..span.start.min(text.len())].split(|b| *b == b'\n').count());
     let place = line.map_or_else(|| show(file), |line| format!("{}:{line}", show(file)));
     format!("{place}: {}", with_hint(error.message()))
 }

@@ -1,6 +1,7 @@
 //! The log: structured entries when systemd's journal listens, plain lines on standard error otherwise.
 
 use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 use std::os::fd::AsFd;
 
 use tracing::field::{Field, Visit};
@@ -23,7 +24,14 @@ pub fn start(level: &str) -> Result<()> {
     let started = if journal_listens() {
         registry.with(Journal).try_init()
     } else {
-        registry.with(fmt::layer().with_writer(std::io::stderr).with_target(false)).try_init()
+        registry
+            .with(
+                fmt::layer()
+                    .with_writer(std::io::stderr)
+                    .with_target(false)
+                    .with_ansi(std::io::stderr().is_terminal()),
+            )
+            .try_init()
     };
     started.map_err(|e| Error::Config(format!("logging is started already: {e}")))
 }

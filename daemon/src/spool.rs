@@ -1,6 +1,7 @@
 //! Pictures that wait for their jobs, by SHA-256: whatever happens to the source, the queue has its copy.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -79,7 +80,7 @@ impl Spool {
             )));
         }
         let part = self.dir.join(format!(".{}.part", uuid::Uuid::new_v4()));
-        let copied = self.copy(file, before.len(), &part, what);
+        let copied = Self::copy(file, before.len(), &part, what);
         let spooled = copied.and_then(|sha256| {
             let after = file.metadata().map_err(Error::file("look at", what))?;
             if after.len() != before.len() || after.modified().ok() != before.modified().ok() {
@@ -106,7 +107,7 @@ impl Spool {
         spooled
     }
 
-    fn copy(&self, file: &File, length: u64, part: &Path, what: &str) -> Result<Sha> {
+    fn copy(file: &File, length: u64, part: &Path, what: &str) -> Result<Sha> {
         let mut copy = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -170,7 +171,10 @@ impl Spool {
 
 /// Bytes as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn unhex(text: &str) -> Option<Sha> {

@@ -18,7 +18,7 @@ use crate::board::{Change, Live, stopped};
 use crate::delivery::Desk;
 use crate::engine::{Engine, Hello};
 use crate::files::show;
-use crate::ledger::{Ended, Job, State};
+use crate::ledger::{Ended, Job, State, Store};
 use crate::{Error, Result};
 
 /// The first pause before an engine that ended is started again; it doubles each time.
@@ -202,7 +202,7 @@ impl Supervisor {
     async fn start_job(&mut self) -> Result<()> {
         while self.running.is_none() && Instant::now() >= self.next_claim {
             let Some(hello) = self.engine.as_ref().and_then(|e| e.hello.clone()) else { return Ok(()) };
-            let Some(job) = self.desk.ledger.call(|db| db.claim()).await? else { return Ok(()) };
+            let Some(job) = self.desk.ledger.call(Store::claim).await? else { return Ok(()) };
             let id = job.id;
             self.desk.board.tell(Change::State(id));
             match self.prepare(&job, &hello).await {

@@ -73,14 +73,21 @@ fn a_service_killed_again_and_again_makes_each_video_once() {
     }
     for n in 0..20_u64 {
         house.spawn();
-        // From before the name is taken until a few jobs have ended, spread by a multiplier that visits them all.
-        std::thread::sleep(Duration::from_millis(20 + 37 * ((n * 7) % 20)));
+        // A third dies while it starts, the others while a job runs or is being finished; the multiplier visits all pauses.
+        if n % 3 > 0 {
+            house.until("a job runs", |house| {
+                house.number("SELECT count(*) FROM job WHERE state IN ('running','finishing')") != Some(0)
+                    || house.number("SELECT count(*) FROM job WHERE state = 'done'") == Some(PICTURES)
+            });
+        }
+        std::thread::sleep(Duration::from_millis(9 * ((n * 7) % 20)));
         house.kill();
     }
     house.start();
     house.until_ended(PICTURES);
     assert_eq!(house.number("SELECT count(*) FROM job"), Some(PICTURES));
     assert_eq!(house.number("SELECT count(*) FROM job WHERE state = 'done'"), Some(PICTURES));
+    assert!(house.number("SELECT sum(interruptions) FROM job") > Some(0), "the kills hit nothing");
     let videos = house.files("outbox");
     let all: Vec<_> = fs::read_dir(house.path("outbox")).unwrap().flatten().collect();
     assert_eq!((videos.len(), all.len()), (PICTURES as usize, PICTURES as usize), "{videos:?}");

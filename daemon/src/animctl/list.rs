@@ -59,10 +59,10 @@ pub async fn run(args: &Args, manager: &ManagerProxy<'_>, json: bool) -> Result<
         };
         print(format!(
             "{:>6}  {:<9}  {percent:>5}  {:<10}  {step:>8}  {:>6}",
-            job["id"],
+            job["id"].to_string(),
             text("state"),
             text("stage"),
-            job["owner"]
+            job["owner"].to_string()
         ));
     }
     Ok(0)

@@ -146,13 +146,14 @@ async fn connect(user: bool, system: bool) -> Result<Connection> {
     if user {
         return Connection::session().await.map_err(unreachable("session"));
     }
-    if !system && std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some() {
-        if let Ok(session) = Connection::session().await {
-            let bus = fdo::DBusProxy::new(&session).await?;
-            let name = zbus::names::BusName::try_from(NAME).map_err(|e| Failure::new(e.to_string()))?;
-            if bus.name_has_owner(name).await? {
-                return Ok(session);
-            }
+    if !system
+        && std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some()
+        && let Ok(session) = Connection::session().await
+    {
+        let bus = fdo::DBusProxy::new(&session).await?;
+        let name = zbus::names::BusName::try_from(NAME).map_err(|e| Failure::new(e.to_string()))?;
+        if bus.name_has_owner(name).await? {
+            return Ok(session);
         }
     }
     Connection::system().await.map_err(unreachable("system"))

@@ -26,6 +26,31 @@ pub async fn run(args: &Args, connection: &Connection, manager: &ManagerProxy<'_
     Ok(0)
 }
 
+/// The values of a description in the order in which one asks.
+const ORDER: [&str; 21] = [
+    "id",
+    "state",
+    "error_text",
+    "error_code",
+    "output",
+    "output_bytes",
+    "name",
+    "source",
+    "source_moved_to",
+    "owner",
+    "created",
+    "started",
+    "finished",
+    "attempt",
+    "width",
+    "height",
+    "model",
+    "backend",
+    "forwards_computed",
+    "forwards_skipped",
+    "ram_peak_bytes",
+];
+
 /// Prints a job's description.
 pub async fn describe(job: &JobProxy<'_>, json: bool) -> Result<()> {
     let description = json_of(&job.describe().await?);
@@ -33,30 +58,6 @@ pub async fn describe(job: &JobProxy<'_>, json: bool) -> Result<()> {
         print(description);
         return Ok(());
     }
-    // The order in which one asks.
-    const ORDER: [&str; 21] = [
-        "id",
-        "state",
-        "error_text",
-        "error_code",
-        "output",
-        "output_bytes",
-        "name",
-        "source",
-        "source_moved_to",
-        "owner",
-        "created",
-        "started",
-        "finished",
-        "attempt",
-        "width",
-        "height",
-        "model",
-        "backend",
-        "forwards_computed",
-        "forwards_skipped",
-        "ram_peak_bytes",
-    ];
     for key in ORDER {
         match &description[key] {
             Value::Null => {}

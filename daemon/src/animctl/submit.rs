@@ -1,6 +1,7 @@
 //! `animctl submit IMAGE`
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
@@ -237,7 +238,7 @@ impl Meter {
             Some(bar) => {
                 let end = UNIX_EPOCH + Duration::from_micros(expected_end);
                 if let Ok(left) = end.duration_since(SystemTime::now()) {
-                    text.push_str(&format!(", {} left", indicatif::HumanDuration(left)));
+                    _ = write!(text, ", {} left", indicatif::HumanDuration(left));
                 }
                 bar.set_position((fraction * 1000.0) as u64);
                 bar.set_message(text);

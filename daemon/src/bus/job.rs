@@ -155,7 +155,7 @@ impl JobObject {
 fn description(job: &Job, stages: Vec<(String, f64)>) -> HashMap<String, OwnedVariant> {
     let mut dict = HashMap::new();
     let mut put = |key: &str, value: Option<Variant<'_>>| {
-        if let Some(Ok(value)) = value.map(|v| v.try_into_owned()) {
+        if let Some(Ok(value)) = value.map(Variant::try_into_owned) {
             dict.insert(key.to_owned(), value);
         }
     };

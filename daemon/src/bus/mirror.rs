@@ -123,24 +123,18 @@ impl Mirror {
     async fn update(&mut self, id: u64) -> Result<()> {
         self.dirty.remove(&id);
         let Some((facts, _)) = self.facts(id).await? else { return Ok(()) };
-        let object = match self.connection.object_server().interface::<_, JobObject>(object_path(id)).await {
-            Ok(object) => object,
-            Err(_) => {
-                serve(&self.connection, &self.desk, &self.cancels, id).await?;
-                self.connection.object_server().interface::<_, JobObject>(object_path(id)).await?
-            }
-        };
+        // It may have left already, or never been there.
+        serve(&self.connection, &self.desk, &self.cancels, id).await?;
+        let object = self.connection.object_server().interface::<_, JobObject>(object_path(id)).await?;
         let before = std::mem::replace(&mut object.get_mut().await.facts, facts.clone());
         let known = self.shown.insert(id, facts.clone());
         self.tell(object.signal_emitter(), "org.animd.Animd1.Job", facts.changed(&before)).await?;
-        if !facts.state.is_open() {
-            if known.as_ref().is_none_or(|known| known.state.is_open()) {
-                self.leaving.push((Instant::now() + STAY, id));
-                // An old job that was only looked up ended long ago.
-                if known.is_some() || before.state.is_open() {
-                    Manager::job_removed(&self.emitter()?, id, object_path(id).into(), facts.state.name())
-                        .await?;
-                }
+        if !facts.state.is_open() && known.as_ref().is_none_or(|known| known.state.is_open()) {
+            self.leaving.push((Instant::now() + STAY, id));
+            // An old job that was only looked up ended long ago.
+            if known.is_some() || before.state.is_open() {
+                Manager::job_removed(&self.emitter()?, id, object_path(id).into(), facts.state.name())
+                    .await?;
             }
         }
         Ok(())

@@ -35,6 +35,9 @@ pub const PATH: &str = "/org/animd/Animd1";
 pub const DEFAULT_NAME: &str = "video";
 
 /// The path of a job's object.
+///
+/// # Panics
+/// Never: a number is always a valid part of a path.
 pub fn object_path(id: u64) -> OwnedObjectPath {
     ObjectPath::try_from(format!("{PATH}/job/{id}")).expect("letters and digits only").into()
 }
