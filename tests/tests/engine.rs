@@ -189,7 +189,7 @@ fn prompts_of_every_kind() {
     refused(&run(&mut from_file), &["UTF-8", "byte 5"], folder.path(), &["cat.png", "prompt.txt"]);
     // More than 512 tokens are cut, and that is said.
     std::fs::write(&prompt, "word ".repeat(2000)).expect("written");
-    let output = run(from_file.env("ANIMD_LOG", "warn"));
+    let output = run(from_file.env("ANIMD_LOG_LEVEL", "warn"));
     assert!(output.status.success() && stderr(&output).contains("the first 512"), "{}", stderr(&output));
     std::fs::remove_file(&out).expect("a video");
 
@@ -328,7 +328,7 @@ fn a_made_up_model_is_inspected_and_runs() {
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
 
     let out = folder.path().join("out.mp4");
-    let output = run(generate(&image, &out, &["-p", "x"]).env("ANIMD_MODEL", &model).args(["--model"]).arg(&model));
+    let output = run(generate(&image, &out, &["-p", "x"]).env("ANIMD_MODEL_PATH", &model).args(["--model"]).arg(&model));
     assert!(!output.status.success(), "two models were given");
     let mut command = engine();
     command.arg("generate").arg(&image).arg("--out").arg(&out).arg("--model").arg(&model);

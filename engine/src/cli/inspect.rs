@@ -23,13 +23,13 @@ pub struct Inspect {
 impl Inspect {
     /// Runs it.
     pub fn run(self) -> Result<()> {
-        let found = inspect::inspect(&self.dir)?;
+        let found = inspect::inspect(&self.dir);
         if self.json {
             print_json(&found)?;
         } else {
             print(&found.to_string())?;
         }
-        if found.usable() {
+        if found.usable {
             Ok(())
         } else {
             Err(Error::Model(format!("`{}` holds no complete model", self.dir.display())))

@@ -39,10 +39,10 @@ enum Command {
 #[derive(clap::Args)]
 pub struct ModelArgs {
     /// The model's folder, as downloaded: the DiT, `models_t5_*`, `models_clip_*`, `Wan2.1_VAE.pth`, `google/umt5-xxl/`
-    #[arg(short, long, value_name = "DIR", env = "ANIMD_MODEL")]
+    #[arg(short, long, value_name = "DIR", env = "ANIMD_MODEL_PATH")]
     model: PathBuf,
     /// Take the DiT from this folder or file instead, for one in another layout (fp8) or a distilled one
-    #[arg(long, value_name = "PATH", env = "ANIMD_DIT")]
+    #[arg(long, value_name = "PATH", env = "ANIMD_MODEL_DIT")]
     dit: Option<PathBuf>,
 }
 

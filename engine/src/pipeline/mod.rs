@@ -79,7 +79,7 @@ impl<B: Backend> Pipeline<B> {
         let mut clock = Clock::start(observer, request.steps, request.frames, self.costs(job));
         let mut writer = VideoWriter::create(
             out,
-            VideoOptions {
+            &VideoOptions {
                 width: width as u32,
                 height: height as u32,
                 fps: request.fps,
