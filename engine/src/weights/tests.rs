@@ -150,7 +150,7 @@ fn the_quantised_layouts_hold_the_same_model() {
                 let matrix = dit.matrix(name).unwrap();
                 match (layout, &matrix.scale) {
                     (Layout::Lightx2vFp8, Some(Scale::PerRow(scales))) => {
-                        assert_eq!(scales.len(), matrix.rows)
+                        assert_eq!(scales.len(), matrix.rows);
                     }
                     (Layout::ComfyFp8, Some(Scale::PerTensor(_))) => {}
                     (_, scale) => panic!("{name}: {scale:?}"),
