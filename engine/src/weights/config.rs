@@ -150,6 +150,8 @@ pub(super) const HEAD_DIM: usize = 128;
 pub(super) const CLIP_HEAD_DIM: usize = 80;
 /// More blocks than any model has: a bound for what a file can make the engine list.
 const MAX_LAYERS: usize = 1000;
+/// More text than any model takes.
+const MAX_TEXT: usize = 1 << 14;
 /// Larger than any extent of a real tensor, for the same reason.
 const MAX_EXTENT: usize = 1 << 24;
 
@@ -265,6 +267,12 @@ pub(super) fn dit(sizes: &mut Sizes<'_>, file: Option<&ConfigFile>) -> DitConfig
     if !dim.is_multiple_of(HEAD_DIM) {
         sizes.problems.push(format!("the width {dim} is not a multiple of {HEAD_DIM}, the width of a head"));
     }
+    let text_len = file.text_len.unwrap_or(512);
+    if !(1..=MAX_TEXT).contains(&text_len) {
+        sizes
+            .problems
+            .push(format!("`config.json` says `text_len` {text_len}, which is not from 1 to {MAX_TEXT}"));
+    }
     let layers = sizes.layers("blocks.");
     let num_layers = sizes.agree("num_layers", file.num_layers.filter(|n| *n <= MAX_LAYERS), layers);
     let image_dim = sizes.vote(&[
@@ -281,7 +289,7 @@ pub(super) fn dit(sizes: &mut Sizes<'_>, file: Option<&ConfigFile>) -> DitConfig
         num_heads,
         num_layers,
         eps: file.eps.unwrap_or(1e-6),
-        text_len: file.text_len.unwrap_or(512),
+        text_len,
         text_dim: sizes.vote(&[("text_embedding.0.weight", 1)]),
         image_dim,
     }
