@@ -29,7 +29,7 @@ pub enum Size {
     Full,
 }
 
-/// The type of a made-up DiT's weights. As in the released files, umT5 is in bf16, CLIP in fp16 and the VAE in f32.
+/// The type of a made-up DiT's weights. As in the released files, `umT5` is in bf16, CLIP in fp16 and the VAE in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {

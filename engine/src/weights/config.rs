@@ -35,7 +35,7 @@ pub struct DitConfig {
     pub image_dim: usize,
 }
 
-/// Sizes of the umT5 encoder.
+/// Sizes of the `umT5` encoder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct T5Config {
     /// Width of a token.
@@ -150,6 +150,8 @@ pub(super) const HEAD_DIM: usize = 128;
 pub(super) const CLIP_HEAD_DIM: usize = 80;
 /// More blocks than any model has: a bound for what a file can make the engine list.
 const MAX_LAYERS: usize = 1000;
+/// More text than any model takes.
+const MAX_TEXT: usize = 1 << 14;
 /// Larger than any extent of a real tensor, for the same reason.
 const MAX_EXTENT: usize = 1 << 24;
 
@@ -262,8 +264,14 @@ pub(super) fn dit(sizes: &mut Sizes<'_>, file: Option<&ConfigFile>) -> DitConfig
     let out_dim = sizes.vote(&[("head.head.bias", 0), ("head.head.weight", 0)]) / 4;
     let out_dim = sizes.agree("out_dim", file.out_dim, out_dim);
     let num_heads = sizes.agree("num_heads", file.num_heads, dim / HEAD_DIM);
-    if dim % HEAD_DIM != 0 {
+    if !dim.is_multiple_of(HEAD_DIM) {
         sizes.problems.push(format!("the width {dim} is not a multiple of {HEAD_DIM}, the width of a head"));
+    }
+    let text_len = file.text_len.unwrap_or(512);
+    if !(1..=MAX_TEXT).contains(&text_len) {
+        sizes
+            .problems
+            .push(format!("`config.json` says `text_len` {text_len}, which is not from 1 to {MAX_TEXT}"));
     }
     let layers = sizes.layers("blocks.");
     let num_layers = sizes.agree("num_layers", file.num_layers.filter(|n| *n <= MAX_LAYERS), layers);
@@ -281,13 +289,13 @@ pub(super) fn dit(sizes: &mut Sizes<'_>, file: Option<&ConfigFile>) -> DitConfig
         num_heads,
         num_layers,
         eps: file.eps.unwrap_or(1e-6),
-        text_len: file.text_len.unwrap_or(512),
+        text_len,
         text_dim: sizes.vote(&[("text_embedding.0.weight", 1)]),
         image_dim,
     }
 }
 
-/// Sizes of a umT5 encoder from its tensors.
+/// Sizes of a `umT5` encoder from its tensors.
 pub(super) fn t5(sizes: &mut Sizes<'_>) -> T5Config {
     let config = T5Config {
         dim: sizes.vote(&[("norm.weight", 0), ("token_embedding.weight", 1), ("blocks.0.norm1.weight", 0)]),
@@ -306,7 +314,7 @@ pub(super) fn t5(sizes: &mut Sizes<'_>) -> T5Config {
         layers: sizes.layers("blocks."),
         buckets: sizes.vote(&[("blocks.0.pos_embedding.embedding.weight", 0)]),
     };
-    if config.heads != 0 && config.inner % config.heads != 0 {
+    if config.heads != 0 && !config.inner.is_multiple_of(config.heads) {
         let (heads, inner) = (config.heads, config.inner);
         sizes.problems.push(format!("an attention width of {inner} does not divide into {heads} heads"));
     }
@@ -360,10 +368,10 @@ pub(super) fn vae(sizes: &mut Sizes<'_>) -> VaeConfig {
         let name = |what: &str| format!("encoder.downsamples.{}.residual.{what}", 3 * stage);
         let (a, b, c) = (name("2.weight"), name("2.bias"), name("6.bias"));
         let channels = sizes.vote(&[(&a, 0), (&b, 0), (&c, 0)]);
-        if base != 0 && channels % base != 0 {
+        if base != 0 && !channels.is_multiple_of(base) {
             sizes.problems.push(format!("`{a}` has {channels} channels, no multiple of {base}"));
         }
-        multipliers.push(if base == 0 { 0 } else { channels / base });
+        multipliers.push(channels.checked_div(base).unwrap_or(0));
     }
     VaeConfig { base, z_dim, multipliers }
 }

@@ -1,6 +1,6 @@
 //! Model files: from any layout on disk to the model's own (official) tensor names.
 //!
-//! A [`Weights`] is one component (DiT, umT5, CLIP or VAE) whose tensors have all been checked by name, shape and type;
+//! A [`Weights`] is one component (DiT, `umT5`, CLIP or VAE) whose tensors have all been checked by name, shape and type;
 //! it hands them out one at a time, straight from the memory-mapped file. Where a weight then lives and what precision
 //! it gets is the backend's business, not this module's.
 
@@ -34,7 +34,7 @@ pub(crate) use open::{Summary, summarize};
 pub enum Component {
     /// The diffusion transformer.
     Dit,
-    /// The umT5 text encoder.
+    /// The `umT5` text encoder.
     T5,
     /// The CLIP vision tower.
     Clip,

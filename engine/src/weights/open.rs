@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
 use super::config::{self, ClipConfig, ConfigFile, DitConfig, Sizes, T5Config, Tensors, VaeConfig};
 use super::schema::{self, Expected};
 use super::stored::{Element, Stored};
@@ -234,7 +236,7 @@ fn show_shape(shape: &[usize]) -> String {
     format!("[{}]", extents.join(", "))
 }
 
-/// Opens a DiT: a folder (official, LightX2V fp8) or a single safetensors file (or a folder with one; ComfyUI).
+/// Opens a DiT: a folder (official, `LightX2V` fp8) or a single safetensors file (or a folder with one; `ComfyUI`).
 ///
 /// # Errors
 /// [`Error::Model`] says in one sentence everything that is missing, left over, misshapen or wrongly typed, or which other
@@ -243,7 +245,7 @@ pub fn open_dit(path: &Path) -> Result<(Weights, DitConfig)> {
     examine_dit(path)?.checked(path)
 }
 
-/// Opens a umT5 encoder: its file, or the model folder with `models_t5_umt5-xxl-enc-*.pth`.
+/// Opens a `umT5` encoder: its file, or the model folder with `models_t5_umt5-xxl-enc-*.pth`.
 ///
 /// # Errors
 /// As [`open_dit`].
@@ -393,7 +395,7 @@ fn is_int8(element: &Element) -> bool {
     matches!(element, Element::Other(name) if name == "I8")
 }
 
-/// Removes the prefix that ComfyUI's files may have.
+/// Removes the prefix that `ComfyUI`'s files may have.
 fn strip_prefix(tensors: Tensors, path: &Path) -> Result<Tensors> {
     let mut all = Tensors::new();
     for (name, stored) in tensors {
@@ -435,11 +437,10 @@ impl Matrix<'_> {
         let mut values = super::stored::to_f32(self.dtype, &self.bytes);
         match &self.scale {
             None => {}
-            Some(Scale::PerTensor(scale)) => values.iter_mut().for_each(|v| *v *= scale),
+            Some(Scale::PerTensor(scale)) => values.par_iter_mut().for_each(|v| *v *= scale),
             Some(Scale::PerRow(scales)) => {
-                for (row, scale) in values.chunks_mut(self.cols.max(1)).zip(scales) {
-                    row.iter_mut().for_each(|v| *v *= scale);
-                }
+                let rows = values.par_chunks_mut(self.cols.max(1)).zip(scales);
+                rows.for_each(|(row, scale)| row.iter_mut().for_each(|v| *v *= scale));
             }
         }
         values
@@ -506,7 +507,7 @@ fn summary<C>(examined: &Examined<C>, sizes: Vec<(&'static str, usize)>) -> Summ
 pub struct ModelDir {
     /// The folder or file of the DiT, for [`open_dit`].
     pub dit: PathBuf,
-    /// The umT5 encoder's file.
+    /// The `umT5` encoder's file.
     pub t5: PathBuf,
     /// The CLIP tower's file.
     pub clip: PathBuf,

@@ -384,10 +384,16 @@ impl Machine<'_> {
     fn global(&mut self, module: &str, name: &str) -> Read<()> {
         let Some(global) = Global::find(module, name) else {
             let full: String = format!("{module}.{name}").chars().take(100).collect();
-            return Err(format!(
-                "it wants to call `{}`, which no tensor needs; a model file that runs code is not loaded",
-                full.escape_debug()
-            ));
+            let full = full.escape_debug();
+            return Err(if module.split('.').next() == Some("torch") {
+                format!(
+                    "it needs torch's `{full}`, which animd does not read; it reads plain F32, F16 and BF16 tensors"
+                )
+            } else {
+                format!(
+                    "it wants to call `{full}`, which no tensor needs; a model file that runs code is not loaded"
+                )
+            });
         };
         self.push(Value::Global(global));
         Ok(())
@@ -598,7 +604,7 @@ fn pairs(items: &[Id]) -> Read<Vec<(Id, Id)>> {
 mod tests {
     use super::*;
 
-    /// `_rebuild_tensor_v2` of storage `key`, FloatStorage with `elements`, as protocol 2 writes it.
+    /// `_rebuild_tensor_v2` of storage `key`, `FloatStorage` with `elements`, as protocol 2 writes it.
     fn tensor(elements: u8, shape: &[u8], strides: &[u8]) -> Vec<u8> {
         let mut p = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x007X\x03\0\0\0cpuK".to_vec();
         p.extend([elements, b't', b'Q', b'K', 0, b'(']);
@@ -641,12 +647,12 @@ mod tests {
             &b"cos\nsystem\n(X\x02\0\0\0lstR"[..],
             b"\x8c\x05posix\x8c\x06system\x93\x8c\x02ls\x85R",
             b"cbuiltins\neval\n(X\x01\0\0\x001tR",
-            b"ctorch\nload\n)R",
             b"csubprocess\nPopen\n)\x81",
         ] {
             let text = refusal(body);
             assert!(text.contains("runs code"), "{text}");
         }
+        assert!(refusal(b"ctorch\nload\n)R").contains("torch's `torch.load`"));
         assert!(refusal(b"cos\nsystem\n(X\x02\0\0\0lstR").contains("`os.system`"));
         assert!(refusal(b"(cos\nsystem\no").contains("runs code"));
         assert!(refusal(b"(ios\nsystem\n").contains("0x69"));

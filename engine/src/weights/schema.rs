@@ -72,7 +72,7 @@ pub(crate) fn dit(c: &DitConfig) -> Vec<Expected> {
     list.0
 }
 
-/// The umT5 encoder's tensors.
+/// The `umT5` encoder's tensors.
 pub(crate) fn t5(c: &T5Config) -> Vec<Expected> {
     let mut list = List::default();
     list.add("token_embedding.weight", &[c.rows, c.dim]);
@@ -96,7 +96,7 @@ pub(crate) fn t5(c: &T5Config) -> Vec<Expected> {
 /// The CLIP vision tower's tensors.
 pub(crate) fn clip(c: &ClipConfig) -> Vec<Expected> {
     let d = c.dim;
-    let tokens = if c.patch == 0 { 0 } else { (c.image_size / c.patch).pow(2) + 1 };
+    let tokens = c.image_size.checked_div(c.patch).map_or(0, |side| side.pow(2) + 1);
     let mut list = List::default();
     list.add("visual.patch_embedding.weight", &[d, 3, c.patch, c.patch]);
     list.add("visual.cls_embedding", &[1, 1, d]);

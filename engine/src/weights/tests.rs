@@ -150,7 +150,7 @@ fn the_quantised_layouts_hold_the_same_model() {
                 let matrix = dit.matrix(name).unwrap();
                 match (layout, &matrix.scale) {
                     (Layout::Lightx2vFp8, Some(Scale::PerRow(scales))) => {
-                        assert_eq!(scales.len(), matrix.rows)
+                        assert_eq!(scales.len(), matrix.rows);
                     }
                     (Layout::ComfyFp8, Some(Scale::PerTensor(_))) => {}
                     (_, scale) => panic!("{name}: {scale:?}"),
@@ -294,6 +294,8 @@ fn a_config_that_disagrees_is_an_error() {
     let text = sentence(open_dit(dir.path()));
     assert!(text.contains("`config.json` says `num_layers` 4, the tensors say 3"), "{text}");
     assert!(text.contains("32 missing"), "{text}");
+    fs::write(&path, config.replace("\"text_len\": 512", "\"text_len\": 123456789")).unwrap();
+    assert!(sentence(open_dit(dir.path())).contains("`text_len` 123456789"));
     fs::write(&path, &config[..40]).unwrap();
     assert!(sentence(open_dit(dir.path())).contains("config.json"));
     for (model_type, word) in [("t2v", "text-to-video"), ("flf2v", "first-and-last"), ("vace", "vace")] {
