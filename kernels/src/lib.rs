@@ -1,1 +1,1 @@
-
+//! CUDA kernels and their launchers; knows nothing of models.

@@ -24,8 +24,8 @@ pub struct Tokenizer {
 pub struct Tokens {
     /// 1 to [`MAX_TOKENS`] of them, without padding; the last is `</s>`.
     pub ids: Vec<u32>,
-    /// Whether the prompt was longer and lost its end.
-    pub truncated: bool,
+    /// How many the whole prompt has; above [`MAX_TOKENS`] it lost its end.
+    pub whole: usize,
     pad: u32,
 }
 
@@ -73,10 +73,10 @@ impl Tokenizer {
             .encode_fast(cleaned, false)
             .map_err(|e| Error::Model(format!("the tokenizer cannot cut the prompt into tokens: {e}")))?;
         let mut ids = encoding.get_ids().to_vec();
-        let truncated = ids.len() >= MAX_TOKENS;
+        let whole = ids.len() + 1;
         ids.truncate(MAX_TOKENS - 1);
         ids.push(self.end);
-        Ok(Tokens { ids, truncated, pad: self.pad })
+        Ok(Tokens { ids, whole, pad: self.pad })
     }
 }
 
@@ -106,7 +106,7 @@ mod tests {
                 .collect();
             assert_eq!(tokens.padded(512), expected, "{}", prompt["tag"]);
             assert_eq!(Some(tokens.ids.len() as u64), prompt["len"].as_u64());
-            assert_eq!(Some(tokens.truncated), prompt["untruncated_len"].as_u64().map(|n| n > 512));
+            assert_eq!(Some(tokens.whole as u64), prompt["untruncated_len"].as_u64());
         }
     }
 
@@ -118,9 +118,9 @@ mod tests {
         while tokenizer.encode(&text).expect("it has tokens").ids.len() < MAX_TOKENS {
             text.push_str(" </s>");
         }
-        assert!(!tokenizer.encode(&text).expect("it has tokens").truncated);
+        assert_eq!(tokenizer.encode(&text).expect("it has tokens").whole, MAX_TOKENS);
         let longer = tokenizer.encode(&(text + " </s>")).expect("it has tokens");
-        assert_eq!((longer.truncated, longer.ids.len()), (true, MAX_TOKENS));
+        assert_eq!((longer.whole, longer.ids.len()), (MAX_TOKENS + 1, MAX_TOKENS));
     }
 
     #[test]
