@@ -109,14 +109,8 @@ fn every_sampler_cache_and_tiling_runs() {
     .enumerate()
     {
         let out = folder.path().join(format!("{i}.mp4"));
-        let mut command = Command::new(program("animd-engine"));
-        command.arg("generate").arg(&image).arg("--out").arg(&out).arg("--model").arg(tiny_model()).args(more);
         let given = |flag: &str| more.contains(&flag);
-        for (flag, value) in [("--size", "64x48"), ("--frames", "5"), ("--sampler", "distill"), ("--seed", "7")] {
-            if !given(flag) {
-                command.args([flag, value]);
-            }
-        }
+        let mut command = generate(&image, &out, more);
         let output = run(command.arg("--json"));
         assert!(output.status.success(), "{more:?}: {}", stderr(&output));
         let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -328,11 +322,7 @@ fn a_made_up_model_is_inspected_and_runs() {
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
 
     let out = folder.path().join("out.mp4");
-    let output = run(generate(&image, &out, &["-p", "x"]).env("ANIMD_MODEL_PATH", &model).args(["--model"]).arg(&model));
-    assert!(!output.status.success(), "two models were given");
-    let mut command = engine();
-    command.arg("generate").arg(&image).arg("--out").arg(&out).arg("--model").arg(&model);
-    let output = run(command.args(["-p", "x", "--size", "64x48", "--frames", "5", "--sampler", "distill"]));
+    let output = run(generate(&image, &out, &["-p", "x", "--model"]).arg(&model));
     assert!(output.status.success(), "{}", stderr(&output));
 
     std::fs::remove_file(model.join("Wan2.1_VAE.pth")).expect("removed");

@@ -13,6 +13,8 @@ use super::{ModelArgs, print, print_json};
 
 /// Make one video.
 #[derive(clap::Args)]
+// A later option outranks an earlier one, so that scripts can have defaults.
+#[command(args_override_self = true)]
 #[command(after_help = "\
 Example:
   animd-engine generate cat.jpg -p 'the cat turns its head' -m ~/models/Wan2.1-I2V-14B-480P -o cat.mp4")]
