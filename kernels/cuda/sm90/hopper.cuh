@@ -233,4 +233,14 @@ __device__ __forceinline__ uint32_t pack_e4m3(float a, float b, float c, float d
     return packed;
 }
 
+// The inverse of pack_e4m3.
+__device__ __forceinline__ void unpack_e4m3(float (&x)[4], uint32_t packed) {
+    uint32_t low, high;  // pairs of f16
+    asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.rn.f16x2.e4m3x2 %0, a; cvt.rn.f16x2.e4m3x2 %1, b; }"
+        : "=r"(low), "=r"(high)
+        : "r"(packed));
+    asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }" : "=f"(x[0]), "=f"(x[1]) : "r"(low));
+    asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }" : "=f"(x[2]), "=f"(x[3]) : "r"(high));
+}
+
 }  // namespace hopper

@@ -43,6 +43,7 @@ pub struct Attention {
     quantize_query: CudaFunction,
     quantize_key: CudaFunction,
     quantize_value: CudaFunction,
+    value_mean: CudaFunction,
 }
 
 impl Attention {
@@ -65,6 +66,7 @@ impl Attention {
             quantize_query: kernel!("attention_quantize_query", 0),
             quantize_key: kernel!("attention_quantize_key", 0),
             quantize_value: kernel!("attention_quantize_value", 0),
+            value_mean: kernel!("attention_value_mean", 0),
         })
     }
 
@@ -174,12 +176,12 @@ impl Attention {
         let (q_stride, k_stride, v_stride) = (q.stride as i64, k.stride as i64, v.stride as i64);
         let (rows32, keys32, chunk) = (rows as i32, keys as i32, CHUNK as i32);
         let (chunks, tiles) = (keys.div_ceil(CHUNK), keys.div_ceil(EIGHT_BIT_KEYS));
-        let chunks32 = chunks as i32;
+        let (chunks32, tiles32) = (chunks as i32, tiles as i32);
         let (partial, key_mean) = (at(layout.partial), at(layout.key_mean));
         let (value_mean, value_scale) = (at(layout.value_mean), at(layout.value_scale));
         let (query, query_scale) = (at(layout.query), at(layout.query_scale));
         let (key, key_scale) = (at(layout.key), at(layout.key_scale));
-        let value = at(layout.value);
+        let (value, residual) = (at(layout.value), at(layout.residual));
 
         let mut statistics = stream.launch_builder(&self.statistics);
         statistics
@@ -197,7 +199,16 @@ impl Attention {
         let mut key_tiles = stream.launch_builder(&self.quantize_key);
         key_tiles.arg(&k.address).arg(&k_stride).arg(&key_mean).arg(&key).arg(&key_scale).arg(&keys32);
         let mut values = stream.launch_builder(&self.quantize_value);
-        values.arg(&v.address).arg(&v_stride).arg(&value_mean).arg(&value_scale).arg(&value).arg(&keys32);
+        values
+            .arg(&v.address)
+            .arg(&v_stride)
+            .arg(&value_mean)
+            .arg(&value_scale)
+            .arg(&value)
+            .arg(&residual)
+            .arg(&keys32);
+        let mut means = stream.launch_builder(&self.value_mean);
+        means.arg(&residual).arg(&value_scale).arg(&value_mean).arg(&keys32).arg(&tiles32);
         // SAFETY: the arguments are those of the kernels' signatures; the caller vouches for the memory.
         unsafe {
             statistics.launch(grid(heads, chunks, THREADS, 0))?;
@@ -205,6 +216,7 @@ impl Attention {
             queries.launch(grid(rows.div_ceil(EIGHT_BIT_KEYS), heads, ROW_THREADS, 0))?;
             key_tiles.launch(grid(tiles, heads, ROW_THREADS, 0))?;
             values.launch(grid(tiles, heads, THREADS, 0))?;
+            means.launch(grid(4 * heads, 1, THREADS, 0))?;
         }
         Ok(())
     }
@@ -278,6 +290,7 @@ pub struct Attention8bitLayout {
     value_mean: usize,
     value_scale: usize,
     partial: usize,
+    residual: usize,
     bytes: usize,
 }
 
@@ -305,6 +318,7 @@ impl Attention8bitLayout {
             value_mean: take(4 * width),
             value_scale: take(4 * width),
             partial: take(4 * 4 * width * keys.div_ceil(CHUNK)),
+            residual: take(4 * width * tiles),
             bytes,
         }
     }
@@ -389,6 +403,7 @@ mod tests {
                 (w.value_mean, 4 * width),
                 (w.value_scale, 4 * width),
                 (w.partial, 16 * width * keys.div_ceil(512)),
+                (w.residual, 4 * width * tiles),
             ];
             pieces.sort_unstable();
             for pair in pieces.windows(2) {
