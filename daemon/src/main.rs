@@ -1,1 +1,106 @@
-fn main(){}
+//! `animd`, the service.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use animd::config::{Config, Sources};
+use animd::{Error, log, service};
+use clap::Parser;
+use toml::{Table, Value};
+
+/// A wrong configuration: starting again does not help. `EX_CONFIG` of sysexits.
+const EXIT_CONFIG: u8 = 78;
+
+/// Turns pictures dropped into a folder, or sent over D-Bus, into videos.
+///
+/// Settings come from the configuration file, then from variables ANIMD_SECTION_KEY, then from these options.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Example: animd --user --model ~/models/Wan2.1-I2V-14B-480P\n\nExit codes: 0 stopped, 1 \
+failed, 2 wrong usage, 78 wrong configuration"
+)]
+struct Args {
+    /// The configuration file [default: /etc/animd/animd.toml; with --user ~/.config/animd/animd.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Serve on the session bus, with folders below ~/Videos/animd, instead of on the system bus
+    #[arg(long)]
+    user: bool,
+    /// The model's folder
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// The DiT's weights, where they are not the model folder's own
+    #[arg(long, value_name = "PATH")]
+    dit: Option<PathBuf>,
+    /// The engine's program
+    #[arg(long, value_name = "FILE")]
+    engine: Option<PathBuf>,
+    /// The folder for pictures
+    #[arg(long, value_name = "DIR")]
+    inbox: Option<PathBuf>,
+    /// The folder for videos
+    #[arg(long, value_name = "DIR")]
+    outbox: Option<PathBuf>,
+    /// The folder for the ledger
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Read the configuration, print it with everything filled in, and end
+    #[arg(long)]
+    check: bool,
+}
+
+impl Args {
+    fn sources(&self) -> Result<Sources, Error> {
+        let mut overrides = Table::new();
+        for (section, key, path) in [
+            ("model", "path", &self.model),
+            ("model", "dit", &self.dit),
+            ("engine", "program", &self.engine),
+            ("folders", "inbox", &self.inbox),
+            ("folders", "outbox", &self.outbox),
+            ("folders", "state", &self.state),
+        ] {
+            let Some(path) = path else { continue };
+            let full = std::path::absolute(path).map_err(Error::file("find", path))?;
+            let text = full.into_os_string().into_string().map_err(|path| {
+                Error::Config(format!("`{}` is not valid UTF-8", animd::files::show(path)))
+            })?;
+            let section = overrides.entry(section).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(section) = section {
+                section.insert(key.into(), Value::String(text));
+            }
+        }
+        Ok(Sources { file: self.config.clone(), user: self.user, overrides })
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match start(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("animd: {e}");
+            if matches!(e, Error::Config(_)) { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn start(args: &Args) -> Result<(), Error> {
+    let config = Config::load(&args.sources()?, std::env::vars_os())?;
+    if args.check {
+        print!("{}", toml::to_string(&config).map_err(|e| Error::Config(e.to_string()))?);
+        return Ok(());
+    }
+    log::start(&config.log.level)?;
+    // One thread: the engine's life hangs on the thread that started it, and there is little to do but wait.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::file("start", "the runtime"))?;
+    let result = runtime.block_on(service::run(config, args.user));
+    // A copy from a slow disk must not hold the stop up; it is not in the ledger yet.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}

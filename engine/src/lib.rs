@@ -13,11 +13,17 @@ pub mod backend;
 #[cfg(feature = "inference")]
 pub mod image;
 #[cfg(feature = "inference")]
+pub mod inspect;
+#[cfg(feature = "inference")]
 pub mod model;
 #[cfg(feature = "inference")]
 pub mod noise;
 #[cfg(feature = "inference")]
+pub mod pipeline;
+#[cfg(feature = "inference")]
 pub mod sampler;
+#[cfg(feature = "inference")]
+pub mod synth;
 #[cfg(feature = "inference")]
 pub mod text;
 #[cfg(feature = "inference")]

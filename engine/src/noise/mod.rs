@@ -1,1 +1,82 @@
-//! TODO
+//! The random numbers that a video begins with: for a seed, those that `PyTorch` draws.
+
+mod cpu;
+mod cuda;
+
+pub use cpu::CpuGenerator;
+pub use cuda::{CudaGenerator, Launch};
+
+use crate::request::{Noise, Request};
+
+/// Channels of a latent.
+const CHANNELS: usize = 16;
+
+/// `torch.Generator("cpu").manual_seed(seed)`.
+pub fn cpu(seed: u64) -> CpuGenerator {
+    CpuGenerator::new(seed)
+}
+
+/// `torch.Generator("cuda").manual_seed(seed)` on a card that launches its kernels as `launch` says.
+pub fn cuda(seed: u64, launch: Launch) -> CudaGenerator {
+    CudaGenerator::new(seed, launch)
+}
+
+/// The noise that a request asks for.
+pub enum Generator {
+    /// As a CPU draws it.
+    Cpu(CpuGenerator),
+    /// As a card draws it.
+    Cuda(CudaGenerator),
+}
+
+impl Generator {
+    /// A generator at the start of the request's seed.
+    pub fn new(request: &Request) -> Self {
+        match request.noise {
+            Noise::Cpu => Self::Cpu(cpu(request.seed)),
+            Noise::Cuda => {
+                let launch = Launch { multiprocessors: request.noise_multiprocessors, ..Launch::default() };
+                Self::Cuda(cuda(request.seed, launch))
+            }
+        }
+    }
+
+    /// The next `n` numbers of a standard normal distribution, as one `torch.randn` draws them.
+    pub fn randn(&mut self, n: usize) -> Vec<f32> {
+        match self {
+            Self::Cpu(generator) => generator.randn(n),
+            Self::Cuda(generator) => generator.randn(n),
+        }
+    }
+
+    /// Noise for a latent [16, frames, height, width], all in latent units; a sampler that adds noise between its
+    /// steps draws again.
+    pub fn latent(&mut self, frames: usize, height: usize, width: usize) -> Vec<f32> {
+        self.randn(CHANNELS * frames * height * width)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Settings;
+
+    #[test]
+    fn a_request_chooses_its_generator() {
+        let draw = |noise, multiprocessors| {
+            let settings = Settings {
+                seed: Some(7),
+                noise: Some(noise),
+                noise_multiprocessors: Some(multiprocessors),
+                ..Settings::default()
+            };
+            Generator::new(&settings.resolve(|| 0).expect("the settings are valid")).latent(1, 40, 40)
+        };
+        assert_eq!(draw(Noise::Cpu, 132), cpu(7).randn(16 * 1600));
+        assert_eq!(draw(Noise::Cuda, 132), cuda(7, Launch::default()).randn(16 * 1600));
+        // 25600 numbers are more than two multiprocessors draw in one pass.
+        let small = Launch { multiprocessors: 2, ..Launch::default() };
+        assert_eq!(draw(Noise::Cuda, 2), cuda(7, small).randn(16 * 1600));
+        assert_ne!(draw(Noise::Cuda, 2), draw(Noise::Cuda, 132));
+    }
+}

@@ -1,1 +1,302 @@
-//! TODO
+//! From noise to a clean latent: schedules, solvers, guidance, and which steps a step cache saves.
+//!
+//! Nothing here knows a model: [`run`] asks for velocities.
+
+pub mod distill;
+pub mod magcache;
+pub mod schedule;
+pub mod teacache;
+#[cfg(test)]
+mod testing;
+pub mod unipc;
+
+use crate::backend::TensorOps;
+use crate::request::{DISTILL_TIMESTEPS, Request, Sampler, StepCache};
+use crate::{Error, Result};
+
+use schedule::{DistillSchedule, Schedule};
+use unipc::UniPc;
+
+/// How the loop goes: the solver and its schedule.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SamplerConfig {
+    /// [`unipc`].
+    Unipc(Schedule),
+    /// [`distill::euler`].
+    Euler(DistillSchedule),
+    /// [`distill::renoise`].
+    Renoise(DistillSchedule),
+}
+
+impl SamplerConfig {
+    /// The sampler that a request asks for.
+    ///
+    /// # Errors
+    /// What [`schedule::distill`] refuses.
+    pub fn new(request: &Request) -> Result<Self> {
+        let distilled = || schedule::distill(&DISTILL_TIMESTEPS, request.shift);
+        Ok(match request.sampler {
+            Sampler::Unipc => Self::Unipc(schedule::unipc(request.steps as usize, request.shift)),
+            Sampler::Distill => Self::Euler(distilled()?),
+            Sampler::DistillRenoise => Self::Renoise(distilled()?),
+        })
+    }
+
+    /// What the model is told in each step.
+    pub fn timesteps(&self) -> Vec<f64> {
+        match self {
+            Self::Unipc(schedule) => schedule.timesteps.iter().map(|&timestep| timestep as f64).collect(),
+            Self::Euler(schedule) | Self::Renoise(schedule) => {
+                schedule.timesteps.iter().map(|&timestep| f64::from(timestep)).collect()
+            }
+        }
+    }
+}
+
+/// The model as [`run`] sees it: the step's index, the sample and the timestep give noise minus clean sample, guidance
+/// included.
+pub type Velocity<'a, T> = dyn FnMut(usize, &T, f64) -> Result<T> + 'a;
+
+/// Walks from `noise` to a clean latent.
+///
+/// `draw` gives new noise, as many values as `noise` has; only [`SamplerConfig::Renoise`] asks, after each step
+/// but the last. `on_step` hears of each step when it is done, with the sample after it; an error from it ends the walk.
+pub fn run<B: TensorOps>(
+    b: &B,
+    config: &SamplerConfig,
+    noise: B::Tensor,
+    velocity: &mut Velocity<'_, B::Tensor>,
+    draw: &mut dyn FnMut() -> Vec<f32>,
+    on_step: &mut dyn FnMut(usize, &B::Tensor) -> Result<()>,
+) -> Result<B::Tensor> {
+    let mut solver = match config {
+        SamplerConfig::Unipc(schedule) => Some(UniPc::new(schedule.clone())),
+        SamplerConfig::Euler(_) | SamplerConfig::Renoise(_) => None,
+    };
+    let mut sample = noise;
+    for (i, timestep) in config.timesteps().into_iter().enumerate() {
+        let v = velocity(i, &sample, timestep)?;
+        sample = match (config, &mut solver) {
+            (SamplerConfig::Unipc(_), Some(solver)) => solver.step(b, &v, &sample)?,
+            (SamplerConfig::Unipc(_), None) => return Err(Error::Internal("UniPC has no solver".into())),
+            (SamplerConfig::Euler(schedule) | SamplerConfig::Renoise(schedule), _) => {
+                let sigma = schedule.sigmas[i];
+                match (config, schedule.sigmas.get(i + 1)) {
+                    (_, None) => distill::euler(b, sigma, 0.0, &v, &sample)?,
+                    (SamplerConfig::Renoise(_), Some(&next)) => {
+                        let fresh = b.upload(&draw(), &b.shape(&sample))?;
+                        distill::renoise(b, sigma, next, &v, &sample, &fresh)?
+                    }
+                    (_, Some(&next)) => distill::euler(b, sigma, next, &v, &sample)?,
+                }
+            }
+        };
+        on_step(i, &sample)?;
+    }
+    Ok(sample)
+}
+
+/// Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Guidance {
+    /// How far to go from the negative prompt's velocity towards the prompt's; at 1 the prompt's itself.
+    pub scale: f64,
+}
+
+impl Guidance {
+    /// uncond + scale * (cond - uncond).
+    pub fn apply<B: TensorOps>(self, b: &B, cond: &B::Tensor, uncond: &B::Tensor) -> Result<B::Tensor> {
+        // The difference on its own: the two are nearly equal, and the scale would enlarge their rounding.
+        let difference = b.combine(&[(1.0, cond), (-1.0, uncond)])?;
+        b.combine(&[(1.0, uncond), (self.scale as f32, &difference)])
+    }
+}
+
+/// Which steps run the model, known before the first one. A step that does not adds the residual of the last one that did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepPlan {
+    /// For each step, whether its forwards are computed.
+    pub compute: Vec<bool>,
+}
+
+impl StepPlan {
+    /// The plan of a request's step cache. `embeddings` is asked by `TeaCache` only: for each step's timestep, the time
+    /// embedding `e`, or for `true` the modulation `e0`.
+    ///
+    /// # Errors
+    /// What `embeddings` fails with.
+    pub fn new(request: &Request, embeddings: impl FnOnce(bool) -> Result<Vec<Vec<f32>>>) -> Result<Self> {
+        let is_480p = request.size.is_480p();
+        let threshold = request.step_cache_threshold;
+        let teacache = |ret, embeddings: Vec<Vec<f32>>| {
+            teacache::plan(&embeddings, teacache::coefficients(is_480p, ret), threshold, ret).compute
+        };
+        let compute = match request.step_cache {
+            StepCache::None => vec![true; request.steps as usize],
+            StepCache::Teacache => teacache(false, embeddings(false)?),
+            StepCache::TeacacheRet => teacache(true, embeddings(true)?),
+            StepCache::Magcache => magcache::plan(
+                request.steps as usize,
+                magcache::ratios(is_480p),
+                threshold,
+                magcache::max_skips(threshold),
+                magcache::RETENTION,
+            ),
+        };
+        Ok(Self { compute })
+    }
+
+    /// Forwards that are computed and forwards that are skipped, with two forwards a step under guidance.
+    pub fn forwards(&self, guidance: bool) -> (u32, u32) {
+        let each = if guidance { 2 } else { 1 };
+        let computed = self.compute.iter().filter(|&&compute| compute).count() as u32;
+        (each * computed, each * (self.compute.len() as u32 - computed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{Golden, Host, HostTensor, relative_l2};
+    use super::*;
+    use crate::request::Settings;
+
+    /// Runs the loop on recorded velocities; the sample before the first step and after each.
+    fn replay(
+        config: &SamplerConfig,
+        noise: &[f32],
+        shape: &[usize],
+        mut velocity: impl FnMut(usize) -> Result<HostTensor>,
+        mut draw: impl FnMut() -> Vec<f32>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let mut trajectory = vec![noise.to_vec()];
+        let last = run(
+            &Host,
+            config,
+            Host.upload(noise, shape)?,
+            &mut |i, _, _| velocity(i),
+            &mut draw,
+            &mut |i, sample| {
+                assert_eq!(i + 1, trajectory.len());
+                trajectory.push(Host.download(sample)?);
+                Ok(())
+            },
+        )?;
+        assert_eq!(Some(&Host.download(&last)?), trajectory.last());
+        Ok(trajectory)
+    }
+
+    fn assert_near(got: &[Vec<f32>], want: &[f32], bound: f64) {
+        assert_eq!(got.len() * got[0].len(), want.len());
+        for (i, (got, want)) in got.iter().zip(want.chunks(got[0].len())).enumerate() {
+            let error = relative_l2(got, want);
+            assert!(error <= bound, "step {i}: {error:e}");
+        }
+    }
+
+    #[test]
+    fn guided_unipc_equals_the_golden() -> Result<()> {
+        let golden = Golden::open();
+        let noise = golden.f32("e2e.noise");
+        let shape = [16, 3, 8, 12];
+        let (cond, uncond) = (golden.f32("e2e.unipc.cond"), golden.f32("e2e.unipc.uncond"));
+        let guidance = Guidance { scale: 5.0 };
+        let velocity = |i: usize| {
+            let part = i * noise.len()..(i + 1) * noise.len();
+            let [cond, uncond] = [&cond, &uncond].map(|all| Host.upload(&all[part.clone()], &shape));
+            guidance.apply(&Host, &cond?, &uncond?)
+        };
+        let config = SamplerConfig::Unipc(schedule::unipc(6, 3.0));
+        let got = replay(&config, &noise, &shape, velocity, Vec::new)?;
+        assert_near(&got, &golden.f32("e2e.unipc.latents"), 2e-5);
+        Ok(())
+    }
+
+    #[test]
+    fn distilled_euler_equals_the_golden() -> Result<()> {
+        let golden = Golden::open();
+        let noise = golden.f32("e2e.noise");
+        let pred = golden.f32("e2e.distill.euler.pred");
+        let config = SamplerConfig::Euler(schedule::distill(&DISTILL_TIMESTEPS, 5.0)?);
+        let velocity = |i: usize| Host.upload(&pred[i * noise.len()..(i + 1) * noise.len()], &[16, 3, 8, 12]);
+        let got = replay(&config, &noise, &[16, 3, 8, 12], velocity, Vec::new)?;
+        assert_near(&got, &golden.f32("e2e.distill.euler.latents"), 2e-5);
+        Ok(())
+    }
+
+    #[test]
+    fn renoising_agrees_with_the_golden() -> Result<()> {
+        let golden = Golden::open();
+        let latents = golden.f32("e2e.distill.renoise.latents");
+        let draws = golden.f32("e2e.distill.renoise");
+        let n = latents.len() / 5;
+        let sigmas = golden.f32("distill.sigmas");
+        // Velocities are not recorded: each is found from the samples on both sides of its step and the draw between.
+        let velocity = |i: usize| {
+            let (before, after) = (&latents[i * n..(i + 1) * n], &latents[(i + 1) * n..(i + 2) * n]);
+            let next = sigmas.get(i + 1).copied().unwrap_or(0.0);
+            let draw = |j| draws.get(i * n + j).copied().unwrap_or(0.0);
+            let clean =
+                |j: usize| if next == 0.0 { after[j] } else { (after[j] - next * draw(j)) / (1.0 - next) };
+            let velocity: Vec<f32> = (0..n).map(|j| (before[j] - clean(j)) / sigmas[i]).collect();
+            Host.upload(&velocity, &[n])
+        };
+        let mut drawn = draws.chunks(n);
+        let draw = || drawn.next().expect("one draw less than steps").to_vec();
+        let config = SamplerConfig::Renoise(schedule::distill(&DISTILL_TIMESTEPS, 5.0)?);
+        let got = replay(&config, &latents[..n], &[n], velocity, draw)?;
+        assert_near(&got, &latents, 2e-5);
+        assert!(drawn.next().is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn an_observer_ends_the_walk() -> Result<()> {
+        let config = SamplerConfig::Unipc(schedule::unipc(5, 3.0));
+        let mut calls = 0;
+        let result = run(
+            &Host,
+            &config,
+            Host.upload(&[1.0], &[1])?,
+            &mut |_, x, timestep| {
+                calls += 1;
+                assert!((0.0..1000.0).contains(&timestep));
+                Ok(x.clone())
+            },
+            &mut Vec::new,
+            &mut |i, _| if i == 1 { Err(Error::Canceled) } else { Ok(()) },
+        );
+        assert!(matches!(result, Err(Error::Canceled)));
+        assert_eq!(calls, 2);
+        Ok(())
+    }
+
+    #[test]
+    fn a_request_picks_sampler_and_plan() -> Result<()> {
+        let request = Settings::default().resolve(|| 1)?;
+        let config = SamplerConfig::new(&request)?;
+        assert_eq!(config, SamplerConfig::Unipc(schedule::unipc(40, 3.0)));
+        let none = |_| Err(Error::Internal("not asked for".into()));
+        assert_eq!(StepPlan::new(&request, none)?.forwards(true), (80, 0));
+
+        let cached =
+            Settings { step_cache: Some(StepCache::Magcache), ..Settings::default() }.resolve(|| 1)?;
+        assert_eq!(StepPlan::new(&cached, none)?.forwards(true), (34, 46));
+        assert_eq!(StepPlan::new(&cached, none)?.forwards(false), (17, 23));
+
+        let cached =
+            Settings { step_cache: Some(StepCache::TeacacheRet), ..Settings::default() }.resolve(|| 1)?;
+        let plan = StepPlan::new(&cached, |ret| {
+            assert!(ret);
+            Ok(vec![vec![1.0]; 40])
+        })?;
+        // Embeddings that do not move: only the polynomial's constant gathers, 0.1325 a step.
+        assert_eq!(plan.compute[..9], [true, true, true, true, true, false, true, false, true]);
+
+        let distilled = Settings { sampler: Some(Sampler::Distill), ..Settings::default() }.resolve(|| 1)?;
+        assert_eq!(
+            SamplerConfig::new(&distilled)?.timesteps(),
+            [1000.0, 937.5, f64::from(833.3333_f32), 625.0]
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,30 @@
+# `make` lists the targets. Everything is built by cargo; this file only names the usual commands.
+
+CARGO ?= cargo
+SCRIPTS := .ci/run packaging/setup.sh packaging/demo.sh
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint setup clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: setup ## build, start a private bus and the service, and turn a photograph into a video
+	@packaging/demo.sh
+
+test: setup ## build, and run all tests
+	$(CARGO) build --release --locked --workspace
+	$(CARGO) test --release --locked --workspace
+
+lint: ## check format, clippy, licences and shell scripts
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	packaging/check-licences.py
+	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
+	else echo 'warning: shellcheck is not installed; the shell scripts were not checked'; fi
+
+setup: ## install what is missing on this machine, asking first (YES=1: without asking)
+	@packaging/setup.sh
+
+clean: ## remove everything that was built
+	$(CARGO) clean

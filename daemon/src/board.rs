@@ -1,0 +1,111 @@
+//! What is going on right now: the running job's progress and the service's state, for everyone who shows it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use animd_engine::progress::Progress;
+use tokio::sync::{Notify, mpsc, watch};
+
+/// Something that the bus tells.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// A job is new.
+    Added(u64),
+    /// A job's state in the ledger changed.
+    State(u64),
+    /// A running job came further: see [`Board::live`].
+    Progress(u64),
+}
+
+/// The service as a whole.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Status {
+    /// `starting`, `loading`, `idle`, `busy`, `no-weights`, `no-gpu`, `no-engine`, `stopping`.
+    pub state: &'static str,
+    /// The same as a sentence, with the remedy if there is something to do.
+    pub text: String,
+}
+
+/// What the engine said last of a job.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Live {
+    /// Where it stands.
+    pub progress: Progress,
+    /// When the end is expected, in microseconds since the epoch.
+    pub expected_end_us: Option<u64>,
+}
+
+/// A shared board; cheap to clone.
+#[derive(Clone)]
+pub struct Board {
+    live: Arc<Mutex<HashMap<u64, Live>>>,
+    changes: Arc<Mutex<Option<mpsc::UnboundedSender<Change>>>>,
+    status: watch::Sender<Status>,
+    /// Signalled when the queue has something new.
+    pub queued: Arc<Notify>,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        let starting = Status { state: "starting", text: "the service is starting".into() };
+        Self {
+            live: Arc::default(),
+            changes: Arc::default(),
+            status: watch::Sender::new(starting),
+            queued: Arc::default(),
+        }
+    }
+}
+
+impl Board {
+    /// From here on changes are told to the returned receiver.
+    pub fn listen(&self) -> mpsc::UnboundedReceiver<Change> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        *self.changes.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
+    /// Tells a change, if anyone listens.
+    pub fn tell(&self, change: Change) {
+        if matches!(change, Change::Added(_) | Change::State(_)) {
+            self.queued.notify_one();
+        }
+        if let Some(sender) = &*self.changes.lock().unwrap_or_else(PoisonError::into_inner) {
+            _ = sender.send(change);
+        }
+    }
+
+    /// The running job's progress; `None` once it no longer runs.
+    pub fn set_live(&self, id: u64, live: Option<Live>) {
+        let mut map = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        match live {
+            Some(live) => _ = map.insert(id, live),
+            None => _ = map.remove(&id),
+        }
+    }
+
+    /// A job's progress, if it runs.
+    pub fn live(&self, id: u64) -> Option<Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
+    }
+
+    /// Sets the service's state.
+    pub fn set_status(&self, state: &'static str, text: impl Into<String>) {
+        let new = Status { state, text: text.into() };
+        self.status.send_if_modified(|status| {
+            let changed = *status != new;
+            *status = new;
+            changed
+        });
+    }
+
+    /// The service's state, and its changes.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+}
+
+/// Waits until the service is to stop, or its owner is gone.
+pub async fn stopped(stop: &mut watch::Receiver<bool>) {
+    _ = stop.wait_for(|stop| *stop).await;
+}

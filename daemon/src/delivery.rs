@@ -1,0 +1,607 @@
+//! How a job ends, exactly once, whenever the machine stops.
+//!
+//! The order is: the engine wrote and synced the unfinished file; the ledger commits `finishing` with the video's name
+//! and hash, or the reason; the video is renamed, replacing nothing; the source is moved; the ledger commits the end.
+//! [`Desk::recover`] finishes what was cut short, before any folder is looked at.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use animd_engine::protocol::Report;
+use sha2::{Digest, Sha256};
+
+use crate::board::{Board, Change};
+use crate::config::Config;
+use crate::files::{self, Identity, numbered, rename_new, show, split_name, sync_dir};
+use crate::ledger::{Ended, Job, Ledger, Outcome, State, Succeeded};
+use crate::spool::Spool;
+use crate::{Error, Result};
+
+/// The folder in the inbox for pictures that have become videos.
+pub const DONE: &str = "done";
+/// The folder in the inbox for pictures that have not.
+pub const FAILED: &str = "failed";
+
+/// What everything that touches jobs shares.
+pub struct Desk {
+    /// The configuration.
+    pub config: Config,
+    /// The queue and the log.
+    pub ledger: Ledger,
+    /// The waiting pictures.
+    pub spool: Spool,
+    /// What is going on, for the bus.
+    pub board: Board,
+}
+
+impl Desk {
+    /// The folder for videos.
+    pub fn outbox(&self) -> &Path {
+        &self.config.folders.outbox
+    }
+
+    /// Ends a job that is in state `from`. False if somebody else has ended it meanwhile.
+    pub async fn end(self: &Arc<Self>, id: u64, from: State, ended: Ended) -> Result<bool> {
+        let desk = self.clone();
+        blocking(move || desk.end_blocking(id, from, &ended)).await
+    }
+
+    /// Finishes a job that is `finishing` already.
+    pub async fn settle(self: &Arc<Self>, id: u64) -> Result<()> {
+        let desk = self.clone();
+        blocking(move || desk.settle_blocking(id)).await
+    }
+
+    /// Looks at the finished file of a running job and says where its video shall be.
+    pub async fn examine(self: &Arc<Self>, job: Job, report: Report) -> Result<Ended> {
+        let desk = self.clone();
+        blocking(move || Ok(desk.examine_blocking(&job, report))).await
+    }
+
+    fn examine_blocking(&self, job: &Job, report: Report) -> Ended {
+        let part = job.part(self.outbox());
+        let failed = |text: String| Ended::Failed { code: "output".into(), text };
+        let (mut file, meta) = match files::open_regular(&part) {
+            Ok(open) => open,
+            Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
+        };
+        if meta.len() == 0 {
+            return failed(format!("the engine left `{}` empty; look into its log", show(&part)));
+        }
+        let hashed = hash(&mut file).and_then(|sha| {
+            file.set_permissions(fs::Permissions::from_mode(0o640))?;
+            file.sync_all()?;
+            Ok(sha)
+        });
+        let sha256 = match hashed {
+            Ok(sha) => sha,
+            Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
+        };
+        let seed = job.request.as_ref().map_or(report.seed, |r| r.seed);
+        let output = free_output(self.outbox(), &job.name, seed);
+        Ended::Done(Box::new(Succeeded { report, output, bytes: meta.len(), sha256 }))
+    }
+
+    fn end_blocking(&self, id: u64, from: State, ended: &Ended) -> Result<bool> {
+        let Some(job) = self.ledger.call_blocking(move |db| db.job(id))? else { return Ok(false) };
+        let target = source_target(&job, ended.outcome());
+        let ended = ended.clone();
+        if !self.ledger.call_blocking(move |db| db.finishing(id, from, &ended, target.as_deref()))? {
+            return Ok(false);
+        }
+        self.board.tell(Change::State(id));
+        self.settle_blocking(id)?;
+        Ok(true)
+    }
+
+    /// Puts the files of a finishing job in place. Doing it again after it was cut short anywhere does the rest.
+    pub(crate) fn settle_blocking(&self, id: u64) -> Result<()> {
+        let find = move || self.ledger.call_blocking(move |db| db.job(id));
+        let Some(mut job) = find()?.filter(|job| job.state == State::Finishing) else { return Ok(()) };
+        if job.outcome == Some(Outcome::Done) {
+            match self.put_video(&job) {
+                Ok(true) => {}
+                Ok(false) => {
+                    tracing::warn!(job = id, "the finished file of job {id} is gone; it runs again");
+                    self.ledger.call_blocking(move |db| db.vanished(id))?;
+                    self.board.tell(Change::State(id));
+                    return Ok(());
+                }
+                Err(e @ (Error::Ledger(_) | Error::Stopping)) => return Err(e),
+                Err(e) => {
+                    let text = format!("the video could not be put into the outbox: {e}");
+                    let target = source_target(&job, Outcome::Failed);
+                    let told = text.clone();
+                    self.ledger
+                        .call_blocking(move |db| db.fail_delivery(id, "output", &told, target.as_deref()))?;
+                    let Some(changed) = find()? else { return Ok(()) };
+                    job = changed;
+                }
+            }
+        }
+        if job.outcome != Some(Outcome::Done) {
+            _ = fs::remove_file(job.part(self.outbox()));
+        }
+        let left = match self.put_source(&job) {
+            Ok(()) => None,
+            Err(e @ (Error::Ledger(_) | Error::Stopping)) => return Err(e),
+            Err(e) => Some(e.to_string()),
+        };
+        if let Some(text) = &left {
+            tracing::warn!(
+                job = id,
+                "the picture of job {id} stays in the inbox and is not taken again: {text}"
+            );
+        }
+        self.ledger.call_blocking(move |db| db.close(id, left.as_deref()))?;
+        if let Some(sha) = job.image_sha256 {
+            self.spool.release(&self.ledger, sha)?;
+        }
+        if let (Some(Outcome::Done), Some(path)) = (&job.outcome, &job.output) {
+            tracing::info!(job = id, "job {id} is done: {}", show(path));
+        } else {
+            let how = job.outcome.map_or("ended", Outcome::name);
+            let why = job.error_text.as_deref().unwrap_or("no reason known");
+            tracing::warn!(job = id, "job {id} ({}) {how}: {why}", show(&job.name));
+        }
+        self.board.tell(Change::State(id));
+        Ok(())
+    }
+
+    /// Renames the unfinished file to the video's name. False if there is neither.
+    fn put_video(&self, job: &Job) -> Result<bool> {
+        let part = job.part(self.outbox());
+        let Some(mut output) = job.output.clone() else { return Ok(false) };
+        let dir = output.parent().unwrap_or(Path::new("/")).to_owned();
+        loop {
+            match rename_new(&part, &output) {
+                Ok(()) => break,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    // Linked, but not yet unlinked, where the file system cannot rename without replacing.
+                    let ino = |path: &Path| fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()));
+                    if let (Ok(a), Ok(b)) = (ino(&part), ino(&output))
+                        && a == b
+                    {
+                        fs::remove_file(&part).map_err(Error::file("remove", &part))?;
+                        break;
+                    }
+                    let seed = job.request.as_ref().map_or(0, |r| r.seed);
+                    output = free_output(&dir, &job.name, seed);
+                    let (id, path) = (job.id, output.clone());
+                    tracing::info!(job = id, "the name of job {id}'s video is taken: it is {}", show(&path));
+                    self.ledger.call_blocking(move |db| db.set_output(id, &path))?;
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(output.exists()),
+                Err(e) => return Err(Error::file("create", &output)(e)),
+            }
+        }
+        sync_dir(&dir).map_err(Error::file("sync", &dir))?;
+        Ok(true)
+    }
+
+    /// Moves the picture and its sidecars out of the inbox, if it is still the one that was taken.
+    fn put_source(&self, job: &Job) -> Result<()> {
+        let (Some(source), Some(mut target)) = (&job.source, job.source_target.clone()) else {
+            return Ok(());
+        };
+        match fs::symlink_metadata(&source.path) {
+            Ok(meta) if meta.is_file() && Identity::of(&meta) == source.identity => {}
+            // It was replaced or removed meanwhile: what lies there now is another wish.
+            Ok(_) => return Ok(()),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(());
+            }
+            Err(e) => return Err(Error::file("look at", &source.path)(e)),
+        }
+        let inbox = source.path.parent().unwrap_or(Path::new("/"));
+        let dir = target.parent().unwrap_or(inbox).to_owned();
+        fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
+        loop {
+            if let Some(text) = job.error_text.as_deref().filter(|_| job.outcome != Some(Outcome::Done)) {
+                let note = error_note(&target);
+                files::write_atomic(&note, format!("{text}\n").as_bytes(), 0o644)
+                    .map_err(Error::file("write", &note))?;
+            }
+            match rename_new(&source.path, &target) {
+                Ok(()) => break,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    _ = fs::remove_file(error_note(&target));
+                    target = free_name(&dir, source.path.file_name().unwrap_or_default());
+                    let (id, path) = (job.id, target.clone());
+                    self.ledger.call_blocking(move |db| db.set_source_target(id, &path))?;
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(e) => return Err(Error::file("move", &source.path)(e)),
+            }
+        }
+        for sidecar in sidecars(&source.path) {
+            // One that came after the job belongs to whatever comes next.
+            let used = fs::symlink_metadata(&sidecar).is_ok_and(|meta| {
+                let changed_us =
+                    meta.ctime().saturating_mul(1_000_000).saturating_add(meta.ctime_nsec() / 1000);
+                meta.is_file() && changed_us <= job.created_us as i64
+            });
+            if used && let Some(name) = sidecar.file_name() {
+                let to = free_name(&dir, name);
+                if let Err(e) = rename_new(&sidecar, &to) {
+                    tracing::warn!(job = job.id, "cannot move the sidecar `{}`: {e}", show(&sidecar));
+                }
+            }
+        }
+        for dir in [&dir, inbox] {
+            sync_dir(dir).map_err(Error::file("sync", dir))?;
+        }
+        Ok(())
+    }
+
+    /// Tries once more to move a picture away whose job has ended.
+    pub async fn move_left(self: &Arc<Self>, job: Job) -> Result<()> {
+        let desk = self.clone();
+        blocking(move || {
+            let id = job.id;
+            desk.put_source(&job)?;
+            desk.ledger.call_blocking(move |db| db.source_moved(id))
+        })
+        .await
+    }
+
+    /// Finishes what a crash cut short. Runs before the bus, the inbox and the engine. Blocks.
+    pub fn recover(&self) -> Result<()> {
+        for job in self.ledger.call_blocking(|db| db.open_jobs())? {
+            let id = job.id;
+            match job.state {
+                State::Finishing => {
+                    tracing::info!(
+                        job = id,
+                        "job {id} was being finished when the service ended; it is finished now"
+                    );
+                    self.settle_blocking(id)?;
+                }
+                State::Running => {
+                    _ = fs::remove_file(job.part(self.outbox()));
+                    let interruptions = job.interruptions + 1;
+                    if interruptions < self.config.queue.interruptions {
+                        tracing::warn!(job = id, "the service ended while job {id} ran; it runs again");
+                        self.ledger.call_blocking(move |db| db.interrupted(id))?;
+                    } else {
+                        let text = format!(
+                            "the service or the machine went down {interruptions} times while this was made; it is not tried again: \
+                             look into the journal, then drop the picture once more"
+                        );
+                        self.end_blocking(
+                            id,
+                            State::Running,
+                            &Ended::Failed { code: "crashed".into(), text },
+                        )?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.spool.sweep(&self.ledger)?;
+        self.remove_parts();
+        Ok(())
+    }
+
+    /// Removes unfinished files of our own jobs: no job is running or finishing now.
+    fn remove_parts(&self) {
+        let Ok(entries) = fs::read_dir(self.outbox()) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(uuid) = part_uuid(&name) else { continue };
+            if self.ledger.call_blocking(move |db| db.knows(&uuid)).unwrap_or(false) {
+                tracing::info!("an unfinished file is removed: {}", show(&name));
+                _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+/// Runs blocking work off the runtime's thread.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Stopping)?
+}
+
+fn hash(file: &mut File) -> io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(hash.finalize().into()),
+            Ok(n) => hash.update(&buffer[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The job's UUID in the name of an unfinished file, also where the engine put something of its own around it.
+fn part_uuid(name: &OsStr) -> Option<String> {
+    let name = name.to_str()?;
+    if !name.ends_with(crate::ledger::PART_SUFFIX) {
+        return None;
+    }
+    let rest = name.trim_start_matches('.').strip_prefix("animd-")?;
+    let uuid = rest.get(..36)?;
+    uuid::Uuid::parse_str(uuid).ok().map(|_| uuid.to_owned())
+}
+
+/// `STEM-SEED.mp4`, with a number if that exists.
+fn free_output(dir: &Path, name: &OsStr, seed: u64) -> PathBuf {
+    let stem = split_name(name).0;
+    // The tail holds the seed, so that a cut stem never costs it; a number goes before `.mp4`.
+    (1..u32::MAX)
+        .map(|n| {
+            let tail = if n < 2 { format!("-{seed}.mp4") } else { format!("-{seed}-{n}.mp4") };
+            dir.join(numbered(stem, 1, &tail))
+        })
+        .find(|path| fs::symlink_metadata(path).is_err())
+        .unwrap_or_else(|| dir.join("video.mp4"))
+}
+
+/// Where the source of a job goes: a name that is free, and whose error note is free.
+pub fn source_target(job: &Job, outcome: Outcome) -> Option<PathBuf> {
+    target_of(&job.source.as_ref()?.path, outcome)
+}
+
+/// The same for a picture without a job.
+pub fn target_of(source: &Path, outcome: Outcome) -> Option<PathBuf> {
+    let dir = source.parent()?.join(if outcome == Outcome::Done { DONE } else { FAILED });
+    Some(free_name(&dir, source.file_name()?))
+}
+
+fn free_name(dir: &Path, name: &OsStr) -> PathBuf {
+    let (stem, tail) = split_name(name);
+    let exists = |path: &Path| fs::symlink_metadata(path).is_ok();
+    (1..u32::MAX)
+        .map(|n| {
+            // The tail may hold any bytes, so it is not `numbered`'s.
+            let mut full = if n < 2 { stem.to_owned() } else { numbered(stem, n, "") };
+            full.push(tail);
+            dir.join(full)
+        })
+        .find(|path| !exists(path) && !exists(&error_note(path)))
+        .unwrap_or_else(|| dir.join(name))
+}
+
+/// `photo.png.error.txt` for `photo.png`.
+fn error_note(picture: &Path) -> PathBuf {
+    picture.with_file_name(numbered(picture.file_name().unwrap_or_default(), 1, ".error.txt"))
+}
+
+/// `photo.toml` and `photo.txt` for `photo.png`.
+pub fn sidecars(picture: &Path) -> [PathBuf; 2] {
+    let (stem, _) = split_name(picture.file_name().unwrap_or_default());
+    ["toml", "txt"].map(|kind| {
+        let mut name = stem.as_bytes().to_vec();
+        name.push(b'.');
+        name.extend_from_slice(kind.as_bytes());
+        picture.with_file_name(OsStr::from_bytes(&name))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use animd_engine::request::Settings;
+
+    use super::*;
+    use crate::ledger::{Added, NewJob, Source, Store};
+
+    struct Place {
+        _dir: tempfile::TempDir,
+        desk: Desk,
+        inbox: PathBuf,
+    }
+
+    fn place() -> Result<Place> {
+        let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
+        let mut config = Config::default();
+        config.folders.inbox = dir.path().join("inbox");
+        config.folders.outbox = dir.path().join("outbox");
+        config.folders.state = dir.path().to_owned();
+        for dir in [&config.folders.inbox, &config.folders.outbox] {
+            fs::create_dir(dir).map_err(Error::file("create", dir))?;
+        }
+        let desk = Desk {
+            ledger: Ledger::open(&dir.path().join("ledger.db"))?,
+            spool: Spool::open(dir.path().join("spool"))?,
+            board: Board::default(),
+            config: config.clone(),
+        };
+        Ok(Place { _dir: dir, desk, inbox: config.folders.inbox })
+    }
+
+    impl Place {
+        /// A picture in the inbox and its job, claimed.
+        fn running(&self) -> Result<Job> {
+            let path = self.inbox.join("photo.png");
+            fs::write(&path, "picture").map_err(Error::file("write", &path))?;
+            let (file, meta) = files::open_regular(&path).map_err(Error::file("open", &path))?;
+            let spooled = self.desk.spool.put(&file, "the picture")?;
+            let new = NewJob {
+                owner: 0,
+                watched: true,
+                idempotency_key: None,
+                name: "photo.png".into(),
+                source: Some(Source { path, identity: Identity::of(&meta) }),
+                work: Ok((spooled.sha256, Box::new(Settings::default().resolve(|| 7)?))),
+            };
+            assert!(matches!(
+                self.desk.ledger.call_blocking(move |db| db.add(&new, || true))?,
+                Added::New(_)
+            ));
+            Ok(self.desk.ledger.call_blocking(Store::claim)?.expect("it was just queued"))
+        }
+
+        /// The same, up to the commit of `finishing`.
+        fn finishing(&self) -> Result<Job> {
+            let job = self.running()?;
+            fs::write(job.part(self.desk.outbox()), "video").map_err(Error::file("write", "part"))?;
+            let ended = self.desk.examine_blocking(&job, Report::default());
+            let target = source_target(&job, ended.outcome());
+            let id = job.id;
+            assert!(self.desk.ledger.call_blocking(move |db| db.finishing(
+                id,
+                State::Running,
+                &ended,
+                target.as_deref()
+            ))?);
+            Ok(self.job(id))
+        }
+
+        fn job(&self, id: u64) -> Job {
+            self.desk.ledger.call_blocking(move |db| db.job(id)).expect("readable").expect("known")
+        }
+
+        fn names(&self, folder: &str) -> Vec<String> {
+            let mut names: Vec<String> = fs::read_dir(self.inbox.join(folder))
+                .map(|dir| {
+                    dir.flatten().filter(|e| e.path().is_file()).map(|e| show(e.file_name())).collect()
+                })
+                .unwrap_or_default();
+            names.sort();
+            names
+        }
+    }
+
+    #[test]
+    fn a_finishing_job_is_finished_from_every_point() -> Result<()> {
+        // How far the delivery came before the power went: nothing; the rename; the rename and the move.
+        for reached in 0..3 {
+            let place = place()?;
+            let job = place.finishing()?;
+            let output = job.output.clone().expect("decided");
+            if reached > 0 {
+                fs::rename(job.part(place.desk.outbox()), &output).map_err(Error::file("rename", &output))?;
+            }
+            if reached > 1 {
+                let target = job.source_target.clone().expect("decided");
+                fs::create_dir(place.inbox.join(DONE)).map_err(Error::file("create", DONE))?;
+                fs::rename(place.inbox.join("photo.png"), &target).map_err(Error::file("rename", &target))?;
+            }
+            place.desk.recover()?;
+            assert_eq!(place.job(job.id).state, State::Done);
+            assert_eq!(place.names("../outbox"), ["photo-7.mp4"]);
+            assert_eq!((place.names(""), place.names(DONE)), (vec![], vec!["photo.png".to_owned()]));
+            assert_eq!(place.names("../spool"), Vec::<String>::new());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_name_that_is_taken_meanwhile_gets_a_number() -> Result<()> {
+        let place = place()?;
+        let job = place.finishing()?;
+        fs::write(place.desk.outbox().join("photo-7.mp4"), "a stranger's")
+            .map_err(Error::file("write", "x"))?;
+        place.desk.settle_blocking(job.id)?;
+        assert_eq!(place.names("../outbox"), ["photo-7-2.mp4", "photo-7.mp4"]);
+        assert_eq!(
+            fs::read(place.desk.outbox().join("photo-7.mp4")).ok().as_deref(),
+            Some(&b"a stranger's"[..])
+        );
+        assert_eq!(place.job(job.id).output.as_deref(), Some(&*place.desk.outbox().join("photo-7-2.mp4")));
+        Ok(())
+    }
+
+    #[test]
+    fn a_video_that_cannot_be_placed_fails_the_job_and_keeps_the_picture() -> Result<()> {
+        let place = place()?;
+        let job = place.running()?;
+        let part = job.part(place.desk.outbox());
+        fs::write(&part, "video").map_err(Error::file("write", &part))?;
+        let Ended::Done(mut done) = place.desk.examine_blocking(&job, Report::default()) else {
+            panic!("the file is there")
+        };
+        // A name that no file system takes stands for an outbox that refuses.
+        done.output = place.desk.outbox().join("x".repeat(300));
+        place.desk.end_blocking(job.id, State::Running, &Ended::Done(done))?;
+        let ended = place.job(job.id);
+        assert_eq!((ended.state, ended.error_code.as_deref()), (State::Failed, Some("output")));
+        assert_eq!(place.names(FAILED), ["photo.png", "photo.png.error.txt"]);
+        assert_eq!(place.names("../outbox"), Vec::<String>::new());
+        Ok(())
+    }
+
+    #[test]
+    fn a_vanished_file_makes_the_job_run_again() -> Result<()> {
+        let place = place()?;
+        let job = place.finishing()?;
+        fs::remove_file(job.part(place.desk.outbox())).map_err(Error::file("remove", "part"))?;
+        place.desk.recover()?;
+        assert_eq!(place.job(job.id).state, State::Queued);
+        assert_eq!((place.names("").len(), place.names("../spool").len()), (1, 1));
+        Ok(())
+    }
+
+    #[test]
+    fn a_running_job_runs_again_until_it_is_hopeless() -> Result<()> {
+        let place = place()?;
+        let job = place.running()?;
+        for n in 1..place.desk.config.queue.interruptions {
+            fs::write(place.job(job.id).part(place.desk.outbox()), "torn")
+                .map_err(Error::file("write", "part"))?;
+            place.desk.recover()?;
+            assert_eq!((place.job(job.id).state, place.job(job.id).interruptions), (State::Queued, n));
+            assert_eq!(place.names("../outbox"), Vec::<String>::new());
+            place.desk.ledger.call_blocking(Store::claim)?;
+        }
+        place.desk.recover()?;
+        assert_eq!(place.job(job.id).error_code.as_deref(), Some("crashed"));
+        assert_eq!(place.names(FAILED), ["photo.png", "photo.png.error.txt"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_replaced_source_stays_where_it_is() -> Result<()> {
+        let place = place()?;
+        let job = place.finishing()?;
+        fs::write(place.inbox.join("new"), "another picture").map_err(Error::file("write", "new"))?;
+        fs::rename(place.inbox.join("new"), place.inbox.join("photo.png"))
+            .map_err(Error::file("rename", "new"))?;
+        place.desk.settle_blocking(job.id)?;
+        assert_eq!(place.job(job.id).state, State::Done);
+        assert_eq!((place.names(""), place.names(DONE)), (vec!["photo.png".to_owned()], vec![]));
+        Ok(())
+    }
+
+    #[test]
+    fn the_same_file_makes_one_job() -> Result<()> {
+        let place = place()?;
+        let job = place.running()?;
+        let again = |place: &Place, mtime: i64| {
+            let mut source = job.source.clone().expect("watched");
+            source.identity.mtime_ns += mtime;
+            let new = NewJob {
+                owner: 0,
+                watched: true,
+                idempotency_key: None,
+                name: "photo.png".into(),
+                source: Some(source),
+                work: Ok((
+                    job.image_sha256.expect("spooled"),
+                    Box::new(Settings::default().resolve(|| 99).expect("valid")),
+                )),
+            };
+            place.desk.ledger.call_blocking(move |db| db.add(&new, || true)).expect("writable")
+        };
+        assert_eq!(again(&place, 0), Added::Known(job.id));
+        // Touched, or copied once more with the same contents.
+        assert_eq!(again(&place, 1), Added::Known(job.id));
+        Ok(())
+    }
+
+    #[test]
+    fn unfinished_files_are_known_by_their_uuid() {
+        let uuid = "6b2cb0a8-9c0f-4d3e-8a57-0f8c1f3d2b11";
+        assert_eq!(part_uuid(OsStr::new(&format!(".animd-{uuid}-1.part"))).as_deref(), Some(uuid));
+        assert_eq!(part_uuid(OsStr::new(&format!("..animd-{uuid}-1.part.x.part"))).as_deref(), Some(uuid));
+        assert_eq!(part_uuid(OsStr::new(".animd-short.part")), None);
+        assert_eq!(part_uuid(OsStr::new(&format!("animd-{uuid}.mp4"))), None);
+    }
+}

@@ -1,0 +1,162 @@
+//! The engine's process, as its parent sees it: a child whose standard input is one end of a socket pair.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use animd_engine::protocol::{FromEngine, MAX_LINE, PROTOCOL, ToEngine};
+use rustix::process::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, timeout};
+
+use crate::files::show;
+use crate::{Error, Result};
+
+/// The kernel's out-of-memory killer takes the engine before the service and most others.
+const OOM_SCORE: &str = "800";
+
+/// What the engine has said of itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hello {
+    /// Its version.
+    pub version: String,
+    /// `cpu` or `cuda`.
+    pub backend: String,
+    /// The model.
+    pub model: String,
+}
+
+/// A running engine.
+pub struct Engine {
+    child: Child,
+    lines: Lines,
+    writer: OwnedWriteHalf,
+    /// Set once it has said hello.
+    pub hello: Option<Hello>,
+    /// When it was started.
+    pub started: Instant,
+    /// When it was last heard.
+    pub heard: Instant,
+}
+
+impl Engine {
+    /// Starts `PROGRAM serve --model DIR [--dit PATH]` and says hello. Needs to be called on a thread that lives as long as
+    /// the service: the child is killed when that thread ends.
+    pub fn start(program: &Path, model: &Path, dit: Option<&Path>) -> Result<Self> {
+        let failed =
+            |e: io::Error| Error::File { action: "start the engine", path: program.to_owned(), source: e };
+        let (ours, theirs) = StdUnixStream::pair().map_err(failed)?;
+        ours.set_nonblocking(true).map_err(failed)?;
+        let mut command = Command::new(program);
+        command
+            .arg("serve")
+            .arg("--model")
+            .arg(model)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .kill_on_drop(true);
+        if let Some(dit) = dit {
+            command.args([OsStr::new("--dit"), dit.as_os_str()]);
+        }
+        // Ctrl-C at the service's terminal is for the service, which then ends its engine.
+        command.process_group(0);
+        let parent = rustix::process::getpid();
+        // SAFETY: between fork and exec this calls only prctl and getppid, which are async-signal-safe.
+        unsafe {
+            command.pre_exec(move || {
+                rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+                // The service may have died before the line above.
+                if rustix::process::getppid() == Some(parent) {
+                    Ok(())
+                } else {
+                    Err(io::ErrorKind::Interrupted.into())
+                }
+            });
+        }
+        let child = command.spawn().map_err(failed)?;
+        if let Some(pid) = child.id() {
+            // Raising it needs no rights. Where /proc is not ours to write, the engine is an ordinary candidate.
+            _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
+        }
+        let (reader, writer) = UnixStream::from_std(ours).map_err(failed)?.into_split();
+        let now = Instant::now();
+        tracing::info!("the engine `{}` is started, process {}", show(program), child.id().unwrap_or(0));
+        Ok(Self { child, lines: Lines::new(reader), writer, hello: None, started: now, heard: now })
+    }
+
+    /// Sends one message.
+    pub async fn send(&mut self, message: &ToEngine) -> io::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        // An engine that does not read is a hung one: the caller must not hang with it.
+        timeout(Duration::from_secs(5), self.writer.write_all(&line))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// The greeting.
+    pub async fn greet(&mut self) -> io::Result<()> {
+        self.send(&ToEngine::Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").into() }).await
+    }
+
+    /// The next message; `None` when the engine has closed its end. May be dropped and called again.
+    pub async fn next(&mut self) -> io::Result<Option<FromEngine>> {
+        let Some(line) = self.lines.next().await? else { return Ok(None) };
+        self.heard = Instant::now();
+        serde_json::from_slice(&line).map(Some).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    }
+
+    /// Ends the process and says how it ended.
+    pub async fn end(mut self, grace: Duration) -> String {
+        if let Ok(Ok(status)) = timeout(grace, self.child.wait()).await {
+            return status.to_string();
+        }
+        _ = self.child.start_kill();
+        match timeout(Duration::from_secs(10), self.child.wait()).await {
+            Ok(Ok(_)) => "it was killed".into(),
+            // In the kernel's hands, perhaps in a driver; it dies when that lets it go.
+            _ => "it was killed, but does not die".into(),
+        }
+    }
+}
+
+/// Lines of limited length from a socket.
+struct Lines {
+    reader: OwnedReadHalf,
+    buffer: Vec<u8>,
+    searched: usize,
+}
+
+impl Lines {
+    fn new(reader: OwnedReadHalf) -> Self {
+        Self { reader, buffer: Vec::new(), searched: 0 }
+    }
+
+    /// The next line without its end. Keeps what it has read when dropped.
+    async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(at) = self.buffer[self.searched..].iter().position(|b| *b == b'\n') {
+                let mut line: Vec<u8> = self.buffer.drain(..=self.searched + at).collect();
+                line.pop();
+                self.searched = 0;
+                return Ok(Some(line));
+            }
+            self.searched = self.buffer.len();
+            if self.buffer.len() > MAX_LINE {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("a line of more than {MAX_LINE} bytes"),
+                ));
+            }
+            if self.reader.read_buf(&mut self.buffer).await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Wrong keys in words: the file, the line, and the nearest right key.
+
+use std::path::Path;
+
+use animd_engine::request::Settings;
+
+use crate::files::show;
+
+/// Every key of [`Settings`].
+pub const SETTINGS: [&str; 17] = [
+    "prompt",
+    "negative_prompt",
+    "seed",
+    "size",
+    "resize",
+    "frames",
+    "fps",
+    "quality",
+    "sampler",
+    "steps",
+    "shift",
+    "guidance",
+    "step_cache",
+    "step_cache_threshold",
+    "noise",
+    "noise_multiprocessors",
+    "tiling",
+];
+
+/// The key most like `wrong`, if one is like it at all.
+pub fn nearest<'a>(wrong: &str, keys: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    keys.into_iter()
+        .map(|key| (distance(wrong, key), key))
+        .min()
+        .filter(|(d, key)| *d <= key.len().max(3) / 2)
+        .map(|(_, key)| key)
+}
+
+/// "; did you mean `x`?" or nothing.
+pub fn hint<'a>(wrong: &str, keys: impl IntoIterator<Item = &'a str>) -> String {
+    nearest(wrong, keys).map(|key| format!("; did you mean `{key}`?")).unwrap_or_default()
+}
+
+/// Levenshtein's distance, hyphens and underscores alike.
+fn distance(a: &str, b: &str) -> usize {
+    let fold = |s: &str| s.to_lowercase().replace('-', "_").chars().collect::<Vec<_>>();
+    let (a, b) = (fold(a), fold(b));
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let next = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = std::mem::replace(&mut row[j + 1], next);
+        }
+    }
+    row[b.len()]
+}
+
+/// An error of the TOML reader as one sentence: file, line, what is wrong, and the nearest right key.
+pub fn explain(file: &Path, text: &str, error: &toml::de::Error) -> String {
+    let line =
+        error.span().map(|span| text.as_bytes()[..span.start.min(text.len())].split(|b| *b == b'\n').count());
+    let place = line.map_or_else(|| show(file), |line| format!("{}:{line}", show(file)));
+    format!("{place}: {}", with_hint(error.message()))
+}
+
+/// Serde's message about an unknown field or variant, with the nearest right one in place of the whole list.
+pub fn with_hint(message: &str) -> String {
+    let message = message.lines().next().unwrap_or_default();
+    for (start, what) in [("unknown field `", "key"), ("unknown variant `", "value")] {
+        let Some(rest) = message.strip_prefix(start) else { continue };
+        let Some((wrong, rest)) = rest.split_once('`') else { continue };
+        let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
+        let hint = match nearest(wrong, known.iter().copied()) {
+            Some(key) => format!("; did you mean `{key}`?"),
+            None => format!("; known are {}", known.join(", ")),
+        };
+        return format!("unknown {what} `{wrong}`{hint}");
+    }
+    message.to_owned()
+}
+
+/// Reads [`Settings`] from the text of a sidecar or of a JSON object; `file` is named in the error.
+pub fn settings_from_toml(file: &Path, text: &str) -> Result<Settings, String> {
+    toml::from_str(text).map_err(|e| explain(file, text, &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_settings_is_complete() {
+        let error = toml::from_str::<Settings>("nonsense = 1").expect_err("no such key").message().to_owned();
+        let known: Vec<&str> = error.split('`').skip(3).step_by(2).collect();
+        assert_eq!(known, SETTINGS);
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_its_line_and_the_right_one() {
+        let text = "prompt = \"a\"\n\nsteeps = 5\n";
+        let error = settings_from_toml(Path::new("photo.toml"), text).expect_err("no such key");
+        assert_eq!(error, "photo.toml:3: unknown key `steeps`; did you mean `steps`?");
+        assert_eq!(nearest("negative-prompt", SETTINGS), Some("negative_prompt"));
+        assert_eq!(nearest("zzzzzzzz", SETTINGS), None);
+    }
+}

@@ -1,0 +1,22 @@
+//! animd, the service: a durable queue between watched folders, the message bus and the engine.
+//!
+//! It never touches CUDA: [`supervisor`] keeps an engine process as its child and feeds it one job at a time.
+//! [`ledger`] is the queue and the log; [`delivery`] says how a job ends exactly once.
+
+pub mod board;
+pub mod bus;
+pub mod client;
+pub mod config;
+pub mod delivery;
+pub mod engine;
+pub mod error;
+pub mod files;
+pub mod inbox;
+pub mod keys;
+pub mod ledger;
+pub mod log;
+pub mod service;
+pub mod spool;
+pub mod supervisor;
+
+pub use error::{Error, Result};

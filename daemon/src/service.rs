@@ -1,0 +1,123 @@
+//! The service as systemd sees it: readiness, status, watchdog, a quick and lossless stop.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::board::Board;
+use crate::bus;
+use crate::config::Config;
+use crate::delivery::Desk;
+use crate::files::show;
+use crate::inbox::Inbox;
+use crate::ledger::Ledger;
+use crate::spool::Spool;
+use crate::supervisor::Supervisor;
+use crate::{Error, Result};
+
+/// The ledger's file in the state folder.
+pub const LEDGER: &str = "ledger.db";
+
+/// Tells systemd, if it is there.
+pub fn notify(state: &[(&str, &str)]) {
+    if let Err(e) = systemd::daemon::notify(state.iter()) {
+        tracing::debug!("systemd was not told: {e}");
+    }
+}
+
+/// Runs the service until SIGTERM or SIGINT, or until the bus goes away.
+pub async fn run(config: Config, user: bool) -> Result<()> {
+    let folders = config.folders.clone();
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folders.state)
+        .map_err(Error::file("create", &folders.state))?;
+    let _lock = lock(&folders.state)?;
+    let desk = Arc::new(Desk {
+        ledger: Ledger::open(&folders.state.join(LEDGER))?,
+        spool: Spool::open(folders.state.join("spool"))?,
+        board: Board::default(),
+        config,
+    });
+    // Without it jobs fail with a sentence; the service has more to say than that.
+    if let Err(e) = fs::create_dir_all(&folders.outbox) {
+        tracing::error!("the outbox `{}` cannot be made: {e}", show(&folders.outbox));
+    }
+    // Before anything can be claimed, scanned or asked for.
+    desk.recover()?;
+    let inbox = Inbox::open(desk.clone())?;
+
+    // Before READY: a signal that comes early must not kill what it should stop.
+    let stopping = |e| Error::File { action: "listen for signals in", path: "the service".into(), source: e };
+    let mut term = signal(SignalKind::terminate()).map_err(stopping)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(stopping)?;
+    let mut hup = signal(SignalKind::hangup()).map_err(stopping)?;
+
+    let (stop, stopped) = watch::channel(false);
+    let (cancels, cancelled) = mpsc::channel(16);
+    let changes = desk.board.listen();
+    let connection = bus::connect(user, &desk, &cancels).await?;
+    let mirror = tokio::spawn(bus::mirror(
+        connection.clone(),
+        desk.clone(),
+        cancels.clone(),
+        changes,
+        stopped.clone(),
+    ));
+    let watchdog =
+        systemd::daemon::watchdog_enabled().ok().filter(|us| *us > 0).map(|us| Duration::from_micros(us / 3));
+    let supervisor = tokio::spawn(Supervisor::new(desk.clone(), cancelled, stopped.clone(), watchdog).run());
+    let inbox = tokio::spawn(inbox.run(stopped));
+    notify(&[("READY", "1")]);
+    tracing::info!(
+        "animd {} is ready: inbox `{}`, outbox `{}`",
+        env!("CARGO_PKG_VERSION"),
+        show(&folders.inbox),
+        show(&folders.outbox)
+    );
+
+    let mut status = desk.board.status();
+    let lost = loop {
+        let text = status.borrow_and_update().text.clone();
+        notify(&[("STATUS", &text)]);
+        tokio::select! {
+            _ = term.recv() => break false,
+            _ = int.recv() => break false,
+            // Nothing is reloaded yet; the default would be to die of it.
+            _ = hup.recv() => tracing::info!("SIGHUP: restart the service to read its configuration again"),
+            () = connection.closed() => break true,
+            Ok(()) = status.changed() => {}
+        }
+    };
+    notify(&[("STOPPING", "1")]);
+    tracing::info!("the service stops");
+    _ = stop.send(true);
+    _ = supervisor.await;
+    // Neither holds anything that is not in the ledger; a picture that is just being copied is still in the inbox.
+    for task in [mirror, inbox] {
+        _ = timeout(Duration::from_secs(2), task).await;
+    }
+    if lost { Err(Error::Config("the message bus has gone away".into())) } else { Ok(()) }
+}
+
+/// One service for one state folder.
+fn lock(state: &std::path::Path) -> Result<fs::File> {
+    let path = state.join("lock");
+    let file = fs::File::create(&path).map_err(Error::file("create", &path))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(Error::Config(format!(
+            "another animd works on `{}`; stop it, or give this one its own --state",
+            show(state)
+        ))),
+        Err(e) => Err(Error::file("lock", &path)(e.into())),
+    }
+}

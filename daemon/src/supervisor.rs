@@ -1,0 +1,471 @@
+//! The one loop that starts, feeds, times and replaces the engine, and feeds systemd's watchdog while it does.
+
+use std::fs;
+use std::future::pending;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use animd_engine::progress::Progress;
+use animd_engine::protocol::{FromEngine, PROTOCOL, Report, ToEngine};
+use animd_engine::request::Request;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::board::{Change, Live, stopped};
+use crate::delivery::Desk;
+use crate::engine::{Engine, Hello};
+use crate::files::show;
+use crate::ledger::{Ended, Job, State, Store};
+use crate::{Error, Result};
+
+/// The first pause before an engine that ended is started again; it doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// The longest.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How long the queue rests after the ledger refused.
+const LEDGER_PAUSE: Duration = Duration::from_secs(5);
+
+/// A wish from the bus.
+pub struct Cancel {
+    /// The job.
+    pub id: u64,
+    /// Who cancels it, as a sentence for the ledger.
+    pub text: String,
+    /// Whether there was something to cancel.
+    pub reply: oneshot::Sender<Result<bool>>,
+}
+
+/// The supervisor's state.
+pub struct Supervisor {
+    desk: Arc<Desk>,
+    cancels: mpsc::Receiver<Cancel>,
+    stop: watch::Receiver<bool>,
+    engine: Option<Engine>,
+    running: Option<Running>,
+    /// Why there is no engine: a state's name and a sentence.
+    trouble: Option<(&'static str, String)>,
+    /// Ends of the engine since a job last ended properly.
+    failures: u32,
+    next_start: Instant,
+    /// The queue is not looked at before this.
+    next_claim: Instant,
+    watchdog: Option<(Duration, Instant)>,
+}
+
+struct Running {
+    job: Job,
+    cancel: Option<(String, Instant)>,
+}
+
+enum Event {
+    Stop,
+    Cancel(Cancel),
+    Message(io::Result<Option<FromEngine>>),
+    Look,
+}
+
+impl Supervisor {
+    /// A supervisor that runs jobs until `stop` turns true. `watchdog` is how often systemd wants to hear of us.
+    pub fn new(
+        desk: Arc<Desk>,
+        cancels: mpsc::Receiver<Cancel>,
+        stop: watch::Receiver<bool>,
+        watchdog: Option<Duration>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            desk,
+            cancels,
+            stop,
+            engine: None,
+            running: None,
+            trouble: None,
+            failures: 0,
+            next_start: now,
+            next_claim: now,
+            watchdog: watchdog.map(|period| (period, now)),
+        }
+    }
+
+    /// Runs until told to stop; then the engine is ended and its job is back in the queue.
+    pub async fn run(mut self) {
+        loop {
+            self.start_engine().await;
+            if let Err(e) = self.start_job().await {
+                tracing::error!("the queue rests for {LEDGER_PAUSE:?}: {e}");
+                self.next_claim = Instant::now() + LEDGER_PAUSE;
+            }
+            self.show();
+            let due = self.due();
+            let Self { engine, stop, cancels, desk, .. } = &mut self;
+            let event = tokio::select! {
+                biased;
+                () = stopped(stop) => Event::Stop,
+                Some(cancel) = cancels.recv() => Event::Cancel(cancel),
+                message = hear(engine) => Event::Message(message),
+                () = desk.board.queued.notified() => Event::Look,
+                () = sleep_until(due) => Event::Look,
+            };
+            match event {
+                Event::Stop => return self.end().await,
+                Event::Cancel(cancel) => self.cancel(cancel).await,
+                Event::Message(Ok(Some(message))) => self.take(message).await,
+                Event::Message(Ok(None)) => self.lost("it closed its connection").await,
+                Event::Message(Err(e)) => self.lost(&format!("its messages cannot be read: {e}")).await,
+                Event::Look => {}
+            }
+            self.check_times().await;
+        }
+    }
+
+    /// When something has to be looked at though nothing happens.
+    fn due(&self) -> Instant {
+        let config = &self.desk.config.engine;
+        let mut due = Instant::now() + Duration::from_secs(3600);
+        match &self.engine {
+            Some(engine) => {
+                due = due.min(silence_ends(engine, config));
+                if self.running.is_none() && self.next_claim > Instant::now() {
+                    due = due.min(self.next_claim);
+                }
+            }
+            None if self.desk.config.model.path.is_some() => due = due.min(self.next_start),
+            None => {}
+        }
+        if let Some((_, deadline)) = self.running.as_ref().and_then(|r| r.cancel.as_ref()) {
+            due = due.min(*deadline);
+        }
+        if let Some((_, next)) = self.watchdog {
+            due = due.min(next);
+        }
+        due
+    }
+
+    async fn check_times(&mut self) {
+        let now = Instant::now();
+        if let Some((period, next)) = &mut self.watchdog
+            && now >= *next
+        {
+            *next = now + *period;
+            crate::service::notify(&[("WATCHDOG", "1")]);
+        }
+        if let Some(engine) = &self.engine
+            && now >= silence_ends(engine, &self.desk.config.engine)
+        {
+            let silent = engine.heard.elapsed().as_secs();
+            self.lost(&format!("it has not been heard for {silent} seconds")).await;
+        }
+        if self.running.as_ref().and_then(|r| r.cancel.as_ref()).is_some_and(|(_, deadline)| now >= *deadline)
+        {
+            self.lost("it does not stop its cancelled job").await;
+        }
+    }
+
+    async fn start_engine(&mut self) {
+        if self.engine.is_some() || Instant::now() < self.next_start {
+            return;
+        }
+        let config = &self.desk.config;
+        let Some(model) = &config.model.path else {
+            let text = "no model is configured: set `path` in [model] of animd.toml, or start animd with --model DIR";
+            self.trouble = Some(("no-weights", text.into()));
+            return;
+        };
+        let started = Engine::start(&config.engine_program(), model, config.model.dit.as_deref());
+        let greeted = match started {
+            Ok(mut engine) => match engine.greet().await {
+                Ok(()) => Ok(engine),
+                Err(e) => Err(format!("the engine does not listen: {e}")),
+            },
+            Err(e) => Err(e.to_string()),
+        };
+        match greeted {
+            Ok(engine) => self.engine = Some(engine),
+            Err(text) => {
+                tracing::error!("{text}");
+                self.trouble = Some(("no-engine", text));
+                self.pause();
+            }
+        }
+    }
+
+    fn pause(&mut self) {
+        let pause = (FIRST_PAUSE * 2u32.saturating_pow(self.failures.min(16))).min(LONGEST_PAUSE);
+        self.failures += 1;
+        self.next_start = Instant::now() + pause;
+    }
+
+    /// Gives the engine the next job, if both are there.
+    async fn start_job(&mut self) -> Result<()> {
+        while self.running.is_none() && Instant::now() >= self.next_claim {
+            let Some(hello) = self.engine.as_ref().and_then(|e| e.hello.clone()) else { return Ok(()) };
+            let Some(job) = self.desk.ledger.call(Store::claim).await? else { return Ok(()) };
+            let id = job.id;
+            self.desk.board.tell(Change::State(id));
+            match self.prepare(&job, &hello).await {
+                Ok(generate) => {
+                    tracing::info!(job = id, "job {id} starts, attempt {}: {}", job.attempt, show(&job.name));
+                    self.running = Some(Running { job, cancel: None });
+                    if let Some(engine) = &mut self.engine
+                        && let Err(e) = engine.send(&generate).await
+                    {
+                        self.lost(&format!("it does not take its job: {e}")).await;
+                    }
+                }
+                Err(Error::Refused { code, text }) => {
+                    self.desk.end(id, State::Running, Ended::Failed { code: code.into(), text }).await?;
+                }
+                Err(e) => {
+                    self.desk.ledger.call(move |db| db.give_back(id, "it could not be started")).await?;
+                    return Err(e);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks what can be known before the work: the picture is there, the outbox takes a file and has room.
+    async fn prepare(&self, job: &Job, hello: &Hello) -> Result<ToEngine> {
+        let Some((request, sha256)) = job.request.clone().zip(job.image_sha256) else {
+            let text = "its settings were written down by another version of animd; submit the picture again";
+            return Err(Error::refused("invalid-setting", text));
+        };
+        let image = self.desk.spool.path(&sha256);
+        if !image.exists() {
+            let text = format!("its picture is no longer at `{}`; submit it again", show(&image));
+            return Err(Error::refused("file", text));
+        }
+        let output = job.part(self.desk.outbox());
+        let (outbox, part, free_mib) =
+            (self.desk.outbox().to_owned(), output.clone(), self.desk.config.queue.free_mib);
+        tokio::task::spawn_blocking(move || check_outbox(&outbox, &part, free_mib))
+            .await
+            .map_err(|_| Error::Stopping)??;
+        let (id, hello) = (job.id, hello.clone());
+        self.desk.ledger.call(move |db| db.engine(id, &hello.version, &hello.backend, &hello.model)).await?;
+        let request: Box<Request> = Box::new(request);
+        Ok(ToEngine::Generate { job: id, image, output, request })
+    }
+
+    async fn take(&mut self, message: FromEngine) {
+        match message {
+            FromEngine::Hello { protocol, .. } if protocol != PROTOCOL => {
+                let text = format!(
+                    "the engine speaks protocol {protocol} and the service {PROTOCOL}: finish the upgrade so that both are of \
+                     one version, then restart animd"
+                );
+                self.trouble = Some(("no-engine", text.clone()));
+                self.lost(&text).await;
+            }
+            FromEngine::Hello { version, backend, model, .. } => {
+                tracing::info!("the engine {version} is ready: {model} on {backend}");
+                self.trouble = None;
+                if let Some(engine) = &mut self.engine {
+                    engine.hello = Some(Hello { version, backend, model });
+                }
+            }
+            FromEngine::Alive => {}
+            FromEngine::Progress { job, progress } => self.progress(job, &progress),
+            FromEngine::Done { job, report } => self.done(job, report).await,
+            FromEngine::Failed { job: 0, code, message } => {
+                tracing::error!("the engine cannot work: {message}");
+                let state = match &*code {
+                    "model" => "no-weights",
+                    "device" => "no-gpu",
+                    _ => "no-engine",
+                };
+                self.trouble = Some((state, message));
+            }
+            FromEngine::Failed { job, code, message } => self.failed(job, code, message).await,
+        }
+    }
+
+    fn progress(&self, job: u64, progress: &Progress) {
+        if self.running.as_ref().is_none_or(|r| r.job.id != job) {
+            return;
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let left = progress.seconds_left.and_then(|s| Duration::try_from_secs_f64(s).ok());
+        let expected_end_us = left.map(|left| (now + left).as_micros() as u64);
+        self.desk.board.set_live(job, Some(Live { progress: *progress, expected_end_us }));
+        self.desk.board.tell(Change::Progress(job));
+    }
+
+    async fn done(&mut self, id: u64, report: Report) {
+        let Some(running) = self.running.take_if(|r| r.job.id == id) else { return };
+        self.failures = 0;
+        match self.desk.examine(running.job, report).await {
+            Ok(ended) => self.conclude(id, ended).await,
+            Err(e) => tracing::error!(
+                job = id,
+                "job {id} cannot be finished now; a restart of the service does: {e}"
+            ),
+        }
+    }
+
+    async fn failed(&mut self, id: u64, code: String, text: String) {
+        let Some(running) = self.running.take_if(|r| r.job.id == id) else { return };
+        self.failures = 0;
+        match (code.as_str(), running.cancel) {
+            ("canceled", Some((text, _))) => self.conclude(id, Ended::Canceled { text }).await,
+            // Somebody told the engine to end, not us: it is about to.
+            ("canceled", None) => self.requeue(running.job, "the engine was told to end").await,
+            _ => self.conclude(id, Ended::Failed { code, text }).await,
+        }
+    }
+
+    async fn conclude(&self, id: u64, ended: Ended) {
+        self.desk.board.set_live(id, None);
+        if let Err(e) = self.desk.end(id, State::Running, ended).await {
+            tracing::error!(job = id, "job {id} cannot be finished now; a restart of the service does: {e}");
+        }
+    }
+
+    /// The engine is gone, or has to go. Its job runs again, unless it has taken engines down too often.
+    async fn lost(&mut self, why: &str) {
+        let Some(engine) = self.engine.take() else { return };
+        // One that has closed its end is about to exit by itself, and its status tells why.
+        let grace = if why.contains("closed") { Duration::from_millis(500) } else { Duration::ZERO };
+        let how = engine.end(grace).await;
+        tracing::warn!("the engine has ended ({how}): {why}");
+        if self.trouble.is_none() {
+            self.trouble =
+                Some(("no-engine", format!("the engine has ended ({how}) and is started again: {why}")));
+        }
+        self.pause();
+        let Some(running) = self.running.take() else { return };
+        match running.cancel {
+            Some((text, _)) => self.conclude(running.job.id, Ended::Canceled { text }).await,
+            None => self.requeue(running.job, &format!("{why} ({how})")).await,
+        }
+    }
+
+    async fn requeue(&self, job: Job, why: &str) {
+        let (id, crashes, why) = (job.id, job.crashes + 1, why.to_owned());
+        self.desk.board.set_live(id, None);
+        if crashes >= self.desk.config.queue.attempts {
+            let text = format!(
+                "the engine went down {crashes} times while making this, the last time because {why}; it is not tried again: \
+                 look into the engine's log, or try a smaller size"
+            );
+            return self.conclude(id, Ended::Failed { code: "crashed".into(), text }).await;
+        }
+        _ = fs::remove_file(job.part(self.desk.outbox()));
+        if let Err(e) = self.desk.ledger.call(move |db| db.crashed(id, &why)).await {
+            tracing::error!(
+                job = id,
+                "job {id} cannot be queued again now; a restart of the service does: {e}"
+            );
+        }
+        self.desk.board.tell(Change::State(id));
+    }
+
+    async fn cancel(&mut self, Cancel { id, text, reply }: Cancel) {
+        let answer = match self.running.as_mut().filter(|r| r.job.id == id) {
+            Some(running) => {
+                let grace = Duration::from_secs(self.desk.config.engine.cancel_seconds);
+                if running.cancel.is_none() {
+                    tracing::info!(job = id, "job {id} is being cancelled");
+                    running.cancel = Some((text, Instant::now() + grace));
+                    if let Some(engine) = &mut self.engine
+                        && let Err(e) = engine.send(&ToEngine::Cancel { job: id }).await
+                    {
+                        self.lost(&format!("it does not listen: {e}")).await;
+                    }
+                }
+                Ok(true)
+            }
+            None => self.desk.end(id, State::Queued, Ended::Canceled { text }).await,
+        };
+        _ = reply.send(answer);
+    }
+
+    /// The service stops: quickly, and with nothing lost.
+    async fn end(mut self) {
+        self.desk.board.set_status("stopping", "the service is stopping");
+        if let Some(engine) = self.engine.take() {
+            // Nothing of what it holds is durable, and a polite end may take a step of the sampler.
+            _ = engine.end(Duration::ZERO).await;
+        }
+        let Some(running) = self.running.take() else { return };
+        let id = running.job.id;
+        if let Some((text, _)) = running.cancel {
+            return self.conclude(id, Ended::Canceled { text }).await;
+        }
+        tracing::info!(job = id, "job {id} goes back into the queue: the service is stopping");
+        if let Err(e) = self.desk.ledger.call(move |db| db.give_back(id, "the service was stopped")).await {
+            tracing::error!(job = id, "job {id} stays marked as running; the next start puts it right: {e}");
+        }
+        _ = fs::remove_file(running.job.part(self.desk.outbox()));
+    }
+
+    fn show(&self) {
+        let board = &self.desk.board;
+        match (&self.running, self.engine.as_ref().map(|e| &e.hello)) {
+            (Some(running), _) => {
+                let id = running.job.id;
+                let stage = board.live(id).map_or("load", |live| live.progress.stage.name());
+                board.set_status("busy", format!("job {id} is being made: {stage}"));
+            }
+            (None, Some(Some(hello))) => {
+                board.set_status(
+                    "idle",
+                    format!("waiting for pictures; {} on {}", hello.model, hello.backend),
+                );
+            }
+            (None, Some(None)) => board.set_status("loading", "the engine is starting"),
+            (None, None) => {
+                let (state, text) =
+                    self.trouble.clone().unwrap_or(("starting", "the service is starting".into()));
+                board.set_status(state, text);
+            }
+        }
+    }
+}
+
+async fn hear(engine: &mut Option<Engine>) -> io::Result<Option<FromEngine>> {
+    match engine {
+        Some(engine) => engine.next().await,
+        None => pending().await,
+    }
+}
+
+/// When a silent engine counts as hung.
+fn silence_ends(engine: &Engine, config: &crate::config::Engine) -> Instant {
+    match engine.hello {
+        Some(_) => engine.heard + Duration::from_secs(config.heartbeat_seconds),
+        None => engine.started + Duration::from_secs(config.start_seconds),
+    }
+}
+
+/// Makes the job's unfinished file, so that an outbox that refuses is known before the work and not after it.
+fn check_outbox(outbox: &Path, part: &Path, free_mib: u64) -> Result<()> {
+    let refuse = |text: String| Error::refused("output", text);
+    fs::create_dir_all(outbox)
+        .and_then(|()| match fs::remove_file(part) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        })
+        .and_then(|()| fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(part))
+        .map_err(|e| {
+            refuse(format!(
+                "the outbox `{}` takes no file: {e}; make it a folder that animd may write to",
+                show(outbox)
+            ))
+        })?;
+    let disk = rustix::fs::statvfs(outbox).map_err(|e| {
+        refuse(format!("the outbox `{}` cannot be asked for its free space: {e}", show(outbox)))
+    })?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize) >> 20;
+    if free < free_mib {
+        _ = fs::remove_file(part);
+        return Err(refuse(format!(
+            "the disk of the outbox `{}` has {free} MiB left, and queue.free_mib asks for {free_mib}; make room",
+            show(outbox)
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! animctl and the bus interface.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod harness;
+
+use std::fs;
+use std::process::Command;
+
+use harness::House;
+
+#[test]
+fn a_submitted_picture_is_waited_for_and_shown() {
+    let house = House::started("");
+    let picture = house.picture();
+    let done = house.animctl(&["submit", &picture, "-p", "a wave", "--seed", "7", "--steps", "4", "--wait"]);
+    assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(
+        String::from_utf8(done.stdout).unwrap().trim(),
+        house.path("outbox/picture-7.mp4").to_str().unwrap()
+    );
+    let shown = house.json(&["show", "1"]);
+    assert_eq!((&shown["state"], &shown["settings"]["prompt"]), (&"done".into(), &"a wave".into()));
+    assert_eq!((&shown["settings"]["steps"], &shown["stages"][1][0]), (&4.into(), &"denoise".into()));
+    let listed = house.json(&["list"]);
+    assert_eq!(
+        (&listed[0]["id"], &listed[0]["state"], &listed[0]["progress"]),
+        (&1.into(), &"done".into(), &1.0.into())
+    );
+    assert!(listed[0].get("prompt").is_none() && listed[0].get("output").is_none(), "private: {listed}");
+    assert!(fs::metadata(&picture).is_ok(), "a submitted picture stays where it is");
+
+    let copy = house.path("copy.mp4");
+    let again = house.animctl(&["submit", &picture, "--output", copy.to_str().unwrap()]);
+    assert_eq!(again.status.code(), Some(0), "{}", String::from_utf8_lossy(&again.stderr));
+    assert!(fs::read_to_string(copy).unwrap().contains("simulated video of job 2"));
+}
+
+#[test]
+fn failures_and_wrong_calls_have_their_codes_and_sentences() {
+    let house = House::started("");
+    let picture = house.picture();
+    let run = |args: &[&str]| {
+        let output = house.animctl(args);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, text) = run(&["submit", &picture, "-p", "fail", "--wait"]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("job 1 failed: the video needs 80 GiB"), "{text}");
+    let (code, text) = run(&["submit", &picture, "--frames", "80"]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("frames 80 is not 4n+1"), "{text}");
+    let (code, text) = run(&["show", "99"]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("there is no job 99"), "{text}");
+    let (code, text) = run(&["submit", "/dev/zero"]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("a device, not a regular file"), "{text}");
+    assert_eq!(run(&["submit"]).0, Some(2));
+    let (code, text) = run(&["cancel", "1"]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("nothing to cancel"), "{text}");
+    let unreached = Command::new(env!("CARGO_BIN_EXE_animctl"))
+        .args(["--user", "status"])
+        .env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere")
+        .output()
+        .unwrap();
+    assert_eq!(unreached.status.code(), Some(3));
+}
+
+#[test]
+fn jobs_are_cancelled_queued_or_running_or_deaf() {
+    let house = House::started("[engine]\ncancel_seconds = 1\n");
+    let picture = house.picture();
+    let submit =
+        |prompt: &str| house.json(&["submit", &picture, "-p", prompt])["id"].as_u64().unwrap().to_string();
+    let running = submit("slow=1000");
+    let queued = submit("waits");
+    house.until("the first runs", |house| {
+        house.json(&["list", "--state", "running"])[0]["step"][0].as_u64() > Some(0)
+    });
+    assert_eq!(house.json(&["list", "--state", "queued"])[0]["position"], 1);
+    house.json(&["cancel", &queued]);
+    house.json(&["cancel", &running]);
+    house.until_ended(2);
+    assert_eq!(house.number("SELECT count(*) FROM job WHERE state = 'canceled'"), Some(2));
+    let deaf = submit("deaf slow=1000");
+    house.until("the third runs", |house| {
+        house.json(&["list", "--state", "running"])[0]["step"][0].as_u64() > Some(0)
+    });
+    house.json(&["cancel", &deaf]);
+    house.until_ended(3);
+    assert_eq!(house.text("SELECT state FROM job WHERE id = 3"), "canceled");
+    // A picture from the inbox leaves it, too.
+    house.drop_picture("photo.png", Some("slow=1000"));
+    house.until("it runs", |house| !house.json(&["list", "--state", "running"])[0].is_null());
+    house.json(&["cancel", "4"]);
+    house.until_ended(4);
+    assert!(
+        fs::read_to_string(house.path("inbox/failed/photo.png.error.txt"))
+            .unwrap()
+            .contains("cancelled by user")
+    );
+    assert!(house.files("outbox").is_empty() && house.files("state/spool").is_empty());
+}
+
+#[test]
+fn the_same_key_is_the_same_job() {
+    let house = House::started("");
+    let picture = house.picture();
+    let submit = || house.json(&["submit", &picture, "--idempotency-key", "once"])["id"].clone();
+    assert_eq!((submit(), submit()), (1.into(), 1.into()));
+    house.until_ended(1);
+    assert_eq!(submit(), 1);
+    assert_eq!(house.files("outbox").len(), 1);
+}
+
+#[test]
+fn wait_goes_on_over_a_restart() {
+    let mut house = House::started("[defaults]\nseed = 7\n");
+    let picture = house.picture();
+    let client = house
+        .animctl_command(&["submit", &picture, "-p", "slow=20", "--wait"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    house.until("it runs", |house| {
+        house.number("SELECT count(*) FROM job WHERE state = 'running'") == Some(1)
+    });
+    house.kill();
+    house.start();
+    let output = client.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(house.files("outbox"), ["picture-7.mp4"]);
+}
+
+#[test]
+fn a_path_is_taken_only_below_the_watched_folder_and_keys_are_checked() {
+    let house = House::started("");
+    let picture = house.picture();
+    let call = |method: &str, args: &[&str]| {
+        let output = Command::new("busctl")
+            .args([
+                "--user",
+                "call",
+                "org.animd.Animd1",
+                "/org/animd/Animd1",
+                "org.animd.Animd1.Manager",
+                method,
+            ])
+            .args(args)
+            .envs(
+                house
+                    .animctl_command(&[])
+                    .get_envs()
+                    .filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))),
+            )
+            .output()
+            .unwrap();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
+        )
+    };
+    let (taken, text) = call("SubmitPath", &["sa{sv}", &picture, "0"]);
+    assert!(!taken && text.contains("is not in the watched folder"), "{text}");
+    std::os::unix::fs::symlink(&picture, house.path("inbox/link.png")).unwrap();
+    let (taken, text) = call("SubmitPath", &["sa{sv}", house.path("inbox/link.png").to_str().unwrap(), "0"]);
+    assert!(!taken && text.contains("is not in the watched folder"), "{text}");
+    let (taken, text) =
+        call("SubmitPath", &["sa{sv}", house.path("inbox/../picture.png").to_str().unwrap(), "0"]);
+    assert!(!taken, "{text}");
+    let kept = house.path("inbox/done/old.png");
+    fs::write(&kept, harness::PICTURE).unwrap();
+    let (taken, text) = call("SubmitPath", &["sa{sv}", kept.to_str().unwrap(), "1", "promt", "s", "a"]);
+    assert!(!taken && text.contains("unknown option `promt`; did you mean `prompt`?"), "{text}");
+    let (taken, text) = call("SubmitPath", &["sa{sv}", kept.to_str().unwrap(), "1", "seed", "i", "7"]);
+    assert!(taken && text.contains("/org/animd/Animd1/job/1"), "{text}");
+    house.until_ended(1);
+    assert_eq!(house.files("outbox"), ["old-7.mp4"]);
+    assert!(kept.exists());
+}

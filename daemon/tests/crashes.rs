@@ -1,0 +1,125 @@
+//! The engine and the service die, and nothing is lost and nothing made twice.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod harness;
+
+use std::fs;
+use std::time::Duration;
+
+use harness::House;
+
+#[test]
+fn an_engine_that_dies_three_times_fails_its_job_only() {
+    let house = House::started("");
+    house.drop_picture("poison.png", Some("crash"));
+    house.until_ended(1);
+    assert_eq!(house.text("SELECT error_code FROM job"), "crashed");
+    assert_eq!(house.number("SELECT attempt FROM job"), Some(3));
+    let note = fs::read_to_string(house.path("inbox/failed/poison.png.error.txt")).unwrap();
+    assert!(note.starts_with("the engine went down 3 times while making this"), "{note}");
+    house.drop_picture("good.png", None);
+    house.until_ended(2);
+    assert_eq!(house.files("outbox").len(), 1);
+}
+
+#[test]
+fn a_hung_engine_is_replaced() {
+    let house = House::started("[engine]\nheartbeat_seconds = 5\n[queue]\nattempts = 1\n");
+    house.drop_picture("stuck.png", Some("hang"));
+    house.until_ended(1);
+    let note = fs::read_to_string(house.path("inbox/failed/stuck.png.error.txt")).unwrap();
+    assert!(note.contains("has not been heard for"), "{note}");
+}
+
+#[test]
+fn an_engine_that_leaves_no_file_fails_the_job() {
+    let house = House::started("");
+    house.drop_picture("photo.png", Some("nothing"));
+    house.until_ended(1);
+    assert_eq!(house.text("SELECT error_code FROM job"), "output");
+    assert!(house.files("outbox").is_empty());
+}
+
+#[test]
+fn a_stop_gives_the_job_back_uncounted() {
+    let mut house = House::started("[defaults]\nseed = 7\n");
+    house.drop_picture("photo.png", Some("slow=200"));
+    house.until("the job runs", |house| {
+        house.number("SELECT count(*) FROM job WHERE state = 'running'") == Some(1)
+    });
+    assert_eq!(house.stop(), Some(0));
+    assert_eq!(house.text("SELECT state FROM job"), "queued");
+    assert_eq!(house.number("SELECT attempt + crashes + interruptions FROM job"), Some(0));
+    assert!(house.files("outbox").is_empty(), "no unfinished file stays");
+    assert_eq!(house.files("inbox"), ["photo.png", "photo.txt"]);
+    house.start();
+    house.until_ended(1);
+    assert_eq!(house.files("outbox"), ["photo-7.mp4"]);
+}
+
+#[test]
+fn a_service_killed_again_and_again_makes_each_video_once() {
+    const PICTURES: i64 = 6;
+    let mut house = House::new("[queue]\ninterruptions = 1000\n[defaults]\nsteps = 20\n");
+    for n in 0..PICTURES {
+        // The sizes differ, so that no two are the same picture.
+        fs::write(house.path(&format!("inbox/p{n}.txt")), format!("slow={}", 5 + n)).unwrap();
+        fs::write(
+            house.path(&format!("inbox/p{n}.png")),
+            [harness::PICTURE, &vec![b'x'; n as usize]].concat(),
+        )
+        .unwrap();
+    }
+    for n in 0..20_u64 {
+        house.spawn();
+        // A third dies while it starts, the others while a job runs or is being finished; the multiplier visits all pauses.
+        if n % 3 > 0 {
+            house.until("a job runs", |house| {
+                house.number("SELECT count(*) FROM job WHERE state IN ('running','finishing')") != Some(0)
+                    || house.number("SELECT count(*) FROM job WHERE state = 'done'") == Some(PICTURES)
+            });
+        }
+        std::thread::sleep(Duration::from_millis(9 * ((n * 7) % 20)));
+        house.kill();
+    }
+    house.start();
+    house.until_ended(PICTURES);
+    assert_eq!(house.number("SELECT count(*) FROM job"), Some(PICTURES));
+    assert_eq!(house.number("SELECT count(*) FROM job WHERE state = 'done'"), Some(PICTURES));
+    assert!(house.number("SELECT sum(interruptions) FROM job") > Some(0), "the kills hit nothing");
+    let videos = house.files("outbox");
+    let all: Vec<_> = fs::read_dir(house.path("outbox")).unwrap().flatten().collect();
+    assert_eq!((videos.len(), all.len()), (PICTURES as usize, PICTURES as usize), "{videos:?}");
+    for n in 0..PICTURES {
+        assert_eq!(videos.iter().filter(|v| v.starts_with(&format!("p{n}-"))).count(), 1, "{videos:?}");
+    }
+    assert_eq!(house.files("inbox/done").len(), 2 * PICTURES as usize);
+    assert!(house.files("inbox").is_empty() && house.files("state/spool").is_empty());
+}
+
+#[test]
+fn without_a_model_pictures_wait_and_the_state_says_why() {
+    let mut house = House::new("");
+    house.set_env("SIM_START", "model");
+    house.start();
+    house.drop_picture("photo.png", None);
+    house.until("the state tells", |house| house.json(&["status"])["state"] == "no-weights");
+    house.until("the picture waits", |house| {
+        house.number("SELECT count(*) FROM job WHERE state = 'queued'") == Some(1)
+    });
+    assert_eq!(house.json(&["status"])["state_text"], "the model folder is empty");
+}
+
+#[test]
+fn one_service_for_one_ledger() {
+    let house = House::started("");
+    let file = house.path("animd.toml");
+    let second = std::process::Command::new(env!("CARGO_BIN_EXE_animd"))
+        .args(["--user", "--config", file.to_str().unwrap()])
+        .env("HOME", house.dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another animd works on"));
+}

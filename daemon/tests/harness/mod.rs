@@ -1,0 +1,224 @@
+//! The real service on a bus of its own, with a simulated engine.
+
+#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses a part of it; a test may panic")]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+/// The smallest thing that the simulated engine takes for a picture.
+pub const PICTURE: &[u8] = b"\x89PNG\r\n\x1a\n a picture";
+
+/// Longer than anything here takes on a busy machine; only a failing test waits for it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Folders, a bus, and the service when it runs.
+pub struct House {
+    pub dir: TempDir,
+    bus: Child,
+    address: String,
+    service: Option<Child>,
+    config: String,
+    env: Vec<(String, String)>,
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the service's log\n{}", fs::read_to_string(self.path("log")).unwrap_or_default());
+        }
+        for child in self.service.iter_mut().chain([&mut self.bus]) {
+            _ = child.kill();
+            _ = child.wait();
+        }
+    }
+}
+
+impl House {
+    /// Folders and a bus; `config` is more TOML for the service.
+    pub fn new(config: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let bus_config = dir.path().join("bus.conf");
+        let socket = dir.path().join("bus");
+        fs::write(
+            &bus_config,
+            format!(
+                "<busconfig><type>session</type><listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context=\"default\">\
+                 <allow send_destination=\"*\" eavesdrop=\"true\"/><allow eavesdrop=\"true\"/><allow own=\"*\"/></policy></busconfig>",
+                socket.display()
+            ),
+        )
+        .unwrap();
+        let mut bus = Command::new("dbus-daemon")
+            .arg(format!("--config-file={}", bus_config.display()))
+            .args(["--nofork", "--print-address"])
+            .stderr(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("dbus-daemon is installed");
+        let mut address = String::new();
+        BufReader::new(bus.stdout.take().unwrap()).read_line(&mut address).unwrap();
+        for folder in ["inbox", "outbox", "model"] {
+            fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        Self {
+            dir,
+            bus,
+            address: address.trim().into(),
+            service: None,
+            config: config.into(),
+            env: Vec::new(),
+        }
+    }
+
+    /// The same with the service running.
+    pub fn started(config: &str) -> Self {
+        let mut house = Self::new(config);
+        house.start();
+        house
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.push((name.into(), value.into()));
+    }
+
+    /// Starts the service and waits until it has its name.
+    pub fn start(&mut self) {
+        self.spawn();
+        for _ in 0..600 {
+            if self.animctl(&["status"]).status.success() {
+                return;
+            }
+            let ended = self.service.as_mut().and_then(|service| service.try_wait().unwrap());
+            assert!(ended.is_none(), "the service ended: {ended:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("the service does not answer");
+    }
+
+    pub fn spawn(&mut self) {
+        let file = self.path("animd.toml");
+        let text = format!(
+            "[model]\npath = \"model\"\n[folders]\ninbox = \"inbox\"\noutbox = \"outbox\"\nstate = \"state\"\n\
+             [inbox]\nstable_seconds = 0.2\n{}",
+            self.config
+        );
+        fs::write(&file, text).unwrap();
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
+        let service = Command::new(env!("CARGO_BIN_EXE_animd"))
+            .args(["--user", "--config"])
+            .arg(&file)
+            .args(["--engine", env!("CARGO_BIN_EXE_animd-engine-sim")])
+            .env("DBUS_SESSION_BUS_ADDRESS", &self.address)
+            .env("HOME", self.dir.path())
+            .envs(self.env.iter().cloned())
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("JOURNAL_STREAM")
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.service = Some(service);
+    }
+
+    /// As a power cut for the process.
+    pub fn kill(&mut self) {
+        if let Some(mut service) = self.service.take() {
+            service.kill().unwrap();
+            service.wait().unwrap();
+        }
+    }
+
+    /// As systemd stops it; gives its exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        let mut service = self.service.take()?;
+        let pid = rustix::process::Pid::from_child(&service);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        service.wait().unwrap().code()
+    }
+
+    pub fn animctl(&self, args: &[&str]) -> Output {
+        self.animctl_command(args).output().unwrap()
+    }
+
+    pub fn animctl_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_animctl"));
+        command.arg("--user").args(args).env("DBUS_SESSION_BUS_ADDRESS", &self.address);
+        command
+    }
+
+    /// `animctl --json ARGS`, which must succeed.
+    pub fn json(&self, args: &[&str]) -> serde_json::Value {
+        let output = self.animctl(&[&["--json"], args].concat());
+        assert!(output.status.success(), "animctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Drops a picture with a prompt into the inbox, as a file manager does: the sidecar first.
+    pub fn drop_picture(&self, name: impl AsRef<OsStr>, prompt: Option<&str>) {
+        let path = self.path("inbox").join(name.as_ref());
+        if let Some(prompt) = prompt {
+            fs::write(path.with_extension("txt"), prompt).unwrap();
+        }
+        fs::write(&path, PICTURE).unwrap();
+    }
+
+    /// Writes a picture outside the inbox and gives its path.
+    pub fn picture(&self) -> String {
+        let path = self.path("picture.png");
+        fs::write(&path, PICTURE).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    pub fn until(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
+        let start = Instant::now();
+        while !done(self) {
+            assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until so many jobs have ended.
+    pub fn until_ended(&self, count: i64) {
+        self.until(&format!("{count} jobs have ended"), |house| {
+            house.number("SELECT count(*) FROM job WHERE state IN ('done','failed','canceled')")
+                == Some(count)
+        });
+    }
+
+    /// One number out of the ledger; `None` while it cannot be read.
+    pub fn number(&self, sql: &str) -> Option<i64> {
+        let db = Connection::open(self.path("state/ledger.db")).ok()?;
+        db.query_row(sql, [], |row| row.get(0)).ok()
+    }
+
+    /// One text out of the ledger.
+    pub fn text(&self, sql: &str) -> String {
+        let db = Connection::open(self.path("state/ledger.db")).unwrap();
+        db.query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+
+    /// The files of a folder, sorted, in words.
+    pub fn files(&self, folder: &str) -> Vec<String> {
+        files(&self.path(folder))
+    }
+}
+
+pub fn files(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .map(|dir| {
+            dir.flatten().filter(|e| e.path().is_file()).map(|e| animd::files::show(e.file_name())).collect()
+        })
+        .unwrap_or_default();
+    names.sort();
+    names
+}

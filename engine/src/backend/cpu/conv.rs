@@ -1,0 +1,507 @@
+//! Video volumes on the CPU: convolution without any intermediate but a few padded rows.
+//!
+//! A task computes a band of rows of all frames. It copies the rows that the band needs, padded with zeros (and
+//! doubled, or split into even and odd columns), so that every kernel element reads a row at a constant offset; then
+//! [`simd::dot`] sums up whole rows in registers.
+
+mod simd;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Deref;
+
+use candle_core::{CpuStorage, Layout, Storage, Tensor};
+use rayon::prelude::*;
+
+use super::{Cpu, slice, tensor};
+use crate::backend::conv::{ConvEpilogue, ConvOps, Spatial, Step, Time};
+use crate::weights::HostTensor;
+use crate::{Error, Result};
+
+use simd::{BLOCK, Kernel, LANES};
+
+/// Voxels that one task of a norm handles: all channels of these stay in the cache between the two passes.
+const NORM_GRAIN: usize = 1 << 10;
+
+/// Scores that attention holds at once.
+const SCORES: usize = 1 << 22;
+
+/// A convolution's weight, rearranged for [`simd::dot`].
+pub struct Conv {
+    outputs: usize,
+    inputs: usize,
+    /// Extents of the kernel over time, height, width.
+    kernel: [usize; 3],
+    /// `[outputs / BLOCK, kt, inputs, kh * kw, BLOCK]`, filled up with zeros.
+    weight: Vec<f32>,
+    /// Filled up to whole blocks.
+    bias: Vec<f32>,
+}
+
+impl ConvOps for Cpu {
+    type Conv = Conv;
+
+    fn load_conv(&self, weight: HostTensor, bias: HostTensor) -> Result<Conv> {
+        let (outputs, inputs, kernel) = match *weight.shape {
+            [o, i, kt, kh, kw] => (o, i, [kt, kh, kw]),
+            [o, i, kh, kw] => (o, i, [1, kh, kw]),
+            _ => return Err(Error::Internal(format!("{:?} is no convolution's weight", weight.shape))),
+        };
+        let [kt, kh, kw] = kernel;
+        let taps = kh * kw;
+        if !matches!([kh, kw], [1, 1] | [3, 3])
+            || !matches!(kt, 1 | 3)
+            || weight.data.len() != outputs * inputs * kt * taps
+            || bias.data.len() != outputs
+            || outputs * inputs == 0
+        {
+            return Err(Error::Internal(format!(
+                "a convolution's weight {:?} and bias {:?} do not go together",
+                weight.shape, bias.shape
+            )));
+        }
+        let blocks = outputs.div_ceil(BLOCK);
+        let mut rearranged = vec![0.0; blocks * BLOCK * inputs * kt * taps];
+        for o in 0..outputs {
+            for i in 0..inputs {
+                for t in 0..kt {
+                    for tap in 0..taps {
+                        let to = (((o / BLOCK * kt + t) * inputs + i) * taps + tap) * BLOCK + o % BLOCK;
+                        rearranged[to] = weight.data[((o * inputs + i) * kt + t) * taps + tap];
+                    }
+                }
+            }
+        }
+        let mut filled = bias.data;
+        filled.resize(blocks * BLOCK, 0.0);
+        Ok(Conv { outputs, inputs, kernel, weight: rearranged, bias: filled })
+    }
+
+    fn conv(
+        &self,
+        parts: &[&Tensor],
+        past: usize,
+        layer: &Conv,
+        step: Step,
+        epilogue: &ConvEpilogue<'_, Tensor>,
+    ) -> Result<Tensor> {
+        conv(Kernel::best(), parts, past, layer, step, epilogue)
+    }
+
+    fn channel_norm(&self, x: &Tensor, gamma: &Tensor, silu: bool) -> Result<Tensor> {
+        let [channels, ..] = extents(x)?;
+        let voxels = x.elem_count() / channels.max(1);
+        check_gamma(gamma, channels)?;
+        let mut out = vec![0.0; x.elem_count()];
+        slice(x, |x| {
+            slice(gamma, |gamma| {
+                let kernel = Kernel::best();
+                let shared = Shared::new(&mut out);
+                (0..voxels.div_ceil(NORM_GRAIN)).into_par_iter().for_each_init(Vec::new, |scale, task| {
+                    let start = task * NORM_GRAIN;
+                    let len = NORM_GRAIN.min(voxels - start);
+                    let channel = |c: usize| &x[c * voxels + start..][..len];
+                    scale.clear();
+                    scale.resize(len, 0.0);
+                    for c in 0..channels {
+                        kernel.add_squares(channel(c), scale);
+                    }
+                    norm_factors(scale, channels);
+                    for (c, &gamma) in gamma.iter().enumerate() {
+                        // SAFETY: tasks cover disjoint voxels, and one task one channel after the other.
+                        let out = unsafe { shared.slice(c * voxels + start, len) };
+                        out.copy_from_slice(channel(c));
+                        kernel.normalize(out, scale, gamma, silu);
+                    }
+                });
+                Ok(())
+            })
+        })?;
+        tensor(out, x.dims())
+    }
+
+    fn frame_attention(&self, qkv: &Tensor) -> Result<Tensor> {
+        let [channels, frames, height, width] = extents(qkv)?;
+        let (channels, pixels) = (channels / 3, height * width);
+        if qkv.dims()[0] != 3 * channels || channels * pixels == 0 {
+            return Err(Error::Internal(format!("{:?} is no query, key and value", qkv.dims())));
+        }
+        let scale = 1.0 / (channels as f64).sqrt();
+        let mut out = Vec::with_capacity(frames);
+        for frame in 0..frames {
+            let one = qkv.narrow(1, frame, 1)?.contiguous()?.reshape((3, channels, pixels))?;
+            let q = (one.get(0)?.t()?.contiguous()? * scale)?;
+            let (k, v) = (one.get(1)?, one.get(2)?);
+            let v = v.t()?.contiguous()?;
+            let rows = (SCORES / pixels).clamp(1, pixels);
+            let blocks = (0..pixels).step_by(rows).map(|start| {
+                let scores = q.narrow(0, start, rows.min(pixels - start))?.matmul(&k)?;
+                let mut weights = slice(&scores, |s| Ok(s.to_vec()))?;
+                weights.par_chunks_mut(pixels).for_each(softmax);
+                Ok(tensor(weights, scores.dims())?.matmul(&v)?)
+            });
+            let blocks = blocks.collect::<Result<Vec<_>>>()?;
+            out.push(Tensor::cat(&blocks, 0)?.t()?.contiguous()?.reshape((channels, 1, height, width))?);
+        }
+        Ok(Tensor::cat(&out, 1)?.contiguous()?)
+    }
+
+    fn fade(&self, before: &Tensor, after: &Tensor, axis: usize, extent: usize) -> Result<Tensor> {
+        let (left, right) = (extents(before)?, extents(after)?);
+        let others_differ = (0..4).any(|i| i != axis && left[i] != right[i]);
+        if axis > 3 || others_differ || extent > left[axis] || extent > right[axis] {
+            return Err(Error::Internal(format!(
+                "cannot fade {left:?} into {right:?} over {extent} along {axis}"
+            )));
+        }
+        let inner: usize = right[axis + 1..].iter().product();
+        let outer: usize = right[..axis].iter().product();
+        let mut out = slice(after, |after| Ok(after.to_vec()))?;
+        slice(before, |before| {
+            for o in 0..outer {
+                let from = &before[((o + 1) * left[axis] - extent) * inner..][..extent * inner];
+                let to = &mut out[o * right[axis] * inner..][..extent * inner];
+                for (i, (from, to)) in from.chunks_exact(inner).zip(to.chunks_exact_mut(inner)).enumerate() {
+                    let share = i as f64 / extent as f64;
+                    let (old, new) = ((1.0 - share) as f32, share as f32);
+                    from.iter().zip(to).for_each(|(from, to)| *to = from * old + *to * new);
+                }
+            }
+            Ok(())
+        })?;
+        tensor(out, after.dims())
+    }
+}
+
+/// The extents of a volume.
+fn extents(x: &Tensor) -> Result<[usize; 4]> {
+    <[usize; 4]>::try_from(x.dims()).map_err(|_| {
+        Error::Internal(format!("{:?} is no volume of channels, frames, height, width", x.dims()))
+    })
+}
+
+fn check_gamma(gamma: &Tensor, channels: usize) -> Result<()> {
+    if gamma.elem_count() == channels {
+        return Ok(());
+    }
+    Err(Error::Internal(format!("a norm of {:?} does not fit {channels} channels", gamma.dims())))
+}
+
+/// From sums of squares to the factors that make the norm sqrt(channels).
+fn norm_factors(squares: &mut [f32], channels: usize) {
+    let root = (channels as f32).sqrt();
+    for s in squares {
+        *s = root / s.sqrt().max(1e-12);
+    }
+}
+
+fn softmax(row: &mut [f32]) {
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for v in row.iter_mut() {
+        *v = (*v - max).exp();
+        sum += *v;
+    }
+    for v in row {
+        *v /= sum;
+    }
+}
+
+/// A buffer in which tasks write disjoint ranges.
+struct Shared<'a> {
+    start: *mut f32,
+    len: usize,
+    buffer: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it is only written through `slice`, whose callers keep the ranges apart.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    fn new(buffer: &'a mut [f32]) -> Self {
+        Self { start: buffer.as_mut_ptr(), len: buffer.len(), buffer: std::marker::PhantomData }
+    }
+
+    /// # Safety
+    /// No two slices that are alive at one time overlap.
+    #[expect(clippy::mut_from_ref, reason = "that is its purpose")]
+    unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
+        assert!(start <= self.len && len <= self.len - start);
+        // SAFETY: within the buffer, which is borrowed for 'a; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}
+
+/// The values of tensors that are held.
+fn held_values<'a, G: Deref<Target = Storage>>(held: &'a [(G, &Layout)]) -> Result<Vec<&'a [f32]>> {
+    let values = held.iter().map(|(storage, layout)| match (&**storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(&values[start..end]),
+        _ => Err(Error::Internal("a volume is not f32, contiguous and in host memory".into())),
+    });
+    values.collect()
+}
+
+/// A frame of an input volume: where its first channel starts, and how far the channels lie apart.
+#[derive(Clone, Copy)]
+struct Frame<'a> {
+    values: &'a [f32],
+    stride: usize,
+}
+
+/// The input of a convolution and the arrangement of its padded rows.
+struct Source<'a> {
+    frames: Vec<Frame<'a>>,
+    spatial: Spatial,
+    inputs: usize,
+    height: usize,
+    width: usize,
+    /// Zeros above and to the left, as many as below and to the right unless halving.
+    pad: usize,
+    /// Length of a padded row; for `Halve` of both its halves together.
+    row: usize,
+}
+
+impl Source<'_> {
+    /// Padded rows below each other that `rows` rows of the result need.
+    fn rows_for(&self, rows: usize, kernel_height: usize) -> usize {
+        match self.spatial {
+            Spatial::Halve => 2 * rows - 2 + kernel_height,
+            Spatial::Same | Spatial::Double => rows + kernel_height - 1,
+        }
+    }
+
+    /// Writes the padded rows of the result's rows from `first` on: `[frames, inputs, rows, row]`.
+    fn pad_rows(&self, first: usize, rows: usize, padded: &mut [f32]) {
+        for (f, frame) in self.frames.iter().enumerate() {
+            for c in 0..self.inputs {
+                for r in 0..rows {
+                    let to = &mut padded[((f * self.inputs + c) * rows + r) * self.row..][..self.row];
+                    let from = match self.spatial {
+                        Spatial::Same => (first + r).checked_sub(self.pad),
+                        Spatial::Halve => Some(2 * first + r),
+                        Spatial::Double => (first + r).checked_sub(self.pad).map(|y| y / 2),
+                    };
+                    match from.filter(|&y| y < self.height) {
+                        Some(y) => {
+                            self.pad_row(
+                                &frame.values[c * frame.stride + y * self.width..][..self.width],
+                                to,
+                            );
+                        }
+                        None => to.fill(0.0),
+                    }
+                }
+            }
+        }
+    }
+
+    fn pad_row(&self, from: &[f32], to: &mut [f32]) {
+        let (left, to) = to.split_at_mut(self.pad);
+        left.fill(0.0);
+        match self.spatial {
+            Spatial::Same => {
+                let (middle, right) = to.split_at_mut(from.len());
+                middle.copy_from_slice(from);
+                right.fill(0.0);
+            }
+            Spatial::Double => {
+                let (middle, right) = to.split_at_mut(2 * from.len());
+                for (pair, &v) in middle.chunks_exact_mut(2).zip(from) {
+                    pair.fill(v);
+                }
+                right.fill(0.0);
+            }
+            Spatial::Halve => {
+                let (even, odd) = to.split_at_mut(self.row / 2);
+                for ((even, odd), pair) in even.iter_mut().zip(odd.iter_mut()).zip(from.chunks_exact(2)) {
+                    (*even, *odd) = (pair[0], pair[1]);
+                }
+                even[from.len() / 2..].fill(0.0);
+                odd[from.len() / 2..].fill(0.0);
+            }
+        }
+    }
+}
+
+/// See [`ConvOps::conv`].
+fn conv(
+    kernel: Kernel,
+    parts: &[&Tensor],
+    past: usize,
+    layer: &Conv,
+    step: Step,
+    epilogue: &ConvEpilogue<'_, Tensor>,
+) -> Result<Tensor> {
+    let shape = result_shape(parts, past, layer, step)?;
+    let [channels, _, out_height, out_width] = shape;
+    if let Some(gamma) = epilogue.norm {
+        check_gamma(gamma, channels)?;
+    }
+    let doubled = step.time == Time::Double && epilogue.norm.is_some();
+    if doubled || epilogue.residual.is_some_and(|r| r.dims() != shape) {
+        return Err(Error::Internal(format!("what follows a convolution does not fit its result {shape:?}")));
+    }
+
+    let held: Vec<_> = parts.iter().map(|part| part.storage_and_layout()).collect();
+    let [inputs, _, height, width] = extents(parts[0])?;
+    let mut frames = Vec::new();
+    for (values, part) in held_values(&held)?.into_iter().zip(parts) {
+        let (count, plane) = (part.dims()[1], height * width);
+        frames.extend((0..count).map(|t| Frame { values: &values[t * plane..], stride: count * plane }));
+    }
+    let extras = epilogue.residual.into_iter().chain(epilogue.norm);
+    let extras: Vec<_> = extras.map(Tensor::storage_and_layout).collect();
+    let mut extras = held_values(&extras)?.into_iter();
+
+    let [_, kh, kw] = layer.kernel;
+    // Rows of the result are computed in whole vectors.
+    let computed = out_width.next_multiple_of(LANES);
+    let halve = step.spatial == Spatial::Halve;
+    let row = if halve { 2 * (computed + LANES) } else { computed + kw - 1 };
+    let pad = if halve { 0 } else { kw / 2 };
+    let offset = |y: usize, x: usize| y * row + if halve { x % 2 * (row / 2) + x / 2 } else { x };
+    let work = Work {
+        kernel,
+        layer,
+        time: step.time,
+        past,
+        shape,
+        computed,
+        source: Source { frames, spatial: step.spatial, inputs, height, width, pad, row },
+        offsets: (0..kh * kw).map(|tap| offset(tap / kw, tap % kw)).collect(),
+        residual: epilogue.residual.and_then(|_| extras.next()),
+        gamma: epilogue.norm.and_then(|_| extras.next()),
+    };
+    // Few rows share less of the padding; many are too few tasks.
+    let band = (out_height / (4 * rayon::current_num_threads())).clamp(1, 8);
+    let mut out = vec![0.0; shape.iter().product()];
+    let shared = Shared::new(&mut out);
+    (0..out_height.div_ceil(band)).into_par_iter().for_each_init(Vec::new, |padded, task| {
+        work.band(task * band, band.min(out_height - task * band), padded, &shared);
+    });
+    tensor(out, &shape)
+}
+
+/// The shape of a convolution's result, if all goes together.
+fn result_shape(parts: &[&Tensor], past: usize, layer: &Conv, step: Step) -> Result<[usize; 4]> {
+    let [kt, kh, kw] = layer.kernel;
+    let Some(&first) = parts.first() else {
+        return Err(Error::Internal("a convolution over no frames".into()));
+    };
+    let [inputs, _, height, width] = extents(first)?;
+    let frames = parts.iter().map(|p| Ok(extents(p)?[1])).sum::<Result<usize>>()?;
+    let new = frames.saturating_sub(past);
+    let fits =
+        parts.iter().all(|p| matches!(*p.dims(), [i, _, h, w] if [i, h, w] == [inputs, height, width]));
+    let time_fits = match step.time {
+        Time::Same => true,
+        Time::Halve => new.is_multiple_of(2),
+        Time::Double => layer.outputs.is_multiple_of(2),
+    };
+    let even = height.is_multiple_of(2) && width.is_multiple_of(2) && kh == 3;
+    let space_fits = step.spatial != Spatial::Halve || even;
+    if !(fits && time_fits && space_fits) || inputs != layer.inputs || new * height * width == 0 {
+        return Err(Error::Internal(format!(
+            "{inputs} channels of {frames} frames, {past} of them past, {height}x{width}, do not fit a convolution \
+             of {} to {} channels, {kt}x{kh}x{kw}, {step:?}",
+            layer.inputs, layer.outputs
+        )));
+    }
+    let (height, width) = match step.spatial {
+        Spatial::Same => (height, width),
+        Spatial::Halve => (height / 2, width / 2),
+        Spatial::Double => (2 * height, 2 * width),
+    };
+    Ok(match step.time {
+        Time::Same => [layer.outputs, new, height, width],
+        Time::Halve => [layer.outputs, new / 2, height, width],
+        Time::Double => [layer.outputs / 2, 2 * new, height, width],
+    })
+}
+
+/// One convolution.
+struct Work<'a> {
+    kernel: Kernel,
+    layer: &'a Conv,
+    time: Time,
+    past: usize,
+    /// Of the result.
+    shape: [usize; 4],
+    /// Length of a computed row, at least that of the result's.
+    computed: usize,
+    source: Source<'a>,
+    /// Where each element of the kernel reads, relative to the first one of its frame and channel.
+    offsets: Vec<usize>,
+    residual: Option<&'a [f32]>,
+    gamma: Option<&'a [f32]>,
+}
+
+impl Work<'_> {
+    /// Computes rows of all frames of the result.
+    fn band(&self, first: usize, rows: usize, padded: &mut Vec<f32>, out: &Shared<'_>) {
+        let [kt, kh, _] = self.layer.kernel;
+        let source = &self.source;
+        let padded_rows = source.rows_for(rows, kh);
+        let plane = padded_rows * source.row;
+        padded.resize(source.frames.len() * source.inputs * plane, 0.0);
+        source.pad_rows(first, padded_rows, padded);
+
+        let row_step = if source.spatial == Spatial::Halve { 2 } else { 1 };
+        let (stride, steps) = match self.time {
+            Time::Same => (1, self.shape[1]),
+            Time::Halve => (2, self.shape[1]),
+            Time::Double => (1, self.shape[1] / 2),
+        };
+        let mut sums = vec![0.0; self.layer.bias.len() * self.computed];
+        for step in 0..steps {
+            let end = self.past + (step + 1) * stride; // the kernel ends before this frame
+            let skipped = kt.saturating_sub(end); // elements of the kernel over the zeros before all frames
+            let frame = (end + skipped - kt) * source.inputs * plane;
+            for r in 0..rows {
+                let input = simd::Input {
+                    values: padded,
+                    start: frame + r * row_step * source.row,
+                    channels: (kt - skipped) * source.inputs,
+                    stride: plane,
+                    offsets: &self.offsets,
+                };
+                let skipped = skipped * source.inputs * self.offsets.len() * BLOCK;
+                self.kernel.dot(&input, &self.layer.weight, skipped, &self.layer.bias, &mut sums);
+                self.finish(step, first + r, &mut sums, out);
+            }
+        }
+    }
+
+    /// Applies what follows to all channels of a row, and writes them.
+    fn finish(&self, step: usize, y: usize, sums: &mut [f32], out: &Shared<'_>) {
+        let [channels, frames, height, width] = self.shape;
+        let place = |o: usize| {
+            let (c, t) = match self.time {
+                Time::Double => (o % channels, 2 * step + o / channels),
+                Time::Same | Time::Halve => (o, step),
+            };
+            ((c * frames + t) * height + y) * width
+        };
+        let rows = sums.chunks_exact_mut(self.computed).take(self.layer.outputs);
+        let mut rows: Vec<&mut [f32]> = rows.map(|row| &mut row[..width]).collect();
+        if let Some(residual) = self.residual {
+            for (o, row) in rows.iter_mut().enumerate() {
+                row.iter_mut().zip(&residual[place(o)..]).for_each(|(s, r)| *s += r);
+            }
+        }
+        if let Some(gamma) = self.gamma {
+            let mut factors = vec![0.0; width];
+            for row in &rows {
+                self.kernel.add_squares(row, &mut factors);
+            }
+            norm_factors(&mut factors, channels);
+            for (row, &gamma) in rows.iter_mut().zip(gamma) {
+                self.kernel.normalize(row, &factors, gamma, true);
+            }
+        }
+        for (o, row) in rows.iter().enumerate() {
+            // SAFETY: each channel, frame and row of the result is written once.
+            unsafe { out.slice(place(o), width) }.copy_from_slice(row);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Linear layers, with weights as f32 or as 8-bit values with a scale for each row.
+
+use candle_core::Tensor;
+use candle_core::cpu::erf::erf_f32;
+use rayon::prelude::*;
+
+use super::{slice, tensor, update};
+use crate::backend::sequence::{Activation, Epilogue};
+use crate::weights::{HostTensor, Matrix, Scale, e4m3};
+use crate::{Error, Result};
+
+/// A linear layer's weight and bias.
+#[derive(Debug)]
+pub struct Linear {
+    /// `[out, in]`; without `scale` the real values.
+    weight: Tensor,
+    /// With this the inputs are rounded to 8 bits, and the sums multiplied with it, `[out]`.
+    scale: Option<Vec<f32>>,
+    /// `[out]`.
+    bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    /// Puts layers of one input side by side. `simulate_fp8` keeps 8-bit values apart from their scales, if every
+    /// layer has one for each row.
+    pub(super) fn load(layers: &[(Matrix<'_>, Option<HostTensor>)], simulate_fp8: bool) -> Result<Self> {
+        let Some((first, _)) = layers.first() else {
+            return Err(Error::Internal("a linear layer needs a weight".into()));
+        };
+        let cols = first.cols;
+        let rows: usize = layers.iter().map(|(matrix, _)| matrix.rows).sum();
+        let quantised = simulate_fp8 && layers.iter().all(|(m, _)| matches!(m.scale, Some(Scale::PerRow(_))));
+        let mut weight = Vec::with_capacity(rows * cols);
+        let mut scale = Vec::new();
+        for (matrix, bias) in layers {
+            let mut values = match &matrix.scale {
+                Some(Scale::PerRow(factors)) if quantised => {
+                    scale.extend_from_slice(factors);
+                    Matrix { scale: None, ..matrix.clone() }.to_f32()
+                }
+                _ => matrix.to_f32(),
+            };
+            if matrix.cols != cols || values.len() != matrix.rows * cols {
+                return Err(Error::Internal(format!("a weight that is not [{}, {cols}]", matrix.rows)));
+            }
+            if bias.as_ref().is_some_and(|b| b.data.len() != matrix.rows) {
+                return Err(Error::Internal(format!("a bias that has not {} elements", matrix.rows)));
+            }
+            weight.append(&mut values);
+        }
+        let bias = layers.iter().any(|(_, bias)| bias.is_some()).then(|| {
+            layers
+                .iter()
+                .flat_map(|(m, bias)| bias.as_ref().map_or_else(|| vec![0.0; m.rows], |b| b.data.clone()))
+                .collect()
+        });
+        Ok(Self { weight: tensor(weight, &[rows, cols])?, scale: quantised.then_some(scale), bias })
+    }
+
+    /// `residual + gate * activation(x W^T + b)`.
+    pub(super) fn forward(&self, x: &Tensor, epilogue: &Epilogue<'_, Tensor>) -> Result<Tensor> {
+        let (rows, _) = x.dims2()?;
+        let out = self.weight.dims2()?.0;
+        let rounded = self.scale.as_ref().map(|_| round_rows(x)).transpose()?;
+        let (x, row_scales) = match &rounded {
+            Some((x, scales)) => (x, Some(scales)),
+            None => (x, None),
+        };
+        let y = x.matmul(&self.weight.t()?)?;
+
+        let gate = epilogue.gate.map(|gate| slice(gate, |g| Ok(g.to_vec()))).transpose()?;
+        if gate.as_ref().is_some_and(|g| g.len() != out && g.len() != rows * out) {
+            return Err(Error::Internal(format!("a gate that is neither [{out}] nor [{rows}, {out}]")));
+        }
+        if epilogue.residual.is_some_and(|r| r.dims() != [rows, out]) {
+            return Err(Error::Internal(format!("a residual that is not [{rows}, {out}]")));
+        }
+        let finish = |residual: Option<&[f32]>| {
+            update(&y, |y| {
+                y.par_chunks_exact_mut(out).enumerate().for_each(|(r, y)| {
+                    if let (Some(scales), Some(columns)) = (row_scales, &self.scale) {
+                        y.iter_mut().zip(columns).for_each(|(y, column)| *y = *y * scales[r] * column);
+                    }
+                    if let Some(bias) = &self.bias {
+                        y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                    }
+                    activate(y, epilogue.activation);
+                    if let Some(gate) = &gate {
+                        let gate = if gate.len() == out { &gate[..] } else { &gate[r * out..][..out] };
+                        y.iter_mut().zip(gate).for_each(|(y, g)| *y *= g);
+                    }
+                    if let Some(residual) = residual {
+                        y.iter_mut().zip(&residual[r * out..]).for_each(|(y, x)| *y += x);
+                    }
+                });
+            })
+        };
+        match epilogue.residual {
+            Some(residual) => slice(residual, |residual| finish(Some(residual)))?,
+            None => finish(None)?,
+        }
+        Ok(y)
+    }
+}
+
+/// Applies an activation in place.
+fn activate(values: &mut [f32], activation: Activation) {
+    let f = match activation {
+        Activation::None => return,
+        Activation::Silu => silu,
+        Activation::GeluTanh => gelu_tanh,
+        Activation::GeluErf => gelu_erf,
+    };
+    for x in values {
+        *x = f(*x);
+    }
+}
+
+fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+/// Hendrycks and Gimpel, "Gaussian error linear units" (2016).
+fn gelu_tanh(x: f32) -> f32 {
+    const SQRT_2_PI: f32 = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
+    let u = SQRT_2_PI * (x + 0.044_715 * x * x * x);
+    // (1 + tanh u) / 2, without what cancels for u far below 0.
+    x / (1.0 + (-2.0 * u).exp())
+}
+
+fn gelu_erf(x: f32) -> f32 {
+    0.5 * x * (1.0 + erf_f32(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+/// Each row as the nearest 8-bit values of itself over its scale, and the scales: the row's largest magnitude becomes
+/// the largest 8-bit value.
+fn round_rows(x: &Tensor) -> Result<(Tensor, Vec<f32>)> {
+    let (rows, cols) = x.dims2()?;
+    let mut scales = vec![0.0; rows];
+    let mut rounded = slice(x, |x| Ok(x.to_vec()))?;
+    rounded.par_chunks_exact_mut(cols).zip(&mut scales).for_each(|(row, scale)| {
+        let largest = row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        *scale = largest.max(1e-10) / e4m3::MAX;
+        for v in row {
+            *v = e4m3::decode(e4m3::encode(*v / *scale));
+        }
+    });
+    Ok((tensor(rounded, &[rows, cols])?, scales))
+}

@@ -1,0 +1,311 @@
+//! Every sequence operation against its definition in f64, at sizes that divide nothing.
+
+use super::Cpu;
+use crate::backend::sequence::{Activation, Attention, Epilogue, NormParams, Precision};
+use crate::backend::{SequenceOps, TensorOps};
+use crate::weights::{DType, HostTensor, Matrix, Scale, e4m3};
+
+type Tensor = <Cpu as TensorOps>::Tensor;
+
+/// Values are about 1. One rounding to f32 is 6e-8, a sum of n products in f32 that times the root of n.
+const ROUNDING: f64 = 3e-7;
+
+/// Numbers about -1.7 to 1.7 with a variance of about 1, the same for the same `seed`.
+fn numbers(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((state >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 3.46
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn upload(data: &[f32], shape: &[usize]) -> Tensor {
+    Cpu::new().upload(data, shape).unwrap()
+}
+
+fn wide(data: &[f32]) -> Vec<f64> {
+    data.iter().map(|v| f64::from(*v)).collect()
+}
+
+#[track_caller]
+fn assert_near(got: &Tensor, want: &[f64], tolerance: f64) {
+    let got = Cpu::new().download(got).unwrap();
+    assert_eq!(got.len(), want.len());
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((f64::from(*g) - w).abs() <= tolerance, "element {i} is {g}, not {w}");
+    }
+}
+
+fn matrix(rows: usize, cols: usize, data: &[f32]) -> Matrix<'static> {
+    let bytes: Vec<u8> = data.iter().flat_map(|v| v.to_le_bytes()).collect();
+    Matrix { rows, cols, dtype: DType::F32, bytes: bytes.into(), scale: None }
+}
+
+fn vector(data: &[f32]) -> HostTensor {
+    HostTensor { shape: vec![data.len()], data: data.to_vec() }
+}
+
+/// x `[rows, cols]` times w `[out, cols]`, transposed.
+fn product(x: &[f64], w: &[f64], cols: usize) -> Vec<f64> {
+    let dot = |x: &[f64], w: &[f64]| x.iter().zip(w).map(|(x, w)| x * w).sum();
+    x.chunks(cols).flat_map(|x| w.chunks(cols).map(move |w| dot(x, w))).collect()
+}
+
+fn erf(x: f64) -> f64 {
+    // The integral of its derivative, by Simpson's rule.
+    let n = 2000;
+    let step = x / f64::from(n);
+    let f = |i: i32| (-(f64::from(i) * step).powi(2)).exp();
+    let sum: f64 = (0..n / 2).map(|i| f(2 * i) + 4.0 * f(2 * i + 1) + f(2 * i + 2)).sum();
+    sum * step / 3.0 * 2.0 / std::f64::consts::PI.sqrt()
+}
+
+fn activated(x: f64, activation: Activation) -> f64 {
+    match activation {
+        Activation::None => x,
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }
+        Activation::GeluErf => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
+    }
+}
+
+#[test]
+fn linear_layers_side_by_side_with_every_epilogue() {
+    let (rows, cols, outs) = (5, 37, [11, 3]);
+    let out = outs[0] + outs[1];
+    let x = numbers(1, rows * cols);
+    let w = numbers(2, out * cols);
+    let bias = numbers(3, outs[0]);
+    let residual = numbers(4, rows * out);
+    let b = Cpu::new();
+    let (w1, w2) = w.split_at(outs[0] * cols);
+    let layers = [(matrix(outs[0], cols, w1), Some(vector(&bias))), (matrix(outs[1], cols, w2), None)];
+    let layer = b.load_linear(&layers, Precision::Compute).unwrap();
+
+    let mut sums = product(&wide(&x), &wide(&w), cols);
+    for row in sums.chunks_mut(out) {
+        row.iter_mut().zip(&bias).for_each(|(y, b)| *y += f64::from(*b));
+    }
+    let x = upload(&x, &[rows, cols]);
+    let tolerance = ROUNDING * 37.0; // the largest sums are about 30
+    for activation in [Activation::None, Activation::Silu, Activation::GeluTanh, Activation::GeluErf] {
+        let y = b.linear(&x, &layer, &Epilogue { activation, ..Epilogue::default() }).unwrap();
+        let want: Vec<f64> = sums.iter().map(|y| activated(*y, activation)).collect();
+        assert_near(&y, &want, tolerance);
+
+        for gate_shape in [vec![out], vec![1, out], vec![rows, out]] {
+            let gate = numbers(5, gate_shape.iter().product());
+            let want: Vec<f64> = want
+                .iter()
+                .enumerate()
+                .map(|(i, y)| f64::from(residual[i]) + f64::from(gate[i % gate.len()]) * y)
+                .collect();
+            let (gate, residual) = (upload(&gate, &gate_shape), upload(&residual, &[rows, out]));
+            let epilogue = Epilogue { activation, gate: Some(&gate), residual: Some(&residual) };
+            assert_near(&b.linear(&x, &layer, &epilogue).unwrap(), &want, 2.0 * tolerance);
+        }
+    }
+    let odd = upload(&[1.0; 7], &[7]);
+    assert!(b.linear(&x, &layer, &Epilogue { gate: Some(&odd), ..Epilogue::default() }).is_err());
+    assert!(b.linear(&x, &layer, &Epilogue { residual: Some(&odd), ..Epilogue::default() }).is_err());
+    assert!(b.load_linear(&[], Precision::Full).is_err());
+    assert!(b.load_linear(&[(matrix(2, 3, &[0.0; 6]), Some(vector(&[0.0; 3])))], Precision::Full).is_err());
+    assert!(b.load_linear(&[(matrix(2, 3, &[0.0; 5]), None)], Precision::Full).is_err());
+}
+
+#[test]
+fn quantised_weights_are_stored_times_scale() {
+    let (rows, cols, out) = (3, 19, 6);
+    let x = numbers(1, rows * cols);
+    let codes: Vec<u8> = numbers(2, out * cols).iter().map(|v| e4m3::encode(v * 100.0)).collect();
+    let scales: Vec<f32> = numbers(3, out).iter().map(|v| v.abs() / 100.0 + 1e-3).collect();
+    let quantised = |scale| Matrix {
+        rows: out,
+        cols,
+        dtype: DType::F8E4m3,
+        bytes: codes.clone().into(),
+        scale: Some(scale),
+    };
+    let stored: Vec<f64> = codes.iter().map(|c| f64::from(e4m3::decode(*c))).collect();
+    let input = upload(&x, &[rows, cols]);
+    for simulate_fp8 in [false, true] {
+        let b = Cpu { simulate_fp8 };
+        let per_row =
+            b.load_linear(&[(quantised(Scale::PerRow(scales.clone())), None)], Precision::Compute).unwrap();
+        let per_tensor =
+            b.load_linear(&[(quantised(Scale::PerTensor(0.01)), None)], Precision::Compute).unwrap();
+        // Eight bits for the inputs only where the weight has a scale for each row.
+        let rounded: Vec<f64> = x
+            .chunks(cols)
+            .flat_map(|row| {
+                let scale = row.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 448.0;
+                row.iter().map(move |v| match simulate_fp8 {
+                    true => f64::from(e4m3::decode(e4m3::encode(v / scale))) * f64::from(scale),
+                    false => f64::from(*v),
+                })
+            })
+            .collect();
+        let sums = product(&rounded, &stored, cols);
+        let want: Vec<f64> = sums.iter().enumerate().map(|(i, y)| y * f64::from(scales[i % out])).collect();
+        assert_near(&b.linear(&input, &per_row, &Epilogue::default()).unwrap(), &want, ROUNDING * 20.0);
+        let want: Vec<f64> =
+            product(&wide(&x), &stored, cols).iter().map(|y| y * f64::from(0.01f32)).collect();
+        assert_near(&b.linear(&input, &per_tensor, &Epilogue::default()).unwrap(), &want, ROUNDING * 20.0);
+        // A row of zeros has no largest value to divide by.
+        let zeros = b.linear(&upload(&[0.0; 19], &[1, cols]), &per_row, &Epilogue::default()).unwrap();
+        assert_near(&zeros, &[0.0; 6], 0.0);
+    }
+}
+
+#[test]
+fn layer_norm_learned_and_modulated() {
+    let (rows, features, eps) = (4, 77, 1e-2);
+    // Far from 0 on average, so that a variance from the squares alone would cancel.
+    let x: Vec<f32> = numbers(1, rows * features).iter().map(|v| v + 100.0).collect();
+    let (factor, summand) = (numbers(2, features), numbers(3, features));
+    let want = |one: f64| -> Vec<f64> {
+        wide(&x)
+            .chunks(features)
+            .flat_map(|x| {
+                let mean = x.iter().sum::<f64>() / features as f64;
+                let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / features as f64;
+                let row = x.iter().zip(&factor).zip(&summand).map(move |((x, f), s)| {
+                    (x - mean) / (variance + eps).sqrt() * (one + f64::from(*f)) + f64::from(*s)
+                });
+                row.collect::<Vec<_>>()
+            })
+            .collect()
+    };
+    let b = Cpu::new();
+    let input = upload(&x, &[rows, features]);
+    let (f, s) = (upload(&factor, &[features]), upload(&summand, &[1, features]));
+    let y = b.layer_norm(&input, &NormParams::Affine { weight: &f, bias: &s }, eps).unwrap();
+    assert_near(&y, &want(0.0), ROUNDING * 5.0);
+    let y = b.layer_norm(&input, &NormParams::Modulated { scale: &f, shift: &s }, eps).unwrap();
+    assert_near(&y, &want(1.0), ROUNDING * 5.0);
+    let short = upload(&factor[1..], &[features - 1]);
+    assert!(b.layer_norm(&input, &NormParams::Affine { weight: &short, bias: &s }, eps).is_err());
+}
+
+#[test]
+fn rms_norm_and_the_rotation_of_pairs() {
+    let (rows, heads, head_dim, eps) = (7, 3, 10, 1e-2);
+    let features = heads * head_dim;
+    let x = numbers(1, rows * features);
+    let weight = numbers(2, features);
+    let angles: Vec<f64> = wide(&numbers(3, rows * head_dim / 2)).iter().map(|v| v * 5.0).collect();
+    let mut want: Vec<f64> = wide(&x)
+        .chunks(features)
+        .flat_map(|x| {
+            let rms = (x.iter().map(|v| v * v).sum::<f64>() / features as f64 + eps).sqrt();
+            x.iter().zip(&weight).map(move |(x, w)| x / rms * f64::from(*w)).collect::<Vec<_>>()
+        })
+        .collect();
+    let b = Cpu::new();
+    let (input, w) = (upload(&x, &[rows, features]), upload(&weight, &[features]));
+    assert_near(&b.rms_norm(&input, &w, eps, None).unwrap(), &want, ROUNDING * 3.0);
+
+    for row in 0..rows {
+        for head in 0..heads {
+            for pair in 0..head_dim / 2 {
+                let i = row * features + head * head_dim + 2 * pair;
+                let (sin, cos) = angles[row * head_dim / 2 + pair].sin_cos();
+                (want[i], want[i + 1]) =
+                    (want[i] * cos - want[i + 1] * sin, want[i] * sin + want[i + 1] * cos);
+            }
+        }
+    }
+    let table = |f: fn(f64) -> f64| angles.iter().map(|a| f(*a)).collect::<Vec<_>>();
+    let rope = b.load_rope(&table(f64::cos), &table(f64::sin), rows).unwrap();
+    assert_near(&b.rms_norm(&input, &w, eps, Some(&rope)).unwrap(), &want, ROUNDING * 5.0);
+    let fewer = b.narrow(&input, 0, 0, rows - 1).unwrap();
+    assert!(b.rms_norm(&fewer, &w, eps, Some(&rope)).is_err());
+    assert!(b.load_rope(&[1.0; 3], &[0.0; 3], 2).is_err());
+}
+
+#[test]
+fn attention_with_bias_and_residual() {
+    // The second size has more keys than are summed at once, the third more rows than are scored at once.
+    for (rows, keys, heads, width) in [(5, 7, 3, 10), (3, 300, 2, 9), (200, 17001, 1, 4)] {
+        let features = heads * width;
+        let [q, residual] = [1, 2].map(|seed| numbers(seed, rows * features));
+        let [k, v] = [3, 4].map(|seed| numbers(seed, keys * features));
+        let offsets = rows + keys - 1;
+        let bias = numbers(5, heads * offsets);
+        let scale = 0.7;
+        let want = |bias: Option<&[f32]>, residual: Option<&[f32]>| -> Vec<f64> {
+            let mut want: Vec<f64> = residual.map_or(vec![0.0; rows * features], wide);
+            for (row, head) in (0..rows).flat_map(|r| (0..heads).map(move |h| (r, h))) {
+                let at = |x: &[f32], row: usize, i: usize| f64::from(x[row * features + head * width + i]);
+                let score = |key: usize| {
+                    let dot: f64 = (0..width).map(|i| at(&q, row, i) * at(&k, key, i)).sum();
+                    dot * scale + bias.map_or(0.0, |b| f64::from(b[head * offsets + key + rows - 1 - row]))
+                };
+                let weights: Vec<f64> = (0..keys).map(|key| score(key).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                for i in 0..width {
+                    let mean: f64 = weights.iter().enumerate().map(|(key, w)| w / sum * at(&v, key, i)).sum();
+                    want[row * features + head * width + i] += mean;
+                }
+            }
+            want
+        };
+        let b = Cpu::new();
+        let (q_, r_) = (upload(&q, &[rows, features]), upload(&residual, &[rows, features]));
+        let (k_, v_) = (upload(&k, &[keys, features]), upload(&v, &[keys, features]));
+        let b_ = upload(&bias, &[heads, offsets]);
+        let run = |bias, residual| {
+            b.attention(&Attention { q: &q_, k: &k_, v: &v_, heads, scale, bias, residual }).unwrap()
+        };
+        // Scores are up to 20 and so are off by up to 1e-6, and with them the weights.
+        let tolerance = 5e-6;
+        assert_near(&run(None, None), &want(None, None), tolerance);
+        assert_near(&run(Some(&b_), Some(&r_)), &want(Some(&bias), Some(&residual)), tolerance);
+        let wrong = Attention { q: &q_, k: &k_, v: &v_, heads, scale, bias: Some(&r_), residual: None };
+        assert!(b.attention(&wrong).is_err());
+    }
+}
+
+#[test]
+fn scores_of_hundreds_do_not_overflow() {
+    let b = Cpu::new();
+    let q = upload(&[1000.0, -1000.0], &[2, 1]);
+    let v = upload(&[3.0, 5.0], &[2, 1]);
+    let got =
+        b.attention(&Attention { q: &q, k: &q, v: &v, heads: 1, scale: 1.0, bias: None, residual: None });
+    assert_near(&got.unwrap(), &[3.0, 5.0], 0.0);
+}
+
+#[test]
+fn patches_and_back() {
+    let (c, f, h, w) = (3, 2, 4, 6);
+    let x = numbers(1, c * f * h * w);
+    let b = Cpu::new();
+    let tokens = b.patchify(&upload(&x, &[c, f, h, w])).unwrap();
+    assert_eq!(b.shape(&tokens), [f * h / 2 * w / 2, 4 * c]);
+    let value = |ci: usize, fi: usize, y: usize, x_: usize| f64::from(x[((ci * f + fi) * h + y) * w + x_]);
+    let mut channel_first = Vec::new();
+    let mut channel_last = Vec::new();
+    for (fi, y, x) in
+        (0..f).flat_map(|f| (0..h / 2).flat_map(move |y| (0..w / 2).map(move |x| (f, 2 * y, 2 * x))))
+    {
+        let corners = [(0, 0), (0, 1), (1, 0), (1, 1)];
+        channel_first.extend((0..c).flat_map(|ci| corners.map(|(dy, dx)| value(ci, fi, y + dy, x + dx))));
+        channel_last.extend(
+            corners
+                .iter()
+                .flat_map(|(dy, dx)| (0..c).map(move |ci| (ci, *dy, *dx)))
+                .map(|(ci, dy, dx)| value(ci, fi, y + dy, x + dx)),
+        );
+    }
+    assert_near(&tokens, &channel_first, 0.0);
+    let tokens: Vec<f32> = channel_last.iter().map(|v| *v as f32).collect();
+    let back = b.unpatchify(&upload(&tokens, &[f * h / 2 * w / 2, 4 * c]), [f, h, w]).unwrap();
+    assert_eq!(b.shape(&back), [c, f, h, w]);
+    assert_near(&back, &wide(&x), 0.0);
+    assert!(b.patchify(&upload(&x, &[c, f, w / 2, 2 * h])).is_err());
+    assert!(b.unpatchify(&upload(&tokens, &[f * h / 2 * w / 2, 4 * c]), [f, h, w + 2]).is_err());
+}

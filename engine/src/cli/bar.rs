@@ -1,0 +1,86 @@
+//! Progress on the terminal: a bar with steps and time left, or plain lines where nobody looks.
+
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use animd_engine::progress::{Observer, Progress, Stage};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::stop::Stop;
+
+/// An observer that draws.
+pub struct Bar {
+    bar: Option<ProgressBar>,
+    last: Mutex<Option<(Stage, u32)>>,
+    stop: Stop,
+}
+
+const TICKS: u64 = 10_000;
+
+impl Bar {
+    /// A bar on standard error if that is a terminal; nothing at all if `quiet`.
+    pub fn new(quiet: bool, stop: Stop) -> Self {
+        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
+            let style = ProgressStyle::with_template("{msg:24} {bar:32.cyan/dim} {percent:>3} %  {elapsed} {prefix}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = ProgressBar::new(TICKS).with_style(style);
+            bar.enable_steady_tick(Duration::from_millis(250));
+            bar
+        });
+        // A quiet bar says each stage once already: it stands at a stage that never comes again.
+        let last = Mutex::new(quiet.then_some((Stage::Write, u32::MAX)));
+        Self { bar, last, stop }
+    }
+
+    /// Takes the bar off the screen.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn label(p: &Progress) -> String {
+    match p.stage {
+        Stage::Load => "loading the model".into(),
+        Stage::Text => "reading the prompt".into(),
+        Stage::Image => "looking at the picture".into(),
+        Stage::VaeEncode => "encoding the picture".into(),
+        Stage::Denoise => format!("denoising, step {}/{}", (p.step + 1).min(p.steps), p.steps),
+        Stage::VaeDecode => "decoding the frames".into(),
+        Stage::Write => "finishing the file".into(),
+    }
+}
+
+fn left(seconds: f64) -> String {
+    let s = seconds.round() as u64;
+    match (s / 3600, s / 60 % 60, s % 60) {
+        (0, 0, s) => format!("{s} s left"),
+        (0, m, s) => format!("{m} min {s} s left"),
+        (h, m, _) => format!("{h} h {m} min left"),
+    }
+}
+
+impl Observer for Bar {
+    fn progress(&self, p: &Progress) {
+        let eta = p.seconds_left.map(left);
+        if let Some(bar) = &self.bar {
+            bar.set_position((p.fraction * TICKS as f64) as u64);
+            bar.set_message(label(p));
+            bar.set_prefix(eta.unwrap_or_default());
+            return;
+        }
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if matches!(*last, Some((_, u32::MAX))) || *last == Some((p.stage, p.step)) {
+            return;
+        }
+        *last = Some((p.stage, p.step));
+        let eta = eta.map(|t| format!(", {t}")).unwrap_or_default();
+        eprintln!("{:3.0} %  {}{eta}", p.fraction * 100.0, label(p));
+    }
+
+    fn canceled(&self) -> bool {
+        self.stop.asked()
+    }
+}

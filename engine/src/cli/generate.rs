@@ -1,0 +1,89 @@
+//! `animd-engine generate`.
+
+use std::path::PathBuf;
+
+use animd_engine::backend::cpu::Cpu;
+use animd_engine::pipeline::{Job, Pipeline};
+use animd_engine::request::Settings;
+use animd_engine::{Error, Result, image, video};
+
+use super::bar::Bar;
+use super::stop::Stop;
+use super::{ModelArgs, print, print_json};
+
+/// Make one video.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  animd-engine generate cat.jpg -p 'the cat turns its head' -m ~/models/Wan2.1-I2V-14B-480P -o cat.mp4")]
+pub struct Generate {
+    /// The picture: JPEG, PNG, WebP, GIF (its first frame), BMP or TIFF
+    image: PathBuf,
+    /// The video; an existing file is not replaced [default: the picture's name and the seed, in this folder]
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    settings: Settings,
+    /// Read the prompt from a file
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompt_file: Option<PathBuf>,
+    /// Print what was made, and what it cost, as JSON; no progress
+    #[arg(long)]
+    json: bool,
+}
+
+impl Generate {
+    /// Runs it.
+    pub fn run(mut self) -> Result<()> {
+        if let Some(path) = &self.prompt_file {
+            let bytes = std::fs::read(path).map_err(Error::file("read", path))?;
+            let text = String::from_utf8(bytes).map_err(|e| {
+                Error::Setting(format!(
+                    "`{}` is not UTF-8 from byte {} on; save the prompt as UTF-8",
+                    path.display(),
+                    e.utf8_error().valid_up_to()
+                ))
+            })?;
+            self.settings.prompt = Some(text);
+        }
+        let request = self.settings.resolve(super::draw_seed)?;
+        let picture = image::decode(&self.image)?;
+        let out = self.out.unwrap_or_else(|| {
+            let mut name = self.image.file_stem().unwrap_or_default().to_owned();
+            name.push(format!("-{}.mp4", request.seed));
+            PathBuf::from(name)
+        });
+        if out.symlink_metadata().is_ok() {
+            return Err(Error::Output(format!("`{}` exists; remove it or choose another name", out.display())));
+        }
+
+        let stop = Stop::listen()?;
+        let job = Job::new(&picture, request)?;
+        drop(picture);
+        let mut pipeline = Pipeline::open(Cpu::new(), &self.model.model, self.model.dit.as_deref())?;
+        let part = video::part_path(&out)?;
+        stop.unfinished(&part);
+        let bar = Bar::new(self.json, stop);
+        let report = pipeline.run(&job, &part, &bar);
+        bar.finish();
+        let report = report?;
+        video::place(&part, &out).inspect_err(|_| {
+            let _ = std::fs::remove_file(&part);
+        })?;
+        if self.json {
+            print_json(&serde_json::json!({ "video": out, "request": job.request, "report": report }))
+        } else {
+            let total: f64 = report.seconds.iter().map(|(_, s)| s).sum();
+            print(&format!(
+                "{}: {} frames of {}x{}, seed {}, {total:.1} s",
+                out.display(),
+                report.frames,
+                report.width,
+                report.height,
+                report.seed
+            ))
+        }
+    }
+}

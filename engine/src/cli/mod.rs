@@ -1,0 +1,87 @@
+//! The commands of `animd-engine`, one a file.
+
+mod bar;
+mod generate;
+mod inspect;
+mod serve;
+mod stop;
+mod synth;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use animd_engine::{Error, Result};
+
+/// Turns a picture and a line of text into a video with Wan2.1-I2V.
+#[derive(clap::Parser)]
+#[command(version, after_help = "\
+Exit status: 0 done; 1 failed; 2 wrong usage; 130 stopped by Ctrl-C.
+Every command takes --help, with an example.")]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Make one video
+    Generate(Box<generate::Generate>),
+    /// Say what model a folder holds, and what is missing from it
+    Inspect(inspect::Inspect),
+    /// Write a model of random weights in the official layout, for tests and measurements
+    SynthModel(synth::SynthModel),
+    /// Take jobs from a parent process on standard input, a socket; this is how animd runs the engine
+    #[command(hide = true)]
+    Serve(serve::Serve),
+}
+
+/// Where the model is.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// The model's folder, as downloaded: the DiT, `models_t5_*`, `models_clip_*`, `Wan2.1_VAE.pth`, `google/umt5-xxl/`
+    #[arg(short, long, value_name = "DIR", env = "ANIMD_MODEL_PATH")]
+    model: PathBuf,
+    /// Take the DiT from this folder or file instead, for one in another layout (fp8) or a distilled one
+    #[arg(long, value_name = "PATH", env = "ANIMD_MODEL_DIT")]
+    dit: Option<PathBuf>,
+}
+
+/// Runs the command; prints its error, if any.
+pub fn run(args: Args) -> ExitCode {
+    let result = match args.command {
+        Command::Generate(command) => command.run(),
+        Command::Inspect(command) => command.run(),
+        Command::SynthModel(command) => command.run(),
+        Command::Serve(command) => return command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Canceled) => {
+            eprintln!("stopped; nothing was written");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A seed for those who gave none: 32 bits, so that it is short in file names.
+fn draw_seed() -> u64 {
+    u64::from(uuid::Uuid::new_v4().as_fields().0)
+}
+
+/// Prints to standard output; a reader that has gone away (`| head`) is no error.
+fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::file("write", "standard output")(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value as JSON to standard output.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    print(&serde_json::to_string_pretty(value).map_err(|e| Error::Internal(e.to_string()))?)
+}

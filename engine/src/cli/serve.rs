@@ -1,0 +1,213 @@
+//! `animd-engine serve`: the child of animd.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use animd_engine::backend::cpu::Cpu;
+use animd_engine::pipeline::{Job, Pipeline};
+use animd_engine::progress::{Observer, Progress};
+use animd_engine::protocol::{FromEngine, HEARTBEAT_SECONDS, MAX_LINE, PROTOCOL, Report, ToEngine};
+use animd_engine::request::Request;
+use animd_engine::{Error, Result, image};
+
+use super::ModelArgs;
+
+/// Take jobs from a parent process on standard input, a socket.
+#[derive(clap::Args)]
+pub struct Serve {
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// The parent spoke another protocol.
+const EXIT_PROTOCOL: u8 = 3;
+/// The model or the device cannot be used; a `Failed` with job 0 said why.
+const EXIT_UNUSABLE: u8 = 4;
+/// After so long without a sign of life from the work, the heartbeat stops too and the parent replaces this process.
+/// One block of the full model on a slow CPU stays well below it.
+const STALLED: Duration = Duration::from_secs(900);
+
+/// What the reading thread, the heart and the work share.
+struct Shared {
+    socket: Mutex<UnixStream>,
+    /// The job to stop; 0 for none, `u64::MAX` for whichever runs.
+    cancel: AtomicU64,
+    /// When the work last gave a sign of life; `None` while there is no work.
+    pulse: Mutex<Option<Instant>>,
+}
+
+impl Shared {
+    /// Sends one message. A parent that has gone away cannot be told; the reading thread sees that too and ends.
+    fn send(&self, message: &FromEngine) {
+        let Ok(mut line) = serde_json::to_vec(message) else { return };
+        line.push(b'\n');
+        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = socket.write_all(&line);
+    }
+
+    fn set_pulse(&self, pulse: Option<Instant>) {
+        *self.pulse.lock().unwrap_or_else(PoisonError::into_inner) = pulse;
+    }
+
+    fn beat(&self) {
+        loop {
+            std::thread::sleep(Duration::from_secs(HEARTBEAT_SECONDS));
+            let pulse = *self.pulse.lock().unwrap_or_else(PoisonError::into_inner);
+            if pulse.is_none_or(|p| p.elapsed() < STALLED) {
+                self.send(&FromEngine::Alive);
+            }
+        }
+    }
+}
+
+/// Reports one job to the parent.
+struct Reporter<'a> {
+    shared: &'a Shared,
+    job: u64,
+    last: Mutex<Option<(Instant, Progress)>>,
+}
+
+impl Observer for Reporter<'_> {
+    fn progress(&self, progress: &Progress) {
+        self.shared.set_pulse(Some(Instant::now()));
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|(at, p)| at.elapsed() > Duration::from_millis(100) || p.stage != progress.stage);
+        if due {
+            *last = Some((Instant::now(), *progress));
+            self.shared.send(&FromEngine::Progress { job: self.job, progress: *progress });
+        }
+    }
+
+    fn canceled(&self) -> bool {
+        self.shared.set_pulse(Some(Instant::now()));
+        let cancel = self.shared.cancel.load(Ordering::SeqCst);
+        cancel == self.job || cancel == u64::MAX
+    }
+}
+
+impl Serve {
+    /// Runs it; see [`animd_engine::protocol`].
+    pub fn run(self) -> ExitCode {
+        let socket = match std::io::stdin().as_fd().try_clone_to_owned() {
+            Ok(fd) => UnixStream::from(fd),
+            Err(e) => {
+                eprintln!("error: cannot use standard input: {e}");
+                return ExitCode::FAILURE;
+            }
+        };
+        if socket.local_addr().is_err() {
+            eprintln!("error: `serve` is for animd, which gives it a socket as standard input; use `generate`");
+            return ExitCode::from(2);
+        }
+        let reading = match socket.try_clone() {
+            Ok(reading) => reading,
+            Err(e) => {
+                eprintln!("error: cannot use the socket: {e}");
+                return ExitCode::FAILURE;
+            }
+        };
+        let shared = Shared { socket: Mutex::new(socket), cancel: AtomicU64::new(0), pulse: Mutex::new(None) };
+        // Everything that outlives the work ends with the process.
+        let shared: &'static Shared = Box::leak(Box::new(shared));
+        self.work(reading, shared)
+    }
+
+    fn work(self, reading: UnixStream, shared: &'static Shared) -> ExitCode {
+        let mut pipeline = match Pipeline::open(Cpu::new(), &self.model.model, self.model.dit.as_deref()) {
+            Ok(pipeline) => pipeline,
+            Err(e) => {
+                shared.send(&FromEngine::Failed { job: 0, code: e.code().into(), message: e.to_string() });
+                return ExitCode::from(EXIT_UNUSABLE);
+            }
+        };
+        shared.send(&FromEngine::Hello {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").into(),
+            backend: pipeline.backend_name().into(),
+            model: pipeline.model_name().into(),
+        });
+        let (jobs, queue) = mpsc::sync_channel(1);
+        std::thread::spawn(move || {
+            let status = read(BufReader::new(reading), shared, &jobs);
+            shared.cancel.store(u64::MAX, Ordering::SeqCst);
+            drop(jobs);
+            if status != 0 {
+                std::process::exit(status.into());
+            }
+        });
+        std::thread::spawn(|| shared.beat());
+        while let Ok((job, image, output, request)) = queue.recv() {
+            shared.set_pulse(Some(Instant::now()));
+            let reporter = Reporter { shared, job, last: Mutex::new(None) };
+            let result = one(&mut pipeline, &image, &output, request, &reporter);
+            shared.set_pulse(None);
+            shared.send(&match result {
+                Ok(report) => FromEngine::Done { job, report },
+                Err(e) => FromEngine::Failed { job, code: e.code().into(), message: e.to_string() },
+            });
+        }
+        ExitCode::SUCCESS
+    }
+}
+
+fn one(
+    pipeline: &mut Pipeline<Cpu>,
+    image: &Path,
+    output: &Path,
+    request: Request,
+    reporter: &Reporter<'_>,
+) -> Result<Report> {
+    request.check()?;
+    reporter.check()?;
+    let picture = image::decode(image)?;
+    let job = Job::new(&picture, request)?;
+    drop(picture);
+    pipeline.run(&job, output, reporter)
+}
+
+type Order = (u64, PathBuf, PathBuf, Request);
+
+/// Reads the parent's messages until it goes away; returns the exit status, 0 for an ordinary end.
+fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>) -> u8 {
+    let refuse = |text: String| {
+        shared.send(&FromEngine::Failed { job: 0, code: "internal".into(), message: text });
+        EXIT_PROTOCOL
+    };
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match input.by_ref().take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return 0,
+            Ok(n) if n > MAX_LINE => return refuse(format!("a message of more than {MAX_LINE} bytes")),
+            Ok(_) => {}
+        }
+        match serde_json::from_slice(&line) {
+            Ok(ToEngine::Hello { protocol: PROTOCOL, .. }) => {}
+            Ok(ToEngine::Hello { protocol, version }) => {
+                return refuse(format!(
+                    "animd {version} speaks protocol {protocol}, and this engine ({}) protocol {PROTOCOL}: restart animd \
+                     after an upgrade",
+                    env!("CARGO_PKG_VERSION")
+                ));
+            }
+            Ok(ToEngine::Generate { job, image, output, request }) => {
+                // An earlier attempt at this job may have been cancelled.
+                let _ = shared.cancel.compare_exchange(job, 0, Ordering::SeqCst, Ordering::SeqCst);
+                // A second job while one runs would wait here, and with it every `Cancel`.
+                if let Err(mpsc::TrySendError::Full(_)) = jobs.try_send((job, image, output, *request)) {
+                    let e = Error::Internal("the engine has a job already".into());
+                    shared.send(&FromEngine::Failed { job, code: e.code().into(), message: e.to_string() });
+                }
+            }
+            Ok(ToEngine::Cancel { job }) => shared.cancel.store(job, Ordering::SeqCst),
+            Ok(ToEngine::Shutdown) => return 0,
+            Err(e) => return refuse(format!("a message that is not understood: {e}")),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! `animd-engine synth-model`.
+
+use std::path::PathBuf;
+
+use animd_engine::progress::{Observer, Progress, Stage};
+use animd_engine::weights::Component;
+use animd_engine::{Result, synth};
+
+use super::bar::Bar;
+use super::print;
+use super::stop::Stop;
+
+/// Write a model of random weights in the official layout: it makes noise, but at the real model's cost.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  animd-engine synth-model /tmp/tiny --size tiny                 18 MB, runs on any CPU
+  animd-engine synth-model /data/full --size full                46 GB, the 14B model's exact shapes
+  animd-engine synth-model /data/dit --size full --only dit      the DiT alone")]
+pub struct SynthModel {
+    /// The folder to make; it must not exist, or be empty
+    dir: PathBuf,
+    /// How large
+    #[arg(long, value_enum)]
+    size: synth::Size,
+    /// The type of the DiT's weights
+    #[arg(long, value_enum, default_value = "bf16")]
+    dtype: synth::Precision,
+    /// One component only
+    #[arg(long, value_enum)]
+    only: Option<Component>,
+    /// The number that the weights are drawn from
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+impl SynthModel {
+    /// Runs it.
+    pub fn run(self) -> Result<()> {
+        let bar = Bar::new(false, Stop::listen()?);
+        let mut total = 0;
+        let mut wrote = |done: u64, all: u64| {
+            total = all;
+            let fraction = done as f64 / all as f64;
+            bar.progress(&Progress { stage: Stage::Write, step: 0, steps: 0, fraction, seconds_left: None });
+            bar.check()
+        };
+        let result = synth::synth_model(&self.dir, self.size, self.dtype, self.only, self.seed, &mut wrote);
+        bar.finish();
+        result?;
+        print(&format!("{}: {:.1} MB", self.dir.display(), total as f64 / 1e6))
+    }
+}

@@ -1,0 +1,230 @@
+//! Picture files to pixels.
+
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::path::Path;
+
+use image::error::{ImageError, LimitErrorKind};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+
+use crate::{Error, Result};
+
+/// The largest file, in bytes.
+const MAX_FILE: u64 = 256 << 20;
+/// The longest side, in pixels.
+const MAX_SIDE: u32 = 32768;
+/// The most pixels.
+const MAX_PIXELS: u64 = 1 << 28;
+/// The most memory that a decoder may take for itself: four channels of 16 bits for the most pixels, twice.
+const MAX_MEMORY: u64 = 2 * 8 * MAX_PIXELS;
+
+/// A picture, upright, without transparency.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// Pixels.
+    pub width: u32,
+    /// Pixels.
+    pub height: u32,
+    /// Red, green and blue of each pixel, row by row from the top: 3 * width * height bytes.
+    pub rgb: Vec<u8>,
+}
+
+impl std::fmt::Debug for Picture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Picture({}x{})", self.width, self.height)
+    }
+}
+
+/// Reads a picture from a file: see [`decode_bytes`].
+///
+/// # Errors
+/// [`Error::File`] if the file cannot be read, [`Error::Image`] for what is no picture.
+pub fn decode(path: &Path) -> Result<Picture> {
+    let read = || Error::file("read", path);
+    let file = File::open(path).map_err(read())?;
+    let metadata = file.metadata().map_err(read())?;
+    let name = path.display().to_string();
+    if metadata.is_dir() {
+        return Err(Error::Image(format!("`{name}` is a folder, not a picture; name a file in it")));
+    }
+    if !metadata.is_file() {
+        return Err(Error::Image(format!("`{name}` is not a regular file; save the picture to a file")));
+    }
+    check_length(metadata.len(), &name)?;
+    let mut bytes = Vec::new();
+    // The file may grow meanwhile; one byte too many is enough to see it.
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(read())?;
+    decode_bytes(&bytes, &name)
+}
+
+/// Decodes PNG, JPEG, GIF (its first frame), WebP (likewise), BMP or TIFF (its first page), known by content.
+///
+/// EXIF's orientation is honoured. Transparent pixels are laid on white. Grey, palettes, 16 bits (rounded to 8) and
+/// CMYK become red, green and blue. Colour profiles are not applied: the numbers are taken as sRGB, as the model's own
+/// code takes them. Sides, pixels and length are checked before anything is decoded. `name` is for messages.
+///
+/// # Errors
+/// [`Error::Image`]: what is wrong and what to do.
+pub fn decode_bytes(bytes: &[u8], name: &str) -> Result<Picture> {
+    check_length(bytes.len() as u64, name)?;
+    let format = format(bytes, name)?;
+    let broken = |e: ImageError| refusal(&e, format, name);
+    let reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut decoder = reader.into_decoder().map_err(broken)?;
+    let (width, height) = decoder.dimensions();
+    check_sides(width, height, name)?;
+    if format == ImageFormat::Jpeg && !jpeg_is_whole(bytes) {
+        return Err(cut_off(format, name));
+    }
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MAX_MEMORY);
+    decoder.set_limits(limits).map_err(broken)?;
+    // A picture with broken metadata is still a picture.
+    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
+    let mut image = DynamicImage::from_decoder(decoder).map_err(broken)?;
+    image.apply_orientation(orientation);
+    let (width, height) = (image.width(), image.height());
+    Ok(Picture { width, height, rgb: on_white(image) })
+}
+
+/// The pixels without their transparency, as if they lay on white.
+fn on_white(image: DynamicImage) -> Vec<u8> {
+    if !image.color().has_alpha() {
+        return image.into_rgb8().into_raw();
+    }
+    let blend = |value: u8, alpha: u8| {
+        let (value, alpha) = (u32::from(value), u32::from(alpha));
+        ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
+    };
+    image.into_rgba8().pixels().flat_map(|pixel| {
+        let [r, g, b, a] = pixel.0;
+        [blend(r, a), blend(g, a), blend(b, a)]
+    }).collect()
+}
+
+fn check_length(length: u64, name: &str) -> Result<()> {
+    if length == 0 {
+        return Err(Error::Image(format!("`{name}` is empty; save the picture again")));
+    }
+    if length > MAX_FILE {
+        return Err(Error::Image(format!(
+            "`{name}` has {} MiB; a picture file may have {} at most; save the picture smaller, or as JPEG",
+            length.div_ceil(1 << 20),
+            MAX_FILE >> 20
+        )));
+    }
+    Ok(())
+}
+
+fn check_sides(width: u32, height: u32, name: &str) -> Result<()> {
+    if width == 0 || height == 0 {
+        return Err(Error::Image(format!("`{name}` says that it has {width}x{height} pixels; save the picture again")));
+    }
+    if width > MAX_SIDE || height > MAX_SIDE {
+        return Err(Error::Image(format!(
+            "`{name}` has {width}x{height} pixels; a side may have {MAX_SIDE} at most; make the picture smaller"
+        )));
+    }
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > MAX_PIXELS {
+        return Err(Error::Image(format!(
+            "`{name}` has {width}x{height} = {} million pixels; {} million are the most; make the picture smaller",
+            pixels.div_ceil(1_000_000),
+            MAX_PIXELS / 1_000_000
+        )));
+    }
+    Ok(())
+}
+
+/// The format by the file's first bytes.
+fn format(bytes: &[u8], name: &str) -> Result<ImageFormat> {
+    use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
+
+    let convert = |kind: &str| Err(Error::Image(format!(
+        "`{name}` is {kind}, which animd does not read; convert it to PNG or JPEG"
+    )));
+    match image::guess_format(bytes) {
+        Ok(format @ (Png | Jpeg | Gif | WebP | Bmp | Tiff)) => return Ok(format),
+        Ok(ImageFormat::Avif) => return convert("an AVIF picture"),
+        _ => {}
+    }
+    // ISO media files: `ftyp` and a brand.
+    if bytes.get(4..8) == Some(b"ftyp") {
+        return match bytes.get(8..12).unwrap_or_default() {
+            b"avif" | b"avis" => convert("an AVIF picture"),
+            b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1" => convert("a HEIC picture"),
+            b"jxl " => convert("a JPEG XL picture"),
+            _ => convert("a video or another media file"),
+        };
+    }
+    let known: [(&[u8], &str); 9] = [
+        (b"%PDF", "a PDF document"),
+        (b"\xff\x0a", "a JPEG XL picture"),
+        (b"\0\0\0\x0cJXL ", "a JPEG XL picture"),
+        (b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
+        (b"8BPS", "a Photoshop document"),
+        (b"qoif", "a QOI picture"),
+        (b"v/1\x01", "an OpenEXR picture"),
+        (b"\0\0\x01\0", "an icon"),
+        (b"\x1a\x45\xdf\xa3", "a video"),
+    ];
+    if let Some((_, kind)) = known.iter().find(|(magic, _)| bytes.starts_with(magic)) {
+        return convert(kind);
+    }
+    let start = String::from_utf8_lossy(&bytes[..bytes.len().min(4096)]);
+    let start = start.trim_start_matches('\u{feff}').trim_start();
+    if start.starts_with('<') && start.contains("<svg") {
+        return convert("an SVG drawing");
+    }
+    Err(Error::Image(format!("`{name}` is not a picture that animd knows; give it a PNG, JPEG, GIF, WebP, BMP or TIFF")))
+}
+
+/// Whether a JPEG's segments and scans go on to its end marker: the decoder fills up with grey where they do not.
+fn jpeg_is_whole(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    loop {
+        // To the next marker: over padding before one, and over the scan that follows a header.
+        let Some(marker) = bytes.get(at..).and_then(|rest| {
+            rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0 | 0xff | 0xd0..=0xd7))
+        }) else {
+            return false;
+        };
+        at += marker;
+        if bytes[at + 1] == 0xd9 {
+            return true;
+        }
+        // Any other marker has a length that counts itself.
+        let Some(&[high, low]) = bytes.get(at + 2..at + 4) else { return false };
+        at += 2 + usize::from(u16::from_be_bytes([high, low])).max(2);
+    }
+}
+
+fn cut_off(format: ImageFormat, name: &str) -> Error {
+    Error::Image(format!("`{name}` is a {} that ends too early; copy or download it again", label(format)))
+}
+
+fn label(format: ImageFormat) -> &'static str {
+    match format {
+        ImageFormat::Png => "PNG",
+        ImageFormat::Jpeg => "JPEG",
+        ImageFormat::Gif => "GIF",
+        ImageFormat::WebP => "WebP",
+        ImageFormat::Bmp => "BMP",
+        _ => "TIFF",
+    }
+}
+
+fn refusal(error: &ImageError, format: ImageFormat, name: &str) -> Error {
+    let format_name = label(format);
+    match error {
+        ImageError::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => cut_off(format, name),
+        ImageError::Limits(e) if matches!(e.kind(), LimitErrorKind::InsufficientMemory) => Error::Image(format!(
+            "`{name}` is a {format_name} that takes more than {} GiB to decode; make the picture smaller",
+            MAX_MEMORY >> 30
+        )),
+        ImageError::Unsupported(e) => Error::Image(format!(
+            "`{name}` is a {format_name} of a kind that animd does not read ({e}); convert it to PNG or JPEG"
+        )),
+        e => Error::Image(format!("`{name}` is a broken {format_name} ({e}); copy or save it again")),
+    }
+}

@@ -1,0 +1,265 @@
+//! What is in a model folder: which model, how large, in which layout and types, and what is wrong with it.
+//!
+//! Other than opening a model, this goes on after the first thing that is wrong, and needs no part to be there.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::weights::{Component, Layout, Summary, summarize};
+
+/// One component of a model folder.
+#[derive(Clone, Debug, Serialize)]
+pub struct Part {
+    /// Which one.
+    pub component: Component,
+    /// Whether it is all there and as it should be.
+    pub usable: bool,
+    /// Its files, as far as they are known.
+    pub files: Vec<PathBuf>,
+    /// How its tensors are named and quantised; unknown if it cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layout: Option<Layout>,
+    /// Its sizes by name, in the order of the configuration.
+    pub sizes: Vec<(&'static str, usize)>,
+    /// Tensors, scales not counted.
+    pub tensors: usize,
+    /// Parameters, scales not counted.
+    pub parameters: u64,
+    /// Bytes of all its tensors in the files.
+    pub bytes: u64,
+    /// Parameters of each stored type, by its safetensors name.
+    pub dtypes: BTreeMap<String, u64>,
+    /// What is wrong, in words; empty if it is usable.
+    pub problems: Vec<String>,
+}
+
+/// A model folder.
+#[derive(Clone, Debug, Serialize)]
+pub struct Inspection {
+    /// The folder.
+    pub folder: PathBuf,
+    /// What model it is, in words.
+    pub model: String,
+    /// Whether videos can be made with it as it is.
+    pub usable: bool,
+    /// The four components.
+    pub parts: Vec<Part>,
+    /// The tokenizer's file, if it is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
+    /// What is wrong with the folder as a whole.
+    pub problems: Vec<String>,
+    /// Parameters of all components that can be read.
+    pub parameters: u64,
+    /// Bytes of their tensors.
+    pub bytes: u64,
+}
+
+/// Looks at a model folder, or at a folder or file that holds a DiT alone. Reads headers only.
+pub fn inspect(path: &Path) -> Inspection {
+    let parts: Vec<Part> = Component::ALL.into_iter().map(|c| part(path, c)).collect();
+    let mut problems = Vec::new();
+    if !path.exists() {
+        problems.push(format!("`{}` does not exist", path.display()));
+    }
+    let tokenizer = Some(path.join("google").join("umt5-xxl").join("tokenizer.json")).filter(|p| p.is_file());
+    if tokenizer.is_none() {
+        problems.push("`google/umt5-xxl/tokenizer.json` is missing".to_owned());
+    }
+    for (ours, component, theirs) in
+        [("text_dim", Component::T5, "text"), ("image_dim", Component::Clip, "images")]
+    {
+        if let (Some(want), Some(have)) = (size(&parts, Component::Dit, ours), size(&parts, component, "dim"))
+            && want != have
+        {
+            let title = component.title();
+            problems.push(format!("the DiT takes {theirs} of width {want}, and the {title} gives {have}"));
+        }
+    }
+    Inspection {
+        folder: path.to_owned(),
+        model: model(&parts),
+        usable: problems.is_empty() && parts.iter().all(|p| p.usable),
+        tokenizer,
+        problems,
+        parameters: parts.iter().map(|p| p.parameters).sum(),
+        bytes: parts.iter().map(|p| p.bytes).sum(),
+        parts,
+    }
+}
+
+fn part(path: &Path, component: Component) -> Part {
+    let (summary, problems) = match summarize(path, component) {
+        Ok(summary) => {
+            let problems = summary.problems.clone();
+            (summary, problems)
+        }
+        Err(e) => (Summary::default(), vec![e.to_string()]),
+    };
+    Part {
+        component,
+        usable: problems.is_empty(),
+        files: summary.files,
+        layout: summary.layout,
+        sizes: summary.sizes,
+        tensors: summary.tensors,
+        parameters: summary.parameters,
+        bytes: summary.bytes,
+        dtypes: summary.dtypes,
+        problems,
+    }
+}
+
+fn size(parts: &[Part], component: Component, name: &str) -> Option<usize> {
+    let part = parts.iter().find(|p| p.component == component)?;
+    part.sizes.iter().find(|(n, v)| *n == name && *v != 0).map(|(_, v)| *v)
+}
+
+fn model(parts: &[Part]) -> String {
+    let dit = |name| size(parts, Component::Dit, name).unwrap_or(0);
+    match (dit("dim"), dit("num_layers")) {
+        (0, _) => "no Wan2.1 image-to-video model".to_owned(),
+        (5120, 40) => "Wan2.1 image-to-video, 14B".to_owned(),
+        (dim, layers) => format!("Wan2.1 image-to-video, {layers} blocks of width {dim}"),
+    }
+}
+
+fn layout_name(layout: Layout) -> &'static str {
+    match layout {
+        Layout::Official => "official",
+        Layout::Lightx2vFp8 => "LightX2V fp8",
+        Layout::ComfyFp8 => "ComfyUI fp8_scaled",
+    }
+}
+
+/// A count with its thousands apart: `16 394 878 784`.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Bytes in the unit that suits them: `46.0 GB`.
+fn in_units(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
+impl fmt::Display for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {}", self.folder.display(), self.model)?;
+        writeln!(f, "{} parameters, {}", grouped(self.parameters), in_units(self.bytes))?;
+        for part in &self.parts {
+            let state = if part.usable { "ok" } else { "not usable" };
+            writeln!(f, "\n{}: {state}", part.component.title())?;
+            if let Some(layout) = part.layout {
+                let (tensors, parameters) = (part.tensors, grouped(part.parameters));
+                let (layout, bytes) = (layout_name(layout), in_units(part.bytes));
+                writeln!(f, "  {layout} layout, {tensors} tensors, {parameters} parameters, {bytes}")?;
+                let types: Vec<_> =
+                    part.dtypes.iter().map(|(name, n)| format!("{name} {}", grouped(*n))).collect();
+                writeln!(f, "  types: {}", types.join(", "))?;
+                let sizes: Vec<_> = part.sizes.iter().map(|(name, n)| format!("{name} {n}")).collect();
+                writeln!(f, "  sizes: {}", sizes.join(", "))?;
+            }
+            match &part.files[..] {
+                [] => {}
+                [one] => writeln!(f, "  file: {}", one.display())?,
+                [first, ..] => writeln!(f, "  files: {} and {} more", first.display(), part.files.len() - 1)?,
+            }
+            for problem in &part.problems {
+                writeln!(f, "  {problem}")?;
+            }
+        }
+        match &self.tokenizer {
+            Some(path) => writeln!(f, "\ntokenizer: ok\n  file: {}", path.display())?,
+            None => writeln!(f, "\ntokenizer: missing")?,
+        }
+        for problem in &self.problems {
+            writeln!(f, "\n{problem}")?;
+        }
+        let verdict = if self.usable { "ready" } else { "not usable as it is" };
+        write!(f, "\n{verdict}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-a").join(name)
+    }
+
+    fn get(inspection: &Inspection, component: Component) -> &Part {
+        inspection.parts.iter().find(|p| p.component == component).unwrap()
+    }
+
+    #[test]
+    fn a_whole_model_is_ready() {
+        let inspection = inspect(&fixture("official"));
+        assert!(inspection.usable, "{inspection}");
+        assert_eq!(inspection.model, "Wan2.1 image-to-video, 3 blocks of width 256");
+        let dit = get(&inspection, Component::Dit);
+        assert_eq!((dit.layout, dit.tensors), (Some(Layout::Official), 119));
+        assert_eq!(dit.dtypes.values().sum::<u64>(), dit.parameters);
+        assert_eq!(dit.dtypes.keys().map(String::as_str).collect::<Vec<_>>(), ["BF16", "F32"]);
+        let text = inspection.to_string();
+        assert!(text.ends_with("ready") && text.contains("num_layers 3"), "{text}");
+        let json = serde_json::to_value(&inspection).unwrap();
+        assert_eq!((&json["usable"], &json["parts"][0]["component"]), (&true.into(), &"dit".into()));
+    }
+
+    #[test]
+    fn a_folder_with_a_dit_alone_is_described() {
+        for (folder, layout) in [("lightx2v_fp8", Layout::Lightx2vFp8), ("comfy_fp8", Layout::ComfyFp8)] {
+            let inspection = inspect(&fixture(folder));
+            let dit = get(&inspection, Component::Dit);
+            assert!(dit.usable && !inspection.usable);
+            assert_eq!((dit.layout, dit.tensors), (Some(layout), 119));
+            assert!(dit.dtypes.contains_key("F8_E4M3"));
+            assert!(get(&inspection, Component::Vae).problems[0].contains("Wan2.1_VAE.pth"));
+            assert!(inspection.to_string().ends_with("not usable as it is"));
+        }
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in
+            ["diffusion_pytorch_model.safetensors", "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"]
+        {
+            let bytes = fs::read(fixture("official").join(name)).unwrap();
+            let part = if name.starts_with("models") { &bytes[..] } else { &bytes[..bytes.len() / 2] };
+            fs::write(dir.path().join(name), part).unwrap();
+        }
+        let inspection = inspect(dir.path());
+        assert!(get(&inspection, Component::T5).usable);
+        assert!(get(&inspection, Component::Dit).problems[0].contains("only partly there"));
+        assert!(get(&inspection, Component::Vae).problems[0].contains("cut short"));
+        assert!(get(&inspection, Component::Clip).problems[0].contains("is missing"));
+        assert!(inspection.problems[0].contains("tokenizer.json"));
+        assert!(inspect(&dir.path().join("gone")).problems[0].contains("does not exist"));
+    }
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!([0, 999, 1000, 1234567].map(grouped), ["0", "999", "1 000", "1 234 567"]);
+        assert_eq!([12, 1500, 45_915_000_000].map(in_units), ["12 B", "1.5 kB", "45.9 GB"]);
+    }
+}

@@ -1,0 +1,65 @@
+//! `Encoder3d`: frames to the moments' features, a chunk at a time.
+
+use super::Probe;
+use super::layers::{CausalConv, Clip, Head, Memory, Middle, Resample, ResidualBlock};
+use crate::Result;
+use crate::backend::ConvOps;
+use crate::weights::WeightSource;
+
+enum Layer<B: ConvOps> {
+    Block(ResidualBlock<B>),
+    Down(Resample<B>),
+}
+
+pub(super) struct Encoder<B: ConvOps> {
+    conv1: CausalConv<B>,
+    downsamples: Vec<Layer<B>>,
+    middle: Middle<B>,
+    head: Head<B>,
+}
+
+impl<B: ConvOps> Encoder<B> {
+    pub fn load(b: &B, weights: &dyn WeightSource) -> Result<Self> {
+        let downsamples = (0..11).map(|i| {
+            let name = format!("encoder.downsamples.{i}");
+            Ok(match i {
+                2 | 5 | 8 => Layer::Down(Resample::load(b, weights, &name, i != 2)?),
+                _ => Layer::Block(ResidualBlock::load(b, weights, &name)?),
+            })
+        });
+        Ok(Self {
+            conv1: CausalConv::load(b, weights, "encoder.conv1")?,
+            downsamples: downsamples.collect::<Result<_>>()?,
+            middle: Middle::load(b, weights, "encoder.middle")?,
+            head: Head::load(b, weights, "encoder.head")?,
+        })
+    }
+
+    /// The first frame of a video, alone or with whole fours, then fours: a quarter as many frames, an eighth as large.
+    pub fn run(
+        &self,
+        b: &B,
+        frames: Clip<B::Tensor>,
+        memory: &mut Memory<B::Tensor>,
+        probe: &mut Probe<'_, B>,
+    ) -> Result<Clip<B::Tensor>> {
+        memory.rewind();
+        let mut x = self.conv1.run(b, frames, memory)?;
+        for (i, layer) in self.downsamples.iter().enumerate() {
+            x = match layer {
+                Layer::Block(block) => block.run(b, x, memory)?,
+                Layer::Down(resample) => resample.down(b, x, memory)?,
+            };
+            match i {
+                5 => probe.see("enc.downsamples5", &x)?,
+                8 => probe.see("enc.downsamples8", &x)?,
+                _ => {}
+            }
+        }
+        let x = self.middle.run(b, x, memory)?;
+        probe.see("enc.mid", &x)?;
+        let x = self.head.run(b, x, memory)?;
+        probe.see("enc.head", &x)?;
+        Ok(x)
+    }
+}

@@ -1,0 +1,402 @@
+//! The layers that encoder and decoder share, and what they remember from chunk to chunk.
+//!
+//! A video goes through in chunks. A causal convolution remembers the last frames of the chunks before; the zero frames
+//! after a picture are all alike, so from some frame on every layer's input is, and its output then need not be computed:
+//! a [`Clip`] says how often its last frame repeats, and every layer computes until its own output repeats, exactly.
+
+use crate::Result;
+use crate::backend::conv::{ConvEpilogue, ConvOps, Spatial, Step, Time};
+use crate::weights::{HostTensor, WeightSource};
+
+/// Frames of a chunk: some, then the last one of the video so far again and again.
+pub(super) struct Clip<T> {
+    /// `[channels, frames, height, width]`; none if the chunk only repeats.
+    pub frames: Option<T>,
+    /// How many times the last frame follows.
+    pub repeats: usize,
+}
+
+impl<T> Clip<T> {
+    pub fn new(frames: T) -> Self {
+        Self { frames: Some(frames), repeats: 0 }
+    }
+
+    /// The same with other frames, as many.
+    fn map<U>(self, f: impl FnOnce(T) -> Result<U>) -> Result<Clip<U>> {
+        Ok(Clip { frames: self.frames.map(f).transpose()?, repeats: self.repeats })
+    }
+}
+
+/// How many frames a volume has.
+pub(super) fn count<B: ConvOps>(b: &B, x: &B::Tensor) -> usize {
+    b.shape(x)[1]
+}
+
+/// The last `n` frames.
+fn tail<B: ConvOps>(b: &B, x: &B::Tensor, n: usize) -> Result<B::Tensor> {
+    let frames = count(b, x);
+    if n == frames { Ok(x.clone()) } else { b.narrow(x, 1, frames - n, n) }
+}
+
+/// What one causal layer knows of the frames before the chunk.
+struct History<T> {
+    /// They, one after the other; as many as the kernel reaches back, or fewer at the start.
+    past: Vec<T>,
+    /// How many of the last frames are known to be equal.
+    equal: usize,
+}
+
+impl<T> Default for History<T> {
+    fn default() -> Self {
+        Self { past: Vec::new(), equal: 0 }
+    }
+}
+
+/// A chunk with its past, ready for a convolution.
+struct Window<T> {
+    parts: Vec<T>,
+    past: usize,
+    new: usize,
+    /// Repetitions of the last frame that change nothing in the output any more.
+    repeats: usize,
+}
+
+impl<T: Clone> History<T> {
+    /// Takes in a chunk, of which as many repetitions become frames as a kernel of 3 frames needs to see nothing but
+    /// equal ones, in whole groups of `group` frames; keeps the last `keep` frames.
+    fn take<B: ConvOps<Tensor = T>>(
+        &mut self,
+        b: &B,
+        clip: Clip<T>,
+        keep: usize,
+        group: usize,
+    ) -> Result<Window<T>> {
+        const KERNEL: usize = 3;
+        let fresh = clip.frames.as_ref().map_or(0, |x| count(b, x));
+        if fresh > 0 {
+            self.equal = 1;
+        }
+        let mut extra = clip.repeats.min(KERNEL - self.equal);
+        extra += (fresh + extra).next_multiple_of(group) - (fresh + extra);
+        self.equal = KERNEL.min(self.equal + clip.repeats);
+
+        let past = self.past.iter().map(|x| count(b, x)).sum();
+        let mut parts = self.past.clone();
+        parts.extend(clip.frames);
+        if let Some(last) = parts.last().filter(|_| extra > 0) {
+            let last = tail(b, last, 1)?;
+            parts.extend(std::iter::repeat_n(last, extra));
+        }
+        self.past.clear();
+        let mut missing = keep;
+        for part in parts.iter().rev() {
+            let n = missing.min(count(b, part));
+            if n > 0 {
+                self.past.insert(0, tail(b, part, n)?);
+            }
+            missing -= n;
+        }
+        Ok(Window { parts, past, new: fresh + extra, repeats: clip.repeats - extra })
+    }
+}
+
+/// What the layers of one encoder or decoder remember of one video (or tile), in the order of the layers.
+pub(super) struct Memory<T> {
+    slots: Vec<Slot<T>>,
+    next: usize,
+    /// Clips may repeat.
+    repeating: bool,
+}
+
+/// One layer's share.
+struct Slot<T> {
+    history: History<T>,
+    started: bool,
+    /// The last frame of a residual block's input, if frames repeat.
+    last: Option<T>,
+}
+
+impl<T> Memory<T> {
+    /// For a video in which frames may repeat, or not.
+    pub fn new(repeating: bool) -> Self {
+        Self { slots: Vec::new(), next: 0, repeating }
+    }
+
+    /// Starts at the first layer, with a new chunk.
+    pub fn rewind(&mut self) {
+        self.next = 0;
+    }
+
+    /// The slot of the layer that is next.
+    fn slot(&mut self) -> &mut Slot<T> {
+        if self.next == self.slots.len() {
+            self.slots.push(Slot { history: History::default(), started: false, last: None });
+        }
+        self.next += 1;
+        &mut self.slots[self.next - 1]
+    }
+}
+
+/// Loads the weight and bias of a convolution.
+pub(super) fn load_conv<B: ConvOps>(
+    b: &B,
+    weights: &dyn WeightSource,
+    name: &str,
+) -> Result<(B::Conv, usize, usize)> {
+    let weight = weights.tensor(&format!("{name}.weight"))?;
+    let (outputs, inputs) = (weight.shape[0], weight.shape[1]);
+    Ok((b.load_conv(weight, weights.tensor(&format!("{name}.bias"))?)?, outputs, inputs))
+}
+
+/// Loads a norm's gamma `[channels, 1, ..]` as `[channels]`.
+fn load_gamma<B: ConvOps>(b: &B, weights: &dyn WeightSource, name: &str) -> Result<B::Tensor> {
+    let gamma = weights.tensor(&format!("{name}.gamma"))?;
+    b.load(HostTensor { shape: vec![gamma.data.len()], data: gamma.data })
+}
+
+/// A convolution of one frame at a time.
+pub(super) fn each_frame<B: ConvOps>(b: &B, x: &B::Tensor, conv: &B::Conv, step: Step) -> Result<B::Tensor> {
+    b.conv(&[x], 0, conv, step, &ConvEpilogue::default())
+}
+
+/// A convolution over a window, if there is anything to compute.
+fn windowed<B: ConvOps>(
+    b: &B,
+    window: &Window<B::Tensor>,
+    conv: &B::Conv,
+    step: Step,
+    epilogue: &ConvEpilogue<'_, B::Tensor>,
+) -> Result<Option<B::Tensor>> {
+    if window.new == 0 {
+        return Ok(None);
+    }
+    let parts: Vec<_> = window.parts.iter().collect();
+    b.conv(&parts, window.past, conv, step, epilogue).map(Some)
+}
+
+/// `CausalConv3d` with a 3x3x3 kernel.
+pub(super) struct CausalConv<B: ConvOps>(B::Conv);
+
+impl<B: ConvOps> CausalConv<B> {
+    pub fn load(b: &B, weights: &dyn WeightSource, name: &str) -> Result<Self> {
+        Ok(Self(load_conv(b, weights, name)?.0))
+    }
+
+    pub fn run(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+        self.run_then(b, x, memory, None)
+    }
+
+    fn run_then(
+        &self,
+        b: &B,
+        x: Clip<B::Tensor>,
+        memory: &mut Memory<B::Tensor>,
+        norm: Option<&B::Tensor>,
+    ) -> Result<Clip<B::Tensor>> {
+        let window = memory.slot().history.take(b, x, 2, 1)?;
+        let frames = windowed(b, &window, &self.0, Step::default(), &ConvEpilogue { residual: None, norm })?;
+        Ok(Clip { frames, repeats: window.repeats })
+    }
+}
+
+/// `RMS_norm`, `SiLU`, causal convolution: the end of encoder and decoder.
+pub(super) struct Head<B: ConvOps> {
+    gamma: B::Tensor,
+    conv: CausalConv<B>,
+}
+
+impl<B: ConvOps> Head<B> {
+    pub fn load(b: &B, weights: &dyn WeightSource, name: &str) -> Result<Self> {
+        Ok(Self {
+            gamma: load_gamma(b, weights, &format!("{name}.0"))?,
+            conv: CausalConv::load(b, weights, &format!("{name}.2"))?,
+        })
+    }
+
+    pub fn run(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+        let x = x.map(|x| b.channel_norm(&x, &self.gamma, true))?;
+        self.conv.run(b, x, memory)
+    }
+}
+
+/// `ResidualBlock`: norm, `SiLU`, convolution, twice; plus the input, through a 1x1x1 convolution if the channels change.
+pub(super) struct ResidualBlock<B: ConvOps> {
+    norm1: B::Tensor,
+    conv1: CausalConv<B>,
+    norm2: B::Tensor,
+    conv2: CausalConv<B>,
+    shortcut: Option<B::Conv>,
+}
+
+impl<B: ConvOps> ResidualBlock<B> {
+    pub fn load(b: &B, weights: &dyn WeightSource, name: &str) -> Result<Self> {
+        let (conv1, outputs, inputs) = load_conv(b, weights, &format!("{name}.residual.2"))?;
+        let shortcut = if inputs == outputs {
+            None
+        } else {
+            Some(load_conv(b, weights, &format!("{name}.shortcut"))?.0)
+        };
+        Ok(Self {
+            norm1: load_gamma(b, weights, &format!("{name}.residual.0"))?,
+            conv1: CausalConv(conv1),
+            norm2: load_gamma(b, weights, &format!("{name}.residual.3"))?,
+            conv2: CausalConv::load(b, weights, &format!("{name}.residual.6"))?,
+            shortcut,
+        })
+    }
+
+    pub fn run(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+        let Clip { frames, repeats } = x;
+        let repeating = memory.repeating;
+        let last = &mut memory.slot().last;
+        let before = last.take();
+        if repeating {
+            *last = frames.clone().or_else(|| before.clone());
+        }
+
+        let normed = frames.as_ref().map(|x| b.channel_norm(x, &self.norm1, true)).transpose()?;
+        let hidden = self.conv1.run_then(b, Clip { frames: normed, repeats }, memory, Some(&self.norm2))?;
+        let window = memory.slot().history.take(b, hidden, 2, 1)?;
+        if window.new == 0 {
+            return Ok(Clip { frames: None, repeats: window.repeats });
+        }
+
+        // The input's repetitions that the convolutions had to see are frames of the sum, too.
+        let fresh = frames.as_ref().map_or(0, |x| count(b, x));
+        let repeated = match frames.as_ref().or(before.as_ref()) {
+            Some(last) if window.new > fresh => vec![tail(b, last, 1)?; window.new - fresh],
+            _ => Vec::new(),
+        };
+        let input: Vec<_> = frames.into_iter().chain(repeated).collect();
+        let input = match &input[..] {
+            [one] => one.clone(),
+            several => b.concat(&several.iter().collect::<Vec<_>>(), 1)?,
+        };
+        let residual = match &self.shortcut {
+            Some(conv) => each_frame(b, &input, conv, Step::default())?,
+            None => input,
+        };
+        let epilogue = ConvEpilogue { residual: Some(&residual), norm: None };
+        let frames = windowed(b, &window, &self.conv2.0, Step::default(), &epilogue)?;
+        Ok(Clip { frames, repeats: window.repeats })
+    }
+}
+
+/// `AttentionBlock`: each pixel of a frame attends to all of the same frame.
+struct Attention<B: ConvOps> {
+    gamma: B::Tensor,
+    qkv: B::Conv,
+    proj: B::Conv,
+}
+
+impl<B: ConvOps> Attention<B> {
+    fn load(b: &B, weights: &dyn WeightSource, name: &str) -> Result<Self> {
+        Ok(Self {
+            gamma: load_gamma(b, weights, &format!("{name}.norm"))?,
+            qkv: load_conv(b, weights, &format!("{name}.to_qkv"))?.0,
+            proj: load_conv(b, weights, &format!("{name}.proj"))?.0,
+        })
+    }
+
+    fn run(&self, b: &B, x: &B::Tensor) -> Result<B::Tensor> {
+        let normed = b.channel_norm(x, &self.gamma, false)?;
+        let mixed = b.frame_attention(&each_frame(b, &normed, &self.qkv, Step::default())?)?;
+        b.conv(&[&mixed], 0, &self.proj, Step::default(), &ConvEpilogue { residual: Some(x), norm: None })
+    }
+}
+
+/// The layers at the lowest resolution.
+pub(super) struct Middle<B: ConvOps> {
+    first: ResidualBlock<B>,
+    attention: Attention<B>,
+    second: ResidualBlock<B>,
+}
+
+impl<B: ConvOps> Middle<B> {
+    pub fn load(b: &B, weights: &dyn WeightSource, name: &str) -> Result<Self> {
+        Ok(Self {
+            first: ResidualBlock::load(b, weights, &format!("{name}.0"))?,
+            attention: Attention::load(b, weights, &format!("{name}.1"))?,
+            second: ResidualBlock::load(b, weights, &format!("{name}.2"))?,
+        })
+    }
+
+    pub fn run(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+        let x = self.first.run(b, x, memory)?;
+        let x = x.map(|x| self.attention.run(b, &x))?;
+        self.second.run(b, x, memory)
+    }
+}
+
+/// `Resample`: to half or twice the height and width and, with a `time_conv`, the frames.
+///
+/// The first frame of a video stands alone: it is neither joined with another one nor doubled.
+pub(super) struct Resample<B: ConvOps> {
+    spatial: B::Conv,
+    time: Option<B::Conv>,
+}
+
+impl<B: ConvOps> Resample<B> {
+    pub fn load(b: &B, weights: &dyn WeightSource, name: &str, with_time: bool) -> Result<Self> {
+        let spatial = load_conv(b, weights, &format!("{name}.resample.1"))?.0;
+        let time =
+            if with_time { Some(load_conv(b, weights, &format!("{name}.time_conv"))?.0) } else { None };
+        Ok(Self { spatial, time })
+    }
+
+    /// Halves height and width, then the frames.
+    pub fn down(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+        let step = Step { spatial: Spatial::Halve, time: Time::Same };
+        let x = x.map(|x| each_frame(b, &x, &self.spatial, step))?;
+        let Some(time) = &self.time else { return Ok(x) };
+        let slot = memory.slot();
+        let (first, rest) = if slot.started { (None, x) } else { split_first(b, x)? };
+        slot.started = true;
+        if let Some(first) = &first {
+            slot.history.past = vec![first.clone()];
+            slot.history.equal = 1;
+        }
+        let window = slot.history.take(b, rest, 1, 2)?;
+        let step = Step { spatial: Spatial::Same, time: Time::Halve };
+        let halved = windowed(b, &window, time, step, &ConvEpilogue::default())?;
+        Ok(Clip { frames: join(b, first, halved)?, repeats: window.repeats / 2 })
+    }
+
+    /// Doubles the frames, then height and width. Of clips that do not repeat.
+    pub fn up(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+        let x = match &self.time {
+            None => x,
+            Some(time) => {
+                let slot = memory.slot();
+                // The first frame is not in the history either: zeros are.
+                let (first, rest) = if slot.started { (None, x) } else { split_first(b, x)? };
+                slot.started = true;
+                let window = slot.history.take(b, rest, 2, 1)?;
+                let step = Step { spatial: Spatial::Same, time: Time::Double };
+                let doubled = windowed(b, &window, time, step, &ConvEpilogue::default())?;
+                Clip { frames: join(b, first, doubled)?, repeats: 2 * window.repeats }
+            }
+        };
+        let step = Step { spatial: Spatial::Double, time: Time::Same };
+        x.map(|x| each_frame(b, &x, &self.spatial, step))
+    }
+}
+
+/// The first frame of a video, and the rest of its first chunk.
+#[expect(clippy::type_complexity, reason = "a pair")]
+fn split_first<B: ConvOps>(b: &B, x: Clip<B::Tensor>) -> Result<(Option<B::Tensor>, Clip<B::Tensor>)> {
+    let Some(frames) = x.frames else { return Ok((None, x)) };
+    let (first, rest) = match count(b, &frames) {
+        1 => (frames, None),
+        n => (b.narrow(&frames, 1, 0, 1)?, Some(b.narrow(&frames, 1, 1, n - 1)?)),
+    };
+    Ok((Some(first), Clip { frames: rest, repeats: x.repeats }))
+}
+
+/// Frames after each other, where there are any.
+fn join<B: ConvOps>(b: &B, first: Option<B::Tensor>, rest: Option<B::Tensor>) -> Result<Option<B::Tensor>> {
+    match (first, rest) {
+        (Some(first), Some(rest)) => b.concat(&[&first, &rest], 1).map(Some),
+        (first, rest) => Ok(first.or(rest)),
+    }
+}

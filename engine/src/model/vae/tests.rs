@@ -1,0 +1,390 @@
+//! Comparisons with the reference implementation, on its tiny model with random weights, and of short cuts with what
+//! they stand for.
+//!
+//! `ANIMD_FIXTURE` names another fixture folder to compare with.
+
+use std::path::PathBuf;
+
+use safetensors::SafeTensors;
+
+use super::*;
+use crate::backend::TensorOps;
+use crate::backend::cpu::Cpu;
+use crate::progress::{Progress, Quiet};
+
+type Tensor = <Cpu as TensorOps>::Tensor;
+
+/// Relative L2 distance that rounding to f32 explains: the reference is 1e-6 from exact arithmetic.
+const TOLERANCE: f64 = 5e-6;
+
+fn folder() -> PathBuf {
+    std::env::var_os("ANIMD_FIXTURE").map_or_else(
+        || concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-a").into(),
+        PathBuf::from,
+    )
+}
+
+fn load() -> (Cpu, Vae<Cpu>) {
+    let b = Cpu::new();
+    let (weights, config) = crate::weights::open_vae(&folder().join("official/Wan2.1_VAE.pth")).unwrap();
+    let vae = Vae::load(&b, &weights, &config).unwrap();
+    (b, vae)
+}
+
+struct Golden(Vec<u8>);
+
+impl Golden {
+    fn open() -> Self {
+        Self(std::fs::read(folder().join("golden.safetensors")).unwrap())
+    }
+
+    fn bytes(&self, name: &str) -> (Vec<u8>, Vec<usize>) {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let view = file.tensor(name).unwrap();
+        (view.data().to_vec(), view.shape().to_vec())
+    }
+
+    fn tensor(&self, name: &str) -> (Vec<f32>, Vec<usize>) {
+        let (bytes, shape) = self.bytes(name);
+        (bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(), shape)
+    }
+
+    fn upload(&self, name: &str) -> Tensor {
+        let (values, shape) = self.tensor(name);
+        Cpu::new().upload(&values, &shape).unwrap()
+    }
+
+    fn compare(&self, name: &str, got: &Tensor) {
+        let (want, shape) = self.tensor(name);
+        assert_eq!(got.dims(), shape, "{name}");
+        let square = |v: f64| v * v;
+        let distance: f64 = values(got).iter().zip(&want).map(|(g, w)| square(f64::from(g - w))).sum();
+        let norm: f64 = want.iter().map(|w| square((*w).into())).sum();
+        let distance = (distance / norm).sqrt();
+        println!("{name:32} {distance:.1e}");
+        assert!(distance <= TOLERANCE, "{name} is {distance:.1e} away, {TOLERANCE:.0e} allowed");
+    }
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    Cpu::new().download(tensor).unwrap()
+}
+
+fn join(chunks: &[Tensor]) -> Tensor {
+    Cpu::new().concat(&chunks.iter().collect::<Vec<_>>(), 1).unwrap()
+}
+
+/// Values without a pattern, about -1 to 1.
+fn noise(shape: &[usize], seed: u64) -> Tensor {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    let data: Vec<f32> = (0..shape.iter().product()).map(next).collect();
+    Cpu::new().upload(&data, shape).unwrap()
+}
+
+/// A picture with zero frames after it.
+fn with_zeros(b: &Cpu, picture: &Tensor, frames: usize) -> Tensor {
+    let [c, _, h, w] = <[usize; 4]>::try_from(b.shape(picture)).unwrap();
+    let zeros = b.upload(&vec![0.0; c * (frames - 1) * h * w], &[c, frames - 1, h, w]).unwrap();
+    b.concat(&[picture, &zeros], 1).unwrap()
+}
+
+fn decode(vae: &Vae<Cpu>, latents: &Tensor, tiled: bool) -> Vec<Tensor> {
+    let (b, mut out) = (Cpu::new(), Vec::new());
+    let mut sink = |frames: Tensor| {
+        out.push(frames);
+        Ok(())
+    };
+    match tiled {
+        true => vae.decode_tiled(&b, latents, &mut sink).unwrap(),
+        false => vae.decode(&b, latents, &mut sink).unwrap(),
+    }
+    out
+}
+
+#[test]
+fn encoding_is_the_references() {
+    let golden = Golden::open();
+    let (b, vae) = load();
+    let (picture, shape) = golden.tensor("vae.enc.first_frame");
+    let picture = b.upload(&picture, &[3, 1, shape[1], shape[2]]).unwrap();
+    let latent_frames = golden.tensor("vae.enc.mu").1[1];
+    let video = with_zeros(&b, &picture, 4 * latent_frames - 3);
+    let mut seen = std::collections::BTreeMap::<String, Vec<Tensor>>::new();
+    let mut look = |name: &str, x: &Tensor| {
+        seen.entry(name.to_owned()).or_default().push(x.clone());
+        Ok(())
+    };
+    golden.compare("vae.enc.mu", &vae.encode_mu(&b, &video, &Quiet, Some(&mut look)).unwrap());
+    assert_eq!(
+        seen.keys().collect::<Vec<_>>(),
+        ["enc.downsamples5", "enc.downsamples8", "enc.head", "enc.mid"]
+    );
+    for (name, chunks) in &seen {
+        golden.compare(&format!("vae.{name}"), &join(chunks));
+    }
+    let latents = vae.encode_picture(&b, &picture, latent_frames, &Quiet).unwrap();
+    golden.compare("vae.enc.out", &latents);
+    golden.compare("y", &condition(&b, &latents).unwrap());
+    golden.compare("vae.enc2.out", &vae.encode(&b, &golden.upload("vae.enc2.in"), &Quiet).unwrap());
+}
+
+#[test]
+fn decoding_is_the_references() {
+    let golden = Golden::open();
+    let (b, vae) = load();
+    let latents = golden.upload("vae.dec.in");
+    let (mut frames, mut seen) = (Vec::new(), std::collections::BTreeMap::<String, Vec<Tensor>>::new());
+    let mut sink = |x: Tensor| {
+        frames.push(x);
+        Ok(())
+    };
+    let mut look = |name: &str, x: &Tensor| {
+        seen.entry(name.to_owned()).or_default().push(x.clone());
+        Ok(())
+    };
+    vae.decode_probed(&b, &latents, &mut sink, Some(&mut look)).unwrap();
+    assert_eq!(seen.keys().collect::<Vec<_>>(), ["dec.conv1", "dec.middle", "dec.upsamples3"]);
+    for (name, chunks) in &seen {
+        golden.compare(&format!("vae.{name}"), &join(chunks));
+    }
+    let counts: Vec<_> = frames.iter().map(|x| b.shape(x)[1]).collect();
+    assert!(counts[0] == 1 && counts[1..].iter().all(|n| *n == 4), "{counts:?}");
+    golden.compare("vae.dec.out_unclamped", &join(&frames));
+}
+
+#[test]
+fn frames_in_8_bits_are_the_references() {
+    let golden = Golden::open();
+    let (b, vae) = load();
+    for sampler in ["unipc", "distill.euler"] {
+        let all = golden.upload(&format!("e2e.{sampler}.latents"));
+        let steps = b.shape(&all)[0];
+        let last = all.get(steps - 1).unwrap().contiguous().unwrap();
+        let (want, shape) = golden.bytes(&format!("e2e.{sampler}.video_u8"));
+        let mut got = Vec::new();
+        for frames in decode(&vae, &last, false) {
+            got.extend(to_u8(&b, &frames).unwrap());
+        }
+        assert_eq!(got.len(), shape.iter().product::<usize>());
+        let differing = got.iter().zip(&want).filter(|(g, w)| g != w).count();
+        println!("{sampler}: {differing} of {} differ", got.len());
+        assert!(got.iter().zip(&want).all(|(g, w)| g.abs_diff(*w) <= 1), "{sampler}");
+        assert!(differing * 1000 < got.len(), "{sampler}: {differing} of {} differ", got.len());
+    }
+}
+
+#[test]
+fn bytes_are_cut_off_and_interleaved() {
+    let b = Cpu::new();
+    // Red, green, blue of a 1x3 picture.
+    let x = b.upload(&[-1.0, 1.0, 0.0, -7.0, 7.0, 0.999, f32::NAN, -0.999, 0.004], &[3, 1, 1, 3]).unwrap();
+    assert_eq!(to_u8(&b, &x).unwrap(), [0, 0, 0, 255, 255, 0, 127, 254, 128]);
+    assert!(matches!(to_u8(&b, &noise(&[4, 1, 1, 3], 1)), Err(Error::Setting(_))));
+}
+
+#[test]
+fn a_picture_is_encoded_as_the_video_that_it_stands_for() {
+    let (b, vae) = load();
+    // Enough frames for all layers to come to rest, odd and small extents.
+    for (height, width, latent_frames) in [(16, 24, 1), (16, 24, 2), (8, 16, 3), (16, 8, 33)] {
+        let picture = noise(&[3, 1, height, width], latent_frames as u64);
+        let video = with_zeros(&b, &picture, 4 * latent_frames - 3);
+        let whole = vae.encode(&b, &video, &Quiet).unwrap();
+        let short = vae.encode_picture(&b, &picture, latent_frames, &Quiet).unwrap();
+        assert_eq!(whole.dims(), [16, latent_frames, height / 8, width / 8]);
+        assert_eq!(values(&whole), values(&short));
+    }
+}
+
+#[test]
+fn layers_stop_computing_once_their_input_rests() {
+    let (b, vae) = load();
+    let mut computed = 0;
+    let mut look = |name: &str, x: &Tensor| {
+        computed += if name == "enc.downsamples5" { x.dims()[1] } else { 0 };
+        Ok(())
+    };
+    let picture = noise(&[3, 1, 16, 16], 5);
+    let black = b.upload(&[0.0; 3 * 256], &[3, 1, 16, 16]).unwrap();
+    let chunks = (0..21).map(|i| {
+        Ok(match i {
+            0 => Clip::new(picture.clone()),
+            1 => Clip { frames: Some(black.clone()), repeats: 3 },
+            _ => Clip { frames: None, repeats: 4 },
+        })
+    });
+    let grid = Grid::whole(16, 16);
+    vae.encode_chunks(&b, chunks, true, &grid, &Quiet, Some(&mut look)).unwrap();
+    // Zeros from frame 1 on, and nine convolutions that reach back two frames each: frame 19 is the last that differs
+    // from the one before, which makes half as many and one more, and one for the pair that it is in.
+    assert!((10..=12).contains(&computed), "{computed} of 41 frames");
+}
+
+/// Tiles one after the other, then the fading, element by element: what the streaming over all tiles stands for.
+fn naive_tiles(
+    grid: [usize; 2],
+    frame: [usize; 2],
+    tile: usize,
+    stride: usize,
+    mut run: impl FnMut([std::ops::Range<usize>; 2]) -> Tensor,
+    scale: impl Fn(usize) -> usize,
+) -> (Vec<f32>, [usize; 2]) {
+    let starts = |len: usize| (0..len).step_by(stride).map(|s| s..len.min(s + tile)).collect::<Vec<_>>();
+    let (rows, columns) = (starts(grid[0]), starts(grid[1]));
+    let (mut done, mut out) = (Vec::<Vec<Tensor>>::new(), Vec::new());
+    let (tile, stride) = (scale(tile), scale(stride));
+    let at = |x: &[f32], dims: &[usize], c: usize, t: usize, y: usize, x_: usize| {
+        x[((c * dims[1] + t) * dims[2] + y) * dims[3] + x_]
+    };
+    for row in &rows {
+        let mut line = Vec::<Tensor>::new();
+        for column in &columns {
+            let x = run([row.clone(), column.clone()]);
+            let dims = x.dims().to_vec();
+            let mut v = values(&x);
+            for axis in [2, 3] {
+                let before = match axis {
+                    2 => done.last().map(|above| &above[line.len()]),
+                    _ => line.last(),
+                };
+                let Some(before) = before else { continue };
+                let (old, old_dims) = (values(before), before.dims());
+                let extent = (tile - stride).min(old_dims[axis]).min(dims[axis]);
+                for c in 0..dims[0] {
+                    for t in 0..dims[1] {
+                        for y in 0..if axis == 2 { extent } else { dims[2] } {
+                            for x in 0..if axis == 3 { extent } else { dims[3] } {
+                                let shift = old_dims[axis] - extent;
+                                let (i, a) = match axis {
+                                    2 => (y, at(&old, old_dims, c, t, y + shift, x)),
+                                    _ => (x, at(&old, old_dims, c, t, y, x + shift)),
+                                };
+                                let share = i as f64 / extent as f64;
+                                let to = &mut v[((c * dims[1] + t) * dims[2] + y) * dims[3] + x];
+                                *to = a * (1.0 - share) as f32 + *to * share as f32;
+                            }
+                        }
+                    }
+                }
+            }
+            line.push(Cpu::new().upload(&v, &dims).unwrap());
+        }
+        done.push(line);
+    }
+    let frame = frame.map(&scale);
+    let (channels, frames) = (done[0][0].dims()[0], done[0][0].dims()[1]);
+    let done: Vec<Vec<_>> =
+        done.iter().map(|line| line.iter().map(|x| (values(x), x.dims().to_vec())).collect()).collect();
+    for c in 0..channels {
+        for t in 0..frames {
+            for y in 0..frame[0] {
+                for x in 0..frame[1] {
+                    let (from, dims) = &done[y / stride][x / stride];
+                    out.push(at(from, dims, c, t, y % stride, x % stride));
+                }
+            }
+        }
+    }
+    (out, frame)
+}
+
+#[test]
+fn tiles_are_those_of_the_definition() {
+    let (b, vae) = load();
+    // Short tiles at both ends, and one of a single latent column.
+    let (height, width) = (288, 200);
+    let latents = noise(&[16, 2, height / 8, width / 8], 11);
+    let (want, frame) = naive_tiles(
+        [height / 8, width / 8],
+        [height / 8, width / 8],
+        32,
+        24,
+        |[y, x]| {
+            let part =
+                b.narrow(&b.narrow(&latents, 2, y.start, y.len()).unwrap(), 3, x.start, x.len()).unwrap();
+            join(&decode(&vae, &part, false))
+        },
+        |v| 8 * v,
+    );
+    assert_eq!(frame, [height, width]);
+    assert!(values(&join(&decode(&vae, &latents, true))) == want, "decoded tiles differ");
+
+    let picture = noise(&[3, 1, height, width], 12);
+    let (want, _) = naive_tiles(
+        [height, width],
+        [height, width],
+        256,
+        192,
+        |[y, x]| {
+            let part =
+                b.narrow(&b.narrow(&picture, 2, y.start, y.len()).unwrap(), 3, x.start, x.len()).unwrap();
+            vae.encode_mu(&b, &with_zeros(&b, &part, 5), &Quiet, None).unwrap()
+        },
+        |v| v / 8,
+    );
+    let want = b.upload(&want, &[16, 2, height / 8, width / 8]).unwrap();
+    let want = values(&normalize(&b, &want).unwrap());
+    assert!(
+        values(&vae.encode_picture_tiled(&b, &picture, 2, &Quiet).unwrap()) == want,
+        "encoded tiles differ"
+    );
+    let video = with_zeros(&b, &picture, 5);
+    assert!(
+        values(&vae.encode_tiled(&b, &video, &Quiet).unwrap()) == want,
+        "encoded tiles of a video differ"
+    );
+}
+
+#[test]
+fn what_fits_into_one_tile_is_not_divided() {
+    let (b, vae) = load();
+    // Wider than a stride, not than a tile.
+    let latents = noise(&[16, 2, 3, 30], 3);
+    assert_eq!(values(&join(&decode(&vae, &latents, true))), values(&join(&decode(&vae, &latents, false))));
+    let picture = noise(&[3, 1, 16, 256], 4);
+    let whole = vae.encode_picture(&b, &picture, 2, &Quiet).unwrap();
+    assert_eq!(values(&vae.encode_picture_tiled(&b, &picture, 2, &Quiet).unwrap()), values(&whole));
+}
+
+#[test]
+fn conditioning_marks_the_first_latent_frame() {
+    let b = Cpu::new();
+    let latents = noise(&[16, 3, 2, 5], 8);
+    let y = condition(&b, &latents).unwrap();
+    assert_eq!(y.dims(), [20, 3, 2, 5]);
+    let y = values(&y);
+    for (i, v) in y[..4 * 30].iter().enumerate() {
+        assert_eq!(*v, if i % 30 < 10 { 1.0 } else { 0.0 });
+    }
+    assert_eq!(y[4 * 30..], values(&latents));
+}
+
+#[test]
+fn wrong_extents_and_cancelling_are_errors() {
+    struct Stop;
+    impl Observer for Stop {
+        fn progress(&self, _: &Progress) {}
+        fn canceled(&self) -> bool {
+            true
+        }
+    }
+    let (b, vae) = load();
+    for shape in [[3, 4, 16, 16], [3, 1, 12, 16], [3, 1, 16, 20], [4, 1, 16, 16]] {
+        assert!(matches!(vae.encode(&b, &noise(&shape, 1), &Quiet), Err(Error::Setting(_))), "{shape:?}");
+    }
+    let picture = noise(&[3, 1, 16, 16], 1);
+    assert!(matches!(vae.encode_picture(&b, &picture, 0, &Quiet), Err(Error::Setting(_))));
+    assert!(matches!(vae.encode_picture(&b, &noise(&[3, 5, 16, 16], 1), 2, &Quiet), Err(Error::Setting(_))));
+    assert!(matches!(vae.encode_picture(&b, &picture, 2, &Stop), Err(Error::Canceled)));
+    assert!(matches!(vae.decode(&b, &noise(&[15, 1, 2, 2], 1), &mut |_| Ok(())), Err(Error::Setting(_))));
+    let mut frames = 0;
+    let stopped = vae.decode(&b, &noise(&[16, 3, 2, 2], 1), &mut |_| {
+        frames += 1;
+        if frames == 2 { Err(Error::Canceled) } else { Ok(()) }
+    });
+    assert!(matches!(stopped, Err(Error::Canceled)) && frames == 2);
+}

@@ -1,0 +1,143 @@
+//! Progress and the seconds of each stage.
+
+use std::time::Instant;
+
+use crate::Result;
+use crate::progress::{Observer, Progress, Stage};
+
+/// What each stage costs, in one unit: only the ratios matter.
+#[derive(Clone, Copy, Debug)]
+pub struct Costs {
+    /// Weights into memory; 0 when they are there.
+    pub load: f64,
+    /// umT5.
+    pub text: f64,
+    /// CLIP.
+    pub image: f64,
+    /// VAE encoder.
+    pub vae_encode: f64,
+    /// All steps.
+    pub denoise: f64,
+    /// VAE decoder.
+    pub vae_decode: f64,
+}
+
+impl Costs {
+    fn of(&self, stage: Stage) -> f64 {
+        match stage {
+            Stage::Load => self.load,
+            Stage::Text => self.text,
+            Stage::Image => self.image,
+            Stage::VaeEncode => self.vae_encode,
+            Stage::Denoise => self.denoise,
+            Stage::VaeDecode => self.vae_decode,
+            Stage::Write => 0.01 * self.vae_decode,
+        }
+    }
+
+    fn total(&self) -> f64 {
+        Stage::ALL.iter().map(|&s| self.of(s)).sum()
+    }
+}
+
+/// Times the stages of one job and tells the observer.
+pub struct Clock<'a> {
+    observer: &'a dyn Observer,
+    costs: Costs,
+    frames: u32,
+    progress: Progress,
+    began: Instant,
+    /// When the stage under way began; `None` before the first.
+    stage_began: Option<Instant>,
+    /// When the last step ended.
+    step_ended: Option<Instant>,
+    seconds: Vec<(String, f64)>,
+    steps: Vec<f64>,
+}
+
+impl<'a> Clock<'a> {
+    /// Starts; the first stage is announced by [`Clock::stage`].
+    pub fn start(observer: &'a dyn Observer, steps: u32, frames: u32, costs: Costs) -> Self {
+        Self {
+            observer,
+            costs,
+            frames,
+            progress: Progress { stage: Stage::Load, step: 0, steps, fraction: 0.0, seconds_left: None },
+            began: Instant::now(),
+            stage_began: None,
+            step_ended: None,
+            seconds: Vec::new(),
+            steps: Vec::new(),
+        }
+    }
+
+    /// Whom the stages ask whether to go on.
+    pub fn observer(&self) -> &'a dyn Observer {
+        self.observer
+    }
+
+    /// The stage before this one is over, and this one begins.
+    ///
+    /// # Errors
+    /// [`crate::Error::Canceled`] if the work shall stop.
+    pub fn stage(&mut self, stage: Stage) -> Result<()> {
+        self.close();
+        self.stage_began = Some(Instant::now());
+        self.progress.stage = stage;
+        self.tell(0.0);
+        self.observer.check()
+    }
+
+    /// `part` of the current stage is done, from 0 to 1.
+    pub fn part(&mut self, part: f64) {
+        self.tell(part);
+    }
+
+    /// So many denoising steps are done.
+    pub fn step(&mut self, done: u32) {
+        let now = Instant::now();
+        let since = self.step_ended.replace(now).or(self.stage_began).unwrap_or(now);
+        self.steps.push((now - since).as_secs_f64());
+        self.progress.step = done;
+        self.tell(f64::from(done) / f64::from(self.progress.steps.max(1)));
+    }
+
+    /// So many frames are decoded.
+    pub fn decoded(&mut self, frames: u32) {
+        self.tell(f64::from(frames) / f64::from(self.frames.max(1)));
+    }
+
+    /// The seconds of each step, and whether it was computed.
+    pub fn steps(&self, computed: &[bool]) -> Vec<(f64, bool)> {
+        self.steps.iter().copied().zip(computed.iter().copied()).collect()
+    }
+
+    /// The seconds of each stage.
+    pub fn finish(mut self) -> Vec<(String, f64)> {
+        self.close();
+        self.progress.fraction = 1.0;
+        self.progress.seconds_left = Some(0.0);
+        self.observer.progress(&self.progress);
+        self.seconds
+    }
+
+    /// Notes the seconds of the stage under way, if any.
+    fn close(&mut self) {
+        let now = Instant::now();
+        if let Some(began) = self.stage_began.take() {
+            self.seconds.push((self.progress.stage.name().to_owned(), (now - began).as_secs_f64()));
+        }
+    }
+
+    fn tell(&mut self, part: f64) {
+        let stage = self.progress.stage;
+        let before: f64 = Stage::ALL.iter().take_while(|&&s| s != stage).map(|&s| self.costs.of(s)).sum();
+        let fraction = (before + part.min(1.0) * self.costs.of(stage)) / self.costs.total().max(f64::MIN_POSITIVE);
+        self.progress.fraction = fraction.clamp(self.progress.fraction, 1.0);
+        let elapsed = self.began.elapsed().as_secs_f64();
+        // An expectation from less than a twentieth of the work would be a guess.
+        self.progress.seconds_left =
+            (self.progress.fraction > 0.05).then(|| elapsed / self.progress.fraction * (1.0 - self.progress.fraction));
+        self.observer.progress(&self.progress);
+    }
+}

@@ -1,0 +1,264 @@
+//! From a picture and a request to an H.264 file: the stages, in their order.
+
+mod clock;
+mod models;
+
+use std::path::Path;
+
+use crate::backend::Backend;
+use crate::image::{self, Fitted, Picture};
+use crate::model::dit::{Blocks, Context, Time};
+use crate::model::vae;
+use crate::noise;
+use crate::progress::{Observer, Stage};
+use crate::protocol::Report;
+use crate::request::{Request, Tiling};
+use crate::sampler::{self, Guidance, SamplerConfig, StepPlan};
+use crate::text;
+use crate::video::{VideoOptions, VideoWriter};
+use crate::{Error, Result};
+
+use clock::{Clock, Costs};
+use models::Models;
+pub use models::Pipeline;
+
+/// A picture that is fitted and a request that is checked: all that can be refused without the model.
+pub struct Job {
+    /// The request.
+    pub request: Request,
+    fitted: Fitted,
+    clip_pixels: Vec<f32>,
+}
+
+impl Job {
+    /// Fits the picture.
+    ///
+    /// # Errors
+    /// [`Error::Image`] for a picture whose shape no size fits.
+    pub fn new(picture: &Picture, request: Request) -> Result<Self> {
+        let fitted = image::fit(picture, &request.size, request.resize)?;
+        Ok(Self { clip_pixels: image::clip_pixels(picture), fitted, request })
+    }
+
+    /// Pixels.
+    pub fn width(&self) -> usize {
+        self.fitted.width
+    }
+
+    /// Pixels.
+    pub fn height(&self) -> usize {
+        self.fitted.height
+    }
+
+    /// Latent frames, height and width.
+    fn latent(&self) -> [usize; 3] {
+        [self.request.latent_frames(), self.fitted.height / 8, self.fitted.width / 8]
+    }
+}
+
+/// What the sampler's steps need from the stages before them.
+struct Conditioning<B: Backend> {
+    /// The mask and the picture's latents, `[20, t, h, w]`.
+    y: B::Tensor,
+    /// For the prompt.
+    positive: Context<B>,
+    /// For the negative prompt; `None` without guidance.
+    negative: Option<Context<B>>,
+}
+
+impl<B: Backend> Pipeline<B> {
+    /// Makes the video of `job` and writes it to `out`, complete and synced. On an error nothing is left at `out`.
+    ///
+    /// # Errors
+    /// [`Error::Canceled`] soon after the observer says so; otherwise whichever stage failed.
+    pub fn run(&mut self, job: &Job, out: &Path, observer: &dyn Observer) -> Result<Report> {
+        let request = &job.request;
+        let (width, height) = (job.width(), job.height());
+        self.check_memory(job)?;
+        let sampler = SamplerConfig::new(request)?;
+        let mut clock = Clock::start(observer, request.steps, request.frames, self.costs(job));
+        let mut writer = VideoWriter::create(
+            out,
+            &VideoOptions {
+                width: width as u32,
+                height: height as u32,
+                fps: request.fps,
+                quality: request.quality,
+                metadata: self.metadata(request)?,
+            },
+        )?;
+
+        clock.stage(Stage::Load)?;
+        self.load(&mut clock)?;
+        let (backend, tokenizer, models) = self.parts()?;
+        let conditioning = condition(backend, tokenizer, models, job, &mut clock)?;
+
+        clock.stage(Stage::Denoise)?;
+        let (latents, plan) = denoise(backend, models, job, &sampler, &conditioning, &mut clock)?;
+        drop(conditioning);
+
+        clock.stage(Stage::VaeDecode)?;
+        let mut frames = 0;
+        {
+            let mut sink = |pixels: B::Tensor| {
+                let rgb = vae::to_u8(backend, &pixels)?;
+                frames += (rgb.len() / (width * height * 3)) as u32;
+                clock.decoded(frames);
+                writer.write(&rgb)?;
+                clock.observer().check()
+            };
+            match request.tiling {
+                Tiling::Whole => models.vae.decode(backend, &latents, &mut sink)?,
+                Tiling::Tiled => models.vae.decode_tiled(backend, &latents, &mut sink)?,
+            }
+        }
+        clock.stage(Stage::Write)?;
+        let bytes = writer.finish()?;
+        let steps = clock.steps(&plan.compute);
+        let (forwards_computed, forwards_skipped) = plan.forwards(request.uses_guidance());
+        Ok(Report {
+            width: width as u32,
+            height: height as u32,
+            frames,
+            seed: request.seed,
+            forwards_computed,
+            forwards_skipped,
+            seconds: clock.finish(),
+            steps,
+            bytes,
+            peak_ram_bytes: models::peak_ram(),
+            peak_gpu_bytes: 0,
+        })
+    }
+
+    /// The settings that made the video, for its metadata.
+    fn metadata(&self, request: &Request) -> Result<String> {
+        serde_json::to_string(&serde_json::json!({
+            "program": "animd",
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": self.model_name(),
+            "backend": self.backend_name(),
+            "request": request,
+        }))
+        .map_err(|e| Error::Internal(e.to_string()))
+    }
+
+    /// Roughly how many FLOPs each stage takes: only their ratios matter, for the progress.
+    fn costs(&self, job: &Job) -> Costs {
+        let [t, h, w] = job.latent().map(|n| n as f64);
+        let dit = self.dit_config();
+        let tokens = t * h * w / 4.0;
+        let (dim, ffn, layers) = (dit.dim as f64, dit.ffn_dim as f64, dit.num_layers as f64);
+        // Six square matrices and the two of the FFN on every token, and both products of self-attention.
+        let forward = layers * (2.0 * tokens * (6.0 * dim * dim + 2.0 * dim * ffn) + 4.0 * tokens * tokens * dim);
+        let branches = if job.request.uses_guidance() { 2.0 } else { 1.0 };
+        let base = self.vae_config().base as f64;
+        let voxels = f64::from(job.request.frames) * (job.height() * job.width()) as f64 * base * base;
+        Costs {
+            // A parameter costs about as much to load as a few dozen operations.
+            load: if self.is_loaded() { 0.0 } else { 30.0 * self.parameters() as f64 },
+            text: 2.0 * self.t5_parameters() as f64 * 256.0,
+            image: 2.0 * self.clip_parameters() as f64 * 257.0,
+            // Operations per voxel and squared base width, counted over the layers. The encoder's are saved where
+            // nothing changes from frame to frame.
+            vae_encode: 150.0 * voxels,
+            denoise: forward * branches * f64::from(job.request.steps),
+            vae_decode: 920.0 * voxels,
+        }
+    }
+}
+
+/// Text, picture and their latents.
+fn condition<B: Backend>(
+    backend: &B,
+    tokenizer: &text::Tokenizer,
+    models: &mut Models<B>,
+    job: &Job,
+    clock: &mut Clock<'_>,
+) -> Result<Conditioning<B>> {
+    let request = &job.request;
+    clock.stage(Stage::Text)?;
+    let positive = models.text(backend, tokenizer, &request.prompt)?;
+    let negative = match request.uses_guidance() {
+        true => Some(models.text(backend, tokenizer, &request.negative_prompt)?),
+        false => None,
+    };
+
+    clock.stage(Stage::Image)?;
+    let picture = models.clip.encode(backend, &job.clip_pixels, None)?;
+    let positive = models.dit.context(backend, &positive, &picture)?;
+    let negative = negative.map(|text| models.dit.context(backend, &text, &picture)).transpose()?;
+
+    clock.stage(Stage::VaeEncode)?;
+    let Fitted { width, height, first_frame } = &job.fitted;
+    let first = backend.upload(first_frame, &[3, 1, *height, *width])?;
+    let latents = match request.tiling {
+        Tiling::Whole => models.vae.encode_picture(backend, &first, request.latent_frames(), clock.observer())?,
+        Tiling::Tiled => models.vae.encode_picture_tiled(backend, &first, request.latent_frames(), clock.observer())?,
+    };
+    Ok(Conditioning { y: vae::condition(backend, &latents)?, positive, negative })
+}
+
+/// The sampler's loop over the DiT: noise to latents.
+fn denoise<B: Backend>(
+    backend: &B,
+    models: &Models<B>,
+    job: &Job,
+    sampler: &SamplerConfig,
+    conditioning: &Conditioning<B>,
+    clock: &mut Clock<'_>,
+) -> Result<(B::Tensor, StepPlan)> {
+    let request = &job.request;
+    let [t, h, w] = job.latent();
+    let shape = [16, t, h, w];
+    let mut generator = noise::Generator::new(request);
+    let first = backend.upload(&generator.randn(shape.iter().product()), &shape)?;
+    let grid = models.dit.grid(backend, t, h, w)?;
+    let times: Vec<Time<B>> =
+        sampler.timesteps().iter().map(|&t| models.dit.time(backend, t)).collect::<Result<_>>()?;
+    let plan = StepPlan::new(request, |modulation| {
+        Ok(times.iter().map(|t| if modulation { t.e0_host.clone() } else { t.e_host.clone() }).collect())
+    })?;
+
+    let observer = clock.observer();
+    let contexts: Vec<&Context<B>> =
+        std::iter::once(&conditioning.positive).chain(conditioning.negative.as_ref()).collect();
+    // What the blocks added at the last computed step, for each branch.
+    let mut residuals: Vec<Option<B::Tensor>> = vec![None; contexts.len()];
+    let caching = plan.compute.contains(&false);
+    let guidance = Guidance { scale: request.guidance };
+    let mut velocity = |step: usize, x: &B::Tensor, _: f64| -> Result<B::Tensor> {
+        let mut branches = Vec::with_capacity(contexts.len());
+        for (context, residual) in contexts.iter().zip(&mut residuals) {
+            let blocks = match residual {
+                Some(residual) if !plan.compute[step] => Blocks::Reuse(residual),
+                _ => Blocks::Compute { keep_residual: caching },
+            };
+            let out = models.dit.forward(
+                backend,
+                x,
+                &conditioning.y,
+                &times[step],
+                context,
+                &grid,
+                blocks,
+                observer,
+                None,
+            )?;
+            if out.residual.is_some() {
+                *residual = out.residual;
+            }
+            branches.push(out.velocity);
+        }
+        match &branches[..] {
+            [positive, negative] => guidance.apply(backend, positive, negative),
+            _ => Ok(branches.remove(0)),
+        }
+    };
+    let mut renoise = || generator.randn(shape.iter().product());
+    let latents = sampler::run(backend, sampler, first, &mut velocity, &mut renoise, &mut |step, _| {
+        clock.step(step as u32 + 1);
+        Ok(())
+    })?;
+    Ok((latents, plan))
+}

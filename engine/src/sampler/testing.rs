@@ -1,0 +1,84 @@
+//! What the sampler's tests share: tensors in host memory, and the goldens.
+
+use std::path::PathBuf;
+
+use safetensors::SafeTensors;
+
+use crate::Result;
+use crate::backend::TensorOps;
+
+/// Row-major values and their extents.
+pub type HostTensor = (Vec<f32>, Vec<usize>);
+
+/// Just enough of a backend to sample with.
+pub struct Host;
+
+impl TensorOps for Host {
+    type Tensor = HostTensor;
+
+    fn upload(&self, data: &[f32], shape: &[usize]) -> Result<HostTensor> {
+        assert_eq!(data.len(), shape.iter().product::<usize>());
+        Ok((data.to_vec(), shape.to_vec()))
+    }
+
+    fn download(&self, tensor: &HostTensor) -> Result<Vec<f32>> {
+        Ok(tensor.0.clone())
+    }
+
+    fn shape(&self, tensor: &HostTensor) -> Vec<usize> {
+        tensor.1.clone()
+    }
+
+    fn combine(&self, terms: &[(f32, &HostTensor)]) -> Result<HostTensor> {
+        let shape = &terms[0].1.1;
+        assert!(terms.iter().all(|(_, tensor)| tensor.1 == *shape));
+        let sum = |i| {
+            terms[1..].iter().fold(terms[0].0 * terms[0].1.0[i], |sum, (factor, t)| sum + factor * t.0[i])
+        };
+        Ok(((0..terms[0].1.0.len()).map(sum).collect(), shape.clone()))
+    }
+
+    fn narrow(&self, _: &HostTensor, _: usize, _: usize, _: usize) -> Result<HostTensor> {
+        unimplemented!("no sampler narrows")
+    }
+
+    fn concat(&self, _: &[&HostTensor], _: usize) -> Result<HostTensor> {
+        unimplemented!("no sampler concatenates")
+    }
+}
+
+/// |a - b| / |b|, both Euclidean norms.
+pub fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    difference / norm(&mut b.iter().map(|b| f64::from(*b)))
+}
+
+/// The reference values of the tiny model.
+pub struct Golden {
+    /// Everything that is no tensor.
+    pub json: serde_json::Value,
+    bytes: Vec<u8>,
+}
+
+impl Golden {
+    pub fn open() -> Self {
+        let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-a"));
+        let read = |name| std::fs::read(folder.join(name)).expect("the fixture is in the repository");
+        let json = serde_json::from_slice(&read("golden.json")).expect("valid JSON");
+        Self { json, bytes: read("golden.safetensors") }
+    }
+
+    fn data(&self, name: &str) -> Vec<u8> {
+        let tensors = SafeTensors::deserialize(&self.bytes).expect("a valid file");
+        tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).data().to_vec()
+    }
+
+    pub fn f32(&self, name: &str) -> Vec<f32> {
+        self.data(name).as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    }
+
+    pub fn i64(&self, name: &str) -> Vec<i64> {
+        self.data(name).as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect()
+    }
+}

@@ -1,0 +1,472 @@
+//! Made-up models: random weights in the official layout, for tests, demonstrations and measurements where the released
+//! files cannot be.
+//!
+//! The weights are scaled so that activations stay finite and near one, that latents look like the real VAE's, and that
+//! videos keep within their range. What comes out is noise; how long it takes is real.
+
+mod files;
+mod values;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::weights::schema::{self, Expected};
+use crate::weights::{ClipConfig, Component, DType, DitConfig, T5Config, VaeConfig};
+use crate::{Error, Result};
+use files::Plan;
+use values::{Fill, Spread};
+
+/// How large a made-up model is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Size {
+    /// Runs on a CPU: three blocks of width 256.
+    Tiny,
+    /// The released 14B model's shapes: 46 GB in bf16.
+    Full,
+}
+
+/// The type of a made-up DiT's weights. As in the released files, `umT5` is in bf16, CLIP in fp16 and the VAE in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// Half the size of the released one; the same values.
+    Bf16,
+    /// As released.
+    F32,
+}
+
+const TOKENIZER: &str = include_str!("../../assets/tokenizer.json");
+
+/// The VAE's published latent statistics; made-up latents have them too.
+const LATENT_MEAN: [f32; 16] = [
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632,
+    -0.1922, -0.9497, 0.2503, -0.2921,
+];
+const LATENT_DEVIATION: [f32; 16] = [
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382,
+    1.1253, 2.8251, 1.9160,
+];
+
+/// Sizes of the four components.
+struct Sizes {
+    dit: DitConfig,
+    t5: T5Config,
+    clip: ClipConfig,
+    vae: VaeConfig,
+}
+
+impl Sizes {
+    fn new(size: Size) -> Self {
+        let dit = |dim, ffn_dim, num_layers, text_dim, image_dim| DitConfig {
+            dim,
+            ffn_dim,
+            freq_dim: 256,
+            in_dim: 36,
+            out_dim: 16,
+            num_heads: dim / 128,
+            num_layers,
+            eps: 1e-6,
+            text_len: 512,
+            text_dim,
+            image_dim,
+        };
+        let t5 = |dim, rows, heads, ffn_dim, layers| T5Config {
+            dim,
+            rows,
+            heads,
+            inner: dim,
+            ffn_dim,
+            layers,
+            buckets: 32,
+        };
+        let clip = |dim, mlp_dim, layers| ClipConfig {
+            dim,
+            patch: 14,
+            image_size: 224,
+            heads: dim / 80,
+            mlp_dim,
+            layers,
+        };
+        let vae = |base| VaeConfig { base, z_dim: 16, multipliers: vec![1, 2, 4, 4] };
+        match size {
+            Size::Tiny => Self {
+                dit: dit(256, 512, 3, 64, 160),
+                // 808 tokens of the small tokenizer, filled up to a multiple of 128 as the released embedding is.
+                t5: t5(64, 896, 4, 160, 3),
+                clip: clip(160, 192, 3),
+                vae: vae(8),
+            },
+            Size::Full => Self {
+                dit: dit(5120, 13824, 40, 4096, 1280),
+                t5: t5(4096, 256_384, 64, 10_240, 24),
+                clip: clip(1280, 5120, 32),
+                vae: vae(96),
+            },
+        }
+    }
+
+    fn plan(&self, component: Component, precision: Precision) -> Vec<Plan> {
+        let (expected, dtype, rule): (_, _, Box<dyn Fn(&Expected) -> Fill>) = match component {
+            Component::Dit => {
+                let dtype = if precision == Precision::Bf16 { DType::Bf16 } else { DType::F32 };
+                (schema::dit(&self.dit), dtype, Box::new(dit_rule))
+            }
+            Component::T5 => {
+                let head = (self.t5.inner / self.t5.heads) as f32;
+                (schema::t5(&self.t5), DType::Bf16, Box::new(move |e| t5_rule(e, head)))
+            }
+            Component::Clip => {
+                let mut expected = schema::clip(&self.clip);
+                expected.extend(clip_head(&self.clip));
+                (expected, DType::F16, Box::new(clip_rule))
+            }
+            Component::Vae => (schema::vae(&self.vae), DType::F32, Box::new(vae_rule)),
+        };
+        let plan = |e: Expected| Plan { fill: rule(&e), name: e.name, shape: e.shape, dtype };
+        expected.into_iter().map(plan).collect()
+    }
+}
+
+/// What a whole CLIP checkpoint has beyond the part that is used.
+fn clip_head(c: &ClipConfig) -> Vec<Expected> {
+    let expected = |name: &str, shape: &[usize]| Expected {
+        name: name.to_owned(),
+        shape: shape.to_vec(),
+        quantisable: false,
+    };
+    vec![
+        expected("visual.post_norm.weight", &[c.dim]),
+        expected("visual.post_norm.bias", &[c.dim]),
+        expected("visual.head", &[c.dim, c.dim * 4 / 5]),
+        expected("log_scale", &[]),
+    ]
+}
+
+fn fan_in(e: &Expected) -> f32 {
+    e.shape[1..].iter().product::<usize>() as f32
+}
+
+/// A deviation that keeps the size of what goes through.
+fn keep(e: &Expected, gain: f32) -> Fill {
+    Fill::new(0.0, gain / fan_in(e).sqrt())
+}
+
+fn dit_rule(e: &Expected) -> Fill {
+    let name = &e.name[..];
+    let norm =
+        name.contains("norm") || name.starts_with("img_emb.proj.0") || name.starts_with("img_emb.proj.4");
+    if name.ends_with("modulation") {
+        Fill::new(0.0, (e.shape[2] as f32).powf(-0.5))
+    } else if name == "time_embedding.0.weight" {
+        // A trained time embedding changes smoothly with time: the fast sinusoids count for little.
+        let half = e.shape[1] / 2;
+        let column = |j: usize| {
+            let frequency = 10_000f32.powf(-((j % half) as f32) / half as f32);
+            1.0 / (1.0 + (100.0 * frequency).powi(2)) + 0.05
+        };
+        let columns: Vec<f32> = (0..e.shape[1]).map(column).collect();
+        let length = columns.iter().map(|c| c * c).sum::<f32>().sqrt();
+        let columns = columns.into_iter().map(|c| 1.5 * c / length).collect();
+        Fill { mean: Spread::All(0.0), deviation: Spread::Columns(columns) }
+    } else if name == "time_embedding.2.weight" {
+        keep(e, 1.5)
+    } else if name == "time_projection.1.weight" {
+        keep(e, 0.25)
+    } else if name == "time_projection.1.bias" {
+        // Gates, scales and shifts of a visible size.
+        Fill::new(0.0, 0.3)
+    } else if name.ends_with("bias") {
+        Fill::new(0.0, 0.05)
+    } else if norm {
+        let attention = name.contains("norm_q") || name.contains("norm_k");
+        Fill::new(if attention { 1.15 } else { 1.0 }, 0.1)
+    } else {
+        keep(e, 1.0)
+    }
+}
+
+fn t5_rule(e: &Expected, head: f32) -> Fill {
+    let name = &e.name[..];
+    if name == "token_embedding.weight" || name.ends_with("pos_embedding.embedding.weight") {
+        Fill::new(0.0, 1.0)
+    } else if name.contains("norm") {
+        Fill::new(1.0, 0.1)
+    } else if name.ends_with("attn.q.weight") {
+        // umT5 does not divide by the root of the head's width; its weights do.
+        keep(e, 1.0 / head.sqrt())
+    } else {
+        keep(e, 1.0)
+    }
+}
+
+fn clip_rule(e: &Expected) -> Fill {
+    let name = &e.name[..];
+    if name == "log_scale" {
+        Fill::new((1f32 / 0.07).ln(), 0.0)
+    } else if name == "visual.cls_embedding" {
+        Fill::new(0.0, 0.5)
+    } else if name == "visual.pos_embedding" {
+        Fill::new(0.0, 0.4)
+    } else if name.contains("norm") {
+        Fill::new(if name.ends_with("weight") { 1.0 } else { 0.0 }, 0.1)
+    } else if name.ends_with("bias") {
+        Fill::new(0.0, 0.05)
+    } else if name.ends_with("to_qkv.weight") {
+        // Queries and keys, the first two thirds, are larger, so that attention has preferences.
+        let root = fan_in(e).sqrt();
+        let rows =
+            (0..e.shape[0]).map(|i| if 3 * i < 2 * e.shape[0] { 1.5 / root } else { 1.0 / root }).collect();
+        Fill { mean: Spread::All(0.0), deviation: Spread::Rows(rows) }
+    } else {
+        keep(e, 1.0)
+    }
+}
+
+/// What brings a made-up VAE's latents to unit deviation, and its videos to 0.4: the reciprocals of what a picture and
+/// normal latents gave without them, 0.43 and 0.53 on average over six tiny ones and a full one.
+const LATENT_GAIN: f32 = 2.35;
+const VIDEO_GAIN: f32 = 0.76;
+
+fn vae_rule(e: &Expected) -> Fill {
+    let name = &e.name[..];
+    if name == "conv1.weight" {
+        let gain = |i: usize| LATENT_DEVIATION.get(i).map_or(1.0, |d| d * LATENT_GAIN) / fan_in(e).sqrt();
+        Fill { mean: Spread::All(0.0), deviation: Spread::Rows((0..e.shape[0]).map(gain).collect()) }
+    } else if name == "conv1.bias" {
+        let mean = (0..e.shape[0]).map(|i| LATENT_MEAN.get(i).copied().unwrap_or(0.0)).collect();
+        Fill { mean: Spread::Rows(mean), deviation: Spread::All(0.05) }
+    } else if name.ends_with("gamma") {
+        Fill::new(1.0, 0.1)
+    } else if name.ends_with("bias") {
+        Fill::new(0.0, 0.05)
+    } else if name == "decoder.head.2.weight" {
+        keep(e, VIDEO_GAIN)
+    } else if name.contains("residual") {
+        keep(e, 2.0)
+    } else if name.contains("to_qkv") {
+        keep(e, 1.5)
+    } else {
+        keep(e, 1.0)
+    }
+}
+
+/// Writes a made-up model into a folder: all of it, or one component. `progress` hears how many of how many bytes are
+/// written, and stops the work by an error. The folder appears when everything is written, or not at all.
+///
+/// # Errors
+/// [`Error::Output`] if the folder holds something already or the disk has no room; [`Error::File`] if writing fails;
+/// what `progress` says.
+pub fn synth_model(
+    folder: &Path,
+    size: Size,
+    precision: Precision,
+    only: Option<Component>,
+    seed: u64,
+    progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<()> {
+    let sizes = Sizes::new(size);
+    let components: Vec<Component> = only.map_or(Component::ALL.to_vec(), |one| vec![one]);
+    let plans: Vec<_> = components.into_iter().map(|c| (c, sizes.plan(c, precision))).collect();
+    let total: u64 = plans.iter().flat_map(|(_, plans)| plans).map(Plan::bytes).sum();
+    let temporary = Temporary::beside(folder)?;
+    check_room(&temporary.0, folder, total)?;
+    let mut written = 0;
+    let mut wrote = |bytes| {
+        written += bytes;
+        progress(written, total)
+    };
+    for (component, plans) in &plans {
+        let out = &temporary.0;
+        match component {
+            Component::Dit => {
+                files::safetensors(out, "diffusion_pytorch_model", plans, seed, &mut wrote)?;
+                files::write_text(&out.join("config.json"), &config_json(&sizes.dit))?;
+            }
+            Component::T5 => {
+                files::torch(out, "models_t5_umt5-xxl-enc-bf16", plans, seed, &mut wrote)?;
+                let folder = out.join("google").join("umt5-xxl");
+                fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
+                files::write_text(&folder.join("tokenizer.json"), TOKENIZER)?;
+            }
+            Component::Clip => {
+                files::torch(
+                    out,
+                    "models_clip_open-clip-xlm-roberta-large-vit-huge-14",
+                    plans,
+                    seed,
+                    &mut wrote,
+                )?;
+            }
+            Component::Vae => files::torch(out, "Wan2.1_VAE", plans, seed, &mut wrote)?,
+        }
+    }
+    temporary.rename(folder)
+}
+
+fn config_json(c: &DitConfig) -> String {
+    let config = json!({
+        "_class_name": "WanModel", "_diffusers_version": "0.30.0", "dim": c.dim, "eps": c.eps, "ffn_dim": c.ffn_dim,
+        "freq_dim": c.freq_dim, "in_dim": c.in_dim, "model_type": "i2v", "num_heads": c.num_heads,
+        "num_layers": c.num_layers, "out_dim": c.out_dim, "text_len": c.text_len,
+    });
+    format!("{config:#}\n")
+}
+
+/// A folder that is removed with what is in it, unless it is renamed.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn beside(folder: &Path) -> Result<Self> {
+        match fs::read_dir(folder) {
+            Ok(mut entries) => {
+                if entries.next().is_some() {
+                    return Err(Error::Output(format!(
+                        "`{}` is not empty; name a folder that does not exist yet",
+                        folder.display()
+                    )));
+                }
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::file("read", folder)(e)),
+        }
+        let Some(name) = folder.file_name() else {
+            return Err(Error::Output(format!("`{}` names no folder that could be made", folder.display())));
+        };
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.part", std::process::id()));
+        let path = folder.with_file_name(hidden);
+        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+            fs::create_dir_all(parent).map_err(Error::file("create", parent))?;
+        }
+        fs::create_dir(&path).map_err(Error::file("create", &path))?;
+        Ok(Self(path))
+    }
+
+    fn rename(self, folder: &Path) -> Result<()> {
+        // Renaming onto an empty folder replaces it.
+        fs::rename(&self.0, folder).map_err(Error::file("create", folder))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // After a rename there is nothing left to remove; nobody could be told of a failure.
+        _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn check_room(temporary: &Path, folder: &Path, needed: u64) -> Result<()> {
+    let stat = rustix::fs::statvfs(temporary).map_err(|e| Error::file("read", temporary)(e.into()))?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    // A little more than the tensors: headers, the tokenizer, the file system's own needs.
+    if free < needed + (16 << 20) {
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        return Err(Error::Output(format!(
+            "the model needs {:.1} GB, and the disk of `{}` has {:.1} GB free",
+            gb(needed),
+            folder.display(),
+            gb(free)
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::{ModelDir, WeightSource, open_clip, open_dit, open_t5, open_vae};
+
+    fn ignore(_: u64, _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn tiny(folder: &Path, seed: u64) {
+        synth_model(folder, Size::Tiny, Precision::Bf16, None, seed, &mut ignore).unwrap();
+    }
+
+    #[test]
+    fn a_tiny_model_is_a_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("model");
+        let mut last = (0, 0);
+        let mut progress = |done, total| {
+            assert!(done > last.0 && done <= total);
+            last = (done, total);
+            Ok(())
+        };
+        synth_model(&folder, Size::Tiny, Precision::Bf16, None, 1, &mut progress).unwrap();
+        assert_eq!(last.0, last.1);
+        let model = ModelDir::open(&folder).unwrap();
+        let sizes = Sizes::new(Size::Tiny);
+        assert_eq!(open_dit(&model.dit).unwrap().1, sizes.dit);
+        assert_eq!(open_t5(&model.t5).unwrap().1, sizes.t5);
+        assert_eq!(open_clip(&model.clip).unwrap().1, sizes.clip);
+        let (vae, config) = open_vae(&model.vae).unwrap();
+        assert_eq!(config, sizes.vae);
+        // Written by position, read back whole: the mean of the gammas is 1, their deviation 0.1.
+        let gamma = vae.tensor("decoder.head.0.gamma").unwrap().data;
+        assert!(gamma.iter().all(|g| (g - 1.0).abs() < 0.36) && gamma[0] != gamma[1], "{gamma:?}");
+        // Nothing is left beside it.
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn seeds_and_nothing_else_make_the_difference() {
+        let dir = tempfile::tempdir().unwrap();
+        let read =
+            |name: &str| fs::read(dir.path().join(name).join("diffusion_pytorch_model.safetensors")).unwrap();
+        tiny(&dir.path().join("a"), 5);
+        tiny(&dir.path().join("b"), 6);
+        let only = Some(Component::Dit);
+        synth_model(&dir.path().join("c"), Size::Tiny, Precision::Bf16, only, 5, &mut ignore).unwrap();
+        assert!(read("a") == read("c"), "one component alone is the same");
+        assert!(read("a") != read("b"));
+        // The same model in another type.
+        synth_model(&dir.path().join("d"), Size::Tiny, Precision::F32, only, 5, &mut ignore).unwrap();
+        let open = |name: &str| open_dit(&dir.path().join(name)).unwrap().0;
+        let (a, d) = (open("a"), open("d"));
+        for name in a.names() {
+            assert_eq!(a.tensor(name).unwrap(), d.tensor(name).unwrap());
+        }
+    }
+
+    #[test]
+    fn the_full_shapes_are_the_released_ones() {
+        let sizes = Sizes::new(Size::Full);
+        let count = |component| {
+            let plans = sizes.plan(component, Precision::Bf16);
+            (plans.len(), plans.iter().map(Plan::elements).sum::<usize>())
+        };
+        assert_eq!(count(Component::Dit), (1303, 16_394_878_784));
+        assert_eq!(count(Component::T5), (242, 5_680_910_336));
+        assert_eq!(count(Component::Clip).1, 632_076_801);
+        assert_eq!(count(Component::Vae), (194, 126_892_531));
+    }
+
+    #[test]
+    fn what_is_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let result = synth_model(dir.path(), Size::Tiny, Precision::Bf16, None, 1, &mut ignore);
+        result.unwrap(); // empty is as good as none
+        let before = fs::read(dir.path().join("Wan2.1_VAE.pth")).unwrap();
+        let error = synth_model(dir.path(), Size::Tiny, Precision::Bf16, None, 2, &mut ignore).unwrap_err();
+        assert!(matches!(&error, Error::Output(text) if text.contains("is not empty")), "{error}");
+        assert_eq!(fs::read(dir.path().join("Wan2.1_VAE.pth")).unwrap(), before);
+    }
+
+    #[test]
+    fn work_that_is_stopped_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut stop = |done, _| if done > 1_000_000 { Err(Error::Canceled) } else { Ok(()) };
+        let result = synth_model(&dir.path().join("m"), Size::Tiny, Precision::Bf16, None, 1, &mut stop);
+        assert!(matches!(result, Err(Error::Canceled)));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let error = check_room(dir.path(), dir.path(), u64::MAX / 2).unwrap_err();
+        assert!(error.to_string().contains("GB free"), "{error}");
+    }
+}

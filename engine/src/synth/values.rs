@@ -1,0 +1,150 @@
+//! Random values by position: any part of a tensor can be made at any time, by any thread, and is the same.
+
+use rayon::prelude::*;
+
+use crate::weights::{DType, e4m3};
+
+/// One number for the whole tensor, or one for each row (first axis) or column (all other axes together).
+#[derive(Clone, Debug)]
+pub(super) enum Spread {
+    /// The same everywhere.
+    All(f32),
+    /// By the first axis.
+    Rows(Vec<f32>),
+    /// By the position in a row.
+    Columns(Vec<f32>),
+}
+
+impl Spread {
+    fn at(&self, index: usize, columns: usize) -> f32 {
+        match self {
+            Self::All(v) => *v,
+            Self::Rows(v) => v[index / columns],
+            Self::Columns(v) => v[index % columns],
+        }
+    }
+}
+
+/// How a tensor is filled: `mean + deviation * n`, with `n` of unit variance and bell-shaped.
+#[derive(Clone, Debug)]
+pub(super) struct Fill {
+    pub mean: Spread,
+    pub deviation: Spread,
+}
+
+impl Fill {
+    /// The same mean and deviation everywhere.
+    pub fn new(mean: f32, deviation: f32) -> Self {
+        Self { mean: Spread::All(mean), deviation: Spread::All(deviation) }
+    }
+}
+
+/// The seed of a tensor: that of the model, and the tensor's name.
+pub(super) fn tensor_seed(seed: u64, name: &str) -> u64 {
+    // FNV-1a, then mixed with the model's seed.
+    let hash = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    mix(hash ^ mix(seed))
+}
+
+/// The finaliser of `SplitMix64` (Steele, Lea, Flood, 2014).
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
+/// The value at a position: the sum of four uniform numbers of 16 bits, centred, of unit variance; never beyond 3.5.
+fn bell(seed: u64, index: usize) -> f32 {
+    let bits = mix(seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    let sum = (bits & 0xffff) + (bits >> 16 & 0xffff) + (bits >> 32 & 0xffff) + (bits >> 48);
+    // Each has the variance (2^32 - 1) / 12, so the sum has a deviation of 2^16 / sqrt(3).
+    (sum as f32 - 131_070.0) * (1.732_050_8 / 65_536.0)
+}
+
+/// Values that one thread makes at a time.
+const CHUNK: usize = 1 << 15;
+
+/// Fills `out` with the values from `start` on, in the given type. Every value is first rounded to a brain float, so that
+/// files of all types hold the same model.
+pub(super) fn fill(out: &mut [u8], dtype: DType, seed: u64, start: usize, columns: usize, rule: &Fill) {
+    let size = dtype.size();
+    out.par_chunks_mut(CHUNK * size).enumerate().for_each(|(chunk, out)| {
+        let start = start + chunk * CHUNK;
+        match (&rule.mean, &rule.deviation) {
+            (Spread::All(mean), Spread::All(deviation)) => {
+                put(out, dtype, |i| mean + deviation * bell(seed, start + i));
+            }
+            (mean, deviation) => put(out, dtype, |i| {
+                let index = start + i;
+                mean.at(index, columns) + deviation.at(index, columns) * bell(seed, index)
+            }),
+        }
+    });
+}
+
+/// Writes values, rounded to brain floats, as little-endian ones of a type.
+fn put(out: &mut [u8], dtype: DType, value: impl Fn(usize) -> f32) {
+    let rounded = |i| {
+        let bits = value(i).to_bits();
+        (bits + 0x7fff + (bits >> 16 & 1)) >> 16
+    };
+    match dtype {
+        DType::F32 => each(out, |i| (rounded(i) << 16).to_le_bytes()),
+        DType::Bf16 => each(out, |i| (rounded(i) as u16).to_le_bytes()),
+        DType::F16 => each(out, |i| half::f16::from_f32(f32::from_bits(rounded(i) << 16)).to_le_bytes()),
+        DType::F8E4m3 => each(out, |i| [e4m3::encode(f32::from_bits(rounded(i) << 16))]),
+    }
+}
+
+fn each<const N: usize>(out: &mut [u8], value: impl Fn(usize) -> [u8; N]) {
+    for (i, o) in out.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+        *o = value(i);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn floats(seed: u64, start: usize, count: usize, rule: &Fill) -> Vec<f32> {
+        let mut bytes = vec![0; 4 * count];
+        fill(&mut bytes, DType::F32, seed, start, 10, rule);
+        bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    }
+
+    #[test]
+    fn values_have_the_mean_and_the_deviation() {
+        let n = 200_000;
+        let values = floats(tensor_seed(1, "x"), 0, n, &Fill::new(0.5, 2.0));
+        let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n as f64;
+        let variance = values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / n as f64;
+        // Five deviations of the estimates: 2 / sqrt(n), and about 2 / sqrt(2 n).
+        assert!((mean - 0.5).abs() < 0.023 && (variance.sqrt() - 2.0).abs() < 0.016, "{mean} {variance}");
+    }
+
+    #[test]
+    fn a_value_depends_on_its_place_alone() {
+        let seed = tensor_seed(7, "a.weight");
+        let rule = Fill::new(0.0, 1.0);
+        let all = floats(seed, 0, 100_000, &rule);
+        assert_eq!(floats(seed, 70_001, 500, &rule), all[70_001..70_501]);
+        let others = [tensor_seed(8, "a.weight"), tensor_seed(7, "b.weight")];
+        for other in others {
+            let other = floats(other, 0, 100_000, &rule);
+            let product: f64 = all.iter().zip(&other).map(|(a, b)| f64::from(a * b)).sum();
+            // Independent values: five deviations of the sum of n products of unit variance.
+            assert!(product.abs() < 5.0 * 100_000f64.sqrt(), "{product}");
+        }
+    }
+
+    #[test]
+    fn rows_and_columns_have_their_own() {
+        let rows = Fill { mean: Spread::Rows(vec![1.0, -1.0]), deviation: Spread::All(0.0) };
+        assert_eq!(floats(1, 8, 4, &rows), [1.0, 1.0, -1.0, -1.0]);
+        let columns = (0..10u8).map(f32::from).collect();
+        let columns = Fill { mean: Spread::Columns(columns), deviation: Spread::All(0.0) };
+        assert_eq!(floats(1, 8, 4, &columns), [8.0, 9.0, 0.0, 1.0]);
+    }
+}

@@ -1,0 +1,130 @@
+//! umT5's tokenizer.
+
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// The longest prompt in tokens, the final `</s>` included.
+pub const MAX_TOKENS: usize = 512;
+
+/// The text's end.
+const END: &str = "</s>";
+/// What [`Tokens::padded`] fills with.
+const PAD: &str = "<pad>";
+
+/// umT5's tokenizer: the file `tokenizer.json`, which alone decides.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    end: u32,
+    pad: u32,
+}
+
+/// A prompt in tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// 1 to [`MAX_TOKENS`] of them, without padding; the last is `</s>`.
+    pub ids: Vec<u32>,
+    /// How many the whole prompt has; above [`MAX_TOKENS`] it lost its end.
+    pub whole: usize,
+    pad: u32,
+}
+
+impl Tokens {
+    /// The ids, padded to `length`.
+    pub fn padded(&self, length: usize) -> Vec<u32> {
+        let mut ids = self.ids.clone();
+        ids.resize(length.max(ids.len()), self.pad);
+        ids
+    }
+}
+
+impl Tokenizer {
+    /// Opens `tokenizer.json`, or the folder that has it.
+    ///
+    /// # Errors
+    /// [`Error::File`] if there is none, [`Error::Model`] if it is no tokenizer or lacks `</s>` or `<pad>`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
+        let bytes = std::fs::read(&file).map_err(Error::file("read", &file))?;
+        let broken = |what: String| {
+            Error::Model(format!("`{}` is not umT5's tokenizer: {what}; fetch the file again", file.display()))
+        };
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| broken(e.to_string()))?;
+        // The file may ask for either; both are done here, with the model's own lengths.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| broken(e.to_string()))?;
+        let id = |token: &str| inner.token_to_id(token).ok_or_else(|| broken(format!("it has no token `{token}`")));
+        let (end, pad) = (id(END)?, id(PAD)?);
+        Ok(Self { inner, end, pad })
+    }
+
+    /// Cuts a text that [`clean`](super::clean) has cleaned into tokens, and ends them with `</s>`.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if the tokenizer has no token for a part of the text, not even one for the unknown.
+    pub fn encode(&self, cleaned: &str) -> Result<Tokens> {
+        let encoding = self
+            .inner
+            .encode_fast(cleaned, false)
+            .map_err(|e| Error::Model(format!("the tokenizer cannot cut the prompt into tokens: {e}")))?;
+        let mut ids = encoding.get_ids().to_vec();
+        let whole = ids.len() + 1;
+        ids.truncate(MAX_TOKENS - 1);
+        ids.push(self.end);
+        Ok(Tokens { ids, whole, pad: self.pad })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-a").join(name)
+    }
+
+    #[test]
+    fn the_reference_ids() {
+        let tokenizer = Tokenizer::open(&fixture("official/google/umt5-xxl")).expect("the tokenizer opens");
+        let golden = std::fs::read(fixture("golden.json")).expect("the fixture is there");
+        let golden: serde_json::Value = serde_json::from_slice(&golden).expect("it is JSON");
+        let bytes = std::fs::read(fixture("golden.safetensors")).expect("the fixture is there");
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("it is safetensors");
+        let prompts = golden["tokenizer"]["prompts"].as_array().expect("a list");
+        for (i, prompt) in prompts.iter().enumerate() {
+            let tokens = tokenizer.encode(prompt["cleaned"].as_str().expect("text")).expect("it has tokens");
+            let expected = tensors.tensor(&format!("tok.{i}.ids")).expect("a golden");
+            let expected: Vec<u32> =
+                expected.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            assert_eq!(tokens.padded(512), expected, "{}", prompt["tag"]);
+            assert_eq!(Some(tokens.ids.len() as u64), prompt["len"].as_u64());
+            assert_eq!(Some(tokens.whole as u64), prompt["untruncated_len"].as_u64());
+        }
+    }
+
+    #[test]
+    fn the_longest_prompt_is_not_truncated() {
+        let tokenizer = Tokenizer::open(&fixture("official/google/umt5-xxl/tokenizer.json")).expect("it opens");
+        let mut text = String::from("a");
+        while tokenizer.encode(&text).expect("it has tokens").ids.len() < MAX_TOKENS {
+            text.push_str(" </s>");
+        }
+        assert_eq!(tokenizer.encode(&text).expect("it has tokens").whole, MAX_TOKENS);
+        let longer = tokenizer.encode(&(text + " </s>")).expect("it has tokens");
+        assert_eq!((longer.whole, longer.ids.len()), (MAX_TOKENS + 1, MAX_TOKENS));
+    }
+
+    #[test]
+    fn no_tokenizer_is_a_sentence() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let message = |path: &Path| Tokenizer::open(path).err().expect("it fails").to_string();
+        let missing = message(folder.path());
+        assert!(missing.starts_with("cannot read `") && missing.contains("tokenizer.json"), "{missing}");
+        let broken = folder.path().join("tokenizer.json");
+        for text in ["", "{\"version\":", "[]", "{}"] {
+            std::fs::write(&broken, text).expect("it can be written");
+            let message = message(&broken);
+            assert!(message.contains("is not umT5's tokenizer") && message.contains("fetch"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Which files of a folder hold which component.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::config::Tensors;
+use super::stored::Mapped;
+use super::{Component, safetensors, torch};
+use crate::{Error, Result};
+
+/// The tensors of a file, whatever its format is.
+pub(super) fn read_file(path: &Path) -> Result<Tensors> {
+    let file = Mapped::open(path)?;
+    let broken = |what: &str| Err(Error::Model(format!("`{}` is {what}", path.display())));
+    match &file.bytes[..] {
+        [b'P', b'K', ..] => torch::read(&file),
+        [0x80, 2..=5, ..] => {
+            broken("in torch's format from before version 1.6; save it again with a newer torch")
+        }
+        bytes if bytes.starts_with(b"version https://git-lfs") => {
+            broken("only a pointer that Git LFS left; run `git lfs pull` in its folder")
+        }
+        bytes if bytes.starts_with(b"GGUF") => broken("a GGUF file, which animd does not read"),
+        bytes if bytes.starts_with(b"<") && bytes.len() < 1 << 20 => {
+            broken("a web page, not a model; download it again")
+        }
+        _ if path.extension().is_some_and(|e| e == "pth" || e == "pt") => {
+            broken("not a torch file: it does not begin as a zip archive; copy it again")
+        }
+        _ => safetensors::read(&file),
+    }
+}
+
+/// The tensors of several files, which have no name in common. All broken files are named in one error.
+pub(super) fn read_files(files: &[PathBuf]) -> Result<Tensors> {
+    let mut all = Tensors::new();
+    let mut errors = Vec::new();
+    for path in files {
+        match read_file(path) {
+            Ok(tensors) => {
+                for (name, stored) in tensors {
+                    if let Some(other) = all.get(&name) {
+                        let other = other.file.path.display();
+                        errors.push(Error::Model(format!(
+                            "`{name}` is in `{other}` and in `{}`",
+                            path.display()
+                        )));
+                    } else {
+                        all.insert(name, stored);
+                    }
+                }
+            }
+            Err(e) => errors.push(e),
+        }
+    }
+    merge(errors)?;
+    Ok(all)
+}
+
+/// No errors, the only one, or one that says them all.
+pub(super) fn merge(mut errors: Vec<Error>) -> Result<()> {
+    match errors.len() {
+        0 => Ok(()),
+        1 => Err(errors.remove(0)),
+        _ => Err(Error::Model(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))),
+    }
+}
+
+/// The component that tensors belong to, by names that only it has.
+pub(super) fn classify<'a>(names: impl Iterator<Item = &'a String> + Clone) -> Option<Component> {
+    let any = |of_it: fn(&str) -> bool| names.clone().any(|n| of_it(n));
+    if any(|n| n.ends_with("self_attn.q.weight") || n.ends_with("time_projection.1.weight")) {
+        Some(Component::Dit)
+    } else if any(|n| n.ends_with("pos_embedding.embedding.weight")) {
+        Some(Component::T5)
+    } else if any(|n| n.starts_with("visual.")) {
+        Some(Component::Clip)
+    } else if any(|n| n.starts_with("decoder.upsamples.") && !n.contains(".upsamples.0.upsamples.")) {
+        Some(Component::Vae)
+    } else {
+        None
+    }
+}
+
+/// The names of a folder's files, sorted.
+pub(super) fn list(folder: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(folder).map_err(Error::file("read", folder))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(Error::file("read", folder))?.file_name();
+        if let Ok(name) = name.into_string()
+            && !name.starts_with('.')
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn has_extension(name: &str, extensions: &[&str]) -> bool {
+    Path::new(name).extension().is_some_and(|e| extensions.iter().any(|x| e.eq_ignore_ascii_case(x)))
+}
+
+/// The files of a DiT: `path` itself, or those of the folder `path`.
+///
+/// # Errors
+/// [`Error::Model`] if there is none, if some of the index are missing, or if the folder is laid out for other programs.
+pub(super) fn dit_files(path: &Path) -> Result<Vec<PathBuf>> {
+    if path.is_file() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let names = list(path)?;
+    let shown = path.display();
+    if let Some(index) = index_file(path, &names)? {
+        let files = indexed_files(&path.join(&index))?;
+        let missing: Vec<_> = files.iter().filter(|f| !names.contains(f)).map(|f| format!("`{f}`")).collect();
+        if missing.is_empty() {
+            return Ok(files.iter().map(|f| path.join(f)).collect());
+        }
+        if missing.len() < files.len() || !names.iter().any(|n| has_extension(n, &["safetensors"])) {
+            let list = missing.join(", ");
+            let (missing, all) = (missing.len(), files.len());
+            return Err(Error::Model(format!(
+                "`{shown}` lacks {missing} of the {all} files that `{index}` names: {list}; copy them too"
+            )));
+        }
+    }
+    let single = "diffusion_pytorch_model.safetensors";
+    if names.iter().any(|n| n == single) {
+        return Ok(vec![path.join(single)]);
+    }
+    if let Some(files) = numbered_files(path, &names)? {
+        return Ok(files);
+    }
+    if names.iter().any(|n| n == "non_block.safetensors") {
+        let part = |n: &&String| {
+            *n == "non_block.safetensors" || n.starts_with("block_") && has_extension(n, &["safetensors"])
+        };
+        return Ok(names.iter().filter(part).map(|n| path.join(n)).collect());
+    }
+    scan(path, &names, Component::Dit, &["safetensors"])?
+        .map(|file| vec![file])
+        .ok_or_else(|| Error::Model(no_dit(path, &names)))
+}
+
+fn no_dit(path: &Path, names: &[String]) -> String {
+    let shown = path.display();
+    let has = |name: &str| names.iter().any(|n| n == name);
+    if names.is_empty() {
+        format!("`{shown}` is empty; it should hold a Wan2.1 image-to-video model as downloaded")
+    } else if has("model_index.json") || has("transformer") {
+        format!(
+            "`{shown}` is laid out for diffusers; animd reads the official layout \
+             (`Wan-AI/Wan2.1-I2V-14B-480P`, without `-Diffusers`), and LightX2V's and ComfyUI's fp8 files"
+        )
+    } else if has("high_noise_model") || has("low_noise_model") {
+        format!("`{shown}` is Wan2.2, which has two transformers; animd runs Wan2.1 image-to-video")
+    } else if names.iter().any(|n| has_extension(n, &["gguf"])) {
+        format!("`{shown}` holds GGUF files; animd reads safetensors")
+    } else {
+        format!("`{shown}` holds no transformer: `diffusion_pytorch_model*.safetensors` is missing")
+    }
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// The name of the folder's index, the official one first.
+fn index_file(path: &Path, names: &[String]) -> Result<Option<String>> {
+    let official = "diffusion_pytorch_model.safetensors.index.json";
+    let indices: Vec<&String> = names.iter().filter(|n| n.ends_with(".safetensors.index.json")).collect();
+    match indices[..] {
+        [] => Ok(None),
+        [one] => Ok(Some(one.clone())),
+        _ if indices.iter().any(|n| *n == official) => Ok(Some(official.to_owned())),
+        [first, second, ..] => Err(Error::Model(format!(
+            "`{}` has more than one index: `{first}`, `{second}`; keep one model in a folder",
+            path.display()
+        ))),
+    }
+}
+
+/// The files that an index names.
+fn indexed_files(path: &Path) -> Result<BTreeSet<String>> {
+    let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let broken = |what: String| {
+        Error::Model(format!("`{}` is not an index of tensors: {what}; copy it again", path.display()))
+    };
+    let index: Index = serde_json::from_str(&text).map_err(|e| broken(e.to_string()))?;
+    let files: BTreeSet<String> = index.weight_map.into_values().collect();
+    // An index speaks of its own folder only.
+    if let Some(file) = files.iter().find(|f| Path::new(f).file_name().is_none_or(|n| n != f.as_str())) {
+        return Err(broken(format!("`{}` is not the name of a file beside it", file.escape_debug())));
+    }
+    if files.is_empty() {
+        return Err(broken("it names no file".to_owned()));
+    }
+    Ok(files)
+}
+
+/// Files called `NAME-00001-of-00007.safetensors`, if there are such, all of them.
+fn numbered_files(path: &Path, names: &[String]) -> Result<Option<Vec<PathBuf>>> {
+    let parse = |name: &String| {
+        let (rest, total) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+        let (base, number) = rest.rsplit_once('-')?;
+        Some((base.to_owned(), number.parse::<usize>().ok()?, total.parse::<usize>().ok()?))
+    };
+    let parsed: Vec<_> = names.iter().filter_map(|n| parse(n).map(|p| (n, p))).collect();
+    let Some((_, (base, _, total))) = parsed.first().cloned() else {
+        return Ok(None);
+    };
+    let files: Vec<_> = parsed.iter().filter(|(_, (b, _, t))| (b, t) == (&base, &total)).collect();
+    if files.len() != total {
+        return Err(Error::Model(format!(
+            "`{}` has {} of the {total} files `{base}-*-of-{total:05}.safetensors`; copy the others too",
+            path.display(),
+            files.len()
+        )));
+    }
+    Ok(Some(files.iter().map(|(n, _)| path.join(n)).collect()))
+}
+
+/// Looks through a folder's files for the one that holds a component.
+fn scan(
+    folder: &Path,
+    names: &[String],
+    component: Component,
+    extensions: &[&str],
+) -> Result<Option<PathBuf>> {
+    let mut found = Vec::new();
+    let mut broken = None;
+    for name in names.iter().filter(|n| has_extension(n, extensions)) {
+        let path = folder.join(name);
+        match read_file(&path) {
+            Ok(tensors) if classify(tensors.keys()) == Some(component) => found.push(path),
+            Ok(_) => {}
+            Err(e) => broken = broken.or(Some(e)),
+        }
+    }
+    match (&found[..], broken) {
+        ([one], _) => Ok(Some(one.clone())),
+        ([], Some(e)) => Err(e),
+        ([], None) => Ok(None),
+        ([a, b, ..], _) => Err(Error::Model(format!(
+            "`{}` and `{}` both hold a {}; name the file or keep one model in a folder",
+            a.display(),
+            b.display(),
+            component.title()
+        ))),
+    }
+}
+
+/// The one file of an encoder or the VAE: `path` itself, or that of the folder `path`.
+pub(super) fn component_file(path: &Path, component: Component) -> Result<PathBuf> {
+    if path.is_file() {
+        return Ok(path.to_owned());
+    }
+    let (prefix, official) = match component {
+        Component::T5 => ("models_t5_umt5-xxl-enc-", "models_t5_umt5-xxl-enc-bf16.pth"),
+        Component::Clip => ("models_clip_", "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"),
+        Component::Vae => ("Wan2.1_VAE", "Wan2.1_VAE.pth"),
+        Component::Dit => return Err(Error::Internal("a DiT is not one file".to_owned())),
+    };
+    let names = list(path)?;
+    if names.iter().any(|n| n == official) {
+        return Ok(path.join(official));
+    }
+    let extensions = ["pth", "safetensors"];
+    if let Some(name) = names.iter().find(|n| n.starts_with(prefix) && has_extension(n, &extensions)) {
+        return Ok(path.join(name));
+    }
+    match scan(path, &names, component, &extensions) {
+        Ok(Some(file)) => Ok(file),
+        Ok(None) | Err(Error::File { .. }) => Err(Error::Model(format!(
+            "`{}` holds no {}: `{official}` is missing",
+            path.display(),
+            component.title()
+        ))),
+        Err(e) => Err(Error::Model(format!(
+            "`{}` holds no {}: `{official}` is missing, and {e}",
+            path.display(),
+            component.title()
+        ))),
+    }
+}

@@ -1,0 +1,579 @@
+//! Opening a component: its files, its layout, its sizes, and whether it has the tensors that it should have.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::config::{self, ClipConfig, ConfigFile, DitConfig, Sizes, T5Config, Tensors, VaeConfig};
+use super::schema::{self, Expected};
+use super::stored::{Element, Stored};
+use super::{Component, DType, HostTensor, Layout, Matrix, Scale, WeightSource, find};
+use crate::{Error, Result};
+
+/// The checked tensors of one component, read straight from its memory-mapped files.
+pub struct Weights {
+    component: Component,
+    layout: Layout,
+    tensors: Tensors,
+    scales: Tensors,
+}
+
+impl Weights {
+    /// Which part of the model this is.
+    pub fn component(&self) -> Component {
+        self.component
+    }
+
+    /// How the files name and quantise it.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The official names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// A tensor's extents.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|t| &t.shape[..])
+    }
+
+    /// A tensor's stored type.
+    pub fn dtype(&self, name: &str) -> Option<DType> {
+        match self.tensors.get(name)?.element {
+            Element::Float(dtype) => Some(dtype),
+            Element::Other(_) => None,
+        }
+    }
+
+    /// Parameters, scales not counted.
+    pub fn parameters(&self) -> usize {
+        self.tensors.values().map(Stored::elements).sum()
+    }
+
+    /// Bytes that the tensors take in their files.
+    pub fn stored_bytes(&self) -> usize {
+        self.tensors.values().chain(self.scales.values()).map(Stored::size).sum()
+    }
+
+    fn find(&self, name: &str) -> Result<&Stored> {
+        self.tensors
+            .get(name)
+            .ok_or_else(|| Error::Internal(format!("the {} has no tensor `{name}`", self.component.title())))
+    }
+
+    fn scale(&self, name: &str, rows: usize) -> Result<Option<Scale>> {
+        let Some(stored) = self.scales.get(name) else { return Ok(None) };
+        let values = stored.to_f32()?;
+        if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
+            let file = stored.file.path.display();
+            return Err(Error::Model(format!(
+                "`{file}` has {bad} among the scales of `{name}`; copy it again"
+            )));
+        }
+        Ok(Some(match values[..] {
+            [one] if rows != 1 || stored.shape.len() < 2 => Scale::PerTensor(one),
+            _ => Scale::PerRow(values),
+        }))
+    }
+}
+
+impl WeightSource for Weights {
+    fn tensor(&self, name: &str) -> Result<HostTensor> {
+        let stored = self.find(name)?;
+        let data =
+            if self.scales.contains_key(name) { self.matrix(name)?.to_f32() } else { stored.to_f32()? };
+        Ok(HostTensor { shape: stored.shape.clone(), data })
+    }
+
+    fn matrix(&self, name: &str) -> Result<Matrix<'_>> {
+        let stored = self.find(name)?;
+        let [rows, rest @ ..] = &stored.shape[..] else {
+            return Err(Error::Internal(format!("`{name}` is a scalar, not a matrix")));
+        };
+        let (dtype, bytes) = stored.bytes()?;
+        Ok(Matrix { rows: *rows, cols: rest.iter().product(), dtype, bytes, scale: self.scale(name, *rows)? })
+    }
+}
+
+/// How a component's files differ from what they should be.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Problems {
+    /// Contradictions about sizes.
+    pub sizes: Vec<String>,
+    pub missing: Vec<String>,
+    pub extra: Vec<String>,
+    pub misshapen: Vec<String>,
+    pub mistyped: Vec<String>,
+}
+
+/// How many of a kind an error names before it only counts them.
+const NAMED: usize = 20;
+
+impl Problems {
+    pub fn is_empty(&self) -> bool {
+        let lists = [&self.sizes, &self.missing, &self.extra, &self.misshapen, &self.mistyped];
+        lists.iter().all(|list| list.is_empty())
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kinds = [
+            (&self.sizes, ""),
+            (&self.missing, "missing"),
+            (&self.extra, "not of this model"),
+            (&self.misshapen, "of the wrong shape"),
+            (&self.mistyped, "of the wrong type"),
+        ];
+        let mut separator = "";
+        for (list, kind) in kinds.into_iter().filter(|(list, _)| !list.is_empty()) {
+            f.write_str(separator)?;
+            separator = "; ";
+            if !kind.is_empty() {
+                write!(f, "{} {kind}: ", list.len())?;
+            }
+            f.write_str(&list[..list.len().min(NAMED)].join(", "))?;
+            if list.len() > NAMED {
+                write!(f, " and {} more", list.len() - NAMED)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A component whose files could be read, complete or not.
+pub(crate) struct Examined<C> {
+    pub component: Component,
+    pub layout: Layout,
+    pub config: C,
+    pub tensors: Tensors,
+    pub scales: Tensors,
+    pub problems: Problems,
+}
+
+impl<C> Examined<C> {
+    /// Compares with the list of what should be there.
+    fn new(component: Component, layout: Layout, parts: Parts, config: C, expected: &[Expected]) -> Self {
+        let Parts { tensors, scales, sizes } = parts;
+        let problems = Problems { sizes, ..compare(component, &tensors, &scales, expected) };
+        Self { component, layout, config, tensors, scales, problems }
+    }
+
+    fn checked(mut self, path: &Path) -> Result<(Weights, C)> {
+        if !self.problems.is_empty() {
+            let (component, problems) = (self.component.title(), &self.problems);
+            return Err(Error::Model(format!(
+                "the {component} in `{}` is not as it should be: {problems}",
+                path.display()
+            )));
+        }
+        self.tensors.retain(|name, _| !schema::ignorable(self.component, name));
+        let Self { component, layout, config, tensors, scales, .. } = self;
+        Ok((Weights { component, layout, tensors, scales }, config))
+    }
+}
+
+struct Parts {
+    tensors: Tensors,
+    scales: Tensors,
+    sizes: Vec<String>,
+}
+
+fn compare(component: Component, tensors: &Tensors, scales: &Tensors, expected: &[Expected]) -> Problems {
+    let mut problems = Problems::default();
+    let by_name: BTreeMap<&str, &Expected> = expected.iter().map(|e| (e.name.as_str(), e)).collect();
+    for want in expected {
+        let Expected { name, shape, quantisable } = want;
+        let Some(have) = tensors.get(name) else {
+            problems.missing.push(format!("`{name}`"));
+            continue;
+        };
+        let fits =
+            have.shape.len() == shape.len() && have.shape.iter().zip(shape).all(|(h, w)| h == w || *w == 0);
+        if !fits {
+            problems.misshapen.push(format!("`{name}` is {:?}, not {}", have.shape, show_shape(shape)));
+        }
+        match (&have.element, scales.get(name)) {
+            (Element::Float(DType::F8E4m3), Some(scale)) if *quantisable => {
+                let rows = have.shape.first().copied().unwrap_or(0);
+                if ![&[][..], &[1], &[rows], &[rows, 1]].contains(&&scale.shape[..]) {
+                    problems
+                        .misshapen
+                        .push(format!("the scale of `{name}` is {:?}, not [{rows}, 1]", scale.shape));
+                }
+                if !matches!(scale.element, Element::Float(DType::F32 | DType::F16 | DType::Bf16)) {
+                    problems.mistyped.push(format!("the scale of `{name}` is {}, not F32", scale.element));
+                }
+            }
+            (Element::Float(DType::F8E4m3), None) if *quantisable => {
+                problems.missing.push(format!("the scale of `{name}`"));
+            }
+            (Element::Float(DType::F32 | DType::F16 | DType::Bf16), None) => {}
+            (Element::Float(DType::F32 | DType::F16 | DType::Bf16), Some(_)) => {
+                problems
+                    .mistyped
+                    .push(format!("`{name}` is {}, not F8_E4M3 as its scale says", have.element));
+            }
+            (element, _) => problems.mistyped.push(format!("`{name}` is {element}, not F32, F16 or BF16")),
+        }
+    }
+    let unknown =
+        |name: &&String| !by_name.contains_key(name.as_str()) && !schema::ignorable(component, name);
+    problems.extra.extend(tensors.keys().filter(unknown).map(|name| format!("`{name}`")));
+    let orphan = |name: &&String| !tensors.contains_key(name.as_str());
+    problems.extra.extend(scales.keys().filter(orphan).map(|name| format!("the scale of `{name}`")));
+    problems
+}
+
+fn show_shape(shape: &[usize]) -> String {
+    let extents: Vec<String> =
+        shape.iter().map(|e| if *e == 0 { "?".to_owned() } else { e.to_string() }).collect();
+    format!("[{}]", extents.join(", "))
+}
+
+/// Opens a DiT: a folder (official, `LightX2V` fp8) or a single safetensors file (or a folder with one; `ComfyUI`).
+///
+/// # Errors
+/// [`Error::Model`] says in one sentence everything that is missing, left over, misshapen or wrongly typed, or which other
+/// model this is.
+pub fn open_dit(path: &Path) -> Result<(Weights, DitConfig)> {
+    examine_dit(path)?.checked(path)
+}
+
+/// Opens a `umT5` encoder: its file, or the model folder with `models_t5_umt5-xxl-enc-*.pth`.
+///
+/// # Errors
+/// As [`open_dit`].
+pub fn open_t5(path: &Path) -> Result<(Weights, T5Config)> {
+    examine_t5(path)?.checked(path)
+}
+
+/// Opens a CLIP vision tower: its file, or the model folder with `models_clip_*.pth`.
+///
+/// # Errors
+/// As [`open_dit`].
+pub fn open_clip(path: &Path) -> Result<(Weights, ClipConfig)> {
+    examine_clip(path)?.checked(path)
+}
+
+/// Opens a VAE: its file, or the model folder with `Wan2.1_VAE.pth`.
+///
+/// # Errors
+/// As [`open_dit`].
+pub fn open_vae(path: &Path) -> Result<(Weights, VaeConfig)> {
+    examine_vae(path)?.checked(path)
+}
+
+pub(crate) fn examine_dit(path: &Path) -> Result<Examined<DitConfig>> {
+    let files = find::dit_files(path)?;
+    let folder = files.first().and_then(|f| f.parent()).unwrap_or(path);
+    let file = ConfigFile::read(folder)?;
+    if let Some(what) = file.as_ref().and_then(foreign_config) {
+        return Err(Error::Model(format!("`{}` {what}", folder.join("config.json").display())));
+    }
+    let tensors = strip_prefix(find::read_files(&files)?, path)?;
+    if let Some(what) = foreign_dit(&tensors) {
+        return Err(Error::Model(format!("`{}` {what}", path.display())));
+    }
+    let (layout, tensors, scales) = split_scales(tensors);
+    let mut sizes = Sizes::new(&tensors);
+    let config = config::dit(&mut sizes, file.as_ref());
+    if config.in_dim != 36 && config.in_dim != 0 {
+        let n = config.in_dim;
+        sizes.problems.push(format!("it takes {n} channels, where image-to-video takes 36"));
+    }
+    let sizes = sizes.problems;
+    let expected = schema::dit(&config);
+    Ok(Examined::new(Component::Dit, layout, Parts { tensors, scales, sizes }, config, &expected))
+}
+
+pub(crate) fn examine_t5(path: &Path) -> Result<Examined<T5Config>> {
+    examine(path, Component::T5, config::t5, schema::t5)
+}
+
+pub(crate) fn examine_clip(path: &Path) -> Result<Examined<ClipConfig>> {
+    examine(path, Component::Clip, config::clip, schema::clip)
+}
+
+pub(crate) fn examine_vae(path: &Path) -> Result<Examined<VaeConfig>> {
+    examine(path, Component::Vae, config::vae, schema::vae)
+}
+
+fn examine<C>(
+    path: &Path,
+    component: Component,
+    config: impl Fn(&mut Sizes<'_>) -> C,
+    schema: impl Fn(&C) -> Vec<Expected>,
+) -> Result<Examined<C>> {
+    let file = find::component_file(path, component)?;
+    let tensors = find::read_file(&file)?;
+    if find::classify(tensors.keys()) != Some(component) {
+        return Err(Error::Model(format!("`{}` {}", file.display(), not_component(component, &tensors))));
+    }
+    let mut sizes = Sizes::new(&tensors);
+    let config = config(&mut sizes);
+    let sizes = sizes.problems;
+    let expected = schema(&config);
+    let parts = Parts { tensors, scales: Tensors::new(), sizes };
+    Ok(Examined::new(component, Layout::Official, parts, config, &expected))
+}
+
+fn not_component(component: Component, tensors: &Tensors) -> String {
+    let has = |part: &str| tensors.keys().any(|n| n.contains(part));
+    let title = component.title();
+    if has("down_blocks.") || has("encoder.block.") || has("vision_model.") {
+        format!("has the tensor names of diffusers and transformers; animd reads the official {title}")
+    } else if component == Component::Vae && has(".downsamples.0.downsamples.") {
+        "is the VAE of Wan2.2; animd runs Wan2.1".to_owned()
+    } else if let Some(other) = find::classify(tensors.keys()) {
+        format!("is a {}, not a {title}", other.title())
+    } else {
+        let some: Vec<String> = tensors.keys().take(3).map(|n| format!("`{n}`")).collect();
+        format!("is not a {title}: it has {} tensors ({})", tensors.len(), some.join(", "))
+    }
+}
+
+/// Another model, by its `config.json`.
+fn foreign_config(file: &ConfigFile) -> Option<String> {
+    if file.class_name.as_deref() == Some("WanTransformer3DModel") {
+        return Some("belongs to the diffusers layout; animd reads the official one".to_owned());
+    }
+    match file.model_type.as_deref() {
+        None | Some("i2v") => None,
+        Some("t2v") => {
+            Some("says `t2v`: this is the text-to-video model; animd needs Wan2.1 image-to-video".to_owned())
+        }
+        Some("flf2v") => Some(
+            "says `flf2v`: this is the first-and-last-frame model; animd needs image-to-video".to_owned(),
+        ),
+        Some("ti2v") => Some("says `ti2v`: this is Wan2.2 5B; animd needs Wan2.1 image-to-video".to_owned()),
+        Some(other) => Some(format!("says model type `{other}`; animd needs Wan2.1 image-to-video (`i2v`)")),
+    }
+}
+
+/// Another model or a layout that is not read, by the names and types of its tensors.
+fn foreign_dit(tensors: &Tensors) -> Option<String> {
+    let has = |part: &str| tensors.keys().any(|n| n.contains(part));
+    let only = "animd runs Wan2.1 image-to-video";
+    let what = if has("condition_embedder.") {
+        "has diffusers' tensor names; animd reads the official layout, and LightX2V's and ComfyUI's fp8 files"
+            .to_owned()
+    } else if has(".lora_") || has("lora_A.") || has("_lora.") {
+        "is a LoRA, not a whole model".to_owned()
+    } else if has("vace_blocks.") {
+        format!("is Wan2.1 VACE; {only}")
+    } else if has("img_emb.emb_pos") {
+        format!("is the first-and-last-frame model (FLF2V); {only}")
+    } else if find::classify(tensors.keys()) != Some(Component::Dit) {
+        match find::classify(tensors.keys()) {
+            Some(other) => format!("is a {}, not a transformer", other.title()),
+            None => format!("is not a Wan transformer; {only}"),
+        }
+    } else if has("weight_global_scale")
+        || has(".comfy_quant")
+        || tensors.values().any(|t| is_int8(&t.element))
+    {
+        "is quantised in a way that animd does not read; it reads LightX2V's fp8 and ComfyUI's fp8_scaled"
+            .to_owned()
+    } else if !has("img_emb.") && !has("cross_attn.k_img") {
+        match tensors.get("patch_embedding.weight").and_then(|t| t.shape.get(1)) {
+            Some(16) => format!("is the text-to-video model (16 channels in, no image embedding); {only}"),
+            _ => format!("has no image embedding, as Wan2.2; {only}"),
+        }
+    } else {
+        return None;
+    };
+    Some(what)
+}
+
+fn is_int8(element: &Element) -> bool {
+    matches!(element, Element::Other(name) if name == "I8")
+}
+
+/// Removes the prefix that `ComfyUI`'s files may have.
+fn strip_prefix(tensors: Tensors, path: &Path) -> Result<Tensors> {
+    let mut all = Tensors::new();
+    for (name, stored) in tensors {
+        let short = ["model.diffusion_model.", "diffusion_model."].iter().find_map(|p| name.strip_prefix(p));
+        let short = short.map_or_else(|| name.clone(), str::to_owned);
+        if all.insert(short.clone(), stored).is_some() {
+            return Err(Error::Model(format!(
+                "`{}` has `{short}` twice, with a prefix and without",
+                path.display()
+            )));
+        }
+    }
+    Ok(all)
+}
+
+/// Takes the scales out, under the names of their weights, and says whose layout this is.
+fn split_scales(tensors: Tensors) -> (Layout, Tensors, Tensors) {
+    let mut layout = Layout::Official;
+    let (mut rest, mut scales) = (Tensors::new(), Tensors::new());
+    for (name, stored) in tensors {
+        if let Some(layer) = name.strip_suffix(".scale_weight") {
+            layout = Layout::ComfyFp8;
+            scales.insert(format!("{layer}.weight"), stored);
+        } else if name == "scaled_fp8" {
+            layout = Layout::ComfyFp8;
+        } else if let Some(layer) = name.strip_suffix(".weight_scale") {
+            layout = Layout::Lightx2vFp8;
+            scales.insert(format!("{layer}.weight"), stored);
+        } else if !name.ends_with(".scale_input") {
+            rest.insert(name, stored);
+        }
+    }
+    (layout, rest, scales)
+}
+
+impl Matrix<'_> {
+    /// The real values, row-major: `stored * scale`.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut values = super::stored::to_f32(self.dtype, &self.bytes);
+        match &self.scale {
+            None => {}
+            Some(Scale::PerTensor(scale)) => values.par_iter_mut().for_each(|v| *v *= scale),
+            Some(Scale::PerRow(scales)) => {
+                let rows = values.par_chunks_mut(self.cols.max(1)).zip(scales);
+                rows.for_each(|(row, scale)| row.iter_mut().for_each(|v| *v *= scale));
+            }
+        }
+        values
+    }
+
+    /// The same matrix with its bytes in memory of its own.
+    pub fn into_owned(self) -> Matrix<'static> {
+        Matrix { bytes: Cow::Owned(self.bytes.into_owned()), ..self }
+    }
+}
+
+/// What [`summarize`] finds out about a component.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Summary {
+    pub files: Vec<PathBuf>,
+    pub layout: Option<Layout>,
+    pub sizes: Vec<(&'static str, usize)>,
+    pub tensors: usize,
+    pub parameters: u64,
+    pub bytes: u64,
+    /// Parameters of each stored type.
+    pub dtypes: BTreeMap<String, u64>,
+    pub problems: Vec<String>,
+}
+
+/// Describes a component whether or not it is as it should be.
+///
+/// # Errors
+/// As [`open_dit`], but only if the files cannot be read at all or are of another model.
+pub(crate) fn summarize(path: &Path, component: Component) -> Result<Summary> {
+    match component {
+        Component::Dit => examine_dit(path).map(|e| summary(&e, e.config.sizes())),
+        Component::T5 => examine_t5(path).map(|e| summary(&e, e.config.sizes())),
+        Component::Clip => examine_clip(path).map(|e| summary(&e, e.config.sizes())),
+        Component::Vae => examine_vae(path).map(|e| summary(&e, e.config.sizes())),
+    }
+}
+
+fn summary<C>(examined: &Examined<C>, sizes: Vec<(&'static str, usize)>) -> Summary {
+    let mut summary = Summary { sizes, layout: Some(examined.layout), ..Summary::default() };
+    for (name, stored) in &examined.tensors {
+        if !schema::ignorable(examined.component, name) {
+            let parameters = stored.elements() as u64;
+            summary.tensors += 1;
+            summary.parameters += parameters;
+            *summary.dtypes.entry(stored.element.to_string()).or_default() += parameters;
+        }
+    }
+    let stored = || examined.tensors.values().chain(examined.scales.values());
+    summary.bytes = stored().map(|s| s.size() as u64).sum();
+    summary.files = stored()
+        .map(|s| s.file.path.clone())
+        .collect::<std::collections::BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    if !examined.problems.is_empty() {
+        summary.problems.push(examined.problems.to_string());
+    }
+    summary
+}
+
+/// Where a model folder has its parts, all checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelDir {
+    /// The folder or file of the DiT, for [`open_dit`].
+    pub dit: PathBuf,
+    /// The `umT5` encoder's file.
+    pub t5: PathBuf,
+    /// The CLIP tower's file.
+    pub clip: PathBuf,
+    /// The VAE's file.
+    pub vae: PathBuf,
+    /// `google/umt5-xxl/tokenizer.json`.
+    pub tokenizer: PathBuf,
+}
+
+impl ModelDir {
+    /// Finds and checks the parts of a model folder as it is downloaded. Nothing but headers is read.
+    ///
+    /// # Errors
+    /// One [`Error::Model`] for everything that is wrong: missing, half-copied or of another model.
+    pub fn open(folder: &Path) -> Result<Self> {
+        Self::open_with(folder, None)
+    }
+
+    /// As [`ModelDir::open`], with the DiT in a folder or file of its own.
+    ///
+    /// # Errors
+    /// As [`ModelDir::open`].
+    pub fn open_with(folder: &Path, dit: Option<&Path>) -> Result<Self> {
+        if !folder.exists() {
+            return Err(Error::Model(format!("the model folder `{}` does not exist", folder.display())));
+        }
+        if !folder.is_dir() {
+            return Err(Error::Model(format!(
+                "`{}` is a file; name the folder of the model",
+                folder.display()
+            )));
+        }
+        let dit = dit.unwrap_or(folder);
+        // An empty folder, or one for another program, is one fact and not five.
+        let files = find::list(folder)?;
+        if dit == folder && !files.iter().any(|n| n.starts_with("models_") || n.starts_with("Wan2.1_VAE")) {
+            open_dit(dit)?;
+        }
+        let mut errors = Vec::new();
+        let mut note = |e| errors.push(e);
+        let dit_config = open_dit(dit).map_err(&mut note).ok().map(|(_, c)| c);
+        let part = |component| find::component_file(folder, component);
+        let t5 = part(Component::T5).and_then(|p| open_t5(&p).map(|(_, c)| (p, c))).map_err(&mut note).ok();
+        let clip =
+            part(Component::Clip).and_then(|p| open_clip(&p).map(|(_, c)| (p, c))).map_err(&mut note).ok();
+        let vae = part(Component::Vae).and_then(|p| open_vae(&p).map(|_| p)).map_err(&mut note).ok();
+        let tokenizer = folder.join("google").join("umt5-xxl").join("tokenizer.json");
+        if !tokenizer.is_file() {
+            note(Error::Model(format!("`{}` holds no `google/umt5-xxl/tokenizer.json`", folder.display())));
+        }
+        if let (Some(dit), Some((path, t5))) = (&dit_config, &t5)
+            && dit.text_dim != t5.dim
+        {
+            let (want, have, path) = (dit.text_dim, t5.dim, path.display());
+            note(Error::Model(format!("the DiT takes text of width {want}, and `{path}` gives {have}")));
+        }
+        if let (Some(dit), Some((path, clip))) = (&dit_config, &clip)
+            && dit.image_dim != clip.dim
+        {
+            let (want, have, path) = (dit.image_dim, clip.dim, path.display());
+            note(Error::Model(format!("the DiT takes images of width {want}, and `{path}` gives {have}")));
+        }
+        find::merge(errors)?;
+        let (Some((t5, _)), Some((clip, _)), Some(vae)) = (t5, clip, vae) else {
+            return Err(Error::Internal("a part of the model is neither found nor missing".to_owned()));
+        };
+        Ok(Self { dit: dit.to_owned(), t5, clip, vae, tokenizer })
+    }
+}

@@ -1,0 +1,85 @@
+//! The safetensors format: eight bytes of header length, a JSON header, then the tensors without gaps
+//! (<https://github.com/huggingface/safetensors>).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::DType;
+use super::stored::{Element, Mapped, Stored};
+use crate::{Error, Result};
+
+/// The longest header that the format allows.
+const MAX_HEADER: usize = 100_000_000;
+
+#[derive(Deserialize)]
+struct Info {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
+}
+
+/// The tensors of a safetensors file.
+///
+/// # Errors
+/// [`Error::Model`] if the header is broken, or if the file is not as long as the header says.
+pub(crate) fn read(file: &Arc<Mapped>) -> Result<BTreeMap<String, Stored>> {
+    let broken = |what: String| Error::Model(format!("`{}` is not usable: {what}", file.path.display()));
+    let total = file.bytes.len();
+    let Some(length) = file.bytes.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)) else {
+        return Err(broken(format!("its {total} bytes are too few for a safetensors header; copy it again")));
+    };
+    let header = usize::try_from(length).unwrap_or(usize::MAX);
+    if header > MAX_HEADER {
+        return Err(broken(format!("its safetensors header claims {length} bytes; copy it again")));
+    }
+    let data = 8 + header;
+    let Some(text) = file.bytes.get(8..data) else {
+        return Err(broken(format!(
+            "it ends within its header, after {total} of {data} bytes; copy it again"
+        )));
+    };
+    let entries: BTreeMap<String, serde_json::Value> = serde_json::from_slice(text)
+        .map_err(|e| broken(format!("its safetensors header is not JSON: {e}")))?;
+    let mut infos = Vec::with_capacity(entries.len());
+    for (name, value) in entries {
+        if name != "__metadata__" {
+            let info: Info = serde_json::from_value(value)
+                .map_err(|e| broken(format!("its header describes `{name}` wrongly: {e}")))?;
+            infos.push((name, info));
+        }
+    }
+    infos.sort_by_key(|(_, info)| info.data_offsets);
+    let mut end = 0;
+    for (name, info) in &infos {
+        let (from, to) = info.data_offsets;
+        if from != end || to < from {
+            return Err(broken(format!("its header has `{name}` at bytes {from} to {to}, not from {end}")));
+        }
+        let elements = info.shape.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent));
+        let fits = match DType::from_name(&info.dtype) {
+            Some(dtype) => elements.and_then(|n| n.checked_mul(dtype.size())) == Some(to - from),
+            // A foreign type is never read: it only has to be counted without overflow.
+            None => elements.is_some(),
+        };
+        if !fits {
+            let Info { dtype, shape, .. } = info;
+            return Err(broken(format!("its header gives `{name}`, {dtype} {shape:?}, {} bytes", to - from)));
+        }
+        end = to;
+    }
+    let expected = data.saturating_add(end);
+    if total != expected {
+        let how = if total < expected { "is only partly there" } else { "is longer than its header says" };
+        return Err(broken(format!("it {how}, {total} of {expected} bytes; copy it again")));
+    }
+    let stored = |info: Info| Stored {
+        file: Arc::clone(file),
+        element: DType::from_name(&info.dtype).map_or(Element::Other(info.dtype), Element::Float),
+        shape: info.shape,
+        strides: None,
+        start: data + info.data_offsets.0,
+    };
+    Ok(infos.into_iter().map(|(name, info)| (name, stored(info))).collect())
+}

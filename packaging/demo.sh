@@ -1,0 +1,142 @@
+#!/usr/bin/env bash
+# Shows the whole path on this machine: builds animd, makes a tiny model, starts the service on a bus of its own, drops a
+# photograph into its inbox, and waits for the video. Writes below target/demo only. SIZE and FRAMES may be set.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+size=${SIZE:-320x192}
+frames=${FRAMES:-81}
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+export PATH=$target/release:$PATH
+# The user's own animd, if any, has nothing to do with this one.
+for variable in "${!ANIMD_@}"; do unset "$variable"; done
+run=
+children=()
+
+# Ends what was started, the last first. Each child leads a process group of its own.
+end_children() {
+    local i child
+    for ((i = ${#children[@]} - 1; i >= 0; i--)); do
+        child=${children[i]}
+        kill -TERM -- "-$child" 2>/dev/null || continue
+        for _ in {1..100}; do
+            kill -0 -- "-$child" 2>/dev/null || continue 2
+            sleep 0.1
+        done
+        kill -KILL -- "-$child" 2>/dev/null || true
+    done
+}
+
+finish() {
+    local status=$?
+    trap - EXIT
+    trap '' INT TERM
+    end_children
+    case $status in
+        0) ;;
+        130 | 143) printf '\nstopped\n' >&2 ;;
+        *)
+            status=1
+            if [ -n "$run" ] && [ -s "$run/animd.log" ]; then
+                printf '\nThe demo failed. The end of %s:\n\n' "$run/animd.log" >&2
+                tail -n 30 "$run/animd.log" >&2
+            else
+                printf '\nThe demo failed.\n' >&2
+            fi
+            ;;
+    esac
+    exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+fail() {
+    printf 'error: %s\n' "$1" >&2
+    exit 1
+}
+
+echo "Building animd (a first build takes some minutes)"
+cargo build --release --locked -p animd-engine -p animd
+
+model=$target/demo/model
+if [ ! -d "$model" ]; then
+    echo "Making a tiny model with random weights in $model"
+    rm -rf "$model.part"
+    mkdir -p "$target/demo"
+    animd-engine synth-model "$model.part" --size tiny
+    mv "$model.part" "$model"
+fi
+
+run=$(mktemp -d "$target/demo/$(date +%Y%m%d-%H%M%S)-XXXX")
+cat >"$run/bus.conf" <<'END'
+<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>session</type>
+  <!-- Not below target/demo: a socket's path has at most 107 bytes. -->
+  <listen>unix:tmpdir=/tmp</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow send_destination="*" eavesdrop="false"/>
+    <allow receive_sender="*"/>
+    <allow own="*"/>
+  </policy>
+</busconfig>
+END
+cat >"$run/animd.toml" <<END
+[model]
+path = "../model"
+
+[folders]
+inbox = "inbox"
+outbox = "outbox"
+state = "state"
+
+[defaults]
+size = "$size"
+frames = $frames
+sampler = "distill"
+seed = 42
+END
+
+echo "Starting a private D-Bus bus and the service"
+setsid dbus-daemon --config-file="$run/bus.conf" --nofork --nopidfile --print-address=3 \
+    3>"$run/bus.address" >"$run/bus.log" 2>&1 </dev/null &
+children+=($!)
+for _ in {1..100}; do
+    [ -s "$run/bus.address" ] && break
+    sleep 0.1
+done
+[ -s "$run/bus.address" ] || fail "dbus-daemon did not start: $(tail -n 3 "$run/bus.log")"
+DBUS_SESSION_BUS_ADDRESS=$(cat "$run/bus.address")
+export DBUS_SESSION_BUS_ADDRESS
+
+setsid animd --user --config "$run/animd.toml" >"$run/animd.log" 2>&1 </dev/null &
+children+=($!)
+for _ in {1..100}; do
+    animctl status >"$run/status" 2>&1 && break
+    kill -0 "${children[-1]}" 2>/dev/null || fail "the service ended at once"
+    sleep 0.1
+done
+animctl status >/dev/null || fail "the service did not answer within 10 s"
+
+echo "Dropping photo.jpg and photo.txt into $run/inbox"
+echo "Steam rises from the cup; the camera moves slowly closer." >"$run/inbox/photo.txt"
+cp packaging/demo/photo.jpg "$run/inbox/"
+if ! packaging/demo/follow.py 3>"$run/job"; then
+    if [ -s "$run/job" ]; then animctl show "$(cat "$run/job")" || true; fi
+    fail "there is no video"
+fi
+
+video=$run/outbox/photo-42.mp4
+echo
+echo "What the service's log has of the job:"
+animctl show "$(cat "$run/job")"
+echo
+echo "What ffprobe says of the video:"
+ffprobe -v error -select_streams v:0 -of compact=print_section=0 \
+    -show_entries stream=codec_name,profile,width,height,pix_fmt,color_space,avg_frame_rate,nb_frames,duration "$video"
+echo
+echo "The weights are random, so the picture is noise; a real model goes through the same path."
+echo "The video: $video"

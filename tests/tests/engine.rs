@@ -1,0 +1,362 @@
+//! `animd-engine` as a user runs it, on the tiny model.
+
+mod common;
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{ffprobe, fixture, names, picture, program, run, stderr, tiny_model};
+use tempfile::TempDir;
+
+/// A folder with a picture in it.
+fn scene() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("cat.png");
+    picture(&path, 120, 80);
+    (folder, path)
+}
+
+/// `generate` with settings that take a second.
+fn generate(image: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(program("animd-engine"));
+    command.arg("generate").arg(image).arg("--out").arg(out).arg("--model").arg(tiny_model());
+    command.args(["--size", "64x48", "--frames", "5", "--sampler", "distill", "--seed", "7"]).args(more);
+    command
+}
+
+/// The run failed with one sentence that has all these words, and left nothing in `folder` but `kept`.
+#[track_caller]
+fn refused(output: &Output, words: &[&str], folder: &Path, kept: &[&str]) {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    for word in words {
+        assert!(text.contains(word), "no {word:?} in: {text}");
+    }
+    let lines: Vec<_> = text.lines().filter(|l| l.starts_with("error: ")).collect();
+    assert_eq!(lines.len(), 1, "{text}");
+    assert_eq!(names(folder), kept, "{text}");
+}
+
+#[test]
+fn makes_a_video_that_players_open() {
+    let (folder, image) = scene();
+    let out = folder.path().join("cat.mp4");
+    let output = run(&mut generate(&image, &out, &["-p", "the cat = turns;\nits #head \\ 猫", "--json"]));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(said["report"]["frames"], 5);
+    assert_eq!(said["report"]["forwards_computed"], 4);
+    assert_eq!(said["report"]["seed"], 7);
+
+    let found = ffprobe(&out);
+    let stream = &found["streams"][0];
+    for (key, value) in [
+        ("codec_name", "h264"),
+        ("pix_fmt", "yuv420p"),
+        ("color_space", "bt709"),
+        ("color_transfer", "bt709"),
+        ("color_primaries", "bt709"),
+        ("color_range", "tv"),
+        ("r_frame_rate", "16/1"),
+        ("nb_read_frames", "5"),
+    ] {
+        assert_eq!(stream[key], value, "{key}");
+    }
+    assert_eq!((&stream["width"], &stream["height"]), (&64.into(), &48.into()));
+    let made: serde_json::Value =
+        serde_json::from_str(found["format"]["tags"]["comment"].as_str().expect("a comment")).expect("JSON");
+    assert_eq!(made["request"], said["request"]);
+    assert_eq!(made["request"]["prompt"], "the cat = turns;\nits #head \\ 猫");
+    assert_eq!(names(folder.path()), ["cat.mp4", "cat.png"]);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_file_and_another_seed_another() {
+    let (folder, image) = scene();
+    let make = |name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        let output = run(&mut generate(&image, &out, more));
+        assert!(output.status.success(), "{}", stderr(&output));
+        let frames = run(Command::new("ffmpeg").args(["-v", "error", "-i"]).arg(&out).args(["-f", "md5", "-"]));
+        String::from_utf8(frames.stdout).expect("a sum")
+    };
+    let first = make("1.mp4", &["-p", "a"]);
+    assert_eq!(first, make("2.mp4", &["-p", "a"]));
+    assert_ne!(first, make("3.mp4", &["-p", "a", "--seed", "8"]));
+    assert_ne!(first, make("4.mp4", &["-p", "b"]));
+    assert_ne!(first, make("5.mp4", &["-p", "a", "--noise", "cpu"]));
+    assert_ne!(first, make("6.mp4", &["-p", "a", "--sampler", "distill-renoise"]));
+}
+
+#[test]
+fn every_sampler_cache_and_tiling_runs() {
+    let (folder, image) = scene();
+    for (i, more) in [
+        &["--sampler", "unipc", "--steps", "4"][..],
+        &["--sampler", "unipc", "--steps", "1", "--guidance", "1"],
+        &["--sampler", "unipc", "--steps", "8", "--step-cache", "magcache"],
+        &["--sampler", "unipc", "--steps", "8", "--step-cache", "teacache", "--step-cache-threshold", "0.3"],
+        &["--sampler", "unipc", "--steps", "8", "--step-cache", "teacache-ret"],
+        &["--tiling", "tiled", "--size", "320x16"],
+        &["--resize", "adaptive", "--size", "48x64", "--frames", "1"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = folder.path().join(format!("{i}.mp4"));
+        let mut command = Command::new(program("animd-engine"));
+        command.arg("generate").arg(&image).arg("--out").arg(&out).arg("--model").arg(tiny_model()).args(more);
+        let given = |flag: &str| more.contains(&flag);
+        for (flag, value) in [("--size", "64x48"), ("--frames", "5"), ("--sampler", "distill"), ("--seed", "7")] {
+            if !given(flag) {
+                command.args([flag, value]);
+            }
+        }
+        let output = run(command.arg("--json"));
+        assert!(output.status.success(), "{more:?}: {}", stderr(&output));
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let skipped = said["report"]["forwards_skipped"].as_u64().expect("a count");
+        assert_eq!(skipped > 0, given("magcache") || given("teacache"), "{more:?}: {skipped} skipped");
+    }
+}
+
+#[test]
+fn pictures_that_cannot_be_used_get_a_sentence() {
+    let (folder, image) = scene();
+    let whole = std::fs::read(&image).expect("the picture");
+    let mut wide = whole.clone();
+    // The width in the header, with its checksum unchanged: refused all the same, before any row is read.
+    wide[16..20].copy_from_slice(&40_000u32.to_be_bytes());
+    let mut heic = vec![0, 0, 0, 24];
+    heic.extend_from_slice(b"ftypheic\0\0\0\0mif1heic");
+    let bad = folder.path().join("bad.png");
+    for (bytes, words) in [
+        (&b"hello, this is text"[..], &["bad.png"][..]),
+        (b"", &["bad.png", "empty"]),
+        (&whole[..whole.len() / 2], &["bad.png"]),
+        (&whole[..20], &["bad.png"]),
+        (&wide, &["bad.png"]),
+        (&heic, &["HEIC", "JPEG"]),
+    ] {
+        std::fs::write(&bad, bytes).expect("the file is written");
+        let output = run(&mut generate(&bad, &folder.path().join("out.mp4"), &["-p", "x"]));
+        refused(&output, words, folder.path(), &["bad.png", "cat.png"]);
+    }
+    std::fs::remove_file(&bad).expect("it is removed");
+    for image in [folder.path(), &folder.path().join("missing.png")] {
+        let output = run(&mut generate(image, &folder.path().join("out.mp4"), &["-p", "x"]));
+        refused(&output, &[], folder.path(), &["cat.png"]);
+    }
+    // Twenty kilometres of one pixel's height have no video's shape.
+    let strip = folder.path().join("strip.png");
+    picture(&strip, 20_000, 1);
+    let output = Command::new(program("animd-engine"))
+        .args(["generate", "-p", "x", "--size", "480p", "--model"])
+        .args([tiny_model().as_os_str(), OsStr::new("--out")])
+        .args([&folder.path().join("out.mp4"), &strip])
+        .output()
+        .expect("it runs");
+    refused(&output, &["20000"], folder.path(), &["cat.png", "strip.png"]);
+}
+
+#[test]
+fn one_pixel_is_a_picture() {
+    let (folder, image) = scene();
+    picture(&image, 1, 1);
+    let output = run(&mut generate(&image, &folder.path().join("out.mp4"), &["-p", "x"]));
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn prompts_of_every_kind() {
+    let (folder, image) = scene();
+    let out = folder.path().join("out.mp4");
+    let output = run(&mut generate(&image, &out, &["-p", ""]));
+    assert!(output.status.success(), "an empty prompt: {}", stderr(&output));
+    std::fs::remove_file(&out).expect("a video");
+
+    let prompt = folder.path().join("prompt.txt");
+    let mut from_file = generate(&image, &out, &[]);
+    from_file.arg("--prompt-file").arg(&prompt);
+    std::fs::write(&prompt, "long ".repeat(20_000)).expect("written");
+    refused(&run(&mut from_file), &["100000 bytes", "16384"], folder.path(), &["cat.png", "prompt.txt"]);
+    std::fs::write(&prompt, b"good \xff bad").expect("written");
+    refused(&run(&mut from_file), &["UTF-8", "byte 5"], folder.path(), &["cat.png", "prompt.txt"]);
+    // More than 512 tokens are cut, and that is said.
+    std::fs::write(&prompt, "word ".repeat(2000)).expect("written");
+    let output = run(from_file.env("ANIMD_LOG_LEVEL", "warn"));
+    assert!(output.status.success() && stderr(&output).contains("the first 512"), "{}", stderr(&output));
+    std::fs::remove_file(&out).expect("a video");
+
+    let output = run(generate(&image, &out, &["-p"]).arg(OsStr::from_bytes(b"\xff\xfe")));
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("UTF-8"), "{}", stderr(&output));
+    assert_eq!(names(folder.path()), ["cat.png", "prompt.txt"]);
+}
+
+#[test]
+fn settings_out_of_range_are_named() {
+    let (folder, image) = scene();
+    for (more, words) in [
+        (&["--frames", "80"][..], &["frames 80", "81"][..]),
+        (&["--quality", "52"], &["quality 52"]),
+        (&["--guidance", "NaN"], &["guidance NaN"]),
+        (&["--steps", "5"], &["steps 5", "4 steps"]),
+        (&["--step-cache", "magcache"], &["step cache"]),
+    ] {
+        let mut command = Command::new(program("animd-engine"));
+        command.arg("generate").arg(&image).arg("--out").arg(folder.path().join("out.mp4"));
+        command.arg("--model").arg(tiny_model()).args(["--sampler", "distill", "--size", "64x48"]).args(more);
+        refused(&run(&mut command), words, folder.path(), &["cat.png"]);
+    }
+    let output = run(Command::new(program("animd-engine")).args(["generate", "x.png", "--size", "100x100"]));
+    assert!(stderr(&output).contains("multiple of 16") && stderr(&output).contains("96"), "{}", stderr(&output));
+}
+
+#[test]
+fn an_existing_video_and_an_unwritable_folder_are_left_alone() {
+    let (folder, image) = scene();
+    let out = folder.path().join("out.mp4");
+    std::fs::write(&out, "mine").expect("written");
+    let output = run(&mut generate(&image, &out, &["-p", "x"]));
+    refused(&output, &["out.mp4", "exists"], folder.path(), &["cat.png", "out.mp4"]);
+    assert_eq!(std::fs::read(&out).expect("still there"), b"mine");
+    // A file where a folder should be; permission bits do not bind root, under which tests may run.
+    let output = run(&mut generate(&image, &out.join("video.mp4"), &["-p", "x"]));
+    refused(&output, &["out.mp4"], folder.path(), &["cat.png", "out.mp4"]);
+    let output = run(&mut generate(&image, Path::new("/proc/video.mp4"), &["-p", "x"]));
+    refused(&output, &["/proc"], folder.path(), &["cat.png", "out.mp4"]);
+}
+
+#[test]
+fn a_full_disk_gets_a_sentence_and_leaves_nothing() {
+    let (folder, image) = scene();
+    // A limit on the size of files stands for the disk's end: it needs no rights, and fails the same write.
+    let command = generate(&image, &folder.path().join("out.mp4"), &["-p", "x", "--size", "320x192", "--quality", "1"]);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -f 8; exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+    refused(&run(&mut limited), &["out.mp4"], folder.path(), &["cat.png"]);
+}
+
+#[test]
+fn model_folders_that_cannot_be_used_get_a_sentence() {
+    let (folder, image) = scene();
+    let out = folder.path().join("out.mp4");
+    let models = tempfile::tempdir().expect("a temporary folder");
+    let with_model = |model: &Path| {
+        let mut command = Command::new(program("animd-engine"));
+        command.arg("generate").arg(&image).arg("--out").arg(&out).arg("--model").arg(model).args(["-p", "x"]);
+        run(&mut command)
+    };
+    refused(&with_model(models.path()), &[&models.path().display().to_string()], folder.path(), &["cat.png"]);
+    refused(&with_model(&models.path().join("none")), &["none"], folder.path(), &["cat.png"]);
+    refused(&with_model(&image), &["cat.png"], folder.path(), &["cat.png"]);
+
+    let copy = |name: &str| {
+        let to = models.path().join(name);
+        let status = Command::new("cp").arg("-r").arg(tiny_model()).arg(&to).status().expect("cp");
+        assert!(status.success());
+        to
+    };
+    // Half-copied: the file of the DiT ends early; then a part is missing altogether.
+    let half = copy("half");
+    let dit = half.join("diffusion_pytorch_model.safetensors");
+    let length = std::fs::metadata(&dit).expect("it is there").len();
+    std::fs::File::options().write(true).open(&dit).and_then(|f| f.set_len(length / 2)).expect("truncated");
+    refused(&with_model(&half), &["diffusion_pytorch_model.safetensors"], folder.path(), &["cat.png"]);
+    let part = copy("part");
+    std::fs::remove_file(part.join("Wan2.1_VAE.pth")).expect("removed");
+    refused(&with_model(&part), &["VAE"], folder.path(), &["cat.png"]);
+    // Another model: text-to-video has no picture beside its noise.
+    let other = copy("other");
+    let config = std::fs::read_to_string(other.join("config.json")).expect("read");
+    let config = config.replace("\"i2v\"", "\"t2v\"").replace("\"in_dim\": 36", "\"in_dim\": 16");
+    std::fs::write(other.join("config.json"), config).expect("written");
+    refused(&with_model(&other), &["t2v"], folder.path(), &["cat.png"]);
+}
+
+#[test]
+fn ctrl_c_leaves_nothing_behind() {
+    let (folder, image) = scene();
+    let mut command = generate(&image, &folder.path().join("out.mp4"), &["-p", "x"]);
+    let mut child = command
+        .args(["--sampler", "unipc", "--steps", "1000"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("cannot start: {e}"));
+    let started = Instant::now();
+    while !names(folder.path()).iter().any(|n| n.ends_with(".part")) {
+        assert!(started.elapsed() < Duration::from_secs(60), "it never began to write");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it still runs");
+    let status = child.wait().expect("it ends");
+    assert_eq!(status.code(), Some(130));
+    assert_eq!(names(folder.path()), ["cat.png"]);
+}
+
+#[test]
+fn the_quantised_layouts_run() {
+    let (folder, image) = scene();
+    for layout in ["lightx2v_fp8", "comfy_fp8"] {
+        let out = folder.path().join(format!("{layout}.mp4"));
+        let output = run(generate(&image, &out, &["-p", "x", "--dit"]).arg(fixture("tiny-a").join(layout)));
+        assert!(output.status.success(), "{layout}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_made_up_model_is_inspected_and_runs() {
+    let (folder, image) = scene();
+    let model = folder.path().join("model");
+    let engine = || Command::new(program("animd-engine"));
+    let output = run(engine().arg("synth-model").arg(&model).args(["--size", "tiny"]));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let output = run(engine().arg("inspect").arg(&model).arg("--json"));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(found.to_string().contains("official"), "{found}");
+    // What is there already is not written over.
+    let output = run(engine().arg("synth-model").arg(&model).args(["--size", "tiny"]));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+
+    let out = folder.path().join("out.mp4");
+    let output = run(generate(&image, &out, &["-p", "x"]).env("ANIMD_MODEL_PATH", &model).args(["--model"]).arg(&model));
+    assert!(!output.status.success(), "two models were given");
+    let mut command = engine();
+    command.arg("generate").arg(&image).arg("--out").arg(&out).arg("--model").arg(&model);
+    let output = run(command.args(["-p", "x", "--size", "64x48", "--frames", "5", "--sampler", "distill"]));
+    assert!(output.status.success(), "{}", stderr(&output));
+
+    std::fs::remove_file(model.join("Wan2.1_VAE.pth")).expect("removed");
+    let output = run(engine().arg("inspect").arg(&model));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+}
+
+#[test]
+fn help_has_an_example_for_every_command() {
+    for command in ["generate", "inspect", "synth-model"] {
+        let output = run(Command::new(program("animd-engine")).args([command, "--help"]));
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("Example") && text.contains("animd-engine"), "{text}");
+    }
+    // A reader that goes away is no error.
+    let mut child = Command::new(program("animd-engine"))
+        .args(["inspect", "--json"])
+        .arg(tiny_model())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("cannot start: {e}"));
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let _ = std::io::stderr().flush();
+}
