@@ -1,1 +1,13 @@
-//! CUDA kernels and their launchers; knows nothing of models.
+//! CUDA kernels and their launchers. Knows nothing of models.
+//!
+//! The kernels are CUDA C++ under `cuda/`, architecture first. With the feature `cuda` they are compiled and embedded,
+//! and [`cuda`] launches them through the driver's library, which is opened at run time: a program with this feature
+//! starts on a machine without a driver, too. Without the feature only [`target_for`] is here.
+//!
+//! `NOTES.md` has the arithmetic of each kernel and what was measured.
+
+#[cfg(feature = "cuda")]
+pub mod cuda;
+mod target;
+
+pub use target::{Target, target_for};

@@ -1,0 +1,116 @@
+//! With the feature `cuda`: compiles each kernel under `cuda/` into one fatbin of its own in `OUT_DIR`, for
+//! `src/cuda/module.rs` to embed. Without it nothing is done and nvcc is not needed.
+
+use std::env;
+use std::error::Error;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::SystemTime;
+
+/// The folders of kernels, and what nvcc builds each for. `wgmma` exists for `sm_90a` alone, which is compatible with no
+/// other card: there is no PTX of it for newer ones.
+const FOLDERS: &[(&str, &[&str])] = &[("sm90", &["-gencode", "arch=compute_90a,code=sm_90a"])];
+
+const MISSING: &str = "the feature `cuda` of animd-kernels needs nvcc 12.4 or newer: run `packaging/cuda-toolchain.sh`, \
+                       or set `CUDA_HOME`, or put nvcc on `PATH`";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return Ok(());
+    }
+    println!("cargo::rerun-if-changed=cuda");
+    println!("cargo::rerun-if-env-changed=CUDA_HOME");
+    println!("cargo::rerun-if-env-changed=PATH");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let Some(nvcc) = find_nvcc(&PathBuf::from(env::var("CARGO_MANIFEST_DIR")?)) else {
+        println!("cargo::error={MISSING}");
+        return Ok(());
+    };
+
+    let mut jobs = Vec::new();
+    for (folder, targets) in FOLDERS {
+        let folder = Path::new("cuda").join(folder);
+        let common = newest(&[&nvcc, Path::new("build.rs")], files(&folder, "cuh")?)?;
+        for source in files(&folder, "cu")? {
+            let fatbin =
+                out.join(source.file_name().ok_or("a kernel without a name")?).with_extension("fatbin");
+            let changed = newest(&[&source], Vec::new())?.max(common);
+            if fs::metadata(&fatbin).and_then(|m| m.modified()).is_ok_and(|built| built > changed) {
+                continue;
+            }
+            jobs.push((source, fatbin, *targets));
+        }
+    }
+
+    let threads = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let (jobs, failed) = (Mutex::new(jobs), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let job = jobs.lock().ok().and_then(|mut jobs| jobs.pop());
+                    let Some((source, fatbin, targets)) = job else { break };
+                    if let Err(message) = compile(&nvcc, &source, &fatbin, targets) {
+                        println!("cargo::error={}", message.replace('\n', " | "));
+                        failed.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    if failed.load(Ordering::Relaxed) { Err("a kernel does not compile".into()) } else { Ok(()) }
+}
+
+fn find_nvcc(manifest: &Path) -> Option<PathBuf> {
+    let name = format!("nvcc{}", env::consts::EXE_SUFFIX);
+    let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let toolchain = manifest.join("../.cuda/nvidia/cu13/bin");
+    home.into_iter()
+        .chain(env::split_paths(&path))
+        .chain([toolchain])
+        .map(|folder| folder.join(&name))
+        .find(|nvcc| nvcc.is_file())
+}
+
+fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, Box<dyn Error>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension() == Some(OsStr::new(extension)) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn newest(some: &[&Path], more: Vec<PathBuf>) -> Result<SystemTime, Box<dyn Error>> {
+    let mut newest = SystemTime::UNIX_EPOCH;
+    for path in some.iter().map(|p| p.to_path_buf()).chain(more) {
+        newest = newest.max(fs::metadata(path)?.modified()?);
+    }
+    Ok(newest)
+}
+
+fn compile(nvcc: &Path, source: &Path, fatbin: &Path, targets: &[&str]) -> Result<(), String> {
+    let partial = fatbin.with_extension("part");
+    let output = Command::new(nvcc)
+        .args(["-std=c++17", "-O3", "-fatbin"])
+        .args(targets)
+        .arg("-o")
+        .arg(&partial)
+        .arg(source)
+        .output()
+        .map_err(|e| format!("cannot run `{}`: {e}", nvcc.display()))?;
+    if !output.status.success() {
+        return Err(format!("{}: {}", source.display(), String::from_utf8_lossy(&output.stderr)));
+    }
+    fs::rename(&partial, fatbin).map_err(|e| format!("cannot write `{}`: {e}", fatbin.display()))
+}

@@ -1,0 +1,264 @@
+// Attention for Hopper, bf16 in and out: softmax(Q K^T * scale) V over heads of 128, no mask, f32 softmax.
+//
+// One block owns 128 rows of Q of one head and walks over all keys. One warpgroup copies (one thread of it works);
+// two compute 64 rows each and take turns at the tensor cores: while one multiplies, the other takes exponentials.
+// Within a warpgroup Q K^T of a tile runs with P V of the one before. (Schedule after FlashAttention-3,
+// arXiv 2407.08608.) Tiles of 160 or 176 keys and clusters of two blocks that share tiles were no faster.
+#include <cuda_bf16.h>
+
+#include "hopper.cuh"
+
+using namespace hopper;
+
+namespace {
+
+constexpr int kHeadDim = 128;
+constexpr int kRows = 128;         // queries of a block
+constexpr int kKeys = 128;         // keys of a tile
+constexpr int kStages = 2;         // tiles of K, and of V, in flight
+constexpr int kConsumers = 2;
+constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
+
+constexpr uint32_t kRowBytes = 128;
+constexpr uint32_t kGroupBytes = 8 * kRowBytes;
+constexpr uint32_t kQueryPanelBytes = kRows * kRowBytes;
+constexpr uint32_t kPanelBytes = kKeys * kRowBytes;
+constexpr uint32_t kQueryBytes = 2 * kQueryPanelBytes;
+constexpr uint32_t kTileBytes = 2 * kPanelBytes;
+
+// Offsets from the first 1024-byte boundary of dynamic shared memory.
+constexpr uint32_t kKeyOffset = kQueryBytes;
+constexpr uint32_t kValueOffset = kKeyOffset + kStages * kTileBytes;
+constexpr uint32_t kBarrierOffset = kValueOffset + kStages * kTileBytes;
+constexpr uint32_t kSharedBytes = kBarrierOffset + 8 * (1 + 4 * kStages) + 1024;
+static_assert(kSharedBytes <= 232448, "a block of Hopper has 227 KiB of shared memory");
+static_assert(kPanelBytes % 1024 == 0, "a swizzle atom is 1024 bytes");
+
+struct Barriers {
+    uint32_t base;
+    __device__ uint32_t query() const { return base; }
+    __device__ uint32_t key_full(int stage) const { return base + 8 * (1 + stage); }
+    __device__ uint32_t value_full(int stage) const { return base + 8 * (1 + kStages + stage); }
+    __device__ uint32_t key_empty(int stage) const { return base + 8 * (1 + 2 * kStages + stage); }
+    __device__ uint32_t value_empty(int stage) const { return base + 8 * (1 + 3 * kStages + stage); }
+};
+
+// Position in a ring of kStages slots; `parity` flips at each turn.
+struct Ring {
+    int stage = 0;
+    uint32_t parity = 0;
+    __device__ void next() {
+        if (++stage == kStages) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+__device__ __forceinline__ void load_tile(
+    uint32_t to, const CUtensorMap* map, uint32_t full, uint32_t empty, uint32_t parity, int row, int head) {
+    barrier_wait(empty, parity ^ 1);
+    barrier_expect(full, kTileBytes);
+    load_3d(to, map, full, 0, row, 2 * head);
+}
+
+// The two rows whose scores a thread holds: accumulators 4j, 4j+1 belong to one row, 4j+2, 4j+3 to the row 8 below.
+struct Softmax {
+    float maximum[2] = {-INFINITY, -INFINITY};
+    float sum[2] = {0.f, 0.f};   // of this thread's columns; the four threads of a row are added at the end
+    float rescale[2] = {1.f, 1.f};
+
+    // Scores to exponentials, in place; `scale` includes log2(e).
+    __device__ __forceinline__ void step(float (&s)[kKeys / 2], float scale) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float top = maximum[r];
+#pragma unroll
+            for (int i = 2 * r; i < kKeys / 2; i += 4) top = fmaxf(top, fmaxf(s[i], s[i + 1]));
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+            rescale[r] = exp2_fast((maximum[r] - top) * scale);
+            maximum[r] = top;
+            const float shift = top * scale;
+            float even = sum[r] * rescale[r], odd = 0.f;
+#pragma unroll
+            for (int i = 2 * r; i < kKeys / 2; i += 4) {
+                s[i] = exp2_fast(fmaf(s[i], scale, -shift));
+                s[i + 1] = exp2_fast(fmaf(s[i + 1], scale, -shift));
+                even += s[i];
+                odd += s[i + 1];
+            }
+            sum[r] = even + odd;
+        }
+    }
+};
+
+__device__ __forceinline__ void multiply_keys(float (&s)[kKeys / 2], uint64_t query, uint64_t key) {
+#pragma unroll
+    for (int k = 0; k < kHeadDim / 16; k++) {
+        const uint32_t panel = k / 4, column = (k % 4) * 32;
+        mma_bf16(s, query + ((panel * kQueryPanelBytes + column) >> 4), key + ((panel * kPanelBytes + column) >> 4), k != 0);
+    }
+}
+
+__device__ __forceinline__ void multiply_values(
+    float (&o)[kHeadDim / 2], const uint32_t (&p)[kKeys / 4], uint64_t value, bool accumulate) {
+#pragma unroll
+    for (int k = 0; k < kKeys / 16; k++)
+        mma_bf16_rows(o, p + 4 * k, value + ((k * 16 * kRowBytes) >> 4), accumulate || k != 0);
+}
+
+__device__ __forceinline__ void pack(uint32_t (&p)[kKeys / 4], const float (&s)[kKeys / 2]) {
+#pragma unroll
+    for (int i = 0; i < kKeys / 4; i++) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
+}
+
+}  // namespace
+
+// q: [rows, heads * 128], k, v: [keys, heads * 128], bf16, through maps of [heads * 2][rows][64 columns], boxes of
+// [2][128][64]; output: like q, `output_stride` elements a row; scale: includes log2(e).
+// Grid: (blocks of 128 rows, heads), 384 threads.
+extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_bf16(
+    const __grid_constant__ CUtensorMap query_map, const __grid_constant__ CUtensorMap key_map,
+    const __grid_constant__ CUtensorMap value_map, __nv_bfloat16* output, int64_t output_stride, int rows, int keys,
+    float scale) {
+    extern __shared__ uint8_t shared[];
+    const uint32_t base = (shared_address(shared) + 1023) & ~1023u;
+    const Barriers barriers{base + kBarrierOffset};
+    const int warpgroup = uniform(threadIdx.x / kWarpgroup);
+    const int thread = threadIdx.x % kWarpgroup;
+    const int head = blockIdx.y;
+    const int first_row = blockIdx.x * kRows;
+    const int tiles = (keys + kKeys - 1) / kKeys;
+
+    if (threadIdx.x == 0) {
+        prefetch(&query_map);
+        prefetch(&key_map);
+        prefetch(&value_map);
+        barrier_init(barriers.query(), 1);
+        for (int stage = 0; stage < kStages; stage++) {
+            barrier_init(barriers.key_full(stage), 1);
+            barrier_init(barriers.value_full(stage), 1);
+            barrier_init(barriers.key_empty(stage), kConsumers);
+            barrier_init(barriers.value_empty(stage), kConsumers);
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+
+    // Tiles are taken from the last to the first, so that only the first taken needs a mask.
+    if (warpgroup == 0) {
+        release_registers<24>();
+        if (thread == 0) {
+            barrier_expect(barriers.query(), kQueryBytes);
+            load_3d(base, &query_map, barriers.query(), 0, first_row, 2 * head);
+            Ring key, value;
+            for (int tile = tiles - 1; tile >= -1; tile--) {
+                if (tile >= 0) {
+                    load_tile(base + kKeyOffset + key.stage * kTileBytes, &key_map, barriers.key_full(key.stage),
+                              barriers.key_empty(key.stage), key.parity, tile * kKeys, head);
+                    key.next();
+                }
+                if (tile + 1 < tiles) {
+                    load_tile(base + kValueOffset + value.stage * kTileBytes, &value_map,
+                              barriers.value_full(value.stage), barriers.value_empty(value.stage), value.parity,
+                              (tile + 1) * kKeys, head);
+                    value.next();
+                }
+            }
+        }
+    } else {
+        take_registers<240>();
+        const int consumer = warpgroup - 1;
+        const int turn = 1 + consumer, other_turn = 2 - consumer;
+        const uint64_t query = descriptor(base + consumer * 64 * kRowBytes, kGroupBytes, 0);
+        const uint64_t key_tiles = descriptor(base + kKeyOffset, kGroupBytes, 0);
+        const uint64_t value_tiles = descriptor(base + kValueOffset, kGroupBytes, kPanelBytes);
+        constexpr uint32_t kTileStep = kTileBytes >> 4;
+
+        float s[kKeys / 2];
+        float o[kHeadDim / 2];
+        uint32_t p[kKeys / 4];
+        Softmax softmax;
+        Ring key, value;
+
+        if (consumer == 1 && tiles > 1) named_arrive(other_turn, kConsumers * kWarpgroup);
+
+        barrier_wait(barriers.query(), 0);
+        barrier_wait(barriers.key_full(0), 0);
+        pin(s);
+        mma_fence();
+        multiply_keys(s, query, key_tiles);
+        mma_commit();
+        mma_wait<0>();
+        pin(s);
+        if (thread == 0) barrier_arrive(barriers.key_empty(0));
+        key.next();
+        const int left = keys - (tiles - 1) * kKeys - 2 * (thread % 4);
+#pragma unroll
+        for (int i = 0; i < kKeys / 2; i++)
+            if (i / 4 * 8 + i % 2 >= left) s[i] = -INFINITY;
+        softmax.step(s, scale);
+        pack(p, s);
+
+        for (int tile = 1; tile < tiles; tile++) {
+            barrier_wait(barriers.key_full(key.stage), key.parity);
+            named_sync(turn, kConsumers * kWarpgroup);
+            pin(s);
+            mma_fence();
+            multiply_keys(s, query, key_tiles + key.stage * kTileStep);
+            mma_commit();
+            if (tile > 1) {
+#pragma unroll
+                for (int i = 0; i < kHeadDim / 2; i++) o[i] *= softmax.rescale[(i / 2) % 2];
+            }
+            barrier_wait(barriers.value_full(value.stage), value.parity);
+            pin(o);
+            pin(p);
+            mma_fence();
+            multiply_values(o, p, value_tiles + value.stage * kTileStep, tile > 1);
+            mma_commit();
+            if (consumer == 0 || tile + 1 < tiles) named_arrive(other_turn, kConsumers * kWarpgroup);
+            mma_wait<1>();
+            pin(s);
+            if (thread == 0) barrier_arrive(barriers.key_empty(key.stage));
+            key.next();
+            softmax.step(s, scale);
+            hold_until_known(softmax.sum[0] + softmax.sum[1], base);
+            mma_wait<0>();
+            pin(o);
+            pin(p);
+            if (thread == 0) barrier_arrive(barriers.value_empty(value.stage));
+            value.next();
+            pack(p, s);
+        }
+
+        if (tiles > 1) {
+#pragma unroll
+            for (int i = 0; i < kHeadDim / 2; i++) o[i] *= softmax.rescale[(i / 2) % 2];
+        }
+        barrier_wait(barriers.value_full(value.stage), value.parity);
+        pin(o);
+        pin(p);
+        mma_fence();
+        multiply_values(o, p, value_tiles + value.stage * kTileStep, tiles > 1);
+        mma_commit();
+        mma_wait<0>();
+        pin(o);
+
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float sum = softmax.sum[r];
+            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            const float inverse = 1.f / sum;
+            const int row = first_row + consumer * 64 + (thread / 32) * 16 + (thread % 32) / 4 + 8 * r;
+            if (row < rows) {
+                uint32_t* to = reinterpret_cast<uint32_t*>(output + row * output_stride + head * kHeadDim) + thread % 4;
+#pragma unroll
+                for (int j = 0; j < kHeadDim / 8; j++)
+                    to[4 * j] = pack_bf16(o[4 * j + 2 * r] * inverse, o[4 * j + 2 * r + 1] * inverse);
+            }
+        }
+    }
+}

@@ -1,0 +1,30 @@
+// Q of the 8-bit attention: bf16, rotated, to int8 with a scale a row and head.
+#include "attention_8bit.cuh"
+
+using namespace eight_bit;
+
+namespace {
+
+// log2(e) / sqrt(128), over the 128 by which the rotation multiplies scores.
+constexpr float kLogit = 1.4426950408889634f * 0.08838834764831845f / 128.f;
+
+}  // namespace
+
+// q: [rows, heads * 128] -> quantized: the same shape, dense; scale: [heads, rows] f32, kLogit included, so that scores
+// are exponents of 2. Grid: (blocks of 96 rows, heads), 384 threads.
+extern "C" __global__ void __launch_bounds__(kRowThreads) attention_quantize_query(
+    const __nv_bfloat16* q, int64_t stride, uint8_t* quantized, float* scale, int rows) {
+    const int lane = threadIdx.x % 4, head = blockIdx.y;
+    const int row = blockIdx.x * kKeys + threadIdx.x / 4;
+    const int column = head * kHeadDim + lane * kColumns;
+    float x[kShare];
+    load_share(x, q + column, stride, row, rows);
+    rotate(x);
+    float top = greatest(x);
+    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+    if (row < rows) {
+        store_s8(quantized + row * int64_t(gridDim.y) * kHeadDim + column, x, 127.f / top);
+        if (lane == 0) scale[int64_t(head) * rows + row] = top * (kLogit / 127.f);
+    }
+}

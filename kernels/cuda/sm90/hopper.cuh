@@ -1,0 +1,246 @@
+// Hopper's instructions as functions: mbarriers, bulk tensor copies, warpgroup matrix products, register hand-over.
+// PTX ISA 8.x names them; each wrapper is one instruction. Only for sm_90a.
+#pragma once
+
+#include <cuda.h>  // CUtensorMap
+#include <cstdint>
+
+namespace hopper {
+
+constexpr int kWarpgroup = 128;  // threads that issue one wgmma together
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// The same value in every lane, known to the compiler as such: addresses computed from it stay in uniform registers.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
+__device__ __forceinline__ float4 load_shared(uint32_t from) {
+    float4 x;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "r"(from)
+                 : "memory");
+    return x;
+}
+__device__ __forceinline__ void store_shared(uint32_t to, float4 x) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w) : "memory");
+}
+__device__ __forceinline__ void store_shared(uint32_t to, uint32_t x) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(x) : "memory");
+}
+
+// Makes what this thread has stored in shared memory visible to the tensor cores and the copy engine.
+__device__ __forceinline__ void shared_store_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// ---- Barriers in shared memory
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// Makes initialised barriers visible to the copy engine.
+__device__ __forceinline__ void barrier_init_fence() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Waits until the phase of the given parity has completed.
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again; }" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+}
+
+// Named barriers of a block: `threads` counts those that wait and those that only arrive.
+__device__ __forceinline__ void named_sync(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void named_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// ---- Bulk tensor copies
+
+__device__ __forceinline__ void prefetch(const CUtensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+__device__ __forceinline__ void load_3d(uint32_t to, const CUtensorMap* map, uint32_t barrier, int x, int y, int z) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
+        "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z)
+        : "memory");
+}
+
+__device__ __forceinline__ void load_2d(uint32_t to, const CUtensorMap* map, uint32_t barrier, int x, int y) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4}], [%2];" ::"r"(to),
+        "l"(map), "r"(barrier), "r"(x), "r"(y)
+        : "memory");
+}
+
+// `bytes` contiguous bytes, a multiple of 16.
+__device__ __forceinline__ void load_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
+// ---- Registers: a warpgroup gives some up, another takes them
+
+template <int kCount>
+__device__ __forceinline__ void release_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+__device__ __forceinline__ void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+// ---- Warpgroup matrix products
+
+// Matrix descriptor of a tile in shared memory whose rows of 128 bytes are swizzled as the copy engine writes them.
+// `group_stride`: bytes from 8 rows to the next 8. `panel_stride`: bytes from one 128-byte column panel to the next;
+// only read for operands that are contiguous along M or N.
+__device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t group_stride, uint32_t panel_stride) {
+    constexpr uint64_t kSwizzle128 = uint64_t(1) << 62;
+    return kSwizzle128 | (uint64_t(group_stride >> 4) << 32) | (uint64_t(panel_stride >> 4) << 16) |
+           ((address & 0x3ffff) >> 4);
+}
+
+// The same of a tile without swizzle, of blocks of 8 rows by 16 bytes: `block_stride` bytes to the next 16 bytes of the
+// same rows.
+__device__ __forceinline__ uint64_t descriptor_unswizzled(uint32_t address, uint32_t group_stride, uint32_t block_stride) {
+    return (uint64_t(group_stride >> 4) << 32) | (uint64_t(block_stride >> 4) << 16) | ((address & 0x3ffff) >> 4);
+}
+
+__device__ __forceinline__ void mma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void mma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int kPending>
+__device__ __forceinline__ void mma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// Keeps the compiler from moving reads or writes of registers across this point: it cannot know that a product still
+// works on them.
+template <int kCount>
+__device__ __forceinline__ void pin(float (&r)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; i++) asm volatile("" : "+f"(r[i])::"memory");
+}
+template <int kCount>
+__device__ __forceinline__ void pin(int (&r)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; i++) asm volatile("" : "+r"(r[i])::"memory");
+}
+template <int kCount>
+__device__ __forceinline__ void pin(uint32_t (&r)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; i++) asm volatile("" : "+r"(r[i])::"memory");
+}
+
+// Holds back what follows until `sum`, which is never negative, is known. The assembler would otherwise move a wait for
+// products above the arithmetic that is meant to run meanwhile: that arithmetic does not touch the products' registers.
+__device__ __forceinline__ void hold_until_known(float sum, uint32_t address) {
+    asm volatile(
+        "{ .reg .pred never; setp.lt.f32 never, %0, 0f00000000; @never st.volatile.shared.f32 [%1], %0; }" ::"f"(sum),
+        "r"(address)
+        : "memory");
+}
+
+// clang-format off
+#define HOPPER_F8(r, i) "+f"(r[i]),"+f"(r[i+1]),"+f"(r[i+2]),"+f"(r[i+3]),"+f"(r[i+4]),"+f"(r[i+5]),"+f"(r[i+6]),"+f"(r[i+7])
+#define HOPPER_F64(r) HOPPER_F8(r,0),HOPPER_F8(r,8),HOPPER_F8(r,16),HOPPER_F8(r,24),HOPPER_F8(r,32),HOPPER_F8(r,40),HOPPER_F8(r,48),HOPPER_F8(r,56)
+#define HOPPER_F68(r) HOPPER_F64(r),"+f"(r[64]),"+f"(r[65]),"+f"(r[66]),"+f"(r[67])
+#define HOPPER_R8(r, i) "+r"(r[i]),"+r"(r[i+1]),"+r"(r[i+2]),"+r"(r[i+3]),"+r"(r[i+4]),"+r"(r[i+5]),"+r"(r[i+6]),"+r"(r[i+7])
+#define HOPPER_R48(r) HOPPER_R8(r,0),HOPPER_R8(r,8),HOPPER_R8(r,16),HOPPER_R8(r,24),HOPPER_R8(r,32),HOPPER_R8(r,40)
+#define HOPPER_D48 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+#define HOPPER_D64 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define HOPPER_D68 HOPPER_D64 ",%64,%65,%66,%67"
+// clang-format on
+
+// d (64 x N, f32) = a (64 x 16, bf16, shared, rows) * b (16 x N, bf16, shared, columns) + (accumulate ? d : 0)
+__device__ __forceinline__ void mma_bf16(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" HOPPER_D64 "}, %64, %65, p, 1, 1, 0, 0; }"
+        : HOPPER_F64(d)
+        : "l"(a), "l"(b), "r"(int(accumulate)));
+}
+// d (64 x 128, f32) = a (64 x 16, bf16, registers) * b (16 x 128, bf16, shared, rows) + (accumulate ? d : 0)
+__device__ __forceinline__ void mma_bf16_rows(float (&d)[64], const uint32_t* a, uint64_t b, bool accumulate) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" HOPPER_D64 "}, {%64, %65, %66, %67}, %68, p, 1, 1, 1; }"
+        : HOPPER_F64(d)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)));
+}
+
+// d (64 x 96, s32) = a (64 x 32, s8, shared, rows) * b (32 x 96, s8, shared, columns) + (accumulate ? d : 0)
+__device__ __forceinline__ void mma_s8(int (&d)[48], uint64_t a, uint64_t b, bool accumulate) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %50, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n96k32.s32.s8.s8 {" HOPPER_D48 "}, %48, %49, p; }"
+        : HOPPER_R48(d)
+        : "l"(a), "l"(b), "r"(int(accumulate)));
+}
+
+// d (64 x 136, f32) = a (64 x 32, e4m3, registers) * b (32 x 136, e4m3, shared, columns) + (accumulate ? d : 0)
+__device__ __forceinline__ void mma_e4m3(float (&d)[68], const uint32_t* a, uint64_t b, bool accumulate) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %73, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n136k32.f32.e4m3.e4m3 {" HOPPER_D68 "}, {%68, %69, %70, %71}, %72, p, 1, 1; }"
+        : HOPPER_F68(d)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)));
+}
+
+// ---- Arithmetic
+
+// 2 to the x with 2 ulp of error; 0 for minus infinity.
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+    uint32_t packed;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+
+// Four e4m3 numbers, the first in the lowest byte; what exceeds 448 becomes 448.
+__device__ __forceinline__ uint32_t pack_e4m3(float a, float b, float c, float d) {
+    uint32_t packed;
+    asm("{ .reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"
+        "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3; mov.b32 %0, {low, high}; }"
+        : "=r"(packed)
+        : "f"(a), "f"(b), "f"(c), "f"(d));
+    return packed;
+}
+
+// The inverse of pack_e4m3.
+__device__ __forceinline__ void unpack_e4m3(float (&x)[4], uint32_t packed) {
+    uint32_t low, high;  // pairs of f16
+    asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.rn.f16x2.e4m3x2 %0, a; cvt.rn.f16x2.e4m3x2 %1, b; }"
+        : "=r"(low), "=r"(high)
+        : "r"(packed));
+    asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }" : "=f"(x[0]), "=f"(x[1]) : "r"(low));
+    asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }" : "=f"(x[2]), "=f"(x[3]) : "r"(high));
+}
+
+}  // namespace hopper

@@ -1,0 +1,362 @@
+//! Checks every kernel against a reference in f64 on this machine's GPU, then times them.
+//!
+//! `kernel-check [--checks-only] [--times-only]`; ends with 1 if a check fails. Inputs are fresh random numbers of a
+//! fixed seed; outputs and workspaces are poisoned with NaN before each run, and a row behind each output must stay
+//! poisoned. Times are medians by events, warm, on random data.
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+
+use animd_kernels::cuda::cudarc::driver::sys::CUevent_flags;
+use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr};
+use animd_kernels::cuda::{self, Attention, Attention8bitLayout, Rows, open};
+use half::bf16;
+
+const HEAD_DIM: usize = 128;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |flag: &str| arguments.iter().any(|a| a == flag);
+    let run = || -> Result<bool> {
+        let context = open(0)?;
+        let attention = Attention::load(&context)?;
+        println!("{}", context.name()?);
+        let good = has("--times-only") || check(&context, &attention)?;
+        if good && !has("--checks-only") {
+            time(&context, &attention)?;
+        }
+        Ok(good)
+    };
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("kernel-check: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What the elements of Q, K and V are drawn from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    /// Independent normal numbers.
+    Noise,
+    /// K as models have it: channels 5, 37, 69 and 101 of each head five times as large, and to all keys the same vector
+    /// of normal numbers times 4 added.
+    Outliers,
+    /// All rows of K alike, so that nothing is left of it without its mean.
+    Flat,
+}
+
+#[derive(Clone, Copy)]
+enum Kernel {
+    Bf16,
+    EightBit,
+}
+
+impl Kernel {
+    /// Greatest relative L2 error allowed.
+    ///
+    /// bf16: P and the output are each rounded once, by at most 2^-9 of their value.
+    ///
+    /// 8-bit, in rms: e4m3 rounds P and V by 0.026 of their value each, less where they fall below its smallest normal
+    /// number; int8 moves a score of white noise by 0.011 (0.0059 of Q's rows, whose greatest of 128 is 2.6 deviations,
+    /// and 0.0093 of K's tiles, 4.1 deviations). Together 0.039; 0.045 is a cosine of 0.9990.
+    fn tolerance(self) -> f64 {
+        match self {
+            Self::Bf16 => 2.0 / 512.0,
+            Self::EightBit => 0.045,
+        }
+    }
+}
+
+fn check(context: &Arc<CudaContext>, attention: &Attention) -> Result<bool> {
+    // rows, keys, heads, elements between rows beyond the heads
+    let shapes = [
+        (1, 1, 1, 0),
+        (1, 1000, 2, 0),
+        (127, 95, 1, 0),
+        (128, 96, 2, 0),
+        (129, 97, 3, 8),
+        (191, 128, 2, 0),
+        (193, 129, 2, 128),
+        (64, 257, 2, 0),
+        (100, 512, 2, 0),
+        (1000, 1000, 3, 24),
+        (200, 96 * 16, 2, 0),
+        (200, 96 * 17 + 1, 2, 0),
+        (300, 5000, 2, 0),
+        (64, 32_760, 1, 0),
+        (64, 75_600, 1, 0),
+    ];
+    let mut good = true;
+    println!("\nkernel       rows   keys heads kind        error   cosine  limit");
+    for kind in [Kind::Noise, Kind::Outliers, Kind::Flat] {
+        for (rows, keys, heads, gap) in shapes {
+            if kind != Kind::Noise && !matches!(keys, 97 | 1000 | 32_760) {
+                continue;
+            }
+            let seed = (rows * 31 + keys * 7 + heads) as u64;
+            let case = Case::new(rows, keys, heads, gap, kind, seed);
+            let reference = case.reference();
+            for kernel in [Kernel::Bf16, Kernel::EightBit] {
+                let name = if matches!(kernel, Kernel::Bf16) { "bf16" } else { "8-bit" };
+                let first = case.run(context, attention, kernel)?;
+                let again = case.run(context, attention, kernel)?;
+                let (error, cosine) = compare(&first, &reference);
+                let mut verdict = String::new();
+                if error.is_nan() || error > kernel.tolerance() {
+                    verdict.push_str("  WRONG");
+                }
+                if first != again {
+                    verdict.push_str("  NOT REPEATABLE");
+                }
+                if kind == Kind::Outliers && cosine < 0.999 {
+                    verdict.push_str("  COSINE");
+                }
+                good &= verdict.is_empty();
+                let limit = kernel.tolerance();
+                println!(
+                    "{name:9} {rows:7}{keys:7}{heads:6} {:9} {error:8.1e} {cosine:8.6} {limit:6.4}{verdict}",
+                    format!("{kind:?}")
+                );
+            }
+        }
+    }
+    println!("{}", if good { "all right" } else { "FAILED" });
+    Ok(good)
+}
+
+/// Inputs of one run, rows `stride` elements apart.
+struct Case {
+    rows: usize,
+    keys: usize,
+    heads: usize,
+    stride: usize,
+    q: Vec<u16>,
+    k: Vec<u16>,
+    v: Vec<u16>,
+}
+
+impl Case {
+    fn new(rows: usize, keys: usize, heads: usize, gap: usize, kind: Kind, seed: u64) -> Self {
+        let stride = heads * HEAD_DIM + gap;
+        let mut q = normal(rows * stride, seed);
+        let mut k = normal(keys * stride, seed + 1);
+        let mut v = normal(keys * stride, seed + 2);
+        let common = normal(stride, seed + 3);
+        match kind {
+            Kind::Noise => {}
+            Kind::Outliers => {
+                for (i, x) in k.iter_mut().enumerate() {
+                    let channel = i % stride;
+                    if channel % 32 == 5 {
+                        *x *= 5.0;
+                    }
+                    *x += 4.0 * common[channel];
+                }
+            }
+            Kind::Flat => {
+                for (i, x) in k.iter_mut().enumerate() {
+                    *x = common[i % stride];
+                }
+            }
+        }
+        // What lies between rows must not be read.
+        for x in [&mut q, &mut k, &mut v] {
+            for row in x.chunks_exact_mut(stride) {
+                row[heads * HEAD_DIM..].fill(f32::NAN);
+            }
+        }
+        let bits = |x: Vec<f32>| x.into_iter().map(|x| bf16::from_f32(x).to_bits()).collect();
+        Self { rows, keys, heads, stride, q: bits(q), k: bits(k), v: bits(v) }
+    }
+
+    fn run(&self, context: &Arc<CudaContext>, attention: &Attention, kernel: Kernel) -> Result<Vec<u16>> {
+        let stream = context.default_stream();
+        let inputs = [stream.clone_htod(&self.q)?, stream.clone_htod(&self.k)?, stream.clone_htod(&self.v)?];
+        let output = stream.clone_htod(&vec![u16::MAX; (self.rows + 1) * self.stride])?;
+        let of = |x: &CudaSlice<u16>, rows| Rows { address: address(x, &stream), rows, stride: self.stride };
+        let [q, k, v] = [of(&inputs[0], self.rows), of(&inputs[1], self.keys), of(&inputs[2], self.keys)];
+        let to = of(&output, self.rows);
+        match kernel {
+            // SAFETY: the buffers have these sizes and live until the copy below has waited for the stream.
+            Kernel::Bf16 => unsafe { attention.bf16(&stream, q, k, v, to, self.heads)? },
+            Kernel::EightBit => {
+                let layout = Attention8bitLayout::new(self.rows, self.keys, self.heads);
+                let workspace = stream.clone_htod(&vec![0xffu8; layout.bytes()])?;
+                // SAFETY: as above; the workspace is dropped after the wait.
+                unsafe {
+                    attention.eight_bit(&stream, q, k, v, to, &layout.at(address(&workspace, &stream))?)?;
+                };
+                stream.synchronize()?;
+            }
+        }
+        let mut result = stream.clone_dtoh(&output)?;
+        let guard = result.split_off(self.rows * self.stride);
+        let between = result
+            .chunks_exact(self.stride)
+            .all(|r| r[self.heads * HEAD_DIM..].iter().all(|x| *x == u16::MAX));
+        if !between || guard.iter().any(|x| *x != u16::MAX) {
+            return Err("a kernel wrote outside its output".into());
+        }
+        Ok(result.chunks_exact(self.stride).flat_map(|r| &r[..self.heads * HEAD_DIM]).copied().collect())
+    }
+
+    /// The same in f64, one thread a block of rows.
+    fn reference(&self) -> Vec<f64> {
+        let width = self.heads * HEAD_DIM;
+        let wide = |x: &[u16]| -> Vec<f64> { x.iter().map(|x| bf16::from_bits(*x).to_f64()).collect() };
+        let (q, k, v) = (wide(&self.q), wide(&self.k), wide(&self.v));
+        let mut output = vec![0.0; self.rows * width];
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let block = self.rows.div_ceil(threads);
+        thread::scope(|scope| {
+            for (i, chunk) in output.chunks_mut(block * width).enumerate() {
+                let (q, k, v) = (&q, &k, &v);
+                scope.spawn(move || {
+                    for (r, out) in chunk.chunks_exact_mut(width).enumerate() {
+                        for h in 0..self.heads {
+                            let at = |row: usize| row * self.stride + h * HEAD_DIM;
+                            let query = &q[at(i * block + r)..][..HEAD_DIM];
+                            let mut p: Vec<f64> = (0..self.keys)
+                                .map(|j| {
+                                    let key = &k[at(j)..][..HEAD_DIM];
+                                    query.iter().zip(key).map(|(a, b)| a * b).sum::<f64>()
+                                        / (HEAD_DIM as f64).sqrt()
+                                })
+                                .collect();
+                            let top = p.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                            for x in &mut p {
+                                *x = (*x - top).exp();
+                            }
+                            let sum: f64 = p.iter().sum();
+                            let out = &mut out[h * HEAD_DIM..][..HEAD_DIM];
+                            for (j, p) in p.iter().enumerate() {
+                                let value = &v[at(j)..][..HEAD_DIM];
+                                out.iter_mut().zip(value).for_each(|(o, v)| *o += p / sum * v);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        output
+    }
+}
+
+/// Relative L2 error and cosine.
+fn compare(given: &[u16], wanted: &[f64]) -> (f64, f64) {
+    let (mut difference, mut dot, mut given2, mut wanted2) = (0.0, 0.0, 0.0, 0.0);
+    for (g, w) in given.iter().zip(wanted) {
+        let g = bf16::from_bits(*g).to_f64();
+        difference += (g - w) * (g - w);
+        dot += g * w;
+        given2 += g * g;
+        wanted2 += w * w;
+    }
+    ((difference / wanted2).sqrt(), dot / (given2 * wanted2).sqrt())
+}
+
+fn time(context: &Arc<CudaContext>, attention: &Attention) -> Result<()> {
+    let stream = context.default_stream();
+    let heads = 40;
+    println!("\n40 heads of 128             rows   keys       ms  TFLOP/s");
+    for rows in [32_760, 75_600] {
+        let random = |seed| -> Result<CudaSlice<u16>> {
+            let bits: Vec<u16> = normal(rows * heads * HEAD_DIM, seed)
+                .into_iter()
+                .map(|x| bf16::from_f32(x).to_bits())
+                .collect();
+            Ok(stream.clone_htod(&bits)?)
+        };
+        let buffers = [random(1)?, random(2)?, random(3)?, random(4)?];
+        let of = |i: usize, rows| Rows::dense(address(&buffers[i], &stream), rows, heads * HEAD_DIM);
+        let report = |name: &str, keys: usize, ms: f32| {
+            let flop = 4.0 * rows as f64 * keys as f64 * (heads * HEAD_DIM) as f64;
+            println!("{name:24}{rows:8}{keys:7}{ms:9.3}{:9.0}", flop / f64::from(ms) / 1e9);
+        };
+        for keys in [rows, 512, 257] {
+            let (q, k, v, o) = (of(0, rows), of(1, keys), of(2, keys), of(3, rows));
+            // SAFETY: the buffers have these sizes and outlive the waits in `median`.
+            let ms = median(&stream, || unsafe { attention.bf16(&stream, q, k, v, o, heads) })?;
+            report("bf16", keys, ms);
+            if keys != rows {
+                continue;
+            }
+            let layout = Attention8bitLayout::new(rows, keys, heads);
+            let memory: CudaSlice<u8> = stream.alloc_zeros(layout.bytes())?;
+            let workspace = layout.at(address(&memory, &stream))?;
+            // SAFETY: as above, for the workspace, too.
+            let all = median(&stream, || unsafe { attention.eight_bit(&stream, q, k, v, o, &workspace) })?;
+            // SAFETY: as above, and the line before has filled the workspace.
+            let product = median(&stream, || unsafe { attention.multiply_8bit(&stream, o, &workspace) })?;
+            // SAFETY: as above.
+            let first = median(&stream, || unsafe { attention.quantize_8bit(&stream, q, k, v, &workspace) })?;
+            report("8-bit", keys, all);
+            report("  without quantisation", keys, product);
+            println!("{:24}{rows:8}{keys:7}{first:9.3}", "  quantisation");
+        }
+    }
+    Ok(())
+}
+
+/// Milliseconds: the median of 15 after 5.
+fn median(
+    stream: &Arc<CudaStream>,
+    mut launch: impl FnMut() -> std::result::Result<(), cuda::Error>,
+) -> Result<f32> {
+    let mut times = Vec::new();
+    for i in 0..20 {
+        let start = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
+        launch()?;
+        let end = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
+        let ms = start.elapsed_ms(&end)?;
+        if i >= 5 {
+            times.push(ms);
+        }
+    }
+    times.sort_by(f32::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
+fn address<T: DeviceRepr>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {
+    slice.device_ptr(stream).0
+}
+
+/// Normal random numbers (Box and Muller) from a counter, so that all threads and machines draw the same.
+fn normal(count: usize, seed: u64) -> Vec<f32> {
+    let mut numbers = vec![0.0f32; count];
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let block = count.div_ceil(threads).next_multiple_of(2);
+    thread::scope(|scope| {
+        for (i, chunk) in numbers.chunks_mut(block).enumerate() {
+            scope.spawn(move || {
+                for (j, pair) in chunk.chunks_mut(2).enumerate() {
+                    let bits = mix((seed << 40) ^ (i * block / 2 + j) as u64);
+                    let unit = |bits: u64| (bits as u32 as f32 + 0.5) / 4_294_967_296.0;
+                    let radius = (-2.0 * unit(bits).ln()).sqrt();
+                    let (sine, cosine) = (std::f32::consts::TAU * unit(bits >> 32)).sin_cos();
+                    pair[0] = radius * cosine;
+                    if let Some(second) = pair.get_mut(1) {
+                        *second = radius * sine;
+                    }
+                }
+            });
+        }
+    });
+    numbers
+}
+
+/// A bijection of 64 bits that looks random (the finaliser of `SplitMix64`).
+fn mix(counter: u64) -> u64 {
+    let mut x = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}

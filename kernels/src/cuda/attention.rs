@@ -1,0 +1,431 @@
+//! softmax(Q Kᵀ / √128) V, without a mask.
+
+use std::f32::consts::LOG2_E;
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUdeviceptr;
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, LaunchConfig, PushKernelArg};
+
+use super::module::{fatbin, load};
+use super::tensor_map::{Element, TensorMap};
+use super::{Error, Rows};
+
+const HEAD_DIM: usize = 128;
+
+/// Of `attention_bf16.cu`: rows of Q of a block, keys of a tile, dynamic shared memory (Q, two tiles of K and V each,
+/// nine barriers, alignment).
+const BF16_ROWS: usize = 128;
+const BF16_KEYS: usize = 128;
+const BF16_SHARED: u32 = 32_768 + 4 * 32_768 + 8 * 9 + 1024;
+
+/// Of `attention_8bit.cu`: likewise (Q, four tiles of K, four of V with their ones, sums, 17 barriers, alignment).
+const EIGHT_BIT_ROWS: usize = 192;
+const EIGHT_BIT_KEYS: usize = 96;
+const EIGHT_BIT_SHARED: u32 = 24_576 + 4 * 12_288 + 4 * (12_288 + 768) + 192 * 136 * 4 + 8 * 17 + 1024;
+
+/// Threads of a block that quantises 96 rows of Q or K, and of the other preparing kernels.
+const ROW_THREADS: u32 = 4 * EIGHT_BIT_KEYS as u32;
+const THREADS: u32 = 256;
+
+/// Rows that a block of `attention_statistics.cu` adds up.
+const CHUNK: usize = 512;
+
+/// Attention over heads of 128 channels, loaded for one GPU.
+///
+/// Q is `[rows, heads * 128]` bf16, K and V are `[keys, heads * 128]` bf16, the output is like Q; `rows` and `keys` are
+/// any numbers from 1. Softmax is computed in f32. The same input gives the same bits.
+#[derive(Debug)]
+pub struct Attention {
+    bf16: CudaFunction,
+    eight_bit: CudaFunction,
+    statistics: CudaFunction,
+    statistics_final: CudaFunction,
+    quantize_query: CudaFunction,
+    quantize_key: CudaFunction,
+    quantize_value: CudaFunction,
+    value_mean: CudaFunction,
+}
+
+impl Attention {
+    /// Loads the kernels.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`] if the driver cannot load them.
+    pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
+        macro_rules! kernel {
+            ($name:literal, $shared:expr) => {
+                load(context, fatbin!($name), $name, $shared)?
+            };
+        }
+        Ok(Self {
+            bf16: kernel!("attention_bf16", BF16_SHARED),
+            eight_bit: kernel!("attention_8bit", EIGHT_BIT_SHARED),
+            statistics: kernel!("attention_statistics", 0),
+            statistics_final: kernel!("attention_statistics_final", 0),
+            quantize_query: kernel!("attention_quantize_query", 0),
+            quantize_key: kernel!("attention_quantize_key", 0),
+            quantize_value: kernel!("attention_quantize_value", 0),
+            value_mean: kernel!("attention_value_mean", 0),
+        })
+    }
+
+    /// Enqueues attention with bf16 operands: the exponentials are rounded to bf16 before they meet V, nothing else is.
+    ///
+    /// All strides must be multiples of 8 and all addresses of 16.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] for shapes, strides and addresses, [`Error::Driver`] if the launch fails.
+    ///
+    /// # Safety
+    ///
+    /// The four matrices must lie in memory of the stream's GPU until the stream has passed this launch, `output` without
+    /// overlapping the others, and nothing else may write to them meanwhile.
+    pub unsafe fn bf16(
+        &self,
+        stream: &CudaStream,
+        q: Rows,
+        k: Rows,
+        v: Rows,
+        output: Rows,
+        heads: usize,
+    ) -> Result<(), Error> {
+        check("attention_bf16", q, k, v, output, heads)?;
+        // [heads * 2][rows][64 channels]: a box of both halves of a head becomes two panels of 128-byte rows.
+        let map = |x: Rows, rows: usize| {
+            TensorMap::new(
+                Element::Bf16,
+                x.address,
+                [64, x.rows as u64, 2 * heads as u64],
+                &[2 * x.stride as u64, 128],
+                [64, rows as u32, 2],
+            )
+        };
+        let (q_map, k_map, v_map) = (map(q, BF16_ROWS)?, map(k, BF16_KEYS)?, map(v, BF16_KEYS)?);
+        let (stride, rows, keys) = (output.stride as i64, q.rows as i32, k.rows as i32);
+        let scale = LOG2_E / (HEAD_DIM as f32).sqrt();
+        let mut launch = stream.launch_builder(&self.bf16);
+        launch
+            .arg(&q_map)
+            .arg(&k_map)
+            .arg(&v_map)
+            .arg(&output.address)
+            .arg(&stride)
+            .arg(&rows)
+            .arg(&keys)
+            .arg(&scale);
+        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+        unsafe { launch.launch(grid(q.rows.div_ceil(BF16_ROWS), heads, 384, BF16_SHARED))? };
+        Ok(())
+    }
+
+    /// Enqueues attention with 8-bit operands: [`Self::quantize_8bit`], then [`Self::multiply_8bit`].
+    ///
+    /// # Errors
+    ///
+    /// As those.
+    ///
+    /// # Safety
+    ///
+    /// As those.
+    pub unsafe fn eight_bit(
+        &self,
+        stream: &CudaStream,
+        q: Rows,
+        k: Rows,
+        v: Rows,
+        output: Rows,
+        workspace: &Attention8bitWorkspace,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller vouches for the memory.
+        unsafe {
+            self.quantize_8bit(stream, q, k, v, workspace)?;
+            self.multiply_8bit(stream, output, workspace)
+        }
+    }
+
+    /// Enqueues the preparation of 8-bit attention: Q, rotated, to int8 with a scale a row; K, without its
+    /// mean and rotated, to int8 with a scale for 96 keys; V, without its mean, to e4m3 with a scale a channel. Reads K and
+    /// V twice, Q once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] for shapes other than the workspace's, strides and addresses, [`Error::Driver`] if a launch
+    /// fails.
+    ///
+    /// # Safety
+    ///
+    /// The matrices and the workspace, of [`Attention8bitLayout::bytes`], must lie in memory of the stream's GPU until the
+    /// stream has passed these launches, without overlapping, and nothing else may write to them meanwhile.
+    pub unsafe fn quantize_8bit(
+        &self,
+        stream: &CudaStream,
+        q: Rows,
+        k: Rows,
+        v: Rows,
+        workspace: &Attention8bitWorkspace,
+    ) -> Result<(), Error> {
+        const KERNEL: &str = "attention_8bit";
+        let Attention8bitWorkspace { layout, address } = *workspace;
+        let Attention8bitLayout { rows, keys, heads, .. } = layout;
+        check(KERNEL, q, k, v, q, heads)?;
+        same(KERNEL, "q", "rows", q.rows, rows)?;
+        same(KERNEL, "k", "rows", k.rows, keys)?;
+        let at = |offset: usize| address + offset as u64;
+        let (q_stride, k_stride, v_stride) = (q.stride as i64, k.stride as i64, v.stride as i64);
+        let (rows32, keys32, chunk) = (rows as i32, keys as i32, CHUNK as i32);
+        let (chunks, tiles) = (keys.div_ceil(CHUNK), keys.div_ceil(EIGHT_BIT_KEYS));
+        let (chunks32, tiles32) = (chunks as i32, tiles as i32);
+        let (partial, key_mean) = (at(layout.partial), at(layout.key_mean));
+        let (value_mean, value_scale) = (at(layout.value_mean), at(layout.value_scale));
+        let (query, query_scale) = (at(layout.query), at(layout.query_scale));
+        let (key, key_scale) = (at(layout.key), at(layout.key_scale));
+        let (value, residual) = (at(layout.value), at(layout.residual));
+
+        let mut statistics = stream.launch_builder(&self.statistics);
+        statistics
+            .arg(&k.address)
+            .arg(&k_stride)
+            .arg(&v.address)
+            .arg(&v_stride)
+            .arg(&partial)
+            .arg(&keys32)
+            .arg(&chunk);
+        let mut last = stream.launch_builder(&self.statistics_final);
+        last.arg(&partial).arg(&key_mean).arg(&value_mean).arg(&value_scale).arg(&keys32).arg(&chunks32);
+        let mut queries = stream.launch_builder(&self.quantize_query);
+        queries.arg(&q.address).arg(&q_stride).arg(&query).arg(&query_scale).arg(&rows32);
+        let mut key_tiles = stream.launch_builder(&self.quantize_key);
+        key_tiles.arg(&k.address).arg(&k_stride).arg(&key_mean).arg(&key).arg(&key_scale).arg(&keys32);
+        let mut values = stream.launch_builder(&self.quantize_value);
+        values
+            .arg(&v.address)
+            .arg(&v_stride)
+            .arg(&value_mean)
+            .arg(&value_scale)
+            .arg(&value)
+            .arg(&residual)
+            .arg(&keys32);
+        let mut means = stream.launch_builder(&self.value_mean);
+        means.arg(&residual).arg(&value_scale).arg(&value_mean).arg(&keys32).arg(&tiles32);
+        // SAFETY: the arguments are those of the kernels' signatures; the caller vouches for the memory.
+        unsafe {
+            statistics.launch(grid(heads, chunks, THREADS, 0))?;
+            last.launch(grid(2 * heads, 1, THREADS, 0))?;
+            queries.launch(grid(rows.div_ceil(EIGHT_BIT_KEYS), heads, ROW_THREADS, 0))?;
+            key_tiles.launch(grid(tiles, heads, ROW_THREADS, 0))?;
+            values.launch(grid(tiles, heads, THREADS, 0))?;
+            means.launch(grid(4 * heads, 1, THREADS, 0))?;
+        }
+        Ok(())
+    }
+
+    /// Enqueues attention over what [`Self::quantize_8bit`] left in the workspace.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] for the output's shape, stride and address, [`Error::Driver`] if the launch fails.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Self::quantize_8bit`], and that must have been enqueued for this workspace, on this stream or
+    /// ordered before it.
+    pub unsafe fn multiply_8bit(
+        &self,
+        stream: &CudaStream,
+        output: Rows,
+        workspace: &Attention8bitWorkspace,
+    ) -> Result<(), Error> {
+        const KERNEL: &str = "attention_8bit";
+        let Attention8bitWorkspace { layout, address } = *workspace;
+        let Attention8bitLayout { rows, keys, heads, .. } = layout;
+        output.check(KERNEL, "output", heads * HEAD_DIM)?;
+        same(KERNEL, "output", "rows", output.rows, rows)?;
+        let at = |offset: usize| address + offset as u64;
+        let width = (heads * HEAD_DIM) as u64;
+        let map = |offset: usize, all: usize, rows: usize| {
+            TensorMap::new(
+                Element::U8,
+                at(offset),
+                [width, all as u64],
+                &[width],
+                [HEAD_DIM as u32, rows as u32],
+            )
+        };
+        let query = map(layout.query, rows, EIGHT_BIT_ROWS)?;
+        let key = map(layout.key, keys, EIGHT_BIT_KEYS)?;
+        let value = at(layout.value);
+        let (query_scale, key_scale) = (at(layout.query_scale), at(layout.key_scale));
+        let (value_scale, value_mean) = (at(layout.value_scale), at(layout.value_mean));
+        let (stride, rows32, keys32) = (output.stride as i64, rows as i32, keys as i32);
+        let mut launch = stream.launch_builder(&self.eight_bit);
+        launch
+            .arg(&query)
+            .arg(&key)
+            .arg(&value)
+            .arg(&query_scale)
+            .arg(&key_scale)
+            .arg(&value_scale)
+            .arg(&value_mean);
+        launch.arg(&output.address).arg(&stride).arg(&rows32).arg(&keys32);
+        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+        unsafe { launch.launch(grid(rows.div_ceil(EIGHT_BIT_ROWS), heads, 512, EIGHT_BIT_SHARED))? };
+        Ok(())
+    }
+}
+
+/// The places of 8-bit operands, scales and means in one piece of device memory, for one shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attention8bitLayout {
+    rows: usize,
+    keys: usize,
+    heads: usize,
+    query: usize,
+    key: usize,
+    value: usize,
+    query_scale: usize,
+    key_scale: usize,
+    key_mean: usize,
+    value_mean: usize,
+    value_scale: usize,
+    partial: usize,
+    residual: usize,
+    bytes: usize,
+}
+
+impl Attention8bitLayout {
+    /// The layout for `rows` of Q, `keys` of K and V and `heads` heads of 128.
+    pub fn new(rows: usize, keys: usize, heads: usize) -> Self {
+        let width = heads * HEAD_DIM;
+        let tiles = keys.div_ceil(EIGHT_BIT_KEYS);
+        let mut bytes = 0;
+        let mut take = |size: usize| {
+            let offset = bytes;
+            bytes += size.next_multiple_of(256);
+            offset
+        };
+        Self {
+            rows,
+            keys,
+            heads,
+            query: take(rows * width),
+            key: take(keys * width),
+            value: take(tiles * EIGHT_BIT_KEYS * width),
+            query_scale: take(4 * heads * rows),
+            key_scale: take(4 * heads * tiles),
+            key_mean: take(4 * width),
+            value_mean: take(4 * width),
+            value_scale: take(4 * width),
+            partial: take(4 * 4 * width * keys.div_ceil(CHUNK)),
+            residual: take(4 * width * tiles),
+            bytes,
+        }
+    }
+
+    /// How much device memory it takes; its address must be a multiple of 256.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// A workspace of this layout at a device address.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] if the address is no multiple of 256.
+    pub fn at(&self, address: CUdeviceptr) -> Result<Attention8bitWorkspace, Error> {
+        if address == 0 || !address.is_multiple_of(256) {
+            let problem = format!("its address {address:#x} is no multiple of 256");
+            return Err(Error::Argument { kernel: "attention_8bit", argument: "workspace", problem });
+        }
+        Ok(Attention8bitWorkspace { layout: *self, address })
+    }
+}
+
+/// Device memory for the operands of one 8-bit attention; made by [`Attention8bitLayout::at`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attention8bitWorkspace {
+    layout: Attention8bitLayout,
+    address: CUdeviceptr,
+}
+
+fn check(kernel: &'static str, q: Rows, k: Rows, v: Rows, output: Rows, heads: usize) -> Result<(), Error> {
+    if heads == 0 || heads > 65_535 {
+        let problem = format!("{heads} heads are not between 1 and 65535");
+        return Err(Error::Argument { kernel, argument: "heads", problem });
+    }
+    for (name, x) in [("q", q), ("k", k), ("v", v), ("output", output)] {
+        x.check(kernel, name, heads * HEAD_DIM)?;
+    }
+    same(kernel, "v", "rows", v.rows, k.rows)?;
+    same(kernel, "output", "rows", output.rows, q.rows)
+}
+
+fn same(
+    kernel: &'static str,
+    argument: &'static str,
+    what: &str,
+    given: usize,
+    wanted: usize,
+) -> Result<(), Error> {
+    if given == wanted {
+        return Ok(());
+    }
+    Err(Error::Argument { kernel, argument, problem: format!("{given} {what} instead of {wanted}") })
+}
+
+fn grid(x: usize, y: usize, threads: u32, shared_mem_bytes: u32) -> LaunchConfig {
+    LaunchConfig { grid_dim: (x as u32, y as u32, 1), block_dim: (threads, 1, 1), shared_mem_bytes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_has_the_shared_memory() {
+        // 227 KiB is what a block of compute capability 9.0 may have.
+        const { assert!(BF16_SHARED <= 232_448 && EIGHT_BIT_SHARED <= 232_448) };
+    }
+
+    #[test]
+    fn workspace_has_no_overlaps() {
+        for (rows, keys, heads) in [(1, 1, 1), (32_760, 32_760, 40), (75_600, 75_600, 40), (1000, 97, 3)] {
+            let w = Attention8bitLayout::new(rows, keys, heads);
+            let (width, tiles) = (heads * 128, keys.div_ceil(96));
+            let mut pieces = [
+                (w.query, rows * width),
+                (w.key, keys * width),
+                (w.value, tiles * 96 * width),
+                (w.query_scale, 4 * heads * rows),
+                (w.key_scale, 4 * heads * tiles),
+                (w.key_mean, 4 * width),
+                (w.value_mean, 4 * width),
+                (w.value_scale, 4 * width),
+                (w.partial, 16 * width * keys.div_ceil(512)),
+                (w.residual, 4 * width * tiles),
+            ];
+            pieces.sort_unstable();
+            for pair in pieces.windows(2) {
+                assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{w:?}");
+                assert!(pair[1].0.is_multiple_of(256));
+            }
+            let last = pieces[pieces.len() - 1];
+            assert!(last.0 + last.1 <= w.bytes());
+        }
+    }
+
+    #[test]
+    fn shapes_must_agree() {
+        let x = Rows::dense(4096, 10, 256);
+        assert!(check("k", x, x, x, x, 2).is_ok());
+        let longer = Rows { rows: 11, ..x };
+        assert!(check("k", x, longer, x, x, 2).is_err());
+        assert!(check("k", x, x, x, longer, 2).is_err());
+        assert!(check("k", x, x, x, x, 0).is_err());
+        assert!(check("k", x, x, x, x, 3).is_err());
+        let layout = Attention8bitLayout::new(10, 10, 2);
+        assert!(layout.at(4096).is_ok());
+        assert!(layout.at(4096 + 128).is_err());
+    }
+}

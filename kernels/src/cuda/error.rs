@@ -1,0 +1,36 @@
+//! What can go wrong before a kernel runs.
+
+use cudarc::driver::DriverError;
+
+/// Why a kernel was not launched.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// libcuda is not there or cannot be opened.
+    #[error("NVIDIA's driver is not installed: `libcuda.so.1` cannot be opened")]
+    NoDriver,
+    /// No embedded machine code serves this card.
+    #[error(
+        "the GPU `{name}` (compute capability {major}.{minor}) is not supported: the kernels need 9.0 (H100, H200)"
+    )]
+    UnsupportedGpu {
+        /// As the driver calls it.
+        name: String,
+        /// Of the compute capability.
+        major: i32,
+        /// Of the compute capability.
+        minor: i32,
+    },
+    /// The driver refused a call.
+    #[error("the GPU driver failed: {0}")]
+    Driver(#[from] DriverError),
+    /// An argument of a launcher is not what its documentation asks for.
+    #[error("`{kernel}` cannot take `{argument}`: {problem}")]
+    Argument {
+        /// The launcher.
+        kernel: &'static str,
+        /// The argument.
+        argument: &'static str,
+        /// What is wrong, with the value.
+        problem: String,
+    },
+}

@@ -1,0 +1,42 @@
+//! Launchers of the kernels.
+//!
+//! Launchers take device addresses ([`Rows`]) rather than owned memory, so that a caller may place tensors as it likes;
+//! they check shapes, strides and alignment, enqueue on the given stream and return. What they cannot check is in the
+//! safety section of each.
+
+mod attention;
+mod error;
+mod module;
+mod rows;
+mod tensor_map;
+
+pub use attention::{Attention, Attention8bitLayout, Attention8bitWorkspace};
+pub use cudarc;
+pub use error::Error;
+pub use rows::Rows;
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaContext;
+
+use crate::{Target, target_for};
+
+/// Opens a GPU that the embedded kernels run on.
+///
+/// # Errors
+///
+/// [`Error::NoDriver`] without NVIDIA's driver, [`Error::Driver`] if there is no GPU of this number or it does not
+/// start, [`Error::UnsupportedGpu`] if no embedded code serves it.
+pub fn open(ordinal: usize) -> Result<Arc<CudaContext>, Error> {
+    // SAFETY: opens libcuda and looks at nothing in it; cudarc keeps it open. Asked first because cudarc panics at the
+    // first call without it.
+    if !unsafe { cudarc::driver::sys::is_culib_present() } {
+        return Err(Error::NoDriver);
+    }
+    let context = CudaContext::new(ordinal)?;
+    let (major, minor) = context.compute_capability()?;
+    match target_for((major as u32, minor as u32)) {
+        Some(Target::Sm90a) => Ok(context),
+        None => Err(Error::UnsupportedGpu { name: context.name()?, major, minor }),
+    }
+}

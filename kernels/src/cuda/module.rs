@@ -1,0 +1,32 @@
+//! The embedded machine code.
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+use cudarc::driver::{CudaContext, CudaFunction};
+use cudarc::nvrtc::Ptx;
+
+use super::Error;
+
+/// The fatbin that `build.rs` made of `cuda/*/NAME.cu`.
+macro_rules! fatbin {
+    ($name:literal) => {
+        include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin"))
+    };
+}
+pub(super) use fatbin;
+
+/// Loads a kernel from its own fatbin and allows it `shared_bytes` of dynamic shared memory.
+pub(super) fn load(
+    context: &Arc<CudaContext>,
+    fatbin: &[u8],
+    name: &str,
+    shared_bytes: u32,
+) -> Result<CudaFunction, Error> {
+    let function = context.load_module(Ptx::from_binary(fatbin.to_vec()))?.load_function(name)?;
+    // A block has 48 KiB without asking.
+    if shared_bytes > 48 << 10 {
+        function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes as i32)?;
+    }
+    Ok(function)
+}
