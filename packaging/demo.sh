@@ -64,7 +64,7 @@ if [ ! -d "$model" ]; then
     echo "Making a tiny model with random weights in $model"
     rm -rf "$model.part"
     mkdir -p "$target/demo"
-    animd-engine synth-model "$model.part" --size tiny
+    animd-engine synth-model "$model.part" --size tiny >/dev/null
     mv "$model.part" "$model"
 fi
 
