@@ -1,13 +1,13 @@
 # `make` lists the targets. Everything is built by cargo; this file only names the usual commands.
 
 CARGO ?= cargo
-SCRIPTS := .ci/run packaging/setup.sh packaging/demo.sh
+SCRIPTS := .ci/run packaging/setup.sh packaging/demo.sh packaging/cuda-toolchain.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint setup clean
+.PHONY: help demo test lint cuda-toolchain cuda setup clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup ## build, start a private bus and the service, and turn a photograph into a video
 	@packaging/demo.sh
@@ -22,6 +22,14 @@ lint: ## check format, clippy, licences and shell scripts
 	packaging/check-licences.py
 	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
 	else echo 'warning: shellcheck is not installed; the shell scripts were not checked'; fi
+
+cuda-toolchain: ## fetch the pinned CUDA compiler into .cuda (280 MB), for machines without one
+	packaging/cuda-toolchain.sh
+
+cuda: ## compile the CUDA kernels and lint their launchers; needs no GPU
+	$(CARGO) build --release --locked -p animd-kernels --features cuda
+	$(CARGO) test --release --locked -p animd-kernels --features cuda
+	$(CARGO) clippy --release --locked -p animd-kernels --features cuda --all-targets -- -D warnings
 
 setup: ## install what is missing on this machine, asking first (YES=1: without asking)
 	@packaging/setup.sh

@@ -57,7 +57,7 @@ fail() {
 }
 
 echo "Building animd (a first build takes some minutes)"
-cargo build --release --locked -p animd-engine -p animd
+cargo build --release --locked --workspace
 
 model=$target/demo/model
 if [ ! -d "$model" ]; then
