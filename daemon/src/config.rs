@@ -416,7 +416,7 @@ mod tests {
             .map(|line| {
                 line.strip_prefix('#').filter(|l| !l.starts_with(' ') && !l.is_empty()).unwrap_or(line)
             })
-            .map(|line| format!("{line}\n"))
+            .flat_map(|line| [line, "\n"])
             .collect();
         let mut read: Config = toml::from_str(&text)
             .map_err(|e| Error::Config(keys::explain(Path::new("animd.toml"), &text, &e)))?;

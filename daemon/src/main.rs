@@ -14,7 +14,7 @@ const EXIT_CONFIG: u8 = 78;
 
 /// Turns pictures dropped into a folder, or sent over D-Bus, into videos.
 ///
-/// Settings come from the configuration file, then from variables ANIMD_SECTION_KEY, then from these options.
+/// Settings come from the configuration file, then from variables `ANIMD_SECTION_KEY`, then from these options.
 #[derive(Parser)]
 #[command(
     version,

@@ -57,7 +57,7 @@ impl Size {
     /// Whether the model's 480P conventions (shift, step-cache coefficients) apply, by area.
     pub fn is_480p(self) -> bool {
         // Half way between the two areas that the model was trained at.
-        self.area() < (480 * 832 + 720 * 1280) / 2
+        self.area() < u32::midpoint(480 * 832, 720 * 1280)
     }
 }
 
@@ -193,7 +193,7 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "cli", arg(short, long, value_name = "N"))]
     pub seed: Option<u64>,
-    /// `480p` or `720p` (about so many pixels, in the picture's shape), or WIDTHxHEIGHT [default: 480p]
+    /// `480p` or `720p` (about so many pixels, in the picture's shape), or `WIDTHxHEIGHT` [default: 480p]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
     pub size: Option<Size>,

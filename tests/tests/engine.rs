@@ -284,7 +284,7 @@ fn ctrl_c_leaves_nothing_behind() {
         .spawn()
         .unwrap_or_else(|e| panic!("cannot start: {e}"));
     let started = Instant::now();
-    while !names(folder.path()).iter().any(|n| n.ends_with(".part")) {
+    while !names(folder.path()).iter().any(|n| Path::new(n).extension().is_some_and(|e| e == "part")) {
         assert!(started.elapsed() < Duration::from_secs(60), "it never began to write");
         std::thread::sleep(Duration::from_millis(10));
     }

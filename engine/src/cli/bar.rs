@@ -11,7 +11,7 @@ use super::stop::Stop;
 
 /// An observer that draws.
 pub struct Bar {
-    bar: Option<ProgressBar>,
+    drawn: Option<ProgressBar>,
     last: Mutex<Option<(Stage, u32)>>,
     stop: Stop,
 }
@@ -21,7 +21,7 @@ const TICKS: u64 = 10_000;
 impl Bar {
     /// A bar on standard error if that is a terminal; nothing at all if `quiet`.
     pub fn new(quiet: bool, stop: Stop) -> Self {
-        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
+        let drawn = (!quiet && std::io::stderr().is_terminal()).then(|| {
             let style = ProgressStyle::with_template("{msg:24} {bar:32.cyan/dim} {percent:>3} %  {elapsed} {prefix}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = ProgressBar::new(TICKS).with_style(style);
@@ -30,12 +30,12 @@ impl Bar {
         });
         // A quiet bar says each stage once already: it stands at a stage that never comes again.
         let last = Mutex::new(quiet.then_some((Stage::Write, u32::MAX)));
-        Self { bar, last, stop }
+        Self { drawn, last, stop }
     }
 
     /// Takes the bar off the screen.
     pub fn finish(&self) {
-        if let Some(bar) = &self.bar {
+        if let Some(bar) = &self.drawn {
             bar.finish_and_clear();
         }
     }
@@ -65,7 +65,7 @@ fn left(seconds: f64) -> String {
 impl Observer for Bar {
     fn progress(&self, p: &Progress) {
         let eta = p.seconds_left.map(left);
-        if let Some(bar) = &self.bar {
+        if let Some(bar) = &self.drawn {
             bar.set_position((p.fraction * TICKS as f64) as u64);
             bar.set_message(label(p));
             bar.set_prefix(eta.unwrap_or_default());

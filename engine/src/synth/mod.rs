@@ -51,6 +51,9 @@ const LATENT_DEVIATION: [f32; 16] = [
     1.1253, 2.8251, 1.9160,
 ];
 
+/// How a tensor is filled.
+type Rule = Box<dyn Fn(&Expected) -> Fill>;
+
 /// Sizes of the four components.
 struct Sizes {
     dit: DitConfig,
@@ -110,7 +113,7 @@ impl Sizes {
     }
 
     fn plan(&self, component: Component, precision: Precision) -> Vec<Plan> {
-        let (expected, dtype, rule): (_, _, Box<dyn Fn(&Expected) -> Fill>) = match component {
+        let (expected, dtype, rule): (_, _, Rule) = match component {
             Component::Dit => {
                 let dtype = if precision == Precision::Bf16 { DType::Bf16 } else { DType::F32 };
                 (schema::dit(&self.dit), dtype, Box::new(dit_rule))
@@ -381,12 +384,8 @@ mod tests {
     use super::*;
     use crate::weights::{ModelDir, WeightSource, open_clip, open_dit, open_t5, open_vae};
 
-    fn ignore(_: u64, _: u64) -> Result<()> {
-        Ok(())
-    }
-
     fn tiny(folder: &Path, seed: u64) {
-        synth_model(folder, Size::Tiny, Precision::Bf16, None, seed, &mut ignore).unwrap();
+        synth_model(folder, Size::Tiny, Precision::Bf16, None, seed, &mut |_, _| Ok(())).unwrap();
     }
 
     #[test]
@@ -423,11 +422,11 @@ mod tests {
         tiny(&dir.path().join("a"), 5);
         tiny(&dir.path().join("b"), 6);
         let only = Some(Component::Dit);
-        synth_model(&dir.path().join("c"), Size::Tiny, Precision::Bf16, only, 5, &mut ignore).unwrap();
+        synth_model(&dir.path().join("c"), Size::Tiny, Precision::Bf16, only, 5, &mut |_, _| Ok(())).unwrap();
         assert!(read("a") == read("c"), "one component alone is the same");
         assert!(read("a") != read("b"));
         // The same model in another type.
-        synth_model(&dir.path().join("d"), Size::Tiny, Precision::F32, only, 5, &mut ignore).unwrap();
+        synth_model(&dir.path().join("d"), Size::Tiny, Precision::F32, only, 5, &mut |_, _| Ok(())).unwrap();
         let open = |name: &str| open_dit(&dir.path().join(name)).unwrap().0;
         let (a, d) = (open("a"), open("d"));
         for name in a.names() {
@@ -451,10 +450,10 @@ mod tests {
     #[test]
     fn what_is_there_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let result = synth_model(dir.path(), Size::Tiny, Precision::Bf16, None, 1, &mut ignore);
+        let result = synth_model(dir.path(), Size::Tiny, Precision::Bf16, None, 1, &mut |_, _| Ok(()));
         result.unwrap(); // empty is as good as none
         let before = fs::read(dir.path().join("Wan2.1_VAE.pth")).unwrap();
-        let error = synth_model(dir.path(), Size::Tiny, Precision::Bf16, None, 2, &mut ignore).unwrap_err();
+        let error = synth_model(dir.path(), Size::Tiny, Precision::Bf16, None, 2, &mut |_, _| Ok(())).unwrap_err();
         assert!(matches!(&error, Error::Output(text) if text.contains("is not empty")), "{error}");
         assert_eq!(fs::read(dir.path().join("Wan2.1_VAE.pth")).unwrap(), before);
     }

@@ -70,7 +70,7 @@ pub(super) fn merge(mut errors: Vec<Error>) -> Result<()> {
 }
 
 /// The component that tensors belong to, by names that only it has.
-pub(super) fn classify<'a>(names: impl Iterator<Item = &'a String> + Clone) -> Option<Component> {
+pub(super) fn classify<'a>(names: &(impl Iterator<Item = &'a String> + Clone)) -> Option<Component> {
     let any = |of_it: fn(&str) -> bool| names.clone().any(|n| of_it(n));
     if any(|n| n.ends_with("self_attn.q.weight") || n.ends_with("time_projection.1.weight")) {
         Some(Component::Dit)
@@ -238,7 +238,7 @@ fn scan(
     for name in names.iter().filter(|n| has_extension(n, extensions)) {
         let path = folder.join(name);
         match read_file(&path) {
-            Ok(tensors) if classify(tensors.keys()) == Some(component) => found.push(path),
+            Ok(tensors) if classify(&tensors.keys()) == Some(component) => found.push(path),
             Ok(_) => {}
             Err(e) => broken = broken.or(Some(e)),
         }

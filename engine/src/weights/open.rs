@@ -312,7 +312,7 @@ fn examine<C>(
 ) -> Result<Examined<C>> {
     let file = find::component_file(path, component)?;
     let tensors = find::read_file(&file)?;
-    if find::classify(tensors.keys()) != Some(component) {
+    if find::classify(&tensors.keys()) != Some(component) {
         return Err(Error::Model(format!("`{}` {}", file.display(), not_component(component, &tensors))));
     }
     let mut sizes = Sizes::new(&tensors);
@@ -330,7 +330,7 @@ fn not_component(component: Component, tensors: &Tensors) -> String {
         format!("has the tensor names of diffusers and transformers; animd reads the official {title}")
     } else if component == Component::Vae && has(".downsamples.0.downsamples.") {
         "is the VAE of Wan2.2; animd runs Wan2.1".to_owned()
-    } else if let Some(other) = find::classify(tensors.keys()) {
+    } else if let Some(other) = find::classify(&tensors.keys()) {
         format!("is a {}, not a {title}", other.title())
     } else {
         let some: Vec<String> = tensors.keys().take(3).map(|n| format!("`{n}`")).collect();
@@ -369,8 +369,8 @@ fn foreign_dit(tensors: &Tensors) -> Option<String> {
         format!("is Wan2.1 VACE; {only}")
     } else if has("img_emb.emb_pos") {
         format!("is the first-and-last-frame model (FLF2V); {only}")
-    } else if find::classify(tensors.keys()) != Some(Component::Dit) {
-        match find::classify(tensors.keys()) {
+    } else if find::classify(&tensors.keys()) != Some(Component::Dit) {
+        match find::classify(&tensors.keys()) {
             Some(other) => format!("is a {}, not a transformer", other.title()),
             None => format!("is not a Wan transformer; {only}"),
         }

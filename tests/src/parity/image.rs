@@ -8,7 +8,7 @@ use super::{Goldens, MODEL};
 
 /// Every 16th pixel of `[3, h, w]`.
 fn every_16th(pixels: &[f32], height: usize, width: usize) -> Vec<f32> {
-    let rows = (0..3 * height).filter(|row| row % height % 16 == 0);
+    let rows = (0..3 * height).filter(|row| (row % height).is_multiple_of(16));
     rows.flat_map(|row| (0..width).step_by(16).map(move |x| pixels[row * width + x])).collect()
 }
 

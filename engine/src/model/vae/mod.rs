@@ -232,7 +232,7 @@ impl<B: ConvOps> Vae<B> {
                 all.ok_or_else(|| Error::Internal("the first chunk of a video has no frames".into()))?;
             latents.push(latent_grid.join(b, all)?);
         }
-        concat(b, latents, 1)
+        concat(b, &latents, 1)
     }
 
     /// Decodes normalised latents `[16, 1 + n, h, w]`; `sink` gets frames `[3, .., 8h, 8w]` as soon as they are there,
@@ -321,7 +321,9 @@ fn per_channel<B: ConvOps>(b: &B, x: &B::Tensor, f: impl Fn(f32, f32, f32) -> f3
     let mut values = b.download(x)?;
     let each = values.len() / LATENT_CHANNELS;
     for ((values, mean), std) in values.chunks_exact_mut(each).zip(LATENT_MEAN).zip(LATENT_STD) {
-        values.iter_mut().for_each(|v| *v = f(*v, mean, 1.0 / std));
+        for v in values {
+            *v = f(*v, mean, 1.0 / std);
+        }
     }
     b.upload(&values, &b.shape(x))
 }
@@ -354,7 +356,7 @@ pub fn to_u8<B: ConvOps>(b: &B, frames: &B::Tensor) -> Result<Vec<u8>> {
     for (c, channel) in values.chunks_exact(n * h * w).enumerate() {
         for (pixel, v) in bytes.chunks_exact_mut(3).zip(channel) {
             // `as` cuts off the fraction, and makes 0 of what is not a number.
-            pixel[c] = ((v.clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0) as u8;
+            pixel[c] = ((v.clamp(-1.0, 1.0) + 1.0) * 0.5 * 255.0) as u8;
         }
     }
     Ok(bytes)

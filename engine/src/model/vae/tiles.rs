@@ -97,15 +97,15 @@ impl Grid {
                 }
                 row.push(kept);
             }
-            rows.push(concat(b, row, 3)?);
+            rows.push(concat(b, &row, 3)?);
         }
-        concat(b, rows, 2)
+        concat(b, &rows, 2)
     }
 }
 
 /// Parts after each other along `axis`.
-pub(super) fn concat<B: ConvOps>(b: &B, parts: Vec<B::Tensor>, axis: usize) -> Result<B::Tensor> {
-    match &parts[..] {
+pub(super) fn concat<B: ConvOps>(b: &B, parts: &[B::Tensor], axis: usize) -> Result<B::Tensor> {
+    match parts {
         [one] => Ok(one.clone()),
         several => b.concat(&several.iter().collect::<Vec<_>>(), axis),
     }

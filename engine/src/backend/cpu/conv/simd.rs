@@ -146,7 +146,6 @@ pub fn silu(x: f32) -> f32 {
 ///
 /// x = n ln 2 + r with |r| <= ln 2 / 2. The series of e^r ends with r^7 / 7!: what it leaves out is at most
 /// 0.347^8 / 8! * 1.05 = 5.5e-9, less than a tenth of the last digit.
-#[expect(clippy::inline_always, reason = "compiled for the instruction set of each caller")]
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     // Adding it rounds to an integer, which then is in the lowest bits.

@@ -1,0 +1,13 @@
+//! Every golden of the tiny reference model.
+
+use animd_tests::parity;
+
+#[test]
+fn every_golden_is_met() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/tiny-a");
+    let items = parity::run(std::path::Path::new(dir)).expect("the fixture is whole");
+    let bad: Vec<_> = items.iter().filter(|i| !i.ok).map(ToString::to_string).collect();
+    assert!(bad.is_empty(), "{} of {} items:\n{}", bad.len(), items.len(), bad.join("\n"));
+    // The fixture's own list: nothing was passed over.
+    assert!(items.len() > 500, "{} items", items.len());
+}
