@@ -6,6 +6,7 @@ mod e2e;
 mod goldens;
 mod image;
 mod noise;
+mod quantised;
 mod schedule;
 mod teacache;
 mod text;
