@@ -24,6 +24,7 @@ lint: ## check format, clippy, licences and shell scripts
 	else echo 'warning: shellcheck is not installed; the shell scripts were not checked'; fi
 
 cuda-toolchain: ## fetch the pinned CUDA compiler into .cuda (280 MB), for machines without one
+	@packaging/setup.sh cuda
 	packaging/cuda-toolchain.sh
 
 cuda: ## compile the CUDA kernels and lint their launchers; needs no GPU

@@ -4,6 +4,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# With `cuda` also what fetches the CUDA compiler.
+purpose=${1:-}
+
 has() {
     command -v "$1" >/dev/null
 }
@@ -32,6 +35,7 @@ missing() {
     has dbus-daemon || echo dbus
     { has ffmpeg && has ffprobe; } || echo ffmpeg
     has python3 || echo python3
+    if [ "$purpose" = cuda ]; then python3 -m pip --version >/dev/null 2>&1 || echo pip; fi
 }
 
 # The package that fills a need.
@@ -39,6 +43,8 @@ package() { # MANAGER NEED
     case "$1 $2" in
         'apt cc') echo gcc libc6-dev ;;
         'apt libsystemd') echo libsystemd-dev ;;
+        'apt pip' | 'dnf pip') echo python3-pip ;;
+        'pacman pip') echo python-pip ;;
         'apt dbus') echo dbus ;; # its daemon is in dbus or in dbus-daemon, which dbus needs
         'dnf cc') echo gcc ;;
         'dnf pkg-config') echo pkgconf-pkg-config ;;

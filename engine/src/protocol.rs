@@ -2,7 +2,7 @@
 //!
 //! The child's standard input is one end of a socket pair. Both sides send [`serde_json`] objects, one a line, at most
 //! [`MAX_LINE`] bytes. Each begins with a `Hello`; a side that hears another [`PROTOCOL`] says so and ends.
-//! One job runs at a time. The child sends [`FromEngine::Alive`] every [`HEARTBEAT_SECONDS`], from a thread of its own
+//! When the daemon's end closes, the child cancels its job and ends. One job runs at a time. The child sends [`FromEngine::Alive`] every [`HEARTBEAT_SECONDS`], from a thread of its own
 //! whose pulse stops with the work it watches.
 
 use std::path::PathBuf;
@@ -46,8 +46,6 @@ pub enum ToEngine {
         /// The daemon's number of the job.
         job: u64,
     },
-    /// End, when the running job allows it: a running job is cancelled.
-    Shutdown,
 }
 
 /// From the engine to the daemon.

@@ -383,6 +383,12 @@ impl Request {
                 self.frames
             ));
         }
+        if self.quality == 0 {
+            return refuse(
+                "quality 0 is lossless in a profile that few players know; 1 is the best that all play"
+                    .into(),
+            );
+        }
         let whole = [
             ("fps", self.fps, 1, 240),
             ("quality", self.quality, 1, 51),

@@ -65,7 +65,10 @@ impl House {
     fn ledger(&self, sql: &str) -> Option<String> {
         let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
         let ledger = rusqlite::Connection::open_with_flags(self.path("state/ledger.db"), flags).ok()?;
-        ledger.query_row(sql, [], |row| row.get::<_, rusqlite::types::Value>(0)).ok().map(|v| format!("{v:?}"))
+        ledger
+            .query_row(sql, [], |row| row.get::<_, rusqlite::types::Value>(0))
+            .ok()
+            .map(|v| format!("{v:?}"))
     }
 
     /// The job's stage as the client shows it, or its state.
@@ -89,7 +92,11 @@ impl House {
         let started = Instant::now();
         while !done(self) {
             let log = || fs::read_to_string(self.path("log")).unwrap_or_default();
-            assert!(started.elapsed() < Duration::from_secs(120), "not {what} within two minutes:\n{}", log());
+            assert!(
+                started.elapsed() < Duration::from_secs(120),
+                "not {what} within two minutes:\n{}",
+                log()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -58,7 +58,6 @@ fn main() -> io::Result<()> {
         match serde_json::from_str(&text?)? {
             ToEngine::Hello { .. } => {}
             ToEngine::Cancel { job } => canceled.store(job, Ordering::SeqCst),
-            ToEngine::Shutdown => break,
             ToEngine::Generate { job, image, output, request } => {
                 let (line, hung, canceled) = (line.clone(), hung.clone(), canceled.clone());
                 thread::spawn(move || {

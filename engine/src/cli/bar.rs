@@ -12,7 +12,9 @@ use super::stop::Stop;
 /// An observer that draws.
 pub struct Bar {
     drawn: Option<ProgressBar>,
-    last: Mutex<Option<(Stage, u32)>>,
+    /// The last plain line.
+    last: Mutex<Option<String>>,
+    quiet: bool,
     stop: Stop,
 }
 
@@ -22,15 +24,14 @@ impl Bar {
     /// A bar on standard error if that is a terminal; nothing at all if `quiet`.
     pub fn new(quiet: bool, stop: Stop) -> Self {
         let drawn = (!quiet && std::io::stderr().is_terminal()).then(|| {
-            let style = ProgressStyle::with_template("{msg:24} {bar:32.cyan/dim} {percent:>3} %  {elapsed} {prefix}")
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style =
+                ProgressStyle::with_template("{msg:24} {bar:32.cyan/dim} {percent:>3} %  {elapsed} {prefix}")
+                    .unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = ProgressBar::new(TICKS).with_style(style);
             bar.enable_steady_tick(Duration::from_millis(250));
             bar
         });
-        // A quiet bar says each stage once already: it stands at a stage that never comes again.
-        let last = Mutex::new(quiet.then_some((Stage::Write, u32::MAX)));
-        Self { drawn, last, stop }
+        Self { drawn, last: Mutex::new(None), quiet, stop }
     }
 
     /// Takes the bar off the screen.
@@ -49,6 +50,7 @@ fn label(p: &Progress) -> String {
         Stage::VaeEncode => "encoding the picture".into(),
         Stage::Denoise => format!("denoising, step {}/{}", (p.step + 1).min(p.steps), p.steps),
         Stage::VaeDecode => "decoding the frames".into(),
+        Stage::Write if p.steps == 0 => format!("writing, {:.0} % done", (p.fraction * 10.0).floor() * 10.0),
         Stage::Write => "finishing the file".into(),
     }
 }
@@ -71,13 +73,17 @@ impl Observer for Bar {
             bar.set_prefix(eta.unwrap_or_default());
             return;
         }
-        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if matches!(*last, Some((_, u32::MAX))) || *last == Some((p.stage, p.step)) {
+        if self.quiet {
             return;
         }
-        *last = Some((p.stage, p.step));
+        let label = label(p);
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if last.as_ref() == Some(&label) {
+            return;
+        }
         let eta = eta.map(|t| format!(", {t}")).unwrap_or_default();
-        eprintln!("{:3.0} %  {}{eta}", p.fraction * 100.0, label(p));
+        eprintln!("{:3.0} %  {label}{eta}", p.fraction * 100.0);
+        *last = Some(label);
     }
 
     fn canceled(&self) -> bool {

@@ -1,6 +1,6 @@
 //! `animd-engine generate`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use animd_engine::backend::cpu::Cpu;
 use animd_engine::pipeline::{Job, Pipeline};
@@ -58,7 +58,18 @@ impl Generate {
             PathBuf::from(name)
         });
         if out.symlink_metadata().is_ok() {
-            return Err(Error::Output(format!("`{}` exists; remove it or choose another name", out.display())));
+            return Err(Error::Output(format!(
+                "`{}` exists; remove it or choose another name",
+                out.display()
+            )));
+        }
+
+        let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !folder.is_dir() {
+            return Err(Error::Output(format!(
+                "there is no folder `{}` for the video; make it first",
+                folder.display()
+            )));
         }
 
         let stop = Stop::listen()?;

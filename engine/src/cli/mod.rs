@@ -14,9 +14,12 @@ use animd_engine::{Error, Result};
 
 /// Turns a picture and a line of text into a video with Wan2.1-I2V.
 #[derive(clap::Parser)]
-#[command(version, after_help = "\
+#[command(
+    version,
+    after_help = "\
 Exit status: 0 done; 1 failed; 2 wrong usage; 130 stopped by Ctrl-C.
-Every command takes --help, with an example.")]
+Every command takes --help, with an example."
+)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -76,7 +79,9 @@ fn draw_seed() -> u64 {
 fn print(text: &str) -> Result<()> {
     use std::io::Write;
     match writeln!(std::io::stdout(), "{text}") {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::file("write", "standard output")(e)),
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::file("write", "standard output")(e))
+        }
         _ => Ok(()),
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -29,17 +29,16 @@ pub struct Serve {
 const EXIT_PROTOCOL: u8 = 3;
 /// The model or the device cannot be used; a `Failed` with job 0 said why.
 const EXIT_UNUSABLE: u8 = 4;
-/// After so long without a sign of life from the work, the heartbeat stops too and the parent replaces this process.
-/// One block of the full model on a slow CPU stays well below it.
-const STALLED: Duration = Duration::from_secs(900);
-
 /// What the reading thread, the heart and the work share.
 struct Shared {
     socket: Mutex<UnixStream>,
     /// The job to stop; 0 for none, `u64::MAX` for whichever runs.
     cancel: AtomicU64,
-    /// When the work last gave a sign of life; `None` while there is no work.
-    pulse: Mutex<Option<Instant>>,
+    /// Until when the work is believed in without a further sign of life; `None` while there is no work. Past that the
+    /// heartbeat stops too, and the parent replaces this process.
+    believed: Mutex<Option<Instant>>,
+    /// Whether there is a job.
+    busy: AtomicBool,
 }
 
 impl Shared {
@@ -51,15 +50,22 @@ impl Shared {
         let _ = socket.write_all(&line);
     }
 
-    fn set_pulse(&self, pulse: Option<Instant>) {
-        *self.pulse.lock().unwrap_or_else(PoisonError::into_inner) = pulse;
+    /// The work lives; its next sign may take `patience`.
+    fn alive(&self, patience: Duration) {
+        *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now().checked_add(patience);
+    }
+
+    /// There is no work.
+    fn rest(&self) {
+        *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.busy.store(false, Ordering::SeqCst);
     }
 
     fn beat(&self) {
         loop {
             std::thread::sleep(Duration::from_secs(HEARTBEAT_SECONDS));
-            let pulse = *self.pulse.lock().unwrap_or_else(PoisonError::into_inner);
-            if pulse.is_none_or(|p| p.elapsed() < STALLED) {
+            let believed = *self.believed.lock().unwrap_or_else(PoisonError::into_inner);
+            if believed.is_none_or(|until| Instant::now() < until) {
                 self.send(&FromEngine::Alive);
             }
         }
@@ -70,14 +76,17 @@ impl Shared {
 struct Reporter<'a> {
     shared: &'a Shared,
     job: u64,
+    /// How long the slowest part of the work may go without a sign of life.
+    patience: Duration,
     last: Mutex<Option<(Instant, Progress)>>,
 }
 
 impl Observer for Reporter<'_> {
     fn progress(&self, progress: &Progress) {
-        self.shared.set_pulse(Some(Instant::now()));
+        self.shared.alive(self.patience);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = last.is_none_or(|(at, p)| at.elapsed() > Duration::from_millis(100) || p.stage != progress.stage);
+        let due =
+            last.is_none_or(|(at, p)| at.elapsed() > Duration::from_millis(100) || p.stage != progress.stage);
         if due {
             *last = Some((Instant::now(), *progress));
             self.shared.send(&FromEngine::Progress { job: self.job, progress: *progress });
@@ -85,7 +94,7 @@ impl Observer for Reporter<'_> {
     }
 
     fn canceled(&self) -> bool {
-        self.shared.set_pulse(Some(Instant::now()));
+        self.shared.alive(self.patience);
         let cancel = self.shared.cancel.load(Ordering::SeqCst);
         cancel == self.job || cancel == u64::MAX
     }
@@ -102,7 +111,9 @@ impl Serve {
             }
         };
         if socket.local_addr().is_err() {
-            eprintln!("error: `serve` is for animd, which gives it a socket as standard input; use `generate`");
+            eprintln!(
+                "error: `serve` is for animd, which gives it a socket as standard input; use `generate`"
+            );
             return ExitCode::from(2);
         }
         let reading = match socket.try_clone() {
@@ -112,7 +123,12 @@ impl Serve {
                 return ExitCode::FAILURE;
             }
         };
-        let shared = Shared { socket: Mutex::new(socket), cancel: AtomicU64::new(0), pulse: Mutex::new(None) };
+        let shared = Shared {
+            socket: Mutex::new(socket),
+            cancel: AtomicU64::new(0),
+            believed: Mutex::new(None),
+            busy: AtomicBool::new(false),
+        };
         // Everything that outlives the work ends with the process.
         let shared: &'static Shared = Box::leak(Box::new(shared));
         self.work(reading, shared)
@@ -143,10 +159,8 @@ impl Serve {
         });
         std::thread::spawn(|| shared.beat());
         while let Ok((job, image, output, request)) = queue.recv() {
-            shared.set_pulse(Some(Instant::now()));
-            let reporter = Reporter { shared, job, last: Mutex::new(None) };
-            let result = one(&mut pipeline, &image, &output, request, &reporter);
-            shared.set_pulse(None);
+            let result = one(&mut pipeline, shared, job, &image, &output, request);
+            shared.rest();
             shared.send(&match result {
                 Ok(report) => FromEngine::Done { job, report },
                 Err(e) => FromEngine::Failed { job, code: e.code().into(), message: e.to_string() },
@@ -158,17 +172,19 @@ impl Serve {
 
 fn one(
     pipeline: &mut Pipeline<Cpu>,
+    shared: &Shared,
+    job: u64,
     image: &Path,
     output: &Path,
     request: Request,
-    reporter: &Reporter<'_>,
 ) -> Result<Report> {
     request.check()?;
-    reporter.check()?;
     let picture = image::decode(image)?;
-    let job = Job::new(&picture, request)?;
+    let order = Job::new(&picture, request)?;
     drop(picture);
-    pipeline.run(&job, output, reporter)
+    let reporter = Reporter { shared, job, patience: pipeline.patience(&order), last: Mutex::new(None) };
+    reporter.check()?;
+    pipeline.run(&order, output, &reporter)
 }
 
 type Order = (u64, PathBuf, PathBuf, Request);
@@ -199,14 +215,15 @@ fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>
             Ok(ToEngine::Generate { job, image, output, request }) => {
                 // An earlier attempt at this job may have been cancelled.
                 let _ = shared.cancel.compare_exchange(job, 0, Ordering::SeqCst, Ordering::SeqCst);
-                // A second job while one runs would wait here, and with it every `Cancel`.
-                if let Err(mpsc::TrySendError::Full(_)) = jobs.try_send((job, image, output, *request)) {
+                // A second job while one runs would wait, and its parent would take that for work.
+                if shared.busy.swap(true, Ordering::SeqCst) {
                     let e = Error::Internal("the engine has a job already".into());
                     shared.send(&FromEngine::Failed { job, code: e.code().into(), message: e.to_string() });
+                } else if jobs.send((job, image, output, *request)).is_err() {
+                    return 0;
                 }
             }
             Ok(ToEngine::Cancel { job }) => shared.cancel.store(job, Ordering::SeqCst),
-            Ok(ToEngine::Shutdown) => return 0,
             Err(e) => return refuse(format!("a message that is not understood: {e}")),
         }
     }

@@ -14,7 +14,7 @@ use super::stop::Stop;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  animd-engine synth-model /tmp/tiny --size tiny                 18 MB, runs on any CPU
+  animd-engine synth-model /tmp/tiny --size tiny                 12 MB, runs on any CPU
   animd-engine synth-model /data/full --size full                46 GB, the 14B model's exact shapes
   animd-engine synth-model /data/dit --size full --only dit      the DiT alone")]
 pub struct SynthModel {

@@ -132,12 +132,13 @@ impl<'a> Clock<'a> {
     fn tell(&mut self, part: f64) {
         let stage = self.progress.stage;
         let before: f64 = Stage::ALL.iter().take_while(|&&s| s != stage).map(|&s| self.costs.of(s)).sum();
-        let fraction = (before + part.min(1.0) * self.costs.of(stage)) / self.costs.total().max(f64::MIN_POSITIVE);
+        let fraction =
+            (before + part.min(1.0) * self.costs.of(stage)) / self.costs.total().max(f64::MIN_POSITIVE);
         self.progress.fraction = fraction.clamp(self.progress.fraction, 1.0);
         let elapsed = self.began.elapsed().as_secs_f64();
         // An expectation from less than a twentieth of the work would be a guess.
-        self.progress.seconds_left =
-            (self.progress.fraction > 0.05).then(|| elapsed / self.progress.fraction * (1.0 - self.progress.fraction));
+        self.progress.seconds_left = (self.progress.fraction > 0.05)
+            .then(|| elapsed / self.progress.fraction * (1.0 - self.progress.fraction));
         self.observer.progress(&self.progress);
     }
 }

@@ -139,7 +139,10 @@ impl<B: Backend> Pipeline<B> {
 
     /// Of all four networks.
     pub(super) fn parameters(&self) -> usize {
-        self.t5_parameters() + self.clip_parameters() + self.vae.weights.parameters() + self.dit.weights.parameters()
+        self.t5_parameters()
+            + self.clip_parameters()
+            + self.vae.weights.parameters()
+            + self.dit.weights.parameters()
     }
 
     /// Refuses a job that the machine's memory cannot hold, before anything is loaded.

@@ -453,7 +453,8 @@ mod tests {
         let result = synth_model(dir.path(), Size::Tiny, Precision::Bf16, None, 1, &mut |_, _| Ok(()));
         result.unwrap(); // empty is as good as none
         let before = fs::read(dir.path().join("Wan2.1_VAE.pth")).unwrap();
-        let error = synth_model(dir.path(), Size::Tiny, Precision::Bf16, None, 2, &mut |_, _| Ok(())).unwrap_err();
+        let error =
+            synth_model(dir.path(), Size::Tiny, Precision::Bf16, None, 2, &mut |_, _| Ok(())).unwrap_err();
         assert!(matches!(&error, Error::Output(text) if text.contains("is not empty")), "{error}");
         assert_eq!(fs::read(dir.path().join("Wan2.1_VAE.pth")).unwrap(), before);
     }

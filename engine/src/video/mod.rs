@@ -34,7 +34,7 @@ pub struct VideoOptions {
     pub height: u32,
     /// Frames a second, exactly.
     pub fps: u32,
-    /// x264's constant rate factor, 0 to 51. 0 is lossless, which browsers and hardware decoders do not play.
+    /// x264's constant rate factor, 0 to 51; at 0 the profile is one that browsers and hardware decoders do not play.
     pub quality: u32,
     /// What made the video, as JSON: the file's `comment`. No zero bytes and no backslash at its end, neither of which
     /// JSON has.
@@ -196,9 +196,6 @@ impl VideoWriter {
         self.finished = true;
         Ok(bytes)
     }
-
-    /// Ends the encoder and removes the file, as dropping does.
-    pub fn abort(self) {}
 
     /// Tells the encoder that there are no more frames, and waits for its end.
     fn end_feed(&mut self) -> Result<()> {

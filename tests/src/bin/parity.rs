@@ -36,9 +36,10 @@ fn main() -> ExitCode {
     let _ = if args.json {
         writeln!(out, "{}", serde_json::json!({ "items": items, "ok": bad == 0, "bad": bad }))
     } else {
-        items.iter().try_for_each(|i| writeln!(out, "{i}")).and_then(|()| {
-            writeln!(out, "{} items, {bad} out of bounds or not checked", items.len())
-        })
+        items
+            .iter()
+            .try_for_each(|i| writeln!(out, "{i}"))
+            .and_then(|()| writeln!(out, "{} items, {bad} out of bounds or not checked", items.len()))
     };
     if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -25,8 +25,10 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
         }
         if goldens.has(&format!("clip.{i}.pixel_values_7")) {
             let rows = (0..3 * SIDE).filter(|row| (row % SIDE).is_multiple_of(7));
-            let sample: Vec<f32> =
-                rows.flat_map(|row| (0..SIDE).step_by(7).map(move |x| (row, x))).map(|(y, x)| pixels[y * SIDE + x]).collect();
+            let sample: Vec<f32> = rows
+                .flat_map(|row| (0..SIDE).step_by(7).map(move |x| (row, x)))
+                .map(|(y, x)| pixels[y * SIDE + x])
+                .collect();
             goldens.relative(&format!("clip.{i}.pixel_values_7"), &sample, MODEL)?;
         }
         let mut parts = Vec::new();

@@ -58,7 +58,12 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     goldens.relative("time.e", &e, MODEL)?;
     goldens.relative("time.e0", &e0, MODEL)?;
 
+    goldens.given("dit/grid")?;
+    goldens.given("dit/t")?;
     for index in 0..2 {
+        for given in ["x", "y", "context", "clip", "t"] {
+            goldens.given(&format!("dit/{index}/{given}"))?;
+        }
         for input in ["x", "y"] {
             goldens.input(&format!("dit.{index}.{input}"))?;
         }

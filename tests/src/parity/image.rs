@@ -37,7 +37,11 @@ pub fn check(goldens: &mut Goldens) -> Result<()> {
     let picture = image::decode(&goldens.dir.join(goldens.text("clip/1/file")?))?;
     let area = goldens.count("spec/max_area")? as u32;
     let (lat_h, lat_w) = image::official(picture.width, picture.height, area)?;
-    goldens.relative("img.1.official_small", &image::bicubic(&picture, lat_h as usize * 8, lat_w as usize * 8), MODEL)?;
+    goldens.relative(
+        "img.1.official_small",
+        &image::bicubic(&picture, lat_h as usize * 8, lat_w as usize * 8),
+        MODEL,
+    )?;
     for (name, rule) in
         [("img.1.official_480p_16", Resize::Official), ("img.1.lightx2v_480p_16", Resize::Adaptive)]
     {

@@ -8,7 +8,8 @@ use super::{ABSOLUTE, Goldens};
 /// `randn.*`: `randn.SEED.SHAPE`, `.rand64` (64 uniforms), `.second16` (16 normals after 16 others).
 pub fn check(goldens: &mut Goldens) -> Result<()> {
     for name in goldens.names("randn.") {
-        let (seed, what) = name["randn.".len()..].split_once('.').context("`randn.SEED.WHAT` was expected")?;
+        let (seed, what) =
+            name["randn.".len()..].split_once('.').context("`randn.SEED.WHAT` was expected")?;
         let mut generator = noise::cpu(seed.parse().with_context(|| format!("`{name}` has no seed"))?);
         let n = goldens.get(&name)?.data.len();
         let drawn = match what {

@@ -37,7 +37,10 @@ impl WeightSource for Quantised {
         let each = if self.per_row { cols } else { rows * cols };
         let floor = if self.per_row { 1e-5 } else { 0.0 };
         let scales: Vec<f32> = values.chunks(each).map(|part| largest(part).max(floor) / e4m3::MAX).collect();
-        let codes = values.chunks(each).zip(&scales).flat_map(|(part, s)| part.iter().map(move |v| e4m3::encode(v / s)));
+        let codes = values
+            .chunks(each)
+            .zip(&scales)
+            .flat_map(|(part, s)| part.iter().map(move |v| e4m3::encode(v / s)));
         let bytes = Cow::Owned(codes.collect());
         let scale = if self.per_row { Scale::PerRow(scales) } else { Scale::PerTensor(scales[0]) };
         Ok(Matrix { rows, cols, dtype: DType::F8E4m3, bytes, scale: Some(scale) })

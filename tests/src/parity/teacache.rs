@@ -60,7 +60,11 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
         goldens.fact(&at("computed_cond"), decisions.clone())?;
         goldens.fact(&at("computed_uncond"), decisions)?;
         goldens.fact(&at("forwards_computed"), 2 * plan.compute.iter().filter(|&&c| c).count())?;
-        goldens.numbers(&at("rel_l1_cond"), &plan.rel_l1.iter().map(|r| r.map(f64::from)).collect::<Vec<_>>(), 1e-6)?;
+        goldens.numbers(
+            &at("rel_l1_cond"),
+            &plan.rel_l1.iter().map(|r| r.map(f64::from)).collect::<Vec<_>>(),
+            1e-6,
+        )?;
         goldens.numbers(&at("accumulated_cond_before_reset"), &plan.accumulated, ACCUMULATED)?;
         goldens.near(&at("min_margin_to_threshold"), plan.min_margin(threshold), ACCUMULATED)?;
         goldens.numbers(&at("coefficients"), &coefficients.map(Some), 1e-12)?;

@@ -34,7 +34,8 @@ impl Chunks {
 /// `e2e`'s picture, fitted: pixels `[3, 1, h, w]` on the device, and the latent height and width.
 pub fn first_frame(goldens: &Goldens, model: &Model) -> Result<(Tensor, usize, usize)> {
     let picture = image::decode(&goldens.dir.join(goldens.text("clip/0/file")?))?;
-    let (lat_h, lat_w) = image::official(picture.width, picture.height, goldens.count("spec/max_area")? as u32)?;
+    let (lat_h, lat_w) =
+        image::official(picture.width, picture.height, goldens.count("spec/max_area")? as u32)?;
     let (lat_h, lat_w) = (lat_h as usize, lat_w as usize);
     let pixels = image::bicubic(&picture, lat_h * 8, lat_w * 8);
     Ok((model.backend.upload(&pixels, &[3, 1, lat_h * 8, lat_w * 8])?, lat_h, lat_w))

@@ -9,7 +9,11 @@ pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
     let folder = test.ancestors().nth(2).expect("tests lie in `deps`, below the programs");
     let path = folder.join(name);
-    assert!(path.exists(), "`{}` is not built: run `cargo build --release --workspace` first", path.display());
+    assert!(
+        path.exists(),
+        "`{}` is not built: run `cargo build --release --workspace` first",
+        path.display()
+    );
     path
 }
 
