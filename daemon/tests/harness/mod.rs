@@ -91,7 +91,7 @@ impl House {
 
     /// The manager on this house's bus.
     pub async fn manager(&self) -> ManagerProxy<'static> {
-        let bus = zbus::connection::Builder::address(self.address.as_str()).unwrap().build().await.unwrap();
+        let bus = zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap();
         ManagerProxy::new(&bus).await.unwrap()
     }
 
