@@ -42,7 +42,7 @@ pub trait Manager {
 /// A job: see [`crate::bus::JobObject`].
 #[proxy(interface = "org.animd.Animd1.Job", default_service = "org.animd.Animd1")]
 pub trait Job {
-    /// Cancels it.
+    /// Cancels it; a running job ends a little later.
     fn cancel(&self) -> zbus::Result<()>;
     /// Everything about it.
     fn describe(&self) -> zbus::Result<HashMap<String, OwnedVariant>>;

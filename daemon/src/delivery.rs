@@ -27,6 +27,8 @@ pub const DONE: &str = "done";
 /// The folder in the inbox for pictures that have not.
 pub const FAILED: &str = "failed";
 
+const LOOK: &str = "look into the service's log (`journalctl -u animd`, or its standard error)";
+
 /// What everything that touches jobs shares.
 pub struct Desk {
     /// The configuration.
@@ -71,7 +73,7 @@ impl Desk {
             Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
         };
         if meta.len() == 0 {
-            return failed(format!("the engine left `{}` empty; look into its log", show(&part)));
+            return failed(format!("the engine left `{}` empty; {LOOK}", show(&part)));
         }
         let hashed = hash(&mut file).and_then(|sha| {
             file.set_permissions(fs::Permissions::from_mode(0o640))?;
@@ -133,21 +135,23 @@ impl Desk {
             Err(e) => Some(e.to_string()),
         };
         if let Some(text) = &left {
-            tracing::warn!(
-                job = id,
-                "the picture of job {id} stays in the inbox and is not taken again: {text}"
-            );
+            tracing::warn!(job = id, "the picture of job {id} stays in the inbox and is not taken again");
+            tracing::debug!(job = id, "the picture of job {id} stays: {text}");
         }
         self.ledger.call_blocking(move |db| db.close(id, left.as_deref()))?;
         if let Some(sha) = job.image_sha256 {
             self.spool.release(&self.ledger, sha)?;
         }
         if let (Some(Outcome::Done), Some(path)) = (&job.outcome, &job.output) {
-            tracing::info!(job = id, "job {id} is done: {}", show(path));
+            tracing::info!(job = id, "job {id} is done");
+            tracing::debug!(job = id, "the video of job {id} is `{}`", show(path));
         } else {
             let how = job.outcome.map_or("ended", Outcome::name);
             let why = job.error_text.as_deref().unwrap_or("no reason known");
-            tracing::warn!(job = id, "job {id} ({}) {how}: {why}", show(&job.name));
+            // The reason may name files.
+            let code = job.error_code.as_deref().unwrap_or("unknown");
+            tracing::warn!(job = id, "job {id} {how} ({code}); `animctl show {id}` tells its owner why");
+            tracing::debug!(job = id, "job {id} ({}) {how}: {why}", show(&job.name));
         }
         self.board.tell(Change::State(id));
         Ok(())
@@ -173,14 +177,17 @@ impl Desk {
                     let seed = job.request.as_ref().map_or(0, |r| r.seed);
                     output = free_output(&dir, &job.name, seed);
                     let (id, path) = (job.id, output.clone());
-                    tracing::info!(job = id, "the name of job {id}'s video is taken: it is {}", show(&path));
+                    tracing::info!(job = id, "the name of job {id}'s video is taken; it gets a number");
                     self.ledger.call_blocking(move |db| db.set_output(id, &path))?;
                 }
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(output.exists()),
+                // Renamed before, unless what lies there is somebody else's.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    return holds(&output, job.output_sha256).map_err(Error::file("read", &output));
+                }
                 Err(e) => return Err(Error::file("create", &output)(e)),
             }
         }
-        sync_dir(&dir).map_err(Error::file("sync", &dir))?;
+        sync_or_warn(&dir);
         Ok(true)
     }
 
@@ -229,12 +236,13 @@ impl Desk {
             if used && let Some(name) = sidecar.file_name() {
                 let to = free_name(&dir, name);
                 if let Err(e) = rename_new(&sidecar, &to) {
-                    tracing::warn!(job = job.id, "cannot move the sidecar `{}`: {e}", show(&sidecar));
+                    tracing::warn!(job = job.id, "cannot move a sidecar of job {}: {e}", job.id);
+                    tracing::debug!(job = job.id, "the sidecar is `{}`", show(&sidecar));
                 }
             }
         }
         for dir in [&dir, inbox] {
-            sync_dir(dir).map_err(Error::file("sync", dir))?;
+            sync_or_warn(dir);
         }
         Ok(())
     }
@@ -271,7 +279,7 @@ impl Desk {
                     } else {
                         let text = format!(
                             "the service or the machine went down {interruptions} times while this was made; it is not tried again: \
-                             look into the journal, then drop the picture once more"
+                             {LOOK}, then drop the picture once more"
                         );
                         self.end_blocking(
                             id,
@@ -317,6 +325,22 @@ fn hash(file: &mut File) -> io::Result<[u8; 32]> {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
+    }
+}
+
+/// Whether `path` is a regular file with these contents.
+fn holds(path: &Path, sha256: Option<[u8; 32]>) -> io::Result<bool> {
+    match files::open_regular(path) {
+        Ok((mut file, _)) => Ok(Some(hash(&mut file)?) == sha256),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// The file is in its place already: a folder that cannot be synced makes that less durable, not untrue.
+fn sync_or_warn(dir: &Path) {
+    if let Err(e) = sync_dir(dir) {
+        tracing::warn!("the folder `{}` cannot be synced; a power cut may undo a rename: {e}", show(dir));
     }
 }
 
@@ -427,6 +451,7 @@ mod tests {
                 owner: 0,
                 watched: true,
                 idempotency_key: None,
+                per_user: u32::MAX,
                 name: "photo.png".into(),
                 source: Some(Source { path, identity: Identity::of(&meta) }),
                 work: Ok((spooled.sha256, Box::new(Settings::default().resolve(|| 7)?))),
@@ -540,6 +565,19 @@ mod tests {
     }
 
     #[test]
+    fn a_strangers_file_is_no_video() -> Result<()> {
+        let place = place()?;
+        let job = place.finishing()?;
+        let output = job.output.clone().expect("decided");
+        fs::remove_file(job.part(place.desk.outbox())).map_err(Error::file("remove", "part"))?;
+        fs::write(&output, "a stranger's").map_err(Error::file("write", &output))?;
+        place.desk.recover()?;
+        assert_eq!(place.job(job.id).state, State::Queued);
+        assert_eq!(fs::read(&output).ok().as_deref(), Some(&b"a stranger's"[..]));
+        Ok(())
+    }
+
+    #[test]
     fn a_running_job_runs_again_until_it_is_hopeless() -> Result<()> {
         let place = place()?;
         let job = place.running()?;
@@ -581,6 +619,7 @@ mod tests {
                 owner: 0,
                 watched: true,
                 idempotency_key: None,
+                per_user: u32::MAX,
                 name: "photo.png".into(),
                 source: Some(source),
                 work: Ok((

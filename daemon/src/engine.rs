@@ -48,8 +48,8 @@ pub struct Engine {
 
 impl Engine {
     /// Starts `PROGRAM serve --model DIR [--dit PATH]` and says hello. Needs to be called on a thread that lives as long as
-    /// the service: the child is killed when that thread ends.
-    pub fn start(program: &Path, model: &Path, dit: Option<&Path>) -> Result<Self> {
+    /// the service: the child is killed when that thread ends. The child logs at `log_level`, too.
+    pub fn start(program: &Path, model: &Path, dit: Option<&Path>, log_level: &str) -> Result<Self> {
         let failed =
             |e: io::Error| Error::File { action: "start the engine", path: program.to_owned(), source: e };
         let (ours, theirs) = StdUnixStream::pair().map_err(failed)?;
@@ -59,6 +59,8 @@ impl Engine {
             .arg("serve")
             .arg("--model")
             .arg(model)
+            // The same variable that sets the service's own level, and outranks its file.
+            .env("ANIMD_LOG_LEVEL", log_level)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .kill_on_drop(true);
         if let Some(dit) = dit {

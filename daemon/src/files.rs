@@ -31,7 +31,11 @@ pub fn show(path: impl AsRef<OsStr>) -> String {
 
 /// Makes what was renamed or created in `dir` survive a power cut.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    match File::open(dir)?.sync_all() {
+        // Some network and FUSE file systems cannot sync a folder.
+        Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok(()),
+        synced => synced,
+    }
 }
 
 /// Opens a regular file for reading; a symbolic link, a device or a pipe is an error of kind `InvalidInput` in words.

@@ -23,7 +23,7 @@ use crate::board::{Change, stopped};
 use crate::delivery::{DONE, Desk, FAILED, sidecars, target_of};
 use crate::files::{self, Identity, show, split_name};
 use crate::keys;
-use crate::ledger::{Added, NewJob, Outcome, Refusal, Source};
+use crate::ledger::{Added, NewJob, Outcome, Refusal, Source, State};
 use crate::{Error, Result};
 
 /// Everything is looked at again this often, whatever the events said.
@@ -205,9 +205,9 @@ impl Inbox {
                 if self.told.insert(name.to_owned()) {
                     let kind = files::kind(&meta);
                     tracing::warn!(
-                        "`{}` in the inbox is {kind} and stays there: drop the picture itself",
-                        show(name)
+                        "something in the inbox is {kind} and stays there: drop the picture itself"
                     );
+                    tracing::debug!("`{}` in the inbox is {kind}", show(name));
                 }
                 return self.forget(name);
             }
@@ -232,7 +232,12 @@ impl Inbox {
         match self.admit(&path, Identity::of(&meta), meta.uid()).await {
             Ok(()) => self.forget(name),
             Err(e) => {
-                tracing::error!("`{}` waits in the inbox: {e}", show(name));
+                let why = match &e {
+                    Error::File { action, source, .. } => format!("cannot {action} a file: {source}"),
+                    e => e.to_string(),
+                };
+                tracing::error!("a picture waits in the inbox and is tried again: {why}");
+                tracing::debug!("`{}` waits in the inbox: {e}", show(name));
                 if let Some(pending) = self.pending.get_mut(name) {
                     pending.due = now + RETRY;
                 }
@@ -255,6 +260,7 @@ impl Inbox {
             owner,
             watched: true,
             idempotency_key: None,
+            per_user: u32::MAX,
             name,
             source,
             work: Err(Refusal { code: String::new(), text: String::new(), target: None }),
@@ -285,7 +291,8 @@ impl Inbox {
             drop(spooled);
             match added {
                 Added::New(id) => {
-                    tracing::info!(job = id, "job {id}: {} from the inbox", show(&base.name));
+                    tracing::info!(job = id, "job {id} comes from the inbox");
+                    tracing::debug!(job = id, "job {id} is of `{}`", show(&base.name));
                     self.desk.board.tell(Change::Added(id));
                     if refused {
                         self.desk.settle(id).await?;
@@ -293,7 +300,7 @@ impl Inbox {
                     return Ok(());
                 }
                 Added::Known(id) => return self.known(id).await,
-                Added::Unspooled => {}
+                Added::Unspooled | Added::Full => {}
             }
         }
         Err(Error::refused(
@@ -305,6 +312,10 @@ impl Inbox {
     /// An event for a file that has its job. One whose job has ended could not be moved then; perhaps now.
     async fn known(&mut self, id: u64) -> Result<()> {
         let Some(job) = self.desk.ledger.call(move |db| db.job(id)).await? else { return Ok(()) };
+        // Refused unread, and the ledger or the disk refused in its turn: nobody else settles such a job.
+        if job.state == State::Finishing && job.image_sha256.is_none() {
+            return self.desk.settle(id).await;
+        }
         if !job.state.is_open()
             && let Err(e) = self.desk.move_left(job).await
         {

@@ -1,7 +1,7 @@
 //! The service as systemd sees it: readiness, status, watchdog, a quick and lossless stop.
 
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,7 +111,13 @@ pub async fn run(config: Config, user: bool) -> Result<()> {
 /// One service for one state folder.
 fn lock(state: &std::path::Path) -> Result<fs::File> {
     let path = state.join("lock");
-    let file = fs::File::create(&path).map_err(Error::file("create", &path))?;
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(Error::file("create", &path))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => Err(Error::Config(format!(

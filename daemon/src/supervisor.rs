@@ -5,6 +5,7 @@ use std::future::pending;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -27,8 +28,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long the queue rests after the ledger refused.
 const LEDGER_PAUSE: Duration = Duration::from_secs(5);
+/// When nothing else is due.
+const FAR: Duration = Duration::from_secs(3600);
 
-/// A wish from the bus.
+/// A wish from the bus. It is answered at once: a running job ends later, and as done if it is done first.
 pub struct Cancel {
     /// The job.
     pub id: u64,
@@ -45,6 +48,8 @@ pub struct Supervisor {
     stop: watch::Receiver<bool>,
     engine: Option<Engine>,
     running: Option<Running>,
+    /// What the ledger refused; it is offered again before anything is started.
+    unsettled: Vec<(u64, Unsettled)>,
     /// Why there is no engine: a state's name and a sentence.
     trouble: Option<(&'static str, String)>,
     /// Ends of the engine since a job last ended properly.
@@ -60,11 +65,26 @@ struct Running {
     cancel: Option<(String, Instant)>,
 }
 
+/// What is still to be written down of a job that has stopped.
+#[derive(Clone)]
+enum Unsettled {
+    /// It was running and has ended.
+    Ended(Ended),
+    /// How it ends is written down, or it still waits.
+    Finishing,
+    /// It runs again, and its start does not count.
+    GivenBack,
+    /// It runs again after the engine died under it.
+    Crashed(String),
+}
+
 enum Event {
     Stop,
     Cancel(Cancel),
     Message(io::Result<Option<FromEngine>>),
     Look,
+    /// A time has come, and no message waited.
+    Due,
 }
 
 impl Supervisor {
@@ -82,6 +102,7 @@ impl Supervisor {
             stop,
             engine: None,
             running: None,
+            unsettled: Vec::new(),
             trouble: None,
             failures: 0,
             next_start: now,
@@ -107,7 +128,7 @@ impl Supervisor {
                 Some(cancel) = cancels.recv() => Event::Cancel(cancel),
                 message = hear(engine) => Event::Message(message),
                 () = desk.board.queued.notified() => Event::Look,
-                () = sleep_until(due) => Event::Look,
+                () = sleep_until(due) => Event::Due,
             };
             match event {
                 Event::Stop => return self.end().await,
@@ -116,24 +137,23 @@ impl Supervisor {
                 Event::Message(Ok(None)) => self.lost("it closed its connection").await,
                 Event::Message(Err(e)) => self.lost(&format!("its messages cannot be read: {e}")).await,
                 Event::Look => {}
+                Event::Due => self.check_times().await,
             }
-            self.check_times().await;
+            self.feed_watchdog();
         }
     }
 
     /// When something has to be looked at though nothing happens.
     fn due(&self) -> Instant {
         let config = &self.desk.config.engine;
-        let mut due = Instant::now() + Duration::from_secs(3600);
+        let mut due = Instant::now() + FAR;
         match &self.engine {
-            Some(engine) => {
-                due = due.min(silence_ends(engine, config));
-                if self.running.is_none() && self.next_claim > Instant::now() {
-                    due = due.min(self.next_claim);
-                }
-            }
+            Some(engine) => due = due.min(silence_ends(engine, config)),
             None if self.desk.config.model.path.is_some() => due = due.min(self.next_start),
             None => {}
+        }
+        if (self.running.is_none() || !self.unsettled.is_empty()) && self.next_claim > Instant::now() {
+            due = due.min(self.next_claim);
         }
         if let Some((_, deadline)) = self.running.as_ref().and_then(|r| r.cancel.as_ref()) {
             due = due.min(*deadline);
@@ -144,7 +164,7 @@ impl Supervisor {
         due
     }
 
-    async fn check_times(&mut self) {
+    fn feed_watchdog(&mut self) {
         let now = Instant::now();
         if let Some((period, next)) = &mut self.watchdog
             && now >= *next
@@ -152,6 +172,24 @@ impl Supervisor {
             *next = now + *period;
             crate::service::notify(&[("WATCHDOG", "1")]);
         }
+    }
+
+    /// Waits for something slow, as a delivery to a slow disk is, and feeds the watchdog meanwhile.
+    async fn patiently<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            let next = self.watchdog.map_or_else(|| Instant::now() + FAR, |(_, next)| next);
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = sleep_until(next) => self.feed_watchdog(),
+            }
+        }
+    }
+
+    /// Only after the engine's messages were looked for and there were none: while a video was delivered nobody looked.
+    async fn check_times(&mut self) {
+        let now = Instant::now();
         if let Some(engine) = &self.engine
             && now >= silence_ends(engine, &self.desk.config.engine)
         {
@@ -174,7 +212,8 @@ impl Supervisor {
             self.trouble = Some(("no-weights", text.into()));
             return;
         };
-        let started = Engine::start(&config.engine_program(), model, config.model.dit.as_deref());
+        let started =
+            Engine::start(&config.engine_program(), model, config.model.dit.as_deref(), &config.log.level);
         let greeted = match started {
             Ok(mut engine) => match engine.greet().await {
                 Ok(()) => Ok(engine),
@@ -198,8 +237,47 @@ impl Supervisor {
         self.next_start = Instant::now() + pause;
     }
 
+    /// Offers the ledger once more what it refused.
+    async fn settle(&mut self) -> Result<()> {
+        if Instant::now() < self.next_claim {
+            return Ok(());
+        }
+        while let Some((id, left)) = self.unsettled.first().cloned() {
+            let desk = self.desk.clone();
+            self.patiently(async move {
+                match left {
+                    Unsettled::Ended(ended) => {
+                        // False: this much was written down, and its files are still to be put in place.
+                        if desk.end(id, State::Running, ended).await? {
+                            Ok(())
+                        } else {
+                            desk.settle(id).await
+                        }
+                    }
+                    Unsettled::Finishing => desk.settle(id).await,
+                    Unsettled::GivenBack => {
+                        desk.ledger.call(move |db| db.give_back(id, "it could not be started")).await
+                    }
+                    Unsettled::Crashed(why) => desk.ledger.call(move |db| db.crashed(id, &why)).await,
+                }
+            })
+            .await?;
+            self.unsettled.remove(0);
+            self.desk.board.tell(Change::State(id));
+        }
+        Ok(())
+    }
+
+    /// Keeps what the ledger refused for [`Self::settle`].
+    fn keep(&mut self, id: u64, left: Unsettled, e: &Error) {
+        tracing::error!(job = id, "job {id} cannot be written down now, which is tried again: {e}");
+        self.unsettled.push((id, left));
+        self.next_claim = Instant::now() + LEDGER_PAUSE;
+    }
+
     /// Gives the engine the next job, if both are there.
     async fn start_job(&mut self) -> Result<()> {
+        self.settle().await?;
         while self.running.is_none() && Instant::now() >= self.next_claim {
             let Some(hello) = self.engine.as_ref().and_then(|e| e.hello.clone()) else { return Ok(()) };
             let Some(job) = self.desk.ledger.call(Store::claim).await? else { return Ok(()) };
@@ -207,7 +285,7 @@ impl Supervisor {
             self.desk.board.tell(Change::State(id));
             match self.prepare(&job, &hello).await {
                 Ok(generate) => {
-                    tracing::info!(job = id, "job {id} starts, attempt {}: {}", job.attempt, show(&job.name));
+                    tracing::info!(job = id, "job {id} starts, attempt {}", job.attempt);
                     self.running = Some(Running { job, cancel: None });
                     if let Some(engine) = &mut self.engine
                         && let Err(e) = engine.send(&generate).await
@@ -216,10 +294,10 @@ impl Supervisor {
                     }
                 }
                 Err(Error::Refused { code, text }) => {
-                    self.desk.end(id, State::Running, Ended::Failed { code: code.into(), text }).await?;
+                    self.conclude(id, Ended::Failed { code: code.into(), text }).await;
                 }
                 Err(e) => {
-                    self.desk.ledger.call(move |db| db.give_back(id, "it could not be started")).await?;
+                    self.keep(id, Unsettled::GivenBack, &e);
                     return Err(e);
                 }
             }
@@ -235,7 +313,8 @@ impl Supervisor {
         };
         let image = self.desk.spool.path(&sha256);
         if !image.exists() {
-            let text = format!("its picture is no longer at `{}`; submit it again", show(&image));
+            let text =
+                format!("the service's copy of `{}` is gone; submit the picture again", show(&job.name));
             return Err(Error::refused("file", text));
         }
         let output = job.part(self.desk.outbox());
@@ -297,12 +376,11 @@ impl Supervisor {
     async fn done(&mut self, id: u64, report: Report) {
         let Some(running) = self.running.take_if(|r| r.job.id == id) else { return };
         self.failures = 0;
-        match self.desk.examine(running.job, report).await {
+        let (desk, job) = (self.desk.clone(), running.job);
+        match self.patiently(async move { desk.examine(job, report).await }).await {
+            // A cancel that came too late changes nothing: there is a video.
             Ok(ended) => self.conclude(id, ended).await,
-            Err(e) => tracing::error!(
-                job = id,
-                "job {id} cannot be finished now; a restart of the service does: {e}"
-            ),
+            Err(e) => self.keep(id, Unsettled::GivenBack, &e),
         }
     }
 
@@ -313,14 +391,25 @@ impl Supervisor {
             ("canceled", Some((text, _))) => self.conclude(id, Ended::Canceled { text }).await,
             // Somebody told the engine to end, not us: it is about to.
             ("canceled", None) => self.requeue(running.job, "the engine was told to end").await,
-            _ => self.conclude(id, Ended::Failed { code, text }).await,
+            _ => {
+                // The engine knows the picture by the name of its copy, which says nothing to anybody.
+                let text = match running.job.image_sha256 {
+                    Some(sha256) => {
+                        let copy = self.desk.spool.path(&sha256);
+                        text.replace(&*copy.to_string_lossy(), &show(&running.job.name))
+                    }
+                    None => text,
+                };
+                self.conclude(id, Ended::Failed { code, text }).await;
+            }
         }
     }
 
-    async fn conclude(&self, id: u64, ended: Ended) {
+    async fn conclude(&mut self, id: u64, ended: Ended) {
         self.desk.board.set_live(id, None);
-        if let Err(e) = self.desk.end(id, State::Running, ended).await {
-            tracing::error!(job = id, "job {id} cannot be finished now; a restart of the service does: {e}");
+        let (desk, told) = (self.desk.clone(), ended.clone());
+        if let Err(e) = self.patiently(async move { desk.end(id, State::Running, told).await }).await {
+            self.keep(id, Unsettled::Ended(ended), &e);
         }
     }
 
@@ -343,22 +432,20 @@ impl Supervisor {
         }
     }
 
-    async fn requeue(&self, job: Job, why: &str) {
+    async fn requeue(&mut self, job: Job, why: &str) {
         let (id, crashes, why) = (job.id, job.crashes + 1, why.to_owned());
         self.desk.board.set_live(id, None);
         if crashes >= self.desk.config.queue.attempts {
             let text = format!(
                 "the engine went down {crashes} times while making this, the last time because {why}; it is not tried again: \
-                 look into the engine's log, or try a smaller size"
+                 look into the service's log (`journalctl -u animd`, or its standard error), or try a smaller size"
             );
             return self.conclude(id, Ended::Failed { code: "crashed".into(), text }).await;
         }
         _ = fs::remove_file(job.part(self.desk.outbox()));
-        if let Err(e) = self.desk.ledger.call(move |db| db.crashed(id, &why)).await {
-            tracing::error!(
-                job = id,
-                "job {id} cannot be queued again now; a restart of the service does: {e}"
-            );
+        let told = why.clone();
+        if let Err(e) = self.desk.ledger.call(move |db| db.crashed(id, &told)).await {
+            self.keep(id, Unsettled::Crashed(why), &e);
         }
         self.desk.board.tell(Change::State(id));
     }
@@ -378,7 +465,16 @@ impl Supervisor {
                 }
                 Ok(true)
             }
-            None => self.desk.end(id, State::Queued, Ended::Canceled { text }).await,
+            None => {
+                let desk = self.desk.clone();
+                let ended = self
+                    .patiently(async move { desk.end(id, State::Queued, Ended::Canceled { text }).await });
+                let ended = ended.await;
+                if let Err(e) = &ended {
+                    self.keep(id, Unsettled::Finishing, e);
+                }
+                ended
+            }
         };
         _ = reply.send(answer);
     }
@@ -389,6 +485,10 @@ impl Supervisor {
         if let Some(engine) = self.engine.take() {
             // Nothing of what it holds is durable, and a polite end may take a step of the sampler.
             _ = engine.end(Duration::ZERO).await;
+        }
+        self.next_claim = Instant::now();
+        if let Err(e) = self.settle().await {
+            tracing::error!("the next start puts right what could not be written down: {e}");
         }
         let Some(running) = self.running.take() else { return };
         let id = running.job.id;

@@ -4,10 +4,12 @@
 
 mod harness;
 
+use std::collections::HashMap;
 use std::fs;
 use std::process::Command;
 
 use harness::House;
+use zbus::Variant;
 
 #[test]
 fn a_submitted_picture_is_waited_for_and_shown() {
@@ -27,6 +29,7 @@ fn a_submitted_picture_is_waited_for_and_shown() {
         (&listed[0]["id"], &listed[0]["state"], &listed[0]["progress"]),
         (&1.into(), &"done".into(), &1.0.into())
     );
+    assert_eq!(listed[0]["name"], "picture.png");
     assert!(listed[0].get("prompt").is_none() && listed[0].get("output").is_none(), "private: {listed}");
     assert!(fs::metadata(&picture).is_ok(), "a submitted picture stays where it is");
 
@@ -80,8 +83,9 @@ fn jobs_are_cancelled_queued_or_running_or_deaf() {
         house.json(&["list", "--state", "running"])[0]["step"][0].as_u64() > Some(0)
     });
     assert_eq!(house.json(&["list", "--state", "queued"])[0]["position"], 1);
-    house.json(&["cancel", &queued]);
-    house.json(&["cancel", &running]);
+    assert_eq!(house.json(&["cancel", &queued])["state"], "canceled");
+    let state = house.json(&["cancel", &running])["state"].clone();
+    assert!(state == "canceling" || state == "canceled", "{state}");
     house.until_ended(2);
     assert_eq!(house.number("SELECT count(*) FROM job WHERE state = 'canceled'"), Some(2));
     let deaf = submit("deaf slow=1000");
@@ -116,6 +120,17 @@ fn the_same_key_is_the_same_job() {
 }
 
 #[test]
+fn a_known_key_is_found_in_a_full_queue() {
+    let house = House::started("[queue]\nper_user = 1\n");
+    let picture = house.picture();
+    let submit = ["submit", &picture, "-p", "slow=1000", "--idempotency-key", "once"];
+    assert_eq!(house.json(&submit)["id"], 1);
+    let refused = house.animctl(&["submit", &picture]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("you have 1 open jobs"), "{refused:?}");
+    assert_eq!(house.json(&submit)["id"], 1);
+}
+
+#[test]
 fn wait_goes_on_over_a_restart() {
     let mut house = House::started("[defaults]\nseed = 7\n");
     let picture = house.picture();
@@ -138,43 +153,27 @@ fn wait_goes_on_over_a_restart() {
 fn a_path_is_taken_only_below_the_watched_folder_and_keys_are_checked() {
     let house = House::started("");
     let picture = house.picture();
-    let call = |method: &str, args: &[&str]| {
-        let output = Command::new("busctl")
-            .args([
-                "--user",
-                "call",
-                "org.animd.Animd1",
-                "/org/animd/Animd1",
-                "org.animd.Animd1.Manager",
-                method,
-            ])
-            .args(args)
-            .envs(
-                house
-                    .animctl_command(&[])
-                    .get_envs()
-                    .filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))),
-            )
-            .output()
-            .unwrap();
-        (
-            output.status.success(),
-            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
-        )
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let manager = runtime.block_on(house.manager());
+    let call = |path: &str, options: HashMap<&str, Variant<'_>>| match runtime
+        .block_on(manager.submit_path(path, options))
+    {
+        Ok(job) => (true, job.to_string()),
+        Err(e) => (false, e.to_string()),
     };
-    let (taken, text) = call("SubmitPath", &["sa{sv}", &picture, "0"]);
+    let none = HashMap::new;
+    let (taken, text) = call(&picture, none());
     assert!(!taken && text.contains("is not in the watched folder"), "{text}");
     std::os::unix::fs::symlink(&picture, house.path("inbox/link.png")).unwrap();
-    let (taken, text) = call("SubmitPath", &["sa{sv}", house.path("inbox/link.png").to_str().unwrap(), "0"]);
+    let (taken, text) = call(house.path("inbox/link.png").to_str().unwrap(), none());
     assert!(!taken && text.contains("is not in the watched folder"), "{text}");
-    let (taken, text) =
-        call("SubmitPath", &["sa{sv}", house.path("inbox/../picture.png").to_str().unwrap(), "0"]);
+    let (taken, text) = call(house.path("inbox/../picture.png").to_str().unwrap(), none());
     assert!(!taken, "{text}");
     let kept = house.path("inbox/done/old.png");
     fs::write(&kept, harness::PICTURE).unwrap();
-    let (taken, text) = call("SubmitPath", &["sa{sv}", kept.to_str().unwrap(), "1", "promt", "s", "a"]);
+    let (taken, text) = call(kept.to_str().unwrap(), HashMap::from([("promt", "a".into())]));
     assert!(!taken && text.contains("unknown option `promt`; did you mean `prompt`?"), "{text}");
-    let (taken, text) = call("SubmitPath", &["sa{sv}", kept.to_str().unwrap(), "1", "seed", "i", "7"]);
+    let (taken, text) = call(kept.to_str().unwrap(), HashMap::from([("seed", 7_i32.into())]));
     assert!(taken && text.contains("/org/animd/Animd1/job/1"), "{text}");
     house.until_ended(1);
     assert_eq!(house.files("outbox"), ["old-7.mp4"]);

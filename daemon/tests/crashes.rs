@@ -42,6 +42,26 @@ fn an_engine_that_leaves_no_file_fails_the_job() {
 }
 
 #[test]
+fn a_job_that_ends_while_the_ledger_refuses_is_settled_later() {
+    let house = House::started("[defaults]\nseed = 7\n");
+    let db = rusqlite::Connection::open(house.path("state/ledger.db")).unwrap();
+    db.execute_batch(
+        "CREATE TRIGGER full BEFORE UPDATE OF state ON job WHEN NEW.state = 'finishing'
+         BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END",
+    )
+    .unwrap();
+    house.drop_picture("photo.png", None);
+    house.until("the ledger refuses", |house| {
+        fs::read_to_string(house.path("log")).unwrap().contains("cannot be written down now")
+    });
+    assert_eq!(house.text("SELECT state FROM job"), "running");
+    db.execute_batch("DROP TRIGGER full").unwrap();
+    house.until_ended(1);
+    assert_eq!(house.number("SELECT attempt FROM job WHERE state = 'done'"), Some(1));
+    assert_eq!(house.files("outbox"), ["photo-7.mp4"]);
+}
+
+#[test]
 fn a_stop_gives_the_job_back_uncounted() {
     let mut house = House::started("[defaults]\nseed = 7\n");
     house.drop_picture("photo.png", Some("slow=200"));

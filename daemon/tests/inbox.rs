@@ -60,8 +60,8 @@ fn what_lies_there_at_the_start_is_taken_and_litter_is_not() {
     assert!(house.path("inbox/link.png").is_symlink() && house.path("inbox/pipe.png").exists());
     let log = fs::read_to_string(house.path("log")).unwrap();
     assert!(
-        log.contains("`link.png` in the inbox is a symbolic link")
-            && log.contains("`pipe.png` in the inbox is a pipe")
+        log.contains("something in the inbox is a symbolic link")
+            && log.contains("something in the inbox is a pipe")
     );
     assert_eq!(
         house.text("SELECT settings_json ->> 'prompt' FROM job LIMIT 1"),

@@ -3,11 +3,14 @@
 use animd::client::{JobProxy, ManagerProxy};
 use zbus::Connection;
 
-use crate::{Result, print};
+use crate::{Result, json_of, print};
 
 /// Cancel a job, waiting or running. Its owner and root may.
 #[derive(clap::Args)]
-#[command(after_help = "Example: animctl cancel 7\n\nJSON: id, state")]
+#[command(
+    after_help = "Example: animctl cancel 7\n\nA running job stops a little later; if its video is finished \
+first, the job is done all the same.\n\nJSON: id, state (canceled, canceling, or done or failed where that came first)"
+)]
 pub struct Args {
     /// The job's number
     id: u64,
@@ -21,10 +24,21 @@ pub async fn run(args: &Args, connection: &Connection, manager: &ManagerProxy<'_
         .build()
         .await?;
     job.cancel().await?;
+    // Not the property, which may lag behind.
+    let description = json_of(&job.describe().await?);
+    let state = match description["state"].as_str() {
+        Some(ended @ ("canceled" | "done" | "failed")) => ended,
+        _ => "canceling",
+    };
+    let id = args.id;
     if json {
-        print(serde_json::json!({"id": args.id, "state": job.state().await?}));
+        print(serde_json::json!({"id": id, "state": state}));
     } else {
-        print(format!("job {} is cancelled", args.id));
+        print(match state {
+            "canceled" => format!("job {id} is cancelled"),
+            "canceling" => format!("job {id} is being cancelled"),
+            ended => format!("job {id} is {ended}: that came before the cancel"),
+        });
     }
     Ok(0)
 }

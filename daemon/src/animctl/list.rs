@@ -13,7 +13,7 @@ use crate::{Result, json_of, print};
 #[command(
     after_help = "Example: animctl list --state failed --limit 5\n\nJSON: an array of objects with id, owner, state, stage, \
 step [done, all], progress (0 to 1), expected_end, position (0 when it does not wait), created, started, finished (microseconds \
-since 1970, 0 when not known)"
+since 1970, 0 when not known), and name for jobs that you may see"
 )]
 pub struct Args {
     /// Only jobs in this state: queued, running, finishing, done, failed or canceled
@@ -47,7 +47,7 @@ pub async fn run(args: &Args, manager: &ManagerProxy<'_>, json: bool) -> Result<
         return Ok(0);
     }
     print(format!(
-        "{:>6}  {:<9}  {:>5}  {:<10}  {:>8}  {:>6}",
+        "{:>6}  {:<9}  {:>5}  {:<10}  {:>8}  {:>6}  NAME",
         "ID", "STATE", "DONE", "STAGE", "STEP", "OWNER"
     ));
     for job in jobs {
@@ -58,11 +58,12 @@ pub async fn run(args: &Args, manager: &ManagerProxy<'_>, json: bool) -> Result<
             _ => String::new(),
         };
         print(format!(
-            "{:>6}  {:<9}  {percent:>5}  {:<10}  {step:>8}  {:>6}",
+            "{:>6}  {:<9}  {percent:>5}  {:<10}  {step:>8}  {:>6}  {}",
             job["id"].to_string(),
             text("state"),
             text("stage"),
-            job["owner"].to_string()
+            job["owner"].to_string(),
+            text("name")
         ));
     }
     Ok(0)

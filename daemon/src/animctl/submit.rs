@@ -233,6 +233,10 @@ impl Meter {
     }
 
     fn show(&mut self, fraction: f64, stage: &str, step: u32, steps: u32, expected_end: u64) {
+        // It runs, but the engine has not said yet where it is.
+        if stage.is_empty() {
+            return;
+        }
         let mut text = if stage == "denoise" { format!("{stage} {step}/{steps}") } else { stage.to_owned() };
         match &self.bar {
             Some(bar) => {

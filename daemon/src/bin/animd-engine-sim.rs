@@ -1,4 +1,4 @@
-//! An engine without a model, for the tests of the service: it obeys the protocol, and words in the prompt make it
+//! An engine without a model, for the tests of the service; no package ships it. It obeys the protocol, and words in the prompt make it
 //! slow (`slow=MILLISECONDS` a step), fail (`fail`), die (`crash`), hang (`hang`), stay deaf to cancelling (`deaf`) or
 //! write nothing (`nothing`). `SIM_START=model` makes it refuse its model. It writes what it was asked as its "video".
 

@@ -45,7 +45,8 @@ impl JobObject {
 
 #[interface(name = "org.animd.Animd1.Job")]
 impl JobObject {
-    /// Cancels the job, queued or running. Owner or root.
+    /// Cancels the job, queued or running. Owner or root. A running job ends a little later than this returns, and as
+    /// done if its video is finished first.
     async fn cancel(
         &self,
         #[zbus(header)] header: Header<'_>,

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use tokio::sync::mpsc;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
-use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, interface};
+use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, Variant, interface};
 
 use super::error::BusError;
 use super::options::{self, Options, Submission};
@@ -21,7 +21,7 @@ use crate::board::Change;
 use crate::delivery::Desk;
 use crate::files::{Identity, show};
 use crate::inbox::draw_seed;
-use crate::ledger::{Added, NewJob, Source};
+use crate::ledger::{Added, Job, NewJob, Source};
 use crate::supervisor::Cancel;
 
 /// The object `/org/animd/Animd1`.
@@ -95,12 +95,27 @@ impl Manager {
         Ok(object_path(id))
     }
 
-    /// Public facts of jobs, the newest first. Filter: `state` s, `owner` u, `before` t (a smaller id), `limit` u (100).
+    /// Public facts of jobs, the newest first, and `name` s of those that the caller may see. Filter: `state` s, `owner` u, `before` t (a smaller id), `limit` u (100).
     #[zbus(out_args("jobs"))]
-    async fn list(&self, filter: Options) -> Result<Vec<HashMap<String, OwnedVariant>>, BusError> {
+    async fn list(
+        &self,
+        filter: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<HashMap<String, OwnedVariant>>, BusError> {
+        let uid = uid_of(connection, &header).await?;
         let filter = options::filter(&filter)?;
         let (jobs, queue) = self.desk.ledger.call(move |db| Ok((db.list(&filter)?, db.queue()?))).await?;
-        Ok(jobs.iter().map(|job| Facts::new(job, self.desk.board.live(job.id), &queue).dict()).collect())
+        let entry = |job: &Job| {
+            let mut dict = Facts::new(job, self.desk.board.live(job.id), &queue).dict();
+            if may(uid, job.owner)
+                && let Ok(name) = Variant::from(show(&job.name)).try_into_owned()
+            {
+                dict.insert("name".into(), name);
+            }
+            dict
+        };
+        Ok(jobs.iter().map(entry).collect())
     }
 
     /// A job is new.
@@ -142,6 +157,12 @@ impl Manager {
 }
 
 impl Manager {
+    async fn known(&self, connection: &Connection, id: u64) -> Result<OwnedObjectPath, BusError> {
+        serve(connection, &self.desk, &self.cancels, id).await?;
+        self.desk.board.tell(Change::State(id));
+        Ok(object_path(id))
+    }
+
     async fn add(
         &self,
         connection: &Connection,
@@ -157,10 +178,17 @@ impl Manager {
             .resolve(draw_seed)
             .map_err(|e| BusError::InvalidOption(e.to_string()))?;
         let limit = desk.config.queue.per_user;
-        if desk.ledger.call(move |db| db.open_of(uid)).await? >= limit {
-            return Err(BusError::QueueFull(format!(
+        let full = || {
+            BusError::QueueFull(format!(
                 "you have {limit} open jobs, which is the limit (queue.per_user); wait for one, or cancel one"
-            )));
+            ))
+        };
+        // Before the picture is copied; what decides is the same question inside `Store::add`.
+        let key = submission.idempotency_key.clone();
+        match desk.ledger.call(move |db| db.foresee(uid, key.as_deref(), limit)).await? {
+            Some(Added::Known(id)) => return self.known(connection, id).await,
+            Some(Added::Full) if source.is_none() => return Err(full()),
+            _ => {}
         }
         let file = Arc::new(file);
         let name = submission.name.unwrap_or_else(|| super::DEFAULT_NAME.into());
@@ -173,6 +201,7 @@ impl Manager {
                 owner: uid,
                 watched: source.is_some(),
                 idempotency_key: submission.idempotency_key.clone(),
+                per_user: limit,
                 name: name.clone(),
                 source: source.clone(),
                 work: Ok((spooled.sha256, Box::new(request.clone()))),
@@ -183,20 +212,20 @@ impl Manager {
             drop(spooled);
             match added {
                 Added::New(id) => {
-                    tracing::info!(job = id, "job {id}: {} from user {uid}", show(&name));
+                    tracing::info!(job = id, "job {id} comes from user {uid}");
+                    tracing::debug!(job = id, "job {id} is of `{}`", show(&name));
                     serve(connection, desk, &self.cancels, id).await?;
                     desk.board.tell(Change::Added(id));
                     return Ok(object_path(id));
                 }
-                Added::Known(id) => {
+                Added::Known(_) | Added::Full => {
                     let (spool, ledger) = (desk.spool.clone(), desk.ledger.clone());
                     // The picture may be another one than the known job's.
                     tokio::task::spawn_blocking(move || spool.release(&ledger, sha256))
                         .await
                         .map_err(|_| BusError::Internal("the service is stopping".into()))??;
-                    serve(connection, desk, &self.cancels, id).await?;
-                    desk.board.tell(Change::State(id));
-                    return Ok(object_path(id));
+                    let Added::Known(id) = added else { return Err(full()) };
+                    return self.known(connection, id).await;
                 }
                 Added::Unspooled => {}
             }

@@ -124,6 +124,8 @@ pub struct NewJob {
     pub watched: bool,
     /// A caller's own name for it: the same key gives the same job.
     pub idempotency_key: Option<String>,
+    /// How many open jobs its owner may have over the bus, this one included.
+    pub per_user: u32,
     /// The picture's name.
     pub name: OsString,
     /// The file to move when the job has ended.
@@ -152,6 +154,8 @@ pub enum Added {
     Known(u64),
     /// The spooled picture went away meanwhile; spool it again.
     Unspooled,
+    /// Its owner has as many open jobs as one may have.
+    Full,
 }
 
 /// A job that the engine finished.
@@ -236,6 +240,8 @@ pub struct Job {
     pub output: Option<PathBuf>,
     /// The video's size in bytes.
     pub output_bytes: Option<u64>,
+    /// The video's hash.
+    pub output_sha256: Option<[u8; 32]>,
     /// Pixels.
     pub width: Option<u32>,
     /// Pixels.
@@ -295,6 +301,7 @@ impl Job {
             request: request.and_then(|json| serde_json::from_str(&json).ok()),
             output: path("output_path")?,
             output_bytes: whole("output_bytes")?,
+            output_sha256: row.get("output_sha256")?,
             width: small("width")?,
             height: small("height")?,
             ram_peak_bytes: whole("ram_peak_bytes")?,

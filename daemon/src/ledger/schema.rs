@@ -1,5 +1,7 @@
 //! The ledger's tables and how older ones become newer ones.
 
+use std::fs::{self, OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
 
 /// Opens or makes the file and brings it to this version.
 pub fn open(path: &Path) -> Result<Connection> {
+    private(path)?;
     let mut db = Connection::open(path)?;
     db.busy_timeout(Duration::from_secs(5))?;
     db.pragma_update(None, "journal_mode", "WAL")?;
@@ -21,6 +24,18 @@ pub fn open(path: &Path) -> Result<Connection> {
     db.pragma_update(None, "foreign_keys", true)?;
     migrate(&mut db, path, &MIGRATIONS)?;
     Ok(db)
+}
+
+/// Makes the file for nobody but us: it holds everybody's prompts. SQLite's own files beside it get its rights.
+fn private(path: &Path) -> Result<()> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .and_then(|_| fs::set_permissions(path, Permissions::from_mode(0o600)))
+        .map_err(Error::file("create", path))
 }
 
 fn version(db: &Connection) -> Result<usize> {
@@ -40,6 +55,7 @@ fn migrate(db: &mut Connection, path: &Path, migrations: &[&str]) -> Result<()> 
     }
     if found > 0 && found < migrations.len() {
         let copy = backup_path(path, found);
+        private(&copy)?;
         db.backup("main", &copy, None)?;
         tracing::info!(
             "the ledger is brought from schema {found} to {}; a copy is `{}`",
@@ -71,6 +87,10 @@ mod tests {
         let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
         let path = dir.path().join("ledger.db");
         open(&path)?.pragma_update(None, "user_version", 99)?;
+        assert_eq!(
+            fs::metadata(&path).map_err(Error::file("read", &path))?.permissions().mode() & 0o777,
+            0o600
+        );
         let error = open(&path).expect_err("newer").to_string();
         assert!(error.contains("schema 99") && error.contains("newer animd"), "{error}");
         Ok(())

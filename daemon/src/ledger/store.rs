@@ -49,22 +49,18 @@ impl Store {
     /// Writes a job down, queued, or with a [`super::Refusal`] as `finishing`. `spooled` says whether the picture is still there.
     pub fn add(&mut self, new: &NewJob, spooled: impl FnOnce() -> bool) -> Result<Added> {
         self.change(|db| {
-            if let Some(key) = &new.idempotency_key {
-                let known = db
-                    .query_row(
-                        "SELECT id FROM job WHERE owner_uid = ?1 AND idempotency_key = ?2",
-                        params![new.owner, key],
-                        |row| row.get::<_, i64>(0),
-                    )
-                    .optional()?;
-                if let Some(id) = known {
-                    return Ok(Added::Known(id as u64));
-                }
+            if let Some(key) = &new.idempotency_key
+                && let Some(id) = keyed(db, new.owner, key)?
+            {
+                return Ok(Added::Known(id));
             }
             if let Some(source) = &new.source
                 && let Some(id) = taken(db, source, new)?
             {
                 return Ok(Added::Known(id));
+            }
+            if new.per_user < u32::MAX && open_of(db, new.owner)? >= new.per_user {
+                return Ok(Added::Full);
             }
             if new.work.is_ok() && !spooled() {
                 return Ok(Added::Unspooled);
@@ -115,6 +111,16 @@ impl Store {
             }
             Ok(Added::New(id))
         })
+    }
+
+    /// What [`Self::add`] would say without the picture: the job that the key names, or that there is no room.
+    pub fn foresee(&self, owner: u32, key: Option<&str>, per_user: u32) -> Result<Option<Added>> {
+        if let Some(key) = key
+            && let Some(id) = keyed(&self.db, owner, key)?
+        {
+            return Ok(Some(Added::Known(id)));
+        }
+        Ok((open_of(&self.db, owner)? >= per_user).then_some(Added::Full))
     }
 
     /// The open job that this state of a file belongs to, if it has one.
@@ -345,15 +351,6 @@ impl Store {
         Ok(ids)
     }
 
-    /// How many open jobs a user has that came over the bus.
-    pub fn open_of(&self, owner: u32) -> Result<u32> {
-        Ok(self.db.query_row(
-            "SELECT count(*) FROM job WHERE owner_uid = ?1 AND origin = 'bus' AND state IN ('queued','running','finishing')",
-            params![owner],
-            |row| row.get(0),
-        )?)
-    }
-
     /// Jobs by a filter, the newest first.
     pub fn list(&self, filter: &Filter) -> Result<Vec<Job>> {
         let mut find = self.db.prepare_cached(
@@ -394,6 +391,26 @@ impl Store {
     pub fn event(&mut self, id: u64, kind: &str, text: &str) -> Result<()> {
         event(&self.db, id, kind, Some(text))
     }
+}
+
+/// The job with this key of this user.
+fn keyed(db: &Connection, owner: u32, key: &str) -> Result<Option<u64>> {
+    Ok(db
+        .query_row(
+            "SELECT id FROM job WHERE owner_uid = ?1 AND idempotency_key = ?2",
+            params![owner, key],
+            |row| row.get::<_, i64>(0).map(|id| id as u64),
+        )
+        .optional()?)
+}
+
+/// How many open jobs a user has that came over the bus.
+fn open_of(db: &Connection, owner: u32) -> Result<u32> {
+    Ok(db.query_row(
+        "SELECT count(*) FROM job WHERE owner_uid = ?1 AND origin = 'bus' AND state IN ('queued','running','finishing')",
+        params![owner],
+        |row| row.get(0),
+    )?)
 }
 
 /// The open job that a file belongs to: the same state of it, or the same picture at the same place, written once more

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use animd::client::ManagerProxy;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -86,6 +87,12 @@ impl House {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The manager on this house's bus.
+    pub async fn manager(&self) -> ManagerProxy<'static> {
+        let bus = zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap();
+        ManagerProxy::new(&bus).await.unwrap()
     }
 
     pub fn set_env(&mut self, name: &str, value: &str) {
