@@ -298,7 +298,7 @@ fn collect(value: &Value, path: String, leaves: &mut Vec<String>) {
     match value {
         Value::Object(map) => map.iter().for_each(|(k, v)| collect(v, join(k), leaves)),
         Value::Array(list) => {
-            list.iter().enumerate().for_each(|(i, v)| collect(v, join(&i.to_string()), leaves))
+            list.iter().enumerate().for_each(|(i, v)| collect(v, join(&i.to_string()), leaves));
         }
         _ => leaves.push(path),
     }
