@@ -26,10 +26,8 @@ pub async fn run(args: &Args, connection: &Connection, manager: &ManagerProxy<'_
     job.cancel().await?;
     // Not the property, which may lag behind.
     let description = json_of(&job.describe().await?);
-    let state = match description["state"].as_str() {
-        Some(ended @ ("canceled" | "done" | "failed")) => ended,
-        _ => "canceling",
-    };
+    let ended = description["state"].as_str().filter(|s| ["canceled", "done", "failed"].contains(s));
+    let state = ended.unwrap_or("canceling");
     let id = args.id;
     if json {
         print(serde_json::json!({"id": id, "state": state}));
