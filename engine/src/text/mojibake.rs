@@ -1,7 +1,7 @@
 //! Text that was read in the wrong encoding: whether it looks so, and what it was.
 //!
-//! The rules are those of `ftfy` 6.3.1 (Robyn Speer, <https://ftfy.readthedocs.io>), which cleaned the prompts that the
-//! model was trained with.
+//! The rules are those of `ftfy` 6.3.1 (copyright Robyn Speer, Apache-2.0, <https://ftfy.readthedocs.io>), which cleaned the
+//! prompts that the model was trained with; the code is animd's own.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
