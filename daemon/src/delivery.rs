@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use animd_engine::protocol::Report;
 use sha2::{Digest, Sha256};
@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::board::{Board, Change};
 use crate::config::Config;
 use crate::files::{self, Identity, numbered, rename_new, show, split_name, sync_dir};
+use crate::holds::Holds;
 use crate::ledger::{Ended, Job, Ledger, Outcome, State, Succeeded};
 use crate::spool::Spool;
 use crate::{Error, Result};
@@ -31,20 +32,42 @@ const LOOK: &str = "look into the service's log (`journalctl -u animd`, or its s
 
 /// What everything that touches jobs shares.
 pub struct Desk {
-    /// The configuration.
-    pub config: Config,
+    config: RwLock<Arc<Config>>,
     /// The queue and the log.
     pub ledger: Ledger,
     /// The waiting pictures.
     pub spool: Spool,
     /// What is going on, for the bus.
     pub board: Board,
+    /// Who wants the model warm or the queue paused.
+    pub holds: Holds,
 }
 
 impl Desk {
-    /// The folder for videos.
-    pub fn outbox(&self) -> &Path {
-        &self.config.folders.outbox
+    /// With the ledger and the spool of the state folder.
+    pub fn new(config: Config, ledger: Ledger, spool: Spool) -> Self {
+        let config = RwLock::new(Arc::new(config));
+        Self { config, ledger, spool, board: Board::default(), holds: Holds::default() }
+    }
+
+    /// The configuration as it is now; it may be another one at the next call.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Another configuration from here on.
+    pub fn set_config(&self, config: Config) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// The folder for the video of a job.
+    pub fn outbox(&self, job: &Job) -> PathBuf {
+        job.outbox.clone().unwrap_or_else(|| self.config().folders.outbox.clone())
+    }
+
+    /// The unfinished file of a job's current attempt.
+    pub fn part(&self, job: &Job) -> PathBuf {
+        job.part(&self.outbox(job))
     }
 
     /// Ends a job that is in state `from`. False if somebody else has ended it meanwhile.
@@ -66,7 +89,7 @@ impl Desk {
     }
 
     fn examine_blocking(&self, job: &Job, report: Report) -> Ended {
-        let part = job.part(self.outbox());
+        let part = self.part(job);
         let failed = |text: String| Ended::Failed { code: "output".into(), text };
         let (mut file, meta) = match files::open_regular(&part) {
             Ok(open) => open,
@@ -85,7 +108,7 @@ impl Desk {
             Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
         };
         let seed = job.request.as_ref().map_or(report.seed, |r| r.seed);
-        let output = free_output(self.outbox(), &job.name, seed);
+        let output = free_output(&self.outbox(job), &job.name, seed);
         Ended::Done(Box::new(Succeeded { report, output, bytes: meta.len(), sha256 }))
     }
 
@@ -127,7 +150,7 @@ impl Desk {
             }
         }
         if job.outcome != Some(Outcome::Done) {
-            _ = fs::remove_file(job.part(self.outbox()));
+            _ = fs::remove_file(self.part(&job));
         }
         let left = match self.put_source(&job) {
             Ok(()) => None,
@@ -159,7 +182,7 @@ impl Desk {
 
     /// Renames the unfinished file to the video's name. False if there is neither.
     fn put_video(&self, job: &Job) -> Result<bool> {
-        let part = job.part(self.outbox());
+        let part = self.part(job);
         let Some(mut output) = job.output.clone() else { return Ok(false) };
         let dir = output.parent().unwrap_or(Path::new("/")).to_owned();
         loop {
@@ -271,9 +294,9 @@ impl Desk {
                     self.settle_blocking(id)?;
                 }
                 State::Running => {
-                    _ = fs::remove_file(job.part(self.outbox()));
+                    _ = fs::remove_file(self.part(&job));
                     let interruptions = job.interruptions + 1;
-                    if interruptions < self.config.queue.interruptions {
+                    if interruptions < self.config().queue.interruptions {
                         tracing::warn!(job = id, "the service ended while job {id} ran; it runs again");
                         self.ledger.call_blocking(move |db| db.interrupted(id))?;
                     } else {
@@ -298,13 +321,17 @@ impl Desk {
 
     /// Removes unfinished files of our own jobs: no job is running or finishing now.
     fn remove_parts(&self) {
-        let Ok(entries) = fs::read_dir(self.outbox()) else { return };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let Some(uuid) = part_uuid(&name) else { continue };
-            if self.ledger.call_blocking(move |db| db.knows(&uuid)).unwrap_or(false) {
-                tracing::info!("an unfinished file is removed: {}", show(&name));
-                _ = fs::remove_file(entry.path());
+        let mut folders = self.ledger.call_blocking(|db| db.outboxes()).unwrap_or_default();
+        folders.push(self.config().folders.outbox.clone());
+        for folder in folders {
+            let Ok(entries) = fs::read_dir(&folder) else { continue };
+            for entry in entries.flatten() {
+                let name = entry.file_name();
+                let Some(uuid) = part_uuid(&name) else { continue };
+                if self.ledger.call_blocking(move |db| db.knows(&uuid)).unwrap_or(false) {
+                    tracing::info!("an unfinished file is removed: {}", show(&name));
+                    _ = fs::remove_file(entry.path());
+                }
             }
         }
     }
@@ -431,12 +458,8 @@ mod tests {
         for dir in [&config.folders.inbox, &config.folders.outbox] {
             fs::create_dir(dir).map_err(Error::file("create", dir))?;
         }
-        let desk = Desk {
-            ledger: Ledger::open(&dir.path().join("ledger.db"))?,
-            spool: Spool::open(dir.path().join("spool"))?,
-            board: Board::default(),
-            config: config.clone(),
-        };
+        let ledger = Ledger::open(&dir.path().join("ledger.db"))?;
+        let desk = Desk::new(config.clone(), ledger, Spool::open(dir.path().join("spool"))?);
         Ok(Place { _dir: dir, desk, inbox: config.folders.inbox })
     }
 
@@ -451,6 +474,9 @@ mod tests {
                 owner: 0,
                 watched: true,
                 idempotency_key: None,
+                priority: 0,
+                outbox: None,
+                retry_of: None,
                 per_user: u32::MAX,
                 name: "photo.png".into(),
                 source: Some(Source { path, identity: Identity::of(&meta) }),
@@ -466,7 +492,7 @@ mod tests {
         /// The same, up to the commit of `finishing`.
         fn finishing(&self) -> Result<Job> {
             let job = self.running()?;
-            fs::write(job.part(self.desk.outbox()), "video").map_err(Error::file("write", "part"))?;
+            fs::write(self.desk.part(&job), "video").map_err(Error::file("write", "part"))?;
             let ended = self.desk.examine_blocking(&job, Report::default());
             let target = source_target(&job, ended.outcome());
             let id = job.id;
@@ -477,6 +503,10 @@ mod tests {
                 target.as_deref()
             ))?);
             Ok(self.job(id))
+        }
+
+        fn outbox(&self) -> PathBuf {
+            self.desk.config().folders.outbox.clone()
         }
 
         fn job(&self, id: u64) -> Job {
@@ -502,7 +532,7 @@ mod tests {
             let job = place.finishing()?;
             let output = job.output.clone().expect("decided");
             if reached > 0 {
-                fs::rename(job.part(place.desk.outbox()), &output).map_err(Error::file("rename", &output))?;
+                fs::rename(place.desk.part(&job), &output).map_err(Error::file("rename", &output))?;
             }
             if reached > 1 {
                 let target = job.source_target.clone().expect("decided");
@@ -522,15 +552,11 @@ mod tests {
     fn a_name_that_is_taken_meanwhile_gets_a_number() -> Result<()> {
         let place = place()?;
         let job = place.finishing()?;
-        fs::write(place.desk.outbox().join("photo-7.mp4"), "a stranger's")
-            .map_err(Error::file("write", "x"))?;
+        fs::write(place.outbox().join("photo-7.mp4"), "a stranger's").map_err(Error::file("write", "x"))?;
         place.desk.settle_blocking(job.id)?;
         assert_eq!(place.names("../outbox"), ["photo-7-2.mp4", "photo-7.mp4"]);
-        assert_eq!(
-            fs::read(place.desk.outbox().join("photo-7.mp4")).ok().as_deref(),
-            Some(&b"a stranger's"[..])
-        );
-        assert_eq!(place.job(job.id).output.as_deref(), Some(&*place.desk.outbox().join("photo-7-2.mp4")));
+        assert_eq!(fs::read(place.outbox().join("photo-7.mp4")).ok().as_deref(), Some(&b"a stranger's"[..]));
+        assert_eq!(place.job(job.id).output.as_deref(), Some(&*place.outbox().join("photo-7-2.mp4")));
         Ok(())
     }
 
@@ -538,13 +564,13 @@ mod tests {
     fn a_video_that_cannot_be_placed_fails_the_job_and_keeps_the_picture() -> Result<()> {
         let place = place()?;
         let job = place.running()?;
-        let part = job.part(place.desk.outbox());
+        let part = place.desk.part(&job);
         fs::write(&part, "video").map_err(Error::file("write", &part))?;
         let Ended::Done(mut done) = place.desk.examine_blocking(&job, Report::default()) else {
             panic!("the file is there")
         };
         // A name that no file system takes stands for an outbox that refuses.
-        done.output = place.desk.outbox().join("x".repeat(300));
+        done.output = place.outbox().join("x".repeat(300));
         place.desk.end_blocking(job.id, State::Running, &Ended::Done(done))?;
         let ended = place.job(job.id);
         assert_eq!((ended.state, ended.error_code.as_deref()), (State::Failed, Some("output")));
@@ -557,7 +583,7 @@ mod tests {
     fn a_vanished_file_makes_the_job_run_again() -> Result<()> {
         let place = place()?;
         let job = place.finishing()?;
-        fs::remove_file(job.part(place.desk.outbox())).map_err(Error::file("remove", "part"))?;
+        fs::remove_file(place.desk.part(&job)).map_err(Error::file("remove", "part"))?;
         place.desk.recover()?;
         assert_eq!(place.job(job.id).state, State::Queued);
         assert_eq!((place.names("").len(), place.names("../spool").len()), (1, 1));
@@ -569,7 +595,7 @@ mod tests {
         let place = place()?;
         let job = place.finishing()?;
         let output = job.output.clone().expect("decided");
-        fs::remove_file(job.part(place.desk.outbox())).map_err(Error::file("remove", "part"))?;
+        fs::remove_file(place.desk.part(&job)).map_err(Error::file("remove", "part"))?;
         fs::write(&output, "a stranger's").map_err(Error::file("write", &output))?;
         place.desk.recover()?;
         assert_eq!(place.job(job.id).state, State::Queued);
@@ -581,9 +607,8 @@ mod tests {
     fn a_running_job_runs_again_until_it_is_hopeless() -> Result<()> {
         let place = place()?;
         let job = place.running()?;
-        for n in 1..place.desk.config.queue.interruptions {
-            fs::write(place.job(job.id).part(place.desk.outbox()), "torn")
-                .map_err(Error::file("write", "part"))?;
+        for n in 1..place.desk.config().queue.interruptions {
+            fs::write(place.desk.part(&place.job(job.id)), "torn").map_err(Error::file("write", "part"))?;
             place.desk.recover()?;
             assert_eq!((place.job(job.id).state, place.job(job.id).interruptions), (State::Queued, n));
             assert_eq!(place.names("../outbox"), Vec::<String>::new());
@@ -619,6 +644,9 @@ mod tests {
                 owner: 0,
                 watched: true,
                 idempotency_key: None,
+                priority: 0,
+                outbox: None,
+                retry_of: None,
                 per_user: u32::MAX,
                 name: "photo.png".into(),
                 source: Some(source),

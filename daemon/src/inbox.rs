@@ -61,7 +61,7 @@ pub struct Inbox {
 impl Inbox {
     /// Makes the folders and begins to listen. Nothing is taken before [`Self::run`].
     pub fn open(desk: Arc<Desk>) -> Result<Self> {
-        let dir = desk.config.folders.inbox.clone();
+        let dir = desk.config().folders.inbox.clone();
         for folder in [dir.clone(), dir.join(DONE), dir.join(FAILED)] {
             fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
         }
@@ -214,7 +214,7 @@ impl Inbox {
             Err(_) => return self.forget(name),
         };
         let prints = prints(&path);
-        let stable = self.desk.config.inbox.stable();
+        let stable = self.desk.config().inbox.stable();
         let Some(pending) = self.pending.get_mut(name) else { return };
         let now = Instant::now();
         if pending.prints != prints {
@@ -260,6 +260,9 @@ impl Inbox {
             owner,
             watched: true,
             idempotency_key: None,
+            priority: 0,
+            outbox: None,
+            retry_of: None,
             per_user: u32::MAX,
             name,
             source,
@@ -329,7 +332,7 @@ impl Inbox {
 fn read(desk: &Desk, path: &Path, identity: Identity) -> Result<(crate::spool::Spooled, Request)> {
     let settings = settings(path)?;
     let request =
-        settings.clone().or(desk.config.defaults.clone()).resolve(draw_seed).map_err(
+        settings.clone().or(desk.config().defaults.clone()).resolve(draw_seed).map_err(
             |e| match sidecars(path).iter().find(|p| p.exists()).and_then(|p| p.file_name()) {
                 Some(sidecar) => Error::refused(e.code(), format!("{}: {e}", show(sidecar))),
                 None => e.into(),

@@ -11,6 +11,7 @@ pub mod delivery;
 pub mod engine;
 pub mod error;
 pub mod files;
+pub mod holds;
 pub mod inbox;
 pub mod keys;
 pub mod ledger;
@@ -18,5 +19,6 @@ pub mod log;
 pub mod service;
 pub mod spool;
 pub mod supervisor;
+pub mod wishes;
 
 pub use error::{Error, Result};

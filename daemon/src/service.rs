@@ -8,10 +8,9 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::board::Board;
 use crate::bus;
 use crate::config::Config;
 use crate::delivery::Desk;
@@ -20,6 +19,7 @@ use crate::inbox::Inbox;
 use crate::ledger::Ledger;
 use crate::spool::Spool;
 use crate::supervisor::Supervisor;
+use crate::wishes::Wishes;
 use crate::{Error, Result};
 
 /// The ledger's file in the state folder.
@@ -41,12 +41,8 @@ pub async fn run(config: Config, user: bool) -> Result<()> {
         .create(&folders.state)
         .map_err(Error::file("create", &folders.state))?;
     let _lock = lock(&folders.state)?;
-    let desk = Arc::new(Desk {
-        ledger: Ledger::open(&folders.state.join(LEDGER))?,
-        spool: Spool::open(folders.state.join("spool"))?,
-        board: Board::default(),
-        config,
-    });
+    let ledger = Ledger::open(&folders.state.join(LEDGER))?;
+    let desk = Arc::new(Desk::new(config, ledger, Spool::open(folders.state.join("spool"))?));
     // Without it jobs fail with a sentence; the service has more to say than that.
     if let Err(e) = fs::create_dir_all(&folders.outbox) {
         tracing::error!("the outbox `{}` cannot be made: {e}", show(&folders.outbox));
@@ -62,19 +58,14 @@ pub async fn run(config: Config, user: bool) -> Result<()> {
     let mut hup = signal(SignalKind::hangup()).map_err(stopping)?;
 
     let (stop, stopped) = watch::channel(false);
-    let (cancels, cancelled) = mpsc::channel(16);
+    let (wishes, wished) = Wishes::channel();
     let changes = desk.board.listen();
-    let connection = bus::connect(user, &desk, &cancels).await?;
-    let mirror = tokio::spawn(bus::mirror(
-        connection.clone(),
-        desk.clone(),
-        cancels.clone(),
-        changes,
-        stopped.clone(),
-    ));
+    let connection = bus::connect(user, &desk, &wishes).await?;
+    let mirror =
+        tokio::spawn(bus::mirror(connection.clone(), desk.clone(), wishes.clone(), changes, stopped.clone()));
     let watchdog =
         systemd::daemon::watchdog_enabled().ok().filter(|us| *us > 0).map(|us| Duration::from_micros(us / 3));
-    let supervisor = tokio::spawn(Supervisor::new(desk.clone(), cancelled, stopped.clone(), watchdog).run());
+    let supervisor = tokio::spawn(Supervisor::new(desk.clone(), wished, stopped.clone(), watchdog).run());
     let inbox = tokio::spawn(inbox.run(stopped));
     notify(&[("READY", "1")]);
     tracing::info!(

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use animd_engine::progress::Progress;
 use animd_engine::protocol::{FromEngine, PROTOCOL, Report, ToEngine};
 use animd_engine::request::Request;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::board::{Change, Live, stopped};
@@ -20,6 +20,7 @@ use crate::delivery::Desk;
 use crate::engine::{Engine, Hello};
 use crate::files::show;
 use crate::ledger::{Ended, Job, State, Store};
+use crate::wishes::Wish;
 use crate::{Error, Result};
 
 /// The first pause before an engine that ended is started again; it doubles each time.
@@ -31,20 +32,10 @@ const LEDGER_PAUSE: Duration = Duration::from_secs(5);
 /// When nothing else is due.
 const FAR: Duration = Duration::from_secs(3600);
 
-/// A wish from the bus. It is answered at once: a running job ends later, and as done if it is done first.
-pub struct Cancel {
-    /// The job.
-    pub id: u64,
-    /// Who cancels it, as a sentence for the ledger.
-    pub text: String,
-    /// Whether there was something to cancel.
-    pub reply: oneshot::Sender<Result<bool>>,
-}
-
 /// The supervisor's state.
 pub struct Supervisor {
     desk: Arc<Desk>,
-    cancels: mpsc::Receiver<Cancel>,
+    wishes: mpsc::Receiver<Wish>,
     stop: watch::Receiver<bool>,
     engine: Option<Engine>,
     running: Option<Running>,
@@ -80,7 +71,7 @@ enum Unsettled {
 
 enum Event {
     Stop,
-    Cancel(Cancel),
+    Wish(Wish),
     Message(io::Result<Option<FromEngine>>),
     Look,
     /// A time has come, and no message waited.
@@ -91,14 +82,14 @@ impl Supervisor {
     /// A supervisor that runs jobs until `stop` turns true. `watchdog` is how often systemd wants to hear of us.
     pub fn new(
         desk: Arc<Desk>,
-        cancels: mpsc::Receiver<Cancel>,
+        wishes: mpsc::Receiver<Wish>,
         stop: watch::Receiver<bool>,
         watchdog: Option<Duration>,
     ) -> Self {
         let now = Instant::now();
         Self {
             desk,
-            cancels,
+            wishes,
             stop,
             engine: None,
             running: None,
@@ -121,18 +112,19 @@ impl Supervisor {
             }
             self.show();
             let due = self.due();
-            let Self { engine, stop, cancels, desk, .. } = &mut self;
+            let Self { engine, stop, wishes, desk, .. } = &mut self;
             let event = tokio::select! {
                 biased;
                 () = stopped(stop) => Event::Stop,
-                Some(cancel) = cancels.recv() => Event::Cancel(cancel),
+                Some(wish) = wishes.recv() => Event::Wish(wish),
                 message = hear(engine) => Event::Message(message),
                 () = desk.board.queued.notified() => Event::Look,
                 () = sleep_until(due) => Event::Due,
             };
             match event {
                 Event::Stop => return self.end().await,
-                Event::Cancel(cancel) => self.cancel(cancel).await,
+                Event::Wish(Wish::Cancel { id, text, reply }) => _ = reply.send(self.cancel(id, text).await),
+                Event::Wish(Wish::Unload { reply }) => _ = reply.send(self.unload().await),
                 Event::Message(Ok(Some(message))) => self.take(message).await,
                 Event::Message(Ok(None)) => self.lost("it closed its connection").await,
                 Event::Message(Err(e)) => self.lost(&format!("its messages cannot be read: {e}")).await,
@@ -145,11 +137,11 @@ impl Supervisor {
 
     /// When something has to be looked at though nothing happens.
     fn due(&self) -> Instant {
-        let config = &self.desk.config.engine;
+        let config = &self.desk.config().engine;
         let mut due = Instant::now() + FAR;
         match &self.engine {
             Some(engine) => due = due.min(silence_ends(engine, config)),
-            None if self.desk.config.model.path.is_some() => due = due.min(self.next_start),
+            None if self.desk.config().model.path.is_some() => due = due.min(self.next_start),
             None => {}
         }
         if (self.running.is_none() || !self.unsettled.is_empty()) && self.next_claim > Instant::now() {
@@ -191,7 +183,7 @@ impl Supervisor {
     async fn check_times(&mut self) {
         let now = Instant::now();
         if let Some(engine) = &self.engine
-            && now >= silence_ends(engine, &self.desk.config.engine)
+            && now >= silence_ends(engine, &self.desk.config().engine)
         {
             let silent = engine.heard.elapsed().as_secs();
             self.lost(&format!("it has not been heard for {silent} seconds")).await;
@@ -206,7 +198,7 @@ impl Supervisor {
         if self.engine.is_some() || Instant::now() < self.next_start {
             return;
         }
-        let config = &self.desk.config;
+        let config = &self.desk.config();
         let Some(model) = &config.model.path else {
             let text = "no model is configured: set `path` in [model] of animd.toml, or start animd with --model DIR";
             self.trouble = Some(("no-weights", text.into()));
@@ -317,9 +309,9 @@ impl Supervisor {
                 format!("the service's copy of `{}` is gone; submit the picture again", show(&job.name));
             return Err(Error::refused("file", text));
         }
-        let output = job.part(self.desk.outbox());
+        let output = self.desk.part(job);
         let (outbox, part, free_mib) =
-            (self.desk.outbox().to_owned(), output.clone(), self.desk.config.queue.free_mib);
+            (self.desk.outbox(job), output.clone(), self.desk.config().queue.free_mib);
         tokio::task::spawn_blocking(move || check_outbox(&outbox, &part, free_mib))
             .await
             .map_err(|_| Error::Stopping)??;
@@ -435,14 +427,14 @@ impl Supervisor {
     async fn requeue(&mut self, job: Job, why: &str) {
         let (id, crashes, why) = (job.id, job.crashes + 1, why.to_owned());
         self.desk.board.set_live(id, None);
-        if crashes >= self.desk.config.queue.attempts {
+        if crashes >= self.desk.config().queue.attempts {
             let text = format!(
                 "the engine went down {crashes} times while making this, the last time because {why}; it is not tried again: \
                  look into the service's log (`journalctl -u animd`, or its standard error), or try a smaller size"
             );
             return self.conclude(id, Ended::Failed { code: "crashed".into(), text }).await;
         }
-        _ = fs::remove_file(job.part(self.desk.outbox()));
+        _ = fs::remove_file(self.desk.part(&job));
         let told = why.clone();
         if let Err(e) = self.desk.ledger.call(move |db| db.crashed(id, &told)).await {
             self.keep(id, Unsettled::Crashed(why), &e);
@@ -450,10 +442,10 @@ impl Supervisor {
         self.desk.board.tell(Change::State(id));
     }
 
-    async fn cancel(&mut self, Cancel { id, text, reply }: Cancel) {
-        let answer = match self.running.as_mut().filter(|r| r.job.id == id) {
+    async fn cancel(&mut self, id: u64, text: String) -> Result<bool> {
+        match self.running.as_mut().filter(|r| r.job.id == id) {
             Some(running) => {
-                let grace = Duration::from_secs(self.desk.config.engine.cancel_seconds);
+                let grace = Duration::from_secs(self.desk.config().engine.cancel_seconds);
                 if running.cancel.is_none() {
                     tracing::info!(job = id, "job {id} is being cancelled");
                     running.cancel = Some((text, Instant::now() + grace));
@@ -475,8 +467,18 @@ impl Supervisor {
                 }
                 ended
             }
-        };
-        _ = reply.send(answer);
+        }
+    }
+
+    /// Ends an idle engine, so that all its memory is free. False if it works.
+    async fn unload(&mut self) -> bool {
+        if self.running.is_some() {
+            return false;
+        }
+        if let Some(engine) = self.engine.take() {
+            _ = engine.end(Duration::ZERO).await;
+        }
+        true
     }
 
     /// The service stops: quickly, and with nothing lost.
@@ -499,7 +501,7 @@ impl Supervisor {
         if let Err(e) = self.desk.ledger.call(move |db| db.give_back(id, "the service was stopped")).await {
             tracing::error!(job = id, "job {id} stays marked as running; the next start puts it right: {e}");
         }
-        _ = fs::remove_file(running.job.part(self.desk.outbox()));
+        _ = fs::remove_file(self.desk.part(&running.job));
     }
 
     fn show(&self) {

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd as StdOwnedFd;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
 use zbus::message::Header;
 use zbus::{Connection, OwnedFd, OwnedVariant, Variant, interface};
 
@@ -14,14 +13,14 @@ use super::{may, uid_of};
 use crate::delivery::Desk;
 use crate::files::{open_regular, show};
 use crate::ledger::{Job, State};
-use crate::supervisor::Cancel;
+use crate::wishes::Wishes;
 
 /// The object `/org/animd/Animd1/job/ID`.
 pub struct JobObject {
     /// What the properties say; the mirror keeps it fresh.
     pub facts: Facts,
     pub(super) desk: Arc<Desk>,
-    pub(super) cancels: mpsc::Sender<Cancel>,
+    pub(super) wishes: Wishes,
 }
 
 impl JobObject {
@@ -54,11 +53,7 @@ impl JobObject {
     ) -> Result<(), BusError> {
         let uid = self.authorized(&header, connection).await?;
         let id = self.facts.id;
-        let (reply, answer) = oneshot::channel();
-        let cancel = Cancel { id, text: format!("cancelled by user {uid}"), reply };
-        let stopping = || BusError::Internal("the service is stopping".into());
-        self.cancels.send(cancel).await.map_err(|_| stopping())?;
-        if answer.await.map_err(|_| stopping())?? {
+        if self.wishes.cancel(id, format!("cancelled by user {uid}")).await? {
             return Ok(());
         }
         let state = self.job().await?.state.name();

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-use tokio::sync::mpsc;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, Variant, interface};
@@ -22,12 +21,12 @@ use crate::delivery::Desk;
 use crate::files::{Identity, show};
 use crate::inbox::draw_seed;
 use crate::ledger::{Added, Job, NewJob, Source};
-use crate::supervisor::Cancel;
+use crate::wishes::Wishes;
 
 /// The object `/org/animd/Animd1`.
 pub struct Manager {
     pub(super) desk: Arc<Desk>,
-    pub(super) cancels: mpsc::Sender<Cancel>,
+    pub(super) wishes: Wishes,
     /// Jobs that wait; the mirror keeps it fresh.
     pub(super) queued: u32,
 }
@@ -62,7 +61,7 @@ impl Manager {
     ) -> Result<OwnedObjectPath, BusError> {
         let uid = uid_of(connection, &header).await?;
         let mut submission = options::submission(&options)?;
-        let inbox = self.desk.config.folders.inbox.clone();
+        let inbox = self.desk.config().folders.inbox.clone();
         let path = PathBuf::from(path);
         if submission.name.is_none() {
             submission.name = path.file_name().map(OsString::from);
@@ -73,7 +72,7 @@ impl Manager {
             .map_err(|_| BusError::Internal("the service is stopping".into()))??;
         let meta = file.metadata().map_err(|e| BusError::Internal(e.to_string()))?;
         // What lies in the inbox itself is the watch's: one job for both, and its picture is moved when it ends.
-        let source = (path.parent() == Some(&self.desk.config.folders.inbox))
+        let source = (path.parent() == Some(&self.desk.config().folders.inbox))
             .then(|| Source { path, identity: Identity::of(&meta) });
         self.add(connection, uid, submission, file, source).await
     }
@@ -89,7 +88,7 @@ impl Manager {
         if !known {
             return Err(BusError::NotFound(format!("there is no job {id}; `animctl list` shows the jobs")));
         }
-        serve(connection, &self.desk, &self.cancels, id).await?;
+        serve(connection, &self.desk, &self.wishes, id).await?;
         // The mirror removes the object of an ended job after its time.
         self.desk.board.tell(Change::State(id));
         Ok(object_path(id))
@@ -158,7 +157,7 @@ impl Manager {
 
 impl Manager {
     async fn known(&self, connection: &Connection, id: u64) -> Result<OwnedObjectPath, BusError> {
-        serve(connection, &self.desk, &self.cancels, id).await?;
+        serve(connection, &self.desk, &self.wishes, id).await?;
         self.desk.board.tell(Change::State(id));
         Ok(object_path(id))
     }
@@ -174,10 +173,10 @@ impl Manager {
         let desk = &self.desk;
         let request = submission
             .settings
-            .or(desk.config.defaults.clone())
+            .or(desk.config().defaults.clone())
             .resolve(draw_seed)
             .map_err(|e| BusError::InvalidOption(e.to_string()))?;
-        let limit = desk.config.queue.per_user;
+        let limit = desk.config().queue.per_user;
         let full = || {
             BusError::QueueFull(format!(
                 "you have {limit} open jobs, which is the limit (queue.per_user); wait for one, or cancel one"
@@ -201,6 +200,9 @@ impl Manager {
                 owner: uid,
                 watched: source.is_some(),
                 idempotency_key: submission.idempotency_key.clone(),
+                priority: 0,
+                outbox: None,
+                retry_of: None,
                 per_user: limit,
                 name: name.clone(),
                 source: source.clone(),
@@ -214,7 +216,7 @@ impl Manager {
                 Added::New(id) => {
                     tracing::info!(job = id, "job {id} comes from user {uid}");
                     tracing::debug!(job = id, "job {id} is of `{}`", show(&name));
-                    serve(connection, desk, &self.cancels, id).await?;
+                    serve(connection, desk, &self.wishes, id).await?;
                     desk.board.tell(Change::Added(id));
                     return Ok(object_path(id));
                 }

@@ -15,7 +15,7 @@ use super::{Facts, JobObject, Manager, PATH, object_path, serve};
 use crate::Result;
 use crate::board::{Change, stopped};
 use crate::delivery::Desk;
-use crate::supervisor::Cancel;
+use crate::wishes::Wishes;
 
 /// Between two signals of one job's progress.
 const PACE: Duration = Duration::from_millis(250);
@@ -25,7 +25,7 @@ const STAY: Duration = Duration::from_secs(600);
 struct Mirror {
     connection: Connection,
     desk: Arc<Desk>,
-    cancels: mpsc::Sender<Cancel>,
+    wishes: Wishes,
     /// What the bus was told last.
     shown: HashMap<u64, Facts>,
     /// Jobs whose progress is to be told.
@@ -39,7 +39,7 @@ struct Mirror {
 pub async fn mirror(
     connection: Connection,
     desk: Arc<Desk>,
-    cancels: mpsc::Sender<Cancel>,
+    wishes: Wishes,
     mut changes: mpsc::UnboundedReceiver<Change>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -47,7 +47,7 @@ pub async fn mirror(
     let mut mirror = Mirror {
         connection,
         desk,
-        cancels,
+        wishes,
         shown: HashMap::new(),
         dirty: HashSet::new(),
         leaving: Vec::new(),
@@ -104,7 +104,7 @@ impl Mirror {
     }
 
     async fn added(&mut self, id: u64) -> Result<()> {
-        serve(&self.connection, &self.desk, &self.cancels, id).await?;
+        serve(&self.connection, &self.desk, &self.wishes, id).await?;
         Manager::job_new(&self.emitter()?, id, object_path(id).into()).await?;
         let Some((facts, queue)) = self.facts(id).await? else { return Ok(()) };
         // As an open job, so that an end that came meanwhile is told as one.
@@ -124,7 +124,7 @@ impl Mirror {
         self.dirty.remove(&id);
         let Some((facts, _)) = self.facts(id).await? else { return Ok(()) };
         // It may have left already, or never been there.
-        serve(&self.connection, &self.desk, &self.cancels, id).await?;
+        serve(&self.connection, &self.desk, &self.wishes, id).await?;
         let object = self.connection.object_server().interface::<_, JobObject>(object_path(id)).await?;
         let before = std::mem::replace(&mut object.get_mut().await.facts, facts.clone());
         let known = self.shown.insert(id, facts.clone());

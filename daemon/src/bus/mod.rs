@@ -12,7 +12,6 @@ mod options;
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
 use zbus::message::Header;
 use zbus::{Connection, ObjectPath, OwnedObjectPath, connection, fdo};
 
@@ -24,7 +23,7 @@ pub use mirror::mirror;
 pub use options::json;
 
 use crate::delivery::Desk;
-use crate::supervisor::Cancel;
+use crate::wishes::Wishes;
 use crate::{Error, Result};
 
 /// The name on the bus.
@@ -43,13 +42,13 @@ pub fn object_path(id: u64) -> OwnedObjectPath {
 }
 
 /// Connects to the session's bus or the system's, with everything that is to be seen there, and takes the name last.
-pub async fn connect(user: bool, desk: &Arc<Desk>, cancels: &mpsc::Sender<Cancel>) -> Result<Connection> {
+pub async fn connect(user: bool, desk: &Arc<Desk>, wishes: &Wishes) -> Result<Connection> {
     let builder = if user { connection::Builder::session() } else { connection::Builder::system() };
     let queue = desk.ledger.call(|db| db.queue()).await?;
-    let manager = Manager { desk: desk.clone(), cancels: cancels.clone(), queued: queue.len() as u32 };
+    let manager = Manager { desk: desk.clone(), wishes: wishes.clone(), queued: queue.len() as u32 };
     let connection = builder.serve_at(PATH, fdo::ObjectManager).serve_at(PATH, manager).build().await?;
     for job in desk.ledger.call(|db| db.open_jobs()).await? {
-        serve(&connection, desk, cancels, job.id).await?;
+        serve(&connection, desk, wishes, job.id).await?;
     }
     match connection.request_name(NAME).await {
         Ok(()) => Ok(connection),
@@ -61,16 +60,11 @@ pub async fn connect(user: bool, desk: &Arc<Desk>, cancels: &mpsc::Sender<Cancel
 }
 
 /// Makes a job's object, if it is not there.
-async fn serve(
-    connection: &Connection,
-    desk: &Arc<Desk>,
-    cancels: &mpsc::Sender<Cancel>,
-    id: u64,
-) -> Result<()> {
+async fn serve(connection: &Connection, desk: &Arc<Desk>, wishes: &Wishes, id: u64) -> Result<()> {
     let found = desk.ledger.call(move |db| Ok(db.job(id)?.zip(Some(db.queue()?)))).await?;
     if let Some((job, queue)) = found {
         let facts = Facts::new(&job, desk.board.live(id), &queue);
-        let object = JobObject { facts, desk: desk.clone(), cancels: cancels.clone() };
+        let object = JobObject { facts, desk: desk.clone(), wishes: wishes.clone() };
         connection.object_server().at(object_path(id), object).await?;
     }
     Ok(())

@@ -130,6 +130,12 @@ pub struct NewJob {
     pub name: OsString,
     /// The file to move when the job has ended.
     pub source: Option<Source>,
+    /// Before the others that wait, if it is larger than theirs.
+    pub priority: i32,
+    /// The folder for its video; `None` is the configured one.
+    pub outbox: Option<PathBuf>,
+    /// The job that it is another try of.
+    pub retry_of: Option<u64>,
     /// The spooled picture and the resolved settings, or why there is none.
     pub work: Result<(/* sha256 */ [u8; 32], Box<Request>), Refusal>,
 }
@@ -212,6 +218,8 @@ pub struct Job {
     pub state: State,
     /// How it ends, once that is decided.
     pub outcome: Option<Outcome>,
+    /// Before the others that wait, if it is larger than theirs.
+    pub priority: i32,
     /// Starts so far.
     pub attempt: u32,
     /// Starts that ended with the engine's death.
@@ -236,6 +244,10 @@ pub struct Job {
     pub image_sha256: Option<[u8; 32]>,
     /// What to make; missing if it was refused before.
     pub request: Option<Request>,
+    /// The folder for its video; `None` is the configured one.
+    pub outbox: Option<PathBuf>,
+    /// The job that it is another try of.
+    pub retry_of: Option<u64>,
     /// The video.
     pub output: Option<PathBuf>,
     /// The video's size in bytes.
@@ -258,6 +270,18 @@ pub struct Job {
     pub model: Option<String>,
     /// `cpu` or `cuda`.
     pub backend: Option<String>,
+    /// The profile that it ran with.
+    pub profile: Option<String>,
+    /// The GPU that it ran on.
+    pub gpu_uuid: Option<String>,
+    /// What the GPU calls itself.
+    pub gpu_name: Option<String>,
+    /// The driver's version.
+    pub driver: Option<String>,
+    /// Energy of the whole board over the last attempt, in millijoules.
+    pub energy_mj: Option<u64>,
+    /// `counter` (the board's own) or `sampled` (power over time).
+    pub energy_method: Option<String>,
     /// Why it failed: a stable name.
     pub error_code: Option<String>,
     /// Why it failed: the sentence.
@@ -286,6 +310,7 @@ impl Job {
             uuid: row.get("uuid")?,
             state: row.get("state")?,
             outcome: row.get("outcome")?,
+            priority: row.get("priority")?,
             attempt: row.get("attempt")?,
             crashes: row.get("crashes")?,
             interruptions: row.get("interruptions")?,
@@ -299,6 +324,8 @@ impl Job {
             image_sha256: row.get("image_sha256")?,
             // Settings of a version that had other keys: the job cannot be run, but its row can be shown.
             request: request.and_then(|json| serde_json::from_str(&json).ok()),
+            outbox: path("outbox")?,
+            retry_of: whole("retry_of")?,
             output: path("output_path")?,
             output_bytes: whole("output_bytes")?,
             output_sha256: row.get("output_sha256")?,
@@ -310,6 +337,12 @@ impl Job {
             forwards_skipped: small("forwards_skipped")?,
             model: row.get("model")?,
             backend: row.get("backend")?,
+            profile: row.get("profile")?,
+            gpu_uuid: row.get("gpu_uuid")?,
+            gpu_name: row.get("gpu_name")?,
+            driver: row.get("driver")?,
+            energy_mj: whole("energy_mj")?,
+            energy_method: row.get("energy_method")?,
             error_code: row.get("error_code")?,
             error_text: row.get("error_text")?,
         })

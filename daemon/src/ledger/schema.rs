@@ -11,7 +11,7 @@ use crate::files::show;
 use crate::{Error, Result};
 
 /// Each step leads to the version of its place, counted from 1. A released step is never changed.
-const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
 
 /// Opens or makes the file and brings it to this version.
 pub fn open(path: &Path) -> Result<Connection> {
@@ -102,13 +102,15 @@ mod tests {
         let path = dir.path().join("ledger.db");
         let mut db = open(&path)?;
         db.execute_batch("INSERT INTO event (at_us, kind) VALUES (1, 'kept')")?;
-        let bad = ["", "CREATE TABLE extra (a); CREATE TABLE extra (a);"];
+        let now = MIGRATIONS.len();
+        let with = |sql| [&MIGRATIONS[..], &[sql]].concat();
+        let bad = with("CREATE TABLE extra (a); CREATE TABLE extra (a);");
         assert!(migrate(&mut db, &path, &bad).is_err());
-        assert_eq!(version(&db)?, 1);
-        migrate(&mut db, &path, &["", "CREATE TABLE extra (a);"])?;
-        assert_eq!(version(&db)?, 2);
-        let copy = Connection::open(backup_path(&path, 1))?;
-        assert_eq!(version(&copy)?, 1);
+        assert_eq!(version(&db)?, now);
+        migrate(&mut db, &path, &with("CREATE TABLE extra (a);"))?;
+        assert_eq!(version(&db)?, now + 1);
+        let copy = Connection::open(backup_path(&path, now))?;
+        assert_eq!(version(&copy)?, now);
         assert_eq!(copy.query_row("SELECT kind FROM event", [], |r| r.get::<_, String>(0))?, "kept");
         Ok(())
     }

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 
 use super::job::{Added, Ended, Job, NewJob, Outcome, Source, State};
 use super::schema;
-use crate::files::Identity;
+use crate::files::{Identity, path_from};
 use crate::{Error, Result};
 
 /// Which jobs a list shall have.
@@ -77,9 +77,9 @@ impl Store {
             db.execute(
                 "INSERT INTO job (uuid, state, outcome, created_us, owner_uid, origin, idempotency_key, name, source_path,
                    source_dev, source_ino, source_mtime_ns, source_target, image_sha256, settings_json, seed, frames, steps,
-                   version, error_code, error_text)
+                   version, error_code, error_text, priority, outbox, retry_of)
                  VALUES (:uuid, :state, :outcome, :now, :owner, :origin, :key, :name, :path, :dev, :ino, :mtime, :target, :sha,
-                   :json, :seed, :frames, :steps, :version, :code, :text)",
+                   :json, :seed, :frames, :steps, :version, :code, :text, :priority, :outbox, :retry_of)",
                 named_params! {
                     ":uuid": uuid::Uuid::new_v4().to_string(),
                     ":state": if refusal.is_some() { State::Finishing } else { State::Queued },
@@ -102,6 +102,9 @@ impl Store {
                     ":version": env!("CARGO_PKG_VERSION"),
                     ":code": refusal.map(|r| &r.code),
                     ":text": refusal.map(|r| &r.text),
+                    ":priority": new.priority,
+                    ":outbox": new.outbox.as_ref().map(|p| p.as_os_str().as_bytes()),
+                    ":retry_of": new.retry_of.map(|id| id as i64),
                 },
             )?;
             let id = db.last_insert_rowid() as u64;
@@ -342,6 +345,14 @@ impl Store {
         Ok(jobs)
     }
 
+    /// Every folder that a job was told to put its video in.
+    pub fn outboxes(&self) -> Result<Vec<PathBuf>> {
+        let mut find = self.db.prepare("SELECT DISTINCT outbox FROM job WHERE outbox IS NOT NULL")?;
+        let folders =
+            find.query_map([], |row| row.get::<_, Vec<u8>>(0).map(path_from))?.collect::<Result<_, _>>()?;
+        Ok(folders)
+    }
+
     /// The numbers of the queued jobs, in the order in which they will run.
     pub fn queue(&self) -> Result<Vec<u64>> {
         let mut find =
@@ -481,7 +492,7 @@ fn costs(db: &Connection, id: u64, done: &super::Succeeded) -> Result<()> {
 impl Job {
     /// The unfinished file of the current attempt, in the folder where the video will be.
     pub fn part(&self, outbox: &Path) -> PathBuf {
-        let dir = self.output.as_deref().and_then(Path::parent).unwrap_or(outbox);
+        let dir = self.output.as_deref().and_then(Path::parent).or(self.outbox.as_deref()).unwrap_or(outbox);
         dir.join(format!("{PART_PREFIX}{}-{}{PART_SUFFIX}", self.uuid, self.attempt))
     }
 }

@@ -1,0 +1,92 @@
+//! Who wants the model kept warm or the queue paused, for as long as they hold a descriptor.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+/// What a hold asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// The engine keeps its weights, however long it is idle.
+    Warm,
+    /// No job is started.
+    Pause,
+}
+
+impl What {
+    /// `warm` or `pause`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Warm => "warm",
+            Self::Pause => "pause",
+        }
+    }
+
+    /// The one with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Warm, Self::Pause].into_iter().find(|what| what.name() == name)
+    }
+}
+
+/// One hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// What for.
+    pub what: What,
+    /// The user.
+    pub uid: u32,
+    /// The program, as it names itself.
+    pub who: String,
+    /// Its reason.
+    pub why: String,
+}
+
+/// All holds; cheap to clone.
+#[derive(Clone)]
+pub struct Holds {
+    all: Arc<Mutex<(u64, BTreeMap<u64, Hold>)>>,
+    changed: watch::Sender<()>,
+}
+
+impl Default for Holds {
+    fn default() -> Self {
+        Self { all: Arc::default(), changed: watch::Sender::new(()) }
+    }
+}
+
+impl Holds {
+    /// Adds a hold and gives its number, for [`Self::release`].
+    pub fn take(&self, hold: Hold) -> u64 {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.0 += 1;
+        let number = all.0;
+        all.1.insert(number, hold);
+        drop(all);
+        self.changed.send_replace(());
+        number
+    }
+
+    /// Ends a hold.
+    pub fn release(&self, number: u64) {
+        let removed = self.all.lock().unwrap_or_else(PoisonError::into_inner).1.remove(&number);
+        if removed.is_some() {
+            self.changed.send_replace(());
+        }
+    }
+
+    /// Whether anybody holds this.
+    pub fn any(&self, what: What) -> bool {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).1.values().any(|hold| hold.what == what)
+    }
+
+    /// All holds, the oldest first.
+    pub fn list(&self) -> Vec<Hold> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).1.values().cloned().collect()
+    }
+
+    /// Told of every change.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+}
