@@ -13,7 +13,6 @@ pub mod engine;
 pub mod error;
 pub mod files;
 pub mod holds;
-pub mod inbox;
 pub mod keys;
 pub mod ledger;
 pub mod log;
@@ -21,6 +20,7 @@ pub mod pictures;
 pub mod service;
 pub mod spool;
 pub mod supervisor;
+pub mod watch;
 pub mod wishes;
 
 pub use error::{Error, Result};

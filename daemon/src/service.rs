@@ -15,10 +15,10 @@ use crate::bus;
 use crate::config::Config;
 use crate::delivery::Desk;
 use crate::files::show;
-use crate::inbox::Inbox;
 use crate::ledger::Ledger;
 use crate::spool::Spool;
 use crate::supervisor::Supervisor;
+use crate::watch::Folders;
 use crate::wishes::Wishes;
 use crate::{Error, Result};
 
@@ -48,8 +48,8 @@ pub async fn run(config: Config, user: bool) -> Result<()> {
         tracing::error!("the outbox `{}` cannot be made: {e}", show(&folders.outbox));
     }
     // Before anything can be claimed, scanned or asked for.
+    desk.watches.load(&desk.ledger)?;
     desk.recover()?;
-    let inbox = Inbox::open(desk.clone())?;
 
     // Before READY: a signal that comes early must not kill what it should stop.
     let stopping = |e| Error::File { action: "listen for signals in", path: "the service".into(), source: e };
@@ -66,7 +66,7 @@ pub async fn run(config: Config, user: bool) -> Result<()> {
     let watchdog =
         systemd::daemon::watchdog_enabled().ok().filter(|us| *us > 0).map(|us| Duration::from_micros(us / 3));
     let supervisor = tokio::spawn(Supervisor::new(desk.clone(), wished, stopped.clone(), watchdog).run());
-    let inbox = tokio::spawn(inbox.run(stopped));
+    let watchers = tokio::spawn(Folders::new(desk.clone()).run(stopped));
     notify(&[("READY", "1")]);
     tracing::info!(
         "animd {} is ready: inbox `{}`, outbox `{}`",
@@ -93,7 +93,7 @@ pub async fn run(config: Config, user: bool) -> Result<()> {
     _ = stop.send(true);
     _ = supervisor.await;
     // Neither holds anything that is not in the ledger; a picture that is just being copied is still in the inbox.
-    for task in [mirror, inbox] {
+    for task in [mirror, watchers] {
         _ = timeout(Duration::from_secs(2), task).await;
     }
     if lost { Err(Error::Config("the message bus has gone away".into())) } else { Ok(()) }

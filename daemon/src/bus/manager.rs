@@ -19,8 +19,8 @@ use super::{Facts, may, object_path, serve, uid_of};
 use crate::board::Change;
 use crate::delivery::Desk;
 use crate::files::{Identity, show};
-use crate::inbox::draw_seed;
 use crate::ledger::{Added, Job, NewJob, Source};
+use crate::watch::{draw_seed, names};
 use crate::wishes::Wishes;
 
 /// The object `/org/animd/Animd1`.
@@ -61,19 +61,19 @@ impl Manager {
     ) -> Result<OwnedObjectPath, BusError> {
         let uid = uid_of(connection, &header).await?;
         let mut submission = options::submission(&options)?;
-        let inbox = self.desk.config().folders.inbox.clone();
         let path = PathBuf::from(path);
+        let watched = self.desk.watches.find(&path).ok_or_else(|| outside(&path))?;
         if submission.name.is_none() {
             submission.name = path.file_name().map(OsString::from);
         }
-        let asked = path.clone();
-        let file = tokio::task::spawn_blocking(move || open_watched(&inbox, &asked, uid))
+        let (root, asked) = (watched.path.clone(), path.clone());
+        let file = tokio::task::spawn_blocking(move || open_watched(&root, &asked, uid))
             .await
             .map_err(|_| BusError::Internal("the service is stopping".into()))??;
         let meta = file.metadata().map_err(|e| BusError::Internal(e.to_string()))?;
-        // What lies in the inbox itself is the watch's: one job for both, and its picture is moved when it ends.
-        let source = (path.parent() == Some(&self.desk.config().folders.inbox))
-            .then(|| Source { path, identity: Identity::of(&meta) });
+        // What the watch looks at is the watch's: one job for both, and its picture is moved when it ends.
+        let below = path.strip_prefix(&watched.path).is_ok_and(names::is_watched);
+        let source = below.then(|| Source { path, identity: Identity::of(&meta) });
         self.add(connection, uid, submission, file, source).await
     }
 
@@ -238,23 +238,23 @@ impl Manager {
     }
 }
 
-/// Opens a file under the watched folder that the caller could read, too: nobody borrows the service's rights.
-fn open_watched(inbox: &Path, path: &Path, uid: u32) -> Result<File, BusError> {
-    let outside = || {
-        BusError::NotAuthorized(format!(
-            "`{}` is not in the watched folder `{}`; pass a descriptor to Submit, as `animctl submit` does",
-            show(path),
-            show(inbox)
-        ))
-    };
-    let below = path.strip_prefix(inbox).map_err(|_| outside())?;
+fn outside(path: &Path) -> BusError {
+    BusError::NotAuthorized(format!(
+        "`{}` is not in a watched folder; pass a descriptor to Submit, as `animctl submit` does",
+        show(path)
+    ))
+}
+
+/// Opens a file under a watched folder that the caller could read, too: nobody borrows the service's rights.
+fn open_watched(root: &Path, path: &Path, uid: u32) -> Result<File, BusError> {
+    let below = path.strip_prefix(root).map_err(|_| outside(path))?;
     let cannot = |e: rustix::io::Errno| match e {
         rustix::io::Errno::NOENT => BusError::NotFound(format!("there is no file `{}`", show(path))),
-        rustix::io::Errno::LOOP | rustix::io::Errno::XDEV => outside(),
+        rustix::io::Errno::LOOP | rustix::io::Errno::XDEV => outside(path),
         e => BusError::InvalidImage(format!("`{}` cannot be opened: {e}", show(path))),
     };
     let flags = OFlags::CLOEXEC | OFlags::RDONLY;
-    let dir = rustix::fs::openat(CWD, inbox, flags | OFlags::DIRECTORY, Mode::empty()).map_err(cannot)?;
+    let dir = rustix::fs::openat(CWD, root, flags | OFlags::DIRECTORY, Mode::empty()).map_err(cannot)?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let file =
         rustix::fs::openat2(&dir, below, flags | OFlags::NONBLOCK, Mode::empty(), resolve).map_err(cannot)?;

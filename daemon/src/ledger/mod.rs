@@ -8,6 +8,7 @@ mod schema;
 mod stats;
 mod store;
 mod timeline;
+mod watches;
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -20,6 +21,7 @@ pub use stats::{By, Sum};
 pub use store::{Filter, PART_PREFIX, PART_SUFFIX, Store, now_us};
 
 pub use timeline::{Event, Sample, StageCost, StepCost, Timeline};
+pub use watches::AddedWatch;
 
 use crate::{Error, Result};
 
