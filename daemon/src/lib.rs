@@ -18,6 +18,7 @@ pub mod keys;
 pub mod ledger;
 pub mod log;
 pub mod pictures;
+pub mod report;
 pub mod service;
 pub mod spool;
 pub mod supervisor;
