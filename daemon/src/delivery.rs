@@ -16,7 +16,7 @@ use animd_engine::protocol::Report;
 use sha2::{Digest, Sha256};
 
 use crate::board::{Board, Change};
-use crate::config::Config;
+use crate::config::{Config, Sources};
 use crate::files::{self, Identity, numbered, rename_new, show, split_name, sync_dir};
 use crate::holds::Holds;
 use crate::ledger::{Ended, Job, Ledger, Outcome, State, Succeeded};
@@ -34,6 +34,8 @@ const LOOK: &str = "look into the service's log (`journalctl -u animd`, or its s
 /// What everything that touches jobs shares.
 pub struct Desk {
     config: RwLock<Arc<Config>>,
+    /// Where the configuration is read again from.
+    pub sources: Sources,
     /// The queue and the log.
     pub ledger: Ledger,
     /// The waiting pictures.
@@ -48,7 +50,8 @@ impl Desk {
     /// With the ledger and the spool of the state folder.
     pub fn new(config: Config, ledger: Ledger, spool: Spool) -> Self {
         let config = RwLock::new(Arc::new(config));
-        Self { config, ledger, spool, board: Board::default(), holds: Holds::default() }
+        let sources = Sources::default();
+        Self { config, sources, ledger, spool, board: Board::default(), holds: Holds::default() }
     }
 
     /// The configuration as it is now; it may be another one at the next call.

@@ -19,6 +19,7 @@ pub mod ledger;
 pub mod log;
 pub mod pictures;
 pub mod report;
+pub mod reload;
 pub mod service;
 pub mod spool;
 pub mod supervisor;
