@@ -19,6 +19,7 @@ pub mod log;
 pub mod service;
 pub mod spool;
 pub mod supervisor;
+pub mod verbs;
 pub mod wishes;
 
 pub use error::{Error, Result};

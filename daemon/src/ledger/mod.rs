@@ -6,6 +6,7 @@
 mod job;
 mod schema;
 mod store;
+mod verbs;
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -15,6 +16,7 @@ use tokio::sync::oneshot;
 
 pub use job::{Added, Ended, Job, NewJob, Outcome, Refusal, Source, State, Succeeded};
 pub use store::{Filter, PART_PREFIX, PART_SUFFIX, Store, now_us};
+pub use verbs::PAUSED;
 
 use crate::{Error, Result};
 
