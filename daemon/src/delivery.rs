@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::files::{self, Identity, numbered, rename_new, show, split_name, sync_dir};
 use crate::holds::Holds;
 use crate::ledger::{Ended, Job, Ledger, Outcome, PAUSED, State, Succeeded};
+use crate::pictures::Picture;
 use crate::spool::Spool;
 use crate::{Error, Result};
 
@@ -46,8 +47,15 @@ pub struct Desk {
 impl Desk {
     /// With the ledger and the spool of the state folder.
     pub fn new(config: Config, ledger: Ledger, spool: Spool) -> Self {
-        let config = RwLock::new(Arc::new(config));
-        Self { config, ledger, spool, board: Board::default(), holds: Holds::default() }
+        let desk = Self {
+            config: RwLock::default(),
+            ledger,
+            spool,
+            board: Board::default(),
+            holds: Holds::default(),
+        };
+        desk.set_config(config);
+        desk
     }
 
     /// The configuration as it is now; it may be another one at the next call.
@@ -57,6 +65,10 @@ impl Desk {
 
     /// Another configuration from here on.
     pub fn set_config(&self, config: Config) {
+        self.spool.set_keep(config.retention.pictures_days);
+        let total = config.queue.total;
+        // Not awaited: a ledger that is busy must not hold up whoever reloads, and what comes later sees the new limit.
+        self.ledger.tell(move |db| db.set_total(total));
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
     }
 
@@ -97,6 +109,14 @@ impl Desk {
         };
         if meta.len() == 0 {
             return failed(format!("the engine left `{}` empty; {LOOK}", show(&part)));
+        }
+        if meta.len() != report.bytes {
+            return failed(format!(
+                "the engine wrote {} bytes, and `{}` has {}; is another program at work in the outbox? {LOOK}",
+                report.bytes,
+                show(&part),
+                meta.len()
+            ));
         }
         let hashed = hash(&mut file).and_then(|sha| {
             file.set_permissions(fs::Permissions::from_mode(0o640))?;
@@ -149,8 +169,10 @@ impl Desk {
                 }
             }
         }
+        self.remove_picture(&job, Picture::Preview);
         if job.outcome != Some(Outcome::Done) {
             _ = fs::remove_file(self.part(&job));
+            self.remove_pictures(&job);
         }
         let left = match self.put_source(&job) {
             Ok(()) => None,
@@ -296,6 +318,7 @@ impl Desk {
                 }
                 State::Running => {
                     _ = fs::remove_file(self.part(&job));
+                    self.remove_pictures(&job);
                     let interruptions = job.interruptions + 1;
                     if interruptions < self.config().queue.interruptions {
                         tracing::warn!(job = id, "the service ended while job {id} ran; it runs again");
