@@ -23,6 +23,7 @@ pub mod reload;
 pub mod service;
 pub mod spool;
 pub mod supervisor;
+pub mod verbs;
 pub mod wishes;
 
 pub use error::{Error, Result};
