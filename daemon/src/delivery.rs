@@ -343,6 +343,7 @@ impl Desk {
         }
         self.spool.sweep(&self.ledger)?;
         self.remove_parts();
+        self.sweep_pictures();
         Ok(())
     }
 
