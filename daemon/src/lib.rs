@@ -16,6 +16,7 @@ pub mod inbox;
 pub mod keys;
 pub mod ledger;
 pub mod log;
+pub mod pictures;
 pub mod service;
 pub mod spool;
 pub mod supervisor;
