@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use animd_engine::protocol::Report;
+use animd_engine::request::Settings;
 use sha2::{Digest, Sha256};
 
 use crate::board::{Board, Change};
@@ -21,6 +22,7 @@ use crate::files::{self, Identity, numbered, rename_new, show, split_name, sync_
 use crate::holds::Holds;
 use crate::ledger::{Ended, Job, Ledger, Outcome, State, Succeeded};
 use crate::pictures::Picture;
+use crate::profile::Profiles;
 use crate::spool::Spool;
 use crate::{Error, Result};
 
@@ -42,13 +44,15 @@ pub struct Desk {
     pub board: Board,
     /// Who wants the model warm or the queue paused.
     pub holds: Holds,
+    /// Which profile the engine has, on which GPU, and why.
+    pub profiles: Profiles,
 }
 
 impl Desk {
     /// With the ledger and the spool of the state folder.
     pub fn new(config: Config, ledger: Ledger, spool: Spool) -> Self {
         let config = RwLock::new(Arc::new(config));
-        Self { config, ledger, spool, board: Board::default(), holds: Holds::default() }
+        Self { config, ledger, spool, board: Board::default(), holds: Holds::default(), profiles: Profiles::default() }
     }
 
     /// The configuration as it is now; it may be another one at the next call.
@@ -59,6 +63,11 @@ impl Desk {
     /// Another configuration from here on.
     pub fn set_config(&self, config: Config) {
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// What a job gets that does not say otherwise: the configuration's, and then the profile's.
+    pub fn defaults(&self) -> Settings {
+        self.config().defaults.clone().or(self.profiles.settings())
     }
 
     /// The folder for the video of a job.
