@@ -6,7 +6,9 @@
 mod costs;
 mod job;
 mod schema;
+mod stats;
 mod store;
+mod timeline;
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -16,7 +18,10 @@ use tokio::sync::oneshot;
 
 pub use costs::{Energy, Known, Placed};
 pub use job::{Added, Ended, Job, NewJob, Outcome, Refusal, Source, State, Succeeded};
+pub use stats::{By, Sum};
 pub use store::{Filter, PART_PREFIX, PART_SUFFIX, Store, now_us};
+
+pub use timeline::{Event, Sample, StageCost, StepCost, Timeline};
 
 use crate::{Error, Result};
 
