@@ -24,6 +24,7 @@ pub mod profile;
 pub mod service;
 pub mod spool;
 pub mod supervisor;
+pub mod verbs;
 pub mod wishes;
 
 pub use error::{Error, Result};

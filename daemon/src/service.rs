@@ -76,6 +76,7 @@ pub async fn run(config: Config, user: bool) -> Result<()> {
     );
 
     let mut status = desk.board.status();
+    let mut new_start = desk.profiles.new_start();
     let lost = loop {
         let text = status.borrow_and_update().text.clone();
         notify(&[("STATUS", &text)]);
@@ -85,6 +86,7 @@ pub async fn run(config: Config, user: bool) -> Result<()> {
             // Nothing is reloaded yet; the default would be to die of it.
             _ = hup.recv() => tracing::info!("SIGHUP: restart the service to read its configuration again"),
             () = connection.closed() => break true,
+            Ok(_) = new_start.wait_for(|asked| *asked) => break false,
             Ok(()) = status.changed() => {}
         }
     };
@@ -95,6 +97,9 @@ pub async fn run(config: Config, user: bool) -> Result<()> {
     // Neither holds anything that is not in the ledger; a picture that is just being copied is still in the inbox.
     for task in [mirror, inbox] {
         _ = timeout(Duration::from_secs(2), task).await;
+    }
+    if *desk.profiles.new_start().borrow() {
+        return Err(Error::NewStart("the NVIDIA driver has appeared, and its devices need a new start of the service".into()));
     }
     if lost { Err(Error::Config("the message bus has gone away".into())) } else { Ok(()) }
 }

@@ -1,5 +1,6 @@
 //! What a job costs: the GPU is sampled once a second while a job runs, on a thread that lives as long as the job.
 
+use std::pin::Pin;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -114,10 +115,10 @@ impl Meter {
         _ = self.orders.send(Order::Stage(stage));
     }
 
-    /// Ends, with everything in the ledger but the sum. `None` if the driver did not tell, or tells no more.
-    pub async fn end(self) -> Option<Spent> {
+    /// Ends now; the sum comes when everything else is in the ledger. `None` if the driver did not tell, or tells no more.
+    pub fn end(self) -> Pin<Box<dyn Future<Output = Option<Spent>> + Send>> {
         _ = self.orders.send(Order::End);
-        timeout(PATIENCE, self.answer).await.ok()?.ok()?
+        Box::pin(async { timeout(PATIENCE, self.answer).await.ok()?.ok()? })
     }
 }
 

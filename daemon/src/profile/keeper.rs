@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,9 +18,9 @@ use super::{AUTO, Choice, FOLDERS, Verdict, Wish, load, read};
 use crate::config;
 use crate::delivery::Desk;
 use crate::gpu::Machine;
-use crate::gpu::meter::Meter;
+use crate::gpu::meter::{Meter, Spent};
 use crate::gpu::nvml::Driver;
-use crate::ledger::{Ended, Job, Placed};
+use crate::ledger::{Ended, Placed};
 use crate::{Error, Result};
 
 /// The first pause before a choice that is not as it should be is looked at again; it doubles each time.
@@ -44,7 +45,10 @@ pub struct Keeper {
     pause: Duration,
     /// Whether the driver was there when it was first asked.
     there_at_first: Option<bool>,
+    /// The job and the attempt that run, with their meter.
     meter: Option<(u64, u32, Meter)>,
+    /// Those that ran last.
+    ended: Option<(u64, u32, Ending)>,
     stage: Option<Stage>,
 }
 
@@ -72,6 +76,7 @@ impl Keeper {
             pause: FIRST_PAUSE,
             there_at_first: None,
             meter: None,
+            ended: None,
             stage: None,
         }
     }
@@ -124,20 +129,20 @@ impl Keeper {
         (self.desk.profiles.choice().state != Verdict::Ready).then(|| looked + self.pause)
     }
 
-    /// Looks if it is time to, or if the configuration says something else now.
-    pub async fn look_if_due(&mut self, engine: Option<u32>) {
+    /// Whether it is time to look: at first, when the configuration says something else, and when the pause is over.
+    pub fn is_due(&self) -> bool {
         let asked = self.asked.as_ref() == Some(&self.desk.config().profile);
-        if !asked || self.due().is_some_and(|due| Instant::now() >= due) {
-            self.look(engine).await;
-        }
+        !asked || self.due().is_some_and(|due| Instant::now() >= due)
     }
 
-    /// Looks before a job, unless all is well or it was done just now.
-    pub async fn look_before_job(&mut self, engine: Option<u32>) {
-        let fresh = self.looked.is_some_and(|at| at.elapsed() < FRESH);
-        if self.desk.profiles.choice().state != Verdict::Ready && !fresh {
-            self.look(engine).await;
-        }
+    /// Whether a job is reason enough to look: not if all is well, or if it was done just now.
+    pub fn is_stale(&self) -> bool {
+        self.desk.profiles.choice().state != Verdict::Ready && !self.is_fresh()
+    }
+
+    /// Whether the driver was asked just now.
+    pub fn is_fresh(&self) -> bool {
+        self.looked.is_some_and(|at| at.elapsed() < FRESH)
     }
 
     /// The driver's devices appeared after the service began, when its sandbox no longer lets new ones in: only a new
@@ -184,7 +189,7 @@ impl Keeper {
     }
 
     /// Writes down on what a job runs, and begins to meter it.
-    pub async fn job_starts(&mut self, job: &Job) -> Result<()> {
+    pub async fn job_starts(&mut self, id: u64, attempt: u32) -> Result<()> {
         let choice = self.desk.profiles.choice();
         let card = choice.used_gpu();
         let placed = Placed {
@@ -193,7 +198,6 @@ impl Keeper {
             gpu_name: card.map(|c| c.name.clone()),
             driver: card.and_then(|_| self.desk.profiles.machine().driver().map(str::to_owned)),
         };
-        let (id, attempt) = (job.id, job.attempt);
         self.desk.ledger.call(move |db| db.placed(id, &placed)).await?;
         self.stage = None;
         self.meter = card
@@ -211,12 +215,17 @@ impl Keeper {
         }
     }
 
-    /// Ends the metering of a job that ends so, or that runs again, and writes down what it cost.
-    pub async fn job_ends(&mut self, id: u64, ended: Option<&Ended>) {
-        let Some((job, attempt, meter)) = self.meter.take() else { return };
-        let Some(spent) = meter.end().await.filter(|_| job == id) else { return };
+    /// Ends the metering of the attempt that runs.
+    pub fn attempt_ends(&mut self) {
+        self.ended = self.meter.take().map(|(id, attempt, meter)| (id, attempt, meter.end()));
+    }
+
+    /// Writes down what a job that ends so has cost.
+    pub async fn job_ends(&mut self, id: u64, ended: &Ended) {
+        let Some((job, attempt, spent)) = self.ended.take() else { return };
+        let Some(spent) = spent.await.filter(|_| job == id) else { return };
         let stages = match ended {
-            Some(Ended::Done(done)) => done.report.seconds.iter().map(|(name, _)| name.clone()).collect(),
+            Ended::Done(done) => done.report.seconds.iter().map(|(name, _)| name.clone()).collect(),
             _ => Vec::new(),
         };
         let written = self.desk.ledger.call(move |db| db.spent(id, attempt, &spent, &stages)).await;
@@ -225,3 +234,6 @@ impl Keeper {
         }
     }
 }
+
+/// The sum of a meter that has been told to end.
+type Ending = Pin<Box<dyn Future<Output = Option<Spent>> + Send>>;

@@ -110,6 +110,7 @@ struct State {
 pub struct Profiles {
     state: Arc<Mutex<State>>,
     changed: watch::Sender<()>,
+    new_start: watch::Sender<bool>,
 }
 
 impl Default for Profiles {
@@ -125,7 +126,7 @@ impl Default for Profiles {
         };
         let machine = Machine::NoDriver { why: "the driver has not been asked yet".into(), on_bus: 0 };
         let state = State { profiles, machine, kernels: Kernels::default(), choice: Arc::new(choice) };
-        Self { state: Arc::new(Mutex::new(state)), changed: watch::Sender::new(()) }
+        Self { state: Arc::new(Mutex::new(state)), changed: watch::Sender::new(()), new_start: watch::Sender::new(false) }
     }
 }
 
@@ -152,6 +153,16 @@ impl Profiles {
     /// Told of every new choice.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+
+    /// Turns true when only a new start of the service lets it use the driver's devices.
+    pub fn new_start(&self) -> watch::Receiver<bool> {
+        self.new_start.subscribe()
+    }
+
+    /// Asks for a new start.
+    pub fn ask_new_start(&self) {
+        self.new_start.send_replace(true);
     }
 
     /// The settings that the chosen profile has for jobs that say nothing else.
