@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use animd_engine::protocol::Report;
+use animd_engine::request::Settings;
 use sha2::{Digest, Sha256};
 
 use crate::board::{Board, Change};
@@ -21,6 +22,7 @@ use crate::files::{self, Identity, numbered, rename_new, show, split_name, sync_
 use crate::holds::Holds;
 use crate::ledger::{Ended, Job, Ledger, Outcome, PAUSED, State, Succeeded};
 use crate::pictures::Picture;
+use crate::profile::Profiles;
 use crate::spool::Spool;
 use crate::{Error, Result};
 
@@ -44,6 +46,8 @@ pub struct Desk {
     pub board: Board,
     /// Who wants the model warm or the queue paused.
     pub holds: Holds,
+    /// Which profile the engine has, on which GPU, and why.
+    pub profiles: Profiles,
 }
 
 impl Desk {
@@ -56,6 +60,7 @@ impl Desk {
             spool,
             board: Board::default(),
             holds: Holds::default(),
+            profiles: Profiles::default(),
         };
         desk.set_config(config);
         desk
@@ -73,6 +78,11 @@ impl Desk {
         // Not awaited: a ledger that is busy must not hold up whoever reloads, and what comes later sees the new limit.
         self.ledger.tell(move |db| db.set_total(total));
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// What a job gets that does not say otherwise: the configuration's, and then the profile's.
+    pub fn defaults(&self) -> Settings {
+        self.config().defaults.clone().or(self.profiles.settings())
     }
 
     /// The folder for the video of a job.
