@@ -71,7 +71,8 @@ impl Store {
 
     /// [`Self::add`] for many, in one transaction: one sync of the disk for all of them.
     pub fn add_all(&mut self, new: &[NewJob], spooled: impl Fn(&NewJob) -> bool) -> Result<Vec<Added>> {
-        self.change(|db| new.iter().map(|new| insert(db, new, || spooled(new))).collect())
+        let total = self.total;
+        self.change(|db| new.iter().map(|new| insert(db, total, new, || spooled(new))).collect())
     }
 
     /// [`Self::taken`] for many.

@@ -43,8 +43,10 @@ impl Events {
     /// Without any watch yet.
     pub fn new(root: &Path) -> io::Result<Self> {
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        // SAFETY: an `OwnedFd` is one open descriptor for as long as it lives.
+        let fd = unsafe { AsyncFd::register(fd) }?;
         Ok(Self {
-            fd: AsyncFd::register(fd)?,
+            fd,
             root: root.to_owned(),
             dirs: HashMap::new(),
             buffer: vec![MaybeUninit::uninit(); BUFFER],

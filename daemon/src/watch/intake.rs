@@ -149,7 +149,7 @@ impl Intake {
     }
 
     fn request(&self, ready: &Ready) -> Result<Request> {
-        let defaults = self.desk.config().defaults.clone();
+        let defaults = self.desk.defaults();
         let request = sidecar::request(&self.watched.path, &ready.path, defaults)?;
         if let Some(outbox) = self.outbox(ready)
             && self.desk.watches.find(&outbox).is_some()

@@ -81,14 +81,14 @@ struct List {
     refused: Vec<(Arc<Watched>, String)>,
 }
 
-impl Watches {
-    /// What the configuration asks for.
-    pub fn new(config: &Config) -> Self {
-        let new = Self { list: Arc::default(), reports: Arc::default(), changed: watch::Sender::new(()) };
-        new.configure(config);
-        new
+impl Default for Watches {
+    /// Nothing, until [`Self::configure`].
+    fn default() -> Self {
+        Self { list: Arc::default(), reports: Arc::default(), changed: watch::Sender::new(()) }
     }
+}
 
+impl Watches {
     /// Follows another configuration; what was added over the bus stays.
     pub fn configure(&self, config: &Config) {
         let mut list = self.list.write().unwrap_or_else(PoisonError::into_inner);
@@ -374,7 +374,8 @@ mod tests {
         config.folders.inbox = "/srv/in".into();
         config.folders.outbox = "/srv/out".into();
         config.folders.state = "/srv/state".into();
-        let watches = Watches::new(&config);
+        let watches = Watches::default();
+        watches.configure(&config);
         let refusal = |path: &str, outbox: Option<&str>| {
             let list = watches.list.read().unwrap_or_else(PoisonError::into_inner);
             let origin = Origin::Added(0);
