@@ -17,6 +17,7 @@ pub mod inbox;
 pub mod keys;
 pub mod ledger;
 pub mod log;
+pub mod picture;
 pub mod pictures;
 pub mod reload;
 pub mod service;
