@@ -8,6 +8,7 @@ pub mod bus;
 pub mod client;
 pub mod config;
 pub mod delivery;
+pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod files;
