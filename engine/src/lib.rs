@@ -3,10 +3,13 @@
 //! The engine knows nothing of D-Bus services, watched folders or SQLite. With default features off, only what the
 //! daemon needs is left: [`request`] and [`protocol`].
 
+pub mod dims;
 pub mod error;
+pub mod plan;
 pub mod progress;
 pub mod protocol;
 pub mod request;
+pub mod step_cache;
 
 #[cfg(feature = "inference")]
 pub mod backend;

@@ -10,7 +10,6 @@ mod find;
 mod open;
 mod pickle;
 mod safetensors;
-pub(crate) mod schema;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -22,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
-pub use config::{ClipConfig, DitConfig, T5Config, VaeConfig};
+pub use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 pub use open::{ModelDir, Weights, open_clip, open_dit, open_t5, open_vae};
 pub(crate) use open::{Summary, summarize};
 

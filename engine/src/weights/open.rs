@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::config::{self, ClipConfig, ConfigFile, DitConfig, Sizes, T5Config, Tensors, VaeConfig};
-use super::schema::{self, Expected};
+use super::config::{self, ConfigFile, Sizes, Tensors};
 use super::stored::{Element, Stored};
 use super::{Component, DType, HostTensor, Layout, Matrix, Scale, WeightSource, find};
+use crate::dims::schema::{self, Expected};
+use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 use crate::{Error, Result};
 
 /// The checked tensors of one component, read straight from its memory-mapped files.
@@ -172,7 +173,7 @@ impl<C> Examined<C> {
                 path.display()
             )));
         }
-        self.tensors.retain(|name, _| !schema::ignorable(self.component, name));
+        self.tensors.retain(|name, _| !ignorable(self.component, name));
         let Self { component, layout, config, tensors, scales, .. } = self;
         Ok((Weights { component, layout, tensors, scales }, config))
     }
@@ -223,11 +224,24 @@ fn compare(component: Component, tensors: &Tensors, scales: &Tensors, expected: 
         }
     }
     let unknown =
-        |name: &&String| !by_name.contains_key(name.as_str()) && !schema::ignorable(component, name);
+        |name: &&String| !by_name.contains_key(name.as_str()) && !ignorable(component, name);
     problems.extra.extend(tensors.keys().filter(unknown).map(|name| format!("`{name}`")));
     let orphan = |name: &&String| !tensors.contains_key(name.as_str());
     problems.extra.extend(scales.keys().filter(orphan).map(|name| format!("the scale of `{name}`")));
     problems
+}
+
+/// Whether a component's file may hold a tensor that the engine has no use for.
+fn ignorable(component: Component, name: &str) -> bool {
+    match component {
+        // The text tower, the last norm and the projection of a whole CLIP checkpoint.
+        Component::Clip => {
+            name.starts_with("textual.")
+                || name.starts_with("visual.post_norm.")
+                || ["log_scale", "visual.head"].contains(&name)
+        }
+        Component::Dit | Component::T5 | Component::Vae => false,
+    }
 }
 
 fn show_shape(shape: &[usize]) -> String {
@@ -482,7 +496,7 @@ pub(crate) fn summarize(path: &Path, component: Component) -> Result<Summary> {
 fn summary<C>(examined: &Examined<C>, sizes: Vec<(&'static str, usize)>) -> Summary {
     let mut summary = Summary { sizes, layout: Some(examined.layout), ..Summary::default() };
     for (name, stored) in &examined.tensors {
-        if !schema::ignorable(examined.component, name) {
+        if !ignorable(examined.component, name) {
             let parameters = stored.elements() as u64;
             summary.tensors += 1;
             summary.parameters += parameters;
