@@ -5,6 +5,8 @@
 
 pub mod dims;
 pub mod error;
+#[cfg(all(test, feature = "inference"))]
+mod goldens;
 pub mod plan;
 pub mod profile;
 pub mod progress;

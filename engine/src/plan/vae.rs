@@ -47,7 +47,14 @@ impl Walk {
         Self { convs: Vec::new(), attention: 0.0 }
     }
 
-    fn add(&mut self, [inputs, outputs]: [usize; 2], kernel: usize, pixels: usize, frames: usize, past: usize) {
+    fn add(
+        &mut self,
+        [inputs, outputs]: [usize; 2],
+        kernel: usize,
+        pixels: usize,
+        frames: usize,
+        past: usize,
+    ) {
         self.convs.push(Conv { inputs, outputs, kernel, pixels, frames, past });
     }
 

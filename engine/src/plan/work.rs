@@ -95,8 +95,7 @@ fn forward(c: &DitConfig, tokens: usize, image_tokens: usize) -> Forward {
 /// The embeddings of text and picture, and keys and values of all blocks.
 fn context(c: &DitConfig, image_tokens: usize) -> f64 {
     let text = linear(c.text_len, c.text_dim, c.dim) + linear(c.text_len, c.dim, c.dim);
-    let image =
-        linear(image_tokens, c.image_dim, c.image_dim) + linear(image_tokens, c.image_dim, c.dim);
+    let image = linear(image_tokens, c.image_dim, c.image_dim) + linear(image_tokens, c.image_dim, c.dim);
     text + image + c.num_layers as f64 * 2.0 * linear(c.text_len + image_tokens, c.dim, c.dim)
 }
 

@@ -120,8 +120,9 @@ impl Guidance {
 
 #[cfg(test)]
 mod tests {
-    use super::testing::{Golden, Host, HostTensor, relative_l2};
+    use super::testing::{Host, HostTensor, relative_l2};
     use super::*;
+    use crate::goldens::Golden;
     use crate::request::Settings;
 
     /// Runs the loop on recorded velocities; the sample before the first step and after each.

@@ -11,6 +11,7 @@ mod open;
 mod pickle;
 mod safetensors;
 mod stored;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod torch;
@@ -22,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 
 pub use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
-pub use open::{ModelDir, Weights, open_clip, open_dit, open_t5, open_vae};
-pub(crate) use open::{Summary, summarize};
+pub use open::{Model, Weights, open_clip, open_dit, open_t5, open_vae};
+pub use summary::Summary;
 
 /// The parts of the model.
 #[derive(
