@@ -126,10 +126,9 @@ impl Plan {
     }
 }
 
-/// Bytes in GiB: `15.5 GiB`.
+/// Bytes in GiB: `15.51 GiB`.
 pub fn gib(bytes: u64) -> String {
-    let gib = bytes as f64 / (1u64 << 30) as f64;
-    if gib < 0.095 { format!("{gib:.3} GiB") } else { format!("{gib:.1} GiB") }
+    format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64)
 }
 
 fn what(stage: Stage) -> &'static str {

@@ -8,7 +8,7 @@ use crate::noise;
 use crate::{Error, Result};
 
 /// Latent pixels along each side of the sample that is decoded for the fit.
-const SIDE: usize = 24;
+const SIDE: usize = 32;
 /// Latent pixels along each side of a patch of one value: real latents change slowly from pixel to pixel, too.
 const PATCH: usize = 2;
 /// Pixels of a latent pixel along each side.
@@ -102,5 +102,26 @@ impl Colours {
         self.0.map(|weights| {
             (0..LATENT_CHANNELS).map(|c| weights[c] * latent(c)).sum::<f32>() + weights[LATENT_CHANNELS]
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_linear_decoder_is_found_exactly() -> Result<()> {
+        let noise = noise::cpu(7).randn(LATENT_CHANNELS * 64);
+        let latents: Vec<[f32; LATENT_CHANNELS]> = noise.as_chunks().0.to_vec();
+        let truth =
+            Colours(std::array::from_fn(|c| std::array::from_fn(|i| (c * 17 + i) as f32 / 50.0 - 0.4)));
+        let pixels: Vec<_> = latents.iter().map(|latent| truth.of(|c| latent[c])).collect();
+        let found = Colours::fit(&latents, &pixels)?;
+        for (found, truth) in found.0.iter().flatten().zip(truth.0.iter().flatten()) {
+            assert!((found - truth).abs() < 1e-5, "{found} is not {truth}");
+        }
+        // Fewer samples than unknowns say nothing.
+        assert!(Colours::fit(&latents[..1], &pixels[..1]).is_err());
+        Ok(())
     }
 }
