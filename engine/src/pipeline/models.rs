@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Instant;
 
 use crate::backend::Backend;
 use crate::model::clip::Clip;
@@ -101,7 +102,10 @@ impl<B: Backend> Pipeline<B> {
         if let Some(known) = &models.colours {
             return Ok(known.clone());
         }
-        Ok(models.colours.insert(models.vae.colours(b)?).clone())
+        let began = Instant::now();
+        let colours = models.colours.insert(models.vae.colours(b)?).clone();
+        tracing::debug!("the latents' colours in {:?}", began.elapsed());
+        Ok(colours)
     }
 
     pub(super) fn is_loaded(&self) -> bool {

@@ -184,7 +184,7 @@ fn streamed(tensors: &[Expected], bytes: &dyn Fn(&Expected) -> u64) -> u64 {
 ///
 /// The VAE: input and result of its largest convolution, twice (one more pair for the residual and the norm), for a
 /// chunk of four frames or their equal at lower resolution; and the frames that each causal convolution remembers, of all
-/// tiles where there are tiles. In f32 on the CPU, else in the VAE's type.
+/// tiles where there are tiles; and the chunk itself. In f32 on the CPU, else in the VAE's type.
 struct Estimate {
     text: u64,
     clip: u64,
@@ -260,5 +260,7 @@ fn vae_values(
     let live = one.convs.iter().map(|conv| conv.live(CHUNK)).max().unwrap_or_default();
     let kept: usize = one.convs.iter().map(vae::Conv::kept).sum();
     let kept = kept as f64 * (covered(h) * covered(w)) as f64 / (tile_h * tile_w) as f64;
-    2 * live as u64 + kept as u64
+    // The chunk of frames themselves, in their tiles and joined.
+    let frames = 2 * 3 * CHUNK * 64 * h * w;
+    2 * live as u64 + kept as u64 + frames as u64
 }
