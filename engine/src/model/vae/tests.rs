@@ -355,7 +355,7 @@ fn colours_come_near_to_decoding() {
     // On the fit's own sample, and on one that it has not seen. Random weights are far from linear; 17 numbers fitted to
     // 256 patches of chance alone would leave 0.93 of their own sample's variance, and 1.07 of another's.
     for (seed, most) in [(0, 0.94), (100, 0.97)] {
-        let (latents, pixels) = vae.colour_samples(&b, seed).unwrap();
+        let (latents, pixels): (Vec<_>, Vec<_>) = vae.colour_samples(&b, seed).unwrap().into_iter().unzip();
         let mean: [f32; 3] =
             std::array::from_fn(|c| pixels.iter().map(|p| p[c]).sum::<f32>() / pixels.len() as f32);
         let distance = |of: &dyn Fn(usize) -> [f32; 3]| -> f64 {
