@@ -1,6 +1,7 @@
 //! An engine without a model, for the tests of the service; no package ships it. It obeys the protocol, and words in the prompt make it
 //! slow (`slow=MILLISECONDS` a step), fail (`fail`), die (`crash`), hang (`hang`), stay deaf to cancelling (`deaf`) or
-//! write nothing (`nothing`). `SIM_START=model` makes it refuse its model. It writes what it was asked as its "video", and
+//! write nothing (`nothing`). `SIM_START=model` makes it refuse its model; with `SIM_KERNELS` it claims code for compute
+//! capability 9.0, and to run on the GPU that it is given. It writes what it was asked as its "video", and
 //! likewise the pictures beside it.
 
 use std::io::{self, BufRead, BufReader, Write};
@@ -13,7 +14,7 @@ use std::time::Duration;
 use std::{fs, process, thread};
 
 use animd_engine::progress::{Progress, Stage};
-use animd_engine::protocol::{FromEngine, HEARTBEAT_SECONDS, Kernels, PROTOCOL, Pictures, Report, ToEngine};
+use animd_engine::protocol::{FromEngine, HEARTBEAT_SECONDS, Kernels, PROTOCOL, Pictures, Report, Target, ToEngine};
 use animd_engine::request::Request;
 
 #[derive(Clone)]
@@ -38,12 +39,18 @@ fn main() -> io::Result<()> {
         line.send(&FromEngine::Failed { job: 0, code: "model".into(), message });
         process::exit(1);
     }
+    let mut kernels = Kernels::default();
+    if std::env::var_os("SIM_KERNELS").is_some() {
+        kernels.native.push(Target { capability: (9, 0), exact: true });
+        kernels.driver = Some(535);
+    }
+    let visible = std::env::var_os("CUDA_VISIBLE_DEVICES").is_some_and(|gpu| !gpu.is_empty());
     line.send(&FromEngine::Hello {
         protocol: PROTOCOL,
         version: env!("CARGO_PKG_VERSION").into(),
-        backend: "cpu".into(),
+        backend: if visible { "cuda" } else { "cpu" }.into(),
         model: "simulated".into(),
-        kernels: Kernels::default(),
+        kernels,
         device: None,
     });
     let hung = Arc::new(AtomicBool::new(false));
