@@ -17,7 +17,7 @@ use animd_engine::request::Settings;
 use sha2::{Digest, Sha256};
 
 use crate::board::{Board, Change};
-use crate::config::Config;
+use crate::config::{Config, Sources};
 use crate::files::{self, Identity, numbered, rename_new, show, split_name, sync_dir};
 use crate::holds::Holds;
 use crate::ledger::{Ended, Job, Ledger, Outcome, PAUSED, State, Succeeded};
@@ -36,6 +36,8 @@ const LOOK: &str = "look into the service's log (`journalctl -u animd`, or its s
 /// What everything that touches jobs shares.
 pub struct Desk {
     config: RwLock<Arc<Config>>,
+    /// Where the configuration is read again from.
+    pub sources: Sources,
     /// The queue and the log.
     pub ledger: Ledger,
     /// The waiting pictures.
@@ -53,6 +55,7 @@ impl Desk {
     pub fn new(config: Config, ledger: Ledger, spool: Spool) -> Self {
         let desk = Self {
             config: RwLock::default(),
+            sources: Sources::default(),
             ledger,
             spool,
             board: Board::default(),
@@ -350,6 +353,7 @@ impl Desk {
         }
         self.spool.sweep(&self.ledger)?;
         self.remove_parts();
+        self.sweep_pictures();
         Ok(())
     }
 

@@ -19,6 +19,8 @@ pub mod keys;
 pub mod ledger;
 pub mod log;
 pub mod pictures;
+pub mod report;
+pub mod reload;
 pub mod plan;
 pub mod profile;
 pub mod service;
