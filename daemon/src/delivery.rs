@@ -78,6 +78,8 @@ impl Desk {
         // Not awaited: a ledger that is busy must not hold up whoever reloads, and what comes later sees the new limit.
         self.ledger.tell(move |db| db.set_total(total));
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        // It may ask for another profile.
+        self.board.queued.notify_one();
     }
 
     /// What a job gets that does not say otherwise: the configuration's, and then the profile's.

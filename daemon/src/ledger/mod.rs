@@ -17,7 +17,7 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-pub use costs::{Energy, Known, Placed};
+pub use costs::{Costs, Energy, Known, Placed};
 pub use job::{Added, Ended, Job, NewJob, Outcome, Refusal, Source, State, Succeeded};
 pub use stats::{By, Sum};
 pub use store::{Filter, PART_PREFIX, PART_SUFFIX, Store, days_ago_us, now_us};

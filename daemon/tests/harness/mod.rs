@@ -139,6 +139,16 @@ impl House {
         self.service = Some(service);
     }
 
+    /// More TOML for the next start of the service, in place of what there was.
+    pub fn configure(&mut self, config: &str) {
+        self.config = config.into();
+    }
+
+    /// The exit code of a service that has ended by itself.
+    pub fn exited(&mut self) -> Option<i32> {
+        self.service.as_mut()?.try_wait().unwrap()?.code()
+    }
+
     /// As a power cut for the process.
     pub fn kill(&mut self) {
         if let Some(mut service) = self.service.take() {

@@ -3,6 +3,7 @@
 mod bar;
 mod generate;
 mod inspect;
+mod profile;
 mod serve;
 mod stop;
 mod synth;
