@@ -23,7 +23,8 @@ impl Fake {
     fn in_folder(dir: &Path) -> Self {
         let library = dir.join("libnvidia-ml.so.1");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nvml/nvml.c");
-        let cc = Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(source).status();
+        let cc =
+            Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(source).status();
         assert!(cc.expect("cc is installed").success());
         let text = dir.join("libnvidia-ml.so.1.txt");
         Self { library, text }
@@ -72,7 +73,11 @@ async fn what_the_driver_says_is_read() {
     ));
     let name = fs::read_to_string("/proc/self/comm").unwrap().trim_end().to_owned();
     let mib = 1 << 20;
-    let of = |pid, name: Option<&str>, bytes: u64| Process { pid, name: name.map(str::to_owned), bytes: Some(bytes) };
+    let of = |pid, name: Option<&str>, bytes: u64| Process {
+        pid,
+        name: name.map(str::to_owned),
+        bytes: Some(bytes),
+    };
     let h200 = Card {
         index: 0,
         uuid: "GPU-1".into(),
@@ -130,23 +135,33 @@ fn a_job_has_its_profile_its_gpu_and_its_energy() {
         house.start();
         house.json(&["submit", &house.picture(), "-p", "slow=60", "--wait"]);
         let text = |column: &str| house.text(&format!("SELECT {column} FROM job"));
-        assert_eq!(text("profile || ' ' || gpu_uuid || ' ' || gpu_name || ' ' || driver || ' ' || backend"),
-            "h200 GPU-1111 NVIDIA H200 580.82.07 cuda");
+        assert_eq!(
+            text("profile || ' ' || gpu_uuid || ' ' || gpu_name || ' ' || driver || ' ' || backend"),
+            "h200 GPU-1111 NVIDIA H200 580.82.07 cuda"
+        );
         assert_eq!(text("energy_method"), method);
         // 400 W from the first sample to the last, whatever the time was.
         let sampled = house.number("SELECT (max(at_us) - min(at_us)) * 400 / 1000 FROM sample").unwrap();
         let energy = house.number("SELECT energy_mj FROM job").unwrap();
-        assert!(sampled > 0 && (energy - sampled).abs() * 5 < sampled, "{energy} mJ, {sampled} by the samples");
+        assert!(
+            sampled > 0 && (energy - sampled).abs() * 5 < sampled,
+            "{energy} mJ, {sampled} by the samples"
+        );
         let whole = "power_mw = 400000 AND sm_clock_mhz = 1980 AND memory_clock_mhz = 2619 AND temperature_c = 61 \
                      AND gpu_percent = 97 AND memory_percent = 42 AND memory_bytes = 703594496 AND attempt = 1";
-        let count = |filter: &str| house.number(&format!("SELECT count(*) FROM sample WHERE {filter}")).unwrap();
+        let count =
+            |filter: &str| house.number(&format!("SELECT count(*) FROM sample WHERE {filter}")).unwrap();
         assert!(count("1") >= 2 && count("1") == count(whole), "{} of {}", count(whole), count("1"));
         // The simulated engine tells of one stage.
         assert_eq!(house.number("SELECT energy_mj FROM stage WHERE name = 'denoise'"), Some(energy));
         assert_eq!(house.number("SELECT count(*) FROM stage WHERE wall_us > 0"), Some(2));
         let shown = house.json(&["show", "1"]);
         assert_eq!(shown["energy_method"], method);
-        assert_eq!(shown["energy_joules"].as_f64().map(|j| (j * 1e3).round() as i64), Some(energy), "{shown}");
+        assert_eq!(
+            shown["energy_joules"].as_f64().map(|j| (j * 1e3).round() as i64),
+            Some(energy),
+            "{shown}"
+        );
         assert_eq!((&shown["profile"], &shown["gpu"]), (&"h200".into(), &"NVIDIA H200".into()));
         assert_eq!(shown["stage_joules"][0][0], "denoise");
     }
@@ -158,7 +173,10 @@ fn without_a_gpu_the_cpu_is_used_and_a_driver_that_appears_late_is_found() {
     house.start();
     house.json(&["submit", &house.picture(), "-p", "a", "--wait"]);
     assert_eq!(house.text("SELECT profile || ' ' || backend FROM job"), "cpu cpu");
-    assert_eq!(house.number("SELECT count(*) FROM job WHERE gpu_uuid IS NULL AND energy_mj IS NULL"), Some(1));
+    assert_eq!(
+        house.number("SELECT count(*) FROM job WHERE gpu_uuid IS NULL AND energy_mj IS NULL"),
+        Some(1)
+    );
     fake.set(H200);
     // A job is the occasion to look; not every one, so that many small ones do not ask again and again.
     house.until("a job runs on the GPU", |house| {
@@ -172,7 +190,8 @@ fn jobs_wait_while_another_program_holds_the_card() {
     let busy = H200.replace("143771 143100", "143771 3000") + "process 0 4194303 140000\n";
     let (mut house, fake) = house(Some(&busy));
     house.start();
-    let submit = |house: &House| assert!(house.animctl(&["submit", &house.picture(), "-p", "a"]).status.success());
+    let submit =
+        |house: &House| assert!(house.animctl(&["submit", &house.picture(), "-p", "a"]).status.success());
     submit(&house);
     house.until("the state tells", |house| {
         let status = house.json(&["status"]);

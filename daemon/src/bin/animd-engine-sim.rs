@@ -14,7 +14,9 @@ use std::time::Duration;
 use std::{fs, process, thread};
 
 use animd_engine::progress::{Progress, Stage};
-use animd_engine::protocol::{FromEngine, HEARTBEAT_SECONDS, Kernels, PROTOCOL, Pictures, Report, Target, ToEngine};
+use animd_engine::protocol::{
+    FromEngine, HEARTBEAT_SECONDS, Kernels, PROTOCOL, Pictures, Report, Target, ToEngine,
+};
 use animd_engine::request::Request;
 
 #[derive(Clone)]

@@ -15,8 +15,9 @@ pub fn open(name: &str) -> Result<Profile> {
         Some(profile) => profile,
         None if path.is_file() => {
             let bytes = std::fs::read(path).map_err(Error::file("read", path))?;
-            let text = String::from_utf8(bytes)
-                .map_err(|_| Error::Setting(format!("the profile `{name}` is not UTF-8; save it as UTF-8")))?;
+            let text = String::from_utf8(bytes).map_err(|_| {
+                Error::Setting(format!("the profile `{name}` is not UTF-8; save it as UTF-8"))
+            })?;
             Profile::read(&text).map_err(|mistake| {
                 let line = mistake.line(&text).map_or(String::new(), |line| format!(":{line}"));
                 Error::Setting(format!("{name}{line}: {mistake}"))
@@ -56,7 +57,9 @@ mod tests {
         assert_eq!(open(&name).ok().and_then(|p| p.settings.steps), Some(7));
         std::fs::write(&file, text.replace("sensitive", "sensitiv"))?;
         let line = 1 + text.lines().position(|l| l.starts_with("sensitive")).unwrap_or_default();
-        assert!(open(&name).is_err_and(|e| e.to_string().starts_with(&format!("{name}:{line}: unknown field"))));
+        assert!(
+            open(&name).is_err_and(|e| e.to_string().starts_with(&format!("{name}:{line}: unknown field")))
+        );
         Ok(())
     }
 }

@@ -146,8 +146,8 @@ impl Serve {
     fn work(self, reading: UnixStream, shared: &'static Shared) -> ExitCode {
         // A profile's settings are the parent's affair: its requests are complete.
         let profile = self.profile.as_deref().map_or(Ok(None), |name| super::profile::open(name).map(Some));
-        let opened = profile
-            .and_then(|_| Pipeline::open(Cpu::new(), &self.model.model, self.model.dit.as_deref()));
+        let opened =
+            profile.and_then(|_| Pipeline::open(Cpu::new(), &self.model.model, self.model.dit.as_deref()));
         let mut pipeline = match opened {
             Ok(pipeline) => pipeline,
             Err(e) => {
