@@ -35,7 +35,8 @@ const FILE: &str = "profile.toml";
 pub struct Keeper {
     desk: Arc<Desk>,
     driver: Driver,
-    kernels: Kernels,
+    /// What the engine was built for; `None` until one has said so.
+    kernels: Option<Kernels>,
     /// `[profile]` of the configuration at the last look.
     asked: Option<config::Profile>,
     /// What the engine that runs was started with.
@@ -68,7 +69,7 @@ impl Keeper {
         Self {
             desk,
             driver: Driver::default(),
-            kernels: Kernels::default(),
+            kernels: None,
             asked: None,
             started: None,
             looked: None,
@@ -85,7 +86,7 @@ impl Keeper {
         let wish = self.reload();
         let machine = self.driver.look(engine).await;
         let before = self.desk.profiles.choice();
-        let choice = self.desk.profiles.decide(machine, self.kernels.clone(), &wish);
+        let choice = self.desk.profiles.decide(machine, self.kernels.clone().unwrap_or_default(), &wish);
         self.looked = Some(Instant::now());
         self.there_at_first.get_or_insert(!matches!(self.desk.profiles.machine(), Machine::NoDriver { .. }));
         self.pause = match *choice == *before {
@@ -167,9 +168,14 @@ impl Keeper {
 
     fn wanted(&self) -> Option<Start> {
         let choice = self.desk.profiles.choice();
+        let file = self.desk.config().folders.state.join(FILE);
+        if self.kernels.is_none() {
+            // The first one is there to say what it was built for, and touches no GPU.
+            return Some(Start { profile: Profile::built_in("cpu")?, file, visible: String::new() });
+        }
         Some(Start {
             profile: choice.profile.clone()?,
-            file: self.desk.config().folders.state.join(FILE),
+            file,
             visible: choice.used_gpu().map(|card| card.uuid.clone()).unwrap_or_default(),
         })
     }
@@ -181,8 +187,8 @@ impl Keeper {
 
     /// What the engine was built for, as it says itself; another choice may come of it.
     pub async fn hello(&mut self, kernels: &Kernels, engine: Option<u32>) {
-        if *kernels != self.kernels {
-            self.kernels = kernels.clone();
+        if self.kernels.as_ref() != Some(kernels) {
+            self.kernels = Some(kernels.clone());
             self.look(engine).await;
         }
     }
