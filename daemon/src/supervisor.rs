@@ -528,7 +528,9 @@ impl Supervisor {
         if crashes >= self.desk.config().queue.attempts {
             let remedy = match memory {
                 true => MEMORY,
-                false => "look into the service's log (`journalctl -u animd`, or its standard error), or try a smaller size",
+                false => {
+                    "look into the service's log (`journalctl -u animd`, or its standard error), or try a smaller size"
+                }
             };
             let text = format!(
                 "the engine went down {crashes} times while making this, the last time because {why}; it is not tried \
@@ -661,12 +663,15 @@ impl Supervisor {
                 let then = paused.map(|text| format!("; then {text}")).unwrap_or_default();
                 ("busy", format!("job {id} is being made: {stage}{then}"))
             }
-            _ if self.asleep => ("paused", "the machine goes to sleep; the queue goes on when it wakes".into()),
+            _ if self.asleep => {
+                ("paused", "the machine goes to sleep; the queue goes on when it wakes".into())
+            }
             (None, None, Some((state, text)), _) => (*state, text.clone()),
             (None, _, _, Some(text)) => ("paused", text),
-            (None, None, None, None) if self.unloaded => {
-                ("idle", "waiting for pictures; the model is unloaded and comes back with the next job".into())
-            }
+            (None, None, None, None) if self.unloaded => (
+                "idle",
+                "waiting for pictures; the model is unloaded and comes back with the next job".into(),
+            ),
             (None, None, None, None) => ("starting", "the service is starting".into()),
             (None, Some(engine), _, None) => match &engine.hello {
                 Some(hello) => {

@@ -4,6 +4,7 @@
 //! Every change of a job's state is committed here, with `synchronous=FULL`, before anyone is told of it.
 
 mod job;
+mod keep;
 mod schema;
 mod stats;
 mod store;
@@ -17,6 +18,7 @@ use std::thread;
 use tokio::sync::oneshot;
 
 pub use job::{Added, Ended, Job, NewJob, Outcome, Refusal, Source, State, Succeeded};
+pub use keep::Kind;
 pub use stats::{By, Sum};
 pub use store::{Filter, PART_PREFIX, PART_SUFFIX, Store, days_ago_us, now_us};
 pub use timeline::{Event, Sample, StageCost, StepCost, Timeline};
