@@ -16,7 +16,9 @@ use crate::config::{Config, Sources};
 use crate::delivery::Desk;
 use crate::files::show;
 use crate::ledger::Ledger;
+use crate::logind;
 use crate::reload::reload;
+use crate::retention;
 use crate::spool::Spool;
 use crate::supervisor::Supervisor;
 use crate::watch::Folders;
@@ -70,7 +72,10 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     let watchdog =
         systemd::daemon::watchdog_enabled().ok().filter(|us| *us > 0).map(|us| Duration::from_micros(us / 3));
     let supervisor = tokio::spawn(Supervisor::new(desk.clone(), wished, stopped.clone(), watchdog).run());
-    let watchers = tokio::spawn(Folders::new(desk.clone()).run(stopped));
+    let watchers = tokio::spawn(Folders::new(desk.clone()).run(stopped.clone()));
+    let system = (!user).then(|| connection.clone());
+    let logind = tokio::spawn(logind::run(system, desk.clone(), wishes.clone(), stopped.clone()));
+    let retention = tokio::spawn(retention::run(desk.clone(), stopped));
     notify(&[("READY", "1")]);
     tracing::info!(
         "animd {} is ready: inbox `{}`, outbox `{}`",
@@ -98,11 +103,13 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     _ = stop.send(true);
     _ = supervisor.await;
     // Neither holds anything that is not in the ledger; a picture that is just being copied is still in the inbox.
-    for task in [mirror, watchers] {
+    for task in [mirror, watchers, logind, retention] {
         _ = timeout(Duration::from_secs(2), task).await;
     }
     if *desk.profiles.new_start().borrow() {
-        return Err(Error::NewStart("the NVIDIA driver has appeared, and its devices need a new start of the service".into()));
+        return Err(Error::NewStart(
+            "the NVIDIA driver has appeared, and its devices need a new start of the service".into(),
+        ));
     }
     if lost { Err(Error::Config("the message bus has gone away".into())) } else { Ok(()) }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use zbus::message::Header;
 use zbus::{Connection, OwnedFd, OwnedVariant, Variant, interface};
 
+use super::costs;
 use super::error::BusError;
 use super::facts::Facts;
 use super::{may, uid_of};
@@ -70,8 +71,10 @@ impl JobObject {
         self.authorized(&header, connection).await?;
         let id = self.facts.id;
         let job = self.job().await?;
-        let stages = self.desk.ledger.call(move |db| db.stages(id)).await?;
-        Ok(description(&job, stages))
+        let (stages, costs) = self.desk.ledger.call(move |db| Ok((db.stages(id)?, db.costs(id)?))).await?;
+        let mut dict = description(&job, stages);
+        costs::describe(costs, &mut dict);
+        Ok(dict)
     }
 
     /// The video, open for reading. Owner or root.

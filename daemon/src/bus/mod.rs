@@ -3,6 +3,7 @@
 //! Everybody on the bus reads properties, signals and the object manager, so these hold public facts only; what is
 //! private comes from methods that look at the caller's uid.
 
+mod costs;
 mod error;
 mod facts;
 mod job;

@@ -29,6 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(8);
 #[derive(Clone)]
 pub struct Driver {
     library: PathBuf,
+    patience: Duration,
     /// Since when a look is under way.
     busy: Arc<Mutex<Option<Instant>>>,
 }
@@ -44,7 +45,13 @@ impl Default for Driver {
 impl Driver {
     /// Another library.
     pub fn new(library: impl Into<PathBuf>) -> Self {
-        Self { library: library.into(), busy: Arc::default() }
+        Self { library: library.into(), patience: PATIENCE, busy: Arc::default() }
+    }
+
+    /// The same with another patience for a look.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Opens the library. For threads that may block.
@@ -81,7 +88,7 @@ impl Driver {
             *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
             return Machine::Failed { why: format!("no thread can be started to ask the driver: {e}") };
         }
-        match timeout(PATIENCE, answer).await {
+        match timeout(self.patience, answer).await {
             Ok(Ok(machine)) => machine,
             Ok(Err(_)) => Machine::Failed { why: "the driver's library ended its thread".into() },
             Err(_) => silent(now),
@@ -125,10 +132,9 @@ fn unavailable(e: NvmlError, library: &std::path::Path) -> Machine {
             why: format!("NVIDIA's driver is not installed: there is no {}", crate::files::show(library)),
             on_bus: on_bus(),
         },
-        NvmlError::DriverNotLoaded => Machine::NoDriver {
-            why: "NVIDIA's driver is installed and not loaded".into(),
-            on_bus: on_bus(),
-        },
+        NvmlError::DriverNotLoaded => {
+            Machine::NoDriver { why: "NVIDIA's driver is installed and not loaded".into(), on_bus: on_bus() }
+        }
         NvmlError::NoPermission => refused(),
         // What it says where a device's file is refused by a control group.
         NvmlError::Unknown if control_refused() => refused(),
@@ -149,7 +155,8 @@ fn on_bus() -> u32 {
     let Ok(devices) = fs::read_dir("/sys/bus/pci/devices") else { return 0 };
     let is = |path: PathBuf, start: &str| fs::read_to_string(path).is_ok_and(|text| text.starts_with(start));
     let found = devices.flatten().map(|device| device.path());
-    found.filter(|device| is(device.join("vendor"), "0x10de") && is(device.join("class"), "0x03")).count() as u32
+    found.filter(|device| is(device.join("vendor"), "0x10de") && is(device.join("class"), "0x03")).count()
+        as u32
 }
 
 fn card(nvml: &Nvml, index: u32, own: Option<u32>) -> Result<Card, NvmlError> {
