@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::files::{self, Identity, numbered, rename_new, show, split_name, sync_dir};
 use crate::holds::Holds;
 use crate::ledger::{Ended, Job, Ledger, Outcome, State, Succeeded};
+use crate::pictures::Picture;
 use crate::spool::Spool;
 use crate::{Error, Result};
 
@@ -149,8 +150,10 @@ impl Desk {
                 }
             }
         }
+        self.remove_picture(&job, Picture::Preview);
         if job.outcome != Some(Outcome::Done) {
             _ = fs::remove_file(self.part(&job));
+            self.remove_pictures(&job);
         }
         let left = match self.put_source(&job) {
             Ok(()) => None,
@@ -295,6 +298,7 @@ impl Desk {
                 }
                 State::Running => {
                     _ = fs::remove_file(self.part(&job));
+                    self.remove_pictures(&job);
                     let interruptions = job.interruptions + 1;
                     if interruptions < self.config().queue.interruptions {
                         tracing::warn!(job = id, "the service ended while job {id} ran; it runs again");

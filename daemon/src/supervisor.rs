@@ -20,6 +20,7 @@ use crate::delivery::Desk;
 use crate::engine::{Engine, Hello};
 use crate::files::show;
 use crate::ledger::{Ended, Job, State, Store};
+use crate::pictures::Picture;
 use crate::wishes::Wish;
 use crate::{Error, Result};
 
@@ -318,7 +319,8 @@ impl Supervisor {
         let (id, hello) = (job.id, hello.clone());
         self.desk.ledger.call(move |db| db.engine(id, &hello.version, &hello.backend, &hello.model)).await?;
         let request: Box<Request> = Box::new(request);
-        Ok(ToEngine::Generate { job: id, image, output, request })
+        let pictures = self.desk.pictures(job)?;
+        Ok(ToEngine::Generate { job: id, image, output, pictures, request })
     }
 
     async fn take(&mut self, message: FromEngine) {
@@ -340,6 +342,8 @@ impl Supervisor {
             }
             FromEngine::Alive => {}
             FromEngine::Progress { job, progress } => self.progress(job, &progress),
+            // Whoever wants it asks for it.
+            FromEngine::Preview { .. } => {}
             FromEngine::Done { job, report } => self.done(job, report).await,
             FromEngine::Failed { job: 0, code, message } => {
                 tracing::error!("the engine cannot work: {message}");
@@ -435,6 +439,7 @@ impl Supervisor {
             return self.conclude(id, Ended::Failed { code: "crashed".into(), text }).await;
         }
         _ = fs::remove_file(self.desk.part(&job));
+        self.desk.remove_picture(&job, Picture::Preview);
         let told = why.clone();
         if let Err(e) = self.desk.ledger.call(move |db| db.crashed(id, &told)).await {
             self.keep(id, Unsettled::Crashed(why), &e);
@@ -502,6 +507,7 @@ impl Supervisor {
             tracing::error!(job = id, "job {id} stays marked as running; the next start puts it right: {e}");
         }
         _ = fs::remove_file(self.desk.part(&running.job));
+        self.desk.remove_picture(&running.job, Picture::Preview);
     }
 
     fn show(&self) {

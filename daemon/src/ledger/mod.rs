@@ -5,7 +5,9 @@
 
 mod job;
 mod schema;
+mod stats;
 mod store;
+mod timeline;
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -14,7 +16,10 @@ use std::thread;
 use tokio::sync::oneshot;
 
 pub use job::{Added, Ended, Job, NewJob, Outcome, Refusal, Source, State, Succeeded};
+pub use stats::{By, Sum};
 pub use store::{Filter, PART_PREFIX, PART_SUFFIX, Store, now_us};
+
+pub use timeline::{Event, Sample, StageCost, StepCost, Timeline};
 
 use crate::{Error, Result};
 

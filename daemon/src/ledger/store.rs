@@ -26,7 +26,7 @@ pub struct Filter {
 
 /// The connection, on the ledger's own thread.
 pub struct Store {
-    db: Connection,
+    pub(super) db: Connection,
 }
 
 /// Microseconds since the epoch.

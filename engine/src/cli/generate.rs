@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use animd_engine::backend::cpu::Cpu;
 use animd_engine::pipeline::{Job, Pipeline};
+use animd_engine::protocol::Pictures;
 use animd_engine::request::Settings;
 use animd_engine::{Error, Result, image, video};
 
@@ -79,7 +80,7 @@ impl Generate {
         let part = video::part_path(&out)?;
         stop.unfinished(&part);
         let bar = Bar::new(self.json, stop);
-        let report = pipeline.run(&job, &part, &bar);
+        let report = pipeline.run(&job, &part, &Pictures::default(), &bar);
         bar.finish();
         let report = report?;
         video::place(&part, &out).inspect_err(|_| {

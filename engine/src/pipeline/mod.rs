@@ -12,7 +12,7 @@ use crate::model::dit::{Blocks, Context, Time};
 use crate::model::vae;
 use crate::noise;
 use crate::progress::{Observer, Stage};
-use crate::protocol::Report;
+use crate::protocol::{Pictures, Report};
 use crate::request::{Request, Tiling};
 use crate::sampler::{self, Guidance, SamplerConfig, StepPlan};
 use crate::text;
@@ -72,7 +72,13 @@ impl<B: Backend> Pipeline<B> {
     ///
     /// # Errors
     /// [`Error::Canceled`] soon after the observer says so; otherwise whichever stage failed.
-    pub fn run(&mut self, job: &Job, out: &Path, observer: &dyn Observer) -> Result<Report> {
+    pub fn run(
+        &mut self,
+        job: &Job,
+        out: &Path,
+        _pictures: &Pictures,
+        observer: &dyn Observer,
+    ) -> Result<Report> {
         let request = &job.request;
         let (width, height) = (job.width(), job.height());
         self.check_memory(job)?;

@@ -1,11 +1,12 @@
 //! The configuration: built-in defaults, a TOML file, variables `ANIMD_SECTION_KEY`, and the command line, each over
 //! the one before.
 
+mod sections;
+
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use animd_engine::request::Settings;
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,8 @@ use toml::{Table, Value};
 use crate::files::show;
 use crate::keys;
 use crate::{Error, Result};
+
+pub use sections::{Engine, Folders, Inbox, Log, Model, Power, Profile, Queue, Retention, Watch};
 
 /// The file that is read without `--config`, where there is one.
 pub const SYSTEM_FILE: &str = "/etc/animd/animd.toml";
@@ -26,145 +29,25 @@ pub struct Config {
     pub model: Model,
     /// `[engine]`
     pub engine: Engine,
+    /// `[profile]`
+    pub profile: Profile,
     /// `[folders]`
     pub folders: Folders,
     /// `[inbox]`
     pub inbox: Inbox,
     /// `[queue]`
     pub queue: Queue,
+    /// `[retention]`
+    pub retention: Retention,
+    /// `[power]`
+    pub power: Power,
     /// `[log]`
     pub log: Log,
     /// `[defaults]`: what a job gets that does not say otherwise.
     pub defaults: Settings,
-}
-
-/// Where the model is.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Model {
-    /// The model's folder, in the official layout; without one, jobs wait.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<PathBuf>,
-    /// The DiT's weights, where they are not the folder's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dit: Option<PathBuf>,
-}
-
-/// The engine's process.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Engine {
-    /// The program; without one, `animd-engine` beside this program, or else `/usr/libexec/animd/engine`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub program: Option<PathBuf>,
-    /// Seconds without a word from the engine after which it is replaced.
-    pub heartbeat_seconds: u64,
-    /// Seconds that the engine may take until its first word.
-    pub start_seconds: u64,
-    /// Seconds that a cancelled job may take to stop before the engine is replaced.
-    pub cancel_seconds: u64,
-}
-
-impl Default for Engine {
-    fn default() -> Self {
-        Self { program: None, heartbeat_seconds: 30, start_seconds: 120, cancel_seconds: 10 }
-    }
-}
-
-/// The folders.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Folders {
-    /// Pictures dropped here become videos.
-    pub inbox: PathBuf,
-    /// Videos appear here.
-    pub outbox: PathBuf,
-    /// The ledger and the waiting pictures.
-    pub state: PathBuf,
-}
-
-impl Default for Folders {
-    fn default() -> Self {
-        let home = Path::new("/var/lib/animd");
-        Self { inbox: home.join("inbox"), outbox: home.join("outbox"), state: home.join("state") }
-    }
-}
-
-impl Folders {
-    fn of_user(env: &dyn Fn(&str) -> Option<OsString>) -> Result<Self> {
-        let absolute = |name: &str| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let home = absolute("HOME").ok_or_else(|| {
-            Error::Config("HOME is not set, so there is no place for --user's folders; set it, or give --inbox, --outbox and --state".into())
-        });
-        let videos = match absolute("XDG_VIDEOS_DIR") {
-            Some(dir) => dir,
-            None => home.as_ref().map_err(|e| Error::Config(e.to_string()))?.join("Videos"),
-        };
-        let state = match absolute("XDG_STATE_HOME") {
-            Some(dir) => dir,
-            None => home?.join(".local/state"),
-        };
-        Ok(Self {
-            inbox: videos.join("animd/inbox"),
-            outbox: videos.join("animd/outbox"),
-            state: state.join("animd"),
-        })
-    }
-}
-
-/// How pictures are taken from the inbox.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Inbox {
-    /// Seconds that a picture and its sidecar must lie unchanged.
-    pub stable_seconds: f64,
-}
-
-impl Default for Inbox {
-    fn default() -> Self {
-        Self { stable_seconds: 2.0 }
-    }
-}
-
-impl Inbox {
-    /// [`Self::stable_seconds`] as a duration.
-    pub fn stable(&self) -> Duration {
-        Duration::from_secs_f64(self.stable_seconds)
-    }
-}
-
-/// How jobs are run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Queue {
-    /// How often a job may take the engine down before it fails.
-    pub attempts: u32,
-    /// How often the service may die under a job before the job fails.
-    pub interruptions: u32,
-    /// MiB that must be free in the outbox before a job starts.
-    pub free_mib: u64,
-    /// Open jobs that one user may have over the bus.
-    pub per_user: u32,
-}
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self { attempts: 3, interruptions: 20, free_mib: 256, per_user: 100 }
-    }
-}
-
-/// What is logged.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Log {
-    /// `error`, `warn`, `info`, `debug` or `trace`, or a filter of tracing-subscriber.
-    pub level: String,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { level: "info".into() }
-    }
+    /// `[[watch]]`: watched folders besides the inbox.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub watch: Vec<Watch>,
 }
 
 /// What the service needs to know to find its configuration.
@@ -220,11 +103,14 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         let refuse = |text: String| Err(Error::Config(text));
-        if !(0.0..=3600.0).contains(&self.inbox.stable_seconds) {
-            return refuse(format!(
-                "inbox.stable_seconds {} is not from 0 to 3600",
-                self.inbox.stable_seconds
-            ));
+        for (name, value, low, high) in [
+            ("inbox.stable_seconds", self.inbox.stable_seconds, 0.0, 3600.0),
+            ("inbox.poll_seconds", self.inbox.poll_seconds, 0.1, 3600.0),
+            ("inbox.rescan_seconds", self.inbox.rescan_seconds, 1.0, 86_400.0),
+        ] {
+            if !(low..=high).contains(&value) {
+                return refuse(format!("{name} {value} is not from {low} to {high}"));
+            }
         }
         for (name, value, low, high) in [
             ("engine.heartbeat_seconds", self.engine.heartbeat_seconds, 5, 3600),
@@ -233,6 +119,7 @@ impl Config {
             ("queue.attempts", self.queue.attempts.into(), 1, 100),
             ("queue.interruptions", self.queue.interruptions.into(), 1, 10_000),
             ("queue.per_user", self.queue.per_user.into(), 1, 1_000_000),
+            ("queue.total", self.queue.total.into(), 1, 10_000_000),
         ] {
             if !(low..=high).contains(&value) {
                 return refuse(format!("{name} {value} is not from {low} to {high}"));
@@ -319,7 +206,8 @@ fn merge(under: &mut Table, over: Table) {
 
 /// `ANIMD_QUEUE_FREE_MIB=100` as `[queue] free_mib = 100`.
 fn variable(name: &str, value: &str) -> Result<Table> {
-    const SECTIONS: [&str; 7] = ["model", "engine", "folders", "inbox", "queue", "log", "defaults"];
+    const SECTIONS: [&str; 10] =
+        ["model", "engine", "profile", "folders", "inbox", "queue", "retention", "power", "log", "defaults"];
     let key = name["ANIMD_".len()..].to_lowercase();
     let Some((section, key)) = key.split_once('_').filter(|(section, _)| SECTIONS.contains(section)) else {
         let near = keys::nearest(key.split('_').next().unwrap_or_default(), SECTIONS);
@@ -411,7 +299,7 @@ mod tests {
     #[test]
     fn the_shipped_file_is_the_defaults() -> Result<()> {
         // Every key is there, commented out; read with the comment signs gone, it is what is built in.
-        let text: String = include_str!("../../configs/animd.toml")
+        let text: String = include_str!("../../../configs/animd.toml")
             .lines()
             .map(|line| {
                 line.strip_prefix('#').filter(|l| !l.starts_with(' ') && !l.is_empty()).unwrap_or(line)
@@ -425,9 +313,16 @@ mod tests {
             Some(Path::new("/var/lib/animd/models/Wan2.1-I2V-14B-480P"))
         );
         assert!(read.model.dit.take().is_some() && read.engine.program.take().is_some());
+        let [watch] = std::mem::take(&mut read.watch).try_into().expect("one example");
+        assert!(watch.outbox.is_some() && watch.stable_seconds.is_some() && watch.poll_seconds.is_some());
         let defaults = std::mem::take(&mut read.defaults);
         assert_eq!(defaults.prompt.as_deref(), Some(NEUTRAL_PROMPT));
         assert_eq!(read, Config::default());
+        for (section, keys) in Table::try_from(Config::default()).map_err(|e| Error::Config(e.to_string()))? {
+            for (key, _) in keys.as_table().into_iter().flatten() {
+                assert!(text.contains(&format!("\n{key} = ")), "{section}.{key} is missing");
+            }
+        }
         Ok(())
     }
 }
