@@ -19,7 +19,7 @@ use crate::board::{Board, Change};
 use crate::config::Config;
 use crate::files::{self, Identity, numbered, rename_new, show, split_name, sync_dir};
 use crate::holds::Holds;
-use crate::ledger::{Ended, Job, Ledger, Outcome, State, Succeeded};
+use crate::ledger::{Ended, Job, Ledger, Outcome, PAUSED, State, Succeeded};
 use crate::pictures::Picture;
 use crate::spool::Spool;
 use crate::{Error, Result};
@@ -286,6 +286,7 @@ impl Desk {
 
     /// Finishes what a crash cut short. Runs before the bus, the inbox and the engine. Blocks.
     pub fn recover(&self) -> Result<()> {
+        self.board.set_paused(self.ledger.call_blocking(|db| db.setting(PAUSED))?);
         for job in self.ledger.call_blocking(|db| db.open_jobs())? {
             let id = job.id;
             match job.state {
@@ -342,7 +343,9 @@ impl Desk {
 }
 
 /// Runs blocking work off the runtime's thread.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Error::Stopping)?
 }
 

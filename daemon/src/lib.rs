@@ -21,6 +21,7 @@ pub mod pictures;
 pub mod service;
 pub mod spool;
 pub mod supervisor;
+pub mod verbs;
 pub mod wishes;
 
 pub use error::{Error, Result};

@@ -19,6 +19,7 @@ use crate::board::{Change, Live, stopped};
 use crate::delivery::Desk;
 use crate::engine::{Engine, Hello};
 use crate::files::show;
+use crate::holds::What;
 use crate::ledger::{Ended, Job, State, Store};
 use crate::pictures::Picture;
 use crate::wishes::Wish;
@@ -47,6 +48,14 @@ pub struct Supervisor {
     /// Ends of the engine since a job last ended properly.
     failures: u32,
     next_start: Instant,
+    /// The engine was ended because nobody needed it: it comes back with the next job, or when somebody wants it warm.
+    unloaded: bool,
+    /// Since when the engine has had nothing to do.
+    idle_since: Instant,
+    /// An engine should be there.
+    wanted: bool,
+    /// The machine sleeps, or is about to.
+    asleep: bool,
     /// The queue is not looked at before this.
     next_claim: Instant,
     watchdog: Option<(Duration, Instant)>,
@@ -88,6 +97,7 @@ impl Supervisor {
         watchdog: Option<Duration>,
     ) -> Self {
         let now = Instant::now();
+        let desk_paused = desk.paused().is_some();
         Self {
             desk,
             wishes,
@@ -98,6 +108,11 @@ impl Supervisor {
             trouble: None,
             failures: 0,
             next_start: now,
+            // A pause that outlived the last run: whoever made it may want the GPU.
+            unloaded: desk_paused,
+            idle_since: now,
+            wanted: false,
+            asleep: false,
             next_claim: now,
             watchdog: watchdog.map(|period| (period, now)),
         }
@@ -105,8 +120,12 @@ impl Supervisor {
 
     /// Runs until told to stop; then the engine is ended and its job is back in the queue.
     pub async fn run(mut self) {
+        let mut holds = self.desk.holds.changes();
         loop {
-            self.start_engine().await;
+            if let Err(e) = self.start_engine().await {
+                tracing::error!("the ledger does not say whether jobs wait: {e}");
+                self.next_start = Instant::now() + LEDGER_PAUSE;
+            }
             if let Err(e) = self.start_job().await {
                 tracing::error!("the queue rests for {LEDGER_PAUSE:?}: {e}");
                 self.next_claim = Instant::now() + LEDGER_PAUSE;
@@ -120,12 +139,18 @@ impl Supervisor {
                 Some(wish) = wishes.recv() => Event::Wish(wish),
                 message = hear(engine) => Event::Message(message),
                 () = desk.board.queued.notified() => Event::Look,
+                Ok(()) = holds.changed() => Event::Look,
                 () = sleep_until(due) => Event::Due,
             };
             match event {
                 Event::Stop => return self.end().await,
                 Event::Wish(Wish::Cancel { id, text, reply }) => _ = reply.send(self.cancel(id, text).await),
                 Event::Wish(Wish::Unload { reply }) => _ = reply.send(self.unload().await),
+                Event::Wish(Wish::Sleep { reply }) => {
+                    self.sleep().await;
+                    _ = reply.send(());
+                }
+                Event::Wish(Wish::Wake) => self.wake(),
                 Event::Message(Ok(Some(message))) => self.take(message).await,
                 Event::Message(Ok(None)) => self.lost("it closed its connection").await,
                 Event::Message(Err(e)) => self.lost(&format!("its messages cannot be read: {e}")).await,
@@ -142,8 +167,11 @@ impl Supervisor {
         let mut due = Instant::now() + FAR;
         match &self.engine {
             Some(engine) => due = due.min(silence_ends(engine, config)),
-            None if self.desk.config().model.path.is_some() => due = due.min(self.next_start),
+            None if self.wanted => due = due.min(self.next_start),
             None => {}
+        }
+        if let Some(end) = self.idle_ends() {
+            due = due.min(end);
         }
         if (self.running.is_none() || !self.unsettled.is_empty()) && self.next_claim > Instant::now() {
             due = due.min(self.next_claim);
@@ -155,6 +183,15 @@ impl Supervisor {
             due = due.min(next);
         }
         due
+    }
+
+    /// When an idle engine has been idle long enough.
+    fn idle_ends(&self) -> Option<Instant> {
+        self.engine.as_ref()?.hello.as_ref()?;
+        if self.running.is_some() || self.desk.holds.any(What::Warm) {
+            return None;
+        }
+        Some(self.idle_since + Duration::from_secs(600))
     }
 
     fn feed_watchdog(&mut self) {
@@ -193,18 +230,39 @@ impl Supervisor {
         {
             self.lost("it does not stop its cancelled job").await;
         }
+        if self.idle_ends().is_some_and(|end| now >= end) {
+            self.rest("it was idle for engine.idle_unload_seconds").await;
+        }
     }
 
-    async fn start_engine(&mut self) {
-        if self.engine.is_some() || Instant::now() < self.next_start {
-            return;
+    /// Whether an engine should be there: not while the machine sleeps, and one that was unloaded only when it has
+    /// something to do.
+    async fn is_wanted(&self) -> Result<bool> {
+        if self.asleep {
+            return Ok(false);
         }
+        if !self.unloaded || self.desk.holds.any(What::Warm) {
+            return Ok(true);
+        }
+        Ok(self.desk.paused().is_none() && self.desk.ledger.call(|db| db.waits()).await?)
+    }
+
+    async fn start_engine(&mut self) -> Result<()> {
+        if self.engine.is_some() {
+            return Ok(());
+        }
+        self.wanted = false;
         let config = &self.desk.config();
         let Some(model) = &config.model.path else {
             let text = "no model is configured: set `path` in [model] of animd.toml, or start animd with --model DIR";
             self.trouble = Some(("no-weights", text.into()));
-            return;
+            return Ok(());
         };
+        self.wanted = self.is_wanted().await?;
+        if !self.wanted || Instant::now() < self.next_start {
+            return Ok(());
+        }
+        self.unloaded = false;
         let started =
             Engine::start(&config.engine_program(), model, config.model.dit.as_deref(), &config.log.level);
         let greeted = match started {
@@ -222,6 +280,7 @@ impl Supervisor {
                 self.pause();
             }
         }
+        Ok(())
     }
 
     fn pause(&mut self) {
@@ -271,7 +330,7 @@ impl Supervisor {
     /// Gives the engine the next job, if both are there.
     async fn start_job(&mut self) -> Result<()> {
         self.settle().await?;
-        while self.running.is_none() && Instant::now() >= self.next_claim {
+        while self.running.is_none() && Instant::now() >= self.next_claim && self.desk.paused().is_none() {
             let Some(hello) = self.engine.as_ref().and_then(|e| e.hello.clone()) else { return Ok(()) };
             let Some(job) = self.desk.ledger.call(Store::claim).await? else { return Ok(()) };
             let id = job.id;
@@ -339,6 +398,7 @@ impl Supervisor {
                 if let Some(engine) = &mut self.engine {
                     engine.hello = Some(Hello { version, backend, model });
                 }
+                self.idle_since = Instant::now();
             }
             FromEngine::Alive => {}
             FromEngine::Progress { job, progress } => self.progress(job, &progress),
@@ -475,39 +535,79 @@ impl Supervisor {
         }
     }
 
-    /// Ends an idle engine, so that all its memory is free. False if it works.
-    async fn unload(&mut self) -> bool {
-        if self.running.is_some() {
-            return false;
+    /// Somebody wants the engine's memory.
+    async fn unload(&mut self) -> Result<()> {
+        let refuse = |text: String| Err(Error::refused("busy", text));
+        if let Some(running) = &self.running {
+            let id = running.job.id;
+            return refuse(format!(
+                "job {id} is being made; cancel it, or pause the queue and wait for its end"
+            ));
         }
-        if let Some(engine) = self.engine.take() {
-            _ = engine.end(Duration::ZERO).await;
+        if let Some(hold) = self.desk.holds.list().into_iter().find(|hold| hold.what == What::Warm) {
+            return refuse(format!("`{}` of user {} keeps the model warm: {}", hold.who, hold.uid, hold.why));
         }
-        true
+        if self.desk.paused().is_none() && self.desk.ledger.call(|db| db.waits()).await? {
+            return refuse(
+                "jobs wait, and the next one would bring the model back; pause the queue first".into(),
+            );
+        }
+        self.rest("somebody asked for it").await;
+        Ok(())
     }
 
-    /// The service stops: quickly, and with nothing lost.
-    async fn end(mut self) {
-        self.desk.board.set_status("stopping", "the service is stopping");
+    /// Ends an idle engine, so that all its memory is free.
+    async fn rest(&mut self, why: &str) {
+        self.unloaded = true;
+        if let Some(engine) = self.engine.take() {
+            tracing::info!("the engine is ended: {why}");
+            self.patiently(engine.end(Duration::ZERO)).await;
+        }
+    }
+
+    /// The machine is about to sleep, which no engine on a GPU survives.
+    async fn sleep(&mut self) {
+        tracing::info!("the machine goes to sleep: the engine is ended");
+        self.asleep = true;
+        self.drop_engine("the machine went to sleep").await;
+    }
+
+    fn wake(&mut self) {
+        tracing::info!("the machine is awake");
+        self.asleep = false;
+        self.failures = 0;
+        self.next_start = Instant::now();
+    }
+
+    /// Ends the engine at once; its job goes back into the queue as if it had not been started.
+    async fn drop_engine(&mut self, why: &'static str) {
         if let Some(engine) = self.engine.take() {
             // Nothing of what it holds is durable, and a polite end may take a step of the sampler.
-            _ = engine.end(Duration::ZERO).await;
-        }
-        self.next_claim = Instant::now();
-        if let Err(e) = self.settle().await {
-            tracing::error!("the next start puts right what could not be written down: {e}");
+            self.patiently(engine.end(Duration::ZERO)).await;
         }
         let Some(running) = self.running.take() else { return };
         let id = running.job.id;
         if let Some((text, _)) = running.cancel {
             return self.conclude(id, Ended::Canceled { text }).await;
         }
-        tracing::info!(job = id, "job {id} goes back into the queue: the service is stopping");
-        if let Err(e) = self.desk.ledger.call(move |db| db.give_back(id, "the service was stopped")).await {
-            tracing::error!(job = id, "job {id} stays marked as running; the next start puts it right: {e}");
+        tracing::info!(job = id, "job {id} goes back into the queue: {why}");
+        self.desk.board.set_live(id, None);
+        if let Err(e) = self.desk.ledger.call(move |db| db.give_back(id, why)).await {
+            self.keep(id, Unsettled::GivenBack, &e);
         }
         _ = fs::remove_file(self.desk.part(&running.job));
         self.desk.remove_picture(&running.job, Picture::Preview);
+        self.desk.board.tell(Change::State(id));
+    }
+
+    /// The service stops: quickly, and with nothing lost.
+    async fn end(mut self) {
+        self.desk.board.set_status("stopping", "the service is stopping");
+        self.drop_engine("the service was stopped").await;
+        self.next_claim = Instant::now();
+        if let Err(e) = self.settle().await {
+            tracing::error!("the next start puts right what could not be written down: {e}");
+        }
     }
 
     fn show(&self) {

@@ -49,6 +49,10 @@ impl BusError {
             "memory" => Self::NotEnoughMemory(text),
             "canceled" => Self::Canceled(text),
             "stopping" => Self::Busy("the service is stopping; call again when it is back".into()),
+            "not-found" => Self::NotFound(text),
+            "not-ready" => Self::NotReady(text),
+            "busy" => Self::Busy(text),
+            "queue-full" => Self::QueueFull(text),
             _ => Self::Internal(text),
         }
     }

@@ -8,6 +8,7 @@ mod schema;
 mod stats;
 mod store;
 mod timeline;
+mod verbs;
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -18,6 +19,7 @@ use tokio::sync::oneshot;
 pub use job::{Added, Ended, Job, NewJob, Outcome, Refusal, Source, State, Succeeded};
 pub use stats::{By, Sum};
 pub use store::{Filter, PART_PREFIX, PART_SUFFIX, Store, now_us};
+pub use verbs::PAUSED;
 
 pub use timeline::{Event, Sample, StageCost, StepCost, Timeline};
 
