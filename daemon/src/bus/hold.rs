@@ -1,9 +1,10 @@
 //! Holds of the bus's callers: one ends when its descriptor is closed, and so with the program that asked for it.
 
-use std::os::fd::OwnedFd as StdOwnedFd;
+use std::io::ErrorKind;
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
+use tokio::net::unix::pipe::Receiver;
 use zbus::OwnedFd;
 
 use super::error::BusError;
@@ -46,7 +47,7 @@ pub fn hold(holds: &Holds, hold: Hold) -> Result<OwnedFd, BusError> {
     let internal = |e: std::io::Error| BusError::Internal(format!("a hold cannot be made: {e}"));
     let (ours, theirs) =
         pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(|e| internal(e.into()))?;
-    let ours = AsyncFd::with_interest(ours, tokio::io::Interest::READABLE).map_err(internal)?;
+    let ours = Receiver::from_owned_fd(ours).map_err(internal)?;
     let (number, holds) = (holds.take(hold), holds.clone());
     tokio::spawn(async move {
         until_closed(ours).await;
@@ -55,19 +56,25 @@ pub fn hold(holds: &Holds, hold: Hold) -> Result<OwnedFd, BusError> {
     Ok(theirs.into())
 }
 
-/// Nothing is read: what somebody writes into the pipe fills it, and that is all.
-async fn until_closed(ours: AsyncFd<StdOwnedFd>) {
-    while let Ok(mut ready) = ours.readable().await {
-        if ready.ready().is_read_closed() {
+/// What somebody writes into the pipe is thrown away.
+async fn until_closed(ours: Receiver) {
+    let mut ignored = [0; 4096];
+    while let Ok(ready) = ours.ready(Interest::READABLE).await {
+        if ready.is_read_closed() {
             return;
         }
-        ready.clear_ready();
+        match ours.try_read(&mut ignored) {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            Ok(n) if n > 0 => {}
+            _ => return,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::fd::OwnedFd as StdOwnedFd;
 
     use super::*;
 

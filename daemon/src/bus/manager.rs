@@ -16,7 +16,7 @@ use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, Varia
 use super::error::BusError;
 use super::options::{self, Options, Submission};
 use super::rights::Action;
-use super::{Facts, Hub, describe, hold, object_path, plan};
+use super::{Facts, Hub, describe, hold, object_path, plan, watches};
 use crate::board::Change;
 use crate::files::{Identity, show};
 use crate::inbox::draw_seed;
@@ -70,7 +70,8 @@ impl Manager {
             let meta = file.metadata().map_err(|e| BusError::Internal(e.to_string()))?;
             // What lies in a watched folder itself is the watch's: one job for both, and its picture is moved when it ends.
             let own = folders.iter().any(|folder| asked.parent() == Some(folder));
-            Ok((file, own.then(|| Source { path: asked, identity: Identity::of(&meta) })))
+            let source = own.then(|| Source { path: asked, identity: Identity::of(&meta) });
+            Ok::<_, BusError>((file, source))
         };
         let (file, source) = self.hub.copies.run(uid, open).await??;
         self.add(connection, uid, submission, file, source).await
@@ -171,7 +172,8 @@ impl Manager {
     ) -> Result<(), BusError> {
         let uid = self.hub.rights.check(connection, &header, Action::Configure).await?;
         self.hub.desk.pause(&format!("by user {uid}")).await?;
-        self.paused_changed_to(connection).await
+        self.hub.look.notify_one();
+        Ok(())
     }
 
     async fn resume(
@@ -181,7 +183,8 @@ impl Manager {
     ) -> Result<(), BusError> {
         self.hub.rights.check(connection, &header, Action::Configure).await?;
         self.hub.desk.resume().await?;
-        self.paused_changed_to(connection).await
+        self.hub.look.notify_one();
+        Ok(())
     }
 
     async fn unload(
@@ -235,12 +238,16 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
         self.hub.rights.check(connection, &header, Action::Configure).await?;
-        Ok(self.hub.desk.reload().await?)
+        let own = rustix::process::getpid();
+        rustix::process::kill_process(own, rustix::process::Signal::HUP)
+            .map_err(|e| BusError::Internal(format!("the service cannot be told to reload: {e}")))
     }
 
+    /// A job is new.
     #[zbus(signal)]
     pub async fn job_new(emitter: &SignalEmitter<'_>, id: u64, job: ObjectPath<'_>) -> zbus::Result<()>;
 
+    /// A job has ended: done, failed or canceled.
     #[zbus(signal)]
     pub async fn job_removed(
         emitter: &SignalEmitter<'_>,

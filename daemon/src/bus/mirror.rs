@@ -57,7 +57,7 @@ pub async fn mirror(
         profile: plan::profile(&hub.desk),
         gpu: plan::gpu(&hub.desk),
         connection,
-        hub,
+        hub: hub.clone(),
         dirty: HashSet::new(),
         leaving: BTreeSet::new(),
         leaves: HashMap::new(),
@@ -79,6 +79,7 @@ pub async fn mirror(
             () = sleep_until(leave) => mirror.leave().await,
             Ok(()) = status.changed() => mirror.status().await,
             Ok(()) = holds.changed() => mirror.status().await,
+            () = hub.look.notified() => mirror.status().await,
             count = changes.recv_many(&mut batch, BATCH) => {
                 if count == 0 {
                     return;

@@ -8,16 +8,19 @@ mod copies;
 mod describe;
 mod error;
 mod facts;
+mod hold;
 mod introspect;
 mod job;
 mod manager;
 mod mirror;
 mod options;
+mod plan;
 mod rights;
+mod watches;
 
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use zbus::{Connection, ObjectPath, OwnedObjectPath, connection, fdo};
 
 pub use error::BusError;
@@ -52,6 +55,8 @@ pub struct Hub {
     copies: Copies,
     readers: Semaphore,
     tree: introspect::Tree,
+    /// The manager's properties may have changed.
+    look: Notify,
 }
 
 impl Hub {
@@ -109,6 +114,7 @@ pub async fn connect(user: bool, desk: &Arc<Desk>, wishes: &Wishes) -> Result<(C
         copies: Copies::default(),
         readers: Semaphore::new(READERS),
         tree: introspect::Tree::default(),
+        look: Notify::new(),
     });
     let connection = builder.serve_at(PATH, Manager { hub: hub.clone() }).build().await?;
     for job in desk.ledger.call(|db| db.open_jobs()).await? {

@@ -4,6 +4,7 @@
 //! Every change of a job's state is committed here, with `synchronous=FULL`, before anyone is told of it.
 
 mod job;
+mod past;
 mod schema;
 mod stats;
 mod store;
