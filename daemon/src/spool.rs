@@ -6,14 +6,13 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use crate::files::{rename_new, sync_dir};
-use crate::ledger::{Ledger, now_us};
+use crate::ledger::{Ledger, days_ago_us};
 use crate::{Error, Result};
 
 /// The largest picture file, in bytes.
@@ -26,7 +25,7 @@ type Sha = [u8; 32];
 pub struct Spool {
     dir: PathBuf,
     pins: Arc<Mutex<HashMap<Sha, u32>>>,
-    keep_us: Arc<AtomicI64>,
+    keep_days: Arc<AtomicU32>,
 }
 
 /// A spooled picture that stays while this is held.
@@ -54,7 +53,7 @@ impl Spool {
     /// Opens or makes the folder.
     pub fn open(dir: PathBuf) -> Result<Self> {
         fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
-        Ok(Self { dir, pins: Arc::default(), keep_us: Arc::default() })
+        Ok(Self { dir, pins: Arc::default(), keep_days: Arc::default() })
     }
 
     /// Where a picture lies.
@@ -70,9 +69,9 @@ impl Spool {
         Some(Spooled { sha256, bytes, spool: self.clone() })
     }
 
-    /// Pictures of jobs that have ended stay for so long.
-    pub fn set_keep(&self, keep: Duration) {
-        self.keep_us.store(keep.as_micros() as i64, Ordering::Relaxed);
+    /// Pictures of jobs that have ended stay for so many days; 0 is for ever.
+    pub fn set_keep(&self, days: u32) {
+        self.keep_days.store(days, Ordering::Relaxed);
     }
 
     /// Copies a whole regular file, whatever its descriptor's offset, and syncs the copy. Blocks.
@@ -160,7 +159,7 @@ impl Spool {
 
     /// Removes a picture that no job needs, open or newly ended. Blocks.
     pub fn release(&self, ledger: &Ledger, sha256: Sha) -> Result<()> {
-        let since_us = now_us() - self.keep_us.load(Ordering::Relaxed);
+        let since_us = days_ago_us(self.keep_days.load(Ordering::Relaxed));
         // Held until the file is gone, so that nobody can count on it in between.
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         if pins.contains_key(&sha256) || ledger.call_blocking(move |db| db.needs_image(&sha256, since_us))? {

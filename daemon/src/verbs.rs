@@ -149,6 +149,7 @@ impl Desk {
         // The files first: a row without files can be forgotten again, files without a row cannot.
         blocking(move || {
             desk.remove_result(&job)?;
+            desk.remove_pictures(&job);
             desk.ledger.call_blocking(move |db| db.forget(id))?;
             match job.image_sha256 {
                 Some(sha256) => desk.spool.release(&desk.ledger, sha256),
