@@ -256,7 +256,7 @@ impl Supervisor {
 
     /// Whether an engine should be there: not while the machine sleeps, and one that was unloaded only when it has
     /// something to do.
-    async fn is_wanted(&self) -> Result<bool> {
+    async fn is_wanted(&mut self) -> Result<bool> {
         if self.asleep {
             return Ok(false);
         }

@@ -197,7 +197,7 @@ impl Manager {
     }
 
     #[zbus(out_args("profiles"))]
-    async fn profiles(&self) -> Result<Vec<HashMap<String, OwnedVariant>>, BusError> {
+    async fn profiles(&self) -> Vec<HashMap<String, OwnedVariant>> {
         plan::profiles(&self.hub.desk)
     }
 
@@ -238,9 +238,9 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
         self.hub.rights.check(connection, &header, Action::Configure).await?;
-        let own = rustix::process::getpid();
-        rustix::process::kill_process(own, rustix::process::Signal::HUP)
-            .map_err(|e| BusError::Internal(format!("the service cannot be told to reload: {e}")))
+        let told = crate::reload::reload(&self.hub.desk);
+        self.hub.look.notify_one();
+        told.map(|_| ()).map_err(|e| BusError::InvalidOption(e.to_string()))
     }
 
     /// A job is new.

@@ -51,6 +51,7 @@ pub async fn mirror(
 ) {
     let mut status = hub.desk.board.status();
     let mut holds = hub.desk.holds.changes();
+    let mut profiles = hub.desk.profiles.changes();
     let mut mirror = Mirror {
         queued: hub.cards.waiting(),
         paused: hub.desk.paused().is_some(),
@@ -79,6 +80,7 @@ pub async fn mirror(
             () = sleep_until(leave) => mirror.leave().await,
             Ok(()) = status.changed() => mirror.status().await,
             Ok(()) = holds.changed() => mirror.status().await,
+            Ok(()) = profiles.changed() => mirror.status().await,
             () = hub.look.notified() => mirror.status().await,
             count = changes.recv_many(&mut batch, BATCH) => {
                 if count == 0 {

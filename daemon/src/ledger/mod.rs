@@ -5,7 +5,6 @@
 
 mod costs;
 mod job;
-mod past;
 mod schema;
 mod stats;
 mod store;
