@@ -14,7 +14,6 @@ pub mod error;
 pub mod files;
 pub mod gpu;
 pub mod holds;
-pub mod inbox;
 pub mod keys;
 pub mod ledger;
 pub mod log;
@@ -30,6 +29,7 @@ pub mod service;
 pub mod spool;
 pub mod supervisor;
 pub mod verbs;
+pub mod watch;
 pub mod wishes;
 
 pub use error::{Error, Result};

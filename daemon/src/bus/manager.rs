@@ -19,8 +19,8 @@ use super::rights::Action;
 use super::{Facts, Hub, describe, hold, object_path, plan, watches};
 use crate::board::Change;
 use crate::files::{Identity, show};
-use crate::inbox::draw_seed;
 use crate::ledger::{Added, Filter, Job, NewJob, Source};
+use crate::watch::{draw_seed, names};
 
 /// The most jobs that `List` gives at a time.
 const MOST_LISTED: u32 = 1000;
@@ -59,18 +59,17 @@ impl Manager {
         let _call = self.hub.copies.admit()?;
         let (uid, mut submission) = self.submission(connection, &header, &options).await?;
         let path = PathBuf::from(path);
+        let watched = self.hub.desk.watches.find(&path).ok_or_else(|| outside(&path))?;
         if submission.name.is_none() {
             submission.name = path.file_name().map(OsString::from);
         }
-        let folders = self.hub.watched().await?;
         let trusted = self.hub.rights.trusted(uid);
-        let asked = path.clone();
         let open = move || {
-            let file = open_watched(&folders, &asked, uid, trusted)?;
+            let file = open_watched(&watched.path, &path, uid, trusted)?;
             let meta = file.metadata().map_err(|e| BusError::Internal(e.to_string()))?;
-            // What lies in a watched folder itself is the watch's: one job for both, and its picture is moved when it ends.
-            let own = folders.iter().any(|folder| asked.parent() == Some(folder));
-            let source = own.then(|| Source { path: asked, identity: Identity::of(&meta) });
+            // What the watch looks at is the watch's: one job for both, and its picture is moved when it ends.
+            let below = path.strip_prefix(&watched.path).is_ok_and(names::is_watched);
+            let source = below.then(|| Source { path, identity: Identity::of(&meta) });
             Ok::<_, BusError>((file, source))
         };
         let (file, source) = self.hub.copies.run(uid, open).await??;
@@ -209,7 +208,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
         let uid = self.hub.rights.check(connection, &header, Action::Configure).await?;
-        watches::add(&self.hub.desk, path, &options, uid).await
+        watches::add(&self.hub.desk, &path, &options, uid).await
     }
 
     async fn remove_watch(
@@ -219,7 +218,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
         self.hub.rights.check(connection, &header, Action::Configure).await?;
-        watches::remove(&self.hub.desk, path).await
+        watches::remove(&self.hub.desk, &path).await
     }
 
     #[zbus(out_args("watches"))]
@@ -229,7 +228,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<Vec<HashMap<String, OwnedVariant>>, BusError> {
         self.hub.rights.check(connection, &header, Action::Configure).await?;
-        watches::list(&self.hub.desk).await
+        Ok(watches::list(&self.hub.desk))
     }
 
     async fn reload(
@@ -404,23 +403,23 @@ impl Manager {
     }
 }
 
+fn outside(path: &Path) -> BusError {
+    BusError::NotAuthorized(format!(
+        "`{}` is not in a watched folder; pass a descriptor to Submit, as `animctl submit` does",
+        show(path)
+    ))
+}
+
 /// Opens a file under a watched folder that the caller could read, too: nobody borrows the service's rights.
-fn open_watched(folders: &[PathBuf], path: &Path, uid: u32, trusted: bool) -> Result<File, BusError> {
-    let outside = || {
-        BusError::NotAuthorized(format!(
-            "`{}` is not in a watched folder; pass a descriptor to Submit, as `animctl submit` does",
-            show(path)
-        ))
-    };
+fn open_watched(root: &Path, path: &Path, uid: u32, trusted: bool) -> Result<File, BusError> {
+    let below = path.strip_prefix(root).map_err(|_| outside(path))?;
     let cannot = |e: rustix::io::Errno| match e {
         rustix::io::Errno::NOENT => BusError::NotFound(format!("there is no file `{}`", show(path))),
-        rustix::io::Errno::LOOP | rustix::io::Errno::XDEV => outside(),
+        rustix::io::Errno::LOOP | rustix::io::Errno::XDEV => outside(path),
         e => BusError::InvalidImage(format!("`{}` cannot be opened: {e}", show(path))),
     };
-    let below = folders.iter().find_map(|folder| Some((folder, path.strip_prefix(folder).ok()?)));
-    let (folder, below) = below.ok_or_else(outside)?;
     let flags = OFlags::CLOEXEC | OFlags::RDONLY;
-    let dir = rustix::fs::openat(CWD, folder, flags | OFlags::DIRECTORY, Mode::empty()).map_err(cannot)?;
+    let dir = rustix::fs::openat(CWD, root, flags | OFlags::DIRECTORY, Mode::empty()).map_err(cannot)?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let file =
         rustix::fs::openat2(&dir, below, flags | OFlags::NONBLOCK, Mode::empty(), resolve).map_err(cannot)?;

@@ -9,6 +9,7 @@ use zbus::{OwnedVariant, Variant};
 
 use super::error::BusError;
 use crate::keys;
+use crate::watch::watches::How;
 use crate::ledger::{Filter, State};
 use crate::verbs::Retry;
 
@@ -216,6 +217,26 @@ fn unknown<'a>(key: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> B
 fn short(text: &str) -> String {
     let cut: String = text.chars().take(MAX_SHOWN).collect();
     if cut.len() < text.len() { format!("{}...", crate::files::show(cut)) } else { crate::files::show(cut) }
+}
+
+/// Reads how a folder is to be watched: `outbox` s, `stable_seconds` d, `poll_seconds` d.
+pub fn how(options: &Options) -> Result<How, BusError> {
+    let mut how = How::default();
+    for (key, value) in options {
+        match key.as_str() {
+            "outbox" => how.outbox = Some(text(key, value)?.into()),
+            "stable_seconds" => how.stable_seconds = Some(seconds(key, value)?),
+            "poll_seconds" => how.poll_seconds = Some(seconds(key, value)?),
+            _ => return Err(unknown(key, ["outbox", "stable_seconds", "poll_seconds"])),
+        }
+    }
+    Ok(how)
+}
+
+fn seconds(key: &str, value: &OwnedVariant) -> Result<f64, BusError> {
+    json(value)
+        .and_then(|v| v.as_f64())
+        .ok_or_else(|| BusError::InvalidOption(format!("`{key}` is not a number of seconds")))
 }
 
 fn text(key: &str, value: &OwnedVariant) -> Result<String, BusError> {
