@@ -20,7 +20,7 @@ pub enum Change {
 /// The service as a whole.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
-    /// `starting`, `loading`, `idle`, `busy`, `no-weights`, `no-gpu`, `no-engine`, `stopping`.
+    /// `starting`, `loading`, `idle`, `busy`, `paused`, `no-weights`, `no-gpu`, `no-engine`, `stopping`.
     pub state: &'static str,
     /// The same as a sentence, with the remedy if there is something to do.
     pub text: String,
@@ -41,6 +41,8 @@ pub struct Board {
     live: Arc<Mutex<HashMap<u64, Live>>>,
     changes: Arc<Mutex<Option<mpsc::UnboundedSender<Change>>>>,
     status: watch::Sender<Status>,
+    notice: Arc<Mutex<Option<String>>>,
+    paused: Arc<Mutex<Option<String>>>,
     /// Signalled when the queue has something new.
     pub queued: Arc<Notify>,
 }
@@ -52,6 +54,8 @@ impl Default for Board {
             live: Arc::default(),
             changes: Arc::default(),
             status: watch::Sender::new(starting),
+            notice: Arc::default(),
+            paused: Arc::default(),
             queued: Arc::default(),
         }
     }
@@ -89,14 +93,36 @@ impl Board {
         self.live.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
     }
 
+    /// Who paused the queue until somebody resumes it; see [`Desk::pause`](crate::delivery::Desk::pause).
+    pub fn set_paused(&self, who: Option<String>) {
+        *self.paused.lock().unwrap_or_else(PoisonError::into_inner) = who;
+        self.queued.notify_one();
+    }
+
+    /// The same. Holds pause the queue as well: see [`Desk::paused`](crate::delivery::Desk::paused).
+    pub fn paused(&self) -> Option<String> {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Sets the service's state.
     pub fn set_status(&self, state: &'static str, text: impl Into<String>) {
-        let new = Status { state, text: text.into() };
+        let mut text = text.into();
+        if let Some(notice) = &*self.notice.lock().unwrap_or_else(PoisonError::into_inner) {
+            text = format!("{text}; {notice}");
+        }
+        let new = Status { state, text };
         self.status.send_if_modified(|status| {
             let changed = *status != new;
             *status = new;
             changed
         });
+    }
+
+    /// A sentence that is added to the state's from the next [`Self::set_status`] on, until it is taken back.
+    pub fn set_notice(&self, notice: Option<String>) {
+        *self.notice.lock().unwrap_or_else(PoisonError::into_inner) = notice;
+        // The supervisor shows the state anew.
+        self.queued.notify_one();
     }
 
     /// The service's state, and its changes.

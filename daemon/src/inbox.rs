@@ -332,7 +332,7 @@ impl Inbox {
 fn read(desk: &Desk, path: &Path, identity: Identity) -> Result<(crate::spool::Spooled, Request)> {
     let settings = settings(path)?;
     let request =
-        settings.clone().or(desk.config().defaults.clone()).resolve(draw_seed).map_err(
+        settings.clone().or(desk.defaults()).resolve(draw_seed).map_err(
             |e| match sidecars(path).iter().find(|p| p.exists()).and_then(|p| p.file_name()) {
                 Some(sidecar) => Error::refused(e.code(), format!("{}: {e}", show(sidecar))),
                 None => e.into(),

@@ -61,6 +61,9 @@ pub trait Observer: Sync {
     /// Called at every change that a person could see.
     fn progress(&self, progress: &Progress);
 
+    /// The preview was written anew, for the `n`th time.
+    fn preview(&self, _n: u32) {}
+
     /// True once the work shall stop; asked at least once in every block of the DiT.
     fn canceled(&self) -> bool {
         false

@@ -13,7 +13,7 @@ use crate::progress::Progress;
 use crate::request::Request;
 
 /// The version of these messages; raised with every change that the other side would misread.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// The longest line, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
 /// Seconds between two heartbeats.
@@ -38,6 +38,9 @@ pub enum ToEngine {
         image: PathBuf,
         /// The file to write and sync; the daemon renames it. An existing file is replaced.
         output: PathBuf,
+        /// The pictures to write beside it.
+        #[serde(default)]
+        pictures: Pictures,
         /// Everything else.
         request: Box<Request>,
     },
@@ -62,6 +65,12 @@ pub enum FromEngine {
         backend: String,
         /// What the model calls itself, or the folder's name.
         model: String,
+        /// What the engine was built for.
+        #[serde(default)]
+        kernels: Kernels,
+        /// The GPU that it runs on, if it does.
+        #[serde(default)]
+        device: Option<Device>,
     },
     /// The engine is at work or idle, and not hung.
     Alive,
@@ -72,7 +81,14 @@ pub enum FromEngine {
         /// Where it stands.
         progress: Progress,
     },
-    /// The video lies at `output`, complete and synced.
+    /// A newer preview lies at the job's `preview`.
+    Preview {
+        /// The daemon's number of the job.
+        job: u64,
+        /// 1 for the job's first preview, and one more for each that replaces it.
+        n: u32,
+    },
+    /// The video lies at `output`, complete and synced; so do the poster and the thumbnail, if they could be written.
     Done {
         /// The daemon's number of the job.
         job: u64,
@@ -88,6 +104,57 @@ pub enum FromEngine {
         /// The sentence for the user.
         message: String,
     },
+}
+
+/// JPEG files that the engine writes beside a video, each whole whenever there is one. The folder exists. A picture that
+/// cannot be written is a line in the log and no reason to fail.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pictures {
+    /// One frame, as large as the video.
+    #[serde(default)]
+    pub poster: Option<PathBuf>,
+    /// The same frame, at most 512 pixels on its longer side.
+    #[serde(default)]
+    pub thumbnail: Option<PathBuf>,
+    /// What the video is going to be, small and rough, replaced while the DiT is at work; whoever asked for it removes it.
+    #[serde(default)]
+    pub preview: Option<PathBuf>,
+}
+
+/// Which GPUs an engine has code for. All empty in a build without CUDA.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kernels {
+    /// What there is machine code for.
+    #[serde(default)]
+    pub native: Vec<Target>,
+    /// The compute capability (major, minor) of the PTX, which the driver compiles for any GPU from there on.
+    #[serde(default)]
+    pub ptx: Option<(u32, u32)>,
+    /// The oldest branch of NVIDIA's driver that runs it: 535, 580.
+    #[serde(default)]
+    pub driver: Option<u32>,
+}
+
+/// What machine code runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Target {
+    /// The compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// It runs there alone (`sm_90a`), and not on later minor versions too (`sm_80` on 8.6).
+    pub exact: bool,
+}
+
+/// The GPU that an engine runs on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// As its maker calls it.
+    pub name: String,
+    /// As NVML writes it: `GPU-...`.
+    pub uuid: String,
+    /// The compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// All its memory, in bytes.
+    pub memory: u64,
 }
 
 /// What one job made and what it cost.

@@ -1,6 +1,7 @@
 //! An engine without a model, for the tests of the service; no package ships it. It obeys the protocol, and words in the prompt make it
 //! slow (`slow=MILLISECONDS` a step), fail (`fail`), die (`crash`), hang (`hang`), stay deaf to cancelling (`deaf`) or
-//! write nothing (`nothing`). `SIM_START=model` makes it refuse its model. It writes what it was asked as its "video".
+//! write nothing (`nothing`). `SIM_START=model` makes it refuse its model. It writes what it was asked as its "video", and
+//! likewise the pictures beside it.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use std::{fs, process, thread};
 
 use animd_engine::progress::{Progress, Stage};
-use animd_engine::protocol::{FromEngine, HEARTBEAT_SECONDS, PROTOCOL, Report, ToEngine};
+use animd_engine::protocol::{FromEngine, HEARTBEAT_SECONDS, Kernels, PROTOCOL, Pictures, Report, ToEngine};
 use animd_engine::request::Request;
 
 #[derive(Clone)]
@@ -42,6 +43,8 @@ fn main() -> io::Result<()> {
         version: env!("CARGO_PKG_VERSION").into(),
         backend: "cpu".into(),
         model: "simulated".into(),
+        kernels: Kernels::default(),
+        device: None,
     });
     let hung = Arc::new(AtomicBool::new(false));
     let canceled = Arc::new(AtomicU64::new(0));
@@ -58,10 +61,11 @@ fn main() -> io::Result<()> {
         match serde_json::from_str(&text?)? {
             ToEngine::Hello { .. } => {}
             ToEngine::Cancel { job } => canceled.store(job, Ordering::SeqCst),
-            ToEngine::Generate { job, image, output, request } => {
+            ToEngine::Generate { job, image, output, pictures, request } => {
                 let (line, hung, canceled) = (line.clone(), hung.clone(), canceled.clone());
                 thread::spawn(move || {
-                    let result = generate(&line, job, &image, &output, &request, &hung, &canceled);
+                    let work = (&*image, &*output, &pictures, &*request);
+                    let result = generate(&line, job, work, &hung, &canceled);
                     line.send(&match result {
                         Ok(report) => FromEngine::Done { job, report },
                         Err((code, message)) => FromEngine::Failed { job, code: code.into(), message },
@@ -76,9 +80,7 @@ fn main() -> io::Result<()> {
 fn generate(
     line: &Line,
     job: u64,
-    image: &Path,
-    output: &Path,
-    request: &Request,
+    (image, output, pictures, request): (&Path, &Path, &Pictures, &Request),
     hung: &AtomicBool,
     canceled: &AtomicU64,
 ) -> Result<Report, (&'static str, String)> {
@@ -101,6 +103,10 @@ fn generate(
             job,
             progress: Progress { stage: Stage::Denoise, step, steps, fraction, seconds_left },
         });
+        if let Some(preview) = pictures.preview.as_deref().filter(|_| step > 0) {
+            write(preview, &format!("preview {step} of job {job}\n"))?;
+            line.send(&FromEngine::Preview { job, n: step });
+        }
         if step == steps / 2 {
             if has("crash") {
                 process::abort();
@@ -115,6 +121,11 @@ fn generate(
                 hung.store(true, Ordering::SeqCst);
                 thread::sleep(Duration::from_secs(3600));
             }
+        }
+    }
+    for (name, path) in [("poster", &pictures.poster), ("thumbnail", &pictures.thumbnail)] {
+        if let Some(path) = path {
+            write(path, &format!("{name} of job {job}\n"))?;
         }
     }
     let video = format!("simulated video of job {job}, seed {}\n", request.seed);
@@ -135,4 +146,10 @@ fn generate(
         peak_ram_bytes: 1 << 20,
         ..Report::default()
     })
+}
+
+/// A picture that is none, but of which, as of a real one, no reader sees a half.
+fn write(path: &Path, text: &str) -> Result<(), (&'static str, String)> {
+    let part = path.with_extension("part");
+    fs::write(&part, text).and_then(|()| fs::rename(&part, path)).map_err(|e| ("output", e.to_string()))
 }

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use animd_engine::backend::cpu::Cpu;
 use animd_engine::pipeline::{Job, Pipeline};
 use animd_engine::progress::{Observer, Progress};
-use animd_engine::protocol::{FromEngine, HEARTBEAT_SECONDS, MAX_LINE, PROTOCOL, Report, ToEngine};
+use animd_engine::protocol::{
+    FromEngine, HEARTBEAT_SECONDS, Kernels, MAX_LINE, PROTOCOL, Pictures, Report, ToEngine,
+};
 use animd_engine::request::Request;
 use animd_engine::{Error, Result, image};
 
@@ -93,6 +95,10 @@ impl Observer for Reporter<'_> {
         }
     }
 
+    fn preview(&self, n: u32) {
+        self.shared.send(&FromEngine::Preview { job: self.job, n });
+    }
+
     fn canceled(&self) -> bool {
         self.shared.alive(self.patience);
         let cancel = self.shared.cancel.load(Ordering::SeqCst);
@@ -147,6 +153,9 @@ impl Serve {
             version: env!("CARGO_PKG_VERSION").into(),
             backend: pipeline.backend_name().into(),
             model: pipeline.model_name().into(),
+            // There is no backend but the CPU's yet.
+            kernels: Kernels::default(),
+            device: None,
         });
         let (jobs, queue) = mpsc::sync_channel(1);
         std::thread::spawn(move || {
@@ -158,8 +167,9 @@ impl Serve {
             }
         });
         std::thread::spawn(|| shared.beat());
-        while let Ok((job, image, output, request)) = queue.recv() {
-            let result = one(&mut pipeline, shared, job, &image, &output, request);
+        while let Ok(order) = queue.recv() {
+            let job = order.job;
+            let result = one(&mut pipeline, shared, order);
             shared.rest();
             shared.send(&match result {
                 Ok(report) => FromEngine::Done { job, report },
@@ -170,24 +180,25 @@ impl Serve {
     }
 }
 
-fn one(
-    pipeline: &mut Pipeline<Cpu>,
-    shared: &Shared,
-    job: u64,
-    image: &Path,
-    output: &Path,
-    request: Request,
-) -> Result<Report> {
+fn one(pipeline: &mut Pipeline<Cpu>, shared: &Shared, order: Order) -> Result<Report> {
+    let Order { job, image, output, pictures, request } = order;
     request.check()?;
-    let picture = image::decode(image)?;
-    let order = Job::new(&picture, request)?;
+    let picture = image::decode(&image)?;
+    let order = Job::new(&picture, *request)?;
     drop(picture);
     let reporter = Reporter { shared, job, patience: pipeline.patience(&order), last: Mutex::new(None) };
     reporter.check()?;
-    pipeline.run(&order, output, &reporter)
+    pipeline.run(&order, &output, &pictures, &reporter)
 }
 
-type Order = (u64, PathBuf, PathBuf, Request);
+/// A [`ToEngine::Generate`].
+struct Order {
+    job: u64,
+    image: PathBuf,
+    output: PathBuf,
+    pictures: Pictures,
+    request: Box<Request>,
+}
 
 /// Reads the parent's messages until it goes away; returns the exit status, 0 for an ordinary end.
 fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>) -> u8 {
@@ -212,14 +223,14 @@ fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>
                     env!("CARGO_PKG_VERSION")
                 ));
             }
-            Ok(ToEngine::Generate { job, image, output, request }) => {
+            Ok(ToEngine::Generate { job, image, output, pictures, request }) => {
                 // An earlier attempt at this job may have been cancelled.
                 let _ = shared.cancel.compare_exchange(job, 0, Ordering::SeqCst, Ordering::SeqCst);
                 // A second job while one runs would wait, and its parent would take that for work.
                 if shared.busy.swap(true, Ordering::SeqCst) {
                     let e = Error::Internal("the engine has a job already".into());
                     shared.send(&FromEngine::Failed { job, code: e.code().into(), message: e.to_string() });
-                } else if jobs.send((job, image, output, *request)).is_err() {
+                } else if jobs.send(Order { job, image, output, pictures, request }).is_err() {
                     return 0;
                 }
             }

@@ -1,0 +1,244 @@
+//! The configuration in layers, each over the one before: built-in defaults, a TOML file, the files of `conf.d` beside
+//! it, variables `ANIMD_SECTION_KEY`, and the command line.
+
+mod check;
+mod layers;
+mod origin;
+pub mod reference;
+mod sections;
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use animd_engine::request::Settings;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::{Error, Result};
+use layers::Layer;
+
+pub use layers::DROP_INS;
+pub use origin::{Origins, Place};
+pub use sections::{Engine, Folders, Inbox, Log, Model, Power, Profile, Queue, Retention, Watch};
+
+/// The file that is read without `--config`, where there is one.
+pub const SYSTEM_FILE: &str = "/etc/animd/animd.toml";
+/// The variable that names another file, as `--config` does.
+const CONFIG_VARIABLE: &str = "ANIMD_CONFIG";
+
+/// Everything that can be configured, resolved. `configs/animd.toml` has each key with its comment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `[model]`
+    pub model: Model,
+    /// `[engine]`
+    pub engine: Engine,
+    /// `[profile]`
+    pub profile: Profile,
+    /// `[folders]`
+    pub folders: Folders,
+    /// `[inbox]`
+    pub inbox: Inbox,
+    /// `[queue]`
+    pub queue: Queue,
+    /// `[retention]`
+    pub retention: Retention,
+    /// `[power]`
+    pub power: Power,
+    /// `[log]`
+    pub log: Log,
+    /// `[defaults]`: what a job gets that does not say otherwise.
+    pub defaults: Settings,
+    /// `[[watch]]`: watched folders besides the inbox.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub watch: Vec<Watch>,
+}
+
+/// Where the configuration is looked for: what stays the same when it is read again.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// `--config`
+    pub file: Option<PathBuf>,
+    /// `--user`
+    pub user: bool,
+    /// The command line's own values, over everything else.
+    pub options: Vec<Given>,
+    /// The environment.
+    pub vars: Vec<(OsString, OsString)>,
+}
+
+/// A value that an option of the command line gives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Given {
+    /// The option: `--inbox`.
+    pub option: &'static str,
+    /// The section of its key.
+    pub section: &'static str,
+    /// Its key.
+    pub key: &'static str,
+    /// The value.
+    pub value: Value,
+}
+
+/// A configuration, and where it comes from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Loaded {
+    /// All values.
+    pub config: Config,
+    /// Where those that are not built in stand.
+    pub origins: Origins,
+    /// The files that were read, in their order.
+    pub files: Vec<PathBuf>,
+}
+
+/// The prompt for a picture that comes without one: little happens, and the camera stays where it is.
+pub const NEUTRAL_PROMPT: &str = "The scene comes gently to life with natural, subtle motion. The camera is fixed and steady; the \
+composition, the subjects and the lighting stay as they are in the picture.";
+
+impl Sources {
+    /// Reads all layers.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the file and the line, the variable or the option, and the nearest right key.
+    pub fn load(&self) -> Result<Loaded> {
+        let texts = match self.main_file()? {
+            Some((path, asked)) => layers::files(&path, asked)?,
+            None => Vec::new(),
+        };
+        let mut over = Layer::default();
+        for (path, text) in &texts {
+            layers::merge(&mut over, layers::of_file(path, text)?);
+        }
+        let mut vars: Vec<_> = self.vars.iter().collect();
+        vars.sort();
+        for (name, value) in vars {
+            let Some(name) = name.to_str().filter(|n| n.starts_with("ANIMD_") && *n != CONFIG_VARIABLE)
+            else {
+                continue;
+            };
+            let value = value
+                .to_str()
+                .ok_or_else(|| Error::Config(format!("variable {name}: it is not valid UTF-8")))?;
+            layers::merge(&mut over, layers::of_variable(name, value)?);
+        }
+        for Given { option, section, key, value } in &self.options {
+            let place = Place::Option((*option).to_owned());
+            layers::merge(&mut over, layers::single(section, key, value.clone(), place));
+        }
+        let mut loaded = self.resolve(over)?;
+        loaded.files = texts.into_iter().map(|(path, _)| path).collect();
+        Ok(loaded)
+    }
+
+    fn resolve(&self, over: Layer) -> Result<Loaded> {
+        let mut defaults = Config::default();
+        defaults.defaults.prompt = Some(NEUTRAL_PROMPT.into());
+        let named = ["inbox", "outbox", "state"]
+            .iter()
+            .all(|key| over.values.get("folders").is_some_and(|folders| folders.get(key).is_some()));
+        if self.user && !named {
+            defaults.folders = Folders::of_user(&|name| self.var(name))?;
+        }
+        let internal = |e: String| Error::Config(format!("the configuration does not fit together: {e}"));
+        let mut all = Layer {
+            values: Table::try_from(&defaults).map_err(|e| internal(e.to_string()))?,
+            places: Vec::new(),
+        };
+        layers::merge(&mut all, over);
+        let mut origins = Origins::default();
+        for (key, place) in all.places {
+            origins.set(key, place);
+        }
+        // Each layer has been read into the type already, so that this one cannot fail.
+        let config: Config = all.values.try_into().map_err(|e: toml::de::Error| internal(e.to_string()))?;
+        config.check(&origins)?;
+        Ok(Loaded { config, origins, files: Vec::new() })
+    }
+
+    /// The file, and whether somebody asked for it, so that it must be there.
+    fn main_file(&self) -> Result<Option<(PathBuf, bool)>> {
+        let absolute = |name| self.var(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        if let Some(path) = self.file.clone().or_else(|| self.var(CONFIG_VARIABLE).map(PathBuf::from)) {
+            let path = std::path::absolute(&path).map_err(Error::file("find", path))?;
+            return Ok(Some((path, true)));
+        }
+        if !self.user {
+            return Ok(Some((SYSTEM_FILE.into(), false)));
+        }
+        let base = absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")));
+        Ok(base.map(|base| (base.join("animd/animd.toml"), false)))
+    }
+
+    fn var(&self, name: &str) -> Option<OsString> {
+        self.vars.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone())
+    }
+}
+
+/// Reads one file's text as a configuration with nothing else around it, as `animctl config check` and the fuzzer do.
+///
+/// # Errors
+/// [`Error::Config`] names the line.
+pub fn from_text(path: &Path, text: &str) -> Result<Loaded> {
+    Sources::default().resolve(layers::of_file(path, text)?)
+}
+
+impl Loaded {
+    /// The configuration as TOML, with each value's place behind it if `origins` is set.
+    pub fn print(&self, origins: bool) -> String {
+        let mut text = String::new();
+        let mut section = |header: &str, prefix: &str, values: &Table| {
+            _ = writeln!(text, "{}{header}", if text.is_empty() { "" } else { "\n" });
+            for (key, value) in values {
+                let place = self.origins.of(&format!("{prefix}.{key}"));
+                _ = match origins {
+                    true => writeln!(text, "{key} = {value} # {place}"),
+                    false => writeln!(text, "{key} = {value}"),
+                };
+            }
+        };
+        let all = Table::try_from(&self.config).unwrap_or_default();
+        for (name, value) in &all {
+            match value {
+                Value::Table(values) => section(&format!("[{name}]"), name, values),
+                Value::Array(items) => {
+                    for (n, item) in items.iter().enumerate() {
+                        if let Some(values) = item.as_table() {
+                            section(&format!("[[{name}]]"), &format!("{name}.{n}"), values);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        text
+    }
+}
+
+impl Config {
+    /// Checks what the types cannot say.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the first wrong value with its place and its range.
+    pub fn check(&self, origins: &Origins) -> Result<()> {
+        check::check(self, origins)
+    }
+
+    /// What an engine is started with: one that was started with something else is to be replaced.
+    pub fn engine_identity(&self) -> (PathBuf, &Model, &Profile) {
+        (self.engine_program(), &self.model, &self.profile)
+    }
+
+    /// The engine's program.
+    pub fn engine_program(&self) -> PathBuf {
+        if let Some(program) = &self.engine.program {
+            return program.clone();
+        }
+        let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("animd-engine")));
+        beside.filter(|path| path.exists()).unwrap_or_else(|| "/usr/libexec/animd/engine".into())
+    }
+}
+
+#[cfg(test)]
+mod tests;

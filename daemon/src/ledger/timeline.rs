@@ -1,0 +1,121 @@
+//! One job as it went: its events, stages, steps, and what the GPU did meanwhile.
+
+use rusqlite::{Row, params};
+
+use super::Store;
+use crate::Result;
+
+/// Something that happened to a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Microseconds since the epoch.
+    pub at_us: u64,
+    /// `queued`, `started`, `requeued`, `finishing`, `ended`...
+    pub kind: String,
+    /// More of it.
+    pub text: Option<String>,
+}
+
+/// A stage of one attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageCost {
+    /// [`animd_engine::progress::Stage::name`].
+    pub name: String,
+    /// Wall seconds.
+    pub seconds: f64,
+    /// Joules of the whole board.
+    pub joules: Option<f64>,
+}
+
+/// A denoising step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepCost {
+    /// Wall seconds.
+    pub seconds: f64,
+    /// Whether it was computed, or saved by a step cache.
+    pub computed: bool,
+}
+
+/// The GPU at one moment. What the device does not tell is missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// Microseconds since the epoch.
+    pub at_us: u64,
+    /// Watts of the board.
+    pub watts: Option<f64>,
+    /// Degrees Celsius.
+    pub celsius: Option<u32>,
+    /// The multiprocessors' clock, in MHz.
+    pub sm_mhz: Option<u32>,
+    /// Percent of the time in which a kernel ran.
+    pub gpu_percent: Option<u32>,
+    /// Bytes in use on the board, by anybody.
+    pub memory_bytes: Option<u64>,
+}
+
+/// A job's last attempt, with everything that happened to the job.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Timeline {
+    /// In their order.
+    pub events: Vec<Event>,
+    /// Of the last finished attempt, in their order.
+    pub stages: Vec<StageCost>,
+    /// Of the last finished attempt, in their order.
+    pub steps: Vec<StepCost>,
+    /// Of the last attempt, in their order.
+    pub samples: Vec<Sample>,
+}
+
+impl Store {
+    /// How a job went.
+    pub fn timeline(&self, id: u64) -> Result<Timeline> {
+        Ok(Timeline {
+            events: self.rows("SELECT at_us, kind, text FROM event WHERE job = ?1 ORDER BY id", id, |row| {
+                Ok(Event { at_us: row.get::<_, i64>(0)? as u64, kind: row.get(1)?, text: row.get(2)? })
+            })?,
+            stages: self.rows(
+                "SELECT name, wall_us, energy_mj FROM stage WHERE job = ?1
+                   AND attempt = (SELECT max(attempt) FROM stage WHERE job = ?1) ORDER BY n",
+                id,
+                |row| {
+                    Ok(StageCost {
+                        name: row.get(0)?,
+                        seconds: row.get::<_, i64>(1)? as f64 / 1e6,
+                        joules: row.get::<_, Option<i64>>(2)?.map(|mj| mj as f64 / 1e3),
+                    })
+                },
+            )?,
+            steps: self.rows(
+                "SELECT wall_us, computed FROM step WHERE job = ?1
+                   AND attempt = (SELECT max(attempt) FROM step WHERE job = ?1) ORDER BY n",
+                id,
+                |row| Ok(StepCost { seconds: row.get::<_, i64>(0)? as f64 / 1e6, computed: row.get(1)? }),
+            )?,
+            samples: self.rows(
+                "SELECT at_us, power_mw, temperature_c, sm_clock_mhz, gpu_percent, memory_bytes FROM sample
+                 WHERE job = ?1 AND attempt = (SELECT max(attempt) FROM sample WHERE job = ?1) ORDER BY at_us",
+                id,
+                |row| {
+                    Ok(Sample {
+                        at_us: row.get::<_, i64>(0)? as u64,
+                        watts: row.get::<_, Option<i64>>(1)?.map(|mw| mw as f64 / 1e3),
+                        celsius: row.get(2)?,
+                        sm_mhz: row.get(3)?,
+                        gpu_percent: row.get(4)?,
+                        memory_bytes: row.get::<_, Option<i64>>(5)?.map(|bytes| bytes as u64),
+                    })
+                },
+            )?,
+        })
+    }
+
+    fn rows<T>(
+        &self,
+        sql: &str,
+        id: u64,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        let mut find = self.db.prepare_cached(sql)?;
+        Ok(find.query_map(params![id as i64], read)?.collect::<Result<_, _>>()?)
+    }
+}
