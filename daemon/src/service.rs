@@ -110,7 +110,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
             "the NVIDIA driver has appeared, and its devices need a new start of the service".into(),
         ));
     }
-    if lost { Err(Error::Config("the message bus has gone away".into())) } else { Ok(()) }
+    if lost { Err(Error::NewStart("the message bus has gone away".into())) } else { Ok(()) }
 }
 
 /// One service for one state folder.

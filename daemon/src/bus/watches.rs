@@ -24,7 +24,8 @@ pub async fn remove(desk: &Desk, path: &str) -> Result<(), BusError> {
 }
 
 /// All watched folders: `path`, `outbox`, `origin` s, `owner` u for one that came over the bus, `stable_seconds` and
-/// `poll_seconds` d where it has its own, `polled` s (why it gives no events), `trouble` s (why it is not watched).
+/// `poll_seconds` d where it has its own, `polled_seconds` d where the kernel gives no events, `trouble` s for one that
+/// is not watched.
 pub fn list(desk: &Desk) -> Vec<HashMap<String, OwnedVariant>> {
     watches::list(desk)
         .into_iter()
@@ -44,9 +45,10 @@ pub fn list(desk: &Desk) -> Vec<HashMap<String, OwnedVariant>> {
             }
             put("stable_seconds", watched.stable_seconds.map(Into::into));
             put("poll_seconds", watched.poll_seconds.map(Into::into));
-            let report = entry.report.unwrap_or_default();
-            put("polled", report.polled.map(Into::into));
-            put("trouble", report.trouble.map(Into::into));
+            if let Some(report) = entry.report {
+                put("polled_seconds", report.polled.map(|every| every.as_secs_f64().into()));
+                put("trouble", report.trouble.map(Into::into));
+            }
             dict
         })
         .collect()
