@@ -41,6 +41,7 @@ pub struct Board {
     live: Arc<Mutex<HashMap<u64, Live>>>,
     changes: Arc<Mutex<Option<mpsc::UnboundedSender<Change>>>>,
     status: watch::Sender<Status>,
+    notice: Arc<Mutex<Option<String>>>,
     paused: Arc<Mutex<Option<String>>>,
     /// Signalled when the queue has something new.
     pub queued: Arc<Notify>,
@@ -53,6 +54,7 @@ impl Default for Board {
             live: Arc::default(),
             changes: Arc::default(),
             status: watch::Sender::new(starting),
+            notice: Arc::default(),
             paused: Arc::default(),
             queued: Arc::default(),
         }
@@ -104,12 +106,23 @@ impl Board {
 
     /// Sets the service's state.
     pub fn set_status(&self, state: &'static str, text: impl Into<String>) {
-        let new = Status { state, text: text.into() };
+        let mut text = text.into();
+        if let Some(notice) = &*self.notice.lock().unwrap_or_else(PoisonError::into_inner) {
+            text = format!("{text}; {notice}");
+        }
+        let new = Status { state, text };
         self.status.send_if_modified(|status| {
             let changed = *status != new;
             *status = new;
             changed
         });
+    }
+
+    /// A sentence that is added to the state's from the next [`Self::set_status`] on, until it is taken back.
+    pub fn set_notice(&self, notice: Option<String>) {
+        *self.notice.lock().unwrap_or_else(PoisonError::into_inner) = notice;
+        // The supervisor shows the state anew.
+        self.queued.notify_one();
     }
 
     /// The service's state, and its changes.

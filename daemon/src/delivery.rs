@@ -13,14 +13,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use animd_engine::protocol::Report;
+use animd_engine::request::Settings;
 use sha2::{Digest, Sha256};
 
 use crate::board::{Board, Change};
-use crate::config::Config;
+use crate::config::{Config, Sources};
 use crate::files::{self, Identity, numbered, rename_new, show, split_name, sync_dir};
 use crate::holds::Holds;
 use crate::ledger::{Ended, Job, Ledger, Outcome, PAUSED, State, Succeeded};
 use crate::pictures::Picture;
+use crate::profile::Profiles;
 use crate::spool::Spool;
 use crate::{Error, Result};
 
@@ -34,6 +36,8 @@ const LOOK: &str = "look into the service's log (`journalctl -u animd`, or its s
 /// What everything that touches jobs shares.
 pub struct Desk {
     config: RwLock<Arc<Config>>,
+    /// Where the configuration is read again from.
+    pub sources: Sources,
     /// The queue and the log.
     pub ledger: Ledger,
     /// The waiting pictures.
@@ -42,6 +46,8 @@ pub struct Desk {
     pub board: Board,
     /// Who wants the model warm or the queue paused.
     pub holds: Holds,
+    /// Which profile the engine has, on which GPU, and why.
+    pub profiles: Profiles,
 }
 
 impl Desk {
@@ -49,10 +55,12 @@ impl Desk {
     pub fn new(config: Config, ledger: Ledger, spool: Spool) -> Self {
         let desk = Self {
             config: RwLock::default(),
+            sources: Sources::default(),
             ledger,
             spool,
             board: Board::default(),
             holds: Holds::default(),
+            profiles: Profiles::default(),
         };
         desk.set_config(config);
         desk
@@ -70,6 +78,11 @@ impl Desk {
         // Not awaited: a ledger that is busy must not hold up whoever reloads, and what comes later sees the new limit.
         self.ledger.tell(move |db| db.set_total(total));
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// What a job gets that does not say otherwise: the configuration's, and then the profile's.
+    pub fn defaults(&self) -> Settings {
+        self.config().defaults.clone().or(self.profiles.settings())
     }
 
     /// The folder for the video of a job.
@@ -340,6 +353,7 @@ impl Desk {
         }
         self.spool.sweep(&self.ledger)?;
         self.remove_parts();
+        self.sweep_pictures();
         Ok(())
     }
 

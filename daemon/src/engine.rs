@@ -20,6 +20,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout};
 
 use crate::files::show;
+use crate::profile::keeper::Start;
 use crate::{Error, Result};
 
 /// The kernel's out-of-memory killer takes the engine before the service and most others.
@@ -102,9 +103,15 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts `PROGRAM serve --model DIR [--dit PATH]` and says hello. Needs to be called on a thread that lives as long as
+    /// Starts `PROGRAM serve --model DIR [--dit PATH] --profile FILE` on the GPU of the choice and says hello. Needs to be called on a thread that lives as long as
     /// the service: the child is killed when that thread ends. The child logs at `log_level`, too.
-    pub fn start(program: &Path, model: &Path, dit: Option<&Path>, log_level: &str) -> Result<Self> {
+    pub fn start(
+        program: &Path,
+        model: &Path,
+        dit: Option<&Path>,
+        start: &Start,
+        log_level: &str,
+    ) -> Result<Self> {
         let failed =
             |e: io::Error| Error::File { action: "start the engine", path: program.to_owned(), source: e };
         let (ours, theirs) = StdUnixStream::pair().map_err(failed)?;
@@ -114,6 +121,9 @@ impl Engine {
             .arg("serve")
             .arg("--model")
             .arg(model)
+            .arg("--profile")
+            .arg(&start.file)
+            .env("CUDA_VISIBLE_DEVICES", &start.visible)
             // The same variable that sets the service's own level, and outranks its file.
             .env("ANIMD_LOG_LEVEL", log_level)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -154,6 +164,11 @@ impl Engine {
             started: now,
             heard: now,
         })
+    }
+
+    /// Its process, while it lives.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
     }
 
     /// Sends one message.

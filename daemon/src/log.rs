@@ -3,23 +3,35 @@
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 use crate::{Error, Result};
 
 /// Every entry that speaks of a job has this `MESSAGE_ID` and a field `JOB`.
 const JOB_MESSAGE_ID: &str = "7d2f0d3f2c114c3b9f0b8f3d5a4c9e21";
 
+/// The filter, to be replaced while the service runs.
+static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// A level or a filter of tracing-subscriber.
+///
+/// # Errors
+/// [`Error::Config`] names it.
+pub fn filter(level: &str) -> Result<EnvFilter> {
+    EnvFilter::try_new(level).map_err(|e| {
+        Error::Config(format!("log.level `{level}`: {e}; known are error, warn, info, debug and trace"))
+    })
+}
+
 /// Starts logging at `level`, which may be a filter of tracing-subscriber.
 pub fn start(level: &str) -> Result<()> {
-    let filter = EnvFilter::try_new(level).map_err(|e| {
-        Error::Config(format!("log.level `{level}`: {e}; known are error, warn, info, debug and trace"))
-    })?;
+    let (filter, handle) = reload::Layer::new(filter(level)?);
     let registry = tracing_subscriber::registry().with(filter);
     let started = if journal_listens() {
         registry.with(Journal).try_init()
@@ -33,7 +45,23 @@ pub fn start(level: &str) -> Result<()> {
             )
             .try_init()
     };
-    started.map_err(|e| Error::Config(format!("logging is started already: {e}")))
+    started.map_err(|e| Error::Config(format!("logging is started already: {e}")))?;
+    _ = LEVEL.set(handle);
+    Ok(())
+}
+
+/// Another level from here on, if logging was started.
+///
+/// # Errors
+/// As [`filter`].
+pub fn set_level(level: &str) -> Result<()> {
+    let filter = filter(level)?;
+    match LEVEL.get() {
+        Some(handle) => {
+            handle.reload(filter).map_err(|e| Error::Config(format!("the log's level stays: {e}")))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Whether standard error goes to the journal: systemd names its device and inode.

@@ -12,12 +12,13 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::bus;
-use crate::config::Config;
+use crate::config::{Config, Sources};
 use crate::delivery::Desk;
 use crate::files::show;
 use crate::inbox::Inbox;
 use crate::ledger::Ledger;
 use crate::logind;
+use crate::reload::reload;
 use crate::retention;
 use crate::spool::Spool;
 use crate::supervisor::Supervisor;
@@ -35,7 +36,8 @@ pub fn notify(state: &[(&str, &str)]) {
 }
 
 /// Runs the service until SIGTERM or SIGINT, or until the bus goes away.
-pub async fn run(config: Config, user: bool) -> Result<()> {
+pub async fn run(config: Config, sources: Sources) -> Result<()> {
+    let user = sources.user;
     let folders = config.folders.clone();
     fs::DirBuilder::new()
         .recursive(true)
@@ -44,7 +46,9 @@ pub async fn run(config: Config, user: bool) -> Result<()> {
         .map_err(Error::file("create", &folders.state))?;
     let _lock = lock(&folders.state)?;
     let ledger = Ledger::open(&folders.state.join(LEDGER))?;
-    let desk = Arc::new(Desk::new(config, ledger, Spool::open(folders.state.join("spool"))?));
+    let mut desk = Desk::new(config, ledger, Spool::open(folders.state.join("spool"))?);
+    desk.sources = sources;
+    let desk = Arc::new(desk);
     // Without it jobs fail with a sentence; the service has more to say than that.
     if let Err(e) = fs::create_dir_all(&folders.outbox) {
         tracing::error!("the outbox `{}` cannot be made: {e}", show(&folders.outbox));
@@ -81,15 +85,16 @@ pub async fn run(config: Config, user: bool) -> Result<()> {
     );
 
     let mut status = desk.board.status();
+    let mut new_start = desk.profiles.new_start();
     let lost = loop {
         let text = status.borrow_and_update().text.clone();
         notify(&[("STATUS", &text)]);
         tokio::select! {
             _ = term.recv() => break false,
             _ = int.recv() => break false,
-            // Nothing is reloaded yet; the default would be to die of it.
-            _ = hup.recv() => tracing::info!("SIGHUP: restart the service to read its configuration again"),
+            _ = hup.recv() => drop(reload(&desk)),
             () = connection.closed() => break true,
+            Ok(_) = new_start.wait_for(|asked| *asked) => break false,
             Ok(()) = status.changed() => {}
         }
     };
@@ -100,6 +105,11 @@ pub async fn run(config: Config, user: bool) -> Result<()> {
     // Neither holds anything that is not in the ledger; a picture that is just being copied is still in the inbox.
     for task in [mirror, inbox, logind, retention] {
         _ = timeout(Duration::from_secs(2), task).await;
+    }
+    if *desk.profiles.new_start().borrow() {
+        return Err(Error::NewStart(
+            "the NVIDIA driver has appeared, and its devices need a new start of the service".into(),
+        ));
     }
     if lost { Err(Error::Config("the message bus has gone away".into())) } else { Ok(()) }
 }

@@ -22,6 +22,7 @@ use crate::files::show;
 use crate::holds::What;
 use crate::ledger::{Ended, Job, State, Store};
 use crate::pictures::Picture;
+use crate::profile::keeper::Keeper;
 use crate::wishes::Wish;
 use crate::{Error, Result};
 
@@ -65,6 +66,7 @@ pub struct Supervisor {
     /// The queue is not looked at before this.
     next_claim: Instant,
     watchdog: Option<(Duration, Instant)>,
+    keeper: Keeper,
 }
 
 struct Running {
@@ -107,6 +109,7 @@ impl Supervisor {
         let now = Instant::now();
         let desk_paused = desk.paused().is_some();
         Self {
+            keeper: Keeper::new(desk.clone()),
             desk,
             wishes,
             stop,
@@ -130,6 +133,9 @@ impl Supervisor {
     pub async fn run(mut self) {
         let mut holds = self.desk.holds.changes();
         loop {
+            if let Err(e) = self.look().await {
+                tracing::error!("the profile is not looked at: {e}");
+            }
             if let Err(e) = self.start_engine().await {
                 tracing::error!("the ledger does not say whether jobs wait: {e}");
                 self.next_start = Instant::now() + LEDGER_PAUSE;
@@ -182,6 +188,9 @@ impl Supervisor {
         }
         if let Some(end) = self.idle_ends() {
             due = due.min(end);
+        }
+        if let Some(look) = self.keeper.due().filter(|_| self.running.is_none()) {
+            due = due.min(look);
         }
         if (self.running.is_none() || !self.unsettled.is_empty()) && self.next_claim > Instant::now() {
             due = due.min(self.next_claim);
@@ -247,7 +256,7 @@ impl Supervisor {
 
     /// Whether an engine should be there: not while the machine sleeps, and one that was unloaded only when it has
     /// something to do.
-    async fn is_wanted(&self) -> Result<bool> {
+    async fn is_wanted(&mut self) -> Result<bool> {
         if self.asleep {
             return Ok(false);
         }
@@ -255,6 +264,36 @@ impl Supervisor {
             return Ok(true);
         }
         Ok(self.desk.paused().is_none() && self.desk.ledger.call(|db| db.waits()).await?)
+    }
+
+    /// Looks at the choice of the profile when it may have changed; an idle engine that no longer goes with it is ended.
+    async fn look(&mut self) -> Result<()> {
+        if self.running.is_some() {
+            return Ok(());
+        }
+        let job = self.keeper.is_stale()
+            && self.desk.paused().is_none()
+            && self.desk.ledger.call(|db| db.waits()).await?;
+        if self.keeper.is_due() || job {
+            self.keeper.look(self.engine.as_ref().and_then(Engine::pid)).await;
+        }
+        // By hand nobody would start it again.
+        if self.keeper.needs_new_start() && std::env::var_os("NOTIFY_SOCKET").is_some() {
+            self.desk.profiles.ask_new_start();
+        }
+        if self.engine.is_some() && self.keeper.outdated() {
+            self.replace_engine().await;
+        }
+        Ok(())
+    }
+
+    /// Ends an idle engine, for another one to be started at once.
+    async fn replace_engine(&mut self) {
+        if let Some(engine) = self.engine.take() {
+            tracing::info!("the engine is ended: another profile is chosen");
+            self.patiently(engine.end(Duration::ZERO)).await;
+            self.next_start = Instant::now();
+        }
     }
 
     async fn start_engine(&mut self) -> Result<()> {
@@ -272,9 +311,31 @@ impl Supervisor {
         if !self.wanted || Instant::now() < self.next_start {
             return Ok(());
         }
+        if !self.keeper.is_fresh() {
+            // It is now that the memory is taken.
+            self.keeper.look(None).await;
+        }
+        let start = match self.keeper.start() {
+            Ok(Some(start)) => start,
+            Ok(None) => {
+                self.wanted = false;
+                self.trouble = Some(("no-gpu", self.desk.profiles.choice().text()));
+                return Ok(());
+            }
+            Err(e) => {
+                self.trouble = Some(("no-engine", e.to_string()));
+                self.pause();
+                return Ok(());
+            }
+        };
         self.unloaded = false;
-        let started =
-            Engine::start(&config.engine_program(), model, config.model.dit.as_deref(), &config.log.level);
+        let started = Engine::start(
+            &config.engine_program(),
+            model,
+            config.model.dit.as_deref(),
+            &start,
+            &config.log.level,
+        );
         let greeted = match started {
             Ok(mut engine) => match engine.greet().await {
                 Ok(()) => Ok(engine),
@@ -348,7 +409,7 @@ impl Supervisor {
             match self.prepare(&job, &hello).await {
                 Ok(generate) => {
                     tracing::info!(job = id, "job {id} starts, attempt {}", job.attempt);
-                    self.attempt_starts(job);
+                    self.attempt_starts(job).await;
                     if let Some(engine) = &mut self.engine
                         && let Err(e) = engine.send(&generate).await
                     {
@@ -368,14 +429,20 @@ impl Supervisor {
     }
 
     /// The one place where an attempt at a job starts.
-    fn attempt_starts(&mut self, job: Job) {
+    async fn attempt_starts(&mut self, job: Job) {
+        let (id, attempt) = (job.id, job.attempt);
         self.running = Some(Running { job, cancel: None });
+        // What a job costs is worth knowing, and no reason not to make it.
+        if let Err(e) = self.keeper.job_starts(id, attempt).await {
+            tracing::warn!(job = id, "the start of job {id} is not metered: {e}");
+        }
     }
 
     /// The one place where an attempt ends, however it does; `None` if it is not this job that runs.
     fn attempt_ends(&mut self, id: u64) -> Option<Running> {
         let running = self.running.take_if(|r| r.job.id == id)?;
         self.idle_since = Instant::now();
+        self.keeper.attempt_ends();
         self.desk.board.set_live(id, None);
         self.desk.remove_picture(&running.job, Picture::Preview);
         Some(running)
@@ -387,7 +454,7 @@ impl Supervisor {
     }
 
     /// Checks what can be known before the work: the picture is there, the outbox takes a file and has room.
-    async fn prepare(&self, job: &Job, hello: &Hello) -> Result<ToEngine> {
+    async fn prepare(&mut self, job: &Job, hello: &Hello) -> Result<ToEngine> {
         let Some((request, sha256)) = job.request.clone().zip(job.image_sha256) else {
             let text = "its settings were written down by another version of animd; submit the picture again";
             return Err(Error::refused("invalid-setting", text));
@@ -421,13 +488,14 @@ impl Supervisor {
                 self.trouble = Some(("no-engine", text.clone()));
                 self.lost(&text).await;
             }
-            FromEngine::Hello { version, backend, model, .. } => {
+            FromEngine::Hello { version, backend, model, kernels, .. } => {
                 tracing::info!("the engine {version} is ready: {model} on {backend}");
                 self.trouble = None;
                 if let Some(engine) = &mut self.engine {
                     engine.hello = Some(Hello { version, backend, model });
                 }
                 self.idle_since = Instant::now();
+                self.keeper.hello(&kernels, self.engine.as_ref().and_then(Engine::pid)).await;
             }
             FromEngine::Alive => {}
             FromEngine::Progress { job, progress } => self.progress(job, &progress),
@@ -447,10 +515,11 @@ impl Supervisor {
         }
     }
 
-    fn progress(&self, job: u64, progress: &Progress) {
+    fn progress(&mut self, job: u64, progress: &Progress) {
         if self.running.as_ref().is_none_or(|r| r.job.id != job) {
             return;
         }
+        self.keeper.stage(progress.stage);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let left = progress.seconds_left.and_then(|s| Duration::try_from_secs_f64(s).ok());
         let expected_end_us = left.map(|left| (now + left).as_micros() as u64);
@@ -491,6 +560,7 @@ impl Supervisor {
     }
 
     async fn conclude(&mut self, id: u64, ended: Ended) {
+        self.keeper.job_ends(id, &ended).await;
         let (desk, told) = (self.desk.clone(), ended.clone());
         if let Err(e) = self.patiently(async move { desk.end(id, State::Running, told).await }).await {
             self.keep(id, Unsettled::Ended(ended), &e);

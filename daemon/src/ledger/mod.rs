@@ -3,6 +3,7 @@
 //! One thread owns the connection and runs one command at a time, so that there is one writer and no lock to wait for.
 //! Every change of a job's state is committed here, with `synchronous=FULL`, before anyone is told of it.
 
+mod costs;
 mod job;
 mod keep;
 mod schema;
@@ -17,6 +18,7 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
+pub use costs::{Energy, Known, Placed};
 pub use job::{Added, Ended, Job, NewJob, Outcome, Refusal, Source, State, Succeeded};
 pub use keep::Kind;
 pub use stats::{By, Sum};

@@ -506,7 +506,8 @@ fn costs(db: &Connection, id: u64, done: &super::Succeeded) -> Result<()> {
         db.query_row("SELECT attempt FROM job WHERE id = ?1", params![id as i64], |row| row.get(0))?;
     let us = |seconds: f64| (seconds * 1e6).clamp(0.0, 1e18) as i64;
     let mut stage = db.prepare_cached(
-        "INSERT OR REPLACE INTO stage (job, attempt, n, name, wall_us) VALUES (?1, ?2, ?3, ?4, ?5)",
+        "INSERT INTO stage (job, attempt, n, name, wall_us) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (job, attempt, n) DO UPDATE SET name = excluded.name, wall_us = excluded.wall_us",
     )?;
     for (n, (name, seconds)) in done.report.seconds.iter().enumerate() {
         stage.execute(params![id as i64, attempt, n as i64, name, us(*seconds)])?;

@@ -1,0 +1,283 @@
+//! The layers that a configuration is made of: files, variables, options, each value with its place.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+use toml::{Table, Value};
+
+use super::{Config, Place};
+use crate::files::show;
+use crate::keys;
+use crate::{Error, Result};
+
+/// The folder beside the configuration file whose files are read after it.
+pub const DROP_INS: &str = "conf.d";
+/// The largest configuration file, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
+/// Keys that hold a path, which may be relative to its file.
+const PATHS: [&str; 8] = [
+    "model.path",
+    "model.dit",
+    "engine.program",
+    "folders.inbox",
+    "folders.outbox",
+    "folders.state",
+    "watch.path",
+    "watch.outbox",
+];
+
+/// Values with their places. A key is `section.key`; of a watched folder, `watch.N.key`.
+#[derive(Debug, Default)]
+pub struct Layer {
+    /// The values, as in a file.
+    pub values: Table,
+    /// Where they stand.
+    pub places: Vec<(String, Place)>,
+}
+
+/// The configuration file if it is there, and the files of `conf.d` beside it, sorted by their names.
+pub fn files(main: &Path, asked: bool) -> Result<Vec<(PathBuf, String)>> {
+    let mut read = Vec::new();
+    match read_text(main) {
+        Ok(text) => read.push((main.to_owned(), text?)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !asked => {}
+        Err(e) => return Err(unreadable(main, &e)),
+    }
+    let dir = main.parent().unwrap_or(Path::new("/")).join(DROP_INS);
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(read);
+        }
+        Err(e) => return Err(unreadable(&dir, &e)),
+    };
+    let mut names: Vec<OsString> = entries
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<io::Result<_>>()
+        .map_err(|e| unreadable(&dir, &e))?;
+    names.retain(|name| is_drop_in(name));
+    names.sort();
+    for name in names {
+        let path = dir.join(name);
+        let text = read_text(&path).map_err(|e| unreadable(&path, &e))??;
+        read.push((path, text));
+    }
+    Ok(read)
+}
+
+fn is_drop_in(name: &OsStr) -> bool {
+    name.as_bytes().ends_with(b".toml") && !name.as_bytes().starts_with(b".")
+}
+
+fn unreadable(path: &Path, e: &io::Error) -> Error {
+    Error::Config(format!("cannot read the configuration `{}`: {e}", show(path)))
+}
+
+fn read_text(path: &Path) -> io::Result<Result<String>> {
+    let mut bytes = Vec::new();
+    // A device or a pipe may never end; a symbolic link is the administrator's own.
+    if !fs::metadata(path)?.is_file() && path != Path::new("/dev/null") {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it has more than {MAX_BYTES} bytes"),
+        ));
+    }
+    Ok(String::from_utf8(bytes).map_err(|e| {
+        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].split(|b| *b == b'\n').count();
+        Error::Config(format!("{}:{line}: it is not valid UTF-8; save it as UTF-8", show(path)))
+    }))
+}
+
+/// The layer of a file.
+///
+/// # Errors
+/// [`Error::Config`] names the line, what is wrong there, and the nearest right key or value.
+pub fn of_file(path: &Path, text: &str) -> Result<Layer> {
+    let refuse = |at: Option<usize>, sentence: &str| {
+        Error::Config(match at {
+            Some(at) => Place::in_file(path, text, at).say(sentence),
+            None => format!("{}: {sentence}", show(path)),
+        })
+    };
+    let start = |e: &toml::de::Error| e.span().map(|span| span.start);
+    let tree = DeTable::parse(text).map_err(|e| refuse(start(&e), &keys::with_hint(e.message())))?;
+    let mut spans = Vec::new();
+    for (section, value) in tree.get_ref() {
+        leaves(section.get_ref(), value.get_ref(), &mut spans);
+    }
+    // Into the type first: only then do errors know their line.
+    toml::from_str::<Config>(text).map_err(|e| {
+        let at = start(&e);
+        let key = at.and_then(|at| spans.iter().find(|(_, span)| span.contains(&at)));
+        refuse(at, &explain(e.message(), key.map(|(key, _)| key.as_str())))
+    })?;
+    let mut values: Table = toml::from_str(text).map_err(|e| refuse(start(&e), e.message()))?;
+    let places: Vec<_> =
+        spans.into_iter().map(|(key, span)| (key, Place::in_file(path, text, span.start))).collect();
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    for (key, place) in &places {
+        if let Some(value) = leaf(&mut values, key) {
+            make_absolute(key, value, dir).map_err(|e| Error::Config(place.say(&e)))?;
+        }
+    }
+    Ok(Layer { values, places })
+}
+
+/// Where the values below `value` stand in the text.
+fn leaves(key: &str, value: &DeValue<'_>, found: &mut Vec<(String, std::ops::Range<usize>)>) {
+    let mut below = |inner: &str, value: &toml::Spanned<DeValue<'_>>| {
+        let key = format!("{key}.{inner}");
+        if !matches!(value.get_ref(), DeValue::Table(_)) {
+            found.push((key.clone(), value.span()));
+        }
+        leaves(&key, value.get_ref(), found);
+    };
+    match value {
+        DeValue::Table(table) => table.iter().for_each(|(inner, value)| below(inner.get_ref(), value)),
+        DeValue::Array(items) => {
+            items.iter().enumerate().for_each(|(n, value)| below(&n.to_string(), value));
+        }
+        _ => {}
+    }
+}
+
+/// The value of `section.key` or `watch.N.key`.
+fn leaf<'a>(values: &'a mut Table, key: &str) -> Option<&'a mut Value> {
+    let mut parts = key.split('.');
+    let mut value = values.get_mut(parts.next()?)?;
+    for part in parts {
+        value = match value {
+            Value::Table(table) => table.get_mut(part)?,
+            Value::Array(items) => items.get_mut(part.parse::<usize>().ok()?)?,
+            _ => return None,
+        };
+    }
+    Some(value)
+}
+
+fn make_absolute(key: &str, value: &mut Value, dir: &Path) -> Result<(), String> {
+    let Value::String(path) = value else { return Ok(()) };
+    let plain: String = match key.split('.').collect::<Vec<_>>()[..] {
+        ["watch", _, key] => format!("watch.{key}"),
+        _ => key.to_owned(),
+    };
+    let is_path = PATHS.contains(&plain.as_str()) || (plain == "profile.name" && path.contains('/'));
+    if !is_path {
+        return Ok(());
+    }
+    if path.is_empty() {
+        return Err(format!("{plain} is empty; give a path, or leave it out"));
+    }
+    if path == "~" || path.starts_with("~/") {
+        return Err(format!("{plain} `{}`: `~` means nothing here; write the whole path", show(&*path)));
+    }
+    if let Some(full) = dir.join(&*path).to_str() {
+        full.clone_into(path);
+    }
+    Ok(())
+}
+
+/// The layer of one variable: `ANIMD_QUEUE_FREE_MIB=100` is `[queue] free_mib = 100`.
+///
+/// # Errors
+/// [`Error::Config`] names the variable, and the nearest right one.
+pub fn of_variable(name: &str, value: &str) -> Result<Layer> {
+    let sections = super::reference::sections();
+    let lower = name.strip_prefix("ANIMD_").unwrap_or(name).to_lowercase();
+    if lower == "watch" || lower.starts_with("watch_") {
+        return Err(Error::Config(format!(
+            "variable {name}: watched folders cannot be variables; write a [[watch]] section into a file of {DROP_INS}"
+        )));
+    }
+    let Some((section, key)) = lower.split_once('_').filter(|(section, _)| sections.contains(section)) else {
+        let near = keys::nearest(lower.split('_').next().unwrap_or_default(), sections);
+        let near =
+            near.map(|s| format!("; did you mean ANIMD_{}_...?", s.to_uppercase())).unwrap_or_default();
+        return Err(Error::Config(format!("unknown variable {name}{near}")));
+    };
+    let place = Place::Variable(name.to_owned());
+    // A number or a truth value where the key takes one, text otherwise.
+    let candidates = [value.trim().parse::<Value>().ok(), Some(Value::String(value.to_owned()))];
+    let mut first = None;
+    for value in candidates.into_iter().flatten() {
+        let layer = single(section, key, value, place.clone());
+        match layer.values.clone().try_into::<Config>() {
+            Ok(_) => return Ok(layer),
+            Err(e) => _ = first.get_or_insert(e),
+        }
+    }
+    let why = first.map(|e| explain(e.message(), Some(&format!("{section}.{key}")))).unwrap_or_default();
+    Err(Error::Config(place.say(&why)))
+}
+
+/// The layer of one value.
+pub fn single(section: &str, key: &str, value: Value, place: Place) -> Layer {
+    let inner = Table::from_iter([(key.to_owned(), value)]);
+    Layer {
+        values: Table::from_iter([(section.to_owned(), Value::Table(inner))]),
+        places: vec![(format!("{section}.{key}"), place)],
+    }
+}
+
+/// Puts a layer over another: a value replaces a value, watched folders are added.
+pub fn merge(under: &mut Layer, over: Layer) {
+    let watches = |layer: &Layer| layer.values.get("watch").and_then(Value::as_array).map_or(0, Vec::len);
+    let first = watches(under);
+    for (key, place) in over.places {
+        let mut parts = key.splitn(3, '.');
+        let key = match (parts.next(), parts.next().map(str::parse::<usize>), parts.next()) {
+            (Some("watch"), Some(Ok(n)), Some(rest)) => format!("watch.{}.{rest}", first + n),
+            _ => key,
+        };
+        under.places.push((key, place));
+    }
+    merge_tables(&mut under.values, over.values);
+}
+
+fn merge_tables(under: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(Value::Table(under)), Value::Table(over)) => merge_tables(under, over),
+            (Some(Value::Array(under)), Value::Array(over)) => under.extend(over),
+            (_, value) => _ = under.insert(key, value),
+        }
+    }
+}
+
+/// What the TOML reader says, in words; `key` is the value's that it speaks of, if it speaks of one.
+fn explain(message: &str, key: Option<&str>) -> String {
+    let message = message.lines().next().unwrap_or_default();
+    if let Some(rest) = message.strip_prefix("unknown field `")
+        && let Some((wrong, _)) = rest.split_once('`')
+        && let Some(section) = super::reference::section_of(wrong)
+    {
+        return format!("unknown key `{wrong}` here; it belongs into [{section}]");
+    }
+    let Some((found, expected)) =
+        message.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected "))
+    else {
+        return keys::with_hint(message);
+    };
+    let wanted = match expected {
+        "u32" | "u64" => "a whole number from 0 on",
+        "f64" => "a number",
+        "a boolean" => "true or false",
+        "a string" | "path string" => "text in quotes",
+        _ if expected.starts_with("struct ") => "a section",
+        "a sequence" => "a list",
+        other => other,
+    };
+    let found = found.replace("map", "a section").replace("sequence", "a list");
+    match key {
+        Some(key) => format!("{key} must be {wanted}, not {found}"),
+        None => format!("here must be {wanted}, not {found}"),
+    }
+}

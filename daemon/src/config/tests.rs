@@ -1,0 +1,241 @@
+use std::fs;
+
+use animd_engine::request::Size;
+
+use super::*;
+use crate::keys;
+
+/// A folder with `animd.toml` and files of `conf.d`.
+fn load(text: &str, drop_ins: &[(&str, &str)], vars: &[(&str, &str)]) -> Result<Loaded> {
+    load_with(text, drop_ins, vars, Vec::new())
+}
+
+fn load_with(
+    text: &str,
+    drop_ins: &[(&str, &str)],
+    vars: &[(&str, &str)],
+    options: Vec<Given>,
+) -> Result<Loaded> {
+    let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
+    let write = |name: String, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).map_err(Error::file("write", &path)).map(|()| path)
+    };
+    fs::create_dir(dir.path().join(DROP_INS)).map_err(Error::file("make", DROP_INS))?;
+    for (name, text) in drop_ins {
+        write(format!("{DROP_INS}/{name}"), text)?;
+    }
+    let file = write("animd.toml".into(), text)?;
+    let vars = vars.iter().map(|(n, v)| (OsString::from(n), OsString::from(v))).collect();
+    Sources { file: Some(file), user: false, options, vars }.load()
+}
+
+/// The error without the folder, which has another name each time.
+fn error(text: &str, drop_ins: &[(&str, &str)], vars: &[(&str, &str)]) -> String {
+    let e = load(text, drop_ins, vars).expect_err("refused").to_string();
+    let words = e.split(' ').map(|word| match word.find("/animd.toml").or_else(|| word.find("/conf.d")) {
+        Some(at) if word.starts_with('/') => &word[at + 1..],
+        Some(at) if word.starts_with("`/") => &word[at + 1..],
+        _ => word,
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn later_layers_win_and_the_rest_stays() -> Result<()> {
+    let loaded = load_with(
+        "[queue]\nattempts = 5\nfree_mib = 7\nper_user = 1\ntotal = 1\n[defaults]\nsteps = 4\n[profile]\ngpu = 1\n",
+        &[
+            ("20-b.toml", "queue.per_user = 3\n"),
+            ("10-a.toml", "queue.per_user = 2\nqueue.total = 2\n"),
+            (".hidden.toml", "nonsense"),
+            ("note.txt", "nonsense"),
+        ],
+        &[
+            ("ANIMD_QUEUE_FREE_MIB", "9"),
+            ("ANIMD_MODEL_PATH", "/m"),
+            ("HOME", "/home/a"),
+            ("ANIMD_DEFAULTS_SIZE", "720p"),
+            ("ANIMD_POWER_INHIBIT_SLEEP", "false"),
+        ],
+        vec![Given { option: "--model", section: "model", key: "path", value: "/n".into() }],
+    )?;
+    let config = &loaded.config;
+    assert_eq!((config.queue.attempts, config.queue.free_mib), (5, 9));
+    assert_eq!((config.queue.per_user, config.queue.total), (3, 2));
+    assert_eq!((config.model.path.as_deref(), config.profile.gpu.as_str()), (Some(Path::new("/n")), "1"));
+    assert_eq!((config.defaults.steps, config.defaults.prompt.as_deref()), (Some(4), Some(NEUTRAL_PROMPT)));
+    assert_eq!((config.defaults.size, config.power.inhibit_sleep), (Some(Size::P720), false));
+    assert_eq!(config.folders, Folders::default());
+    let of = |key| loaded.origins.of(key).to_string();
+    assert!(of("queue.attempts").ends_with("animd.toml:2:12"), "{}", of("queue.attempts"));
+    assert!(of("queue.per_user").ends_with("conf.d/20-b.toml:1:18"), "{}", of("queue.per_user"));
+    assert_eq!(of("queue.free_mib"), "variable ANIMD_QUEUE_FREE_MIB");
+    assert_eq!((of("model.path"), of("log.level")), ("option --model".into(), "built in".into()));
+    let names: Vec<_> = loaded.files.iter().filter_map(|path| path.file_name()).collect();
+    assert_eq!(names, ["animd.toml", "10-a.toml", "20-b.toml"]);
+    Ok(())
+}
+
+#[test]
+fn mistakes_are_named_with_their_place() {
+    for (text, expected) in [
+        ("[queue]\n\natempts = 5\n", "animd.toml:3:1: unknown key `atempts`; did you mean `attempts`?"),
+        ("[queu]\nattempts = 5\n", "animd.toml:1:2: unknown key `queu`; did you mean `queue`?"),
+        ("attempts = 5\n", "animd.toml:1:1: unknown key `attempts` here; it belongs into [queue]"),
+        (
+            "[queue]\nattempts = \"x\"\n",
+            "animd.toml:2:12: queue.attempts must be a whole number from 0 on, not string \"x\"",
+        ),
+        (
+            "[power]\ninhibit_sleep = 1",
+            "animd.toml:2:17: power.inhibit_sleep must be true or false, not integer `1`",
+        ),
+        ("queue = 3", "animd.toml:1:9: here must be a section, not integer `3`"),
+        ("[queue]\nattempts = 0", "animd.toml:2:12: queue.attempts 0 is not from 1 to 100"),
+        ("[inbox]\nstable_seconds = nan", "animd.toml:2:18: inbox.stable_seconds NaN is not from 0 to 3600"),
+        ("[log]\nlevel = \"loud=x=y\"", "animd.toml:2:9: log.level `loud=x=y`"),
+        ("[defaults]\nseed = 1\nframes = 80\n", "animd.toml:3:10: [defaults]: frames 80 is not 4n+1"),
+        (
+            "[defaults]\nsampler = \"distil\"\n",
+            "animd.toml:2:11: unknown value `distil`; did you mean `distill`?",
+        ),
+        (
+            "[defaults]\nstep_cache = \"teacache\"\nsampler = \"distill\"",
+            "animd.toml:2:14: [defaults]: a step cache saves nothing",
+        ),
+        ("[folders]\ninbox = \"~/in\"", "animd.toml:2:9: folders.inbox `~/in`: `~` means nothing here"),
+        ("[folders]\ninbox = \"\"", "animd.toml:2:9: folders.inbox is empty"),
+        (
+            "[folders]\noutbox = \"/a\"\nstate = \"/a/.\"",
+            "animd.toml:3:9: folders.state `/a/.` is folders.outbox too",
+        ),
+        ("[[watch]]\noutbox = \"/a\"", "animd.toml:1:1: missing field `path`"),
+        (
+            "[[watch]]\npath = \"/a\"\npol_seconds = 5",
+            "animd.toml:3:1: unknown key `pol_seconds`; did you mean `poll",
+        ),
+        (
+            "[[watch]]\npath = \"/a\"\npoll_seconds = 0",
+            "animd.toml:3:16: watch.poll_seconds 0 is not from 0.1 to 3600",
+        ),
+        (
+            "[[watch]]\npath = \"/var/lib/animd\"",
+            "animd.toml:2:8: watch.path `/var/lib/animd` and folders.state",
+        ),
+        (
+            "[[watch]]\npath = \"/a\"\noutbox = \"/a/\"",
+            "animd.toml:2:8: watch.path `/a` is where its own videos",
+        ),
+        ("[queue\n", "animd.toml:1:7: "),
+    ] {
+        let e = error(text, &[], &[]);
+        assert!(e.starts_with(expected), "{text:?}: {e}");
+    }
+    let e = error("", &[], &[("ANIMD_QUEU_FREE_MIB", "9")]);
+    assert_eq!(e, "unknown variable ANIMD_QUEU_FREE_MIB; did you mean ANIMD_QUEUE_...?");
+    let e = error("", &[], &[("ANIMD_QUEUE_FRE_MIB", "9")]);
+    assert_eq!(e, "variable ANIMD_QUEUE_FRE_MIB: unknown key `fre_mib`; did you mean `free_mib`?");
+    let e = error("", &[], &[("ANIMD_QUEUE_TOTAL", "many")]);
+    assert_eq!(
+        e,
+        "variable ANIMD_QUEUE_TOTAL: queue.total must be a whole number from 0 on, not string \"many\""
+    );
+    let e = error("", &[], &[("ANIMD_QUEUE_TOTAL", "0")]);
+    assert_eq!(e, "variable ANIMD_QUEUE_TOTAL: queue.total 0 is not from 1 to 10000000");
+    assert!(error("", &[], &[("ANIMD_WATCH_PATH", "/a")]).contains("cannot be variables"));
+    let sources = Sources { file: Some("/nowhere/animd.toml".into()), ..Sources::default() };
+    assert!(sources.load().is_err_and(|e| e.to_string().contains("/nowhere/animd.toml")));
+}
+
+#[test]
+fn a_wrong_option_is_named() {
+    let options = vec![Given { option: "--inbox", section: "folders", key: "inbox", value: "x".into() }];
+    let e = load_with("", &[], &[], options).expect_err("refused").to_string();
+    assert_eq!(e, "option --inbox: folders.inbox `x` is not an absolute path");
+}
+
+#[test]
+fn watched_folders_of_all_files_add_up() -> Result<()> {
+    let loaded = load(
+        "[[watch]]\npath = \"/a\"\n[[watch]]\npath = \"/b\"\nstable_seconds = 1",
+        &[("c.toml", "[[watch]]\npath = \"sub\"\noutbox = \"/out\"\n")],
+        &[],
+    )?;
+    let [a, b, c] = &loaded.config.watch[..] else { panic!("{:?}", loaded.config.watch) };
+    assert_eq!(
+        (a.path.as_path(), b.path.as_path(), b.stable_seconds),
+        (Path::new("/a"), Path::new("/b"), Some(1.0))
+    );
+    assert!(c.path.is_absolute() && c.path.ends_with("conf.d/sub"), "{:?}", c.path);
+    assert!(loaded.origins.of("watch.2.path").to_string().ends_with("c.toml:2:8"));
+    for (path, middle) in
+        [("/a/", "`/a` is watched already, by animd.toml:2:8"), ("/a/b", "`/a/b` and `/a` (")]
+    {
+        let text = format!("\n\n[[watch]]\npath = \"{path}\"");
+        let e = error("[[watch]]\npath = \"/a\"", &[("c.toml", &text)], &[]);
+        assert!(e.starts_with(&format!("conf.d/c.toml:4:8: watch.path {middle}")), "{e}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_user_has_folders_of_their_own() -> Result<()> {
+    let vars = vec![("HOME".into(), "/home/a".into())];
+    let loaded = Sources { user: true, vars, ..Sources::default() }.load()?;
+    assert_eq!(loaded.config.folders.inbox, Path::new("/home/a/Videos/animd/inbox"));
+    assert_eq!(loaded.config.folders.state, Path::new("/home/a/.local/state/animd"));
+    Ok(())
+}
+
+#[test]
+fn what_is_printed_can_be_read_again() -> Result<()> {
+    let text =
+        "[queue]\nattempts = 5\n[[watch]]\npath = \"/a # b\"\n[[watch]]\npath = \"/c\"\npoll_seconds = 1\n";
+    let loaded = load(text, &[], &[])?;
+    for origins in [false, true] {
+        let printed = loaded.print(origins);
+        assert_eq!(from_text(Path::new("/animd.toml"), &printed)?.config, loaded.config, "{printed}");
+    }
+    assert!(loaded.print(true).contains("attempts = 5 # /"), "{}", loaded.print(true));
+    Ok(())
+}
+
+#[test]
+fn the_shipped_file_is_the_defaults() -> Result<()> {
+    // Every key is there, commented out; read with the comment signs gone, it is what is built in.
+    let text: String = reference::SHIPPED
+        .lines()
+        .map(|line| line.strip_prefix('#').filter(|l| !l.starts_with(' ') && !l.is_empty()).unwrap_or(line))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let mut read: Config = toml::from_str(&text)
+        .map_err(|e| Error::Config(keys::explain(Path::new("animd.toml"), &text, &e)))?;
+    assert!(read.model.path.take().is_some());
+    assert!(read.model.dit.take().is_some() && read.engine.program.take().is_some());
+    let [watch] = std::mem::take(&mut read.watch).try_into().expect("one example");
+    assert!(watch.outbox.is_some() && watch.stable_seconds.is_some() && watch.poll_seconds.is_some());
+    let defaults = std::mem::take(&mut read.defaults);
+    assert_eq!(read, Config::default());
+
+    let built_in = Settings { prompt: Some(NEUTRAL_PROMPT.into()), seed: Some(42), ..Settings::default() };
+    assert_eq!(defaults.clone().resolve(|| 0)?, built_in.resolve(|| 0)?);
+    let table = |config: &Config| Table::try_from(config).map_err(|e| Error::Config(e.to_string()));
+    assert_eq!(
+        Table::try_from(&defaults).map_or(0, |table| table.len()),
+        keys::SETTINGS.len(),
+        "every setting is there"
+    );
+
+    // The other way round: what the types have and the file does not.
+    for (section, values) in table(&Config::default())? {
+        for (key, _) in values.as_table().into_iter().flatten() {
+            let there = reference::reference().iter().any(|doc| doc.section == section && doc.key == key);
+            assert!(there, "{section}.{key} is missing");
+        }
+    }
+    // Nothing in it is set.
+    let shipped = from_text(Path::new("/animd.toml"), reference::SHIPPED)?;
+    assert_eq!(shipped.origins, Origins::default());
+    Ok(())
+}
