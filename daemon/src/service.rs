@@ -66,9 +66,8 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     let (stop, stopped) = watch::channel(false);
     let (wishes, wished) = Wishes::channel();
     let changes = desk.board.listen();
-    let connection = bus::connect(user, &desk, &wishes).await?;
-    let mirror =
-        tokio::spawn(bus::mirror(connection.clone(), desk.clone(), wishes.clone(), changes, stopped.clone()));
+    let (connection, hub) = bus::connect(user, &desk, &wishes).await?;
+    let mirror = tokio::spawn(bus::mirror(connection.clone(), hub, changes, stopped.clone()));
     let watchdog =
         systemd::daemon::watchdog_enabled().ok().filter(|us| *us > 0).map(|us| Duration::from_micros(us / 3));
     let supervisor = tokio::spawn(Supervisor::new(desk.clone(), wished, stopped.clone(), watchdog).run());
@@ -111,7 +110,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
             "the NVIDIA driver has appeared, and its devices need a new start of the service".into(),
         ));
     }
-    if lost { Err(Error::Config("the message bus has gone away".into())) } else { Ok(()) }
+    if lost { Err(Error::NewStart("the message bus has gone away".into())) } else { Ok(()) }
 }
 
 /// One service for one state folder.

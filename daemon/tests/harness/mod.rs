@@ -28,6 +28,8 @@ pub struct House {
     service: Option<Child>,
     config: String,
     env: Vec<(String, String)>,
+    /// Whether the service takes the bus for the system's.
+    system: bool,
 }
 
 impl Drop for House {
@@ -51,7 +53,7 @@ impl House {
         fs::write(
             &bus_config,
             format!(
-                "<busconfig><type>session</type><listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context=\"default\">\
+                "<busconfig><type>session</type><listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context=\"default\"><allow user=\"*\"/>\
                  <allow send_destination=\"*\" eavesdrop=\"true\"/><allow eavesdrop=\"true\"/><allow own=\"*\"/></policy></busconfig>",
                 socket.display()
             ),
@@ -76,7 +78,18 @@ impl House {
             service: None,
             config: config.into(),
             env: Vec::new(),
+            system: false,
         }
+    }
+
+    /// A bus that the service takes for the system's, and that other users reach.
+    pub fn system(config: &str) -> Self {
+        let mut house = Self::new(config);
+        house.system = true;
+        let open = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+        fs::set_permissions(house.dir.path(), open).unwrap();
+        house.start();
+        house
     }
 
     /// The same with the service running.
@@ -90,16 +103,6 @@ impl House {
         self.dir.path().join(name)
     }
 
-    /// The address of this house's bus.
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-
-    /// The service's process, while it runs.
-    pub fn pid(&self) -> u32 {
-        self.service.as_ref().unwrap().id()
-    }
-
     /// The engine's process, while there is one.
     pub fn engine(&self) -> Option<u32> {
         let pid = self.service.as_ref()?.id();
@@ -109,8 +112,27 @@ impl House {
 
     /// The manager on this house's bus.
     pub async fn manager(&self) -> ManagerProxy<'static> {
-        let bus = zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap();
-        ManagerProxy::new(&bus).await.unwrap()
+        ManagerProxy::new(&self.connect().await).await.unwrap()
+    }
+
+    /// A connection to this house's bus.
+    pub async fn connect(&self) -> zbus::Connection {
+        zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap()
+    }
+
+    /// This house's bus.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The variable that says where the service's bus is.
+    pub fn bus_variable(&self) -> &'static str {
+        if self.system { "DBUS_SYSTEM_BUS_ADDRESS" } else { "DBUS_SESSION_BUS_ADDRESS" }
+    }
+
+    /// The running service's process.
+    pub fn pid(&self) -> u32 {
+        self.service.as_ref().map_or(0, Child::id)
     }
 
     pub fn set_env(&mut self, name: &str, value: &str) {
@@ -141,11 +163,12 @@ impl House {
         fs::write(&file, text).unwrap();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let service = Command::new(program("animd", option_env!("CARGO_BIN_EXE_animd")))
-            .args(["--user", "--config"])
+            .args((!self.system).then_some("--user"))
+            .arg("--config")
             .arg(&file)
             .arg("--engine")
             .arg(program("animd-engine-sim", option_env!("CARGO_BIN_EXE_animd-engine-sim")))
-            .env("DBUS_SESSION_BUS_ADDRESS", &self.address)
+            .env(self.bus_variable(), &self.address)
             .env("HOME", self.dir.path())
             .env_remove("NOTIFY_SOCKET")
             .env_remove("JOURNAL_STREAM")
@@ -190,7 +213,8 @@ impl House {
 
     pub fn animctl_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program("animctl", option_env!("CARGO_BIN_EXE_animctl")));
-        command.arg("--user").args(args).env("DBUS_SESSION_BUS_ADDRESS", &self.address);
+        let bus = if self.system { "--system" } else { "--user" };
+        command.arg(bus).args(args).env(self.bus_variable(), &self.address);
         command
     }
 
