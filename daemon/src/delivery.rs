@@ -507,7 +507,7 @@ mod tests {
         /// A picture in the inbox and its job, claimed.
         fn running(&self) -> Result<Job> {
             let path = self.inbox.join("photo.png");
-            fs::write(&path, "picture").map_err(Error::file("write", &path))?;
+            fs::write(&path, crate::picture::TINY).map_err(Error::file("write", &path))?;
             let (file, meta) = files::open_regular(&path).map_err(Error::file("open", &path))?;
             let spooled = self.desk.spool.put(&file, "the picture")?;
             let new = NewJob {

@@ -72,7 +72,9 @@ impl fmt::Display for Exit {
         match self {
             Self::Status(status) => status.fmt(f),
             Self::OutOfMemory => f.write_str("the machine ran out of memory and the kernel killed it"),
-            Self::Killed => f.write_str("something killed it, probably because the machine ran out of memory"),
+            Self::Killed => {
+                f.write_str("something killed it, probably because the machine ran out of memory")
+            }
             Self::Ended => f.write_str("it was ended"),
             Self::Stuck => f.write_str("it was killed, but does not die"),
         }
@@ -153,7 +155,15 @@ impl Engine {
         let (reader, writer) = UnixStream::from_std(ours).map_err(failed)?.into_split();
         let now = Instant::now();
         tracing::info!("the engine `{}` is started, process {}", show(program), child.id().unwrap_or(0));
-        Ok(Self { child, lines: Lines::new(reader), writer, oom_kills, hello: None, started: now, heard: now })
+        Ok(Self {
+            child,
+            lines: Lines::new(reader),
+            writer,
+            oom_kills,
+            hello: None,
+            started: now,
+            heard: now,
+        })
     }
 
     /// Its process, while it lives.

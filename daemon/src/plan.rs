@@ -2,9 +2,9 @@
 
 use animd_engine::request::{Request, Size};
 
+use crate::Result;
 use crate::delivery::Desk;
 use crate::ledger::Known;
-use crate::Result;
 
 /// Finished jobs that are looked at.
 const LOOKED_AT: u32 = 200;
@@ -81,7 +81,10 @@ fn seconds(known: &[Known], wanted: f64) -> (Option<f64>, String) {
     }
     let alike = jobs.iter().take_while(|(ratio, _)| far(*ratio) - far(nearest) <= SAME);
     let scaled = alike.map(|(ratio, seconds)| ratio * seconds).collect();
-    (median(scaled), format!("{nearest:.2} times the work of the most similar earlier video, which was scaled"))
+    (
+        median(scaled),
+        format!("{nearest:.2} times the work of the most similar earlier video, which was scaled"),
+    )
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {

@@ -101,7 +101,9 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
         _ = timeout(Duration::from_secs(2), task).await;
     }
     if *desk.profiles.new_start().borrow() {
-        return Err(Error::NewStart("the NVIDIA driver has appeared, and its devices need a new start of the service".into()));
+        return Err(Error::NewStart(
+            "the NVIDIA driver has appeared, and its devices need a new start of the service".into(),
+        ));
     }
     if lost { Err(Error::Config("the message bus has gone away".into())) } else { Ok(()) }
 }

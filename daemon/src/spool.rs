@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::files::{rename_new, sync_dir};
 use crate::ledger::{Ledger, days_ago_us};
-use crate::{Error, Result};
+use crate::{Error, Result, picture};
 
 /// The largest picture file, in bytes.
 pub const MAX_IMAGE_BYTES: u64 = 256 << 20;
@@ -77,7 +77,8 @@ impl Spool {
     /// Copies a whole regular file, whatever its descriptor's offset, and syncs the copy. Blocks.
     ///
     /// # Errors
-    /// [`Error::Refused`] with code `invalid-image` for a file that is empty, too large, or changes while it is read.
+    /// [`Error::Refused`] with code `invalid-image` for a file that is empty, too large, no picture that the engine reads
+    /// (see [`picture::read`]), or changes while it is read.
     pub fn put(&self, file: &File, what: &str) -> Result<Spooled> {
         let refuse = |text: String| Error::refused("invalid-image", text);
         let before = file.metadata().map_err(Error::file("look at", what))?;
@@ -94,6 +95,7 @@ impl Spool {
                 MAX_IMAGE_BYTES >> 20
             )));
         }
+        picture::read(file, what)?;
         let part = self.dir.join(format!(".{}.part", uuid::Uuid::new_v4()));
         let copied = Self::copy(file, before.len(), &part, what);
         let spooled = copied.and_then(|sha256| {
@@ -214,7 +216,7 @@ mod tests {
         let ledger = Ledger::open(&dir.path().join("ledger.db"))?;
         let spool = Spool::open(dir.path().join("spool"))?;
         let source = dir.path().join("a.png");
-        fs::write(&source, "picture").map_err(Error::file("write", &source))?;
+        fs::write(&source, picture::TINY).map_err(Error::file("write", &source))?;
         let file = File::open(&source).map_err(Error::file("open", &source))?;
         let held = spool.put(&file, "the picture")?;
         let again = spool.put(&file, "the picture")?;
@@ -222,7 +224,7 @@ mod tests {
         let path = spool.path(&held.sha256);
         drop(again);
         spool.sweep(&ledger)?;
-        assert_eq!(fs::read(&path).ok().as_deref(), Some(&b"picture"[..]));
+        assert_eq!(fs::read(&path).ok().as_deref(), Some(picture::TINY));
         drop(held);
         fs::write(dir.path().join("spool/.x.part"), "torn").map_err(Error::file("write", "part"))?;
         spool.sweep(&ledger)?;

@@ -451,7 +451,7 @@ impl Supervisor {
     }
 
     /// Checks what can be known before the work: the picture is there, the outbox takes a file and has room.
-    async fn prepare(&self, job: &Job, hello: &Hello) -> Result<ToEngine> {
+    async fn prepare(&mut self, job: &Job, hello: &Hello) -> Result<ToEngine> {
         let Some((request, sha256)) = job.request.clone().zip(job.image_sha256) else {
             let text = "its settings were written down by another version of animd; submit the picture again";
             return Err(Error::refused("invalid-setting", text));
@@ -494,10 +494,9 @@ impl Supervisor {
                 self.idle_since = Instant::now();
                 self.keeper.hello(&kernels, self.engine.as_ref().and_then(Engine::pid)).await;
             }
-            FromEngine::Alive => {}
+            // Whoever wants a preview asks for it.
+            FromEngine::Alive | FromEngine::Preview { .. } => {}
             FromEngine::Progress { job, progress } => self.progress(job, &progress),
-            // Whoever wants it asks for it.
-            FromEngine::Preview { .. } => {}
             FromEngine::Done { job, report } => self.done(job, report).await,
             FromEngine::Failed { job: 0, code, message } => {
                 tracing::error!("the engine cannot work: {message}");
@@ -595,7 +594,9 @@ impl Supervisor {
         if crashes >= self.desk.config().queue.attempts {
             let remedy = match memory {
                 true => MEMORY,
-                false => "look into the service's log (`journalctl -u animd`, or its standard error), or try a smaller size",
+                false => {
+                    "look into the service's log (`journalctl -u animd`, or its standard error), or try a smaller size"
+                }
             };
             let text = format!(
                 "the engine went down {crashes} times while making this, the last time because {why}; it is not tried \
@@ -728,12 +729,15 @@ impl Supervisor {
                 let then = paused.map(|text| format!("; then {text}")).unwrap_or_default();
                 ("busy", format!("job {id} is being made: {stage}{then}"))
             }
-            _ if self.asleep => ("paused", "the machine goes to sleep; the queue goes on when it wakes".into()),
+            _ if self.asleep => {
+                ("paused", "the machine goes to sleep; the queue goes on when it wakes".into())
+            }
             (None, None, Some((state, text)), _) => (*state, text.clone()),
             (None, _, _, Some(text)) => ("paused", text),
-            (None, None, None, None) if self.unloaded => {
-                ("idle", "waiting for pictures; the model is unloaded and comes back with the next job".into())
-            }
+            (None, None, None, None) if self.unloaded => (
+                "idle",
+                "waiting for pictures; the model is unloaded and comes back with the next job".into(),
+            ),
             (None, None, None, None) => ("starting", "the service is starting".into()),
             (None, Some(engine), _, None) => match &engine.hello {
                 Some(hello) => {

@@ -250,8 +250,7 @@ impl Profile {
                 }
                 for (network, weights, place) in networks {
                     if weights != Weights::Fp32 {
-                        let text =
-                            cpu(&format!("computes in float32 alone; write `{network} = \"fp32\"`"));
+                        let text = cpu(&format!("computes in float32 alone; write `{network} = \"fp32\"`"));
                         return Err((path("precision", network), text));
                     }
                     if place == Place::Device {
@@ -266,7 +265,8 @@ impl Profile {
             }
             Backend::Cuda => {
                 if device.min_memory_gib == 0.0 {
-                    let text = "a profile for a GPU says how much of its memory must be free: device.min_memory_gib";
+                    let text =
+                        "a profile for a GPU says how much of its memory must be free: device.min_memory_gib";
                     return Err((&["device"], text.into()));
                 }
                 for (network, weights) in [("clip", precision.clip), ("vae", precision.vae)] {
@@ -311,7 +311,9 @@ fn span(text: &str, path: &[&str]) -> Option<Range<usize>> {
     let document = toml::de::DeTable::parse(text).ok()?;
     let (mut table, mut found) = (document.get_ref(), None);
     for key in path {
-        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref().as_ref() == *key) else { break };
+        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref().as_ref() == *key) else {
+            break;
+        };
         found = Some(name.span());
         let Some(inner) = value.get_ref().as_table() else { break };
         table = inner;
@@ -347,12 +349,15 @@ vae = "device"
     fn what_comes_with_animd_can_be_read_and_is_ordered_by_its_demands() {
         let mut before = f64::INFINITY;
         for (name, text) in BUILT_IN {
-            let profile = Profile::read(text).unwrap_or_else(|e| panic!("{name}: {e}, line {:?}", e.line(text)));
+            let profile =
+                Profile::read(text).unwrap_or_else(|e| panic!("{name}: {e}, line {:?}", e.line(text)));
             assert_eq!(profile.name, name);
             assert!(profile.device.min_memory_gib < before, "{name}");
             before = profile.device.min_memory_gib;
             // A key that is left out is one that nobody knows of: each stands there, at least commented out.
-            for key in ["min_memory_gib", "reserve_mib", "sensitive", "tiling", "sampler", "step_cache", "size"] {
+            for key in
+                ["min_memory_gib", "reserve_mib", "sensitive", "tiling", "sampler", "step_cache", "size"]
+            {
                 assert!(text.contains(key), "{name} does not mention {key}");
             }
             for line in text.lines().filter(|l| !l.is_empty()) {
@@ -379,9 +384,24 @@ vae = "device"
             ("vae = \"bf16\"", "vae = \"fp8\"", 11, "precision.vae `fp8` is for `dit` and `text` alone"),
             ("\"cuda\"", "\"cpu\"", 5, "needs no GPU memory"),
             ("vae = \"device\"", "vae = \"device\"\n[settings]\nsteeps = 3", 19, "unknown field `steeps`"),
-            ("vae = \"device\"", "vae = \"device\"\n[settings]\nframes = 80", 18, "[settings]: frames 80 is not 4n+1"),
-            ("vae = \"device\"", "vae = \"device\"\n[settings]\nseed = 80", 19, "settings.seed belongs to a picture"),
-            ("vae = \"device\"", "vae = \"device\"\n[memory]\nreserve_mib = 9999999", 19, "memory.reserve_mib 9999999"),
+            (
+                "vae = \"device\"",
+                "vae = \"device\"\n[settings]\nframes = 80",
+                18,
+                "[settings]: frames 80 is not 4n+1",
+            ),
+            (
+                "vae = \"device\"",
+                "vae = \"device\"\n[settings]\nseed = 80",
+                19,
+                "settings.seed belongs to a picture",
+            ),
+            (
+                "vae = \"device\"",
+                "vae = \"device\"\n[memory]\nreserve_mib = 9999999",
+                19,
+                "memory.reserve_mib 9999999",
+            ),
         ] {
             assert!(GOOD.contains(from));
             let text = GOOD.replacen(from, to, 1);

@@ -125,10 +125,9 @@ fn unavailable(e: NvmlError, library: &std::path::Path) -> Machine {
             why: format!("NVIDIA's driver is not installed: there is no {}", crate::files::show(library)),
             on_bus: on_bus(),
         },
-        NvmlError::DriverNotLoaded => Machine::NoDriver {
-            why: "NVIDIA's driver is installed and not loaded".into(),
-            on_bus: on_bus(),
-        },
+        NvmlError::DriverNotLoaded => {
+            Machine::NoDriver { why: "NVIDIA's driver is installed and not loaded".into(), on_bus: on_bus() }
+        }
         NvmlError::NoPermission => refused(),
         // What it says where a device's file is refused by a control group.
         NvmlError::Unknown if control_refused() => refused(),
@@ -149,7 +148,8 @@ fn on_bus() -> u32 {
     let Ok(devices) = fs::read_dir("/sys/bus/pci/devices") else { return 0 };
     let is = |path: PathBuf, start: &str| fs::read_to_string(path).is_ok_and(|text| text.starts_with(start));
     let found = devices.flatten().map(|device| device.path());
-    found.filter(|device| is(device.join("vendor"), "0x10de") && is(device.join("class"), "0x03")).count() as u32
+    found.filter(|device| is(device.join("vendor"), "0x10de") && is(device.join("class"), "0x03")).count()
+        as u32
 }
 
 fn card(nvml: &Nvml, index: u32, own: Option<u32>) -> Result<Card, NvmlError> {

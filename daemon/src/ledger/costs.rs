@@ -60,7 +60,12 @@ impl Store {
     pub fn placement(&self, id: u64) -> Result<Placed> {
         let sql = "SELECT profile, gpu_uuid, gpu_name, driver FROM job WHERE id = ?1";
         Ok(self.db.query_row(sql, [id as i64], |row| {
-            Ok(Placed { profile: row.get(0)?, gpu_uuid: row.get(1)?, gpu_name: row.get(2)?, driver: row.get(3)? })
+            Ok(Placed {
+                profile: row.get(0)?,
+                gpu_uuid: row.get(1)?,
+                gpu_name: row.get(2)?,
+                driver: row.get(3)?,
+            })
         })?)
     }
 
@@ -100,7 +105,8 @@ impl Store {
             params![id as i64, spent.energy_mj as i64, spent.method.name()],
         )?;
         for (n, name) in stages.iter().enumerate() {
-            let energy = spent.stages.iter().find(|(stage, _)| stage.name() == name).map(|(_, mj)| *mj as i64);
+            let energy =
+                spent.stages.iter().find(|(stage, _)| stage.name() == name).map(|(_, mj)| *mj as i64);
             // The seconds come with the job's end.
             change.execute(
                 "INSERT INTO stage (job, attempt, n, name, wall_us, energy_mj) VALUES (?1, ?2, ?3, ?4, 0, ?5)

@@ -119,7 +119,8 @@ pub fn choose(machine: &Machine, kernels: &Kernels, wish: &Wish, profiles: &[Pro
             case.without(Verdict::NoGpu, vec![why.clone(), "no NVIDIA GPU is on the PCI bus".into()], remedy)
         }
         Machine::NoDriver { why, .. } => {
-            let remedy = "install NVIDIA's driver, or load it (`sudo modprobe nvidia`); animd looks again by itself";
+            let remedy =
+                "install NVIDIA's driver, or load it (`sudo modprobe nvidia`); animd looks again by itself";
             case.without(Verdict::NoGpu, vec![why.clone(), "an NVIDIA GPU is on the PCI bus".into()], remedy)
         }
         Machine::Refused { why } => {
@@ -156,11 +157,16 @@ impl<'a> Case<'a> {
     fn of_cards(&self, driver: &str, cards: &[Card], wished: Option<&'a Profile>) -> Choice {
         if cards.is_empty() {
             let why = format!("the driver {driver} is there and knows no GPU");
-            return self.without(Verdict::NoGpu, vec![why], "look whether the card sits and has power (`lspci`)");
+            return self.without(
+                Verdict::NoGpu,
+                vec![why],
+                "look whether the card sits and has power (`lspci`)",
+            );
         }
         let asked: Vec<&Card> = cards.iter().filter(|card| is_asked(card, &self.wish.gpu)).collect();
         if asked.is_empty() {
-            let known = cards.iter().map(|c| format!("{} {}", c.index, c.uuid)).collect::<Vec<_>>().join(", ");
+            let known =
+                cards.iter().map(|c| format!("{} {}", c.index, c.uuid)).collect::<Vec<_>>().join(", ");
             return Choice {
                 profile: None,
                 gpu: None,
@@ -215,9 +221,14 @@ impl<'a> Case<'a> {
             Err((why, remedy)) => return Fit::No { why: format!("{title}: {why}"), remedy },
         };
         if let Some(least) = self.kernels.driver
-            && driver.split('.').next().and_then(|major| major.parse().ok()).is_none_or(|major: u32| major < least)
+            && driver
+                .split('.')
+                .next()
+                .and_then(|major| major.parse().ok())
+                .is_none_or(|major: u32| major < least)
         {
-            let why = format!("{title}: the driver {driver} is older than {least}, which the engine's code needs");
+            let why =
+                format!("{title}: the driver {driver} is older than {least}, which the engine's code needs");
             return Fit::No { why, remedy: format!("install NVIDIA's driver {least} or newer") };
         }
         if card.mig {
@@ -250,7 +261,8 @@ impl<'a> Case<'a> {
                 gib(card.memory_total),
                 users(card)
             );
-            let remedy = "end what holds the GPU's memory, or let another GPU be used; animd looks again by itself";
+            let remedy =
+                "end what holds the GPU's memory, or let another GPU be used; animd looks again by itself";
             return Fit::Busy { why, remedy: remedy.into() };
         }
         let why = format!("{title}: it has {} of memory, and {needs}", gib(card.memory_total));
@@ -282,7 +294,10 @@ impl<'a> Case<'a> {
             let why = format!(
                 "the engine's code needs compute capability {least_major}.{least_minor}, and it has {major}.{minor}"
             );
-            return Err((why, format!("use a card with compute capability {least_major}.{least_minor} or newer")));
+            return Err((
+                why,
+                format!("use a card with compute capability {least_major}.{least_minor} or newer"),
+            ));
         }
         let list = native.iter().map(|t| format!("{}.{}", t.capability.0, t.capability.1));
         let why = format!(
@@ -370,7 +385,8 @@ fn smaller(card: &Card, taken: &Profile, profiles: &[Profile], wished: bool) -> 
         .iter()
         .filter(|p| p.on_gpu() && p.min_memory() > taken.min_memory() && p.min_memory() <= card.memory_total)
         .max_by_key(|p| p.min_memory())?;
-    (!wished).then(|| format!("`{}` would need {} free; {}", larger.name, gib(larger.min_memory()), users(card)))
+    (!wished)
+        .then(|| format!("`{}` would need {} free; {}", larger.name, gib(larger.min_memory()), users(card)))
 }
 
 /// Why another card was not taken, as a sentence.

@@ -27,9 +27,10 @@ pub const FOLDERS: [&str; 2] = ["/usr/share/animd/profiles", "/etc/animd/profile
 /// # Errors
 /// A sentence with the file, the line and the nearest right key.
 pub fn read(path: &Path) -> Result<Profile, String> {
-    let text = fs::read(path)
-        .map_err(|e| format!("cannot read the profile `{}`: {e}", show(path)))
-        .and_then(|bytes| String::from_utf8(bytes).map_err(|_| format!("{}: it is not valid UTF-8", show(path))))?;
+    let text =
+        fs::read(path).map_err(|e| format!("cannot read the profile `{}`: {e}", show(path))).and_then(
+            |bytes| String::from_utf8(bytes).map_err(|_| format!("{}: it is not valid UTF-8", show(path))),
+        )?;
     Profile::read(&text).map_err(|mistake| explain(path, &text, &mistake))
 }
 
@@ -126,7 +127,11 @@ impl Default for Profiles {
         };
         let machine = Machine::NoDriver { why: "the driver has not been asked yet".into(), on_bus: 0 };
         let state = State { profiles, machine, kernels: Kernels::default(), choice: Arc::new(choice) };
-        Self { state: Arc::new(Mutex::new(state)), changed: watch::Sender::new(()), new_start: watch::Sender::new(false) }
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            changed: watch::Sender::new(()),
+            new_start: watch::Sender::new(false),
+        }
     }
 }
 
@@ -277,7 +282,11 @@ mod tests {
         profiles.decide(machine, Kernels::default(), &Wish::default());
         assert!(told.has_changed().is_ok_and(|changed| !changed), "the same choice is no news");
         for listed in profiles.list() {
-            assert_eq!((listed.fits, listed.chosen), (listed.name == "cpu", listed.name == "cpu"), "{listed:?}");
+            assert_eq!(
+                (listed.fits, listed.chosen),
+                (listed.name == "cpu", listed.name == "cpu"),
+                "{listed:?}"
+            );
             assert!(!listed.why.is_empty());
         }
         assert_eq!(profiles.gpu(), None);

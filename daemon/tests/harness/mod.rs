@@ -13,8 +13,9 @@ use animd::client::ManagerProxy;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-/// The smallest thing that the simulated engine takes for a picture.
-pub const PICTURE: &[u8] = b"\x89PNG\r\n\x1a\n a picture";
+/// A whole PNG of one pixel.
+pub const PICTURE: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU\
+\0\0\0\nIDATx\xdach\0\0\0\x82\0\x81\xdaE\x08;\0\0\0\0IEND\xaeB`\x82";
 
 /// Longer than anything here takes on a busy machine; only a failing test waits for it.
 const PATIENCE: Duration = Duration::from_secs(120);
