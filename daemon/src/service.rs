@@ -18,6 +18,8 @@ use crate::files::show;
 use crate::inbox::Inbox;
 use crate::ledger::Ledger;
 use crate::reload::reload;
+use crate::logind;
+use crate::retention;
 use crate::spool::Spool;
 use crate::supervisor::Supervisor;
 use crate::wishes::Wishes;
@@ -69,7 +71,10 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     let watchdog =
         systemd::daemon::watchdog_enabled().ok().filter(|us| *us > 0).map(|us| Duration::from_micros(us / 3));
     let supervisor = tokio::spawn(Supervisor::new(desk.clone(), wished, stopped.clone(), watchdog).run());
-    let inbox = tokio::spawn(inbox.run(stopped));
+    let inbox = tokio::spawn(inbox.run(stopped.clone()));
+    let system = (!user).then(|| connection.clone());
+    let logind = tokio::spawn(logind::run(system, desk.clone(), wishes.clone(), stopped.clone()));
+    let retention = tokio::spawn(retention::run(desk.clone(), stopped));
     notify(&[("READY", "1")]);
     tracing::info!(
         "animd {} is ready: inbox `{}`, outbox `{}`",
@@ -97,7 +102,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     _ = stop.send(true);
     _ = supervisor.await;
     // Neither holds anything that is not in the ledger; a picture that is just being copied is still in the inbox.
-    for task in [mirror, inbox] {
+    for task in [mirror, inbox, logind, retention] {
         _ = timeout(Duration::from_secs(2), task).await;
     }
     if *desk.profiles.new_start().borrow() {

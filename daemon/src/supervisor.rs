@@ -409,7 +409,7 @@ impl Supervisor {
             match self.prepare(&job, &hello).await {
                 Ok(generate) => {
                     tracing::info!(job = id, "job {id} starts, attempt {}", job.attempt);
-                    self.attempt_starts(job).await?;
+                    self.attempt_starts(job).await;
                     if let Some(engine) = &mut self.engine
                         && let Err(e) = engine.send(&generate).await
                     {
@@ -429,10 +429,10 @@ impl Supervisor {
     }
 
     /// The one place where an attempt at a job starts.
-    async fn attempt_starts(&mut self, job: Job) -> Result<()> {
+    async fn attempt_starts(&mut self, job: Job) {
         let (id, attempt) = (job.id, job.attempt);
         self.running = Some(Running { job, cancel: None });
-        self.keeper.job_starts(id, attempt).await
+        self.keeper.job_starts(id, attempt).await;
     }
 
     /// The one place where an attempt ends, however it does; `None` if it is not this job that runs.

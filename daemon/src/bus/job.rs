@@ -8,6 +8,7 @@ use std::sync::Arc;
 use zbus::message::Header;
 use zbus::{Connection, OwnedFd, OwnedObjectPath, OwnedVariant, interface};
 
+use super::costs;
 use super::error::BusError;
 use super::facts::Card;
 use super::options::{self, Options};
@@ -84,11 +85,18 @@ impl JobObject {
         self.authorized(&header, connection).await?;
         let id = self.id;
         let _turn = self.hub.reading().await?;
-        let found = self.hub.desk.ledger.call(move |db| Ok(db.job(id)?.zip(Some(db.stages(id)?)))).await?;
-        let Some((job, stages)) = found else {
+        let found = self
+            .hub
+            .desk
+            .ledger
+            .call(move |db| Ok(db.job(id)?.zip(Some((db.stages(id)?, db.costs(id)?)))))
+            .await?;
+        let Some((job, (stages, costs))) = found else {
             return Err(BusError::NotFound(format!("job {id} is no longer in the ledger")));
         };
-        Ok(describe::description(&job, stages))
+        let mut dict = describe::description(&job, stages);
+        costs::describe(costs, &mut dict);
+        Ok(dict)
     }
 
     #[zbus(out_args("video"))]

@@ -8,6 +8,7 @@ ALTER TABLE job ADD COLUMN driver TEXT;
 ALTER TABLE job ADD COLUMN energy_mj INTEGER;         -- of the whole board, from the start of the last attempt to its end
 ALTER TABLE job ADD COLUMN energy_method TEXT CHECK (energy_method IN ('counter', 'sampled'));
 ALTER TABLE stage ADD COLUMN energy_mj INTEGER;
+CREATE INDEX job_retry_of ON job (retry_of) WHERE retry_of IS NOT NULL;
 CREATE INDEX job_ended_image ON job (image_sha256, finished_us) WHERE image_sha256 IS NOT NULL;
 
 CREATE TABLE sample (                                 -- the GPU while a job runs

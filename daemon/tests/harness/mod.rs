@@ -103,6 +103,13 @@ impl House {
         self.dir.path().join(name)
     }
 
+    /// The engine's process, while there is one.
+    pub fn engine(&self) -> Option<u32> {
+        let pid = self.service.as_ref()?.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    }
+
     /// The manager on this house's bus.
     pub async fn manager(&self) -> ManagerProxy<'static> {
         ManagerProxy::new(&self.connect().await).await.unwrap()
@@ -155,20 +162,33 @@ impl House {
         );
         fs::write(&file, text).unwrap();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
-        let service = Command::new(env!("CARGO_BIN_EXE_animd"))
+        let service = Command::new(program("animd", option_env!("CARGO_BIN_EXE_animd")))
             .args((!self.system).then_some("--user"))
             .arg("--config")
             .arg(&file)
-            .args(["--engine", env!("CARGO_BIN_EXE_animd-engine-sim")])
+            .arg("--engine")
+            .arg(program("animd-engine-sim", option_env!("CARGO_BIN_EXE_animd-engine-sim")))
             .env(self.bus_variable(), &self.address)
             .env("HOME", self.dir.path())
-            .envs(self.env.iter().cloned())
             .env_remove("NOTIFY_SOCKET")
             .env_remove("JOURNAL_STREAM")
+            // A machine of its own: what a real driver says of this one is not for tests.
+            .env("NVML_LIBRARY", "/nonexistent/libnvidia-ml.so.1")
+            .envs(self.env.iter().cloned())
             .stderr(log)
             .spawn()
             .unwrap();
         self.service = Some(service);
+    }
+
+    /// More TOML for the next start of the service, in place of what there was.
+    pub fn configure(&mut self, config: &str) {
+        self.config = config.into();
+    }
+
+    /// The exit code of a service that has ended by itself.
+    pub fn exited(&mut self) -> Option<i32> {
+        self.service.as_mut()?.try_wait().unwrap()?.code()
     }
 
     /// As a power cut for the process.
@@ -192,7 +212,7 @@ impl House {
     }
 
     pub fn animctl_command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_animctl"));
+        let mut command = Command::new(program("animctl", option_env!("CARGO_BIN_EXE_animctl")));
         let bus = if self.system { "--system" } else { "--user" };
         command.arg(bus).args(args).env(self.bus_variable(), &self.address);
         command
@@ -253,6 +273,14 @@ impl House {
     pub fn files(&self, folder: &str) -> Vec<String> {
         files(&self.path(folder))
     }
+}
+
+/// A program of this package: cargo tells tests where it is; for an example it is one folder up.
+fn program(name: &str, known: Option<&str>) -> PathBuf {
+    known.map_or_else(
+        || std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join(name),
+        PathBuf::from,
+    )
 }
 
 pub fn files(folder: &Path) -> Vec<String> {

@@ -4,6 +4,7 @@ mod bar;
 mod generate;
 mod inspect;
 mod plan;
+mod profile;
 mod serve;
 mod stop;
 mod synth;
