@@ -13,14 +13,15 @@ use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, Variant, interface};
 
+use super::describe::{self, Whole};
 use super::error::BusError;
 use super::options::{self, Options, Submission};
 use super::rights::Action;
-use super::{Facts, Hub, describe, hold, object_path, plan, watches};
+use super::{Facts, Hub, hold, object_path, plan, watches};
 use crate::board::Change;
 use crate::files::{Identity, show};
 use crate::inbox::draw_seed;
-use crate::ledger::{Added, Filter, Job, NewJob, Source};
+use crate::ledger::{Added, Job, NewJob, Source};
 
 /// The most jobs that `List` gives at a time.
 const MOST_LISTED: u32 = 1000;
@@ -141,11 +142,10 @@ impl Manager {
             None => filter.owner = Some(uid),
         }
         let _turn = self.hub.reading().await?;
-        let described = move |filter: &Filter, db: &mut crate::ledger::Store| {
-            db.list(filter)?.into_iter().map(|job| Ok((db.stages(job.id)?, job))).collect::<crate::Result<Vec<_>>>()
-        };
-        let jobs = self.hub.desk.ledger.call(move |db| described(&filter, db)).await?;
-        Ok(jobs.into_iter().map(|(stages, job)| describe::description(&job, stages)).collect())
+        let jobs = self.hub.desk.ledger.call(move |db| {
+            db.list(&filter)?.into_iter().map(|job| Whole::of(job, db)).collect::<crate::Result<Vec<_>>>()
+        });
+        Ok(jobs.await?.into_iter().map(describe::description).collect())
     }
 
     #[zbus(out_args("hold"))]
