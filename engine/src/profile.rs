@@ -383,23 +383,23 @@ vae = "device"
             ("\"a card of mine\"", "\"\"", 2, "summary is not one line"),
             ("vae = \"bf16\"", "vae = \"fp8\"", 11, "precision.vae `fp8` is for `dit` and `text` alone"),
             ("\"cuda\"", "\"cpu\"", 5, "needs no GPU memory"),
-            ("vae = \"device\"", "vae = \"device\"\n[settings]\nsteeps = 3", 19, "unknown field `steeps`"),
+            ("vae = \"device\"", "vae = \"device\"\n[settings]\nsteeps = 3", 20, "unknown field `steeps`"),
             (
                 "vae = \"device\"",
                 "vae = \"device\"\n[settings]\nframes = 80",
-                18,
+                19,
                 "[settings]: frames 80 is not 4n+1",
             ),
             (
                 "vae = \"device\"",
                 "vae = \"device\"\n[settings]\nseed = 80",
-                19,
+                20,
                 "settings.seed belongs to a picture",
             ),
             (
                 "vae = \"device\"",
                 "vae = \"device\"\n[memory]\nreserve_mib = 9999999",
-                19,
+                20,
                 "memory.reserve_mib 9999999",
             ),
         ] {
