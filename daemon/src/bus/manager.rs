@@ -77,10 +77,7 @@ impl Manager {
     }
 
     #[zbus(out_args("plan"))]
-    async fn plan(
-        &self,
-        options: Options,
-    ) -> Result<HashMap<String, OwnedVariant>, BusError> {
+    async fn plan(&self, options: Options) -> Result<HashMap<String, OwnedVariant>, BusError> {
         let _turn = self.hub.reading().await?;
         plan::plan(&self.hub.desk, options::plan(&options)?).await
     }
@@ -141,7 +138,10 @@ impl Manager {
         }
         let _turn = self.hub.reading().await?;
         let described = move |filter: &Filter, db: &mut crate::ledger::Store| {
-            db.list(filter)?.into_iter().map(|job| Ok((db.stages(job.id)?, job))).collect::<crate::Result<Vec<_>>>()
+            db.list(filter)?
+                .into_iter()
+                .map(|job| Ok((db.stages(job.id)?, job)))
+                .collect::<crate::Result<Vec<_>>>()
         };
         let jobs = self.hub.desk.ledger.call(move |db| described(&filter, db)).await?;
         Ok(jobs.into_iter().map(|(stages, job)| describe::description(&job, stages)).collect())
