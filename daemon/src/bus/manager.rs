@@ -78,10 +78,7 @@ impl Manager {
     }
 
     #[zbus(out_args("plan"))]
-    async fn plan(
-        &self,
-        options: Options,
-    ) -> Result<HashMap<String, OwnedVariant>, BusError> {
+    async fn plan(&self, options: Options) -> Result<HashMap<String, OwnedVariant>, BusError> {
         let _turn = self.hub.reading().await?;
         plan::plan(&self.hub.desk, options::plan(&options)?).await
     }
