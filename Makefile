@@ -1,10 +1,12 @@
 # `make` lists the targets. Everything is built by cargo; this file only names the usual commands.
 
 CARGO ?= cargo
-SCRIPTS := .ci/run packaging/setup.sh packaging/demo.sh packaging/cuda-toolchain.sh
+SCRIPTS := .ci/run packaging/setup.sh packaging/demo.sh packaging/cuda-toolchain.sh packaging/deb.sh packaging/check-binaries.sh \
+	packaging/debian/preinst packaging/debian/postinst packaging/debian/prerm packaging/debian/postrm systemd/handover \
+	tests/appliance/rootfs tests/appliance/machine tests/appliance/run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint cuda-toolchain cuda setup clean
+.PHONY: help demo test deb appliance lint cuda-toolchain cuda setup clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +17,14 @@ demo: setup ## build, start a private bus and the service, and turn a photograph
 test: setup ## build, and run all tests
 	$(CARGO) build --release --locked --workspace
 	$(CARGO) test --release --locked --workspace
+
+deb: ## build the package, target/deb/animd_VERSION_amd64.deb (PROFILE=release: at once, after `make test`)
+	packaging/deb.sh
+
+appliance: ## install the package on Debian 12 and 13 under a real systemd, and drive it there; as root
+	@packaging/setup.sh appliance
+	PROFILE=$(or $(PROFILE),release) packaging/deb.sh
+	tests/appliance/run
 
 lint: ## check format, clippy, licences and shell scripts
 	$(CARGO) fmt --all --check

@@ -20,7 +20,7 @@ pub enum Change {
 /// The service as a whole.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
-    /// `starting`, `loading`, `idle`, `busy`, `no-weights`, `no-gpu`, `no-engine`, `stopping`.
+    /// `starting`, `loading`, `idle`, `busy`, `paused`, `no-weights`, `no-gpu`, `no-engine`, `stopping`.
     pub state: &'static str,
     /// The same as a sentence, with the remedy if there is something to do.
     pub text: String,
@@ -42,6 +42,7 @@ pub struct Board {
     changes: Arc<Mutex<Option<mpsc::UnboundedSender<Change>>>>,
     status: watch::Sender<Status>,
     notice: Arc<Mutex<Option<String>>>,
+    paused: Arc<Mutex<Option<String>>>,
     /// Signalled when the queue has something new.
     pub queued: Arc<Notify>,
 }
@@ -54,6 +55,7 @@ impl Default for Board {
             changes: Arc::default(),
             status: watch::Sender::new(starting),
             notice: Arc::default(),
+            paused: Arc::default(),
             queued: Arc::default(),
         }
     }
@@ -89,6 +91,17 @@ impl Board {
     /// A job's progress, if it runs.
     pub fn live(&self, id: u64) -> Option<Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
+    }
+
+    /// Who paused the queue until somebody resumes it; see [`Desk::pause`](crate::delivery::Desk::pause).
+    pub fn set_paused(&self, who: Option<String>) {
+        *self.paused.lock().unwrap_or_else(PoisonError::into_inner) = who;
+        self.queued.notify_one();
+    }
+
+    /// The same. Holds pause the queue as well: see [`Desk::paused`](crate::delivery::Desk::paused).
+    pub fn paused(&self) -> Option<String> {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sets the service's state.

@@ -13,14 +13,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use animd_engine::protocol::Report;
+use animd_engine::request::Settings;
 use sha2::{Digest, Sha256};
 
 use crate::board::{Board, Change};
 use crate::config::{Config, Sources};
 use crate::files::{self, Identity, numbered, rename_new, show, split_name, sync_dir};
 use crate::holds::Holds;
-use crate::ledger::{Ended, Job, Ledger, Outcome, State, Succeeded};
+use crate::ledger::{Ended, Job, Ledger, Outcome, PAUSED, State, Succeeded};
 use crate::pictures::Picture;
+use crate::profile::Profiles;
 use crate::spool::Spool;
 use crate::{Error, Result};
 
@@ -44,14 +46,24 @@ pub struct Desk {
     pub board: Board,
     /// Who wants the model warm or the queue paused.
     pub holds: Holds,
+    /// Which profile the engine has, on which GPU, and why.
+    pub profiles: Profiles,
 }
 
 impl Desk {
     /// With the ledger and the spool of the state folder.
     pub fn new(config: Config, ledger: Ledger, spool: Spool) -> Self {
-        let config = RwLock::new(Arc::new(config));
-        let sources = Sources::default();
-        Self { config, sources, ledger, spool, board: Board::default(), holds: Holds::default() }
+        let desk = Self {
+            config: RwLock::default(),
+            sources: Sources::default(),
+            ledger,
+            spool,
+            board: Board::default(),
+            holds: Holds::default(),
+            profiles: Profiles::default(),
+        };
+        desk.set_config(config);
+        desk
     }
 
     /// The configuration as it is now; it may be another one at the next call.
@@ -61,7 +73,16 @@ impl Desk {
 
     /// Another configuration from here on.
     pub fn set_config(&self, config: Config) {
+        self.spool.set_keep(config.retention.pictures_days);
+        let total = config.queue.total;
+        // Not awaited: a ledger that is busy must not hold up whoever reloads, and what comes later sees the new limit.
+        self.ledger.tell(move |db| db.set_total(total));
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// What a job gets that does not say otherwise: the configuration's, and then the profile's.
+    pub fn defaults(&self) -> Settings {
+        self.config().defaults.clone().or(self.profiles.settings())
     }
 
     /// The folder for the video of a job.
@@ -101,6 +122,14 @@ impl Desk {
         };
         if meta.len() == 0 {
             return failed(format!("the engine left `{}` empty; {LOOK}", show(&part)));
+        }
+        if meta.len() != report.bytes {
+            return failed(format!(
+                "the engine wrote {} bytes, and `{}` has {}; is another program at work in the outbox? {LOOK}",
+                report.bytes,
+                show(&part),
+                meta.len()
+            ));
         }
         let hashed = hash(&mut file).and_then(|sha| {
             file.set_permissions(fs::Permissions::from_mode(0o640))?;
@@ -289,6 +318,7 @@ impl Desk {
 
     /// Finishes what a crash cut short. Runs before the bus, the inbox and the engine. Blocks.
     pub fn recover(&self) -> Result<()> {
+        self.board.set_paused(self.ledger.call_blocking(|db| db.setting(PAUSED))?);
         for job in self.ledger.call_blocking(|db| db.open_jobs())? {
             let id = job.id;
             match job.state {
@@ -323,6 +353,7 @@ impl Desk {
         }
         self.spool.sweep(&self.ledger)?;
         self.remove_parts();
+        self.sweep_pictures();
         Ok(())
     }
 
@@ -345,7 +376,9 @@ impl Desk {
 }
 
 /// Runs blocking work off the runtime's thread.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Error::Stopping)?
 }
 

@@ -1,11 +1,14 @@
 //! The engine's process, as its parent sees it: a child whose standard input is one end of a socket pair.
 
 use std::ffi::OsStr;
+use std::fmt;
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use animd_engine::protocol::{FromEngine, MAX_LINE, PROTOCOL, ToEngine};
@@ -17,6 +20,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout};
 
 use crate::files::show;
+use crate::profile::keeper::Start;
 use crate::{Error, Result};
 
 /// The kernel's out-of-memory killer takes the engine before the service and most others.
@@ -33,11 +37,63 @@ pub struct Hello {
     pub model: String,
 }
 
+/// How an engine's process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// By itself, or by a signal that tells why.
+    Status(ExitStatus),
+    /// By SIGKILL, not ours, and the kernel has killed something for lack of memory since the engine was started.
+    OutOfMemory,
+    /// By SIGKILL, not ours.
+    Killed,
+    /// By us.
+    Ended,
+    /// Not yet: it is in the kernel's hands, perhaps in a driver, and dies when that lets it go.
+    Stuck,
+}
+
+impl Exit {
+    fn of(status: ExitStatus, oom_kills: Option<u64>) -> Self {
+        match status.signal() {
+            Some(9) if self::oom_kills() > oom_kills => Self::OutOfMemory,
+            Some(9) => Self::Killed,
+            _ => Self::Status(status),
+        }
+    }
+
+    /// Whether lack of memory is the likely reason.
+    pub fn is_memory(self) -> bool {
+        matches!(self, Self::OutOfMemory | Self::Killed)
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => status.fmt(f),
+            Self::OutOfMemory => f.write_str("the machine ran out of memory and the kernel killed it"),
+            Self::Killed => {
+                f.write_str("something killed it, probably because the machine ran out of memory")
+            }
+            Self::Ended => f.write_str("it was ended"),
+            Self::Stuck => f.write_str("it was killed, but does not die"),
+        }
+    }
+}
+
+/// How often the kernel has killed a process for lack of memory since it was started.
+fn oom_kills() -> Option<u64> {
+    let text = fs::read_to_string("/proc/vmstat").ok()?;
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
 /// A running engine.
 pub struct Engine {
     child: Child,
     lines: Lines,
     writer: OwnedWriteHalf,
+    /// [`oom_kills`] when it was started.
+    oom_kills: Option<u64>,
     /// Set once it has said hello.
     pub hello: Option<Hello>,
     /// When it was started.
@@ -47,9 +103,15 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts `PROGRAM serve --model DIR [--dit PATH]` and says hello. Needs to be called on a thread that lives as long as
+    /// Starts `PROGRAM serve --model DIR [--dit PATH] --profile FILE` on the GPU of the choice and says hello. Needs to be called on a thread that lives as long as
     /// the service: the child is killed when that thread ends. The child logs at `log_level`, too.
-    pub fn start(program: &Path, model: &Path, dit: Option<&Path>, log_level: &str) -> Result<Self> {
+    pub fn start(
+        program: &Path,
+        model: &Path,
+        dit: Option<&Path>,
+        start: &Start,
+        log_level: &str,
+    ) -> Result<Self> {
         let failed =
             |e: io::Error| Error::File { action: "start the engine", path: program.to_owned(), source: e };
         let (ours, theirs) = StdUnixStream::pair().map_err(failed)?;
@@ -59,6 +121,9 @@ impl Engine {
             .arg("serve")
             .arg("--model")
             .arg(model)
+            .arg("--profile")
+            .arg(&start.file)
+            .env("CUDA_VISIBLE_DEVICES", &start.visible)
             // The same variable that sets the service's own level, and outranks its file.
             .env("ANIMD_LOG_LEVEL", log_level)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -81,15 +146,29 @@ impl Engine {
                 }
             });
         }
+        let oom_kills = oom_kills();
         let child = command.spawn().map_err(failed)?;
         if let Some(pid) = child.id() {
             // Raising it needs no rights. Where /proc is not ours to write, the engine is an ordinary candidate.
-            _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
+            _ = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
         }
         let (reader, writer) = UnixStream::from_std(ours).map_err(failed)?.into_split();
         let now = Instant::now();
         tracing::info!("the engine `{}` is started, process {}", show(program), child.id().unwrap_or(0));
-        Ok(Self { child, lines: Lines::new(reader), writer, hello: None, started: now, heard: now })
+        Ok(Self {
+            child,
+            lines: Lines::new(reader),
+            writer,
+            oom_kills,
+            hello: None,
+            started: now,
+            heard: now,
+        })
+    }
+
+    /// Its process, while it lives.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
     }
 
     /// Sends one message.
@@ -114,16 +193,15 @@ impl Engine {
         serde_json::from_slice(&line).map(Some).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
     }
 
-    /// Ends the process and says how it ended.
-    pub async fn end(mut self, grace: Duration) -> String {
+    /// Ends the process, unless it ends by itself within `grace`, and says how it ended.
+    pub async fn end(mut self, grace: Duration) -> Exit {
         if let Ok(Ok(status)) = timeout(grace, self.child.wait()).await {
-            return status.to_string();
+            return Exit::of(status, self.oom_kills);
         }
         _ = self.child.start_kill();
         match timeout(Duration::from_secs(10), self.child.wait()).await {
-            Ok(Ok(_)) => "it was killed".into(),
-            // In the kernel's hands, perhaps in a driver; it dies when that lets it go.
-            _ => "it was killed, but does not die".into(),
+            Ok(Ok(_)) => Exit::Ended,
+            _ => Exit::Stuck,
         }
     }
 }

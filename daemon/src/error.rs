@@ -34,6 +34,9 @@ pub enum Error {
     /// The ledger's file is not one that this program can use.
     #[error("{0}")]
     Schema(String),
+    /// The service has to be started again, and says why.
+    #[error("{0}")]
+    NewStart(String),
     /// The ledger's thread has ended: the service is stopping.
     #[error("the service is stopping")]
     Stopping,
@@ -64,7 +67,7 @@ impl Error {
             Self::File { .. } => "file",
             Self::Config(_) => "config",
             Self::Ledger(_) | Self::Schema(_) => "ledger",
-            Self::Stopping => "stopping",
+            Self::Stopping | Self::NewStart(_) => "stopping",
             Self::Bus(_) => "bus",
         }
     }

@@ -331,13 +331,12 @@ impl Inbox {
 /// Spools the picture and resolves its settings. [`Error::Refused`] is final, anything else may pass.
 fn read(desk: &Desk, path: &Path, identity: Identity) -> Result<(crate::spool::Spooled, Request)> {
     let settings = settings(path)?;
-    let request =
-        settings.clone().or(desk.config().defaults.clone()).resolve(draw_seed).map_err(
-            |e| match sidecars(path).iter().find(|p| p.exists()).and_then(|p| p.file_name()) {
-                Some(sidecar) => Error::refused(e.code(), format!("{}: {e}", show(sidecar))),
-                None => e.into(),
-            },
-        )?;
+    let request = settings.clone().or(desk.defaults()).resolve(draw_seed).map_err(|e| {
+        match sidecars(path).iter().find(|p| p.exists()).and_then(|p| p.file_name()) {
+            Some(sidecar) => Error::refused(e.code(), format!("{}: {e}", show(sidecar))),
+            None => e.into(),
+        }
+    })?;
     let what = format!("the picture `{}`", show(path.file_name().unwrap_or_default()));
     let (file, meta) = files::open_regular(path).map_err(|e| match e.kind() {
         io::ErrorKind::PermissionDenied => Error::refused(

@@ -10,6 +10,8 @@ use clap::Parser;
 
 /// A wrong configuration: starting again does not help. `EX_CONFIG` of sysexits.
 const EXIT_CONFIG: u8 = 78;
+/// Something appeared that only a new start may use: the driver's devices. `EX_TEMPFAIL` of sysexits.
+const EXIT_NEW_START: u8 = 75;
 
 /// Turns pictures dropped into a folder, or sent over D-Bus, into videos.
 ///
@@ -19,7 +21,7 @@ const EXIT_CONFIG: u8 = 78;
 #[command(
     version,
     after_help = "Example: animd --user --model ~/models/Wan2.1-I2V-14B-480P\n\nExit codes: 0 stopped, 1 \
-failed, 2 wrong usage, 78 wrong configuration"
+failed, 2 wrong usage, 75 to be started again, 78 wrong configuration"
 )]
 struct Args {
     /// The configuration file [default: /etc/animd/animd.toml; with --user ~/.config/animd/animd.toml]
@@ -83,7 +85,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("animd: {e}");
-            if matches!(e, Error::Config(_)) { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
+            match e {
+                Error::Config(_) => ExitCode::from(EXIT_CONFIG),
+                Error::NewStart(_) => ExitCode::from(EXIT_NEW_START),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The pictures that show a job's video without playing it: `STATE/pictures/UUID-KIND.jpg`.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
@@ -58,5 +59,16 @@ impl Desk {
     /// Removes all pictures of a job: what is left when it is forgotten, or has no video.
     pub fn remove_pictures(&self, job: &Job) {
         Picture::ALL.into_iter().for_each(|picture| self.remove_picture(job, picture));
+    }
+
+    /// Removes what an interrupted run left: previews, and pictures half written. Nothing runs now.
+    pub(crate) fn sweep_pictures(&self) {
+        let Ok(entries) = fs::read_dir(self.config().folders.state.join("pictures")) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if name.as_bytes().ends_with(b"-preview.jpg") || name.as_bytes().ends_with(b".part") {
+                _ = fs::remove_file(entry.path());
+            }
+        }
     }
 }

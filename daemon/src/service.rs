@@ -80,6 +80,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     );
 
     let mut status = desk.board.status();
+    let mut new_start = desk.profiles.new_start();
     let lost = loop {
         let text = status.borrow_and_update().text.clone();
         notify(&[("STATUS", &text)]);
@@ -88,6 +89,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
             _ = int.recv() => break false,
             _ = hup.recv() => drop(reload(&desk)),
             () = connection.closed() => break true,
+            Ok(_) = new_start.wait_for(|asked| *asked) => break false,
             Ok(()) = status.changed() => {}
         }
     };
@@ -98,6 +100,11 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     // Neither holds anything that is not in the ledger; a picture that is just being copied is still in the inbox.
     for task in [mirror, inbox] {
         _ = timeout(Duration::from_secs(2), task).await;
+    }
+    if *desk.profiles.new_start().borrow() {
+        return Err(Error::NewStart(
+            "the NVIDIA driver has appeared, and its devices need a new start of the service".into(),
+        ));
     }
     if lost { Err(Error::Config("the message bus has gone away".into())) } else { Ok(()) }
 }

@@ -6,12 +6,13 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
 use crate::files::{rename_new, sync_dir};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, days_ago_us};
 use crate::{Error, Result, picture};
 
 /// The largest picture file, in bytes.
@@ -24,6 +25,7 @@ type Sha = [u8; 32];
 pub struct Spool {
     dir: PathBuf,
     pins: Arc<Mutex<HashMap<Sha, u32>>>,
+    keep_days: Arc<AtomicU32>,
 }
 
 /// A spooled picture that stays while this is held.
@@ -51,12 +53,25 @@ impl Spool {
     /// Opens or makes the folder.
     pub fn open(dir: PathBuf) -> Result<Self> {
         fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
-        Ok(Self { dir, pins: Arc::default() })
+        Ok(Self { dir, pins: Arc::default(), keep_days: Arc::default() })
     }
 
     /// Where a picture lies.
     pub fn path(&self, sha256: &Sha) -> PathBuf {
         self.dir.join(hex(sha256))
+    }
+
+    /// Keeps a picture that lies there already; `None` if it does not.
+    pub fn hold(&self, sha256: Sha) -> Option<Spooled> {
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = fs::symlink_metadata(self.path(&sha256)).ok()?.len();
+        *pins.entry(sha256).or_default() += 1;
+        Some(Spooled { sha256, bytes, spool: self.clone() })
+    }
+
+    /// Pictures of jobs that have ended stay for so many days; 0 is for ever.
+    pub fn set_keep(&self, days: u32) {
+        self.keep_days.store(days, Ordering::Relaxed);
     }
 
     /// Copies a whole regular file, whatever its descriptor's offset, and syncs the copy. Blocks.
@@ -144,11 +159,12 @@ impl Spool {
         Ok(hash.finalize().into())
     }
 
-    /// Removes a picture that no open job needs. Blocks.
+    /// Removes a picture that no job needs, open or newly ended. Blocks.
     pub fn release(&self, ledger: &Ledger, sha256: Sha) -> Result<()> {
+        let since_us = days_ago_us(self.keep_days.load(Ordering::Relaxed));
         // Held until the file is gone, so that nobody can count on it in between.
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
-        if pins.contains_key(&sha256) || ledger.call_blocking(move |db| db.needs_image(&sha256))? {
+        if pins.contains_key(&sha256) || ledger.call_blocking(move |db| db.needs_image(&sha256, since_us))? {
             return Ok(());
         }
         match fs::remove_file(self.path(&sha256)) {
@@ -159,7 +175,7 @@ impl Spool {
         }
     }
 
-    /// Removes everything that no open job needs: what an interrupted run left. Blocks.
+    /// Removes everything that no job needs any more, and what an interrupted run left. Blocks.
     pub fn sweep(&self, ledger: &Ledger) -> Result<()> {
         for entry in fs::read_dir(&self.dir).map_err(Error::file("read", &self.dir))?.flatten() {
             match entry.file_name().to_str().and_then(unhex) {

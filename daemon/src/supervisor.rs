@@ -17,10 +17,12 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::board::{Change, Live, stopped};
 use crate::delivery::Desk;
-use crate::engine::{Engine, Hello};
+use crate::engine::{Engine, Exit, Hello};
 use crate::files::show;
+use crate::holds::What;
 use crate::ledger::{Ended, Job, State, Store};
 use crate::pictures::Picture;
+use crate::profile::keeper::Keeper;
 use crate::wishes::Wish;
 use crate::{Error, Result};
 
@@ -30,6 +32,12 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long the queue rests after the ledger refused.
 const LEDGER_PAUSE: Duration = Duration::from_secs(5);
+/// How long an engine that has closed its end may take to exit: a driver frees its memory first.
+const EXIT_PATIENCE: Duration = Duration::from_secs(5);
+/// What to do when memory ran out.
+const MEMORY: &str = "close other programs, add memory or swap, or choose a smaller `size` or fewer `frames`";
+/// Why an engine that exits is lost.
+const CLOSED: &str = "it closed its connection";
 /// When nothing else is due.
 const FAR: Duration = Duration::from_secs(3600);
 
@@ -47,9 +55,18 @@ pub struct Supervisor {
     /// Ends of the engine since a job last ended properly.
     failures: u32,
     next_start: Instant,
+    /// The engine was ended because nobody needed it: it comes back with the next job, or when somebody wants it warm.
+    unloaded: bool,
+    /// Since when the engine has had nothing to do.
+    idle_since: Instant,
+    /// An engine should be there.
+    wanted: bool,
+    /// The machine sleeps, or is about to.
+    asleep: bool,
     /// The queue is not looked at before this.
     next_claim: Instant,
     watchdog: Option<(Duration, Instant)>,
+    keeper: Keeper,
 }
 
 struct Running {
@@ -75,6 +92,8 @@ enum Event {
     Wish(Wish),
     Message(io::Result<Option<FromEngine>>),
     Look,
+    /// A hold came or went.
+    Held,
     /// A time has come, and no message waited.
     Due,
 }
@@ -88,7 +107,9 @@ impl Supervisor {
         watchdog: Option<Duration>,
     ) -> Self {
         let now = Instant::now();
+        let desk_paused = desk.paused().is_some();
         Self {
+            keeper: Keeper::new(desk.clone()),
             desk,
             wishes,
             stop,
@@ -98,6 +119,11 @@ impl Supervisor {
             trouble: None,
             failures: 0,
             next_start: now,
+            // A pause that outlived the last run: whoever made it may want the GPU.
+            unloaded: desk_paused,
+            idle_since: now,
+            wanted: false,
+            asleep: false,
             next_claim: now,
             watchdog: watchdog.map(|period| (period, now)),
         }
@@ -105,8 +131,15 @@ impl Supervisor {
 
     /// Runs until told to stop; then the engine is ended and its job is back in the queue.
     pub async fn run(mut self) {
+        let mut holds = self.desk.holds.changes();
         loop {
-            self.start_engine().await;
+            if let Err(e) = self.look().await {
+                tracing::error!("the profile is not looked at: {e}");
+            }
+            if let Err(e) = self.start_engine().await {
+                tracing::error!("the ledger does not say whether jobs wait: {e}");
+                self.next_start = Instant::now() + LEDGER_PAUSE;
+            }
             if let Err(e) = self.start_job().await {
                 tracing::error!("the queue rests for {LEDGER_PAUSE:?}: {e}");
                 self.next_claim = Instant::now() + LEDGER_PAUSE;
@@ -120,16 +153,24 @@ impl Supervisor {
                 Some(wish) = wishes.recv() => Event::Wish(wish),
                 message = hear(engine) => Event::Message(message),
                 () = desk.board.queued.notified() => Event::Look,
+                Ok(()) = holds.changed() => Event::Held,
                 () = sleep_until(due) => Event::Due,
             };
             match event {
                 Event::Stop => return self.end().await,
                 Event::Wish(Wish::Cancel { id, text, reply }) => _ = reply.send(self.cancel(id, text).await),
                 Event::Wish(Wish::Unload { reply }) => _ = reply.send(self.unload().await),
+                Event::Wish(Wish::Sleep { reply }) => {
+                    self.sleep().await;
+                    _ = reply.send(());
+                }
+                Event::Wish(Wish::Wake) => self.wake(),
                 Event::Message(Ok(Some(message))) => self.take(message).await,
-                Event::Message(Ok(None)) => self.lost("it closed its connection").await,
+                Event::Message(Ok(None)) => self.lost(CLOSED).await,
                 Event::Message(Err(e)) => self.lost(&format!("its messages cannot be read: {e}")).await,
                 Event::Look => {}
+                // The end of a warm hold is not the end of the model: it is idle from here on.
+                Event::Held => self.idle_since = Instant::now(),
                 Event::Due => self.check_times().await,
             }
             self.feed_watchdog();
@@ -142,8 +183,14 @@ impl Supervisor {
         let mut due = Instant::now() + FAR;
         match &self.engine {
             Some(engine) => due = due.min(silence_ends(engine, config)),
-            None if self.desk.config().model.path.is_some() => due = due.min(self.next_start),
+            None if self.wanted => due = due.min(self.next_start),
             None => {}
+        }
+        if let Some(end) = self.idle_ends() {
+            due = due.min(end);
+        }
+        if let Some(look) = self.keeper.due().filter(|_| self.running.is_none()) {
+            due = due.min(look);
         }
         if (self.running.is_none() || !self.unsettled.is_empty()) && self.next_claim > Instant::now() {
             due = due.min(self.next_claim);
@@ -155,6 +202,15 @@ impl Supervisor {
             due = due.min(next);
         }
         due
+    }
+
+    /// When an idle engine has been idle long enough.
+    fn idle_ends(&self) -> Option<Instant> {
+        self.engine.as_ref()?.hello.as_ref()?;
+        if self.running.is_some() || self.desk.holds.any(What::Warm) {
+            return None;
+        }
+        Some(self.idle_since + self.desk.config().engine.idle_unload()?)
     }
 
     fn feed_watchdog(&mut self) {
@@ -193,20 +249,95 @@ impl Supervisor {
         {
             self.lost("it does not stop its cancelled job").await;
         }
+        if self.idle_ends().is_some_and(|end| now >= end) {
+            self.rest("it was idle for engine.idle_unload_seconds").await;
+        }
     }
 
-    async fn start_engine(&mut self) {
-        if self.engine.is_some() || Instant::now() < self.next_start {
-            return;
+    /// Whether an engine should be there: not while the machine sleeps, and one that was unloaded only when it has
+    /// something to do.
+    async fn is_wanted(&self) -> Result<bool> {
+        if self.asleep {
+            return Ok(false);
         }
+        if !self.unloaded || self.desk.holds.any(What::Warm) {
+            return Ok(true);
+        }
+        Ok(self.desk.paused().is_none() && self.desk.ledger.call(|db| db.waits()).await?)
+    }
+
+    /// Looks at the choice of the profile when it may have changed; an idle engine that no longer goes with it is ended.
+    async fn look(&mut self) -> Result<()> {
+        if self.running.is_some() {
+            return Ok(());
+        }
+        let job = self.keeper.is_stale()
+            && self.desk.paused().is_none()
+            && self.desk.ledger.call(|db| db.waits()).await?;
+        if self.keeper.is_due() || job {
+            self.keeper.look(self.engine.as_ref().and_then(Engine::pid)).await;
+        }
+        // By hand nobody would start it again.
+        if self.keeper.needs_new_start() && std::env::var_os("NOTIFY_SOCKET").is_some() {
+            self.desk.profiles.ask_new_start();
+        }
+        if self.engine.is_some() && self.keeper.outdated() {
+            self.replace_engine().await;
+        }
+        Ok(())
+    }
+
+    /// Ends an idle engine, for another one to be started at once.
+    async fn replace_engine(&mut self) {
+        if let Some(engine) = self.engine.take() {
+            tracing::info!(
+                "the engine is ended: another profile is chosen, or another model or program configured"
+            );
+            self.patiently(engine.end(Duration::ZERO)).await;
+            self.next_start = Instant::now();
+        }
+    }
+
+    async fn start_engine(&mut self) -> Result<()> {
+        if self.engine.is_some() {
+            return Ok(());
+        }
+        self.wanted = false;
         let config = &self.desk.config();
         let Some(model) = &config.model.path else {
             let text = "no model is configured: set `path` in [model] of animd.toml, or start animd with --model DIR";
             self.trouble = Some(("no-weights", text.into()));
-            return;
+            return Ok(());
         };
-        let started =
-            Engine::start(&config.engine_program(), model, config.model.dit.as_deref(), &config.log.level);
+        self.wanted = self.is_wanted().await?;
+        if !self.wanted || Instant::now() < self.next_start {
+            return Ok(());
+        }
+        if !self.keeper.is_fresh() {
+            // It is now that the memory is taken.
+            self.keeper.look(None).await;
+        }
+        let start = match self.keeper.start() {
+            Ok(Some(start)) => start,
+            Ok(None) => {
+                self.wanted = false;
+                self.trouble = Some(("no-gpu", self.desk.profiles.choice().text()));
+                return Ok(());
+            }
+            Err(e) => {
+                self.trouble = Some(("no-engine", e.to_string()));
+                self.pause();
+                return Ok(());
+            }
+        };
+        self.unloaded = false;
+        let started = Engine::start(
+            &config.engine_program(),
+            model,
+            config.model.dit.as_deref(),
+            &start,
+            &config.log.level,
+        );
         let greeted = match started {
             Ok(mut engine) => match engine.greet().await {
                 Ok(()) => Ok(engine),
@@ -222,6 +353,7 @@ impl Supervisor {
                 self.pause();
             }
         }
+        Ok(())
     }
 
     fn pause(&mut self) {
@@ -271,7 +403,7 @@ impl Supervisor {
     /// Gives the engine the next job, if both are there.
     async fn start_job(&mut self) -> Result<()> {
         self.settle().await?;
-        while self.running.is_none() && Instant::now() >= self.next_claim {
+        while self.running.is_none() && Instant::now() >= self.next_claim && self.desk.paused().is_none() {
             let Some(hello) = self.engine.as_ref().and_then(|e| e.hello.clone()) else { return Ok(()) };
             let Some(job) = self.desk.ledger.call(Store::claim).await? else { return Ok(()) };
             let id = job.id;
@@ -279,7 +411,7 @@ impl Supervisor {
             match self.prepare(&job, &hello).await {
                 Ok(generate) => {
                     tracing::info!(job = id, "job {id} starts, attempt {}", job.attempt);
-                    self.running = Some(Running { job, cancel: None });
+                    self.attempt_starts(job).await?;
                     if let Some(engine) = &mut self.engine
                         && let Err(e) = engine.send(&generate).await
                     {
@@ -296,6 +428,28 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+
+    /// The one place where an attempt at a job starts.
+    async fn attempt_starts(&mut self, job: Job) -> Result<()> {
+        let (id, attempt) = (job.id, job.attempt);
+        self.running = Some(Running { job, cancel: None });
+        self.keeper.job_starts(id, attempt).await
+    }
+
+    /// The one place where an attempt ends, however it does; `None` if it is not this job that runs.
+    fn attempt_ends(&mut self, id: u64) -> Option<Running> {
+        let running = self.running.take_if(|r| r.job.id == id)?;
+        self.idle_since = Instant::now();
+        self.keeper.attempt_ends();
+        self.desk.board.set_live(id, None);
+        self.desk.remove_picture(&running.job, Picture::Preview);
+        Some(running)
+    }
+
+    /// [`Self::attempt_ends`] for whatever runs.
+    fn attempt_breaks(&mut self) -> Option<Running> {
+        self.attempt_ends(self.running.as_ref()?.job.id)
     }
 
     /// Checks what can be known before the work: the picture is there, the outbox takes a file and has room.
@@ -333,12 +487,14 @@ impl Supervisor {
                 self.trouble = Some(("no-engine", text.clone()));
                 self.lost(&text).await;
             }
-            FromEngine::Hello { version, backend, model, .. } => {
+            FromEngine::Hello { version, backend, model, kernels, .. } => {
                 tracing::info!("the engine {version} is ready: {model} on {backend}");
                 self.trouble = None;
                 if let Some(engine) = &mut self.engine {
                     engine.hello = Some(Hello { version, backend, model });
                 }
+                self.idle_since = Instant::now();
+                self.keeper.hello(&kernels, self.engine.as_ref().and_then(Engine::pid)).await;
             }
             FromEngine::Alive => {}
             FromEngine::Progress { job, progress } => self.progress(job, &progress),
@@ -358,10 +514,11 @@ impl Supervisor {
         }
     }
 
-    fn progress(&self, job: u64, progress: &Progress) {
+    fn progress(&mut self, job: u64, progress: &Progress) {
         if self.running.as_ref().is_none_or(|r| r.job.id != job) {
             return;
         }
+        self.keeper.stage(progress.stage);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let left = progress.seconds_left.and_then(|s| Duration::try_from_secs_f64(s).ok());
         let expected_end_us = left.map(|left| (now + left).as_micros() as u64);
@@ -370,7 +527,7 @@ impl Supervisor {
     }
 
     async fn done(&mut self, id: u64, report: Report) {
-        let Some(running) = self.running.take_if(|r| r.job.id == id) else { return };
+        let Some(running) = self.attempt_ends(id) else { return };
         self.failures = 0;
         let (desk, job) = (self.desk.clone(), running.job);
         match self.patiently(async move { desk.examine(job, report).await }).await {
@@ -381,12 +538,12 @@ impl Supervisor {
     }
 
     async fn failed(&mut self, id: u64, code: String, text: String) {
-        let Some(running) = self.running.take_if(|r| r.job.id == id) else { return };
+        let Some(running) = self.attempt_ends(id) else { return };
         self.failures = 0;
         match (code.as_str(), running.cancel) {
             ("canceled", Some((text, _))) => self.conclude(id, Ended::Canceled { text }).await,
             // Somebody told the engine to end, not us: it is about to.
-            ("canceled", None) => self.requeue(running.job, "the engine was told to end").await,
+            ("canceled", None) => self.requeue(running.job, "the engine was told to end", false).await,
             _ => {
                 // The engine knows the picture by the name of its copy, which says nothing to anybody.
                 let text = match running.job.image_sha256 {
@@ -402,7 +559,7 @@ impl Supervisor {
     }
 
     async fn conclude(&mut self, id: u64, ended: Ended) {
-        self.desk.board.set_live(id, None);
+        self.keeper.job_ends(id, &ended).await;
         let (desk, told) = (self.desk.clone(), ended.clone());
         if let Err(e) = self.patiently(async move { desk.end(id, State::Running, told).await }).await {
             self.keep(id, Unsettled::Ended(ended), &e);
@@ -413,33 +570,44 @@ impl Supervisor {
     async fn lost(&mut self, why: &str) {
         let Some(engine) = self.engine.take() else { return };
         // One that has closed its end is about to exit by itself, and its status tells why.
-        let grace = if why.contains("closed") { Duration::from_millis(500) } else { Duration::ZERO };
-        let how = engine.end(grace).await;
-        tracing::warn!("the engine has ended ({how}): {why}");
+        let grace = if why == CLOSED { EXIT_PATIENCE } else { Duration::ZERO };
+        let exit = self.patiently(engine.end(grace)).await;
+        let why = match exit {
+            exit if exit.is_memory() => exit.to_string(),
+            // What we did to it says nothing.
+            Exit::Ended => why.to_owned(),
+            exit => format!("{why} ({exit})"),
+        };
+        tracing::warn!("the engine has ended: {why}");
         if self.trouble.is_none() {
-            self.trouble =
-                Some(("no-engine", format!("the engine has ended ({how}) and is started again: {why}")));
+            let remedy = if exit.is_memory() { format!("; {MEMORY}") } else { String::new() };
+            self.trouble = Some(("no-engine", format!("the engine is started again: {why}{remedy}")));
         }
         self.pause();
-        let Some(running) = self.running.take() else { return };
+        let Some(running) = self.attempt_breaks() else { return };
         match running.cancel {
             Some((text, _)) => self.conclude(running.job.id, Ended::Canceled { text }).await,
-            None => self.requeue(running.job, &format!("{why} ({how})")).await,
+            None => self.requeue(running.job, &why, exit.is_memory()).await,
         }
     }
 
-    async fn requeue(&mut self, job: Job, why: &str) {
+    /// After the engine went down under a job, for lack of memory or otherwise.
+    async fn requeue(&mut self, job: Job, why: &str, memory: bool) {
         let (id, crashes, why) = (job.id, job.crashes + 1, why.to_owned());
-        self.desk.board.set_live(id, None);
         if crashes >= self.desk.config().queue.attempts {
+            let remedy = match memory {
+                true => MEMORY,
+                false => {
+                    "look into the service's log (`journalctl -u animd`, or its standard error), or try a smaller size"
+                }
+            };
             let text = format!(
-                "the engine went down {crashes} times while making this, the last time because {why}; it is not tried again: \
-                 look into the service's log (`journalctl -u animd`, or its standard error), or try a smaller size"
+                "the engine went down {crashes} times while making this, the last time because {why}; it is not tried \
+                 again: {remedy}"
             );
             return self.conclude(id, Ended::Failed { code: "crashed".into(), text }).await;
         }
         _ = fs::remove_file(self.desk.part(&job));
-        self.desk.remove_picture(&job, Picture::Preview);
         let told = why.clone();
         if let Err(e) = self.desk.ledger.call(move |db| db.crashed(id, &told)).await {
             self.keep(id, Unsettled::Crashed(why), &e);
@@ -475,62 +643,113 @@ impl Supervisor {
         }
     }
 
-    /// Ends an idle engine, so that all its memory is free. False if it works.
-    async fn unload(&mut self) -> bool {
-        if self.running.is_some() {
-            return false;
+    /// Somebody wants the engine's memory.
+    async fn unload(&mut self) -> Result<()> {
+        let refuse = |text: String| Err(Error::refused("busy", text));
+        if let Some(running) = &self.running {
+            let id = running.job.id;
+            return refuse(format!(
+                "job {id} is being made; cancel it, or pause the queue and wait for its end"
+            ));
         }
+        if let Some(hold) = self.desk.holds.list().into_iter().find(|hold| hold.what == What::Warm) {
+            return refuse(format!("`{}` of user {} keeps the model warm: {}", hold.who, hold.uid, hold.why));
+        }
+        if self.desk.paused().is_none() && self.desk.ledger.call(|db| db.waits()).await? {
+            return refuse(
+                "jobs wait, and the next one would bring the model back; pause the queue first".into(),
+            );
+        }
+        self.rest("somebody asked for it").await;
+        Ok(())
+    }
+
+    /// Ends an idle engine, so that all its memory is free.
+    async fn rest(&mut self, why: &str) {
+        self.unloaded = true;
         if let Some(engine) = self.engine.take() {
-            _ = engine.end(Duration::ZERO).await;
+            tracing::info!("the engine is ended: {why}");
+            self.patiently(engine.end(Duration::ZERO)).await;
         }
-        true
+    }
+
+    /// The machine is about to sleep, which no engine on a GPU survives.
+    async fn sleep(&mut self) {
+        tracing::info!("the machine goes to sleep: the engine is ended");
+        self.asleep = true;
+        self.drop_engine("the machine went to sleep").await;
+    }
+
+    fn wake(&mut self) {
+        tracing::info!("the machine is awake");
+        self.asleep = false;
+        self.failures = 0;
+        self.next_start = Instant::now();
+    }
+
+    /// Ends the engine at once; its job goes back into the queue as if it had not been started.
+    async fn drop_engine(&mut self, why: &'static str) {
+        if let Some(engine) = self.engine.take() {
+            // Nothing of what it holds is durable, and a polite end may take a step of the sampler.
+            self.patiently(engine.end(Duration::ZERO)).await;
+        }
+        let Some(running) = self.attempt_breaks() else { return };
+        let id = running.job.id;
+        if let Some((text, _)) = running.cancel {
+            return self.conclude(id, Ended::Canceled { text }).await;
+        }
+        tracing::info!(job = id, "job {id} goes back into the queue: {why}");
+        if let Err(e) = self.desk.ledger.call(move |db| db.give_back(id, why)).await {
+            self.keep(id, Unsettled::GivenBack, &e);
+        }
+        _ = fs::remove_file(self.desk.part(&running.job));
+        self.desk.board.tell(Change::State(id));
     }
 
     /// The service stops: quickly, and with nothing lost.
     async fn end(mut self) {
         self.desk.board.set_status("stopping", "the service is stopping");
-        if let Some(engine) = self.engine.take() {
-            // Nothing of what it holds is durable, and a polite end may take a step of the sampler.
-            _ = engine.end(Duration::ZERO).await;
-        }
+        self.drop_engine("the service was stopped").await;
         self.next_claim = Instant::now();
         if let Err(e) = self.settle().await {
             tracing::error!("the next start puts right what could not be written down: {e}");
         }
-        let Some(running) = self.running.take() else { return };
-        let id = running.job.id;
-        if let Some((text, _)) = running.cancel {
-            return self.conclude(id, Ended::Canceled { text }).await;
-        }
-        tracing::info!(job = id, "job {id} goes back into the queue: the service is stopping");
-        if let Err(e) = self.desk.ledger.call(move |db| db.give_back(id, "the service was stopped")).await {
-            tracing::error!(job = id, "job {id} stays marked as running; the next start puts it right: {e}");
-        }
-        _ = fs::remove_file(self.desk.part(&running.job));
-        self.desk.remove_picture(&running.job, Picture::Preview);
     }
 
+    /// Tells everybody what is going on.
     fn show(&self) {
-        let board = &self.desk.board;
-        match (&self.running, self.engine.as_ref().map(|e| &e.hello)) {
-            (Some(running), _) => {
+        let paused = self.desk.paused().map(|who| {
+            let end = match self.desk.board.paused() {
+                Some(_) => "`animctl resume` ends that",
+                None => "it goes on when that program ends",
+            };
+            format!("the queue is paused {who}; {end}")
+        });
+        let (state, text) = match (&self.running, &self.engine, &self.trouble, paused) {
+            (Some(running), _, _, paused) => {
                 let id = running.job.id;
-                let stage = board.live(id).map_or("load", |live| live.progress.stage.name());
-                board.set_status("busy", format!("job {id} is being made: {stage}"));
+                let stage = self.desk.board.live(id).map_or("load", |live| live.progress.stage.name());
+                let then = paused.map(|text| format!("; then {text}")).unwrap_or_default();
+                ("busy", format!("job {id} is being made: {stage}{then}"))
             }
-            (None, Some(Some(hello))) => {
-                board.set_status(
-                    "idle",
-                    format!("waiting for pictures; {} on {}", hello.model, hello.backend),
-                );
+            _ if self.asleep => {
+                ("paused", "the machine goes to sleep; the queue goes on when it wakes".into())
             }
-            (None, Some(None)) => board.set_status("loading", "the engine is starting"),
-            (None, None) => {
-                let (state, text) =
-                    self.trouble.clone().unwrap_or(("starting", "the service is starting".into()));
-                board.set_status(state, text);
-            }
-        }
+            (None, None, Some((state, text)), _) => (*state, text.clone()),
+            (None, _, _, Some(text)) => ("paused", text),
+            (None, None, None, None) if self.unloaded => (
+                "idle",
+                "waiting for pictures; the model is unloaded and comes back with the next job".into(),
+            ),
+            (None, None, None, None) => ("starting", "the service is starting".into()),
+            (None, Some(engine), _, None) => match &engine.hello {
+                Some(hello) => {
+                    ("idle", format!("waiting for pictures; {} on {}", hello.model, hello.backend))
+                }
+                None => ("loading", "the engine is starting".into()),
+            },
+        };
+        self.desk.board.set_status(state, text);
     }
 }
 

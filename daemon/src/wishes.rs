@@ -17,9 +17,16 @@ pub enum Wish {
     },
     /// Ends an idle engine, which gives all its memory back; it comes again with the next job.
     Unload {
-        /// Whether it was idle.
-        reply: oneshot::Sender<bool>,
+        /// Why not.
+        reply: oneshot::Sender<Result<()>>,
     },
+    /// The machine goes to sleep: the engine is ended, its job waits again, and none is started.
+    Sleep {
+        /// Answered when that is done.
+        reply: oneshot::Sender<()>,
+    },
+    /// The machine is awake again.
+    Wake,
 }
 
 /// Where wishes are made; cheap to clone.
@@ -44,13 +51,31 @@ impl Wishes {
         self.ask(Wish::Cancel { id, text, reply }, answer).await?
     }
 
-    /// Ends the engine if it is idle; false if it works.
+    /// Ends the engine; the next job starts it again.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `busy` while it works, while jobs wait, or while somebody holds it warm;
+    /// [`Error::Stopping`].
+    pub async fn unload(&self) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Wish::Unload { reply }, answer).await?
+    }
+
+    /// Ends the engine before the machine sleeps, and gives its job back.
     ///
     /// # Errors
     /// [`Error::Stopping`].
-    pub async fn unload(&self) -> Result<bool> {
+    pub async fn sleep(&self) -> Result<()> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Wish::Unload { reply }, answer).await
+        self.ask(Wish::Sleep { reply }, answer).await
+    }
+
+    /// Goes on after [`Self::sleep`].
+    ///
+    /// # Errors
+    /// [`Error::Stopping`].
+    pub async fn wake(&self) -> Result<()> {
+        self.sender.send(Wish::Wake).await.map_err(|_| Error::Stopping)
     }
 
     async fn ask<T>(&self, wish: Wish, answer: oneshot::Receiver<T>) -> Result<T> {

@@ -1,9 +1,10 @@
 //! Wan2.1 image-to-video: a picture and a line of text become frames, and frames become an H.264 file.
 //!
 //! The engine knows nothing of D-Bus services, watched folders or SQLite. With default features off, only what the
-//! daemon needs is left: [`request`] and [`protocol`].
+//! daemon needs is left: [`request`], [`profile`] and [`protocol`].
 
 pub mod error;
+pub mod profile;
 pub mod progress;
 pub mod protocol;
 pub mod request;

@@ -3,12 +3,15 @@
 mod common;
 
 use std::ffi::OsStr;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use animd_engine::protocol::{FromEngine, Kernels, PROTOCOL, Pictures, ToEngine};
+use animd_engine::request::{Sampler, Settings};
 use common::{ffprobe, fixture, names, picture, program, run, stderr, tiny_model};
 use tempfile::TempDir;
 
@@ -73,6 +76,92 @@ fn makes_a_video_that_players_open() {
     assert_eq!(made["request"], said["request"]);
     assert_eq!(made["request"]["prompt"], "the cat = turns;\nits #head \\ 猫");
     assert_eq!(names(folder.path()), ["cat.mp4", "cat.png"]);
+}
+
+#[test]
+fn a_poster_and_a_thumbnail_lie_beside_the_video() {
+    let (folder, image) = scene();
+    let [out, poster, thumbnail] = ["cat.mp4", "cat.jpg", "small.jpg"].map(|name| folder.path().join(name));
+    let mut command = generate(&image, &out, &["-p", "x", "--size", "640x32"]);
+    command.arg("--poster").arg(&poster).arg("--thumbnail").arg(&thumbnail);
+    let output = run(&mut command);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let size = |path: &Path| image::image_dimensions(path).expect("a picture");
+    assert_eq!((size(&poster), size(&thumbnail)), ((640, 32), (512, 26)));
+    // They show the second of the five frames.
+    let frame = folder.path().join("frame.png");
+    let select = ["-v", "error", "-vf", "select=eq(n\\,1)", "-frames:v", "1"];
+    let output = run(Command::new("ffmpeg").arg("-i").arg(&out).args(select).arg(&frame));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let open = |path: &Path| image::open(path).expect("a picture").to_luma8();
+    let far = |a: &image::GrayImage, b: &image::GrayImage| {
+        let sum: u64 = a.iter().zip(b.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+        sum as f64 / a.len() as f64
+    };
+    let distance = far(&open(&poster), &open(&frame));
+    assert!(distance < 6.0, "{distance} of 255 from the frame");
+
+    std::fs::remove_file(&out).expect("a video");
+    std::fs::remove_file(&frame).expect("a frame");
+    let kept = ["cat.jpg", "cat.png", "small.jpg"];
+    refused(&run(&mut command), &["cat.jpg", "exists"], folder.path(), &kept);
+}
+
+#[test]
+fn a_parent_process_gets_pictures_and_previews() {
+    let (folder, image) = scene();
+    let path = |name: &str| Some(folder.path().join(name));
+    let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+    let mut child = Command::new(program("animd-engine"))
+        .args(["serve", "--model"])
+        .arg(tiny_model())
+        .stdin(std::os::fd::OwnedFd::from(theirs))
+        .spawn()
+        .unwrap_or_else(|e| panic!("cannot start: {e}"));
+    let send = |message: &ToEngine| {
+        let line = serde_json::to_string(message).expect("plain data");
+        writeln!(&ours, "{line}").expect("it listens");
+    };
+    send(&ToEngine::Hello { protocol: PROTOCOL, version: "test".into() });
+    let settings = Settings {
+        size: Some("64x48".parse().expect("a size")),
+        frames: Some(9),
+        sampler: Some(Sampler::Distill),
+        ..Settings::default()
+    };
+    let pictures = Pictures { poster: path("p.jpg"), thumbnail: path("t.jpg"), preview: path("v.jpg") };
+    send(&ToEngine::Generate {
+        job: 3,
+        image,
+        output: folder.path().join("out.part"),
+        pictures,
+        request: Box::new(settings.resolve(|| 1).expect("valid")),
+    });
+    let mut heard = BufReader::new(&ours)
+        .lines()
+        .map(|line| serde_json::from_str(&line.expect("it speaks")).expect("its language"));
+    let hello = heard.next();
+    assert!(
+        matches!(&hello, Some(FromEngine::Hello { protocol: PROTOCOL, kernels, device: None, .. })
+            if *kernels == Kernels::default()),
+        "{hello:?}"
+    );
+    let mut previews = Vec::new();
+    loop {
+        match heard.next().expect("it goes on") {
+            FromEngine::Preview { job: 3, n } => previews.push(n),
+            FromEngine::Done { job: 3, .. } => break,
+            FromEngine::Failed { message, .. } => panic!("{message}"),
+            _ => {}
+        }
+    }
+    assert_eq!(previews.first(), Some(&1));
+    let size = |name: &str| image::image_dimensions(folder.path().join(name)).expect("a picture");
+    assert_eq!((size("p.jpg"), size("t.jpg"), size("v.jpg")), ((64, 48), (64, 48), (32, 24)));
+    assert_eq!(names(folder.path()), ["cat.png", "out.part", "p.jpg", "t.jpg", "v.jpg"]);
+    drop(heard);
+    ours.shutdown(std::net::Shutdown::Both).expect("open");
+    assert!(child.wait().expect("it ends").success());
 }
 
 #[test]

@@ -31,6 +31,9 @@ impl From<crate::Error> for BusError {
         match e.code() {
             "invalid-image" => Self::InvalidImage(text),
             "invalid-setting" => Self::InvalidOption(text),
+            "not-found" => Self::NotFound(text),
+            "not-ready" | "busy" => Self::NotReady(text),
+            "queue-full" => Self::QueueFull(text),
             _ => Self::Internal(text),
         }
     }

@@ -173,7 +173,7 @@ impl Manager {
         let desk = &self.desk;
         let request = submission
             .settings
-            .or(desk.config().defaults.clone())
+            .or(desk.defaults())
             .resolve(draw_seed)
             .map_err(|e| BusError::InvalidOption(e.to_string()))?;
         let limit = desk.config().queue.per_user;

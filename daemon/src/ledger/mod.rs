@@ -3,11 +3,13 @@
 //! One thread owns the connection and runs one command at a time, so that there is one writer and no lock to wait for.
 //! Every change of a job's state is committed here, with `synchronous=FULL`, before anyone is told of it.
 
+mod costs;
 mod job;
 mod schema;
 mod stats;
 mod store;
 mod timeline;
+mod verbs;
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -15,11 +17,12 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
+pub use costs::{Energy, Known, Placed};
 pub use job::{Added, Ended, Job, NewJob, Outcome, Refusal, Source, State, Succeeded};
 pub use stats::{By, Sum};
-pub use store::{Filter, PART_PREFIX, PART_SUFFIX, Store, now_us};
-
+pub use store::{Filter, PART_PREFIX, PART_SUFFIX, Store, days_ago_us, now_us};
 pub use timeline::{Event, Sample, StageCost, StepCost, Timeline};
+pub use verbs::PAUSED;
 
 use crate::{Error, Result};
 
@@ -69,6 +72,11 @@ impl Ledger {
             .send(Box::new(move |store| _ = reply.send(work(store))))
             .map_err(|_| Error::Stopping)?;
         answer.recv().map_err(|_| Error::Stopping)?
+    }
+
+    /// Runs `work` on the ledger's thread when it comes to it.
+    pub fn tell(&self, work: impl FnOnce(&mut Store) + Send + 'static) {
+        _ = self.commands.send(Box::new(work));
     }
 
     fn send<T: Send + 'static>(

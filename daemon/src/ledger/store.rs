@@ -27,6 +27,8 @@ pub struct Filter {
 /// The connection, on the ledger's own thread.
 pub struct Store {
     pub(super) db: Connection,
+    /// [`Self::set_total`].
+    pub(super) total: u32,
 }
 
 /// Microseconds since the epoch.
@@ -34,12 +36,17 @@ pub fn now_us() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64)
 }
 
+/// So many days before now, in microseconds since the epoch; 0 days is before everything.
+pub fn days_ago_us(days: u32) -> i64 {
+    if days == 0 { i64::MIN } else { now_us() - i64::from(days) * 86_400_000_000 }
+}
+
 impl Store {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        Ok(Self { db: schema::open(path)? })
+        Ok(Self { db: schema::open(path)?, total: u32::MAX })
     }
 
-    fn change<T>(&mut self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+    pub(super) fn change<T>(&mut self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let change = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let done = work(&change)?;
         change.commit()?;
@@ -48,6 +55,7 @@ impl Store {
 
     /// Writes a job down, queued, or with a [`super::Refusal`] as `finishing`. `spooled` says whether the picture is still there.
     pub fn add(&mut self, new: &NewJob, spooled: impl FnOnce() -> bool) -> Result<Added> {
+        let total = self.total;
         self.change(|db| {
             if let Some(key) = &new.idempotency_key
                 && let Some(id) = keyed(db, new.owner, key)?
@@ -61,6 +69,9 @@ impl Store {
             }
             if new.per_user < u32::MAX && open_of(db, new.owner)? >= new.per_user {
                 return Ok(Added::Full);
+            }
+            if !new.watched {
+                room(db, total)?;
             }
             if new.work.is_ok() && !spooled() {
                 return Ok(Added::Unspooled);
@@ -123,7 +134,11 @@ impl Store {
         {
             return Ok(Some(Added::Known(id)));
         }
-        Ok((open_of(&self.db, owner)? >= per_user).then_some(Added::Full))
+        if open_of(&self.db, owner)? >= per_user {
+            return Ok(Some(Added::Full));
+        }
+        room(&self.db, self.total)?;
+        Ok(None)
     }
 
     /// The open job that this state of a file belongs to, if it has one.
@@ -389,13 +404,13 @@ impl Store {
         Ok(stages)
     }
 
-    /// Whether an open job needs this spooled picture.
-    pub fn needs_image(&self, sha256: &[u8; 32]) -> Result<bool> {
-        Ok(self.db.query_row(
-            "SELECT EXISTS (SELECT 1 FROM job WHERE image_sha256 = ?1 AND state IN ('queued','running','finishing'))",
-            params![sha256],
-            |row| row.get(0),
-        )?)
+    /// Whether a job needs this spooled picture: an open one, or one that ended after `since_us` and may be retried.
+    pub fn needs_image(&self, sha256: &[u8; 32], since_us: i64) -> Result<bool> {
+        let mut find = self.db.prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM job WHERE image_sha256 = ?1
+               AND (state IN ('queued','running','finishing') OR finished_us > ?2))",
+        )?;
+        Ok(find.query_row(params![sha256, since_us], |row| row.get(0))?)
     }
 
     /// Writes down what happened to a job.
@@ -422,6 +437,22 @@ fn open_of(db: &Connection, owner: u32) -> Result<u32> {
         params![owner],
         |row| row.get(0),
     )?)
+}
+
+/// Refuses when the queue has as many jobs from the bus as it may have.
+fn room(db: &Connection, total: u32) -> Result<()> {
+    let open: u32 = db
+        .prepare_cached(
+            "SELECT count(*) FROM job WHERE origin = 'bus' AND state IN ('queued','running','finishing')",
+        )?
+        .query_row([], |row| row.get(0))?;
+    if open >= total {
+        let text = format!(
+            "the queue has {total} jobs, which is its limit (queue.total); try again when some are done"
+        );
+        return Err(Error::refused("queue-full", text));
+    }
+    Ok(())
 }
 
 /// The open job that a file belongs to: the same state of it, or the same picture at the same place, written once more
@@ -464,7 +495,7 @@ fn taken(db: &Connection, source: &Source, new: &NewJob) -> Result<Option<u64>> 
     Ok(Some(id as u64))
 }
 
-fn event(db: &Connection, id: u64, kind: &str, text: Option<&str>) -> Result<()> {
+pub(super) fn event(db: &Connection, id: u64, kind: &str, text: Option<&str>) -> Result<()> {
     db.prepare_cached("INSERT INTO event (job, at_us, kind, text) VALUES (?1, ?2, ?3, ?4)")?
         .execute(params![id as i64, now_us(), kind, text])?;
     Ok(())
@@ -475,7 +506,8 @@ fn costs(db: &Connection, id: u64, done: &super::Succeeded) -> Result<()> {
         db.query_row("SELECT attempt FROM job WHERE id = ?1", params![id as i64], |row| row.get(0))?;
     let us = |seconds: f64| (seconds * 1e6).clamp(0.0, 1e18) as i64;
     let mut stage = db.prepare_cached(
-        "INSERT OR REPLACE INTO stage (job, attempt, n, name, wall_us) VALUES (?1, ?2, ?3, ?4, ?5)",
+        "INSERT INTO stage (job, attempt, n, name, wall_us) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (job, attempt, n) DO UPDATE SET name = excluded.name, wall_us = excluded.wall_us",
     )?;
     for (n, (name, seconds)) in done.report.seconds.iter().enumerate() {
         stage.execute(params![id as i64, attempt, n as i64, name, us(*seconds)])?;

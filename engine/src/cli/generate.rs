@@ -25,6 +25,12 @@ pub struct Generate {
     /// The video; an existing file is not replaced [default: the picture's name and the seed, in this folder]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Write one frame of the video as a JPEG, too
+    #[arg(long, value_name = "FILE")]
+    poster: Option<PathBuf>,
+    /// Write the same frame, at most 512 pixels wide and high
+    #[arg(long, value_name = "FILE")]
+    thumbnail: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -58,19 +64,10 @@ impl Generate {
             name.push(format!("-{}.mp4", request.seed));
             PathBuf::from(name)
         });
-        if out.symlink_metadata().is_ok() {
-            return Err(Error::Output(format!(
-                "`{}` exists; remove it or choose another name",
-                out.display()
-            )));
-        }
-
-        let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if !folder.is_dir() {
-            return Err(Error::Output(format!(
-                "there is no folder `{}` for the video; make it first",
-                folder.display()
-            )));
+        let pictures = Pictures { poster: self.poster, thumbnail: self.thumbnail, preview: None };
+        let files = [&pictures.poster, &pictures.thumbnail].into_iter().flatten();
+        for path in std::iter::once(&out).chain(files.clone()) {
+            check_new(path)?;
         }
 
         let stop = Stop::listen()?;
@@ -80,12 +77,19 @@ impl Generate {
         let part = video::part_path(&out)?;
         stop.unfinished(&part);
         let bar = Bar::new(self.json, stop);
-        let report = pipeline.run(&job, &part, &Pictures::default(), &bar);
+        let report = pipeline.run(&job, &part, &pictures, &bar);
         bar.finish();
         let report = report?;
         video::place(&part, &out).inspect_err(|_| {
             let _ = std::fs::remove_file(&part);
         })?;
+        if let Some(missing) = files.into_iter().find(|path| !path.exists()) {
+            return Err(Error::Output(format!(
+                "`{}` is made, but `{}` could not be written, as the warning above says",
+                out.display(),
+                missing.display()
+            )));
+        }
         if self.json {
             print_json(&serde_json::json!({ "video": out, "request": job.request, "report": report }))
         } else {
@@ -100,4 +104,20 @@ impl Generate {
             ))
         }
     }
+}
+
+/// Refuses to replace a file, or to write one where there is no folder.
+fn check_new(path: &Path) -> Result<()> {
+    if path.symlink_metadata().is_ok() {
+        return Err(Error::Output(format!("`{}` exists; remove it or choose another name", path.display())));
+    }
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return Err(Error::Output(format!(
+            "there is no folder `{}` for `{}`; make it first",
+            folder.display(),
+            path.display()
+        )));
+    }
+    Ok(())
 }

@@ -1,8 +1,9 @@
-//! Pictures: decoded, fitted to the video's size, and made ready for the VAE and for CLIP.
+//! Pictures: decoded, fitted to the video's size, made ready for the VAE and for CLIP, and written.
 
 mod decode;
 mod resize;
 mod size;
+mod write;
 
 pub use decode::{Picture, decode, decode_bytes};
 pub use resize::{bicubic, bicubic_antialiased, clip_pixels};

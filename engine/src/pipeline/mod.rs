@@ -2,6 +2,7 @@
 
 mod clock;
 mod models;
+mod pictures;
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::{Error, Result};
 use clock::{Clock, Costs};
 use models::Models;
 pub use models::Pipeline;
+use pictures::{Previews, Stills};
 
 /// A picture that is fitted and a request that is checked: all that can be refused without the model.
 pub struct Job {
@@ -68,7 +70,8 @@ struct Conditioning<B: Backend> {
 }
 
 impl<B: Backend> Pipeline<B> {
-    /// Makes the video of `job` and writes it to `out`, complete and synced. On an error nothing is left at `out`.
+    /// Makes the video of `job` and writes it to `out`, complete and synced, and the `pictures` beside it. On an error
+    /// nothing is left but the preview, which is the caller's to remove.
     ///
     /// # Errors
     /// [`Error::Canceled`] soon after the observer says so; otherwise whichever stage failed.
@@ -76,7 +79,7 @@ impl<B: Backend> Pipeline<B> {
         &mut self,
         job: &Job,
         out: &Path,
-        _pictures: &Pictures,
+        pictures: &Pictures,
         observer: &dyn Observer,
     ) -> Result<Report> {
         let request = &job.request;
@@ -97,20 +100,25 @@ impl<B: Backend> Pipeline<B> {
 
         clock.stage(Stage::Load)?;
         self.load(&mut clock)?;
+        let colours = pictures.preview.is_some().then(|| self.colours()).transpose()?;
+        let mut previews = Previews::new(pictures.preview.as_deref(), colours);
         let (backend, tokenizer, models) = self.parts()?;
         let conditioning = condition(backend, tokenizer, models, job, &mut clock)?;
 
         clock.stage(Stage::Denoise)?;
-        let (latents, plan) = denoise(backend, models, job, &sampler, &conditioning, &mut clock)?;
+        let (latents, plan) =
+            denoise(backend, models, job, &sampler, &conditioning, &mut previews, &mut clock)?;
         drop(conditioning);
 
         clock.stage(Stage::VaeDecode)?;
         let mut frames = 0;
+        let mut stills = Stills::new(pictures, width, height, request.frames);
         {
             let mut sink = |pixels: B::Tensor| {
                 let rgb = vae::to_u8(backend, &pixels)?;
                 frames += (rgb.len() / (width * height * 3)) as u32;
                 clock.decoded(frames);
+                stills.see(&rgb);
                 writer.write(&rgb)?;
                 clock.observer().check()
             };
@@ -121,6 +129,7 @@ impl<B: Backend> Pipeline<B> {
         }
         clock.stage(Stage::Write)?;
         let bytes = writer.finish()?;
+        stills.finish();
         let steps = clock.steps(&plan.compute);
         let (forwards_computed, forwards_skipped) = plan.forwards(request.uses_guidance());
         Ok(Report {
@@ -232,6 +241,7 @@ fn denoise<B: Backend>(
     job: &Job,
     sampler: &SamplerConfig,
     conditioning: &Conditioning<B>,
+    previews: &mut Previews<'_>,
     clock: &mut Clock<'_>,
 ) -> Result<(B::Tensor, StepPlan)> {
     let request = &job.request;
@@ -276,10 +286,12 @@ fn denoise<B: Backend>(
             }
             branches.push(out.velocity);
         }
-        match &branches[..] {
-            [positive, negative] => guidance.apply(backend, positive, negative),
-            _ => Ok(branches.remove(0)),
-        }
+        let velocity = match &branches[..] {
+            [positive, negative] => guidance.apply(backend, positive, negative)?,
+            _ => branches.remove(0),
+        };
+        previews.offer(backend, x, &velocity, sampler.sigmas()[step], observer)?;
+        Ok(velocity)
     };
     let mut renoise = || generator.randn(shape.iter().product());
     let latents = sampler::run(backend, sampler, first, &mut velocity, &mut renoise, &mut |step, _| {

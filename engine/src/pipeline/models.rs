@@ -7,7 +7,7 @@ use crate::backend::Backend;
 use crate::model::clip::Clip;
 use crate::model::dit::Dit;
 use crate::model::t5::T5;
-use crate::model::vae::Vae;
+use crate::model::vae::{Colours, Vae};
 use crate::text::{self, MAX_TOKENS, Tokenizer};
 use crate::weights::{
     ClipConfig, DitConfig, ModelDir, T5Config, VaeConfig, Weights, open_clip, open_dit, open_t5, open_vae,
@@ -55,6 +55,8 @@ pub struct Models<B: Backend> {
     /// The autoencoder.
     pub vae: Vae<B>,
     texts: HashMap<String, B::Tensor>,
+    /// How latents look, once somebody wanted to know.
+    colours: Option<Colours>,
 }
 
 impl<B: Backend> Pipeline<B> {
@@ -107,7 +109,7 @@ impl<B: Backend> Pipeline<B> {
         loaded(clock, self.vae.weights.parameters())?;
         let dit = Dit::load(b, &self.dit.weights, &self.dit.config)?;
         loaded(clock, self.dit.weights.parameters())?;
-        self.models = Some(Models { dit, t5, clip, vae, texts: HashMap::new() });
+        self.models = Some(Models { dit, t5, clip, vae, texts: HashMap::new(), colours: None });
         Ok(())
     }
 
@@ -115,6 +117,15 @@ impl<B: Backend> Pipeline<B> {
     pub(super) fn parts(&mut self) -> Result<(&B, &Tokenizer, &mut Models<B>)> {
         let models = self.models.as_mut().ok_or_else(|| Error::Internal("the model is not loaded".into()))?;
         Ok((&self.backend, &self.tokenizer, models))
+    }
+
+    /// How the loaded model's latents look.
+    pub(super) fn colours(&mut self) -> Result<Colours> {
+        let (b, _, models) = self.parts()?;
+        if let Some(known) = &models.colours {
+            return Ok(known.clone());
+        }
+        Ok(models.colours.insert(models.vae.colours(b)?).clone())
     }
 
     pub(super) fn is_loaded(&self) -> bool {

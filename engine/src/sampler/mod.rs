@@ -51,6 +51,14 @@ impl SamplerConfig {
             }
         }
     }
+
+    /// How much noise the sample has before each step, from 1 to 0.
+    pub fn sigmas(&self) -> &[f32] {
+        match self {
+            Self::Unipc(schedule) => &schedule.sigmas,
+            Self::Euler(schedule) | Self::Renoise(schedule) => &schedule.sigmas,
+        }
+    }
 }
 
 /// The model as [`run`] sees it: the step's index, the sample and the timestep give noise minus clean sample, guidance

@@ -1,7 +1,7 @@
 //! `Decoder3d`: latent frames to frames, a chunk at a time.
 
-use super::Probe;
 use super::layers::{CausalConv, Clip, Head, Memory, Middle, Resample, ResidualBlock};
+use super::{Probe, see};
 use crate::Result;
 use crate::backend::ConvOps;
 use crate::weights::WeightSource;
@@ -41,20 +41,20 @@ impl<B: ConvOps> Decoder<B> {
         b: &B,
         latents: Clip<B::Tensor>,
         memory: &mut Memory<B::Tensor>,
-        probe: &mut Probe<'_, B>,
+        probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<Clip<B::Tensor>> {
         memory.rewind();
         let x = self.conv1.run(b, latents, memory)?;
-        probe.see("dec.conv1", &x)?;
+        see(probe, "dec.conv1", &x);
         let mut x = self.middle.run(b, x, memory)?;
-        probe.see("dec.middle", &x)?;
+        see(probe, "dec.middle", &x);
         for (i, layer) in self.upsamples.iter().enumerate() {
             x = match layer {
                 Layer::Block(block) => block.run(b, x, memory)?,
                 Layer::Up(resample) => resample.up(b, x, memory)?,
             };
             if i == 3 {
-                probe.see("dec.upsamples3", &x)?;
+                see(probe, "dec.upsamples3", &x);
             }
         }
         self.head.run(b, x, memory)

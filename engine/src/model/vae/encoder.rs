@@ -1,7 +1,7 @@
 //! `Encoder3d`: frames to the moments' features, a chunk at a time.
 
-use super::Probe;
 use super::layers::{CausalConv, Clip, Head, Memory, Middle, Resample, ResidualBlock};
+use super::{Probe, see};
 use crate::Result;
 use crate::backend::ConvOps;
 use crate::weights::WeightSource;
@@ -41,7 +41,7 @@ impl<B: ConvOps> Encoder<B> {
         b: &B,
         frames: Clip<B::Tensor>,
         memory: &mut Memory<B::Tensor>,
-        probe: &mut Probe<'_, B>,
+        probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<Clip<B::Tensor>> {
         memory.rewind();
         let mut x = self.conv1.run(b, frames, memory)?;
@@ -51,15 +51,15 @@ impl<B: ConvOps> Encoder<B> {
                 Layer::Down(resample) => resample.down(b, x, memory)?,
             };
             match i {
-                5 => probe.see("enc.downsamples5", &x)?,
-                8 => probe.see("enc.downsamples8", &x)?,
+                5 => see(probe, "enc.downsamples5", &x),
+                8 => see(probe, "enc.downsamples8", &x),
                 _ => {}
             }
         }
         let x = self.middle.run(b, x, memory)?;
-        probe.see("enc.mid", &x)?;
+        see(probe, "enc.mid", &x);
         let x = self.head.run(b, x, memory)?;
-        probe.see("enc.head", &x)?;
+        see(probe, "enc.head", &x);
         Ok(x)
     }
 }

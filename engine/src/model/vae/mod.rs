@@ -4,6 +4,7 @@
 //! frames; it is encoded and decoded a latent frame at a time, each layer remembering the frames that its kernel reaches
 //! back to.
 
+mod colours;
 mod decoder;
 mod encoder;
 mod layers;
@@ -12,12 +13,14 @@ mod tiles;
 #[cfg(test)]
 mod tests;
 
+use super::Probe;
 use crate::backend::ConvOps;
 use crate::backend::conv::Step;
 use crate::progress::Observer;
 use crate::weights::{HostTensor, VaeConfig, WeightSource};
 use crate::{Error, Result};
 
+pub use colours::Colours;
 use decoder::Decoder;
 use encoder::Encoder;
 use layers::{Clip, Memory, each_frame, load_conv};
@@ -38,18 +41,10 @@ pub const LATENT_STD: [f32; LATENT_CHANNELS] = [
     1.1253, 2.8251, 1.9160,
 ];
 
-/// Looks at an intermediate volume, chunk after chunk: its name and values.
-pub type Look<'a, T> = &'a mut dyn FnMut(&str, &T) -> Result<()>;
-
-/// Somebody who looks at intermediates, or nobody.
-struct Probe<'a, B: ConvOps>(Option<Look<'a, B::Tensor>>);
-
-impl<B: ConvOps> Probe<'_, B> {
-    fn see(&mut self, name: &str, clip: &Clip<B::Tensor>) -> Result<()> {
-        match (&mut self.0, &clip.frames) {
-            (Some(look), Some(frames)) => look(name, frames),
-            _ => Ok(()),
-        }
+/// Shows the frames of a chunk to the probe, if there is one and there are some.
+fn see<T>(probe: &mut Probe<'_, T>, name: &str, clip: &Clip<T>) {
+    if let (Some(probe), Some(frames)) = (probe, &clip.frames) {
+        probe(name, frames);
     }
 }
 
@@ -154,7 +149,7 @@ impl<B: ConvOps> Vae<B> {
         normalize(b, &self.encode_chunks(b, chunks, true, grid, observer, None)?)
     }
 
-    /// The means of the latents, before normalisation, of a video as in [`Vae::encode`]. `look` sees the outputs of
+    /// The means of the latents, before normalisation, of a video as in [`Vae::encode`]. `probe` sees the outputs of
     /// `enc.downsamples5`, `enc.downsamples8`, `enc.mid` and `enc.head`.
     ///
     /// # Errors
@@ -164,10 +159,10 @@ impl<B: ConvOps> Vae<B> {
         b: &B,
         video: &B::Tensor,
         observer: &dyn Observer,
-        look: Option<Look<'_, B::Tensor>>,
+        probe: Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
         let [_, _, h, w] = extents(b, video, 3, 8)?;
-        self.encode_video(b, video, &Grid::whole(h, w), observer, look)
+        self.encode_video(b, video, &Grid::whole(h, w), observer, probe)
     }
 
     /// [`Vae::encode`] tile by tile: less memory, other values where tiles overlap.
@@ -185,7 +180,7 @@ impl<B: ConvOps> Vae<B> {
         video: &B::Tensor,
         grid: &Grid,
         observer: &dyn Observer,
-        look: Option<Look<'_, B::Tensor>>,
+        probe: Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
         let [_, frames, ..] = extents(b, video, 3, 8)?;
         if frames % 4 != 1 {
@@ -197,7 +192,7 @@ impl<B: ConvOps> Vae<B> {
             0 => Ok(Clip::new(b.narrow(video, 1, 0, 1)?)),
             _ => Ok(Clip::new(b.narrow(video, 1, 4 * i - 3, 4)?)),
         });
-        self.encode_chunks(b, chunks, false, grid, observer, look)
+        self.encode_chunks(b, chunks, false, grid, observer, probe)
     }
 
     /// Encodes all tiles' first chunk, then all tiles' second one, and so on.
@@ -208,9 +203,8 @@ impl<B: ConvOps> Vae<B> {
         repeating: bool,
         grid: &Grid,
         observer: &dyn Observer,
-        look: Option<Look<'_, B::Tensor>>,
+        mut probe: Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
-        let mut probe = Probe::<B>(look);
         let latent_grid = grid.scaled(1, 8);
         let mut memories: Vec<_> = (0..grid.len()).map(|_| Memory::new(repeating)).collect();
         let mut tiles: Vec<Option<B::Tensor>> = vec![None; grid.len()];
@@ -263,7 +257,7 @@ impl<B: ConvOps> Vae<B> {
         self.decode_in(b, latents, sink, &Grid::new(h, w, 8), None)
     }
 
-    /// [`Vae::decode`]; `look` sees the outputs of `dec.conv1`, `dec.middle` and `dec.upsamples3`.
+    /// [`Vae::decode`]; `probe` sees the outputs of `dec.conv1`, `dec.middle` and `dec.upsamples3`.
     ///
     /// # Errors
     /// As [`Vae::decode`].
@@ -272,10 +266,10 @@ impl<B: ConvOps> Vae<B> {
         b: &B,
         latents: &B::Tensor,
         sink: &mut dyn FnMut(B::Tensor) -> Result<()>,
-        look: Option<Look<'_, B::Tensor>>,
+        probe: Probe<'_, B::Tensor>,
     ) -> Result<()> {
         let [.., h, w] = extents(b, latents, LATENT_CHANNELS, 1)?;
-        self.decode_in(b, latents, sink, &Grid::whole(h, w), look)
+        self.decode_in(b, latents, sink, &Grid::whole(h, w), probe)
     }
 
     fn decode_in(
@@ -284,9 +278,8 @@ impl<B: ConvOps> Vae<B> {
         latents: &B::Tensor,
         sink: &mut dyn FnMut(B::Tensor) -> Result<()>,
         grid: &Grid,
-        look: Option<Look<'_, B::Tensor>>,
+        mut probe: Probe<'_, B::Tensor>,
     ) -> Result<()> {
-        let mut probe = Probe::<B>(look);
         let frames = b.shape(latents)[1];
         let latents = per_channel(b, latents, |v, mean, inverse| v / inverse + mean)?;
         let frame_grid = grid.scaled(8, 1);

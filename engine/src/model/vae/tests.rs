@@ -114,11 +114,10 @@ fn encoding_is_the_references() {
     let latent_frames = golden.tensor("vae.enc.mu").1[1];
     let video = with_zeros(&b, &picture, 4 * latent_frames - 3);
     let mut seen = std::collections::BTreeMap::<String, Vec<Tensor>>::new();
-    let mut look = |name: &str, x: &Tensor| {
+    let mut probe = |name: &str, x: &Tensor| {
         seen.entry(name.to_owned()).or_default().push(x.clone());
-        Ok(())
     };
-    golden.compare("vae.enc.mu", &vae.encode_mu(&b, &video, &Quiet, Some(&mut look)).unwrap());
+    golden.compare("vae.enc.mu", &vae.encode_mu(&b, &video, &Quiet, Some(&mut probe)).unwrap());
     assert_eq!(
         seen.keys().collect::<Vec<_>>(),
         ["enc.downsamples5", "enc.downsamples8", "enc.head", "enc.mid"]
@@ -142,11 +141,10 @@ fn decoding_is_the_references() {
         frames.push(x);
         Ok(())
     };
-    let mut look = |name: &str, x: &Tensor| {
+    let mut probe = |name: &str, x: &Tensor| {
         seen.entry(name.to_owned()).or_default().push(x.clone());
-        Ok(())
     };
-    vae.decode_probed(&b, &latents, &mut sink, Some(&mut look)).unwrap();
+    vae.decode_probed(&b, &latents, &mut sink, Some(&mut probe)).unwrap();
     assert_eq!(seen.keys().collect::<Vec<_>>(), ["dec.conv1", "dec.middle", "dec.upsamples3"]);
     for (name, chunks) in &seen {
         golden.compare(&format!("vae.{name}"), &join(chunks));
@@ -204,9 +202,8 @@ fn a_picture_is_encoded_as_the_video_that_it_stands_for() {
 fn layers_stop_computing_once_their_input_rests() {
     let (b, vae) = load();
     let mut computed = 0;
-    let mut look = |name: &str, x: &Tensor| {
+    let mut probe = |name: &str, x: &Tensor| {
         computed += if name == "enc.downsamples5" { x.dims()[1] } else { 0 };
-        Ok(())
     };
     let picture = noise(&[3, 1, 16, 16], 5);
     let black = b.upload(&[0.0; 3 * 256], &[3, 1, 16, 16]).unwrap();
@@ -218,7 +215,7 @@ fn layers_stop_computing_once_their_input_rests() {
         })
     });
     let grid = Grid::whole(16, 16);
-    vae.encode_chunks(&b, chunks, true, &grid, &Quiet, Some(&mut look)).unwrap();
+    vae.encode_chunks(&b, chunks, true, &grid, &Quiet, Some(&mut probe)).unwrap();
     // Zeros from frame 1 on, and nine convolutions that reach back two frames each: frame 19 is the last that differs
     // from the one before, which makes half as many and one more, and one for the pair that it is in.
     assert!((10..=12).contains(&computed), "{computed} of 41 frames");
@@ -387,4 +384,24 @@ fn wrong_extents_and_cancelling_are_errors() {
         if frames == 2 { Err(Error::Canceled) } else { Ok(()) }
     });
     assert!(matches!(stopped, Err(Error::Canceled)) && frames == 2);
+}
+
+#[test]
+fn colours_come_near_to_decoding() {
+    let (b, vae) = load();
+    let colours = vae.colours(&b).unwrap();
+    assert_eq!(colours, vae.colours(&b).unwrap(), "another map from the same weights");
+    // On the fit's own sample, and on one that it has not seen.
+    for (seed, most) in [(0, 0.9), (1, 0.95)] {
+        let (latents, pixels) = vae.colour_samples(&b, seed).unwrap();
+        let mean: [f32; 3] =
+            std::array::from_fn(|c| pixels.iter().map(|p| p[c]).sum::<f32>() / pixels.len() as f32);
+        let distance = |of: &dyn Fn(usize) -> [f32; 3]| -> f64 {
+            let squares = |i: usize| of(i).into_iter().zip(pixels[i]).map(|(a, b)| f64::from(a - b).powi(2));
+            (0..pixels.len()).flat_map(squares).sum()
+        };
+        let left = distance(&|i| colours.of(|c| latents[i][c])) / distance(&|_| mean);
+        println!("sample {seed}: {left:.3} of the variance is left");
+        assert!(left < most, "{left} of the variance is left on sample {seed}");
+    }
 }

@@ -1,0 +1,162 @@
+//! What a job costs, and what earlier ones did.
+
+use rusqlite::params;
+
+use super::Store;
+use crate::Result;
+use crate::gpu::meter::{Sample, Spent};
+
+/// On what a job runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placed {
+    /// The profile's name.
+    pub profile: Option<String>,
+    /// `GPU-...`
+    pub gpu_uuid: Option<String>,
+    /// As its maker calls it.
+    pub gpu_name: Option<String>,
+    /// The driver's version.
+    pub driver: Option<String>,
+}
+
+/// What an ended job did, and how long it took.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Known {
+    /// Pixels.
+    pub width: u32,
+    /// Pixels.
+    pub height: u32,
+    /// Frames.
+    pub frames: u32,
+    /// Forwards of the DiT that were computed.
+    pub forwards: u32,
+    /// From its start to its end, without loading the model.
+    pub seconds: f64,
+}
+
+/// What one job cost in energy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Energy {
+    /// Joules.
+    pub joules: f64,
+    /// `counter` or `sampled`.
+    pub method: String,
+    /// Joules of each stage, in order.
+    pub stages: Vec<(String, f64)>,
+}
+
+impl Store {
+    /// Writes down on what a job runs.
+    pub fn placed(&mut self, id: u64, placed: &Placed) -> Result<()> {
+        self.db.execute(
+            "UPDATE job SET profile = ?2, gpu_uuid = ?3, gpu_name = ?4, driver = ?5, energy_mj = NULL,
+               energy_method = NULL WHERE id = ?1",
+            params![id as i64, placed.profile, placed.gpu_uuid, placed.gpu_name, placed.driver],
+        )?;
+        Ok(())
+    }
+
+    /// On what a job ran last.
+    pub fn placement(&self, id: u64) -> Result<Placed> {
+        let sql = "SELECT profile, gpu_uuid, gpu_name, driver FROM job WHERE id = ?1";
+        Ok(self.db.query_row(sql, [id as i64], |row| {
+            Ok(Placed {
+                profile: row.get(0)?,
+                gpu_uuid: row.get(1)?,
+                gpu_name: row.get(2)?,
+                driver: row.get(3)?,
+            })
+        })?)
+    }
+
+    /// Writes samples down; for a job that has been forgotten meanwhile, none.
+    pub fn samples(&mut self, id: u64, attempt: u32, samples: &[Sample]) -> Result<()> {
+        let change = self.db.transaction()?;
+        {
+            let mut insert = change.prepare_cached(
+                "INSERT OR REPLACE INTO sample (job, attempt, at_us, power_mw, temperature_c, sm_clock_mhz, memory_clock_mhz,
+                   gpu_percent, memory_percent, memory_bytes)
+                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10 WHERE EXISTS (SELECT 1 FROM job WHERE id = ?1)",
+            )?;
+            for s in samples {
+                insert.execute(params![
+                    id as i64,
+                    attempt,
+                    s.at_us,
+                    s.power_mw,
+                    s.temperature_c,
+                    s.sm_clock_mhz,
+                    s.memory_clock_mhz,
+                    s.gpu_percent,
+                    s.memory_percent,
+                    s.memory_bytes.map(|bytes| bytes as i64),
+                ])?;
+            }
+        }
+        change.commit()?;
+        Ok(())
+    }
+
+    /// Writes down what an attempt cost. `stages` are the names of the stages in the engine's report, in order.
+    pub fn spent(&mut self, id: u64, attempt: u32, spent: &Spent, stages: &[String]) -> Result<()> {
+        let change = self.db.transaction()?;
+        change.execute(
+            "UPDATE job SET energy_mj = ?2, energy_method = ?3 WHERE id = ?1",
+            params![id as i64, spent.energy_mj as i64, spent.method.name()],
+        )?;
+        for (n, name) in stages.iter().enumerate() {
+            let energy =
+                spent.stages.iter().find(|(stage, _)| stage.name() == name).map(|(_, mj)| *mj as i64);
+            // The seconds come with the job's end.
+            change.execute(
+                "INSERT INTO stage (job, attempt, n, name, wall_us, energy_mj) VALUES (?1, ?2, ?3, ?4, 0, ?5)
+                 ON CONFLICT (job, attempt, n) DO UPDATE SET energy_mj = excluded.energy_mj",
+                params![id as i64, attempt, n as i64, name, energy],
+            )?;
+        }
+        change.commit()?;
+        Ok(())
+    }
+
+    /// What a job's last attempt cost in energy, if it was measured.
+    pub fn energy(&self, id: u64) -> Result<Option<Energy>> {
+        let (total, method) = self.db.query_row(
+            "SELECT energy_mj, energy_method FROM job WHERE id = ?1",
+            [id as i64],
+            |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<String>>(1)?)),
+        )?;
+        let Some((total, method)) = total.zip(method) else { return Ok(None) };
+        let mut find = self.db.prepare_cached(
+            "SELECT name, energy_mj FROM stage WHERE job = ?1 AND energy_mj IS NOT NULL
+               AND attempt = (SELECT max(attempt) FROM stage WHERE job = ?1) ORDER BY n",
+        )?;
+        let stages = find
+            .query_map([id as i64], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as f64 / 1e3)))?
+            .collect::<Result<_, _>>()?;
+        Ok(Some(Energy { joules: total as f64 / 1e3, method, stages }))
+    }
+
+    /// The newest finished jobs of a profile, of the model that the newest of them had; at most so many.
+    pub fn known(&self, profile: &str, limit: u32) -> Result<Vec<Known>> {
+        let mut find = self.db.prepare_cached(
+            "SELECT width, height, frames, forwards_computed,
+               (finished_us - started_us - coalesce((SELECT sum(wall_us) FROM stage WHERE stage.job = job.id
+                 AND stage.attempt = job.attempt AND name = 'load'), 0)) / 1e6
+             FROM job WHERE state = 'done' AND profile = ?1 AND forwards_computed > 0 AND width IS NOT NULL
+               AND model IS (SELECT model FROM job WHERE state = 'done' AND profile = ?1 ORDER BY id DESC LIMIT 1)
+             ORDER BY id DESC LIMIT ?2",
+        )?;
+        let known = find
+            .query_map(params![profile, limit], |row| {
+                Ok(Known {
+                    width: row.get(0)?,
+                    height: row.get(1)?,
+                    frames: row.get(2)?,
+                    forwards: row.get(3)?,
+                    seconds: row.get(4)?,
+                })
+            })?
+            .collect::<Result<_, _>>()?;
+        Ok(known)
+    }
+}

@@ -1,0 +1,80 @@
+//! What a person does to a job that is not its run: another place in the queue, another try, forgetting. And the settings
+//! that outlive a restart.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::job::Job;
+use super::store::{Store, event};
+use crate::Result;
+
+/// The setting under which a pause is kept: who paused, as a sentence.
+pub const PAUSED: &str = "paused";
+
+impl Store {
+    /// Gives a queued job another place among those that wait. False if it does not wait.
+    pub fn set_priority(&mut self, id: u64, priority: i32) -> Result<bool> {
+        self.change(|db| {
+            let changed = db.execute(
+                "UPDATE job SET priority = ?2 WHERE id = ?1 AND state = 'queued'",
+                params![id as i64, priority],
+            )?;
+            if changed == 1 {
+                event(db, id, "priority", Some(&priority.to_string()))?;
+            }
+            Ok(changed == 1)
+        })
+    }
+
+    /// Removes an ended job's row and everything that hangs on it, out of the file as well. `None` if no ended job has
+    /// this number.
+    pub fn forget(&mut self, id: u64) -> Result<Option<Job>> {
+        let job = self.change(|db| {
+            Ok(db
+                .query_row(
+                    "DELETE FROM job WHERE id = ?1 AND state IN ('done','failed','canceled') RETURNING *",
+                    params![id as i64],
+                    Job::from_row,
+                )
+                .optional()?)
+        })?;
+        if job.is_some() {
+            self.checkpoint()?;
+        }
+        Ok(job)
+    }
+
+    /// Writes the log ahead into the file and empties it, so that what was removed is nowhere any more.
+    pub(super) fn checkpoint(&mut self) -> Result<()> {
+        self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+
+    /// Whether a job waits.
+    pub fn waits(&self) -> Result<bool> {
+        let mut find = self.db.prepare_cached("SELECT EXISTS (SELECT 1 FROM job WHERE state = 'queued')")?;
+        Ok(find.query_row([], |row| row.get(0))?)
+    }
+
+    /// A setting that was made while the service ran.
+    pub fn setting(&self, key: &str) -> Result<Option<String>> {
+        let mut find = self.db.prepare_cached("SELECT value FROM setting WHERE key = ?1")?;
+        Ok(find.query_row([key], |row| row.get(0)).optional()?)
+    }
+
+    /// Makes or removes a setting.
+    pub fn set_setting(&mut self, key: &str, value: Option<&str>) -> Result<()> {
+        match value {
+            Some(value) => self.db.execute(
+                "INSERT INTO setting (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2",
+                [key, value],
+            )?,
+            None => self.db.execute("DELETE FROM setting WHERE key = ?1", [key])?,
+        };
+        Ok(())
+    }
+
+    /// How many jobs that came over the bus may be open at a time, all users together.
+    pub fn set_total(&mut self, total: u32) {
+        self.total = total;
+    }
+}

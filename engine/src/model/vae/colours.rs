@@ -1,0 +1,106 @@
+//! Latents as colours without decoding them: the linear map that comes nearest to this decoder.
+//!
+//! The map is fitted to the loaded decoder's own answers, so that it belongs to whatever weights they are.
+
+use super::{LATENT_CHANNELS, Vae};
+use crate::backend::ConvOps;
+use crate::noise;
+use crate::{Error, Result};
+
+/// Latent pixels along each side of the sample that is decoded for the fit.
+const SIDE: usize = 24;
+/// Latent pixels along each side of a patch of one value: real latents change slowly from pixel to pixel, too.
+const PATCH: usize = 2;
+/// Pixels of a latent pixel along each side.
+const PIXELS: usize = 8;
+/// The latent channels and a constant.
+const UNKNOWNS: usize = LATENT_CHANNELS + 1;
+
+/// Red, green and blue of a latent pixel, each a weighted sum of its channels and a constant.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Colours([[f32; UNKNOWNS]; 3]);
+
+impl<B: ConvOps> Vae<B> {
+    /// Fits the map by least squares to one small decode of fixed noise, 8 x 8 pixels to a latent pixel.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    pub fn colours(&self, b: &B) -> Result<Colours> {
+        let (latents, pixels) = self.colour_samples(b, 0)?;
+        Colours::fit(&latents, &pixels)
+    }
+
+    /// Values of latent pixels, and the mean colours that the decoder makes of them, from -1 to 1.
+    pub(super) fn colour_samples(
+        &self,
+        b: &B,
+        seed: u64,
+    ) -> Result<(Vec<[f32; LATENT_CHANNELS]>, Vec<[f32; 3]>)> {
+        const PATCHES: usize = SIDE / PATCH;
+        let noise = noise::cpu(seed).randn(LATENT_CHANNELS * PATCHES * PATCHES);
+        let at = |c: usize, y: usize, x: usize| noise[(c * PATCHES + y / PATCH) * PATCHES + x / PATCH];
+        let volume: Vec<f32> = (0..LATENT_CHANNELS)
+            .flat_map(|c| (0..SIDE).flat_map(move |y| (0..SIDE).map(move |x| (c, y, x))))
+            .map(|(c, y, x)| at(c, y, x))
+            .collect();
+        // Twice the same frame: a video's first one is decoded in another way than all others.
+        let frame = b.upload(&volume, &[LATENT_CHANNELS, 1, SIDE, SIDE])?;
+        let mut last = None;
+        self.decode(b, &b.concat(&[&frame, &frame], 1)?, &mut |frames| {
+            last = Some(frames);
+            Ok(())
+        })?;
+        let last = last.ok_or_else(|| Error::Internal("the decoder gave no frames".into()))?;
+        let frames = b.shape(&last)[1];
+        let decoded = b.download(&last)?;
+
+        let width = SIDE * PIXELS;
+        let mean = |c: usize, y: usize, x: usize| {
+            let rows = (0..frames)
+                .flat_map(|t| (0..PIXELS).map(move |i| ((c * frames + t) * width + y * PIXELS + i) * width));
+            let sum: f32 =
+                rows.flat_map(|row| &decoded[row + x * PIXELS..][..PIXELS]).map(|v| v.clamp(-1.0, 1.0)).sum();
+            sum / (frames * PIXELS * PIXELS) as f32
+        };
+        let places = (0..SIDE).flat_map(|y| (0..SIDE).map(move |x| (y, x)));
+        let latents = places.clone().map(|(y, x)| std::array::from_fn(|c| at(c, y, x))).collect();
+        let pixels = places.map(|(y, x)| std::array::from_fn(|c| mean(c, y, x))).collect();
+        Ok((latents, pixels))
+    }
+}
+
+impl Colours {
+    /// The least squares.
+    fn fit(latents: &[[f32; LATENT_CHANNELS]], pixels: &[[f32; 3]]) -> Result<Self> {
+        // The normal equations, with the three colours as right-hand sides beside the matrix.
+        let mut rows = [[0.0f64; UNKNOWNS + 3]; UNKNOWNS];
+        for (latent, pixel) in latents.iter().zip(pixels) {
+            let terms: Vec<f64> = latent.iter().map(|v| f64::from(*v)).chain([1.0]).collect();
+            let all: Vec<f64> = terms.iter().copied().chain(pixel.iter().map(|v| f64::from(*v))).collect();
+            for (row, term) in rows.iter_mut().zip(&terms) {
+                row.iter_mut().zip(&all).for_each(|(sum, v)| *sum += term * v);
+            }
+        }
+        // Gauss and Jordan. The matrix is positive definite, so that no row has to give way to another.
+        for i in 0..UNKNOWNS {
+            let pivot = rows[i][i];
+            if pivot.is_nan() || pivot <= 0.0 {
+                return Err(Error::Internal("the decoder's answers to noise are no numbers".into()));
+            }
+            rows[i].iter_mut().for_each(|v| *v /= pivot);
+            let solved = rows[i];
+            for (_, row) in rows.iter_mut().enumerate().filter(|(j, _)| *j != i) {
+                let factor = row[i];
+                row.iter_mut().zip(&solved).for_each(|(v, s)| *v -= factor * s);
+            }
+        }
+        Ok(Self(std::array::from_fn(|c| std::array::from_fn(|i| rows[i][UNKNOWNS + c] as f32))))
+    }
+
+    /// The colour of a latent pixel, about -1 to 1; `latent` gives its channels.
+    pub fn of(&self, latent: impl Fn(usize) -> f32) -> [f32; 3] {
+        self.0.map(|weights| {
+            (0..LATENT_CHANNELS).map(|c| weights[c] * latent(c)).sum::<f32>() + weights[LATENT_CHANNELS]
+        })
+    }
+}
