@@ -16,7 +16,7 @@ use harness::{House, PICTURE};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Pictures that wait or run at a time.
-const LOAD: i64 = 4;
+const LOAD: i64 = 12;
 
 /// Numbers that repeat for a seed.
 struct Dice(u64);
@@ -60,7 +60,7 @@ impl Load {
         let Some(open) = self.open() else { return };
         for _ in open..LOAD {
             let n = self.dropped;
-            let slow = [0, 1, 2, 5, 15][self.dice.roll(5) as usize];
+            let slow = [0, 2, 5, 15, 40][self.dice.roll(5) as usize];
             fs::write(self.house.path(&format!("inbox/p{n}.txt")), format!("slow={slow}")).unwrap();
             let picture = [PICTURE, format!("{n}").as_bytes()].concat();
             // As a careful program does: the inbox sees it whole.
@@ -82,8 +82,8 @@ fn main() -> ExitCode {
     load.house.start();
     for n in 0..count {
         load.fill();
-        // Up to 0.4 s: a start of the service and its engine, and a few jobs.
-        std::thread::sleep(Duration::from_millis(load.dice.roll(400)));
+        // Up to 1.6 s: a start of the service, the pause before another engine, and a few jobs.
+        std::thread::sleep(Duration::from_millis(load.dice.roll(1600)));
         let state = "SELECT CASE WHEN EXISTS (SELECT 1 FROM job WHERE state = 'finishing') THEN 2
           ELSE EXISTS (SELECT 1 FROM job WHERE state = 'running') END";
         match load.house.number(state) {

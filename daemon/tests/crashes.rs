@@ -199,6 +199,7 @@ fn an_engine_of_another_version_is_refused_in_words() {
         status["state"] == "no-engine"
             && status["state_text"].as_str().unwrap().contains("finish the upgrade")
     });
+    house.until("the picture waits", |house| house.number("SELECT count(*) FROM job") == Some(1));
     assert_eq!(house.text("SELECT state || attempt FROM job"), "queued0");
 }
 
