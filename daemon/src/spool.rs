@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::files::{rename_new, sync_dir};
 use crate::ledger::{Ledger, days_ago_us};
-use crate::{Error, Result};
+use crate::{Error, Result, picture};
 
 /// The largest picture file, in bytes.
 pub const MAX_IMAGE_BYTES: u64 = 256 << 20;
@@ -77,8 +77,28 @@ impl Spool {
     /// Copies a whole regular file, whatever its descriptor's offset, and syncs the copy. Blocks.
     ///
     /// # Errors
-    /// [`Error::Refused`] with code `invalid-image` for a file that is empty, too large, or changes while it is read.
+    /// [`Error::Refused`] with code `invalid-image` for a file that is empty, too large, no picture that the engine reads
+    /// (see [`picture::read`]), or changes while it is read.
     pub fn put(&self, file: &File, what: &str) -> Result<Spooled> {
+        let spooled = self.stage(file, what)?;
+        sync_dir(&self.dir).map_err(Error::file("sync", &self.dir))?;
+        Ok(spooled)
+    }
+
+    /// [`Self::put`] for many; the folder is synced once for all of them.
+    pub fn put_all(&self, files: &[(File, String)]) -> Vec<Result<Spooled>> {
+        let staged: Vec<Result<Spooled>> = files.iter().map(|(file, what)| self.stage(file, what)).collect();
+        match sync_dir(&self.dir) {
+            Ok(()) => staged,
+            Err(e) => {
+                let again = || std::io::Error::new(e.kind(), e.to_string());
+                staged.into_iter().map(|s| s.and_then(|_| Err(Error::file("sync", &self.dir)(again())))).collect()
+            }
+        }
+    }
+
+    /// Copies a file and gives the copy its name, which a power cut may still undo.
+    fn stage(&self, file: &File, what: &str) -> Result<Spooled> {
         let refuse = |text: String| Error::refused("invalid-image", text);
         let before = file.metadata().map_err(Error::file("look at", what))?;
         if !before.is_file() {
@@ -94,6 +114,7 @@ impl Spool {
                 MAX_IMAGE_BYTES >> 20
             )));
         }
+        picture::read(file, what)?;
         let part = self.dir.join(format!(".{}.part", uuid::Uuid::new_v4()));
         let copied = Self::copy(file, before.len(), &part, what);
         let spooled = copied.and_then(|sha256| {
@@ -113,7 +134,6 @@ impl Spool {
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => _ = fs::remove_file(&part),
                 Err(e) => return Err(Error::file("rename", &path)(e)),
             }
-            sync_dir(&self.dir).map_err(Error::file("sync", &self.dir))?;
             Ok(spooled)
         });
         if spooled.is_err() {
@@ -214,7 +234,7 @@ mod tests {
         let ledger = Ledger::open(&dir.path().join("ledger.db"))?;
         let spool = Spool::open(dir.path().join("spool"))?;
         let source = dir.path().join("a.png");
-        fs::write(&source, "picture").map_err(Error::file("write", &source))?;
+        fs::write(&source, picture::TINY).map_err(Error::file("write", &source))?;
         let file = File::open(&source).map_err(Error::file("open", &source))?;
         let held = spool.put(&file, "the picture")?;
         let again = spool.put(&file, "the picture")?;
@@ -222,7 +242,7 @@ mod tests {
         let path = spool.path(&held.sha256);
         drop(again);
         spool.sweep(&ledger)?;
-        assert_eq!(fs::read(&path).ok().as_deref(), Some(&b"picture"[..]));
+        assert_eq!(fs::read(&path).ok().as_deref(), Some(picture::TINY));
         drop(held);
         fs::write(dir.path().join("spool/.x.part"), "torn").map_err(Error::file("write", "part"))?;
         spool.sweep(&ledger)?;

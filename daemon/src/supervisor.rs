@@ -432,10 +432,7 @@ impl Supervisor {
     async fn attempt_starts(&mut self, job: Job) {
         let (id, attempt) = (job.id, job.attempt);
         self.running = Some(Running { job, cancel: None });
-        // What a job costs is worth knowing, and no reason not to make it.
-        if let Err(e) = self.keeper.job_starts(id, attempt).await {
-            tracing::warn!(job = id, "the start of job {id} is not metered: {e}");
-        }
+        self.keeper.job_starts(id, attempt).await;
     }
 
     /// The one place where an attempt ends, however it does; `None` if it is not this job that runs.
@@ -497,10 +494,9 @@ impl Supervisor {
                 self.idle_since = Instant::now();
                 self.keeper.hello(&kernels, self.engine.as_ref().and_then(Engine::pid)).await;
             }
-            FromEngine::Alive => {}
+            // Whoever wants a preview asks for it.
+            FromEngine::Alive | FromEngine::Preview { .. } => {}
             FromEngine::Progress { job, progress } => self.progress(job, &progress),
-            // Whoever wants it asks for it.
-            FromEngine::Preview { .. } => {}
             FromEngine::Done { job, report } => self.done(job, report).await,
             FromEngine::Failed { job: 0, code, message } => {
                 tracing::error!("the engine cannot work: {message}");

@@ -12,8 +12,8 @@ use crate::board::Change;
 use crate::delivery::{Desk, blocking};
 use crate::files::{Identity, show};
 use crate::holds::What;
-use crate::inbox::draw_seed;
 use crate::ledger::{Added, Job, NewJob, PAUSED, Store};
+use crate::watch::draw_seed;
 use crate::{Error, Result};
 
 /// What another try at a job does otherwise than the first one.

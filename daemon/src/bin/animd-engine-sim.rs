@@ -20,7 +20,8 @@
 //! Down to `stray` they happen half-way through denoising, or where they say: `crash@load`, `hang@vae-decode`.
 //! The variable `SIM_START` has words for the start: `slow=MS` loads for so long, `model` and `device` refuse the model and
 //! the GPU, `protocol` speaks another version, `mute` says nothing, `crash` aborts. `SIM_LIVES=FILE` is a file to which each
-//! start adds a byte.
+//! start adds a byte. With `SIM_KERNELS` it claims code for compute capability 9.0, and to run on the
+//! GPU that it is given.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -33,7 +34,7 @@ use std::{fs, process, thread};
 
 use animd_engine::progress::{Progress, Stage};
 use animd_engine::protocol::{
-    FromEngine, HEARTBEAT_SECONDS, Kernels, MAX_LINE, PROTOCOL, Pictures, Report, ToEngine,
+    FromEngine, HEARTBEAT_SECONDS, Kernels, MAX_LINE, PROTOCOL, Pictures, Report, Target, ToEngine,
 };
 use animd_engine::request::Request;
 
@@ -109,12 +110,18 @@ fn main() -> io::Result<()> {
     if start.has("mute") {
         thread::sleep(Duration::from_secs(3600));
     }
+    let mut kernels = Kernels::default();
+    if std::env::var_os("SIM_KERNELS").is_some() {
+        kernels.native.push(Target { capability: (9, 0), exact: true });
+        kernels.driver = Some(535);
+    }
+    let visible = std::env::var_os("CUDA_VISIBLE_DEVICES").is_some_and(|gpu| !gpu.is_empty());
     line.send(&FromEngine::Hello {
         protocol: PROTOCOL + u32::from(start.has("protocol")),
         version: env!("CARGO_PKG_VERSION").into(),
-        backend: "cpu".into(),
+        backend: if visible { "cuda" } else { "cpu" }.into(),
         model: "simulated".into(),
-        kernels: Kernels::default(),
+        kernels,
         device: None,
     });
     let hung = Arc::new(AtomicBool::new(false));

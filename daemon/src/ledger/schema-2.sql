@@ -1,6 +1,7 @@
 -- Version 2: many watched folders, retries, profiles, and what a job cost in energy.
 ALTER TABLE job ADD COLUMN outbox BLOB;               -- the folder for its video; NULL: the configured one
 ALTER TABLE job ADD COLUMN retry_of INTEGER REFERENCES job(id) ON DELETE SET NULL;
+ALTER TABLE job ADD COLUMN settings_us INTEGER;       -- when a late sidecar was read; NULL: with `created_us`
 ALTER TABLE job ADD COLUMN profile TEXT;
 ALTER TABLE job ADD COLUMN gpu_uuid TEXT;
 ALTER TABLE job ADD COLUMN gpu_name TEXT;
@@ -26,10 +27,12 @@ CREATE TABLE sample (                                 -- the GPU while a job run
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE watch (                                  -- watched folders added over the bus
-  path      BLOB    PRIMARY KEY,
-  outbox    BLOB,
-  owner_uid INTEGER NOT NULL,                         -- who added it
-  added_us  INTEGER NOT NULL
+  path           BLOB    PRIMARY KEY,
+  outbox         BLOB,                                -- NULL: the configured one
+  stable_seconds REAL,
+  poll_seconds   REAL,                                -- forces polling
+  owner_uid      INTEGER NOT NULL,                    -- who added it
+  added_us       INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE setting (                                -- what outlives a restart: `paused`

@@ -13,8 +13,9 @@ use animd::client::ManagerProxy;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-/// The smallest thing that the simulated engine takes for a picture.
-pub const PICTURE: &[u8] = b"\x89PNG\r\n\x1a\n a picture";
+/// A whole PNG of one pixel.
+pub const PICTURE: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU\
+\0\0\0\nIDATx\xdach\0\0\0\x82\0\x81\xdaE\x08;\0\0\0\0IEND\xaeB`\x82";
 
 /// Longer than anything here takes on a busy machine; only a failing test waits for it.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -27,6 +28,8 @@ pub struct House {
     service: Option<Child>,
     config: String,
     env: Vec<(String, String)>,
+    /// Whether the service takes the bus for the system's.
+    system: bool,
 }
 
 impl Drop for House {
@@ -50,7 +53,7 @@ impl House {
         fs::write(
             &bus_config,
             format!(
-                "<busconfig><type>session</type><listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context=\"default\">\
+                "<busconfig><type>session</type><listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context=\"default\"><allow user=\"*\"/>\
                  <allow send_destination=\"*\" eavesdrop=\"true\"/><allow eavesdrop=\"true\"/><allow own=\"*\"/></policy></busconfig>",
                 socket.display()
             ),
@@ -75,7 +78,18 @@ impl House {
             service: None,
             config: config.into(),
             env: Vec::new(),
+            system: false,
         }
+    }
+
+    /// A bus that the service takes for the system's, and that other users reach.
+    pub fn system(config: &str) -> Self {
+        let mut house = Self::new(config);
+        house.system = true;
+        let open = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+        fs::set_permissions(house.dir.path(), open).unwrap();
+        house.start();
+        house
     }
 
     /// The same with the service running.
@@ -89,16 +103,6 @@ impl House {
         self.dir.path().join(name)
     }
 
-    /// The address of this house's bus.
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-
-    /// The service's process, while it runs.
-    pub fn pid(&self) -> u32 {
-        self.service.as_ref().unwrap().id()
-    }
-
     /// The engine's process, while there is one.
     pub fn engine(&self) -> Option<u32> {
         let pid = self.service.as_ref()?.id();
@@ -108,8 +112,27 @@ impl House {
 
     /// The manager on this house's bus.
     pub async fn manager(&self) -> ManagerProxy<'static> {
-        let bus = zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap();
-        ManagerProxy::new(&bus).await.unwrap()
+        ManagerProxy::new(&self.connect().await).await.unwrap()
+    }
+
+    /// A connection to this house's bus.
+    pub async fn connect(&self) -> zbus::Connection {
+        zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap()
+    }
+
+    /// This house's bus.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The variable that says where the service's bus is.
+    pub fn bus_variable(&self) -> &'static str {
+        if self.system { "DBUS_SYSTEM_BUS_ADDRESS" } else { "DBUS_SESSION_BUS_ADDRESS" }
+    }
+
+    /// The running service's process.
+    pub fn pid(&self) -> u32 {
+        self.service.as_ref().map_or(0, Child::id)
     }
 
     pub fn set_env(&mut self, name: &str, value: &str) {
@@ -140,19 +163,32 @@ impl House {
         fs::write(&file, text).unwrap();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let service = Command::new(program("animd", option_env!("CARGO_BIN_EXE_animd")))
-            .args(["--user", "--config"])
+            .args((!self.system).then_some("--user"))
+            .arg("--config")
             .arg(&file)
             .arg("--engine")
             .arg(program("animd-engine-sim", option_env!("CARGO_BIN_EXE_animd-engine-sim")))
-            .env("DBUS_SESSION_BUS_ADDRESS", &self.address)
+            .env(self.bus_variable(), &self.address)
             .env("HOME", self.dir.path())
-            .envs(self.env.iter().cloned())
             .env_remove("NOTIFY_SOCKET")
             .env_remove("JOURNAL_STREAM")
+            // A machine of its own: what a real driver says of this one is not for tests.
+            .env("NVML_LIBRARY", "/nonexistent/libnvidia-ml.so.1")
+            .envs(self.env.iter().cloned())
             .stderr(log)
             .spawn()
             .unwrap();
         self.service = Some(service);
+    }
+
+    /// More TOML for the next start of the service, in place of what there was.
+    pub fn configure(&mut self, config: &str) {
+        self.config = config.into();
+    }
+
+    /// The exit code of a service that has ended by itself.
+    pub fn exited(&mut self) -> Option<i32> {
+        self.service.as_mut()?.try_wait().unwrap()?.code()
     }
 
     /// As a power cut for the process.
@@ -177,7 +213,8 @@ impl House {
 
     pub fn animctl_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program("animctl", option_env!("CARGO_BIN_EXE_animctl")));
-        command.arg("--user").args(args).env("DBUS_SESSION_BUS_ADDRESS", &self.address);
+        let bus = if self.system { "--system" } else { "--user" };
+        command.arg(bus).args(args).env(self.bus_variable(), &self.address);
         command
     }
 
