@@ -85,9 +85,8 @@ impl JobObject {
         self.authorized(&header, connection).await?;
         let id = self.id;
         let _turn = self.hub.reading().await?;
-        let found = self.hub.desk.ledger.call(move |db| {
-            db.job(id)?.map(|job| Whole::of(job, db)).transpose()
-        });
+        let found =
+            self.hub.desk.ledger.call(move |db| db.job(id)?.map(|job| Whole::of(job, db)).transpose());
         let whole = found.await?;
         let whole =
             whole.ok_or_else(|| BusError::NotFound(format!("job {id} is no longer in the ledger")))?;
