@@ -73,7 +73,7 @@ pub fn submission(options: &Options) -> Result<Submission, BusError> {
                     other => {
                         return Err(BusError::InvalidOption(format!(
                             "`{key}`: `{}` is neither `outbox` nor `caller`",
-                            crate::files::show(other)
+                            short(other)
                         )));
                     }
                 };
@@ -161,7 +161,7 @@ fn settings(
             // One at a time, so that the error can name the key.
             let one = Value::Object([(key.clone(), value.clone())].into_iter().collect());
             serde_json::from_value::<Settings>(one).map_err(|e| {
-                BusError::InvalidOption(format!("`{key}`: {}", keys::with_hint(&e.to_string())))
+                BusError::InvalidOption(format!("`{key}`: {}", short(&keys::with_hint(&e.to_string()))))
             })?;
             settings.insert(key.clone(), value);
         } else {
