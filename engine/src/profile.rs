@@ -183,7 +183,7 @@ impl Mistake {
     /// The line of `text` that it is about, counted from 1.
     pub fn line(&self, text: &str) -> Option<usize> {
         let start = self.span.as_ref()?.start.min(text.len());
-        Some(text.as_bytes()[..start].iter().filter(|b| **b == b'\n').count() + 1)
+        Some(text.as_bytes()[..start].split(|b| *b == b'\n').count())
     }
 }
 
