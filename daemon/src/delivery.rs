@@ -7,7 +7,6 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -18,18 +17,15 @@ use sha2::{Digest, Sha256};
 
 use crate::board::{Board, Change};
 use crate::config::{Config, Sources};
-use crate::files::{self, Identity, numbered, rename_new, show, split_name, sync_dir};
+use crate::files::{self, numbered, rename_new, show, split_name};
 use crate::holds::Holds;
 use crate::ledger::{Ended, Job, Ledger, Outcome, PAUSED, State, Succeeded};
 use crate::pictures::Picture;
 use crate::profile::Profiles;
 use crate::spool::Spool;
+use crate::watch::Watches;
+use crate::watch::away::{self, Leaving, sync_or_warn};
 use crate::{Error, Result};
-
-/// The folder in the inbox for pictures that have become videos.
-pub const DONE: &str = "done";
-/// The folder in the inbox for pictures that have not.
-pub const FAILED: &str = "failed";
 
 const LOOK: &str = "look into the service's log (`journalctl -u animd`, or its standard error)";
 
@@ -48,6 +44,8 @@ pub struct Desk {
     pub holds: Holds,
     /// Which profile the engine has, on which GPU, and why.
     pub profiles: Profiles,
+    /// Which folders are watched.
+    pub watches: Watches,
 }
 
 impl Desk {
@@ -61,6 +59,7 @@ impl Desk {
             board: Board::default(),
             holds: Holds::default(),
             profiles: Profiles::default(),
+            watches: Watches::default(),
         };
         desk.set_config(config);
         desk
@@ -77,7 +76,11 @@ impl Desk {
         let total = config.queue.total;
         // Not awaited: a ledger that is busy must not hold up whoever reloads, and what comes later sees the new limit.
         self.ledger.tell(move |db| db.set_total(total));
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        let config = Arc::new(config);
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config.clone();
+        self.watches.configure(&config);
+        // It may ask for another profile.
+        self.board.queued.notify_one();
     }
 
     /// What a job gets that does not say otherwise: the configuration's, and then the profile's.
@@ -147,7 +150,7 @@ impl Desk {
 
     fn end_blocking(&self, id: u64, from: State, ended: &Ended) -> Result<bool> {
         let Some(job) = self.ledger.call_blocking(move |db| db.job(id))? else { return Ok(false) };
-        let target = source_target(&job, ended.outcome());
+        let target = self.source_target(&job, ended.outcome());
         let ended = ended.clone();
         if !self.ledger.call_blocking(move |db| db.finishing(id, from, &ended, target.as_deref()))? {
             return Ok(false);
@@ -173,7 +176,7 @@ impl Desk {
                 Err(e @ (Error::Ledger(_) | Error::Stopping)) => return Err(e),
                 Err(e) => {
                     let text = format!("the video could not be put into the outbox: {e}");
-                    let target = source_target(&job, Outcome::Failed);
+                    let target = self.source_target(&job, Outcome::Failed);
                     let told = text.clone();
                     self.ledger
                         .call_blocking(move |db| db.fail_delivery(id, "output", &told, target.as_deref()))?;
@@ -249,60 +252,30 @@ impl Desk {
         Ok(true)
     }
 
-    /// Moves the picture and its sidecars out of the inbox, if it is still the one that was taken.
+    /// Where the source of a job goes when it ends like this.
+    pub fn source_target(&self, job: &Job, outcome: Outcome) -> Option<PathBuf> {
+        let source = &job.source.as_ref()?.path;
+        away::target(&self.watches.root(source), source, outcome == Outcome::Done)
+    }
+
+    /// Moves the picture and its sidecars out of the watched folder, if it is still the one that was taken.
     fn put_source(&self, job: &Job) -> Result<()> {
-        let (Some(source), Some(mut target)) = (&job.source, job.source_target.clone()) else {
+        let (Some(source), Some(target)) = (&job.source, job.source_target.clone()) else {
             return Ok(());
         };
-        match fs::symlink_metadata(&source.path) {
-            Ok(meta) if meta.is_file() && Identity::of(&meta) == source.identity => {}
-            // It was replaced or removed meanwhile: what lies there now is another wish.
-            Ok(_) => return Ok(()),
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Ok(());
-            }
-            Err(e) => return Err(Error::file("look at", &source.path)(e)),
-        }
-        let inbox = source.path.parent().unwrap_or(Path::new("/"));
-        let dir = target.parent().unwrap_or(inbox).to_owned();
-        fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
-        loop {
-            if let Some(text) = job.error_text.as_deref().filter(|_| job.outcome != Some(Outcome::Done)) {
-                let note = error_note(&target);
-                files::write_atomic(&note, format!("{text}\n").as_bytes(), 0o644)
-                    .map_err(Error::file("write", &note))?;
-            }
-            match rename_new(&source.path, &target) {
-                Ok(()) => break,
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                    _ = fs::remove_file(error_note(&target));
-                    target = free_name(&dir, source.path.file_name().unwrap_or_default());
-                    let (id, path) = (job.id, target.clone());
-                    self.ledger.call_blocking(move |db| db.set_source_target(id, &path))?;
-                }
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-                Err(e) => return Err(Error::file("move", &source.path)(e)),
-            }
-        }
-        for sidecar in sidecars(&source.path) {
-            // One that came after the job belongs to whatever comes next.
-            let used = fs::symlink_metadata(&sidecar).is_ok_and(|meta| {
-                let changed_us =
-                    meta.ctime().saturating_mul(1_000_000).saturating_add(meta.ctime_nsec() / 1000);
-                meta.is_file() && changed_us <= job.created_us as i64
-            });
-            if used && let Some(name) = sidecar.file_name() {
-                let to = free_name(&dir, name);
-                if let Err(e) = rename_new(&sidecar, &to) {
-                    tracing::warn!(job = job.id, "cannot move a sidecar of job {}: {e}", job.id);
-                    tracing::debug!(job = job.id, "the sidecar is `{}`", show(&sidecar));
-                }
-            }
-        }
-        for dir in [&dir, inbox] {
-            sync_or_warn(dir);
-        }
-        Ok(())
+        let id = job.id;
+        let read_us = self.ledger.call_blocking(move |db| db.settings_us(id))?;
+        let leaving = Leaving {
+            source: &source.path,
+            identity: source.identity,
+            target,
+            note: job.error_text.as_deref().filter(|_| job.outcome != Some(Outcome::Done)),
+            sidecars_until_us: read_us.unwrap_or(job.created_us as i64),
+        };
+        leaving.put_away(|target| {
+            let path = target.to_owned();
+            self.ledger.call_blocking(move |db| db.set_source_target(id, &path))
+        })
     }
 
     /// Tries once more to move a picture away whose job has ended.
@@ -404,13 +377,6 @@ fn holds(path: &Path, sha256: Option<[u8; 32]>) -> io::Result<bool> {
     }
 }
 
-/// The file is in its place already: a folder that cannot be synced makes that less durable, not untrue.
-fn sync_or_warn(dir: &Path) {
-    if let Err(e) = sync_dir(dir) {
-        tracing::warn!("the folder `{}` cannot be synced; a power cut may undo a rename: {e}", show(dir));
-    }
-}
-
 /// The job's UUID in the name of an unfinished file, also where the engine put something of its own around it.
 fn part_uuid(name: &OsStr) -> Option<String> {
     let name = name.to_str()?;
@@ -423,7 +389,7 @@ fn part_uuid(name: &OsStr) -> Option<String> {
 }
 
 /// `STEM-SEED.mp4`, with a number if that exists.
-fn free_output(dir: &Path, name: &OsStr, seed: u64) -> PathBuf {
+pub(crate) fn free_output(dir: &Path, name: &OsStr, seed: u64) -> PathBuf {
     let stem = split_name(name).0;
     // The tail holds the seed, so that a cut stem never costs it; a number goes before `.mp4`.
     (1..u32::MAX)
@@ -435,53 +401,14 @@ fn free_output(dir: &Path, name: &OsStr, seed: u64) -> PathBuf {
         .unwrap_or_else(|| dir.join("video.mp4"))
 }
 
-/// Where the source of a job goes: a name that is free, and whose error note is free.
-pub fn source_target(job: &Job, outcome: Outcome) -> Option<PathBuf> {
-    target_of(&job.source.as_ref()?.path, outcome)
-}
-
-/// The same for a picture without a job.
-pub fn target_of(source: &Path, outcome: Outcome) -> Option<PathBuf> {
-    let dir = source.parent()?.join(if outcome == Outcome::Done { DONE } else { FAILED });
-    Some(free_name(&dir, source.file_name()?))
-}
-
-fn free_name(dir: &Path, name: &OsStr) -> PathBuf {
-    let (stem, tail) = split_name(name);
-    let exists = |path: &Path| fs::symlink_metadata(path).is_ok();
-    (1..u32::MAX)
-        .map(|n| {
-            // The tail may hold any bytes, so it is not `numbered`'s.
-            let mut full = if n < 2 { stem.to_owned() } else { numbered(stem, n, "") };
-            full.push(tail);
-            dir.join(full)
-        })
-        .find(|path| !exists(path) && !exists(&error_note(path)))
-        .unwrap_or_else(|| dir.join(name))
-}
-
-/// `photo.png.error.txt` for `photo.png`.
-fn error_note(picture: &Path) -> PathBuf {
-    picture.with_file_name(numbered(picture.file_name().unwrap_or_default(), 1, ".error.txt"))
-}
-
-/// `photo.toml` and `photo.txt` for `photo.png`.
-pub fn sidecars(picture: &Path) -> [PathBuf; 2] {
-    let (stem, _) = split_name(picture.file_name().unwrap_or_default());
-    ["toml", "txt"].map(|kind| {
-        let mut name = stem.as_bytes().to_vec();
-        name.push(b'.');
-        name.extend_from_slice(kind.as_bytes());
-        picture.with_file_name(OsStr::from_bytes(&name))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use animd_engine::request::Settings;
 
     use super::*;
+    use crate::files::Identity;
     use crate::ledger::{Added, NewJob, Source, Store};
+    use crate::watch::names::{DONE, FAILED};
 
     struct Place {
         _dir: tempfile::TempDir,
@@ -501,6 +428,11 @@ mod tests {
         let ledger = Ledger::open(&dir.path().join("ledger.db"))?;
         let desk = Desk::new(config.clone(), ledger, Spool::open(dir.path().join("spool"))?);
         Ok(Place { _dir: dir, desk, inbox: config.folders.inbox })
+    }
+
+    /// Of the "video" that the tests write.
+    fn report() -> Report {
+        Report { bytes: 5, ..Report::default() }
     }
 
     impl Place {
@@ -533,8 +465,8 @@ mod tests {
         fn finishing(&self) -> Result<Job> {
             let job = self.running()?;
             fs::write(self.desk.part(&job), "video").map_err(Error::file("write", "part"))?;
-            let ended = self.desk.examine_blocking(&job, Report::default());
-            let target = source_target(&job, ended.outcome());
+            let ended = self.desk.examine_blocking(&job, report());
+            let target = self.desk.source_target(&job, ended.outcome());
             let id = job.id;
             assert!(self.desk.ledger.call_blocking(move |db| db.finishing(
                 id,
@@ -583,7 +515,7 @@ mod tests {
             assert_eq!(place.job(job.id).state, State::Done);
             assert_eq!(place.names("../outbox"), ["photo-7.mp4"]);
             assert_eq!((place.names(""), place.names(DONE)), (vec![], vec!["photo.png".to_owned()]));
-            assert_eq!(place.names("../spool"), Vec::<String>::new());
+            assert_eq!(place.names("../spool").len(), 1, "another try needs the picture");
         }
         Ok(())
     }
@@ -606,7 +538,7 @@ mod tests {
         let job = place.running()?;
         let part = place.desk.part(&job);
         fs::write(&part, "video").map_err(Error::file("write", &part))?;
-        let Ended::Done(mut done) = place.desk.examine_blocking(&job, Report::default()) else {
+        let Ended::Done(mut done) = place.desk.examine_blocking(&job, report()) else {
             panic!("the file is there")
         };
         // A name that no file system takes stands for an outbox that refuses.

@@ -13,7 +13,7 @@ use rustix::fs::{CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 /// The longest file name that Linux file systems take, in bytes.
-const NAME_MAX: usize = 255;
+pub const NAME_MAX: usize = 255;
 
 /// A path or name in words: control characters and bytes that are not UTF-8 are escaped, so that it stays one line.
 pub fn show(path: impl AsRef<OsStr>) -> String {

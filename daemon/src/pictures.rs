@@ -58,7 +58,9 @@ impl Desk {
 
     /// Removes all pictures of a job: what is left when it is forgotten, or has no video.
     pub fn remove_pictures(&self, job: &Job) {
-        Picture::ALL.into_iter().for_each(|picture| self.remove_picture(job, picture));
+        for picture in Picture::ALL {
+            self.remove_picture(job, picture);
+        }
     }
 
     /// Removes what an interrupted run left: previews, and pictures half written. Nothing runs now.

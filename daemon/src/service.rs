@@ -15,11 +15,13 @@ use crate::bus;
 use crate::config::{Config, Sources};
 use crate::delivery::Desk;
 use crate::files::show;
-use crate::inbox::Inbox;
 use crate::ledger::Ledger;
+use crate::logind;
 use crate::reload::reload;
+use crate::retention;
 use crate::spool::Spool;
 use crate::supervisor::Supervisor;
+use crate::watch::Folders;
 use crate::wishes::Wishes;
 use crate::{Error, Result};
 
@@ -52,8 +54,8 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
         tracing::error!("the outbox `{}` cannot be made: {e}", show(&folders.outbox));
     }
     // Before anything can be claimed, scanned or asked for.
+    desk.watches.load(&desk.ledger)?;
     desk.recover()?;
-    let inbox = Inbox::open(desk.clone())?;
 
     // Before READY: a signal that comes early must not kill what it should stop.
     let stopping = |e| Error::File { action: "listen for signals in", path: "the service".into(), source: e };
@@ -64,13 +66,15 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     let (stop, stopped) = watch::channel(false);
     let (wishes, wished) = Wishes::channel();
     let changes = desk.board.listen();
-    let connection = bus::connect(user, &desk, &wishes).await?;
-    let mirror =
-        tokio::spawn(bus::mirror(connection.clone(), desk.clone(), wishes.clone(), changes, stopped.clone()));
+    let (connection, hub) = bus::connect(user, &desk, &wishes).await?;
+    let mirror = tokio::spawn(bus::mirror(connection.clone(), hub, changes, stopped.clone()));
     let watchdog =
         systemd::daemon::watchdog_enabled().ok().filter(|us| *us > 0).map(|us| Duration::from_micros(us / 3));
     let supervisor = tokio::spawn(Supervisor::new(desk.clone(), wished, stopped.clone(), watchdog).run());
-    let inbox = tokio::spawn(inbox.run(stopped));
+    let watchers = tokio::spawn(Folders::new(desk.clone()).run(stopped.clone()));
+    let system = (!user).then(|| connection.clone());
+    let logind = tokio::spawn(logind::run(system, desk.clone(), wishes.clone(), stopped.clone()));
+    let retention = tokio::spawn(retention::run(desk.clone(), stopped));
     notify(&[("READY", "1")]);
     tracing::info!(
         "animd {} is ready: inbox `{}`, outbox `{}`",
@@ -98,7 +102,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     _ = stop.send(true);
     _ = supervisor.await;
     // Neither holds anything that is not in the ledger; a picture that is just being copied is still in the inbox.
-    for task in [mirror, inbox] {
+    for task in [mirror, watchers, logind, retention] {
         _ = timeout(Duration::from_secs(2), task).await;
     }
     if *desk.profiles.new_start().borrow() {
@@ -106,7 +110,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
             "the NVIDIA driver has appeared, and its devices need a new start of the service".into(),
         ));
     }
-    if lost { Err(Error::Config("the message bus has gone away".into())) } else { Ok(()) }
+    if lost { Err(Error::NewStart("the message bus has gone away".into())) } else { Ok(()) }
 }
 
 /// One service for one state folder.

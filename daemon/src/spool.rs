@@ -80,6 +80,28 @@ impl Spool {
     /// [`Error::Refused`] with code `invalid-image` for a file that is empty, too large, no picture that the engine reads
     /// (see [`picture::read`]), or changes while it is read.
     pub fn put(&self, file: &File, what: &str) -> Result<Spooled> {
+        let spooled = self.stage(file, what)?;
+        sync_dir(&self.dir).map_err(Error::file("sync", &self.dir))?;
+        Ok(spooled)
+    }
+
+    /// [`Self::put`] for many; the folder is synced once for all of them.
+    pub fn put_all(&self, files: &[(File, String)]) -> Vec<Result<Spooled>> {
+        let staged: Vec<Result<Spooled>> = files.iter().map(|(file, what)| self.stage(file, what)).collect();
+        match sync_dir(&self.dir) {
+            Ok(()) => staged,
+            Err(e) => {
+                let again = || std::io::Error::new(e.kind(), e.to_string());
+                staged
+                    .into_iter()
+                    .map(|s| s.and_then(|_| Err(Error::file("sync", &self.dir)(again()))))
+                    .collect()
+            }
+        }
+    }
+
+    /// Copies a file and gives the copy its name, which a power cut may still undo.
+    fn stage(&self, file: &File, what: &str) -> Result<Spooled> {
         let refuse = |text: String| Error::refused("invalid-image", text);
         let before = file.metadata().map_err(Error::file("look at", what))?;
         if !before.is_file() {
@@ -115,7 +137,6 @@ impl Spool {
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => _ = fs::remove_file(&part),
                 Err(e) => return Err(Error::file("rename", &path)(e)),
             }
-            sync_dir(&self.dir).map_err(Error::file("sync", &self.dir))?;
             Ok(spooled)
         });
         if spooled.is_err() {

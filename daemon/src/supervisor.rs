@@ -256,7 +256,7 @@ impl Supervisor {
 
     /// Whether an engine should be there: not while the machine sleeps, and one that was unloaded only when it has
     /// something to do.
-    async fn is_wanted(&self) -> Result<bool> {
+    async fn is_wanted(&mut self) -> Result<bool> {
         if self.asleep {
             return Ok(false);
         }
@@ -411,7 +411,7 @@ impl Supervisor {
             match self.prepare(&job, &hello).await {
                 Ok(generate) => {
                     tracing::info!(job = id, "job {id} starts, attempt {}", job.attempt);
-                    self.attempt_starts(job).await?;
+                    self.attempt_starts(job).await;
                     if let Some(engine) = &mut self.engine
                         && let Err(e) = engine.send(&generate).await
                     {
@@ -431,10 +431,10 @@ impl Supervisor {
     }
 
     /// The one place where an attempt at a job starts.
-    async fn attempt_starts(&mut self, job: Job) -> Result<()> {
+    async fn attempt_starts(&mut self, job: Job) {
         let (id, attempt) = (job.id, job.attempt);
         self.running = Some(Running { job, cancel: None });
-        self.keeper.job_starts(id, attempt).await
+        self.keeper.job_starts(id, attempt).await;
     }
 
     /// The one place where an attempt ends, however it does; `None` if it is not this job that runs.
@@ -453,7 +453,7 @@ impl Supervisor {
     }
 
     /// Checks what can be known before the work: the picture is there, the outbox takes a file and has room.
-    async fn prepare(&self, job: &Job, hello: &Hello) -> Result<ToEngine> {
+    async fn prepare(&mut self, job: &Job, hello: &Hello) -> Result<ToEngine> {
         let Some((request, sha256)) = job.request.clone().zip(job.image_sha256) else {
             let text = "its settings were written down by another version of animd; submit the picture again";
             return Err(Error::refused("invalid-setting", text));
@@ -496,10 +496,9 @@ impl Supervisor {
                 self.idle_since = Instant::now();
                 self.keeper.hello(&kernels, self.engine.as_ref().and_then(Engine::pid)).await;
             }
-            FromEngine::Alive => {}
+            // Whoever wants a preview asks for it.
+            FromEngine::Alive | FromEngine::Preview { .. } => {}
             FromEngine::Progress { job, progress } => self.progress(job, &progress),
-            // Whoever wants it asks for it.
-            FromEngine::Preview { .. } => {}
             FromEngine::Done { job, report } => self.done(job, report).await,
             FromEngine::Failed { job: 0, code, message } => {
                 tracing::error!("the engine cannot work: {message}");

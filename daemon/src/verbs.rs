@@ -12,8 +12,8 @@ use crate::board::Change;
 use crate::delivery::{Desk, blocking};
 use crate::files::{Identity, show};
 use crate::holds::What;
-use crate::inbox::draw_seed;
-use crate::ledger::{Added, Job, NewJob, PAUSED};
+use crate::ledger::{Added, Job, NewJob, PAUSED, Store};
+use crate::watch::draw_seed;
 use crate::{Error, Result};
 
 /// What another try at a job does otherwise than the first one.
@@ -145,21 +145,28 @@ impl Desk {
                 ));
             }
         }
+        self.forget_files(job).await?;
+        self.ledger.call(Store::checkpoint).await?;
+        tracing::info!(job = id, "job {id} is forgotten");
+        self.board.tell(Change::State(id));
+        Ok(())
+    }
+
+    /// Removes an ended job's row and its files.
+    pub(crate) async fn forget_files(self: &Arc<Self>, job: Job) -> Result<()> {
         let desk = self.clone();
-        // The files first: a row without files can be forgotten again, files without a row cannot.
         blocking(move || {
+            // The files first: a row without files can be forgotten again, files without a row cannot.
             desk.remove_result(&job)?;
             desk.remove_pictures(&job);
+            let id = job.id;
             desk.ledger.call_blocking(move |db| db.forget(id))?;
             match job.image_sha256 {
                 Some(sha256) => desk.spool.release(&desk.ledger, sha256),
                 None => Ok(()),
             }
         })
-        .await?;
-        tracing::info!(job = id, "job {id} is forgotten");
-        self.board.tell(Change::State(id));
-        Ok(())
+        .await
     }
 
     /// The caller has fetched the video of a job that the service keeps for it: the service's copy is removed.

@@ -2,39 +2,12 @@
 //!
 //! Other than opening a model, this goes on after the first thing that is wrong, and needs no part to be there.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::weights::{Component, Layout, Summary, summarize};
-
-/// One component of a model folder.
-#[derive(Clone, Debug, Serialize)]
-pub struct Part {
-    /// Which one.
-    pub component: Component,
-    /// Whether it is all there and as it should be.
-    pub usable: bool,
-    /// Its files, as far as they are known.
-    pub files: Vec<PathBuf>,
-    /// How its tensors are named and quantised; unknown if it cannot be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub layout: Option<Layout>,
-    /// Its sizes by name, in the order of the configuration.
-    pub sizes: Vec<(&'static str, usize)>,
-    /// Tensors, scales not counted.
-    pub tensors: usize,
-    /// Parameters, scales not counted.
-    pub parameters: u64,
-    /// Bytes of all its tensors in the files.
-    pub bytes: u64,
-    /// Parameters of each stored type, by its safetensors name.
-    pub dtypes: BTreeMap<String, u64>,
-    /// What is wrong, in words; empty if it is usable.
-    pub problems: Vec<String>,
-}
+use crate::weights::{Component, Layout, Summary};
 
 /// A model folder.
 #[derive(Clone, Debug, Serialize)]
@@ -46,7 +19,7 @@ pub struct Inspection {
     /// Whether videos can be made with it as it is.
     pub usable: bool,
     /// The four components.
-    pub parts: Vec<Part>,
+    pub parts: Vec<Summary>,
     /// The tokenizer's file, if it is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
@@ -60,7 +33,7 @@ pub struct Inspection {
 
 /// Looks at a model folder, or at a folder or file that holds a DiT alone. Reads headers only.
 pub fn inspect(path: &Path) -> Inspection {
-    let parts: Vec<Part> = Component::ALL.into_iter().map(|c| part(path, c)).collect();
+    let parts: Vec<Summary> = Component::ALL.into_iter().map(|c| Summary::of(path, c)).collect();
     let mut problems = Vec::new();
     if !path.exists() {
         problems.push(format!("`{}` does not exist", path.display()));
@@ -91,34 +64,12 @@ pub fn inspect(path: &Path) -> Inspection {
     }
 }
 
-fn part(path: &Path, component: Component) -> Part {
-    let (summary, problems) = match summarize(path, component) {
-        Ok(summary) => {
-            let problems = summary.problems.clone();
-            (summary, problems)
-        }
-        Err(e) => (Summary::default(), vec![e.to_string()]),
-    };
-    Part {
-        component,
-        usable: problems.is_empty(),
-        files: summary.files,
-        layout: summary.layout,
-        sizes: summary.sizes,
-        tensors: summary.tensors,
-        parameters: summary.parameters,
-        bytes: summary.bytes,
-        dtypes: summary.dtypes,
-        problems,
-    }
-}
-
-fn size(parts: &[Part], component: Component, name: &str) -> Option<usize> {
+fn size(parts: &[Summary], component: Component, name: &str) -> Option<usize> {
     let part = parts.iter().find(|p| p.component == component)?;
     part.sizes.iter().find(|(n, v)| *n == name && *v != 0).map(|(_, v)| *v)
 }
 
-fn model(parts: &[Part]) -> String {
+fn model(parts: &[Summary]) -> String {
     let dit = |name| size(parts, Component::Dit, name).unwrap_or(0);
     match (dit("dim"), dit("num_layers")) {
         (0, _) => "no Wan2.1 image-to-video model".to_owned(),
@@ -206,7 +157,7 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-a").join(name)
     }
 
-    fn get(inspection: &Inspection, component: Component) -> &Part {
+    fn get(inspection: &Inspection, component: Component) -> &Summary {
         inspection.parts.iter().find(|p| p.component == component).unwrap()
     }
 

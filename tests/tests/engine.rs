@@ -437,8 +437,47 @@ fn a_made_up_model_is_inspected_and_runs() {
 }
 
 #[test]
+fn a_plan_says_what_fits() {
+    let plan = |args: &[&str]| run(Command::new(program("animd-engine")).arg("plan").args(args));
+    let output = plan(&["--size", "480p", "--vram", "48GiB"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("32760 tokens") && text.contains("fits"), "{text}");
+    let output = plan(&["--size", "480p", "--profile", "h200", "--vram", "24GB"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("are needed"), "{}", stderr(&output));
+
+    // Another model and a profile of one's own.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let profile = folder.path().join("mine.toml");
+    let own = std::fs::read_to_string(fixture("../../configs/cpu.toml")).expect("it comes with animd");
+    std::fs::write(&profile, own.replacen("\"cpu\"", "\"mine\"", 1)).expect("written");
+    let path = profile.to_str().expect("a plain path");
+    let model = tiny_model();
+    let model = model.to_str().expect("a plain path");
+    let output = plan(&["--model", model, "--profile", path, "--size", "64x48", "--frames", "5", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&said["profile"], &said["plan"]["tokens"]), (&"mine".into(), &24.into()));
+    assert_eq!(said["plan"]["forwards"]["computed"], 80);
+
+    for (args, words) in [
+        (&["--profile", "h2000"][..], &["h2000", "h200"][..]),
+        (&["--model", "/nonexistent"], &["/nonexistent"]),
+        (&["--frames", "80"], &["frames 80"]),
+    ] {
+        let output = plan(args);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(words.iter().all(|w| stderr(&output).contains(w)), "{}", stderr(&output));
+    }
+    assert_eq!(plan(&["--vram", "24GHz"]).status.code(), Some(2));
+    std::fs::write(&profile, own.replacen("kind = \"exact\"", "kind = \"7bit\"", 1)).expect("written");
+    let output = plan(&["--profile", path]);
+    assert!(stderr(&output).contains("mine.toml`, line"), "{}", stderr(&output));
+}
+
+#[test]
 fn help_has_an_example_for_every_command() {
-    for command in ["generate", "inspect", "synth-model"] {
+    for command in ["generate", "inspect", "plan", "synth-model"] {
         let output = run(Command::new(program("animd-engine")).args([command, "--help"]));
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(

@@ -11,7 +11,7 @@ use crate::{Result, json_of, print};
 #[command(
     after_help = "Example: animctl show 7 --json\n\nJSON: id, uuid, state, owner, name, created, attempt, and where known \
 started, finished (microseconds since 1970), source, source_moved_to, output, output_bytes, width, height, model, backend, \
-forwards_computed, forwards_skipped, ram_peak_bytes, gpu_peak_bytes, error_code, error_text, stages [[name, seconds]], settings \
+profile, gpu, gpu_uuid, driver, energy_joules, energy_method (counter, sampled), stage_joules [[name, joules]], forwards_computed, forwards_skipped, ram_peak_bytes, gpu_peak_bytes, error_code, error_text, stages [[name, seconds]], settings \
 (every setting with its value)"
 )]
 pub struct Args {
@@ -27,7 +27,7 @@ pub async fn run(args: &Args, connection: &Connection, manager: &ManagerProxy<'_
 }
 
 /// The values of a description in the order in which one asks.
-const ORDER: [&str; 21] = [
+const ORDER: [&str; 26] = [
     "id",
     "state",
     "error_text",
@@ -46,9 +46,14 @@ const ORDER: [&str; 21] = [
     "height",
     "model",
     "backend",
+    "profile",
+    "gpu",
+    "driver",
     "forwards_computed",
     "forwards_skipped",
     "ram_peak_bytes",
+    "energy_joules",
+    "energy_method",
 ];
 
 /// Prints a job's description.
@@ -69,8 +74,11 @@ pub async fn describe(job: &JobProxy<'_>, json: bool) -> Result<()> {
         }
     }
     for stage in description["stages"].as_array().into_iter().flatten() {
+        let joules = description["stage_joules"].as_array().into_iter().flatten();
+        let joules = joules.filter(|of| of[0] == stage[0]).find_map(|of| of[1].as_f64());
+        let joules = joules.map_or(String::new(), |joules| format!("  {joules:.0} J"));
         print(format!(
-            "{:<18} {:.2} s",
+            "{:<18} {:.2} s{joules}",
             stage[0].as_str().unwrap_or_default(),
             stage[1].as_f64().unwrap_or(0.0)
         ));

@@ -1,7 +1,27 @@
-//! An engine without a model, for the tests of the service; no package ships it. It obeys the protocol, and words in the prompt make it
-//! slow (`slow=MILLISECONDS` a step), fail (`fail`), die (`crash`), hang (`hang`), stay deaf to cancelling (`deaf`) or
-//! write nothing (`nothing`). `SIM_START=model` makes it refuse its model. It writes what it was asked as its "video", and
-//! likewise the pictures beside it.
+//! An engine without a model, for the tests of the service; no package ships it. It obeys the protocol, and writes a line
+//! of text where a video is asked for, and likewise the pictures beside it. Words in the prompt, or in the variable
+//! `SIM_JOB` for every job, make it misbehave:
+//!
+//! | word | what it does |
+//! |---|---|
+//! | `slow=MS` | takes so many milliseconds for each denoising step |
+//! | `fail`, `fail=CODE` | refuses the job with this code; `memory` without one |
+//! | `crash` | aborts |
+//! | `kill` | dies by SIGKILL, as from the kernel when memory runs out |
+//! | `exit` | ends with status 3 |
+//! | `hang` | stands still, heartbeat and all |
+//! | `garbage` | says something that is no message |
+//! | `endless` | says a line that is longer than any message |
+//! | `stray` | reports the end of a job that it was not given, and goes on |
+//! | `deaf` | does not stop when it is told to |
+//! | `nothing` | reports a video that it has not written |
+//! | `short` | reports more bytes than it has written |
+//!
+//! Down to `stray` they happen half-way through denoising, or where they say: `crash@load`, `hang@vae-decode`.
+//! The variable `SIM_START` has words for the start: `slow=MS` loads for so long, `model` and `device` refuse the model and
+//! the GPU, `protocol` speaks another version, `mute` says nothing, `crash` aborts. `SIM_LIVES=FILE` is a file to which each
+//! start adds a byte. With `SIM_KERNELS` it claims code for compute capability 9.0, and to run on the
+//! GPU that it is given.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -13,7 +33,9 @@ use std::time::Duration;
 use std::{fs, process, thread};
 
 use animd_engine::progress::{Progress, Stage};
-use animd_engine::protocol::{FromEngine, HEARTBEAT_SECONDS, Kernels, PROTOCOL, Pictures, Report, ToEngine};
+use animd_engine::protocol::{
+    FromEngine, HEARTBEAT_SECONDS, Kernels, MAX_LINE, PROTOCOL, Pictures, Report, Target, ToEngine,
+};
 use animd_engine::request::Request;
 
 #[derive(Clone)]
@@ -23,27 +45,83 @@ impl Line {
     fn send(&self, message: &FromEngine) {
         let mut text = serde_json::to_string(message).expect("messages are plain data");
         text.push('\n');
+        self.say(text.as_bytes());
+    }
+
+    fn say(&self, bytes: &[u8]) {
         let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if stream.write_all(text.as_bytes()).is_err() {
+        if stream.write_all(bytes).is_err() {
             process::exit(1);
         }
+    }
+}
+
+/// Words of a prompt or a variable.
+struct Words(String);
+
+impl Words {
+    fn variable(name: &str) -> String {
+        std::env::var(name).unwrap_or_default()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &str> {
+        self.0.split_whitespace()
+    }
+
+    fn has(&self, word: &str) -> bool {
+        self.all().any(|w| w == word)
+    }
+
+    /// The value of `word=VALUE`.
+    fn value(&self, word: &str) -> Option<&str> {
+        self.all().find_map(|w| w.strip_prefix(word)?.strip_prefix('='))
+    }
+
+    fn millis(&self, word: &str) -> Option<Duration> {
+        self.value(word)?.parse().ok().map(Duration::from_millis)
+    }
+
+    /// Whether `word` is to happen in this stage: `word@STAGE`, or `word` alone in the middle of denoising.
+    fn now(&self, word: &str, stage: Stage, middle: bool) -> bool {
+        self.all().any(|w| match w.split_once('@') {
+            Some((w, at)) => w == word && at == stage.name() && (middle || stage != Stage::Denoise),
+            None => w == word && middle,
+        })
     }
 }
 
 fn main() -> io::Result<()> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let line = Line(Arc::new(Mutex::new(socket.try_clone()?)));
-    if std::env::var("SIM_START").is_ok_and(|s| s == "model") {
-        let message = "the model folder is empty".into();
-        line.send(&FromEngine::Failed { job: 0, code: "model".into(), message });
-        process::exit(1);
+    let start = Words(Words::variable("SIM_START"));
+    if let Some(lives) = std::env::var_os("SIM_LIVES") {
+        fs::OpenOptions::new().create(true).append(true).open(lives)?.write_all(b".")?;
     }
+    thread::sleep(start.millis("slow").unwrap_or_default());
+    for (word, message) in [("model", "the model folder is empty"), ("device", "there is no GPU")] {
+        if start.has(word) {
+            line.send(&FromEngine::Failed { job: 0, code: word.into(), message: message.into() });
+            process::exit(1);
+        }
+    }
+    if start.has("crash") {
+        process::abort();
+    }
+    if start.has("mute") {
+        thread::sleep(Duration::from_secs(3600));
+    }
+    let mut kernels = Kernels::default();
+    if std::env::var_os("SIM_KERNELS").is_some() {
+        kernels.native.push(Target { capability: (9, 0), exact: true });
+        kernels.driver = Some(535);
+    }
+    let visible = std::env::var_os("CUDA_VISIBLE_DEVICES").is_some_and(|gpu| !gpu.is_empty());
     line.send(&FromEngine::Hello {
-        protocol: PROTOCOL,
+        protocol: PROTOCOL + u32::from(start.has("protocol")),
         version: env!("CARGO_PKG_VERSION").into(),
-        backend: "cpu".into(),
+        backend: if visible { "cuda" } else { "cpu" }.into(),
         model: "simulated".into(),
-        kernels: Kernels::default(),
+        kernels,
         device: None,
     });
     let hung = Arc::new(AtomicBool::new(false));
@@ -68,7 +146,7 @@ fn main() -> io::Result<()> {
                     let result = generate(&line, job, work, &hung, &canceled);
                     line.send(&match result {
                         Ok(report) => FromEngine::Done { job, report },
-                        Err((code, message)) => FromEngine::Failed { job, code: code.into(), message },
+                        Err((code, message)) => FromEngine::Failed { job, code, message },
                     });
                 });
             }
@@ -83,44 +161,39 @@ fn generate(
     (image, output, pictures, request): (&Path, &Path, &Pictures, &Request),
     hung: &AtomicBool,
     canceled: &AtomicU64,
-) -> Result<Report, (&'static str, String)> {
-    let has = |word: &str| request.prompt.split_whitespace().any(|w| w == word);
-    let pause =
-        request.prompt.split_whitespace().find_map(|w| w.strip_prefix("slow=")?.parse().ok()).unwrap_or(1);
-    let picture = fs::read(image).map_err(|e| ("file", e.to_string()))?;
-    if !picture.starts_with(b"\x89PNG") {
-        return Err(("invalid-image", "the picture is not an image that can be read".into()));
+) -> Result<Report, (String, String)> {
+    let words = Words(format!("{} {}", request.prompt, Words::variable("SIM_JOB")));
+    let pause = words.millis("slow").unwrap_or(Duration::from_millis(1));
+    let picture = fs::read(image).map_err(|e| ("file".to_owned(), e.to_string()))?;
+    if !picture.starts_with(b"\x89PNG") && !picture.starts_with(b"\xff\xd8\xff") {
+        return Err(("invalid-image".into(), "the picture is not an image that can be read".into()));
     }
     let steps = request.steps;
-    for step in 0..=steps {
-        thread::sleep(Duration::from_millis(pause));
-        if canceled.load(Ordering::SeqCst) == job && !has("deaf") {
-            return Err(("canceled", "cancelled".into()));
-        }
-        let fraction = f64::from(step) / f64::from(steps + 1);
-        let seconds_left = Some(f64::from(steps - step) * pause as f64 / 1e3);
-        line.send(&FromEngine::Progress {
-            job,
-            progress: Progress { stage: Stage::Denoise, step, steps, fraction, seconds_left },
-        });
-        if let Some(preview) = pictures.preview.as_deref().filter(|_| step > 0) {
-            write(preview, &format!("preview {step} of job {job}\n"))?;
-            line.send(&FromEngine::Preview { job, n: step });
-        }
-        if step == steps / 2 {
-            if has("crash") {
-                process::abort();
+    for stage in Stage::ALL {
+        let range = if stage == Stage::Denoise { 0..=steps } else { 0..=0 };
+        for step in range {
+            if stage == Stage::Denoise {
+                thread::sleep(pause);
             }
-            if has("fail") {
-                return Err((
-                    "memory",
-                    "the video needs 80 GiB, the machine has 8; choose a smaller size".into(),
-                ));
+            if canceled.load(Ordering::SeqCst) == job && !words.has("deaf") {
+                return Err(("canceled".into(), "cancelled".into()));
             }
-            if has("hang") {
-                hung.store(true, Ordering::SeqCst);
-                thread::sleep(Duration::from_secs(3600));
+            let done = match stage {
+                Stage::Denoise => step,
+                stage if stage > Stage::Denoise => steps,
+                _ => 0,
+            };
+            let fraction = f64::from(done) / f64::from(steps + 1);
+            let seconds_left = Some(f64::from(steps - done) * pause.as_secs_f64());
+            let progress = Progress { stage, step: done, steps, fraction, seconds_left };
+            line.send(&FromEngine::Progress { job, progress });
+            if let Some(preview) = pictures.preview.as_deref().filter(|_| step > 0) {
+                write(preview, &format!("preview {step} of job {job}\n"))?;
+                line.send(&FromEngine::Preview { job, n: step });
             }
+            misbehave(line, job, &words, hung, |word| {
+                words.now(word, stage, stage == Stage::Denoise && step == steps / 2)
+            })?;
         }
     }
     for (name, path) in [("poster", &pictures.poster), ("thumbnail", &pictures.thumbnail)] {
@@ -129,10 +202,11 @@ fn generate(
         }
     }
     let video = format!("simulated video of job {job}, seed {}\n", request.seed);
-    if !has("nothing") {
+    let written = if words.has("short") { video.len() / 2 } else { video.len() };
+    if !words.has("nothing") {
         fs::File::create(output)
-            .and_then(|mut file| file.write_all(video.as_bytes()).and_then(|()| file.sync_all()))
-            .map_err(|e| ("output", e.to_string()))?;
+            .and_then(|mut file| file.write_all(&video.as_bytes()[..written]).and_then(|()| file.sync_all()))
+            .map_err(|e| ("output".to_owned(), e.to_string()))?;
     }
     Ok(Report {
         width: 832,
@@ -140,16 +214,56 @@ fn generate(
         frames: request.frames,
         seed: request.seed,
         forwards_computed: 2 * steps,
-        seconds: vec![("load".into(), 0.5), ("denoise".into(), pause as f64 * f64::from(steps) / 1e3)],
-        steps: vec![(pause as f64 / 1e3, true); steps as usize],
+        seconds: vec![("load".into(), 0.5), ("denoise".into(), pause.as_secs_f64() * f64::from(steps))],
+        steps: vec![(pause.as_secs_f64(), true); steps as usize],
         bytes: video.len() as u64,
         peak_ram_bytes: 1 << 20,
         ..Report::default()
     })
 }
 
+/// The words of the table that say when they happen.
+fn misbehave(
+    line: &Line,
+    job: u64,
+    words: &Words,
+    hung: &AtomicBool,
+    now: impl Fn(&str) -> bool,
+) -> Result<(), (String, String)> {
+    if now("crash") {
+        process::abort();
+    }
+    if now("kill") {
+        _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    }
+    if now("exit") {
+        process::exit(3);
+    }
+    if now("hang") {
+        hung.store(true, Ordering::SeqCst);
+        thread::sleep(Duration::from_secs(3600));
+    }
+    if now("garbage") {
+        line.say(b"this is no message\n");
+    }
+    if now("endless") {
+        line.say(&vec![b'x'; 2 * MAX_LINE]);
+    }
+    if now("stray") {
+        line.send(&FromEngine::Done { job: job + 1, report: Report::default() });
+    }
+    let code = words.all().find_map(|w| w.strip_prefix("fail=")?.split('@').next());
+    if now("fail") || code.is_some_and(|code| now(&format!("fail={code}"))) {
+        let text = "the video needs 80 GiB, the machine has 8; choose a smaller size";
+        return Err((code.unwrap_or("memory").into(), text.into()));
+    }
+    Ok(())
+}
+
 /// A picture that is none, but of which, as of a real one, no reader sees a half.
-fn write(path: &Path, text: &str) -> Result<(), (&'static str, String)> {
+fn write(path: &Path, text: &str) -> Result<(), (String, String)> {
     let part = path.with_extension("part");
-    fs::write(&part, text).and_then(|()| fs::rename(&part, path)).map_err(|e| ("output", e.to_string()))
+    fs::write(&part, text)
+        .and_then(|()| fs::rename(&part, path))
+        .map_err(|e| ("output".to_owned(), e.to_string()))
 }

@@ -1,5 +1,8 @@
 //! Errors that cross the bus: `org.animd.Animd1.Error.NAME`, with the remedy in the text.
 
+use crate::Error;
+use crate::ledger::Job;
+
 /// What a call is answered with when it cannot be served.
 #[derive(Debug, zbus::DBusError)]
 #[zbus(prefix = "org.animd.Animd1.Error")]
@@ -13,28 +16,72 @@ pub enum BusError {
     UnknownOption(String),
     /// An option's value is of the wrong type or out of its range.
     InvalidOption(String),
+    /// There is no GPU that can do this.
+    NoGpu(String),
+    /// There is no model.
+    NoWeights(String),
+    /// It needs more memory than there is.
+    NotEnoughMemory(String),
+    /// There are as many open jobs as the caller, or everybody together, may have.
+    QueueFull(String),
+    /// The job is not that far, or past it.
+    NotReady(String),
     /// There is no such job, or no such file any more.
     NotFound(String),
     /// The caller may not do this.
     NotAuthorized(String),
-    /// The job is not that far.
-    NotReady(String),
-    /// The caller has as many open jobs as one user may have.
-    QueueFull(String),
+    /// Too much is under way; the same call may be served a little later.
+    Busy(String),
+    /// The job was cancelled.
+    Canceled(String),
     /// A fault of the service's own.
     Internal(String),
 }
 
-impl From<crate::Error> for BusError {
-    fn from(e: crate::Error) -> Self {
-        let text = e.to_string();
-        match e.code() {
+impl BusError {
+    /// The error of a stable name, as [`Error::code`] and the ledger have them.
+    pub fn named(code: &str, text: String) -> Self {
+        match code {
             "invalid-image" => Self::InvalidImage(text),
             "invalid-setting" => Self::InvalidOption(text),
+            "device" => Self::NoGpu(text),
+            "model" => Self::NoWeights(text),
+            "memory" => Self::NotEnoughMemory(text),
+            "canceled" => Self::Canceled(text),
+            "stopping" => Self::Busy("the service is stopping; call again when it is back".into()),
             "not-found" => Self::NotFound(text),
-            "not-ready" | "busy" => Self::NotReady(text),
+            "not-ready" => Self::NotReady(text),
+            "busy" => Self::Busy(text),
             "queue-full" => Self::QueueFull(text),
             _ => Self::Internal(text),
         }
+    }
+
+    /// The reading of a caller's file failed: it is the descriptor or the file, not the service.
+    pub fn of_picture(e: Error) -> Self {
+        match e {
+            Error::File { action: "read" | "look at", source, .. } => Self::InvalidImage(format!(
+                "the picture cannot be read: {source}; pass a regular file that is open for reading"
+            )),
+            e => e.into(),
+        }
+    }
+
+    /// Why an ended job has no video.
+    pub fn of_job(job: &Job) -> Self {
+        let code = job.error_code.as_deref().unwrap_or_default();
+        let text = job.error_text.as_deref().unwrap_or("no reason is known");
+        Self::named(code, format!("job {} {}: {text}", job.id, job.state.name()))
+    }
+
+    /// The runtime is going down.
+    pub fn stopping() -> Self {
+        Error::Stopping.into()
+    }
+}
+
+impl From<Error> for BusError {
+    fn from(e: Error) -> Self {
+        Self::named(e.code(), e.to_string())
     }
 }

@@ -1,6 +1,8 @@
 //! What everybody on the bus may know of a job: no prompt, no paths, no errors.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use zbus::{OwnedVariant, Variant};
 
@@ -24,8 +26,8 @@ pub struct Facts {
     pub progress: f64,
     /// Microseconds since the epoch; 0 while not known.
     pub expected_end: u64,
-    /// Jobs before it in the queue, plus one; 0 when it does not wait.
-    pub position: u32,
+    /// Before the others that wait, if it is larger than theirs.
+    pub priority: i32,
     /// Microseconds since the epoch.
     pub created: u64,
     /// Microseconds since the epoch; 0 before.
@@ -35,8 +37,8 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Of a row, the engine's last word, and the queue in its order.
-    pub fn new(job: &Job, live: Option<Live>, queue: &[u64]) -> Self {
+    /// Of a row and the engine's last word.
+    pub fn new(job: &Job, live: Option<Live>) -> Self {
         let live = live.filter(|_| job.state == State::Running);
         let steps = job.request.as_ref().map_or(0, |r| r.steps);
         let (stage, step, progress) = match (job.state, live) {
@@ -56,7 +58,7 @@ impl Facts {
             step,
             progress,
             expected_end: live.and_then(|l| l.expected_end_us).unwrap_or(0),
-            position: queue.iter().position(|id| *id == job.id).map_or(0, |at| at as u32 + 1),
+            priority: job.priority,
             created: job.created_us,
             started: job.started_us.unwrap_or(0),
             finished: job.finished_us.unwrap_or(0),
@@ -64,13 +66,14 @@ impl Facts {
     }
 
     /// As one entry of `List`.
-    pub fn dict(&self) -> HashMap<String, OwnedVariant> {
+    pub fn dict(&self, position: u32) -> HashMap<String, OwnedVariant> {
         let mut dict = HashMap::from([
             ("id".to_owned(), OwnedVariant::from(self.id)),
             ("owner".to_owned(), self.owner.into()),
             ("created".to_owned(), self.created.into()),
             ("started".to_owned(), self.started.into()),
             ("finished".to_owned(), self.finished.into()),
+            ("position".to_owned(), position.into()),
         ]);
         for (name, value) in self.properties() {
             if let Ok(value) = value.try_into_owned() {
@@ -80,7 +83,7 @@ impl Facts {
         dict
     }
 
-    /// The properties that change, with their values.
+    /// The properties whose changes are told, with their values.
     fn properties(&self) -> [(&'static str, Variant<'static>); 6] {
         [
             ("State", self.state.name().into()),
@@ -88,7 +91,7 @@ impl Facts {
             ("Step", Variant::new(self.step)),
             ("Progress", self.progress.into()),
             ("ExpectedEnd", self.expected_end.into()),
-            ("Position", self.position.into()),
+            ("Priority", self.priority.into()),
         ]
     }
 
@@ -109,4 +112,146 @@ fn snake(name: &str) -> String {
         out.extend(c.to_lowercase());
     }
     out
+}
+
+/// The facts of one object; its properties read them, the mirror keeps them fresh.
+pub struct Card(Mutex<Facts>);
+
+impl Card {
+    /// The facts as they are now.
+    pub fn facts(&self) -> Facts {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn replace(&self, facts: Facts) -> Facts {
+        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), facts)
+    }
+}
+
+/// Every job that has an object, and the queue in its order: nothing here costs more with a longer queue than a search
+/// in a sorted list.
+#[derive(Default)]
+pub struct Cards(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    cards: HashMap<u64, Arc<Card>>,
+    waiting: Vec<(Reverse<i32>, u64)>,
+}
+
+impl Cards {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The job's card, made of `facts` if there is none.
+    pub fn card(&self, facts: Facts) -> Arc<Card> {
+        let mut inner = self.lock();
+        if let Some(card) = inner.cards.get(&facts.id) {
+            return card.clone();
+        }
+        inner.stand(&facts);
+        let card = Arc::new(Card(Mutex::new(facts.clone())));
+        inner.cards.insert(facts.id, card.clone());
+        card
+    }
+
+    /// New facts of a job that has a card; gives the old ones.
+    pub fn replace(&self, facts: Facts) -> Option<Facts> {
+        let mut inner = self.lock();
+        let card = inner.cards.get(&facts.id)?.clone();
+        let before = card.facts();
+        if (before.state, before.priority) != (facts.state, facts.priority) {
+            inner.leave(&before);
+            inner.stand(&facts);
+        }
+        Some(card.replace(facts))
+    }
+
+    /// The job has no object any more.
+    pub fn remove(&self, id: u64) {
+        let mut inner = self.lock();
+        if let Some(card) = inner.cards.remove(&id) {
+            inner.leave(&card.facts());
+        }
+    }
+
+    /// 1 for the next job of the queue; 0 for one that does not wait.
+    pub fn position(&self, facts: &Facts) -> u32 {
+        if facts.state != State::Queued {
+            return 0;
+        }
+        let place = (Reverse(facts.priority), facts.id);
+        self.lock().waiting.binary_search(&place).map_or(0, |at| at as u32 + 1)
+    }
+
+    /// Jobs that wait.
+    pub fn waiting(&self) -> u32 {
+        self.lock().waiting.len() as u32
+    }
+
+    /// Whether no job has an object.
+    pub fn is_empty(&self) -> bool {
+        self.lock().cards.is_empty()
+    }
+
+    /// The numbers of all jobs that have an object.
+    pub fn ids(&self) -> Vec<u64> {
+        self.lock().cards.keys().copied().collect()
+    }
+}
+
+impl Inner {
+    fn stand(&mut self, facts: &Facts) {
+        let place = (Reverse(facts.priority), facts.id);
+        if facts.state == State::Queued
+            && let Err(at) = self.waiting.binary_search(&place)
+        {
+            self.waiting.insert(at, place);
+        }
+    }
+
+    fn leave(&mut self, facts: &Facts) {
+        if let Ok(at) = self.waiting.binary_search(&(Reverse(facts.priority), facts.id)) {
+            self.waiting.remove(at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(id: u64, state: State, priority: i32) -> Facts {
+        Facts {
+            id,
+            owner: 0,
+            state,
+            stage: "",
+            step: (0, 4),
+            progress: 0.0,
+            expected_end: 0,
+            priority,
+            created: 0,
+            started: 0,
+            finished: 0,
+        }
+    }
+
+    #[test]
+    fn positions_follow_priority_then_number() {
+        let cards = Cards::default();
+        for (id, priority) in [(3, 0), (1, 0), (2, 5)] {
+            cards.card(facts(id, State::Queued, priority));
+        }
+        let position = |id, priority| cards.position(&facts(id, State::Queued, priority));
+        assert_eq!([position(2, 5), position(1, 0), position(3, 0)], [1, 2, 3]);
+        cards.replace(facts(2, State::Running, 5));
+        assert_eq!([position(1, 0), position(3, 0)], [1, 2]);
+        cards.replace(facts(3, State::Queued, 1));
+        assert_eq!([position(3, 1), position(1, 0)], [1, 2]);
+        cards.remove(3);
+        assert_eq!((position(1, 0), cards.waiting()), (1, 1));
+        assert_eq!(cards.position(&facts(2, State::Running, 5)), 0);
+    }
 }

@@ -2,65 +2,80 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd as StdOwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use zbus::message::Header;
-use zbus::{Connection, OwnedFd, OwnedVariant, Variant, interface};
+use zbus::{Connection, OwnedFd, OwnedObjectPath, OwnedVariant, interface};
 
+use super::costs;
 use super::error::BusError;
-use super::facts::Facts;
-use super::{may, uid_of};
-use crate::delivery::Desk;
+use super::facts::Card;
+use super::options::{self, Options};
+use super::rights::Action;
+use super::{Hub, describe, object_path};
 use crate::files::{open_regular, show};
 use crate::ledger::{Job, State};
-use crate::wishes::Wishes;
+use crate::pictures::Picture;
 
 /// The object `/org/animd/Animd1/job/ID`.
 pub struct JobObject {
-    /// What the properties say; the mirror keeps it fresh.
-    pub facts: Facts,
-    pub(super) desk: Arc<Desk>,
-    pub(super) wishes: Wishes,
+    id: u64,
+    owner: u32,
+    card: Arc<Card>,
+    hub: Arc<Hub>,
 }
 
 impl JobObject {
+    pub(super) fn new(card: Arc<Card>, hub: Arc<Hub>) -> Self {
+        let facts = card.facts();
+        Self { id: facts.id, owner: facts.owner, card, hub }
+    }
+
     async fn authorized(&self, header: &Header<'_>, connection: &Connection) -> Result<u32, BusError> {
-        let uid = uid_of(connection, header).await?;
-        if may(uid, self.facts.owner) {
-            return Ok(uid);
-        }
-        Err(BusError::NotAuthorized(format!(
-            "job {} belongs to another user; ask them, or root",
-            self.facts.id
-        )))
+        self.hub.rights.owner(connection, header, self.owner).await
     }
 
     async fn job(&self) -> Result<Job, BusError> {
-        let id = self.facts.id;
-        let job = self.desk.ledger.call(move |db| db.job(id)).await?;
+        let id = self.id;
+        let job = self.hub.desk.ledger.call(move |db| db.job(id)).await?;
         job.ok_or_else(|| BusError::NotFound(format!("job {id} is no longer in the ledger")))
+    }
+
+    /// Opens a file of the job's for reading only.
+    async fn open(&self, path: PathBuf, what: &str) -> Result<OwnedFd, BusError> {
+        let opened = tokio::task::spawn_blocking(move || open_regular(&path).map_err(|e| (path, e)))
+            .await
+            .map_err(|_| BusError::stopping())?;
+        match opened {
+            Ok((file, _)) => Ok(OwnedFd::from(StdOwnedFd::from(file))),
+            Err((path, e)) => {
+                Err(BusError::NotFound(format!("{what} `{}` cannot be opened: {e}", show(path))))
+            }
+        }
+    }
+
+    fn not_ready(job: &Job, what: &str) -> BusError {
+        BusError::NotReady(format!("job {} is {}; it has no {what} yet", job.id, job.state.name()))
     }
 }
 
-#[interface(name = "org.animd.Animd1.Job")]
+#[interface(name = "org.animd.Animd1.Job", introspection_docs = false)]
 impl JobObject {
-    /// Cancels the job, queued or running. Owner or root. A running job ends a little later than this returns, and as
-    /// done if its video is finished first.
     async fn cancel(
         &self,
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
         let uid = self.authorized(&header, connection).await?;
-        let id = self.facts.id;
-        if self.wishes.cancel(id, format!("cancelled by user {uid}")).await? {
+        let id = self.id;
+        if self.hub.wishes.cancel(id, format!("cancelled by user {uid}")).await? {
             return Ok(());
         }
         let state = self.job().await?.state.name();
         Err(BusError::NotReady(format!("job {id} is {state}; there is nothing to cancel")))
     }
 
-    /// Everything about the job: settings, paths, error, costs. Owner or root. Unknown values are left out.
     #[zbus(out_args("description"))]
     async fn describe(
         &self,
@@ -68,13 +83,22 @@ impl JobObject {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<HashMap<String, OwnedVariant>, BusError> {
         self.authorized(&header, connection).await?;
-        let id = self.facts.id;
-        let job = self.job().await?;
-        let stages = self.desk.ledger.call(move |db| db.stages(id)).await?;
-        Ok(description(&job, stages))
+        let id = self.id;
+        let _turn = self.hub.reading().await?;
+        let found = self
+            .hub
+            .desk
+            .ledger
+            .call(move |db| Ok(db.job(id)?.zip(Some((db.stages(id)?, db.costs(id)?)))))
+            .await?;
+        let Some((job, (stages, costs))) = found else {
+            return Err(BusError::NotFound(format!("job {id} is no longer in the ledger")));
+        };
+        let mut dict = describe::description(&job, stages);
+        costs::describe(costs, &mut dict);
+        Ok(dict)
     }
 
-    /// The video, open for reading. Owner or root.
     #[zbus(out_args("video"))]
     async fn open_result(
         &self,
@@ -83,126 +107,134 @@ impl JobObject {
     ) -> Result<OwnedFd, BusError> {
         self.authorized(&header, connection).await?;
         let job = self.job().await?;
-        let Some(path) = job.output.filter(|_| job.state == State::Done) else {
-            return Err(BusError::NotReady(format!(
-                "job {} is {}; it has no video",
-                job.id,
-                job.state.name()
-            )));
-        };
-        let opened = tokio::task::spawn_blocking(move || open_regular(&path).map_err(|e| (path, e)))
-            .await
-            .map_err(|_| BusError::Internal("the service is stopping".into()))?;
-        match opened {
-            Ok((file, _)) => Ok(OwnedFd::from(StdOwnedFd::from(file))),
-            Err((path, e)) => {
-                Err(BusError::NotFound(format!("the video `{}` cannot be opened: {e}", show(path))))
-            }
+        match (job.state, job.output.clone()) {
+            (State::Done, Some(path)) => self.open(path, "the video").await,
+            (State::Failed | State::Canceled, _) => Err(BusError::of_job(&job)),
+            _ => Err(Self::not_ready(&job, "video")),
         }
+    }
+
+    #[zbus(out_args("image"))]
+    async fn open_thumbnail(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedFd, BusError> {
+        self.authorized(&header, connection).await?;
+        let job = self.job().await?;
+        let path = self.hub.desk.picture(&job, Picture::Thumbnail);
+        match job.state {
+            State::Done => self.open(path, "the thumbnail").await,
+            State::Failed | State::Canceled => Err(BusError::of_job(&job)),
+            _ => Err(Self::not_ready(&job, "thumbnail")),
+        }
+    }
+
+    #[zbus(out_args("image"))]
+    async fn open_preview(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedFd, BusError> {
+        self.authorized(&header, connection).await?;
+        let job = self.job().await?;
+        let path = self.hub.desk.picture(&job, Picture::Preview);
+        match self.open(path, "the preview").await {
+            Err(BusError::NotFound(_)) => Err(Self::not_ready(&job, "preview")),
+            opened => opened,
+        }
+    }
+
+    async fn set_priority(
+        &self,
+        priority: i32,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), BusError> {
+        options::check_priority(priority)?;
+        self.authorized(&header, connection).await?;
+        // Down to where it is already is nobody's business; past others is.
+        if priority > self.card.facts().priority.max(0) {
+            self.hub.rights.check(connection, &header, Action::RaisePriority).await?;
+        }
+        Ok(self.hub.desk.set_priority(self.id, priority).await?)
+    }
+
+    #[zbus(out_args("job"))]
+    async fn retry(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, BusError> {
+        self.authorized(&header, connection).await?;
+        let retry = options::retry(&options)?;
+        let id = self.hub.desk.retry(self.id, retry).await?;
+        self.hub.serve_id(connection, id).await?;
+        Ok(object_path(id))
+    }
+
+    async fn forget(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), BusError> {
+        self.authorized(&header, connection).await?;
+        Ok(self.hub.desk.forget(self.id).await?)
+    }
+
+    async fn collected(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), BusError> {
+        self.authorized(&header, connection).await?;
+        Ok(self.hub.desk.collected(self.id).await?)
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn id(&self) -> u64 {
-        self.facts.id
+        self.id
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn owner(&self) -> u32 {
-        self.facts.owner
+        self.owner
     }
 
-    /// queued, running, finishing, done, failed, canceled
     #[zbus(property)]
-    fn state(&self) -> &str {
-        self.facts.state.name()
+    fn state(&self) -> &'static str {
+        self.card.facts().state.name()
     }
 
-    /// load, text, image, vae-encode, denoise, vae-decode, write; empty while it does not run
     #[zbus(property)]
-    fn stage(&self) -> &str {
-        self.facts.stage
+    fn stage(&self) -> &'static str {
+        self.card.facts().stage
     }
 
-    /// Denoising steps done and in all.
     #[zbus(property)]
     fn step(&self) -> (u32, u32) {
-        self.facts.step
+        self.card.facts().step
     }
 
-    /// 0 to 1 over the whole job.
     #[zbus(property)]
     fn progress(&self) -> f64 {
-        self.facts.progress
+        self.card.facts().progress
     }
 
-    /// Microseconds since the epoch; 0 while not known.
     #[zbus(property)]
     fn expected_end(&self) -> u64 {
-        self.facts.expected_end
+        self.card.facts().expected_end
     }
 
-    /// 1 for the next job of the queue; 0 when it does not wait.
-    #[zbus(property)]
+    // It changes for everybody behind with every job that starts: nobody is told, who asks gets it.
+    #[zbus(property(emits_changed_signal = "false"))]
     fn position(&self) -> u32 {
-        self.facts.position
+        self.hub.cards.position(&self.card.facts())
     }
-}
 
-fn description(job: &Job, stages: Vec<(String, f64)>) -> HashMap<String, OwnedVariant> {
-    let mut dict = HashMap::new();
-    let mut put = |key: &str, value: Option<Variant<'_>>| {
-        if let Some(Ok(value)) = value.map(Variant::try_into_owned) {
-            dict.insert(key.to_owned(), value);
-        }
-    };
-    put("id", Some(job.id.into()));
-    put("uuid", Some(job.uuid.as_str().into()));
-    put("state", Some(job.state.name().into()));
-    put("owner", Some(job.owner.into()));
-    put("name", Some(show(&job.name).into()));
-    put("created", Some(job.created_us.into()));
-    put("started", job.started_us.map(Into::into));
-    put("finished", job.finished_us.map(Into::into));
-    put("attempt", Some(job.attempt.into()));
-    put("source", job.source.as_ref().map(|s| show(&s.path).into()));
-    put(
-        "source_moved_to",
-        job.source_target.as_ref().filter(|_| !job.state.is_open()).map(|p| show(p).into()),
-    );
-    put("output", job.output.as_ref().map(|p| show(p).into()));
-    put("output_bytes", job.output_bytes.map(Into::into));
-    put("width", job.width.map(Into::into));
-    put("height", job.height.map(Into::into));
-    put("model", job.model.as_deref().map(Into::into));
-    put("backend", job.backend.as_deref().map(Into::into));
-    put("forwards_computed", job.forwards_computed.map(Into::into));
-    put("forwards_skipped", job.forwards_skipped.map(Into::into));
-    put("ram_peak_bytes", job.ram_peak_bytes.map(Into::into));
-    put("gpu_peak_bytes", job.gpu_peak_bytes.map(Into::into));
-    put("error_code", job.error_code.as_deref().map(Into::into));
-    put("error_text", job.error_text.as_deref().map(Into::into));
-    put("stages", Some(stages).filter(|s| !s.is_empty()).map(Variant::new));
-    put("settings", job.request.as_ref().and_then(settings));
-    dict
-}
-
-/// The resolved settings as `a{sv}`.
-fn settings(request: &animd_engine::request::Request) -> Option<Variant<'static>> {
-    let serde_json::Value::Object(map) = serde_json::to_value(request).ok()? else { return None };
-    let dict: HashMap<String, Variant<'static>> = map
-        .into_iter()
-        .filter_map(|(key, value)| {
-            let value = match value {
-                serde_json::Value::String(text) => text.into(),
-                serde_json::Value::Bool(b) => b.into(),
-                serde_json::Value::Number(n) => match n.as_u64() {
-                    Some(n) => n.into(),
-                    None => n.as_f64()?.into(),
-                },
-                _ => return None,
-            };
-            Some((key, value))
-        })
-        .collect();
-    Some(dict.into())
+    #[zbus(property)]
+    fn priority(&self) -> i32 {
+        self.card.facts().priority
+    }
 }

@@ -1,6 +1,5 @@
 //! What a job costs: the GPU is sampled once a second while a job runs, on a thread that lives as long as the job.
 
-use std::pin::Pin;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -115,10 +114,22 @@ impl Meter {
         _ = self.orders.send(Order::Stage(stage));
     }
 
-    /// Ends now; the sum comes when everything else is in the ledger. `None` if the driver did not tell, or tells no more.
-    pub fn end(self) -> Pin<Box<dyn Future<Output = Option<Spent>> + Send>> {
+    /// Ends now; the sum comes when everything else is in the ledger.
+    pub fn end(self) -> Ending {
         _ = self.orders.send(Order::End);
-        Box::pin(async { timeout(PATIENCE, self.answer).await.ok()?.ok()? })
+        Ending { answer: self.answer }
+    }
+}
+
+/// A meter that has been told to end.
+pub struct Ending {
+    answer: oneshot::Receiver<Option<Spent>>,
+}
+
+impl Ending {
+    /// What was spent; `None` if the driver did not tell, or tells no more.
+    pub async fn sum(self) -> Option<Spent> {
+        timeout(PATIENCE, self.answer).await.ok()?.ok()?
     }
 }
 

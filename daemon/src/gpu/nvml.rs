@@ -29,6 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(8);
 #[derive(Clone)]
 pub struct Driver {
     library: PathBuf,
+    patience: Duration,
     /// Since when a look is under way.
     busy: Arc<Mutex<Option<Instant>>>,
 }
@@ -44,7 +45,13 @@ impl Default for Driver {
 impl Driver {
     /// Another library.
     pub fn new(library: impl Into<PathBuf>) -> Self {
-        Self { library: library.into(), busy: Arc::default() }
+        Self { library: library.into(), patience: PATIENCE, busy: Arc::default() }
+    }
+
+    /// The same with another patience for a look.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Opens the library. For threads that may block.
@@ -81,7 +88,7 @@ impl Driver {
             *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
             return Machine::Failed { why: format!("no thread can be started to ask the driver: {e}") };
         }
-        match timeout(PATIENCE, answer).await {
+        match timeout(self.patience, answer).await {
             Ok(Ok(machine)) => machine,
             Ok(Err(_)) => Machine::Failed { why: "the driver's library ended its thread".into() },
             Err(_) => silent(now),

@@ -45,6 +45,15 @@ pub struct Energy {
     pub stages: Vec<(String, f64)>,
 }
 
+/// On what a job ran last and what that cost.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Costs {
+    /// On what.
+    pub placed: Placed,
+    /// How much energy, if it was measured.
+    pub energy: Option<Energy>,
+}
+
 impl Store {
     /// Writes down on what a job runs.
     pub fn placed(&mut self, id: u64, placed: &Placed) -> Result<()> {
@@ -54,19 +63,6 @@ impl Store {
             params![id as i64, placed.profile, placed.gpu_uuid, placed.gpu_name, placed.driver],
         )?;
         Ok(())
-    }
-
-    /// On what a job ran last.
-    pub fn placement(&self, id: u64) -> Result<Placed> {
-        let sql = "SELECT profile, gpu_uuid, gpu_name, driver FROM job WHERE id = ?1";
-        Ok(self.db.query_row(sql, [id as i64], |row| {
-            Ok(Placed {
-                profile: row.get(0)?,
-                gpu_uuid: row.get(1)?,
-                gpu_name: row.get(2)?,
-                driver: row.get(3)?,
-            })
-        })?)
     }
 
     /// Writes samples down; for a job that has been forgotten meanwhile, none.
@@ -118,14 +114,22 @@ impl Store {
         Ok(())
     }
 
-    /// What a job's last attempt cost in energy, if it was measured.
-    pub fn energy(&self, id: u64) -> Result<Option<Energy>> {
-        let (total, method) = self.db.query_row(
-            "SELECT energy_mj, energy_method FROM job WHERE id = ?1",
+    /// On what a job ran last and what that cost.
+    pub fn costs(&self, id: u64) -> Result<Costs> {
+        let (placed, total, method) = self.db.query_row(
+            "SELECT profile, gpu_uuid, gpu_name, driver, energy_mj, energy_method FROM job WHERE id = ?1",
             [id as i64],
-            |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<String>>(1)?)),
+            |row| {
+                let placed = Placed {
+                    profile: row.get(0)?,
+                    gpu_uuid: row.get(1)?,
+                    gpu_name: row.get(2)?,
+                    driver: row.get(3)?,
+                };
+                Ok((placed, row.get::<_, Option<i64>>(4)?, row.get::<_, Option<String>>(5)?))
+            },
         )?;
-        let Some((total, method)) = total.zip(method) else { return Ok(None) };
+        let Some((total, method)) = total.zip(method) else { return Ok(Costs { placed, energy: None }) };
         let mut find = self.db.prepare_cached(
             "SELECT name, energy_mj FROM stage WHERE job = ?1 AND energy_mj IS NOT NULL
                AND attempt = (SELECT max(attempt) FROM stage WHERE job = ?1) ORDER BY n",
@@ -133,7 +137,7 @@ impl Store {
         let stages = find
             .query_map([id as i64], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as f64 / 1e3)))?
             .collect::<Result<_, _>>()?;
-        Ok(Some(Energy { joules: total as f64 / 1e3, method, stages }))
+        Ok(Costs { placed, energy: Some(Energy { joules: total as f64 / 1e3, method, stages }) })
     }
 
     /// The newest finished jobs of a profile, of the model that the newest of them had; at most so many.

@@ -5,11 +5,13 @@
 
 mod costs;
 mod job;
+mod keep;
 mod schema;
 mod stats;
 mod store;
 mod timeline;
 mod verbs;
+mod watches;
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -17,12 +19,14 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-pub use costs::{Energy, Known, Placed};
+pub use costs::{Costs, Energy, Known, Placed};
 pub use job::{Added, Ended, Job, NewJob, Outcome, Refusal, Source, State, Succeeded};
+pub use keep::Kind;
 pub use stats::{By, Sum};
 pub use store::{Filter, PART_PREFIX, PART_SUFFIX, Store, days_ago_us, now_us};
 pub use timeline::{Event, Sample, StageCost, StepCost, Timeline};
 pub use verbs::PAUSED;
+pub use watches::AddedWatch;
 
 use crate::{Error, Result};
 

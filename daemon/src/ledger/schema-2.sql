@@ -1,6 +1,7 @@
 -- Version 2: many watched folders, retries, profiles, and what a job cost in energy.
 ALTER TABLE job ADD COLUMN outbox BLOB;               -- the folder for its video; NULL: the configured one
 ALTER TABLE job ADD COLUMN retry_of INTEGER REFERENCES job(id) ON DELETE SET NULL;
+ALTER TABLE job ADD COLUMN settings_us INTEGER;       -- when a late sidecar was read; NULL: with `created_us`
 ALTER TABLE job ADD COLUMN profile TEXT;
 ALTER TABLE job ADD COLUMN gpu_uuid TEXT;
 ALTER TABLE job ADD COLUMN gpu_name TEXT;
@@ -8,6 +9,7 @@ ALTER TABLE job ADD COLUMN driver TEXT;
 ALTER TABLE job ADD COLUMN energy_mj INTEGER;         -- of the whole board, from the start of the last attempt to its end
 ALTER TABLE job ADD COLUMN energy_method TEXT CHECK (energy_method IN ('counter', 'sampled'));
 ALTER TABLE stage ADD COLUMN energy_mj INTEGER;
+CREATE INDEX job_retry_of ON job (retry_of) WHERE retry_of IS NOT NULL;
 CREATE INDEX job_ended_image ON job (image_sha256, finished_us) WHERE image_sha256 IS NOT NULL;
 
 CREATE TABLE sample (                                 -- the GPU while a job runs
@@ -25,10 +27,12 @@ CREATE TABLE sample (                                 -- the GPU while a job run
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE watch (                                  -- watched folders added over the bus
-  path      BLOB    PRIMARY KEY,
-  outbox    BLOB,
-  owner_uid INTEGER NOT NULL,                         -- who added it
-  added_us  INTEGER NOT NULL
+  path           BLOB    PRIMARY KEY,
+  outbox         BLOB,                                -- NULL: the configured one
+  stable_seconds REAL,
+  poll_seconds   REAL,                                -- forces polling
+  owner_uid      INTEGER NOT NULL,                    -- who added it
+  added_us       INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE setting (                                -- what outlives a restart: `paused`

@@ -13,16 +13,31 @@ use crate::{Error, Result};
 /// Each step leads to the version of its place, counted from 1. A released step is never changed.
 const MIGRATIONS: [&str; 2] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
 
+/// `PRAGMA auto_vacuum`: free pages are given back when that is asked for.
+pub(super) const INCREMENTAL: u32 = 2;
+
 /// Opens or makes the file and brings it to this version.
 pub fn open(path: &Path) -> Result<Connection> {
     private(path)?;
     let mut db = Connection::open(path)?;
     db.busy_timeout(Duration::from_secs(5))?;
+    // For a new file; an older one takes it over when it is vacuumed.
+    db.pragma_update(None, "auto_vacuum", INCREMENTAL)?;
     db.pragma_update(None, "journal_mode", "WAL")?;
     // NORMAL may lose the last commits at a power cut, and with them a video that somebody was told of.
     db.pragma_update(None, "synchronous", "FULL")?;
     db.pragma_update(None, "foreign_keys", true)?;
+    // What is forgotten is overwritten: prompts are private.
+    db.pragma_update(None, "secure_delete", true)?;
     migrate(&mut db, path, &MIGRATIONS)?;
+    if db.pragma_query_value(None, "auto_vacuum", |row| row.get::<_, u32>(0))? != INCREMENTAL {
+        tracing::info!("the ledger is written anew once, so that it can give free space back");
+        db.pragma_update(None, "auto_vacuum", INCREMENTAL)?;
+        // It needs the file's size again on the disk for a moment; without that the ledger only stays large.
+        if let Err(e) = db.execute_batch("VACUUM") {
+            tracing::warn!("the ledger cannot be written anew, and keeps its free space: {e}");
+        }
+    }
     Ok(db)
 }
 

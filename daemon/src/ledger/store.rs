@@ -56,75 +56,7 @@ impl Store {
     /// Writes a job down, queued, or with a [`super::Refusal`] as `finishing`. `spooled` says whether the picture is still there.
     pub fn add(&mut self, new: &NewJob, spooled: impl FnOnce() -> bool) -> Result<Added> {
         let total = self.total;
-        self.change(|db| {
-            if let Some(key) = &new.idempotency_key
-                && let Some(id) = keyed(db, new.owner, key)?
-            {
-                return Ok(Added::Known(id));
-            }
-            if let Some(source) = &new.source
-                && let Some(id) = taken(db, source, new)?
-            {
-                return Ok(Added::Known(id));
-            }
-            if new.per_user < u32::MAX && open_of(db, new.owner)? >= new.per_user {
-                return Ok(Added::Full);
-            }
-            if !new.watched {
-                room(db, total)?;
-            }
-            if new.work.is_ok() && !spooled() {
-                return Ok(Added::Unspooled);
-            }
-            let (sha, request) = match &new.work {
-                Ok((sha, request)) => (Some(sha), Some(request)),
-                Err(_) => (None, None),
-            };
-            let refusal = new.work.as_ref().err();
-            let json = request.map(serde_json::to_string).transpose().map_err(|e| {
-                Error::refused("invalid-setting", format!("the settings cannot be written down: {e}"))
-            })?;
-            let source = new.source.as_ref();
-            db.execute(
-                "INSERT INTO job (uuid, state, outcome, created_us, owner_uid, origin, idempotency_key, name, source_path,
-                   source_dev, source_ino, source_mtime_ns, source_target, image_sha256, settings_json, seed, frames, steps,
-                   version, error_code, error_text, priority, outbox, retry_of)
-                 VALUES (:uuid, :state, :outcome, :now, :owner, :origin, :key, :name, :path, :dev, :ino, :mtime, :target, :sha,
-                   :json, :seed, :frames, :steps, :version, :code, :text, :priority, :outbox, :retry_of)",
-                named_params! {
-                    ":uuid": uuid::Uuid::new_v4().to_string(),
-                    ":state": if refusal.is_some() { State::Finishing } else { State::Queued },
-                    ":outcome": refusal.map(|_| Outcome::Failed),
-                    ":now": now_us(),
-                    ":owner": new.owner,
-                    ":origin": if new.watched { "watch" } else { "bus" },
-                    ":key": new.idempotency_key,
-                    ":name": new.name.as_bytes(),
-                    ":path": source.map(|s| s.path.as_os_str().as_bytes()),
-                    ":dev": source.map(|s| s.identity.dev),
-                    ":ino": source.map(|s| s.identity.ino),
-                    ":mtime": source.map(|s| s.identity.mtime_ns),
-                    ":target": refusal.and_then(|r| r.target.as_ref()).map(|p| p.as_os_str().as_bytes()),
-                    ":sha": sha,
-                    ":json": json,
-                    ":seed": request.map(|r| r.seed as i64),
-                    ":frames": request.map(|r| r.frames),
-                    ":steps": request.map(|r| r.steps),
-                    ":version": env!("CARGO_PKG_VERSION"),
-                    ":code": refusal.map(|r| &r.code),
-                    ":text": refusal.map(|r| &r.text),
-                    ":priority": new.priority,
-                    ":outbox": new.outbox.as_ref().map(|p| p.as_os_str().as_bytes()),
-                    ":retry_of": new.retry_of.map(|id| id as i64),
-                },
-            )?;
-            let id = db.last_insert_rowid() as u64;
-            event(db, id, "queued", None)?;
-            if let Some(refusal) = refusal {
-                event(db, id, "refused", Some(&refusal.text))?;
-            }
-            Ok(Added::New(id))
-        })
+        self.change(|db| insert(db, total, new, spooled))
     }
 
     /// What [`Self::add`] would say without the picture: the job that the key names, or that there is no room.
@@ -417,6 +349,82 @@ impl Store {
     pub fn event(&mut self, id: u64, kind: &str, text: &str) -> Result<()> {
         event(&self.db, id, kind, Some(text))
     }
+}
+
+/// Writes one job down, within a transaction.
+pub(super) fn insert(
+    db: &Connection,
+    total: u32,
+    new: &NewJob,
+    spooled: impl FnOnce() -> bool,
+) -> Result<Added> {
+    if let Some(key) = &new.idempotency_key
+        && let Some(id) = keyed(db, new.owner, key)?
+    {
+        return Ok(Added::Known(id));
+    }
+    if let Some(source) = &new.source
+        && let Some(id) = taken(db, source, new)?
+    {
+        return Ok(Added::Known(id));
+    }
+    if new.per_user < u32::MAX && open_of(db, new.owner)? >= new.per_user {
+        return Ok(Added::Full);
+    }
+    if !new.watched {
+        room(db, total)?;
+    }
+    if new.work.is_ok() && !spooled() {
+        return Ok(Added::Unspooled);
+    }
+    let (sha, request) = match &new.work {
+        Ok((sha, request)) => (Some(sha), Some(request)),
+        Err(_) => (None, None),
+    };
+    let refusal = new.work.as_ref().err();
+    let json = request.map(serde_json::to_string).transpose().map_err(|e| {
+        Error::refused("invalid-setting", format!("the settings cannot be written down: {e}"))
+    })?;
+    let source = new.source.as_ref();
+    let mut insert = db.prepare_cached(
+        "INSERT INTO job (uuid, state, outcome, created_us, owner_uid, origin, idempotency_key, name, source_path,
+           source_dev, source_ino, source_mtime_ns, source_target, image_sha256, settings_json, seed, frames, steps,
+           version, error_code, error_text, priority, outbox, retry_of)
+         VALUES (:uuid, :state, :outcome, :now, :owner, :origin, :key, :name, :path, :dev, :ino, :mtime, :target, :sha,
+           :json, :seed, :frames, :steps, :version, :code, :text, :priority, :outbox, :retry_of)",
+    )?;
+    insert.execute(named_params! {
+        ":uuid": uuid::Uuid::new_v4().to_string(),
+        ":state": if refusal.is_some() { State::Finishing } else { State::Queued },
+        ":outcome": refusal.map(|_| Outcome::Failed),
+        ":now": now_us(),
+        ":owner": new.owner,
+        ":origin": if new.watched { "watch" } else { "bus" },
+        ":key": new.idempotency_key,
+        ":name": new.name.as_bytes(),
+        ":path": source.map(|s| s.path.as_os_str().as_bytes()),
+        ":dev": source.map(|s| s.identity.dev),
+        ":ino": source.map(|s| s.identity.ino),
+        ":mtime": source.map(|s| s.identity.mtime_ns),
+        ":target": refusal.and_then(|r| r.target.as_ref()).map(|p| p.as_os_str().as_bytes()),
+        ":sha": sha,
+        ":json": json,
+        ":seed": request.map(|r| r.seed as i64),
+        ":frames": request.map(|r| r.frames),
+        ":steps": request.map(|r| r.steps),
+        ":version": env!("CARGO_PKG_VERSION"),
+        ":code": refusal.map(|r| &r.code),
+        ":text": refusal.map(|r| &r.text),
+        ":priority": new.priority,
+        ":outbox": new.outbox.as_ref().map(|p| p.as_os_str().as_bytes()),
+        ":retry_of": new.retry_of.map(|id| id as i64),
+    })?;
+    let id = db.last_insert_rowid() as u64;
+    event(db, id, "queued", None)?;
+    if let Some(refusal) = refusal {
+        event(db, id, "refused", Some(&refusal.text))?;
+    }
+    Ok(Added::New(id))
 }
 
 /// The job with this key of this user.

@@ -3,7 +3,6 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use super::job::Job;
 use super::store::{Store, event};
 use crate::Result;
 
@@ -25,26 +24,14 @@ impl Store {
         })
     }
 
-    /// Removes an ended job's row and everything that hangs on it, out of the file as well. `None` if no ended job has
-    /// this number.
-    pub fn forget(&mut self, id: u64) -> Result<Option<Job>> {
-        let job = self.change(|db| {
-            Ok(db
-                .query_row(
-                    "DELETE FROM job WHERE id = ?1 AND state IN ('done','failed','canceled') RETURNING *",
-                    params![id as i64],
-                    Job::from_row,
-                )
-                .optional()?)
-        })?;
-        if job.is_some() {
-            self.checkpoint()?;
-        }
-        Ok(job)
+    /// Removes an ended job's row and everything that hangs on it. False if no ended job has this number.
+    pub fn forget(&mut self, id: u64) -> Result<bool> {
+        let sql = "DELETE FROM job WHERE id = ?1 AND state IN ('done','failed','canceled')";
+        Ok(self.db.execute(sql, params![id as i64])? == 1)
     }
 
     /// Writes the log ahead into the file and empties it, so that what was removed is nowhere any more.
-    pub(super) fn checkpoint(&mut self) -> Result<()> {
+    pub fn checkpoint(&mut self) -> Result<()> {
         self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         Ok(())
     }

@@ -122,7 +122,7 @@ fn table() -> Vec<Row> {
             with(vec![h200()]),
             (Ready, Some("h200"), Some(0)),
             &[
-                "139.8 of 140.4 GiB are free, `h200` needs 100.0 GiB",
+                "139.8 GiB of 140.4 GiB are free, `h200` needs 100.0 GiB",
                 "machine code for it (compute capability 9.0)",
             ],
         ),
@@ -152,7 +152,7 @@ fn table() -> Vec<Row> {
             "RTX 4090",
             with(vec![rtx_4090()]),
             (Ready, Some("rtx4090"), Some(0)),
-            &["23.4 of 24.0 GiB are free"],
+            &["23.4 GiB of 24.0 GiB are free"],
         ),
         row(
             "RTX 3090",
@@ -177,7 +177,7 @@ fn table() -> Vec<Row> {
             with(vec![rtx_4090(), l40s()]),
             (Ready, Some("l40s"), Some(1)),
             &[
-                "NVIDIA L40S (GPU 1): 44.4 of 45.0 GiB are free",
+                "NVIDIA L40S (GPU 1): 44.4 GiB of 45.0 GiB are free",
                 "NVIDIA GeForce RTX 4090 (GPU 0): not taken, it would take `rtx4090`",
             ],
         ),
@@ -210,7 +210,7 @@ fn table() -> Vec<Row> {
             with(vec![held(h200(), 40_000)]),
             (Ready, Some("l40s"), Some(0)),
             &[
-                "39.1 of 140.4 GiB are free, `l40s` needs 30.0 GiB",
+                "39.1 GiB of 140.4 GiB are free, `l40s` needs 30.0 GiB",
                 "`h200` would need 100.0 GiB free; `python3`, process 4242, holds 100.8 GiB",
             ],
         ),
@@ -219,7 +219,7 @@ fn table() -> Vec<Row> {
             with(vec![held(rtx_4090(), 3_500)]),
             (Retry, None, Some(0)),
             &[
-                "3.4 of 24.0 GiB are free, and `rtx4060ti` needs 14.5 GiB",
+                "3.4 GiB of 24.0 GiB are free, and `rtx4060ti` needs 14.5 GiB",
                 "`python3`, process 4242, holds 20.0 GiB",
                 "jobs wait",
                 "looks again by itself",

@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use super::{AUTO, Choice, FOLDERS, Verdict, Wish, load, read};
 use crate::config;
 use crate::delivery::Desk;
 use crate::gpu::Machine;
-use crate::gpu::meter::{Meter, Spent};
+use crate::gpu::meter::{Ending, Meter};
 use crate::gpu::nvml::Driver;
 use crate::ledger::{Ended, Placed};
 use crate::{Error, Result};
@@ -28,7 +27,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(30);
 /// The longest.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// A job that starts so soon after a look needs no other.
-const FRESH: Duration = Duration::from_secs(10);
+const FRESH: Duration = Duration::from_secs(3);
 /// The file in the state folder that tells the engine its profile.
 const FILE: &str = "profile.toml";
 
@@ -36,7 +35,8 @@ const FILE: &str = "profile.toml";
 pub struct Keeper {
     desk: Arc<Desk>,
     driver: Driver,
-    kernels: Kernels,
+    /// What the engine was built for; `None` until one has said so.
+    kernels: Option<Kernels>,
     /// `[profile]` of the configuration at the last look.
     asked: Option<config::Profile>,
     /// What the engine that runs was started with.
@@ -71,7 +71,7 @@ impl Keeper {
         Self {
             desk,
             driver: Driver::default(),
-            kernels: Kernels::default(),
+            kernels: None,
             asked: None,
             started: None,
             looked: None,
@@ -88,7 +88,7 @@ impl Keeper {
         let wish = self.reload();
         let machine = self.driver.look(engine).await;
         let before = self.desk.profiles.choice();
-        let choice = self.desk.profiles.decide(machine, self.kernels.clone(), &wish);
+        let choice = self.desk.profiles.decide(machine, self.kernels.clone().unwrap_or_default(), &wish);
         self.looked = Some(Instant::now());
         self.there_at_first.get_or_insert(!matches!(self.desk.profiles.machine(), Machine::NoDriver { .. }));
         self.pause = match *choice == *before {
@@ -170,10 +170,16 @@ impl Keeper {
 
     fn wanted(&self) -> Option<Start> {
         let choice = self.desk.profiles.choice();
+        let config = self.desk.config();
+        let (engine, file) = (config.engine_identity(), config.folders.state.join(FILE));
+        if self.kernels.is_none() {
+            // The first one is there to say what it was built for, and touches no GPU.
+            return Some(Start { engine, profile: Profile::built_in("cpu")?, file, visible: String::new() });
+        }
         Some(Start {
-            engine: self.desk.config().engine_identity(),
+            engine,
             profile: choice.profile.clone()?,
-            file: self.desk.config().folders.state.join(FILE),
+            file,
             visible: choice.used_gpu().map(|card| card.uuid.clone()).unwrap_or_default(),
         })
     }
@@ -185,14 +191,14 @@ impl Keeper {
 
     /// What the engine was built for, as it says itself; another choice may come of it.
     pub async fn hello(&mut self, kernels: &Kernels, engine: Option<u32>) {
-        if *kernels != self.kernels {
-            self.kernels = kernels.clone();
+        if self.kernels.as_ref() != Some(kernels) {
+            self.kernels = Some(kernels.clone());
             self.look(engine).await;
         }
     }
 
     /// Writes down on what a job runs, and begins to meter it.
-    pub async fn job_starts(&mut self, id: u64, attempt: u32) -> Result<()> {
+    pub async fn job_starts(&mut self, id: u64, attempt: u32) {
         let choice = self.desk.profiles.choice();
         let card = choice.used_gpu();
         let placed = Placed {
@@ -201,12 +207,13 @@ impl Keeper {
             gpu_name: card.map(|c| c.name.clone()),
             driver: card.and_then(|_| self.desk.profiles.machine().driver().map(str::to_owned)),
         };
-        self.desk.ledger.call(move |db| db.placed(id, &placed)).await?;
+        if let Err(e) = self.desk.ledger.call(move |db| db.placed(id, &placed)).await {
+            tracing::warn!(job = id, "the profile of job {id} is not written down: {e}");
+        }
         self.stage = None;
         self.meter = card
             .and_then(|card| Meter::start(&self.driver, &card.uuid, &self.desk.ledger, id, attempt))
             .map(|meter| (id, attempt, meter));
-        Ok(())
     }
 
     /// Where the engine is with its job.
@@ -226,7 +233,7 @@ impl Keeper {
     /// Writes down what a job that ends so has cost.
     pub async fn job_ends(&mut self, id: u64, ended: &Ended) {
         let Some((job, attempt, spent)) = self.ended.take() else { return };
-        let Some(spent) = spent.await.filter(|_| job == id) else { return };
+        let Some(spent) = spent.sum().await.filter(|_| job == id) else { return };
         let stages = match ended {
             Ended::Done(done) => done.report.seconds.iter().map(|(name, _)| name.clone()).collect(),
             _ => Vec::new(),
@@ -237,6 +244,3 @@ impl Keeper {
         }
     }
 }
-
-/// The sum of a meter that has been told to end.
-type Ending = Pin<Box<dyn Future<Output = Option<Spent>> + Send>>;

@@ -28,6 +28,8 @@ pub struct House {
     service: Option<Child>,
     config: String,
     env: Vec<(String, String)>,
+    /// Whether the service takes the bus for the system's.
+    system: bool,
 }
 
 impl Drop for House {
@@ -51,7 +53,7 @@ impl House {
         fs::write(
             &bus_config,
             format!(
-                "<busconfig><type>session</type><listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context=\"default\">\
+                "<busconfig><type>session</type><listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context=\"default\"><allow user=\"*\"/>\
                  <allow send_destination=\"*\" eavesdrop=\"true\"/><allow eavesdrop=\"true\"/><allow own=\"*\"/></policy></busconfig>",
                 socket.display()
             ),
@@ -76,7 +78,18 @@ impl House {
             service: None,
             config: config.into(),
             env: Vec::new(),
+            system: false,
         }
+    }
+
+    /// A bus that the service takes for the system's, and that other users reach.
+    pub fn system(config: &str) -> Self {
+        let mut house = Self::new(config);
+        house.system = true;
+        let open = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+        fs::set_permissions(house.dir.path(), open).unwrap();
+        house.start();
+        house
     }
 
     /// The same with the service running.
@@ -90,10 +103,36 @@ impl House {
         self.dir.path().join(name)
     }
 
+    /// The engine's process, while there is one.
+    pub fn engine(&self) -> Option<u32> {
+        let pid = self.service.as_ref()?.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    }
+
     /// The manager on this house's bus.
     pub async fn manager(&self) -> ManagerProxy<'static> {
-        let bus = zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap();
-        ManagerProxy::new(&bus).await.unwrap()
+        ManagerProxy::new(&self.connect().await).await.unwrap()
+    }
+
+    /// A connection to this house's bus.
+    pub async fn connect(&self) -> zbus::Connection {
+        zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap()
+    }
+
+    /// This house's bus.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The variable that says where the service's bus is.
+    pub fn bus_variable(&self) -> &'static str {
+        if self.system { "DBUS_SYSTEM_BUS_ADDRESS" } else { "DBUS_SESSION_BUS_ADDRESS" }
+    }
+
+    /// The running service's process.
+    pub fn pid(&self) -> u32 {
+        self.service.as_ref().map_or(0, Child::id)
     }
 
     pub fn set_env(&mut self, name: &str, value: &str) {
@@ -123,19 +162,33 @@ impl House {
         );
         fs::write(&file, text).unwrap();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
-        let service = Command::new(env!("CARGO_BIN_EXE_animd"))
-            .args(["--user", "--config"])
+        let service = Command::new(program("animd", option_env!("CARGO_BIN_EXE_animd")))
+            .args((!self.system).then_some("--user"))
+            .arg("--config")
             .arg(&file)
-            .args(["--engine", env!("CARGO_BIN_EXE_animd-engine-sim")])
-            .env("DBUS_SESSION_BUS_ADDRESS", &self.address)
+            .arg("--engine")
+            .arg(program("animd-engine-sim", option_env!("CARGO_BIN_EXE_animd-engine-sim")))
+            .env(self.bus_variable(), &self.address)
             .env("HOME", self.dir.path())
-            .envs(self.env.iter().cloned())
             .env_remove("NOTIFY_SOCKET")
             .env_remove("JOURNAL_STREAM")
+            // A machine of its own: what a real driver says of this one is not for tests.
+            .env("NVML_LIBRARY", "/nonexistent/libnvidia-ml.so.1")
+            .envs(self.env.iter().cloned())
             .stderr(log)
             .spawn()
             .unwrap();
         self.service = Some(service);
+    }
+
+    /// More TOML for the next start of the service, in place of what there was.
+    pub fn configure(&mut self, config: &str) {
+        self.config = config.into();
+    }
+
+    /// The exit code of a service that has ended by itself.
+    pub fn exited(&mut self) -> Option<i32> {
+        self.service.as_mut()?.try_wait().unwrap()?.code()
     }
 
     /// As a power cut for the process.
@@ -159,8 +212,9 @@ impl House {
     }
 
     pub fn animctl_command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_animctl"));
-        command.arg("--user").args(args).env("DBUS_SESSION_BUS_ADDRESS", &self.address);
+        let mut command = Command::new(program("animctl", option_env!("CARGO_BIN_EXE_animctl")));
+        let bus = if self.system { "--system" } else { "--user" };
+        command.arg(bus).args(args).env(self.bus_variable(), &self.address);
         command
     }
 
@@ -219,6 +273,14 @@ impl House {
     pub fn files(&self, folder: &str) -> Vec<String> {
         files(&self.path(folder))
     }
+}
+
+/// A program of this package: cargo tells tests where it is; for an example it is one folder up.
+fn program(name: &str, known: Option<&str>) -> PathBuf {
+    known.map_or_else(
+        || std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join(name),
+        PathBuf::from,
+    )
 }
 
 pub fn files(folder: &Path) -> Vec<String> {

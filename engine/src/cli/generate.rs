@@ -35,6 +35,9 @@ pub struct Generate {
     model: ModelArgs,
     #[command(flatten)]
     settings: Settings,
+    /// How to run it, with defaults for the settings: the name of a profile, or a profile's file
+    #[arg(long, value_name = "NAME-OR-FILE")]
+    profile: Option<String>,
     /// Read the prompt from a file
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     prompt_file: Option<PathBuf>,
@@ -56,6 +59,9 @@ impl Generate {
                 ))
             })?;
             self.settings.prompt = Some(text);
+        }
+        if let Some(name) = &self.profile {
+            self.settings = self.settings.or(super::profile::open(name)?.settings);
         }
         let request = self.settings.resolve(super::draw_seed)?;
         let picture = image::decode(&self.image)?;

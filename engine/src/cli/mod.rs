@@ -3,6 +3,8 @@
 mod bar;
 mod generate;
 mod inspect;
+mod plan;
+mod profile;
 mod serve;
 mod stop;
 mod synth;
@@ -31,6 +33,8 @@ enum Command {
     Generate(Box<generate::Generate>),
     /// Say what model a folder holds, and what is missing from it
     Inspect(inspect::Inspect),
+    /// Say what a video will cost in operations and memory, without making it
+    Plan(Box<plan::PlanArgs>),
     /// Write a model of random weights in the official layout, for tests and measurements
     SynthModel(synth::SynthModel),
     /// Take jobs from a parent process on standard input, a socket; this is how animd runs the engine
@@ -54,6 +58,7 @@ pub fn run(args: Args) -> ExitCode {
     let result = match args.command {
         Command::Generate(command) => command.run(),
         Command::Inspect(command) => command.run(),
+        Command::Plan(command) => command.run(),
         Command::SynthModel(command) => command.run(),
         Command::Serve(command) => return command.run(),
     };

@@ -25,6 +25,9 @@ use super::ModelArgs;
 pub struct Serve {
     #[command(flatten)]
     model: ModelArgs,
+    /// How to run it: the name of a profile, or a profile's file
+    #[arg(long, value_name = "NAME-OR-FILE")]
+    profile: Option<String>,
 }
 
 /// The parent spoke another protocol.
@@ -141,7 +144,11 @@ impl Serve {
     }
 
     fn work(self, reading: UnixStream, shared: &'static Shared) -> ExitCode {
-        let mut pipeline = match Pipeline::open(Cpu::new(), &self.model.model, self.model.dit.as_deref()) {
+        // A profile's settings are the parent's affair: its requests are complete.
+        let profile = self.profile.as_deref().map_or(Ok(None), |name| super::profile::open(name).map(Some));
+        let opened =
+            profile.and_then(|_| Pipeline::open(Cpu::new(), &self.model.model, self.model.dit.as_deref()));
+        let mut pipeline = match opened {
             Ok(pipeline) => pipeline,
             Err(e) => {
                 shared.send(&FromEngine::Failed { job: 0, code: e.code().into(), message: e.to_string() });

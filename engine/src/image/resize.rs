@@ -163,32 +163,20 @@ fn cubic(x: f32, a: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
-    use safetensors::SafeTensors;
-
     use super::super::{adaptive, decode, fit, official};
     use super::*;
+    use crate::goldens::{Golden, fixture};
     use crate::request::{Resize, Size};
 
     /// Both sides add sixteen products in single precision, in another order: 16 * 2^-24 of values up to 2.5.
     const TOLERANCE: f32 = 2.4e-6;
 
-    fn fixture(name: &str) -> PathBuf {
-        PathBuf::from(format!("{}/../tests/fixtures/tiny-a/{name}", env!("CARGO_MANIFEST_DIR")))
-    }
-
-    fn golden(name: &str) -> Vec<f32> {
-        let bytes = std::fs::read(fixture("golden.safetensors")).expect("the fixture is there");
-        let tensors = SafeTensors::deserialize(&bytes).expect("it is safetensors");
-        bytemuck::pod_collect_to_vec(tensors.tensor(name).expect("a golden").data())
-    }
-
     fn close(name: &str, got: &[f32], tolerance: f32) {
-        let expected = golden(name);
-        assert_eq!(got.len(), expected.len(), "{name}");
-        let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(worst <= tolerance, "{name}: off by {worst}");
+        Golden::read(&fixture("tiny-a/golden")).compare_each(
+            name,
+            got.iter().map(|v| f64::from(*v)),
+            tolerance.into(),
+        );
     }
 
     /// Every `step`th row and column of each plane.
@@ -199,10 +187,10 @@ mod tests {
 
     #[test]
     fn the_reference_frames() {
-        let first = decode(&fixture("input0.png")).expect("a picture");
+        let first = decode(&fixture("tiny-a/input0.png")).expect("a picture");
         let (lat_h, lat_w) = official(first.width, first.height, 64 * 104).expect("it fits");
         close("vae.enc.first_frame", &bicubic(&first, lat_h as usize * 8, lat_w as usize * 8), TOLERANCE);
-        let second = decode(&fixture("input1.png")).expect("a picture");
+        let second = decode(&fixture("tiny-a/input1.png")).expect("a picture");
         let (lat_h, lat_w) = official(second.width, second.height, 64 * 104).expect("it fits");
         close("img.1.official_small", &bicubic(&second, lat_h as usize * 8, lat_w as usize * 8), TOLERANCE);
         for (name, resize) in
@@ -217,15 +205,15 @@ mod tests {
     fn the_reference_clip_pixels() {
         // Halved, then divided by a deviation of 0.26.
         let tolerance = TOLERANCE * 0.5 / 0.26;
-        let first = clip_pixels(&decode(&fixture("input0.png")).expect("a picture"));
+        let first = clip_pixels(&decode(&fixture("tiny-a/input0.png")).expect("a picture"));
         close("clip.0.pixel_values", &first, tolerance);
-        let second = clip_pixels(&decode(&fixture("input1.png")).expect("a picture"));
+        let second = clip_pixels(&decode(&fixture("tiny-a/input1.png")).expect("a picture"));
         close("clip.1.pixel_values_7", &every(7, &second, CLIP_SIDE, CLIP_SIDE), tolerance);
     }
 
     #[test]
     fn a_crop_is_as_if_cut_out_before() {
-        let picture = decode(&fixture("input1.png")).expect("a picture");
+        let picture = decode(&fixture("tiny-a/input1.png")).expect("a picture");
         let crop = adaptive(picture.width, picture.height, Size::P720).expect("it fits").crop;
         assert_ne!((crop.width, crop.height), (picture.width, picture.height));
         let rows = picture.rgb.chunks_exact(3 * picture.width as usize).skip(crop.top as usize);

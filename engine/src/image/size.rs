@@ -119,12 +119,11 @@ pub fn diffusers_example(width: u32, height: u32, area: u32) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::goldens::{fixture, json};
 
     #[test]
     fn the_reference_sizes() {
-        let path = format!("{}/../tests/fixtures/tiny-a/golden.json", env!("CARGO_MANIFEST_DIR"));
-        let golden = std::fs::read(path).expect("the fixture is there");
-        let golden: serde_json::Value = serde_json::from_slice(&golden).expect("it is JSON");
+        let golden = json(&fixture("tiny-a/golden.json"));
         let rules = golden["image_rules"].as_array().expect("a list");
         assert!(rules.len() >= 13);
         for rule in rules {

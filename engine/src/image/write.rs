@@ -12,6 +12,7 @@ use crate::{Error, Result};
 
 impl Picture {
     /// The same, filtered to another size.
+    #[must_use]
     pub fn resized(&self, width: u32, height: u32) -> Self {
         let all = Crop { top: 0, left: 0, height: self.height, width: self.width };
         let planes = bicubic_antialiased(self, all, height as usize, width as usize);
@@ -22,6 +23,7 @@ impl Picture {
     }
 
     /// The same with at most `side` pixels along each side, its shape kept; never enlarged.
+    #[must_use]
     pub fn fitted_into(&self, side: u32) -> Self {
         let longer = self.width.max(self.height);
         if longer <= side {

@@ -6,7 +6,7 @@ pub mod t5;
 pub mod vae;
 
 #[cfg(test)]
-mod goldens;
+mod tests;
 
 use crate::Result;
 use crate::backend::SequenceOps;

@@ -112,9 +112,8 @@ fn box_muller(block: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
-    use safetensors::SafeTensors;
-
     use super::*;
+    use crate::goldens::{Golden, fixture, json};
 
     /// Half of the 1e-6 that single-precision logarithms and sines leave, with values up to 5.
     const TOLERANCE: f32 = 5e-7;
@@ -126,21 +125,15 @@ mod tests {
         }
     }
 
-    fn fixture(name: &str) -> Vec<u8> {
-        std::fs::read(format!("{}/../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR")))
-            .expect("it is there")
-    }
-
     #[test]
     fn the_reference_draws() {
-        let bytes = fixture("tiny-a/golden.safetensors");
-        let tensors = SafeTensors::deserialize(&bytes).expect("it is safetensors");
+        let golden = Golden::read(&fixture("tiny-a/golden"));
         let mut checked = 0;
-        for (name, view) in tensors.iter() {
+        for name in golden.names() {
             let Some((seed, kind)) = name.strip_prefix("randn.").and_then(|name| name.split_once('.')) else {
                 continue;
             };
-            let expected: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+            let expected = golden.f32(&name);
             let mut generator = CpuGenerator::new(seed.parse().expect("a seed"));
             match kind {
                 "rand64" => assert_eq!(generator.rand(64), expected),
@@ -164,7 +157,8 @@ mod tests {
             seed: u64,
             draws: Vec<Vec<f32>>,
         }
-        let series: Vec<Series> = serde_json::from_slice(&fixture("cpu_randn.json")).expect("it is JSON");
+        let series: Vec<Series> =
+            serde_json::from_value(json(&fixture("cpu_randn.json"))).expect("two series");
         assert_eq!(series.len(), 2);
         for Series { seed, draws } in series {
             let mut generator = CpuGenerator::new(seed);

@@ -126,14 +126,8 @@ fn toward_zero(x: f64) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use safetensors::SafeTensors;
-
     use super::*;
-
-    #[derive(serde::Deserialize)]
-    struct Golden {
-        items: Vec<Item>,
-    }
+    use crate::goldens::{Golden, fixture};
 
     #[derive(serde::Deserialize)]
     struct Item {
@@ -145,28 +139,18 @@ mod tests {
         sumsq: f64,
     }
 
-    fn fixture(name: &str) -> Vec<u8> {
-        std::fs::read(format!("{}/../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR")))
-            .expect("it is there")
-    }
-
     #[test]
     fn what_an_h200_draws() {
-        let golden: Golden = serde_json::from_slice(&fixture("cuda_randn.json")).expect("it is JSON");
-        let bytes = fixture("cuda_randn.safetensors");
-        let tensors = SafeTensors::deserialize(&bytes).expect("it is safetensors");
-        let data = |name: String| tensors.tensor(&name).expect("a golden").data().to_vec();
-        assert_eq!(golden.items.len(), 20);
-        for Item { name, seed, numel, sampled, sum, sumsq } in golden.items {
-            let indices: Vec<i64> = if sampled {
-                bytemuck::pod_collect_to_vec(&data(format!("{name}.index")))
-            } else {
-                (0..numel as i64).collect()
-            };
+        let golden = Golden::read(&fixture("cuda_randn"));
+        let items: Vec<Item> = serde_json::from_value(golden.json["items"].clone()).expect("a list");
+        assert_eq!(items.len(), 20);
+        for Item { name, seed, numel, sampled, sum, sumsq } in items {
+            let indices: Vec<i64> =
+                if sampled { golden.i64(&format!("{name}.index")) } else { (0..numel as i64).collect() };
             let mut generator = CudaGenerator::new(seed, Launch::default());
             for which in ["first", "second"] {
                 let got = generator.randn(numel);
-                let expected: Vec<f32> = bytemuck::pod_collect_to_vec(&data(format!("{name}.{which}")));
+                let expected = golden.f32(&format!("{name}.{which}"));
                 assert_eq!(expected.len(), indices.len());
                 for (&i, expected) in indices.iter().zip(expected) {
                     let got = got[i as usize];

@@ -15,7 +15,8 @@ use crate::noise;
 use crate::progress::{Observer, Stage};
 use crate::protocol::{Pictures, Report};
 use crate::request::{Request, Tiling};
-use crate::sampler::{self, Guidance, SamplerConfig, StepPlan};
+use crate::sampler::{self, Guidance, SamplerConfig};
+use crate::step_cache::StepPlan;
 use crate::text;
 use crate::video::{VideoOptions, VideoWriter};
 use crate::{Error, Result};
@@ -163,38 +164,24 @@ impl<B: Backend> Pipeline<B> {
     /// and one network's weights, on a machine that computes 1 GFLOP and reads 10 MB in a second, and a minute more.
     pub fn patience(&self, job: &Job) -> Duration {
         let costs = self.costs(job);
-        let request = &job.request;
-        let branches = if request.uses_guidance() { 2.0 } else { 1.0 };
-        let forwards = f64::from(request.steps) * branches;
-        let block = costs.denoise / forwards / self.dit_config().num_layers as f64;
-        let frames = (costs.vae_decode + costs.vae_encode) / request.latent_frames() as f64;
+        let block = self.plan(job).work.forward.flops() / self.blocks() as f64;
+        let frames = (costs.vae_decode + costs.vae_encode) / job.request.latent_frames() as f64;
         let computing = block.max(frames).max(costs.text).max(costs.image) / 1e9;
         let reading = 4.0 * self.parameters() as f64 / 1e7;
         Duration::from_secs_f64(60.0 + computing.max(reading))
     }
 
-    /// Roughly how many FLOPs each stage takes: only their ratios matter, for the progress.
+    /// What each stage computes, for the progress.
     fn costs(&self, job: &Job) -> Costs {
-        let [t, h, w] = job.latent().map(|n| n as f64);
-        let dit = self.dit_config();
-        let tokens = t * h * w / 4.0;
-        let (dim, ffn, layers) = (dit.dim as f64, dit.ffn_dim as f64, dit.num_layers as f64);
-        // Six square matrices and the two of the FFN on every token, and both products of self-attention.
-        let forward =
-            layers * (2.0 * tokens * (6.0 * dim * dim + 2.0 * dim * ffn) + 4.0 * tokens * tokens * dim);
-        let branches = if job.request.uses_guidance() { 2.0 } else { 1.0 };
-        let base = self.vae_config().base as f64;
-        let voxels = f64::from(job.request.frames) * (job.height() * job.width()) as f64 * base * base;
+        let work = self.plan(job).work;
         Costs {
             // A parameter costs about as much to load as a few dozen operations.
             load: if self.is_loaded() { 0.0 } else { 30.0 * self.parameters() as f64 },
-            text: 2.0 * self.t5_parameters() as f64 * 256.0,
-            image: 2.0 * self.clip_parameters() as f64 * 257.0,
-            // Operations per voxel and squared base width, counted over the layers. The encoder's are saved where
-            // nothing changes from frame to frame.
-            vae_encode: 150.0 * voxels,
-            denoise: forward * branches * f64::from(job.request.steps),
-            vae_decode: 920.0 * voxels,
+            text: work.text,
+            image: work.clip,
+            vae_encode: work.vae_encode,
+            denoise: work.denoise,
+            vae_decode: work.vae_decode,
         }
     }
 }

@@ -2,16 +2,16 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Instant;
 
 use crate::backend::Backend;
 use crate::model::clip::Clip;
 use crate::model::dit::Dit;
 use crate::model::t5::T5;
 use crate::model::vae::{Colours, Vae};
+use crate::plan::{Plan, Setup, gib};
 use crate::text::{self, MAX_TOKENS, Tokenizer};
-use crate::weights::{
-    ClipConfig, DitConfig, ModelDir, T5Config, VaeConfig, Weights, open_clip, open_dit, open_t5, open_vae,
-};
+use crate::weights;
 use crate::{Error, Result};
 
 use super::Job;
@@ -20,27 +20,12 @@ use super::clock::Clock;
 /// Prompts whose embeddings are kept: the negative prompt and a few users' favourites.
 const KEPT_PROMPTS: usize = 16;
 
-/// One network's checked files and sizes.
-struct Part<C> {
-    weights: Weights,
-    config: C,
-}
-
-impl<C> From<(Weights, C)> for Part<C> {
-    fn from((weights, config): (Weights, C)) -> Self {
-        Self { weights, config }
-    }
-}
-
 /// A model on a backend, ready for one job after the other.
 pub struct Pipeline<B: Backend> {
     backend: B,
     name: String,
     tokenizer: Tokenizer,
-    dit: Part<DitConfig>,
-    t5: Part<T5Config>,
-    clip: Part<ClipConfig>,
-    vae: Part<VaeConfig>,
+    files: weights::Model,
     models: Option<Models<B>>,
 }
 
@@ -66,17 +51,8 @@ impl<B: Backend> Pipeline<B> {
     /// [`Error::Model`] says everything that is wrong with the files.
     pub fn open(backend: B, dir: &Path, dit: Option<&Path>) -> Result<Self> {
         let name = dit.unwrap_or(dir).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let dir = ModelDir::open_with(dir, dit)?;
-        Ok(Self {
-            backend,
-            name,
-            tokenizer: Tokenizer::open(&dir.tokenizer)?,
-            dit: open_dit(&dir.dit)?.into(),
-            t5: open_t5(&dir.t5)?.into(),
-            clip: open_clip(&dir.clip)?.into(),
-            vae: open_vae(&dir.vae)?.into(),
-            models: None,
-        })
+        let files = weights::Model::open(dir, dit)?;
+        Ok(Self { backend, name, tokenizer: Tokenizer::open(&files.tokenizer)?, files, models: None })
     }
 
     /// The folder's name.
@@ -101,14 +77,15 @@ impl<B: Backend> Pipeline<B> {
             clock.part(done as f64 / total);
             clock.observer().check()
         };
-        let t5 = T5::load(b, &self.t5.weights, &self.t5.config)?;
-        loaded(clock, self.t5.weights.parameters())?;
-        let clip = Clip::load(b, &self.clip.weights, &self.clip.config)?;
-        loaded(clock, self.clip.weights.parameters())?;
-        let vae = Vae::load(b, &self.vae.weights, &self.vae.config)?;
-        loaded(clock, self.vae.weights.parameters())?;
-        let dit = Dit::load(b, &self.dit.weights, &self.dit.config)?;
-        loaded(clock, self.dit.weights.parameters())?;
+        let files = &self.files;
+        let t5 = T5::load(b, &files.t5.0, &files.t5.1)?;
+        loaded(clock, files.t5.0.parameters())?;
+        let clip = Clip::load(b, &files.clip.0, &files.clip.1)?;
+        loaded(clock, files.clip.0.parameters())?;
+        let vae = Vae::load(b, &files.vae.0, &files.vae.1)?;
+        loaded(clock, files.vae.0.parameters())?;
+        let dit = Dit::load(b, &files.dit.0, &files.dit.1)?;
+        loaded(clock, files.dit.0.parameters())?;
         self.models = Some(Models { dit, t5, clip, vae, texts: HashMap::new(), colours: None });
         Ok(())
     }
@@ -125,62 +102,52 @@ impl<B: Backend> Pipeline<B> {
         if let Some(known) = &models.colours {
             return Ok(known.clone());
         }
-        Ok(models.colours.insert(models.vae.colours(b)?).clone())
+        let began = Instant::now();
+        let colours = models.colours.insert(models.vae.colours(b)?).clone();
+        tracing::debug!("the latents' colours in {:?}", began.elapsed());
+        Ok(colours)
     }
 
     pub(super) fn is_loaded(&self) -> bool {
         self.models.is_some()
     }
 
-    pub(super) fn dit_config(&self) -> &DitConfig {
-        &self.dit.config
-    }
-
-    pub(super) fn vae_config(&self) -> &VaeConfig {
-        &self.vae.config
-    }
-
-    pub(super) fn t5_parameters(&self) -> usize {
-        self.t5.weights.parameters()
-    }
-
-    pub(super) fn clip_parameters(&self) -> usize {
-        self.clip.weights.parameters()
+    /// What a job will cost.
+    pub(super) fn plan(&self, job: &Job) -> Plan {
+        // As the CPU's backend runs it, which is the only one so far.
+        Plan::new(&self.files.dims(), &job.request, [job.width(), job.height()], &Setup::CPU)
     }
 
     /// Of all four networks.
     pub(super) fn parameters(&self) -> usize {
-        self.t5_parameters()
-            + self.clip_parameters()
-            + self.vae.weights.parameters()
-            + self.dit.weights.parameters()
+        self.files.parameters()
+    }
+
+    /// The blocks of the DiT.
+    pub(super) fn blocks(&self) -> usize {
+        self.files.dit.1.num_layers
     }
 
     /// Refuses a job that the machine's memory cannot hold, before anything is loaded.
     pub(super) fn check_memory(&self, job: &Job) -> Result<()> {
         let Some(available) = available_ram() else { return Ok(()) };
-        let weights = if self.is_loaded() { 0 } else { 4 * self.parameters() as u64 };
-        // The largest moment of the activations: the VAE decoder's full-resolution volumes of four frames, some six of
-        // them at once, or the DiT's token rows, about a dozen wide with the FFN's.
-        let [t, h, w] = job.latent().map(|n| n as u64);
-        let voxels = 4 * (job.width() * job.height()) as u64;
-        let vae = 6 * 4 * voxels * self.vae.config.base as u64;
-        let dit = 4 * (t * h * w / 4) * (8 * self.dit.config.dim + 2 * self.dit.config.ffn_dim) as u64;
-        let activations = vae.max(dit);
+        let memory = self.plan(job).memory;
+        let weights = memory.phases.iter().map(|p| p.weights).max().unwrap_or_default();
+        let weights = if self.is_loaded() { 0 } else { weights };
+        let activations = memory.phases.iter().map(|p| p.kept + p.activations).max().unwrap_or_default();
         if weights + activations <= available {
             return Ok(());
         }
-        let gb = |bytes: u64| bytes as f64 / 1e9;
         Err(Error::Memory(format!(
-            "this job needs about {:.1} GB of memory ({:.1} GB of weights as f32, {:.1} GB of activations at {}x{}, {} \
-             frames) and {:.1} GB are free: use a smaller size or fewer frames, a smaller model, or a machine with more",
-            gb(weights + activations),
-            gb(weights),
-            gb(activations),
+            "this job needs about {} of memory ({} of weights as f32, {} of activations at {}x{}, {} frames) and {} are \
+             free: use a smaller size or fewer frames, a smaller model, or a machine with more",
+            gib(weights + activations),
+            gib(weights),
+            gib(activations),
             job.width(),
             job.height(),
             job.request.frames,
-            gb(available)
+            gib(available)
         )))
     }
 }

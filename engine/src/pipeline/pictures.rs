@@ -59,12 +59,14 @@ impl<'a> Stills<'a> {
         let picture = Picture { width: width as u32, height: height as u32, rgb: frame.to_vec() };
         let Pictures { poster, thumbnail, .. } = self.pictures.clone();
         self.writing = Some(std::thread::spawn(move || {
+            let began = Instant::now();
             if let Some(path) = thumbnail {
                 tell(write(&picture.fitted_into(THUMBNAIL), &path, THUMBNAIL_QUALITY), "thumbnail");
             }
             if let Some(path) = poster {
                 tell(write(&picture, &path, POSTER_QUALITY), "poster");
             }
+            tracing::debug!("poster and thumbnail in {:?}", began.elapsed());
         }));
     }
 
@@ -140,7 +142,8 @@ impl<'a> Previews<'a> {
         if self.last.is_some_and(|at| at.elapsed() < PAUSE) {
             return Ok(());
         }
-        self.last = Some(Instant::now());
+        let began = Instant::now();
+        self.last = Some(began);
         let [t, h, w] = match b.shape(x)[..] {
             [LATENT_CHANNELS, t, h, w] => [t, h, w],
             ref other => return Err(Error::Internal(format!("{other:?} is no latent's shape"))),
@@ -156,6 +159,7 @@ impl<'a> Previews<'a> {
         match written {
             Ok(()) => {
                 self.written += 1;
+                tracing::debug!("preview {} in {:?}", self.written, began.elapsed());
                 observer.preview(self.written);
             }
             Err(e) => {

@@ -64,7 +64,7 @@ fn distill_sigma(index: usize, shift: f64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampler::testing::Golden;
+    use crate::goldens::Golden;
 
     #[test]
     fn unipc_schedules_equal_the_goldens() {

@@ -1,8 +1,4 @@
-//! What the sampler's tests share: tensors in host memory, and the goldens.
-
-use std::path::PathBuf;
-
-use safetensors::SafeTensors;
+//! What the sampler's tests share: tensors in host memory.
 
 use crate::Result;
 use crate::backend::TensorOps;
@@ -52,33 +48,4 @@ pub fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let difference = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)));
     difference / norm(&mut b.iter().map(|b| f64::from(*b)))
-}
-
-/// The reference values of the tiny model.
-pub struct Golden {
-    /// Everything that is no tensor.
-    pub json: serde_json::Value,
-    bytes: Vec<u8>,
-}
-
-impl Golden {
-    pub fn open() -> Self {
-        let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-a"));
-        let read = |name| std::fs::read(folder.join(name)).expect("the fixture is in the repository");
-        let json = serde_json::from_slice(&read("golden.json")).expect("valid JSON");
-        Self { json, bytes: read("golden.safetensors") }
-    }
-
-    fn data(&self, name: &str) -> Vec<u8> {
-        let tensors = SafeTensors::deserialize(&self.bytes).expect("a valid file");
-        tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).data().to_vec()
-    }
-
-    pub fn f32(&self, name: &str) -> Vec<f32> {
-        self.data(name).as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
-    }
-
-    pub fn i64(&self, name: &str) -> Vec<i64> {
-        self.data(name).as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect()
-    }
 }

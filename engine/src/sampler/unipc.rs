@@ -117,8 +117,9 @@ fn corrector(sigmas: &[f32]) -> Weights {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::goldens::Golden;
     use crate::sampler::schedule;
-    use crate::sampler::testing::{Golden, Host, relative_l2};
+    use crate::sampler::testing::{Host, relative_l2};
 
     fn toy_velocity(x: &[f32], c: &[f32], timestep: i64) -> Vec<f32> {
         let t = timestep as f32 / 1000.0;

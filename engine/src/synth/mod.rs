@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::weights::schema::{self, Expected};
-use crate::weights::{ClipConfig, Component, DType, DitConfig, T5Config, VaeConfig};
+use crate::dims::schema::{self, Expected};
+use crate::dims::{ClipConfig, Dims, DitConfig, T5Config, VaeConfig};
+use crate::weights::{Component, DType};
 use crate::{Error, Result};
 use files::Plan;
 use values::{Fill, Spread};
@@ -54,84 +55,57 @@ const LATENT_DEVIATION: [f32; 16] = [
 /// How a tensor is filled.
 type Rule = Box<dyn Fn(&Expected) -> Fill>;
 
-/// Sizes of the four components.
-struct Sizes {
-    dit: DitConfig,
-    t5: T5Config,
-    clip: ClipConfig,
-    vae: VaeConfig,
-}
-
-impl Sizes {
-    fn new(size: Size) -> Self {
-        let dit = |dim, ffn_dim, num_layers, text_dim, image_dim| DitConfig {
-            dim,
-            ffn_dim,
-            freq_dim: 256,
-            in_dim: 36,
-            out_dim: 16,
-            num_heads: dim / 128,
-            num_layers,
-            eps: 1e-6,
-            text_len: 512,
-            text_dim,
-            image_dim,
-        };
-        let t5 = |dim, rows, heads, ffn_dim, layers| T5Config {
-            dim,
-            rows,
-            heads,
-            inner: dim,
-            ffn_dim,
-            layers,
-            buckets: 32,
-        };
-        let clip = |dim, mlp_dim, layers| ClipConfig {
-            dim,
-            patch: 14,
-            image_size: 224,
-            heads: dim / 80,
-            mlp_dim,
-            layers,
-        };
-        let vae = |base| VaeConfig { base, z_dim: 16, multipliers: vec![1, 2, 4, 4] };
-        match size {
-            Size::Tiny => Self {
-                dit: dit(256, 512, 3, 64, 160),
+impl Size {
+    fn dims(self) -> Dims {
+        match self {
+            Self::Full => Dims::wan_14b(),
+            Self::Tiny => Dims {
+                dit: DitConfig {
+                    dim: 256,
+                    ffn_dim: 512,
+                    num_heads: 2,
+                    num_layers: 3,
+                    text_dim: 64,
+                    image_dim: 160,
+                    ..Dims::wan_14b().dit
+                },
                 // 808 tokens of the small tokenizer, filled up to a multiple of 128 as the released embedding is.
-                t5: t5(64, 896, 4, 160, 3),
-                clip: clip(160, 192, 3),
-                vae: vae(8),
-            },
-            Size::Full => Self {
-                dit: dit(5120, 13824, 40, 4096, 1280),
-                t5: t5(4096, 256_384, 64, 10_240, 24),
-                clip: clip(1280, 5120, 32),
-                vae: vae(96),
+                t5: T5Config {
+                    dim: 64,
+                    rows: 896,
+                    heads: 4,
+                    inner: 64,
+                    ffn_dim: 160,
+                    layers: 3,
+                    buckets: 32,
+                },
+                clip: ClipConfig { dim: 160, patch: 14, image_size: 224, heads: 2, mlp_dim: 192, layers: 3 },
+                vae: VaeConfig { base: 8, z_dim: 16, multipliers: vec![1, 2, 4, 4] },
             },
         }
     }
+}
 
-    fn plan(&self, component: Component, precision: Precision) -> Vec<Plan> {
-        let (expected, dtype, rule): (_, _, Rule) = match component {
-            Component::Dit => {
-                let dtype = if precision == Precision::Bf16 { DType::Bf16 } else { DType::F32 };
-                (schema::dit(&self.dit), dtype, Box::new(dit_rule))
-            }
-            Component::T5 => {
-                let head = (self.t5.inner / self.t5.heads) as f32;
-                (schema::t5(&self.t5), DType::Bf16, Box::new(move |e| t5_rule(e, head)))
-            }
-            Component::Clip => {
-                let mut expected = schema::clip(&self.clip);
-                expected.extend(clip_head(&self.clip));
-                (expected, DType::F16, Box::new(clip_rule))
-            }
-            Component::Vae => (schema::vae(&self.vae), DType::F32, Box::new(vae_rule)),
-        };
-        let plan = |e: Expected| Plan { fill: rule(&e), name: e.name, shape: e.shape, dtype };
-        expected.into_iter().map(plan).collect()
-    }
+/// The tensors of a component and what fills them.
+fn plan(dims: &Dims, component: Component, precision: Precision) -> Vec<Plan> {
+    let (expected, dtype, rule): (_, _, Rule) = match component {
+        Component::Dit => {
+            let dtype = if precision == Precision::Bf16 { DType::Bf16 } else { DType::F32 };
+            (schema::dit(&dims.dit), dtype, Box::new(dit_rule))
+        }
+        Component::T5 => {
+            let head = (dims.t5.inner / dims.t5.heads) as f32;
+            (schema::t5(&dims.t5), DType::Bf16, Box::new(move |e| t5_rule(e, head)))
+        }
+        Component::Clip => {
+            let mut expected = schema::clip(&dims.clip);
+            expected.extend(clip_head(&dims.clip));
+            (expected, DType::F16, Box::new(clip_rule))
+        }
+        Component::Vae => (schema::vae(&dims.vae), DType::F32, Box::new(vae_rule)),
+    };
+    let plan = |e: Expected| Plan { fill: rule(&e), name: e.name, shape: e.shape, dtype };
+    expected.into_iter().map(plan).collect()
 }
 
 /// What a whole CLIP checkpoint has beyond the part that is used.
@@ -271,9 +245,9 @@ pub fn synth_model(
     seed: u64,
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<()> {
-    let sizes = Sizes::new(size);
+    let dims = size.dims();
     let components: Vec<Component> = only.map_or(Component::ALL.to_vec(), |one| vec![one]);
-    let plans: Vec<_> = components.into_iter().map(|c| (c, sizes.plan(c, precision))).collect();
+    let plans: Vec<_> = components.into_iter().map(|c| (c, plan(&dims, c, precision))).collect();
     let total: u64 = plans.iter().flat_map(|(_, plans)| plans).map(Plan::bytes).sum();
     let temporary = Temporary::beside(folder)?;
     check_room(&temporary.0, folder, total)?;
@@ -287,7 +261,7 @@ pub fn synth_model(
         match component {
             Component::Dit => {
                 files::safetensors(out, "diffusion_pytorch_model", plans, seed, &mut wrote)?;
-                files::write_text(&out.join("config.json"), &config_json(&sizes.dit))?;
+                files::write_text(&out.join("config.json"), &config_json(&dims.dit))?;
             }
             Component::T5 => {
                 files::torch(out, "models_t5_umt5-xxl-enc-bf16", plans, seed, &mut wrote)?;
@@ -382,7 +356,7 @@ fn check_room(temporary: &Path, folder: &Path, needed: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::{ModelDir, WeightSource, open_clip, open_dit, open_t5, open_vae};
+    use crate::weights::{Model, WeightSource, open_dit};
 
     fn tiny(folder: &Path, seed: u64) {
         synth_model(folder, Size::Tiny, Precision::Bf16, None, seed, &mut |_, _| Ok(())).unwrap();
@@ -400,13 +374,9 @@ mod tests {
         };
         synth_model(&folder, Size::Tiny, Precision::Bf16, None, 1, &mut progress).unwrap();
         assert_eq!(last.0, last.1);
-        let model = ModelDir::open(&folder).unwrap();
-        let sizes = Sizes::new(Size::Tiny);
-        assert_eq!(open_dit(&model.dit).unwrap().1, sizes.dit);
-        assert_eq!(open_t5(&model.t5).unwrap().1, sizes.t5);
-        assert_eq!(open_clip(&model.clip).unwrap().1, sizes.clip);
-        let (vae, config) = open_vae(&model.vae).unwrap();
-        assert_eq!(config, sizes.vae);
+        let model = Model::open(&folder, None).unwrap();
+        assert_eq!(model.dims(), Size::Tiny.dims());
+        let (vae, _) = model.vae;
         // Written by position, read back whole: the mean of the gammas is 1, their deviation 0.1.
         let gamma = vae.tensor("decoder.head.0.gamma").unwrap().data;
         assert!(gamma.iter().all(|g| (g - 1.0).abs() < 0.36) && gamma[0] != gamma[1], "{gamma:?}");
@@ -436,9 +406,9 @@ mod tests {
 
     #[test]
     fn the_full_shapes_are_the_released_ones() {
-        let sizes = Sizes::new(Size::Full);
+        let dims = Size::Full.dims();
         let count = |component| {
-            let plans = sizes.plan(component, Precision::Bf16);
+            let plans = plan(&dims, component, Precision::Bf16);
             (plans.len(), plans.iter().map(Plan::elements).sum::<usize>())
         };
         assert_eq!(count(Component::Dit), (1303, 16_394_878_784));

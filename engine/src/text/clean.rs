@@ -143,15 +143,11 @@ fn remove_control_characters(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn fixture(name: &str) -> serde_json::Value {
-        let path = format!("{}/../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
-        serde_json::from_slice(&std::fs::read(path).expect("the fixture is there")).expect("it is JSON")
-    }
+    use crate::goldens::{fixture, json};
 
     #[test]
     fn the_reference_prompts() {
-        let golden = fixture("tiny-a/golden.json");
+        let golden = json(&fixture("tiny-a/golden.json"));
         let prompts = golden["tokenizer"]["prompts"].as_array().expect("a list");
         assert!(prompts.len() >= 14);
         for prompt in prompts {
@@ -164,7 +160,8 @@ mod tests {
     // references, widths, ligatures, quotes, controls and accents, by hand and at random.
     #[test]
     fn what_python_gives() {
-        let pairs: Vec<(String, String)> = serde_json::from_value(fixture("clean.json")).expect("pairs");
+        let pairs: Vec<(String, String)> =
+            serde_json::from_value(json(&fixture("clean.json"))).expect("pairs");
         assert!(pairs.len() >= 400);
         for (raw, cleaned) in &pairs {
             assert_eq!(clean(raw), *cleaned, "{raw:?}");

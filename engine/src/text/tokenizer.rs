@@ -83,27 +83,17 @@ impl Tokenizer {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn fixture(name: &str) -> std::path::PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-a").join(name)
-    }
+    use crate::goldens::{Golden, fixture};
 
     #[test]
     fn the_reference_ids() {
-        let tokenizer = Tokenizer::open(&fixture("official/google/umt5-xxl")).expect("the tokenizer opens");
-        let golden = std::fs::read(fixture("golden.json")).expect("the fixture is there");
-        let golden: serde_json::Value = serde_json::from_slice(&golden).expect("it is JSON");
-        let bytes = std::fs::read(fixture("golden.safetensors")).expect("the fixture is there");
-        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("it is safetensors");
-        let prompts = golden["tokenizer"]["prompts"].as_array().expect("a list");
+        let tokenizer =
+            Tokenizer::open(&fixture("tiny-a/official/google/umt5-xxl")).expect("the tokenizer opens");
+        let golden = Golden::open();
+        let prompts = golden.json["tokenizer"]["prompts"].as_array().expect("a list");
         for (i, prompt) in prompts.iter().enumerate() {
             let tokens = tokenizer.encode(prompt["cleaned"].as_str().expect("text")).expect("it has tokens");
-            let expected = tensors.tensor(&format!("tok.{i}.ids")).expect("a golden");
-            let expected: Vec<u32> = expected
-                .data()
-                .chunks_exact(4)
-                .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect();
+            let expected: Vec<u32> = golden.values(&format!("tok.{i}.ids"));
             assert_eq!(tokens.padded(512), expected, "{}", prompt["tag"]);
             assert_eq!(Some(tokens.ids.len() as u64), prompt["len"].as_u64());
             assert_eq!(Some(tokens.whole as u64), prompt["untruncated_len"].as_u64());
@@ -113,7 +103,7 @@ mod tests {
     #[test]
     fn the_longest_prompt_is_not_truncated() {
         let tokenizer =
-            Tokenizer::open(&fixture("official/google/umt5-xxl/tokenizer.json")).expect("it opens");
+            Tokenizer::open(&fixture("tiny-a/official/google/umt5-xxl/tokenizer.json")).expect("it opens");
         let mut text = String::from("a");
         while tokenizer.encode(&text).expect("it has tokens").ids.len() < MAX_TOKENS {
             text.push_str(" </s>");

@@ -10,8 +10,8 @@ mod find;
 mod open;
 mod pickle;
 mod safetensors;
-pub(crate) mod schema;
 mod stored;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod torch;
@@ -22,9 +22,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
-pub use config::{ClipConfig, DitConfig, T5Config, VaeConfig};
-pub use open::{ModelDir, Weights, open_clip, open_dit, open_t5, open_vae};
-pub(crate) use open::{Summary, summarize};
+pub use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
+pub use open::{Model, Weights, open_clip, open_dit, open_t5, open_vae};
+pub use summary::Summary;
 
 /// The parts of the model.
 #[derive(

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::config::{self, ClipConfig, ConfigFile, DitConfig, Sizes, T5Config, Tensors, VaeConfig};
-use super::schema::{self, Expected};
+use super::config::{self, ConfigFile, Sizes, Tensors};
 use super::stored::{Element, Stored};
 use super::{Component, DType, HostTensor, Layout, Matrix, Scale, WeightSource, find};
+use crate::dims::schema::{self, Expected};
+use crate::dims::{ClipConfig, Dims, DitConfig, T5Config, VaeConfig};
 use crate::{Error, Result};
 
 /// The checked tensors of one component, read straight from its memory-mapped files.
@@ -58,6 +59,11 @@ impl Weights {
     /// Bytes that the tensors take in their files.
     pub fn stored_bytes(&self) -> usize {
         self.tensors.values().chain(self.scales.values()).map(Stored::size).sum()
+    }
+
+    /// Its file, or the first of several.
+    pub fn file(&self) -> Option<&Path> {
+        self.tensors.values().next().map(|stored| &*stored.file.path)
     }
 
     fn find(&self, name: &str) -> Result<&Stored> {
@@ -172,7 +178,7 @@ impl<C> Examined<C> {
                 path.display()
             )));
         }
-        self.tensors.retain(|name, _| !schema::ignorable(self.component, name));
+        self.tensors.retain(|name, _| !ignorable(self.component, name));
         let Self { component, layout, config, tensors, scales, .. } = self;
         Ok((Weights { component, layout, tensors, scales }, config))
     }
@@ -222,12 +228,24 @@ fn compare(component: Component, tensors: &Tensors, scales: &Tensors, expected: 
             (element, _) => problems.mistyped.push(format!("`{name}` is {element}, not F32, F16 or BF16")),
         }
     }
-    let unknown =
-        |name: &&String| !by_name.contains_key(name.as_str()) && !schema::ignorable(component, name);
+    let unknown = |name: &&String| !by_name.contains_key(name.as_str()) && !ignorable(component, name);
     problems.extra.extend(tensors.keys().filter(unknown).map(|name| format!("`{name}`")));
     let orphan = |name: &&String| !tensors.contains_key(name.as_str());
     problems.extra.extend(scales.keys().filter(orphan).map(|name| format!("the scale of `{name}`")));
     problems
+}
+
+/// Whether a component's file may hold a tensor that the engine has no use for.
+pub(super) fn ignorable(component: Component, name: &str) -> bool {
+    match component {
+        // The text tower, the last norm and the projection of a whole CLIP checkpoint.
+        Component::Clip => {
+            name.starts_with("textual.")
+                || name.starts_with("visual.post_norm.")
+                || ["log_scale", "visual.head"].contains(&name)
+        }
+        Component::Dit | Component::T5 | Component::Vae => false,
+    }
 }
 
 fn show_shape(shape: &[usize]) -> String {
@@ -452,85 +470,27 @@ impl Matrix<'_> {
     }
 }
 
-/// What [`summarize`] finds out about a component.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Summary {
-    pub files: Vec<PathBuf>,
-    pub layout: Option<Layout>,
-    pub sizes: Vec<(&'static str, usize)>,
-    pub tensors: usize,
-    pub parameters: u64,
-    pub bytes: u64,
-    /// Parameters of each stored type.
-    pub dtypes: BTreeMap<String, u64>,
-    pub problems: Vec<String>,
-}
-
-/// Describes a component whether or not it is as it should be.
-///
-/// # Errors
-/// As [`open_dit`], but only if the files cannot be read at all or are of another model.
-pub(crate) fn summarize(path: &Path, component: Component) -> Result<Summary> {
-    match component {
-        Component::Dit => examine_dit(path).map(|e| summary(&e, e.config.sizes())),
-        Component::T5 => examine_t5(path).map(|e| summary(&e, e.config.sizes())),
-        Component::Clip => examine_clip(path).map(|e| summary(&e, e.config.sizes())),
-        Component::Vae => examine_vae(path).map(|e| summary(&e, e.config.sizes())),
-    }
-}
-
-fn summary<C>(examined: &Examined<C>, sizes: Vec<(&'static str, usize)>) -> Summary {
-    let mut summary = Summary { sizes, layout: Some(examined.layout), ..Summary::default() };
-    for (name, stored) in &examined.tensors {
-        if !schema::ignorable(examined.component, name) {
-            let parameters = stored.elements() as u64;
-            summary.tensors += 1;
-            summary.parameters += parameters;
-            *summary.dtypes.entry(stored.element.to_string()).or_default() += parameters;
-        }
-    }
-    let stored = || examined.tensors.values().chain(examined.scales.values());
-    summary.bytes = stored().map(|s| s.size() as u64).sum();
-    summary.files = stored()
-        .map(|s| s.file.path.clone())
-        .collect::<std::collections::BTreeSet<_>>()
-        .into_iter()
-        .collect();
-    if !examined.problems.is_empty() {
-        summary.problems.push(examined.problems.to_string());
-    }
-    summary
-}
-
-/// Where a model folder has its parts, all checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelDir {
-    /// The folder or file of the DiT, for [`open_dit`].
-    pub dit: PathBuf,
-    /// The `umT5` encoder's file.
-    pub t5: PathBuf,
-    /// The CLIP tower's file.
-    pub clip: PathBuf,
-    /// The VAE's file.
-    pub vae: PathBuf,
+/// A whole model, all of it checked.
+pub struct Model {
+    /// The diffusion transformer.
+    pub dit: (Weights, DitConfig),
+    /// The `umT5` encoder.
+    pub t5: (Weights, T5Config),
+    /// The CLIP tower.
+    pub clip: (Weights, ClipConfig),
+    /// The VAE.
+    pub vae: (Weights, VaeConfig),
     /// `google/umt5-xxl/tokenizer.json`.
     pub tokenizer: PathBuf,
 }
 
-impl ModelDir {
-    /// Finds and checks the parts of a model folder as it is downloaded. Nothing but headers is read.
+impl Model {
+    /// Opens a model folder as it is downloaded, with the DiT in a folder or file of its own if `dit` says so. Nothing but
+    /// headers is read.
     ///
     /// # Errors
     /// One [`Error::Model`] for everything that is wrong: missing, half-copied or of another model.
-    pub fn open(folder: &Path) -> Result<Self> {
-        Self::open_with(folder, None)
-    }
-
-    /// As [`ModelDir::open`], with the DiT in a folder or file of its own.
-    ///
-    /// # Errors
-    /// As [`ModelDir::open`].
-    pub fn open_with(folder: &Path, dit: Option<&Path>) -> Result<Self> {
+    pub fn open(folder: &Path, dit: Option<&Path>) -> Result<Self> {
         if !folder.exists() {
             return Err(Error::Model(format!("the model folder `{}` does not exist", folder.display())));
         }
@@ -540,40 +500,54 @@ impl ModelDir {
                 folder.display()
             )));
         }
-        let dit = dit.unwrap_or(folder);
         // An empty folder, or one for another program, is one fact and not five.
         let files = find::list(folder)?;
-        if dit == folder && !files.iter().any(|n| n.starts_with("models_") || n.starts_with("Wan2.1_VAE")) {
-            open_dit(dit)?;
+        if dit.is_none() && !files.iter().any(|n| n.starts_with("models_") || n.starts_with("Wan2.1_VAE")) {
+            open_dit(folder)?;
         }
         let mut errors = Vec::new();
         let mut note = |e| errors.push(e);
-        let dit_config = open_dit(dit).map_err(&mut note).ok().map(|(_, c)| c);
-        let part = |component| find::component_file(folder, component);
-        let t5 = part(Component::T5).and_then(|p| open_t5(&p).map(|(_, c)| (p, c))).map_err(&mut note).ok();
-        let clip =
-            part(Component::Clip).and_then(|p| open_clip(&p).map(|(_, c)| (p, c))).map_err(&mut note).ok();
-        let vae = part(Component::Vae).and_then(|p| open_vae(&p).map(|_| p)).map_err(&mut note).ok();
+        let dit = open_dit(dit.unwrap_or(folder)).map_err(&mut note).ok();
+        let t5 = open_t5(folder).map_err(&mut note).ok();
+        let clip = open_clip(folder).map_err(&mut note).ok();
+        let vae = open_vae(folder).map_err(&mut note).ok();
         let tokenizer = folder.join("google").join("umt5-xxl").join("tokenizer.json");
         if !tokenizer.is_file() {
             note(Error::Model(format!("`{}` holds no `google/umt5-xxl/tokenizer.json`", folder.display())));
         }
-        if let (Some(dit), Some((path, t5))) = (&dit_config, &t5)
-            && dit.text_dim != t5.dim
-        {
-            let (want, have, path) = (dit.text_dim, t5.dim, path.display());
-            note(Error::Model(format!("the DiT takes text of width {want}, and `{path}` gives {have}")));
-        }
-        if let (Some(dit), Some((path, clip))) = (&dit_config, &clip)
-            && dit.image_dim != clip.dim
-        {
-            let (want, have, path) = (dit.image_dim, clip.dim, path.display());
-            note(Error::Model(format!("the DiT takes images of width {want}, and `{path}` gives {have}")));
+        if let Some((_, dit)) = &dit {
+            let widths = [
+                ("text", dit.text_dim, t5.as_ref().map(|(w, c)| (w, c.dim))),
+                ("images", dit.image_dim, clip.as_ref().map(|(w, c)| (w, c.dim))),
+            ];
+            for (what, want, found) in widths {
+                if let Some((weights, have)) = found.filter(|(_, have)| *have != want) {
+                    let path = weights.file().map_or(folder, |p| p).display();
+                    note(Error::Model(format!(
+                        "the DiT takes {what} of width {want}, and `{path}` gives {have}"
+                    )));
+                }
+            }
         }
         find::merge(errors)?;
-        let (Some((t5, _)), Some((clip, _)), Some(vae)) = (t5, clip, vae) else {
+        let (Some(dit), Some(t5), Some(clip), Some(vae)) = (dit, t5, clip, vae) else {
             return Err(Error::Internal("a part of the model is neither found nor missing".to_owned()));
         };
-        Ok(Self { dit: dit.to_owned(), t5, clip, vae, tokenizer })
+        Ok(Self { dit, t5, clip, vae, tokenizer })
+    }
+
+    /// The sizes of its networks.
+    pub fn dims(&self) -> Dims {
+        Dims {
+            dit: self.dit.1.clone(),
+            t5: self.t5.1.clone(),
+            clip: self.clip.1.clone(),
+            vae: self.vae.1.clone(),
+        }
+    }
+
+    /// Parameters of all four networks.
+    pub fn parameters(&self) -> usize {
+        [&self.dit.0, &self.t5.0, &self.clip.0, &self.vae.0].into_iter().map(Weights::parameters).sum()
     }
 }

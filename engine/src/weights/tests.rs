@@ -77,8 +77,8 @@ fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
 
 #[test]
 fn the_official_folder_loads_with_its_sizes() {
-    let dir = ModelDir::open(&fixture().join("official")).unwrap();
-    let (dit, config) = open_dit(&dir.dit).unwrap();
+    let model = Model::open(&fixture().join("official"), None).unwrap();
+    let (dit, config) = model.dit;
     assert_eq!(
         config,
         DitConfig {
@@ -96,16 +96,16 @@ fn the_official_folder_loads_with_its_sizes() {
         }
     );
     assert_eq!((dit.layout(), dit.names().count()), (Layout::Official, 119));
-    let (t5, config) = open_t5(&dir.t5).unwrap();
+    let (t5, config) = model.t5;
     let T5Config { dim, rows, heads, inner, ffn_dim, layers, buckets } = config;
     assert_eq!((dim, rows, heads, inner, ffn_dim, layers, buckets), (64, 1280, 4, 64, 160, 3, 32));
     assert_eq!(t5.dtype("norm.weight"), Some(DType::Bf16));
-    let (clip, config) = open_clip(&dir.clip).unwrap();
+    let (clip, config) = model.clip;
     let ClipConfig { dim, patch, image_size, heads, mlp_dim, layers } = config;
     assert_eq!((dim, patch, image_size, heads, mlp_dim, layers), (160, 14, 224, 2, 192, 3));
     assert_eq!(clip.dtype("visual.cls_embedding"), Some(DType::F16));
     assert!(clip.shape("visual.head").is_none() && !clip.names().any(|n| n.starts_with("textual.")));
-    let (vae, config) = open_vae(&dir.vae).unwrap();
+    let (vae, config) = model.vae;
     assert_eq!((config.base, config.z_dim, config.multipliers), (8, 16, vec![1, 2, 4, 4]));
     assert_eq!((vae.names().count(), vae.dtype("conv1.weight")), (194, Some(DType::F32)));
 }
@@ -370,10 +370,10 @@ fn other_models_are_named() {
         assert!(text.contains(word), "{text}");
     }
     let dir = tempfile::tempdir().unwrap();
-    assert!(sentence(ModelDir::open(dir.path())).contains("is empty"));
-    assert!(sentence(ModelDir::open(&dir.path().join("gone"))).contains("does not exist"));
+    assert!(sentence(Model::open(dir.path(), None)).contains("is empty"));
+    assert!(sentence(Model::open(&dir.path().join("gone"), None)).contains("does not exist"));
     fs::create_dir(dir.path().join("transformer")).unwrap();
-    assert!(sentence(ModelDir::open(dir.path())).contains("diffusers"));
+    assert!(sentence(Model::open(dir.path(), None)).contains("diffusers"));
     assert!(
         sentence(open_vae(&fixture().join("official/models_t5_umt5-xxl-enc-bf16.pth"))).contains("is a umT5")
     );
@@ -396,20 +396,20 @@ fn copy_official() -> tempfile::TempDir {
 #[test]
 fn everything_missing_of_a_folder_is_said_at_once() {
     let dir = copy_official();
-    ModelDir::open(dir.path()).unwrap();
+    assert!(Model::open(dir.path(), None).is_ok());
     for name in ["Wan2.1_VAE.pth", "google/umt5-xxl/tokenizer.json", "models_t5_umt5-xxl-enc-bf16.pth"] {
         fs::remove_file(dir.path().join(name)).unwrap();
     }
-    let text = sentence(ModelDir::open(dir.path()));
+    let text = sentence(Model::open(dir.path(), None));
     for part in ["Wan2.1_VAE.pth", "tokenizer.json", "models_t5_umt5-xxl-enc-bf16.pth"] {
         assert!(text.contains(part), "{text}");
     }
     let dir = copy_official();
     fs::remove_file(dir.path().join("diffusion_pytorch_model.safetensors")).unwrap();
-    let text = sentence(ModelDir::open(dir.path()));
+    let text = sentence(Model::open(dir.path(), None));
     assert!(text.contains("no transformer"), "{text}");
     let elsewhere = fixture().join("lightx2v_fp8");
-    assert_eq!(ModelDir::open_with(dir.path(), Some(&elsewhere)).unwrap().dit, elsewhere);
+    assert_eq!(Model::open(dir.path(), Some(&elsewhere)).unwrap().dit.0.layout(), Layout::Lightx2vFp8);
 }
 
 /// Cuts a file at many lengths; none may load, and each error names the file.

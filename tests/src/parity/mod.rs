@@ -17,7 +17,7 @@ use std::path::Path;
 use animd_engine::backend::cpu::Cpu;
 use animd_engine::model::{clip::Clip, dit::Dit, t5::T5, vae::Vae};
 use animd_engine::text::Tokenizer;
-use animd_engine::weights::{ModelDir, open_clip, open_dit, open_t5, open_vae};
+use animd_engine::weights;
 use anyhow::{Context as _, Result};
 
 pub use goldens::{Goldens, Item};
@@ -46,17 +46,13 @@ struct Model {
 impl Model {
     fn load(dir: &Path) -> Result<Self> {
         let backend = Cpu::new();
-        let files = ModelDir::open(dir)?;
-        let (dit, dit_config) = open_dit(&files.dit)?;
-        let (t5, t5_config) = open_t5(&files.t5)?;
-        let (clip, clip_config) = open_clip(&files.clip)?;
-        let (vae, vae_config) = open_vae(&files.vae)?;
+        let weights::Model { dit, t5, clip, vae, tokenizer } = weights::Model::open(dir, None)?;
         Ok(Self {
-            tokenizer: Tokenizer::open(&files.tokenizer)?,
-            dit: Dit::load(&backend, &dit, &dit_config)?,
-            t5: T5::load(&backend, &t5, &t5_config)?,
-            clip: Clip::load(&backend, &clip, &clip_config)?,
-            vae: Vae::load(&backend, &vae, &vae_config)?,
+            tokenizer: Tokenizer::open(&tokenizer)?,
+            dit: Dit::load(&backend, &dit.0, &dit.1)?,
+            t5: T5::load(&backend, &t5.0, &t5.1)?,
+            clip: Clip::load(&backend, &clip.0, &clip.1)?,
+            vae: Vae::load(&backend, &vae.0, &vae.1)?,
             backend,
         })
     }

@@ -8,13 +8,16 @@ use crate::noise;
 use crate::{Error, Result};
 
 /// Latent pixels along each side of the sample that is decoded for the fit.
-const SIDE: usize = 24;
+const SIDE: usize = 32;
 /// Latent pixels along each side of a patch of one value: real latents change slowly from pixel to pixel, too.
 const PATCH: usize = 2;
 /// Pixels of a latent pixel along each side.
 const PIXELS: usize = 8;
 /// The latent channels and a constant.
 const UNKNOWNS: usize = LATENT_CHANNELS + 1;
+
+/// The channels of a latent pixel, and the mean colour that the decoder makes of it, from -1 to 1.
+pub(super) type Sample = ([f32; LATENT_CHANNELS], [f32; 3]);
 
 /// Red, green and blue of a latent pixel, each a weighted sum of its channels and a constant.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,16 +29,11 @@ impl<B: ConvOps> Vae<B> {
     /// # Errors
     /// What the backend reports.
     pub fn colours(&self, b: &B) -> Result<Colours> {
-        let (latents, pixels) = self.colour_samples(b, 0)?;
-        Colours::fit(&latents, &pixels)
+        Colours::fit(&self.colour_samples(b, 0)?)
     }
 
-    /// Values of latent pixels, and the mean colours that the decoder makes of them, from -1 to 1.
-    pub(super) fn colour_samples(
-        &self,
-        b: &B,
-        seed: u64,
-    ) -> Result<(Vec<[f32; LATENT_CHANNELS]>, Vec<[f32; 3]>)> {
+    /// One small decode of noise.
+    pub(super) fn colour_samples(&self, b: &B, seed: u64) -> Result<Vec<Sample>> {
         const PATCHES: usize = SIDE / PATCH;
         let noise = noise::cpu(seed).randn(LATENT_CHANNELS * PATCHES * PATCHES);
         let at = |c: usize, y: usize, x: usize| noise[(c * PATCHES + y / PATCH) * PATCHES + x / PATCH];
@@ -63,18 +61,17 @@ impl<B: ConvOps> Vae<B> {
             sum / (frames * PIXELS * PIXELS) as f32
         };
         let places = (0..SIDE).flat_map(|y| (0..SIDE).map(move |x| (y, x)));
-        let latents = places.clone().map(|(y, x)| std::array::from_fn(|c| at(c, y, x))).collect();
-        let pixels = places.map(|(y, x)| std::array::from_fn(|c| mean(c, y, x))).collect();
-        Ok((latents, pixels))
+        let sample = |(y, x)| (std::array::from_fn(|c| at(c, y, x)), std::array::from_fn(|c| mean(c, y, x)));
+        Ok(places.map(sample).collect())
     }
 }
 
 impl Colours {
     /// The least squares.
-    fn fit(latents: &[[f32; LATENT_CHANNELS]], pixels: &[[f32; 3]]) -> Result<Self> {
+    fn fit(samples: &[Sample]) -> Result<Self> {
         // The normal equations, with the three colours as right-hand sides beside the matrix.
         let mut rows = [[0.0f64; UNKNOWNS + 3]; UNKNOWNS];
-        for (latent, pixel) in latents.iter().zip(pixels) {
+        for (latent, pixel) in samples {
             let terms: Vec<f64> = latent.iter().map(|v| f64::from(*v)).chain([1.0]).collect();
             let all: Vec<f64> = terms.iter().copied().chain(pixel.iter().map(|v| f64::from(*v))).collect();
             for (row, term) in rows.iter_mut().zip(&terms) {
@@ -102,5 +99,27 @@ impl Colours {
         self.0.map(|weights| {
             (0..LATENT_CHANNELS).map(|c| weights[c] * latent(c)).sum::<f32>() + weights[LATENT_CHANNELS]
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_linear_decoder_is_found_exactly() -> Result<()> {
+        let noise = noise::cpu(7).randn(LATENT_CHANNELS * 64);
+        let latents: Vec<[f32; LATENT_CHANNELS]> = noise.as_chunks().0.to_vec();
+        let truth =
+            Colours(std::array::from_fn(|c| std::array::from_fn(|i| (c * 17 + i) as f32 / 50.0 - 0.4)));
+        let samples: Vec<Sample> =
+            latents.into_iter().map(|latent| (latent, truth.of(|c| latent[c]))).collect();
+        let found = Colours::fit(&samples)?;
+        for (found, truth) in found.0.iter().flatten().zip(truth.0.iter().flatten()) {
+            assert!((found - truth).abs() < 1e-5, "{found} is not {truth}");
+        }
+        // Fewer samples than unknowns say nothing.
+        assert!(Colours::fit(&samples[..1]).is_err());
+        Ok(())
     }
 }

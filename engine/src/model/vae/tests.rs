@@ -1,28 +1,16 @@
 //! Comparisons with the reference implementation, on its tiny model with random weights, and of short cuts with what
 //! they stand for.
-//!
-//! `ANIMD_FIXTURE` names another fixture folder to compare with.
-
-use std::path::PathBuf;
-
-use safetensors::SafeTensors;
 
 use super::*;
 use crate::backend::TensorOps;
 use crate::backend::cpu::Cpu;
+use crate::goldens::{Golden, folder};
 use crate::progress::{Progress, Quiet};
 
 type Tensor = <Cpu as TensorOps>::Tensor;
 
 /// Relative L2 distance that rounding to f32 explains: the reference is 1e-6 from exact arithmetic.
 const TOLERANCE: f64 = 5e-6;
-
-fn folder() -> PathBuf {
-    std::env::var_os("ANIMD_FIXTURE").map_or_else(
-        || concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-a").into(),
-        PathBuf::from,
-    )
-}
 
 fn load() -> (Cpu, Vae<Cpu>) {
     let b = Cpu::new();
@@ -31,39 +19,11 @@ fn load() -> (Cpu, Vae<Cpu>) {
     (b, vae)
 }
 
-struct Golden(Vec<u8>);
-
-impl Golden {
-    fn open() -> Self {
-        Self(std::fs::read(folder().join("golden.safetensors")).unwrap())
-    }
-
-    fn bytes(&self, name: &str) -> (Vec<u8>, Vec<usize>) {
-        let file = SafeTensors::deserialize(&self.0).unwrap();
-        let view = file.tensor(name).unwrap();
-        (view.data().to_vec(), view.shape().to_vec())
-    }
-
-    fn tensor(&self, name: &str) -> (Vec<f32>, Vec<usize>) {
-        let (bytes, shape) = self.bytes(name);
-        (bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(), shape)
-    }
-
-    fn upload(&self, name: &str) -> Tensor {
-        let (values, shape) = self.tensor(name);
-        Cpu::new().upload(&values, &shape).unwrap()
-    }
-
-    fn compare(&self, name: &str, got: &Tensor) {
-        let (want, shape) = self.tensor(name);
-        assert_eq!(got.dims(), shape, "{name}");
-        let square = |v: f64| v * v;
-        let distance: f64 = values(got).iter().zip(&want).map(|(g, w)| square(f64::from(g - w))).sum();
-        let norm: f64 = want.iter().map(|w| square((*w).into())).sum();
-        let distance = (distance / norm).sqrt();
-        println!("{name:32} {distance:.1e}");
-        assert!(distance <= TOLERANCE, "{name} is {distance:.1e} away, {TOLERANCE:.0e} allowed");
-    }
+/// Whether a volume is the reference's, with its shape.
+#[track_caller]
+fn compare(golden: &Golden, name: &str, got: &Tensor) {
+    assert_eq!(got.dims(), golden.shape(name), "{name}");
+    golden.compare(name, &values(got), TOLERANCE);
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -109,26 +69,26 @@ fn decode(vae: &Vae<Cpu>, latents: &Tensor, tiled: bool) -> Vec<Tensor> {
 fn encoding_is_the_references() {
     let golden = Golden::open();
     let (b, vae) = load();
-    let (picture, shape) = golden.tensor("vae.enc.first_frame");
+    let (picture, shape) = (golden.f32("vae.enc.first_frame"), golden.shape("vae.enc.first_frame"));
     let picture = b.upload(&picture, &[3, 1, shape[1], shape[2]]).unwrap();
-    let latent_frames = golden.tensor("vae.enc.mu").1[1];
+    let latent_frames = golden.shape("vae.enc.mu")[1];
     let video = with_zeros(&b, &picture, 4 * latent_frames - 3);
     let mut seen = std::collections::BTreeMap::<String, Vec<Tensor>>::new();
     let mut probe = |name: &str, x: &Tensor| {
         seen.entry(name.to_owned()).or_default().push(x.clone());
     };
-    golden.compare("vae.enc.mu", &vae.encode_mu(&b, &video, &Quiet, Some(&mut probe)).unwrap());
+    compare(&golden, "vae.enc.mu", &vae.encode_mu(&b, &video, &Quiet, Some(&mut probe)).unwrap());
     assert_eq!(
         seen.keys().collect::<Vec<_>>(),
         ["enc.downsamples5", "enc.downsamples8", "enc.head", "enc.mid"]
     );
     for (name, chunks) in &seen {
-        golden.compare(&format!("vae.{name}"), &join(chunks));
+        compare(&golden, &format!("vae.{name}"), &join(chunks));
     }
     let latents = vae.encode_picture(&b, &picture, latent_frames, &Quiet).unwrap();
-    golden.compare("vae.enc.out", &latents);
-    golden.compare("y", &condition(&b, &latents).unwrap());
-    golden.compare("vae.enc2.out", &vae.encode(&b, &golden.upload("vae.enc2.in"), &Quiet).unwrap());
+    compare(&golden, "vae.enc.out", &latents);
+    compare(&golden, "y", &condition(&b, &latents).unwrap());
+    compare(&golden, "vae.enc2.out", &vae.encode(&b, &golden.upload("vae.enc2.in"), &Quiet).unwrap());
 }
 
 #[test]
@@ -147,11 +107,11 @@ fn decoding_is_the_references() {
     vae.decode_probed(&b, &latents, &mut sink, Some(&mut probe)).unwrap();
     assert_eq!(seen.keys().collect::<Vec<_>>(), ["dec.conv1", "dec.middle", "dec.upsamples3"]);
     for (name, chunks) in &seen {
-        golden.compare(&format!("vae.{name}"), &join(chunks));
+        compare(&golden, &format!("vae.{name}"), &join(chunks));
     }
     let counts: Vec<_> = frames.iter().map(|x| b.shape(x)[1]).collect();
     assert!(counts[0] == 1 && counts[1..].iter().all(|n| *n == 4), "{counts:?}");
-    golden.compare("vae.dec.out_unclamped", &join(&frames));
+    compare(&golden, "vae.dec.out_unclamped", &join(&frames));
 }
 
 #[test]
@@ -162,7 +122,8 @@ fn frames_in_8_bits_are_the_references() {
         let all = golden.upload(&format!("e2e.{sampler}.latents"));
         let steps = b.shape(&all)[0];
         let last = all.get(steps - 1).unwrap().contiguous().unwrap();
-        let (want, shape) = golden.bytes(&format!("e2e.{sampler}.video_u8"));
+        let name = format!("e2e.{sampler}.video_u8");
+        let (want, shape) = (golden.values::<u8>(&name), golden.shape(&name));
         let mut got = Vec::new();
         for frames in decode(&vae, &last, false) {
             got.extend(to_u8(&b, &frames).unwrap());
@@ -391,9 +352,10 @@ fn colours_come_near_to_decoding() {
     let (b, vae) = load();
     let colours = vae.colours(&b).unwrap();
     assert_eq!(colours, vae.colours(&b).unwrap(), "another map from the same weights");
-    // On the fit's own sample, and on one that it has not seen.
-    for (seed, most) in [(0, 0.9), (1, 0.95)] {
-        let (latents, pixels) = vae.colour_samples(&b, seed).unwrap();
+    // On the fit's own sample, and on one that it has not seen. Random weights are far from linear; 17 numbers fitted to
+    // 256 patches of chance alone would leave 0.93 of their own sample's variance, and 1.07 of another's.
+    for (seed, most) in [(0, 0.94), (100, 0.97)] {
+        let (latents, pixels): (Vec<_>, Vec<_>) = vae.colour_samples(&b, seed).unwrap().into_iter().unzip();
         let mean: [f32; 3] =
             std::array::from_fn(|c| pixels.iter().map(|p| p[c]).sum::<f32>() / pixels.len() as f32);
         let distance = |of: &dyn Fn(usize) -> [f32; 3]| -> f64 {

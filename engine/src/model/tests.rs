@@ -1,17 +1,11 @@
 //! Comparisons with the reference implementation's intermediates, on its tiny model with random weights.
-//!
-//! `ANIMD_FIXTURE` names another fixture folder to compare with.
-
-use std::path::PathBuf;
-
-use safetensors::{Dtype, SafeTensors};
-use serde_json::Value;
 
 use super::clip::Clip;
 use super::dit::{Blocks, Context, Dit, Velocity, rope, sinusoid};
 use super::t5::{T5, relative_bucket};
 use crate::backend::TensorOps;
 use crate::backend::cpu::Cpu;
+use crate::goldens::{Golden, folder};
 use crate::progress::{Observer, Progress, Quiet};
 use crate::weights::{self, DitConfig};
 use crate::{Error, Result};
@@ -24,68 +18,10 @@ const ABSOLUTE: f64 = 1e-6;
 
 type Tensor = <Cpu as TensorOps>::Tensor;
 
-fn folder() -> PathBuf {
-    std::env::var_os("ANIMD_FIXTURE").map_or_else(
-        || concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-a").into(),
-        PathBuf::from,
-    )
-}
-
-struct Golden {
-    tensors: Vec<u8>,
-    facts: Value,
-}
-
-impl Golden {
-    fn open() -> Self {
-        Self {
-            tensors: std::fs::read(folder().join("golden.safetensors")).unwrap(),
-            facts: serde_json::from_slice(&std::fs::read(folder().join("golden.json")).unwrap()).unwrap(),
-        }
-    }
-
-    fn tensor(&self, name: &str) -> (Vec<f64>, Vec<usize>) {
-        let file = SafeTensors::deserialize(&self.tensors).unwrap();
-        let view = file.tensor(name).unwrap();
-        let bytes = view.data();
-        let values = match view.dtype() {
-            Dtype::F64 => bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
-            Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b).into()).collect(),
-            Dtype::I32 => bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect(),
-            other => panic!("{name} is {other:?}"),
-        };
-        (values, view.shape().to_vec())
-    }
-
-    fn upload(&self, name: &str) -> Tensor {
-        let (values, shape) = self.tensor(name);
-        Cpu::new().upload(&values.iter().map(|v| *v as f32).collect::<Vec<_>>(), &shape).unwrap()
-    }
-
-    fn compare(&self, name: &str, got: &[f32], tolerance: f64) {
-        let (want, _) = self.tensor(name);
-        assert_eq!(got.len(), want.len(), "{name}");
-        let norm = want.iter().map(|w| w * w).sum::<f64>().sqrt();
-        let distance =
-            got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum::<f64>().sqrt() / norm;
-        println!("{name:32} {distance:.1e}");
-        assert!(distance <= tolerance, "{name} is {distance:.1e} away, {tolerance:.0e} allowed");
-    }
-
-    fn compare_absolute(&self, name: &str, got: impl Iterator<Item = f64>) {
-        let (want, _) = self.tensor(name);
-        let got: Vec<f64> = got.collect();
-        assert_eq!(got.len(), want.len(), "{name}");
-        let worst = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f64::max);
-        println!("{name:32} {worst:.1e} absolute");
-        assert!(worst <= ABSOLUTE, "{name} is up to {worst:.1e} away");
-    }
-
-    fn usize_array<const N: usize>(&self, pointer: &str) -> [usize; N] {
-        std::array::from_fn(|i| {
-            self.facts.pointer(&format!("{pointer}/{i}")).unwrap().as_u64().unwrap() as usize
-        })
-    }
+fn usize_array<const N: usize>(golden: &Golden, pointer: &str) -> [usize; N] {
+    std::array::from_fn(|i| {
+        golden.json.pointer(&format!("{pointer}/{i}")).unwrap().as_u64().unwrap() as usize
+    })
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -110,12 +46,12 @@ struct Recorded {
 
 impl Recorded {
     fn read(golden: &Golden, number: usize) -> Self {
-        let fact = |key: &str| golden.facts.pointer(&format!("/dit/{number}/{key}")).unwrap();
+        let fact = |key: &str| golden.json.pointer(&format!("/dit/{number}/{key}")).unwrap();
         let tensor = |key: &str| golden.upload(fact(key).as_str().unwrap());
         Self {
             number,
             t: fact("t").as_f64().unwrap(),
-            grid: golden.usize_array(&format!("/dit/grid/{number}")),
+            grid: usize_array(golden, &format!("/dit/grid/{number}")),
             x: tensor("x"),
             y: tensor("y"),
             text: tensor("context"),
@@ -148,12 +84,12 @@ fn t5_is_the_references() {
     let (weights, config) =
         weights::open_t5(&folder().join("official/models_t5_umt5-xxl-enc-bf16.pth")).unwrap();
     let t5 = T5::load(&b, &weights, &config).unwrap();
-    let prompts = golden.facts["t5"].as_array().unwrap();
+    let prompts = golden.json["t5"].as_array().unwrap();
     assert!(!prompts.is_empty());
     for fact in prompts {
         let (prompt, len) = (fact["prompt"].as_u64().unwrap(), fact["len"].as_u64().unwrap() as usize);
         let ids: Vec<u32> =
-            golden.tensor(&format!("tok.{prompt}.ids")).0[..len].iter().map(|id| *id as u32).collect();
+            golden.numbers(&format!("tok.{prompt}.ids"))[..len].iter().map(|id| *id as u32).collect();
         let mut seen = 0;
         let out = t5
             .encode(
@@ -174,7 +110,7 @@ fn t5_is_the_references() {
 
 #[test]
 fn relative_positions_have_the_references_buckets() {
-    let (want, _) = Golden::open().tensor("t5.rel_bucket");
+    let want = Golden::open().numbers("t5.rel_bucket");
     let got: Vec<f64> = (-200..=200).map(|distance| relative_bucket(distance).into()).collect();
     assert_eq!(got, want);
 }
@@ -206,17 +142,17 @@ fn the_time_and_the_rotary_embedding_are_the_references() {
     let golden = Golden::open();
     let b = Cpu::new();
     let (dit, config) = load_dit(&b, "official");
-    let (times, _) = golden.tensor("time.t");
+    let times = golden.numbers("time.t");
     let sinusoids = times.iter().flat_map(|t| sinusoid(*t, config.freq_dim)).map(f64::from);
-    golden.compare_absolute("time.sinusoid", sinusoids);
+    golden.compare_each("time.sinusoid", sinusoids, ABSOLUTE);
     let times: Vec<_> = times.iter().map(|t| dit.time(&b, *t).unwrap()).collect();
     golden.compare("time.e", &times.iter().flat_map(|t| t.e_host.clone()).collect::<Vec<_>>(), TOLERANCE);
     golden.compare("time.e0", &times.iter().flat_map(|t| t.e0_host.clone()).collect::<Vec<_>>(), TOLERANCE);
 
     let head_dim = config.dim / config.num_heads;
-    let (cos, sin) = rope(golden.usize_array("/rope/grid"), head_dim);
-    golden.compare_absolute("rope.cos", cos.into_iter());
-    golden.compare_absolute("rope.sin", sin.into_iter());
+    let (cos, sin) = rope(usize_array(&golden, "/rope/grid"), head_dim);
+    golden.compare_each("rope.cos", cos.into_iter(), ABSOLUTE);
+    golden.compare_each("rope.sin", sin.into_iter(), ABSOLUTE);
     // The angles of position n on all three axes are those of the token (n, n, n).
     let diagonal = |part: &[f64]| -> Vec<f64> {
         (0..64)
@@ -226,8 +162,8 @@ fn the_time_and_the_rotary_embedding_are_the_references() {
             .collect()
     };
     let (cos, sin) = rope([64, 64, 64], head_dim);
-    golden.compare_absolute("rope.table_cos_pos0_63", diagonal(&cos).into_iter());
-    golden.compare_absolute("rope.table_sin_pos0_63", diagonal(&sin).into_iter());
+    golden.compare_each("rope.table_cos_pos0_63", diagonal(&cos).into_iter(), ABSOLUTE);
+    golden.compare_each("rope.table_sin_pos0_63", diagonal(&sin).into_iter(), ABSOLUTE);
 }
 
 #[test]
@@ -241,7 +177,7 @@ fn both_forwards_are_the_references() {
         let mut seen = 0;
         let mut probe = |name: &str, tensor: &Tensor| {
             let key = format!("dit.{}.{name}", recorded.number);
-            if !all && golden.facts["tensors"].get(&key).is_none() {
+            if !all && golden.json["tensors"].get(&key).is_none() {
                 return;
             }
             let mut got = values(tensor);

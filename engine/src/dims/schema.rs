@@ -1,6 +1,6 @@
 //! Which tensors each component has, with their shapes: Wan2.1's own names, as its released files have them.
 
-use super::config::{ClipConfig, DitConfig, T5Config, VaeConfig};
+use super::{ClipConfig, DitConfig, T5Config, VaeConfig};
 
 /// A tensor that has to be there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,18 +180,4 @@ fn middle(list: &mut List, side: &str, width: usize) {
     list.layer(&format!("{side}.middle.1.to_qkv"), &[3 * width, width, 1, 1]);
     list.layer(&format!("{side}.middle.1.proj"), &[width, width, 1, 1]);
     residual(list, &format!("{side}.middle.2"), width, width);
-}
-
-/// Whether a component's file may hold a tensor that the engine has no use for.
-pub(crate) fn ignorable(component: super::Component, name: &str) -> bool {
-    use super::Component;
-    match component {
-        // The text tower, the last norm and the projection of a whole CLIP checkpoint.
-        Component::Clip => {
-            name.starts_with("textual.")
-                || name.starts_with("visual.post_norm.")
-                || ["log_scale", "visual.head"].contains(&name)
-        }
-        Component::Dit | Component::T5 | Component::Vae => false,
-    }
 }

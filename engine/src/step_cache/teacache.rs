@@ -82,10 +82,10 @@ fn relative_l1(a: &[f32], b: &[f32]) -> f32 {
     mean(change) / mean(size)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "inference"))]
 mod tests {
     use super::*;
-    use crate::sampler::testing::Golden;
+    use crate::goldens::Golden;
 
     /// Embeddings of one element whose changes are `rel_l1`.
     fn embeddings(rel_l1: &[Option<f64>]) -> Vec<Vec<f32>> {

@@ -1,0 +1,218 @@
+//! The bus interface of animd for other programs: send a picture, watch its job, fetch the video.
+//!
+//! `org.animd.Animd1.xml`, which comes with animd, says what each method, option and error means.
+//!
+//! ```no_run
+//! use std::collections::HashMap;
+//! use std::fs::File;
+//! use std::os::fd::{AsFd, OwnedFd};
+//!
+//! use animd_client::{JobProxy, ManagerProxy, has_ended};
+//! use zbus::proxy::CacheProperties;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let bus = zbus::Connection::system().await?;
+//! let manager = ManagerProxy::new(&bus).await?;
+//!
+//! // `keep`: the video is ours to fetch, and is not put into animd's outbox.
+//! let picture = File::open("photo.jpg")?;
+//! let options = HashMap::from([("prompt", "The waves roll in".into()), ("keep", "caller".into())]);
+//! let path = manager.submit(picture.as_fd().into(), options).await?;
+//!
+//! let job = JobProxy::builder(&bus).path(path).cache_properties(CacheProperties::No).build().await?;
+//! while !has_ended(&job.state().await?) {
+//!     println!("{:3.0} %", 100.0 * job.progress().await?);
+//!     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+//! }
+//! // Of a job that failed this is the job's error, in words.
+//! let mut video = File::from(OwnedFd::from(job.open_result().await?));
+//! std::io::copy(&mut video, &mut File::create_new("photo.mp4")?)?;
+//! job.collected().await?;
+//! # Ok(())
+//! # }
+//! ```
+
+use std::collections::HashMap;
+
+use zbus::{Fd, OwnedFd, OwnedObjectPath, OwnedVariant, Variant, proxy};
+
+/// The name on the bus.
+pub const NAME: &str = "org.animd.Animd1";
+/// The manager's path.
+pub const PATH: &str = "/org/animd/Animd1";
+/// What the names of animd's errors begin with.
+pub const ERRORS: &str = "org.animd.Animd1.Error.";
+
+/// Options of a call, by name.
+pub type Options<'a> = HashMap<&'a str, Variant<'a>>;
+/// Facts, by name.
+pub type Dict = HashMap<String, OwnedVariant>;
+
+/// Whether a job in this state has ended.
+pub fn has_ended(state: &str) -> bool {
+    ["done", "failed", "canceled"].contains(&state)
+}
+
+/// The number in a job's path.
+pub fn id_of(path: &zbus::ObjectPath<'_>) -> Option<u64> {
+    path.as_str().strip_prefix(PATH)?.strip_prefix("/job/")?.parse().ok()
+}
+
+/// The name of animd's own error, without what all begin with: `QueueFull`. `None` for an error of somebody else's.
+pub fn error_name(error: &zbus::Error) -> Option<&str> {
+    match error {
+        zbus::Error::MethodError(name, ..) => name.as_str().strip_prefix(ERRORS),
+        _ => None,
+    }
+}
+
+/// The manager: takes pictures, lists jobs, and says what animd is doing.
+#[proxy(
+    interface = "org.animd.Animd1.Manager",
+    default_service = "org.animd.Animd1",
+    default_path = "/org/animd/Animd1"
+)]
+pub trait Manager {
+    /// Submits an open picture.
+    #[zbus(allow_interactive_auth)]
+    fn submit(&self, image: Fd<'_>, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+    /// Submits a picture in a watched folder.
+    #[zbus(allow_interactive_auth)]
+    fn submit_path(&self, path: &str, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+    /// What a submission with these options would come to.
+    fn plan(&self, options: Options<'_>) -> zbus::Result<Dict>;
+    /// The object of a job.
+    fn get_job(&self, id: u64) -> zbus::Result<OwnedObjectPath>;
+    /// Public facts of jobs, the newest first.
+    fn list(&self, filter: Options<'_>) -> zbus::Result<Vec<Dict>>;
+    /// Everything about the jobs that the caller may see, the newest first.
+    #[zbus(allow_interactive_auth)]
+    fn history(&self, filter: Options<'_>) -> zbus::Result<Vec<Dict>>;
+    /// Keeps the model in memory (`warm`) or the queue from starting jobs (`pause`) until the descriptor is closed.
+    #[zbus(allow_interactive_auth)]
+    fn inhibit(&self, what: &str, who: &str, why: &str) -> zbus::Result<OwnedFd>;
+    /// Starts no job from here on, also after a restart.
+    #[zbus(allow_interactive_auth)]
+    fn pause(&self) -> zbus::Result<()>;
+    /// Starts jobs again.
+    #[zbus(allow_interactive_auth)]
+    fn resume(&self) -> zbus::Result<()>;
+    /// Gives the model's memory back now.
+    #[zbus(allow_interactive_auth)]
+    fn unload(&self) -> zbus::Result<()>;
+    /// All profiles.
+    fn profiles(&self) -> zbus::Result<Vec<Dict>>;
+    /// Watches one more folder.
+    #[zbus(allow_interactive_auth)]
+    fn add_watch(&self, path: &str, options: Options<'_>) -> zbus::Result<()>;
+    /// Watches a folder no more.
+    #[zbus(allow_interactive_auth)]
+    fn remove_watch(&self, path: &str) -> zbus::Result<()>;
+    /// The watched folders.
+    #[zbus(allow_interactive_auth)]
+    fn watches(&self) -> zbus::Result<Vec<Dict>>;
+    /// Reads the configuration again.
+    #[zbus(allow_interactive_auth)]
+    fn reload(&self) -> zbus::Result<()>;
+    /// A job is new.
+    #[zbus(signal)]
+    fn job_new(&self, id: u64, job: zbus::ObjectPath<'_>) -> zbus::Result<()>;
+    /// A job has ended.
+    #[zbus(signal)]
+    fn job_removed(&self, id: u64, job: zbus::ObjectPath<'_>, result: &str) -> zbus::Result<()>;
+    /// The service's version.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> zbus::Result<String>;
+    /// The service's state.
+    #[zbus(property)]
+    fn state(&self) -> zbus::Result<String>;
+    /// The state as a sentence.
+    #[zbus(property)]
+    fn state_text(&self) -> zbus::Result<String>;
+    /// The profile in use.
+    #[zbus(property)]
+    fn profile(&self) -> zbus::Result<String>;
+    /// The GPU in use; empty without one.
+    #[zbus(property)]
+    fn gpu(&self) -> zbus::Result<Dict>;
+    /// Jobs that wait.
+    #[zbus(property)]
+    fn queued(&self) -> zbus::Result<u32>;
+    /// Whether no job is started, because somebody paused the queue.
+    #[zbus(property)]
+    fn paused(&self) -> zbus::Result<bool>;
+}
+
+/// A job.
+#[proxy(interface = "org.animd.Animd1.Job", default_service = "org.animd.Animd1")]
+pub trait Job {
+    /// Cancels it; a running job ends a little later.
+    #[zbus(allow_interactive_auth)]
+    fn cancel(&self) -> zbus::Result<()>;
+    /// Everything about it.
+    #[zbus(allow_interactive_auth)]
+    fn describe(&self) -> zbus::Result<Dict>;
+    /// The video, open for reading.
+    #[zbus(allow_interactive_auth)]
+    fn open_result(&self) -> zbus::Result<OwnedFd>;
+    /// A small picture of the video, a JPEG open for reading.
+    #[zbus(allow_interactive_auth)]
+    fn open_thumbnail(&self) -> zbus::Result<OwnedFd>;
+    /// What the video is going to be, a JPEG open for reading.
+    #[zbus(allow_interactive_auth)]
+    fn open_preview(&self) -> zbus::Result<OwnedFd>;
+    /// Gives it another place in the queue.
+    #[zbus(allow_interactive_auth)]
+    fn set_priority(&self, priority: i32) -> zbus::Result<()>;
+    /// Queues its picture once more.
+    #[zbus(allow_interactive_auth)]
+    fn retry(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
+    /// Deletes what animd knows of it.
+    #[zbus(allow_interactive_auth)]
+    fn forget(&self) -> zbus::Result<()>;
+    /// The video that animd kept for its caller has been fetched.
+    #[zbus(allow_interactive_auth)]
+    fn collected(&self) -> zbus::Result<()>;
+    /// The number.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id(&self) -> zbus::Result<u64>;
+    /// Whose it is.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn owner(&self) -> zbus::Result<u32>;
+    /// Where it stands.
+    #[zbus(property)]
+    fn state(&self) -> zbus::Result<String>;
+    /// The stage under way.
+    #[zbus(property)]
+    fn stage(&self) -> zbus::Result<String>;
+    /// Denoising steps done and in all.
+    #[zbus(property)]
+    fn step(&self) -> zbus::Result<(u32, u32)>;
+    /// 0 to 1.
+    #[zbus(property)]
+    fn progress(&self) -> zbus::Result<f64>;
+    /// Microseconds since the epoch; 0 while not known.
+    #[zbus(property)]
+    fn expected_end(&self) -> zbus::Result<u64>;
+    /// Place in the queue; nobody is told of its changes.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn position(&self) -> zbus::Result<u32>;
+    /// The larger runs first.
+    #[zbus(property)]
+    fn priority(&self) -> zbus::Result<i32>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_come_out_of_paths() -> zbus::Result<()> {
+        let id = |path: &str| Ok::<_, zbus::Error>(id_of(&zbus::ObjectPath::try_from(path)?));
+        assert_eq!(id("/org/animd/Animd1/job/42")?, Some(42));
+        assert_eq!(id("/org/animd/Animd1/job")?, None);
+        assert_eq!(id("/org/other/job/42")?, None);
+        Ok(())
+    }
+}

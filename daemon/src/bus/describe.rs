@@ -1,0 +1,77 @@
+//! Everything about a job, as a dictionary for those who may see it.
+
+use std::collections::HashMap;
+
+use animd_engine::request::Request;
+use zbus::{OwnedVariant, Variant};
+
+use crate::files::show;
+use crate::ledger::Job;
+
+/// What `Describe` answers: unknown values are left out.
+pub fn description(job: &Job, stages: Vec<(String, f64)>) -> HashMap<String, OwnedVariant> {
+    let mut dict = HashMap::new();
+    let mut put = |key: &str, value: Option<Variant<'_>>| {
+        if let Some(Ok(value)) = value.map(Variant::try_into_owned) {
+            dict.insert(key.to_owned(), value);
+        }
+    };
+    put("id", Some(job.id.into()));
+    put("uuid", Some(job.uuid.as_str().into()));
+    put("state", Some(job.state.name().into()));
+    put("owner", Some(job.owner.into()));
+    put("name", Some(show(&job.name).into()));
+    put("priority", Some(job.priority.into()));
+    put("created", Some(job.created_us.into()));
+    put("started", job.started_us.map(Into::into));
+    put("finished", job.finished_us.map(Into::into));
+    put("attempt", Some(job.attempt.into()));
+    put("retry_of", job.retry_of.map(Into::into));
+    put("source", job.source.as_ref().map(|s| show(&s.path).into()));
+    put(
+        "source_moved_to",
+        job.source_target.as_ref().filter(|_| !job.state.is_open()).map(|p| show(p).into()),
+    );
+    put("output", job.output.as_ref().map(|p| show(p).into()));
+    put("output_bytes", job.output_bytes.map(Into::into));
+    put("width", job.width.map(Into::into));
+    put("height", job.height.map(Into::into));
+    put("model", job.model.as_deref().map(Into::into));
+    put("backend", job.backend.as_deref().map(Into::into));
+    put("profile", job.profile.as_deref().map(Into::into));
+    put("gpu", job.gpu_name.as_deref().map(Into::into));
+    put("gpu_uuid", job.gpu_uuid.as_deref().map(Into::into));
+    put("driver", job.driver.as_deref().map(Into::into));
+    put("forwards_computed", job.forwards_computed.map(Into::into));
+    put("forwards_skipped", job.forwards_skipped.map(Into::into));
+    put("ram_peak_bytes", job.ram_peak_bytes.map(Into::into));
+    put("gpu_peak_bytes", job.gpu_peak_bytes.map(Into::into));
+    put("joules", job.energy_mj.map(|mj| (mj as f64 / 1e3).into()));
+    put("energy_method", job.energy_method.as_deref().map(Into::into));
+    put("error_code", job.error_code.as_deref().map(Into::into));
+    put("error_text", job.error_text.as_deref().map(Into::into));
+    put("stages", Some(stages).filter(|s| !s.is_empty()).map(Variant::new));
+    put("settings", job.request.as_ref().and_then(settings));
+    dict
+}
+
+/// The resolved settings as `a{sv}`.
+fn settings(request: &Request) -> Option<Variant<'static>> {
+    let serde_json::Value::Object(map) = serde_json::to_value(request).ok()? else { return None };
+    let dict: HashMap<String, Variant<'static>> = map
+        .into_iter()
+        .filter_map(|(key, value)| {
+            let value = match value {
+                serde_json::Value::String(text) => text.into(),
+                serde_json::Value::Bool(b) => b.into(),
+                serde_json::Value::Number(n) => match n.as_u64() {
+                    Some(n) => n.into(),
+                    None => n.as_f64()?.into(),
+                },
+                _ => return None,
+            };
+            Some((key, value))
+        })
+        .collect();
+    Some(dict.into())
+}

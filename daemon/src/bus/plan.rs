@@ -1,0 +1,74 @@
+//! What a submission would come to, and on what: for `Plan`, `Profiles` and the manager's properties.
+
+use std::collections::HashMap;
+
+use zbus::{OwnedVariant, Variant};
+
+use super::error::BusError;
+use super::options::PlanOf;
+use crate::delivery::Desk;
+
+type Dict = HashMap<String, OwnedVariant>;
+
+/// The plan of a submission.
+pub async fn plan(desk: &Desk, of: PlanOf) -> Result<Dict, BusError> {
+    let request =
+        of.settings.or(desk.defaults()).resolve(|| 0).map_err(|e| BusError::InvalidOption(e.to_string()))?;
+    let plan = crate::plan::plan(desk, &request, of.picture).await?;
+    let choice = desk.profiles.choice();
+    let backend = choice.profile.as_ref().map(|profile| profile.device.backend.name());
+    let forwards = request.steps * if request.uses_guidance() { 2 } else { 1 };
+    Ok(dict([
+        ("profile", plan.profile.map(Into::into)),
+        ("backend", backend.map(Into::into)),
+        ("why", Some(Variant::new(choice.why.clone()))),
+        ("remedy", choice.remedy.clone().map(Into::into)),
+        ("seconds", plan.seconds.map(Into::into)),
+        ("seconds_source", Some(if plan.seconds.is_some() { "history" } else { "unknown" }.into())),
+        ("seconds_why", Some(plan.seconds_why.into())),
+        ("memory", plan.memory_bytes.map(Into::into)),
+        ("size", Some(request.size.to_string().into())),
+        ("frames", Some(request.frames.into())),
+        ("steps", Some(request.steps.into())),
+        ("forwards", Some(forwards.into())),
+    ]))
+}
+
+/// All profiles, and whether they would run here.
+pub fn profiles(desk: &Desk) -> Vec<Dict> {
+    let listed = desk.profiles.list().into_iter();
+    let entry = |one: crate::profile::Listed| {
+        dict([
+            ("name", Some(one.name.into())),
+            ("summary", Some(one.summary.into())),
+            ("fits", Some(one.fits.into())),
+            ("chosen", Some(one.chosen.into())),
+            ("why", Some(one.why.into())),
+        ])
+    };
+    listed.map(entry).collect()
+}
+
+/// The profile that is in use; empty before the GPU has been looked at.
+pub fn profile(desk: &Desk) -> String {
+    desk.profiles.choice().profile.as_ref().map(|profile| profile.name.clone()).unwrap_or_default()
+}
+
+/// The GPU that the choice of the profile is about; empty without one.
+pub fn gpu(desk: &Desk) -> Dict {
+    let Some(gpu) = desk.profiles.gpu() else { return Dict::new() };
+    dict([
+        ("name", Some(gpu.name.into())),
+        ("uuid", Some(gpu.uuid.into())),
+        ("index", Some(gpu.index.into())),
+        ("driver", Some(gpu.driver.into())),
+        ("memory_total", Some(gpu.memory_total.into())),
+        ("used", Some(gpu.used.into())),
+    ])
+}
+
+/// A dictionary of what is known.
+fn dict<const N: usize>(pairs: [(&str, Option<Variant<'_>>); N]) -> Dict {
+    let known = pairs.into_iter().filter_map(|(key, value)| Some((key, value?)));
+    known.filter_map(|(key, value)| Some((key.to_owned(), value.try_into_owned().ok()?))).collect()
+}

@@ -1,0 +1,168 @@
+//! Who calls, and what they may do.
+//!
+//! Root and the service's own user may do everything. On a session bus nobody else is served more than their own jobs;
+//! on the system bus polkit is asked, with a password prompt only where the caller's message allows one.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use zbus::message::{Flags, Header};
+use zbus::names::{OwnedUniqueName, UniqueName};
+use zbus::proxy::CacheProperties;
+use zbus::{Connection, fdo};
+use zbus_polkit::policykit1::{AuthorityProxy, CheckAuthorizationFlags, Subject};
+
+use super::error::BusError;
+
+/// Callers whose uids are remembered; a name is never given to a second caller.
+const REMEMBERED: usize = 1024;
+
+/// What polkit is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Other users' jobs: describe, cancel, fetch, retry, forget, put in another order.
+    ManageOthers,
+    /// A priority above 0.
+    RaisePriority,
+    /// Watched folders, the paused queue, the configuration read again.
+    Configure,
+    /// Memory given back now, and the queue held by a program.
+    Unload,
+}
+
+impl Action {
+    /// As polkit knows it.
+    pub fn id(self) -> &'static str {
+        match self {
+            Self::ManageOthers => "org.animd.animd1.manage-others",
+            Self::RaisePriority => "org.animd.animd1.raise-priority",
+            Self::Configure => "org.animd.animd1.configure",
+            Self::Unload => "org.animd.animd1.unload",
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::ManageOthers => "managing other users' jobs",
+            Self::RaisePriority => "a priority above 0",
+            Self::Configure => "changing what animd does",
+            Self::Unload => "unloading the model or holding the queue",
+        }
+    }
+}
+
+/// Asks the bus who calls, and polkit what they may.
+pub struct Rights {
+    system: bool,
+    own_uid: u32,
+    uids: Mutex<HashMap<OwnedUniqueName, u32>>,
+}
+
+impl Rights {
+    /// For a service on the system bus, or on a session's.
+    pub fn new(system: bool) -> Self {
+        Self { system, own_uid: rustix::process::geteuid().as_raw(), uids: Mutex::default() }
+    }
+
+    /// Whether `uid` may do everything: root, and the service's own user.
+    pub fn trusted(&self, uid: u32) -> bool {
+        uid == 0 || uid == self.own_uid
+    }
+
+    /// Who calls, as the bus knows it.
+    ///
+    /// # Errors
+    /// [`BusError::NotAuthorized`] for a caller that has gone away.
+    pub async fn uid(&self, connection: &Connection, header: &Header<'_>) -> Result<u32, BusError> {
+        let sender = sender(header)?;
+        if let Some(uid) = self.uids.lock().unwrap_or_else(PoisonError::into_inner).get(sender.as_str()) {
+            return Ok(*uid);
+        }
+        let bus = fdo::DBusProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
+        let uid = bus
+            .get_connection_unix_user(sender.clone().into())
+            .await
+            .map_err(|e| BusError::NotAuthorized(format!("the bus does not say who calls: {e}")))?;
+        let mut uids = self.uids.lock().unwrap_or_else(PoisonError::into_inner);
+        if uids.len() >= REMEMBERED {
+            uids.clear();
+        }
+        uids.insert(sender.clone().into(), uid);
+        Ok(uid)
+    }
+
+    /// The caller's uid, if they may do this with a job of `owner`: its owner, or who may manage others' jobs.
+    pub async fn owner(
+        &self,
+        connection: &Connection,
+        header: &Header<'_>,
+        owner: u32,
+    ) -> Result<u32, BusError> {
+        let uid = self.uid(connection, header).await?;
+        if uid != owner {
+            self.check(connection, header, Action::ManageOthers).await?;
+        }
+        Ok(uid)
+    }
+
+    /// The caller's uid, if they may do this.
+    ///
+    /// # Errors
+    /// [`BusError::NotAuthorized`] says what would help.
+    pub async fn check(
+        &self,
+        connection: &Connection,
+        header: &Header<'_>,
+        action: Action,
+    ) -> Result<u32, BusError> {
+        let uid = self.uid(connection, header).await?;
+        if self.trusted(uid) {
+            return Ok(uid);
+        }
+        let words = action.words();
+        let refuse = |why: String| Err(BusError::NotAuthorized(why));
+        if !self.system {
+            return refuse(format!(
+                "this animd is user {}'s own: {words} is for them and root",
+                self.own_uid
+            ));
+        }
+        let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
+        let flags = match interactive {
+            true => CheckAuthorizationFlags::ALLOW_USER_INTERACTION,
+            false => CheckAuthorizationFlags::empty(),
+        };
+        let answer = async {
+            let authority =
+                AuthorityProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
+            let subject =
+                Subject::new_for_message_header(header).map_err(|e| zbus::Error::Failure(e.to_string()))?;
+            authority.check_authorization(&subject, action.id(), &HashMap::new(), flags, "").await
+        };
+        match answer.await {
+            Ok(answer) if answer.is_authorized => Ok(uid),
+            Ok(answer) if answer.is_challenge && !interactive => refuse(format!(
+                "{words} asks for a password ({}), and the call does not allow that: run it with sudo, or let the call allow \
+                 interactive authorization",
+                action.id()
+            )),
+            Ok(answer) if answer.is_challenge => refuse(format!(
+                "{words} asks for a password ({}), and nobody is there to ask for it: run it with sudo, or in a session with \
+                 a polkit agent",
+                action.id()
+            )),
+            Ok(_) => refuse(format!("polkit does not allow you {words} ({}); ask root", action.id())),
+            Err(e) => {
+                tracing::debug!("polkit does not answer: {e}");
+                refuse(format!(
+                    "{words} is for root: polkit, which could allow it to others, does not answer ({e}); run it with sudo, or \
+                     install polkitd"
+                ))
+            }
+        }
+    }
+}
+
+fn sender<'h>(header: &'h Header<'_>) -> Result<&'h UniqueName<'h>, BusError> {
+    header.sender().ok_or_else(|| BusError::NotAuthorized("the call has no sender".into()))
+}

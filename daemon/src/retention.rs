@@ -1,0 +1,99 @@
+//! What is kept for some days only goes when its days are over: looked at when the service starts and once a day.
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::board::{Change, stopped};
+use crate::delivery::{Desk, blocking};
+use crate::files::show;
+use crate::ledger::{Kind, days_ago_us};
+use crate::{Error, Result};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Cleans up now and every day until `stop` turns true.
+pub async fn run(desk: Arc<Desk>, mut stop: watch::Receiver<bool>) {
+    loop {
+        if let Err(e) = desk.clean().await {
+            tracing::warn!("what is too old stays for another day: {e}");
+        }
+        tokio::select! {
+            () = sleep(DAY) => {}
+            () = stopped(&mut stop) => return,
+        }
+    }
+}
+
+impl Desk {
+    /// Removes what is older than `[retention]` says, and tidies the ledger's file.
+    ///
+    /// # Errors
+    /// What the ledger or a folder says; the rest then stays until the next time.
+    pub async fn clean(self: &Arc<Self>) -> Result<()> {
+        let days = self.config().retention.clone();
+        let mut removed = self.drop_jobs(days_ago_us(days.jobs_days)).await?;
+        for (kind, days) in [
+            (Kind::Step, days.steps_days),
+            (Kind::Sample, days.samples_days),
+            (Kind::Event, days.events_days),
+        ] {
+            let before_us = days_ago_us(days);
+            // In pieces, so that nobody waits long for the ledger.
+            while self.ledger.call(move |db| db.drop_old(kind, before_us)).await? {
+                removed = true;
+            }
+        }
+        let desk = self.clone();
+        blocking(move || {
+            if days.results_days > 0 {
+                desk.drop_results(DAY * days.results_days)?;
+            }
+            desk.spool.sweep(&desk.ledger)
+        })
+        .await?;
+        if removed {
+            while self.ledger.call(|db| db.shrink()).await? {}
+        }
+        self.ledger.call(|db| db.optimize()).await
+    }
+
+    /// Forgets jobs that ended before then. True if there were any.
+    async fn drop_jobs(self: &Arc<Self>, before_us: i64) -> Result<bool> {
+        let mut after = 0;
+        let mut any = false;
+        loop {
+            let jobs = self.ledger.call(move |db| db.jobs_ended_before(before_us, after)).await?;
+            let Some(last) = jobs.last() else { return Ok(any) };
+            after = last.id;
+            for job in jobs {
+                let id = job.id;
+                self.forget_files(job).await?;
+                self.board.tell(Change::State(id));
+                any = true;
+            }
+        }
+    }
+
+    /// Removes videos that nobody has collected for so long.
+    fn drop_results(&self, age: Duration) -> Result<()> {
+        let dir = self.results();
+        let entries = match fs::read_dir(&dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(Error::file("read", &dir))?,
+        };
+        let now = SystemTime::now();
+        for entry in entries.flatten() {
+            let made = entry.metadata().and_then(|meta| meta.modified());
+            if made.is_ok_and(|made| now.duration_since(made).is_ok_and(|old| old > age)) {
+                tracing::debug!("`{}` was not collected and is removed", show(entry.path()));
+                fs::remove_file(entry.path()).map_err(Error::file("remove", entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,184 @@
+//! How large the four networks are, and which tensors follow from that.
+
+pub(crate) mod schema;
+
+/// Sizes of the diffusion transformer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DitConfig {
+    /// Width of a token; 5120 for 14B.
+    pub dim: usize,
+    /// Width of the feed-forward layer.
+    pub ffn_dim: usize,
+    /// Width of the timestep's sinusoid.
+    pub freq_dim: usize,
+    /// Channels in: 16 of noise, 4 of mask, 16 of image latent.
+    pub in_dim: usize,
+    /// Channels out.
+    pub out_dim: usize,
+    /// Attention heads, of 128 channels each.
+    pub num_heads: usize,
+    /// Blocks.
+    pub num_layers: usize,
+    /// Epsilon of the layer and RMS norms.
+    pub eps: f64,
+    /// Rows of the text context, padding included.
+    pub text_len: usize,
+    /// Width of a text token.
+    pub text_dim: usize,
+    /// Width of an image token.
+    pub image_dim: usize,
+}
+
+/// Sizes of the `umT5` encoder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct T5Config {
+    /// Width of a token.
+    pub dim: usize,
+    /// Rows of the embedding; a few more than the tokenizer has tokens.
+    pub rows: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Width of all heads together.
+    pub inner: usize,
+    /// Width of the feed-forward layer.
+    pub ffn_dim: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Buckets of the relative position bias.
+    pub buckets: usize,
+}
+
+/// Sizes of the CLIP vision tower.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClipConfig {
+    /// Width of a token.
+    pub dim: usize,
+    /// Side of a patch in pixels.
+    pub patch: usize,
+    /// Side of the picture in pixels.
+    pub image_size: usize,
+    /// Attention heads, of 80 channels each.
+    pub heads: usize,
+    /// Width of the feed-forward layer.
+    pub mlp_dim: usize,
+    /// Layers in the file; the engine runs all but the last.
+    pub layers: usize,
+}
+
+/// Sizes of the causal VAE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VaeConfig {
+    /// Channels at full resolution; 96 in the released model.
+    pub base: usize,
+    /// Latent channels, 16.
+    pub z_dim: usize,
+    /// Channels of the four resolutions, finest first, as multiples of `base`: 1, 2, 4, 4.
+    pub multipliers: Vec<usize>,
+}
+
+impl VaeConfig {
+    /// The sizes by name.
+    pub fn sizes(&self) -> Vec<(&'static str, usize)> {
+        vec![
+            ("base", self.base),
+            ("z_dim", self.z_dim),
+            ("top", self.channels().last().copied().unwrap_or(0)),
+        ]
+    }
+
+    /// Channels of the four resolutions, finest first.
+    pub fn channels(&self) -> Vec<usize> {
+        self.multipliers.iter().map(|m| m * self.base).collect()
+    }
+}
+
+impl DitConfig {
+    /// The sizes by their names in `config.json`.
+    pub fn sizes(&self) -> Vec<(&'static str, usize)> {
+        vec![
+            ("dim", self.dim),
+            ("ffn_dim", self.ffn_dim),
+            ("freq_dim", self.freq_dim),
+            ("in_dim", self.in_dim),
+            ("out_dim", self.out_dim),
+            ("num_heads", self.num_heads),
+            ("num_layers", self.num_layers),
+            ("text_len", self.text_len),
+            ("text_dim", self.text_dim),
+            ("image_dim", self.image_dim),
+        ]
+    }
+}
+
+impl T5Config {
+    /// The sizes by name.
+    pub fn sizes(&self) -> Vec<(&'static str, usize)> {
+        vec![
+            ("dim", self.dim),
+            ("rows", self.rows),
+            ("heads", self.heads),
+            ("inner", self.inner),
+            ("ffn_dim", self.ffn_dim),
+            ("layers", self.layers),
+        ]
+    }
+}
+
+impl ClipConfig {
+    /// The sizes by name.
+    pub fn sizes(&self) -> Vec<(&'static str, usize)> {
+        vec![
+            ("dim", self.dim),
+            ("patch", self.patch),
+            ("image_size", self.image_size),
+            ("heads", self.heads),
+            ("mlp_dim", self.mlp_dim),
+            ("layers", self.layers),
+        ]
+    }
+}
+
+/// Sizes of all four.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dims {
+    /// The diffusion transformer.
+    pub dit: DitConfig,
+    /// The text encoder.
+    pub t5: T5Config,
+    /// The vision tower.
+    pub clip: ClipConfig,
+    /// The autoencoder.
+    pub vae: VaeConfig,
+}
+
+impl Dims {
+    /// Wan2.1-I2V-14B, as released for 480P and 720P.
+    pub fn wan_14b() -> Self {
+        Self {
+            dit: DitConfig {
+                dim: 5120,
+                ffn_dim: 13_824,
+                freq_dim: 256,
+                in_dim: 36,
+                out_dim: 16,
+                num_heads: 40,
+                num_layers: 40,
+                eps: 1e-6,
+                text_len: 512,
+                text_dim: 4096,
+                image_dim: 1280,
+            },
+            t5: T5Config {
+                dim: 4096,
+                rows: 256_384,
+                heads: 64,
+                inner: 4096,
+                ffn_dim: 10_240,
+                layers: 24,
+                buckets: 32,
+            },
+            clip: ClipConfig { dim: 1280, patch: 14, image_size: 224, heads: 16, mlp_dim: 5120, layers: 32 },
+            vae: VaeConfig { base: 96, z_dim: 16, multipliers: vec![1, 2, 4, 4] },
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! What a job will cost, before it is begun: operations and memory, by component.
+//!
+//! A pure function of sizes: it needs no model, no device and no inference. Operations are counted from the shapes of
+//! all that is computed; of the memory, weights are counted too, and activations are estimated as [`memory`] says.
+
+pub mod memory;
+mod vae;
+pub mod work;
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::dims::Dims;
+use crate::profile::{AttentionKind, Backend, Place, Precision, Profile, Residency, Sensitive, Weights};
+use crate::progress::Stage;
+use crate::request::{Request, StepCache};
+use crate::step_cache::StepPlan;
+
+pub use memory::Memory;
+use memory::Network;
+pub use work::Work;
+
+/// How the model is run, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Setup {
+    /// Who computes.
+    pub backend: Backend,
+    /// The types of the weights.
+    pub precision: Precision,
+    /// The kind of the DiT's self-attention.
+    pub attention: AttentionKind,
+    /// Where the weights are between their uses.
+    pub residency: Residency,
+    /// Bytes of GPU memory that are left alone.
+    pub reserve: u64,
+}
+
+impl Setup {
+    /// The processor, in f32.
+    pub const CPU: Self = Self {
+        backend: Backend::Cpu,
+        precision: Precision {
+            dit: Weights::Fp32,
+            sensitive: Sensitive::Fp32,
+            text: Weights::Fp32,
+            clip: Weights::Fp32,
+            vae: Weights::Fp32,
+        },
+        attention: AttentionKind::Exact,
+        residency: Residency { dit: Place::Host, text: Place::Host, clip: Place::Host, vae: Place::Host },
+        reserve: 0,
+    };
+}
+
+impl From<&Profile> for Setup {
+    fn from(profile: &Profile) -> Self {
+        Self {
+            backend: profile.device.backend,
+            precision: profile.precision,
+            attention: profile.attention.kind,
+            residency: profile.residency,
+            reserve: profile.memory.reserve_mib << 20,
+        }
+    }
+}
+
+/// The forwards of the DiT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Forwards {
+    /// Those that are computed.
+    pub computed: u32,
+    /// Those that the step cache saves.
+    pub skipped: u32,
+    /// Whether that is known: `TeaCache` decides by the model's own weights, and may skip some of the computed ones.
+    pub exact: bool,
+}
+
+/// What a job will cost.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Frames of the video.
+    pub frames: u32,
+    /// Frames, height and width of the latents.
+    pub latent: [usize; 3],
+    /// Tokens of the DiT.
+    pub tokens: usize,
+    /// Steps of the sampler.
+    pub steps: u32,
+    /// Forwards of the DiT, two a step under guidance.
+    pub forwards: Forwards,
+    /// Operations.
+    pub work: Work,
+    /// Memory.
+    pub memory: Memory,
+}
+
+impl Plan {
+    /// Plans a request whose video has `size` pixels, width and height, both multiples of 16.
+    pub fn new(dims: &Dims, request: &Request, size: [usize; 2], setup: &Setup) -> Self {
+        let [width, height] = size;
+        let latent = [request.latent_frames(), height / 8, width / 8];
+        let branches = if request.uses_guidance() { 2 } else { 1 };
+        let exact = !matches!(request.step_cache, StepCache::Teacache | StepCache::TeacacheRet);
+        let compute = match exact {
+            // `MagCache` asks for nothing that could fail.
+            true => StepPlan::new(request, |_| Ok(Vec::new())).map(|plan| plan.compute).unwrap_or_default(),
+            false => vec![true; request.steps as usize],
+        };
+        let (computed, skipped) = StepPlan { compute }.forwards(request.uses_guidance());
+        Self {
+            width,
+            height,
+            frames: request.frames,
+            latent,
+            tokens: latent.iter().product::<usize>() / 4,
+            steps: request.steps,
+            forwards: Forwards { computed, skipped, exact },
+            work: Work::new(dims, latent, branches, computed),
+            memory: Memory::new(dims, request, latent, branches, setup),
+        }
+    }
+}
+
+/// Bytes in GiB: `15.51 GiB`.
+pub fn gib(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64)
+}
+
+fn what(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Load => "loading",
+        Stage::Text => "reading the prompt",
+        Stage::Image => "looking at the picture",
+        Stage::VaeEncode => "encoding the picture",
+        Stage::Denoise => "denoising",
+        Stage::VaeDecode => "decoding the frames",
+        Stage::Write => "writing",
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [t, h, w] = self.latent;
+        writeln!(
+            f,
+            "{}x{}, {} frames: latents 16x{t}x{h}x{w}, {} tokens",
+            self.width, self.height, self.frames, self.tokens
+        )?;
+        let Forwards { computed, skipped, exact } = self.forwards;
+        let most = if exact { "" } else { "at most " };
+        writeln!(
+            f,
+            "{} steps: {most}{computed} forwards of the DiT, {skipped} saved by the step cache",
+            self.steps
+        )?;
+
+        let (work, forward) = (&self.work, &self.work.forward);
+        writeln!(f, "\noperations                       FLOP")?;
+        for (name, flops) in [
+            ("prompts (at most)", work.text),
+            ("picture", work.clip),
+            ("VAE encoder", work.vae_encode),
+            ("one forward of the DiT", forward.flops()),
+            ("  linear layers", forward.linear),
+            ("  self-attention", forward.self_attention),
+            ("  cross-attention", forward.cross_attention),
+            ("all forwards", work.denoise),
+            ("VAE decoder", work.vae_decode),
+            ("the whole job", work.flops()),
+        ] {
+            writeln!(f, "  {name:28} {flops:8.2e}")?;
+        }
+
+        writeln!(f, "\nweights            parameters        bytes  place   at work")?;
+        for Network { name, parameters, bytes, place, working } in &self.memory.networks {
+            let (bytes, working) = (gib(*bytes), gib(*working));
+            let place = format!("{place:?}").to_lowercase();
+            writeln!(f, "  {name:12} {parameters:14} {bytes:>12}  {place:6}  {working}")?;
+        }
+
+        writeln!(f, "\nmemory at work                 weights         kept  activations        total")?;
+        for phase in &self.memory.phases {
+            let [weights, kept, activations, total] =
+                [phase.weights, phase.kept, phase.activations, phase.bytes()].map(gib);
+            let stage = what(phase.stage);
+            writeln!(f, "  {stage:22} {weights:>13} {kept:>12} {activations:>12} {total:>12}")?;
+        }
+        let (peak, stage) = self.memory.peak();
+        write!(f, "\nat most {} while {}; activations are an estimate", gib(peak), what(stage))?;
+        match self.memory.host {
+            0 => Ok(()),
+            host => write!(f, "\n{} of weights wait in the machine's memory", gib(host)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+//! What a component is, whether or not it is as it should be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::open::{self, Examined};
+use super::{Component, Layout};
+
+/// One component of a model folder.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Which one.
+    pub component: Component,
+    /// Whether it is all there and as it should be.
+    pub usable: bool,
+    /// Its files, as far as they are known.
+    pub files: Vec<PathBuf>,
+    /// How its tensors are named and quantised; unknown if it cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layout: Option<Layout>,
+    /// Its sizes by name, in the order of the configuration.
+    pub sizes: Vec<(&'static str, usize)>,
+    /// Tensors, scales not counted.
+    pub tensors: usize,
+    /// Parameters, scales not counted.
+    pub parameters: u64,
+    /// Bytes of all its tensors in the files.
+    pub bytes: u64,
+    /// Parameters of each stored type, by its safetensors name.
+    pub dtypes: BTreeMap<String, u64>,
+    /// What is wrong, in words; empty if it is usable.
+    pub problems: Vec<String>,
+}
+
+impl Summary {
+    /// Describes a component of a model folder. Reads headers only.
+    pub fn of(path: &Path, component: Component) -> Self {
+        let described = match component {
+            Component::Dit => open::examine_dit(path).map(|e| Self::new(&e, e.config.sizes())),
+            Component::T5 => open::examine_t5(path).map(|e| Self::new(&e, e.config.sizes())),
+            Component::Clip => open::examine_clip(path).map(|e| Self::new(&e, e.config.sizes())),
+            Component::Vae => open::examine_vae(path).map(|e| Self::new(&e, e.config.sizes())),
+        };
+        // One that cannot be read, or is of another model, is nothing but its problem.
+        described.unwrap_or_else(|e| Self { problems: vec![e.to_string()], ..Self::empty(component) })
+    }
+
+    fn empty(component: Component) -> Self {
+        Self {
+            component,
+            usable: false,
+            files: Vec::new(),
+            layout: None,
+            sizes: Vec::new(),
+            tensors: 0,
+            parameters: 0,
+            bytes: 0,
+            dtypes: BTreeMap::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    fn new<C>(examined: &Examined<C>, sizes: Vec<(&'static str, usize)>) -> Self {
+        let mut summary = Self { sizes, layout: Some(examined.layout), ..Self::empty(examined.component) };
+        for (name, stored) in &examined.tensors {
+            if !open::ignorable(examined.component, name) {
+                let parameters = stored.elements() as u64;
+                summary.tensors += 1;
+                summary.parameters += parameters;
+                *summary.dtypes.entry(stored.element.to_string()).or_default() += parameters;
+            }
+        }
+        let stored = || examined.tensors.values().chain(examined.scales.values());
+        summary.bytes = stored().map(|s| s.size() as u64).sum();
+        let files: BTreeSet<_> = stored().map(|s| s.file.path.clone()).collect();
+        summary.files = files.into_iter().collect();
+        summary.usable = examined.problems.is_empty();
+        if !summary.usable {
+            summary.problems.push(examined.problems.to_string());
+        }
+        summary
+    }
+}
