@@ -290,9 +290,7 @@ impl Supervisor {
     /// Ends an idle engine, for another one to be started at once.
     async fn replace_engine(&mut self) {
         if let Some(engine) = self.engine.take() {
-            tracing::info!(
-                "the engine is ended: another profile is chosen, or another model or program configured"
-            );
+            tracing::info!("the engine is ended: another profile is chosen");
             self.patiently(engine.end(Duration::ZERO)).await;
             self.next_start = Instant::now();
         }

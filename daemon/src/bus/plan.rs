@@ -17,7 +17,6 @@ pub async fn plan(desk: &Desk, of: PlanOf) -> Result<Dict, BusError> {
     let plan = crate::plan::plan(desk, &request, of.picture).await?;
     let choice = desk.profiles.choice();
     let backend = choice.profile.as_ref().map(|profile| profile.device.backend.name());
-    let forwards = request.steps * if request.uses_guidance() { 2 } else { 1 };
     Ok(dict([
         ("profile", plan.profile.map(Into::into)),
         ("backend", backend.map(Into::into)),
@@ -30,7 +29,7 @@ pub async fn plan(desk: &Desk, of: PlanOf) -> Result<Dict, BusError> {
         ("size", Some(request.size.to_string().into())),
         ("frames", Some(request.frames.into())),
         ("steps", Some(request.steps.into())),
-        ("forwards", Some(forwards.into())),
+        ("forwards", Some(plan.forwards.into())),
     ]))
 }
 

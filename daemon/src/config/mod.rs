@@ -225,9 +225,9 @@ impl Config {
         check::check(self, origins)
     }
 
-    /// What an engine is started with besides its profile: one that was started with something else is outdated.
-    pub fn engine_identity(&self) -> (PathBuf, Model) {
-        (self.engine_program(), self.model.clone())
+    /// What an engine is started with: one that was started with something else is to be replaced.
+    pub fn engine_identity(&self) -> (PathBuf, &Model, &Profile) {
+        (self.engine_program(), &self.model, &self.profile)
     }
 
     /// The engine's program.

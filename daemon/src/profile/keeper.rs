@@ -55,8 +55,6 @@ pub struct Keeper {
 /// How the engine shall be started.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Start {
-    /// The program and the model, by the configuration.
-    engine: (PathBuf, config::Model),
     /// The profile.
     profile: Profile,
     /// The profile's file.
