@@ -14,7 +14,7 @@ mod introspect;
 mod job;
 mod manager;
 mod mirror;
-mod options;
+pub mod options;
 mod plan;
 mod rights;
 mod watches;

@@ -184,6 +184,14 @@ pub fn from_text(path: &Path, text: &str) -> Result<Loaded> {
     Sources::default().resolve(layers::of_file(path, text)?)
 }
 
+/// Reads one variable with nothing else around it.
+///
+/// # Errors
+/// [`Error::Config`] names the variable.
+pub fn from_variable(name: &str, value: &str) -> Result<Loaded> {
+    Sources::default().resolve(layers::of_variable(name, value)?)
+}
+
 impl Loaded {
     /// The configuration as TOML, with each value's place behind it if `origins` is set.
     pub fn print(&self, origins: bool) -> String {

@@ -168,12 +168,14 @@ impl Keeper {
 
     fn wanted(&self) -> Option<Start> {
         let choice = self.desk.profiles.choice();
-        let file = self.desk.config().folders.state.join(FILE);
+        let config = self.desk.config();
+        let (engine, file) = (config.engine_identity(), config.folders.state.join(FILE));
         if self.kernels.is_none() {
             // The first one is there to say what it was built for, and touches no GPU.
-            return Some(Start { profile: Profile::built_in("cpu")?, file, visible: String::new() });
+            return Some(Start { engine, profile: Profile::built_in("cpu")?, file, visible: String::new() });
         }
         Some(Start {
+            engine,
             profile: choice.profile.clone()?,
             file,
             visible: choice.used_gpu().map(|card| card.uuid.clone()).unwrap_or_default(),

@@ -1,0 +1,42 @@
+//! Picture files as the service reads their headers, compared with what the engine's decoders say.
+#![no_main]
+
+use std::io::Cursor;
+
+use animd::picture;
+use image::{ImageDecoder as _, ImageFormat, ImageReader};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let header = picture::of_bytes(data, "the picture");
+    match &header {
+        Ok(header) => {
+            if let Some((width, height)) = header.size {
+                assert!(width > 0 && height > 0 && u64::from(width) * u64::from(height) <= 1 << 28);
+            }
+        }
+        Err(e) => {
+            let e = e.to_string();
+            assert!(e.starts_with("the picture ") && !e.chars().any(char::is_control), "{e:?}");
+        }
+    }
+    // What the engine could read must not be refused here, and has the size that is said here.
+    if let Some(engine) = engine(data) {
+        let ours = header.expect("the engine reads it").size;
+        assert!(ours.is_none_or(|ours| ours == engine), "{ours:?} for {engine:?}");
+    }
+});
+
+/// The size by the engine's decoder, where it is one that the engine takes.
+fn engine(data: &[u8]) -> Option<(u32, u32)> {
+    use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
+    let format = image::guess_format(data).ok()?;
+    let size = match format {
+        Png | Jpeg | Gif | WebP | Bmp | Tiff => {
+            ImageReader::with_format(Cursor::new(data), format).into_decoder().ok()?.dimensions()
+        }
+        _ => return None,
+    };
+    let taken = size.0.clamp(1, 32768) == size.0 && size.1.clamp(1, 32768) == size.1;
+    (taken && u64::from(size.0) * u64::from(size.1) <= 1 << 28).then_some(size)
+}
