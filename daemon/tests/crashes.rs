@@ -143,3 +143,74 @@ fn one_service_for_one_ledger() {
     assert_eq!(second.status.code(), Some(78));
     assert!(String::from_utf8_lossy(&second.stderr).contains("another animd works on"));
 }
+
+/// The sentence that a picture fails with when the engine does this to its job every time, and the job's code.
+fn fate(words: &str) -> (String, String) {
+    let house = House::started("[engine]\nheartbeat_seconds = 5\n[queue]\nattempts = 2\n");
+    house.drop_picture("photo.png", Some(words));
+    house.until_ended(1);
+    assert!(house.files("outbox").is_empty());
+    let note = fs::read_to_string(house.path("inbox/failed/photo.png.error.txt")).unwrap();
+    house.drop_picture("good.png", None);
+    house.until_ended(2);
+    assert_eq!(house.text("SELECT state FROM job WHERE id = 2"), "done", "{words}");
+    (house.text("SELECT error_code FROM job WHERE id = 1"), note)
+}
+
+#[test]
+fn lack_of_memory_is_told_from_a_crash() {
+    let (code, note) = fate("kill@vae-decode");
+    assert_eq!(code, "crashed");
+    assert!(note.contains("ran out of memory") && note.contains("choose a smaller `size`"), "{note}");
+    let (code, note) = fate("crash@text");
+    assert!(code == "crashed" && note.contains("SIGABRT") && !note.contains("memory"), "{note}");
+    let (code, note) = fate("exit@write");
+    assert!(code == "crashed" && note.contains("exit status: 3"), "{note}");
+}
+
+#[test]
+fn an_engine_that_talks_nonsense_is_replaced() {
+    let (code, note) = fate("garbage");
+    assert!(code == "crashed" && note.contains("its messages cannot be read"), "{note}");
+    let (code, note) = fate("endless@load");
+    assert!(code == "crashed" && note.contains("a line of more than"), "{note}");
+    let (code, note) = fate("short");
+    assert!(code == "output" && note.contains("the engine wrote"), "{note}");
+    let (code, note) = fate("fail=device@vae-encode");
+    assert!(code == "device" && note.contains("80 GiB"), "{note}");
+}
+
+#[test]
+fn a_strange_report_ends_no_job() {
+    let house = House::started("[defaults]\nseed = 7\n");
+    house.drop_picture("photo.png", Some("stray"));
+    house.until_ended(1);
+    assert_eq!(house.files("outbox"), ["photo-7.mp4"]);
+}
+
+#[test]
+fn an_engine_of_another_version_is_refused_in_words() {
+    let mut house = House::new("");
+    house.set_env("SIM_START", "protocol");
+    house.start();
+    house.drop_picture("photo.png", None);
+    house.until("the state tells", |house| {
+        let status = house.json(&["status"]);
+        status["state"] == "no-engine"
+            && status["state_text"].as_str().unwrap().contains("finish the upgrade")
+    });
+    house.until("the picture waits", |house| house.number("SELECT count(*) FROM job") == Some(1));
+    assert_eq!(house.text("SELECT state || attempt FROM job"), "queued0");
+}
+
+#[test]
+fn an_engine_that_never_speaks_is_tried_again_more_and_more_seldom() {
+    let mut house = House::new("[engine]\nstart_seconds = 1\n");
+    house.set_env("SIM_START", "mute");
+    let lives = house.path("lives");
+    house.set_env("SIM_LIVES", lives.to_str().unwrap());
+    house.start();
+    house.until("it was tried thrice", |_| fs::read(&lives).is_ok_and(|lives| lives.len() == 3));
+    let log = fs::read_to_string(house.path("log")).unwrap();
+    assert!(log.contains("the engine has ended: it has not been heard for"), "{log}");
+}
