@@ -61,6 +61,7 @@ put 644 systemd/animd.catalog usr/lib/systemd/catalog/animd.catalog
 put 644 systemd/org.animd.Animd1.conf usr/share/dbus-1/system.d/org.animd.Animd1.conf
 put 644 systemd/org.animd.Animd1.service usr/share/dbus-1/system-services/org.animd.Animd1.service
 put 644 systemd/org.animd.animd1.policy usr/share/polkit-1/actions/org.animd.animd1.policy
+put 644 systemd/org.animd.Animd1.rules usr/share/polkit-1/rules.d/org.animd.Animd1.rules
 
 # ---- configuration and profiles ----
 put 644 configs/animd.toml etc/animd/animd.toml
