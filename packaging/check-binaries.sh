@@ -6,7 +6,7 @@ set -euo pipefail
 ceiling=2.35
 bad=
 refuse() {
-    printf 'error: `%s` %s\n' "$1" "$2" >&2
+    echo "error: \`$1\` $2" >&2
     bad=1
 }
 

@@ -19,7 +19,7 @@ fail() {
 }
 
 for tool in dpkg-deb readelf objdump strip gzip; do
-    command -v "$tool" >/dev/null || fail "\`$tool\` is missing; run \`packaging/setup.sh deb\`"
+    command -v "$tool" >/dev/null || fail "\`$tool\` is missing; it is in binutils, or in dpkg"
 done
 [ "$(uname -m)" = x86_64 ] || fail "the package is for amd64, and this machine is \`$(uname -m)\`"
 # The same commit gives the same files.
@@ -112,3 +112,11 @@ package=$target/deb/animd_${version}_amd64.deb
 # Not zstd, which Debian 12 reads but older tools do not.
 dpkg-deb --root-owner-group -Zxz --build "$tree" "$package" >/dev/null
 echo "$package: $(du -h "$package" | cut -f 1), $((size / 1024)) MiB installed; needs $libraries"
+
+if command -v lintian >/dev/null; then
+    # Until the programs write their manual pages.
+    suppress=()
+    [ -x packaging/manual.sh ] || suppress=(--suppress-tags no-manual-page)
+    lintian --allow-root --fail-on error,warning "${suppress[@]}" "$package"
+    echo 'lintian finds nothing'
+fi

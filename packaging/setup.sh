@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# With `cuda` also what fetches the CUDA compiler.
+# With `cuda` also what fetches the CUDA compiler, with `appliance` what tries the package on other Debians.
 purpose=${1:-}
 
 has() {
@@ -27,7 +27,7 @@ check_rust() {
     fi
 }
 
-# One need a line: `cc`, `pkg-config`, `libsystemd`, `dbus`, `ffmpeg`, `python3`.
+# One need a line: `cc`, `pkg-config`, `libsystemd`, `dbus`, `ffmpeg`, `python3`, and so on.
 missing() {
     has cc || echo cc
     has pkg-config || echo pkg-config
@@ -36,6 +36,10 @@ missing() {
     { has ffmpeg && has ffprobe; } || echo ffmpeg
     has python3 || echo python3
     if [ "$purpose" = cuda ]; then python3 -m pip --version >/dev/null 2>&1 || echo pip; fi
+    if [ "$purpose" = appliance ]; then
+        has debootstrap || echo debootstrap
+        has lintian || echo lintian
+    fi
 }
 
 # The package that fills a need.

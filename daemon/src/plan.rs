@@ -1,5 +1,8 @@
-//! What a video would cost before anybody orders it: from what earlier ones did, and from the choice of the profile.
+//! What a video would cost before anybody orders it: its time from what earlier ones took, its memory from the engine's
+//! plan, its profile as it is chosen now.
 
+use animd_engine::dims::Dims;
+use animd_engine::plan::{self, Setup, Work};
 use animd_engine::request::{Request, Size};
 
 use crate::Result;
@@ -18,7 +21,9 @@ pub struct Plan {
     pub seconds: Option<f64>,
     /// Where the seconds come from, as a sentence.
     pub seconds_why: String,
-    /// Bytes of memory that the engine would take, on the GPU if there is one; `None` if not known.
+    /// Forwards of the DiT that are computed, at the most.
+    pub forwards: u32,
+    /// Bytes of memory that the 14B model takes with this profile, on the GPU if it uses one; `None` without a profile.
     pub memory_bytes: Option<u64>,
     /// The profile's name; `None` while jobs wait for one.
     pub profile: Option<String>,
@@ -37,37 +42,46 @@ pub async fn plan(desk: &Desk, request: &Request, picture: Option<(u32, u32)>) -
         Some(profile) => desk.ledger.call(move |db| db.known(&profile, LOOKED_AT)).await?,
         None => Vec::new(),
     };
-    let forwards = request.steps * if request.uses_guidance() { 2 } else { 1 };
-    let (seconds, seconds_why) = seconds(&known, work(pixels(request, picture), request.frames, forwards));
-    Ok(Plan { seconds, seconds_why, memory_bytes: None, profile, why: choice.text() })
+    let (dims, size) = (Dims::wan_14b(), size(request, picture));
+    let setup = choice.profile.as_ref().map(Setup::from);
+    let plan = plan::Plan::new(&dims, request, size, &setup.unwrap_or(Setup::CPU));
+    let (seconds, seconds_why) = seconds(&dims, &known, plan.work.flops());
+    Ok(Plan {
+        seconds,
+        seconds_why,
+        forwards: plan.forwards.computed,
+        memory_bytes: setup.map(|setup| plan.memory.peak().0 + setup.reserve),
+        profile,
+        why: choice.text(),
+    })
 }
 
-/// Pixels of a frame. The official rule keeps the picture's shape and comes close to the area.
-fn pixels(request: &Request, picture: Option<(u32, u32)>) -> u64 {
-    match (request.size, picture) {
-        (Size::Exact { width, height }, _) => u64::from(width) * u64::from(height),
-        (size, _) => u64::from(size.area()),
+/// Width and height. For an area its own shape, or that on its side: the picture's shape makes few per cent.
+fn size(request: &Request, picture: Option<(u32, u32)>) -> [usize; 2] {
+    let area = match request.size {
+        Size::Exact { width, height } => return [width as usize, height as usize],
+        Size::P480 => [832, 480],
+        Size::P720 => [1280, 720],
+    };
+    match picture {
+        Some((width, height)) if height > width => [area[1], area[0]],
+        _ => area,
     }
 }
 
-/// What a video takes, in operations of the 14B model's DiT. Only the ratio of two counts.
-fn work(pixels: u64, frames: u32, forwards: u32) -> f64 {
-    // Tokens are 16x16 pixels of one latent frame; linear layers go with them, self-attention with their square.
-    let tokens = pixels as f64 / 256.0 * f64::from((frames + 3) / 4);
-    let forward = 2.453e10 * tokens + 819_200.0 * tokens * tokens;
-    forward * f64::from(forwards.max(1))
+/// What an earlier job has computed.
+fn work(dims: &Dims, job: &Known) -> f64 {
+    let latent = [(job.frames as usize + 3) / 4, job.height as usize / 8, job.width as usize / 8];
+    // The prompts count for little.
+    Work::new(dims, latent, 2, job.forwards).flops()
 }
 
 /// From jobs of the same work their median; else from those nearest to it, scaled.
-fn seconds(known: &[Known], wanted: f64) -> (Option<f64>, String) {
+fn seconds(dims: &Dims, known: &[Known], wanted: f64) -> (Option<f64>, String) {
     let mut jobs: Vec<(f64, f64)> = known
         .iter()
         .filter(|job| job.seconds > 0.0)
-        .map(|job| {
-            let pixels = u64::from(job.width) * u64::from(job.height);
-            let ratio = wanted / work(pixels, job.frames, job.forwards);
-            (ratio, job.seconds)
-        })
+        .map(|job| (wanted / work(dims, job), job.seconds))
         .collect();
     let far = |ratio: f64| ratio.ln().abs();
     jobs.sort_by(|a, b| far(a.0).total_cmp(&far(b.0)));
@@ -105,17 +119,11 @@ mod tests {
     }
 
     #[test]
-    fn the_work_is_that_of_the_model() {
-        // 832x480, 81 frames: 7.83e14 of linear layers, 2.1e13 of cross-attention, 8.79e14 of self-attention.
-        let forward = work(832 * 480, 81, 1);
-        assert!((forward / 1.683e15 - 1.0).abs() < 0.01, "{forward:e}");
-        let forward = work(1280 * 720, 81, 1);
-        assert!((forward / 6.54e15 - 1.0).abs() < 0.01, "{forward:e}");
-    }
-
-    #[test]
     fn alike_jobs_are_believed_and_others_are_scaled() {
-        let wanted = work(832 * 480, 81, 80);
+        let dims = Dims::wan_14b();
+        let of = |forwards| work(&dims, &known(832, 480, 81, forwards, 0.0));
+        let seconds = |jobs: &[Known], wanted| seconds(&dims, jobs, wanted);
+        let wanted = of(80);
         assert_eq!(seconds(&[], wanted).0, None);
         let jobs = [
             known(832, 480, 81, 80, 130.0),
@@ -125,9 +133,11 @@ mod tests {
         ];
         assert_eq!(seconds(&jobs, wanted).0, Some(132.0));
         // 44 of 80 forwards: the nearest is the full one.
-        let (got, why) = seconds(&jobs[..1], work(832 * 480, 81, 44));
-        assert!(got.is_some_and(|s| (s - 130.0 * 44.0 / 80.0).abs() < 0.01), "{got:?}");
+        let (got, why) = seconds(&jobs[..1], of(44));
+        assert!(got.is_some_and(|s| (s - 130.0 * of(44) / wanted).abs() < 0.01), "{got:?}");
         assert!(why.contains("0.55 times the work"), "{why}");
+        // Another shape of the same area is the same work.
+        assert_eq!(seconds(&[known(464, 832, 81, 80, 125.0)], wanted).0, Some(125.0));
         // A clock that was set back is no reason to promise nothing.
         assert_eq!(seconds(&[known(832, 480, 81, 80, -5.0), jobs[0]], wanted).0, Some(130.0));
     }

@@ -92,7 +92,10 @@ impl Spool {
             Ok(()) => staged,
             Err(e) => {
                 let again = || std::io::Error::new(e.kind(), e.to_string());
-                staged.into_iter().map(|s| s.and_then(|_| Err(Error::file("sync", &self.dir)(again())))).collect()
+                staged
+                    .into_iter()
+                    .map(|s| s.and_then(|_| Err(Error::file("sync", &self.dir)(again()))))
+                    .collect()
             }
         }
     }

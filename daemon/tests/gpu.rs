@@ -152,9 +152,14 @@ fn a_job_has_its_profile_its_gpu_and_its_energy() {
         let count =
             |filter: &str| house.number(&format!("SELECT count(*) FROM sample WHERE {filter}")).unwrap();
         assert!(count("1") >= 2 && count("1") == count(whole), "{} of {}", count(whole), count("1"));
-        // The simulated engine tells of one stage.
-        assert_eq!(house.number("SELECT energy_mj FROM stage WHERE name = 'denoise'"), Some(energy));
-        assert_eq!(house.number("SELECT count(*) FROM stage WHERE wall_us > 0"), Some(2));
+        // Nearly all of it is denoising, and the stages are not more than the whole.
+        let denoise = house.number("SELECT energy_mj FROM stage WHERE name = 'denoise'").unwrap();
+        assert!(denoise * 2 > energy, "{denoise} of {energy} mJ");
+        assert!(house.number("SELECT sum(energy_mj) FROM stage") <= Some(energy));
+        assert_eq!(
+            house.number("SELECT count(*) FROM stage WHERE name = 'denoise' AND wall_us > 0"),
+            Some(1)
+        );
         let shown = house.json(&["show", "1"]);
         assert_eq!(shown["energy_method"], method);
         assert_eq!(
@@ -163,7 +168,11 @@ fn a_job_has_its_profile_its_gpu_and_its_energy() {
             "{shown}"
         );
         assert_eq!((&shown["profile"], &shown["gpu"]), (&"h200".into(), &"NVIDIA H200".into()));
-        assert_eq!(shown["stage_joules"][0][0], "denoise");
+        let joules = shown["stage_joules"].as_array().unwrap();
+        assert!(
+            joules.iter().any(|of| of[0] == "denoise" && of[1].as_f64() == Some(denoise as f64 / 1e3)),
+            "{shown}"
+        );
     }
 }
 
@@ -195,7 +204,8 @@ fn jobs_wait_while_another_program_holds_the_card() {
     submit(&house);
     house.until("the state tells", |house| {
         let status = house.json(&["status"]);
-        status["state"] == "no-gpu" && status["text"].to_string().contains("process 4194303, holds 136.7 GiB")
+        status["state"] == "no-gpu"
+            && status["state_text"].to_string().contains("process 4194303, holds 136.7 GiB")
     });
     assert_eq!(house.number("SELECT count(*) FROM job WHERE state = 'queued'"), Some(1));
     // Others left some of it: enough for a smaller profile.
@@ -249,7 +259,7 @@ fn a_profile_may_be_asked_for() {
     house.configure("[profile]\nname = \"rtx409\"\n");
     house.start();
     house.until("the mistake is told", |house| {
-        let text = house.json(&["status"])["text"].to_string();
+        let text = house.json(&["status"])["state_text"].to_string();
         text.contains("there is no profile `rtx409`; did you mean `rtx4090`?")
     });
 }

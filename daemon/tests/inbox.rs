@@ -60,8 +60,8 @@ fn what_lies_there_at_the_start_is_taken_and_litter_is_not() {
     assert!(house.path("inbox/link.png").is_symlink() && house.path("inbox/pipe.png").exists());
     let log = fs::read_to_string(house.path("log")).unwrap();
     assert!(
-        log.contains("something in the inbox is a symbolic link")
-            && log.contains("something in the inbox is a pipe")
+        log.contains("something in a watched folder is a symbolic link")
+            && log.contains("something in a watched folder is a pipe")
     );
     assert_eq!(
         house.text("SELECT settings_json ->> 'prompt' FROM job LIMIT 1"),
@@ -136,7 +136,7 @@ fn what_is_no_picture_or_too_large_fails_in_words() {
     house.until_ended(3);
     let note =
         |name: &str| fs::read_to_string(house.path(&format!("inbox/failed/{name}.png.error.txt"))).unwrap();
-    assert_eq!(note("note"), "the picture is not an image that can be read\n");
+    assert!(note("note").contains("is not a picture that animd knows; give it a PNG"));
     assert!(note("empty").contains("is empty"));
     assert!(note("huge").contains("at most 256 MiB"));
 }

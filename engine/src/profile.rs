@@ -370,6 +370,23 @@ vae = "device"
     }
 
     #[test]
+    fn each_profile_asks_for_as_much_memory_as_its_work_takes() {
+        use crate::plan::{Plan, Setup};
+        for (name, _) in BUILT_IN {
+            let profile = Profile::built_in(name).expect("it comes with animd");
+            let request = profile.settings.clone().resolve(|| 1).expect("valid settings");
+            let (setup, dims) = (Setup::from(&profile), crate::dims::Dims::wan_14b());
+            // At the size that the profile makes when nobody asks for another.
+            let (bytes, stage) = Plan::new(&dims, &request, [832, 480], &setup).memory.peak();
+            let asked = profile.min_memory();
+            assert!(
+                !profile.on_gpu() || bytes + setup.reserve <= asked,
+                "{name}: 480p takes {bytes} bytes while it is at {stage:?}, and {asked} are asked for"
+            );
+        }
+    }
+
+    #[test]
     fn each_mistake_is_named_with_its_line() {
         assert_eq!(Profile::read(GOOD).map(|p| p.name).as_deref(), Ok("mine"));
         for (from, to, line, expected) in [
@@ -383,23 +400,23 @@ vae = "device"
             ("\"a card of mine\"", "\"\"", 2, "summary is not one line"),
             ("vae = \"bf16\"", "vae = \"fp8\"", 11, "precision.vae `fp8` is for `dit` and `text` alone"),
             ("\"cuda\"", "\"cpu\"", 5, "needs no GPU memory"),
-            ("vae = \"device\"", "vae = \"device\"\n[settings]\nsteeps = 3", 19, "unknown field `steeps`"),
+            ("vae = \"device\"", "vae = \"device\"\n[settings]\nsteeps = 3", 20, "unknown field `steeps`"),
             (
                 "vae = \"device\"",
                 "vae = \"device\"\n[settings]\nframes = 80",
-                18,
+                19,
                 "[settings]: frames 80 is not 4n+1",
             ),
             (
                 "vae = \"device\"",
                 "vae = \"device\"\n[settings]\nseed = 80",
-                19,
+                20,
                 "settings.seed belongs to a picture",
             ),
             (
                 "vae = \"device\"",
                 "vae = \"device\"\n[memory]\nreserve_mib = 9999999",
-                19,
+                20,
                 "memory.reserve_mib 9999999",
             ),
         ] {

@@ -70,7 +70,8 @@ impl Copies {
             users.retain(|_, user| Arc::strong_count(user) > 1);
             users.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(PER_USER))).clone()
         };
-        let turn = async { Some((user.acquire_owned().await.ok()?, self.all.clone().acquire_owned().await.ok()?)) };
+        let turn =
+            async { Some((user.acquire_owned().await.ok()?, self.all.clone().acquire_owned().await.ok()?)) };
         let Ok(Some(turn)) = timeout(PATIENCE, turn).await else {
             return Err(BusError::Busy(format!(
                 "{PER_USER} pictures of yours have been read for {} seconds without an end; is their disk slow, or gone?",

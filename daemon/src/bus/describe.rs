@@ -5,11 +5,28 @@ use std::collections::HashMap;
 use animd_engine::request::Request;
 use zbus::{OwnedVariant, Variant};
 
+use super::costs;
+use crate::Result;
 use crate::files::show;
-use crate::ledger::Job;
+use crate::ledger::{Costs, Job, Store};
+
+/// A job's row and what hangs on it.
+pub struct Whole {
+    job: Job,
+    stages: Vec<(String, f64)>,
+    costs: Costs,
+}
+
+impl Whole {
+    /// All of one job, out of the ledger.
+    pub fn of(job: Job, db: &Store) -> Result<Self> {
+        Ok(Self { stages: db.stages(job.id)?, costs: db.costs(job.id)?, job })
+    }
+}
 
 /// What `Describe` answers: unknown values are left out.
-pub fn description(job: &Job, stages: Vec<(String, f64)>) -> HashMap<String, OwnedVariant> {
+pub fn description(whole: Whole) -> HashMap<String, OwnedVariant> {
+    let Whole { job, stages, costs } = whole;
     let mut dict = HashMap::new();
     let mut put = |key: &str, value: Option<Variant<'_>>| {
         if let Some(Ok(value)) = value.map(Variant::try_into_owned) {
@@ -38,20 +55,15 @@ pub fn description(job: &Job, stages: Vec<(String, f64)>) -> HashMap<String, Own
     put("height", job.height.map(Into::into));
     put("model", job.model.as_deref().map(Into::into));
     put("backend", job.backend.as_deref().map(Into::into));
-    put("profile", job.profile.as_deref().map(Into::into));
-    put("gpu", job.gpu_name.as_deref().map(Into::into));
-    put("gpu_uuid", job.gpu_uuid.as_deref().map(Into::into));
-    put("driver", job.driver.as_deref().map(Into::into));
     put("forwards_computed", job.forwards_computed.map(Into::into));
     put("forwards_skipped", job.forwards_skipped.map(Into::into));
     put("ram_peak_bytes", job.ram_peak_bytes.map(Into::into));
     put("gpu_peak_bytes", job.gpu_peak_bytes.map(Into::into));
-    put("joules", job.energy_mj.map(|mj| (mj as f64 / 1e3).into()));
-    put("energy_method", job.energy_method.as_deref().map(Into::into));
     put("error_code", job.error_code.as_deref().map(Into::into));
     put("error_text", job.error_text.as_deref().map(Into::into));
     put("stages", Some(stages).filter(|s| !s.is_empty()).map(Variant::new));
     put("settings", job.request.as_ref().and_then(settings));
+    costs::describe(costs, &mut dict);
     dict
 }
 

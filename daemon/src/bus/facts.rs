@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use zbus::{OwnedVariant, Variant};
 
 use crate::board::Live;
-use crate::ledger::{Job, State};
+use crate::ledger::{Job, Outcome, State};
 
 /// The public facts of one job.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,7 +47,9 @@ impl Facts {
                 (live.progress.step, live.progress.steps),
                 live.progress.fraction,
             ),
+            // A video that is being put in place must not look as if it were begun anew.
             (State::Done, _) => ("", (steps, steps), 1.0),
+            (State::Finishing, _) if job.outcome == Some(Outcome::Done) => ("", (steps, steps), 1.0),
             _ => ("", (0, steps), 0.0),
         };
         Self {

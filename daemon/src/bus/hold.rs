@@ -24,7 +24,8 @@ pub fn checked(what: &str, who: &str, why: &str, uid: u32) -> Result<Hold, BusEr
         BusError::InvalidOption("`what` is neither `warm` (keep the model) nor `pause` (start no job)".into())
     })?;
     let text = |name: &str, given: &str| {
-        let line: String = given.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect();
+        let line: String =
+            given.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect();
         match line.trim() {
             "" => Err(BusError::InvalidOption(format!(
                 "`{name}` is empty; say it in a word, others will want to know"

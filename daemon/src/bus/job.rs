@@ -8,12 +8,12 @@ use std::sync::Arc;
 use zbus::message::Header;
 use zbus::{Connection, OwnedFd, OwnedObjectPath, OwnedVariant, interface};
 
-use super::costs;
+use super::describe::{self, Whole};
 use super::error::BusError;
 use super::facts::Card;
 use super::options::{self, Options};
 use super::rights::Action;
-use super::{Hub, describe, object_path};
+use super::{Hub, object_path};
 use crate::files::{open_regular, show};
 use crate::ledger::{Job, State};
 use crate::pictures::Picture;
@@ -85,18 +85,12 @@ impl JobObject {
         self.authorized(&header, connection).await?;
         let id = self.id;
         let _turn = self.hub.reading().await?;
-        let found = self
-            .hub
-            .desk
-            .ledger
-            .call(move |db| Ok(db.job(id)?.zip(Some((db.stages(id)?, db.costs(id)?)))))
-            .await?;
-        let Some((job, (stages, costs))) = found else {
-            return Err(BusError::NotFound(format!("job {id} is no longer in the ledger")));
-        };
-        let mut dict = describe::description(&job, stages);
-        costs::describe(costs, &mut dict);
-        Ok(dict)
+        let found =
+            self.hub.desk.ledger.call(move |db| db.job(id)?.map(|job| Whole::of(job, db)).transpose());
+        let whole = found.await?;
+        let whole =
+            whole.ok_or_else(|| BusError::NotFound(format!("job {id} is no longer in the ledger")))?;
+        Ok(describe::description(whole))
     }
 
     #[zbus(out_args("video"))]

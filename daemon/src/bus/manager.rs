@@ -13,13 +13,14 @@ use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, Variant, interface};
 
+use super::describe::{self, Whole};
 use super::error::BusError;
 use super::options::{self, Options, Submission};
 use super::rights::Action;
-use super::{Facts, Hub, describe, hold, object_path, plan, watches};
+use super::{Facts, Hub, hold, object_path, plan, watches};
 use crate::board::Change;
 use crate::files::{Identity, show};
-use crate::ledger::{Added, Filter, Job, NewJob, Source};
+use crate::ledger::{Added, Job, NewJob, Source};
 use crate::watch::{draw_seed, names};
 
 /// The most jobs that `List` gives at a time.
@@ -77,10 +78,7 @@ impl Manager {
     }
 
     #[zbus(out_args("plan"))]
-    async fn plan(
-        &self,
-        options: Options,
-    ) -> Result<HashMap<String, OwnedVariant>, BusError> {
+    async fn plan(&self, options: Options) -> Result<HashMap<String, OwnedVariant>, BusError> {
         let _turn = self.hub.reading().await?;
         plan::plan(&self.hub.desk, options::plan(&options)?).await
     }
@@ -140,11 +138,10 @@ impl Manager {
             None => filter.owner = Some(uid),
         }
         let _turn = self.hub.reading().await?;
-        let described = move |filter: &Filter, db: &mut crate::ledger::Store| {
-            db.list(filter)?.into_iter().map(|job| Ok((db.stages(job.id)?, job))).collect::<crate::Result<Vec<_>>>()
-        };
-        let jobs = self.hub.desk.ledger.call(move |db| described(&filter, db)).await?;
-        Ok(jobs.into_iter().map(|(stages, job)| describe::description(&job, stages)).collect())
+        let jobs = self.hub.desk.ledger.call(move |db| {
+            db.list(&filter)?.into_iter().map(|job| Whole::of(job, db)).collect::<crate::Result<Vec<_>>>()
+        });
+        Ok(jobs.await?.into_iter().map(describe::description).collect())
     }
 
     #[zbus(out_args("hold"))]

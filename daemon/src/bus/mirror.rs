@@ -201,8 +201,7 @@ impl Mirror {
     async fn status(&mut self) -> Result<()> {
         let desk = &self.hub.desk;
         let status = desk.board.status().borrow().clone();
-        let mut changed =
-            HashMap::from([("State", status.state.into()), ("StateText", status.text.into())]);
+        let mut changed = HashMap::from([("State", status.state.into()), ("StateText", status.text.into())]);
         let (paused, profile, gpu) = (desk.paused().is_some(), plan::profile(desk), plan::gpu(desk));
         if self.paused != paused {
             self.paused = paused;

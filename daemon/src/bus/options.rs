@@ -9,9 +9,9 @@ use zbus::{OwnedVariant, Variant};
 
 use super::error::BusError;
 use crate::keys;
-use crate::watch::watches::How;
 use crate::ledger::{Filter, State};
 use crate::verbs::Retry;
+use crate::watch::watches::How;
 
 /// Options as a caller sends them.
 pub type Options = HashMap<String, OwnedVariant>;
@@ -105,9 +105,10 @@ pub fn plan(options: &Options) -> Result<PlanOf, BusError> {
             _ => return Ok(()),
         };
         let pixels = whole(key, value)?;
-        *side = Some(u32::try_from(pixels).ok().filter(|n| (1..=MAX_PIXELS).contains(n)).ok_or_else(|| {
-            BusError::InvalidOption(format!("`{key}`: {pixels} is not from 1 to {MAX_PIXELS}"))
-        })?);
+        *side =
+            Some(u32::try_from(pixels).ok().filter(|n| (1..=MAX_PIXELS).contains(n)).ok_or_else(|| {
+                BusError::InvalidOption(format!("`{key}`: {pixels} is not from 1 to {MAX_PIXELS}"))
+            })?);
         Ok(())
     })?;
     match (width, height) {
@@ -170,17 +171,6 @@ fn settings(
     serde_json::from_value(Value::Object(settings)).map_err(|e| BusError::InvalidOption(e.to_string()))
 }
 
-/// Refuses options where there are none to be known yet.
-pub fn none(options: &Options) -> Result<(), BusError> {
-    match options.keys().next() {
-        Some(key) => Err(BusError::UnknownOption(format!(
-            "unknown option `{}`; none is known here",
-            short(key)
-        ))),
-        None => Ok(()),
-    }
-}
-
 /// Reads a list's filter: `state` s, `owner` u, `before` t, `limit` u, of which at most `most` are given.
 pub fn filter(options: &Options, most: u32) -> Result<Filter, BusError> {
     let mut filter = Filter { state: None, owner: None, before: None, limit: 100.min(most) };
@@ -190,7 +180,11 @@ pub fn filter(options: &Options, most: u32) -> Result<Filter, BusError> {
                 let name = text(key, value)?;
                 let states = State::ALL.map(State::name);
                 filter.state = Some(State::from_name(&name).ok_or_else(|| {
-                    BusError::InvalidOption(format!("`state`: `{}` is none of {}", short(&name), states.join(", ")))
+                    BusError::InvalidOption(format!(
+                        "`state`: `{}` is none of {}",
+                        short(&name),
+                        states.join(", ")
+                    ))
                 })?);
             }
             "owner" => filter.owner = Some(number(key, value)?),

@@ -12,11 +12,11 @@ type Dict = HashMap<String, OwnedVariant>;
 
 /// The plan of a submission.
 pub async fn plan(desk: &Desk, of: PlanOf) -> Result<Dict, BusError> {
-    let request = of.settings.or(desk.defaults()).resolve(|| 0).map_err(|e| BusError::InvalidOption(e.to_string()))?;
+    let request =
+        of.settings.or(desk.defaults()).resolve(|| 0).map_err(|e| BusError::InvalidOption(e.to_string()))?;
     let plan = crate::plan::plan(desk, &request, of.picture).await?;
     let choice = desk.profiles.choice();
     let backend = choice.profile.as_ref().map(|profile| profile.device.backend.name());
-    let forwards = request.steps * if request.uses_guidance() { 2 } else { 1 };
     Ok(dict([
         ("profile", plan.profile.map(Into::into)),
         ("backend", backend.map(Into::into)),
@@ -29,7 +29,7 @@ pub async fn plan(desk: &Desk, of: PlanOf) -> Result<Dict, BusError> {
         ("size", Some(request.size.to_string().into())),
         ("frames", Some(request.frames.into())),
         ("steps", Some(request.steps.into())),
-        ("forwards", Some(forwards.into())),
+        ("forwards", Some(plan.forwards.into())),
     ]))
 }
 

@@ -122,7 +122,10 @@ impl Rights {
         let words = action.words();
         let refuse = |why: String| Err(BusError::NotAuthorized(why));
         if !self.system {
-            return refuse(format!("this animd is user {}'s own: {words} is for them and root", self.own_uid));
+            return refuse(format!(
+                "this animd is user {}'s own: {words} is for them and root",
+                self.own_uid
+            ));
         }
         let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
         let flags = match interactive {
@@ -132,8 +135,8 @@ impl Rights {
         let answer = async {
             let authority =
                 AuthorityProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
-            let subject = Subject::new_for_message_header(header)
-                .map_err(|e| zbus::Error::Failure(e.to_string()))?;
+            let subject =
+                Subject::new_for_message_header(header).map_err(|e| zbus::Error::Failure(e.to_string()))?;
             authority.check_authorization(&subject, action.id(), &HashMap::new(), flags, "").await
         };
         match answer.await {

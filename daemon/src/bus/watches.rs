@@ -9,7 +9,7 @@ use super::error::BusError;
 use super::options::{self, Options};
 use crate::delivery::Desk;
 use crate::files::show;
-use crate::watch::watches::{self, How};
+use crate::watch::watches;
 
 /// Watches one more folder, for this user. Options: `outbox` s, `stable_seconds` d, `poll_seconds` d.
 pub async fn add(desk: &Desk, path: &str, options: &Options, uid: u32) -> Result<(), BusError> {

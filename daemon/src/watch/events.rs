@@ -133,9 +133,9 @@ fn translate(
     // One that was ended by us has events on their way still.
     let Some(dir) = dirs.get(&number) else { return };
     let at_root = dir.as_os_str().is_empty();
-    if events.intersects(
-        ReadFlags::MOVE_SELF | ReadFlags::DELETE_SELF | ReadFlags::UNMOUNT | ReadFlags::IGNORED,
-    ) {
+    if events
+        .intersects(ReadFlags::MOVE_SELF | ReadFlags::DELETE_SELF | ReadFlags::UNMOUNT | ReadFlags::IGNORED)
+    {
         if at_root {
             seen.push(Seen::Lost);
         }

@@ -185,7 +185,10 @@ impl<T: Take> Folder<T> {
             if lost || now >= scan {
                 let whole = lost || now >= rescan || !there;
                 if lost {
-                    tracing::info!("file events of `{}` were lost; it is looked at as a whole", show(&self.options.root));
+                    tracing::info!(
+                        "file events of `{}` were lost; it is looked at as a whole",
+                        show(&self.options.root)
+                    );
                 }
                 there = if whole { self.begin() } else { self.scan(false) };
                 if whole {
@@ -277,7 +280,8 @@ impl<T: Take> Folder<T> {
             Ok(dir) if dir.metadata().is_ok_and(|meta| meta.is_dir()) => dir,
             Ok(_) => return waits(format!("`{}` is no folder and cannot be watched", show(root))),
             Err(e) => {
-                let why = access::refusal(root).unwrap_or_else(|| format!("`{}` cannot be read: {e}", show(root)));
+                let why =
+                    access::refusal(root).unwrap_or_else(|| format!("`{}` cannot be read: {e}", show(root)));
                 return waits(why);
             }
         };
@@ -300,7 +304,8 @@ impl<T: Take> Folder<T> {
             let place = root.join(name);
             if let Err(e) = fs::create_dir_all(&place) {
                 return waits(
-                    access::refusal(root).unwrap_or_else(|| format!("`{}` cannot be made: {e}", show(&place))),
+                    access::refusal(root)
+                        .unwrap_or_else(|| format!("`{}` cannot be made: {e}", show(&place))),
                 );
             }
         }
@@ -351,13 +356,18 @@ impl<T: Take> Folder<T> {
                 Ok(entries) => entries,
                 Err(e) if below.as_os_str().is_empty() => {
                     let root = show(&self.options.root);
-                    let trouble = format!("the watched folder `{root}` cannot be read: {e}; it is tried again");
+                    let trouble =
+                        format!("the watched folder `{root}` cannot be read: {e}; it is tried again");
                     self.tell(Report { polled: Some(AWAY.min(self.poll())), trouble: Some(trouble) });
                     there = false;
                     continue;
                 }
                 Err(e) => {
-                    self.once(&below, "a folder below a watched one cannot be read and is left out", &e.to_string());
+                    self.once(
+                        &below,
+                        "a folder below a watched one cannot be read and is left out",
+                        &e.to_string(),
+                    );
                     found.insert(below.into());
                     continue;
                 }
@@ -383,11 +393,17 @@ impl<T: Take> Folder<T> {
         let trouble = match events.add(below) {
             // Another file system may be mounted below the root.
             Ok(()) => {
-                let unseen = mounts::unseen(&self.options.root.join(below)).is_ok_and(|unseen| unseen.is_some());
+                let unseen =
+                    mounts::unseen(&self.options.root.join(below)).is_ok_and(|unseen| unseen.is_some());
                 if unseen { NoEvents::Unseen } else { return }
             }
             // It has gone again, or may not be read: reading it says more.
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied) => {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied
+                ) =>
+            {
                 return;
             }
             Err(_) => NoEvents::Limit,
@@ -523,7 +539,11 @@ impl<T: Take> Folder<T> {
                 }
                 Fate::Waits => self.set_due(name, Instant::now() + RETRY),
                 Fate::Later(why) => {
-                    self.once(name, &format!("a picture waits in a watched folder and is tried again: {why}"), &why);
+                    self.once(
+                        name,
+                        &format!("a picture waits in a watched folder and is tried again: {why}"),
+                        &why,
+                    );
                     self.set_due(name, Instant::now() + RETRY);
                 }
             }
@@ -538,7 +558,9 @@ impl<T: Take> Folder<T> {
             Ok(meta) => {
                 if !meta.is_dir() {
                     let kind = files::kind(&meta);
-                    let text = format!("something in a watched folder is {kind} and stays there: drop the picture itself");
+                    let text = format!(
+                        "something in a watched folder is {kind} and stays there: drop the picture itself"
+                    );
                     self.once(name, &text, kind);
                 }
                 self.forget(name);
@@ -634,4 +656,3 @@ pub fn spawn<T: Take + Send + 'static>(
     })?;
     Ok(end)
 }
-

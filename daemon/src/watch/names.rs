@@ -142,6 +142,8 @@ mod tests {
     #[test]
     fn a_sidecar_names_its_pictures() {
         assert!(pictures_of(Path::new("sub/a.b.txt")).contains(&"sub/a.b.png".into()));
-        assert!(pictures_of(Path::new("folder.toml")).is_empty() && pictures_of(Path::new("a.png")).is_empty());
+        assert!(
+            pictures_of(Path::new("folder.toml")).is_empty() && pictures_of(Path::new("a.png")).is_empty()
+        );
     }
 }

@@ -66,11 +66,7 @@ pub fn settings(root: &Path, picture: &Path) -> Result<Settings> {
 }
 
 /// The same with defaults under them, and everything filled in.
-pub fn request(
-    root: &Path,
-    picture: &Path,
-    defaults: Settings,
-) -> Result<animd_engine::request::Request> {
+pub fn request(root: &Path, picture: &Path, defaults: Settings) -> Result<animd_engine::request::Request> {
     let own = settings(root, picture)?;
     own.or(defaults).resolve(super::draw_seed).map_err(|e| {
         let beside = paths(picture).into_iter().flatten().find(|path| path.exists());

@@ -353,9 +353,10 @@ pub fn list(desk: &Desk) -> Vec<Entry> {
         report,
     };
     let watched = list.watched.iter().map(|watched| entry(watched, reports.get(&watched.path).cloned()));
-    let refused = list.refused.iter().map(|(watched, why)| {
-        entry(watched, Some(Report { polled: None, trouble: Some(why.clone()) }))
-    });
+    let refused = list
+        .refused
+        .iter()
+        .map(|(watched, why)| entry(watched, Some(Report { polled: None, trouble: Some(why.clone()) })));
     watched.chain(refused).collect()
 }
 

@@ -45,7 +45,7 @@ pub struct Work {
 
 impl Work {
     /// Of a job with latents of `[t, h, w]`, `branches` prompts and `forwards` computed forwards.
-    pub(super) fn new(dims: &Dims, latent: [usize; 3], branches: u32, forwards: u32) -> Self {
+    pub fn new(dims: &Dims, latent: [usize; 3], branches: u32, forwards: u32) -> Self {
         let forward = forward(&dims.dit, latent.iter().product::<usize>() / 4, image_tokens(&dims.clip));
         Self {
             text: f64::from(branches)
