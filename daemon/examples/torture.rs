@@ -118,6 +118,11 @@ fn report(load: &Load, kills: &Kills, took: Duration, seed: u64) -> ExitCode {
     let litter = all - videos.iter().filter(|video| video.ends_with(".mp4")).count()
         + house.files("inbox").len()
         + house.files("inbox/failed").len();
+    for folder in ["inbox", "inbox/failed"] {
+        for name in house.files(folder) {
+            println!("left behind: {folder}/{name}");
+        }
+    }
     let rows = number("SELECT count(*) FROM job");
     let done = number("SELECT count(*) FROM job WHERE state = 'done'");
     for (what, value) in [

@@ -521,6 +521,21 @@ mod tests {
     }
 
     #[test]
+    fn a_sidecar_follows_a_picture_that_had_been_moved() -> Result<()> {
+        let place = place()?;
+        let sidecar = place.inbox.join("photo.txt");
+        fs::write(&sidecar, "a wave").map_err(Error::file("write", &sidecar))?;
+        let job = place.finishing()?;
+        let target = job.source_target.clone().expect("decided");
+        fs::create_dir(place.inbox.join(DONE)).map_err(Error::file("create", DONE))?;
+        fs::rename(place.inbox.join("photo.png"), &target).map_err(Error::file("rename", &target))?;
+        place.desk.recover()?;
+        assert_eq!(place.names(DONE), ["photo.png", "photo.txt"]);
+        assert_eq!(place.names(""), Vec::<String>::new());
+        Ok(())
+    }
+
+    #[test]
     fn a_name_that_is_taken_meanwhile_gets_a_number() -> Result<()> {
         let place = place()?;
         let job = place.finishing()?;

@@ -37,34 +37,43 @@ pub fn target(root: &Path, source: &Path, done: bool) -> Option<PathBuf> {
 impl Leaving<'_> {
     /// Moves the picture and its sidecars. `renamed` is asked to write another target down before it is used.
     pub fn put_away(mut self, mut renamed: impl FnMut(&Path) -> Result<()>) -> Result<()> {
+        let from = self.source.parent().unwrap_or(Path::new("/"));
+        let dir = self.target.parent().unwrap_or(from).to_owned();
         match fs::symlink_metadata(self.source) {
             Ok(meta) if meta.is_file() && Identity::of(&meta) == self.identity => {}
             // It was replaced or removed meanwhile: what lies there now is another wish.
             Ok(_) => return Ok(()),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                // It was moved, and then the power went: the rest is still to follow.
+                if fs::symlink_metadata(&self.target).is_ok_and(|meta| Identity::of(&meta) == self.identity) {
+                    self.follow(&dir, from);
+                }
                 return Ok(());
             }
             Err(e) => return Err(Error::file("look at", self.source)(e)),
         }
-        let from = self.source.parent().unwrap_or(Path::new("/"));
-        let dir = self.target.parent().unwrap_or(from).to_owned();
         if let Err(e) = self.rename(&dir, &mut renamed) {
             if !matches!(e, Error::Ledger(_) | Error::Stopping) {
                 self.note_beside();
             }
             return Err(e);
         }
+        self.follow(&dir, from);
+        Ok(())
+    }
+
+    /// What comes after the picture.
+    fn follow(&self, dir: &Path, from: &Path) {
         if let Some(text) = self.note {
             let beside = error_note(self.source);
             if fs::read(&beside).is_ok_and(|old| old == line(text)) {
                 _ = fs::remove_file(beside);
             }
         }
-        self.move_sidecars(&dir);
-        for dir in [&*dir, from] {
+        self.move_sidecars(dir);
+        for dir in [dir, from] {
             sync_or_warn(dir);
         }
-        Ok(())
     }
 
     fn rename(&mut self, dir: &Path, renamed: &mut impl FnMut(&Path) -> Result<()>) -> Result<()> {
