@@ -71,7 +71,7 @@ fn size(request: &Request, picture: Option<(u32, u32)>) -> [usize; 2] {
 
 /// What an earlier job has computed.
 fn work(dims: &Dims, job: &Known) -> f64 {
-    let latent = [(job.frames as usize + 3) / 4, job.height as usize / 8, job.width as usize / 8];
+    let latent = [(job.frames as usize).div_ceil(4), job.height as usize / 8, job.width as usize / 8];
     // The prompts count for little.
     Work::new(dims, latent, 2, job.forwards).flops()
 }

@@ -47,7 +47,9 @@ pub fn reload(desk: &Desk) -> Result<Vec<String>> {
         Ok(sentences) => {
             tracing::info!("the configuration was read again: {} changes", sentences.len());
             // They may name folders of users.
-            sentences.iter().for_each(|sentence| tracing::debug!("{sentence}"));
+            for sentence in sentences {
+                tracing::debug!("{sentence}");
+            }
             desk.board.set_notice(None);
         }
         Err(e) => {

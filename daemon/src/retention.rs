@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use crate::board::{Change, stopped};
 use crate::delivery::{Desk, blocking};
 use crate::files::show;
-use crate::ledger::{Kind, days_ago_us};
+use crate::ledger::{Kind, Store, days_ago_us};
 use crate::{Error, Result};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -57,9 +57,9 @@ impl Desk {
         })
         .await?;
         if removed {
-            while self.ledger.call(|db| db.shrink()).await? {}
+            while self.ledger.call(Store::shrink).await? {}
         }
-        self.ledger.call(|db| db.optimize()).await
+        self.ledger.call(Store::optimize).await
     }
 
     /// Forgets jobs that ended before then. True if there were any.

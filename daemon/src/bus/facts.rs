@@ -147,6 +147,7 @@ impl Cards {
     }
 
     /// The job's card, made of `facts` if there is none.
+    #[expect(clippy::needless_pass_by_value, reason = "callers have made it for this")]
     pub fn card(&self, facts: Facts) -> Arc<Card> {
         let mut inner = self.lock();
         if let Some(card) = inner.cards.get(&facts.id) {

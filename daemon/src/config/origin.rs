@@ -45,7 +45,7 @@ impl Place {
         let start = before.iter().rposition(|b| *b == b'\n').map_or(0, |newline| newline + 1);
         // Bytes that begin a character.
         let characters = before[start..].iter().filter(|b| **b & 0xc0 != 0x80).count();
-        let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+        let line = before.split(|b| *b == b'\n').count();
         Self::File { path: path.to_owned(), line, column: characters + 1 }
     }
 

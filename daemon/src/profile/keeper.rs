@@ -4,7 +4,7 @@
 //! wake the card. Any other is: before a job, and now and then, at growing intervals.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +55,8 @@ pub struct Keeper {
 /// How the engine shall be started.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Start {
+    /// What of the configuration it is started with.
+    engine: String,
     /// The profile.
     profile: Profile,
     /// The profile's file.
@@ -105,7 +107,10 @@ impl Keeper {
         let asked = self.desk.config().profile.clone();
         let mut wish = Wish { profile: asked.name.clone(), gpu: asked.gpu.clone() };
         let (mut profiles, mut mistakes) = load(&FOLDERS.map(PathBuf::from));
-        if wish.profile != AUTO && (wish.profile.contains('/') || wish.profile.ends_with(".toml")) {
+        if wish.profile != AUTO
+            && (wish.profile.contains('/')
+                || Path::new(&wish.profile).extension().is_some_and(|e| e == "toml"))
+        {
             match read(wish.profile.as_ref()) {
                 Ok(profile) => {
                     profiles.retain(|p| p.name != profile.name);
@@ -169,7 +174,8 @@ impl Keeper {
     fn wanted(&self) -> Option<Start> {
         let choice = self.desk.profiles.choice();
         let config = self.desk.config();
-        let (engine, file) = (config.engine_identity(), config.folders.state.join(FILE));
+        let file = config.folders.state.join(FILE);
+        let engine = format!("{:?}", config.engine_identity());
         if self.kernels.is_none() {
             // The first one is there to say what it was built for, and touches no GPU.
             return Some(Start { engine, profile: Profile::built_in("cpu")?, file, visible: String::new() });

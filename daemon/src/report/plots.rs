@@ -14,6 +14,8 @@ const AXIS: RGBColor = RGBColor(128, 128, 128);
 const FONT: &str = "sans-serif";
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+/// What of a row a part of its bar shows, and in which colour.
+type Part = (fn(&Sum) -> f64, RGBColor);
 type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
 /// A drawing of `height` pixels, or nothing where the library cannot draw it.
@@ -27,7 +29,7 @@ fn svg(height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> String {
 }
 
 /// Bars of `parts` on top of one another, one bar a row.
-fn bars(rows: &[Sum], unit: &str, parts: &[(fn(&Sum) -> f64, RGBColor)]) -> String {
+fn bars(rows: &[Sum], unit: &str, parts: &[Part]) -> String {
     let top = rows.iter().map(|row| parts.iter().map(|(of, _)| of(row)).sum::<f64>()).fold(0.0, f64::max);
     if top <= 0.0 {
         return String::new();

@@ -173,7 +173,11 @@ impl<T: Take> Folder<T> {
             };
             let mut lost = false;
             match seen {
-                Some(Ok(seen)) => lost = seen.into_iter().fold(false, |lost, seen| self.see(seen) || lost),
+                Some(Ok(seen)) => {
+                    for seen in seen {
+                        lost |= self.see(seen);
+                    }
+                }
                 Some(Err(e)) => {
                     tracing::warn!("file events of `{}`: {e}", show(&self.options.root));
                     self.events = None;
@@ -474,6 +478,7 @@ impl<T: Take> Folder<T> {
         }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "callers have made it for this")]
     fn note(&mut self, name: Name, closed: bool) {
         let now = Instant::now();
         let pending = self.pending.entry(name.clone()).or_insert(Pending {
@@ -587,7 +592,7 @@ impl<T: Take> Folder<T> {
             pending.since = now;
         }
         let wait = stable.max((stable * 2u32.saturating_pow(pending.changes.min(16))).min(LONGEST));
-        let due = if !pending.closed { now + rescan } else { pending.since + wait };
+        let due = if pending.closed { pending.since + wait } else { now + rescan };
         let restless = pending.closed && pending.changes > 3 && pending.first.elapsed() > RESTLESS;
         if restless {
             let text = "a file in a watched folder keeps changing and is waited for; if nobody writes it, move it out";

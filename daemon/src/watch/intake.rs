@@ -95,6 +95,7 @@ impl Intake {
     }
 
     /// Reads settings and copies pictures. What may pass is left out, and has its fate.
+    #[expect(clippy::unnecessary_wraps, reason = "as its neighbours")]
     fn spool<'a>(&self, new: &[(usize, &'a Ready)], fates: &mut [Fate]) -> Result<Vec<Coming<'a>>> {
         let mut coming = Vec::new();
         let mut copies: Vec<(usize, &Ready, Request)> = Vec::new();
