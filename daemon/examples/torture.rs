@@ -115,7 +115,7 @@ fn report(load: &Load, kills: &Kills, took: Duration, seed: u64) -> ExitCode {
     let lost = (0..load.dropped).filter(|n| of(*n) == 0).count();
     let doubled = (0..load.dropped).filter(|n| of(*n) > 1).count();
     let all = fs::read_dir(house.path("outbox")).unwrap().count();
-    let litter = all - videos.iter().filter(|video| video.ends_with(".mp4")).count()
+    let litter = all - videos.iter().filter(|video| video.contains(".mp4")).count()
         + house.files("inbox").len()
         + house.files("inbox/failed").len();
     for folder in ["inbox", "inbox/failed"] {

@@ -102,7 +102,7 @@ fn everything_in_the_contract_is_explained() {
                 assert!(tag.comment.starts_with(&format!("{name}: ")), "{name} is not explained");
                 comment.clone_from(&tag.comment);
                 let has_arguments = !tag.empty && tags[at + 1].name == "arg";
-                assert_eq!(has_arguments, comment.contains("@"), "{name}");
+                assert_eq!(has_arguments, comment.contains('@'), "{name}");
             }
             "arg" => {
                 let name = tag.get("name");

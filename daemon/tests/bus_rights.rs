@@ -1,7 +1,13 @@
 //! Who may what on a system bus, with and without polkit. Other users are played by processes of their uid, which only
 //! root can start.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    clippy::used_underscore_binding,
+    clippy::type_complexity,
+    reason = "a test may panic, and the bus decides the shape of a mock"
+)]
 
 mod harness;
 

@@ -212,7 +212,7 @@ fn jobs_wait_while_another_program_holds_the_card() {
     fake.set(&H200.replace("143771 143100", "143771 40000"));
     house.until("it is looked at again", |house| {
         // A new job is an occasion to look, but not every one.
-        std::thread::sleep(std::time::Duration::from_secs(1));
+        std::thread::sleep(Duration::from_secs(1));
         submit(house);
         house.number("SELECT count(*) FROM job WHERE state = 'done'") > Some(0)
     });

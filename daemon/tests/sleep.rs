@@ -1,6 +1,12 @@
 //! The machine sleeps and wakes, as a mock of logind tells it.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    clippy::used_underscore_binding,
+    clippy::type_complexity,
+    reason = "a test may panic, and the bus decides the shape of a mock"
+)]
 
 mod harness;
 

@@ -151,8 +151,8 @@ fn the_time_and_the_rotary_embedding_are_the_references() {
 
     let head_dim = config.dim / config.num_heads;
     let (cos, sin) = rope(usize_array(&golden, "/rope/grid"), head_dim);
-    golden.compare_each("rope.cos", cos.into_iter(), ABSOLUTE);
-    golden.compare_each("rope.sin", sin.into_iter(), ABSOLUTE);
+    golden.compare_each("rope.cos", cos, ABSOLUTE);
+    golden.compare_each("rope.sin", sin, ABSOLUTE);
     // The angles of position n on all three axes are those of the token (n, n, n).
     let diagonal = |part: &[f64]| -> Vec<f64> {
         (0..64)
@@ -162,8 +162,8 @@ fn the_time_and_the_rotary_embedding_are_the_references() {
             .collect()
     };
     let (cos, sin) = rope([64, 64, 64], head_dim);
-    golden.compare_each("rope.table_cos_pos0_63", diagonal(&cos).into_iter(), ABSOLUTE);
-    golden.compare_each("rope.table_sin_pos0_63", diagonal(&sin).into_iter(), ABSOLUTE);
+    golden.compare_each("rope.table_cos_pos0_63", diagonal(&cos), ABSOLUTE);
+    golden.compare_each("rope.table_sin_pos0_63", diagonal(&sin), ABSOLUTE);
 }
 
 #[test]
