@@ -71,7 +71,11 @@ async fn main() -> Result<()> {
             times.push(arrival(&told, id).await?.duration_since(start));
         }
         let rate = times.len() as f64 / wall.as_secs_f64();
-        println!("{clients:3} clients, {} waiting: {}, {rate:.0} jobs a second", manager.queued().await?, table(times));
+        println!(
+            "{clients:3} clients, {} waiting: {}, {rate:.0} jobs a second",
+            manager.queued().await?,
+            table(times)
+        );
     }
     Ok(())
 }

@@ -21,7 +21,11 @@ async fn job(bus: &Connection, path: &OwnedObjectPath) -> JobProxy<'static> {
     JobProxy::builder(bus).path(path).cache_properties(CacheProperties::No).build().await.unwrap()
 }
 
-async fn submit(manager: &ManagerProxy<'_>, house: &House, options: Options<'_>) -> zbus::Result<OwnedObjectPath> {
+async fn submit(
+    manager: &ManagerProxy<'_>,
+    house: &House,
+    options: Options<'_>,
+) -> zbus::Result<OwnedObjectPath> {
     let picture = File::open(house.picture()).unwrap();
     manager.submit(picture.as_fd().into(), options).await
 }
@@ -52,7 +56,10 @@ fn refused<T: std::fmt::Debug>(answer: zbus::Result<T>) -> (String, String) {
 }
 
 fn text(dict: &Dict, key: &str) -> String {
-    dict.get(key).map(|v| animd::bus::json(v).unwrap()).and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+    dict.get(key)
+        .map(|v| animd::bus::json(v).unwrap())
+        .and_then(|v| v.as_str().map(str::to_owned))
+        .unwrap_or_default()
 }
 
 #[tokio::test]
@@ -81,7 +88,10 @@ async fn a_caller_fetches_its_own_video() {
 
     let job = job(&bus, &path).await;
     assert_eq!(ended(&job).await, "done");
-    assert_eq!((job.progress().await.unwrap(), job.step().await.unwrap(), job.position().await.unwrap()), (1.0, (4, 4), 0));
+    assert_eq!(
+        (job.progress().await.unwrap(), job.step().await.unwrap(), job.position().await.unwrap()),
+        (1.0, (4, 4), 0)
+    );
     assert!(house.files("outbox").is_empty(), "the caller fetches it");
     let mut video = File::from(OwnedFd::from(job.open_result().await.unwrap()));
     let mut read = String::new();
@@ -90,7 +100,8 @@ async fn a_caller_fetches_its_own_video() {
     assert!(video.write_all(b"x").is_err(), "a result is for reading");
     let described = job.describe().await.unwrap();
     assert_eq!((text(&described, "state"), text(&described, "name")), ("done".into(), "mine".into()));
-    let thumbnail = job.open_thumbnail().await.map(|fd| File::from(OwnedFd::from(fd)).metadata().unwrap().len());
+    let thumbnail =
+        job.open_thumbnail().await.map(|fd| File::from(OwnedFd::from(fd)).metadata().unwrap().len());
     assert!(thumbnail.unwrap() > 0);
 
     job.collected().await.unwrap();
@@ -197,7 +208,8 @@ async fn a_pause_lasts_and_a_hold_ends_with_its_program() {
 
     let other = house.manager().await;
     let hold = other.inhibit("pause", "backup", "the disk is busy").await.unwrap();
-    let watching = job(manager.inner().connection(), &submit(&manager, &house, HashMap::new()).await.unwrap()).await;
+    let watching =
+        job(manager.inner().connection(), &submit(&manager, &house, HashMap::new()).await.unwrap()).await;
     until("it is told", async || manager.paused().await.unwrap()).await;
     until("who and why are told", async || {
         let text = manager.state_text().await.unwrap();
@@ -249,8 +261,12 @@ async fn jobs_are_retried_and_forgotten() {
     assert!(first.state().await.is_err());
     assert_eq!(house.number("SELECT count(*) FROM job"), Some(1));
     let managed = objects.get_managed_objects().await.unwrap();
-    let ours: HashSet<String> = managed.iter().filter(|(_, i)| !i.is_empty()).map(|(p, _)| p.to_string()).collect();
-    assert!(ours.contains("/org/animd/Animd1/job/2") && !ours.contains("/org/animd/Animd1/job/1"), "{ours:?}");
+    let ours: HashSet<String> =
+        managed.iter().filter(|(_, i)| !i.is_empty()).map(|(p, _)| p.to_string()).collect();
+    assert!(
+        ours.contains("/org/animd/Animd1/job/2") && !ours.contains("/org/animd/Animd1/job/1"),
+        "{ours:?}"
+    );
 }
 
 #[tokio::test]

@@ -106,7 +106,10 @@ fn everything_in_the_contract_is_explained() {
             }
             "arg" => {
                 let name = tag.get("name");
-                assert!(comment.contains(&format!("@{name}: ")), "the argument {name} is not explained: {comment}");
+                assert!(
+                    comment.contains(&format!("@{name}: ")),
+                    "the argument {name} is not explained: {comment}"
+                );
             }
             _ => {}
         }
@@ -133,14 +136,22 @@ async fn the_live_interface_is_the_contract() {
     let live: BTreeSet<String> = &members(&manager) | &members(&job);
     let contract = members(CONTRACT);
     let only = |a: &BTreeSet<String>, b| a.difference(b).cloned().collect::<Vec<_>>().join("\n");
-    assert_eq!(live, contract, "only live:\n{}\nonly written:\n{}", only(&live, &contract), only(&contract, &live));
+    assert_eq!(
+        live,
+        contract,
+        "only live:\n{}\nonly written:\n{}",
+        only(&live, &contract),
+        only(&contract, &live)
+    );
 
     // The nodes above name their children, and do not repeat them.
     let root = introspect("/").await;
     assert!(root.contains("<node name=\"org\"/>") && !root.contains("org.animd"), "{root}");
     assert!(introspect("/org").await.contains("<node name=\"animd\"/>"));
     assert!(introspect("/org/animd").await.contains("<node name=\"Animd1\"/>"));
-    assert!(manager.contains("<node name=\"job\"/>") && manager.contains("org.freedesktop.DBus.ObjectManager"));
+    assert!(
+        manager.contains("<node name=\"job\"/>") && manager.contains("org.freedesktop.DBus.ObjectManager")
+    );
     let jobs = introspect("/org/animd/Animd1/job").await;
     assert!(jobs.contains("<node name=\"1\"/>") && !jobs.contains("org.animd"), "{jobs}");
 }

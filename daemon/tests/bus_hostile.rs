@@ -24,7 +24,11 @@ use zbus::Variant;
 const PATIENCE: Duration = Duration::from_secs(50);
 
 /// What a submission was answered with: the error's name, or nothing.
-async fn submit(manager: &ManagerProxy<'_>, file: impl AsFd, options: Options<'_>) -> Result<(), (String, String)> {
+async fn submit(
+    manager: &ManagerProxy<'_>,
+    file: impl AsFd,
+    options: Options<'_>,
+) -> Result<(), (String, String)> {
     let answer = timeout(PATIENCE, manager.submit(file.as_fd().into(), options)).await.expect("no answer");
     match answer {
         Ok(_) => Ok(()),
@@ -81,10 +85,15 @@ async fn what_is_no_readable_picture_is_refused() {
     assert!(house.files("state/spool").is_empty());
 
     // These are pictures.
-    let sealed = rustix::fs::memfd_create("picture", MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC).unwrap();
+    let sealed =
+        rustix::fs::memfd_create("picture", MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC).unwrap();
     let mut sealed = File::from(sealed);
     sealed.write_all(PICTURE).unwrap();
-    rustix::fs::fcntl_add_seals(&sealed, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL).unwrap();
+    rustix::fs::fcntl_add_seals(
+        &sealed,
+        SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
+    )
+    .unwrap();
     submit(&manager, &sealed, HashMap::new()).await.unwrap();
     submit(&manager, open(OFlags::RDWR, &picture), HashMap::new()).await.unwrap();
     let unlinked = open(OFlags::RDONLY, &picture);
@@ -237,7 +246,12 @@ async fn a_path_is_opened_without_waiting() {
     let manager = house.manager().await;
     let fifo = house.path("inbox/fifo.png");
     rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, 0o600.into(), 0).unwrap();
-    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(house.path("inbox/.hidden")).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(house.path("inbox/.hidden"))
+        .unwrap();
     for path in ["inbox/fifo.png", "inbox", "inbox/.hidden", "inbox/../picture.png", "inbox/none.png"] {
         let path = house.path(path);
         let call = manager.submit_path(path.to_str().unwrap(), HashMap::new());

@@ -139,7 +139,10 @@ fn without_polkit_everybody_has_their_own_jobs_and_root_has_all() {
 
     // What everybody sees has no prompt, no name and no path in it.
     let (done, text) = busctl(&house, BOB, false, MANAGER, &[manager, "List", "a{sv}", "0"]);
-    assert!(done && text.contains("running") && !text.contains("secret") && !text.contains("picture"), "{text}");
+    assert!(
+        done && text.contains("running") && !text.contains("secret") && !text.contains("picture"),
+        "{text}"
+    );
     let managed = ["org.freedesktop.DBus.ObjectManager", "GetManagedObjects"];
     let (done, text) = busctl(&house, BOB, false, MANAGER, &managed);
     assert!(done && text.contains("job/2") && !text.contains("secret") && !text.contains("outbox"), "{text}");

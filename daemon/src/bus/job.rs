@@ -85,9 +85,8 @@ impl JobObject {
         self.authorized(&header, connection).await?;
         let id = self.id;
         let _turn = self.hub.reading().await?;
-        let found = self.hub.desk.ledger.call(move |db| {
-            db.job(id)?.map(|job| Whole::of(job, db)).transpose()
-        });
+        let found =
+            self.hub.desk.ledger.call(move |db| db.job(id)?.map(|job| Whole::of(job, db)).transpose());
         let whole = found.await?;
         let whole =
             whole.ok_or_else(|| BusError::NotFound(format!("job {id} is no longer in the ledger")))?;
@@ -164,6 +163,9 @@ impl JobObject {
     ) -> Result<OwnedObjectPath, BusError> {
         self.authorized(&header, connection).await?;
         let retry = options::retry(&options)?;
+        if self.card.facts().priority > 0 {
+            self.hub.rights.check(connection, &header, Action::RaisePriority).await?;
+        }
         let id = self.hub.desk.retry(self.id, retry).await?;
         self.hub.serve_id(connection, id).await?;
         Ok(object_path(id))

@@ -171,16 +171,6 @@ fn settings(
     serde_json::from_value(Value::Object(settings)).map_err(|e| BusError::InvalidOption(e.to_string()))
 }
 
-/// Refuses options where there are none to be known yet.
-pub fn none(options: &Options) -> Result<(), BusError> {
-    match options.keys().next() {
-        Some(key) => {
-            Err(BusError::UnknownOption(format!("unknown option `{}`; none is known here", short(key))))
-        }
-        None => Ok(()),
-    }
-}
-
 /// Reads a list's filter: `state` s, `owner` u, `before` t, `limit` u, of which at most `most` are given.
 pub fn filter(options: &Options, most: u32) -> Result<Filter, BusError> {
     let mut filter = Filter { state: None, owner: None, before: None, limit: 100.min(most) };
