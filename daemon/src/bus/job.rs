@@ -163,6 +163,9 @@ impl JobObject {
     ) -> Result<OwnedObjectPath, BusError> {
         self.authorized(&header, connection).await?;
         let retry = options::retry(&options)?;
+        if self.card.facts().priority > 0 {
+            self.hub.rights.check(connection, &header, Action::RaisePriority).await?;
+        }
         let id = self.hub.desk.retry(self.id, retry).await?;
         self.hub.serve_id(connection, id).await?;
         Ok(object_path(id))
