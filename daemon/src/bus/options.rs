@@ -161,7 +161,9 @@ fn settings(
             // One at a time, so that the error can name the key.
             let one = Value::Object([(key.clone(), value.clone())].into_iter().collect());
             serde_json::from_value::<Settings>(one).map_err(|e| {
-                BusError::InvalidOption(format!("`{key}`: {}", short(&keys::with_hint(&e.to_string()))))
+                // The whole of a long value is no help to anybody.
+                let why: String = keys::with_hint(&e.to_string()).chars().take(500).collect();
+                BusError::InvalidOption(format!("`{key}`: {why}"))
             })?;
             settings.insert(key.clone(), value);
         } else {
