@@ -27,8 +27,16 @@ pub const SETTINGS: [&str; 17] = [
     "tiling",
 ];
 
+/// The longest wrong word that is compared with the right ones, in bytes: the work grows with it.
+const MAX_WORD: usize = 64;
+/// The longest sentence about a wrong value, in characters; it may repeat what a caller wrote.
+const MAX_SENTENCE: usize = 400;
+
 /// The key most like `wrong`, if one is like it at all.
 pub fn nearest<'a>(wrong: &str, keys: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if wrong.len() > MAX_WORD {
+        return None;
+    }
     keys.into_iter()
         .map(|key| (distance(wrong, key), key))
         .min()
@@ -65,20 +73,28 @@ pub fn explain(file: &Path, text: &str, error: &toml::de::Error) -> String {
     format!("{place}: {}", with_hint(error.message()))
 }
 
-/// Serde's message about an unknown field or variant, with the nearest right one in place of the whole list.
+/// Serde's message about an unknown field or variant, with the nearest right one in place of the whole list. One line of
+/// bearable length, whatever the wrong one is.
 pub fn with_hint(message: &str) -> String {
-    let message = message.lines().next().unwrap_or_default();
     for (start, what) in [("unknown field `", "key"), ("unknown variant `", "value")] {
         let Some(rest) = message.strip_prefix(start) else { continue };
-        let Some((wrong, rest)) = rest.split_once('`') else { continue };
+        let Some((wrong, rest)) = rest.split_once("`, expected ") else { continue };
         let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
         let hint = match nearest(wrong, known.iter().copied()) {
             Some(key) => format!("; did you mean `{key}`?"),
             None => format!("; known are {}", known.join(", ")),
         };
-        return format!("unknown {what} `{wrong}`{hint}");
+        return format!("unknown {what} `{}`{hint}", one_line(wrong, MAX_WORD));
     }
-    message.to_owned()
+    one_line(message, MAX_SENTENCE)
+}
+
+/// A text on one line, cut after so many characters.
+pub fn one_line(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", show(&text[..end])),
+        None => show(text),
+    }
 }
 
 /// Reads [`Settings`] from the text of a sidecar or of a JSON object; `file` is named in the error.
@@ -104,5 +120,17 @@ mod tests {
         assert_eq!(error, "photo.toml:3: unknown key `steeps`; did you mean `steps`?");
         assert_eq!(nearest("negative-prompt", SETTINGS), Some("negative_prompt"));
         assert_eq!(nearest("zzzzzzzz", SETTINGS), None);
+    }
+
+    #[test]
+    fn whatever_is_wrong_the_error_is_one_short_line() {
+        for text in ["\"a\\nb\\u0007\" = 1".to_owned(), format!("{} = 1", "a".repeat(100_000))] {
+            let error = settings_from_toml(Path::new("photo.toml"), &text).expect_err("no such key");
+            assert!(error.len() < 500 && !error.contains(char::is_control), "{error:?}");
+            assert!(error.contains("; known are prompt, "), "{error:?}");
+        }
+        let text = format!("size = \"{}\\n\"", "a".repeat(100_000));
+        let error = settings_from_toml(Path::new("photo.toml"), &text).expect_err("no such size");
+        assert!(error.len() < 500 && !error.contains(char::is_control), "{error:?}");
     }
 }

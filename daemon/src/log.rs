@@ -11,6 +11,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
+use crate::keys::one_line;
 use crate::{Error, Result};
 
 /// Every entry that speaks of a job has this `MESSAGE_ID` and a field `JOB`.
@@ -25,6 +26,7 @@ static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 /// [`Error::Config`] names it.
 pub fn filter(level: &str) -> Result<EnvFilter> {
     EnvFilter::try_new(level).map_err(|e| {
+        let (level, e) = (one_line(level, 100), one_line(&e.to_string(), 200));
         Error::Config(format!("log.level `{level}`: {e}; known are error, warn, info, debug and trace"))
     })
 }

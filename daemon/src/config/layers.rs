@@ -194,14 +194,15 @@ pub fn of_variable(name: &str, value: &str) -> Result<Layer> {
     let lower = name.strip_prefix("ANIMD_").unwrap_or(name).to_lowercase();
     if lower == "watch" || lower.starts_with("watch_") {
         return Err(Error::Config(format!(
-            "variable {name}: watched folders cannot be variables; write a [[watch]] section into a file of {DROP_INS}"
+            "variable {}: watched folders cannot be variables; write a [[watch]] section into a file of {DROP_INS}",
+            keys::one_line(name, 100)
         )));
     }
     let Some((section, key)) = lower.split_once('_').filter(|(section, _)| sections.contains(section)) else {
         let near = keys::nearest(lower.split('_').next().unwrap_or_default(), sections);
         let near =
             near.map(|s| format!("; did you mean ANIMD_{}_...?", s.to_uppercase())).unwrap_or_default();
-        return Err(Error::Config(format!("unknown variable {name}{near}")));
+        return Err(Error::Config(format!("unknown variable {}{near}", keys::one_line(name, 100))));
     };
     let place = Place::Variable(name.to_owned());
     // A number or a truth value where the key takes one, text otherwise.
@@ -254,15 +255,14 @@ fn merge_tables(under: &mut Table, over: Table) {
 
 /// What the TOML reader says, in words; `key` is the value's that it speaks of, if it speaks of one.
 fn explain(message: &str, key: Option<&str>) -> String {
-    let message = message.lines().next().unwrap_or_default();
     if let Some(rest) = message.strip_prefix("unknown field `")
-        && let Some((wrong, _)) = rest.split_once('`')
+        && let Some((wrong, _)) = rest.split_once("`, expected ")
         && let Some(section) = super::reference::section_of(wrong)
     {
         return format!("unknown key `{wrong}` here; it belongs into [{section}]");
     }
     let Some((found, expected)) =
-        message.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected "))
+        message.strip_prefix("invalid type: ").and_then(|rest| rest.rsplit_once(", expected "))
     else {
         return keys::with_hint(message);
     };
@@ -275,7 +275,11 @@ fn explain(message: &str, key: Option<&str>) -> String {
         "a sequence" => "a list",
         other => other,
     };
-    let found = found.replace("map", "a section").replace("sequence", "a list");
+    let found = match found {
+        "map" => "a section".to_owned(),
+        "sequence" => "a list".to_owned(),
+        found => keys::one_line(found, 100),
+    };
     match key {
         Some(key) => format!("{key} must be {wanted}, not {found}"),
         None => format!("here must be {wanted}, not {found}"),

@@ -32,7 +32,7 @@ impl fmt::Display for Place {
         match self {
             Self::BuiltIn => f.write_str("built in"),
             Self::File { path, line, column } => write!(f, "{}:{line}:{column}", show(path)),
-            Self::Variable(name) => write!(f, "variable {name}"),
+            Self::Variable(name) => write!(f, "variable {}", show(name)),
             Self::Option(name) => write!(f, "option {name}"),
         }
     }
