@@ -157,7 +157,8 @@ fn start(dir: &Path) -> Result<(String, Processes)> {
         &bus_config,
         format!(
             "<busconfig><type>session</type><listen>unix:path={socket}</listen><policy context=\"default\">\
-             <allow send_destination=\"*\"/><allow own=\"*\"/></policy></busconfig>"
+             <allow send_destination=\"*\" eavesdrop=\"true\"/><allow eavesdrop=\"true\"/><allow own=\"*\"/></policy>\
+             </busconfig>"
         ),
     )?;
     let mut bus = Command::new("dbus-daemon")

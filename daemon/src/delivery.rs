@@ -4,7 +4,7 @@
 //! and hash, or the reason; the video is renamed, replacing nothing; the source is moved; the ledger commits the end.
 //! [`Desk::recover`] finishes what was cut short, before any folder is looked at.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -389,16 +389,18 @@ fn part_uuid(name: &OsStr) -> Option<String> {
 }
 
 /// `STEM-SEED.mp4`, with a number if that exists.
-pub(crate) fn free_output(dir: &Path, name: &OsStr, seed: u64) -> PathBuf {
-    let stem = split_name(name).0;
-    // The tail holds the seed, so that a cut stem never costs it; a number goes before `.mp4`.
+fn free_output(dir: &Path, name: &OsStr, seed: u64) -> PathBuf {
     (1..u32::MAX)
-        .map(|n| {
-            let tail = if n < 2 { format!("-{seed}.mp4") } else { format!("-{seed}-{n}.mp4") };
-            dir.join(numbered(stem, 1, &tail))
-        })
+        .map(|n| dir.join(output_name(name, seed, n)))
         .find(|path| fs::symlink_metadata(path).is_err())
         .unwrap_or_else(|| dir.join("video.mp4"))
+}
+
+/// A name for the video of a picture: `STEM-SEED.mp4`, and a number from the second on.
+pub fn output_name(picture: &OsStr, seed: u64, n: u32) -> OsString {
+    // The tail holds the seed, so that a cut stem never costs it; a number goes before `.mp4`.
+    let tail = if n < 2 { format!("-{seed}.mp4") } else { format!("-{seed}-{n}.mp4") };
+    numbered(split_name(picture).0, 1, &tail)
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ pub mod retention;
 pub mod service;
 pub mod spool;
 pub mod supervisor;
+pub mod user_watch;
 pub mod verbs;
 pub mod watch;
 pub mod wishes;

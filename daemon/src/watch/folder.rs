@@ -19,6 +19,8 @@ use super::{access, mounts, sidecar};
 use crate::board::stopped;
 use crate::files::{self, Identity, show};
 
+/// A picture in a folder that is polled must lie unchanged at least so long, where nothing is said of it.
+pub const POLL_STABLE: Duration = Duration::from_secs(5);
 /// How many pictures are handed over at once.
 const BATCH: usize = 64;
 /// After trouble of the taker's own (a full disk, the ledger), a picture is tried again.

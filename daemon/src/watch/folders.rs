@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
-use super::folder::{self, Options};
+use super::folder::{self, Options, POLL_STABLE};
 use super::intake::Intake;
 use super::watches::{Origin, Watched};
 use crate::Result;
@@ -17,8 +17,6 @@ use crate::config::Config;
 use crate::delivery::Desk;
 use crate::files::show;
 
-/// A picture in a folder that is polled must lie unchanged at least so long, where nothing is said of it.
-const POLL_STABLE: Duration = Duration::from_secs(5);
 /// How long a watcher that is to stop is waited for: its disk may hang.
 const PATIENCE: Duration = Duration::from_secs(2);
 

@@ -9,7 +9,7 @@
 pub mod access;
 pub mod away;
 mod events;
-mod folder;
+pub mod folder;
 mod folders;
 mod intake;
 mod mounts;

@@ -192,55 +192,65 @@ impl List {
         }
     }
 
-    /// Why a folder cannot be watched beside the others.
     fn refusal(&self, new: &Watched) -> Option<String> {
-        let path = real(&new.path);
-        let shown = show(&new.path);
-        let outbox = real(new.outbox.as_ref().unwrap_or(&self.outbox));
-        if outbox.starts_with(&path) {
-            return Some(format!(
-                "its videos would go to `{}`, which lies in the watched folder `{shown}` itself, where they would be taken for \
-                 pictures; choose another outbox",
-                show(&outbox)
-            ));
-        }
-        let state = real(&self.state);
-        if path.starts_with(&state) || state.starts_with(&path) {
-            return Some(format!(
-                "`{shown}` and the service's own folder `{}` overlap; choose another folder",
-                show(&self.state)
-            ));
-        }
-        for old in &self.watched {
-            let (other, name) = (real(&old.path), show(&old.path));
-            if path == other {
-                return Some(format!("`{shown}` is watched already"));
-            }
-            if path.starts_with(&other) {
-                return Some(format!(
-                    "`{shown}` lies in the watched folder `{name}`, whose subfolders are watched with it"
-                ));
-            }
-            if other.starts_with(&path) {
-                return Some(format!(
-                    "the watched folder `{name}` lies in `{shown}`; stop watching it first, or choose another folder"
-                ));
-            }
-            if real(old.outbox.as_ref().unwrap_or(&self.outbox)).starts_with(&path) {
-                return Some(format!(
-                    "the videos of `{name}` go to a folder in `{shown}`, where they would be taken for pictures"
-                ));
-            }
-            if outbox.starts_with(&other) {
-                return Some(format!(
-                    "its videos would go to `{}`, which lies in the watched folder `{name}`, where they would be taken for \
-                     pictures; choose another outbox",
-                    show(&outbox)
-                ));
-            }
-        }
-        None
+        overlap(&self.watched, new, &self.outbox, Some(&self.state))
     }
+}
+
+/// Why a folder cannot be watched beside others. `outbox` is for those that name none; `state` is for nobody's pictures.
+pub fn overlap(
+    others: &[Arc<Watched>],
+    new: &Watched,
+    outbox: &Path,
+    state: Option<&Path>,
+) -> Option<String> {
+    let path = real(&new.path);
+    let shown = show(&new.path);
+    let videos = real(new.outbox.as_deref().unwrap_or(outbox));
+    if videos.starts_with(&path) {
+        return Some(format!(
+            "its videos would go to `{}`, which lies in the watched folder `{shown}` itself, where they would be taken for \
+             pictures; choose another outbox",
+            show(&videos)
+        ));
+    }
+    if let Some(state) = state
+        && (path.starts_with(real(state)) || real(state).starts_with(&path))
+    {
+        let state = show(state);
+        return Some(format!(
+            "`{shown}` and the service's own folder `{state}` overlap; choose another folder"
+        ));
+    }
+    for old in others {
+        let (other, name) = (real(&old.path), show(&old.path));
+        if path == other {
+            return Some(format!("`{shown}` is watched already"));
+        }
+        if path.starts_with(&other) {
+            return Some(format!(
+                "`{shown}` lies in the watched folder `{name}`, whose subfolders are watched with it"
+            ));
+        }
+        if other.starts_with(&path) {
+            return Some(format!(
+                "the watched folder `{name}` lies in `{shown}`; stop watching it first, or choose another folder"
+            ));
+        }
+        if real(old.outbox.as_deref().unwrap_or(outbox)).starts_with(&path) {
+            return Some(format!(
+                "the videos of `{name}` go to a folder in `{shown}`, where they would be taken for pictures"
+            ));
+        }
+        if videos.starts_with(&other) {
+            return Some(format!(
+                "its videos would go to `{}`, which lies in the watched folder `{name}`, where they would be taken for \
+                 pictures; choose another outbox",
+                show(&videos)
+            ));
+        }
+    }
+    None
 }
 
 /// A path without links, as far as it exists.

@@ -5,6 +5,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -30,6 +31,8 @@ pub struct House {
     env: Vec<(String, String)>,
     /// Whether the service takes the bus for the system's.
     system: bool,
+    /// The user that the service runs as, where that is not ours.
+    uid: Option<u32>,
 }
 
 impl Drop for House {
@@ -79,6 +82,7 @@ impl House {
             config: config.into(),
             env: Vec::new(),
             system: false,
+            uid: None,
         }
     }
 
@@ -153,7 +157,13 @@ impl House {
         panic!("the service does not answer");
     }
 
-    pub fn spawn(&mut self) {
+    /// Lets the service run as another user; only for tests that run as root.
+    pub fn run_as(&mut self, uid: u32) {
+        self.uid = Some(uid);
+    }
+
+    /// Writes the service's configuration, for its start or for a reload.
+    pub fn write_config(&self) -> PathBuf {
         let file = self.path("animd.toml");
         let text = format!(
             "[model]\npath = \"model\"\n[folders]\ninbox = \"inbox\"\noutbox = \"outbox\"\nstate = \"state\"\n\
@@ -161,8 +171,17 @@ impl House {
             self.config
         );
         fs::write(&file, text).unwrap();
+        file
+    }
+
+    pub fn spawn(&mut self) {
+        let file = self.write_config();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
-        let service = Command::new(program("animd", option_env!("CARGO_BIN_EXE_animd")))
+        let mut service = Command::new(program("animd", option_env!("CARGO_BIN_EXE_animd")));
+        if let Some(uid) = self.uid {
+            service.uid(uid).gid(uid);
+        }
+        let service = service
             .args((!self.system).then_some("--user"))
             .arg("--config")
             .arg(&file)
