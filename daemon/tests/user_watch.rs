@@ -108,16 +108,30 @@ fn arrived(house: &House, count: usize) {
     house.until(&format!("{count} videos have arrived"), |house| house.files(OUTBOX).len() == count);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pictures_of_a_home_become_videos_there_and_the_desktop_is_told() {
+/// A desktop on the house's bus, in a thread of its own.
+fn desktop(house: &House) -> Shown {
+    let (shown, address) = (Shown::default(), house.address().to_owned());
+    let (ready, there) = std::sync::mpsc::channel();
+    let kept = shown.clone();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let bus = zbus::connection::Builder::address(address.as_str())
+                .name("org.freedesktop.Notifications")
+                .serve_at("/org/freedesktop/Notifications", Notifications(kept));
+            let bus = bus.build().await.unwrap();
+            ready.send(()).unwrap();
+            bus.closed().await;
+        });
+    });
+    there.recv().unwrap();
+    shown
+}
+
+#[test]
+fn pictures_of_a_home_become_videos_there_and_the_desktop_is_told() {
     let house = House::started("[defaults]\nseed = 7\n");
-    let shown = Shown::default();
-    let _desktop = zbus::connection::Builder::address(house.address())
-        .name("org.freedesktop.Notifications")
-        .serve_at("/org/freedesktop/Notifications", Notifications(shown.clone()))
-        .build()
-        .await
-        .unwrap();
+    let shown = desktop(&house);
     let mut home = Home::start(&house, "");
     put(&house, "photo.png", Some("a wave"));
     arrived(&house, 1);
@@ -152,7 +166,7 @@ fn either_side_may_be_away_or_die_and_nothing_is_made_twice() {
     // The service is not there yet.
     put(&house, "early.png", None);
     std::thread::sleep(std::time::Duration::from_millis(600));
-    assert_eq!(house.path(INBOX).join("early.png").exists(), true);
+    assert!(house.path(INBOX).join("early.png").exists());
     house.start();
     arrived(&house, 1);
     // The watcher dies while its job runs, and the job ends without it.

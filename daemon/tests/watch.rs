@@ -62,7 +62,7 @@ fn subfolders_have_settings_and_keep_their_place() {
 
 #[test]
 fn litter_links_and_what_is_done_are_not_looked_into() {
-    let house = House::new("");
+    let mut house = House::new("");
     for folder in ["@eaDir", ".stfolder", "done/sub", "failed", "$RECYCLE.BIN"] {
         fs::create_dir_all(house.path("inbox").join(folder)).unwrap();
         put(&house, &format!("inbox/{folder}/photo.png"));
@@ -71,7 +71,6 @@ fn litter_links_and_what_is_done_are_not_looked_into() {
     put(&house, "elsewhere/photo.png");
     std::os::unix::fs::symlink(house.path("elsewhere"), house.path("inbox/link")).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(house.path("inbox/socket.png")).unwrap();
-    let mut house = house;
     house.start();
     settle(&house, "last");
     house.until_ended(1);
@@ -127,7 +126,8 @@ async fn folders_come_and_go_over_the_bus_and_outlive_a_restart() {
         fs::create_dir_all(house.path(folder)).unwrap();
     }
     let manager = house.manager().await;
-    let path = |name: &str| house.path(name).to_str().unwrap().to_owned();
+    let dir = house.dir.path().to_owned();
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     let refused = async |name: &str, options: HashMap<&str, zbus::Variant<'_>>, with: &str| {
         let error = manager.add_watch(&path(name), options).await.unwrap_err().to_string();
         assert!(error.contains(with), "{name}: {error}");
@@ -245,8 +245,7 @@ fn odd_files_are_taken_or_refused_once() {
 #[test]
 fn a_flood_is_queued_exactly_once() {
     const MANY: i64 = 2000;
-    let house = House::new("[engine]\nidle_unload_seconds = 0\n");
-    let mut house = house;
+    let mut house = House::new("");
     house.set_env("SIM_START", "model");
     house.start();
     fs::create_dir_all(house.path("flood/sub")).unwrap();

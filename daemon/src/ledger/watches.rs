@@ -112,6 +112,12 @@ impl Store {
         })
     }
 
+    /// A job's late sidecar was read, and is to blame for the job's end.
+    pub fn settings_read(&mut self, id: u64) -> Result<()> {
+        self.db.execute("UPDATE job SET settings_us = ?2 WHERE id = ?1", params![id as i64, now_us()])?;
+        Ok(())
+    }
+
     /// When the settings of a job were read, in microseconds since the epoch.
     pub fn settings_us(&self, id: u64) -> Result<Option<i64>> {
         let mut find =

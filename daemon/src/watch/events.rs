@@ -34,6 +34,8 @@ pub enum Seen {
 pub struct Events {
     fd: AsyncFd<OwnedFd>,
     root: PathBuf,
+    /// The watch on the root's parent: only it tells that a folder is removed which somebody, as we, holds open.
+    above: Option<i32>,
     /// Folders by the kernel's number of their watch.
     dirs: HashMap<i32, PathBuf>,
     buffer: Vec<MaybeUninit<u8>>,
@@ -43,10 +45,14 @@ impl Events {
     /// Without any watch yet.
     pub fn new(root: &Path) -> io::Result<Self> {
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        let flags = WatchFlags::ONLYDIR | WatchFlags::DELETE | WatchFlags::MOVED_FROM;
+        // One that may not be read leaves it to the rescan.
+        let above = root.parent().and_then(|above| inotify::add_watch(&fd, above, flags).ok());
         // SAFETY: an `OwnedFd` is one open descriptor for as long as it lives.
         let fd = unsafe { AsyncFd::register(fd) }?;
         Ok(Self {
             fd,
+            above,
             root: root.to_owned(),
             dirs: HashMap::new(),
             buffer: vec![MaybeUninit::uninit(); BUFFER],
@@ -96,7 +102,13 @@ impl Events {
                             ended.push(event.wd());
                         }
                         let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
-                        translate(&self.dirs, event.wd(), event.events(), name, &mut seen);
+                        if self.above == Some(event.wd()) {
+                            if name.is_some() && name == self.root.file_name() {
+                                seen.push(Seen::Lost);
+                            }
+                        } else {
+                            translate(&self.dirs, event.wd(), event.events(), name, &mut seen);
+                        }
                     }
                     Err(Errno::INTR) => {}
                     Err(Errno::AGAIN) => break true,
@@ -193,6 +205,10 @@ mod tests {
         std::fs::rename(dir.path().join("sub"), dir.path().join("other"))?;
         let seen = events.next().await?;
         assert_eq!(seen[0], Seen::FolderGone("sub".into()));
+        // Held open by somebody, its removal is told by its parent only.
+        let _held = std::fs::File::open(dir.path())?;
+        std::fs::remove_dir_all(dir.path())?;
+        while !events.next().await?.contains(&Seen::Lost) {}
         Ok(())
     }
 }

@@ -246,6 +246,7 @@ impl Intake {
                 }
             }
             Err(Error::Refused { code, text }) => {
+                self.desk.ledger.call(move |db| db.settings_read(id)).await?;
                 self.desk.end(id, State::Queued, Ended::Failed { code: code.into(), text }).await?;
             }
             Err(e) => return Err(e),
