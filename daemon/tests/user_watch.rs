@@ -152,7 +152,9 @@ fn pictures_of_a_home_become_videos_there_and_the_desktop_is_told() {
     house.until("its copies are gone", |house| house.files("state/results").is_empty());
     house.until("the desktop is told", |_| shown.lock().unwrap().len() == 4);
     let shown = shown.lock().unwrap().clone();
-    assert!(shown.iter().any(|(summary, body, _)| summary == "A video is ready" && body.contains("photo-7.mp4")));
+    assert!(
+        shown.iter().any(|(summary, body, _)| summary == "A video is ready" && body.contains("photo-7.mp4"))
+    );
     assert!(shown.iter().any(|(_, body, _)| body.contains("unknown key `steeps`")));
     assert_eq!(home.stop(), Some(0));
     let log = fs::read_to_string(house.path("home/log")).unwrap();
@@ -178,7 +180,9 @@ fn either_side_may_be_away_or_die_and_nothing_is_made_twice() {
     arrived(&house, 2);
     // The service dies while a job runs.
     put(&house, "service.png", Some("slow=30"));
-    house.until("it runs", |house| house.number("SELECT count(*) FROM job WHERE state = 'running'") == Some(1));
+    house.until("it runs", |house| {
+        house.number("SELECT count(*) FROM job WHERE state = 'running'") == Some(1)
+    });
     house.kill();
     std::thread::sleep(std::time::Duration::from_millis(300));
     house.start();

@@ -192,7 +192,9 @@ fn a_picture_renamed_while_it_waits_has_one_job() {
 fn a_late_sidecar_counts_until_its_job_begins() {
     let house = House::started("");
     house.drop_picture("busy.png", Some("slow=50"));
-    house.until("it runs", |house| house.number("SELECT count(*) FROM job WHERE state = 'running'") == Some(1));
+    house.until("it runs", |house| {
+        house.number("SELECT count(*) FROM job WHERE state = 'running'") == Some(1)
+    });
     put(&house, "inbox/late.png");
     put(&house, "inbox/wrong.png");
     house.until("all are queued", |house| jobs(house) == Some(3));
@@ -223,7 +225,10 @@ fn odd_files_are_taken_or_refused_once() {
     put(&house, &format!("inbox/{long}"));
     house.until_ended(2);
     let done = house.files("inbox/done");
-    assert!(done.len() == 2 && done.iter().all(|name| name.len() == 255 && name.ends_with(".png")), "{done:?}");
+    assert!(
+        done.len() == 2 && done.iter().all(|name| name.len() == 255 && name.ends_with(".png")),
+        "{done:?}"
+    );
     let bad = format!("{}.png", "y".repeat(251));
     fs::write(house.path(&format!("inbox/{bad}")), "no picture").unwrap();
     house.until_ended(3);

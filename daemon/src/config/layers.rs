@@ -1,11 +1,17 @@
 //! The layers that a configuration is made of: files, variables, options, each value with its place.
+//!
+//! Each is read by itself first, because only the TOML reader knows lines; then the `config` crate puts them together.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::mem::take;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use config::ConfigBuilder;
+use config::builder::DefaultState;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
@@ -228,29 +234,60 @@ pub fn single(section: &str, key: &str, value: Value, place: Place) -> Layer {
     }
 }
 
-/// Puts a layer over another: a value replaces a value, watched folders are added.
-pub fn merge(under: &mut Layer, over: Layer) {
-    let watches = |layer: &Layer| layer.values.get("watch").and_then(Value::as_array).map_or(0, Vec::len);
-    let first = watches(under);
-    for (key, place) in over.places {
-        let mut parts = key.splitn(3, '.');
-        let key = match (parts.next(), parts.next().map(str::parse::<usize>), parts.next()) {
-            (Some("watch"), Some(Ok(n)), Some(rest)) => format!("watch.{}.{rest}", first + n),
-            _ => key,
-        };
-        under.places.push((key, place));
-    }
-    merge_tables(&mut under.values, over.values);
+/// The layers on top of each other: a value replaces a value, watched folders are added.
+#[derive(Debug, Default)]
+pub struct Stack {
+    layers: ConfigBuilder<DefaultState>,
+    /// The watched folders of all layers.
+    watches: Vec<Value>,
+    /// Where everything stands, the uppermost layer last.
+    pub places: Vec<(String, Place)>,
 }
 
-fn merge_tables(under: &mut Table, over: Table) {
-    for (key, value) in over {
-        match (under.get_mut(&key), value) {
-            (Some(Value::Table(under)), Value::Table(over)) => merge_tables(under, over),
-            (Some(Value::Array(under)), Value::Array(over)) => under.extend(over),
-            (_, value) => _ = under.insert(key, value),
+impl Stack {
+    /// Puts a layer on top.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where a value is of no kind that a configuration has.
+    pub fn push(&mut self, mut layer: Layer) -> Result<()> {
+        let first = self.watches.len();
+        for (key, place) in layer.places {
+            let mut parts = key.splitn(3, '.');
+            let key = match (parts.next(), parts.next().map(str::parse::<usize>), parts.next()) {
+                (Some("watch"), Some(Ok(n)), Some(rest)) => format!("watch.{}.{rest}", first + n),
+                _ => key,
+            };
+            self.places.push((key, place));
         }
+        if let Some(Value::Array(watches)) = layer.values.remove("watch") {
+            self.watches.extend(watches);
+        }
+        let source = config::Config::try_from(&layer.values).map_err(unfit)?;
+        self.layers = take(&mut self.layers).add_source(source);
+        Ok(())
     }
+
+    /// Whether a layer has the key `section.key`.
+    pub fn has(&self, key: &str) -> bool {
+        self.places.iter().any(|(known, _)| known == key)
+    }
+
+    /// All of them over what is built in. Each layer has been read into the type already, so that this does not fail.
+    pub fn read(self, built_in: &Config) -> Result<Config> {
+        let mut layers =
+            config::Config::builder().add_source(config::Config::try_from(built_in).map_err(unfit)?);
+        layers = layers.add_source(self.layers.build().map_err(unfit)?);
+        if !self.watches.is_empty() {
+            let watches: config::Value = Value::Array(self.watches).try_into().map_err(unfit)?;
+            layers = layers.set_override("watch", watches).map_err(unfit)?;
+        }
+        layers.build().and_then(config::Config::try_deserialize).map_err(unfit)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn unfit(e: impl Display) -> Error {
+    Error::Config(format!("the configuration does not fit together: {e}"))
 }
 
 /// What the TOML reader says, in words; `key` is the value's that it speaks of, if it speaks of one.

@@ -9,6 +9,7 @@ mod sections;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::mem::take;
 use std::path::{Path, PathBuf};
 
 use animd_engine::request::Settings;
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::{Error, Result};
-use layers::Layer;
+use layers::{Layer, Stack};
 
 pub use layers::DROP_INS;
 pub use origin::{Origins, Place};
@@ -107,9 +108,9 @@ impl Sources {
             Some((path, asked)) => layers::files(&path, asked)?,
             None => Vec::new(),
         };
-        let mut over = Layer::default();
+        let mut over = Stack::default();
         for (path, text) in &texts {
-            layers::merge(&mut over, layers::of_file(path, text)?);
+            over.push(layers::of_file(path, text)?)?;
         }
         let mut vars: Vec<_> = self.vars.iter().collect();
         vars.sort();
@@ -121,38 +122,29 @@ impl Sources {
             let value = value
                 .to_str()
                 .ok_or_else(|| Error::Config(format!("variable {name}: it is not valid UTF-8")))?;
-            layers::merge(&mut over, layers::of_variable(name, value)?);
+            over.push(layers::of_variable(name, value)?)?;
         }
         for Given { option, section, key, value } in &self.options {
             let place = Place::Option((*option).to_owned());
-            layers::merge(&mut over, layers::single(section, key, value.clone(), place));
+            over.push(layers::single(section, key, value.clone(), place))?;
         }
         let mut loaded = self.resolve(over)?;
         loaded.files = texts.into_iter().map(|(path, _)| path).collect();
         Ok(loaded)
     }
 
-    fn resolve(&self, over: Layer) -> Result<Loaded> {
-        let mut defaults = Config::default();
-        defaults.defaults.prompt = Some(NEUTRAL_PROMPT.into());
-        let named = ["inbox", "outbox", "state"]
-            .iter()
-            .all(|key| over.values.get("folders").is_some_and(|folders| folders.get(key).is_some()));
-        if self.user && !named {
-            defaults.folders = Folders::of_user(&|name| self.var(name))?;
+    fn resolve(&self, mut over: Stack) -> Result<Loaded> {
+        let mut built_in = Config::default();
+        built_in.defaults.prompt = Some(NEUTRAL_PROMPT.into());
+        if self.user && !["folders.inbox", "folders.outbox", "folders.state"].iter().all(|key| over.has(key))
+        {
+            built_in.folders = Folders::of_user(&|name| self.var(name))?;
         }
-        let internal = |e: String| Error::Config(format!("the configuration does not fit together: {e}"));
-        let mut all = Layer {
-            values: Table::try_from(&defaults).map_err(|e| internal(e.to_string()))?,
-            places: Vec::new(),
-        };
-        layers::merge(&mut all, over);
         let mut origins = Origins::default();
-        for (key, place) in all.places {
+        for (key, place) in take(&mut over.places) {
             origins.set(key, place);
         }
-        // Each layer has been read into the type already, so that this one cannot fail.
-        let config: Config = all.values.try_into().map_err(|e: toml::de::Error| internal(e.to_string()))?;
+        let config = over.read(&built_in)?;
         config.check(&origins)?;
         Ok(Loaded { config, origins, files: Vec::new() })
     }
@@ -181,7 +173,7 @@ impl Sources {
 /// # Errors
 /// [`Error::Config`] names the line.
 pub fn from_text(path: &Path, text: &str) -> Result<Loaded> {
-    Sources::default().resolve(layers::of_file(path, text)?)
+    alone(layers::of_file(path, text)?)
 }
 
 /// Reads one variable with nothing else around it.
@@ -189,7 +181,13 @@ pub fn from_text(path: &Path, text: &str) -> Result<Loaded> {
 /// # Errors
 /// [`Error::Config`] names the variable.
 pub fn from_variable(name: &str, value: &str) -> Result<Loaded> {
-    Sources::default().resolve(layers::of_variable(name, value)?)
+    alone(layers::of_variable(name, value)?)
+}
+
+fn alone(layer: Layer) -> Result<Loaded> {
+    let mut stack = Stack::default();
+    stack.push(layer)?;
+    Sources::default().resolve(stack)
 }
 
 impl Loaded {

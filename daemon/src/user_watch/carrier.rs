@@ -102,7 +102,8 @@ impl Carrier {
         desktop: Desktop,
         pictures: mpsc::UnboundedReceiver<Ready>,
     ) -> Result<Self> {
-        let manager = ManagerProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?;
+        let manager =
+            ManagerProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?;
         Ok(Self {
             config,
             connection,
@@ -214,7 +215,9 @@ impl Carrier {
             }
             Trouble::Away(text) => {
                 if self.away == 0 {
-                    tracing::warn!("animd cannot be reached; its jobs are kept, and it is asked again: {text}");
+                    tracing::warn!(
+                        "animd cannot be reached; its jobs are kept, and it is asked again: {text}"
+                    );
                 }
                 let pause = (FIRST_PAUSE * 2u32.saturating_pow(self.away.min(16))).min(LONGEST_PAUSE);
                 self.away += 1;
@@ -255,7 +258,9 @@ impl Carrier {
                 return Ok(Some(id));
             }
         }
-        Err(Trouble::Picture(format!("the same file was put here {MOST_WISHES} times; put a copy here instead")))
+        Err(Trouble::Picture(format!(
+            "the same file was put here {MOST_WISHES} times; put a copy here instead"
+        )))
     }
 
     /// Whether a job's video has been taken away, so that only another job makes one.
@@ -276,7 +281,9 @@ impl Carrier {
         for (key, value) in settings.as_object().into_iter().flatten() {
             let value: Variant<'_> = match value {
                 Value::String(text) => text.as_str().into(),
-                Value::Number(n) => n.as_u64().map_or_else(|| n.as_f64().unwrap_or_default().into(), Into::into),
+                Value::Number(n) => {
+                    n.as_u64().map_or_else(|| n.as_f64().unwrap_or_default().into(), Into::into)
+                }
                 _ => continue,
             };
             options.insert(key, value);
@@ -402,8 +409,7 @@ impl Carrier {
 
 fn put_away(ready: &Ready, note: Option<&str>, sidecars_until_us: i64) -> Result<()> {
     let Some(target) = away::target(&ready.root, &ready.path, note.is_none()) else { return Ok(()) };
-    let leaving =
-        Leaving { source: &ready.path, identity: ready.identity, target, note, sidecars_until_us };
+    let leaving = Leaving { source: &ready.path, identity: ready.identity, target, note, sidecars_until_us };
     leaving.put_away(|_| Ok(()))
 }
 

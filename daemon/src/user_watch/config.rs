@@ -234,7 +234,10 @@ mod tests {
     fn mistakes_are_named() {
         let error = |text: &str| load(text, &[]).expect_err("refused").to_string();
         let text = error("per_user = 3\n\nnotification = false\n");
-        assert!(text.ends_with("watch.toml:3: unknown key `notification`; did you mean `notifications`?"), "{text}");
+        assert!(
+            text.ends_with("watch.toml:3: unknown key `notification`; did you mean `notifications`?"),
+            "{text}"
+        );
         assert!(error("poll_seconds = 0.0").contains("poll_seconds 0 is not from 0.1 to 3600"));
         let text = error("[[watch]]\npath = \"~/a\"\n[[watch]]\npath = \"~/a/b\"\n");
         assert!(text.contains("lies in the watched folder `/home/ann/a`"), "{text}");

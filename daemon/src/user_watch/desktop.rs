@@ -48,7 +48,8 @@ pub struct Desktop {
 impl Desktop {
     /// On the session's bus.
     pub fn new(session: Option<Connection>) -> Self {
-        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+        let runtime =
+            std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
         Self { session, thumbnails: runtime.map(|runtime| runtime.join("animd-watch")) }
     }
 

@@ -36,7 +36,9 @@ impl Opened {
 pub fn open(ready: &Ready) -> Result<Option<Opened>> {
     let (mut file, meta) = match files::open_regular(&ready.path) {
         Ok(open) => open,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
         Err(e) if matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => {
             return Err(Error::refused("file", format!("the picture cannot be read: {e}")));
         }

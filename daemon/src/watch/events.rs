@@ -1,19 +1,18 @@
-//! The kernel's file events (inotify) of a folder and everything below it.
+//! The kernel's file events of a folder and everything below it, as the `notify` crate tells them.
 
-use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::collections::HashSet;
+use std::fs;
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
-use rustix::io::Errno;
-use tokio::io::unix::AsyncFd;
+use notify::event::{
+    AccessKind, AccessMode, CreateKind, Event, EventKind, ModifyKind, RemoveKind, RenameMode,
+};
+use notify::{Config, ErrorKind, INotifyWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
 
-/// Bytes for one reading of events: some two thousand with short names.
-const BUFFER: usize = 1 << 16;
+/// The most events that are handed over at once.
+const BATCH: usize = 2048;
 
 /// Something that happened; paths are relative to the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,166 +25,126 @@ pub enum Seen {
     Folder(PathBuf),
     /// A folder was moved out or removed.
     FolderGone(PathBuf),
-    /// Events were lost, or the root itself was moved, removed or unmounted: only looking at everything helps.
+    /// Events were lost, or the root itself was moved or removed: only looking at everything helps.
     Lost,
 }
 
 /// The watches on the folders.
 pub struct Events {
-    fd: AsyncFd<OwnedFd>,
+    watcher: INotifyWatcher,
+    news: mpsc::UnboundedReceiver<io::Result<Seen>>,
     root: PathBuf,
-    /// The watch on the root's parent: only it tells that a folder is removed which somebody, as we, holds open.
-    above: Option<i32>,
-    /// Folders by the kernel's number of their watch.
-    dirs: HashMap<i32, PathBuf>,
-    buffer: Vec<MaybeUninit<u8>>,
+    /// The folders with a watch, relative to the root.
+    dirs: HashSet<PathBuf>,
 }
 
 impl Events {
     /// Without any watch yet.
     pub fn new(root: &Path) -> io::Result<Self> {
-        let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        let flags = WatchFlags::ONLYDIR | WatchFlags::DELETE | WatchFlags::MOVED_FROM;
-        // One that may not be read leaves it to the rescan.
-        let above = root.parent().and_then(|above| inotify::add_watch(&fd, above, flags).ok());
-        // SAFETY: an `OwnedFd` is one open descriptor for as long as it lives.
-        let fd = unsafe { AsyncFd::register(fd) }?;
-        Ok(Self {
-            fd,
-            above,
-            root: root.to_owned(),
-            dirs: HashMap::new(),
-            buffer: vec![MaybeUninit::uninit(); BUFFER],
-        })
+        let (told, news) = mpsc::unbounded_channel();
+        let above = root.to_owned();
+        // In the thread of `notify`: what is no news, as that a file is read, wakes nobody else.
+        let tell = move |event: notify::Result<Event>| match event {
+            Ok(event) => {
+                if let Some(seen) = translate(&above, &event) {
+                    _ = told.send(Ok(seen));
+                }
+            }
+            Err(e) => _ = told.send(Err(plain(e))),
+        };
+        let watcher = INotifyWatcher::new(tell, Config::default()).map_err(plain)?;
+        Ok(Self { watcher, news, root: root.to_owned(), dirs: HashSet::new() })
     }
 
     /// Watches one folder, by its path relative to the root. Doing it again is free.
     pub fn add(&mut self, below: &Path) -> io::Result<()> {
-        let mut flags = WatchFlags::ONLYDIR
-            | WatchFlags::CLOSE_WRITE
-            | WatchFlags::CREATE
-            | WatchFlags::MOVED_TO
-            | WatchFlags::MOVED_FROM
-            | WatchFlags::DELETE_SELF
-            | WatchFlags::EXCL_UNLINK;
-        // The root may be a link to a folder, and only its own moves are news: other folders' parents tell of theirs.
-        flags |= if below.as_os_str().is_empty() { WatchFlags::MOVE_SELF } else { WatchFlags::DONT_FOLLOW };
-        let number = inotify::add_watch(self.fd.get_ref(), self.root.join(below), flags)?;
-        self.dirs.insert(number, below.to_owned());
+        // Each folder by itself, because some are left out.
+        self.watcher.watch(&self.full(below), RecursiveMode::NonRecursive).map_err(plain)?;
+        self.dirs.insert(below.to_owned());
         Ok(())
     }
 
     /// Ends the watches on a folder that has left, and on everything below it.
     pub fn remove(&mut self, below: &Path) {
-        let fd = self.fd.get_ref();
-        self.dirs.retain(|number, dir| {
-            let gone = dir.starts_with(below);
-            if gone {
-                // The kernel has ended it itself if the folder was removed.
-                _ = inotify::remove_watch(fd, *number);
-            }
-            !gone
-        });
+        let gone: Vec<PathBuf> = self.dirs.extract_if(|dir| dir.starts_with(below)).collect();
+        for dir in gone {
+            // The kernel has ended it itself if the folder was removed.
+            _ = self.watcher.unwatch(&self.full(&dir));
+        }
     }
 
-    /// Waits for events and reads as many as fit.
+    /// Waits for events.
     pub async fn next(&mut self) -> io::Result<Vec<Seen>> {
-        loop {
-            let mut ready = self.fd.readable().await?;
-            let mut seen = Vec::new();
-            let mut ended = Vec::new();
-            let mut reader = Reader::new(ready.get_inner(), &mut self.buffer);
-            let blocked = loop {
-                match reader.next() {
-                    Ok(event) => {
-                        if event.events().contains(ReadFlags::IGNORED) {
-                            ended.push(event.wd());
-                        }
-                        let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
-                        if self.above == Some(event.wd()) {
-                            if name.is_some() && name == self.root.file_name() {
-                                seen.push(Seen::Lost);
-                            }
-                        } else {
-                            translate(&self.dirs, event.wd(), event.events(), name, &mut seen);
-                        }
-                    }
-                    Err(Errno::INTR) => {}
-                    Err(Errno::AGAIN) => break true,
-                    Err(e) => return Err(e.into()),
-                }
-                if reader.is_buffer_empty() {
-                    break false;
-                }
-            };
-            if blocked {
-                ready.clear_ready();
-            }
-            for number in ended {
-                self.dirs.remove(&number);
-            }
-            if !seen.is_empty() || !blocked {
-                return Ok(seen);
-            }
+        let mut news = Vec::new();
+        if self.news.recv_many(&mut news, BATCH).await == 0 {
+            return Err(io::Error::other("the watcher has ended"));
         }
+        news.into_iter().collect()
+    }
+
+    fn full(&self, below: &Path) -> PathBuf {
+        // Joining nothing would put a slash behind the root, and events have it without.
+        if below.as_os_str().is_empty() { self.root.clone() } else { self.root.join(below) }
     }
 }
 
-fn translate(
-    dirs: &HashMap<i32, PathBuf>,
-    number: i32,
-    events: ReadFlags,
-    name: Option<&OsStr>,
-    seen: &mut Vec<Seen>,
-) {
-    if events.contains(ReadFlags::QUEUE_OVERFLOW) {
-        seen.push(Seen::Lost);
-        return;
+fn plain(e: notify::Error) -> io::Error {
+    match e.kind {
+        ErrorKind::Io(e) => e,
+        ErrorKind::PathNotFound => io::ErrorKind::NotFound.into(),
+        kind => io::Error::other(notify::Error::new(kind)),
     }
-    // One that was ended by us has events on their way still.
-    let Some(dir) = dirs.get(&number) else { return };
-    let at_root = dir.as_os_str().is_empty();
-    if events
-        .intersects(ReadFlags::MOVE_SELF | ReadFlags::DELETE_SELF | ReadFlags::UNMOUNT | ReadFlags::IGNORED)
-    {
-        if at_root {
-            seen.push(Seen::Lost);
+}
+
+/// What an event says of a folder's content; `None` for what is no news.
+fn translate(root: &Path, event: &Event) -> Option<Seen> {
+    if event.need_rescan() {
+        return Some(Seen::Lost);
+    }
+    let path = event.paths.first()?;
+    if path == root {
+        return match event.kind {
+            EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => Some(Seen::Lost),
+            _ => None,
+        };
+    }
+    let below = path.strip_prefix(root).ok()?.to_owned();
+    let is_folder = || fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
+    match event.kind {
+        EventKind::Create(CreateKind::Folder) => Some(Seen::Folder(below)),
+        EventKind::Create(_) => Some(Seen::Begun(below)),
+        EventKind::Modify(ModifyKind::Name(RenameMode::To)) if is_folder() => Some(Seen::Folder(below)),
+        EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Some(Seen::Whole(below)),
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(Seen::Whole(below)),
+        // Of a file, too: then it is the folder of nothing.
+        EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(RemoveKind::Folder) => {
+            Some(Seen::FolderGone(below))
         }
-        return;
-    }
-    let Some(name) = name else { return };
-    let path = dir.join(name);
-    let folder = events.contains(ReadFlags::ISDIR);
-    if events.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) && folder {
-        seen.push(Seen::Folder(path));
-    } else if events.contains(ReadFlags::MOVED_FROM) && folder {
-        seen.push(Seen::FolderGone(path));
-    } else if events.intersects(ReadFlags::MOVED_TO | ReadFlags::CLOSE_WRITE) {
-        seen.push(Seen::Whole(path));
-    } else if events.contains(ReadFlags::CREATE) {
-        seen.push(Seen::Begun(path));
+        _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use notify::event::{Flag, MetadataKind};
+
     use super::*;
 
     #[test]
     fn lost_events_and_a_lost_root_are_told() {
-        let dirs = HashMap::from([(1, PathBuf::new()), (2, PathBuf::from("sub"))]);
-        let see = |number, events, name: Option<&str>| {
-            let mut seen = Vec::new();
-            translate(&dirs, number, events, name.map(OsStr::new), &mut seen);
-            seen
-        };
-        assert_eq!(see(-1, ReadFlags::QUEUE_OVERFLOW, None), [Seen::Lost]);
-        assert_eq!(see(1, ReadFlags::UNMOUNT, None), [Seen::Lost]);
-        assert_eq!(see(1, ReadFlags::MOVE_SELF, None), [Seen::Lost]);
-        assert_eq!(see(2, ReadFlags::IGNORED, None), []);
-        assert_eq!(see(9, ReadFlags::CLOSE_WRITE, Some("a.png")), []);
-        assert_eq!(see(2, ReadFlags::CLOSE_WRITE, Some("a.png")), [Seen::Whole("sub/a.png".into())]);
-        assert_eq!(see(1, ReadFlags::CREATE | ReadFlags::ISDIR, Some("d")), [Seen::Folder("d".into())]);
+        let dir = tempfile::tempdir().expect("a folder");
+        let root = dir.path();
+        let see = |kind, path: &Path| translate(root, &Event::new(kind).add_path(path.to_owned()));
+        let overflow = Event::new(EventKind::Other).set_flag(Flag::Rescan);
+        assert_eq!(translate(root, &overflow), Some(Seen::Lost));
+        let moved = EventKind::Modify(ModifyKind::Name(RenameMode::From));
+        assert_eq!(see(moved, root), Some(Seen::Lost));
+        assert_eq!(see(EventKind::Remove(RemoveKind::Folder), root), Some(Seen::Lost));
+        assert_eq!(see(EventKind::Modify(ModifyKind::Metadata(MetadataKind::Any)), root), None);
+        let closed = EventKind::Access(AccessKind::Close(AccessMode::Write));
+        assert_eq!(see(closed, &root.join("sub/a.png")), Some(Seen::Whole("sub/a.png".into())));
+        assert_eq!(see(EventKind::Access(AccessKind::Open(AccessMode::Any)), &root.join("a.png")), None);
+        assert_eq!(see(closed, Path::new("/elsewhere/a.png")), None);
     }
 
     #[tokio::test]
@@ -193,21 +152,19 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let mut events = Events::new(dir.path())?;
         events.add(Path::new(""))?;
-        std::fs::create_dir(dir.path().join("sub"))?;
+        fs::create_dir(dir.path().join("sub"))?;
         assert_eq!(events.next().await?, [Seen::Folder("sub".into())]);
         events.add(Path::new("sub"))?;
-        std::fs::write(dir.path().join("sub/a"), "a")?;
+        fs::write(dir.path().join("sub/a"), "a")?;
         let mut seen = events.next().await?;
         if seen.len() < 2 {
             seen.extend(events.next().await?);
         }
         assert_eq!(seen, [Seen::Begun("sub/a".into()), Seen::Whole("sub/a".into())]);
-        std::fs::rename(dir.path().join("sub"), dir.path().join("other"))?;
+        fs::rename(dir.path().join("sub"), dir.path().join("other"))?;
         let seen = events.next().await?;
         assert_eq!(seen[0], Seen::FolderGone("sub".into()));
-        // Held open by somebody, its removal is told by its parent only.
-        let _held = std::fs::File::open(dir.path())?;
-        std::fs::remove_dir_all(dir.path())?;
+        fs::remove_dir_all(dir.path())?;
         while !events.next().await?.contains(&Seen::Lost) {}
         Ok(())
     }

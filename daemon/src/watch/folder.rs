@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
+use std::mem::take;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -29,6 +30,8 @@ const RETRY: Duration = Duration::from_secs(30);
 const LONGEST: Duration = Duration::from_secs(16);
 /// After so long a file that does not come to rest is spoken of.
 const RESTLESS: Duration = Duration::from_secs(600);
+/// After `done/` or `failed/` has gone: perhaps the whole folder goes, and a new `done/` would be in the way.
+const AFTERMATH: Duration = Duration::from_secs(1);
 /// A folder that is missing is looked for this often.
 const AWAY: Duration = Duration::from_secs(30);
 
@@ -131,6 +134,8 @@ pub struct Folder<T> {
     /// Why there are none.
     no_events: Option<NoEvents>,
     lock: Option<File>,
+    /// A folder of ours has gone, and perhaps the root with it: that of one which is held open nobody tells.
+    shaken: bool,
     report: Option<Report>,
 }
 
@@ -156,6 +161,7 @@ impl<T: Take> Folder<T> {
             events: None,
             no_events: None,
             lock: None,
+            shaken: false,
             report: None,
         }
     }
@@ -188,6 +194,10 @@ impl<T: Take> Folder<T> {
                 None => {}
             }
             let now = Instant::now();
+            if take(&mut self.shaken) {
+                rescan = rescan.min(now + AFTERMATH);
+                scan = scan.min(rescan);
+            }
             if lost || now >= scan {
                 let whole = lost || now >= rescan || !there;
                 if lost {
@@ -446,6 +456,7 @@ impl<T: Take> Folder<T> {
                 }
             }
             Seen::FolderGone(below) => {
+                self.shaken |= below == Path::new(DONE) || below == Path::new(FAILED);
                 if let Some(events) = &mut self.events {
                     events.remove(&below);
                 }
