@@ -45,7 +45,7 @@ pack() { # FILE PATH
 put 755 "$built/animctl" usr/bin/animctl
 put 755 "$built/animd" usr/libexec/animd/animd
 put 755 "$built/animd-engine" usr/libexec/animd/engine
-[ ! -e "$built/animd-watch" ] || put 755 "$built/animd-watch" usr/libexec/animd/animd-watch
+put 755 "$built/animd-watch" usr/libexec/animd/animd-watch
 strip --strip-unneeded "$tree"/usr/bin/animctl "$tree"/usr/libexec/animd/*
 libraries=$(packaging/check-binaries.sh "$tree"/usr/bin/animctl "$tree"/usr/libexec/animd/*)
 put 755 systemd/handover usr/libexec/animd/handover
@@ -54,7 +54,7 @@ put 755 systemd/handover usr/libexec/animd/handover
 for unit in animd animd-devices animd-handover; do
     put 644 "systemd/$unit.service" "usr/lib/systemd/system/$unit.service"
 done
-[ ! -e "$built/animd-watch" ] || put 644 systemd/animd-watch.service usr/lib/systemd/user/animd-watch.service
+put 644 systemd/user/animd-watch.service usr/lib/systemd/user/animd-watch.service
 put 644 systemd/animd.sysusers usr/lib/sysusers.d/animd.conf
 put 644 systemd/animd.tmpfiles usr/lib/tmpfiles.d/animd.conf
 put 644 systemd/animd.catalog usr/lib/systemd/catalog/animd.catalog

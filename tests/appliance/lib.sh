@@ -117,8 +117,8 @@ videos() { # how many there are
     find "$outbox" -name '*.mp4' -type f | wc -l
 }
 
-picture() { # FILE [SEED]: a small picture, another one for each seed
-    ffmpeg -v error -y -f lavfi -i "testsrc2=size=96x64:rate=1,hue=h=${2:-0}" -frames:v 1 "$1"
+picture() { # FILE [SEED [SIZE]]: a small picture, another one for each seed
+    ffmpeg -v error -y -f lavfi -i "testsrc2=size=${3:-96x64}:rate=1,hue=h=${2:-0}" -frames:v 1 "$1"
 }
 
 # A short job is over in about two seconds, a long one takes a minute, most of it in the denoiser.
@@ -126,9 +126,10 @@ short=(--size 192x128 --frames 13 --sampler distill --seed 7)
 long=(--size 320x192 --frames 81 --sampler unipc --steps 60 --seed 7)
 
 submit() { # USER FILE OPTIONS...: prints the job's number
-    local user=$1 file=$2
+    local user=$1 file=$2 prompt=(-p 'waves roll in')
     shift 2
-    as "$user" animctl --system submit "$file" -p 'waves roll in' "$@" --json | jq -r .id
+    [[ " $* " != *' -p '* ]] || prompt=()
+    as "$user" animctl --system submit "$file" "${prompt[@]}" "$@" --json | jq -r .id
 }
 
 configure() { # TEXT: the whole configuration besides the model's path
