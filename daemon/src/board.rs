@@ -1,6 +1,7 @@
 //! What is going on right now: the running job's progress and the service's state, for everyone who shows it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use animd_engine::progress::Progress;
@@ -39,7 +40,8 @@ pub struct Live {
 #[derive(Clone)]
 pub struct Board {
     live: Arc<Mutex<HashMap<u64, Live>>>,
-    changes: Arc<Mutex<Option<mpsc::UnboundedSender<Change>>>>,
+    changes: Arc<Mutex<Vec<mpsc::UnboundedSender<Change>>>>,
+    restarts: Arc<AtomicU64>,
     status: watch::Sender<Status>,
     notice: Arc<Mutex<Option<String>>>,
     paused: Arc<Mutex<Option<String>>>,
@@ -53,6 +55,7 @@ impl Default for Board {
         Self {
             live: Arc::default(),
             changes: Arc::default(),
+            restarts: Arc::default(),
             status: watch::Sender::new(starting),
             notice: Arc::default(),
             paused: Arc::default(),
@@ -62,21 +65,30 @@ impl Default for Board {
 }
 
 impl Board {
-    /// From here on changes are told to the returned receiver.
+    /// From here on changes are told to the returned receiver, too.
     pub fn listen(&self) -> mpsc::UnboundedReceiver<Change> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        *self.changes.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
         receiver
     }
 
-    /// Tells a change, if anyone listens.
+    /// Tells a change to everyone who listens.
     pub fn tell(&self, change: Change) {
         if matches!(change, Change::Added(_) | Change::State(_)) {
             self.queued.notify_one();
         }
-        if let Some(sender) = &*self.changes.lock().unwrap_or_else(PoisonError::into_inner) {
-            _ = sender.send(change);
-        }
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.retain(|sender| sender.send(change.clone()).is_ok());
+    }
+
+    /// The engine died or hung, and is replaced.
+    pub fn engine_lost(&self) {
+        self.restarts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often the engine was replaced because it died or hung, since the service was started.
+    pub fn restarts(&self) -> u64 {
+        self.restarts.load(Ordering::Relaxed)
     }
 
     /// The running job's progress; `None` once it no longer runs.

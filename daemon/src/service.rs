@@ -17,6 +17,7 @@ use crate::delivery::Desk;
 use crate::files::show;
 use crate::ledger::Ledger;
 use crate::logind;
+use crate::metrics;
 use crate::reload::reload;
 use crate::retention;
 use crate::spool::Spool;
@@ -74,6 +75,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     let watchers = tokio::spawn(Folders::new(desk.clone()).run(stopped.clone()));
     let system = (!user).then(|| connection.clone());
     let logind = tokio::spawn(logind::run(system, desk.clone(), wishes.clone(), stopped.clone()));
+    let metrics = tokio::spawn(metrics::run(desk.clone(), stopped.clone()));
     let retention = tokio::spawn(retention::run(desk.clone(), stopped));
     notify(&[("READY", "1")]);
     tracing::info!(
@@ -102,7 +104,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     _ = stop.send(true);
     _ = supervisor.await;
     // Neither holds anything that is not in the ledger; a picture that is just being copied is still in the inbox.
-    for task in [mirror, watchers, logind, retention] {
+    for task in [mirror, watchers, logind, metrics, retention] {
         _ = timeout(Duration::from_secs(2), task).await;
     }
     if *desk.profiles.new_start().borrow() {

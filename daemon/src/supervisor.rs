@@ -576,6 +576,7 @@ impl Supervisor {
             exit => format!("{why} ({exit})"),
         };
         tracing::warn!("the engine has ended: {why}");
+        self.desk.board.engine_lost();
         if self.trouble.is_none() {
             let remedy = if exit.is_memory() { format!("; {MEMORY}") } else { String::new() };
             self.trouble = Some(("no-engine", format!("the engine is started again: {why}{remedy}")));

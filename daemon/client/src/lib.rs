@@ -89,6 +89,12 @@ pub trait Manager {
     /// Everything about the jobs that the caller may see, the newest first.
     #[zbus(allow_interactive_auth)]
     fn history(&self, filter: Options<'_>) -> zbus::Result<Vec<Dict>>;
+    /// Sums over the ended jobs that the caller may see.
+    #[zbus(allow_interactive_auth)]
+    fn statistics(&self, options: Options<'_>) -> zbus::Result<Vec<Dict>>;
+    /// How a job went: its events, stages and steps, and what the GPU did meanwhile.
+    #[zbus(allow_interactive_auth)]
+    fn timeline(&self, id: u64) -> zbus::Result<Dict>;
     /// Keeps the model in memory (`warm`) or the queue from starting jobs (`pause`) until the descriptor is closed.
     #[zbus(allow_interactive_auth)]
     fn inhibit(&self, what: &str, who: &str, why: &str) -> zbus::Result<OwnedFd>;

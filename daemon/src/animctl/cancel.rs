@@ -1,42 +1,59 @@
-//! `animctl cancel ID`
+//! `animctl cancel ID...`
 
-use animd::client::{JobProxy, ManagerProxy};
-use zbus::Connection;
+use serde_json::{Value, json};
 
-use crate::{Result, json_of, print};
+use super::exit::{Exit, Result};
+use super::{Ctl, json_of, print};
 
-/// Cancel a job, waiting or running. Its owner and root may.
+/// Cancel jobs, waiting or running. Their owner and root may.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl cancel 7\n\nA running job stops a little later; if its video is finished \
-first, the job is done all the same.\n\nJSON: id, state (canceled, canceling, or done or failed where that came first)"
+first, the job is done all the same.\n\nJSON: id, state (canceled, canceling, or done or failed where that came first); of several \
+jobs an array of such objects"
 )]
 pub struct Args {
-    /// The job's number
-    id: u64,
+    /// The jobs' numbers
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<u64>,
 }
 
-pub async fn run(args: &Args, connection: &Connection, manager: &ManagerProxy<'_>, json: bool) -> Result<u8> {
-    let path = manager.get_job(args.id).await?;
-    let job = JobProxy::builder(connection)
-        .path(path)
-        .cache_properties(zbus::proxy::CacheProperties::No)
-        .build()
-        .await?;
+pub async fn run(args: &Args, ctl: &Ctl) -> Result {
+    let (mut told, mut exit) = (Vec::new(), Exit::Done);
+    for &id in &args.ids {
+        match cancel(id, ctl).await {
+            Ok(state) => {
+                if !ctl.json {
+                    print(match state.as_str() {
+                        "canceled" => format!("job {id} is cancelled"),
+                        "canceling" => format!("job {id} is being cancelled"),
+                        ended => format!("job {id} is {ended}: that came before the cancel"),
+                    });
+                }
+                told.push(json!({"id": id, "state": state}));
+            }
+            // The others are to be cancelled all the same.
+            Err(e) if args.ids.len() > 1 => {
+                eprintln!("animctl: {}", e.text);
+                exit = e.exit;
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    if ctl.json {
+        print(match args.ids[..] {
+            [_] => told.remove(0),
+            _ => Value::Array(told),
+        });
+    }
+    Ok(exit)
+}
+
+async fn cancel(id: u64, ctl: &Ctl) -> Result<String> {
+    let job = ctl.job(id).await?;
     job.cancel().await?;
     // Not the property, which may lag behind.
     let description = json_of(&job.describe().await?);
-    let ended = description["state"].as_str().filter(|s| ["canceled", "done", "failed"].contains(s));
-    let state = ended.unwrap_or("canceling");
-    let id = args.id;
-    if json {
-        print(serde_json::json!({"id": id, "state": state}));
-    } else {
-        print(match state {
-            "canceled" => format!("job {id} is cancelled"),
-            "canceling" => format!("job {id} is being cancelled"),
-            ended => format!("job {id} is {ended}: that came before the cancel"),
-        });
-    }
-    Ok(0)
+    let ended = description["state"].as_str().filter(|state| crate::client::has_ended(state));
+    Ok(ended.unwrap_or("canceling").to_owned())
 }

@@ -1,33 +1,48 @@
 //! `animctl show ID`
 
-use animd::client::{JobProxy, ManagerProxy};
 use serde_json::Value;
-use zbus::Connection;
 
-use crate::{Result, json_of, print};
+use super::exit::{Exit, Result};
+use super::{Ctl, json_of, print};
+use crate::words::{ago, bytes, date, energy, time};
 
 /// Show everything about a job. Its owner and root may.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: animctl show 7 --json\n\nJSON: id, uuid, state, owner, name, created, attempt, and where known \
-started, finished (microseconds since 1970), source, source_moved_to, output, output_bytes, width, height, model, backend, \
-profile, gpu, gpu_uuid, driver, energy_joules, energy_method (counter, sampled), stage_joules [[name, joules]], forwards_computed, forwards_skipped, ram_peak_bytes, gpu_peak_bytes, error_code, error_text, stages [[name, seconds]], settings \
-(every setting with its value)"
+    after_help = "Example: animctl show 7 --json\n\nJSON: id, uuid, state, owner, name, priority, created, attempt, and where known \
+started, finished (microseconds since 1970), retry_of, source, source_moved_to, output, output_bytes, width, height, model, backend, \
+profile, gpu, gpu_uuid, driver, energy_joules, energy_method (counter, sampled), stage_joules [[name, joules]], \
+forwards_computed, forwards_skipped, ram_peak_bytes, gpu_peak_bytes, error_code, error_text, stages [[name, seconds]], settings \
+(every setting with its value); with --timeline also timeline: events [[time, kind, text]], stages [[name, seconds, joules]], \
+steps [[seconds, computed]], samples [[time, watts, degrees, MHz, per cent, bytes]]"
 )]
 pub struct Args {
     /// The job's number
     id: u64,
+    /// Show what happened to it and when, too
+    #[arg(long)]
+    timeline: bool,
 }
 
-pub async fn run(args: &Args, connection: &Connection, manager: &ManagerProxy<'_>, json: bool) -> Result<u8> {
-    let path = manager.get_job(args.id).await?;
-    let job = JobProxy::builder(connection).path(path).build().await?;
-    describe(&job, json).await?;
-    Ok(0)
+pub async fn run(args: &Args, ctl: &Ctl) -> Result {
+    let mut description = json_of(&ctl.job(args.id).await?.describe().await?);
+    if args.timeline {
+        description["timeline"] = json_of(&ctl.manager.timeline(args.id).await?);
+    }
+    if ctl.json {
+        print(description);
+        return Ok(Exit::Done);
+    }
+    for_people(&description);
+    for event in description["timeline"]["events"].as_array().into_iter().flatten() {
+        let (at, kind) = (event[0].as_u64().unwrap_or(0), event[1].as_str().unwrap_or_default());
+        print(format!("{}  {kind:<12} {}", date(at), event[2].as_str().unwrap_or_default()).trim_end());
+    }
+    Ok(Exit::Done)
 }
 
 /// The values of a description in the order in which one asks.
-const ORDER: [&str; 26] = [
+const ORDER: [&str; 27] = [
     "id",
     "state",
     "error_text",
@@ -38,6 +53,8 @@ const ORDER: [&str; 26] = [
     "source",
     "source_moved_to",
     "owner",
+    "priority",
+    "retry_of",
     "created",
     "started",
     "finished",
@@ -52,36 +69,44 @@ const ORDER: [&str; 26] = [
     "forwards_computed",
     "forwards_skipped",
     "ram_peak_bytes",
-    "energy_joules",
-    "energy_method",
+    "gpu_peak_bytes",
 ];
 
 /// Prints a job's description.
-pub async fn describe(job: &JobProxy<'_>, json: bool) -> Result<()> {
-    let description = json_of(&job.describe().await?);
-    if json {
-        print(description);
-        return Ok(());
-    }
+pub fn for_people(description: &Value) {
     for key in ORDER {
+        let words = key.replace('_', " ");
         match &description[key] {
             Value::Null => {}
-            Value::String(text) => print(format!("{:<18} {text}", key.replace('_', " "))),
-            Value::Number(n) if ["created", "started", "finished"].contains(&key) => {
-                print(format!("{key:<18} {}", ago(n.as_u64().unwrap_or(0))));
+            Value::String(text) => print(format!("{words:<18} {text}")),
+            Value::Number(n) => {
+                let n = n.as_i64().unwrap_or(0);
+                match key {
+                    "created" | "started" | "finished" => {
+                        print(format!("{words:<18} {}, {}", date(n as u64), ago(n as u64)));
+                    }
+                    key if key.ends_with("_bytes") => print(format!("{words:<18} {}", bytes(n as u64))),
+                    "priority" if n == 0 => {}
+                    _ => print(format!("{words:<18} {n}")),
+                }
             }
-            value => print(format!("{:<18} {value}", key.replace('_', " "))),
+            value => print(format!("{words:<18} {value}")),
         }
+    }
+    if let Some(joules) = description["energy_joules"].as_f64() {
+        let method = description["energy_method"].as_str().unwrap_or_default();
+        print(format!("{:<18} {}, {method}", "energy", energy(joules)));
     }
     for stage in description["stages"].as_array().into_iter().flatten() {
         let joules = description["stage_joules"].as_array().into_iter().flatten();
         let joules = joules.filter(|of| of[0] == stage[0]).find_map(|of| of[1].as_f64());
-        let joules = joules.map_or(String::new(), |joules| format!("  {joules:.0} J"));
-        print(format!(
-            "{:<18} {:.2} s{joules}",
+        let joules = joules.map(energy).unwrap_or_default();
+        let line = format!(
+            "  {:<16} {:>12} {joules:>10}",
             stage[0].as_str().unwrap_or_default(),
-            stage[1].as_f64().unwrap_or(0.0)
-        ));
+            time(stage[1].as_f64().unwrap_or(0.0))
+        );
+        print(line.trim_end());
     }
     if let Value::Object(settings) = &description["settings"] {
         print("settings");
@@ -91,20 +116,5 @@ pub async fn describe(job: &JobProxy<'_>, json: bool) -> Result<()> {
                 value.as_str().map_or_else(|| value.to_string(), |t| format!("{t:?}"))
             ));
         }
-    }
-    Ok(())
-}
-
-/// A time in the past in words.
-fn ago(us: u64) -> String {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| d.as_micros() as u64);
-    let seconds = now.saturating_sub(us) / 1_000_000;
-    match seconds {
-        0..60 => format!("{seconds} s ago"),
-        60..3600 => format!("{} min ago", seconds / 60),
-        3600..86400 => format!("{} h {} min ago", seconds / 3600, seconds / 60 % 60),
-        _ => format!("{} days ago", seconds / 86400),
     }
 }

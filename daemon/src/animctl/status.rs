@@ -1,24 +1,50 @@
 //! `animctl status`
 
-use animd::client::ManagerProxy;
+use std::collections::HashMap;
 
-use crate::{Result, print};
+use serde_json::{Value, json};
+
+use super::exit::{Exit, Result};
+use super::{Ctl, json_of, list, print};
 
 /// Show what animd is doing.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: animctl status --json\n\nJSON: version, state (starting, loading, idle, busy, no-weights, no-gpu, \
-no-engine, stopping), state_text, queued"
+    after_help = "Example: animctl status --json\n\nJSON: version, state (starting, loading, idle, busy, paused, no-weights, no-gpu, \
+no-engine, stopping), state_text, queued (jobs that wait), paused, profile, gpu (name, uuid, index, driver, memory_total, used; \
+empty without one), running (what `animctl list` has of the running jobs)"
 )]
 pub struct Args {}
 
-pub async fn run(_: &Args, manager: &ManagerProxy<'_>, json: bool) -> Result<u8> {
-    let (version, state) = (manager.version().await?, manager.state().await?);
-    let (text, queued) = (manager.state_text().await?, manager.queued().await?);
-    if json {
-        print(serde_json::json!({"version": version, "state": state, "state_text": text, "queued": queued}));
-    } else {
-        print(format!("animd {version}: {state}\n{text}\n{queued} waiting"));
+pub async fn run(_: &Args, ctl: &Ctl) -> Result {
+    let manager = &ctl.manager;
+    let (version, state, text) =
+        (manager.version().await?, manager.state().await?, manager.state_text().await?);
+    let (queued, paused) = (manager.queued().await?, manager.paused().await?);
+    let (profile, gpu) = (manager.profile().await?, json_of(&manager.gpu().await?));
+    let running: Vec<Value> =
+        manager.list(HashMap::from([("state", "running".into())])).await?.iter().map(json_of).collect();
+    if ctl.json {
+        print(json!({
+            "version": version,
+            "state": state,
+            "state_text": text,
+            "queued": queued,
+            "paused": paused,
+            "profile": profile,
+            "gpu": gpu,
+            "running": running,
+        }));
+        return Ok(Exit::Done);
     }
-    Ok(0)
+    print(format!("animd {version}: {state}\n{text}\n{queued} waiting"));
+    if !profile.is_empty() {
+        let gpu = gpu["name"].as_str().map(|name| format!(" on {name}")).unwrap_or_default();
+        print(format!("profile {profile}{gpu}"));
+    }
+    if !running.is_empty() {
+        print("");
+        list::rows(&running).iter().for_each(print);
+    }
+    Ok(Exit::Done)
 }

@@ -17,7 +17,7 @@ use super::describe::{self, Whole};
 use super::error::BusError;
 use super::options::{self, Options, Submission};
 use super::rights::Action;
-use super::{Facts, Hub, hold, object_path, plan, watches};
+use super::{Facts, Hub, hold, object_path, plan, stats, watches};
 use crate::board::Change;
 use crate::files::{Identity, show};
 use crate::ledger::{Added, Job, NewJob, Source};
@@ -142,6 +142,40 @@ impl Manager {
             db.list(&filter)?.into_iter().map(|job| Whole::of(job, db)).collect::<crate::Result<Vec<_>>>()
         });
         Ok(jobs.await?.into_iter().map(describe::description).collect())
+    }
+
+    #[zbus(out_args("sums"))]
+    async fn statistics(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<HashMap<String, OwnedVariant>>, BusError> {
+        let uid = self.hub.rights.uid(connection, &header).await?;
+        let mut of = options::sums(&options)?;
+        match of.owner {
+            Some(owner) => _ = self.hub.rights.owner(connection, &header, owner).await?,
+            None if self.hub.rights.trusted(uid) => {}
+            None => of.owner = Some(uid),
+        }
+        let _turn = self.hub.reading().await?;
+        let sums = self.hub.desk.ledger.call(move |db| db.sums(of.by, of.owner, of.since_us)).await?;
+        Ok(sums.into_iter().map(stats::sum).collect())
+    }
+
+    #[zbus(out_args("timeline"))]
+    async fn timeline(
+        &self,
+        id: u64,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<HashMap<String, OwnedVariant>, BusError> {
+        let none = || BusError::NotFound(format!("there is no job {id}; `animctl list` shows the jobs"));
+        i64::try_from(id).map_err(|_| none())?;
+        let job = self.hub.desk.ledger.call(move |db| db.job(id)).await?.ok_or_else(none)?;
+        self.hub.rights.owner(connection, &header, job.owner).await?;
+        let _turn = self.hub.reading().await?;
+        Ok(stats::timeline(self.hub.desk.ledger.call(move |db| db.timeline(id)).await?))
     }
 
     #[zbus(out_args("hold"))]

@@ -17,6 +17,7 @@ mod mirror;
 pub mod options;
 mod plan;
 mod rights;
+mod stats;
 mod watches;
 
 use std::sync::Arc;

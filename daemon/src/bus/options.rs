@@ -9,7 +9,7 @@ use zbus::{OwnedVariant, Variant};
 
 use super::error::BusError;
 use crate::keys;
-use crate::ledger::{Filter, State};
+use crate::ledger::{By, Filter, State};
 use crate::verbs::Retry;
 use crate::watch::watches::How;
 
@@ -38,6 +38,17 @@ pub struct PlanOf {
     pub settings: Settings,
     /// The picture's width and height in pixels, where they are known.
     pub picture: Option<(u32, u32)>,
+}
+
+/// Which sums are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SumsOf {
+    /// What they are kept apart by.
+    pub by: By,
+    /// Only jobs of this user.
+    pub owner: Option<u32>,
+    /// Only jobs that ended then or later, in microseconds since the epoch.
+    pub since_us: u64,
 }
 
 const NAME: &str = "name";
@@ -199,6 +210,27 @@ pub fn filter(options: &Options, most: u32) -> Result<Filter, BusError> {
     Ok(filter)
 }
 
+/// Reads which sums are asked for: `by` s, `owner` u, `since` t.
+pub fn sums(options: &Options) -> Result<SumsOf, BusError> {
+    let mut of = SumsOf { by: By::Day, owner: None, since_us: 0 };
+    for (key, value) in options {
+        match key.as_str() {
+            "by" => {
+                let name = text(key, value)?;
+                of.by = By::from_name(&name).ok_or_else(|| {
+                    let names = By::ALL.map(By::name).join(", ");
+                    BusError::InvalidOption(format!("`by`: `{}` is none of {names}", short(&name)))
+                })?;
+            }
+            "owner" => of.owner = Some(number(key, value)?),
+            // A time past SQLite's is past every job's.
+            "since" => of.since_us = whole(key, value)?.min(i64::MAX as u64),
+            _ => return Err(unknown(key, ["by", "owner", "since"])),
+        }
+    }
+    Ok(of)
+}
+
 fn unknown<'a>(key: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> BusError {
     // The distance to a megabyte of key would take minutes.
     let near = if key.len() > MAX_SHOWN { None } else { keys::nearest(key, known.clone()) };
@@ -342,5 +374,8 @@ mod tests {
         let error = |o: Options| filter(&o, 1000).expect_err("refused").to_string();
         assert!(error(options([("state", "quued".into())])).contains("none of queued"));
         assert!(error(options([("stat", "x".into())])).contains("did you mean `state`?"));
+        let error = |o: Options| sums(&o).expect_err("refused").to_string();
+        assert!(error(options([("by", "week".into())])).contains("none of day, model, profile"));
+        assert!(error(options([("ower", 1_u32.into())])).contains("did you mean `owner`?"));
     }
 }

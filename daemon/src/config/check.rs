@@ -86,6 +86,7 @@ fn folders(config: &Config, origins: &Origins) -> Result<()> {
         ("folders.inbox", Some(folders.inbox.as_path())),
         ("folders.outbox", Some(&folders.outbox)),
         ("folders.state", Some(&folders.state)),
+        ("metrics.textfile", config.metrics.textfile.as_deref()),
     ];
     for (key, path) in paths {
         absolute(origins, key, path)?;

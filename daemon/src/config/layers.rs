@@ -25,13 +25,14 @@ pub const DROP_INS: &str = "conf.d";
 /// The largest configuration file, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 /// Keys that hold a path, which may be relative to its file.
-const PATHS: [&str; 8] = [
+const PATHS: [&str; 9] = [
     "model.path",
     "model.dit",
     "engine.program",
     "folders.inbox",
     "folders.outbox",
     "folders.state",
+    "metrics.textfile",
     "watch.path",
     "watch.outbox",
 ];

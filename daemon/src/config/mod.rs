@@ -21,7 +21,7 @@ use layers::{Layer, Stack};
 
 pub use layers::DROP_INS;
 pub use origin::{Origins, Place};
-pub use sections::{Engine, Folders, Inbox, Log, Model, Power, Profile, Queue, Retention, Watch};
+pub use sections::{Engine, Folders, Inbox, Log, Metrics, Model, Power, Profile, Queue, Retention, Watch};
 
 /// The file that is read without `--config`, where there is one.
 pub const SYSTEM_FILE: &str = "/etc/animd/animd.toml";
@@ -50,6 +50,8 @@ pub struct Config {
     pub power: Power,
     /// `[log]`
     pub log: Log,
+    /// `[metrics]`
+    pub metrics: Metrics,
     /// `[defaults]`: what a job gets that does not say otherwise.
     pub defaults: Settings,
     /// `[[watch]]`: watched folders besides the inbox.
@@ -147,6 +149,18 @@ impl Sources {
         let config = over.read(&built_in)?;
         config.check(&origins)?;
         Ok(Loaded { config, origins, files: Vec::new() })
+    }
+
+    /// The folder whose files are read after the configuration file.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where there is no place for a configuration.
+    pub fn drop_ins(&self) -> Result<PathBuf> {
+        let file = self.main_file()?.map(|(path, _)| path);
+        let dir = file.as_deref().and_then(Path::parent).map(|dir| dir.join(DROP_INS));
+        dir.ok_or_else(|| {
+            Error::Config("HOME is not set, so there is no place for a configuration; set it".into())
+        })
     }
 
     /// The file, and whether somebody asked for it, so that it must be there.

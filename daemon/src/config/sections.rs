@@ -291,3 +291,12 @@ impl Default for Log {
         Self { level: "info".into() }
     }
 }
+
+/// `[metrics]`: figures for a monitoring system.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// The file that Prometheus' `node_exporter` reads; without one, none is written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub textfile: Option<PathBuf>,
+}

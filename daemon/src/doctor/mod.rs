@@ -5,6 +5,7 @@
 
 mod driver;
 mod rights;
+pub mod sandbox;
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +17,8 @@ use crate::config::Config;
 use crate::files::show;
 
 pub use driver::{devices, driver, suspend};
-pub use rights::{User, refusal};
+pub use rights::{READ, SEARCH, User, WRITE, refusal, refusal_from};
+use sandbox::Sandbox;
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -106,24 +108,33 @@ pub fn ffmpeg() -> Check {
 }
 
 /// The model is configured, can be reached by the service's user, and is whole.
-pub fn model(config: &Config, user: &User) -> Check {
+pub fn model(config: &Config, user: &User, sandbox: &Sandbox) -> Check {
     const NAME: &str = "model";
     let Some(path) = &config.model.path else {
         return Check::fail(
             NAME,
             "no model is configured",
-            "set `path` in [model] of animd.toml to the folder that the model was downloaded to",
+            "`animctl model add DIR` with the folder that the model was downloaded to, or `path` in [model] of animd.toml",
         );
     };
     for path in [Some(path), config.model.dit.as_ref()].into_iter().flatten() {
-        if let Some(why) = refusal(path, user, rights::READ) {
+        if let Some(why) = sandbox.refusal(path, false) {
+            return Check::fail(
+                NAME,
+                format!("`{}` {why}", show(path)),
+                "`animctl model add DIR` lets the service see it",
+            );
+        }
+        let (outside, start) = sandbox.outside(path);
+        if let Some(why) = refusal_from(&start, &outside, user, READ) {
             return Check::fail(NAME, why, format!("let user `{}` read it, or move the model", user.name));
         }
     }
+    let (outside, _) = sandbox.outside(path);
     let mut inspect = Command::new(config.engine_program());
-    inspect.arg("inspect").arg(path);
+    inspect.arg("inspect").arg(&outside);
     match inspect.stdin(Stdio::null()).output() {
-        Ok(output) if output.status.success() => Check::ok(NAME, format!("`{}` is whole", show(path))),
+        Ok(output) if output.status.success() => Check::ok(NAME, format!("`{}` is whole", show(outside))),
         Ok(output) => {
             let text = String::from_utf8_lossy(&output.stderr);
             let text = text.lines().next().unwrap_or("`inspect` failed without a word").to_owned();
@@ -133,26 +144,41 @@ pub fn model(config: &Config, user: &User) -> Check {
     }
 }
 
-/// The folders are there, and the service's user may use them.
-pub fn folders(config: &Config, user: &User) -> Vec<Check> {
+/// The folders are there, and the service's user may use them: the three of the service and the watched ones.
+pub fn folders(config: &Config, user: &User, sandbox: &Sandbox) -> Vec<Check> {
     let folders = &config.folders;
-    [("inbox", &folders.inbox), ("outbox", &folders.outbox), ("state", &folders.state)]
-        .into_iter()
-        .map(|(name, dir)| match refusal(dir, user, rights::READ | rights::WRITE | rights::SEARCH) {
-            None => Check::ok(name, format!("`{}`", show(dir))),
-            Some(why) => Check::fail(
-                name,
-                why,
-                format!("make it a folder that user `{}` may write to: `install -d -o {0} DIR`", user.name),
+    let own = [("inbox", &folders.inbox), ("outbox", &folders.outbox), ("state", &folders.state)];
+    let watched = config.watch.iter().flat_map(|watch| {
+        [Some(("watched folder", &watch.path)), watch.outbox.as_ref().map(|outbox| ("outbox", outbox))]
+    });
+    own.into_iter().chain(watched.flatten()).map(|(name, dir)| folder(name, dir, user, sandbox)).collect()
+}
+
+fn folder(name: &'static str, dir: &Path, user: &User, sandbox: &Sandbox) -> Check {
+    if let Some(why) = sandbox.refusal(dir, true) {
+        let remedy =
+            "let the service into it with `animctl folder add DIR`, or choose one below /var/lib/animd";
+        return Check::fail(name, format!("`{}` {why}", show(dir)), remedy);
+    }
+    let (outside, start) = sandbox.outside(dir);
+    match refusal_from(&start, &outside, user, READ | WRITE | SEARCH) {
+        None => Check::ok(name, format!("`{}`", show(outside))),
+        Some(why) => Check::fail(
+            name,
+            why,
+            format!(
+                "let user `{}` write to it: `setfacl -m u:{0}:rwx DIR`, or `install -d -o {0} DIR` for a new one",
+                user.name
             ),
-        })
-        .collect()
+        ),
+    }
 }
 
 /// There is room for videos.
 pub fn disk(config: &Config) -> Check {
     const NAME: &str = "disk";
-    let outbox = &config.folders.outbox;
+    // Its parent where the service has not made it yet.
+    let outbox = config.folders.outbox.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
     let asked = config.queue.free_mib;
     match rustix::fs::statvfs(outbox) {
         Ok(disk) => {
@@ -218,10 +244,13 @@ mod tests {
     fn a_service_without_a_model_or_folders_is_told_what_to_do() {
         let mut config = Config::default();
         let user = User { name: "animd".into(), uid: 900, groups: vec![900] };
-        assert_eq!(model(&config, &user).status, Status::Fail);
+        assert_eq!(model(&config, &user, &Sandbox::default()).status, Status::Fail);
         config.folders.inbox = "/nowhere/inbox".into();
-        let checks = folders(&config, &user);
+        let checks = folders(&config, &user, &Sandbox::default());
         assert_eq!((checks[0].name, checks[0].status), ("inbox", Status::Fail));
         assert!(checks[0].message.contains("`/nowhere`"), "{}", checks[0].message);
+        config.model.path = Some("/home/ann/wan".into());
+        let check = model(&config, &user, &Sandbox { on: true, ..Sandbox::default() });
+        assert!(check.message.contains("hidden from the service"), "{}", check.message);
     }
 }

@@ -69,7 +69,12 @@ impl User {
 
 /// Why `user` has not all the `wanted` rights to `path`: the first folder on the way that refuses, or the file itself.
 pub fn refusal(path: &Path, user: &User, wanted: u32) -> Option<String> {
-    let mut steps: Vec<&Path> = path.ancestors().filter(|step| !step.as_os_str().is_empty()).collect();
+    refusal_from(Path::new("/"), path, user, wanted)
+}
+
+/// The same where the folders above `start` do not count, as for what systemd shows at another place.
+pub fn refusal_from(start: &Path, path: &Path, user: &User, wanted: u32) -> Option<String> {
+    let mut steps: Vec<&Path> = path.ancestors().filter(|step| step.starts_with(start)).collect();
     steps.reverse();
     for step in steps {
         let meta = match fs::metadata(step) {
@@ -126,6 +131,7 @@ mod tests {
         let user = User { name: "ann".into(), uid: u32::MAX - 1, groups: vec![] };
         let why = refusal(&inner, &user, READ).expect("refused");
         assert!(why.contains("may not go through") && why.contains("closed` (mode 0700"), "{why}");
+        assert_eq!(refusal_from(&inner, &inner, &user, READ), None);
         fs::set_permissions(&closed, fs::Permissions::from_mode(0o755))?;
         assert_eq!(refusal(&inner, &user, READ), None);
         let why = refusal(&inner, &user, READ | WRITE).expect("refused");

@@ -6,6 +6,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde_json::Value;
 
 use super::{Entry, Report, Sum, plots};
+use crate::words::{date_utc, energy, time};
 
 const STYLE: &str = "
 :root { color-scheme: light dark; --faint: #8884; --good: #2e7d5a; --bad: #be463c; }
@@ -36,7 +37,7 @@ pub fn page(report: &Report) -> String {
             }
             body {
                 h1 { "animd" }
-                p.faint { "version " (report.version) ", " (date(report.made_us)) }
+                p.faint { "version " (report.version) ", " (date_utc(report.made_us)) }
                 @if report.jobs.is_empty() && report.days.is_empty() {
                     p { "No job has ended yet." }
                 } @else {
@@ -96,7 +97,7 @@ fn card(job: &Entry) -> Markup {
                     strong { "Job " (job.description["id"]) ": " (text("name")) }
                     " " span class=(text("state")) { (text("state")) }
                     br;
-                    small { (date(job.description["created"].as_u64().unwrap_or(0))) }
+                    small { (date_utc(job.description["created"].as_u64().unwrap_or(0))) }
                     @if let Some(prompt) = settings["prompt"].as_str() { p { (prompt) } }
                     @if !text("error_text").is_empty() { p.failed { (text("error_text")) } }
                 }
@@ -128,55 +129,5 @@ fn card(job: &Entry) -> Markup {
                 }
             }
         }
-    }
-}
-
-/// Seconds in words.
-fn time(seconds: f64) -> String {
-    match seconds {
-        s if s < 60.0 => format!("{s:.1} s"),
-        s if s < 3600.0 => format!("{:.0} min {:02.0} s", (s / 60.0).floor(), s % 60.0),
-        s => format!("{:.0} h {:02.0} min", (s / 3600.0).floor(), s % 3600.0 / 60.0),
-    }
-}
-
-/// Joules in words; nothing where they are not known.
-fn energy(joules: f64) -> String {
-    match joules {
-        j if j <= 0.0 => String::new(),
-        j if j < 1e4 => format!("{j:.0} J"),
-        j if j < 3.6e6 => format!("{:.0} kJ", j / 1e3),
-        j => format!("{:.2} kWh", j / 3.6e6),
-    }
-}
-
-/// Microseconds since the epoch as a date and time, universal time.
-fn date(us: u64) -> String {
-    let (days, second) = (us / 86_400_000_000, us / 1_000_000 % 86_400);
-    // Civil date from days, after Howard Hinnant's published algorithm.
-    let z = days + 719_468;
-    let (era, day_of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", second / 3600, second / 60 % 60)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantities_are_in_words() {
-        assert_eq!([time(5.04), time(65.0), time(7260.0)], ["5.0 s", "1 min 05 s", "2 h 01 min"]);
-        assert_eq!(
-            [energy(0.0), energy(900.0), energy(5e4), energy(7.2e6)],
-            ["", "900 J", "50 kJ", "2.00 kWh"]
-        );
-        assert_eq!(date(0), "1970-01-01 00:00 UTC");
-        assert_eq!(date(1_709_210_096_000_000), "2024-02-29 12:34 UTC");
     }
 }

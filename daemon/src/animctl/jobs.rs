@@ -1,0 +1,78 @@
+//! Everything about many jobs, page by page.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+use zbus::Variant;
+
+use super::exit::Result;
+use super::{Ctl, json_of};
+
+/// As many as `History` gives in one answer.
+const PAGE: u64 = 200;
+
+/// Which jobs.
+#[derive(clap::Args)]
+pub struct Which {
+    /// Only jobs in this state: queued, running, finishing, done, failed or canceled
+    #[arg(long, value_name = "STATE")]
+    pub state: Option<String>,
+    /// Only jobs of this user; root sees everybody's, others their own
+    #[arg(long, value_name = "UID")]
+    pub owner: Option<u32>,
+    /// Only jobs with a smaller number
+    #[arg(long, value_name = "ID")]
+    pub before: Option<u64>,
+}
+
+impl Which {
+    /// For `List` and `History`.
+    pub fn filter(&self) -> HashMap<&'static str, Variant<'_>> {
+        let mut filter = HashMap::new();
+        if let Some(state) = &self.state {
+            filter.insert("state", state.as_str().into());
+        }
+        if let Some(owner) = self.owner {
+            filter.insert("owner", owner.into());
+        }
+        if let Some(before) = self.before {
+            filter.insert("before", before.into());
+        }
+        filter
+    }
+
+    /// Describes jobs, the newest first, at most `limit`, a page at a time.
+    pub async fn each(
+        &self,
+        ctl: &Ctl,
+        limit: Option<u64>,
+        mut take: impl FnMut(Value) -> Result<()>,
+    ) -> Result<()> {
+        let (mut left, mut before) = (limit.unwrap_or(u64::MAX), self.before);
+        while left > 0 {
+            let mut filter = self.filter();
+            let asked = left.min(PAGE);
+            filter.insert("limit", asked.into());
+            if let Some(before) = before {
+                filter.insert("before", before.into());
+            }
+            let page = ctl.manager.history(filter).await?;
+            let count = page.len() as u64;
+            for job in page.iter().map(json_of) {
+                before = job["id"].as_u64();
+                take(job)?;
+            }
+            if count < asked {
+                break;
+            }
+            left -= count;
+        }
+        Ok(())
+    }
+}
+
+/// Seconds from the last start to the end.
+pub fn seconds(job: &Value) -> Option<f64> {
+    let (start, end) = (job["started"].as_u64()?, job["finished"].as_u64()?);
+    Some(end.saturating_sub(start) as f64 / 1e6)
+}

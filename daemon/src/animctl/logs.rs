@@ -1,0 +1,64 @@
+//! `animctl logs`
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use super::On;
+use super::exit::{Failure, Result};
+
+/// Show the log of the service, or of one job, out of the journal.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: animctl logs 7\n\nIt runs journalctl; members of the groups `adm` and `systemd-journal` and root may \
+see all of it.\n\nJSON: a line for each entry, as `journalctl -o json` writes them"
+)]
+pub struct Args {
+    /// Only what concerns this job
+    id: Option<u64>,
+    /// Go on with what is logged from here on
+    #[arg(short, long)]
+    follow: bool,
+    /// Only the last so many entries
+    #[arg(short = 'n', long, value_name = "N")]
+    lines: Option<u32>,
+    /// Only entries since then, such as `yesterday` or `2026-01-31 12:00`
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+}
+
+pub fn run(args: &Args, on: On) -> Result {
+    let e = Command::new("journalctl").args(options(args, on)).exec();
+    Err(Failure::new(format!("`journalctl` cannot be run: {e}; it is part of systemd")))
+}
+
+fn options(args: &Args, on: On) -> Vec<String> {
+    let mut options = Vec::new();
+    match args.id {
+        Some(id) => options.push(format!("JOB={id}")),
+        None if on.user => options.push("--user-unit=animd".into()),
+        None => options.push("--unit=animd".into()),
+    }
+    if args.follow {
+        options.push("--follow".into());
+    }
+    options.extend(args.lines.map(|lines| format!("--lines={lines}")));
+    options.extend(args.since.as_ref().map(|since| format!("--since={since}")));
+    if on.json {
+        options.push("--output=json".into());
+    }
+    options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn journalctl_is_asked_for_the_job_or_the_unit() {
+        let on = On { user: false, system: false, json: true };
+        let args = Args { id: Some(7), follow: true, lines: None, since: None };
+        assert_eq!(options(&args, on), ["JOB=7", "--follow", "--output=json"]);
+        let args = Args { id: None, follow: false, lines: Some(3), since: Some("today".into()) };
+        assert_eq!(options(&args, On { json: false, ..on }), ["--unit=animd", "--lines=3", "--since=today"]);
+    }
+}

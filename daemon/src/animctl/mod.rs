@@ -1,0 +1,275 @@
+//! `animctl`, the client of animd's bus interface: one file a verb.
+
+mod cancel;
+mod config;
+mod doctor;
+mod drain;
+mod dropin;
+mod exit;
+mod export;
+mod fetch;
+mod folder;
+mod follow;
+mod forget;
+mod history;
+mod inline;
+mod jobs;
+mod list;
+mod logs;
+mod meter;
+mod model;
+mod pause;
+mod plan;
+mod priority;
+mod profile;
+mod queue;
+mod reload;
+mod report;
+mod retry;
+mod settings;
+mod show;
+mod stats;
+mod status;
+mod submit;
+mod table;
+mod unload;
+mod warm;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use serde_json::Value;
+use zbus::proxy::CacheProperties;
+use zbus::{Connection, fdo};
+
+use crate::bus::NAME;
+use crate::client::{JobProxy, ManagerProxy};
+
+pub use exit::Exit;
+use exit::{Failure, Result};
+
+/// Sends pictures to animd and shows what becomes of them.
+///
+/// Without --user or --system it asks the animd of this session, if one runs there, and else the system's.
+///
+/// `watch` shows jobs as they run; the folders that animd watches are `folder`.
+#[derive(Parser)]
+#[command(
+    name = "animctl",
+    version,
+    after_help = format!("Example: animctl submit photo.jpg -p 'The waves roll in' --wait\n\n{}", exit::table())
+)]
+pub struct Args {
+    /// Print JSON: one object, or an array of them; each verb's --help names the keys
+    #[arg(long, global = true)]
+    json: bool,
+    /// Ask the animd on the session bus
+    #[arg(long, global = true, conflicts_with = "system")]
+    user: bool,
+    /// Ask the animd on the system bus
+    #[arg(long, global = true)]
+    system: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+// The first line of each is what `animctl --help` shows; the verb's own --help begins with what stands above its `Args`.
+#[derive(Subcommand)]
+enum Verb {
+    /// Make a video of a picture
+    Submit(Box<submit::Args>),
+    /// Show what animd is doing
+    Status(status::Args),
+    /// List jobs, the newest first
+    List(list::Args),
+    /// Show everything about a job
+    Show(show::Args),
+    /// Show a job, or the queue, as it goes on
+    Watch(watch::Args),
+    /// Copy a job's video or picture into a file
+    Fetch(fetch::Args),
+    /// Cancel jobs
+    Cancel(cancel::Args),
+    /// Make a job's video again, or another one of the same picture
+    Retry(Box<retry::Args>),
+    /// Give a waiting job another place in the queue
+    Priority(priority::Args),
+    /// Delete what animd knows of a job
+    Forget(forget::Args),
+    /// Say what a video would take, without making it
+    Plan(Box<plan::Args>),
+    /// Start no job from here on
+    Pause(pause::PauseArgs),
+    /// Start jobs again
+    Resume(pause::ResumeArgs),
+    /// Keep the model in memory, for a while or while a command runs
+    Warm(warm::Args),
+    /// Give the model's memory back now
+    Unload(unload::Args),
+    /// Let the running job end and start no other
+    Drain(drain::Args),
+    /// List your jobs with what they took
+    History(history::Args),
+    /// Sums by day, model or profile
+    Stats(stats::Args),
+    /// Write a page with plots, figures and pictures
+    Report(report::Args),
+    /// Write everything about your jobs as JSON or CSV
+    Export(export::Args),
+    /// Show the log of the service, or of a job
+    Logs(logs::Args),
+    /// List the profiles and which one is in use
+    #[command(visible_alias = "profiles")]
+    Profile(profile::Args),
+    /// Let the service see a model's folder, and use it
+    Model(model::Args),
+    /// The folders that are watched for pictures
+    Folder(folder::Args),
+    /// Check or show the configuration
+    Config(config::Args),
+    /// Read the configuration again
+    Reload(reload::Args),
+    /// Find out what keeps animd from working
+    Doctor(doctor::Args),
+}
+
+/// The command line, for manual pages and completions.
+pub fn command() -> clap::Command {
+    Args::command()
+}
+
+/// Runs `animctl` as a program.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("animctl: {e}");
+            return Exit::Failed.into();
+        }
+    };
+    match runtime.block_on(run(args)) {
+        Ok(exit) => exit.into(),
+        Err(Failure { exit, text }) => {
+            eprintln!("animctl: {text}");
+            exit.into()
+        }
+    }
+}
+
+async fn run(args: Args) -> Result {
+    let on = On { user: args.user, system: args.system, json: args.json };
+    // What needs no service, or finds out whether there is one.
+    match args.verb {
+        Verb::Config(verb) => return config::run(&verb, on),
+        Verb::Doctor(verb) => return doctor::run(&verb, on).await,
+        Verb::Logs(verb) => return logs::run(&verb, on),
+        Verb::Model(verb) => return model::run(&verb, on).await,
+        Verb::Folder(verb) => return folder::run(&verb, on).await,
+        verb => {
+            let ctl = on.connect().await?;
+            match verb {
+                Verb::Submit(verb) => submit::run(*verb, &ctl).await,
+                Verb::Status(verb) => status::run(&verb, &ctl).await,
+                Verb::List(verb) => list::run(&verb, &ctl).await,
+                Verb::Show(verb) => show::run(&verb, &ctl).await,
+                Verb::Watch(verb) => watch::run(&verb, &ctl).await,
+                Verb::Fetch(verb) => fetch::run(&verb, &ctl).await,
+                Verb::Cancel(verb) => cancel::run(&verb, &ctl).await,
+                Verb::Retry(verb) => retry::run(*verb, &ctl).await,
+                Verb::Priority(verb) => priority::run(&verb, &ctl).await,
+                Verb::Forget(verb) => forget::run(&verb, &ctl).await,
+                Verb::Plan(verb) => plan::run(*verb, &ctl).await,
+                Verb::Pause(verb) => pause::pause(&verb, &ctl).await,
+                Verb::Resume(verb) => pause::resume(&verb, &ctl).await,
+                Verb::Warm(verb) => warm::run(&verb, &ctl).await,
+                Verb::Unload(verb) => unload::run(&verb, &ctl).await,
+                Verb::Drain(verb) => drain::run(&verb, &ctl).await,
+                Verb::History(verb) => history::run(&verb, &ctl).await,
+                Verb::Stats(verb) => stats::run(&verb, &ctl).await,
+                Verb::Report(verb) => report::run(&verb, &ctl).await,
+                Verb::Export(verb) => export::run(&verb, &ctl).await,
+                Verb::Profile(verb) => profile::run(&verb, &ctl).await,
+                Verb::Reload(verb) => reload::run(&verb, &ctl).await,
+                Verb::Config(_) | Verb::Doctor(_) | Verb::Logs(_) | Verb::Model(_) | Verb::Folder(_) => {
+                    Ok(Exit::Usage)
+                }
+            }
+        }
+    }
+}
+
+/// Which animd is asked, and how it is told.
+#[derive(Clone, Copy)]
+struct On {
+    user: bool,
+    system: bool,
+    json: bool,
+}
+
+/// A connection to an animd.
+struct Ctl {
+    connection: Connection,
+    manager: ManagerProxy<'static>,
+    json: bool,
+}
+
+impl On {
+    async fn connect(self) -> Result<Ctl> {
+        let connection = self.bus().await?;
+        // A restarted service would leave a cache stale.
+        let manager =
+            ManagerProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?;
+        Ok(Ctl { connection, manager, json: self.json })
+    }
+
+    async fn bus(self) -> Result<Connection> {
+        let unreachable = |what: &str| {
+            let what = what.to_owned();
+            move |e: zbus::Error| Failure {
+                exit: Exit::Unreachable,
+                text: format!("the {what} bus cannot be reached: {e}"),
+            }
+        };
+        if self.user {
+            return Connection::session().await.map_err(unreachable("session"));
+        }
+        if !self.system
+            && std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some()
+            && let Ok(session) = Connection::session().await
+        {
+            let bus = fdo::DBusProxy::new(&session).await?;
+            let name = zbus::names::BusName::try_from(NAME).map_err(|e| Failure::new(e.to_string()))?;
+            if bus.name_has_owner(name).await? {
+                return Ok(session);
+            }
+        }
+        Connection::system().await.map_err(unreachable("system"))
+    }
+}
+
+impl Ctl {
+    /// A job's object, made to be there.
+    async fn job(&self, id: u64) -> Result<JobProxy<'static>> {
+        let path = self.manager.get_job(id).await?;
+        let job = JobProxy::builder(&self.connection).path(path);
+        Ok(job.cache_properties(CacheProperties::No).build().await?)
+    }
+
+    /// Prints what a verb did: an object, or a sentence.
+    fn tell(&self, object: &Value, sentence: &str) {
+        if self.json { print(object) } else { print(sentence) }
+    }
+}
+
+/// A dictionary of the bus as JSON.
+fn json_of(dict: &crate::client::Dict) -> Value {
+    dict.iter().filter_map(|(key, value)| Some((key.clone(), crate::bus::json(value)?))).collect()
+}
+
+/// Prints a line of data; a reader that has gone away is no error.
+fn print(line: impl std::fmt::Display) {
+    use std::io::Write as _;
+    _ = writeln!(std::io::stdout(), "{line}");
+}

@@ -1,0 +1,54 @@
+//! `animctl profile`
+
+use serde_json::Value;
+
+use super::exit::{Exit, Failure, Result};
+use super::table::{Side, show};
+use super::{Ctl, json_of, print};
+
+/// List the profiles, the ways to run the model, and which one is in use.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: animctl profile l40s\n\n`[profile] name` in animd.toml asks for one.\n\nJSON: an array of objects with name, \
+summary, fits (it would run here now), chosen, why; of one profile its object"
+)]
+pub struct Args {
+    /// Only this one, with the reason
+    name: Option<String>,
+}
+
+pub async fn run(args: &Args, ctl: &Ctl) -> Result {
+    let mut profiles: Vec<Value> = ctl.manager.profiles().await?.iter().map(json_of).collect();
+    let text = |profile: &Value, key: &str| profile[key].as_str().unwrap_or_default().to_owned();
+    if let Some(name) = &args.name {
+        let found = profiles.iter().position(|profile| profile["name"] == name.as_str());
+        let profile = profiles.swap_remove(found.ok_or_else(|| {
+            let names: Vec<_> = profiles.iter().map(|profile| text(profile, "name")).collect();
+            Failure::new(format!("there is no profile `{name}`; known are {}", names.join(", ")))
+        })?);
+        let use_ = if profile["chosen"] == true { "in use" } else { "not in use" };
+        let lines = format!(
+            "{}: {}\n{use_}: {}",
+            text(&profile, "name"),
+            text(&profile, "summary"),
+            text(&profile, "why")
+        );
+        ctl.tell(&profile, &lines);
+        return Ok(Exit::Done);
+    }
+    if ctl.json {
+        print(Value::Array(profiles));
+        return Ok(Exit::Done);
+    }
+    let mark = |profile: &Value| match (profile["chosen"] == true, profile["fits"] == true) {
+        (true, _) => "in use",
+        (false, true) => "fits",
+        (false, false) => "does not fit",
+    };
+    let rows: Vec<_> = profiles
+        .iter()
+        .map(|profile| [text(profile, "name"), mark(profile).to_owned(), text(profile, "summary")])
+        .collect();
+    show([("NAME", Side::Left), ("HERE", Side::Left), ("FOR", Side::Left)], &rows);
+    Ok(Exit::Done)
+}

@@ -1,0 +1,66 @@
+//! `animctl warm [-- CMD]`
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::process::Command;
+use tokio::signal::ctrl_c;
+use tokio::time::sleep;
+
+use super::Ctl;
+use super::exit::{Exit, Failure, Result};
+
+/// Keep the model in memory, however long it is idle: while a command runs, or until Ctrl-C.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: animctl warm -- ./make-all-videos.sh\n\nExample: animctl warm --seconds 3600\n\nJSON: warm and seconds (0 \
+for until Ctrl-C), at the beginning; with a command nothing, standard output is the command's"
+)]
+pub struct Args {
+    /// Let go after so many seconds
+    #[arg(long, value_name = "N", conflicts_with = "command")]
+    seconds: Option<u64>,
+    /// The command and its arguments
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+pub async fn run(args: &Args, ctl: &Ctl) -> Result {
+    let why = args.command.first().map_or("until it is ended by hand", String::as_str);
+    let _hold = ctl.manager.inhibit("warm", "animctl", why).await?;
+    if !args.command.is_empty() {
+        return command(&args.command).await;
+    }
+    let sentence = match args.seconds {
+        Some(seconds) => format!("the model is kept in memory for {seconds} seconds; Ctrl-C ends it earlier"),
+        None => "the model is kept in memory until Ctrl-C".to_owned(),
+    };
+    ctl.tell(&json!({"warm": true, "seconds": args.seconds.unwrap_or(0)}), &sentence);
+    tokio::select! {
+        _ = ctrl_c() => {}
+        () = sleep(Duration::from_secs(args.seconds.unwrap_or(u64::MAX / 2))) => {}
+    }
+    Ok(Exit::Done)
+}
+
+/// Runs a command to its end, and ends as it does.
+pub async fn command(command: &[String]) -> Result {
+    let [program, arguments @ ..] = command else { return Ok(Exit::Done) };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .spawn()
+        .map_err(|e| Failure::new(format!("cannot run `{program}`: {e}")))?;
+    loop {
+        tokio::select! {
+            ended = child.wait() => {
+                let status = ended.map_err(|e| Failure::new(format!("`{program}` cannot be waited for: {e}")))?;
+                let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+                // As shells tell it.
+                let code = status.code().or(signal.map(|signal| 128 + signal)).unwrap_or(1);
+                return Ok(Exit::Of(code as u8));
+            }
+            // The terminal has told the command, too; it decides.
+            _ = ctrl_c() => {}
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What the unit's sandbox lets the service see besides its own folders: the drop-ins that `animctl model add` and
+//! `animctl folder add` write, or an administrator.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// Where the drop-ins of the unit lie, below the root.
+pub const DROP_INS: &str = "etc/systemd/system/animd.service.d";
+/// What the service may write to as it is.
+pub const HOME: &str = "/var/lib/animd";
+/// What is hidden from the service, or is another folder for it.
+const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
+
+/// A folder of the machine that appears at another place for the service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bind {
+    /// Where it is.
+    pub source: PathBuf,
+    /// Where the service sees it.
+    pub target: PathBuf,
+    /// Whether the service may write there.
+    pub writable: bool,
+}
+
+/// The sandbox; by default none, as for an animd that is started with `--user`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sandbox {
+    /// Whether there is one.
+    pub on: bool,
+    /// What it shows elsewhere.
+    pub binds: Vec<Bind>,
+    /// What it lets the service write to, besides [`HOME`].
+    pub writable: Vec<PathBuf>,
+}
+
+impl Sandbox {
+    /// As the drop-ins below `root` make it.
+    pub fn read(root: &Path) -> Self {
+        let mut files: Vec<PathBuf> = fs::read_dir(root.join(DROP_INS))
+            .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+            .unwrap_or_default();
+        files.retain(|path| path.extension().is_some_and(|e| e == "conf"));
+        files.sort();
+        let mut sandbox = Self { on: true, ..Self::default() };
+        for text in files.iter().filter_map(|file| fs::read(file).ok()) {
+            sandbox.take(&text);
+        }
+        sandbox
+    }
+
+    fn take(&mut self, text: &[u8]) {
+        for line in text.split(|b| *b == b'\n') {
+            let Some(at) = line.iter().position(|b| *b == b'=') else { continue };
+            let (key, values) = (line[..at].trim_ascii(), &line[at + 1..]);
+            for value in values.split(u8::is_ascii_whitespace).filter(|value| !value.is_empty()) {
+                let value = value.strip_prefix(b"-").unwrap_or(value);
+                let mut parts = split(value).into_iter().map(PathBuf::from);
+                let Some(source) = parts.next() else { continue };
+                match key {
+                    b"BindPaths" | b"BindReadOnlyPaths" => {
+                        let target = parts.next().unwrap_or_else(|| source.clone());
+                        self.binds.push(Bind { source, target, writable: key == b"BindPaths" });
+                    }
+                    b"ReadWritePaths" => self.writable.push(source),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Where a path that the service uses is on the machine, and the folder from which on its rights count.
+    pub fn outside(&self, path: &Path) -> (PathBuf, PathBuf) {
+        for bind in &self.binds {
+            if let Ok(rest) = path.strip_prefix(&bind.target) {
+                let outside =
+                    if rest.as_os_str().is_empty() { bind.source.clone() } else { bind.source.join(rest) };
+                return (outside, bind.source.clone());
+            }
+        }
+        (path.to_owned(), PathBuf::from("/"))
+    }
+
+    /// Why the service does not see a path, or may not write there.
+    pub fn refusal(&self, path: &Path, write: bool) -> Option<&'static str> {
+        if !self.on {
+            return None;
+        }
+        let bind = self.binds.iter().find(|bind| path.starts_with(&bind.target));
+        if bind.is_none() && HIDDEN.iter().any(|hidden| path.starts_with(hidden)) {
+            return Some("is hidden from the service by its sandbox");
+        }
+        let may = path.starts_with(HOME)
+            || self.writable.iter().any(|writable| path.starts_with(writable))
+            || bind.is_some_and(|bind| bind.writable);
+        (write && !may).then_some("is read-only for the service, by its sandbox")
+    }
+
+    /// Whether a path has to be shown to the service at another place.
+    pub fn hides(path: &Path) -> bool {
+        HIDDEN.iter().any(|hidden| path.starts_with(hidden))
+    }
+}
+
+/// The parts of `SOURCE:TARGET`, unescaped.
+fn split(value: &[u8]) -> Vec<OsString> {
+    let (mut parts, mut part) = (Vec::new(), Vec::new());
+    let mut rest = value;
+    while let [first, after @ ..] = rest {
+        rest = after;
+        match (first, after) {
+            (b'\\', [b'x', high, low, after @ ..]) => {
+                let hex = [*high, *low];
+                let byte = std::str::from_utf8(&hex).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok());
+                part.push(byte.unwrap_or(b'?'));
+                rest = after;
+            }
+            (b'\\', [escaped, after @ ..]) => {
+                part.push(*escaped);
+                rest = after;
+            }
+            (b'%', [b'%', after @ ..]) => {
+                part.push(b'%');
+                rest = after;
+            }
+            (b':', _) => parts.push(OsString::from_vec(std::mem::take(&mut part))),
+            (b'"', _) => {}
+            (byte, _) => part.push(*byte),
+        }
+    }
+    parts.push(OsString::from_vec(part));
+    parts
+}
+
+/// A path as a value of such a key: what systemd takes for something else is escaped.
+pub fn escape(path: &Path) -> String {
+    let mut text = String::new();
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'%' => text.push_str("%%"),
+            b':' => text.push_str("\\:"),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' | b'+' | b',' | b'@' => {
+                text.push(byte.into());
+            }
+            byte => text.push_str(&format!("\\x{byte:02x}")),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drop_ins_are_read_as_systemd_reads_them() {
+        let path = Path::new("/home/ann/my models: 100%/wan");
+        assert_eq!(escape(path), "/home/ann/my\\x20models\\:\\x20100%%/wan");
+        let mut sandbox = Sandbox { on: true, ..Sandbox::default() };
+        let text = format!(
+            "[Service]\nBindReadOnlyPaths=-{}:/var/lib/animd/models/wan\nReadWritePaths=/srv/a /srv/b\n# BindPaths=/x\n",
+            escape(path)
+        );
+        sandbox.take(text.as_bytes());
+        assert_eq!(sandbox.binds.len(), 1);
+        assert_eq!(
+            sandbox.outside(Path::new("/var/lib/animd/models/wan/config.json")),
+            (path.join("config.json"), path.to_owned())
+        );
+        assert_eq!(sandbox.writable, [Path::new("/srv/a"), Path::new("/srv/b")]);
+        let refusal = |path: &str, write| sandbox.refusal(Path::new(path), write).is_some();
+        assert!(refusal("/home/ann", false) && refusal("/srv/c", true));
+        assert!(
+            !refusal("/srv/a/x", true) && !refusal("/srv/c", false) && !refusal("/var/lib/animd/inbox", true)
+        );
+        assert_eq!(Sandbox::default().refusal(Path::new("/home/ann"), true), None);
+    }
+}
