@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -28,6 +28,9 @@ use crate::{Error, Result};
 
 /// The ledger's file in the state folder.
 pub const LEDGER: &str = "ledger.db";
+
+/// How long the state folder's lock is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Tells systemd, if it is there.
 pub fn notify(state: &[(&str, &str)]) {
@@ -125,7 +128,14 @@ fn lock(state: &std::path::Path) -> Result<fs::File> {
         .mode(0o600)
         .open(&path)
         .map_err(Error::file("create", &path))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    // A service that was killed while it started a program has left a child that holds the lock until it ends.
+    let start = Instant::now();
+    let mut locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    while locked == Err(Errno::WOULDBLOCK) && start.elapsed() < LOCK_PATIENCE {
+        std::thread::sleep(Duration::from_millis(50));
+        locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    }
+    match locked {
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => Err(Error::Config(format!(
             "another animd works on `{}`; stop it, or give this one its own --state",
