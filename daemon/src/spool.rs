@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use sha2::{Digest, Sha256};
 
@@ -17,6 +18,9 @@ use crate::{Error, Result, picture};
 
 /// The largest picture file, in bytes.
 pub const MAX_IMAGE_BYTES: u64 = 256 << 20;
+
+/// How many of many pictures are copied at a time.
+const WRITERS: usize = 8;
 
 type Sha = [u8; 32];
 
@@ -87,7 +91,21 @@ impl Spool {
 
     /// [`Self::put`] for many; the folder is synced once for all of them.
     pub fn put_all(&self, files: &[(File, String)]) -> Vec<Result<Spooled>> {
-        let staged: Vec<Result<Spooled>> = files.iter().map(|(file, what)| self.stage(file, what)).collect();
+        // At once: a disk syncs several files in the time of one.
+        let staged: Vec<Result<Spooled>> = thread::scope(|scope| {
+            let share = files.len().div_ceil(WRITERS).max(1);
+            let writers: Vec<_> = files
+                .chunks(share)
+                .map(|files| {
+                    scope
+                        .spawn(|| files.iter().map(|(file, what)| self.stage(file, what)).collect::<Vec<_>>())
+                })
+                .collect();
+            let joined = |writer: thread::ScopedJoinHandle<'_, Vec<_>>| {
+                writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            writers.into_iter().flat_map(joined).collect()
+        });
         match sync_dir(&self.dir) {
             Ok(()) => staged,
             Err(e) => {
