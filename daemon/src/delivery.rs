@@ -23,8 +23,8 @@ use crate::ledger::{Ended, Job, Ledger, Outcome, PAUSED, State, Succeeded};
 use crate::pictures::Picture;
 use crate::profile::Profiles;
 use crate::spool::Spool;
-use crate::watch::Watches;
 use crate::watch::away::{self, Leaving, sync_or_warn};
+use crate::watch::{Watches, sidecar};
 use crate::{Error, Result};
 
 const LOOK: &str = "look into the service's log (`journalctl -u animd`, or its standard error)";
@@ -258,19 +258,41 @@ impl Desk {
         away::target(&self.watches.root(source), source, outcome == Outcome::Done)
     }
 
-    /// Moves the picture and its sidecars out of the watched folder, if it is still the one that was taken.
+    /// Whether a picture's sidecars say something else than its job has, since they were read.
+    pub fn is_late(&self, job: &Job) -> bool {
+        let Some(source) = &job.source else { return false };
+        if sidecar::changed_us(&source.path).is_none_or(|changed_us| changed_us <= source.read_us) {
+            return false;
+        }
+        let seed = || job.request.as_ref().map_or(0, |request| request.seed);
+        match sidecar::request(&self.watches.root(&source.path), &source.path, self.defaults(), seed) {
+            Ok(request) => job.request.as_ref() != Some(&request),
+            Err(Error::Refused { text, .. }) => job.error_text.as_ref() != Some(&text),
+            Err(_) => false,
+        }
+    }
+
+    /// Moves the picture and its sidecars out of the watched folder, if it is still the one that was taken. With a
+    /// sidecar that came late it stays, and is a new wish.
     fn put_source(&self, job: &Job) -> Result<()> {
         let (Some(source), Some(target)) = (&job.source, job.source_target.clone()) else {
             return Ok(());
         };
         let id = job.id;
-        let read_us = self.ledger.call_blocking(move |db| db.settings_us(id))?;
+        if job.outcome != Some(Outcome::Canceled) && self.is_late(job) {
+            tracing::info!(job = id, "the picture of job {id} stays for another job: its sidecar came late");
+            return Ok(());
+        }
         let leaving = Leaving {
             source: &source.path,
             identity: source.identity,
             target,
             note: job.error_text.as_deref().filter(|_| job.outcome != Some(Outcome::Done)),
-            sidecars_until_us: read_us.unwrap_or(job.created_us as i64),
+            // What changed since, and says the same, goes with it.
+            sidecars_until_us: match job.outcome {
+                Some(Outcome::Canceled) => source.read_us,
+                _ => i64::MAX,
+            },
         };
         leaving.put_away(|target| {
             let path = target.to_owned();
@@ -409,7 +431,7 @@ mod tests {
 
     use super::*;
     use crate::files::Identity;
-    use crate::ledger::{Added, NewJob, Source, Store};
+    use crate::ledger::{Added, NewJob, Source, Store, now_us};
     use crate::watch::names::{DONE, FAILED};
 
     struct Place {
@@ -453,7 +475,7 @@ mod tests {
                 retry_of: None,
                 per_user: u32::MAX,
                 name: "photo.png".into(),
-                source: Some(Source { path, identity: Identity::of(&meta) }),
+                source: Some(Source { path, identity: Identity::of(&meta), read_us: now_us() }),
                 work: Ok((spooled.sha256, Box::new(Settings::default().resolve(|| 7)?))),
             };
             assert!(matches!(

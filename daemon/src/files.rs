@@ -175,6 +175,11 @@ impl Identity {
     }
 }
 
+/// When a file was last changed, moved or written, in microseconds since the epoch.
+pub fn changed_us(meta: &fs::Metadata) -> i64 {
+    meta.ctime().saturating_mul(1_000_000).saturating_add(meta.ctime_nsec() / 1000)
+}
+
 /// A path from the bytes that the ledger keeps.
 pub fn path_from(bytes: Vec<u8>) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))

@@ -189,7 +189,7 @@ fn a_picture_renamed_while_it_waits_has_one_job() {
 }
 
 #[test]
-fn a_late_sidecar_counts_until_its_job_begins() {
+fn a_late_sidecar_counts_or_is_another_wish() {
     let house = House::started("");
     house.drop_picture("busy.png", Some("slow=50"));
     house.until("it runs", |house| {
@@ -200,18 +200,40 @@ fn a_late_sidecar_counts_until_its_job_begins() {
     house.until("all are queued", |house| jobs(house) == Some(3));
     fs::write(house.path("inbox/late.txt"), "a late wave").unwrap();
     fs::write(house.path("inbox/wrong.toml"), "steeps = 1\n").unwrap();
-    // Too late for the one that runs.
+    // Too late for the one that runs: another follows. What says the same is nothing new.
     fs::write(house.path("inbox/busy.toml"), "seed = 5\n").unwrap();
-    house.until_ended(3);
+    fs::write(house.path("inbox/busy.txt"), "slow=50").unwrap();
+    house.until_ended(4);
     assert_eq!(
         house.text("SELECT settings_json ->> 'prompt' FROM job WHERE CAST(name AS TEXT) = 'late.png'"),
         "a late wave"
     );
-    assert_eq!(house.files("inbox/done"), ["busy.png", "busy.txt", "late.png", "late.txt"]);
-    assert_eq!(house.files("inbox"), ["busy.toml"]);
+    house.until("all are moved", |house| house.files("inbox").is_empty());
+    assert_eq!(house.files("inbox/done"), ["busy.png", "busy.toml", "busy.txt", "late.png", "late.txt"]);
+    assert_eq!(
+        house.number("SELECT count(*) FROM job WHERE CAST(name AS TEXT) = 'busy.png' AND state = 'done'"),
+        Some(2)
+    );
     let note = fs::read_to_string(house.path("inbox/failed/wrong.png.error.txt")).unwrap();
     assert!(note.starts_with("wrong.toml:1: unknown key `steeps`"), "{note}");
-    assert_eq!(jobs(&house), Some(3));
+    assert_eq!(jobs(&house), Some(4));
+}
+
+#[test]
+fn a_sidecar_written_again_is_no_other_wish() {
+    let house = House::started("");
+    house.drop_picture("photo.png", Some("slow=30"));
+    house.until("it runs", |house| {
+        house.number("SELECT count(*) FROM job WHERE state = 'running'") == Some(1)
+    });
+    fs::write(house.path("inbox/photo.txt"), "slow=30\n").unwrap();
+    fs::copy(house.path("inbox/photo.png"), house.path("copy")).unwrap();
+    fs::rename(house.path("copy"), house.path("inbox/photo.png")).unwrap();
+    house.until_ended(1);
+    settle(&house, "last");
+    house.until_ended(2);
+    assert_eq!(house.files("inbox/done"), ["last.png", "photo.png", "photo.txt"]);
+    assert_eq!(jobs(&house), Some(2));
 }
 
 #[test]
@@ -266,6 +288,51 @@ fn a_flood_is_queued_exactly_once() {
     settle(&house, "last");
     assert_eq!(jobs(&house), Some(MANY + 1));
     assert_eq!(house.number("SELECT count(DISTINCT source_path) FROM job"), Some(MANY + 1));
+}
+
+#[test]
+fn lost_events_are_made_up_for() {
+    // The kernel keeps 16,384 events, and a file makes two.
+    const MANY: i64 = 9000;
+    let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    if limit.trim().parse::<i64>().unwrap() > 2 * MANY - 1000 {
+        return;
+    }
+    let mut house = House::new("");
+    house.set_env("SIM_START", "model");
+    house.start();
+    let pid = rustix::process::Pid::from_raw(house.pid() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    for n in 0..MANY {
+        put(&house, &format!("inbox/{n}.png"));
+    }
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    house.until("all are queued", |house| jobs(house) >= Some(MANY));
+    settle(&house, "last");
+    assert_eq!(jobs(&house), Some(MANY + 1));
+    assert_eq!(house.number("SELECT count(DISTINCT source_path) FROM job"), Some(MANY + 1));
+    assert!(fs::read_to_string(house.path("log")).unwrap().contains("were lost"));
+}
+
+/// Without watches to give, the kernel's or a container's; only where a namespace of users may be made.
+#[test]
+fn without_watches_folders_are_polled() {
+    let limit = "echo 2 > /proc/sys/user/max_inotify_watches && exec \"$0\" \"$@\"";
+    let wrap = ["unshare", "--user", "--map-current-user", "sh", "-c", limit];
+    if !std::process::Command::new(wrap[0]).args(&wrap[1..]).arg("true").status().is_ok_and(|s| s.success()) {
+        return;
+    }
+    let mut house = House::new("");
+    house.wrap(&wrap);
+    house.configure("poll_seconds = 0.3\n");
+    fs::create_dir_all(house.path("inbox/a/b")).unwrap();
+    house.start();
+    house.until("it says so", |house| {
+        fs::read_to_string(house.path("log")).unwrap().contains("raise fs.inotify.max_user_watches")
+    });
+    put(&house, "inbox/a/b/photo.png");
+    house.until_ended(1);
+    assert_eq!(house.files("inbox/done/a/b"), ["photo.png"]);
 }
 
 #[test]

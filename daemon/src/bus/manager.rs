@@ -21,7 +21,7 @@ use super::{Facts, Hub, hold, object_path, plan, stats, watches};
 use crate::board::Change;
 use crate::files::{Identity, show};
 use crate::ledger::{Added, Job, NewJob, Source};
-use crate::watch::{draw_seed, names};
+use crate::watch::{draw_seed, names, sidecar};
 
 /// The most jobs that `List` gives at a time.
 const MOST_LISTED: u32 = 1000;
@@ -70,7 +70,11 @@ impl Manager {
             let meta = file.metadata().map_err(|e| BusError::Internal(e.to_string()))?;
             // What the watch looks at is the watch's: one job for both, and its picture is moved when it ends.
             let below = path.strip_prefix(&watched.path).is_ok_and(names::is_watched);
-            let source = below.then(|| Source { path, identity: Identity::of(&meta) });
+            let source = below.then(|| Source {
+                read_us: sidecar::read_us(&path),
+                identity: Identity::of(&meta),
+                path,
+            });
             Ok::<_, BusError>((file, source))
         };
         let (file, source) = self.hub.copies.run(uid, open).await??;

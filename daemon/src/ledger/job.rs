@@ -113,6 +113,8 @@ pub struct Source {
     pub path: PathBuf,
     /// Which state of it.
     pub identity: Identity,
+    /// When its sidecars were read ([`crate::watch::sidecar::read_us`]): what they say later came too late.
+    pub read_us: i64,
 }
 
 /// A job that is about to be written down.
@@ -300,6 +302,10 @@ impl Job {
                     dev: row.get("source_dev")?,
                     ino: row.get("source_ino")?,
                     mtime_ns: row.get("source_mtime_ns")?,
+                },
+                read_us: match row.get("settings_us")? {
+                    Some(read_us) => read_us,
+                    None => row.get("created_us")?,
                 },
             }),
             None => None,

@@ -389,9 +389,9 @@ pub(super) fn insert(
     let mut insert = db.prepare_cached(
         "INSERT INTO job (uuid, state, outcome, created_us, owner_uid, origin, idempotency_key, name, source_path,
            source_dev, source_ino, source_mtime_ns, source_target, image_sha256, settings_json, seed, frames, steps,
-           version, error_code, error_text, priority, outbox, retry_of)
+           version, error_code, error_text, priority, outbox, retry_of, settings_us)
          VALUES (:uuid, :state, :outcome, :now, :owner, :origin, :key, :name, :path, :dev, :ino, :mtime, :target, :sha,
-           :json, :seed, :frames, :steps, :version, :code, :text, :priority, :outbox, :retry_of)",
+           :json, :seed, :frames, :steps, :version, :code, :text, :priority, :outbox, :retry_of, :read)",
     )?;
     insert.execute(named_params! {
         ":uuid": uuid::Uuid::new_v4().to_string(),
@@ -418,6 +418,7 @@ pub(super) fn insert(
         ":priority": new.priority,
         ":outbox": new.outbox.as_ref().map(|p| p.as_os_str().as_bytes()),
         ":retry_of": new.retry_of.map(|id| id as i64),
+        ":read": source.map(|s| s.read_us),
     })?;
     let id = db.last_insert_rowid() as u64;
     event(db, id, "queued", None)?;

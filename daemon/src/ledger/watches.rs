@@ -4,7 +4,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use animd_engine::request::Request;
-use rusqlite::{OptionalExtension, params};
+use rusqlite::params;
 
 use super::job::{Added, Job, NewJob};
 use super::store::{Store, event, insert, now_us};
@@ -94,8 +94,9 @@ impl Store {
         })
     }
 
-    /// A job that still waits gets other settings: its sidecar came late. False if it does not wait any more.
-    pub fn set_request(&mut self, id: u64, request: &Request) -> Result<bool> {
+    /// A job that still waits gets other settings, read at `read_us`: its sidecar came late. False if it does not wait any
+    /// more.
+    pub fn set_request(&mut self, id: u64, request: &Request, read_us: i64) -> Result<bool> {
         let json = serde_json::to_string(request).map_err(|e| {
             Error::refused("invalid-setting", format!("the settings cannot be written down: {e}"))
         })?;
@@ -103,7 +104,7 @@ impl Store {
             let changed = db.execute(
                 "UPDATE job SET settings_json = ?2, seed = ?3, frames = ?4, steps = ?5, settings_us = ?6
                  WHERE id = ?1 AND state = 'queued'",
-                params![id as i64, json, request.seed as i64, request.frames, request.steps, now_us()],
+                params![id as i64, json, request.seed as i64, request.frames, request.steps, read_us],
             )?;
             if changed == 1 {
                 event(db, id, "settings-changed", Some("its sidecar came after it was queued"))?;
@@ -112,16 +113,9 @@ impl Store {
         })
     }
 
-    /// A job's late sidecar was read, and is to blame for the job's end.
-    pub fn settings_read(&mut self, id: u64) -> Result<()> {
-        self.db.execute("UPDATE job SET settings_us = ?2 WHERE id = ?1", params![id as i64, now_us()])?;
+    /// A job's sidecars were read once more.
+    pub fn settings_read(&mut self, id: u64, read_us: i64) -> Result<()> {
+        self.db.execute("UPDATE job SET settings_us = ?2 WHERE id = ?1", params![id as i64, read_us])?;
         Ok(())
-    }
-
-    /// When the settings of a job were read, in microseconds since the epoch.
-    pub fn settings_us(&self, id: u64) -> Result<Option<i64>> {
-        let mut find =
-            self.db.prepare_cached("SELECT ifnull(settings_us, created_us) FROM job WHERE id = ?1")?;
-        Ok(find.query_row(params![id as i64], |row| row.get(0)).optional()?)
     }
 }

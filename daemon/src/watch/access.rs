@@ -51,13 +51,13 @@ fn why(dir: &Path, error: &io::Error, verb: &str, right: &str) -> String {
                 format!(" (mode {:04o}, user {}, group {})", meta.mode() & 0o7777, meta.uid(), meta.gid())
             });
             format!(
-                "may not be {verb} by user {us}{state}; allow it: `setfacl -m u:{us}:{right} '{}'`, or let animd-watch watch it",
+                "may not be {verb} by user {us}{state}; allow it: `setfacl -m u:{us}:{right} '{}'`, or have animd-watch watch it for the user whose folder it is",
                 show(dir)
             )
         }
         Some(Errno::ROFS) => format!(
             "is read-only for the service; if its unit's sandbox does that, allow it with `systemctl edit animd` and \
-             `ReadWritePaths={}`, or let animd-watch watch it",
+             `ReadWritePaths={}`, or have animd-watch watch it for the user whose folder it is",
             show(dir)
         ),
         Some(Errno::NOENT) => "does not exist, or is hidden from the service by its unit's sandbox; make it, or let animd-watch \

@@ -5,7 +5,6 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::names::{DONE, FAILED};
@@ -121,11 +120,8 @@ impl Leaving<'_> {
 
     fn move_sidecars(&self, dir: &Path) {
         for sidecar in sidecar::paths(self.source).into_iter().flatten() {
-            let used = fs::symlink_metadata(&sidecar).is_ok_and(|meta| {
-                let changed_us =
-                    meta.ctime().saturating_mul(1_000_000).saturating_add(meta.ctime_nsec() / 1000);
-                meta.is_file() && changed_us <= self.sidecars_until_us
-            });
+            let used = fs::symlink_metadata(&sidecar)
+                .is_ok_and(|meta| meta.is_file() && files::changed_us(&meta) <= self.sidecars_until_us);
             if used && let Some(name) = sidecar.file_name() {
                 let to = free_name(dir, name);
                 if let Err(e) = rename_new(&sidecar, &to) {

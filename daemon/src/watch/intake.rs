@@ -28,6 +28,8 @@ struct Coming<'a> {
     /// Its place in what was handed over.
     at: usize,
     ready: &'a Ready,
+    /// When its sidecars were read.
+    read_us: i64,
     work: Result<(Spooled, Request), Refusal>,
 }
 
@@ -98,33 +100,40 @@ impl Intake {
     #[expect(clippy::unnecessary_wraps, reason = "as its neighbours")]
     fn spool<'a>(&self, new: &[(usize, &'a Ready)], fates: &mut [Fate]) -> Result<Vec<Coming<'a>>> {
         let mut coming = Vec::new();
-        let mut copies: Vec<(usize, &Ready, Request)> = Vec::new();
+        let mut copies: Vec<(usize, &Ready, i64, Request)> = Vec::new();
         let mut open: Vec<(File, String)> = Vec::new();
         for &(at, ready) in new {
+            // First the time: what comes in between is then seen as late.
+            let read_us = sidecar::read_us(&ready.path);
             match self.read(ready) {
                 Ok((request, file)) => {
-                    copies.push((at, ready, request));
+                    copies.push((at, ready, read_us, request));
                     open.push((file, what(&ready.path)));
                 }
-                Err(Error::Refused { code, text }) => coming.push(self.refused(at, ready, code, text)),
+                Err(Error::Refused { code, text }) => {
+                    coming.push(self.refused(at, ready, read_us, code, text));
+                }
                 Err(e) => fates[at] = later(&e),
             }
         }
         let copied = self.desk.spool.put_all(&open);
-        for (((at, ready, request), (file, _)), copied) in copies.into_iter().zip(&open).zip(copied) {
+        for (((at, ready, read_us, request), (file, _)), copied) in copies.into_iter().zip(&open).zip(copied)
+        {
             match copied {
-                Ok(spooled) => coming.push(Coming { at, ready, work: Ok((spooled, request)) }),
+                Ok(spooled) => coming.push(Coming { at, ready, read_us, work: Ok((spooled, request)) }),
                 Err(Error::Refused { .. }) if changed(file, ready) => fates[at] = Fate::Changed,
-                Err(Error::Refused { code, text }) => coming.push(self.refused(at, ready, code, text)),
+                Err(Error::Refused { code, text }) => {
+                    coming.push(self.refused(at, ready, read_us, code, text));
+                }
                 Err(e) => fates[at] = later(&e),
             }
         }
         Ok(coming)
     }
 
-    fn refused<'a>(&self, at: usize, ready: &'a Ready, code: &str, text: String) -> Coming<'a> {
+    fn refused<'a>(&self, at: usize, ready: &'a Ready, read_us: i64, code: &str, text: String) -> Coming<'a> {
         let target = away::target(&self.watched.path, &ready.path, false);
-        Coming { at, ready, work: Err(Refusal { code: code.into(), text, target }) }
+        Coming { at, ready, read_us, work: Err(Refusal { code: code.into(), text, target }) }
     }
 
     /// The picture's settings, and the picture itself, open. [`Error::Refused`] is final, anything else may pass.
@@ -151,7 +160,7 @@ impl Intake {
 
     fn request(&self, ready: &Ready) -> Result<Request> {
         let defaults = self.desk.defaults();
-        let request = sidecar::request(&self.watched.path, &ready.path, defaults)?;
+        let request = sidecar::request(&self.watched.path, &ready.path, defaults, draw_seed)?;
         if let Some(outbox) = self.outbox(ready)
             && self.desk.watches.find(&outbox).is_some()
         {
@@ -187,7 +196,11 @@ impl Intake {
             retry_of: None,
             per_user: u32::MAX,
             name: ready.path.file_name().unwrap_or_default().to_owned(),
-            source: Some(Source { path: ready.path.clone(), identity: ready.identity }),
+            source: Some(Source {
+                path: ready.path.clone(),
+                identity: ready.identity,
+                read_us: coming.read_us,
+            }),
             work: coming
                 .work
                 .as_ref()
@@ -197,7 +210,7 @@ impl Intake {
     }
 
     /// A file that has its job.
-    async fn known(&self, job: Job, ready: &Ready) -> Result<Fate> {
+    async fn known(&self, mut job: Job, ready: &Ready) -> Result<Fate> {
         let id = job.id;
         // Refused unread, and the ledger or the disk refused in its turn: nobody else settles such a job.
         if job.state == State::Finishing && job.image_sha256.is_none() {
@@ -211,7 +224,7 @@ impl Intake {
             }
             return Ok(Fate::Taken);
         }
-        if let Some(source) = &job.source
+        if let Some(source) = &mut job.source
             && source.path != ready.path
         {
             // A second name of the same file is another wish, for when the first one is done.
@@ -219,39 +232,37 @@ impl Intake {
                 return Ok(Fate::Waits);
             }
             let path = ready.path.clone();
+            source.path.clone_from(&path);
             self.desk.ledger.call(move |db| db.source_renamed(id, &path)).await?;
         }
-        if job.state == State::Queued {
-            self.hear_late(&job, ready).await?;
+        if !self.desk.is_late(&job) {
+            return Ok(Fate::Taken);
         }
-        Ok(Fate::Taken)
+        match job.state {
+            State::Queued => self.hear_late(&job, ready).await,
+            // The picture stays when its job has ended, and is found again then.
+            _ => Ok(Fate::Waits),
+        }
     }
 
     /// A sidecar that came after its picture was queued, but before it is begun, still counts.
-    async fn hear_late(&self, job: &Job, ready: &Ready) -> Result<()> {
+    async fn hear_late(&self, job: &Job, ready: &Ready) -> Result<Fate> {
         let id = job.id;
-        let Some(read_us) = self.desk.ledger.call(move |db| db.settings_us(id)).await? else { return Ok(()) };
-        let came = |path: &Path| {
-            use std::os::unix::fs::MetadataExt;
-            fs::symlink_metadata(path)
-                .is_ok_and(|m| m.ctime().saturating_mul(1_000_000) + m.ctime_nsec() / 1000 > read_us)
-        };
-        if !sidecar::paths(&ready.path).into_iter().flatten().any(|path| came(&path)) {
-            return Ok(());
-        }
+        let read_us = sidecar::read_us(&ready.path);
         match self.request(ready) {
             Ok(request) => {
-                if self.desk.ledger.call(move |db| db.set_request(id, &request)).await? {
-                    tracing::info!(job = id, "job {id} has new settings: its sidecar came late");
+                if !self.desk.ledger.call(move |db| db.set_request(id, &request, read_us)).await? {
+                    return Ok(Fate::Waits);
                 }
+                tracing::info!(job = id, "job {id} has new settings: its sidecar came late");
             }
             Err(Error::Refused { code, text }) => {
-                self.desk.ledger.call(move |db| db.settings_read(id)).await?;
+                self.desk.ledger.call(move |db| db.settings_read(id, read_us)).await?;
                 self.desk.end(id, State::Queued, Ended::Failed { code: code.into(), text }).await?;
             }
             Err(e) => return Err(e),
         }
-        Ok(())
+        Ok(Fate::Taken)
     }
 }
 

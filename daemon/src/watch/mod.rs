@@ -12,7 +12,7 @@ mod events;
 pub mod folder;
 mod folders;
 mod intake;
-mod mounts;
+pub mod mounts;
 pub mod names;
 pub mod sidecar;
 pub mod watches;

@@ -27,6 +27,14 @@ pub fn unseen(dir: &Path) -> io::Result<Option<&'static str>> {
     Ok(UNSEEN.iter().find(|(number, _)| *number == magic).map(|(_, name)| *name))
 }
 
+/// File systems that give a file another inode number when they please.
+const RENUMBERING: [u32; 3] = [0x4d44, 0x2011_bab0, 0x6573_5546];
+
+/// Whether a file's inode number may change while it lies there (FAT, exFAT, FUSE).
+pub fn renumbers(path: &Path) -> io::Result<bool> {
+    Ok(RENUMBERING.contains(&(rustix::fs::statfs(path)?.f_type as u32)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

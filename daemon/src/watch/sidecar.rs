@@ -1,19 +1,21 @@
 //! What stands beside a picture: `photo.toml`, `photo.txt`, and the `folder.toml` of its folder and the ones above.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use animd_engine::request::Settings;
+use animd_engine::request::{Request, Settings};
 
 use super::names::FOLDER_SETTINGS;
 use crate::files::{self, NAME_MAX, show, split_name};
 use crate::keys;
+use crate::ledger::now_us;
 use crate::{Error, Result};
 
 /// The largest sidecar, in bytes.
-const MAX_BYTES: u64 = 1 << 20;
+pub const MAX_BYTES: u64 = 1 << 20;
 
 /// `photo.toml` and `photo.txt` for `photo.png`; `None` where there can be no such file.
 pub fn paths(picture: &Path) -> [Option<PathBuf>; 2] {
@@ -65,10 +67,30 @@ pub fn settings(root: &Path, picture: &Path) -> Result<Settings> {
     Ok(settings)
 }
 
+/// When a picture's sidecars last changed, in microseconds since the epoch; `None` without any.
+pub fn changed_us(picture: &Path) -> Option<i64> {
+    paths(picture)
+        .into_iter()
+        .flatten()
+        .filter_map(|path| Some(files::changed_us(&fs::symlink_metadata(path).ok()?)))
+        .max()
+}
+
+/// The time to write down before sidecars are read: now, or when they changed, by the clock of their file system, which
+/// may be ahead of ours.
+pub fn read_us(picture: &Path) -> i64 {
+    changed_us(picture).unwrap_or_default().max(now_us())
+}
+
 /// The same with defaults under them, and everything filled in.
-pub fn request(root: &Path, picture: &Path, defaults: Settings) -> Result<animd_engine::request::Request> {
+pub fn request(
+    root: &Path,
+    picture: &Path,
+    defaults: Settings,
+    draw_seed: impl FnOnce() -> u64,
+) -> Result<Request> {
     let own = settings(root, picture)?;
-    own.or(defaults).resolve(super::draw_seed).map_err(|e| {
+    own.or(defaults).resolve(draw_seed).map_err(|e| {
         let beside = paths(picture).into_iter().flatten().find(|path| path.exists());
         let above = || {
             let mut folders = picture.ancestors().skip(1).take_while(|folder| folder.starts_with(root));
@@ -111,8 +133,6 @@ fn read(root: &Path, path: &Path) -> Result<Option<String>> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]

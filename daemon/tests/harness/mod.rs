@@ -33,6 +33,8 @@ pub struct House {
     system: bool,
     /// The user that the service runs as, where that is not ours.
     uid: Option<u32>,
+    /// A program that starts the service, with its arguments.
+    wrap: Vec<String>,
 }
 
 impl Drop for House {
@@ -83,16 +85,23 @@ impl House {
             env: Vec::new(),
             system: false,
             uid: None,
+            wrap: Vec::new(),
         }
     }
 
     /// A bus that the service takes for the system's, and that other users reach.
     pub fn system(config: &str) -> Self {
+        let mut house = Self::closed_system(config);
+        house.start();
+        house
+    }
+
+    /// The same without the service.
+    pub fn closed_system(config: &str) -> Self {
         let mut house = Self::new(config);
         house.system = true;
         let open = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
         fs::set_permissions(house.dir.path(), open).unwrap();
-        house.start();
         house
     }
 
@@ -162,6 +171,11 @@ impl House {
         self.uid = Some(uid);
     }
 
+    /// Lets another program start the service, which becomes it.
+    pub fn wrap(&mut self, command: &[&str]) {
+        self.wrap = command.iter().map(|word| (*word).to_owned()).collect();
+    }
+
     /// Writes the service's configuration, for its start or for a reload.
     pub fn write_config(&self) -> PathBuf {
         let file = self.path("animd.toml");
@@ -177,7 +191,15 @@ impl House {
     pub fn spawn(&mut self) {
         let file = self.write_config();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
-        let mut service = Command::new(program("animd", option_env!("CARGO_BIN_EXE_animd")));
+        let animd = program("animd", option_env!("CARGO_BIN_EXE_animd"));
+        let mut service = match self.wrap.split_first() {
+            Some((wrap, args)) => {
+                let mut service = Command::new(wrap);
+                service.args(args).arg(animd);
+                service
+            }
+            None => Command::new(animd),
+        };
         if let Some(uid) = self.uid {
             service.uid(uid).gid(uid);
         }
@@ -203,6 +225,12 @@ impl House {
     /// More TOML for the next start of the service, in place of what there was.
     pub fn configure(&mut self, config: &str) {
         self.config = config.into();
+    }
+
+    /// Ends the bus, as at the end of a session.
+    pub fn end_bus(&mut self) {
+        self.bus.kill().unwrap();
+        self.bus.wait().unwrap();
     }
 
     /// The exit code of a service that has ended by itself.
