@@ -34,6 +34,9 @@ struct Args {
     /// Ask the animd on the session bus, not the one of the machine
     #[arg(long)]
     user: bool,
+    /// Read the configuration, say which folders would be watched, and end
+    #[arg(long)]
+    check: bool,
 }
 
 fn main() -> ExitCode {
@@ -54,6 +57,10 @@ fn start(args: Args) -> Result<(), Error> {
         outbox: args.outbox.as_ref().map(full).transpose()?,
     };
     let config = Config::load(&sources, &|name| std::env::var_os(name))?;
+    if args.check {
+        print!("{}", config.print());
+        return Ok(());
+    }
     log::start(&config.log_level)?;
     let bus = if args.user { Bus::Session } else { Bus::System };
     let runtime = tokio::runtime::Builder::new_current_thread()

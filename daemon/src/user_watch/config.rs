@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::files::show;
 use crate::keys;
-use crate::watch::{Origin, Watched, watches};
+use crate::watch::{Origin, Watched, access, watches};
 use crate::{Error, Result};
 
 /// Everything that can be configured, resolved.
@@ -158,6 +158,16 @@ impl Config {
         })
     }
 
+    /// The folders in words, a line each, for `--check`; with what would keep one from being watched.
+    pub fn print(&self) -> String {
+        let line = |place: &Place| {
+            let trouble = if place.path.exists() { access::refusal(&place.path) } else { None };
+            let trouble = trouble.map(|why| format!("  but: {why}\n")).unwrap_or_default();
+            format!("`{}`: its videos go to `{}`\n{trouble}", show(&place.path), show(&place.outbox))
+        };
+        self.watch.iter().map(line).collect()
+    }
+
     /// The place whose watched folder this is.
     pub fn place(&self, root: &Path) -> Option<&Place> {
         self.watch.iter().find(|place| place.path == root)
@@ -227,6 +237,28 @@ mod tests {
         assert_eq!(config.watch[1].outbox, Path::new("/home/ann/Videos/x"));
         let given = load(text, &["/given"])?;
         assert_eq!((given.watch.len(), given.watch[0].path.as_path()), (1, Path::new("/given")));
+        Ok(())
+    }
+
+    #[test]
+    fn the_example_has_every_key_with_its_default() -> Result<()> {
+        let text = include_str!("../../../configs/user/watch.toml");
+        assert_eq!(load(text, &[])?, load("", &[])?, "all of it is commented out");
+        let lines = text.lines().filter_map(|line| line.strip_prefix('#'));
+        let keys: Vec<&str> = lines.filter(|line| !line.starts_with(' ')).collect();
+        let keys = keys.join("\n");
+        let (all, none) = (load(&keys, &[])?, load("", &[])?);
+        assert_eq!(Config { watch: none.watch.clone(), ..all.clone() }, none);
+        for key in
+            ["per_user", "notifications", "stable_seconds", "poll_seconds", "rescan_seconds", "log_level"]
+        {
+            assert!(keys.contains(&format!("{key} = ")), "{key}");
+        }
+        let place = &all.watch[0];
+        assert_eq!((place.stable_seconds, place.poll_seconds), (Some(2.0), Some(5.0)));
+        assert_eq!(place.path, Path::new("/home/ann/Pictures/animate"));
+        assert_eq!(place.outbox, Path::new("/home/ann/Videos/animate"));
+        assert_eq!(place.settings.frames, Some(81));
         Ok(())
     }
 

@@ -6,13 +6,18 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 use zbus::{Connection, Variant, proxy};
 
 use crate::files::show;
 
 /// How long a desktop may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What happens within this is told together.
+const TOGETHER: Duration = Duration::from_millis(500);
+/// How many pictures one notification names.
+const MOST_LINES: usize = 3;
 /// How many thumbnails are kept for notifications that are still shown.
 const THUMBNAILS: u64 = 16;
 /// The largest thumbnail in bytes.
@@ -39,10 +44,15 @@ trait Notifications {
 }
 
 /// The desktop, if there is one.
-#[derive(Clone)]
 pub struct Desktop {
-    session: Option<Connection>,
+    told: Option<mpsc::UnboundedSender<Told>>,
     thumbnails: Option<PathBuf>,
+}
+
+/// What the desktop is told of.
+enum Told {
+    Done { body: String, image: Option<PathBuf> },
+    Failed { body: String },
 }
 
 impl Desktop {
@@ -50,25 +60,36 @@ impl Desktop {
     pub fn new(session: Option<Connection>) -> Self {
         let runtime =
             std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
-        Self { session, thumbnails: runtime.map(|runtime| runtime.join("animd-watch")) }
+        // Not awaited: a desktop that hangs holds up no picture.
+        let told = session.map(|session| {
+            let (sender, told) = mpsc::unbounded_channel();
+            tokio::spawn(tell_all(session, told));
+            sender
+        });
+        Self { told, thumbnails: runtime.map(|runtime| runtime.join("animd-watch")) }
     }
 
     /// Whether anybody would see a thumbnail.
     pub fn shows(&self) -> bool {
-        self.session.is_some() && self.thumbnails.is_some()
+        self.told.is_some() && self.thumbnails.is_some()
     }
 
     /// A video is there.
     pub fn done(&self, id: u64, picture: &Path, video: &Path, thumbnail: Option<File>) {
         let image = thumbnail.and_then(|file| self.put(id, file));
         let body = format!("The video of {} is {}.", name(picture), escape(&show(video)));
-        self.tell("A video is ready", body, "transfer.complete", image);
+        self.tell(Told::Done { body, image });
     }
 
     /// A picture has no video, and why.
     pub fn failed(&self, picture: &Path, why: &str) {
-        let body = format!("{}: {}", name(picture), escape(why));
-        self.tell("A picture did not become a video", body, "transfer.error", None);
+        self.tell(Told::Failed { body: format!("{}: {}", name(picture), escape(why)) });
+    }
+
+    fn tell(&self, told: Told) {
+        if let Some(sender) = &self.told {
+            _ = sender.send(told);
+        }
     }
 
     fn put(&self, id: u64, thumbnail: File) -> Option<PathBuf> {
@@ -82,26 +103,61 @@ impl Desktop {
         crate::files::write_atomic(&path, &bytes, 0o600).ok()?;
         Some(path)
     }
+}
 
-    /// Not awaited: a desktop that hangs holds up no picture.
-    fn tell(&self, summary: &'static str, body: String, category: &'static str, image: Option<PathBuf>) {
-        let Some(session) = self.session.clone() else { return };
-        tokio::spawn(async move {
-            let telling = async {
-                let desktop = NotificationsProxy::new(&session).await?;
-                let mut hints = HashMap::from([("category", category.into())]);
-                let image = image.and_then(|path| path.into_os_string().into_string().ok());
-                if let Some(image) = &image {
-                    hints.insert("image-path", image.as_str().into());
+/// Tells the desktop, what comes at once in one notification: a thousand pictures with one mistake are no thousand news.
+async fn tell_all(session: Connection, mut told: mpsc::UnboundedReceiver<Told>) {
+    while let Some(first) = told.recv().await {
+        sleep(TOGETHER).await;
+        let (mut done, mut failed, mut images) = (Vec::new(), Vec::new(), None);
+        let mut next = Some(first);
+        while let Some(one) = next {
+            match one {
+                Told::Done { body, image } => {
+                    images = image.or(images);
+                    done.push(body);
                 }
-                desktop.notify("animd", 0, "video-x-generic", summary, &body, &[], hints, -1).await
-            };
-            match timeout(PATIENCE, telling).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(e)) => tracing::debug!("the desktop was not told: {e}"),
-                Err(_) => tracing::debug!("the desktop does not answer"),
+                Told::Failed { body } => failed.push(body),
             }
-        });
+            next = told.try_recv().ok();
+        }
+        let ready = ("A video is ready", format!("{} videos are ready", done.len()));
+        let without =
+            ("A picture did not become a video", format!("{} pictures did not become videos", failed.len()));
+        notify(&session, ready, &done, "transfer.complete", images).await;
+        notify(&session, without, &failed, "transfer.error", None).await;
+    }
+}
+
+async fn notify(
+    session: &Connection,
+    (one, many): (&str, String),
+    bodies: &[String],
+    category: &str,
+    image: Option<PathBuf>,
+) {
+    let summary = match bodies.len() {
+        0 => return,
+        1 => one,
+        _ => &many,
+    };
+    let mut body = bodies[..bodies.len().min(MOST_LINES)].join("\n");
+    if bodies.len() > MOST_LINES {
+        body += "\n…";
+    }
+    let telling = async {
+        let desktop = NotificationsProxy::new(session).await?;
+        let mut hints = HashMap::from([("category", category.into())]);
+        let image = image.and_then(|path| path.into_os_string().into_string().ok());
+        if let Some(image) = &image {
+            hints.insert("image-path", image.as_str().into());
+        }
+        desktop.notify("animd", 0, "video-x-generic", summary, &body, &[], hints, -1).await
+    };
+    match timeout(PATIENCE, telling).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(e)) => tracing::debug!("the desktop was not told: {e}"),
+        Err(_) => tracing::debug!("the desktop does not answer"),
     }
 }
 

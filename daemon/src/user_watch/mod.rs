@@ -27,6 +27,9 @@ use crate::{Error, Result};
 use carrier::Carrier;
 use desktop::Desktop;
 
+/// How long animd may take to answer: it copies a picture before it does.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// Which bus animd is asked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bus {
@@ -36,18 +39,22 @@ pub enum Bus {
     Session,
 }
 
-/// Watches until SIGTERM or SIGINT, or until the bus goes away.
+/// Watches until SIGTERM or SIGINT, or until the bus goes away, which is [`Error::NewStart`].
 pub async fn run(config: Config, bus: Bus) -> Result<()> {
     let stopping = |e| Error::File { action: "listen for signals in", path: "animd-watch".into(), source: e };
     let mut term = signal(SignalKind::terminate()).map_err(stopping)?;
     let mut int = signal(SignalKind::interrupt()).map_err(stopping)?;
-    let session = Connection::session().await;
+    // What hangs is asked again: a picture's key makes that harmless.
     let connection = match bus {
-        Bus::System => Connection::system().await?,
-        Bus::Session => session.clone()?,
+        Bus::System => zbus::connection::Builder::system(),
+        Bus::Session => zbus::connection::Builder::session(),
     };
+    let connection = connection.method_timeout(PATIENCE).build().await?;
     // A machine without a desktop has no session bus, and needs no notifications.
-    let desktop = Desktop::new(session.ok().filter(|_| config.notifications));
+    let desktop = Desktop::new(match config.notifications {
+        true => Connection::session().await.ok(),
+        false => None,
+    });
 
     let (stop, stopped) = watch::channel(false);
     let (hand, pictures) = mpsc::unbounded_channel();
@@ -75,7 +82,7 @@ pub async fn run(config: Config, bus: Bus) -> Result<()> {
     let lost = tokio::select! {
         _ = term.recv() => None,
         _ = int.recv() => None,
-        () = connection.closed() => Some(Error::Config("the message bus has gone away".into())),
+        () = connection.closed() => Some(Error::NewStart("the message bus has gone away".into())),
         ended = carrier.run() => ended.err(),
     };
     notify(&[("STOPPING", "1")]);

@@ -2,7 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -10,14 +11,19 @@ use sha2::{Digest, Sha256};
 use crate::delivery::output_name;
 use crate::files::{self, Identity, rename_new};
 use crate::spool::hex;
-use crate::watch::Ready;
 use crate::watch::away::sync_or_warn;
+use crate::watch::{Ready, mounts, sidecar};
 use crate::{Error, Result};
+
+/// SHA-256 of what a file contains.
+pub type Contents = [u8; 32];
 
 /// A picture, open and known by its contents.
 pub struct Opened {
     /// For the bus.
     pub file: File,
+    /// What it contains.
+    pub contents: Contents,
     /// What the keys of its jobs are made of.
     mark: String,
 }
@@ -29,11 +35,11 @@ impl Opened {
     }
 }
 
-/// Opens and reads a complete picture. `None` if it is another one by now, or gone.
+/// Opens and reads a complete picture. `None` if it is another one by now, or gone. `sidecars` are [`sidecars`].
 ///
 /// # Errors
 /// [`Error::Refused`] if it can never be read; [`Error::File`] if perhaps later.
-pub fn open(ready: &Ready) -> Result<Option<Opened>> {
+pub fn open(ready: &Ready, sidecars: &Contents) -> Result<Option<Opened>> {
     let (mut file, meta) = match files::open_regular(&ready.path) {
         Ok(open) => open,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -47,33 +53,43 @@ pub fn open(ready: &Ready) -> Result<Option<Opened>> {
     if Identity::of(&meta) != ready.identity {
         return Ok(None);
     }
-    let mut hash = Sha256::new();
-    let Identity { dev, ino, mtime_ns } = ready.identity;
-    for number in [dev, ino, mtime_ns] {
-        hash.update(number.to_le_bytes());
-    }
-    let mut buffer = vec![0; 1 << 18];
     // No more than the service takes: a file without an end is refused by it.
-    let mut left = crate::spool::MAX_IMAGE_BYTES + 1;
-    while left > 0 {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => {
-                hash.update(&buffer[..n]);
-                left = left.saturating_sub(n as u64);
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(Error::file("read", &ready.path)(e)),
-        }
+    let most = crate::spool::MAX_IMAGE_BYTES + 1;
+    let contents = hash((&mut file).take(most), |_| Ok(())).map_err(Error::file("read", &ready.path))?;
+    let mut mark = Sha256::new();
+    // Not the device: its number may be another one after a restart of the machine.
+    let Identity { ino, mtime_ns, .. } = ready.identity;
+    if mounts::renumbers(&ready.path).unwrap_or(false) {
+        mark.update(ready.path.as_os_str().as_bytes());
+    } else {
+        mark.update(ino.to_le_bytes());
     }
-    Ok(Some(Opened { file, mark: hex(&hash.finalize()) }))
+    for part in [&mtime_ns.to_le_bytes()[..], &contents, sidecars] {
+        mark.update(part);
+    }
+    Ok(Some(Opened { file, contents, mark: hex(&mark.finalize()) }))
+}
+
+/// What a picture's sidecars contain, all together.
+pub fn sidecars(picture: &Path) -> Contents {
+    let mut all = Sha256::new();
+    for path in sidecar::paths(picture) {
+        let bytes = path.and_then(|path| files::read_small(&path, sidecar::MAX_BYTES).ok());
+        all.update(bytes.as_ref().map_or(u64::MAX, |bytes| bytes.len() as u64).to_le_bytes());
+        all.update(bytes.unwrap_or_default());
+    }
+    all.finalize().into()
+}
+
+/// Whether the picture is no longer at its place.
+pub fn is_gone(ready: &Ready) -> bool {
+    changed_us(ready).is_none()
 }
 
 /// When the picture was last moved or changed, in microseconds since the epoch; `None` if it is gone or another one.
 pub fn changed_us(ready: &Ready) -> Option<i64> {
     let meta = fs::symlink_metadata(&ready.path).ok()?;
-    (Identity::of(&meta) == ready.identity)
-        .then(|| meta.ctime().saturating_mul(1_000_000).saturating_add(meta.ctime_nsec() / 1000))
+    (Identity::of(&meta) == ready.identity).then(|| files::changed_us(&meta))
 }
 
 /// Copies a video into the outbox: under another name first, synced, and then under a name that nothing had before. A
@@ -115,7 +131,7 @@ fn copy(from: &mut File, part: &Path) -> io::Result<[u8; 32]> {
     Ok(sha256)
 }
 
-fn hash(from: &mut File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<[u8; 32]> {
+fn hash(mut from: impl Read, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<[u8; 32]> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 18];
     loop {
@@ -179,14 +195,24 @@ mod tests {
         let path = dir.path().join("photo.png");
         fs::write(&path, "picture").map_err(Error::file("write", &path))?;
         let first = ready(path.clone())?;
-        let key = |ready: &Ready| Ok::<_, Error>(open(ready)?.map(|opened| opened.key(0)));
+        let key =
+            |ready: &Ready| Ok::<_, Error>(open(ready, &sidecars(&ready.path))?.map(|opened| opened.key(0)));
         assert_eq!(key(&first)?, key(&first)?);
         let moved = dir.path().join("moved.png");
         fs::rename(&path, &moved).map_err(Error::file("rename", &path))?;
         assert_eq!(key(&first)?, None);
         assert!(key(&ready(moved.clone())?)?.is_some());
         fs::copy(&moved, &path).map_err(Error::file("copy", &path))?;
-        assert!(key(&ready(path)?)? != key(&ready(moved)?)?);
+        assert!(key(&ready(path)?)? != key(&ready(moved.clone())?)?);
+        // With another sidecar it is another wish; a file system may be mounted under another number.
+        let mut moved = ready(moved)?;
+        let before = key(&moved)?;
+        moved.identity.dev += 1;
+        assert_eq!(key(&moved)?, None, "it is still the file that was seen");
+        moved.identity.dev -= 1;
+        let sidecar = dir.path().join("moved.txt");
+        fs::write(&sidecar, "a wave").map_err(Error::file("write", &sidecar))?;
+        assert!(key(&moved)? != before);
         Ok(())
     }
 }

@@ -322,7 +322,7 @@ pub async fn remove(desk: &Desk, path: &Path) -> Result<()> {
     let path: PathBuf = path.components().collect();
     let known = list(desk).into_iter().find(|entry| entry.watched.path == path);
     let Some(entry) = known else {
-        let text = format!("`{}` is not watched; `animctl watch list` shows what is", show(&path));
+        let text = format!("`{}` is not watched; `animctl folder list` shows what is", show(&path));
         return Err(Error::refused("not-found", text));
     };
     if !matches!(entry.watched.origin, Origin::Added(_)) {
