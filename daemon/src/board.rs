@@ -8,7 +8,7 @@ use animd_engine::progress::Progress;
 use tokio::sync::{Notify, mpsc, watch};
 
 /// Something that the bus tells.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Change {
     /// A job is new.
     Added(u64),
@@ -77,8 +77,8 @@ impl Board {
         if matches!(change, Change::Added(_) | Change::State(_)) {
             self.queued.notify_one();
         }
-        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        changes.retain(|sender| sender.send(change.clone()).is_ok());
+        let mut listeners = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.retain(|listener| listener.send(change).is_ok());
     }
 
     /// The engine died or hung, and is replaced.

@@ -218,7 +218,9 @@ impl Figures {
         text.metric("animd_start_time_seconds", "gauge", "When counting began, in seconds since 1970.");
         text.plain("animd_start_time_seconds", self.begun_us as f64 / 1e6);
         text.metric("animd_jobs", "gauge", "Jobs that have not ended; those in state queued are the queue.");
-        OPEN.iter().for_each(|state| text.labelled("animd_jobs", "state", state.name(), open(state)));
+        for state in &OPEN {
+            text.labelled("animd_jobs", "state", state.name(), open(state));
+        }
         text.metric("animd_jobs_ended_total", "counter", "Jobs that have ended.");
         for (state, count) in ENDED.iter().zip(self.ended) {
             text.labelled("animd_jobs_ended_total", "result", state.name(), count);

@@ -259,7 +259,14 @@ fn what_is_old_goes() {
     config.retention.jobs_days = 30;
     desk.set_config(config);
     db.execute("UPDATE job SET finished_us = finished_us - 8 * 86400000000 WHERE id = 2", []).unwrap();
+    assert_eq!(house.files("state/pictures").len(), 4, "a poster and a thumbnail of each");
     in_a_runtime(desk.clean()).unwrap();
+    let uuid = house.text("SELECT uuid FROM job");
+    assert!(
+        house.files("state/pictures").iter().all(|name| name.starts_with(&uuid)),
+        "those of the first go with it"
+    );
+    assert_eq!(house.files("state/pictures").len(), 2);
     assert_eq!(house.number("SELECT id FROM job"), Some(2));
     assert!(house.files("state/spool").is_empty());
     assert_eq!(house.files("outbox").len(), 2);

@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 use super::exit::{Exit, Result};
 use super::{Ctl, json_of, print};
 
-/// Cancel jobs, waiting or running. Their owner and root may.
+/// Cancel jobs, waiting or running.
+///
+/// Their owner and root may.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl cancel 7\n\nA running job stops a little later; if its video is finished \

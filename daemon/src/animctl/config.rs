@@ -9,7 +9,9 @@ use super::{On, print};
 use crate::config::{Loaded, Sources};
 use crate::files::show;
 
-/// Check or show the configuration: the installed service's, or with --user your own.
+/// Check or show the configuration.
+///
+/// The installed service's, or with --user your own.
 #[derive(clap::Args)]
 #[command(after_help = "Example: animctl config check && animctl reload")]
 pub struct Args {
@@ -19,13 +21,13 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Verb {
-    /// Say what is wrong with the configuration, if anything is
     Check(Check),
-    /// Print the configuration with everything filled in
     Show(Show),
 }
 
-/// Read the configuration as animd does, and say what is wrong with it, with file and line, and the nearest right key.
+/// Say what is wrong with the configuration, if anything is.
+///
+/// It is read as animd does, and mistakes are named with file and line and the nearest right key.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl config check\n\nJSON: ok, files (that were read), and error where it is wrong"
@@ -35,7 +37,7 @@ struct Check {
     file: Option<PathBuf>,
 }
 
-/// Print the configuration as TOML with everything filled in.
+/// Print the configuration with everything filled in.
 #[derive(clap::Args)]
 #[command(after_help = "Example: animctl config show --origins\n\nJSON: an object of sections")]
 struct Show {

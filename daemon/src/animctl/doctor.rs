@@ -16,7 +16,7 @@ use crate::doctor::{self, Check, Status, User, proc_text};
 const ACTIONS: &str = "/usr/share/polkit-1/actions/org.animd.animd1.policy";
 const POLKIT: &str = "org.freedesktop.PolicyKit1";
 
-/// Find out what keeps animd from working on this machine, each with its remedy.
+/// Find out what keeps animd from working on this machine, and what would help.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl doctor\n\nAs root it can look into folders that are closed to you.\n\nJSON: ok (nothing failed), \

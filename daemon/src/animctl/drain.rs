@@ -12,7 +12,9 @@ use super::{Ctl, json_of, warm};
 /// Between two looks.
 const PACE: Duration = Duration::from_millis(500);
 
-/// Let the running job end and start no other; what waits is kept.
+/// Let the running job end and start no other.
+///
+/// What waits is kept.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: sudo animctl drain -- apt upgrade\n\nWithout a command the queue stays paused until `animctl resume`; with \

@@ -1,5 +1,6 @@
 //! Lets the service's sandbox see a folder: files that systemd and animd read at the service's start.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -48,12 +49,12 @@ impl Plan {
         let mut text = format!("[[watch]]\npath = {}\n", toml(&inside));
         if let Some(outbox) = outbox {
             let (outbox, more) = seen(outbox);
-            text.push_str(&format!("outbox = {}\n", toml(&outbox)));
+            _ = writeln!(text, "outbox = {}", toml(&outbox));
             lines.extend(more);
         }
         for (key, seconds) in [("stable_seconds", stable), ("poll_seconds", poll)] {
             if let Some(seconds) = seconds {
-                text.push_str(&format!("{key} = {seconds:?}\n"));
+                _ = writeln!(text, "{key} = {seconds:?}");
             }
         }
         let mut files = vec![(config(&id), text)];

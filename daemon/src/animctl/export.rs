@@ -6,7 +6,9 @@ use super::exit::{Exit, Failure, Result};
 use super::jobs::{Which, seconds};
 use super::{Ctl, json_of, print};
 
-/// Write everything about your jobs to standard output, the newest first; root's has everybody's.
+/// Write everything about your jobs to standard output.
+///
+/// The newest first; root's has everybody's.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl export --csv > jobs.csv\n\nCSV: a line of names, then a line for each job; times are microseconds since \

@@ -12,7 +12,9 @@ use super::Ctl;
 use super::exit::{Exit, Failure, Result};
 use crate::files::show;
 
-/// Copy a job's video, or a picture of it, into a file. Its owner and root may.
+/// Copy a job's video, or a picture of it, into a file.
+///
+/// Its owner and root may.
 #[derive(clap::Args)]
 #[command(after_help = "Example: animctl fetch 7 cup.mp4\n\nJSON: id, file, bytes")]
 pub struct Args {

@@ -13,7 +13,7 @@ use super::{On, json_of, print};
 use crate::doctor::{READ, SEARCH, WRITE, refusal_from};
 use crate::files::show;
 
-/// The folders that are watched for pictures.
+/// Manage the folders that are watched for pictures.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: sudo animctl folder add /srv/pictures\n\n`animctl watch` is something else: it shows jobs as they run."
@@ -25,15 +25,14 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Verb {
-    /// Watch one more folder
     Add(Add),
-    /// List the watched folders
     List(List),
-    /// Watch a folder no longer
     Remove(Remove),
 }
 
-/// Watch one more folder, with all its subfolders, also after a restart.
+/// Watch one more folder.
+///
+/// With all its subfolders, also after a restart.
 ///
 /// The installed service's sandbox shows it no homes and lets it write to nothing but /var/lib/animd. For a folder elsewhere this
 /// writes two files, one that lets the sandbox into this folder
@@ -68,7 +67,9 @@ it is not watched)"
 )]
 struct List {}
 
-/// Watch a folder no longer. Its jobs stay.
+/// Watch a folder no longer.
+///
+/// Its jobs stay.
 #[derive(clap::Args)]
 #[command(after_help = "Example: sudo animctl folder remove /srv/pictures\n\nJSON: path, next")]
 struct Remove {

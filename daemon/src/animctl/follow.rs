@@ -90,7 +90,7 @@ pub async fn follow(id: u64, ctl: &Ctl, meter: &mut Meter) -> Result<String> {
 
 async fn look(bus: &fdo::PropertiesProxy<'_>, ctl: &Ctl) -> Result<Moment> {
     let interface = InterfaceName::from_static_str_unchecked("org.animd.Animd1.Job");
-    let facts = facts(&bus.get_all(interface.into()).await?);
+    let facts = facts(&bus.get_all(interface).await?);
     let mut moment = Moment { facts, note: None };
     if moment.state() == "queued" {
         let service = ctl.manager.state().await?;

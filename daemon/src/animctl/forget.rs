@@ -5,7 +5,9 @@ use serde_json::json;
 use super::Ctl;
 use super::exit::{Exit, Result};
 
-/// Delete what animd knows of a job that has ended: its prompt, its pictures, its figures.
+/// Delete what animd knows of a job that has ended.
+///
+/// Its prompt, its pictures, its figures.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl forget 7\n\nThe video in the outbox stays; one that was kept for you to fetch goes.\n\nJSON: id, \

@@ -8,7 +8,9 @@ use super::table::{Side, show};
 use super::{Ctl, print};
 use crate::words::{date, energy, time};
 
-/// List your jobs, the newest first, with what they took; root sees everybody's.
+/// List your jobs with what they took, the newest first.
+///
+/// Root sees everybody's.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl history --state done --limit 50\n\nJSON: an array of what `animctl show` prints of each job"

@@ -7,7 +7,9 @@ use super::jobs::Which;
 use super::table::{Side, lines};
 use super::{Ctl, json_of, print};
 
-/// List jobs, the newest first: everybody's, by their public facts.
+/// List jobs, the newest first.
+///
+/// Everybody's, by their public facts; `animctl history` tells more of your own.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl list --state failed --limit 5\n\nJSON: an array of objects with id, owner, state, stage, \

@@ -6,7 +6,9 @@ use std::process::Command;
 use super::On;
 use super::exit::{Failure, Result};
 
-/// Show the log of the service, or of one job, out of the journal.
+/// Show the log of the service, or of one job.
+///
+/// Out of systemd's journal.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl logs 7\n\nIt runs journalctl; members of the groups `adm` and `systemd-journal` and root may \

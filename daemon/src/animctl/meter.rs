@@ -13,7 +13,7 @@ use crate::words::time;
 /// Where a job stands.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Moment {
-    /// Its public facts: id, state, stage, step, progress, expected_end, position.
+    /// Its public facts: id, state, stage, step, progress, `expected_end`, position.
     pub facts: Value,
     /// Why nothing happens, where nothing happens.
     pub note: Option<String>,

@@ -74,63 +74,36 @@ pub struct Args {
     verb: Verb,
 }
 
-// The first line of each is what `animctl --help` shows; the verb's own --help begins with what stands above its `Args`.
+// What each does stands above its `Args`: the first paragraph for the list of verbs, the rest for its own --help.
 #[derive(Subcommand)]
 enum Verb {
-    /// Make a video of a picture
     Submit(Box<submit::Args>),
-    /// Show what animd is doing
     Status(status::Args),
-    /// List jobs, the newest first
     List(list::Args),
-    /// Show everything about a job
     Show(show::Args),
-    /// Show a job, or the queue, as it goes on
     Watch(watch::Args),
-    /// Copy a job's video or picture into a file
     Fetch(fetch::Args),
-    /// Cancel jobs
     Cancel(cancel::Args),
-    /// Make a job's video again, or another one of the same picture
     Retry(Box<retry::Args>),
-    /// Give a waiting job another place in the queue
     Priority(priority::Args),
-    /// Delete what animd knows of a job
     Forget(forget::Args),
-    /// Say what a video would take, without making it
     Plan(Box<plan::Args>),
-    /// Start no job from here on
     Pause(pause::PauseArgs),
-    /// Start jobs again
     Resume(pause::ResumeArgs),
-    /// Keep the model in memory, for a while or while a command runs
     Warm(warm::Args),
-    /// Give the model's memory back now
     Unload(unload::Args),
-    /// Let the running job end and start no other
     Drain(drain::Args),
-    /// List your jobs with what they took
     History(history::Args),
-    /// Sums by day, model or profile
     Stats(stats::Args),
-    /// Write a page with plots, figures and pictures
     Report(report::Args),
-    /// Write everything about your jobs as JSON or CSV
     Export(export::Args),
-    /// Show the log of the service, or of a job
     Logs(logs::Args),
-    /// List the profiles and which one is in use
     #[command(visible_alias = "profiles")]
     Profile(profile::Args),
-    /// Let the service see a model's folder, and use it
     Model(model::Args),
-    /// The folders that are watched for pictures
     Folder(folder::Args),
-    /// Check or show the configuration
     Config(config::Args),
-    /// Read the configuration again
     Reload(reload::Args),
-    /// Find out what keeps animd from working
     Doctor(doctor::Args),
 }
 
@@ -160,43 +133,35 @@ pub fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result {
     let on = On { user: args.user, system: args.system, json: args.json };
-    // What needs no service, or finds out whether there is one.
     match args.verb {
-        Verb::Config(verb) => return config::run(&verb, on),
-        Verb::Doctor(verb) => return doctor::run(&verb, on).await,
-        Verb::Logs(verb) => return logs::run(&verb, on),
-        Verb::Model(verb) => return model::run(&verb, on).await,
-        Verb::Folder(verb) => return folder::run(&verb, on).await,
-        verb => {
-            let ctl = on.connect().await?;
-            match verb {
-                Verb::Submit(verb) => submit::run(*verb, &ctl).await,
-                Verb::Status(verb) => status::run(&verb, &ctl).await,
-                Verb::List(verb) => list::run(&verb, &ctl).await,
-                Verb::Show(verb) => show::run(&verb, &ctl).await,
-                Verb::Watch(verb) => watch::run(&verb, &ctl).await,
-                Verb::Fetch(verb) => fetch::run(&verb, &ctl).await,
-                Verb::Cancel(verb) => cancel::run(&verb, &ctl).await,
-                Verb::Retry(verb) => retry::run(*verb, &ctl).await,
-                Verb::Priority(verb) => priority::run(&verb, &ctl).await,
-                Verb::Forget(verb) => forget::run(&verb, &ctl).await,
-                Verb::Plan(verb) => plan::run(*verb, &ctl).await,
-                Verb::Pause(verb) => pause::pause(&verb, &ctl).await,
-                Verb::Resume(verb) => pause::resume(&verb, &ctl).await,
-                Verb::Warm(verb) => warm::run(&verb, &ctl).await,
-                Verb::Unload(verb) => unload::run(&verb, &ctl).await,
-                Verb::Drain(verb) => drain::run(&verb, &ctl).await,
-                Verb::History(verb) => history::run(&verb, &ctl).await,
-                Verb::Stats(verb) => stats::run(&verb, &ctl).await,
-                Verb::Report(verb) => report::run(&verb, &ctl).await,
-                Verb::Export(verb) => export::run(&verb, &ctl).await,
-                Verb::Profile(verb) => profile::run(&verb, &ctl).await,
-                Verb::Reload(verb) => reload::run(&verb, &ctl).await,
-                Verb::Config(_) | Verb::Doctor(_) | Verb::Logs(_) | Verb::Model(_) | Verb::Folder(_) => {
-                    Ok(Exit::Usage)
-                }
-            }
-        }
+        // What needs no service, or finds out whether there is one.
+        Verb::Config(verb) => config::run(&verb, on),
+        Verb::Logs(verb) => logs::run(&verb, on),
+        Verb::Doctor(verb) => doctor::run(&verb, on).await,
+        Verb::Model(verb) => model::run(&verb, on).await,
+        Verb::Folder(verb) => folder::run(&verb, on).await,
+        Verb::Submit(verb) => submit::run(*verb, &on.connect().await?).await,
+        Verb::Status(verb) => status::run(&verb, &on.connect().await?).await,
+        Verb::List(verb) => list::run(&verb, &on.connect().await?).await,
+        Verb::Show(verb) => show::run(&verb, &on.connect().await?).await,
+        Verb::Watch(verb) => watch::run(&verb, &on.connect().await?).await,
+        Verb::Fetch(verb) => fetch::run(&verb, &on.connect().await?).await,
+        Verb::Cancel(verb) => cancel::run(&verb, &on.connect().await?).await,
+        Verb::Retry(verb) => retry::run(*verb, &on.connect().await?).await,
+        Verb::Priority(verb) => priority::run(&verb, &on.connect().await?).await,
+        Verb::Forget(verb) => forget::run(&verb, &on.connect().await?).await,
+        Verb::Plan(verb) => plan::run(*verb, &on.connect().await?).await,
+        Verb::Pause(verb) => pause::pause(&verb, &on.connect().await?).await,
+        Verb::Resume(verb) => pause::resume(&verb, &on.connect().await?).await,
+        Verb::Warm(verb) => warm::run(&verb, &on.connect().await?).await,
+        Verb::Unload(verb) => unload::run(&verb, &on.connect().await?).await,
+        Verb::Drain(verb) => drain::run(&verb, &on.connect().await?).await,
+        Verb::History(verb) => history::run(&verb, &on.connect().await?).await,
+        Verb::Stats(verb) => stats::run(&verb, &on.connect().await?).await,
+        Verb::Report(verb) => report::run(&verb, &on.connect().await?).await,
+        Verb::Export(verb) => export::run(&verb, &on.connect().await?).await,
+        Verb::Profile(verb) => profile::run(&verb, &on.connect().await?).await,
+        Verb::Reload(verb) => reload::run(&verb, &on.connect().await?).await,
     }
 }
 

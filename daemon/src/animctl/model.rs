@@ -22,11 +22,12 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Verb {
-    /// Use the model in this folder
     Add(Add),
 }
 
-/// Use the model in this folder, in the layout it was downloaded in. The files stay where they are.
+/// Use the model in this folder.
+///
+/// In the layout that it was downloaded in. The files stay where they are.
 ///
 /// For the installed service it writes two files, one that lets its sandbox read this folder and nothing else around it
 /// (/etc/systemd/system/animd.service.d/animctl-model.conf), and one for its configuration

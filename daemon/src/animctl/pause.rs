@@ -5,7 +5,9 @@ use serde_json::json;
 use super::Ctl;
 use super::exit::{Exit, Result};
 
-/// Start no job from here on, also after a restart. A running job goes on.
+/// Start no job from here on.
+///
+/// Also after a restart of the service. A running job goes on.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl pause\n\nAsks polkit (configure) where you are not root. `animctl resume` ends it.\n\n\

@@ -11,7 +11,7 @@ use super::{Ctl, json_of, print, settings};
 use crate::files::show;
 use crate::words::{bytes, time};
 
-/// Say what a video would take here and now, without making it.
+/// Say what a video would take, without making it.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl plan photo.jpg --size 720p --steps 20\n\nJSON: size, frames, steps, forwards (passes through the \

@@ -5,11 +5,13 @@ use serde_json::json;
 use super::Ctl;
 use super::exit::{Exit, Result};
 
-/// Give a waiting job another place in the queue: the larger priority runs first, and among equals the older job.
+/// Give a waiting job another place in the queue.
+///
+/// The larger priority runs first, and among equals the older job.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl priority 7 10\n\nAbove 0 asks polkit (raise-priority). A negative one is for what may wait: \
-animctl priority 7 -5\n\nJSON: id, priority, position"
+animctl priority 7 -5\n\nJSON: id, priority"
 )]
 pub struct Args {
     /// The job's number
@@ -21,13 +23,7 @@ pub struct Args {
 
 pub async fn run(args: &Args, ctl: &Ctl) -> Result {
     let Args { id, priority } = *args;
-    let job = ctl.job(id).await?;
-    job.set_priority(priority).await?;
-    let position = job.position().await?;
-    let place = if position > 0 { format!(", number {position} in the queue") } else { String::new() };
-    ctl.tell(
-        &json!({"id": id, "priority": priority, "position": position}),
-        &format!("job {id} has priority {priority}{place}"),
-    );
+    ctl.job(id).await?.set_priority(priority).await?;
+    ctl.tell(&json!({"id": id, "priority": priority}), &format!("job {id} has priority {priority}"));
     Ok(Exit::Done)
 }

@@ -6,7 +6,9 @@ use super::exit::{Exit, Failure, Result};
 use super::table::{Side, show};
 use super::{Ctl, json_of, print};
 
-/// List the profiles, the ways to run the model, and which one is in use.
+/// List the profiles, and which one is in use.
+///
+/// A profile is a way to run the model on a machine.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl profile l40s\n\n`[profile] name` in animd.toml asks for one.\n\nJSON: an array of objects with name, \

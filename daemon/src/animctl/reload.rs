@@ -5,7 +5,9 @@ use serde_json::json;
 use super::Ctl;
 use super::exit::{Exit, Result};
 
-/// Let the service read its configuration again; with a mistake in it the old one stays.
+/// Let the service read its configuration again.
+///
+/// With a mistake in it the old one stays.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl config check && animctl reload\n\nAsks polkit (configure) where you are not root.\n\n\

@@ -19,7 +19,9 @@ use crate::report::{Entry, Report, Sum, page};
 /// The largest thumbnail that is taken over.
 const MAX_THUMBNAIL: u64 = 1 << 20;
 
-/// Write what animd did as one HTML page that needs nothing else: sums, plots, and a card for each job.
+/// Write what animd did as one HTML page.
+///
+/// It needs nothing else: sums, plots, and a card for each job.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl report animd.html --days 30\n\nIt has your own jobs; root's has everybody's, prompts and pictures \

@@ -9,7 +9,9 @@ use super::exit::{Exit, Result};
 use super::{Ctl, fetch, settings, submit};
 use crate::client::id_of;
 
-/// Make a job's video again, or another one of the same picture with some settings changed.
+/// Make a job's video again, or another one of its picture.
+///
+/// With its own settings, but for those that are given.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl retry 7 --new-seed --wait\n\nThe new job has a number of its own. animd keeps the picture for some \

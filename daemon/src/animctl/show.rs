@@ -6,7 +6,9 @@ use super::exit::{Exit, Result};
 use super::{Ctl, json_of, print};
 use crate::words::{ago, bytes, date, energy, time};
 
-/// Show everything about a job. Its owner and root may.
+/// Show everything about a job.
+///
+/// Its owner and root may.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl show 7 --json\n\nJSON: id, uuid, state, owner, name, priority, created, attempt, and where known \

@@ -37,7 +37,9 @@ impl By {
     }
 }
 
-/// Sums over your jobs that have ended, by day, model or profile; root sees everybody's.
+/// Sum your jobs up, by day, model or profile.
+///
+/// Those that have ended; root sees everybody's.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl stats --by model --days 30\n\nJSON: an array of objects with key (the day, model or profile; empty \

@@ -5,7 +5,9 @@ use serde_json::json;
 use super::Ctl;
 use super::exit::{Exit, Result};
 
-/// Give the model's memory back now; the next job loads it again.
+/// Give the model's memory back now.
+///
+/// The next job loads it again.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl unload\n\nRefused while a job runs or waits: pause the queue first, or `animctl drain`. Asks \

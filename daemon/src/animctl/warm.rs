@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use super::Ctl;
 use super::exit::{Exit, Failure, Result};
 
-/// Keep the model in memory, however long it is idle: while a command runs, or until Ctrl-C.
+/// Keep the model in memory, while a command runs or until Ctrl-C.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl warm -- ./make-all-videos.sh\n\nExample: animctl warm --seconds 3600\n\nJSON: warm and seconds (0 \

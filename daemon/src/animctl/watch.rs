@@ -5,7 +5,9 @@ use super::follow::follow;
 use super::meter::Meter;
 use super::{Ctl, queue};
 
-/// Show a job as it goes on, until it has ended; without a number the queue, until Ctrl-C.
+/// Show a job, or the queue, as it goes on.
+///
+/// A job until it has ended; without a number the queue, until Ctrl-C.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl watch 7\n\nOn kitty, Ghostty, Konsole, iTerm2 and WezTerm a small preview of the video is shown \

@@ -213,6 +213,7 @@ fn the_shipped_file_is_the_defaults() -> Result<()> {
         .map_err(|e| Error::Config(keys::explain(Path::new("animd.toml"), &text, &e)))?;
     assert!(read.model.path.take().is_some());
     assert!(read.model.dit.take().is_some() && read.engine.program.take().is_some());
+    assert!(read.metrics.textfile.take().is_some());
     let [watch] = std::mem::take(&mut read.watch).try_into().expect("one example");
     assert!(watch.outbox.is_some() && watch.stable_seconds.is_some() && watch.poll_seconds.is_some());
     let defaults = std::mem::take(&mut read.defaults);

@@ -17,10 +17,9 @@ pub fn page() -> String {
         if let Some(body) = rest.strip_prefix("<!--") {
             let (text, after) = body.split_once("-->").unwrap_or((body, ""));
             rest = after;
-            if std::mem::take(&mut first) {
-                lead(&mut page, text)
-            } else {
-                comment = text
+            match std::mem::take(&mut first) {
+                true => lead(&mut page, text),
+                false => comment = text,
             }
             continue;
         }
@@ -103,7 +102,10 @@ impl<'a> Member<'a> {
         }
         let about =
             parts[0].strip_prefix(self.name).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&parts[0]);
-        page.text(about);
+        let mut letters = about.chars();
+        page.text(
+            &letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).collect::<String>(),
+        );
         for part in &parts[1..] {
             let (name, text) = part.trim_start_matches('@').split_once(": ").unwrap_or((part, ""));
             page.entry(vec![bold(name)], text);

@@ -30,7 +30,7 @@ pub fn page() -> String {
             vec![
                 bold(doc.key),
                 roman(" = "),
-                italic(doc.value),
+                italic(short(doc.value)),
                 roman(format!("   ({}){example}", doc.kind)),
             ],
             &doc.description,
@@ -38,4 +38,13 @@ pub fn page() -> String {
     }
     page.see_also(&[("animd", "8"), ("animctl", "1"), ("org.animd.Animd1", "5")]);
     page.render()
+}
+
+/// The beginning of a long value: no terminal breaks a line of Chinese.
+fn short(value: &str) -> String {
+    if value.chars().count() <= 60 {
+        return value.to_owned();
+    }
+    let start: String = value.chars().take(30).collect();
+    format!("{start}...\"")
 }

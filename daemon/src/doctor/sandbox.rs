@@ -2,6 +2,7 @@
 //! `animctl folder add` write, or an administrator.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -143,7 +144,7 @@ pub fn escape(path: &Path) -> String {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' | b'+' | b',' | b'@' => {
                 text.push(byte.into());
             }
-            byte => text.push_str(&format!("\\x{byte:02x}")),
+            byte => _ = write!(text, "\\x{byte:02x}"),
         }
     }
     text
