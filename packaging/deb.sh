@@ -90,10 +90,9 @@ animd ($version) unstable; urgency=medium
 END
 pack "$target/deb/changelog" "$doc/changelog.gz"
 
-# Manual pages and completions come from the same source as --help: the programs write them.
-if [ -x packaging/manual.sh ]; then
-    packaging/manual.sh "$built" "$tree"
-fi
+# Manual pages and completions, from the same source as --help.
+"$built/animd-docs" "$tree/usr/share" >/dev/null
+find "$tree/usr/share/man" -type f -exec gzip -9 -n {} +
 
 # ---- control ----
 (cd "$tree" && find etc -type f | sed 's|^|/|' | sort) >"$tree/DEBIAN/conffiles"
@@ -115,9 +114,6 @@ dpkg-deb --root-owner-group -Zxz --build "$tree" "$package" >/dev/null
 echo "$package: $(du -h "$package" | cut -f 1), $((size / 1024)) MiB installed; needs $libraries"
 
 if command -v lintian >/dev/null; then
-    # Until the programs write their manual pages.
-    suppress=()
-    [ -x packaging/manual.sh ] || suppress=(--suppress-tags no-manual-page)
-    lintian --allow-root --fail-on error,warning "${suppress[@]}" "$package"
+    lintian --allow-root --fail-on error,warning "$package"
     echo 'lintian finds nothing'
 fi

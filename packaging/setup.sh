@@ -39,6 +39,7 @@ missing() {
     if [ "$purpose" = appliance ]; then
         has debootstrap || echo debootstrap
         has lintian || echo lintian
+        { has ip && has pgrep && has hostname; } || echo iproute2 procps hostname
     fi
 }
 
