@@ -114,8 +114,8 @@ fn translate(root: &Path, event: &Event) -> Option<Seen> {
         EventKind::Create(CreateKind::Folder) => Some(Seen::Folder(below)),
         EventKind::Create(_) => Some(Seen::Begun(below)),
         EventKind::Modify(ModifyKind::Name(RenameMode::To)) if is_folder() => Some(Seen::Folder(below)),
-        EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Some(Seen::Whole(below)),
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(Seen::Whole(below)),
+        EventKind::Modify(ModifyKind::Name(RenameMode::To))
+        | EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(Seen::Whole(below)),
         // Of a file, too: then it is the folder of nothing.
         EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(RemoveKind::Folder) => {
             Some(Seen::FolderGone(below))
