@@ -37,17 +37,22 @@ pub fn bytes(bytes: u64) -> String {
 
 /// Microseconds since the epoch as date and time in universal time.
 pub fn date_utc(us: u64) -> String {
-    moment(us, TimeZone::UTC, "%Y-%m-%d %H:%M UTC")
+    format(us, TimeZone::UTC, "%Y-%m-%d %H:%M UTC")
 }
 
 /// The same where the machine is.
 pub fn date(us: u64) -> String {
-    moment(us, TimeZone::system(), "%Y-%m-%d %H:%M")
+    format(us, TimeZone::system(), "%Y-%m-%d %H:%M")
 }
 
-fn moment(us: u64, zone: TimeZone, format: &str) -> String {
+/// The same to the second.
+pub fn moment(us: u64) -> String {
+    format(us, TimeZone::system(), "%Y-%m-%d %H:%M:%S")
+}
+
+fn format(us: u64, zone: TimeZone, how: &str) -> String {
     let stamp = i64::try_from(us).ok().and_then(|us| Timestamp::from_microsecond(us).ok());
-    stamp.map_or_else(|| "?".to_owned(), |stamp| stamp.to_zoned(zone).strftime(format).to_string())
+    stamp.map_or_else(|| "?".to_owned(), |stamp| stamp.to_zoned(zone).strftime(how).to_string())
 }
 
 /// How long ago that was, in microseconds since the epoch.

@@ -66,7 +66,13 @@ impl Moment {
 }
 
 /// Shows one moment after another.
-pub enum Meter {
+pub struct Meter {
+    view: View,
+    /// The engine has said where it is. It says nothing more once the video is written.
+    worked: bool,
+}
+
+enum View {
     /// On a terminal.
     Bar { bar: ProgressBar, screen: Option<Screen> },
     /// On standard error that is no terminal.
@@ -79,49 +85,56 @@ impl Meter {
     /// For people, on standard error; with pictures where the terminal shows them and `pictures` is set.
     pub fn new(id: u64, pictures: bool) -> Self {
         if !std::io::stderr().is_terminal() {
-            return Self::Lines { last: String::new() };
+            return Self { view: View::Lines { last: String::new() }, worked: false };
         }
         let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::stderr());
         if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:30.green} {percent:>3}% {wide_msg}") {
             bar.set_style(style.progress_chars("━╸┄"));
         }
         bar.set_prefix(format!("job {id}"));
-        Self::Bar { bar, screen: Screen::of_terminal().filter(|_| pictures) }
+        let screen = Screen::of_terminal().filter(|_| pictures);
+        Self { view: View::Bar { bar, screen }, worked: false }
     }
 
     /// For programs.
     pub fn json() -> Self {
-        Self::Json { last: Value::Null }
+        Self { view: View::Json { last: Value::Null }, worked: false }
     }
 
     /// Whether [`Self::picture`] does anything.
     pub fn shows_pictures(&self) -> bool {
-        matches!(self, Self::Bar { screen: Some(_), .. })
+        matches!(self.view, View::Bar { screen: Some(_), .. })
     }
 
     pub fn show(&mut self, moment: &Moment) {
-        match self {
-            Self::Bar { bar, .. } => {
-                if moment.state() == "running" {
-                    bar.set_position((moment.fraction() * 1000.0) as u64);
+        let stage = moment.state() == "running" && !moment.stage().is_empty();
+        if moment.state() == "running" && !stage && self.worked && !matches!(self.view, View::Json { .. }) {
+            return;
+        }
+        self.worked = stage;
+        match &mut self.view {
+            View::Bar { bar, .. } => {
+                match moment.state() {
+                    "running" => bar.set_position((moment.fraction() * 1000.0) as u64),
+                    "finishing" | "done" => bar.set_position(1000),
+                    _ => {}
                 }
                 bar.set_message(moment.words(false));
             }
-            Self::Lines { last } => {
+            View::Lines { last } => {
                 let still = moment.words(true);
                 if *last != still {
-                    let running = moment.state() == "running" && !moment.stage().is_empty();
-                    match running && moment.note.is_none() {
+                    match stage && moment.note.is_none() {
                         true => eprintln!("{:3.0}% {}", moment.fraction() * 100.0, moment.words(false)),
                         false => eprintln!("{still}"),
                     }
                     *last = still;
                 }
             }
-            Self::Json { last } => {
+            View::Json { last } => {
                 let mut facts = moment.facts.clone();
-                if let (Some(map), Some(note)) = (facts.as_object_mut(), &moment.note) {
-                    map.insert("note".into(), note.as_str().into());
+                if let Some(note) = &moment.note {
+                    facts["note"] = note.as_str().into();
                 }
                 if *last != facts {
                     print(&facts);
@@ -133,13 +146,13 @@ impl Meter {
 
     /// Shows a JPEG above the bar, in place of the one before.
     pub fn picture(&mut self, jpeg: &[u8]) {
-        if let Self::Bar { bar, screen: Some(screen) } = self {
+        if let View::Bar { bar, screen: Some(screen) } = &mut self.view {
             bar.suspend(|| screen.show(jpeg));
         }
     }
 
     pub fn end(&self) {
-        if let Self::Bar { bar, .. } = self {
+        if let View::Bar { bar, .. } = &self.view {
             bar.finish_and_clear();
         }
     }

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::exit::{Exit, Result};
 use super::{Ctl, json_of, print};
-use crate::words::{ago, bytes, date, energy, time};
+use crate::words::{ago, bytes, date, energy, moment, time};
 
 /// Show everything about a job.
 ///
@@ -38,7 +38,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
     for_people(&description);
     for event in description["timeline"]["events"].as_array().into_iter().flatten() {
         let (at, kind) = (event[0].as_u64().unwrap_or(0), event[1].as_str().unwrap_or_default());
-        print(format!("{}  {kind:<12} {}", date(at), event[2].as_str().unwrap_or_default()).trim_end());
+        print(format!("{}  {kind:<12} {}", moment(at), event[2].as_str().unwrap_or_default()).trim_end());
     }
     Ok(Exit::Done)
 }
@@ -87,8 +87,8 @@ pub fn for_people(description: &Value) {
                     "created" | "started" | "finished" => {
                         print(format!("{words:<18} {}, {}", date(n as u64), ago(n as u64)));
                     }
+                    "priority" | "gpu_peak_bytes" if n == 0 => {}
                     key if key.ends_with("_bytes") => print(format!("{words:<18} {}", bytes(n as u64))),
-                    "priority" if n == 0 => {}
                     _ => print(format!("{words:<18} {n}")),
                 }
             }

@@ -13,7 +13,7 @@ use super::{Ctl, queue};
     after_help = "Example: animctl watch 7\n\nOn kitty, Ghostty, Konsole, iTerm2 and WezTerm a small preview of the video is shown \
 while it is made. Where standard error is no terminal, a line for each step; the queue is told on standard output, a line for each \
 job that comes, starts or ends.\n\nThe folders that animd watches are `animctl folder`.\n\nJSON: an object a line, for each \
-change: id, owner, state, stage, step [done, all], progress, expected_end, position, priority; of the queue id and state"
+change: id, owner, state, stage, step [done, all], progress, expected_end, position, priority, and note where nothing happens; of the queue id and state"
 )]
 pub struct Args {
     /// The job's number

@@ -144,30 +144,48 @@ pub fn model(config: &Config, user: &User, sandbox: &Sandbox) -> Check {
     }
 }
 
-/// The folders are there, and the service's user may use them: the three of the service and the watched ones.
+/// The folders are there, or can be made, and the service's user may use them: the three of the service and the watched
+/// ones.
 pub fn folders(config: &Config, user: &User, sandbox: &Sandbox) -> Vec<Check> {
     let folders = &config.folders;
     let own = [("inbox", &folders.inbox), ("outbox", &folders.outbox), ("state", &folders.state)];
-    let watched = config.watch.iter().flat_map(|watch| {
-        [Some(("watched folder", &watch.path)), watch.outbox.as_ref().map(|outbox| ("outbox", outbox))]
-    });
-    own.into_iter().chain(watched.flatten()).map(|(name, dir)| folder(name, dir, user, sandbox)).collect()
+    let mut checks: Vec<Check> = own.map(|(name, dir)| folder(name, dir, true, user, sandbox)).into();
+    for watch in &config.watch {
+        checks.push(folder("watched folder", &watch.path, false, user, sandbox));
+        if let Some(outbox) = &watch.outbox {
+            checks.push(folder("outbox", outbox, true, user, sandbox));
+        }
+    }
+    checks
 }
 
-fn folder(name: &'static str, dir: &Path, user: &User, sandbox: &Sandbox) -> Check {
+/// `made`: the service makes it where it is missing.
+fn folder(name: &'static str, dir: &Path, made: bool, user: &User, sandbox: &Sandbox) -> Check {
     if let Some(why) = sandbox.refusal(dir, true) {
         let remedy =
             "let the service into it with `animctl folder add DIR`, or choose one below /var/lib/animd";
         return Check::fail(name, format!("`{}` {why}", show(dir)), remedy);
     }
     let (outside, start) = sandbox.outside(dir);
-    match refusal_from(&start, &outside, user, READ | WRITE | SEARCH) {
-        None => Check::ok(name, format!("`{}`", show(outside))),
+    if outside.exists() && !outside.is_dir() {
+        return Check::fail(
+            name,
+            format!("`{}` is no folder", show(&outside)),
+            "move it away, or choose another folder",
+        );
+    }
+    let all = READ | WRITE | SEARCH;
+    let above = outside.ancestors().find(|dir| dir.exists()).filter(|_| made && !outside.exists());
+    if above.is_some_and(|above| refusal_from(&start, above, user, all).is_none()) {
+        return Check::ok(name, format!("`{}` is made when animd starts", show(&outside)));
+    }
+    match refusal_from(&start, &outside, user, all) {
+        None => Check::ok(name, format!("`{}`", show(&outside))),
         Some(why) => Check::fail(
             name,
             why,
             format!(
-                "let user `{}` write to it: `setfacl -m u:{0}:rwx DIR`, or `install -d -o {0} DIR` for a new one",
+                "let user `{0}` write to it: `setfacl -m u:{0}:rwx DIR`, or `install -d -o {0} DIR` for a new one",
                 user.name
             ),
         ),
