@@ -286,7 +286,6 @@ impl Stack {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn unfit(e: impl Display) -> Error {
     Error::Config(format!("the configuration does not fit together: {e}"))
 }

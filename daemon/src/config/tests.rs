@@ -214,9 +214,9 @@ fn the_shipped_file_is_the_defaults() -> Result<()> {
     assert!(read.model.path.take().is_some());
     assert!(read.model.dit.take().is_some() && read.engine.program.take().is_some());
     assert!(read.metrics.textfile.take().is_some());
-    let [watch] = std::mem::take(&mut read.watch).try_into().expect("one example");
+    let [watch] = take(&mut read.watch).try_into().expect("one example");
     assert!(watch.outbox.is_some() && watch.stable_seconds.is_some() && watch.poll_seconds.is_some());
-    let defaults = std::mem::take(&mut read.defaults);
+    let defaults = take(&mut read.defaults);
     assert_eq!(read, Config::default());
 
     let built_in = Settings { prompt: Some(NEUTRAL_PROMPT.into()), seed: Some(42), ..Settings::default() };
