@@ -73,6 +73,7 @@ impl Desk {
     /// Another configuration from here on.
     pub fn set_config(&self, config: Config) {
         self.spool.set_keep(config.retention.pictures_days);
+        self.spool.set_reserve(config.queue.free_mib);
         let total = config.queue.total;
         // Not awaited: a ledger that is busy must not hold up whoever reloads, and what comes later sees the new limit.
         self.ledger.tell(move |db| db.set_total(total));
@@ -174,6 +175,15 @@ impl Desk {
                     return Ok(());
                 }
                 Err(e @ (Error::Ledger(_) | Error::Stopping)) => return Err(e),
+                // A disk that is not mounted yet: making the folder, or the video again, would be worse than to wait.
+                Err(e) if !self.outbox_is_there(&job) => {
+                    tracing::error!(
+                        job = id,
+                        "the video of job {id} waits for the next start of the service: its outbox is not there ({e})"
+                    );
+                    return Ok(());
+                }
+                Err(e) if self.save_video(&job, &e)? => {}
                 Err(e) => {
                     let text = format!("the video could not be put into the outbox: {e}");
                     let target = self.source_target(&job, Outcome::Failed);
@@ -218,6 +228,36 @@ impl Desk {
         Ok(())
     }
 
+    fn outbox_is_there(&self, job: &Job) -> bool {
+        job.output.as_deref().and_then(Path::parent).is_some_and(Path::is_dir)
+    }
+
+    /// Copies a finished video that its outbox refuses to where videos for callers lie. False if that fails, too.
+    fn save_video(&self, job: &Job, refused: &Error) -> Result<bool> {
+        let (id, part, dir) = (job.id, self.part(job), self.results());
+        let Some(name) = job.output.as_deref().and_then(Path::extension).map(|kind| {
+            let mut name = OsString::from(format!("{}.", job.uuid));
+            name.push(kind);
+            name
+        }) else {
+            return Ok(false);
+        };
+        let output = dir.join(name);
+        let saved = fs::create_dir_all(&dir).and_then(|()| files::copy_new(&part, &output));
+        if let Err(e) = saved.and_then(|()| files::sync_dir(&dir)) {
+            tracing::error!(job = id, "the video of job {id} cannot be kept elsewhere either: {e}");
+            return Ok(false);
+        }
+        tracing::error!(
+            job = id,
+            "the outbox takes no video ({refused}): that of job {id} is kept by the service for retention.results_days; \
+             `animctl fetch {id} FILE` copies it"
+        );
+        self.ledger.call_blocking(move |db| db.set_output(id, &output))?;
+        _ = fs::remove_file(&part);
+        Ok(true)
+    }
+
     /// Renames the unfinished file to the video's name. False if there is neither.
     fn put_video(&self, job: &Job) -> Result<bool> {
         let part = self.part(job);
@@ -243,6 +283,9 @@ impl Desk {
                 }
                 // Renamed before, unless what lies there is somebody else's.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    if !dir.is_dir() {
+                        return Err(Error::file("find", &dir)(e));
+                    }
                     return holds(&output, job.output_sha256).map_err(Error::file("read", &output));
                 }
                 Err(e) => return Err(Error::file("create", &output)(e)),
@@ -572,7 +615,7 @@ mod tests {
     }
 
     #[test]
-    fn a_video_that_cannot_be_placed_fails_the_job_and_keeps_the_picture() -> Result<()> {
+    fn a_video_that_its_outbox_refuses_is_kept() -> Result<()> {
         let place = place()?;
         let job = place.running()?;
         let part = place.desk.part(&job);
@@ -581,12 +624,29 @@ mod tests {
             panic!("the file is there")
         };
         // A name that no file system takes stands for an outbox that refuses.
-        done.output = place.outbox().join("x".repeat(300));
+        done.output = place.outbox().join("x".repeat(300)).with_extension("mp4");
         place.desk.end_blocking(job.id, State::Running, &Ended::Done(done))?;
         let ended = place.job(job.id);
-        assert_eq!((ended.state, ended.error_code.as_deref()), (State::Failed, Some("output")));
-        assert_eq!(place.names(FAILED), ["photo.png", "photo.png.error.txt"]);
-        assert_eq!(place.names("../outbox"), Vec::<String>::new());
+        assert_eq!(ended.state, State::Done);
+        let video = ended.output.expect("kept");
+        assert_eq!(video.parent(), Some(&*place.desk.results()));
+        assert_eq!(fs::read(&video).ok().as_deref(), Some(&b"video"[..]));
+        assert_eq!((place.names(DONE), place.names("../outbox")), (vec!["photo.png".to_owned()], vec![]));
+        Ok(())
+    }
+
+    #[test]
+    fn a_video_waits_for_an_outbox_that_is_away() -> Result<()> {
+        let place = place()?;
+        let job = place.finishing()?;
+        let (outbox, away) = (place.outbox(), place.inbox.with_file_name("away"));
+        fs::rename(&outbox, &away).map_err(Error::file("rename", &outbox))?;
+        place.desk.recover()?;
+        assert_eq!(place.job(job.id).state, State::Finishing);
+        fs::rename(&away, &outbox).map_err(Error::file("rename", &away))?;
+        place.desk.recover()?;
+        assert_eq!(place.job(job.id).state, State::Done);
+        assert_eq!(place.names("../outbox"), ["photo-7.mp4"]);
         Ok(())
     }
 

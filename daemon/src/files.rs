@@ -71,33 +71,41 @@ fn not_regular(kind: &str) -> io::Error {
 
 /// Renames without replacing: an existing `to` is an error of kind `AlreadyExists`. Also across file systems.
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match rename_within(from, to) {
+        Err(e) if e.raw_os_error() == Some(Errno::XDEV.raw_os_error()) => {
+            copy_new(from, to)?;
+            fs::remove_file(from)
+        }
+        renamed => renamed,
+    }
+}
+
+/// Copies a regular file and syncs the copy, replacing nothing: an existing `to` is an error of kind `AlreadyExists`.
+pub fn copy_new(from: &Path, to: &Path) -> io::Result<()> {
+    let part = to.with_file_name(format!(".animd-{}.part", uuid::Uuid::new_v4()));
+    let (mut source, meta) = open_regular(from)?;
+    let copied = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(meta.mode() & 0o777)
+        .open(&part)
+        .and_then(|mut copy| io::copy(&mut source, &mut copy).and_then(|_| copy.sync_all()))
+        .and_then(|()| rename_within(&part, to));
+    if copied.is_err() {
+        _ = fs::remove_file(&part);
+    }
+    copied
+}
+
+/// [`rename_new`] on one file system.
+fn rename_within(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(()),
         // NFS and some FUSE file systems have no such flag.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
             fs::hard_link(from, to)?;
             fs::remove_file(from)
         }
-        Err(Errno::XDEV) => {
-            let dir = to.parent().unwrap_or(Path::new("/"));
-            let part = dir.join(format!(".animd-{}.part", uuid::Uuid::new_v4()));
-            let (mut source, meta) = open_regular(from)?;
-            let copied = fs::OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(meta.mode() & 0o777)
-                .open(&part)
-                .and_then(|mut copy| io::copy(&mut source, &mut copy).and_then(|_| copy.sync_all()))
-                .and_then(|()| {
-                    rustix::fs::renameat_with(CWD, &part, CWD, to, RenameFlags::NOREPLACE).map_err(Into::into)
-                });
-            if copied.is_err() {
-                _ = fs::remove_file(&part);
-            }
-            copied?;
-            fs::remove_file(from)
-        }
-        Err(e) => Err(e.into()),
+        renamed => renamed.map_err(Into::into),
     }
 }
 

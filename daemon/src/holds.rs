@@ -75,6 +75,19 @@ impl Holds {
         }
     }
 
+    /// Ends all holds of a kind, and tells whose they were.
+    pub fn end(&self, what: What) -> Vec<Hold> {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ended, left) = std::mem::take(&mut all.1).into_iter().partition(|(_, hold)| hold.what == what);
+        all.1 = left;
+        drop(all);
+        let ended: BTreeMap<u64, Hold> = ended;
+        if !ended.is_empty() {
+            self.changed.send_replace(());
+        }
+        ended.into_values().collect()
+    }
+
     /// Whether anybody holds this.
     pub fn any(&self, what: What) -> bool {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).1.values().any(|hold| hold.what == what)

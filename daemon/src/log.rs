@@ -11,11 +11,13 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
-use crate::keys::one_line;
+use crate::keys::{nearest, one_line};
 use crate::{Error, Result};
 
 /// Every entry that speaks of a job has this `MESSAGE_ID` and a field `JOB`.
 const JOB_MESSAGE_ID: &str = "7d2f0d3f2c114c3b9f0b8f3d5a4c9e21";
+
+const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
 /// The filter, to be replaced while the service runs.
 static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
@@ -25,6 +27,17 @@ static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 /// # Errors
 /// [`Error::Config`] names it.
 pub fn filter(level: &str) -> Result<EnvFilter> {
+    // A bare word that is no level would be the name of a part of the program, and silence all the others.
+    let wrong = level.split(',').map(str::trim).find(|part| {
+        !part.contains(['=', '[', ':']) && part.parse::<tracing_subscriber::filter::LevelFilter>().is_err()
+    });
+    if let Some(wrong) = wrong {
+        let hint = match nearest(wrong, LEVELS) {
+            Some(level) => format!("did you mean `{level}`?"),
+            None => format!("known are {}", LEVELS.join(", ")),
+        };
+        return Err(Error::Config(format!("log.level `{}` is no level; {hint}", one_line(wrong, 100))));
+    }
     EnvFilter::try_new(level).map_err(|e| {
         let (level, e) = (one_line(level, 100), one_line(&e.to_string(), 200));
         Error::Config(format!("log.level `{level}`: {e}; known are error, warn, info, debug and trace"))
@@ -112,5 +125,21 @@ impl<S: Subscriber> Layer<S> for Journal {
         }
         let entry: Vec<&str> = entry.iter().map(String::as_str).collect();
         _ = systemd::journal::send(&entry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_level_is_no_silence() {
+        for level in ["info", "animd=debug", "warn,zbus=error", "off"] {
+            assert!(filter(level).is_ok(), "{level}");
+        }
+        let error = filter("inof").expect_err("no level").to_string();
+        assert_eq!(error, "log.level `inof` is no level; did you mean `info`?");
+        let error = filter("loud").expect_err("no level").to_string();
+        assert_eq!(error, "log.level `loud` is no level; known are error, warn, info, debug, trace, off");
     }
 }

@@ -11,12 +11,15 @@ use crate::delivery::Desk;
 use crate::ledger::Job;
 use crate::{Error, Result};
 
+/// The folder of the pictures in the state folder.
+pub(crate) const PICTURES: &str = "pictures";
+
 /// What a picture shows, and for how long there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Picture {
-    /// One frame, as large as the video; lives as long as its job's row.
+    /// One frame, as large as the video; lives for `retention.pictures_days`.
     Poster,
-    /// The same frame, at most 512 pixels on its longer side; lives as long.
+    /// The same frame, at most 512 pixels on its longer side; lives as long as its job's row.
     Thumbnail,
     /// What the video is going to be; only while its job runs, and not from its beginning.
     Preview,
@@ -26,7 +29,8 @@ impl Picture {
     /// All kinds.
     pub const ALL: [Self; 3] = [Self::Poster, Self::Thumbnail, Self::Preview];
 
-    fn name(self) -> &'static str {
+    /// `poster`, `thumbnail` or `preview`.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Poster => "poster",
             Self::Thumbnail => "thumbnail",
@@ -38,7 +42,7 @@ impl Picture {
 impl Desk {
     /// Where a job's picture lies, once there is one.
     pub fn picture(&self, job: &Job, picture: Picture) -> PathBuf {
-        self.config().folders.state.join("pictures").join(format!("{}-{}.jpg", job.uuid, picture.name()))
+        self.config().folders.state.join(PICTURES).join(format!("{}-{}.jpg", job.uuid, picture.name()))
     }
 
     /// What the engine is to write for a job; makes the folder.
@@ -65,7 +69,7 @@ impl Desk {
 
     /// Removes what an interrupted run left: previews, and pictures half written. Nothing runs now.
     pub(crate) fn sweep_pictures(&self) {
-        let Ok(entries) = fs::read_dir(self.config().folders.state.join("pictures")) else { return };
+        let Ok(entries) = fs::read_dir(self.config().folders.state.join(PICTURES)) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name();
             if name.as_bytes().ends_with(b"-preview.jpg") || name.as_bytes().ends_with(b".part") {

@@ -4,9 +4,10 @@
 use animd_engine::dims::Dims;
 use animd_engine::plan::{self, Setup, Work};
 use animd_engine::request::{Request, Size};
+use animd_engine::weights;
 
 use crate::Result;
-use crate::delivery::Desk;
+use crate::delivery::{Desk, blocking};
 use crate::ledger::Known;
 
 /// Finished jobs that are looked at.
@@ -23,7 +24,7 @@ pub struct Plan {
     pub seconds_why: String,
     /// Forwards of the DiT that are computed, at the most.
     pub forwards: u32,
-    /// Bytes of memory that the 14B model takes with this profile, on the GPU if it uses one; `None` without a profile.
+    /// Bytes of memory that the model takes with this profile, on the GPU if it uses one; `None` without a profile.
     pub memory_bytes: Option<u64>,
     /// The profile's name; `None` while jobs wait for one.
     pub profile: Option<String>,
@@ -42,7 +43,7 @@ pub async fn plan(desk: &Desk, request: &Request, picture: Option<(u32, u32)>) -
         Some(profile) => desk.ledger.call(move |db| db.known(&profile, LOOKED_AT)).await?,
         None => Vec::new(),
     };
-    let (dims, size) = (Dims::wan_14b(), size(request, picture));
+    let (dims, size) = (dims(desk).await?, size(request, picture));
     let setup = choice.profile.as_ref().map(Setup::from);
     let plan = plan::Plan::new(&dims, request, size, &setup.unwrap_or(Setup::CPU));
     let (seconds, seconds_why) = seconds(&dims, &known, plan.work.flops());
@@ -54,6 +55,24 @@ pub async fn plan(desk: &Desk, request: &Request, picture: Option<(u32, u32)>) -
         profile,
         why: choice.text(),
     })
+}
+
+/// The sizes of the configured model, by the headers of its files; those of the 14B model while it cannot be read.
+async fn dims(desk: &Desk) -> Result<Dims> {
+    let model = desk.config().model.clone();
+    blocking(move || {
+        let opened = model.path.and_then(|path| weights::Model::open(&path, model.dit.as_deref()).ok());
+        Ok(opened.map_or_else(Dims::wan_14b, |model| model.dims()))
+    })
+    .await
+}
+
+/// Bytes of memory that the machine could give now, by `/proc/meminfo`.
+pub fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
 }
 
 /// Width and height. For an area its own shape, or that on its side: the picture's shape makes few per cent.

@@ -1,7 +1,10 @@
 //! What is kept for some days only goes when its days are over: looked at when the service starts and once a day.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +15,7 @@ use crate::board::{Change, stopped};
 use crate::delivery::{Desk, blocking};
 use crate::files::show;
 use crate::ledger::{Kind, Store, days_ago_us};
+use crate::pictures::PICTURES;
 use crate::{Error, Result};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -51,7 +55,13 @@ impl Desk {
         let desk = self.clone();
         blocking(move || {
             if days.results_days > 0 {
-                desk.drop_results(DAY * days.results_days)?;
+                drop_old_files(&desk.results(), DAY * days.results_days, |_| true)?;
+            }
+            if days.pictures_days > 0 {
+                // As large as the video, and for ever they would be many; the thumbnails go with their jobs.
+                let is_poster = |name: &OsStr| name.as_bytes().ends_with(b"-poster.jpg");
+                let folder = desk.config().folders.state.join(PICTURES);
+                drop_old_files(&folder, DAY * days.pictures_days, is_poster)?;
             }
             desk.spool.sweep(&desk.ledger)
         })
@@ -78,22 +88,21 @@ impl Desk {
             }
         }
     }
+}
 
-    /// Removes videos that nobody has collected for so long.
-    fn drop_results(&self, age: Duration) -> Result<()> {
-        let dir = self.results();
-        let entries = match fs::read_dir(&dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            entries => entries.map_err(Error::file("read", &dir))?,
-        };
-        let now = SystemTime::now();
-        for entry in entries.flatten() {
-            let made = entry.metadata().and_then(|meta| meta.modified());
-            if made.is_ok_and(|made| now.duration_since(made).is_ok_and(|old| old > age)) {
-                tracing::debug!("`{}` was not collected and is removed", show(entry.path()));
-                fs::remove_file(entry.path()).map_err(Error::file("remove", entry.path()))?;
-            }
+/// Removes those files of a folder that are so old.
+fn drop_old_files(dir: &Path, age: Duration, which: impl Fn(&OsStr) -> bool) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(Error::file("read", dir))?,
+    };
+    let now = SystemTime::now();
+    for entry in entries.flatten().filter(|entry| which(&entry.file_name())) {
+        let made = entry.metadata().and_then(|meta| meta.modified());
+        if made.is_ok_and(|made| now.duration_since(made).is_ok_and(|old| old > age)) {
+            tracing::debug!("`{}` is old and is removed", show(entry.path()));
+            fs::remove_file(entry.path()).map_err(Error::file("remove", entry.path()))?;
         }
-        Ok(())
     }
+    Ok(())
 }

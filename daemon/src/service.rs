@@ -53,13 +53,14 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     let mut desk = Desk::new(config, ledger, Spool::open(folders.state.join("spool"))?);
     desk.sources = sources;
     let desk = Arc::new(desk);
+    // Before anything can be claimed, scanned or asked for.
+    desk.watches.load(&desk.ledger)?;
+    desk.recover()?;
+    // After the recovery, which must see that it is not there: it may lie on a disk that is not mounted.
     // Without it jobs fail with a sentence; the service has more to say than that.
     if let Err(e) = fs::create_dir_all(&folders.outbox) {
         tracing::error!("the outbox `{}` cannot be made: {e}", show(&folders.outbox));
     }
-    // Before anything can be claimed, scanned or asked for.
-    desk.watches.load(&desk.ledger)?;
-    desk.recover()?;
 
     // Before READY: a signal that comes early must not kill what it should stop.
     let stopping = |e| Error::File { action: "listen for signals in", path: "the service".into(), source: e };

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -30,6 +30,7 @@ pub struct Spool {
     dir: PathBuf,
     pins: Arc<Mutex<HashMap<Sha, u32>>>,
     keep_days: Arc<AtomicU32>,
+    reserve_mib: Arc<AtomicU64>,
 }
 
 /// A spooled picture that stays while this is held.
@@ -57,7 +58,7 @@ impl Spool {
     /// Opens or makes the folder.
     pub fn open(dir: PathBuf) -> Result<Self> {
         fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
-        Ok(Self { dir, pins: Arc::default(), keep_days: Arc::default() })
+        Ok(Self { dir, pins: Arc::default(), keep_days: Arc::default(), reserve_mib: Arc::default() })
     }
 
     /// Where a picture lies.
@@ -76,6 +77,11 @@ impl Spool {
     /// Pictures of jobs that have ended stay for so many days; 0 is for ever.
     pub fn set_keep(&self, days: u32) {
         self.keep_days.store(days, Ordering::Relaxed);
+    }
+
+    /// So many MiB of the disk are left free.
+    pub fn set_reserve(&self, mib: u64) {
+        self.reserve_mib.store(mib, Ordering::Relaxed);
     }
 
     /// Copies a whole regular file, whatever its descriptor's offset, and syncs the copy. Blocks.
@@ -136,6 +142,7 @@ impl Spool {
             )));
         }
         picture::read(file, what)?;
+        self.check_room(before.len())?;
         let part = self.dir.join(format!(".{}.part", uuid::Uuid::new_v4()));
         let copied = Self::copy(file, before.len(), &part, what);
         let spooled = copied.and_then(|sha256| {
@@ -161,6 +168,25 @@ impl Spool {
             _ = fs::remove_file(&part);
         }
         spooled
+    }
+
+    /// Refuses what would leave less room on the disk than the queue's own files need.
+    fn check_room(&self, length: u64) -> Result<()> {
+        let reserve = self.reserve_mib.load(Ordering::Relaxed);
+        let disk = rustix::fs::statvfs(&self.dir)
+            .map_err(|e| Error::file("ask for the free space of", &self.dir)(e.into()))?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free >= length.saturating_add(reserve << 20) {
+            return Ok(());
+        }
+        let text = format!(
+            "it has {} MiB left, of which {reserve} MiB are kept free (queue.free_mib); make room",
+            free >> 20
+        );
+        Err(Error::file("copy a picture into", &self.dir)(std::io::Error::new(
+            std::io::ErrorKind::StorageFull,
+            text,
+        )))
     }
 
     fn copy(file: &File, length: u64, part: &Path, what: &str) -> Result<Sha> {
@@ -269,6 +295,21 @@ mod tests {
         spool.sweep(&ledger)?;
         assert_eq!(fs::read_dir(dir.path().join("spool")).map(Iterator::count).ok(), Some(0));
         Ok(())
+    }
+
+    #[test]
+    fn a_full_disk_takes_no_picture() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
+        let spool = Spool::open(dir.path().join("spool"))?;
+        let source = dir.path().join("a.png");
+        fs::write(&source, picture::TINY).map_err(Error::file("write", &source))?;
+        let file = File::open(&source).map_err(Error::file("open", &source))?;
+        // No disk has so much.
+        spool.set_reserve(u64::MAX >> 21);
+        let refused = spool.put(&file, "the picture").map(|_| ()).expect_err("no room").to_string();
+        assert!(refused.contains("(queue.free_mib); make room"), "{refused}");
+        spool.set_reserve(0);
+        spool.put(&file, "the picture").map(|_| ())
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::board::{Change, Live, stopped};
-use crate::delivery::Desk;
+use crate::delivery::{Desk, blocking};
 use crate::engine::{Engine, Exit, Hello};
 use crate::files::show;
 use crate::holds::What;
@@ -605,12 +605,19 @@ impl Supervisor {
             );
             return self.conclude(id, Ended::Failed { code: "crashed".into(), text }).await;
         }
-        _ = fs::remove_file(self.desk.part(&job));
+        self.remove_part(&job).await;
         let told = why.clone();
         if let Err(e) = self.desk.ledger.call(move |db| db.crashed(id, &told)).await {
             self.keep(id, Unsettled::Crashed(why), &e);
         }
         self.desk.board.tell(Change::State(id));
+    }
+
+    /// Removes a job's unfinished file, which may lie on a disk that hangs.
+    async fn remove_part(&mut self, job: &Job) {
+        let part = self.desk.part(job);
+        let removed = blocking(move || fs::remove_file(&part).map_err(Error::file("remove", &part)));
+        _ = self.patiently(removed).await;
     }
 
     async fn cancel(&mut self, id: u64, text: String) -> Result<bool> {
@@ -650,13 +657,14 @@ impl Supervisor {
                 "job {id} is being made; cancel it, or pause the queue and wait for its end"
             ));
         }
-        if let Some(hold) = self.desk.holds.list().into_iter().find(|hold| hold.what == What::Warm) {
-            return refuse(format!("`{}` of user {} keeps the model warm: {}", hold.who, hold.uid, hold.why));
-        }
         if self.desk.paused().is_none() && self.desk.ledger.call(|db| db.waits()).await? {
             return refuse(
                 "jobs wait, and the next one would bring the model back; pause the queue first".into(),
             );
+        }
+        // Whoever may ask for the memory outranks whoever wants the model warm: else one user could keep the GPU for ever.
+        for hold in self.desk.holds.end(What::Warm) {
+            tracing::info!("the model was kept warm by `{}` of user {}, which has ended", hold.who, hold.uid);
         }
         self.rest("somebody asked for it").await;
         Ok(())
@@ -700,7 +708,7 @@ impl Supervisor {
         if let Err(e) = self.desk.ledger.call(move |db| db.give_back(id, why)).await {
             self.keep(id, Unsettled::GivenBack, &e);
         }
-        _ = fs::remove_file(self.desk.part(&running.job));
+        self.remove_part(&running.job).await;
         self.desk.board.tell(Change::State(id));
     }
 

@@ -103,6 +103,8 @@ async fn a_caller_fetches_its_own_video() {
     let thumbnail =
         job.open_thumbnail().await.map(|fd| File::from(OwnedFd::from(fd)).metadata().unwrap().len());
     assert!(thumbnail.unwrap() > 0);
+    let poster = job.open_poster().await.map(|fd| File::from(OwnedFd::from(fd)).metadata().unwrap().len());
+    assert!(poster.unwrap() > 0);
 
     job.collected().await.unwrap();
     assert_eq!(refused(job.open_result().await).0, "NotFound");
@@ -230,6 +232,9 @@ async fn a_pause_lasts_and_a_hold_ends_with_its_program() {
     assert_eq!(refused(manager.inhibit("warm", "a", "b").await).0, "Busy");
     drop(holds.pop());
     until("there is room", async || manager.inhibit("warm", "a", "b").await.is_ok()).await;
+    // Whoever may ask for the memory gets it, and the holds do not bring the model back.
+    until("nothing runs", async || manager.unload().await.is_ok()).await;
+    until("it is unloaded", async || manager.state_text().await.unwrap().contains("unloaded")).await;
 }
 
 #[tokio::test]

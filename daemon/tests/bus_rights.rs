@@ -142,6 +142,15 @@ fn without_polkit_everybody_has_their_own_jobs_and_root_has_all() {
         let (done, text) = busctl(&house, BOB, false, MANAGER, call);
         assert!(!done && text.contains("is for root"), "{call:?}: {text}");
     }
+    // What lies in a watched folder is its owner's, whoever may read it; and nobody learns whether it is there.
+    let theirs = house.path("inbox/theirs.png");
+    fs::write(&theirs, "no picture").unwrap();
+    fs::set_permissions(&theirs, fs::Permissions::from_mode(0o644)).unwrap();
+    for path in [theirs, house.path("inbox/done/nothing.png")] {
+        let call = [manager, "SubmitPath", "sa{sv}", path.to_str().unwrap(), "0"];
+        let (done, text) = busctl(&house, BOB, false, MANAGER, &call);
+        assert!(!done && text.contains("there is no file of yours"), "{text}");
+    }
     let (done, text) = busctl(&house, BOB, false, MANAGER, &[manager, "History", "a{sv}", "0"]);
     assert!(done && text.trim() == "aa{sv} 0", "{text}");
 

@@ -165,6 +165,9 @@ pub trait Job {
     /// A small picture of the video, a JPEG open for reading.
     #[zbus(allow_interactive_auth)]
     fn open_thumbnail(&self) -> zbus::Result<OwnedFd>;
+    /// The same as large as the video, for some days.
+    #[zbus(allow_interactive_auth)]
+    fn open_poster(&self) -> zbus::Result<OwnedFd>;
     /// What the video is going to be, a JPEG open for reading.
     #[zbus(allow_interactive_auth)]
     fn open_preview(&self) -> zbus::Result<OwnedFd>;

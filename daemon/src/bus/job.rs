@@ -55,6 +55,18 @@ impl JobObject {
         }
     }
 
+    /// A frame of the video, as a picture of its own.
+    async fn open_frame(&self, frame: Picture) -> Result<OwnedFd, BusError> {
+        let job = self.job().await?;
+        match job.state {
+            State::Done => {
+                self.open(self.hub.desk.picture(&job, frame), &format!("the {}", frame.name())).await
+            }
+            State::Failed | State::Canceled => Err(BusError::of_job(&job)),
+            _ => Err(Self::not_ready(&job, frame.name())),
+        }
+    }
+
     fn not_ready(job: &Job, what: &str) -> BusError {
         BusError::NotReady(format!("job {} is {}; it has no {what} yet", job.id, job.state.name()))
     }
@@ -115,13 +127,17 @@ impl JobObject {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedFd, BusError> {
         self.authorized(&header, connection).await?;
-        let job = self.job().await?;
-        let path = self.hub.desk.picture(&job, Picture::Thumbnail);
-        match job.state {
-            State::Done => self.open(path, "the thumbnail").await,
-            State::Failed | State::Canceled => Err(BusError::of_job(&job)),
-            _ => Err(Self::not_ready(&job, "thumbnail")),
-        }
+        self.open_frame(Picture::Thumbnail).await
+    }
+
+    #[zbus(out_args("image"))]
+    async fn open_poster(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedFd, BusError> {
+        self.authorized(&header, connection).await?;
+        self.open_frame(Picture::Poster).await
     }
 
     #[zbus(out_args("image"))]

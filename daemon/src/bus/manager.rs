@@ -446,13 +446,21 @@ fn outside(path: &Path) -> BusError {
     ))
 }
 
-/// Opens a file under a watched folder that the caller could read, too: nobody borrows the service's rights.
+/// Opens a file of the caller's own under a watched folder. What others have there, and whether there is anything, is
+/// nobody's business: the service may look into folders that the caller may not.
 fn open_watched(root: &Path, path: &Path, uid: u32, trusted: bool) -> Result<File, BusError> {
     let below = path.strip_prefix(root).map_err(|_| outside(path))?;
+    let no_file = || {
+        BusError::NotFound(format!(
+            "there is no file of yours at `{}`; a picture of somebody else's is submitted by descriptor, as `animctl \
+             submit` does",
+            show(path)
+        ))
+    };
     let cannot = |e: rustix::io::Errno| match e {
-        rustix::io::Errno::NOENT => BusError::NotFound(format!("there is no file `{}`", show(path))),
         rustix::io::Errno::LOOP | rustix::io::Errno::XDEV => outside(path),
-        e => BusError::InvalidImage(format!("`{}` cannot be opened: {e}", show(path))),
+        e if trusted => BusError::InvalidImage(format!("`{}` cannot be opened: {e}", show(path))),
+        _ => no_file(),
     };
     let flags = OFlags::CLOEXEC | OFlags::RDONLY;
     let dir = rustix::fs::openat(CWD, root, flags | OFlags::DIRECTORY, Mode::empty()).map_err(cannot)?;
@@ -461,11 +469,8 @@ fn open_watched(root: &Path, path: &Path, uid: u32, trusted: bool) -> Result<Fil
         rustix::fs::openat2(&dir, below, flags | OFlags::NONBLOCK, Mode::empty(), resolve).map_err(cannot)?;
     let file = File::from(file);
     let meta = file.metadata().map_err(|e| BusError::Internal(e.to_string()))?;
-    if !trusted && uid != meta.uid() && meta.mode() & 0o004 == 0 {
-        return Err(BusError::NotAuthorized(format!(
-            "`{}` is another user's, and not readable for all",
-            show(path)
-        )));
+    if !trusted && uid != meta.uid() {
+        return Err(no_file());
     }
     Ok(file)
 }

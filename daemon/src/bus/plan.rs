@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 
+use animd_engine::profile::Backend;
 use zbus::{OwnedVariant, Variant};
 
 use super::error::BusError;
 use super::options::PlanOf;
 use crate::delivery::Desk;
+use crate::plan::available_memory;
 
 type Dict = HashMap<String, OwnedVariant>;
 
@@ -16,12 +18,13 @@ pub async fn plan(desk: &Desk, of: PlanOf) -> Result<Dict, BusError> {
         of.settings.or(desk.defaults()).resolve(|| 0).map_err(|e| BusError::InvalidOption(e.to_string()))?;
     let plan = crate::plan::plan(desk, &request, of.picture).await?;
     let choice = desk.profiles.choice();
+    let remedy = choice.remedy.clone().or_else(|| too_large(&plan, choice.profile.as_ref()?.device.backend));
     let backend = choice.profile.as_ref().map(|profile| profile.device.backend.name());
     Ok(dict([
         ("profile", plan.profile.map(Into::into)),
         ("backend", backend.map(Into::into)),
         ("why", Some(Variant::new(choice.why.clone()))),
-        ("remedy", choice.remedy.clone().map(Into::into)),
+        ("remedy", remedy.map(Into::into)),
         ("seconds", plan.seconds.map(Into::into)),
         ("seconds_source", Some(if plan.seconds.is_some() { "history" } else { "unknown" }.into())),
         ("seconds_why", Some(plan.seconds_why.into())),
@@ -31,6 +34,20 @@ pub async fn plan(desk: &Desk, of: PlanOf) -> Result<Dict, BusError> {
         ("steps", Some(request.steps.into())),
         ("forwards", Some(plan.forwards.into())),
     ]))
+}
+
+/// What to do where the machine's own memory would not do now. A GPU's has been looked at for the profile.
+fn too_large(plan: &crate::plan::Plan, backend: Backend) -> Option<String> {
+    let (needed, free) = (plan.memory_bytes?, available_memory()?);
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    (backend == Backend::Cpu && needed > free).then(|| {
+        format!(
+            "this takes {:.1} GiB of memory, and the machine has {:.1} GiB left: close other programs, or choose a smaller \
+             `size`, fewer `frames` or `tiling` = `tiled`",
+            gib(needed),
+            gib(free)
+        )
+    })
 }
 
 /// All profiles, and whether they would run here.

@@ -336,11 +336,13 @@ impl Store {
         Ok(stages)
     }
 
-    /// Whether a job needs this spooled picture: an open one, or one that ended after `since_us` and may be retried.
+    /// Whether a job needs this spooled picture: an open one, or one that ended after `since_us` and may be retried. Not one
+    /// that never started, or whose picture is none: who submits and cancels must not fill the disk.
     pub fn needs_image(&self, sha256: &[u8; 32], since_us: i64) -> Result<bool> {
         let mut find = self.db.prepare_cached(
             "SELECT EXISTS (SELECT 1 FROM job WHERE image_sha256 = ?1
-               AND (state IN ('queued','running','finishing') OR finished_us > ?2))",
+               AND (state IN ('queued','running','finishing')
+                 OR (finished_us > ?2 AND attempt > 0 AND error_code IS NOT 'invalid-image')))",
         )?;
         Ok(find.query_row(params![sha256, since_us], |row| row.get(0))?)
     }
