@@ -98,13 +98,22 @@ impl Failure {
     }
 }
 
+/// Whether an error means that there is no service, and that the bus could not start it: systemd does not know its unit
+/// while it is disabled, and one that fails at its start is waited for in vain.
+fn no_service(error: &str) -> bool {
+    const BUS: [&str; 6] =
+        ["ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "TimedOut", "Spawn.ServiceNotFound"];
+    match error.strip_prefix("org.freedesktop.DBus.Error.") {
+        Some(name) => BUS.contains(&name),
+        None => error.starts_with("org.freedesktop.systemd1."),
+    }
+}
+
 impl From<zbus::Error> for Failure {
     fn from(e: zbus::Error) -> Self {
         match e {
             zbus::Error::MethodError(name, text, _) => {
-                let gone =
-                    ["ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "Spawn.ServiceNotFound"];
-                if gone.iter().any(|g| name.as_str() == format!("org.freedesktop.DBus.Error.{g}")) {
+                if no_service(name.as_str()) {
                     return Self::away();
                 }
                 if name.as_str() == "org.freedesktop.DBus.Error.UnknownMethod" {
@@ -124,9 +133,10 @@ impl From<zbus::Error> for Failure {
 impl From<fdo::Error> for Failure {
     fn from(e: fdo::Error) -> Self {
         match e {
-            fdo::Error::ServiceUnknown(_) | fdo::Error::NameHasNoOwner(_) | fdo::Error::NoReply(_) => {
-                Self::away()
-            }
+            fdo::Error::ServiceUnknown(_)
+            | fdo::Error::NameHasNoOwner(_)
+            | fdo::Error::NoReply(_)
+            | fdo::Error::TimedOut(_) => Self::away(),
             fdo::Error::ZBus(e) => e.into(),
             e => Self::new(e.to_string()),
         }
