@@ -304,11 +304,12 @@ impl Desk {
     /// Whether a picture's sidecars say something else than its job has, since they were read.
     pub fn is_late(&self, job: &Job) -> bool {
         let Some(source) = &job.source else { return false };
-        if sidecar::changed_us(&source.path).is_none_or(|changed_us| changed_us <= source.read_us) {
+        let root = self.watches.root(&source.path);
+        if sidecar::changed_us(&root, &source.path).is_none_or(|changed_us| changed_us <= source.read_us) {
             return false;
         }
         let seed = || job.request.as_ref().map_or(0, |request| request.seed);
-        match sidecar::request(&self.watches.root(&source.path), &source.path, self.defaults(), seed) {
+        match sidecar::request(&root, &source.path, self.defaults(), seed) {
             Ok(request) => job.request.as_ref() != Some(&request),
             Err(Error::Refused { text, .. }) => job.error_text.as_ref() != Some(&text),
             Err(_) => false,

@@ -81,6 +81,36 @@ fn litter_links_and_what_is_done_are_not_looked_into() {
 }
 
 #[test]
+fn a_link_in_place_of_a_folder_leads_nowhere() {
+    let mut house = House::new("poll_seconds = 0.3\n");
+    fs::create_dir_all(house.path("inbox/sub")).unwrap();
+    fs::create_dir(house.path("elsewhere")).unwrap();
+    put(&house, "elsewhere/photo.png");
+    // No picture is put away through a link.
+    std::os::unix::fs::symlink(house.path("elsewhere"), house.path("inbox/done")).unwrap();
+    put(&house, "inbox/sub/first.png");
+    house.start();
+    house.until("it says so", |house| {
+        fs::read_to_string(house.path("log")).unwrap().contains("a symbolic link or a file is in the place")
+    });
+    assert_eq!(jobs(&house), Some(0));
+    fs::remove_file(house.path("inbox/done")).unwrap();
+    house.until_ended(1);
+    assert_eq!(house.files("inbox/done/sub"), ["first.png"]);
+    // None is found through one: the folder's watch tells of a name that leads elsewhere by now.
+    let pid = rustix::process::Pid::from_raw(house.pid() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    fs::rename(house.path("inbox/sub"), house.path("old")).unwrap();
+    std::os::unix::fs::symlink(house.path("elsewhere"), house.path("inbox/sub")).unwrap();
+    put(&house, "old/photo.png");
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    settle(&house, "last");
+    house.until_ended(2);
+    assert_eq!(jobs(&house), Some(2));
+    assert_eq!(house.files("elsewhere"), ["photo.png"]);
+}
+
+#[test]
 fn many_folders_polled_or_not_follow_a_reload() {
     let watch = |name: &str, more: &str| {
         format!("[[watch]]\npath = \"{name}\"\noutbox = \"videos-{name}\"\nstable_seconds = 0.2\n{more}")

@@ -71,7 +71,7 @@ impl Manager {
             // What the watch looks at is the watch's: one job for both, and its picture is moved when it ends.
             let below = path.strip_prefix(&watched.path).is_ok_and(names::is_watched);
             let source = below.then(|| Source {
-                read_us: sidecar::read_us(&path),
+                read_us: sidecar::read_us(&watched.path, &path),
                 identity: Identity::of(&meta),
                 path,
             });

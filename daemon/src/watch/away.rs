@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::names::{DONE, FAILED};
+use super::root::Dir;
 use super::sidecar;
 use crate::files::{self, Identity, NAME_MAX, numbered, rename_new, show, split_name, sync_dir};
 use crate::{Error, Result};
@@ -29,71 +30,104 @@ pub struct Leaving<'a> {
 /// Where a picture goes whose watched folder is `root`: a name that is free, and whose note is free.
 pub fn target(root: &Path, source: &Path, done: bool) -> Option<PathBuf> {
     let below = source.parent()?.strip_prefix(root).unwrap_or(Path::new(""));
-    let dir = root.join(if done { DONE } else { FAILED }).join(below);
-    Some(free_name(&dir, source.file_name()?))
+    let below = Path::new(if done { DONE } else { FAILED }).join(below);
+    let target = root.join(&below).join(source.file_name()?);
+    // Where there is no such folder yet, every name is free.
+    Some(match Dir::open(root, &below) {
+        Ok(to) => renamed_as(&target, &free_name(&to.path(), source.file_name()?)),
+        Err(_) => target,
+    })
+}
+
+/// The watched folder of a picture that goes to `target`: what both lie in.
+fn common<'a>(source: &'a Path, target: &Path) -> &'a Path {
+    source.ancestors().skip(1).find(|dir| target.starts_with(dir)).unwrap_or(Path::new("/"))
 }
 
 impl Leaving<'_> {
     /// Moves the picture and its sidecars. `renamed` is asked to write another target down before it is used.
     pub fn put_away(mut self, mut renamed: impl FnMut(&Path) -> Result<()>) -> Result<()> {
-        let from = self.source.parent().unwrap_or(Path::new("/"));
-        let dir = self.target.parent().unwrap_or(from).to_owned();
-        match fs::symlink_metadata(self.source) {
+        let root = common(self.source, &self.target);
+        let from = match Dir::of(root, self.source) {
+            Ok(from) => from,
+            // Its folder has gone with all that lay there, or a link that leads elsewhere has its name.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(());
+            }
+            Err(e) => return Err(Error::file("look at", self.source)(e)),
+        };
+        match fs::symlink_metadata(from.at(self.source)) {
             Ok(meta) if meta.is_file() && Identity::of(&meta) == self.identity => {}
             // It was replaced or removed meanwhile: what lies there now is another wish.
             Ok(_) => return Ok(()),
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 // It was moved, and then the power went: the rest is still to follow.
-                if fs::symlink_metadata(&self.target).is_ok_and(|meta| Identity::of(&meta) == self.identity) {
-                    self.follow(&dir, from);
+                if let Ok(to) = Dir::of(root, &self.target)
+                    && is(&to.at(&self.target), self.identity)
+                {
+                    self.follow(&to, &from);
                 }
                 return Ok(());
             }
             Err(e) => return Err(Error::file("look at", self.source)(e)),
         }
-        if let Err(e) = self.rename(&dir, &mut renamed) {
-            if !matches!(e, Error::Ledger(_) | Error::Stopping) {
-                self.note_beside();
+        match self.rename(root, &from, &mut renamed) {
+            Ok(to) => {
+                self.follow(&to, &from);
+                Ok(())
             }
-            return Err(e);
+            Err(e) => {
+                if !matches!(e, Error::Ledger(_) | Error::Stopping) {
+                    self.note_beside(&from);
+                }
+                Err(e)
+            }
         }
-        self.follow(&dir, from);
-        Ok(())
     }
 
     /// What comes after the picture.
-    fn follow(&self, dir: &Path, from: &Path) {
+    fn follow(&self, to: &Dir, from: &Dir) {
         if let Some(text) = self.note {
-            let beside = error_note(self.source);
-            if fs::read(&beside).is_ok_and(|old| old == line(text)) {
+            let beside = from.at(&error_note(self.source));
+            if files::read_small(&beside, sidecar::MAX_BYTES).is_ok_and(|old| old == line(text)) {
                 _ = fs::remove_file(beside);
             }
         }
-        self.move_sidecars(dir);
-        for dir in [dir, from] {
-            sync_or_warn(dir);
+        self.move_sidecars(to, from);
+        for (dir, path) in [(to, &*self.target), (from, self.source)] {
+            warn_unsynced(path.parent().unwrap_or(path), sync_dir(&dir.path()));
         }
     }
 
-    fn rename(&mut self, dir: &Path, renamed: &mut impl FnMut(&Path) -> Result<()>) -> Result<()> {
-        fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
+    /// Gives the folder that the picture is in then.
+    fn rename(
+        &mut self,
+        root: &Path,
+        from: &Dir,
+        renamed: &mut impl FnMut(&Path) -> Result<()>,
+    ) -> Result<Dir> {
+        let dir = self.target.parent().unwrap_or(root).to_owned();
+        let below = dir.strip_prefix(root).unwrap_or(Path::new(""));
+        let to = Dir::make(root, below).map_err(Error::file("create", &dir))?;
         loop {
-            let note = error_note(&self.target);
+            let note = to.at(&error_note(&self.target));
             if let Some(text) = self.note {
-                files::write_atomic(&note, &line(text), 0o644).map_err(Error::file("write", &note))?;
+                let written = files::write_atomic(&note, &line(text), 0o644);
+                written.map_err(Error::file("write", error_note(&self.target)))?;
             }
-            match rename_new(self.source, &self.target) {
-                Ok(()) => return Ok(()),
+            match rename_new(&from.at(self.source), &to.at(&self.target)) {
+                Ok(()) => return Ok(to),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                     self.remove_note(&note);
-                    self.target = free_name(dir, self.source.file_name().unwrap_or_default());
+                    let free = free_name(&to.path(), self.source.file_name().unwrap_or_default());
+                    self.target = renamed_as(&self.target, &free);
                     renamed(&self.target)?;
                 }
                 Err(e) => {
                     self.remove_note(&note);
                     // Whoever took it away wants it elsewhere.
                     if e.kind() == io::ErrorKind::NotFound {
-                        return Ok(());
+                        return Ok(to);
                     }
                     return Err(Error::file("move", self.source)(e));
                 }
@@ -108,29 +142,41 @@ impl Leaving<'_> {
     }
 
     /// A picture that may not be moved still gets its note, where one may be written.
-    fn note_beside(&self) {
+    fn note_beside(&self, from: &Dir) {
         let Some(text) = self.note else { return };
         let note = error_note(self.source);
-        if fs::symlink_metadata(&note).is_err()
-            && let Err(e) = files::write_atomic(&note, &line(text), 0o644)
+        let held = from.at(&note);
+        if fs::symlink_metadata(&held).is_err()
+            && let Err(e) = files::write_atomic(&held, &line(text), 0o644)
         {
             tracing::debug!("the note `{}` cannot be written: {e}", show(&note));
         }
     }
 
-    fn move_sidecars(&self, dir: &Path) {
+    fn move_sidecars(&self, to: &Dir, from: &Dir) {
         for sidecar in sidecar::paths(self.source).into_iter().flatten() {
-            let used = fs::symlink_metadata(&sidecar)
+            let held = from.at(&sidecar);
+            let used = fs::symlink_metadata(&held)
                 .is_ok_and(|meta| meta.is_file() && files::changed_us(&meta) <= self.sidecars_until_us);
-            if used && let Some(name) = sidecar.file_name() {
-                let to = free_name(dir, name);
-                if let Err(e) = rename_new(&sidecar, &to) {
-                    tracing::warn!("a picture's sidecar cannot be moved and stays: {e}");
-                    tracing::debug!("the sidecar is `{}`", show(&sidecar));
-                }
+            if used
+                && let Some(name) = sidecar.file_name()
+                && let Err(e) = rename_new(&held, &free_name(&to.path(), name))
+            {
+                tracing::warn!("a picture's sidecar cannot be moved and stays: {e}");
+                tracing::debug!("the sidecar is `{}`", show(&sidecar));
             }
         }
     }
+}
+
+/// Whether this state of a file lies there.
+fn is(path: &Path, identity: Identity) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| Identity::of(&meta) == identity)
+}
+
+/// `path` with the name of another path.
+fn renamed_as(path: &Path, other: &Path) -> PathBuf {
+    path.with_file_name(other.file_name().unwrap_or_default())
 }
 
 fn line(text: &str) -> Vec<u8> {
@@ -163,7 +209,11 @@ fn error_note(picture: &Path) -> PathBuf {
 
 /// The file is in its place already: a folder that cannot be synced makes that less durable, not untrue.
 pub fn sync_or_warn(dir: &Path) {
-    if let Err(e) = sync_dir(dir) {
+    warn_unsynced(dir, sync_dir(dir));
+}
+
+fn warn_unsynced(dir: &Path, synced: io::Result<()>) {
+    if let Err(e) = synced {
         tracing::warn!("the folder `{}` cannot be synced; a power cut may undo a rename: {e}", show(dir));
     }
 }
@@ -181,6 +231,31 @@ mod tests {
         fs::create_dir_all(dir.path().join("done/a/b"))?;
         fs::write(dir.path().join("done/a/b/photo.png"), "")?;
         assert_eq!(target(dir.path(), &source, true), Some(dir.path().join("done/a/b/photo-2.png")));
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_moved_through_a_link() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (root, elsewhere) = (dir.path().join("root"), dir.path().join("elsewhere"));
+        fs::create_dir(&root)?;
+        fs::create_dir(&elsewhere)?;
+        fs::write(root.join("ours.png"), "ours")?;
+        fs::write(elsewhere.join("theirs.png"), "theirs")?;
+        for link in ["done", "sub"] {
+            std::os::unix::fs::symlink(&elsewhere, root.join(link))?;
+        }
+        let put_away = |source: &Path, target: &str| {
+            let identity = Identity::of(&fs::symlink_metadata(source)?);
+            let target = root.join(target);
+            let leaving = Leaving { source, identity, target, note: None, sidecars_until_us: i64::MAX };
+            leaving.put_away(|_| Ok(())).map_err(|e| io::Error::other(e.to_string()))
+        };
+        let error = put_away(&root.join("ours.png"), "done/ours.png").map_err(|e| e.to_string());
+        assert!(error.is_err_and(|text| text.contains("a symbolic link or a file is in the place")));
+        put_away(&root.join("sub/theirs.png"), "failed/sub/theirs.png")?;
+        assert!(root.join("ours.png").exists() && !root.join("failed").exists());
+        assert!(elsewhere.join("theirs.png").exists() && !elsewhere.join("ours.png").exists());
         Ok(())
     }
 

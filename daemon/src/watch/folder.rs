@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::events::{Events, Seen};
 use super::names::{DONE, FAILED, is_ignored_folder, is_watched, pictures_of};
+use super::root::{self, Dir};
 use super::{access, mounts, sidecar};
 use crate::board::stopped;
 use crate::files::{self, Identity, show};
@@ -317,11 +318,10 @@ impl<T: Take> Folder<T> {
             self.lock = Some(dir);
         }
         for name in [DONE, FAILED] {
-            let place = root.join(name);
-            if let Err(e) = fs::create_dir_all(&place) {
+            if let Err(e) = Dir::make(root, Path::new(name)) {
                 return waits(
                     access::refusal(root)
-                        .unwrap_or_else(|| format!("`{}` cannot be made: {e}", show(&place))),
+                        .unwrap_or_else(|| format!("`{}` cannot be used: {e}", show(root.join(name)))),
                 );
             }
         }
@@ -367,8 +367,8 @@ impl<T: Take> Folder<T> {
         while let Some(below) = folders.pop() {
             // First the watch, then the look: nothing falls between them.
             self.watch(&below);
-            let dir = self.options.root.join(&below);
-            let entries = match fs::read_dir(&dir) {
+            let read = Dir::open(&self.options.root, &below).and_then(|dir| fs::read_dir(dir.path()));
+            let entries = match read {
                 Ok(entries) => entries,
                 Err(e) if below.as_os_str().is_empty() => {
                     let root = show(&self.options.root);
@@ -470,8 +470,7 @@ impl<T: Take> Folder<T> {
             Seen::Whole(path) => self.see_sidecar(&path),
             Seen::Begun(path) if is_watched(&path) => {
                 // No writer whose close could come: a second name of a finished file, or no file at all.
-                let whole = fs::symlink_metadata(self.options.root.join(&path))
-                    .is_ok_and(|meta| !meta.is_file() || meta.nlink() > 1);
+                let whole = self.metadata(&path).is_ok_and(|meta| !meta.is_file() || meta.nlink() > 1);
                 self.note(path.into(), whole);
             }
             Seen::Begun(_) => {}
@@ -484,11 +483,15 @@ impl<T: Take> Folder<T> {
         for picture in pictures_of(path) {
             if !self.pending.contains_key(&*picture)
                 && is_watched(&picture)
-                && fs::symlink_metadata(self.options.root.join(&picture)).is_ok_and(|meta| meta.is_file())
+                && self.metadata(&picture).is_ok_and(|meta| meta.is_file())
             {
                 self.note(picture.into(), true);
             }
         }
+    }
+
+    fn metadata(&self, below: &Path) -> io::Result<fs::Metadata> {
+        root::metadata(&self.options.root, &self.options.root.join(below))
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "callers have made it for this")]
@@ -571,9 +574,14 @@ impl<T: Take> Folder<T> {
     /// Looks at one name: it is waited for, complete, or no business of ours.
     fn examine(&mut self, name: &Name) -> Option<Ready> {
         let path = self.options.root.join(name);
-        let meta = match fs::symlink_metadata(&path) {
-            Ok(meta) if meta.is_file() => meta,
-            Ok(meta) => {
+        let found = Dir::of(&self.options.root, &path).and_then(|dir| {
+            let path = dir.at(&path);
+            let meta = fs::symlink_metadata(&path)?;
+            Ok((prints(&path, &meta), meta))
+        });
+        let (prints, meta) = match found {
+            Ok((prints, meta)) if meta.is_file() => (prints, meta),
+            Ok((_, meta)) => {
                 if !meta.is_dir() {
                     let kind = files::kind(&meta);
                     let text = format!(
@@ -593,7 +601,6 @@ impl<T: Take> Folder<T> {
                 return None;
             }
         };
-        let prints = prints(&path, &meta);
         let (stable, rescan) = (self.stable(), self.options.rescan);
         let now = Instant::now();
         let pending = self.pending.get_mut(name)?;

@@ -1,6 +1,6 @@
 //! What the service does with complete pictures: a copy in the spool, a row in the ledger, many at a time.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use animd_engine::request::Request;
 
 use super::folder::{Fate, Ready, Report, Take};
 use super::watches::Watched;
-use super::{away, sidecar};
+use super::{away, root, sidecar};
 use crate::board::Change;
 use crate::delivery::Desk;
-use crate::files::{self, Identity, show};
+use crate::files::{Identity, show};
 use crate::ledger::{Added, Ended, Job, NewJob, Refusal, Source, State};
 use crate::spool::Spooled;
 use crate::{Error, Result};
@@ -104,7 +104,7 @@ impl Intake {
         let mut open: Vec<(File, String)> = Vec::new();
         for &(at, ready) in new {
             // First the time: what comes in between is then seen as late.
-            let read_us = sidecar::read_us(&ready.path);
+            let read_us = sidecar::read_us(&ready.root, &ready.path);
             match self.read(ready) {
                 Ok((request, file)) => {
                     copies.push((at, ready, read_us, request));
@@ -140,7 +140,7 @@ impl Intake {
     fn read(&self, ready: &Ready) -> Result<(Request, File)> {
         let request = self.request(ready)?;
         let what = what(&ready.path);
-        let (file, meta) = files::open_regular(&ready.path).map_err(|e| match e.kind() {
+        let (file, meta) = root::open_regular(&ready.root, &ready.path).map_err(|e| match e.kind() {
             io::ErrorKind::PermissionDenied => Error::refused(
                 "file",
                 format!(
@@ -228,7 +228,8 @@ impl Intake {
             && source.path != ready.path
         {
             // A second name of the same file is another wish, for when the first one is done.
-            if fs::symlink_metadata(&source.path).is_ok_and(|meta| Identity::of(&meta) == source.identity) {
+            let root = self.desk.watches.root(&source.path);
+            if root::metadata(&root, &source.path).is_ok_and(|meta| Identity::of(&meta) == source.identity) {
                 return Ok(Fate::Waits);
             }
             let path = ready.path.clone();
@@ -248,7 +249,7 @@ impl Intake {
     /// A sidecar that came after its picture was queued, but before it is begun, still counts.
     async fn hear_late(&self, job: &Job, ready: &Ready) -> Result<Fate> {
         let id = job.id;
-        let read_us = sidecar::read_us(&ready.path);
+        let read_us = sidecar::read_us(&ready.root, &ready.path);
         match self.request(ready) {
             Ok(request) => {
                 if !self.desk.ledger.call(move |db| db.set_request(id, &request, read_us)).await? {
@@ -282,7 +283,11 @@ fn changed(file: &File, ready: &Ready) -> bool {
 /// Trouble that may pass. What has gone or changed is looked at again, and forgotten if it is not there.
 fn later(e: &Error) -> Fate {
     match e {
-        Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Fate::Changed,
+        Error::File { source, .. }
+            if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Fate::Changed
+        }
         e => Fate::Later(reason(e)),
     }
 }

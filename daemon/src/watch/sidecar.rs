@@ -1,7 +1,6 @@
 //! What stands beside a picture: `photo.toml`, `photo.txt`, and the `folder.toml` of its folder and the ones above.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -9,6 +8,7 @@ use std::path::{Path, PathBuf};
 use animd_engine::request::{Request, Settings};
 
 use super::names::FOLDER_SETTINGS;
+use super::root;
 use crate::files::{self, NAME_MAX, show, split_name};
 use crate::keys;
 use crate::ledger::now_us;
@@ -68,18 +68,18 @@ pub fn settings(root: &Path, picture: &Path) -> Result<Settings> {
 }
 
 /// When a picture's sidecars last changed, in microseconds since the epoch; `None` without any.
-pub fn changed_us(picture: &Path) -> Option<i64> {
+pub fn changed_us(root: &Path, picture: &Path) -> Option<i64> {
     paths(picture)
         .into_iter()
         .flatten()
-        .filter_map(|path| Some(files::changed_us(&fs::symlink_metadata(path).ok()?)))
+        .filter_map(|path| Some(files::changed_us(&root::metadata(root, &path).ok()?)))
         .max()
 }
 
 /// The time to write down before sidecars are read: now, or when they changed, by the clock of their file system, which
 /// may be ahead of ours.
-pub fn read_us(picture: &Path) -> i64 {
-    changed_us(picture).unwrap_or_default().max(now_us())
+pub fn read_us(root: &Path, picture: &Path) -> i64 {
+    changed_us(root, picture).unwrap_or_default().max(now_us())
 }
 
 /// The same with defaults under them, and everything filled in.
@@ -90,11 +90,12 @@ pub fn request(
     draw_seed: impl FnOnce() -> u64,
 ) -> Result<Request> {
     let own = settings(root, picture)?;
+    let exists = |path: &PathBuf| root::metadata(root, path).is_ok();
     own.or(defaults).resolve(draw_seed).map_err(|e| {
-        let beside = paths(picture).into_iter().flatten().find(|path| path.exists());
+        let beside = paths(picture).into_iter().flatten().find(exists);
         let above = || {
             let mut folders = picture.ancestors().skip(1).take_while(|folder| folder.starts_with(root));
-            folders.find_map(|folder| Some(folder.join(FOLDER_SETTINGS)).filter(|path| path.exists()))
+            folders.find_map(|folder| Some(folder.join(FOLDER_SETTINGS)).filter(exists))
         };
         match beside.or_else(above) {
             Some(path) => Error::refused(e.code(), format!("{}: {e}", name(root, &path))),
@@ -114,9 +115,11 @@ fn parse(root: &Path, path: &Path, text: &str) -> Result<Settings> {
 }
 
 fn read(root: &Path, path: &Path) -> Result<Option<String>> {
-    let bytes = match files::read_small(path, MAX_BYTES) {
+    let bytes = match root::read_small(root, path, MAX_BYTES) {
         Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
         Err(e) => {
             let text = format!("`{}`, which may hold its settings, cannot be read: {e}", name(root, path));
             return Err(Error::refused("file", text));
@@ -133,6 +136,8 @@ fn read(root: &Path, path: &Path) -> Result<Option<String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
