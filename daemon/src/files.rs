@@ -100,7 +100,8 @@ pub fn copy_new(from: &Path, to: &Path) -> io::Result<()> {
 /// [`rename_new`] on one file system.
 fn rename_within(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // NFS and some FUSE file systems have no such flag.
+        // NFS and some FUSE file systems have no such flag. A crash in between leaves both names: whoever tries again
+        // finds `to` taken by the very same file.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
             fs::hard_link(from, to)?;
             fs::remove_file(from)

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::names::{DONE, FAILED};
-use super::root::Dir;
+use super::root::{self, Dir};
 use super::sidecar;
 use crate::files::{self, Identity, NAME_MAX, numbered, rename_new, show, split_name, sync_dir};
 use crate::{Error, Result};
@@ -34,7 +34,10 @@ pub fn target(root: &Path, source: &Path, done: bool) -> Option<PathBuf> {
     let target = root.join(&below).join(source.file_name()?);
     // Where there is no such folder yet, every name is free.
     Some(match Dir::open(root, &below) {
-        Ok(to) => renamed_as(&target, &free_name(&to.path(), source.file_name()?)),
+        Ok(to) => {
+            let own = root::metadata(root, source).ok().map(|meta| Identity::of(&meta));
+            renamed_as(&target, &free_name(&to.path(), source.file_name()?, own))
+        }
         Err(_) => target,
     })
 }
@@ -115,11 +118,12 @@ impl Leaving<'_> {
                 let written = files::write_atomic(&note, &line(text), 0o644);
                 written.map_err(Error::file("write", error_note(&self.target)))?;
             }
-            match rename_new(&from.at(self.source), &to.at(&self.target)) {
+            match move_new(&from.at(self.source), &to.at(&self.target), self.identity) {
                 Ok(()) => return Ok(to),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                     self.remove_note(&note);
-                    let free = free_name(&to.path(), self.source.file_name().unwrap_or_default());
+                    let name = self.source.file_name().unwrap_or_default();
+                    let free = free_name(&to.path(), name, Some(self.identity));
                     self.target = renamed_as(&self.target, &free);
                     renamed(&self.target)?;
                 }
@@ -156,11 +160,12 @@ impl Leaving<'_> {
     fn move_sidecars(&self, to: &Dir, from: &Dir) {
         for sidecar in sidecar::paths(self.source).into_iter().flatten() {
             let held = from.at(&sidecar);
-            let used = fs::symlink_metadata(&held)
-                .is_ok_and(|meta| meta.is_file() && files::changed_us(&meta) <= self.sidecars_until_us);
-            if used
+            let Ok(meta) = fs::symlink_metadata(&held) else { continue };
+            let own = Identity::of(&meta);
+            if meta.is_file()
+                && files::changed_us(&meta) <= self.sidecars_until_us
                 && let Some(name) = sidecar.file_name()
-                && let Err(e) = rename_new(&held, &free_name(&to.path(), name))
+                && let Err(e) = move_new(&held, &free_name(&to.path(), name, Some(own)), own)
             {
                 tracing::warn!("a picture's sidecar cannot be moved and stays: {e}");
                 tracing::debug!("the sidecar is `{}`", show(&sidecar));
@@ -183,13 +188,24 @@ fn line(text: &str) -> Vec<u8> {
     format!("{text}\n").into_bytes()
 }
 
-/// A name in `dir` that neither a file nor a note has: `photo.png`, `photo-2.png`.
-fn free_name(dir: &Path, name: &OsStr) -> PathBuf {
+/// As [`rename_new`], and finishes one that was cut short between link and unlink, where the file system cannot rename
+/// without replacing.
+fn move_new(from: &Path, to: &Path, identity: Identity) -> io::Result<()> {
+    match rename_new(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && is(to, identity) => fs::remove_file(from),
+        moved => moved,
+    }
+}
+
+/// A name in `dir` that neither a file nor a note has: `photo.png`, `photo-2.png`; or one that the file itself, `own`,
+/// has already.
+fn free_name(dir: &Path, name: &OsStr, own: Option<Identity>) -> PathBuf {
     let (stem, tail) = split_name(name);
     let exists = |path: &Path| fs::symlink_metadata(path).is_ok();
+    let is_own = |path: &Path| own.is_some_and(|own| is(path, own));
     (1..u32::MAX)
         .map(|n| dir.join(if n < 2 { name.to_owned() } else { with_number(stem, n, tail) }))
-        .find(|path| !exists(path) && !exists(&error_note(path)))
+        .find(|path| is_own(path) || (!exists(path) && !exists(&error_note(path))))
         .unwrap_or_else(|| dir.join(name))
 }
 
@@ -260,11 +276,38 @@ mod tests {
     }
 
     #[test]
+    fn a_move_cut_short_between_link_and_unlink_is_finished() -> io::Result<()> {
+        for known in [true, false] {
+            let dir = tempfile::tempdir()?;
+            let (source, sidecar) = (dir.path().join("photo.png"), dir.path().join("photo.txt"));
+            fs::create_dir(dir.path().join("done"))?;
+            for path in [&source, &sidecar] {
+                fs::write(path, "ours")?;
+                fs::hard_link(path, dir.path().join("done").join(path.file_name().unwrap_or_default()))?;
+            }
+            let written_down = dir.path().join("done/photo.png");
+            // Who writes no target down asks for one again.
+            let target =
+                if known { written_down } else { target(dir.path(), &source, true).unwrap_or_default() };
+            let identity = Identity::of(&fs::symlink_metadata(&source)?);
+            let leaving =
+                Leaving { source: &source, identity, target, note: None, sidecars_until_us: i64::MAX };
+            leaving.put_away(|_| Ok(())).map_err(|e| io::Error::other(e.to_string()))?;
+            assert!(!source.exists() && !sidecar.exists());
+            let mut names: Vec<OsString> =
+                fs::read_dir(dir.path().join("done"))?.flatten().map(|entry| entry.file_name()).collect();
+            names.sort();
+            assert_eq!(names, ["photo.png", "photo.txt"]);
+        }
+        Ok(())
+    }
+
+    #[test]
     fn the_longest_names_get_numbers_too() -> io::Result<()> {
         let dir = tempfile::tempdir()?;
         let long = format!("{}.png", "x".repeat(251));
         fs::write(dir.path().join(&long), "")?;
-        let free = free_name(dir.path(), OsStr::new(&long));
+        let free = free_name(dir.path(), OsStr::new(&long), None);
         let name = free.file_name().unwrap_or_default();
         assert!(name.len() <= NAME_MAX && name.as_bytes().ends_with(b"x-2.png"), "{name:?}");
         assert!(error_note(&free).file_name().is_some_and(|note| note.len() <= NAME_MAX));
