@@ -179,3 +179,66 @@ fn a_path_is_taken_only_below_the_watched_folder_and_keys_are_checked() {
     assert_eq!(house.files("outbox"), ["old-7.mp4"]);
     assert!(kept.exists());
 }
+
+#[test]
+fn the_examples_print_where_the_video_is_or_why_there_is_none() {
+    let house = House::started("[defaults]\nseed = 7\n");
+    // Before systemd 254 busctl passes no open files; a picture in a watched folder can be named.
+    fs::write(house.path("inbox/done/old.png"), harness::PICTURE).unwrap();
+    let picture = house.picture();
+    let run = |interpreter: &[&str], script: &str, args: &[&str]| {
+        let mut command = Command::new(interpreter[0]);
+        command
+            .args(&interpreter[1..])
+            .arg(format!("{}/../packaging/examples/{script}", env!("CARGO_MANIFEST_DIR")));
+        command.args(args).current_dir(house.dir.path());
+        let output =
+            command.env("BUS", "--user").env(house.bus_variable(), house.address()).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let works = |command: &[&str]| {
+        Command::new(command[0]).args(&command[1..]).output().is_ok_and(|o| o.status.success())
+    };
+
+    if works(&["busctl", "--version"]) {
+        let (code, said, why) = run(&["sh"], "submit.sh", &["inbox/done/old.png", "a \"wave\""]);
+        assert_eq!(
+            (code, said.as_str()),
+            (Some(0), house.path("outbox/old-7.mp4").to_str().unwrap()),
+            "{why}"
+        );
+        let (code, said, why) = run(&["sh"], "submit.sh", &["inbox/done/old.png", "fail"]);
+        assert_eq!(code, Some(1), "{why}");
+        assert_eq!(said, "the video needs 80 GiB, the machine has 8; choose a smaller size");
+    } else {
+        println!("skipped: there is no busctl");
+    }
+
+    // A python of one's own often lacks what the distribution's has.
+    let python = ["python3", "/usr/bin/python3"].into_iter();
+    let python = python
+        .map(|python| vec![python])
+        .find(|python| works(&[&python[..], &["-c", "from gi.repository import Gio"]].concat()));
+    let gjs = Some(vec!["gjs", "-m"]).filter(|_| works(&["gjs", "--version"]));
+    for (script, interpreter) in [("submit.py", python), ("submit.js", gjs)] {
+        let Some(interpreter) = interpreter else {
+            println!("skipped: nothing here runs {script}");
+            continue;
+        };
+        let run = |args: &[&str]| run(&interpreter, script, &[&["--user"], args].concat());
+        let video = format!("{script}.mp4");
+        let (code, _, why) = run(&[&picture, "a wave", &video]);
+        assert_eq!(code, Some(0), "{why}");
+        assert!(fs::read_to_string(house.path(&video)).unwrap().starts_with("simulated video"));
+        let (code, _, why) = run(&[&picture, "a wave", &video]);
+        assert_eq!((code, why), (Some(1), format!("`{video}` exists already; choose another name")));
+        let (code, _, why) = run(&["none.png", "a wave", "other.mp4"]);
+        assert_eq!(code, Some(1));
+        assert!(why.lines().count() == 1 && why.contains("No such file"), "{why}");
+        let (code, _, why) = run(&[&picture, "fail", "other.mp4"]);
+        assert_eq!(code, Some(1));
+        assert_eq!(why.matches("org.animd.Animd1.Error.NotEnoughMemory: ").count(), 1, "{why}");
+        assert!(!why.contains("GDBus.Error"), "{why}");
+    }
+}

@@ -33,21 +33,26 @@ function submit(bus, picture, options) {
     return job;
 }
 
-// Shows the job's progress until it has ended; gives the state that it ended in.
+// Shows the job's progress until it has ended; gives the state that it ended in, or null if animd has gone away.
 function wait(bus, job) {
     // The proxy listens first and reads then, so that no change is missed in between.
     const proxy = Gio.DBusProxy.new_sync(bus, Gio.DBusProxyFlags.NONE, null, NAME, job, JOB, null);
-    const property = name => proxy.get_cached_property(name).deepUnpack();
-    const hasEnded = () => ['done', 'failed', 'canceled'].includes(property('State'));
+    // There are no values while there is no animd.
+    const property = name => proxy.get_cached_property(name)?.deepUnpack() ?? null;
+    const away = () => proxy.g_name_owner === null || property('State') === null;
+    const hasEnded = () => away() || ['done', 'failed', 'canceled'].includes(property('State'));
     const loop = new GLib.MainLoop(null, false);
-    proxy.connect('g-properties-changed', () => {
-        printerr(`${Math.round(100 * property('Progress'))} % ${property('Stage')}`);
+    const look = () => {
         if (hasEnded())
             loop.quit();
-    });
+        else
+            printerr(`${Math.round(100 * property('Progress'))} % ${property('Stage')}`);
+    };
+    proxy.connect('g-properties-changed', look);
+    proxy.connect('notify::g-name-owner', look);
     if (!hasEnded())
         loop.run();
-    return property('State');
+    return away() ? null : property('State');
 }
 
 function fetch(bus, job, video) {
@@ -66,20 +71,30 @@ function main(argv) {
         printerr('usage: gjs -m submit.js [--user] PICTURE PROMPT VIDEO');
         return 2;
     }
+    if (Gio.File.new_for_commandline_arg(video).query_exists(null)) {
+        printerr(`\`${video}\` exists already; choose another name`);
+        return 1;
+    }
     const kind = argv.includes('--user') ? Gio.BusType.SESSION : Gio.BusType.SYSTEM;
-    const bus = Gio.bus_get_sync(kind, null);
     try {
+        const bus = Gio.bus_get_sync(kind, null);
         const job = submit(bus, picture,
             {prompt: new GLib.Variant('s', prompt), keep: new GLib.Variant('s', 'caller')});
-        printerr(`${job} is ${wait(bus, job)}`);
+        const state = wait(bus, job);
+        if (state === null) {
+            const number = job.split('/').at(-1);
+            printerr(`animd has gone away; it goes on with the job when it is back: \`animctl fetch ${number} FILE\``);
+            return 1;
+        }
+        printerr(`${job} is ${state}`);
         fetch(bus, job, video);
         return 0;
     } catch (error) {
         // org.animd.Animd1.Error.QueueFull and the like; the message has the remedy.
         const name = Gio.DBusError.get_remote_error(error);
-        if (name)
-            Gio.DBusError.strip_remote_error(error);
-        printerr(`${name ?? 'error'}: ${error.message}`);
+        // GLib puts the name into the message, too.
+        const text = error.message.replace(`GDBus.Error:${name}: `, '');
+        printerr(name ? `${name}: ${text}` : text);
         return 1;
     }
 }

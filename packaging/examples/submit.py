@@ -35,49 +35,65 @@ def submit(bus, picture, options):
 
 
 def wait(bus, job):
-    """Shows the job's progress until it has ended; gives the state that it ended in."""
+    """Shows the job's progress until it has ended; gives the state that it ended in, or None if animd has gone away."""
     loop = GLib.MainLoop()
-    ended = []
 
-    def look(changed):
-        if "Progress" in changed or "Stage" in changed:
-            proxied = {key: proxy.get_cached_property(key).unpack() for key in ("Stage", "Progress")}
-            print(f"{100 * proxied['Progress']:3.0f} % {proxied['Stage']}", file=sys.stderr)
-        if proxy.get_cached_property("State").unpack() in ("done", "failed", "canceled"):
-            ended.append(proxy.get_cached_property("State").unpack())
+    def value(name):
+        # There are no values while there is no animd.
+        cached = proxy.get_cached_property(name)
+        return None if cached is None else cached.unpack()
+
+    def look(*_):
+        state = value("State")
+        if proxy.get_name_owner() is None or state in (None, "done", "failed", "canceled"):
             loop.quit()
+        else:
+            print(f"{100 * (value('Progress') or 0):3.0f} % {value('Stage')}", file=sys.stderr)
 
     # The proxy listens first and reads then, so that no change is missed in between.
     proxy = Gio.DBusProxy.new_sync(bus, Gio.DBusProxyFlags.NONE, None, NAME, job, JOB, None)
-    proxy.connect("g-properties-changed", lambda _, changed, __: look(changed.unpack()))
-    GLib.idle_add(lambda: look({}))
+    proxy.connect("g-properties-changed", look)
+    proxy.connect("notify::g-name-owner", look)
+    GLib.idle_add(look)
     loop.run()
-    return ended[0]
+    return value("State") if proxy.get_name_owner() else None
+
+
+def make(user, picture, prompt, video):
+    """Has the video made and copies it into a new file."""
+    if os.path.lexists(video):
+        sys.exit(f"`{video}` exists already; choose another name")
+    bus = Gio.bus_get_sync(Gio.BusType.SESSION if user else Gio.BusType.SYSTEM, None)
+    with open(picture, "rb") as file:
+        options = {"prompt": GLib.Variant("s", prompt), "keep": GLib.Variant("s", "caller")}
+        job = submit(bus, file, options)
+    state = wait(bus, job)
+    if state is None:
+        number = job.rpartition("/")[2]
+        sys.exit(f"animd has gone away; it goes on with the job when it is back: `animctl fetch {number} FILE`")
+    print(f"{job} is {state}", file=sys.stderr)
+    # Of a job that failed the answer is its error, in words.
+    (at,), descriptors = call(bus, job, JOB, "OpenResult", None, "(h)")
+    with os.fdopen(descriptors.get(at), "rb") as result, open(video, "xb") as copy:
+        while block := result.read(1 << 20):
+            copy.write(block)
+    call(bus, job, JOB, "Collected")
 
 
 def main():
     arguments = [a for a in sys.argv[1:] if a != "--user"]
     if len(arguments) != 3:
         sys.exit(__doc__)
-    picture, prompt, video = arguments
-    kind = Gio.BusType.SESSION if "--user" in sys.argv else Gio.BusType.SYSTEM
-    bus = Gio.bus_get_sync(kind, None)
     try:
-        with open(picture, "rb") as file:
-            options = {"prompt": GLib.Variant("s", prompt), "keep": GLib.Variant("s", "caller")}
-            job = submit(bus, file, options)
-        print(f"{job} is {wait(bus, job)}", file=sys.stderr)
-        # Of a job that failed the answer is its error, in words.
-        (at,), descriptors = call(bus, job, JOB, "OpenResult", None, "(h)")
-        with os.fdopen(descriptors.get(at), "rb") as result, open(video, "xb") as copy:
-            while block := result.read(1 << 20):
-                copy.write(block)
-        call(bus, job, JOB, "Collected")
+        make("--user" in sys.argv, *arguments)
     except GLib.Error as error:
         # org.animd.Animd1.Error.QueueFull and the like; the message has the remedy.
         name = Gio.DBusError.get_remote_error(error)
-        Gio.DBusError.strip_remote_error(error)
-        sys.exit(f"{name}: {error.message}")
+        # GLib puts the name into the message, too. (Gio.DBusError.strip_remote_error changes nothing from Python.)
+        text = error.message.replace(f"GDBus.Error:{name}: ", "", 1)
+        sys.exit(f"{name}: {text}" if name else text)
+    except OSError as error:
+        sys.exit(f"`{error.filename}`: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes a video of a picture over D-Bus with nothing but busctl, which comes with systemd, and prints where the video is:
+# Makes a video of a picture over D-Bus with nothing but busctl, which comes with systemd, and prints where the video is, or
+# why there is none:
 #
 #   submit.sh PICTURE PROMPT
 #
@@ -22,7 +23,8 @@ call() { # PATH INTERFACE METHOD ARGUMENT...
 }
 
 property() { # JOB NAME
-    busctl "$bus" get-property org.animd.Animd1 "$1" org.animd.Animd1.Job "$2" | cut -d ' ' -f 2 | tr -d '"'
+    value=$(busctl "$bus" get-property org.animd.Animd1 "$1" org.animd.Animd1.Job "$2") || return
+    printf '%s\n' "$value" | cut -d ' ' -f 2 | tr -d '"'
 }
 
 # Options are counted: this is a dictionary of one.
@@ -42,8 +44,13 @@ while state=$(property "$job" State); do
     sleep 1
 done
 
+if [ -z "$state" ]; then
+    echo "animd has gone away; it goes on with the job when it is back: animctl show ${job##*/}" >&2
+    exit 1
+fi
+
 # One value out of the description; for more, jq is the better tool.
 value=output
 [ "$state" = "done" ] || value=error_text
-call "$job" Job Describe | sed 's|.*"'$value'":{"type":"s","data":"\(\([^"\\]\|\\.\)*\)".*|\1|'
+call "$job" Job Describe | sed -n 's|.*"'$value'":{"type":"s","data":"\([^"\\]*\(\\.[^"\\]*\)*\)".*|\1|p'
 [ "$state" = "done" ]
