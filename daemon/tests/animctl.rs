@@ -291,6 +291,22 @@ fn the_configuration_is_checked_and_read_again() {
 }
 
 #[test]
+fn every_verb_asks_the_same_animd() {
+    let house = House::started("");
+    let mut config = Command::new(env!("CARGO_BIN_EXE_animctl"));
+    config.args(["--json", "config", "show"]).env("DBUS_SESSION_BUS_ADDRESS", house.address());
+    config.env("HOME", house.dir.path()).env_remove("ANIMD_CONFIG");
+    config.env_remove("XDG_CONFIG_HOME").env_remove("XDG_STATE_HOME").env_remove("XDG_VIDEOS_DIR");
+    let output = config.output().unwrap();
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+    let inbox = shown["folders"]["inbox"].as_str().unwrap();
+    assert!(
+        inbox.starts_with(house.dir.path().to_str().unwrap()),
+        "the session's, not the system's: {inbox}"
+    );
+}
+
+#[test]
 fn the_doctor_names_what_is_wrong_with_its_remedy() {
     let house = House::started("");
     let run = |command: &mut Command| -> Output {
@@ -341,6 +357,15 @@ fn codes_are_as_documented() {
             .unwrap();
         assert_eq!(output.status.code(), Some(3), "{args:?}");
     }
+    let none = Command::new(env!("CARGO_BIN_EXE_animctl"))
+        .arg("status")
+        .env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere")
+        .env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nowhere")
+        .output()
+        .unwrap();
+    assert_eq!(none.status.code(), Some(3));
+    let why = text(&none.stderr);
+    assert!(why.contains("`animd --user`") && why.contains("`systemctl start animd`"), "{why}");
     let help = says(&house, &["--help"]);
     for line in ["  0  done", "  3  no animd can be reached", "  4  the job was cancelled"] {
         assert!(help.contains(line), "{help}");

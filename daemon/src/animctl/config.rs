@@ -11,7 +11,7 @@ use crate::files::show;
 
 /// Check or show the configuration.
 ///
-/// The installed service's, or with --user your own.
+/// The installed service's, or with --user, or where an animd runs in your session, your own.
 #[derive(clap::Args)]
 #[command(after_help = "Example: animctl config check && animctl reload")]
 pub struct Args {

@@ -90,6 +90,30 @@ impl Plan {
         Ok(any)
     }
 
+    /// Does what changes the files below `root`; where it fails, they are again as they were before.
+    pub fn or_undo<T>(&self, root: &Path, change: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut before = Vec::new();
+        for (path, _) in &self.files {
+            let path = root.join(path);
+            let bytes = match fs::read(&path) {
+                Ok(bytes) => Some(bytes),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                Err(e) => return Err(Failure::file("read", &path)(e)),
+            };
+            before.push((path, bytes));
+        }
+        change().map_err(|e| {
+            for (path, bytes) in before {
+                // What failed first is what is told.
+                _ = match bytes {
+                    Some(bytes) => write_atomic(&path, &bytes, 0o644),
+                    None => fs::remove_file(&path),
+                };
+            }
+            Failure { exit: e.exit, text: format!("{}; nothing is changed", e.text) }
+        })
+    }
+
     /// Whether the unit changes, and not only animd's configuration.
     pub fn needs_unit(&self) -> bool {
         self.files.iter().any(|(path, _)| path.starts_with(DROP_INS))
@@ -257,6 +281,26 @@ mod tests {
         let sandbox = Sandbox::read(root.path());
         assert_eq!(sandbox.outside(&plan.inside).0, Path::new("/home/ann/wan"));
         assert!(plan.remove(root.path())? && !plan.remove(root.path())?);
+        Ok(())
+    }
+
+    #[test]
+    fn a_change_that_fails_leaves_the_files_as_they_were() -> Result<()> {
+        let root = tempfile::tempdir().map_err(Failure::file("make", "a folder"))?;
+        let root = root.path();
+        let (old, new) = (Plan::model(Path::new("/home/ann/old")), Plan::model(Path::new("/home/ann/new")));
+        let contents =
+            || -> Vec<_> { new.files.iter().map(|(path, _)| fs::read(root.join(path)).ok()).collect() };
+        let failing = |plan: &Plan| {
+            plan.or_undo(root, || plan.write(root).and_then(|()| Err::<(), _>(Failure::new("no systemd"))))
+        };
+        let failed = failing(&new).map_err(|e| e.text);
+        assert_eq!(failed, Err("no systemd; nothing is changed".to_owned()));
+        assert!(contents().iter().all(Option::is_none));
+        old.write(root)?;
+        let before = contents();
+        assert!(failing(&new).is_err());
+        assert_eq!(contents(), before);
         Ok(())
     }
 }

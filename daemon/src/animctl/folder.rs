@@ -110,8 +110,9 @@ async fn add(args: &Add, on: On) -> Result {
         if let Some(outbox) = &outbox {
             rights(outbox)?;
         }
-        plan.write(Path::new("/"))?;
-        (plan.inside.clone(), apply()?)
+        let root = Path::new("/");
+        let next = plan.or_undo(root, || plan.write(root).and_then(|()| apply()))?;
+        (plan.inside.clone(), next)
     };
     match on.json {
         true => print(json!({"path": show(&dir), "inside": show(&inside), "next": next})),
@@ -135,8 +136,8 @@ async fn remove(dir: &Path, on: On) -> Result {
     let written = !on.user && plan.files.iter().any(|(path, _)| Path::new("/").join(path).exists());
     let next = if written {
         needs_root(&format!("animctl folder remove '{}'", show(&dir)))?;
-        plan.remove(Path::new("/"))?;
-        apply()?
+        let root = Path::new("/");
+        plan.or_undo(root, || plan.remove(root).and_then(|_| apply()))?
     } else {
         let ctl = on.connect().await?;
         ctl.manager.remove_watch(dir.to_str().unwrap_or_default()).await?;

@@ -132,7 +132,7 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result {
-    let on = On { user: args.user, system: args.system, json: args.json };
+    let on = On { user: args.user, system: args.system, json: args.json }.decide().await;
     match args.verb {
         // What needs no service, or finds out whether there is one.
         Verb::Config(verb) => config::run(&verb, on),
@@ -168,7 +168,9 @@ async fn run(args: Args) -> Result {
 /// Which animd is asked, and how it is told.
 #[derive(Clone, Copy)]
 struct On {
+    /// The session's, as was asked for or found; else the system's.
     user: bool,
+    /// The system's was asked for.
     system: bool,
     json: bool,
 }
@@ -181,6 +183,13 @@ struct Ctl {
 }
 
 impl On {
+    /// Without --user and --system: the session's animd if one runs there. Once, so that no verb asks the one and changes
+    /// the other.
+    async fn decide(self) -> Self {
+        let user = self.user || (!self.system && session_has_animd().await);
+        Self { user, ..self }
+    }
+
     async fn connect(self) -> Result<Ctl> {
         let connection = self.bus().await?;
         // A restarted service would leave a cache stale.
@@ -190,28 +199,31 @@ impl On {
     }
 
     async fn bus(self) -> Result<Connection> {
-        let unreachable = |what: &str| {
-            let what = what.to_owned();
-            move |e: zbus::Error| Failure {
-                exit: Exit::Unreachable,
-                text: format!("the {what} bus cannot be reached: {e}"),
-            }
-        };
         if self.user {
-            return Connection::session().await.map_err(unreachable("session"));
+            let unreachable =
+                |e: zbus::Error| Failure::unreachable(format!("the session bus cannot be reached: {e}"));
+            return Connection::session().await.map_err(unreachable);
         }
-        if !self.system
-            && std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some()
-            && let Ok(session) = Connection::session().await
-        {
-            let bus = fdo::DBusProxy::new(&session).await?;
-            let name = zbus::names::BusName::try_from(NAME).map_err(|e| Failure::new(e.to_string()))?;
-            if bus.name_has_owner(name).await? {
-                return Ok(session);
-            }
-        }
-        Connection::system().await.map_err(unreachable("system"))
+        Connection::system().await.map_err(|e| {
+            Failure::unreachable(match self.system {
+                true => format!("the system bus cannot be reached: {e}"),
+                false => format!(
+                    "no animd runs on the session bus, and the system bus cannot be reached ({e}); start your own by \
+                     `animd --user`, or the machine's by `systemctl start animd`"
+                ),
+            })
+        })
     }
+}
+
+/// Whether an animd runs on the session bus, if there is one.
+async fn session_has_animd() -> bool {
+    let asked = async {
+        let session = Connection::session().await?;
+        let bus = fdo::DBusProxy::new(&session).await?;
+        zbus::Result::Ok(bus.list_names().await?.iter().any(|name| name.as_str() == NAME))
+    };
+    std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some() && asked.await.unwrap_or(false)
 }
 
 impl Ctl {

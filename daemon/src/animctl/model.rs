@@ -77,8 +77,9 @@ fn for_system(dir: &Path) -> Result<(PathBuf, &'static str)> {
             show(dir)
         )));
     }
-    plan.write(Path::new("/"))?;
-    Ok((plan.inside, apply()?))
+    let root = Path::new("/");
+    let next = plan.or_undo(root, || plan.write(root).and_then(|()| apply()))?;
+    Ok((plan.inside, next))
 }
 
 async fn for_user(dir: &Path, on: On) -> Result<(PathBuf, &'static str)> {
