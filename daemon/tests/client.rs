@@ -34,7 +34,9 @@ fn a_submitted_picture_is_waited_for_and_shown() {
     assert!(fs::metadata(&picture).is_ok(), "a submitted picture stays where it is");
 
     let copy = house.path("copy.mp4");
-    let again = house.animctl(&["submit", &picture, "--output", copy.to_str().unwrap()]);
+    let link = house.path("link.png");
+    std::os::unix::fs::symlink(&picture, &link).unwrap();
+    let again = house.animctl(&["submit", link.to_str().unwrap(), "--output", copy.to_str().unwrap()]);
     assert_eq!(again.status.code(), Some(0), "{}", String::from_utf8_lossy(&again.stderr));
     assert!(fs::read_to_string(copy).unwrap().contains("simulated video of job 2"));
 }
@@ -59,6 +61,13 @@ fn failures_and_wrong_calls_have_their_codes_and_sentences() {
     let (code, text) = run(&["submit", "/dev/zero"]);
     assert_eq!(code, Some(1));
     assert!(text.contains("a device, not a regular file"), "{text}");
+    let pipe = house.path("pipe.png");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    for verb in ["submit", "plan"] {
+        let (code, text) = run(&[verb, pipe.to_str().unwrap()]);
+        assert_eq!(code, Some(1));
+        assert!(text.contains("a pipe, not a regular file"), "{text}");
+    }
     assert_eq!(run(&["submit"]).0, Some(2));
     let (code, text) = run(&["cancel", "1"]);
     assert_eq!(code, Some(1));

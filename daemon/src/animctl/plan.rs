@@ -1,13 +1,12 @@
 //! `animctl plan`
 
-use std::fs::File;
 use std::path::PathBuf;
 
 use animd_engine::request::Settings;
 use serde_json::Value;
 
-use super::exit::{Exit, Failure, Result};
-use super::{Ctl, json_of, print, settings};
+use super::exit::{Exit, Result};
+use super::{Ctl, json_of, print, settings, submit};
 use crate::files::show;
 use crate::words::{bytes, time};
 
@@ -29,7 +28,7 @@ pub async fn run(args: Args, ctl: &Ctl) -> Result {
     let given = settings::given(&args.settings)?;
     let mut options = settings::options(&given);
     if let Some(image) = &args.image {
-        let file = File::open(image).map_err(Failure::file("open", image))?;
+        let file = submit::open(image)?;
         let header = crate::picture::read(&file, &format!("the picture `{}`", show(image)))?;
         if let Some((width, height)) = header.size {
             options.insert("width", width.into());

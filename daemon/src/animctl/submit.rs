@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use animd_engine::request::Settings;
 use serde_json::json;
@@ -12,7 +12,7 @@ use super::follow::follow;
 use super::meter::Meter;
 use super::{Ctl, fetch, json_of, print, settings};
 use crate::client::id_of;
-use crate::files::show;
+use crate::files::{open_regular, show};
 
 /// Make a video of a picture.
 #[derive(clap::Args)]
@@ -47,7 +47,7 @@ pub async fn run(args: Args, ctl: &Ctl) -> Result {
     if let Some(output) = &args.output {
         fetch::check(output)?;
     }
-    let image = File::open(&args.image).map_err(Failure::file("open", &args.image))?;
+    let image = open(&args.image)?;
     let given = settings::given(&args.settings)?;
     let mut options = settings::options(&given);
     let name = args.name.or_else(|| args.image.file_name().map(show));
@@ -68,6 +68,12 @@ pub async fn run(args: Args, ctl: &Ctl) -> Result {
         return Ok(Exit::Done);
     }
     finish(id, args.output, ctl).await
+}
+
+/// Opens a picture; links are followed.
+pub fn open(image: &Path) -> Result<File> {
+    let opened = image.canonicalize().and_then(|real| open_regular(&real));
+    opened.map(|(file, _)| file).map_err(Failure::file("open", image))
 }
 
 /// Waits for a job, fetches its video and says what became of it.
