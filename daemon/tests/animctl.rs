@@ -357,6 +357,12 @@ fn codes_are_as_documented() {
             .unwrap();
         assert_eq!(output.status.code(), Some(3), "{args:?}");
     }
+    for args in [&["list"][..], &["export", "--csv"], &["--json", "status"]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = house.animctl_command(args).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(text(&output.stderr).contains("cannot write to standard output"), "{output:?}");
+    }
     let none = Command::new(env!("CARGO_BIN_EXE_animctl"))
         .arg("status")
         .env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere")

@@ -21,17 +21,15 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args, ctl: &Ctl) -> Result {
-    let (mut told, mut exit) = (Vec::new(), Exit::Done);
+    let (mut told, mut sentences, mut exit) = (Vec::new(), Vec::new(), Exit::Done);
     for &id in &args.ids {
         match cancel(id, ctl).await {
             Ok(state) => {
-                if !ctl.json {
-                    print(match state.as_str() {
-                        "canceled" => format!("job {id} is cancelled"),
-                        "canceling" => format!("job {id} is being cancelled"),
-                        ended => format!("job {id} is {ended}: that came before the cancel"),
-                    });
-                }
+                sentences.push(match state.as_str() {
+                    "canceled" => format!("job {id} is cancelled"),
+                    "canceling" => format!("job {id} is being cancelled"),
+                    ended => format!("job {id} is {ended}: that came before the cancel"),
+                });
                 told.push(json!({"id": id, "state": state}));
             }
             // The others are to be cancelled all the same.
@@ -47,6 +45,8 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
             [_] => told.remove(0),
             _ => Value::Array(told),
         });
+    } else {
+        sentences.iter().for_each(print);
     }
     Ok(exit)
 }

@@ -36,6 +36,7 @@ mod unload;
 mod warm;
 mod watch;
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -245,8 +246,13 @@ fn json_of(dict: &crate::client::Dict) -> Value {
     dict.iter().filter_map(|(key, value)| Some((key.clone(), crate::bus::json(value)?))).collect()
 }
 
-/// Prints a line of data; a reader that has gone away is no error.
+/// Prints a line of data; a reader that has gone away is no error. Without a place for what was asked for the program ends.
 fn print(line: impl std::fmt::Display) {
-    use std::io::Write as _;
-    _ = writeln!(std::io::stdout(), "{line}");
+    match writeln!(io::stdout(), "{line}") {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("animctl: cannot write to standard output: {e}");
+            std::process::exit(Exit::Failed.code().into());
+        }
+        _ => {}
+    }
 }
