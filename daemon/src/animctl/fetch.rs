@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd as StdOwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, access};
 use serde_json::json;
 use zbus::OwnedFd;
 
@@ -44,12 +45,20 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
     Ok(Exit::Done)
 }
 
-/// Refuses a file that is there.
+/// Refuses a file that is there, and one whose folder takes no files.
 pub fn check(file: &Path) -> Result<()> {
-    match fs::symlink_metadata(file) {
-        Ok(_) => Err(Failure::new(format!("`{}` exists already; choose another name", show(file)))),
-        Err(_) => Ok(()),
+    if fs::symlink_metadata(file).is_ok() {
+        return Err(Failure::new(format!("`{}` exists already; choose another name", show(file))));
     }
+    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !dir.is_dir() {
+        let dir = show(dir);
+        return Err(Failure::new(format!(
+            "there is no folder `{dir}`; make it (`mkdir -p '{dir}'`), or choose another"
+        )));
+    }
+    let write = Access::WRITE_OK | Access::EXEC_OK;
+    access(dir, write).map_err(|e| Failure::file("write into", dir)(e.into()))
 }
 
 /// Copies what the service opened into a new file, and gives its size.

@@ -248,11 +248,10 @@ fn json_of(dict: &crate::client::Dict) -> Value {
 
 /// Prints a line of data; a reader that has gone away is no error. Without a place for what was asked for the program ends.
 fn print(line: impl std::fmt::Display) {
-    match writeln!(io::stdout(), "{line}") {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            eprintln!("animctl: cannot write to standard output: {e}");
-            std::process::exit(Exit::Failed.code().into());
-        }
-        _ => {}
+    if let Err(e) = writeln!(io::stdout(), "{line}")
+        && e.kind() != io::ErrorKind::BrokenPipe
+    {
+        eprintln!("animctl: cannot write to standard output: {e}");
+        std::process::exit(Exit::Failed.code().into());
     }
 }

@@ -11,7 +11,7 @@ use super::exit::{Exit, Failure, Result};
 use super::follow::follow;
 use super::meter::Meter;
 use super::{Ctl, fetch, json_of, print, settings};
-use crate::client::id_of;
+use crate::client::{has_ended, id_of};
 use crate::files::{open_regular, show};
 
 /// Make a video of a picture.
@@ -63,8 +63,19 @@ pub async fn run(args: Args, ctl: &Ctl) -> Result {
     let path = ctl.manager.submit(image.as_fd().into(), options).await?;
     let id = id_of(&path).unwrap_or(0);
     if !args.wait && args.output.is_none() {
-        let sentence = format!("job {id} is queued; `animctl show {id}` tells what becomes of it");
-        ctl.tell(&json!({"id": id, "state": "queued"}), &sentence);
+        // A known key gives a job that may be anywhere.
+        let state = match args.idempotency_key {
+            Some(_) => json_of(&ctl.job(id).await?.describe().await?)["state"].as_str().map(str::to_owned),
+            None => None,
+        };
+        let state = state.as_deref().unwrap_or("queued");
+        let sentence = match has_ended(state) {
+            true => {
+                format!("job {id} has ended already ({state}); `animctl show {id}` tells what became of it")
+            }
+            false => format!("job {id} is {state}; `animctl show {id}` tells what becomes of it"),
+        };
+        ctl.tell(&json!({"id": id, "state": state}), &sentence);
         return Ok(Exit::Done);
     }
     finish(id, args.output, ctl).await
@@ -85,7 +96,10 @@ pub async fn finish(id: u64, output: Option<PathBuf>, ctl: &Ctl) -> Result {
     if state == "done"
         && let Some(output) = &output
     {
-        fetch::save(job.open_result().await?, output)?;
+        fetch::save(job.open_result().await?, output).map_err(|e| Failure {
+            exit: e.exit,
+            text: format!("{}; the video is made, `animctl fetch {id} FILE` gets it", e.text),
+        })?;
     }
     let path = output.as_deref().map(show);
     let path = path.as_deref().or(description["output"].as_str()).unwrap_or_default();
