@@ -61,6 +61,20 @@ fn failures_and_wrong_calls_have_their_codes_and_sentences() {
     let (code, text) = run(&["submit", "/dev/zero"]);
     assert_eq!(code, Some(1));
     assert!(text.contains("a device, not a regular file"), "{text}");
+    let (code, text) = run(&["submit", &picture, "--output", "/nonexistent/x.mp4"]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("there is no folder `/nonexistent`"), "{text}");
+    assert_eq!(house.json(&["list"]).as_array().map(Vec::len), Some(1), "nothing was submitted");
+    for wrong in ["nan", "inf", "-inf"] {
+        for verb in ["submit", "plan"] {
+            let (code, text) = run(&[verb, &picture, &format!("--shift={wrong}")]);
+            assert_eq!(code, Some(2));
+            assert!(text.contains("`--shift`"), "{text}");
+        }
+    }
+    let (code, text) = run(&["folder", "add", house.dir.path().to_str().unwrap(), "--poll", "nan"]);
+    assert_eq!(code, Some(2));
+    assert!(text.contains("finite"), "{text}");
     let pipe = house.path("pipe.png");
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
     for verb in ["submit", "plan"] {
@@ -124,7 +138,8 @@ fn the_same_key_is_the_same_job() {
     let submit = || house.json(&["submit", &picture, "--idempotency-key", "once"])["id"].clone();
     assert_eq!((submit(), submit()), (1.into(), 1.into()));
     house.until_ended(1);
-    assert_eq!(submit(), 1);
+    let again = house.json(&["submit", &picture, "--idempotency-key", "once"]);
+    assert_eq!((&again["id"], &again["state"]), (&1.into(), &"done".into()));
     assert_eq!(house.files("outbox").len(), 1);
 }
 

@@ -8,6 +8,7 @@ use zbus::Variant;
 
 use super::dropin::{Plan, apply, needs_root, real, service_user};
 use super::exit::{Exit, Failure, Result};
+use super::settings::finite;
 use super::table::{Side, show as table};
 use super::{On, json_of, print};
 use crate::doctor::{READ, SEARCH, WRITE, refusal_from};
@@ -51,10 +52,10 @@ struct Add {
     #[arg(long, value_name = "DIR")]
     outbox: Option<PathBuf>,
     /// Seconds that a picture must lie unchanged
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = finite)]
     stable: Option<f64>,
     /// Look into it this often, where the file system does not report changes
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = finite)]
     poll: Option<f64>,
 }
 

@@ -6,13 +6,21 @@ use animd_engine::request::Settings;
 use serde_json::{Map, Value};
 use zbus::Variant;
 
-use super::exit::{Failure, Result};
+use super::exit::{Exit, Failure, Result};
 
 /// The settings that were given, by name.
 pub fn given(settings: &Settings) -> Result<Map<String, Value>> {
-    match serde_json::to_value(settings) {
-        Ok(Value::Object(map)) => Ok(map),
-        _ => Err(Failure::new("the settings cannot be sent")),
+    let Ok(Value::Object(map)) = serde_json::to_value(settings) else {
+        return Err(Failure::new("the settings cannot be sent"));
+    };
+    // What was not given is not in it; of what is no finite number JSON has no more to say.
+    let null = map.iter().find(|(_, value)| value.is_null()).map(|(key, _)| key.replace('_', "-"));
+    match null {
+        Some(key) => Err(Failure {
+            exit: Exit::Usage,
+            text: format!("`--{key}` is no finite number; give one, or leave it out"),
+        }),
+        None => Ok(map),
     }
 }
 
@@ -27,4 +35,13 @@ pub fn options(given: &Map<String, Value>) -> HashMap<&str, Variant<'_>> {
         })
     };
     given.iter().filter_map(|(key, value)| Some((key.as_str(), option(value)?))).collect()
+}
+
+/// A number of the command line, other than NaN and the infinite ones.
+pub fn finite(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        Ok(_) => Err("it is no finite number".into()),
+        Err(e) => Err(e.to_string()),
+    }
 }
