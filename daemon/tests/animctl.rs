@@ -147,6 +147,7 @@ fn a_command_runs_with_the_model_warm_or_with_nothing_running() {
     assert_eq!((warm.status.code(), text(&warm.stdout).as_str()), (Some(7), "ran\n"));
     assert_eq!(house.animctl(&["warm", "--", "/nowhere/program"]).status.code(), Some(1));
     assert_eq!(house.json(&["warm", "--seconds", "0"]), json!({"warm": true, "seconds": 0}));
+    assert!(says(&house, &["warm", "--seconds", "1"]).contains("for 1 second;"));
 
     let slow = submit(&house, "slow=50");
     let waiting = submit(&house, "slow=1000");
@@ -217,6 +218,10 @@ fn what_was_done_is_told_in_every_form() {
     assert_eq!(fs::metadata(&page).unwrap().permissions().mode() & 0o777, 0o600, "it has prompts in it");
 
     let shown = says(&house, &["show", "1", "--timeline"]);
+    assert!(
+        shown.lines().any(|line| line.starts_with("output size ") && line.ends_with(" bytes")),
+        "{shown}"
+    );
     assert!(shown.contains("denoise") && shown.contains("  ended"), "{shown}");
     let copy = house.path("copy.mp4");
     let fetched = house.json(&["fetch", "1", copy.to_str().unwrap()]);
@@ -224,6 +229,10 @@ fn what_was_done_is_told_in_every_form() {
     let (code, why) = refused(&house, &["fetch", "1", copy.to_str().unwrap()]);
     assert_eq!(code, Some(1));
     assert!(why.contains("exists already"), "{why}");
+    let (code, why) =
+        refused(&house, &["fetch", "1", house.path("preview.jpg").to_str().unwrap(), "--preview"]);
+    assert_eq!(code, Some(1));
+    assert!(why.contains("job 1 is done; it has no preview any more"), "{why}");
     let thumbnail = house.path("small.jpg");
     house.json(&["fetch", "1", thumbnail.to_str().unwrap(), "--thumbnail"]);
     assert_eq!(fs::read_to_string(thumbnail).unwrap(), "thumbnail of job 1\n");
@@ -243,6 +252,9 @@ fn plans_profiles_and_folders_are_listed() {
     let profiles = house.json(&["profile"]);
     let cpu = profiles.as_array().unwrap().iter().find(|profile| profile["name"] == "cpu").unwrap();
     assert_eq!((&cpu["chosen"], &cpu["fits"]), (&json!(true), &json!(true)));
+    for profile in profiles.as_array().unwrap() {
+        assert!(!profile["why"].as_str().unwrap().contains("jobs wait"), "the CPU's is in use: {profile}");
+    }
     assert!(says(&house, &["profile", "cpu"]).contains("\nin use: "));
     let (code, why) = refused(&house, &["profile", "nonesuch"]);
     assert_eq!(code, Some(1));

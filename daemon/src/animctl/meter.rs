@@ -55,7 +55,8 @@ impl Moment {
                 Some(left) => format!("{stage}, {left}"),
                 None => stage,
             },
-            ("finishing", _) => "the video is put in place".to_owned(),
+            // Also of one that fails: its picture goes to `failed`.
+            ("finishing", _) => "its files are put in place".to_owned(),
             ("queued", _) => match self.facts["position"].as_u64() {
                 Some(position @ 1..) => format!("waiting, number {position} in the queue"),
                 _ => "waiting".to_owned(),
@@ -170,6 +171,7 @@ mod tests {
         assert_eq!(of(json!({"state": "queued", "position": 3})), "waiting, number 3 in the queue");
         assert_eq!(of(json!({"state": "running", "stage": "denoise", "step": [4, 20]})), "denoise 4/20");
         assert_eq!(of(json!({"state": "running", "stage": ""})), "it starts");
+        assert_eq!(of(json!({"state": "finishing"})), "its files are put in place");
         let soon =
             SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970") + Duration::from_secs(7200);
         let facts = json!({"state": "running", "stage": "text", "expected_end": soon.as_micros() as u64});

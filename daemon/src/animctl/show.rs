@@ -77,7 +77,11 @@ const ORDER: [&str; 27] = [
 /// Prints a job's description.
 pub fn for_people(description: &Value) {
     for key in ORDER {
-        let words = key.replace('_', " ");
+        // The value has its unit with it.
+        let words = match key {
+            "output_bytes" => "output size".to_owned(),
+            key => key.trim_end_matches("_bytes").replace('_', " "),
+        };
         match &description[key] {
             Value::Null => {}
             Value::String(text) => print(format!("{words:<18} {text}")),

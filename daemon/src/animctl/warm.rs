@@ -26,13 +26,18 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args, ctl: &Ctl) -> Result {
-    let why = args.command.first().map_or("until it is ended by hand", String::as_str);
+    let span = args.seconds.map(|seconds| match seconds {
+        1 => "for 1 second".to_owned(),
+        seconds => format!("for {seconds} seconds"),
+    });
+    let by_hand = || span.as_deref().unwrap_or("until it is ended by hand");
+    let why = args.command.first().map_or_else(by_hand, String::as_str);
     let _hold = ctl.manager.inhibit("warm", "animctl", why).await?;
     if !args.command.is_empty() {
         return command(&args.command).await;
     }
-    let sentence = match args.seconds {
-        Some(seconds) => format!("the model is kept in memory for {seconds} seconds; Ctrl-C ends it earlier"),
+    let sentence = match &span {
+        Some(span) => format!("the model is kept in memory {span}; Ctrl-C ends it earlier"),
         None => "the model is kept in memory until Ctrl-C".to_owned(),
     };
     ctl.tell(&json!({"warm": true, "seconds": args.seconds.unwrap_or(0)}), &sentence);

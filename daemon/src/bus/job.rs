@@ -68,7 +68,8 @@ impl JobObject {
     }
 
     fn not_ready(job: &Job, what: &str) -> BusError {
-        BusError::NotReady(format!("job {} is {}; it has no {what} yet", job.id, job.state.name()))
+        let when = if job.state.is_open() { "yet" } else { "any more" };
+        BusError::NotReady(format!("job {} is {}; it has no {what} {when}", job.id, job.state.name()))
     }
 }
 

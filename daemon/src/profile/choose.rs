@@ -84,6 +84,9 @@ impl Choice {
     }
 }
 
+/// The reason that is added where nothing is chosen and jobs wait for it.
+pub const WAITING: &str = "jobs wait until then";
+
 /// Chooses. `profiles` are tried in the order of what they ask for; of equals the first.
 pub fn choose(machine: &Machine, kernels: &Kernels, wish: &Wish, profiles: &[Profile]) -> Choice {
     let case = Case { kernels, wish, profiles };
@@ -338,7 +341,7 @@ impl<'a> Case<'a> {
         }
         match &profile {
             Some(cpu) => why.push(format!("so the profile is `{}`", cpu.name)),
-            None => why.push("jobs wait until then".into()),
+            None => why.push(WAITING.into()),
         }
         Choice { profile, gpu: None, state, why, remedy: Some(remedy.into()) }
     }

@@ -201,10 +201,13 @@ impl Profiles {
                     let wish = Wish { profile: profile.name.clone(), ..Wish::default() };
                     let this = chosen.as_ref() == Some(&profile.name);
                     // Of the one in use the reasons that counted: its own engine holds the memory now.
-                    let choice = match this {
+                    let mut choice = match this {
                         true => (*state.choice).clone(),
                         false => choose(&state.machine, &state.kernels, &wish, &state.profiles),
                     };
+                    if chosen.is_some() && !this {
+                        choice.why.retain(|why| why != choose::WAITING);
+                    }
                     Listed {
                         name: profile.name.clone(),
                         summary: profile.summary.clone(),
