@@ -174,6 +174,29 @@ fn wait_goes_on_over_a_restart() {
 }
 
 #[test]
+fn a_video_that_cannot_be_copied_can_still_be_fetched() {
+    let house = House::started("");
+    let picture = house.picture();
+    let dir = house.path("gone");
+    fs::create_dir(&dir).unwrap();
+    house.json(&["pause"]);
+    let client = house
+        .animctl_command(&["submit", &picture, "--output", dir.join("x.mp4").to_str().unwrap()])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    house.until("it waits", |house| house.number("SELECT count(*) FROM job") == Some(1));
+    fs::remove_dir(&dir).unwrap();
+    house.json(&["resume"]);
+    let output = client.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("`animctl fetch 1 FILE` gets it"), "{text}");
+    let copy = house.path("copy.mp4");
+    assert_eq!(house.json(&["fetch", "1", copy.to_str().unwrap()])["id"], 1);
+}
+
+#[test]
 fn a_path_is_taken_only_below_the_watched_folder_and_keys_are_checked() {
     let house = House::started("");
     let picture = house.picture();
