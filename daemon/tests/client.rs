@@ -275,15 +275,15 @@ fn the_examples_print_where_the_video_is_or_why_there_is_none() {
         };
         let run = |args: &[&str]| run(&interpreter, script, &[&["--user"], args].concat());
         let video = format!("{script}.mp4");
-        let (code, _, why) = run(&[&picture, "a wave", &video]);
+        let (code, _, why) = run(&[picture.as_str(), "a wave", &video]);
         assert_eq!(code, Some(0), "{why}");
         assert!(fs::read_to_string(house.path(&video)).unwrap().starts_with("simulated video"));
-        let (code, _, why) = run(&[&picture, "a wave", &video]);
+        let (code, _, why) = run(&[picture.as_str(), "a wave", &video]);
         assert_eq!((code, why), (Some(1), format!("`{video}` exists already; choose another name")));
         let (code, _, why) = run(&["none.png", "a wave", "other.mp4"]);
         assert_eq!(code, Some(1));
         assert!(why.lines().count() == 1 && why.contains("No such file"), "{why}");
-        let (code, _, why) = run(&[&picture, "fail", "other.mp4"]);
+        let (code, _, why) = run(&[picture.as_str(), "fail", "other.mp4"]);
         assert_eq!(code, Some(1));
         assert_eq!(why.matches("org.animd.Animd1.Error.NotEnoughMemory: ").count(), 1, "{why}");
         assert!(!why.contains("GDBus.Error"), "{why}");
