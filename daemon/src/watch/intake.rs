@@ -74,12 +74,17 @@ impl Intake {
         let spool = self.desk.spool.clone();
         let there = move |new: &NewJob| new.work.as_ref().is_ok_and(|(sha, _)| spool.path(sha).exists());
         let added = self.desk.ledger.call(move |db| db.add_all(&jobs, there)).await?;
+        // All of them at first: what goes wrong with one below must not keep the others from being known.
+        for (coming, added) in coming.iter().zip(&added) {
+            if let Added::New(id) = *added {
+                tracing::info!(job = id, "job {id} comes from a watched folder");
+                tracing::debug!(job = id, "job {id} is of `{}`", show(&coming.ready.path));
+                self.desk.board.tell(Change::Added(id));
+            }
+        }
         for (coming, added) in coming.into_iter().zip(added) {
             fates[coming.at] = match added {
                 Added::New(id) => {
-                    tracing::info!(job = id, "job {id} comes from a watched folder");
-                    tracing::debug!(job = id, "job {id} is of `{}`", show(&coming.ready.path));
-                    self.desk.board.tell(Change::Added(id));
                     if coming.work.is_err() {
                         self.desk.settle(id).await?;
                     }

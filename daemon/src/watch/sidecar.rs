@@ -1,6 +1,7 @@
 //! What stands beside a picture: `photo.toml`, `photo.txt`, and the `folder.toml` of its folder and the ones above.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -17,16 +18,23 @@ use crate::{Error, Result};
 /// The largest sidecar, in bytes.
 pub const MAX_BYTES: u64 = 1 << 20;
 
-/// `photo.toml` and `photo.txt` for `photo.png`; `None` where there can be no such file.
+/// `photo.toml` and `photo.txt` for `photo.png`, or `photo.TOML` and `photo.TXT` where only these are there; `None` where
+/// there can be no such file.
 pub fn paths(picture: &Path) -> [Option<PathBuf>; 2] {
     let (stem, _) = split_name(picture.file_name().unwrap_or_default());
-    ["toml", "txt"].map(|kind| {
+    let beside = |kind: &str| {
         let mut name = stem.as_bytes().to_vec();
         name.push(b'.');
         name.extend_from_slice(kind.as_bytes());
         // A picture called `folder.png` does not own its folder's settings.
         let possible = name.len() <= NAME_MAX && name != FOLDER_SETTINGS.as_bytes();
         possible.then(|| picture.with_file_name(OsStr::from_bytes(&name)))
+    };
+    let is_there = |path: &PathBuf| fs::symlink_metadata(path).is_ok();
+    ["toml", "txt"].map(|kind| {
+        let path = beside(kind)?;
+        let shouted = || beside(&kind.to_uppercase()).filter(is_there);
+        Some(if is_there(&path) { path } else { shouted().unwrap_or(path) })
     })
 }
 
@@ -43,8 +51,9 @@ pub fn settings(root: &Path, picture: &Path) -> Result<Settings> {
     {
         settings = parse(root, path, &text)?;
     }
+    // An empty file says nothing: there is a prompt for pictures that come without one.
     if let Some(path) = &txt
-        && let Some(text) = read(root, path)?
+        && let Some(text) = read(root, path)?.filter(|text| !text.trim().is_empty())
     {
         if settings.prompt.is_some() {
             return Err(Error::refused(
@@ -161,6 +170,12 @@ mod tests {
         write("photo.toml", b"")?;
         write("photo.txt", b"one\ntwo \xff")?;
         assert_eq!(error(), "photo.txt:2: it is not valid UTF-8; save it as UTF-8");
+        write("photo.txt", b" \n")?;
+        assert_eq!(settings()?.prompt, None);
+        fs::rename(dir.path().join("photo.txt"), dir.path().join("photo.TXT"))
+            .map_err(Error::file("rename", "photo.txt"))?;
+        write("photo.TXT", b"a wave")?;
+        assert_eq!(settings()?.prompt.as_deref(), Some("a wave"));
         Ok(())
     }
 
