@@ -369,7 +369,7 @@ fn codes_are_as_documented() {
             .unwrap();
         assert_eq!(output.status.code(), Some(3), "{args:?}");
     }
-    for args in [&["list"][..], &["export", "--csv"], &["--json", "status"]] {
+    for args in [&["status"][..], &["export", "--csv"], &["--json", "list"]] {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let output = house.animctl_command(args).stdout(full).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{args:?}");

@@ -145,8 +145,6 @@ fn read(root: &Path, path: &Path) -> Result<Option<String>> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]
