@@ -90,6 +90,8 @@ impl Spool {
     /// [`Error::Refused`] with code `invalid-image` for a file that is empty, too large, no picture that the engine reads
     /// (see [`picture::read`]), or changes while it is read.
     pub fn put(&self, file: &File, what: &str) -> Result<Spooled> {
+        // Of watched folders it is not asked: there a job says what is wrong, in `failed/`.
+        self.check_room(file.metadata().map_err(Error::file("look at", what))?.len())?;
         let spooled = self.stage(file, what)?;
         sync_dir(&self.dir).map_err(Error::file("sync", &self.dir))?;
         Ok(spooled)
@@ -142,7 +144,6 @@ impl Spool {
             )));
         }
         picture::read(file, what)?;
-        self.check_room(before.len())?;
         let part = self.dir.join(format!(".{}.part", uuid::Uuid::new_v4()));
         let copied = Self::copy(file, before.len(), &part, what);
         let spooled = copied.and_then(|sha256| {
