@@ -59,12 +59,19 @@ async fn main() -> Result<()> {
     });
     println!("2 MB written and synced here: {}", table(synced(dir.path())?));
     for _ in 0..WAITING {
-        submit(&manager, dir.path(), PICTURE_BYTES / 200).await?;
+        submit(&manager, picture(dir.path(), PICTURE_BYTES / 200)?).await?;
     }
     for (clients, each) in [(1, 300), (50, 10)] {
         let connections = try_join_all((0..clients).map(|_| connect(&address))).await?;
+        // Made before: this program's own work would count as the service's.
+        let mut pictures = Vec::new();
+        for _ in 0..clients {
+            let own: Result<Vec<File>> = (0..each).map(|_| picture(dir.path(), PICTURE_BYTES)).collect();
+            pictures.push(own?);
+        }
         let begun = Instant::now();
-        let sent = try_join_all(connections.iter().map(|manager| client(manager, dir.path(), each))).await?;
+        let clients_at_once = connections.iter().zip(pictures).map(|(manager, own)| client(manager, own));
+        let sent = try_join_all(clients_at_once).await?;
         let wall = begun.elapsed();
         let mut times = Vec::new();
         for (id, start) in sent.into_iter().flatten() {
@@ -80,17 +87,16 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Submits so many pictures, one after the other; when each call began, with its job.
-async fn client(manager: &ManagerProxy<'_>, dir: &Path, count: usize) -> Result<Vec<(u64, Instant)>> {
-    let mut sent = Vec::with_capacity(count);
-    for _ in 0..count {
-        sent.push(submit(manager, dir, PICTURE_BYTES).await?);
+/// Submits pictures one after the other; when each call began, with its job.
+async fn client(manager: &ManagerProxy<'_>, pictures: Vec<File>) -> Result<Vec<(u64, Instant)>> {
+    let mut sent = Vec::with_capacity(pictures.len());
+    for picture in pictures {
+        sent.push(submit(manager, picture).await?);
     }
     Ok(sent)
 }
 
-async fn submit(manager: &ManagerProxy<'_>, dir: &Path, bytes: usize) -> Result<(u64, Instant)> {
-    let picture = picture(dir, bytes)?;
+async fn submit(manager: &ManagerProxy<'_>, picture: File) -> Result<(u64, Instant)> {
     let start = Instant::now();
     let path = manager.submit(picture.as_fd().into(), HashMap::new()).await?;
     Ok((id_of(&path).ok_or("no number")?, start))

@@ -206,6 +206,8 @@ fn what_was_done_is_told_in_every_form() {
     assert!(lines[2].contains("\"a \"\"wave\"\", twice\""), "{csv}");
 
     let page = house.path("report.html");
+    std::os::unix::fs::symlink("elsewhere.html", house.path("link.html")).unwrap();
+    assert_eq!(house.animctl(&["report", house.path("link.html").to_str().unwrap()]).status.code(), Some(1));
     let report = house.json(&["report", page.to_str().unwrap()]);
     assert_eq!(report["jobs"], 2);
     let html = fs::read_to_string(&page).unwrap();

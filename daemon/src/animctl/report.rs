@@ -1,6 +1,6 @@
 //! `animctl report OUT.html`
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::jobs::Which;
 use super::stats::{By, sum, sums};
 use super::{Ctl, json_of};
 use crate::client::JobProxy;
-use crate::files::{show, write_atomic};
+use crate::files::{kind, show, write_atomic};
 use crate::report::{Entry, Report, Sum, page};
 
 /// The largest thumbnail that is taken over.
@@ -80,6 +80,13 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
 fn write(file: &Path, html: &str) -> Result<()> {
     // Prompts and pictures are their owner's.
     let full = std::path::absolute(file).map_err(Failure::file("find", file))?;
+    // What is put in place of a device or a link would be the end of that.
+    if let Ok(meta) = fs::symlink_metadata(&full)
+        && !meta.is_file()
+    {
+        let (file, kind) = (show(file), kind(&meta));
+        return Err(Failure::new(format!("`{file}` is {kind}, not a regular file; choose another name")));
+    }
     write_atomic(&full, html.as_bytes(), 0o600).map_err(Failure::file("write", file))
 }
 

@@ -13,7 +13,7 @@ use super::error::BusError;
 /// Calls that bring a picture and are not answered yet, of everybody. Each holds a descriptor.
 const MOST_CALLS: usize = 512;
 /// Copies under way for one user; further calls wait for these.
-const PER_USER: usize = 4;
+const PER_USER: usize = 8;
 /// Copies under way for everybody; each is a thread.
 const MOST_COPIES: usize = 64;
 /// How long a call waits for its turn, and then for its copy. A local disk needs a second for the largest picture.

@@ -188,6 +188,11 @@ impl Cards {
         self.lock().waiting.binary_search(&place).map_or(0, |at| at as u32 + 1)
     }
 
+    /// Whether the job has an object.
+    pub fn has(&self, id: u64) -> bool {
+        self.lock().cards.contains_key(&id)
+    }
+
     /// Jobs that wait.
     pub fn waiting(&self) -> u32 {
         self.lock().waiting.len() as u32

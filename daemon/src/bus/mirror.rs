@@ -125,12 +125,18 @@ impl Mirror {
                 ids.push(id);
             }
         }
+        // Those that came over the bus have their objects: nobody need wait for a ledger that a flood keeps busy.
+        let mut told = HashSet::new();
+        for id in ids.iter().copied().filter(|id| added.contains(id) && self.hub.cards.has(*id)) {
+            Manager::job_new(&self.emitter()?, id, object_path(id).into()).await?;
+            told.insert(id);
+        }
         for (id, job) in self.jobs(ids).await? {
             let Some(job) = job else {
                 self.forgotten(id).await?;
                 continue;
             };
-            if added.contains(&id) {
+            if added.contains(&id) && !told.contains(&id) {
                 self.hub.serve(&self.connection, &job).await?;
                 Manager::job_new(&self.emitter()?, id, object_path(id).into()).await?;
             }
