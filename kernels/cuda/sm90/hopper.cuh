@@ -71,6 +71,29 @@ __device__ __forceinline__ void named_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// ---- Clusters: blocks that can write into each other's shared memory
+
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// All threads of all blocks of the cluster.
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// Arrives at the barrier that lies at this address in the block of this rank.
+__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
+    asm volatile(
+        "{ .reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::"r"(barrier),
+        "r"(rank)
+        : "memory");
+}
+
 // ---- Bulk tensor copies
 
 __device__ __forceinline__ void prefetch(const CUtensorMap* map) {
@@ -90,6 +113,34 @@ __device__ __forceinline__ void load_2d(uint32_t to, const CUtensorMap* map, uin
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
         "[%0], [%1, {%3, %4}], [%2];" ::"r"(to),
         "l"(map), "r"(barrier), "r"(x), "r"(y)
+        : "memory");
+}
+
+__device__ __forceinline__ void load_4d(
+    uint32_t to, const CUtensorMap* map, uint32_t barrier, int x, int y, int z, int w) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
+        "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
+        : "memory");
+}
+
+// To the same address in each block of the cluster whose bit is set in `blocks`; there the barrier at the same address
+// counts the bytes.
+__device__ __forceinline__ void load_2d_multicast(
+    uint32_t to, const CUtensorMap* map, uint32_t barrier, uint16_t blocks, int x, int y) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%4, %5}], [%2], %3;" ::"r"(to),
+        "l"(map), "r"(barrier), "h"(blocks), "r"(x), "r"(y)
+        : "memory");
+}
+__device__ __forceinline__ void load_3d_multicast(
+    uint32_t to, const CUtensorMap* map, uint32_t barrier, uint16_t blocks, int x, int y, int z) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%4, %5, %6}], [%2], %3;" ::"r"(to),
+        "l"(map), "r"(barrier), "h"(blocks), "r"(x), "r"(y), "r"(z)
         : "memory");
 }
 
@@ -171,6 +222,13 @@ __device__ __forceinline__ void hold_until_known(float sum, uint32_t address) {
 #define HOPPER_D48 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define HOPPER_D64 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define HOPPER_D68 HOPPER_D64 ",%64,%65,%66,%67"
+#define HOPPER_F32(r) HOPPER_F8(r,0),HOPPER_F8(r,8),HOPPER_F8(r,16),HOPPER_F8(r,24)
+#define HOPPER_F48(r) HOPPER_F32(r),HOPPER_F8(r,32),HOPPER_F8(r,40)
+#define HOPPER_F96(r) HOPPER_F64(r),HOPPER_F8(r,64),HOPPER_F8(r,72),HOPPER_F8(r,80),HOPPER_F8(r,88)
+#define HOPPER_F128(r) HOPPER_F96(r),HOPPER_F8(r,96),HOPPER_F8(r,104),HOPPER_F8(r,112),HOPPER_F8(r,120)
+#define HOPPER_D8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define HOPPER_D96 HOPPER_D64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define HOPPER_D128 HOPPER_D96 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 // clang-format on
 
 // d (64 x N, f32) = a (64 x 16, bf16, shared, rows) * b (16 x N, bf16, shared, columns) + (accumulate ? d : 0)
@@ -207,6 +265,22 @@ __device__ __forceinline__ void mma_e4m3(float (&d)[68], const uint32_t* a, uint
         : HOPPER_F68(d)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)));
 }
+
+// d (64 x N, f32) = a (64 x 16 bf16 or 64 x 32 e4m3) * b (16 or 32 x N) + (accumulate ? d : 0), both operands in shared
+// memory and contiguous along the dimension that is summed up. N is twice the number of accumulators.
+#define HOPPER_MMA(NAME, COUNT, SHAPE, TYPES, LIST, OUT, A, B, P, TAIL)                                            \
+    __device__ __forceinline__ void NAME(float (&d)[COUNT], uint64_t a, uint64_t b, bool accumulate) {             \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " P ", 0;\n"                                                  \
+                     "wgmma.mma_async.sync.aligned." SHAPE ".f32." TYPES " {" LIST "}, " A ", " B ", p, 1, 1" TAIL "; }" \
+                     : OUT                                                                                         \
+                     : "l"(a), "l"(b), "r"(int(accumulate)));                                                      \
+    }
+HOPPER_MMA(mma_bf16, 8, "m64n16k16", "bf16.bf16", HOPPER_D8, HOPPER_F8(d, 0), "%8", "%9", "%10", ", 0, 0")
+HOPPER_MMA(mma_bf16, 48, "m64n96k16", "bf16.bf16", HOPPER_D48, HOPPER_F48(d), "%48", "%49", "%50", ", 0, 0")
+HOPPER_MMA(mma_bf16, 96, "m64n192k16", "bf16.bf16", HOPPER_D96, HOPPER_F96(d), "%96", "%97", "%98", ", 0, 0")
+HOPPER_MMA(mma_bf16, 128, "m64n256k16", "bf16.bf16", HOPPER_D128, HOPPER_F128(d), "%128", "%129", "%130", ", 0, 0")
+HOPPER_MMA(mma_e4m3, 64, "m64n128k32", "e4m3.e4m3", HOPPER_D64, HOPPER_F64(d), "%64", "%65", "%66", "")
+HOPPER_MMA(mma_e4m3, 128, "m64n256k32", "e4m3.e4m3", HOPPER_D128, HOPPER_F128(d), "%128", "%129", "%130", "")
 
 // ---- Arithmetic
 

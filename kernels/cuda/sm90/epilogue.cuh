@@ -1,0 +1,242 @@
+// What follows a product: scales, bias, activation, gate, residual, conversion. See gemm.cuh.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "hopper.cuh"
+
+namespace gemm {
+
+using namespace hopper;
+
+// As the launcher numbers them.
+enum Activation { kNone = 0, kSilu = 1, kGeluTanh = 2, kGeluErf = 3, kQuickGelu = 4 };
+
+// How a product ends; in all of them y = row_scale * column_scale * product + bias.
+//   kPlain      residual + gate * y
+//   kActivated  gate * activation(y)
+//   kNormed     silu(gamma * sqrt(columns) * y / max(|y|, 1e-12)), |y| over a row, all of which is in one tile; no scales
+enum Ending { kPlain, kActivated, kNormed };
+
+// Absent parts are null. Columns of an output that is narrower than the product (`width` < columns) go `half_step` rows
+// on for each `width` of them.
+struct Epilogue {
+    const float* row_scale;            // [rows]
+    const float* column_scale;         // [columns]
+    const float* bias;                 // [columns]
+    const float* gate;                 // [columns]
+    const __nv_bfloat16* element_gate; // [rows, columns], gate_stride apart
+    const float* gamma;                // [columns]
+    const void* residual;              // of the output's type and shape
+    void* output;
+    int64_t gate_stride;
+    int64_t residual_stride;
+    int64_t output_stride;
+    int width;
+    int half_step;
+    int activation;
+};
+
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.f, 1.f + exp2_fast(-1.4426950408889634f * x)); }
+
+// x times the sigmoid of y; 0 for y far below 0, where the quotient of __fdividef is 0 too.
+__device__ __forceinline__ void activate(float (&x)[4], int activation) {
+    if (activation == kNone) return;
+    if (activation == kGeluErf) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[i] = 0.5f * x[i] * (1.f + erff(x[i] * 0.7071067811865476f));
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float y = x[i];
+        // gelu(x) = x (1 + tanh u) / 2 = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+        if (activation == kGeluTanh) y = x[i] * fmaf(x[i] * x[i], 0.07135481282052874f, 1.5957691216057308f);
+        if (activation == kQuickGelu) y = 1.702f * x[i];
+        x[i] *= sigmoid(y);
+    }
+}
+
+// Global loads that stay where they are written: they are meant to be under way while something else is computed.
+__device__ __forceinline__ float4 load_global(const float* from) {
+    float4 x;
+    asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "l"(from)
+                 : "memory");
+    return x;
+}
+__device__ __forceinline__ uint2 load_global(const __nv_bfloat16* from) {
+    uint2 x;
+    asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from) : "memory");
+    return x;
+}
+
+__device__ __forceinline__ void widen(float (&x)[4], float4 bits) {
+    x[0] = bits.x;
+    x[1] = bits.y;
+    x[2] = bits.z;
+    x[3] = bits.w;
+}
+__device__ __forceinline__ void widen(float (&x)[4], uint2 bits) {
+    x[0] = __uint_as_float(bits.x << 16);
+    x[1] = __uint_as_float(bits.x & 0xffff0000u);
+    x[2] = __uint_as_float(bits.y << 16);
+    x[3] = __uint_as_float(bits.y & 0xffff0000u);
+}
+
+__device__ __forceinline__ void store_four(float* to, const float (&x)[4]) {
+    *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);
+}
+__device__ __forceinline__ void store_four(__nv_bfloat16* to, const float (&x)[4]) {
+    *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
+}
+
+template <class Output>
+struct Raw;  // four elements as they are loaded
+template <>
+struct Raw<float> {
+    using Four = float4;
+};
+template <>
+struct Raw<__nv_bfloat16> {
+    using Four = uint2;
+};
+
+__device__ __forceinline__ void store_shared(uint32_t to, float x, float y) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(x), "f"(y) : "memory");
+}
+
+// The channel norm over the two rows that a thread shares with three others; x becomes (x + bias) * factor of the row.
+template <int kSums>
+__device__ __forceinline__ void normalize(float (&sum)[kSums], const float* bias, int columns, int lane) {
+    float square[2] = {0.f, 0.f};
+#pragma unroll
+    for (int i = 0; i < kSums; i += 2) {
+        const float2 b = bias == nullptr ? make_float2(0.f, 0.f)
+                                         : __ldg(reinterpret_cast<const float2*>(bias + i / 4 * 8 + lane % 4 * 2));
+        if ((i / 2) % 2 == 0) {
+            sum[i] += b.x;
+            sum[i + 1] += b.y;
+            sum[i + 2] += b.x;
+            sum[i + 3] += b.y;
+        }
+        square[(i / 2) % 2] = fmaf(sum[i], sum[i], fmaf(sum[i + 1], sum[i + 1], square[(i / 2) % 2]));
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        square[r] += __shfl_xor_sync(0xffffffffu, square[r], 1);
+        square[r] += __shfl_xor_sync(0xffffffffu, square[r], 2);
+        square[r] = sqrtf(float(columns)) / fmaxf(sqrtf(square[r]), 1e-12f);
+    }
+#pragma unroll
+    for (int i = 0; i < kSums; i++) sum[i] *= square[(i / 2) % 2];
+}
+
+// Asks the L2 cache for the residual's part of a tile, before it is computed.
+template <class Shape, class Output, class Problem, class Place>
+__device__ __forceinline__ void prefetch_residual(
+    const Problem& problem, const Place& place, const Epilogue& e, int first, int lane) {
+    constexpr int kLine = 128 / sizeof(Output);
+    const int column0 = problem.column(place);
+    for (int i = lane; i < 16 * ((Shape::kColumns + kLine - 1) / kLine); i += 32) {
+        const int row = problem.row(place, first + i % 16), column = column0 + i / 16 * kLine;
+        if (row < 0 || column >= problem.columns()) continue;
+        const int half = column / e.width;
+        const auto* from = static_cast<const Output*>(e.residual) +
+                           (row + half * e.half_step) * e.residual_stride + column - half * e.width;
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+    }
+}
+
+// Writes 16 rows of a tile, from row `first` on, that a warp has as accumulators: 4j, 4j + 1 are columns 8j + 2 (lane % 4)
+// and the next of row lane / 4, 4j + 2, 4j + 3 the same of the row 8 below.
+template <class Shape, Ending kEnding, class Output, class Problem, class Place>
+__device__ __forceinline__ void finish(
+    const Problem& problem, const Place& place, const Epilogue& e, float (&sum)[Shape::kSums], int first,
+    uint32_t chunk, int lane) {
+    constexpr int kChunk = Shape::kChunk;
+    constexpr int kLanes = kChunk / 4;          // threads of a row
+    constexpr int kStep = 32 / kLanes;          // rows at once
+    constexpr int kPasses = 16 / kStep;
+    constexpr int kChunks = Shape::kColumns / kChunk;
+
+    const int column0 = problem.column(place), columns = problem.columns();
+    const int mine = lane % kLanes * 4;  // first of this thread's columns in a chunk
+    const auto* residual = static_cast<const Output*>(e.residual);
+    auto* output = static_cast<Output*>(e.output);
+    if constexpr (kEnding == kNormed) normalize(sum, e.bias, columns, lane);
+
+#pragma unroll
+    for (int c = 0; c < kChunks; c++) {
+        const int column = column0 + c * kChunk + mine;
+        const int half = column / e.width, shift = column - half * e.width;
+        typename Raw<Output>::Four added[kEnding == kPlain ? kPasses : 1];
+        if constexpr (kEnding == kPlain) {
+            if (residual != nullptr && column < columns) {
+#pragma unroll
+                for (int p = 0; p < kPasses; p++) {
+                    const int row = problem.row(place, first + p * kStep + lane / kLanes);
+                    if (row >= 0)
+                        added[p] = load_global(residual + (row + half * e.half_step) * e.residual_stride + shift);
+                }
+            }
+        }
+
+        __syncwarp();
+#pragma unroll
+        for (int j = 0; j < kChunk / 8; j++) {
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const int at = lane / 4 + 8 * r;
+                // 16-byte units of a row trade places, so that neither writing nor reading meets a bank twice.
+                const int unit = (2 * j + lane % 4 / 2) ^ (2 * at & (kLanes - 1));
+                const int i = (c * (kChunk / 8) + j) * 4 + 2 * r;
+                store_shared(chunk + at * kChunk * 4 + unit * 16 + lane % 2 * 8, sum[i], sum[i + 1]);
+            }
+        }
+        __syncwarp();
+        if (column >= columns) continue;
+
+        float factor[4] = {1.f, 1.f, 1.f, 1.f}, bias[4] = {0.f, 0.f, 0.f, 0.f}, gate[4] = {1.f, 1.f, 1.f, 1.f};
+        if constexpr (kEnding == kNormed) {
+            widen(factor, __ldg(reinterpret_cast<const float4*>(e.gamma + column)));
+        } else {
+            if (Problem::kScaled) widen(factor, __ldg(reinterpret_cast<const float4*>(e.column_scale + column)));
+            if (e.bias != nullptr) widen(bias, __ldg(reinterpret_cast<const float4*>(e.bias + column)));
+            if (e.gate != nullptr) widen(gate, __ldg(reinterpret_cast<const float4*>(e.gate + column)));
+        }
+        // The loop with activations is not unrolled: it would be tens of kilobytes of code.
+#pragma unroll(kEnding == kPlain ? kPasses : 1)
+        for (int p = 0; p < kPasses; p++) {
+            const int at = p * kStep + lane / kLanes;
+            const int row = problem.row(place, first + at);
+            const int unit = lane % kLanes ^ (2 * at & (kLanes - 1));
+            float x[4], y[4];
+            widen(x, load_shared(chunk + at * kChunk * 4 + unit * 16));
+            if (row < 0) continue;
+            const float row_scale = Problem::kScaled ? __ldg(e.row_scale + row) : 1.f;
+#pragma unroll
+            for (int i = 0; i < 4; i++) x[i] = fmaf(x[i] * row_scale, factor[i], bias[i]);
+            if constexpr (kEnding == kActivated) activate(x, e.activation);
+            if constexpr (kEnding == kNormed) activate(x, kSilu);
+#pragma unroll
+            for (int i = 0; i < 4; i++) x[i] *= gate[i];
+            if (kEnding != kNormed && e.element_gate != nullptr) {
+                widen(y, load_global(e.element_gate + row * e.gate_stride + column));
+#pragma unroll
+                for (int i = 0; i < 4; i++) x[i] *= y[i];
+            }
+            if constexpr (kEnding == kPlain) {
+                if (residual != nullptr) {
+                    widen(y, added[p]);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) x[i] += y[i];
+                }
+            }
+            store_four(output + (row + half * e.half_step) * e.output_stride + shift, x);
+        }
+    }
+}
+
+}  // namespace gemm
