@@ -8,8 +8,9 @@
 // A `Problem` says which tiles there are, how K is cut, and where rows lie:
 //   int tiles()                                    tiles of a cluster, all columns of all rows
 //   Place place(int tile, int rank)                what a block computes; has `int blocks`, of K, equal in a cluster
-//   void load_a(place, block, to, barrier), load_b(.., rank)  enqueue all bytes of one block of K
-//   int steps(block)                               instructions along K (1, 2 or 4) that a block of K needs
+//   Cursor first(place), void next(cursor)         the blocks of K one after the other
+//   void load(place, cursor, to_a, to_b, barrier, rank)  enqueues the copies of one block of K
+//   int steps(cursor)                              instructions along K (1, 2 or 4) that a block of K needs
 //   int row(place, int i)                          where row i of the tile lies in the output, or -1
 //   int column(place), int columns()               first column of the tile, and how many columns there are
 //   kScaled                                        whether there are scales
@@ -124,13 +125,15 @@ __device__ __forceinline__ void accumulate_in_place(
     const Barriers& barriers, Ring<Shape::kStages>& ring, int thread) {
     constexpr uint32_t kStageStep = Shape::kStageBytes >> 4;
     int before = 0;
+    auto cursor = problem.first(place);
     for (int block = 0; block < place.blocks; block++) {
         barrier_wait(barriers.full(ring.stage), ring.parity);
         pin_all<Shape>(sum);
         mma_fence();
-        multiply<Shape, kBf16>(sum, a + ring.stage * kStageStep, b + ring.stage * kStageStep, problem.steps(block),
+        multiply<Shape, kBf16>(sum, a + ring.stage * kStageStep, b + ring.stage * kStageStep, problem.steps(cursor),
                                block != 0);
         mma_commit();
+        problem.next(cursor);
         if (block > 0) {
             mma_wait<1>();
             release<Shape::kCluster>(barriers.empty(before), thread);
@@ -155,13 +158,15 @@ __device__ __forceinline__ void accumulate_apart(
     for (int part = 0; part < Shape::kParts; part++)
 #pragma unroll
         for (int i = 0; i < Shape::kSums; i++) sum[part][i] = 0.f;
+    auto cursor = problem.first(place);
     for (int block = 0; block < place.blocks; block++) {
         barrier_wait(barriers.full(ring.stage), ring.parity);
         pin_all<Shape>(some);
         mma_fence();
-        multiply<Shape, kBf16>(some, a + ring.stage * kStageStep, b + ring.stage * kStageStep, problem.steps(block),
+        multiply<Shape, kBf16>(some, a + ring.stage * kStageStep, b + ring.stage * kStageStep, problem.steps(cursor),
                                false);
         mma_commit();
+        problem.next(cursor);
         mma_wait<0>();
         pin_all<Shape>(some);
         release<Shape::kCluster>(barriers.empty(ring.stage), thread);
@@ -204,13 +209,14 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
             Ring<Shape::kStages> ring;
             for (int tile = cluster; tile < problem.tiles(); tile += clusters) {
                 const auto place = problem.place(tile, rank);
+                auto cursor = problem.first(place);
                 for (int block = 0; block < place.blocks; block++) {
                     // With two blocks: until both have read the slot, since both will get this block's share of B.
                     barrier_wait(barriers.empty(ring.stage), ring.parity ^ 1);
                     barrier_expect(barriers.full(ring.stage), Shape::kStageBytes);
                     const uint32_t to = base + ring.stage * Shape::kStageBytes;
-                    problem.load_a(place, block, to, barriers.full(ring.stage));
-                    problem.load_b(place, block, to + Shape::kABytes, barriers.full(ring.stage), rank);
+                    problem.load(place, cursor, to, to + Shape::kABytes, barriers.full(ring.stage), rank);
+                    problem.next(cursor);
                     ring.next();
                 }
             }

@@ -37,18 +37,19 @@ struct Product {
         const int row = band * kBand + rest % height, column = rest / height;
         return {(row * Shape::kCluster + rank) * Shape::kRows, column * Shape::kColumns, blocks};
     }
-    __device__ __forceinline__ int steps(int) const { return 4; }
-    __device__ __forceinline__ void load_a(const Place& place, int block, uint32_t to, uint32_t barrier) const {
-        load_2d(to, &a_map, barrier, block * kBlock, place.row);
-    }
-    __device__ __forceinline__ void load_b(
-        const Place& place, int block, uint32_t to, uint32_t barrier, int rank) const {
+    using Cursor = int;  // the first element along K
+    __device__ __forceinline__ Cursor first(const Place&) const { return 0; }
+    __device__ __forceinline__ void next(Cursor& cursor) const { cursor += kBlock; }
+    __device__ __forceinline__ int steps(Cursor) const { return 4; }
+    __device__ __forceinline__ void load(
+        const Place& place, Cursor cursor, uint32_t to_a, uint32_t to_b, uint32_t barrier, int rank) const {
         constexpr int kShare = Shape::kColumns / Shape::kCluster;
+        load_2d(to_a, &a_map, barrier, cursor, place.row);
         if constexpr (Shape::kCluster == 1)
-            load_2d(to, &b_map, barrier, block * kBlock, place.column);
+            load_2d(to_b, &b_map, barrier, cursor, place.column);
         else
-            load_2d_multicast(to + rank * kShare * kRowBytes, &b_map, barrier, (1 << Shape::kCluster) - 1,
-                              block * kBlock, place.column + rank * kShare);
+            load_2d_multicast(to_b + rank * kShare * kRowBytes, &b_map, barrier, (1 << Shape::kCluster) - 1, cursor,
+                              place.column + rank * kShare);
     }
     __device__ __forceinline__ int row(const Place& place, int i) const {
         return place.row + i < rows ? place.row + i : -1;
