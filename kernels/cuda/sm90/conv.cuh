@@ -85,9 +85,10 @@ struct Convolution {
         cursor.y = 0;
         cursor.t++;
     }
-    // Of the last channels, only as many as there are; 16 for each instruction.
+    // Of the last channels, no more than there are (and zeros); 16 for each instruction.
     __device__ __forceinline__ int steps(const Cursor& cursor) const {
-        return min(g.channels - cursor.channel + 15, kChannels) / 16;
+        const int left = g.channels - cursor.channel;
+        return left > 32 ? 4 : left > 16 ? 2 : 1;
     }
     __device__ __forceinline__ void load(
         const Place& place, const Cursor& cursor, uint32_t to_a, uint32_t to_b, uint32_t barrier, int rank) const {

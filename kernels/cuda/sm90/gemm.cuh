@@ -93,13 +93,12 @@ __device__ __forceinline__ void release(uint32_t empty, int thread) {
     }
 }
 
-// Multiplies one block of K in shared memory: 4 instructions along K, or fewer at the end of a short one.
-template <class Shape, bool kBf16>
-__device__ __forceinline__ void multiply(
-    float (&sum)[Shape::kParts][Shape::kSums], uint64_t a, uint64_t b, int steps, bool accumulate) {
+template <class Shape, bool kBf16, int kSteps>
+__device__ __forceinline__ void multiply_steps(
+    float (&sum)[Shape::kParts][Shape::kSums], uint64_t a, uint64_t b, bool accumulate) {
+    mma_fence();
 #pragma unroll
-    for (int step = 0; step < 4; step++) {
-        if (step > 0 && step >= steps) break;
+    for (int step = 0; step < kSteps; step++) {
 #pragma unroll
         for (int part = 0; part < Shape::kParts; part++) {
             const uint64_t from = a + ((part * 64 * kRowBytes + step * kStepBytes) >> 4);
@@ -109,6 +108,20 @@ __device__ __forceinline__ void multiply(
                 mma_e4m3(sum[part], from, b + ((step * kStepBytes) >> 4), accumulate || step != 0);
         }
     }
+    mma_commit();
+}
+
+// Multiplies one block of K in shared memory as one group: by `steps` instructions along K. No branch is between those of
+// a group, because ptxas would make each wait for the one before.
+template <class Shape, bool kBf16>
+__device__ __forceinline__ void multiply(
+    float (&sum)[Shape::kParts][Shape::kSums], uint64_t a, uint64_t b, int steps, bool accumulate) {
+    if (steps == 4)
+        multiply_steps<Shape, kBf16, 4>(sum, a, b, accumulate);
+    else if (steps == 2)
+        multiply_steps<Shape, kBf16, 2>(sum, a, b, accumulate);
+    else
+        multiply_steps<Shape, kBf16, 1>(sum, a, b, accumulate);
 }
 
 template <class Shape>
@@ -129,10 +142,8 @@ __device__ __forceinline__ void accumulate_in_place(
     for (int block = 0; block < place.blocks; block++) {
         barrier_wait(barriers.full(ring.stage), ring.parity);
         pin_all<Shape>(sum);
-        mma_fence();
         multiply<Shape, kBf16>(sum, a + ring.stage * kStageStep, b + ring.stage * kStageStep, problem.steps(cursor),
                                block != 0);
-        mma_commit();
         problem.next(cursor);
         if (block > 0) {
             mma_wait<1>();
@@ -162,10 +173,8 @@ __device__ __forceinline__ void accumulate_apart(
     for (int block = 0; block < place.blocks; block++) {
         barrier_wait(barriers.full(ring.stage), ring.parity);
         pin_all<Shape>(some);
-        mma_fence();
         multiply<Shape, kBf16>(some, a + ring.stage * kStageStep, b + ring.stage * kStageStep, problem.steps(cursor),
                                false);
-        mma_commit();
         problem.next(cursor);
         mma_wait<0>();
         pin_all<Shape>(some);

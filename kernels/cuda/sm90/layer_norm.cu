@@ -1,0 +1,36 @@
+// Layer norm over rows, learned or modulated by the time; to e4m3 it quantises what the next product reads.
+#include "rows.cuh"
+
+namespace {
+
+template <class Input, class Output>
+__device__ __forceinline__ void layer_norm(
+    const Input* x, int64_t x_stride, const float* factor, const float* summand, float one, Output* y, int64_t y_stride,
+    float* scale, int columns, float eps) {
+    __shared__ float sums[32], squares[32];
+    rows::Row row(x + blockIdx.x * x_stride, columns);
+    const float mean = rows::reduce<rows::Sum>(row.sum(), sums) / columns;
+    const float inverse = rsqrtf(rows::reduce<rows::Sum>(row.squares(mean), squares) / columns + eps);
+#pragma unroll
+    for (int i = 0; i < rows::kPieces; i++) {
+        if (row.piece(i) >= row.pieces) continue;
+        float f[rows::kVector], s[rows::kVector];
+        rows::load(f, factor + row.piece(i) * rows::kVector);
+        rows::load(s, summand + row.piece(i) * rows::kVector);
+#pragma unroll
+        for (int j = 0; j < rows::kVector; j++) row.x[i][j] = fmaf((row.x[i][j] - mean) * inverse, one + f[j], s[j]);
+    }
+    row.write(y + blockIdx.x * y_stride, scale + blockIdx.x);
+}
+
+}  // namespace
+
+// y = (x - mean) / sqrt(variance + eps) * (one + factor) + summand over each row. x: [rows, columns], factor, summand:
+// [columns] f32; y: like x; scale: [rows] f32, of e4m3. Grid: rows; threads: columns / 16 in whole warps.
+#define LAYER_NORM(NAME, INPUT, OUTPUT)                                                                            \
+    extern "C" __global__ void __launch_bounds__(1024)                                                             \
+        NAME(const INPUT* x, int64_t x_stride, const float* factor, const float* summand, float one, OUTPUT* y,    \
+             int64_t y_stride, float* scale, int columns, float eps) {                                             \
+        layer_norm(x, x_stride, factor, summand, one, y, y_stride, scale, columns, eps);                           \
+    }
+ROW_KERNELS(LAYER_NORM, layer_norm)

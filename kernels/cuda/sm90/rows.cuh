@@ -1,0 +1,143 @@
+// What the kernels over rows share: a block takes a row, a thread up to 16 elements of it in 16-byte (bf16) or 32-byte (f32)
+// pieces; sums and maxima over the row in a fixed order, so that the same input gives the same bits.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "hopper.cuh"
+
+namespace rows {
+
+constexpr int kVector = 8;   // elements of a piece
+constexpr int kPieces = 2;   // of a thread: a row has up to 16 elements for each thread of a block
+constexpr float kGreatest = 448.f;  // of e4m3
+constexpr float kLeast = 1e-10f;    // greatest magnitude assumed of a row of zeros, so that it has a scale
+
+__device__ __forceinline__ void load(float (&x)[kVector], const __nv_bfloat16* from) {
+    const uint4 bits = *reinterpret_cast<const uint4*>(from);
+    const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        x[2 * i] = __uint_as_float(words[i] << 16);
+        x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+}
+__device__ __forceinline__ void load(float (&x)[kVector], const float* from) {
+    const float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];
+    x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+}
+
+__device__ __forceinline__ void store(__nv_bfloat16* to, const float (&x)[kVector]) {
+    *reinterpret_cast<uint4*>(to) =
+        make_uint4(hopper::pack_bf16(x[0], x[1]), hopper::pack_bf16(x[2], x[3]), hopper::pack_bf16(x[4], x[5]),
+                   hopper::pack_bf16(x[6], x[7]));
+}
+__device__ __forceinline__ void store(float* to, const float (&x)[kVector]) {
+    reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
+    reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
+// e4m3
+__device__ __forceinline__ void store(uint8_t* to, const float (&x)[kVector]) {
+    *reinterpret_cast<uint2*>(to) =
+        make_uint2(hopper::pack_e4m3(x[0], x[1], x[2], x[3]), hopper::pack_e4m3(x[4], x[5], x[6], x[7]));
+}
+
+struct Sum {
+    static constexpr float kNone = 0.f;
+    __device__ static __forceinline__ float of(float a, float b) { return a + b; }
+};
+struct Greatest {
+    static constexpr float kNone = 0.f;  // of magnitudes
+    __device__ static __forceinline__ float of(float a, float b) { return fmaxf(a, b); }
+};
+
+// Over all threads of the block, to all of them. Each use in a kernel needs a `shared` of its own.
+template <class Operation>
+__device__ __forceinline__ float reduce(float x, float (&shared)[32]) {
+#pragma unroll
+    for (int i = 16; i > 0; i /= 2) x = Operation::of(x, __shfl_xor_sync(0xffffffffu, x, i));
+    const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
+    if (warps == 1) return x;
+    if (lane == 0) shared[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = lane < warps ? shared[lane] : Operation::kNone;
+#pragma unroll
+    for (int i = 16; i > 0; i /= 2) x = Operation::of(x, __shfl_xor_sync(0xffffffffu, x, i));
+    return x;
+}
+
+// This thread's pieces of a row: those with the numbers threadIdx.x and threadIdx.x + blockDim.x, if the row has them.
+struct Row {
+    float x[kPieces][kVector];
+    int pieces;
+
+    __device__ __forceinline__ static int piece(int i) { return threadIdx.x + i * blockDim.x; }
+
+    template <class Input>
+    __device__ __forceinline__ Row(const Input* from, int columns) : pieces(columns / kVector) {
+#pragma unroll
+        for (int i = 0; i < kPieces; i++) {
+#pragma unroll
+            for (int j = 0; j < kVector; j++) x[i][j] = 0.f;
+            if (piece(i) < pieces) load(x[i], from + piece(i) * kVector);
+        }
+    }
+
+    __device__ __forceinline__ float sum() const {
+        float sum = 0.f;
+#pragma unroll
+        for (int i = 0; i < kPieces; i++)
+#pragma unroll
+            for (int j = 0; j < kVector; j++) sum += x[i][j];
+        return sum;
+    }
+
+    // Of the differences from `mean`.
+    __device__ __forceinline__ float squares(float mean) const {
+        float sum = 0.f;
+#pragma unroll
+        for (int i = 0; i < kPieces; i++) {
+            if (piece(i) >= pieces) continue;
+#pragma unroll
+            for (int j = 0; j < kVector; j++) sum = fmaf(x[i][j] - mean, x[i][j] - mean, sum);
+        }
+        return sum;
+    }
+
+    // Writes the row; e4m3 with its scale.
+    template <class Output>
+    __device__ __forceinline__ void write(Output* to, float*) const {
+#pragma unroll
+        for (int i = 0; i < kPieces; i++)
+            if (piece(i) < pieces) store(to + piece(i) * kVector, x[i]);
+    }
+    __device__ __forceinline__ void write(uint8_t* to, float* scale) {
+        __shared__ float shared[32];
+        float top = 0.f;
+#pragma unroll
+        for (int i = 0; i < kPieces; i++)
+#pragma unroll
+            for (int j = 0; j < kVector; j++) top = fmaxf(top, fabsf(x[i][j]));
+        top = fmaxf(reduce<Greatest>(top, shared), kLeast);
+        const float inverse = kGreatest / top;
+#pragma unroll
+        for (int i = 0; i < kPieces; i++) {
+            if (piece(i) >= pieces) continue;
+#pragma unroll
+            for (int j = 0; j < kVector; j++) x[i][j] *= inverse;
+            store(to + piece(i) * kVector, x[i]);
+        }
+        if (threadIdx.x == 0) *scale = top / kGreatest;
+    }
+};
+
+}  // namespace rows
+
+// Instances for every input and output: NAME_bf16_f32 reads bf16 and writes f32, and so on.
+#define ROW_KERNELS(KERNEL, NAME)                         \
+    KERNEL(NAME##_bf16_bf16, __nv_bfloat16, __nv_bfloat16) \
+    KERNEL(NAME##_bf16_f32, __nv_bfloat16, float)          \
+    KERNEL(NAME##_bf16_e4m3, __nv_bfloat16, uint8_t)       \
+    KERNEL(NAME##_f32_bf16, float, __nv_bfloat16)          \
+    KERNEL(NAME##_f32_f32, float, float)                   \
+    KERNEL(NAME##_f32_e4m3, float, uint8_t)
