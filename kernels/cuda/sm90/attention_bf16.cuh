@@ -1,0 +1,98 @@
+// What the attention kernels with bf16 operands share: tiles of 128 keys, heads of 128 channels.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "hopper.cuh"
+
+namespace attention {
+
+using namespace hopper;
+
+constexpr int kHeadDim = 128;
+constexpr int kRows = 128;   // queries of a block
+constexpr int kKeys = 128;   // keys of a tile
+constexpr int kStages = 2;   // tiles of K, and of V, in flight
+constexpr int kConsumers = 2;
+constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
+
+constexpr uint32_t kRowBytes = 128;
+constexpr uint32_t kGroupBytes = 8 * kRowBytes;
+constexpr uint32_t kQueryPanelBytes = kRows * kRowBytes;
+constexpr uint32_t kPanelBytes = kKeys * kRowBytes;
+constexpr uint32_t kQueryBytes = 2 * kQueryPanelBytes;
+constexpr uint32_t kTileBytes = 2 * kPanelBytes;
+static_assert(kPanelBytes % 1024 == 0, "a swizzle atom is 1024 bytes");
+
+// Position in a ring of kStages slots; `parity` flips at each turn.
+struct Ring {
+    int stage = 0;
+    uint32_t parity = 0;
+    __device__ void next() {
+        if (++stage == kStages) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+__device__ __forceinline__ void load_tile(
+    uint32_t to, const CUtensorMap* map, uint32_t full, uint32_t empty, uint32_t parity, int row, int head) {
+    barrier_wait(empty, parity ^ 1);
+    barrier_expect(full, kTileBytes);
+    load_3d(to, map, full, 0, row, 2 * head);
+}
+
+// The two rows whose scores a thread holds: accumulators 4j, 4j+1 belong to one row, 4j+2, 4j+3 to the row 8 below.
+struct Softmax {
+    float maximum[2] = {-INFINITY, -INFINITY};
+    float sum[2] = {0.f, 0.f};   // of this thread's columns; the four threads of a row are added at the end
+    float rescale[2] = {1.f, 1.f};
+
+    // Scores to exponentials, in place; `scale` includes log2(e).
+    template <int kScores>
+    __device__ __forceinline__ void step(float (&s)[kScores], float scale) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float top = maximum[r];
+#pragma unroll
+            for (int i = 2 * r; i < kScores; i += 4) top = fmaxf(top, fmaxf(s[i], s[i + 1]));
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+            rescale[r] = exp2_fast((maximum[r] - top) * scale);
+            maximum[r] = top;
+            const float shift = top * scale;
+            float even = sum[r] * rescale[r], odd = 0.f;
+#pragma unroll
+            for (int i = 2 * r; i < kScores; i += 4) {
+                s[i] = exp2_fast(fmaf(s[i], scale, -shift));
+                s[i + 1] = exp2_fast(fmaf(s[i + 1], scale, -shift));
+                even += s[i];
+                odd += s[i + 1];
+            }
+            sum[r] = even + odd;
+        }
+    }
+};
+
+__device__ __forceinline__ void multiply_keys(float (&s)[kKeys / 2], uint64_t query, uint64_t key) {
+#pragma unroll
+    for (int k = 0; k < kHeadDim / 16; k++) {
+        const uint32_t panel = k / 4, column = (k % 4) * 32;
+        mma_bf16(s, query + ((panel * kQueryPanelBytes + column) >> 4), key + ((panel * kPanelBytes + column) >> 4), k != 0);
+    }
+}
+
+__device__ __forceinline__ void multiply_values(
+    float (&o)[kHeadDim / 2], const uint32_t (&p)[kKeys / 4], uint64_t value, bool accumulate) {
+#pragma unroll
+    for (int k = 0; k < kKeys / 16; k++)
+        mma_bf16_rows(o, p + 4 * k, value + ((k * 16 * kRowBytes) >> 4), accumulate || k != 0);
+}
+
+__device__ __forceinline__ void pack(uint32_t (&p)[kKeys / 4], const float (&s)[kKeys / 2]) {
+#pragma unroll
+    for (int i = 0; i < kKeys / 4; i++) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
+}
+
+}  // namespace attention

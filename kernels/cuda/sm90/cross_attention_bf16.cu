@@ -1,0 +1,307 @@
+// Attention of many queries to few keys for Hopper, bf16: over one set of keys, or over two with a softmax each, whose
+// results are added up (the text's and the picture's). Heads of 128, no mask, f32 softmax.
+//
+// The schedule within a set is that of attention_bf16.cu. With few tiles of keys a block's start and end would take as
+// long as the rest, so blocks are persistent: the next queries and keys arrive while the one warpgroup still multiplies
+// and the other one writes. Outputs go through shared memory, so that rows are written whole.
+#include "attention_bf16.cuh"
+
+using namespace attention;
+
+namespace {
+
+constexpr bool kTurns = true;  // the warpgroups take turns at the tensor cores
+
+// Offsets from the first 1024-byte boundary of dynamic shared memory.
+constexpr uint32_t kKeyOffset = 2 * kQueryBytes;
+constexpr uint32_t kValueOffset = kKeyOffset + kStages * kTileBytes;
+constexpr uint32_t kOutputOffset = kValueOffset + kStages * kTileBytes;
+constexpr uint32_t kWarpBytes = 16 * kHeadDim * 2;  // of a warp's 16 rows
+constexpr uint32_t kBarrierOffset = kOutputOffset + kConsumers * 4 * kWarpBytes;
+constexpr uint32_t kSharedBytes = kBarrierOffset + 8 * (4 + 4 * kStages) + 1024;
+static_assert(kSharedBytes <= 232448, "a block of Hopper has 227 KiB of shared memory");
+
+struct Barriers {
+    uint32_t base;
+    __device__ uint32_t query_full(int stage) const { return base + 8 * stage; }
+    __device__ uint32_t query_empty(int stage) const { return base + 8 * (2 + stage); }
+    __device__ uint32_t key_full(int stage) const { return base + 8 * (4 + stage); }
+    __device__ uint32_t value_full(int stage) const { return base + 8 * (4 + kStages + stage); }
+    __device__ uint32_t key_empty(int stage) const { return base + 8 * (4 + 2 * kStages + stage); }
+    __device__ uint32_t value_empty(int stage) const { return base + 8 * (4 + 3 * kStages + stage); }
+};
+
+struct Maps {
+    CUtensorMap query;
+    CUtensorMap keys[2];
+    CUtensorMap values[2];
+};
+
+// Keys of a last tile of at most 16 (the picture has 257) are multiplied as 16, not as 128.
+constexpr int kFew = 16;
+
+__device__ __forceinline__ void multiply_few_keys(float (&s)[kFew / 2], uint64_t query, uint64_t key) {
+#pragma unroll
+    for (int k = 0; k < kHeadDim / 16; k++) {
+        const uint32_t panel = k / 4, column = (k % 4) * 32;
+        mma_bf16(s, query + ((panel * kQueryPanelBytes + column) >> 4), key + ((panel * kPanelBytes + column) >> 4), k != 0);
+    }
+}
+
+template <int kScores>
+__device__ __forceinline__ void mask(float (&s)[kScores], int left) {
+#pragma unroll
+    for (int i = 0; i < kScores; i++)
+        if (i / 4 * 8 + i % 2 >= left) s[i] = -INFINITY;
+}
+
+__device__ __forceinline__ uint4 load_shared_bits(uint32_t from) {
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(from)
+                 : "memory");
+    return x;
+}
+__device__ __forceinline__ uint32_t load_shared_word(uint32_t from) {
+    uint32_t x;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(from) : "memory");
+    return x;
+}
+__device__ __forceinline__ float low(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
+__device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
+    return pack_bf16(low(a) + low(b), high(a) + high(b));
+}
+
+}  // namespace
+
+// Maps: as attention_bf16's, of Q and of each set's K and V. output: [rows, heads * 128], `output_stride` elements a row;
+// residual: the same, added, or null; keys1: 0 for one set; scale: includes log2(e). Works through heads * blocks of 128
+// rows, of which each block takes as many, one after the other. Grid: up to heads * blocks; 384 threads.
+extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
+    const __grid_constant__ Maps maps, __nv_bfloat16* output, int64_t output_stride, const __nv_bfloat16* residual,
+    int64_t residual_stride, int rows, int heads, int keys0, int keys1, float scale) {
+    extern __shared__ uint8_t shared[];
+    const uint32_t base = (shared_address(shared) + 1023) & ~1023u;
+    const Barriers barriers{base + kBarrierOffset};
+    const int warpgroup = uniform(threadIdx.x / kWarpgroup);
+    const int thread = threadIdx.x % kWarpgroup;
+    const int blocks = (rows + kRows - 1) / kRows;
+    const int64_t units = int64_t(heads) * blocks;
+    const int first_unit = int(units * blockIdx.x / gridDim.x), last_unit = int(units * (blockIdx.x + 1) / gridDim.x);
+    const int sets = keys1 > 0 ? 2 : 1;
+
+    if (threadIdx.x == 0) {
+        prefetch(&maps.query);
+        for (int set = 0; set < sets; set++) {
+            prefetch(&maps.keys[set]);
+            prefetch(&maps.values[set]);
+        }
+        for (int stage = 0; stage < 2; stage++) {
+            barrier_init(barriers.query_full(stage), 1);
+            barrier_init(barriers.query_empty(stage), kConsumers);
+        }
+        for (int stage = 0; stage < kStages; stage++) {
+            barrier_init(barriers.key_full(stage), 1);
+            barrier_init(barriers.value_full(stage), 1);
+            barrier_init(barriers.key_empty(stage), kConsumers);
+            barrier_init(barriers.value_empty(stage), kConsumers);
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+
+    // Tiles are taken from the last to the first, so that only the first taken needs a mask.
+    if (warpgroup == 0) {
+        release_registers<24>();
+        if (thread == 0) {
+            Ring query, key, value;
+            for (int unit = first_unit; unit < last_unit; unit++) {
+                const int head = unit / blocks, first_row = (unit - head * blocks) * kRows;
+                barrier_wait(barriers.query_empty(query.stage), query.parity ^ 1);
+                barrier_expect(barriers.query_full(query.stage), kQueryBytes);
+                load_3d(base + query.stage * kQueryBytes, &maps.query, barriers.query_full(query.stage), 0, first_row,
+                        2 * head);
+                query.next();
+                for (int set = 0; set < sets; set++) {
+                    const int tiles = ((set == 0 ? keys0 : keys1) + kKeys - 1) / kKeys;
+                    for (int tile = tiles - 1; tile >= -1; tile--) {
+                        if (tile >= 0) {
+                            load_tile(base + kKeyOffset + key.stage * kTileBytes, &maps.keys[set],
+                                      barriers.key_full(key.stage), barriers.key_empty(key.stage), key.parity,
+                                      tile * kKeys, head);
+                            key.next();
+                        }
+                        if (tile + 1 < tiles) {
+                            load_tile(base + kValueOffset + value.stage * kTileBytes, &maps.values[set],
+                                      barriers.value_full(value.stage), barriers.value_empty(value.stage), value.parity,
+                                      (tile + 1) * kKeys, head);
+                            value.next();
+                        }
+                    }
+                }
+            }
+        }
+    } else {
+        take_registers<240>();
+        const int consumer = warpgroup - 1;
+        const int turn = 1 + consumer, other_turn = 2 - consumer;
+        const int warp = thread / 32, lane = thread % 32;
+        const uint64_t queries = descriptor(base + consumer * 64 * kRowBytes, kGroupBytes, 0);
+        const uint64_t key_tiles = descriptor(base + kKeyOffset, kGroupBytes, 0);
+        const uint64_t value_tiles = descriptor(base + kValueOffset, kGroupBytes, kPanelBytes);
+        const uint32_t mine = base + kOutputOffset + (consumer * 4 + warp) * kWarpBytes;
+        constexpr uint32_t kTileStep = kTileBytes >> 4;
+
+        Ring query, key, value;
+        int turns = (last_unit - first_unit) * ((keys0 + kKeys - 1) / kKeys - 1 + (sets == 2 ? (keys1 + kKeys - 1) / kKeys - 1 : 0));
+        if (kTurns && consumer == 1 && turns > 0) named_arrive(other_turn, kConsumers * kWarpgroup);
+
+        for (int unit = first_unit; unit < last_unit; unit++) {
+            const int head = unit / blocks, first_row = (unit - head * blocks) * kRows;
+            const uint64_t q = queries + query.stage * (kQueryBytes >> 4);
+            float o[kHeadDim / 2];
+            barrier_wait(barriers.query_full(query.stage), query.parity);
+            for (int set = 0; set < sets; set++) {
+                const int keys = set == 0 ? keys0 : keys1;
+                const int tiles = (keys + kKeys - 1) / kKeys;
+                const int last = keys - (tiles - 1) * kKeys;  // keys of the last tile, taken first
+                uint32_t p[kKeys / 4];
+                Softmax softmax;
+
+                barrier_wait(barriers.key_full(key.stage), key.parity);
+                if (last <= kFew) {
+                    float s[kFew / 2];
+                    pin(s);
+                    mma_fence();
+                    multiply_few_keys(s, q, key_tiles + key.stage * kTileStep);
+                    mma_commit();
+                    mma_wait<0>();
+                    pin(s);
+                    mask(s, last - 2 * (thread % 4));
+                    softmax.step(s, scale);
+#pragma unroll
+                    for (int i = 0; i < kKeys / 4; i++) p[i] = i < kFew / 4 ? pack_bf16(s[2 * i % 8], s[2 * i % 8 + 1]) : 0;
+                } else {
+                    float s[kKeys / 2];
+                    pin(s);
+                    mma_fence();
+                    multiply_keys(s, q, key_tiles + key.stage * kTileStep);
+                    mma_commit();
+                    mma_wait<0>();
+                    pin(s);
+                    mask(s, last - 2 * (thread % 4));
+                    softmax.step(s, scale);
+                    pack(p, s);
+                }
+                if (thread == 0) barrier_arrive(barriers.key_empty(key.stage));
+                key.next();
+
+                for (int tile = 1; tile < tiles; tile++) {
+                    float s[kKeys / 2];
+                    barrier_wait(barriers.key_full(key.stage), key.parity);
+                    if (kTurns) named_sync(turn, kConsumers * kWarpgroup);
+                    pin(s);
+                    mma_fence();
+                    multiply_keys(s, q, key_tiles + key.stage * kTileStep);
+                    mma_commit();
+                    if (tile > 1) {
+#pragma unroll
+                        for (int i = 0; i < kHeadDim / 2; i++) o[i] *= softmax.rescale[(i / 2) % 2];
+                    }
+                    barrier_wait(barriers.value_full(value.stage), value.parity);
+                    pin(o);
+                    pin(p);
+                    mma_fence();
+                    multiply_values(o, p, value_tiles + value.stage * kTileStep, tile > 1);
+                    mma_commit();
+                    turns--;
+                    if (kTurns && (consumer == 0 || turns > 0)) named_arrive(other_turn, kConsumers * kWarpgroup);
+                    mma_wait<1>();
+                    pin(s);
+                    if (thread == 0) barrier_arrive(barriers.key_empty(key.stage));
+                    key.next();
+                    softmax.step(s, scale);
+                    hold_until_known(softmax.sum[0] + softmax.sum[1], base);
+                    mma_wait<0>();
+                    pin(o);
+                    pin(p);
+                    if (thread == 0) barrier_arrive(barriers.value_empty(value.stage));
+                    value.next();
+                    pack(p, s);
+                }
+
+                // All products with these queries are done.
+                if (set + 1 == sets) {
+                    if (thread == 0) barrier_arrive(barriers.query_empty(query.stage));
+                    query.next();
+                }
+                if (tiles > 1) {
+#pragma unroll
+                    for (int i = 0; i < kHeadDim / 2; i++) o[i] *= softmax.rescale[(i / 2) % 2];
+                }
+                barrier_wait(barriers.value_full(value.stage), value.parity);
+                pin(o);
+                pin(p);
+                mma_fence();
+                multiply_values(o, p, value_tiles + value.stage * kTileStep, tiles > 1);
+                mma_commit();
+                mma_wait<0>();
+                pin(o);
+                if (thread == 0) barrier_arrive(barriers.value_empty(value.stage));
+                value.next();
+
+                float inverse[2];
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    float sum = softmax.sum[r];
+                    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+                    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+                    inverse[r] = 1.f / sum;
+                }
+#pragma unroll
+                for (int i = 0; i < kHeadDim / 2; i++) o[i] *= inverse[(i / 2) % 2];
+                // A first set's result waits in shared memory, where its own thread takes it up again.
+                if (set + 1 < sets) {
+#pragma unroll
+                    for (int i = 0; i < kHeadDim / 4; i++)
+                        store_shared(mine + (i * 32 + lane) * 4, pack_bf16(o[2 * i], o[2 * i + 1]));
+                } else if (set == 1) {
+#pragma unroll
+                    for (int i = 0; i < kHeadDim / 4; i++) {
+                        const uint32_t pair = load_shared_word(mine + (i * 32 + lane) * 4);
+                        o[2 * i] += low(pair);
+                        o[2 * i + 1] += high(pair);
+                    }
+                }
+            }
+
+            __syncwarp();
+#pragma unroll
+            for (int j = 0; j < kHeadDim / 8; j++)
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    const int row = lane / 4 + 8 * r;
+                    // 16-byte units of a row trade places, so that neither writing nor reading meets a bank twice.
+                    store_shared(mine + row * kHeadDim * 2 + (j ^ (row & 7)) * 16 + lane % 4 * 4,
+                                 pack_bf16(o[4 * j + 2 * r], o[4 * j + 2 * r + 1]));
+                }
+            __syncwarp();
+#pragma unroll
+            for (int pass = 0; pass < 8; pass++) {
+                const int at = 2 * pass + lane / 16, unit16 = lane % 16;
+                uint4 x = load_shared_bits(mine + at * kHeadDim * 2 + (unit16 ^ (at & 7)) * 16);
+                const int row = first_row + consumer * 64 + warp * 16 + at;
+                if (row >= rows) continue;
+                const int column = head * kHeadDim + unit16 * 8;
+                if (residual != nullptr) {
+                    const uint4 y = *reinterpret_cast<const uint4*>(residual + row * residual_stride + column);
+                    x = make_uint4(add_pairs(x.x, y.x), add_pairs(x.y, y.y), add_pairs(x.z, y.z), add_pairs(x.w, y.w));
+                }
+                *reinterpret_cast<uint4*>(output + row * output_stride + column) = x;
+            }
+            __syncwarp();
+        }
+    }
+}
