@@ -7,7 +7,7 @@ use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, LaunchConfig, PushKernelArg};
 
 use super::module::{fatbin, load};
-use super::tensor_map::{Element, TensorMap};
+use super::tensor_map::{MapElement, TensorMap};
 use super::{Error, Rows};
 
 const HEAD_DIM: usize = 128;
@@ -95,7 +95,7 @@ impl Attention {
         // [heads * 2][rows][64 channels]: a box of both halves of a head becomes two panels of 128-byte rows.
         let map = |x: Rows, rows: usize| {
             TensorMap::new(
-                Element::Bf16,
+                MapElement::Bf16,
                 x.address,
                 [64, x.rows as u64, 2 * heads as u64],
                 &[2 * x.stride as u64, 128],
@@ -246,7 +246,7 @@ impl Attention {
         let width = (heads * HEAD_DIM) as u64;
         let map = |offset: usize, all: usize, rows: usize| {
             TensorMap::new(
-                Element::U8,
+                MapElement::U8,
                 at(offset),
                 [width, all as u64],
                 &[width],

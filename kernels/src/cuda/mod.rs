@@ -5,15 +5,27 @@
 //! safety section of each.
 
 mod attention;
+mod attention_any;
+mod conv;
+mod cross_attention;
 mod error;
+mod gemm;
 mod module;
+mod norms;
 mod rows;
 mod tensor_map;
+mod volumes;
 
 pub use attention::{Attention, Attention8bitLayout, Attention8bitWorkspace};
+pub use attention_any::{AnyAttention, AnyAttentionArguments, Batches};
+pub use conv::{Conv, ConvEnding, ConvLayer, Spatial, Time, Volume, fold_for_doubling};
+pub use cross_attention::{CrossAttention, KeyValue};
 pub use cudarc;
 pub use error::Error;
-pub use rows::Rows;
+pub use gemm::{Activation, Ending, Gate, Gemm, Operands};
+pub use norms::{Affine, Norms, RopeTables, Typed};
+pub use rows::{Element, Rows};
+pub use volumes::{Term, Volumes};
 
 use std::sync::Arc;
 

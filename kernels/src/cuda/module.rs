@@ -23,10 +23,26 @@ pub(super) fn load(
     name: &str,
     shared_bytes: u32,
 ) -> Result<CudaFunction, Error> {
-    let function = context.load_module(Ptx::from_binary(fatbin.to_vec()))?.load_function(name)?;
-    // A block has 48 KiB without asking.
-    if shared_bytes > 48 << 10 {
-        function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes as i32)?;
-    }
+    let [function] = load_all(context, fatbin, [name], shared_bytes)?;
     Ok(function)
+}
+
+/// Loads kernels of one fatbin and allows each `shared_bytes` of dynamic shared memory.
+pub(super) fn load_all<const N: usize>(
+    context: &Arc<CudaContext>,
+    fatbin: &[u8],
+    names: [&str; N],
+    shared_bytes: u32,
+) -> Result<[CudaFunction; N], Error> {
+    let module = context.load_module(Ptx::from_binary(fatbin.to_vec()))?;
+    let mut functions = Vec::with_capacity(N);
+    for name in names {
+        let function = module.load_function(name)?;
+        // A block has 48 KiB without asking.
+        if shared_bytes > 48 << 10 {
+            function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes as i32)?;
+        }
+        functions.push(function);
+    }
+    Ok(functions.try_into().unwrap_or_else(|_| unreachable!("one function for each name")))
 }

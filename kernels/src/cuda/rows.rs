@@ -4,6 +4,28 @@ use cudarc::driver::sys::CUdeviceptr;
 
 use super::Error;
 
+/// Types of elements in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// 16 bits with the exponent of f32.
+    Bf16,
+    /// 32 bits.
+    F32,
+    /// 8 bits, 4 of them the exponent; up to 448.
+    E4m3,
+}
+
+impl Element {
+    /// Size in bytes.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Bf16 => 2,
+            Self::F32 => 4,
+            Self::E4m3 => 1,
+        }
+    }
+}
+
 /// A matrix in device memory by its address, row after row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rows {
@@ -28,14 +50,26 @@ impl Rows {
         argument: &'static str,
         columns: usize,
     ) -> Result<(), Error> {
+        self.check_as(kernel, argument, columns, Element::Bf16)
+    }
+
+    /// Checks for 16-byte accesses to rows of `columns` elements.
+    pub(super) fn check_as(
+        &self,
+        kernel: &'static str,
+        argument: &'static str,
+        columns: usize,
+        element: Element,
+    ) -> Result<(), Error> {
+        let multiple = 16 / element.bytes();
         let problem = if self.rows == 0 {
             "it has no rows".to_owned()
         } else if i32::try_from(self.rows).is_err() {
             format!("{} rows are more than 2^31 - 1", self.rows)
         } else if self.stride < columns {
             format!("a stride of {} elements is less than its {columns} columns", self.stride)
-        } else if !self.stride.is_multiple_of(8) {
-            format!("a stride of {} elements is no multiple of 8", self.stride)
+        } else if !self.stride.is_multiple_of(multiple) {
+            format!("a stride of {} elements is no multiple of {multiple}", self.stride)
         } else if self.address == 0 || !self.address.is_multiple_of(16) {
             format!("its address {:#x} is no multiple of 16", self.address)
         } else {
@@ -43,6 +77,27 @@ impl Rows {
         };
         Err(Error::Argument { kernel, argument, problem })
     }
+}
+
+/// What a kernel cannot take, as an error.
+pub(super) fn refuse<T>(
+    kernel: &'static str,
+    argument: &'static str,
+    problem: impl Into<String>,
+) -> Result<T, Error> {
+    Err(Error::Argument { kernel, argument, problem: problem.into() })
+}
+
+/// Checks the address of a vector that a kernel reads 16 bytes at a time.
+pub(super) fn check_vector(
+    kernel: &'static str,
+    argument: &'static str,
+    address: CUdeviceptr,
+) -> Result<(), Error> {
+    if address == 0 || !address.is_multiple_of(16) {
+        return refuse(kernel, argument, format!("its address {address:#x} is no multiple of 16"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

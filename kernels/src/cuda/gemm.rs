@@ -1,0 +1,363 @@
+//! Matrix products: output = ending(A Bᵀ).
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUdevice_attribute, CUdeviceptr};
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+
+use super::module::{fatbin, load_all};
+use super::rows::{check_vector, refuse};
+use super::tensor_map::{MapElement, TensorMap};
+use super::{Element, Error, Rows};
+
+const KERNEL: &str = "gemm";
+
+/// Of `gemm.cuh`.
+pub(super) const THREADS: u32 = 384;
+const ROW_BYTES: usize = 128;
+const MAX_SHARED: usize = 232_448;
+
+/// A shape of tiles of `gemm.cuh`: products of 64 rows for each of two warpgroups, columns, blocks of a cluster.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub parts: usize,
+    pub columns: usize,
+    pub cluster: usize,
+}
+
+impl Shape {
+    pub const fn rows(self) -> usize {
+        128 * self.parts
+    }
+
+    /// Dynamic shared memory, as `gemm.cuh` computes it.
+    pub const fn shared_bytes(self) -> u32 {
+        let chunk = if self.columns.is_multiple_of(64) {
+            64
+        } else if self.columns.is_multiple_of(32) {
+            32
+        } else {
+            16
+        };
+        let stage = (self.rows() + self.columns) * ROW_BYTES;
+        let chunks = 8 * 16 * chunk * 4;
+        let most = (MAX_SHARED - chunks - 1024 - 256) / stage;
+        let stages = if most < 6 { most } else { 6 };
+        (stages * stage + chunks + 16 * stages + 1024) as u32
+    }
+}
+
+const WIDE: Shape = Shape { parts: 1, columns: 256, cluster: 2 };
+const NARROW: Shape = Shape { parts: 1, columns: 128, cluster: 2 };
+
+/// What is applied to a product element by element.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    #[default]
+    None,
+    /// x * sigmoid(x).
+    Silu,
+    /// GELU by its tanh formula.
+    GeluTanh,
+    /// GELU by the error function.
+    GeluErf,
+    /// x * sigmoid(1.702 x).
+    QuickGelu,
+}
+
+/// A and B of a product A Bᵀ: `[rows, inner]` and `[columns, inner]`, rows of both 16-byte aligned.
+#[derive(Clone, Copy, Debug)]
+pub enum Operands {
+    /// Both in bf16; `inner` is a multiple of 8.
+    Bf16 {
+        /// `[rows, inner]`.
+        a: Rows,
+        /// `[columns, inner]`.
+        b: Rows,
+    },
+    /// Both in e4m3 with a scale (f32) for each row of each; `inner` is a multiple of 16.
+    E4m3 {
+        /// `[rows, inner]`.
+        a: Rows,
+        /// `[rows]` f32.
+        a_scale: CUdeviceptr,
+        /// `[columns, inner]`.
+        b: Rows,
+        /// `[columns]` f32.
+        b_scale: CUdeviceptr,
+        /// Sums up in the tensor cores alone, which keep some 14 bits, instead of adding up in f32 every 128 products.
+        fast: bool,
+    },
+}
+
+/// Factors for what a product gives.
+#[derive(Clone, Copy, Debug)]
+pub enum Gate {
+    /// For each column, `[columns]` f32.
+    Columns(CUdeviceptr),
+    /// For each element, `[rows, columns]` bf16.
+    Elements(Rows),
+}
+
+/// What follows a product: `residual + gate * activation(A Bᵀ + bias)`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ending {
+    /// `[columns]` f32.
+    pub bias: Option<CUdeviceptr>,
+    /// Not together with `residual`.
+    pub activation: Activation,
+    /// Factors.
+    pub gate: Option<Gate>,
+    /// Of the output's type and shape; may be the output itself.
+    pub residual: Option<Rows>,
+}
+
+/// `gemm::Epilogue` of `epilogue.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RawEnding {
+    pub row_scale: CUdeviceptr,
+    pub column_scale: CUdeviceptr,
+    pub bias: CUdeviceptr,
+    pub gate: CUdeviceptr,
+    pub element_gate: CUdeviceptr,
+    pub gamma: CUdeviceptr,
+    pub residual: CUdeviceptr,
+    pub output: CUdeviceptr,
+    pub gate_stride: i64,
+    pub residual_stride: i64,
+    pub output_stride: i64,
+    pub width: i32,
+    pub half_step: i32,
+    pub activation: i32,
+}
+
+// SAFETY: plain numbers in the layout of the kernels' structure.
+unsafe impl DeviceRepr for RawEnding {}
+
+/// Matrix products, loaded for one GPU. The same input gives the same bits.
+#[derive(Debug)]
+pub struct Gemm {
+    /// Each with bf16 and f32 output, then the same with activation.
+    bf16: [CudaFunction; 4],
+    e4m3: [CudaFunction; 4],
+    e4m3_fast: [CudaFunction; 4],
+    multiprocessors: usize,
+}
+
+impl Gemm {
+    /// Loads the kernels.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`] if the driver cannot load them.
+    pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
+        macro_rules! kernels {
+            ($name:literal, $shape:expr) => {
+                load_all(
+                    context,
+                    fatbin!($name),
+                    [$name, concat!($name, "_f32"), concat!($name, "_activated"), concat!($name, "_activated_f32")],
+                    $shape.shared_bytes(),
+                )?
+            };
+        }
+        Ok(Self {
+            bf16: kernels!("gemm_bf16", WIDE),
+            e4m3: kernels!("gemm_e4m3", NARROW),
+            e4m3_fast: kernels!("gemm_e4m3_fast", WIDE),
+            multiprocessors: multiprocessors(context)?,
+        })
+    }
+
+    /// Enqueues `output = ending(A Bᵀ)`: `output` is `[rows, columns]` of bf16 or f32, `inner` is what is summed up.
+    ///
+    /// `columns` (the rows of B) and all strides must be multiples of 8 (strides of e4m3 of 16, of f32 of 4), all
+    /// addresses of 16.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] for shapes, strides, addresses and an activation together with a residual,
+    /// [`Error::Driver`] if the launch fails.
+    ///
+    /// # Safety
+    ///
+    /// All that is named must lie in memory of the stream's GPU until the stream has passed this launch, `output`
+    /// without overlapping anything but `residual`, and nothing else may write to them meanwhile.
+    pub unsafe fn run(
+        &self,
+        stream: &CudaStream,
+        operands: &Operands,
+        inner: usize,
+        ending: &Ending,
+        output: Rows,
+        element: Element,
+    ) -> Result<(), Error> {
+        let (functions, shape, map_element, kind, a, b) = match *operands {
+            Operands::Bf16 { a, b } => (&self.bf16, WIDE, MapElement::Bf16, Element::Bf16, a, b),
+            Operands::E4m3 { a, b, fast: true, .. } => {
+                (&self.e4m3_fast, WIDE, MapElement::U8, Element::E4m3, a, b)
+            }
+            Operands::E4m3 { a, b, .. } => (&self.e4m3, NARROW, MapElement::U8, Element::E4m3, a, b),
+        };
+        let (rows, columns) = (a.rows, b.rows);
+        check(a, b, inner, kind, ending, output, element)?;
+        let (mut row_scale, mut column_scale) = (0, 0);
+        if let Operands::E4m3 { a_scale, b_scale, .. } = *operands {
+            check_vector(KERNEL, "a_scale", a_scale)?;
+            check_vector(KERNEL, "b_scale", b_scale)?;
+            (row_scale, column_scale) = (a_scale, b_scale);
+        }
+
+        let block = ROW_BYTES / kind.bytes();
+        let map = |x: Rows, rows: usize| {
+            TensorMap::new(
+                map_element,
+                x.address,
+                [inner as u64, x.rows as u64],
+                &[(x.stride * kind.bytes()) as u64],
+                [block as u32, rows as u32],
+            )
+        };
+        let (a_map, b_map) = (map(a, shape.rows())?, map(b, shape.columns / shape.cluster)?);
+        let (gate, element_gate) = match ending.gate {
+            Some(Gate::Columns(gate)) => (gate, None),
+            Some(Gate::Elements(gate)) => (0, Some(gate)),
+            None => (0, None),
+        };
+        let raw = RawEnding {
+            row_scale,
+            column_scale,
+            bias: ending.bias.unwrap_or(0),
+            gate,
+            element_gate: element_gate.map_or(0, |g| g.address),
+            gamma: 0,
+            residual: ending.residual.map_or(0, |r| r.address),
+            output: output.address,
+            gate_stride: element_gate.map_or(0, |g| g.stride as i64),
+            residual_stride: ending.residual.map_or(0, |r| r.stride as i64),
+            output_stride: output.stride as i64,
+            width: i32::MAX,
+            half_step: 0,
+            activation: ending.activation as i32,
+        };
+        let activated = usize::from(ending.activation != Activation::None);
+        let function = &functions[2 * activated + usize::from(element == Element::F32)];
+        let tiles = rows.div_ceil(shape.rows() * shape.cluster) * columns.div_ceil(shape.columns);
+        let (rows, columns, blocks) = (rows as i32, columns as i32, inner.div_ceil(block) as i32);
+        let mut launch = stream.launch_builder(function);
+        launch.arg(&a_map).arg(&b_map).arg(&raw).arg(&rows).arg(&columns).arg(&blocks);
+        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+        unsafe { launch.launch(persistent(tiles, shape, self.multiprocessors))? };
+        Ok(())
+    }
+}
+
+/// A grid of whole clusters: one for each tile, but no more than run at once.
+pub(super) fn persistent(tiles: usize, shape: Shape, multiprocessors: usize) -> LaunchConfig {
+    let clusters = tiles.min(multiprocessors / shape.cluster).max(1);
+    LaunchConfig {
+        grid_dim: ((clusters * shape.cluster) as u32, 1, 1),
+        block_dim: (THREADS, 1, 1),
+        shared_mem_bytes: shape.shared_bytes(),
+    }
+}
+
+pub(super) fn multiprocessors(context: &Arc<CudaContext>) -> Result<usize, Error> {
+    Ok(context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize)
+}
+
+fn check(
+    a: Rows,
+    b: Rows,
+    inner: usize,
+    kind: Element,
+    ending: &Ending,
+    output: Rows,
+    element: Element,
+) -> Result<(), Error> {
+    a.check_as(KERNEL, "a", inner, kind)?;
+    b.check_as(KERNEL, "b", inner, kind)?;
+    let (rows, columns) = (a.rows, b.rows);
+    let multiple = 16 / kind.bytes();
+    if inner == 0 || !inner.is_multiple_of(multiple) {
+        return refuse(KERNEL, "inner", format!("{inner} is no multiple of {multiple}"));
+    }
+    if !columns.is_multiple_of(8) {
+        return refuse(KERNEL, "b", format!("{columns} rows are no multiple of 8"));
+    }
+    if element == Element::E4m3 {
+        return refuse(KERNEL, "element", "a product is written as bf16 or f32");
+    }
+    if ending.activation != Activation::None && ending.residual.is_some() {
+        return refuse(KERNEL, "residual", "there is an activation, too");
+    }
+    let same_rows = |argument, x: Rows| {
+        if x.rows == rows {
+            return Ok(());
+        }
+        refuse(KERNEL, argument, format!("{} rows instead of {rows}", x.rows))
+    };
+    output.check_as(KERNEL, "output", columns, element)?;
+    same_rows("output", output)?;
+    if let Some(residual) = ending.residual {
+        residual.check_as(KERNEL, "residual", columns, element)?;
+        same_rows("residual", residual)?;
+    }
+    if let Some(bias) = ending.bias {
+        check_vector(KERNEL, "bias", bias)?;
+    }
+    match ending.gate {
+        Some(Gate::Columns(gate)) => check_vector(KERNEL, "gate", gate),
+        Some(Gate::Elements(gate)) => {
+            gate.check_as(KERNEL, "gate", columns, Element::Bf16)?;
+            same_rows("gate", gate)
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_has_the_shared_memory() {
+        assert_eq!(WIDE.shared_bytes(), 4 * 49_152 + 32_768 + 4 * 16 + 1024);
+        assert_eq!(NARROW.shared_bytes(), 6 * 32_768 + 32_768 + 6 * 16 + 1024);
+        assert!(WIDE.shared_bytes() as usize <= MAX_SHARED && NARROW.shared_bytes() as usize <= MAX_SHARED);
+    }
+
+    #[test]
+    fn the_ending_has_the_kernels_layout() {
+        assert_eq!(size_of::<RawEnding>(), 104);
+        assert_eq!(std::mem::offset_of!(RawEnding, width), 88);
+    }
+
+    #[test]
+    fn grids_are_whole_clusters() {
+        assert_eq!(persistent(1, WIDE, 132).grid_dim, (2, 1, 1));
+        assert_eq!(persistent(1000, WIDE, 132).grid_dim, (132, 1, 1));
+        assert_eq!(persistent(1000, WIDE, 133).grid_dim, (132, 1, 1));
+    }
+
+    #[test]
+    fn refuses_what_the_kernels_cannot_take() {
+        let (a, b) = (Rows::dense(4096, 7, 64), Rows::dense(4096, 16, 64));
+        let y = Rows::dense(4096, 7, 16);
+        let end = Ending::default();
+        let bf16 = Element::Bf16;
+        assert!(check(a, b, 64, bf16, &end, y, bf16).is_ok());
+        assert!(check(a, b, 60, bf16, &end, y, bf16).is_err());
+        assert!(check(a, b, 72, bf16, &end, y, bf16).is_err());
+        assert!(check(a, Rows { rows: 12, ..b }, 64, bf16, &end, y, bf16).is_err());
+        assert!(check(a, b, 64, bf16, &end, Rows { rows: 8, ..y }, bf16).is_err());
+        assert!(check(a, b, 64, bf16, &end, y, Element::E4m3).is_err());
+        let both = Ending { activation: Activation::Silu, residual: Some(y), ..end };
+        assert!(check(a, b, 64, bf16, &both, y, bf16).is_err());
+        let gate = Ending { gate: Some(Gate::Elements(Rows { rows: 1, ..y })), ..end };
+        assert!(check(a, b, 64, bf16, &gate, y, bf16).is_err());
+        assert!(check(a, b, 64, bf16, &Ending { bias: Some(4), ..end }, y, bf16).is_err());
+    }
+}

@@ -1,0 +1,401 @@
+//! Operations on rows: norms with what follows them, quantisation, splitting, gathering.
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUdeviceptr;
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+
+use super::module::{fatbin, load, load_all};
+use super::rows::{check_vector, refuse};
+use super::{Element, Error, Rows};
+
+/// Elements of a piece, pieces of a thread, of `rows.cuh`.
+const VECTOR: usize = 8;
+const PIECES: usize = 2;
+
+/// A matrix and what it consists of.
+#[derive(Clone, Copy, Debug)]
+pub struct Typed {
+    /// Where it is.
+    pub rows: Rows,
+    /// Its elements.
+    pub element: Element,
+    /// Of e4m3: `[rows]` f32, what each row is to be multiplied with; otherwise 0.
+    pub scale: CUdeviceptr,
+}
+
+impl Typed {
+    /// bf16.
+    pub fn bf16(rows: Rows) -> Self {
+        Self { rows, element: Element::Bf16, scale: 0 }
+    }
+
+    /// f32.
+    pub fn f32(rows: Rows) -> Self {
+        Self { rows, element: Element::F32, scale: 0 }
+    }
+
+    /// e4m3 with its scales.
+    pub fn e4m3(rows: Rows, scale: CUdeviceptr) -> Self {
+        Self { rows, element: Element::E4m3, scale }
+    }
+}
+
+/// What a layer norm multiplies with and adds, each `[columns]` f32: `x * factor + summand`, or, `modulated`,
+/// `x * (1 + factor) + summand`.
+#[derive(Clone, Copy, Debug)]
+pub struct Affine {
+    /// The factor.
+    pub factor: CUdeviceptr,
+    /// The summand.
+    pub summand: CUdeviceptr,
+    /// Whether 1 is added to the factor.
+    pub modulated: bool,
+}
+
+/// Cosines and sines of a rotary embedding, each `[rows, pairs]` f32.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeTables {
+    /// Cosines.
+    pub cosines: CUdeviceptr,
+    /// Sines.
+    pub sines: CUdeviceptr,
+    /// Half the width of a head; a multiple of 4.
+    pub pairs: usize,
+}
+
+/// `Matrix` of `rms_norm.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RawMatrix {
+    x: CUdeviceptr,
+    weight: CUdeviceptr,
+    y: CUdeviceptr,
+}
+
+// SAFETY: plain numbers in the layout of the kernel's structure.
+unsafe impl DeviceRepr for RawMatrix {}
+
+/// Operations on rows, loaded for one GPU. The same input gives the same bits.
+#[derive(Debug)]
+pub struct Norms {
+    /// From bf16, then from f32; each to bf16, f32, e4m3.
+    layer_norm: [CudaFunction; 6],
+    rms_norm: [CudaFunction; 6],
+    /// From bf16, from f32.
+    quantize: [CudaFunction; 2],
+    split: CudaFunction,
+    /// To bf16, to f32.
+    gather: [CudaFunction; 2],
+}
+
+impl Norms {
+    /// Loads the kernels.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`] if the driver cannot load them.
+    pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
+        macro_rules! six {
+            ($name:literal) => {
+                load_all(
+                    context,
+                    fatbin!($name),
+                    [
+                        concat!($name, "_bf16_bf16"),
+                        concat!($name, "_bf16_f32"),
+                        concat!($name, "_bf16_e4m3"),
+                        concat!($name, "_f32_bf16"),
+                        concat!($name, "_f32_f32"),
+                        concat!($name, "_f32_e4m3"),
+                    ],
+                    0,
+                )?
+            };
+        }
+        let quantize = ["quantize_rows_bf16", "quantize_rows_f32"];
+        let gather = ["gather_rows_bf16_bf16", "gather_rows_bf16_f32"];
+        Ok(Self {
+            layer_norm: six!("layer_norm"),
+            rms_norm: six!("rms_norm"),
+            quantize: load_all(context, fatbin!("quantize_rows"), quantize, 0)?,
+            split: load(context, fatbin!("split_rows"), "split_rows", 0)?,
+            gather: load_all(context, fatbin!("gather_rows"), gather, 0)?,
+        })
+    }
+
+    /// Enqueues `y = (x - mean) / sqrt(variance + eps)` of each row, then `affine`. `x` is bf16 or f32, `y` any; `columns`
+    /// is a multiple of 8 (of 16 to e4m3) up to 16384.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] for shapes, strides and addresses, [`Error::Driver`] if the launch fails.
+    ///
+    /// # Safety
+    ///
+    /// All that is named must lie in memory of the stream's GPU until the stream has passed this launch, without
+    /// overlapping, and nothing else may write to it meanwhile. `y` may be `x` if both are of one type.
+    pub unsafe fn layer_norm(
+        &self,
+        stream: &CudaStream,
+        x: Typed,
+        affine: &Affine,
+        eps: f32,
+        y: Typed,
+        columns: usize,
+    ) -> Result<(), Error> {
+        const KERNEL: &str = "layer_norm";
+        let function = &self.layer_norm[check(KERNEL, x, y, columns)?];
+        check_vector(KERNEL, "factor", affine.factor)?;
+        check_vector(KERNEL, "summand", affine.summand)?;
+        let one = if affine.modulated { 1.0f32 } else { 0.0 };
+        let (x_stride, y_stride, columns32) = (x.rows.stride as i64, y.rows.stride as i64, columns as i32);
+        let mut launch = stream.launch_builder(function);
+        launch
+            .arg(&x.rows.address)
+            .arg(&x_stride)
+            .arg(&affine.factor)
+            .arg(&affine.summand)
+            .arg(&one)
+            .arg(&y.rows.address)
+            .arg(&y_stride)
+            .arg(&y.scale)
+            .arg(&columns32)
+            .arg(&eps);
+        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+        unsafe { launch.launch(row_grid(x.rows.rows, 1, columns))? };
+        Ok(())
+    }
+
+    /// Enqueues `y = x / sqrt(mean of squares + eps) * weight` of each row, then, with `rope`, rotates the adjacent pairs
+    /// within each head. One or two matrices (x, weight `[columns]` f32, y) of one shape and one stride each for x and
+    /// y; `x` is bf16 or f32, `y` any, e4m3 only for one matrix; `columns` as of [`Self::layer_norm`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] for shapes, strides and addresses, [`Error::Driver`] if the launch fails.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::layer_norm`]. The tables must have a row for each row of x.
+    pub unsafe fn rms_norm(
+        &self,
+        stream: &CudaStream,
+        matrices: &[(Typed, CUdeviceptr, Typed)],
+        eps: f32,
+        rope: Option<RopeTables>,
+        columns: usize,
+    ) -> Result<(), Error> {
+        const KERNEL: &str = "rms_norm";
+        let (&first, &second) = match matrices {
+            [one] => (one, one),
+            [one, two] => (one, two),
+            _ => return refuse(KERNEL, "matrices", format!("{} are not one or two", matrices.len())),
+        };
+        let (x, _, y) = first;
+        let number = check(KERNEL, x, y, columns)?;
+        let form = |t: Typed| (t.rows.rows, t.rows.stride);
+        let alike = check(KERNEL, second.0, second.2, columns)? == number
+            && form(second.0) == form(x)
+            && form(second.2) == form(y);
+        if !alike || (matrices.len() == 2 && y.element == Element::E4m3) {
+            return refuse(KERNEL, "matrices", "two matrices have not one form, or are to become e4m3");
+        }
+        check_vector(KERNEL, "weight", first.1)?;
+        check_vector(KERNEL, "weight", second.1)?;
+        let (cosines, sines, pairs) = match rope {
+            None => (0, 0, 4),
+            Some(RopeTables { cosines, sines, pairs }) => {
+                check_vector(KERNEL, "cosines", cosines)?;
+                check_vector(KERNEL, "sines", sines)?;
+                if pairs == 0 || !pairs.is_multiple_of(4) || !columns.is_multiple_of(2 * pairs) {
+                    return refuse(KERNEL, "rope", format!("{pairs} pairs do not divide {columns} columns"));
+                }
+                (cosines, sines, pairs as i32)
+            }
+        };
+        let raw = |(x, weight, y): (Typed, CUdeviceptr, Typed)| RawMatrix {
+            x: x.rows.address,
+            weight,
+            y: y.rows.address,
+        };
+        let (first, second) = (raw(first), raw(second));
+        let (x_stride, y_stride, columns32) = (x.rows.stride as i64, y.rows.stride as i64, columns as i32);
+        let mut launch = stream.launch_builder(&self.rms_norm[number]);
+        launch
+            .arg(&first)
+            .arg(&second)
+            .arg(&x_stride)
+            .arg(&y_stride)
+            .arg(&y.scale)
+            .arg(&cosines)
+            .arg(&sines)
+            .arg(&pairs)
+            .arg(&columns32)
+            .arg(&eps);
+        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+        unsafe { launch.launch(row_grid(x.rows.rows, matrices.len(), columns))? };
+        Ok(())
+    }
+
+    /// Enqueues the quantisation of rows of bf16 or f32 to e4m3: each row's greatest magnitude becomes 448.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::layer_norm`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::layer_norm`].
+    pub unsafe fn quantize(&self, stream: &CudaStream, x: Typed, y: Typed, columns: usize) -> Result<(), Error> {
+        const KERNEL: &str = "quantize_rows";
+        check(KERNEL, x, y, columns)?;
+        if y.element != Element::E4m3 {
+            return refuse(KERNEL, "y", format!("it is {:?}", y.element));
+        }
+        let (x_stride, y_stride, columns32) = (x.rows.stride as i64, y.rows.stride as i64, columns as i32);
+        let mut launch = stream.launch_builder(&self.quantize[usize::from(x.element == Element::F32)]);
+        launch
+            .arg(&x.rows.address)
+            .arg(&x_stride)
+            .arg(&y.rows.address)
+            .arg(&y_stride)
+            .arg(&y.scale)
+            .arg(&columns32);
+        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+        unsafe { launch.launch(row_grid(x.rows.rows, 1, columns))? };
+        Ok(())
+    }
+
+    /// Enqueues the splitting of f32 rows into bf16 rows three times as wide, so that the bf16 product of such an A and
+    /// such a B comes within 2^-16 of the f32 product. `second`: for operand B.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] for shapes, strides and addresses, [`Error::Driver`] if the launch fails.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::layer_norm`].
+    pub unsafe fn split(
+        &self,
+        stream: &CudaStream,
+        x: Rows,
+        y: Rows,
+        second: bool,
+        columns: usize,
+    ) -> Result<(), Error> {
+        const KERNEL: &str = "split_rows";
+        x.check_as(KERNEL, "x", columns, Element::F32)?;
+        y.check_as(KERNEL, "y", 3 * columns, Element::Bf16)?;
+        if x.rows != y.rows || !columns.is_multiple_of(VECTOR) || !x.stride.is_multiple_of(4) {
+            return refuse(KERNEL, "x", format!("{} rows of {columns} do not fit {} rows", x.rows, y.rows));
+        }
+        let (x_stride, y_stride) = (x.stride as i64, y.stride as i64);
+        let (second, columns) = (i32::from(second), columns as i32);
+        let mut launch = stream.launch_builder(&self.split);
+        launch.arg(&x.address).arg(&x_stride).arg(&y.address).arg(&y_stride).arg(&second).arg(&columns);
+        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+        unsafe { launch.launch(grid(x.rows, 1, 256))? };
+        Ok(())
+    }
+
+    /// Enqueues `y[i] = table[index[i]]`: rows of a bf16 table as bf16 or f32. `index`: `[rows of y]` i32.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] for shapes, strides and addresses, [`Error::Driver`] if the launch fails.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::layer_norm`]; each index must be a row of the table.
+    pub unsafe fn gather(
+        &self,
+        stream: &CudaStream,
+        table: Rows,
+        index: CUdeviceptr,
+        y: Typed,
+        columns: usize,
+    ) -> Result<(), Error> {
+        const KERNEL: &str = "gather_rows";
+        table.check_as(KERNEL, "table", columns, Element::Bf16)?;
+        y.rows.check_as(KERNEL, "y", columns, y.element)?;
+        check_vector(KERNEL, "index", index)?;
+        if !columns.is_multiple_of(VECTOR) || y.element == Element::E4m3 {
+            return refuse(KERNEL, "y", format!("{columns} columns of {:?}", y.element));
+        }
+        let (table_stride, y_stride, columns) = (table.stride as i64, y.rows.stride as i64, columns as i32);
+        let mut launch = stream.launch_builder(&self.gather[usize::from(y.element == Element::F32)]);
+        launch
+            .arg(&table.address)
+            .arg(&table_stride)
+            .arg(&index)
+            .arg(&y.rows.address)
+            .arg(&y_stride)
+            .arg(&columns);
+        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+        unsafe { launch.launch(grid(y.rows.rows, 1, 256))? };
+        Ok(())
+    }
+}
+
+/// Checks both matrices of a row kernel, and gives the number of its instance.
+fn check(kernel: &'static str, x: Typed, y: Typed, columns: usize) -> Result<usize, Error> {
+    x.rows.check_as(kernel, "x", columns, x.element)?;
+    y.rows.check_as(kernel, "y", columns, y.element)?;
+    if columns == 0 || !columns.is_multiple_of(VECTOR) || columns > 1024 * PIECES * VECTOR {
+        return refuse(kernel, "columns", format!("{columns} are no multiple of 8 up to 16384"));
+    }
+    if x.rows.rows != y.rows.rows {
+        return refuse(kernel, "y", format!("{} rows instead of {}", y.rows.rows, x.rows.rows));
+    }
+    let from = match x.element {
+        Element::Bf16 => 0,
+        Element::F32 => 3,
+        Element::E4m3 => return refuse(kernel, "x", "it is e4m3"),
+    };
+    if y.element == Element::E4m3 {
+        check_vector(kernel, "scale", y.scale)?;
+    }
+    Ok(from
+        + match y.element {
+            Element::Bf16 => 0,
+            Element::F32 => 1,
+            Element::E4m3 => 2,
+        })
+}
+
+/// A block for each row of each matrix, with a thread for 16 elements of it.
+fn row_grid(rows: usize, matrices: usize, columns: usize) -> LaunchConfig {
+    grid(rows, matrices, columns.div_ceil(PIECES * VECTOR).next_multiple_of(32) as u32)
+}
+
+pub(super) fn grid(x: usize, y: usize, threads: u32) -> LaunchConfig {
+    LaunchConfig { grid_dim: (x as u32, y as u32, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_column_has_a_thread() {
+        for columns in (8..=16_384).step_by(8) {
+            let threads = row_grid(1, 1, columns).block_dim.0 as usize;
+            assert!(threads <= 1024 && threads.is_multiple_of(32) && threads * PIECES * VECTOR >= columns);
+        }
+        assert_eq!(row_grid(1, 1, 5120).block_dim.0, 320);
+    }
+
+    #[test]
+    fn instances_are_numbered_as_they_are_loaded() {
+        let rows = Rows::dense(4096, 3, 64);
+        assert_eq!(check("k", Typed::bf16(rows), Typed::bf16(rows), 64).ok(), Some(0));
+        assert_eq!(check("k", Typed::bf16(rows), Typed::e4m3(rows, 4096), 64).ok(), Some(2));
+        assert_eq!(check("k", Typed::f32(rows), Typed::f32(rows), 64).ok(), Some(4));
+        assert!(check("k", Typed::e4m3(rows, 4096), Typed::f32(rows), 64).is_err());
+        assert!(check("k", Typed::f32(rows), Typed::e4m3(rows, 0), 64).is_err());
+        assert!(check("k", Typed::f32(rows), Typed::f32(rows), 60).is_err());
+        assert!(check("k", Typed::f32(rows), Typed::f32(Rows { rows: 2, ..rows }), 64).is_err());
+    }
+}
