@@ -1,0 +1,176 @@
+//! Attention for any width of heads, with an optional bias by distance.
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUdeviceptr;
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+
+use super::module::{fatbin, load_all};
+use super::rows::{check_vector, refuse};
+use super::{Error, Rows};
+
+const KERNEL: &str = "attention_any";
+const ROWS: usize = 64;
+/// Widths up to which the instances go, keys of their tiles, parts of V.
+const SHAPES: [(usize, usize, usize); 3] = [(64, 64, 1), (128, 64, 1), (384, 32, 3)];
+
+const fn shared_bytes((width, keys, _): (usize, usize, usize)) -> u32 {
+    ((ROWS + 4 * keys) * (width + 8) * 2) as u32
+}
+
+/// Matrices of equal form, `step` elements apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Batches {
+    /// The first.
+    pub rows: Rows,
+    /// From one to the next; a multiple of 8.
+    pub step: usize,
+}
+
+impl Batches {
+    /// A single matrix.
+    pub fn one(rows: Rows) -> Self {
+        Self { rows, step: 0 }
+    }
+}
+
+/// `residual + softmax(scale * q kᵀ + bias) v` for each head and batch, all bf16.
+#[derive(Clone, Copy, Debug)]
+pub struct AnyAttentionArguments {
+    /// `[rows, heads * width]`.
+    pub q: Batches,
+    /// `[keys, heads * width]`.
+    pub k: Batches,
+    /// As `k`.
+    pub v: Batches,
+    /// `[heads, rows + keys - 1]` f32: for query r and key k the element `k - r + rows - 1` of its head.
+    pub bias: Option<CUdeviceptr>,
+    /// As `q`.
+    pub residual: Option<Batches>,
+    /// As `q`; may be the residual.
+    pub output: Batches,
+    /// Heads.
+    pub heads: usize,
+    /// Channels of a head: a multiple of 8, up to 384.
+    pub width: usize,
+    /// How many matrices each argument has.
+    pub batches: usize,
+    /// The factor of the products.
+    pub scale: f32,
+}
+
+/// `attention_any::Arguments` of `attention_any.cuh`.
+#[repr(C)]
+struct Raw {
+    q: CUdeviceptr,
+    k: CUdeviceptr,
+    v: CUdeviceptr,
+    residual: CUdeviceptr,
+    output: CUdeviceptr,
+    bias: CUdeviceptr,
+    /// Of q, k, v, output, residual.
+    strides: [i64; 5],
+    steps: [i64; 5],
+    rows: i32,
+    keys: i32,
+    width: i32,
+    scale: f32,
+}
+
+// SAFETY: plain numbers in the layout of the kernel's structure.
+unsafe impl DeviceRepr for Raw {}
+
+/// Attention for any width of heads, loaded for one GPU. The same input gives the same bits.
+#[derive(Debug)]
+pub struct AnyAttention([CudaFunction; 3]);
+
+impl AnyAttention {
+    /// Loads the kernels.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`] if the driver cannot load them.
+    pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
+        let names = ["attention_any_64", "attention_any_128", "attention_any_384"];
+        // All are allowed what the largest needs.
+        Ok(Self(load_all(context, fatbin!("attention_any"), names, shared_bytes(SHAPES[2]))?))
+    }
+
+    /// Enqueues attention.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] for shapes, strides and addresses, [`Error::Driver`] if the launch fails.
+    ///
+    /// # Safety
+    ///
+    /// All that is named must lie in memory of the stream's GPU until the stream has passed this launch, `output` without
+    /// overlapping anything but the residual, and nothing else may write to them meanwhile.
+    pub unsafe fn run(&self, stream: &CudaStream, a: &AnyAttentionArguments) -> Result<(), Error> {
+        let number = check(a)?;
+        let none = Batches::one(Rows { address: 0, rows: 0, stride: 0 });
+        let all = [a.q, a.k, a.v, a.output, a.residual.unwrap_or(none)];
+        let raw = Raw {
+            q: a.q.rows.address,
+            k: a.k.rows.address,
+            v: a.v.rows.address,
+            residual: all[4].rows.address,
+            output: a.output.rows.address,
+            bias: a.bias.unwrap_or(0),
+            strides: all.map(|x| x.rows.stride as i64),
+            steps: all.map(|x| x.step as i64),
+            rows: a.q.rows.rows as i32,
+            keys: a.k.rows.rows as i32,
+            width: a.width as i32,
+            scale: a.scale,
+        };
+        let shape = SHAPES[number];
+        let mut launch = stream.launch_builder(&self.0[number]);
+        launch.arg(&raw);
+        // SAFETY: the argument is that of the kernel's signature; the caller vouches for the memory.
+        unsafe {
+            launch.launch(LaunchConfig {
+                grid_dim: (a.q.rows.rows.div_ceil(ROWS) as u32, a.heads as u32, a.batches as u32),
+                block_dim: (128 * shape.2 as u32, 1, 1),
+                shared_mem_bytes: shared_bytes(shape),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Checks the arguments, and gives the number of the instance for them.
+fn check(a: &AnyAttentionArguments) -> Result<usize, Error> {
+    let number = SHAPES.iter().position(|shape| a.width <= shape.0);
+    let Some(number) = number.filter(|_| a.width > 0 && a.width.is_multiple_of(8)) else {
+        return refuse(KERNEL, "width", format!("{} is no multiple of 8 up to 384", a.width));
+    };
+    if [a.heads, a.batches].iter().any(|n| !(1..=65_535).contains(n)) {
+        return refuse(KERNEL, "heads", format!("{} heads, {} batches", a.heads, a.batches));
+    }
+    let (rows, keys) = (a.q.rows.rows, a.k.rows.rows);
+    let residual = a.residual.map(|r| ("residual", r, rows));
+    let all = [("q", a.q, rows), ("k", a.k, keys), ("v", a.v, keys), ("output", a.output, rows)];
+    for (name, x, wanted) in all.into_iter().chain(residual) {
+        x.rows.check(KERNEL, name, a.heads * a.width)?;
+        if x.rows.rows != wanted {
+            return refuse(KERNEL, name, format!("{} rows instead of {wanted}", x.rows.rows));
+        }
+        if !x.step.is_multiple_of(8) {
+            return refuse(KERNEL, name, format!("a step of {} is no multiple of 8", x.step));
+        }
+    }
+    a.bias.map_or(Ok(()), |bias| check_vector(KERNEL, "bias", bias))?;
+    Ok(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_has_the_shared_memory() {
+        assert!(SHAPES.iter().all(|&shape| shared_bytes(shape) <= 232_448));
+        assert_eq!(size_of::<Raw>(), 6 * 8 + 10 * 8 + 16);
+    }
+}

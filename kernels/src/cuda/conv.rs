@@ -1,0 +1,529 @@
+//! Causal convolutions over channels-last volumes, as matrix products.
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUdeviceptr;
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, PushKernelArg};
+
+use super::gemm::{RawEnding, Shape, multiprocessors, persistent};
+use super::module::{fatbin, load_all};
+use super::rows::{check_vector, refuse};
+use super::tensor_map::{MapElement, TensorMap};
+use super::{Element, Error};
+
+const KERNEL: &str = "conv";
+/// Of `conv.cuh`.
+const PARTS: usize = 8;
+const CHANNELS: u32 = 64;
+
+const FEW: Shape = Shape { parts: 2, columns: 16, cluster: 2 };
+const TALL: Shape = Shape { parts: 2, columns: 96, cluster: 2 };
+const WIDE: Shape = Shape { parts: 1, columns: 192, cluster: 2 };
+
+/// A volume `[frames, height, width, channels]` in device memory, bf16, without gaps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Of the first element, a multiple of 16.
+    pub address: CUdeviceptr,
+    /// Frames.
+    pub frames: usize,
+    /// Rows of pixels.
+    pub height: usize,
+    /// Pixels of a row.
+    pub width: usize,
+    /// Channels, a multiple of 8.
+    pub channels: usize,
+}
+
+/// How a convolution moves over height and width.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Spatial {
+    /// Stride 1, zeros around.
+    #[default]
+    Same,
+    /// Stride 2 after one row of zeros below and one column of zeros to the right.
+    Halve,
+    /// Stride 1, zeros around, after each pixel has become four. Its weight is [`fold_for_doubling`]'s.
+    Double,
+}
+
+/// How a convolution moves over time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Time {
+    /// A frame for each new frame.
+    #[default]
+    Same,
+    /// A frame for each pair of new frames.
+    Halve,
+    /// Two frames for each new frame, from the two halves of the outputs.
+    Double,
+}
+
+/// A convolution's weight in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvLayer {
+    /// `[outputs, kt, kh, kw, channels]` bf16, or what [`fold_for_doubling`] makes of it. Channels and outputs may be filled
+    /// up with zeros.
+    pub weight: CUdeviceptr,
+    /// `[outputs]` f32.
+    pub bias: CUdeviceptr,
+    /// A multiple of 4 (of 8 with bf16 results that another convolution is to read).
+    pub outputs: usize,
+    /// A multiple of 8, like the volumes'.
+    pub channels: usize,
+    /// Extents over time, height, width: 1 or 3 each; before folding.
+    pub kernel: [usize; 3],
+}
+
+/// What follows a convolution: one of both, or nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConvEnding {
+    /// Added; of the result's shape and type. May be the result itself.
+    pub residual: Option<CUdeviceptr>,
+    /// gamma `[outputs]` f32 of a norm over channels with `SiLU`; see [`Conv::fuses_norm`].
+    pub norm: Option<CUdeviceptr>,
+}
+
+/// `conv::Geometry` of `conv.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Geometry {
+    starts: [i32; PARTS + 1],
+    frames: i32,
+    height: i32,
+    width: i32,
+    patch_height_log2: i32,
+    patch_width_log2: i32,
+    patches_across: i32,
+    patch_pairs: i32,
+    channels: i32,
+    outputs: i32,
+    taps_t: i32,
+    taps_y: i32,
+    taps_x: i32,
+    frame_step: i32,
+    frames_before: i32,
+    step: i32,
+    x0: i32,
+    y0: i32,
+    out_step: i32,
+    out_x: i32,
+    out_y: i32,
+    out_height: i32,
+    out_width: i32,
+    frame_out: i32,
+}
+
+// SAFETY: plain numbers in the layout of the kernel's structure.
+unsafe impl DeviceRepr for Geometry {}
+
+/// `conv::Maps` of `conv.cuh`.
+#[repr(C)]
+struct Maps {
+    parts: [TensorMap; PARTS],
+    weight: TensorMap,
+}
+
+// SAFETY: tensor maps, which are passed by value.
+unsafe impl DeviceRepr for Maps {}
+
+/// Convolutions, loaded for one GPU. The same input gives the same bits.
+#[derive(Debug)]
+pub struct Conv {
+    /// To bf16, to f32.
+    few: [CudaFunction; 2],
+    /// Plain, with a norm.
+    tall: [CudaFunction; 2],
+    wide: [CudaFunction; 2],
+    multiprocessors: usize,
+}
+
+impl Conv {
+    /// Loads the kernels.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`] if the driver cannot load them.
+    pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
+        let (few, tall, wide) = (["conv_16", "conv_16_f32"], ["conv_96", "conv_96_normed"], ["conv_192", "conv_192_normed"]);
+        Ok(Self {
+            few: load_all(context, fatbin!("conv_16"), few, FEW.shared_bytes())?,
+            tall: load_all(context, fatbin!("conv_96"), tall, TALL.shared_bytes())?,
+            wide: load_all(context, fatbin!("conv_192"), wide, WIDE.shared_bytes())?,
+            multiprocessors: multiprocessors(context)?,
+        })
+    }
+
+    /// Whether a convolution to so many channels can end with a norm: one tile has to have all of them.
+    pub fn fuses_norm(outputs: usize) -> bool {
+        outputs == TALL.columns || outputs == WIDE.columns
+    }
+
+    /// Enqueues the convolution over `parts` (up to 8, of one height, width and number of channels, at most 2^31 voxels
+    /// together with the result), which follow each other in time; the first `past` frames are what the kernel sees before
+    /// the first new one, and before all of them are zeros. `output`: see [`result`], bf16; up to 16 outputs may be f32.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] for shapes and addresses, [`Error::Driver`] if a launch fails.
+    ///
+    /// # Safety
+    ///
+    /// All that is named must lie in memory of the stream's GPU until the stream has passed these launches, `output`
+    /// without overlapping anything but the residual, and nothing else may write to them meanwhile.
+    #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
+    pub unsafe fn run(
+        &self,
+        stream: &CudaStream,
+        parts: &[Volume],
+        past: usize,
+        layer: &ConvLayer,
+        spatial: Spatial,
+        time: Time,
+        ending: &ConvEnding,
+        output: CUdeviceptr,
+        element: Element,
+    ) -> Result<(), Error> {
+        let [frames, height, width, channels] = result(parts, past, layer, spatial, time)?;
+        check(parts, layer, spatial, time, ending, output, element)?;
+        let shape = shape(layer.outputs);
+        let function = match layer.outputs {
+            ..=16 => &self.few[usize::from(element == Element::F32)],
+            ..=96 => &self.tall[usize::from(ending.norm.is_some())],
+            _ => &self.wide[usize::from(ending.norm.is_some())],
+        };
+        let raw = RawEnding {
+            row_scale: 0,
+            column_scale: 0,
+            bias: layer.bias,
+            gate: 0,
+            element_gate: 0,
+            gamma: ending.norm.unwrap_or(0),
+            residual: ending.residual.unwrap_or(0),
+            output,
+            gate_stride: 0,
+            residual_stride: channels as i64,
+            output_stride: channels as i64,
+            width: channels as i32,
+            half_step: (height * width) as i32,
+            activation: 0,
+        };
+        debug_assert!(frames > 0);
+        for corner in 0..if spatial == Spatial::Double { 4 } else { 1 } {
+            let g = geometry(parts, past, layer, spatial, time, corner);
+            let [kt, kh, kw] = [g.taps_t, g.taps_y, g.taps_x].map(|n| n as u64);
+            let step = g.step as u32;
+            let mut maps = Vec::with_capacity(PARTS);
+            for i in 0..PARTS {
+                // Parts that there are not are never looked at.
+                let part = parts.get(i).unwrap_or(&parts[0]);
+                let [c, w, h, t] = [part.channels, part.width, part.height, part.frames].map(|n| n as u64);
+                let (across, down) = (step << g.patch_width_log2, step << g.patch_height_log2);
+                maps.push(TensorMap::with_steps(
+                    MapElement::Bf16,
+                    part.address,
+                    [c, w, h, t],
+                    &[2 * c, 2 * c * w, 2 * c * w * h],
+                    [CHANNELS, across, down, 1],
+                    [1, step, step, 1],
+                )?);
+            }
+            let (c, taps) = (layer.channels as u64, kt * kh * kw);
+            let weight = layer.weight + corner as u64 * 2 * c * taps * layer.outputs as u64;
+            let maps = Maps {
+                parts: maps.try_into().unwrap_or_else(|_| unreachable!("one for each part")),
+                weight: TensorMap::new(
+                    MapElement::Bf16,
+                    weight,
+                    [c, taps, layer.outputs as u64],
+                    &[2 * c, 2 * c * taps],
+                    [CHANNELS, 1, (shape.columns / shape.cluster) as u32],
+                )?,
+            };
+            let tiles = layer.outputs.div_ceil(shape.columns) * (g.frames * g.patch_pairs) as usize;
+            let mut launch = stream.launch_builder(function);
+            launch.arg(&maps).arg(&g).arg(&raw);
+            // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+            unsafe { launch.launch(persistent(tiles, shape, self.multiprocessors))? };
+        }
+        Ok(())
+    }
+}
+
+fn shape(outputs: usize) -> Shape {
+    match outputs {
+        ..=16 => FEW,
+        ..=96 => TALL,
+        _ => WIDE,
+    }
+}
+
+/// Frames, height, width and channels of a convolution's result, which is a [`Volume`] of these.
+///
+/// # Errors
+///
+/// [`Error::Argument`] if the arguments do not go together.
+fn result(
+    parts: &[Volume],
+    past: usize,
+    layer: &ConvLayer,
+    spatial: Spatial,
+    time: Time,
+) -> Result<[usize; 4], Error> {
+    let Some(&first) = parts.first() else {
+        return refuse(KERNEL, "parts", "there are none");
+    };
+    let Volume { height, width, channels, .. } = first;
+    let frames: usize = parts.iter().map(|p| p.frames).sum();
+    let new = frames.saturating_sub(past);
+    let alike = parts.iter().all(|p| [p.height, p.width, p.channels] == [height, width, channels] && p.frames > 0);
+    if !alike || parts.len() > PARTS || channels != layer.channels || new * height * width == 0 {
+        return refuse(
+            KERNEL,
+            "parts",
+            format!("{parts:?}, {past} frames of them past, for {} channels", layer.channels),
+        );
+    }
+    let (height, width) = match spatial {
+        Spatial::Same => (height, width),
+        Spatial::Halve if height % 2 + width % 2 == 0 => (height / 2, width / 2),
+        Spatial::Halve => return refuse(KERNEL, "parts", format!("{height}x{width} cannot be halved")),
+        Spatial::Double => (2 * height, 2 * width),
+    };
+    match time {
+        Time::Same => Ok([new, height, width, layer.outputs]),
+        Time::Halve if new.is_multiple_of(2) => Ok([new / 2, height, width, layer.outputs]),
+        Time::Halve => refuse(KERNEL, "parts", format!("{new} new frames cannot be halved")),
+        Time::Double => Ok([2 * new, height, width, layer.outputs / 2]),
+    }
+}
+
+fn check(
+    parts: &[Volume],
+    layer: &ConvLayer,
+    spatial: Spatial,
+    time: Time,
+    ending: &ConvEnding,
+    output: CUdeviceptr,
+    element: Element,
+) -> Result<(), Error> {
+    for part in parts {
+        check_vector(KERNEL, "parts", part.address)?;
+    }
+    for (name, address) in [("weight", layer.weight), ("bias", layer.bias), ("output", output)] {
+        check_vector(KERNEL, name, address)?;
+    }
+    for (name, address) in [("residual", ending.residual), ("norm", ending.norm)] {
+        address.map_or(Ok(()), |address| check_vector(KERNEL, name, address))?;
+    }
+    let [kt, kh, kw] = layer.kernel;
+    if !matches!(kt, 1 | 3)
+        || !matches!((kh, kw), (1, 1) | (3, 3))
+        || (spatial != Spatial::Same && kh != 3)
+        || !layer.channels.is_multiple_of(8)
+        || !layer.outputs.is_multiple_of(4)
+        || layer.outputs == 0
+    {
+        return refuse(KERNEL, "layer", format!("{layer:?}, {spatial:?}"));
+    }
+    if time == Time::Double && !(layer.outputs / 2).is_multiple_of(shape(layer.outputs).columns.min(64)) {
+        return refuse(KERNEL, "layer", format!("{} outputs cannot become frames", layer.outputs));
+    }
+    if ending.norm.is_some()
+        && (ending.residual.is_some() || time == Time::Double || !Conv::fuses_norm(layer.outputs))
+    {
+        return refuse(KERNEL, "norm", format!("after {} outputs, {time:?}, {ending:?}", layer.outputs));
+    }
+    match element {
+        Element::Bf16 => Ok(()),
+        Element::F32 if layer.outputs <= FEW.columns => Ok(()),
+        _ => refuse(KERNEL, "element", format!("{element:?} of {} outputs", layer.outputs)),
+    }
+}
+
+/// What the kernel is told; `corner`: of the four pixels that doubling makes of one.
+fn geometry(
+    parts: &[Volume],
+    past: usize,
+    layer: &ConvLayer,
+    spatial: Spatial,
+    time: Time,
+    corner: usize,
+) -> Geometry {
+    let Volume { height, width, .. } = parts[0];
+    let mut starts = [0; PARTS + 1];
+    for i in 0..PARTS {
+        starts[i + 1] = starts[i] + parts.get(i).map_or(0, |p| p.frames as i32);
+    }
+    let new = starts[PARTS] - past as i32;
+    let [kt, kh, kw] = layer.kernel.map(|n| n as i32);
+    let (out_y, out_x) = ((corner / 2) as i32, (corner % 2) as i32);
+    // Doubled, three rows of pixels lie in two rows of the input: for the upper pixels in that before and their own.
+    let (taps_y, taps_x, y0, x0, step, out_step) = match spatial {
+        Spatial::Same => (kh, kw, -(kh / 2), -(kw / 2), 1, 1),
+        Spatial::Halve => (kh, kw, 0, 0, 2, 1),
+        Spatial::Double => (2, 2, out_y - 1, out_x - 1, 1, 2),
+    };
+    let (rows, columns) = (height as i32 / step, width as i32 / step);
+    let (frames, frame_step, frame_out) = match time {
+        Time::Same => (new, 1, 1),
+        Time::Halve => (new / 2, 2, 1),
+        Time::Double => (new, 1, 2),
+    };
+    let shape = shape(layer.outputs);
+    let (down_log2, across_log2) = patch(shape.rows(), rows as usize, columns as usize);
+    let patches_across = (columns + (1 << across_log2) - 1) >> across_log2;
+    let patches = patches_across * ((rows + (1 << down_log2) - 1) >> down_log2);
+    Geometry {
+        starts,
+        frames,
+        height: rows,
+        width: columns,
+        patch_height_log2: down_log2,
+        patch_width_log2: across_log2,
+        patches_across,
+        patch_pairs: (patches + shape.cluster as i32 - 1) / shape.cluster as i32,
+        channels: layer.channels as i32,
+        outputs: layer.outputs as i32,
+        taps_t: kt,
+        taps_y,
+        taps_x,
+        frame_step,
+        frames_before: kt - past as i32 - frame_step,
+        step,
+        x0,
+        y0,
+        out_step,
+        out_x,
+        out_y,
+        out_height: rows * out_step,
+        out_width: columns * out_step,
+        frame_out,
+    }
+}
+
+/// Height and width, as powers of 2, of the patch of so many pixels that covers a frame with the least waste; of equal ones
+/// the squarest, since neighbouring taps then share most.
+fn patch(pixels: usize, height: usize, width: usize) -> (i32, i32) {
+    let total = pixels.ilog2();
+    let cost = |across: u32| {
+        let down = total - across;
+        let area = height.next_multiple_of(1 << down) * width.next_multiple_of(1 << across);
+        (area, across.abs_diff(down), across)
+    };
+    let across = (1..total).min_by_key(|&across| cost(across)).unwrap_or(total / 2);
+    ((total - across) as i32, across as i32)
+}
+
+/// The weight of a 3x3 convolution over doubled pixels as four 2x2 convolutions over the pixels themselves, one for each of
+/// the four that a pixel becomes: rows and columns of the kernel that meet the same pixel are added up.
+/// `[outputs, kt, 3, 3, channels]` to `[4, outputs, kt, 2, 2, channels]`.
+///
+/// # Panics
+///
+/// If `weight` is no whole number of 3x3 kernels of `channels`.
+pub fn fold_for_doubling(weight: &[f32], channels: usize) -> Vec<f32> {
+    let kernels = weight.chunks_exact(9 * channels);
+    assert!(channels > 0 && kernels.remainder().is_empty(), "a weight of {} for {channels}", weight.len());
+    let mut folded = Vec::with_capacity(weight.len() / 9 * 16);
+    // Which rows (or columns) of the kernel meet the first and the second pixel.
+    let rows = |odd: bool, second: bool| match (odd, second) {
+        (false, false) => 0..1,
+        (false, true) => 1..3,
+        (true, false) => 0..2,
+        (true, true) => 2..3,
+    };
+    for corner in 0..4 {
+        for kernel in kernels.clone() {
+            for tap in 0..4 {
+                for c in 0..channels {
+                    let mut sum = 0.0;
+                    for y in rows(corner / 2 == 1, tap / 2 == 1) {
+                        for x in rows(corner % 2 == 1, tap % 2 == 1) {
+                            sum += kernel[(3 * y + x) * channels + c];
+                        }
+                    }
+                    folded.push(sum);
+                }
+            }
+        }
+    }
+    folded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(frames: usize, height: usize, width: usize, channels: usize) -> Volume {
+        Volume { address: 4096, frames, height, width, channels }
+    }
+
+    fn layer(outputs: usize, channels: usize, kernel: [usize; 3]) -> ConvLayer {
+        ConvLayer { weight: 4096, bias: 4096, outputs, channels, kernel }
+    }
+
+    #[test]
+    fn a_block_has_the_shared_memory() {
+        for shape in [FEW, TALL, WIDE] {
+            assert!(shape.shared_bytes() <= 232_448, "{shape:?}");
+        }
+        assert_eq!(TALL.shared_bytes(), 4 * 45_056 + 16_384 + 4 * 16 + 1024);
+        assert_eq!(FEW.shared_bytes(), 6 * 34_816 + 8_192 + 6 * 16 + 1024);
+    }
+
+    #[test]
+    fn structures_have_the_kernels_layout() {
+        assert_eq!(size_of::<Maps>(), 9 * 128);
+        assert_eq!(size_of::<Geometry>(), 4 * 32);
+    }
+
+    #[test]
+    fn patches_waste_little() {
+        assert_eq!(patch(256, 480, 832), (4, 4));
+        assert_eq!(patch(128, 240, 416), (4, 3));
+        // 60x104 in patches of 4x32 would be 60x128.
+        let (down, across) = patch(128, 60, 104);
+        assert!(60usize.next_multiple_of(1 << down) * 104usize.next_multiple_of(1 << across) <= 60 * 112);
+        assert_eq!(patch(256, 1, 1), (4, 4));
+    }
+
+    #[test]
+    fn frames_before_the_first_are_left_out() {
+        let one = [volume(1, 8, 8, 16)];
+        let g = geometry(&one, 0, &layer(96, 16, [3, 3, 3]), Spatial::Same, Time::Same, 0);
+        assert_eq!((g.frames, g.frames_before, g.frame_step), (1, 2, 1));
+        let parts = [volume(2, 8, 8, 16), volume(4, 8, 8, 16)];
+        let g = geometry(&parts, 2, &layer(96, 16, [3, 3, 3]), Spatial::Same, Time::Same, 0);
+        assert_eq!((g.frames, g.frames_before), (4, 0));
+        assert_eq!(&g.starts[..4], [0, 2, 6, 6]);
+        let parts = [volume(1, 8, 8, 16), volume(4, 8, 8, 16)];
+        let g = geometry(&parts, 1, &layer(96, 16, [3, 1, 1]), Spatial::Same, Time::Halve, 0);
+        assert_eq!((g.frames, g.frames_before, g.frame_step), (2, 0, 2));
+    }
+
+    #[test]
+    fn shapes_must_agree() {
+        let x = [volume(2, 8, 6, 16)];
+        let l = layer(96, 16, [3, 3, 3]);
+        let shape = |time, spatial| result(&x, 0, &l, spatial, time);
+        assert_eq!(shape(Time::Same, Spatial::Same).ok(), Some([2, 8, 6, 96]));
+        assert_eq!(shape(Time::Halve, Spatial::Halve).ok(), Some([1, 4, 3, 96]));
+        assert_eq!(shape(Time::Double, Spatial::Double).ok(), Some([4, 16, 12, 48]));
+        assert!(result(&x, 2, &l, Spatial::Same, Time::Same).is_err());
+        assert!(result(&x, 1, &l, Spatial::Same, Time::Halve).is_err());
+        assert!(result(&[volume(2, 8, 6, 24)], 0, &l, Spatial::Same, Time::Same).is_err());
+        assert!(result(&[], 0, &l, Spatial::Same, Time::Same).is_err());
+        let normed = ConvEnding { norm: Some(4096), residual: None };
+        let ok = |l: &ConvLayer| check(&x, l, Spatial::Same, Time::Same, &normed, 4096, Element::Bf16).is_ok();
+        assert!(ok(&l) && ok(&layer(192, 16, [3, 3, 3])) && !ok(&layer(384, 16, [3, 3, 3])));
+    }
+
+    #[test]
+    fn folding_adds_up_what_meets_one_pixel() {
+        let weight: Vec<f32> = (1..=9).map(|n| n as f32).collect();
+        let folded = fold_for_doubling(&weight, 1);
+        assert_eq!(folded[..4], [1.0, 2.0 + 3.0, 4.0 + 7.0, 5.0 + 6.0 + 8.0 + 9.0]);
+        assert_eq!(folded[12..], [1.0 + 2.0 + 4.0 + 5.0, 3.0 + 6.0, 7.0 + 8.0, 9.0]);
+    }
+}
