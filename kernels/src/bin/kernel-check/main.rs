@@ -4,6 +4,9 @@
 //! fixed seed; outputs and workspaces are poisoned with NaN before each run, and a row behind each output must stay
 //! poisoned. Times are medians by events, warm, on random data.
 
+mod bench;
+mod gemm;
+
 use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,9 +28,16 @@ fn main() -> ExitCode {
         let context = open(0)?;
         let attention = Attention::load(&context)?;
         println!("{}", context.name()?);
-        let good = has("--times-only") || check(&context, &attention)?;
+        let mut good = true;
+        if !has("--times-only") {
+            // All of them, whatever fails.
+            good &= check(&context, &attention)?;
+            good &= gemm::check(&context)?;
+            println!("\n{}", if good { "all right" } else { "FAILED" });
+        }
         if good && !has("--checks-only") {
             time(&context, &attention)?;
+            gemm::time(&context)?;
         }
         Ok(good)
     };
@@ -128,7 +138,6 @@ fn check(context: &Arc<CudaContext>, attention: &Attention) -> Result<bool> {
             }
         }
     }
-    println!("{}", if good { "all right" } else { "FAILED" });
     Ok(good)
 }
 

@@ -1,0 +1,252 @@
+//! Matrix products.
+
+use std::sync::Arc;
+
+use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
+use animd_kernels::cuda::{Activation, Element, Ending, Gate, Gemm, Operands, Rows};
+
+use super::bench::{Input, Output, by_rows, verdict};
+use super::{Result, address, median, normal};
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Bf16,
+    E4m3,
+    Fast,
+}
+
+impl Kind {
+    /// Relative L2 error allowed: that of sums, and of rounding the output to bf16, 2^-9 at most.
+    ///
+    /// Sums of bf16 products are in f32. The tensor cores keep 14 bits of sums of e4m3 products: 4 roundings for each 128
+    /// products, or 160 for 5,120.
+    fn limit(self, output: Element) -> f64 {
+        let sums = match self {
+            Self::Bf16 => 1e-4,
+            Self::E4m3 => 1e-3,
+            Self::Fast => 4e-3,
+        };
+        sums + if output == Element::Bf16 { 1.0 / 512.0 } else { 0.0 }
+    }
+
+    fn element(self) -> Element {
+        if matches!(self, Self::Bf16) { Element::Bf16 } else { Element::E4m3 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Follows {
+    Nothing,
+    Bias,
+    GateAndResidual,
+    ElementGate,
+    Activation(Activation),
+}
+
+pub fn check(context: &Arc<CudaContext>) -> Result<bool> {
+    let gemm = Gemm::load(context)?;
+    let stream = context.default_stream();
+    // rows, columns, inner, elements between rows. The last but one takes more tiles than there are blocks, of which some
+    // lie outside; the last has the length of sums that the model has.
+    let shapes = [
+        (1, 8, 16, 0),
+        (1, 5120, 256, 0),
+        (127, 64, 144, 16),
+        (129, 264, 80, 0),
+        (257, 520, 1280, 32),
+        (5000, 2056, 192, 0),
+        (300, 512, 5120, 0),
+    ];
+    let follows = [
+        Follows::Nothing,
+        Follows::Bias,
+        Follows::GateAndResidual,
+        Follows::ElementGate,
+        Follows::Activation(Activation::Silu),
+        Follows::Activation(Activation::GeluTanh),
+        Follows::Activation(Activation::GeluErf),
+        Follows::Activation(Activation::QuickGelu),
+    ];
+    let mut good = true;
+    println!("\nmatrix products: rows x columns x inner                          error    worst    limit");
+    for kind in [Kind::Bf16, Kind::E4m3, Kind::Fast] {
+        for (i, shape) in shapes.into_iter().enumerate() {
+            for (j, follows) in follows.into_iter().enumerate() {
+                // All endings on two shapes, one or two on the others.
+                if matches!(i, 3 | 4) || j % shapes.len() == i || (i == 5 && j == 2) {
+                    for output in [Element::Bf16, Element::F32] {
+                        good &= one(&gemm, &stream, kind, shape, follows, output)?;
+                    }
+                }
+            }
+        }
+    }
+    Ok(good)
+}
+
+fn one(
+    gemm: &Gemm,
+    stream: &Arc<CudaStream>,
+    kind: Kind,
+    (rows, columns, inner, gap): (usize, usize, usize, usize),
+    follows: Follows,
+    output: Element,
+) -> Result<bool> {
+    let seed = (rows * 31 + columns * 7 + inner) as u64;
+    let element = kind.element();
+    let a = Input::random(stream, [rows, inner, gap], element, seed)?;
+    let b = Input::random(stream, [columns, inner, gap], element, seed + 1)?;
+    // Sums of about 1, so that activations bend.
+    let scales = |count, seed| normal(count, seed).into_iter().map(|x| x.abs() + 0.5).collect::<Vec<_>>();
+    let one_of = if element == Element::E4m3 { 1.0 } else { 0.0 };
+    let a_scale = Input::new(stream, &scales(rows, seed + 2), rows, 0, Element::F32)?;
+    let factor = 1.0 / (inner as f32).sqrt();
+    let b_scales: Vec<f32> = scales(columns, seed + 3).into_iter().map(|x| x * factor).collect();
+    let b_scale = Input::new(stream, &b_scales, columns, 0, Element::F32)?;
+    let bias = Input::random(stream, [1, columns, 0], Element::F32, seed + 4)?;
+    let gate = Input::random(stream, [1, columns, 0], Element::F32, seed + 5)?;
+    let gates = Input::random(stream, [rows, columns, gap], Element::Bf16, seed + 6)?;
+    let residual = Input::random(stream, [rows, columns, gap], output, seed + 7)?;
+
+    let (a_rows, b_rows) = (a.rows(stream), b.rows(stream));
+    let operands = match kind {
+        Kind::Bf16 => Operands::Bf16 { a: a_rows, b: b_rows },
+        Kind::E4m3 | Kind::Fast => Operands::E4m3 {
+            a: a_rows,
+            a_scale: a_scale.at(stream),
+            b: b_rows,
+            b_scale: b_scale.at(stream),
+            fast: matches!(kind, Kind::Fast),
+        },
+    };
+    let with_bias = Ending { bias: Some(bias.at(stream)), ..Ending::default() };
+    let ending = match follows {
+        Follows::Nothing => Ending::default(),
+        Follows::Bias => with_bias,
+        Follows::GateAndResidual => Ending {
+            gate: Some(Gate::Columns(gate.at(stream))),
+            residual: Some(residual.rows(stream)),
+            ..with_bias
+        },
+        Follows::ElementGate => Ending {
+            gate: Some(Gate::Elements(gates.rows(stream))),
+            activation: Activation::GeluTanh,
+            ..Ending::default()
+        },
+        Follows::Activation(activation) => Ending { activation, ..with_bias },
+    };
+    let run = || -> Result<Vec<f64>> {
+        let to = Output::new(stream, [rows, columns, gap], output)?;
+        // SAFETY: the buffers have these sizes and live until the copy has waited for the stream.
+        unsafe { gemm.run(stream, &operands, inner, &ending, to.rows(stream), output)? };
+        to.read(stream)
+    };
+    let (given, again) = (run()?, run()?);
+
+    let wanted = by_rows(rows, columns, |r, out| {
+        let left = &a.values[r * inner..][..inner];
+        for (c, out) in out.iter_mut().enumerate() {
+            let right = &b.values[c * inner..][..inner];
+            let mut x: f64 = left.iter().zip(right).map(|(a, b)| a * b).sum();
+            if one_of == 1.0 {
+                x *= a_scale.values[r] * b_scale.values[c];
+            }
+            if ending.bias.is_some() {
+                x += bias.values[c];
+            }
+            x = activate(x, ending.activation);
+            *out = match follows {
+                Follows::GateAndResidual => residual.values[r * columns + c] + gate.values[c] * x,
+                Follows::ElementGate => gates.values[r * columns + c] * x,
+                _ => x,
+            };
+        }
+    });
+    let name = format!("{kind:?} {rows}x{columns}x{inner} to {output:?}, {follows:?}");
+    Ok(verdict(&name, &given, &again, &wanted, kind.limit(output)))
+}
+
+fn activate(x: f64, activation: Activation) -> f64 {
+    let sigmoid = |y: f64| 1.0 / (1.0 + (-y).exp());
+    match activation {
+        Activation::None => x,
+        Activation::Silu => x * sigmoid(x),
+        Activation::GeluTanh => x * sigmoid(2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))),
+        Activation::GeluErf => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
+        Activation::QuickGelu => x * sigmoid(1.702 * x),
+    }
+}
+
+/// By its series, which is exact enough up to 6; beyond it is 1.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    sum * std::f64::consts::FRAC_2_SQRT_PI
+}
+
+/// Milliseconds and TFLOP/s on the model's shapes.
+pub fn time(context: &Arc<CudaContext>) -> Result<()> {
+    let gemm = Gemm::load(context)?;
+    let stream = context.default_stream();
+    println!("\nmatrix products              rows columns   inner       ms  TFLOP/s");
+    let (most, rows) = (13_824, 32_760);
+    // Random codes below NaN, in both signs; as bf16 the same bytes would be no normal numbers.
+    let some = normal(1 << 22, 1);
+    let bf16: Vec<u16> = some.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
+    let e4m3: Vec<u8> = bf16.iter().map(|x| (*x >> 8) as u8 & 0x80 | (*x as u8 & 0x1f) + 0x20).collect();
+    let filled = |count: usize| -> Result<(CudaSlice<u16>, CudaSlice<u8>)> {
+        let wide: Vec<u16> = bf16.iter().copied().cycle().take(count).collect();
+        let narrow: Vec<u8> = e4m3.iter().copied().cycle().take(count).collect();
+        Ok((stream.clone_htod(&wide)?, stream.clone_htod(&narrow)?))
+    };
+    let (a16, a8) = filled(rows * most)?;
+    let (b16, b8) = filled(15_360 * 5120)?;
+    let scale = stream.clone_htod(&vec![1e-3f32; rows])?;
+    let output: CudaSlice<u16> = stream.alloc_zeros(rows * 15_360)?;
+    let residual: CudaSlice<u16> = stream.alloc_zeros(rows * 5120)?;
+    let scale = address(&scale, &stream);
+    for (columns, inner) in [(5120, 5120), (15_360, 5120), (13_824, 5120), (5120, 13_824)] {
+        let matrix = |address, rows, stride| Rows { address, rows, stride };
+        let fp8 = |fast| Operands::E4m3 {
+            a: matrix(address(&a8, &stream), rows, inner),
+            a_scale: scale,
+            b: matrix(address(&b8, &stream), columns, inner),
+            b_scale: scale,
+            fast,
+        };
+        let bf16 = Operands::Bf16 {
+            a: matrix(address(&a16, &stream), rows, inner),
+            b: matrix(address(&b16, &stream), columns, inner),
+        };
+        let to = matrix(address(&output, &stream), rows, columns);
+        let plain = Ending { bias: Some(scale), ..Ending::default() };
+        let gelu = Ending { activation: Activation::GeluTanh, ..plain };
+        let gated = Ending {
+            gate: Some(Gate::Columns(scale)),
+            residual: (columns == 5120).then(|| matrix(address(&residual, &stream), rows, 5120)),
+            ..plain
+        };
+        for (name, operands, ending) in [
+            ("bf16", &bf16, &plain),
+            ("bf16, gate, residual", &bf16, &gated),
+            ("e4m3 fast", &fp8(true), &plain),
+            ("e4m3 fast, gate, residual", &fp8(true), &gated),
+            ("e4m3 fast, gelu", &fp8(true), &gelu),
+            ("e4m3", &fp8(false), &plain),
+        ] {
+            // SAFETY: the buffers have these sizes and outlive the waits in `median`.
+            let ms = median(&stream, || unsafe {
+                gemm.run(&stream, operands, inner, ending, to, Element::Bf16)
+            })?;
+            let flop = 2.0 * rows as f64 * columns as f64 * inner as f64;
+            println!("{name:25}{rows:8}{columns:8}{inner:8}{ms:9.3}{:9.0}", flop / f64::from(ms) / 1e9);
+        }
+    }
+    Ok(())
+}
