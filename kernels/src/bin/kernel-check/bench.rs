@@ -64,6 +64,11 @@ impl Input {
     pub fn typed(&self, stream: &CudaStream) -> Typed {
         Typed { rows: self.rows(stream), element: self.element, scale: 0 }
     }
+
+    /// What is there now, after a kernel that works in place.
+    pub fn download(&self, stream: &Arc<CudaStream>, columns: usize) -> Result<Vec<f64>> {
+        Ok(decode(&stream.clone_dtoh(&self.memory)?, columns, self.stride, self.element))
+    }
 }
 
 /// A matrix on the GPU to be written, poisoned with NaN, and a poisoned row behind it.

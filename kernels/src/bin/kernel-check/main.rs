@@ -6,6 +6,7 @@
 
 mod bench;
 mod gemm;
+mod norms;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -33,11 +34,13 @@ fn main() -> ExitCode {
             // All of them, whatever fails.
             good &= check(&context, &attention)?;
             good &= gemm::check(&context)?;
+            good &= norms::check(&context)?;
             println!("\n{}", if good { "all right" } else { "FAILED" });
         }
         if good && !has("--checks-only") {
             time(&context, &attention)?;
             gemm::time(&context)?;
+            norms::time(&context)?;
         }
         Ok(good)
     };
