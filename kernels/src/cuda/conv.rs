@@ -145,7 +145,8 @@ impl Conv {
     ///
     /// [`Error::Driver`] if the driver cannot load them.
     pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
-        let (few, tall, wide) = (["conv_16", "conv_16_f32"], ["conv_96", "conv_96_normed"], ["conv_192", "conv_192_normed"]);
+        let (few, tall, wide) =
+            (["conv_16", "conv_16_f32"], ["conv_96", "conv_96_normed"], ["conv_192", "conv_192_normed"]);
         Ok(Self {
             few: load_all(context, fatbin!("conv_16"), few, FEW.shared_bytes())?,
             tall: load_all(context, fatbin!("conv_96"), tall, TALL.shared_bytes())?,
@@ -276,7 +277,8 @@ fn result(
     let Volume { height, width, channels, .. } = first;
     let frames: usize = parts.iter().map(|p| p.frames).sum();
     let new = frames.saturating_sub(past);
-    let alike = parts.iter().all(|p| [p.height, p.width, p.channels] == [height, width, channels] && p.frames > 0);
+    let alike =
+        parts.iter().all(|p| [p.height, p.width, p.channels] == [height, width, channels] && p.frames > 0);
     if !alike || parts.len() > PARTS || channels != layer.channels || new * height * width == 0 {
         return refuse(
             KERNEL,
@@ -515,7 +517,8 @@ mod tests {
         assert!(result(&[volume(2, 8, 6, 24)], 0, &l, Spatial::Same, Time::Same).is_err());
         assert!(result(&[], 0, &l, Spatial::Same, Time::Same).is_err());
         let normed = ConvEnding { norm: Some(4096), residual: None };
-        let ok = |l: &ConvLayer| check(&x, l, Spatial::Same, Time::Same, &normed, 4096, Element::Bf16).is_ok();
+        let ok =
+            |l: &ConvLayer| check(&x, l, Spatial::Same, Time::Same, &normed, 4096, Element::Bf16).is_ok();
         assert!(ok(&l) && ok(&layer(192, 16, [3, 3, 3])) && !ok(&layer(384, 16, [3, 3, 3])));
     }
 

@@ -113,9 +113,13 @@ impl CrossAttention {
                 [64, TILE as u32, 2],
             )
         };
-        let maps =
-            Maps { query: map(q)?, keys: [map(first.k)?, map(second.k)?], values: [map(first.v)?, map(second.v)?] };
-        let (output_stride, residual_stride) = (output.stride as i64, residual.map_or(0, |r| r.stride as i64));
+        let maps = Maps {
+            query: map(q)?,
+            keys: [map(first.k)?, map(second.k)?],
+            values: [map(first.v)?, map(second.v)?],
+        };
+        let (output_stride, residual_stride) =
+            (output.stride as i64, residual.map_or(0, |r| r.stride as i64));
         let residual = residual.map_or(0, |r| r.address);
         let (rows, heads32, keys0) = (q.rows as i32, heads as i32, first.k.rows as i32);
         let keys1 = if sets.len() == 2 { second.k.rows as i32 } else { 0 };

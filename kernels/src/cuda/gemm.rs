@@ -158,7 +158,12 @@ impl Gemm {
                 load_all(
                     context,
                     fatbin!($name),
-                    [$name, concat!($name, "_f32"), concat!($name, "_activated"), concat!($name, "_activated_f32")],
+                    [
+                        $name,
+                        concat!($name, "_f32"),
+                        concat!($name, "_activated"),
+                        concat!($name, "_activated_f32"),
+                    ],
                     $shape.shared_bytes(),
                 )?
             };

@@ -247,7 +247,13 @@ impl Norms {
     /// # Safety
     ///
     /// As [`Self::layer_norm`].
-    pub unsafe fn quantize(&self, stream: &CudaStream, x: Typed, y: Typed, columns: usize) -> Result<(), Error> {
+    pub unsafe fn quantize(
+        &self,
+        stream: &CudaStream,
+        x: Typed,
+        y: Typed,
+        columns: usize,
+    ) -> Result<(), Error> {
         const KERNEL: &str = "quantize_rows";
         check(KERNEL, x, y, columns)?;
         if y.element != Element::E4m3 {

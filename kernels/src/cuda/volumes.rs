@@ -275,7 +275,8 @@ impl Volumes {
         if element == Element::E4m3 || channels == 0 || !x.stride.is_multiple_of(VECTOR) || plane < x.rows {
             return refuse(KERNEL, "x", format!("{channels} channels, {} apart, to {plane} apart", x.stride));
         }
-        let (voxels, channels32, stride, plane) = (x.rows as i64, channels as i32, x.stride as i64, plane as i64);
+        let (voxels, channels32, stride, plane) =
+            (x.rows as i64, channels as i32, x.stride as i64, plane as i64);
         let mut launch = stream.launch_builder(&self.channels_first[usize::from(element == Element::F32)]);
         launch.arg(&x.address).arg(&stride).arg(&y).arg(&channels32).arg(&voxels).arg(&plane);
         // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
@@ -318,11 +319,7 @@ fn volume_grid(grid_dim: (u32, u32, u32)) -> LaunchConfig {
     LaunchConfig { grid_dim, block_dim: (THREADS as u32, 1, 1), shared_mem_bytes: 0 }
 }
 
-fn check_grid(
-    kernel: &'static str,
-    [frames, height, width]: [usize; 3],
-    tokens: Rows,
-) -> Result<(), Error> {
+fn check_grid(kernel: &'static str, [frames, height, width]: [usize; 3], tokens: Rows) -> Result<(), Error> {
     let fits = height.is_multiple_of(2) && width.is_multiple_of(2);
     if !fits || tokens.rows != frames * height * width / 4 {
         return refuse(kernel, "tokens", format!("{} for {frames} frames of {height}x{width}", tokens.rows));

@@ -171,7 +171,9 @@ fn activate(x: f64, activation: Activation) -> f64 {
     match activation {
         Activation::None => x,
         Activation::Silu => x * sigmoid(x),
-        Activation::GeluTanh => x * sigmoid(2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))),
+        Activation::GeluTanh => {
+            x * sigmoid(2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3)))
+        }
         Activation::GeluErf => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
         Activation::QuickGelu => x * sigmoid(1.702 * x),
     }
@@ -241,9 +243,8 @@ pub fn time(context: &Arc<CudaContext>) -> Result<()> {
             ("e4m3", &fp8(false), &plain),
         ] {
             // SAFETY: the buffers have these sizes and outlive the waits in `median`.
-            let ms = median(&stream, || unsafe {
-                gemm.run(&stream, operands, inner, ending, to, Element::Bf16)
-            })?;
+            let ms =
+                median(&stream, || unsafe { gemm.run(&stream, operands, inner, ending, to, Element::Bf16) })?;
             let flop = 2.0 * rows as f64 * columns as f64 * inner as f64;
             println!("{name:25}{rows:8}{columns:8}{inner:8}{ms:9.3}{:9.0}", flop / f64::from(ms) / 1e9);
         }

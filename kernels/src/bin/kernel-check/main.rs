@@ -4,7 +4,9 @@
 //! fixed seed; outputs and workspaces are poisoned with NaN before each run, and a row behind each output must stay
 //! poisoned. Times are medians by events, warm, on random data.
 
+mod attentions;
 mod bench;
+mod conv;
 mod gemm;
 mod norms;
 
@@ -35,12 +37,16 @@ fn main() -> ExitCode {
             good &= check(&context, &attention)?;
             good &= gemm::check(&context)?;
             good &= norms::check(&context)?;
+            good &= conv::check(&context)?;
+            good &= attentions::check(&context)?;
             println!("\n{}", if good { "all right" } else { "FAILED" });
         }
         if good && !has("--checks-only") {
             time(&context, &attention)?;
             gemm::time(&context)?;
             norms::time(&context)?;
+            conv::time(&context)?;
+            attentions::time(&context)?;
         }
         Ok(good)
     };

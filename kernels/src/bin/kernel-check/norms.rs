@@ -27,7 +27,9 @@ pub fn check(context: &Arc<CudaContext>) -> Result<bool> {
     let stream = context.default_stream();
     let mut good = true;
     println!("\nrows and volumes                                                  error    worst    limit");
-    for (rows, columns, gap) in [(1, 16, 0), (3, 80, 16), (77, 1280, 0), (257, 5120, 32), (5, 13_824, 0), (2, 16_384, 0)] {
+    for (rows, columns, gap) in
+        [(1, 16, 0), (3, 80, 16), (77, 1280, 0), (257, 5120, 32), (5, 13_824, 0), (2, 16_384, 0)]
+    {
         for from in [BF16, F32] {
             for to in [BF16, F32, E4M3] {
                 good &= layer_norm(&norms, &stream, [rows, columns, gap], from, to)?;
