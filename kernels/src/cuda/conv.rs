@@ -189,8 +189,8 @@ impl Conv {
         check(parts, layer, spatial, time, ending, output, element)?;
         let shape = shape(layer.outputs);
         let function = match layer.outputs {
-            ..=16 => &self.few[usize::from(element == Element::F32)],
-            ..=96 => &self.tall[usize::from(ending.norm.is_some())],
+            0..=16 => &self.few[usize::from(element == Element::F32)],
+            17..=96 => &self.tall[usize::from(ending.norm.is_some())],
             _ => &self.wide[usize::from(ending.norm.is_some())],
         };
         let raw = RawEnding {
@@ -253,8 +253,8 @@ impl Conv {
 
 fn shape(outputs: usize) -> Shape {
     match outputs {
-        ..=16 => FEW,
-        ..=96 => TALL,
+        0..=16 => FEW,
+        17..=96 => TALL,
         _ => WIDE,
     }
 }
