@@ -150,7 +150,9 @@ fn add(
                 })
                 .collect();
             let top = p.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            p.iter_mut().for_each(|p| *p = (*p - top).exp());
+            for p in &mut p {
+                *p = (*p - top).exp();
+            }
             let sum: f64 = p.iter().sum();
             for (j, p) in p.iter().enumerate() {
                 let value = &v[j * all + h * width..][..width];

@@ -112,7 +112,9 @@ impl Output {
         if self.element == Element::E4m3 {
             let scales = stream.clone_dtoh(&self.scale)?;
             for (row, scale) in values.chunks_exact_mut(self.columns).zip(&scales) {
-                row.iter_mut().for_each(|x| *x *= f64::from(*scale));
+                for x in row {
+                    *x *= f64::from(*scale);
+                }
             }
         }
         Ok(values)

@@ -201,7 +201,7 @@ pub fn time(context: &Arc<CudaContext>) -> Result<()> {
     // Random codes below NaN, in both signs; as bf16 the same bytes would be no normal numbers.
     let some = normal(1 << 22, 1);
     let bf16: Vec<u16> = some.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
-    let e4m3: Vec<u8> = bf16.iter().map(|x| (*x >> 8) as u8 & 0x80 | (*x as u8 & 0x1f) + 0x20).collect();
+    let e4m3: Vec<u8> = bf16.iter().map(|x| ((*x >> 8) as u8 & 0x80) | ((*x as u8 & 0x1f) + 0x20)).collect();
     let filled = |count: usize| -> Result<(CudaSlice<u16>, CudaSlice<u8>)> {
         let wide: Vec<u16> = bf16.iter().copied().cycle().take(count).collect();
         let narrow: Vec<u8> = e4m3.iter().copied().cycle().take(count).collect();

@@ -154,7 +154,8 @@ fn rope(norms: &Norms, stream: &Arc<CudaStream>) -> Result<bool> {
     let wanted = by_rows(rows, 3 * width, |r, out| {
         out.copy_from_slice(&input[r * 3 * width..][..3 * width]);
         for (i, part) in out.chunks_exact_mut(width).take(2).enumerate() {
-            rms(&part.to_vec(), &weights.values[i * width..][..width], part);
+            let x = part.to_vec();
+            rms(&x, &weights.values[i * width..][..width], part);
             for (p, pair) in part.chunks_exact_mut(2).enumerate() {
                 let at = r * pairs + p % pairs;
                 let (c, s) = (cosines.values[at], sines.values[at]);
@@ -221,7 +222,7 @@ fn combine(volumes: &Volumes, stream: &Arc<CudaStream>) -> Result<bool> {
     let mut good = true;
     for (elements, count) in [(1, 1), (13, 2), (100_003, 3), (4096, 8)] {
         for to in [BF16, F32] {
-            let types = |i: usize| if i % 2 == 0 { F32 } else { BF16 };
+            let types = |i: usize| if i.is_multiple_of(2) { F32 } else { BF16 };
             let inputs = (0..count)
                 .map(|i| Input::random(stream, [1, elements, 0], types(i), 12 + i as u64))
                 .collect::<Result<Vec<_>>>()?;
