@@ -529,4 +529,99 @@ mod tests {
         assert_eq!(folded[..4], [1.0, 2.0 + 3.0, 4.0 + 7.0, 5.0 + 6.0 + 8.0 + 9.0]);
         assert_eq!(folded[12..], [1.0 + 2.0 + 4.0 + 5.0, 3.0 + 6.0, 7.0 + 8.0, 9.0]);
     }
+
+    /// Walks over voxels and taps as `conv.cuh` does, with one channel, and compares with the convolution's definition.
+    fn follow(frames_of_parts: &[usize], past: usize, kernel: [usize; 3], spatial: Spatial, time: Time) {
+        let (h, w) = (6, 10);
+        let parts: Vec<Volume> = frames_of_parts.iter().map(|&frames| volume(frames, h, w, 8)).collect();
+        let frames: usize = frames_of_parts.iter().sum();
+        let outputs = if time == Time::Double { 384 } else { 4 };
+        let layer = layer(outputs, 8, kernel);
+        let [of, oh, ow, oc] = result(&parts, past, &layer, spatial, time).expect("they fit");
+        let at = |frame: usize, y: usize, x: usize| ((frame * h + y) * w + x) as f32;
+        let [kt, kh, kw] = kernel;
+        let taps = kt * kh * kw;
+        let weight: Vec<f32> = (0..outputs * taps).map(|i| (i * 7 % 13) as f32).collect();
+        let folded = if spatial == Spatial::Double { fold_for_doubling(&weight, 1) } else { weight.clone() };
+
+        let mut given = vec![f32::NAN; of * oh * ow * oc];
+        for corner in 0..if spatial == Spatial::Double { 4 } else { 1 } {
+            let g = geometry(&parts, past, &layer, spatial, time, corner);
+            let all = (g.taps_t * g.taps_y * g.taps_x) as usize;
+            let patch = 1 << (g.patch_height_log2 + g.patch_width_log2);
+            for frame in 0..g.frames {
+                for number in 0..2 * g.patch_pairs * patch {
+                    let (down, across) =
+                        (number / patch / g.patches_across, number / patch % g.patches_across);
+                    let pixel = number % patch;
+                    let y = (down << g.patch_height_log2) + (pixel >> g.patch_width_log2);
+                    let x = (across << g.patch_width_log2) + (pixel & ((1 << g.patch_width_log2) - 1));
+                    if y >= g.height || x >= g.width {
+                        continue;
+                    }
+                    let row = (frame * g.frame_out * g.out_height + y * g.out_step + g.out_y) * g.out_width
+                        + x * g.out_step
+                        + g.out_x;
+                    for o in 0..outputs {
+                        let mut sum = 0.0;
+                        let first = (g.frames_before - frame * g.frame_step).max(0);
+                        for tap in (first * g.taps_y * g.taps_x) as usize..all {
+                            let (t, rest) =
+                                (tap as i32 / (g.taps_y * g.taps_x), tap as i32 % (g.taps_y * g.taps_x));
+                            let from = frame * g.frame_step - g.frames_before + t;
+                            let (sy, sx) =
+                                (y * g.step + g.y0 + rest / g.taps_x, x * g.step + g.x0 + rest % g.taps_x);
+                            assert!((0..frames as i32).contains(&from), "frame {from}");
+                            if (0..h as i32).contains(&sy) && (0..w as i32).contains(&sx) {
+                                sum += at(from as usize, sy as usize, sx as usize)
+                                    * folded[(corner * outputs + o) * all + tap];
+                            }
+                        }
+                        let (half, column) = (o / oc, o % oc);
+                        given[(row as usize + half * oh * ow) * oc + column] = sum;
+                    }
+                }
+            }
+        }
+
+        for (i, given) in given.iter().enumerate() {
+            let (voxel, column) = (i / oc, i % oc);
+            let (t, y, x) = (voxel / (oh * ow), voxel / ow % oh, voxel % ow);
+            let (end, o) = match time {
+                Time::Same => (past + t + 1, column),
+                Time::Halve => (past + 2 * t + 2, column),
+                Time::Double => (past + t / 2 + 1, t % 2 * oc + column),
+            };
+            let mut sum = 0.0;
+            for tap in 0..taps {
+                let pixel = |at: usize, tap: usize, extent: usize, size: usize| match spatial {
+                    Spatial::Same => (at + tap).checked_sub(extent / 2).filter(|&i| i < size),
+                    Spatial::Halve => Some(2 * at + tap).filter(|&i| i < size),
+                    Spatial::Double => (at + tap).checked_sub(1).map(|i| i / 2).filter(|&i| i < size),
+                };
+                let frame = (end + tap / (kh * kw)).checked_sub(kt);
+                if let (Some(frame), Some(y), Some(x)) =
+                    (frame, pixel(y, tap / kw % kh, kh, h), pixel(x, tap % kw, kw, w))
+                {
+                    sum += at(frame, y, x) * weight[o * taps + tap];
+                }
+            }
+            assert_eq!(*given, sum, "{frames_of_parts:?} {past} {kernel:?} {spatial:?} {time:?} {i}");
+        }
+    }
+
+    #[test]
+    fn the_kernels_walk_is_the_convolution() {
+        for spatial in [Spatial::Same, Spatial::Halve, Spatial::Double] {
+            follow(&[2], 0, [1, 3, 3], spatial, Time::Same);
+            follow(&[1, 3], 1, [3, 3, 3], spatial, Time::Same);
+        }
+        follow(&[1], 0, [3, 3, 3], Spatial::Same, Time::Same);
+        follow(&[2, 1], 2, [3, 3, 3], Spatial::Same, Time::Same);
+        follow(&[2], 0, [1, 1, 1], Spatial::Same, Time::Same);
+        follow(&[1, 4], 1, [3, 1, 1], Spatial::Same, Time::Halve);
+        follow(&[4], 0, [3, 1, 1], Spatial::Same, Time::Halve);
+        follow(&[2], 0, [3, 1, 1], Spatial::Same, Time::Double);
+        follow(&[2, 2], 2, [3, 1, 1], Spatial::Same, Time::Double);
+    }
 }
