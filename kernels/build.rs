@@ -36,7 +36,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut jobs = Vec::new();
     for (folder, targets) in FOLDERS {
         let folder = Path::new("cuda").join(folder);
-        let common = newest(&[&nvcc, Path::new("build.rs")], files(&folder, "cuh")?)?;
+        let mut headers = files(&folder, "cuh")?;
+        headers.extend(files(Path::new("cuda/instructions"), "cuh")?);
+        let common = newest(&[&nvcc, Path::new("build.rs")], headers)?;
         for source in files(&folder, "cu")? {
             let fatbin =
                 out.join(source.file_name().ok_or("a kernel without a name")?).with_extension("fatbin");
@@ -102,7 +104,7 @@ fn newest(some: &[&Path], more: Vec<PathBuf>) -> Result<SystemTime, Box<dyn Erro
 fn compile(nvcc: &Path, source: &Path, fatbin: &Path, targets: &[&str]) -> Result<(), String> {
     let partial = fatbin.with_extension("part");
     let output = Command::new(nvcc)
-        .args(["-std=c++17", "-O3", "-fatbin"])
+        .args(["-std=c++17", "-O3", "-I", "cuda", "-fatbin"])
         .args(targets)
         .arg("-o")
         .arg(&partial)

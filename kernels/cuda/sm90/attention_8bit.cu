@@ -189,8 +189,7 @@ extern "C" __global__ void __launch_bounds__(kBlock, 1) attention_8bit(
     const uint8_t* __restrict__ values, const float* __restrict__ query_scale, const float* __restrict__ key_scale,
     const float* __restrict__ value_scale, const float* __restrict__ value_mean, __nv_bfloat16* output,
     int64_t output_stride, int rows, int keys) {
-    extern __shared__ uint8_t shared[];
-    const uint32_t base = (shared_address(shared) + 1023) & ~1023u;
+    const uint32_t base = (dynamic_shared() + 1023) & ~1023u;
     const Barriers barriers{base + kBarrierOffset};
     const int warpgroup = uniform(threadIdx.x / kWarpgroup);
     const int thread = threadIdx.x % kWarpgroup;

@@ -6,7 +6,11 @@
 
 #include <cstdint>
 
+#include <instructions/base.cuh>
+
 namespace attention_any {
+
+using namespace gpu;
 
 constexpr int kRows = 64;  // queries of a block, 16 for each of four warps
 
@@ -33,50 +37,6 @@ struct Arguments {
     float scale;
 };
 
-__device__ __forceinline__ uint32_t address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
-
-// 16 bytes, or zeros.
-__device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ __forceinline__ void copy_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-__device__ __forceinline__ void load_matrices(uint32_t (&x)[4], uint32_t from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(from)
-                 : "memory");
-}
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&x)[4], uint32_t from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(from)
-                 : "memory");
-}
-
-__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-    uint32_t packed;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-    return packed;
-}
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 // Rows `first`.. of a matrix to shared memory, `count` of them; zeros beyond its rows and columns.
 template <class Shape>
 __device__ __forceinline__ void load_rows(
@@ -93,8 +53,7 @@ template <class Shape>
 __device__ __forceinline__ void run(const Arguments& a) {
     constexpr int kKeys = Shape::kKeys, kStride = Shape::kStride, kPart = Shape::kPart;
     constexpr float kLog2E = 1.4426950408889634f;
-    extern __shared__ __align__(16) uint8_t shared[];
-    const uint32_t queries = address(shared), tiles_at = queries + kRows * kStride * 2;
+    const uint32_t queries = dynamic_shared(), tiles_at = queries + kRows * kStride * 2;
     const auto key_tile = [&](int stage) { return tiles_at + 2 * stage * Shape::kTile * 2; };
     const auto value_tile = [&](int stage) { return tiles_at + (2 * stage + 1) * Shape::kTile * 2; };
 
@@ -139,8 +98,8 @@ __device__ __forceinline__ void run(const Arguments& a) {
             for (int n = 0; n < kKeys; n += 16) {
                 uint32_t right[4];
                 load_matrices(right, key + (n * kStride + c) * 2);
-                multiply(s[n / 8], left, right[0], right[1]);
-                multiply(s[n / 8 + 1], left, right[2], right[3]);
+                multiply_bf16(s[n / 8], left, right[0], right[1]);
+                multiply_bf16(s[n / 8 + 1], left, right[2], right[3]);
             }
         }
 
@@ -184,14 +143,14 @@ __device__ __forceinline__ void run(const Arguments& a) {
         const uint32_t value = value_tile(stage) + (lane % 16 * kStride + part * kPart + lane / 16 * 8) * 2;
 #pragma unroll
         for (int n = 0; n < kKeys; n += 16) {
-            const uint32_t left[4] = {pack(s[n / 8][0], s[n / 8][1]), pack(s[n / 8][2], s[n / 8][3]),
-                                      pack(s[n / 8 + 1][0], s[n / 8 + 1][1]), pack(s[n / 8 + 1][2], s[n / 8 + 1][3])};
+            const uint32_t left[4] = {pack_bf16(s[n / 8][0], s[n / 8][1]), pack_bf16(s[n / 8][2], s[n / 8][3]),
+                                      pack_bf16(s[n / 8 + 1][0], s[n / 8 + 1][1]), pack_bf16(s[n / 8 + 1][2], s[n / 8 + 1][3])};
 #pragma unroll
             for (int c = 0; c < kPart; c += 16) {
                 uint32_t right[4];
                 load_matrices_transposed(right, value + (n * kStride + c) * 2);
-                multiply(o[c / 8], left, right[0], right[1]);
-                multiply(o[c / 8 + 1], left, right[2], right[3]);
+                multiply_bf16(o[c / 8], left, right[0], right[1]);
+                multiply_bf16(o[c / 8 + 1], left, right[2], right[3]);
             }
         }
         // The next round overwrites this tile.
@@ -219,7 +178,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
                 x += __uint_as_float(pair << 16);
                 y += __uint_as_float(pair & 0xffff0000u);
             }
-            *reinterpret_cast<uint32_t*>(to + column) = pack(x, y);
+            *reinterpret_cast<uint32_t*>(to + column) = pack_bf16(x, y);
         }
     }
 }

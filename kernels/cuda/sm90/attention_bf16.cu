@@ -35,8 +35,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_bf16(
     const __grid_constant__ CUtensorMap query_map, const __grid_constant__ CUtensorMap key_map,
     const __grid_constant__ CUtensorMap value_map, __nv_bfloat16* output, int64_t output_stride, int rows, int keys,
     float scale) {
-    extern __shared__ uint8_t shared[];
-    const uint32_t base = (shared_address(shared) + 1023) & ~1023u;
+    const uint32_t base = (dynamic_shared() + 1023) & ~1023u;
     const Barriers barriers{base + kBarrierOffset};
     const int warpgroup = uniform(threadIdx.x / kWarpgroup);
     const int thread = threadIdx.x % kWarpgroup;

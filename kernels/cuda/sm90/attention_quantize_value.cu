@@ -36,10 +36,10 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_quantize_value(
         }
 #pragma unroll
         for (int j = 0; j < kColumns; j++) {
-            const uint32_t packed = hopper::pack_e4m3(x[0][j], x[1][j], x[2][j], x[3][j]);
+            const uint32_t packed = gpu::pack_e4m3(x[0][j], x[1][j], x[2][j], x[3][j]);
             image[lane][word / 4 * 32 + j * 4 + word % 4] = packed;
             float rounded[4];
-            hopper::unpack_e4m3(rounded, packed);
+            gpu::unpack_e4m3(rounded, packed);
 #pragma unroll
             for (int i = 0; i < 4; i++) taken[j] += x[i][j] - rounded[i];
         }

@@ -55,19 +55,6 @@ __device__ __forceinline__ void mask(float (&s)[kScores], int left) {
         if (i / 4 * 8 + i % 2 >= left) s[i] = -INFINITY;
 }
 
-__device__ __forceinline__ uint4 load_shared_bits(uint32_t from) {
-    uint4 x;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                 : "r"(from)
-                 : "memory");
-    return x;
-}
-__device__ __forceinline__ uint32_t load_shared_word(uint32_t from) {
-    uint32_t x;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(from) : "memory");
-    return x;
-}
 __device__ __forceinline__ float low(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
 __device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
@@ -82,8 +69,7 @@ __device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
 extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
     const __grid_constant__ Maps maps, __nv_bfloat16* output, int64_t output_stride, const __nv_bfloat16* residual,
     int64_t residual_stride, int rows, int heads, int keys0, int keys1, float scale) {
-    extern __shared__ uint8_t shared[];
-    const uint32_t base = (shared_address(shared) + 1023) & ~1023u;
+    const uint32_t base = (dynamic_shared() + 1023) & ~1023u;
     const Barriers barriers{base + kBarrierOffset};
     const int warpgroup = uniform(threadIdx.x / kWarpgroup);
     const int thread = threadIdx.x % kWarpgroup;
@@ -291,7 +277,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
 #pragma unroll
             for (int pass = 0; pass < 8; pass++) {
                 const int at = 2 * pass + lane / 16, unit16 = lane % 16;
-                uint4 x = load_shared_bits(mine + at * kHeadDim * 2 + (unit16 ^ (at & 7)) * 16);
+                uint4 x = load_shared_words(mine + at * kHeadDim * 2 + (unit16 ^ (at & 7)) * 16);
                 const int row = first_row + consumer * 64 + warp * 16 + at;
                 if (row >= rows) continue;
                 const int column = head * kHeadDim + unit16 * 8;

@@ -57,21 +57,6 @@ __device__ __forceinline__ void activate(float (&x)[4], int activation) {
     }
 }
 
-// Global loads that stay where they are written: they are meant to be under way while something else is computed.
-__device__ __forceinline__ float4 load_global(const float* from) {
-    float4 x;
-    asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-                 : "l"(from)
-                 : "memory");
-    return x;
-}
-__device__ __forceinline__ uint2 load_global(const __nv_bfloat16* from) {
-    uint2 x;
-    asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from) : "memory");
-    return x;
-}
-
 __device__ __forceinline__ void widen(float (&x)[4], float4 bits) {
     x[0] = bits.x;
     x[1] = bits.y;
@@ -102,10 +87,6 @@ template <>
 struct Raw<__nv_bfloat16> {
     using Four = uint2;
 };
-
-__device__ __forceinline__ void store_shared(uint32_t to, float x, float y) {
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(x), "f"(y) : "memory");
-}
 
 // The channel norm over the two rows that a thread shares with three others; x becomes (x + bias) * factor of the row.
 template <int kSums>
@@ -145,7 +126,7 @@ __device__ __forceinline__ void prefetch_residual(
         const int half = column / e.width;
         const auto* from = static_cast<const Output*>(e.residual) +
                            (row + half * e.half_step) * e.residual_stride + column - half * e.width;
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+        prefetch_global(from);
     }
 }
 
@@ -192,7 +173,7 @@ __device__ __forceinline__ void finish(
                 // 16-byte units of a row trade places, so that neither writing nor reading meets a bank twice.
                 const int unit = (2 * j + lane % 4 / 2) ^ (2 * at & (kLanes - 1));
                 const int i = (c * (kChunk / 8) + j) * 4 + 2 * r;
-                store_shared(chunk + at * kChunk * 4 + unit * 16 + lane % 2 * 8, sum[i], sum[i + 1]);
+                store_shared(chunk + at * kChunk * 4 + unit * 16 + lane % 2 * 8, make_float2(sum[i], sum[i + 1]));
             }
         }
         __syncwarp();

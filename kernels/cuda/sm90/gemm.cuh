@@ -190,8 +190,7 @@ __device__ __forceinline__ void accumulate_apart(
 // kBf16: operands are bf16, otherwise e4m3. kApart: see accumulate_apart. Output: bf16 or float.
 template <class Shape, bool kBf16, bool kApart, Ending kEnding, class Output, class Problem>
 __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epilogue) {
-    extern __shared__ uint8_t shared[];
-    const uint32_t base = (shared_address(shared) + 1023) & ~1023u;
+    const uint32_t base = (dynamic_shared() + 1023) & ~1023u;
     const Barriers barriers{base + Shape::kBarrierOffset};
     const int warpgroup = uniform(threadIdx.x / kWarpgroup);
     const int thread = threadIdx.x % kWarpgroup;

@@ -4,7 +4,7 @@
 
 #include <cuda_bf16.h>
 
-#include "hopper.cuh"
+#include <instructions/base.cuh>
 
 namespace rows {
 
@@ -29,8 +29,8 @@ __device__ __forceinline__ void load(float (&x)[kVector], const float* from) {
 
 __device__ __forceinline__ void store(__nv_bfloat16* to, const float (&x)[kVector]) {
     *reinterpret_cast<uint4*>(to) =
-        make_uint4(hopper::pack_bf16(x[0], x[1]), hopper::pack_bf16(x[2], x[3]), hopper::pack_bf16(x[4], x[5]),
-                   hopper::pack_bf16(x[6], x[7]));
+        make_uint4(gpu::pack_bf16(x[0], x[1]), gpu::pack_bf16(x[2], x[3]), gpu::pack_bf16(x[4], x[5]),
+                   gpu::pack_bf16(x[6], x[7]));
 }
 __device__ __forceinline__ void store(float* to, const float (&x)[kVector]) {
     reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
@@ -39,7 +39,7 @@ __device__ __forceinline__ void store(float* to, const float (&x)[kVector]) {
 // e4m3
 __device__ __forceinline__ void store(uint8_t* to, const float (&x)[kVector]) {
     *reinterpret_cast<uint2*>(to) =
-        make_uint2(hopper::pack_e4m3(x[0], x[1], x[2], x[3]), hopper::pack_e4m3(x[4], x[5], x[6], x[7]));
+        make_uint2(gpu::pack_e4m3(x[0], x[1], x[2], x[3]), gpu::pack_e4m3(x[4], x[5], x[6], x[7]));
 }
 
 struct Sum {
