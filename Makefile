@@ -7,7 +7,7 @@ SCRIPTS := .ci/run packaging/setup.sh packaging/demo.sh packaging/cuda-toolchain
 	tests/appliance/lib.sh $(wildcard tests/appliance/scenarios/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test deb appliance lint cuda-toolchain cuda setup clean
+.PHONY: help demo test deb appliance lint cuda-toolchain cuda emulate setup clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ cuda: ## compile the CUDA kernels and lint their launchers; needs no GPU
 	$(CARGO) build --release --locked -p animd-kernels --features cuda
 	$(CARGO) test --release --locked -p animd-kernels --features cuda
 	$(CARGO) clippy --release --locked -p animd-kernels --features cuda --all-targets -- -D warnings
+
+emulate: setup ## run every CUDA kernel on the CPU at small sizes; needs neither a GPU nor CUDA
+	$(CARGO) test --release --locked -p animd-kernels --features emulator
 
 setup: ## install what is missing on this machine, asking first (YES=1: without asking)
 	@packaging/setup.sh

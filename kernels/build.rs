@@ -1,5 +1,8 @@
 //! With the feature `cuda`: compiles each kernel under `cuda/` into one fatbin of its own in `OUT_DIR`, for
 //! `src/cuda/module.rs` to embed. Without it nothing is done and nvcc is not needed.
+//!
+//! With the feature `emulator`: compiles the same kernels with the host's C++ compiler into a library that stands for
+//! NVIDIA's driver, `OUT_DIR/emulator/libcuda.so.1`. What is embedded then is but a name for each kernel.
 
 use std::env;
 use std::error::Error;
@@ -11,6 +14,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::SystemTime;
+
+#[path = "emulator/build.rs"]
+mod emulator;
 
 /// The folders of kernels, and what nvcc builds each for. `wgmma` exists for `sm_90a` alone, which is compatible with no
 /// other card: there is no PTX of it for newer ones.
@@ -28,6 +34,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-env-changed=CUDA_HOME");
     println!("cargo::rerun-if-env-changed=PATH");
     let out = PathBuf::from(env::var("OUT_DIR")?);
+    if env::var_os("CARGO_FEATURE_EMULATOR").is_some() {
+        return emulator::build(&out);
+    }
     let Some(nvcc) = find_nvcc(&PathBuf::from(env::var("CARGO_MANIFEST_DIR")?)) else {
         println!("cargo::error={MISSING}");
         return Ok(());
@@ -50,6 +59,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
 
+    side_by_side(jobs, |(source, fatbin, targets)| compile(&nvcc, &source, &fatbin, targets))
+}
+
+/// Does all jobs, as many at a time as cargo allows, and reports each that fails.
+fn side_by_side<T: Send>(
+    jobs: Vec<T>,
+    work: impl Fn(T) -> Result<(), String> + Sync,
+) -> Result<(), Box<dyn Error>> {
     let threads = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let (jobs, failed) = (Mutex::new(jobs), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -57,8 +74,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             scope.spawn(|| {
                 loop {
                     let job = jobs.lock().ok().and_then(|mut jobs| jobs.pop());
-                    let Some((source, fatbin, targets)) = job else { break };
-                    if let Err(message) = compile(&nvcc, &source, &fatbin, targets) {
+                    let Some(job) = job else { break };
+                    if let Err(message) = work(job) {
                         println!("cargo::error={}", message.replace('\n', " | "));
                         failed.store(true, Ordering::Relaxed);
                     }

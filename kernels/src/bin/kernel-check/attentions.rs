@@ -11,10 +11,10 @@ use super::bench::{Input, Output, by_rows, verdict};
 use super::{Result, address, median, normal};
 
 const BF16: Element = Element::Bf16;
-/// P and the output are each rounded once, by at most 2^-9 of their value; the first of two sets once more.
+/// P and the output are each rounded once, by 1.7e-3 in the root mean square; the first of two sets once more.
 const LIMIT: f64 = 2.0 / 512.0;
 
-pub fn check(context: &Arc<CudaContext>) -> Result<bool> {
+pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
     let (cross, any) = (CrossAttention::load(context)?, AnyAttention::load(context)?);
     let stream = context.default_stream();
     let mut good = true;
@@ -30,6 +30,9 @@ pub fn check(context: &Arc<CudaContext>) -> Result<bool> {
         (1000, [145, 400], 3, 0),
         (5000, [512, 257], 5, 0),
     ] {
+        if quick && rows * heads * keys.iter().sum::<usize>() > 2_000_000 {
+            continue;
+        }
         for with_residual in [false, true] {
             let width = heads * 128;
             let q = Input::random(&stream, [rows, width, gap], BF16, 80)?;

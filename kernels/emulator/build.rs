@@ -1,0 +1,152 @@
+//! Builds the emulator and the kernels for it.
+
+use std::env;
+use std::error::Error;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{FOLDERS, files, newest, side_by_side};
+
+/// The kernels and the emulator as one shared library.
+pub fn build(out: &Path) -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=emulator");
+    println!("cargo::rerun-if-env-changed=CXX");
+    let compiler = env::var_os("CXX").unwrap_or_else(|| "c++".into());
+    let home = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let folder = out.join("emulator");
+    fs::create_dir_all(&folder)?;
+
+    let mut headers = files(Path::new("emulator"), "h")?;
+    for (from, extension) in [
+        ("emulator/include", "h"),
+        ("emulator/include/instructions", "cuh"),
+        ("cuda/sm90", "cuh"),
+        ("cuda/instructions", "cuh"),
+    ] {
+        headers.extend(files(Path::new(from), extension)?);
+    }
+    let common = newest(&[Path::new("build.rs"), Path::new("emulator/build.rs")], headers)?;
+    let (mut jobs, mut objects) = (Vec::new(), Vec::new());
+    let kernels = FOLDERS.iter().map(|(folder, _)| files(&Path::new("cuda").join(folder), "cu"));
+    for source in
+        kernels.chain([files(Path::new("emulator"), "cpp")]).collect::<Result<Vec<_>, _>>()?.concat()
+    {
+        let name = source.file_stem().and_then(OsStr::to_str).ok_or("a kernel without a name")?;
+        let object = folder.join(name).with_extension("o");
+        if source.extension() == Some(OsStr::new("cu")) {
+            fs::write(out.join(name).with_extension("fatbin"), format!("emulated:{name}\0"))?;
+        }
+        let changed = newest(&[&source], Vec::new())?.max(common);
+        if !fs::metadata(&object).and_then(|m| m.modified()).is_ok_and(|built| built > changed) {
+            jobs.push((home.join(&source), object.clone()));
+        }
+        objects.push(object);
+    }
+    side_by_side(jobs, |(source, object)| compile_for_host(&compiler, &home, &source, &object))?;
+    let mut link = Command::new(&compiler);
+    link.arg("-shared").arg("-o").arg(folder.join("libcuda.so.1")).args(objects);
+    run(&mut link).map(|_| ()).map_err(Into::into)
+}
+
+/// Kernels are compiled with a table of their names behind them, which their preprocessed source gives.
+fn compile_for_host(compiler: &OsStr, home: &Path, source: &Path, object: &Path) -> Result<(), String> {
+    let mut flags =
+        vec!["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra"];
+    flags.extend(["-Wno-unknown-pragmas", "-Wno-unused-variable", "-Wno-maybe-uninitialized", "-Wno-psabi"]);
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        // nvcc, too, makes one operation of a product and a sum.
+        flags.extend(["-mavx2", "-mfma"]);
+    }
+    let command = || {
+        let mut command = Command::new(compiler);
+        command.args(&flags).arg("-I").arg(home.join("emulator/include")).args(["-x", "c++"]);
+        command
+    };
+    let partial = object.with_extension("part");
+    let mut input = source.to_path_buf();
+    if source.extension() == Some(OsStr::new("cu")) {
+        let text =
+            run(command().args(["-E", "-P", "-DEMULATED_NAMES", "-include", "cuda_runtime.h"]).arg(source))?;
+        let module = source.file_stem().and_then(OsStr::to_str).ok_or("a kernel without a name")?;
+        let mut wrapper = format!("#include \"cuda_runtime.h\"\n#include {source:?}\n");
+        for Kernel { name, cluster, threads } in kernels_of(&text)? {
+            wrapper += &format!("EMULATED_KERNEL({module:?}, {name}, ({cluster}), ({threads}))\n");
+        }
+        input = object.with_extension("cpp");
+        fs::write(&input, wrapper).map_err(|e| format!("cannot write `{}`: {e}", input.display()))?;
+    }
+    run(command().arg("-c").arg("-o").arg(&partial).arg(&input))?;
+    fs::rename(&partial, object).map_err(|e| format!("cannot write `{}`: {e}", object.display()))
+}
+
+/// A kernel's name, blocks of a cluster and most threads of a block, the last two as its source says them.
+struct Kernel<'a> {
+    name: &'a str,
+    cluster: &'a str,
+    threads: &'a str,
+}
+
+/// The kernels of a preprocessed source, in which `__global__` and its like have been left as they are.
+fn kernels_of(text: &str) -> Result<Vec<Kernel<'_>>, String> {
+    text.split("extern \"C\" __global__ void")
+        .skip(1)
+        .map(|rest| {
+            let mut kernel = Kernel { name: "", cluster: "1", threads: "1024" };
+            let mut rest = rest.trim_start();
+            loop {
+                let end = rest.find('(').ok_or("a kernel without parameters")?;
+                let word = rest[..end].trim();
+                let arguments = balanced(&rest[end..]).ok_or("a parenthesis is missing")?;
+                let first = first_argument(&arguments[1..arguments.len() - 1]);
+                match word {
+                    "__launch_bounds__" => kernel.threads = first,
+                    "__cluster_dims__" => kernel.cluster = first,
+                    name => {
+                        kernel.name = name;
+                        return Ok(kernel);
+                    }
+                }
+                rest = rest[end + arguments.len()..].trim_start();
+            }
+        })
+        .collect()
+}
+
+/// From an opening parenthesis to the one that closes it.
+fn balanced(text: &str) -> Option<&str> {
+    let mut depth = 0;
+    let end = text.find(|c| {
+        depth += match c {
+            '(' => 1,
+            ')' => -1,
+            _ => 0,
+        };
+        depth == 0
+    })?;
+    Some(&text[..=end])
+}
+
+/// Up to the first comma that is not within parentheses or angle brackets.
+fn first_argument(text: &str) -> &str {
+    let mut depth = 0;
+    let end = text.find(|c| {
+        depth += match c {
+            '(' | '<' => 1,
+            ')' | '>' => -1,
+            _ => 0,
+        };
+        c == ',' && depth == 0
+    });
+    text[..end.unwrap_or(text.len())].trim()
+}
+
+fn run(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|e| format!("cannot run {command:?}: {e}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)))
+}
