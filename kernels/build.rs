@@ -19,8 +19,22 @@ use std::time::SystemTime;
 mod emulator;
 
 /// The folders of kernels, and what nvcc builds each for. `wgmma` exists for `sm_90a` alone, which is compatible with no
-/// other card: there is no PTX of it for newer ones.
-const FOLDERS: &[(&str, &[&str])] = &[("sm90", &["-gencode", "arch=compute_90a,code=sm_90a"])];
+/// other card: there is no PTX of it for newer ones. They run the PTX of compute capability 8.9.
+const FOLDERS: &[(&str, &[&str])] = &[
+    (
+        "any",
+        &[
+            "-gencode",
+            "arch=compute_90,code=sm_90",
+            "-gencode",
+            "arch=compute_89,code=sm_89",
+            "-gencode",
+            "arch=compute_89,code=compute_89",
+        ],
+    ),
+    ("sm89", &["-gencode", "arch=compute_89,code=sm_89", "-gencode", "arch=compute_89,code=compute_89"]),
+    ("sm90", &["-gencode", "arch=compute_90a,code=sm_90a"]),
+];
 
 const MISSING: &str = "the feature `cuda` of animd-kernels needs nvcc 12.4 or newer: run `packaging/cuda-toolchain.sh`, \
                        or set `CUDA_HOME`, or put nvcc on `PATH`";
@@ -43,14 +57,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
 
     let mut jobs = Vec::new();
+    let common = newest(&[&nvcc, Path::new("build.rs")], headers()?)?;
     for (folder, targets) in FOLDERS {
+        let to = out.join(folder);
+        fs::create_dir_all(&to)?;
         let folder = Path::new("cuda").join(folder);
-        let mut headers = files(&folder, "cuh")?;
-        headers.extend(files(Path::new("cuda/instructions"), "cuh")?);
-        let common = newest(&[&nvcc, Path::new("build.rs")], headers)?;
         for source in files(&folder, "cu")? {
             let fatbin =
-                out.join(source.file_name().ok_or("a kernel without a name")?).with_extension("fatbin");
+                to.join(source.file_name().ok_or("a kernel without a name")?).with_extension("fatbin");
             let changed = newest(&[&source], Vec::new())?.max(common);
             if fs::metadata(&fatbin).and_then(|m| m.modified()).is_ok_and(|built| built > changed) {
                 continue;
@@ -108,6 +122,15 @@ fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, Box<dyn Error>>
     }
     files.sort();
     Ok(files)
+}
+
+/// Of all kernels.
+fn headers() -> Result<Vec<PathBuf>, Box<dyn Error>> {
+    let mut headers = files(Path::new("cuda/instructions"), "cuh")?;
+    for (folder, _) in FOLDERS {
+        headers.extend(files(&Path::new("cuda").join(folder), "cuh")?);
+    }
+    Ok(headers)
 }
 
 fn newest(some: &[&Path], more: Vec<PathBuf>) -> Result<SystemTime, Box<dyn Error>> {

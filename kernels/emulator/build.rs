@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{FOLDERS, files, newest, side_by_side};
+use crate::{FOLDERS, files, headers, newest, side_by_side};
 
 /// The kernels and the emulator as one shared library.
 pub fn build(out: &Path) -> Result<(), Box<dyn Error>> {
@@ -18,25 +18,23 @@ pub fn build(out: &Path) -> Result<(), Box<dyn Error>> {
     let folder = out.join("emulator");
     fs::create_dir_all(&folder)?;
 
-    let mut headers = files(Path::new("emulator"), "h")?;
-    for (from, extension) in [
-        ("emulator/include", "h"),
-        ("emulator/include/instructions", "cuh"),
-        ("cuda/sm90", "cuh"),
-        ("cuda/instructions", "cuh"),
-    ] {
-        headers.extend(files(Path::new(from), extension)?);
-    }
-    let common = newest(&[Path::new("build.rs"), Path::new("emulator/build.rs")], headers)?;
+    let mut all = headers()?;
+    all.extend(files(Path::new("emulator"), "h")?);
+    all.extend(files(Path::new("emulator/include"), "h")?);
+    all.extend(files(Path::new("emulator/include/instructions"), "cuh")?);
+    let common = newest(&[Path::new("build.rs"), Path::new("emulator/build.rs")], all)?;
     let (mut jobs, mut objects) = (Vec::new(), Vec::new());
-    let kernels = FOLDERS.iter().map(|(folder, _)| files(&Path::new("cuda").join(folder), "cu"));
-    for source in
-        kernels.chain([files(Path::new("emulator"), "cpp")]).collect::<Result<Vec<_>, _>>()?.concat()
-    {
-        let name = source.file_stem().and_then(OsStr::to_str).ok_or("a kernel without a name")?;
-        let object = folder.join(name).with_extension("o");
+    let mut sources = files(Path::new("emulator"), "cpp")?;
+    for (folder, _) in FOLDERS {
+        fs::create_dir_all(out.join(folder))?;
+        sources.extend(files(&Path::new("cuda").join(folder), "cu")?);
+    }
+    for source in sources {
+        let (parent, name) = parent_and_name(&source)?;
+        let object = folder.join(format!("{parent}-{name}.o"));
         if source.extension() == Some(OsStr::new("cu")) {
-            fs::write(out.join(name).with_extension("fatbin"), format!("emulated:{name}\0"))?;
+            let image = out.join(parent).join(name).with_extension("fatbin");
+            fs::write(image, format!("emulated:{parent}/{name}\0"))?;
         }
         let changed = newest(&[&source], Vec::new())?.max(common);
         if !fs::metadata(&object).and_then(|m| m.modified()).is_ok_and(|built| built > changed) {
@@ -70,16 +68,29 @@ fn compile_for_host(compiler: &OsStr, home: &Path, source: &Path, object: &Path)
     if source.extension() == Some(OsStr::new("cu")) {
         let text =
             run(command().args(["-E", "-P", "-DEMULATED_NAMES", "-include", "cuda_runtime.h"]).arg(source))?;
-        let module = source.file_stem().and_then(OsStr::to_str).ok_or("a kernel without a name")?;
-        let mut wrapper = format!("#include \"cuda_runtime.h\"\n#include {source:?}\n");
-        for Kernel { name, cluster, threads } in kernels_of(&text)? {
-            wrapper += &format!("EMULATED_KERNEL({module:?}, {name}, ({cluster}), ({threads}))\n");
-        }
+        let (parent, name) = parent_and_name(source)?;
+        // Kernels of two folders may have one name.
+        let kernels = kernels_of(&text)?;
+        let names = kernels.iter().map(|k| format!("#define {0} {parent}_{0}", k.name));
+        let table = kernels.iter().map(|Kernel { name: kernel, cluster, threads }| {
+            format!("EMULATED_KERNEL(\"{parent}/{name}\", {kernel}, ({cluster}), ({threads}))")
+        });
+        let runtime = "#include \"cuda_runtime.h\"".to_owned();
+        let kernel = format!("#include \"{}\"", source.display());
+        let lines: Vec<String> = [runtime].into_iter().chain(names).chain([kernel]).chain(table).collect();
+        let wrapper = lines.join("\n") + "\n";
         input = object.with_extension("cpp");
         fs::write(&input, wrapper).map_err(|e| format!("cannot write `{}`: {e}", input.display()))?;
     }
     run(command().arg("-c").arg("-o").arg(&partial).arg(&input))?;
     fs::rename(&partial, object).map_err(|e| format!("cannot write `{}`: {e}", object.display()))
+}
+
+/// The folder and the name, without its extension, of a source.
+fn parent_and_name(source: &Path) -> Result<(&str, &str), String> {
+    let parent = source.parent().and_then(Path::file_name).and_then(OsStr::to_str);
+    let name = source.file_stem().and_then(OsStr::to_str);
+    parent.zip(name).ok_or_else(|| format!("`{}` has no usable name", source.display()))
 }
 
 /// A kernel's name, blocks of a cluster and most threads of a block, the last two as its source says them.

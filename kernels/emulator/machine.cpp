@@ -382,7 +382,7 @@ void meet(const char* what, unsigned lanes, void* mine, void (*perform)(void* co
     if (warp.arrived == 0) {
         warp.what = what;
         warp.wanted = lanes;
-    } else if (strcmp(warp.what, what) != 0 || warp.wanted != lanes) {
+    } else if ((warp.what != what && strcmp(warp.what, what) != 0) || warp.wanted != lanes) {
         fail("lanes of a warp are in %s and in %s at once", warp.what, what);
     }
     warp.mine[thread.lane] = mine;

@@ -66,7 +66,8 @@ void mma_fence();
 void mma_commit();
 void mma_wait(int pending);
 void load_matrices(uint32_t* x, uint32_t from, bool transposed);
-void multiply_bf16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1);
+// d (16 x 8) += a * b by a warp.
+void multiply(Kind kind, float* d, const uint32_t* a, uint32_t b0, uint32_t b1);
 
 float from_e4m3(uint8_t code);
 uint8_t to_e4m3(float x);  // to the nearest, to even in the middle; beyond 448 to 448

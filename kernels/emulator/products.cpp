@@ -382,29 +382,37 @@ void load_matrices(uint32_t* x, uint32_t from, bool transposed) {
          });
 }
 
-void multiply_bf16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1) {
+void multiply(Kind kind, float* d, const uint32_t* a, uint32_t b0, uint32_t b1) {
     struct Operands {
+        Kind kind;
         float* d;
         const uint32_t* a;
         uint32_t b[2];
-    } mine{d, a, {b0, b1}};
+    } mine{kind, d, a, {b0, b1}};
     meet("mma.sync", 0xffffffffu, &mine, [](void* const* all, unsigned) {
-        float a[16][16], b[16][8];
+        const Kind kind = static_cast<Operands*>(all[0])->kind;
+        const int depth = kind == Kind::kBf16 ? 16 : 32, four = depth / 8;  // elements of 4 bytes
+        float a[16][32], b[32][8], d[16][8] = {};
         for (int lane = 0; lane < 32; lane++) {
             const auto& operands = *static_cast<Operands*>(all[lane]);
+            const auto* right = reinterpret_cast<const uint8_t*>(operands.b);
+            const auto* left = reinterpret_cast<const uint8_t*>(operands.a);
             for (int r = 0; r < 4; r++)
-                for (int half = 0; half < 2; half++)
-                    a[lane / 4 + r % 2 * 8][lane % 4 * 2 + r / 2 * 8 + half] = from_bf16(uint16_t(operands.a[r] >> (16 * half)));
-            for (int r = 0; r < 2; r++)
-                for (int half = 0; half < 2; half++)
-                    b[lane % 4 * 2 + r * 8 + half][lane / 4] = from_bf16(uint16_t(operands.b[r] >> (16 * half)));
+                widen(&a[lane / 4 + r % 2 * 8][lane % 4 * four + r / 2 * depth / 2], left + 4 * r, kind, 4);
+            for (int r = 0; r < 2; r++) {
+                float some[4];
+                widen(some, right + 4 * r, kind, 4);
+                for (int i = 0; i < four; i++) b[lane % 4 * four + r * depth / 2 + i][lane / 4] = some[i];
+            }
         }
+        for (int row = 0; row < 16; row++)
+            for (int k = 0; k < depth; k++)
+                for (int c = 0; c < 8; c++) d[row][c] += a[row][k] * b[k][c];
         for (int lane = 0; lane < 32; lane++) {
             auto& operands = *static_cast<Operands*>(all[lane]);
             for (int i = 0; i < 4; i++) {
-                float sum = 0.f;
-                for (int k = 0; k < 16; k++) sum += a[lane / 4 + i / 2 * 8][k] * b[k][lane % 4 * 2 + i % 2];
-                operands.d[i] += sum;
+                const float sum = d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] + operands.d[i];
+                operands.d[i] = kind == Kind::kE4m3 ? keep_bits(sum) : sum;
             }
         }
     });

@@ -3,6 +3,8 @@
 /// Code for one kind of card that a program with the feature `cuda` carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
+    /// Machine code of `sm_89` for Ada: RTX 4090, L40S; and PTX, which the driver compiles for what is newer.
+    Sm89,
     /// Machine code of `sm_90a` for Hopper: H100, H200, GH200.
     Sm90a,
 }
@@ -13,6 +15,7 @@ pub enum Target {
 pub fn target_for(compute_capability: (u32, u32)) -> Option<Target> {
     match compute_capability {
         (9, 0) => Some(Target::Sm90a),
+        (8, 9) | (10.., _) => Some(Target::Sm89),
         _ => None,
     }
 }
@@ -31,13 +34,13 @@ mod tests {
             ((8, 6), None),
             ((8, 7), None),
             ((8, 8), None),
-            ((8, 9), None),
+            ((8, 9), Some(Target::Sm89)),
             ((9, 0), Some(Target::Sm90a)),
-            ((10, 0), None),
-            ((10, 3), None),
-            ((11, 0), None),
-            ((12, 0), None),
-            ((12, 1), None),
+            ((10, 0), Some(Target::Sm89)),
+            ((10, 3), Some(Target::Sm89)),
+            ((11, 0), Some(Target::Sm89)),
+            ((12, 0), Some(Target::Sm89)),
+            ((12, 1), Some(Target::Sm89)),
         ];
         for (capability, target) in cards {
             assert_eq!(target_for(capability), target, "{capability:?}");
@@ -45,7 +48,8 @@ mod tests {
         for major in 0..=20 {
             for minor in 0..=9 {
                 if !cards.iter().any(|(capability, _)| *capability == (major, minor)) {
-                    assert_eq!(target_for((major, minor)), None, "{major}.{minor}");
+                    let wanted = (major >= 10).then_some(Target::Sm89);
+                    assert_eq!(target_for((major, minor)), wanted, "{major}.{minor}");
                 }
             }
         }

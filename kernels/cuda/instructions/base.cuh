@@ -1,4 +1,4 @@
-// Instructions of all supported cards as functions. All inline PTX of the kernels is in this folder, so that the emulator
+// Instructions of all supported cards (compute capability 8.9 on) as functions. All inline PTX of the kernels is in this folder, so that the emulator
 // can put its own headers of the same names in its place.
 #pragma once
 
@@ -92,9 +92,18 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&x)[4], uint3
                  : "memory");
 }
 // d (16 x 8, f32) += a (16 x 16, bf16, rows) * b (16 x 8, bf16, columns)
-__device__ __forceinline__ void multiply_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void multiply_bf16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// d (16 x 8, f32) += a (16 x 32, e4m3, rows) * b (32 x 8, e4m3, columns)
+__device__ __forceinline__ void multiply_e4m3(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

@@ -1,35 +1,13 @@
-// The causal convolution over channels-last volumes as a problem of gemm.cuh: rows of the product are voxels, K runs over
-// the kernel's taps and, innermost, the channels.
-//
-// A tile's rows are a rectangle of pixels of one frame, so that for each tap the operand A is a box of the input, shifted
-// by the tap: one bulk tensor copy, which also puts zeros where the box leaves the frame. Frames come from up to eight
-// volumes that follow each other in time, so that a causal past need not be copied in front of its chunk.
+// The convolution of any/conv_walk.cuh as a problem of gemm.cuh: the box of the input that a tap needs is one bulk tensor
+// copy, which also puts zeros where the box leaves the frame.
 #pragma once
 
+#include "../any/conv_walk.cuh"
 #include "gemm.cuh"
 
 namespace conv {
 
 using namespace hopper;
-
-constexpr int kParts = 8;
-constexpr int kChannels = 64;  // of a block of K
-
-// For the kernel, input frames are counted through all parts. Frame t of the product starts at input frame
-// t * frame_step - frames_before; a tap before frame 0 meets zeros and is left out. Pixel (x, y) of the product starts at
-// input pixel (step x + x0, step y + y0), and is written at (out_step x + out_x, out_step y + out_y). Frame t is written
-// at frame_out * t, and columns beyond the output's width one frame later (gemm::Epilogue::half_step).
-struct Geometry {
-    int starts[kParts + 1];  // first frame of each part; the total for parts that there are not
-    int frames, height, width;  // of the product
-    int patch_height_log2, patch_width_log2;
-    int patches_across, patch_pairs;  // of a row of patches; of a frame, in clusters
-    int channels, outputs;
-    int taps_t, taps_y, taps_x;
-    int frame_step, frames_before;
-    int step, x0, y0;
-    int out_step, out_x, out_y, out_height, out_width, frame_out;
-};
 
 struct Maps {
     CUtensorMap parts[kParts];  // [frames, height, width, channels], boxes of [1, patch height, patch width, 64]
@@ -37,80 +15,29 @@ struct Maps {
 };
 
 template <class Shape>
-struct Convolution {
+struct Convolution : Walk<Shape> {
+    using Place = typename Walk<Shape>::Place;
+    using Cursor = typename Walk<Shape>::Cursor;
+
     const Maps& maps;
-    const Geometry& g;
 
-    static constexpr bool kScaled = false;
-
-    struct Place {
-        int frame, y, x, column, first_frame, blocks;
-    };
+    __device__ __forceinline__ Convolution(const Maps& maps, const Geometry& g) : Walk<Shape>{g}, maps(maps) {}
 
     __device__ __forceinline__ void prefetch_maps() const {
         prefetch(&maps.parts[0]);
         prefetch(&maps.weight);
     }
-    __device__ __forceinline__ int across() const { return (g.outputs + Shape::kColumns - 1) / Shape::kColumns; }
-    __device__ __forceinline__ int tiles() const { return across() * g.frames * g.patch_pairs; }
-    // Columns of a patch follow each other, then patches, then frames.
-    __device__ __forceinline__ Place place(int tile, int rank) const {
-        Place place;
-        const int patches = tile / across();
-        place.column = (tile - patches * across()) * Shape::kColumns;
-        place.frame = patches / g.patch_pairs;
-        // A frame's last pair may have but one patch: the other one then lies below the frame.
-        const int patch = (patches - place.frame * g.patch_pairs) * Shape::kCluster + rank;
-        const int down = patch / g.patches_across;
-        place.y = down << g.patch_height_log2;
-        place.x = (patch - down * g.patches_across) << g.patch_width_log2;
-        place.first_frame = max(g.frames_before - place.frame * g.frame_step, 0);
-        place.blocks = (g.taps_t - place.first_frame) * g.taps_y * g.taps_x * ((g.channels + kChannels - 1) / kChannels);
-        return place;
-    }
-    struct Cursor {
-        int t, y, x, tap, channel;
-    };
-    __device__ __forceinline__ Cursor first(const Place& place) const {
-        return {place.first_frame, 0, 0, place.first_frame * g.taps_y * g.taps_x, 0};
-    }
-    __device__ __forceinline__ void next(Cursor& cursor) const {
-        cursor.channel += kChannels;
-        if (cursor.channel < g.channels) return;
-        cursor.channel = 0;
-        cursor.tap++;
-        if (++cursor.x < g.taps_x) return;
-        cursor.x = 0;
-        if (++cursor.y < g.taps_y) return;
-        cursor.y = 0;
-        cursor.t++;
-    }
-    // Of the last channels, no more than there are (and zeros); 16 for each instruction.
-    __device__ __forceinline__ int steps(const Cursor& cursor) const {
-        const int left = g.channels - cursor.channel;
-        return left > 32 ? 4 : left > 16 ? 2 : 1;
-    }
     __device__ __forceinline__ void load(
         const Place& place, const Cursor& cursor, uint32_t to_a, uint32_t to_b, uint32_t barrier, int rank) const {
         constexpr int kShare = Shape::kColumns / Shape::kCluster;
         static_assert(Shape::kCluster == 2, "the copy of the weight goes to both blocks of a cluster");
-        const int frame = place.frame * g.frame_step - g.frames_before + cursor.t;
-        int part = 0;
-        while (part + 1 < kParts && frame >= g.starts[part + 1]) part++;
+        const int frame = this->frame(place, cursor), part = this->part(frame);
+        const Geometry& g = this->g;
         load_4d(to_a, &maps.parts[part], barrier, cursor.channel, place.x * g.step + g.x0 + cursor.x,
                 place.y * g.step + g.y0 + cursor.y, frame - g.starts[part]);
         load_3d_multicast(to_b + rank * kShare * gemm::kRowBytes, &maps.weight, barrier, 3, cursor.channel, cursor.tap,
                           place.column + rank * kShare);
     }
-    // Pixels of a patch are numbered row by row.
-    __device__ __forceinline__ int row(const Place& place, int i) const {
-        const int y = place.y + (i >> g.patch_width_log2), x = place.x + (i & ((1 << g.patch_width_log2) - 1));
-        if (y >= g.height || x >= g.width) return -1;
-        return (place.frame * g.frame_out * g.out_height + y * g.out_step + g.out_y) * g.out_width + x * g.out_step +
-               g.out_x;
-    }
-    __device__ __forceinline__ int column(const Place& place) const { return place.column; }
-    __device__ __forceinline__ int columns() const { return g.outputs; }
 };
 
 }  // namespace conv
@@ -121,6 +48,6 @@ struct Convolution {
     extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(gemm::kThreads, 1)                       \
         NAME(const __grid_constant__ conv::Maps maps, const __grid_constant__ conv::Geometry geometry,              \
              const __grid_constant__ gemm::Epilogue epilogue) {                                                     \
-        const conv::Convolution<SHAPE> convolution{maps, geometry};                                                 \
+        const conv::Convolution<SHAPE> convolution(maps, geometry);                                                 \
         gemm::run<SHAPE, true, false, gemm::ENDING, OUTPUT>(convolution, epilogue);                                 \
     }

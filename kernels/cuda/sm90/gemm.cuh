@@ -18,7 +18,7 @@
 
 #include <cuda_bf16.h>
 
-#include "epilogue.cuh"
+#include "../any/epilogue.cuh"
 #include "hopper.cuh"
 
 namespace gemm {

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, LaunchConfig, PushKernelArg};
 
-use super::module::{fatbin, load};
+use super::module::{fatbin, load, target};
+use super::rows::refuse;
 use super::tensor_map::{MapElement, TensorMap};
-use super::{Error, Rows};
+use super::{AnyAttention, AnyAttentionArguments, Batches, Error, Rows};
+use crate::Target;
 
 const HEAD_DIM: usize = 128;
 
@@ -34,8 +36,19 @@ const CHUNK: usize = 512;
 ///
 /// Q is `[rows, heads * 128]` bf16, K and V are `[keys, heads * 128]` bf16, the output is like Q; `rows` and `keys` are
 /// any numbers from 1. Softmax is computed in f32. The same input gives the same bits.
+///
+/// Cards other than Hopper have [`Self::bf16`] alone, as [`AnyAttention`] computes it.
 #[derive(Debug)]
-pub struct Attention {
+pub struct Attention(Kernels);
+
+#[derive(Debug)]
+enum Kernels {
+    Hopper(Hopper),
+    Any(AnyAttention),
+}
+
+#[derive(Debug)]
+struct Hopper {
     bf16: CudaFunction,
     eight_bit: CudaFunction,
     statistics: CudaFunction,
@@ -53,12 +66,15 @@ impl Attention {
     ///
     /// [`Error::Driver`] if the driver cannot load them.
     pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
+        if target(context)? != Target::Sm90a {
+            return Ok(Self(Kernels::Any(AnyAttention::load(context)?)));
+        }
         macro_rules! kernel {
             ($name:literal, $shared:expr) => {
-                load(context, fatbin!($name), $name, $shared)?
+                load(context, fatbin!("sm90", $name), $name, $shared)?
             };
         }
-        Ok(Self {
+        Ok(Self(Kernels::Hopper(Hopper {
             bf16: kernel!("attention_bf16", BF16_SHARED),
             eight_bit: kernel!("attention_8bit", EIGHT_BIT_SHARED),
             statistics: kernel!("attention_statistics", 0),
@@ -67,7 +83,19 @@ impl Attention {
             quantize_key: kernel!("attention_quantize_key", 0),
             quantize_value: kernel!("attention_quantize_value", 0),
             value_mean: kernel!("attention_value_mean", 0),
-        })
+        })))
+    }
+
+    /// Whether this GPU has [`Self::eight_bit`].
+    pub fn has_8bit(&self) -> bool {
+        matches!(self.0, Kernels::Hopper(_))
+    }
+
+    fn hopper(&self, kernel: &'static str) -> Result<&Hopper, Error> {
+        match &self.0 {
+            Kernels::Hopper(hopper) => Ok(hopper),
+            Kernels::Any(_) => refuse(kernel, "GPU", "it takes a Hopper card (compute capability 9.0)"),
+        }
     }
 
     /// Enqueues attention with bf16 operands: the exponentials are rounded to bf16 before they meet V, nothing else is.
@@ -91,7 +119,24 @@ impl Attention {
         output: Rows,
         heads: usize,
     ) -> Result<(), Error> {
-        check("attention_bf16", q, k, v, output, heads)?;
+        const KERNEL: &str = "attention_bf16";
+        check(KERNEL, q, k, v, output, heads)?;
+        if let Kernels::Any(any) = &self.0 {
+            let arguments = AnyAttentionArguments {
+                q: Batches::one(q),
+                k: Batches::one(k),
+                v: Batches::one(v),
+                bias: None,
+                residual: None,
+                output: Batches::one(output),
+                heads,
+                width: HEAD_DIM,
+                batches: 1,
+                scale: 1.0 / (HEAD_DIM as f32).sqrt(),
+            };
+            // SAFETY: the caller vouches for the memory.
+            return unsafe { any.run(stream, &arguments) };
+        }
         // [heads * 2][rows][64 channels]: a box of both halves of a head becomes two panels of 128-byte rows.
         let map = |x: Rows, rows: usize| {
             TensorMap::new(
@@ -105,7 +150,7 @@ impl Attention {
         let (q_map, k_map, v_map) = (map(q, BF16_ROWS)?, map(k, BF16_KEYS)?, map(v, BF16_KEYS)?);
         let (stride, rows, keys) = (output.stride as i64, q.rows as i32, k.rows as i32);
         let scale = LOG2_E / (HEAD_DIM as f32).sqrt();
-        let mut launch = stream.launch_builder(&self.bf16);
+        let mut launch = stream.launch_builder(&self.hopper(KERNEL)?.bf16);
         launch
             .arg(&q_map)
             .arg(&k_map)
@@ -151,8 +196,8 @@ impl Attention {
     ///
     /// # Errors
     ///
-    /// [`Error::Argument`] for shapes other than the workspace's, strides and addresses, [`Error::Driver`] if a launch
-    /// fails.
+    /// [`Error::Argument`] for shapes other than the workspace's, strides, addresses and a GPU that is no Hopper card,
+    /// [`Error::Driver`] if a launch fails.
     ///
     /// # Safety
     ///
@@ -169,6 +214,7 @@ impl Attention {
         const KERNEL: &str = "attention_8bit";
         let Attention8bitWorkspace { layout, address } = *workspace;
         let Attention8bitLayout { rows, keys, heads, .. } = layout;
+        let hopper = self.hopper(KERNEL)?;
         check(KERNEL, q, k, v, q, heads)?;
         same(KERNEL, "q", "rows", q.rows, rows)?;
         same(KERNEL, "k", "rows", k.rows, keys)?;
@@ -183,7 +229,7 @@ impl Attention {
         let (key, key_scale) = (at(layout.key), at(layout.key_scale));
         let (value, residual) = (at(layout.value), at(layout.residual));
 
-        let mut statistics = stream.launch_builder(&self.statistics);
+        let mut statistics = stream.launch_builder(&hopper.statistics);
         statistics
             .arg(&k.address)
             .arg(&k_stride)
@@ -192,13 +238,13 @@ impl Attention {
             .arg(&partial)
             .arg(&keys32)
             .arg(&chunk);
-        let mut last = stream.launch_builder(&self.statistics_final);
+        let mut last = stream.launch_builder(&hopper.statistics_final);
         last.arg(&partial).arg(&key_mean).arg(&value_mean).arg(&value_scale).arg(&keys32).arg(&chunks32);
-        let mut queries = stream.launch_builder(&self.quantize_query);
+        let mut queries = stream.launch_builder(&hopper.quantize_query);
         queries.arg(&q.address).arg(&q_stride).arg(&query).arg(&query_scale).arg(&rows32);
-        let mut key_tiles = stream.launch_builder(&self.quantize_key);
+        let mut key_tiles = stream.launch_builder(&hopper.quantize_key);
         key_tiles.arg(&k.address).arg(&k_stride).arg(&key_mean).arg(&key).arg(&key_scale).arg(&keys32);
-        let mut values = stream.launch_builder(&self.quantize_value);
+        let mut values = stream.launch_builder(&hopper.quantize_value);
         values
             .arg(&v.address)
             .arg(&v_stride)
@@ -207,7 +253,7 @@ impl Attention {
             .arg(&value)
             .arg(&residual)
             .arg(&keys32);
-        let mut means = stream.launch_builder(&self.value_mean);
+        let mut means = stream.launch_builder(&hopper.value_mean);
         means.arg(&residual).arg(&value_scale).arg(&value_mean).arg(&keys32).arg(&tiles32);
         // SAFETY: the arguments are those of the kernels' signatures; the caller vouches for the memory.
         unsafe {
@@ -259,7 +305,7 @@ impl Attention {
         let (query_scale, key_scale) = (at(layout.query_scale), at(layout.key_scale));
         let (value_scale, value_mean) = (at(layout.value_scale), at(layout.value_mean));
         let (stride, rows32, keys32) = (output.stride as i64, rows as i32, keys as i32);
-        let mut launch = stream.launch_builder(&self.eight_bit);
+        let mut launch = stream.launch_builder(&self.hopper(KERNEL)?.eight_bit);
         launch
             .arg(&query)
             .arg(&key)

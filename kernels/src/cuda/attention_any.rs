@@ -5,14 +5,17 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
-use super::module::{fatbin, load_all};
+use super::module::{fatbin, load, target};
 use super::rows::{check_vector, refuse};
 use super::{Error, Rows};
+use crate::Target;
 
 const KERNEL: &str = "attention_any";
 const ROWS: usize = 64;
 /// Widths up to which the instances go, keys of their tiles, parts of V.
 const SHAPES: [(usize, usize, usize); 3] = [(64, 64, 1), (128, 64, 1), (384, 32, 3)];
+/// In place of the last where a block has but 99 KiB of shared memory.
+const NARROW: (usize, usize, usize) = (384, 16, 3);
 
 const fn shared_bytes((width, keys, _): (usize, usize, usize)) -> u32 {
     ((ROWS + 4 * keys) * (width + 8) * 2) as u32
@@ -82,7 +85,10 @@ unsafe impl DeviceRepr for Raw {}
 
 /// Attention for any width of heads, loaded for one GPU. The same input gives the same bits.
 #[derive(Debug)]
-pub struct AnyAttention([CudaFunction; 3]);
+pub struct AnyAttention {
+    functions: [CudaFunction; 3],
+    shapes: [(usize, usize, usize); 3],
+}
 
 impl AnyAttention {
     /// Loads the kernels.
@@ -91,9 +97,15 @@ impl AnyAttention {
     ///
     /// [`Error::Driver`] if the driver cannot load them.
     pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
-        let names = ["attention_any_64", "attention_any_128", "attention_any_384"];
-        // All are allowed what the largest needs.
-        Ok(Self(load_all(context, fatbin!("attention_any"), names, shared_bytes(SHAPES[2]))?))
+        let (widest, name) = match target(context)? {
+            Target::Sm90a => (SHAPES[2], "attention_any_384"),
+            Target::Sm89 => (NARROW, "attention_any_384_narrow"),
+        };
+        let shapes = [SHAPES[0], SHAPES[1], widest];
+        let one = |name, shape| load(context, fatbin!("any", "attention_any"), name, shared_bytes(shape));
+        let functions =
+            [one("attention_any_64", shapes[0])?, one("attention_any_128", shapes[1])?, one(name, widest)?];
+        Ok(Self { functions, shapes })
     }
 
     /// Enqueues attention.
@@ -124,8 +136,8 @@ impl AnyAttention {
             width: a.width as i32,
             scale: a.scale,
         };
-        let shape = SHAPES[number];
-        let mut launch = stream.launch_builder(&self.0[number]);
+        let shape = self.shapes[number];
+        let mut launch = stream.launch_builder(&self.functions[number]);
         launch.arg(&raw);
         // SAFETY: the argument is that of the kernel's signature; the caller vouches for the memory.
         unsafe {
@@ -171,6 +183,7 @@ mod tests {
     #[test]
     fn a_block_has_the_shared_memory() {
         assert!(SHAPES.iter().all(|&shape| shared_bytes(shape) <= 232_448));
+        assert!([SHAPES[0], SHAPES[1], NARROW].iter().all(|&shape| shared_bytes(shape) <= 101_376));
         assert_eq!(size_of::<Raw>(), 6 * 8 + 10 * 8 + 16);
     }
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, PushKernelArg};
 
-use super::gemm::{RawEnding, Shape, multiprocessors, persistent};
-use super::module::{fatbin, load_all};
+use super::gemm::{RawEnding, Shape, ada_grid, multiprocessors, persistent};
+use super::module::{fatbin, load_all, target};
 use super::rows::{check_vector, refuse};
 use super::tensor_map::{MapElement, TensorMap};
 use super::{Element, Error};
+use crate::Target;
 
 const KERNEL: &str = "conv";
 /// Of `conv.cuh`.
@@ -19,6 +20,9 @@ const CHANNELS: u32 = 64;
 const FEW: Shape = Shape { parts: 2, columns: 16, cluster: 2 };
 const TALL: Shape = Shape { parts: 2, columns: 96, cluster: 2 };
 const WIDE: Shape = Shape { parts: 1, columns: 192, cluster: 2 };
+const ADA_FEW: Shape = Shape { parts: 1, columns: 16, cluster: 1 };
+const ADA_TALL: Shape = Shape { parts: 1, columns: 96, cluster: 1 };
+const ADA_WIDE: Shape = Shape { parts: 1, columns: 192, cluster: 1 };
 
 /// A volume `[frames, height, width, channels]` in device memory, bf16, without gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +131,18 @@ struct Maps {
 // SAFETY: tensor maps, which are passed by value.
 unsafe impl DeviceRepr for Maps {}
 
+/// `ada::Input` of `sm89/conv.cuh`.
+#[repr(C)]
+struct AdaInput {
+    parts: [CUdeviceptr; PARTS],
+    weight: CUdeviceptr,
+    height: i32,
+    width: i32,
+}
+
+// SAFETY: plain numbers in the layout of the kernel's structure.
+unsafe impl DeviceRepr for AdaInput {}
+
 /// Convolutions, loaded for one GPU. The same input gives the same bits.
 #[derive(Debug)]
 pub struct Conv {
@@ -135,6 +151,7 @@ pub struct Conv {
     /// Plain, with a norm.
     tall: [CudaFunction; 2],
     wide: [CudaFunction; 2],
+    target: Target,
     multiprocessors: usize,
 }
 
@@ -147,12 +164,28 @@ impl Conv {
     pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
         let (few, tall, wide) =
             (["conv_16", "conv_16_f32"], ["conv_96", "conv_96_normed"], ["conv_192", "conv_192_normed"]);
-        Ok(Self {
-            few: load_all(context, fatbin!("conv_16"), few, FEW.shared_bytes())?,
-            tall: load_all(context, fatbin!("conv_96"), tall, TALL.shared_bytes())?,
-            wide: load_all(context, fatbin!("conv_192"), wide, WIDE.shared_bytes())?,
-            multiprocessors: multiprocessors(context)?,
-        })
+        macro_rules! kernels {
+            ($folder:literal, $few:expr, $tall:expr, $wide:expr) => {
+                (
+                    load_all(context, fatbin!($folder, "conv_16"), few, $few)?,
+                    load_all(context, fatbin!($folder, "conv_96"), tall, $tall)?,
+                    load_all(context, fatbin!($folder, "conv_192"), wide, $wide)?,
+                )
+            };
+        }
+        let (target, multiprocessors) = (target(context)?, multiprocessors(context)?);
+        let (few, tall, wide) = match target {
+            Target::Sm90a => {
+                kernels!("sm90", FEW.shared_bytes(), TALL.shared_bytes(), WIDE.shared_bytes())
+            }
+            Target::Sm89 => kernels!(
+                "sm89",
+                ADA_FEW.ada_shared_bytes(),
+                ADA_TALL.ada_shared_bytes(),
+                ADA_WIDE.ada_shared_bytes()
+            ),
+        };
+        Ok(Self { few, tall, wide, target, multiprocessors })
     }
 
     /// Whether a convolution to so many channels can end with a norm: one tile has to have all of them.
@@ -187,7 +220,7 @@ impl Conv {
     ) -> Result<(), Error> {
         let [frames, height, width, channels] = result(parts, past, layer, spatial, time)?;
         check(parts, layer, spatial, time, ending, output, element)?;
-        let shape = shape(layer.outputs);
+        let shape = shape(self.target, layer.outputs);
         let function = match layer.outputs {
             0..=16 => &self.few[usize::from(element == Element::F32)],
             17..=96 => &self.tall[usize::from(ending.norm.is_some())],
@@ -211,8 +244,24 @@ impl Conv {
         };
         debug_assert!(frames > 0);
         for corner in 0..if spatial == Spatial::Double { 4 } else { 1 } {
-            let g = geometry(parts, past, layer, spatial, time, corner);
+            let g = geometry(shape, parts, past, layer, spatial, time, corner);
             let [kt, kh, kw] = [g.taps_t, g.taps_y, g.taps_x].map(|n| n as u64);
+            let (c, taps) = (layer.channels as u64, kt * kh * kw);
+            let weight = layer.weight + corner as u64 * 2 * c * taps * layer.outputs as u64;
+            let tiles = layer.outputs.div_ceil(shape.columns) * (g.frames * g.patch_pairs) as usize;
+            if self.target == Target::Sm89 {
+                let Volume { height, width, .. } = parts[0];
+                let mut input =
+                    AdaInput { parts: [0; PARTS], weight, height: height as i32, width: width as i32 };
+                for (to, part) in input.parts.iter_mut().zip(parts) {
+                    *to = part.address;
+                }
+                let mut launch = stream.launch_builder(function);
+                launch.arg(&input).arg(&g).arg(&raw);
+                // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+                unsafe { launch.launch(ada_grid(tiles, shape))? };
+                continue;
+            }
             let step = g.step as u32;
             let mut maps = Vec::with_capacity(PARTS);
             for i in 0..PARTS {
@@ -229,8 +278,6 @@ impl Conv {
                     [1, step, step, 1],
                 )?);
             }
-            let (c, taps) = (layer.channels as u64, kt * kh * kw);
-            let weight = layer.weight + corner as u64 * 2 * c * taps * layer.outputs as u64;
             let maps = Maps {
                 parts: maps.try_into().unwrap_or_else(|_| unreachable!("one for each part")),
                 weight: TensorMap::new(
@@ -241,7 +288,6 @@ impl Conv {
                     [CHANNELS, 1, (shape.columns / shape.cluster) as u32],
                 )?,
             };
-            let tiles = layer.outputs.div_ceil(shape.columns) * (g.frames * g.patch_pairs) as usize;
             let mut launch = stream.launch_builder(function);
             launch.arg(&maps).arg(&g).arg(&raw);
             // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
@@ -251,11 +297,15 @@ impl Conv {
     }
 }
 
-fn shape(outputs: usize) -> Shape {
+fn shape(target: Target, outputs: usize) -> Shape {
+    let [few, tall, wide] = match target {
+        Target::Sm90a => [FEW, TALL, WIDE],
+        Target::Sm89 => [ADA_FEW, ADA_TALL, ADA_WIDE],
+    };
     match outputs {
-        0..=16 => FEW,
-        17..=96 => TALL,
-        _ => WIDE,
+        0..=16 => few,
+        17..=96 => tall,
+        _ => wide,
     }
 }
 
@@ -328,7 +378,9 @@ fn check(
     {
         return refuse(KERNEL, "layer", format!("{layer:?}, {spatial:?}"));
     }
-    if time == Time::Double && !(layer.outputs / 2).is_multiple_of(shape(layer.outputs).columns.min(64)) {
+    if time == Time::Double
+        && !(layer.outputs / 2).is_multiple_of(shape(Target::Sm90a, layer.outputs).columns.min(64))
+    {
         return refuse(KERNEL, "layer", format!("{} outputs cannot become frames", layer.outputs));
     }
     if ending.norm.is_some()
@@ -345,6 +397,7 @@ fn check(
 
 /// What the kernel is told; `corner`: of the four pixels that doubling makes of one.
 fn geometry(
+    shape: Shape,
     parts: &[Volume],
     past: usize,
     layer: &ConvLayer,
@@ -372,7 +425,6 @@ fn geometry(
         Time::Halve => (new / 2, 2, 1),
         Time::Double => (new, 1, 2),
     };
-    let shape = shape(layer.outputs);
     let (down_log2, across_log2) = patch(shape.rows(), rows as usize, columns as usize);
     let patches_across = (columns + (1 << across_log2) - 1) >> across_log2;
     let patches = patches_across * ((rows + (1 << down_log2) - 1) >> down_log2);
@@ -470,6 +522,9 @@ mod tests {
         for shape in [FEW, TALL, WIDE] {
             assert!(shape.shared_bytes() <= 232_448, "{shape:?}");
         }
+        for shape in [ADA_FEW, ADA_TALL, ADA_WIDE] {
+            assert!(shape.ada_shared_bytes() <= 101_376, "{shape:?}");
+        }
         assert_eq!(TALL.shared_bytes(), 4 * 45_056 + 16_384 + 4 * 16 + 1024);
         assert_eq!(FEW.shared_bytes(), 6 * 34_816 + 8_192 + 6 * 16 + 1024);
     }
@@ -478,6 +533,7 @@ mod tests {
     fn structures_have_the_kernels_layout() {
         assert_eq!(size_of::<Maps>(), 9 * 128);
         assert_eq!(size_of::<Geometry>(), 4 * 32);
+        assert_eq!(size_of::<AdaInput>(), 8 * 9 + 8);
     }
 
     #[test]
@@ -493,14 +549,14 @@ mod tests {
     #[test]
     fn frames_before_the_first_are_left_out() {
         let one = [volume(1, 8, 8, 16)];
-        let g = geometry(&one, 0, &layer(96, 16, [3, 3, 3]), Spatial::Same, Time::Same, 0);
+        let g = geometry(TALL, &one, 0, &layer(96, 16, [3, 3, 3]), Spatial::Same, Time::Same, 0);
         assert_eq!((g.frames, g.frames_before, g.frame_step), (1, 2, 1));
         let parts = [volume(2, 8, 8, 16), volume(4, 8, 8, 16)];
-        let g = geometry(&parts, 2, &layer(96, 16, [3, 3, 3]), Spatial::Same, Time::Same, 0);
+        let g = geometry(TALL, &parts, 2, &layer(96, 16, [3, 3, 3]), Spatial::Same, Time::Same, 0);
         assert_eq!((g.frames, g.frames_before), (4, 0));
         assert_eq!(&g.starts[..4], [0, 2, 6, 6]);
         let parts = [volume(1, 8, 8, 16), volume(4, 8, 8, 16)];
-        let g = geometry(&parts, 1, &layer(96, 16, [3, 1, 1]), Spatial::Same, Time::Halve, 0);
+        let g = geometry(TALL, &parts, 1, &layer(96, 16, [3, 1, 1]), Spatial::Same, Time::Halve, 0);
         assert_eq!((g.frames, g.frames_before, g.frame_step), (2, 0, 2));
     }
 
@@ -532,11 +588,25 @@ mod tests {
 
     /// Walks over voxels and taps as `conv.cuh` does, with one channel, and compares with the convolution's definition.
     fn follow(frames_of_parts: &[usize], past: usize, kernel: [usize; 3], spatial: Spatial, time: Time) {
+        for target in [Target::Sm89, Target::Sm90a] {
+            follow_on(target, frames_of_parts, past, kernel, spatial, time);
+        }
+    }
+
+    fn follow_on(
+        target: Target,
+        frames_of_parts: &[usize],
+        past: usize,
+        kernel: [usize; 3],
+        spatial: Spatial,
+        time: Time,
+    ) {
         let (h, w) = (6, 10);
         let parts: Vec<Volume> = frames_of_parts.iter().map(|&frames| volume(frames, h, w, 8)).collect();
         let frames: usize = frames_of_parts.iter().sum();
         let outputs = if time == Time::Double { 384 } else { 4 };
         let layer = layer(outputs, 8, kernel);
+        let tiles = shape(target, outputs);
         let [of, oh, ow, oc] = result(&parts, past, &layer, spatial, time).expect("they fit");
         let at = |frame: usize, y: usize, x: usize| ((frame * h + y) * w + x) as f32;
         let [kt, kh, kw] = kernel;
@@ -546,11 +616,11 @@ mod tests {
 
         let mut given = vec![f32::NAN; of * oh * ow * oc];
         for corner in 0..if spatial == Spatial::Double { 4 } else { 1 } {
-            let g = geometry(&parts, past, &layer, spatial, time, corner);
+            let g = geometry(tiles, &parts, past, &layer, spatial, time, corner);
             let all = (g.taps_t * g.taps_y * g.taps_x) as usize;
             let patch = 1 << (g.patch_height_log2 + g.patch_width_log2);
             for frame in 0..g.frames {
-                for number in 0..2 * g.patch_pairs * patch {
+                for number in 0..tiles.cluster as i32 * g.patch_pairs * patch {
                     let (down, across) =
                         (number / patch / g.patches_across, number / patch % g.patches_across);
                     let pixel = number % patch;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
 use super::gemm::multiprocessors;
-use super::module::{fatbin, load};
+use super::module::{fatbin, load, target};
 use super::rows::refuse;
 use super::tensor_map::{MapElement, TensorMap};
-use super::{Error, Rows};
+use super::{AnyAttention, AnyAttentionArguments, Batches, Error, Rows};
+use crate::Target;
 
 const KERNEL: &str = "cross_attention_bf16";
 const HEAD_DIM: usize = 128;
@@ -40,9 +41,12 @@ unsafe impl DeviceRepr for Maps {}
 
 /// Attention to few keys over heads of 128 channels, loaded for one GPU. The same input gives the same bits.
 #[derive(Debug)]
-pub struct CrossAttention {
-    function: CudaFunction,
-    multiprocessors: usize,
+pub struct CrossAttention(Kernel);
+
+#[derive(Debug)]
+enum Kernel {
+    Hopper { function: CudaFunction, multiprocessors: usize },
+    Any(AnyAttention),
 }
 
 impl CrossAttention {
@@ -52,10 +56,13 @@ impl CrossAttention {
     ///
     /// [`Error::Driver`] if the driver cannot load it.
     pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
-        Ok(Self {
-            function: load(context, fatbin!("cross_attention_bf16"), KERNEL, SHARED)?,
-            multiprocessors: multiprocessors(context)?,
-        })
+        Ok(Self(match target(context)? {
+            Target::Sm90a => Kernel::Hopper {
+                function: load(context, fatbin!("sm90", "cross_attention_bf16"), KERNEL, SHARED)?,
+                multiprocessors: multiprocessors(context)?,
+            },
+            Target::Sm89 => Kernel::Any(AnyAttention::load(context)?),
+        }))
     }
 
     /// Enqueues `residual + the sum over sets of softmax(q kᵀ / √128) v`, for one or two sets, each with a softmax of its
@@ -104,6 +111,31 @@ impl CrossAttention {
                 return refuse(KERNEL, "v", format!("{} rows instead of {}", set.v.rows, set.k.rows));
             }
         }
+        let (function, multiprocessors) = match &self.0 {
+            Kernel::Hopper { function, multiprocessors } => (function, *multiprocessors),
+            Kernel::Any(any) => {
+                // One set after the other, each added to what is there.
+                let mut before = residual;
+                for set in sets {
+                    let arguments = AnyAttentionArguments {
+                        q: Batches::one(q),
+                        k: Batches::one(set.k),
+                        v: Batches::one(set.v),
+                        bias: None,
+                        residual: before.map(Batches::one),
+                        output: Batches::one(output),
+                        heads,
+                        width: HEAD_DIM,
+                        batches: 1,
+                        scale: 1.0 / (HEAD_DIM as f32).sqrt(),
+                    };
+                    // SAFETY: the caller vouches for the memory.
+                    unsafe { any.run(stream, &arguments)? };
+                    before = Some(output);
+                }
+                return Ok(());
+            }
+        };
         let map = |x: Rows| {
             TensorMap::new(
                 MapElement::Bf16,
@@ -124,7 +156,7 @@ impl CrossAttention {
         let (rows, heads32, keys0) = (q.rows as i32, heads as i32, first.k.rows as i32);
         let keys1 = if sets.len() == 2 { second.k.rows as i32 } else { 0 };
         let scale = LOG2_E / (HEAD_DIM as f32).sqrt();
-        let mut launch = stream.launch_builder(&self.function);
+        let mut launch = stream.launch_builder(function);
         launch
             .arg(&maps)
             .arg(&output.address)
@@ -136,7 +168,7 @@ impl CrossAttention {
             .arg(&keys0)
             .arg(&keys1)
             .arg(&scale);
-        let blocks = (heads * q.rows.div_ceil(TILE)).min(self.multiprocessors) as u32;
+        let blocks = (heads * q.rows.div_ceil(TILE)).min(multiprocessors) as u32;
         // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
         unsafe {
             launch.launch(LaunchConfig {

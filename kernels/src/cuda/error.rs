@@ -10,7 +10,7 @@ pub enum Error {
     NoDriver,
     /// No embedded machine code serves this card.
     #[error(
-        "the GPU `{name}` (compute capability {major}.{minor}) is not supported: the kernels need 9.0 (H100, H200)"
+        "the GPU `{name}` (compute capability {major}.{minor}) is not supported: the kernels need 8.9 (RTX 4090, L40S) or newer"
     )]
     UnsupportedGpu {
         /// As the driver calls it.

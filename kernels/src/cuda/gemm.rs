@@ -5,10 +5,11 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUdevice_attribute, CUdeviceptr};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
-use super::module::{fatbin, load_all};
+use super::module::{fatbin, load_all, target};
 use super::rows::{check_vector, refuse};
 use super::tensor_map::{MapElement, TensorMap};
 use super::{Element, Error, Rows};
+use crate::Target;
 
 const KERNEL: &str = "gemm";
 
@@ -17,7 +18,12 @@ pub(super) const THREADS: u32 = 384;
 const ROW_BYTES: usize = 128;
 const MAX_SHARED: usize = 232_448;
 
-/// A shape of tiles of `gemm.cuh`: products of 64 rows for each of two warpgroups, columns, blocks of a cluster.
+/// Of `sm89/product.cuh`.
+pub(super) const ADA_THREADS: u32 = 256;
+const ADA_MAX_SHARED: usize = 101_376;
+
+/// A shape of tiles of `sm90/gemm.cuh`: products of 64 rows for each of two warpgroups, columns, blocks of a cluster. Of
+/// `sm89/product.cuh`: products of 16 rows for each of eight warps, columns, 1.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     pub parts: usize,
@@ -30,7 +36,14 @@ impl Shape {
         128 * self.parts
     }
 
-    /// Dynamic shared memory, as `gemm.cuh` computes it.
+    /// Dynamic shared memory, as `sm89/product.cuh` computes it.
+    pub const fn ada_shared_bytes(self) -> u32 {
+        let stage = (self.rows() + self.columns) * ROW_BYTES;
+        let most = ADA_MAX_SHARED / stage;
+        (stage * if most < 4 { most } else { 4 }) as u32
+    }
+
+    /// Dynamic shared memory, as `sm90/gemm.cuh` computes it.
     pub const fn shared_bytes(self) -> u32 {
         let chunk = if self.columns.is_multiple_of(64) {
             64
@@ -49,6 +62,7 @@ impl Shape {
 
 const WIDE: Shape = Shape { parts: 1, columns: 256, cluster: 2 };
 const NARROW: Shape = Shape { parts: 1, columns: 128, cluster: 2 };
+const ADA: Shape = Shape { parts: 1, columns: 128, cluster: 1 };
 
 /// What is applied to a product element by element.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -136,6 +150,21 @@ pub(super) struct RawEnding {
 // SAFETY: plain numbers in the layout of the kernels' structure.
 unsafe impl DeviceRepr for RawEnding {}
 
+/// `ada::Operands` of `sm89/gemm.cuh`.
+#[repr(C)]
+struct AdaOperands {
+    a: CUdeviceptr,
+    b: CUdeviceptr,
+    a_stride: i64,
+    b_stride: i64,
+    rows: i32,
+    columns: i32,
+    row_bytes: i32,
+}
+
+// SAFETY: plain numbers in the layout of the kernels' structure.
+unsafe impl DeviceRepr for AdaOperands {}
+
 /// Matrix products, loaded for one GPU. The same input gives the same bits.
 #[derive(Debug)]
 pub struct Gemm {
@@ -143,6 +172,7 @@ pub struct Gemm {
     bf16: [CudaFunction; 4],
     e4m3: [CudaFunction; 4],
     e4m3_fast: [CudaFunction; 4],
+    target: Target,
     multiprocessors: usize,
 }
 
@@ -154,26 +184,34 @@ impl Gemm {
     /// [`Error::Driver`] if the driver cannot load them.
     pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
         macro_rules! kernels {
-            ($name:literal, $shape:expr) => {
+            ($folder:literal, $name:literal, $shared:expr) => {
                 load_all(
                     context,
-                    fatbin!($name),
+                    fatbin!($folder, $name),
                     [
                         $name,
                         concat!($name, "_f32"),
                         concat!($name, "_activated"),
                         concat!($name, "_activated_f32"),
                     ],
-                    $shape.shared_bytes(),
+                    $shared,
                 )?
             };
         }
-        Ok(Self {
-            bf16: kernels!("gemm_bf16", WIDE),
-            e4m3: kernels!("gemm_e4m3", NARROW),
-            e4m3_fast: kernels!("gemm_e4m3_fast", WIDE),
-            multiprocessors: multiprocessors(context)?,
-        })
+        let (target, multiprocessors) = (target(context)?, multiprocessors(context)?);
+        let (bf16, e4m3, e4m3_fast) = match target {
+            Target::Sm90a => (
+                kernels!("sm90", "gemm_bf16", WIDE.shared_bytes()),
+                kernels!("sm90", "gemm_e4m3", NARROW.shared_bytes()),
+                kernels!("sm90", "gemm_e4m3_fast", WIDE.shared_bytes()),
+            ),
+            Target::Sm89 => (
+                kernels!("sm89", "gemm_bf16", ADA.ada_shared_bytes()),
+                kernels!("sm89", "gemm_e4m3", ADA.ada_shared_bytes()),
+                kernels!("sm89", "gemm_e4m3_fast", ADA.ada_shared_bytes()),
+            ),
+        };
+        Ok(Self { bf16, e4m3, e4m3_fast, target, multiprocessors })
     }
 
     /// Enqueues `output = ending(A Bᵀ)`: `output` is `[rows, columns]` of bf16 or f32, `inner` is what is summed up.
@@ -215,17 +253,6 @@ impl Gemm {
             (row_scale, column_scale) = (a_scale, b_scale);
         }
 
-        let block = ROW_BYTES / kind.bytes();
-        let map = |x: Rows, rows: usize| {
-            TensorMap::new(
-                map_element,
-                x.address,
-                [inner as u64, x.rows as u64],
-                &[(x.stride * kind.bytes()) as u64],
-                [block as u32, rows as u32],
-            )
-        };
-        let (a_map, b_map) = (map(a, shape.rows())?, map(b, shape.columns / shape.cluster)?);
         let (gate, element_gate) = match ending.gate {
             Some(Gate::Columns(gate)) => (gate, None),
             Some(Gate::Elements(gate)) => (0, Some(gate)),
@@ -249,6 +276,37 @@ impl Gemm {
         };
         let activated = usize::from(ending.activation != Activation::None);
         let function = &functions[2 * activated + usize::from(element == Element::F32)];
+        if self.target == Target::Sm89 {
+            let bytes = |elements: usize| (elements * kind.bytes()) as i64;
+            let operands = AdaOperands {
+                a: a.address,
+                b: b.address,
+                a_stride: bytes(a.stride),
+                b_stride: bytes(b.stride),
+                rows: rows as i32,
+                columns: columns as i32,
+                row_bytes: bytes(inner) as i32,
+            };
+            let mut launch = stream.launch_builder(function);
+            launch.arg(&operands).arg(&raw);
+            // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+            unsafe {
+                launch.launch(ada_grid(rows.div_ceil(ADA.rows()) * columns.div_ceil(ADA.columns), ADA))?
+            };
+            return Ok(());
+        }
+
+        let block = ROW_BYTES / kind.bytes();
+        let map = |x: Rows, rows: usize| {
+            TensorMap::new(
+                map_element,
+                x.address,
+                [inner as u64, x.rows as u64],
+                &[(x.stride * kind.bytes()) as u64],
+                [block as u32, rows as u32],
+            )
+        };
+        let (a_map, b_map) = (map(a, shape.rows())?, map(b, shape.columns / shape.cluster)?);
         let tiles = rows.div_ceil(shape.rows() * shape.cluster) * columns.div_ceil(shape.columns);
         let (rows, columns, blocks) = (rows as i32, columns as i32, inner.div_ceil(block) as i32);
         let mut launch = stream.launch_builder(function);
@@ -256,6 +314,15 @@ impl Gemm {
         // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
         unsafe { launch.launch(persistent(tiles, shape, self.multiprocessors))? };
         Ok(())
+    }
+}
+
+/// A block for each tile.
+pub(super) fn ada_grid(tiles: usize, shape: Shape) -> LaunchConfig {
+    LaunchConfig {
+        grid_dim: (tiles as u32, 1, 1),
+        block_dim: (ADA_THREADS, 1, 1),
+        shared_mem_bytes: shape.ada_shared_bytes(),
     }
 }
 
@@ -332,6 +399,11 @@ mod tests {
         assert_eq!(WIDE.shared_bytes(), 4 * 49_152 + 32_768 + 4 * 16 + 1024);
         assert_eq!(NARROW.shared_bytes(), 6 * 32_768 + 32_768 + 6 * 16 + 1024);
         assert!(WIDE.shared_bytes() as usize <= MAX_SHARED && NARROW.shared_bytes() as usize <= MAX_SHARED);
+    }
+
+    #[test]
+    fn ada_has_less_shared_memory() {
+        assert_eq!(ADA.ada_shared_bytes(), 3 * 32_768);
     }
 
     #[test]

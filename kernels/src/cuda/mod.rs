@@ -31,8 +31,6 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
 
-use crate::{Target, target_for};
-
 /// Opens a GPU that the embedded kernels run on.
 ///
 /// # Errors
@@ -46,9 +44,6 @@ pub fn open(ordinal: usize) -> Result<Arc<CudaContext>, Error> {
         return Err(Error::NoDriver);
     }
     let context = CudaContext::new(ordinal)?;
-    let (major, minor) = context.compute_capability()?;
-    match target_for((major as u32, minor as u32)) {
-        Some(Target::Sm90a) => Ok(context),
-        None => Err(Error::UnsupportedGpu { name: context.name()?, major, minor }),
-    }
+    module::target(&context)?;
+    Ok(context)
 }

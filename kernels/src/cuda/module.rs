@@ -7,14 +7,24 @@ use cudarc::driver::{CudaContext, CudaFunction};
 use cudarc::nvrtc::Ptx;
 
 use super::Error;
+use crate::{Target, target_for};
 
-/// The fatbin that `build.rs` made of `cuda/*/NAME.cu`.
+/// The fatbin that `build.rs` made of `cuda/FOLDER/NAME.cu`.
 macro_rules! fatbin {
-    ($name:literal) => {
-        include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin"))
+    ($folder:literal, $name:literal) => {
+        include_bytes!(concat!(env!("OUT_DIR"), "/", $folder, "/", $name, ".fatbin"))
     };
 }
 pub(super) use fatbin;
+
+/// What code runs on this GPU.
+pub(super) fn target(context: &CudaContext) -> Result<Target, Error> {
+    let (major, minor) = context.compute_capability()?;
+    match target_for((major as u32, minor as u32)) {
+        Some(target) => Ok(target),
+        None => Err(Error::UnsupportedGpu { name: context.name()?, major, minor }),
+    }
+}
 
 /// Loads a kernel from its own fatbin and allows it `shared_bytes` of dynamic shared memory.
 pub(super) fn load(

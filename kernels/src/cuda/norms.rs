@@ -100,7 +100,7 @@ impl Norms {
             ($name:literal) => {
                 load_all(
                     context,
-                    fatbin!($name),
+                    fatbin!("any", $name),
                     [
                         concat!($name, "_bf16_bf16"),
                         concat!($name, "_bf16_f32"),
@@ -118,9 +118,9 @@ impl Norms {
         Ok(Self {
             layer_norm: six!("layer_norm"),
             rms_norm: six!("rms_norm"),
-            quantize: load_all(context, fatbin!("quantize_rows"), quantize, 0)?,
-            split: load(context, fatbin!("split_rows"), "split_rows", 0)?,
-            gather: load_all(context, fatbin!("gather_rows"), gather, 0)?,
+            quantize: load_all(context, fatbin!("any", "quantize_rows"), quantize, 0)?,
+            split: load(context, fatbin!("any", "split_rows"), "split_rows", 0)?,
+            gather: load_all(context, fatbin!("any", "gather_rows"), gather, 0)?,
         })
     }
 

@@ -64,18 +64,18 @@ impl Volumes {
     pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
         macro_rules! kernel {
             ($name:literal) => {
-                load(context, fatbin!($name), $name, 0)?
+                load(context, fatbin!("any", $name), $name, 0)?
             };
         }
         let norms = ["channel_norm_4", "channel_norm_8", "channel_norm_16", "channel_norm_32"];
         let first = ["channels_first_bf16", "channels_first_f32"];
         Ok(Self {
-            combine: load_all(context, fatbin!("combine"), ["combine_bf16", "combine_f32"], 0)?,
+            combine: load_all(context, fatbin!("any", "combine"), ["combine_bf16", "combine_f32"], 0)?,
             patchify: kernel!("patchify"),
             unpatchify: kernel!("unpatchify"),
-            channel_norm: load_all(context, fatbin!("channel_norm"), norms, 0)?,
+            channel_norm: load_all(context, fatbin!("any", "channel_norm"), norms, 0)?,
             channels_last: kernel!("channels_last"),
-            channels_first: load_all(context, fatbin!("channels_first"), first, 0)?,
+            channels_first: load_all(context, fatbin!("any", "channels_first"), first, 0)?,
             fade: kernel!("fade"),
         })
     }

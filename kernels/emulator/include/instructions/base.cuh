@@ -49,8 +49,11 @@ inline void copy_wait() {
 
 inline void load_matrices(uint32_t (&x)[4], uint32_t from) { emulator::load_matrices(x, from, false); }
 inline void load_matrices_transposed(uint32_t (&x)[4], uint32_t from) { emulator::load_matrices(x, from, true); }
-inline void multiply_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    emulator::multiply_bf16(d, a, b0, b1);
+inline void multiply_bf16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    emulator::multiply(emulator::Kind::kBf16, d, a, b0, b1);
+}
+inline void multiply_e4m3(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    emulator::multiply(emulator::Kind::kE4m3, d, a, b0, b1);
 }
 
 // The hardware's has an error of 2 ulp; this one of half a unit or so. Both flush what is below the normal numbers.

@@ -1,6 +1,6 @@
 //! Inputs and outputs on the GPU with their values in f64 beside them, and the comparison of both.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::thread;
 
 use animd_kernels::cuda::cudarc::driver::sys::CUdeviceptr;
@@ -148,8 +148,10 @@ fn decode_e4m3(code: u8) -> f64 {
 
 /// The nearest code; inputs need no rule for ties.
 fn encode(x: f64) -> u8 {
-    let distance = |code: &u8| (decode_e4m3(*code) - x.abs()).abs();
-    let code = (0..127u8).min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(0);
+    static MAGNITUDES: LazyLock<Vec<f64>> = LazyLock::new(|| (0..127).map(decode_e4m3).collect());
+    let above = MAGNITUDES.partition_point(|m| *m < x.abs()).clamp(1, 126);
+    let nearer_below = x.abs() - MAGNITUDES[above - 1] < MAGNITUDES[above] - x.abs();
+    let code = (above - usize::from(nearer_below)) as u8;
     if x < 0.0 { code | 128 } else { code }
 }
 

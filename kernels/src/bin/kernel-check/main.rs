@@ -142,6 +142,9 @@ fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
             let case = Case::new(rows, keys, heads, gap, kind, seed);
             let reference = case.reference();
             for kernel in [Kernel::Bf16, Kernel::EightBit] {
+                if matches!(kernel, Kernel::EightBit) && !attention.has_8bit() {
+                    continue;
+                }
                 let name = if matches!(kernel, Kernel::Bf16) { "bf16" } else { "8-bit" };
                 let first = case.run(context, &attention, kernel)?;
                 let again = case.run(context, &attention, kernel)?;
@@ -323,7 +326,7 @@ fn time(context: &Arc<CudaContext>) -> Result<()> {
             // SAFETY: the buffers have these sizes and outlive the waits in `median`.
             let ms = median(&stream, || unsafe { attention.bf16(&stream, q, k, v, o, heads) })?;
             report("bf16", keys, ms);
-            if keys != rows {
+            if keys != rows || !attention.has_8bit() {
                 continue;
             }
             let layout = Attention8bitLayout::new(rows, keys, heads);

@@ -1,13 +1,13 @@
-// What follows a product: scales, bias, activation, gate, residual, conversion. See gemm.cuh.
+// What follows a product: scales, bias, activation, gate, residual, conversion. See sm90/gemm.cuh and sm89/product.cuh.
 #pragma once
 
 #include <cuda_bf16.h>
 
-#include "hopper.cuh"
+#include <instructions/base.cuh>
 
 namespace gemm {
 
-using namespace hopper;
+using namespace gpu;
 
 // As the launcher numbers them.
 enum Activation { kNone = 0, kSilu = 1, kGeluTanh = 2, kGeluErf = 3, kQuickGelu = 4 };
