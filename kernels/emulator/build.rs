@@ -65,7 +65,13 @@ fn compile_for_host(compiler: &OsStr, home: &Path, source: &Path, object: &Path)
     };
     let partial = object.with_extension("part");
     let mut input = source.to_path_buf();
+    let mut checks = [].as_slice();
     if source.extension() == Some(OsStr::new("cu")) {
+        // What a GPU would refuse, or silently do; `machine.cpp` catches the trap.
+        checks = &[
+            "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero,float-cast-overflow",
+            "-fsanitize-undefined-trap-on-error",
+        ];
         let text =
             run(command().args(["-E", "-P", "-DEMULATED_NAMES", "-include", "cuda_runtime.h"]).arg(source))?;
         let (parent, name) = parent_and_name(source)?;
@@ -82,7 +88,7 @@ fn compile_for_host(compiler: &OsStr, home: &Path, source: &Path, object: &Path)
         input = object.with_extension("cpp");
         fs::write(&input, wrapper).map_err(|e| format!("cannot write `{}`: {e}", input.display()))?;
     }
-    run(command().arg("-c").arg("-o").arg(&partial).arg(&input))?;
+    run(command().args(checks).arg("-c").arg("-o").arg(&partial).arg(&input))?;
     fs::rename(&partial, object).map_err(|e| format!("cannot write `{}`: {e}", object.display()))
 }
 

@@ -3,7 +3,6 @@
 
 #include <deque>
 #include <memory>
-#include <random>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -15,12 +14,11 @@ namespace emulator {
 struct Thread;
 struct Block;
 
-// A warpgroup's matrix product that has been issued, and the sum that it goes to: see products.cpp.
+// A warpgroup's matrix product that has been issued, and the sum that it goes to.
 struct Sum {
     std::vector<float> values;       // 64 rows
     std::vector<int32_t> integers;
-    void* place[128] = {};           // where each thread has its part
-    int attached = 0;
+    int attached = 0;  // threads whose registers it stands for
 };
 struct Product {
     Kind kind;
@@ -165,7 +163,6 @@ void check_place(uint32_t address, uint32_t bytes, uint32_t alignment, const cha
 void check_products(Block& block, uint32_t address, uint32_t bytes, const char* what);
 void finish_copy(size_t number);
 void end_of_thread();  // what must be done by then
-void finish_products(Group& group);
 
 // Runs a kernel. An empty string, or what went wrong.
 std::string launch(const Kernel& kernel, Index grid, Index size, uint32_t shared, void* const* parameters);

@@ -9,6 +9,7 @@
 #include <map>
 #include <mutex>
 
+#include <dlfcn.h>
 #include <link.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -296,7 +297,18 @@ void on_fault(int signal, siginfo_t* info, void*) {
         raise(signal);
         return;
     }
-    machine.failure = "access to " + describe(reinterpret_cast<uintptr_t>(info->si_addr)) + place();
+    const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
+    if (signal == SIGILL) {
+        // How the kernels' checks that the compiler adds end: see build.rs. The address is that of the instruction.
+        Dl_info library;
+        const uintptr_t base = dladdr(info->si_addr, &library) ? reinterpret_cast<uintptr_t>(library.dli_fbase) : 0;
+        char text[160];
+        snprintf(text, sizeof text, "a misaligned access, an index out of bounds, or an overflow (at %#zx of the library)",
+                 size_t(address - base));
+        machine.failure = text + place();
+    } else {
+        machine.failure = "access to " + describe(address) + place();
+    }
     siglongjmp(out, 1);
 }
 
@@ -311,6 +323,7 @@ void catch_faults() {
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
     sigaction(SIGSEGV, &action, nullptr);
     sigaction(SIGBUS, &action, nullptr);
+    sigaction(SIGILL, &action, nullptr);
 }
 
 std::vector<Kernel>& kernels() {

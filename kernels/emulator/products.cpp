@@ -1,4 +1,7 @@
 // Matrix products, and the numbers they are made of.
+//
+// A warpgroup's product waits in its queue until all threads have issued it, and is computed at once or when somebody waits
+// for it. Meanwhile the sum is kept here, and the threads' registers hold NaN.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -112,7 +115,7 @@ void accumulate(T* __restrict d, const T* __restrict a, const T* __restrict b, i
 }
 
 template <class T>
-void execute(Block& block, int group, Product& p, std::vector<T>& values) {
+void execute(Block& block, Product& p, std::vector<T>& values) {
     static T a[kRows * kStepBytes], along[kMostColumns * kStepBytes], b[kMostColumns * kStepBytes];
     const int depth = p.kind == Kind::kBf16 ? 16 : 32;
     if (p.in_registers) {
@@ -139,15 +142,14 @@ void execute(Block& block, int group, Product& p, std::vector<T>& values) {
         for (int k = 0; k < depth; k++)
             for (int c = 0; c < p.columns; c++) b[k * p.columns + c] = along[c * depth + k];
     }
-    (void)group;
     accumulate(values.data(), a, b, p.columns, depth, p.accumulate, p.kind == Kind::kE4m3);
 }
 
 void execute(Product& p, Block& block) {
     if (p.kind == Kind::kS8)
-        execute(block, 0, p, p.sum->integers);
+        execute(block, p, p.sum->integers);
     else
-        execute(block, 0, p, p.sum->values);
+        execute(block, p, p.sum->values);
     p.done = true;
 }
 
@@ -279,7 +281,6 @@ void mma(Kind kind, int columns, void* d, const uint32_t* registers, uint64_t a,
                 value = static_cast<float*>(d)[i];
                 static_cast<float*>(d)[i] = NAN;
             });
-        p.sum->place[number] = d;
         p.sum->attached++;
         thread.active.push_back({p.sum, d, thread.groups});
     } else {
@@ -332,7 +333,7 @@ void mma_wait(int pending) {
             exchange(sum->integers, number, [&](int j, int32_t& value) { static_cast<int32_t*>(active[i].place)[j] = value; });
         else
             exchange(sum->values, number, [&](int j, float& value) { static_cast<float*>(active[i].place)[j] = value; });
-        if (--sum->attached == 0 && sum->place[0] != nullptr &&
+        if (--sum->attached == 0 &&
             std::none_of(group.products.begin(), group.products.end(), [&](const Product& p) { return p.sum == sum; }))
             group.sums.erase(std::find_if(group.sums.begin(), group.sums.end(), [&](const auto& s) { return s.get() == sum; }));
         active.erase(active.begin() + long(i));
@@ -360,7 +361,7 @@ struct Fragments {
 void load_matrices(uint32_t* x, uint32_t from, bool transposed) {
     Fragments mine{nullptr, x, from};
     meet(transposed ? "ldmatrix.trans" : "ldmatrix", 0xffffffffu, &mine,
-         transposed ? [](void* const* all, unsigned) {
+         transposed ? +[](void* const* all, unsigned) {
              for (int matrix = 0; matrix < 4; matrix++)
                  for (int row = 0; row < 8; row++) {
                      uint16_t elements[8];
@@ -371,7 +372,7 @@ void load_matrices(uint32_t* x, uint32_t from, bool transposed) {
                          reinterpret_cast<uint16_t*>(out + matrix)[row % 2] = elements[column];
                      }
                  }
-         } : [](void* const* all, unsigned) {
+         } : +[](void* const* all, unsigned) {
              for (int matrix = 0; matrix < 4; matrix++)
                  for (int row = 0; row < 8; row++) {
                      uint32_t pairs[4];
@@ -382,40 +383,52 @@ void load_matrices(uint32_t* x, uint32_t from, bool transposed) {
          });
 }
 
+namespace {
+
+struct Operands {
+    float* d;
+    const uint32_t* a;
+    uint32_t b[2];
+};
+
+template <bool kBf16>
+void multiply_all(void* const* all, unsigned) {
+    constexpr int kDepth = kBf16 ? 16 : 32, kFour = kDepth / 8;  // elements of 4 bytes
+    float a[16][kDepth], b[kDepth][8], d[16][8] = {};
+    const auto element = [](uint32_t bits, int i) {
+        return kBf16 ? from_bf16(uint16_t(bits >> (16 * i))) : from_e4m3(uint8_t(bits >> (8 * i)));
+    };
+    for (int lane = 0; lane < 32; lane++) {
+        const auto& operands = *static_cast<Operands*>(all[lane]);
+        const int row = lane / 4, k = lane % 4 * kFour;
+        for (int i = 0; i < kFour; i++) {
+            for (int half = 0; half < 2; half++) {
+                a[row][k + half * kDepth / 2 + i] = element(operands.a[2 * half], i);
+                a[row + 8][k + half * kDepth / 2 + i] = element(operands.a[2 * half + 1], i);
+                b[k + half * kDepth / 2 + i][row] = element(operands.b[half], i);
+            }
+        }
+    }
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < kDepth; k++)
+            for (int c = 0; c < 8; c++) d[row][c] += a[row][k] * b[k][c];
+    for (int lane = 0; lane < 32; lane++) {
+        float* to = static_cast<Operands*>(all[lane])->d;
+        for (int i = 0; i < 4; i++) {
+            const float sum = d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] + to[i];
+            to[i] = kBf16 ? sum : keep_bits(sum);
+        }
+    }
+}
+
+}  // namespace
+
 void multiply(Kind kind, float* d, const uint32_t* a, uint32_t b0, uint32_t b1) {
-    struct Operands {
-        Kind kind;
-        float* d;
-        const uint32_t* a;
-        uint32_t b[2];
-    } mine{kind, d, a, {b0, b1}};
-    meet("mma.sync", 0xffffffffu, &mine, [](void* const* all, unsigned) {
-        const Kind kind = static_cast<Operands*>(all[0])->kind;
-        const int depth = kind == Kind::kBf16 ? 16 : 32, four = depth / 8;  // elements of 4 bytes
-        float a[16][32], b[32][8], d[16][8] = {};
-        for (int lane = 0; lane < 32; lane++) {
-            const auto& operands = *static_cast<Operands*>(all[lane]);
-            const auto* right = reinterpret_cast<const uint8_t*>(operands.b);
-            const auto* left = reinterpret_cast<const uint8_t*>(operands.a);
-            for (int r = 0; r < 4; r++)
-                widen(&a[lane / 4 + r % 2 * 8][lane % 4 * four + r / 2 * depth / 2], left + 4 * r, kind, 4);
-            for (int r = 0; r < 2; r++) {
-                float some[4];
-                widen(some, right + 4 * r, kind, 4);
-                for (int i = 0; i < four; i++) b[lane % 4 * four + r * depth / 2 + i][lane / 4] = some[i];
-            }
-        }
-        for (int row = 0; row < 16; row++)
-            for (int k = 0; k < depth; k++)
-                for (int c = 0; c < 8; c++) d[row][c] += a[row][k] * b[k][c];
-        for (int lane = 0; lane < 32; lane++) {
-            auto& operands = *static_cast<Operands*>(all[lane]);
-            for (int i = 0; i < 4; i++) {
-                const float sum = d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] + operands.d[i];
-                operands.d[i] = kind == Kind::kE4m3 ? keep_bits(sum) : sum;
-            }
-        }
-    });
+    Operands mine{d, a, {b0, b1}};
+    if (kind == Kind::kBf16)
+        meet("mma.sync of bf16", 0xffffffffu, &mine, multiply_all<true>);
+    else
+        meet("mma.sync of e4m3", 0xffffffffu, &mine, multiply_all<false>);
 }
 
 }  // namespace emulator

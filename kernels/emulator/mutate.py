@@ -1,0 +1,243 @@
+#!/usr/bin/env python3
+"""Breaks the kernels, one place at a time, and looks whether the emulator notices.
+
+After `make emulate`: `kernels/emulator/mutate.py [WORD...]`, for those whose names have one of the words. Ends with 1 if
+something goes unnoticed. Takes some ten minutes.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# Name, compute capability, group of checks, file, kernels to compile again, what is replaced, by what.
+MUTATIONS = [
+    ("gemm: slot released before the wait", "9.0", "products", "sm90/gemm.cuh", ["sm90/gemm_bf16"],
+     """        if (block > 0) {
+            mma_wait<1>();
+            release<Shape::kCluster>(barriers.empty(before), thread);
+        }""",
+     """        if (block > 0) {
+            release<Shape::kCluster>(barriers.empty(before), thread);
+            mma_wait<1>();
+        }"""),
+    ("gemm: own slot released at once", "9.0", "products", "sm90/gemm.cuh", ["sm90/gemm_bf16"],
+     """release<Shape::kCluster>(barriers.empty(before), thread);
+        }
+        before""",
+     """release<Shape::kCluster>(barriers.empty(ring.stage), thread);
+        }
+        before"""),
+    ("gemm: empty counts one block", "9.0", "products", "sm90/gemm.cuh", ["sm90/gemm_bf16"],
+     "barrier_init(barriers.empty(stage), kConsumers * Shape::kCluster)",
+     "barrier_init(barriers.empty(stage), kConsumers)"),
+    ("gemm: release only own block", "9.0", "products", "sm90/gemm.cuh", ["sm90/gemm_bf16"],
+     "if (thread < kCluster) barrier_arrive_at(empty, thread);",
+     "if (thread == 0) barrier_arrive(empty);"),
+    ("gemm: no cluster barrier at start", "9.0", "products", "sm90/gemm.cuh", ["sm90/gemm_bf16"],
+     """    if constexpr (Shape::kCluster > 1)
+        cluster_sync();
+    else
+        __syncthreads();""",
+     "    __syncthreads();"),
+    ("gemm: no cluster barrier at end", "9.0", "products", "sm90/gemm.cuh", ["sm90/gemm_bf16"],
+     """    // A block whose neighbour may still arrive at its barriers must not go.
+    if constexpr (Shape::kCluster > 1) cluster_sync();""",
+     ""),
+    ("gemm: lead of all stages", "9.0", "products", "sm90/gemm.cuh", ["sm90/gemm_bf16"],
+     "kLead_ < kStages ? kLead_ : kStages - 1",
+     "kStages"),
+    ("gemm: no wait for full", "9.0", "products", "sm90/gemm.cuh", ["sm90/gemm_bf16"],
+     """        barrier_wait(barriers.full(ring.stage), ring.parity);
+        pin_all<Shape>(sum);""",
+     "        pin_all<Shape>(sum);"),
+    ("gemm: wait<2>", "9.0", "products", "sm90/gemm.cuh", ["sm90/gemm_bf16"],
+     "mma_wait<1>();",
+     "mma_wait<2>();"),
+    ("gemm: no last wait", "9.0", "products", "sm90/gemm.cuh", ["sm90/gemm_bf16"],
+     """    mma_wait<0>();
+    pin_all<Shape>(sum);
+    release""",
+     """    pin_all<Shape>(sum);
+    release"""),
+    ("gemm: multicast of the wrong share", "9.0", "products", "sm90/gemm_problem.cuh", ["sm90/gemm_bf16"],
+     "to_b + rank * kShare * kRowBytes",
+     "to_b + (1 - rank) * kShare * kRowBytes"),
+    ("gemm: bytes without the neighbour's", "9.0", "products", "sm90/gemm.cuh", ["sm90/gemm_bf16"],
+     "barrier_expect(barriers.full(ring.stage), Shape::kStageBytes)",
+     "barrier_expect(barriers.full(ring.stage), Shape::kABytes + Shape::kBBytes / 2)"),
+    ("epilogue: no __syncwarp after writing", "9.0", "products", "any/epilogue.cuh", ["sm90/gemm_bf16"],
+     """        __syncwarp();
+        if (column >= columns) continue;""",
+     "        if (column >= columns) continue;"),
+    ("epilogue: no __syncwarp before writing", "9.0", "products", "any/epilogue.cuh", ["sm90/gemm_bf16"],
+     """        __syncwarp();
+#pragma unroll
+        for (int j = 0; j < kChunk / 8; j++)""",
+     """#pragma unroll
+        for (int j = 0; j < kChunk / 8; j++)"""),
+    ("attention: no wait for values", "9.0", "attention", "sm90/attention_bf16.cu", ["sm90/attention_bf16"],
+     """            barrier_wait(barriers.value_full(value.stage), value.parity);
+            pin(o);""",
+     "            pin(o);"),
+    ("attention: values released early", "9.0", "attention", "sm90/attention_bf16.cu", ["sm90/attention_bf16"],
+     """            softmax.step(s, scale);
+            hold_until_known""",
+     """            if (thread == 0) barrier_arrive(barriers.value_empty(value.stage));
+            softmax.step(s, scale);
+            hold_until_known"""),
+    ("attention: scores read too early", "9.0", "attention", "sm90/attention_bf16.cu", ["sm90/attention_bf16"],
+     """            mma_wait<1>();
+            pin(s);""",
+     "            pin(s);"),
+    ("attention: P packed before the wait", "9.0", "attention", "sm90/attention_bf16.cu", ["sm90/attention_bf16"],
+     """            mma_wait<0>();
+            pin(o);
+            pin(p);
+            if (thread == 0) barrier_arrive(barriers.value_empty(value.stage));
+            value.next();
+            pack(p, s);""",
+     """            pack(p, s);
+            mma_wait<0>();
+            pin(o);
+            pin(p);
+            if (thread == 0) barrier_arrive(barriers.value_empty(value.stage));
+            value.next();"""),
+    ("attention: one turn too many", "9.0", "attention", "sm90/attention_bf16.cu", ["sm90/attention_bf16"],
+     "if (consumer == 0 || tile + 1 < tiles) named_arrive",
+     "named_arrive"),
+    ("8-bit: no proxy fence", "9.0", "attention", "sm90/attention_8bit.cu", ["sm90/attention_8bit"],
+     "    shared_store_fence();",
+     ""),
+    ("8-bit: no barrier after initialisation", "9.0", "attention", "sm90/attention_8bit.cu", ["sm90/attention_8bit"],
+     """        barrier_init_fence();
+    }
+    __syncthreads();""",
+     """        barrier_init_fence();
+    }"""),
+    ("8-bit: no fence of barriers", "9.0", "attention", "sm90/attention_8bit.cu", ["sm90/attention_8bit"],
+     "        barrier_init_fence();",
+     ""),
+    ("8-bit: no __syncthreads in K", "9.0", "attention", "sm90/attention_quantize_key.cu", ["sm90/attention_quantize_key"],
+     "    __syncthreads();",
+     ""),
+    ("8-bit: no __syncthreads in V", "9.0", "attention", "sm90/attention_quantize_value.cu", ["sm90/attention_quantize_value"],
+     "    __syncthreads();",
+     ""),
+    ("rows: no __syncthreads", "9.0", "rows", "any/rows.cuh", ["any/rms_norm", "any/layer_norm"],
+     "    __syncthreads();",
+     ""),
+    ("rows: one array for two sums", "9.0", "rows", "any/layer_norm.cu", ["any/layer_norm"],
+     "row.squares(mean), squares)",
+     "row.squares(mean), sums)"),
+    ("rows: a misaligned piece", "9.0", "rows", "any/rows.cuh", ["any/quantize_rows"],
+     "load(x[i], from + piece(i) * kVector);",
+     "load(x[i], from + piece(i) * kVector + 1);"),
+    ("any: no barrier before reuse", "9.0", "other-attentions", "any/attention_any.cuh", ["any/attention_any"],
+     """        // The next round overwrites this tile.
+        __syncthreads();""",
+     ""),
+    ("any: no barrier after the copies", "9.0", "other-attentions", "any/attention_any.cuh", ["any/attention_any"],
+     """        copy_wait<1>();
+        __syncthreads();""",
+     "        copy_wait<1>();"),
+    ("any: wait<2>", "9.0", "other-attentions", "any/attention_any.cuh", ["any/attention_any"],
+     "copy_wait<1>()",
+     "copy_wait<2>()"),
+    ("cross: no __syncwarp before the rows", "9.0", "other-attentions", "sm90/cross_attention_bf16.cu", ["sm90/cross_attention_bf16"],
+     """            __syncwarp();
+#pragma unroll
+            for (int pass""",
+     """#pragma unroll
+            for (int pass"""),
+    ("conv: steps by half", "9.0", "convolutions", "any/conv_walk.cuh", ["sm90/conv_96", "sm90/conv_192", "sm90/conv_16"],
+     "left > 32 ? 4 : left > 16 ? 2 : 1",
+     "left > 16 ? 2 : 1"),
+    ("conv: part too late", "9.0", "convolutions", "any/conv_walk.cuh", ["sm90/conv_96", "sm90/conv_192", "sm90/conv_16"],
+     "frame >= g.starts[part + 1]",
+     "frame > g.starts[part + 1]"),
+    ("Ada: no barrier before a slot is filled again", "8.9", "products", "sm89/product.cuh", ["sm89/gemm_bf16"],
+     """        // Now everybody's copies are there, and everybody has done with the slot of the block before.
+        __syncthreads();
+""",
+     ""),
+    ("Ada: waits for a block too late", "8.9", "products", "sm89/product.cuh", ["sm89/gemm_bf16"],
+     "copy_wait<Shape::kStages - 2>();",
+     "copy_wait<Shape::kStages - 1>();"),
+    ("Ada: no barrier before the epilogue", "8.9", "products", "sm89/product.cuh", ["sm89/gemm_bf16"],
+     """    // The slots become room for what follows.
+    __syncthreads();
+""",
+     ""),
+    ("Ada: no commit where nothing is copied", "8.9", "products", "sm89/product.cuh", ["sm89/gemm_bf16"],
+     """            problem.next(ahead);
+        }
+        copy_commit();
+        const""",
+     """            problem.next(ahead);
+            copy_commit();
+        }
+        const"""),
+    ("Ada: a row too many", "8.9", "products", "sm89/gemm.cuh", ["sm89/gemm_bf16"],
+     "place.row + row < o.rows &&",
+     "place.row + row <= o.rows &&"),
+    ("Ada: a pixel beyond the frame", "8.9", "convolutions", "sm89/conv.cuh", ["sm89/conv_16", "sm89/conv_96", "sm89/conv_192"],
+     "x >= input.width",
+     "x > input.width"),
+]
+
+HOME = Path(__file__).resolve().parent.parent
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", HOME.parent / "target")) / "release"
+FLAGS = "-std=c++17 -O2 -fPIC -fvisibility=hidden -U_FORTIFY_SOURCE -w -Wno-psabi".split()
+FLAGS += ["-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"]
+
+
+def main():
+    libraries = TARGET.glob("build/animd-kernels-*/out/emulator/libcuda.so.1")
+    built = max(libraries, key=lambda path: path.stat().st_mtime).parent
+    missed = 0
+    for name, capability, group, file, kernels, old, new in MUTATIONS:
+        if sys.argv[1:] and not any(word in name for word in sys.argv[1:]):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            verdict = attempt(built, Path(folder), capability, group, file, kernels, old, new)
+        missed += verdict is None
+        print(f"{'MISSED' if verdict is None else 'noticed':8}{name}: {verdict or ''}"[:150], flush=True)
+    return 1 if missed else 0
+
+
+def attempt(built, folder, capability, group, file, kernels, old, new):
+    """What was noticed, or None."""
+    shutil.copytree(HOME / "cuda", folder / "cuda")
+    broken = folder / "cuda" / file
+    text = broken.read_text()
+    if old not in text:
+        raise SystemExit(f"`{file}` no longer has: {old}")
+    broken.write_text(text.replace(old, new, 1))
+    objects = {path.stem: path for path in built.glob("*-*.o")}
+    for kernel in kernels:
+        stem = kernel.replace("/", "-")
+        wrapper = folder / f"{stem}.cpp"
+        wrapper.write_text((built / f"{stem}.cpp").read_text().replace(f"{HOME}/cuda", f"{folder}/cuda"))
+        objects[stem] = folder / f"{stem}.o"
+        compiler = [os.environ.get("CXX", "c++"), *FLAGS, "-I", HOME / "emulator/include"]
+        subprocess.run([*compiler, "-c", "-o", objects[stem], wrapper], check=True)
+    library = folder / "libcuda.so.1"
+    subprocess.run([os.environ.get("CXX", "c++"), "-shared", "-o", library, *objects.values()], check=True)
+    run = subprocess.run(
+        [TARGET / "kernel-check", "--checks-only", "--quick", "--only", group],
+        env={**os.environ, "LD_LIBRARY_PATH": str(folder), "ANIMD_EMULATOR_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+    )
+    if run.returncode == 0:
+        return None
+    wrong = re.findall(r".*(?:WRONG|NOT REPEATABLE)", run.stdout)
+    return (run.stderr.splitlines() or wrong or ["it ended with an error"])[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
