@@ -64,12 +64,13 @@ __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
-// Arrives at the barrier that lies at this address in the block of this rank.
+// Arrives at the barrier that lies at this address in the block of this rank. It orders no ordinary accesses of this
+// thread before the other block's: with `.release.cluster` each arrival waits for a fence of the whole GPU.
 __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
     asm volatile(
         "{ .reg .b32 there;\n"
         "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::"r"(barrier),
+        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier),
         "r"(rank)
         : "memory");
 }
