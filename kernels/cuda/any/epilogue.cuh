@@ -40,21 +40,23 @@ struct Epilogue {
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.f, 1.f + exp2_fast(-1.4426950408889634f * x)); }
 
 // x times the sigmoid of y; 0 for y far below 0, where the quotient of __fdividef is 0 too.
-__device__ __forceinline__ void activate(float (&x)[4], int activation) {
+template <int kCount>
+__device__ __forceinline__ void activate(float (&x)[kCount][4], int activation) {
     if (activation == kNone) return;
     if (activation == kGeluErf) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) x[i] = 0.5f * x[i] * (1.f + erff(x[i] * 0.7071067811865476f));
+        for (int p = 0; p < kCount; p++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) x[p][i] = 0.5f * x[p][i] * (1.f + erff(x[p][i] * 0.7071067811865476f));
         return;
     }
+    // gelu(x) = x (1 + tanh u) / 2 = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3): a cubic of x, as are the others.
+    const float linear = activation == kGeluTanh ? 1.5957691216057308f : activation == kQuickGelu ? 1.702f : 1.f;
+    const float cubic = activation == kGeluTanh ? 0.07135481282052874f : 0.f;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        float y = x[i];
-        // gelu(x) = x (1 + tanh u) / 2 = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3)
-        if (activation == kGeluTanh) y = x[i] * fmaf(x[i] * x[i], 0.07135481282052874f, 1.5957691216057308f);
-        if (activation == kQuickGelu) y = 1.702f * x[i];
-        x[i] *= sigmoid(y);
-    }
+    for (int p = 0; p < kCount; p++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[p][i] *= sigmoid(x[p][i] * fmaf(x[p][i] * x[p][i], cubic, linear));
 }
 
 __device__ __forceinline__ void widen(float (&x)[4], float4 bits) {
@@ -142,27 +144,49 @@ __device__ __forceinline__ void finish(
     constexpr int kPasses = 16 / kStep;
     constexpr int kChunks = Shape::kColumns / kChunk;
 
+    // Passes at once, so that their latencies overlap; with a residual in f32 there are registers for two.
+    constexpr int kMost = kEnding == kPlain && sizeof(Output) == 4 ? 2 : 4;
+    constexpr int kGroup = kPasses < kMost ? kPasses : kMost;
+    constexpr bool kFactors = kEnding == kNormed || Problem::kScaled;
+
     const int column0 = problem.column(place), columns = problem.columns();
     const int mine = lane % kLanes * 4;  // first of this thread's columns in a chunk
     const auto* residual = static_cast<const Output*>(e.residual);
     auto* output = static_cast<Output*>(e.output);
     if constexpr (kEnding == kNormed) normalize(sum, e.bias, columns, lane);
 
+    // What a chunk needs of the columns is loaded while the one before is worked on. For the residual, too, there are not
+    // enough registers.
+    float4 factor, bias, gate;
+    typename Raw<Output>::Four added[kEnding == kPlain ? kPasses : 1];
+    auto load_columns = [&](int c) {
+        factor = gate = make_float4(1.f, 1.f, 1.f, 1.f);
+        bias = make_float4(0.f, 0.f, 0.f, 0.f);
+        const int column = column0 + c * kChunk + mine;
+        if (column >= columns) return;
+        if constexpr (kFactors) factor = load_global((kEnding == kNormed ? e.gamma : e.column_scale) + column);
+        if constexpr (kEnding != kNormed) {
+            if (e.bias != nullptr) bias = load_global(e.bias + column);
+            if (e.gate != nullptr) gate = load_global(e.gate + column);
+        }
+    };
+    auto load_residual = [&](int c) {
+        const int column = column0 + c * kChunk + mine;
+        if (residual == nullptr || column >= columns) return;
+        const int half = column / e.width;
+        const auto* from = residual + (half * e.half_step) * e.residual_stride + (column - half * e.width);
+#pragma unroll
+        for (int p = 0; p < kPasses; p++) {
+            const int row = problem.row(place, first + p * kStep + lane / kLanes);
+            if (row >= 0) added[p] = load_global(from + row * e.residual_stride);
+        }
+    };
+    load_columns(0);
+
 #pragma unroll
     for (int c = 0; c < kChunks; c++) {
         const int column = column0 + c * kChunk + mine;
         const int half = column / e.width, shift = column - half * e.width;
-        typename Raw<Output>::Four added[kEnding == kPlain ? kPasses : 1];
-        if constexpr (kEnding == kPlain) {
-            if (residual != nullptr && column < columns) {
-#pragma unroll
-                for (int p = 0; p < kPasses; p++) {
-                    const int row = problem.row(place, first + p * kStep + lane / kLanes);
-                    if (row >= 0)
-                        added[p] = load_global(residual + (row + half * e.half_step) * e.residual_stride + shift);
-                }
-            }
-        }
 
         __syncwarp();
 #pragma unroll
@@ -177,45 +201,52 @@ __device__ __forceinline__ void finish(
             }
         }
         __syncwarp();
+
+        if constexpr (kEnding == kPlain) load_residual(c);
+        float f[4], b[4], g[4];
+        widen(f, factor);
+        widen(b, bias);
+        widen(g, gate);
+        if (c + 1 < kChunks) load_columns(c + 1);
         if (column >= columns) continue;
 
-        float factor[4] = {1.f, 1.f, 1.f, 1.f}, bias[4] = {0.f, 0.f, 0.f, 0.f}, gate[4] = {1.f, 1.f, 1.f, 1.f};
-        if constexpr (kEnding == kNormed) {
-            widen(factor, __ldg(reinterpret_cast<const float4*>(e.gamma + column)));
-        } else {
-            if (Problem::kScaled) widen(factor, __ldg(reinterpret_cast<const float4*>(e.column_scale + column)));
-            if (e.bias != nullptr) widen(bias, __ldg(reinterpret_cast<const float4*>(e.bias + column)));
-            if (e.gate != nullptr) widen(gate, __ldg(reinterpret_cast<const float4*>(e.gate + column)));
-        }
-        // The loop with activations is not unrolled: it would be tens of kilobytes of code.
-#pragma unroll(kEnding == kPlain ? kPasses : 1)
-        for (int p = 0; p < kPasses; p++) {
-            const int at = p * kStep + lane / kLanes;
-            const int row = problem.row(place, first + at);
-            const int unit = lane % kLanes ^ (2 * at & (kLanes - 1));
-            float x[4], y[4];
-            widen(x, load_shared(chunk + at * kChunk * 4 + unit * 16));
-            if (row < 0) continue;
-            const float row_scale = Problem::kScaled ? __ldg(e.row_scale + row) : 1.f;
 #pragma unroll
-            for (int i = 0; i < 4; i++) x[i] = fmaf(x[i] * row_scale, factor[i], bias[i]);
+        for (int group = 0; group < kPasses; group += kGroup) {
+            float x[kGroup][4], y[4], row_scale[kGroup];
+            int row[kGroup];
+#pragma unroll
+            for (int p = 0; p < kGroup; p++) {
+                const int at = (group + p) * kStep + lane / kLanes;
+                row[p] = problem.row(place, first + at);
+                row_scale[p] = Problem::kScaled && row[p] >= 0 ? __ldg(e.row_scale + row[p]) : 1.f;
+                const int unit = lane % kLanes ^ (2 * at & (kLanes - 1));
+                widen(x[p], load_shared(chunk + at * kChunk * 4 + unit * 16));
+            }
+#pragma unroll
+            for (int p = 0; p < kGroup; p++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) x[p][i] = fmaf(x[p][i] * row_scale[p], f[i], b[i]);
             if constexpr (kEnding == kActivated) activate(x, e.activation);
             if constexpr (kEnding == kNormed) activate(x, kSilu);
 #pragma unroll
-            for (int i = 0; i < 4; i++) x[i] *= gate[i];
-            if (kEnding != kNormed && e.element_gate != nullptr) {
-                widen(y, load_global(e.element_gate + row * e.gate_stride + column));
+            for (int p = 0; p < kGroup; p++) {
+                if (row[p] < 0) continue;
 #pragma unroll
-                for (int i = 0; i < 4; i++) x[i] *= y[i];
-            }
-            if constexpr (kEnding == kPlain) {
-                if (residual != nullptr) {
-                    widen(y, added[p]);
+                for (int i = 0; i < 4; i++) x[p][i] *= g[i];
+                if (kEnding != kNormed && e.element_gate != nullptr) {
+                    widen(y, load_global(e.element_gate + row[p] * e.gate_stride + column));
 #pragma unroll
-                    for (int i = 0; i < 4; i++) x[i] += y[i];
+                    for (int i = 0; i < 4; i++) x[p][i] *= y[i];
                 }
+                if constexpr (kEnding == kPlain) {
+                    if (residual != nullptr) {
+                        widen(y, added[group + p]);
+#pragma unroll
+                        for (int i = 0; i < 4; i++) x[p][i] += y[i];
+                    }
+                }
+                store_four(output + (row[p] + half * e.half_step) * e.output_stride + shift, x[p]);
             }
-            store_four(output + (row + half * e.half_step) * e.output_stride + shift, x);
         }
     }
 }

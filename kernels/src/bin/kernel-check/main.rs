@@ -346,19 +346,24 @@ fn time(context: &Arc<CudaContext>) -> Result<()> {
     Ok(())
 }
 
-/// Milliseconds: the median of 15 after 5.
+/// Milliseconds: the median of 15 after at least 5 and a quarter of a second, so that the GPU has come to the clock that
+/// its power limit allows for this kernel.
 fn median(
     stream: &Arc<CudaStream>,
     mut launch: impl FnMut() -> std::result::Result<(), cuda::Error>,
 ) -> Result<f32> {
     let mut times = Vec::new();
-    for i in 0..20 {
+    let (mut warming, mut spent) = (5, 0.0);
+    while times.len() < 15 {
         let start = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
         launch()?;
         let end = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
         let ms = start.elapsed_ms(&end)?;
-        if i >= 5 {
+        if warming == 0 && spent >= 250.0 {
             times.push(ms);
+        } else {
+            warming = warming.max(1) - 1;
+            spent += ms;
         }
     }
     times.sort_by(f32::total_cmp);
