@@ -176,7 +176,7 @@ impl Desk {
                 }
                 Err(e @ (Error::Ledger(_) | Error::Stopping)) => return Err(e),
                 // A disk that is not mounted yet: making the folder, or the video again, would be worse than to wait.
-                Err(e) if !self.outbox_is_there(&job) => {
+                Err(e) if !outbox_is_there(&job) => {
                     tracing::error!(
                         job = id,
                         "the video of job {id} waits for the next start of the service: its outbox is not there ({e})"
@@ -226,10 +226,6 @@ impl Desk {
         }
         self.board.tell(Change::State(id));
         Ok(())
-    }
-
-    fn outbox_is_there(&self, job: &Job) -> bool {
-        job.output.as_deref().and_then(Path::parent).is_some_and(Path::is_dir)
     }
 
     /// Copies a finished video that its outbox refuses to where videos for callers lie. False if that fails, too.
@@ -412,6 +408,11 @@ impl Desk {
             }
         }
     }
+}
+
+/// Whether the folder that a job's video goes into is there.
+fn outbox_is_there(job: &Job) -> bool {
+    job.output.as_deref().and_then(Path::parent).is_some_and(Path::is_dir)
 }
 
 /// Runs blocking work off the runtime's thread.
