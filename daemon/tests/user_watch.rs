@@ -1,6 +1,12 @@
 //! `animd-watch`, with the real service, a bus, and a desktop that listens.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    clippy::used_underscore_binding,
+    clippy::case_sensitive_file_extension_comparisons,
+    reason = "a test may panic and knows the names it gave, and the bus decides the shape of a mock"
+)]
 
 mod harness;
 

@@ -40,7 +40,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match start(Args::parse()) {
+    match start(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("animd-watch: {e}");
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(args: Args) -> Result<(), Error> {
+fn start(args: &Args) -> Result<(), Error> {
     let full = |path: &PathBuf| std::path::absolute(path).map_err(Error::file("find", path));
     let sources = Sources {
         file: args.config.as_ref().map(full).transpose()?,
