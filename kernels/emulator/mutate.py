@@ -71,8 +71,9 @@ MUTATIONS = [
      "barrier_expect(barriers.full(ring.stage), Shape::kABytes + Shape::kBBytes / 2)"),
     ("epilogue: no __syncwarp after writing", "9.0", "products", "any/epilogue.cuh", ["sm90/gemm_bf16"],
      """        __syncwarp();
-        if (column >= columns) continue;""",
-     "        if (column >= columns) continue;"),
+
+        if constexpr (kEnding == kPlain) load_residual(c);""",
+     "        if constexpr (kEnding == kPlain) load_residual(c);"),
     ("epilogue: no __syncwarp before writing", "9.0", "products", "any/epilogue.cuh", ["sm90/gemm_bf16"],
      """        __syncwarp();
 #pragma unroll
