@@ -5,15 +5,14 @@
 //! [`Desk::recover`] finishes what was cut short, before any folder is looked at.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use animd_engine::protocol::Report;
 use animd_engine::request::Settings;
-use sha2::{Digest, Sha256};
 
 use crate::board::{Board, Change};
 use crate::config::{Config, Sources};
@@ -135,7 +134,7 @@ impl Desk {
                 meta.len()
             ));
         }
-        let hashed = hash(&mut file).and_then(|sha| {
+        let hashed = files::hash(&mut file, |_| Ok(())).and_then(|sha| {
             file.set_permissions(fs::Permissions::from_mode(0o640))?;
             file.sync_all()?;
             Ok(sha)
@@ -231,14 +230,7 @@ impl Desk {
     /// Copies a finished video that its outbox refuses to where videos for callers lie. False if that fails, too.
     fn save_video(&self, job: &Job, refused: &Error) -> Result<bool> {
         let (id, part, dir) = (job.id, self.part(job), self.results());
-        let Some(name) = job.output.as_deref().and_then(Path::extension).map(|kind| {
-            let mut name = OsString::from(format!("{}.", job.uuid));
-            name.push(kind);
-            name
-        }) else {
-            return Ok(false);
-        };
-        let output = dir.join(name);
+        let output = dir.join(format!("{}.mp4", job.uuid));
         let saved = fs::create_dir_all(&dir).and_then(|()| files::copy_new(&part, &output));
         if let Err(e) = saved.and_then(|()| files::sync_dir(&dir)) {
             tracing::error!(job = id, "the video of job {id} cannot be kept elsewhere either: {e}");
@@ -422,23 +414,10 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|_| Error::Stopping)?
 }
 
-fn hash(file: &mut File) -> io::Result<[u8; 32]> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 18];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(hash.finalize().into()),
-            Ok(n) => hash.update(&buffer[..n]),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-}
-
 /// Whether `path` is a regular file with these contents.
 fn holds(path: &Path, sha256: Option<[u8; 32]>) -> io::Result<bool> {
     match files::open_regular(path) {
-        Ok((mut file, _)) => Ok(Some(hash(&mut file)?) == sha256),
+        Ok((mut file, _)) => Ok(Some(files::hash(&mut file, |_| Ok(()))?) == sha256),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => Ok(false),
         Err(e) => Err(e),
     }

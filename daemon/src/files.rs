@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
+use sha2::{Digest, Sha256};
 
 /// The longest file name that Linux file systems take, in bytes.
 pub const NAME_MAX: usize = 255;
@@ -128,6 +129,12 @@ pub fn write_atomic(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     sync_dir(dir)
 }
 
+/// Bytes that are free for us on the disk of `path`.
+pub fn free_space(path: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(path)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 /// Reads a small regular file; more than `limit` bytes is an error of kind `FileTooLarge`.
 pub fn read_small(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let (file, _) = open_regular(path)?;
@@ -137,6 +144,23 @@ pub fn read_small(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {limit} bytes")));
     }
     Ok(bytes)
+}
+
+/// The SHA-256 of all that `from` gives; `each` gets every piece on the way.
+pub fn hash(mut from: impl Read, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(hash.finalize().into()),
+            Ok(n) => {
+                hash.update(&buffer[..n]);
+                each(&buffer[..n])?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
 }
 
 /// `stem` + `-n` (from the second on) + `tail`, the stem cut so that the name fits.

@@ -69,9 +69,13 @@ async fn dims(desk: &Desk) -> Result<Dims> {
 
 /// Bytes of memory that the machine could give now, by `/proc/meminfo`.
 pub fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
+}
+
+/// A value of the text of `/proc/meminfo`, in bytes.
+pub fn meminfo(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kib << 10)
 }
 

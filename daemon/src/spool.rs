@@ -12,7 +12,7 @@ use std::thread;
 
 use sha2::{Digest, Sha256};
 
-use crate::files::{rename_new, sync_dir};
+use crate::files::{free_space, rename_new, sync_dir};
 use crate::ledger::{Ledger, days_ago_us};
 use crate::{Error, Result, picture};
 
@@ -174,9 +174,7 @@ impl Spool {
     /// Refuses what would leave less room on the disk than the queue's own files need.
     fn check_room(&self, length: u64) -> Result<()> {
         let reserve = self.reserve_mib.load(Ordering::Relaxed);
-        let disk = rustix::fs::statvfs(&self.dir)
-            .map_err(|e| Error::file("ask for the free space of", &self.dir)(e.into()))?;
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let free = free_space(&self.dir).map_err(Error::file("ask for the free space of", &self.dir))?;
         if free >= length.saturating_add(reserve << 20) {
             return Ok(());
         }

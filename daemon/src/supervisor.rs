@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::board::{Change, Live, stopped};
 use crate::delivery::{Desk, blocking};
 use crate::engine::{Engine, Exit, Hello};
-use crate::files::show;
+use crate::files::{free_space, show};
 use crate::holds::What;
 use crate::ledger::{Ended, Job, State, Store};
 use crate::pictures::Picture;
@@ -465,9 +465,7 @@ impl Supervisor {
         let output = self.desk.part(job);
         let (outbox, part, free_mib) =
             (self.desk.outbox(job), output.clone(), self.desk.config().queue.free_mib);
-        tokio::task::spawn_blocking(move || check_outbox(&outbox, &part, free_mib))
-            .await
-            .map_err(|_| Error::Stopping)??;
+        blocking(move || check_outbox(&outbox, &part, free_mib)).await?;
         let (id, hello) = (job.id, hello.clone());
         self.desk.ledger.call(move |db| db.engine(id, &hello.version, &hello.backend, &hello.model)).await?;
         let request: Box<Request> = Box::new(request);
@@ -789,10 +787,9 @@ fn check_outbox(outbox: &Path, part: &Path, free_mib: u64) -> Result<()> {
                 show(outbox)
             ))
         })?;
-    let disk = rustix::fs::statvfs(outbox).map_err(|e| {
+    let free = free_space(outbox).map_err(|e| {
         refuse(format!("the outbox `{}` cannot be asked for its free space: {e}", show(outbox)))
-    })?;
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize) >> 20;
+    })? >> 20;
     if free < free_mib {
         _ = fs::remove_file(part);
         return Err(refuse(format!(

@@ -19,6 +19,7 @@ use super::options::{self, Options, Submission};
 use super::rights::Action;
 use super::{Facts, Hub, hold, object_path, plan, stats, watches};
 use crate::board::Change;
+use crate::delivery::blocking;
 use crate::files::{Identity, show};
 use crate::ledger::{Added, Job, NewJob, Source};
 use crate::watch::{draw_seed, names, sidecar};
@@ -424,9 +425,7 @@ impl Manager {
                 Added::Known(_) | Added::Full => {
                     let (spool, ledger) = (desk.spool.clone(), desk.ledger.clone());
                     // The picture may be another one than the known job's.
-                    tokio::task::spawn_blocking(move || spool.release(&ledger, sha256))
-                        .await
-                        .map_err(|_| BusError::stopping())??;
+                    blocking(move || spool.release(&ledger, sha256)).await?;
                     let Added::Known(id) = added else { return Err(full()) };
                     return self.known(connection, id).await;
                 }

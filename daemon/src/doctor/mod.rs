@@ -14,7 +14,8 @@ use std::process::{Command, Stdio};
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::files::show;
+use crate::files::{free_space, show};
+use crate::plan::meminfo;
 
 pub use driver::{devices, driver, suspend};
 pub use rights::{READ, SEARCH, User, WRITE, refusal, refusal_from};
@@ -198,9 +199,9 @@ pub fn disk(config: &Config) -> Check {
     // Its parent where the service has not made it yet.
     let outbox = config.folders.outbox.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
     let asked = config.queue.free_mib;
-    match rustix::fs::statvfs(outbox) {
-        Ok(disk) => {
-            let free = disk.f_bavail.saturating_mul(disk.f_frsize) >> 20;
+    match free_space(outbox) {
+        Ok(free) => {
+            let free = free >> 20;
             let message = format!("{free} MiB are free for `{}`", show(outbox));
             if free < asked {
                 let why = format!("{message}; queue.free_mib asks for {asked}, so jobs fail");
@@ -214,13 +215,9 @@ pub fn disk(config: &Config) -> Check {
 }
 
 /// The machine's memory, of the text of `/proc/meminfo`.
-pub fn memory(meminfo: &str) -> Check {
+pub fn memory(text: &str) -> Check {
     const NAME: &str = "memory";
-    let gib = |key: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-        let kib: f64 = line.split_whitespace().next()?.parse().ok()?;
-        Some(kib / f64::from(1 << 20))
-    };
+    let gib = |key: &str| Some(meminfo(text, key)? as f64 / f64::from(1 << 30));
     match (gib("MemTotal"), gib("MemAvailable")) {
         (Some(total), Some(available)) => {
             Check::ok(NAME, format!("{available:.1} GiB of {total:.1} GiB are available"))

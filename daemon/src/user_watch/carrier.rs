@@ -19,6 +19,7 @@ use zbus::{Connection, Variant, fdo};
 use super::config::Config;
 use super::desktop::Desktop;
 use super::store::{self, Contents, Opened};
+use crate::delivery::blocking;
 use crate::files::{Identity, show};
 use crate::service::notify;
 use crate::watch::away::{self, Leaving};
@@ -593,8 +594,4 @@ fn reason(e: &Error) -> String {
         Error::File { action, source, .. } => format!("cannot {action} a file: {source}"),
         e => e.to_string(),
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Stopping)?
 }

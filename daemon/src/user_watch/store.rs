@@ -55,7 +55,8 @@ pub fn open(ready: &Ready, sidecars: &Contents) -> Result<Option<Opened>> {
     }
     // No more than the service takes: a file without an end is refused by it.
     let most = crate::spool::MAX_IMAGE_BYTES + 1;
-    let contents = hash((&mut file).take(most), |_| Ok(())).map_err(Error::file("read", &ready.path))?;
+    let contents =
+        files::hash((&mut file).take(most), |_| Ok(())).map_err(Error::file("read", &ready.path))?;
     let mut mark = Sha256::new();
     // Not the device: its number may be another one after a restart of the machine.
     let Identity { ino, mtime_ns, .. } = ready.identity;
@@ -126,32 +127,16 @@ pub fn keep(mut video: File, outbox: &Path, picture: &Ready, seed: u64, uuid: &s
 
 fn copy(from: &mut File, part: &Path) -> io::Result<[u8; 32]> {
     let mut to = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(part)?;
-    let sha256 = hash(from, |bytes| to.write_all(bytes))?;
+    let sha256 = files::hash(from, |bytes| to.write_all(bytes))?;
     to.sync_all()?;
     Ok(sha256)
-}
-
-fn hash(mut from: impl Read, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<[u8; 32]> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 18];
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) => return Ok(hash.finalize().into()),
-            Ok(n) => {
-                hash.update(&buffer[..n]);
-                each(&buffer[..n])?;
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
 }
 
 /// Whether a file has the contents of the unfinished one.
 fn same(path: &Path, part: &Path, sha256: &[u8; 32]) -> io::Result<bool> {
     let length = fs::symlink_metadata(part)?.len();
     match files::open_regular(path) {
-        Ok((mut file, meta)) => Ok(meta.len() == length && hash(&mut file, |_| Ok(()))? == *sha256),
+        Ok((mut file, meta)) => Ok(meta.len() == length && files::hash(&mut file, |_| Ok(()))? == *sha256),
         // A folder, a link, somebody else's: another name.
         Err(_) => Ok(false),
     }
