@@ -13,7 +13,7 @@ use std::thread;
 use sha2::{Digest, Sha256};
 
 use crate::files::{free_space, rename_new, sync_dir};
-use crate::ledger::{Ledger, days_ago_us};
+use crate::ledger::{Ledger, NewJob, days_ago_us};
 use crate::{Error, Result, picture};
 
 /// The largest picture file, in bytes.
@@ -31,6 +31,28 @@ pub struct Spool {
     pins: Arc<Mutex<HashMap<Sha, u32>>>,
     keep_days: Arc<AtomicU32>,
     reserve_mib: Arc<AtomicU64>,
+    names: Arc<Names>,
+}
+
+/// Syncs of the folder. Who comes while one runs shares the next with all others that came.
+#[derive(Default)]
+struct Names {
+    asked: AtomicU64,
+    synced: Mutex<u64>,
+}
+
+impl Names {
+    /// Returns when every name that was given before the call is on the disk. Blocks.
+    fn sync(&self, dir: &Path) -> std::io::Result<()> {
+        let mine = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        if *synced < mine {
+            let all = self.asked.load(Ordering::SeqCst);
+            sync_dir(dir)?;
+            *synced = all;
+        }
+        Ok(())
+    }
 }
 
 /// A spooled picture that stays while this is held.
@@ -58,12 +80,18 @@ impl Spool {
     /// Opens or makes the folder.
     pub fn open(dir: PathBuf) -> Result<Self> {
         fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
-        Ok(Self { dir, pins: Arc::default(), keep_days: Arc::default(), reserve_mib: Arc::default() })
+        let (pins, keep_days, reserve_mib, names) = Default::default();
+        Ok(Self { dir, pins, keep_days, reserve_mib, names })
     }
 
     /// Where a picture lies.
     pub fn path(&self, sha256: &Sha) -> PathBuf {
         self.dir.join(hex(sha256))
+    }
+
+    /// Whether a job's picture lies there.
+    pub fn has(&self, job: &NewJob) -> bool {
+        job.work.as_ref().is_ok_and(|(sha256, _)| self.path(sha256).exists())
     }
 
     /// Keeps a picture that lies there already; `None` if it does not.
@@ -93,7 +121,7 @@ impl Spool {
         // Of watched folders it is not asked: there a job says what is wrong, in `failed/`.
         self.check_room(file.metadata().map_err(Error::file("look at", what))?.len())?;
         let spooled = self.stage(file, what)?;
-        sync_dir(&self.dir).map_err(Error::file("sync", &self.dir))?;
+        self.names.sync(&self.dir).map_err(Error::file("sync", &self.dir))?;
         Ok(spooled)
     }
 

@@ -102,8 +102,7 @@ impl Desk {
             retry_of: Some(id),
             work: Ok((spooled.sha256, Box::new(request))),
         };
-        let there = self.spool.path(&spooled.sha256);
-        let added = self.ledger.call(move |db| db.add(&new, || there.exists())).await?;
+        let (added, _) = self.ledger.add(new, &self.spool).await?;
         drop(spooled);
         match added {
             Added::New(new) => {

@@ -403,13 +403,7 @@ impl Manager {
                 source: source.clone(),
                 work: Ok((spooled.sha256, Box::new(request.clone()))),
             };
-            let there = desk.spool.path(&spooled.sha256);
-            let add = move |db: &mut crate::ledger::Store| {
-                let added = db.add(&new, || there.exists())?;
-                let job = if let Added::New(id) = added { db.job(id)? } else { None };
-                Ok((added, job))
-            };
-            let (added, job) = desk.ledger.call(add).await?;
+            let (added, job) = desk.ledger.add(new, &desk.spool).await?;
             let sha256 = spooled.sha256;
             drop(spooled);
             match added {

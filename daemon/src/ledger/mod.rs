@@ -14,7 +14,7 @@ mod verbs;
 mod watches;
 
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
 use tokio::sync::oneshot;
@@ -28,6 +28,7 @@ pub use timeline::{Event, Sample, StageCost, StepCost, Timeline};
 pub use verbs::PAUSED;
 pub use watches::AddedWatch;
 
+use crate::spool::Spool;
 use crate::{Error, Result};
 
 type Command = Box<dyn FnOnce(&mut Store) + Send>;
@@ -36,7 +37,11 @@ type Command = Box<dyn FnOnce(&mut Store) + Send>;
 #[derive(Clone)]
 pub struct Ledger {
     commands: mpsc::Sender<Command>,
+    coming: Arc<Mutex<Vec<Coming>>>,
 }
+
+/// A job that waits to be written down, and who waits for its number.
+type Coming = (NewJob, oneshot::Sender<Result<(Added, Option<Job>)>>);
 
 impl Ledger {
     /// Opens or makes the file, migrates it, and starts the thread.
@@ -54,7 +59,29 @@ impl Ledger {
                 }
             })
             .map_err(Error::file("start a thread for", path))?;
-        Ok(Self { commands })
+        Ok(Self { commands, coming: Arc::default() })
+    }
+
+    /// Writes a job down if the spool has its picture, and gives a new one whole. What comes while another is written is
+    /// written together: one sync of the disk serves all of it.
+    ///
+    /// # Errors
+    /// As [`Store::add`].
+    pub async fn add(&self, job: NewJob, spool: &Spool) -> Result<(Added, Option<Job>)> {
+        let (reply, answer) = oneshot::channel();
+        let first = {
+            let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+            coming.push((job, reply));
+            coming.len() == 1
+        };
+        if first {
+            let (coming, spool) = (self.coming.clone(), spool.clone());
+            self.tell(move |store| {
+                let coming = std::mem::take(&mut *coming.lock().unwrap_or_else(PoisonError::into_inner));
+                add_together(store, coming, &spool);
+            });
+        }
+        answer.await.map_err(|_| Error::Stopping)?
     }
 
     /// Runs `work` on the ledger's thread and waits for its answer.
@@ -93,5 +120,97 @@ impl Ledger {
             .send(Box::new(move |store| _ = reply.send(work(store))))
             .map_err(|_| Error::Stopping)?;
         Ok(answer)
+    }
+}
+
+/// Writes jobs down in one transaction, or, if that fails, each in its own, so that each gets its own answer.
+fn add_together(store: &mut Store, coming: Vec<Coming>, spool: &Spool) {
+    let (jobs, replies): (Vec<_>, Vec<_>) = coming.into_iter().unzip();
+    let together = store.add_all(&jobs, |job| spool.has(job));
+    for (at, (job, reply)) in jobs.iter().zip(replies).enumerate() {
+        let added = match &together {
+            Ok(added) => Ok(added[at]),
+            Err(_) => store.add(job, || spool.has(job)),
+        };
+        let whole = added.and_then(|added| match added {
+            Added::New(id) => Ok((added, store.job(id)?)),
+            added => Ok((added, None)),
+        });
+        // A receiver that is gone does not undo the work.
+        _ = reply.send(whole);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use animd_engine::request::Settings;
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    /// A job over the bus, of a picture that the spool has.
+    fn job(spool: &Spool, key: &str, picture: [u8; 32]) -> Result<NewJob> {
+        std::fs::write(spool.path(&picture), "a picture").map_err(Error::file("write", "a picture"))?;
+        Ok(NewJob {
+            owner: 1000,
+            watched: false,
+            idempotency_key: Some(key.into()),
+            priority: 0,
+            outbox: None,
+            retry_of: None,
+            per_user: 100,
+            name: "photo.png".into(),
+            source: None,
+            work: Ok((picture, Box::new(Settings::default().resolve(|| 7)?))),
+        })
+    }
+
+    #[tokio::test]
+    async fn what_comes_together_is_written_together_and_answered_one_by_one() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
+        let ledger = Ledger::open(&dir.path().join("ledger.db"))?;
+        let spool = Spool::open(dir.path().join("spool"))?;
+        let mut jobs =
+            vec![job(&spool, "a", [1; 32])?, job(&spool, "b", [2; 32])?, job(&spool, "a", [3; 32])?];
+        jobs.push(job(&spool, "gone", [4; 32])?);
+        std::fs::remove_file(spool.path(&[4; 32])).map_err(Error::file("remove", "a picture"))?;
+
+        // Held up until all have come.
+        let (go, wait) = mpsc::channel::<()>();
+        ledger.tell(move |_| _ = wait.recv());
+        let adding = join_all(jobs.into_iter().map(|job| ledger.add(job, &spool)));
+        let (added, _) = tokio::join!(adding, async move { go.send(()) });
+        let added = added.into_iter().collect::<Result<Vec<_>>>()?;
+        let [
+            (Added::New(a), Some(whole)),
+            (Added::New(b), Some(_)),
+            (Added::Known(known), None),
+            (Added::Unspooled, None),
+        ] = &added[..]
+        else {
+            panic!("{added:?}");
+        };
+        assert!(a != b && known == a && whole.id == *a && whole.state == State::Queued, "{added:?}");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn one_that_cannot_be_written_spoils_no_other() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
+        let ledger = Ledger::open(&dir.path().join("ledger.db"))?;
+        let spool = Spool::open(dir.path().join("spool"))?;
+        ledger.tell(|store| store.set_total(2));
+        let jobs = (1..=3).map(|n| job(&spool, &n.to_string(), [n; 32])).collect::<Result<Vec<_>>>()?;
+        let (go, wait) = mpsc::channel::<()>();
+        ledger.tell(move |_| _ = wait.recv());
+        let adding = join_all(jobs.into_iter().map(|job| ledger.add(job, &spool)));
+        let (added, _) = tokio::join!(adding, async move { go.send(()) });
+        let [Ok((Added::New(1), _)), Ok((Added::New(2), _)), Err(full)] = &added[..] else {
+            panic!("{added:?}");
+        };
+        assert!(full.to_string().contains("queue.total"), "{full}");
+        let queued = ledger.call(|store| store.queue()).await?;
+        assert_eq!(queued, [1, 2]);
+        Ok(())
     }
 }

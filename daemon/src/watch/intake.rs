@@ -72,8 +72,7 @@ impl Intake {
         }
         let jobs: Vec<NewJob> = coming.iter().map(|coming| self.job(coming)).collect();
         let spool = self.desk.spool.clone();
-        let there = move |new: &NewJob| new.work.as_ref().is_ok_and(|(sha, _)| spool.path(sha).exists());
-        let added = self.desk.ledger.call(move |db| db.add_all(&jobs, there)).await?;
+        let added = self.desk.ledger.call(move |db| db.add_all(&jobs, |job| spool.has(job))).await?;
         // All of them at first: what goes wrong with one below must not keep the others from being known.
         for (coming, added) in coming.iter().zip(&added) {
             if let Added::New(id) = *added {
