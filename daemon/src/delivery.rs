@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use animd_engine::dims::Dims;
 use animd_engine::protocol::Report;
 use animd_engine::request::Settings;
 
@@ -31,6 +32,8 @@ const LOOK: &str = "look into the service's log (`journalctl -u animd`, or its s
 /// What everything that touches jobs shares.
 pub struct Desk {
     config: RwLock<Arc<Config>>,
+    /// The sizes of the configured model, once its engine has said them.
+    dims: RwLock<Option<Dims>>,
     /// Where the configuration is read again from.
     pub sources: Sources,
     /// The queue and the log.
@@ -52,6 +55,7 @@ impl Desk {
     pub fn new(config: Config, ledger: Ledger, spool: Spool) -> Self {
         let desk = Self {
             config: RwLock::default(),
+            dims: RwLock::default(),
             sources: Sources::default(),
             ledger,
             spool,
@@ -69,6 +73,17 @@ impl Desk {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The sizes of the configured model as its engine said them; those of the 14B model before that.
+    pub fn dims(&self) -> Dims {
+        let known = self.dims.read().unwrap_or_else(PoisonError::into_inner);
+        known.clone().unwrap_or_else(Dims::wan_14b)
+    }
+
+    /// The engine has read the model's files.
+    pub fn set_dims(&self, dims: Dims) {
+        *self.dims.write().unwrap_or_else(PoisonError::into_inner) = Some(dims);
+    }
+
     /// Another configuration from here on.
     pub fn set_config(&self, config: Config) {
         self.spool.set_keep(config.retention.pictures_days);
@@ -77,7 +92,13 @@ impl Desk {
         // Not awaited: a ledger that is busy must not hold up whoever reloads, and what comes later sees the new limit.
         self.ledger.tell(move |db| db.set_total(total));
         let config = Arc::new(config);
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config.clone();
+        let before = {
+            let mut now = self.config.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *now, config.clone())
+        };
+        if before.model != config.model {
+            *self.dims.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
         self.watches.configure(&config);
         // It may ask for another profile.
         self.board.queued.notify_one();

@@ -4,10 +4,9 @@
 use animd_engine::dims::Dims;
 use animd_engine::plan::{self, Setup, Work};
 use animd_engine::request::{Request, Size};
-use animd_engine::weights;
 
 use crate::Result;
-use crate::delivery::{Desk, blocking};
+use crate::delivery::Desk;
 use crate::ledger::Known;
 
 /// Finished jobs that are looked at.
@@ -43,7 +42,7 @@ pub async fn plan(desk: &Desk, request: &Request, picture: Option<(u32, u32)>) -
         Some(profile) => desk.ledger.call(move |db| db.known(&profile, LOOKED_AT)).await?,
         None => Vec::new(),
     };
-    let (dims, size) = (dims(desk).await?, size(request, picture));
+    let (dims, size) = (desk.dims(), size(request, picture));
     let setup = choice.profile.as_ref().map(Setup::from);
     let plan = plan::Plan::new(&dims, request, size, &setup.unwrap_or(Setup::CPU));
     let (seconds, seconds_why) = seconds(&dims, &known, plan.work.flops());
@@ -55,16 +54,6 @@ pub async fn plan(desk: &Desk, request: &Request, picture: Option<(u32, u32)>) -
         profile,
         why: choice.text(),
     })
-}
-
-/// The sizes of the configured model, by the headers of its files; those of the 14B model while it cannot be read.
-async fn dims(desk: &Desk) -> Result<Dims> {
-    let model = desk.config().model.clone();
-    blocking(move || {
-        let opened = model.path.and_then(|path| weights::Model::open(&path, model.dit.as_deref()).ok());
-        Ok(opened.map_or_else(Dims::wan_14b, |model| model.dims()))
-    })
-    .await
 }
 
 /// Bytes of memory that the machine could give now, by `/proc/meminfo`.

@@ -483,8 +483,11 @@ impl Supervisor {
                 self.trouble = Some(("no-engine", text.clone()));
                 self.lost(&text).await;
             }
-            FromEngine::Hello { version, backend, model, kernels, .. } => {
+            FromEngine::Hello { version, backend, model, kernels, dims, .. } => {
                 tracing::info!("the engine {version} is ready: {model} on {backend}");
+                if let Some(dims) = dims {
+                    self.desk.set_dims(*dims);
+                }
                 self.trouble = None;
                 if let Some(engine) = &mut self.engine {
                     engine.hello = Some(Hello { version, backend, model });

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dims::Dims;
 use crate::progress::Progress;
 use crate::request::Request;
 
@@ -71,6 +72,9 @@ pub enum FromEngine {
         /// The GPU that it runs on, if it does.
         #[serde(default)]
         device: Option<Device>,
+        /// The sizes of the model's networks.
+        #[serde(default)]
+        dims: Option<Box<Dims>>,
     },
     /// The engine is at work or idle, and not hung.
     Alive,

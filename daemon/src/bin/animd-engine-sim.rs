@@ -123,6 +123,7 @@ fn main() -> io::Result<()> {
         model: "simulated".into(),
         kernels,
         device: None,
+        dims: None,
     });
     let hung = Arc::new(AtomicBool::new(false));
     let canceled = Arc::new(AtomicU64::new(0));

@@ -163,6 +163,7 @@ impl Serve {
             // There is no backend but the CPU's yet.
             kernels: Kernels::default(),
             device: None,
+            dims: Some(Box::new(pipeline.dims())),
         });
         let (jobs, queue) = mpsc::sync_channel(1);
         std::thread::spawn(move || {

@@ -2,8 +2,10 @@
 
 pub(crate) mod schema;
 
+use serde::{Deserialize, Serialize};
+
 /// Sizes of the diffusion transformer.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DitConfig {
     /// Width of a token; 5120 for 14B.
     pub dim: usize,
@@ -30,7 +32,7 @@ pub struct DitConfig {
 }
 
 /// Sizes of the `umT5` encoder.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct T5Config {
     /// Width of a token.
     pub dim: usize,
@@ -49,7 +51,7 @@ pub struct T5Config {
 }
 
 /// Sizes of the CLIP vision tower.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClipConfig {
     /// Width of a token.
     pub dim: usize,
@@ -66,7 +68,7 @@ pub struct ClipConfig {
 }
 
 /// Sizes of the causal VAE.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VaeConfig {
     /// Channels at full resolution; 96 in the released model.
     pub base: usize,
@@ -139,7 +141,7 @@ impl ClipConfig {
 }
 
 /// Sizes of all four.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Dims {
     /// The diffusion transformer.
     pub dit: DitConfig,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::backend::Backend;
+use crate::dims::Dims;
 use crate::model::clip::Clip;
 use crate::model::dit::Dit;
 use crate::model::t5::T5;
@@ -58,6 +59,11 @@ impl<B: Backend> Pipeline<B> {
     /// The folder's name.
     pub fn model_name(&self) -> &str {
         &self.name
+    }
+
+    /// The sizes of its networks.
+    pub fn dims(&self) -> Dims {
+        self.files.dims()
     }
 
     /// `cpu` or `cuda`.
@@ -115,7 +121,7 @@ impl<B: Backend> Pipeline<B> {
     /// What a job will cost.
     pub(super) fn plan(&self, job: &Job) -> Plan {
         // As the CPU's backend runs it, which is the only one so far.
-        Plan::new(&self.files.dims(), &job.request, [job.width(), job.height()], &Setup::CPU)
+        Plan::new(&self.dims(), &job.request, [job.width(), job.height()], &Setup::CPU)
     }
 
     /// Of all four networks.
