@@ -252,8 +252,12 @@ impl Desk {
     fn save_video(&self, job: &Job, refused: &Error) -> Result<bool> {
         let (id, part, dir) = (job.id, self.part(job), self.results());
         let output = dir.join(format!("{}.mp4", job.uuid));
-        let saved = fs::create_dir_all(&dir).and_then(|()| files::copy_new(&part, &output));
-        if let Err(e) = saved.and_then(|()| files::sync_dir(&dir)) {
+        let copied = match fs::create_dir_all(&dir).and_then(|()| files::copy_new(&part, &output)) {
+            // Copies are whole, and the name is this job's alone: a crash came between it and the ledger.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            copied => copied,
+        };
+        if let Err(e) = copied.and_then(|()| files::sync_dir(&dir)) {
             tracing::error!(job = id, "the video of job {id} cannot be kept elsewhere either: {e}");
             return Ok(false);
         }
