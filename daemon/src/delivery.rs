@@ -4,18 +4,22 @@
 //! and hash, or the reason; the video is renamed, replacing nothing; the source is moved; the ledger commits the end.
 //! [`Desk::recover`] finishes what was cut short, before any folder is looked at.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use animd_engine::dims::Dims;
 use animd_engine::protocol::Report;
 use animd_engine::request::Settings;
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
 
-use crate::board::{Board, Change};
+use crate::board::{Board, Change, stopped};
 use crate::config::{Config, Sources};
 use crate::files::{self, numbered, rename_new, show, split_name};
 use crate::holds::Holds;
@@ -28,10 +32,14 @@ use crate::watch::{Watches, sidecar};
 use crate::{Error, Result};
 
 const LOOK: &str = "look into the service's log (`journalctl -u animd`, or its standard error)";
+/// Between two looks for an outbox that is away.
+pub const AWAY: Duration = Duration::from_secs(30);
 
 /// What everything that touches jobs shares.
 pub struct Desk {
     config: RwLock<Arc<Config>>,
+    /// Finished jobs whose outbox is away.
+    waiting: Waiting,
     /// The sizes of the configured model, once its engine has said them.
     dims: RwLock<Option<Dims>>,
     /// Where the configuration is read again from.
@@ -55,6 +63,7 @@ impl Desk {
     pub fn new(config: Config, ledger: Ledger, spool: Spool) -> Self {
         let desk = Self {
             config: RwLock::default(),
+            waiting: Waiting::default(),
             dims: RwLock::default(),
             sources: Sources::default(),
             ledger,
@@ -191,16 +200,19 @@ impl Desk {
                 Ok(false) => {
                     tracing::warn!(job = id, "the finished file of job {id} is gone; it runs again");
                     self.ledger.call_blocking(move |db| db.vanished(id))?;
+                    self.waiting.remove(id);
                     self.board.tell(Change::State(id));
                     return Ok(());
                 }
                 Err(e @ (Error::Ledger(_) | Error::Stopping)) => return Err(e),
                 // A disk that is not mounted yet: making the folder, or the video again, would be worse than to wait.
                 Err(e) if !outbox_is_there(&job) => {
-                    tracing::error!(
-                        job = id,
-                        "the video of job {id} waits for the next start of the service: its outbox is not there ({e})"
-                    );
+                    if self.waiting.insert(id) {
+                        tracing::error!(
+                            job = id,
+                            "the video of job {id} waits until its outbox is there again ({e})"
+                        );
+                    }
                     return Ok(());
                 }
                 Err(e) if self.save_video(&job, &e)? => {}
@@ -230,6 +242,7 @@ impl Desk {
             tracing::debug!(job = id, "the picture of job {id} stays: {text}");
         }
         self.ledger.call_blocking(move |db| db.close(id, left.as_deref()))?;
+        self.waiting.remove(id);
         if let Some(sha) = job.image_sha256 {
             self.spool.release(&self.ledger, sha)?;
         }
@@ -428,6 +441,47 @@ impl Desk {
 }
 
 /// Whether the folder that a job's video goes into is there.
+/// Finished jobs that could not be delivered: their numbers, and whoever waits for the first.
+#[derive(Default)]
+struct Waiting {
+    jobs: Mutex<BTreeSet<u64>>,
+    some: Notify,
+}
+
+impl Waiting {
+    /// False if it waits already.
+    fn insert(&self, id: u64) -> bool {
+        let new = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        self.some.notify_one();
+        new
+    }
+
+    fn remove(&self, id: u64) {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    fn all(&self) -> Vec<u64> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+}
+
+/// Delivers videos whose outbox was away: looks for it again after `pause`, until `stop` turns true.
+pub async fn deliver_waiting(desk: Arc<Desk>, pause: Duration, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            // Nothing wakes a service for which nothing waits.
+            () = async { desk.waiting.some.notified().await; sleep(pause).await } => {}
+            () = stopped(&mut stop) => return,
+        }
+        for id in desk.waiting.all() {
+            if let Err(e) = desk.settle(id).await {
+                tracing::warn!(job = id, "the video of job {id} still waits: {e}");
+                desk.waiting.insert(id);
+            }
+        }
+    }
+}
+
 fn outbox_is_there(job: &Job) -> bool {
     job.output.as_deref().and_then(Path::parent).is_some_and(Path::is_dir)
 }
@@ -485,7 +539,7 @@ mod tests {
 
     struct Place {
         _dir: tempfile::TempDir,
-        desk: Desk,
+        desk: Arc<Desk>,
         inbox: PathBuf,
     }
 
@@ -500,7 +554,7 @@ mod tests {
         }
         let ledger = Ledger::open(&dir.path().join("ledger.db"))?;
         let desk = Desk::new(config.clone(), ledger, Spool::open(dir.path().join("spool"))?);
-        Ok(Place { _dir: dir, desk, inbox: config.folders.inbox })
+        Ok(Place { _dir: dir, desk: Arc::new(desk), inbox: config.folders.inbox })
     }
 
     /// Of the "video" that the tests write.
@@ -652,6 +706,36 @@ mod tests {
         fs::rename(&away, &outbox).map_err(Error::file("rename", &away))?;
         place.desk.recover()?;
         assert_eq!(place.job(job.id).state, State::Done);
+        assert_eq!(place.names("../outbox"), ["photo-7.mp4"]);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_video_is_delivered_when_its_outbox_is_back() -> Result<()> {
+        let place = blocking(place).await?;
+        let (outbox, away) = (place.outbox(), place.inbox.with_file_name("away"));
+        let (place, id) = blocking(move || {
+            let job = place.finishing()?;
+            fs::rename(place.outbox(), place.inbox.with_file_name("away"))
+                .map_err(Error::file("rename", "outbox"))?;
+            place.desk.recover()?;
+            Ok((place, job.id))
+        })
+        .await?;
+        let (stop, stopped) = watch::channel(false);
+        let waiting = tokio::spawn(deliver_waiting(place.desk.clone(), Duration::from_millis(10), stopped));
+        // It looks in vain at first.
+        sleep(Duration::from_millis(50)).await;
+        let state = || place.desk.ledger.call(move |db| Ok(db.job(id)?.map(|job| job.state)));
+        assert_eq!(state().await?, Some(State::Finishing));
+        fs::rename(&away, &outbox).map_err(Error::file("rename", &away))?;
+        let start = std::time::Instant::now();
+        while state().await? != Some(State::Done) {
+            assert!(start.elapsed() < Duration::from_secs(60), "it is not delivered");
+            sleep(Duration::from_millis(10)).await;
+        }
+        _ = stop.send(true);
+        waiting.await.expect("it ends");
         assert_eq!(place.names("../outbox"), ["photo-7.mp4"]);
         Ok(())
     }

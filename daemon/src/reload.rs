@@ -1,11 +1,12 @@
 //! The configuration read again while the service runs, for SIGHUP and for `Reload()` on the bus.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use toml::{Table, Value};
 
 use crate::config::{Config, Loaded};
-use crate::delivery::Desk;
+use crate::delivery::{Desk, blocking};
 use crate::service::notify;
 use crate::{Error, Result};
 
@@ -40,7 +41,13 @@ fn when(key: &str) -> When {
 /// # Errors
 /// [`Error::Config`] names the mistake with its place; the old configuration stays in force, and the service's state
 /// says so until a reload succeeds.
-pub fn reload(desk: &Desk) -> Result<Vec<String>> {
+pub async fn reload(desk: &Arc<Desk>) -> Result<Vec<String>> {
+    let desk = desk.clone();
+    // It looks at folders, and a network's may take long.
+    blocking(move || reload_blocking(&desk)).await
+}
+
+fn reload_blocking(desk: &Desk) -> Result<Vec<String>> {
     notify(&[("RELOADING", "1"), ("MONOTONIC_USEC", &monotonic_us().to_string())]);
     let told = desk.sources.load().and_then(|loaded| put_in_force(desk, loaded));
     match &told {
@@ -165,11 +172,11 @@ mod tests {
         let ledger = Ledger::open(&dir.path().join("ledger.db"))?;
         let mut desk = Desk::new(sources.load()?.config, ledger, Spool::open(dir.path().join("spool"))?);
         desk.sources = sources;
-        assert_eq!(reload(&desk)?, Vec::<String>::new());
+        assert_eq!(reload_blocking(&desk)?, Vec::<String>::new());
 
         let text = "[queue]\nattempts = 4\n[folders]\nstate = \"t\"\n[[watch]]\npath = \"/b\"\n[model]\npath = \"m\"\n";
         write(text)?;
-        let sentences = reload(&desk)?.join("\n");
+        let sentences = reload_blocking(&desk)?.join("\n");
         for part in [
             "animd.toml:2:12: queue.attempts is 4 now",
             "/t\"",
@@ -185,13 +192,13 @@ mod tests {
         assert!(config.folders.state.ends_with("s"));
 
         write("[queue]\nattempts = 400\n")?;
-        let e = reload(&desk).expect_err("refused").to_string();
+        let e = reload_blocking(&desk).expect_err("refused").to_string();
         assert!(e.contains("animd.toml:2:12: queue.attempts 400"), "{e}");
         assert_eq!(desk.config(), config);
         desk.board.set_status("idle", "waiting for pictures");
         assert!(desk.board.status().borrow().text.contains("is not in force: "));
         write(text)?;
-        reload(&desk)?;
+        reload_blocking(&desk)?;
         desk.board.set_status("idle", "waiting for pictures");
         assert_eq!(desk.board.status().borrow().text, "waiting for pictures");
         Ok(())

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::bus;
 use crate::config::{Config, Sources};
-use crate::delivery::Desk;
+use crate::delivery::{self, Desk};
 use crate::files::show;
 use crate::ledger::Ledger;
 use crate::logind;
@@ -80,7 +80,8 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     let system = (!user).then(|| connection.clone());
     let logind = tokio::spawn(logind::run(system, desk.clone(), wishes.clone(), stopped.clone()));
     let metrics = tokio::spawn(metrics::run(desk.clone(), stopped.clone()));
-    let retention = tokio::spawn(retention::run(desk.clone(), stopped));
+    let retention = tokio::spawn(retention::run(desk.clone(), stopped.clone()));
+    let waiting = tokio::spawn(delivery::deliver_waiting(desk.clone(), delivery::AWAY, stopped));
     notify(&[("READY", "1")]);
     tracing::info!(
         "animd {} is ready: inbox `{}`, outbox `{}`",
@@ -97,7 +98,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
         tokio::select! {
             _ = term.recv() => break false,
             _ = int.recv() => break false,
-            _ = hup.recv() => drop(reload(&desk)),
+            _ = hup.recv() => drop(reload(&desk).await),
             () = connection.closed() => break true,
             Ok(_) = new_start.wait_for(|asked| *asked) => break false,
             Ok(()) = status.changed() => {}
@@ -108,7 +109,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     _ = stop.send(true);
     _ = supervisor.await;
     // Neither holds anything that is not in the ledger; a picture that is just being copied is still in the inbox.
-    for task in [mirror, watchers, logind, metrics, retention] {
+    for task in [mirror, watchers, logind, metrics, retention, waiting] {
         _ = timeout(Duration::from_secs(2), task).await;
     }
     if *desk.profiles.new_start().borrow() {

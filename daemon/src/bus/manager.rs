@@ -274,7 +274,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
         self.hub.rights.check(connection, &header, Action::Configure).await?;
-        let told = crate::reload::reload(&self.hub.desk);
+        let told = crate::reload::reload(&self.hub.desk).await;
         self.hub.look.notify_one();
         told.map(|_| ()).map_err(|e| BusError::InvalidOption(e.to_string()))
     }

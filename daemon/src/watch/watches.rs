@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::access;
 use super::folder::Report;
 use crate::config::Config;
-use crate::delivery::Desk;
+use crate::delivery::{Desk, blocking};
 use crate::files::show;
 use crate::ledger::{AddedWatch, Ledger};
 use crate::{Error, Result};
@@ -67,11 +67,13 @@ pub struct How {
 #[derive(Clone)]
 pub struct Watches {
     list: Arc<RwLock<List>>,
+    /// Held by whoever changes the list.
+    changing: Arc<Mutex<()>>,
     reports: Arc<Mutex<HashMap<PathBuf, Report>>>,
     changed: watch::Sender<()>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct List {
     outbox: PathBuf,
     state: PathBuf,
@@ -84,14 +86,21 @@ struct List {
 impl Default for Watches {
     /// Nothing, until [`Self::configure`].
     fn default() -> Self {
-        Self { list: Arc::default(), reports: Arc::default(), changed: watch::Sender::new(()) }
+        Self {
+            list: Arc::default(),
+            changing: Arc::default(),
+            reports: Arc::default(),
+            changed: watch::Sender::new(()),
+        }
     }
 }
 
 impl Watches {
     /// Follows another configuration; what was added over the bus stays.
     pub fn configure(&self, config: &Config) {
-        let mut list = self.list.write().unwrap_or_else(PoisonError::into_inner);
+        // Folders are looked at below: nobody else waits for that.
+        let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut new = List {
             outbox: config.folders.outbox.clone(),
             state: config.folders.state.clone(),
@@ -113,13 +122,12 @@ impl Watches {
                 origin: Origin::Configured,
             });
         }
-        for old in list.watched.iter().chain(list.refused.iter().map(|(watched, _)| watched)) {
+        for old in old.watched.iter().chain(old.refused.iter().map(|(watched, _)| watched)) {
             if matches!(old.origin, Origin::Added(_)) {
                 new.put(Watched::clone(old));
             }
         }
-        *list = new;
-        drop(list);
+        *self.list.write().unwrap_or_else(PoisonError::into_inner) = new;
         self.changed.send_replace(());
     }
 
@@ -133,6 +141,31 @@ impl Watches {
         drop(list);
         self.changed.send_replace(());
         Ok(())
+    }
+
+    /// Looks at a new folder and writes it down. Blocks.
+    fn add(&self, added: AddedWatch, ledger: &Ledger) -> Result<Arc<Watched>> {
+        let refuse = |text: String| Error::refused("invalid-setting", text);
+        if let Some(why) = access::refusal(&added.path) {
+            return Err(refuse(why));
+        }
+        if let Some(outbox) = &added.outbox {
+            // If it cannot be made, looking at the way there says why.
+            _ = fs::create_dir_all(outbox);
+            if let Some(why) = access::refusal(outbox) {
+                return Err(refuse(format!("its videos cannot be put there: {why}")));
+            }
+        }
+        let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let watched = Arc::new(Watched::from(added.clone()));
+        let list = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(why) = list.refusal(&watched) {
+            return Err(refuse(why));
+        }
+        ledger.call_blocking(move |db| db.add_watch(&added))?;
+        self.list.write().unwrap_or_else(PoisonError::into_inner).watched.push(watched.clone());
+        self.changed.send_replace(());
+        Ok(watched)
     }
 
     /// The folders that are watched.
@@ -283,16 +316,6 @@ pub async fn add(desk: &Desk, path: &Path, how: How, by: u32) -> Result<Arc<Watc
             return Err(refuse(format!("{name} {} is not from {low} to 3600", value.unwrap_or_default())));
         }
     }
-    if let Some(why) = access::refusal(path) {
-        return Err(refuse(why));
-    }
-    if let Some(outbox) = &how.outbox {
-        // If it cannot be made, looking at the way there says why.
-        _ = fs::create_dir_all(outbox);
-        if let Some(why) = access::refusal(outbox) {
-            return Err(refuse(format!("its videos cannot be put there: {why}")));
-        }
-    }
     let added = AddedWatch {
         // Trailing and doubled slashes go, so that it is found again.
         path: path.components().collect(),
@@ -301,17 +324,8 @@ pub async fn add(desk: &Desk, path: &Path, how: How, by: u32) -> Result<Arc<Watc
         poll_seconds: how.poll_seconds,
         owner: by,
     };
-    let watched = Watched::from(added.clone());
-    let check = || {
-        let list = desk.watches.list.read().unwrap_or_else(PoisonError::into_inner);
-        list.refusal(&watched).map_or(Ok(()), |why| Err(refuse(why)))
-    };
-    check()?;
-    desk.ledger.call(move |db| db.add_watch(&added)).await?;
-    let watched = Arc::new(watched.clone());
-    desk.watches.list.write().unwrap_or_else(PoisonError::into_inner).watched.push(watched.clone());
-    desk.watches.changed.send_replace(());
-    Ok(watched)
+    let (watches, ledger) = (desk.watches.clone(), desk.ledger.clone());
+    blocking(move || watches.add(added, &ledger)).await
 }
 
 /// Watches a folder no longer that was added over the bus. Its jobs go on.
