@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use animd::cli::{Args, EXIT_CONFIG, EXIT_NEW_START};
-use animd::{Error, log, service};
+use animd::{Error, log, profile, service};
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -26,6 +26,7 @@ fn start(args: &Args) -> Result<(), Error> {
     let sources = args.sources()?;
     let loaded = sources.load()?;
     if args.check {
+        profile::check(&loaded)?;
         print!("{}", loaded.print(args.origins));
         return Ok(());
     }

@@ -68,6 +68,15 @@ fn check_says_what_is_and_where_it_comes_from() {
         wrong.ends_with("conf.d/20-wrong.toml:2:1: unknown key `atempts`; did you mean `attempts`?\n"),
         "{wrong}"
     );
+
+    fs::write(dir.join("conf.d/20-wrong.toml"), "[profile]\nname = \"h20\"\n").unwrap();
+    let unknown = check(&[], &[]);
+    assert_eq!(unknown.status.code(), Some(78));
+    let unknown = text(&unknown.stderr);
+    assert!(
+        unknown.ends_with("20-wrong.toml:2:8: there is no profile `h20`; did you mean `h200`?\n"),
+        "{unknown}"
+    );
 }
 
 #[test]

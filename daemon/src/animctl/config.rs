@@ -8,6 +8,7 @@ use super::exit::{Exit, Failure, Result};
 use super::{On, print};
 use crate::config::{Loaded, Sources};
 use crate::files::show;
+use crate::profile;
 
 /// Check or show the configuration.
 ///
@@ -50,7 +51,7 @@ struct Show {
 
 pub fn run(args: &Args, on: On) -> Result {
     match &args.verb {
-        Verb::Check(Check { file }) => match (load(file.as_ref(), on.user), on.json) {
+        Verb::Check(Check { file }) => match (check(file.as_ref(), on.user), on.json) {
             (Ok(loaded), true) => {
                 print(json!({"ok": true, "files": files(&loaded)}));
                 Ok(Exit::Done)
@@ -85,6 +86,12 @@ pub fn run(args: &Args, on: On) -> Result {
 pub fn load(file: Option<&PathBuf>, user: bool) -> crate::Result<Loaded> {
     let vars = std::env::vars_os().collect();
     Sources { file: file.cloned(), user, options: Vec::new(), vars }.load()
+}
+
+fn check(file: Option<&PathBuf>, user: bool) -> crate::Result<Loaded> {
+    let loaded = load(file, user)?;
+    profile::check(&loaded)?;
+    Ok(loaded)
 }
 
 fn files(loaded: &Loaded) -> Vec<String> {

@@ -8,7 +8,6 @@ use animd_engine::profile::Profile;
 use animd_engine::protocol::Kernels;
 
 use crate::gpu::{Card, Machine, gib};
-use crate::keys;
 
 /// `[profile]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,14 +91,12 @@ pub fn choose(machine: &Machine, kernels: &Kernels, wish: &Wish, profiles: &[Pro
     let case = Case { kernels, wish, profiles };
     let wished = match profiles.iter().find(|p| p.name == wish.profile) {
         None if wish.profile != AUTO => {
-            let names = profiles.iter().map(|p| p.name.as_str());
-            let hint = keys::hint(&wish.profile, names.clone());
-            let known = names.collect::<Vec<_>>().join(", ");
+            let known = profiles.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
             return Choice {
                 profile: None,
                 gpu: None,
                 state: Verdict::CannotServe,
-                why: vec![format!("there is no profile `{}`{hint}", wish.profile)],
+                why: vec![super::unknown(&wish.profile, profiles)],
                 remedy: Some(format!("set profile.name to `{AUTO}` or one of {known}")),
             };
         }

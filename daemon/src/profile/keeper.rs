@@ -4,7 +4,7 @@
 //! wake the card. Any other is: before a job, and now and then, at growing intervals.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use animd_engine::progress::Stage;
 use animd_engine::protocol::Kernels;
 use tokio::time::Instant;
 
-use super::{AUTO, Choice, FOLDERS, Verdict, Wish, load, read};
+use super::{Choice, FOLDERS, Verdict, Wish, is_file, load, read};
 use crate::config;
 use crate::delivery::Desk;
 use crate::gpu::Machine;
@@ -107,10 +107,7 @@ impl Keeper {
         let asked = self.desk.config().profile.clone();
         let mut wish = Wish { profile: asked.name.clone(), gpu: asked.gpu.clone() };
         let (mut profiles, mut mistakes) = load(&FOLDERS.map(PathBuf::from));
-        if wish.profile != AUTO
-            && (wish.profile.contains('/')
-                || Path::new(&wish.profile).extension().is_some_and(|e| e == "toml"))
-        {
+        if is_file(&wish.profile) {
             match read(wish.profile.as_ref()) {
                 Ok(profile) => {
                     profiles.retain(|p| p.name != profile.name);

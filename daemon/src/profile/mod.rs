@@ -15,6 +15,8 @@ use tokio::sync::watch;
 
 pub use choose::{AUTO, Choice, Verdict, Wish, choose};
 
+use crate::Error;
+use crate::config::Loaded;
 use crate::files::show;
 use crate::gpu::Machine;
 use crate::keys;
@@ -64,6 +66,32 @@ pub fn load(folders: &[PathBuf]) -> (Vec<Profile>, Vec<String>) {
         }
     }
     (profiles, mistakes)
+}
+
+/// Whether `profile.name` is a file's.
+fn is_file(name: &str) -> bool {
+    name.contains('/') || Path::new(name).extension().is_some_and(|e| e == "toml")
+}
+
+/// Checks that the configured profile exists, which the service finds out when it chooses one.
+///
+/// # Errors
+/// [`Error::Config`] with the value's place, and the nearest right name or what is wrong with its file.
+pub fn check(loaded: &Loaded) -> Result<(), Error> {
+    let name = &loaded.config.profile.name;
+    let mistake = if is_file(name) {
+        read(name.as_ref()).err()
+    } else {
+        let (profiles, _) = load(&FOLDERS.map(PathBuf::from));
+        let known = name == AUTO || profiles.iter().any(|p| p.name == *name);
+        (!known).then(|| unknown(name, &profiles))
+    };
+    mistake.map_or(Ok(()), |mistake| Err(Error::Config(loaded.origins.say("profile.name", &mistake))))
+}
+
+/// A sentence about a name that no profile has.
+fn unknown(name: &str, profiles: &[Profile]) -> String {
+    format!("there is no profile `{name}`{}", keys::hint(name, profiles.iter().map(|p| p.name.as_str())))
 }
 
 /// One profile as a list shows it.
