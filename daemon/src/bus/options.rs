@@ -296,7 +296,8 @@ fn truth(key: &str, value: &OwnedVariant) -> Result<bool, BusError> {
 fn file_name(given: &str) -> OsString {
     let last = given.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
     let clean: String = last.chars().map(|c| if c.is_control() { '_' } else { c }).collect();
-    let mut name = clean.trim_start_matches('.').trim().to_owned();
+    // Both at once: what a dot hides may begin with a space, and the other way round.
+    let mut name = clean.trim_start_matches(|c: char| c == '.' || c.is_whitespace()).trim_end().to_owned();
     while name.len() > MAX_NAME {
         name.pop();
     }
@@ -359,6 +360,8 @@ mod tests {
             (Some(5), Some(4), Some(3.0))
         );
         assert_eq!(read.name.as_deref(), Some("x_y".as_ref()));
+        assert_eq!(file_name("... ..photo.png "), file_name("photo.png"));
+        assert_eq!(file_name(". .. "), super::super::DEFAULT_NAME);
         Ok(())
     }
 
