@@ -399,8 +399,7 @@ fn everybody_sees_sums_and_timelines_of_their_own_jobs() {
         return;
     }
     let house = House::system("");
-    let animctl = house.path("animctl");
-    fs::copy(env!("CARGO_BIN_EXE_animctl"), &animctl).unwrap();
+    let animctl = house.animctl_for_all();
     let picture = house.picture();
     fs::set_permissions(&picture, fs::Permissions::from_mode(0o644)).unwrap();
     let alice = |args: &[&str]| {

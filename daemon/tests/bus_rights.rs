@@ -36,8 +36,7 @@ fn others() -> bool {
 
 /// animctl and a picture where every user can read them.
 fn furnish(house: &House) -> (String, String) {
-    let animctl = house.path("animctl");
-    fs::copy(env!("CARGO_BIN_EXE_animctl"), &animctl).unwrap();
+    let animctl = house.animctl_for_all();
     let picture = house.picture();
     fs::set_permissions(&picture, fs::Permissions::from_mode(0o644)).unwrap();
     (animctl.to_str().unwrap().to_owned(), picture)

@@ -4,10 +4,11 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use animd::client::ManagerProxy;
@@ -116,6 +117,18 @@ impl House {
         self.dir.path().join(name)
     }
 
+    /// A copy of animctl where every user can run it.
+    pub fn animctl_for_all(&self) -> PathBuf {
+        let animctl = self.path("animctl");
+        fs::copy(program("animctl", option_env!("CARGO_BIN_EXE_animctl")), &animctl).unwrap();
+        // A child that another test has just forked may still have the copy open for writing.
+        let busy = || Command::new(&animctl).arg("--version").output().map_err(|e| e.kind());
+        while busy() == Err(ErrorKind::ExecutableFileBusy) {
+            sleep(Duration::from_millis(10));
+        }
+        animctl
+    }
+
     /// The engine's process, while there is one.
     pub fn engine(&self) -> Option<u32> {
         let pid = self.service.as_ref()?.id();
@@ -161,7 +174,7 @@ impl House {
             }
             let ended = self.service.as_mut().and_then(|service| service.try_wait().unwrap());
             assert!(ended.is_none(), "the service ended: {ended:?}");
-            std::thread::sleep(Duration::from_millis(50));
+            sleep(Duration::from_millis(50));
         }
         panic!("the service does not answer");
     }
@@ -292,7 +305,7 @@ impl House {
         let start = Instant::now();
         while !done(self) {
             assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
-            std::thread::sleep(Duration::from_millis(20));
+            sleep(Duration::from_millis(20));
         }
     }
 
