@@ -7,6 +7,7 @@
 mod attention;
 mod attention_any;
 mod conv;
+mod copies;
 mod cross_attention;
 mod error;
 mod gemm;
@@ -19,6 +20,7 @@ mod volumes;
 pub use attention::{Attention, Attention8bitLayout, Attention8bitWorkspace};
 pub use attention_any::{AnyAttention, AnyAttentionArguments, Batches};
 pub use conv::{Conv, ConvEnding, ConvLayer, Spatial, Time, Volume, fold_for_doubling};
+pub use copies::{Copies, Strided};
 pub use cross_attention::{CrossAttention, KeyValue};
 pub use cudarc;
 pub use error::Error;
