@@ -56,6 +56,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     };
 
+    println!("cargo::rustc-env=ANIMD_CUDA_MAJOR={}", major(&nvcc)?);
     let mut jobs = Vec::new();
     let common = newest(&[&nvcc, Path::new("build.rs")], headers()?)?;
     for (folder, targets) in FOLDERS {
@@ -110,6 +111,14 @@ fn find_nvcc(manifest: &Path) -> Option<PathBuf> {
         .chain([toolchain])
         .map(|folder| folder.join(&name))
         .find(|nvcc| nvcc.is_file())
+}
+
+/// The major version of CUDA that this nvcc is of: drivers run what is of theirs or an older one.
+fn major(nvcc: &Path) -> Result<u32, Box<dyn Error>> {
+    let output = Command::new(nvcc).arg("--version").output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.split("release ").nth(1).and_then(|rest| rest.split('.').next());
+    Ok(version.ok_or("`nvcc --version` says no release")?.parse()?)
 }
 
 fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, Box<dyn Error>> {

@@ -13,6 +13,7 @@ use crate::{FOLDERS, files, headers, newest, side_by_side};
 pub fn build(out: &Path) -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=emulator");
     println!("cargo::rerun-if-env-changed=CXX");
+    println!("cargo::rustc-env=ANIMD_CUDA_MAJOR=13");
     let compiler = env::var_os("CXX").unwrap_or_else(|| "c++".into());
     let home = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let folder = out.join("emulator");
@@ -44,7 +45,8 @@ pub fn build(out: &Path) -> Result<(), Box<dyn Error>> {
     }
     side_by_side(jobs, |(source, object)| compile_for_host(&compiler, &home, &source, &object))?;
     let mut link = Command::new(&compiler);
-    link.arg("-shared").arg("-o").arg(folder.join("libcuda.so.1")).args(objects);
+    // Of the names that programs look for the driver by, this one is the first.
+    link.args(["-shared", "-Wl,-soname,libcuda.so"]).arg("-o").arg(folder.join("libcuda.so.1")).args(objects);
     run(&mut link).map(|_| ()).map_err(Into::into)
 }
 

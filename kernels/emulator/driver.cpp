@@ -44,6 +44,15 @@ int number(const char* variable, int otherwise) {
 
 constexpr size_t kAlignment = 256;
 
+size_t total_memory() { return size_t(number("ANIMD_EMULATOR_MIB", 16384)) << 20; }
+
+// Holds `mutex`, or is alone.
+size_t free_memory() {
+    size_t used = 0;
+    for (const auto& [start, piece] : pieces) used += piece.bytes;
+    return used < total_memory() ? total_memory() - used : 0;
+}
+
 }  // namespace
 
 namespace emulator {
@@ -65,7 +74,7 @@ std::string describe(uintptr_t address) {
 #define API extern "C" __attribute__((visibility("default"))) int
 
 API cuInit(unsigned) { return kSuccess; }
-API cuDriverGetVersion(int* version) { return *version = 13000, kSuccess; }
+API cuDriverGetVersion(int* version) { return *version = number("ANIMD_EMULATOR_DRIVER", 13000), kSuccess; }
 API cuDeviceGetCount(int* count) { return *count = 1, kSuccess; }
 API cuDeviceGet(int* device, int ordinal) { return *device = ordinal, ordinal == 0 ? kSuccess : 101; }
 API cuDeviceGetName(char* name, int length, int) {
@@ -85,8 +94,11 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
     }
     return kSuccess;
 }
-API cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = size_t(1) << 34, kSuccess; }
-API cuMemGetInfo_v2(size_t* free, size_t* total) { return *free = *total = size_t(1) << 34, kSuccess; }
+API cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = total_memory(), kSuccess; }
+API cuMemGetInfo_v2(size_t* free, size_t* total) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return *free = free_memory(), *total = total_memory(), kSuccess;
+}
 API cuDevicePrimaryCtxRetain(void** context, int) { return *context = &pieces, kSuccess; }
 API cuDevicePrimaryCtxRelease_v2(int) { return kSuccess; }
 API cuCtxSetCurrent(void*) { return kSuccess; }
@@ -108,6 +120,10 @@ API cuGetErrorString(int code, const char** text) { return cuGetErrorName(code, 
 
 // Each piece of memory ends before a page that cannot be touched.
 API cuMemAlloc_v2(uint64_t* address, size_t bytes) {
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (bytes > free_memory()) return kOutOfMemory;
+    }
     const size_t page = size_t(sysconf(_SC_PAGESIZE));
     const size_t used = (bytes + kAlignment - 1) / kAlignment * kAlignment;
     const size_t inner = (used + page - 1) / page * page;

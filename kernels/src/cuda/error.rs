@@ -8,6 +8,21 @@ pub enum Error {
     /// libcuda is not there or cannot be opened.
     #[error("NVIDIA's driver is not installed: `libcuda.so.1` cannot be opened")]
     NoDriver,
+    /// The driver is older than the embedded machine code.
+    #[error(
+        "NVIDIA's driver is too old: it knows CUDA {major}.{minor}, and the kernels need {needs}.0: install driver {branch} or \
+         newer"
+    )]
+    OldDriver {
+        /// Of the driver's version of CUDA.
+        major: i32,
+        /// Of the driver's version of CUDA.
+        minor: i32,
+        /// The major version that it would take.
+        needs: i32,
+        /// The oldest branch of the driver that has it.
+        branch: u32,
+    },
     /// No embedded machine code serves this card.
     #[error(
         "the GPU `{name}` (compute capability {major}.{minor}) is not supported: the kernels need 8.9 (RTX 4090, L40S) or newer"

@@ -33,19 +33,48 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
 
+/// The major version of CUDA that the embedded code was compiled with.
+const CUDA_MAJOR: i32 = match env!("ANIMD_CUDA_MAJOR").as_bytes() {
+    [tens, ones] => (*tens - b'0') as i32 * 10 + (*ones - b'0') as i32,
+    _ => panic!("a version of CUDA has two digits"),
+};
+
+/// The oldest branch of NVIDIA's driver that runs the embedded code.
+pub const OLDEST_DRIVER: u32 = if CUDA_MAJOR < 13 { 525 } else { 580 };
+
 /// Opens a GPU that the embedded kernels run on.
 ///
 /// # Errors
 ///
-/// [`Error::NoDriver`] without NVIDIA's driver, [`Error::Driver`] if there is no GPU of this number or it does not
-/// start, [`Error::UnsupportedGpu`] if no embedded code serves it.
+/// [`Error::NoDriver`] without NVIDIA's driver, [`Error::OldDriver`] if it is older than the embedded code,
+/// [`Error::Driver`] if there is no GPU of this number or it does not start, [`Error::UnsupportedGpu`] if no embedded code
+/// serves it.
 pub fn open(ordinal: usize) -> Result<Arc<CudaContext>, Error> {
+    #[cfg(feature = "emulator")]
+    emulate()?;
     // SAFETY: opens libcuda and looks at nothing in it; cudarc keeps it open. Asked first because cudarc panics at the
     // first call without it.
     if !unsafe { cudarc::driver::sys::is_culib_present() } {
         return Err(Error::NoDriver);
     }
+    let mut version = 0;
+    // SAFETY: writes one number; it may be asked before anything else.
+    unsafe { cudarc::driver::sys::cuDriverGetVersion(&raw mut version).result()? };
+    if version / 1000 < CUDA_MAJOR {
+        let (major, minor) = (version / 1000, version % 1000 / 10);
+        return Err(Error::OldDriver { major, minor, needs: CUDA_MAJOR, branch: OLDEST_DRIVER });
+    }
     let context = CudaContext::new(ordinal)?;
     module::target(&context)?;
     Ok(context)
+}
+
+/// Puts the emulator where NVIDIA's driver is looked for: a library that is open already is found by its name.
+#[cfg(feature = "emulator")]
+fn emulate() -> Result<(), Error> {
+    static LOADED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    let path = concat!(env!("OUT_DIR"), "/emulator/libcuda.so.1");
+    // SAFETY: the library was built with this crate and runs nothing when it is opened. It is never closed.
+    let load = || unsafe { libloading::Library::new(path) }.map(std::mem::forget).is_ok();
+    if *LOADED.get_or_init(load) { Ok(()) } else { Err(Error::NoDriver) }
 }
