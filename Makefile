@@ -43,8 +43,10 @@ cuda: ## compile the CUDA kernels and lint their launchers; needs no GPU
 	$(CARGO) test --release --locked -p animd-kernels --features cuda
 	$(CARGO) clippy --release --locked -p animd-kernels --features cuda --all-targets -- -D warnings
 
-emulate: setup ## run every CUDA kernel on the CPU at small sizes; needs neither a GPU nor CUDA
+emulate: setup ## run every CUDA kernel, and the GPU backend, on the CPU at small sizes; needs neither a GPU nor CUDA
 	$(CARGO) test --release --locked -p animd-kernels --features emulator
+	$(CARGO) test --release --locked -p animd-engine --features emulator --lib cuda
+	$(CARGO) test --release --locked -p animd-engine --features emulator --test cuda
 
 setup: ## install what is missing on this machine, asking first (YES=1: without asking)
 	@packaging/setup.sh

@@ -5,18 +5,45 @@
 
 pub mod conv;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod sequence;
 
 use crate::Result;
-use crate::weights::HostTensor;
+use crate::plan::{self, Setup};
+use crate::weights::{Component, HostTensor};
 
 pub use conv::ConvOps;
 pub use sequence::SequenceOps;
 
-/// A whole backend.
-pub trait Backend: SequenceOps + ConvOps + Send + Sync + 'static {
+/// A whole backend; clones share the device.
+pub trait Backend: SequenceOps + ConvOps + Clone + Send + Sync + 'static {
     /// `cpu` or `cuda`.
     fn name(&self) -> &'static str;
+
+    /// How it runs the model, for plans.
+    fn setup(&self) -> Setup {
+        Setup::CPU
+    }
+
+    /// The same backend, which gives the weights that it loads the types of this network's.
+    #[must_use]
+    fn loading(&self, _: Component) -> Self {
+        self.clone()
+    }
+
+    /// Takes the memory of a job, so that none need be taken while it runs.
+    ///
+    /// # Errors
+    /// [`crate::Error::Memory`] if the device has not so much.
+    fn reserve(&self, _: &plan::Memory) -> Result<()> {
+        Ok(())
+    }
+
+    /// The most bytes of a GPU's memory that were in use since this was asked last; 0 without a GPU.
+    fn peak_memory(&self) -> u64 {
+        0
+    }
 }
 
 /// Moving tensors and adding them up.
@@ -38,6 +65,11 @@ pub trait TensorOps {
 
     /// Elements `start..start + len` along `axis`.
     fn narrow(&self, tensor: &Self::Tensor, axis: usize, start: usize, len: usize) -> Result<Self::Tensor>;
+
+    /// The same values in memory of their own, where a part would keep all of the tensor that it is a part of.
+    fn detach(&self, tensor: &Self::Tensor) -> Result<Self::Tensor> {
+        Ok(tensor.clone())
+    }
 
     /// Tensors one after the other along `axis`.
     fn concat(&self, parts: &[&Self::Tensor], axis: usize) -> Result<Self::Tensor>;

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use animd_engine::backend::cpu::Cpu;
+use animd_engine::backend::Backend;
 use animd_engine::pipeline::{Job, Pipeline};
-use animd_engine::protocol::Pictures;
+use animd_engine::protocol::{Pictures, Report};
 use animd_engine::request::Settings;
 use animd_engine::{Error, Result, image, video};
 
+use super::backend::{self, Chosen};
 use super::bar::Bar;
 use super::stop::Stop;
 use super::{ModelArgs, print, print_json};
@@ -60,8 +61,9 @@ impl Generate {
             })?;
             self.settings.prompt = Some(text);
         }
-        if let Some(name) = &self.profile {
-            self.settings = self.settings.or(super::profile::open(name)?.settings);
+        let profile = self.profile.as_deref().map(super::profile::open).transpose()?;
+        if let Some(profile) = &profile {
+            self.settings = self.settings.or(profile.settings.clone());
         }
         let request = self.settings.resolve(super::draw_seed)?;
         let picture = image::decode(&self.image)?;
@@ -79,11 +81,13 @@ impl Generate {
         let stop = Stop::listen()?;
         let job = Job::new(&picture, request)?;
         drop(picture);
-        let mut pipeline = Pipeline::open(Cpu::new(), &self.model.model, self.model.dit.as_deref())?;
         let part = video::part_path(&out)?;
-        stop.unfinished(&part);
-        let bar = Bar::new(self.json, stop);
-        let report = pipeline.run(&job, &part, &pictures, &bar);
+        let run = Run { model: &self.model, job: &job, part: &part, pictures: &pictures };
+        let (report, bar) = match backend::choose(profile.as_ref())? {
+            Chosen::Cpu(backend) => run.with(backend, stop, self.json)?,
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(backend) => run.with(backend, stop, self.json)?,
+        };
         bar.finish();
         let report = report?;
         video::place(&part, &out).inspect_err(|_| {
@@ -109,6 +113,23 @@ impl Generate {
                 report.seed
             ))
         }
+    }
+}
+
+/// One video, whoever computes it.
+struct Run<'a> {
+    model: &'a ModelArgs,
+    job: &'a Job,
+    part: &'a Path,
+    pictures: &'a Pictures,
+}
+
+impl Run<'_> {
+    fn with<B: Backend>(&self, backend: B, stop: Stop, quiet: bool) -> Result<(Result<Report>, Bar)> {
+        let mut pipeline = Pipeline::open(backend, &self.model.model, self.model.dit.as_deref())?;
+        stop.unfinished(self.part);
+        let bar = Bar::new(quiet, stop);
+        Ok((pipeline.run(self.job, self.part, self.pictures, &bar), bar))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The commands of `animd-engine`, one a file.
 
+mod backend;
 mod bar;
 mod generate;
 mod inspect;

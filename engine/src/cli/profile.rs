@@ -31,7 +31,7 @@ pub fn open(name: &str) -> Result<Profile> {
             )));
         }
     };
-    if profile.on_gpu() {
+    if profile.on_gpu() && !cfg!(feature = "cuda") {
         return Err(Error::Device(format!(
             "the profile `{}` is for NVIDIA GPUs, for which this build has no code; take `cpu`",
             profile.name
@@ -47,6 +47,9 @@ mod tests {
     #[test]
     fn profiles_come_by_name_or_from_a_file() -> std::io::Result<()> {
         assert_eq!(open("cpu").map(|p| p.name).ok().as_deref(), Some("cpu"));
+        #[cfg(feature = "cuda")]
+        assert!(open("h200").is_ok());
+        #[cfg(not(feature = "cuda"))]
         assert!(open("h200").is_err_and(|e| e.code() == "device" && e.to_string().contains("take `cpu`")));
         assert!(open("h2000").is_err_and(|e| e.to_string().contains("known are h200, h100")));
         let dir = tempfile::tempdir()?;

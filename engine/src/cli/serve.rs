@@ -9,16 +9,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use animd_engine::backend::cpu::Cpu;
+use animd_engine::backend::Backend;
 use animd_engine::pipeline::{Job, Pipeline};
 use animd_engine::progress::{Observer, Progress};
-use animd_engine::protocol::{
-    FromEngine, HEARTBEAT_SECONDS, Kernels, MAX_LINE, PROTOCOL, Pictures, Report, ToEngine,
-};
+use animd_engine::protocol::{FromEngine, HEARTBEAT_SECONDS, MAX_LINE, PROTOCOL, Pictures, Report, ToEngine};
 use animd_engine::request::Request;
 use animd_engine::{Error, Result, image};
 
 use super::ModelArgs;
+use super::backend::{self, Chosen};
 
 /// Take jobs from a parent process on standard input, a socket.
 #[derive(clap::Args)]
@@ -146,22 +145,26 @@ impl Serve {
     fn work(self, reading: UnixStream, shared: &'static Shared) -> ExitCode {
         // A profile's settings are the parent's affair: its requests are complete.
         let profile = self.profile.as_deref().map_or(Ok(None), |name| super::profile::open(name).map(Some));
-        let opened =
-            profile.and_then(|_| Pipeline::open(Cpu::new(), &self.model.model, self.model.dit.as_deref()));
+        match profile.and_then(|profile| backend::choose(profile.as_ref())) {
+            Ok(Chosen::Cpu(backend)) => self.work_on(backend, reading, shared),
+            #[cfg(feature = "cuda")]
+            Ok(Chosen::Cuda(backend)) => self.work_on(backend, reading, shared),
+            Err(e) => unusable(shared, &e),
+        }
+    }
+
+    fn work_on<B: Backend>(self, backend: B, reading: UnixStream, shared: &'static Shared) -> ExitCode {
+        let opened = Pipeline::open(backend, &self.model.model, self.model.dit.as_deref());
         let mut pipeline = match opened {
             Ok(pipeline) => pipeline,
-            Err(e) => {
-                shared.send(&FromEngine::Failed { job: 0, code: e.code().into(), message: e.to_string() });
-                return ExitCode::from(EXIT_UNUSABLE);
-            }
+            Err(e) => return unusable(shared, &e),
         };
         shared.send(&FromEngine::Hello {
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").into(),
             backend: pipeline.backend_name().into(),
             model: pipeline.model_name().into(),
-            // There is no backend but the CPU's yet.
-            kernels: Kernels::default(),
+            kernels: backend::kernels(),
             device: None,
             dims: Some(Box::new(pipeline.dims())),
         });
@@ -188,7 +191,13 @@ impl Serve {
     }
 }
 
-fn one(pipeline: &mut Pipeline<Cpu>, shared: &Shared, order: Order) -> Result<Report> {
+/// Says why nothing can be computed.
+fn unusable(shared: &Shared, e: &Error) -> ExitCode {
+    shared.send(&FromEngine::Failed { job: 0, code: e.code().into(), message: e.to_string() });
+    ExitCode::from(EXIT_UNUSABLE)
+}
+
+fn one<B: Backend>(pipeline: &mut Pipeline<B>, shared: &Shared, order: Order) -> Result<Report> {
     let Order { job, image, output, pictures, request } = order;
     request.check()?;
     let picture = image::decode(&image)?;

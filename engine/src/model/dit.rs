@@ -263,7 +263,7 @@ impl<B: SequenceOps> Dit<B> {
                     });
                     let mut probe: Probe<'_, _> =
                         of_block.as_mut().map(|p| p as &mut dyn FnMut(&str, &B::Tensor));
-                    tokens = block.forward(b, &tokens, context, &all, &mut probe)?;
+                    tokens = block.forward(b, tokens, context, &all, &mut probe)?;
                     show(&mut probe, || "out".into(), &tokens);
                 }
                 residual = before.map(|before| b.combine(&[(1.0, &tokens), (-1.0, &before)])).transpose()?;
@@ -313,16 +313,16 @@ impl<B: SequenceOps> Block<B> {
     fn forward(
         &self,
         b: &B,
-        x: &B::Tensor,
+        mut x: B::Tensor,
         context: &[(B::Tensor, B::Tensor); 2],
         all: &Common<'_, B>,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
         let modulation = b.combine(&[(1.0, &self.modulation), (1.0, all.e0)])?;
         let row = |i| b.narrow(&modulation, 0, i, 1);
-        // Each part on its own lets go of its intermediates before the next one starts.
-        let x = self.self_attention(b, x, &[row(0)?, row(1)?, row(2)?], all, probe)?;
-        let x = self.cross_attention(b, &x, context, all, probe)?;
+        // Each part on its own lets go of its intermediates and its input before the next one starts.
+        x = self.self_attention(b, &x, &[row(0)?, row(1)?, row(2)?], all, probe)?;
+        x = self.cross_attention(b, &x, context, all, probe)?;
         self.feed_forward(b, &x, &[row(3)?, row(4)?, row(5)?], all, probe)
     }
 
@@ -335,19 +335,22 @@ impl<B: SequenceOps> Block<B> {
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
         let &Common { heads, scale: product_scale, eps, rope, .. } = all;
-        let h = b.layer_norm(x, &NormParams::Modulated { shift, scale }, eps)?;
-        let [q, k, v] = columns(b, &b.linear(&h, &self.qkv, &Epilogue::default())?)?;
-        let q = b.rms_norm(&q, &self.norm_q, eps, Some(rope))?;
-        let k = b.rms_norm(&k, &self.norm_k, eps, Some(rope))?;
-        let h = b.attention(&Attention {
-            q: &q,
-            k: &k,
-            v: &v,
-            heads,
-            scale: product_scale,
-            bias: None,
-            residual: None,
-        })?;
+        // Queries, keys and values are let go of before the last layer makes new tokens.
+        let h = {
+            let h = b.layer_norm(x, &NormParams::Modulated { shift, scale }, eps)?;
+            let [q, k, v] = columns(b, &b.linear(&h, &self.qkv, &Epilogue::default())?)?;
+            let q = b.rms_norm(&q, &self.norm_q, eps, Some(rope))?;
+            let k = b.rms_norm(&k, &self.norm_k, eps, Some(rope))?;
+            b.attention(&Attention {
+                q: &q,
+                k: &k,
+                v: &v,
+                heads,
+                scale: product_scale,
+                bias: None,
+                residual: None,
+            })?
+        };
         show_branch(b, &h, &self.o, probe, "self_attn")?;
         b.linear(&h, &self.o, &Epilogue { gate: Some(gate), residual: Some(x), ..Epilogue::default() })
     }
@@ -362,12 +365,14 @@ impl<B: SequenceOps> Block<B> {
     ) -> Result<B::Tensor> {
         let &Common { heads, scale, eps, .. } = all;
         let CrossAttention { q, norm_q, o, .. } = &self.cross;
-        let h = self.norm3.apply(b, x)?;
-        let q = b.rms_norm(&b.linear(&h, q, &Epilogue::default())?, norm_q, eps, None)?;
-        let attend = |(k, v): &(B::Tensor, B::Tensor), residual: Option<&B::Tensor>| {
-            b.attention(&Attention { q: &q, k, v, heads, scale, bias: None, residual })
+        let h = {
+            let h = self.norm3.apply(b, x)?;
+            let q = b.rms_norm(&b.linear(&h, q, &Epilogue::default())?, norm_q, eps, None)?;
+            let attend = |(k, v): &(B::Tensor, B::Tensor), residual: Option<&B::Tensor>| {
+                b.attention(&Attention { q: &q, k, v, heads, scale, bias: None, residual })
+            };
+            attend(image, Some(&attend(text, None)?))?
         };
-        let h = attend(image, Some(&attend(text, None)?))?;
         show_branch(b, &h, o, probe, "cross_attn")?;
         b.linear(&h, o, &Epilogue { residual: Some(x), ..Epilogue::default() })
     }

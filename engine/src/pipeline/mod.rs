@@ -144,7 +144,7 @@ impl<B: Backend> Pipeline<B> {
             steps,
             bytes,
             peak_ram_bytes: models::peak_ram(),
-            peak_gpu_bytes: 0,
+            peak_gpu_bytes: self.peak_gpu(),
         })
     }
 

@@ -10,9 +10,10 @@ use crate::model::clip::Clip;
 use crate::model::dit::Dit;
 use crate::model::t5::T5;
 use crate::model::vae::{Colours, Vae};
-use crate::plan::{Plan, Setup, gib};
+use crate::plan::{Plan, gib};
+use crate::profile::Backend as Kind;
 use crate::text::{self, MAX_TOKENS, Tokenizer};
-use crate::weights;
+use crate::weights::{self, Component};
 use crate::{Error, Result};
 
 use super::Job;
@@ -66,6 +67,11 @@ impl<B: Backend> Pipeline<B> {
         self.files.dims()
     }
 
+    /// Bytes of a GPU's memory, at most, since this was asked last.
+    pub(super) fn peak_gpu(&self) -> u64 {
+        self.backend.peak_memory()
+    }
+
     /// `cpu` or `cuda`.
     pub fn backend_name(&self) -> &'static str {
         self.backend.name()
@@ -84,13 +90,13 @@ impl<B: Backend> Pipeline<B> {
             clock.observer().check()
         };
         let files = &self.files;
-        let t5 = T5::load(b, &files.t5.0, &files.t5.1)?;
+        let t5 = T5::load(&b.loading(Component::T5), &files.t5.0, &files.t5.1)?;
         loaded(clock, files.t5.0.parameters())?;
-        let clip = Clip::load(b, &files.clip.0, &files.clip.1)?;
+        let clip = Clip::load(&b.loading(Component::Clip), &files.clip.0, &files.clip.1)?;
         loaded(clock, files.clip.0.parameters())?;
-        let vae = Vae::load(b, &files.vae.0, &files.vae.1)?;
+        let vae = Vae::load(&b.loading(Component::Vae), &files.vae.0, &files.vae.1)?;
         loaded(clock, files.vae.0.parameters())?;
-        let dit = Dit::load(b, &files.dit.0, &files.dit.1)?;
+        let dit = Dit::load(&b.loading(Component::Dit), &files.dit.0, &files.dit.1)?;
         loaded(clock, files.dit.0.parameters())?;
         self.models = Some(Models { dit, t5, clip, vae, texts: HashMap::new(), colours: None });
         Ok(())
@@ -120,8 +126,8 @@ impl<B: Backend> Pipeline<B> {
 
     /// What a job will cost.
     pub(super) fn plan(&self, job: &Job) -> Plan {
-        // As the CPU's backend runs it, which is the only one so far.
-        Plan::new(&self.dims(), &job.request, [job.width(), job.height()], &Setup::CPU)
+        let setup = self.backend.setup();
+        Plan::new(&self.dims(), &job.request, [job.width(), job.height()], &setup)
     }
 
     /// Of all four networks.
@@ -134,10 +140,13 @@ impl<B: Backend> Pipeline<B> {
         self.files.dit.1.num_layers
     }
 
-    /// Refuses a job that the machine's memory cannot hold, before anything is loaded.
+    /// Refuses a job that the memory cannot hold, before anything is loaded; what is a GPU's is taken.
     pub(super) fn check_memory(&self, job: &Job) -> Result<()> {
-        let Some(available) = available_ram() else { return Ok(()) };
         let memory = self.plan(job).memory;
+        if self.backend.setup().backend == Kind::Cuda {
+            return self.backend.reserve(&memory);
+        }
+        let Some(available) = available_ram() else { return Ok(()) };
         let weights = memory.phases.iter().map(|p| p.weights).max().unwrap_or_default();
         let weights = if self.is_loaded() { 0 } else { weights };
         let activations = memory.phases.iter().map(|p| p.kept + p.activations).max().unwrap_or_default();

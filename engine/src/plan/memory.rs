@@ -121,10 +121,14 @@ fn networks(dims: &Dims, setup: &Setup) -> (u64, Vec<Network>) {
         (Sensitive::Same, Weights::Bf16 | Weights::Fp8) => 2,
         _ => 4,
     };
+    // On a GPU, f32 matrices are sums of two bf16 numbers, of which one is there twice.
+    let whole = |e: &Expected| if setup.backend == Backend::Cuda && e.shape.len() > 1 { 6 } else { 4 };
     // Large matrices in the network's type, an f32 for each row beside 8 bits; the rest in another type.
     let tensor = |e: &Expected, large: bool, weights: Weights, rest: u64| match large {
         true if weights == Weights::Fp8 => elements(e) + 4 * e.shape[0] as u64,
+        true if weights == Weights::Fp32 => elements(e) * whole(e),
         true => elements(e) * size(weights),
+        false if rest == 4 => elements(e) * whole(e),
         false => elements(e) * rest,
     };
     let network = |name, tensors: &[Expected], place, bytes: &dyn Fn(&Expected) -> u64| Network {
@@ -177,10 +181,12 @@ fn streamed(tensors: &[Expected], bytes: &dyn Fn(&Expected) -> u64) -> u64 {
 /// Bytes of activations at each stage's largest moment, and of what is kept between stages.
 ///
 /// The transformers: rows of tokens times the widths that are alive together. On the CPU eight times the model's width
-/// (input, norm, q, k, v and their normed copies, result) and twice the feed-forward's, in f32. On a GPU either the
-/// residual stream, a norm, q, k, v and the result of attention (with 8-bit attention its copies of q, k and v too), or
-/// the residual stream, a norm and the feed-forward's inner rows; norms and inner rows in the type of the matrices that
-/// read them, all else in bf16.
+/// (input, norm, q, k, v and their normed copies, result) and twice the feed-forward's, in f32. On a GPU the residual
+/// stream with either q, k, v and the result of attention (with 8-bit attention its copies of q, k and v too), or a norm,
+/// the feed-forward's inner rows (before an 8-bit matrix in 8 bits, too) and the new stream; all but the stream in bf16,
+/// norms in the type of the matrices that read them; or what the last layer reads, in f32 and as sums of two bf16 numbers.
+///
+/// What blocks attend to: keys and values and, on a GPU, keys before their norm.
 ///
 /// The VAE: input and result of its largest convolution, twice (one more pair for the residual and the norm), for a
 /// chunk of four frames or their equal at lower resolution; and the frames that each causal convolution remembers, of all
@@ -207,13 +213,22 @@ impl Estimate {
                 return 4 * rows * (8 * dim + 2 * ffn);
             }
             let operand = size(weights).min(2);
-            let attention = (stream + operand + 4 * 2 + if eight_bit { 3 } else { 0 }) * dim;
-            let feed_forward = (stream + operand) * dim + operand * ffn;
+            let attention = (stream + 4 * 2 + if eight_bit { 3 } else { 0 }) * dim;
+            let inner = if weights == Weights::Fp8 { 3 } else { 2 };
+            let feed_forward = (2 * stream + operand) * dim + inner * ffn;
             rows * attention.max(feed_forward)
         };
         let tokens = latent.iter().product::<usize>() / 4;
         let image = image_tokens(&dims.clip);
         let (dit, t5, clip) = (&dims.dit, &dims.t5, &dims.clip);
+        // The stream, its norm and that as sums of two bf16 numbers; the patches before, and the velocity twice.
+        let head = match cpu {
+            true => 0,
+            false => {
+                let normed = if stream == 4 { 4 + 6 } else { 2 };
+                (tokens * ((stream + normed) as usize * dit.dim + 16 * (dit.in_dim + 2 * dit.out_dim))) as u64
+            }
+        };
         let branches = u64::from(branches);
         let keys = ((dit.text_len + image) * 2 * dit.dim * dit.num_layers) as u64;
         let residuals = match request.step_cache {
@@ -228,9 +243,9 @@ impl Estimate {
             text: transformer(dit.text_len, t5.dim, t5.ffn_dim, setup.precision.text, false),
             clip: transformer(image, clip.dim, clip.mlp_dim, setup.precision.clip, false),
             vae_encode: vae(vae::encoder),
-            denoise: transformer(tokens, dit.dim, dit.ffn_dim, setup.precision.dit, eight_bit),
+            denoise: transformer(tokens, dit.dim, dit.ffn_dim, setup.precision.dit, eight_bit).max(head),
             vae_decode: vae(vae::decoder),
-            context: branches * act * keys,
+            context: branches * if cpu { act * keys } else { act * keys * 3 / 2 },
             residuals,
         }
     }

@@ -90,9 +90,11 @@ impl<T: Clone> History<T> {
         self.past.clear();
         let mut missing = keep;
         for part in parts.iter().rev() {
-            let n = missing.min(count(b, part));
+            let all = count(b, part);
+            let n = missing.min(all);
             if n > 0 {
-                self.past.insert(0, tail(b, part, n)?);
+                let last = tail(b, part, n)?;
+                self.past.insert(0, if n < all { b.detach(&last)? } else { last });
             }
             missing -= n;
         }

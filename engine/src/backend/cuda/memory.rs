@@ -1,0 +1,274 @@
+//! Device memory: large slabs from the driver, taken before a job, and pieces of them for tensors.
+//!
+//! A piece goes back when its last user is dropped, at once: whatever still reads it was enqueued before, on the same
+//! stream as whatever is going to write it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use animd_kernels::cuda::cudarc::driver::sys::CUresult;
+use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaStream, result};
+
+use super::device;
+use crate::plan::gib;
+use crate::{Error, Result};
+
+/// Pieces begin at multiples of this: what kernels ask for, and whole lines of the caches.
+const ALIGNMENT: usize = 256;
+
+/// Memory for one purpose.
+pub(super) struct Arena {
+    context: Arc<CudaContext>,
+    /// What it is for, in sentences.
+    purpose: &'static str,
+    /// At least so many bytes more are taken from the driver where a piece has no room; 0 for none.
+    step: usize,
+    /// Bytes of the GPU's memory that are left to others.
+    leave: usize,
+    /// Fills pieces with NaN before their use, so that a read of what nobody wrote shows, and looks behind them when they
+    /// come back, for what was written there.
+    poison: Option<Arc<CudaStream>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    slabs: Vec<Slab>,
+    usage: Usage,
+    /// Something was written behind a piece.
+    overrun: bool,
+}
+
+/// What an arena has given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes in use.
+    pub used: usize,
+    /// The most bytes in use at once since [`crate::backend::Backend::peak_memory`] was asked last.
+    pub peak: usize,
+    /// Bytes taken from the driver.
+    pub reserved: usize,
+    /// How often the driver was asked.
+    pub reservations: usize,
+}
+
+/// One range of the driver's.
+struct Slab {
+    address: u64,
+    bytes: usize,
+    /// Lengths of the free ranges by their offsets; none touches another.
+    free: BTreeMap<usize, usize>,
+    /// Gives no more pieces, and goes back to the driver when it has all of them.
+    retired: bool,
+}
+
+/// A range of memory, which goes back when this is dropped.
+pub(super) struct Piece {
+    arena: Arc<Arena>,
+    pub address: u64,
+    bytes: usize,
+}
+
+impl Arena {
+    pub fn new(
+        context: &Arc<CudaContext>,
+        purpose: &'static str,
+        [step, leave]: [usize; 2],
+        poison: Option<Arc<CudaStream>>,
+    ) -> Arc<Self> {
+        Arc::new(Self { context: context.clone(), purpose, step, leave, poison, state: Mutex::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn usage(&self) -> Usage {
+        self.state().usage
+    }
+
+    pub fn forget_peak(&self) {
+        let usage = &mut self.state().usage;
+        usage.peak = usage.used;
+    }
+
+    /// Takes as many more bytes from the driver.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if it has not so many.
+    pub fn grow(&self, bytes: usize) -> Result<()> {
+        self.add(&mut self.state(), bytes.next_multiple_of(ALIGNMENT))
+    }
+
+    /// Sees to it that `bytes` lie in one range, and gives back what is smaller.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the driver has not so many. What was there before is there still, if it was in use.
+    pub fn reserve(&self, bytes: usize) -> Result<()> {
+        let bytes = bytes.next_multiple_of(ALIGNMENT);
+        let mut state = self.state();
+        if state.slabs.iter().any(|slab| !slab.retired && slab.bytes >= bytes) {
+            return Ok(());
+        }
+        state.slabs.iter_mut().for_each(|slab| slab.retired = true);
+        self.release(&mut state);
+        let result = self.add(&mut state, bytes);
+        if result.is_err() {
+            state.slabs.iter_mut().for_each(|slab| slab.retired = false);
+        }
+        result
+    }
+
+    fn add(&self, state: &mut State, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.context.bind_to_thread().map_err(device)?;
+        let (free, total) = self.context.mem_get_info().map_err(device)?;
+        let no_room = || {
+            let left_alone = match self.leave {
+                0 => String::new(),
+                leave => format!(", and leave {} to others", gib(leave as u64)),
+            };
+            Error::Memory(format!(
+                "the GPU has {} of {} free; {} need {} more than the {} that they have{left_alone}: end other programs on \
+                 the GPU, use a smaller size or fewer frames, or a profile for a smaller card",
+                gib(free as u64),
+                gib(total as u64),
+                self.purpose,
+                gib(bytes as u64),
+                gib(state.usage.reserved as u64)
+            ))
+        };
+        if bytes.saturating_add(self.leave) > free {
+            return Err(no_room());
+        }
+        // SAFETY: a context is current. What comes back is given to nobody but in pieces.
+        let address = match unsafe { result::malloc_sync(bytes) } {
+            Ok(address) => address,
+            Err(e) if e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => return Err(no_room()),
+            Err(e) => return Err(device(e)),
+        };
+        state.slabs.push(Slab { address, bytes, free: BTreeMap::from([(0, bytes)]), retired: false });
+        state.usage.reserved += bytes;
+        state.usage.reservations += 1;
+        Ok(())
+    }
+
+    /// Gives retired slabs that are whole back to the driver.
+    fn release(&self, state: &mut State) {
+        let usage = &mut state.usage;
+        state.slabs.retain(|slab| {
+            let whole = slab.free.get(&0) == Some(&slab.bytes);
+            if slab.retired && whole {
+                self.free(slab);
+                usage.reserved -= slab.bytes;
+            }
+            !(slab.retired && whole)
+        });
+    }
+
+    fn free(&self, slab: &Slab) {
+        // A driver that fails here has failed for good, and the next call says so.
+        let _ = self.context.bind_to_thread();
+        // SAFETY: the range came from this allocator, and no piece of it is left. The driver waits for what runs.
+        let _ = unsafe { result::free_sync(slab.address) };
+    }
+
+    /// A piece of at least one byte.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if no free range is long enough: the plan was wrong.
+    pub fn take(self: &Arc<Self>, bytes: usize) -> Result<Piece> {
+        let guard = if self.poison.is_some() { ALIGNMENT } else { 0 };
+        let size = bytes.max(1).next_multiple_of(ALIGNMENT) + guard;
+        let mut state = self.state();
+        if state.overrun {
+            return Err(Error::Internal(format!("{} wrote behind a piece of their memory", self.purpose)));
+        }
+        let fits = |slab: &Slab| !slab.retired && slab.free.values().any(|len| *len >= size);
+        if self.step > 0 && !state.slabs.iter().any(fits) {
+            self.add(&mut state, size.max(self.step))?;
+        }
+        let State { slabs, usage, .. } = &mut *state;
+        let ranges = slabs.iter_mut().filter(|slab| !slab.retired).filter_map(|slab| {
+            let fitting = slab.free.iter().filter(|(_, len)| **len >= size);
+            // Of the ranges that are long enough the shortest, so that long ones stay long.
+            fitting.min_by_key(|(_, len)| **len).map(|(at, len)| (*len, *at)).map(|best| (best, slab))
+        });
+        let Some(((len, at), slab)) = ranges.min_by_key(|(best, _)| *best) else {
+            return Err(Error::Memory(format!(
+                "{} have {} on the GPU, {} of it in use, and no {} in one piece: use a smaller size or fewer frames, or a \
+                 profile for a smaller card",
+                self.purpose,
+                gib(usage.reserved as u64),
+                gib(usage.used as u64),
+                gib(size as u64)
+            )));
+        };
+        slab.free.remove(&at);
+        if len > size {
+            slab.free.insert(at + size, len - size);
+        }
+        let address = slab.address + at as u64;
+        usage.used += size;
+        usage.peak = usage.peak.max(usage.used);
+        drop(state);
+        let piece = Piece { arena: self.clone(), address, bytes: size };
+        if let Some(stream) = &self.poison {
+            self.context.bind_to_thread().map_err(device)?;
+            // SAFETY: the piece is nobody else's, and work before it on this stream is done with it.
+            unsafe { result::memset_d8_async(address, 0xff, size, stream.cu_stream()) }.map_err(device)?;
+        }
+        Ok(piece)
+    }
+
+    /// Whether what lies behind a piece of a poisoned arena is as it was.
+    fn is_untouched(&self, address: u64, bytes: usize) -> bool {
+        let Some(stream) = &self.poison else { return true };
+        let mut guard = [0u8; ALIGNMENT];
+        let behind = address + (bytes - ALIGNMENT) as u64;
+        // SAFETY: the piece has these bytes; the wait follows before anybody reads them.
+        let read = self.context.bind_to_thread().and_then(|()| unsafe {
+            result::memcpy_dtoh_async(&mut guard, behind, stream.cu_stream())?;
+            stream.synchronize()
+        });
+        read.is_err() || guard == [0xff; ALIGNMENT]
+    }
+
+    fn give_back(&self, address: u64, bytes: usize) {
+        let untouched = self.is_untouched(address, bytes);
+        let mut state = self.state();
+        state.overrun |= !untouched;
+        state.usage.used -= bytes;
+        let inside = |slab: &&mut Slab| (slab.address..slab.address + slab.bytes as u64).contains(&address);
+        let Some(slab) = state.slabs.iter_mut().find(inside) else { return };
+        let (mut at, mut len) = ((address - slab.address) as usize, bytes);
+        if let Some(after) = slab.free.remove(&(at + len)) {
+            len += after;
+        }
+        if let Some((&before, &length)) = slab.free.range(..at).next_back()
+            && before + length == at
+        {
+            slab.free.remove(&before);
+            (at, len) = (before, len + length);
+        }
+        slab.free.insert(at, len);
+        if slab.retired {
+            self.release(&mut state);
+        }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        let state = std::mem::take(self.state.get_mut().unwrap_or_else(PoisonError::into_inner));
+        state.slabs.iter().for_each(|slab| self.free(slab));
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.arena.give_back(self.address, self.bytes);
+    }
+}

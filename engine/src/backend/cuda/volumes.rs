@@ -1,0 +1,364 @@
+//! Video volumes: convolutions over volumes with their channels innermost.
+
+use animd_kernels::cuda::{
+    self, AnyAttentionArguments, Batches, ConvEnding, ConvLayer, Element, Rows, Volume, fold_for_doubling,
+};
+use half::bf16;
+
+use super::tensor::{Tensor, View, filled_up, padded};
+use super::{Cuda, Gpu, kernel, take};
+use crate::backend::conv::{ConvEpilogue, ConvOps, Spatial, Step, Time};
+use crate::weights::HostTensor;
+use crate::{Error, Result};
+
+/// Parts of one launch.
+const PARTS: usize = 8;
+/// Up to so many channels are written as f32: they leave the network.
+const FEW: usize = 16;
+/// Channels that one tile of the kernel has, which frames doubled in time must be multiples of.
+const HALF: usize = 64;
+
+/// A convolution's weight and bias on the GPU.
+pub struct Conv {
+    outputs: usize,
+    inputs: usize,
+    /// Extents of the kernel over time, height, width.
+    kernel: [usize; 3],
+    /// `[padded outputs, kt, kh, kw, padded inputs]` bf16.
+    weight: View,
+    /// For pixels that become four; of kernels over a single frame.
+    folded: Option<View>,
+    /// `[padded outputs]`.
+    bias: View,
+}
+
+impl Conv {
+    /// As the kernels take it.
+    fn layer(&self, spatial: Spatial) -> Result<ConvLayer> {
+        let weight = match spatial {
+            Spatial::Double => self.folded.as_ref().ok_or_else(|| {
+                Error::Internal(format!("a kernel of {:?} cannot double the pixels", self.kernel))
+            })?,
+            _ => &self.weight,
+        };
+        Ok(ConvLayer {
+            weight: weight.address,
+            bias: self.bias.address,
+            outputs: padded(self.outputs),
+            channels: padded(self.inputs),
+            kernel: self.kernel,
+        })
+    }
+}
+
+impl ConvOps for Cuda {
+    type Conv = Conv;
+
+    fn load_conv(&self, weight: HostTensor, bias: HostTensor) -> Result<Conv> {
+        let (outputs, inputs, kernel) = match *weight.shape {
+            [o, i, kt, kh, kw] => (o, i, [kt, kh, kw]),
+            [o, i, kh, kw] => (o, i, [1, kh, kw]),
+            _ => return Err(Error::Internal(format!("{:?} is no convolution's weight", weight.shape))),
+        };
+        let [kt, kh, kw] = kernel;
+        let taps = kt * kh * kw;
+        if !matches!([kh, kw], [1, 1] | [3, 3])
+            || !matches!(kt, 1 | 3)
+            || weight.data.len() != outputs * inputs * taps
+            || bias.data.len() != outputs
+            || outputs * inputs == 0
+        {
+            return Err(Error::Internal(format!(
+                "a convolution's weight {:?} and bias {:?} do not go together",
+                weight.shape, bias.shape
+            )));
+        }
+        let (channels, rows) = (padded(inputs), padded(outputs));
+        let mut rearranged = vec![0.0; rows * taps * channels];
+        for (o, from) in weight.data.chunks_exact(inputs * taps).enumerate() {
+            for (i, from) in from.chunks_exact(taps).enumerate() {
+                for (tap, value) in from.iter().enumerate() {
+                    rearranged[(o * taps + tap) * channels + i] = *value;
+                }
+            }
+        }
+        let mut filled = bias.data;
+        filled.resize(rows, 0.0);
+        let gpu = &self.gpu;
+        let load = |values: &[f32]| -> Result<View> {
+            let rounded: Vec<u16> = values.iter().map(|v| bf16::from_f32(*v).to_bits()).collect();
+            let view = take(&gpu.weights, rounded.len(), Element::Bf16, &[rounded.len()])?;
+            gpu.send(&rounded, view.address)?;
+            Ok(view)
+        };
+        let doubling = kt == 1 && kh == 3;
+        let folded = doubling.then(|| load(&fold_for_doubling(&rearranged, channels))).transpose()?;
+        let (weight, bias) = (load(&rearranged)?, gpu.upload_to(&gpu.weights, &filled, &[rows])?);
+        Ok(Conv { outputs, inputs, kernel, weight, folded, bias })
+    }
+
+    fn conv(
+        &self,
+        parts: &[&Tensor],
+        past: usize,
+        layer: &Conv,
+        step: Step,
+        epilogue: &ConvEpilogue<'_, Tensor>,
+    ) -> Result<Tensor> {
+        let gpu = &self.gpu;
+        if epilogue.norm.is_some() && step.time == Time::Double {
+            return Err(Error::Internal("a norm cannot follow a convolution that doubles the frames".into()));
+        }
+        let whole;
+        let mut volumes = match parts.len() {
+            ..=PARTS => parts.iter().map(|part| gpu.volume(part)).collect::<Result<Vec<_>>>()?,
+            _ => {
+                whole = crate::backend::TensorOps::concat(self, parts, 1)?;
+                vec![gpu.volume(&whole)?]
+            }
+        };
+        volumes.retain(|view| view.shape[1] > 0);
+        let extents = result(&volumes, past, layer, step)?;
+        let [channels, frames, height, width] = extents;
+        let few = padded(layer.outputs) <= FEW
+            && epilogue.residual.is_none()
+            && epilogue.norm.is_none()
+            && step.time != Time::Double;
+        let element = if few { Element::F32 } else { Element::Bf16 };
+        if epilogue.residual.is_some_and(|r| r.extents() != extents) {
+            return Err(Error::Internal(format!("a residual that is not {extents:?}")));
+        }
+        let residual = epilogue.residual.map(|residual| gpu.volume(residual)).transpose()?;
+        let gamma = epilogue.norm.map(|gamma| gpu.vector(gamma, channels)).transpose()?;
+        let fused = residual.is_none() && cuda::Conv::fuses_norm(channels);
+        let y = gpu.channels_last(extents, element)?;
+        let parts: Vec<Volume> = volumes.iter().map(View::volume).collect();
+        let kernels = layer.layer(step.spatial)?;
+        let spatial = match step.spatial {
+            Spatial::Same => cuda::Spatial::Same,
+            Spatial::Halve => cuda::Spatial::Halve,
+            Spatial::Double => cuda::Spatial::Double,
+        };
+        let ending = ConvEnding {
+            residual: residual.as_ref().map(|residual| residual.address),
+            norm: gamma.as_ref().filter(|_| fused).map(|gamma| gamma.address),
+        };
+        let run = |kernels: &ConvLayer, time, to: &View| {
+            // SAFETY: the views have these extents and keep their memory; pieces are given back in the order of the
+            // stream.
+            kernel(unsafe {
+                gpu.conv.run(&gpu.stream, &parts, past, kernels, spatial, time, &ending, to.address, element)
+            })
+        };
+        match step.time {
+            Time::Same => run(&kernels, cuda::Time::Same, &y)?,
+            Time::Halve => run(&kernels, cuda::Time::Halve, &y)?,
+            Time::Double if channels.is_multiple_of(HALF) => run(&kernels, cuda::Time::Double, &y)?,
+            Time::Double => {
+                // Too few channels for the kernel to tell the halves apart: each on its own, then frame by frame.
+                if !channels.is_multiple_of(8) || ending.residual.is_some() {
+                    return Err(Error::Internal(format!("{channels} channels cannot be doubled in time")));
+                }
+                let weights = kernels.channels * layer.kernel.iter().product::<usize>();
+                for half in 0..2 {
+                    let one = ConvLayer {
+                        weight: kernels.weight + (2 * half * channels * weights) as u64,
+                        bias: kernels.bias + (4 * half * channels) as u64,
+                        outputs: channels,
+                        ..kernels
+                    };
+                    let part = gpu.channels_last([channels, frames / 2, height, width], element)?;
+                    run(&one, cuda::Time::Same, &part)?;
+                    for frame in 0..frames / 2 {
+                        gpu.copy(&part.narrow(1, frame, 1), &y.narrow(1, 2 * frame + half, 1))?;
+                    }
+                }
+            }
+        }
+        if let Some(gamma) = gamma.filter(|_| !fused) {
+            gpu.normalize(&y, &gamma, &y, true)?;
+        }
+        Ok(y.into())
+    }
+
+    fn channel_norm(&self, x: &Tensor, gamma: &Tensor, silu: bool) -> Result<Tensor> {
+        let gpu = &self.gpu;
+        let x = gpu.volume(x)?;
+        let extents = x.extents().unwrap_or_default();
+        let gamma = gpu.vector(gamma, extents[0])?;
+        let y = gpu.channels_last(extents, Element::Bf16)?;
+        gpu.normalize(&x, &gamma, &y, silu)?;
+        Ok(y.into())
+    }
+
+    fn frame_attention(&self, qkv: &Tensor) -> Result<Tensor> {
+        let gpu = &self.gpu;
+        let qkv = gpu.volume(qkv)?;
+        let [all, frames, height, width] = qkv.extents().unwrap_or_default();
+        let (channels, pixels) = (all / 3, height * width);
+        if all != 3 * channels || !channels.is_multiple_of(8) || channels * pixels == 0 {
+            return Err(Error::Internal(format!("{:?} is no query, key and value", qkv.shape)));
+        }
+        let y = gpu.channels_last([channels, frames, height, width], Element::Bf16)?;
+        let part = |i: usize| Batches {
+            rows: Rows { address: qkv.address + (2 * i * channels) as u64, rows: pixels, stride: all },
+            step: pixels * all,
+        };
+        let arguments = AnyAttentionArguments {
+            q: part(0),
+            k: part(1),
+            v: part(2),
+            bias: None,
+            residual: None,
+            output: Batches { rows: Rows::dense(y.address, pixels, channels), step: pixels * channels },
+            heads: 1,
+            width: channels,
+            batches: frames,
+            scale: (1.0 / (channels as f64).sqrt()) as f32,
+        };
+        // SAFETY: the views have these extents and keep their memory; pieces are given back in the order of the stream.
+        kernel(unsafe { gpu.any_attention.run(&gpu.stream, &arguments) })?;
+        Ok(y.into())
+    }
+
+    fn fade(&self, before: &Tensor, after: &Tensor, axis: usize, extent: usize) -> Result<Tensor> {
+        let (left, right) = (before.extents().to_vec(), after.extents().to_vec());
+        let others_differ = left.len() != 4
+            || right.len() != 4
+            || (0..4).any(|i| i != axis && left[i] != right[i])
+            || axis > 3;
+        if others_differ || extent > left[axis] || extent > right[axis] {
+            return Err(Error::Internal(format!(
+                "cannot fade {left:?} into {right:?} over {extent} along {axis}"
+            )));
+        }
+        let gpu = &self.gpu;
+        let before = gpu.dense(before, Element::F32)?;
+        let faded = gpu.row_major(&right, Element::F32)?;
+        gpu.copy(&gpu.dense(after, Element::F32)?, &faded)?;
+        let (outer, inner): (usize, usize) =
+            (right[..axis].iter().product(), right[axis + 1..].iter().product());
+        if extent * outer * inner == 0 {
+            return Ok(faded.into());
+        }
+        let from = before.address + (4 * (left[axis] - extent) * inner) as u64;
+        let (left, right) = (left[axis] * inner, right[axis] * inner);
+        // SAFETY: the views have these extents and keep their memory; pieces are given back in the order of the stream.
+        kernel(unsafe {
+            gpu.volumes.fade(&gpu.stream, (from, left), (faded.address, right), [outer, extent, inner])
+        })?;
+        Ok(faded.into())
+    }
+}
+
+/// The extents of a convolution's result.
+fn result(parts: &[View], past: usize, layer: &Conv, step: Step) -> Result<[usize; 4]> {
+    let wrong = || {
+        let shapes: Vec<_> = parts.iter().map(|part| &part.shape).collect();
+        Error::Internal(format!(
+            "a convolution of {} channels cannot take {shapes:?} with {past} frames past as {step:?}",
+            layer.inputs
+        ))
+    };
+    let Some([inputs, _, height, width]) = parts.first().and_then(View::extents) else { return Err(wrong()) };
+    let alike = parts.iter().all(|p| p.shape[0] == inputs && p.shape[2..] == [height, width]);
+    let frames: usize = parts.iter().map(|p| p.shape[1]).sum();
+    let new = frames.saturating_sub(past);
+    if !alike || inputs != layer.inputs || new * height * width == 0 {
+        return Err(wrong());
+    }
+    let (height, width) = match step.spatial {
+        Spatial::Same => (height, width),
+        Spatial::Halve if height % 2 + width % 2 == 0 => (height / 2, width / 2),
+        Spatial::Halve => return Err(wrong()),
+        Spatial::Double => (2 * height, 2 * width),
+    };
+    match step.time {
+        Time::Same => Ok([layer.outputs, new, height, width]),
+        Time::Halve if new.is_multiple_of(2) => Ok([layer.outputs, new / 2, height, width]),
+        Time::Double if layer.outputs.is_multiple_of(2) => Ok([layer.outputs / 2, 2 * new, height, width]),
+        _ => Err(wrong()),
+    }
+}
+
+impl Gpu {
+    /// A tensor as a bf16 volume with its channels innermost.
+    fn volume(&self, tensor: &Tensor) -> Result<View> {
+        let view = self.view(tensor)?;
+        let Some([channels, ..]) = view.extents() else {
+            return Err(Error::Internal(format!(
+                "{:?} is no volume of channels, frames, height, width",
+                view.shape
+            )));
+        };
+        if view.is_channels_last() && view.element == Element::Bf16 {
+            return Ok(view);
+        }
+        if view.strides[0] == 1 && channels > 1 {
+            return self.volume_like(&view).and_then(|volume| self.in_bf16(volume));
+        }
+        let dense = self.dense(tensor, Element::F32)?;
+        let [channels, frames, height, width] = dense.extents().unwrap_or_default();
+        let volume = self.channels_last([channels, frames, height, width], Element::Bf16)?;
+        let voxels = frames * height * width;
+        if voxels > 0 {
+            let rows = Rows::dense(volume.address, voxels, padded(channels));
+            // SAFETY: the views have these extents; the order of the stream keeps them.
+            kernel(unsafe { self.volumes.channels_last(&self.stream, dense.address, channels, rows) })?;
+        }
+        Ok(volume)
+    }
+
+    /// A volume in bf16, filled up as it is.
+    fn in_bf16(&self, view: View) -> Result<View> {
+        if view.element == Element::Bf16 {
+            return Ok(view);
+        }
+        let extents = view.extents().unwrap_or_default();
+        let volume = self.channels_last(extents, Element::Bf16)?;
+        let elements = filled_up(extents);
+        if elements > 0 {
+            let term = cuda::Term { address: view.address, element: view.element, factor: 1.0 };
+            // SAFETY: both have as many elements; the order of the stream keeps them.
+            kernel(unsafe {
+                self.volumes.combine(&self.stream, &[term], volume.address, Element::Bf16, elements)
+            })?;
+        }
+        Ok(volume)
+    }
+
+    /// Memory for a volume with its channels innermost, zeros after them.
+    pub(super) fn empty_volume(&self, extents: [usize; 4], element: Element) -> Result<View> {
+        let volume = self.channels_last(extents, element)?;
+        if padded(extents[0]) != extents[0] {
+            self.clear(volume.address, filled_up(extents) * element.bytes())?;
+        }
+        Ok(volume)
+    }
+
+    /// A view's elements as a volume of the same type with its channels innermost, if it is not one.
+    pub(super) fn volume_like(&self, view: &View) -> Result<View> {
+        if view.is_channels_last() {
+            return Ok(view.clone());
+        }
+        let volume = self.empty_volume(view.extents().unwrap_or_default(), view.element)?;
+        self.copy(view, &volume)?;
+        Ok(volume)
+    }
+
+    /// The VAE's norm.
+    fn normalize(&self, x: &View, gamma: &View, y: &View, silu: bool) -> Result<()> {
+        let [channels, frames, height, width] = x.extents().unwrap_or_default();
+        if !channels.is_multiple_of(8) {
+            return Err(Error::Internal(format!(
+                "a norm over {channels} channels: the GPU takes multiples of 8"
+            )));
+        }
+        let voxels = frames * height * width;
+        // SAFETY: the views have these extents; the order of the stream keeps them.
+        kernel(unsafe {
+            let (x, gamma, y) = (x.address, gamma.address, y.address);
+            self.volumes.channel_norm(&self.stream, x, gamma, y, voxels, channels, silu)
+        })
+    }
+}

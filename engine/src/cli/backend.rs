@@ -1,0 +1,48 @@
+//! Who computes.
+
+use animd_engine::Result;
+use animd_engine::backend::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use animd_engine::backend::cuda::{Cuda, OLDEST_DRIVER, Options};
+use animd_engine::profile::Profile;
+use animd_engine::protocol::Kernels;
+#[cfg(feature = "cuda")]
+use animd_engine::protocol::Target;
+
+/// A backend, ready for a model.
+pub enum Chosen {
+    /// The processor.
+    Cpu(Cpu),
+    /// The first GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(Cuda),
+}
+
+/// The backend that a profile asks for; without one the processor.
+///
+/// # Errors
+/// What keeps the GPU from computing.
+#[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "a GPU can be missing"))]
+pub fn choose(profile: Option<&Profile>) -> Result<Chosen> {
+    match profile {
+        #[cfg(feature = "cuda")]
+        Some(profile) if profile.on_gpu() => {
+            let options = Options::of(profile)?;
+            // Memory is taken when the first job says how much.
+            Cuda::open(0, &options, 0, 0).map(Chosen::Cuda)
+        }
+        _ => Ok(Chosen::Cpu(Cpu::new())),
+    }
+}
+
+/// What this build has code for.
+pub fn kernels() -> Kernels {
+    #[cfg(feature = "cuda")]
+    {
+        let target = |capability, exact| Target { capability, exact };
+        let native = vec![target((8, 9), true), target((9, 0), true)];
+        Kernels { native, ptx: Some((8, 9)), driver: Some(OLDEST_DRIVER) }
+    }
+    #[cfg(not(feature = "cuda"))]
+    Kernels::default()
+}
