@@ -6,6 +6,7 @@
 mod conformance;
 mod goldens;
 mod memory;
+mod speed;
 
 use super::{Cuda, Options};
 use crate::backend::TensorOps;
