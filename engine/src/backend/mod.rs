@@ -74,6 +74,12 @@ pub trait TensorOps {
     /// Tensors one after the other along `axis`.
     fn concat(&self, parts: &[&Self::Tensor], axis: usize) -> Result<Self::Tensor>;
 
+    /// Lets the device come near, so that nobody waits long for what was begun: what was begun before the call before last
+    /// is done when this returns.
+    fn keep_pace(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// A loaded parameter that is not a matrix: norm weights, modulations, tables.
     fn load(&self, parameter: HostTensor) -> Result<Self::Tensor> {
         self.upload(&parameter.data, &parameter.shape)

@@ -250,6 +250,7 @@ impl<B: SequenceOps> Dit<B> {
         let after = match blocks {
             Blocks::Reuse(residual) => {
                 observer.check()?;
+                b.keep_pace()?;
                 b.combine(&[(1.0, &before), (1.0, residual)])?
             }
             Blocks::Compute { keep_residual } => {
@@ -258,6 +259,7 @@ impl<B: SequenceOps> Dit<B> {
                 let before = keep_residual.then_some(before);
                 for (i, (block, context)) in self.blocks.iter().zip(&context.blocks).enumerate() {
                     observer.check()?;
+                    b.keep_pace()?;
                     let mut of_block = probe.as_mut().map(|probe| {
                         move |name: &str, tensor: &B::Tensor| probe(&format!("block{i}.{name}"), tensor)
                     });

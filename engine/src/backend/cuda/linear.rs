@@ -1,23 +1,18 @@
 //! Linear layers: products in bf16, in 8 bits, or, for the sensitive ones, of sums of two bf16 numbers.
 
-use std::borrow::Cow;
-
-use animd_kernels::cuda::{self, Element, Ending, Gate, Operands, Rows, Term, Typed};
-use half::bf16;
-use rayon::prelude::*;
+use animd_kernels::cuda::{self, Element, Ending, Gate, Operands, Term};
 
 use super::deferred::Quantised;
+use super::loading::{Destination, Staging};
 use super::tensor::{Tensor, Value, View};
 use super::{Gpu, kernel, take};
 use crate::backend::sequence::{Activation, Epilogue};
 use crate::profile::Weights;
-use crate::weights::{DType, HostTensor, Matrix, Scale};
+use crate::weights::{HostTensor, Matrix};
 use crate::{Error, Result};
 
 /// Columns that the row kernels take.
 const MOST_COLUMNS: usize = 16_384;
-/// Bytes that are on their way to the device at a time while weights load.
-const STAGED: usize = 64 << 20;
 
 /// A linear layer's weight and bias on the GPU.
 pub struct Linear {
@@ -59,6 +54,7 @@ impl Linear {
     /// Takes layers of one input to the device, side by side.
     pub(super) fn load(
         gpu: &Gpu,
+        staging: &Staging,
         layers: &[(Matrix<'_>, Option<HostTensor>)],
         form: Form,
         result: Element,
@@ -100,12 +96,7 @@ impl Linear {
         };
         let mut row = 0;
         for (matrix, _) in layers {
-            let to = Destination { weight: &weight, scale: scale.as_ref(), row };
-            match form {
-                Form::Bf16 => to.load_bf16(gpu, matrix, padded)?,
-                Form::Fp8 => to.load_fp8(gpu, matrix)?,
-                Form::Split => to.load_split(gpu, matrix, padded)?,
-            }
+            Destination { gpu, staging, weight: &weight, scale: scale.as_ref(), row }.load(matrix, form)?;
             row += matrix.rows;
         }
         let bias = layers.iter().any(|(_, bias)| bias.is_some()).then(|| -> Vec<f32> {
@@ -267,101 +258,4 @@ impl Gpu {
         kernel(unsafe { self.norms.quantize(&self.stream, x.typed(), made.typed(), x.shape[1]) })?;
         Ok(made)
     }
-}
-
-/// Where a matrix goes: rows of a weight from `row` on.
-struct Destination<'a> {
-    weight: &'a View,
-    scale: Option<&'a View>,
-    row: usize,
-}
-
-impl Destination<'_> {
-    fn address(&self, row: usize) -> u64 {
-        self.weight.address + ((self.row + row) * self.weight.shape[1] * self.weight.element.bytes()) as u64
-    }
-
-    fn rows(&self, row: usize, rows: usize) -> Rows {
-        Rows::dense(self.address(row), rows, self.weight.shape[1])
-    }
-
-    fn load_bf16(&self, gpu: &Gpu, matrix: &Matrix<'_>, padded: usize) -> Result<()> {
-        if matrix.dtype == DType::Bf16 && matrix.scale.is_none() && padded == matrix.cols {
-            return gpu.send(&matrix.bytes[..], self.address(0));
-        }
-        each_chunk(matrix, |row, chunk| {
-            let values = filled_up(chunk.to_f32(), matrix.cols, padded);
-            let rounded: Vec<u16> = values.par_iter().map(|v| bf16::from_f32(*v).to_bits()).collect();
-            gpu.send(&rounded, self.address(row))
-        })
-    }
-
-    /// Values that are 8-bit go as they are; others are rounded on the GPU.
-    fn load_fp8(&self, gpu: &Gpu, matrix: &Matrix<'_>) -> Result<()> {
-        let scale = |row: usize| self.scale.map_or(0, |s| s.address + 4 * (self.row + row) as u64);
-        if let (DType::F8E4m3, Some(factors)) = (matrix.dtype, &matrix.scale) {
-            gpu.send(&matrix.bytes[..], self.address(0))?;
-            let factors = match factors {
-                Scale::PerRow(factors) => Cow::Borrowed(factors),
-                Scale::PerTensor(factor) => Cow::Owned(vec![*factor; matrix.rows]),
-            };
-            return gpu.send(&factors[..], scale(0));
-        }
-        each_chunk(matrix, |row, chunk| {
-            let (rows, columns) = (chunk.rows, chunk.cols);
-            let plain = chunk.dtype == DType::Bf16 && chunk.scale.is_none();
-            let element = if plain { Element::Bf16 } else { Element::F32 };
-            let staged = gpu.work.take(rows * columns * element.bytes())?;
-            match plain {
-                true => gpu.send(&chunk.bytes[..], staged.address)?,
-                false => gpu.send(&chunk.to_f32(), staged.address)?,
-            }
-            let from = Typed { rows: Rows::dense(staged.address, rows, columns), element, scale: 0 };
-            // The scales are written one by one, but their first address has to be that of a vector.
-            let own = Quantised::new(gpu, rows, columns)?;
-            // SAFETY: both have these extents; the order of the stream keeps them.
-            kernel(unsafe { gpu.norms.quantize(&gpu.stream, from, own.typed(), columns) })?;
-            gpu.move_bytes(own.rows.address, self.address(row), rows * columns)?;
-            gpu.move_bytes(own.scale, scale(row), 4 * rows)
-        })
-    }
-
-    fn load_split(&self, gpu: &Gpu, matrix: &Matrix<'_>, padded: usize) -> Result<()> {
-        each_chunk(matrix, |row, chunk| {
-            let values = filled_up(chunk.to_f32(), matrix.cols, padded);
-            let staged = gpu.work.take(4 * values.len())?;
-            gpu.send(&values, staged.address)?;
-            let from = Rows::dense(staged.address, chunk.rows, padded);
-            // SAFETY: both have these extents; the order of the stream keeps them.
-            kernel(unsafe { gpu.norms.split(&gpu.stream, from, self.rows(row, chunk.rows), true, padded) })
-        })
-    }
-}
-
-/// Rows of a matrix, as many at a time as are staged as f32.
-fn each_chunk(matrix: &Matrix<'_>, mut f: impl FnMut(usize, &Matrix<'_>) -> Result<()>) -> Result<()> {
-    let rows = (STAGED / (4 * matrix.cols)).max(1);
-    let row_bytes = matrix.cols * matrix.dtype.size();
-    for first in (0..matrix.rows).step_by(rows) {
-        let count = rows.min(matrix.rows - first);
-        let scale = match &matrix.scale {
-            Some(Scale::PerRow(factors)) => Some(Scale::PerRow(factors[first..first + count].to_vec())),
-            other => other.clone(),
-        };
-        let bytes = Cow::Borrowed(&matrix.bytes[first * row_bytes..][..count * row_bytes]);
-        f(first, &Matrix { rows: count, cols: matrix.cols, dtype: matrix.dtype, bytes, scale })?;
-    }
-    Ok(())
-}
-
-/// Rows with zeros after them.
-fn filled_up(values: Vec<f32>, columns: usize, padded: usize) -> Vec<f32> {
-    if columns == padded {
-        return values;
-    }
-    let mut wide = vec![0.0; values.len() / columns * padded];
-    for (to, from) in wide.chunks_exact_mut(padded).zip(values.chunks_exact(columns)) {
-        to[..columns].copy_from_slice(from);
-    }
-    wide
 }

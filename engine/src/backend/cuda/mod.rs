@@ -4,12 +4,14 @@
 //! - [`tensor`] is what a tensor is: a view with a type and strides. Volumes have their channels innermost wherever a
 //!   convolution made them, latents and frames outermost.
 //! - [`deferred`] computes norms and attention when they are read, in the form that suits the reader.
-//! - [`linear`], [`sequence`] and [`volumes`] are the operations.
+//! - [`linear`], [`sequence`] and [`volumes`] are the operations; [`loading`] brings matrices to the device.
 //!
-//! All work is enqueued on one stream, in the order of the calls, and nothing waits for it but downloads.
+//! All work is enqueued on one stream, in the order of the calls. Nothing waits for it but downloads, and
+//! [`TensorOps::keep_pace`] for what is two blocks old.
 
 mod deferred;
 mod linear;
+mod loading;
 mod memory;
 mod sequence;
 mod tensor;
@@ -17,10 +19,10 @@ mod tensor;
 mod tests;
 mod volumes;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use animd_kernels::cuda::cudarc::driver::sys::CUresult;
-use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaStream, DriverError, result};
+use animd_kernels::cuda::cudarc::driver::sys::{CUevent_flags, CUresult};
+use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
 use animd_kernels::cuda::{
     self, AnyAttention, Attention, Conv, Copies, CrossAttention, Element, Gemm, Norms, Term, Volumes,
 };
@@ -31,6 +33,7 @@ use crate::profile::{self, AttentionKind, Place, Profile, Residency, Sensitive, 
 use crate::weights::Component;
 use crate::{Error, Result};
 
+use loading::Staging;
 use memory::Arena;
 use tensor::{Value, View, channels_last, filled_up, row_major};
 
@@ -127,6 +130,8 @@ pub struct Cuda {
     precision: profile::Precision,
     /// The network that is loaded: its weights have its type.
     component: Component,
+    /// Through which its weights come.
+    staging: Staging,
 }
 
 /// What all clones share.
@@ -143,6 +148,8 @@ struct Gpu {
     conv: Conv,
     volumes: Volumes,
     copies: Copies,
+    /// Recorded by the last calls of [`TensorOps::keep_pace`], the oldest first.
+    pace: Mutex<[CudaEvent; 2]>,
     eight_bit: bool,
     long_context: usize,
     fast_sums: bool,
@@ -204,6 +211,7 @@ impl Cuda {
             conv: kernel(Conv::load(&context))?,
             volumes: kernel(Volumes::load(&context))?,
             copies: kernel(Copies::load(&context))?,
+            pace: Mutex::new([sleeping_event(&context)?, sleeping_event(&context)?]),
             eight_bit: options.attention == AttentionKind::EightBit,
             long_context: options.long_context,
             fast_sums: options.fast_sums,
@@ -212,7 +220,8 @@ impl Cuda {
         };
         gpu.weights.grow(weights)?;
         gpu.work.reserve(work)?;
-        Ok(Self { gpu: Arc::new(gpu), precision: options.precision, component: Component::Dit })
+        let (precision, staging) = (options.precision, Staging::default());
+        Ok(Self { gpu: Arc::new(gpu), precision, component: Component::Dit, staging })
     }
 
     /// What the weights and the work have of the GPU's memory.
@@ -235,7 +244,7 @@ impl Backend for Cuda {
     }
 
     fn loading(&self, component: Component) -> Self {
-        Self { component, ..self.clone() }
+        Self { component, staging: Staging::default(), ..self.clone() }
     }
 
     fn reserve(&self, memory: &plan::Memory) -> Result<()> {
@@ -266,6 +275,11 @@ impl Backend for Cuda {
         self.gpu.work.forget_peak();
         peak
     }
+}
+
+/// An event for which threads wait asleep.
+fn sleeping_event(context: &Arc<CudaContext>) -> Result<CudaEvent> {
+    context.new_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC)).map_err(device)
 }
 
 /// Elements one after the other, the last axis innermost.
@@ -553,6 +567,14 @@ impl TensorOps for Cuda {
             start += len;
         }
         Ok(whole.into())
+    }
+
+    fn keep_pace(&self) -> Result<()> {
+        let mut events = self.gpu.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        events[0].synchronize().map_err(device)?;
+        events[0].record(&self.gpu.stream).map_err(device)?;
+        events.rotate_left(1);
+        Ok(())
     }
 
     fn load(&self, parameter: crate::weights::HostTensor) -> Result<Tensor> {

@@ -66,7 +66,7 @@ impl SequenceOps for Cuda {
         precision: Precision,
     ) -> Result<Linear> {
         let (form, result) = self.form(precision);
-        Linear::load(&self.gpu, layers, form, result)
+        Linear::load(&self.gpu, &self.staging, layers, form, result)
     }
 
     fn linear(&self, x: &Tensor, layer: &Linear, epilogue: &Epilogue<'_, Tensor>) -> Result<Tensor> {

@@ -213,6 +213,7 @@ impl<B: ConvOps> Vae<B> {
             let chunk = chunk?;
             for (i, memory) in memories.iter_mut().enumerate() {
                 observer.check()?;
+                b.keep_pace()?;
                 let frames = chunk.frames.as_ref().map(|x| grid.cut(b, x, i)).transpose()?;
                 let encoded =
                     self.encoder.run(b, Clip { frames, repeats: chunk.repeats }, memory, &mut probe)?;

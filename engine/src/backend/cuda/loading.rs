@@ -1,0 +1,221 @@
+//! How matrices come to the device: as they lie in their files, through two buffers of pinned host memory, of which all
+//! cores fill one while the other is on its way. What they become there is computed there.
+
+use std::borrow::Cow;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaEvent, result};
+use animd_kernels::cuda::{Element, Rows, Typed};
+use rayon::prelude::*;
+
+use super::deferred::Quantised;
+use super::linear::Form;
+use super::tensor::View;
+use super::{Gpu, device, kernel};
+use crate::weights::{DType, Matrix, Scale};
+use crate::{Error, Result};
+
+/// Bytes of a buffer.
+const STAGED: usize = 64 << 20;
+/// Bytes that a core copies at a time.
+const SHARE: usize = 1 << 20;
+
+/// The buffers: taken when the first weights come, given back with the last clone.
+#[derive(Clone, Default)]
+pub(super) struct Staging(Arc<Mutex<Option<Buffers>>>);
+
+struct Buffers {
+    both: [Buffer; 2],
+    next: usize,
+}
+
+/// Pinned memory.
+struct Buffer {
+    context: Arc<CudaContext>,
+    memory: NonNull<u8>,
+    /// Recorded behind the copy that reads it.
+    sent: CudaEvent,
+}
+
+// SAFETY: the memory is the buffer's own.
+unsafe impl Send for Buffer {}
+
+impl Staging {
+    /// Enqueues a copy to the device. `bytes` are free again when this returns.
+    fn send(&self, gpu: &Gpu, bytes: &[u8], to: u64) -> Result<()> {
+        let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if guard.is_none() {
+            *guard = Some(Buffers { both: [Buffer::new(gpu)?, Buffer::new(gpu)?], next: 0 });
+        }
+        let Some(buffers) = guard.as_mut() else { return Ok(()) };
+        for (part, to) in bytes.chunks(STAGED).zip((to..).step_by(STAGED)) {
+            buffers.both[buffers.next].send(gpu, part, to)?;
+            buffers.next = 1 - buffers.next;
+        }
+        Ok(())
+    }
+}
+
+impl Buffer {
+    fn new(gpu: &Gpu) -> Result<Self> {
+        let sent = gpu.context.new_event(None).map_err(device)?;
+        // SAFETY: the context has just been made current.
+        let memory = unsafe { result::malloc_host(STAGED, 0) };
+        let memory = memory.ok().and_then(|memory| NonNull::new(memory.cast::<u8>())).ok_or_else(|| {
+            Error::Memory(
+                "the machine has no 64 MiB of memory left that can be pinned, through which weights come to the GPU: end \
+                 other programs"
+                    .into(),
+            )
+        })?;
+        // SAFETY: so many bytes were asked for.
+        unsafe { memory.write_bytes(0, STAGED) };
+        Ok(Self { context: gpu.context.clone(), memory, sent })
+    }
+
+    fn send(&mut self, gpu: &Gpu, bytes: &[u8], to: u64) -> Result<()> {
+        self.sent.synchronize().map_err(device)?;
+        // SAFETY: there are so many bytes, which are initialised, and nothing reads them any more.
+        let buffer = unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), bytes.len().min(STAGED)) };
+        buffer
+            .par_chunks_mut(SHARE)
+            .zip(bytes.par_chunks(SHARE))
+            .for_each(|(to, from)| to.copy_from_slice(from));
+        // SAFETY: the caller's piece has as many bytes; the buffer stays as it is until the event.
+        unsafe { result::memcpy_htod_async(to, buffer, gpu.stream.cu_stream()) }.map_err(device)?;
+        self.sent.record(&gpu.stream).map_err(device)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // A driver that fails here has failed for good, and the next call says so.
+        let _ = self.sent.synchronize();
+        let _ = self.context.bind_to_thread();
+        // SAFETY: it came from there, and no copy reads it any more.
+        let _ = unsafe { result::free_host(self.memory.as_ptr().cast()) };
+    }
+}
+
+/// Where a matrix goes: rows of a weight from `row` on.
+pub(super) struct Destination<'a> {
+    pub gpu: &'a Gpu,
+    pub staging: &'a Staging,
+    pub weight: &'a View,
+    pub scale: Option<&'a View>,
+    pub row: usize,
+}
+
+impl Destination<'_> {
+    /// Enqueues all that makes the matrix a weight of this form.
+    pub fn load(&self, matrix: &Matrix<'_>, form: Form) -> Result<()> {
+        match form {
+            Form::Bf16 => self.load_bf16(matrix),
+            Form::Fp8 => self.load_fp8(matrix),
+            Form::Split => self.load_split(matrix),
+        }
+    }
+
+    /// Some of the weight's rows.
+    fn rows(&self, first: usize, rows: usize) -> View {
+        self.weight.narrow(0, self.row + first, rows)
+    }
+
+    fn load_bf16(&self, matrix: &Matrix<'_>) -> Result<()> {
+        let columns = self.weight.shape[1];
+        if matrix.dtype == DType::Bf16 && matrix.scale.is_none() && columns == matrix.cols {
+            return self.staging.send(self.gpu, &matrix.bytes, self.rows(0, matrix.rows).address);
+        }
+        each_chunk(matrix, |row, chunk| {
+            self.gpu.copy(&self.stage(chunk, columns)?, &self.rows(row, chunk.rows))
+        })
+    }
+
+    /// Values that are 8-bit go as they are; others are rounded on the GPU.
+    fn load_fp8(&self, matrix: &Matrix<'_>) -> Result<()> {
+        let gpu = self.gpu;
+        let scale = |row: usize| self.scale.map_or(0, |s| s.address + 4 * (self.row + row) as u64);
+        if let (DType::F8E4m3, Some(factors)) = (matrix.dtype, &matrix.scale) {
+            self.staging.send(gpu, &matrix.bytes, self.rows(0, matrix.rows).address)?;
+            let factors = match factors {
+                Scale::PerRow(factors) => Cow::Borrowed(factors),
+                Scale::PerTensor(factor) => Cow::Owned(vec![*factor; matrix.rows]),
+            };
+            return gpu.send(&factors[..], scale(0));
+        }
+        each_chunk(matrix, |row, chunk| {
+            let (rows, columns) = (chunk.rows, chunk.cols);
+            let staged = self.stage(chunk, columns)?;
+            let from = Typed { rows: staged.rows(), element: staged.element, scale: 0 };
+            // The scales are written one by one, but their first address has to be that of a vector.
+            let own = Quantised::new(gpu, rows, columns)?;
+            // SAFETY: both have these extents; the order of the stream keeps them.
+            kernel(unsafe { gpu.norms.quantize(&gpu.stream, from, own.typed(), columns) })?;
+            gpu.move_bytes(own.rows.address, self.rows(row, rows).address, rows * columns)?;
+            gpu.move_bytes(own.scale, scale(row), 4 * rows)
+        })
+    }
+
+    fn load_split(&self, matrix: &Matrix<'_>) -> Result<()> {
+        let (gpu, columns) = (self.gpu, self.weight.shape[1] / 3);
+        each_chunk(matrix, |row, chunk| {
+            let mut staged = self.stage(chunk, columns)?;
+            if staged.element != Element::F32 {
+                let wide = gpu.row_major(&staged.shape, Element::F32)?;
+                gpu.copy(&staged, &wide)?;
+                staged = wide;
+            }
+            let to = Rows::dense(self.rows(row, chunk.rows).address, chunk.rows, 3 * columns);
+            // SAFETY: both have these extents; the order of the stream keeps them.
+            kernel(unsafe { gpu.norms.split(&gpu.stream, staged.rows(), to, true, columns) })
+        })
+    }
+
+    /// Values as the file has them, if they are bf16 or f32 and fill the columns; else made f32 here, zeros after them.
+    fn stage(&self, chunk: &Matrix<'_>, columns: usize) -> Result<View> {
+        let as_it_is = match chunk.dtype {
+            _ if chunk.scale.is_some() || chunk.cols != columns => None,
+            DType::Bf16 => Some(Element::Bf16),
+            DType::F32 => Some(Element::F32),
+            _ => None,
+        };
+        let staged = self.gpu.row_major(&[chunk.rows, columns], as_it_is.unwrap_or(Element::F32))?;
+        match as_it_is {
+            Some(_) => self.staging.send(self.gpu, &chunk.bytes, staged.address)?,
+            None => {
+                let values = filled_up(chunk.to_f32(), chunk.cols, columns);
+                self.staging.send(self.gpu, bytemuck::cast_slice(&values), staged.address)?;
+            }
+        }
+        Ok(staged)
+    }
+}
+
+/// Rows of a matrix, as many at a time as a buffer holds as f32.
+fn each_chunk(matrix: &Matrix<'_>, mut f: impl FnMut(usize, &Matrix<'_>) -> Result<()>) -> Result<()> {
+    let rows = (STAGED / (4 * matrix.cols)).max(1);
+    let row_bytes = matrix.cols * matrix.dtype.size();
+    for first in (0..matrix.rows).step_by(rows) {
+        let count = rows.min(matrix.rows - first);
+        let scale = match &matrix.scale {
+            Some(Scale::PerRow(factors)) => Some(Scale::PerRow(factors[first..first + count].to_vec())),
+            other => other.clone(),
+        };
+        let bytes = Cow::Borrowed(&matrix.bytes[first * row_bytes..][..count * row_bytes]);
+        f(first, &Matrix { rows: count, cols: matrix.cols, dtype: matrix.dtype, bytes, scale })?;
+    }
+    Ok(())
+}
+
+/// Rows with zeros after them.
+fn filled_up(values: Vec<f32>, columns: usize, padded: usize) -> Vec<f32> {
+    if columns == padded {
+        return values;
+    }
+    let mut wide = vec![0.0; values.len() / columns * padded];
+    for (to, from) in wide.chunks_exact_mut(padded).zip(values.chunks_exact(columns)) {
+        to[..columns].copy_from_slice(from);
+    }
+    wide
+}
