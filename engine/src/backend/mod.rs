@@ -46,6 +46,9 @@ pub trait Backend: SequenceOps + ConvOps + Clone + Send + Sync + 'static {
     }
 }
 
+/// Values that are on their way to the host: waits for them.
+pub type Fetched = Box<dyn FnOnce() -> Result<Vec<f32>> + Send>;
+
 /// Moving tensors and adding them up.
 pub trait TensorOps {
     /// A tensor on the device; cloning it copies a handle, not the values.
@@ -56,6 +59,12 @@ pub trait TensorOps {
 
     /// Copies a tensor's values back, row-major.
     fn download(&self, tensor: &Self::Tensor) -> Result<Vec<f32>>;
+
+    /// Begins to copy a tensor's values back, row-major. What is begun after it does not delay it.
+    fn fetch(&self, tensor: &Self::Tensor) -> Result<Fetched> {
+        let values = self.download(tensor)?;
+        Ok(Box::new(|| Ok(values)))
+    }
 
     /// Extents, outermost first.
     fn shape(&self, tensor: &Self::Tensor) -> Vec<usize>;

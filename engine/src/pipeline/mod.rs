@@ -115,18 +115,24 @@ impl<B: Backend> Pipeline<B> {
         let mut frames = 0;
         let mut stills = Stills::new(pictures, width, height, request.frames);
         {
-            let mut sink = |pixels: B::Tensor| {
-                let rgb = vae::to_u8(backend, &pixels)?;
+            let mut write = |rgb: Vec<u8>| {
                 frames += (rgb.len() / (width * height * 3)) as u32;
                 clock.decoded(frames);
                 stills.see(&rgb);
                 writer.write(&rgb)?;
                 clock.observer().check()
             };
+            // While frames are fetched and written, the next ones are decoded.
+            let mut on_their_way = None;
+            let mut sink = |pixels: B::Tensor| {
+                let next = vae::fetch_u8(backend, &pixels)?;
+                on_their_way.replace(next).map_or(Ok(()), |before| write(before()?))
+            };
             match request.tiling {
                 Tiling::Whole => models.vae.decode(backend, &latents, &mut sink)?,
-                Tiling::Tiled => models.vae.decode_tiled(backend, &latents, &mut sink)?,
+                Tiling::Tiled => models.vae.decode_tiled(backend, &latents, observer, &mut sink)?,
             }
+            on_their_way.map_or(Ok(()), |last| write(last()?))?;
         }
         clock.stage(Stage::Write)?;
         let bytes = writer.finish()?;

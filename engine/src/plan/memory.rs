@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::work::image_tokens;
 use super::{Setup, vae};
+use crate::dims::Dims;
 use crate::dims::schema::{self, Expected};
-use crate::dims::{Dims, VaeConfig};
 use crate::profile::{AttentionKind, Backend, Place, Sensitive, Weights};
 use crate::progress::Stage;
 use crate::request::{Request, StepCache, Tiling};
@@ -188,9 +188,9 @@ fn streamed(tensors: &[Expected], bytes: &dyn Fn(&Expected) -> u64) -> u64 {
 ///
 /// What blocks attend to: keys and values and, on a GPU, keys before their norm.
 ///
-/// The VAE: input and result of its largest convolution, twice (one more pair for the residual and the norm), for a
-/// chunk of four frames or their equal at lower resolution; and the frames that each causal convolution remembers, of all
-/// tiles where there are tiles; and the chunk itself. In f32 on the CPU, else in the VAE's type.
+/// The VAE: what its largest layer has alive (on the CPU twice that) for a chunk of four frames or their equal at lower
+/// resolution, the frames that each causal convolution remembers, and of tiles all their frames as f32. In f32 on the
+/// CPU, else in the VAE's type.
 struct Estimate {
     text: u64,
     clip: u64,
@@ -235,16 +235,18 @@ impl Estimate {
             StepCache::None => 0,
             _ => branches * stream * (tokens * dit.dim) as u64,
         };
-        let volume = if cpu { 4 } else { size(setup.precision.vae) };
-        let vae = |walk: fn(&VaeConfig, [usize; 3]) -> vae::Walk| {
-            volume * vae_values(&dims.vae, latent, request.tiling, walk)
-        };
+        let (volume, times) = if cpu { (4, 2) } else { (size(setup.precision.vae), 1) };
+        let (tile, covered) = tiles(latent, request.tiling);
+        let vae = |walk: vae::Walk| volume * (times * walk.live + walk.kept) as u64;
+        // The picture and a black frame; what the tiles' frames take, if there are any.
+        let pictures = (2 * 12 * 64 * tile[1] * tile[2]) as u64;
+        let frames = (12 * 64 * covered * (4 * latent[0] - 3)) as u64;
         Self {
             text: transformer(dit.text_len, t5.dim, t5.ffn_dim, setup.precision.text, false),
             clip: transformer(image, clip.dim, clip.mlp_dim, setup.precision.clip, false),
-            vae_encode: vae(vae::encoder),
+            vae_encode: vae(vae::encoder(&dims.vae, tile)) + pictures,
             denoise: transformer(tokens, dit.dim, dit.ffn_dim, setup.precision.dit, eight_bit).max(head),
-            vae_decode: vae(vae::decoder),
+            vae_decode: vae(vae::decoder(&dims.vae, tile)) + frames,
             context: branches * if cpu { act * keys } else { act * keys * 3 / 2 },
             residuals,
         }
@@ -254,28 +256,12 @@ impl Estimate {
 /// Sides of a tile and from tile to tile, in latent pixels.
 const TILE: usize = 32;
 const STRIDE: usize = 24;
-/// Frames of a chunk at full size.
-const CHUNK: usize = 4;
 
-/// Values that the VAE has alive at once.
-fn vae_values(
-    c: &VaeConfig,
-    [t, h, w]: [usize; 3],
-    tiling: Tiling,
-    walk: fn(&VaeConfig, [usize; 3]) -> vae::Walk,
-) -> u64 {
-    // A frame that fits into one tile is not divided.
-    let tiled = tiling == Tiling::Tiled && (h > TILE || w > TILE);
-    let (tile_h, tile_w) = if tiled { (h.min(TILE), w.min(TILE)) } else { (h, w) };
-    let covered = |n: usize| match tiled {
-        true => (0..n).step_by(STRIDE).map(|start| n.min(start + TILE) - start).sum(),
-        false => n,
-    };
-    let one = walk(c, [t, tile_h, tile_w]);
-    let live = one.convs.iter().map(|conv| conv.live(CHUNK)).max().unwrap_or_default();
-    let kept: usize = one.convs.iter().map(vae::Conv::kept).sum();
-    let kept = kept as f64 * (covered(h) * covered(w)) as f64 / (tile_h * tile_w) as f64;
-    // The chunk of frames themselves, in their tiles and joined.
-    let frames = 2 * 3 * CHUNK * 64 * h * w;
-    2 * live as u64 + kept as u64 + frames as u64
+/// The largest tile of a latent, and the latent pixels of all tiles together; 0 of a frame that is not divided.
+fn tiles([t, h, w]: [usize; 3], tiling: Tiling) -> ([usize; 3], usize) {
+    if tiling == Tiling::Whole || (h <= TILE && w <= TILE) {
+        return ([t, h, w], 0);
+    }
+    let covered = |n: usize| -> usize { (0..n).step_by(STRIDE).map(|at| n.min(at + TILE) - at).sum() };
+    ([t, h.min(TILE), w.min(TILE)], covered(h) * covered(w))
 }

@@ -1,9 +1,9 @@
-//! The VAE's convolutions, one after the other as the model runs them, with how much each computes and remembers.
+//! The VAE's layers, one after the other as the model runs them: what each computes, has alive, and remembers.
 
 use crate::dims::VaeConfig;
 
 /// One convolution over a whole video.
-pub(super) struct Conv {
+struct Conv {
     inputs: usize,
     outputs: usize,
     /// Elements of the kernel.
@@ -12,30 +12,31 @@ pub(super) struct Conv {
     pixels: usize,
     /// Frames of the result that are computed.
     frames: usize,
-    /// Frames of its input that are kept for the next chunk.
-    past: usize,
 }
 
 impl Conv {
-    pub fn flops(&self) -> f64 {
+    fn flops(&self) -> f64 {
         2.0 * (self.inputs * self.outputs * self.kernel) as f64 * self.pixels as f64 * self.frames as f64
-    }
-
-    /// Values that are kept from chunk to chunk.
-    pub fn kept(&self) -> usize {
-        self.past * self.inputs * self.pixels
-    }
-
-    /// Values of input and result together, of chunks of `frames` frames at full size.
-    pub fn live(&self, chunk: usize) -> usize {
-        (self.inputs + self.outputs) * self.pixels * self.frames.min(chunk)
     }
 }
 
-/// All convolutions, and the floating-point operations of the attention between them.
+/// All layers.
+#[derive(Default)]
 pub(super) struct Walk {
-    pub convs: Vec<Conv>,
-    pub attention: f64,
+    convs: Vec<Conv>,
+    /// Floating-point operations of the attention between them.
+    attention: f64,
+    /// Values that are kept from chunk to chunk: the frames that causal kernels reach back to, and where frames repeat the
+    /// last one that came into each residual block.
+    pub kept: usize,
+    /// The most values that are alive beside them.
+    pub live: usize,
+    repeating: bool,
+}
+
+/// Channels as they lie in memory.
+fn padded(channels: usize) -> usize {
+    channels.next_multiple_of(8)
 }
 
 impl Walk {
@@ -43,56 +44,78 @@ impl Walk {
         self.attention + self.convs.iter().map(Conv::flops).sum::<f64>()
     }
 
-    fn new() -> Self {
-        Self { convs: Vec::new(), attention: 0.0 }
+    fn add(&mut self, [inputs, outputs]: [usize; 2], kernel: usize, pixels: usize, frames: usize) {
+        self.convs.push(Conv { inputs, outputs, kernel, pixels, frames });
     }
 
-    fn add(
-        &mut self,
-        [inputs, outputs]: [usize; 2],
-        kernel: usize,
-        pixels: usize,
-        frames: usize,
-        past: usize,
-    ) {
-        self.convs.push(Conv { inputs, outputs, kernel, pixels, frames, past });
+    /// So many values are alive at once.
+    fn moment(&mut self, values: usize) {
+        self.live = self.live.max(values);
     }
 
-    /// A causal 3x3x3 convolution. Of frames that rest from some point on, it computes two more.
-    fn causal(&mut self, channels: [usize; 2], pixels: usize, time: &mut Time) {
+    /// A kernel reaches back to so many frames; while it runs, those of the chunk before are still there.
+    fn remember(&mut self, frames: usize, channels: usize, pixels: usize, time: &Time) -> usize {
+        let values = frames.min(time.all) * padded(channels) * pixels;
+        self.kept += values;
+        values
+    }
+
+    /// A causal 3x3x3 convolution; returns the values of its past. Of frames that rest from some point on, it computes two
+    /// more.
+    fn causal(&mut self, channels: [usize; 2], pixels: usize, time: &mut Time) -> usize {
         time.moving = time.all.min(time.moving + 2);
-        self.add(channels, 27, pixels, time.moving, 2);
+        self.add(channels, 27, pixels, time.moving);
+        let past = self.remember(2, channels[0], pixels, time);
+        self.moment(time.chunk() * pixels * (padded(channels[0]) + padded(channels[1])) + past);
+        past
     }
 
     fn residual(&mut self, [from, to]: [usize; 2], pixels: usize, time: &mut Time) {
-        self.causal([from, to], pixels, time);
-        self.causal([to, to], pixels, time);
+        let frame = time.chunk() * pixels;
+        // The last chunk's last frame.
+        let before = if self.repeating { from * pixels } else { 0 };
+        self.kept += before;
+        // The input, its norm, the first result; then the input or what the shortcut makes of it, and both results.
+        let past = self.causal([from, to], pixels, time) + before;
+        self.moment(frame * (2 * from + to) + past);
+        let past = self.causal([to, to], pixels, time) + before;
+        self.moment(frame * 3 * to + past);
         if from != to {
-            self.add([from, to], 1, pixels, time.moving, 0);
+            self.add([from, to], 1, pixels, time.moving);
+            self.moment(frame * (from + 2 * to) + past);
         }
     }
 
     fn middle(&mut self, width: usize, pixels: usize, time: &mut Time) {
         self.residual([width; 2], pixels, time);
-        self.add([width, 3 * width], 1, pixels, time.moving, 0);
-        self.add([width; 2], 1, pixels, time.moving, 0);
+        self.add([width, 3 * width], 1, pixels, time.moving);
+        self.add([width; 2], 1, pixels, time.moving);
         self.attention += 4.0 * (pixels as f64).powi(2) * width as f64 * time.moving as f64;
+        // The input, its norm, and queries, keys and values; then the result in place of the norm.
+        self.moment(6 * time.chunk() * pixels * width);
         self.residual([width; 2], pixels, time);
     }
 }
 
-/// Frames: all of them, and those up to the first from which on they are all equal.
+/// Frames: all of them, those up to the first from which on they are all equal, and those of a chunk.
 struct Time {
     all: usize,
     moving: usize,
+    chunk: usize,
+}
+
+impl Time {
+    fn chunk(&self) -> usize {
+        self.chunk.min(self.all)
+    }
 }
 
 /// The encoder on a picture and black frames after it; latents of `[t, h, w]` come out.
 pub(super) fn encoder(c: &VaeConfig, [t, h, w]: [usize; 3]) -> Walk {
-    let mut walk = Walk::new();
+    let mut walk = Walk { repeating: true, ..Walk::default() };
     let mut pixels = 64 * h * w;
     let all = 4 * t - 3;
-    let mut time = Time { all, moving: all.min(2) };
+    let mut time = Time { all, moving: all.min(2), chunk: 4 };
     walk.causal([3, c.base], pixels, &mut time);
     let mut width = c.base;
     for (stage, out) in c.channels().into_iter().enumerate() {
@@ -101,29 +124,32 @@ pub(super) fn encoder(c: &VaeConfig, [t, h, w]: [usize; 3]) -> Walk {
         width = out;
         if stage < 3 {
             pixels /= 4;
-            walk.add([out; 2], 9, pixels, time.moving, 0);
+            walk.add([out; 2], 9, pixels, time.moving);
+            walk.moment(time.chunk() * out * 5 * pixels);
             if stage > 0 {
+                walk.remember(1, out, pixels, &time);
                 // The first frame stands alone, then pairs; and one pair of equal frames that ends the movement.
                 time.all = time.all.div_ceil(2);
                 time.moving = time.all.min(2 + (time.moving - 1).div_ceil(2));
-                walk.add([out; 2], 3, pixels, time.moving - 1, 1);
+                time.chunk /= 2;
+                walk.add([out; 2], 3, pixels, time.moving - 1);
             }
         }
     }
     walk.middle(width, pixels, &mut time);
     walk.causal([width, 2 * c.z_dim], pixels, &mut time);
-    walk.add([2 * c.z_dim, c.z_dim], 1, pixels, time.moving, 0);
+    walk.add([2 * c.z_dim, c.z_dim], 1, pixels, time.moving);
     walk
 }
 
 /// The decoder on latents of `[t, h, w]`.
 pub(super) fn decoder(c: &VaeConfig, [t, h, w]: [usize; 3]) -> Walk {
-    let mut walk = Walk::new();
+    let mut walk = Walk::default();
     let mut pixels = h * w;
-    let mut time = Time { all: t, moving: t };
+    let mut time = Time { all: t, moving: t, chunk: 1 };
     let channels = c.channels();
     let mut width = channels.last().copied().unwrap_or(c.base);
-    walk.add([c.z_dim; 2], 1, pixels, t, 0);
+    walk.add([c.z_dim; 2], 1, pixels, t);
     walk.causal([c.z_dim, width], pixels, &mut time);
     walk.middle(width, pixels, &mut time);
     for (stage, out) in channels.into_iter().rev().enumerate() {
@@ -133,13 +159,16 @@ pub(super) fn decoder(c: &VaeConfig, [t, h, w]: [usize; 3]) -> Walk {
         width = out;
         if stage < 3 {
             if stage < 2 {
-                walk.add([out, 2 * out], 3, pixels, time.all - 1, 2);
+                walk.add([out, 2 * out], 3, pixels, time.all - 1);
+                walk.remember(2, out, pixels, &time);
                 time.all = 2 * time.all - 1;
                 time.moving = time.all;
+                time.chunk *= 2;
             }
             pixels *= 4;
             width = out / 2;
-            walk.add([out, width], 9, pixels, time.all, 0);
+            walk.add([out, width], 9, pixels, time.all);
+            walk.moment(time.chunk() * pixels * (out / 4 + width));
         }
     }
     walk.causal([c.base, 3], pixels, &mut time);

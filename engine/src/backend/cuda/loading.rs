@@ -2,19 +2,18 @@
 //! cores fill one while the other is on its way. What they become there is computed there.
 
 use std::borrow::Cow;
-use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaEvent, result};
 use animd_kernels::cuda::{Element, Rows, Typed};
 use rayon::prelude::*;
 
 use super::deferred::Quantised;
 use super::linear::Form;
+use super::pinned::Pinned;
 use super::tensor::View;
-use super::{Gpu, device, kernel};
+use super::{Gpu, kernel};
+use crate::Result;
 use crate::weights::{DType, Matrix, Scale};
-use crate::{Error, Result};
 
 /// Bytes of a buffer.
 const STAGED: usize = 64 << 20;
@@ -26,75 +25,28 @@ const SHARE: usize = 1 << 20;
 pub(super) struct Staging(Arc<Mutex<Option<Buffers>>>);
 
 struct Buffers {
-    both: [Buffer; 2],
+    both: [Pinned; 2],
     next: usize,
 }
-
-/// Pinned memory.
-struct Buffer {
-    context: Arc<CudaContext>,
-    memory: NonNull<u8>,
-    /// Recorded behind the copy that reads it.
-    sent: CudaEvent,
-}
-
-// SAFETY: the memory is the buffer's own.
-unsafe impl Send for Buffer {}
 
 impl Staging {
     /// Enqueues a copy to the device. `bytes` are free again when this returns.
     fn send(&self, gpu: &Gpu, bytes: &[u8], to: u64) -> Result<()> {
         let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if guard.is_none() {
-            *guard = Some(Buffers { both: [Buffer::new(gpu)?, Buffer::new(gpu)?], next: 0 });
+            let buffer = || Pinned::new(&gpu.context, STAGED);
+            *guard = Some(Buffers { both: [buffer()?, buffer()?], next: 0 });
         }
-        let Some(buffers) = guard.as_mut() else { return Ok(()) };
+        let Some(Buffers { both, next }) = guard.as_mut() else { return Ok(()) };
         for (part, to) in bytes.chunks(STAGED).zip((to..).step_by(STAGED)) {
-            buffers.both[buffers.next].send(gpu, part, to)?;
-            buffers.next = 1 - buffers.next;
+            let buffer = &mut both[*next];
+            let shares = buffer.bytes()?.par_chunks_mut(SHARE).zip(part.par_chunks(SHARE));
+            shares.for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
+            // SAFETY: the caller's piece has as many bytes, and pieces are given back in the order of the stream.
+            unsafe { buffer.send(&gpu.stream, part.len(), to)? };
+            *next = 1 - *next;
         }
         Ok(())
-    }
-}
-
-impl Buffer {
-    fn new(gpu: &Gpu) -> Result<Self> {
-        let sent = gpu.context.new_event(None).map_err(device)?;
-        // SAFETY: the context has just been made current.
-        let memory = unsafe { result::malloc_host(STAGED, 0) };
-        let memory = memory.ok().and_then(|memory| NonNull::new(memory.cast::<u8>())).ok_or_else(|| {
-            Error::Memory(
-                "the machine has no 64 MiB of memory left that can be pinned, through which weights come to the GPU: end \
-                 other programs"
-                    .into(),
-            )
-        })?;
-        // SAFETY: so many bytes were asked for.
-        unsafe { memory.write_bytes(0, STAGED) };
-        Ok(Self { context: gpu.context.clone(), memory, sent })
-    }
-
-    fn send(&mut self, gpu: &Gpu, bytes: &[u8], to: u64) -> Result<()> {
-        self.sent.synchronize().map_err(device)?;
-        // SAFETY: there are so many bytes, which are initialised, and nothing reads them any more.
-        let buffer = unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), bytes.len().min(STAGED)) };
-        buffer
-            .par_chunks_mut(SHARE)
-            .zip(bytes.par_chunks(SHARE))
-            .for_each(|(to, from)| to.copy_from_slice(from));
-        // SAFETY: the caller's piece has as many bytes; the buffer stays as it is until the event.
-        unsafe { result::memcpy_htod_async(to, buffer, gpu.stream.cu_stream()) }.map_err(device)?;
-        self.sent.record(&gpu.stream).map_err(device)
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        // A driver that fails here has failed for good, and the next call says so.
-        let _ = self.sent.synchronize();
-        let _ = self.context.bind_to_thread();
-        // SAFETY: it came from there, and no copy reads it any more.
-        let _ = unsafe { result::free_host(self.memory.as_ptr().cast()) };
     }
 }
 

@@ -13,6 +13,7 @@ mod deferred;
 mod linear;
 mod loading;
 mod memory;
+mod pinned;
 mod sequence;
 mod tensor;
 #[cfg(test)]
@@ -27,7 +28,7 @@ use animd_kernels::cuda::{
     self, AnyAttention, Attention, Conv, Copies, CrossAttention, Element, Gemm, Norms, Term, Volumes,
 };
 
-use super::{Backend, TensorOps};
+use super::{Backend, Fetched, TensorOps};
 use crate::plan::{self, Setup};
 use crate::profile::{self, AttentionKind, Place, Profile, Residency, Sensitive, Weights};
 use crate::weights::Component;
@@ -35,6 +36,7 @@ use crate::{Error, Result};
 
 use loading::Staging;
 use memory::Arena;
+use pinned::Pinned;
 use tensor::{Value, View, channels_last, filled_up, row_major};
 
 pub use animd_kernels::cuda::OLDEST_DRIVER;
@@ -150,6 +152,8 @@ struct Gpu {
     copies: Copies,
     /// Recorded by the last calls of [`TensorOps::keep_pace`], the oldest first.
     pace: Mutex<[CudaEvent; 2]>,
+    /// For copies to the host.
+    landing: Mutex<Vec<Pinned>>,
     eight_bit: bool,
     long_context: usize,
     fast_sums: bool,
@@ -212,6 +216,7 @@ impl Cuda {
             volumes: kernel(Volumes::load(&context))?,
             copies: kernel(Copies::load(&context))?,
             pace: Mutex::new([sleeping_event(&context)?, sleeping_event(&context)?]),
+            landing: Mutex::default(),
             eight_bit: options.attention == AttentionKind::EightBit,
             long_context: options.long_context,
             fast_sums: options.fast_sums,
@@ -252,8 +257,8 @@ impl Backend for Cuda {
         if self.gpu.weights.usage().used == 0 {
             self.gpu.weights.reserve(weights as usize)?;
         }
-        // The plan's activations are an estimate.
-        let work = memory.phases.iter().map(|p| p.kept + p.activations + p.activations / 8).max();
+        // The plan's activations are an estimate, and pieces leave gaps.
+        let work = memory.phases.iter().map(|p| p.kept + p.activations + p.activations / 16).max();
         self.gpu.work.reserve((work.unwrap_or_default() + MORE_WORK) as usize)
     }
 
@@ -320,6 +325,16 @@ impl Gpu {
         // SAFETY: the view has as many f32; the wait follows before anybody reads them.
         unsafe { result::memcpy_dtoh_async(out, view.address, self.stream.cu_stream()) }.map_err(device)?;
         self.stream.synchronize().map_err(device)
+    }
+
+    /// Pinned memory of at least so many bytes.
+    fn landing(&self, bytes: usize) -> Result<Pinned> {
+        let mut free = self.landing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(i) = free.iter().position(|pinned| pinned.len() >= bytes) {
+            return Ok(free.swap_remove(i));
+        }
+        free.clear();
+        Pinned::new(&self.context, bytes)
     }
 
     /// Fills memory with zeros.
@@ -463,6 +478,23 @@ impl TensorOps for Cuda {
             self.gpu.receive(&view, &mut out)?;
         }
         Ok(out)
+    }
+
+    fn fetch(&self, tensor: &Tensor) -> Result<Fetched> {
+        let view = self.gpu.dense(tensor, Element::F32)?;
+        let bytes = 4 * view.elements();
+        if bytes == 0 {
+            return Ok(Box::new(|| Ok(Vec::new())));
+        }
+        let gpu = self.gpu.clone();
+        let mut landing = gpu.landing(bytes)?;
+        // SAFETY: the view has as many bytes, and pieces are given back in the order of the stream.
+        unsafe { landing.receive(&gpu.stream, bytes, view.address)? };
+        Ok(Box::new(move || {
+            let values = bytemuck::cast_slice(&landing.bytes()?[..bytes]).to_vec();
+            gpu.landing.lock().unwrap_or_else(PoisonError::into_inner).push(landing);
+            Ok(values)
+        }))
     }
 
     fn shape(&self, tensor: &Tensor) -> Vec<usize> {

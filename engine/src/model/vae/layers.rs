@@ -84,7 +84,8 @@ impl<T: Clone> History<T> {
         let mut parts = self.past.clone();
         parts.extend(clip.frames);
         if let Some(last) = parts.last().filter(|_| extra > 0) {
-            let last = tail(b, last, 1)?;
+            // On its own, since it may stay while the chunk goes.
+            let last = if count(b, last) > 1 { b.detach(&tail(b, last, 1)?)? } else { last.clone() };
             parts.extend(std::iter::repeat_n(last, extra));
         }
         self.past.clear();
@@ -253,7 +254,11 @@ impl<B: ConvOps> ResidualBlock<B> {
         let last = &mut memory.slot().last;
         let before = last.take();
         if repeating {
-            *last = frames.clone().or_else(|| before.clone());
+            *last = match &frames {
+                Some(x) if count(b, x) > 1 => Some(b.detach(&tail(b, x, 1)?)?),
+                Some(x) => Some(x.clone()),
+                None => before.clone(),
+            };
         }
 
         let normed = frames.as_ref().map(|x| b.channel_norm(x, &self.norm1, true)).transpose()?;
@@ -269,13 +274,20 @@ impl<B: ConvOps> ResidualBlock<B> {
             Some(last) if window.new > fresh => vec![tail(b, last, 1)?; window.new - fresh],
             _ => Vec::new(),
         };
-        let input: Vec<_> = frames.into_iter().chain(repeated).collect();
-        let input = match &input[..] {
-            [one] => one.clone(),
-            several => b.concat(&several.iter().collect::<Vec<_>>(), 1)?,
+        // Each is let go of as soon as nothing needs it.
+        let input = {
+            let parts: Vec<_> = frames.into_iter().chain(repeated).collect();
+            match &parts[..] {
+                [one] => one.clone(),
+                several => b.concat(&several.iter().collect::<Vec<_>>(), 1)?,
+            }
         };
         let residual = match &self.shortcut {
-            Some(conv) => each_frame(b, &input, conv, Step::default())?,
+            Some(conv) => {
+                let residual = each_frame(b, &input, conv, Step::default())?;
+                drop(input);
+                residual
+            }
             None => input,
         };
         let epilogue = ConvEpilogue { residual: Some(&residual), norm: None };

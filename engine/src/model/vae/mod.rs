@@ -13,6 +13,8 @@ mod tiles;
 #[cfg(test)]
 mod tests;
 
+use rayon::prelude::*;
+
 use super::Probe;
 use crate::backend::ConvOps;
 use crate::backend::conv::Step;
@@ -195,7 +197,7 @@ impl<B: ConvOps> Vae<B> {
         self.encode_chunks(b, chunks, false, grid, observer, probe)
     }
 
-    /// Encodes all tiles' first chunk, then all tiles' second one, and so on.
+    /// Encodes one tile after the other, so that only one has a memory at a time.
     fn encode_chunks(
         &self,
         b: &B,
@@ -205,29 +207,27 @@ impl<B: ConvOps> Vae<B> {
         observer: &dyn Observer,
         mut probe: Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
-        let latent_grid = grid.scaled(1, 8);
-        let mut memories: Vec<_> = (0..grid.len()).map(|_| Memory::new(repeating)).collect();
-        let mut tiles: Vec<Option<B::Tensor>> = vec![None; grid.len()];
-        let mut latents = Vec::new();
-        for chunk in chunks {
-            let chunk = chunk?;
-            for (i, memory) in memories.iter_mut().enumerate() {
+        let chunks = chunks.collect::<Result<Vec<_>>>()?;
+        let mut latents = vec![Vec::with_capacity(grid.len()); chunks.len()];
+        for i in 0..grid.len() {
+            let mut memory = Memory::new(repeating);
+            let mut latent = None;
+            for (chunk, tiles) in chunks.iter().zip(&mut latents) {
                 observer.check()?;
                 b.keep_pace()?;
                 let frames = chunk.frames.as_ref().map(|x| grid.cut(b, x, i)).transpose()?;
-                let encoded =
-                    self.encoder.run(b, Clip { frames, repeats: chunk.repeats }, memory, &mut probe)?;
+                let clip = Clip { frames, repeats: chunk.repeats };
                 // A chunk is one latent frame: a new one, or the last one again.
-                if let Some(x) = encoded.frames {
-                    tiles[i] = Some(each_frame(b, &x, &self.mean, Step::default())?);
+                if let Some(x) = self.encoder.run(b, clip, &mut memory, &mut probe)?.frames {
+                    latent = Some(each_frame(b, &x, &self.mean, Step::default())?);
                 }
+                let none = || Error::Internal("the first chunk of a video has no frames".into());
+                tiles.push(latent.clone().ok_or_else(none)?);
             }
-            let all: Option<Vec<_>> = tiles.iter().cloned().collect();
-            let all =
-                all.ok_or_else(|| Error::Internal("the first chunk of a video has no frames".into()))?;
-            latents.push(latent_grid.join(b, all)?);
         }
-        concat(b, &latents, 1)
+        let latent_grid = grid.scaled(1, 8);
+        let latents = latents.into_iter().map(|tiles| latent_grid.join(b, tiles));
+        concat(b, &latents.collect::<Result<Vec<_>>>()?, 1)
     }
 
     /// Decodes normalised latents `[16, 1 + n, h, w]`; `sink` gets frames `[3, .., 8h, 8w]` as soon as they are there,
@@ -244,18 +244,37 @@ impl<B: ConvOps> Vae<B> {
         self.decode_probed(b, latents, sink, None)
     }
 
-    /// [`Vae::decode`] tile by tile: less memory, other values where tiles overlap.
+    /// [`Vae::decode`] tile by tile: less memory, other values where tiles overlap. `sink` gets its first frames when all
+    /// tiles are decoded.
     ///
     /// # Errors
-    /// As [`Vae::decode`].
+    /// As [`Vae::decode`]; `Canceled`.
     pub fn decode_tiled(
         &self,
         b: &B,
         latents: &B::Tensor,
+        observer: &dyn Observer,
         sink: &mut dyn FnMut(B::Tensor) -> Result<()>,
     ) -> Result<()> {
         let [.., h, w] = extents(b, latents, LATENT_CHANNELS, 1)?;
-        self.decode_in(b, latents, sink, &Grid::new(h, w, 8), None)
+        let grid = Grid::new(h, w, 8);
+        if grid.len() == 1 {
+            return self.decode(b, latents, sink);
+        }
+        let latents = self.unpack(b, latents)?;
+        let mut frames = vec![Vec::with_capacity(grid.len()); latents.len()];
+        for i in 0..grid.len() {
+            let mut memory = Memory::new(false);
+            for (latent, tiles) in latents.iter().zip(&mut frames) {
+                observer.check()?;
+                b.keep_pace()?;
+                let tile = self.decode_chunk(b, grid.cut(b, latent, i)?, &mut memory, &mut None)?;
+                // As many values as there are, however the backend lays them out.
+                tiles.push(b.combine(&[(1.0, &tile)])?);
+            }
+        }
+        let frame_grid = grid.scaled(8, 1);
+        frames.into_iter().try_for_each(|tiles| sink(frame_grid.join(b, tiles)?))
     }
 
     /// [`Vae::decode`]; `probe` sees the outputs of `dec.conv1`, `dec.middle` and `dec.upsamples3`.
@@ -267,35 +286,33 @@ impl<B: ConvOps> Vae<B> {
         b: &B,
         latents: &B::Tensor,
         sink: &mut dyn FnMut(B::Tensor) -> Result<()>,
-        probe: Probe<'_, B::Tensor>,
-    ) -> Result<()> {
-        let [.., h, w] = extents(b, latents, LATENT_CHANNELS, 1)?;
-        self.decode_in(b, latents, sink, &Grid::whole(h, w), probe)
-    }
-
-    fn decode_in(
-        &self,
-        b: &B,
-        latents: &B::Tensor,
-        sink: &mut dyn FnMut(B::Tensor) -> Result<()>,
-        grid: &Grid,
         mut probe: Probe<'_, B::Tensor>,
     ) -> Result<()> {
-        let frames = b.shape(latents)[1];
-        let latents = per_channel(b, latents, |v, mean, inverse| v / inverse + mean)?;
-        let frame_grid = grid.scaled(8, 1);
-        let mut memories: Vec<_> = (0..grid.len()).map(|_| Memory::new(false)).collect();
-        for t in 0..frames {
-            let latent = each_frame(b, &b.narrow(&latents, 1, t, 1)?, &self.unpack, Step::default())?;
-            let decoded = memories.iter_mut().enumerate().map(|(i, memory)| {
-                let tile = Clip::new(grid.cut(b, &latent, i)?);
-                let frames = self.decoder.run(b, tile, memory, &mut probe)?.frames;
-                frames.ok_or_else(|| Error::Internal("the decoder gave no frames".into()))
-            });
-            let decoded = decoded.collect::<Result<Vec<_>>>()?;
-            sink(frame_grid.join(b, decoded)?)?;
+        extents(b, latents, LATENT_CHANNELS, 1)?;
+        let mut memory = Memory::new(false);
+        for latent in self.unpack(b, latents)? {
+            sink(self.decode_chunk(b, latent, &mut memory, &mut probe)?)?;
         }
         Ok(())
+    }
+
+    /// What the decoder takes, frame by frame.
+    fn unpack(&self, b: &B, latents: &B::Tensor) -> Result<Vec<B::Tensor>> {
+        let latents = per_channel(b, latents, |v, mean, inverse| v / inverse + mean)?;
+        let frame = |t| each_frame(b, &b.narrow(&latents, 1, t, 1)?, &self.unpack, Step::default());
+        (0..b.shape(&latents)[1]).map(frame).collect()
+    }
+
+    /// The frames of one latent frame.
+    fn decode_chunk(
+        &self,
+        b: &B,
+        latent: B::Tensor,
+        memory: &mut Memory<B::Tensor>,
+        probe: &mut Probe<'_, B::Tensor>,
+    ) -> Result<B::Tensor> {
+        let frames = self.decoder.run(b, Clip::new(latent), memory, probe)?.frames;
+        frames.ok_or_else(|| Error::Internal("the decoder gave no frames".into()))
     }
 }
 
@@ -344,14 +361,32 @@ pub fn condition<B: ConvOps>(b: &B, latents: &B::Tensor) -> Result<B::Tensor> {
 /// # Errors
 /// `Setting` for other extents; what the backend reports.
 pub fn to_u8<B: ConvOps>(b: &B, frames: &B::Tensor) -> Result<Vec<u8>> {
+    fetch_u8(b, frames)?()
+}
+
+/// [`to_u8`], begun: what is returned waits for it.
+///
+/// # Errors
+/// As [`to_u8`].
+pub fn fetch_u8<B: ConvOps>(b: &B, frames: &B::Tensor) -> Result<impl FnOnce() -> Result<Vec<u8>> + use<B>> {
     let [_, n, h, w] = extents(b, frames, 3, 1)?;
-    let values = b.download(frames)?;
+    let values = b.fetch(frames)?;
+    Ok(move || Ok(interleave(&values()?, n * h * w)))
+}
+
+/// Pixels that one thread converts at a time.
+const PIXELS: usize = 1 << 15;
+
+fn interleave(values: &[f32], pixels: usize) -> Vec<u8> {
+    // `as` cuts off the fraction, and makes 0 of what is not a number.
+    let byte = |v: f32| ((v.clamp(-1.0, 1.0) + 1.0) * 0.5 * 255.0) as u8;
     let mut bytes = vec![0; values.len()];
-    for (c, channel) in values.chunks_exact(n * h * w).enumerate() {
-        for (pixel, v) in bytes.chunks_exact_mut(3).zip(channel) {
-            // `as` cuts off the fraction, and makes 0 of what is not a number.
-            pixel[c] = ((v.clamp(-1.0, 1.0) + 1.0) * 0.5 * 255.0) as u8;
+    bytes.par_chunks_mut(3 * PIXELS).enumerate().for_each(|(chunk, bytes)| {
+        for (i, pixel) in (chunk * PIXELS..).zip(bytes.chunks_exact_mut(3)) {
+            for (c, to) in pixel.iter_mut().enumerate() {
+                *to = byte(values[c * pixels + i]);
+            }
         }
-    }
-    Ok(bytes)
+    });
+    bytes
 }

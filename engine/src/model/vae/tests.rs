@@ -59,7 +59,7 @@ fn decode(vae: &Vae<Cpu>, latents: &Tensor, tiled: bool) -> Vec<Tensor> {
         Ok(())
     };
     match tiled {
-        true => vae.decode_tiled(&b, latents, &mut sink).unwrap(),
+        true => vae.decode_tiled(&b, latents, &Quiet, &mut sink).unwrap(),
         false => vae.decode(&b, latents, &mut sink).unwrap(),
     }
     out

@@ -213,13 +213,13 @@ fn the_autoencoder_in_tiles() {
         got.extend(cuda.download(&x)?);
         Ok(())
     };
-    on_cuda.decode_tiled(&cuda, &cuda.upload(&latents, &[16, 2, 34, 4]).unwrap(), &mut sink).unwrap();
+    on_cuda.decode_tiled(&cuda, &cuda.upload(&latents, &[16, 2, 34, 4]).unwrap(), &Quiet, &mut sink).unwrap();
     let mut want = Vec::new();
     let mut sink = |x| {
         want.extend(cpu.download(&x)?);
         Ok(())
     };
-    on_cpu.decode_tiled(&cpu, &cpu.upload(&latents, &[16, 2, 34, 4]).unwrap(), &mut sink).unwrap();
+    on_cpu.decode_tiled(&cpu, &cpu.upload(&latents, &[16, 2, 34, 4]).unwrap(), &Quiet, &mut sink).unwrap();
     let distance = distance(&got, &want);
     println!("tiles {distance:.1e}");
     assert!(distance <= 3e-2, "{distance:.1e}");

@@ -3,13 +3,15 @@
 use super::{Cuda, Options, WORK, noise};
 use crate::Error;
 use crate::backend::{Backend, TensorOps};
+use crate::dims::schema;
 use crate::goldens::folder;
 use crate::model::dit::{Blocks, Dit};
+use crate::model::vae::Vae;
 use crate::plan::Plan;
 use crate::profile::{AttentionKind, Weights};
 use crate::progress::{Quiet, Stage};
 use crate::request::Settings;
-use crate::weights;
+use crate::weights::{self, Component};
 
 /// Without poison, which makes pieces larger.
 fn open() -> Option<Cuda> {
@@ -113,4 +115,30 @@ fn the_plan_is_near_what_is_taken() {
         let taken = b.usage()[1].peak - before;
         near(&format!("{weights:?} {attention:?}"), phase(Stage::Denoise), taken);
     }
+}
+
+/// A small VAE whose channels are multiples of what tiles of the kernels have.
+#[test]
+fn the_plan_of_the_vae_is_near_what_is_taken() {
+    let Some(b) = open() else { return };
+    let mut dims = crate::dims::Dims::wan_14b();
+    dims.vae.base = 32;
+    let source = super::speed::MadeUp::new(schema::vae(&dims.vae));
+    let vae = Vae::load(&b.loading(Component::Vae), &source, &dims.vae).expect("there is room");
+    let size = [48, 32];
+    let request = Settings { frames: Some(9), ..Settings::default() }.resolve(|| 1).expect("valid settings");
+    let plan = Plan::new(&dims, &request, size, &b.setup());
+    let phase = |stage| plan.memory.phases.iter().find(|p| p.stage == stage).map_or(0, |p| p.activations);
+    let [t, h, w] = plan.latent;
+    let picture =
+        b.upload(&noise(3 * size[0] * size[1], 1), &[3, 1, size[1], size[0]]).expect("there is room");
+    let latents = b.upload(&noise(16 * t * h * w, 2), &[16, t, h, w]).expect("there is room");
+    let (before, _) = (b.usage()[1].used, b.peak_memory());
+    vae.encode_picture(&b, &picture, t, &Quiet).expect("there is room");
+    let encoding = b.usage()[1].peak - before;
+    let _ = b.peak_memory();
+    vae.decode(&b, &latents, &mut |_| Ok(())).expect("there is room");
+    let decoding = b.usage()[1].peak - before;
+    near("VAE encoder", phase(Stage::VaeEncode), encoding);
+    near("VAE decoder", phase(Stage::VaeDecode), decoding);
 }

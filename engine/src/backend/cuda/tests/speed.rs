@@ -4,9 +4,11 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use half::bf16;
+use memmap2::Mmap;
 
 use super::{Cuda, Options, noise};
 use crate::Result;
@@ -14,10 +16,10 @@ use crate::backend::{Backend, TensorOps};
 use crate::dims::{Dims, schema};
 use crate::model::dit::{Blocks, Dit};
 use crate::model::vae::{self, Vae};
-use crate::plan::Plan;
-use crate::profile::{AttentionKind, Weights};
+use crate::plan::{Plan, Setup};
+use crate::profile::{AttentionKind, Profile, Weights};
 use crate::progress::{Quiet, Stage};
-use crate::request::Settings;
+use crate::request::{Settings, Tiling};
 use crate::weights::{Component, DType, HostTensor, Matrix, WeightSource};
 
 /// Blocks of the `DiT`, which has 40.
@@ -26,19 +28,37 @@ const SIZE: [usize; 2] = [832, 480];
 const FRAMES: u32 = 81;
 
 /// Weights that keep activations finite.
-struct MadeUp {
+pub(super) struct MadeUp {
     shapes: HashMap<String, Vec<usize>>,
-    /// bf16 values, about as large as weights of 5,120 inputs are, of which each matrix gets as many as it needs.
-    pattern: Vec<u8>,
+    /// bf16 matrices, as in a model's file; none where nobody asks for matrices.
+    file: Option<Mmap>,
+    starts: HashMap<String, usize>,
 }
 
 impl MadeUp {
-    fn new(tensors: Vec<schema::Expected>) -> Self {
-        let values = noise(160 << 20, 1).into_iter().map(|v| bf16::from_f32(0.02 * v));
-        Self {
-            shapes: tensors.into_iter().map(|e| (e.name, e.shape)).collect(),
-            pattern: values.flat_map(bf16::to_le_bytes).collect(),
+    pub fn new(tensors: Vec<schema::Expected>) -> Self {
+        let shapes = tensors.into_iter().map(|e| (e.name, e.shape)).collect();
+        Self { shapes, file: None, starts: HashMap::new() }
+    }
+
+    /// With a file of all matrices.
+    fn on_disk(tensors: Vec<schema::Expected>) -> Self {
+        let (mut file, mut end) = (tempfile::tempfile().unwrap(), 0);
+        // About as large as weights of 5,120 inputs are.
+        let pattern: Vec<u8> =
+            noise(1 << 22, 1).into_iter().flat_map(|v| bf16::from_f32(0.02 * v).to_le_bytes()).collect();
+        let mut starts = HashMap::new();
+        for tensor in tensors.iter().filter(|e| e.shape.len() > 1) {
+            let bytes = 2 * tensor.shape.iter().product::<usize>();
+            starts.insert(tensor.name.clone(), end);
+            for left in (1..=bytes).rev().step_by(pattern.len()) {
+                file.write_all(&pattern[..left.min(pattern.len())]).unwrap();
+            }
+            end += bytes;
         }
+        // SAFETY: nobody else has the file.
+        let file = Some(unsafe { Mmap::map(&file) }.unwrap());
+        Self { file, starts, ..Self::new(tensors) }
     }
 }
 
@@ -58,9 +78,27 @@ impl WeightSource for MadeUp {
     fn matrix(&self, name: &str) -> Result<Matrix<'_>> {
         let shape = &self.shapes[name];
         let (rows, cols) = (shape[0], shape[1..].iter().product::<usize>());
-        let bytes = Cow::Borrowed(&self.pattern[..2 * rows * cols]);
+        let file = self.file.as_deref().expect("a file of matrices");
+        let bytes = Cow::Borrowed(&file[self.starts[name]..][..2 * rows * cols]);
         Ok(Matrix { rows, cols, dtype: DType::Bf16, bytes, scale: None })
     }
+}
+
+/// The backend, with memory for this stage and network of a plan alone.
+fn reserved(options: &Options, plan: &Plan, stages: &[Stage], network: &str) -> Option<Cuda> {
+    let b = Cuda::open(0, options, 0, 0).inspect_err(|e| eprintln!("nothing is measured: {e}")).ok()?;
+    let mut memory = plan.memory.clone();
+    memory.networks.retain(|n| n.name == network);
+    memory.phases.retain(|p| stages.contains(&p.stage));
+    b.reserve(&memory).unwrap();
+    let (free, total) = b.gpu.context.mem_get_info().unwrap();
+    let reserved: usize = b.usage().iter().map(|usage| usage.reserved).sum();
+    println!(
+        "reserved {:.3} GiB; {:.3} GiB are others' and the driver's",
+        gib(reserved),
+        gib(total - free - reserved)
+    );
+    Some(b)
 }
 
 fn gib(bytes: usize) -> f64 {
@@ -88,7 +126,7 @@ fn median(b: &Cuda, mut run: impl FnMut()) -> [Duration; 2] {
 fn speed_of_blocks() {
     let dims = Dims::wan_14b();
     let config = crate::dims::DitConfig { num_layers: BLOCKS, ..dims.dit.clone() };
-    let source = MadeUp::new(schema::dit(&config));
+    let source = MadeUp::on_disk(schema::dit(&config));
     for (weights, attention) in [
         (Weights::Fp8, AttentionKind::EightBit),
         (Weights::Bf16, AttentionKind::EightBit),
@@ -96,18 +134,18 @@ fn speed_of_blocks() {
     ] {
         let mut precision = Options::BF16.precision;
         precision.dit = weights;
-        let Ok(b) = Cuda::open(0, &Options { precision, attention, ..Options::BF16 }, 0, 10 << 30) else {
-            return;
-        };
+        let options = Options { precision, attention, ..Options::BF16 };
+        let request = Settings { frames: Some(FRAMES), ..Settings::default() }.resolve(|| 1).unwrap();
+        let setup = Setup { precision, attention, ..Setup::from(&Profile::built_in("h200").unwrap()) };
+        let plan = Plan::new(&Dims { dit: config.clone(), ..dims.clone() }, &request, SIZE, &setup);
+        println!("\n{weights:?} {attention:?}");
+        let Some(b) = reserved(&options, &plan, &[Stage::Denoise], "DiT") else { return };
         let began = Instant::now();
-        let dit = Dit::load(&b, &source, &config).unwrap();
+        let dit = Dit::load(&b.loading(Component::Dit), &source, &config).unwrap();
         b.gpu.stream.synchronize().unwrap();
         let seconds = began.elapsed().as_secs_f64();
-        let bytes: usize = source.shapes.values().map(|s| 2 * s.iter().product::<usize>()).sum();
-        println!("\n{weights:?} {attention:?}: {:.2} GB loaded in {seconds:.2} s", bytes as f64 / 1e9);
-
-        let request = Settings { frames: Some(FRAMES), ..Settings::default() }.resolve(|| 1).unwrap();
-        let plan = Plan::new(&Dims { dit: config.clone(), ..dims.clone() }, &request, SIZE, &b.setup());
+        let gigabytes = source.file.as_ref().map_or(0, |file| file.len()) as f64 / 1e9;
+        println!("{gigabytes:.2} GB loaded in {seconds:.2} s: {:.1} GB/s", gigabytes / seconds);
         println!(
             "weights planned {:.3} GiB, taken {:.3}",
             gib(plan.memory.networks[0].bytes as usize),
@@ -149,12 +187,20 @@ fn speed_of_blocks() {
 #[ignore = "it takes a GPU of 24 GiB, and says how fast that is"]
 fn speed_of_the_vae() {
     let dims = Dims::wan_14b();
-    let Ok(b) = Cuda::open(0, &Options::BF16, 0, 14 << 30) else { return };
+    let settings = |tiling| Settings { frames: Some(FRAMES), tiling: Some(tiling), ..Settings::default() };
+    let setup = Setup::from(&Profile::built_in("h200").unwrap());
+    let plan = |tiling| Plan::new(&dims, &settings(tiling).resolve(|| 1).unwrap(), SIZE, &setup);
+    let (plan, in_tiles) = (plan(Tiling::Whole), plan(Tiling::Tiled));
+    let stages = [Stage::VaeEncode, Stage::VaeDecode];
+    let Some(b) = reserved(&Options::BF16, &plan, &stages, "VAE") else { return };
     let source = MadeUp::new(schema::vae(&dims.vae));
+    let began = Instant::now();
     let vae = Vae::load(&b.loading(Component::Vae), &source, &dims.vae).unwrap();
-    let request = Settings { frames: Some(FRAMES), ..Settings::default() }.resolve(|| 1).unwrap();
-    let plan = Plan::new(&dims, &request, SIZE, &b.setup());
-    let phase = |stage| plan.memory.phases.iter().find(|p| p.stage == stage).unwrap().activations as usize;
+    b.gpu.stream.synchronize().unwrap();
+    println!("loaded, and made up, in {:.2} s", began.elapsed().as_secs_f64());
+    let phase = |plan: &Plan, stage| {
+        plan.memory.phases.iter().find(|p| p.stage == stage).unwrap().activations as usize
+    };
     println!(
         "\nweights planned {:.3} GiB, taken {:.3}",
         gib(plan.memory.networks[3].bytes as usize),
@@ -165,13 +211,23 @@ fn speed_of_the_vae() {
     let latents = b.upload(&noise(16 * t * h * w, 2), &[16, t, h, w]).unwrap();
     let encode = || drop(vae.encode_picture(&b, &picture, t, &Quiet).unwrap());
     let decode = || vae.decode(&b, &latents, &mut |_| Ok(())).unwrap();
-    let decode_to_bytes = || vae.decode(&b, &latents, &mut |x| vae::to_u8(&b, &x).map(drop)).unwrap();
-    let tiled = || vae.decode_tiled(&b, &latents, &mut |_| Ok(())).unwrap();
-    for (name, stage, run) in [
-        ("encode", Stage::VaeEncode, &encode as &dyn Fn()),
-        ("decode", Stage::VaeDecode, &decode),
-        ("decode to bytes", Stage::VaeDecode, &decode_to_bytes),
-        ("decode tiled", Stage::VaeDecode, &tiled),
+    let decode_to_bytes = || {
+        let mut before = None;
+        let mut sink = |x| {
+            let next = vae::fetch_u8(&b, &x)?;
+            before.replace(next).map_or(Ok(()), |before| before().map(drop))
+        };
+        vae.decode(&b, &latents, &mut sink).unwrap();
+        before.map(|last| last().unwrap());
+    };
+    let tiled = || vae.decode_tiled(&b, &latents, &Quiet, &mut |_| Ok(())).unwrap();
+    let encode_tiled = || drop(vae.encode_picture_tiled(&b, &picture, t, &Quiet).unwrap());
+    for (name, plan, stage, run) in [
+        ("encode", &plan, Stage::VaeEncode, &encode as &dyn Fn()),
+        ("decode", &plan, Stage::VaeDecode, &decode),
+        ("decode to bytes", &plan, Stage::VaeDecode, &decode_to_bytes),
+        ("encode tiled", &in_tiles, Stage::VaeEncode, &encode_tiled),
+        ("decode tiled", &in_tiles, Stage::VaeDecode, &tiled),
     ] {
         let (before, _) = (b.usage()[1].used, b.peak_memory());
         run();
@@ -179,7 +235,7 @@ fn speed_of_the_vae() {
         let [enqueued, all] = median(&b, run);
         println!(
             "{name:16} {all:.1?} (enqueued in {enqueued:.1?}), activations planned {:.3} GiB, taken {:.3}",
-            gib(phase(stage)),
+            gib(phase(plan, stage)),
             gib(taken)
         );
     }
