@@ -27,7 +27,7 @@ pub fn choose(profile: Option<&Profile>) -> Result<Chosen> {
     match profile {
         #[cfg(feature = "cuda")]
         Some(profile) if profile.on_gpu() => {
-            let options = Options::of(profile)?;
+            let options = Options::of(profile);
             // Memory is taken when the first job says how much.
             Cuda::open(0, &options, 0, 0).map(Chosen::Cuda)
         }

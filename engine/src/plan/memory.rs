@@ -190,7 +190,7 @@ fn streamed(tensors: &[Expected], bytes: &dyn Fn(&Expected) -> u64) -> u64 {
 ///
 /// The VAE: what its largest layer has alive (on the CPU twice that) for a chunk of four frames or their equal at lower
 /// resolution, the frames that each causal convolution remembers, and of tiles all their frames as f32. In f32 on the
-/// CPU, else in the VAE's type.
+/// CPU, else in the VAE's type; on a GPU kernels read f32 as sums of two bf16 numbers.
 struct Estimate {
     text: u64,
     clip: u64,
@@ -236,6 +236,7 @@ impl Estimate {
             _ => branches * stream * (tokens * dit.dim) as u64,
         };
         let (volume, times) = if cpu { (4, 2) } else { (size(setup.precision.vae), 1) };
+        let copies = !cpu && setup.precision.vae == Weights::Fp32;
         let (tile, covered) = tiles(latent, request.tiling);
         let vae = |walk: vae::Walk| volume * (times * walk.live + walk.kept) as u64;
         // The picture and a black frame; what the tiles' frames take, if there are any.
@@ -244,9 +245,9 @@ impl Estimate {
         Self {
             text: transformer(dit.text_len, t5.dim, t5.ffn_dim, setup.precision.text, false),
             clip: transformer(image, clip.dim, clip.mlp_dim, setup.precision.clip, false),
-            vae_encode: vae(vae::encoder(&dims.vae, tile)) + pictures,
+            vae_encode: vae(vae::encoder(&dims.vae, tile, copies)) + pictures,
             denoise: transformer(tokens, dit.dim, dit.ffn_dim, setup.precision.dit, eight_bit).max(head),
-            vae_decode: vae(vae::decoder(&dims.vae, tile)) + frames,
+            vae_decode: vae(vae::decoder(&dims.vae, tile, copies)) + frames,
             context: branches * if cpu { act * keys } else { act * keys * 3 / 2 },
             residuals,
         }

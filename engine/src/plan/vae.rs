@@ -32,6 +32,8 @@ pub(super) struct Walk {
     /// The most values that are alive beside them.
     pub live: usize,
     repeating: bool,
+    /// Kernels read copies of their input, half as large again.
+    copies: bool,
 }
 
 /// Channels as they lie in memory.
@@ -60,13 +62,15 @@ impl Walk {
         values
     }
 
-    /// A causal 3x3x3 convolution; returns the values of its past. Of frames that rest from some point on, it computes two
+    /// A causal 3x3x3 convolution; returns the values of its past, and of copies. Of frames that rest from some point on, it computes two
     /// more.
     fn causal(&mut self, channels: [usize; 2], pixels: usize, time: &mut Time) -> usize {
         time.moving = time.all.min(time.moving + 2);
         self.add(channels, 27, pixels, time.moving);
         let past = self.remember(2, channels[0], pixels, time);
-        self.moment(time.chunk() * pixels * (padded(channels[0]) + padded(channels[1])) + past);
+        let input = time.chunk() * pixels * padded(channels[0]);
+        let past = past + if self.copies { (input + past) * 3 / 2 } else { 0 };
+        self.moment(input + time.chunk() * pixels * padded(channels[1]) + past);
         past
     }
 
@@ -111,8 +115,8 @@ impl Time {
 }
 
 /// The encoder on a picture and black frames after it; latents of `[t, h, w]` come out.
-pub(super) fn encoder(c: &VaeConfig, [t, h, w]: [usize; 3]) -> Walk {
-    let mut walk = Walk { repeating: true, ..Walk::default() };
+pub(super) fn encoder(c: &VaeConfig, [t, h, w]: [usize; 3], copies: bool) -> Walk {
+    let mut walk = Walk { repeating: true, copies, ..Walk::default() };
     let mut pixels = 64 * h * w;
     let all = 4 * t - 3;
     let mut time = Time { all, moving: all.min(2), chunk: 4 };
@@ -143,8 +147,8 @@ pub(super) fn encoder(c: &VaeConfig, [t, h, w]: [usize; 3]) -> Walk {
 }
 
 /// The decoder on latents of `[t, h, w]`.
-pub(super) fn decoder(c: &VaeConfig, [t, h, w]: [usize; 3]) -> Walk {
-    let mut walk = Walk::default();
+pub(super) fn decoder(c: &VaeConfig, [t, h, w]: [usize; 3], copies: bool) -> Walk {
+    let mut walk = Walk { copies, ..Walk::default() };
     let mut pixels = h * w;
     let mut time = Time { all: t, moving: t, chunk: 1 };
     let channels = c.channels();
@@ -168,7 +172,8 @@ pub(super) fn decoder(c: &VaeConfig, [t, h, w]: [usize; 3]) -> Walk {
             pixels *= 4;
             width = out / 2;
             walk.add([out, width], 9, pixels, time.all);
-            walk.moment(time.chunk() * pixels * (out / 4 + width));
+            let input = time.chunk() * pixels * out / 4;
+            walk.moment(time.chunk() * pixels * width + if copies { input * 5 / 2 } else { input });
         }
     }
     walk.causal([c.base, 3], pixels, &mut time);

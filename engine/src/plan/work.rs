@@ -51,10 +51,10 @@ impl Work {
             text: f64::from(branches)
                 * (text(&dims.t5, dims.dit.text_len) + context(&dims.dit, image_tokens(&dims.clip))),
             clip: clip(&dims.clip),
-            vae_encode: vae::encoder(&dims.vae, latent).flops(),
+            vae_encode: vae::encoder(&dims.vae, latent, false).flops(),
             forward,
             denoise: f64::from(forwards) * forward.flops(),
-            vae_decode: vae::decoder(&dims.vae, latent).flops(),
+            vae_decode: vae::decoder(&dims.vae, latent, false).flops(),
         }
     }
 

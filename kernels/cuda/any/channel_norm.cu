@@ -8,9 +8,9 @@ namespace {
 constexpr int kMost = 3;  // pieces of 8 channels of a thread
 
 // kLanes threads take a voxel, piece after piece in turns.
-template <int kLanes>
+template <int kLanes, class Element>
 __device__ __forceinline__ void channel_norm(
-    const __nv_bfloat16* x, const float* gamma, __nv_bfloat16* y, int64_t voxels, int channels, int silu) {
+    const Element* x, const float* gamma, Element* y, int64_t voxels, int channels, int silu) {
     const int64_t voxel = (int64_t(blockIdx.x) * 256 + threadIdx.x) / kLanes;
     const int lane = threadIdx.x % kLanes, pieces = channels / rows::kVector;
     const bool here = voxel < voxels;
@@ -44,14 +44,18 @@ __device__ __forceinline__ void channel_norm(
 
 }  // namespace
 
-// x, y: [voxels, channels] bf16, y may be x; gamma: [channels] f32; channels up to 24 times the number in the name.
+// x, y: [voxels, channels] bf16 or f32, y may be x; gamma: [channels] f32; channels up to 24 times the number in the name.
 // Grid: voxels * number / 256; 256 threads.
-#define CHANNEL_NORM(LANES)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(256) channel_norm_##LANES(                                        \
-        const __nv_bfloat16* x, const float* gamma, __nv_bfloat16* y, int64_t voxels, int channels, int silu) {    \
-        channel_norm<LANES>(x, gamma, y, voxels, channels, silu);                                                  \
+#define CHANNEL_NORM(NAME, LANES, ELEMENT)                                                                    \
+    extern "C" __global__ void __launch_bounds__(256)                                                         \
+        NAME(const ELEMENT* x, const float* gamma, ELEMENT* y, int64_t voxels, int channels, int silu) {      \
+        channel_norm<LANES>(x, gamma, y, voxels, channels, silu);                                             \
     }
-CHANNEL_NORM(4)
-CHANNEL_NORM(8)
-CHANNEL_NORM(16)
-CHANNEL_NORM(32)
+CHANNEL_NORM(channel_norm_4, 4, __nv_bfloat16)
+CHANNEL_NORM(channel_norm_8, 8, __nv_bfloat16)
+CHANNEL_NORM(channel_norm_16, 16, __nv_bfloat16)
+CHANNEL_NORM(channel_norm_32, 32, __nv_bfloat16)
+CHANNEL_NORM(channel_norm_4_f32, 4, float)
+CHANNEL_NORM(channel_norm_8_f32, 8, float)
+CHANNEL_NORM(channel_norm_16_f32, 16, float)
+CHANNEL_NORM(channel_norm_32_f32, 32, float)

@@ -4,3 +4,4 @@
 using Wide = ada::Shape<1, 192>;
 CONV_KERNEL(conv_192, Wide, kPlain, __nv_bfloat16)
 CONV_KERNEL(conv_192_normed, Wide, kNormed, __nv_bfloat16)
+CONV_KERNEL(conv_192_f32, Wide, kPlain, float)

@@ -4,3 +4,4 @@
 using Middle = ada::Shape<1, 96>;
 CONV_KERNEL(conv_96, Middle, kPlain, __nv_bfloat16)
 CONV_KERNEL(conv_96_normed, Middle, kNormed, __nv_bfloat16)
+CONV_KERNEL(conv_96_f32, Middle, kPlain, float)

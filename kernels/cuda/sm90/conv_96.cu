@@ -5,3 +5,4 @@
 using Tall = gemm::Shape<2, 96, 2>;
 CONV_KERNEL(conv_96, Tall, kPlain, __nv_bfloat16)
 CONV_KERNEL(conv_96_normed, Tall, kNormed, __nv_bfloat16)
+CONV_KERNEL(conv_96_f32, Tall, kPlain, float)

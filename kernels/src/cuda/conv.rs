@@ -148,9 +148,9 @@ unsafe impl DeviceRepr for AdaInput {}
 pub struct Conv {
     /// To bf16, to f32.
     few: [CudaFunction; 2],
-    /// Plain, with a norm.
-    tall: [CudaFunction; 2],
-    wide: [CudaFunction; 2],
+    /// Plain, with a norm, plain to f32.
+    tall: [CudaFunction; 3],
+    wide: [CudaFunction; 3],
     target: Target,
     multiprocessors: usize,
 }
@@ -162,8 +162,9 @@ impl Conv {
     ///
     /// [`Error::Driver`] if the driver cannot load them.
     pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
-        let (few, tall, wide) =
-            (["conv_16", "conv_16_f32"], ["conv_96", "conv_96_normed"], ["conv_192", "conv_192_normed"]);
+        let few = ["conv_16", "conv_16_f32"];
+        let tall = ["conv_96", "conv_96_normed", "conv_96_f32"];
+        let wide = ["conv_192", "conv_192_normed", "conv_192_f32"];
         macro_rules! kernels {
             ($folder:literal, $few:expr, $tall:expr, $wide:expr) => {
                 (
@@ -195,7 +196,7 @@ impl Conv {
 
     /// Enqueues the convolution over `parts` (up to 8, of one height, width and number of channels, at most 2^31 voxels
     /// together with the result), which follow each other in time; the first `past` frames are what the kernel sees before
-    /// the first new one, and before all of them are zeros. `output`: see [`result`], bf16; up to 16 outputs may be f32.
+    /// the first new one, and before all of them are zeros. `output`: see [`result`], bf16, or without a norm f32.
     ///
     /// # Errors
     ///
@@ -221,10 +222,14 @@ impl Conv {
         let [frames, height, width, channels] = result(parts, past, layer, spatial, time)?;
         check(parts, layer, spatial, time, ending, output, element)?;
         let shape = shape(self.target, layer.outputs);
+        let ends = match element {
+            Element::F32 => 2,
+            _ => usize::from(ending.norm.is_some()),
+        };
         let function = match layer.outputs {
             0..=16 => &self.few[usize::from(element == Element::F32)],
-            17..=96 => &self.tall[usize::from(ending.norm.is_some())],
-            _ => &self.wide[usize::from(ending.norm.is_some())],
+            17..=96 => &self.tall[ends],
+            _ => &self.wide[ends],
         };
         let raw = RawEnding {
             row_scale: 0,
@@ -390,8 +395,8 @@ fn check(
     }
     match element {
         Element::Bf16 => Ok(()),
-        Element::F32 if layer.outputs <= FEW.columns => Ok(()),
-        _ => refuse(KERNEL, "element", format!("{element:?} of {} outputs", layer.outputs)),
+        Element::F32 if ending.norm.is_none() => Ok(()),
+        _ => refuse(KERNEL, "element", format!("{element:?}, {ending:?}")),
     }
 }
 

@@ -47,8 +47,8 @@ pub struct Volumes {
     combine: [CudaFunction; 2],
     patchify: CudaFunction,
     unpatchify: CudaFunction,
-    /// With 4, 8, 16, 32 threads for a voxel.
-    channel_norm: [CudaFunction; 4],
+    /// With 4, 8, 16, 32 threads for a voxel; of bf16, then of f32.
+    channel_norm: [CudaFunction; 8],
     channels_last: CudaFunction,
     /// From bf16, from f32.
     channels_first: [CudaFunction; 2],
@@ -67,7 +67,16 @@ impl Volumes {
                 load(context, fatbin!("any", $name), $name, 0)?
             };
         }
-        let norms = ["channel_norm_4", "channel_norm_8", "channel_norm_16", "channel_norm_32"];
+        let norms = [
+            "channel_norm_4",
+            "channel_norm_8",
+            "channel_norm_16",
+            "channel_norm_32",
+            "channel_norm_4_f32",
+            "channel_norm_8_f32",
+            "channel_norm_16_f32",
+            "channel_norm_32_f32",
+        ];
         let first = ["channels_first_bf16", "channels_first_f32"];
         Ok(Self {
             combine: load_all(context, fatbin!("any", "combine"), ["combine_bf16", "combine_f32"], 0)?,
@@ -188,7 +197,7 @@ impl Volumes {
     }
 
     /// Enqueues the VAE's norm over channels: `y = x / max(|x|, 1e-12) * sqrt(channels) * gamma` for each voxel, then `SiLU`
-    /// if `silu`. `x`, `y`: `[voxels, channels]` bf16 without gaps, `y` may be `x`; gamma: `[channels]` f32; channels a
+    /// if `silu`. `x`, `y`: `[voxels, channels]`, both bf16 or both f32, without gaps, `y` may be `x`; gamma: `[channels]` f32; channels a
     /// multiple of 8 up to 768.
     ///
     /// # Errors
@@ -205,8 +214,8 @@ impl Volumes {
         x: CUdeviceptr,
         gamma: CUdeviceptr,
         y: CUdeviceptr,
-        voxels: usize,
-        channels: usize,
+        element: Element,
+        [voxels, channels]: [usize; 2],
         silu: bool,
     ) -> Result<(), Error> {
         const KERNEL: &str = "channel_norm";
@@ -216,8 +225,13 @@ impl Volumes {
         if voxels == 0 || channels == 0 || channels > 768 || !channels.is_multiple_of(VECTOR) {
             return refuse(KERNEL, "x", format!("{voxels} voxels of {channels} channels"));
         }
+        let wide = match element {
+            Element::Bf16 => 0,
+            Element::F32 => 4,
+            Element::E4m3 => return refuse(KERNEL, "element", "a norm is over bf16 or f32"),
+        };
         let lanes = channels.div_ceil(3 * VECTOR).next_power_of_two().max(4);
-        let number = lanes.ilog2() as usize - 2;
+        let number = wide + lanes.ilog2() as usize - 2;
         let (total, channels, silu) = (voxels as i64, channels as i32, i32::from(silu));
         let mut launch = stream.launch_builder(&self.channel_norm[number]);
         launch.arg(&x).arg(&gamma).arg(&y).arg(&total).arg(&channels).arg(&silu);

@@ -72,25 +72,9 @@ pub struct Options {
 }
 
 impl Options {
-    /// What a profile asks for.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] for what this backend does not have.
-    pub fn of(profile: &Profile) -> Result<Self> {
+    /// What a profile asks for, of what this backend has.
+    pub fn of(profile: &Profile) -> Self {
         let precision = profile.precision;
-        for (name, weights) in [
-            ("dit", precision.dit),
-            ("text", precision.text),
-            ("clip", precision.clip),
-            ("vae", precision.vae),
-        ] {
-            if weights == Weights::Fp32 && name == "vae" {
-                return Err(Error::Setting(format!(
-                    "the profile `{}` wants the VAE in fp32, which this engine has on the CPU alone: write `vae = \"bf16\"`",
-                    profile.name
-                )));
-            }
-        }
         for (name, place) in [
             ("dit", profile.residency.dit),
             ("text", profile.residency.text),
@@ -105,7 +89,7 @@ impl Options {
             }
         }
         let leave = (profile.memory.reserve_mib as usize) << 20;
-        Ok(Self { precision, attention: profile.attention.kind, leave, ..Self::BF16 })
+        Self { precision, attention: profile.attention.kind, leave, ..Self::BF16 }
     }
 
     /// Everything in bf16 but what is sensitive, attention in bf16, too.

@@ -1,13 +1,15 @@
-//! Video volumes: convolutions over volumes with their channels innermost.
+//! Video volumes: convolutions over volumes with their channels innermost, in bf16, or of f32 as sums of two bf16 numbers.
 
 use animd_kernels::cuda::{
     self, AnyAttentionArguments, Batches, ConvEnding, ConvLayer, Element, Rows, Volume, fold_for_doubling,
 };
 use half::bf16;
+use rayon::prelude::*;
 
 use super::tensor::{Tensor, View, filled_up, padded};
 use super::{Cuda, Gpu, kernel, take};
 use crate::backend::conv::{ConvEpilogue, ConvOps, Spatial, Step, Time};
+use crate::profile::Weights;
 use crate::weights::HostTensor;
 use crate::{Error, Result};
 
@@ -24,12 +26,14 @@ pub struct Conv {
     inputs: usize,
     /// Extents of the kernel over time, height, width.
     kernel: [usize; 3],
-    /// `[padded outputs, kt, kh, kw, padded inputs]` bf16.
+    /// `[padded outputs, kt, kh, kw, padded inputs]` bf16, or three times as many inputs.
     weight: View,
     /// For pixels that become four; of kernels over a single frame.
     folded: Option<View>,
     /// `[padded outputs]`.
     bias: View,
+    /// f32 volumes come and go; inputs and weights are sums of two bf16 numbers.
+    split: bool,
 }
 
 impl Conv {
@@ -45,7 +49,7 @@ impl Conv {
             weight: weight.address,
             bias: self.bias.address,
             outputs: padded(self.outputs),
-            channels: padded(self.inputs),
+            channels: padded(self.inputs) * if self.split { 3 } else { 1 },
             kernel: self.kernel,
         })
     }
@@ -85,8 +89,12 @@ impl ConvOps for Cuda {
         let mut filled = bias.data;
         filled.resize(rows, 0.0);
         let gpu = &self.gpu;
+        let split = self.in_f32();
         let load = |values: &[f32]| -> Result<View> {
-            let rounded: Vec<u16> = values.iter().map(|v| bf16::from_f32(*v).to_bits()).collect();
+            let rounded = match split {
+                true => split_channels(values, channels),
+                false => values.iter().map(|v| bf16::from_f32(*v).to_bits()).collect(),
+            };
             let view = take(&gpu.weights, rounded.len(), Element::Bf16, &[rounded.len()])?;
             gpu.send(&rounded, view.address)?;
             Ok(view)
@@ -94,7 +102,7 @@ impl ConvOps for Cuda {
         let doubling = kt == 1 && kh == 3;
         let folded = doubling.then(|| load(&fold_for_doubling(&rearranged, channels))).transpose()?;
         let (weight, bias) = (load(&rearranged)?, gpu.upload_to(&gpu.weights, &filled, &[rows])?);
-        Ok(Conv { outputs, inputs, kernel, weight, folded, bias })
+        Ok(Conv { outputs, inputs, kernel, weight, folded, bias, split })
     }
 
     fn conv(
@@ -109,12 +117,13 @@ impl ConvOps for Cuda {
         if epilogue.norm.is_some() && step.time == Time::Double {
             return Err(Error::Internal("a norm cannot follow a convolution that doubles the frames".into()));
         }
+        let kind = if layer.split { Element::F32 } else { Element::Bf16 };
         let whole;
         let mut volumes = match parts.len() {
-            ..=PARTS => parts.iter().map(|part| gpu.volume(part)).collect::<Result<Vec<_>>>()?,
+            ..=PARTS => parts.iter().map(|part| gpu.volume(part, kind)).collect::<Result<Vec<_>>>()?,
             _ => {
                 whole = crate::backend::TensorOps::concat(self, parts, 1)?;
-                vec![gpu.volume(&whole)?]
+                vec![gpu.volume(&whole, kind)?]
             }
         };
         volumes.retain(|view| view.shape[1] > 0);
@@ -124,13 +133,16 @@ impl ConvOps for Cuda {
             && epilogue.residual.is_none()
             && epilogue.norm.is_none()
             && step.time != Time::Double;
-        let element = if few { Element::F32 } else { Element::Bf16 };
+        let element = if few { Element::F32 } else { kind };
         if epilogue.residual.is_some_and(|r| r.extents() != extents) {
             return Err(Error::Internal(format!("a residual that is not {extents:?}")));
         }
-        let residual = epilogue.residual.map(|residual| gpu.volume(residual)).transpose()?;
+        let residual = epilogue.residual.map(|residual| gpu.volume(residual, kind)).transpose()?;
         let gamma = epilogue.norm.map(|gamma| gpu.vector(gamma, channels)).transpose()?;
-        let fused = residual.is_none() && cuda::Conv::fuses_norm(channels);
+        let fused = !layer.split && residual.is_none() && cuda::Conv::fuses_norm(channels);
+        if layer.split {
+            volumes = volumes.iter().map(|volume| gpu.split(volume)).collect::<Result<_>>()?;
+        }
         let y = gpu.channels_last(extents, element)?;
         let parts: Vec<Volume> = volumes.iter().map(View::volume).collect();
         let kernels = layer.layer(step.spatial)?;
@@ -183,17 +195,17 @@ impl ConvOps for Cuda {
 
     fn channel_norm(&self, x: &Tensor, gamma: &Tensor, silu: bool) -> Result<Tensor> {
         let gpu = &self.gpu;
-        let x = gpu.volume(x)?;
+        let x = gpu.volume(x, if self.in_f32() { Element::F32 } else { Element::Bf16 })?;
         let extents = x.extents().unwrap_or_default();
         let gamma = gpu.vector(gamma, extents[0])?;
-        let y = gpu.channels_last(extents, Element::Bf16)?;
+        let y = gpu.channels_last(extents, x.element)?;
         gpu.normalize(&x, &gamma, &y, silu)?;
         Ok(y.into())
     }
 
     fn frame_attention(&self, qkv: &Tensor) -> Result<Tensor> {
         let gpu = &self.gpu;
-        let qkv = gpu.volume(qkv)?;
+        let qkv = gpu.volume(qkv, Element::Bf16)?;
         let [all, frames, height, width] = qkv.extents().unwrap_or_default();
         let (channels, pixels) = (all / 3, height * width);
         if all != 3 * channels || !channels.is_multiple_of(8) || channels * pixels == 0 {
@@ -251,6 +263,28 @@ impl ConvOps for Cuda {
     }
 }
 
+/// Weights of so many channels each as sums of two bf16 numbers: high, high, low.
+fn split_channels(values: &[f32], channels: usize) -> Vec<u16> {
+    let mut wide = vec![0; 3 * values.len()];
+    wide.par_chunks_mut(3 * channels).zip(values.par_chunks(channels)).for_each(|(to, from)| {
+        for (i, value) in from.iter().enumerate() {
+            let high = bf16::from_f32(*value);
+            let low = bf16::from_f32(value - high.to_f32());
+            to[i] = high.to_bits();
+            to[channels + i] = high.to_bits();
+            to[2 * channels + i] = low.to_bits();
+        }
+    });
+    wide
+}
+
+impl Cuda {
+    /// Whether volumes are in f32.
+    fn in_f32(&self) -> bool {
+        self.precision.vae == Weights::Fp32
+    }
+}
+
 /// The extents of a convolution's result.
 fn result(parts: &[View], past: usize, layer: &Conv, step: Step) -> Result<[usize; 4]> {
     let wrong = || {
@@ -282,24 +316,28 @@ fn result(parts: &[View], past: usize, layer: &Conv, step: Step) -> Result<[usiz
 }
 
 impl Gpu {
-    /// A tensor as a bf16 volume with its channels innermost.
-    fn volume(&self, tensor: &Tensor) -> Result<View> {
+    /// A tensor as a volume of this type with its channels innermost.
+    fn volume(&self, tensor: &Tensor, element: Element) -> Result<View> {
         let view = self.view(tensor)?;
-        let Some([channels, ..]) = view.extents() else {
+        let Some(extents @ [channels, frames, height, width]) = view.extents() else {
             return Err(Error::Internal(format!(
                 "{:?} is no volume of channels, frames, height, width",
                 view.shape
             )));
         };
-        if view.is_channels_last() && view.element == Element::Bf16 {
+        if view.is_channels_last() && view.element == element {
             return Ok(view);
         }
         if view.strides[0] == 1 && channels > 1 {
-            return self.volume_like(&view).and_then(|volume| self.in_bf16(volume));
+            return self.volume_like(&view).and_then(|volume| self.converted(volume, element));
+        }
+        if element == Element::F32 {
+            let volume = self.empty_volume(extents, element)?;
+            self.copy(&view, &volume)?;
+            return Ok(volume);
         }
         let dense = self.dense(tensor, Element::F32)?;
-        let [channels, frames, height, width] = dense.extents().unwrap_or_default();
-        let volume = self.channels_last([channels, frames, height, width], Element::Bf16)?;
+        let volume = self.channels_last(extents, element)?;
         let voxels = frames * height * width;
         if voxels > 0 {
             let rows = Rows::dense(volume.address, voxels, padded(channels));
@@ -309,22 +347,34 @@ impl Gpu {
         Ok(volume)
     }
 
-    /// A volume in bf16, filled up as it is.
-    fn in_bf16(&self, view: View) -> Result<View> {
-        if view.element == Element::Bf16 {
+    /// A volume in another type, filled up as it is.
+    fn converted(&self, view: View, element: Element) -> Result<View> {
+        if view.element == element {
             return Ok(view);
         }
         let extents = view.extents().unwrap_or_default();
-        let volume = self.channels_last(extents, Element::Bf16)?;
+        let volume = self.channels_last(extents, element)?;
         let elements = filled_up(extents);
         if elements > 0 {
             let term = cuda::Term { address: view.address, element: view.element, factor: 1.0 };
             // SAFETY: both have as many elements; the order of the stream keeps them.
             kernel(unsafe {
-                self.volumes.combine(&self.stream, &[term], volume.address, Element::Bf16, elements)
+                self.volumes.combine(&self.stream, &[term], volume.address, element, elements)
             })?;
         }
         Ok(volume)
+    }
+
+    /// An f32 volume as a bf16 one of three times as many channels, as [`split_channels`]' weights want them.
+    fn split(&self, view: &View) -> Result<View> {
+        let [channels, frames, height, width] = view.extents().unwrap_or_default();
+        let (columns, voxels) = (padded(channels), frames * height * width);
+        let split = self.channels_last([3 * columns, frames, height, width], Element::Bf16)?;
+        let from = Rows::dense(view.address, voxels, columns);
+        let to = Rows::dense(split.address, voxels, 3 * columns);
+        // SAFETY: the views have these extents; the order of the stream keeps them.
+        kernel(unsafe { self.norms.split(&self.stream, from, to, false, columns) })?;
+        Ok(split)
     }
 
     /// Memory for a volume with its channels innermost, zeros after them.
@@ -357,8 +407,8 @@ impl Gpu {
         let voxels = frames * height * width;
         // SAFETY: the views have these extents; the order of the stream keeps them.
         kernel(unsafe {
-            let (x, gamma, y) = (x.address, gamma.address, y.address);
-            self.volumes.channel_norm(&self.stream, x, gamma, y, voxels, channels, silu)
+            let (x, gamma, y, element) = (x.address, gamma.address, y.address, y.element);
+            self.volumes.channel_norm(&self.stream, x, gamma, y, element, [voxels, channels], silu)
         })
     }
 }

@@ -60,6 +60,8 @@ pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
         Case { channels: 96, outputs: 4, element: Element::F32, ..PLAIN },
         Case { channels: 384, outputs: 16, ..PLAIN },
         Case { channels: 32, outputs: 32, kernel: [1, 1, 1], follows: Follows::Residual, ..PLAIN },
+        Case { channels: 48, element: Element::F32, ..PLAIN },
+        Case { channels: 72, outputs: 256, follows: Follows::Residual, element: Element::F32, ..PLAIN },
         // More tiles than a GPU has blocks.
         Case { channels: 96, parts: &[2, 8], past: 2, size: [66, 130], follows: Follows::Residual, ..PLAIN },
         Case { channels: 96, kernel: [1, 3, 3], spatial: Spatial::Halve, size: [18, 34], ..PLAIN },

@@ -46,8 +46,8 @@ pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
     good &= combine(&volumes, &stream)?;
     good &= patches(&volumes, &stream)?;
     for channels in [8, 96, 192, 384, 768] {
-        for silu in [false, true] {
-            good &= channel_norm(&volumes, &stream, 1001, channels, silu)?;
+        for (element, silu) in [(BF16, false), (BF16, true), (F32, true)] {
+            good &= channel_norm(&volumes, &stream, element, [1001, channels], silu)?;
         }
     }
     good &= layouts(&volumes, &stream)?;
@@ -298,22 +298,23 @@ fn patches(volumes: &Volumes, stream: &Arc<CudaStream>) -> Result<bool> {
 fn channel_norm(
     volumes: &Volumes,
     stream: &Arc<CudaStream>,
-    voxels: usize,
-    channels: usize,
+    element: Element,
+    [voxels, channels]: [usize; 2],
     silu: bool,
 ) -> Result<bool> {
-    let x = Input::random(stream, [voxels, channels, 0], BF16, 30)?;
+    let x = Input::random(stream, [voxels, channels, 0], element, 30)?;
     let gamma = Input::random(stream, [1, channels, 0], F32, 31)?;
-    let [given, again] = twice(stream, [voxels, channels, 0], BF16, |y| {
+    let [given, again] = twice(stream, [voxels, channels, 0], element, |y| {
         let (x, y) = (x.at(stream), y.rows(stream).address);
+        let shape = [voxels, channels];
         // SAFETY: as above.
-        unsafe { Ok(volumes.channel_norm(stream, x, gamma.at(stream), y, voxels, channels, silu)?) }
+        unsafe { Ok(volumes.channel_norm(stream, x, gamma.at(stream), y, element, shape, silu)?) }
     })?;
     let wanted = by_rows(voxels, channels, |v, out| {
         normed(&x.values[v * channels..][..channels], &gamma.values, silu, out);
     });
-    let name = format!("channel norm {voxels}x{channels}, SiLU: {silu}");
-    Ok(verdict(&name, &given, &again, &wanted, limit(BF16)))
+    let name = format!("channel norm {voxels}x{channels} {element:?}, SiLU: {silu}");
+    Ok(verdict(&name, &given, &again, &wanted, limit(element)))
 }
 
 /// The VAE's norm of one voxel.
@@ -426,7 +427,9 @@ pub fn time(context: &Arc<CudaContext>) -> Result<()> {
     report("quantisation of 13824 columns", 3 * rows * 13_824, ms);
     let voxels = 480 * 832 * 8;
     // SAFETY: as above.
-    let ms = median(&stream, || unsafe { volumes.channel_norm(&stream, x, vectors, y, voxels, 96, true) })?;
+    let ms = median(&stream, || unsafe {
+        volumes.channel_norm(&stream, x, vectors, y, BF16, [voxels, 96], true)
+    })?;
     report("channel norm, 96 channels, 8 frames", 4 * voxels * 96, ms);
     Ok(())
 }

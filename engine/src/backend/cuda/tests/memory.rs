@@ -120,7 +120,16 @@ fn the_plan_is_near_what_is_taken() {
 /// A small VAE whose channels are multiples of what tiles of the kernels have.
 #[test]
 fn the_plan_of_the_vae_is_near_what_is_taken() {
-    let Some(b) = open() else { return };
+    for weights in [Weights::Bf16, Weights::Fp32] {
+        plan_of_the_vae(weights);
+    }
+}
+
+fn plan_of_the_vae(weights: Weights) {
+    let mut precision = Options::BF16.precision;
+    precision.vae = weights;
+    let options = Options { precision, ..Options::BF16 };
+    let Some(b) = Cuda::open(0, &options, 0, WORK).ok() else { return };
     let mut dims = crate::dims::Dims::wan_14b();
     dims.vae.base = 32;
     let source = super::speed::MadeUp::new(schema::vae(&dims.vae));
@@ -139,6 +148,6 @@ fn the_plan_of_the_vae_is_near_what_is_taken() {
     let _ = b.peak_memory();
     vae.decode(&b, &latents, &mut |_| Ok(())).expect("there is room");
     let decoding = b.usage()[1].peak - before;
-    near("VAE encoder", phase(Stage::VaeEncode), encoding);
-    near("VAE decoder", phase(Stage::VaeDecode), decoding);
+    near(&format!("VAE encoder {weights:?}"), phase(Stage::VaeEncode), encoding);
+    near(&format!("VAE decoder {weights:?}"), phase(Stage::VaeDecode), decoding);
 }

@@ -7,6 +7,7 @@ mod conformance;
 mod goldens;
 mod memory;
 mod speed;
+mod wide_volumes;
 
 use super::{Cuda, Options};
 use crate::backend::TensorOps;

@@ -17,7 +17,7 @@ use crate::dims::{Dims, schema};
 use crate::model::dit::{Blocks, Dit};
 use crate::model::vae::{self, Vae};
 use crate::plan::{Plan, Setup};
-use crate::profile::{AttentionKind, Profile, Weights};
+use crate::profile::{self, AttentionKind, Profile, Weights};
 use crate::progress::{Quiet, Stage};
 use crate::request::{Settings, Tiling};
 use crate::weights::{Component, DType, HostTensor, Matrix, WeightSource};
@@ -186,13 +186,22 @@ fn speed_of_blocks() {
 #[test]
 #[ignore = "it takes a GPU of 24 GiB, and says how fast that is"]
 fn speed_of_the_vae() {
+    for weights in [Weights::Bf16, Weights::Fp32] {
+        vae_in(weights);
+    }
+}
+
+fn vae_in(weights: Weights) {
+    println!("\n{weights:?}");
     let dims = Dims::wan_14b();
     let settings = |tiling| Settings { frames: Some(FRAMES), tiling: Some(tiling), ..Settings::default() };
-    let setup = Setup::from(&Profile::built_in("h200").unwrap());
+    let precision = profile::Precision { vae: weights, ..Options::BF16.precision };
+    let options = Options { precision, ..Options::BF16 };
+    let setup = Setup { precision, ..Setup::from(&Profile::built_in("h200").unwrap()) };
     let plan = |tiling| Plan::new(&dims, &settings(tiling).resolve(|| 1).unwrap(), SIZE, &setup);
     let (plan, in_tiles) = (plan(Tiling::Whole), plan(Tiling::Tiled));
     let stages = [Stage::VaeEncode, Stage::VaeDecode];
-    let Some(b) = reserved(&Options::BF16, &plan, &stages, "VAE") else { return };
+    let Some(b) = reserved(&options, &plan, &stages, "VAE") else { return };
     let source = MadeUp::new(schema::vae(&dims.vae));
     let began = Instant::now();
     let vae = Vae::load(&b.loading(Component::Vae), &source, &dims.vae).unwrap();
