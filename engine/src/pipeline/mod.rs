@@ -3,6 +3,7 @@
 mod clock;
 mod models;
 mod pictures;
+mod watched;
 
 use std::path::Path;
 use std::time::Duration;

@@ -18,6 +18,7 @@ use crate::{Error, Result};
 
 use super::Job;
 use super::clock::Clock;
+use super::watched::Count;
 
 /// Prompts whose embeddings are kept: the negative prompt and a few users' favourites.
 const KEPT_PROMPTS: usize = 16;
@@ -82,22 +83,12 @@ impl<B: Backend> Pipeline<B> {
         if self.models.is_some() {
             return Ok(());
         }
-        let (b, total) = (&self.backend, self.parameters() as f64);
-        let mut done = 0;
-        let mut loaded = |clock: &mut Clock<'_>, parameters: usize| {
-            done += parameters;
-            clock.part(done as f64 / total);
-            clock.observer().check()
-        };
-        let files = &self.files;
-        let t5 = T5::load(&b.loading(Component::T5), &files.t5.0, &files.t5.1)?;
-        loaded(clock, files.t5.0.parameters())?;
-        let clip = Clip::load(&b.loading(Component::Clip), &files.clip.0, &files.clip.1)?;
-        loaded(clock, files.clip.0.parameters())?;
-        let vae = Vae::load(&b.loading(Component::Vae), &files.vae.0, &files.vae.1)?;
-        loaded(clock, files.vae.0.parameters())?;
-        let dit = Dit::load(&b.loading(Component::Dit), &files.dit.0, &files.dit.1)?;
-        loaded(clock, files.dit.0.parameters())?;
+        let (b, files) = (&self.backend, &self.files);
+        let count = Count::new(clock, self.parameters());
+        let t5 = T5::load(&b.loading(Component::T5), &count.of(&files.t5.0), &files.t5.1)?;
+        let clip = Clip::load(&b.loading(Component::Clip), &count.of(&files.clip.0), &files.clip.1)?;
+        let vae = Vae::load(&b.loading(Component::Vae), &count.of(&files.vae.0), &files.vae.1)?;
+        let dit = Dit::load(&b.loading(Component::Dit), &count.of(&files.dit.0), &files.dit.1)?;
         self.models = Some(Models { dit, t5, clip, vae, texts: HashMap::new(), colours: None });
         Ok(())
     }

@@ -1,0 +1,63 @@
+//! Weights that report how far they are loaded, and ask whether to go on.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::clock::Clock;
+use crate::Result;
+use crate::weights::{HostTensor, Matrix, WeightSource};
+
+/// Counts the parameters of all networks as they are loaded.
+pub struct Count<'a, 'c> {
+    state: Mutex<State<'a, 'c>>,
+    total: usize,
+}
+
+struct State<'a, 'c> {
+    clock: &'a mut Clock<'c>,
+    done: usize,
+    /// What was reported last.
+    told: usize,
+}
+
+impl<'a, 'c> Count<'a, 'c> {
+    /// Of so many.
+    pub fn new(clock: &'a mut Clock<'c>, total: usize) -> Self {
+        Self { state: Mutex::new(State { clock, done: 0, told: 0 }), total }
+    }
+
+    /// One network's share.
+    pub fn of<'s>(&'s self, weights: &'s dyn WeightSource) -> impl WeightSource {
+        Watched { weights, count: self }
+    }
+
+    fn add(&self, parameters: usize) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.done += parameters;
+        // Not more often than a person could see.
+        if (state.done - state.told) * 100 >= self.total {
+            state.told = state.done;
+            let part = state.done as f64 / self.total.max(1) as f64;
+            state.clock.part(part);
+        }
+        state.clock.observer().check()
+    }
+}
+
+struct Watched<'s, 'a, 'c> {
+    weights: &'s dyn WeightSource,
+    count: &'s Count<'a, 'c>,
+}
+
+impl WeightSource for Watched<'_, '_, '_> {
+    fn tensor(&self, name: &str) -> Result<HostTensor> {
+        let tensor = self.weights.tensor(name)?;
+        self.count.add(tensor.data.len())?;
+        Ok(tensor)
+    }
+
+    fn matrix(&self, name: &str) -> Result<Matrix<'_>> {
+        let matrix = self.weights.matrix(name)?;
+        self.count.add(matrix.rows * matrix.cols)?;
+        Ok(matrix)
+    }
+}
