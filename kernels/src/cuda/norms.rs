@@ -298,11 +298,13 @@ impl Norms {
             return refuse(KERNEL, "x", format!("{} rows of {columns} do not fit {} rows", x.rows, y.rows));
         }
         let (x_stride, y_stride) = (x.stride as i64, y.stride as i64);
-        let (second, columns) = (i32::from(second), columns as i32);
+        let pieces = x.rows * columns / VECTOR;
+        let (second, columns, rows) = (i32::from(second), columns as i32, x.rows as i32);
         let mut launch = stream.launch_builder(&self.split);
         launch.arg(&x.address).arg(&x_stride).arg(&y.address).arg(&y_stride).arg(&second).arg(&columns);
+        launch.arg(&rows);
         // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
-        unsafe { launch.launch(grid(x.rows, 1, 256))? };
+        unsafe { launch.launch(grid(pieces.div_ceil(256), 1, 256))? };
         Ok(())
     }
 

@@ -176,8 +176,8 @@ fn with_vae(vae: Weights) -> Options {
 #[test]
 fn the_autoencoder() {
     autoencoder("bf16", Weights::Bf16, 3e-2);
-    // Attention is computed in bf16 all the same.
-    autoencoder("fp32", Weights::Fp32, 3e-3);
+    // Attention is computed in bf16 all the same: all but nothing comes from there.
+    autoencoder("fp32", Weights::Fp32, 5e-3);
 }
 
 fn autoencoder(what: &'static str, weights: Weights, limit: f64) {
@@ -212,7 +212,7 @@ fn autoencoder(what: &'static str, weights: Weights, limit: f64) {
 #[test]
 fn the_autoencoder_in_tiles() {
     in_tiles(Weights::Bf16, 3e-2);
-    in_tiles(Weights::Fp32, 3e-3);
+    in_tiles(Weights::Fp32, 8e-3);
 }
 
 fn in_tiles(weights: Weights, limit: f64) {
