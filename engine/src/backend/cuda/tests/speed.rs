@@ -173,7 +173,7 @@ fn speed_of_blocks() {
         let residual = b.upload(&noise(plan.tokens * config.dim, 4), &[plan.tokens, config.dim]).unwrap();
         let [enqueued, all] = median(&b, || drop(forward(compute)));
         let [_, ends] = median(&b, || drop(forward(Blocks::Reuse(&residual))));
-        let block = (all - ends) / BLOCKS as u32;
+        let block = all.saturating_sub(ends) / BLOCKS as u32;
         println!(
             "{BLOCKS} blocks {all:.1?} (enqueued in {enqueued:.1?}), without blocks {ends:.1?}: a block {block:.2?}, 40 of them {:.3?}",
             40 * block + ends
