@@ -30,6 +30,18 @@ impl Plan {
         (self.elements() * self.dtype.size()) as u64
     }
 
+    /// Positions of a row: all axes but the first together.
+    fn columns(&self) -> usize {
+        self.shape.get(1..).map_or(1, |rest| rest.iter().product::<usize>().max(1))
+    }
+
+    /// All values, as they are in files.
+    pub fn make(&self, seed: u64) -> Vec<u8> {
+        let mut bytes = vec![0; self.elements() * self.dtype.size()];
+        fill(&mut bytes, self.dtype, tensor_seed(seed, &self.name), 0, self.columns(), &self.fill);
+        bytes
+    }
+
     /// Writes the values part by part.
     fn write(
         &self,
@@ -39,7 +51,7 @@ impl Plan {
         wrote: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<()> {
         let seed = tensor_seed(seed, &self.name);
-        let columns = self.shape.get(1..).map_or(1, |rest| rest.iter().product::<usize>().max(1));
+        let columns = self.columns();
         let mut buffer = vec![0; self.elements().min(PART) * self.dtype.size()];
         let mut start = 0;
         while start < self.elements() {

@@ -5,6 +5,7 @@
 //! videos keep within their range. What comes out is noise; how long it takes is real.
 
 mod files;
+mod source;
 mod values;
 
 use std::fs;
@@ -19,6 +20,8 @@ use crate::weights::{Component, DType};
 use crate::{Error, Result};
 use files::Plan;
 use values::{Fill, Spread};
+
+pub use source::{Source, noise};
 
 /// How large a made-up model is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -40,7 +43,8 @@ pub enum Precision {
     F32,
 }
 
-const TOKENIZER: &str = include_str!("../../assets/tokenizer.json");
+/// A small tokenizer, which made-up models come with.
+pub(crate) const TOKENIZER: &str = include_str!("../../assets/tokenizer.json");
 
 /// The VAE's published latent statistics; made-up latents have them too.
 const LATENT_MEAN: [f32; 16] = [
@@ -56,7 +60,8 @@ const LATENT_DEVIATION: [f32; 16] = [
 type Rule = Box<dyn Fn(&Expected) -> Fill>;
 
 impl Size {
-    fn dims(self) -> Dims {
+    /// The sizes of its networks.
+    pub fn dims(self) -> Dims {
         match self {
             Self::Full => Dims::wan_14b(),
             Self::Tiny => Dims {

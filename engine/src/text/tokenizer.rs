@@ -46,11 +46,16 @@ impl Tokenizer {
     pub fn open(path: &Path) -> Result<Self> {
         let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
         let bytes = std::fs::read(&file).map_err(Error::file("read", &file))?;
+        Self::read(bytes, &file.display().to_string())
+    }
+
+    /// Reads the content of a `tokenizer.json`; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if it is no tokenizer or lacks `</s>` or `<pad>`.
+    pub fn read(bytes: impl AsRef<[u8]>, name: &str) -> Result<Self> {
         let broken = |what: String| {
-            Error::Model(format!(
-                "`{}` is not umT5's tokenizer: {what}; fetch the file again",
-                file.display()
-            ))
+            Error::Model(format!("`{name}` is not umT5's tokenizer: {what}; fetch the file again"))
         };
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| broken(e.to_string()))?;
         // The file may ask for either; both are done here, with the model's own lengths.

@@ -1,0 +1,108 @@
+//! A made-up model without files.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use super::files::Plan;
+use super::values::{Fill, fill, tensor_seed};
+use super::{Precision, Size, plan};
+use crate::weights::{Component, DType, HostTensor, Matrix, WeightSource};
+use crate::{Error, Result};
+
+/// One component of a made-up model: every tensor is made when it is asked for, and is what
+/// [`synth_model`](super::synth_model) writes into files.
+pub struct Source {
+    component: Component,
+    seed: u64,
+    plans: BTreeMap<String, Plan>,
+}
+
+impl Source {
+    /// A component; `precision` is that of the DiT.
+    pub fn new(size: Size, precision: Precision, component: Component, seed: u64) -> Self {
+        let plans = plan(&size.dims(), component, precision);
+        Self { component, seed, plans: plans.into_iter().map(|plan| (plan.name.clone(), plan)).collect() }
+    }
+
+    /// How many there are.
+    pub fn parameters(&self) -> usize {
+        self.plans.values().map(Plan::elements).sum()
+    }
+
+    fn find(&self, name: &str) -> Result<&Plan> {
+        self.plans
+            .get(name)
+            .ok_or_else(|| Error::Internal(format!("the {} has no tensor `{name}`", self.component.title())))
+    }
+}
+
+impl WeightSource for Source {
+    fn tensor(&self, name: &str) -> Result<HostTensor> {
+        let plan = self.find(name)?;
+        let whole = Matrix {
+            rows: 1,
+            cols: plan.elements(),
+            dtype: plan.dtype,
+            bytes: Cow::Owned(plan.make(self.seed)),
+            scale: None,
+        };
+        Ok(HostTensor { shape: plan.shape.clone(), data: whole.to_f32() })
+    }
+
+    fn matrix(&self, name: &str) -> Result<Matrix<'_>> {
+        let plan = self.find(name)?;
+        let [rows, rest @ ..] = &plan.shape[..] else {
+            return Err(Error::Internal(format!("`{name}` is a scalar, not a matrix")));
+        };
+        let bytes = Cow::Owned(plan.make(self.seed));
+        Ok(Matrix { rows: *rows, cols: rest.iter().product(), dtype: plan.dtype, bytes, scale: None })
+    }
+}
+
+/// Made-up inputs, for comparisons: what a tensor of this name would have, with a mean of 0.
+pub fn noise(seed: u64, name: &str, deviation: f32, count: usize) -> Vec<f32> {
+    let mut bytes = vec![0; 4 * count];
+    fill(&mut bytes, DType::F32, tensor_seed(seed, name), 0, count.max(1), &Fill::new(0.0, deviation));
+    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::synth::synth_model;
+    use crate::weights::Model;
+
+    #[test]
+    fn it_is_what_the_files_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("model");
+        synth_model(&folder, Size::Tiny, Precision::Bf16, None, 3, &mut |_, _| Ok(())).unwrap();
+        let files = Model::open(&folder, None).unwrap();
+        for (component, files) in
+            Component::ALL.into_iter().zip([&files.dit.0, &files.t5.0, &files.clip.0, &files.vae.0])
+        {
+            let source = Source::new(Size::Tiny, Precision::Bf16, component, 3);
+            for name in files.names() {
+                assert_eq!(source.tensor(name).unwrap(), files.tensor(name).unwrap(), "{name}");
+                let (made, stored) = (source.matrix(name).unwrap(), files.matrix(name).unwrap());
+                assert_eq!(
+                    (made.rows, made.cols, made.dtype),
+                    (stored.rows, stored.cols, stored.dtype),
+                    "{name}"
+                );
+                assert!(made.bytes == stored.bytes && made.scale.is_none(), "{name}");
+            }
+            assert!(source.tensor("nonsense").is_err());
+        }
+    }
+
+    #[test]
+    fn parts_can_be_made_beside_each_other() {
+        // The full model's largest matrices are never made here; their first values are.
+        let source = Source::new(Size::Full, Precision::Bf16, Component::Dit, 1);
+        assert_eq!(source.parameters(), 16_394_878_784);
+        let bias = source.tensor("blocks.39.ffn.0.bias").unwrap();
+        assert_eq!(bias.shape, [13_824]);
+        assert_eq!(noise(1, "x", 1.0, 8)[..4], noise(1, "x", 1.0, 4)[..]);
+    }
+}
