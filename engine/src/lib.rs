@@ -17,6 +17,8 @@ pub mod step_cache;
 #[cfg(feature = "inference")]
 pub mod backend;
 #[cfg(feature = "inference")]
+pub mod bench;
+#[cfg(feature = "inference")]
 pub mod image;
 #[cfg(feature = "inference")]
 pub mod inspect;

@@ -56,3 +56,52 @@ fn a_gpu_that_cannot_be_used_is_a_sentence() -> Result<(), Box<dyn std::error::E
     }
     Ok(())
 }
+
+#[test]
+fn a_bench_on_the_gpu_loads_each_precision_once() -> Result<(), Box<dyn std::error::Error>> {
+    let output = Command::new(env!("CARGO_BIN_EXE_animd-engine"))
+        .args(["bench", "--synthetic", "tiny", "--size", "32x32", "--frames", "1", "--runs", "1", "--json"])
+        .args(["--rows", "distill,bf16-8bit,fp8,bf16-exact"])
+        .output()?;
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{errors}");
+    let said: serde_json::Value = serde_json::from_str(&text)?;
+    let row = |i: usize, key: &str| said["rows"][i][key].clone();
+    let names: Vec<_> = (0..4).map(|i| row(i, "row")).collect();
+    assert_eq!(names, ["distill", "bf16-8bit", "fp8", "bf16-exact"]);
+    let types: Vec<_> = (0..4).map(|i| row(i, "weights")).collect();
+    assert_eq!(types, ["fp8", "bf16", "fp8", "bf16"]);
+    assert_eq!((row(2, "attention"), row(3, "attention")), ("8bit".into(), "exact".into()));
+    // One load, and so to the digit.
+    assert_eq!((row(0, "load"), row(1, "load")), (row(2, "load"), row(3, "load")));
+    assert!(row(2, "peak_bytes").as_u64() < row(3, "peak_bytes").as_u64(), "{text}");
+    Ok(())
+}
+
+#[test]
+fn a_card_that_no_row_fits_is_a_sentence() -> Result<(), Box<dyn std::error::Error>> {
+    let bench = |mib: &str| {
+        Command::new(env!("CARGO_BIN_EXE_animd-engine"))
+            .args([
+                "bench",
+                "--synthetic",
+                "tiny",
+                "--size",
+                "32x32",
+                "--frames",
+                "1",
+                "--runs",
+                "1",
+                "--json",
+            ])
+            .args(["--rows", "distill", "--profile", "h200"])
+            .env("ANIMD_EMULATOR_MIB", mib)
+            .output()
+    };
+    let output = bench("100")?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let last = errors.lines().last().unwrap_or_default();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(last.starts_with("error: distill: ") && last.contains("0.10 GiB"), "{errors}");
+    Ok(())
+}

@@ -476,8 +476,62 @@ fn a_plan_says_what_fits() {
 }
 
 #[test]
+fn a_bench_of_a_made_up_model() {
+    let bench = |args: &[&str]| {
+        let tiny = ["bench", "--profile", "cpu", "--size", "64x48", "--frames", "5", "--runs", "2"];
+        run(Command::new(program("animd-engine")).args(tiny).args(args))
+    };
+    let output =
+        bench(&["--synthetic", "tiny", "--whole", "--rows", "distill,fp8-teacache,fp8-magcache", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(
+        (&said["tokens"], &said["model"], &said["backend"]),
+        (&24.into(), &"made-up".into(), &"cpu".into())
+    );
+    let rows = said["rows"].as_array().expect("rows");
+    let names: Vec<_> = rows.iter().map(|row| row["row"].as_str().unwrap_or_default()).collect();
+    assert_eq!(names, ["distill", "fp8-teacache", "fp8-magcache"]);
+    let forwards: Vec<_> =
+        rows.iter().map(|row| (row["computed"].as_u64(), row["skipped"].as_u64())).collect();
+    assert_eq!(forwards, [(Some(4), Some(0)), (Some(44), Some(36)), (Some(34), Some(46))]);
+    for row in rows {
+        let all = row["forward"]["all"].as_array().expect("runs");
+        let (median, job) = (row["forward"]["median"].as_f64(), row["job"].as_f64());
+        assert_eq!(all.len(), 2);
+        assert!(median.is_some_and(|s| s > 0.0) && job > median, "{row}");
+    }
+    // `TeaCache` has nothing to decide by, and so there is no such job.
+    let measured: Vec<_> = rows.iter().map(|row| row["job_measured"].as_f64().is_some()).collect();
+    assert_eq!(measured, [true, false, true]);
+    assert!(said["notes"].to_string().contains("44 of 80"), "{said}");
+
+    // Of a model that is there, as a table.
+    let model = tiny_model();
+    let output =
+        bench(&["--model", model.to_str().expect("a plain path"), "--rows", "bf16-exact,fp8-teacache"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", stderr(&output));
+    for word in ["bf16-exact", "fp8-teacache", "forward", "peak GiB", "64x48, 5 frames, 24 tokens"] {
+        assert!(text.contains(word), "no {word:?} in {text}");
+    }
+    assert!(!text.contains("nothing to decide by"), "{text}");
+
+    for (args, status, word) in [
+        (&["--synthetic", "tiny", "--rows", "fp7"][..], 2, "fp7"),
+        (&["--synthetic", "tiny", "--model", "/nonexistent"], 2, "--model"),
+        (&["--model", "/nonexistent"], 1, "/nonexistent"),
+        (&["--synthetic", "tiny", "--profile", "h2000"], 1, "h2000"),
+    ] {
+        let output = bench(args);
+        assert_eq!(output.status.code(), Some(status), "{}", stderr(&output));
+        assert!(stderr(&output).contains(word), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn help_has_an_example_for_every_command() {
-    for command in ["generate", "inspect", "plan", "synth-model"] {
+    for command in ["generate", "inspect", "plan", "bench", "synth-model"] {
         let output = run(Command::new(program("animd-engine")).args([command, "--help"]));
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(

@@ -11,6 +11,7 @@ pub mod sequence;
 
 use crate::Result;
 use crate::plan::{self, Setup};
+use crate::profile::{AttentionKind, Weights};
 use crate::weights::{Component, HostTensor};
 
 pub use conv::ConvOps;
@@ -29,6 +30,13 @@ pub trait Backend: SequenceOps + ConvOps + Clone + Send + Sync + 'static {
     /// The same backend, which gives the weights that it loads the types of this network's.
     #[must_use]
     fn loading(&self, _: Component) -> Self {
+        self.clone()
+    }
+
+    /// The same backend with other types for the DiT: weights that it loads from now on have this one, and
+    /// self-attention, that of all clones, is of this kind. One that has no choice stays as it is.
+    #[must_use]
+    fn retyped(&self, _dit: Weights, _attention: AttentionKind) -> Self {
         self.clone()
     }
 

@@ -2,6 +2,7 @@
 
 mod backend;
 mod bar;
+mod bench;
 mod generate;
 mod inspect;
 mod plan;
@@ -36,6 +37,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Say what a video will cost in operations and memory, without making it
     Plan(Box<plan::PlanArgs>),
+    /// Say how long each stage of a video takes on this machine
+    Bench(bench::Bench),
     /// Write a model of random weights in the official layout, for tests and measurements
     SynthModel(synth::SynthModel),
     /// Take jobs from a parent process on standard input, a socket; this is how animd runs the engine
@@ -60,6 +63,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Generate(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Plan(command) => command.run(),
+        Command::Bench(command) => command.run(),
         Command::SynthModel(command) => command.run(),
         Command::Serve(command) => return command.run(),
     };

@@ -78,6 +78,13 @@ pub struct Context<B: SequenceOps> {
     image: B::Tensor,
 }
 
+impl<B: SequenceOps> Context<B> {
+    /// What is computed last: the values of the last block.
+    pub fn last(&self) -> Option<&B::Tensor> {
+        self.blocks.last().map(|[_, (_, v)]| v)
+    }
+}
+
 /// A time, embedded.
 pub struct Time<B: SequenceOps> {
     /// The embedding, `[dim]`, in host memory.

@@ -23,8 +23,8 @@ use crate::video::{VideoOptions, VideoWriter};
 use crate::{Error, Result};
 
 use clock::{Clock, Costs};
-use models::Models;
-pub use models::Pipeline;
+pub(crate) use models::Models;
+pub use models::{LoadSeconds, Pipeline};
 use pictures::{Previews, Stills};
 
 /// A picture that is fitted and a request that is checked: all that can be refused without the model.
@@ -56,7 +56,7 @@ impl Job {
     }
 
     /// Latent frames, height and width.
-    fn latent(&self) -> [usize; 3] {
+    pub(crate) fn latent(&self) -> [usize; 3] {
         [self.request.latent_frames(), self.fitted.height / 8, self.fitted.width / 8]
     }
 }
@@ -72,6 +72,16 @@ struct Conditioning<B: Backend> {
 }
 
 impl<B: Backend> Pipeline<B> {
+    /// Takes the memory that `job` needs, and brings the weights into memory.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if there is not so much; [`Error::Canceled`]; what the model or the backend reports.
+    pub(crate) fn prepare(&mut self, job: &Job, observer: &dyn Observer) -> Result<()> {
+        self.check_memory(job)?;
+        let mut clock = Clock::start(observer, job.request.steps, job.request.frames, self.costs(job));
+        self.load(&mut clock)
+    }
+
     /// Makes the video of `job` and writes it to `out`, complete and synced, and the `pictures` beside it. On an error
     /// nothing is left but the preview, which is the caller's to remove.
     ///

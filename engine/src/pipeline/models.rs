@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
+use serde::Serialize;
+
 use crate::backend::Backend;
 use crate::dims::Dims;
 use crate::model::clip::Clip;
@@ -12,8 +14,9 @@ use crate::model::t5::T5;
 use crate::model::vae::{Colours, Vae};
 use crate::plan::{Plan, gib};
 use crate::profile::Backend as Kind;
+use crate::synth::{self, Source};
 use crate::text::{self, MAX_TOKENS, Tokenizer};
-use crate::weights::{self, Component};
+use crate::weights::{self, Component, WeightSource};
 use crate::{Error, Result};
 
 use super::Job;
@@ -28,8 +31,47 @@ pub struct Pipeline<B: Backend> {
     backend: B,
     name: String,
     tokenizer: Tokenizer,
-    files: weights::Model,
+    sources: Sources,
     models: Option<Models<B>>,
+    load_seconds: LoadSeconds,
+}
+
+/// Where the weights come from.
+struct Sources {
+    dims: Dims,
+    dit: Box<dyn WeightSource + Send>,
+    t5: Box<dyn WeightSource + Send>,
+    clip: Box<dyn WeightSource + Send>,
+    vae: Box<dyn WeightSource + Send>,
+    /// Of all four.
+    parameters: usize,
+}
+
+/// How long each network took to come into memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct LoadSeconds {
+    /// The diffusion transformer.
+    pub dit: f64,
+    /// The text encoder.
+    pub t5: f64,
+    /// The image encoder.
+    pub clip: f64,
+    /// The autoencoder.
+    pub vae: f64,
+}
+
+impl From<weights::Model> for Sources {
+    fn from(files: weights::Model) -> Self {
+        let parameters = files.parameters();
+        Self {
+            dims: files.dims(),
+            dit: Box::new(files.dit.0),
+            t5: Box::new(files.t5.0),
+            clip: Box::new(files.clip.0),
+            vae: Box::new(files.vae.0),
+            parameters,
+        }
+    }
 }
 
 /// The loaded networks.
@@ -55,7 +97,26 @@ impl<B: Backend> Pipeline<B> {
     pub fn open(backend: B, dir: &Path, dit: Option<&Path>) -> Result<Self> {
         let name = dit.unwrap_or(dir).file_name().unwrap_or_default().to_string_lossy().into_owned();
         let files = weights::Model::open(dir, dit)?;
-        Ok(Self { backend, name, tokenizer: Tokenizer::open(&files.tokenizer)?, files, models: None })
+        let tokenizer = Tokenizer::open(&files.tokenizer)?;
+        Ok(Self::with(backend, name, tokenizer, files.into()))
+    }
+
+    /// A made-up model, without files: what `synth-model` would write with this seed.
+    ///
+    /// # Errors
+    /// None that a sound build has.
+    pub fn made_up(backend: B, size: synth::Size, seed: u64) -> Result<Self> {
+        let source = |component| Source::new(size, synth::Precision::Bf16, component, seed);
+        let all = Component::ALL.map(source);
+        let parameters = all.iter().map(Source::parameters).sum();
+        let [dit, t5, clip, vae] = all.map(|source| Box::new(source) as Box<dyn WeightSource + Send>);
+        let tokenizer = Tokenizer::read(synth::TOKENIZER, "tokenizer.json")?;
+        let sources = Sources { dims: size.dims(), dit, t5, clip, vae, parameters };
+        Ok(Self::with(backend, "made-up".into(), tokenizer, sources))
+    }
+
+    fn with(backend: B, name: String, tokenizer: Tokenizer, sources: Sources) -> Self {
+        Self { backend, name, tokenizer, sources, models: None, load_seconds: LoadSeconds::default() }
     }
 
     /// The folder's name.
@@ -65,7 +126,7 @@ impl<B: Backend> Pipeline<B> {
 
     /// The sizes of its networks.
     pub fn dims(&self) -> Dims {
-        self.files.dims()
+        self.sources.dims.clone()
     }
 
     /// Bytes of a GPU's memory, at most, since this was asked last.
@@ -83,18 +144,49 @@ impl<B: Backend> Pipeline<B> {
         if self.models.is_some() {
             return Ok(());
         }
-        let (b, files) = (&self.backend, &self.files);
-        let count = Count::new(clock, self.parameters());
-        let t5 = T5::load(&b.loading(Component::T5), &count.of(&files.t5.0), &files.t5.1)?;
-        let clip = Clip::load(&b.loading(Component::Clip), &count.of(&files.clip.0), &files.clip.1)?;
-        let vae = Vae::load(&b.loading(Component::Vae), &count.of(&files.vae.0), &files.vae.1)?;
-        let dit = Dit::load(&b.loading(Component::Dit), &count.of(&files.dit.0), &files.dit.1)?;
+        let (b, count) = (&self.backend, Count::new(clock, self.parameters()));
+        let (Sources { dims, dit, t5, clip, vae, .. }, seconds) = (&self.sources, &mut self.load_seconds);
+        let t5 = timed(&mut seconds.t5, || T5::load(&b.loading(Component::T5), &count.of(&**t5), &dims.t5))?;
+        let clip = timed(&mut seconds.clip, || {
+            Clip::load(&b.loading(Component::Clip), &count.of(&**clip), &dims.clip)
+        })?;
+        let vae =
+            timed(&mut seconds.vae, || Vae::load(&b.loading(Component::Vae), &count.of(&**vae), &dims.vae))?;
+        let dit =
+            timed(&mut seconds.dit, || Dit::load(&b.loading(Component::Dit), &count.of(&**dit), &dims.dit))?;
         self.models = Some(Models { dit, t5, clip, vae, texts: HashMap::new(), colours: None });
         Ok(())
     }
 
+    /// Takes another backend on the same device. If that has other weights in the DiT, the one that is loaded goes, and is
+    /// loaded anew; the other networks stay.
+    ///
+    /// # Errors
+    /// What the backend reports; then nothing is loaded.
+    pub(crate) fn exchange_dit(&mut self, backend: B) -> Result<()> {
+        let same = backend.setup().precision == self.backend.setup().precision;
+        self.backend = backend;
+        let Some(models) = self.models.take_if(|_| !same) else { return Ok(()) };
+        let Models { dit, t5, clip, vae, texts, colours } = models;
+        drop(dit);
+        let (b, Sources { dims, dit, .. }) = (self.backend.loading(Component::Dit), &self.sources);
+        let dit = timed(&mut self.load_seconds.dit, || Dit::load(&b, &**dit, &dims.dit))?;
+        self.models = Some(Models { dit, t5, clip, vae, texts, colours });
+        Ok(())
+    }
+
+    /// How long the networks took that are loaded.
+    pub(crate) fn load_seconds(&self) -> LoadSeconds {
+        self.load_seconds
+    }
+
+    /// Who computes.
+    pub(crate) fn backend(&self) -> &B {
+        &self.backend
+    }
+
     /// What a loaded pipeline works with.
-    pub(super) fn parts(&mut self) -> Result<(&B, &Tokenizer, &mut Models<B>)> {
+    pub(crate) fn parts(&mut self) -> Result<(&B, &Tokenizer, &mut Models<B>)> {
         let models = self.models.as_mut().ok_or_else(|| Error::Internal("the model is not loaded".into()))?;
         Ok((&self.backend, &self.tokenizer, models))
     }
@@ -118,17 +210,17 @@ impl<B: Backend> Pipeline<B> {
     /// What a job will cost.
     pub(super) fn plan(&self, job: &Job) -> Plan {
         let setup = self.backend.setup();
-        Plan::new(&self.dims(), &job.request, [job.width(), job.height()], &setup)
+        Plan::new(&self.sources.dims, &job.request, [job.width(), job.height()], &setup)
     }
 
     /// Of all four networks.
     pub(super) fn parameters(&self) -> usize {
-        self.files.parameters()
+        self.sources.parameters
     }
 
     /// The blocks of the DiT.
     pub(super) fn blocks(&self) -> usize {
-        self.files.dit.1.num_layers
+        self.sources.dims.dit.num_layers
     }
 
     /// Refuses a job that the memory cannot hold, before anything is loaded; what is a GPU's is taken.
@@ -175,6 +267,14 @@ impl<B: Backend> Models<B> {
         self.texts.insert(prompt.to_owned(), embedding.clone());
         Ok(embedding)
     }
+}
+
+/// Notes how long a load took.
+fn timed<T>(seconds: &mut f64, load: impl FnOnce() -> Result<T>) -> Result<T> {
+    let began = Instant::now();
+    let result = load();
+    *seconds = began.elapsed().as_secs_f64();
+    result
 }
 
 /// A field of a `/proc` file in bytes; the files give kB.

@@ -1,6 +1,7 @@
 //! Results that are computed when they are read, in the form that suits the reader: a norm as 8-bit rows with their scales
 //! for a product in 8 bits, in bf16 or f32 for others; two norms in one launch; two attentions as one kernel that adds them.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use animd_kernels::cuda::cudarc::driver::sys::CUdeviceptr;
@@ -201,7 +202,7 @@ impl Gpu {
             // SAFETY: the views keep their memory, and pieces are given back in the order of the stream.
             return kernel(unsafe { self.cross_attention.run(&self.stream, q, &set, None, to, heads) });
         }
-        if self.eight_bit && self.attention.has_8bit() {
+        if self.eight_bit.load(Ordering::Relaxed) && self.attention.has_8bit() {
             let layout = animd_kernels::cuda::Attention8bitLayout::new(q.rows, k.rows, heads);
             let piece = self.work.take(layout.bytes())?;
             let workspace = kernel(layout.at(piece.address))?;

@@ -20,6 +20,7 @@ mod tensor;
 mod tests;
 mod volumes;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use animd_kernels::cuda::cudarc::driver::sys::{CUevent_flags, CUresult};
@@ -138,7 +139,7 @@ struct Gpu {
     pace: Mutex<[CudaEvent; 2]>,
     /// For copies to the host.
     landing: Mutex<Vec<Pinned>>,
-    eight_bit: bool,
+    eight_bit: AtomicBool,
     long_context: usize,
     fast_sums: bool,
 }
@@ -201,7 +202,7 @@ impl Cuda {
             copies: kernel(Copies::load(&context))?,
             pace: Mutex::new([sleeping_event(&context)?, sleeping_event(&context)?]),
             landing: Mutex::default(),
-            eight_bit: options.attention == AttentionKind::EightBit,
+            eight_bit: AtomicBool::new(options.attention == AttentionKind::EightBit),
             long_context: options.long_context,
             fast_sums: options.fast_sums,
             context,
@@ -236,6 +237,11 @@ impl Backend for Cuda {
         Self { component, staging: Staging::default(), ..self.clone() }
     }
 
+    fn retyped(&self, dit: Weights, attention: AttentionKind) -> Self {
+        self.gpu.eight_bit.store(attention == AttentionKind::EightBit, Ordering::Relaxed);
+        Self { precision: profile::Precision { dit, ..self.precision }, ..self.clone() }
+    }
+
     fn reserve(&self, memory: &plan::Memory) -> Result<()> {
         let weights: u64 = memory.networks.iter().map(|n| n.bytes).sum();
         if self.gpu.weights.usage().used == 0 {
@@ -247,7 +253,10 @@ impl Backend for Cuda {
     }
 
     fn setup(&self) -> Setup {
-        let attention = if self.gpu.eight_bit { AttentionKind::EightBit } else { AttentionKind::Exact };
+        let attention = match self.gpu.eight_bit.load(Ordering::Relaxed) {
+            true => AttentionKind::EightBit,
+            false => AttentionKind::Exact,
+        };
         let [dit, text, clip, vae] = [Place::Device; 4];
         Setup {
             backend: profile::Backend::Cuda,

@@ -1,0 +1,280 @@
+//! One stage at a time, on inputs that anybody can make again: the same formula as the made-up weights'.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::backend::{Backend, TensorOps};
+use crate::model::dit::{Blocks, Context, Grid, Time};
+use crate::model::vae;
+use crate::pipeline::{Job, Models};
+use crate::progress::Observer;
+use crate::request::Tiling;
+use crate::synth::noise;
+use crate::text::MAX_TOKENS;
+use crate::video::{VideoOptions, VideoWriter};
+use crate::{Error, Result};
+
+use super::outputs::Outputs;
+use super::{SEED, Seconds};
+
+/// Rows of the prompt that the DiT attends to; zeros follow.
+const TEXT_ROWS: usize = 77;
+/// The time of the forward that is measured.
+const TIME: f64 = 500.0;
+/// Frames of a decoded video that are kept for comparisons: the first three latent frames'.
+const KEPT_FRAMES: usize = 9;
+
+/// What a stage took.
+pub struct Measured {
+    pub seconds: Seconds,
+    /// Bytes of a GPU's memory, at most, beside what was there before.
+    pub memory: u64,
+}
+
+/// Runs once to warm up, then so many times.
+fn measure<B: Backend>(
+    b: &B,
+    runs: usize,
+    observer: &dyn Observer,
+    mut run: impl FnMut() -> Result<()>,
+) -> Result<Measured> {
+    // What was asked last is forgotten: the second answer is what is in use.
+    b.peak_memory();
+    let before = b.peak_memory();
+    run()?;
+    let mut all = Vec::with_capacity(runs);
+    for _ in 0..runs {
+        observer.check()?;
+        let began = Instant::now();
+        run()?;
+        all.push(began.elapsed().as_secs_f64());
+    }
+    Ok(Measured { seconds: Seconds::of(all), memory: b.peak_memory().saturating_sub(before) })
+}
+
+/// Waits until a tensor is there: its first element comes back.
+fn wait<B: TensorOps>(b: &B, tensor: &B::Tensor) -> Result<()> {
+    let mut one = tensor.clone();
+    for axis in (0..b.shape(tensor).len()).rev() {
+        one = b.narrow(&one, axis, 0, 1)?;
+    }
+    b.download(&one).map(drop)
+}
+
+/// The stages around the DiT.
+pub struct Around {
+    /// umT5, 512 tokens.
+    pub text: Measured,
+    /// CLIP.
+    pub image: Measured,
+    /// The VAE's encoder.
+    pub encode: Measured,
+    /// The VAE's decoder.
+    pub decode: Measured,
+    /// The decoder, and the video encoder beside it, until the file is there.
+    pub write: Measured,
+    /// Whether there was a video encoder.
+    pub written: bool,
+}
+
+/// Measures them.
+pub fn around<B: Backend>(
+    b: &B,
+    models: &Models<B>,
+    job: &Job,
+    rows: usize,
+    runs: usize,
+    outputs: &Outputs,
+    observer: &dyn Observer,
+) -> Result<Around> {
+    let ids = ids(rows);
+    let text = measure(b, runs, observer, || wait(b, &models.t5.encode(b, &ids, None)?))?;
+    outputs.save("text", &[("text", b, &models.t5.encode(b, &ids, None)?)])?;
+
+    let side = 224;
+    let pixels = noise(SEED, "input.pixels", 1.0, 3 * side * side);
+    let image = measure(b, runs, observer, || wait(b, &models.clip.encode(b, &pixels, None)?))?;
+    outputs.save("image", &[("image", b, &models.clip.encode(b, &pixels, None)?)])?;
+
+    let (width, height) = (job.width(), job.height());
+    let picture = noise(SEED, "input.picture", 0.4, 3 * height * width);
+    let picture = b.upload(&picture, &[3, 1, height, width])?;
+    let tiled = job.request.tiling == Tiling::Tiled;
+    let latent_frames = job.request.latent_frames();
+    let encoded = || match tiled {
+        true => models.vae.encode_picture_tiled(b, &picture, latent_frames, observer),
+        false => models.vae.encode_picture(b, &picture, latent_frames, observer),
+    };
+    let encode = measure(b, runs, observer, || wait(b, &encoded()?))?;
+    if outputs.wanted() {
+        outputs.save("vae-encode", &[("latents", b, &encoded()?)])?;
+    }
+
+    let [t, h, w] = job.latent();
+    let latents = b.upload(&noise(SEED, "input.latents", 1.0, 16 * t * h * w), &[16, t, h, w])?;
+    let decoded = |sink: &mut dyn FnMut(B::Tensor) -> Result<()>| match tiled {
+        true => models.vae.decode_tiled(b, &latents, observer, sink),
+        false => models.vae.decode(b, &latents, sink),
+    };
+    let decode = measure(b, runs, observer, || {
+        let mut last = None;
+        decoded(&mut |frames| {
+            last = Some(frames);
+            observer.check()
+        })?;
+        last.map_or(Ok(()), |last| wait(b, &last))
+    })?;
+    if outputs.wanted() {
+        let (mut kept, mut count) = (Vec::new(), 0);
+        decoded(&mut |frames| {
+            if count < KEPT_FRAMES {
+                count += b.shape(&frames)[1];
+                kept.push(b.detach(&frames)?);
+            }
+            Ok(())
+        })?;
+        let kept = b.concat(&kept.iter().collect::<Vec<_>>(), 1)?;
+        outputs.save("vae-decode", &[("frames", b, &kept)])?;
+    }
+
+    let written = crate::video::check_encoder().is_ok();
+    // The encoder gets soft waves in place of the noise that made-up weights give, which it is not made for.
+    let waves: Vec<u8> = (0..job.request.frames as usize).flat_map(|i| stand_in(width, height, i)).collect();
+    let write = measure(b, 1, observer, || {
+        let mut writer = written.then(|| writer(job)).transpose()?;
+        let mut rest = &waves[..];
+        let mut put = |rgb: Vec<u8>| {
+            let (now, later) = rest.split_at(rest.len().min(rgb.len()));
+            rest = later;
+            writer.as_mut().map_or(Ok(()), |writer| writer.write(now))
+        };
+        // As in a job: while frames are fetched and written, the next ones are decoded.
+        let mut on_their_way = None;
+        decoded(&mut |frames| {
+            observer.check()?;
+            let next = vae::fetch_u8(b, &frames)?;
+            on_their_way.replace(next).map_or(Ok(()), |before| put(before()?))
+        })?;
+        on_their_way.map_or(Ok(()), |last| put(last()?))?;
+        writer.map_or(Ok(()), |writer| writer.finish().map(drop))
+    });
+    // It may never have been written.
+    let _ = std::fs::remove_file(file());
+    Ok(Around { text, image, encode, decode, write: write?, written })
+}
+
+/// Tokens of a prompt as long as the model reads, for an embedding of so many rows.
+fn ids(rows: usize) -> Vec<u32> {
+    (0..MAX_TOKENS).map(|i| ((7919 * i + 13) % rows) as u32).collect()
+}
+
+/// The file that is written to see how long that takes.
+fn file() -> PathBuf {
+    std::env::temp_dir().join(format!("animd-bench-{}.mp4", std::process::id()))
+}
+
+fn writer(job: &Job) -> Result<VideoWriter> {
+    let (width, height) = (job.width() as u32, job.height() as u32);
+    let (fps, quality) = (job.request.fps, job.request.quality);
+    VideoWriter::create(&file(), &VideoOptions { width, height, fps, quality, metadata: "{}".into() })
+}
+
+/// A frame of soft waves that move.
+pub fn stand_in(width: usize, height: usize, number: usize) -> Vec<u8> {
+    let wave = |count: usize, length: f64, speed: f64| -> Vec<f64> {
+        let phase = number as f64 * speed;
+        (0..count).map(|i| 40.0 * ((i as f64 + phase) / length).sin()).collect()
+    };
+    let (across, down) = (wave(width, 37.0, 2.0), wave(height, 23.0, -1.0));
+    let mut rgb = Vec::with_capacity(3 * width * height);
+    for y in &down {
+        for x in &across {
+            rgb.extend([128.0 + x + y, 120.0 + x, 136.0 - y].map(|v| v as u8));
+        }
+    }
+    rgb
+}
+
+/// The inputs of a forward.
+pub struct Inputs<B: Backend> {
+    x: B::Tensor,
+    y: B::Tensor,
+    time: Time<B>,
+    context: Context<B>,
+    grid: Grid<B>,
+}
+
+/// Makes the context, and says how long one branch's takes; then all other inputs.
+pub fn inputs<B: Backend>(
+    b: &B,
+    models: &Models<B>,
+    job: &Job,
+    [text_dim, image_dim]: [usize; 2],
+    runs: usize,
+    observer: &dyn Observer,
+) -> Result<(Measured, Inputs<B>)> {
+    let [t, h, w] = job.latent();
+    let upload =
+        |name: &str, shape: &[usize]| b.upload(&noise(SEED, name, 1.0, shape.iter().product()), shape);
+    let (text, image) =
+        (upload("input.text", &[TEXT_ROWS, text_dim])?, upload("input.image", &[257, image_dim])?);
+    let mut context = None;
+    let took = measure(b, runs, observer, || {
+        let made = models.dit.context(b, &text, &image)?;
+        let waited = made.last().map_or(Ok(()), |last| wait(b, last));
+        context = Some(made);
+        waited
+    })?;
+    let context = context.ok_or_else(|| Error::Internal("a context was lost".into()))?;
+    let x = upload("input.noise", &[16, t, h, w])?;
+    let y = vae::condition(b, &upload("input.condition", &[16, t, h, w])?)?;
+    let (time, grid) = (models.dit.time(b, TIME)?, models.dit.grid(b, t, h, w)?);
+    Ok((took, Inputs { x, y, time, context, grid }))
+}
+
+/// A forward of the DiT.
+pub fn forward<B: Backend>(
+    b: &B,
+    models: &Models<B>,
+    inputs: &Inputs<B>,
+    runs: usize,
+    name: &str,
+    outputs: &Outputs,
+    observer: &dyn Observer,
+) -> Result<Measured> {
+    let Inputs { x, y, time, context, grid } = inputs;
+    let run = || {
+        let blocks = Blocks::Compute { keep_residual: false };
+        models.dit.forward(b, x, y, time, context, grid, blocks, observer, None).map(|out| out.velocity)
+    };
+    let took = measure(b, runs, observer, || wait(b, &run()?))?;
+    if outputs.wanted() {
+        outputs.save(name, &[("velocity", b, &run()?)])?;
+    }
+    Ok(took)
+}
+
+/// A forward that keeps what its blocks add, and one that adds that again: what a step cache makes of them.
+pub fn cached<B: Backend>(
+    b: &B,
+    models: &Models<B>,
+    inputs: &Inputs<B>,
+    runs: usize,
+    observer: &dyn Observer,
+) -> Result<[Measured; 2]> {
+    let Inputs { x, y, time, context, grid } = inputs;
+    let mut residual = None;
+    let computed = measure(b, runs, observer, || {
+        // With the last one there, as in a job.
+        let blocks = Blocks::Compute { keep_residual: true };
+        let out = models.dit.forward(b, x, y, time, context, grid, blocks, observer, None)?;
+        residual = out.residual;
+        wait(b, &out.velocity)
+    })?;
+    let residual = residual.ok_or_else(|| Error::Internal("a residual was lost".into()))?;
+    let skipped = measure(b, runs, observer, || {
+        let blocks = Blocks::Reuse(&residual);
+        wait(b, &models.dit.forward(b, x, y, time, context, grid, blocks, observer, None)?.velocity)
+    })?;
+    Ok([computed, skipped])
+}

@@ -1,0 +1,419 @@
+//! What a machine makes of the model: each stage's seconds, and a job's, for one way to run it after the other.
+//!
+//! A stage is measured warm, alone, from the call until its result can be read; its inputs are noise of fixed seeds. What
+//! it takes does not depend on the weights' values, and so those may be made up.
+
+mod measure;
+mod outputs;
+mod rows;
+mod table;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::backend::Backend;
+use crate::image::Picture;
+use crate::pipeline::{Job, Models, Pipeline};
+use crate::profile::{self, AttentionKind, Weights};
+use crate::progress::Observer;
+use crate::protocol::Pictures;
+use crate::request::{Request, Settings, Size, StepCache, Tiling};
+use crate::sampler::SamplerConfig;
+use crate::step_cache::StepPlan;
+use crate::{Error, Result, video};
+
+use measure::{Around, Measured};
+use outputs::Outputs;
+pub use rows::Row;
+
+/// The seed of made-up weights and of all inputs.
+pub const SEED: u64 = 1;
+
+/// Of 40 steps with `TeaCache` at 480p, those that are computed, by the times that `LightX2V` publishes.
+const TEACACHE: (usize, usize) = (22, 40);
+
+/// What shall be measured.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which rows, in which order.
+    pub rows: Vec<Row>,
+    /// `480p` is exactly 832x480, `720p` 1280x720.
+    pub size: Size,
+    /// Frames of the video.
+    pub frames: u32,
+    /// How the VAE works.
+    pub tiling: Tiling,
+    /// Runs of each stage, after one that warms up.
+    pub runs: usize,
+    /// Makes each row's video, too.
+    pub whole: bool,
+    /// Where results go, for comparisons.
+    pub outputs: Option<PathBuf>,
+    /// Whether the weights are made up, so that `TeaCache` has nothing to decide by.
+    pub made_up: bool,
+    /// Who computes, as it calls itself.
+    pub device: String,
+}
+
+/// Seconds of several runs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Seconds {
+    /// The one in the middle.
+    pub median: f64,
+    /// All of them, in their order.
+    pub all: Vec<f64>,
+}
+
+impl Seconds {
+    fn of(all: Vec<f64>) -> Self {
+        let mut sorted = all.clone();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        let median = match sorted.len() {
+            0 => f64::NAN,
+            n if n % 2 == 0 => f64::midpoint(sorted[middle - 1], sorted[middle]),
+            _ => sorted[middle],
+        };
+        Self { median, all }
+    }
+}
+
+/// What was measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// animd's version.
+    pub version: &'static str,
+    /// Who computes.
+    pub device: String,
+    /// `cpu` or `cuda`.
+    pub backend: &'static str,
+    /// The folder's name, or `made-up`.
+    pub model: String,
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Frames.
+    pub frames: u32,
+    /// Tokens of the DiT.
+    pub tokens: usize,
+    /// Runs of each stage.
+    pub runs: usize,
+    /// How the VAE worked.
+    pub tiling: Tiling,
+    /// The rows that could be measured.
+    pub rows: Vec<Measurement>,
+    /// What has to be known to read the table.
+    pub notes: Vec<String>,
+}
+
+/// One row's figures, in seconds and bytes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measurement {
+    /// Its name.
+    pub row: Row,
+    /// How the DiT was computed.
+    pub weights: Weights,
+    /// The kind of self-attention.
+    pub attention: AttentionKind,
+    /// All four networks into memory; made-up weights are made meanwhile.
+    pub load: f64,
+    /// umT5, one prompt of 512 tokens.
+    pub text: Seconds,
+    /// CLIP, one picture.
+    pub image: Seconds,
+    /// What all blocks make of one branch's text and picture, once in a job.
+    pub context: Seconds,
+    /// The VAE's encoder.
+    pub vae_encode: Seconds,
+    /// A forward of the DiT that is computed.
+    pub forward: Seconds,
+    /// One that a step cache saves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forward_skipped: Option<Seconds>,
+    /// Forwards of a job that are computed.
+    pub computed: u32,
+    /// Forwards of a job that are saved.
+    pub skipped: u32,
+    /// The VAE's decoder.
+    pub vae_decode: Seconds,
+    /// The decoder with the video encoder beside it, until the file is there.
+    pub vae_decode_and_write: Seconds,
+    /// From the request to the file: the stages, and the forwards by their medians.
+    pub job: f64,
+    /// The same of one real job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job_measured: Option<f64>,
+    /// The most of a GPU's memory in use at once, with all four networks in it; 0 without a GPU.
+    pub peak_bytes: u64,
+}
+
+/// Measures; `say` hears what is going on.
+///
+/// # Errors
+/// [`Error::Memory`] if no row fits; [`Error::Canceled`]; what the model or the backend reports.
+pub fn run<B: Backend>(
+    pipeline: &mut Pipeline<B>,
+    options: &Options,
+    observer: &dyn Observer,
+    say: &dyn Fn(&str),
+) -> Result<Outcome> {
+    let mut bench = Bench::new(pipeline, options, observer, say)?;
+    let (mut rows, mut misfits) = (Vec::new(), Vec::new());
+    // The wider weights first: what holds them holds the narrower ones after them.
+    for weights in [Weights::Bf16, Weights::Fp8] {
+        for attention in [AttentionKind::Exact, AttentionKind::EightBit] {
+            let alike = |row: &&Row| row.weights() == weights && row.attention() == attention;
+            let group: Vec<Row> = options.rows.iter().filter(alike).copied().collect();
+            if group.is_empty() {
+                continue;
+            }
+            match bench.group(&group, weights, attention) {
+                Ok(measured) => rows.extend(measured),
+                Err(e @ Error::Memory(_)) => {
+                    let names: Vec<_> = group.iter().map(|row| row.name()).collect();
+                    misfits.push(format!("{}: {e}", names.join(", ")));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    if rows.is_empty() {
+        return Err(Error::Memory(misfits.join("; ")));
+    }
+    bench.notes.append(&mut misfits);
+    rows.sort_by_key(|m: &Measurement| options.rows.iter().position(|row| *row == m.row));
+    let Bench { pipeline, job, notes, .. } = bench;
+    Ok(Outcome {
+        version: env!("CARGO_PKG_VERSION"),
+        device: options.device.clone(),
+        backend: pipeline.backend_name(),
+        model: pipeline.model_name().to_owned(),
+        width: job.width(),
+        height: job.height(),
+        frames: options.frames,
+        tokens: job.latent().iter().product::<usize>() / 4,
+        runs: options.runs,
+        tiling: options.tiling,
+        rows,
+        notes,
+    })
+}
+
+/// Measuring, under way.
+struct Bench<'a, B: Backend> {
+    pipeline: &'a mut Pipeline<B>,
+    options: &'a Options,
+    observer: &'a dyn Observer,
+    say: &'a dyn Fn(&str),
+    picture: Picture,
+    /// With guidance and a step cache, which takes the most memory.
+    job: Job,
+    outputs: Outputs,
+    around: Option<Around>,
+    notes: Vec<String>,
+}
+
+impl<'a, B: Backend> Bench<'a, B> {
+    fn new(
+        pipeline: &'a mut Pipeline<B>,
+        options: &'a Options,
+        observer: &'a dyn Observer,
+        say: &'a dyn Fn(&str),
+    ) -> Result<Self> {
+        let [width, height] = match options.size {
+            Size::P480 => [832, 480],
+            Size::P720 => [1280, 720],
+            Size::Exact { width, height } => [width, height],
+        };
+        let rgb = measure::stand_in(width as usize, height as usize, 0);
+        let picture = Picture { width, height, rgb };
+        let job = Job::new(&picture, request(options, &picture, Row::Fp8Magcache)?)?;
+        let mut notes = Vec::new();
+        if pipeline.backend().setup().backend == profile::Backend::Cpu {
+            notes.push("the CPU computes in float32 in every row".into());
+        }
+        if options.made_up {
+            notes.push("load: made-up weights are made, not read from a disk".into());
+        }
+        let outputs = Outputs::into(options.outputs.clone())?;
+        Ok(Self { pipeline, options, observer, say, picture, job, outputs, around: None, notes })
+    }
+
+    /// Rows that have one forward.
+    fn group(
+        &mut self,
+        rows: &[Row],
+        weights: Weights,
+        attention: AttentionKind,
+    ) -> Result<Vec<Measurement>> {
+        let &mut Self { options, observer, say, .. } = self;
+        let runs = options.runs;
+        let names: Vec<_> = rows.iter().map(|row| row.name()).collect();
+        say(&format!("{}: loading", names.join(", ")));
+        let backend = self.pipeline.backend().retyped(weights, attention);
+        self.pipeline.exchange_dit(backend)?;
+        self.pipeline.prepare(&self.job, observer)?;
+        let load = self.pipeline.load_seconds();
+        say(&format!(
+            "in memory: umT5 {:.1} s, CLIP {:.1} s, VAE {:.1} s, DiT {:.1} s",
+            load.t5, load.clip, load.vae, load.dit
+        ));
+        let load = load.t5 + load.clip + load.vae + load.dit;
+        let dims = self.pipeline.dims();
+        let (b, _, models) = self.pipeline.parts()?;
+        let models = &*models;
+        b.peak_memory();
+        let resident = b.peak_memory();
+        if self.around.is_none() {
+            say("measuring umT5, CLIP and the VAE");
+            let around = measure::around(b, models, &self.job, dims.t5.rows, runs, &self.outputs, observer)?;
+            if !around.written {
+                self.notes.push("no ffmpeg with libx264 here: jobs are without the file".into());
+            }
+            self.around = Some(around);
+        }
+        let around = self.around.as_ref().ok_or_else(|| Error::Internal("stages were lost".into()))?;
+
+        say(&format!("measuring the forward of {}", names.join(", ")));
+        let sizes = [dims.dit.text_dim, dims.dit.image_dim];
+        let (context, inputs) = measure::inputs(b, models, &self.job, sizes, runs, observer)?;
+        let name = format!("dit-{}", rows[0].name());
+        let forward = measure::forward(b, models, &inputs, runs, &name, &self.outputs, observer)?;
+        say(&format!("{:.3} s", forward.seconds.median));
+        let caching = rows.iter().any(|row| row.settings().step_cache != Some(StepCache::None));
+        let cached = match caching {
+            true => Some(measure::cached(b, models, &inputs, runs, observer)?),
+            false => None,
+        };
+        drop(inputs);
+
+        let figures =
+            Figures { load, resident, around, context: &context, forward: &forward, cached: cached.as_ref() };
+        let mut measured = Vec::new();
+        for &row in rows {
+            let request = request(options, &self.picture, row)?;
+            let compute = match (row, options.made_up) {
+                (Row::Fp8Teacache, true) => {
+                    let (computed, all) = TEACACHE;
+                    self.notes.push(format!(
+                        "{}: on made-up weights TeaCache has nothing to decide by; {} of {} forwards are computed, as \
+                         LightX2V's published times say",
+                        row.name(),
+                        2 * computed,
+                        2 * all
+                    ));
+                    (0..request.steps as usize).map(|i| i * computed % all < computed).collect()
+                }
+                _ => plan(b, models, &request)?.compute,
+            };
+            measured.push(figures.row(b, row, &request, &StepPlan { compute }));
+        }
+        if options.whole {
+            for row in &mut measured {
+                row.job_measured = self.whole(row.row)?;
+            }
+        }
+        Ok(measured)
+    }
+
+    /// A real job, from the request to the file.
+    fn whole(&mut self, row: Row) -> Result<Option<f64>> {
+        if row == Row::Fp8Teacache && self.options.made_up {
+            return Ok(None);
+        }
+        if video::check_encoder().is_err() {
+            return Ok(None);
+        }
+        (self.say)(&format!("a whole job of {}", row.name()));
+        let began = Instant::now();
+        let job = Job::new(&self.picture, request(self.options, &self.picture, row)?)?;
+        let out = std::env::temp_dir().join(format!("animd-bench-{}-{}.mp4", std::process::id(), row.name()));
+        let result = self.pipeline.run(&job, &out, &Pictures::default(), self.observer);
+        let seconds = began.elapsed().as_secs_f64();
+        // After an error there is none.
+        let _ = std::fs::remove_file(&out);
+        let report = result?;
+        let steps: f64 = report.steps.iter().map(|(seconds, _)| seconds).sum();
+        (self.say)(&format!("{seconds:.2} s, of them {steps:.2} s of denoising"));
+        Ok(Some(seconds))
+    }
+}
+
+/// What rows with one forward share.
+struct Figures<'a> {
+    load: f64,
+    /// Bytes of the GPU's memory that the weights have.
+    resident: u64,
+    around: &'a Around,
+    context: &'a Measured,
+    forward: &'a Measured,
+    /// A forward that keeps its residual, and one that is saved by it.
+    cached: Option<&'a [Measured; 2]>,
+}
+
+impl Figures<'_> {
+    fn row<B: Backend>(&self, b: &B, row: Row, request: &Request, plan: &StepPlan) -> Measurement {
+        let &Self { load, resident, around, context, .. } = self;
+        let (computed, skipped) = plan.forwards(request.uses_guidance());
+        let cached = self.cached.filter(|_| request.step_cache != StepCache::None);
+        let forward = cached.map_or(self.forward, |[computed, _]| computed);
+        let saved = cached.map(|[_, saved]| saved);
+        let median = |m: &Measured| m.seconds.median;
+        let branches = if request.uses_guidance() { 2.0 } else { 1.0 };
+        let job = branches * (median(&around.text) + median(context))
+            + median(&around.image)
+            + median(&around.encode)
+            + f64::from(computed) * median(forward)
+            + f64::from(skipped) * saved.map_or(0.0, median)
+            + median(&around.write);
+        let stages =
+            [&around.text, &around.image, &around.encode, &around.decode, &around.write, context, forward];
+        let most = stages.into_iter().map(|stage| stage.memory).max().unwrap_or_default();
+        let seconds = |m: &Measured| m.seconds.clone();
+        Measurement {
+            row,
+            weights: b.setup().precision.dit,
+            attention: b.setup().attention,
+            load,
+            text: seconds(&around.text),
+            image: seconds(&around.image),
+            context: seconds(context),
+            vae_encode: seconds(&around.encode),
+            forward: seconds(forward),
+            forward_skipped: saved.map(seconds),
+            computed,
+            skipped,
+            vae_decode: seconds(&around.decode),
+            vae_decode_and_write: seconds(&around.write),
+            job,
+            job_measured: None,
+            peak_bytes: resident + most,
+        }
+    }
+}
+
+/// What a row's job is asked for.
+fn request(options: &Options, picture: &Picture, row: Row) -> Result<Request> {
+    let size = Size::Exact { width: picture.width, height: picture.height };
+    let settings = Settings {
+        prompt: Some("a boat on a lake, moved by the wind".into()),
+        seed: Some(SEED),
+        size: Some(size),
+        frames: Some(options.frames),
+        tiling: Some(options.tiling),
+        ..row.settings()
+    };
+    settings.resolve(|| SEED)
+}
+
+/// Which steps of a job are computed.
+fn plan<B: Backend>(b: &B, models: &Models<B>, request: &Request) -> Result<StepPlan> {
+    StepPlan::new(request, |modulation| {
+        let times = SamplerConfig::new(request)?.timesteps();
+        let embedded = |t| models.dit.time(b, t).map(|t| if modulation { t.e0_host } else { t.e_host });
+        times.into_iter().map(embedded).collect()
+    })
+}

@@ -1,0 +1,91 @@
+//! What can be measured, by name.
+
+use serde::{Deserialize, Serialize};
+
+use crate::profile::{AttentionKind, Weights};
+use crate::request::{Sampler, Settings, StepCache};
+
+/// A way to run a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Row {
+    /// The DiT in bf16, attention too; 40 steps with guidance, as in the next five
+    Bf16Exact,
+    /// The DiT in bf16, self-attention in 8 bits
+    #[value(name = "bf16-8bit")]
+    #[serde(rename = "bf16-8bit")]
+    Bf16EightBit,
+    /// The DiT's matrices in fp8, attention in bf16
+    Fp8Exact,
+    /// The DiT's matrices in fp8, self-attention in 8 bits, as in the next three
+    Fp8,
+    /// With a step cache that computes 44 of 80 forwards
+    Fp8Teacache,
+    /// With `MagCache`
+    Fp8Magcache,
+    /// The four steps of a step-distilled model, without guidance
+    Distill,
+}
+
+impl Row {
+    /// What is measured if nobody says otherwise.
+    pub const USUAL: [Self; 6] =
+        [Self::Bf16Exact, Self::Bf16EightBit, Self::Fp8, Self::Fp8Teacache, Self::Fp8Magcache, Self::Distill];
+
+    /// Its name in options, tables and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bf16Exact => "bf16-exact",
+            Self::Bf16EightBit => "bf16-8bit",
+            Self::Fp8Exact => "fp8-exact",
+            Self::Fp8 => "fp8",
+            Self::Fp8Teacache => "fp8-teacache",
+            Self::Fp8Magcache => "fp8-magcache",
+            Self::Distill => "distill",
+        }
+    }
+
+    /// The type of the DiT's large matrices.
+    pub fn weights(self) -> Weights {
+        match self {
+            Self::Bf16Exact | Self::Bf16EightBit => Weights::Bf16,
+            Self::Fp8Exact | Self::Fp8 | Self::Fp8Teacache | Self::Fp8Magcache | Self::Distill => {
+                Weights::Fp8
+            }
+        }
+    }
+
+    /// The kind of self-attention.
+    pub fn attention(self) -> AttentionKind {
+        match self {
+            Self::Bf16Exact | Self::Fp8Exact => AttentionKind::Exact,
+            _ => AttentionKind::EightBit,
+        }
+    }
+
+    /// What its job is asked for beside size, frames and tiling.
+    pub fn settings(self) -> Settings {
+        let (sampler, step_cache) = match self {
+            Self::Distill => (Sampler::Distill, StepCache::None),
+            Self::Fp8Teacache => (Sampler::Unipc, StepCache::Teacache),
+            Self::Fp8Magcache => (Sampler::Unipc, StepCache::Magcache),
+            _ => (Sampler::Unipc, StepCache::None),
+        };
+        Settings { sampler: Some(sampler), step_cache: Some(step_cache), ..Settings::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::ValueEnum;
+
+    #[test]
+    fn a_row_has_one_name() {
+        for row in Row::value_variants() {
+            assert_eq!(row.to_possible_value().map(|v| v.get_name().to_owned()).as_deref(), Some(row.name()));
+            assert_eq!(serde_json::to_value(row).unwrap(), row.name());
+            row.settings().resolve(|| 1).unwrap();
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The figures as a table.
+
+use std::fmt;
+
+use super::Outcome;
+use crate::request::Tiling;
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { version, device, model, width, height, frames, tokens, runs, tiling, .. } = self;
+        let tiled = if *tiling == Tiling::Tiled { ", the VAE in tiles" } else { "" };
+        writeln!(
+            f,
+            "animd {version} on {device}, model {model}: {width}x{height}, {frames} frames, {tokens} tokens{tiled}"
+        )?;
+        writeln!(f, "seconds, warm medians of {runs}\n")?;
+        writeln!(
+            f,
+            "{:13}{:>8}{:>8}{:>8}{:>9}{:>9}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>10}",
+            "",
+            "load",
+            "text",
+            "image",
+            "context",
+            "encode",
+            "forward",
+            "computed",
+            "skipped",
+            "decode",
+            "+ file",
+            "job",
+            "peak GiB"
+        )?;
+        for row in &self.rows {
+            writeln!(
+                f,
+                "{:13}{:>8.1}{:>8.3}{:>8.3}{:>9.3}{:>9.3}{:>10.3}{:>9}{:>9}{:>9.3}{:>9.3}{:>9.2}{:>10.2}",
+                row.row.name(),
+                row.load,
+                row.text.median,
+                row.image.median,
+                row.context.median,
+                row.vae_encode.median,
+                row.forward.median,
+                row.computed,
+                row.skipped,
+                row.vae_decode.median,
+                row.vae_decode_and_write.median,
+                row.job,
+                row.peak_bytes as f64 / f64::from(1 << 30)
+            )?;
+        }
+        let whole: Vec<String> = self
+            .rows
+            .iter()
+            .filter_map(|row| Some(format!("{} {:.2} s", row.row.name(), row.job_measured?)))
+            .collect();
+        if !whole.is_empty() {
+            writeln!(f, "\nreal jobs, from the request to the file: {}", whole.join(", "))?;
+        }
+        let last = self.notes.len();
+        for (i, note) in self.notes.iter().enumerate() {
+            let before = if i == 0 { "\n" } else { "" };
+            write!(f, "{before}{note}{}", if i + 1 < last { "\n" } else { "" })?;
+        }
+        Ok(())
+    }
+}
