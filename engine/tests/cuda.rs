@@ -58,6 +58,30 @@ fn a_gpu_that_cannot_be_used_is_a_sentence() -> Result<(), Box<dyn std::error::E
 }
 
 #[test]
+fn a_selftest_tells_each_operation() -> Result<(), Box<dyn std::error::Error>> {
+    let selftest = |args: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_animd-engine"))
+            .arg("selftest")
+            .args(args)
+            .output()
+            .expect("it starts")
+    };
+    let output = selftest(&["moves", "norms"]);
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{text}{errors}");
+    for operation in ["narrow", "concat", "combine", "patchify", "layer norm", "norm to 8-bit product"] {
+        assert!(text.contains(operation), "no {operation} in {text}");
+    }
+    assert!(!text.contains("convolution") && !text.contains("WRONG"), "{text}");
+    let output = selftest(&["volumes", "--json"]);
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let findings = said["findings"].as_array().ok_or("no findings")?;
+    assert!(findings.len() > 100 && findings.iter().all(|f| f["passed"] == true), "{said}");
+    assert_eq!(selftest(&["everything"]).status.code(), Some(2));
+    Ok(())
+}
+
+#[test]
 fn a_bench_on_the_gpu_loads_each_precision_once() -> Result<(), Box<dyn std::error::Error>> {
     let output = Command::new(env!("CARGO_BIN_EXE_animd-engine"))
         .args(["bench", "--synthetic", "tiny", "--size", "32x32", "--frames", "1", "--runs", "1", "--json"])

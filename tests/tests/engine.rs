@@ -530,8 +530,19 @@ fn a_bench_of_a_made_up_model() {
 }
 
 #[test]
+fn a_selftest_without_a_gpu_is_a_sentence() {
+    let output = run(Command::new(program("animd-engine")).arg("selftest"));
+    let errors = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(
+        errors.starts_with("error: ") && errors.lines().count() == 1 && errors.contains("GPU"),
+        "{errors}"
+    );
+}
+
+#[test]
 fn help_has_an_example_for_every_command() {
-    for command in ["generate", "inspect", "plan", "bench", "synth-model"] {
+    for command in ["generate", "inspect", "plan", "bench", "selftest", "synth-model"] {
         let output = run(Command::new(program("animd-engine")).args([command, "--help"]));
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(

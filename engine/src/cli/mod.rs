@@ -7,6 +7,7 @@ mod generate;
 mod inspect;
 mod plan;
 mod profile;
+mod selftest;
 mod serve;
 mod stop;
 mod synth;
@@ -39,6 +40,8 @@ enum Command {
     Plan(Box<plan::PlanArgs>),
     /// Say how long each stage of a video takes on this machine
     Bench(bench::Bench),
+    /// Check every operation on the GPU against the CPU
+    Selftest(selftest::Selftest),
     /// Write a model of random weights in the official layout, for tests and measurements
     SynthModel(synth::SynthModel),
     /// Take jobs from a parent process on standard input, a socket; this is how animd runs the engine
@@ -64,6 +67,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Inspect(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Selftest(command) => command.run(),
         Command::SynthModel(command) => command.run(),
         Command::Serve(command) => return command.run(),
     };

@@ -9,6 +9,7 @@
 //! All work is enqueued on one stream, in the order of the calls. Nothing waits for it but downloads, and
 //! [`TensorOps::keep_pace`] for what is two blocks old.
 
+pub mod conformance;
 mod deferred;
 mod linear;
 mod loading;

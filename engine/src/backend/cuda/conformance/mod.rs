@@ -1,0 +1,198 @@
+//! Each operation of the vocabulary on a GPU and on the CPU, whose results say what is right, at awkward sizes.
+//!
+//! Memory is poisoned: whatever is read before it was written shows as NaN.
+
+mod attention;
+mod linear;
+mod moves;
+mod norms;
+mod volumes;
+
+use std::cell::RefCell;
+
+use serde::Serialize;
+
+use super::{Cuda, Options};
+use crate::Result;
+use crate::backend::TensorOps;
+use crate::backend::cpu::Cpu;
+use crate::profile::{self, Weights};
+use crate::progress::Observer;
+
+/// Bytes for the work.
+const WORK: usize = 64 << 20;
+
+/// A result that is written as f32 and was computed in it.
+const F32: f64 = 2e-6;
+/// Products of sums of two bf16 numbers: 2^-16, and the sums of f32.
+const SPLIT: f64 = 3e-5;
+/// A result rounded to bf16 once, 1.7e-3 in the root mean square.
+const ROUNDED: f64 = 2e-3;
+/// Both operands and the result rounded to bf16: the root of three times that, and a little.
+const BF16: f64 = 4e-3;
+/// Queries, keys, values, weights and result rounded.
+const ATTENTION: f64 = 6e-3;
+/// Both operands rounded to e4m3, by 0.026 in the root mean square.
+const FP8: f64 = 0.045;
+
+/// A group of operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Group {
+    /// Parts, wholes, sums, patches: what only moves values
+    Moves,
+    /// Linear layers, in bf16, in 8 bits and as near to f32 as 16 bits
+    Linear,
+    /// Layer norms and RMS norms, with the rotary embedding
+    Norms,
+    /// Attention, in bf16 and in 8 bits
+    Attention,
+    /// Convolutions, the VAE's norm and attention, fading tiles
+    Volumes,
+}
+
+impl Group {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Moves, Self::Linear, Self::Norms, Self::Attention, Self::Volumes];
+}
+
+/// How far a result is from the right one.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// The operation, in which form.
+    pub operation: &'static str,
+    /// The sizes.
+    pub case: String,
+    /// Relative L2 distance.
+    pub error: f64,
+    /// The largest difference, relative to the largest value.
+    pub most: f64,
+    /// The relative L2 distance that the roundings add up to.
+    pub tolerance: f64,
+    /// Whether it is within that.
+    pub passed: bool,
+}
+
+/// Runs groups on the GPU of this number.
+///
+/// # Errors
+/// What keeps the GPU from being opened or an operation from running; [`crate::Error::Canceled`].
+pub fn run(ordinal: usize, groups: &[Group], observer: &dyn Observer) -> Result<Vec<Finding>> {
+    let check = Check { ordinal, findings: RefCell::default() };
+    for group in groups {
+        observer.check()?;
+        match group {
+            Group::Moves => moves::check(&check)?,
+            Group::Linear => linear::check(&check)?,
+            Group::Norms => norms::check(&check)?,
+            Group::Attention => attention::check(&check)?,
+            Group::Volumes => volumes::check(&check)?,
+        }
+    }
+    Ok(check.findings.into_inner())
+}
+
+/// Checking, under way.
+struct Check {
+    ordinal: usize,
+    findings: RefCell<Vec<Finding>>,
+}
+
+impl Check {
+    fn open(&self, options: &Options) -> Result<Cuda> {
+        Cuda::open(self.ordinal, &Options { poison: true, ..*options }, 0, WORK)
+    }
+}
+
+/// The usual options, with this type for the DiT's matrices.
+fn with(weights: Weights) -> Options {
+    let precision = profile::Precision { dit: weights, ..Options::BF16.precision };
+    Options { precision, ..Options::BF16 }
+}
+
+/// Values without a pattern, about -1 to 1.
+pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(next).collect()
+}
+
+/// The relative L2 distance.
+pub(super) fn distance(got: &[f32], want: &[f32]) -> f64 {
+    let square = |v: f64| v * v;
+    let apart: f64 = got.iter().zip(want).map(|(g, w)| square(f64::from(*g) - f64::from(*w))).sum();
+    let all: f64 = want.iter().map(|w| square(f64::from(*w))).sum();
+    (apart / all.max(1e-30)).sqrt()
+}
+
+/// The largest difference, relative to the largest value.
+fn most(got: &[f32], want: &[f32]) -> f64 {
+    let largest = want.iter().fold(0f64, |largest, w| largest.max(f64::from(w.abs())));
+    let apart = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - f64::from(*w)).abs());
+    // A difference that is no number counts as the largest.
+    apart.fold(0f64, |most, v| if v > most || v.is_nan() { v } else { most }) / largest.max(1e-30)
+}
+
+/// A tensor on both.
+#[derive(Clone)]
+struct Pair {
+    cpu: <Cpu as TensorOps>::Tensor,
+    cuda: <Cuda as TensorOps>::Tensor,
+}
+
+/// Both backends.
+struct Both<'a> {
+    check: &'a Check,
+    cpu: Cpu,
+    cuda: &'a Cuda,
+}
+
+impl<'a> Both<'a> {
+    fn new(check: &'a Check, cuda: &'a Cuda) -> Self {
+        Self { check, cpu: Cpu::new(), cuda }
+    }
+
+    fn upload(&self, data: &[f32], shape: &[usize]) -> Result<Pair> {
+        Ok(Pair { cpu: self.cpu.upload(data, shape)?, cuda: self.cuda.upload(data, shape)? })
+    }
+
+    fn noise(&self, shape: &[usize], seed: u64) -> Result<Pair> {
+        self.upload(&noise(shape.iter().product(), seed), shape)
+    }
+
+    fn narrow(&self, x: &Pair, axis: usize, start: usize, len: usize) -> Result<Pair> {
+        Ok(Pair {
+            cpu: self.cpu.narrow(&x.cpu, axis, start, len)?,
+            cuda: self.cuda.narrow(&x.cuda, axis, start, len)?,
+        })
+    }
+
+    fn concat(&self, parts: &[&Pair], axis: usize) -> Result<Pair> {
+        Ok(Pair {
+            cpu: self.cpu.concat(&parts.iter().map(|p| &p.cpu).collect::<Vec<_>>(), axis)?,
+            cuda: self.cuda.concat(&parts.iter().map(|p| &p.cuda).collect::<Vec<_>>(), axis)?,
+        })
+    }
+
+    /// Notes how far the two are apart. A wrong shape is infinitely far.
+    fn compare(
+        &self,
+        operation: &'static str,
+        case: impl Into<String>,
+        pair: &Pair,
+        tolerance: f64,
+    ) -> Result<()> {
+        let (mut error, mut most) = (f64::INFINITY, f64::INFINITY);
+        if self.cuda.shape(&pair.cuda) == self.cpu.shape(&pair.cpu) {
+            let (got, want) = (self.cuda.download(&pair.cuda)?, self.cpu.download(&pair.cpu)?);
+            (error, most) = (distance(&got, &want), self::most(&got, &want));
+        }
+        // Not `>`: NaN is wrong, too.
+        let passed = error <= tolerance;
+        let finding = Finding { operation, case: case.into(), error, most, tolerance, passed };
+        self.check.findings.borrow_mut().push(finding);
+        Ok(())
+    }
+}
