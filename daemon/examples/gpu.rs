@@ -42,6 +42,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         native: vec![native(8, 9, false), native(9, 0, true)],
         ptx: Some((8, 9)),
         driver: Some(580),
+        offload: true,
     };
     let (profiles, mistakes) = load(&[]);
     assert!(mistakes.is_empty());

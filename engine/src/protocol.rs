@@ -137,6 +137,9 @@ pub struct Kernels {
     /// The oldest branch of NVIDIA's driver that runs it: 535, 580.
     #[serde(default)]
     pub driver: Option<u32>,
+    /// Whether weights can be away from the GPU between their uses; else all of them stay there, whatever a profile says.
+    #[serde(default)]
+    pub offload: bool,
 }
 
 /// What machine code runs on.

@@ -4,8 +4,11 @@
 use std::cmp::Reverse;
 use std::fmt::Write;
 
-use animd_engine::profile::Profile;
+use animd_engine::dims::Dims;
+use animd_engine::plan::{Plan, Setup};
+use animd_engine::profile::{Place, Profile, Residency};
 use animd_engine::protocol::Kernels;
+use animd_engine::request::Settings;
 
 use crate::gpu::{Card, Machine, gib};
 
@@ -241,20 +244,20 @@ impl<'a> Case<'a> {
             None => self.profiles.iter().filter(|p| p.on_gpu()).collect(),
         };
         let mut best: Option<&Profile> = None;
-        for profile in candidates.iter().copied().filter(|p| p.min_memory() <= card.memory_free) {
-            if best.is_none_or(|best| best.min_memory() < profile.min_memory()) {
+        for profile in candidates.iter().copied().filter(|p| self.needs(p) <= card.memory_free) {
+            if best.is_none_or(|best| self.needs(best) < self.needs(profile)) {
                 best = Some(profile);
             }
         }
         if let Some(profile) = best {
             return Fit::Yes { profile, native };
         }
-        let Some(least) = candidates.iter().min_by_key(|p| p.min_memory()) else {
+        let Some(least) = candidates.iter().min_by_key(|p| self.needs(p)) else {
             let why = format!("{title}: no profile is for GPUs");
             return Fit::No { why, remedy: "put the profiles that come with animd back".into() };
         };
-        let needs = format!("`{}` needs {}", least.name, gib(least.min_memory()));
-        if least.min_memory() <= card.memory_total {
+        let needs = format!("`{}` needs {}{}", least.name, gib(self.needs(least)), self.because(least));
+        if self.needs(least) <= card.memory_total {
             let why = format!(
                 "{title}: {} of {} are free, and {needs}; {}",
                 gib(card.memory_free),
@@ -267,6 +270,24 @@ impl<'a> Case<'a> {
         }
         let why = format!("{title}: it has {} of memory, and {needs}", gib(card.memory_total));
         Fit::No { why, remedy: "use a card with more memory".into() }
+    }
+
+    /// Bytes of a card's memory that a profile needs with this engine.
+    fn needs(&self, profile: &Profile) -> u64 {
+        let [dit, text, clip, vae] = [Place::Device; 4];
+        let stays = Residency { dit, text, clip, vae };
+        let Some(request) = Settings::default().resolve(|| 0).ok().filter(|_| !self.kernels.offload && profile.residency != stays)
+        else {
+            return profile.min_memory();
+        };
+        let setup = Setup { residency: stays, ..Setup::from(profile) };
+        let plan = Plan::new(&Dims::wan_14b(), &request, [832, 480], &setup);
+        profile.min_memory().max(plan.memory.peak().0 + setup.reserve)
+    }
+
+    /// Why that is more than the profile itself says, if it is.
+    fn because(&self, profile: &Profile) -> &'static str {
+        if self.needs(profile) > profile.min_memory() { ", as this engine keeps all weights on the GPU" } else { "" }
     }
 
     /// Whether the engine has machine code (true) or PTX (false) for a compute capability; otherwise why not, and what to do.
@@ -323,7 +344,7 @@ impl<'a> Case<'a> {
             gib(card.memory_free),
             gib(card.memory_total),
             profile.name,
-            gib(profile.min_memory())
+            gib(self.needs(profile))
         )
     }
 

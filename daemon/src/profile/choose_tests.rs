@@ -13,7 +13,8 @@ const MIB: u64 = 1 << 20;
 /// What the GPU backend is meant to be built for.
 fn built() -> Kernels {
     let native = |major, minor, exact| Target { capability: (major, minor), exact };
-    Kernels { native: vec![native(8, 9, false), native(9, 0, true)], ptx: Some((8, 9)), driver: Some(580) }
+    let native = vec![native(8, 9, false), native(9, 0, true)];
+    Kernels { native, ptx: Some((8, 9)), driver: Some(580), offload: true }
 }
 
 fn profiles() -> Vec<Profile> {
@@ -115,7 +116,8 @@ fn wish(profile: &str, gpu: &str) -> Wish {
 fn table() -> Vec<Row> {
     use Verdict::{CannotServe, NoGpu, Ready, Retry};
     let none = Kernels::default;
-    let only_hopper = || Kernels { native: vec![built().native[1]], ptx: None, driver: Some(580) };
+    let only_hopper = || Kernels { native: vec![built().native[1]], ptx: None, ..built() };
+    let all_stays = || Kernels { offload: false, ..built() };
     let cpu = Some("cpu");
     vec![
         row(
@@ -268,6 +270,19 @@ fn table() -> Vec<Row> {
             (CannotServe, cpu, Some(0)),
             &["the driver 550.163.01 is older than 580", "install NVIDIA's driver 580 or newer"],
         ),
+        Row {
+            kernels: all_stays(),
+            ..row(
+                "[no offload, RTX 4090]",
+                with(vec![rtx_4090()]),
+                (CannotServe, cpu, Some(0)),
+                &["needs 2", ", as this engine keeps all weights on the GPU"],
+            )
+        },
+        Row {
+            kernels: all_stays(),
+            ..row("[no offload, L40S]", with(vec![l40s()]), (Ready, Some("l40s"), Some(0)), &[])
+        },
         Row {
             kernels: Kernels { driver: Some(525), ..built() },
             ..row(

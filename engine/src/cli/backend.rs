@@ -41,7 +41,7 @@ pub fn kernels() -> Kernels {
     {
         let target = |capability, exact| Target { capability, exact };
         let native = vec![target((8, 9), true), target((9, 0), true)];
-        Kernels { native, ptx: Some((8, 9)), driver: Some(OLDEST_DRIVER) }
+        Kernels { native, ptx: Some((8, 9)), driver: Some(OLDEST_DRIVER), offload: false }
     }
     #[cfg(not(feature = "cuda"))]
     Kernels::default()
