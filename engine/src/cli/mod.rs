@@ -6,6 +6,7 @@ mod bench;
 mod generate;
 mod inspect;
 mod plan;
+mod prepare;
 mod profile;
 mod selftest;
 mod serve;
@@ -42,6 +43,8 @@ enum Command {
     Bench(bench::Bench),
     /// Check every operation on the GPU against the CPU
     Selftest(selftest::Selftest),
+    /// Write the DiT in 8 bits beside its own files, for faster starts
+    Prepare(prepare::Prepare),
     /// Write a model of random weights in the official layout, for tests and measurements
     SynthModel(synth::SynthModel),
     /// Take jobs from a parent process on standard input, a socket; this is how animd runs the engine
@@ -68,6 +71,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Plan(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Selftest(command) => command.run(),
+        Command::Prepare(command) => command.run(),
         Command::SynthModel(command) => command.run(),
         Command::Serve(command) => return command.run(),
     };

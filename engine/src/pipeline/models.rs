@@ -13,7 +13,7 @@ use crate::model::dit::Dit;
 use crate::model::t5::T5;
 use crate::model::vae::{Colours, Vae};
 use crate::plan::{Plan, gib};
-use crate::profile::Backend as Kind;
+use crate::profile::{self, Backend as Kind};
 use crate::synth::{self, Source};
 use crate::text::{self, MAX_TOKENS, Tokenizer};
 use crate::weights::{self, Component, WeightSource};
@@ -90,13 +90,18 @@ pub struct Models<B: Backend> {
 }
 
 impl<B: Backend> Pipeline<B> {
-    /// Finds and checks the files of the model in `dir`, with the DiT from elsewhere if `dit` says so. Reads headers only.
+    /// Finds and checks the files of the model in `dir`, with the DiT from elsewhere if `dit` says so, or its prepared copy
+    /// ([`weights::prepare`]) if the backend runs it in 8 bits and there is one. Reads headers only.
     ///
     /// # Errors
     /// [`Error::Model`] says everything that is wrong with the files.
     pub fn open(backend: B, dir: &Path, dit: Option<&Path>) -> Result<Self> {
         let name = dit.unwrap_or(dir).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let files = weights::Model::open(dir, dit)?;
+        let prepared = match backend.setup().precision.dit {
+            profile::Weights::Fp8 => weights::find_prepared(dit.unwrap_or(dir)),
+            _ => None,
+        };
+        let files = weights::Model::open(dir, prepared.as_deref().or(dit))?;
         let tokenizer = Tokenizer::open(&files.tokenizer)?;
         Ok(Self::with(backend, name, tokenizer, files.into()))
     }

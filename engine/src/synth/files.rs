@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use super::values::{Fill, fill, tensor_seed};
-use crate::weights::DType;
+use crate::weights::{DType, safetensors};
 use crate::{Error, Result};
 
 /// A tensor to be made up.
@@ -113,23 +113,9 @@ fn write_shard(
     seed: u64,
     wrote: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<()> {
-    let mut header = Map::new();
-    header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
-    let mut end = 0;
-    for plan in plans {
-        let from = end;
-        end += plan.bytes();
-        let info = json!({"dtype": plan.dtype.name(), "shape": plan.shape, "data_offsets": [from, end]});
-        header.insert(plan.name.clone(), info);
-    }
-    let mut header = Value::Object(header).to_string();
-    // The tensors begin at a multiple of eight bytes.
-    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    let header = safetensors::header(plans.iter().map(|plan| (&*plan.name, plan.dtype, &*plan.shape)));
     let mut file = File::create_new(path).map_err(Error::file("create", path))?;
-    let length = (header.len() as u64).to_le_bytes();
-    file.write_all(&length)
-        .and_then(|()| file.write_all(header.as_bytes()))
-        .map_err(Error::file("write", path))?;
+    file.write_all(&header).map_err(Error::file("write", path))?;
     for plan in plans {
         plan.write(seed, &mut file, path, wrote)?;
     }

@@ -9,7 +9,8 @@ pub mod e4m3;
 mod find;
 mod open;
 mod pickle;
-mod safetensors;
+mod prepare;
+pub(crate) mod safetensors;
 mod stored;
 mod summary;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use crate::Result;
 
 pub use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 pub use open::{Model, Weights, open_clip, open_dit, open_t5, open_vae};
+pub use prepare::{FOLDER as PREPARED, Prepared, find_prepared, prepare};
 pub use summary::Summary;
 
 /// The parts of the model.

@@ -464,6 +464,18 @@ impl Matrix<'_> {
         values
     }
 
+    /// Some of its rows.
+    #[must_use]
+    pub fn part(&self, first: usize, rows: usize) -> Matrix<'_> {
+        let row = self.cols * self.dtype.size();
+        let scale = match &self.scale {
+            Some(Scale::PerRow(factors)) => Some(Scale::PerRow(factors[first..first + rows].to_vec())),
+            other => other.clone(),
+        };
+        let bytes = Cow::Borrowed(&self.bytes[first * row..][..rows * row]);
+        Matrix { rows, cols: self.cols, dtype: self.dtype, bytes, scale }
+    }
+
     /// The same matrix with its bytes in memory of its own.
     pub fn into_owned(self) -> Matrix<'static> {
         Matrix { bytes: Cow::Owned(self.bytes.into_owned()), ..self }

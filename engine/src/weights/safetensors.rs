@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use super::DType;
 use super::stored::{Element, Mapped, Stored};
@@ -18,6 +19,25 @@ struct Info {
     dtype: String,
     shape: Vec<usize>,
     data_offsets: (usize, usize),
+}
+
+/// The beginning of a file of these tensors, which follow each other in this order: name, type and shape of each.
+pub(crate) fn header<'a>(tensors: impl Iterator<Item = (&'a str, DType, &'a [usize])>) -> Vec<u8> {
+    let mut entries = Map::new();
+    entries.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+    let mut end = 0;
+    for (name, dtype, shape) in tensors {
+        let from = end;
+        end += shape.iter().product::<usize>() * dtype.size();
+        let info = json!({"dtype": dtype.name(), "shape": shape, "data_offsets": [from, end]});
+        entries.insert(name.to_owned(), info);
+    }
+    let mut text = Value::Object(entries).to_string();
+    // The tensors begin at a multiple of eight bytes.
+    text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text.into_bytes());
+    bytes
 }
 
 /// The tensors of a safetensors file.

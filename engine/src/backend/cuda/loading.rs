@@ -147,15 +147,8 @@ impl Destination<'_> {
 /// Rows of a matrix, as many at a time as a buffer holds as f32.
 fn each_chunk(matrix: &Matrix<'_>, mut f: impl FnMut(usize, &Matrix<'_>) -> Result<()>) -> Result<()> {
     let rows = (STAGED / (4 * matrix.cols)).max(1);
-    let row_bytes = matrix.cols * matrix.dtype.size();
     for first in (0..matrix.rows).step_by(rows) {
-        let count = rows.min(matrix.rows - first);
-        let scale = match &matrix.scale {
-            Some(Scale::PerRow(factors)) => Some(Scale::PerRow(factors[first..first + count].to_vec())),
-            other => other.clone(),
-        };
-        let bytes = Cow::Borrowed(&matrix.bytes[first * row_bytes..][..count * row_bytes]);
-        f(first, &Matrix { rows: count, cols: matrix.cols, dtype: matrix.dtype, bytes, scale })?;
+        f(first, &matrix.part(first, rows.min(matrix.rows - first)))?;
     }
     Ok(())
 }

@@ -3,6 +3,8 @@
 //! The limits are what the roundings of the precision add up to over the few layers of the tiny model, twice what was
 //! seen; the goldens themselves are f32.
 
+use std::path::Path;
+
 use super::{Cuda, Options, distance, open};
 use crate::backend::{Backend, TensorOps};
 use crate::goldens::{Golden, folder};
@@ -45,6 +47,22 @@ impl Judge<'_> {
     fn upload(&self, name: &str) -> Tensor {
         let values: Vec<f32> = self.golden.numbers(name).iter().map(|v| *v as f32).collect();
         self.cuda.upload(&values, &self.golden.shape(name)).expect("there is room")
+    }
+
+    /// What the DiT in this folder makes of the goldens' inputs.
+    fn velocity(&self, path: &Path) -> Tensor {
+        let cuda = self.cuda;
+        let (source, config) = weights::open_dit(path).unwrap();
+        let dit = Dit::load(&cuda.loading(Component::Dit), &source, &config).unwrap();
+        let fact = |key: &str| self.golden.json.pointer(&format!("/dit/0/{key}")).unwrap();
+        let tensor = |key: &str| self.upload(fact(key).as_str().unwrap());
+        let x = tensor("x");
+        let context = dit.context(cuda, &tensor("context"), &tensor("clip")).unwrap();
+        let time = dit.time(cuda, fact("t").as_f64().unwrap()).unwrap();
+        let [f, h, w] = [1, 2, 3].map(|i| cuda.shape(&x)[i]);
+        let grid = dit.grid(cuda, f, h, w).unwrap();
+        let blocks = Blocks::Compute { keep_residual: false };
+        dit.forward(cuda, &x, &tensor("y"), &time, &context, &grid, blocks, &Quiet, None).unwrap().velocity
     }
 }
 
@@ -111,6 +129,25 @@ fn the_dit_in_8_bits() {
     forward("bf16 8bit", &Options { precision: Options::BF16.precision, ..eight }, "official", 3.2e-2);
 }
 
+/// What `animd-engine prepare` writes is what the GPU makes of the same files with every start.
+#[test]
+fn a_prepared_dit_is_the_same_to_the_last_bit() {
+    let options = Options { precision: precision(Weights::Fp8, Sensitive::Fp32), ..Options::BF16 };
+    let Some(cuda) = open(&options) else { return };
+    let golden = Golden::open();
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(folder().join("official")).unwrap().flatten() {
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with("diffusion") || name == "config.json" {
+            std::fs::copy(entry.path(), dir.path().join(name)).unwrap();
+        }
+    }
+    let prepared = weights::prepare(dir.path(), &mut |_, _| Ok(())).unwrap();
+    let judge = Judge { cuda: &cuda, golden: &golden, what: "prepared", limit: 0.0 };
+    let velocity = |path: &Path| cuda.download(&judge.velocity(path)).unwrap();
+    assert!(velocity(dir.path()) == velocity(&prepared.folder));
+}
+
 /// Weights that come in 8 bits, and what the reference makes of them with inputs in 8 bits.
 #[test]
 fn the_dit_from_files_in_8_bits() {
@@ -122,18 +159,7 @@ fn the_dit_from_files_in_8_bits() {
         ("comfy_fp8", "dit.0.out_comfy_fp8_dequant", 4e-2),
     ] {
         let judge = Judge { cuda: &cuda, golden: &golden, what: "fp8 files", limit };
-        let (source, config) = weights::open_dit(&folder().join(layout)).unwrap();
-        let dit = Dit::load(&cuda, &source, &config).unwrap();
-        let fact = |key: &str| golden.json.pointer(&format!("/dit/0/{key}")).unwrap();
-        let tensor = |key: &str| judge.upload(fact(key).as_str().unwrap());
-        let x = tensor("x");
-        let context = dit.context(&cuda, &tensor("context"), &tensor("clip")).unwrap();
-        let time = dit.time(&cuda, fact("t").as_f64().unwrap()).unwrap();
-        let [f, h, w] = [1, 2, 3].map(|i| cuda.shape(&x)[i]);
-        let grid = dit.grid(&cuda, f, h, w).unwrap();
-        let blocks = Blocks::Compute { keep_residual: false };
-        let out = dit.forward(&cuda, &x, &tensor("y"), &time, &context, &grid, blocks, &Quiet, None).unwrap();
-        judge.see(key, &out.velocity);
+        judge.see(key, &judge.velocity(&folder().join(layout)));
     }
 }
 

@@ -1,0 +1,282 @@
+//! A DiT prepared for the GPU: its large matrices rounded to 8 bits once and for all, as the GPU would round them with every
+//! start, so that later starts read half as much and round nothing. It lies in a folder of its own beside the DiT's files, in
+//! `LightX2V`'s layout, which other programs read, too.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::{DType, Layout, Matrix, WeightSource, Weights, e4m3, find, open_dit, safetensors};
+use crate::dims::schema;
+use crate::{Error, Result};
+
+/// The folder's name.
+pub const FOLDER: &str = "animd-fp8";
+const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+const CONFIG: &str = "config.json";
+/// What says whose copy it is. Written last.
+const SOURCES: &str = "sources.json";
+/// The greatest magnitude that is assumed of a row of zeros, so that it has a scale.
+const LEAST: f32 = 1e-10;
+/// Bytes that are rounded before they are written.
+const PART: usize = 64 << 20;
+
+/// A file that was read.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Source {
+    name: String,
+    bytes: u64,
+    modified_ns: u64,
+}
+
+/// What was written.
+#[derive(Clone, Debug, Serialize)]
+pub struct Prepared {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Bytes that the DiT has in its own files.
+    pub before: u64,
+    /// Bytes that it has here.
+    pub after: u64,
+}
+
+/// Where the prepared copy of a DiT, given by its folder or file, lies.
+fn folder(dit: &Path) -> PathBuf {
+    let beside = if dit.is_dir() { dit } else { dit.parent().unwrap_or(Path::new("")) };
+    beside.join(FOLDER)
+}
+
+/// The prepared copy of a DiT, if there is one and the DiT's files are still those that it was made of.
+pub fn find_prepared(dit: &Path) -> Option<PathBuf> {
+    let folder = folder(dit);
+    let text = fs::read_to_string(folder.join(SOURCES)).ok()?;
+    let made_of: Vec<Source> = serde_json::from_str(&text).ok()?;
+    let now = sources(&find::dit_files(dit).ok()?).ok()?;
+    if made_of != now {
+        tracing::warn!(
+            "`{}` is not of these files any more and is not used; run `animd-engine prepare` again, or remove it",
+            folder.display()
+        );
+        return None;
+    }
+    Some(folder)
+}
+
+/// Reads a DiT (a folder or a file) and writes its prepared copy, which appears whole or not at all; an older one is
+/// replaced. `wrote` is told of the bytes written so far and of all, and may stop it.
+///
+/// # Errors
+/// [`Error::Model`] for a DiT that is not as it should be, or in 8 bits already; [`Error::File`] where writing fails.
+pub fn prepare(dit: &Path, wrote: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<Prepared> {
+    let files = find::dit_files(dit)?;
+    let made_of = sources(&files)?;
+    let (weights, config) = open_dit(dit)?;
+    if weights.layout() != Layout::Official {
+        return Err(Error::Model(format!(
+            "`{}` is in 8 bits already: there is nothing to prepare",
+            dit.display()
+        )));
+    }
+    let large: Vec<String> =
+        schema::dit(&config).into_iter().filter(|e| e.quantisable).map(|e| e.name).collect();
+
+    let folder = folder(dit);
+    let part = folder.with_extension("part");
+    let result = (|| {
+        remove(&part)?;
+        fs::create_dir(&part).map_err(Error::file("create", &part))?;
+        let after = write(&weights, &large, &part.join(WEIGHTS), wrote)?;
+        let beside = files.first().and_then(|file| file.parent()).unwrap_or(Path::new("")).join(CONFIG);
+        if beside.exists() {
+            fs::copy(&beside, part.join(CONFIG)).map_err(Error::file("copy", &beside))?;
+        }
+        let text = serde_json::to_string_pretty(&made_of).map_err(|e| Error::Internal(e.to_string()))?;
+        let path = part.join(SOURCES);
+        fs::write(&path, text + "\n").map_err(Error::file("write", &path))?;
+        for name in [CONFIG, SOURCES] {
+            if let Ok(file) = File::open(part.join(name)) {
+                file.sync_all().map_err(Error::file("sync", &part))?;
+            }
+        }
+        remove(&folder)?;
+        fs::rename(&part, &folder).map_err(Error::file("rename", &part))?;
+        Ok(Prepared { folder, before: weights.stored_bytes() as u64, after })
+    })();
+    if result.is_err() {
+        // What is left of it is nobody's, and the error says what matters.
+        let _ = remove(&part);
+    }
+    result
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", folder)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn sources(files: &[PathBuf]) -> Result<Vec<Source>> {
+    let source = |path: &PathBuf| {
+        let meta = fs::metadata(path).map_err(Error::file("read", path))?;
+        let modified = meta.modified().map_err(Error::file("read", path))?;
+        let since = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Source { name, bytes: meta.len(), modified_ns: since.as_nanos() as u64 })
+    };
+    files.iter().map(source).collect()
+}
+
+/// Writes all tensors, those of `large` in 8 bits with a scale for each row, in the order of their names.
+fn write(
+    weights: &Weights,
+    large: &[String],
+    path: &Path,
+    wrote: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<u64> {
+    let is_large = |name: &str| large.iter().any(|other| other == name);
+    let mut entries = Vec::new();
+    for name in weights.names() {
+        let shape = weights.shape(name).unwrap_or_default().to_vec();
+        if is_large(name) {
+            entries.push((scale_name(name), DType::F32, vec![shape[0], 1]));
+            entries.push((name.to_owned(), DType::F8E4m3, shape));
+        } else if let Some(dtype) = weights.dtype(name) {
+            entries.push((name.to_owned(), dtype, shape));
+        }
+    }
+    let all: u64 = entries.iter().map(|(_, dtype, shape)| (shape.iter().product::<usize>() * dtype.size()) as u64).sum();
+    let failed = || Error::file("write", path);
+    let mut out = BufWriter::with_capacity(1 << 20, File::create_new(path).map_err(Error::file("create", path))?);
+    out.write_all(&safetensors::header(entries.iter().map(|(name, dtype, shape)| (&**name, *dtype, &**shape))))
+        .map_err(failed())?;
+    let mut done = 0;
+    for name in weights.names() {
+        let matrix = weights.matrix(name)?;
+        if is_large(name) {
+            let tops = tops(&matrix);
+            let scales: Vec<u8> = tops.iter().flat_map(|top| (top / e4m3::MAX).to_le_bytes()).collect();
+            out.write_all(&scales).map_err(failed())?;
+            done += scales.len() as u64;
+            let rows = (PART / matrix.cols.max(1)).max(1);
+            for first in (0..matrix.rows).step_by(rows) {
+                let part = matrix.part(first, rows.min(matrix.rows - first));
+                let bytes = rounded(&part, &tops[first..]);
+                out.write_all(&bytes).map_err(failed())?;
+                done += bytes.len() as u64;
+                wrote(done, all)?;
+            }
+        } else {
+            out.write_all(&matrix.bytes).map_err(failed())?;
+            done += matrix.bytes.len() as u64;
+            wrote(done, all)?;
+        }
+    }
+    let file = out.into_inner().map_err(|e| failed()(e.into_error()))?;
+    file.sync_all().map_err(failed())?;
+    Ok(all)
+}
+
+fn scale_name(weight: &str) -> String {
+    format!("{weight}_scale")
+}
+
+/// The greatest magnitude of each row.
+fn tops(matrix: &Matrix<'_>) -> Vec<f32> {
+    let top = |row: usize| {
+        matrix.part(row, 1).to_f32().into_iter().fold(LEAST, |top: f32, value| top.max(value.abs()))
+    };
+    (0..matrix.rows).into_par_iter().map(top).collect()
+}
+
+/// Rows in 8 bits, each scaled so that its greatest magnitude is that of e4m3: as `quantize_rows` of the kernels does it.
+fn rounded(matrix: &Matrix<'_>, tops: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; matrix.rows * matrix.cols];
+    bytes.par_chunks_mut(matrix.cols.max(1)).enumerate().for_each(|(row, out)| {
+        let inverse = e4m3::MAX / tops[row];
+        for (to, value) in out.iter_mut().zip(matrix.part(row, 1).to_f32()) {
+            *to = e4m3::encode(value * inverse);
+        }
+    });
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::synth::{Precision, Size, synth_model};
+    use crate::weights::Component;
+
+    fn model(folder: &Path) {
+        synth_model(folder, Size::Tiny, Precision::F32, Some(Component::Dit), 3, &mut |_, _| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn a_prepared_dit_is_the_same_but_for_the_rounding() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("model");
+        model(&folder);
+        assert_eq!(find_prepared(&folder), None);
+        let mut last = (0, 0);
+        let prepared = prepare(&folder, &mut |done, all| {
+            last = (done, all);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!((last.0, last.1), (prepared.after, prepared.after));
+        assert_eq!(find_prepared(&folder).as_deref(), Some(&*prepared.folder));
+
+        let (official, config) = open_dit(&folder).unwrap();
+        let (copy, same) = open_dit(&prepared.folder).unwrap();
+        assert_eq!((copy.layout(), &same), (Layout::Lightx2vFp8, &config));
+        assert!(copy.names().eq(official.names()));
+        let mut rounded = 0;
+        for name in official.names() {
+            let (a, b) = (official.matrix(name).unwrap(), copy.matrix(name).unwrap());
+            if b.dtype != DType::F8E4m3 {
+                assert_eq!((a.dtype, &a.bytes), (b.dtype, &b.bytes), "{name}");
+                continue;
+            }
+            rounded += 1;
+            let (a, b) = (a.to_f32(), b.to_f32());
+            for (a, b) in a.chunks(copy.shape(name).unwrap()[1]).zip(b.chunks(copy.shape(name).unwrap()[1])) {
+                let top = a.iter().fold(0f32, |top, value| top.max(value.abs()));
+                for (a, b) in a.iter().zip(b) {
+                    // Half a step of e4m3: 2^-4 of a normal number, 2^-10 of the scale below; and f32's own roundings.
+                    let step = (a.abs() / 16.0).max(top / 448.0 / 1024.0) * 1.000_001;
+                    assert!((a - b).abs() <= step, "{name}: {a} became {b}, at most {top}");
+                }
+            }
+        }
+        assert_eq!(rounded, schema::dit(&config).iter().filter(|e| e.quantisable).count());
+    }
+
+    #[test]
+    fn a_copy_of_other_files_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        model(dir.path());
+        let prepared = prepare(dir.path(), &mut |_, _| Ok(())).unwrap();
+        let file = &find::dit_files(dir.path()).unwrap()[0];
+        let earlier = UNIX_EPOCH + std::time::Duration::from_secs(1);
+        File::options().write(true).open(file).unwrap().set_modified(earlier).unwrap();
+        assert_eq!(find_prepared(dir.path()), None);
+        // Again, over the old one.
+        assert_eq!(prepare(dir.path(), &mut |_, _| Ok(())).unwrap().folder, prepared.folder);
+        assert_eq!(find_prepared(dir.path()), Some(prepared.folder.clone()));
+        let again = prepare(&prepared.folder, &mut |_, _| Ok(())).unwrap_err().to_string();
+        assert!(again.contains("in 8 bits already"), "{again}");
+    }
+
+    #[test]
+    fn what_is_stopped_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        model(dir.path());
+        let stopped = prepare(dir.path(), &mut |_, _| Err(Error::Canceled));
+        assert!(matches!(stopped, Err(Error::Canceled)));
+        assert!(!dir.path().join(FOLDER).exists() && !dir.path().join(FOLDER).with_extension("part").exists());
+    }
+}
