@@ -5,6 +5,7 @@ mod config;
 mod doctor;
 mod drain;
 mod dropin;
+mod engine;
 mod exit;
 mod export;
 mod fetch;
@@ -106,6 +107,8 @@ enum Verb {
     Config(config::Args),
     Reload(reload::Args),
     Doctor(doctor::Args),
+    Bench(engine::Bench),
+    Selftest(engine::Selftest),
 }
 
 /// The command line, for manual pages and completions.
@@ -138,6 +141,8 @@ async fn run(args: Args) -> Result {
         // What needs no service, or finds out whether there is one.
         Verb::Config(verb) => config::run(&verb, on),
         Verb::Logs(verb) => logs::run(&verb, on),
+        Verb::Bench(verb) => engine::bench(&verb, on),
+        Verb::Selftest(verb) => engine::selftest(&verb, on),
         Verb::Doctor(verb) => doctor::run(&verb, on).await,
         Verb::Model(verb) => model::run(&verb, on).await,
         Verb::Folder(verb) => folder::run(&verb, on).await,
