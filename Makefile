@@ -19,17 +19,18 @@ test: setup ## build, and run all tests
 	$(CARGO) build --release --locked --workspace
 	$(CARGO) test --release --locked --workspace
 
-deb: ## build the package, target/deb/animd_VERSION_amd64.deb (PROFILE=release: at once, after `make test`)
+deb: $(if $(filter 0,$(CUDA)),,cuda-toolchain) ## build the package, target/deb/animd_VERSION_amd64.deb (PROFILE=release: faster; CUDA=0: without the GPU backend)
 	packaging/deb.sh
 
 appliance: ## install the package on Debian 12 and 13 under a real systemd, and drive it there; as root
 	@if [ "$$ANIMD_SKIP_APPLIANCE" != 1 ]; then packaging/setup.sh appliance; fi
-	PROFILE=$(or $(PROFILE),release) packaging/deb.sh
+	$(MAKE) deb PROFILE=$(or $(PROFILE),release)
 	tests/appliance/run
 
 lint: ## check format, clippy, licences and shell scripts
+	@packaging/setup.sh emulate
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --release --locked --workspace --features animd-engine/emulator --all-targets -- -D warnings
 	packaging/check-licences.py
 	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
 	else echo 'warning: shellcheck is not installed; the shell scripts were not checked'; fi
@@ -38,12 +39,11 @@ cuda-toolchain: ## fetch the pinned CUDA compiler into .cuda (280 MB), for machi
 	@packaging/setup.sh cuda
 	packaging/cuda-toolchain.sh
 
-cuda: ## compile the CUDA kernels and lint their launchers; needs no GPU
-	$(CARGO) build --release --locked -p animd-kernels --features cuda
-	$(CARGO) test --release --locked -p animd-kernels --features cuda
-	$(CARGO) clippy --release --locked -p animd-kernels --features cuda --all-targets -- -D warnings
+cuda: ## build the engine with the GPU backend; needs nvcc and no GPU
+	$(CARGO) build --release --locked --workspace --features animd-engine/cuda --bin animd-engine
 
-emulate: setup ## run every CUDA kernel, and the GPU backend, on the CPU at small sizes; needs neither a GPU nor CUDA
+emulate: ## run every CUDA kernel, and the GPU backend, on the CPU at small sizes; needs neither a GPU nor CUDA
+	@packaging/setup.sh emulate
 	$(CARGO) test --release --locked -p animd-kernels --features emulator
 	$(CARGO) test --release --locked -p animd-engine --features emulator --lib cuda
 	$(CARGO) test --release --locked -p animd-engine --features emulator --test cuda

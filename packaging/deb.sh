@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds target/deb/animd_VERSION_amd64.deb with nothing but cargo, binutils and dpkg-deb.
 #   PROFILE     cargo's profile: dist, what is released, or release, what the tests have built already
-#   FEATURES    cargo features, such as cuda
+#   CUDA        0 leaves the GPU backend out, which nvcc compiles
 #   VERSION     the package's version, if it is not the workspace's
 #   MAINTAINER  who answers for the package
 set -euo pipefail
@@ -26,7 +26,11 @@ done
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 export SOURCE_DATE_EPOCH
 
-cargo build --profile "$profile" --locked --workspace --bins ${FEATURES:+--features "$FEATURES"}
+cargo build --profile "$profile" --locked --workspace --bins
+if [ "${CUDA:-1}" != 0 ]; then
+    # The engine again, with the kernels: of all that was built it alone is built anew.
+    cargo build --profile "$profile" --locked --workspace --features animd-engine/cuda --bin animd-engine
+fi
 
 tree=$target/deb/tree
 rm -rf "$tree"

@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# With `cuda` also what fetches the CUDA compiler, with `appliance` what tries the package on other Debians.
+# With `cuda` also what fetches the CUDA compiler and what it works with, with `emulate` what compiles CUDA kernels for this
+# machine, with `appliance` what tries the package on other Debians.
 purpose=${1:-}
 
 has() {
@@ -35,6 +36,7 @@ missing() {
     has dbus-daemon || echo dbus
     { has ffmpeg && has ffprobe; } || echo ffmpeg
     has python3 || echo python3
+    if [ "$purpose" = cuda ] || [ "$purpose" = emulate ]; then has c++ || echo c++; fi
     if [ "$purpose" = cuda ]; then python3 -m pip --version >/dev/null 2>&1 || echo pip; fi
     if [ "$purpose" = appliance ]; then
         has debootstrap || echo debootstrap
@@ -48,6 +50,9 @@ package() { # MANAGER NEED
     case "$1 $2" in
         'apt cc') echo gcc libc6-dev ;;
         'apt libsystemd') echo libsystemd-dev ;;
+        'apt c++') echo g++ ;;
+        'dnf c++') echo gcc-c++ ;;
+        'pacman c++') echo gcc ;;
         'apt pip' | 'dnf pip') echo python3-pip ;;
         'pacman pip') echo python-pip ;;
         'apt dbus') echo dbus ;; # its daemon is in dbus or in dbus-daemon, which dbus needs

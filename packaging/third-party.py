@@ -12,6 +12,7 @@ NAMES = ("licen", "copying", "notice", "unlicense")
 
 def main() -> int:
     command = ["cargo", "metadata", "--format-version=1", "--locked", "--filter-platform", "x86_64-unknown-linux-gnu"]
+    command += ["--features", "animd-engine/cuda"]
     metadata = json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
     nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
 
