@@ -313,7 +313,13 @@ impl<'a, B: Backend> Bench<'a, B> {
         }
         if options.whole {
             for row in &mut measured {
-                row.job_measured = self.whole(row.row)?;
+                row.job_measured = match self.whole(row.row) {
+                    Err(e @ Error::Memory(_)) => {
+                        self.notes.push(format!("the real job of {}: {e}", row.row.name()));
+                        None
+                    }
+                    result => result?,
+                };
             }
         }
         Ok(measured)

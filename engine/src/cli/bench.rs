@@ -22,6 +22,8 @@ const PROFILE: &str = if cfg!(feature = "cuda") { "h200" } else { "cpu" };
 /// measured alone and warm; `job` is the sum of a job's stages, with the forwards of the DiT by their median. `+ file` is
 /// the decoder with the video encoder beside it.
 #[derive(clap::Args)]
+// A later option outranks an earlier one, so that scripts can have defaults.
+#[command(args_override_self = true)]
 #[command(after_help = "\
 Examples:
   animd-engine bench                                      the 14B model at 480p, before it is downloaded
