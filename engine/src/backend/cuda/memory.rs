@@ -4,6 +4,7 @@
 //! stream as whatever is going to write it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use animd_kernels::cuda::cudarc::driver::sys::CUresult;
@@ -22,7 +23,7 @@ pub(super) struct Arena {
     /// What it is for, in sentences.
     purpose: &'static str,
     /// At least so many bytes more are taken from the driver where a piece has no room; 0 for none.
-    step: usize,
+    step: AtomicUsize,
     /// Bytes of the GPU's memory that are left to others.
     leave: usize,
     /// Fills pieces with NaN before their use, so that a read of what nobody wrote shows, and looks behind them when they
@@ -76,6 +77,7 @@ impl Arena {
         [step, leave]: [usize; 2],
         poison: Option<Arc<CudaStream>>,
     ) -> Arc<Self> {
+        let step = AtomicUsize::new(step);
         Arc::new(Self { context: context.clone(), purpose, step, leave, poison, state: Mutex::default() })
     }
 
@@ -90,6 +92,11 @@ impl Arena {
     pub fn forget_peak(&self) {
         let usage = &mut self.state().usage;
         usage.peak = usage.used;
+    }
+
+    /// From now on takes so many bytes more, at least, where a piece has no room: what is free may lie in pieces.
+    pub fn let_grow(&self, step: usize) {
+        self.step.store(step, Ordering::Relaxed);
     }
 
     /// Takes as many more bytes from the driver.
@@ -187,8 +194,9 @@ impl Arena {
             return Err(Error::Internal(format!("{} wrote behind a piece of their memory", self.purpose)));
         }
         let fits = |slab: &Slab| !slab.retired && slab.free.values().any(|len| *len >= size);
-        if self.step > 0 && !state.slabs.iter().any(fits) {
-            self.add(&mut state, size.max(self.step))?;
+        let step = self.step.load(Ordering::Relaxed);
+        if step > 0 && !state.slabs.iter().any(fits) {
+            self.add(&mut state, size.max(step))?;
         }
         let State { slabs, usage, .. } = &mut *state;
         let ranges = slabs.iter_mut().filter(|slab| !slab.retired).filter_map(|slab| {

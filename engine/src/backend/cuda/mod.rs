@@ -48,8 +48,8 @@ pub use sequence::Rope;
 pub use tensor::Tensor;
 pub use volumes::Conv as Convolution;
 
-/// Bytes that the weights' memory grows by where they are more than planned.
-const WEIGHTS_STEP: usize = 64 << 20;
+/// Bytes that memory grows by where there is more than planned, or what is free lies in pieces.
+const STEP: usize = 64 << 20;
 /// Bytes for the work beside what the plan says: staging, and the small decode that fits the previews' colours.
 const MORE_WORK: u64 = 256 << 20;
 
@@ -191,7 +191,7 @@ impl Cuda {
         let poison = options.poison.then(|| stream.clone());
         let arena = |purpose, step| Arena::new(&context, purpose, [step, options.leave], poison.clone());
         let gpu = Gpu {
-            weights: arena("the weights", WEIGHTS_STEP),
+            weights: arena("the weights", STEP),
             work: arena("the computations", 0),
             gemm: kernel(Gemm::load(&context))?,
             norms: kernel(Norms::load(&context))?,
@@ -249,8 +249,10 @@ impl Backend for Cuda {
             self.gpu.weights.reserve(weights as usize)?;
         }
         // The plan's activations are an estimate, and pieces leave gaps.
-        let work = memory.phases.iter().map(|p| p.kept + p.activations + p.activations / 16).max();
-        self.gpu.work.reserve((work.unwrap_or_default() + MORE_WORK) as usize)
+        let work = memory.phases.iter().map(|p| p.kept + p.activations + p.activations / 8).max();
+        self.gpu.work.reserve((work.unwrap_or_default() + MORE_WORK) as usize)?;
+        self.gpu.work.let_grow(STEP);
+        Ok(())
     }
 
     fn setup(&self) -> Setup {

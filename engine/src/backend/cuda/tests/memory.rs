@@ -50,6 +50,25 @@ fn pieces_come_back_and_grow_together() {
 }
 
 #[test]
+fn what_is_free_in_pieces_is_no_end() {
+    let Some(b) = open() else { return };
+    b.gpu.work.let_grow(1 << 20);
+    let mut all: Vec<_> =
+        (0..WORK >> 22).map(|_| b.upload(&noise(1 << 20, 1), &[1 << 20]).expect("there is room")).collect();
+    let mut i = 0;
+    all.retain(|_| {
+        i += 1;
+        i % 2 == 0
+    });
+    let large = b.upload(&noise(1 << 21, 2), &[1 << 21]).expect("there is more");
+    let usage = b.usage()[1];
+    assert_eq!((usage.reserved, usage.reservations), (WORK + (8 << 20), 2));
+    drop(large);
+    b.upload(&noise(1 << 21, 2), &[1 << 21]).expect("it is there still");
+    assert_eq!(b.usage()[1].reservations, 2);
+}
+
+#[test]
 fn a_larger_job_gets_a_larger_slab() {
     let Some(b) = open() else { return };
     let work = &b.gpu.work;

@@ -170,9 +170,11 @@ fn speed_of_blocks() {
         let planned = plan.memory.phases.iter().find(|p| p.stage == Stage::Denoise).unwrap().activations;
         println!("activations planned {:.3} GiB, taken {:.3}", gib(planned as usize), gib(taken));
 
-        let residual = b.upload(&noise(plan.tokens * config.dim, 4), &[plan.tokens, config.dim]).unwrap();
         let [enqueued, all] = median(&b, || drop(forward(compute)));
+        let residual = b.upload(&noise(plan.tokens * config.dim, 4), &[plan.tokens, config.dim]).unwrap();
         let [_, ends] = median(&b, || drop(forward(Blocks::Reuse(&residual))));
+        drop(residual);
+        println!("the driver was asked {} times for the work's memory", b.usage()[1].reservations);
         let block = all.saturating_sub(ends) / BLOCKS as u32;
         println!(
             "{BLOCKS} blocks {all:.1?} (enqueued in {enqueued:.1?}), without blocks {ends:.1?}: a block {block:.2?}, 40 of them {:.3?}",
