@@ -60,7 +60,7 @@ pub(crate) fn read(file: &Arc<Mapped>) -> Result<BTreeMap<String, Stored>> {
             "it ends within its header, after {total} of {data} bytes; copy it again"
         )));
     };
-    let entries: BTreeMap<String, serde_json::Value> = serde_json::from_slice(text)
+    let entries: BTreeMap<String, Value> = serde_json::from_slice(text)
         .map_err(|e| broken(format!("its safetensors header is not JSON: {e}")))?;
     let mut infos = Vec::with_capacity(entries.len());
     for (name, value) in entries {
