@@ -16,7 +16,8 @@ use crate::files::show;
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl bench --size 720p --rows fp8,distill\n\n`animctl bench -- --help` shows all options.\n\nJSON: \
-version, device, model, width, height, frames, rows (an array: name, and seconds by stage), notes"
+version, device, backend, model, width, height, frames, tokens, runs, tiling, rows (an array: row, weights, attention, and \
+seconds by stage), notes"
 )]
 pub struct Bench {
     /// Options of the engine's `bench`
@@ -30,7 +31,7 @@ pub struct Bench {
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl selftest attention\n\n`animctl selftest -- --help` shows all options.\n\nJSON: gpu, \
- findings (an array: the operation, its errors, and what is allowed)"
+ findings (an array: operation, case, error, most, tolerance, passed)"
 )]
 pub struct Selftest {
     /// Operations to check, and options of the engine's `selftest`

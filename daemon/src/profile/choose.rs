@@ -183,7 +183,7 @@ impl<'a> Case<'a> {
         // The best first; of those that do not run anything, the one that waits, then the largest.
         fits.sort_by_key(|(card, fit)| {
             let (class, memory, native) = match fit {
-                Fit::Yes { profile, native } => (2, profile.min_memory(), *native),
+                Fit::Yes { profile, native } => (2, self.needs(profile), *native),
                 Fit::Busy { .. } => (1, 0, false),
                 Fit::No { .. } => (0, 0, false),
             };
@@ -195,7 +195,7 @@ impl<'a> Case<'a> {
                 if wished.is_some() {
                     why[0] = format!("profile.name asks for `{}`; {}", profile.name, why[0]);
                 }
-                why.extend(smaller(card, profile, self.profiles, wished.is_some()));
+                why.extend(self.smaller(card, profile, wished.is_some()));
                 why.extend(fits[1..].iter().map(|other| compared((card, profile, *native), other)));
                 Choice {
                     profile: Some((*profile).clone()),
@@ -276,18 +276,36 @@ impl<'a> Case<'a> {
     fn needs(&self, profile: &Profile) -> u64 {
         let [dit, text, clip, vae] = [Place::Device; 4];
         let stays = Residency { dit, text, clip, vae };
-        let Some(request) = Settings::default().resolve(|| 0).ok().filter(|_| !self.kernels.offload && profile.residency != stays)
+        let Some(request) = Settings::default()
+            .resolve(|| 0)
+            .ok()
+            .filter(|_| !self.kernels.offload && profile.residency != stays)
         else {
             return profile.min_memory();
         };
         let setup = Setup { residency: stays, ..Setup::from(profile) };
         let plan = Plan::new(&Dims::wan_14b(), &request, [832, 480], &setup);
-        profile.min_memory().max(plan.memory.peak().0 + setup.reserve)
+        profile.min_memory().max(plan.memory.free_to_have() + setup.reserve)
+    }
+
+    /// If others on the card are why it is not a larger profile.
+    fn smaller(&self, card: &Card, taken: &Profile, wished: bool) -> Option<String> {
+        let larger = self
+            .profiles
+            .iter()
+            .filter(|p| p.on_gpu() && self.needs(p) > self.needs(taken) && self.needs(p) <= card.memory_total)
+            .max_by_key(|p| self.needs(p))?;
+        let needs = gib(self.needs(larger));
+        (!wished).then(|| format!("`{}` would need {needs} free; {}", larger.name, users(card)))
     }
 
     /// Why that is more than the profile itself says, if it is.
     fn because(&self, profile: &Profile) -> &'static str {
-        if self.needs(profile) > profile.min_memory() { ", as this engine keeps all weights on the GPU" } else { "" }
+        if self.needs(profile) > profile.min_memory() {
+            ", as this engine keeps all weights on the GPU"
+        } else {
+            ""
+        }
     }
 
     /// Whether the engine has machine code (true) or PTX (false) for a compute capability; otherwise why not, and what to do.
@@ -398,16 +416,6 @@ fn users(card: &Card) -> String {
         return format!("{held} are held by programs that the driver does not name");
     }
     told.join("; ")
-}
-
-/// If others on the card are why it is not a larger profile.
-fn smaller(card: &Card, taken: &Profile, profiles: &[Profile], wished: bool) -> Option<String> {
-    let larger = profiles
-        .iter()
-        .filter(|p| p.on_gpu() && p.min_memory() > taken.min_memory() && p.min_memory() <= card.memory_total)
-        .max_by_key(|p| p.min_memory())?;
-    (!wished)
-        .then(|| format!("`{}` would need {} free; {}", larger.name, gib(larger.min_memory()), users(card)))
 }
 
 /// Why another card was not taken, as a sentence.

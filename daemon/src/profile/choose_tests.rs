@@ -276,7 +276,16 @@ fn table() -> Vec<Row> {
                 "[no offload, RTX 4090]",
                 with(vec![rtx_4090()]),
                 (CannotServe, cpu, Some(0)),
-                &["needs 2", ", as this engine keeps all weights on the GPU"],
+                &["GiB, as this engine keeps all weights on the GPU"],
+            )
+        },
+        Row {
+            kernels: all_stays(),
+            ..row(
+                "[no offload, RTX 5090]",
+                with(vec![card("GeForce RTX 5090", (12, 0), 32_607)]),
+                (CannotServe, cpu, Some(0)),
+                &["it has 31.8 GiB of memory, and `", "GiB, as this engine keeps all weights on the GPU"],
             )
         },
         Row {

@@ -7,7 +7,7 @@ use animd_engine::bench::{self, Options, Row, SEED};
 use animd_engine::pipeline::Pipeline;
 use animd_engine::progress::{Observer, Progress};
 use animd_engine::request::{Size, Tiling};
-use animd_engine::{Result, synth};
+use animd_engine::{Error, Result, synth};
 
 use super::backend::{self, Chosen};
 use super::stop::Stop;
@@ -74,7 +74,11 @@ impl Bench {
     pub fn run(self) -> Result<()> {
         let profile = profile::open(&self.profile)?;
         let stop = Stop::listen()?;
-        let outcome = match backend::choose(Some(&profile))? {
+        let chosen = backend::choose(Some(&profile)).map_err(|e| match e {
+            Error::Device(text) => Error::Device(format!("{text}; `--profile cpu` measures the processor")),
+            e => e,
+        })?;
+        let outcome = match chosen {
             Chosen::Cpu(b) => self.with(b, "the CPU".into(), profile.settings.tiling, stop)?,
             #[cfg(feature = "cuda")]
             Chosen::Cuda(b) => {
@@ -93,7 +97,7 @@ impl Bench {
         stop: Stop,
     ) -> Result<bench::Outcome> {
         let mut pipeline = match &self.model {
-            Some(folder) => Pipeline::open(backend, folder, self.dit.as_deref())?,
+            Some(folder) => Pipeline::open_original(backend, folder, self.dit.as_deref())?,
             None => Pipeline::made_up(backend, self.synthetic.unwrap_or(synth::Size::Full), SEED)?,
         };
         let options = Options {

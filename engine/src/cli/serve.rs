@@ -182,6 +182,11 @@ impl Serve {
             let job = order.job;
             let result = one(&mut pipeline, shared, order);
             shared.rest();
+            // After such an error nothing works on the GPU until the process ends: the parent starts another and tries again.
+            if let Err(e @ Error::Device(_)) = &result {
+                tracing::error!("{e}");
+                return ExitCode::FAILURE;
+            }
             shared.send(&match result {
                 Ok(report) => FromEngine::Done { job, report },
                 Err(e) => FromEngine::Failed { job, code: e.code().into(), message: e.to_string() },

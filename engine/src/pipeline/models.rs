@@ -96,12 +96,22 @@ impl<B: Backend> Pipeline<B> {
     /// # Errors
     /// [`Error::Model`] says everything that is wrong with the files.
     pub fn open(backend: B, dir: &Path, dit: Option<&Path>) -> Result<Self> {
-        let name = dit.unwrap_or(dir).file_name().unwrap_or_default().to_string_lossy().into_owned();
         let prepared = match backend.setup().precision.dit {
             profile::Weights::Fp8 => weights::find_prepared(dit.unwrap_or(dir)),
             _ => None,
         };
-        let files = weights::Model::open(dir, prepared.as_deref().or(dit))?;
+        let mut pipeline = Self::open_original(backend, dir, prepared.as_deref().or(dit))?;
+        pipeline.name = file_name(dit.unwrap_or(dir));
+        Ok(pipeline)
+    }
+
+    /// [`Self::open`] without looking for a prepared copy, for those who load the DiT in one precision after the other.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_original(backend: B, dir: &Path, dit: Option<&Path>) -> Result<Self> {
+        let name = file_name(dit.unwrap_or(dir));
+        let files = weights::Model::open(dir, dit)?;
         let tokenizer = Tokenizer::open(&files.tokenizer)?;
         Ok(Self::with(backend, name, tokenizer, files.into()))
     }
@@ -229,9 +239,13 @@ impl<B: Backend> Pipeline<B> {
     }
 
     /// Refuses a job that the memory cannot hold, before anything is loaded; what is a GPU's is taken.
-    pub(super) fn check_memory(&self, job: &Job) -> Result<()> {
+    pub(super) fn check_memory(&mut self, job: &Job) -> Result<()> {
         let memory = self.plan(job).memory;
         if self.backend.setup().backend == Kind::Cuda {
+            // Embeddings would hold on to memory that a larger job wants in one piece; a GPU makes them in no time.
+            if let Some(models) = &mut self.models {
+                models.texts.clear();
+            }
             return self.backend.reserve(&memory);
         }
         let Some(available) = available_ram() else { return Ok(()) };
@@ -280,6 +294,10 @@ fn timed<T>(seconds: &mut f64, load: impl FnOnce() -> Result<T>) -> Result<T> {
     let result = load();
     *seconds = began.elapsed().as_secs_f64();
     result
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// A field of a `/proc` file in bytes; the files give kB.

@@ -62,7 +62,28 @@ pub struct Memory {
     pub host: u64,
 }
 
+/// Bytes for the work beside what the plan says: staging, and the small decode that fits the previews' colours.
+const MORE_WORK: u64 = 256 << 20;
+/// Bytes that the driver and the kernels take of a GPU.
+const CONTEXT: u64 = 640 << 20;
+
 impl Memory {
+    /// Bytes that the GPU backend takes for weights before a job.
+    pub fn weights_to_take(&self) -> u64 {
+        self.networks.iter().map(|n| n.bytes).sum()
+    }
+
+    /// Bytes that the GPU backend takes for all else before a job: activations are an estimate, and pieces leave gaps.
+    pub fn work_to_take(&self) -> u64 {
+        let work = self.phases.iter().map(|p| p.kept + p.activations + p.activations / 8).max();
+        work.unwrap_or_default() + MORE_WORK
+    }
+
+    /// Bytes that have to be free on a GPU that keeps all weights.
+    pub fn free_to_have(&self) -> u64 {
+        self.weights_to_take() + self.work_to_take() + CONTEXT
+    }
+
     pub(super) fn new(
         dims: &Dims,
         request: &Request,

@@ -14,7 +14,7 @@ use super::{DType, Layout, Matrix, WeightSource, Weights, e4m3, find, open_dit, 
 use crate::dims::schema;
 use crate::{Error, Result};
 
-/// The folder's name.
+/// The folder's name; after a DiT that is a file of its own, with the name of that before it.
 pub const FOLDER: &str = "animd-fp8";
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 const CONFIG: &str = "config.json";
@@ -46,14 +46,27 @@ pub struct Prepared {
 
 /// Where the prepared copy of a DiT, given by its folder or file, lies.
 fn folder(dit: &Path) -> PathBuf {
-    let beside = if dit.is_dir() { dit } else { dit.parent().unwrap_or(Path::new("")) };
-    beside.join(FOLDER)
+    match dit.file_stem() {
+        Some(stem) if !dit.is_dir() => dit.with_file_name(format!("{}.{FOLDER}", stem.to_string_lossy())),
+        _ => dit.join(FOLDER),
+    }
 }
 
 /// The prepared copy of a DiT, if there is one and the DiT's files are still those that it was made of.
 pub fn find_prepared(dit: &Path) -> Option<PathBuf> {
     let folder = folder(dit);
-    let text = fs::read_to_string(folder.join(SOURCES)).ok()?;
+    let text = match fs::read_to_string(folder.join(SOURCES)) {
+        Ok(text) => text,
+        Err(e) => {
+            if e.kind() != std::io::ErrorKind::NotFound {
+                tracing::warn!(
+                    "the prepared copy in `{}` is not used: it cannot be read: {e}",
+                    folder.display()
+                );
+            }
+            return None;
+        }
+    };
     let made_of: Vec<Source> = serde_json::from_str(&text).ok()?;
     let now = sources(&find::dit_files(dit).ok()?).ok()?;
     if made_of != now {
@@ -102,6 +115,17 @@ pub fn prepare(dit: &Path, wrote: &mut dyn FnMut(u64, u64) -> Result<()>) -> Res
                 file.sync_all().map_err(Error::file("sync", &part))?;
             }
         }
+        if folder.exists() && !folder.join(SOURCES).exists() {
+            return Err(Error::Model(format!("`{}` is no prepared copy; move it away", folder.display())));
+        }
+        // Whoever may read the DiT may read its copy.
+        for (of, to) in [(files.first().map_or(dit, |file| file), part.join(WEIGHTS))]
+            .into_iter()
+            .chain([(beside.parent().unwrap_or(dit), part.clone())])
+        {
+            let mode = fs::metadata(of).map_err(Error::file("read", of))?.permissions();
+            fs::set_permissions(&to, mode).map_err(Error::file("set the rights of", &to))?;
+        }
         remove(&folder)?;
         fs::rename(&part, &folder).map_err(Error::file("rename", &part))?;
         Ok(Prepared { folder, before: weights.stored_bytes() as u64, after })
@@ -149,11 +173,15 @@ fn write(
             entries.push((name.to_owned(), dtype, shape));
         }
     }
-    let all: u64 = entries.iter().map(|(_, dtype, shape)| (shape.iter().product::<usize>() * dtype.size()) as u64).sum();
+    let all: u64 =
+        entries.iter().map(|(_, dtype, shape)| (shape.iter().product::<usize>() * dtype.size()) as u64).sum();
     let failed = || Error::file("write", path);
-    let mut out = BufWriter::with_capacity(1 << 20, File::create_new(path).map_err(Error::file("create", path))?);
-    out.write_all(&safetensors::header(entries.iter().map(|(name, dtype, shape)| (&**name, *dtype, &**shape))))
-        .map_err(failed())?;
+    let mut out =
+        BufWriter::with_capacity(1 << 20, File::create_new(path).map_err(Error::file("create", path))?);
+    out.write_all(&safetensors::header(
+        entries.iter().map(|(name, dtype, shape)| (&**name, *dtype, &**shape)),
+    ))
+    .map_err(failed())?;
     let mut done = 0;
     for name in weights.names() {
         let matrix = weights.matrix(name)?;
@@ -277,6 +305,8 @@ mod tests {
         model(dir.path());
         let stopped = prepare(dir.path(), &mut |_, _| Err(Error::Canceled));
         assert!(matches!(stopped, Err(Error::Canceled)));
-        assert!(!dir.path().join(FOLDER).exists() && !dir.path().join(FOLDER).with_extension("part").exists());
+        assert!(
+            !dir.path().join(FOLDER).exists() && !dir.path().join(FOLDER).with_extension("part").exists()
+        );
     }
 }

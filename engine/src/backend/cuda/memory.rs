@@ -126,6 +126,17 @@ impl Arena {
         result
     }
 
+    /// Gives everything back to the driver if nothing of it is in use; says whether that is so.
+    pub fn release_unused(&self) -> bool {
+        let mut state = self.state();
+        let unused = state.usage.used == 0;
+        if unused {
+            state.slabs.iter_mut().for_each(|slab| slab.retired = true);
+            self.release(&mut state);
+        }
+        unused
+    }
+
     fn add(&self, state: &mut State, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());

@@ -50,8 +50,6 @@ pub use volumes::Conv as Convolution;
 
 /// Bytes that memory grows by where there is more than planned, or what is free lies in pieces.
 const STEP: usize = 64 << 20;
-/// Bytes for the work beside what the plan says: staging, and the small decode that fits the previews' colours.
-const MORE_WORK: u64 = 256 << 20;
 
 /// Summands of one launch.
 const TERMS: usize = 8;
@@ -244,15 +242,18 @@ impl Backend for Cuda {
     }
 
     fn reserve(&self, memory: &plan::Memory) -> Result<()> {
-        let weights: u64 = memory.networks.iter().map(|n| n.bytes).sum();
-        if self.gpu.weights.usage().used == 0 {
-            self.gpu.weights.reserve(weights as usize)?;
+        let Gpu { weights, work, .. } = &*self.gpu;
+        // What was taken for other weights may be too much for these.
+        let unused = weights.release_unused();
+        if unused {
+            weights.reserve(memory.weights_to_take() as usize)?;
         }
-        // The plan's activations are an estimate, and pieces leave gaps.
-        let work = memory.phases.iter().map(|p| p.kept + p.activations + p.activations / 8).max();
-        self.gpu.work.reserve((work.unwrap_or_default() + MORE_WORK) as usize)?;
-        self.gpu.work.let_grow(STEP);
-        Ok(())
+        let taken = work.reserve(memory.work_to_take() as usize);
+        if taken.is_err() && unused {
+            weights.release_unused();
+        }
+        work.let_grow(STEP);
+        taken
     }
 
     fn setup(&self) -> Setup {
