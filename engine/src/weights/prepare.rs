@@ -98,7 +98,7 @@ pub fn prepare(dit: &Path, wrote: &mut dyn FnMut(u64, u64) -> Result<()>) -> Res
         schema::dit(&config).into_iter().filter(|e| e.quantisable).map(|e| e.name).collect();
 
     let folder = folder(dit);
-    let part = folder.with_extension("part");
+    let part = unfinished(&folder);
     let result = (|| {
         remove(&part)?;
         fs::create_dir(&part).map_err(Error::file("create", &part))?;
@@ -135,6 +135,11 @@ pub fn prepare(dit: &Path, wrote: &mut dyn FnMut(u64, u64) -> Result<()>) -> Res
         let _ = remove(&part);
     }
     result
+}
+
+/// The name of a copy that is not whole yet.
+fn unfinished(folder: &Path) -> PathBuf {
+    folder.with_file_name(format!(".{}.part", folder.file_name().unwrap_or_default().to_string_lossy()))
 }
 
 fn remove(folder: &Path) -> Result<()> {
@@ -306,7 +311,7 @@ mod tests {
         let stopped = prepare(dir.path(), &mut |_, _| Err(Error::Canceled));
         assert!(matches!(stopped, Err(Error::Canceled)));
         assert!(
-            !dir.path().join(FOLDER).exists() && !dir.path().join(FOLDER).with_extension("part").exists()
+            !dir.path().join(FOLDER).exists() && !unfinished(&dir.path().join(FOLDER)).exists()
         );
     }
 }
