@@ -85,10 +85,13 @@ pub fn changed_us(root: &Path, picture: &Path) -> Option<i64> {
         .max()
 }
 
+/// Microseconds by which the times of files may lag behind the clock: a tick of a kernel that counts a hundred a second.
+const TICK_US: i64 = 10_000;
+
 /// The time to write down before sidecars are read: now, or when they changed, by the clock of their file system, which
-/// may be ahead of ours.
+/// may be ahead of ours. Rather too early than too late: what changed is read again before it counts.
 pub fn read_us(root: &Path, picture: &Path) -> i64 {
-    changed_us(root, picture).unwrap_or_default().max(now_us())
+    changed_us(root, picture).unwrap_or_default().max(now_us() - TICK_US)
 }
 
 /// The same with defaults under them, and everything filled in.
@@ -146,6 +149,18 @@ fn read(root: &Path, path: &Path) -> Result<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_at_once_after_the_reading_is_late() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
+        for n in 0..200 {
+            let picture = dir.path().join(format!("{n}.png"));
+            let read_us = read_us(dir.path(), &picture);
+            fs::write(picture.with_extension("txt"), "a wave").map_err(Error::file("write", "a sidecar"))?;
+            assert!(changed_us(dir.path(), &picture).is_some_and(|changed_us| changed_us > read_us), "{n}");
+        }
+        Ok(())
+    }
 
     #[test]
     fn sidecars_give_settings_and_prompt_or_a_sentence() -> Result<()> {
