@@ -310,8 +310,6 @@ mod tests {
         model(dir.path());
         let stopped = prepare(dir.path(), &mut |_, _| Err(Error::Canceled));
         assert!(matches!(stopped, Err(Error::Canceled)));
-        assert!(
-            !dir.path().join(FOLDER).exists() && !unfinished(&dir.path().join(FOLDER)).exists()
-        );
+        assert!(!dir.path().join(FOLDER).exists() && !unfinished(&dir.path().join(FOLDER)).exists());
     }
 }
