@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a bench may panic")]
 
-#[path = "../tests/harness/mod.rs"]
+#[path = "../tests/live/harness.rs"]
 mod harness;
 
 use std::fs;

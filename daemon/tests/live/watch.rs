@@ -1,18 +1,10 @@
 //! Watched folders: many of them, with subfolders, polled, renamed and flooded.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::case_sensitive_file_extension_comparisons,
-    reason = "a test may panic, and knows the names it gave"
-)]
-
-mod harness;
-
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use harness::{House, PICTURE, files};
+use crate::harness::{House, PICTURE, files};
 
 /// A picture unlike others, at a path below the house.
 fn put(house: &House, path: &str) {

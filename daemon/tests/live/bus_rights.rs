@@ -1,16 +1,6 @@
 //! Who may what on a system bus, with and without polkit. Other users are played by processes of their uid, which only
 //! root can start.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::needless_pass_by_value,
-    clippy::used_underscore_binding,
-    clippy::type_complexity,
-    reason = "a test may panic, and the bus decides the shape of a mock"
-)]
-
-mod harness;
-
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use harness::House;
+use crate::harness::House;
 use zbus::{OwnedVariant, interface};
 
 // The bus takes only users that the machine knows: these two are `daemon` and `bin` on every Linux.

@@ -1,15 +1,5 @@
 //! `animd-watch`, with the real service, a bus, and a desktop that listens.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::needless_pass_by_value,
-    clippy::used_underscore_binding,
-    clippy::case_sensitive_file_extension_comparisons,
-    reason = "a test may panic and knows the names it gave, and the bus decides the shape of a mock"
-)]
-
-mod harness;
-
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -20,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 
-use harness::{House, PICTURE};
+use crate::harness::{House, PICTURE};
 use zbus::{OwnedVariant, interface};
 
 /// What a desktop was asked to show: summary, body, and whether there was a picture.

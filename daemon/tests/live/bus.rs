@@ -1,18 +1,14 @@
 //! What programs do over the bus: send, plan, fetch, retry, hold, pause, forget.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod harness;
-
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use crate::harness::House;
 use animd::client::{Dict, JobProxy, ManagerProxy, Options, error_name, has_ended, id_of};
 use futures_util::StreamExt;
-use harness::House;
 use zbus::proxy::CacheProperties;
 use zbus::{Connection, OwnedObjectPath, Variant, fdo};
 

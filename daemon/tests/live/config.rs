@@ -1,15 +1,11 @@
 //! The configuration in layers, checked from the command line and read again while the service runs.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod harness;
-
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use harness::{House, PICTURE};
+use crate::harness::{House, PICTURE};
 
 /// `animd ARGS` with nothing of this machine's around it.
 fn animd(home: &Path, args: &[&str], vars: &[(&str, &str)]) -> Output {

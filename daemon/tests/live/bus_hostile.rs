@@ -1,9 +1,5 @@
 //! What a careless or hostile client does: it is refused or served, and holds nobody else up.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod harness;
-
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::harness::{House, PICTURE};
 use animd::client::{ManagerProxy, Options, error_name};
 use futures_util::future::join_all;
-use harness::{House, PICTURE};
 use rustix::fs::{CWD, FileType, MemfdFlags, OFlags, SealFlags};
 use tokio::time::timeout;
 use zbus::Variant;

@@ -1,17 +1,13 @@
 //! GPUs as the driver tells of them, with a driver's library that a text file controls.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod harness;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::harness::House;
 use animd::gpu::nvml::Driver;
 use animd::gpu::{Card, Machine, Process};
-use harness::House;
 
 /// A library of this test's own, and the file that it reads.
 struct Fake {

@@ -1,14 +1,10 @@
 //! Pictures dropped into the folder.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod harness;
-
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 
-use harness::{House, PICTURE};
+use crate::harness::{House, PICTURE};
 
 #[test]
 fn a_dropped_picture_becomes_one_video() {

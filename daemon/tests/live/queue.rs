@@ -1,13 +1,10 @@
 //! The queue under a person's hands: priorities, another try, forgetting, pausing, unloading; and what becomes of old
 //! things.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod harness;
-
 use std::fs;
 use std::sync::Arc;
 
+use crate::harness::{House, PICTURE};
 use animd::config::Config;
 use animd::delivery::Desk;
 use animd::ledger::{Ledger, PART_PREFIX, PART_SUFFIX};
@@ -15,7 +12,6 @@ use animd::service::LEDGER;
 use animd::spool::Spool;
 use animd::verbs::Retry;
 use animd_engine::request::Settings;
-use harness::{House, PICTURE};
 use rusqlite::{Connection, params};
 use sha2::{Digest, Sha256};
 
@@ -176,7 +172,7 @@ fn a_ledger_of_the_first_version_is_taken_over() {
     fs::create_dir_all(house.path("state/spool")).unwrap();
     let path = house.path("state/ledger.db");
     let db = Connection::open(&path).unwrap();
-    db.execute_batch(include_str!("../src/ledger/schema-1.sql")).unwrap();
+    db.execute_batch(include_str!("../../src/ledger/schema-1.sql")).unwrap();
     db.pragma_update(None, "user_version", 1).unwrap();
     let sha: [u8; 32] = Sha256::digest(PICTURE).into();
     fs::write(house.path("state/spool").join(animd::spool::hex(&sha)), PICTURE).unwrap();

@@ -1,13 +1,9 @@
 //! The engine and the service die, and nothing is lost and nothing made twice.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod harness;
-
 use std::fs;
 use std::time::Duration;
 
-use harness::House;
+use crate::harness::House;
 
 #[test]
 fn an_engine_that_dies_three_times_fails_its_job_only() {
@@ -87,7 +83,7 @@ fn a_service_killed_again_and_again_makes_each_video_once() {
         fs::write(house.path(&format!("inbox/p{n}.txt")), format!("slow={}", 5 + n)).unwrap();
         fs::write(
             house.path(&format!("inbox/p{n}.png")),
-            [harness::PICTURE, &vec![b'x'; n as usize]].concat(),
+            [crate::harness::PICTURE, &vec![b'x'; n as usize]].concat(),
         )
         .unwrap();
     }

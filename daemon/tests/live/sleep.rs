@@ -1,20 +1,10 @@
 //! The machine sleeps and wakes, as a mock of logind tells it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::needless_pass_by_value,
-    clippy::used_underscore_binding,
-    clippy::type_complexity,
-    reason = "a test may panic, and the bus decides the shape of a mock"
-)]
-
-mod harness;
-
 use std::fs;
 use std::io::{ErrorKind, PipeReader, Read, pipe};
 use std::sync::{Arc, Mutex, mpsc};
 
-use harness::House;
+use crate::harness::House;
 use rustix::fs::{OFlags, fcntl_setfl};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use zbus::object_server::SignalEmitter;

@@ -1,15 +1,11 @@
 //! The bus interface is what `dbus/org.animd.Animd1.xml` says, and that says something of everything.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod harness;
-
 use std::collections::BTreeSet;
 
-use harness::House;
+use crate::harness::House;
 use zbus::fdo::IntrospectableProxy;
 
-const CONTRACT: &str = include_str!("../dbus/org.animd.Animd1.xml");
+const CONTRACT: &str = include_str!("../../dbus/org.animd.Animd1.xml");
 
 /// One tag with its attributes, and the comment before it.
 struct Tag {

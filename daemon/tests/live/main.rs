@@ -1,0 +1,27 @@
+//! The service, its client and its watcher, each as a process of its own, on buses of their own. One program, because each
+//! would be linked again, and waits of some tests are time for others.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::case_sensitive_file_extension_comparisons,
+    clippy::needless_pass_by_value,
+    clippy::used_underscore_binding,
+    clippy::type_complexity,
+    reason = "a test may panic and knows the names it gave, and the bus decides the shape of a mock"
+)]
+
+mod animctl;
+mod bus;
+mod bus_contract;
+mod bus_hostile;
+mod bus_rights;
+mod client;
+mod config;
+mod crashes;
+mod gpu;
+mod harness;
+mod inbox;
+mod queue;
+mod sleep;
+mod user_watch;
+mod watch;
