@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::backend::Backend;
 use crate::image::Picture;
 use crate::pipeline::{Job, Models, Pipeline};
+use crate::plan::Plan;
 use crate::profile::{self, AttentionKind, Weights};
 use crate::progress::Observer;
 use crate::protocol::Pictures;
@@ -146,8 +147,11 @@ pub struct Measurement {
     /// The same of one real job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job_measured: Option<f64>,
-    /// The most of a GPU's memory in use at once, with all four networks in it; 0 without a GPU.
+    /// The most of a GPU's memory in use at once, with all four networks in it: in the real job, if there was one, else
+    /// in any stage alone; 0 without a GPU.
     pub peak_bytes: u64,
+    /// What a job is planned to take of the working memory, at most.
+    pub planned_bytes: u64,
 }
 
 /// Measures; `say` hears what is going on.
@@ -309,24 +313,27 @@ impl<'a, B: Backend> Bench<'a, B> {
                 }
                 _ => plan(b, models, &request)?.compute,
             };
-            measured.push(figures.row(b, row, &request, &StepPlan { compute }));
+            let size = [self.job.width(), self.job.height()];
+            let planned = Plan::new(&dims, &request, size, &b.setup()).memory.peak().0;
+            measured.push(figures.row(b, row, &request, &StepPlan { compute }, planned));
         }
         if options.whole {
             for row in &mut measured {
-                row.job_measured = match self.whole(row.row) {
+                match self.whole(row.row) {
+                    Ok(None) => {}
+                    Ok(Some((seconds, peak))) => (row.job_measured, row.peak_bytes) = (Some(seconds), peak),
                     Err(e @ Error::Memory(_)) => {
                         self.notes.push(format!("the real job of {}: {e}", row.row.name()));
-                        None
                     }
-                    result => result?,
-                };
+                    Err(e) => return Err(e),
+                }
             }
         }
         Ok(measured)
     }
 
-    /// A real job, from the request to the file.
-    fn whole(&mut self, row: Row) -> Result<Option<f64>> {
+    /// A real job, from the request to the file: its seconds, and the most bytes of a GPU's memory in use.
+    fn whole(&mut self, row: Row) -> Result<Option<(f64, u64)>> {
         if row == Row::Fp8Teacache && self.options.made_up {
             return Ok(None);
         }
@@ -344,7 +351,7 @@ impl<'a, B: Backend> Bench<'a, B> {
         let report = result?;
         let steps: f64 = report.steps.iter().map(|(seconds, _)| seconds).sum();
         (self.say)(&format!("{seconds:.2} s, of them {steps:.2} s of denoising"));
-        Ok(Some(seconds))
+        Ok(Some((seconds, report.peak_gpu_bytes)))
     }
 }
 
@@ -361,7 +368,14 @@ struct Figures<'a> {
 }
 
 impl Figures<'_> {
-    fn row<B: Backend>(&self, b: &B, row: Row, request: &Request, plan: &StepPlan) -> Measurement {
+    fn row<B: Backend>(
+        &self,
+        b: &B,
+        row: Row,
+        request: &Request,
+        plan: &StepPlan,
+        planned_bytes: u64,
+    ) -> Measurement {
         let &Self { load, resident, around, context, .. } = self;
         let (computed, skipped) = plan.forwards(request.uses_guidance());
         let cached = self.cached.filter(|_| request.step_cache != StepCache::None);
@@ -397,6 +411,7 @@ impl Figures<'_> {
             job,
             job_measured: None,
             peak_bytes: resident + most,
+            planned_bytes,
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::request::Tiling;
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         let Self { version, device, model, width, height, frames, tokens, runs, tiling, .. } = self;
         let tiled = if *tiling == Tiling::Tiled { ", the VAE in tiles" } else { "" };
         writeln!(
@@ -16,7 +17,7 @@ impl fmt::Display for Outcome {
         writeln!(f, "seconds, warm medians of {runs}\n")?;
         writeln!(
             f,
-            "{:13}{:>8}{:>8}{:>8}{:>9}{:>9}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>10}",
+            "{:13}{:>8}{:>8}{:>8}{:>9}{:>9}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>10}{:>9}",
             "",
             "load",
             "text",
@@ -29,12 +30,13 @@ impl fmt::Display for Outcome {
             "decode",
             "+ file",
             "job",
-            "peak GiB"
+            "peak GiB",
+            "planned"
         )?;
         for row in &self.rows {
             writeln!(
                 f,
-                "{:13}{:>8.1}{:>8.3}{:>8.3}{:>9.3}{:>9.3}{:>10.3}{:>9}{:>9}{:>9.3}{:>9.3}{:>9.2}{:>10.2}",
+                "{:13}{:>8.1}{:>8.3}{:>8.3}{:>9.3}{:>9.3}{:>10.3}{:>9}{:>9}{:>9.3}{:>9.3}{:>9.2}{:>10.2}{:>9.2}",
                 row.row.name(),
                 row.load,
                 row.text.median,
@@ -47,7 +49,8 @@ impl fmt::Display for Outcome {
                 row.vae_decode.median,
                 row.vae_decode_and_write.median,
                 row.job,
-                row.peak_bytes as f64 / f64::from(1 << 30)
+                gib(row.peak_bytes),
+                gib(row.planned_bytes)
             )?;
         }
         let whole: Vec<String> = self

@@ -97,6 +97,8 @@ impl<B: Backend> Pipeline<B> {
         let request = &job.request;
         let (width, height) = (job.width(), job.height());
         self.check_memory(job)?;
+        // What a job before it took, if that failed, is not this one's.
+        self.peak_gpu();
         let sampler = SamplerConfig::new(request)?;
         let mut clock = Clock::start(observer, request.steps, request.frames, self.costs(job));
         let mut writer = VideoWriter::create(
@@ -270,9 +272,11 @@ fn denoise<B: Backend>(
     let mut velocity = |step: usize, x: &B::Tensor, _: f64| -> Result<B::Tensor> {
         let mut branches = Vec::with_capacity(contexts.len());
         for (context, residual) in contexts.iter().zip(&mut residuals) {
+            // What is going to be replaced makes room first.
+            residual.take_if(|_| plan.compute[step]);
             let blocks = match residual {
-                Some(residual) if !plan.compute[step] => Blocks::Reuse(residual),
-                _ => Blocks::Compute { keep_residual: caching },
+                Some(residual) => Blocks::Reuse(residual),
+                None => Blocks::Compute { keep_residual: caching },
             };
             let out = models.dit.forward(
                 backend,
