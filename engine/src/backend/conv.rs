@@ -5,8 +5,8 @@
 //! volumes channels-last, make the past a view, and never write an upsampled or an unnormalised volume.
 
 use super::TensorOps;
-use crate::Result;
 use crate::weights::HostTensor;
+use crate::{Error, Result};
 
 /// How a convolution moves over height and width.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,6 +40,72 @@ pub struct Step {
     pub spatial: Spatial,
     /// Over frames.
     pub time: Time,
+}
+
+/// What a convolution connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvShape {
+    /// Channels of the result, or twice as many before [`Time::Double`].
+    pub outputs: usize,
+    /// Channels that it reads.
+    pub inputs: usize,
+    /// Over frames, height and width: 1 or 3 frames, of 1x1 or 3x3.
+    pub kernel: [usize; 3],
+}
+
+impl ConvShape {
+    /// That of a weight `[out, in, kt, kh, kw]` or `[out, in, kh, kw]` and its bias `[out]`.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for other extents, and values that are not as many.
+    pub fn of(weight: &HostTensor, bias: &HostTensor) -> Result<Self> {
+        let (outputs, inputs, kernel) = match *weight.shape {
+            [o, i, kt, kh, kw] => (o, i, [kt, kh, kw]),
+            [o, i, kh, kw] => (o, i, [1, kh, kw]),
+            _ => return Err(Error::Internal(format!("{:?} is no convolution's weight", weight.shape))),
+        };
+        let known = matches!(kernel, [1 | 3, 1, 1] | [1 | 3, 3, 3]);
+        let values = outputs * inputs * kernel.iter().product::<usize>();
+        if !known || values == 0 || weight.data.len() != values || bias.data.len() != outputs {
+            return Err(Error::Internal(format!(
+                "a convolution's weight {:?} and bias {:?} do not go together",
+                weight.shape, bias.shape
+            )));
+        }
+        Ok(Self { outputs, inputs, kernel })
+    }
+
+    /// The extents of what it makes of volumes that follow each other in time.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if they do not fit each other, the convolution or the step.
+    pub fn result(&self, parts: &[[usize; 4]], past: usize, step: Step) -> Result<[usize; 4]> {
+        let &Self { outputs, inputs, kernel: [_, kh, _] } = self;
+        let misfit = || {
+            Error::Internal(format!(
+                "volumes of {parts:?}, {past} frames of them past, do not fit a convolution of {self:?}, {step:?}"
+            ))
+        };
+        let &[_, _, height, width] = parts.first().ok_or_else(misfit)?;
+        let alike = parts.iter().all(|&[i, _, h, w]| [i, h, w] == [inputs, height, width]);
+        let frames: usize = parts.iter().map(|[_, frames, ..]| frames).sum();
+        let new = frames.saturating_sub(past);
+        if !alike || new * height * width == 0 {
+            return Err(misfit());
+        }
+        let (height, width) = match step.spatial {
+            Spatial::Same => (height, width),
+            Spatial::Halve if kh == 3 && height % 2 + width % 2 == 0 => (height / 2, width / 2),
+            Spatial::Halve => return Err(misfit()),
+            Spatial::Double => (2 * height, 2 * width),
+        };
+        match step.time {
+            Time::Same => Ok([outputs, new, height, width]),
+            Time::Halve if new.is_multiple_of(2) => Ok([outputs, new / 2, height, width]),
+            Time::Double if outputs.is_multiple_of(2) => Ok([outputs / 2, 2 * new, height, width]),
+            Time::Halve | Time::Double => Err(misfit()),
+        }
+    }
 }
 
 /// What follows a convolution, in this order.

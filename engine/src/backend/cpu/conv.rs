@@ -14,7 +14,7 @@ use candle_core::{CpuStorage, Layout, Storage, Tensor};
 use rayon::prelude::*;
 
 use super::{Cpu, slice, tensor};
-use crate::backend::conv::{ConvEpilogue, ConvOps, Spatial, Step, Time};
+use crate::backend::conv::{ConvEpilogue, ConvOps, ConvShape, Spatial, Step, Time};
 use crate::weights::HostTensor;
 use crate::{Error, Result};
 
@@ -28,10 +28,7 @@ const SCORES: usize = 1 << 22;
 
 /// A convolution's weight, rearranged for [`simd::dot`].
 pub struct Conv {
-    outputs: usize,
-    inputs: usize,
-    /// Extents of the kernel over time, height, width.
-    kernel: [usize; 3],
+    shape: ConvShape,
     /// `[outputs / BLOCK, kt, inputs, kh * kw, BLOCK]`, filled up with zeros.
     weight: Vec<f32>,
     /// Filled up to whole blocks.
@@ -42,24 +39,9 @@ impl ConvOps for Cpu {
     type Conv = Conv;
 
     fn load_conv(&self, weight: HostTensor, bias: HostTensor) -> Result<Conv> {
-        let (outputs, inputs, kernel) = match *weight.shape {
-            [o, i, kt, kh, kw] => (o, i, [kt, kh, kw]),
-            [o, i, kh, kw] => (o, i, [1, kh, kw]),
-            _ => return Err(Error::Internal(format!("{:?} is no convolution's weight", weight.shape))),
-        };
-        let [kt, kh, kw] = kernel;
+        let shape = ConvShape::of(&weight, &bias)?;
+        let ConvShape { outputs, inputs, kernel: [kt, kh, kw] } = shape;
         let taps = kh * kw;
-        if !matches!([kh, kw], [1, 1] | [3, 3])
-            || !matches!(kt, 1 | 3)
-            || weight.data.len() != outputs * inputs * kt * taps
-            || bias.data.len() != outputs
-            || outputs * inputs == 0
-        {
-            return Err(Error::Internal(format!(
-                "a convolution's weight {:?} and bias {:?} do not go together",
-                weight.shape, bias.shape
-            )));
-        }
         let blocks = outputs.div_ceil(BLOCK);
         let mut rearranged = vec![0.0; blocks * BLOCK * inputs * kt * taps];
         for o in 0..outputs {
@@ -74,7 +56,7 @@ impl ConvOps for Cpu {
         }
         let mut filled = bias.data;
         filled.resize(blocks * BLOCK, 0.0);
-        Ok(Conv { outputs, inputs, kernel, weight: rearranged, bias: filled })
+        Ok(Conv { shape, weight: rearranged, bias: filled })
     }
 
     fn conv(
@@ -332,7 +314,8 @@ fn conv(
     step: Step,
     epilogue: &ConvEpilogue<'_, Tensor>,
 ) -> Result<Tensor> {
-    let shape = result_shape(parts, past, layer, step)?;
+    let volumes: Vec<_> = parts.iter().map(|part| extents(part)).collect::<Result<_>>()?;
+    let shape = layer.shape.result(&volumes, past, step)?;
     let [channels, _, out_height, out_width] = shape;
     if let Some(gamma) = epilogue.norm {
         check_gamma(gamma, channels)?;
@@ -343,7 +326,7 @@ fn conv(
     }
 
     let held: Vec<_> = parts.iter().map(|part| part.storage_and_layout()).collect();
-    let [inputs, _, height, width] = extents(parts[0])?;
+    let [inputs, _, height, width] = volumes[0];
     let mut frames = Vec::new();
     for (values, part) in held_values(&held)?.into_iter().zip(parts) {
         let (count, plane) = (part.dims()[1], height * width);
@@ -353,7 +336,7 @@ fn conv(
     let extras: Vec<_> = extras.map(Tensor::storage_and_layout).collect();
     let mut extras = held_values(&extras)?.into_iter();
 
-    let [_, kh, kw] = layer.kernel;
+    let [_, kh, kw] = layer.shape.kernel;
     // Rows of the result are computed in whole vectors.
     let computed = out_width.next_multiple_of(LANES);
     let halve = step.spatial == Spatial::Halve;
@@ -382,43 +365,6 @@ fn conv(
     tensor(out, &shape)
 }
 
-/// The shape of a convolution's result, if all goes together.
-fn result_shape(parts: &[&Tensor], past: usize, layer: &Conv, step: Step) -> Result<[usize; 4]> {
-    let [kt, kh, kw] = layer.kernel;
-    let Some(&first) = parts.first() else {
-        return Err(Error::Internal("a convolution over no frames".into()));
-    };
-    let [inputs, _, height, width] = extents(first)?;
-    let frames = parts.iter().map(|p| Ok(extents(p)?[1])).sum::<Result<usize>>()?;
-    let new = frames.saturating_sub(past);
-    let fits =
-        parts.iter().all(|p| matches!(*p.dims(), [i, _, h, w] if [i, h, w] == [inputs, height, width]));
-    let time_fits = match step.time {
-        Time::Same => true,
-        Time::Halve => new.is_multiple_of(2),
-        Time::Double => layer.outputs.is_multiple_of(2),
-    };
-    let even = height.is_multiple_of(2) && width.is_multiple_of(2) && kh == 3;
-    let space_fits = step.spatial != Spatial::Halve || even;
-    if !(fits && time_fits && space_fits) || inputs != layer.inputs || new * height * width == 0 {
-        return Err(Error::Internal(format!(
-            "{inputs} channels of {frames} frames, {past} of them past, {height}x{width}, do not fit a convolution \
-             of {} to {} channels, {kt}x{kh}x{kw}, {step:?}",
-            layer.inputs, layer.outputs
-        )));
-    }
-    let (height, width) = match step.spatial {
-        Spatial::Same => (height, width),
-        Spatial::Halve => (height / 2, width / 2),
-        Spatial::Double => (2 * height, 2 * width),
-    };
-    Ok(match step.time {
-        Time::Same => [layer.outputs, new, height, width],
-        Time::Halve => [layer.outputs, new / 2, height, width],
-        Time::Double => [layer.outputs / 2, 2 * new, height, width],
-    })
-}
-
 /// One convolution.
 struct Work<'a> {
     kernel: Kernel,
@@ -439,7 +385,7 @@ struct Work<'a> {
 impl Work<'_> {
     /// Computes rows of all frames of the result.
     fn band(&self, first: usize, rows: usize, padded: &mut Vec<f32>, out: &Shared<'_>) {
-        let [kt, kh, _] = self.layer.kernel;
+        let [kt, kh, _] = self.layer.shape.kernel;
         let source = &self.source;
         let padded_rows = source.rows_for(rows, kh);
         let plane = padded_rows * source.row;
@@ -482,7 +428,7 @@ impl Work<'_> {
             };
             ((c * frames + t) * height + y) * width
         };
-        let rows = sums.chunks_exact_mut(self.computed).take(self.layer.outputs);
+        let rows = sums.chunks_exact_mut(self.computed).take(self.layer.shape.outputs);
         let mut rows: Vec<&mut [f32]> = rows.map(|row| &mut row[..width]).collect();
         if let Some(residual) = self.residual {
             for (o, row) in rows.iter_mut().enumerate() {

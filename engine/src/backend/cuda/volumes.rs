@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::tensor::{Tensor, View, filled_up, padded};
 use super::{Cuda, Gpu, kernel, take};
-use crate::backend::conv::{ConvEpilogue, ConvOps, Spatial, Step, Time};
+use crate::backend::conv::{ConvEpilogue, ConvOps, ConvShape, Spatial, Step, Time};
 use crate::profile::Weights;
 use crate::weights::HostTensor;
 use crate::{Error, Result};
@@ -22,10 +22,7 @@ const HALF: usize = 64;
 
 /// A convolution's weight and bias on the GPU.
 pub struct Conv {
-    outputs: usize,
-    inputs: usize,
-    /// Extents of the kernel over time, height, width.
-    kernel: [usize; 3],
+    shape: ConvShape,
     /// `[padded outputs, kt, kh, kw, padded inputs]` bf16, or three times as many inputs.
     weight: View,
     /// For pixels that become four; of kernels over a single frame.
@@ -41,16 +38,16 @@ impl Conv {
     fn layer(&self, spatial: Spatial) -> Result<ConvLayer> {
         let weight = match spatial {
             Spatial::Double => self.folded.as_ref().ok_or_else(|| {
-                Error::Internal(format!("a kernel of {:?} cannot double the pixels", self.kernel))
+                Error::Internal(format!("a kernel of {:?} cannot double the pixels", self.shape.kernel))
             })?,
             _ => &self.weight,
         };
         Ok(ConvLayer {
             weight: weight.address,
             bias: self.bias.address,
-            outputs: padded(self.outputs),
-            channels: padded(self.inputs) * if self.split { 3 } else { 1 },
-            kernel: self.kernel,
+            outputs: padded(self.shape.outputs),
+            channels: padded(self.shape.inputs) * if self.split { 3 } else { 1 },
+            kernel: self.shape.kernel,
         })
     }
 }
@@ -59,24 +56,9 @@ impl ConvOps for Cuda {
     type Conv = Conv;
 
     fn load_conv(&self, weight: HostTensor, bias: HostTensor) -> Result<Conv> {
-        let (outputs, inputs, kernel) = match *weight.shape {
-            [o, i, kt, kh, kw] => (o, i, [kt, kh, kw]),
-            [o, i, kh, kw] => (o, i, [1, kh, kw]),
-            _ => return Err(Error::Internal(format!("{:?} is no convolution's weight", weight.shape))),
-        };
-        let [kt, kh, kw] = kernel;
-        let taps = kt * kh * kw;
-        if !matches!([kh, kw], [1, 1] | [3, 3])
-            || !matches!(kt, 1 | 3)
-            || weight.data.len() != outputs * inputs * taps
-            || bias.data.len() != outputs
-            || outputs * inputs == 0
-        {
-            return Err(Error::Internal(format!(
-                "a convolution's weight {:?} and bias {:?} do not go together",
-                weight.shape, bias.shape
-            )));
-        }
+        let shape = ConvShape::of(&weight, &bias)?;
+        let ConvShape { outputs, inputs, kernel } = shape;
+        let taps: usize = kernel.iter().product();
         let (channels, rows) = (padded(inputs), padded(outputs));
         let mut rearranged = vec![0.0; rows * taps * channels];
         for (o, from) in weight.data.chunks_exact(inputs * taps).enumerate() {
@@ -99,10 +81,10 @@ impl ConvOps for Cuda {
             gpu.send(&rounded, view.address)?;
             Ok(view)
         };
-        let doubling = kt == 1 && kh == 3;
+        let doubling = kernel == [1, 3, 3];
         let folded = doubling.then(|| load(&fold_for_doubling(&rearranged, channels))).transpose()?;
         let (weight, bias) = (load(&rearranged)?, gpu.upload_to(&gpu.weights, &filled, &[rows])?);
-        Ok(Conv { outputs, inputs, kernel, weight, folded, bias, split })
+        Ok(Conv { shape, weight, folded, bias, split })
     }
 
     fn conv(
@@ -127,9 +109,10 @@ impl ConvOps for Cuda {
             }
         };
         volumes.retain(|view| view.shape[1] > 0);
-        let extents = result(&volumes, past, layer, step)?;
+        let extents = volumes.iter().filter_map(View::extents).collect::<Vec<_>>();
+        let extents = layer.shape.result(&extents, past, step)?;
         let [channels, frames, height, width] = extents;
-        let few = padded(layer.outputs) <= FEW
+        let few = padded(layer.shape.outputs) <= FEW
             && epilogue.residual.is_none()
             && epilogue.norm.is_none()
             && step.time != Time::Double;
@@ -171,7 +154,7 @@ impl ConvOps for Cuda {
                 if !channels.is_multiple_of(8) || ending.residual.is_some() {
                     return Err(Error::Internal(format!("{channels} channels cannot be doubled in time")));
                 }
-                let weights = kernels.channels * layer.kernel.iter().product::<usize>();
+                let weights = kernels.channels * layer.shape.kernel.iter().product::<usize>();
                 for half in 0..2 {
                     let one = ConvLayer {
                         weight: kernels.weight + (2 * half * channels * weights) as u64,
@@ -282,36 +265,6 @@ impl Cuda {
     /// Whether volumes are in f32.
     fn in_f32(&self) -> bool {
         self.precision.vae == Weights::Fp32
-    }
-}
-
-/// The extents of a convolution's result.
-fn result(parts: &[View], past: usize, layer: &Conv, step: Step) -> Result<[usize; 4]> {
-    let wrong = || {
-        let shapes: Vec<_> = parts.iter().map(|part| &part.shape).collect();
-        Error::Internal(format!(
-            "a convolution of {} channels cannot take {shapes:?} with {past} frames past as {step:?}",
-            layer.inputs
-        ))
-    };
-    let Some([inputs, _, height, width]) = parts.first().and_then(View::extents) else { return Err(wrong()) };
-    let alike = parts.iter().all(|p| p.shape[0] == inputs && p.shape[2..] == [height, width]);
-    let frames: usize = parts.iter().map(|p| p.shape[1]).sum();
-    let new = frames.saturating_sub(past);
-    if !alike || inputs != layer.inputs || new * height * width == 0 {
-        return Err(wrong());
-    }
-    let (height, width) = match step.spatial {
-        Spatial::Same => (height, width),
-        Spatial::Halve if height % 2 + width % 2 == 0 => (height / 2, width / 2),
-        Spatial::Halve => return Err(wrong()),
-        Spatial::Double => (2 * height, 2 * width),
-    };
-    match step.time {
-        Time::Same => Ok([layer.outputs, new, height, width]),
-        Time::Halve if new.is_multiple_of(2) => Ok([layer.outputs, new / 2, height, width]),
-        Time::Double if layer.outputs.is_multiple_of(2) => Ok([layer.outputs / 2, 2 * new, height, width]),
-        _ => Err(wrong()),
     }
 }
 
