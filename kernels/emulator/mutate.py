@@ -81,13 +81,13 @@ MUTATIONS = [
      """#pragma unroll
         for (int j = 0; j < kChunk / 8; j++)"""),
     ("attention: no wait for values", "9.0", "attention", "sm90/attention_bf16.cu", ["sm90/attention_bf16"],
-     """            barrier_wait(barriers.value_full(value.stage), value.parity);
+     """            barrier_wait(slots.value_full(value.stage), value.parity);
             pin(o);""",
      "            pin(o);"),
     ("attention: values released early", "9.0", "attention", "sm90/attention_bf16.cu", ["sm90/attention_bf16"],
      """            softmax.step(s, scale);
             hold_until_known""",
-     """            if (thread == 0) barrier_arrive(barriers.value_empty(value.stage));
+     """            if (thread == 0) barrier_arrive(slots.value_empty(value.stage));
             softmax.step(s, scale);
             hold_until_known"""),
     ("attention: scores read too early", "9.0", "attention", "sm90/attention_bf16.cu", ["sm90/attention_bf16"],
@@ -98,14 +98,14 @@ MUTATIONS = [
      """            mma_wait<0>();
             pin(o);
             pin(p);
-            if (thread == 0) barrier_arrive(barriers.value_empty(value.stage));
+            if (thread == 0) barrier_arrive(slots.value_empty(value.stage));
             value.next();
             pack(p, s);""",
      """            pack(p, s);
             mma_wait<0>();
             pin(o);
             pin(p);
-            if (thread == 0) barrier_arrive(barriers.value_empty(value.stage));
+            if (thread == 0) barrier_arrive(slots.value_empty(value.stage));
             value.next();"""),
     ("attention: one turn too many", "9.0", "attention", "sm90/attention_bf16.cu", ["sm90/attention_bf16"],
      "if (consumer == 0 || tile + 1 < tiles) named_arrive",

@@ -14,17 +14,8 @@ namespace {
 constexpr uint32_t kKeyOffset = kQueryBytes;
 constexpr uint32_t kValueOffset = kKeyOffset + kStages * kTileBytes;
 constexpr uint32_t kBarrierOffset = kValueOffset + kStages * kTileBytes;
-constexpr uint32_t kSharedBytes = kBarrierOffset + 8 * (1 + 4 * kStages) + 1024;
+constexpr uint32_t kSharedBytes = kBarrierOffset + 8 * (1 + kTileBarriers) + 1024;
 static_assert(kSharedBytes <= 232448, "a block of Hopper has 227 KiB of shared memory");
-
-struct Barriers {
-    uint32_t base;
-    __device__ uint32_t query() const { return base; }
-    __device__ uint32_t key_full(int stage) const { return base + 8 * (1 + stage); }
-    __device__ uint32_t value_full(int stage) const { return base + 8 * (1 + kStages + stage); }
-    __device__ uint32_t key_empty(int stage) const { return base + 8 * (1 + 2 * kStages + stage); }
-    __device__ uint32_t value_empty(int stage) const { return base + 8 * (1 + 3 * kStages + stage); }
-};
 
 }  // namespace
 
@@ -36,7 +27,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_bf16(
     const __grid_constant__ CUtensorMap value_map, __nv_bfloat16* output, int64_t output_stride, int rows, int keys,
     float scale) {
     const uint32_t base = (dynamic_shared() + 1023) & ~1023u;
-    const Barriers barriers{base + kBarrierOffset};
+    const uint32_t query_full = base + kBarrierOffset;
+    const Slots slots{base + kKeyOffset, base + kValueOffset, query_full + 8};
     const int warpgroup = uniform(threadIdx.x / kWarpgroup);
     const int thread = threadIdx.x % kWarpgroup;
     const int head = blockIdx.y;
@@ -47,45 +39,27 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_bf16(
         prefetch(&query_map);
         prefetch(&key_map);
         prefetch(&value_map);
-        barrier_init(barriers.query(), 1);
-        for (int stage = 0; stage < kStages; stage++) {
-            barrier_init(barriers.key_full(stage), 1);
-            barrier_init(barriers.value_full(stage), 1);
-            barrier_init(barriers.key_empty(stage), kConsumers);
-            barrier_init(barriers.value_empty(stage), kConsumers);
-        }
+        barrier_init(query_full, 1);
+        slots.init();
         barrier_init_fence();
     }
     __syncthreads();
 
-    // Tiles are taken from the last to the first, so that only the first taken needs a mask.
     if (warpgroup == 0) {
         release_registers<24>();
         if (thread == 0) {
-            barrier_expect(barriers.query(), kQueryBytes);
-            load_3d(base, &query_map, barriers.query(), 0, first_row, 2 * head);
+            barrier_expect(query_full, kQueryBytes);
+            load_3d(base, &query_map, query_full, 0, first_row, 2 * head);
             Ring key, value;
-            for (int tile = tiles - 1; tile >= -1; tile--) {
-                if (tile >= 0) {
-                    load_tile(base + kKeyOffset + key.stage * kTileBytes, &key_map, barriers.key_full(key.stage),
-                              barriers.key_empty(key.stage), key.parity, tile * kKeys, head);
-                    key.next();
-                }
-                if (tile + 1 < tiles) {
-                    load_tile(base + kValueOffset + value.stage * kTileBytes, &value_map,
-                              barriers.value_full(value.stage), barriers.value_empty(value.stage), value.parity,
-                              (tile + 1) * kKeys, head);
-                    value.next();
-                }
-            }
+            slots.bring(&key_map, &value_map, key, value, tiles, head);
         }
     } else {
         take_registers<240>();
         const int consumer = warpgroup - 1;
         const int turn = 1 + consumer, other_turn = 2 - consumer;
         const uint64_t query = descriptor(base + consumer * 64 * kRowBytes, kGroupBytes, 0);
-        const uint64_t key_tiles = descriptor(base + kKeyOffset, kGroupBytes, 0);
-        const uint64_t value_tiles = descriptor(base + kValueOffset, kGroupBytes, kPanelBytes);
+        const uint64_t key_tiles = descriptor(slots.keys, kGroupBytes, 0);
+        const uint64_t value_tiles = descriptor(slots.values, kGroupBytes, kPanelBytes);
         constexpr uint32_t kTileStep = kTileBytes >> 4;
 
         float s[kKeys / 2];
@@ -96,35 +70,29 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_bf16(
 
         if (consumer == 1 && tiles > 1) named_arrive(other_turn, kConsumers * kWarpgroup);
 
-        barrier_wait(barriers.query(), 0);
-        barrier_wait(barriers.key_full(0), 0);
+        barrier_wait(query_full, 0);
+        barrier_wait(slots.key_full(0), 0);
         pin(s);
         mma_fence();
         multiply_keys(s, query, key_tiles);
         mma_commit();
         mma_wait<0>();
         pin(s);
-        if (thread == 0) barrier_arrive(barriers.key_empty(0));
+        if (thread == 0) barrier_arrive(slots.key_empty(0));
         key.next();
-        const int left = keys - (tiles - 1) * kKeys - 2 * (thread % 4);
-#pragma unroll
-        for (int i = 0; i < kKeys / 2; i++)
-            if (i / 4 * 8 + i % 2 >= left) s[i] = -INFINITY;
+        mask(s, keys - (tiles - 1) * kKeys - 2 * (thread % 4));
         softmax.step(s, scale);
         pack(p, s);
 
         for (int tile = 1; tile < tiles; tile++) {
-            barrier_wait(barriers.key_full(key.stage), key.parity);
+            barrier_wait(slots.key_full(key.stage), key.parity);
             named_sync(turn, kConsumers * kWarpgroup);
             pin(s);
             mma_fence();
             multiply_keys(s, query, key_tiles + key.stage * kTileStep);
             mma_commit();
-            if (tile > 1) {
-#pragma unroll
-                for (int i = 0; i < kHeadDim / 2; i++) o[i] *= softmax.rescale[(i / 2) % 2];
-            }
-            barrier_wait(barriers.value_full(value.stage), value.parity);
+            if (tile > 1) softmax.refer(o);
+            barrier_wait(slots.value_full(value.stage), value.parity);
             pin(o);
             pin(p);
             mma_fence();
@@ -133,23 +101,20 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_bf16(
             if (consumer == 0 || tile + 1 < tiles) named_arrive(other_turn, kConsumers * kWarpgroup);
             mma_wait<1>();
             pin(s);
-            if (thread == 0) barrier_arrive(barriers.key_empty(key.stage));
+            if (thread == 0) barrier_arrive(slots.key_empty(key.stage));
             key.next();
             softmax.step(s, scale);
             hold_until_known(softmax.sum[0] + softmax.sum[1], base);
             mma_wait<0>();
             pin(o);
             pin(p);
-            if (thread == 0) barrier_arrive(barriers.value_empty(value.stage));
+            if (thread == 0) barrier_arrive(slots.value_empty(value.stage));
             value.next();
             pack(p, s);
         }
 
-        if (tiles > 1) {
-#pragma unroll
-            for (int i = 0; i < kHeadDim / 2; i++) o[i] *= softmax.rescale[(i / 2) % 2];
-        }
-        barrier_wait(barriers.value_full(value.stage), value.parity);
+        if (tiles > 1) softmax.refer(o);
+        barrier_wait(slots.value_full(value.stage), value.parity);
         pin(o);
         pin(p);
         mma_fence();
@@ -160,10 +125,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_bf16(
 
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            float sum = softmax.sum[r];
-            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-            const float inverse = 1.f / sum;
+            const float inverse = softmax.inverse(r);
             const int row = first_row + consumer * 64 + (thread / 32) * 16 + (thread % 32) / 4 + 8 * r;
             if (row < rows) {
                 uint32_t* to = reinterpret_cast<uint32_t*>(output + row * output_stride + head * kHeadDim) + thread % 4;

@@ -36,12 +36,49 @@ struct Ring {
     }
 };
 
-__device__ __forceinline__ void load_tile(
-    uint32_t to, const CUtensorMap* map, uint32_t full, uint32_t empty, uint32_t parity, int row, int head) {
-    barrier_wait(empty, parity ^ 1);
-    barrier_expect(full, kTileBytes);
-    load_3d(to, map, full, 0, row, 2 * head);
-}
+// Room for tiles of K and V in shared memory, and what says that a slot is full or empty again.
+struct Slots {
+    uint32_t keys, values;  // kStages of each
+    uint32_t barriers;      // kTileBarriers of them
+    __device__ uint32_t key_full(int stage) const { return barriers + 8 * stage; }
+    __device__ uint32_t value_full(int stage) const { return barriers + 8 * (kStages + stage); }
+    __device__ uint32_t key_empty(int stage) const { return barriers + 8 * (2 * kStages + stage); }
+    __device__ uint32_t value_empty(int stage) const { return barriers + 8 * (3 * kStages + stage); }
+
+    __device__ __forceinline__ void init() const {
+        for (int stage = 0; stage < kStages; stage++) {
+            barrier_init(key_full(stage), 1);
+            barrier_init(value_full(stage), 1);
+            barrier_init(key_empty(stage), kConsumers);
+            barrier_init(value_empty(stage), kConsumers);
+        }
+    }
+
+    // Brings `count` tiles of a head from the last to the first, so that only the first taken needs a mask; each tile
+    // of V after the tile of K before it, which is when it is needed.
+    __device__ __forceinline__ void bring(
+        const CUtensorMap* key_map, const CUtensorMap* value_map, Ring& key, Ring& value, int count, int head) const {
+        for (int tile = count - 1; tile >= -1; tile--) {
+            if (tile >= 0) {
+                load(keys, key_map, key_full(key.stage), key_empty(key.stage), key, tile, head);
+                key.next();
+            }
+            if (tile + 1 < count) {
+                load(values, value_map, value_full(value.stage), value_empty(value.stage), value, tile + 1, head);
+                value.next();
+            }
+        }
+    }
+
+private:
+    static __device__ __forceinline__ void load(
+        uint32_t first, const CUtensorMap* map, uint32_t full, uint32_t empty, const Ring& ring, int tile, int head) {
+        barrier_wait(empty, ring.parity ^ 1);
+        barrier_expect(full, kTileBytes);
+        load_3d(first + ring.stage * kTileBytes, map, full, 0, tile * kKeys, 2 * head);
+    }
+};
+constexpr int kTileBarriers = 4 * kStages;
 
 // The two rows whose scores a thread holds: accumulators 4j, 4j+1 belong to one row, 4j+2, 4j+3 to the row 8 below.
 struct Softmax {
@@ -73,7 +110,29 @@ struct Softmax {
             sum[r] = even + odd;
         }
     }
+
+    // Refers what was summed up under an older maximum to this one.
+    __device__ __forceinline__ void refer(float (&o)[kHeadDim / 2]) const {
+#pragma unroll
+        for (int i = 0; i < kHeadDim / 2; i++) o[i] *= rescale[(i / 2) % 2];
+    }
+
+    // 1 / the sum of a row's exponentials.
+    __device__ __forceinline__ float inverse(int r) const {
+        float all = sum[r];
+        all += __shfl_xor_sync(0xffffffffu, all, 1);
+        all += __shfl_xor_sync(0xffffffffu, all, 2);
+        return 1.f / all;
+    }
 };
+
+// No weight for scores of columns from `left` on, which counts from a thread's first.
+template <int kScores>
+__device__ __forceinline__ void mask(float (&s)[kScores], int left) {
+#pragma unroll
+    for (int i = 0; i < kScores; i++)
+        if (i / 4 * 8 + i % 2 >= left) s[i] = -INFINITY;
+}
 
 __device__ __forceinline__ void multiply_keys(float (&s)[kKeys / 2], uint64_t query, uint64_t key) {
 #pragma unroll

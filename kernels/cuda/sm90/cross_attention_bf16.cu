@@ -10,25 +10,19 @@ using namespace attention;
 
 namespace {
 
-constexpr bool kTurns = true;  // the warpgroups take turns at the tensor cores
-
 // Offsets from the first 1024-byte boundary of dynamic shared memory.
 constexpr uint32_t kKeyOffset = 2 * kQueryBytes;
 constexpr uint32_t kValueOffset = kKeyOffset + kStages * kTileBytes;
 constexpr uint32_t kOutputOffset = kValueOffset + kStages * kTileBytes;
 constexpr uint32_t kWarpBytes = 16 * kHeadDim * 2;  // of a warp's 16 rows
 constexpr uint32_t kBarrierOffset = kOutputOffset + kConsumers * 4 * kWarpBytes;
-constexpr uint32_t kSharedBytes = kBarrierOffset + 8 * (4 + 4 * kStages) + 1024;
+constexpr uint32_t kSharedBytes = kBarrierOffset + 8 * (4 + kTileBarriers) + 1024;
 static_assert(kSharedBytes <= 232448, "a block of Hopper has 227 KiB of shared memory");
 
 struct Barriers {
     uint32_t base;
     __device__ uint32_t query_full(int stage) const { return base + 8 * stage; }
     __device__ uint32_t query_empty(int stage) const { return base + 8 * (2 + stage); }
-    __device__ uint32_t key_full(int stage) const { return base + 8 * (4 + stage); }
-    __device__ uint32_t value_full(int stage) const { return base + 8 * (4 + kStages + stage); }
-    __device__ uint32_t key_empty(int stage) const { return base + 8 * (4 + 2 * kStages + stage); }
-    __device__ uint32_t value_empty(int stage) const { return base + 8 * (4 + 3 * kStages + stage); }
 };
 
 struct Maps {
@@ -48,13 +42,6 @@ __device__ __forceinline__ void multiply_few_keys(float (&s)[kFew / 2], uint64_t
     }
 }
 
-template <int kScores>
-__device__ __forceinline__ void mask(float (&s)[kScores], int left) {
-#pragma unroll
-    for (int i = 0; i < kScores; i++)
-        if (i / 4 * 8 + i % 2 >= left) s[i] = -INFINITY;
-}
-
 __device__ __forceinline__ float low(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
 __device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
@@ -71,6 +58,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
     int64_t residual_stride, int rows, int heads, int keys0, int keys1, float scale) {
     const uint32_t base = (dynamic_shared() + 1023) & ~1023u;
     const Barriers barriers{base + kBarrierOffset};
+    const Slots slots{base + kKeyOffset, base + kValueOffset, base + kBarrierOffset + 8 * 4};
     const int warpgroup = uniform(threadIdx.x / kWarpgroup);
     const int thread = threadIdx.x % kWarpgroup;
     const int blocks = (rows + kRows - 1) / kRows;
@@ -88,17 +76,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
             barrier_init(barriers.query_full(stage), 1);
             barrier_init(barriers.query_empty(stage), kConsumers);
         }
-        for (int stage = 0; stage < kStages; stage++) {
-            barrier_init(barriers.key_full(stage), 1);
-            barrier_init(barriers.value_full(stage), 1);
-            barrier_init(barriers.key_empty(stage), kConsumers);
-            barrier_init(barriers.value_empty(stage), kConsumers);
-        }
+        slots.init();
         barrier_init_fence();
     }
     __syncthreads();
 
-    // Tiles are taken from the last to the first, so that only the first taken needs a mask.
     if (warpgroup == 0) {
         release_registers<24>();
         if (thread == 0) {
@@ -112,20 +94,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
                 query.next();
                 for (int set = 0; set < sets; set++) {
                     const int tiles = ((set == 0 ? keys0 : keys1) + kKeys - 1) / kKeys;
-                    for (int tile = tiles - 1; tile >= -1; tile--) {
-                        if (tile >= 0) {
-                            load_tile(base + kKeyOffset + key.stage * kTileBytes, &maps.keys[set],
-                                      barriers.key_full(key.stage), barriers.key_empty(key.stage), key.parity,
-                                      tile * kKeys, head);
-                            key.next();
-                        }
-                        if (tile + 1 < tiles) {
-                            load_tile(base + kValueOffset + value.stage * kTileBytes, &maps.values[set],
-                                      barriers.value_full(value.stage), barriers.value_empty(value.stage), value.parity,
-                                      (tile + 1) * kKeys, head);
-                            value.next();
-                        }
-                    }
+                    slots.bring(&maps.keys[set], &maps.values[set], key, value, tiles, head);
                 }
             }
         }
@@ -135,14 +104,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
         const int turn = 1 + consumer, other_turn = 2 - consumer;
         const int warp = thread / 32, lane = thread % 32;
         const uint64_t queries = descriptor(base + consumer * 64 * kRowBytes, kGroupBytes, 0);
-        const uint64_t key_tiles = descriptor(base + kKeyOffset, kGroupBytes, 0);
-        const uint64_t value_tiles = descriptor(base + kValueOffset, kGroupBytes, kPanelBytes);
+        const uint64_t key_tiles = descriptor(slots.keys, kGroupBytes, 0);
+        const uint64_t value_tiles = descriptor(slots.values, kGroupBytes, kPanelBytes);
         const uint32_t mine = base + kOutputOffset + (consumer * 4 + warp) * kWarpBytes;
         constexpr uint32_t kTileStep = kTileBytes >> 4;
 
         Ring query, key, value;
         int turns = (last_unit - first_unit) * ((keys0 + kKeys - 1) / kKeys - 1 + (sets == 2 ? (keys1 + kKeys - 1) / kKeys - 1 : 0));
-        if (kTurns && consumer == 1 && turns > 0) named_arrive(other_turn, kConsumers * kWarpgroup);
+        if (consumer == 1 && turns > 0) named_arrive(other_turn, kConsumers * kWarpgroup);
 
         for (int unit = first_unit; unit < last_unit; unit++) {
             const int head = unit / blocks, first_row = (unit - head * blocks) * kRows;
@@ -156,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
                 uint32_t p[kKeys / 4];
                 Softmax softmax;
 
-                barrier_wait(barriers.key_full(key.stage), key.parity);
+                barrier_wait(slots.key_full(key.stage), key.parity);
                 if (last <= kFew) {
                     float s[kFew / 2];
                     pin(s);
@@ -181,39 +150,36 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
                     softmax.step(s, scale);
                     pack(p, s);
                 }
-                if (thread == 0) barrier_arrive(barriers.key_empty(key.stage));
+                if (thread == 0) barrier_arrive(slots.key_empty(key.stage));
                 key.next();
 
                 for (int tile = 1; tile < tiles; tile++) {
                     float s[kKeys / 2];
-                    barrier_wait(barriers.key_full(key.stage), key.parity);
-                    if (kTurns) named_sync(turn, kConsumers * kWarpgroup);
+                    barrier_wait(slots.key_full(key.stage), key.parity);
+                    named_sync(turn, kConsumers * kWarpgroup);
                     pin(s);
                     mma_fence();
                     multiply_keys(s, q, key_tiles + key.stage * kTileStep);
                     mma_commit();
-                    if (tile > 1) {
-#pragma unroll
-                        for (int i = 0; i < kHeadDim / 2; i++) o[i] *= softmax.rescale[(i / 2) % 2];
-                    }
-                    barrier_wait(barriers.value_full(value.stage), value.parity);
+                    if (tile > 1) softmax.refer(o);
+                    barrier_wait(slots.value_full(value.stage), value.parity);
                     pin(o);
                     pin(p);
                     mma_fence();
                     multiply_values(o, p, value_tiles + value.stage * kTileStep, tile > 1);
                     mma_commit();
                     turns--;
-                    if (kTurns && (consumer == 0 || turns > 0)) named_arrive(other_turn, kConsumers * kWarpgroup);
+                    if (consumer == 0 || turns > 0) named_arrive(other_turn, kConsumers * kWarpgroup);
                     mma_wait<1>();
                     pin(s);
-                    if (thread == 0) barrier_arrive(barriers.key_empty(key.stage));
+                    if (thread == 0) barrier_arrive(slots.key_empty(key.stage));
                     key.next();
                     softmax.step(s, scale);
                     hold_until_known(softmax.sum[0] + softmax.sum[1], base);
                     mma_wait<0>();
                     pin(o);
                     pin(p);
-                    if (thread == 0) barrier_arrive(barriers.value_empty(value.stage));
+                    if (thread == 0) barrier_arrive(slots.value_empty(value.stage));
                     value.next();
                     pack(p, s);
                 }
@@ -223,11 +189,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
                     if (thread == 0) barrier_arrive(barriers.query_empty(query.stage));
                     query.next();
                 }
-                if (tiles > 1) {
-#pragma unroll
-                    for (int i = 0; i < kHeadDim / 2; i++) o[i] *= softmax.rescale[(i / 2) % 2];
-                }
-                barrier_wait(barriers.value_full(value.stage), value.parity);
+                if (tiles > 1) softmax.refer(o);
+                barrier_wait(slots.value_full(value.stage), value.parity);
                 pin(o);
                 pin(p);
                 mma_fence();
@@ -235,17 +198,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
                 mma_commit();
                 mma_wait<0>();
                 pin(o);
-                if (thread == 0) barrier_arrive(barriers.value_empty(value.stage));
+                if (thread == 0) barrier_arrive(slots.value_empty(value.stage));
                 value.next();
 
-                float inverse[2];
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    float sum = softmax.sum[r];
-                    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-                    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-                    inverse[r] = 1.f / sum;
-                }
+                const float inverse[2] = {softmax.inverse(0), softmax.inverse(1)};
 #pragma unroll
                 for (int i = 0; i < kHeadDim / 2; i++) o[i] *= inverse[(i / 2) % 2];
                 // A first set's result waits in shared memory, where its own thread takes it up again.
