@@ -80,6 +80,17 @@ MUTATIONS = [
         for (int j = 0; j < kChunk / 8; j++)""",
      """#pragma unroll
         for (int j = 0; j < kChunk / 8; j++)"""),
+    ("ending: vectors not waited for", "9.0", "products", "sm90/matrix_ending.cuh", ["sm90/gemm_e4m3_fast"],
+     "        copy_wait<0>();",
+     ""),
+    ("ending: vectors not shared", "9.0", "products", "sm90/matrix_ending.cuh", ["sm90/gemm_e4m3_fast"],
+     """        copy_wait<0>();
+        __syncwarp();""",
+     "        copy_wait<0>();"),
+    ("ending: vectors overwritten early", "9.0", "products", "sm90/matrix_ending.cuh", ["sm90/gemm_e4m3_fast"],
+     """        __syncwarp();
+        const uint32_t scales""",
+     "        const uint32_t scales"),
     ("attention: no wait for values", "9.0", "attention", "sm90/attention_bf16.cu", ["sm90/attention_bf16"],
      """            barrier_wait(slots.value_full(value.stage), value.parity);
             pin(o);""",
@@ -200,6 +211,10 @@ def main():
     libraries = TARGET.glob("build/animd-kernels-*/out/emulator/libcuda.so.1")
     built = max(libraries, key=lambda path: path.stat().st_mtime).parent
     missed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        wrong = attempt(built, Path(folder), "9.0", "attention", "sm90/attention_bf16.cu", ["sm90/attention_bf16"], "", "")
+    if wrong:
+        raise SystemExit(f"with nothing broken: {wrong}")
     for name, capability, group, file, kernels, old, new in MUTATIONS:
         if sys.argv[1:] and not any(word in name for word in sys.argv[1:]):
             continue
@@ -227,10 +242,12 @@ def attempt(built, folder, capability, group, file, kernels, old, new):
         compiler = [os.environ.get("CXX", "c++"), *FLAGS, "-I", HOME / "emulator/include"]
         subprocess.run([*compiler, "-c", "-o", objects[stem], wrapper], check=True)
     library = folder / "libcuda.so.1"
-    subprocess.run([os.environ.get("CXX", "c++"), "-shared", "-o", library, *objects.values()], check=True)
+    # The name by which kernel-check looks for the driver.
+    link = [os.environ.get("CXX", "c++"), "-shared", "-Wl,-soname,libcuda.so", "-o", library]
+    subprocess.run([*link, *objects.values()], check=True)
     run = subprocess.run(
         [TARGET / "kernel-check", "--checks-only", "--quick", "--only", group],
-        env={**os.environ, "LD_LIBRARY_PATH": str(folder), "ANIMD_EMULATOR_CAPABILITY": capability},
+        env={**os.environ, "ANIMD_EMULATOR": str(library), "ANIMD_EMULATOR_CAPABILITY": capability},
         capture_output=True,
         text=True,
     )

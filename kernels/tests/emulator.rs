@@ -5,10 +5,8 @@ use std::process::Command;
 
 /// A group of checks on a card of this compute capability; the largest cases are left out.
 fn check(group: &str, capability: &str) {
-    let folder = concat!(env!("OUT_DIR"), "/emulator");
     let output = Command::new(env!("CARGO_BIN_EXE_kernel-check"))
         .args(["--checks-only", "--quick", "--only", group])
-        .env("LD_LIBRARY_PATH", folder)
         .env("ANIMD_EMULATOR_CAPABILITY", capability)
         .output()
         .expect("kernel-check starts");
