@@ -33,6 +33,7 @@ struct Walk {
     const Geometry& g;
 
     static constexpr bool kScaled = false;
+    static constexpr bool kMatrix = false;
 
     struct Place {
         int frame, y, x, column, first_frame, blocks;

@@ -73,10 +73,10 @@ __device__ __forceinline__ void widen(float (&x)[4], uint2 bits) {
 }
 
 __device__ __forceinline__ void store_four(float* to, const float (&x)[4]) {
-    *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);
+    store_global(to, make_float4(x[0], x[1], x[2], x[3]));
 }
 __device__ __forceinline__ void store_four(__nv_bfloat16* to, const float (&x)[4]) {
-    *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
+    store_global(to, make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3])));
 }
 
 template <class Output>

@@ -16,6 +16,18 @@ __device__ __forceinline__ uint32_t dynamic_shared() {
 // The same value in every lane, known to the compiler as such: addresses computed from it stay in uniform registers.
 __device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
+// The same address, of which the compiler knows nothing more: what is added to it stays in the instructions, where it would
+// otherwise keep every sum in a register.
+__device__ __forceinline__ uint32_t opaque(uint32_t address) {
+    asm volatile("" : "+r"(address));
+    return address;
+}
+template <class T>
+__device__ __forceinline__ T* opaque(T* address) {
+    asm volatile("" : "+l"(address));
+    return address;
+}
+
 __device__ __forceinline__ float4 load_shared(uint32_t from) {
     float4 x;
     asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -47,6 +59,12 @@ __device__ __forceinline__ uint32_t load_shared_word(uint32_t from) {
     return x;
 }
 
+__device__ __forceinline__ float2 load_shared_pair(uint32_t from) {
+    float2 x;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(from) : "memory");
+    return x;
+}
+
 // Global loads that stay where they are written: they are meant to be under way while something else is computed.
 __device__ __forceinline__ float4 load_global(const float* from) {
     float4 x;
@@ -60,6 +78,19 @@ __device__ __forceinline__ uint2 load_global(const __nv_bfloat16* from) {
     uint2 x;
     asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from) : "memory");
     return x;
+}
+// Stores of 8 and 16 bytes. Written as assignments, ptxas gets some of them as single words.
+__device__ __forceinline__ void store_global(void* to, float2 x) {
+    asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x.x), "f"(x.y) : "memory");
+}
+__device__ __forceinline__ void store_global(void* to, uint2 x) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(x.x), "r"(x.y) : "memory");
+}
+__device__ __forceinline__ void store_global(void* to, float4 x) {
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w) : "memory");
+}
+__device__ __forceinline__ void store_global(void* to, uint4 x) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }
 // Asks the L2 cache for what is there.
 __device__ __forceinline__ void prefetch_global(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }

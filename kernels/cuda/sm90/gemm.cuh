@@ -3,7 +3,8 @@
 // Persistent blocks in clusters of one or two: one warpgroup copies by TMA (one thread of it works), two multiply 64 or
 // 128 rows each. The blocks of a cluster compute tiles that lie below each other and so need the same tile of B: each
 // copies its share of it to both. What follows the product goes through shared memory in f32, a few columns at a time,
-// so that every access to global memory is 8 or 16 bytes a thread with whole sectors.
+// so that every access to global memory is 8 or 16 bytes a thread with whole sectors; whole tiles of matrices without a
+// residual have a shorter way, matrix_ending.cuh.
 //
 // A `Problem` says which tiles there are, how K is cut, and where rows lie:
 //   int tiles()                                    tiles of a cluster, all columns of all rows
@@ -14,12 +15,14 @@
 //   int row(place, int i)                          where row i of the tile lies in the output, or -1
 //   int column(place), int columns()               first column of the tile, and how many columns there are
 //   kScaled                                        whether there are scales
+//   kMatrix                                        whether the output is a matrix as wide as the product, not a volume
 #pragma once
 
 #include <cuda_bf16.h>
 
 #include "../any/epilogue.cuh"
 #include "hopper.cuh"
+#include "matrix_ending.cuh"
 
 namespace gemm {
 
@@ -62,6 +65,7 @@ struct Shape {
     static_assert(kColumns % (8 * kCluster) == 0, "each block of a cluster copies whole groups of 8 rows of B");
     static_assert(kSharedBytes <= kMaxShared, "a block of Hopper has 227 KiB of shared memory");
     static_assert(kStages >= 3, "a copy must have time to arrive");
+    static_assert(ColumnVectors<kColumns>::kBytes <= kWarpBytes, "they use the same memory, in turn");
 };
 
 // Position in a ring of slots; `parity` flips at each turn.
@@ -243,23 +247,46 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
             const int lead = min(Shape::kLead, problem.place(cluster, rank).blocks - 1);
             barrier_wait(barriers.full(lead), 0);
         }
+        const ColumnVectors<Shape::kColumns> vectors{chunk};
         for (int tile = cluster; tile < problem.tiles(); tile += clusters) {
             const auto place = problem.place(tile, rank);
+            const int column = problem.column(place);
+            auto first = [&](int part) { return (consumer * Shape::kParts + part) * 64 + warp * 16; };
             if (kEnding == kPlain && epilogue.residual != nullptr) {
 #pragma unroll
                 for (int part = 0; part < Shape::kParts; part++)
-                    prefetch_residual<Shape, Output>(problem, place, epilogue,
-                                                     (consumer * Shape::kParts + part) * 64 + warp * 16, lane);
+                    prefetch_residual<Shape, Output>(problem, place, epilogue, first(part), lane);
+            }
+            const bool whole = Problem::kMatrix && column + Shape::kColumns <= problem.columns() &&
+                               epilogue.residual == nullptr && epilogue.gate == nullptr &&
+                               epilogue.element_gate == nullptr;
+            TwoRows rows;
+            if constexpr (Problem::kMatrix) {
+                if (whole) {
+#pragma unroll
+                    for (int r = 0; r < 2; r++) {
+                        const int row = problem.row(place, first(0) + lane / 4 + 8 * r);
+                        rows.row[r] = row;
+                        rows.scale[r] = Problem::kScaled && row >= 0 ? __ldg(epilogue.row_scale + row) : 1.f;
+                    }
+                    vectors.template bring<Problem::kScaled>(epilogue, column, lane);
+                }
             }
             if constexpr (kApart)
                 accumulate_apart<Shape, kBf16>(problem, place, sum, a, b, barriers, ring, thread);
             else
                 accumulate_in_place<Shape, kBf16>(problem, place, sum, a, b, barriers, ring, thread);
-#pragma unroll
-            for (int part = 0; part < Shape::kParts; part++) {
-                const int first = (consumer * Shape::kParts + part) * 64 + warp * 16;
-                finish<Shape, kEnding, Output>(problem, place, epilogue, sum[part], first, chunk, lane);
+            if constexpr (Problem::kMatrix) {
+                static_assert(Shape::kParts == 1, "rows are those of one part");
+                if (whole) {
+                    vectors.arrive();
+                    finish_whole<Shape, kEnding, Problem::kScaled, Output>(epilogue, sum[0], rows, column, vectors, lane);
+                    continue;
+                }
             }
+#pragma unroll
+            for (int part = 0; part < Shape::kParts; part++)
+                finish<Shape, kEnding, Output>(problem, place, epilogue, sum[part], first(part), chunk, lane);
         }
     }
     // A block whose neighbour may still arrive at its barriers must not go.

@@ -12,6 +12,7 @@ struct Product {
     int rows, all_columns, blocks;
 
     static constexpr bool kScaled = kElementBytes == 1;
+    static constexpr bool kMatrix = true;
     static constexpr int kBlock = kRowBytes / kElementBytes;  // along K
     // Clusters that work at the same time share tiles of A and B in the L2 cache: tiles are taken in bands of so many
     // clusters' rows, down a band first.

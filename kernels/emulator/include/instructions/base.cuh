@@ -10,6 +10,11 @@ inline uint32_t dynamic_shared() { return emulator::dynamic_shared(); }
 inline int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
 template <class T>
+inline T opaque(T address) {
+    return address;
+}
+
+template <class T>
 inline T emulated_load(uint32_t from) {
     T x;
     memcpy(&x, emulator::load_place(from, sizeof x), sizeof x);
@@ -22,6 +27,7 @@ inline void emulated_store(uint32_t to, T x) {
 inline float4 load_shared(uint32_t from) { return emulated_load<float4>(from); }
 inline uint4 load_shared_words(uint32_t from) { return emulated_load<uint4>(from); }
 inline uint32_t load_shared_word(uint32_t from) { return emulated_load<uint32_t>(from); }
+inline float2 load_shared_pair(uint32_t from) { return emulated_load<float2>(from); }
 inline void store_shared(uint32_t to, float4 x) { emulated_store(to, x); }
 inline void store_shared(uint32_t to, float2 x) { emulated_store(to, x); }
 inline void store_shared(uint32_t to, uint32_t x) { emulated_store(to, x); }
@@ -37,6 +43,11 @@ inline float4 load_global(const float* from) {
 inline uint2 load_global(const __nv_bfloat16* from) {
     emulated_align(from, 8);
     return *reinterpret_cast<const uint2*>(from);
+}
+template <class T>
+inline void store_global(void* to, T x) {
+    emulated_align(static_cast<const char*>(to), sizeof x);
+    *static_cast<T*>(to) = x;
 }
 inline void prefetch_global(const void*) {}
 
