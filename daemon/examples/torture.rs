@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a bench may panic")]
 
 #[path = "../tests/live/harness.rs"]
+#[allow(dead_code, reason = "a part of it is enough here")]
 mod harness;
 
 use std::fs;

@@ -55,7 +55,7 @@ async fn what_is_no_readable_picture_is_refused() {
         rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, 0o600.into()).unwrap()
     };
     let path = |name: &str| house.path(name).to_str().unwrap().to_owned();
-    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
     let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
     for (what, file) in [
         ("a folder", open(OFlags::RDONLY | OFlags::DIRECTORY, &path(""))),

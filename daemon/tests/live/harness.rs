@@ -1,7 +1,5 @@
 //! The real service on a bus of its own, with a simulated engine.
 
-#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses a part of it; a test may panic")]
-
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind};

@@ -147,9 +147,11 @@ pub struct Measurement {
     /// The same of one real job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job_measured: Option<f64>,
-    /// The most of a GPU's memory in use at once, with all four networks in it: in the real job, if there was one, else
-    /// in any stage alone; 0 without a GPU.
+    /// The most of a GPU's memory in use at once, with all four networks in it, in any stage alone; 0 without a GPU.
     pub peak_bytes: u64,
+    /// The same of one real job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_bytes_measured: Option<u64>,
     /// What a job is planned to take of the working memory, at most.
     pub planned_bytes: u64,
 }
@@ -321,7 +323,9 @@ impl<'a, B: Backend> Bench<'a, B> {
             for row in &mut measured {
                 match self.whole(row.row) {
                     Ok(None) => {}
-                    Ok(Some((seconds, peak))) => (row.job_measured, row.peak_bytes) = (Some(seconds), peak),
+                    Ok(Some((seconds, peak))) => {
+                        (row.job_measured, row.peak_bytes_measured) = (Some(seconds), Some(peak));
+                    }
                     Err(e @ Error::Memory(_)) => {
                         self.notes.push(format!("the real job of {}: {e}", row.row.name()));
                     }
@@ -411,6 +415,7 @@ impl Figures<'_> {
             job,
             job_measured: None,
             peak_bytes: resident + most,
+            peak_bytes_measured: None,
             planned_bytes,
         }
     }

@@ -17,7 +17,7 @@ impl fmt::Display for Outcome {
         writeln!(f, "seconds, warm medians of {runs}\n")?;
         writeln!(
             f,
-            "{:13}{:>8}{:>8}{:>8}{:>9}{:>9}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>10}{:>9}",
+            "{:13}{:>8}{:>8}{:>8}{:>9}{:>9}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>10}",
             "",
             "load",
             "text",
@@ -30,13 +30,12 @@ impl fmt::Display for Outcome {
             "decode",
             "+ file",
             "job",
-            "peak GiB",
-            "planned"
+            "peak GiB"
         )?;
         for row in &self.rows {
             writeln!(
                 f,
-                "{:13}{:>8.1}{:>8.3}{:>8.3}{:>9.3}{:>9.3}{:>10.3}{:>9}{:>9}{:>9.3}{:>9.3}{:>9.2}{:>10.2}{:>9.2}",
+                "{:13}{:>8.1}{:>8.3}{:>8.3}{:>9.3}{:>9.3}{:>10.3}{:>9}{:>9}{:>9.3}{:>9.3}{:>9.2}{:>10.2}",
                 row.row.name(),
                 row.load,
                 row.text.median,
@@ -49,17 +48,19 @@ impl fmt::Display for Outcome {
                 row.vae_decode.median,
                 row.vae_decode_and_write.median,
                 row.job,
-                gib(row.peak_bytes),
-                gib(row.planned_bytes)
+                gib(row.peak_bytes)
             )?;
         }
-        let whole: Vec<String> = self
-            .rows
-            .iter()
-            .filter_map(|row| Some(format!("{} {:.2} s", row.row.name(), row.job_measured?)))
-            .collect();
-        if !whole.is_empty() {
-            writeln!(f, "\nreal jobs, from the request to the file: {}", whole.join(", "))?;
+        let whole = self.rows.iter().filter_map(|row| Some((row, row.job_measured?)));
+        for (i, (row, seconds)) in whole.enumerate() {
+            let before = if i == 0 { "\nreal jobs, from the request to the file:\n" } else { "" };
+            write!(f, "{before}{:13}{seconds:>8.2} s", row.row.name())?;
+            match row.peak_bytes_measured {
+                None | Some(0) => writeln!(f)?,
+                Some(peak) => {
+                    writeln!(f, ", at most {:.2} of {:.2} GiB planned", gib(peak), gib(row.planned_bytes))?;
+                }
+            }
         }
         let last = self.notes.len();
         for (i, note) in self.notes.iter().enumerate() {

@@ -3,8 +3,8 @@
 // Persistent blocks in clusters of one or two: one warpgroup copies by TMA (one thread of it works), two multiply 64 or
 // 128 rows each. The blocks of a cluster compute tiles that lie below each other and so need the same tile of B: each
 // copies its share of it to both. What follows the product goes through shared memory in f32, a few columns at a time,
-// so that every access to global memory is 8 or 16 bytes a thread with whole sectors; whole tiles of matrices without a
-// residual have a shorter way, matrix_ending.cuh.
+// so that every access to global memory is 8 or 16 bytes a thread with whole sectors; whole tiles of matrices without
+// gates and residual have a shorter way, matrix_ending.cuh.
 //
 // A `Problem` says which tiles there are, how K is cut, and where rows lie:
 //   int tiles()                                    tiles of a cluster, all columns of all rows
@@ -35,8 +35,8 @@ constexpr uint32_t kGroupBytes = 8 * kRowBytes;
 constexpr uint32_t kStepBytes = 32;  // along K of one instruction
 constexpr uint32_t kMaxShared = 232448;
 
-// kParts: products of 64 rows that a warpgroup keeps. kLead: how many blocks of K the second warpgroup starts behind
-// the first, so that one multiplies while the other is in its epilogue.
+// kParts: products of 64 rows that a warpgroup keeps. kLead: how many blocks of K must have come before the second
+// warpgroup starts its first tile. It was meant to keep their epilogues apart, which it does not do: see NOTES.md.
 template <int kParts_, int kColumns_, int kCluster_, int kLead_ = 2>
 struct Shape {
     static constexpr int kParts = kParts_;

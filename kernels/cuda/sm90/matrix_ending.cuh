@@ -19,6 +19,7 @@ struct ColumnVectors {
     // Starts to bring those of the columns from `first` on. An absent bias is 0.
     template <bool kScaled>
     __device__ __forceinline__ void bring(const Epilogue& e, int first, int lane) const {
+        static_assert(kColumns % (4 * 32) == 0, "all lanes bring as much");
         // Other lanes may still read those of the tile before.
         __syncwarp();
         const uint32_t scales = opaque(base + 16 * lane), biases = scales + 4 * kColumns;
@@ -70,7 +71,7 @@ __device__ __forceinline__ void finish_whole(
     const ColumnVectors<Shape::kColumns>& vectors, int lane) {
     constexpr bool kWide = sizeof(Output) == 4;
     constexpr int kGroup = 4;  // eights of columns at once: as many as a row has threads
-    static_assert(Shape::kColumns % (8 * kGroup) == 0);
+    static_assert(kEnding != kNormed && Shape::kColumns % (8 * kGroup) == 0);
 
     const int pair = lane % 4 * 2;
     const uint32_t scales = opaque(vectors.base + 4 * pair), biases = scales + 4 * Shape::kColumns;

@@ -109,7 +109,7 @@ impl ConvOps for Cuda {
             }
         };
         volumes.retain(|view| view.shape[1] > 0);
-        let extents = volumes.iter().filter_map(View::extents).collect::<Vec<_>>();
+        let extents = volumes.iter().map(View::extents).collect::<Option<Vec<_>>>().unwrap_or_default();
         let extents = layer.shape.result(&extents, past, step)?;
         let [channels, frames, height, width] = extents;
         let few = padded(layer.shape.outputs) <= FEW
