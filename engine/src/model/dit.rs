@@ -258,6 +258,8 @@ impl<B: SequenceOps> Dit<B> {
             Blocks::Reuse(residual) => {
                 observer.check()?;
                 b.keep_pace()?;
+                // Goes with this block.
+                let before = before;
                 b.combine(&[(1.0, &before), (1.0, residual)])?
             }
             Blocks::Compute { keep_residual } => {

@@ -126,13 +126,27 @@ fn the_plan_is_near_what_is_taken() {
         let image = b.upload(&noise(257 * 160, 3), &[257, 160]).expect("there is room");
         let context = dit.context(&b, &text, &image).expect("they fit");
         let (time, grid) = (dit.time(&b, 500.0).expect("a time"), dit.grid(&b, t, h, w).expect("a grid"));
-        let blocks = Blocks::Compute { keep_residual: false };
-        let forward = || dit.forward(&b, &x, &y, &time, &context, &grid, blocks, &Quiet, None).map(drop);
-        forward().expect("there is room");
-        let (before, _) = (b.usage()[1].used, b.peak_memory());
-        forward().expect("there is room");
-        let taken = b.usage()[1].peak - before;
-        near(&format!("{weights:?} {attention:?}"), phase(Stage::Denoise), taken);
+        let forward = |blocks| {
+            dit.forward(&b, &x, &y, &time, &context, &grid, blocks, &Quiet, None)
+                .expect("there is room")
+                .residual
+        };
+        let compute = |keep_residual| forward(Blocks::Compute { keep_residual });
+        compute(false);
+        let (before, planned) = (b.usage()[1].used, phase(Stage::Denoise));
+        let taken = || b.usage()[1].peak - before;
+        b.peak_memory();
+        compute(false);
+        near(&format!("{weights:?} {attention:?}"), planned, taken());
+
+        // What a step cache keeps is planned apart.
+        b.peak_memory();
+        let residual = compute(true).expect("it was to be kept");
+        let kept = 4 * residual.extents().iter().product::<usize>() as u64;
+        near("it, and a residual", planned + kept, taken());
+        b.peak_memory();
+        forward(Blocks::Reuse(&residual));
+        near("a residual again", planned + kept, taken());
     }
 }
 
