@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
-use crate::harness::House;
+use crate::harness::{House, PICTURE};
 use serde_json::{Value, json};
 
 /// A user that every Linux knows.
@@ -266,7 +266,7 @@ fn plans_profiles_and_folders_are_listed() {
     let listed = house.json(&["folder", "list"]);
     assert_eq!((&listed[1]["path"], &listed[1]["poll_seconds"]), (&json!(more), &json!(0.1)));
     assert!(says(&house, &["folder", "list"]).contains(more.to_str().unwrap()));
-    fs::write(more.join("photo.png"), crate::harness::PICTURE).unwrap();
+    fs::write(more.join("photo.png"), PICTURE).unwrap();
     house.until_ended(1);
     house.json(&["folder", "remove", more.to_str().unwrap()]);
     assert_eq!(house.json(&["folder", "list"]).as_array().unwrap().len(), 1);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::process::Command;
 
-use crate::harness::House;
+use crate::harness::{House, PICTURE};
 use zbus::Variant;
 
 #[test]
@@ -213,7 +213,7 @@ fn a_path_is_taken_only_below_the_watched_folder_and_keys_are_checked() {
     let (taken, text) = call(house.path("inbox/../picture.png").to_str().unwrap(), none());
     assert!(!taken, "{text}");
     let kept = house.path("inbox/done/old.png");
-    fs::write(&kept, crate::harness::PICTURE).unwrap();
+    fs::write(&kept, PICTURE).unwrap();
     let (taken, text) = call(kept.to_str().unwrap(), HashMap::from([("promt", "a".into())]));
     assert!(!taken && text.contains("unknown option `promt`; did you mean `prompt`?"), "{text}");
     let (taken, text) = call(kept.to_str().unwrap(), HashMap::from([("seed", 7_i32.into())]));
@@ -227,7 +227,7 @@ fn a_path_is_taken_only_below_the_watched_folder_and_keys_are_checked() {
 fn the_examples_print_where_the_video_is_or_why_there_is_none() {
     let house = House::started("[defaults]\nseed = 7\n");
     // Before systemd 254 busctl passes no open files; a picture in a watched folder can be named.
-    fs::write(house.path("inbox/done/old.png"), crate::harness::PICTURE).unwrap();
+    fs::write(house.path("inbox/done/old.png"), PICTURE).unwrap();
     let picture = house.picture();
     let run = |interpreter: &[&str], script: &str, args: &[&str]| {
         let mut command = Command::new(interpreter[0]);

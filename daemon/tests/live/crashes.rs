@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::harness::House;
+use crate::harness::{House, PICTURE};
 
 #[test]
 fn an_engine_that_dies_three_times_fails_its_job_only() {
@@ -81,11 +81,8 @@ fn a_service_killed_again_and_again_makes_each_video_once() {
     for n in 0..PICTURES {
         // The sizes differ, so that no two are the same picture.
         fs::write(house.path(&format!("inbox/p{n}.txt")), format!("slow={}", 5 + n)).unwrap();
-        fs::write(
-            house.path(&format!("inbox/p{n}.png")),
-            [crate::harness::PICTURE, &vec![b'x'; n as usize]].concat(),
-        )
-        .unwrap();
+        fs::write(house.path(&format!("inbox/p{n}.png")), [PICTURE, &vec![b'x'; n as usize]].concat())
+            .unwrap();
     }
     for n in 0..20_u64 {
         house.spawn();

@@ -273,7 +273,9 @@ fn denoise<B: Backend>(
         let mut branches = Vec::with_capacity(contexts.len());
         for (context, residual) in contexts.iter().zip(&mut residuals) {
             // What is going to be replaced makes room first.
-            residual.take_if(|_| plan.compute[step]);
+            if plan.compute[step] {
+                *residual = None;
+            }
             let blocks = match residual {
                 Some(residual) => Blocks::Reuse(residual),
                 None => Blocks::Compute { keep_residual: caching },
