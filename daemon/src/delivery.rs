@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use animd_engine::dims::Dims;
-use animd_engine::protocol::Report;
-use animd_engine::request::Settings;
+use animd_protocol::dims::Dims;
+use animd_protocol::protocol::Report;
+use animd_protocol::request::Settings;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
@@ -530,7 +530,7 @@ pub fn output_name(picture: &OsStr, seed: u64, n: u32) -> OsString {
 
 #[cfg(test)]
 mod tests {
-    use animd_engine::request::Settings;
+    use animd_protocol::request::Settings;
 
     use super::*;
     use crate::files::Identity;

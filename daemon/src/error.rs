@@ -23,7 +23,7 @@ pub enum Error {
     /// A picture, its sidecar or a call that cannot be served.
     #[error("{text}")]
     Refused {
-        /// A stable name, as [`animd_engine::Error::code`] has them.
+        /// A stable name, as [`crate::Error::code`] has them.
         code: &'static str,
         /// The sentence.
         text: String,
@@ -73,8 +73,8 @@ impl Error {
     }
 }
 
-impl From<animd_engine::Error> for Error {
-    fn from(e: animd_engine::Error) -> Self {
-        Self::Refused { code: e.code(), text: e.to_string() }
+impl From<animd_protocol::InvalidSetting> for Error {
+    fn from(e: animd_protocol::InvalidSetting) -> Self {
+        Self::Refused { code: "invalid-setting", text: e.0 }
     }
 }

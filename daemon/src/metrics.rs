@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use animd_engine::progress::Stage;
+use animd_protocol::progress::Stage;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 

@@ -1,9 +1,9 @@
 //! What a video would cost before anybody orders it: its time from what earlier ones took, its memory from the engine's
 //! plan, its profile as it is chosen now.
 
-use animd_engine::dims::Dims;
-use animd_engine::plan::{self, Setup, Work};
-use animd_engine::request::{Request, Size};
+use animd_protocol::dims::Dims;
+use animd_protocol::plan::{self, Setup, Work};
+use animd_protocol::request::{Request, Size};
 
 use crate::Result;
 use crate::delivery::Desk;

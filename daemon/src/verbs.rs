@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use animd_engine::request::{Request, Sampler, Settings, StepCache};
+use animd_protocol::request::{Request, Sampler, Settings, StepCache};
 
 use crate::board::Change;
 use crate::delivery::{Desk, blocking};
@@ -279,7 +279,7 @@ mod tests {
         assert_eq!((other.steps, other.guidance, other.shift), (4, 1.0, 5.0));
         let cached = Settings { step_cache: Some(StepCache::Magcache), ..Settings::default() };
         assert_eq!(overridden(&first, with(cached))?.step_cache_threshold, 0.12);
-        let large = Settings { size: Some(animd_engine::request::Size::P720), ..Settings::default() };
+        let large = Settings { size: Some(animd_protocol::request::Size::P720), ..Settings::default() };
         assert_eq!(overridden(&first, with(large))?.shift, 5.0);
         let drawn = overridden(&first, Retry { new_seed: true, ..Retry::default() })?;
         assert!(drawn.seed != 7);

@@ -70,7 +70,12 @@ impl Error {
     }
 }
 
-#[cfg(feature = "inference")]
+impl From<animd_protocol::InvalidSetting> for Error {
+    fn from(e: animd_protocol::InvalidSetting) -> Self {
+        Self::Setting(e.0)
+    }
+}
+
 impl From<candle_core::Error> for Error {
     fn from(e: candle_core::Error) -> Self {
         Self::Internal(e.to_string())

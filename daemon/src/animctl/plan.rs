@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use animd_engine::request::Settings;
+use animd_protocol::request::Settings;
 use serde_json::Value;
 
 use super::exit::{Exit, Result};

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use animd_engine::request::Settings;
+use animd_protocol::request::Settings;
 use serde_json::{Map, Value};
 use zbus::Variant;
 

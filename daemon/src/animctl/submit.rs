@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use animd_engine::request::Settings;
+use animd_protocol::request::Settings;
 use serde_json::json;
 
 use super::exit::{Exit, Failure, Result};

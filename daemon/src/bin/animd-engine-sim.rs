@@ -32,11 +32,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use std::{fs, process, thread};
 
-use animd_engine::progress::{Progress, Stage};
-use animd_engine::protocol::{
+use animd_protocol::progress::{Progress, Stage};
+use animd_protocol::protocol::{
     FromEngine, HEARTBEAT_SECONDS, Kernels, MAX_LINE, PROTOCOL, Pictures, Report, Target, ToEngine,
 };
-use animd_engine::request::Request;
+use animd_protocol::request::Request;
 
 #[derive(Clone)]
 struct Line(Arc<Mutex<UnixStream>>);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use animd_engine::request::Request;
+use animd_protocol::request::Request;
 use zbus::{OwnedVariant, Variant};
 
 use super::costs;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use animd_engine::profile::Backend;
+use animd_protocol::profile::Backend;
 use zbus::{OwnedVariant, Variant};
 
 use super::error::BusError;

@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use animd_engine::protocol::Report;
-use animd_engine::request::Request;
+use animd_protocol::protocol::Report;
+use animd_protocol::request::Request;
 use rusqlite::Row;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 

@@ -491,7 +491,7 @@ fn taken(db: &Connection, source: &Source, new: &NewJob) -> Result<Option<u64>> 
         .optional()?;
     let Some((id, json)) = again else { return Ok(None) };
     // The seed may have been drawn; everything else must be the same for it to be the same wish.
-    let known: Option<animd_engine::request::Request> = serde_json::from_str(&json).ok();
+    let known: Option<animd_protocol::request::Request> = serde_json::from_str(&json).ok();
     if known.is_none_or(|mut known| {
         known.seed = request.seed;
         known != **request

@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use animd_engine::request::Request;
+use animd_protocol::request::Request;
 use rusqlite::params;
 
 use super::job::{Added, Job, NewJob};

@@ -4,11 +4,11 @@
 use std::cmp::Reverse;
 use std::fmt::Write;
 
-use animd_engine::dims::Dims;
-use animd_engine::plan::{Plan, Setup};
-use animd_engine::profile::{Place, Profile, Residency};
-use animd_engine::protocol::Kernels;
-use animd_engine::request::Settings;
+use animd_protocol::dims::Dims;
+use animd_protocol::plan::{Plan, Setup};
+use animd_protocol::profile::{Place, Profile, Residency};
+use animd_protocol::protocol::Kernels;
+use animd_protocol::request::Settings;
 
 use crate::gpu::{Card, Machine, gib};
 

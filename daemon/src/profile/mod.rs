@@ -8,9 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use animd_engine::profile::{BUILT_IN, Mistake, Profile};
-use animd_engine::protocol::Kernels;
-use animd_engine::request::Settings;
+use animd_protocol::profile::{BUILT_IN, Mistake, Profile};
+use animd_protocol::protocol::Kernels;
+use animd_protocol::request::Settings;
 use tokio::sync::watch;
 
 pub use choose::{AUTO, Choice, Verdict, Wish, choose};

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use animd_engine::request::Request;
+use animd_protocol::request::Request;
 
 use super::folder::{Fate, Ready, Report, Take};
 use super::watches::Watched;

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use animd_engine::request::{Request, Settings};
+use animd_protocol::request::{Request, Settings};
 
 use super::names::FOLDER_SETTINGS;
 use super::root;
@@ -110,7 +110,7 @@ pub fn request(
             folders.find_map(|folder| Some(folder.join(FOLDER_SETTINGS)).filter(exists))
         };
         match beside.or_else(above) {
-            Some(path) => Error::refused(e.code(), format!("{}: {e}", name(root, &path))),
+            Some(path) => Error::refused("invalid-setting", format!("{}: {e}", name(root, &path))),
             None => e.into(),
         }
     })

@@ -11,7 +11,7 @@ use animd::ledger::{Ledger, PART_PREFIX, PART_SUFFIX};
 use animd::service::LEDGER;
 use animd::spool::Spool;
 use animd::verbs::Retry;
-use animd_engine::request::Settings;
+use animd_protocol::request::Settings;
 use rusqlite::{Connection, params};
 use sha2::{Digest, Sha256};
 

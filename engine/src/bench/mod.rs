@@ -432,7 +432,7 @@ fn request(options: &Options, picture: &Picture, row: Row) -> Result<Request> {
         tiling: Some(options.tiling),
         ..row.settings()
     };
-    settings.resolve(|| SEED)
+    Ok(settings.resolve(|| SEED)?)
 }
 
 /// Which steps of a job are computed.

@@ -259,7 +259,8 @@ fn denoise<B: Backend>(
     let times: Vec<Time<B>> =
         sampler.timesteps().iter().map(|&t| models.dit.time(backend, t)).collect::<Result<_>>()?;
     let plan = StepPlan::new(request, |modulation| {
-        Ok(times.iter().map(|t| if modulation { t.e0_host.clone() } else { t.e_host.clone() }).collect())
+        let embedded = |t: &Time<B>| if modulation { t.e0_host.clone() } else { t.e_host.clone() };
+        Ok::<_, Error>(times.iter().map(embedded).collect())
     })?;
 
     let observer = clock.observer();

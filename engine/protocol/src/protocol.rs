@@ -103,7 +103,7 @@ pub enum FromEngine {
     Failed {
         /// The daemon's number of the job; 0 for the engine itself, which then ends.
         job: u64,
-        /// [`crate::Error::code`].
+        /// The stable name of the error.
         code: String,
         /// The sentence for the user.
         message: String,

@@ -7,6 +7,7 @@ pub mod memory;
 mod vae;
 pub mod work;
 
+use std::convert::Infallible;
 use std::fmt;
 
 use serde::Serialize;
@@ -108,7 +109,10 @@ impl Plan {
         let exact = !matches!(request.step_cache, StepCache::Teacache | StepCache::TeacacheRet);
         let compute = match exact {
             // `MagCache` asks for nothing that could fail.
-            true => StepPlan::new(request, |_| Ok(Vec::new())).map(|plan| plan.compute).unwrap_or_default(),
+            true => {
+                let Ok(plan) = StepPlan::new(request, |_| Ok::<_, Infallible>(Vec::new()));
+                plan.compute
+            }
             false => vec![true; request.steps as usize],
         };
         let (computed, skipped) = StepPlan { compute }.forwards(request.uses_guidance());

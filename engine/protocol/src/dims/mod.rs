@@ -1,6 +1,6 @@
 //! How large the four networks are, and which tensors follow from that.
 
-pub(crate) mod schema;
+pub mod schema;
 
 use serde::{Deserialize, Serialize};
 

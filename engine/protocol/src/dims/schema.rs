@@ -4,7 +4,7 @@ use super::{ClipConfig, DitConfig, T5Config, VaeConfig};
 
 /// A tensor that has to be there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Expected {
+pub struct Expected {
     /// Its official name.
     pub name: String,
     /// Its extents; 0 stands for one that is not known, because the tensor that would tell is missing.
@@ -35,7 +35,7 @@ impl List {
 }
 
 /// The diffusion transformer's tensors: 23 and 32 for each block.
-pub(crate) fn dit(c: &DitConfig) -> Vec<Expected> {
+pub fn dit(c: &DitConfig) -> Vec<Expected> {
     let (d, f, i) = (c.dim, c.ffn_dim, c.image_dim);
     let mut list = List::default();
     list.layer("patch_embedding", &[d, c.in_dim, 1, 2, 2]);
@@ -73,7 +73,7 @@ pub(crate) fn dit(c: &DitConfig) -> Vec<Expected> {
 }
 
 /// The `umT5` encoder's tensors.
-pub(crate) fn t5(c: &T5Config) -> Vec<Expected> {
+pub fn t5(c: &T5Config) -> Vec<Expected> {
     let mut list = List::default();
     list.add("token_embedding.weight", &[c.rows, c.dim]);
     for n in 0..c.layers {
@@ -94,7 +94,7 @@ pub(crate) fn t5(c: &T5Config) -> Vec<Expected> {
 }
 
 /// The CLIP vision tower's tensors.
-pub(crate) fn clip(c: &ClipConfig) -> Vec<Expected> {
+pub fn clip(c: &ClipConfig) -> Vec<Expected> {
     let d = c.dim;
     let tokens = c.image_size.checked_div(c.patch).map_or(0, |side| side.pow(2) + 1);
     let mut list = List::default();
@@ -115,7 +115,7 @@ pub(crate) fn clip(c: &ClipConfig) -> Vec<Expected> {
 }
 
 /// The causal VAE's tensors.
-pub(crate) fn vae(c: &VaeConfig) -> Vec<Expected> {
+pub fn vae(c: &VaeConfig) -> Vec<Expected> {
     let channels = c.channels();
     let top = channels[3];
     let z = c.z_dim;

@@ -3,7 +3,6 @@
 pub mod magcache;
 pub mod teacache;
 
-use crate::Result;
 use crate::request::{Request, StepCache};
 
 /// Which steps run the model, known before the first one. A step that does not adds the residual of the last one that did.
@@ -19,7 +18,10 @@ impl StepPlan {
     ///
     /// # Errors
     /// What `embeddings` fails with.
-    pub fn new(request: &Request, embeddings: impl FnOnce(bool) -> Result<Vec<Vec<f32>>>) -> Result<Self> {
+    pub fn new<E>(
+        request: &Request,
+        embeddings: impl FnOnce(bool) -> Result<Vec<Vec<f32>>, E>,
+    ) -> Result<Self, E> {
         let is_480p = request.size.is_480p();
         let threshold = request.step_cache_threshold;
         let teacache = |ret, embeddings: Vec<Vec<f32>>| {
@@ -51,13 +53,13 @@ impl StepPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Error;
+    use crate::InvalidSetting;
     use crate::request::Settings;
 
     #[test]
-    fn a_request_picks_its_plan() -> Result<()> {
+    fn a_request_picks_its_plan() -> Result<(), InvalidSetting> {
         let request = Settings::default().resolve(|| 1)?;
-        let none = |_| Err(Error::Internal("not asked for".into()));
+        let none = |_| Err(InvalidSetting("not asked for".into()));
         assert_eq!(StepPlan::new(&request, none)?.forwards(true), (80, 0));
 
         let cached =

@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::InvalidSetting;
 
 /// The negative prompt that Wan2.1 image-to-video was released with.
 pub const NEGATIVE_PROMPT: &str = "镜头晃动，色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，\
@@ -78,30 +78,30 @@ impl From<Size> for String {
 }
 
 impl TryFrom<String> for Size {
-    type Error = Error;
+    type Error = InvalidSetting;
 
-    fn try_from(text: String) -> Result<Self> {
+    fn try_from(text: String) -> Result<Self, InvalidSetting> {
         text.parse()
     }
 }
 
 impl FromStr for Size {
-    type Err = Error;
+    type Err = InvalidSetting;
 
-    fn from_str(text: &str) -> Result<Self> {
+    fn from_str(text: &str) -> Result<Self, InvalidSetting> {
         match text {
             "480p" => return Ok(Self::P480),
             "720p" => return Ok(Self::P720),
             _ => {}
         }
-        let bad = || Error::Setting(format!("size `{text}` is neither `480p`, `720p` nor `WIDTHxHEIGHT`"));
+        let bad = || InvalidSetting(format!("size `{text}` is neither `480p`, `720p` nor `WIDTHxHEIGHT`"));
         let (width, height) = text.split_once('x').ok_or_else(bad)?;
         let width: u32 = width.parse().map_err(|_| bad())?;
         let height: u32 = height.parse().map_err(|_| bad())?;
         for (name, side) in [("width", width), ("height", height)] {
             if side == 0 || side % 16 != 0 || side > MAX_SIDE {
                 let near = (side.clamp(16, MAX_SIDE) + 8) / 16 * 16;
-                return Err(Error::Setting(format!(
+                return Err(InvalidSetting(format!(
                     "size `{text}`: the {name} {side} is not a multiple of 16 from 16 to {MAX_SIDE}; {near} is the nearest"
                 )));
             }
@@ -322,8 +322,8 @@ impl Settings {
     /// Fills the defaults in and checks every value. `draw_seed` is asked when no seed is given.
     ///
     /// # Errors
-    /// [`Error::Setting`] names the first value that is out of its range or does not go with another one.
-    pub fn resolve(self, draw_seed: impl FnOnce() -> u64) -> Result<Request> {
+    /// [`InvalidSetting`] names the first value that is out of its range or does not go with another one.
+    pub fn resolve(self, draw_seed: impl FnOnce() -> u64) -> Result<Request, InvalidSetting> {
         let sampler = self.sampler.unwrap_or_default();
         let distilled = sampler != Sampler::Unipc;
         let size = self.size.unwrap_or(Size::P480);
@@ -361,9 +361,9 @@ impl Request {
     /// Checks every value, for a request that came from outside.
     ///
     /// # Errors
-    /// [`Error::Setting`] names the first value that is out of its range or does not go with another one.
-    pub fn check(&self) -> Result<()> {
-        let refuse = |text: String| Err(Error::Setting(text));
+    /// [`InvalidSetting`] names the first value that is out of its range or does not go with another one.
+    pub fn check(&self) -> Result<(), InvalidSetting> {
+        let refuse = |text: String| Err(InvalidSetting(text));
         for (name, text) in [("prompt", &self.prompt), ("negative prompt", &self.negative_prompt)] {
             if text.len() > MAX_PROMPT_BYTES {
                 return refuse(format!(

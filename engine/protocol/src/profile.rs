@@ -9,12 +9,12 @@ use crate::request::Settings;
 
 /// The profiles that come with animd, by name, the most demanding first.
 pub const BUILT_IN: [(&str, &str); 6] = [
-    ("h200", include_str!("../../configs/h200.toml")),
-    ("h100", include_str!("../../configs/h100.toml")),
-    ("l40s", include_str!("../../configs/l40s.toml")),
-    ("rtx4090", include_str!("../../configs/rtx4090.toml")),
-    ("rtx4060ti", include_str!("../../configs/rtx4060ti.toml")),
-    ("cpu", include_str!("../../configs/cpu.toml")),
+    ("h200", include_str!("../../../configs/h200.toml")),
+    ("h100", include_str!("../../../configs/h100.toml")),
+    ("l40s", include_str!("../../../configs/l40s.toml")),
+    ("rtx4090", include_str!("../../../configs/rtx4090.toml")),
+    ("rtx4060ti", include_str!("../../../configs/rtx4060ti.toml")),
+    ("cpu", include_str!("../../../configs/cpu.toml")),
 ];
 
 /// How one class of machines runs the model.

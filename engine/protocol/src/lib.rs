@@ -1,0 +1,16 @@
+//! What the service and its engine agree on: what may be asked for ([`request`]), how a machine runs the model
+//! ([`profile`]), what that will cost ([`plan`]), how far it is ([`progress`]) and how the two processes say so
+//! ([`protocol`]).
+//!
+//! Plain data and arithmetic: nothing here knows a tensor library, a GPU, D-Bus or SQLite.
+
+pub mod dims;
+mod error;
+pub mod plan;
+pub mod profile;
+pub mod progress;
+pub mod protocol;
+pub mod request;
+pub mod step_cache;
+
+pub use error::InvalidSetting;
