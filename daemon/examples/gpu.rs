@@ -9,8 +9,8 @@ use animd::gpu::nvml::Driver;
 use animd::gpu::{Machine, gib};
 use animd::ledger::Ledger;
 use animd::profile::{Wish, choose, load};
+use animd_protocol::messages::{Kernels, Target};
 use animd_protocol::progress::Stage;
-use animd_protocol::protocol::{Kernels, Target};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {

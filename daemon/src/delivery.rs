@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use animd_protocol::dims::Dims;
-use animd_protocol::protocol::Report;
+use animd_protocol::messages::Report;
 use animd_protocol::request::Settings;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use animd_protocol::protocol::{FromEngine, MAX_LINE, PROTOCOL, ToEngine};
+use animd_protocol::messages::{FromEngine, MAX_LINE, PROTOCOL, ToEngine};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;

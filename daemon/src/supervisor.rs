@@ -9,8 +9,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use animd_protocol::messages::{FromEngine, PROTOCOL, Report, ToEngine};
 use animd_protocol::progress::Progress;
-use animd_protocol::protocol::{FromEngine, PROTOCOL, Report, ToEngine};
 use animd_protocol::request::Request;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};

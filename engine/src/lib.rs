@@ -21,5 +21,5 @@ pub mod video;
 pub mod weights;
 
 // Where these were before they became a crate of their own.
-pub use animd_protocol::{dims, plan, profile, protocol, request, step_cache};
+pub use animd_protocol::{dims, messages as protocol, plan, profile, request, step_cache};
 pub use error::{Error, Result};

@@ -32,10 +32,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use std::{fs, process, thread};
 
-use animd_protocol::progress::{Progress, Stage};
-use animd_protocol::protocol::{
+use animd_protocol::messages::{
     FromEngine, HEARTBEAT_SECONDS, Kernels, MAX_LINE, PROTOCOL, Pictures, Report, Target, ToEngine,
 };
+use animd_protocol::progress::{Progress, Stage};
 use animd_protocol::request::Request;
 
 #[derive(Clone)]

@@ -5,9 +5,9 @@ use std::cmp::Reverse;
 use std::fmt::Write;
 
 use animd_protocol::dims::Dims;
+use animd_protocol::messages::Kernels;
 use animd_protocol::plan::{Plan, Setup};
 use animd_protocol::profile::{Place, Profile, Residency};
-use animd_protocol::protocol::Kernels;
 use animd_protocol::request::Settings;
 
 use crate::gpu::{Card, Machine, gib};

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
+use animd_protocol::messages::{Kernels, Target};
 use animd_protocol::profile::{BUILT_IN, Profile};
-use animd_protocol::protocol::{Kernels, Target};
 
 use super::*;
 use crate::gpu::Process;

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use animd_protocol::messages::Kernels;
 use animd_protocol::profile::Profile;
 use animd_protocol::progress::Stage;
-use animd_protocol::protocol::Kernels;
 use tokio::time::Instant;
 
 use super::{Choice, FOLDERS, Verdict, Wish, is_file, load, read};

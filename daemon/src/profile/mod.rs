@@ -8,8 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use animd_protocol::messages::Kernels;
 use animd_protocol::profile::{BUILT_IN, Mistake, Profile};
-use animd_protocol::protocol::Kernels;
 use animd_protocol::request::Settings;
 use tokio::sync::watch;
 

@@ -1,16 +1,17 @@
 //! What the service and its engine agree on: what may be asked for ([`request`]), how a machine runs the model
 //! ([`profile`]), what that will cost ([`plan`]), how far it is ([`progress`]) and how the two processes say so
-//! ([`protocol`]).
+//! ([`messages`]).
 //!
 //! Plain data and arithmetic: nothing here knows a tensor library, a GPU, D-Bus or SQLite.
 
 pub mod dims;
 mod error;
+pub mod messages;
 pub mod plan;
 pub mod profile;
 pub mod progress;
-pub mod protocol;
 pub mod request;
+pub mod schedule;
 pub mod step_cache;
 
 pub use error::InvalidSetting;
