@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use animd_protocol::dims::Dims;
 use animd_protocol::messages::Report;
+use animd_protocol::recipe::Recipe;
 use animd_protocol::request::Settings;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
@@ -40,8 +40,8 @@ pub struct Desk {
     config: RwLock<Arc<Config>>,
     /// Finished jobs whose outbox is away.
     waiting: Waiting,
-    /// The sizes of the configured model, once its engine has said them.
-    dims: RwLock<Option<Dims>>,
+    /// The configured model, once its engine has opened it.
+    recipe: RwLock<Option<Arc<Recipe>>>,
     /// Where the configuration is read again from.
     pub sources: Sources,
     /// The queue and the log.
@@ -64,7 +64,7 @@ impl Desk {
         let desk = Self {
             config: RwLock::default(),
             waiting: Waiting::default(),
-            dims: RwLock::default(),
+            recipe: RwLock::default(),
             sources: Sources::default(),
             ledger,
             spool,
@@ -82,15 +82,14 @@ impl Desk {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The sizes of the configured model as its engine said them; those of the 14B model before that.
-    pub fn dims(&self) -> Dims {
-        let known = self.dims.read().unwrap_or_else(PoisonError::into_inner);
-        known.clone().unwrap_or_else(Dims::wan_14b)
+    /// The configured model, once its engine has opened it.
+    pub fn recipe(&self) -> Option<Arc<Recipe>> {
+        self.recipe.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The engine has read the model's files.
-    pub fn set_dims(&self, dims: Dims) {
-        *self.dims.write().unwrap_or_else(PoisonError::into_inner) = Some(dims);
+    /// The engine has opened the model's files.
+    pub fn set_recipe(&self, recipe: Option<Arc<Recipe>>) {
+        *self.recipe.write().unwrap_or_else(PoisonError::into_inner) = recipe;
     }
 
     /// Another configuration from here on.
@@ -106,7 +105,7 @@ impl Desk {
             std::mem::replace(&mut *now, config.clone())
         };
         if before.model != config.model {
-            *self.dims.write().unwrap_or_else(PoisonError::into_inner) = None;
+            self.set_recipe(None);
         }
         self.watches.configure(&config);
         // It may ask for another profile.

@@ -483,17 +483,16 @@ impl Supervisor {
                 self.trouble = Some(("no-engine", text.clone()));
                 self.lost(&text).await;
             }
-            FromEngine::Hello { version, backend, model, kernels, dims, .. } => {
+            FromEngine::Hello { version, backend, model, kernels, recipe, .. } => {
                 tracing::info!("the engine {version} is ready: {model} on {backend}");
-                if let Some(dims) = dims {
-                    self.desk.set_dims(*dims);
-                }
+                let recipe = recipe.map(Arc::from);
+                self.desk.set_recipe(recipe.clone());
                 self.trouble = None;
                 if let Some(engine) = &mut self.engine {
                     engine.hello = Some(Hello { version, backend, model });
                 }
                 self.idle_since = Instant::now();
-                self.keeper.hello(&kernels, self.engine.as_ref().and_then(Engine::pid)).await;
+                self.keeper.hello(&kernels, recipe, self.engine.as_ref().and_then(Engine::pid)).await;
             }
             // Whoever wants a preview asks for it.
             FromEngine::Alive | FromEngine::Preview { .. } => {}

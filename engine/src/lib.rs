@@ -13,6 +13,7 @@ pub mod inspect;
 pub mod model;
 pub mod noise;
 pub mod pipeline;
+pub mod profile;
 pub mod progress;
 pub mod sampler;
 pub mod synth;
@@ -21,5 +22,5 @@ pub mod video;
 pub mod weights;
 
 // Where these were before they became a crate of their own.
-pub use animd_protocol::{dims, messages as protocol, plan, profile, request, step_cache};
+pub use animd_protocol::{dims, messages as protocol, plan, recipe, request, step_cache};
 pub use error::{Error, Result};

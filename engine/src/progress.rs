@@ -1,6 +1,6 @@
 //! How long work reports how far it is, and is told to stop.
 
-pub use animd_protocol::progress::{Progress, Stage};
+pub use animd_protocol::progress::{Costs, Progress, Stage};
 
 /// What long work calls: it reports, and asks whether to go on.
 pub trait Observer: Sync {

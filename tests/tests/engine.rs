@@ -142,7 +142,7 @@ fn a_parent_process_gets_pictures_and_previews() {
         .map(|line| serde_json::from_str(&line.expect("it speaks")).expect("its language"));
     let hello = heard.next();
     assert!(
-        matches!(&hello, Some(FromEngine::Hello { protocol: PROTOCOL, kernels, device: None, .. })
+        matches!(&hello, Some(FromEngine::Hello { protocol: PROTOCOL, kernels, recipe: Some(_), .. })
             if *kernels == Kernels::default()),
         "{hello:?}"
     );

@@ -36,6 +36,7 @@ use animd_protocol::messages::{
     FromEngine, HEARTBEAT_SECONDS, Kernels, MAX_LINE, PROTOCOL, Pictures, Report, Target, ToEngine,
 };
 use animd_protocol::progress::{Progress, Stage};
+use animd_protocol::recipe::Recipe;
 use animd_protocol::request::Request;
 
 #[derive(Clone)]
@@ -112,7 +113,7 @@ fn main() -> io::Result<()> {
     }
     let mut kernels = Kernels::default();
     if std::env::var_os("SIM_KERNELS").is_some() {
-        kernels.native.push(Target { capability: (9, 0), exact: true });
+        kernels.native.push(Target { capability: (9, 0), exact: true, eight_bit_attention: true });
         kernels.driver = Some(535);
     }
     let visible = std::env::var_os("CUDA_VISIBLE_DEVICES").is_some_and(|gpu| !gpu.is_empty());
@@ -122,8 +123,7 @@ fn main() -> io::Result<()> {
         backend: if visible { "cuda" } else { "cpu" }.into(),
         model: "simulated".into(),
         kernels,
-        device: None,
-        dims: None,
+        recipe: Some(Box::new(Recipe::wan21_i2v_14b())),
     });
     let hung = Arc::new(AtomicBool::new(false));
     let canceled = Arc::new(AtomicU64::new(0));

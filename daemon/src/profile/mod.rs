@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use animd_protocol::messages::Kernels;
 use animd_protocol::profile::{BUILT_IN, Mistake, Profile};
+use animd_protocol::recipe::Recipe;
 use animd_protocol::request::Settings;
 use tokio::sync::watch;
 
@@ -131,6 +132,7 @@ struct State {
     profiles: Vec<Profile>,
     machine: Machine,
     kernels: Kernels,
+    recipe: Option<Arc<Recipe>>,
     choice: Arc<Choice>,
 }
 
@@ -154,7 +156,8 @@ impl Default for Profiles {
             remedy: None,
         };
         let machine = Machine::NoDriver { why: "the driver has not been asked yet".into(), on_bus: 0 };
-        let state = State { profiles, machine, kernels: Kernels::default(), choice: Arc::new(choice) };
+        let kernels = Kernels::default();
+        let state = State { profiles, machine, kernels, recipe: None, choice: Arc::new(choice) };
         Self {
             state: Arc::new(Mutex::new(state)),
             changed: watch::Sender::new(()),
@@ -231,7 +234,10 @@ impl Profiles {
                     // Of the one in use the reasons that counted: its own engine holds the memory now.
                     let mut choice = match this {
                         true => (*state.choice).clone(),
-                        false => choose(&state.machine, &state.kernels, &wish, &state.profiles),
+                        false => {
+                            let recipe = state.recipe.as_deref();
+                            choose(&state.machine, &state.kernels, recipe, &wish, &state.profiles)
+                        }
                     };
                     if chosen.is_some() && !this {
                         choice.why.retain(|why| why != choose::WAITING);
@@ -254,12 +260,19 @@ impl Profiles {
     }
 
     /// Chooses anew and tells everybody, if it comes out otherwise.
-    pub fn decide(&self, machine: Machine, kernels: Kernels, wish: &Wish) -> Arc<Choice> {
+    pub fn decide(
+        &self,
+        machine: Machine,
+        kernels: Kernels,
+        recipe: Option<Arc<Recipe>>,
+        wish: &Wish,
+    ) -> Arc<Choice> {
         let (choice, changed) = self.with(|state| {
-            let choice = Arc::new(choose(&machine, &kernels, wish, &state.profiles));
+            let choice = Arc::new(choose(&machine, &kernels, recipe.as_deref(), wish, &state.profiles));
             let changed = *state.choice != *choice;
             state.machine = machine;
             state.kernels = kernels;
+            state.recipe = recipe;
             state.choice = choice.clone();
             (choice, changed)
         });
@@ -306,11 +319,11 @@ mod tests {
         let profiles = Profiles::default();
         let mut told = profiles.changes();
         let machine = Machine::NoDriver { why: "there is no driver".into(), on_bus: 0 };
-        let choice = profiles.decide(machine.clone(), Kernels::default(), &Wish::default());
+        let choice = profiles.decide(machine.clone(), Kernels::default(), None, &Wish::default());
         assert_eq!(choice.profile.as_ref().map(|p| p.name.as_str()), Some("cpu"));
         assert!(told.has_changed().is_ok_and(|changed| changed));
         told.mark_unchanged();
-        profiles.decide(machine, Kernels::default(), &Wish::default());
+        profiles.decide(machine, Kernels::default(), None, &Wish::default());
         assert!(told.has_changed().is_ok_and(|changed| !changed), "the same choice is no news");
         for listed in profiles.list() {
             assert_eq!(

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::recipe::Component;
 use crate::request::Settings;
 
 /// The profiles that come with animd, by name, the most demanding first.
@@ -28,7 +29,7 @@ pub struct Profile {
     /// `[device]`
     pub device: Device,
     /// `[precision]`
-    pub precision: Precision,
+    pub precision: Precisions,
     /// `[attention]`
     pub attention: Attention,
     /// `[residency]`
@@ -72,26 +73,44 @@ impl Backend {
     }
 }
 
-/// In which type the weights of each network are kept and multiplied.
+/// How the networks of each kind are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Precision {
+pub struct Precisions {
     /// The large matrices of the DiT's blocks.
-    pub dit: Weights,
+    pub dit: Precision,
     /// The DiT's norms, modulation, embeddings and residual stream.
     pub sensitive: Sensitive,
     /// umT5.
-    pub text: Weights,
+    pub text: Precision,
     /// CLIP.
-    pub clip: Weights,
+    pub clip: Precision,
     /// The VAE.
-    pub vae: Weights,
+    pub vae: Precision,
 }
 
-/// A type of weights.
+impl Precisions {
+    /// Everything in one precision.
+    pub const fn all(precision: Precision, sensitive: Sensitive) -> Self {
+        let [dit, text, clip, vae] = [precision; 4];
+        Self { dit, sensitive, text, clip, vae }
+    }
+
+    /// That of the networks of one kind.
+    pub fn of(&self, component: Component) -> Precision {
+        match component {
+            Component::Dit => self.dit,
+            Component::T5 => self.text,
+            Component::Clip => self.clip,
+            Component::Vae => self.vae,
+        }
+    }
+}
+
+/// In which type a network's weights are kept and multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Weights {
+pub enum Precision {
     /// 16 bits, as the model is published.
     Bf16,
     /// 8 bits (e4m3), a scale for each row.
@@ -129,7 +148,7 @@ pub enum AttentionKind {
     EightBit,
 }
 
-/// Where the weights of each network are between their uses.
+/// Where the weights of the networks of each kind are between their uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Residency {
@@ -141,6 +160,34 @@ pub struct Residency {
     pub clip: Place,
     /// The VAE.
     pub vae: Place,
+}
+
+impl Residency {
+    /// Everything in one place.
+    pub const fn all(place: Place) -> Self {
+        let [dit, text, clip, vae] = [place; 4];
+        Self { dit, text, clip, vae }
+    }
+
+    /// That of the networks of one kind.
+    pub fn of(&self, component: Component) -> Place {
+        match component {
+            Component::Dit => self.dit,
+            Component::T5 => self.text,
+            Component::Clip => self.clip,
+            Component::Vae => self.vae,
+        }
+    }
+}
+
+/// The key that stands for the networks of a kind in the sections of a profile.
+pub fn key(component: Component) -> &'static str {
+    match component {
+        Component::Dit => "dit",
+        Component::T5 => "text",
+        Component::Clip => "clip",
+        Component::Vae => "vae",
+    }
 }
 
 /// A place for weights.
@@ -235,12 +282,6 @@ impl Profile {
             let text = format!("memory.reserve_mib {} is not from 0 to {}", memory.reserve_mib, 1 << 20);
             return Err((&["memory", "reserve_mib"], text));
         }
-        let networks = [
-            ("dit", precision.dit, residency.dit),
-            ("text", precision.text, residency.text),
-            ("clip", precision.clip, residency.clip),
-            ("vae", precision.vae, residency.vae),
-        ];
         match device.backend {
             Backend::Cpu => {
                 let cpu = |what: &str| format!("the backend `cpu` {what}");
@@ -248,8 +289,9 @@ impl Profile {
                     let text = cpu("needs no GPU memory; leave device.min_memory_gib out");
                     return Err((&["device", "min_memory_gib"], text));
                 }
-                for (network, weights, place) in networks {
-                    if weights != Weights::Fp32 {
+                for component in Component::ALL {
+                    let (network, place) = (key(component), residency.of(component));
+                    if precision.of(component) != Precision::Fp32 {
                         let text = cpu(&format!("computes in float32 alone; write `{network} = \"fp32\"`"));
                         return Err((path("precision", network), text));
                     }
@@ -269,8 +311,9 @@ impl Profile {
                         "a profile for a GPU says how much of its memory must be free: device.min_memory_gib";
                     return Err((&["device"], text.into()));
                 }
-                for (network, weights) in [("clip", precision.clip), ("vae", precision.vae)] {
-                    if weights == Weights::Fp8 {
+                for component in [Component::Clip, Component::Vae] {
+                    if precision.of(component) == Precision::Fp8 {
+                        let network = key(component);
                         let text = format!(
                             "precision.{network} `fp8` is for `dit` and `text` alone, which have the large matrices; \
                              write \"bf16\" or \"fp32\""
@@ -375,9 +418,9 @@ vae = "device"
         for (name, _) in BUILT_IN {
             let profile = Profile::built_in(name).expect("it comes with animd");
             let request = profile.settings.clone().resolve(|| 1).expect("valid settings");
-            let (setup, dims) = (Setup::from(&profile), crate::dims::Dims::wan_14b());
+            let (setup, recipe) = (Setup::from(&profile), crate::recipe::Recipe::wan21_i2v_14b());
             // At the size that the profile makes when nobody asks for another.
-            let (bytes, stage) = Plan::new(&dims, &request, [832, 480], &setup).memory.peak();
+            let (bytes, stage) = Plan::new(&recipe, &request, [832, 480], &setup).memory.peak();
             let asked = profile.min_memory();
             assert!(
                 !profile.on_gpu() || bytes + setup.reserve <= asked,

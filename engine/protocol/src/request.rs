@@ -4,111 +4,21 @@
 //! and draws the seed; a `Request` therefore repeats its video exactly, and is what the ledger and the file's metadata
 //! keep.
 
-use std::fmt;
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
 
 use crate::InvalidSetting;
+use crate::defaults::Defaults;
+use crate::size::ROPE_POSITIONS;
 
-/// The negative prompt that Wan2.1 image-to-video was released with.
-pub const NEGATIVE_PROMPT: &str = "镜头晃动，色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，\
-最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，\
-手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走";
+pub use crate::defaults::NEGATIVE_PROMPT;
+pub use crate::size::{MAX_SIDE, Size};
 
 /// The longest prompt, in bytes of UTF-8. The model reads 512 tokens, which is far less.
 pub const MAX_PROMPT_BYTES: usize = 16 * 1024;
-/// Positions that the rotary embedding has along each axis.
-const ROPE_POSITIONS: u32 = 1024;
 /// Frames of the longest video: as many latent frames as the rotary embedding has positions.
 pub const MAX_FRAMES: u32 = 4 * (ROPE_POSITIONS - 1) + 1;
-/// Pixels of the longest side: two latent pixels of eight pixels each a token.
-pub const MAX_SIDE: u32 = 16 * ROPE_POSITIONS;
 /// The largest seed. SQLite, D-Bus and JSON all hold it.
 pub const MAX_SEED: u64 = i64::MAX as u64;
-
-/// How large the video shall be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub enum Size {
-    /// The official rule: about 480*832 pixels in the picture's own shape.
-    P480,
-    /// The official rule: about 720*1280 pixels in the picture's own shape.
-    P720,
-    /// Exactly so many pixels, multiples of 16; the picture is cropped to its centre.
-    Exact {
-        /// Pixels.
-        width: u32,
-        /// Pixels.
-        height: u32,
-    },
-}
-
-impl Size {
-    /// The area in pixels that the size stands for.
-    pub fn area(self) -> u32 {
-        match self {
-            Self::P480 => 480 * 832,
-            Self::P720 => 720 * 1280,
-            Self::Exact { width, height } => width * height,
-        }
-    }
-
-    /// Whether the model's 480P conventions (shift, step-cache coefficients) apply, by area.
-    pub fn is_480p(self) -> bool {
-        // Half way between the two areas that the model was trained at.
-        self.area() < u32::midpoint(480 * 832, 720 * 1280)
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::P480 => f.write_str("480p"),
-            Self::P720 => f.write_str("720p"),
-            Self::Exact { width, height } => write!(f, "{width}x{height}"),
-        }
-    }
-}
-
-impl From<Size> for String {
-    fn from(size: Size) -> Self {
-        size.to_string()
-    }
-}
-
-impl TryFrom<String> for Size {
-    type Error = InvalidSetting;
-
-    fn try_from(text: String) -> Result<Self, InvalidSetting> {
-        text.parse()
-    }
-}
-
-impl FromStr for Size {
-    type Err = InvalidSetting;
-
-    fn from_str(text: &str) -> Result<Self, InvalidSetting> {
-        match text {
-            "480p" => return Ok(Self::P480),
-            "720p" => return Ok(Self::P720),
-            _ => {}
-        }
-        let bad = || InvalidSetting(format!("size `{text}` is neither `480p`, `720p` nor `WIDTHxHEIGHT`"));
-        let (width, height) = text.split_once('x').ok_or_else(bad)?;
-        let width: u32 = width.parse().map_err(|_| bad())?;
-        let height: u32 = height.parse().map_err(|_| bad())?;
-        for (name, side) in [("width", width), ("height", height)] {
-            if side == 0 || side % 16 != 0 || side > MAX_SIDE {
-                let near = (side.clamp(16, MAX_SIDE) + 8) / 16 * 16;
-                return Err(InvalidSetting(format!(
-                    "size `{text}`: the {name} {side} is not a multiple of 16 from 16 to {MAX_SIDE}; {near} is the nearest"
-                )));
-            }
-        }
-        Ok(Self::Exact { width, height })
-    }
-}
 
 /// How a picture is fitted to a [`Size`] that is an area.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -319,14 +229,31 @@ impl Settings {
         }
     }
 
-    /// Fills the defaults in and checks every value. `draw_seed` is asked when no seed is given.
+    /// Fills the defaults of Wan2.1 image-to-video in and checks every value. `draw_seed` is asked when no seed is given.
     ///
     /// # Errors
     /// [`InvalidSetting`] names the first value that is out of its range or does not go with another one.
     pub fn resolve(self, draw_seed: impl FnOnce() -> u64) -> Result<Request, InvalidSetting> {
+        self.resolve_for(&Defaults::wan21_i2v(), draw_seed)
+    }
+
+    /// Fills a family's defaults in and checks every value. `draw_seed` is asked when no seed is given.
+    ///
+    /// # Errors
+    /// [`InvalidSetting`] names the first value that is out of its range or does not go with another one.
+    pub fn resolve_for(
+        self,
+        defaults: &Defaults,
+        draw_seed: impl FnOnce() -> u64,
+    ) -> Result<Request, InvalidSetting> {
         let sampler = self.sampler.unwrap_or_default();
-        let distilled = sampler != Sampler::Unipc;
         let size = self.size.unwrap_or(Size::P480);
+        let (steps, shift, guidance) = match sampler {
+            Sampler::Unipc => (defaults.steps, *defaults.shift.of(size), defaults.guidance),
+            Sampler::Distill | Sampler::DistillRenoise => {
+                (DISTILL_TIMESTEPS.len() as u32, defaults.distilled_shift, defaults.distilled_guidance)
+            }
+        };
         let step_cache = self.step_cache.unwrap_or_default();
         let threshold = match step_cache {
             StepCache::None => 0.0,
@@ -335,17 +262,17 @@ impl Settings {
         };
         let request = Request {
             prompt: self.prompt.unwrap_or_default(),
-            negative_prompt: self.negative_prompt.unwrap_or_else(|| NEGATIVE_PROMPT.to_owned()),
+            negative_prompt: self.negative_prompt.unwrap_or_else(|| defaults.negative_prompt.clone()),
             seed: self.seed.unwrap_or_else(draw_seed),
             size,
             resize: self.resize.unwrap_or_default(),
-            frames: self.frames.unwrap_or(81),
-            fps: self.fps.unwrap_or(16),
+            frames: self.frames.unwrap_or(defaults.frames),
+            fps: self.fps.unwrap_or(defaults.fps),
             quality: self.quality.unwrap_or(18),
             sampler,
-            steps: self.steps.unwrap_or(if distilled { DISTILL_TIMESTEPS.len() as u32 } else { 40 }),
-            shift: self.shift.unwrap_or(if size.is_480p() && !distilled { 3.0 } else { 5.0 }),
-            guidance: self.guidance.unwrap_or(if distilled { 1.0 } else { 5.0 }),
+            steps: self.steps.unwrap_or(steps),
+            shift: self.shift.unwrap_or(shift),
+            guidance: self.guidance.unwrap_or(guidance),
             step_cache,
             step_cache_threshold: threshold,
             noise: self.noise.unwrap_or_default(),

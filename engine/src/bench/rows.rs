@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::profile::{AttentionKind, Weights};
 use crate::request::{Sampler, Settings, StepCache};
+use animd_protocol::profile::{AttentionKind, Precision};
 
 /// A way to run a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -46,11 +46,11 @@ impl Row {
     }
 
     /// The type of the DiT's large matrices.
-    pub fn weights(self) -> Weights {
+    pub fn weights(self) -> Precision {
         match self {
-            Self::Bf16Exact | Self::Bf16EightBit => Weights::Bf16,
+            Self::Bf16Exact | Self::Bf16EightBit => Precision::Bf16,
             Self::Fp8Exact | Self::Fp8 | Self::Fp8Teacache | Self::Fp8Magcache | Self::Distill => {
-                Weights::Fp8
+                Precision::Fp8
             }
         }
     }

@@ -39,8 +39,9 @@ pub fn choose(profile: Option<&Profile>) -> Result<Chosen> {
 pub fn kernels() -> Kernels {
     #[cfg(feature = "cuda")]
     {
-        let target = |capability, exact| Target { capability, exact };
-        let native = vec![target((8, 9), true), target((9, 0), true)];
+        let target =
+            |capability, eight_bit_attention| Target { capability, exact: true, eight_bit_attention };
+        let native = vec![target((8, 9), false), target((9, 0), true)];
         Kernels { native, ptx: Some((8, 9)), driver: Some(OLDEST_DRIVER), offload: false }
     }
     #[cfg(not(feature = "cuda"))]

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use animd_engine::dims::Dims;
 use animd_engine::plan::{Plan, Setup, gib};
 use animd_engine::profile::{BUILT_IN, Profile};
+use animd_engine::recipe::Recipe;
 use animd_engine::request::{Settings, Size};
 use animd_engine::weights::Model;
 use animd_engine::{Error, Result};
@@ -40,9 +40,9 @@ impl PlanArgs {
     /// Runs it.
     pub fn run(self) -> Result<()> {
         let profile = profile(&self.profile)?;
-        let dims = match &self.model {
-            Some(folder) => Model::open(folder, None)?.dims(),
-            None => Dims::wan_14b(),
+        let recipe = match &self.model {
+            Some(folder) => Model::open(folder, None)?.recipe(),
+            None => Recipe::wan21_i2v_14b(),
         };
         let request = self.settings.or(profile.settings.clone()).resolve(|| 0)?;
         // A picture of the area's own shape.
@@ -52,7 +52,7 @@ impl PlanArgs {
             Size::Exact { width, height } => [width as usize, height as usize],
         };
         let setup = Setup::from(&profile);
-        let plan = Plan::new(&dims, &request, size, &setup);
+        let plan = Plan::new(&recipe, &request, size, &setup);
         let needed = plan.memory.peak().0 + setup.reserve;
         let fits = self.vram.map(|vram| needed <= vram);
         if self.json {

@@ -165,8 +165,7 @@ impl Serve {
             backend: pipeline.backend_name().into(),
             model: pipeline.model_name().into(),
             kernels: backend::kernels(),
-            device: None,
-            dims: Some(Box::new(pipeline.dims())),
+            recipe: Some(Box::new(pipeline.recipe().clone())),
         });
         let (jobs, queue) = mpsc::sync_channel(1);
         std::thread::spawn(move || {

@@ -46,7 +46,7 @@ impl TeaCachePlan {
 
 /// Decides which steps are computed. `embeddings` has one vector a step: the time embedding `e`, or with `ret` the
 /// modulation `e0` that is made of it. Always computed are the first and the last step, or with `ret` the first five.
-pub fn plan(embeddings: &[Vec<f32>], coefficients: &[f64; 5], threshold: f64, ret: bool) -> TeaCachePlan {
+pub fn plan(embeddings: &[Vec<f32>], coefficients: &[f64], threshold: f64, ret: bool) -> TeaCachePlan {
     let steps = embeddings.len();
     let free = if ret { RET_STEPS..steps } else { 1..steps.saturating_sub(1) };
     let mut plan = TeaCachePlan { compute: Vec::new(), rel_l1: Vec::new(), accumulated: Vec::new() };
