@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 use std::fmt::Write;
 
+use animd_protocol::limits;
 use animd_protocol::messages::Kernels;
 use animd_protocol::plan::{Plan, Setup};
 use animd_protocol::profile::Profile;
@@ -204,6 +205,7 @@ impl<'a> Case<'a> {
                     why[0] = format!("profile.name asks for `{}`; {}", profile.name, why[0]);
                 }
                 why.extend(self.smaller(card, profile, wished.is_some()));
+                why.extend(limits(profile, self.kernels, Some(card.capability)));
                 why.extend(fits[1..].iter().map(|other| compared((card, profile, *native), other)));
                 Choice {
                     profile: Some((*profile).clone()),

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use animd_protocol::limits;
 use animd_protocol::messages::Kernels;
 use animd_protocol::profile::{BUILT_IN, Mistake, Profile};
 use animd_protocol::recipe::Recipe;
@@ -74,20 +75,27 @@ fn is_file(name: &str) -> bool {
     name.contains('/') || Path::new(name).extension().is_some_and(|e| e == "toml")
 }
 
-/// Checks that the configured profile exists, which the service finds out when it chooses one.
+/// Checks that the configured profile exists, which the service finds out when it chooses one. Returns a sentence for each
+/// thing that the profile asks for and the engine does not do, for now.
 ///
 /// # Errors
 /// [`Error::Config`] with the value's place, and the nearest right name or what is wrong with its file.
-pub fn check(loaded: &Loaded) -> Result<(), Error> {
+pub fn check(loaded: &Loaded) -> Result<Vec<String>, Error> {
     let name = &loaded.config.profile.name;
-    let mistake = if is_file(name) {
-        read(name.as_ref()).err()
+    let found = if is_file(name) {
+        read(name.as_ref()).map(Some)
     } else {
         let (profiles, _) = load(&FOLDERS.map(PathBuf::from));
-        let known = name == AUTO || profiles.iter().any(|p| p.name == *name);
-        (!known).then(|| unknown(name, &profiles))
+        match profiles.iter().find(|p| p.name == *name) {
+            None if name != AUTO => Err(unknown(name, &profiles)),
+            profile => Ok(profile.cloned()),
+        }
     };
-    mistake.map_or(Ok(()), |mistake| Err(Error::Config(loaded.origins.say("profile.name", &mistake))))
+    match found {
+        // What the engine was built for is not known here; it says so itself when it runs.
+        Ok(profile) => Ok(profile.map_or_else(Vec::new, |p| limits(&p, &Kernels::default(), None))),
+        Err(mistake) => Err(Error::Config(loaded.origins.say("profile.name", &mistake))),
+    }
 }
 
 /// A sentence about a name that no profile has.

@@ -7,6 +7,7 @@
 mod defaults;
 pub mod dims;
 mod error;
+mod limits;
 pub mod messages;
 pub mod plan;
 pub mod profile;
@@ -18,3 +19,4 @@ mod size;
 pub mod step_cache;
 
 pub use error::InvalidSetting;
+pub use limits::limits;

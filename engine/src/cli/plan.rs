@@ -8,7 +8,9 @@ use animd_engine::recipe::Recipe;
 use animd_engine::request::{Settings, Size};
 use animd_engine::weights::Model;
 use animd_engine::{Error, Result};
+use animd_protocol::limits;
 
+use super::backend::kernels;
 use super::{print, print_json};
 
 /// Say what a video will cost in operations and memory, without making it.
@@ -51,16 +53,21 @@ impl PlanArgs {
             Size::P720 => [1280, 720],
             Size::Exact { width, height } => [width as usize, height as usize],
         };
-        let setup = Setup::from(&profile);
+        let setup = Setup::of(&profile, &kernels());
+        let notes = limits(&profile, &kernels(), None);
         let plan = Plan::new(&recipe, &request, size, &setup);
         let needed = plan.memory.peak().0 + setup.reserve;
         let fits = self.vram.map(|vram| needed <= vram);
         if self.json {
             print_json(&serde_json::json!({
                 "profile": profile.name, "request": request, "plan": plan, "peak": needed, "fits": fits,
+                "notes": notes,
             }))?;
         } else {
             print(&format!("{plan}"))?;
+            for note in notes {
+                print(&note)?;
+            }
             if let Some((vram, true)) = self.vram.zip(fits) {
                 print(&format!("fits into {}", gib(vram)))?;
             }
