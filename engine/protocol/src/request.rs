@@ -23,7 +23,6 @@ pub const MAX_SEED: u64 = i64::MAX as u64;
 /// How a picture is fitted to a [`Size`] that is an area.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Resize {
     /// The official rule: the picture's own shape, sides rounded to latents.
     #[default]
@@ -35,7 +34,6 @@ pub enum Resize {
 /// The name of a sampler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Sampler {
     /// `UniPC` of order 2, for the released model.
     #[default]
@@ -49,7 +47,6 @@ pub enum Sampler {
 /// Which forwards of the DiT are saved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum StepCache {
     /// None: every forward is computed.
     #[default]
@@ -65,7 +62,6 @@ pub enum StepCache {
 /// Whose random numbers the initial noise equals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Noise {
     /// `torch.randn` with a CUDA generator, as the official code and `LightX2V` draw it.
     #[default]
@@ -77,7 +73,6 @@ pub enum Noise {
 /// Whether the VAE works on the whole picture or on overlapping tiles.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Tiling {
     /// Whole.
     #[default]
@@ -89,75 +84,57 @@ pub enum Tiling {
 /// A user's wishes. Every key may be missing; [`Settings::resolve`] says what it then is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct Settings {
     /// What shall happen in the video
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(short, long, value_name = "TEXT"))]
     pub prompt: Option<String>,
     /// What shall not be in the video [default: the model's own list, in Chinese]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(short, long, value_name = "TEXT"))]
     pub negative_prompt: Option<String>,
     /// The number that the noise is drawn from; the same seed gives the same video [default: drawn]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(short, long, value_name = "N"))]
     pub seed: Option<u64>,
     /// `480p` or `720p` (about so many pixels, in the picture's shape), or `WIDTHxHEIGHT` [default: 480p]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
     pub size: Option<Size>,
     /// How the picture's shape is kept where the size is an area [default: official]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "RULE"))]
     pub resize: Option<Resize>,
     /// Frames of the video, 4n+1 [default: 81]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     pub frames: Option<u32>,
     /// Frames a second [default: 16]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     pub fps: Option<u32>,
     /// H.264 quality, from 1 (the best) to 51; 18 looks lossless [default: 18]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "CRF"))]
     pub quality: Option<u32>,
     /// The sampler [default: unipc]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "NAME"))]
     pub sampler: Option<Sampler>,
     /// Denoising steps [default: 40; the distilled samplers always take 4]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     pub steps: Option<u32>,
     /// How far the steps lean towards the noisy end [default: 3 at 480p, 5 at 720p and for the distilled samplers]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "X"))]
     pub shift: Option<f64>,
     /// How strongly the prompt is followed; 1 halves the work [default: 5; the distilled samplers take 1]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "X"))]
     pub guidance: Option<f64>,
     /// Which forwards are saved by reusing an earlier one's result [default: none]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "NAME"))]
     pub step_cache: Option<StepCache>,
     /// How much the step cache may err before it computes again [default: 0.2 for `TeaCache`, 0.12 for `MagCache`]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "X"))]
     pub step_cache_threshold: Option<f64>,
     /// Whose random numbers the noise equals, for the same seed [default: cuda]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "NAME"))]
     pub noise: Option<Noise>,
     /// Multiprocessors of the card whose CUDA noise it shall be [default: 132, an H200's]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     pub noise_multiprocessors: Option<u32>,
     /// Whether the VAE works on tiles [default: whole]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "HOW"))]
     pub tiling: Option<Tiling>,
 }
 

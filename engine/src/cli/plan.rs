@@ -8,6 +8,7 @@ use animd_engine::recipe::Recipe;
 use animd_engine::request::{Settings, Size};
 use animd_engine::weights::Model;
 use animd_engine::{Error, Result};
+use animd_options::SettingsOptions;
 use animd_protocol::limits;
 
 use super::backend::kernels;
@@ -23,7 +24,7 @@ Examples:
 Exit status: 1 if it does not fit.")]
 pub struct PlanArgs {
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsOptions,
     /// The model's folder, for its sizes [default: the sizes of the released 14B model]
     #[arg(short, long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -46,7 +47,7 @@ impl PlanArgs {
             Some(folder) => Model::open(folder, None)?.recipe(),
             None => Recipe::wan21_i2v_14b(),
         };
-        let request = self.settings.or(profile.settings.clone()).resolve(|| 0)?;
+        let request = Settings::from(self.settings).or(profile.settings.clone()).resolve(|| 0)?;
         // A picture of the area's own shape.
         let size = match request.size {
             Size::P480 => [832, 480],
