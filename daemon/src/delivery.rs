@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use animd_protocol::ErrorCode;
 use animd_protocol::messages::Report;
 use animd_protocol::recipe::Recipe;
 use animd_protocol::request::Settings;
@@ -147,7 +148,7 @@ impl Desk {
 
     fn examine_blocking(&self, job: &Job, report: Report) -> Ended {
         let part = self.part(job);
-        let failed = |text: String| Ended::Failed { code: "output".into(), text };
+        let failed = |text: String| Ended::Failed { code: ErrorCode::Output, text };
         let (mut file, meta) = match files::open_regular(&part) {
             Ok(open) => open,
             Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
@@ -219,8 +220,9 @@ impl Desk {
                     let text = format!("the video could not be put into the outbox: {e}");
                     let target = self.source_target(&job, Outcome::Failed);
                     let told = text.clone();
-                    self.ledger
-                        .call_blocking(move |db| db.fail_delivery(id, "output", &told, target.as_deref()))?;
+                    self.ledger.call_blocking(move |db| {
+                        db.fail_delivery(id, ErrorCode::Output, &told, target.as_deref())
+                    })?;
                     let Some(changed) = find()? else { return Ok(()) };
                     job = changed;
                 }
@@ -408,7 +410,7 @@ impl Desk {
                         self.end_blocking(
                             id,
                             State::Running,
-                            &Ended::Failed { code: "crashed".into(), text },
+                            &Ended::Failed { code: ErrorCode::Crashed, text },
                         )?;
                     }
                 }

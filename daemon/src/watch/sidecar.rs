@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use animd_protocol::ErrorCode;
 use animd_protocol::request::{Request, Settings};
 
 use super::names::FOLDER_SETTINGS;
@@ -57,7 +58,7 @@ pub fn settings(root: &Path, picture: &Path) -> Result<Settings> {
     {
         if settings.prompt.is_some() {
             return Err(Error::refused(
-                "invalid-setting",
+                ErrorCode::InvalidSetting,
                 format!(
                     "both `{}` and `{}` give a prompt; keep one",
                     toml.map(|toml| name(root, &toml)).unwrap_or_default(),
@@ -110,7 +111,7 @@ pub fn request(
             folders.find_map(|folder| Some(folder.join(FOLDER_SETTINGS)).filter(exists))
         };
         match beside.or_else(above) {
-            Some(path) => Error::refused("invalid-setting", format!("{}: {e}", name(root, &path))),
+            Some(path) => Error::refused(ErrorCode::InvalidSetting, format!("{}: {e}", name(root, &path))),
             None => e.into(),
         }
     })
@@ -123,7 +124,7 @@ fn name(root: &Path, path: &Path) -> String {
 
 fn parse(root: &Path, path: &Path, text: &str) -> Result<Settings> {
     let file = path.strip_prefix(root).unwrap_or(path);
-    keys::settings_from_toml(file, text).map_err(|e| Error::refused("invalid-setting", e))
+    keys::settings_from_toml(file, text).map_err(|e| Error::refused(ErrorCode::InvalidSetting, e))
 }
 
 fn read(root: &Path, path: &Path) -> Result<Option<String>> {
@@ -134,13 +135,13 @@ fn read(root: &Path, path: &Path) -> Result<Option<String>> {
         }
         Err(e) => {
             let text = format!("`{}`, which may hold its settings, cannot be read: {e}", name(root, path));
-            return Err(Error::refused("file", text));
+            return Err(Error::refused(ErrorCode::File, text));
         }
     };
     let text = String::from_utf8(bytes).map_err(|e| {
         let line = e.as_bytes()[..e.utf8_error().valid_up_to()].split(|b| *b == b'\n').count();
         let text = format!("{}:{line}: it is not valid UTF-8; save it as UTF-8", name(root, path));
-        Error::refused("invalid-setting", text)
+        Error::refused(ErrorCode::InvalidSetting, text)
     })?;
     // Windows editors begin a file with a mark.
     Ok(Some(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)))

@@ -27,7 +27,7 @@ fn desk(house: &House) -> Arc<Desk> {
 
 fn refusal<T>(result: animd::Result<T>) -> (&'static str, String) {
     let e = result.err().expect("refused");
-    (e.code(), e.to_string())
+    (e.code().name(), e.to_string())
 }
 
 fn in_a_runtime<T>(work: impl Future<Output = T>) -> T {

@@ -18,5 +18,5 @@ pub mod schedule;
 mod size;
 pub mod step_cache;
 
-pub use error::InvalidSetting;
+pub use error::{ErrorCode, InvalidSetting};
 pub use limits::limits;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ErrorCode;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::request::Request;
@@ -100,8 +101,8 @@ pub enum FromEngine {
     Failed {
         /// The daemon's number of the job; 0 for the engine itself, which then ends.
         job: u64,
-        /// The stable name of the error.
-        code: String,
+        /// What went wrong, for programs.
+        code: ErrorCode,
         /// The sentence for the user.
         message: String,
     },

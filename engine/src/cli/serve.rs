@@ -15,6 +15,7 @@ use animd_engine::progress::{Observer, Progress};
 use animd_engine::protocol::{FromEngine, HEARTBEAT_SECONDS, MAX_LINE, PROTOCOL, Pictures, Report, ToEngine};
 use animd_engine::request::Request;
 use animd_engine::{Error, Result, image};
+use animd_protocol::ErrorCode;
 
 use super::ModelArgs;
 use super::backend::{self, Chosen};
@@ -188,7 +189,7 @@ impl Serve {
             }
             shared.send(&match result {
                 Ok(report) => FromEngine::Done { job, report },
-                Err(e) => FromEngine::Failed { job, code: e.code().into(), message: e.to_string() },
+                Err(e) => FromEngine::Failed { job, code: e.code(), message: e.to_string() },
             });
         }
         ExitCode::SUCCESS
@@ -197,7 +198,7 @@ impl Serve {
 
 /// Says why nothing can be computed.
 fn unusable(shared: &Shared, e: &Error) -> ExitCode {
-    shared.send(&FromEngine::Failed { job: 0, code: e.code().into(), message: e.to_string() });
+    shared.send(&FromEngine::Failed { job: 0, code: e.code(), message: e.to_string() });
     ExitCode::from(EXIT_UNUSABLE)
 }
 
@@ -224,7 +225,7 @@ struct Order {
 /// Reads the parent's messages until it goes away; returns the exit status, 0 for an ordinary end.
 fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>) -> u8 {
     let refuse = |text: String| {
-        shared.send(&FromEngine::Failed { job: 0, code: "internal".into(), message: text });
+        shared.send(&FromEngine::Failed { job: 0, code: ErrorCode::Internal, message: text });
         EXIT_PROTOCOL
     };
     let mut line = Vec::new();
@@ -250,7 +251,7 @@ fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>
                 // A second job while one runs would wait, and its parent would take that for work.
                 if shared.busy.swap(true, Ordering::SeqCst) {
                     let e = Error::Internal("the engine has a job already".into());
-                    shared.send(&FromEngine::Failed { job, code: e.code().into(), message: e.to_string() });
+                    shared.send(&FromEngine::Failed { job, code: e.code(), message: e.to_string() });
                 } else if jobs.send(Order { job, image, output, pictures, request }).is_err() {
                     return 0;
                 }

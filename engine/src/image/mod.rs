@@ -110,6 +110,6 @@ mod tests {
         let fitted = fit(&picture(90, 100), &Size::P480, Resize::Adaptive).expect("it fits");
         assert_eq!((fitted.latent_height(), fitted.latent_width()), (60, 60));
         let narrow = fit(&picture(1, 10000), &Size::P480, Resize::Official).expect_err("it is too narrow");
-        assert_eq!(narrow.code(), "invalid-image");
+        assert_eq!(narrow.code().name(), "invalid-image");
     }
 }
