@@ -293,8 +293,15 @@ impl<'a, B: Backend> Bench<'a, B> {
         };
         drop(inputs);
 
-        let figures =
-            Figures { load, resident, around, context: &context, forward: &forward, cached: cached.as_ref() };
+        let figures = Figures {
+            recipe,
+            load,
+            resident,
+            around,
+            context: &context,
+            forward: &forward,
+            cached: cached.as_ref(),
+        };
         let mut measured = Vec::new();
         for &row in rows {
             let request = request(options, &self.picture, row)?;
@@ -358,6 +365,7 @@ impl<'a, B: Backend> Bench<'a, B> {
 
 /// What rows with one forward share.
 struct Figures<'a> {
+    recipe: &'a Recipe,
     load: f64,
     /// Bytes of the GPU's memory that the weights have.
     resident: u64,
@@ -378,12 +386,13 @@ impl Figures<'_> {
         planned_bytes: u64,
     ) -> Measurement {
         let &Self { load, resident, around, context, .. } = self;
-        let (computed, skipped) = plan.forwards(request.uses_guidance());
+        let guidance = self.recipe.uses_guidance(request);
+        let (computed, skipped) = plan.forwards(guidance);
         let cached = self.cached.filter(|_| request.step_cache != StepCache::None);
         let forward = cached.map_or(self.forward, |[computed, _]| computed);
         let saved = cached.map(|[_, saved]| saved);
         let median = |m: &Measured| m.seconds.median;
-        let branches = if request.uses_guidance() { 2.0 } else { 1.0 };
+        let branches = if guidance { 2.0 } else { 1.0 };
         let job = branches * (median(&around.text) + median(context))
             + median(&around.image)
             + median(&around.encode)

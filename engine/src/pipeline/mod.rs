@@ -22,7 +22,7 @@ use crate::video::{VideoOptions, VideoWriter};
 use crate::{Error, Result};
 
 use clock::Clock;
-pub use models::{LoadSeconds, Pipeline};
+pub use models::Pipeline;
 pub(crate) use models::{Models, Parts};
 use pictures::{Previews, Stills};
 
