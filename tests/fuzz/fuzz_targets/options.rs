@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 
 use animd::bus::options::{self, Options};
-use animd::keys;
+use animd_common::keys;
 use libfuzzer_sys::fuzz_target;
 use zbus::wire::Endian;
 use zbus::wire::serialized::{Context, Data};

@@ -3,7 +3,7 @@
 
 use std::io::Cursor;
 
-use animd::picture;
+use animd_common::picture;
 use image::{ImageDecoder as _, ImageFormat, ImageReader};
 use libfuzzer_sys::fuzz_target;
 

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use animd::{config, keys};
+use animd_common::{config, keys};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -1,0 +1,133 @@
+//! The page around the plots.
+
+use animd_common::words::{date_utc, energy, time};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+use serde_json::Value;
+
+use super::{Entry, Report, Sum, plots};
+
+const STYLE: &str = "
+:root { color-scheme: light dark; --faint: #8884; --good: #2e7d5a; --bad: #be463c; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; } small, .faint { opacity: .7; }
+table { border-collapse: collapse; width: 100%; } td, th { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(--faint); }
+td:first-child, th:first-child { text-align: left; }
+svg { max-width: 100%; height: auto; }
+article { border: 1px solid var(--faint); border-radius: .5rem; padding: 1rem; margin: 1rem 0; }
+article header { display: flex; gap: 1rem; align-items: flex-start; } article img { max-width: 12rem; border-radius: .3rem; }
+.done { color: var(--good); } .failed, .canceled { color: var(--bad); }
+.stages { display: flex; height: 1.4rem; border-radius: .3rem; overflow: hidden; margin: .8rem 0 .2rem; }
+.stages div { overflow: hidden; white-space: nowrap; font-size: .75rem; padding: 0 .3rem; line-height: 1.4rem; background: #4a78c022; border-right: 1px solid var(--faint); }
+.stages div:nth-child(even) { background: #4a78c055; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; margin: .5rem 0; } dt { opacity: .7; } dd { margin: 0; overflow-wrap: anywhere; }
+";
+
+/// The page as HTML.
+pub fn page(report: &Report) -> String {
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { "animd: report" }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                h1 { "animd" }
+                p.faint { "version " (report.version) ", " (date_utc(report.made_us)) }
+                @if report.jobs.is_empty() && report.days.is_empty() {
+                    p { "No job has ended yet." }
+                } @else {
+                    h2 { "Days" }
+                    (PreEscaped(plots::jobs(&report.days)))
+                    (PreEscaped(plots::energy(&report.days)))
+                    (sums("Day", &report.days))
+                    h2 { "Models and profiles" }
+                    (sums("Model", &report.models))
+                    (sums("Profile", &report.profiles))
+                    h2 { "Jobs" }
+                    @for job in &report.jobs { (card(job)) }
+                }
+            }
+        }
+    };
+    page.into_string()
+}
+
+fn sums(what: &str, rows: &[Sum]) -> Markup {
+    html! {
+        @if !rows.is_empty() {
+            table {
+                tr { th { (what) } th { "videos" } th { "failed" } th { "cancelled" } th { "time" } th { "a video" } th { "energy" } th { "a video" } }
+                @for row in rows {
+                    tr {
+                        td { @if row.key.is_empty() { "not known" } @else { (row.key) } }
+                        td { (row.done) }
+                        td { (row.failed) }
+                        td { (row.canceled) }
+                        td { (time(row.seconds)) }
+                        td { (each(row, row.seconds, time)) }
+                        td { (energy(row.joules)) }
+                        td { (each(row, row.joules, energy)) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn each(row: &Sum, total: f64, show: impl Fn(f64) -> String) -> String {
+    if row.done == 0 { String::new() } else { show(total / row.done as f64) }
+}
+
+fn card(job: &Entry) -> Markup {
+    let text = |key: &str| job.description[key].as_str().unwrap_or_default();
+    let settings = &job.description["settings"];
+    let all: f64 = job.timeline.stages.iter().map(|stage| stage.1).sum();
+    html! {
+        article {
+            header {
+                @if let Some(jpeg) = &job.thumbnail {
+                    img src={ "data:image/jpeg;base64," (BASE64_STANDARD.encode(jpeg)) } alt="a frame of the video";
+                }
+                div {
+                    strong { "Job " (job.description["id"]) ": " (text("name")) }
+                    " " span class=(text("state")) { (text("state")) }
+                    br;
+                    small { (date_utc(job.description["created"].as_u64().unwrap_or(0))) }
+                    @if let Some(prompt) = settings["prompt"].as_str() { p { (prompt) } }
+                    @if !text("error_text").is_empty() { p.failed { (text("error_text")) } }
+                }
+            }
+            @if all > 0.0 {
+                div.stages {
+                    @for (name, seconds, _) in &job.timeline.stages {
+                        div style={ "flex: " (format!("{:.4}", seconds / all)) } title={ (name) ": " (time(*seconds)) } { (name) }
+                    }
+                }
+                dl {
+                    @for (name, seconds, joules) in &job.timeline.stages {
+                        dt { (name) }
+                        dd { (time(*seconds)) @if *joules >= 0.0 { ", " (energy(*joules)) } }
+                    }
+                }
+            }
+            (PreEscaped(plots::power(&job.timeline)))
+            (PreEscaped(plots::steps(&job.timeline)))
+            @if let Value::Object(settings) = settings {
+                details {
+                    summary { "settings" }
+                    dl {
+                        @for (key, value) in settings.iter().filter(|(key, _)| *key != "prompt") {
+                            dt { (key) }
+                            dd { (value.as_str().map_or_else(|| value.to_string(), str::to_owned)) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

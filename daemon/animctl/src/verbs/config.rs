@@ -1,0 +1,103 @@
+//! `animctl config`
+
+use std::path::PathBuf;
+
+use animd_common::config::{Loaded, Sources};
+use animd_common::files::show;
+use animd_common::profiles;
+use serde_json::json;
+
+use super::exit::{Exit, Failure, Result};
+use super::{On, print};
+
+/// Check or show the configuration.
+///
+/// The installed service's, or with --user, or where an animd runs in your session, your own.
+#[derive(clap::Args)]
+#[command(after_help = "Example: animctl config check && animctl reload")]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    Check(Check),
+    Show(Show),
+}
+
+/// Say what is wrong with the configuration, if anything is.
+///
+/// It is read as animd does, and mistakes are named with file and line and the nearest right key.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: animctl config check\n\nJSON: ok, files (that were read), notes (what the profile asks for and has no effect), and error where it is wrong"
+)]
+struct Check {
+    /// This file, and the files of conf.d beside it, in place of the usual one
+    file: Option<PathBuf>,
+}
+
+/// Print the configuration with everything filled in.
+#[derive(clap::Args)]
+#[command(after_help = "Example: animctl config show --origins\n\nJSON: an object of sections")]
+struct Show {
+    /// This file, and the files of conf.d beside it, in place of the usual one
+    file: Option<PathBuf>,
+    /// Say behind each value where it comes from
+    #[arg(long)]
+    origins: bool,
+}
+
+pub fn run(args: &Args, on: On) -> Result {
+    match &args.verb {
+        Verb::Check(Check { file }) => match (check(file.as_ref(), on.user), on.json) {
+            (Ok((loaded, notes)), true) => {
+                print(json!({"ok": true, "files": files(&loaded), "notes": notes}));
+                Ok(Exit::Done)
+            }
+            (Ok((loaded, notes)), false) => {
+                let files = files(&loaded);
+                print(match files.is_empty() {
+                    true => "there is no configuration file; the defaults are in force".to_owned(),
+                    false => format!("right: {}", files.join(", ")),
+                });
+                for note in notes {
+                    print(note);
+                }
+                Ok(Exit::Done)
+            }
+            (Err(e), true) => {
+                print(json!({"ok": false, "files": [], "error": e.to_string()}));
+                Ok(Exit::Failed)
+            }
+            (Err(e), false) => Err(e.into()),
+        },
+        Verb::Show(Show { file, origins }) => {
+            let loaded = load(file.as_ref(), on.user)?;
+            if on.json {
+                print(serde_json::to_value(&loaded.config).map_err(|e| Failure::new(e.to_string()))?);
+            } else {
+                print(loaded.print(*origins).trim_end());
+            }
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// The configuration as the service reads it, but for the command line that it was started with.
+pub fn load(file: Option<&PathBuf>, user: bool) -> animd_common::Result<Loaded> {
+    let vars = std::env::vars_os().collect();
+    Sources { file: file.cloned(), user, options: Vec::new(), vars }.load()
+}
+
+/// The configuration, and what the profile that it asks for has no effect on.
+fn check(file: Option<&PathBuf>, user: bool) -> animd_common::Result<(Loaded, Vec<String>)> {
+    let loaded = load(file, user)?;
+    let notes = profiles::check(&loaded)?;
+    Ok((loaded, notes))
+}
+
+fn files(loaded: &Loaded) -> Vec<String> {
+    loaded.files.iter().map(show).collect()
+}

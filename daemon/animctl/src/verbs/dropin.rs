@@ -1,0 +1,307 @@
+//! Lets the service's sandbox see a folder: files that systemd and animd read at the service's start.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use animd_common::files::{show, write_atomic};
+
+use super::exit::{Failure, Result};
+use crate::doctor::User;
+use crate::doctor::sandbox::{DROP_INS, HOME, Sandbox, escape};
+
+/// Below which folders of others appear for the service.
+const MODELS: &str = "/var/lib/animd/models";
+const FOLDERS: &str = "/var/lib/animd/folders";
+/// animd's own configuration, below the root.
+const CONFIG: &str = "etc/animd/conf.d";
+
+/// Files to write, and what they come to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Below the root: path and text.
+    pub files: Vec<(PathBuf, String)>,
+    /// Where the service will see the folder.
+    pub inside: PathBuf,
+}
+
+impl Plan {
+    /// Lets the service read a model's folder, and makes it the configured one.
+    pub fn model(dir: &Path) -> Self {
+        let inside = match dir.starts_with(HOME) {
+            true => dir.to_owned(),
+            false => Path::new(MODELS).join(name(dir)),
+        };
+        let mut files = vec![(config("model"), format!("[model]\npath = {}\n", toml(&inside)))];
+        if inside != dir {
+            let bind = format!("BindReadOnlyPaths=-{}:{}", escape(dir), escape(&inside));
+            files.push((drop_in("model"), unit(&[bind])));
+        }
+        Self { files, inside }
+    }
+
+    /// Lets the service watch a folder, and put its videos into another one, if they have one.
+    pub fn folder(dir: &Path, outbox: Option<&Path>, stable: Option<f64>, poll: Option<f64>) -> Self {
+        let id = format!("folder-{}", name(dir));
+        let (inside, mut lines) = seen(dir);
+        let mut text = format!("[[watch]]\npath = {}\n", toml(&inside));
+        if let Some(outbox) = outbox {
+            let (outbox, more) = seen(outbox);
+            _ = writeln!(text, "outbox = {}", toml(&outbox));
+            lines.extend(more);
+        }
+        for (key, seconds) in [("stable_seconds", stable), ("poll_seconds", poll)] {
+            if let Some(seconds) = seconds {
+                _ = writeln!(text, "{key} = {seconds:?}");
+            }
+        }
+        let mut files = vec![(config(&id), text)];
+        if !lines.is_empty() {
+            files.push((drop_in(&id), unit(&lines)));
+        }
+        Self { files, inside }
+    }
+
+    /// Writes the files below `root`.
+    pub fn write(&self, root: &Path) -> Result<()> {
+        for (path, text) in &self.files {
+            let path = root.join(path);
+            if let Some(dir) = path.parent() {
+                fs::create_dir_all(dir).map_err(Failure::file("make", dir))?;
+            }
+            write_atomic(&path, text.as_bytes(), 0o644).map_err(Failure::file("write", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the files below `root`; false if there were none.
+    pub fn remove(&self, root: &Path) -> Result<bool> {
+        let mut any = false;
+        for (path, _) in &self.files {
+            let path = root.join(path);
+            match fs::remove_file(&path) {
+                Ok(()) => any = true,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Failure::file("remove", &path)(e)),
+            }
+        }
+        Ok(any)
+    }
+
+    /// Does what changes the files below `root`; where it fails, they are again as they were before.
+    pub fn or_undo<T>(&self, root: &Path, change: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut before = Vec::new();
+        for (path, _) in &self.files {
+            let path = root.join(path);
+            let bytes = match fs::read(&path) {
+                Ok(bytes) => Some(bytes),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                Err(e) => return Err(Failure::file("read", &path)(e)),
+            };
+            before.push((path, bytes));
+        }
+        change().map_err(|e| {
+            for (path, bytes) in before {
+                // What failed first is what is told.
+                _ = match bytes {
+                    Some(bytes) => write_atomic(&path, &bytes, 0o644),
+                    None => fs::remove_file(&path),
+                };
+            }
+            Failure { exit: e.exit, text: format!("{}; nothing is changed", e.text) }
+        })
+    }
+
+    /// Whether the unit changes, and not only animd's configuration.
+    pub fn needs_unit(&self) -> bool {
+        self.files.iter().any(|(path, _)| path.starts_with(DROP_INS))
+    }
+}
+
+/// Where the service sees a folder, and what its unit needs for it to write there.
+fn seen(dir: &Path) -> (PathBuf, Vec<String>) {
+    if dir.starts_with(HOME) {
+        return (dir.to_owned(), Vec::new());
+    }
+    if Sandbox::hides(dir) {
+        let inside = Path::new(FOLDERS).join(name(dir));
+        let bind = format!("BindPaths=-{}:{}", escape(dir), escape(&inside));
+        return (inside, vec![bind]);
+    }
+    (dir.to_owned(), vec![format!("ReadWritePaths=-{}", escape(dir))])
+}
+
+fn unit(lines: &[String]) -> String {
+    format!("# Written by animctl.\n[Service]\n{}\n", lines.join("\n"))
+}
+
+fn drop_in(id: &str) -> PathBuf {
+    Path::new(DROP_INS).join(format!("animctl-{id}.conf"))
+}
+
+fn config(id: &str) -> PathBuf {
+    Path::new(CONFIG).join(format!("animctl-{id}.toml"))
+}
+
+/// A name that is plain everywhere, another one for every path.
+fn name(dir: &Path) -> String {
+    let plain = |b: &u8| match b {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' => *b as char,
+        _ => '-',
+    };
+    let bytes = dir.as_os_str().as_bytes();
+    let name: String = bytes.iter().map(plain).collect();
+    let name = name.trim_matches(['-', '.']);
+    if bytes.iter().all(|b| plain(b) != '-' || *b == b'/') && name.len() < 100 {
+        return name.to_owned();
+    }
+    // Paths that differ only in what is not plain, or are too long.
+    let hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
+    let end: String = name.chars().rev().take(60).collect::<Vec<_>>().into_iter().rev().collect();
+    format!("{end}-{:08x}", hash as u32)
+}
+
+fn toml(path: &Path) -> String {
+    toml::Value::from(path.to_string_lossy().into_owned()).to_string()
+}
+
+/// The folder as the kernel knows it; a relative path becomes an absolute one, links are followed.
+pub fn real(dir: &Path) -> Result<PathBuf> {
+    let real = fs::canonicalize(dir).map_err(Failure::file("find", dir))?;
+    if !real.is_dir() {
+        return Err(Failure::new(format!("`{}` is no folder", show(dir))));
+    }
+    if real.to_str().is_none() {
+        return Err(Failure::new(format!("`{}` is not valid UTF-8; rename the folder", show(dir))));
+    }
+    Ok(real)
+}
+
+/// Refuses who may not write to /etc.
+pub fn needs_root(command: &str) -> Result<()> {
+    match rustix::process::geteuid().is_root() {
+        true => Ok(()),
+        false => Err(Failure::new(format!(
+            "this changes the service's sandbox, which is for root: `sudo {command}`, or `pkexec {command}`"
+        ))),
+    }
+}
+
+/// Whoever the installed service runs as.
+pub fn service_user() -> Option<User> {
+    let text = |path| fs::read_to_string(path).unwrap_or_default();
+    User::named("animd", &text("/etc/passwd"), &text("/etc/group"))
+}
+
+/// Puts the files in force: at once, or when the running job has ended. Says which.
+pub fn apply() -> Result<&'static str> {
+    systemctl(&["daemon-reload"])?;
+    let quiet = |args: &[&str]| {
+        Command::new("systemctl")
+            .args(args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|s| s.success())
+    };
+    if !quiet(&["is-active", "animd.service"]) {
+        return Ok("it is in force when the service is started: `systemctl start animd`");
+    }
+    systemctl(&["start", "--no-block", "animd-handover.service"])?;
+    Ok("the service is started again for it as soon as no job runs")
+}
+
+fn systemctl(args: &[&str]) -> Result<()> {
+    let failed = |why: String| Failure::new(format!("`systemctl {}`: {why}", args.join(" ")));
+    let status = Command::new("systemctl").args(args).status().map_err(|e| failed(e.to_string()))?;
+    if status.success() { Ok(()) } else { Err(failed(status.to_string())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text<'a>(plan: &'a Plan, end: &str) -> &'a str {
+        plan.files.iter().find(|(path, _)| path.to_string_lossy().ends_with(end)).map_or("", |(_, text)| text)
+    }
+
+    #[test]
+    fn a_model_in_a_home_is_shown_below_the_services_own_folder() {
+        let plan = Plan::model(Path::new("/home/ann/models/wan"));
+        assert_eq!(plan.inside, Path::new("/var/lib/animd/models/home-ann-models-wan"));
+        assert!(text(&plan, "animctl-model.conf").ends_with(
+            "[Service]\nBindReadOnlyPaths=-/home/ann/models/wan:/var/lib/animd/models/home-ann-models-wan\n"
+        ));
+        assert_eq!(
+            text(&plan, "animctl-model.toml"),
+            "[model]\npath = \"/var/lib/animd/models/home-ann-models-wan\"\n"
+        );
+        assert!(plan.needs_unit());
+        let own = Plan::model(Path::new("/var/lib/animd/models/wan"));
+        assert!(!own.needs_unit() && own.files.len() == 1);
+    }
+
+    #[test]
+    fn a_folder_is_shown_or_opened() {
+        let plan = Plan::folder(Path::new("/srv/in"), Some(Path::new("/home/ann/out")), Some(2.0), None);
+        assert_eq!(plan.inside, Path::new("/srv/in"));
+        let unit = text(&plan, ".conf");
+        assert!(
+            unit.contains(
+                "ReadWritePaths=-/srv/in\nBindPaths=-/home/ann/out:/var/lib/animd/folders/home-ann-out\n"
+            ),
+            "{unit}"
+        );
+        let config = text(&plan, ".toml");
+        assert_eq!(
+            config,
+            "[[watch]]\npath = \"/srv/in\"\noutbox = \"/var/lib/animd/folders/home-ann-out\"\nstable_seconds = 2.0\n"
+        );
+        // animd reads what is written, and so does its doctor.
+        animd_common::config::from_text(Path::new("/etc/animd/conf.d/x.toml"), config).expect("it is right");
+    }
+
+    #[test]
+    fn different_paths_have_different_names() {
+        let names = ["/a/b", "/a-b", "/a b", "/a/b c", "/a/b-c"].map(|path| name(Path::new(path)));
+        let unique: std::collections::HashSet<&String> = names.iter().collect();
+        assert_eq!(unique.len(), names.len(), "{names:?}");
+        assert!(name(Path::new(&"/x".repeat(2000))).len() < 120);
+    }
+
+    #[test]
+    fn files_come_and_go() -> Result<()> {
+        let root = tempfile::tempdir().map_err(Failure::file("make", "a folder"))?;
+        let plan = Plan::model(Path::new("/home/ann/wan"));
+        plan.write(root.path())?;
+        let sandbox = Sandbox::read(root.path());
+        assert_eq!(sandbox.outside(&plan.inside).0, Path::new("/home/ann/wan"));
+        assert!(plan.remove(root.path())? && !plan.remove(root.path())?);
+        Ok(())
+    }
+
+    #[test]
+    fn a_change_that_fails_leaves_the_files_as_they_were() -> Result<()> {
+        let root = tempfile::tempdir().map_err(Failure::file("make", "a folder"))?;
+        let root = root.path();
+        let (old, new) = (Plan::model(Path::new("/home/ann/old")), Plan::model(Path::new("/home/ann/new")));
+        let contents =
+            || -> Vec<_> { new.files.iter().map(|(path, _)| fs::read(root.join(path)).ok()).collect() };
+        let failing = |plan: &Plan| {
+            plan.or_undo(root, || plan.write(root).and_then(|()| Err::<(), _>(Failure::new("no systemd"))))
+        };
+        let failed = failing(&new).map_err(|e| e.text);
+        assert_eq!(failed, Err("no systemd; nothing is changed".to_owned()));
+        assert!(contents().iter().all(Option::is_none));
+        old.write(root)?;
+        let before = contents();
+        assert!(failing(&new).is_err());
+        assert_eq!(contents(), before);
+        Ok(())
+    }
+}

@@ -1,0 +1,61 @@
+//! `animctl bench` and `animctl selftest`: what the engine says of this machine.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use animd_common::files::show;
+
+use super::On;
+use super::config::load;
+use super::exit::{Failure, Result};
+
+/// Say how long each stage of a video takes on this machine, even before a model is downloaded.
+///
+/// It runs `animd-engine bench` as yourself; without a model its weights are made up, and how long they take is real. Let the
+/// service make nothing meanwhile, and give the card's memory back: `animctl unload`, then `animctl drain -- animctl bench`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: animctl bench --size 720p --rows fp8,distill\n\n`animctl bench -- --help` shows all options.\n\nJSON: \
+version, device, backend, model, width, height, frames, tokens, runs, tiling, rows (an array: row, weights, attention, and \
+seconds by stage), notes"
+)]
+pub struct Bench {
+    /// Options of the engine's `bench`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
+    options: Vec<OsString>,
+}
+
+/// Check every operation on the GPU against the CPU.
+///
+/// It runs `animd-engine selftest` as yourself.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: animctl selftest attention\n\n`animctl selftest -- --help` shows all options.\n\nJSON: gpu, \
+ findings (an array: operation, case, error, most, tolerance, passed)"
+)]
+pub struct Selftest {
+    /// Operations to check, and options of the engine's `selftest`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
+    options: Vec<OsString>,
+}
+
+pub fn bench(args: &Bench, on: On) -> Result {
+    run("bench", &args.options, on)
+}
+
+pub fn selftest(args: &Selftest, on: On) -> Result {
+    run("selftest", &args.options, on)
+}
+
+/// Becomes the configured engine.
+fn run(verb: &str, options: &[OsString], on: On) -> Result {
+    let engine = load(None, on.user)?.config.engine_program();
+    let mut command = Command::new(&engine);
+    command.arg(verb).args(options.iter().filter(|option| *option != "--"));
+    if on.json {
+        command.arg("--json");
+    }
+    let e = command.exec();
+    Err(Failure::new(format!("the engine `{}` cannot be run: {e}; install animd again", show(&engine))))
+}

@@ -1,0 +1,150 @@
+//! How `animctl` ends: one table of exit codes, for the program, its --help and its manual page.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use zbus::fdo;
+
+/// How a verb came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// What was asked for is done.
+    Done,
+    /// The job failed, or the service refused.
+    Failed,
+    /// The command line was wrong.
+    Usage,
+    /// There is no service.
+    Unreachable,
+    /// The job was cancelled.
+    Canceled,
+    /// The exit code of a command that was run.
+    Of(u8),
+}
+
+impl Exit {
+    /// All with a code of their own.
+    pub const ALL: [Self; 5] = [Self::Done, Self::Failed, Self::Usage, Self::Unreachable, Self::Canceled];
+
+    /// The number.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Unreachable => 3,
+            Self::Canceled => 4,
+            Self::Of(code) => code,
+        }
+    }
+
+    /// What the number says.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => {
+                "the job failed, the service refused, or `doctor` or `config check` found something wrong"
+            }
+            Self::Usage => "wrong usage",
+            Self::Unreachable => "no animd can be reached",
+            Self::Canceled => "the job was cancelled",
+            Self::Of(_) => "of the command that `warm` or `drain` ran",
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        exit.code().into()
+    }
+}
+
+/// The codes, for --help.
+pub fn table() -> String {
+    let mut text = String::from("Exit codes:");
+    for exit in Exit::ALL {
+        _ = write!(text, "\n  {}  {}", exit.code(), exit.meaning());
+    }
+    text.push_str("\n`warm -- CMD` and `drain -- CMD` end with the code of CMD.");
+    text
+}
+
+/// What went wrong, and the exit code that says so.
+#[derive(Debug)]
+pub struct Failure {
+    pub exit: Exit,
+    pub text: String,
+}
+
+pub type Result<T = Exit> = std::result::Result<T, Failure>;
+
+impl Failure {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { exit: Exit::Failed, text: text.into() }
+    }
+
+    pub fn unreachable(text: impl Into<String>) -> Self {
+        Self { exit: Exit::Unreachable, text: text.into() }
+    }
+
+    fn away() -> Self {
+        Self::unreachable("animd does not run: `systemctl start animd`, or `animd --user`")
+    }
+
+    /// Of a file that could not be read or written.
+    pub fn file(action: &str, path: impl AsRef<std::ffi::OsStr>) -> impl FnOnce(std::io::Error) -> Self {
+        let text = format!("cannot {action} `{}`", animd_common::files::show(path));
+        move |e| Self::new(format!("{text}: {e}"))
+    }
+}
+
+/// Whether an error means that there is no service, and that the bus could not start it: systemd does not know its unit
+/// while it is disabled, and one that fails at its start is waited for in vain.
+fn no_service(error: &str) -> bool {
+    const BUS: [&str; 6] =
+        ["ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "TimedOut", "Spawn.ServiceNotFound"];
+    match error.strip_prefix("org.freedesktop.DBus.Error.") {
+        Some(name) => BUS.contains(&name),
+        None => error.starts_with("org.freedesktop.systemd1."),
+    }
+}
+
+impl From<zbus::Error> for Failure {
+    fn from(e: zbus::Error) -> Self {
+        match e {
+            zbus::Error::MethodError(name, text, _) => {
+                if no_service(name.as_str()) {
+                    return Self::away();
+                }
+                if name.as_str() == "org.freedesktop.DBus.Error.UnknownMethod" {
+                    return Self::new(
+                        "the animd that runs does not know this; it may be older than animctl: restart it (`systemctl restart animd`)",
+                    );
+                }
+                Self::new(text.unwrap_or_else(|| name.to_string()))
+            }
+            zbus::Error::FDO(e) => (*e).into(),
+            zbus::Error::InputOutput(e) => Self::unreachable(format!("the message bus: {e}")),
+            e => Self::new(e.to_string()),
+        }
+    }
+}
+
+impl From<fdo::Error> for Failure {
+    fn from(e: fdo::Error) -> Self {
+        match e {
+            fdo::Error::ServiceUnknown(_)
+            | fdo::Error::NameHasNoOwner(_)
+            | fdo::Error::NoReply(_)
+            | fdo::Error::TimedOut(_) => Self::away(),
+            fdo::Error::ZBus(e) => e.into(),
+            e => Self::new(e.to_string()),
+        }
+    }
+}
+
+impl From<animd_common::Error> for Failure {
+    fn from(e: animd_common::Error) -> Self {
+        Self::new(e.to_string())
+    }
+}

@@ -1,0 +1,177 @@
+//! `animctl folder`
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use animd_common::files::show;
+use serde_json::{Value, json};
+use zbus::Variant;
+
+use super::dropin::{Plan, apply, needs_root, real, service_user};
+use super::exit::{Exit, Failure, Result};
+use super::settings::finite;
+use super::table::{Side, show as table};
+use super::{On, json_of, print};
+use crate::doctor::{READ, SEARCH, WRITE, refusal_from};
+
+/// Manage the folders that are watched for pictures.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: sudo animctl folder add /srv/pictures\n\n`animctl watch` is something else: it shows jobs as they run."
+)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    Add(Add),
+    List(List),
+    Remove(Remove),
+}
+
+/// Watch one more folder.
+///
+/// With all its subfolders, also after a restart.
+///
+/// The installed service's sandbox shows it no homes and lets it write to nothing but /var/lib/animd. For a folder elsewhere this
+/// writes two files, one that lets the sandbox into this folder
+/// (/etc/systemd/system/animd.service.d/animctl-folder-NAME.conf), and one for the configuration
+/// (/etc/animd/conf.d/animctl-folder-NAME.toml), and the service is started again when no job runs. For your own folders
+/// animd-watch needs none of this.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: sudo animctl folder add /srv/pictures --outbox /srv/videos\n\nJSON: path, inside (where the service sees \
+it), next"
+)]
+struct Add {
+    /// The folder
+    dir: PathBuf,
+    /// Where its videos go [default: the configured outbox]
+    #[arg(long, value_name = "DIR")]
+    outbox: Option<PathBuf>,
+    /// Seconds that a picture must lie unchanged
+    #[arg(long, value_name = "SECONDS", value_parser = finite)]
+    stable: Option<f64>,
+    /// Look into it this often, where the file system does not report changes
+    #[arg(long, value_name = "SECONDS", value_parser = finite)]
+    poll: Option<f64>,
+}
+
+/// List the watched folders.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: animctl folder list\n\nAsks polkit (configure) where you are not root.\n\nJSON: an array of objects with path, \
+outbox, origin (inbox, configuration, bus), and where it applies owner, stable_seconds, poll_seconds, polled_seconds, trouble (why \
+it is not watched)"
+)]
+struct List {}
+
+/// Watch a folder no longer.
+///
+/// Its jobs stay.
+#[derive(clap::Args)]
+#[command(after_help = "Example: sudo animctl folder remove /srv/pictures\n\nJSON: path, next")]
+struct Remove {
+    /// The folder
+    dir: PathBuf,
+}
+
+pub async fn run(args: &Args, on: On) -> Result {
+    match &args.verb {
+        Verb::Add(args) => add(args, on).await,
+        Verb::List(List {}) => list(on).await,
+        Verb::Remove(Remove { dir }) => remove(dir, on).await,
+    }
+}
+
+async fn add(args: &Add, on: On) -> Result {
+    let dir = real(&args.dir)?;
+    let outbox = args.outbox.as_deref().map(real).transpose()?;
+    let plan = Plan::folder(&dir, outbox.as_deref(), args.stable, args.poll);
+    let (inside, next) = if on.user || !plan.needs_unit() {
+        let ctl = on.connect().await?;
+        let path = |path: &Path| path.to_str().unwrap_or_default().to_owned();
+        let outbox = outbox.as_deref().map(path);
+        let mut options: HashMap<&str, Variant<'_>> = HashMap::new();
+        if let Some(outbox) = &outbox {
+            options.insert("outbox", outbox.as_str().into());
+        }
+        for (key, seconds) in [("stable_seconds", args.stable), ("poll_seconds", args.poll)] {
+            if let Some(seconds) = seconds {
+                options.insert(key, seconds.into());
+            }
+        }
+        ctl.manager.add_watch(&path(&dir), options).await?;
+        (dir.clone(), "pictures in it are taken from now on")
+    } else {
+        needs_root(&format!("animctl folder add '{}'", show(&dir)))?;
+        rights(&dir)?;
+        if let Some(outbox) = &outbox {
+            rights(outbox)?;
+        }
+        let root = Path::new("/");
+        let next = plan.or_undo(root, || plan.write(root).and_then(|()| apply()))?;
+        (plan.inside.clone(), next)
+    };
+    match on.json {
+        true => print(json!({"path": show(&dir), "inside": show(&inside), "next": next})),
+        false => print(format!("`{}` is watched; {next}", show(&dir))),
+    }
+    Ok(Exit::Done)
+}
+
+/// The service moves pictures and writes files.
+fn rights(dir: &Path) -> Result<()> {
+    match service_user().and_then(|user| refusal_from(dir, dir, &user, READ | WRITE | SEARCH)) {
+        None => Ok(()),
+        Some(why) => Err(Failure::new(format!("{why}; let it: `setfacl -m u:animd:rwx '{}'`", show(dir)))),
+    }
+}
+
+async fn remove(dir: &Path, on: On) -> Result {
+    // It may be gone.
+    let dir = real(dir).or_else(|_| std::path::absolute(dir).map_err(Failure::file("find", dir)))?;
+    let plan = Plan::folder(&dir, None, None, None);
+    let written = !on.user && plan.files.iter().any(|(path, _)| Path::new("/").join(path).exists());
+    let next = if written {
+        needs_root(&format!("animctl folder remove '{}'", show(&dir)))?;
+        let root = Path::new("/");
+        plan.or_undo(root, || plan.remove(root).and_then(|_| apply()))?
+    } else {
+        let ctl = on.connect().await?;
+        ctl.manager.remove_watch(dir.to_str().unwrap_or_default()).await?;
+        "its jobs stay"
+    };
+    match on.json {
+        true => print(json!({"path": show(&dir), "next": next})),
+        false => print(format!("`{}` is watched no longer; {next}", show(&dir))),
+    }
+    Ok(Exit::Done)
+}
+
+async fn list(on: On) -> Result {
+    let folders: Vec<Value> = on.connect().await?.manager.watches().await?.iter().map(json_of).collect();
+    if on.json {
+        print(Value::Array(folders));
+        return Ok(Exit::Done);
+    }
+    let text = |folder: &Value, key: &str| folder[key].as_str().unwrap_or_default().to_owned();
+    let rows: Vec<_> = folders
+        .iter()
+        .map(|folder| {
+            let state = match folder["polled_seconds"].as_f64() {
+                Some(seconds) => format!("looked into every {seconds} s"),
+                None => "watched".to_owned(),
+            };
+            let trouble = folder["trouble"].as_str().map(|trouble| format!("not watched: {trouble}"));
+            [text(folder, "path"), text(folder, "outbox"), text(folder, "origin"), trouble.unwrap_or(state)]
+        })
+        .collect();
+    table(
+        [("FOLDER", Side::Left), ("OUTBOX", Side::Left), ("FROM", Side::Left), ("STATE", Side::Left)],
+        &rows,
+    );
+    Ok(Exit::Done)
+}

@@ -1,0 +1,70 @@
+//! `animctl history`
+
+use animd_common::words::{date, energy, time};
+use serde_json::Value;
+
+use super::exit::{Exit, Result};
+use super::jobs::{Which, seconds};
+use super::table::{Side, show};
+use super::{Ctl, print};
+
+/// List your jobs with what they took, the newest first.
+///
+/// Root sees everybody's.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: animctl history --state done --limit 50\n\nJSON: an array of what `animctl show` prints of each job"
+)]
+pub struct Args {
+    #[command(flatten)]
+    which: Which,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    limit: u64,
+}
+
+pub async fn run(args: &Args, ctl: &Ctl) -> Result {
+    let mut jobs = Vec::new();
+    args.which
+        .each(ctl, Some(args.limit), |job| {
+            jobs.push(job);
+            Ok(())
+        })
+        .await?;
+    if ctl.json {
+        print(Value::Array(jobs));
+        return Ok(Exit::Done);
+    }
+    show(
+        [
+            ("ID", Side::Right),
+            ("STATE", Side::Left),
+            ("ENDED", Side::Left),
+            ("TIME", Side::Right),
+            ("ENERGY", Side::Right),
+            ("SIZE", Side::Right),
+            ("PROFILE", Side::Left),
+            ("NAME", Side::Left),
+        ],
+        &jobs.iter().map(row).collect::<Vec<_>>(),
+    );
+    Ok(Exit::Done)
+}
+
+fn row(job: &Value) -> [String; 8] {
+    let text = |key: &str| job[key].as_str().unwrap_or_default().to_owned();
+    let size = match (job["width"].as_u64(), job["height"].as_u64()) {
+        (Some(width), Some(height)) => format!("{width}x{height}"),
+        _ => String::new(),
+    };
+    [
+        job["id"].to_string(),
+        text("state"),
+        job["finished"].as_u64().map(date).unwrap_or_default(),
+        seconds(job).map(time).unwrap_or_default(),
+        job["energy_joules"].as_f64().map(energy).unwrap_or_default(),
+        size,
+        text("profile"),
+        text("name"),
+    ]
+}

@@ -1,0 +1,262 @@
+//! `animctl`, the client of animd's bus interface: one file a verb.
+
+mod cancel;
+mod config;
+mod doctor;
+mod drain;
+mod dropin;
+mod engine;
+mod exit;
+mod export;
+mod fetch;
+mod folder;
+mod follow;
+mod forget;
+mod history;
+mod inline;
+mod jobs;
+mod list;
+mod logs;
+mod meter;
+mod model;
+mod pause;
+mod plan;
+mod priority;
+mod profile;
+mod queue;
+mod reload;
+mod report;
+mod retry;
+mod settings;
+mod show;
+mod stats;
+mod status;
+mod submit;
+mod table;
+mod unload;
+mod warm;
+mod watch;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use animd_client::{JobProxy, ManagerProxy};
+use animd_common::bus::NAME;
+use clap::{CommandFactory, Parser, Subcommand};
+use serde_json::Value;
+use zbus::proxy::CacheProperties;
+use zbus::{Connection, fdo};
+
+use exit::{Failure, Result};
+
+pub use exit::Exit;
+
+/// Sends pictures to animd and shows what becomes of them.
+///
+/// Without --user or --system it asks the animd of this session, if one runs there, and else the system's.
+///
+/// `watch` shows jobs as they run; the folders that animd watches are `folder`.
+#[derive(Parser)]
+#[command(
+    name = "animctl",
+    version,
+    after_help = format!("Example: animctl submit photo.jpg -p 'The waves roll in' --wait\n\n{}", exit::table())
+)]
+pub struct Args {
+    /// Print JSON: one object, or an array of them; each verb's --help names the keys
+    #[arg(long, global = true)]
+    json: bool,
+    /// Ask the animd on the session bus
+    #[arg(long, global = true, conflicts_with = "system")]
+    user: bool,
+    /// Ask the animd on the system bus
+    #[arg(long, global = true)]
+    system: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+// What each does stands above its `Args`: the first paragraph for the list of verbs, the rest for its own --help.
+#[derive(Subcommand)]
+enum Verb {
+    Submit(Box<submit::Args>),
+    Status(status::Args),
+    List(list::Args),
+    Show(show::Args),
+    Watch(watch::Args),
+    Fetch(fetch::Args),
+    Cancel(cancel::Args),
+    Retry(Box<retry::Args>),
+    Priority(priority::Args),
+    Forget(forget::Args),
+    Plan(Box<plan::Args>),
+    Pause(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
+    Warm(warm::Args),
+    Unload(unload::Args),
+    Drain(drain::Args),
+    History(history::Args),
+    Stats(stats::Args),
+    Report(report::Args),
+    Export(export::Args),
+    Logs(logs::Args),
+    #[command(visible_alias = "profiles")]
+    Profile(profile::Args),
+    Model(model::Args),
+    Folder(folder::Args),
+    Config(config::Args),
+    Reload(reload::Args),
+    Doctor(doctor::Args),
+    Bench(engine::Bench),
+    Selftest(engine::Selftest),
+}
+
+/// The command line, for manual pages and completions.
+pub fn command() -> clap::Command {
+    Args::command()
+}
+
+/// Runs `animctl` as a program.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("animctl: {e}");
+            return Exit::Failed.into();
+        }
+    };
+    match runtime.block_on(run(args)) {
+        Ok(exit) => exit.into(),
+        Err(Failure { exit, text }) => {
+            eprintln!("animctl: {text}");
+            exit.into()
+        }
+    }
+}
+
+async fn run(args: Args) -> Result {
+    let on = On { user: args.user, system: args.system, json: args.json }.decide().await;
+    match args.verb {
+        // What needs no service, or finds out whether there is one.
+        Verb::Config(verb) => config::run(&verb, on),
+        Verb::Logs(verb) => logs::run(&verb, on),
+        Verb::Bench(verb) => engine::bench(&verb, on),
+        Verb::Selftest(verb) => engine::selftest(&verb, on),
+        Verb::Doctor(verb) => doctor::run(&verb, on).await,
+        Verb::Model(verb) => model::run(&verb, on).await,
+        Verb::Folder(verb) => folder::run(&verb, on).await,
+        Verb::Submit(verb) => submit::run(*verb, &on.connect().await?).await,
+        Verb::Status(verb) => status::run(&verb, &on.connect().await?).await,
+        Verb::List(verb) => list::run(&verb, &on.connect().await?).await,
+        Verb::Show(verb) => show::run(&verb, &on.connect().await?).await,
+        Verb::Watch(verb) => watch::run(&verb, &on.connect().await?).await,
+        Verb::Fetch(verb) => fetch::run(&verb, &on.connect().await?).await,
+        Verb::Cancel(verb) => cancel::run(&verb, &on.connect().await?).await,
+        Verb::Retry(verb) => retry::run(*verb, &on.connect().await?).await,
+        Verb::Priority(verb) => priority::run(&verb, &on.connect().await?).await,
+        Verb::Forget(verb) => forget::run(&verb, &on.connect().await?).await,
+        Verb::Plan(verb) => plan::run(*verb, &on.connect().await?).await,
+        Verb::Pause(verb) => pause::pause(&verb, &on.connect().await?).await,
+        Verb::Resume(verb) => pause::resume(&verb, &on.connect().await?).await,
+        Verb::Warm(verb) => warm::run(&verb, &on.connect().await?).await,
+        Verb::Unload(verb) => unload::run(&verb, &on.connect().await?).await,
+        Verb::Drain(verb) => drain::run(&verb, &on.connect().await?).await,
+        Verb::History(verb) => history::run(&verb, &on.connect().await?).await,
+        Verb::Stats(verb) => stats::run(&verb, &on.connect().await?).await,
+        Verb::Report(verb) => report::run(&verb, &on.connect().await?).await,
+        Verb::Export(verb) => export::run(&verb, &on.connect().await?).await,
+        Verb::Profile(verb) => profile::run(&verb, &on.connect().await?).await,
+        Verb::Reload(verb) => reload::run(&verb, &on.connect().await?).await,
+    }
+}
+
+/// Which animd is asked, and how it is told.
+#[derive(Clone, Copy)]
+struct On {
+    /// The session's, as was asked for or found; else the system's.
+    user: bool,
+    /// The system's was asked for.
+    system: bool,
+    json: bool,
+}
+
+/// A connection to an animd.
+struct Ctl {
+    connection: Connection,
+    manager: ManagerProxy<'static>,
+    json: bool,
+}
+
+impl On {
+    /// Without --user and --system: the session's animd if one runs there. Once, so that no verb asks the one and changes
+    /// the other.
+    async fn decide(self) -> Self {
+        let user = self.user || (!self.system && session_has_animd().await);
+        Self { user, ..self }
+    }
+
+    async fn connect(self) -> Result<Ctl> {
+        let connection = self.bus().await?;
+        // A restarted service would leave a cache stale.
+        let manager =
+            ManagerProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?;
+        Ok(Ctl { connection, manager, json: self.json })
+    }
+
+    async fn bus(self) -> Result<Connection> {
+        if self.user {
+            let unreachable =
+                |e: zbus::Error| Failure::unreachable(format!("the session bus cannot be reached: {e}"));
+            return Connection::session().await.map_err(unreachable);
+        }
+        Connection::system().await.map_err(|e| {
+            Failure::unreachable(match self.system {
+                true => format!("the system bus cannot be reached: {e}"),
+                false => format!(
+                    "no animd runs on the session bus, and the system bus cannot be reached ({e}); start your own by \
+                     `animd --user`, or the machine's by `systemctl start animd`"
+                ),
+            })
+        })
+    }
+}
+
+/// Whether an animd runs on the session bus, if there is one.
+async fn session_has_animd() -> bool {
+    let asked = async {
+        let session = Connection::session().await?;
+        let bus = fdo::DBusProxy::new(&session).await?;
+        zbus::Result::Ok(bus.list_names().await?.iter().any(|name| name.as_str() == NAME))
+    };
+    std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_some() && asked.await.unwrap_or(false)
+}
+
+impl Ctl {
+    /// A job's object, made to be there.
+    async fn job(&self, id: u64) -> Result<JobProxy<'static>> {
+        let path = self.manager.get_job(id).await?;
+        let job = JobProxy::builder(&self.connection).path(path);
+        Ok(job.cache_properties(CacheProperties::No).build().await?)
+    }
+
+    /// Prints what a verb did: an object, or a sentence.
+    fn tell(&self, object: &Value, sentence: &str) {
+        if self.json { print(object) } else { print(sentence) }
+    }
+}
+
+/// A dictionary of the bus as JSON.
+fn json_of(dict: &animd_client::Dict) -> Value {
+    dict.iter().filter_map(|(key, value)| Some((key.clone(), animd_common::bus::json(value)?))).collect()
+}
+
+/// Prints a line of data; a reader that has gone away is no error. Without a place for what was asked for the program ends.
+fn print(line: impl std::fmt::Display) {
+    if let Err(e) = writeln!(io::stdout(), "{line}")
+        && e.kind() != io::ErrorKind::BrokenPipe
+    {
+        eprintln!("animctl: cannot write to standard output: {e}");
+        std::process::exit(Exit::Failed.code().into());
+    }
+}

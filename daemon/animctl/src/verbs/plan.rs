@@ -1,0 +1,60 @@
+//! `animctl plan`
+
+use std::path::PathBuf;
+
+use animd_common::files::show;
+use animd_common::words::{bytes, time};
+use animd_options::SettingsOptions;
+use serde_json::Value;
+
+use super::exit::{Exit, Result};
+use super::{Ctl, json_of, print, settings, submit};
+
+/// Say what a video would take, without making it.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: animctl plan photo.jpg --size 720p --steps 20\n\nJSON: size, frames, steps, forwards (passes through the \
+model), seconds_source (history, unknown), seconds_why, why (the reasons for the profile), and where known profile, backend, remedy, \
+seconds (of work, without waiting), memory (bytes)"
+)]
+pub struct Args {
+    /// The picture, whose shape counts
+    image: Option<PathBuf>,
+    #[command(flatten)]
+    settings: SettingsOptions,
+}
+
+pub async fn run(args: Args, ctl: &Ctl) -> Result {
+    let given = settings::given(args.settings.clone())?;
+    let mut options = settings::options(&given);
+    if let Some(image) = &args.image {
+        let file = submit::open(image)?;
+        let header = animd_common::picture::read(&file, &format!("the picture `{}`", show(image)))?;
+        if let Some((width, height)) = header.size {
+            options.insert("width", width.into());
+            options.insert("height", height.into());
+        }
+    }
+    let plan = json_of(&ctl.manager.plan(options).await?);
+    if ctl.json {
+        print(plan);
+        return Ok(Exit::Done);
+    }
+    let text = |key: &str| plan[key].as_str().map(str::to_owned);
+    let line = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            print(format!("{name:<9} {value}"));
+        }
+    };
+    line("video", Some(format!("{}, {} frames", text("size").unwrap_or_default(), plan["frames"])));
+    line("work", Some(format!("{} steps, {} passes through the model", plan["steps"], plan["forwards"])));
+    let seconds = plan["seconds"].as_f64().map_or_else(|| "not known".to_owned(), time);
+    line("time", Some(format!("{seconds}: {}", text("seconds_why").unwrap_or_default())));
+    line("memory", plan["memory"].as_u64().map(bytes));
+    line("profile", text("profile").map(|name| format!("{name} ({})", text("backend").unwrap_or_default())));
+    for why in plan["why"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        line("", Some(why.to_owned()));
+    }
+    line("remedy", text("remedy"));
+    Ok(Exit::Done)
+}

@@ -1,0 +1,131 @@
+//! The queue as it goes on.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::IsTerminal;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+use zbus::message::Type;
+use zbus::{MatchRule, MessageStream};
+
+use super::exit::{Exit, Result};
+use super::{Ctl, json_of, list, print};
+
+/// Between two looks.
+const PACE: Duration = Duration::from_millis(250);
+/// The longest pause, should a signal be lost.
+const LONGEST: Duration = Duration::from_secs(5);
+/// Signals that wait to be seen; more say nothing more.
+const SIGNALS: NonZeroUsize = NonZeroUsize::new(64).expect("it is not 0");
+/// Jobs that are shown at a time.
+const SHOWN: usize = 15;
+/// States of jobs that have not ended.
+const OPEN: [&str; 3] = ["running", "finishing", "queued"];
+
+/// Shows what waits and runs, until nothing does if `until_idle`.
+pub async fn watch(until_idle: bool, ctl: &Ctl) -> Result {
+    let rule = MatchRule::builder().msg_type(Type::Signal).sender(animd_common::bus::NAME).build()?;
+    let mut signals = MessageStream::for_match_rule(rule, &ctl.connection, Some(SIGNALS)).await?;
+    let mut view = View::new(ctl.json);
+    let mut known: BTreeMap<u64, String> = BTreeMap::new();
+    loop {
+        let jobs = open(ctl).await?;
+        let now: BTreeMap<u64, String> = jobs
+            .iter()
+            .filter_map(|job| Some((job["id"].as_u64()?, job["state"].as_str()?.to_owned())))
+            .collect();
+        for (id, state) in &now {
+            if known.get(id) != Some(state) {
+                view.event(*id, state);
+            }
+        }
+        for id in known.keys().filter(|id| !now.contains_key(id)) {
+            let state = match ctl.job(*id).await {
+                Ok(job) => job.state().await?,
+                Err(_) => "forgotten".into(),
+            };
+            view.event(*id, &state);
+        }
+        known = now;
+        view.show(&ctl.manager.state_text().await?, &jobs);
+        if until_idle && jobs.is_empty() {
+            view.end();
+            return Ok(Exit::Done);
+        }
+        sleep(PACE).await;
+        // All that came meanwhile are seen with one look.
+        let mut came = false;
+        while let Ok(Some(_)) = timeout(Duration::ZERO, signals.next()).await {
+            came = true;
+        }
+        if !came {
+            _ = timeout(LONGEST, signals.next()).await;
+        }
+    }
+}
+
+/// Jobs that have not ended: the running one first, then the queue in its order.
+async fn open(ctl: &Ctl) -> Result<Vec<Value>> {
+    let mut jobs = Vec::new();
+    for state in OPEN {
+        let filter = HashMap::from([("state", state.into()), ("limit", 1000_u32.into())]);
+        jobs.extend(ctl.manager.list(filter).await?.iter().map(json_of));
+    }
+    jobs.sort_by_key(|job| job["position"].as_u64());
+    Ok(jobs)
+}
+
+enum View {
+    /// A table that is drawn anew.
+    Table(ProgressBar),
+    Lines,
+    Json,
+}
+
+impl View {
+    fn new(json: bool) -> Self {
+        if json {
+            return Self::Json;
+        }
+        if !std::io::stdout().is_terminal() {
+            return Self::Lines;
+        }
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
+        if let Ok(style) = ProgressStyle::with_template("{msg}") {
+            bar.set_style(style);
+        }
+        Self::Table(bar)
+    }
+
+    fn event(&self, id: u64, state: &str) {
+        match self {
+            Self::Table(bar) if animd_client::has_ended(state) => bar.println(format!("job {id} {state}")),
+            Self::Table(_) => {}
+            Self::Lines => print(format!("job {id} {state}")),
+            Self::Json => print(json!({"id": id, "state": state})),
+        }
+    }
+
+    fn show(&mut self, state: &str, jobs: &[Value]) {
+        let Self::Table(bar) = self else { return };
+        let mut lines = vec![state.to_owned()];
+        if !jobs.is_empty() {
+            lines.extend(list::rows(&jobs[..jobs.len().min(SHOWN)]));
+        }
+        if jobs.len() > SHOWN {
+            lines.push(format!("and {} more", jobs.len() - SHOWN));
+        }
+        bar.set_message(lines.join("\n"));
+        bar.tick();
+    }
+
+    fn end(&self) {
+        if let Self::Table(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}

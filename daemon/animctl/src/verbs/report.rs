@@ -1,0 +1,113 @@
+//! `animctl report OUT.html`
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use animd_client::JobProxy;
+use animd_common::files::{kind, show, write_atomic};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::exit::{Exit, Failure, Result};
+use super::jobs::Which;
+use super::stats::{By, sum, sums};
+use super::{Ctl, json_of};
+use crate::report::{Entry, Report, Sum, page};
+
+/// The largest thumbnail that is taken over.
+const MAX_THUMBNAIL: u64 = 1 << 20;
+
+/// Write what animd did as one HTML page.
+///
+/// It needs nothing else: sums, plots, and a card for each job.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: animctl report animd.html --days 30\n\nIt has your own jobs; root's has everybody's, prompts and pictures \
+included. A file that is there is replaced.\n\nJSON: file, jobs (how many have a card), bytes"
+)]
+pub struct Args {
+    /// The page
+    #[arg(value_name = "OUT.html")]
+    file: PathBuf,
+    /// Sums of the last so many days only
+    #[arg(long, value_name = "N")]
+    days: Option<u64>,
+    /// Cards for at most so many jobs, the newest
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    limit: u64,
+    /// Only jobs of this user
+    #[arg(long, value_name = "UID")]
+    owner: Option<u32>,
+}
+
+pub async fn run(args: &Args, ctl: &Ctl) -> Result {
+    let all = async |by| {
+        let rows = sums(ctl, by, args.days, args.owner).await?;
+        rows.into_iter().map(sum).collect::<Result<Vec<Sum>>>()
+    };
+    let mut jobs = Vec::new();
+    let which = Which { state: None, owner: args.owner, before: None };
+    which
+        .each(ctl, Some(args.limit), |job| {
+            jobs.push(job);
+            Ok(())
+        })
+        .await?;
+    let mut entries = Vec::new();
+    for description in jobs {
+        // A job may be forgotten meanwhile.
+        if let Some(entry) = entry(ctl, description).await? {
+            entries.push(entry);
+        }
+    }
+    let report = Report {
+        version: ctl.manager.version().await?,
+        made_us: Timestamp::now().as_microsecond() as u64,
+        days: all(By::Day).await?,
+        models: all(By::Model).await?,
+        profiles: all(By::Profile).await?,
+        jobs: entries,
+    };
+    let html = page(&report);
+    write(&args.file, &html)?;
+    let file = show(&args.file);
+    ctl.tell(&json!({"file": file, "jobs": report.jobs.len(), "bytes": html.len()}), &file);
+    Ok(Exit::Done)
+}
+
+fn write(file: &Path, html: &str) -> Result<()> {
+    // Prompts and pictures are their owner's.
+    let full = std::path::absolute(file).map_err(Failure::file("find", file))?;
+    // What is put in place of a device or a link would be the end of that.
+    if let Ok(meta) = fs::symlink_metadata(&full)
+        && !meta.is_file()
+    {
+        let (file, kind) = (show(file), kind(&meta));
+        return Err(Failure::new(format!("`{file}` is {kind}, not a regular file; choose another name")));
+    }
+    write_atomic(&full, html.as_bytes(), 0o600).map_err(Failure::file("write", file))
+}
+
+async fn entry(ctl: &Ctl, description: Value) -> Result<Option<Entry>> {
+    let id = description["id"].as_u64().unwrap_or(0);
+    let Ok(timeline) = ctl.manager.timeline(id).await else { return Ok(None) };
+    let timeline = serde_json::from_value(json_of(&timeline))
+        .map_err(|e| Failure::new(format!("animd's timeline of job {id} cannot be read: {e}")))?;
+    let thumbnail = match description["state"].as_str() {
+        Some("done") => match ctl.job(id).await {
+            Ok(job) => thumbnail(&job).await,
+            Err(_) => return Ok(None),
+        },
+        _ => None,
+    };
+    Ok(Some(Entry { description, timeline, thumbnail }))
+}
+
+async fn thumbnail(job: &JobProxy<'_>) -> Option<Vec<u8>> {
+    let file = File::from(OwnedFd::from(job.open_thumbnail().await.ok()?));
+    let mut jpeg = Vec::new();
+    file.take(MAX_THUMBNAIL).read_to_end(&mut jpeg).ok()?;
+    Some(jpeg)
+}

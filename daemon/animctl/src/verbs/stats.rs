@@ -1,0 +1,118 @@
+//! `animctl stats`
+
+use std::collections::HashMap;
+
+use animd_common::words::{energy, time};
+use clap::ValueEnum;
+use jiff::Timestamp;
+use serde_json::Value;
+use zbus::Variant;
+
+use super::exit::{Exit, Failure, Result};
+use super::table::{Side, show};
+use super::{Ctl, json_of, print};
+use crate::report::Sum;
+
+const DAY_US: u64 = 86_400_000_000;
+
+/// What sums are kept apart by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum By {
+    /// The day on which a job ended, in universal time
+    Day,
+    /// The model
+    Model,
+    /// The profile
+    Profile,
+}
+
+impl By {
+    /// As the bus calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Day => "day",
+            Self::Model => "model",
+            Self::Profile => "profile",
+        }
+    }
+}
+
+/// Sum your jobs up, by day, model or profile.
+///
+/// Those that have ended; root sees everybody's.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: animctl stats --by model --days 30\n\nJSON: an array of objects with key (the day, model or profile; empty \
+where a job has none), done, failed, canceled (numbers of jobs), and of those with a video seconds, joules, frames"
+)]
+pub struct Args {
+    /// What the sums are kept apart by
+    #[arg(long, value_enum, default_value_t = By::Day)]
+    by: By,
+    /// Only jobs of the last so many days
+    #[arg(long, value_name = "N")]
+    days: Option<u64>,
+    /// Only jobs of this user
+    #[arg(long, value_name = "UID")]
+    owner: Option<u32>,
+}
+
+pub async fn run(args: &Args, ctl: &Ctl) -> Result {
+    let rows = sums(ctl, args.by, args.days, args.owner).await?;
+    if ctl.json {
+        print(Value::Array(rows));
+        return Ok(Exit::Done);
+    }
+    let rows: Vec<Sum> = rows.into_iter().map(sum).collect::<Result<_>>()?;
+    let each = |row: &Sum, all: f64, words: fn(f64) -> String| match row.done {
+        0 => String::new(),
+        done => words(all / done as f64),
+    };
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            [
+                if row.key.is_empty() { "not known".to_owned() } else { row.key.clone() },
+                row.done.to_string(),
+                row.failed.to_string(),
+                row.canceled.to_string(),
+                time(row.seconds),
+                each(row, row.seconds, time),
+                energy(row.joules),
+                each(row, row.joules, energy),
+            ]
+        })
+        .collect();
+    show(
+        [
+            (&args.by.name().to_uppercase(), Side::Left),
+            ("VIDEOS", Side::Right),
+            ("FAILED", Side::Right),
+            ("CANCELLED", Side::Right),
+            ("TIME", Side::Right),
+            ("A VIDEO", Side::Right),
+            ("ENERGY", Side::Right),
+            ("A VIDEO", Side::Right),
+        ],
+        &rows,
+    );
+    Ok(Exit::Done)
+}
+
+/// Sums as the bus gives them.
+pub async fn sums(ctl: &Ctl, by: By, days: Option<u64>, owner: Option<u32>) -> Result<Vec<Value>> {
+    let mut options: HashMap<&str, Variant<'_>> = HashMap::from([("by", by.name().into())]);
+    if let Some(days) = days {
+        let now = Timestamp::now().as_microsecond() as u64;
+        options.insert("since", now.saturating_sub(days.saturating_mul(DAY_US)).into());
+    }
+    if let Some(owner) = owner {
+        options.insert("owner", owner.into());
+    }
+    Ok(ctl.manager.statistics(options).await?.iter().map(json_of).collect())
+}
+
+/// One of them.
+pub fn sum(row: Value) -> Result<Sum> {
+    serde_json::from_value(row).map_err(|e| Failure::new(format!("animd's figures cannot be read: {e}")))
+}

@@ -1,0 +1,13 @@
+//! Times as the ledger keeps them: microseconds since the epoch.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Microseconds since the epoch.
+pub fn now_us() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64)
+}
+
+/// So many days before now, in microseconds since the epoch; 0 days is before everything.
+pub fn days_ago_us(days: u32) -> i64 {
+    if days == 0 { i64::MIN } else { now_us() - i64::from(days) * 86_400_000_000 }
+}

@@ -1,0 +1,284 @@
+//! Files handled so that a power cut or a second program leaves them whole: synced copies, renames that replace
+//! nothing, names of any bytes.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, OFlags, RenameFlags};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+/// The longest file name that Linux file systems take, in bytes.
+pub const NAME_MAX: usize = 255;
+
+/// A path or name in words: control characters and bytes that are not UTF-8 are escaped, so that it stays one line.
+pub fn show(path: impl AsRef<OsStr>) -> String {
+    let mut out = String::new();
+    for chunk in path.as_ref().as_bytes().utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+        }
+        for byte in chunk.invalid() {
+            _ = write!(out, "\\x{byte:02x}");
+        }
+    }
+    out
+}
+
+/// Makes what was renamed or created in `dir` survive a power cut.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    match File::open(dir)?.sync_all() {
+        // Some network and FUSE file systems cannot sync a folder.
+        Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok(()),
+        synced => synced,
+    }
+}
+
+/// Opens a regular file for reading; a symbolic link, a device or a pipe is an error of kind `InvalidInput` in words.
+pub fn open_regular(path: &Path) -> io::Result<(File, fs::Metadata)> {
+    // O_NONBLOCK: a pipe without a writer must not hang us before fstat has told what it is.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as i32;
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|e| {
+        if e.raw_os_error() == Some(Errno::LOOP.raw_os_error()) { not_regular("a symbolic link") } else { e }
+    })?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(not_regular(kind(&meta)));
+    }
+    Ok((file, meta))
+}
+
+/// What a file is, in words.
+pub fn kind(meta: &fs::Metadata) -> &'static str {
+    let t = meta.file_type();
+    match () {
+        () if t.is_file() => "a regular file",
+        () if t.is_dir() => "a folder",
+        () if t.is_symlink() => "a symbolic link",
+        () if t.is_fifo() => "a pipe",
+        () if t.is_socket() => "a socket",
+        () => "a device",
+    }
+}
+
+fn not_regular(kind: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("it is {kind}, not a regular file"))
+}
+
+/// Renames without replacing: an existing `to` is an error of kind `AlreadyExists`. Also across file systems.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match rename_within(from, to) {
+        Err(e) if e.raw_os_error() == Some(Errno::XDEV.raw_os_error()) => {
+            copy_new(from, to)?;
+            fs::remove_file(from)
+        }
+        renamed => renamed,
+    }
+}
+
+/// Copies a regular file and syncs the copy, replacing nothing: an existing `to` is an error of kind `AlreadyExists`.
+pub fn copy_new(from: &Path, to: &Path) -> io::Result<()> {
+    let part = to.with_file_name(format!(".animd-{}.part", uuid::Uuid::new_v4()));
+    let (mut source, meta) = open_regular(from)?;
+    let copied = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(meta.mode() & 0o777)
+        .open(&part)
+        .and_then(|mut copy| io::copy(&mut source, &mut copy).and_then(|_| copy.sync_all()))
+        .and_then(|()| rename_within(&part, to));
+    if copied.is_err() {
+        _ = fs::remove_file(&part);
+    }
+    copied
+}
+
+/// [`rename_new`] on one file system.
+fn rename_within(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // NFS and some FUSE file systems have no such flag. A crash in between leaves both names: whoever tries again
+        // finds `to` taken by the very same file.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            fs::hard_link(from, to)?;
+            fs::remove_file(from)
+        }
+        renamed => renamed.map_err(Into::into),
+    }
+}
+
+/// Writes a whole file under a temporary name, syncs it and puts it in place of whatever is there.
+pub fn write_atomic(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let part = dir.join(format!(".animd-{}.part", uuid::Uuid::new_v4()));
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&part)
+        .and_then(|mut file| file.write_all(contents).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&part, path));
+    if written.is_err() {
+        _ = fs::remove_file(&part);
+    }
+    written?;
+    sync_dir(dir)
+}
+
+/// Bytes that are free for us on the disk of `path`.
+pub fn free_space(path: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(path)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// Reads a small regular file; more than `limit` bytes is an error of kind `FileTooLarge`.
+pub fn read_small(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let (file, _) = open_regular(path)?;
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// The SHA-256 of all that `from` gives; `each` gets every piece on the way.
+pub fn hash(mut from: impl Read, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(hash.finalize().into()),
+            Ok(n) => {
+                hash.update(&buffer[..n]);
+                each(&buffer[..n])?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// `stem` + `-n` (from the second on) + `tail`, the stem cut so that the name fits.
+pub fn numbered(stem: &OsStr, n: u32, tail: &str) -> OsString {
+    let tail = if n < 2 { tail.to_owned() } else { format!("-{n}{tail}") };
+    let mut name = stem.as_bytes().to_vec();
+    let mut keep = name.len().min(NAME_MAX.saturating_sub(tail.len()));
+    // Do not cut through a character.
+    while keep > 0 && keep < name.len() && name[keep] & 0xc0 == 0x80 {
+        keep -= 1;
+    }
+    name.truncate(keep);
+    name.extend_from_slice(tail.as_bytes());
+    OsString::from_vec(name)
+}
+
+/// A name split before its last dot: (`photo`, `.png`). Without a dot, or with a first one only, the tail is empty.
+pub fn split_name(name: &OsStr) -> (&OsStr, &OsStr) {
+    let bytes = name.as_bytes();
+    match bytes.iter().rposition(|&b| b == b'.') {
+        Some(at) if at > 0 => (OsStr::from_bytes(&bytes[..at]), OsStr::from_bytes(&bytes[at..])),
+        _ => (name, OsStr::new("")),
+    }
+}
+
+/// What tells one state of a file from another: it changes when the file is replaced or written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The device's number.
+    pub dev: i64,
+    /// The inode's number.
+    pub ino: i64,
+    /// When the contents last changed, in nanoseconds since the epoch.
+    pub mtime_ns: i64,
+}
+
+impl Identity {
+    /// Of an open or looked-up file.
+    pub fn of(meta: &fs::Metadata) -> Self {
+        Self {
+            dev: meta.dev() as i64,
+            ino: meta.ino() as i64,
+            mtime_ns: meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec()),
+        }
+    }
+}
+
+/// When a file was last changed, moved or written, in microseconds since the epoch.
+pub fn changed_us(meta: &fs::Metadata) -> i64 {
+    meta.ctime().saturating_mul(1_000_000).saturating_add(meta.ctime_nsec() / 1000)
+}
+
+/// A path from the bytes that the ledger keeps.
+pub fn path_from(bytes: Vec<u8>) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// A name for the video of a picture: `STEM-SEED.mp4`, and a number from the second on.
+pub fn output_name(picture: &OsStr, seed: u64, n: u32) -> OsString {
+    // The tail holds the seed, so that a cut stem never costs it; a number goes before `.mp4`.
+    let tail = if n < 2 { format!("-{seed}.mp4") } else { format!("-{seed}-{n}.mp4") };
+    numbered(split_name(picture).0, 1, &tail)
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_shown_on_one_line() {
+        assert_eq!(show(OsStr::from_bytes(b"a\nb\xff\x1b.png")), "a\\nb\\xff\\u{1b}.png");
+        assert_eq!(show("größe.png"), "größe.png");
+    }
+
+    #[test]
+    fn numbers_keep_names_within_the_limit() {
+        assert_eq!(numbered(OsStr::new("photo"), 1, "-7.mp4"), "photo-7.mp4");
+        assert_eq!(numbered(OsStr::new("photo"), 2, ".png"), "photo-2.png");
+        let long = "é".repeat(127);
+        let name = numbered(OsStr::new(&long), 12, ".mp4");
+        assert!(name.len() <= NAME_MAX && name.to_str().is_some_and(|n| n.ends_with("é-12.mp4")));
+    }
+
+    #[test]
+    fn the_tail_is_what_follows_the_last_dot() {
+        assert_eq!(split_name(OsStr::new("a.b.png")), (OsStr::new("a.b"), OsStr::new(".png")));
+        assert_eq!(split_name(OsStr::new("plain")), (OsStr::new("plain"), OsStr::new("")));
+        assert_eq!(split_name(OsStr::new(".hidden")), (OsStr::new(".hidden"), OsStr::new("")));
+    }
+
+    #[test]
+    fn a_rename_replaces_nothing() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        fs::write(&a, "a")?;
+        fs::write(&b, "b")?;
+        assert_eq!(rename_new(&a, &b).map_err(|e| e.kind()), Err(io::ErrorKind::AlreadyExists));
+        assert_eq!(fs::read(&b)?, b"b");
+        Ok(())
+    }
+
+    #[test]
+    fn links_and_pipes_are_no_regular_files() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/etc/passwd", &link)?;
+        assert!(open_regular(&link).is_err_and(|e| e.to_string().contains("symbolic link")));
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0)?;
+        assert!(open_regular(&pipe).is_err_and(|e| e.to_string().contains("a pipe")));
+        Ok(())
+    }
+}

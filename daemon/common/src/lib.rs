@@ -1,0 +1,19 @@
+//! What animd, animctl and animd-watch share: the configuration, files and pictures handled with care, watched folders,
+//! sentences for people, and what the bus and systemd want to hear.
+
+pub mod bus;
+pub mod clock;
+pub mod config;
+mod error;
+pub mod files;
+pub mod keys;
+pub mod log;
+pub mod memory;
+pub mod notify;
+pub mod picture;
+pub mod profiles;
+pub mod tasks;
+pub mod watch;
+pub mod words;
+
+pub use error::{Error, Result};

@@ -1,0 +1,322 @@
+//! How a picture leaves the place where it waited: into `done/` or `failed/`, with its sidecars, and with a note that
+//! says what went wrong.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::names::{DONE, FAILED};
+use super::root::{self, Dir};
+use super::sidecar;
+use crate::files::{self, Identity, NAME_MAX, numbered, rename_new, show, split_name, sync_dir};
+use crate::{Error, Result};
+
+/// A picture that is to leave.
+pub struct Leaving<'a> {
+    /// Where it lies.
+    pub source: &'a Path,
+    /// Which state of it: another one stays, because it is another wish.
+    pub identity: Identity,
+    /// Where it goes; a number is added if that is taken.
+    pub target: PathBuf,
+    /// What went wrong, for a note beside it.
+    pub note: Option<&'a str>,
+    /// Sidecars that changed after this time stay: they belong to whatever comes next. Microseconds since the epoch.
+    pub sidecars_until_us: i64,
+}
+
+/// Where a picture goes whose watched folder is `root`: a name that is free, and whose note is free.
+pub fn target(root: &Path, source: &Path, done: bool) -> Option<PathBuf> {
+    let below = source.parent()?.strip_prefix(root).unwrap_or(Path::new(""));
+    let below = Path::new(if done { DONE } else { FAILED }).join(below);
+    let target = root.join(&below).join(source.file_name()?);
+    // Where there is no such folder yet, every name is free.
+    Some(match Dir::open(root, &below) {
+        Ok(to) => {
+            let own = root::metadata(root, source).ok().map(|meta| Identity::of(&meta));
+            renamed_as(&target, &free_name(&to.path(), source.file_name()?, own))
+        }
+        Err(_) => target,
+    })
+}
+
+/// The watched folder of a picture that goes to `target`: what both lie in.
+fn common<'a>(source: &'a Path, target: &Path) -> &'a Path {
+    source.ancestors().skip(1).find(|dir| target.starts_with(dir)).unwrap_or(Path::new("/"))
+}
+
+impl Leaving<'_> {
+    /// Moves the picture and its sidecars. `renamed` is asked to write another target down before it is used.
+    pub fn put_away<E: From<Error>>(
+        mut self,
+        mut renamed: impl FnMut(&Path) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let root = common(self.source, &self.target);
+        let from = match Dir::of(root, self.source) {
+            Ok(from) => from,
+            // Its folder has gone with all that lay there, or a link that leads elsewhere has its name.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(());
+            }
+            Err(e) => return Err(Error::file("look at", self.source)(e).into()),
+        };
+        match fs::symlink_metadata(from.at(self.source)) {
+            Ok(meta) if meta.is_file() && Identity::of(&meta) == self.identity => {}
+            // It was replaced or removed meanwhile: what lies there now is another wish.
+            Ok(_) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                // It was moved, and then the power went: the rest is still to follow.
+                if let Ok(to) = Dir::of(root, &self.target)
+                    && is(&to.at(&self.target), self.identity)
+                {
+                    self.follow(&to, &from);
+                }
+                return Ok(());
+            }
+            Err(e) => return Err(Error::file("look at", self.source)(e).into()),
+        }
+        match self.rename(root, &from, &mut renamed)? {
+            Ok(to) => {
+                self.follow(&to, &from);
+                Ok(())
+            }
+            Err(e) => {
+                self.note_beside(&from);
+                Err(e.into())
+            }
+        }
+    }
+
+    /// What comes after the picture.
+    fn follow(&self, to: &Dir, from: &Dir) {
+        if let Some(text) = self.note {
+            let beside = from.at(&error_note(self.source));
+            if files::read_small(&beside, sidecar::MAX_BYTES).is_ok_and(|old| old == line(text)) {
+                _ = fs::remove_file(beside);
+            }
+        }
+        self.move_sidecars(to, from);
+        for (dir, path) in [(to, &*self.target), (from, self.source)] {
+            warn_unsynced(path.parent().unwrap_or(path), sync_dir(&dir.path()));
+        }
+    }
+
+    /// Moves the picture and gives the folder that it is in then, or what kept it where it is. The outer error is that of
+    /// `renamed`, which leaves everything as it was.
+    fn rename<E>(
+        &mut self,
+        root: &Path,
+        from: &Dir,
+        renamed: &mut impl FnMut(&Path) -> Result<(), E>,
+    ) -> Result<Result<Dir>, E> {
+        let dir = self.target.parent().unwrap_or(root).to_owned();
+        let below = dir.strip_prefix(root).unwrap_or(Path::new(""));
+        let to = match Dir::make(root, below) {
+            Ok(to) => to,
+            Err(e) => return Ok(Err(Error::file("create", &dir)(e))),
+        };
+        loop {
+            let note = to.at(&error_note(&self.target));
+            if let Some(text) = self.note
+                && let Err(e) = files::write_atomic(&note, &line(text), 0o644)
+            {
+                return Ok(Err(Error::file("write", error_note(&self.target))(e)));
+            }
+            match move_new(&from.at(self.source), &to.at(&self.target), self.identity) {
+                Ok(()) => return Ok(Ok(to)),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    self.remove_note(&note);
+                    let name = self.source.file_name().unwrap_or_default();
+                    let free = free_name(&to.path(), name, Some(self.identity));
+                    self.target = renamed_as(&self.target, &free);
+                    renamed(&self.target)?;
+                }
+                Err(e) => {
+                    self.remove_note(&note);
+                    // Whoever took it away wants it elsewhere.
+                    if e.kind() == io::ErrorKind::NotFound {
+                        return Ok(Ok(to));
+                    }
+                    return Ok(Err(Error::file("move", self.source)(e)));
+                }
+            }
+        }
+    }
+
+    fn remove_note(&self, note: &Path) {
+        if self.note.is_some() {
+            _ = fs::remove_file(note);
+        }
+    }
+
+    /// A picture that may not be moved still gets its note, where one may be written.
+    fn note_beside(&self, from: &Dir) {
+        let Some(text) = self.note else { return };
+        let note = error_note(self.source);
+        let held = from.at(&note);
+        if fs::symlink_metadata(&held).is_err()
+            && let Err(e) = files::write_atomic(&held, &line(text), 0o644)
+        {
+            tracing::debug!("the note `{}` cannot be written: {e}", show(&note));
+        }
+    }
+
+    fn move_sidecars(&self, to: &Dir, from: &Dir) {
+        for sidecar in sidecar::paths(self.source).into_iter().flatten() {
+            let held = from.at(&sidecar);
+            let Ok(meta) = fs::symlink_metadata(&held) else { continue };
+            let own = Identity::of(&meta);
+            if meta.is_file()
+                && files::changed_us(&meta) <= self.sidecars_until_us
+                && let Some(name) = sidecar.file_name()
+                && let Err(e) = move_new(&held, &free_name(&to.path(), name, Some(own)), own)
+            {
+                tracing::warn!("a picture's sidecar cannot be moved and stays: {e}");
+                tracing::debug!("the sidecar is `{}`", show(&sidecar));
+            }
+        }
+    }
+}
+
+/// Whether this state of a file lies there.
+fn is(path: &Path, identity: Identity) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| Identity::of(&meta) == identity)
+}
+
+/// `path` with the name of another path.
+fn renamed_as(path: &Path, other: &Path) -> PathBuf {
+    path.with_file_name(other.file_name().unwrap_or_default())
+}
+
+fn line(text: &str) -> Vec<u8> {
+    format!("{text}\n").into_bytes()
+}
+
+/// As [`rename_new`], and finishes one that was cut short between link and unlink, where the file system cannot rename
+/// without replacing.
+fn move_new(from: &Path, to: &Path, identity: Identity) -> io::Result<()> {
+    match rename_new(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && is(to, identity) => fs::remove_file(from),
+        moved => moved,
+    }
+}
+
+/// A name in `dir` that neither a file nor a note has: `photo.png`, `photo-2.png`; or one that the file itself, `own`,
+/// has already.
+fn free_name(dir: &Path, name: &OsStr, own: Option<Identity>) -> PathBuf {
+    let (stem, tail) = split_name(name);
+    let exists = |path: &Path| fs::symlink_metadata(path).is_ok();
+    let is_own = |path: &Path| own.is_some_and(|own| is(path, own));
+    (1..u32::MAX)
+        .map(|n| dir.join(if n < 2 { name.to_owned() } else { with_number(stem, n, tail) }))
+        .find(|path| is_own(path) || (!exists(path) && !exists(&error_note(path))))
+        .unwrap_or_else(|| dir.join(name))
+}
+
+/// As [`numbered`], for a tail of any bytes.
+fn with_number(stem: &OsStr, n: u32, tail: &OsStr) -> OsString {
+    let number = format!("-{n}");
+    let room = NAME_MAX.saturating_sub(number.len() + tail.len());
+    let mut name = numbered(OsStr::from_bytes(&stem.as_bytes()[..stem.len().min(room)]), 1, &number);
+    name.push(tail);
+    name
+}
+
+/// `photo.png.error.txt` for `photo.png`.
+fn error_note(picture: &Path) -> PathBuf {
+    picture.with_file_name(numbered(picture.file_name().unwrap_or_default(), 1, ".error.txt"))
+}
+
+/// The file is in its place already: a folder that cannot be synced makes that less durable, not untrue.
+pub fn sync_or_warn(dir: &Path) {
+    warn_unsynced(dir, sync_dir(dir));
+}
+
+fn warn_unsynced(dir: &Path, synced: io::Result<()>) {
+    if let Err(e) = synced {
+        tracing::warn!("the folder `{}` cannot be synced; a power cut may undo a rename: {e}", show(dir));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subfolders_stay_below_done_and_failed() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let source = dir.path().join("a/b/photo.png");
+        assert_eq!(target(dir.path(), &source, true), Some(dir.path().join("done/a/b/photo.png")));
+        assert_eq!(target(dir.path(), &source, false), Some(dir.path().join("failed/a/b/photo.png")));
+        fs::create_dir_all(dir.path().join("done/a/b"))?;
+        fs::write(dir.path().join("done/a/b/photo.png"), "")?;
+        assert_eq!(target(dir.path(), &source, true), Some(dir.path().join("done/a/b/photo-2.png")));
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_moved_through_a_link() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (root, elsewhere) = (dir.path().join("root"), dir.path().join("elsewhere"));
+        fs::create_dir(&root)?;
+        fs::create_dir(&elsewhere)?;
+        fs::write(root.join("ours.png"), "ours")?;
+        fs::write(elsewhere.join("theirs.png"), "theirs")?;
+        for link in ["done", "sub"] {
+            std::os::unix::fs::symlink(&elsewhere, root.join(link))?;
+        }
+        let put_away = |source: &Path, target: &str| {
+            let identity = Identity::of(&fs::symlink_metadata(source)?);
+            let target = root.join(target);
+            let leaving = Leaving { source, identity, target, note: None, sidecars_until_us: i64::MAX };
+            leaving.put_away(|_| Ok(())).map_err(|e: Error| io::Error::other(e.to_string()))
+        };
+        let error = put_away(&root.join("ours.png"), "done/ours.png").map_err(|e| e.to_string());
+        assert!(error.is_err_and(|text| text.contains("a symbolic link or a file is in the place")));
+        put_away(&root.join("sub/theirs.png"), "failed/sub/theirs.png")?;
+        assert!(root.join("ours.png").exists() && !root.join("failed").exists());
+        assert!(elsewhere.join("theirs.png").exists() && !elsewhere.join("ours.png").exists());
+        Ok(())
+    }
+
+    #[test]
+    fn a_move_cut_short_between_link_and_unlink_is_finished() -> io::Result<()> {
+        for known in [true, false] {
+            let dir = tempfile::tempdir()?;
+            let (source, sidecar) = (dir.path().join("photo.png"), dir.path().join("photo.txt"));
+            fs::create_dir(dir.path().join("done"))?;
+            for path in [&source, &sidecar] {
+                fs::write(path, "ours")?;
+                fs::hard_link(path, dir.path().join("done").join(path.file_name().unwrap_or_default()))?;
+            }
+            let written_down = dir.path().join("done/photo.png");
+            // Who writes no target down asks for one again.
+            let target =
+                if known { written_down } else { target(dir.path(), &source, true).unwrap_or_default() };
+            let identity = Identity::of(&fs::symlink_metadata(&source)?);
+            let leaving =
+                Leaving { source: &source, identity, target, note: None, sidecars_until_us: i64::MAX };
+            leaving.put_away(|_| Ok(())).map_err(|e: Error| io::Error::other(e.to_string()))?;
+            assert!(!source.exists() && !sidecar.exists());
+            let mut names: Vec<OsString> =
+                fs::read_dir(dir.path().join("done"))?.flatten().map(|entry| entry.file_name()).collect();
+            names.sort();
+            assert_eq!(names, ["photo.png", "photo.txt"]);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_longest_names_get_numbers_too() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let long = format!("{}.png", "x".repeat(251));
+        fs::write(dir.path().join(&long), "")?;
+        let free = free_name(dir.path(), OsStr::new(&long), None);
+        let name = free.file_name().unwrap_or_default();
+        assert!(name.len() <= NAME_MAX && name.as_bytes().ends_with(b"x-2.png"), "{name:?}");
+        assert!(error_note(&free).file_name().is_some_and(|note| note.len() <= NAME_MAX));
+        Ok(())
+    }
+}

@@ -1,0 +1,96 @@
+//! Errors that cross the bus: `org.animd.Animd1.Error.NAME`, with the remedy in the text.
+
+use animd_common::Error as Common;
+use animd_protocol::ErrorCode;
+
+use crate::Error;
+use crate::ledger::Job;
+
+/// What a call is answered with when it cannot be served.
+#[derive(Debug, zbus::DBusError)]
+#[zbus(prefix = "org.animd.Animd1.Error")]
+pub enum BusError {
+    /// Of the bus itself.
+    #[zbus(error)]
+    ZBus(zbus::Error),
+    /// The picture cannot be used.
+    InvalidImage(String),
+    /// An option that does not exist; the text names the nearest one.
+    UnknownOption(String),
+    /// An option's value is of the wrong type or out of its range.
+    InvalidOption(String),
+    /// There is no GPU that can do this.
+    NoGpu(String),
+    /// There is no model.
+    NoWeights(String),
+    /// It needs more memory than there is.
+    NotEnoughMemory(String),
+    /// There are as many open jobs as the caller, or everybody together, may have.
+    QueueFull(String),
+    /// The job is not that far, or past it.
+    NotReady(String),
+    /// There is no such job, or no such file any more.
+    NotFound(String),
+    /// The caller may not do this.
+    NotAuthorized(String),
+    /// Too much is under way; the same call may be served a little later.
+    Busy(String),
+    /// The job was cancelled.
+    Canceled(String),
+    /// A fault of the service's own.
+    Internal(String),
+}
+
+impl BusError {
+    /// The error for a code.
+    pub fn of(code: ErrorCode, text: String) -> Self {
+        match code {
+            ErrorCode::InvalidImage => Self::InvalidImage(text),
+            ErrorCode::InvalidSetting => Self::InvalidOption(text),
+            ErrorCode::Device => Self::NoGpu(text),
+            ErrorCode::Model => Self::NoWeights(text),
+            ErrorCode::Memory => Self::NotEnoughMemory(text),
+            ErrorCode::Canceled => Self::Canceled(text),
+            ErrorCode::Stopping => Self::Busy("the service is stopping; call again when it is back".into()),
+            ErrorCode::NotFound => Self::NotFound(text),
+            ErrorCode::NotReady => Self::NotReady(text),
+            ErrorCode::Busy => Self::Busy(text),
+            ErrorCode::QueueFull => Self::QueueFull(text),
+            ErrorCode::Output
+            | ErrorCode::File
+            | ErrorCode::Crashed
+            | ErrorCode::Config
+            | ErrorCode::Ledger
+            | ErrorCode::Bus
+            | ErrorCode::Internal => Self::Internal(text),
+        }
+    }
+
+    /// The reading of a caller's file failed: it is the descriptor or the file, not the service.
+    pub fn of_picture(e: Error) -> Self {
+        match e {
+            Error::Common(Common::File { action: "read" | "look at", source, .. }) => Self::InvalidImage(
+                format!("the picture cannot be read: {source}; pass a regular file that is open for reading"),
+            ),
+            e => e.into(),
+        }
+    }
+
+    /// Why an ended job has no video.
+    pub fn of_job(job: &Job) -> Self {
+        let code = job.error_code.as_deref().map_or(ErrorCode::Internal, ErrorCode::named);
+        let text = job.error_text.as_deref().unwrap_or("no reason is known");
+        Self::of(code, format!("job {} {}: {text}", job.id, job.state.name()))
+    }
+
+    /// The runtime is going down.
+    pub fn stopping() -> Self {
+        Error::STOPPING.into()
+    }
+}
+
+impl From<Error> for BusError {
+    fn from(e: Error) -> Self {
+        Self::of(e.code(), e.to_string())
+    }
+}

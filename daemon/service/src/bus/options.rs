@@ -1,0 +1,358 @@
+//! The options of a call, `a{sv}`, checked: an unknown key is refused, never ignored.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+
+use animd_common::bus::json;
+use animd_common::keys;
+use animd_protocol::request::Settings;
+use serde_json::Value;
+use zbus::OwnedVariant;
+
+use super::error::BusError;
+use crate::ledger::{By, Filter, State};
+use crate::verbs::Retry;
+use crate::watch::watches::How;
+
+/// Options as a caller sends them.
+pub type Options = HashMap<String, OwnedVariant>;
+
+/// What a submission says besides the picture.
+#[derive(Debug, Default, PartialEq)]
+pub struct Submission {
+    /// What to make.
+    pub settings: Settings,
+    /// What the video's name begins with.
+    pub name: Option<OsString>,
+    /// The same key from the same user gives the same job.
+    pub idempotency_key: Option<String>,
+    /// Before the others that wait, if it is larger than theirs.
+    pub priority: i32,
+    /// The service keeps the video for its caller to fetch, in place of putting it into the outbox.
+    pub kept_for_caller: bool,
+}
+
+/// What a plan is asked for.
+#[derive(Debug, Default, PartialEq)]
+pub struct PlanOf {
+    /// What to make.
+    pub settings: Settings,
+    /// The picture's width and height in pixels, where they are known.
+    pub picture: Option<(u32, u32)>,
+}
+
+/// Which sums are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SumsOf {
+    /// What they are kept apart by.
+    pub by: By,
+    /// Only jobs of this user.
+    pub owner: Option<u32>,
+    /// Only jobs that ended then or later, in microseconds since the epoch.
+    pub since_us: u64,
+}
+
+const NAME: &str = "name";
+const IDEMPOTENCY_KEY: &str = "idempotency_key";
+const PRIORITY: &str = "priority";
+const KEEP: &str = "keep";
+/// The lowest and the highest priority.
+const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
+/// The longest name and key, in bytes.
+const MAX_NAME: usize = 200;
+/// The largest side of a picture that a plan is made for.
+const MAX_PIXELS: u32 = 1 << 16;
+/// The longest value of a setting that is no prompt, in bytes.
+const MAX_WORD: usize = 200;
+/// The longest wrong word that an error repeats, in characters.
+const MAX_SHOWN: usize = 60;
+const NEW_SEED: &str = "new_seed";
+
+/// Reads a submission's options: every key of [`Settings`], `name`, `idempotency_key`, `priority` and `keep`.
+pub fn submission(options: &Options) -> Result<Submission, BusError> {
+    let mut read = Submission::default();
+    read.settings = settings(options, &[NAME, IDEMPOTENCY_KEY, PRIORITY, KEEP], |key, value| {
+        match key {
+            NAME => read.name = Some(file_name(&text(key, value)?)),
+            PRIORITY => {
+                read.priority = number(key, value)?;
+                check_priority(read.priority)?;
+            }
+            KEEP => {
+                read.kept_for_caller = match text(key, value)?.as_str() {
+                    "outbox" => false,
+                    "caller" => true,
+                    other => {
+                        return Err(BusError::InvalidOption(format!(
+                            "`{key}`: `{}` is neither `outbox` nor `caller`",
+                            short(other)
+                        )));
+                    }
+                };
+            }
+            _ => {
+                let given = text(key, value)?;
+                if given.is_empty() || given.len() > MAX_NAME {
+                    return Err(BusError::InvalidOption(format!(
+                        "`{key}` has {} bytes; give 1 to {MAX_NAME}",
+                        given.len()
+                    )));
+                }
+                read.idempotency_key = Some(given);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(read)
+}
+
+/// Reads a plan's options: those of a submission, `width` and `height` of the picture.
+pub fn plan(options: &Options) -> Result<PlanOf, BusError> {
+    let (mut width, mut height) = (None, None);
+    let others = [NAME, IDEMPOTENCY_KEY, PRIORITY, KEEP, "width", "height"];
+    let settings = settings(options, &others, |key, value| {
+        let side = match key {
+            "width" => &mut width,
+            "height" => &mut height,
+            _ => return Ok(()),
+        };
+        let pixels = whole(key, value)?;
+        *side =
+            Some(u32::try_from(pixels).ok().filter(|n| (1..=MAX_PIXELS).contains(n)).ok_or_else(|| {
+                BusError::InvalidOption(format!("`{key}`: {pixels} is not from 1 to {MAX_PIXELS}"))
+            })?);
+        Ok(())
+    })?;
+    match (width, height) {
+        (None, Some(_)) => Err(BusError::InvalidOption("`height` comes without `width`; give both".into())),
+        (Some(_), None) => Err(BusError::InvalidOption("`width` comes without `height`; give both".into())),
+        (width, height) => Ok(PlanOf { settings, picture: width.zip(height) }),
+    }
+}
+
+/// Reads a retry's options: every key of [`Settings`], and `new_seed`.
+pub fn retry(options: &Options) -> Result<Retry, BusError> {
+    let mut new_seed = false;
+    let settings = settings(options, &[NEW_SEED], |key, value| {
+        new_seed = truth(key, value)?;
+        Ok(())
+    })?;
+    Ok(Retry { settings, new_seed })
+}
+
+/// Refuses a priority that is out of range.
+pub fn check_priority(priority: i32) -> Result<(), BusError> {
+    match PRIORITIES.contains(&priority) {
+        true => Ok(()),
+        false => Err(BusError::InvalidOption(format!(
+            "`priority`: {priority} is not from {} to {}",
+            PRIORITIES.start(),
+            PRIORITIES.end()
+        ))),
+    }
+}
+
+/// Reads the settings out of options; `other` is given the keys of `others`.
+fn settings(
+    options: &Options,
+    others: &[&'static str],
+    mut other: impl FnMut(&str, &OwnedVariant) -> Result<(), BusError>,
+) -> Result<Settings, BusError> {
+    let mut settings = serde_json::Map::new();
+    for (key, value) in options {
+        if others.contains(&key.as_str()) {
+            other(key, value)?;
+        } else if keys::SETTINGS.contains(&key.as_str()) {
+            let value = json(value)
+                .filter(|v| !v.is_array() && !v.is_object())
+                .ok_or_else(|| BusError::InvalidOption(format!("`{key}` is neither text nor a number")))?;
+            let long = value.as_str().is_some_and(|text| text.len() > MAX_WORD);
+            if long && !["prompt", "negative_prompt"].contains(&key.as_str()) {
+                return Err(BusError::InvalidOption(format!("`{key}` is longer than any value it can have")));
+            }
+            // One at a time, so that the error can name the key.
+            let one = Value::Object([(key.clone(), value.clone())].into_iter().collect());
+            serde_json::from_value::<Settings>(one).map_err(|e| {
+                // The whole of a long value is no help to anybody.
+                let why: String = keys::with_hint(&e.to_string()).chars().take(500).collect();
+                BusError::InvalidOption(format!("`{key}`: {why}"))
+            })?;
+            settings.insert(key.clone(), value);
+        } else {
+            return Err(unknown(key, keys::SETTINGS.into_iter().chain(others.iter().copied())));
+        }
+    }
+    serde_json::from_value(Value::Object(settings)).map_err(|e| BusError::InvalidOption(e.to_string()))
+}
+
+/// Reads a list's filter: `state` s, `owner` u, `before` t, `limit` u, of which at most `most` are given.
+pub fn filter(options: &Options, most: u32) -> Result<Filter, BusError> {
+    let mut filter = Filter { state: None, owner: None, before: None, limit: 100.min(most) };
+    for (key, value) in options {
+        match key.as_str() {
+            "state" => {
+                let name = text(key, value)?;
+                let states = State::ALL.map(State::name);
+                filter.state = Some(State::from_name(&name).ok_or_else(|| {
+                    BusError::InvalidOption(format!(
+                        "`state`: `{}` is none of {}",
+                        short(&name),
+                        states.join(", ")
+                    ))
+                })?);
+            }
+            "owner" => filter.owner = Some(number(key, value)?),
+            // A number past SQLite's is past every job's.
+            "before" => filter.before = Some(whole(key, value)?.min(i64::MAX as u64)),
+            "limit" => filter.limit = whole(key, value)?.min(most.into()) as u32,
+            _ => return Err(unknown(key, ["state", "owner", "before", "limit"])),
+        }
+    }
+    Ok(filter)
+}
+
+/// Reads which sums are asked for: `by` s, `owner` u, `since` t.
+pub fn sums(options: &Options) -> Result<SumsOf, BusError> {
+    let mut of = SumsOf { by: By::Day, owner: None, since_us: 0 };
+    for (key, value) in options {
+        match key.as_str() {
+            "by" => {
+                let name = text(key, value)?;
+                of.by = By::from_name(&name).ok_or_else(|| {
+                    let names = By::ALL.map(By::name).join(", ");
+                    BusError::InvalidOption(format!("`by`: `{}` is none of {names}", short(&name)))
+                })?;
+            }
+            "owner" => of.owner = Some(number(key, value)?),
+            // A time past SQLite's is past every job's.
+            "since" => of.since_us = whole(key, value)?.min(i64::MAX as u64),
+            _ => return Err(unknown(key, ["by", "owner", "since"])),
+        }
+    }
+    Ok(of)
+}
+
+fn unknown<'a>(key: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> BusError {
+    // The distance to a megabyte of key would take minutes.
+    let near = if key.len() > MAX_SHOWN { None } else { keys::nearest(key, known.clone()) };
+    let hint = match near {
+        Some(near) => format!("; did you mean `{near}`?"),
+        None => format!("; known are {}", known.into_iter().collect::<Vec<_>>().join(", ")),
+    };
+    BusError::UnknownOption(format!("unknown option `{}`{hint}", short(key)))
+}
+
+/// What somebody wrote, in one line that is not too long for an error.
+fn short(text: &str) -> String {
+    let cut: String = text.chars().take(MAX_SHOWN).collect();
+    if cut.len() < text.len() {
+        format!("{}...", animd_common::files::show(cut))
+    } else {
+        animd_common::files::show(cut)
+    }
+}
+
+/// Reads how a folder is to be watched: `outbox` s, `stable_seconds` d, `poll_seconds` d.
+pub fn how(options: &Options) -> Result<How, BusError> {
+    let mut how = How::default();
+    for (key, value) in options {
+        match key.as_str() {
+            "outbox" => how.outbox = Some(text(key, value)?.into()),
+            "stable_seconds" => how.stable_seconds = Some(seconds(key, value)?),
+            "poll_seconds" => how.poll_seconds = Some(seconds(key, value)?),
+            _ => return Err(unknown(key, ["outbox", "stable_seconds", "poll_seconds"])),
+        }
+    }
+    Ok(how)
+}
+
+fn seconds(key: &str, value: &OwnedVariant) -> Result<f64, BusError> {
+    json(value)
+        .and_then(|v| v.as_f64())
+        .ok_or_else(|| BusError::InvalidOption(format!("`{key}` is not a number of seconds")))
+}
+
+fn text(key: &str, value: &OwnedVariant) -> Result<String, BusError> {
+    match json(value) {
+        Some(Value::String(text)) => Ok(text),
+        _ => Err(BusError::InvalidOption(format!("`{key}` is not text"))),
+    }
+}
+
+fn whole(key: &str, value: &OwnedVariant) -> Result<u64, BusError> {
+    json(value)
+        .and_then(|v| v.as_u64())
+        .ok_or_else(|| BusError::InvalidOption(format!("`{key}` is not a whole number from 0 on")))
+}
+
+fn number<T: TryFrom<i64>>(key: &str, value: &OwnedVariant) -> Result<T, BusError> {
+    json(value)
+        .and_then(|v| T::try_from(v.as_i64()?).ok())
+        .ok_or_else(|| BusError::InvalidOption(format!("`{key}` is not a whole number, or too large a one")))
+}
+
+fn truth(key: &str, value: &OwnedVariant) -> Result<bool, BusError> {
+    json(value)
+        .and_then(|v| v.as_bool())
+        .ok_or_else(|| BusError::InvalidOption(format!("`{key}` is neither true nor false")))
+}
+
+/// The stem of a file from a name that somebody else chose: no folders, no control characters, not hidden.
+fn file_name(given: &str) -> OsString {
+    let last = given.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
+    let clean: String = last.chars().map(|c| if c.is_control() { '_' } else { c }).collect();
+    // Both at once: what a dot hides may begin with a space, and the other way round.
+    let mut name = clean.trim_start_matches(|c: char| c == '.' || c.is_whitespace()).trim_end().to_owned();
+    while name.len() > MAX_NAME {
+        name.pop();
+    }
+    if name.is_empty() { super::DEFAULT_NAME.into() } else { name.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use zbus::Variant;
+
+    use super::*;
+
+    fn options<const N: usize>(pairs: [(&str, Variant<'_>); N]) -> Options {
+        pairs.into_iter().map(|(k, v)| (k.to_owned(), v.try_into_owned().expect("no descriptor"))).collect()
+    }
+
+    #[test]
+    fn options_of_any_number_type_are_read() -> Result<(), BusError> {
+        let read = submission(&options([
+            ("prompt", "a wave".into()),
+            ("seed", 5_i32.into()),
+            ("steps", 4_u64.into()),
+            ("guidance", 3_u8.into()),
+            ("size", "720p".into()),
+            ("name", "../../.etc/x\ny".into()),
+        ]))?;
+        assert_eq!(
+            (read.settings.seed, read.settings.steps, read.settings.guidance),
+            (Some(5), Some(4), Some(3.0))
+        );
+        assert_eq!(read.name.as_deref(), Some("x_y".as_ref()));
+        assert_eq!(file_name("... ..photo.png "), file_name("photo.png"));
+        assert_eq!(file_name(". .. "), super::super::DEFAULT_NAME);
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_options_are_refused_by_name() {
+        let error = |o: Options| submission(&o).expect_err("refused").to_string();
+        assert!(
+            error(options([("promt", "a".into())]))
+                .ends_with("unknown option `promt`; did you mean `prompt`?")
+        );
+        assert!(error(options([("seed", (-1_i32).into())])).contains("`seed`: invalid value"));
+        assert!(error(options([("size", "800x601".into())])).contains("608 is the nearest"));
+        let error = |o: Options| filter(&o, 1000).expect_err("refused").to_string();
+        assert!(error(options([("state", "quued".into())])).contains("none of queued"));
+        assert!(error(options([("stat", "x".into())])).contains("did you mean `state`?"));
+        let error = |o: Options| sums(&o).expect_err("refused").to_string();
+        assert!(error(options([("by", "week".into())])).contains("none of day, model, profile"));
+        assert!(error(options([("ower", 1_u32.into())])).contains("did you mean `owner`?"));
+    }
+}

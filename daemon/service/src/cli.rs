@@ -1,0 +1,99 @@
+//! The command line of `animd`.
+
+use std::path::PathBuf;
+
+use animd_common::config::{Given, Sources};
+use animd_common::files::show;
+use clap::{CommandFactory, Parser};
+
+use crate::Error;
+
+/// A wrong configuration: starting again does not help. `EX_CONFIG` of sysexits.
+pub const EXIT_CONFIG: u8 = 78;
+/// Something appeared that only a new start may use: the driver's devices. `EX_TEMPFAIL` of sysexits.
+pub const EXIT_NEW_START: u8 = 75;
+
+/// All exit codes, and what they say.
+pub const EXITS: [(u8, &str); 5] = [
+    (0, "it was stopped"),
+    (1, "it failed"),
+    (2, "wrong usage"),
+    (EXIT_NEW_START, "it is to be started again"),
+    (EXIT_CONFIG, "the configuration is wrong"),
+];
+
+/// The command line, for manual pages.
+pub fn command() -> clap::Command {
+    Args::command()
+}
+
+/// Turns pictures dropped into a folder, or sent over D-Bus, into videos.
+///
+/// Settings come from the configuration file, then from the files of `conf.d` beside it, then from variables
+/// `ANIMD_SECTION_KEY`, then from these options. SIGHUP reads them again.
+#[derive(Parser)]
+#[command(
+    name = "animd",
+    version,
+    after_help = "Example: animd --user --model ~/models/Wan2.1-I2V-14B-480P\n\nExit codes: 0 stopped, 1 \
+failed, 2 wrong usage, 75 to be started again, 78 wrong configuration"
+)]
+pub struct Args {
+    /// The configuration file [default: /etc/animd/animd.toml; with --user ~/.config/animd/animd.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Serve on the session bus, with folders below ~/Videos/animd, instead of on the system bus
+    #[arg(long)]
+    user: bool,
+    /// The model's folder
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// The DiT's weights, where they are not the model folder's own
+    #[arg(long, value_name = "PATH")]
+    dit: Option<PathBuf>,
+    /// The engine's program
+    #[arg(long, value_name = "FILE")]
+    engine: Option<PathBuf>,
+    /// The folder for pictures
+    #[arg(long, value_name = "DIR")]
+    inbox: Option<PathBuf>,
+    /// The folder for videos
+    #[arg(long, value_name = "DIR")]
+    outbox: Option<PathBuf>,
+    /// The folder for the ledger
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Read the configuration, print it with everything filled in, and end
+    #[arg(long)]
+    pub check: bool,
+    /// With --check: say behind each value where it comes from
+    #[arg(long, requires = "check")]
+    pub origins: bool,
+}
+
+impl Args {
+    /// Where the configuration is to be looked for.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a path that is not UTF-8.
+    pub fn sources(&self) -> Result<Sources, Error> {
+        let mut options = Vec::new();
+        for (option, section, key, path) in [
+            ("--model", "model", "path", &self.model),
+            ("--dit", "model", "dit", &self.dit),
+            ("--engine", "engine", "program", &self.engine),
+            ("--inbox", "folders", "inbox", &self.inbox),
+            ("--outbox", "folders", "outbox", &self.outbox),
+            ("--state", "folders", "state", &self.state),
+        ] {
+            let Some(path) = path else { continue };
+            let full = std::path::absolute(path).map_err(Error::file("find", path))?;
+            let text = full.into_os_string().into_string().map_err(|path| {
+                Error::config(format!("option {option}: `{}` is not valid UTF-8", show(path)))
+            })?;
+            options.push(Given { option, section, key, value: text.into() });
+        }
+        let vars = std::env::vars_os().collect();
+        Ok(Sources { file: self.config.clone(), user: self.user, options, vars })
+    }
+}

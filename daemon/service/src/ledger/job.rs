@@ -1,0 +1,356 @@
+//! What a row of the ledger says.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use animd_common::files::{Identity, path_from};
+use animd_protocol::ErrorCode;
+use animd_protocol::messages::Report;
+use animd_protocol::request::Request;
+use rusqlite::Row;
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// It waits.
+    Queued,
+    /// The engine works on it.
+    Running,
+    /// How it ends is committed; its files are being put in place.
+    Finishing,
+    /// There is a video.
+    Done,
+    /// There is a reason.
+    Failed,
+    /// Somebody cancelled it.
+    Canceled,
+}
+
+impl State {
+    /// All states.
+    pub const ALL: [Self; 6] =
+        [Self::Queued, Self::Running, Self::Finishing, Self::Done, Self::Failed, Self::Canceled];
+
+    /// The name in the ledger, on the bus and in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Finishing => "finishing",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Canceled => "canceled",
+        }
+    }
+
+    /// Whether something is still to happen.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Queued | Self::Running | Self::Finishing)
+    }
+
+    /// The state with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+}
+
+/// How a job ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// There is a video.
+    Done,
+    /// There is a reason.
+    Failed,
+    /// Somebody cancelled it.
+    Canceled,
+}
+
+impl Outcome {
+    /// The name of the state that the job ends in.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Canceled => "canceled",
+        }
+    }
+}
+
+impl FromSql for State {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        Self::from_name(value.as_str()?).ok_or(FromSqlError::InvalidType)
+    }
+}
+
+impl ToSql for State {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.name().into())
+    }
+}
+
+impl FromSql for Outcome {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let name = value.as_str()?;
+        [Self::Done, Self::Failed, Self::Canceled]
+            .into_iter()
+            .find(|outcome| outcome.name() == name)
+            .ok_or(FromSqlError::InvalidType)
+    }
+}
+
+impl ToSql for Outcome {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.name().into())
+    }
+}
+
+/// A picture that lies in the watched folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Where.
+    pub path: PathBuf,
+    /// Which state of it.
+    pub identity: Identity,
+    /// When its sidecars were read ([`animd_common::watch::sidecar::read_us`]): what they say later came too late.
+    pub read_us: i64,
+}
+
+/// A job that is about to be written down.
+#[derive(Clone, Debug)]
+pub struct NewJob {
+    /// Who may see its prompt and fetch its video.
+    pub owner: u32,
+    /// Whether it came from the watched folder (or else over the bus).
+    pub watched: bool,
+    /// A caller's own name for it: the same key gives the same job.
+    pub idempotency_key: Option<String>,
+    /// How many open jobs its owner may have over the bus, this one included.
+    pub per_user: u32,
+    /// The picture's name.
+    pub name: OsString,
+    /// The file to move when the job has ended.
+    pub source: Option<Source>,
+    /// Before the others that wait, if it is larger than theirs.
+    pub priority: i32,
+    /// The folder for its video; `None` is the configured one.
+    pub outbox: Option<PathBuf>,
+    /// The job that it is another try of.
+    pub retry_of: Option<u64>,
+    /// The spooled picture and the resolved settings, or why there is none.
+    pub work: Result<(/* sha256 */ [u8; 32], Box<Request>), Refusal>,
+}
+
+/// Why a picture was not even queued; it still gets a row, and ends as failed.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// What is wrong with it, for programs.
+    pub code: ErrorCode,
+    /// The sentence.
+    pub text: String,
+    /// Where the source goes.
+    pub target: Option<PathBuf>,
+}
+
+/// What became of a [`NewJob`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    /// It is a new row.
+    New(u64),
+    /// It is known by this number already: the same key from the same user, or the same file.
+    Known(u64),
+    /// The spooled picture went away meanwhile; spool it again.
+    Unspooled,
+    /// Its owner has as many open jobs as one may have.
+    Full,
+}
+
+/// A job that the engine finished.
+#[derive(Clone, Debug)]
+pub struct Succeeded {
+    /// What the engine says of it.
+    pub report: Report,
+    /// Where the video goes.
+    pub output: PathBuf,
+    /// The file's size.
+    pub bytes: u64,
+    /// The file's hash.
+    pub sha256: [u8; 32],
+}
+
+/// How a job ends, to be committed before its files are moved.
+#[derive(Clone, Debug)]
+pub enum Ended {
+    /// With a video.
+    Done(Box<Succeeded>),
+    /// With a reason.
+    Failed {
+        /// What went wrong, for programs.
+        code: ErrorCode,
+        /// The sentence.
+        text: String,
+    },
+    /// By somebody's wish.
+    Canceled {
+        /// The sentence.
+        text: String,
+    },
+}
+
+impl Ended {
+    /// The state that the job ends in.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Done(_) => Outcome::Done,
+            Self::Failed { .. } => Outcome::Failed,
+            Self::Canceled { .. } => Outcome::Canceled,
+        }
+    }
+}
+
+/// A row.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The number.
+    pub id: u64,
+    /// Names the unfinished file.
+    pub uuid: String,
+    /// Where it stands.
+    pub state: State,
+    /// How it ends, once that is decided.
+    pub outcome: Option<Outcome>,
+    /// Before the others that wait, if it is larger than theirs.
+    pub priority: i32,
+    /// Starts so far.
+    pub attempt: u32,
+    /// Starts that ended with the engine's death.
+    pub crashes: u32,
+    /// Starts that ended with the service's death.
+    pub interruptions: u32,
+    /// Microseconds since the epoch.
+    pub created_us: u64,
+    /// Microseconds since the epoch, of the last start.
+    pub started_us: Option<u64>,
+    /// Microseconds since the epoch.
+    pub finished_us: Option<u64>,
+    /// Who may see all this.
+    pub owner: u32,
+    /// The picture's name.
+    pub name: OsString,
+    /// The file in the watched folder.
+    pub source: Option<Source>,
+    /// Where the source goes.
+    pub source_target: Option<PathBuf>,
+    /// The spooled picture's hash.
+    pub image_sha256: Option<[u8; 32]>,
+    /// What to make; missing if it was refused before.
+    pub request: Option<Request>,
+    /// The folder for its video; `None` is the configured one.
+    pub outbox: Option<PathBuf>,
+    /// The job that it is another try of.
+    pub retry_of: Option<u64>,
+    /// The video.
+    pub output: Option<PathBuf>,
+    /// The video's size in bytes.
+    pub output_bytes: Option<u64>,
+    /// The video's hash.
+    pub output_sha256: Option<[u8; 32]>,
+    /// Pixels.
+    pub width: Option<u32>,
+    /// Pixels.
+    pub height: Option<u32>,
+    /// Largest resident memory of the engine in bytes.
+    pub ram_peak_bytes: Option<u64>,
+    /// Largest memory in use on the GPU in bytes.
+    pub gpu_peak_bytes: Option<u64>,
+    /// DiT forwards that were computed.
+    pub forwards_computed: Option<u32>,
+    /// DiT forwards that a step cache saved.
+    pub forwards_skipped: Option<u32>,
+    /// The model's name for itself.
+    pub model: Option<String>,
+    /// `cpu` or `cuda`.
+    pub backend: Option<String>,
+    /// The profile that it ran with.
+    pub profile: Option<String>,
+    /// The GPU that it ran on.
+    pub gpu_uuid: Option<String>,
+    /// What the GPU calls itself.
+    pub gpu_name: Option<String>,
+    /// The driver's version.
+    pub driver: Option<String>,
+    /// Energy of the whole board over the last attempt, in millijoules.
+    pub energy_mj: Option<u64>,
+    /// `counter` (the board's own) or `sampled` (power over time).
+    pub energy_method: Option<String>,
+    /// Why it failed: a stable name.
+    pub error_code: Option<String>,
+    /// Why it failed: the sentence.
+    pub error_text: Option<String>,
+}
+
+impl Job {
+    pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let path = |name| row.get::<_, Option<Vec<u8>>>(name).map(|bytes| bytes.map(path_from));
+        let whole = |name| row.get::<_, Option<i64>>(name).map(|n| n.map(|n| n as u64));
+        let small = |name| row.get::<_, Option<u32>>(name);
+        let source = match path("source_path")? {
+            Some(path) => Some(Source {
+                path,
+                identity: Identity {
+                    dev: row.get("source_dev")?,
+                    ino: row.get("source_ino")?,
+                    mtime_ns: row.get("source_mtime_ns")?,
+                },
+                read_us: match row.get("settings_us")? {
+                    Some(read_us) => read_us,
+                    None => row.get("created_us")?,
+                },
+            }),
+            None => None,
+        };
+        let request = row.get::<_, Option<String>>("settings_json")?;
+        Ok(Self {
+            id: row.get::<_, i64>("id")? as u64,
+            uuid: row.get("uuid")?,
+            state: row.get("state")?,
+            outcome: row.get("outcome")?,
+            priority: row.get("priority")?,
+            attempt: row.get("attempt")?,
+            crashes: row.get("crashes")?,
+            interruptions: row.get("interruptions")?,
+            created_us: row.get::<_, i64>("created_us")? as u64,
+            started_us: whole("started_us")?,
+            finished_us: whole("finished_us")?,
+            owner: row.get("owner_uid")?,
+            name: OsString::from_vec(row.get("name")?),
+            source,
+            source_target: path("source_target")?,
+            image_sha256: row.get("image_sha256")?,
+            // Settings of a version that had other keys: the job cannot be run, but its row can be shown.
+            request: request.and_then(|json| serde_json::from_str(&json).ok()),
+            outbox: path("outbox")?,
+            retry_of: whole("retry_of")?,
+            output: path("output_path")?,
+            output_bytes: whole("output_bytes")?,
+            output_sha256: row.get("output_sha256")?,
+            width: small("width")?,
+            height: small("height")?,
+            ram_peak_bytes: whole("ram_peak_bytes")?,
+            gpu_peak_bytes: whole("gpu_peak_bytes")?,
+            forwards_computed: small("forwards_computed")?,
+            forwards_skipped: small("forwards_skipped")?,
+            model: row.get("model")?,
+            backend: row.get("backend")?,
+            profile: row.get("profile")?,
+            gpu_uuid: row.get("gpu_uuid")?,
+            gpu_name: row.get("gpu_name")?,
+            driver: row.get("driver")?,
+            energy_mj: whole("energy_mj")?,
+            energy_method: row.get("energy_method")?,
+            error_code: row.get("error_code")?,
+            error_text: row.get("error_text")?,
+        })
+    }
+}

@@ -1,0 +1,537 @@
+//! The ledger's statements. Each method is one transaction.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use animd_common::clock::now_us;
+use animd_common::files::{Identity, path_from};
+use animd_protocol::ErrorCode;
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, named_params, params};
+
+use super::job::{Added, Ended, Job, NewJob, Outcome, Source, State};
+use super::schema;
+use crate::{Error, Result};
+
+/// Which jobs a list shall have.
+#[derive(Clone, Debug)]
+pub struct Filter {
+    /// Only jobs in this state.
+    pub state: Option<State>,
+    /// Only jobs of this user.
+    pub owner: Option<u32>,
+    /// Only jobs with a smaller number.
+    pub before: Option<u64>,
+    /// At most so many, the newest.
+    pub limit: u32,
+}
+
+/// The connection, on the ledger's own thread.
+pub struct Store {
+    pub(super) db: Connection,
+    /// [`Self::set_total`].
+    pub(super) total: u32,
+}
+
+impl Store {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        Ok(Self { db: schema::open(path)?, total: u32::MAX })
+    }
+
+    pub(super) fn change<T>(&mut self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let change = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let done = work(&change)?;
+        change.commit()?;
+        Ok(done)
+    }
+
+    /// Writes a job down, queued, or with a [`super::Refusal`] as `finishing`. `spooled` says whether the picture is still there.
+    pub fn add(&mut self, new: &NewJob, spooled: impl FnOnce() -> bool) -> Result<Added> {
+        let total = self.total;
+        self.change(|db| insert(db, total, new, spooled))
+    }
+
+    /// What [`Self::add`] would say without the picture: the job that the key names, or that there is no room.
+    pub fn foresee(&self, owner: u32, key: Option<&str>, per_user: u32) -> Result<Option<Added>> {
+        if let Some(key) = key
+            && let Some(id) = keyed(&self.db, owner, key)?
+        {
+            return Ok(Some(Added::Known(id)));
+        }
+        if open_of(&self.db, owner)? >= per_user {
+            return Ok(Some(Added::Full));
+        }
+        room(&self.db, self.total)?;
+        Ok(None)
+    }
+
+    /// The open job that this state of a file belongs to, if it has one.
+    pub fn taken(&self, identity: Identity) -> Result<Option<Job>> {
+        Ok(self
+            .db
+            .query_row(
+                "SELECT * FROM job WHERE source_dev = ?1 AND source_ino = ?2 AND source_mtime_ns = ?3
+                   AND (state IN ('queued','running','finishing') OR source_left = 1)",
+                params![identity.dev, identity.ino, identity.mtime_ns],
+                Job::from_row,
+            )
+            .optional()?)
+    }
+
+    /// Takes the next job: it is `running` from here on.
+    pub fn claim(&mut self) -> Result<Option<Job>> {
+        self.change(|db| {
+            let job = db
+                .query_row(
+                    "UPDATE job SET state = 'running', attempt = attempt + 1, started_us = ?1
+                     WHERE id = (SELECT id FROM job WHERE state = 'queued' ORDER BY priority DESC, id LIMIT 1)
+                     RETURNING *",
+                    params![now_us()],
+                    Job::from_row,
+                )
+                .optional()?;
+            if let Some(job) = &job {
+                event(db, job.id, "started", Some(&format!("attempt {}", job.attempt)))?;
+            }
+            Ok(job)
+        })
+    }
+
+    /// Writes down which engine works on a job.
+    pub fn engine(&mut self, id: u64, version: &str, backend: &str, model: &str) -> Result<()> {
+        self.db.execute(
+            "UPDATE job SET engine_version = ?2, backend = ?3, model = ?4 WHERE id = ?1",
+            params![id as i64, version, backend, model],
+        )?;
+        Ok(())
+    }
+
+    /// A running job goes back into the queue, and its start does not count: the service was told to stop.
+    pub fn give_back(&mut self, id: u64, why: &str) -> Result<()> {
+        self.requeue(id, "attempt = attempt - 1", why)
+    }
+
+    /// A running job goes back into the queue after the engine died under it.
+    pub fn crashed(&mut self, id: u64, why: &str) -> Result<()> {
+        self.requeue(id, "crashes = crashes + 1", why)
+    }
+
+    /// A running job goes back into the queue after the service died under it.
+    pub fn interrupted(&mut self, id: u64) -> Result<()> {
+        self.requeue(id, "interruptions = interruptions + 1", "the service ended while it ran")
+    }
+
+    fn requeue(&mut self, id: u64, count: &str, why: &str) -> Result<()> {
+        self.change(|db| {
+            let sql = format!("UPDATE job SET state = 'queued', {count} WHERE id = ?1 AND state = 'running'");
+            if db.execute(&sql, params![id as i64])? == 1 {
+                event(db, id, "requeued", Some(why))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A finishing job whose video is nowhere goes back into the queue.
+    pub fn vanished(&mut self, id: u64) -> Result<()> {
+        self.change(|db| {
+            db.execute(
+                "UPDATE job SET state = 'queued', outcome = NULL, output_path = NULL, output_sha256 = NULL,
+                   output_bytes = NULL, source_target = NULL WHERE id = ?1 AND state = 'finishing'",
+                params![id as i64],
+            )?;
+            event(db, id, "requeued", Some("its finished file was gone"))
+        })
+    }
+
+    /// Commits how a queued or running job ends. False if it is in neither state any more: somebody else ended it.
+    /// After this its files are put in place by [`crate::delivery`], whatever happens.
+    pub fn finishing(
+        &mut self,
+        id: u64,
+        from: State,
+        ended: &Ended,
+        source_target: Option<&Path>,
+    ) -> Result<bool> {
+        self.change(|db| {
+            let target = source_target.map(|p| p.as_os_str().as_bytes());
+            let changed = match ended {
+                Ended::Done(done) => {
+                    let report = &done.report;
+                    let changed = db.execute(
+                        "UPDATE job SET state = 'finishing', outcome = 'done', source_target = :target,
+                           output_path = :path, output_bytes = :bytes, output_sha256 = :sha, width = :width, height = :height,
+                           frames = :frames, forwards_computed = :computed, forwards_skipped = :skipped,
+                           gpu_peak_bytes = :gpu, ram_peak_bytes = :ram
+                         WHERE id = :id AND state = :from",
+                        named_params! {
+                            ":id": id as i64,
+                            ":from": from,
+                            ":target": target,
+                            ":path": done.output.as_os_str().as_bytes(),
+                            ":bytes": done.bytes as i64,
+                            ":sha": done.sha256,
+                            ":width": report.width,
+                            ":height": report.height,
+                            ":frames": report.frames,
+                            ":computed": report.forwards_computed,
+                            ":skipped": report.forwards_skipped,
+                            ":gpu": report.peak_gpu_bytes as i64,
+                            ":ram": report.peak_ram_bytes as i64,
+                        },
+                    )?;
+                    if changed == 1 {
+                        costs(db, id, done)?;
+                    }
+                    changed
+                }
+                Ended::Failed { code, text } => db.execute(
+                    "UPDATE job SET state = 'finishing', outcome = 'failed', source_target = ?3, error_code = ?4,
+                       error_text = ?5 WHERE id = ?1 AND state = ?2",
+                    params![id as i64, from, target, code.name(), text],
+                )?,
+                Ended::Canceled { text } => db.execute(
+                    "UPDATE job SET state = 'finishing', outcome = 'canceled', source_target = ?3,
+                       error_code = 'canceled', error_text = ?4 WHERE id = ?1 AND state = ?2",
+                    params![id as i64, from, target, text],
+                )?,
+            };
+            if changed == 1 {
+                event(db, id, "finishing", Some(ended.outcome().name()))?;
+            }
+            Ok(changed == 1)
+        })
+    }
+
+    /// A finishing job gets another place for its video, because the name is taken.
+    pub fn set_output(&mut self, id: u64, output: &Path) -> Result<()> {
+        self.change(|db| {
+            db.execute(
+                "UPDATE job SET output_path = ?2 WHERE id = ?1 AND state = 'finishing'",
+                params![id as i64, output.as_os_str().as_bytes()],
+            )?;
+            event(db, id, "renamed", Some("the video's name was taken; it got a number"))
+        })
+    }
+
+    /// A finishing job gets another place for its source.
+    pub fn set_source_target(&mut self, id: u64, target: &Path) -> Result<()> {
+        self.db.execute(
+            "UPDATE job SET source_target = ?2 WHERE id = ?1",
+            params![id as i64, target.as_os_str().as_bytes()],
+        )?;
+        Ok(())
+    }
+
+    /// A finishing job fails after all: its video could not be put in place.
+    pub fn fail_delivery(
+        &mut self,
+        id: u64,
+        code: ErrorCode,
+        text: &str,
+        source_target: Option<&Path>,
+    ) -> Result<()> {
+        self.change(|db| {
+            db.execute(
+                "UPDATE job SET outcome = 'failed', error_code = ?2, error_text = ?3, output_path = NULL, output_bytes = NULL,
+                   output_sha256 = NULL, source_target = ?4 WHERE id = ?1 AND state = 'finishing'",
+                params![id as i64, code.name(), text, source_target.map(|p| p.as_os_str().as_bytes())],
+            )?;
+            event(db, id, "undelivered", Some(text))
+        })
+    }
+
+    /// The job has ended. With `left` its source could not be moved and says why.
+    pub fn close(&mut self, id: u64, left: Option<&str>) -> Result<()> {
+        self.change(|db| {
+            db.execute(
+                "UPDATE job SET state = outcome, finished_us = ?2, source_left = ?3 WHERE id = ?1 AND state = 'finishing'",
+                params![id as i64, now_us(), left.is_some()],
+            )?;
+            if let Some(text) = left {
+                event(db, id, "source-left", Some(text))?;
+            }
+            event(db, id, "ended", None)
+        })
+    }
+
+    /// A source that had been left was moved after all.
+    pub fn source_moved(&mut self, id: u64) -> Result<()> {
+        self.db.execute("UPDATE job SET source_left = 0 WHERE id = ?1", params![id as i64])?;
+        Ok(())
+    }
+
+    /// One job.
+    pub fn job(&self, id: u64) -> Result<Option<Job>> {
+        Ok(self
+            .db
+            .query_row("SELECT * FROM job WHERE id = ?1", params![id as i64], Job::from_row)
+            .optional()?)
+    }
+
+    /// Whether a job with this UUID is known.
+    pub fn knows(&self, uuid: &str) -> Result<bool> {
+        Ok(self
+            .db
+            .query_row("SELECT EXISTS (SELECT 1 FROM job WHERE uuid = ?1)", [uuid], |row| row.get(0))?)
+    }
+
+    /// Every job that is queued, running or finishing, in the order of their numbers.
+    pub fn open_jobs(&self) -> Result<Vec<Job>> {
+        let mut find = self.db.prepare_cached(
+            "SELECT * FROM job WHERE state IN ('queued','running','finishing') ORDER BY id",
+        )?;
+        let jobs = find.query_map([], Job::from_row)?.collect::<Result<_, _>>()?;
+        Ok(jobs)
+    }
+
+    /// Every folder that a job was told to put its video in.
+    pub fn outboxes(&self) -> Result<Vec<PathBuf>> {
+        let mut find = self.db.prepare("SELECT DISTINCT outbox FROM job WHERE outbox IS NOT NULL")?;
+        let folders =
+            find.query_map([], |row| row.get::<_, Vec<u8>>(0).map(path_from))?.collect::<Result<_, _>>()?;
+        Ok(folders)
+    }
+
+    /// The numbers of the queued jobs, in the order in which they will run.
+    pub fn queue(&self) -> Result<Vec<u64>> {
+        let mut find =
+            self.db.prepare_cached("SELECT id FROM job WHERE state = 'queued' ORDER BY priority DESC, id")?;
+        let ids =
+            find.query_map([], |row| row.get::<_, i64>(0).map(|id| id as u64))?.collect::<Result<_, _>>()?;
+        Ok(ids)
+    }
+
+    /// Jobs by a filter, the newest first.
+    pub fn list(&self, filter: &Filter) -> Result<Vec<Job>> {
+        let mut find = self.db.prepare_cached(
+            "SELECT * FROM job WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR owner_uid = ?2) AND (?3 IS NULL OR id < ?3)
+             ORDER BY id DESC LIMIT ?4",
+        )?;
+        let jobs = find
+            .query_map(
+                params![filter.state, filter.owner, filter.before.map(|id| id as i64), filter.limit],
+                Job::from_row,
+            )?
+            .collect::<Result<_, _>>()?;
+        Ok(jobs)
+    }
+
+    /// Wall seconds of each stage of a job's last finished attempt, in order.
+    pub fn stages(&self, id: u64) -> Result<Vec<(String, f64)>> {
+        let mut find = self.db.prepare_cached(
+            "SELECT name, wall_us FROM stage WHERE job = ?1 AND attempt = (SELECT max(attempt) FROM stage WHERE job = ?1)
+             ORDER BY n",
+        )?;
+        let stages = find
+            .query_map(params![id as i64], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as f64 / 1e6)))?
+            .collect::<Result<_, _>>()?;
+        Ok(stages)
+    }
+
+    /// Whether a job needs this spooled picture: an open one, or one that ended after `since_us` and may be retried. Not one
+    /// that never started, or whose picture is none: who submits and cancels must not fill the disk.
+    pub fn needs_image(&self, sha256: &[u8; 32], since_us: i64) -> Result<bool> {
+        let mut find = self.db.prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM job WHERE image_sha256 = ?1
+               AND (state IN ('queued','running','finishing')
+                 OR (finished_us > ?2 AND attempt > 0 AND error_code IS NOT 'invalid-image')))",
+        )?;
+        Ok(find.query_row(params![sha256, since_us], |row| row.get(0))?)
+    }
+
+    /// Writes down what happened to a job.
+    pub fn event(&mut self, id: u64, kind: &str, text: &str) -> Result<()> {
+        event(&self.db, id, kind, Some(text))
+    }
+}
+
+/// Writes one job down, within a transaction.
+pub(super) fn insert(
+    db: &Connection,
+    total: u32,
+    new: &NewJob,
+    spooled: impl FnOnce() -> bool,
+) -> Result<Added> {
+    if let Some(key) = &new.idempotency_key
+        && let Some(id) = keyed(db, new.owner, key)?
+    {
+        return Ok(Added::Known(id));
+    }
+    if let Some(source) = &new.source
+        && let Some(id) = taken(db, source, new)?
+    {
+        return Ok(Added::Known(id));
+    }
+    if new.per_user < u32::MAX && open_of(db, new.owner)? >= new.per_user {
+        return Ok(Added::Full);
+    }
+    if !new.watched {
+        room(db, total)?;
+    }
+    if new.work.is_ok() && !spooled() {
+        return Ok(Added::Unspooled);
+    }
+    let (sha, request) = match &new.work {
+        Ok((sha, request)) => (Some(sha), Some(request)),
+        Err(_) => (None, None),
+    };
+    let refusal = new.work.as_ref().err();
+    let json = request.map(serde_json::to_string).transpose().map_err(|e| {
+        Error::refused(ErrorCode::InvalidSetting, format!("the settings cannot be written down: {e}"))
+    })?;
+    let source = new.source.as_ref();
+    let mut insert = db.prepare_cached(
+        "INSERT INTO job (uuid, state, outcome, created_us, owner_uid, origin, idempotency_key, name, source_path,
+           source_dev, source_ino, source_mtime_ns, source_target, image_sha256, settings_json, seed, frames, steps,
+           version, error_code, error_text, priority, outbox, retry_of, settings_us)
+         VALUES (:uuid, :state, :outcome, :now, :owner, :origin, :key, :name, :path, :dev, :ino, :mtime, :target, :sha,
+           :json, :seed, :frames, :steps, :version, :code, :text, :priority, :outbox, :retry_of, :read)",
+    )?;
+    insert.execute(named_params! {
+        ":uuid": uuid::Uuid::new_v4().to_string(),
+        ":state": if refusal.is_some() { State::Finishing } else { State::Queued },
+        ":outcome": refusal.map(|_| Outcome::Failed),
+        ":now": now_us(),
+        ":owner": new.owner,
+        ":origin": if new.watched { "watch" } else { "bus" },
+        ":key": new.idempotency_key,
+        ":name": new.name.as_bytes(),
+        ":path": source.map(|s| s.path.as_os_str().as_bytes()),
+        ":dev": source.map(|s| s.identity.dev),
+        ":ino": source.map(|s| s.identity.ino),
+        ":mtime": source.map(|s| s.identity.mtime_ns),
+        ":target": refusal.and_then(|r| r.target.as_ref()).map(|p| p.as_os_str().as_bytes()),
+        ":sha": sha,
+        ":json": json,
+        ":seed": request.map(|r| r.seed as i64),
+        ":frames": request.map(|r| r.frames),
+        ":steps": request.map(|r| r.steps),
+        ":version": env!("CARGO_PKG_VERSION"),
+        ":code": refusal.map(|r| r.code.name()),
+        ":text": refusal.map(|r| &r.text),
+        ":priority": new.priority,
+        ":outbox": new.outbox.as_ref().map(|p| p.as_os_str().as_bytes()),
+        ":retry_of": new.retry_of.map(|id| id as i64),
+        ":read": source.map(|s| s.read_us),
+    })?;
+    let id = db.last_insert_rowid() as u64;
+    event(db, id, "queued", None)?;
+    if let Some(refusal) = refusal {
+        event(db, id, "refused", Some(&refusal.text))?;
+    }
+    Ok(Added::New(id))
+}
+
+/// The job with this key of this user.
+fn keyed(db: &Connection, owner: u32, key: &str) -> Result<Option<u64>> {
+    Ok(db
+        .query_row(
+            "SELECT id FROM job WHERE owner_uid = ?1 AND idempotency_key = ?2",
+            params![owner, key],
+            |row| row.get::<_, i64>(0).map(|id| id as u64),
+        )
+        .optional()?)
+}
+
+/// How many open jobs a user has that came over the bus.
+fn open_of(db: &Connection, owner: u32) -> Result<u32> {
+    Ok(db.query_row(
+        "SELECT count(*) FROM job WHERE owner_uid = ?1 AND origin = 'bus' AND state IN ('queued','running','finishing')",
+        params![owner],
+        |row| row.get(0),
+    )?)
+}
+
+/// Refuses when the queue has as many jobs from the bus as it may have.
+fn room(db: &Connection, total: u32) -> Result<()> {
+    let open: u32 = db
+        .prepare_cached(
+            "SELECT count(*) FROM job WHERE origin = 'bus' AND state IN ('queued','running','finishing')",
+        )?
+        .query_row([], |row| row.get(0))?;
+    if open >= total {
+        let text = format!(
+            "the queue has {total} jobs, which is its limit (queue.total); try again when some are done"
+        );
+        return Err(Error::refused(ErrorCode::QueueFull, text));
+    }
+    Ok(())
+}
+
+/// The open job that a file belongs to: the same state of it, or the same picture at the same place, written once more
+/// (a copy that was repeated, a `touch`), which then is what will be moved away.
+fn taken(db: &Connection, source: &Source, new: &NewJob) -> Result<Option<u64>> {
+    let identity = source.identity;
+    let same = db
+        .query_row(
+            "SELECT id FROM job WHERE source_dev = ?1 AND source_ino = ?2 AND source_mtime_ns = ?3
+               AND (state IN ('queued','running','finishing') OR source_left = 1)",
+            params![identity.dev, identity.ino, identity.mtime_ns],
+            |row| row.get::<_, i64>(0),
+        )
+        .optional()?;
+    if let Some(id) = same {
+        return Ok(Some(id as u64));
+    }
+    let Ok((sha, request)) = &new.work else { return Ok(None) };
+    let again = db
+        .query_row(
+            "SELECT id, settings_json FROM job WHERE source_path = ?1 AND image_sha256 = ?2 AND state IN ('queued','running')",
+            params![source.path.as_os_str().as_bytes(), sha],
+            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)),
+        )
+        .optional()?;
+    let Some((id, json)) = again else { return Ok(None) };
+    // The seed may have been drawn; everything else must be the same for it to be the same wish.
+    let known: Option<animd_protocol::request::Request> = serde_json::from_str(&json).ok();
+    if known.is_none_or(|mut known| {
+        known.seed = request.seed;
+        known != **request
+    }) {
+        return Ok(None);
+    }
+    db.execute(
+        "UPDATE job SET source_dev = ?2, source_ino = ?3, source_mtime_ns = ?4 WHERE id = ?1",
+        params![id, identity.dev, identity.ino, identity.mtime_ns],
+    )?;
+    event(db, id as u64, "same-again", None)?;
+    Ok(Some(id as u64))
+}
+
+pub(super) fn event(db: &Connection, id: u64, kind: &str, text: Option<&str>) -> Result<()> {
+    db.prepare_cached("INSERT INTO event (job, at_us, kind, text) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![id as i64, now_us(), kind, text])?;
+    Ok(())
+}
+
+fn costs(db: &Connection, id: u64, done: &super::Succeeded) -> Result<()> {
+    let attempt: u32 =
+        db.query_row("SELECT attempt FROM job WHERE id = ?1", params![id as i64], |row| row.get(0))?;
+    let us = |seconds: f64| (seconds * 1e6).clamp(0.0, 1e18) as i64;
+    let mut stage = db.prepare_cached(
+        "INSERT INTO stage (job, attempt, n, name, wall_us) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (job, attempt, n) DO UPDATE SET name = excluded.name, wall_us = excluded.wall_us",
+    )?;
+    for (n, (name, seconds)) in done.report.seconds.iter().enumerate() {
+        stage.execute(params![id as i64, attempt, n as i64, name, us(*seconds)])?;
+    }
+    let mut step = db.prepare_cached(
+        "INSERT OR REPLACE INTO step (job, attempt, n, wall_us, computed) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?;
+    for (n, (seconds, computed)) in done.report.steps.iter().enumerate() {
+        step.execute(params![id as i64, attempt, n as i64, us(*seconds), computed])?;
+    }
+    Ok(())
+}
+
+impl Job {
+    /// The unfinished file of the current attempt, in the folder where the video will be.
+    pub fn part(&self, outbox: &Path) -> PathBuf {
+        let dir = self.output.as_deref().and_then(Path::parent).or(self.outbox.as_deref()).unwrap_or(outbox);
+        dir.join(format!("{PART_PREFIX}{}-{}{PART_SUFFIX}", self.uuid, self.attempt))
+    }
+}
+
+/// How names of unfinished files begin.
+pub const PART_PREFIX: &str = ".animd-";
+/// How names of unfinished files end.
+pub const PART_SUFFIX: &str = ".part";

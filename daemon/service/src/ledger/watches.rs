@@ -1,0 +1,123 @@
+//! Watched folders that were added over the bus, and pictures in watched folders.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use animd_common::clock::now_us;
+use animd_common::files::{Identity, path_from};
+use animd_protocol::ErrorCode;
+use animd_protocol::request::Request;
+use rusqlite::params;
+
+use super::job::{Added, Job, NewJob};
+use super::store::{Store, event, insert};
+use crate::{Error, Result};
+
+/// A watched folder that was added over the bus.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AddedWatch {
+    /// The folder.
+    pub path: PathBuf,
+    /// Where its videos go; `None` is the configured place.
+    pub outbox: Option<PathBuf>,
+    /// Seconds that a picture must lie unchanged; `None` is the configured number.
+    pub stable_seconds: Option<f64>,
+    /// Look into it this often, in seconds, and use no events.
+    pub poll_seconds: Option<f64>,
+    /// Who added it.
+    pub owner: u32,
+}
+
+impl Store {
+    /// The folders that were added over the bus, by their paths.
+    pub fn watches(&self) -> Result<Vec<AddedWatch>> {
+        let mut find = self.db.prepare_cached(
+            "SELECT path, outbox, stable_seconds, poll_seconds, owner_uid FROM watch ORDER BY path",
+        )?;
+        let watches = find
+            .query_map([], |row| {
+                Ok(AddedWatch {
+                    path: path_from(row.get(0)?),
+                    outbox: row.get::<_, Option<Vec<u8>>>(1)?.map(path_from),
+                    stable_seconds: row.get(2)?,
+                    poll_seconds: row.get(3)?,
+                    owner: row.get(4)?,
+                })
+            })?
+            .collect::<Result<_, _>>()?;
+        Ok(watches)
+    }
+
+    /// Writes a folder down.
+    pub fn add_watch(&mut self, watch: &AddedWatch) -> Result<()> {
+        self.db.execute(
+            "INSERT INTO watch (path, outbox, stable_seconds, poll_seconds, owner_uid, added_us)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![
+                watch.path.as_os_str().as_bytes(),
+                watch.outbox.as_ref().map(|p| p.as_os_str().as_bytes()),
+                watch.stable_seconds,
+                watch.poll_seconds,
+                watch.owner,
+                now_us(),
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Strikes a folder out. False if it is not written down.
+    pub fn remove_watch(&mut self, path: &Path) -> Result<bool> {
+        let path = path.as_os_str().as_bytes();
+        Ok(self.db.execute("DELETE FROM watch WHERE path = ?1", params![path])? == 1)
+    }
+
+    /// [`Self::add`] for many, in one transaction: one sync of the disk for all of them.
+    pub fn add_all(&mut self, new: &[NewJob], spooled: impl Fn(&NewJob) -> bool) -> Result<Vec<Added>> {
+        let total = self.total;
+        self.change(|db| new.iter().map(|new| insert(db, total, new, || spooled(new))).collect())
+    }
+
+    /// [`Self::taken`] for many.
+    pub fn taken_all(&self, identities: &[Identity]) -> Result<Vec<Option<Job>>> {
+        identities.iter().map(|identity| self.taken(*identity)).collect()
+    }
+
+    /// A picture that waits or runs was given another name or folder by its user.
+    pub fn source_renamed(&mut self, id: u64, path: &Path) -> Result<()> {
+        self.change(|db| {
+            let changed = db.execute(
+                "UPDATE job SET source_path = ?2 WHERE id = ?1 AND state IN ('queued','running')",
+                params![id as i64, path.as_os_str().as_bytes()],
+            )?;
+            if changed == 1 {
+                event(db, id, "source-renamed", None)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A job that still waits gets other settings, read at `read_us`: its sidecar came late. False if it does not wait any
+    /// more.
+    pub fn set_request(&mut self, id: u64, request: &Request, read_us: i64) -> Result<bool> {
+        let json = serde_json::to_string(request).map_err(|e| {
+            Error::refused(ErrorCode::InvalidSetting, format!("the settings cannot be written down: {e}"))
+        })?;
+        self.change(|db| {
+            let changed = db.execute(
+                "UPDATE job SET settings_json = ?2, seed = ?3, frames = ?4, steps = ?5, settings_us = ?6
+                 WHERE id = ?1 AND state = 'queued'",
+                params![id as i64, json, request.seed as i64, request.frames, request.steps, read_us],
+            )?;
+            if changed == 1 {
+                event(db, id, "settings-changed", Some("its sidecar came after it was queued"))?;
+            }
+            Ok(changed == 1)
+        })
+    }
+
+    /// A job's sidecars were read once more.
+    pub fn settings_read(&mut self, id: u64, read_us: i64) -> Result<()> {
+        self.db.execute("UPDATE job SET settings_us = ?2 WHERE id = ?1", params![id as i64, read_us])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,29 @@
+//! animd, the service: a durable queue between watched folders, the message bus and the engine.
+//!
+//! It never touches CUDA: [`supervisor`] keeps an engine process as its child and feeds it one job at a time.
+//! [`ledger`] is the queue and the log; [`delivery`] says how a job ends exactly once.
+
+pub mod board;
+pub mod bus;
+pub mod cli;
+pub mod delivery;
+pub mod engine;
+pub mod error;
+pub mod gpu;
+pub mod holds;
+pub mod ledger;
+pub mod logind;
+pub mod metrics;
+pub mod pictures;
+pub mod plan;
+pub mod profile;
+pub mod reload;
+pub mod retention;
+pub mod service;
+pub mod spool;
+pub mod supervisor;
+pub mod verbs;
+pub mod watch;
+pub mod wishes;
+
+pub use error::{Error, Result};

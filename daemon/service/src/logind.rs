@@ -1,0 +1,108 @@
+//! What the machine's login manager is asked for: word before the machine sleeps, and that it stays awake while a job
+//! runs.
+
+use std::sync::Arc;
+
+use animd_common::tasks::stopped;
+use futures_util::StreamExt;
+use tokio::sync::watch;
+use zbus::{Connection, OwnedFd, connection, proxy};
+
+use crate::Result;
+use crate::delivery::Desk;
+use crate::wishes::Wishes;
+
+/// A part of logind's manager.
+#[proxy(
+    interface = "org.freedesktop.login1.Manager",
+    default_service = "org.freedesktop.login1",
+    default_path = "/org/freedesktop/login1"
+)]
+trait Login {
+    /// Holds something up for as long as the descriptor is open.
+    fn inhibit(&self, what: &str, who: &str, why: &str, mode: &str) -> zbus::Result<OwnedFd>;
+    /// True before the machine sleeps, false when it is awake again.
+    #[zbus(signal)]
+    fn prepare_for_sleep(&self, start: bool) -> zbus::Result<()>;
+}
+
+/// Runs until `stop` turns true, or at once to its end where nobody manages logins. `system` is a connection to the
+/// system's bus, if there is one already.
+pub async fn run(system: Option<Connection>, desk: Arc<Desk>, wishes: Wishes, stop: watch::Receiver<bool>) {
+    if let Err(e) = attend(system, desk, wishes, stop).await {
+        tracing::info!("nothing is known of the machine's sleep: logind does not answer ({e})");
+    }
+}
+
+async fn attend(
+    system: Option<Connection>,
+    desk: Arc<Desk>,
+    wishes: Wishes,
+    mut stop: watch::Receiver<bool>,
+) -> Result<()> {
+    let bus = match system {
+        Some(bus) => bus,
+        None => connection::Builder::system().build().await?,
+    };
+    let login = LoginProxy::new(&bus).await?;
+    let mut sleeps = login.receive_prepare_for_sleep().await?;
+    let mut status = desk.board.status();
+    let mut delay = Some(delay(&login).await?);
+    let mut awake = Awake::default();
+    loop {
+        let busy = status.borrow_and_update().state == "busy";
+        awake.set(&login, busy && desk.config().power.inhibit_sleep).await;
+        tokio::select! {
+            () = stopped(&mut stop) => return Ok(()),
+            Ok(()) = status.changed() => {}
+            signal = sleeps.next() => {
+                let Some(signal) = signal else { return Ok(()) };
+                if signal.args()?.start {
+                    if wishes.sleep().await.is_err() {
+                        return Ok(());
+                    }
+                    // The machine may sleep now.
+                    delay = None;
+                } else if delay.is_none() {
+                    delay = Some(self::delay(&login).await?);
+                    if wishes.wake().await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Time to end the engine before the machine sleeps.
+async fn delay(login: &LoginProxy<'_>) -> Result<OwnedFd> {
+    Ok(login.inhibit("sleep", "animd", "The model is taken off the GPU", "delay").await?)
+}
+
+/// Whether the machine is kept awake.
+#[derive(Default)]
+struct Awake {
+    held: Option<OwnedFd>,
+    /// It was refused once, which is said once.
+    refused: bool,
+}
+
+impl Awake {
+    async fn set(&mut self, login: &LoginProxy<'_>, wanted: bool) {
+        if !wanted {
+            self.held = None;
+        } else if self.held.is_none() && !self.refused {
+            match login.inhibit("sleep", "animd", "A video is being made", "block").await {
+                Ok(held) => self.held = Some(held),
+                Err(e) => {
+                    self.refused = true;
+                    tracing::warn!(
+                        "the machine may fall asleep while a job runs: logind refuses to keep it awake ({e}); allow it \
+                         with a rule of polkit for org.freedesktop.login1.inhibit-block-sleep, or set \
+                         power.inhibit_sleep = false"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What a video would cost before anybody orders it: its time from what earlier ones took, its memory from the engine's
+//! plan, its profile as it is chosen now.
+
+use animd_protocol::plan::{self, Setup, Work};
+use animd_protocol::recipe::Recipe;
+use animd_protocol::request::{Request, Size};
+
+use crate::Result;
+use crate::delivery::Desk;
+use crate::ledger::Known;
+
+/// Finished jobs that are looked at.
+const LOOKED_AT: u32 = 200;
+/// Work that differs by no more (the logarithm of the ratio) counts as the same: pictures of different shapes do by so much.
+const SAME: f64 = 0.08;
+
+/// What a video would cost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Seconds of work, without waiting and without loading the model; `None` while there is nothing to judge by.
+    pub seconds: Option<f64>,
+    /// Where the seconds come from, as a sentence.
+    pub seconds_why: String,
+    /// Forwards of the DiT that are computed, at the most.
+    pub forwards: u32,
+    /// Bytes of memory that the model takes with this profile, on the GPU if it uses one; `None` without a profile,
+    /// or while the model is not known.
+    pub memory_bytes: Option<u64>,
+    /// The profile's name; `None` while jobs wait for one.
+    pub profile: Option<String>,
+    /// Why this profile, as a sentence.
+    pub why: String,
+}
+
+/// Plans. `picture` is its width and height in pixels, if known.
+///
+/// # Errors
+/// What the ledger says.
+pub async fn plan(desk: &Desk, request: &Request, picture: Option<(u32, u32)>) -> Result<Plan> {
+    let choice = desk.profiles.choice();
+    let profile = choice.profile.as_ref().map(|p| p.name.clone());
+    let known = match profile.clone() {
+        Some(profile) => desk.ledger.call(move |db| db.known(&profile, LOOKED_AT)).await?,
+        None => Vec::new(),
+    };
+    let why = choice.text();
+    let Some(recipe) = desk.recipe() else {
+        let each = if request.uses_guidance() { 2 } else { 1 };
+        let seconds_why = "no engine has opened the model yet, so that its size is not known".into();
+        return Ok(Plan {
+            seconds: None,
+            seconds_why,
+            forwards: each * request.steps,
+            memory_bytes: None,
+            profile,
+            why,
+        });
+    };
+    let size = size(request, picture);
+    let kernels = desk.profiles.kernels();
+    let setup = choice.profile.as_ref().map(|profile| Setup::of(profile, &kernels));
+    let plan = plan::Plan::new(&recipe, request, size, &setup.unwrap_or(Setup::CPU));
+    let (seconds, seconds_why) = seconds(&recipe, &known, plan.work.flops());
+    Ok(Plan {
+        seconds,
+        seconds_why,
+        forwards: plan.forwards.computed,
+        memory_bytes: setup.map(|setup| plan.memory.peak().0 + setup.reserve),
+        profile,
+        why,
+    })
+}
+
+/// Width and height. For an area its own shape, or that on its side: the picture's shape makes few per cent.
+fn size(request: &Request, picture: Option<(u32, u32)>) -> [usize; 2] {
+    let area = match request.size {
+        Size::Exact { width, height } => return [width as usize, height as usize],
+        Size::P480 => [832, 480],
+        Size::P720 => [1280, 720],
+    };
+    match picture {
+        Some((width, height)) if height > width => [area[1], area[0]],
+        _ => area,
+    }
+}
+
+/// What an earlier job has computed.
+fn work(recipe: &Recipe, job: &Known) -> f64 {
+    let latent = [(job.frames as usize).div_ceil(4), job.height as usize / 8, job.width as usize / 8];
+    // The prompts count for little.
+    Work::of_forwards(recipe, latent, 2, job.forwards).flops()
+}
+
+/// From jobs of the same work their median; else from those nearest to it, scaled.
+fn seconds(recipe: &Recipe, known: &[Known], wanted: f64) -> (Option<f64>, String) {
+    let mut jobs: Vec<(f64, f64)> = known
+        .iter()
+        .filter(|job| job.seconds > 0.0)
+        .map(|job| (wanted / work(recipe, job), job.seconds))
+        .collect();
+    let far = |ratio: f64| ratio.ln().abs();
+    jobs.sort_by(|a, b| far(a.0).total_cmp(&far(b.0)));
+    let Some((nearest, _)) = jobs.first().copied() else {
+        return (None, "no video was made with this profile yet, to judge by".into());
+    };
+    let same: Vec<f64> = jobs.iter().filter(|(ratio, _)| far(*ratio) <= SAME).map(|(_, s)| *s).collect();
+    if !same.is_empty() {
+        let jobs = if same.len() == 1 { "one earlier video" } else { "earlier videos" };
+        return (median(same), format!("the time of {jobs} of this size and number of steps"));
+    }
+    let alike = jobs.iter().take_while(|(ratio, _)| far(*ratio) - far(nearest) <= SAME);
+    let scaled = alike.map(|(ratio, seconds)| ratio * seconds).collect();
+    (
+        median(scaled),
+        format!("{nearest:.2} times the work of the most similar earlier video, which was scaled"),
+    )
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.get(values.len() / 2).copied()?;
+    match values.len() % 2 {
+        0 => Some(f64::midpoint(middle, values[values.len() / 2 - 1])),
+        _ => Some(middle),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(width: u32, height: u32, frames: u32, forwards: u32, seconds: f64) -> Known {
+        Known { width, height, frames, forwards, seconds }
+    }
+
+    #[test]
+    fn alike_jobs_are_believed_and_others_are_scaled() {
+        let recipe = Recipe::wan21_i2v_14b();
+        let of = |forwards| work(&recipe, &known(832, 480, 81, forwards, 0.0));
+        let seconds = |jobs: &[Known], wanted| seconds(&recipe, jobs, wanted);
+        let wanted = of(80);
+        assert_eq!(seconds(&[], wanted).0, None);
+        let jobs = [
+            known(832, 480, 81, 80, 130.0),
+            known(480, 832, 81, 80, 132.0),
+            known(832, 480, 81, 80, 900.0),
+            known(1280, 720, 81, 80, 508.0),
+        ];
+        assert_eq!(seconds(&jobs, wanted).0, Some(132.0));
+        // 44 of 80 forwards: the nearest is the full one.
+        let (got, why) = seconds(&jobs[..1], of(44));
+        assert!(got.is_some_and(|s| (s - 130.0 * of(44) / wanted).abs() < 0.01), "{got:?}");
+        assert!(why.contains("0.55 times the work"), "{why}");
+        // Another shape of the same area is the same work.
+        assert_eq!(seconds(&[known(464, 832, 81, 80, 125.0)], wanted).0, Some(125.0));
+        // A clock that was set back is no reason to promise nothing.
+        assert_eq!(seconds(&[known(832, 480, 81, 80, -5.0), jobs[0]], wanted).0, Some(130.0));
+    }
+}

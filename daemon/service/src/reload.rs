@@ -1,0 +1,207 @@
+//! The configuration read again while the service runs, for SIGHUP and for `Reload()` on the bus.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use animd_common::config::{Config, Loaded};
+use animd_common::notify::notify;
+use animd_common::tasks::blocking;
+use toml::{Table, Value};
+
+use crate::delivery::Desk;
+use crate::{Error, Result};
+
+/// When a changed value takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    /// From the next use on.
+    Now,
+    /// When the engine is next started, which is as soon as it is idle.
+    Engine,
+    /// Not before the service is started again.
+    Restart,
+}
+
+/// When a change of `section.key` takes effect.
+fn when(key: &str) -> When {
+    match key.split('.').next() {
+        // Finished videos and open jobs lie there.
+        Some("folders") => When::Restart,
+        Some("model" | "profile") => When::Engine,
+        Some("engine") if key == "engine.program" => When::Engine,
+        _ => When::Now,
+    }
+}
+
+/// Reads the configuration again and puts it in force, and says of each changed value what came of it.
+///
+/// What only a restart of the service can change stays as it is, with a sentence. The supervisor replaces an engine that
+/// was started with something else ([`Config::engine_identity`]) once it is idle. systemd is told of the beginning and of
+/// the end.
+///
+/// # Errors
+/// [`Error::Config`] names the mistake with its place; the old configuration stays in force, and the service's state
+/// says so until a reload succeeds.
+pub async fn reload(desk: &Arc<Desk>) -> Result<Vec<String>> {
+    let desk = desk.clone();
+    // It looks at folders, and a network's may take long.
+    blocking(move || reload_blocking(&desk)).await
+}
+
+fn reload_blocking(desk: &Desk) -> Result<Vec<String>> {
+    notify(&[("RELOADING", "1"), ("MONOTONIC_USEC", &monotonic_us().to_string())]);
+    let told = desk.sources.load().map_err(Error::from).and_then(|loaded| put_in_force(desk, loaded));
+    match &told {
+        Ok(sentences) => {
+            tracing::info!("the configuration was read again: {} changes", sentences.len());
+            // They may name folders of users.
+            for sentence in sentences {
+                tracing::debug!("{sentence}");
+            }
+            desk.board.set_notice(None);
+        }
+        Err(e) => {
+            tracing::error!("the configuration stays as it was: {e}");
+            desk.board.set_notice(Some(format!("the changed configuration is not in force: {e}")));
+        }
+    }
+    notify(&[("READY", "1")]);
+    told
+}
+
+/// Microseconds of the clock that systemd compares with.
+fn monotonic_us() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes one `timespec`, which `now` is.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
+}
+
+fn put_in_force(desk: &Desk, loaded: Loaded) -> Result<Vec<String>> {
+    let old = desk.config();
+    let (config, sentences) = compare(&old, loaded)?;
+    if config.log.level != old.log.level {
+        animd_common::log::set_level(&config.log.level)?;
+    }
+    desk.set_config(config);
+    // The supervisor's times may have changed.
+    desk.board.queued.notify_one();
+    Ok(sentences)
+}
+
+/// The configuration to put in force, and a sentence for each change.
+fn compare(old: &Config, loaded: Loaded) -> Result<(Config, Vec<String>)> {
+    let Loaded { mut config, origins, .. } = loaded;
+    let internal = |e: toml::ser::Error| Error::config(e.to_string());
+    let (before, after) =
+        (Table::try_from(old).map_err(internal)?, Table::try_from(&config).map_err(internal)?);
+    let mut sentences = Vec::new();
+    for section in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
+        let (before, after) = (before.get(section), after.get(section));
+        if section == "watch" {
+            sentences.extend(watches(before, after));
+            continue;
+        }
+        let value = |section: Option<&Value>, key: &str| section.and_then(|s| s.get(key)).cloned();
+        let keys = [before, after].into_iter().flatten().filter_map(Value::as_table).flat_map(Table::keys);
+        for key in keys.collect::<BTreeSet<_>>() {
+            let (before, after) = (value(before, key), value(after, key));
+            if before == after {
+                continue;
+            }
+            let key = format!("{section}.{key}");
+            let said = |value: Option<Value>| value.map_or("not set".to_owned(), |value| value.to_string());
+            let (before, after) = (said(before), said(after));
+            sentences.push(origins.say(
+                &key,
+                &match when(&key) {
+                    When::Now => format!("{key} is {after} now"),
+                    When::Engine => format!("{key} will be {after} as soon as the engine is idle"),
+                    When::Restart => {
+                        format!("{key} stays {before}: a restart of the service makes it {after}")
+                    }
+                },
+            ));
+        }
+    }
+    config.folders = old.folders.clone();
+    config.check(&origins)?;
+    Ok((config, sentences))
+}
+
+/// What changed among watched folders.
+fn watches(before: Option<&Value>, after: Option<&Value>) -> Vec<String> {
+    let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
+    let path = |watch: &Value| watch.get("path").map(Value::to_string).unwrap_or_default();
+    let (before, after) = (list(before), list(after));
+    let find = |all: &[Value], like: &Value| all.iter().find(|watch| path(watch) == path(like)).cloned();
+    let mut sentences = Vec::new();
+    for watch in &after {
+        match find(&before, watch) {
+            None => sentences.push(format!("{} is watched now", path(watch))),
+            Some(old) if old != *watch => {
+                sentences.push(format!("{} is watched in another way now", path(watch)));
+            }
+            Some(_) => {}
+        }
+    }
+    for watch in &before {
+        if find(&after, watch).is_none() {
+            sentences.push(format!("{} is watched no longer", path(watch)));
+        }
+    }
+    sentences
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::ledger::Ledger;
+    use crate::spool::Spool;
+    use animd_common::config::Sources;
+
+    #[test]
+    fn what_can_change_changes_and_the_rest_is_said() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
+        let file = dir.path().join("animd.toml");
+        let write = |text: &str| fs::write(&file, text).map_err(Error::file("write", &file));
+        write("[queue]\nattempts = 2\n[folders]\nstate = \"s\"\n[[watch]]\npath = \"/a\"\n")?;
+        let sources = Sources { file: Some(file.clone()), ..Sources::default() };
+        let ledger = Ledger::open(&dir.path().join("ledger.db"))?;
+        let mut desk = Desk::new(sources.load()?.config, ledger, Spool::open(dir.path().join("spool"))?);
+        desk.sources = sources;
+        assert_eq!(reload_blocking(&desk)?, Vec::<String>::new());
+
+        let text = "[queue]\nattempts = 4\n[folders]\nstate = \"t\"\n[[watch]]\npath = \"/b\"\n[model]\npath = \"m\"\n";
+        write(text)?;
+        let sentences = reload_blocking(&desk)?.join("\n");
+        for part in [
+            "animd.toml:2:12: queue.attempts is 4 now",
+            "/t\"",
+            "animd.toml:4:9: folders.state stays \"",
+            "\"/b\" is watched now\n\"/a\" is watched no longer",
+            "/m\" as soon as the engine is idle",
+        ] {
+            assert!(sentences.contains(part), "{part} in {sentences}");
+        }
+        assert_eq!(sentences.lines().count(), 5, "{sentences}");
+        let config = desk.config();
+        assert_eq!((config.queue.attempts, &config.watch[0].path), (4, &Path::new("/b").to_owned()));
+        assert!(config.folders.state.ends_with("s"));
+
+        write("[queue]\nattempts = 400\n")?;
+        let e = reload_blocking(&desk).expect_err("refused").to_string();
+        assert!(e.contains("animd.toml:2:12: queue.attempts 400"), "{e}");
+        assert_eq!(desk.config(), config);
+        desk.board.set_status("idle", "waiting for pictures");
+        assert!(desk.board.status().borrow().text.contains("is not in force: "));
+        write(text)?;
+        reload_blocking(&desk)?;
+        desk.board.set_status("idle", "waiting for pictures");
+        assert_eq!(desk.board.status().borrow().text, "waiting for pictures");
+        Ok(())
+    }
+}

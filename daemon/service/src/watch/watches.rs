@@ -1,0 +1,325 @@
+//! Which folders are watched: the inbox, those of the configuration, and those that were added over the bus.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use animd_common::config::Config;
+use animd_common::files::show;
+use animd_common::tasks::blocking;
+use animd_common::watch::{Origin, Report, Watched, access, watched::overlap};
+use animd_protocol::ErrorCode;
+use tokio::sync::watch;
+
+use crate::delivery::Desk;
+use crate::ledger::{AddedWatch, Ledger};
+use crate::{Error, Result};
+
+/// How to watch a folder that is added.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct How {
+    /// [`Watched::outbox`].
+    pub outbox: Option<PathBuf>,
+    /// [`Watched::stable_seconds`].
+    pub stable_seconds: Option<f64>,
+    /// [`Watched::poll_seconds`].
+    pub poll_seconds: Option<f64>,
+}
+
+/// The list, shared by the bus, the watchers and the deliveries; cheap to clone.
+#[derive(Clone)]
+pub struct Watches {
+    list: Arc<RwLock<List>>,
+    /// Held by whoever changes the list.
+    changing: Arc<Mutex<()>>,
+    reports: Arc<Mutex<HashMap<PathBuf, Report>>>,
+    changed: watch::Sender<()>,
+}
+
+#[derive(Clone, Default)]
+struct List {
+    outbox: PathBuf,
+    state: PathBuf,
+    /// Nothing in it overlaps.
+    watched: Vec<Arc<Watched>>,
+    /// What is configured but refused, and why.
+    refused: Vec<(Arc<Watched>, String)>,
+}
+
+impl Default for Watches {
+    /// Nothing, until [`Self::configure`].
+    fn default() -> Self {
+        Self {
+            list: Arc::default(),
+            changing: Arc::default(),
+            reports: Arc::default(),
+            changed: watch::Sender::new(()),
+        }
+    }
+}
+
+impl Watches {
+    /// Follows another configuration; what was added over the bus stays.
+    pub fn configure(&self, config: &Config) {
+        // Folders are looked at below: nobody else waits for that.
+        let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut new = List {
+            outbox: config.folders.outbox.clone(),
+            state: config.folders.state.clone(),
+            watched: vec![Arc::new(Watched {
+                path: config.folders.inbox.clone(),
+                outbox: None,
+                stable_seconds: None,
+                poll_seconds: None,
+                origin: Origin::Inbox,
+            })],
+            refused: Vec::new(),
+        };
+        for watch in &config.watch {
+            new.put(Watched {
+                path: watch.path.clone(),
+                outbox: watch.outbox.clone(),
+                stable_seconds: watch.stable_seconds,
+                poll_seconds: watch.poll_seconds,
+                origin: Origin::Configured,
+            });
+        }
+        for old in old.watched.iter().chain(old.refused.iter().map(|(watched, _)| watched)) {
+            if matches!(old.origin, Origin::Added(_)) {
+                new.put(Watched::clone(old));
+            }
+        }
+        *self.list.write().unwrap_or_else(PoisonError::into_inner) = new;
+        self.changed.send_replace(());
+    }
+
+    /// Adds what was added over the bus before the service was started. Blocks.
+    pub fn load(&self, ledger: &Ledger) -> Result<()> {
+        let added = ledger.call_blocking(|db| db.watches())?;
+        let mut list = self.list.write().unwrap_or_else(PoisonError::into_inner);
+        for watch in added {
+            list.put(watch.into());
+        }
+        drop(list);
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    /// Looks at a new folder and writes it down. Blocks.
+    fn add(&self, added: AddedWatch, ledger: &Ledger) -> Result<Arc<Watched>> {
+        let refuse = |text: String| Error::refused(ErrorCode::InvalidSetting, text);
+        if let Some(why) = access::refusal(&added.path) {
+            return Err(refuse(why));
+        }
+        if let Some(outbox) = &added.outbox {
+            // If it cannot be made, looking at the way there says why.
+            _ = fs::create_dir_all(outbox);
+            if let Some(why) = access::refusal(outbox) {
+                return Err(refuse(format!("its videos cannot be put there: {why}")));
+            }
+        }
+        let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let watched = Arc::new(Watched::from(added.clone()));
+        let list = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(why) = list.refusal(&watched) {
+            return Err(refuse(why));
+        }
+        ledger.call_blocking(move |db| db.add_watch(&added))?;
+        self.list.write().unwrap_or_else(PoisonError::into_inner).watched.push(watched.clone());
+        self.changed.send_replace(());
+        Ok(watched)
+    }
+
+    /// The folders that are watched.
+    pub fn all(&self) -> Vec<Arc<Watched>> {
+        self.list.read().unwrap_or_else(PoisonError::into_inner).watched.clone()
+    }
+
+    /// The watched folder that a path lies in, or is.
+    pub fn find(&self, path: &Path) -> Option<Arc<Watched>> {
+        let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
+        list.watched.iter().find(|watched| path.starts_with(&watched.path)).cloned()
+    }
+
+    /// The root that `done` and `failed` lie in for a picture; its own folder when that is not watched any more.
+    pub fn root(&self, picture: &Path) -> PathBuf {
+        match self.find(picture) {
+            Some(watched) => watched.path.clone(),
+            None => picture.parent().unwrap_or(Path::new("/")).to_owned(),
+        }
+    }
+
+    /// Told of every change of the list.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    pub(super) fn report(&self, path: &Path, report: Option<&Report>) {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        match report {
+            Some(report) => _ = reports.insert(path.to_owned(), report.clone()),
+            None => _ = reports.remove(path),
+        }
+    }
+}
+
+impl From<AddedWatch> for Watched {
+    fn from(added: AddedWatch) -> Self {
+        Self {
+            path: added.path,
+            outbox: added.outbox,
+            stable_seconds: added.stable_seconds,
+            poll_seconds: added.poll_seconds,
+            origin: Origin::Added(added.owner),
+        }
+    }
+}
+
+impl List {
+    /// Adds a folder, or says in the log why not: the others go on.
+    fn put(&mut self, watched: Watched) {
+        match self.refusal(&watched) {
+            None => self.watched.push(Arc::new(watched)),
+            Some(why) => {
+                tracing::error!("a folder is not watched: {why}");
+                self.refused.push((Arc::new(watched), why));
+            }
+        }
+    }
+
+    fn refusal(&self, new: &Watched) -> Option<String> {
+        overlap(&self.watched, new, &self.outbox, Some(&self.state))
+    }
+}
+
+/// Watches one more folder from now on, also after a restart. Whether `by` may ask for that is the caller's question.
+///
+/// # Errors
+/// [`Error::Refused`] with `invalid-setting`: the folder overlaps another one, or may not be used by the service.
+pub async fn add(desk: &Desk, path: &Path, how: How, by: u32) -> Result<Arc<Watched>> {
+    let refuse = |text: String| Error::refused(ErrorCode::InvalidSetting, text);
+    for (name, path) in [("the folder", Some(path)), ("outbox", how.outbox.as_deref())] {
+        let Some(path) = path else { continue };
+        if !path.is_absolute() || path.components().any(|part| matches!(part, Component::ParentDir)) {
+            return Err(refuse(format!("{name} `{}` is not an absolute path without `..`", show(path))));
+        }
+    }
+    for (name, value, low) in
+        [("stable_seconds", how.stable_seconds, 0.0), ("poll_seconds", how.poll_seconds, 0.1)]
+    {
+        if value.is_some_and(|value| !(low..=3600.0).contains(&value)) {
+            return Err(refuse(format!("{name} {} is not from {low} to 3600", value.unwrap_or_default())));
+        }
+    }
+    let added = AddedWatch {
+        // Trailing and doubled slashes go, so that it is found again.
+        path: path.components().collect(),
+        outbox: how.outbox,
+        stable_seconds: how.stable_seconds,
+        poll_seconds: how.poll_seconds,
+        owner: by,
+    };
+    let (watches, ledger) = (desk.watches.clone(), desk.ledger.clone());
+    blocking(move || watches.add(added, &ledger)).await
+}
+
+/// Watches a folder no longer that was added over the bus. Its jobs go on.
+///
+/// # Errors
+/// [`Error::Refused`] with `not-found`, or `invalid-setting` for one that the configuration names.
+pub async fn remove(desk: &Desk, path: &Path) -> Result<()> {
+    let path: PathBuf = path.components().collect();
+    let known = list(desk).into_iter().find(|entry| entry.watched.path == path);
+    let Some(entry) = known else {
+        let text = format!("`{}` is not watched; `animctl folder list` shows what is", show(&path));
+        return Err(Error::refused(ErrorCode::NotFound, text));
+    };
+    if !matches!(entry.watched.origin, Origin::Added(_)) {
+        let text = format!(
+            "`{}` is named in the configuration; remove it there, then reload the service",
+            show(&path)
+        );
+        return Err(Error::refused(ErrorCode::InvalidSetting, text));
+    }
+    let gone = path.clone();
+    desk.ledger.call(move |db| db.remove_watch(&gone)).await?;
+    let mut list = desk.watches.list.write().unwrap_or_else(PoisonError::into_inner);
+    list.watched.retain(|watched| watched.path != path);
+    list.refused.retain(|(watched, _)| watched.path != path);
+    drop(list);
+    desk.watches.changed.send_replace(());
+    Ok(())
+}
+
+/// A watched folder and how it goes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The folder.
+    pub watched: Arc<Watched>,
+    /// Where its videos go.
+    pub outbox: PathBuf,
+    /// How it is watched now; nothing while it is being begun.
+    pub report: Option<Report>,
+}
+
+/// All watched folders, also those that are refused, which say so in their report.
+pub fn list(desk: &Desk) -> Vec<Entry> {
+    let list = desk.watches.list.read().unwrap_or_else(PoisonError::into_inner);
+    let reports = desk.watches.reports.lock().unwrap_or_else(PoisonError::into_inner);
+    let entry = |watched: &Arc<Watched>, report| Entry {
+        watched: watched.clone(),
+        outbox: watched.outbox.clone().unwrap_or_else(|| list.outbox.clone()),
+        report,
+    };
+    let watched = list.watched.iter().map(|watched| entry(watched, reports.get(&watched.path).cloned()));
+    let refused = list
+        .refused
+        .iter()
+        .map(|(watched, why)| entry(watched, Some(Report { polled: None, trouble: Some(why.clone()) })));
+    watched.chain(refused).collect()
+}
+
+/// The watched folder that a path lies in.
+pub fn find(desk: &Desk, path: &Path) -> Option<Arc<Watched>> {
+    desk.watches.find(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_that_overlap_are_refused_in_words() {
+        let mut config = Config::default();
+        config.folders.inbox = "/srv/in".into();
+        config.folders.outbox = "/srv/out".into();
+        config.folders.state = "/srv/state".into();
+        let watches = Watches::default();
+        watches.configure(&config);
+        let refusal = |path: &str, outbox: Option<&str>| {
+            let list = watches.list.read().unwrap_or_else(PoisonError::into_inner);
+            let origin = Origin::Added(0);
+            let outbox = outbox.map(PathBuf::from);
+            let path = path.into();
+            list.refusal(&Watched { path, outbox, stable_seconds: None, poll_seconds: None, origin })
+        };
+        assert_eq!(refusal("/srv/more", None), None);
+        assert_eq!(refusal("/srv/more", Some("/srv/videos")), None);
+        let refused = |path, outbox, with: &str| {
+            let text = refusal(path, outbox).unwrap_or_default();
+            assert!(text.contains(with), "{path}: {text}");
+        };
+        refused("/srv/in", None, "is watched already");
+        refused("/srv/in/sub", None, "lies in the watched folder `/srv/in`");
+        refused("/srv", Some("/videos"), "overlap");
+        refused("/srv/out/in", None, "");
+        refused("/srv/state/x", None, "overlap");
+        refused("/srv/more", Some("/srv/more/videos"), "taken for pictures");
+        refused("/srv/more", Some("/srv/in/videos"), "lies in the watched folder `/srv/in`");
+        refused("/srv/out", Some("/videos"), "the videos of `/srv/in` go to a folder in `/srv/out`");
+        assert_eq!(watches.root(Path::new("/srv/in/a/b.png")), Path::new("/srv/in"));
+        assert_eq!(watches.root(Path::new("/other/b.png")), Path::new("/other"));
+    }
+}

@@ -1,0 +1,85 @@
+//! What the bus asks of the supervisor, which alone touches the engine and the running job.
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{Error, Result};
+
+/// A wish, with the place for its answer.
+pub enum Wish {
+    /// Ends a job. It is answered at once: a running job ends later, and as done if it is done first.
+    Cancel {
+        /// The job.
+        id: u64,
+        /// Who cancels it, as a sentence for the ledger.
+        text: String,
+        /// Whether there was something to cancel.
+        reply: oneshot::Sender<Result<bool>>,
+    },
+    /// Ends an idle engine, which gives all its memory back; it comes again with the next job.
+    Unload {
+        /// Why not.
+        reply: oneshot::Sender<Result<()>>,
+    },
+    /// The machine goes to sleep: the engine is ended, its job waits again, and none is started.
+    Sleep {
+        /// Answered when that is done.
+        reply: oneshot::Sender<()>,
+    },
+    /// The machine is awake again.
+    Wake,
+}
+
+/// Where wishes are made; cheap to clone.
+#[derive(Clone)]
+pub struct Wishes {
+    sender: mpsc::Sender<Wish>,
+}
+
+impl Wishes {
+    /// The two ends.
+    pub fn channel() -> (Self, mpsc::Receiver<Wish>) {
+        let (sender, receiver) = mpsc::channel(64);
+        (Self { sender }, receiver)
+    }
+
+    /// Ends a job; false if it has ended already.
+    ///
+    /// # Errors
+    /// [`Error::STOPPING`], or what the ledger says.
+    pub async fn cancel(&self, id: u64, text: String) -> Result<bool> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Wish::Cancel { id, text, reply }, answer).await?
+    }
+
+    /// Ends the engine; the next job starts it again.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `busy` while it works, while jobs wait, or while somebody holds it warm;
+    /// [`Error::STOPPING`].
+    pub async fn unload(&self) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Wish::Unload { reply }, answer).await?
+    }
+
+    /// Ends the engine before the machine sleeps, and gives its job back.
+    ///
+    /// # Errors
+    /// [`Error::STOPPING`].
+    pub async fn sleep(&self) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Wish::Sleep { reply }, answer).await
+    }
+
+    /// Goes on after [`Self::sleep`].
+    ///
+    /// # Errors
+    /// [`Error::STOPPING`].
+    pub async fn wake(&self) -> Result<()> {
+        self.sender.send(Wish::Wake).await.map_err(|_| Error::STOPPING)
+    }
+
+    async fn ask<T>(&self, wish: Wish, answer: oneshot::Receiver<T>) -> Result<T> {
+        self.sender.send(wish).await.map_err(|_| Error::STOPPING)?;
+        answer.await.map_err(|_| Error::STOPPING)
+    }
+}

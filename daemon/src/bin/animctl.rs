@@ -1,7 +1,0 @@
-//! `animctl`, the client of animd's bus interface.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    animd::animctl::main()
-}

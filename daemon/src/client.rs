@@ -1,3 +1,0 @@
-//! The bus interfaces as a client sees them.
-
-pub use animd_client::*;

@@ -1,0 +1,359 @@
+//! The real service on a bus of its own, with a simulated engine.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use animd_client::ManagerProxy;
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+/// A whole PNG of one pixel.
+pub const PICTURE: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU\
+\0\0\0\nIDATx\xdach\0\0\0\x82\0\x81\xdaE\x08;\0\0\0\0IEND\xaeB`\x82";
+
+/// Longer than anything here takes on a busy machine; only a failing test waits for it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Folders, a bus, and the service when it runs.
+pub struct House {
+    pub dir: TempDir,
+    bus: Child,
+    address: String,
+    service: Option<Child>,
+    config: String,
+    env: Vec<(String, String)>,
+    /// Whether the service takes the bus for the system's.
+    system: bool,
+    /// The user that the service runs as, where that is not ours.
+    uid: Option<u32>,
+    /// A program that starts the service, with its arguments.
+    wrap: Vec<String>,
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the service's log\n{}", fs::read_to_string(self.path("log")).unwrap_or_default());
+        }
+        for child in self.service.iter_mut().chain([&mut self.bus]) {
+            _ = child.kill();
+            _ = child.wait();
+        }
+    }
+}
+
+impl House {
+    /// Folders and a bus; `config` is more TOML for the service.
+    pub fn new(config: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let bus_config = dir.path().join("bus.conf");
+        let socket = dir.path().join("bus");
+        fs::write(
+            &bus_config,
+            format!(
+                "<busconfig><type>session</type><listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context=\"default\"><allow user=\"*\"/>\
+                 <allow send_destination=\"*\" eavesdrop=\"true\"/><allow eavesdrop=\"true\"/><allow own=\"*\"/></policy></busconfig>",
+                socket.display()
+            ),
+        )
+        .unwrap();
+        let mut bus = Command::new("dbus-daemon")
+            .arg(format!("--config-file={}", bus_config.display()))
+            .args(["--nofork", "--print-address"])
+            .stderr(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("dbus-daemon is installed");
+        let mut address = String::new();
+        BufReader::new(bus.stdout.take().unwrap()).read_line(&mut address).unwrap();
+        for folder in ["inbox", "outbox", "model"] {
+            fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        Self {
+            dir,
+            bus,
+            address: address.trim().into(),
+            service: None,
+            config: config.into(),
+            env: Vec::new(),
+            system: false,
+            uid: None,
+            wrap: Vec::new(),
+        }
+    }
+
+    /// A bus that the service takes for the system's, and that other users reach.
+    pub fn system(config: &str) -> Self {
+        let mut house = Self::closed_system(config);
+        house.start();
+        house
+    }
+
+    /// The same without the service.
+    pub fn closed_system(config: &str) -> Self {
+        let mut house = Self::new(config);
+        house.system = true;
+        let open = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+        fs::set_permissions(house.dir.path(), open).unwrap();
+        house
+    }
+
+    /// The same with the service running.
+    pub fn started(config: &str) -> Self {
+        let mut house = Self::new(config);
+        house.start();
+        house
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A copy of animctl where every user can run it.
+    pub fn animctl_for_all(&self) -> PathBuf {
+        let animctl = self.path("animctl");
+        fs::copy(program("animctl"), &animctl).unwrap();
+        // A child that another test has just forked may still have the copy open for writing.
+        let busy = || Command::new(&animctl).arg("--version").output().map_err(|e| e.kind());
+        while busy() == Err(ErrorKind::ExecutableFileBusy) {
+            sleep(Duration::from_millis(10));
+        }
+        animctl
+    }
+
+    /// The engine's process, while there is one.
+    pub fn engine(&self) -> Option<u32> {
+        let pid = self.service.as_ref()?.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    }
+
+    /// The manager on this house's bus.
+    pub async fn manager(&self) -> ManagerProxy<'static> {
+        ManagerProxy::new(&self.connect().await).await.unwrap()
+    }
+
+    /// A connection to this house's bus.
+    pub async fn connect(&self) -> zbus::Connection {
+        zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap()
+    }
+
+    /// This house's bus.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The variable that says where the service's bus is.
+    pub fn bus_variable(&self) -> &'static str {
+        if self.system { "DBUS_SYSTEM_BUS_ADDRESS" } else { "DBUS_SESSION_BUS_ADDRESS" }
+    }
+
+    /// The running service's process.
+    pub fn pid(&self) -> u32 {
+        self.service.as_ref().map_or(0, Child::id)
+    }
+
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.push((name.into(), value.into()));
+    }
+
+    /// Starts the service and waits until it has its name.
+    pub fn start(&mut self) {
+        self.spawn();
+        for _ in 0..600 {
+            if self.animctl(&["status"]).status.success() {
+                return;
+            }
+            let ended = self.service.as_mut().and_then(|service| service.try_wait().unwrap());
+            assert!(ended.is_none(), "the service ended: {ended:?}");
+            sleep(Duration::from_millis(50));
+        }
+        panic!("the service does not answer");
+    }
+
+    /// Lets the service run as another user; only for tests that run as root.
+    pub fn run_as(&mut self, uid: u32) {
+        self.uid = Some(uid);
+    }
+
+    /// Lets another program start the service, which becomes it.
+    pub fn wrap(&mut self, command: &[&str]) {
+        self.wrap = command.iter().map(|word| (*word).to_owned()).collect();
+    }
+
+    /// Writes the service's configuration, for its start or for a reload.
+    pub fn write_config(&self) -> PathBuf {
+        let file = self.path("animd.toml");
+        let text = format!(
+            "[model]\npath = \"model\"\n[folders]\ninbox = \"inbox\"\noutbox = \"outbox\"\nstate = \"state\"\n\
+             [inbox]\nstable_seconds = 0.2\n{}",
+            self.config
+        );
+        fs::write(&file, text).unwrap();
+        file
+    }
+
+    pub fn spawn(&mut self) {
+        let file = self.write_config();
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
+        let animd = program("animd");
+        let mut service = match self.wrap.split_first() {
+            Some((wrap, args)) => {
+                let mut service = Command::new(wrap);
+                service.args(args).arg(animd);
+                service
+            }
+            None => Command::new(animd),
+        };
+        if let Some(uid) = self.uid {
+            service.uid(uid).gid(uid);
+        }
+        let service = service
+            .args((!self.system).then_some("--user"))
+            .arg("--config")
+            .arg(&file)
+            .arg("--engine")
+            .arg(program("animd-engine-sim"))
+            .env(self.bus_variable(), &self.address)
+            .env("HOME", self.dir.path())
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("JOURNAL_STREAM")
+            // A machine of its own: what a real driver says of this one is not for tests.
+            .env("NVML_LIBRARY", "/nonexistent/libnvidia-ml.so.1")
+            .envs(self.env.iter().cloned())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.service = Some(service);
+    }
+
+    /// More TOML for the next start of the service, in place of what there was.
+    pub fn configure(&mut self, config: &str) {
+        self.config = config.into();
+    }
+
+    /// Ends the bus, as at the end of a session.
+    pub fn end_bus(&mut self) {
+        self.bus.kill().unwrap();
+        self.bus.wait().unwrap();
+    }
+
+    /// The exit code of a service that has ended by itself.
+    pub fn exited(&mut self) -> Option<i32> {
+        self.service.as_mut()?.try_wait().unwrap()?.code()
+    }
+
+    /// As a power cut for the process.
+    pub fn kill(&mut self) {
+        if let Some(mut service) = self.service.take() {
+            service.kill().unwrap();
+            service.wait().unwrap();
+        }
+    }
+
+    /// As systemd stops it; gives its exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        let mut service = self.service.take()?;
+        let pid = rustix::process::Pid::from_child(&service);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        service.wait().unwrap().code()
+    }
+
+    pub fn animctl(&self, args: &[&str]) -> Output {
+        self.animctl_command(args).output().unwrap()
+    }
+
+    pub fn animctl_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(program("animctl"));
+        let bus = if self.system { "--system" } else { "--user" };
+        command.arg(bus).args(args).env(self.bus_variable(), &self.address);
+        command
+    }
+
+    /// `animctl --json ARGS`, which must succeed.
+    pub fn json(&self, args: &[&str]) -> serde_json::Value {
+        let output = self.animctl(&[&["--json"], args].concat());
+        assert!(output.status.success(), "animctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Drops a picture with a prompt into the inbox, as a file manager does: the sidecar first.
+    pub fn drop_picture(&self, name: impl AsRef<OsStr>, prompt: Option<&str>) {
+        let path = self.path("inbox").join(name.as_ref());
+        if let Some(prompt) = prompt {
+            fs::write(path.with_extension("txt"), prompt).unwrap();
+        }
+        fs::write(&path, PICTURE).unwrap();
+    }
+
+    /// Writes a picture outside the inbox and gives its path.
+    pub fn picture(&self) -> String {
+        let path = self.path("picture.png");
+        fs::write(&path, PICTURE).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    pub fn until(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
+        let start = Instant::now();
+        while !done(self) {
+            assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until so many jobs have ended.
+    pub fn until_ended(&self, count: i64) {
+        self.until(&format!("{count} jobs have ended"), |house| {
+            house.number("SELECT count(*) FROM job WHERE state IN ('done','failed','canceled')")
+                == Some(count)
+        });
+    }
+
+    /// One number out of the ledger; `None` while it cannot be read.
+    pub fn number(&self, sql: &str) -> Option<i64> {
+        let db = Connection::open(self.path("state/ledger.db")).ok()?;
+        db.query_row(sql, [], |row| row.get(0)).ok()
+    }
+
+    /// One text out of the ledger.
+    pub fn text(&self, sql: &str) -> String {
+        let db = Connection::open(self.path("state/ledger.db")).unwrap();
+        db.query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+
+    /// The files of a folder, sorted, in words.
+    pub fn files(&self, folder: &str) -> Vec<String> {
+        files(&self.path(folder))
+    }
+}
+
+/// A program of this workspace, built with the tests' own profile.
+pub fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let path = own.ancestors().nth(2).unwrap().join(name);
+    assert!(
+        path.exists(),
+        "`{}` is not built: run `cargo build --release --workspace` first",
+        path.display()
+    );
+    path
+}
+
+pub fn files(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .map(|dir| {
+            dir.flatten()
+                .filter(|e| e.path().is_file())
+                .map(|e| animd_common::files::show(e.file_name()))
+                .collect()
+        })
+        .unwrap_or_default();
+    names.sort();
+    names
+}
