@@ -4,11 +4,11 @@
 
 use std::time::{Duration, Instant};
 
-use animd::gpu::meter::Meter;
-use animd::gpu::nvml::Driver;
-use animd::gpu::{Machine, gib};
-use animd::ledger::Ledger;
-use animd::profile::{Wish, choose};
+use animd::store::ledger::Ledger;
+use animd::supervisor::gpu::meter::Meter;
+use animd::supervisor::gpu::nvml::Driver;
+use animd::supervisor::gpu::{Machine, gib};
+use animd::supervisor::profile::{Wish, choose};
 use animd_common::profiles::load;
 use animd_protocol::messages::{Kernels, Target};
 use animd_protocol::progress::Stage;

@@ -3,27 +3,21 @@
 //! It never touches CUDA: [`supervisor`] keeps an engine process as its child and feeds it one job at a time.
 //! [`ledger`] is the queue and the log; [`delivery`] says how a job ends exactly once.
 
-pub mod board;
 pub mod bus;
 pub mod cli;
 pub mod delivery;
-pub mod engine;
-pub mod error;
-pub mod gpu;
+mod error;
+pub mod events;
 pub mod holds;
-pub mod ledger;
 pub mod logind;
 pub mod metrics;
-pub mod pictures;
 pub mod plan;
-pub mod profile;
+pub mod queue;
 pub mod reload;
 pub mod retention;
 pub mod service;
-pub mod spool;
+pub mod store;
 pub mod supervisor;
-pub mod verbs;
 pub mod watch;
-pub mod wishes;
 
 pub use error::{Error, Result};

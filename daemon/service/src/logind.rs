@@ -10,7 +10,7 @@ use zbus::{Connection, OwnedFd, connection, proxy};
 
 use crate::Result;
 use crate::delivery::Desk;
-use crate::wishes::Wishes;
+use crate::supervisor::commands::Commands;
 
 /// A part of logind's manager.
 #[proxy(
@@ -28,8 +28,13 @@ trait Login {
 
 /// Runs until `stop` turns true, or at once to its end where nobody manages logins. `system` is a connection to the
 /// system's bus, if there is one already.
-pub async fn run(system: Option<Connection>, desk: Arc<Desk>, wishes: Wishes, stop: watch::Receiver<bool>) {
-    if let Err(e) = attend(system, desk, wishes, stop).await {
+pub async fn run(
+    system: Option<Connection>,
+    desk: Arc<Desk>,
+    commands: Commands,
+    stop: watch::Receiver<bool>,
+) {
+    if let Err(e) = attend(system, desk, commands, stop).await {
         tracing::info!("nothing is known of the machine's sleep: logind does not answer ({e})");
     }
 }
@@ -37,7 +42,7 @@ pub async fn run(system: Option<Connection>, desk: Arc<Desk>, wishes: Wishes, st
 async fn attend(
     system: Option<Connection>,
     desk: Arc<Desk>,
-    wishes: Wishes,
+    commands: Commands,
     mut stop: watch::Receiver<bool>,
 ) -> Result<()> {
     let bus = match system {
@@ -46,7 +51,7 @@ async fn attend(
     };
     let login = LoginProxy::new(&bus).await?;
     let mut sleeps = login.receive_prepare_for_sleep().await?;
-    let mut status = desk.board.status();
+    let mut status = desk.events.status();
     let mut delay = Some(delay(&login).await?);
     let mut awake = Awake::default();
     loop {
@@ -58,14 +63,14 @@ async fn attend(
             signal = sleeps.next() => {
                 let Some(signal) = signal else { return Ok(()) };
                 if signal.args()?.start {
-                    if wishes.sleep().await.is_err() {
+                    if commands.sleep().await.is_err() {
                         return Ok(());
                     }
                     // The machine may sleep now.
                     delay = None;
                 } else if delay.is_none() {
                     delay = Some(self::delay(&login).await?);
-                    if wishes.wake().await.is_err() {
+                    if commands.wake().await.is_err() {
                         return Ok(());
                     }
                 }

@@ -21,9 +21,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::Result;
-use crate::board::{Change, Status};
 use crate::delivery::Desk;
-use crate::ledger::{Job, State};
+use crate::events::{Change, Status};
+use crate::store::ledger::{Job, State};
 
 /// Between two writes.
 const PACE: Duration = Duration::from_secs(1);
@@ -36,8 +36,8 @@ const ENDED: [State; 3] = [State::Done, State::Failed, State::Canceled];
 
 /// Keeps the file until `stop` turns true.
 pub async fn run(desk: Arc<Desk>, mut stop: watch::Receiver<bool>) {
-    let mut changes = desk.board.listen();
-    let mut status = desk.board.status();
+    let mut changes = desk.events.listen();
+    let mut status = desk.events.status();
     let mut writer = Writer { desk, figures: None, trouble: None };
     loop {
         let now = status.borrow_and_update().clone();
@@ -143,7 +143,7 @@ impl Writer {
             self.figures = Figures::begin(&self.desk).await.ok();
         }
         let Some(figures) = &self.figures else { return };
-        let text = figures.text(status.state, self.desk.board.restarts());
+        let text = figures.text(status.state, self.desk.events.restarts());
         let written = blocking(move || put(&path, &text)).await;
         let trouble = written.err().map(|e| e.to_string());
         if let Some(trouble) = trouble.as_ref().filter(|_| trouble != self.trouble) {

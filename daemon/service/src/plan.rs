@@ -7,7 +7,7 @@ use animd_protocol::request::{Request, Size};
 
 use crate::Result;
 use crate::delivery::Desk;
-use crate::ledger::Known;
+use crate::store::ledger::Known;
 
 /// Finished jobs that are looked at.
 const LOOKED_AT: u32 = 200;

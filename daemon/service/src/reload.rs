@@ -58,11 +58,11 @@ fn reload_blocking(desk: &Desk) -> Result<Vec<String>> {
             for sentence in sentences {
                 tracing::debug!("{sentence}");
             }
-            desk.board.set_notice(None);
+            desk.events.set_notice(None);
         }
         Err(e) => {
             tracing::error!("the configuration stays as it was: {e}");
-            desk.board.set_notice(Some(format!("the changed configuration is not in force: {e}")));
+            desk.events.set_notice(Some(format!("the changed configuration is not in force: {e}")));
         }
     }
     notify(&[("READY", "1")]);
@@ -85,7 +85,7 @@ fn put_in_force(desk: &Desk, loaded: Loaded) -> Result<Vec<String>> {
     }
     desk.set_config(config);
     // The supervisor's times may have changed.
-    desk.board.queued.notify_one();
+    desk.events.queued.notify_one();
     Ok(sentences)
 }
 
@@ -159,8 +159,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::ledger::Ledger;
-    use crate::spool::Spool;
+    use crate::store::ledger::Ledger;
+    use crate::store::spool::Spool;
     use animd_common::config::Sources;
 
     #[test]
@@ -196,12 +196,12 @@ mod tests {
         let e = reload_blocking(&desk).expect_err("refused").to_string();
         assert!(e.contains("animd.toml:2:12: queue.attempts 400"), "{e}");
         assert_eq!(desk.config(), config);
-        desk.board.set_status("idle", "waiting for pictures");
-        assert!(desk.board.status().borrow().text.contains("is not in force: "));
+        desk.events.set_status("idle", "waiting for pictures");
+        assert!(desk.events.status().borrow().text.contains("is not in force: "));
         write(text)?;
         reload_blocking(&desk)?;
-        desk.board.set_status("idle", "waiting for pictures");
-        assert_eq!(desk.board.status().borrow().text, "waiting for pictures");
+        desk.events.set_status("idle", "waiting for pictures");
+        assert_eq!(desk.events.status().borrow().text, "waiting for pictures");
         Ok(())
     }
 }

@@ -15,10 +15,10 @@ use animd_common::tasks::stopped;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::board::Change;
 use crate::delivery::Desk;
-use crate::ledger::{Kind, Store};
-use crate::pictures::PICTURES;
+use crate::events::Change;
+use crate::store::ledger::{Kind, Store};
+use crate::store::pictures::PICTURES;
 use crate::{Error, Result};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -86,7 +86,7 @@ impl Desk {
             for job in jobs {
                 let id = job.id;
                 self.forget_files(job).await?;
-                self.board.tell(Change::State(id));
+                self.events.tell(Change::State(id));
                 any = true;
             }
         }

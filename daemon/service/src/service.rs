@@ -16,15 +16,15 @@ use tokio::time::timeout;
 
 use crate::bus;
 use crate::delivery::{self, Desk};
-use crate::ledger::Ledger;
 use crate::logind;
 use crate::metrics;
 use crate::reload::reload;
 use crate::retention;
-use crate::spool::Spool;
+use crate::store::ledger::Ledger;
+use crate::store::spool::Spool;
 use crate::supervisor::Supervisor;
+use crate::supervisor::commands::Commands;
 use crate::watch::Folders;
-use crate::wishes::Wishes;
 use crate::{Error, Result};
 
 /// The ledger's file in the state folder.
@@ -63,16 +63,16 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     let mut hup = signal(SignalKind::hangup()).map_err(stopping)?;
 
     let (stop, stopped) = watch::channel(false);
-    let (wishes, wished) = Wishes::channel();
-    let changes = desk.board.listen();
-    let (connection, hub) = bus::connect(user, &desk, &wishes).await?;
+    let (commands, wished) = Commands::channel();
+    let changes = desk.events.listen();
+    let (connection, hub) = bus::connect(user, &desk, &commands).await?;
     let mirror = tokio::spawn(bus::mirror(connection.clone(), hub, changes, stopped.clone()));
     let watchdog =
         systemd::daemon::watchdog_enabled().ok().filter(|us| *us > 0).map(|us| Duration::from_micros(us / 3));
     let supervisor = tokio::spawn(Supervisor::new(desk.clone(), wished, stopped.clone(), watchdog).run());
     let watchers = tokio::spawn(Folders::new(desk.clone()).run(stopped.clone()));
     let system = (!user).then(|| connection.clone());
-    let logind = tokio::spawn(logind::run(system, desk.clone(), wishes.clone(), stopped.clone()));
+    let logind = tokio::spawn(logind::run(system, desk.clone(), commands.clone(), stopped.clone()));
     let metrics = tokio::spawn(metrics::run(desk.clone(), stopped.clone()));
     let retention = tokio::spawn(retention::run(desk.clone(), stopped.clone()));
     let waiting = tokio::spawn(delivery::deliver_waiting(desk.clone(), delivery::AWAY, stopped));
@@ -84,7 +84,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
         show(&folders.outbox)
     );
 
-    let mut status = desk.board.status();
+    let mut status = desk.events.status();
     let mut new_start = desk.profiles.new_start();
     let lost = loop {
         let text = status.borrow_and_update().text.clone();

@@ -5,11 +5,11 @@
 //! each picture is submitted with a key made of the file's identity and contents, so that asking again, after a crash of
 //! either side, gives the same job.
 
-mod carrier;
 mod config;
 mod desktop;
 mod error;
 mod store;
+mod uploader;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +22,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use zbus::Connection;
 
-use carrier::Carrier;
 use desktop::Desktop;
+use uploader::Uploader;
 
 pub use config::{Config, Place, Sources};
 pub use error::{Error, Result};
@@ -78,13 +78,13 @@ pub async fn run(config: Config, bus: Bus) -> Result<()> {
         );
         tracing::info!("videos of `{}` go to `{}`", show(&place.path), show(&place.outbox));
     }
-    let mut carrier = Carrier::new(Arc::new(config), connection.clone(), desktop, pictures).await?;
+    let mut uploader = Uploader::new(Arc::new(config), connection.clone(), desktop, pictures).await?;
     notify(&[("READY", "1")]);
     let lost = tokio::select! {
         _ = term.recv() => None,
         _ = int.recv() => None,
         () = connection.closed() => Some(Error::BusGone),
-        ended = carrier.run() => ended.err(),
+        ended = uploader.run() => ended.err(),
     };
     notify(&[("STOPPING", "1")]);
     _ = stop.send(true);
@@ -95,7 +95,7 @@ pub async fn run(config: Config, bus: Bus) -> Result<()> {
     lost.map_or(Ok(()), Err)
 }
 
-/// Gives complete pictures to the carrier.
+/// Gives complete pictures to the uploader.
 struct Hand {
     sender: mpsc::UnboundedSender<Ready>,
 }

@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::harness::House;
-use animd::gpu::nvml::Driver;
-use animd::gpu::{Card, Machine, Process};
+use animd::supervisor::gpu::nvml::Driver;
+use animd::supervisor::gpu::{Card, Machine, Process};
 
 /// A library of this test's own, and the file that it reads.
 struct Fake {

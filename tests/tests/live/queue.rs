@@ -5,10 +5,10 @@ use std::fs;
 use std::sync::Arc;
 
 use animd::delivery::Desk;
-use animd::ledger::{Ledger, PART_PREFIX, PART_SUFFIX};
+use animd::queue::Retry;
 use animd::service::LEDGER;
-use animd::spool::Spool;
-use animd::verbs::Retry;
+use animd::store::ledger::{Ledger, PART_PREFIX, PART_SUFFIX};
+use animd::store::spool::Spool;
 use animd_common::config::Config;
 use animd_protocol::request::Settings;
 use rusqlite::{Connection, params};
@@ -173,7 +173,7 @@ fn a_ledger_of_the_first_version_is_taken_over() {
     fs::create_dir_all(house.path("state/spool")).unwrap();
     let path = house.path("state/ledger.db");
     let db = Connection::open(&path).unwrap();
-    db.execute_batch(include_str!("../../../daemon/service/src/ledger/schema-1.sql")).unwrap();
+    db.execute_batch(include_str!("../../../daemon/service/src/store/ledger/schema-1.sql")).unwrap();
     db.pragma_update(None, "user_version", 1).unwrap();
     let sha: [u8; 32] = Sha256::digest(PICTURE).into();
     fs::write(house.path("state/spool").join(animd_common::files::hex(&sha)), PICTURE).unwrap();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use zbus::{OwnedVariant, Variant};
 
-use crate::ledger::Costs;
+use crate::store::ledger::Costs;
 
 /// Adds `profile`, `gpu`, `gpu_uuid`, `driver` (s), `energy_joules` (d), `energy_method` (s: `counter`, `sampled`) and
 /// `stage_joules` (a(sd)) as far as they are known.

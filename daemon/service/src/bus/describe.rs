@@ -8,7 +8,7 @@ use zbus::{OwnedVariant, Variant};
 
 use super::costs;
 use crate::Result;
-use crate::ledger::{Costs, Job, Store};
+use crate::store::ledger::{Costs, Job, Store};
 
 /// A job's row and what hangs on it.
 pub struct Whole {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use zbus::{OwnedVariant, Variant};
 
-use crate::board::Live;
-use crate::ledger::{Job, Outcome, State};
+use crate::events::Live;
+use crate::store::ledger::{Job, Outcome, State};
 
 /// The public facts of one job.
 #[derive(Clone, Debug, PartialEq)]

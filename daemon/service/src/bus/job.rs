@@ -15,8 +15,8 @@ use super::facts::Card;
 use super::options::{self, Options};
 use super::rights::Action;
 use super::{Hub, object_path};
-use crate::ledger::{Job, State};
-use crate::pictures::Picture;
+use crate::store::ledger::{Job, State};
+use crate::store::pictures::Picture;
 
 /// The object `/org/animd/Animd1/job/ID`.
 pub struct JobObject {
@@ -82,7 +82,7 @@ impl JobObject {
     ) -> Result<(), BusError> {
         let uid = self.authorized(&header, connection).await?;
         let id = self.id;
-        if self.hub.wishes.cancel(id, format!("cancelled by user {uid}")).await? {
+        if self.hub.commands.cancel(id, format!("cancelled by user {uid}")).await? {
             return Ok(());
         }
         let state = self.job().await?.state.name();

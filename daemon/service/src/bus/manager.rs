@@ -21,8 +21,8 @@ use super::error::BusError;
 use super::options::{self, Options, Submission};
 use super::rights::Action;
 use super::{Facts, Hub, hold, object_path, plan, stats, watches};
-use crate::board::Change;
-use crate::ledger::{Added, Job, NewJob, Source};
+use crate::events::Change;
+use crate::store::ledger::{Added, Job, NewJob, Source};
 use crate::watch::draw_seed;
 
 /// The most jobs that `List` gives at a time.
@@ -100,7 +100,7 @@ impl Manager {
             return Err(BusError::NotFound(format!("there is no job {id}; `animctl list` shows the jobs")));
         }
         // The mirror removes the object of an ended job after its time.
-        self.hub.desk.board.tell(Change::State(id));
+        self.hub.desk.events.tell(Change::State(id));
         Ok(object_path(id))
     }
 
@@ -117,7 +117,7 @@ impl Manager {
         let jobs = self.hub.desk.ledger.call(move |db| db.list(&filter)).await?;
         let all = self.hub.rights.trusted(uid);
         let entry = |job: &Job| {
-            let facts = Facts::new(job, self.hub.desk.board.live(job.id));
+            let facts = Facts::new(job, self.hub.desk.events.live(job.id));
             let mut dict = facts.dict(self.hub.cards.position(&facts));
             if (all || uid == job.owner)
                 && let Ok(name) = Variant::from(show(&job.name)).try_into_owned()
@@ -229,7 +229,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
         self.hub.rights.check(connection, &header, Action::Unload).await?;
-        Ok(self.hub.wishes.unload().await?)
+        Ok(self.hub.commands.unload().await?)
     }
 
     #[zbus(out_args("profiles"))]
@@ -301,12 +301,12 @@ impl Manager {
 
     #[zbus(property)]
     fn state(&self) -> &'static str {
-        self.hub.desk.board.status().borrow().state
+        self.hub.desk.events.status().borrow().state
     }
 
     #[zbus(property)]
     fn state_text(&self) -> String {
-        self.hub.desk.board.status().borrow().text.clone()
+        self.hub.desk.events.status().borrow().text.clone()
     }
 
     #[zbus(property)]
@@ -348,7 +348,7 @@ impl Manager {
 
     async fn known(&self, connection: &Connection, id: u64) -> Result<OwnedObjectPath, BusError> {
         self.hub.serve_id(connection, id).await?;
-        self.hub.desk.board.tell(Change::State(id));
+        self.hub.desk.events.tell(Change::State(id));
         Ok(object_path(id))
     }
 
@@ -414,7 +414,7 @@ impl Manager {
                     if let Some(job) = &job {
                         self.hub.serve(connection, job).await?;
                     }
-                    desk.board.tell(Change::Added(id));
+                    desk.events.tell(Change::Added(id));
                     return Ok(object_path(id));
                 }
                 Added::Known(_) | Added::Full => {

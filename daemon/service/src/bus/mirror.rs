@@ -14,7 +14,7 @@ use zbus::{Connection, Variant, fdo};
 
 use super::{Facts, Hub, Manager, PATH, object_path, plan};
 use crate::Result;
-use crate::board::Change;
+use crate::events::Change;
 
 /// Between two signals of one thing that changes by and by: a job's progress, the length of the queue.
 const PACE: Duration = Duration::from_millis(250);
@@ -50,7 +50,7 @@ pub async fn mirror(
     mut changes: mpsc::UnboundedReceiver<Change>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut status = hub.desk.board.status();
+    let mut status = hub.desk.events.status();
     let mut holds = hub.desk.holds.changes();
     let mut profiles = hub.desk.profiles.changes();
     let mut mirror = Mirror {
@@ -146,15 +146,15 @@ impl Mirror {
         Ok(())
     }
 
-    async fn jobs(&self, ids: Vec<u64>) -> Result<Vec<(u64, Option<crate::ledger::Job>)>> {
+    async fn jobs(&self, ids: Vec<u64>) -> Result<Vec<(u64, Option<crate::store::ledger::Job>)>> {
         self.hub.desk.ledger.call(move |db| ids.into_iter().map(|id| Ok((id, db.job(id)?))).collect()).await
     }
 
     /// Brings one object up to date and tells what changed, the end included. `new`: nobody was told of it before.
-    async fn update(&mut self, job: &crate::ledger::Job, new: bool) -> Result<()> {
+    async fn update(&mut self, job: &crate::store::ledger::Job, new: bool) -> Result<()> {
         let id = job.id;
         self.dirty.remove(&id);
-        let facts = Facts::new(job, self.hub.desk.board.live(id));
+        let facts = Facts::new(job, self.hub.desk.events.live(id));
         let Some(before) = self.hub.cards.replace(facts.clone()) else {
             // It has left already, or was never there: somebody looks at an old job.
             if facts.state.is_open() {
@@ -207,7 +207,7 @@ impl Mirror {
 
     async fn status(&mut self) -> Result<()> {
         let desk = &self.hub.desk;
-        let status = desk.board.status().borrow().clone();
+        let status = desk.events.status().borrow().clone();
         let mut changed = HashMap::from([("State", status.state.into()), ("StateText", status.text.into())]);
         let (paused, profile, gpu) = (desk.paused().is_some(), plan::profile(desk), plan::gpu(desk));
         if self.paused != paused {

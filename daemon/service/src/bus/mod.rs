@@ -27,8 +27,8 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use zbus::{Connection, ObjectPath, OwnedObjectPath, connection, fdo};
 
 use crate::delivery::Desk;
-use crate::ledger::Job;
-use crate::wishes::Wishes;
+use crate::store::ledger::Job;
+use crate::supervisor::commands::Commands;
 use crate::{Error, Result};
 use copies::Copies;
 use rights::Rights;
@@ -49,7 +49,7 @@ const READERS: usize = 8;
 /// What all objects on the bus share.
 pub struct Hub {
     desk: Arc<Desk>,
-    wishes: Wishes,
+    commands: Commands,
     rights: Rights,
     cards: Cards,
     copies: Copies,
@@ -67,7 +67,7 @@ impl Hub {
 
     /// Makes a job's object, if it is not there.
     async fn serve(self: &Arc<Self>, connection: &Connection, job: &Job) -> zbus::Result<()> {
-        let card = self.cards.card(Facts::new(job, self.desk.board.live(job.id)));
+        let card = self.cards.card(Facts::new(job, self.desk.events.live(job.id)));
         let object = JobObject::new(card, self.clone());
         connection.object_server().at(object_path(job.id), object).await?;
         self.tree.grown(connection, self).await
@@ -103,12 +103,12 @@ pub fn object_path(id: u64) -> OwnedObjectPath {
 }
 
 /// Connects to the session's bus or the system's, with everything that is to be seen there, and takes the name last.
-pub async fn connect(user: bool, desk: &Arc<Desk>, wishes: &Wishes) -> Result<(Connection, Arc<Hub>)> {
+pub async fn connect(user: bool, desk: &Arc<Desk>, commands: &Commands) -> Result<(Connection, Arc<Hub>)> {
     let builder = if user { connection::Builder::session() } else { connection::Builder::system() };
     allow_many_files();
     let hub = Arc::new(Hub {
         desk: desk.clone(),
-        wishes: wishes.clone(),
+        commands: commands.clone(),
         rights: Rights::new(!user),
         cards: Cards::default(),
         copies: Copies::default(),

@@ -10,9 +10,9 @@ use serde_json::Value;
 use zbus::OwnedVariant;
 
 use super::error::BusError;
-use crate::ledger::{By, Filter, State};
-use crate::verbs::Retry;
-use crate::watch::watches::How;
+use crate::queue::Retry;
+use crate::store::ledger::{By, Filter, State};
+use crate::store::watches::How;
 
 /// Options as a caller sends them.
 pub type Options = HashMap<String, OwnedVariant>;

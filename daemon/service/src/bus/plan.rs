@@ -53,7 +53,7 @@ fn too_large(plan: &crate::plan::Plan, backend: Backend) -> Option<String> {
 /// All profiles, and whether they would run here.
 pub fn profiles(desk: &Desk) -> Vec<Dict> {
     let listed = desk.profiles.list().into_iter();
-    let entry = |one: crate::profile::Listed| {
+    let entry = |one: crate::supervisor::profile::Listed| {
         dict([
             ("name", Some(one.name.into())),
             ("summary", Some(one.summary.into())),

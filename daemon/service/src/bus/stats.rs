@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use zbus::{OwnedVariant, Variant};
 
-use crate::ledger::{Sum, Timeline};
+use crate::store::ledger::{Sum, Timeline};
 
 type Dict = HashMap<String, OwnedVariant>;
 

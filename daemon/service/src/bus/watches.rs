@@ -10,7 +10,7 @@ use zbus::{OwnedVariant, Variant};
 use super::error::BusError;
 use super::options::{self, Options};
 use crate::delivery::Desk;
-use crate::watch::watches;
+use crate::store::watches;
 
 /// Watches one more folder, for this user. Options: `outbox` s, `stable_seconds` d, `poll_seconds` d.
 pub async fn add(desk: &Desk, path: &str, options: &Options, uid: u32) -> Result<(), BusError> {

@@ -11,10 +11,10 @@ use animd_common::watch::{Fate, Ready, Report, Take, Watched, away, root, sideca
 use animd_protocol::ErrorCode;
 use animd_protocol::request::Request;
 
-use crate::board::Change;
 use crate::delivery::Desk;
-use crate::ledger::{Added, Ended, Job, NewJob, Refusal, Source, State};
-use crate::spool::Spooled;
+use crate::events::Change;
+use crate::store::ledger::{Added, Ended, Job, NewJob, Refusal, Source, State};
+use crate::store::spool::Spooled;
 use crate::{Error, Result};
 
 /// Queues the pictures of one watched folder.
@@ -78,7 +78,7 @@ impl Intake {
             if let Added::New(id) = *added {
                 tracing::info!(job = id, "job {id} comes from a watched folder");
                 tracing::debug!(job = id, "job {id} is of `{}`", show(&coming.ready.path));
-                self.desk.board.tell(Change::Added(id));
+                self.desk.events.tell(Change::Added(id));
             }
         }
         for (coming, added) in coming.into_iter().zip(added) {

@@ -5,8 +5,6 @@
 
 mod folders;
 mod intake;
-pub mod watches;
 
 pub use folders::Folders;
 pub use intake::{Intake, draw_seed};
-pub use watches::Watches;

@@ -4,7 +4,7 @@ use rusqlite::params;
 
 use super::Store;
 use crate::Result;
-use crate::gpu::meter::{Sample, Spent};
+use crate::supervisor::gpu::meter::{Sample, Spent};
 
 /// On what a job runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use animd_protocol::messages::Pictures;
 
 use crate::delivery::Desk;
-use crate::ledger::Job;
+use crate::store::ledger::Job;
 use crate::{Error, Result};
 
 /// The folder of the pictures in the state folder.

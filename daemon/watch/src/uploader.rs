@@ -42,8 +42,8 @@ const RECHECK: Duration = Duration::from_secs(900);
 /// How often one file can have been put back into its folder to be made once more.
 const MOST_WISHES: u32 = 1000;
 
-/// The carrier's state. All of it can be lost: the folders and animd have it, too.
-pub struct Carrier {
+/// The uploader's state. All of it can be lost: the folders and animd have it, too.
+pub struct Uploader {
     config: Arc<Config>,
     connection: Connection,
     manager: ManagerProxy<'static>,
@@ -129,7 +129,7 @@ impl From<Error> for Trouble {
     }
 }
 
-impl Carrier {
+impl Uploader {
     /// With nothing in hand.
     pub async fn new(
         config: Arc<Config>,

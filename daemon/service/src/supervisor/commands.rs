@@ -4,8 +4,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{Error, Result};
 
-/// A wish, with the place for its answer.
-pub enum Wish {
+/// A command, with the place for its answer.
+pub enum Command {
     /// Ends a job. It is answered at once: a running job ends later, and as done if it is done first.
     Cancel {
         /// The job.
@@ -29,15 +29,15 @@ pub enum Wish {
     Wake,
 }
 
-/// Where wishes are made; cheap to clone.
+/// Where commands are made; cheap to clone.
 #[derive(Clone)]
-pub struct Wishes {
-    sender: mpsc::Sender<Wish>,
+pub struct Commands {
+    sender: mpsc::Sender<Command>,
 }
 
-impl Wishes {
+impl Commands {
     /// The two ends.
-    pub fn channel() -> (Self, mpsc::Receiver<Wish>) {
+    pub fn channel() -> (Self, mpsc::Receiver<Command>) {
         let (sender, receiver) = mpsc::channel(64);
         (Self { sender }, receiver)
     }
@@ -48,7 +48,7 @@ impl Wishes {
     /// [`Error::STOPPING`], or what the ledger says.
     pub async fn cancel(&self, id: u64, text: String) -> Result<bool> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Wish::Cancel { id, text, reply }, answer).await?
+        self.ask(Command::Cancel { id, text, reply }, answer).await?
     }
 
     /// Ends the engine; the next job starts it again.
@@ -58,7 +58,7 @@ impl Wishes {
     /// [`Error::STOPPING`].
     pub async fn unload(&self) -> Result<()> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Wish::Unload { reply }, answer).await?
+        self.ask(Command::Unload { reply }, answer).await?
     }
 
     /// Ends the engine before the machine sleeps, and gives its job back.
@@ -67,7 +67,7 @@ impl Wishes {
     /// [`Error::STOPPING`].
     pub async fn sleep(&self) -> Result<()> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Wish::Sleep { reply }, answer).await
+        self.ask(Command::Sleep { reply }, answer).await
     }
 
     /// Goes on after [`Self::sleep`].
@@ -75,11 +75,11 @@ impl Wishes {
     /// # Errors
     /// [`Error::STOPPING`].
     pub async fn wake(&self) -> Result<()> {
-        self.sender.send(Wish::Wake).await.map_err(|_| Error::STOPPING)
+        self.sender.send(Command::Wake).await.map_err(|_| Error::STOPPING)
     }
 
-    async fn ask<T>(&self, wish: Wish, answer: oneshot::Receiver<T>) -> Result<T> {
-        self.sender.send(wish).await.map_err(|_| Error::STOPPING)?;
+    async fn ask<T>(&self, command: Command, answer: oneshot::Receiver<T>) -> Result<T> {
+        self.sender.send(command).await.map_err(|_| Error::STOPPING)?;
         answer.await.map_err(|_| Error::STOPPING)
     }
 }

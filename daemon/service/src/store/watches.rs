@@ -13,7 +13,7 @@ use animd_protocol::ErrorCode;
 use tokio::sync::watch;
 
 use crate::delivery::Desk;
-use crate::ledger::{AddedWatch, Ledger};
+use crate::store::ledger::{AddedWatch, Ledger};
 use crate::{Error, Result};
 
 /// How to watch a folder that is added.
@@ -156,7 +156,8 @@ impl Watches {
         self.changed.subscribe()
     }
 
-    pub(super) fn report(&self, path: &Path, report: Option<&Report>) {
+    /// How a folder is watched now; `None` once it is not.
+    pub fn report(&self, path: &Path, report: Option<&Report>) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         match report {
             Some(report) => _ = reports.insert(path.to_owned(), report.clone()),

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::nvml::Driver;
-use crate::ledger::Ledger;
+use crate::store::ledger::Ledger;
 
 /// Between two samples.
 const PERIOD: Duration = Duration::from_secs(1);

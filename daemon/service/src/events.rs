@@ -14,7 +14,7 @@ pub enum Change {
     Added(u64),
     /// A job's state in the ledger changed.
     State(u64),
-    /// A running job came further: see [`Board::live`].
+    /// A running job came further: see [`Events::live`].
     Progress(u64),
 }
 
@@ -38,7 +38,7 @@ pub struct Live {
 
 /// A shared board; cheap to clone.
 #[derive(Clone)]
-pub struct Board {
+pub struct Events {
     live: Arc<Mutex<HashMap<u64, Live>>>,
     changes: Arc<Mutex<Vec<mpsc::UnboundedSender<Change>>>>,
     restarts: Arc<AtomicU64>,
@@ -49,7 +49,7 @@ pub struct Board {
     pub queued: Arc<Notify>,
 }
 
-impl Default for Board {
+impl Default for Events {
     fn default() -> Self {
         let starting = Status { state: "starting", text: "the service is starting".into() };
         Self {
@@ -64,7 +64,7 @@ impl Default for Board {
     }
 }
 
-impl Board {
+impl Events {
     /// From here on changes are told to the returned receiver, too.
     pub fn listen(&self) -> mpsc::UnboundedReceiver<Change> {
         let (sender, receiver) = mpsc::unbounded_channel();

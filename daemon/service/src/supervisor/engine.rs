@@ -20,7 +20,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout};
 
-use crate::profile::keeper::Start;
+use crate::supervisor::profile::monitor::Start;
 use crate::{Error, Result};
 
 /// The kernel's out-of-memory killer takes the engine before the service and most others.

@@ -15,7 +15,7 @@ use animd_common::picture::{self, MAX_BYTES};
 use animd_protocol::ErrorCode;
 use sha2::{Digest, Sha256};
 
-use crate::ledger::{Ledger, NewJob};
+use crate::store::ledger::{Ledger, NewJob};
 use crate::{Error, Result};
 
 /// How many of many pictures are copied at a time.

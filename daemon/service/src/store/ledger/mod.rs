@@ -28,7 +28,7 @@ pub use timeline::{Event, Sample, StageCost, StepCost, Timeline};
 pub use verbs::PAUSED;
 pub use watches::AddedWatch;
 
-use crate::spool::Spool;
+use crate::store::spool::Spool;
 use crate::{Error, Result};
 
 type Command = Box<dyn FnOnce(&mut Store) + Send>;

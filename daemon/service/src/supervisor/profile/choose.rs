@@ -1,5 +1,5 @@
 //! Which profile on which GPU, and why: a function of what the driver says, what the engine was built for, and what
-//! the owner wishes. It touches nothing, so that its table of cases is the whole of it.
+//! the owner commands. It touches nothing, so that its table of cases is the whole of it.
 
 use std::cmp::Reverse;
 use std::fmt::Write;
@@ -11,7 +11,7 @@ use animd_protocol::profile::Profile;
 use animd_protocol::recipe::Recipe;
 use animd_protocol::request::Settings;
 
-use crate::gpu::{Card, Machine, gib};
+use crate::supervisor::gpu::{Card, Machine, gib};
 
 pub use animd_common::profiles::AUTO;
 

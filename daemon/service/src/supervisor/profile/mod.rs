@@ -1,7 +1,7 @@
 //! Profiles: where they come from, which is chosen, and when the choice is looked at again.
 
 pub mod choose;
-pub mod keeper;
+pub mod monitor;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +12,7 @@ use animd_protocol::recipe::Recipe;
 use animd_protocol::request::Settings;
 use tokio::sync::watch;
 
-use crate::gpu::Machine;
+use crate::supervisor::gpu::Machine;
 
 pub use choose::{AUTO, Choice, Verdict, Wish, choose};
 

@@ -7,7 +7,7 @@ use animd_protocol::profile::{BUILT_IN, Profile};
 use animd_protocol::recipe::Recipe;
 
 use super::*;
-use crate::gpu::Process;
+use crate::supervisor::gpu::Process;
 
 const MIB: u64 = 1 << 20;
 
@@ -489,7 +489,7 @@ fn every_machine_has_its_answer() {
 
 #[test]
 fn the_readme_has_the_answers() {
-    let readme = include_str!("../../../../README.md");
+    let readme = include_str!("../../../../../README.md");
     let rows: Vec<String> = table().iter().filter(|row| !row.case.starts_with('[')).map(answer).collect();
     let missing = rows.iter().any(|row| !readme.contains(row.as_str()));
     assert!(!missing, "README.md, section Profiles, shall have these rows:\n{}", rows.join("\n"));

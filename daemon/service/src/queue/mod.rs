@@ -11,10 +11,10 @@ use animd_common::tasks::blocking;
 use animd_protocol::ErrorCode;
 use animd_protocol::request::{Request, Sampler, Settings, StepCache};
 
-use crate::board::Change;
 use crate::delivery::Desk;
+use crate::events::Change;
 use crate::holds::What;
-use crate::ledger::{Added, Job, NewJob, PAUSED, Store};
+use crate::store::ledger::{Added, Job, NewJob, PAUSED, Store};
 use crate::watch::draw_seed;
 use crate::{Error, Result};
 
@@ -63,7 +63,7 @@ impl Desk {
     /// [`Error::Refused`] with `not-found`, or `not-ready` for a job that does not wait.
     pub async fn set_priority(&self, id: u64, priority: i32) -> Result<()> {
         if self.ledger.call(move |db| db.set_priority(id, priority)).await? {
-            self.board.tell(Change::State(id));
+            self.events.tell(Change::State(id));
             return Ok(());
         }
         let state = self.known(id).await?.state.name();
@@ -115,7 +115,7 @@ impl Desk {
         match added {
             Added::New(new) => {
                 tracing::info!(job = new, "job {new} is another try at job {id}");
-                self.board.tell(Change::Added(new));
+                self.events.tell(Change::Added(new));
                 Ok(new)
             }
             Added::Full => Err(Error::refused(
@@ -130,7 +130,7 @@ impl Desk {
     }
 
     /// Forgets an ended job: its row and all that hangs on it, the copy of its picture if no other job needs that, and
-    /// its video if nobody has fetched it. A video in an outbox stays. Readers of [`crate::board::Board`] are told
+    /// its video if nobody has fetched it. A video in an outbox stays. Readers of [`crate::events::Events`] are told
     /// [`Change::State`] of a job that is no longer there.
     ///
     /// # Errors
@@ -155,7 +155,7 @@ impl Desk {
         self.forget_files(job).await?;
         self.ledger.call(Store::checkpoint).await?;
         tracing::info!(job = id, "job {id} is forgotten");
-        self.board.tell(Change::State(id));
+        self.events.tell(Change::State(id));
         Ok(())
     }
 
@@ -223,7 +223,7 @@ impl Desk {
         let text = who.to_owned();
         self.ledger.call(move |db| db.set_setting(PAUSED, Some(&text))).await?;
         tracing::info!("the queue is paused {who}");
-        self.board.set_paused(Some(who.to_owned()));
+        self.events.set_paused(Some(who.to_owned()));
         Ok(())
     }
 
@@ -231,13 +231,13 @@ impl Desk {
     pub async fn resume(&self) -> Result<()> {
         self.ledger.call(|db| db.set_setting(PAUSED, None)).await?;
         tracing::info!("the queue goes on");
-        self.board.set_paused(None);
+        self.events.set_paused(None);
         Ok(())
     }
 
     /// Who paused the queue, to end the sentence "the queue is paused ..."; `None` while jobs are started.
     pub fn paused(&self) -> Option<String> {
-        self.board.paused().or_else(|| {
+        self.events.paused().or_else(|| {
             let hold = self.holds.list().into_iter().find(|hold| hold.what == What::Pause)?;
             Some(format!("by `{}` of user {}: {}", hold.who, hold.uid, hold.why))
         })

@@ -1,5 +1,10 @@
 //! The one loop that starts, feeds, times and replaces the engine, and feeds systemd's watchdog while it does.
 
+pub mod commands;
+mod engine;
+pub mod gpu;
+pub mod profile;
+
 use std::fs;
 use std::future::pending;
 use std::io;
@@ -20,14 +25,14 @@ use animd_protocol::request::Request;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::board::{Change, Live};
 use crate::delivery::Desk;
-use crate::engine::{Engine, Exit, Hello};
+use crate::events::{Change, Live};
 use crate::holds::What;
-use crate::ledger::{Ended, Job, State, Store};
-use crate::pictures::Picture;
-use crate::profile::keeper::Keeper;
-use crate::wishes::Wish;
+use crate::store::ledger::{Ended, Job, State, Store};
+use crate::store::pictures::Picture;
+use crate::supervisor::commands::Command;
+use crate::supervisor::engine::{Engine, Exit, Hello};
+use crate::supervisor::profile::monitor::ProfileMonitor;
 use crate::{Error, Result};
 
 /// The first pause before an engine that ended is started again; it doubles each time.
@@ -48,7 +53,7 @@ const FAR: Duration = Duration::from_secs(3600);
 /// The supervisor's state.
 pub struct Supervisor {
     desk: Arc<Desk>,
-    wishes: mpsc::Receiver<Wish>,
+    commands: mpsc::Receiver<Command>,
     stop: watch::Receiver<bool>,
     engine: Option<Engine>,
     running: Option<Running>,
@@ -70,7 +75,7 @@ pub struct Supervisor {
     /// The queue is not looked at before this.
     next_claim: Instant,
     watchdog: Option<(Duration, Instant)>,
-    keeper: Keeper,
+    keeper: ProfileMonitor,
 }
 
 struct Running {
@@ -93,7 +98,7 @@ enum Unsettled {
 
 enum Event {
     Stop,
-    Wish(Wish),
+    Command(Command),
     Message(io::Result<Option<FromEngine>>),
     Look,
     /// A hold came or went.
@@ -106,16 +111,16 @@ impl Supervisor {
     /// A supervisor that runs jobs until `stop` turns true. `watchdog` is how often systemd wants to hear of us.
     pub fn new(
         desk: Arc<Desk>,
-        wishes: mpsc::Receiver<Wish>,
+        commands: mpsc::Receiver<Command>,
         stop: watch::Receiver<bool>,
         watchdog: Option<Duration>,
     ) -> Self {
         let now = Instant::now();
         let desk_paused = desk.paused().is_some();
         Self {
-            keeper: Keeper::new(desk.clone()),
+            keeper: ProfileMonitor::new(desk.clone()),
             desk,
-            wishes,
+            commands,
             stop,
             engine: None,
             running: None,
@@ -150,25 +155,27 @@ impl Supervisor {
             }
             self.show();
             let due = self.due();
-            let Self { engine, stop, wishes, desk, .. } = &mut self;
+            let Self { engine, stop, commands, desk, .. } = &mut self;
             let event = tokio::select! {
                 biased;
                 () = stopped(stop) => Event::Stop,
-                Some(wish) = wishes.recv() => Event::Wish(wish),
+                Some(command) = commands.recv() => Event::Command(command),
                 message = hear(engine) => Event::Message(message),
-                () = desk.board.queued.notified() => Event::Look,
+                () = desk.events.queued.notified() => Event::Look,
                 Ok(()) = holds.changed() => Event::Held,
                 () = sleep_until(due) => Event::Due,
             };
             match event {
                 Event::Stop => return self.end().await,
-                Event::Wish(Wish::Cancel { id, text, reply }) => _ = reply.send(self.cancel(id, text).await),
-                Event::Wish(Wish::Unload { reply }) => _ = reply.send(self.unload().await),
-                Event::Wish(Wish::Sleep { reply }) => {
+                Event::Command(Command::Cancel { id, text, reply }) => {
+                    _ = reply.send(self.cancel(id, text).await)
+                }
+                Event::Command(Command::Unload { reply }) => _ = reply.send(self.unload().await),
+                Event::Command(Command::Sleep { reply }) => {
                     self.sleep().await;
                     _ = reply.send(());
                 }
-                Event::Wish(Wish::Wake) => self.wake(),
+                Event::Command(Command::Wake) => self.wake(),
                 Event::Message(Ok(Some(message))) => self.take(message).await,
                 Event::Message(Ok(None)) => self.lost(CLOSED).await,
                 Event::Message(Err(e)) => self.lost(&format!("its messages cannot be read: {e}")).await,
@@ -390,7 +397,7 @@ impl Supervisor {
             })
             .await?;
             self.unsettled.remove(0);
-            self.desk.board.tell(Change::State(id));
+            self.desk.events.tell(Change::State(id));
         }
         Ok(())
     }
@@ -409,7 +416,7 @@ impl Supervisor {
             let Some(hello) = self.engine.as_ref().and_then(|e| e.hello.clone()) else { return Ok(()) };
             let Some(job) = self.desk.ledger.call(Store::claim).await? else { return Ok(()) };
             let id = job.id;
-            self.desk.board.tell(Change::State(id));
+            self.desk.events.tell(Change::State(id));
             match self.prepare(&job, &hello).await {
                 Ok(generate) => {
                     tracing::info!(job = id, "job {id} starts, attempt {}", job.attempt);
@@ -444,7 +451,7 @@ impl Supervisor {
         let running = self.running.take_if(|r| r.job.id == id)?;
         self.idle_since = Instant::now();
         self.keeper.attempt_ends();
-        self.desk.board.set_live(id, None);
+        self.desk.events.set_live(id, None);
         self.desk.remove_picture(&running.job, Picture::Preview);
         Some(running)
     }
@@ -523,8 +530,8 @@ impl Supervisor {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let left = progress.seconds_left.and_then(|s| Duration::try_from_secs_f64(s).ok());
         let expected_end_us = left.map(|left| (now + left).as_micros() as u64);
-        self.desk.board.set_live(job, Some(Live { progress: *progress, expected_end_us }));
-        self.desk.board.tell(Change::Progress(job));
+        self.desk.events.set_live(job, Some(Live { progress: *progress, expected_end_us }));
+        self.desk.events.tell(Change::Progress(job));
     }
 
     async fn done(&mut self, id: u64, report: Report) {
@@ -582,7 +589,7 @@ impl Supervisor {
             exit => format!("{why} ({exit})"),
         };
         tracing::warn!("the engine has ended: {why}");
-        self.desk.board.engine_lost();
+        self.desk.events.engine_lost();
         if self.trouble.is_none() {
             let remedy = if exit.is_memory() { format!("; {MEMORY}") } else { String::new() };
             self.trouble = Some(("no-engine", format!("the engine is started again: {why}{remedy}")));
@@ -616,7 +623,7 @@ impl Supervisor {
         if let Err(e) = self.desk.ledger.call(move |db| db.crashed(id, &told)).await {
             self.keep(id, Unsettled::Crashed(why), &e);
         }
-        self.desk.board.tell(Change::State(id));
+        self.desk.events.tell(Change::State(id));
     }
 
     /// Removes a job's unfinished file, which may lie on a disk that hangs.
@@ -715,12 +722,12 @@ impl Supervisor {
             self.keep(id, Unsettled::GivenBack, &e);
         }
         self.remove_part(&running.job).await;
-        self.desk.board.tell(Change::State(id));
+        self.desk.events.tell(Change::State(id));
     }
 
     /// The service stops: quickly, and with nothing lost.
     async fn end(mut self) {
-        self.desk.board.set_status("stopping", "the service is stopping");
+        self.desk.events.set_status("stopping", "the service is stopping");
         self.drop_engine("the service was stopped").await;
         self.next_claim = Instant::now();
         if let Err(e) = self.settle().await {
@@ -731,7 +738,7 @@ impl Supervisor {
     /// Tells everybody what is going on.
     fn show(&self) {
         let paused = self.desk.paused().map(|who| {
-            let end = match self.desk.board.paused() {
+            let end = match self.desk.events.paused() {
                 Some(_) => "`animctl resume` ends that",
                 None => "it goes on when that program ends",
             };
@@ -740,7 +747,7 @@ impl Supervisor {
         let (state, text) = match (&self.running, &self.engine, &self.trouble, paused) {
             (Some(running), _, _, paused) => {
                 let id = running.job.id;
-                let stage = self.desk.board.live(id).map_or("load", |live| live.progress.stage.name());
+                let stage = self.desk.events.live(id).map_or("load", |live| live.progress.stage.name());
                 let then = paused.map(|text| format!("; then {text}")).unwrap_or_default();
                 ("busy", format!("job {id} is being made: {stage}{then}"))
             }
@@ -761,7 +768,7 @@ impl Supervisor {
                 None => ("loading", "the engine is starting".into()),
             },
         };
-        self.desk.board.set_status(state, text);
+        self.desk.events.set_status(state, text);
     }
 }
 

@@ -18,10 +18,10 @@ use tokio::time::Instant;
 
 use super::{Choice, Verdict, Wish};
 use crate::delivery::Desk;
-use crate::gpu::Machine;
-use crate::gpu::meter::{Ending, Meter};
-use crate::gpu::nvml::Driver;
-use crate::ledger::{Ended, Placed};
+use crate::store::ledger::{Ended, Placed};
+use crate::supervisor::gpu::Machine;
+use crate::supervisor::gpu::meter::{Ending, Meter};
+use crate::supervisor::gpu::nvml::Driver;
 use crate::{Error, Result};
 
 /// The first pause before a choice that is not as it should be is looked at again; it doubles each time.
@@ -34,7 +34,7 @@ const FRESH: Duration = Duration::from_secs(3);
 const FILE: &str = "profile.toml";
 
 /// The supervisor's hand in profiles and costs.
-pub struct Keeper {
+pub struct ProfileMonitor {
     desk: Arc<Desk>,
     driver: Driver,
     /// What the engine was built for; `None` until one has said so.
@@ -69,7 +69,7 @@ pub struct Start {
     pub visible: String,
 }
 
-impl Keeper {
+impl ProfileMonitor {
     /// For one service.
     pub fn new(desk: Arc<Desk>) -> Self {
         Self {

@@ -26,13 +26,13 @@ use animd_protocol::request::Settings;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
-use crate::board::{Board, Change};
+use crate::events::{Change, Events};
 use crate::holds::Holds;
-use crate::ledger::{Ended, Job, Ledger, Outcome, PAUSED, State, Succeeded};
-use crate::pictures::Picture;
-use crate::profile::Profiles;
-use crate::spool::Spool;
-use crate::watch::Watches;
+use crate::store::Watches;
+use crate::store::ledger::{Ended, Job, Ledger, Outcome, PAUSED, State, Succeeded};
+use crate::store::pictures::Picture;
+use crate::store::spool::Spool;
+use crate::supervisor::profile::Profiles;
 use crate::{Error, Result};
 
 const LOOK: &str = "look into the service's log (`journalctl -u animd`, or its standard error)";
@@ -53,7 +53,7 @@ pub struct Desk {
     /// The waiting pictures.
     pub spool: Spool,
     /// What is going on, for the bus.
-    pub board: Board,
+    pub events: Events,
     /// Who wants the model warm or the queue paused.
     pub holds: Holds,
     /// Which profile the engine has, on which GPU, and why.
@@ -72,7 +72,7 @@ impl Desk {
             sources: Sources::default(),
             ledger,
             spool,
-            board: Board::default(),
+            events: Events::default(),
             holds: Holds::default(),
             profiles: Profiles::default(),
             watches: Watches::default(),
@@ -113,7 +113,7 @@ impl Desk {
         }
         self.watches.configure(&config);
         // It may ask for another profile.
-        self.board.queued.notify_one();
+        self.events.queued.notify_one();
     }
 
     /// What a job gets that does not say otherwise: the configuration's, and then the profile's.
@@ -188,7 +188,7 @@ impl Desk {
         if !self.ledger.call_blocking(move |db| db.finishing(id, from, &ended, target.as_deref()))? {
             return Ok(false);
         }
-        self.board.tell(Change::State(id));
+        self.events.tell(Change::State(id));
         self.settle_blocking(id)?;
         Ok(true)
     }
@@ -204,7 +204,7 @@ impl Desk {
                     tracing::warn!(job = id, "the finished file of job {id} is gone; it runs again");
                     self.ledger.call_blocking(move |db| db.vanished(id))?;
                     self.waiting.remove(id);
-                    self.board.tell(Change::State(id));
+                    self.events.tell(Change::State(id));
                     return Ok(());
                 }
                 Err(e @ (Error::Ledger(_) | Error::Common(Common::Stopping))) => return Err(e),
@@ -261,7 +261,7 @@ impl Desk {
             tracing::warn!(job = id, "job {id} {how} ({code}); `animctl show {id}` tells its owner why");
             tracing::debug!(job = id, "job {id} ({}) {how}: {why}", show(&job.name));
         }
-        self.board.tell(Change::State(id));
+        self.events.tell(Change::State(id));
         Ok(())
     }
 
@@ -387,7 +387,7 @@ impl Desk {
 
     /// Finishes what a crash cut short. Runs before the bus, the inbox and the engine. Blocks.
     pub fn recover(&self) -> Result<()> {
-        self.board.set_paused(self.ledger.call_blocking(|db| db.setting(PAUSED))?);
+        self.events.set_paused(self.ledger.call_blocking(|db| db.setting(PAUSED))?);
         for job in self.ledger.call_blocking(|db| db.open_jobs())? {
             let id = job.id;
             match job.state {
@@ -502,7 +502,7 @@ fn holds(path: &Path, sha256: Option<[u8; 32]>) -> io::Result<bool> {
 /// The job's UUID in the name of an unfinished file, also where the engine put something of its own around it.
 fn part_uuid(name: &OsStr) -> Option<String> {
     let name = name.to_str()?;
-    if !name.ends_with(crate::ledger::PART_SUFFIX) {
+    if !name.ends_with(crate::store::ledger::PART_SUFFIX) {
         return None;
     }
     let rest = name.trim_start_matches('.').strip_prefix("animd-")?;
@@ -523,7 +523,7 @@ mod tests {
     use animd_protocol::request::Settings;
 
     use super::*;
-    use crate::ledger::{Added, NewJob, Source, Store};
+    use crate::store::ledger::{Added, NewJob, Source, Store};
     use animd_common::clock::now_us;
     use animd_common::files::Identity;
     use animd_common::watch::names::{DONE, FAILED};
