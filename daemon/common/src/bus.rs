@@ -6,6 +6,69 @@ use zbus::Variant;
 /// The service's name on the bus.
 pub const NAME: &str = "org.animd.Animd1";
 
+/// What the service as a whole is doing, the property `State` of its manager.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceState {
+    /// It has just begun.
+    Starting,
+    /// The engine is starting.
+    Loading,
+    /// There is nothing to do.
+    Idle,
+    /// A video is being made.
+    Busy,
+    /// The queue is paused, or the machine goes to sleep.
+    Paused,
+    /// There is no model, or it cannot be used.
+    NoWeights,
+    /// No GPU will do.
+    NoGpu,
+    /// The engine cannot work.
+    NoEngine,
+    /// It is about to end.
+    Stopping,
+}
+
+impl ServiceState {
+    /// All states.
+    pub const ALL: [Self; 9] = [
+        Self::Starting,
+        Self::Loading,
+        Self::Idle,
+        Self::Busy,
+        Self::Paused,
+        Self::NoWeights,
+        Self::NoGpu,
+        Self::NoEngine,
+        Self::Stopping,
+    ];
+
+    /// The name on the bus, in JSON and in the metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Loading => "loading",
+            Self::Idle => "idle",
+            Self::Busy => "busy",
+            Self::Paused => "paused",
+            Self::NoWeights => "no-weights",
+            Self::NoGpu => "no-gpu",
+            Self::NoEngine => "no-engine",
+            Self::Stopping => "stopping",
+        }
+    }
+
+    /// The state with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+
+    /// Whether jobs that wait are made one after the other, with nothing in their way.
+    pub fn is_working(self) -> bool {
+        matches!(self, Self::Idle | Self::Busy)
+    }
+}
+
 /// A value of the bus as JSON; `None` for what JSON cannot say, such as a descriptor.
 pub fn json(value: &Variant<'_>) -> Option<Value> {
     Some(match value {

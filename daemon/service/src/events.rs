@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use animd_common::bus::ServiceState;
 use animd_protocol::progress::Progress;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -21,8 +22,8 @@ pub enum Change {
 /// The service as a whole.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
-    /// `starting`, `loading`, `idle`, `busy`, `paused`, `no-weights`, `no-gpu`, `no-engine`, `stopping`.
-    pub state: &'static str,
+    /// What it does.
+    pub state: ServiceState,
     /// The same as a sentence, with the remedy if there is something to do.
     pub text: String,
 }
@@ -44,21 +45,19 @@ pub struct Events {
     restarts: Arc<AtomicU64>,
     status: watch::Sender<Status>,
     notice: Arc<Mutex<Option<String>>>,
-    paused: Arc<Mutex<Option<String>>>,
     /// Signalled when the queue has something new.
     pub queued: Arc<Notify>,
 }
 
 impl Default for Events {
     fn default() -> Self {
-        let starting = Status { state: "starting", text: "the service is starting".into() };
+        let starting = Status { state: ServiceState::Starting, text: "the service is starting".into() };
         Self {
             live: Arc::default(),
             changes: Arc::default(),
             restarts: Arc::default(),
             status: watch::Sender::new(starting),
             notice: Arc::default(),
-            paused: Arc::default(),
             queued: Arc::default(),
         }
     }
@@ -105,19 +104,8 @@ impl Events {
         self.live.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
     }
 
-    /// Who paused the queue until somebody resumes it; see [`Desk::pause`](crate::delivery::Desk::pause).
-    pub fn set_paused(&self, who: Option<String>) {
-        *self.paused.lock().unwrap_or_else(PoisonError::into_inner) = who;
-        self.queued.notify_one();
-    }
-
-    /// The same. Holds pause the queue as well: see [`Desk::paused`](crate::delivery::Desk::paused).
-    pub fn paused(&self) -> Option<String> {
-        self.paused.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     /// Sets the service's state.
-    pub fn set_status(&self, state: &'static str, text: impl Into<String>) {
+    pub fn set_status(&self, state: ServiceState, text: impl Into<String>) {
         let mut text = text.into();
         if let Some(notice) = &*self.notice.lock().unwrap_or_else(PoisonError::into_inner) {
             text = format!("{text}; {notice}");

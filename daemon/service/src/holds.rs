@@ -1,4 +1,4 @@
-//! Who wants the model kept warm or the queue paused, for as long as they hold a descriptor.
+//! Who wants the model kept warm or the queue paused: for as long as they hold a descriptor, or until somebody resumes it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,12 +46,13 @@ pub struct Hold {
 #[derive(Clone)]
 pub struct Holds {
     all: Arc<Mutex<(u64, BTreeMap<u64, Hold>)>>,
+    paused: Arc<Mutex<Option<String>>>,
     changed: watch::Sender<()>,
 }
 
 impl Default for Holds {
     fn default() -> Self {
-        Self { all: Arc::default(), changed: watch::Sender::new(()) }
+        Self { all: Arc::default(), paused: Arc::default(), changed: watch::Sender::new(()) }
     }
 }
 
@@ -98,7 +99,25 @@ impl Holds {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).1.values().cloned().collect()
     }
 
-    /// Told of every change.
+    /// Who paused the queue until somebody resumes it, to end the sentence "the queue is paused ...".
+    pub fn set_paused(&self, who: Option<String>) {
+        *self.paused.lock().unwrap_or_else(PoisonError::into_inner) = who;
+    }
+
+    /// Who paused the queue until somebody resumes it.
+    pub fn paused_until_resumed(&self) -> Option<String> {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Who paused the queue in whatever way, to end the sentence "the queue is paused ..."; `None` while jobs are started.
+    pub fn paused(&self) -> Option<String> {
+        self.paused_until_resumed().or_else(|| {
+            let hold = self.list().into_iter().find(|hold| hold.what == What::Pause)?;
+            Some(format!("by `{}` of user {}: {}", hold.who, hold.uid, hold.why))
+        })
+    }
+
+    /// Told of every hold that comes or goes.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }

@@ -1,10 +1,11 @@
 //! animd, the service: a durable queue between watched folders, the message bus and the engine.
 //!
 //! It never touches CUDA: [`supervisor`] keeps an engine process as its child and feeds it one job at a time.
-//! [`ledger`] is the queue and the log; [`delivery`] says how a job ends exactly once.
+//! [`store::ledger`] is the queue and the log; [`delivery`] says how a job ends exactly once.
 
 pub mod bus;
 pub mod cli;
+pub mod config;
 pub mod delivery;
 mod error;
 pub mod events;

@@ -1,15 +1,15 @@
 //! What the machine's login manager is asked for: word before the machine sleeps, and that it stays awake while a job
 //! runs.
 
-use std::sync::Arc;
-
+use animd_common::bus::ServiceState;
 use animd_common::tasks::stopped;
 use futures_util::StreamExt;
 use tokio::sync::watch;
 use zbus::{Connection, OwnedFd, connection, proxy};
 
 use crate::Result;
-use crate::delivery::Desk;
+use crate::config::CurrentConfig;
+use crate::events::Events;
 use crate::supervisor::commands::Commands;
 
 /// A part of logind's manager.
@@ -30,18 +30,20 @@ trait Login {
 /// system's bus, if there is one already.
 pub async fn run(
     system: Option<Connection>,
-    desk: Arc<Desk>,
+    config: CurrentConfig,
+    events: Events,
     commands: Commands,
     stop: watch::Receiver<bool>,
 ) {
-    if let Err(e) = attend(system, desk, commands, stop).await {
+    if let Err(e) = attend(system, config, events, commands, stop).await {
         tracing::info!("nothing is known of the machine's sleep: logind does not answer ({e})");
     }
 }
 
 async fn attend(
     system: Option<Connection>,
-    desk: Arc<Desk>,
+    config: CurrentConfig,
+    events: Events,
     commands: Commands,
     mut stop: watch::Receiver<bool>,
 ) -> Result<()> {
@@ -51,12 +53,12 @@ async fn attend(
     };
     let login = LoginProxy::new(&bus).await?;
     let mut sleeps = login.receive_prepare_for_sleep().await?;
-    let mut status = desk.events.status();
+    let mut status = events.status();
     let mut delay = Some(delay(&login).await?);
     let mut awake = Awake::default();
     loop {
-        let busy = status.borrow_and_update().state == "busy";
-        awake.set(&login, busy && desk.config().power.inhibit_sleep).await;
+        let busy = status.borrow_and_update().state == ServiceState::Busy;
+        awake.set(&login, busy && config.get().power.inhibit_sleep).await;
         tokio::select! {
             () = stopped(&mut stop) => return Ok(()),
             Ok(()) = status.changed() => {}

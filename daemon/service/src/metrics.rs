@@ -8,9 +8,9 @@ use std::fmt::{Display, Write as _};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
+use animd_common::bus::ServiceState;
 use animd_common::clock::now_us;
 use animd_common::files::{show, write_atomic};
 use animd_common::tasks::blocking;
@@ -21,9 +21,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::Result;
-use crate::delivery::Desk;
-use crate::events::{Change, Status};
-use crate::store::ledger::{Job, State};
+use crate::config::CurrentConfig;
+use crate::events::{Change, Events, Status};
+use crate::store::ledger::{Job, Ledger, State};
 
 /// Between two writes.
 const PACE: Duration = Duration::from_secs(1);
@@ -35,10 +35,10 @@ const OPEN: [State; 3] = [State::Queued, State::Running, State::Finishing];
 const ENDED: [State; 3] = [State::Done, State::Failed, State::Canceled];
 
 /// Keeps the file until `stop` turns true.
-pub async fn run(desk: Arc<Desk>, mut stop: watch::Receiver<bool>) {
-    let mut changes = desk.events.listen();
-    let mut status = desk.events.status();
-    let mut writer = Writer { desk, figures: None, trouble: None };
+pub async fn run(config: CurrentConfig, ledger: Ledger, events: Events, mut stop: watch::Receiver<bool>) {
+    let mut changes = events.listen();
+    let mut status = events.status();
+    let mut writer = Writer { config, ledger, events, figures: None, trouble: None };
     loop {
         let now = status.borrow_and_update().clone();
         writer.write(&now).await;
@@ -59,7 +59,7 @@ pub async fn run(desk: Arc<Desk>, mut stop: watch::Receiver<bool>) {
     }
     // The file stays; its last word is that nobody works any more.
     let last = async {
-        _ = status.wait_for(|status| status.state == "stopping").await;
+        _ = status.wait_for(|status| status.state == ServiceState::Stopping).await;
         let status = status.borrow().clone();
         writer.write(&status).await;
     };
@@ -99,7 +99,9 @@ impl Jobs {
 }
 
 struct Writer {
-    desk: Arc<Desk>,
+    config: CurrentConfig,
+    ledger: Ledger,
+    events: Events,
     /// `None` while no file is configured.
     figures: Option<Figures>,
     /// What was complained of last.
@@ -108,7 +110,7 @@ struct Writer {
 
 impl Writer {
     fn file(&self) -> Option<PathBuf> {
-        self.desk.config().metrics.textfile.clone()
+        self.config.get().metrics.textfile.clone()
     }
 
     /// Looks at jobs that may have changed.
@@ -118,7 +120,7 @@ impl Writer {
             figures.open.entry(id).or_insert(State::Queued);
         }
         let wanted = jobs.changed;
-        let found = self.desk.ledger.call(move |db| {
+        let found = self.ledger.call(move |db| {
             wanted
                 .into_iter()
                 .map(|id| {
@@ -140,10 +142,10 @@ impl Writer {
             return;
         };
         if self.figures.is_none() {
-            self.figures = Figures::begin(&self.desk).await.ok();
+            self.figures = Figures::begin(&self.ledger).await.ok();
         }
         let Some(figures) = &self.figures else { return };
-        let text = figures.text(status.state, self.desk.events.restarts());
+        let text = figures.text(status.state, self.events.restarts());
         let written = blocking(move || put(&path, &text)).await;
         let trouble = written.err().map(|e| e.to_string());
         if let Some(trouble) = trouble.as_ref().filter(|_| trouble != self.trouble) {
@@ -178,8 +180,8 @@ struct Figures {
 
 impl Figures {
     /// From here on.
-    async fn begin(desk: &Desk) -> Result<Self> {
-        let open = desk.ledger.call(|db| db.open_jobs()).await?;
+    async fn begin(ledger: &Ledger) -> Result<Self> {
+        let open = ledger.call(|db| db.open_jobs()).await?;
         let open = open.into_iter().map(|job| (job.id, job.state)).collect();
         let stages = Stage::ALL.into_iter().map(|stage| (stage.name().to_owned(), 0.0)).collect();
         Ok(Self { begun_us: now_us(), open, stages, ..Self::default() })
@@ -212,13 +214,13 @@ impl Figures {
     }
 
     /// The file's text. `state` is the service's.
-    fn text(&self, state: &str, restarts: u64) -> String {
+    fn text(&self, state: ServiceState, restarts: u64) -> String {
         let open = |state: &State| self.open.values().filter(|s| *s == state).count();
         let mut text = Text::default();
         text.metric("animd_info", "gauge", "The version of animd.");
         text.labelled("animd_info", "version", env!("CARGO_PKG_VERSION"), 1);
         text.metric("animd_state", "gauge", "The state of the service.");
-        text.labelled("animd_state", "state", state, 1);
+        text.labelled("animd_state", "state", state.name(), 1);
         text.metric("animd_start_time_seconds", "gauge", "When counting began, in seconds since 1970.");
         text.plain("animd_start_time_seconds", self.begun_us as f64 / 1e6);
         text.metric("animd_jobs", "gauge", "Jobs that have not ended; those in state queued are the queue.");
@@ -281,7 +283,7 @@ mod tests {
         figures.open.insert(4, State::Queued);
         figures.open.insert(5, State::Queued);
         figures.stages.insert("denoise".into(), 80.25);
-        let text = figures.text("busy", 2);
+        let text = figures.text(ServiceState::Busy, 2);
         for line in [
             "animd_state{state=\"busy\"} 1",
             "animd_jobs{state=\"queued\"} 2",

@@ -6,8 +6,8 @@ use animd_protocol::recipe::Recipe;
 use animd_protocol::request::{Request, Size};
 
 use crate::Result;
-use crate::delivery::Desk;
-use crate::store::ledger::Known;
+use crate::store::ledger::{Known, Ledger};
+use crate::supervisor::profile::Profiles;
 
 /// Finished jobs that are looked at.
 const LOOKED_AT: u32 = 200;
@@ -36,15 +36,20 @@ pub struct Plan {
 ///
 /// # Errors
 /// What the ledger says.
-pub async fn plan(desk: &Desk, request: &Request, picture: Option<(u32, u32)>) -> Result<Plan> {
-    let choice = desk.profiles.choice();
+pub async fn plan(
+    ledger: &Ledger,
+    profiles: &Profiles,
+    request: &Request,
+    picture: Option<(u32, u32)>,
+) -> Result<Plan> {
+    let choice = profiles.choice();
     let profile = choice.profile.as_ref().map(|p| p.name.clone());
     let known = match profile.clone() {
-        Some(profile) => desk.ledger.call(move |db| db.known(&profile, LOOKED_AT)).await?,
+        Some(profile) => ledger.call(move |db| db.known(&profile, LOOKED_AT)).await?,
         None => Vec::new(),
     };
     let why = choice.text();
-    let Some(recipe) = desk.recipe() else {
+    let Some(recipe) = profiles.recipe() else {
         let each = if request.uses_guidance() { 2 } else { 1 };
         let seconds_why = "no engine has opened the model yet, so that its size is not known".into();
         return Ok(Plan {
@@ -57,7 +62,7 @@ pub async fn plan(desk: &Desk, request: &Request, picture: Option<(u32, u32)>) -
         });
     };
     let size = size(request, picture);
-    let kernels = desk.profiles.kernels();
+    let kernels = profiles.kernels();
     let setup = choice.profile.as_ref().map(|profile| Setup::of(profile, &kernels));
     let plan = plan::Plan::new(&recipe, request, size, &setup.unwrap_or(Setup::CPU));
     let (seconds, seconds_why) = seconds(&recipe, &known, plan.work.flops());

@@ -3,12 +3,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use animd_common::config::{Config, Loaded};
+use animd_common::config::{Config, Loaded, Sources};
+use animd_common::log;
 use animd_common::notify::notify;
 use animd_common::tasks::blocking;
 use toml::{Table, Value};
 
-use crate::delivery::Desk;
+use crate::config::CurrentConfig;
+use crate::events::Events;
+use crate::store::{Ledger, Spool, Watches};
+use crate::supervisor::profile::Profiles;
 use crate::{Error, Result};
 
 /// When a changed value takes effect.
@@ -33,40 +37,88 @@ fn when(key: &str) -> When {
     }
 }
 
-/// Reads the configuration again and puts it in force, and says of each changed value what came of it.
-///
-/// What only a restart of the service can change stays as it is, with a sentence. The supervisor replaces an engine that
-/// was started with something else ([`Config::engine_identity`]) once it is idle. systemd is told of the beginning and of
-/// the end.
-///
-/// # Errors
-/// [`Error::Config`] names the mistake with its place; the old configuration stays in force, and the service's state
-/// says so until a reload succeeds.
-pub async fn reload(desk: &Arc<Desk>) -> Result<Vec<String>> {
-    let desk = desk.clone();
-    // It looks at folders, and a network's may take long.
-    blocking(move || reload_blocking(&desk)).await
+/// Reads the configuration again while the service runs; cheap to clone.
+#[derive(Clone)]
+pub struct Reloader {
+    /// Where the configuration is read from.
+    pub sources: Arc<Sources>,
+    /// The configuration in force.
+    pub config: CurrentConfig,
+    /// How many jobs it takes.
+    pub ledger: Ledger,
+    /// How long it keeps pictures, and how much room it leaves.
+    pub spool: Spool,
+    /// Whom to tell.
+    pub events: Events,
+    /// Whose model may be another one.
+    pub profiles: Profiles,
+    /// The watched folders that are configured.
+    pub watches: Watches,
 }
 
-fn reload_blocking(desk: &Desk) -> Result<Vec<String>> {
-    notify(&[("RELOADING", "1"), ("MONOTONIC_USEC", &monotonic_us().to_string())]);
-    let told = desk.sources.load().map_err(Error::from).and_then(|loaded| put_in_force(desk, loaded));
-    match &told {
-        Ok(sentences) => {
-            tracing::info!("the configuration was read again: {} changes", sentences.len());
-            // They may name folders of users.
-            for sentence in sentences {
-                tracing::debug!("{sentence}");
-            }
-            desk.events.set_notice(None);
-        }
-        Err(e) => {
-            tracing::error!("the configuration stays as it was: {e}");
-            desk.events.set_notice(Some(format!("the changed configuration is not in force: {e}")));
-        }
+impl Reloader {
+    /// Reads the configuration again and puts it in force, and says of each changed value what came of it.
+    ///
+    /// What only a restart of the service can change stays as it is, with a sentence. The supervisor replaces an engine
+    /// that was started with something else ([`Config::engine_identity`]) once it is idle. systemd is told of the
+    /// beginning and of the end.
+    ///
+    /// # Errors
+    /// [`Error::Config`](animd_common::Error::Config) names the mistake with its place; the old configuration stays in
+    /// force, and the service's state says so until a reload succeeds.
+    pub async fn reload(&self) -> Result<Vec<String>> {
+        let this = self.clone();
+        // It looks at folders, and a network's may take long.
+        blocking(move || this.reload_blocking()).await
     }
-    notify(&[("READY", "1")]);
-    told
+
+    fn reload_blocking(&self) -> Result<Vec<String>> {
+        notify(&[("RELOADING", "1"), ("MONOTONIC_USEC", &monotonic_us().to_string())]);
+        let told = self.sources.load().map_err(Error::from).and_then(|loaded| self.put_in_force(loaded));
+        match &told {
+            Ok(sentences) => {
+                tracing::info!("the configuration was read again: {} changes", sentences.len());
+                // They may name folders of users.
+                for sentence in sentences {
+                    tracing::debug!("{sentence}");
+                }
+                self.events.set_notice(None);
+            }
+            Err(e) => {
+                tracing::error!("the configuration stays as it was: {e}");
+                self.events.set_notice(Some(format!("the changed configuration is not in force: {e}")));
+            }
+        }
+        notify(&[("READY", "1")]);
+        told
+    }
+
+    fn put_in_force(&self, loaded: Loaded) -> Result<Vec<String>> {
+        let old = self.config.get();
+        let (config, sentences) = compare(&old, loaded)?;
+        if config.log.level != old.log.level {
+            log::set_level(&config.log.level)?;
+        }
+        self.apply(config);
+        Ok(sentences)
+    }
+
+    /// Puts a configuration in force: at the start, and after a reload.
+    pub fn apply(&self, config: Config) {
+        self.spool.set_keep(config.retention.pictures_days);
+        self.spool.set_reserve(config.queue.free_mib);
+        let total = config.queue.total;
+        // Not awaited: a ledger that is busy must not hold up whoever reloads, and what comes later sees the new limit.
+        self.ledger.tell(move |db| db.set_total(total));
+        let config = Arc::new(config);
+        let before = self.config.replace(config.clone());
+        if before.model != config.model {
+            self.profiles.set_recipe(None);
+        }
+        self.watches.configure(&config);
+        // The supervisor's times may have changed, and it may have to choose another profile.
+        self.events.queued.notify_one();
+    }
 }
 
 /// Microseconds of the clock that systemd compares with.
@@ -75,18 +127,6 @@ fn monotonic_us() -> u64 {
     // SAFETY: the call writes one `timespec`, which `now` is.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
-}
-
-fn put_in_force(desk: &Desk, loaded: Loaded) -> Result<Vec<String>> {
-    let old = desk.config();
-    let (config, sentences) = compare(&old, loaded)?;
-    if config.log.level != old.log.level {
-        animd_common::log::set_level(&config.log.level)?;
-    }
-    desk.set_config(config);
-    // The supervisor's times may have changed.
-    desk.events.queued.notify_one();
-    Ok(sentences)
 }
 
 /// The configuration to put in force, and a sentence for each change.
@@ -158,10 +198,9 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    use animd_common::bus::ServiceState;
+
     use super::*;
-    use crate::store::ledger::Ledger;
-    use crate::store::spool::Spool;
-    use animd_common::config::Sources;
 
     #[test]
     fn what_can_change_changes_and_the_rest_is_said() -> Result<()> {
@@ -170,14 +209,21 @@ mod tests {
         let write = |text: &str| fs::write(&file, text).map_err(Error::file("write", &file));
         write("[queue]\nattempts = 2\n[folders]\nstate = \"s\"\n[[watch]]\npath = \"/a\"\n")?;
         let sources = Sources { file: Some(file.clone()), ..Sources::default() };
-        let ledger = Ledger::open(&dir.path().join("ledger.db"))?;
-        let mut desk = Desk::new(sources.load()?.config, ledger, Spool::open(dir.path().join("spool"))?);
-        desk.sources = sources;
-        assert_eq!(reload_blocking(&desk)?, Vec::<String>::new());
+        let reloader = Reloader {
+            sources: Arc::new(sources.clone()),
+            config: CurrentConfig::default(),
+            ledger: Ledger::open(&dir.path().join("ledger.db"))?,
+            spool: Spool::open(dir.path().join("spool"))?,
+            events: Events::default(),
+            profiles: Profiles::default(),
+            watches: Watches::default(),
+        };
+        reloader.apply(sources.load()?.config);
+        assert_eq!(reloader.reload_blocking()?, Vec::<String>::new());
 
         let text = "[queue]\nattempts = 4\n[folders]\nstate = \"t\"\n[[watch]]\npath = \"/b\"\n[model]\npath = \"m\"\n";
         write(text)?;
-        let sentences = reload_blocking(&desk)?.join("\n");
+        let sentences = reloader.reload_blocking()?.join("\n");
         for part in [
             "animd.toml:2:12: queue.attempts is 4 now",
             "/t\"",
@@ -188,20 +234,20 @@ mod tests {
             assert!(sentences.contains(part), "{part} in {sentences}");
         }
         assert_eq!(sentences.lines().count(), 5, "{sentences}");
-        let config = desk.config();
+        let config = reloader.config.get();
         assert_eq!((config.queue.attempts, &config.watch[0].path), (4, &Path::new("/b").to_owned()));
         assert!(config.folders.state.ends_with("s"));
 
         write("[queue]\nattempts = 400\n")?;
-        let e = reload_blocking(&desk).expect_err("refused").to_string();
+        let e = reloader.reload_blocking().expect_err("refused").to_string();
         assert!(e.contains("animd.toml:2:12: queue.attempts 400"), "{e}");
-        assert_eq!(desk.config(), config);
-        desk.events.set_status("idle", "waiting for pictures");
-        assert!(desk.events.status().borrow().text.contains("is not in force: "));
+        assert_eq!(reloader.config.get(), config);
+        reloader.events.set_status(ServiceState::Idle, "waiting for pictures");
+        assert!(reloader.events.status().borrow().text.contains("is not in force: "));
         write(text)?;
-        reload_blocking(&desk)?;
-        desk.events.set_status("idle", "waiting for pictures");
-        assert_eq!(desk.events.status().borrow().text, "waiting for pictures");
+        reloader.reload_blocking()?;
+        reloader.events.set_status(ServiceState::Idle, "waiting for pictures");
+        assert_eq!(reloader.events.status().borrow().text, "waiting for pictures");
         Ok(())
     }
 }

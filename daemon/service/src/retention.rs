@@ -5,7 +5,6 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use animd_common::clock::days_ago_us;
@@ -15,18 +14,18 @@ use animd_common::tasks::stopped;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::delivery::Desk;
 use crate::events::Change;
+use crate::queue::Queue;
 use crate::store::ledger::{Kind, Store};
-use crate::store::pictures::PICTURES;
+use crate::store::sweep_spool;
 use crate::{Error, Result};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// Cleans up now and every day until `stop` turns true.
-pub async fn run(desk: Arc<Desk>, mut stop: watch::Receiver<bool>) {
+pub async fn run(queue: Queue, mut stop: watch::Receiver<bool>) {
     loop {
-        if let Err(e) = desk.clean().await {
+        if let Err(e) = clean(&queue).await {
             tracing::warn!("what is too old stays for another day: {e}");
         }
         tokio::select! {
@@ -36,59 +35,54 @@ pub async fn run(desk: Arc<Desk>, mut stop: watch::Receiver<bool>) {
     }
 }
 
-impl Desk {
-    /// Removes what is older than `[retention]` says, and tidies the ledger's file.
-    ///
-    /// # Errors
-    /// What the ledger or a folder says; the rest then stays until the next time.
-    pub async fn clean(self: &Arc<Self>) -> Result<()> {
-        let days = self.config().retention.clone();
-        let mut removed = self.drop_jobs(days_ago_us(days.jobs_days)).await?;
-        for (kind, days) in [
-            (Kind::Step, days.steps_days),
-            (Kind::Sample, days.samples_days),
-            (Kind::Event, days.events_days),
-        ] {
-            let before_us = days_ago_us(days);
-            // In pieces, so that nobody waits long for the ledger.
-            while self.ledger.call(move |db| db.drop_old(kind, before_us)).await? {
-                removed = true;
-            }
+/// Removes what is older than `[retention]` says, and tidies the ledger's file.
+///
+/// # Errors
+/// What the ledger or a folder says; the rest then stays until the next time.
+pub async fn clean(queue: &Queue) -> Result<()> {
+    let days = queue.config.get().retention.clone();
+    let mut removed = drop_jobs(queue, days_ago_us(days.jobs_days)).await?;
+    for (kind, days) in
+        [(Kind::Step, days.steps_days), (Kind::Sample, days.samples_days), (Kind::Event, days.events_days)]
+    {
+        let before_us = days_ago_us(days);
+        // In pieces, so that nobody waits long for the ledger.
+        while queue.ledger.call(move |db| db.drop_old(kind, before_us)).await? {
+            removed = true;
         }
-        let desk = self.clone();
-        blocking(move || {
-            if days.results_days > 0 {
-                drop_old_files(&desk.results(), DAY * days.results_days, |_| true)?;
-            }
-            if days.pictures_days > 0 {
-                // As large as the video, and for ever they would be many; the thumbnails go with their jobs.
-                let is_poster = |name: &OsStr| name.as_bytes().ends_with(b"-poster.jpg");
-                let folder = desk.config().folders.state.join(PICTURES);
-                drop_old_files(&folder, DAY * days.pictures_days, is_poster)?;
-            }
-            desk.spool.sweep(&desk.ledger)
-        })
-        .await?;
-        if removed {
-            while self.ledger.call(Store::shrink).await? {}
-        }
-        self.ledger.call(Store::optimize).await
     }
+    let Queue { results, pictures, ledger, spool, .. } = queue.clone();
+    blocking(move || {
+        if days.results_days > 0 {
+            drop_old_files(results.dir(), DAY * days.results_days, |_| true)?;
+        }
+        if days.pictures_days > 0 {
+            // As large as the video, and for ever they would be many; the thumbnails go with their jobs.
+            let is_poster = |name: &OsStr| name.as_bytes().ends_with(b"-poster.jpg");
+            drop_old_files(pictures.dir(), DAY * days.pictures_days, is_poster)?;
+        }
+        sweep_spool(&ledger, &spool)
+    })
+    .await?;
+    if removed {
+        while queue.ledger.call(Store::shrink).await? {}
+    }
+    queue.ledger.call(Store::optimize).await
+}
 
-    /// Forgets jobs that ended before then. True if there were any.
-    async fn drop_jobs(self: &Arc<Self>, before_us: i64) -> Result<bool> {
-        let mut after = 0;
-        let mut any = false;
-        loop {
-            let jobs = self.ledger.call(move |db| db.jobs_ended_before(before_us, after)).await?;
-            let Some(last) = jobs.last() else { return Ok(any) };
-            after = last.id;
-            for job in jobs {
-                let id = job.id;
-                self.forget_files(job).await?;
-                self.events.tell(Change::State(id));
-                any = true;
-            }
+/// Forgets jobs that ended before then. True if there were any.
+async fn drop_jobs(queue: &Queue, before_us: i64) -> Result<bool> {
+    let mut after = 0;
+    let mut any = false;
+    loop {
+        let jobs = queue.ledger.call(move |db| db.jobs_ended_before(before_us, after)).await?;
+        let Some(last) = jobs.last() else { return Ok(any) };
+        after = last.id;
+        for job in jobs {
+            let id = job.id;
+            queue.forget_files(job).await?;
+            queue.events.tell(Change::State(id));
+            any = true;
         }
     }
 }

@@ -11,19 +11,26 @@ use animd_common::notify::notify;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::bus;
-use crate::delivery::{self, Desk};
+use crate::config::{CurrentConfig, Defaults};
+use crate::delivery::{self, Delivery, Waiting};
+use crate::events::Events;
+use crate::holds::Holds;
 use crate::logind;
 use crate::metrics;
-use crate::reload::reload;
+use crate::queue::Queue;
+use crate::reload::Reloader;
 use crate::retention;
-use crate::store::ledger::Ledger;
-use crate::store::spool::Spool;
-use crate::supervisor::Supervisor;
-use crate::supervisor::commands::Commands;
+use crate::store::ledger::PAUSED;
+use crate::store::{Ledger, PictureFiles, Results, Spool, Watches};
+use crate::supervisor::commands::{Command, Commands};
+use crate::supervisor::gpu::nvml::Driver;
+use crate::supervisor::profile::Profiles;
+use crate::supervisor::profile::monitor::ProfileMonitor;
+use crate::supervisor::{Supervisor, Tools};
 use crate::watch::Folders;
 use crate::{Error, Result};
 
@@ -32,6 +39,79 @@ pub const LEDGER: &str = "ledger.db";
 
 /// How long the state folder's lock is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the service is made of, put together.
+pub struct Parts {
+    /// The configuration in force.
+    pub config: CurrentConfig,
+    /// What jobs get that say nothing else.
+    pub defaults: Defaults,
+    /// The choice of a profile.
+    pub profiles: Profiles,
+    /// Which folders are watched.
+    pub watches: Watches,
+    /// The queue, with the ledger, the spool and everything that hangs on jobs.
+    pub queue: Queue,
+    /// How jobs end.
+    pub delivery: Delivery,
+    /// Reads the configuration again.
+    pub reloader: Reloader,
+    /// Where the supervisor hears what it should do.
+    pub commanded: mpsc::Receiver<Command>,
+}
+
+impl Parts {
+    /// The parts of a service with this configuration, whose state folder is there. Nothing runs, and nothing is changed
+    /// on the disk but the ledger's schema.
+    ///
+    /// # Errors
+    /// What the ledger or the spool's folder says.
+    pub fn new(config: Config, sources: Sources) -> Result<Self> {
+        let state = &config.folders.state;
+        let ledger = Ledger::open(&state.join(LEDGER))?;
+        let spool = Spool::open(state.join("spool"))?;
+        let (pictures, results) = (PictureFiles::new(state), Results::new(state));
+        let (events, holds) = (Events::default(), Holds::default());
+        let (profiles, watches) = (Profiles::default(), Watches::default());
+        let (commands, commanded) = Commands::channel();
+        let current = CurrentConfig::new(config.clone());
+        let defaults = Defaults::new(current.clone());
+        let delivery = Delivery {
+            config: current.clone(),
+            defaults: defaults.clone(),
+            ledger: ledger.clone(),
+            spool: spool.clone(),
+            pictures: pictures.clone(),
+            results: results.clone(),
+            events: events.clone(),
+            watches: watches.clone(),
+            waiting: Waiting::default(),
+        };
+        let reloader = Reloader {
+            sources: Arc::new(sources),
+            config: current.clone(),
+            ledger: ledger.clone(),
+            spool: spool.clone(),
+            events: events.clone(),
+            profiles: profiles.clone(),
+            watches: watches.clone(),
+        };
+        reloader.apply(config);
+        let queue =
+            Queue { config: current.clone(), ledger, spool, results, pictures, events, holds, commands };
+        Ok(Self { config: current, defaults, profiles, watches, queue, delivery, reloader, commanded })
+    }
+
+    /// Takes up what the last run left: added folders, the pause, and jobs that were cut short. Blocks.
+    ///
+    /// # Errors
+    /// What the ledger or a folder says.
+    pub fn recover(&self) -> Result<()> {
+        self.watches.load(&self.queue.ledger)?;
+        self.queue.holds.set_paused(self.queue.ledger.call_blocking(|db| db.setting(PAUSED))?);
+        self.delivery.recover()
+    }
+}
 
 /// Runs the service until SIGTERM or SIGINT, or until the bus goes away.
 pub async fn run(config: Config, sources: Sources) -> Result<()> {
@@ -43,13 +123,9 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
         .create(&folders.state)
         .map_err(Error::file("create", &folders.state))?;
     let _lock = lock(&folders.state)?;
-    let ledger = Ledger::open(&folders.state.join(LEDGER))?;
-    let mut desk = Desk::new(config, ledger, Spool::open(folders.state.join("spool"))?);
-    desk.sources = sources;
-    let desk = Arc::new(desk);
+    let parts = Parts::new(config, sources)?;
     // Before anything can be claimed, scanned or asked for.
-    desk.watches.load(&desk.ledger)?;
-    desk.recover()?;
+    parts.recover()?;
     // After the recovery, which must see that it is not there: it may lie on a disk that is not mounted.
     // Without it jobs fail with a sentence; the service has more to say than that.
     if let Err(e) = fs::create_dir_all(&folders.outbox) {
@@ -63,19 +139,40 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     let mut hup = signal(SignalKind::hangup()).map_err(stopping)?;
 
     let (stop, stopped) = watch::channel(false);
-    let (commands, wished) = Commands::channel();
-    let changes = desk.events.listen();
-    let (connection, hub) = bus::connect(user, &desk, &commands).await?;
+    let Parts { config, defaults, profiles, watches, queue, delivery, reloader, commanded } = parts;
+    let Queue { ledger, spool, pictures, events, holds, commands, .. } = queue.clone();
+    let changes = events.listen();
+    let served = bus::Served {
+        queue: queue.clone(),
+        defaults: defaults.clone(),
+        profiles: profiles.clone(),
+        watches: watches.clone(),
+        reloader: reloader.clone(),
+    };
+    let (connection, hub) = bus::connect(user, served).await?;
     let mirror = tokio::spawn(bus::mirror(connection.clone(), hub, changes, stopped.clone()));
     let watchdog =
         systemd::daemon::watchdog_enabled().ok().filter(|us| *us > 0).map(|us| Duration::from_micros(us / 3));
-    let supervisor = tokio::spawn(Supervisor::new(desk.clone(), wished, stopped.clone(), watchdog).run());
-    let watchers = tokio::spawn(Folders::new(desk.clone()).run(stopped.clone()));
+    let monitor = ProfileMonitor::new(config.clone(), defaults, profiles.clone(), Driver::default());
+    let tools = Tools {
+        config: config.clone(),
+        ledger: ledger.clone(),
+        spool,
+        pictures,
+        events: events.clone(),
+        holds,
+        delivery: delivery.clone(),
+        profiles: profiles.clone(),
+    };
+    let supervisor = Supervisor::new(tools, monitor, commanded, stopped.clone(), watchdog);
+    let supervisor = tokio::spawn(supervisor.run());
+    let folders_watched = Folders::new(config.clone(), watches, queue.clone(), delivery.clone());
+    let watchers = tokio::spawn(folders_watched.run(stopped.clone()));
     let system = (!user).then(|| connection.clone());
-    let logind = tokio::spawn(logind::run(system, desk.clone(), commands.clone(), stopped.clone()));
-    let metrics = tokio::spawn(metrics::run(desk.clone(), stopped.clone()));
-    let retention = tokio::spawn(retention::run(desk.clone(), stopped.clone()));
-    let waiting = tokio::spawn(delivery::deliver_waiting(desk.clone(), delivery::AWAY, stopped));
+    let logind = tokio::spawn(logind::run(system, config.clone(), events.clone(), commands, stopped.clone()));
+    let metrics = tokio::spawn(metrics::run(config, ledger, events.clone(), stopped.clone()));
+    let retention = tokio::spawn(retention::run(queue, stopped.clone()));
+    let waiting = tokio::spawn(delivery::deliver_waiting(delivery, delivery::AWAY, stopped));
     notify(&[("READY", "1")]);
     tracing::info!(
         "animd {} is ready: inbox `{}`, outbox `{}`",
@@ -84,15 +181,15 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
         show(&folders.outbox)
     );
 
-    let mut status = desk.events.status();
-    let mut new_start = desk.profiles.new_start();
+    let mut status = events.status();
+    let mut new_start = profiles.new_start();
     let lost = loop {
         let text = status.borrow_and_update().text.clone();
         notify(&[("STATUS", &text)]);
         tokio::select! {
             _ = term.recv() => break false,
             _ = int.recv() => break false,
-            _ = hup.recv() => drop(reload(&desk).await),
+            _ = hup.recv() => drop(reloader.reload().await),
             () = connection.closed() => break true,
             Ok(_) = new_start.wait_for(|asked| *asked) => break false,
             Ok(()) = status.changed() => {}
@@ -106,7 +203,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     for task in [mirror, watchers, logind, metrics, retention, waiting] {
         _ = timeout(Duration::from_secs(2), task).await;
     }
-    if *desk.profiles.new_start().borrow() {
+    if *profiles.new_start().borrow() {
         return Err(Error::NewStart(
             "the NVIDIA driver has appeared, and its devices need a new start of the service".into(),
         ));

@@ -2,28 +2,25 @@
 //! things.
 
 use std::fs;
-use std::sync::Arc;
 
-use animd::delivery::Desk;
 use animd::queue::Retry;
-use animd::service::LEDGER;
-use animd::store::ledger::{Ledger, PART_PREFIX, PART_SUFFIX};
-use animd::store::spool::Spool;
-use animd_common::config::Config;
+use animd::retention;
+use animd::service::Parts;
+use animd::store::ledger::{PART_PREFIX, PART_SUFFIX};
+use animd_common::config::{Config, Sources};
 use animd_protocol::request::Settings;
 use rusqlite::{Connection, params};
 use sha2::{Digest, Sha256};
 
 use crate::harness::{House, PICTURE};
 
-/// The desk of a service that does not run.
-fn desk(house: &House) -> Arc<Desk> {
+/// The parts of a service that does not run.
+fn parts_of(house: &House) -> Parts {
     let mut config = Config::default();
     config.folders.inbox = house.path("inbox");
     config.folders.outbox = house.path("outbox");
     config.folders.state = house.path("state");
-    let ledger = Ledger::open(&house.path("state").join(LEDGER)).unwrap();
-    Arc::new(Desk::new(config, ledger, Spool::open(house.path("state/spool")).unwrap()))
+    Parts::new(config, Sources::default()).unwrap()
 }
 
 fn refusal<T>(result: animd::Result<T>) -> (&'static str, String) {
@@ -41,19 +38,19 @@ fn an_ended_job_is_retried_and_forgotten() {
     house.drop_picture("photo.png", Some("fail"));
     house.until_ended(1);
     house.stop();
-    let desk = desk(&house);
+    let parts = parts_of(&house);
     in_a_runtime(async {
-        assert_eq!(refusal(desk.retry(9, Retry::default()).await).0, "not-found");
+        assert_eq!(refusal(parts.queue.retry(9, Retry::default()).await).0, "not-found");
         let settings = Settings { prompt: Some("a wave".into()), ..Settings::default() };
-        assert_eq!(desk.retry(1, Retry { settings, new_seed: true }).await.unwrap(), 2);
-        assert_eq!(refusal(desk.retry(2, Retry::default()).await).0, "not-ready");
-        assert_eq!(refusal(desk.forget(2).await).0, "not-ready");
-        assert_eq!(desk.retry(1, Retry::default()).await.unwrap(), 3);
-        desk.set_priority(3, 5).await.unwrap();
-        assert_eq!(desk.ledger.call(|db| db.queue()).await.unwrap(), [3, 2]);
-        assert_eq!(refusal(desk.set_priority(1, 5).await).0, "not-ready");
+        assert_eq!(parts.queue.retry(1, Retry { settings, new_seed: true }).await.unwrap(), 2);
+        assert_eq!(refusal(parts.queue.retry(2, Retry::default()).await).0, "not-ready");
+        assert_eq!(refusal(parts.queue.forget(2).await).0, "not-ready");
+        assert_eq!(parts.queue.retry(1, Retry::default()).await.unwrap(), 3);
+        parts.queue.set_priority(3, 5).await.unwrap();
+        assert_eq!(parts.queue.ledger.call(|db| db.queue()).await.unwrap(), [3, 2]);
+        assert_eq!(refusal(parts.queue.set_priority(1, 5).await).0, "not-ready");
     });
-    drop(desk);
+    drop(parts);
     house.start();
     house.until_ended(3);
     assert_eq!(house.text("SELECT group_concat(state) FROM job"), "failed,done,failed");
@@ -63,14 +60,14 @@ fn an_ended_job_is_retried_and_forgotten() {
     let videos = house.files("outbox");
     assert!(videos.len() == 1 && videos[0].starts_with("photo-"), "{videos:?}");
     house.stop();
-    let desk = self::desk(&house);
+    let parts = parts_of(&house);
     in_a_runtime(async {
         for id in [1, 2] {
-            desk.forget(id).await.unwrap();
+            parts.queue.forget(id).await.unwrap();
             assert_eq!(house.files("state/spool").len(), 1, "job 3 may still be retried");
         }
-        desk.forget(3).await.unwrap();
-        assert_eq!(refusal(desk.forget(3).await).0, "not-found");
+        parts.queue.forget(3).await.unwrap();
+        assert_eq!(refusal(parts.queue.forget(3).await).0, "not-found");
     });
     assert!(house.files("state/spool").is_empty() && house.files("state/pictures").is_empty());
     assert_eq!(house.files("outbox"), videos, "a video that is in its place stays");
@@ -91,12 +88,12 @@ fn a_picture_that_would_be_taken_again_keeps_its_job() {
         .unwrap()
         .execute_batch("UPDATE job SET source_left = 1")
         .unwrap();
-    let desk = desk(&house);
+    let parts = parts_of(&house);
     in_a_runtime(async {
-        let (code, text) = refusal(desk.forget(1).await);
+        let (code, text) = refusal(parts.queue.forget(1).await);
         assert!(code == "not-ready" && text.contains("inbox/photo.png"), "{text}");
         fs::remove_file(house.path("inbox/photo.png")).unwrap();
-        desk.forget(1).await.unwrap();
+        parts.queue.forget(1).await.unwrap();
     });
 }
 
@@ -113,10 +110,10 @@ fn a_result_is_kept_until_it_is_collected() {
     house.until_ended(1);
     assert_eq!((house.files("state/results").len(), house.files("outbox").len()), (1, 0));
     house.stop();
-    let desk = desk(&house);
+    let parts = parts_of(&house);
     in_a_runtime(async {
-        desk.collected(1).await.unwrap();
-        desk.collected(1).await.unwrap();
+        parts.queue.collected(1).await.unwrap();
+        parts.queue.collected(1).await.unwrap();
     });
     assert!(house.files("state/results").is_empty());
     assert_eq!(house.number("SELECT count(*) FROM event WHERE kind = 'collected'"), Some(1));
@@ -126,9 +123,9 @@ fn a_result_is_kept_until_it_is_collected() {
 fn a_pause_outlives_a_restart() {
     let mut house = House::started("");
     house.stop();
-    let desk = desk(&house);
-    in_a_runtime(desk.pause("by user 7")).unwrap();
-    drop(desk);
+    let parts = parts_of(&house);
+    in_a_runtime(parts.queue.pause("by user 7")).unwrap();
+    drop(parts);
     let lives = house.path("lives");
     house.set_env("SIM_LIVES", lives.to_str().unwrap());
     house.start();
@@ -140,11 +137,11 @@ fn a_pause_outlives_a_restart() {
     assert_eq!(house.text("SELECT state FROM job"), "queued");
     assert!(!lives.exists(), "nobody needs the GPU's memory");
     house.stop();
-    let desk = self::desk(&house);
-    desk.recover().unwrap();
-    assert_eq!(desk.paused().as_deref(), Some("by user 7"));
-    in_a_runtime(desk.resume()).unwrap();
-    drop(desk);
+    let parts = parts_of(&house);
+    parts.recover().unwrap();
+    assert_eq!(parts.queue.holds.paused().as_deref(), Some("by user 7"));
+    in_a_runtime(parts.queue.resume()).unwrap();
+    drop(parts);
     house.start();
     house.until_ended(1);
 }
@@ -242,8 +239,8 @@ fn what_is_old_goes() {
     fs::write(house.path("state/results/old.mp4"), "x").unwrap();
     let old = fs::File::options().write(true).open(house.path("state/results/old.mp4")).unwrap();
     old.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(8 * 86400)).unwrap();
-    let desk = desk(&house);
-    in_a_runtime(desk.clean()).unwrap();
+    let parts = parts_of(&house);
+    in_a_runtime(retention::clean(&parts.queue)).unwrap();
     for table in ["step", "sample"] {
         assert_eq!(house.number(&format!("SELECT count(*) FROM {table} WHERE job = 1")), Some(0), "{table}");
         assert!(house.number(&format!("SELECT count(*) FROM {table} WHERE job = 2")) > Some(0), "{table}");
@@ -252,12 +249,12 @@ fn what_is_old_goes() {
     assert_eq!(house.files("state/results"), ["new.mp4"]);
     assert_eq!(house.files("state/spool").len(), 1, "both jobs are of one picture, and the second is new");
     assert_eq!(house.number("PRAGMA freelist_count"), Some(0));
-    let mut config = (*desk.config()).clone();
+    let mut config = (*parts.config.get()).clone();
     config.retention.jobs_days = 30;
-    desk.set_config(config);
+    parts.reloader.apply(config);
     db.execute("UPDATE job SET finished_us = finished_us - 8 * 86400000000 WHERE id = 2", []).unwrap();
     assert_eq!(house.files("state/pictures").len(), 4, "a poster and a thumbnail of each");
-    in_a_runtime(desk.clean()).unwrap();
+    in_a_runtime(retention::clean(&parts.queue)).unwrap();
     let uuid = house.text("SELECT uuid FROM job");
     assert!(
         house.files("state/pictures").iter().all(|name| name.starts_with(&uuid)),

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use animd_client::{JobProxy, has_ended};
+use animd_common::bus::ServiceState;
 use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::time::timeout;
@@ -94,7 +95,7 @@ async fn look(bus: &fdo::PropertiesProxy<'_>, ctl: &Ctl) -> Result<Moment> {
     let mut moment = Moment { facts, note: None };
     if moment.state() == "queued" {
         let service = ctl.manager.state().await?;
-        if !["idle", "busy"].contains(&service.as_str()) {
+        if !ServiceState::from_name(&service).is_some_and(ServiceState::is_working) {
             moment.note = Some(format!("waiting: {}", ctl.manager.state_text().await?));
         }
     }

@@ -38,7 +38,7 @@ impl JobObject {
 
     async fn job(&self) -> Result<Job, BusError> {
         let id = self.id;
-        let job = self.hub.desk.ledger.call(move |db| db.job(id)).await?;
+        let job = self.hub.ledger.call(move |db| db.job(id)).await?;
         job.ok_or_else(|| BusError::NotFound(format!("job {id} is no longer in the ledger")))
     }
 
@@ -60,7 +60,7 @@ impl JobObject {
         let job = self.job().await?;
         match job.state {
             State::Done => {
-                self.open(self.hub.desk.picture(&job, frame), &format!("the {}", frame.name())).await
+                self.open(self.hub.pictures.path(&job, frame), &format!("the {}", frame.name())).await
             }
             State::Failed | State::Canceled => Err(BusError::of_job(&job)),
             _ => Err(Self::not_ready(&job, frame.name())),
@@ -82,7 +82,7 @@ impl JobObject {
     ) -> Result<(), BusError> {
         let uid = self.authorized(&header, connection).await?;
         let id = self.id;
-        if self.hub.commands.cancel(id, format!("cancelled by user {uid}")).await? {
+        if self.hub.queue.cancel(id, format!("cancelled by user {uid}")).await? {
             return Ok(());
         }
         let state = self.job().await?.state.name();
@@ -98,8 +98,7 @@ impl JobObject {
         self.authorized(&header, connection).await?;
         let id = self.id;
         let _turn = self.hub.reading().await?;
-        let found =
-            self.hub.desk.ledger.call(move |db| db.job(id)?.map(|job| Whole::of(job, db)).transpose());
+        let found = self.hub.ledger.call(move |db| db.job(id)?.map(|job| Whole::of(job, db)).transpose());
         let whole = found.await?;
         let whole =
             whole.ok_or_else(|| BusError::NotFound(format!("job {id} is no longer in the ledger")))?;
@@ -149,7 +148,7 @@ impl JobObject {
     ) -> Result<OwnedFd, BusError> {
         self.authorized(&header, connection).await?;
         let job = self.job().await?;
-        let path = self.hub.desk.picture(&job, Picture::Preview);
+        let path = self.hub.pictures.path(&job, Picture::Preview);
         match self.open(path, "the preview").await {
             Err(BusError::NotFound(_)) => Err(Self::not_ready(&job, "preview")),
             opened => opened,
@@ -168,7 +167,7 @@ impl JobObject {
         if priority > self.card.facts().priority.max(0) {
             self.hub.rights.check(connection, &header, Action::RaisePriority).await?;
         }
-        Ok(self.hub.desk.set_priority(self.id, priority).await?)
+        Ok(self.hub.queue.set_priority(self.id, priority).await?)
     }
 
     #[zbus(out_args("job"))]
@@ -183,7 +182,7 @@ impl JobObject {
         if self.card.facts().priority > 0 {
             self.hub.rights.check(connection, &header, Action::RaisePriority).await?;
         }
-        let id = self.hub.desk.retry(self.id, retry).await?;
+        let id = self.hub.queue.retry(self.id, retry).await?;
         self.hub.serve_id(connection, id).await?;
         Ok(object_path(id))
     }
@@ -194,7 +193,7 @@ impl JobObject {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
         self.authorized(&header, connection).await?;
-        Ok(self.hub.desk.forget(self.id).await?)
+        Ok(self.hub.queue.forget(self.id).await?)
     }
 
     async fn collected(
@@ -203,7 +202,7 @@ impl JobObject {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
         self.authorized(&header, connection).await?;
-        Ok(self.hub.desk.collected(self.id).await?)
+        Ok(self.hub.queue.collected(self.id).await?)
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

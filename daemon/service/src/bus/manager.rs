@@ -2,14 +2,13 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::OwnedFd as StdOwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use animd_common::files::{Identity, show};
-use animd_common::tasks::blocking;
 use animd_common::watch::{names, sidecar};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use zbus::message::Header;
@@ -22,8 +21,9 @@ use super::options::{self, Options, Submission};
 use super::rights::Action;
 use super::{Facts, Hub, hold, object_path, plan, stats, watches};
 use crate::events::Change;
-use crate::store::ledger::{Added, Job, NewJob, Source};
-use crate::watch::draw_seed;
+use crate::queue::{self, Origin, draw_seed};
+use crate::store::Results;
+use crate::store::ledger::{Added, Job, Source};
 
 /// The most jobs that `List` gives at a time.
 const MOST_LISTED: u32 = 1000;
@@ -62,7 +62,7 @@ impl Manager {
         let _call = self.hub.copies.admit()?;
         let (uid, mut submission) = self.submission(connection, &header, &options).await?;
         let path = PathBuf::from(path);
-        let watched = self.hub.desk.watches.find(&path).ok_or_else(|| outside(&path))?;
+        let watched = self.hub.watches.find(&path).ok_or_else(|| outside(&path))?;
         if submission.name.is_none() {
             submission.name = path.file_name().map(OsString::from);
         }
@@ -86,7 +86,7 @@ impl Manager {
     #[zbus(out_args("plan"))]
     async fn plan(&self, options: Options) -> Result<HashMap<String, OwnedVariant>, BusError> {
         let _turn = self.hub.reading().await?;
-        plan::plan(&self.hub.desk, options::plan(&options)?).await
+        plan::plan(&self.hub, options::plan(&options)?).await
     }
 
     #[zbus(out_args("job"))]
@@ -100,7 +100,7 @@ impl Manager {
             return Err(BusError::NotFound(format!("there is no job {id}; `animctl list` shows the jobs")));
         }
         // The mirror removes the object of an ended job after its time.
-        self.hub.desk.events.tell(Change::State(id));
+        self.hub.events.tell(Change::State(id));
         Ok(object_path(id))
     }
 
@@ -114,10 +114,10 @@ impl Manager {
         let uid = self.hub.rights.uid(connection, &header).await?;
         let filter = options::filter(&filter, MOST_LISTED)?;
         let _turn = self.hub.reading().await?;
-        let jobs = self.hub.desk.ledger.call(move |db| db.list(&filter)).await?;
+        let jobs = self.hub.ledger.call(move |db| db.list(&filter)).await?;
         let all = self.hub.rights.trusted(uid);
         let entry = |job: &Job| {
-            let facts = Facts::new(job, self.hub.desk.events.live(job.id));
+            let facts = Facts::new(job, self.hub.events.live(job.id));
             let mut dict = facts.dict(self.hub.cards.position(&facts));
             if (all || uid == job.owner)
                 && let Ok(name) = Variant::from(show(&job.name)).try_into_owned()
@@ -144,7 +144,7 @@ impl Manager {
             None => filter.owner = Some(uid),
         }
         let _turn = self.hub.reading().await?;
-        let jobs = self.hub.desk.ledger.call(move |db| {
+        let jobs = self.hub.ledger.call(move |db| {
             db.list(&filter)?.into_iter().map(|job| Whole::of(job, db)).collect::<crate::Result<Vec<_>>>()
         });
         Ok(jobs.await?.into_iter().map(describe::description).collect())
@@ -165,7 +165,7 @@ impl Manager {
             None => of.owner = Some(uid),
         }
         let _turn = self.hub.reading().await?;
-        let sums = self.hub.desk.ledger.call(move |db| db.sums(of.by, of.owner, of.since_us)).await?;
+        let sums = self.hub.ledger.call(move |db| db.sums(of.by, of.owner, of.since_us)).await?;
         Ok(sums.into_iter().map(stats::sum).collect())
     }
 
@@ -178,10 +178,10 @@ impl Manager {
     ) -> Result<HashMap<String, OwnedVariant>, BusError> {
         let none = || BusError::NotFound(format!("there is no job {id}; `animctl list` shows the jobs"));
         i64::try_from(id).map_err(|_| none())?;
-        let job = self.hub.desk.ledger.call(move |db| db.job(id)).await?.ok_or_else(none)?;
+        let job = self.hub.ledger.call(move |db| db.job(id)).await?.ok_or_else(none)?;
         self.hub.rights.owner(connection, &header, job.owner).await?;
         let _turn = self.hub.reading().await?;
-        Ok(stats::timeline(self.hub.desk.ledger.call(move |db| db.timeline(id)).await?))
+        Ok(stats::timeline(self.hub.ledger.call(move |db| db.timeline(id)).await?))
     }
 
     #[zbus(out_args("hold"))]
@@ -198,7 +198,7 @@ impl Manager {
         if hold.what == crate::holds::What::Pause {
             self.hub.rights.check(connection, &header, Action::Unload).await?;
         }
-        hold::hold(&self.hub.desk.holds, hold)
+        hold::hold(&self.hub.holds, hold)
     }
 
     async fn pause(
@@ -207,7 +207,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
         let uid = self.hub.rights.check(connection, &header, Action::Configure).await?;
-        self.hub.desk.pause(&format!("by user {uid}")).await?;
+        self.hub.queue.pause(&format!("by user {uid}")).await?;
         self.hub.look.notify_one();
         Ok(())
     }
@@ -218,7 +218,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
         self.hub.rights.check(connection, &header, Action::Configure).await?;
-        self.hub.desk.resume().await?;
+        self.hub.queue.resume().await?;
         self.hub.look.notify_one();
         Ok(())
     }
@@ -235,7 +235,7 @@ impl Manager {
     #[zbus(out_args("profiles"))]
     #[expect(clippy::unused_async, reason = "the shape that zbus asks for")]
     async fn profiles(&self) -> Vec<HashMap<String, OwnedVariant>> {
-        plan::profiles(&self.hub.desk)
+        plan::profiles(&self.hub.profiles)
     }
 
     async fn add_watch(
@@ -246,7 +246,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
         let uid = self.hub.rights.check(connection, &header, Action::Configure).await?;
-        watches::add(&self.hub.desk, &path, &options, uid).await
+        watches::add(&self.hub, &path, &options, uid).await
     }
 
     async fn remove_watch(
@@ -256,7 +256,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
         self.hub.rights.check(connection, &header, Action::Configure).await?;
-        watches::remove(&self.hub.desk, &path).await
+        watches::remove(&self.hub, &path).await
     }
 
     #[zbus(out_args("watches"))]
@@ -266,7 +266,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<Vec<HashMap<String, OwnedVariant>>, BusError> {
         self.hub.rights.check(connection, &header, Action::Configure).await?;
-        Ok(watches::list(&self.hub.desk))
+        Ok(watches::list(&self.hub.watches))
     }
 
     async fn reload(
@@ -275,7 +275,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
         self.hub.rights.check(connection, &header, Action::Configure).await?;
-        let told = crate::reload::reload(&self.hub.desk).await;
+        let told = self.hub.reloader.reload().await;
         self.hub.look.notify_one();
         told.map(|_| ()).map_err(|e| BusError::InvalidOption(e.to_string()))
     }
@@ -301,22 +301,22 @@ impl Manager {
 
     #[zbus(property)]
     fn state(&self) -> &'static str {
-        self.hub.desk.events.status().borrow().state
+        self.hub.events.status().borrow().state.name()
     }
 
     #[zbus(property)]
     fn state_text(&self) -> String {
-        self.hub.desk.events.status().borrow().text.clone()
+        self.hub.events.status().borrow().text.clone()
     }
 
     #[zbus(property)]
     fn profile(&self) -> String {
-        plan::profile(&self.hub.desk)
+        plan::profile(&self.hub.profiles)
     }
 
     #[zbus(property)]
     fn gpu(&self) -> HashMap<String, OwnedVariant> {
-        plan::gpu(&self.hub.desk)
+        plan::gpu(&self.hub.profiles)
     }
 
     #[zbus(property)]
@@ -326,7 +326,7 @@ impl Manager {
 
     #[zbus(property)]
     fn paused(&self) -> bool {
-        self.hub.desk.paused().is_some()
+        self.hub.holds.paused().is_some()
     }
 }
 
@@ -348,7 +348,7 @@ impl Manager {
 
     async fn known(&self, connection: &Connection, id: u64) -> Result<OwnedObjectPath, BusError> {
         self.hub.serve_id(connection, id).await?;
-        self.hub.desk.events.tell(Change::State(id));
+        self.hub.events.tell(Change::State(id));
         Ok(object_path(id))
     }
 
@@ -360,70 +360,48 @@ impl Manager {
         file: File,
         source: Option<Source>,
     ) -> Result<OwnedObjectPath, BusError> {
-        let desk = &self.hub.desk;
+        let hub = &self.hub;
         let request = submission
             .settings
-            .or(desk.defaults())
+            .or(hub.defaults.get())
             .resolve(draw_seed)
             .map_err(|e| BusError::InvalidOption(e.to_string()))?;
-        let limit = desk.config().queue.per_user;
         let full = || {
+            let limit = hub.queue.config.get().queue.per_user;
             BusError::QueueFull(format!(
                 "you have {limit} open jobs, which is the limit (queue.per_user); wait for one, or cancel one"
             ))
         };
-        // Before the picture is copied; what decides is the same question inside `Store::add`.
-        let key = submission.idempotency_key.clone();
-        match desk.ledger.call(move |db| db.foresee(uid, key.as_deref(), limit)).await? {
+        // Before the picture is copied; what decides is the same question when the job is written down.
+        match hub.queue.foresee(uid, submission.idempotency_key.clone()).await? {
             Some(Added::Known(id)) => return self.known(connection, id).await,
             Some(Added::Full) if source.is_none() => return Err(full()),
             _ => {}
         }
-        let outbox = submission.kept_for_caller.then(|| desk.results());
+        let results = submission.kept_for_caller.then(|| hub.queue.results.clone());
         let file = Arc::new(file);
         let name = submission.name.unwrap_or_else(|| super::DEFAULT_NAME.into());
         for _ in 0..3 {
-            let (spool, copied, folder) = (desk.spool.clone(), file.clone(), outbox.clone());
+            let (spool, copied, kept) = (hub.queue.spool.clone(), file.clone(), results.clone());
             let copy = move || {
-                if let Some(folder) = &folder {
-                    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-                    made.map_err(crate::Error::file("create", folder))?;
-                }
+                kept.as_ref().map_or(Ok(()), Results::make)?;
                 spool.put(&copied, "the picture")
             };
-            let spooled = self.hub.copies.run(uid, copy).await?.map_err(BusError::of_picture)?;
-            let new = NewJob {
+            let spooled = hub.copies.run(uid, copy).await?.map_err(BusError::of_picture)?;
+            let job = queue::Submission {
                 owner: uid,
-                watched: source.is_some(),
-                idempotency_key: submission.idempotency_key.clone(),
-                priority: submission.priority,
-                outbox: outbox.clone(),
-                retry_of: None,
-                per_user: limit,
                 name: name.clone(),
+                origin: Origin::Bus { idempotency_key: submission.idempotency_key.clone() },
+                priority: submission.priority,
+                outbox: results.as_ref().map(|results| results.dir().to_owned()),
                 source: source.clone(),
-                work: Ok((spooled.sha256, Box::new(request.clone()))),
+                work: Ok((spooled, request.clone())),
             };
-            let (added, job) = desk.ledger.add(new, &desk.spool).await?;
-            let sha256 = spooled.sha256;
-            drop(spooled);
-            match added {
-                Added::New(id) => {
-                    tracing::info!(job = id, "job {id} comes from user {uid}");
-                    tracing::debug!(job = id, "job {id} is of `{}`", show(&name));
-                    if let Some(job) = &job {
-                        self.hub.serve(connection, job).await?;
-                    }
-                    desk.events.tell(Change::Added(id));
-                    return Ok(object_path(id));
-                }
-                Added::Known(_) | Added::Full => {
-                    let (spool, ledger) = (desk.spool.clone(), desk.ledger.clone());
-                    // The picture may be another one than the known job's.
-                    blocking(move || spool.release(&ledger, sha256)).await?;
-                    let Added::Known(id) = added else { return Err(full()) };
-                    return self.known(connection, id).await;
-                }
+            let serve = |job: Job| async move { Ok(hub.serve(connection, &job).await?) };
+            match hub.queue.submit(job, serve).await? {
+                Added::New(id) => return Ok(object_path(id)),
+                Added::Known(id) => return self.known(connection, id).await,
+                Added::Full => return Err(full()),
                 Added::Unspooled => {}
             }
         }

@@ -50,14 +50,14 @@ pub async fn mirror(
     mut changes: mpsc::UnboundedReceiver<Change>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut status = hub.desk.events.status();
-    let mut holds = hub.desk.holds.changes();
-    let mut profiles = hub.desk.profiles.changes();
+    let mut status = hub.events.status();
+    let mut holds = hub.holds.changes();
+    let mut profiles = hub.profiles.changes();
     let mut mirror = Mirror {
         queued: hub.cards.waiting(),
-        paused: hub.desk.paused().is_some(),
-        profile: plan::profile(&hub.desk),
-        gpu: plan::gpu(&hub.desk),
+        paused: hub.holds.paused().is_some(),
+        profile: plan::profile(&hub.profiles),
+        gpu: plan::gpu(&hub.profiles),
         connection,
         hub: hub.clone(),
         dirty: HashSet::new(),
@@ -147,14 +147,14 @@ impl Mirror {
     }
 
     async fn jobs(&self, ids: Vec<u64>) -> Result<Vec<(u64, Option<crate::store::ledger::Job>)>> {
-        self.hub.desk.ledger.call(move |db| ids.into_iter().map(|id| Ok((id, db.job(id)?))).collect()).await
+        self.hub.ledger.call(move |db| ids.into_iter().map(|id| Ok((id, db.job(id)?))).collect()).await
     }
 
     /// Brings one object up to date and tells what changed, the end included. `new`: nobody was told of it before.
     async fn update(&mut self, job: &crate::store::ledger::Job, new: bool) -> Result<()> {
         let id = job.id;
         self.dirty.remove(&id);
-        let facts = Facts::new(job, self.hub.desk.events.live(id));
+        let facts = Facts::new(job, self.hub.events.live(id));
         let Some(before) = self.hub.cards.replace(facts.clone()) else {
             // It has left already, or was never there: somebody looks at an old job.
             if facts.state.is_open() {
@@ -206,10 +206,12 @@ impl Mirror {
     }
 
     async fn status(&mut self) -> Result<()> {
-        let desk = &self.hub.desk;
-        let status = desk.events.status().borrow().clone();
-        let mut changed = HashMap::from([("State", status.state.into()), ("StateText", status.text.into())]);
-        let (paused, profile, gpu) = (desk.paused().is_some(), plan::profile(desk), plan::gpu(desk));
+        let hub = &self.hub;
+        let status = hub.events.status().borrow().clone();
+        let mut changed =
+            HashMap::from([("State", status.state.name().into()), ("StateText", status.text.into())]);
+        let (paused, profile, gpu) =
+            (hub.holds.paused().is_some(), plan::profile(&hub.profiles), plan::gpu(&hub.profiles));
         if self.paused != paused {
             self.paused = paused;
             changed.insert("Paused", paused.into());

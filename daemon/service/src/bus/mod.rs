@@ -26,9 +26,15 @@ use animd_common::bus::NAME;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use zbus::{Connection, ObjectPath, OwnedObjectPath, connection, fdo};
 
-use crate::delivery::Desk;
+use crate::config::Defaults;
+use crate::events::Events;
+use crate::holds::Holds;
+use crate::queue::Queue;
+use crate::reload::Reloader;
 use crate::store::ledger::Job;
+use crate::store::{Ledger, PictureFiles, Watches};
 use crate::supervisor::commands::Commands;
+use crate::supervisor::profile::Profiles;
 use crate::{Error, Result};
 use copies::Copies;
 use rights::Rights;
@@ -46,10 +52,32 @@ pub const DEFAULT_NAME: &str = "video";
 /// Answers of many jobs that are put together at once; others wait, so that a flood of them stays small in memory.
 const READERS: usize = 8;
 
+/// What the objects on the bus speak for.
+pub struct Served {
+    /// The queue, with everything that it has.
+    pub queue: Queue,
+    /// What jobs get that say nothing else.
+    pub defaults: Defaults,
+    /// The choice of a profile.
+    pub profiles: Profiles,
+    /// Which folders are watched.
+    pub watches: Watches,
+    /// Reads the configuration again.
+    pub reloader: Reloader,
+}
+
 /// What all objects on the bus share.
 pub struct Hub {
-    desk: Arc<Desk>,
+    queue: Queue,
+    ledger: Ledger,
+    defaults: Defaults,
+    events: Events,
+    holds: Holds,
+    profiles: Profiles,
+    watches: Watches,
+    pictures: PictureFiles,
     commands: Commands,
+    reloader: Reloader,
     rights: Rights,
     cards: Cards,
     copies: Copies,
@@ -67,7 +95,7 @@ impl Hub {
 
     /// Makes a job's object, if it is not there.
     async fn serve(self: &Arc<Self>, connection: &Connection, job: &Job) -> zbus::Result<()> {
-        let card = self.cards.card(Facts::new(job, self.desk.events.live(job.id)));
+        let card = self.cards.card(Facts::new(job, self.events.live(job.id)));
         let object = JobObject::new(card, self.clone());
         connection.object_server().at(object_path(job.id), object).await?;
         self.tree.grown(connection, self).await
@@ -75,7 +103,7 @@ impl Hub {
 
     /// The same by its number; false if there is no such job.
     async fn serve_id(self: &Arc<Self>, connection: &Connection, id: u64) -> Result<bool> {
-        let job = self.desk.ledger.call(move |db| db.job(id)).await?;
+        let job = self.ledger.call(move |db| db.job(id)).await?;
         if let Some(job) = &job {
             self.serve(connection, job).await?;
         }
@@ -103,12 +131,22 @@ pub fn object_path(id: u64) -> OwnedObjectPath {
 }
 
 /// Connects to the session's bus or the system's, with everything that is to be seen there, and takes the name last.
-pub async fn connect(user: bool, desk: &Arc<Desk>, commands: &Commands) -> Result<(Connection, Arc<Hub>)> {
+pub async fn connect(user: bool, served: Served) -> Result<(Connection, Arc<Hub>)> {
+    let Served { queue, defaults, profiles, watches, reloader } = served;
+    let Queue { ledger, events, holds, pictures, commands, .. } = queue.clone();
     let builder = if user { connection::Builder::session() } else { connection::Builder::system() };
     allow_many_files();
     let hub = Arc::new(Hub {
-        desk: desk.clone(),
-        commands: commands.clone(),
+        queue,
+        ledger: ledger.clone(),
+        defaults,
+        events,
+        holds,
+        profiles,
+        watches,
+        pictures,
+        commands,
+        reloader,
         rights: Rights::new(!user),
         cards: Cards::default(),
         copies: Copies::default(),
@@ -117,7 +155,7 @@ pub async fn connect(user: bool, desk: &Arc<Desk>, commands: &Commands) -> Resul
         look: Notify::new(),
     });
     let connection = builder.serve_at(PATH, Manager { hub: hub.clone() }).build().await?;
-    for job in desk.ledger.call(|db| db.open_jobs()).await? {
+    for job in ledger.call(|db| db.open_jobs()).await? {
         hub.serve(&connection, &job).await?;
     }
     introspect::plant(&connection, &hub).await?;

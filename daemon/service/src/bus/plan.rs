@@ -6,18 +6,22 @@ use animd_common::memory::available_memory;
 use animd_protocol::profile::Backend;
 use zbus::{OwnedVariant, Variant};
 
+use super::Hub;
 use super::error::BusError;
 use super::options::PlanOf;
-use crate::delivery::Desk;
+use crate::supervisor::profile::Profiles;
 
 type Dict = HashMap<String, OwnedVariant>;
 
 /// The plan of a submission.
-pub async fn plan(desk: &Desk, of: PlanOf) -> Result<Dict, BusError> {
-    let request =
-        of.settings.or(desk.defaults()).resolve(|| 0).map_err(|e| BusError::InvalidOption(e.to_string()))?;
-    let plan = crate::plan::plan(desk, &request, of.picture).await?;
-    let choice = desk.profiles.choice();
+pub async fn plan(hub: &Hub, of: PlanOf) -> Result<Dict, BusError> {
+    let request = of
+        .settings
+        .or(hub.defaults.get())
+        .resolve(|| 0)
+        .map_err(|e| BusError::InvalidOption(e.to_string()))?;
+    let plan = crate::plan::plan(&hub.ledger, &hub.profiles, &request, of.picture).await?;
+    let choice = hub.profiles.choice();
     let remedy = choice.remedy.clone().or_else(|| too_large(&plan, choice.profile.as_ref()?.device.backend));
     let backend = choice.profile.as_ref().map(|profile| profile.device.backend.name());
     Ok(dict([
@@ -51,8 +55,8 @@ fn too_large(plan: &crate::plan::Plan, backend: Backend) -> Option<String> {
 }
 
 /// All profiles, and whether they would run here.
-pub fn profiles(desk: &Desk) -> Vec<Dict> {
-    let listed = desk.profiles.list().into_iter();
+pub fn profiles(profiles: &Profiles) -> Vec<Dict> {
+    let listed = profiles.list().into_iter();
     let entry = |one: crate::supervisor::profile::Listed| {
         dict([
             ("name", Some(one.name.into())),
@@ -66,13 +70,13 @@ pub fn profiles(desk: &Desk) -> Vec<Dict> {
 }
 
 /// The profile that is in use; empty before the GPU has been looked at.
-pub fn profile(desk: &Desk) -> String {
-    desk.profiles.choice().profile.as_ref().map(|profile| profile.name.clone()).unwrap_or_default()
+pub fn profile(profiles: &Profiles) -> String {
+    profiles.choice().profile.as_ref().map(|profile| profile.name.clone()).unwrap_or_default()
 }
 
 /// The GPU that the choice of the profile is about; empty without one.
-pub fn gpu(desk: &Desk) -> Dict {
-    let Some(gpu) = desk.profiles.gpu() else { return Dict::new() };
+pub fn gpu(profiles: &Profiles) -> Dict {
+    let Some(gpu) = profiles.gpu() else { return Dict::new() };
     dict([
         ("name", Some(gpu.name.into())),
         ("uuid", Some(gpu.uuid.into())),

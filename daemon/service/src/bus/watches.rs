@@ -7,28 +7,30 @@ use animd_common::files::show;
 use animd_common::watch::Origin;
 use zbus::{OwnedVariant, Variant};
 
+use super::Hub;
 use super::error::BusError;
 use super::options::{self, Options};
-use crate::delivery::Desk;
+use crate::store::Watches;
 use crate::store::watches;
 
 /// Watches one more folder, for this user. Options: `outbox` s, `stable_seconds` d, `poll_seconds` d.
-pub async fn add(desk: &Desk, path: &str, options: &Options, uid: u32) -> Result<(), BusError> {
+pub async fn add(hub: &Hub, path: &str, options: &Options, uid: u32) -> Result<(), BusError> {
     let how = options::how(options)?;
-    watches::add(desk, Path::new(path), how, uid).await?;
+    watches::add(&hub.watches, &hub.ledger, Path::new(path), how, uid).await?;
     Ok(())
 }
 
 /// Watches a folder no more.
-pub async fn remove(desk: &Desk, path: &str) -> Result<(), BusError> {
-    Ok(watches::remove(desk, Path::new(path)).await?)
+pub async fn remove(hub: &Hub, path: &str) -> Result<(), BusError> {
+    Ok(watches::remove(&hub.watches, &hub.ledger, Path::new(path)).await?)
 }
 
 /// All watched folders: `path`, `outbox`, `origin` s, `owner` u for one that came over the bus, `stable_seconds` and
 /// `poll_seconds` d where it has its own, `polled_seconds` d where the kernel gives no events, `trouble` s for one that
 /// is not watched.
-pub fn list(desk: &Desk) -> Vec<HashMap<String, OwnedVariant>> {
-    watches::list(desk)
+pub fn list(watches: &Watches) -> Vec<HashMap<String, OwnedVariant>> {
+    watches
+        .entries()
         .into_iter()
         .map(|entry| {
             let mut dict = HashMap::new();

@@ -1,8 +1,29 @@
-//! What is kept on disk: the ledger, the spooled pictures, the pictures of videos, and which folders are watched.
+//! What is kept on disk: the ledger, the spooled pictures, the pictures of videos, the videos that callers fetch, and
+//! which folders are watched.
 
 pub mod ledger;
 pub mod pictures;
+pub mod results;
 pub mod spool;
 pub mod watches;
 
+use crate::Result;
+
+pub use ledger::Ledger;
+pub use pictures::{Picture, PictureFiles};
+pub use results::Results;
+pub use spool::{Spool, Spooled};
 pub use watches::Watches;
+
+/// Removes a spooled picture that no job needs, open or newly ended. Blocks.
+pub fn release_picture(ledger: &Ledger, spool: &Spool, sha256: [u8; 32]) -> Result<()> {
+    spool.release(sha256, |since_us| ledger.call_blocking(move |db| db.needs_image(&sha256, since_us)))
+}
+
+/// Removes every spooled picture that no job needs any more, and what an interrupted run left. Blocks.
+pub fn sweep_spool(ledger: &Ledger, spool: &Spool) -> Result<()> {
+    for sha256 in spool.sweep()? {
+        release_picture(ledger, spool, sha256)?;
+    }
+    Ok(())
+}

@@ -3,16 +3,15 @@
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use animd_protocol::messages::Pictures;
 
-use crate::delivery::Desk;
 use crate::store::ledger::Job;
 use crate::{Error, Result};
 
 /// The folder of the pictures in the state folder.
-pub(crate) const PICTURES: &str = "pictures";
+const PICTURES: &str = "pictures";
 
 /// What a picture shows, and for how long there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,37 +38,51 @@ impl Picture {
     }
 }
 
-impl Desk {
-    /// Where a job's picture lies, once there is one.
-    pub fn picture(&self, job: &Job, picture: Picture) -> PathBuf {
-        self.config().folders.state.join(PICTURES).join(format!("{}-{}.jpg", job.uuid, picture.name()))
+/// The files of these pictures; cheap to clone.
+#[derive(Clone)]
+pub struct PictureFiles {
+    dir: PathBuf,
+}
+
+impl PictureFiles {
+    /// Those of the service with this state folder.
+    pub fn new(state: &Path) -> Self {
+        Self { dir: state.join(PICTURES) }
     }
 
-    /// What the engine is to write for a job; makes the folder.
-    pub(crate) fn pictures(&self, job: &Job) -> Result<Pictures> {
-        let [poster, thumbnail, preview] = Picture::ALL.map(|picture| self.picture(job, picture));
-        if let Some(folder) = poster.parent() {
-            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-            made.map_err(Error::file("create", folder))?;
-        }
-        Ok(Pictures { poster: Some(poster), thumbnail: Some(thumbnail), preview: Some(preview) })
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where a job's picture lies, once there is one.
+    pub fn path(&self, job: &Job, picture: Picture) -> PathBuf {
+        self.dir.join(format!("{}-{}.jpg", job.uuid, picture.name()))
+    }
+
+    /// What the engine should write for a job; makes the folder.
+    pub fn prepare(&self, job: &Job) -> Result<Pictures> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
+        made.map_err(Error::file("create", &self.dir))?;
+        let [poster, thumbnail, preview] = Picture::ALL.map(|picture| Some(self.path(job, picture)));
+        Ok(Pictures { poster, thumbnail, preview })
     }
 
     /// Removes one picture of a job, if there is one.
-    pub fn remove_picture(&self, job: &Job, picture: Picture) {
-        _ = fs::remove_file(self.picture(job, picture));
+    pub fn remove(&self, job: &Job, picture: Picture) {
+        _ = fs::remove_file(self.path(job, picture));
     }
 
     /// Removes all pictures of a job: what is left when it is forgotten, or has no video.
-    pub fn remove_pictures(&self, job: &Job) {
+    pub fn remove_all(&self, job: &Job) {
         for picture in Picture::ALL {
-            self.remove_picture(job, picture);
+            self.remove(job, picture);
         }
     }
 
-    /// Removes what an interrupted run left: previews, and pictures half written. Nothing runs now.
-    pub(crate) fn sweep_pictures(&self) {
-        let Ok(entries) = fs::read_dir(self.config().folders.state.join(PICTURES)) else { return };
+    /// Removes what an interrupted run left: previews, and pictures half written. Nothing may run.
+    pub fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name();
             if name.as_bytes().ends_with(b"-preview.jpg") || name.as_bytes().ends_with(b".part") {

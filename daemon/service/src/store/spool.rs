@@ -15,7 +15,6 @@ use animd_common::picture::{self, MAX_BYTES};
 use animd_protocol::ErrorCode;
 use sha2::{Digest, Sha256};
 
-use crate::store::ledger::{Ledger, NewJob};
 use crate::{Error, Result};
 
 /// How many of many pictures are copied at a time.
@@ -88,9 +87,9 @@ impl Spool {
         self.dir.join(hex(sha256))
     }
 
-    /// Whether a job's picture lies there.
-    pub fn has(&self, job: &NewJob) -> bool {
-        job.work.as_ref().is_ok_and(|(sha256, _)| self.path(sha256).exists())
+    /// Whether this picture lies there.
+    pub fn has(&self, sha256: &Sha) -> bool {
+        self.path(sha256).exists()
     }
 
     /// Keeps a picture that lies there already; `None` if it does not.
@@ -253,12 +252,13 @@ impl Spool {
         Ok(hash.finalize().into())
     }
 
-    /// Removes a picture that no job needs, open or newly ended. Blocks.
-    pub fn release(&self, ledger: &Ledger, sha256: Sha) -> Result<()> {
+    /// Removes a picture, unless somebody holds it or it is `needed` by a job that is open or has ended since the given
+    /// time, in microseconds since the epoch. Blocks.
+    pub fn release(&self, sha256: Sha, needed: impl FnOnce(i64) -> Result<bool>) -> Result<()> {
         let since_us = days_ago_us(self.keep_days.load(Ordering::Relaxed));
         // Held until the file is gone, so that nobody can count on it in between.
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
-        if pins.contains_key(&sha256) || ledger.call_blocking(move |db| db.needs_image(&sha256, since_us))? {
+        if pins.contains_key(&sha256) || needed(since_us)? {
             return Ok(());
         }
         match fs::remove_file(self.path(&sha256)) {
@@ -269,15 +269,16 @@ impl Spool {
         }
     }
 
-    /// Removes everything that no job needs any more, and what an interrupted run left. Blocks.
-    pub fn sweep(&self, ledger: &Ledger) -> Result<()> {
+    /// Removes what an interrupted run left, and returns the pictures that lie there. Blocks.
+    pub fn sweep(&self) -> Result<Vec<Sha>> {
+        let mut pictures = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(Error::file("read", &self.dir))?.flatten() {
             match entry.file_name().to_str().and_then(unhex) {
-                Some(sha256) => self.release(ledger, sha256)?,
+                Some(sha256) => pictures.push(sha256),
                 None => _ = fs::remove_file(entry.path()),
             }
         }
-        Ok(())
+        Ok(pictures)
     }
 }
 
@@ -299,8 +300,8 @@ mod tests {
     #[test]
     fn a_picture_is_kept_while_it_is_held_and_swept_afterwards() -> Result<()> {
         let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
-        let ledger = Ledger::open(&dir.path().join("ledger.db"))?;
         let spool = Spool::open(dir.path().join("spool"))?;
+        let sweep = || spool.sweep()?.into_iter().try_for_each(|sha256| spool.release(sha256, |_| Ok(false)));
         let source = dir.path().join("a.png");
         fs::write(&source, picture::TINY).map_err(Error::file("write", &source))?;
         let file = File::open(&source).map_err(Error::file("open", &source))?;
@@ -309,11 +310,11 @@ mod tests {
         assert_eq!(held.sha256, again.sha256);
         let path = spool.path(&held.sha256);
         drop(again);
-        spool.sweep(&ledger)?;
+        sweep()?;
         assert_eq!(fs::read(&path).ok().as_deref(), Some(picture::TINY));
         drop(held);
         fs::write(dir.path().join("spool/.x.part"), "torn").map_err(Error::file("write", "part"))?;
-        spool.sweep(&ledger)?;
+        sweep()?;
         assert_eq!(fs::read_dir(dir.path().join("spool")).map(Iterator::count).ok(), Some(0));
         Ok(())
     }

@@ -12,7 +12,6 @@ use animd_common::watch::{Origin, Report, Watched, access, watched::overlap};
 use animd_protocol::ErrorCode;
 use tokio::sync::watch;
 
-use crate::delivery::Desk;
 use crate::store::ledger::{AddedWatch, Ledger};
 use crate::{Error, Result};
 
@@ -151,6 +150,23 @@ impl Watches {
         }
     }
 
+    /// All watched folders, also those that are refused, which say so in their report.
+    pub fn entries(&self) -> Vec<Entry> {
+        let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = |watched: &Arc<Watched>, report| Entry {
+            watched: watched.clone(),
+            outbox: watched.outbox.clone().unwrap_or_else(|| list.outbox.clone()),
+            report,
+        };
+        let watched = list.watched.iter().map(|watched| entry(watched, reports.get(&watched.path).cloned()));
+        let refused = list
+            .refused
+            .iter()
+            .map(|(watched, why)| entry(watched, Some(Report { polled: None, trouble: Some(why.clone()) })));
+        watched.chain(refused).collect()
+    }
+
     /// Told of every change of the list.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
@@ -199,7 +215,7 @@ impl List {
 ///
 /// # Errors
 /// [`Error::Refused`] with `invalid-setting`: the folder overlaps another one, or may not be used by the service.
-pub async fn add(desk: &Desk, path: &Path, how: How, by: u32) -> Result<Arc<Watched>> {
+pub async fn add(watches: &Watches, ledger: &Ledger, path: &Path, how: How, by: u32) -> Result<Arc<Watched>> {
     let refuse = |text: String| Error::refused(ErrorCode::InvalidSetting, text);
     for (name, path) in [("the folder", Some(path)), ("outbox", how.outbox.as_deref())] {
         let Some(path) = path else { continue };
@@ -222,7 +238,7 @@ pub async fn add(desk: &Desk, path: &Path, how: How, by: u32) -> Result<Arc<Watc
         poll_seconds: how.poll_seconds,
         owner: by,
     };
-    let (watches, ledger) = (desk.watches.clone(), desk.ledger.clone());
+    let (watches, ledger) = (watches.clone(), ledger.clone());
     blocking(move || watches.add(added, &ledger)).await
 }
 
@@ -230,9 +246,9 @@ pub async fn add(desk: &Desk, path: &Path, how: How, by: u32) -> Result<Arc<Watc
 ///
 /// # Errors
 /// [`Error::Refused`] with `not-found`, or `invalid-setting` for one that the configuration names.
-pub async fn remove(desk: &Desk, path: &Path) -> Result<()> {
+pub async fn remove(watches: &Watches, ledger: &Ledger, path: &Path) -> Result<()> {
     let path: PathBuf = path.components().collect();
-    let known = list(desk).into_iter().find(|entry| entry.watched.path == path);
+    let known = watches.entries().into_iter().find(|entry| entry.watched.path == path);
     let Some(entry) = known else {
         let text = format!("`{}` is not watched; `animctl folder list` shows what is", show(&path));
         return Err(Error::refused(ErrorCode::NotFound, text));
@@ -245,12 +261,12 @@ pub async fn remove(desk: &Desk, path: &Path) -> Result<()> {
         return Err(Error::refused(ErrorCode::InvalidSetting, text));
     }
     let gone = path.clone();
-    desk.ledger.call(move |db| db.remove_watch(&gone)).await?;
-    let mut list = desk.watches.list.write().unwrap_or_else(PoisonError::into_inner);
+    ledger.call(move |db| db.remove_watch(&gone)).await?;
+    let mut list = watches.list.write().unwrap_or_else(PoisonError::into_inner);
     list.watched.retain(|watched| watched.path != path);
     list.refused.retain(|(watched, _)| watched.path != path);
     drop(list);
-    desk.watches.changed.send_replace(());
+    watches.changed.send_replace(());
     Ok(())
 }
 
@@ -263,28 +279,6 @@ pub struct Entry {
     pub outbox: PathBuf,
     /// How it is watched now; nothing while it is being begun.
     pub report: Option<Report>,
-}
-
-/// All watched folders, also those that are refused, which say so in their report.
-pub fn list(desk: &Desk) -> Vec<Entry> {
-    let list = desk.watches.list.read().unwrap_or_else(PoisonError::into_inner);
-    let reports = desk.watches.reports.lock().unwrap_or_else(PoisonError::into_inner);
-    let entry = |watched: &Arc<Watched>, report| Entry {
-        watched: watched.clone(),
-        outbox: watched.outbox.clone().unwrap_or_else(|| list.outbox.clone()),
-        report,
-    };
-    let watched = list.watched.iter().map(|watched| entry(watched, reports.get(&watched.path).cloned()));
-    let refused = list
-        .refused
-        .iter()
-        .map(|(watched, why)| entry(watched, Some(Report { polled: None, trouble: Some(why.clone()) })));
-    watched.chain(refused).collect()
-}
-
-/// The watched folder that a path lies in.
-pub fn find(desk: &Desk, path: &Path) -> Option<Arc<Watched>> {
-    desk.watches.find(path)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use animd_common::config::Config;
 use animd_common::files::show;
 use animd_protocol::messages::{FromEngine, MAX_LINE, PROTOCOL, ToEngine};
 use rustix::process::Signal;
@@ -20,7 +21,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout};
 
-use crate::supervisor::profile::monitor::Start;
+use super::profile::monitor::Start;
 use crate::{Error, Result};
 
 /// The kernel's out-of-memory killer takes the engine before the service and most others.
@@ -87,15 +88,33 @@ fn oom_kills() -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 
+/// How engines are started.
+pub trait Launch: Send + Sync {
+    /// Starts an engine for a model, as the configuration and the choice of the profile say.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn launch(&self, config: &Config, model: &Path, start: &Start) -> Result<Engine>;
+}
+
+/// Starts the configured program.
+pub struct Program;
+
+impl Launch for Program {
+    fn launch(&self, config: &Config, model: &Path, start: &Start) -> Result<Engine> {
+        let dit = config.model.dit.as_deref();
+        Engine::start(&config.engine_program(), model, dit, start, &config.log.level)
+    }
+}
+
 /// A running engine.
 pub struct Engine {
-    child: Child,
+    /// None in tests, where a task has the other end of the socket.
+    child: Option<Child>,
     lines: Lines,
     writer: OwnedWriteHalf,
     /// [`oom_kills`] when it was started.
     oom_kills: Option<u64>,
-    /// Set once it has said hello.
-    pub hello: Option<Hello>,
     /// When it was started.
     pub started: Instant,
     /// When it was last heard.
@@ -151,23 +170,21 @@ impl Engine {
             // Raising it needs no rights. Where /proc is not ours to write, the engine is an ordinary candidate.
             _ = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
         }
-        let (reader, writer) = UnixStream::from_std(ours).map_err(failed)?.into_split();
-        let now = Instant::now();
+        let socket = UnixStream::from_std(ours).map_err(failed)?;
         tracing::info!("the engine `{}` is started, process {}", show(program), child.id().unwrap_or(0));
-        Ok(Self {
-            child,
-            lines: Lines::new(reader),
-            writer,
-            oom_kills,
-            hello: None,
-            started: now,
-            heard: now,
-        })
+        Ok(Self { oom_kills, ..Self::on(socket, Some(child)) })
+    }
+
+    /// The engine at the other end of a socket.
+    pub(super) fn on(socket: UnixStream, child: Option<Child>) -> Self {
+        let (reader, writer) = socket.into_split();
+        let now = Instant::now();
+        Self { child, lines: Lines::new(reader), writer, oom_kills: None, started: now, heard: now }
     }
 
     /// Its process, while it lives.
     pub fn pid(&self) -> Option<u32> {
-        self.child.id()
+        self.child.as_ref()?.id()
     }
 
     /// Sends one message.
@@ -194,11 +211,12 @@ impl Engine {
 
     /// Ends the process, unless it ends by itself within `grace`, and says how it ended.
     pub async fn end(mut self, grace: Duration) -> Exit {
-        if let Ok(Ok(status)) = timeout(grace, self.child.wait()).await {
+        let Some(child) = &mut self.child else { return Exit::Ended };
+        if let Ok(Ok(status)) = timeout(grace, child.wait()).await {
             return Exit::of(status, self.oom_kills);
         }
-        _ = self.child.start_kill();
-        match timeout(Duration::from_secs(10), self.child.wait()).await {
+        _ = child.start_kill();
+        match timeout(Duration::from_secs(10), child.wait()).await {
             Ok(Ok(_)) => Exit::Ended,
             _ => Exit::Stuck,
         }

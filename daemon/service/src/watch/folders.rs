@@ -14,7 +14,10 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::intake::Intake;
-use crate::delivery::Desk;
+use crate::config::CurrentConfig;
+use crate::delivery::Delivery;
+use crate::queue::Queue;
+use crate::store::Watches;
 use crate::{Error, Result};
 
 /// How long a watcher that is to stop is waited for: its disk may hang.
@@ -22,7 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The watchers.
 pub struct Folders {
-    desk: Arc<Desk>,
+    config: CurrentConfig,
+    watches: Watches,
+    queue: Queue,
+    delivery: Delivery,
     running: HashMap<PathBuf, Running>,
 }
 
@@ -42,13 +48,13 @@ impl Running {
 
 impl Folders {
     /// Nothing is watched before [`Self::run`].
-    pub fn new(desk: Arc<Desk>) -> Self {
-        Self { desk, running: HashMap::new() }
+    pub fn new(config: CurrentConfig, watches: Watches, queue: Queue, delivery: Delivery) -> Self {
+        Self { config, watches, queue, delivery, running: HashMap::new() }
     }
 
     /// Watches until `stop` turns true.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
-        let mut changes = self.desk.watches.changes();
+        let mut changes = self.watches.changes();
         loop {
             changes.mark_unchanged();
             self.follow().await;
@@ -67,9 +73,9 @@ impl Folders {
 
     /// Ends and starts watchers as the list and the configuration are now.
     async fn follow(&mut self) {
-        let config = self.desk.config();
+        let config = self.config.get();
         let wanted: HashMap<PathBuf, Arc<Watched>> =
-            self.desk.watches.all().into_iter().map(|watched| (watched.path.clone(), watched)).collect();
+            self.watches.all().into_iter().map(|watched| (watched.path.clone(), watched)).collect();
         let stale: Vec<PathBuf> = self
             .running
             .iter()
@@ -84,7 +90,7 @@ impl Folders {
             if let Some(running) = self.running.remove(&path) {
                 tracing::info!("`{}` is watched no longer, or otherwise", show(&path));
                 running.end().await;
-                self.desk.watches.report(&path, None);
+                self.watches.report(&path, None);
             }
         }
         for (path, watched) in wanted {
@@ -101,7 +107,13 @@ impl Folders {
     fn start(&self, watched: Arc<Watched>, config: &Config) -> Result<Running> {
         let (stop, stopped) = watch::channel(false);
         let options = options(&watched, config);
-        let intake = Intake::new(self.desk.clone(), watched.clone());
+        let intake = Intake {
+            config: self.config.clone(),
+            watches: self.watches.clone(),
+            queue: self.queue.clone(),
+            delivery: self.delivery.clone(),
+            watched: watched.clone(),
+        };
         let end = folder::spawn(options.clone(), intake, stopped)
             .map_err(Error::file("start a thread for", &watched.path))?;
         Ok(Running { watched, options, stop, end })

@@ -11,16 +11,25 @@ use animd_common::watch::{Fate, Ready, Report, Take, Watched, away, root, sideca
 use animd_protocol::ErrorCode;
 use animd_protocol::request::Request;
 
-use crate::delivery::Desk;
-use crate::events::Change;
-use crate::store::ledger::{Added, Ended, Job, NewJob, Refusal, Source, State};
-use crate::store::spool::Spooled;
+use crate::config::CurrentConfig;
+use crate::delivery::Delivery;
+use crate::queue::{Origin, Queue, Submission, draw_seed};
+use crate::store::ledger::{Added, Ended, Job, Refusal, Source, State};
+use crate::store::{Spooled, Watches};
 use crate::{Error, Result};
 
 /// Queues the pictures of one watched folder.
 pub struct Intake {
-    desk: Arc<Desk>,
-    watched: Arc<Watched>,
+    /// The configured outbox.
+    pub config: CurrentConfig,
+    /// All watched folders.
+    pub watches: Watches,
+    /// Where jobs go.
+    pub queue: Queue,
+    /// What becomes of pictures whose job has ended.
+    pub delivery: Delivery,
+    /// The folder.
+    pub watched: Arc<Watched>,
 }
 
 /// A picture on its way into the queue.
@@ -28,9 +37,7 @@ struct Coming<'a> {
     /// Its place in what was handed over.
     at: usize,
     ready: &'a Ready,
-    /// When its sidecars were read.
-    read_us: i64,
-    work: Result<(Spooled, Request), Refusal>,
+    submission: Submission,
 }
 
 impl Take for Intake {
@@ -46,19 +53,14 @@ impl Take for Intake {
     }
 
     fn report(&mut self, report: &Report) {
-        self.desk.watches.report(&self.watched.path, Some(report));
+        self.watches.report(&self.watched.path, Some(report));
     }
 }
 
 impl Intake {
-    /// For one watched folder.
-    pub fn new(desk: Arc<Desk>, watched: Arc<Watched>) -> Self {
-        Self { desk, watched }
-    }
-
     async fn admit(&self, pictures: &[Ready], fates: &mut [Fate]) -> Result<()> {
         let identities: Vec<Identity> = pictures.iter().map(|ready| ready.identity).collect();
-        let taken = self.desk.ledger.call(move |db| db.taken_all(&identities)).await?;
+        let taken = self.queue.ledger.call(move |db| db.taken_all(&identities)).await?;
         let mut new = Vec::new();
         for (at, (ready, job)) in pictures.iter().zip(taken).enumerate() {
             match job {
@@ -70,27 +72,20 @@ impl Intake {
         if coming.is_empty() {
             return Ok(());
         }
-        let jobs: Vec<NewJob> = coming.iter().map(|coming| self.job(coming)).collect();
-        let spool = self.desk.spool.clone();
-        let added = self.desk.ledger.call(move |db| db.add_all(&jobs, |job| spool.has(job))).await?;
-        // All of them at first: what goes wrong with one below must not keep the others from being known.
-        for (coming, added) in coming.iter().zip(&added) {
-            if let Added::New(id) = *added {
-                tracing::info!(job = id, "job {id} comes from a watched folder");
-                tracing::debug!(job = id, "job {id} is of `{}`", show(&coming.ready.path));
-                self.desk.events.tell(Change::Added(id));
-            }
-        }
-        for (coming, added) in coming.into_iter().zip(added) {
-            fates[coming.at] = match added {
+
+        let (places, submissions): (Vec<_>, Vec<_>) =
+            coming.into_iter().map(|coming| ((coming.at, coming.ready), coming.submission)).unzip();
+        let added = self.queue.submit_all(&submissions).await?;
+        for (((at, ready), submission), added) in places.into_iter().zip(&submissions).zip(added) {
+            fates[at] = match added {
                 Added::New(id) => {
-                    if coming.work.is_err() {
-                        self.desk.settle(id).await?;
+                    if submission.work.is_err() {
+                        self.delivery.settle(id).await?;
                     }
                     Fate::Taken
                 }
-                Added::Known(id) => match self.desk.ledger.call(move |db| db.job(id)).await? {
-                    Some(job) => self.known(job, coming.ready).await?,
+                Added::Known(id) => match self.queue.ledger.call(move |db| db.job(id)).await? {
+                    Some(job) => self.known(job, ready).await?,
                     None => Fate::Changed,
                 },
                 Added::Unspooled => Fate::Changed,
@@ -120,11 +115,11 @@ impl Intake {
                 Err(e) => fates[at] = later(&e),
             }
         }
-        let copied = self.desk.spool.put_all(&open);
+        let copied = self.queue.spool.put_all(&open);
         for (((at, ready, read_us, request), (file, _)), copied) in copies.into_iter().zip(&open).zip(copied)
         {
             match copied {
-                Ok(spooled) => coming.push(Coming { at, ready, read_us, work: Ok((spooled, request)) }),
+                Ok(spooled) => coming.push(self.coming(at, ready, read_us, Ok((spooled, request)))),
                 Err(Error::Common(Common::Refused { .. })) if changed(file, ready) => {
                     fates[at] = Fate::Changed
                 }
@@ -146,7 +141,7 @@ impl Intake {
         text: String,
     ) -> Coming<'a> {
         let target = away::target(&self.watched.path, &ready.path, false);
-        Coming { at, ready, read_us, work: Err(Refusal { code, text, target }) }
+        self.coming(at, ready, read_us, Err(Refusal { code, text, target }))
     }
 
     /// The picture's settings, and the picture itself, open. [`Error::Refused`] is final, anything else may pass.
@@ -171,10 +166,10 @@ impl Intake {
     }
 
     fn request(&self, ready: &Ready) -> Result<Request> {
-        let defaults = self.desk.defaults();
+        let defaults = self.delivery.defaults.get();
         let request = sidecar::request(&self.watched.path, &ready.path, defaults, draw_seed)?;
         if let Some(outbox) = self.outbox(ready)
-            && self.desk.watches.find(&outbox).is_some()
+            && self.watches.find(&outbox).is_some()
         {
             return Err(Error::refused(
                 ErrorCode::Output,
@@ -194,31 +189,27 @@ impl Intake {
         if ready.below.as_os_str().is_empty() {
             return own.cloned();
         }
-        Some(own.unwrap_or(&self.desk.config().folders.outbox).join(&ready.below))
+        Some(own.unwrap_or(&self.config.get().folders.outbox).join(&ready.below))
     }
 
-    fn job(&self, coming: &Coming<'_>) -> NewJob {
-        let ready = coming.ready;
-        NewJob {
+    /// What a picture is queued with. `read_us` is when its sidecars were read.
+    fn coming<'a>(
+        &self,
+        at: usize,
+        ready: &'a Ready,
+        read_us: i64,
+        work: Result<(Spooled, Request), Refusal>,
+    ) -> Coming<'a> {
+        let submission = Submission {
             owner: ready.owner,
-            watched: true,
-            idempotency_key: None,
+            name: ready.path.file_name().unwrap_or_default().to_owned(),
+            origin: Origin::Folder,
             priority: 0,
             outbox: self.outbox(ready),
-            retry_of: None,
-            per_user: u32::MAX,
-            name: ready.path.file_name().unwrap_or_default().to_owned(),
-            source: Some(Source {
-                path: ready.path.clone(),
-                identity: ready.identity,
-                read_us: coming.read_us,
-            }),
-            work: coming
-                .work
-                .as_ref()
-                .map(|(spooled, request)| (spooled.sha256, Box::new(request.clone())))
-                .map_err(Clone::clone),
-        }
+            source: Some(Source { path: ready.path.clone(), identity: ready.identity, read_us }),
+            work,
+        };
+        Coming { at, ready, submission }
     }
 
     /// A file that has its job.
@@ -226,12 +217,12 @@ impl Intake {
         let id = job.id;
         // Refused unread, and the ledger or the disk refused in its turn: nobody else settles such a job.
         if job.state == State::Finishing && job.image_sha256.is_none() {
-            self.desk.settle(id).await?;
+            self.delivery.settle(id).await?;
             return Ok(Fate::Taken);
         }
         // It has ended, and the picture could not be moved then; perhaps now.
         if !job.state.is_open() {
-            if let Err(e) = self.desk.move_left(job).await {
+            if let Err(e) = self.delivery.move_left(job).await {
                 tracing::debug!(job = id, "the picture of job {id} still cannot be moved: {e}");
             }
             return Ok(Fate::Taken);
@@ -240,15 +231,15 @@ impl Intake {
             && source.path != ready.path
         {
             // A second name of the same file is another wish, for when the first one is done.
-            let root = self.desk.watches.root(&source.path);
+            let root = self.watches.root(&source.path);
             if root::metadata(&root, &source.path).is_ok_and(|meta| Identity::of(&meta) == source.identity) {
                 return Ok(Fate::Waits);
             }
             let path = ready.path.clone();
             source.path.clone_from(&path);
-            self.desk.ledger.call(move |db| db.source_renamed(id, &path)).await?;
+            self.queue.ledger.call(move |db| db.source_renamed(id, &path)).await?;
         }
-        if !self.desk.is_late(&job) {
+        if !self.delivery.is_late(&job) {
             return Ok(Fate::Taken);
         }
         match job.state {
@@ -264,24 +255,19 @@ impl Intake {
         let read_us = sidecar::read_us(&ready.root, &ready.path);
         match self.request(ready) {
             Ok(request) => {
-                if !self.desk.ledger.call(move |db| db.set_request(id, &request, read_us)).await? {
+                if !self.queue.ledger.call(move |db| db.set_request(id, &request, read_us)).await? {
                     return Ok(Fate::Waits);
                 }
                 tracing::info!(job = id, "job {id} has new settings: its sidecar came late");
             }
             Err(Error::Common(Common::Refused { code, text })) => {
-                self.desk.ledger.call(move |db| db.settings_read(id, read_us)).await?;
-                self.desk.end(id, State::Queued, Ended::Failed { code, text }).await?;
+                self.queue.ledger.call(move |db| db.settings_read(id, read_us)).await?;
+                self.delivery.end(id, State::Queued, Ended::Failed { code, text }).await?;
             }
             Err(e) => return Err(e),
         }
         Ok(Fate::Taken)
     }
-}
-
-/// A seed for a job that has none: short enough for a file's name.
-pub fn draw_seed() -> u64 {
-    uuid::Uuid::new_v4().as_u128() as u64 & 0xffff_ffff
 }
 
 fn what(path: &Path) -> String {

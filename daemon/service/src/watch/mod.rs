@@ -7,4 +7,4 @@ mod folders;
 mod intake;
 
 pub use folders::Folders;
-pub use intake::{Intake, draw_seed};
+pub use intake::Intake;

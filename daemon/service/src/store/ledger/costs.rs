@@ -1,10 +1,61 @@
 //! What a job costs, and what earlier ones did.
 
+use animd_protocol::progress::Stage;
 use rusqlite::params;
 
 use super::Store;
 use crate::Result;
-use crate::supervisor::gpu::meter::{Sample, Spent};
+
+/// The GPU at one moment. A value that the card does not tell is missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GpuSample {
+    /// Microseconds since the epoch.
+    pub at_us: i64,
+    /// Milliwatts of the whole board.
+    pub power_mw: Option<u32>,
+    /// Degrees Celsius.
+    pub temperature_c: Option<u32>,
+    /// MHz.
+    pub sm_clock_mhz: Option<u32>,
+    /// MHz.
+    pub memory_clock_mhz: Option<u32>,
+    /// Time in which a kernel ran, in per cent.
+    pub gpu_percent: Option<u32>,
+    /// Time in which memory was read or written, in per cent.
+    pub memory_percent: Option<u32>,
+    /// Bytes in use on the board, by anybody.
+    pub memory_bytes: Option<u64>,
+}
+
+/// Where a figure of energy comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EnergyMethod {
+    /// The card's own counter.
+    Counter,
+    /// Power times time, once a second.
+    Sampled,
+}
+
+impl EnergyMethod {
+    /// `counter` or `sampled`, as the ledger has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Sampled => "sampled",
+        }
+    }
+}
+
+/// The energy of one attempt at a job: of the whole board, idle power included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spent {
+    /// Millijoules.
+    pub energy_mj: u64,
+    /// Where it comes from.
+    pub method: EnergyMethod,
+    /// Millijoules of each stage that the engine told of, in order.
+    pub stages: Vec<(Stage, u64)>,
+}
 
 /// On what a job runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,7 +117,7 @@ impl Store {
     }
 
     /// Writes samples down; for a job that has been forgotten meanwhile, none.
-    pub fn samples(&mut self, id: u64, attempt: u32, samples: &[Sample]) -> Result<()> {
+    pub fn samples(&mut self, id: u64, attempt: u32, samples: &[GpuSample]) -> Result<()> {
         let change = self.db.transaction()?;
         {
             let mut insert = change.prepare_cached(

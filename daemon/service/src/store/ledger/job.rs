@@ -11,6 +11,8 @@ use animd_protocol::request::Request;
 use rusqlite::Row;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 
+use crate::store::spool::Spool;
+
 /// Where a job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
@@ -140,6 +142,13 @@ pub struct NewJob {
     pub retry_of: Option<u64>,
     /// The spooled picture and the resolved settings, or why there is none.
     pub work: Result<(/* sha256 */ [u8; 32], Box<Request>), Refusal>,
+}
+
+impl NewJob {
+    /// Whether the spool has its picture.
+    pub fn has_picture(&self, spool: &Spool) -> bool {
+        self.work.as_ref().is_ok_and(|(sha256, _)| spool.has(sha256))
+    }
 }
 
 /// Why a picture was not even queued; it still gets a row, and ends as failed.

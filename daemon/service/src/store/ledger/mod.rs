@@ -19,7 +19,7 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-pub use costs::{Costs, Energy, Known, Placed};
+pub use costs::{Costs, Energy, EnergyMethod, GpuSample, Known, Placed, Spent};
 pub use job::{Added, Ended, Job, NewJob, Outcome, Refusal, Source, State, Succeeded};
 pub use keep::Kind;
 pub use stats::{By, Sum};
@@ -126,11 +126,11 @@ impl Ledger {
 /// Writes jobs down in one transaction, or, if that fails, each in its own, so that each gets its own answer.
 fn add_together(store: &mut Store, coming: Vec<Coming>, spool: &Spool) {
     let (jobs, replies): (Vec<_>, Vec<_>) = coming.into_iter().unzip();
-    let together = store.add_all(&jobs, |job| spool.has(job));
+    let together = store.add_all(&jobs, |job| job.has_picture(spool));
     for (at, (job, reply)) in jobs.iter().zip(replies).enumerate() {
         let added = match &together {
             Ok(added) => Ok(added[at]),
-            Err(_) => store.add(job, || spool.has(job)),
+            Err(_) => store.add(job, || job.has_picture(spool)),
         };
         let whole = added.and_then(|added| match added {
             Added::New(id) => Ok((added, store.job(id)?)),

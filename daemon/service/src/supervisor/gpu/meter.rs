@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::nvml::Driver;
-use crate::store::ledger::Ledger;
+use crate::store::ledger::{EnergyMethod, GpuSample, Ledger, Spent};
 
 /// Between two samples.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -21,71 +21,18 @@ const BATCH: usize = 10;
 /// How long the last reading may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// The GPU at one moment. A value that the card does not tell is missing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sample {
-    /// Microseconds since the epoch.
-    pub at_us: i64,
-    /// Milliwatts of the whole board.
-    pub power_mw: Option<u32>,
-    /// Degrees Celsius.
-    pub temperature_c: Option<u32>,
-    /// MHz.
-    pub sm_clock_mhz: Option<u32>,
-    /// MHz.
-    pub memory_clock_mhz: Option<u32>,
-    /// Time in which a kernel ran, in per cent.
-    pub gpu_percent: Option<u32>,
-    /// Time in which memory was read or written, in per cent.
-    pub memory_percent: Option<u32>,
-    /// Bytes in use on the board, by anybody.
-    pub memory_bytes: Option<u64>,
-}
-
-impl Sample {
-    fn take(device: &Device<'_>) -> Self {
-        let utilization = device.utilization_rates().ok();
-        Self {
-            at_us: now_us(),
-            power_mw: device.power_usage().ok(),
-            temperature_c: device.temperature(TemperatureSensor::Gpu).ok(),
-            sm_clock_mhz: device.clock_info(Clock::SM).ok(),
-            memory_clock_mhz: device.clock_info(Clock::Memory).ok(),
-            gpu_percent: utilization.as_ref().map(|u| u.gpu),
-            memory_percent: utilization.as_ref().map(|u| u.memory),
-            memory_bytes: device.memory_info().ok().map(|m| m.used),
-        }
+fn sample(device: &Device<'_>) -> GpuSample {
+    let utilization = device.utilization_rates().ok();
+    GpuSample {
+        at_us: now_us(),
+        power_mw: device.power_usage().ok(),
+        temperature_c: device.temperature(TemperatureSensor::Gpu).ok(),
+        sm_clock_mhz: device.clock_info(Clock::SM).ok(),
+        memory_clock_mhz: device.clock_info(Clock::Memory).ok(),
+        gpu_percent: utilization.as_ref().map(|u| u.gpu),
+        memory_percent: utilization.as_ref().map(|u| u.memory),
+        memory_bytes: device.memory_info().ok().map(|m| m.used),
     }
-}
-
-/// Where a figure of energy comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// The card's own counter.
-    Counter,
-    /// Power times time, once a second.
-    Sampled,
-}
-
-impl Method {
-    /// `counter` or `sampled`, as the ledger has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Sampled => "sampled",
-        }
-    }
-}
-
-/// The energy of one attempt at a job: of the whole board, idle power included.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spent {
-    /// Millijoules.
-    pub energy_mj: u64,
-    /// Where it comes from.
-    pub method: Method,
-    /// Millijoules of each stage that the engine told of, in order.
-    pub stages: Vec<(Stage, u64)>,
 }
 
 /// Runs while a job does.
@@ -148,7 +95,7 @@ fn watch(
         .ok()?;
     let mut counted = Counted::default();
     let mut batch = Vec::new();
-    let flush = |batch: &mut Vec<Sample>| {
+    let flush = |batch: &mut Vec<GpuSample>| {
         let samples = std::mem::take(batch);
         if samples.is_empty() {
             return;
@@ -160,7 +107,7 @@ fn watch(
     let mut next = Instant::now();
     loop {
         let order = orders.recv_timeout(next.saturating_duration_since(Instant::now()));
-        let sample = Sample::take(&device);
+        let sample = sample(&device);
         counted.read(Instant::now(), sample.power_mw, device.total_energy_consumption().ok());
         match order {
             Err(RecvTimeoutError::Timeout) => {
@@ -231,13 +178,13 @@ impl Counted {
     fn end(self) -> Option<Spent> {
         let last = self.sums();
         let method = match self.counter {
-            Some(Ok(_)) => Method::Counter,
-            _ if self.powered => Method::Sampled,
+            Some(Ok(_)) => EnergyMethod::Counter,
+            _ if self.powered => EnergyMethod::Sampled,
             _ => return None,
         };
         let of = |from: Sums, to: Sums| match method {
-            Method::Counter => to.counter_mj - from.counter_mj,
-            Method::Sampled => (to.sampled_mj - from.sampled_mj).round() as u64,
+            EnergyMethod::Counter => to.counter_mj - from.counter_mj,
+            EnergyMethod::Sampled => (to.sampled_mj - from.sampled_mj).round() as u64,
         };
         let mut stages: Vec<(Stage, u64)> = Vec::new();
         for (i, (stage, from)) in self.marks.iter().enumerate() {
@@ -278,7 +225,7 @@ mod tests {
             (Some(300_000), Some(5_500_000), None),
         ]);
         let stages = vec![(Stage::Text, 190_000), (Stage::Denoise, 310_000)];
-        assert_eq!(got, Some(Spent { energy_mj: 500_000, method: Method::Counter, stages }));
+        assert_eq!(got, Some(Spent { energy_mj: 500_000, method: EnergyMethod::Counter, stages }));
     }
 
     #[test]
@@ -286,12 +233,12 @@ mod tests {
         let text = Some(Stage::Text);
         let rising = [(Some(100_000), None, text), (Some(300_000), None, None), (Some(300_000), None, None)];
         let got = spent(&rising).expect("powered");
-        assert_eq!((got.energy_mj, got.method), (500_000, Method::Sampled));
+        assert_eq!((got.energy_mj, got.method), (500_000, EnergyMethod::Sampled));
         assert_eq!(got.stages, [(Stage::Text, 500_000)]);
         // A counter that falls is one that somebody reset; one that fails once is not read across the gap.
         for (first, second) in [(Some(9), Some(3)), (Some(9), None), (None, Some(9))] {
             let got = spent(&[(Some(100_000), first, None), (Some(100_000), second, None)]).expect("powered");
-            assert_eq!((got.energy_mj, got.method), (100_000, Method::Sampled));
+            assert_eq!((got.energy_mj, got.method), (100_000, EnergyMethod::Sampled));
         }
         // One missed reading of the power is bridged by its neighbours.
         let got = spent(&[(Some(100_000), None, None), (None, None, None), (Some(100_000), None, None)]);

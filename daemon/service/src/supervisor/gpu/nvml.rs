@@ -32,6 +32,9 @@ pub struct Driver {
     patience: Duration,
     /// Since when a look is under way.
     busy: Arc<Mutex<Option<Instant>>>,
+    /// What it says without being asked.
+    #[cfg(test)]
+    answer: Option<Machine>,
 }
 
 impl Default for Driver {
@@ -45,7 +48,19 @@ impl Default for Driver {
 impl Driver {
     /// Another library.
     pub fn new(library: impl Into<PathBuf>) -> Self {
-        Self { library: library.into(), patience: PATIENCE, busy: Arc::default() }
+        Self {
+            library: library.into(),
+            patience: PATIENCE,
+            busy: Arc::default(),
+            #[cfg(test)]
+            answer: None,
+        }
+    }
+
+    /// One that always says the same, at once.
+    #[cfg(test)]
+    pub fn answering(machine: Machine) -> Self {
+        Self { answer: Some(machine), ..Self::new(LIBRARY) }
     }
 
     /// The same with another patience for a look.
@@ -64,6 +79,10 @@ impl Driver {
 
     /// Asks the driver for everything. What `own`, the engine's process, holds counts as free.
     pub async fn look(&self, own: Option<u32>) -> Machine {
+        #[cfg(test)]
+        if let Some(machine) = &self.answer {
+            return machine.clone();
+        }
         let silent = |since: Instant| {
             let why = format!("the driver has not answered for {} seconds", since.elapsed().as_secs());
             Machine::Failed { why }

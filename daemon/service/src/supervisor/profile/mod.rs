@@ -61,6 +61,8 @@ struct State {
 #[derive(Clone)]
 pub struct Profiles {
     state: Arc<Mutex<State>>,
+    /// The configured model, once its engine has opened it.
+    model: Arc<Mutex<Option<Arc<Recipe>>>>,
     changed: watch::Sender<()>,
     new_start: watch::Sender<bool>,
 }
@@ -81,6 +83,7 @@ impl Default for Profiles {
         let state = State { profiles, machine, kernels, recipe: None, choice: Arc::new(choice) };
         Self {
             state: Arc::new(Mutex::new(state)),
+            model: Arc::default(),
             changed: watch::Sender::new(()),
             new_start: watch::Sender::new(false),
         }
@@ -105,6 +108,16 @@ impl Profiles {
     /// What the engine was built for, as far as it has said.
     pub fn kernels(&self) -> Kernels {
         self.with(|state| state.kernels.clone())
+    }
+
+    /// The configured model, once its engine has opened it.
+    pub fn recipe(&self) -> Option<Arc<Recipe>> {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The engine has opened the model's files, or another model is configured.
+    pub fn set_recipe(&self, recipe: Option<Arc<Recipe>>) {
+        *self.model.lock().unwrap_or_else(PoisonError::into_inner) = recipe;
     }
 
     /// Told of every new choice.

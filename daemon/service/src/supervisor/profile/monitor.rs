@@ -1,4 +1,4 @@
-//! Keeps the choice fresh for the supervisor: looks when something may have changed, and meters jobs.
+//! Keeps the choice fresh for the supervisor: looks when something may have changed.
 //!
 //! A choice that is as it should be is not looked at again while the engine lives, so that an idle service does not
 //! wake the card. Any other is: before a job, and now and then, at growing intervals.
@@ -12,15 +12,12 @@ use animd_common::config;
 use animd_common::profiles::{FOLDERS, is_file, load, read};
 use animd_protocol::messages::Kernels;
 use animd_protocol::profile::Profile;
-use animd_protocol::progress::Stage;
 use animd_protocol::recipe::Recipe;
 use tokio::time::Instant;
 
-use super::{Choice, Verdict, Wish};
-use crate::delivery::Desk;
-use crate::store::ledger::{Ended, Placed};
+use super::{Choice, Profiles, Verdict, Wish};
+use crate::config::{CurrentConfig, Defaults};
 use crate::supervisor::gpu::Machine;
-use crate::supervisor::gpu::meter::{Ending, Meter};
 use crate::supervisor::gpu::nvml::Driver;
 use crate::{Error, Result};
 
@@ -33,9 +30,11 @@ const FRESH: Duration = Duration::from_secs(3);
 /// The file in the state folder that tells the engine its profile.
 const FILE: &str = "profile.toml";
 
-/// The supervisor's hand in profiles and costs.
+/// Watches over the choice of the profile.
 pub struct ProfileMonitor {
-    desk: Arc<Desk>,
+    config: CurrentConfig,
+    defaults: Defaults,
+    profiles: Profiles,
     driver: Driver,
     /// What the engine was built for; `None` until one has said so.
     kernels: Option<Kernels>,
@@ -49,14 +48,9 @@ pub struct ProfileMonitor {
     pause: Duration,
     /// Whether the driver was there when it was first asked.
     there_at_first: Option<bool>,
-    /// The job and the attempt that run, with their meter.
-    meter: Option<(u64, u32, Meter)>,
-    /// Those that ran last.
-    ended: Option<(u64, u32, Ending)>,
-    stage: Option<Stage>,
 }
 
-/// How the engine shall be started.
+/// How the engine is to be started.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Start {
     /// What of the configuration it is started with.
@@ -65,16 +59,18 @@ pub struct Start {
     profile: Profile,
     /// The profile's file.
     pub file: PathBuf,
-    /// What `CUDA_VISIBLE_DEVICES` shall be: the GPU's UUID, or empty for none.
+    /// What `CUDA_VISIBLE_DEVICES` has to be: the GPU's UUID, or empty for none.
     pub visible: String,
 }
 
 impl ProfileMonitor {
-    /// For one service.
-    pub fn new(desk: Arc<Desk>) -> Self {
+    /// Chooses for one service, by what `driver` says.
+    pub fn new(config: CurrentConfig, defaults: Defaults, profiles: Profiles, driver: Driver) -> Self {
         Self {
-            desk,
-            driver: Driver::default(),
+            config,
+            defaults,
+            profiles,
+            driver,
             kernels: None,
             recipe: None,
             asked: None,
@@ -82,21 +78,24 @@ impl ProfileMonitor {
             looked: None,
             pause: FIRST_PAUSE,
             there_at_first: None,
-            meter: None,
-            ended: None,
-            stage: None,
         }
+    }
+
+    /// Where the driver is asked.
+    pub fn driver(&self) -> Driver {
+        self.driver.clone()
     }
 
     /// Asks the driver and chooses. `engine` is the engine's process, whose memory counts as free.
     pub async fn look(&mut self, engine: Option<u32>) -> Arc<Choice> {
         let wish = self.reload();
         let machine = self.driver.look(engine).await;
-        let before = self.desk.profiles.choice();
+        let before = self.profiles.choice();
         let kernels = self.kernels.clone().unwrap_or_default();
-        let choice = self.desk.profiles.decide(machine, kernels, self.recipe.clone(), &wish);
+        let choice = self.profiles.decide(machine, kernels, self.recipe.clone(), &wish);
+        self.defaults.set_profile(self.profiles.settings());
         self.looked = Some(Instant::now());
-        self.there_at_first.get_or_insert(!matches!(self.desk.profiles.machine(), Machine::NoDriver { .. }));
+        self.there_at_first.get_or_insert(!matches!(self.profiles.machine(), Machine::NoDriver { .. }));
         self.pause = match *choice == *before {
             true => (self.pause * 2).min(LONGEST_PAUSE),
             false => FIRST_PAUSE,
@@ -110,7 +109,7 @@ impl ProfileMonitor {
 
     /// Reads the folders and the configuration's wish.
     fn reload(&mut self) -> Wish {
-        let asked = self.desk.config().profile.clone();
+        let asked = self.config.get().profile.clone();
         let mut wish = Wish { profile: asked.name.clone(), gpu: asked.gpu.clone() };
         let (mut profiles, mut mistakes) = load(&FOLDERS.map(PathBuf::from));
         if is_file(&wish.profile) {
@@ -126,7 +125,7 @@ impl ProfileMonitor {
         for mistake in mistakes {
             tracing::error!("{mistake}");
         }
-        self.desk.profiles.set_profiles(profiles);
+        self.profiles.set_profiles(profiles);
         self.asked = Some(asked);
         wish
     }
@@ -134,18 +133,18 @@ impl ProfileMonitor {
     /// When the choice has to be looked at again though nothing happens.
     pub fn due(&self) -> Option<Instant> {
         let looked = self.looked?;
-        (self.desk.profiles.choice().state != Verdict::Ready).then(|| looked + self.pause)
+        (self.profiles.choice().state != Verdict::Ready).then(|| looked + self.pause)
     }
 
     /// Whether it is time to look: at first, when the configuration says something else, and when the pause is over.
     pub fn is_due(&self) -> bool {
-        let asked = self.asked.as_ref() == Some(&self.desk.config().profile);
+        let asked = self.asked.as_ref() == Some(&self.config.get().profile);
         !asked || self.due().is_some_and(|due| Instant::now() >= due)
     }
 
     /// Whether a job is reason enough to look: not if all is well, or if it was done just now.
     pub fn is_stale(&self) -> bool {
-        self.desk.profiles.choice().state != Verdict::Ready && !self.is_fresh()
+        self.profiles.choice().state != Verdict::Ready && !self.is_fresh()
     }
 
     /// Whether the driver was asked just now.
@@ -156,7 +155,7 @@ impl ProfileMonitor {
     /// The driver's devices appeared after the service began, when its sandbox no longer lets new ones in: only a new
     /// start helps. Not told again by the next service, which finds the driver there at first.
     pub fn needs_new_start(&self) -> bool {
-        self.there_at_first == Some(false) && matches!(self.desk.profiles.machine(), Machine::Refused { .. })
+        self.there_at_first == Some(false) && matches!(self.profiles.machine(), Machine::Refused { .. })
     }
 
     /// How to start the engine by the choice; `None` while there is none.
@@ -175,8 +174,8 @@ impl ProfileMonitor {
     }
 
     fn wanted(&self) -> Option<Start> {
-        let choice = self.desk.profiles.choice();
-        let config = self.desk.config();
+        let choice = self.profiles.choice();
+        let config = self.config.get();
         let file = config.folders.state.join(FILE);
         let engine = format!("{:?}", config.engine_identity());
         if self.kernels.is_none() {
@@ -202,53 +201,6 @@ impl ProfileMonitor {
             self.kernels = Some(kernels.clone());
             self.recipe = recipe;
             self.look(engine).await;
-        }
-    }
-
-    /// Writes down on what a job runs, and begins to meter it.
-    pub async fn job_starts(&mut self, id: u64, attempt: u32) {
-        let choice = self.desk.profiles.choice();
-        let card = choice.used_gpu();
-        let placed = Placed {
-            profile: choice.profile.as_ref().map(|p| p.name.clone()),
-            gpu_uuid: card.map(|c| c.uuid.clone()),
-            gpu_name: card.map(|c| c.name.clone()),
-            driver: card.and_then(|_| self.desk.profiles.machine().driver().map(str::to_owned)),
-        };
-        if let Err(e) = self.desk.ledger.call(move |db| db.placed(id, &placed)).await {
-            tracing::warn!(job = id, "the profile of job {id} is not written down: {e}");
-        }
-        self.stage = None;
-        self.meter = card
-            .and_then(|card| Meter::start(&self.driver, &card.uuid, &self.desk.ledger, id, attempt))
-            .map(|meter| (id, attempt, meter));
-    }
-
-    /// Where the engine is with its job.
-    pub fn stage(&mut self, stage: Stage) {
-        if self.stage.replace(stage) != Some(stage)
-            && let Some((_, _, meter)) = &self.meter
-        {
-            meter.stage(stage);
-        }
-    }
-
-    /// Ends the metering of the attempt that runs.
-    pub fn attempt_ends(&mut self) {
-        self.ended = self.meter.take().map(|(id, attempt, meter)| (id, attempt, meter.end()));
-    }
-
-    /// Writes down what a job that ends so has cost.
-    pub async fn job_ends(&mut self, id: u64, ended: &Ended) {
-        let Some((job, attempt, spent)) = self.ended.take() else { return };
-        let Some(spent) = spent.sum().await.filter(|_| job == id) else { return };
-        let stages = match ended {
-            Ended::Done(done) => done.report.seconds.iter().map(|(name, _)| name.clone()).collect(),
-            _ => Vec::new(),
-        };
-        let written = self.desk.ledger.call(move |db| db.spent(id, attempt, &spent, &stages)).await;
-        if let Err(e) = written {
-            tracing::warn!(job = id, "the energy of job {id} is lost: {e}");
         }
     }
 }

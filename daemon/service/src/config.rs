@@ -1,0 +1,55 @@
+//! The configuration in force, and what jobs get that say nothing else.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use animd_common::config::Config;
+use animd_protocol::request::Settings;
+
+/// The configuration in force; cheap to clone. A reload puts another one in its place.
+#[derive(Clone, Default)]
+pub struct CurrentConfig {
+    now: Arc<RwLock<Arc<Config>>>,
+}
+
+impl CurrentConfig {
+    /// Starts with this configuration.
+    pub fn new(config: Config) -> Self {
+        Self { now: Arc::new(RwLock::new(Arc::new(config))) }
+    }
+
+    /// The configuration as it is now; it may be another one at the next call.
+    pub fn get(&self) -> Arc<Config> {
+        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts another configuration in force, and returns the one before it.
+    pub fn replace(&self, config: Arc<Config>) -> Arc<Config> {
+        std::mem::replace(&mut *self.now.write().unwrap_or_else(PoisonError::into_inner), config)
+    }
+}
+
+/// The settings of jobs that say nothing else: those of the configuration, then those of the profile in use. Cheap to
+/// clone.
+#[derive(Clone, Default)]
+pub struct Defaults {
+    config: CurrentConfig,
+    profile: Arc<RwLock<Settings>>,
+}
+
+impl Defaults {
+    /// Those of the configuration, until a profile is chosen.
+    pub fn new(config: CurrentConfig) -> Self {
+        Self { config, profile: Arc::default() }
+    }
+
+    /// The defaults as they are now.
+    pub fn get(&self) -> Settings {
+        let profile = self.profile.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.config.get().defaults.clone().or(profile)
+    }
+
+    /// Another profile is in use, with these settings.
+    pub fn set_profile(&self, settings: Settings) {
+        *self.profile.write().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+}

@@ -1,0 +1,74 @@
+//! The picture in the watched folder: whether it says something else by now, and where it goes when its job has ended.
+
+use std::path::PathBuf;
+
+use animd_common::Error as Common;
+use animd_common::tasks::blocking;
+use animd_common::watch::away::{self, Leaving};
+use animd_common::watch::sidecar;
+
+use super::Delivery;
+use crate::Result;
+use crate::store::ledger::{Job, Outcome};
+
+impl Delivery {
+    /// Where the source of a job goes when it ends like this.
+    pub fn source_target(&self, job: &Job, outcome: Outcome) -> Option<PathBuf> {
+        let source = &job.source.as_ref()?.path;
+        away::target(&self.watches.root(source), source, outcome == Outcome::Done)
+    }
+
+    /// Whether a picture's sidecars say something else than its job has, since they were read.
+    pub fn is_late(&self, job: &Job) -> bool {
+        let Some(source) = &job.source else { return false };
+        let root = self.watches.root(&source.path);
+        if sidecar::changed_us(&root, &source.path).is_none_or(|changed_us| changed_us <= source.read_us) {
+            return false;
+        }
+        let seed = || job.request.as_ref().map_or(0, |request| request.seed);
+        match sidecar::request(&root, &source.path, self.defaults.get(), seed) {
+            Ok(request) => job.request.as_ref() != Some(&request),
+            Err(Common::Refused { text, .. }) => job.error_text.as_ref() != Some(&text),
+            Err(_) => false,
+        }
+    }
+
+    /// Moves the picture and its sidecars out of the watched folder, if it is still the one that was taken. With a
+    /// sidecar that came late it stays, and is a new wish.
+    pub(super) fn put_source(&self, job: &Job) -> Result<()> {
+        let (Some(source), Some(target)) = (&job.source, job.source_target.clone()) else {
+            return Ok(());
+        };
+        let id = job.id;
+        if job.outcome != Some(Outcome::Canceled) && self.is_late(job) {
+            tracing::info!(job = id, "the picture of job {id} stays for another job: its sidecar came late");
+            return Ok(());
+        }
+        let leaving = Leaving {
+            source: &source.path,
+            identity: source.identity,
+            target,
+            note: job.error_text.as_deref().filter(|_| job.outcome != Some(Outcome::Done)),
+            // What changed since, and says the same, goes with it.
+            sidecars_until_us: match job.outcome {
+                Some(Outcome::Canceled) => source.read_us,
+                _ => i64::MAX,
+            },
+        };
+        leaving.put_away(|target| {
+            let path = target.to_owned();
+            self.ledger.call_blocking(move |db| db.set_source_target(id, &path))
+        })
+    }
+
+    /// Tries once more to move a picture away whose job has ended.
+    pub async fn move_left(&self, job: Job) -> Result<()> {
+        let delivery = self.clone();
+        blocking(move || {
+            let id = job.id;
+            delivery.put_source(&job)?;
+            delivery.ledger.call_blocking(move |db| db.source_moved(id))
+        })
+        .await
+    }
+}

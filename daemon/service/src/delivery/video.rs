@@ -1,0 +1,127 @@
+//! The video: what the engine left is looked at, and gets its name or another place.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use animd_common::files::{self, output_name, rename_new, show};
+use animd_common::watch::away::sync_or_warn;
+use animd_protocol::ErrorCode;
+use animd_protocol::messages::Report;
+
+use super::{Delivery, LOOK};
+use crate::store::ledger::{Ended, Job, Succeeded};
+use crate::{Error, Result};
+
+impl Delivery {
+    pub(super) fn examine_blocking(&self, job: &Job, report: Report) -> Ended {
+        let part = self.part(job);
+        let failed = |text: String| Ended::Failed { code: ErrorCode::Output, text };
+        let (mut file, meta) = match files::open_regular(&part) {
+            Ok(open) => open,
+            Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
+        };
+        if meta.len() == 0 {
+            return failed(format!("the engine left `{}` empty; {LOOK}", show(&part)));
+        }
+        if meta.len() != report.bytes {
+            return failed(format!(
+                "the engine wrote {} bytes, and `{}` has {}; is another program at work in the outbox? {LOOK}",
+                report.bytes,
+                show(&part),
+                meta.len()
+            ));
+        }
+        let hashed = files::hash(&mut file, |_| Ok(())).and_then(|sha| {
+            file.set_permissions(fs::Permissions::from_mode(0o640))?;
+            file.sync_all()?;
+            Ok(sha)
+        });
+        let sha256 = match hashed {
+            Ok(sha) => sha,
+            Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
+        };
+        let seed = job.request.as_ref().map_or(report.seed, |r| r.seed);
+        let output = free_output(&self.outbox(job), &job.name, seed);
+        Ended::Done(Box::new(Succeeded { report, output, bytes: meta.len(), sha256 }))
+    }
+
+    /// Copies a finished video that its outbox refuses to where videos for callers lie. False if that fails, too.
+    pub(super) fn save_video(&self, job: &Job, refused: &Error) -> Result<bool> {
+        let (id, part, dir) = (job.id, self.part(job), self.results.dir());
+        let output = dir.join(format!("{}.mp4", job.uuid));
+        let copied = match fs::create_dir_all(dir).and_then(|()| files::copy_new(&part, &output)) {
+            // Copies are whole, and the name is this job's alone: a crash came between it and the ledger.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            copied => copied,
+        };
+        if let Err(e) = copied.and_then(|()| files::sync_dir(dir)) {
+            tracing::error!(job = id, "the video of job {id} cannot be kept elsewhere either: {e}");
+            return Ok(false);
+        }
+        tracing::error!(
+            job = id,
+            "the outbox takes no video ({refused}): that of job {id} is kept by the service for retention.results_days; \
+             `animctl fetch {id} FILE` copies it"
+        );
+        self.ledger.call_blocking(move |db| db.set_output(id, &output))?;
+        _ = fs::remove_file(&part);
+        Ok(true)
+    }
+
+    /// Renames the unfinished file to the video's name. False if there is neither.
+    pub(super) fn put_video(&self, job: &Job) -> Result<bool> {
+        let part = self.part(job);
+        let Some(mut output) = job.output.clone() else { return Ok(false) };
+        let dir = output.parent().unwrap_or(Path::new("/")).to_owned();
+        loop {
+            match rename_new(&part, &output) {
+                Ok(()) => break,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    // Linked, but not yet unlinked, where the file system cannot rename without replacing.
+                    let ino = |path: &Path| fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()));
+                    if let (Ok(a), Ok(b)) = (ino(&part), ino(&output))
+                        && a == b
+                    {
+                        fs::remove_file(&part).map_err(Error::file("remove", &part))?;
+                        break;
+                    }
+                    let seed = job.request.as_ref().map_or(0, |r| r.seed);
+                    output = free_output(&dir, &job.name, seed);
+                    let (id, path) = (job.id, output.clone());
+                    tracing::info!(job = id, "the name of job {id}'s video is taken; it gets a number");
+                    self.ledger.call_blocking(move |db| db.set_output(id, &path))?;
+                }
+                // Renamed before, unless what lies there is somebody else's.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    if !dir.is_dir() {
+                        return Err(Error::file("find", &dir)(e));
+                    }
+                    return holds(&output, job.output_sha256).map_err(Error::file("read", &output));
+                }
+                Err(e) => return Err(Error::file("create", &output)(e)),
+            }
+        }
+        sync_or_warn(&dir);
+        Ok(true)
+    }
+}
+
+/// Whether `path` is a regular file with these contents.
+fn holds(path: &Path, sha256: Option<[u8; 32]>) -> io::Result<bool> {
+    match files::open_regular(path) {
+        Ok((mut file, _)) => Ok(Some(files::hash(&mut file, |_| Ok(()))?) == sha256),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// `STEM-SEED.mp4`, with a number if that exists.
+fn free_output(dir: &Path, name: &OsStr, seed: u64) -> PathBuf {
+    (1..u32::MAX)
+        .map(|n| dir.join(output_name(name, seed, n)))
+        .find(|path| fs::symlink_metadata(path).is_err())
+        .unwrap_or_else(|| dir.join("video.mp4"))
+}

@@ -1,0 +1,122 @@
+//! Another try at a job that has ended.
+
+use std::future::ready;
+
+use animd_common::files::show;
+use animd_protocol::ErrorCode;
+use animd_protocol::request::{Request, Sampler, Settings, StepCache};
+
+use super::{Origin, Queue, Submission, draw_seed};
+use crate::store::ledger::Added;
+use crate::{Error, Result};
+
+/// What another try at a job does otherwise than the first one.
+#[derive(Clone, Debug, Default)]
+pub struct Retry {
+    /// Settings in place of the job's own.
+    pub settings: Settings,
+    /// Draw a seed, where `settings` has none; without it the same video is made again.
+    pub new_seed: bool,
+}
+
+impl Queue {
+    /// Queues an ended job's picture once more, with its settings but for what `retry` changes, and gives the new job's
+    /// number. The new job has the same owner, name, priority and place for its video.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `not-found`; `not-ready` for an open job, or one without settings or picture;
+    /// `invalid-setting`; `queue-full`.
+    pub async fn retry(&self, id: u64, retry: Retry) -> Result<u64> {
+        let job = self.ended(id, "retried").await?;
+        let gone = |what: &str| {
+            let name = show(&job.name);
+            Error::refused(
+                ErrorCode::NotReady,
+                format!("{what}; submit `{name}` again in place of retrying job {id}"),
+            )
+        };
+        let request = job
+            .request
+            .as_ref()
+            .ok_or_else(|| gone("the settings of this job cannot be read, or never could"))?;
+        let request = overridden(request, retry)?;
+        let spooled = job
+            .image_sha256
+            .and_then(|sha256| self.spool.hold(sha256))
+            .ok_or_else(|| gone("the service's copy of the picture is gone (retention.pictures_days)"))?;
+        let submission = Submission {
+            owner: job.owner,
+            name: job.name.clone(),
+            origin: Origin::Retry(id),
+            priority: job.priority,
+            outbox: job.outbox.clone(),
+            source: None,
+            work: Ok((spooled, request)),
+        };
+        match self.submit(submission, |_| ready(Ok(()))).await? {
+            Added::New(new) => Ok(new),
+            Added::Full => Err(Error::refused(
+                ErrorCode::QueueFull,
+                format!(
+                    "user {} has {} open jobs, which is the limit (queue.per_user); wait for one, or cancel one",
+                    job.owner,
+                    self.config.get().queue.per_user
+                ),
+            )),
+            Added::Known(_) | Added::Unspooled => Err(gone("the service's copy of the picture is gone")),
+        }
+    }
+}
+
+/// A request with some settings changed. What hangs on a changed setting and is not given is resolved anew.
+fn overridden(request: &Request, retry: Retry) -> Result<Request> {
+    let unreadable =
+        |e| Error::refused(ErrorCode::InvalidSetting, format!("its settings cannot be read: {e}"));
+    let mut old: Settings =
+        serde_json::to_value(request).and_then(serde_json::from_value).map_err(unreadable)?;
+    let Retry { settings: new, new_seed } = retry;
+    if new.sampler.is_some_and(|sampler| sampler != request.sampler) {
+        (old.steps, old.shift, old.guidance) = (None, None, None);
+        if new.sampler != Some(Sampler::Unipc) {
+            old.step_cache = None;
+        }
+    }
+    if new.size.is_some_and(|size| size.is_480p() != request.size.is_480p()) {
+        old.shift = None;
+    }
+    if new.step_cache.is_some_and(|cache| cache != request.step_cache)
+        || request.step_cache == StepCache::None
+    {
+        old.step_cache_threshold = None;
+    }
+    if new_seed {
+        old.seed = None;
+    }
+    Ok(new.or(old).resolve(draw_seed)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_try_is_the_same_but_for_what_is_asked() -> Result<()> {
+        let with = |settings: Settings| Retry { settings, new_seed: false };
+        let first = Settings { prompt: Some("a".into()), seed: Some(7), ..Settings::default() };
+        let first = first.resolve(|| 0)?;
+        assert_eq!(overridden(&first, Retry::default())?, first);
+        let other = overridden(&first, with(Settings { prompt: Some("b".into()), ..Settings::default() }))?;
+        assert_eq!((other.prompt.as_str(), other.seed), ("b", 7));
+        let distilled = Settings { sampler: Some(Sampler::Distill), ..Settings::default() };
+        let other = overridden(&first, with(distilled))?;
+        assert_eq!((other.steps, other.guidance, other.shift), (4, 1.0, 5.0));
+        let cached = Settings { step_cache: Some(StepCache::Magcache), ..Settings::default() };
+        assert_eq!(overridden(&first, with(cached))?.step_cache_threshold, 0.12);
+        let large = Settings { size: Some(animd_protocol::request::Size::P720), ..Settings::default() };
+        assert_eq!(overridden(&first, with(large))?.shift, 5.0);
+        let drawn = overridden(&first, Retry { new_seed: true, ..Retry::default() })?;
+        assert!(drawn.seed != 7);
+        assert!(overridden(&first, with(Settings { steps: Some(0), ..Settings::default() })).is_err());
+        Ok(())
+    }
+}

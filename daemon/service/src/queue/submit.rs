@@ -1,0 +1,155 @@
+//! The one way in: every job is written down here, whoever wants it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use animd_common::files::show;
+use animd_common::tasks::blocking;
+use animd_protocol::request::Request;
+
+use super::Queue;
+use crate::Result;
+use crate::events::Change;
+use crate::store::ledger::{Added, Job, NewJob, Refusal, Source};
+use crate::store::{Spooled, release_picture};
+
+/// Who wants a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A caller of the bus. The same key from the same user gives the same job.
+    Bus {
+        /// The caller's own name for the job.
+        idempotency_key: Option<String>,
+    },
+    /// A watched folder.
+    Folder,
+    /// Somebody who wants another try at this job.
+    Retry(u64),
+}
+
+/// A job that somebody wants. Its picture stays in the spool while this is held.
+pub struct Submission {
+    /// Who may see its prompt and fetch its video.
+    pub owner: u32,
+    /// The picture's name.
+    pub name: OsString,
+    /// Who wants it.
+    pub origin: Origin,
+    /// Before the others that wait, if it is larger than theirs.
+    pub priority: i32,
+    /// The folder for its video; `None` is the configured one.
+    pub outbox: Option<PathBuf>,
+    /// The file in a watched folder that is moved when the job has ended.
+    pub source: Option<Source>,
+    /// The spooled picture and the resolved settings, or why there is none.
+    pub work: Result<(Spooled, Request), Refusal>,
+}
+
+impl Submission {
+    /// The row for the ledger. A user's limit of open jobs is not for what lies in folders.
+    fn row(&self, per_user: u32) -> NewJob {
+        let (idempotency_key, retry_of) = match &self.origin {
+            Origin::Bus { idempotency_key } => (idempotency_key.clone(), None),
+            Origin::Folder => (None, None),
+            Origin::Retry(id) => (None, Some(*id)),
+        };
+        NewJob {
+            owner: self.owner,
+            watched: self.source.is_some(),
+            idempotency_key,
+            per_user: if self.origin == Origin::Folder { u32::MAX } else { per_user },
+            name: self.name.clone(),
+            source: self.source.clone(),
+            priority: self.priority,
+            outbox: self.outbox.clone(),
+            retry_of,
+            work: match &self.work {
+                Ok((spooled, request)) => Ok((spooled.sha256, Box::new(request.clone()))),
+                Err(refusal) => Err(refusal.clone()),
+            },
+        }
+    }
+
+    /// Says in the log where job `id` comes from.
+    fn log(&self, id: u64) {
+        match &self.origin {
+            Origin::Bus { .. } => tracing::info!(job = id, "job {id} comes from user {}", self.owner),
+            Origin::Folder => tracing::info!(job = id, "job {id} comes from a watched folder"),
+            Origin::Retry(of) => tracing::info!(job = id, "job {id} is another try at job {of}"),
+        }
+        let file = self.source.as_ref().map_or_else(|| show(&self.name), |source| show(&source.path));
+        tracing::debug!(job = id, "job {id} is of `{file}`");
+    }
+}
+
+impl Queue {
+    /// Says before a picture is copied what [`Self::submit`] would say of a submission over the bus, if that is
+    /// [`Added::Known`] or [`Added::Full`].
+    ///
+    /// # Errors
+    /// What the ledger says.
+    pub async fn foresee(&self, owner: u32, idempotency_key: Option<String>) -> Result<Option<Added>> {
+        let per_user = self.config.get().queue.per_user;
+        self.ledger.call(move |db| db.foresee(owner, idempotency_key.as_deref(), per_user)).await
+    }
+
+    /// Queues a job and tells everybody of it; before that `ready` is called with the new job. A picture that came for
+    /// nothing is let go of.
+    ///
+    /// # Errors
+    /// What the ledger or `ready` says.
+    pub async fn submit<F>(&self, submission: Submission, ready: impl FnOnce(Job) -> F) -> Result<Added>
+    where
+        F: Future<Output = Result<()>> + Send,
+    {
+        let row = submission.row(self.config.get().queue.per_user);
+        let (added, job) = self.ledger.add(row, &self.spool).await?;
+        match added {
+            Added::New(id) => {
+                submission.log(id);
+                drop(submission);
+                if let Some(job) = job {
+                    ready(job).await?;
+                }
+                self.events.tell(Change::Added(id));
+            }
+            Added::Known(_) | Added::Full => self.let_go(submission).await?,
+            Added::Unspooled => {}
+        }
+        Ok(added)
+    }
+
+    /// Queues what lies in watched folders, many at a time, and tells everybody of what is new.
+    ///
+    /// # Errors
+    /// What the ledger says.
+    pub async fn submit_all(&self, submissions: &[Submission]) -> Result<Vec<Added>> {
+        let per_user = self.config.get().queue.per_user;
+        let rows: Vec<NewJob> = submissions.iter().map(|submission| submission.row(per_user)).collect();
+        let spool = self.spool.clone();
+        let added = self.ledger.call(move |db| db.add_all(&rows, |row| row.has_picture(&spool))).await?;
+        for (submission, added) in submissions.iter().zip(&added) {
+            if let Added::New(id) = *added {
+                submission.log(id);
+                self.events.tell(Change::Added(id));
+            }
+        }
+        Ok(added)
+    }
+
+    /// The picture of a submission over the bus may be another one than that of the job which is known already.
+    async fn let_go(&self, submission: Submission) -> Result<()> {
+        let (Origin::Bus { .. }, Ok((spooled, _))) = (&submission.origin, &submission.work) else {
+            return Ok(());
+        };
+        let sha256 = spooled.sha256;
+        drop(submission);
+        let (spool, ledger) = (self.spool.clone(), self.ledger.clone());
+        blocking(move || release_picture(&ledger, &spool, sha256)).await
+    }
+}
+
+/// A seed for a job that has none: short enough for a file's name.
+pub fn draw_seed() -> u64 {
+    uuid::Uuid::new_v4().as_u128() as u64 & 0xffff_ffff
+}

@@ -1,0 +1,366 @@
+//! One attempt at a job: from the queue to the engine, and what becomes of it when the engine says so, or dies.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use animd_common::Error as Common;
+use animd_common::bus::ServiceState;
+use animd_common::files::{free_space, show};
+use animd_common::tasks::blocking;
+use animd_protocol::ErrorCode;
+use animd_protocol::messages::{FromEngine, PROTOCOL, Report, ToEngine};
+use animd_protocol::progress::Progress;
+use animd_protocol::request::Request;
+use tokio::time::Instant;
+
+use super::engine::{Engine, Exit, Hello};
+use super::state::{Absence, Cancel, Loss, Running, Trouble};
+use super::{LEDGER_PAUSE, Supervisor, Tools};
+use crate::events::{Change, Live};
+use crate::store::Picture;
+use crate::store::ledger::{Ended, Job, State, Store};
+use crate::{Error, Result};
+
+/// How long an engine that has closed its end may take to exit: a driver frees its memory first.
+const EXIT_PATIENCE: Duration = Duration::from_secs(5);
+/// What to do when memory ran out.
+const MEMORY: &str = "close other programs, add memory or swap, or choose a smaller `size` or fewer `frames`";
+
+/// What is still to be written down of a job that has stopped.
+#[derive(Clone)]
+pub(super) enum Unsettled {
+    /// It was running and has ended.
+    Ended(Ended),
+    /// How it ends is written down, or it still waits.
+    Finishing,
+    /// It runs again, and its start does not count.
+    GivenBack,
+    /// It runs again after the engine died under it.
+    Crashed(String),
+}
+
+impl Supervisor {
+    /// Offers the ledger once more what it refused.
+    pub(super) async fn settle(&mut self) -> Result<()> {
+        if Instant::now() < self.next_claim {
+            return Ok(());
+        }
+        while let Some((id, left)) = self.unsettled.first().cloned() {
+            let Tools { delivery, ledger, .. } = self.tools.clone();
+            self.patiently(async move {
+                match left {
+                    Unsettled::Ended(ended) => {
+                        // False: this much was written down, and its files are still to be put in place.
+                        if delivery.end(id, State::Running, ended).await? {
+                            Ok(())
+                        } else {
+                            delivery.settle(id).await
+                        }
+                    }
+                    Unsettled::Finishing => delivery.settle(id).await,
+                    Unsettled::GivenBack => {
+                        ledger.call(move |db| db.give_back(id, "it could not be started")).await
+                    }
+                    Unsettled::Crashed(why) => ledger.call(move |db| db.crashed(id, &why)).await,
+                }
+            })
+            .await?;
+            self.unsettled.remove(0);
+            self.tools.events.tell(Change::State(id));
+        }
+        Ok(())
+    }
+
+    /// Keeps what the ledger refused for [`Self::settle`].
+    pub(super) fn keep(&mut self, id: u64, left: Unsettled, e: &Error) {
+        tracing::error!(job = id, "job {id} cannot be written down now, which is tried again: {e}");
+        self.unsettled.push((id, left));
+        self.next_claim = Instant::now() + LEDGER_PAUSE;
+    }
+
+    /// Gives the engine the next job, if both are there.
+    pub(super) async fn start_job(&mut self) -> Result<()> {
+        self.settle().await?;
+        while self.engine.running().is_none()
+            && Instant::now() >= self.next_claim
+            && self.tools.holds.paused().is_none()
+        {
+            let Some(hello) = self.engine.hello().cloned() else { return Ok(()) };
+            let Some(job) = self.tools.ledger.call(Store::claim).await? else { return Ok(()) };
+            let id = job.id;
+            self.tools.events.tell(Change::State(id));
+            match self.prepare(&job, &hello).await {
+                Ok(generate) => {
+                    tracing::info!(job = id, "job {id} starts, attempt {}", job.attempt);
+                    self.attempt_starts(job).await;
+                    if let Some(engine) = self.engine.engine_mut()
+                        && let Err(e) = engine.send(&generate).await
+                    {
+                        self.lost(Loss::RefusesJob(e)).await;
+                    }
+                }
+                Err(Error::Common(Common::Refused { code, text })) => {
+                    self.conclude(id, Ended::Failed { code, text }).await;
+                }
+                Err(e) => {
+                    self.keep(id, Unsettled::GivenBack, &e);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The one place where an attempt at a job starts.
+    async fn attempt_starts(&mut self, job: Job) {
+        let (id, attempt) = (job.id, job.attempt);
+        self.engine.begins(job);
+        self.meter.job_starts(id, attempt).await;
+    }
+
+    /// The one place where an attempt ends, however it does.
+    fn attempt_ended(&mut self, running: &Running) {
+        self.meter.attempt_ends();
+        self.tools.events.set_live(running.job.id, None);
+        self.tools.pictures.remove(&running.job, Picture::Preview);
+    }
+
+    /// The engine has ended its work on a job; `None` if it is not this job that runs.
+    fn attempt_ends(&mut self, id: u64) -> Option<Running> {
+        let running = self.engine.ends(id, Instant::now())?;
+        self.attempt_ended(&running);
+        Some(running)
+    }
+
+    /// Checks what can be known before the work: the picture is there, the outbox takes a file and has room.
+    async fn prepare(&mut self, job: &Job, hello: &Hello) -> Result<ToEngine> {
+        let Some((request, sha256)) = job.request.clone().zip(job.image_sha256) else {
+            let text = "its settings were written down by another version of animd; submit the picture again";
+            return Err(Error::refused(ErrorCode::InvalidSetting, text));
+        };
+        let image = self.tools.spool.path(&sha256);
+        if !image.exists() {
+            let text =
+                format!("the service's copy of `{}` is gone; submit the picture again", show(&job.name));
+            return Err(Error::refused(ErrorCode::File, text));
+        }
+        let output = self.tools.delivery.part(job);
+        let (outbox, part, free_mib) =
+            (self.tools.delivery.outbox(job), output.clone(), self.tools.config.get().queue.free_mib);
+        blocking(move || check_outbox(&outbox, &part, free_mib)).await?;
+        let (id, hello) = (job.id, hello.clone());
+        self.tools.ledger.call(move |db| db.engine(id, &hello.version, &hello.backend, &hello.model)).await?;
+        let request: Box<Request> = Box::new(request);
+        let pictures = self.tools.pictures.prepare(job)?;
+        Ok(ToEngine::Generate { job: id, image, output, pictures, request })
+    }
+
+    pub(super) async fn take(&mut self, message: FromEngine) {
+        match message {
+            FromEngine::Hello { protocol, .. } if protocol != PROTOCOL => {
+                let text = format!(
+                    "the engine speaks protocol {protocol} and the service {PROTOCOL}: finish the upgrade so that both are of \
+                     one version, then restart animd"
+                );
+                self.trouble = Some(Trouble::no_engine(text.clone()));
+                self.lost(Loss::Protocol(text)).await;
+            }
+            FromEngine::Hello { version, backend, model, kernels, recipe, .. } => {
+                tracing::info!("the engine {version} is ready: {model} on {backend}");
+                let recipe = recipe.map(Arc::from);
+                self.tools.profiles.set_recipe(recipe.clone());
+                self.trouble = None;
+                self.engine.greeted(Hello { version, backend, model }, Instant::now());
+                self.monitor.hello(&kernels, recipe, self.engine.pid()).await;
+            }
+            // Whoever wants a preview asks for it.
+            FromEngine::Alive | FromEngine::Preview { .. } => {}
+            FromEngine::Progress { job, progress } => self.progress(job, &progress),
+            FromEngine::Done { job, report } => self.done(job, report).await,
+            FromEngine::Failed { job: 0, code, message } => {
+                tracing::error!("the engine cannot work: {message}");
+                let state = match code {
+                    ErrorCode::Model => ServiceState::NoWeights,
+                    ErrorCode::Device => ServiceState::NoGpu,
+                    _ => ServiceState::NoEngine,
+                };
+                self.trouble = Some(Trouble { state, text: message });
+            }
+            FromEngine::Failed { job, code, message } => self.failed(job, code, message).await,
+        }
+    }
+
+    fn progress(&mut self, job: u64, progress: &Progress) {
+        if self.engine.running().is_none_or(|r| r.job.id != job) {
+            return;
+        }
+        self.meter.stage(progress.stage);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let left = progress.seconds_left.and_then(|s| Duration::try_from_secs_f64(s).ok());
+        let expected_end_us = left.map(|left| (now + left).as_micros() as u64);
+        self.tools.events.set_live(job, Some(Live { progress: *progress, expected_end_us }));
+        self.tools.events.tell(Change::Progress(job));
+    }
+
+    async fn done(&mut self, id: u64, report: Report) {
+        let Some(running) = self.attempt_ends(id) else { return };
+        self.failures = 0;
+        let (delivery, job) = (self.tools.delivery.clone(), running.job);
+        match self.patiently(async move { delivery.examine(job, report).await }).await {
+            // A cancel that came too late changes nothing: there is a video.
+            Ok(ended) => self.conclude(id, ended).await,
+            Err(e) => self.keep(id, Unsettled::GivenBack, &e),
+        }
+    }
+
+    async fn failed(&mut self, id: u64, code: ErrorCode, text: String) {
+        let Some(running) = self.attempt_ends(id) else { return };
+        self.failures = 0;
+        match (code, running.cancel) {
+            (ErrorCode::Canceled, Some(Cancel { text, .. })) => {
+                self.conclude(id, Ended::Canceled { text }).await
+            }
+            // Somebody told the engine to end, not us: it is about to.
+            (ErrorCode::Canceled, None) => {
+                self.requeue(running.job, "the engine was told to end", false).await
+            }
+            _ => {
+                // The engine knows the picture by the name of its copy, which says nothing to anybody.
+                let text = match running.job.image_sha256 {
+                    Some(sha256) => {
+                        let copy = self.tools.spool.path(&sha256);
+                        text.replace(&*copy.to_string_lossy(), &show(&running.job.name))
+                    }
+                    None => text,
+                };
+                self.conclude(id, Ended::Failed { code, text }).await;
+            }
+        }
+    }
+
+    async fn conclude(&mut self, id: u64, ended: Ended) {
+        self.meter.job_ends(id, &ended).await;
+        let (delivery, told) = (self.tools.delivery.clone(), ended.clone());
+        if let Err(e) = self.patiently(async move { delivery.end(id, State::Running, told).await }).await {
+            self.keep(id, Unsettled::Ended(ended), &e);
+        }
+    }
+
+    /// The engine is gone, or has to go. Its job runs again, unless it has taken engines down too often.
+    pub(super) async fn lost(&mut self, why: Loss) {
+        let (Some(engine), running) = self.engine.take(Absence::Due) else { return };
+        // One that has closed its end is about to exit by itself, and its status tells why.
+        let grace = if matches!(why, Loss::Closed) { EXIT_PATIENCE } else { Duration::ZERO };
+        let exit = self.patiently(engine.end(grace)).await;
+        let why = match exit {
+            exit if exit.is_memory() => exit.to_string(),
+            // What we did to it says nothing.
+            Exit::Ended => why.to_string(),
+            exit => format!("{why} ({exit})"),
+        };
+        tracing::warn!("the engine has ended: {why}");
+        self.tools.events.engine_lost();
+        if self.trouble.is_none() {
+            let remedy = if exit.is_memory() { format!("; {MEMORY}") } else { String::new() };
+            self.trouble = Some(Trouble::no_engine(format!("the engine is started again: {why}{remedy}")));
+        }
+        self.pause();
+        if let Some(running) = &running {
+            self.attempt_ended(running);
+        }
+        match running {
+            Some(Running { job, cancel: Some(Cancel { text, .. }) }) => {
+                self.conclude(job.id, Ended::Canceled { text }).await;
+            }
+            Some(Running { job, cancel: None }) => self.requeue(job, &why, exit.is_memory()).await,
+            None => {}
+        }
+    }
+
+    /// Ends an engine at once; its job goes back into the queue as if it had not been started.
+    pub(super) async fn give_back(
+        &mut self,
+        (engine, running): (Option<Engine>, Option<Running>),
+        why: &'static str,
+    ) {
+        if let Some(engine) = engine {
+            // Nothing of what it holds is durable, and a polite end may take a step of the sampler.
+            self.patiently(engine.end(Duration::ZERO)).await;
+        }
+        let Some(running) = running else { return };
+        self.attempt_ended(&running);
+        let id = running.job.id;
+        if let Some(Cancel { text, .. }) = running.cancel {
+            return self.conclude(id, Ended::Canceled { text }).await;
+        }
+        tracing::info!(job = id, "job {id} goes back into the queue: {why}");
+        if let Err(e) = self.tools.ledger.call(move |db| db.give_back(id, why)).await {
+            self.keep(id, Unsettled::GivenBack, &e);
+        }
+        self.remove_part(&running.job).await;
+        self.tools.events.tell(Change::State(id));
+    }
+
+    /// After the engine went down under a job, for lack of memory or otherwise.
+    async fn requeue(&mut self, job: Job, why: &str, memory: bool) {
+        let (id, crashes, why) = (job.id, job.crashes + 1, why.to_owned());
+        if crashes >= self.tools.config.get().queue.attempts {
+            let remedy = match memory {
+                true => MEMORY,
+                false => {
+                    "look into the service's log (`journalctl -u animd`, or its standard error), or try a smaller size"
+                }
+            };
+            let text = format!(
+                "the engine went down {crashes} times while making this, the last time because {why}; it is not tried \
+                 again: {remedy}"
+            );
+            return self.conclude(id, Ended::Failed { code: ErrorCode::Crashed, text }).await;
+        }
+        self.remove_part(&job).await;
+        let told = why.clone();
+        if let Err(e) = self.tools.ledger.call(move |db| db.crashed(id, &told)).await {
+            self.keep(id, Unsettled::Crashed(why), &e);
+        }
+        self.tools.events.tell(Change::State(id));
+    }
+
+    /// Removes a job's unfinished file, which may lie on a disk that hangs.
+    async fn remove_part(&mut self, job: &Job) {
+        let part = self.tools.delivery.part(job);
+        let removed = blocking(move || fs::remove_file(&part).map_err(Error::file("remove", &part)));
+        _ = self.patiently(removed).await;
+    }
+}
+
+/// Makes the job's unfinished file, so that an outbox that refuses is known before the work and not after it.
+fn check_outbox(outbox: &Path, part: &Path, free_mib: u64) -> Result<()> {
+    let refuse = |text: String| Error::refused(ErrorCode::Output, text);
+    fs::create_dir_all(outbox)
+        .and_then(|()| match fs::remove_file(part) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        })
+        .and_then(|()| fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(part))
+        .map_err(|e| {
+            refuse(format!(
+                "the outbox `{}` takes no file: {e}; make it a folder that animd may write to",
+                show(outbox)
+            ))
+        })?;
+    let free = free_space(outbox).map_err(|e| {
+        refuse(format!("the outbox `{}` cannot be asked for its free space: {e}", show(outbox)))
+    })? >> 20;
+    if free < free_mib {
+        _ = fs::remove_file(part);
+        return Err(refuse(format!(
+            "the disk of the outbox `{}` has {free} MiB left, and queue.free_mib asks for {free_mib}; make room",
+            show(outbox)
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Who wants the engine, and who wants it gone: cancels, unloading, and the machine's sleep.
+
+use std::time::Duration;
+
+use animd_protocol::ErrorCode;
+use animd_protocol::messages::ToEngine;
+use tokio::time::Instant;
+
+use super::Supervisor;
+use super::attempt::Unsettled;
+use super::state::{Absence, Cancel, Loss};
+use crate::holds::What;
+use crate::store::ledger::{Ended, State};
+use crate::{Error, Result};
+
+impl Supervisor {
+    /// Whether an engine should be there: not while the machine sleeps, and one that was unloaded only when it has
+    /// something to do.
+    pub(super) async fn is_wanted(&self) -> Result<bool> {
+        match self.engine.absence() {
+            Some(Absence::Asleep { .. }) => Ok(false),
+            Some(Absence::Unloaded) if !self.tools.holds.any(What::Warm) => self.has_work().await,
+            _ => Ok(true),
+        }
+    }
+
+    /// Whether a job waits, and nobody has paused the queue.
+    pub(super) async fn has_work(&self) -> Result<bool> {
+        Ok(self.tools.holds.paused().is_none() && self.tools.ledger.call(|db| db.waits()).await?)
+    }
+
+    pub(super) async fn cancel(&mut self, id: u64, text: String) -> Result<bool> {
+        let grace = Duration::from_secs(self.tools.config.get().engine.cancel_seconds);
+        let Some(running) = self.engine.running_mut().filter(|running| running.job.id == id) else {
+            return self.cancel_queued(id, text).await;
+        };
+        if running.cancel.is_none() {
+            tracing::info!(job = id, "job {id} is being cancelled");
+            running.cancel = Some(Cancel { text, deadline: Instant::now() + grace });
+            if let Some(engine) = self.engine.engine_mut()
+                && let Err(e) = engine.send(&ToEngine::Cancel { job: id }).await
+            {
+                self.lost(Loss::Deaf(e)).await;
+            }
+        }
+        Ok(true)
+    }
+
+    async fn cancel_queued(&mut self, id: u64, text: String) -> Result<bool> {
+        let delivery = self.tools.delivery.clone();
+        let ended = async move { delivery.end(id, State::Queued, Ended::Canceled { text }).await };
+        let ended = self.patiently(ended).await;
+        if let Err(e) = &ended {
+            self.keep(id, Unsettled::Finishing, e);
+        }
+        ended
+    }
+
+    /// Somebody wants the engine's memory.
+    pub(super) async fn unload(&mut self) -> Result<()> {
+        let refuse = |text: String| Err(Error::refused(ErrorCode::Busy, text));
+        if let Some(running) = self.engine.running() {
+            let id = running.job.id;
+            return refuse(format!(
+                "job {id} is being made; cancel it, or pause the queue and wait for its end"
+            ));
+        }
+        if self.has_work().await? {
+            return refuse(
+                "jobs wait, and the next one would bring the model back; pause the queue first".into(),
+            );
+        }
+        // Whoever may ask for the memory outranks whoever wants the model warm: else one user could keep the GPU for ever.
+        for hold in self.tools.holds.end(What::Warm) {
+            tracing::info!("the model was kept warm by `{}` of user {}, which has ended", hold.who, hold.uid);
+        }
+        self.rest("somebody asked for it").await;
+        Ok(())
+    }
+
+    /// Ends an idle engine, so that all its memory is free.
+    pub(super) async fn rest(&mut self, why: &str) {
+        if let Some(engine) = self.engine.unload() {
+            tracing::info!("the engine is ended: {why}");
+            self.patiently(engine.end(Duration::ZERO)).await;
+        }
+    }
+
+    /// The machine is about to sleep, which no engine on a GPU survives.
+    pub(super) async fn sleep(&mut self) {
+        tracing::info!("the machine goes to sleep: the engine is ended");
+        let left = self.engine.sleep();
+        self.give_back(left, "the machine went to sleep").await;
+    }
+
+    pub(super) fn wake(&mut self) {
+        tracing::info!("the machine is awake");
+        self.engine.wake();
+        self.failures = 0;
+        self.next_start = Instant::now();
+    }
+}

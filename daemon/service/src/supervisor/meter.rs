@@ -1,0 +1,74 @@
+//! Meters the attempt that runs, and writes down on what a job ran and what it cost.
+
+use animd_protocol::progress::Stage;
+
+use super::gpu::meter::{Ending, Meter};
+use super::gpu::nvml::Driver;
+use super::profile::Profiles;
+use crate::store::ledger::{Ended, Ledger, Placed};
+
+/// The meter of the job that runs, if it runs on a GPU.
+pub struct JobMeter {
+    driver: Driver,
+    profiles: Profiles,
+    ledger: Ledger,
+    /// The job and the attempt that run, with their meter.
+    running: Option<(u64, u32, Meter)>,
+    /// Those that ran last.
+    ended: Option<(u64, u32, Ending)>,
+    stage: Option<Stage>,
+}
+
+impl JobMeter {
+    /// Meters with this driver.
+    pub fn new(driver: Driver, profiles: Profiles, ledger: Ledger) -> Self {
+        Self { driver, profiles, ledger, running: None, ended: None, stage: None }
+    }
+
+    /// Writes down on what a job runs, and begins to meter it.
+    pub async fn job_starts(&mut self, id: u64, attempt: u32) {
+        let choice = self.profiles.choice();
+        let card = choice.used_gpu();
+        let placed = Placed {
+            profile: choice.profile.as_ref().map(|p| p.name.clone()),
+            gpu_uuid: card.map(|c| c.uuid.clone()),
+            gpu_name: card.map(|c| c.name.clone()),
+            driver: card.and_then(|_| self.profiles.machine().driver().map(str::to_owned)),
+        };
+        if let Err(e) = self.ledger.call(move |db| db.placed(id, &placed)).await {
+            tracing::warn!(job = id, "the profile of job {id} is not written down: {e}");
+        }
+        self.stage = None;
+        self.running = card
+            .and_then(|card| Meter::start(&self.driver, &card.uuid, &self.ledger, id, attempt))
+            .map(|meter| (id, attempt, meter));
+    }
+
+    /// Where the engine is with its job.
+    pub fn stage(&mut self, stage: Stage) {
+        if self.stage.replace(stage) != Some(stage)
+            && let Some((_, _, meter)) = &self.running
+        {
+            meter.stage(stage);
+        }
+    }
+
+    /// Ends the metering of the attempt that runs.
+    pub fn attempt_ends(&mut self) {
+        self.ended = self.running.take().map(|(id, attempt, meter)| (id, attempt, meter.end()));
+    }
+
+    /// Writes down what a job that ends so has cost.
+    pub async fn job_ends(&mut self, id: u64, ended: &Ended) {
+        let Some((job, attempt, spent)) = self.ended.take() else { return };
+        let Some(spent) = spent.sum().await.filter(|_| job == id) else { return };
+        let stages = match ended {
+            Ended::Done(done) => done.report.seconds.iter().map(|(name, _)| name.clone()).collect(),
+            _ => Vec::new(),
+        };
+        let written = self.ledger.call(move |db| db.spent(id, attempt, &spent, &stages)).await;
+        if let Err(e) = written {
+            tracing::warn!(job = id, "the energy of job {id} is lost: {e}");
+        }
+    }
+}

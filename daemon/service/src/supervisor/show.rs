@@ -1,0 +1,59 @@
+//! What the supervisor tells everybody of the service's state.
+
+use animd_common::bus::ServiceState;
+
+use super::Supervisor;
+use super::state::{Absence, EngineState, Trouble};
+
+impl Supervisor {
+    /// Tells everybody what is going on.
+    pub(super) fn show(&self) {
+        let (state, text) = self.status();
+        self.tools.events.set_status(state, text);
+    }
+
+    fn status(&self) -> (ServiceState, String) {
+        let paused = self.paused_text();
+        match &self.engine {
+            EngineState::Busy { running, .. } => {
+                let id = running.job.id;
+                let stage = self.tools.events.live(id).map_or("load", |live| live.progress.stage.name());
+                let then = paused.map(|text| format!("; then {text}")).unwrap_or_default();
+                (ServiceState::Busy, format!("job {id} is being made: {stage}{then}"))
+            }
+            EngineState::Absent(Absence::Asleep { .. }) => {
+                (ServiceState::Paused, "the machine goes to sleep; the queue goes on when it wakes".into())
+            }
+            EngineState::Absent(absence) => match (&self.trouble, paused, absence) {
+                (Some(Trouble { state, text }), ..) => (*state, text.clone()),
+                (None, Some(text), _) => (ServiceState::Paused, text),
+                (None, None, Absence::Unloaded) => (
+                    ServiceState::Idle,
+                    "waiting for pictures; the model is unloaded and comes back with the next job".into(),
+                ),
+                (None, None, _) => (ServiceState::Starting, "the service is starting".into()),
+            },
+            EngineState::Starting(_) => match paused {
+                Some(text) => (ServiceState::Paused, text),
+                None => (ServiceState::Loading, "the engine is starting".into()),
+            },
+            EngineState::Idle { hello, .. } => match paused {
+                Some(text) => (ServiceState::Paused, text),
+                None => (
+                    ServiceState::Idle,
+                    format!("waiting for pictures; {} on {}", hello.model, hello.backend),
+                ),
+            },
+        }
+    }
+
+    /// That the queue is paused, and what ends that.
+    fn paused_text(&self) -> Option<String> {
+        let who = self.tools.holds.paused()?;
+        let end = match self.tools.holds.paused_until_resumed() {
+            Some(_) => "`animctl resume` ends that",
+            None => "it goes on when that program ends",
+        };
+        Some(format!("the queue is paused {who}; {end}"))
+    }
+}

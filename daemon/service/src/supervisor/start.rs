@@ -1,0 +1,105 @@
+//! Starting the engine: when one is wanted, with the profile that is chosen, and not too often.
+
+use std::time::Duration;
+
+use animd_common::bus::ServiceState;
+use tokio::time::Instant;
+
+use super::Supervisor;
+use super::state::{Absence, EngineState, Trouble};
+use crate::Result;
+
+/// The first pause before an engine that ended is started again; it doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// The longest.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+impl Supervisor {
+    /// Looks at the choice of the profile when it may have changed; an idle engine that no longer goes with it is ended.
+    pub(super) async fn look(&mut self) -> Result<()> {
+        if self.engine.running().is_some() {
+            return Ok(());
+        }
+        let job = self.monitor.is_stale() && self.has_work().await?;
+        if self.monitor.is_due() || job {
+            self.monitor.look(self.engine.pid()).await;
+        }
+        // By hand nobody would start it again.
+        if self.monitor.needs_new_start() && std::env::var_os("NOTIFY_SOCKET").is_some() {
+            self.tools.profiles.ask_new_start();
+        }
+        if self.engine.absence().is_none() && self.monitor.outdated() {
+            self.replace_engine().await;
+        }
+        Ok(())
+    }
+
+    /// Ends an idle engine, for another one to be started at once.
+    async fn replace_engine(&mut self) {
+        if let (Some(engine), _) = self.engine.take(Absence::Due) {
+            tracing::info!("the engine is ended: another profile is chosen");
+            self.patiently(engine.end(Duration::ZERO)).await;
+            self.next_start = Instant::now();
+        }
+    }
+
+    /// Starts an engine where there is none, one is wanted, and its time has come.
+    pub(super) async fn start_engine(&mut self) -> Result<()> {
+        if self.engine.absence().is_none() {
+            return Ok(());
+        }
+        self.wanted = false;
+        let config = &self.tools.config.get();
+        let Some(model) = &config.model.path else {
+            let text = "no model is configured: set `path` in [model] of animd.toml, or start animd with --model DIR";
+            self.trouble = Some(Trouble { state: ServiceState::NoWeights, text: text.into() });
+            return Ok(());
+        };
+        self.wanted = self.is_wanted().await?;
+        if !self.wanted || Instant::now() < self.next_start {
+            return Ok(());
+        }
+        if !self.monitor.is_fresh() {
+            // It is now that the memory is taken.
+            self.monitor.look(None).await;
+        }
+        let start = match self.monitor.start() {
+            Ok(Some(start)) => start,
+            Ok(None) => {
+                self.wanted = false;
+                let text = self.tools.profiles.choice().text();
+                self.trouble = Some(Trouble { state: ServiceState::NoGpu, text });
+                return Ok(());
+            }
+            Err(e) => {
+                self.trouble = Some(Trouble::no_engine(e.to_string()));
+                self.pause();
+                return Ok(());
+            }
+        };
+        self.engine = EngineState::Absent(Absence::Due);
+        let greeted = match self.launch.launch(config, model, &start) {
+            Ok(mut engine) => match engine.greet().await {
+                Ok(()) => Ok(engine),
+                Err(e) => Err(format!("the engine does not listen: {e}")),
+            },
+            Err(e) => Err(e.to_string()),
+        };
+        match greeted {
+            Ok(engine) => self.engine = EngineState::Starting(engine),
+            Err(text) => {
+                tracing::error!("{text}");
+                self.trouble = Some(Trouble::no_engine(text));
+                self.pause();
+            }
+        }
+        Ok(())
+    }
+
+    /// No engine is started for a while, which grows with every end of one.
+    pub(super) fn pause(&mut self) {
+        let pause = (FIRST_PAUSE * 2u32.saturating_pow(self.failures.min(16))).min(LONGEST_PAUSE);
+        self.failures += 1;
+        self.next_start = Instant::now() + pause;
+    }
+}

@@ -1,0 +1,266 @@
+//! The engine as the supervisor sees it: one state, and what each event makes of it.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use animd_common::bus::ServiceState;
+use animd_common::config;
+use tokio::time::Instant;
+
+use super::engine::{Engine, Hello};
+use crate::store::ledger::Job;
+
+/// Where the engine stands.
+pub enum EngineState {
+    /// There is no process.
+    Absent(Absence),
+    /// It was started, and has not said what it is.
+    Starting(Engine),
+    /// It has nothing to do.
+    Idle {
+        /// The process.
+        engine: Engine,
+        /// What it has said of itself.
+        hello: Hello,
+        /// Since when.
+        since: Instant,
+    },
+    /// It makes a video.
+    Busy {
+        /// The process.
+        engine: Engine,
+        /// What it has said of itself.
+        hello: Hello,
+        /// What it makes.
+        running: Running,
+    },
+}
+
+/// Why there is no engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absence {
+    /// It is started as soon as it can be.
+    Due,
+    /// Nobody needs one: it comes back with the next job, or when somebody wants it warm.
+    Unloaded,
+    /// The machine sleeps, or is about to; `unloaded` says what comes afterwards.
+    Asleep {
+        /// Whether nobody needed one before.
+        unloaded: bool,
+    },
+}
+
+/// The job that the engine works on.
+pub struct Running {
+    /// The job.
+    pub job: Job,
+    /// Somebody has cancelled it.
+    pub cancel: Option<Cancel>,
+}
+
+/// A cancel that the engine was told of.
+pub struct Cancel {
+    /// Who cancelled it, for the ledger.
+    pub text: String,
+    /// When the engine is ended if it has not stopped by then.
+    pub deadline: Instant,
+}
+
+/// What keeps jobs from being made, for everybody who asks for the service's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// The service's state.
+    pub state: ServiceState,
+    /// The sentence.
+    pub text: String,
+}
+
+impl Trouble {
+    /// The engine cannot work, and why.
+    pub fn no_engine(text: impl Into<String>) -> Self {
+        Self { state: ServiceState::NoEngine, text: text.into() }
+    }
+}
+
+/// Why an engine is lost.
+#[derive(Debug)]
+pub enum Loss {
+    /// It has closed its end of the socket, and is about to exit by itself.
+    Closed,
+    /// It says what is no message.
+    Unreadable(io::Error),
+    /// It does not take its job.
+    RefusesJob(io::Error),
+    /// It does not take other messages.
+    Deaf(io::Error),
+    /// It has said nothing for so many seconds.
+    Silent(u64),
+    /// It goes on with a job that was cancelled.
+    IgnoresCancel,
+    /// It speaks another protocol.
+    Protocol(String),
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("it closed its connection"),
+            Self::Unreadable(e) => write!(f, "its messages cannot be read: {e}"),
+            Self::RefusesJob(e) => write!(f, "it does not take its job: {e}"),
+            Self::Deaf(e) => write!(f, "it does not listen: {e}"),
+            Self::Silent(seconds) => write!(f, "it has not been heard for {seconds} seconds"),
+            Self::IgnoresCancel => f.write_str("it does not stop its cancelled job"),
+            Self::Protocol(text) => f.write_str(text),
+        }
+    }
+}
+
+impl EngineState {
+    /// The process, if there is one.
+    pub fn engine(&self) -> Option<&Engine> {
+        match self {
+            Self::Absent(_) => None,
+            Self::Starting(engine) | Self::Idle { engine, .. } | Self::Busy { engine, .. } => Some(engine),
+        }
+    }
+
+    /// The process, to speak with.
+    pub fn engine_mut(&mut self) -> Option<&mut Engine> {
+        match self {
+            Self::Absent(_) => None,
+            Self::Starting(engine) | Self::Idle { engine, .. } | Self::Busy { engine, .. } => Some(engine),
+        }
+    }
+
+    /// The number of the process.
+    pub fn pid(&self) -> Option<u32> {
+        self.engine()?.pid()
+    }
+
+    /// What the engine has said of itself.
+    pub fn hello(&self) -> Option<&Hello> {
+        match self {
+            Self::Idle { hello, .. } | Self::Busy { hello, .. } => Some(hello),
+            Self::Absent(_) | Self::Starting(_) => None,
+        }
+    }
+
+    /// What the engine makes.
+    pub fn running(&self) -> Option<&Running> {
+        match self {
+            Self::Busy { running, .. } => Some(running),
+            _ => None,
+        }
+    }
+
+    /// What the engine makes, to be cancelled.
+    pub fn running_mut(&mut self) -> Option<&mut Running> {
+        match self {
+            Self::Busy { running, .. } => Some(running),
+            _ => None,
+        }
+    }
+
+    /// Why there is no process.
+    pub fn absence(&self) -> Option<Absence> {
+        match self {
+            Self::Absent(absence) => Some(*absence),
+            _ => None,
+        }
+    }
+
+    /// Takes the process and its job; none is left, for this reason.
+    pub fn take(&mut self, absence: Absence) -> (Option<Engine>, Option<Running>) {
+        match std::mem::replace(self, Self::Absent(absence)) {
+            Self::Absent(_) => (None, None),
+            Self::Starting(engine) | Self::Idle { engine, .. } => (Some(engine), None),
+            Self::Busy { engine, running, .. } => (Some(engine), Some(running)),
+        }
+    }
+
+    /// The engine has said what it is.
+    pub fn greeted(&mut self, hello: Hello, now: Instant) {
+        *self = match std::mem::replace(self, Self::Absent(Absence::Due)) {
+            Self::Absent(absence) => Self::Absent(absence),
+            Self::Starting(engine) | Self::Idle { engine, .. } => Self::Idle { engine, hello, since: now },
+            Self::Busy { engine, running, .. } => Self::Busy { engine, hello, running },
+        };
+    }
+
+    /// An idle engine gets a job. Nothing happens in any other state.
+    pub fn begins(&mut self, job: Job) {
+        *self = match std::mem::replace(self, Self::Absent(Absence::Due)) {
+            Self::Idle { engine, hello, .. } => {
+                Self::Busy { engine, hello, running: Running { job, cancel: None } }
+            }
+            other => other,
+        };
+    }
+
+    /// The engine has stopped working on job `id`; `None` if it did not work on that.
+    pub fn ends(&mut self, id: u64, now: Instant) -> Option<Running> {
+        self.running().filter(|running| running.job.id == id)?;
+        match std::mem::replace(self, Self::Absent(Absence::Due)) {
+            Self::Busy { engine, hello, running } => {
+                *self = Self::Idle { engine, hello, since: now };
+                Some(running)
+            }
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
+
+    /// Whatever wanted the engine warm is gone: it is idle from now on.
+    pub fn touch(&mut self, now: Instant) {
+        if let Self::Idle { since, .. } = self {
+            *since = now;
+        }
+    }
+
+    /// Nobody needs an engine. Gives the one that there is.
+    pub fn unload(&mut self) -> Option<Engine> {
+        let absence = match self.absence() {
+            Some(Absence::Asleep { .. }) => Absence::Asleep { unloaded: true },
+            _ => Absence::Unloaded,
+        };
+        self.take(absence).0
+    }
+
+    /// The machine goes to sleep. Gives the engine and its job.
+    pub fn sleep(&mut self) -> (Option<Engine>, Option<Running>) {
+        let unloaded = matches!(self.absence(), Some(Absence::Unloaded | Absence::Asleep { unloaded: true }));
+        self.take(Absence::Asleep { unloaded })
+    }
+
+    /// The machine is awake.
+    pub fn wake(&mut self) {
+        if let Self::Absent(Absence::Asleep { unloaded }) = *self {
+            *self = Self::Absent(if unloaded { Absence::Unloaded } else { Absence::Due });
+        }
+    }
+
+    /// When an engine that stays silent counts as hung.
+    pub fn silence_ends(&self, config: &config::Engine) -> Option<Instant> {
+        let engine = self.engine()?;
+        Some(match self.hello() {
+            Some(_) => engine.heard + Duration::from_secs(config.heartbeat_seconds),
+            None => engine.started + Duration::from_secs(config.start_seconds),
+        })
+    }
+
+    /// When an engine that is idle, and that nobody keeps warm, has been idle long enough.
+    pub fn idle_ends(&self, config: &config::Engine) -> Option<Instant> {
+        match self {
+            Self::Idle { since, .. } => Some(*since + config.idle_unload()?),
+            _ => None,
+        }
+    }
+
+    /// When an engine that was told to stop its job should have done so.
+    pub fn cancel_ends(&self) -> Option<Instant> {
+        Some(self.running()?.cancel.as_ref()?.deadline)
+    }
+}
