@@ -6,7 +6,7 @@ use animd_common::config::{Given, Sources};
 use animd_common::files::show;
 use clap::{CommandFactory, Parser};
 
-use crate::Error;
+use crate::error::Error;
 
 /// A wrong configuration: starting again does not help. `EX_CONFIG` of sysexits.
 pub const EXIT_CONFIG: u8 = 78;

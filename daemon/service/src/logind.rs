@@ -7,8 +7,8 @@ use futures_util::StreamExt;
 use tokio::sync::watch;
 use zbus::{Connection, OwnedFd, connection, proxy};
 
-use crate::Result;
 use crate::config::CurrentConfig;
+use crate::error::Result;
 use crate::events::Events;
 use crate::supervisor::commands::Commands;
 

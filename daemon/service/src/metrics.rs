@@ -20,8 +20,8 @@ use animd_protocol::progress::Stage;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::Result;
 use crate::config::CurrentConfig;
+use crate::error::Result;
 use crate::events::{Change, Events, Status};
 use crate::store::ledger::{Job, Ledger, State};
 
@@ -161,7 +161,7 @@ fn put(path: &Path, text: &str) -> Result<()> {
         .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o644)))
         .map_err(|e| {
             let text = format!("metrics.textfile `{}` cannot be written: {e}", show(path));
-            crate::Error::refused(ErrorCode::File, text)
+            crate::error::Error::refused(ErrorCode::File, text)
         })
 }
 

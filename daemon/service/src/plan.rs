@@ -5,7 +5,7 @@ use animd_protocol::plan::{self, Setup, Work};
 use animd_protocol::recipe::Recipe;
 use animd_protocol::request::{Request, Size};
 
-use crate::Result;
+use crate::error::Result;
 use crate::store::ledger::{Known, Ledger};
 use crate::supervisor::profile::Profiles;
 

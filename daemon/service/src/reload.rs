@@ -10,10 +10,10 @@ use animd_common::tasks::blocking;
 use toml::{Table, Value};
 
 use crate::config::CurrentConfig;
+use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::store::{Ledger, Spool, Watches};
 use crate::supervisor::profile::Profiles;
-use crate::{Error, Result};
 
 /// When a changed value takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,11 +14,11 @@ use animd_common::tasks::stopped;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use crate::error::{Error, Result};
 use crate::events::Change;
 use crate::queue::Queue;
 use crate::store::ledger::{Kind, Store};
 use crate::store::sweep_spool;
-use crate::{Error, Result};
 
 const DAY: Duration = Duration::from_secs(86_400);
 

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::bus;
 use crate::config::{CurrentConfig, Defaults};
 use crate::delivery::{self, Delivery, Waiting};
+use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::holds::Holds;
 use crate::logind;
@@ -32,7 +33,6 @@ use crate::supervisor::profile::Profiles;
 use crate::supervisor::profile::monitor::ProfileMonitor;
 use crate::supervisor::{Supervisor, Tools};
 use crate::watch::Folders;
-use crate::{Error, Result};
 
 /// The ledger's file in the state folder.
 pub const LEDGER: &str = "ledger.db";

@@ -7,7 +7,7 @@ use animd_protocol::request::Request;
 use zbus::{OwnedVariant, Variant};
 
 use super::costs;
-use crate::Result;
+use crate::error::Result;
 use crate::store::ledger::{Costs, Job, Store};
 
 /// A job's row and what hangs on it.

@@ -3,7 +3,7 @@
 use animd_common::Error as Common;
 use animd_protocol::ErrorCode;
 
-use crate::Error;
+use crate::error::Error;
 use crate::store::ledger::Job;
 
 /// What a call is answered with when it cannot be served.

@@ -145,7 +145,10 @@ impl Manager {
         }
         let _turn = self.hub.reading().await?;
         let jobs = self.hub.ledger.call(move |db| {
-            db.list(&filter)?.into_iter().map(|job| Whole::of(job, db)).collect::<crate::Result<Vec<_>>>()
+            db.list(&filter)?
+                .into_iter()
+                .map(|job| Whole::of(job, db))
+                .collect::<crate::error::Result<Vec<_>>>()
         });
         Ok(jobs.await?.into_iter().map(describe::description).collect())
     }

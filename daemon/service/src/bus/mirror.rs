@@ -13,7 +13,7 @@ use zbus::object_server::SignalEmitter;
 use zbus::{Connection, Variant, fdo};
 
 use super::{Facts, Hub, Manager, PATH, object_path, plan};
-use crate::Result;
+use crate::error::Result;
 use crate::events::Change;
 
 /// Between two signals of one thing that changes by and by: a job's progress, the length of the queue.

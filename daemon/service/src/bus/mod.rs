@@ -27,6 +27,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use zbus::{Connection, ObjectPath, OwnedObjectPath, connection, fdo};
 
 use crate::config::Defaults;
+use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::holds::Holds;
 use crate::queue::Queue;
@@ -35,7 +36,6 @@ use crate::store::ledger::Job;
 use crate::store::{Ledger, PictureFiles, Watches};
 use crate::supervisor::commands::Commands;
 use crate::supervisor::profile::Profiles;
-use crate::{Error, Result};
 use copies::Copies;
 use rights::Rights;
 

@@ -21,10 +21,10 @@ use animd_protocol::ErrorCode;
 use animd_protocol::messages::Report;
 
 use crate::config::{CurrentConfig, Defaults};
+use crate::error::{Error, Result};
 use crate::events::{Change, Events};
 use crate::store::ledger::{Ended, Job, Ledger, Outcome, State};
 use crate::store::{Picture, PictureFiles, Results, Spool, Watches, release_picture};
-use crate::{Error, Result};
 
 pub use waiting::{AWAY, Waiting, deliver_waiting};
 

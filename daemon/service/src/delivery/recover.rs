@@ -7,7 +7,7 @@ use animd_common::files::show;
 use animd_protocol::ErrorCode;
 
 use super::{Delivery, LOOK};
-use crate::Result;
+use crate::error::Result;
 use crate::store::ledger::{Ended, PART_SUFFIX, State};
 use crate::store::sweep_spool;
 

@@ -8,7 +8,7 @@ use animd_common::watch::away::{self, Leaving};
 use animd_common::watch::sidecar;
 
 use super::Delivery;
-use crate::Result;
+use crate::error::Result;
 use crate::store::ledger::{Job, Outcome};
 
 impl Delivery {

@@ -12,8 +12,8 @@ use animd_protocol::ErrorCode;
 use animd_protocol::messages::Report;
 
 use super::{Delivery, LOOK};
+use crate::error::{Error, Result};
 use crate::store::ledger::{Ended, Job, Succeeded};
-use crate::{Error, Result};
 
 impl Delivery {
     pub(super) fn examine_blocking(&self, job: &Job, report: Report) -> Ended {

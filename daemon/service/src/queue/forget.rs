@@ -7,10 +7,10 @@ use animd_common::tasks::blocking;
 use animd_protocol::ErrorCode;
 
 use super::Queue;
+use crate::error::{Error, Result};
 use crate::events::Change;
 use crate::store::ledger::{Job, Store};
 use crate::store::release_picture;
-use crate::{Error, Result};
 
 impl Queue {
     /// Forgets an ended job: its row and all that hangs on it, the copy of its picture if no other job needs that, and

@@ -8,12 +8,12 @@ mod submit;
 use animd_protocol::ErrorCode;
 
 use crate::config::CurrentConfig;
+use crate::error::{Error, Result};
 use crate::events::{Change, Events};
 use crate::holds::Holds;
 use crate::store::ledger::{Job, Ledger, PAUSED};
 use crate::store::{PictureFiles, Results, Spool};
 use crate::supervisor::commands::Commands;
-use crate::{Error, Result};
 
 pub use retry::Retry;
 pub use submit::{Origin, Submission, draw_seed};

@@ -7,8 +7,8 @@ use animd_protocol::ErrorCode;
 use animd_protocol::request::{Request, Sampler, Settings, StepCache};
 
 use super::{Origin, Queue, Submission, draw_seed};
+use crate::error::{Error, Result};
 use crate::store::ledger::Added;
-use crate::{Error, Result};
 
 /// What another try at a job does otherwise than the first one.
 #[derive(Clone, Debug, Default)]

@@ -8,7 +8,7 @@ use animd_common::tasks::blocking;
 use animd_protocol::request::Request;
 
 use super::Queue;
-use crate::Result;
+use crate::error::Result;
 use crate::events::Change;
 use crate::store::ledger::{Added, Job, NewJob, Refusal, Source};
 use crate::store::{Spooled, release_picture};

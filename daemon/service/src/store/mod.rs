@@ -7,7 +7,7 @@ pub mod results;
 pub mod spool;
 pub mod watches;
 
-use crate::Result;
+use crate::error::Result;
 
 pub use ledger::Ledger;
 pub use pictures::{Picture, PictureFiles};

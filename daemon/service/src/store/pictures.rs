@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use animd_protocol::messages::Pictures;
 
+use crate::error::{Error, Result};
 use crate::store::ledger::Job;
-use crate::{Error, Result};
 
 /// The folder of the pictures in the state folder.
 const PICTURES: &str = "pictures";

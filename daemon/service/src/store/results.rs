@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::ledger::Job;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// The folder of these videos; cheap to clone.
 #[derive(Clone)]

@@ -15,7 +15,7 @@ use animd_common::picture::{self, MAX_BYTES};
 use animd_protocol::ErrorCode;
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// How many of many pictures are copied at a time.
 const WRITERS: usize = 8;

@@ -12,8 +12,8 @@ use animd_common::watch::{Origin, Report, Watched, access, watched::overlap};
 use animd_protocol::ErrorCode;
 use tokio::sync::watch;
 
+use crate::error::{Error, Result};
 use crate::store::ledger::{AddedWatch, Ledger};
-use crate::{Error, Result};
 
 /// How to watch a folder that is added.
 #[derive(Clone, Debug, Default, PartialEq)]

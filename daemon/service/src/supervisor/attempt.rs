@@ -20,10 +20,10 @@ use tokio::time::Instant;
 use super::engine::{Engine, Exit, Hello};
 use super::state::{Absence, Cancel, Loss, Running, Trouble};
 use super::{LEDGER_PAUSE, Supervisor, Tools};
+use crate::error::{Error, Result};
 use crate::events::{Change, Live};
 use crate::store::Picture;
 use crate::store::ledger::{Ended, Job, State, Store};
-use crate::{Error, Result};
 
 /// How long an engine that has closed its end may take to exit: a driver frees its memory first.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);

@@ -2,7 +2,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// A command, with the place for its answer.
 pub enum Command {

@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use super::Supervisor;
 use super::attempt::Unsettled;
 use super::state::{Absence, Cancel, Loss};
+use crate::error::{Error, Result};
 use crate::holds::What;
 use crate::store::ledger::{Ended, State};
-use crate::{Error, Result};
 
 impl Supervisor {
     /// Whether an engine should be there: not while the machine sleeps, and one that was unloaded only when it has

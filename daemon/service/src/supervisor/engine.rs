@@ -22,7 +22,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout};
 
 use super::profile::monitor::Start;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// The kernel's out-of-memory killer takes the engine before the service and most others.
 const OOM_SCORE: &str = "800";

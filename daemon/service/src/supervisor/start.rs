@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Supervisor;
 use super::state::{Absence, EngineState, Trouble};
-use crate::Result;
+use crate::error::Result;
 
 /// The first pause before an engine that ended is started again; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);

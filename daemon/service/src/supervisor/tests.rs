@@ -19,9 +19,9 @@ use super::gpu::nvml::Driver;
 use super::profile::Profiles;
 use super::profile::monitor::Start;
 use super::*;
-use crate::Result;
 use crate::config::Defaults;
 use crate::delivery::Waiting;
+use crate::error::Result;
 use crate::store::ledger::{Added, Job, NewJob, State};
 use crate::store::{Results, Watches};
 

@@ -16,9 +16,9 @@ use tokio::time::timeout;
 use super::intake::Intake;
 use crate::config::CurrentConfig;
 use crate::delivery::Delivery;
+use crate::error::{Error, Result};
 use crate::queue::Queue;
 use crate::store::Watches;
-use crate::{Error, Result};
 
 /// How long a watcher that is to stop is waited for: its disk may hang.
 const PATIENCE: Duration = Duration::from_secs(2);

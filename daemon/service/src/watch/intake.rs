@@ -13,10 +13,10 @@ use animd_protocol::request::Request;
 
 use crate::config::CurrentConfig;
 use crate::delivery::Delivery;
+use crate::error::{Error, Result};
 use crate::queue::{Origin, Queue, Submission, draw_seed};
 use crate::store::ledger::{Added, Ended, Job, Refusal, Source, State};
 use crate::store::{Spooled, Watches};
-use crate::{Error, Result};
 
 /// Queues the pictures of one watched folder.
 pub struct Intake {

@@ -4,7 +4,7 @@ use animd_protocol::progress::Stage;
 use rusqlite::params;
 
 use super::Store;
-use crate::Result;
+use crate::error::Result;
 
 /// The GPU at one moment. A value that the card does not tell is missing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

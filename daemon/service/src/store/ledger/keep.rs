@@ -4,7 +4,7 @@ use rusqlite::params;
 
 use super::job::Job;
 use super::store::Store;
-use crate::Result;
+use crate::error::Result;
 
 /// Jobs whose rows go in one transaction.
 const PIECE: u32 = 200;

@@ -28,8 +28,8 @@ pub use timeline::{Event, Sample, StageCost, StepCost, Timeline};
 pub use verbs::PAUSED;
 pub use watches::AddedWatch;
 
+use crate::error::{Error, Result};
 use crate::store::spool::Spool;
-use crate::{Error, Result};
 
 type Command = Box<dyn FnOnce(&mut Store) + Send>;
 

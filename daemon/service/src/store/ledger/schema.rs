@@ -8,7 +8,7 @@ use std::time::Duration;
 use animd_common::files::show;
 use rusqlite::{Connection, TransactionBehavior};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Each step leads to the version of its place, counted from 1. A released step is never changed.
 const MIGRATIONS: [&str; 2] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];

@@ -3,7 +3,7 @@
 use rusqlite::params;
 
 use super::Store;
-use crate::Result;
+use crate::error::Result;
 
 /// What sums are kept apart by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 
 use super::job::{Added, Ended, Job, NewJob, Outcome, Source, State};
 use super::schema;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Which jobs a list shall have.
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 use rusqlite::{Row, params};
 
 use super::Store;
-use crate::Result;
+use crate::error::Result;
 
 /// Something that happened to a job.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 use rusqlite::{OptionalExtension, params};
 
 use super::store::{Store, event};
-use crate::Result;
+use crate::error::Result;
 
 /// The setting under which a pause is kept: who paused, as a sentence.
 pub const PAUSED: &str = "paused";

@@ -11,7 +11,7 @@ use rusqlite::params;
 
 use super::job::{Added, Job, NewJob};
 use super::store::{Store, event, insert};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// A watched folder that was added over the bus.
 #[derive(Clone, Debug, PartialEq)]

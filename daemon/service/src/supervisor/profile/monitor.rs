@@ -17,9 +17,9 @@ use tokio::time::Instant;
 
 use super::{Choice, Profiles, Verdict, Wish};
 use crate::config::{CurrentConfig, Defaults};
+use crate::error::{Error, Result};
 use crate::supervisor::gpu::Machine;
 use crate::supervisor::gpu::nvml::Driver;
-use crate::{Error, Result};
 
 /// The first pause before a choice that is not as it should be is looked at again; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
