@@ -18,6 +18,7 @@ use toml::{Table, Value};
 use super::{Config, Place};
 use crate::files::show;
 use crate::keys;
+use crate::text;
 use crate::{Error, Result};
 
 /// The folder beside the configuration file whose files are read after it.
@@ -97,10 +98,7 @@ fn read_text(path: &Path) -> io::Result<Result<String>> {
             format!("it has more than {MAX_BYTES} bytes"),
         ));
     }
-    Ok(String::from_utf8(bytes).map_err(|e| {
-        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].split(|b| *b == b'\n').count();
-        Error::Config(format!("{}:{line}: it is not valid UTF-8; save it as UTF-8", show(path)))
-    }))
+    Ok(text::decode(bytes).map_err(|e| Error::Config(e.of(&show(path)))))
 }
 
 /// The layer of a file.
@@ -132,6 +130,9 @@ pub fn of_file(path: &Path, text: &str) -> Result<Layer> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     for (key, place) in &places {
         if let Some(value) = leaf(&mut values, key) {
+            if let Value::String(value) = &*value {
+                text::without_zero(value).map_err(|e| Error::Config(place.say(&format!("{key}: {e}"))))?;
+            }
             make_absolute(key, value, dir).map_err(|e| Error::Config(place.say(&e)))?;
         }
     }
