@@ -28,6 +28,9 @@ use crate::{Error, Result};
 /// The kernel's out-of-memory killer takes the engine before the service and most others.
 const OOM_SCORE: &str = "800";
 
+/// The longest text of an engine's message, in characters: a list of jobs with their errors fits into one message of a bus.
+const MAX_TEXT: usize = 4000;
+
 /// What the engine has said of itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hello {
@@ -212,10 +215,16 @@ impl Engine {
 /// An engine's message with nothing in its texts that the ledger, the bus and a note cannot carry: they quote models and
 /// pictures.
 fn fit(mut message: FromEngine) -> FromEngine {
-    let fit = |text: &mut String| *text = Text::from(take(text)).into();
+    let fit = |text: &mut String| {
+        if let Some((end, _)) = text.char_indices().nth(MAX_TEXT) {
+            text.truncate(end);
+            text.push('…');
+        }
+        *text = Text::from(take(text)).into();
+    };
     match &mut message {
         FromEngine::Hello { version, backend, model, .. } => {
-            [version, backend, model].into_iter().for_each(fit)
+            [version, backend, model].into_iter().for_each(fit);
         }
         FromEngine::Failed { code, message, .. } => [code, message].into_iter().for_each(fit),
         FromEngine::Done { report, .. } => report.seconds.iter_mut().for_each(|(stage, _)| fit(stage)),

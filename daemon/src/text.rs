@@ -170,7 +170,7 @@ fn looks_like_utf_16(bytes: &[u8]) -> bool {
 }
 
 fn line_of(before: &[u8]) -> usize {
-    before.iter().filter(|byte| **byte == b'\n').count() + 1
+    before.split(|byte| *byte == b'\n').count()
 }
 
 /// A prompt with line feeds for its line ends.

@@ -71,7 +71,7 @@ fn numbers(config: &Config, origins: &Origins) -> Result<()> {
 }
 
 /// `watch.3.path` as people know it: `watch.path`.
-fn plain(key: &str) -> String {
+pub fn plain(key: &str) -> String {
     match key.split('.').collect::<Vec<_>>()[..] {
         [section, _, key] => format!("{section}.{key}"),
         _ => key.to_owned(),

@@ -15,6 +15,7 @@ use config::builder::DefaultState;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
+use super::check::plain;
 use super::{Config, Place};
 use crate::files::show;
 use crate::keys;
@@ -131,7 +132,8 @@ pub fn of_file(path: &Path, text: &str) -> Result<Layer> {
     for (key, place) in &places {
         if let Some(value) = leaf(&mut values, key) {
             if let Value::String(value) = &*value {
-                text::without_zero(value).map_err(|e| Error::Config(place.say(&format!("{key}: {e}"))))?;
+                text::without_zero(value)
+                    .map_err(|e| Error::Config(place.say(&format!("{}: {e}", plain(key)))))?;
             }
             make_absolute(key, value, dir).map_err(|e| Error::Config(place.say(&e)))?;
         }
@@ -173,10 +175,7 @@ fn leaf<'a>(values: &'a mut Table, key: &str) -> Option<&'a mut Value> {
 
 fn make_absolute(key: &str, value: &mut Value, dir: &Path) -> Result<(), String> {
     let Value::String(path) = value else { return Ok(()) };
-    let plain: String = match key.split('.').collect::<Vec<_>>()[..] {
-        ["watch", _, key] => format!("watch.{key}"),
-        _ => key.to_owned(),
-    };
+    let plain = plain(key);
     let is_path = PATHS.contains(&plain.as_str()) || (plain == "profile.name" && path.contains('/'));
     if !is_path {
         return Ok(());

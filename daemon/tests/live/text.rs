@@ -244,14 +244,14 @@ fn a_configuration_with_a_zero_byte_names_its_line() {
     for (toml, what) in [
         (
             &b"[queue]\nper_user = 1\n[folders]\ninbox = \"/srv/a\\u0000b\"\n"[..],
-            "checked.toml:4: folders.inbox: it has a zero byte",
+            "checked.toml:4:9: folders.inbox: it has a zero byte",
         ),
-        (b"[defaults]\nprompt = \"a\\u0000b\"\n", "checked.toml:2: defaults.prompt: it has a zero byte"),
+        (b"[defaults]\nprompt = \"a\\u0000b\"\n", "checked.toml:2:10: defaults.prompt: it has a zero byte"),
         (
             b"[defaults]\nprompt = \"a\\u0007b\"\n",
-            "checked.toml:2: [defaults]: `prompt`: it has the control character U+0007",
+            "checked.toml:2:10: [defaults]: `prompt`: it has the control character U+0007",
         ),
-        (b"[[watch]]\npath = \"/srv/\\u0000\"\n", "checked.toml:2: watch.0.path: it has a zero byte"),
+        (b"[[watch]]\npath = \"/srv/\\u0000\"\n", "checked.toml:2:8: watch.path: it has a zero byte"),
         (b"[\0l\0o\0g\0]\0\n\0", "checked.toml: it looks like UTF-16"),
     ] {
         let (fine, said) = check(toml);
