@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use animd_engine::progress::Progress;
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::text::Text;
+
 /// Something that the bus tells.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Change {
@@ -24,7 +26,7 @@ pub struct Status {
     /// `starting`, `loading`, `idle`, `busy`, `paused`, `no-weights`, `no-gpu`, `no-engine`, `stopping`.
     pub state: &'static str,
     /// The same as a sentence, with the remedy if there is something to do.
-    pub text: String,
+    pub text: Text,
 }
 
 /// What the engine said last of a job.
@@ -122,7 +124,7 @@ impl Board {
         if let Some(notice) = &*self.notice.lock().unwrap_or_else(PoisonError::into_inner) {
             text = format!("{text}; {notice}");
         }
-        let new = Status { state, text };
+        let new = Status { state, text: text.into() };
         self.status.send_if_modified(|status| {
             let changed = *status != new;
             *status = new;

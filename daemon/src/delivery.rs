@@ -337,7 +337,7 @@ impl Desk {
         let seed = || job.request.as_ref().map_or(0, |request| request.seed);
         match sidecar::request(&root, &source.path, self.defaults(), seed) {
             Ok(request) => job.request.as_ref() != Some(&request),
-            Err(Error::Refused { text, .. }) => job.error_text.as_ref() != Some(&text),
+            Err(Error::Refused { text, .. }) => job.error_text != Some(text.into()),
             Err(_) => false,
         }
     }
@@ -383,7 +383,7 @@ impl Desk {
 
     /// Finishes what a crash cut short. Runs before the bus, the inbox and the engine. Blocks.
     pub fn recover(&self) -> Result<()> {
-        self.board.set_paused(self.ledger.call_blocking(|db| db.setting(PAUSED))?);
+        self.board.set_paused(self.ledger.call_blocking(|db| db.setting(PAUSED))?.map(Into::into));
         for job in self.ledger.call_blocking(|db| db.open_jobs())? {
             let id = job.id;
             match job.state {

@@ -32,6 +32,7 @@ pub mod retention;
 pub mod service;
 pub mod spool;
 pub mod supervisor;
+pub mod text;
 pub mod user_watch;
 pub mod verbs;
 pub mod watch;

@@ -200,7 +200,7 @@ mod tests {
         write(text)?;
         reload_blocking(&desk)?;
         desk.board.set_status("idle", "waiting for pictures");
-        assert_eq!(desk.board.status().borrow().text, "waiting for pictures");
+        assert_eq!(desk.board.status().borrow().text.as_str(), "waiting for pictures");
         Ok(())
     }
 }

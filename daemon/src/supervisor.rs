@@ -463,6 +463,14 @@ impl Supervisor {
             return Err(Error::refused("file", text));
         }
         let output = self.desk.part(job);
+        // The engine is told in JSON, which has no other names.
+        if output.to_str().is_none() {
+            let text = format!(
+                "the video would go to `{}`, and the engine takes no path that is not valid UTF-8; rename the folder",
+                show(self.desk.outbox(job))
+            );
+            return Err(Error::refused("output", text));
+        }
         let (outbox, part, free_mib) =
             (self.desk.outbox(job), output.clone(), self.desk.config().queue.free_mib);
         blocking(move || check_outbox(&outbox, &part, free_mib)).await?;

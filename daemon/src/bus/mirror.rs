@@ -14,6 +14,7 @@ use zbus::{Connection, Variant, fdo};
 use super::{Facts, Hub, Manager, PATH, object_path, plan};
 use crate::Result;
 use crate::board::{Change, stopped};
+use crate::text::Text;
 
 /// Between two signals of one thing that changes by and by: a job's progress, the length of the queue.
 const PACE: Duration = Duration::from_millis(250);
@@ -38,7 +39,7 @@ struct Mirror {
     /// What the bus was told last.
     queued: u32,
     paused: bool,
-    profile: String,
+    profile: Text,
     gpu: HashMap<String, zbus::OwnedVariant>,
 }
 

@@ -5,18 +5,19 @@ use rusqlite::params;
 use super::Store;
 use crate::Result;
 use crate::gpu::meter::{Sample, Spent};
+use crate::text::Text;
 
 /// On what a job runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placed {
     /// The profile's name.
-    pub profile: Option<String>,
+    pub profile: Option<Text>,
     /// `GPU-...`
-    pub gpu_uuid: Option<String>,
+    pub gpu_uuid: Option<Text>,
     /// As its maker calls it.
-    pub gpu_name: Option<String>,
+    pub gpu_name: Option<Text>,
     /// The driver's version.
-    pub driver: Option<String>,
+    pub driver: Option<Text>,
 }
 
 /// What an ended job did, and how long it took.
@@ -40,9 +41,9 @@ pub struct Energy {
     /// Joules.
     pub joules: f64,
     /// `counter` or `sampled`.
-    pub method: String,
+    pub method: Text,
     /// Joules of each stage, in order.
-    pub stages: Vec<(String, f64)>,
+    pub stages: Vec<(Text, f64)>,
 }
 
 /// On what a job ran last and what that cost.
@@ -126,7 +127,7 @@ impl Store {
                     gpu_name: row.get(2)?,
                     driver: row.get(3)?,
                 };
-                Ok((placed, row.get::<_, Option<i64>>(4)?, row.get::<_, Option<String>>(5)?))
+                Ok((placed, row.get::<_, Option<i64>>(4)?, row.get::<_, Option<Text>>(5)?))
             },
         )?;
         let Some((total, method)) = total.zip(method) else { return Ok(Costs { placed, energy: None }) };

@@ -10,6 +10,7 @@ use rusqlite::Row;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 
 use crate::files::{Identity, path_from};
+use crate::text::{self, Text};
 
 /// Where a job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -215,7 +216,7 @@ pub struct Job {
     /// The number.
     pub id: u64,
     /// Names the unfinished file.
-    pub uuid: String,
+    pub uuid: Text,
     /// Where it stands.
     pub state: State,
     /// How it ends, once that is decided.
@@ -269,25 +270,25 @@ pub struct Job {
     /// DiT forwards that a step cache saved.
     pub forwards_skipped: Option<u32>,
     /// The model's name for itself.
-    pub model: Option<String>,
+    pub model: Option<Text>,
     /// `cpu` or `cuda`.
-    pub backend: Option<String>,
+    pub backend: Option<Text>,
     /// The profile that it ran with.
-    pub profile: Option<String>,
+    pub profile: Option<Text>,
     /// The GPU that it ran on.
-    pub gpu_uuid: Option<String>,
+    pub gpu_uuid: Option<Text>,
     /// What the GPU calls itself.
-    pub gpu_name: Option<String>,
+    pub gpu_name: Option<Text>,
     /// The driver's version.
-    pub driver: Option<String>,
+    pub driver: Option<Text>,
     /// Energy of the whole board over the last attempt, in millijoules.
     pub energy_mj: Option<u64>,
     /// `counter` (the board's own) or `sampled` (power over time).
-    pub energy_method: Option<String>,
+    pub energy_method: Option<Text>,
     /// Why it failed: a stable name.
-    pub error_code: Option<String>,
+    pub error_code: Option<Text>,
     /// Why it failed: the sentence.
-    pub error_text: Option<String>,
+    pub error_text: Option<Text>,
 }
 
 impl Job {
@@ -310,7 +311,7 @@ impl Job {
             }),
             None => None,
         };
-        let request = row.get::<_, Option<String>>("settings_json")?;
+        let request = row.get::<_, Option<Text>>("settings_json")?;
         Ok(Self {
             id: row.get::<_, i64>("id")? as u64,
             uuid: row.get("uuid")?,
@@ -324,12 +325,12 @@ impl Job {
             started_us: whole("started_us")?,
             finished_us: whole("finished_us")?,
             owner: row.get("owner_uid")?,
-            name: OsString::from_vec(row.get("name")?),
+            name: name(row.get("name")?),
             source,
             source_target: path("source_target")?,
             image_sha256: row.get("image_sha256")?,
             // Settings of a version that had other keys: the job cannot be run, but its row can be shown.
-            request: request.and_then(|json| serde_json::from_str(&json).ok()),
+            request: request.and_then(|json| serde_json::from_str(&json).ok()).map(text::old_request),
             outbox: path("outbox")?,
             retry_of: whole("retry_of")?,
             output: path("output_path")?,
@@ -353,4 +354,10 @@ impl Job {
             error_text: row.get("error_text")?,
         })
     }
+}
+
+/// A picture's name, which becomes its video's: no name of a file has a zero byte.
+fn name(mut bytes: Vec<u8>) -> OsString {
+    bytes.retain(|byte| *byte != 0);
+    OsString::from_vec(bytes)
 }

@@ -4,6 +4,7 @@ use rusqlite::params;
 
 use super::Store;
 use crate::Result;
+use crate::text::Text;
 
 /// What sums are kept apart by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +48,7 @@ impl By {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sum {
     /// The day, the model or the profile; empty where a job has none.
-    pub key: String,
+    pub key: Text,
     /// Jobs with a video.
     pub done: u64,
     /// Jobs that failed.

@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use super::job::{Added, Ended, Job, NewJob, Outcome, Source, State};
 use super::schema;
 use crate::files::{Identity, path_from};
+use crate::text::Text;
 use crate::{Error, Result};
 
 /// Which jobs a list shall have.
@@ -325,7 +326,7 @@ impl Store {
     }
 
     /// Wall seconds of each stage of a job's last finished attempt, in order.
-    pub fn stages(&self, id: u64) -> Result<Vec<(String, f64)>> {
+    pub fn stages(&self, id: u64) -> Result<Vec<(Text, f64)>> {
         let mut find = self.db.prepare_cached(
             "SELECT name, wall_us FROM stage WHERE job = ?1 AND attempt = (SELECT max(attempt) FROM stage WHERE job = ?1)
              ORDER BY n",
@@ -486,7 +487,7 @@ fn taken(db: &Connection, source: &Source, new: &NewJob) -> Result<Option<u64>> 
         .query_row(
             "SELECT id, settings_json FROM job WHERE source_path = ?1 AND image_sha256 = ?2 AND state IN ('queued','running')",
             params![source.path.as_os_str().as_bytes(), sha],
-            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)),
+            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Text>(1)?)),
         )
         .optional()?;
     let Some((id, json)) = again else { return Ok(None) };

@@ -4,6 +4,7 @@ use rusqlite::{Row, params};
 
 use super::Store;
 use crate::Result;
+use crate::text::Text;
 
 /// Something that happened to a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,16 +12,16 @@ pub struct Event {
     /// Microseconds since the epoch.
     pub at_us: u64,
     /// `queued`, `started`, `requeued`, `finishing`, `ended`...
-    pub kind: String,
+    pub kind: Text,
     /// More of it.
-    pub text: Option<String>,
+    pub text: Option<Text>,
 }
 
 /// A stage of one attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageCost {
     /// [`animd_engine::progress::Stage::name`].
-    pub name: String,
+    pub name: Text,
     /// Wall seconds.
     pub seconds: f64,
     /// Joules of the whole board.

@@ -5,6 +5,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::store::{Store, event};
 use crate::Result;
+use crate::text::Text;
 
 /// The setting under which a pause is kept: who paused, as a sentence.
 pub const PAUSED: &str = "paused";
@@ -43,7 +44,7 @@ impl Store {
     }
 
     /// A setting that was made while the service ran.
-    pub fn setting(&self, key: &str) -> Result<Option<String>> {
+    pub fn setting(&self, key: &str) -> Result<Option<Text>> {
         let mut find = self.db.prepare_cached("SELECT value FROM setting WHERE key = ?1")?;
         Ok(find.query_row([key], |row| row.get(0)).optional()?)
     }

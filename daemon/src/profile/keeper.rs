@@ -203,10 +203,10 @@ impl Keeper {
         let choice = self.desk.profiles.choice();
         let card = choice.used_gpu();
         let placed = Placed {
-            profile: choice.profile.as_ref().map(|p| p.name.clone()),
-            gpu_uuid: card.map(|c| c.uuid.clone()),
-            gpu_name: card.map(|c| c.name.clone()),
-            driver: card.and_then(|_| self.desk.profiles.machine().driver().map(str::to_owned)),
+            profile: choice.profile.as_ref().map(|p| p.name.as_str().into()),
+            gpu_uuid: card.map(|c| c.uuid.as_str().into()),
+            gpu_name: card.map(|c| c.name.as_str().into()),
+            driver: card.and_then(|_| self.desk.profiles.machine().driver().map(Into::into)),
         };
         if let Err(e) = self.desk.ledger.call(move |db| db.placed(id, &placed)).await {
             tracing::warn!(job = id, "the profile of job {id} is not written down: {e}");

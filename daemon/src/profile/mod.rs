@@ -20,6 +20,7 @@ use crate::config::Loaded;
 use crate::files::show;
 use crate::gpu::Machine;
 use crate::keys;
+use crate::text;
 
 /// Where profiles lie; those of a later folder replace those of an earlier one, and both replace the built-in ones.
 pub const FOLDERS: [&str; 2] = ["/usr/share/animd/profiles", "/etc/animd/profiles"];
@@ -29,11 +30,14 @@ pub const FOLDERS: [&str; 2] = ["/usr/share/animd/profiles", "/etc/animd/profile
 /// # Errors
 /// A sentence with the file, the line and the nearest right key.
 pub fn read(path: &Path) -> Result<Profile, String> {
-    let text =
-        fs::read(path).map_err(|e| format!("cannot read the profile `{}`: {e}", show(path))).and_then(
-            |bytes| String::from_utf8(bytes).map_err(|_| format!("{}: it is not valid UTF-8", show(path))),
-        )?;
-    Profile::read(&text).map_err(|mistake| explain(path, &text, &mistake))
+    let bytes = fs::read(path).map_err(|e| format!("cannot read the profile `{}`: {e}", show(path)))?;
+    let text = text::decode(bytes).map_err(|e| e.of(&show(path)))?;
+    let mut profile = Profile::read(&text).map_err(|mistake| explain(path, &text, &mistake))?;
+    for (key, value) in [("name", &profile.name), ("summary", &profile.summary)] {
+        text::without_zero(value).map_err(|e| format!("{}: `{key}`: {e}", show(path)))?;
+    }
+    profile.settings = text::settings(profile.settings).map_err(|e| format!("{}: {e}", show(path)))?;
+    Ok(profile)
 }
 
 fn explain(path: &Path, text: &str, mistake: &Mistake) -> String {

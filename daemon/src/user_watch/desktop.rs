@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 use zbus::{Connection, Variant, proxy};
 
 use crate::files::show;
+use crate::text::Text;
 
 /// How long a desktop may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -152,6 +153,7 @@ async fn notify(
         if let Some(image) = &image {
             hints.insert("image-path", image.as_str().into());
         }
+        let body = Text::from(body);
         desktop.notify("animd", 0, "video-x-generic", summary, &body, &[], hints, -1).await
     };
     match timeout(PATIENCE, telling).await {
