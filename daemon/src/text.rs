@@ -173,16 +173,18 @@ fn line_of(before: &[u8]) -> usize {
     before.split(|byte| *byte == b'\n').count()
 }
 
-/// A prompt with line feeds for its line ends.
+/// A prompt with line feeds for its line ends. U+0080 to U+009F stay: they are quotes and dashes of Windows-1252 that went
+/// through Latin-1, and the model's own cleaning repairs them.
 ///
 /// # Errors
-/// [`NoText`] for a control character other than a line end or a tab.
+/// [`NoText`] for any other control character but a tab.
 pub fn prompt(text: &str) -> Result<String, NoText> {
     let text = unix_lines(text);
-    let Some((at, c)) = text.char_indices().find(|(_, c)| !is_text(*c)) else { return Ok(text) };
+    let refused = |c: char| !is_text(c) && !('\u{80}'..='\u{9f}').contains(&c);
+    let Some((at, c)) = text.char_indices().find(|(_, c)| refused(*c)) else { return Ok(text) };
     let remedy = match c {
-        // Half of a letter in UTF-16, and a dash or a quote in Windows-1252.
-        '\0' | '\u{80}'..='\u{9f}' => "type the text anew, or save its file as UTF-8",
+        // Half of a letter in UTF-16.
+        '\0' => "type the text anew, or save its file as UTF-8",
         _ => "remove it",
     };
     let why = format!("it has the control character U+{:04X}; {remedy}", u32::from(c));
@@ -283,7 +285,8 @@ mod tests {
         // Nothing else is touched: quotes, spaces and what is not assigned are for the model's own cleaning.
         let odd = "\u{feff}“葉” \u{a0}\u{ad}\u{200b}\u{2028}\u{202e}\u{fffd}\u{ffff}\u{e000}\u{10ffff}";
         assert_eq!(prompt(odd).as_deref(), Ok(odd));
-        for c in (0..0x20).chain(0x7f..0xa0).filter_map(char::from_u32) {
+        assert_eq!(prompt("a child\u{92}s kite").as_deref(), Ok("a child\u{92}s kite"));
+        for c in (0..0x20).chain(0x7f..0x80).filter_map(char::from_u32) {
             let refused = prompt(&format!("one\r\nt{c}wo"));
             assert_eq!(refused.is_err(), !"\t\n\r".contains(c), "{c:?}");
             if let Err(e) = refused {
