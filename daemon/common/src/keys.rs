@@ -5,6 +5,7 @@ use std::path::Path;
 use animd_protocol::request::Settings;
 
 use crate::files::show;
+use crate::text;
 
 /// Every key of [`Settings`].
 pub const SETTINGS: [&str; 17] = [
@@ -98,8 +99,9 @@ pub fn one_line(text: &str, most: usize) -> String {
 }
 
 /// Reads [`Settings`] from the text of a sidecar or of a JSON object; `file` is named in the error.
-pub fn settings_from_toml(file: &Path, text: &str) -> Result<Settings, String> {
-    toml::from_str(text).map_err(|e| explain(file, text, &e))
+pub fn settings_from_toml(file: &Path, toml: &str) -> Result<Settings, String> {
+    let settings = toml::from_str(toml).map_err(|e| explain(file, toml, &e))?;
+    text::settings(settings).map_err(|e| format!("{}: {e}", show(file)))
 }
 
 #[cfg(test)]

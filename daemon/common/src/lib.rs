@@ -13,6 +13,7 @@ pub mod notify;
 pub mod picture;
 pub mod profiles;
 pub mod tasks;
+pub mod text;
 pub mod watch;
 pub mod words;
 

@@ -10,7 +10,7 @@ use animd_protocol::profile::{BUILT_IN, Mistake, Profile};
 
 use crate::config::Loaded;
 use crate::files::show;
-use crate::{Error, keys};
+use crate::{Error, keys, text};
 
 /// Leaves the choice of a profile, or of a GPU, to the service.
 pub const AUTO: &str = "auto";
@@ -23,11 +23,14 @@ pub const FOLDERS: [&str; 2] = ["/usr/share/animd/profiles", "/etc/animd/profile
 /// # Errors
 /// A sentence with the file, the line and the nearest right key.
 pub fn read(path: &Path) -> Result<Profile, String> {
-    let text =
-        fs::read(path).map_err(|e| format!("cannot read the profile `{}`: {e}", show(path))).and_then(
-            |bytes| String::from_utf8(bytes).map_err(|_| format!("{}: it is not valid UTF-8", show(path))),
-        )?;
-    Profile::read(&text).map_err(|mistake| explain(path, &text, &mistake))
+    let bytes = fs::read(path).map_err(|e| format!("cannot read the profile `{}`: {e}", show(path)))?;
+    let text = text::decode(bytes).map_err(|e| e.of(&show(path)))?;
+    let mut profile = Profile::read(&text).map_err(|mistake| explain(path, &text, &mistake))?;
+    for (key, value) in [("name", &profile.name), ("summary", &profile.summary)] {
+        text::without_zero(value).map_err(|e| format!("{}: `{key}`: {e}", show(path)))?;
+    }
+    profile.settings = text::settings(profile.settings).map_err(|e| format!("{}: {e}", show(path)))?;
+    Ok(profile)
 }
 
 fn explain(path: &Path, text: &str, mistake: &Mistake) -> String {

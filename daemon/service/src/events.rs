@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use animd_common::bus::ServiceState;
+use animd_common::text::Text;
 use animd_protocol::progress::Progress;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -25,7 +26,7 @@ pub struct Status {
     /// What it does.
     pub state: ServiceState,
     /// The same as a sentence, with the remedy if there is something to do.
-    pub text: String,
+    pub text: Text,
 }
 
 /// What the engine said last of a job.
@@ -110,7 +111,7 @@ impl Events {
         if let Some(notice) = &*self.notice.lock().unwrap_or_else(PoisonError::into_inner) {
             text = format!("{text}; {notice}");
         }
-        let new = Status { state, text };
+        let new = Status { state, text: text.into() };
         self.status.send_if_modified(|status| {
             let changed = *status != new;
             *status = new;

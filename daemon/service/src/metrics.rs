@@ -15,6 +15,7 @@ use animd_common::clock::now_us;
 use animd_common::files::{show, write_atomic};
 use animd_common::tasks::blocking;
 use animd_common::tasks::stopped;
+use animd_common::text::Text;
 use animd_protocol::ErrorCode;
 use animd_protocol::progress::Stage;
 use tokio::sync::{mpsc, watch};
@@ -188,7 +189,7 @@ impl Figures {
     }
 
     /// A job as it is now; `None` if it was forgotten.
-    fn take(&mut self, id: u64, job: Option<&Job>, stages: &[(String, f64)]) {
+    fn take(&mut self, id: u64, job: Option<&Job>, stages: &[(Text, f64)]) {
         match job {
             Some(job) if job.state.is_open() => _ = self.open.insert(id, job.state),
             // Otherwise somebody only looks at an old job.
@@ -198,12 +199,12 @@ impl Figures {
         }
     }
 
-    fn count(&mut self, job: &Job, stages: &[(String, f64)]) {
+    fn count(&mut self, job: &Job, stages: &[(Text, f64)]) {
         if let Some(n) = ENDED.iter().position(|state| *state == job.state) {
             self.ended[n] += 1;
         }
         for (stage, seconds) in stages {
-            *self.stages.entry(stage.clone()).or_default() += seconds;
+            *self.stages.entry(stage.to_string()).or_default() += seconds;
         }
         self.joules += job.energy_mj.unwrap_or(0) as f64 / 1e3;
         if job.state == State::Done
@@ -216,7 +217,7 @@ impl Figures {
     /// The file's text. `state` is the service's.
     fn text(&self, state: ServiceState, restarts: u64) -> String {
         let open = |state: &State| self.open.values().filter(|s| *s == state).count();
-        let mut text = Text::default();
+        let mut text = Page::default();
         text.metric("animd_info", "gauge", "The version of animd.");
         text.labelled("animd_info", "version", env!("CARGO_PKG_VERSION"), 1);
         text.metric("animd_state", "gauge", "The state of the service.");
@@ -255,9 +256,9 @@ impl Figures {
 
 /// Prometheus' text format.
 #[derive(Default)]
-struct Text(String);
+struct Page(String);
 
-impl Text {
+impl Page {
     /// What follows is of this metric.
     fn metric(&mut self, name: &str, kind: &str, help: &str) {
         _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -267,8 +268,8 @@ impl Text {
         _ = writeln!(self.0, "{name} {value}");
     }
 
-    /// The names of states and stages, and versions, have nothing to be escaped.
     fn labelled(&mut self, name: &str, label: &str, of: &str, value: impl Display) {
+        let of = of.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         _ = writeln!(self.0, "{name}{{{label}=\"{of}\"}} {value}");
     }
 }

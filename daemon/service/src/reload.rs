@@ -247,7 +247,7 @@ mod tests {
         write(text)?;
         reloader.reload_blocking()?;
         reloader.events.set_status(ServiceState::Idle, "waiting for pictures");
-        assert_eq!(reloader.events.status().borrow().text, "waiting for pictures");
+        assert_eq!(reloader.events.status().borrow().text.as_str(), "waiting for pictures");
         Ok(())
     }
 }

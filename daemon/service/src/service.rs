@@ -108,7 +108,9 @@ impl Parts {
     /// What the ledger or a folder says.
     pub fn recover(&self) -> Result<()> {
         self.watches.load(&self.queue.ledger)?;
-        self.queue.holds.set_paused(self.queue.ledger.call_blocking(|db| db.setting(PAUSED))?);
+        self.queue
+            .holds
+            .set_paused(self.queue.ledger.call_blocking(|db| db.setting(PAUSED))?.map(Into::into));
         self.delivery.recover()
     }
 }

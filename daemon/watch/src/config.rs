@@ -3,11 +3,13 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::mem::take;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use animd_common::files::show;
 use animd_common::keys;
+use animd_common::text;
 use animd_common::watch::{Origin, Watched, access, watched};
 use animd_protocol::request::Settings;
 use serde::Deserialize;
@@ -175,11 +177,26 @@ impl Config {
 }
 
 fn read(file: &Path, asked: bool) -> Result<Written> {
-    match fs::read_to_string(file) {
-        Ok(text) => toml::from_str(&text).map_err(|e| Error::config(keys::explain(file, &text, &e))),
-        Err(e) if e.kind() == io::ErrorKind::NotFound && !asked => Ok(Written::default()),
-        Err(e) => Err(Error::config(format!("cannot read the configuration `{}`: {e}", show(file)))),
+    let bytes = match fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !asked => return Ok(Written::default()),
+        Err(e) => {
+            return Err(Error::config(format!("cannot read the configuration `{}`: {e}", show(file))));
+        }
+    };
+    let text = text::decode(bytes).map_err(|e| Error::config(e.of(&show(file))))?;
+    let mut written: Written =
+        toml::from_str(&text).map_err(|e| Error::config(keys::explain(file, &text, &e)))?;
+    for place in &mut written.watch {
+        let refuse =
+            |e: String| Error::config(format!("{}: [[watch]] `{}`: {e}", show(file), show(&place.path)));
+        place.settings = text::settings(take(&mut place.settings)).map_err(refuse)?;
+        for (key, path) in [("path", Some(&place.path)), ("outbox", place.outbox.as_ref())] {
+            let Some(path) = path else { continue };
+            text::without_zero(path).map_err(|e| refuse(format!("`{key}`: {e}")))?;
+        }
     }
+    Ok(written)
 }
 
 fn check(file: &Path, written: &Written) -> Result<()> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use animd_common::files::show;
+use animd_common::text::Text;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use zbus::{Connection, Variant, proxy};
@@ -151,6 +152,7 @@ async fn notify(
         if let Some(image) = &image {
             hints.insert("image-path", image.as_str().into());
         }
+        let body = Text::from(body);
         desktop.notify("animd", 0, "video-x-generic", summary, &body, &[], hints, -1).await
     };
     match timeout(PATIENCE, telling).await {

@@ -23,5 +23,6 @@ mod harness;
 mod inbox;
 mod queue;
 mod sleep;
+mod text;
 mod user_watch;
 mod watch;

@@ -348,6 +348,42 @@ fn odd_files_hold_up_nobody() {
     assert_eq!(log.matches("cannot be moved away").count(), 1, "{log}");
 }
 
+#[test]
+fn a_picture_with_no_text_beside_it_is_set_aside_and_the_others_go_on() {
+    let house = House::started("[defaults]\nseed = 7\n");
+    let shown = desktop(&house);
+    let mut home = Home::start(&house, "");
+    let pid = home.watcher.as_ref().map(Child::id);
+    let inbox = house.path(INBOX);
+    let utf_16: Vec<u8> = "leaves fall\r\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    fs::write(inbox.join("utf16.txt"), utf_16).unwrap();
+    fs::write(inbox.join("escaped.toml"), "prompt = \"a\\u0000b\"\n").unwrap();
+    fs::write(inbox.join("negative.toml"), "negative_prompt = \"a\\u0000b\"\n").unwrap();
+    fs::write(inbox.join("terminal.txt"), "a \x1b[2Jwave").unwrap();
+    let bad = ["escaped", "negative", "terminal", "utf16"];
+    for name in bad {
+        put(&house, &format!("{name}.png"), None);
+    }
+    put(&house, "good.png", Some("a wave"));
+    let failed = format!("{INBOX}/failed");
+    house.until("all are done", |house| {
+        house.files(&failed).len() == 12 && house.files(OUTBOX) == ["good-7.mp4"]
+    });
+    let note = |name: &str| fs::read_to_string(inbox.join(format!("failed/{name}.png.error.txt"))).unwrap();
+    assert_eq!(
+        note("utf16"),
+        "utf16.txt: it looks like UTF-16 without a byte-order mark; save it as UTF-8\n"
+    );
+    for name in bad {
+        assert!(note(name).starts_with(name), "{}", note(name));
+    }
+    let told = |what: &str| shown.lock().unwrap().iter().any(|(_, body, _)| body.contains(what));
+    house.until("the desktop is told", |_| told("utf16.txt: it looks like UTF-16") || told("…"));
+    assert_eq!(house.number("SELECT count(*) FROM job"), Some(1));
+    assert_eq!((home.ended(), home.watcher.as_ref().map(Child::id)), (None, pid));
+    assert_eq!(home.stop(), Some(0));
+}
+
 /// A home that nobody else may enter, without a desktop; only where the tests run as root.
 #[test]
 fn a_closed_home_is_served_by_descriptor_and_over_a_log_out() {
@@ -422,5 +458,20 @@ fn wrong_configurations_end_it_in_words() {
     let output = run(&["--user", "/x", "--outbox", "/x/videos"]);
     assert_eq!(output.status.code(), Some(78));
     assert!(String::from_utf8_lossy(&output.stderr).contains("taken for pictures"));
+    let file = house.path("watch.toml");
+    let config = file.to_str().unwrap();
+    for (toml, what) in [
+        ("[[watch]]\npath = \"/x\\u0000y\"\n", "[[watch]] `/x\\u{0}y`: `path`: it has a zero byte"),
+        (
+            "[[watch]]\npath = \"/x\"\n[watch.settings]\nprompt = \"a\\u0000\"\n",
+            "[[watch]] `/x`: `prompt`: it has the control character U+0000",
+        ),
+    ] {
+        fs::write(&file, toml).unwrap();
+        let output = run(&["--user", "--config", config]);
+        assert_eq!(output.status.code(), Some(78));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(what), "{said}");
+    }
     assert_eq!(run(&["--nonsense"]).status.code(), Some(2));
 }

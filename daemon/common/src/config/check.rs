@@ -7,6 +7,7 @@ use toml::{Table, Value};
 
 use super::{Config, Origins};
 use crate::files::show;
+use crate::text;
 use crate::{Error, Result};
 
 /// The most that a `days` key may say: a thousand years.
@@ -70,7 +71,7 @@ fn numbers(config: &Config, origins: &Origins) -> Result<()> {
 }
 
 /// `watch.3.path` as people know it: `watch.path`.
-fn plain(key: &str) -> String {
+pub fn plain(key: &str) -> String {
     match key.split('.').collect::<Vec<_>>()[..] {
         [section, _, key] => format!("{section}.{key}"),
         _ => key.to_owned(),
@@ -179,7 +180,8 @@ fn level(config: &Config, origins: &Origins) -> Result<()> {
 
 /// A wrong default would fail every job: better to say so now.
 fn defaults(settings: &Settings, origins: &Origins) -> Result<()> {
-    let resolve = |settings: Settings| settings.resolve(|| 0).map(|_| ()).map_err(|e| e.to_string());
+    let resolve =
+        |settings: Settings| text::settings(settings)?.resolve(|| 0).map(|_| ()).map_err(|e| e.to_string());
     let Err(sentence) = resolve(settings.clone()) else { return Ok(()) };
     // The value whose absence mends it is to blame; among several, the one that the sentence names first.
     let table = Table::try_from(settings).unwrap_or_default();

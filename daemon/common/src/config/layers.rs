@@ -15,9 +15,11 @@ use config::builder::DefaultState;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
+use super::check::plain;
 use super::{Config, Place};
 use crate::files::show;
 use crate::keys;
+use crate::text;
 use crate::{Error, Result};
 
 /// The folder beside the configuration file whose files are read after it.
@@ -97,10 +99,7 @@ fn read_text(path: &Path) -> io::Result<Result<String>> {
             format!("it has more than {MAX_BYTES} bytes"),
         ));
     }
-    Ok(String::from_utf8(bytes).map_err(|e| {
-        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].split(|b| *b == b'\n').count();
-        Error::Config(format!("{}:{line}: it is not valid UTF-8; save it as UTF-8", show(path)))
-    }))
+    Ok(text::decode(bytes).map_err(|e| Error::Config(e.of(&show(path)))))
 }
 
 /// The layer of a file.
@@ -132,6 +131,10 @@ pub fn of_file(path: &Path, text: &str) -> Result<Layer> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     for (key, place) in &places {
         if let Some(value) = leaf(&mut values, key) {
+            if let Value::String(value) = &*value {
+                text::without_zero(value)
+                    .map_err(|e| Error::Config(place.say(&format!("{}: {e}", plain(key)))))?;
+            }
             make_absolute(key, value, dir).map_err(|e| Error::Config(place.say(&e)))?;
         }
     }
@@ -172,10 +175,7 @@ fn leaf<'a>(values: &'a mut Table, key: &str) -> Option<&'a mut Value> {
 
 fn make_absolute(key: &str, value: &mut Value, dir: &Path) -> Result<(), String> {
     let Value::String(path) = value else { return Ok(()) };
-    let plain: String = match key.split('.').collect::<Vec<_>>()[..] {
-        ["watch", _, key] => format!("watch.{key}"),
-        _ => key.to_owned(),
-    };
+    let plain = plain(key);
     let is_path = PATHS.contains(&plain.as_str()) || (plain == "profile.name" && path.contains('/'));
     if !is_path {
         return Ok(());

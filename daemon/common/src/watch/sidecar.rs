@@ -14,6 +14,7 @@ use super::root;
 use crate::clock::now_us;
 use crate::files::{self, NAME_MAX, show, split_name};
 use crate::keys;
+use crate::text;
 use crate::{Error, Result};
 
 /// The largest sidecar, in bytes.
@@ -66,7 +67,9 @@ pub fn settings(root: &Path, picture: &Path) -> Result<Settings> {
                 ),
             ));
         }
-        settings.prompt = Some(text.trim().to_owned());
+        let prompt = text::prompt(&text)
+            .map_err(|e| Error::refused(ErrorCode::InvalidSetting, e.of(&name(root, path))))?;
+        settings.prompt = Some(prompt.trim().to_owned());
     }
     for folder in picture.ancestors().skip(1).take_while(|folder| folder.starts_with(root)) {
         let path = folder.join(FOLDER_SETTINGS);
@@ -138,13 +141,9 @@ fn read(root: &Path, path: &Path) -> Result<Option<String>> {
             return Err(Error::refused(ErrorCode::File, text));
         }
     };
-    let text = String::from_utf8(bytes).map_err(|e| {
-        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].split(|b| *b == b'\n').count();
-        let text = format!("{}:{line}: it is not valid UTF-8; save it as UTF-8", name(root, path));
-        Error::refused(ErrorCode::InvalidSetting, text)
-    })?;
-    // Windows editors begin a file with a mark.
-    Ok(Some(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)))
+    let text = text::decode(bytes)
+        .map_err(|e| Error::refused(ErrorCode::InvalidSetting, e.of(&name(root, path))))?;
+    Ok(Some(text))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `slow=MS` | takes so many milliseconds for each denoising step |
 //! | `fail`, `fail=CODE` | refuses the job with this code; `memory` without one |
+//! | `zero` | refuses the job with a sentence that has a zero byte and a terminal escape |
 //! | `crash` | aborts |
 //! | `kill` | dies by SIGKILL, as from the kernel when memory runs out |
 //! | `exit` | ends with status 3 |
@@ -255,6 +256,9 @@ fn misbehave(
     }
     if now("stray") {
         line.send(&FromEngine::Done { job: job + 1, report: Report::default() });
+    }
+    if now("zero") {
+        return Err((ErrorCode::InvalidImage, "the picture says \0\x1b[2J and ends".into()));
     }
     let code = words.all().find_map(|w| w.strip_prefix("fail=")?.split('@').next());
     if now("fail") || code.is_some_and(|code| now(&format!("fail={code}"))) {

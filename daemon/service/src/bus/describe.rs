@@ -1,11 +1,10 @@
 //! Everything about a job, as a dictionary for those who may see it.
 
-use std::collections::HashMap;
-
 use animd_common::files::show;
+use animd_common::text::Text;
 use animd_protocol::request::Request;
-use zbus::{OwnedVariant, Variant};
 
+use super::answer::{Answer, Dict};
 use super::costs;
 use crate::error::Result;
 use crate::store::ledger::{Costs, Job, Store};
@@ -13,7 +12,7 @@ use crate::store::ledger::{Costs, Job, Store};
 /// A job's row and what hangs on it.
 pub struct Whole {
     job: Job,
-    stages: Vec<(String, f64)>,
+    stages: Vec<(Text, f64)>,
     costs: Costs,
 }
 
@@ -25,65 +24,55 @@ impl Whole {
 }
 
 /// What `Describe` answers: unknown values are left out.
-pub fn description(whole: Whole) -> HashMap<String, OwnedVariant> {
+pub fn description(whole: Whole) -> Dict {
     let Whole { job, stages, costs } = whole;
-    let mut dict = HashMap::new();
-    let mut put = |key: &str, value: Option<Variant<'_>>| {
-        if let Some(Ok(value)) = value.map(Variant::try_into_owned) {
-            dict.insert(key.to_owned(), value);
-        }
-    };
-    put("id", Some(job.id.into()));
-    put("uuid", Some(job.uuid.as_str().into()));
-    put("state", Some(job.state.name().into()));
-    put("owner", Some(job.owner.into()));
-    put("name", Some(show(&job.name).into()));
-    put("priority", Some(job.priority.into()));
-    put("created", Some(job.created_us.into()));
-    put("started", job.started_us.map(Into::into));
-    put("finished", job.finished_us.map(Into::into));
-    put("attempt", Some(job.attempt.into()));
-    put("retry_of", job.retry_of.map(Into::into));
-    put("source", job.source.as_ref().map(|s| show(&s.path).into()));
-    put(
-        "source_moved_to",
-        job.source_target.as_ref().filter(|_| !job.state.is_open()).map(|p| show(p).into()),
-    );
-    put("output", job.output.as_ref().map(|p| show(p).into()));
-    put("output_bytes", job.output_bytes.map(Into::into));
-    put("width", job.width.map(Into::into));
-    put("height", job.height.map(Into::into));
-    put("model", job.model.as_deref().map(Into::into));
-    put("backend", job.backend.as_deref().map(Into::into));
-    put("forwards_computed", job.forwards_computed.map(Into::into));
-    put("forwards_skipped", job.forwards_skipped.map(Into::into));
-    put("ram_peak_bytes", job.ram_peak_bytes.map(Into::into));
-    put("gpu_peak_bytes", job.gpu_peak_bytes.map(Into::into));
-    put("error_code", job.error_code.as_deref().map(Into::into));
-    put("error_text", job.error_text.as_deref().map(Into::into));
-    put("stages", Some(stages).filter(|s| !s.is_empty()).map(Variant::new));
-    put("settings", job.request.as_ref().and_then(settings));
-    costs::describe(costs, &mut dict);
-    dict
+    let moved_to = job.source_target.as_ref().filter(|_| !job.state.is_open());
+    let mut answer = Answer::default()
+        .with("id", job.id)
+        .with("uuid", job.uuid)
+        .with("state", job.state.name())
+        .with("owner", job.owner)
+        .with("name", show(&job.name))
+        .with("priority", job.priority)
+        .with("created", job.created_us)
+        .with("started", job.started_us)
+        .with("finished", job.finished_us)
+        .with("attempt", job.attempt)
+        .with("retry_of", job.retry_of)
+        .with("source", job.source.map(|source| show(source.path)))
+        .with("source_moved_to", moved_to.map(show))
+        .with("output", job.output.map(show))
+        .with("output_bytes", job.output_bytes)
+        .with("width", job.width)
+        .with("height", job.height)
+        .with("model", job.model)
+        .with("backend", job.backend)
+        .with("forwards_computed", job.forwards_computed)
+        .with("forwards_skipped", job.forwards_skipped)
+        .with("ram_peak_bytes", job.ram_peak_bytes)
+        .with("gpu_peak_bytes", job.gpu_peak_bytes)
+        .with("error_code", job.error_code)
+        .with("error_text", job.error_text)
+        .with("stages", Some(stages).filter(|stages| !stages.is_empty()))
+        .with("settings", job.request.as_ref().and_then(settings));
+    costs::describe(costs, &mut answer);
+    answer.dict()
 }
 
 /// The resolved settings as `a{sv}`.
-fn settings(request: &Request) -> Option<Variant<'static>> {
+fn settings(request: &Request) -> Option<Answer> {
     let serde_json::Value::Object(map) = serde_json::to_value(request).ok()? else { return None };
-    let dict: HashMap<String, Variant<'static>> = map
-        .into_iter()
-        .filter_map(|(key, value)| {
-            let value = match value {
-                serde_json::Value::String(text) => text.into(),
-                serde_json::Value::Bool(b) => b.into(),
-                serde_json::Value::Number(n) => match n.as_u64() {
-                    Some(n) => n.into(),
-                    None => n.as_f64()?.into(),
-                },
-                _ => return None,
-            };
-            Some((key, value))
-        })
-        .collect();
-    Some(dict.into())
+    let mut answer = Answer::default();
+    for (key, value) in map {
+        match value {
+            serde_json::Value::String(text) => answer.put(&key, text),
+            serde_json::Value::Bool(b) => answer.put(&key, b),
+            serde_json::Value::Number(n) => match n.as_u64() {
+                Some(n) => answer.put(&key, n),
+                None => answer.put(&key, n.as_f64()),
+            },
+            _ => {}
+        }
+    }
+    Some(answer)
 }

@@ -1,18 +1,19 @@
 //! Errors that cross the bus: `org.animd.Animd1.Error.NAME`, with the remedy in the text.
 
+use std::fmt;
+
 use animd_common::Error as Common;
+use animd_common::text::Text;
 use animd_protocol::ErrorCode;
+use zbus::message::{Header, Message};
+use zbus::names::ErrorName;
 
 use crate::error::Error;
 use crate::store::ledger::Job;
 
 /// What a call is answered with when it cannot be served.
-#[derive(Debug, zbus::DBusError)]
-#[zbus(prefix = "org.animd.Animd1.Error")]
+#[derive(Debug)]
 pub enum BusError {
-    /// Of the bus itself.
-    #[zbus(error)]
-    ZBus(zbus::Error),
     /// The picture cannot be used.
     InvalidImage(String),
     /// An option that does not exist; the text names the nearest one.
@@ -41,7 +42,63 @@ pub enum BusError {
     Internal(String),
 }
 
+/// Written out, and not derived, so that every error's text passes the gate on its way to the bus.
+impl zbus::DBusError for BusError {
+    fn create_reply(&self, call: &Header<'_>) -> zbus::Result<Message> {
+        Message::error(call, self.name()).build(&Text::from(self.text()).as_str())
+    }
+
+    fn name(&self) -> ErrorName<'_> {
+        ErrorName::from_static_str_unchecked(match self {
+            Self::InvalidImage(_) => "org.animd.Animd1.Error.InvalidImage",
+            Self::UnknownOption(_) => "org.animd.Animd1.Error.UnknownOption",
+            Self::InvalidOption(_) => "org.animd.Animd1.Error.InvalidOption",
+            Self::NoGpu(_) => "org.animd.Animd1.Error.NoGpu",
+            Self::NoWeights(_) => "org.animd.Animd1.Error.NoWeights",
+            Self::NotEnoughMemory(_) => "org.animd.Animd1.Error.NotEnoughMemory",
+            Self::QueueFull(_) => "org.animd.Animd1.Error.QueueFull",
+            Self::NotReady(_) => "org.animd.Animd1.Error.NotReady",
+            Self::NotFound(_) => "org.animd.Animd1.Error.NotFound",
+            Self::NotAuthorized(_) => "org.animd.Animd1.Error.NotAuthorized",
+            Self::Busy(_) => "org.animd.Animd1.Error.Busy",
+            Self::Canceled(_) => "org.animd.Animd1.Error.Canceled",
+            Self::Internal(_) => "org.animd.Animd1.Error.Internal",
+        })
+    }
+
+    fn description(&self) -> Option<&str> {
+        Some(self.text())
+    }
+}
+
+impl fmt::Display for BusError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", zbus::DBusError::name(self), self.text())
+    }
+}
+
+impl std::error::Error for BusError {}
+
 impl BusError {
+    /// The sentence.
+    fn text(&self) -> &str {
+        match self {
+            Self::InvalidImage(text)
+            | Self::UnknownOption(text)
+            | Self::InvalidOption(text)
+            | Self::NoGpu(text)
+            | Self::NoWeights(text)
+            | Self::NotEnoughMemory(text)
+            | Self::QueueFull(text)
+            | Self::NotReady(text)
+            | Self::NotFound(text)
+            | Self::NotAuthorized(text)
+            | Self::Busy(text)
+            | Self::Canceled(text)
+            | Self::Internal(text) => text,
+        }
+    }
+
     /// The error for a code.
     pub fn of(code: ErrorCode, text: String) -> Self {
         match code {
@@ -86,6 +143,13 @@ impl BusError {
     /// The runtime is going down.
     pub fn stopping() -> Self {
         Error::STOPPING.into()
+    }
+}
+
+/// The bus itself, asked on a caller's behalf.
+impl From<zbus::Error> for BusError {
+    fn from(e: zbus::Error) -> Self {
+        Error::from(e).into()
     }
 }
 

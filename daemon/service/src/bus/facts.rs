@@ -4,8 +4,9 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use zbus::{OwnedVariant, Variant};
+use zbus::Variant;
 
+use super::answer::{Answer, Dict};
 use crate::events::Live;
 use crate::store::ledger::{Job, Outcome, State};
 
@@ -67,22 +68,23 @@ impl Facts {
         }
     }
 
-    /// As one entry of `List`.
-    pub fn dict(&self, position: u32) -> HashMap<String, OwnedVariant> {
-        let mut dict = HashMap::from([
-            ("id".to_owned(), OwnedVariant::from(self.id)),
-            ("owner".to_owned(), self.owner.into()),
-            ("created".to_owned(), self.created.into()),
-            ("started".to_owned(), self.started.into()),
-            ("finished".to_owned(), self.finished.into()),
-            ("position".to_owned(), position.into()),
-        ]);
-        for (name, value) in self.properties() {
-            if let Ok(value) = value.try_into_owned() {
-                dict.insert(snake(name), value);
-            }
-        }
-        dict
+    /// As one entry of `List`; `name` for those who may know it.
+    pub fn dict(&self, position: u32, name: Option<String>) -> Dict {
+        Answer::default()
+            .with("id", self.id)
+            .with("owner", self.owner)
+            .with("created", self.created)
+            .with("started", self.started)
+            .with("finished", self.finished)
+            .with("position", position)
+            .with("state", self.state.name())
+            .with("stage", self.stage)
+            .with("step", self.step)
+            .with("progress", self.progress)
+            .with("expected_end", self.expected_end)
+            .with("priority", self.priority)
+            .with("name", name)
+            .dict()
     }
 
     /// The properties whose changes are told, with their values.
@@ -102,18 +104,6 @@ impl Facts {
         let old = before.properties();
         self.properties().into_iter().zip(old).filter(|(new, old)| new != old).map(|(new, _)| new).collect()
     }
-}
-
-/// `ExpectedEnd` as `expected_end`.
-fn snake(name: &str) -> String {
-    let mut out = String::new();
-    for c in name.chars() {
-        if c.is_uppercase() && !out.is_empty() {
-            out.push('_');
-        }
-        out.extend(c.to_lowercase());
-    }
-    out
 }
 
 /// The facts of one object; its properties read them, the mirror keeps them fresh.

@@ -13,7 +13,7 @@ use animd_common::watch::{names, sidecar};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
-use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, Variant, interface};
+use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, interface};
 
 use super::describe::{self, Whole};
 use super::error::BusError;
@@ -118,13 +118,8 @@ impl Manager {
         let all = self.hub.rights.trusted(uid);
         let entry = |job: &Job| {
             let facts = Facts::new(job, self.hub.events.live(job.id));
-            let mut dict = facts.dict(self.hub.cards.position(&facts));
-            if (all || uid == job.owner)
-                && let Ok(name) = Variant::from(show(&job.name)).try_into_owned()
-            {
-                dict.insert("name".into(), name);
-            }
-            dict
+            let name = (all || uid == job.owner).then(|| show(&job.name));
+            facts.dict(self.hub.cards.position(&facts), name)
         };
         Ok(jobs.iter().map(entry).collect())
     }
@@ -309,12 +304,12 @@ impl Manager {
 
     #[zbus(property)]
     fn state_text(&self) -> String {
-        self.hub.events.status().borrow().text.clone()
+        self.hub.events.status().borrow().text.to_string()
     }
 
     #[zbus(property)]
     fn profile(&self) -> String {
-        plan::profile(&self.hub.profiles)
+        plan::profile(&self.hub.profiles).into()
     }
 
     #[zbus(property)]

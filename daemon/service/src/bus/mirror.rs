@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use animd_common::tasks::stopped;
+use animd_common::text::Text;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use zbus::names::InterfaceName;
@@ -39,7 +40,7 @@ struct Mirror {
     /// What the bus was told last.
     queued: u32,
     paused: bool,
-    profile: String,
+    profile: Text,
     gpu: HashMap<String, zbus::OwnedVariant>,
 }
 

@@ -4,6 +4,7 @@
 //! private comes from methods that look at the caller's uid. No object is ever locked for writing: a call that waits,
 //! for a slow disk or a password, holds nobody else up.
 
+mod answer;
 mod copies;
 mod costs;
 mod describe;

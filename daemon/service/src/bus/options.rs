@@ -5,6 +5,7 @@ use std::ffi::OsString;
 
 use animd_common::bus::json;
 use animd_common::keys;
+use animd_common::text;
 use animd_protocol::request::Settings;
 use serde_json::Value;
 use zbus::OwnedVariant;
@@ -73,13 +74,13 @@ pub fn submission(options: &Options) -> Result<Submission, BusError> {
     let mut read = Submission::default();
     read.settings = settings(options, &[NAME, IDEMPOTENCY_KEY, PRIORITY, KEEP], |key, value| {
         match key {
-            NAME => read.name = Some(file_name(&text(key, value)?)),
+            NAME => read.name = Some(file_name(&word(key, value)?)),
             PRIORITY => {
                 read.priority = number(key, value)?;
                 check_priority(read.priority)?;
             }
             KEEP => {
-                read.kept_for_caller = match text(key, value)?.as_str() {
+                read.kept_for_caller = match word(key, value)?.as_str() {
                     "outbox" => false,
                     "caller" => true,
                     other => {
@@ -91,7 +92,7 @@ pub fn submission(options: &Options) -> Result<Submission, BusError> {
                 };
             }
             _ => {
-                let given = text(key, value)?;
+                let given = word(key, value)?;
                 if given.is_empty() || given.len() > MAX_NAME {
                     return Err(BusError::InvalidOption(format!(
                         "`{key}` has {} bytes; give 1 to {MAX_NAME}",
@@ -182,7 +183,9 @@ fn settings(
             return Err(unknown(key, keys::SETTINGS.into_iter().chain(others.iter().copied())));
         }
     }
-    serde_json::from_value(Value::Object(settings)).map_err(|e| BusError::InvalidOption(e.to_string()))
+    let settings = serde_json::from_value(Value::Object(settings));
+    let settings = settings.map_err(|e| BusError::InvalidOption(e.to_string()))?;
+    text::settings(settings).map_err(BusError::InvalidOption)
 }
 
 /// Reads a list's filter: `state` s, `owner` u, `before` t, `limit` u, of which at most `most` are given.
@@ -191,7 +194,7 @@ pub fn filter(options: &Options, most: u32) -> Result<Filter, BusError> {
     for (key, value) in options {
         match key.as_str() {
             "state" => {
-                let name = text(key, value)?;
+                let name = word(key, value)?;
                 let states = State::ALL.map(State::name);
                 filter.state = Some(State::from_name(&name).ok_or_else(|| {
                     BusError::InvalidOption(format!(
@@ -217,7 +220,7 @@ pub fn sums(options: &Options) -> Result<SumsOf, BusError> {
     for (key, value) in options {
         match key.as_str() {
             "by" => {
-                let name = text(key, value)?;
+                let name = word(key, value)?;
                 of.by = By::from_name(&name).ok_or_else(|| {
                     let names = By::ALL.map(By::name).join(", ");
                     BusError::InvalidOption(format!("`by`: `{}` is none of {names}", short(&name)))
@@ -257,7 +260,7 @@ pub fn how(options: &Options) -> Result<How, BusError> {
     let mut how = How::default();
     for (key, value) in options {
         match key.as_str() {
-            "outbox" => how.outbox = Some(text(key, value)?.into()),
+            "outbox" => how.outbox = Some(word(key, value)?.into()),
             "stable_seconds" => how.stable_seconds = Some(seconds(key, value)?),
             "poll_seconds" => how.poll_seconds = Some(seconds(key, value)?),
             _ => return Err(unknown(key, ["outbox", "stable_seconds", "poll_seconds"])),
@@ -272,9 +275,12 @@ fn seconds(key: &str, value: &OwnedVariant) -> Result<f64, BusError> {
         .ok_or_else(|| BusError::InvalidOption(format!("`{key}` is not a number of seconds")))
 }
 
-fn text(key: &str, value: &OwnedVariant) -> Result<String, BusError> {
+fn word(key: &str, value: &OwnedVariant) -> Result<String, BusError> {
     match json(value) {
-        Some(Value::String(text)) => Ok(text),
+        Some(Value::String(word)) => {
+            text::without_zero(&word).map_err(|e| BusError::InvalidOption(format!("`{key}`: {e}")))?;
+            Ok(word)
+        }
         _ => Err(BusError::InvalidOption(format!("`{key}` is not text"))),
     }
 }

@@ -1,17 +1,14 @@
 //! What a submission would come to, and on what: for `Plan`, `Profiles` and the manager's properties.
 
-use std::collections::HashMap;
-
 use animd_common::memory::available_memory;
+use animd_common::text::Text;
 use animd_protocol::profile::Backend;
-use zbus::{OwnedVariant, Variant};
 
 use super::Hub;
+use super::answer::{Answer, Dict};
 use super::error::BusError;
 use super::options::PlanOf;
 use crate::supervisor::profile::Profiles;
-
-type Dict = HashMap<String, OwnedVariant>;
 
 /// The plan of a submission.
 pub async fn plan(hub: &Hub, of: PlanOf) -> Result<Dict, BusError> {
@@ -24,20 +21,21 @@ pub async fn plan(hub: &Hub, of: PlanOf) -> Result<Dict, BusError> {
     let choice = hub.profiles.choice();
     let remedy = choice.remedy.clone().or_else(|| too_large(&plan, choice.profile.as_ref()?.device.backend));
     let backend = choice.profile.as_ref().map(|profile| profile.device.backend.name());
-    Ok(dict([
-        ("profile", plan.profile.map(Into::into)),
-        ("backend", backend.map(Into::into)),
-        ("why", Some(Variant::new(choice.why.clone()))),
-        ("remedy", remedy.map(Into::into)),
-        ("seconds", plan.seconds.map(Into::into)),
-        ("seconds_source", Some(if plan.seconds.is_some() { "history" } else { "unknown" }.into())),
-        ("seconds_why", Some(plan.seconds_why.into())),
-        ("memory", plan.memory_bytes.map(Into::into)),
-        ("size", Some(request.size.to_string().into())),
-        ("frames", Some(request.frames.into())),
-        ("steps", Some(request.steps.into())),
-        ("forwards", Some(plan.forwards.into())),
-    ]))
+    let source = if plan.seconds.is_some() { "history" } else { "unknown" };
+    Ok(Answer::default()
+        .with("profile", plan.profile)
+        .with("backend", backend)
+        .with("why", choice.why.iter().map(|why| Text::from(why.as_str())).collect::<Vec<_>>())
+        .with("remedy", remedy)
+        .with("seconds", plan.seconds)
+        .with("seconds_source", source)
+        .with("seconds_why", plan.seconds_why)
+        .with("memory", plan.memory_bytes)
+        .with("size", request.size.to_string())
+        .with("frames", request.frames)
+        .with("steps", request.steps)
+        .with("forwards", plan.forwards)
+        .dict())
 }
 
 /// What to do where the machine's own memory would not do now. A GPU's has been looked at for the profile.
@@ -58,37 +56,31 @@ fn too_large(plan: &crate::plan::Plan, backend: Backend) -> Option<String> {
 pub fn profiles(profiles: &Profiles) -> Vec<Dict> {
     let listed = profiles.list().into_iter();
     let entry = |one: crate::supervisor::profile::Listed| {
-        dict([
-            ("name", Some(one.name.into())),
-            ("summary", Some(one.summary.into())),
-            ("fits", Some(one.fits.into())),
-            ("chosen", Some(one.chosen.into())),
-            ("why", Some(one.why.into())),
-        ])
+        Answer::default()
+            .with("name", one.name)
+            .with("summary", one.summary)
+            .with("fits", one.fits)
+            .with("chosen", one.chosen)
+            .with("why", one.why)
+            .dict()
     };
     listed.map(entry).collect()
 }
 
 /// The profile that is in use; empty before the GPU has been looked at.
-pub fn profile(profiles: &Profiles) -> String {
-    profiles.choice().profile.as_ref().map(|profile| profile.name.clone()).unwrap_or_default()
+pub fn profile(profiles: &Profiles) -> Text {
+    profiles.choice().profile.as_ref().map(|profile| profile.name.as_str().into()).unwrap_or_default()
 }
 
 /// The GPU that the choice of the profile is about; empty without one.
 pub fn gpu(profiles: &Profiles) -> Dict {
     let Some(gpu) = profiles.gpu() else { return Dict::new() };
-    dict([
-        ("name", Some(gpu.name.into())),
-        ("uuid", Some(gpu.uuid.into())),
-        ("index", Some(gpu.index.into())),
-        ("driver", Some(gpu.driver.into())),
-        ("memory_total", Some(gpu.memory_total.into())),
-        ("used", Some(gpu.used.into())),
-    ])
-}
-
-/// A dictionary of what is known.
-fn dict<const N: usize>(pairs: [(&str, Option<Variant<'_>>); N]) -> Dict {
-    let known = pairs.into_iter().filter_map(|(key, value)| Some((key, value?)));
-    known.filter_map(|(key, value)| Some((key.to_owned(), value.try_into_owned().ok()?))).collect()
+    Answer::default()
+        .with("name", gpu.name)
+        .with("uuid", gpu.uuid)
+        .with("index", gpu.index)
+        .with("driver", gpu.driver)
+        .with("memory_total", gpu.memory_total)
+        .with("used", gpu.used)
+        .dict()
 }

@@ -1,24 +1,19 @@
 //! Sums over ended jobs and the course of one job, as `Statistics` and `Timeline` answer them.
 
-use std::collections::HashMap;
-
-use zbus::{OwnedVariant, Variant};
-
+use super::answer::{Answer, Dict};
 use crate::store::ledger::{Sum, Timeline};
-
-type Dict = HashMap<String, OwnedVariant>;
 
 /// One row of `Statistics`.
 pub fn sum(row: Sum) -> Dict {
-    dict([
-        ("key", row.key.into()),
-        ("done", row.done.into()),
-        ("failed", row.failed.into()),
-        ("canceled", row.canceled.into()),
-        ("seconds", row.seconds.into()),
-        ("joules", row.joules.into()),
-        ("frames", row.frames.into()),
-    ])
+    Answer::default()
+        .with("key", row.key)
+        .with("done", row.done)
+        .with("failed", row.failed)
+        .with("canceled", row.canceled)
+        .with("seconds", row.seconds)
+        .with("joules", row.joules)
+        .with("frames", row.frames)
+        .dict()
 }
 
 /// `Timeline`'s answer. In its rows there is no leaving out: what is not known is below 0, or 0 in whole numbers.
@@ -49,15 +44,10 @@ pub fn timeline(of: Timeline) -> Dict {
             )
         })
         .collect();
-    dict([
-        ("events", Variant::new(events)),
-        ("stages", Variant::new(stages)),
-        ("steps", Variant::new(steps)),
-        ("samples", Variant::new(samples)),
-    ])
-}
-
-fn dict<const N: usize>(pairs: [(&str, Variant<'_>); N]) -> Dict {
-    let owned = |(key, value): (&str, Variant<'_>)| Some((key.to_owned(), value.try_into_owned().ok()?));
-    pairs.into_iter().filter_map(owned).collect()
+    Answer::default()
+        .with("events", events)
+        .with("stages", stages)
+        .with("steps", steps)
+        .with("samples", samples)
+        .dict()
 }

@@ -1,13 +1,12 @@
 //! Watched folders, as the bus adds, removes and lists them.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use animd_common::files::show;
 use animd_common::watch::Origin;
-use zbus::{OwnedVariant, Variant};
 
 use super::Hub;
+use super::answer::{Answer, Dict};
 use super::error::BusError;
 use super::options::{self, Options};
 use crate::store::Watches;
@@ -28,31 +27,27 @@ pub async fn remove(hub: &Hub, path: &str) -> Result<(), BusError> {
 /// All watched folders: `path`, `outbox`, `origin` s, `owner` u for one that came over the bus, `stable_seconds` and
 /// `poll_seconds` d where it has its own, `polled_seconds` d where the kernel gives no events, `trouble` s for one that
 /// is not watched.
-pub fn list(watches: &Watches) -> Vec<HashMap<String, OwnedVariant>> {
-    watches
-        .entries()
-        .into_iter()
-        .map(|entry| {
-            let mut dict = HashMap::new();
-            let mut put = |key: &str, value: Option<Variant<'_>>| {
-                if let Some(Ok(value)) = value.map(Variant::try_into_owned) {
-                    dict.insert(key.to_owned(), value);
-                }
-            };
-            let watched = &entry.watched;
-            put("path", Some(show(&watched.path).into()));
-            put("outbox", Some(show(&entry.outbox).into()));
-            put("origin", Some(watched.origin.name().into()));
-            if let Origin::Added(uid) = watched.origin {
-                put("owner", Some(uid.into()));
-            }
-            put("stable_seconds", watched.stable_seconds.map(Into::into));
-            put("poll_seconds", watched.poll_seconds.map(Into::into));
-            if let Some(report) = entry.report {
-                put("polled_seconds", report.polled.map(|every| every.as_secs_f64().into()));
-                put("trouble", report.trouble.map(Into::into));
-            }
-            dict
-        })
-        .collect()
+pub fn list(watches: &Watches) -> Vec<Dict> {
+    let entry = |entry: watches::Entry| {
+        let watched = &entry.watched;
+        let owner = match watched.origin {
+            Origin::Added(uid) => Some(uid),
+            Origin::Inbox | Origin::Configured => None,
+        };
+        let (polled, trouble) = match entry.report {
+            Some(report) => (report.polled, report.trouble),
+            None => (None, None),
+        };
+        Answer::default()
+            .with("path", show(&watched.path))
+            .with("outbox", show(&entry.outbox))
+            .with("origin", watched.origin.name())
+            .with("owner", owner)
+            .with("stable_seconds", watched.stable_seconds)
+            .with("poll_seconds", watched.poll_seconds)
+            .with("polled_seconds", polled.map(|every| every.as_secs_f64()))
+            .with("trouble", trouble)
+            .dict()
+    };
+    watches.entries().into_iter().map(entry).collect()
 }

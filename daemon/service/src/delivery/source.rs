@@ -28,7 +28,7 @@ impl Delivery {
         let seed = || job.request.as_ref().map_or(0, |request| request.seed);
         match sidecar::request(&root, &source.path, self.defaults.get(), seed) {
             Ok(request) => job.request.as_ref() != Some(&request),
-            Err(Common::Refused { text, .. }) => job.error_text.as_ref() != Some(&text),
+            Err(Common::Refused { text, .. }) => job.error_text != Some(text.into()),
             Err(_) => false,
         }
     }

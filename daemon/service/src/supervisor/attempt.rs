@@ -149,6 +149,14 @@ impl Supervisor {
             return Err(Error::refused(ErrorCode::File, text));
         }
         let output = self.tools.delivery.part(job);
+        // The engine is told in JSON, which has no other names.
+        if output.to_str().is_none() {
+            let text = format!(
+                "the video would go to `{}`, and the engine takes no path that is not valid UTF-8; rename the folder",
+                show(self.tools.delivery.outbox(job))
+            );
+            return Err(Error::refused(ErrorCode::Output, text));
+        }
         let (outbox, part, free_mib) =
             (self.tools.delivery.outbox(job), output.clone(), self.tools.config.get().queue.free_mib);
         blocking(move || check_outbox(&outbox, &part, free_mib)).await?;

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::mem::take;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use animd_common::config::Config;
 use animd_common::files::show;
+use animd_common::text::Text;
 use animd_protocol::messages::{FromEngine, MAX_LINE, PROTOCOL, ToEngine};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,6 +28,9 @@ use crate::error::{Error, Result};
 
 /// The kernel's out-of-memory killer takes the engine before the service and most others.
 const OOM_SCORE: &str = "800";
+
+/// The longest text of an engine's message, in characters: a list of jobs with their errors fits into one message of a bus.
+const MAX_TEXT: usize = 4000;
 
 /// What the engine has said of itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -206,7 +211,8 @@ impl Engine {
     pub async fn next(&mut self) -> io::Result<Option<FromEngine>> {
         let Some(line) = self.lines.next().await? else { return Ok(None) };
         self.heard = Instant::now();
-        serde_json::from_slice(&line).map(Some).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+        let message = serde_json::from_slice(&line);
+        message.map(fit).map(Some).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
     }
 
     /// Ends the process, unless it ends by itself within `grace`, and says how it ended.
@@ -221,6 +227,27 @@ impl Engine {
             _ => Exit::Stuck,
         }
     }
+}
+
+/// An engine's message with nothing in its texts that the ledger, the bus and a note cannot carry: they quote models and
+/// pictures.
+fn fit(mut message: FromEngine) -> FromEngine {
+    let fit = |text: &mut String| {
+        if let Some((end, _)) = text.char_indices().nth(MAX_TEXT) {
+            text.truncate(end);
+            text.push('…');
+        }
+        *text = Text::from(take(text)).into();
+    };
+    match &mut message {
+        FromEngine::Hello { version, backend, model, .. } => {
+            [version, backend, model].into_iter().for_each(fit);
+        }
+        FromEngine::Failed { message, .. } => fit(message),
+        FromEngine::Done { report, .. } => report.seconds.iter_mut().for_each(|(stage, _)| fit(stage)),
+        FromEngine::Alive | FromEngine::Progress { .. } | FromEngine::Preview { .. } => {}
+    }
+    message
 }
 
 /// Lines of limited length from a socket.

@@ -30,10 +30,10 @@ impl JobMeter {
         let choice = self.profiles.choice();
         let card = choice.used_gpu();
         let placed = Placed {
-            profile: choice.profile.as_ref().map(|p| p.name.clone()),
-            gpu_uuid: card.map(|c| c.uuid.clone()),
-            gpu_name: card.map(|c| c.name.clone()),
-            driver: card.and_then(|_| self.profiles.machine().driver().map(str::to_owned)),
+            profile: choice.profile.as_ref().map(|p| p.name.as_str().into()),
+            gpu_uuid: card.map(|c| c.uuid.as_str().into()),
+            gpu_name: card.map(|c| c.name.as_str().into()),
+            driver: card.and_then(|_| self.profiles.machine().driver().map(Into::into)),
         };
         if let Err(e) = self.ledger.call(move |db| db.placed(id, &placed)).await {
             tracing::warn!(job = id, "the profile of job {id} is not written down: {e}");

@@ -1,9 +1,11 @@
 //! What a job costs, and what earlier ones did.
 
+use animd_common::text::Text;
 use animd_protocol::progress::Stage;
 use rusqlite::params;
 
 use super::Store;
+use super::text::{text, text_if_any};
 use crate::error::Result;
 
 /// The GPU at one moment. A value that the card does not tell is missing.
@@ -61,13 +63,13 @@ pub struct Spent {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placed {
     /// The profile's name.
-    pub profile: Option<String>,
+    pub profile: Option<Text>,
     /// `GPU-...`
-    pub gpu_uuid: Option<String>,
+    pub gpu_uuid: Option<Text>,
     /// As its maker calls it.
-    pub gpu_name: Option<String>,
+    pub gpu_name: Option<Text>,
     /// The driver's version.
-    pub driver: Option<String>,
+    pub driver: Option<Text>,
 }
 
 /// What an ended job did, and how long it took.
@@ -91,9 +93,9 @@ pub struct Energy {
     /// Joules.
     pub joules: f64,
     /// `counter` or `sampled`.
-    pub method: String,
+    pub method: Text,
     /// Joules of each stage, in order.
-    pub stages: Vec<(String, f64)>,
+    pub stages: Vec<(Text, f64)>,
 }
 
 /// On what a job ran last and what that cost.
@@ -111,7 +113,13 @@ impl Store {
         self.db.execute(
             "UPDATE job SET profile = ?2, gpu_uuid = ?3, gpu_name = ?4, driver = ?5, energy_mj = NULL,
                energy_method = NULL WHERE id = ?1",
-            params![id as i64, placed.profile, placed.gpu_uuid, placed.gpu_name, placed.driver],
+            params![
+                id as i64,
+                placed.profile.as_deref(),
+                placed.gpu_uuid.as_deref(),
+                placed.gpu_name.as_deref(),
+                placed.driver.as_deref()
+            ],
         )?;
         Ok(())
     }
@@ -172,12 +180,12 @@ impl Store {
             [id as i64],
             |row| {
                 let placed = Placed {
-                    profile: row.get(0)?,
-                    gpu_uuid: row.get(1)?,
-                    gpu_name: row.get(2)?,
-                    driver: row.get(3)?,
+                    profile: text_if_any(row, 0)?,
+                    gpu_uuid: text_if_any(row, 1)?,
+                    gpu_name: text_if_any(row, 2)?,
+                    driver: text_if_any(row, 3)?,
                 };
-                Ok((placed, row.get::<_, Option<i64>>(4)?, row.get::<_, Option<String>>(5)?))
+                Ok((placed, row.get::<_, Option<i64>>(4)?, text_if_any(row, 5)?))
             },
         )?;
         let Some((total, method)) = total.zip(method) else { return Ok(Costs { placed, energy: None }) };
@@ -186,7 +194,7 @@ impl Store {
                AND attempt = (SELECT max(attempt) FROM stage WHERE job = ?1) ORDER BY n",
         )?;
         let stages = find
-            .query_map([id as i64], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as f64 / 1e3)))?
+            .query_map([id as i64], |row| Ok((text(row, 0)?, row.get::<_, i64>(1)? as f64 / 1e3)))?
             .collect::<Result<_, _>>()?;
         Ok(Costs { placed, energy: Some(Energy { joules: total as f64 / 1e3, method, stages }) })
     }

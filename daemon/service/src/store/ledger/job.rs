@@ -5,12 +5,14 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use animd_common::files::{Identity, path_from};
+use animd_common::text::{self, Text};
 use animd_protocol::ErrorCode;
 use animd_protocol::messages::Report;
 use animd_protocol::request::Request;
 use rusqlite::Row;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 
+use super::text::{text as column, text_if_any};
 use crate::store::spool::Spool;
 
 /// Where a job stands.
@@ -224,7 +226,7 @@ pub struct Job {
     /// The number.
     pub id: u64,
     /// Names the unfinished file.
-    pub uuid: String,
+    pub uuid: Text,
     /// Where it stands.
     pub state: State,
     /// How it ends, once that is decided.
@@ -278,25 +280,25 @@ pub struct Job {
     /// DiT forwards that a step cache saved.
     pub forwards_skipped: Option<u32>,
     /// The model's name for itself.
-    pub model: Option<String>,
+    pub model: Option<Text>,
     /// `cpu` or `cuda`.
-    pub backend: Option<String>,
+    pub backend: Option<Text>,
     /// The profile that it ran with.
-    pub profile: Option<String>,
+    pub profile: Option<Text>,
     /// The GPU that it ran on.
-    pub gpu_uuid: Option<String>,
+    pub gpu_uuid: Option<Text>,
     /// What the GPU calls itself.
-    pub gpu_name: Option<String>,
+    pub gpu_name: Option<Text>,
     /// The driver's version.
-    pub driver: Option<String>,
+    pub driver: Option<Text>,
     /// Energy of the whole board over the last attempt, in millijoules.
     pub energy_mj: Option<u64>,
     /// `counter` (the board's own) or `sampled` (power over time).
-    pub energy_method: Option<String>,
+    pub energy_method: Option<Text>,
     /// Why it failed: a stable name.
-    pub error_code: Option<String>,
+    pub error_code: Option<Text>,
     /// Why it failed: the sentence.
-    pub error_text: Option<String>,
+    pub error_text: Option<Text>,
 }
 
 impl Job {
@@ -319,10 +321,10 @@ impl Job {
             }),
             None => None,
         };
-        let request = row.get::<_, Option<String>>("settings_json")?;
+        let request = text_if_any(row, "settings_json")?;
         Ok(Self {
             id: row.get::<_, i64>("id")? as u64,
-            uuid: row.get("uuid")?,
+            uuid: column(row, "uuid")?,
             state: row.get("state")?,
             outcome: row.get("outcome")?,
             priority: row.get("priority")?,
@@ -333,12 +335,12 @@ impl Job {
             started_us: whole("started_us")?,
             finished_us: whole("finished_us")?,
             owner: row.get("owner_uid")?,
-            name: OsString::from_vec(row.get("name")?),
+            name: name(row.get("name")?),
             source,
             source_target: path("source_target")?,
             image_sha256: row.get("image_sha256")?,
             // Settings of a version that had other keys: the job cannot be run, but its row can be shown.
-            request: request.and_then(|json| serde_json::from_str(&json).ok()),
+            request: request.and_then(|json| serde_json::from_str(&json).ok()).map(text::old_request),
             outbox: path("outbox")?,
             retry_of: whole("retry_of")?,
             output: path("output_path")?,
@@ -350,16 +352,22 @@ impl Job {
             gpu_peak_bytes: whole("gpu_peak_bytes")?,
             forwards_computed: small("forwards_computed")?,
             forwards_skipped: small("forwards_skipped")?,
-            model: row.get("model")?,
-            backend: row.get("backend")?,
-            profile: row.get("profile")?,
-            gpu_uuid: row.get("gpu_uuid")?,
-            gpu_name: row.get("gpu_name")?,
-            driver: row.get("driver")?,
+            model: text_if_any(row, "model")?,
+            backend: text_if_any(row, "backend")?,
+            profile: text_if_any(row, "profile")?,
+            gpu_uuid: text_if_any(row, "gpu_uuid")?,
+            gpu_name: text_if_any(row, "gpu_name")?,
+            driver: text_if_any(row, "driver")?,
             energy_mj: whole("energy_mj")?,
-            energy_method: row.get("energy_method")?,
-            error_code: row.get("error_code")?,
-            error_text: row.get("error_text")?,
+            energy_method: text_if_any(row, "energy_method")?,
+            error_code: text_if_any(row, "error_code")?,
+            error_text: text_if_any(row, "error_text")?,
         })
     }
+}
+
+/// A picture's name, which becomes its video's: no name of a file has a zero byte.
+fn name(mut bytes: Vec<u8>) -> OsString {
+    bytes.retain(|byte| *byte != 0);
+    OsString::from_vec(bytes)
 }

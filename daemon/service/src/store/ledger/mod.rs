@@ -9,6 +9,7 @@ mod keep;
 mod schema;
 mod stats;
 mod store;
+mod text;
 mod timeline;
 mod verbs;
 mod watches;

@@ -1,8 +1,10 @@
 //! Sums over jobs that have ended: how many, how long, how much energy.
 
+use animd_common::text::Text;
 use rusqlite::params;
 
 use super::Store;
+use super::text::text;
 use crate::error::Result;
 
 /// What sums are kept apart by.
@@ -47,7 +49,7 @@ impl By {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sum {
     /// The day, the model or the profile; empty where a job has none.
-    pub key: String,
+    pub key: Text,
     /// Jobs with a video.
     pub done: u64,
     /// Jobs that failed.
@@ -77,7 +79,7 @@ impl Store {
         let rows = find.query_map(params![since_us as i64, owner], |row| {
             let whole = |n| row.get::<_, i64>(n).map(|n| n as u64);
             Ok(Sum {
-                key: row.get(0)?,
+                key: text(row, 0)?,
                 done: whole(1)?,
                 failed: whole(2)?,
                 canceled: whole(3)?,

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use animd_common::clock::now_us;
 use animd_common::files::{Identity, path_from};
+use animd_common::text::Text;
 use animd_protocol::ErrorCode;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, named_params, params};
 
 use super::job::{Added, Ended, Job, NewJob, Outcome, Source, State};
 use super::schema;
+use super::text::text;
 use crate::error::{Error, Result};
 
 /// Which jobs a list shall have.
@@ -316,13 +318,13 @@ impl Store {
     }
 
     /// Wall seconds of each stage of a job's last finished attempt, in order.
-    pub fn stages(&self, id: u64) -> Result<Vec<(String, f64)>> {
+    pub fn stages(&self, id: u64) -> Result<Vec<(Text, f64)>> {
         let mut find = self.db.prepare_cached(
             "SELECT name, wall_us FROM stage WHERE job = ?1 AND attempt = (SELECT max(attempt) FROM stage WHERE job = ?1)
              ORDER BY n",
         )?;
         let stages = find
-            .query_map(params![id as i64], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as f64 / 1e6)))?
+            .query_map(params![id as i64], |row| Ok((text(row, 0)?, row.get::<_, i64>(1)? as f64 / 1e6)))?
             .collect::<Result<_, _>>()?;
         Ok(stages)
     }
@@ -477,7 +479,7 @@ fn taken(db: &Connection, source: &Source, new: &NewJob) -> Result<Option<u64>> 
         .query_row(
             "SELECT id, settings_json FROM job WHERE source_path = ?1 AND image_sha256 = ?2 AND state IN ('queued','running')",
             params![source.path.as_os_str().as_bytes(), sha],
-            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)),
+            |row| Ok((row.get::<_, i64>(0)?, text(row, 1)?)),
         )
         .optional()?;
     let Some((id, json)) = again else { return Ok(None) };

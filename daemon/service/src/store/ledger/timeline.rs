@@ -1,8 +1,10 @@
 //! One job as it went: its events, stages, steps, and what the GPU did meanwhile.
 
+use animd_common::text::Text;
 use rusqlite::{Row, params};
 
 use super::Store;
+use super::text::{text, text_if_any};
 use crate::error::Result;
 
 /// Something that happened to a job.
@@ -11,16 +13,16 @@ pub struct Event {
     /// Microseconds since the epoch.
     pub at_us: u64,
     /// `queued`, `started`, `requeued`, `finishing`, `ended`...
-    pub kind: String,
+    pub kind: Text,
     /// More of it.
-    pub text: Option<String>,
+    pub text: Option<Text>,
 }
 
 /// A stage of one attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageCost {
     /// [`animd_protocol::progress::Stage::name`].
-    pub name: String,
+    pub name: Text,
     /// Wall seconds.
     pub seconds: f64,
     /// Joules of the whole board.
@@ -71,7 +73,7 @@ impl Store {
     pub fn timeline(&self, id: u64) -> Result<Timeline> {
         Ok(Timeline {
             events: self.rows("SELECT at_us, kind, text FROM event WHERE job = ?1 ORDER BY id", id, |row| {
-                Ok(Event { at_us: row.get::<_, i64>(0)? as u64, kind: row.get(1)?, text: row.get(2)? })
+                Ok(Event { at_us: row.get::<_, i64>(0)? as u64, kind: text(row, 1)?, text: text_if_any(row, 2)? })
             })?,
             stages: self.rows(
                 "SELECT name, wall_us, energy_mj FROM stage WHERE job = ?1
@@ -79,7 +81,7 @@ impl Store {
                 id,
                 |row| {
                     Ok(StageCost {
-                        name: row.get(0)?,
+                        name: text(row, 0)?,
                         seconds: row.get::<_, i64>(1)? as f64 / 1e6,
                         joules: row.get::<_, Option<i64>>(2)?.map(|mj| mj as f64 / 1e3),
                     })

@@ -1,9 +1,11 @@
 //! What a person does to a job that is not its run: another place in the queue, another try, forgetting. And the settings
 //! that outlive a restart.
 
+use animd_common::text::Text;
 use rusqlite::{OptionalExtension, params};
 
 use super::store::{Store, event};
+use super::text::text;
 use crate::error::Result;
 
 /// The setting under which a pause is kept: who paused, as a sentence.
@@ -43,9 +45,9 @@ impl Store {
     }
 
     /// A setting that was made while the service ran.
-    pub fn setting(&self, key: &str) -> Result<Option<String>> {
+    pub fn setting(&self, key: &str) -> Result<Option<Text>> {
         let mut find = self.db.prepare_cached("SELECT value FROM setting WHERE key = ?1")?;
-        Ok(find.query_row([key], |row| row.get(0)).optional()?)
+        Ok(find.query_row([key], |row| text(row, 0)).optional()?)
     }
 
     /// Makes or removes a setting.
