@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a bench may panic")]
 
+#[path = "../tests/common/mod.rs"]
+mod common;
 #[path = "../tests/live/harness.rs"]
 #[allow(dead_code, reason = "a part of it is enough here")]
 mod harness;

@@ -101,3 +101,16 @@ pub fn json(value: &Variant<'_>) -> Option<Value> {
         Variant::Fd(_) => return None,
     })
 }
+
+/// A value of JSON as the bus has it in options: text, whole numbers, others, and truths. `None` for the rest.
+pub fn variant(value: &Value) -> Option<Variant<'_>> {
+    match value {
+        Value::Bool(truth) => Some((*truth).into()),
+        Value::String(text) => Some(text.as_str().into()),
+        Value::Number(number) => match number.as_u64() {
+            Some(whole) => Some(whole.into()),
+            None => number.as_f64().map(Into::into),
+        },
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}

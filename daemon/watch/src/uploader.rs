@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use animd_client::{JobProxy, ManagerProxy, error_name, has_ended, id_of};
 use animd_common::Error as Common;
+use animd_common::bus;
 use animd_common::files::{Identity, show};
 use animd_common::notify::notify;
 use animd_common::tasks::blocking;
@@ -403,14 +404,9 @@ impl Uploader {
         let settings = serde_json::to_value(settings).unwrap_or_default();
         let mut options: HashMap<&str, Variant<'_>> = HashMap::new();
         for (key, value) in settings.as_object().into_iter().flatten() {
-            let value: Variant<'_> = match value {
-                Value::String(text) => text.as_str().into(),
-                Value::Number(n) => {
-                    n.as_u64().map_or_else(|| n.as_f64().unwrap_or_default().into(), Into::into)
-                }
-                _ => continue,
-            };
-            options.insert(key, value);
+            if let Some(value) = bus::variant(value) {
+                options.insert(key, value);
+            }
         }
         let name = show(ready.path.file_name().unwrap_or_default());
         options.insert("name", name.into());
@@ -427,7 +423,7 @@ impl Uploader {
 
     async fn describe(&self, id: u64) -> Result<Value, Trouble> {
         let dict = self.job(id).await?.describe().await?;
-        let map = dict.iter().filter_map(|(key, value)| Some((key.clone(), animd_common::bus::json(value)?)));
+        let map = dict.iter().filter_map(|(key, value)| Some((key.clone(), bus::json(value)?)));
         Ok(Value::Object(map.collect()))
     }
 

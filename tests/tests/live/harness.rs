@@ -1,4 +1,4 @@
-//! The real service on a bus of its own, with a simulated engine.
+//! The real service on a bus of its own, with the simulated engine or the real one.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use animd_client::ManagerProxy;
 use rusqlite::Connection;
 use tempfile::TempDir;
+
+pub use crate::common::program;
 
 /// A whole PNG of one pixel.
 pub const PICTURE: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU\
@@ -34,6 +36,8 @@ pub struct House {
     uid: Option<u32>,
     /// A program that starts the service, with its arguments.
     wrap: Vec<String>,
+    /// The engine's program, and its model.
+    engine: (PathBuf, PathBuf),
 }
 
 impl Drop for House {
@@ -85,6 +89,7 @@ impl House {
             system: false,
             uid: None,
             wrap: Vec::new(),
+            engine: (program("animd-engine-sim"), "model".into()),
         }
     }
 
@@ -187,12 +192,19 @@ impl House {
         self.wrap = command.iter().map(|word| (*word).to_owned()).collect();
     }
 
+    /// Lets the real engine make the videos, with this model.
+    #[allow(dead_code, reason = "only the tests with the real engine call it")]
+    pub fn use_real_engine(&mut self, model: &Path) {
+        self.engine = (program("animd-engine"), model.into());
+    }
+
     /// Writes the service's configuration, for its start or for a reload.
     pub fn write_config(&self) -> PathBuf {
         let file = self.path("animd.toml");
         let text = format!(
-            "[model]\npath = \"model\"\n[folders]\ninbox = \"inbox\"\noutbox = \"outbox\"\nstate = \"state\"\n\
+            "[model]\npath = \"{}\"\n[folders]\ninbox = \"inbox\"\noutbox = \"outbox\"\nstate = \"state\"\n\
              [inbox]\nstable_seconds = 0.2\n{}",
+            self.engine.1.display(),
             self.config
         );
         fs::write(&file, text).unwrap();
@@ -219,7 +231,7 @@ impl House {
             .arg("--config")
             .arg(&file)
             .arg("--engine")
-            .arg(program("animd-engine-sim"))
+            .arg(&self.engine.0)
             .env(self.bus_variable(), &self.address)
             .env("HOME", self.dir.path())
             .env_remove("NOTIFY_SOCKET")
@@ -331,18 +343,6 @@ impl House {
     pub fn files(&self, folder: &str) -> Vec<String> {
         files(&self.path(folder))
     }
-}
-
-/// A program of this workspace, built with the tests' own profile.
-pub fn program(name: &str) -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let path = own.ancestors().nth(2).unwrap().join(name);
-    assert!(
-        path.exists(),
-        "`{}` is not built: run `cargo build --release --workspace` first",
-        path.display()
-    );
-    path
 }
 
 pub fn files(folder: &Path) -> Vec<String> {

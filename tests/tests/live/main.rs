@@ -16,6 +16,8 @@ mod bus_contract;
 mod bus_hostile;
 mod bus_rights;
 mod client;
+#[path = "../common/mod.rs"]
+mod common;
 mod config;
 mod crashes;
 mod gpu;

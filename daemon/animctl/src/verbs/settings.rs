@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use animd_common::bus::variant;
 use animd_options::SettingsOptions;
 use animd_protocol::request::Settings;
 use serde_json::{Map, Value};
@@ -27,15 +28,7 @@ pub fn given(settings: SettingsOptions) -> Result<Map<String, Value>> {
 
 /// The same for a call.
 pub fn options(given: &Map<String, Value>) -> HashMap<&str, Variant<'_>> {
-    let option = |value| {
-        Some(match value {
-            &Value::Bool(b) => b.into(),
-            Value::String(text) => text.as_str().into(),
-            Value::Number(n) => n.as_u64().map_or_else(|| n.as_f64().unwrap_or_default().into(), Into::into),
-            _ => return None,
-        })
-    };
-    given.iter().filter_map(|(key, value)| Some((key.as_str(), option(value)?))).collect()
+    given.iter().filter_map(|(key, value)| Some((key.as_str(), variant(value)?))).collect()
 }
 
 /// A number of the command line, other than NaN and the infinite ones.

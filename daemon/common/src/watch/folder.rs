@@ -681,3 +681,7 @@ pub fn spawn<T: Take + Send + 'static>(
     })?;
     Ok(end)
 }
+
+#[cfg(test)]
+#[path = "folder_tests.rs"]
+mod tests;

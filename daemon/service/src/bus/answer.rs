@@ -57,6 +57,16 @@ impl Fact for &str {
     }
 }
 
+/// Of JSON: text, numbers and truths.
+impl Fact for serde_json::Value {
+    fn variant(self) -> Option<Variant<'static>> {
+        match self {
+            Self::String(text) => text.variant(),
+            value => animd_common::bus::variant(&value)?.try_into_owned().ok().map(Into::into),
+        }
+    }
+}
+
 impl Fact for Answer {
     fn variant(self) -> Option<Variant<'static>> {
         Some(Variant::new(self.0))

@@ -64,15 +64,7 @@ fn settings(request: &Request) -> Option<Answer> {
     let serde_json::Value::Object(map) = serde_json::to_value(request).ok()? else { return None };
     let mut answer = Answer::default();
     for (key, value) in map {
-        match value {
-            serde_json::Value::String(text) => answer.put(&key, text),
-            serde_json::Value::Bool(b) => answer.put(&key, b),
-            serde_json::Value::Number(n) => match n.as_u64() {
-                Some(n) => answer.put(&key, n),
-                None => answer.put(&key, n.as_f64()),
-            },
-            _ => {}
-        }
+        answer.put(&key, value);
     }
     Some(answer)
 }

@@ -1,6 +1,7 @@
 //! Errors that cross the bus: `org.animd.Animd1.Error.NAME`, with the remedy in the text.
 
 use std::fmt;
+use std::io::ErrorKind;
 
 use animd_common::Error as Common;
 use animd_common::text::Text;
@@ -133,6 +134,14 @@ impl BusError {
         }
     }
 
+    /// Why the configuration was not read again: a mistake in it is its author's.
+    pub fn of_reload(e: Error) -> Self {
+        match e {
+            Error::Common(Common::Config(text)) => Self::InvalidOption(text),
+            e => e.into(),
+        }
+    }
+
     /// Why an ended job has no video.
     pub fn of_job(job: &Job) -> Self {
         let code = job.error_code.as_deref().map_or(ErrorCode::Internal, ErrorCode::named);
@@ -155,6 +164,35 @@ impl From<zbus::Error> for BusError {
 
 impl From<Error> for BusError {
     fn from(e: Error) -> Self {
-        Self::of(e.code(), e.to_string())
+        match &e {
+            // It is nobody's fault, and the same call is served when somebody has made room.
+            Error::Common(Common::File { source, .. })
+                if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+            {
+                Self::Busy(e.to_string())
+            }
+            _ => Self::of(e.code(), e.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_not_the_services_fault() {
+        let write = |kind: ErrorKind| BusError::from(Error::file("write", "/spool/x")(kind.into()));
+        assert!(matches!(write(ErrorKind::StorageFull), BusError::Busy(text) if text.contains("/spool/x")));
+        assert!(matches!(write(ErrorKind::QuotaExceeded), BusError::Busy(_)));
+        assert!(matches!(write(ErrorKind::PermissionDenied), BusError::Internal(_)));
+    }
+
+    #[test]
+    fn only_a_wrong_configuration_is_a_wrong_option() {
+        assert!(matches!(BusError::of_reload(Error::config("x")), BusError::InvalidOption(_)));
+        assert!(matches!(BusError::of_reload(Error::STOPPING), BusError::Busy(_)));
+        let unreadable = Error::file("read", "/etc/animd/animd.toml")(ErrorKind::InvalidData.into());
+        assert!(matches!(BusError::of_reload(unreadable), BusError::Internal(_)));
     }
 }

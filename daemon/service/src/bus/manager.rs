@@ -275,7 +275,7 @@ impl Manager {
         self.hub.rights.check(connection, &header, Action::Configure).await?;
         let told = self.hub.reloader.reload().await;
         self.hub.look.notify_one();
-        told.map(|_| ()).map_err(|e| BusError::InvalidOption(e.to_string()))
+        told.map(|_| ()).map_err(BusError::of_reload)
     }
 
     /// A job is new.
