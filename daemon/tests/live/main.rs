@@ -22,6 +22,7 @@ mod gpu;
 mod harness;
 mod inbox;
 mod queue;
+mod roots;
 mod sleep;
 mod user_watch;
 mod watch;
