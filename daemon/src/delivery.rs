@@ -139,8 +139,9 @@ impl Desk {
 
     /// As [`Self::outbox_dir`], for a folder that may have to be made.
     pub fn make_outbox(&self, path: &Path) -> io::Result<Dir> {
-        if path != self.results() {
-            self.watches.outbox(path).make()?;
+        match path == self.results() {
+            true => fs::create_dir_all(path)?,
+            false => self.watches.outbox(path).make()?,
         }
         self.outbox_dir(path)
     }

@@ -164,18 +164,23 @@ impl Found {
     fn locate(&mut self, mounts: &Mounts) {
         self.disk = self.way.last().and_then(|last| {
             let (disk, path) = mounts.locate(&last.held, &self.existing())?;
-            Some((disk, path.join(self.missing.iter().collect::<PathBuf>())))
+            Some((disk, self.with_missing(path)))
         });
     }
 
     /// The path without links of what exists.
     fn existing(&self) -> PathBuf {
-        Path::new("/").join(self.way.iter().skip(1).map(|step| &step.name).collect::<PathBuf>())
+        [OsStr::new("/")].into_iter().chain(self.way.iter().skip(1).map(|step| &*step.name)).collect()
     }
 
     /// The path without links.
     pub fn real(&self) -> PathBuf {
-        self.existing().join(self.missing.iter().collect::<PathBuf>())
+        self.with_missing(self.existing())
+    }
+
+    fn with_missing(&self, mut path: PathBuf) -> PathBuf {
+        path.extend(&self.missing);
+        path
     }
 
     /// What was found; an error if the path does not exist, or cannot be followed.

@@ -106,14 +106,26 @@ pub fn overlap(known: &[Place], new: &[Place]) -> Option<Overlap> {
     overlaps(known, new).into_iter().next()
 }
 
-/// Why a folder that has been opened may not be used beside the known ones. It is one of them itself.
+/// Why a folder that has been opened may not be used beside the known ones. It is one of them itself. Another user's link
+/// that leads to it does not count: what is then not used is that user's folder.
 pub fn refusal(place: &Place, found: &Found, known: &[Place], mounts: &Mounts) -> Option<String> {
     let mut others = known.iter().filter(|other| (other.role, &other.path) != (place.role, &place.path));
-    others.find_map(|other| clash(place, found, other, &Found::of(&other.path, mounts)))
+    others.find_map(|other| {
+        let other_found = Found::of(&other.path, mounts);
+        let theirs = other_found.is_by_others() && !found.is_by_others();
+        if theirs { None } else { clash(place, found, other, &other_found) }
+    })
 }
 
 /// What is wrong between a new place and an old one.
 fn clash(new: &Place, found: &Found, old: &Place, old_found: &Found) -> Option<String> {
+    let roles = [new.role, old.role];
+    // Whatever else lies in each other does no harm.
+    let apart =
+        roles.contains(&Role::Inbox) || (roles.contains(&Role::Outbox) && roles.contains(&Role::State));
+    if !apart {
+        return None;
+    }
     let (new_in_old, old_in_new) = (found.lies_in(old_found), old_found.lies_in(found));
     if !new_in_old && !old_in_new {
         return None;
@@ -134,12 +146,7 @@ fn clash(new: &Place, found: &Found, old: &Place, old_found: &Found) -> Option<S
         (Role::Outbox, Role::Inbox) => Some(videos(&old_says, &new_says, new_in_old, same)),
         (Role::File, Role::Inbox) if new_in_old => Some(taken(&old_says, &new_says)),
         (Role::Inbox, Role::File) if old_in_new => Some(taken(&new_says, &old_says)),
-        (Role::State, Role::State)
-        | (Role::Outbox, Role::Outbox | Role::Model)
-        | (Role::Model, Role::Outbox | Role::State | Role::Model)
-        | (Role::State, Role::Model)
-        | (Role::File, _)
-        | (_, Role::File) => None,
+        (Role::File, _) | (_, Role::File) => None,
         _ => Some(format!("{new_says} and {old_says} overlap; give each a folder outside the other")),
     }
 }

@@ -116,7 +116,7 @@ impl Intake {
                     open.push((file, what(&ready.path)));
                 }
                 Err(Error::Refused { code, text }) => {
-                    coming.push(self.refused(at, ready, read_us, code, text));
+                    coming.push(Self::refused(at, ready, read_us, code, text));
                 }
                 Err(e) => fates[at] = later(&e),
             }
@@ -128,7 +128,7 @@ impl Intake {
                 Ok(spooled) => coming.push(Coming { at, ready, read_us, work: Ok((spooled, request)) }),
                 Err(Error::Refused { .. }) if changed(file, ready) => fates[at] = Fate::Changed,
                 Err(Error::Refused { code, text }) => {
-                    coming.push(self.refused(at, ready, read_us, code, text));
+                    coming.push(Self::refused(at, ready, read_us, code, text));
                 }
                 Err(e) => fates[at] = later(&e),
             }
@@ -136,7 +136,7 @@ impl Intake {
         Ok(coming)
     }
 
-    fn refused<'a>(&self, at: usize, ready: &'a Ready, read_us: i64, code: &str, text: String) -> Coming<'a> {
+    fn refused<'a>(at: usize, ready: &'a Ready, read_us: i64, code: &str, text: String) -> Coming<'a> {
         let target = away::target(&ready.root, &ready.path, false);
         Coming { at, ready, read_us, work: Err(Refusal { code: code.into(), text, target }) }
     }

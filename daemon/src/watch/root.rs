@@ -68,7 +68,7 @@ impl Error for Swapped {}
 
 /// Whether an error says that a path leads to a folder that may not be used.
 pub fn is_swapped(e: &io::Error) -> bool {
-    e.get_ref().is_some_and(|e| e.is::<Swapped>())
+    e.get_ref().and_then(|e| e.downcast_ref::<Swapped>()).is_some()
 }
 
 impl Root {
@@ -155,15 +155,19 @@ impl Root {
 
     fn compare(&self, found: &Found, known: Option<&(Id, PathBuf)>, mounts: &Mounts) -> io::Result<()> {
         let refuse = |text: String| Err(io::Error::other(Swapped(text)));
+        let (id, real) = (found.whole().ok(), found.real());
+        // It was compared already. Should the path of another folder lead here by now, that one is not used.
+        if known.is_some_and(|known| (Some(known.0), &known.1) == (id, &real)) {
+            return Ok(());
+        }
         if let Some(text) = found.strange_link() {
             return refuse(text);
         }
         if let Some(text) = self.overlap(found, mounts) {
             return refuse(text);
         }
-        let real = found.real();
         match known {
-            Some((id, before)) if *before != real && found.whole().ok() != Some(*id) => refuse(format!(
+            Some((known, before)) if *before != real && id != Some(*known) => refuse(format!(
                 "`{}` has led to `{}` and leads to another folder now, `{}`; it is not used before it is as it was, or the \
                      configuration is read again (`animctl reload`)",
                 show(self.path()),
@@ -328,7 +332,7 @@ fn outside() -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{chown, lchown, symlink};
 
     use super::*;
 
@@ -472,6 +476,29 @@ mod tests {
     }
 
     #[test]
+    fn whose_path_is_swapped_does_not_shut_others_out() -> io::Result<()> {
+        let house = House::new()?;
+        let outbox = Place::new("folders.outbox", house.at("out"), Role::Outbox);
+        let outbox = Root::new(outbox, house.root.0.others.clone());
+        outbox.check()?;
+        house.swap("ann/pictures", "out")?;
+        house.refused();
+        for _ in 0..2 {
+            outbox.make()?;
+            outbox.check()?;
+        }
+        // One that is new cannot know who was first, unless the link is another user's.
+        outbox.forget();
+        assert!(outbox.check().is_err_and(|e| is_swapped(&e)));
+        if rustix::process::geteuid().is_root() {
+            lchown(house.root.path(), Some(4001), Some(4001))?;
+            outbox.check()?;
+            house.refused();
+        }
+        Ok(())
+    }
+
+    #[test]
     fn nothing_is_made_where_a_swapped_parent_leads() -> io::Result<()> {
         let house = House::new()?;
         house.root.check()?;
@@ -505,7 +532,6 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return Ok(());
         }
-        use std::os::unix::fs::{chown, lchown};
         let house = House::new()?;
         house.swap("ann/pictures", "other/pictures")?;
         house.root.check()?;
