@@ -164,7 +164,9 @@ fn a_folder_swapped_for_a_link_is_not_used_until_it_is_back() {
     let told = log.lines().filter(|line| line.contains("is not used: ")).count();
     assert_eq!(told, 7, "once each: {log}");
     // The work goes on, and only with what was dropped.
-    let count = jobs(&house);
+    // One that waits from the beginning, two each time in the inbox, and the user's.
+    let count = 1 + 2 * 7 + 8;
+    house.until("all are queued", |house| jobs(house) == count);
     assert!(house.animctl(&["resume"]).status.success());
     house.until_ended(count);
     assert_eq!(house.files("ann/pictures/done").len(), 8);
