@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::bus;
-use crate::config::{Config, Sources};
+use crate::config::{Loaded, Sources};
 use crate::delivery::{self, Desk};
 use crate::files::show;
 use crate::ledger::Ledger;
@@ -40,8 +40,9 @@ pub fn notify(state: &[(&str, &str)]) {
 }
 
 /// Runs the service until SIGTERM or SIGINT, or until the bus goes away.
-pub async fn run(config: Config, sources: Sources) -> Result<()> {
+pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     let user = sources.user;
+    let Loaded { config, files, .. } = loaded;
     let folders = config.folders.clone();
     fs::DirBuilder::new()
         .recursive(true)
@@ -54,11 +55,12 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     desk.sources = sources;
     let desk = Arc::new(desk);
     // Before anything can be claimed, scanned or asked for.
+    desk.watches.keep_apart(&files);
     desk.watches.load(&desk.ledger)?;
     desk.recover()?;
     // After the recovery, which must see that it is not there: it may lie on a disk that is not mounted.
     // Without it jobs fail with a sentence; the service has more to say than that.
-    if let Err(e) = fs::create_dir_all(&folders.outbox) {
+    if let Err(e) = desk.watches.outbox(&folders.outbox).make() {
         tracing::error!("the outbox `{}` cannot be made: {e}", show(&folders.outbox));
     }
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, interface};
@@ -22,6 +22,7 @@ use crate::board::Change;
 use crate::delivery::blocking;
 use crate::files::{Identity, show};
 use crate::ledger::{Added, Job, NewJob, Source};
+use crate::watch::root::{self, Dir, Root};
 use crate::watch::{draw_seed, names, sidecar};
 
 /// The most jobs that `List` gives at a time.
@@ -66,13 +67,14 @@ impl Manager {
             submission.name = path.file_name().map(OsString::from);
         }
         let trusted = self.hub.rights.trusted(uid);
+        let root = self.hub.desk.watches.root(&watched.path);
         let open = move || {
-            let file = open_watched(&watched.path, &path, uid, trusted)?;
+            let file = open_watched(&root, &path, uid, trusted)?;
             let meta = file.metadata().map_err(|e| BusError::Internal(e.to_string()))?;
             // What the watch looks at is the watch's: one job for both, and its picture is moved when it ends.
             let below = path.strip_prefix(&watched.path).is_ok_and(names::is_watched);
             let source = below.then(|| Source {
-                read_us: sidecar::read_us(&watched.path, &path),
+                read_us: sidecar::read_us(&root, &path),
                 identity: Identity::of(&meta),
                 path,
             });
@@ -436,8 +438,8 @@ fn outside(path: &Path) -> BusError {
 
 /// Opens a file of the caller's own under a watched folder. What others have there, and whether there is anything, is
 /// nobody's business: the service may look into folders that the caller may not.
-fn open_watched(root: &Path, path: &Path, uid: u32, trusted: bool) -> Result<File, BusError> {
-    let below = path.strip_prefix(root).map_err(|_| outside(path))?;
+fn open_watched(root: &Root, path: &Path, uid: u32, trusted: bool) -> Result<File, BusError> {
+    let below = path.strip_prefix(root.path()).map_err(|_| outside(path))?;
     let no_file = || {
         BusError::NotFound(format!(
             "there is no file of yours at `{}`; a picture of somebody else's is submitted by descriptor, as `animctl \
@@ -451,10 +453,20 @@ fn open_watched(root: &Path, path: &Path, uid: u32, trusted: bool) -> Result<Fil
         _ => no_file(),
     };
     let flags = OFlags::CLOEXEC | OFlags::RDONLY;
-    let dir = rustix::fs::openat(CWD, root, flags | OFlags::DIRECTORY, Mode::empty()).map_err(cannot)?;
+    let no_dir = |e: std::io::Error| match root::is_swapped(&e) {
+        true => BusError::NotReady(format!(
+            "the watched folder of `{}` is not used now, because its path leads elsewhere; `animctl folder list` tells more",
+            show(path)
+        )),
+        // Without a number it is a link in the place of a folder.
+        false => cannot(rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::LOOP)),
+    };
+    root.check().map_err(no_dir)?;
+    let dir = Dir::open(root, below.parent().unwrap_or(Path::new(""))).map_err(no_dir)?;
+    let name = below.file_name().ok_or_else(|| outside(path))?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let file =
-        rustix::fs::openat2(&dir, below, flags | OFlags::NONBLOCK, Mode::empty(), resolve).map_err(cannot)?;
+        rustix::fs::openat2(&dir, name, flags | OFlags::NONBLOCK, Mode::empty(), resolve).map_err(cannot)?;
     let file = File::from(file);
     let meta = file.metadata().map_err(|e| BusError::Internal(e.to_string()))?;
     if !trusted && uid != meta.uid() {

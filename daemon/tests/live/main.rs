@@ -22,6 +22,7 @@ mod gpu;
 mod harness;
 mod inbox;
 mod queue;
+mod roots;
 mod sleep;
 mod text;
 mod user_watch;
