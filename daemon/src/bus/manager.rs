@@ -26,8 +26,10 @@ use crate::watch::{draw_seed, names, sidecar};
 
 /// The most jobs that `List` gives at a time.
 const MOST_LISTED: u32 = 1000;
-/// The most jobs that `History` gives at a time: with two long prompts each they still fit into a message.
+/// The most jobs that `History` gives at a time.
 const MOST_DESCRIBED: u32 = 200;
+/// About the most bytes of these: jobs with long prompts come in more answers, which a client asks for in the same way.
+const ANSWER_BYTES: usize = 1 << 20;
 
 /// The object `/org/animd/Animd1`.
 pub struct Manager {
@@ -144,7 +146,15 @@ impl Manager {
         }
         let _turn = self.hub.reading().await?;
         let jobs = self.hub.desk.ledger.call(move |db| {
-            db.list(&filter)?.into_iter().map(|job| Whole::of(job, db)).collect::<crate::Result<Vec<_>>>()
+            let mut left = ANSWER_BYTES;
+            let fits = |job: &Job| {
+                let first = left == ANSWER_BYTES;
+                let more = left.checked_sub(describe::size(job));
+                left = more.unwrap_or(0);
+                first || more.is_some()
+            };
+            let jobs = db.list_while(&filter, fits)?;
+            jobs.into_iter().map(|job| Whole::of(job, db)).collect::<crate::Result<Vec<_>>>()
         });
         Ok(jobs.await?.into_iter().map(describe::description).collect())
     }
