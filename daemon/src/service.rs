@@ -74,7 +74,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     let (wishes, wished) = Wishes::channel();
     let changes = desk.board.listen();
     let (connection, hub) = bus::connect(user, &desk, &wishes).await?;
-    let mirror = tokio::spawn(bus::mirror(connection.clone(), hub, changes, stopped.clone()));
+    let mirror = tokio::spawn(bus::mirror(connection.clone(), hub.clone(), changes, stopped.clone()));
     let watchdog =
         systemd::daemon::watchdog_enabled().ok().filter(|us| *us > 0).map(|us| Duration::from_micros(us / 3));
     let supervisor = tokio::spawn(Supervisor::new(desk.clone(), wished, stopped.clone(), watchdog).run());
@@ -94,15 +94,16 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
 
     let mut status = desk.board.status();
     let mut new_start = desk.profiles.new_start();
-    let lost = loop {
+    let lost: Option<&str> = loop {
         let text = status.borrow_and_update().text.clone();
         notify(&[("STATUS", &text)]);
         tokio::select! {
-            _ = term.recv() => break false,
-            _ = int.recv() => break false,
+            _ = term.recv() => break None,
+            _ = int.recv() => break None,
             _ = hup.recv() => drop(reload(&desk).await),
-            () = connection.closed() => break true,
-            Ok(_) = new_start.wait_for(|asked| *asked) => break false,
+            () = connection.closed() => break Some("the message bus has gone away"),
+            () = hub.name_lost() => break Some("the bus has given this service's name to another program"),
+            Ok(_) = new_start.wait_for(|asked| *asked) => break None,
             Ok(()) = status.changed() => {}
         }
     };
@@ -119,7 +120,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
             "the NVIDIA driver has appeared, and its devices need a new start of the service".into(),
         ));
     }
-    if lost { Err(Error::NewStart("the message bus has gone away".into())) } else { Ok(()) }
+    lost.map_or(Ok(()), |why| Err(Error::NewStart(why.into())))
 }
 
 /// One service for one state folder.

@@ -110,7 +110,6 @@ impl JobObject {
     ) -> Result<HashMap<String, OwnedVariant>, BusError> {
         self.authorized(&header, connection).await?;
         let id = self.id;
-        let _turn = self.hub.reading().await?;
         let found =
             self.hub.desk.ledger.call(move |db| db.job(id)?.map(|job| Whole::of(job, db)).transpose());
         let whole = found.await?;

@@ -13,8 +13,10 @@ use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, interface};
 
+use super::copies::Turn;
 use super::describe::{self, Whole};
 use super::error::BusError;
+use super::gate::Leaving;
 use super::options::{self, Options, Submission};
 use super::rights::Action;
 use super::{Facts, Hub, hold, object_path, plan, stats, watches};
@@ -27,8 +29,16 @@ use crate::watch::{draw_seed, names, sidecar};
 
 /// The most jobs that `List` gives at a time.
 const MOST_LISTED: u32 = 1000;
-/// The most jobs that `History` gives at a time: with two long prompts each they still fit into a message.
+/// The most jobs that `History` gives at a time.
 const MOST_DESCRIBED: u32 = 200;
+/// About the most bytes of these: jobs with long prompts come in more answers, which a client asks for in the same way.
+const ANSWER_BYTES: usize = 1 << 20;
+
+/// Who submits, and word when they leave.
+struct Caller {
+    uid: u32,
+    leaving: Leaving,
+}
 
 /// The object `/org/animd/Animd1`.
 pub struct Manager {
@@ -45,10 +55,9 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, BusError> {
-        let _call = self.hub.copies.admit()?;
-        let (uid, submission) = self.submission(connection, &header, &options).await?;
+        let (caller, submission) = self.submission(connection, &header, &options).await?;
         let file = File::from(StdOwnedFd::from(image));
-        self.add(connection, uid, submission, file, None).await
+        self.add(connection, caller, submission, file, None).await
     }
 
     #[zbus(out_args("job"))]
@@ -59,8 +68,8 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, BusError> {
-        let _call = self.hub.copies.admit()?;
-        let (uid, mut submission) = self.submission(connection, &header, &options).await?;
+        let (mut caller, mut submission) = self.submission(connection, &header, &options).await?;
+        let uid = caller.uid;
         let path = PathBuf::from(path);
         let watched = self.hub.desk.watches.find(&path).ok_or_else(|| outside(&path))?;
         if submission.name.is_none() {
@@ -68,7 +77,7 @@ impl Manager {
         }
         let trusted = self.hub.rights.trusted(uid);
         let root = self.hub.desk.watches.root(&watched.path);
-        let open = move || {
+        let open = move |_: &Turn| {
             let file = open_watched(&root, &path, uid, trusted)?;
             let meta = file.metadata().map_err(|e| BusError::Internal(e.to_string()))?;
             // What the watch looks at is the watch's: one job for both, and its picture is moved when it ends.
@@ -80,13 +89,12 @@ impl Manager {
             });
             Ok::<_, BusError>((file, source))
         };
-        let (file, source) = self.hub.copies.run(uid, open).await??;
-        self.add(connection, uid, submission, file, source).await
+        let (file, source) = self.hub.copies.run(uid, caller.leaving.left(), open).await??;
+        self.add(connection, caller, submission, file, source).await
     }
 
     #[zbus(out_args("plan"))]
     async fn plan(&self, options: Options) -> Result<HashMap<String, OwnedVariant>, BusError> {
-        let _turn = self.hub.reading().await?;
         plan::plan(&self.hub.desk, options::plan(&options)?).await
     }
 
@@ -96,7 +104,6 @@ impl Manager {
         id: u64,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, BusError> {
-        let _turn = self.hub.reading().await?;
         if i64::try_from(id).is_err() || !self.hub.serve_id(connection, id).await? {
             return Err(BusError::NotFound(format!("there is no job {id}; `animctl list` shows the jobs")));
         }
@@ -110,11 +117,9 @@ impl Manager {
         &self,
         filter: Options,
         #[zbus(header)] header: Header<'_>,
-        #[zbus(connection)] connection: &Connection,
     ) -> Result<Vec<HashMap<String, OwnedVariant>>, BusError> {
-        let uid = self.hub.rights.uid(connection, &header).await?;
+        let uid = self.hub.rights.uid(&header)?;
         let filter = options::filter(&filter, MOST_LISTED)?;
-        let _turn = self.hub.reading().await?;
         let jobs = self.hub.desk.ledger.call(move |db| db.list(&filter)).await?;
         let all = self.hub.rights.trusted(uid);
         let entry = |job: &Job| {
@@ -132,16 +137,23 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<Vec<HashMap<String, OwnedVariant>>, BusError> {
-        let uid = self.hub.rights.uid(connection, &header).await?;
+        let uid = self.hub.rights.uid(&header)?;
         let mut filter = options::filter(&filter, MOST_DESCRIBED)?;
         match filter.owner {
             Some(owner) => _ = self.hub.rights.owner(connection, &header, owner).await?,
             None if self.hub.rights.trusted(uid) => {}
             None => filter.owner = Some(uid),
         }
-        let _turn = self.hub.reading().await?;
         let jobs = self.hub.desk.ledger.call(move |db| {
-            db.list(&filter)?.into_iter().map(|job| Whole::of(job, db)).collect::<crate::Result<Vec<_>>>()
+            let mut left = ANSWER_BYTES;
+            let fits = |job: &Job| {
+                let first = left == ANSWER_BYTES;
+                let more = left.checked_sub(describe::size(job));
+                left = more.unwrap_or(0);
+                first || more.is_some()
+            };
+            let jobs = db.list_while(&filter, fits)?;
+            jobs.into_iter().map(|job| Whole::of(job, db)).collect::<crate::Result<Vec<_>>>()
         });
         Ok(jobs.await?.into_iter().map(describe::description).collect())
     }
@@ -153,14 +165,13 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<Vec<HashMap<String, OwnedVariant>>, BusError> {
-        let uid = self.hub.rights.uid(connection, &header).await?;
+        let uid = self.hub.rights.uid(&header)?;
         let mut of = options::sums(&options)?;
         match of.owner {
             Some(owner) => _ = self.hub.rights.owner(connection, &header, owner).await?,
             None if self.hub.rights.trusted(uid) => {}
             None => of.owner = Some(uid),
         }
-        let _turn = self.hub.reading().await?;
         let sums = self.hub.desk.ledger.call(move |db| db.sums(of.by, of.owner, of.since_us)).await?;
         Ok(sums.into_iter().map(stats::sum).collect())
     }
@@ -176,7 +187,6 @@ impl Manager {
         i64::try_from(id).map_err(|_| none())?;
         let job = self.hub.desk.ledger.call(move |db| db.job(id)).await?.ok_or_else(none)?;
         self.hub.rights.owner(connection, &header, job.owner).await?;
-        let _turn = self.hub.reading().await?;
         Ok(stats::timeline(self.hub.desk.ledger.call(move |db| db.timeline(id)).await?))
     }
 
@@ -189,7 +199,7 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedFd, BusError> {
-        let uid = self.hub.rights.uid(connection, &header).await?;
+        let uid = self.hub.rights.uid(&header)?;
         let hold = hold::checked(&what, &who, &why, uid)?;
         if hold.what == crate::holds::What::Pause {
             self.hub.rights.check(connection, &header, Action::Unload).await?;
@@ -333,13 +343,13 @@ impl Manager {
         connection: &Connection,
         header: &Header<'_>,
         options: &Options,
-    ) -> Result<(u32, Submission), BusError> {
-        let uid = self.hub.rights.uid(connection, header).await?;
+    ) -> Result<(Caller, Submission), BusError> {
+        let caller = Caller { uid: self.hub.rights.uid(header)?, leaving: self.hub.rights.leaving(header)? };
         let submission = options::submission(options)?;
         if submission.priority > 0 {
             self.hub.rights.check(connection, header, Action::RaisePriority).await?;
         }
-        Ok((uid, submission))
+        Ok((caller, submission))
     }
 
     async fn known(&self, connection: &Connection, id: u64) -> Result<OwnedObjectPath, BusError> {
@@ -351,12 +361,12 @@ impl Manager {
     async fn add(
         &self,
         connection: &Connection,
-        uid: u32,
+        mut caller: Caller,
         submission: Submission,
         file: File,
         source: Option<Source>,
     ) -> Result<OwnedObjectPath, BusError> {
-        let desk = &self.hub.desk;
+        let (uid, desk) = (caller.uid, &self.hub.desk);
         let request = submission
             .settings
             .or(desk.defaults())
@@ -380,14 +390,16 @@ impl Manager {
         let name = submission.name.unwrap_or_else(|| super::DEFAULT_NAME.into());
         for _ in 0..3 {
             let (spool, copied, folder) = (desk.spool.clone(), file.clone(), outbox.clone());
-            let copy = move || {
+            let copy = move |turn: &Turn| {
+                let _alone = turn.alone(copied.metadata().map_or(0, |meta| meta.len()));
                 if let Some(folder) = &folder {
                     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
                     made.map_err(crate::Error::file("create", folder))?;
                 }
                 spool.put(&copied, "the picture")
             };
-            let spooled = self.hub.copies.run(uid, copy).await?.map_err(BusError::of_picture)?;
+            let spooled =
+                self.hub.copies.run(uid, caller.leaving.left(), copy).await?.map_err(BusError::of_picture)?;
             let new = NewJob {
                 owner: uid,
                 watched: source.is_some(),

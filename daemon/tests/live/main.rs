@@ -14,6 +14,7 @@ mod animctl;
 mod bus;
 mod bus_contract;
 mod bus_hostile;
+mod bus_neighbours;
 mod bus_rights;
 mod client;
 mod config;
