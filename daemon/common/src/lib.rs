@@ -11,6 +11,7 @@ pub mod log;
 pub mod memory;
 pub mod notify;
 pub mod picture;
+pub mod places;
 pub mod profiles;
 pub mod tasks;
 pub mod text;

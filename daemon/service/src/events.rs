@@ -46,6 +46,8 @@ pub struct Events {
     restarts: Arc<AtomicU64>,
     status: watch::Sender<Status>,
     notice: Arc<Mutex<Option<String>>>,
+    /// The same of watched folders.
+    folders: Arc<Mutex<Option<String>>>,
     /// Signalled when the queue has something new.
     pub queued: Arc<Notify>,
 }
@@ -59,6 +61,7 @@ impl Default for Events {
             restarts: Arc::default(),
             status: watch::Sender::new(starting),
             notice: Arc::default(),
+            folders: Arc::default(),
             queued: Arc::default(),
         }
     }
@@ -108,8 +111,10 @@ impl Events {
     /// Sets the service's state.
     pub fn set_status(&self, state: ServiceState, text: impl Into<String>) {
         let mut text = text.into();
-        if let Some(notice) = &*self.notice.lock().unwrap_or_else(PoisonError::into_inner) {
-            text = format!("{text}; {notice}");
+        for notice in [&self.notice, &self.folders] {
+            if let Some(notice) = &*notice.lock().unwrap_or_else(PoisonError::into_inner) {
+                text = format!("{text}; {notice}");
+            }
         }
         let new = Status { state, text: text.into() };
         self.status.send_if_modified(|status| {
@@ -124,6 +129,15 @@ impl Events {
         *self.notice.lock().unwrap_or_else(PoisonError::into_inner) = notice;
         // The supervisor shows the state anew.
         self.queued.notify_one();
+    }
+
+    /// As [`Self::set_notice`], of watched folders that are not used.
+    pub fn set_folders(&self, notice: Option<String>) {
+        let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
+        if *folders != notice {
+            *folders = notice;
+            self.queued.notify_one();
+        }
     }
 
     /// The service's state, and its changes.

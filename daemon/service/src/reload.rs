@@ -95,10 +95,12 @@ impl Reloader {
 
     fn put_in_force(&self, loaded: Loaded) -> Result<Vec<String>> {
         let old = self.config.get();
+        let files = loaded.files.clone();
         let (config, sentences) = compare(&old, loaded)?;
         if config.log.level != old.log.level {
             log::set_level(&config.log.level)?;
         }
+        self.watches.keep_apart(&files);
         self.apply(config);
         Ok(sentences)
     }
@@ -131,7 +133,7 @@ fn monotonic_us() -> u64 {
 
 /// The configuration to put in force, and a sentence for each change.
 fn compare(old: &Config, loaded: Loaded) -> Result<(Config, Vec<String>)> {
-    let Loaded { mut config, origins, .. } = loaded;
+    let Loaded { mut config, origins, files } = loaded;
     let internal = |e: toml::ser::Error| Error::config(e.to_string());
     let (before, after) =
         (Table::try_from(old).map_err(internal)?, Table::try_from(&config).map_err(internal)?);
@@ -165,7 +167,7 @@ fn compare(old: &Config, loaded: Loaded) -> Result<(Config, Vec<String>)> {
         }
     }
     config.folders = old.folders.clone();
-    config.check(&origins)?;
+    config.check(&origins, &files)?;
     Ok((config, sentences))
 }
 

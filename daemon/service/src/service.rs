@@ -5,7 +5,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use animd_common::config::{Config, Sources};
+use animd_common::config::{Config, Loaded, Sources};
 use animd_common::files::show;
 use animd_common::notify::notify;
 use rustix::fs::FlockOperation;
@@ -116,8 +116,9 @@ impl Parts {
 }
 
 /// Runs the service until SIGTERM or SIGINT, or until the bus goes away.
-pub async fn run(config: Config, sources: Sources) -> Result<()> {
+pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     let user = sources.user;
+    let Loaded { config, files, .. } = loaded;
     let folders = config.folders.clone();
     fs::DirBuilder::new()
         .recursive(true)
@@ -127,10 +128,11 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     let _lock = lock(&folders.state)?;
     let parts = Parts::new(config, sources)?;
     // Before anything can be claimed, scanned or asked for.
+    parts.watches.keep_apart(&files);
     parts.recover()?;
     // After the recovery, which must see that it is not there: it may lie on a disk that is not mounted.
     // Without it jobs fail with a sentence; the service has more to say than that.
-    if let Err(e) = fs::create_dir_all(&folders.outbox) {
+    if let Err(e) = parts.watches.outbox(&folders.outbox).make() {
         tracing::error!("the outbox `{}` cannot be made: {e}", show(&folders.outbox));
     }
 
@@ -152,7 +154,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
         reloader: reloader.clone(),
     };
     let (connection, hub) = bus::connect(user, served).await?;
-    let mirror = tokio::spawn(bus::mirror(connection.clone(), hub, changes, stopped.clone()));
+    let mirror = tokio::spawn(bus::mirror(connection.clone(), hub.clone(), changes, stopped.clone()));
     let watchdog =
         systemd::daemon::watchdog_enabled().ok().filter(|us| *us > 0).map(|us| Duration::from_micros(us / 3));
     let monitor = ProfileMonitor::new(config.clone(), defaults, profiles.clone(), Driver::default());
@@ -185,15 +187,16 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
 
     let mut status = events.status();
     let mut new_start = profiles.new_start();
-    let lost = loop {
+    let lost: Option<&str> = loop {
         let text = status.borrow_and_update().text.clone();
         notify(&[("STATUS", &text)]);
         tokio::select! {
-            _ = term.recv() => break false,
-            _ = int.recv() => break false,
+            _ = term.recv() => break None,
+            _ = int.recv() => break None,
             _ = hup.recv() => drop(reloader.reload().await),
-            () = connection.closed() => break true,
-            Ok(_) = new_start.wait_for(|asked| *asked) => break false,
+            () = connection.closed() => break Some("the message bus has gone away"),
+            () = hub.name_lost() => break Some("the bus has given this service's name to another program"),
+            Ok(_) = new_start.wait_for(|asked| *asked) => break None,
             Ok(()) = status.changed() => {}
         }
     };
@@ -210,7 +213,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
             "the NVIDIA driver has appeared, and its devices need a new start of the service".into(),
         ));
     }
-    if lost { Err(Error::NewStart("the message bus has gone away".into())) } else { Ok(()) }
+    lost.map_or(Ok(()), |why| Err(Error::NewStart(why.into())))
 }
 
 /// One service for one state folder.

@@ -11,11 +11,13 @@ mod error;
 mod store;
 mod uploader;
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use animd_common::files::show;
 use animd_common::notify::notify;
+use animd_common::places;
+use animd_common::watch::root::Root;
 use animd_common::watch::{Fate, Options, Ready, Take, folder};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -60,9 +62,11 @@ pub async fn run(config: Config, bus: Bus) -> Result<()> {
     let (stop, stopped) = watch::channel(false);
     let (hand, pictures) = mpsc::unbounded_channel();
     let mut ends = Vec::new();
+    let places: places::Shared = Arc::new(RwLock::new(config.watch.iter().flat_map(Place::places).collect()));
     for place in &config.watch {
+        let [inbox, _] = place.places();
         let options = Options {
-            root: place.path.clone(),
+            root: Root::new(inbox, places.clone()),
             create: true,
             stable: Duration::from_secs_f64(place.stable_seconds.unwrap_or(config.stable_seconds)),
             poll_stable: Duration::from_secs_f64(

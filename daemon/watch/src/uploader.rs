@@ -348,11 +348,12 @@ impl Uploader {
             // Asked before a large picture is read for nothing. This starts a service that can be started.
             fdo::PeerProxy::new(&self.connection, animd_client::NAME, "/").await?.ping().await?;
         }
-        let settings = self.config.place(&ready.root).map(|place| place.settings.clone()).unwrap_or_default();
+        let settings =
+            self.config.place(ready.root.path()).map(|place| place.settings.clone()).unwrap_or_default();
         let (picture, root) = (ready.clone(), ready.root.clone());
         let read = move || {
             // First what they are compared with later: what comes in between is then seen as late.
-            let sidecars = store::sidecars(&picture.path);
+            let sidecars = store::sidecars(&picture);
             let settings = sidecar::settings(&root, &picture.path)?.or(settings);
             Ok::<_, Error>((store::open(&picture, &sidecars)?, sidecars, settings))
         };
@@ -509,8 +510,8 @@ impl Uploader {
             true => job.open_thumbnail().await.ok().map(|fd| File::from(OwnedFd::from(fd))),
             false => None,
         };
-        let outbox = self.config.place(&ready.root).map(|place| place.outbox.join(&ready.below));
-        let outbox = outbox.unwrap_or_else(|| ready.root.clone());
+        let outbox = self.config.place(ready.root.path()).map(|place| place.outbox.join(&ready.below));
+        let outbox = outbox.unwrap_or_else(|| ready.root.path().to_owned());
         let seed = description["settings"]["seed"].as_u64().unwrap_or_default();
         let uuid = description["uuid"].as_str().unwrap_or_default().to_owned();
         let picture = ready.clone();
@@ -568,8 +569,8 @@ fn wish(ready: &Ready) -> Wish {
 
 /// Whether a picture's sidecars say something else by now.
 async fn is_late(carried: &Carried) -> bool {
-    let path = carried.ready.path.clone();
-    let now: Result<_> = blocking(move || Ok(store::sidecars(&path))).await;
+    let ready = carried.ready.clone();
+    let now: Result<_> = blocking(move || Ok(store::sidecars(&ready))).await;
     now.is_ok_and(|now| now != carried.sidecars) && !store::is_gone(&carried.ready)
 }
 
@@ -582,7 +583,8 @@ fn put_away(ready: &Ready, note: Option<&str>) -> Result<()> {
     let Some(target) = away::target(&ready.root, &ready.path, note.is_none()) else { return Ok(()) };
     // Late sidecars are known by what they say.
     let sidecars_until_us = i64::MAX;
-    let leaving = Leaving { source: &ready.path, identity: ready.identity, target, note, sidecars_until_us };
+    let (root, source, identity) = (&ready.root, &*ready.path, ready.identity);
+    let leaving = Leaving { root, source, identity, target, note, sidecars_until_us };
     leaving.put_away(|_| Ok(()))
 }
 

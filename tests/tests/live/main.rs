@@ -14,6 +14,7 @@ mod animctl;
 mod bus;
 mod bus_contract;
 mod bus_hostile;
+mod bus_neighbours;
 mod bus_rights;
 mod client;
 #[path = "../common/mod.rs"]
@@ -24,6 +25,7 @@ mod gpu;
 mod harness;
 mod inbox;
 mod queue;
+mod roots;
 mod sleep;
 mod text;
 mod user_watch;

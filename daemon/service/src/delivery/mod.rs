@@ -4,15 +4,13 @@
 //! and hash, or the reason; the video is renamed, replacing nothing; the source is moved; the ledger commits the end.
 //! [`Delivery::recover`] finishes what was cut short, before any folder is looked at.
 
+mod outbox;
 mod recover;
 mod source;
 #[cfg(test)]
 mod tests;
 mod video;
 mod waiting;
-
-use std::fs;
-use std::path::{Path, PathBuf};
 
 use animd_common::Error as Common;
 use animd_common::files::show;
@@ -54,16 +52,6 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// The folder for the video of a job.
-    pub fn outbox(&self, job: &Job) -> PathBuf {
-        job.outbox.clone().unwrap_or_else(|| self.config.get().folders.outbox.clone())
-    }
-
-    /// The unfinished file of a job's current attempt.
-    pub fn part(&self, job: &Job) -> PathBuf {
-        job.part(&self.outbox(job))
-    }
-
     /// Ends a job that is in state `from`. False if somebody else has ended it meanwhile.
     pub async fn end(&self, id: u64, from: State, ended: Ended) -> Result<bool> {
         let delivery = self.clone();
@@ -110,7 +98,7 @@ impl Delivery {
                 }
                 Err(e @ (Error::Ledger(_) | Error::Common(Common::Stopping))) => return Err(e),
                 // A disk that is not mounted yet: making the folder, or the video again, would be worse than to wait.
-                Err(e) if !outbox_is_there(&job) => {
+                Err(e) if !self.outbox_is_there(&job) => {
                     if self.waiting.insert(id) {
                         tracing::error!(
                             job = id,
@@ -134,7 +122,7 @@ impl Delivery {
         }
         self.pictures.remove(&job, Picture::Preview);
         if job.outcome != Some(Outcome::Done) {
-            _ = fs::remove_file(self.part(&job));
+            self.remove_part(&job);
             self.pictures.remove_all(&job);
         }
         let left = match self.put_source(&job) {
@@ -165,9 +153,4 @@ impl Delivery {
         self.events.tell(Change::State(id));
         Ok(())
     }
-}
-
-/// Whether the folder that a job's video goes into is there.
-fn outbox_is_there(job: &Job) -> bool {
-    job.output.as_deref().and_then(Path::parent).is_some_and(Path::is_dir)
 }

@@ -25,7 +25,7 @@ impl Delivery {
                     self.settle_blocking(id)?;
                 }
                 State::Running => {
-                    _ = fs::remove_file(self.part(&job));
+                    self.remove_part(&job);
                     self.pictures.remove_all(&job);
                     let interruptions = job.interruptions + 1;
                     if interruptions < self.config.get().queue.interruptions {
@@ -57,7 +57,8 @@ impl Delivery {
         let mut folders = self.ledger.call_blocking(|db| db.outboxes()).unwrap_or_default();
         folders.push(self.config.get().folders.outbox.clone());
         for folder in folders {
-            let Ok(entries) = fs::read_dir(&folder) else { continue };
+            let Ok(outbox) = self.outbox_dir(&folder) else { continue };
+            let Ok(entries) = fs::read_dir(outbox.path()) else { continue };
             for entry in entries.flatten() {
                 let name = entry.file_name();
                 let Some(uuid) = part_uuid(&name) else { continue };

@@ -15,13 +15,13 @@ impl Delivery {
     /// Where the source of a job goes when it ends like this.
     pub fn source_target(&self, job: &Job, outcome: Outcome) -> Option<PathBuf> {
         let source = &job.source.as_ref()?.path;
-        away::target(&self.watches.root(source), source, outcome == Outcome::Done)
+        away::target(&self.watches.root_of(source, None), source, outcome == Outcome::Done)
     }
 
     /// Whether a picture's sidecars say something else than its job has, since they were read.
     pub fn is_late(&self, job: &Job) -> bool {
         let Some(source) = &job.source else { return false };
-        let root = self.watches.root(&source.path);
+        let root = self.watches.root_of(&source.path, None);
         if sidecar::changed_us(&root, &source.path).is_none_or(|changed_us| changed_us <= source.read_us) {
             return false;
         }
@@ -44,7 +44,9 @@ impl Delivery {
             tracing::info!(job = id, "the picture of job {id} stays for another job: its sidecar came late");
             return Ok(());
         }
+        let root = self.watches.root_of(&source.path, Some(&target));
         let leaving = Leaving {
+            root: &root,
             source: &source.path,
             identity: source.identity,
             target,

@@ -1,5 +1,7 @@
 //! How jobs end, from every point at which the machine may stop.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use animd_common::clock::now_us;
@@ -24,22 +26,22 @@ fn place() -> Result<Place> {
     let mut config = Config::default();
     config.folders.inbox = dir.path().join("inbox");
     config.folders.outbox = dir.path().join("outbox");
-    config.folders.state = dir.path().to_owned();
+    config.folders.state = dir.path().join("state");
     for dir in [&config.folders.inbox, &config.folders.outbox] {
         fs::create_dir(dir).map_err(Error::file("create", dir))?;
     }
     let ledger = Ledger::open(&dir.path().join("ledger.db"))?;
     let watches = Watches::default();
     watches.configure(&config);
-    let inbox = config.folders.inbox.clone();
+    let (inbox, state) = (config.folders.inbox.clone(), config.folders.state.clone());
     let config = CurrentConfig::new(config);
     let delivery = Delivery {
         defaults: Defaults::new(config.clone()),
         config,
         ledger,
         spool: Spool::open(dir.path().join("spool"))?,
-        pictures: PictureFiles::new(dir.path()),
-        results: Results::new(dir.path()),
+        pictures: PictureFiles::new(&state),
+        results: Results::new(&state),
         events: Events::default(),
         watches,
         waiting: Waiting::default(),

@@ -7,7 +7,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use animd_common::files::{self, output_name, rename_new, show};
-use animd_common::watch::away::sync_or_warn;
+use animd_common::watch::away;
+use animd_common::watch::root::Dir;
 use animd_protocol::ErrorCode;
 use animd_protocol::messages::Report;
 
@@ -19,7 +20,11 @@ impl Delivery {
     pub(super) fn examine_blocking(&self, job: &Job, report: Report) -> Ended {
         let part = self.part(job);
         let failed = |text: String| Ended::Failed { code: ErrorCode::Output, text };
-        let (mut file, meta) = match files::open_regular(&part) {
+        let opened = self.outbox_dir(&self.outbox(job)).and_then(|outbox| {
+            let (file, meta) = files::open_regular(&outbox.at(&part))?;
+            Ok((outbox, file, meta))
+        });
+        let (outbox, mut file, meta) = match opened {
             Ok(open) => open,
             Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
         };
@@ -44,20 +49,23 @@ impl Delivery {
             Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
         };
         let seed = job.request.as_ref().map_or(report.seed, |r| r.seed);
-        let output = free_output(&self.outbox(job), &job.name, seed);
+        let free = free_output(&outbox.path(), &job.name, seed);
+        let output = self.outbox(job).join(free.file_name().unwrap_or_default());
         Ended::Done(Box::new(Succeeded { report, output, bytes: meta.len(), sha256 }))
     }
 
     /// Copies a finished video that its outbox refuses to where videos for callers lie. False if that fails, too.
     pub(super) fn save_video(&self, job: &Job, refused: &Error) -> Result<bool> {
-        let (id, part, dir) = (job.id, self.part(job), self.results.dir());
+        let (id, dir) = (job.id, self.results.dir());
         let output = dir.join(format!("{}.mp4", job.uuid));
-        let copied = match fs::create_dir_all(dir).and_then(|()| files::copy_new(&part, &output)) {
+        let copy = |outbox: Dir| files::copy_new(&outbox.at(&self.part(job)), &output);
+        let made = fs::create_dir_all(dir).and_then(|()| self.outbox_dir(&self.outbox(job)));
+        let copied = match made.and_then(copy) {
             // Copies are whole, and the name is this job's alone: a crash came between it and the ledger.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             copied => copied,
         };
-        if let Err(e) = copied.and_then(|()| files::sync_dir(dir)) {
+        if let Err(e) = copied.and_then(|()| files::sync_dir(&dir)) {
             tracing::error!(job = id, "the video of job {id} cannot be kept elsewhere either: {e}");
             return Ok(false);
         }
@@ -67,44 +75,50 @@ impl Delivery {
              `animctl fetch {id} FILE` copies it"
         );
         self.ledger.call_blocking(move |db| db.set_output(id, &output))?;
-        _ = fs::remove_file(&part);
+        self.remove_part(job);
         Ok(true)
     }
 
     /// Renames the unfinished file to the video's name. False if there is neither.
     pub(super) fn put_video(&self, job: &Job) -> Result<bool> {
-        let part = self.part(job);
         let Some(mut output) = job.output.clone() else { return Ok(false) };
-        let dir = output.parent().unwrap_or(Path::new("/")).to_owned();
+        let (from, dir) = (self.outbox(job), output.parent().unwrap_or(Path::new("/")).to_owned());
+        let to = self.outbox_dir(&dir).map_err(Error::file("find", &dir))?;
+        let from = if from == dir { Ok(to.clone()) } else { self.outbox_dir(&from) };
+        let part = from.map(|from| (from.at(&self.part(job)), from));
         loop {
-            match rename_new(&part, &output) {
+            let renamed = match &part {
+                Ok((part, _)) => rename_new(part, &to.at(&output)),
+                // The video was copied elsewhere, because this folder takes none.
+                Err(_) => Err(io::ErrorKind::NotFound.into()),
+            };
+            match renamed {
                 Ok(()) => break,
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                     // Linked, but not yet unlinked, where the file system cannot rename without replacing.
                     let ino = |path: &Path| fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()));
-                    if let (Ok(a), Ok(b)) = (ino(&part), ino(&output))
+                    if let Ok((part, _)) = &part
+                        && let (Ok(a), Ok(b)) = (ino(part), ino(&to.at(&output)))
                         && a == b
                     {
-                        fs::remove_file(&part).map_err(Error::file("remove", &part))?;
+                        fs::remove_file(part).map_err(Error::file("remove", self.part(job)))?;
                         break;
                     }
                     let seed = job.request.as_ref().map_or(0, |r| r.seed);
-                    output = free_output(&dir, &job.name, seed);
+                    let free = free_output(&to.path(), &job.name, seed);
+                    output = dir.join(free.file_name().unwrap_or_default());
                     let (id, path) = (job.id, output.clone());
                     tracing::info!(job = id, "the name of job {id}'s video is taken; it gets a number");
                     self.ledger.call_blocking(move |db| db.set_output(id, &path))?;
                 }
                 // Renamed before, unless what lies there is somebody else's.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    if !dir.is_dir() {
-                        return Err(Error::file("find", &dir)(e));
-                    }
-                    return holds(&output, job.output_sha256).map_err(Error::file("read", &output));
+                    return holds(&to.at(&output), job.output_sha256).map_err(Error::file("read", &output));
                 }
                 Err(e) => return Err(Error::file("create", &output)(e)),
             }
         }
-        sync_or_warn(&dir);
+        away::warn_unsynced(&dir, files::sync_dir(&to.path()));
         Ok(true)
     }
 }

@@ -7,6 +7,13 @@ pub mod results;
 pub mod spool;
 pub mod watches;
 
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use animd_common::files::open_regular;
+use animd_common::watch::root::Dir;
+
 use crate::error::Result;
 
 pub use ledger::Ledger;
@@ -14,6 +21,16 @@ pub use pictures::{Picture, PictureFiles};
 pub use results::Results;
 pub use spool::{Spool, Spooled};
 pub use watches::Watches;
+
+/// Opens a finished video. Its folder may have another use by now; it is only read. Blocks.
+pub fn open_video(results: &Results, watches: &Watches, path: &Path) -> io::Result<File> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let dir = match dir == results.dir() {
+        true => Dir::own(dir)?,
+        false => Dir::open(&watches.left(dir), Path::new(""))?,
+    };
+    Ok(open_regular(&dir.at(path))?.0)
+}
 
 /// Removes a spooled picture that no job needs, open or newly ended. Blocks.
 pub fn release_picture(ledger: &Ledger, spool: &Spool, sha256: [u8; 32]) -> Result<()> {

@@ -1,19 +1,20 @@
 //! Which folders are watched: the inbox, those of the configuration, and those that were added over the bus.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use animd_common::config::Config;
+use animd_common::config::{Config, file_place};
 use animd_common::files::show;
+use animd_common::places::{self, Place, Role};
 use animd_common::tasks::blocking;
-use animd_common::watch::{Origin, Report, Watched, access, watched::overlap};
+use animd_common::watch::root::Root;
+use animd_common::watch::{Origin, Report, Watched, access, away};
 use animd_protocol::ErrorCode;
 use tokio::sync::watch;
 
+use super::ledger::{AddedWatch, Ledger};
 use crate::error::{Error, Result};
-use crate::store::ledger::{AddedWatch, Ledger};
 
 /// How to watch a folder that is added.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,13 +34,20 @@ pub struct Watches {
     /// Held by whoever changes the list.
     changing: Arc<Mutex<()>>,
     reports: Arc<Mutex<HashMap<PathBuf, Report>>>,
+    /// The watched folders as they are used, each once for all who use it.
+    roots: Arc<Mutex<HashMap<PathBuf, Root>>>,
+    /// All places that are kept apart: what the list says.
+    places: places::Shared,
     changed: watch::Sender<()>,
 }
 
 #[derive(Clone, Default)]
 struct List {
     outbox: PathBuf,
-    state: PathBuf,
+    /// What the service has besides watched folders.
+    own: Vec<Place>,
+    /// What its configuration stands in.
+    files: Vec<Place>,
     /// Nothing in it overlaps.
     watched: Vec<Arc<Watched>>,
     /// What is configured but refused, and why.
@@ -53,12 +61,22 @@ impl Default for Watches {
             list: Arc::default(),
             changing: Arc::default(),
             reports: Arc::default(),
+            roots: Arc::default(),
+            places: Arc::default(),
             changed: watch::Sender::new(()),
         }
     }
 }
 
 impl Watches {
+    /// Keeps the files that the configuration stands in apart from watched folders, too.
+    pub fn keep_apart(&self, files: &[PathBuf]) {
+        let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
+        list.files = files.iter().map(file_place).collect();
+        self.put_in_force(list);
+    }
+
     /// Follows another configuration; what was added over the bus stays.
     pub fn configure(&self, config: &Config) {
         // Folders are looked at below: nobody else waits for that.
@@ -66,7 +84,8 @@ impl Watches {
         let old = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut new = List {
             outbox: config.folders.outbox.clone(),
-            state: config.folders.state.clone(),
+            own: config.own_places(),
+            files: old.files.clone(),
             watched: vec![Arc::new(Watched {
                 path: config.folders.inbox.clone(),
                 outbox: None,
@@ -90,6 +109,18 @@ impl Watches {
                 new.put(Watched::clone(old));
             }
         }
+        self.put_in_force(new);
+        // A path that leads elsewhere may be meant to.
+        for root in self.roots.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            root.forget();
+        }
+    }
+
+    fn put_in_force(&self, new: List) {
+        let mut roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
+        roots.retain(|path, _| new.watched.iter().any(|watched| watched.path == *path));
+        drop(roots);
+        *self.places.write().unwrap_or_else(PoisonError::into_inner) = new.places();
         *self.list.write().unwrap_or_else(PoisonError::into_inner) = new;
         self.changed.send_replace(());
     }
@@ -97,12 +128,12 @@ impl Watches {
     /// Adds what was added over the bus before the service was started. Blocks.
     pub fn load(&self, ledger: &Ledger) -> Result<()> {
         let added = ledger.call_blocking(|db| db.watches())?;
-        let mut list = self.list.write().unwrap_or_else(PoisonError::into_inner);
+        let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
         for watch in added {
             list.put(watch.into());
         }
-        drop(list);
-        self.changed.send_replace(());
+        self.put_in_force(list);
         Ok(())
     }
 
@@ -112,23 +143,31 @@ impl Watches {
         if let Some(why) = access::refusal(&added.path) {
             return Err(refuse(why));
         }
+        let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let watched = Arc::new(Watched::from(added.clone()));
+        let mut list = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(why) = list.refusal(&watched) {
+            return Err(refuse(why));
+        }
         if let Some(outbox) = &added.outbox {
             // If it cannot be made, looking at the way there says why.
-            _ = fs::create_dir_all(outbox);
+            _ = self.outbox(outbox).make();
             if let Some(why) = access::refusal(outbox) {
                 return Err(refuse(format!("its videos cannot be put there: {why}")));
             }
         }
-        let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let watched = Arc::new(Watched::from(added.clone()));
-        let list = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(why) = list.refusal(&watched) {
-            return Err(refuse(why));
-        }
         ledger.call_blocking(move |db| db.add_watch(&added))?;
-        self.list.write().unwrap_or_else(PoisonError::into_inner).watched.push(watched.clone());
-        self.changed.send_replace(());
+        list.watched.push(watched.clone());
+        self.put_in_force(list);
         Ok(watched)
+    }
+
+    fn remove(&self, path: &Path) {
+        let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
+        list.watched.retain(|watched| watched.path != path);
+        list.refused.retain(|(watched, _)| watched.path != path);
+        self.put_in_force(list);
     }
 
     /// The folders that are watched.
@@ -142,12 +181,41 @@ impl Watches {
         list.watched.iter().find(|watched| path.starts_with(&watched.path)).cloned()
     }
 
-    /// The root that `done` and `failed` lie in for a picture; its own folder when that is not watched any more.
-    pub fn root(&self, picture: &Path) -> PathBuf {
+    /// A watched folder, to be used.
+    pub fn root(&self, watched: &Path) -> Root {
+        let mut roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+            let own = places.iter().find(|place| place.role == Role::Inbox && place.path == watched).cloned();
+            let place = own.unwrap_or_else(|| Place::new("not watched any more", watched, Role::Inbox));
+            Root::new(place, self.places.clone())
+        };
+        roots.entry(watched.to_owned()).or_insert_with(new).clone()
+    }
+
+    /// The root that `done` and `failed` lie in for a picture. When it is not watched any more, that is the folder that the
+    /// picture and its `target`, if it has one already, have in common.
+    pub fn root_of(&self, picture: &Path, target: Option<&Path>) -> Root {
         match self.find(picture) {
-            Some(watched) => watched.path.clone(),
-            None => picture.parent().unwrap_or(Path::new("/")).to_owned(),
+            Some(watched) => self.root(&watched.path),
+            None => self.left(away::common(picture, target.unwrap_or(picture))),
         }
+    }
+
+    /// A folder that was watched or took videos once, whatever it is for now.
+    pub fn left(&self, path: &Path) -> Root {
+        Root::left(path, self.places.clone())
+    }
+
+    /// A folder where videos appear, to be used.
+    pub fn outbox(&self, path: &Path) -> Root {
+        Root::new(Place::new("a folder for videos", path, Role::Outbox), self.places.clone())
+    }
+
+    /// The watched folders whose paths lead to folders that may not be used.
+    pub fn swapped(&self) -> Vec<PathBuf> {
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.iter().filter(|(_, report)| report.swapped).map(|(path, _)| path.clone()).collect()
     }
 
     /// All watched folders, also those that are refused, which say so in their report.
@@ -160,10 +228,9 @@ impl Watches {
             report,
         };
         let watched = list.watched.iter().map(|watched| entry(watched, reports.get(&watched.path).cloned()));
-        let refused = list
-            .refused
-            .iter()
-            .map(|(watched, why)| entry(watched, Some(Report { polled: None, trouble: Some(why.clone()) })));
+        let refused = list.refused.iter().map(|(watched, why)| {
+            entry(watched, Some(Report { trouble: Some(why.clone()), ..Report::default() }))
+        });
         watched.chain(refused).collect()
     }
 
@@ -195,9 +262,11 @@ impl From<AddedWatch> for Watched {
 }
 
 impl List {
-    /// Adds a folder, or says in the log why not: the others go on.
+    /// Adds a folder, or says in the log why not: the others go on. What another user has brought about by a link may
+    /// pass, and is looked at whenever the folder is used.
     fn put(&mut self, watched: Watched) {
-        match self.refusal(&watched) {
+        let overlaps = places::overlaps(&self.places(), &watched.places());
+        match overlaps.into_iter().find(|overlap| !overlap.by_others).map(|overlap| overlap.sentence) {
             None => self.watched.push(Arc::new(watched)),
             Some(why) => {
                 tracing::error!("a folder is not watched: {why}");
@@ -206,15 +275,21 @@ impl List {
         }
     }
 
+    /// Why a folder cannot be watched beside the others.
     fn refusal(&self, new: &Watched) -> Option<String> {
-        overlap(&self.watched, new, &self.outbox, Some(&self.state))
+        places::overlap(&self.places(), &new.places()).map(|overlap| overlap.sentence)
+    }
+
+    fn places(&self) -> Vec<Place> {
+        let own = self.own.iter().chain(&self.files).cloned();
+        own.chain(self.watched.iter().flat_map(|watched| watched.places())).collect()
     }
 }
 
 /// Watches one more folder from now on, also after a restart. Whether `by` may ask for that is the caller's question.
 ///
 /// # Errors
-/// [`Error::Refused`] with `invalid-setting`: the folder overlaps another one, or may not be used by the service.
+/// [`Error::Refused`](animd_common::Error::Refused) with `invalid-setting`: the folder overlaps another one, or may not be used by the service.
 pub async fn add(watches: &Watches, ledger: &Ledger, path: &Path, how: How, by: u32) -> Result<Arc<Watched>> {
     let refuse = |text: String| Error::refused(ErrorCode::InvalidSetting, text);
     for (name, path) in [("the folder", Some(path)), ("outbox", how.outbox.as_deref())] {
@@ -245,7 +320,7 @@ pub async fn add(watches: &Watches, ledger: &Ledger, path: &Path, how: How, by: 
 /// Watches a folder no longer that was added over the bus. Its jobs go on.
 ///
 /// # Errors
-/// [`Error::Refused`] with `not-found`, or `invalid-setting` for one that the configuration names.
+/// [`Error::Refused`](animd_common::Error::Refused) with `not-found`, or `invalid-setting` for one that the configuration names.
 pub async fn remove(watches: &Watches, ledger: &Ledger, path: &Path) -> Result<()> {
     let path: PathBuf = path.components().collect();
     let known = watches.entries().into_iter().find(|entry| entry.watched.path == path);
@@ -262,12 +337,12 @@ pub async fn remove(watches: &Watches, ledger: &Ledger, path: &Path) -> Result<(
     }
     let gone = path.clone();
     ledger.call(move |db| db.remove_watch(&gone)).await?;
-    let mut list = watches.list.write().unwrap_or_else(PoisonError::into_inner);
-    list.watched.retain(|watched| watched.path != path);
-    list.refused.retain(|(watched, _)| watched.path != path);
-    drop(list);
-    watches.changed.send_replace(());
-    Ok(())
+    let watches = watches.clone();
+    blocking(move || {
+        watches.remove(&path);
+        Ok(())
+    })
+    .await
 }
 
 /// A watched folder and how it goes.
@@ -306,15 +381,20 @@ mod tests {
             let text = refusal(path, outbox).unwrap_or_default();
             assert!(text.contains(with), "{path}: {text}");
         };
-        refused("/srv/in", None, "is watched already");
+        refused("/srv/in", None, "is watched already, as `/srv/in` (folders.inbox)");
         refused("/srv/in/sub", None, "lies in the watched folder `/srv/in`");
-        refused("/srv", Some("/videos"), "overlap");
-        refused("/srv/out/in", None, "");
+        refused("/srv", Some("/videos"), "the folder for videos `/srv/out` (folders.outbox) lies in");
+        refused("/srv/out/in", None, "lies in the folder for videos `/srv/out` (folders.outbox)");
         refused("/srv/state/x", None, "overlap");
         refused("/srv/more", Some("/srv/more/videos"), "taken for pictures");
         refused("/srv/more", Some("/srv/in/videos"), "lies in the watched folder `/srv/in`");
-        refused("/srv/out", Some("/videos"), "the videos of `/srv/in` go to a folder in `/srv/out`");
-        assert_eq!(watches.root(Path::new("/srv/in/a/b.png")), Path::new("/srv/in"));
-        assert_eq!(watches.root(Path::new("/other/b.png")), Path::new("/other"));
+        refused("/srv/more", Some("/srv/state/spool"), "`/srv/state/spool` (animctl folder add --outbox)");
+        refused("/srv/out", Some("/videos"), "is where videos appear, by `/srv/out` (folders.outbox)");
+        let root = |path: &str| watches.root_of(Path::new(path), None).path().to_owned();
+        assert_eq!(root("/srv/in/a/b.png"), Path::new("/srv/in"));
+        assert_eq!(root("/other/b.png"), Path::new("/other"));
+        let target = Path::new("/other/done/a/b.png");
+        let left = watches.root_of(Path::new("/other/a/b.png"), Some(target));
+        assert_eq!(left.path(), Path::new("/other"));
     }
 }

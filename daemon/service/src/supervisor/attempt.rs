@@ -11,6 +11,7 @@ use animd_common::Error as Common;
 use animd_common::bus::ServiceState;
 use animd_common::files::{free_space, show};
 use animd_common::tasks::blocking;
+use animd_common::watch::root::Dir;
 use animd_protocol::ErrorCode;
 use animd_protocol::messages::{FromEngine, PROTOCOL, Report, ToEngine};
 use animd_protocol::progress::Progress;
@@ -20,6 +21,7 @@ use tokio::time::Instant;
 use super::engine::{Engine, Exit, Hello};
 use super::state::{Absence, Cancel, Loss, Running, Trouble};
 use super::{LEDGER_PAUSE, Supervisor, Tools};
+use crate::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::events::{Change, Live};
 use crate::store::Picture;
@@ -157,9 +159,9 @@ impl Supervisor {
             );
             return Err(Error::refused(ErrorCode::Output, text));
         }
-        let (outbox, part, free_mib) =
-            (self.tools.delivery.outbox(job), output.clone(), self.tools.config.get().queue.free_mib);
-        blocking(move || check_outbox(&outbox, &part, free_mib)).await?;
+        let delivery = self.tools.delivery.clone();
+        let (outbox, part) = (delivery.outbox(job), output.clone());
+        blocking(move || check_outbox(&delivery, &outbox, &part)).await?;
         let (id, hello) = (job.id, hello.clone());
         self.tools.ledger.call(move |db| db.engine(id, &hello.version, &hello.backend, &hello.model)).await?;
         let request: Box<Request> = Box::new(request);
@@ -346,23 +348,27 @@ impl Supervisor {
 }
 
 /// Makes the job's unfinished file, so that an outbox that refuses is known before the work and not after it.
-fn check_outbox(outbox: &Path, part: &Path, free_mib: u64) -> Result<()> {
+fn check_outbox(delivery: &Delivery, outbox: &Path, part: &Path) -> Result<()> {
     let refuse = |text: String| Error::refused(ErrorCode::Output, text);
-    fs::create_dir_all(outbox)
-        .and_then(|()| match fs::remove_file(part) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        })
-        .and_then(|()| fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(part))
-        .map_err(|e| {
-            refuse(format!(
-                "the outbox `{}` takes no file: {e}; make it a folder that animd may write to",
-                show(outbox)
-            ))
-        })?;
-    let free = free_space(outbox).map_err(|e| {
+    let make = |dir: Dir| {
+        let part = dir.at(part);
+        match fs::remove_file(&part) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&part)?;
+        Ok((dir, part))
+    };
+    let (dir, part) = delivery.make_outbox(outbox).and_then(make).map_err(|e| {
+        refuse(format!(
+            "the outbox `{}` takes no file: {e}; make it a folder that animd may write to",
+            show(outbox)
+        ))
+    })?;
+    let free = free_space(&dir.path()).map_err(|e| {
         refuse(format!("the outbox `{}` cannot be asked for its free space: {e}", show(outbox)))
     })? >> 20;
+    let free_mib = delivery.config.get().queue.free_mib;
     if free < free_mib {
         _ = fs::remove_file(part);
         return Err(refuse(format!(

@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::intake::Intake;
+use super::tell_of_swapped;
 use crate::config::CurrentConfig;
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
@@ -80,9 +81,9 @@ impl Folders {
             .running
             .iter()
             .filter(|(path, running)| {
-                wanted
-                    .get(*path)
-                    .is_none_or(|new| *new != running.watched || options(new, &config) != running.options)
+                wanted.get(*path).is_none_or(|new| {
+                    *new != running.watched || self.options(new, &config) != running.options
+                })
             })
             .map(|(path, _)| path.clone())
             .collect();
@@ -91,6 +92,7 @@ impl Folders {
                 tracing::info!("`{}` is watched no longer, or otherwise", show(&path));
                 running.end().await;
                 self.watches.report(&path, None);
+                tell_of_swapped(&self.watches, &self.queue.events);
             }
         }
         for (path, watched) in wanted {
@@ -106,7 +108,7 @@ impl Folders {
 
     fn start(&self, watched: Arc<Watched>, config: &Config) -> Result<Running> {
         let (stop, stopped) = watch::channel(false);
-        let options = options(&watched, config);
+        let options = self.options(&watched, config);
         let intake = Intake {
             config: self.config.clone(),
             watches: self.watches.clone(),
@@ -118,18 +120,18 @@ impl Folders {
             .map_err(Error::file("start a thread for", &watched.path))?;
         Ok(Running { watched, options, stop, end })
     }
-}
 
-fn options(watched: &Watched, config: &Config) -> Options {
-    let own = watched.stable_seconds.map(Duration::from_secs_f64);
-    let stable = config.inbox.stable();
-    Options {
-        root: watched.path.clone(),
-        create: watched.origin == Origin::Inbox,
-        stable: own.unwrap_or(stable),
-        poll_stable: own.unwrap_or(stable.max(POLL_STABLE)),
-        poll: watched.poll_seconds.map(Duration::from_secs_f64),
-        default_poll: config.inbox.poll(),
-        rescan: config.inbox.rescan(),
+    fn options(&self, watched: &Watched, config: &Config) -> Options {
+        let own = watched.stable_seconds.map(Duration::from_secs_f64);
+        let stable = config.inbox.stable();
+        Options {
+            root: self.watches.root(&watched.path),
+            create: watched.origin == Origin::Inbox,
+            stable: own.unwrap_or(stable),
+            poll_stable: own.unwrap_or(stable.max(POLL_STABLE)),
+            poll: watched.poll_seconds.map(Duration::from_secs_f64),
+            default_poll: config.inbox.poll(),
+            rescan: config.inbox.rescan(),
+        }
     }
 }

@@ -11,6 +11,7 @@ use animd_common::watch::{Fate, Ready, Report, Take, Watched, away, root, sideca
 use animd_protocol::ErrorCode;
 use animd_protocol::request::Request;
 
+use super::tell_of_swapped;
 use crate::config::CurrentConfig;
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
@@ -54,6 +55,7 @@ impl Take for Intake {
 
     fn report(&mut self, report: &Report) {
         self.watches.report(&self.watched.path, Some(report));
+        tell_of_swapped(&self.watches, &self.queue.events);
     }
 }
 
@@ -140,7 +142,7 @@ impl Intake {
         code: ErrorCode,
         text: String,
     ) -> Coming<'a> {
-        let target = away::target(&self.watched.path, &ready.path, false);
+        let target = away::target(&ready.root, &ready.path, false);
         self.coming(at, ready, read_us, Err(Refusal { code, text, target }))
     }
 
@@ -167,7 +169,7 @@ impl Intake {
 
     fn request(&self, ready: &Ready) -> Result<Request> {
         let defaults = self.delivery.defaults.get();
-        let request = sidecar::request(&self.watched.path, &ready.path, defaults, draw_seed)?;
+        let request = sidecar::request(&ready.root, &ready.path, defaults, draw_seed)?;
         if let Some(outbox) = self.outbox(ready)
             && self.watches.find(&outbox).is_some()
         {
@@ -231,7 +233,7 @@ impl Intake {
             && source.path != ready.path
         {
             // A second name of the same file is another wish, for when the first one is done.
-            let root = self.watches.root(&source.path);
+            let root = self.watches.root_of(&source.path, None);
             if root::metadata(&root, &source.path).is_ok_and(|meta| Identity::of(&meta) == source.identity) {
                 return Ok(Fate::Waits);
             }

@@ -8,3 +8,16 @@ mod intake;
 
 pub use folders::Folders;
 pub use intake::Intake;
+
+use crate::events::Events;
+use crate::store::Watches;
+
+/// Adds to the service's state that watched folders are not used, because their paths lead elsewhere, if that is so.
+fn tell_of_swapped(watches: &Watches, events: &Events) {
+    let what = match watches.swapped().len() {
+        0 => None,
+        1 => Some("a watched folder is not used, because its path leads elsewhere".to_owned()),
+        n => Some(format!("{n} watched folders are not used, because their paths lead elsewhere")),
+    };
+    events.set_folders(what.map(|what| format!("{what}: `animctl folder list` tells more")));
+}
