@@ -5,9 +5,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
 use animd_protocol::recipe::{Component, Part, Recipe, Sizes};
+use serde::Serialize;
 
 use crate::weights::{Layout, Summary};
 

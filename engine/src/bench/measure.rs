@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use animd_protocol::recipe::Recipe;
+use animd_protocol::request::Tiling;
 
 use crate::backend::{Backend, TensorOps};
 use crate::model::dit::{Blocks, Context, Grid, Time};
 use crate::model::vae;
 use crate::pipeline::{Job, Models};
 use crate::progress::Observer;
-use crate::request::Tiling;
 use crate::synth::noise;
 use crate::text::MAX_TOKENS;
 use crate::video::{VideoOptions, VideoWriter};

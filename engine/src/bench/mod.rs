@@ -11,19 +11,19 @@ mod table;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use animd_protocol::messages::Pictures;
+use animd_protocol::plan::Plan;
 use animd_protocol::profile::{self, AttentionKind, Precision};
 use animd_protocol::recipe::Recipe;
+use animd_protocol::request::{Request, Settings, Size, StepCache, Tiling};
+use animd_protocol::step_cache::StepPlan;
 use serde::Serialize;
 
 use crate::backend::Backend;
 use crate::image::Picture;
 use crate::pipeline::{Job, Models, Parts, Pipeline};
-use crate::plan::Plan;
 use crate::progress::Observer;
-use crate::protocol::Pictures;
-use crate::request::{Request, Settings, Size, StepCache, Tiling};
 use crate::sampler::SamplerConfig;
-use crate::step_cache::StepPlan;
 use crate::{Error, Result, video};
 
 use measure::{Around, Measured};

@@ -4,10 +4,10 @@ use animd_engine::Result;
 use animd_engine::backend::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use animd_engine::backend::cuda::{Cuda, OLDEST_DRIVER, Options};
-use animd_engine::profile::Profile;
-use animd_engine::protocol::Kernels;
+use animd_protocol::messages::Kernels;
 #[cfg(feature = "cuda")]
-use animd_engine::protocol::Target;
+use animd_protocol::messages::Target;
+use animd_protocol::profile::Profile;
 
 /// A backend, ready for a model.
 pub enum Chosen {

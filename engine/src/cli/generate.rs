@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use animd_engine::backend::Backend;
 use animd_engine::pipeline::{Job, Pipeline};
-use animd_engine::protocol::{Pictures, Report};
-use animd_engine::request::Settings;
 use animd_engine::{Error, Result, image, video};
 use animd_options::SettingsOptions;
+use animd_protocol::messages::{Pictures, Report};
+use animd_protocol::request::Settings;
 
 use super::backend::{self, Chosen};
 use super::bar::Bar;

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 use animd_engine::backend::Backend;
 use animd_engine::pipeline::{Job, Pipeline};
 use animd_engine::progress::{Observer, Progress};
-use animd_engine::protocol::{FromEngine, HEARTBEAT_SECONDS, MAX_LINE, PROTOCOL, Pictures, Report, ToEngine};
-use animd_engine::request::Request;
 use animd_engine::{Error, Result, image};
 use animd_protocol::ErrorCode;
+use animd_protocol::messages::{
+    FromEngine, HEARTBEAT_SECONDS, MAX_LINE, PROTOCOL, Pictures, Report, ToEngine,
+};
+use animd_protocol::request::Request;
 
 use super::ModelArgs;
 use super::backend::{self, Chosen};
@@ -110,7 +112,7 @@ impl Observer for Reporter<'_> {
 }
 
 impl Serve {
-    /// Runs it; see [`animd_engine::protocol`].
+    /// Runs it; see [`animd_protocol::messages`].
     pub fn run(self) -> ExitCode {
         let socket = match std::io::stdin().as_fd().try_clone_to_owned() {
             Ok(fd) => UnixStream::from(fd),

@@ -8,16 +8,17 @@ mod watched;
 use std::path::Path;
 use std::time::Duration;
 
+use animd_protocol::messages::{Pictures, Report};
+use animd_protocol::request::{Request, Tiling};
+use animd_protocol::step_cache::{self, StepPlan};
+
 use crate::backend::Backend;
 use crate::image::{self, Fitted, Picture};
 use crate::model::dit::{Blocks, Context, Time};
 use crate::model::vae;
 use crate::noise;
 use crate::progress::{Costs, Observer, Stage};
-use crate::protocol::{Pictures, Report};
-use crate::request::{Request, Tiling};
 use crate::sampler::{self, Guidance, SamplerConfig};
-use crate::step_cache::{self, StepPlan};
 use crate::video::{VideoOptions, VideoWriter};
 use crate::{Error, Result};
 

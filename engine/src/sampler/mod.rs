@@ -7,10 +7,11 @@ pub mod distill;
 mod testing;
 pub mod unipc;
 
+pub use animd_protocol::schedule::{self, SamplerConfig};
+
 use crate::backend::TensorOps;
 use crate::{Error, Result};
 
-pub use animd_protocol::schedule::{self, SamplerConfig};
 use unipc::UniPc;
 
 /// The model as [`run`] sees it: the step's index, the sample and the timestep give noise minus clean sample, guidance

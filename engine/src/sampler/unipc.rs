@@ -4,9 +4,10 @@
 //! Each step corrects the sample that it was given with the prediction made there, then predicts the next one. Both are
 //! weighted sums of a few latents; the weights are computed in f64.
 
+use animd_protocol::schedule::Schedule;
+
 use crate::backend::TensorOps;
 use crate::{Error, Result};
-use animd_protocol::schedule::Schedule;
 
 /// The solver and what it remembers of earlier steps: at most three latents.
 pub struct UniPc<T> {

@@ -11,20 +11,19 @@ mod values;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use serde_json::json;
-
 use animd_protocol::dims::schema::Expected;
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config};
 use animd_protocol::recipe::{Component, Part, Recipe, Sizes};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::model::vae::{LATENT_MEAN, LATENT_STD};
 use crate::weights::DType;
 use crate::{Error, Result};
-use files::Plan;
-use values::{Fill, Spread};
 
+use files::Plan;
 pub use source::{Source, noise};
+use values::{Fill, Spread};
 
 /// How large a made-up model is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

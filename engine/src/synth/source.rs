@@ -3,13 +3,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::files::Plan;
-use super::plan;
-use super::values::{Fill, fill, tensor_seed};
 use animd_protocol::recipe::{Component, Part};
 
 use crate::weights::{DType, HostTensor, Matrix, WeightSource};
 use crate::{Error, Result};
+
+use super::files::Plan;
+use super::plan;
+use super::values::{Fill, fill, tensor_seed};
 
 /// One network of a made-up model: every tensor is made when it is asked for, and is what
 /// [`synth_model`](super::synth_model) writes into files.
