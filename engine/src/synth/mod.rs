@@ -394,7 +394,7 @@ mod tests {
             [
                 (Component::Dit, 1303, 16_394_878_784),
                 (Component::T5, 242, 5_680_910_336),
-                (Component::Clip, 396, 632_076_801),
+                (Component::Clip, 393, 632_076_801),
                 (Component::Vae, 194, 126_892_531),
             ]
         );
