@@ -542,7 +542,7 @@ impl Supervisor {
             (ErrorCode::Canceled, Some((text, _))) => self.conclude(id, Ended::Canceled { text }).await,
             // Somebody told the engine to end, not us: it is about to.
             (ErrorCode::Canceled, None) => {
-                self.requeue(running.job, "the engine was told to end", false).await
+                self.requeue(running.job, "the engine was told to end", false).await;
             }
             _ => {
                 // The engine knows the picture by the name of its copy, which says nothing to anybody.
