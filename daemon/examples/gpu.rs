@@ -9,8 +9,8 @@ use animd::gpu::nvml::Driver;
 use animd::gpu::{Machine, gib};
 use animd::ledger::Ledger;
 use animd::profile::{Wish, choose, load};
-use animd_engine::progress::Stage;
-use animd_engine::protocol::{Kernels, Target};
+use animd_protocol::messages::{Kernels, Target};
+use animd_protocol::progress::Stage;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -37,7 +37,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             card.processes.len()
         );
     }
-    let native = |major, minor, exact| Target { capability: (major, minor), exact };
+    let native =
+        |major, minor, exact| Target { capability: (major, minor), exact, eight_bit_attention: major == 9 };
     let kernels = Kernels {
         native: vec![native(8, 9, false), native(9, 0, true)],
         ptx: Some((8, 9)),
@@ -47,7 +48,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (profiles, mistakes) = load(&[]);
     assert!(mistakes.is_empty());
     for kernels in [kernels, Kernels::default()] {
-        let choice = choose(&machine, &kernels, &Wish::default(), &profiles);
+        let choice = choose(&machine, &kernels, None, &Wish::default(), &profiles);
         let name = choice.profile.as_ref().map_or("none", |p| &p.name);
         println!("{name} ({}): {}", choice.state.name(), choice.text());
     }

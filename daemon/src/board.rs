@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use animd_engine::progress::Progress;
+use animd_protocol::progress::Progress;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::text::Text;

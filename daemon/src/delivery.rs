@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use animd_engine::dims::Dims;
-use animd_engine::protocol::Report;
-use animd_engine::request::Settings;
+use animd_protocol::ErrorCode;
+use animd_protocol::messages::Report;
+use animd_protocol::recipe::Recipe;
+use animd_protocol::request::Settings;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
@@ -40,8 +41,8 @@ pub struct Desk {
     config: RwLock<Arc<Config>>,
     /// Finished jobs whose outbox is away.
     waiting: Waiting,
-    /// The sizes of the configured model, once its engine has said them.
-    dims: RwLock<Option<Dims>>,
+    /// The configured model, once its engine has opened it.
+    recipe: RwLock<Option<Arc<Recipe>>>,
     /// Where the configuration is read again from.
     pub sources: Sources,
     /// The queue and the log.
@@ -64,7 +65,7 @@ impl Desk {
         let desk = Self {
             config: RwLock::default(),
             waiting: Waiting::default(),
-            dims: RwLock::default(),
+            recipe: RwLock::default(),
             sources: Sources::default(),
             ledger,
             spool,
@@ -82,15 +83,14 @@ impl Desk {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The sizes of the configured model as its engine said them; those of the 14B model before that.
-    pub fn dims(&self) -> Dims {
-        let known = self.dims.read().unwrap_or_else(PoisonError::into_inner);
-        known.clone().unwrap_or_else(Dims::wan_14b)
+    /// The configured model, once its engine has opened it.
+    pub fn recipe(&self) -> Option<Arc<Recipe>> {
+        self.recipe.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The engine has read the model's files.
-    pub fn set_dims(&self, dims: Dims) {
-        *self.dims.write().unwrap_or_else(PoisonError::into_inner) = Some(dims);
+    /// The engine has opened the model's files.
+    pub fn set_recipe(&self, recipe: Option<Arc<Recipe>>) {
+        *self.recipe.write().unwrap_or_else(PoisonError::into_inner) = recipe;
     }
 
     /// Another configuration from here on.
@@ -106,7 +106,7 @@ impl Desk {
             std::mem::replace(&mut *now, config.clone())
         };
         if before.model != config.model {
-            *self.dims.write().unwrap_or_else(PoisonError::into_inner) = None;
+            self.set_recipe(None);
         }
         self.watches.configure(&config);
         // It may ask for another profile.
@@ -148,7 +148,7 @@ impl Desk {
 
     fn examine_blocking(&self, job: &Job, report: Report) -> Ended {
         let part = self.part(job);
-        let failed = |text: String| Ended::Failed { code: "output".into(), text };
+        let failed = |text: String| Ended::Failed { code: ErrorCode::Output, text };
         let (mut file, meta) = match files::open_regular(&part) {
             Ok(open) => open,
             Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
@@ -220,8 +220,9 @@ impl Desk {
                     let text = format!("the video could not be put into the outbox: {e}");
                     let target = self.source_target(&job, Outcome::Failed);
                     let told = text.clone();
-                    self.ledger
-                        .call_blocking(move |db| db.fail_delivery(id, "output", &told, target.as_deref()))?;
+                    self.ledger.call_blocking(move |db| {
+                        db.fail_delivery(id, ErrorCode::Output, &told, target.as_deref())
+                    })?;
                     let Some(changed) = find()? else { return Ok(()) };
                     job = changed;
                 }
@@ -409,7 +410,7 @@ impl Desk {
                         self.end_blocking(
                             id,
                             State::Running,
-                            &Ended::Failed { code: "crashed".into(), text },
+                            &Ended::Failed { code: ErrorCode::Crashed, text },
                         )?;
                     }
                 }
@@ -530,7 +531,7 @@ pub fn output_name(picture: &OsStr, seed: u64, n: u32) -> OsString {
 
 #[cfg(test)]
 mod tests {
-    use animd_engine::request::Settings;
+    use animd_protocol::request::Settings;
 
     use super::*;
     use crate::files::Identity;

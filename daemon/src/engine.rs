@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use animd_engine::protocol::{FromEngine, MAX_LINE, PROTOCOL, ToEngine};
+use animd_protocol::messages::{FromEngine, MAX_LINE, PROTOCOL, ToEngine};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -226,7 +226,7 @@ fn fit(mut message: FromEngine) -> FromEngine {
         FromEngine::Hello { version, backend, model, .. } => {
             [version, backend, model].into_iter().for_each(fit);
         }
-        FromEngine::Failed { code, message, .. } => [code, message].into_iter().for_each(fit),
+        FromEngine::Failed { message, .. } => fit(message),
         FromEngine::Done { report, .. } => report.seconds.iter_mut().for_each(|(stage, _)| fit(stage)),
         FromEngine::Alive | FromEngine::Progress { .. } | FromEngine::Preview { .. } => {}
     }

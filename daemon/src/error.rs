@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use animd_protocol::{ErrorCode, InvalidSetting};
+
 use crate::files::show;
 
 /// What can go wrong in the service, in words for the person who sees it.
@@ -23,8 +25,8 @@ pub enum Error {
     /// A picture, its sidecar or a call that cannot be served.
     #[error("{text}")]
     Refused {
-        /// A stable name, as [`animd_engine::Error::code`] has them.
-        code: &'static str,
+        /// What went wrong, for programs.
+        code: ErrorCode,
         /// The sentence.
         text: String,
     },
@@ -55,26 +57,26 @@ impl Error {
         move |source| Self::File { action, path, source }
     }
 
-    /// A refusal with its stable name.
-    pub fn refused(code: &'static str, text: impl Into<String>) -> Self {
+    /// A refusal with its stable code.
+    pub fn refused(code: ErrorCode, text: impl Into<String>) -> Self {
         Self::Refused { code, text: text.into() }
     }
 
-    /// The stable name for the ledger and for programs.
-    pub fn code(&self) -> &'static str {
+    /// What went wrong, for the ledger and for programs.
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Refused { code, .. } => code,
-            Self::File { .. } => "file",
-            Self::Config(_) => "config",
-            Self::Ledger(_) | Self::Schema(_) => "ledger",
-            Self::Stopping | Self::NewStart(_) => "stopping",
-            Self::Bus(_) => "bus",
+            Self::Refused { code, .. } => *code,
+            Self::File { .. } => ErrorCode::File,
+            Self::Config(_) => ErrorCode::Config,
+            Self::Ledger(_) | Self::Schema(_) => ErrorCode::Ledger,
+            Self::Stopping | Self::NewStart(_) => ErrorCode::Stopping,
+            Self::Bus(_) => ErrorCode::Bus,
         }
     }
 }
 
-impl From<animd_engine::Error> for Error {
-    fn from(e: animd_engine::Error) -> Self {
-        Self::Refused { code: e.code(), text: e.to_string() }
+impl From<InvalidSetting> for Error {
+    fn from(e: InvalidSetting) -> Self {
+        Self::Refused { code: ErrorCode::InvalidSetting, text: e.0 }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use animd_engine::request::Settings;
+use animd_protocol::request::Settings;
 
 use crate::files::show;
 use crate::text;

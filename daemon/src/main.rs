@@ -26,7 +26,9 @@ fn start(args: &Args) -> Result<(), Error> {
     let sources = args.sources()?;
     let loaded = sources.load()?;
     if args.check {
-        profile::check(&loaded)?;
+        for note in profile::check(&loaded)? {
+            eprintln!("animd: {note}");
+        }
         print!("{}", loaded.print(args.origins));
         return Ok(());
     }

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use animd_engine::progress::Stage;
+use animd_protocol::ErrorCode;
+use animd_protocol::progress::Stage;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
@@ -156,7 +157,7 @@ fn put(path: &Path, text: &str) -> Result<()> {
         .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o644)))
         .map_err(|e| {
             let text = format!("metrics.textfile `{}` cannot be written: {e}", show(path));
-            crate::Error::refused("file", text)
+            crate::Error::refused(ErrorCode::File, text)
         })
 }
 

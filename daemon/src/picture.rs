@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use animd_protocol::ErrorCode;
+
 use crate::{Error, Result};
 
 /// The longest side that the engine takes, in pixels.
@@ -123,7 +125,7 @@ impl Source<'_> {
 }
 
 fn header(mut source: Source<'_>, what: &str) -> Result<Header> {
-    let refuse = |text: String| Err(Error::refused("invalid-image", format!("{what} {text}")));
+    let refuse = |text: String| Err(Error::refused(ErrorCode::InvalidImage, format!("{what} {text}")));
     let mut start = [0; START];
     let length = match source.fill(&mut start, 0) {
         Ok(length) => length,
@@ -337,7 +339,7 @@ mod tests {
 
     fn refusal(bytes: &[u8]) -> String {
         let error = of_bytes(bytes, "it").expect_err("refused");
-        assert_eq!(error.code(), "invalid-image");
+        assert_eq!(error.code().name(), "invalid-image");
         error.to_string()
     }
 

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
-use animd_engine::protocol::Pictures;
+use animd_protocol::messages::Pictures;
 
 use crate::delivery::Desk;
 use crate::ledger::Job;

@@ -1,9 +1,9 @@
 //! What a video would cost before anybody orders it: its time from what earlier ones took, its memory from the engine's
 //! plan, its profile as it is chosen now.
 
-use animd_engine::dims::Dims;
-use animd_engine::plan::{self, Setup, Work};
-use animd_engine::request::{Request, Size};
+use animd_protocol::plan::{self, Setup, Work};
+use animd_protocol::recipe::Recipe;
+use animd_protocol::request::{Request, Size};
 
 use crate::Result;
 use crate::delivery::Desk;
@@ -23,7 +23,8 @@ pub struct Plan {
     pub seconds_why: String,
     /// Forwards of the DiT that are computed, at the most.
     pub forwards: u32,
-    /// Bytes of memory that the model takes with this profile, on the GPU if it uses one; `None` without a profile.
+    /// Bytes of memory that the model takes with this profile, on the GPU if it uses one; `None` without a profile,
+    /// or while the model is not known.
     pub memory_bytes: Option<u64>,
     /// The profile's name; `None` while jobs wait for one.
     pub profile: Option<String>,
@@ -42,17 +43,31 @@ pub async fn plan(desk: &Desk, request: &Request, picture: Option<(u32, u32)>) -
         Some(profile) => desk.ledger.call(move |db| db.known(&profile, LOOKED_AT)).await?,
         None => Vec::new(),
     };
-    let (dims, size) = (desk.dims(), size(request, picture));
-    let setup = choice.profile.as_ref().map(Setup::from);
-    let plan = plan::Plan::new(&dims, request, size, &setup.unwrap_or(Setup::CPU));
-    let (seconds, seconds_why) = seconds(&dims, &known, plan.work.flops());
+    let why = choice.text();
+    let Some(recipe) = desk.recipe() else {
+        let each = if request.uses_guidance() { 2 } else { 1 };
+        let seconds_why = "no engine has opened the model yet, so that its size is not known".into();
+        return Ok(Plan {
+            seconds: None,
+            seconds_why,
+            forwards: each * request.steps,
+            memory_bytes: None,
+            profile,
+            why,
+        });
+    };
+    let size = size(request, picture);
+    let kernels = desk.profiles.kernels();
+    let setup = choice.profile.as_ref().map(|profile| Setup::of(profile, &kernels));
+    let plan = plan::Plan::new(&recipe, request, size, &setup.unwrap_or(Setup::CPU));
+    let (seconds, seconds_why) = seconds(&recipe, &known, plan.work.flops());
     Ok(Plan {
         seconds,
         seconds_why,
         forwards: plan.forwards.computed,
         memory_bytes: setup.map(|setup| plan.memory.peak().0 + setup.reserve),
         profile,
-        why: choice.text(),
+        why,
     })
 }
 
@@ -82,18 +97,18 @@ fn size(request: &Request, picture: Option<(u32, u32)>) -> [usize; 2] {
 }
 
 /// What an earlier job has computed.
-fn work(dims: &Dims, job: &Known) -> f64 {
+fn work(recipe: &Recipe, job: &Known) -> f64 {
     let latent = [(job.frames as usize).div_ceil(4), job.height as usize / 8, job.width as usize / 8];
     // The prompts count for little.
-    Work::new(dims, latent, 2, job.forwards).flops()
+    Work::of_forwards(recipe, latent, 2, job.forwards).flops()
 }
 
 /// From jobs of the same work their median; else from those nearest to it, scaled.
-fn seconds(dims: &Dims, known: &[Known], wanted: f64) -> (Option<f64>, String) {
+fn seconds(recipe: &Recipe, known: &[Known], wanted: f64) -> (Option<f64>, String) {
     let mut jobs: Vec<(f64, f64)> = known
         .iter()
         .filter(|job| job.seconds > 0.0)
-        .map(|job| (wanted / work(dims, job), job.seconds))
+        .map(|job| (wanted / work(recipe, job), job.seconds))
         .collect();
     let far = |ratio: f64| ratio.ln().abs();
     jobs.sort_by(|a, b| far(a.0).total_cmp(&far(b.0)));
@@ -132,9 +147,9 @@ mod tests {
 
     #[test]
     fn alike_jobs_are_believed_and_others_are_scaled() {
-        let dims = Dims::wan_14b();
-        let of = |forwards| work(&dims, &known(832, 480, 81, forwards, 0.0));
-        let seconds = |jobs: &[Known], wanted| seconds(&dims, jobs, wanted);
+        let recipe = Recipe::wan21_i2v_14b();
+        let of = |forwards| work(&recipe, &known(832, 480, 81, forwards, 0.0));
+        let seconds = |jobs: &[Known], wanted| seconds(&recipe, jobs, wanted);
         let wanted = of(80);
         assert_eq!(seconds(&[], wanted).0, None);
         let jobs = [

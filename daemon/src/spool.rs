@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use animd_protocol::ErrorCode;
 use sha2::{Digest, Sha256};
 
 use crate::files::{free_space, rename_new, sync_dir};
@@ -156,7 +157,7 @@ impl Spool {
 
     /// Copies a file and gives the copy its name, which a power cut may still undo.
     fn stage(&self, file: &File, what: &str) -> Result<Spooled> {
-        let refuse = |text: String| Error::refused("invalid-image", text);
+        let refuse = |text: String| Error::refused(ErrorCode::InvalidImage, text);
         let before = file.metadata().map_err(Error::file("look at", what))?;
         if !before.is_file() {
             return Err(refuse(format!("{what} is {}, not a regular file", crate::files::kind(&before))));
@@ -237,7 +238,7 @@ impl Spool {
             // A file that grows for ever ends here.
             if at > length || (n == 0 && at < length) {
                 return Err(Error::refused(
-                    "invalid-image",
+                    ErrorCode::InvalidImage,
                     format!("{what} changed while it was read; send it again when it is complete"),
                 ));
             }

@@ -9,9 +9,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use animd_engine::progress::Progress;
-use animd_engine::protocol::{FromEngine, PROTOCOL, Report, ToEngine};
-use animd_engine::request::Request;
+use animd_protocol::ErrorCode;
+use animd_protocol::messages::{FromEngine, PROTOCOL, Report, ToEngine};
+use animd_protocol::progress::Progress;
+use animd_protocol::request::Request;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -417,7 +418,7 @@ impl Supervisor {
                     }
                 }
                 Err(Error::Refused { code, text }) => {
-                    self.conclude(id, Ended::Failed { code: code.into(), text }).await;
+                    self.conclude(id, Ended::Failed { code, text }).await;
                 }
                 Err(e) => {
                     self.keep(id, Unsettled::GivenBack, &e);
@@ -454,13 +455,13 @@ impl Supervisor {
     async fn prepare(&mut self, job: &Job, hello: &Hello) -> Result<ToEngine> {
         let Some((request, sha256)) = job.request.clone().zip(job.image_sha256) else {
             let text = "its settings were written down by another version of animd; submit the picture again";
-            return Err(Error::refused("invalid-setting", text));
+            return Err(Error::refused(ErrorCode::InvalidSetting, text));
         };
         let image = self.desk.spool.path(&sha256);
         if !image.exists() {
             let text =
                 format!("the service's copy of `{}` is gone; submit the picture again", show(&job.name));
-            return Err(Error::refused("file", text));
+            return Err(Error::refused(ErrorCode::File, text));
         }
         let output = self.desk.part(job);
         // The engine is told in JSON, which has no other names.
@@ -469,7 +470,7 @@ impl Supervisor {
                 "the video would go to `{}`, and the engine takes no path that is not valid UTF-8; rename the folder",
                 show(self.desk.outbox(job))
             );
-            return Err(Error::refused("output", text));
+            return Err(Error::refused(ErrorCode::Output, text));
         }
         let (outbox, part, free_mib) =
             (self.desk.outbox(job), output.clone(), self.desk.config().queue.free_mib);
@@ -491,17 +492,16 @@ impl Supervisor {
                 self.trouble = Some(("no-engine", text.clone()));
                 self.lost(&text).await;
             }
-            FromEngine::Hello { version, backend, model, kernels, dims, .. } => {
+            FromEngine::Hello { version, backend, model, kernels, recipe, .. } => {
                 tracing::info!("the engine {version} is ready: {model} on {backend}");
-                if let Some(dims) = dims {
-                    self.desk.set_dims(*dims);
-                }
+                let recipe = recipe.map(Arc::from);
+                self.desk.set_recipe(recipe.clone());
                 self.trouble = None;
                 if let Some(engine) = &mut self.engine {
                     engine.hello = Some(Hello { version, backend, model });
                 }
                 self.idle_since = Instant::now();
-                self.keeper.hello(&kernels, self.engine.as_ref().and_then(Engine::pid)).await;
+                self.keeper.hello(&kernels, recipe, self.engine.as_ref().and_then(Engine::pid)).await;
             }
             // Whoever wants a preview asks for it.
             FromEngine::Alive | FromEngine::Preview { .. } => {}
@@ -509,9 +509,9 @@ impl Supervisor {
             FromEngine::Done { job, report } => self.done(job, report).await,
             FromEngine::Failed { job: 0, code, message } => {
                 tracing::error!("the engine cannot work: {message}");
-                let state = match &*code {
-                    "model" => "no-weights",
-                    "device" => "no-gpu",
+                let state = match code {
+                    ErrorCode::Model => "no-weights",
+                    ErrorCode::Device => "no-gpu",
                     _ => "no-engine",
                 };
                 self.trouble = Some((state, message));
@@ -543,13 +543,15 @@ impl Supervisor {
         }
     }
 
-    async fn failed(&mut self, id: u64, code: String, text: String) {
+    async fn failed(&mut self, id: u64, code: ErrorCode, text: String) {
         let Some(running) = self.attempt_ends(id) else { return };
         self.failures = 0;
-        match (code.as_str(), running.cancel) {
-            ("canceled", Some((text, _))) => self.conclude(id, Ended::Canceled { text }).await,
+        match (code, running.cancel) {
+            (ErrorCode::Canceled, Some((text, _))) => self.conclude(id, Ended::Canceled { text }).await,
             // Somebody told the engine to end, not us: it is about to.
-            ("canceled", None) => self.requeue(running.job, "the engine was told to end", false).await,
+            (ErrorCode::Canceled, None) => {
+                self.requeue(running.job, "the engine was told to end", false).await;
+            }
             _ => {
                 // The engine knows the picture by the name of its copy, which says nothing to anybody.
                 let text = match running.job.image_sha256 {
@@ -612,7 +614,7 @@ impl Supervisor {
                 "the engine went down {crashes} times while making this, the last time because {why}; it is not tried \
                  again: {remedy}"
             );
-            return self.conclude(id, Ended::Failed { code: "crashed".into(), text }).await;
+            return self.conclude(id, Ended::Failed { code: ErrorCode::Crashed, text }).await;
         }
         self.remove_part(&job).await;
         let told = why.clone();
@@ -659,7 +661,7 @@ impl Supervisor {
 
     /// Somebody wants the engine's memory.
     async fn unload(&mut self) -> Result<()> {
-        let refuse = |text: String| Err(Error::refused("busy", text));
+        let refuse = |text: String| Err(Error::refused(ErrorCode::Busy, text));
         if let Some(running) = &self.running {
             let id = running.job.id;
             return refuse(format!(
@@ -785,7 +787,7 @@ fn silence_ends(engine: &Engine, config: &crate::config::Engine) -> Instant {
 
 /// Makes the job's unfinished file, so that an outbox that refuses is known before the work and not after it.
 fn check_outbox(outbox: &Path, part: &Path, free_mib: u64) -> Result<()> {
-    let refuse = |text: String| Error::refused("output", text);
+    let refuse = |text: String| Error::refused(ErrorCode::Output, text);
     fs::create_dir_all(outbox)
         .and_then(|()| match fs::remove_file(part) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),

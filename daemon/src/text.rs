@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
 
-use animd_engine::request::{Request, Settings};
+use animd_protocol::request::{Request, Settings};
 use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use zbus::{Signature, Type, Variant};
 

@@ -6,7 +6,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use animd_engine::request::{Request, Sampler, Settings, StepCache};
+use animd_protocol::ErrorCode;
+use animd_protocol::request::{Request, Sampler, Settings, StepCache};
 
 use crate::board::Change;
 use crate::delivery::{Desk, blocking};
@@ -34,7 +35,10 @@ impl Desk {
     async fn known(&self, id: u64) -> Result<Job> {
         let job = self.ledger.call(move |db| db.job(id)).await?;
         job.ok_or_else(|| {
-            Error::refused("not-found", format!("there is no job {id}; `animctl list` shows the jobs"))
+            Error::refused(
+                ErrorCode::NotFound,
+                format!("there is no job {id}; `animctl list` shows the jobs"),
+            )
         })
     }
 
@@ -42,7 +46,7 @@ impl Desk {
         let job = self.known(id).await?;
         if job.state.is_open() {
             return Err(Error::refused(
-                "not-ready",
+                ErrorCode::NotReady,
                 format!(
                     "job {id} is {}; only a job that has ended can be {verb}: wait for it, or cancel it first",
                     job.state.name()
@@ -62,7 +66,10 @@ impl Desk {
             return Ok(());
         }
         let state = self.known(id).await?.state.name();
-        Err(Error::refused("not-ready", format!("job {id} is {state}; only a job that waits has a priority")))
+        Err(Error::refused(
+            ErrorCode::NotReady,
+            format!("job {id} is {state}; only a job that waits has a priority"),
+        ))
     }
 
     /// Queues an ended job's picture once more, with its settings but for what `retry` changes, and gives the new job's
@@ -76,7 +83,7 @@ impl Desk {
         let gone = |what: &str| {
             let name = show(&job.name);
             Error::refused(
-                "not-ready",
+                ErrorCode::NotReady,
                 format!("{what}; submit `{name}` again in place of retrying job {id}"),
             )
         };
@@ -111,7 +118,7 @@ impl Desk {
                 Ok(new)
             }
             Added::Full => Err(Error::refused(
-                "queue-full",
+                ErrorCode::QueueFull,
                 format!(
                     "user {} has {limit} open jobs, which is the limit (queue.per_user); wait for one, or cancel one",
                     job.owner
@@ -135,7 +142,7 @@ impl Desk {
             let identity = source.identity;
             if self.ledger.call(move |db| db.taken(identity)).await?.is_some_and(|of| of.id == id) {
                 return Err(Error::refused(
-                    "not-ready",
+                    ErrorCode::NotReady,
                     format!(
                         "the picture of job {id} could not be moved out of the watched folder, and once the job is \
                          forgotten it would be taken again; remove `{}`, then forget the job",
@@ -177,13 +184,13 @@ impl Desk {
         let job = self.ended(id, "collected").await?;
         let Some(output) = job.output.clone() else {
             return Err(Error::refused(
-                "not-ready",
+                ErrorCode::NotReady,
                 format!("job {id} is {}; it has no video", job.state.name()),
             ));
         };
         if output.parent() != Some(&self.results()) {
             return Err(Error::refused(
-                "not-ready",
+                ErrorCode::NotReady,
                 format!(
                     "the video of job {id} is not kept by the service; it is yours to move or remove: `{}`",
                     show(&output)
@@ -238,7 +245,8 @@ impl Desk {
 
 /// A request with some settings changed. What hangs on a changed setting and is not given is resolved anew.
 fn overridden(request: &Request, retry: Retry) -> Result<Request> {
-    let unreadable = |e| Error::refused("invalid-setting", format!("its settings cannot be read: {e}"));
+    let unreadable =
+        |e| Error::refused(ErrorCode::InvalidSetting, format!("its settings cannot be read: {e}"));
     let mut old: Settings =
         serde_json::to_value(request).and_then(serde_json::from_value).map_err(unreadable)?;
     let Retry { settings: new, new_seed } = retry;
@@ -279,7 +287,7 @@ mod tests {
         assert_eq!((other.steps, other.guidance, other.shift), (4, 1.0, 5.0));
         let cached = Settings { step_cache: Some(StepCache::Magcache), ..Settings::default() };
         assert_eq!(overridden(&first, with(cached))?.step_cache_threshold, 0.12);
-        let large = Settings { size: Some(animd_engine::request::Size::P720), ..Settings::default() };
+        let large = Settings { size: Some(animd_protocol::request::Size::P720), ..Settings::default() };
         assert_eq!(overridden(&first, with(large))?.shift, 5.0);
         let drawn = overridden(&first, Retry { new_seed: true, ..Retry::default() })?;
         assert!(drawn.seed != 7);

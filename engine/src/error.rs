@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use animd_protocol::{ErrorCode, InvalidSetting};
+
 /// What can go wrong, in words for the person who sees it: what, with which value, and what to do.
 ///
-/// [`Error::code`] is the stable name that crosses to the daemon, the ledger and scripts.
+/// [`Error::code`] is the stable code that crosses to the daemon, the ledger and scripts.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The picture cannot be used.
@@ -47,19 +49,18 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// A stable name for programs: `invalid-image`, `invalid-setting`, `model`, `memory`, `output`, `device`, `file`,
-    /// `canceled`, `internal`.
-    pub fn code(&self) -> &'static str {
+    /// What went wrong, for programs.
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Image(_) => "invalid-image",
-            Self::Setting(_) => "invalid-setting",
-            Self::Model(_) => "model",
-            Self::Memory(_) => "memory",
-            Self::Output(_) => "output",
-            Self::Device(_) => "device",
-            Self::File { .. } => "file",
-            Self::Canceled => "canceled",
-            Self::Internal(_) => "internal",
+            Self::Image(_) => ErrorCode::InvalidImage,
+            Self::Setting(_) => ErrorCode::InvalidSetting,
+            Self::Model(_) => ErrorCode::Model,
+            Self::Memory(_) => ErrorCode::Memory,
+            Self::Output(_) => ErrorCode::Output,
+            Self::Device(_) => ErrorCode::Device,
+            Self::File { .. } => ErrorCode::File,
+            Self::Canceled => ErrorCode::Canceled,
+            Self::Internal(_) => ErrorCode::Internal,
         }
     }
 
@@ -70,7 +71,12 @@ impl Error {
     }
 }
 
-#[cfg(feature = "inference")]
+impl From<InvalidSetting> for Error {
+    fn from(e: InvalidSetting) -> Self {
+        Self::Setting(e.0)
+    }
+}
+
 impl From<candle_core::Error> for Error {
     fn from(e: candle_core::Error) -> Self {
         Self::Internal(e.to_string())

@@ -5,9 +5,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use animd_protocol::recipe::{Component, Part, Recipe, Sizes};
 use serde::Serialize;
 
-use crate::weights::{Component, Layout, Summary};
+use crate::weights::{Layout, Summary};
 
 /// A model folder.
 #[derive(Clone, Debug, Serialize)]
@@ -18,7 +19,7 @@ pub struct Inspection {
     pub model: String,
     /// Whether videos can be made with it as it is.
     pub usable: bool,
-    /// The four components.
+    /// Its networks.
     pub parts: Vec<Summary>,
     /// The tokenizer's file, if it is there.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,7 +34,8 @@ pub struct Inspection {
 
 /// Looks at a model folder, or at a folder or file that holds a DiT alone. Reads headers only.
 pub fn inspect(path: &Path) -> Inspection {
-    let parts: Vec<Summary> = Component::ALL.into_iter().map(|c| Summary::of(path, c)).collect();
+    let recipe = Recipe::wan21_i2v_14b();
+    let parts: Vec<Summary> = recipe.networks().map(|part| Summary::of(path, part.component())).collect();
     let mut problems = Vec::new();
     if !path.exists() {
         problems.push(format!("`{}` does not exist", path.display()));
@@ -42,9 +44,9 @@ pub fn inspect(path: &Path) -> Inspection {
     if tokenizer.is_none() {
         problems.push("`google/umt5-xxl/tokenizer.json` is missing".to_owned());
     }
-    for (ours, component, theirs) in
-        [("text_dim", Component::T5, "text"), ("image_dim", Component::Clip, "images")]
-    {
+    let text = ("text_dim", Component::T5, "text");
+    let images = recipe.conditioning.image_encoder.iter().map(|_| ("image_dim", Component::Clip, "images"));
+    for (ours, component, theirs) in std::iter::once(text).chain(images) {
         if let (Some(want), Some(have)) = (size(&parts, Component::Dit, ours), size(&parts, component, "dim"))
             && want != have
         {
@@ -54,7 +56,7 @@ pub fn inspect(path: &Path) -> Inspection {
     }
     Inspection {
         folder: path.to_owned(),
-        model: model(&parts),
+        model: model(&recipe, &parts),
         usable: problems.is_empty() && parts.iter().all(|p| p.usable),
         tokenizer,
         problems,
@@ -69,12 +71,17 @@ fn size(parts: &[Summary], component: Component, name: &str) -> Option<usize> {
     part.sizes.iter().find(|(n, v)| *n == name && *v != 0).map(|(_, v)| *v)
 }
 
-fn model(parts: &[Summary]) -> String {
+fn model(released: &Recipe, parts: &[Summary]) -> String {
+    let family = &released.family;
     let dit = |name| size(parts, Component::Dit, name).unwrap_or(0);
+    let is_released = |part: Part<'_>| match part.sizes {
+        Sizes::Dit(c) => (c.dim, c.num_layers) == (dit("dim"), dit("num_layers")),
+        Sizes::T5(_) | Sizes::Clip(_) | Sizes::Vae(_) => false,
+    };
     match (dit("dim"), dit("num_layers")) {
-        (0, _) => "no Wan2.1 image-to-video model".to_owned(),
-        (5120, 40) => "Wan2.1 image-to-video, 14B".to_owned(),
-        (dim, layers) => format!("Wan2.1 image-to-video, {layers} blocks of width {dim}"),
+        (0, _) => format!("no {family} model"),
+        _ if released.networks().any(is_released) => format!("{family}, 14B"),
+        (dim, layers) => format!("{family}, {layers} blocks of width {dim}"),
     }
 }
 

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use animd_engine::protocol::{FromEngine, Kernels, PROTOCOL, Pictures, ToEngine};
-use animd_engine::request::{Sampler, Settings};
+use animd_protocol::messages::{FromEngine, Kernels, PROTOCOL, Pictures, ToEngine};
+use animd_protocol::request::{Sampler, Settings};
 use common::{ffprobe, fixture, names, picture, program, run, stderr, tiny_model};
 use tempfile::TempDir;
 
@@ -142,7 +142,7 @@ fn a_parent_process_gets_pictures_and_previews() {
         .map(|line| serde_json::from_str(&line.expect("it speaks")).expect("its language"));
     let hello = heard.next();
     assert!(
-        matches!(&hello, Some(FromEngine::Hello { protocol: PROTOCOL, kernels, device: None, .. })
+        matches!(&hello, Some(FromEngine::Hello { protocol: PROTOCOL, kernels, recipe: Some(_), .. })
             if *kernels == Kernels::default()),
         "{hello:?}"
     );

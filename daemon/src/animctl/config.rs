@@ -31,7 +31,7 @@ enum Verb {
 /// It is read as animd does, and mistakes are named with file and line and the nearest right key.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: animctl config check\n\nJSON: ok, files (that were read), and error where it is wrong"
+    after_help = "Example: animctl config check\n\nJSON: ok, files (that were read), notes (what the profile asks for and has no effect), and error where it is wrong"
 )]
 struct Check {
     /// This file, and the files of conf.d beside it, in place of the usual one
@@ -52,16 +52,19 @@ struct Show {
 pub fn run(args: &Args, on: On) -> Result {
     match &args.verb {
         Verb::Check(Check { file }) => match (check(file.as_ref(), on.user), on.json) {
-            (Ok(loaded), true) => {
-                print(json!({"ok": true, "files": files(&loaded)}));
+            (Ok((loaded, notes)), true) => {
+                print(json!({"ok": true, "files": files(&loaded), "notes": notes}));
                 Ok(Exit::Done)
             }
-            (Ok(loaded), false) => {
+            (Ok((loaded, notes)), false) => {
                 let files = files(&loaded);
                 print(match files.is_empty() {
                     true => "there is no configuration file; the defaults are in force".to_owned(),
                     false => format!("right: {}", files.join(", ")),
                 });
+                for note in notes {
+                    print(note);
+                }
                 Ok(Exit::Done)
             }
             (Err(e), true) => {
@@ -88,10 +91,11 @@ pub fn load(file: Option<&PathBuf>, user: bool) -> crate::Result<Loaded> {
     Sources { file: file.cloned(), user, options: Vec::new(), vars }.load()
 }
 
-fn check(file: Option<&PathBuf>, user: bool) -> crate::Result<Loaded> {
+/// The configuration, and what the profile that it asks for has no effect on.
+fn check(file: Option<&PathBuf>, user: bool) -> crate::Result<(Loaded, Vec<String>)> {
     let loaded = load(file, user)?;
-    profile::check(&loaded)?;
-    Ok(loaded)
+    let notes = profile::check(&loaded)?;
+    Ok((loaded, notes))
 }
 
 fn files(loaded: &Loaded) -> Vec<String> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use animd_engine::request::Settings;
+use animd_options::SettingsOptions;
 use serde_json::Value;
 
 use super::exit::{Exit, Result};
@@ -21,11 +21,11 @@ pub struct Args {
     /// The picture, whose shape counts
     image: Option<PathBuf>,
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsOptions,
 }
 
 pub async fn run(args: Args, ctl: &Ctl) -> Result {
-    let given = settings::given(&args.settings)?;
+    let given = settings::given(args.settings.clone())?;
     let mut options = settings::options(&given);
     if let Some(image) = &args.image {
         let file = submit::open(image)?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use animd_engine::request::Settings;
+use animd_options::SettingsOptions;
 use serde_json::json;
 
 use super::exit::{Exit, Result};
@@ -22,7 +22,7 @@ pub struct Args {
     /// The job's number
     id: u64,
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsOptions,
     /// Draw another seed, for another video
     #[arg(long, conflicts_with = "seed")]
     new_seed: bool,
@@ -38,7 +38,7 @@ pub async fn run(args: Args, ctl: &Ctl) -> Result {
     if let Some(output) = &args.output {
         fetch::check(output)?;
     }
-    let given = settings::given(&args.settings)?;
+    let given = settings::given(args.settings.clone())?;
     let mut options = settings::options(&given);
     if args.new_seed {
         options.insert("new_seed", true.into());

@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 
-use animd_engine::request::Settings;
+use animd_options::SettingsOptions;
+use animd_protocol::request::Settings;
 use serde_json::{Map, Value};
 use zbus::Variant;
 
 use super::exit::{Exit, Failure, Result};
 
 /// The settings that were given, by name.
-pub fn given(settings: &Settings) -> Result<Map<String, Value>> {
-    let Ok(Value::Object(map)) = serde_json::to_value(settings) else {
+pub fn given(settings: SettingsOptions) -> Result<Map<String, Value>> {
+    let Ok(Value::Object(map)) = serde_json::to_value(Settings::from(settings)) else {
         return Err(Failure::new("the settings cannot be sent"));
     };
     // What was not given is not in it; of what is no finite number JSON has no more to say.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use animd_engine::request::Settings;
+use animd_options::SettingsOptions;
 use serde_json::json;
 
 use super::exit::{Exit, Failure, Result};
@@ -25,7 +25,7 @@ pub struct Args {
     /// The picture
     image: PathBuf,
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsOptions,
     /// What the video's name begins with [default: the picture's name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -48,7 +48,7 @@ pub async fn run(args: Args, ctl: &Ctl) -> Result {
         fetch::check(output)?;
     }
     let image = open(&args.image)?;
-    let given = settings::given(&args.settings)?;
+    let given = settings::given(args.settings.clone())?;
     let mut options = settings::options(&given);
     let name = args.name.or_else(|| args.image.file_name().map(show));
     if let Some(name) = &name {

@@ -33,11 +33,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use std::{fs, process, thread};
 
-use animd_engine::progress::{Progress, Stage};
-use animd_engine::protocol::{
+use animd_protocol::ErrorCode;
+use animd_protocol::messages::{
     FromEngine, HEARTBEAT_SECONDS, Kernels, MAX_LINE, PROTOCOL, Pictures, Report, Target, ToEngine,
 };
-use animd_engine::request::Request;
+use animd_protocol::progress::{Progress, Stage};
+use animd_protocol::recipe::Recipe;
+use animd_protocol::request::Request;
 
 #[derive(Clone)]
 struct Line(Arc<Mutex<UnixStream>>);
@@ -99,9 +101,11 @@ fn main() -> io::Result<()> {
         fs::OpenOptions::new().create(true).append(true).open(lives)?.write_all(b".")?;
     }
     thread::sleep(start.millis("slow").unwrap_or_default());
-    for (word, message) in [("model", "the model folder is empty"), ("device", "there is no GPU")] {
-        if start.has(word) {
-            line.send(&FromEngine::Failed { job: 0, code: word.into(), message: message.into() });
+    for (code, message) in
+        [(ErrorCode::Model, "the model folder is empty"), (ErrorCode::Device, "there is no GPU")]
+    {
+        if start.has(code.name()) {
+            line.send(&FromEngine::Failed { job: 0, code, message: message.into() });
             process::exit(1);
         }
     }
@@ -113,7 +117,7 @@ fn main() -> io::Result<()> {
     }
     let mut kernels = Kernels::default();
     if std::env::var_os("SIM_KERNELS").is_some() {
-        kernels.native.push(Target { capability: (9, 0), exact: true });
+        kernels.native.push(Target { capability: (9, 0), exact: true, eight_bit_attention: true });
         kernels.driver = Some(535);
     }
     let visible = std::env::var_os("CUDA_VISIBLE_DEVICES").is_some_and(|gpu| !gpu.is_empty());
@@ -123,8 +127,7 @@ fn main() -> io::Result<()> {
         backend: if visible { "cuda" } else { "cpu" }.into(),
         model: "simulated".into(),
         kernels,
-        device: None,
-        dims: None,
+        recipe: Some(Box::new(Recipe::wan21_i2v_14b())),
     });
     let hung = Arc::new(AtomicBool::new(false));
     let canceled = Arc::new(AtomicU64::new(0));
@@ -163,12 +166,12 @@ fn generate(
     (image, output, pictures, request): (&Path, &Path, &Pictures, &Request),
     hung: &AtomicBool,
     canceled: &AtomicU64,
-) -> Result<Report, (String, String)> {
+) -> Result<Report, (ErrorCode, String)> {
     let words = Words(format!("{} {}", request.prompt, Words::variable("SIM_JOB")));
     let pause = words.millis("slow").unwrap_or(Duration::from_millis(1));
-    let picture = fs::read(image).map_err(|e| ("file".to_owned(), e.to_string()))?;
+    let picture = fs::read(image).map_err(|e| (ErrorCode::File, e.to_string()))?;
     if !picture.starts_with(b"\x89PNG") && !picture.starts_with(b"\xff\xd8\xff") {
-        return Err(("invalid-image".into(), "the picture is not an image that can be read".into()));
+        return Err((ErrorCode::InvalidImage, "the picture is not an image that can be read".into()));
     }
     let steps = request.steps;
     for stage in Stage::ALL {
@@ -178,7 +181,7 @@ fn generate(
                 thread::sleep(pause);
             }
             if canceled.load(Ordering::SeqCst) == job && !words.has("deaf") {
-                return Err(("canceled".into(), "cancelled".into()));
+                return Err((ErrorCode::Canceled, "cancelled".into()));
             }
             let done = match stage {
                 Stage::Denoise => step,
@@ -208,7 +211,7 @@ fn generate(
     if !words.has("nothing") {
         fs::File::create(output)
             .and_then(|mut file| file.write_all(&video.as_bytes()[..written]).and_then(|()| file.sync_all()))
-            .map_err(|e| ("output".to_owned(), e.to_string()))?;
+            .map_err(|e| (ErrorCode::Output, e.to_string()))?;
     }
     Ok(Report {
         width: 832,
@@ -231,7 +234,7 @@ fn misbehave(
     words: &Words,
     hung: &AtomicBool,
     now: impl Fn(&str) -> bool,
-) -> Result<(), (String, String)> {
+) -> Result<(), (ErrorCode, String)> {
     if now("crash") {
         process::abort();
     }
@@ -255,20 +258,20 @@ fn misbehave(
         line.send(&FromEngine::Done { job: job + 1, report: Report::default() });
     }
     if now("zero") {
-        return Err(("invalid-image".into(), "the picture says \0\x1b[2J and ends".into()));
+        return Err((ErrorCode::InvalidImage, "the picture says \0\x1b[2J and ends".into()));
     }
     let code = words.all().find_map(|w| w.strip_prefix("fail=")?.split('@').next());
     if now("fail") || code.is_some_and(|code| now(&format!("fail={code}"))) {
         let text = "the video needs 80 GiB, the machine has 8; choose a smaller size";
-        return Err((code.unwrap_or("memory").into(), text.into()));
+        return Err((code.map_or(ErrorCode::Memory, ErrorCode::named), text.into()));
     }
     Ok(())
 }
 
 /// A picture that is none, but of which, as of a real one, no reader sees a half.
-fn write(path: &Path, text: &str) -> Result<(), (String, String)> {
+fn write(path: &Path, text: &str) -> Result<(), (ErrorCode, String)> {
     let part = path.with_extension("part");
     fs::write(&part, text)
         .and_then(|()| fs::rename(&part, path))
-        .map_err(|e| ("output".to_owned(), e.to_string()))
+        .map_err(|e| (ErrorCode::Output, e.to_string()))
 }

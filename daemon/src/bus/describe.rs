@@ -1,6 +1,6 @@
 //! Everything about a job, as a dictionary for those who may see it.
 
-use animd_engine::request::Request;
+use animd_protocol::request::Request;
 
 use super::answer::{Answer, Dict};
 use super::costs;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use animd_protocol::ErrorCode;
 use zbus::message::{Header, Message};
 use zbus::names::ErrorName;
 
@@ -97,21 +98,27 @@ impl BusError {
         }
     }
 
-    /// The error of a stable name, as [`Error::code`] and the ledger have them.
-    pub fn named(code: &str, text: String) -> Self {
+    /// The error for a code.
+    pub fn of(code: ErrorCode, text: String) -> Self {
         match code {
-            "invalid-image" => Self::InvalidImage(text),
-            "invalid-setting" => Self::InvalidOption(text),
-            "device" => Self::NoGpu(text),
-            "model" => Self::NoWeights(text),
-            "memory" => Self::NotEnoughMemory(text),
-            "canceled" => Self::Canceled(text),
-            "stopping" => Self::Busy("the service is stopping; call again when it is back".into()),
-            "not-found" => Self::NotFound(text),
-            "not-ready" => Self::NotReady(text),
-            "busy" => Self::Busy(text),
-            "queue-full" => Self::QueueFull(text),
-            _ => Self::Internal(text),
+            ErrorCode::InvalidImage => Self::InvalidImage(text),
+            ErrorCode::InvalidSetting => Self::InvalidOption(text),
+            ErrorCode::Device => Self::NoGpu(text),
+            ErrorCode::Model => Self::NoWeights(text),
+            ErrorCode::Memory => Self::NotEnoughMemory(text),
+            ErrorCode::Canceled => Self::Canceled(text),
+            ErrorCode::Stopping => Self::Busy("the service is stopping; call again when it is back".into()),
+            ErrorCode::NotFound => Self::NotFound(text),
+            ErrorCode::NotReady => Self::NotReady(text),
+            ErrorCode::Busy => Self::Busy(text),
+            ErrorCode::QueueFull => Self::QueueFull(text),
+            ErrorCode::Output
+            | ErrorCode::File
+            | ErrorCode::Crashed
+            | ErrorCode::Config
+            | ErrorCode::Ledger
+            | ErrorCode::Bus
+            | ErrorCode::Internal => Self::Internal(text),
         }
     }
 
@@ -127,9 +134,9 @@ impl BusError {
 
     /// Why an ended job has no video.
     pub fn of_job(job: &Job) -> Self {
-        let code = job.error_code.as_deref().unwrap_or_default();
+        let code = job.error_code.as_deref().map_or(ErrorCode::Internal, ErrorCode::named);
         let text = job.error_text.as_deref().unwrap_or("no reason is known");
-        Self::named(code, format!("job {} {}: {text}", job.id, job.state.name()))
+        Self::of(code, format!("job {} {}: {text}", job.id, job.state.name()))
     }
 
     /// The runtime is going down.
@@ -147,6 +154,6 @@ impl From<zbus::Error> for BusError {
 
 impl From<Error> for BusError {
     fn from(e: Error) -> Self {
-        Self::named(e.code(), e.to_string())
+        Self::of(e.code(), e.to_string())
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 
-use animd_engine::request::Settings;
+use animd_protocol::request::Settings;
 use serde_json::Value;
 use zbus::{OwnedVariant, Variant};
 

@@ -1,6 +1,6 @@
 //! What a submission would come to, and on what: for `Plan`, `Profiles` and the manager's properties.
 
-use animd_engine::profile::Backend;
+use animd_protocol::profile::Backend;
 
 use super::answer::{Answer, Dict};
 use super::error::BusError;

@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use animd_engine::request::Settings;
+use animd_protocol::request::Settings;
 use toml::{Table, Value};
 
 use super::{Config, Origins};

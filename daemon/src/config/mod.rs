@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::mem::take;
 use std::path::{Path, PathBuf};
 
-use animd_engine::request::Settings;
+use animd_protocol::request::Settings;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 

@@ -1,6 +1,6 @@
 use std::fs;
 
-use animd_engine::request::Size;
+use animd_protocol::request::Size;
 
 use super::*;
 use crate::keys;

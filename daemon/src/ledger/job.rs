@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use animd_engine::protocol::Report;
-use animd_engine::request::Request;
+use animd_protocol::ErrorCode;
+use animd_protocol::messages::Report;
+use animd_protocol::request::Request;
 use rusqlite::Row;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 
@@ -146,8 +147,8 @@ pub struct NewJob {
 /// Why a picture was not even queued; it still gets a row, and ends as failed.
 #[derive(Clone, Debug)]
 pub struct Refusal {
-    /// [`crate::Error::code`].
-    pub code: String,
+    /// What is wrong with it, for programs.
+    pub code: ErrorCode,
     /// The sentence.
     pub text: String,
     /// Where the source goes.
@@ -187,8 +188,8 @@ pub enum Ended {
     Done(Box<Succeeded>),
     /// With a reason.
     Failed {
-        /// [`crate::Error::code`].
-        code: String,
+        /// What went wrong, for programs.
+        code: ErrorCode,
         /// The sentence.
         text: String,
     },

@@ -143,7 +143,7 @@ fn add_together(store: &mut Store, coming: Vec<Coming>, spool: &Spool) {
 
 #[cfg(test)]
 mod tests {
-    use animd_engine::request::Settings;
+    use animd_protocol::request::Settings;
     use futures_util::future::join_all;
 
     use super::*;

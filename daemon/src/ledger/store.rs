@@ -4,6 +4,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use animd_protocol::ErrorCode;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, named_params, params};
 
 use super::job::{Added, Ended, Job, NewJob, Outcome, Source, State};
@@ -196,7 +197,7 @@ impl Store {
                 Ended::Failed { code, text } => db.execute(
                     "UPDATE job SET state = 'finishing', outcome = 'failed', source_target = ?3, error_code = ?4,
                        error_text = ?5 WHERE id = ?1 AND state = ?2",
-                    params![id as i64, from, target, code, text],
+                    params![id as i64, from, target, code.name(), text],
                 )?,
                 Ended::Canceled { text } => db.execute(
                     "UPDATE job SET state = 'finishing', outcome = 'canceled', source_target = ?3,
@@ -235,7 +236,7 @@ impl Store {
     pub fn fail_delivery(
         &mut self,
         id: u64,
-        code: &str,
+        code: ErrorCode,
         text: &str,
         source_target: Option<&Path>,
     ) -> Result<()> {
@@ -243,7 +244,7 @@ impl Store {
             db.execute(
                 "UPDATE job SET outcome = 'failed', error_code = ?2, error_text = ?3, output_path = NULL, output_bytes = NULL,
                    output_sha256 = NULL, source_target = ?4 WHERE id = ?1 AND state = 'finishing'",
-                params![id as i64, code, text, source_target.map(|p| p.as_os_str().as_bytes())],
+                params![id as i64, code.name(), text, source_target.map(|p| p.as_os_str().as_bytes())],
             )?;
             event(db, id, "undelivered", Some(text))
         })
@@ -386,7 +387,7 @@ pub(super) fn insert(
     };
     let refusal = new.work.as_ref().err();
     let json = request.map(serde_json::to_string).transpose().map_err(|e| {
-        Error::refused("invalid-setting", format!("the settings cannot be written down: {e}"))
+        Error::refused(ErrorCode::InvalidSetting, format!("the settings cannot be written down: {e}"))
     })?;
     let source = new.source.as_ref();
     let mut insert = db.prepare_cached(
@@ -416,7 +417,7 @@ pub(super) fn insert(
         ":frames": request.map(|r| r.frames),
         ":steps": request.map(|r| r.steps),
         ":version": env!("CARGO_PKG_VERSION"),
-        ":code": refusal.map(|r| &r.code),
+        ":code": refusal.map(|r| r.code.name()),
         ":text": refusal.map(|r| &r.text),
         ":priority": new.priority,
         ":outbox": new.outbox.as_ref().map(|p| p.as_os_str().as_bytes()),
@@ -462,7 +463,7 @@ fn room(db: &Connection, total: u32) -> Result<()> {
         let text = format!(
             "the queue has {total} jobs, which is its limit (queue.total); try again when some are done"
         );
-        return Err(Error::refused("queue-full", text));
+        return Err(Error::refused(ErrorCode::QueueFull, text));
     }
     Ok(())
 }
@@ -492,7 +493,7 @@ fn taken(db: &Connection, source: &Source, new: &NewJob) -> Result<Option<u64>> 
         .optional()?;
     let Some((id, json)) = again else { return Ok(None) };
     // The seed may have been drawn; everything else must be the same for it to be the same wish.
-    let known: Option<animd_engine::request::Request> = serde_json::from_str(&json).ok();
+    let known: Option<animd_protocol::request::Request> = serde_json::from_str(&json).ok();
     if known.is_none_or(|mut known| {
         known.seed = request.seed;
         known != **request

@@ -20,7 +20,7 @@ pub struct Event {
 /// A stage of one attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageCost {
-    /// [`animd_engine::progress::Stage::name`].
+    /// [`animd_protocol::progress::Stage::name`].
     pub name: Text,
     /// Wall seconds.
     pub seconds: f64,

@@ -3,7 +3,8 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use animd_engine::request::Request;
+use animd_protocol::ErrorCode;
+use animd_protocol::request::Request;
 use rusqlite::params;
 
 use super::job::{Added, Job, NewJob};
@@ -98,7 +99,7 @@ impl Store {
     /// more.
     pub fn set_request(&mut self, id: u64, request: &Request, read_us: i64) -> Result<bool> {
         let json = serde_json::to_string(request).map_err(|e| {
-            Error::refused("invalid-setting", format!("the settings cannot be written down: {e}"))
+            Error::refused(ErrorCode::InvalidSetting, format!("the settings cannot be written down: {e}"))
         })?;
         self.change(|db| {
             let changed = db.execute(

@@ -4,11 +4,12 @@
 use std::cmp::Reverse;
 use std::fmt::Write;
 
-use animd_engine::dims::Dims;
-use animd_engine::plan::{Plan, Setup};
-use animd_engine::profile::{Place, Profile, Residency};
-use animd_engine::protocol::Kernels;
-use animd_engine::request::Settings;
+use animd_protocol::limits;
+use animd_protocol::messages::Kernels;
+use animd_protocol::plan::{Plan, Setup};
+use animd_protocol::profile::Profile;
+use animd_protocol::recipe::Recipe;
+use animd_protocol::request::Settings;
 
 use crate::gpu::{Card, Machine, gib};
 
@@ -89,9 +90,16 @@ impl Choice {
 /// The reason that is added where nothing is chosen and jobs wait for it.
 pub const WAITING: &str = "jobs wait until then";
 
-/// Chooses. `profiles` are tried in the order of what they ask for; of equals the first.
-pub fn choose(machine: &Machine, kernels: &Kernels, wish: &Wish, profiles: &[Profile]) -> Choice {
-    let case = Case { kernels, wish, profiles };
+/// Chooses. `recipe` is the model's, once an engine has opened it. `profiles` are tried in the order of what they ask for; of
+/// equals the first.
+pub fn choose(
+    machine: &Machine,
+    kernels: &Kernels,
+    recipe: Option<&Recipe>,
+    wish: &Wish,
+    profiles: &[Profile],
+) -> Choice {
+    let case = Case { kernels, recipe, wish, profiles };
     let wished = match profiles.iter().find(|p| p.name == wish.profile) {
         None if wish.profile != AUTO => {
             let known = profiles.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -142,6 +150,7 @@ pub fn choose(machine: &Machine, kernels: &Kernels, wish: &Wish, profiles: &[Pro
 /// What does not change from card to card.
 struct Case<'a> {
     kernels: &'a Kernels,
+    recipe: Option<&'a Recipe>,
     wish: &'a Wish,
     profiles: &'a [Profile],
 }
@@ -196,6 +205,7 @@ impl<'a> Case<'a> {
                     why[0] = format!("profile.name asks for `{}`; {}", profile.name, why[0]);
                 }
                 why.extend(self.smaller(card, profile, wished.is_some()));
+                why.extend(limits(profile, self.kernels, Some(card.capability)));
                 why.extend(fits[1..].iter().map(|other| compared((card, profile, *native), other)));
                 Choice {
                     profile: Some((*profile).clone()),
@@ -274,17 +284,14 @@ impl<'a> Case<'a> {
 
     /// Bytes of a card's memory that a profile needs with this engine.
     fn needs(&self, profile: &Profile) -> u64 {
-        let [dit, text, clip, vae] = [Place::Device; 4];
-        let stays = Residency { dit, text, clip, vae };
-        let Some(request) = Settings::default()
-            .resolve(|| 0)
-            .ok()
-            .filter(|_| !self.kernels.offload && profile.residency != stays)
-        else {
+        let setup = Setup::of(profile, self.kernels);
+        let Some(recipe) = self.recipe.filter(|_| setup.residency != profile.residency) else {
             return profile.min_memory();
         };
-        let setup = Setup { residency: stays, ..Setup::from(profile) };
-        let plan = Plan::new(&Dims::wan_14b(), &request, [832, 480], &setup);
+        let Ok(request) = Settings::default().resolve_for(&recipe.defaults, || 0) else {
+            return profile.min_memory();
+        };
+        let plan = Plan::new(recipe, &request, [832, 480], &setup);
         profile.min_memory().max(plan.memory.free_to_have() + setup.reserve)
     }
 
@@ -312,11 +319,7 @@ impl<'a> Case<'a> {
     fn code(&self, (major, minor): (u32, u32)) -> Result<bool, (String, String)> {
         let capability = (major, minor);
         let Kernels { native, ptx, .. } = self.kernels;
-        let runs = native.iter().any(|t| match t.exact {
-            true => t.capability == capability,
-            false => t.capability.0 == major && t.capability.1 <= minor,
-        });
-        if runs {
+        if native.iter().any(|target| target.runs_on(capability)) {
             return Ok(true);
         }
         if ptx.is_some_and(|from| from <= capability) {

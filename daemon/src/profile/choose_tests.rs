@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-use animd_engine::profile::{BUILT_IN, Profile};
-use animd_engine::protocol::{Kernels, Target};
+use animd_protocol::messages::{Kernels, Target};
+use animd_protocol::profile::{BUILT_IN, Profile};
+use animd_protocol::recipe::Recipe;
 
 use super::*;
 use crate::gpu::Process;
@@ -12,7 +13,8 @@ const MIB: u64 = 1 << 20;
 
 /// What the GPU backend is meant to be built for.
 fn built() -> Kernels {
-    let native = |major, minor, exact| Target { capability: (major, minor), exact };
+    let native =
+        |major, minor, exact| Target { capability: (major, minor), exact, eight_bit_attention: major == 9 };
     let native = vec![native(8, 9, false), native(9, 0, true)];
     Kernels { native, ptx: Some((8, 9)), driver: Some(580), offload: true }
 }
@@ -452,8 +454,9 @@ fn answer(row: &Row) -> String {
 #[test]
 fn every_machine_has_its_answer() {
     let mut wrong = String::new();
+    let recipe = Recipe::wan21_i2v_14b();
     for row in table() {
-        let got = choose(&row.machine, &row.kernels, &row.wish, &profiles());
+        let got = choose(&row.machine, &row.kernels, Some(&recipe), &row.wish, &profiles());
         let found =
             (got.state, got.profile.as_ref().map(|p| p.name.as_str()), got.gpu.as_ref().map(|gpu| gpu.index));
         let expected = (row.state, row.profile, row.gpu);

@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use animd_engine::profile::Profile;
-use animd_engine::progress::Stage;
-use animd_engine::protocol::Kernels;
+use animd_protocol::messages::Kernels;
+use animd_protocol::profile::Profile;
+use animd_protocol::progress::Stage;
+use animd_protocol::recipe::Recipe;
 use tokio::time::Instant;
 
 use super::{Choice, FOLDERS, Verdict, Wish, is_file, load, read};
@@ -37,6 +38,8 @@ pub struct Keeper {
     driver: Driver,
     /// What the engine was built for; `None` until one has said so.
     kernels: Option<Kernels>,
+    /// The model that the engine has opened last.
+    recipe: Option<Arc<Recipe>>,
     /// `[profile]` of the configuration at the last look.
     asked: Option<config::Profile>,
     /// What the engine that runs was started with.
@@ -72,6 +75,7 @@ impl Keeper {
             desk,
             driver: Driver::default(),
             kernels: None,
+            recipe: None,
             asked: None,
             started: None,
             looked: None,
@@ -88,7 +92,8 @@ impl Keeper {
         let wish = self.reload();
         let machine = self.driver.look(engine).await;
         let before = self.desk.profiles.choice();
-        let choice = self.desk.profiles.decide(machine, self.kernels.clone().unwrap_or_default(), &wish);
+        let kernels = self.kernels.clone().unwrap_or_default();
+        let choice = self.desk.profiles.decide(machine, kernels, self.recipe.clone(), &wish);
         self.looked = Some(Instant::now());
         self.there_at_first.get_or_insert(!matches!(self.desk.profiles.machine(), Machine::NoDriver { .. }));
         self.pause = match *choice == *before {
@@ -190,10 +195,11 @@ impl Keeper {
         self.started != self.wanted()
     }
 
-    /// What the engine was built for, as it says itself; another choice may come of it.
-    pub async fn hello(&mut self, kernels: &Kernels, engine: Option<u32>) {
-        if self.kernels.as_ref() != Some(kernels) {
+    /// What the engine was built for and which model it has, as it says itself; another choice may come of it.
+    pub async fn hello(&mut self, kernels: &Kernels, recipe: Option<Arc<Recipe>>, engine: Option<u32>) {
+        if self.kernels.as_ref() != Some(kernels) || self.recipe != recipe {
             self.kernels = Some(kernels.clone());
+            self.recipe = recipe;
             self.look(engine).await;
         }
     }

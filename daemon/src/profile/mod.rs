@@ -8,9 +8,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use animd_engine::profile::{BUILT_IN, Mistake, Profile};
-use animd_engine::protocol::Kernels;
-use animd_engine::request::Settings;
+use animd_protocol::limits;
+use animd_protocol::messages::Kernels;
+use animd_protocol::profile::{BUILT_IN, Mistake, Profile};
+use animd_protocol::recipe::Recipe;
+use animd_protocol::request::Settings;
 use tokio::sync::watch;
 
 pub use choose::{AUTO, Choice, Verdict, Wish, choose};
@@ -77,20 +79,27 @@ fn is_file(name: &str) -> bool {
     name.contains('/') || Path::new(name).extension().is_some_and(|e| e == "toml")
 }
 
-/// Checks that the configured profile exists, which the service finds out when it chooses one.
+/// Checks that the configured profile exists, which the service finds out when it chooses one. Returns a sentence for each
+/// thing that the profile asks for and the engine does not do, for now.
 ///
 /// # Errors
 /// [`Error::Config`] with the value's place, and the nearest right name or what is wrong with its file.
-pub fn check(loaded: &Loaded) -> Result<(), Error> {
+pub fn check(loaded: &Loaded) -> Result<Vec<String>, Error> {
     let name = &loaded.config.profile.name;
-    let mistake = if is_file(name) {
-        read(name.as_ref()).err()
+    let found = if is_file(name) {
+        read(name.as_ref()).map(Some)
     } else {
         let (profiles, _) = load(&FOLDERS.map(PathBuf::from));
-        let known = name == AUTO || profiles.iter().any(|p| p.name == *name);
-        (!known).then(|| unknown(name, &profiles))
+        match profiles.iter().find(|p| p.name == *name) {
+            None if name != AUTO => Err(unknown(name, &profiles)),
+            profile => Ok(profile.cloned()),
+        }
     };
-    mistake.map_or(Ok(()), |mistake| Err(Error::Config(loaded.origins.say("profile.name", &mistake))))
+    match found {
+        // What the engine was built for is not known here; it says so itself when it runs.
+        Ok(profile) => Ok(profile.map_or_else(Vec::new, |p| limits(&p, &Kernels::default(), None))),
+        Err(mistake) => Err(Error::Config(loaded.origins.say("profile.name", &mistake))),
+    }
 }
 
 /// A sentence about a name that no profile has.
@@ -135,6 +144,7 @@ struct State {
     profiles: Vec<Profile>,
     machine: Machine,
     kernels: Kernels,
+    recipe: Option<Arc<Recipe>>,
     choice: Arc<Choice>,
 }
 
@@ -158,7 +168,8 @@ impl Default for Profiles {
             remedy: None,
         };
         let machine = Machine::NoDriver { why: "the driver has not been asked yet".into(), on_bus: 0 };
-        let state = State { profiles, machine, kernels: Kernels::default(), choice: Arc::new(choice) };
+        let kernels = Kernels::default();
+        let state = State { profiles, machine, kernels, recipe: None, choice: Arc::new(choice) };
         Self {
             state: Arc::new(Mutex::new(state)),
             changed: watch::Sender::new(()),
@@ -235,7 +246,10 @@ impl Profiles {
                     // Of the one in use the reasons that counted: its own engine holds the memory now.
                     let mut choice = match this {
                         true => (*state.choice).clone(),
-                        false => choose(&state.machine, &state.kernels, &wish, &state.profiles),
+                        false => {
+                            let recipe = state.recipe.as_deref();
+                            choose(&state.machine, &state.kernels, recipe, &wish, &state.profiles)
+                        }
                     };
                     if chosen.is_some() && !this {
                         choice.why.retain(|why| why != choose::WAITING);
@@ -258,12 +272,19 @@ impl Profiles {
     }
 
     /// Chooses anew and tells everybody, if it comes out otherwise.
-    pub fn decide(&self, machine: Machine, kernels: Kernels, wish: &Wish) -> Arc<Choice> {
+    pub fn decide(
+        &self,
+        machine: Machine,
+        kernels: Kernels,
+        recipe: Option<Arc<Recipe>>,
+        wish: &Wish,
+    ) -> Arc<Choice> {
         let (choice, changed) = self.with(|state| {
-            let choice = Arc::new(choose(&machine, &kernels, wish, &state.profiles));
+            let choice = Arc::new(choose(&machine, &kernels, recipe.as_deref(), wish, &state.profiles));
             let changed = *state.choice != *choice;
             state.machine = machine;
             state.kernels = kernels;
+            state.recipe = recipe;
             state.choice = choice.clone();
             (choice, changed)
         });
@@ -310,11 +331,11 @@ mod tests {
         let profiles = Profiles::default();
         let mut told = profiles.changes();
         let machine = Machine::NoDriver { why: "there is no driver".into(), on_bus: 0 };
-        let choice = profiles.decide(machine.clone(), Kernels::default(), &Wish::default());
+        let choice = profiles.decide(machine.clone(), Kernels::default(), None, &Wish::default());
         assert_eq!(choice.profile.as_ref().map(|p| p.name.as_str()), Some("cpu"));
         assert!(told.has_changed().is_ok_and(|changed| changed));
         told.mark_unchanged();
-        profiles.decide(machine, Kernels::default(), &Wish::default());
+        profiles.decide(machine, Kernels::default(), None, &Wish::default());
         assert!(told.has_changed().is_ok_and(|changed| !changed), "the same choice is no news");
         for listed in profiles.list() {
             assert_eq!(

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use animd_client::{JobProxy, ManagerProxy, error_name, has_ended, id_of};
-use animd_engine::request::Settings;
+use animd_protocol::request::Settings;
 use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::sync::mpsc;

@@ -7,7 +7,7 @@ use std::mem::take;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use animd_engine::request::Settings;
+use animd_protocol::request::Settings;
 use serde::Deserialize;
 
 use crate::files::show;

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use animd_protocol::ErrorCode;
 use sha2::{Digest, Sha256};
 
 use crate::delivery::output_name;
@@ -46,7 +47,7 @@ pub fn open(ready: &Ready, sidecars: &Contents) -> Result<Option<Opened>> {
             return Ok(None);
         }
         Err(e) if matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => {
-            return Err(Error::refused("file", format!("the picture cannot be read: {e}")));
+            return Err(Error::refused(ErrorCode::File, format!("the picture cannot be read: {e}")));
         }
         Err(e) => return Err(Error::file("open", &ready.path)(e)),
     };
@@ -116,7 +117,7 @@ pub fn keep(mut video: File, outbox: &Path, picture: &Ready, seed: u64, uuid: &s
                 Err(e) => return Err(Error::file("create", &path)(e)),
             }
         }
-        Err(Error::refused("output", "the outbox has no free name"))
+        Err(Error::refused(ErrorCode::Output, "the outbox has no free name"))
     });
     if kept.is_err() {
         _ = fs::remove_file(&part);

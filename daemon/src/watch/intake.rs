@@ -5,7 +5,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use animd_engine::request::Request;
+use animd_protocol::ErrorCode;
+use animd_protocol::request::Request;
 
 use super::folder::{Fate, Ready, Report, Take};
 use super::watches::Watched;
@@ -135,9 +136,16 @@ impl Intake {
         Ok(coming)
     }
 
-    fn refused<'a>(&self, at: usize, ready: &'a Ready, read_us: i64, code: &str, text: String) -> Coming<'a> {
+    fn refused<'a>(
+        &self,
+        at: usize,
+        ready: &'a Ready,
+        read_us: i64,
+        code: ErrorCode,
+        text: String,
+    ) -> Coming<'a> {
         let target = away::target(&self.watched.path, &ready.path, false);
-        Coming { at, ready, read_us, work: Err(Refusal { code: code.into(), text, target }) }
+        Coming { at, ready, read_us, work: Err(Refusal { code, text, target }) }
     }
 
     /// The picture's settings, and the picture itself, open. [`Error::Refused`] is final, anything else may pass.
@@ -145,14 +153,13 @@ impl Intake {
         let request = self.request(ready)?;
         let what = what(&ready.path);
         let (file, meta) = root::open_regular(&ready.root, &ready.path).map_err(|e| match e.kind() {
-            io::ErrorKind::PermissionDenied => Error::refused(
-                "file",
+            io::ErrorKind::PermissionDenied => Error::refused(ErrorCode::File,
                 format!(
                     "{what} may not be read by the service; copy it with `install -m 644`, or use `animctl submit`"
                 ),
             ),
             io::ErrorKind::InvalidInput => {
-                Error::refused("invalid-image", format!("{what} cannot be taken: {e}"))
+                Error::refused(ErrorCode::InvalidImage, format!("{what} cannot be taken: {e}"))
             }
             _ => Error::file("open", &ready.path)(e),
         })?;
@@ -169,7 +176,7 @@ impl Intake {
             && self.desk.watches.find(&outbox).is_some()
         {
             return Err(Error::refused(
-                "output",
+                ErrorCode::Output,
                 format!(
                     "its video would go to `{}`, which lies in a watched folder; rename the picture's folder, or choose \
                      another outbox",
@@ -263,7 +270,7 @@ impl Intake {
             }
             Err(Error::Refused { code, text }) => {
                 self.desk.ledger.call(move |db| db.settings_read(id, read_us)).await?;
-                self.desk.end(id, State::Queued, Ended::Failed { code: code.into(), text }).await?;
+                self.desk.end(id, State::Queued, Ended::Failed { code, text }).await?;
             }
             Err(e) => return Err(e),
         }

@@ -6,7 +6,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use animd_engine::request::{Request, Settings};
+use animd_protocol::ErrorCode;
+use animd_protocol::request::{Request, Settings};
 
 use super::names::FOLDER_SETTINGS;
 use super::root;
@@ -58,7 +59,7 @@ pub fn settings(root: &Path, picture: &Path) -> Result<Settings> {
     {
         if settings.prompt.is_some() {
             return Err(Error::refused(
-                "invalid-setting",
+                ErrorCode::InvalidSetting,
                 format!(
                     "both `{}` and `{}` give a prompt; keep one",
                     toml.map(|toml| name(root, &toml)).unwrap_or_default(),
@@ -66,8 +67,8 @@ pub fn settings(root: &Path, picture: &Path) -> Result<Settings> {
                 ),
             ));
         }
-        let prompt =
-            text::prompt(&text).map_err(|e| Error::refused("invalid-setting", e.of(&name(root, path))))?;
+        let prompt = text::prompt(&text)
+            .map_err(|e| Error::refused(ErrorCode::InvalidSetting, e.of(&name(root, path))))?;
         settings.prompt = Some(prompt.trim().to_owned());
     }
     for folder in picture.ancestors().skip(1).take_while(|folder| folder.starts_with(root)) {
@@ -113,7 +114,7 @@ pub fn request(
             folders.find_map(|folder| Some(folder.join(FOLDER_SETTINGS)).filter(exists))
         };
         match beside.or_else(above) {
-            Some(path) => Error::refused(e.code(), format!("{}: {e}", name(root, &path))),
+            Some(path) => Error::refused(ErrorCode::InvalidSetting, format!("{}: {e}", name(root, &path))),
             None => e.into(),
         }
     })
@@ -126,7 +127,7 @@ fn name(root: &Path, path: &Path) -> String {
 
 fn parse(root: &Path, path: &Path, text: &str) -> Result<Settings> {
     let file = path.strip_prefix(root).unwrap_or(path);
-    keys::settings_from_toml(file, text).map_err(|e| Error::refused("invalid-setting", e))
+    keys::settings_from_toml(file, text).map_err(|e| Error::refused(ErrorCode::InvalidSetting, e))
 }
 
 fn read(root: &Path, path: &Path) -> Result<Option<String>> {
@@ -137,10 +138,11 @@ fn read(root: &Path, path: &Path) -> Result<Option<String>> {
         }
         Err(e) => {
             let text = format!("`{}`, which may hold its settings, cannot be read: {e}", name(root, path));
-            return Err(Error::refused("file", text));
+            return Err(Error::refused(ErrorCode::File, text));
         }
     };
-    let text = text::decode(bytes).map_err(|e| Error::refused("invalid-setting", e.of(&name(root, path))))?;
+    let text = text::decode(bytes)
+        .map_err(|e| Error::refused(ErrorCode::InvalidSetting, e.of(&name(root, path))))?;
     Ok(Some(text))
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use animd_protocol::ErrorCode;
 use tokio::sync::watch;
 
 use super::access;
@@ -145,7 +146,7 @@ impl Watches {
 
     /// Looks at a new folder and writes it down. Blocks.
     fn add(&self, added: AddedWatch, ledger: &Ledger) -> Result<Arc<Watched>> {
-        let refuse = |text: String| Error::refused("invalid-setting", text);
+        let refuse = |text: String| Error::refused(ErrorCode::InvalidSetting, text);
         if let Some(why) = access::refusal(&added.path) {
             return Err(refuse(why));
         }
@@ -302,7 +303,7 @@ fn real(path: &Path) -> PathBuf {
 /// # Errors
 /// [`Error::Refused`] with `invalid-setting`: the folder overlaps another one, or may not be used by the service.
 pub async fn add(desk: &Desk, path: &Path, how: How, by: u32) -> Result<Arc<Watched>> {
-    let refuse = |text: String| Error::refused("invalid-setting", text);
+    let refuse = |text: String| Error::refused(ErrorCode::InvalidSetting, text);
     for (name, path) in [("the folder", Some(path)), ("outbox", how.outbox.as_deref())] {
         let Some(path) = path else { continue };
         if !path.is_absolute() || path.components().any(|part| matches!(part, Component::ParentDir)) {
@@ -337,14 +338,14 @@ pub async fn remove(desk: &Desk, path: &Path) -> Result<()> {
     let known = list(desk).into_iter().find(|entry| entry.watched.path == path);
     let Some(entry) = known else {
         let text = format!("`{}` is not watched; `animctl folder list` shows what is", show(&path));
-        return Err(Error::refused("not-found", text));
+        return Err(Error::refused(ErrorCode::NotFound, text));
     };
     if !matches!(entry.watched.origin, Origin::Added(_)) {
         let text = format!(
             "`{}` is named in the configuration; remove it there, then reload the service",
             show(&path)
         );
-        return Err(Error::refused("invalid-setting", text));
+        return Err(Error::refused(ErrorCode::InvalidSetting, text));
     }
     let gone = path.clone();
     desk.ledger.call(move |db| db.remove_watch(&gone)).await?;

@@ -11,7 +11,7 @@ use animd::ledger::{Ledger, PART_PREFIX, PART_SUFFIX};
 use animd::service::LEDGER;
 use animd::spool::Spool;
 use animd::verbs::Retry;
-use animd_engine::request::Settings;
+use animd_protocol::request::Settings;
 use rusqlite::{Connection, params};
 use sha2::{Digest, Sha256};
 
@@ -27,7 +27,7 @@ fn desk(house: &House) -> Arc<Desk> {
 
 fn refusal<T>(result: animd::Result<T>) -> (&'static str, String) {
     let e = result.err().expect("refused");
-    (e.code(), e.to_string())
+    (e.code().name(), e.to_string())
 }
 
 fn in_a_runtime<T>(work: impl Future<Output = T>) -> T {

@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use animd_protocol::recipe::Recipe;
+use animd_protocol::request::Tiling;
+
 use crate::backend::{Backend, TensorOps};
 use crate::model::dit::{Blocks, Context, Grid, Time};
 use crate::model::vae;
 use crate::pipeline::{Job, Models};
 use crate::progress::Observer;
-use crate::request::Tiling;
 use crate::synth::noise;
 use crate::text::MAX_TOKENS;
 use crate::video::{VideoOptions, VideoWriter};
@@ -19,6 +21,8 @@ use super::{SEED, Seconds};
 
 /// Rows of the prompt that the DiT attends to; zeros follow.
 const TEXT_ROWS: usize = 77;
+/// The expert whose forward is measured: all of a family compute alike.
+const EXPERT: usize = 0;
 /// The time of the forward that is measured.
 const TIME: f64 = 500.0;
 /// Frames of a decoded video that are kept for comparisons: the first three latent frames'.
@@ -80,21 +84,22 @@ pub struct Around {
 /// Measures them.
 pub fn around<B: Backend>(
     b: &B,
+    recipe: &Recipe,
     models: &Models<B>,
     job: &Job,
-    rows: usize,
     runs: usize,
     outputs: &Outputs,
     observer: &dyn Observer,
 ) -> Result<Around> {
-    let ids = ids(rows);
-    let text = measure(b, runs, observer, || wait(b, &models.t5.encode(b, &ids, None)?))?;
-    outputs.save("text", &[("text", b, &models.t5.encode(b, &ids, None)?)])?;
+    let ids = ids(recipe.text_encoder.config.rows);
+    let text = measure(b, runs, observer, || wait(b, &models.text_encoder.encode(b, &ids, None)?))?;
+    outputs.save("text", &[("text", b, &models.text_encoder.encode(b, &ids, None)?)])?;
 
     let side = 224;
     let pixels = noise(SEED, "input.pixels", 1.0, 3 * side * side);
-    let image = measure(b, runs, observer, || wait(b, &models.clip.encode(b, &pixels, None)?))?;
-    outputs.save("image", &[("image", b, &models.clip.encode(b, &pixels, None)?)])?;
+    let clip = models.image_encoder()?;
+    let image = measure(b, runs, observer, || wait(b, &clip.encode(b, &pixels, None)?))?;
+    outputs.save("image", &[("image", b, &clip.encode(b, &pixels, None)?)])?;
 
     let (width, height) = (job.width(), job.height());
     let picture = noise(SEED, "input.picture", 0.4, 3 * height * width);
@@ -207,20 +212,22 @@ pub struct Inputs<B: Backend> {
 /// Makes the context, and says how long one branch's takes; then all other inputs.
 pub fn inputs<B: Backend>(
     b: &B,
+    recipe: &Recipe,
     models: &Models<B>,
     job: &Job,
-    [text_dim, image_dim]: [usize; 2],
     runs: usize,
     observer: &dyn Observer,
 ) -> Result<(Measured, Inputs<B>)> {
     let [t, h, w] = job.latent();
     let upload =
         |name: &str, shape: &[usize]| b.upload(&noise(SEED, name, 1.0, shape.iter().product()), shape);
-    let (text, image) =
-        (upload("input.text", &[TEXT_ROWS, text_dim])?, upload("input.image", &[257, image_dim])?);
+    let image_dim = recipe.conditioning.image_encoder.as_ref().map_or(0, |n| n.config.dim);
+    let text = upload("input.text", &[TEXT_ROWS, recipe.text_encoder.config.dim])?;
+    let image = upload("input.image", &[recipe.image_tokens(), image_dim])?;
+    let dit = models.expert(EXPERT)?;
     let mut context = None;
     let took = measure(b, runs, observer, || {
-        let made = models.dit.context(b, &text, &image)?;
+        let made = dit.context(b, &text, &image)?;
         let waited = made.last().map_or(Ok(()), |last| wait(b, last));
         context = Some(made);
         waited
@@ -228,7 +235,7 @@ pub fn inputs<B: Backend>(
     let context = context.ok_or_else(|| Error::Internal("a context was lost".into()))?;
     let x = upload("input.noise", &[16, t, h, w])?;
     let y = vae::condition(b, &upload("input.condition", &[16, t, h, w])?)?;
-    let (time, grid) = (models.dit.time(b, TIME)?, models.dit.grid(b, t, h, w)?);
+    let (time, grid) = (dit.time(b, TIME)?, dit.grid(b, t, h, w)?);
     Ok((took, Inputs { x, y, time, context, grid }))
 }
 
@@ -243,9 +250,10 @@ pub fn forward<B: Backend>(
     observer: &dyn Observer,
 ) -> Result<Measured> {
     let Inputs { x, y, time, context, grid } = inputs;
+    let dit = models.expert(EXPERT)?;
     let run = || {
         let blocks = Blocks::Compute { keep_residual: false };
-        models.dit.forward(b, x, y, time, context, grid, blocks, observer, None).map(|out| out.velocity)
+        dit.forward(b, x, y, time, context, grid, blocks, observer, None).map(|out| out.velocity)
     };
     let took = measure(b, runs, observer, || wait(b, &run()?))?;
     if outputs.wanted() {
@@ -263,19 +271,20 @@ pub fn cached<B: Backend>(
     observer: &dyn Observer,
 ) -> Result<[Measured; 2]> {
     let Inputs { x, y, time, context, grid } = inputs;
+    let dit = models.expert(EXPERT)?;
     let mut residual = None;
     let computed = measure(b, runs, observer, || {
         // As in a job, where the last one makes room.
         residual = None;
         let blocks = Blocks::Compute { keep_residual: true };
-        let out = models.dit.forward(b, x, y, time, context, grid, blocks, observer, None)?;
+        let out = dit.forward(b, x, y, time, context, grid, blocks, observer, None)?;
         residual = out.residual;
         wait(b, &out.velocity)
     })?;
     let residual = residual.ok_or_else(|| Error::Internal("a residual was lost".into()))?;
     let skipped = measure(b, runs, observer, || {
         let blocks = Blocks::Reuse(&residual);
-        wait(b, &models.dit.forward(b, x, y, time, context, grid, blocks, observer, None)?.velocity)
+        wait(b, &dit.forward(b, x, y, time, context, grid, blocks, observer, None)?.velocity)
     })?;
     Ok([computed, skipped])
 }

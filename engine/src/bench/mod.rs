@@ -11,18 +11,19 @@ mod table;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use animd_protocol::messages::Pictures;
+use animd_protocol::plan::Plan;
+use animd_protocol::profile::{self, AttentionKind, Precision};
+use animd_protocol::recipe::Recipe;
+use animd_protocol::request::{Request, Settings, Size, StepCache, Tiling};
+use animd_protocol::step_cache::StepPlan;
 use serde::Serialize;
 
 use crate::backend::Backend;
 use crate::image::Picture;
-use crate::pipeline::{Job, Models, Pipeline};
-use crate::plan::Plan;
-use crate::profile::{self, AttentionKind, Weights};
+use crate::pipeline::{Job, Models, Parts, Pipeline};
 use crate::progress::Observer;
-use crate::protocol::Pictures;
-use crate::request::{Request, Settings, Size, StepCache, Tiling};
 use crate::sampler::SamplerConfig;
-use crate::step_cache::StepPlan;
 use crate::{Error, Result, video};
 
 use measure::{Around, Measured};
@@ -116,10 +117,10 @@ pub struct Measurement {
     /// Its name.
     pub row: Row,
     /// How the DiT was computed.
-    pub weights: Weights,
+    pub weights: Precision,
     /// The kind of self-attention.
     pub attention: AttentionKind,
-    /// All four networks into memory; made-up weights are made meanwhile.
+    /// All networks into memory; made-up weights are made meanwhile.
     pub load: f64,
     /// umT5, one prompt of 512 tokens.
     pub text: Seconds,
@@ -147,7 +148,7 @@ pub struct Measurement {
     /// The same of one real job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job_measured: Option<f64>,
-    /// The most of a GPU's memory in use at once, with all four networks in it, in any stage alone; 0 without a GPU.
+    /// The most of a GPU's memory in use at once, with all networks in it, in any stage alone; 0 without a GPU.
     pub peak_bytes: u64,
     /// The same of one real job.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -169,7 +170,7 @@ pub fn run<B: Backend>(
     let mut bench = Bench::new(pipeline, options, observer, say)?;
     let (mut rows, mut misfits) = (Vec::new(), Vec::new());
     // The wider weights first: what holds them holds the narrower ones after them.
-    for weights in [Weights::Bf16, Weights::Fp8] {
+    for weights in [Precision::Bf16, Precision::Fp8] {
         for attention in [AttentionKind::Exact, AttentionKind::EightBit] {
             let alike = |row: &&Row| row.weights() == weights && row.attention() == attention;
             let group: Vec<Row> = options.rows.iter().filter(alike).copied().collect();
@@ -252,7 +253,7 @@ impl<'a, B: Backend> Bench<'a, B> {
     fn group(
         &mut self,
         rows: &[Row],
-        weights: Weights,
+        weights: Precision,
         attention: AttentionKind,
     ) -> Result<Vec<Measurement>> {
         let &mut Self { options, observer, say, .. } = self;
@@ -262,20 +263,17 @@ impl<'a, B: Backend> Bench<'a, B> {
         let backend = self.pipeline.backend().retyped(weights, attention);
         self.pipeline.exchange_dit(backend)?;
         self.pipeline.prepare(&self.job, observer)?;
-        let load = self.pipeline.load_seconds();
-        say(&format!(
-            "in memory: umT5 {:.1} s, CLIP {:.1} s, VAE {:.1} s, DiT {:.1} s",
-            load.t5, load.clip, load.vae, load.dit
-        ));
-        let load = load.t5 + load.clip + load.vae + load.dit;
-        let dims = self.pipeline.dims();
-        let (b, _, models) = self.pipeline.parts()?;
+        let load = self.pipeline.load_seconds().networks();
+        let loaded: Vec<_> = load.iter().map(|(name, seconds)| format!("{name} {seconds:.1} s")).collect();
+        say(&format!("in memory: {}", loaded.join(", ")));
+        let load = load.iter().map(|(_, seconds)| seconds).sum();
+        let Parts { backend: b, recipe, models, .. } = self.pipeline.parts()?;
         let models = &*models;
         b.peak_memory();
         let resident = b.peak_memory();
         if self.around.is_none() {
             say("measuring umT5, CLIP and the VAE");
-            let around = measure::around(b, models, &self.job, dims.t5.rows, runs, &self.outputs, observer)?;
+            let around = measure::around(b, recipe, models, &self.job, runs, &self.outputs, observer)?;
             if !around.written {
                 self.notes.push("no ffmpeg with libx264 here: jobs are without the file".into());
             }
@@ -284,8 +282,7 @@ impl<'a, B: Backend> Bench<'a, B> {
         let around = self.around.as_ref().ok_or_else(|| Error::Internal("stages were lost".into()))?;
 
         say(&format!("measuring the forward of {}", names.join(", ")));
-        let sizes = [dims.dit.text_dim, dims.dit.image_dim];
-        let (context, inputs) = measure::inputs(b, models, &self.job, sizes, runs, observer)?;
+        let (context, inputs) = measure::inputs(b, recipe, models, &self.job, runs, observer)?;
         let name = format!("dit-{}", rows[0].name());
         let forward = measure::forward(b, models, &inputs, runs, &name, &self.outputs, observer)?;
         say(&format!("{:.3} s", forward.seconds.median));
@@ -296,8 +293,15 @@ impl<'a, B: Backend> Bench<'a, B> {
         };
         drop(inputs);
 
-        let figures =
-            Figures { load, resident, around, context: &context, forward: &forward, cached: cached.as_ref() };
+        let figures = Figures {
+            recipe,
+            load,
+            resident,
+            around,
+            context: &context,
+            forward: &forward,
+            cached: cached.as_ref(),
+        };
         let mut measured = Vec::new();
         for &row in rows {
             let request = request(options, &self.picture, row)?;
@@ -313,10 +317,10 @@ impl<'a, B: Backend> Bench<'a, B> {
                     ));
                     (0..request.steps as usize).map(|i| i * computed % all < computed).collect()
                 }
-                _ => plan(b, models, &request)?.compute,
+                _ => plan(b, recipe, models, &request)?.compute,
             };
             let size = [self.job.width(), self.job.height()];
-            let planned = Plan::new(&dims, &request, size, &b.setup()).memory.peak().0;
+            let planned = Plan::new(recipe, &request, size, &b.setup()).memory.peak().0;
             measured.push(figures.row(b, row, &request, &StepPlan { compute }, planned));
         }
         if options.whole {
@@ -361,6 +365,7 @@ impl<'a, B: Backend> Bench<'a, B> {
 
 /// What rows with one forward share.
 struct Figures<'a> {
+    recipe: &'a Recipe,
     load: f64,
     /// Bytes of the GPU's memory that the weights have.
     resident: u64,
@@ -381,12 +386,13 @@ impl Figures<'_> {
         planned_bytes: u64,
     ) -> Measurement {
         let &Self { load, resident, around, context, .. } = self;
-        let (computed, skipped) = plan.forwards(request.uses_guidance());
+        let guidance = self.recipe.uses_guidance(request);
+        let (computed, skipped) = plan.forwards(guidance);
         let cached = self.cached.filter(|_| request.step_cache != StepCache::None);
         let forward = cached.map_or(self.forward, |[computed, _]| computed);
         let saved = cached.map(|[_, saved]| saved);
         let median = |m: &Measured| m.seconds.median;
-        let branches = if request.uses_guidance() { 2.0 } else { 1.0 };
+        let branches = if guidance { 2.0 } else { 1.0 };
         let job = branches * (median(&around.text) + median(context))
             + median(&around.image)
             + median(&around.encode)
@@ -432,14 +438,17 @@ fn request(options: &Options, picture: &Picture, row: Row) -> Result<Request> {
         tiling: Some(options.tiling),
         ..row.settings()
     };
-    settings.resolve(|| SEED)
+    Ok(settings.resolve(|| SEED)?)
 }
 
 /// Which steps of a job are computed.
-fn plan<B: Backend>(b: &B, models: &Models<B>, request: &Request) -> Result<StepPlan> {
-    StepPlan::new(request, |modulation| {
+fn plan<B: Backend>(b: &B, recipe: &Recipe, models: &Models<B>, request: &Request) -> Result<StepPlan> {
+    StepPlan::new(recipe, request, |modulation| {
         let times = SamplerConfig::new(request)?.timesteps();
-        let embedded = |t| models.dit.time(b, t).map(|t| if modulation { t.e0_host } else { t.e_host });
+        let embedded = |t| {
+            let time = models.expert(recipe.expert_at(t))?.time(b, t)?;
+            Ok(if modulation { time.e0_host } else { time.e_host })
+        };
         times.into_iter().map(embedded).collect()
     })
 }

@@ -1,9 +1,8 @@
 //! What can be measured, by name.
 
+use animd_protocol::profile::{AttentionKind, Precision};
+use animd_protocol::request::{Sampler, Settings, StepCache};
 use serde::{Deserialize, Serialize};
-
-use crate::profile::{AttentionKind, Weights};
-use crate::request::{Sampler, Settings, StepCache};
 
 /// A way to run a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -46,11 +45,11 @@ impl Row {
     }
 
     /// The type of the DiT's large matrices.
-    pub fn weights(self) -> Weights {
+    pub fn weights(self) -> Precision {
         match self {
-            Self::Bf16Exact | Self::Bf16EightBit => Weights::Bf16,
+            Self::Bf16Exact | Self::Bf16EightBit => Precision::Bf16,
             Self::Fp8Exact | Self::Fp8 | Self::Fp8Teacache | Self::Fp8Magcache | Self::Distill => {
-                Weights::Fp8
+                Precision::Fp8
             }
         }
     }

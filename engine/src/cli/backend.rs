@@ -4,10 +4,10 @@ use animd_engine::Result;
 use animd_engine::backend::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use animd_engine::backend::cuda::{Cuda, OLDEST_DRIVER, Options};
-use animd_engine::profile::Profile;
-use animd_engine::protocol::Kernels;
+use animd_protocol::messages::Kernels;
 #[cfg(feature = "cuda")]
-use animd_engine::protocol::Target;
+use animd_protocol::messages::Target;
+use animd_protocol::profile::Profile;
 
 /// A backend, ready for a model.
 pub enum Chosen {
@@ -39,8 +39,9 @@ pub fn choose(profile: Option<&Profile>) -> Result<Chosen> {
 pub fn kernels() -> Kernels {
     #[cfg(feature = "cuda")]
     {
-        let target = |capability, exact| Target { capability, exact };
-        let native = vec![target((8, 9), true), target((9, 0), true)];
+        let target =
+            |capability, eight_bit_attention| Target { capability, exact: true, eight_bit_attention };
+        let native = vec![target((8, 9), false), target((9, 0), true)];
         Kernels { native, ptx: Some((8, 9)), driver: Some(OLDEST_DRIVER), offload: false }
     }
     #[cfg(not(feature = "cuda"))]

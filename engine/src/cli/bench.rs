@@ -6,8 +6,8 @@ use animd_engine::backend::Backend;
 use animd_engine::bench::{self, Options, Row, SEED};
 use animd_engine::pipeline::Pipeline;
 use animd_engine::progress::{Observer, Progress};
-use animd_engine::request::{Size, Tiling};
 use animd_engine::{Error, Result, synth};
+use animd_protocol::request::{Size, Tiling};
 
 use super::backend::{self, Chosen};
 use super::stop::Stop;
@@ -53,7 +53,7 @@ pub struct Bench {
     #[arg(long, value_name = "N", default_value_t = 81)]
     frames: u32,
     /// Whether the VAE works on tiles [default: as the profile says]
-    #[arg(long, value_name = "HOW")]
+    #[arg(long, value_name = "HOW", value_parser = animd_options::tiling())]
     tiling: Option<Tiling>,
     /// Runs of each stage, after one that warms up
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]

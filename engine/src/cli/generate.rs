@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use animd_engine::backend::Backend;
 use animd_engine::pipeline::{Job, Pipeline};
-use animd_engine::protocol::{Pictures, Report};
-use animd_engine::request::Settings;
 use animd_engine::{Error, Result, image, video};
+use animd_options::SettingsOptions;
+use animd_protocol::messages::{Pictures, Report};
+use animd_protocol::request::Settings;
 
 use super::backend::{self, Chosen};
 use super::bar::Bar;
@@ -35,7 +36,7 @@ pub struct Generate {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsOptions,
     /// How to run it, with defaults for the settings: the name of a profile (`h200` for a GPU that holds all weights), or a
     /// profile's file [default: on the CPU]
     #[arg(long, value_name = "NAME-OR-FILE")]
@@ -63,10 +64,11 @@ impl Generate {
             self.settings.prompt = Some(text);
         }
         let profile = self.profile.as_deref().map(super::profile::open).transpose()?;
+        let mut settings = Settings::from(self.settings);
         if let Some(profile) = &profile {
-            self.settings = self.settings.or(profile.settings.clone());
+            settings = settings.or(profile.settings.clone());
         }
-        let request = self.settings.resolve(super::draw_seed)?;
+        let request = settings.resolve(super::draw_seed)?;
         let picture = image::decode(&self.image)?;
         let out = self.out.unwrap_or_else(|| {
             let mut name = self.image.file_stem().unwrap_or_default().to_owned();

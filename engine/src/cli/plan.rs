@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 
-use animd_engine::dims::Dims;
-use animd_engine::plan::{Plan, Setup, gib};
-use animd_engine::profile::{BUILT_IN, Profile};
-use animd_engine::request::{Settings, Size};
 use animd_engine::weights::Model;
 use animd_engine::{Error, Result};
+use animd_options::SettingsOptions;
+use animd_protocol::limits;
+use animd_protocol::plan::{Plan, Setup, gib};
+use animd_protocol::profile::{BUILT_IN, Profile};
+use animd_protocol::recipe::Recipe;
+use animd_protocol::request::{Settings, Size};
 
+use super::backend::kernels;
 use super::{print, print_json};
 
 /// Say what a video will cost in operations and memory, without making it.
@@ -21,7 +24,7 @@ Examples:
 Exit status: 1 if it does not fit.")]
 pub struct PlanArgs {
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsOptions,
     /// The model's folder, for its sizes [default: the sizes of the released 14B model]
     #[arg(short, long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -40,27 +43,32 @@ impl PlanArgs {
     /// Runs it.
     pub fn run(self) -> Result<()> {
         let profile = profile(&self.profile)?;
-        let dims = match &self.model {
-            Some(folder) => Model::open(folder, None)?.dims(),
-            None => Dims::wan_14b(),
+        let recipe = match &self.model {
+            Some(folder) => Model::open(folder, None)?.recipe(),
+            None => Recipe::wan21_i2v_14b(),
         };
-        let request = self.settings.or(profile.settings.clone()).resolve(|| 0)?;
+        let request = Settings::from(self.settings).or(profile.settings.clone()).resolve(|| 0)?;
         // A picture of the area's own shape.
         let size = match request.size {
             Size::P480 => [832, 480],
             Size::P720 => [1280, 720],
             Size::Exact { width, height } => [width as usize, height as usize],
         };
-        let setup = Setup::from(&profile);
-        let plan = Plan::new(&dims, &request, size, &setup);
+        let setup = Setup::of(&profile, &kernels());
+        let notes = limits(&profile, &kernels(), None);
+        let plan = Plan::new(&recipe, &request, size, &setup);
         let needed = plan.memory.peak().0 + setup.reserve;
         let fits = self.vram.map(|vram| needed <= vram);
         if self.json {
             print_json(&serde_json::json!({
                 "profile": profile.name, "request": request, "plan": plan, "peak": needed, "fits": fits,
+                "notes": notes,
             }))?;
         } else {
             print(&format!("{plan}"))?;
+            for note in notes {
+                print(&note)?;
+            }
             if let Some((vram, true)) = self.vram.zip(fits) {
                 print(&format!("fits into {}", gib(vram)))?;
             }

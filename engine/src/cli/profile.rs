@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use animd_engine::profile::{BUILT_IN, Profile};
 use animd_engine::{Error, Result};
+use animd_protocol::profile::{BUILT_IN, Profile};
 
 /// The built-in profile of this name, or the one in this file.
 ///
@@ -50,7 +50,9 @@ mod tests {
         #[cfg(feature = "cuda")]
         assert!(open("h200").is_ok());
         #[cfg(not(feature = "cuda"))]
-        assert!(open("h200").is_err_and(|e| e.code() == "device" && e.to_string().contains("take `cpu`")));
+        assert!(
+            open("h200").is_err_and(|e| e.code().name() == "device" && e.to_string().contains("take `cpu`"))
+        );
         assert!(open("h2000").is_err_and(|e| e.to_string().contains("known are h200, h100")));
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("mine.toml");

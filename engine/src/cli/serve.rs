@@ -12,9 +12,12 @@ use std::time::{Duration, Instant};
 use animd_engine::backend::Backend;
 use animd_engine::pipeline::{Job, Pipeline};
 use animd_engine::progress::{Observer, Progress};
-use animd_engine::protocol::{FromEngine, HEARTBEAT_SECONDS, MAX_LINE, PROTOCOL, Pictures, Report, ToEngine};
-use animd_engine::request::Request;
 use animd_engine::{Error, Result, image};
+use animd_protocol::ErrorCode;
+use animd_protocol::messages::{
+    FromEngine, HEARTBEAT_SECONDS, MAX_LINE, PROTOCOL, Pictures, Report, ToEngine,
+};
+use animd_protocol::request::Request;
 
 use super::ModelArgs;
 use super::backend::{self, Chosen};
@@ -109,7 +112,7 @@ impl Observer for Reporter<'_> {
 }
 
 impl Serve {
-    /// Runs it; see [`animd_engine::protocol`].
+    /// Runs it; see [`animd_protocol::messages`].
     pub fn run(self) -> ExitCode {
         let socket = match std::io::stdin().as_fd().try_clone_to_owned() {
             Ok(fd) => UnixStream::from(fd),
@@ -165,8 +168,7 @@ impl Serve {
             backend: pipeline.backend_name().into(),
             model: pipeline.model_name().into(),
             kernels: backend::kernels(),
-            device: None,
-            dims: Some(Box::new(pipeline.dims())),
+            recipe: Some(Box::new(pipeline.recipe().clone())),
         });
         let (jobs, queue) = mpsc::sync_channel(1);
         std::thread::spawn(move || {
@@ -189,7 +191,7 @@ impl Serve {
             }
             shared.send(&match result {
                 Ok(report) => FromEngine::Done { job, report },
-                Err(e) => FromEngine::Failed { job, code: e.code().into(), message: e.to_string() },
+                Err(e) => FromEngine::Failed { job, code: e.code(), message: e.to_string() },
             });
         }
         ExitCode::SUCCESS
@@ -198,7 +200,7 @@ impl Serve {
 
 /// Says why nothing can be computed.
 fn unusable(shared: &Shared, e: &Error) -> ExitCode {
-    shared.send(&FromEngine::Failed { job: 0, code: e.code().into(), message: e.to_string() });
+    shared.send(&FromEngine::Failed { job: 0, code: e.code(), message: e.to_string() });
     ExitCode::from(EXIT_UNUSABLE)
 }
 
@@ -225,7 +227,7 @@ struct Order {
 /// Reads the parent's messages until it goes away; returns the exit status, 0 for an ordinary end.
 fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>) -> u8 {
     let refuse = |text: String| {
-        shared.send(&FromEngine::Failed { job: 0, code: "internal".into(), message: text });
+        shared.send(&FromEngine::Failed { job: 0, code: ErrorCode::Internal, message: text });
         EXIT_PROTOCOL
     };
     let mut line = Vec::new();
@@ -251,7 +253,7 @@ fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>
                 // A second job while one runs would wait, and its parent would take that for work.
                 if shared.busy.swap(true, Ordering::SeqCst) {
                     let e = Error::Internal("the engine has a job already".into());
-                    shared.send(&FromEngine::Failed { job, code: e.code().into(), message: e.to_string() });
+                    shared.send(&FromEngine::Failed { job, code: e.code(), message: e.to_string() });
                 } else if jobs.send(Order { job, image, output, pictures, request }).is_err() {
                     return 0;
                 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use animd_engine::progress::{Observer, Progress, Stage};
-use animd_engine::weights::Component;
+use animd_engine::weights::{Component, DType};
 use animd_engine::{Result, synth};
 
 use super::bar::Bar;
@@ -25,18 +25,48 @@ pub struct SynthModel {
     size: synth::Size,
     /// The type of the DiT's weights
     #[arg(long, value_enum, default_value = "bf16")]
-    dtype: synth::Precision,
+    dtype: Type,
     /// One component only
     #[arg(long, value_enum)]
-    only: Option<Component>,
+    only: Option<Only>,
     /// The number that the weights are drawn from
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Type {
+    /// Half the size of the released one; the same values
+    Bf16,
+    /// As released
+    F32,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Only {
+    /// The diffusion transformer
+    Dit,
+    /// The `umT5` text encoder
+    T5,
+    /// The CLIP vision tower
+    Clip,
+    /// The causal video VAE
+    Vae,
+}
+
 impl SynthModel {
     /// Runs it.
     pub fn run(self) -> Result<()> {
+        let dtype = match self.dtype {
+            Type::Bf16 => DType::Bf16,
+            Type::F32 => DType::F32,
+        };
+        let only = self.only.map(|only| match only {
+            Only::Dit => Component::Dit,
+            Only::T5 => Component::T5,
+            Only::Clip => Component::Clip,
+            Only::Vae => Component::Vae,
+        });
         let bar = Bar::new(false, Stop::listen()?);
         let mut total = 0;
         let mut wrote = |done: u64, all: u64| {
@@ -45,7 +75,7 @@ impl SynthModel {
             bar.progress(&Progress { stage: Stage::Write, step: 0, steps: 0, fraction, seconds_left: None });
             bar.check()
         };
-        let result = synth::synth_model(&self.dir, self.size, self.dtype, self.only, self.seed, &mut wrote);
+        let result = synth::synth_model(&self.dir, self.size, dtype, only, self.seed, &mut wrote);
         bar.finish();
         result?;
         print(&format!("{}: {:.1} MB", self.dir.display(), total as f64 / 1e6))

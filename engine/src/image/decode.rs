@@ -260,7 +260,7 @@ mod tests {
 
     fn message(bytes: &[u8]) -> String {
         let error = decode_bytes(bytes, "x").expect_err("no picture");
-        assert_eq!(error.code(), "invalid-image");
+        assert_eq!(error.code().name(), "invalid-image");
         error.to_string()
     }
 

@@ -5,12 +5,13 @@ mod resize;
 mod size;
 mod write;
 
+use animd_protocol::request::{Resize, Size};
+
+use crate::Result;
+
 pub use decode::{Picture, decode, decode_bytes};
 pub use resize::{bicubic, bicubic_antialiased, clip_pixels};
 pub use size::{Adaptive, Crop, adaptive, centre, diffusers_example, official};
-
-use crate::Result;
-use crate::request::{Resize, Size};
 
 /// A picture in the video's size: its first frame.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,6 +111,6 @@ mod tests {
         let fitted = fit(&picture(90, 100), &Size::P480, Resize::Adaptive).expect("it fits");
         assert_eq!((fitted.latent_height(), fitted.latent_width()), (60, 60));
         let narrow = fit(&picture(1, 10000), &Size::P480, Resize::Official).expect_err("it is too narrow");
-        assert_eq!(narrow.code(), "invalid-image");
+        assert_eq!(narrow.code().name(), "invalid-image");
     }
 }

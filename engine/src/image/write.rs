@@ -85,7 +85,7 @@ mod tests {
         }
         assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 1);
         let gone = picture(2, 2).write_jpeg(&folder.path().join("gone/a.jpg"), 90);
-        assert!(gone.is_err_and(|e| e.code() == "file" && e.to_string().contains("gone")));
+        assert!(gone.is_err_and(|e| e.code().name() == "file" && e.to_string().contains("gone")));
         Ok(())
     }
 

@@ -3,42 +3,7 @@
 use std::time::Instant;
 
 use crate::Result;
-use crate::progress::{Observer, Progress, Stage};
-
-/// What each stage costs, in one unit: only the ratios matter.
-#[derive(Clone, Copy, Debug)]
-pub struct Costs {
-    /// Weights into memory; 0 when they are there.
-    pub load: f64,
-    /// umT5.
-    pub text: f64,
-    /// CLIP.
-    pub image: f64,
-    /// VAE encoder.
-    pub vae_encode: f64,
-    /// All steps.
-    pub denoise: f64,
-    /// VAE decoder.
-    pub vae_decode: f64,
-}
-
-impl Costs {
-    fn of(&self, stage: Stage) -> f64 {
-        match stage {
-            Stage::Load => self.load,
-            Stage::Text => self.text,
-            Stage::Image => self.image,
-            Stage::VaeEncode => self.vae_encode,
-            Stage::Denoise => self.denoise,
-            Stage::VaeDecode => self.vae_decode,
-            Stage::Write => 0.01 * self.vae_decode,
-        }
-    }
-
-    fn total(&self) -> f64 {
-        Stage::ALL.iter().map(|&s| self.of(s)).sum()
-    }
-}
+use crate::progress::{Costs, Observer, Progress, Stage};
 
 /// Times the stages of one job and tells the observer.
 pub struct Clock<'a> {
@@ -131,9 +96,7 @@ impl<'a> Clock<'a> {
 
     fn tell(&mut self, part: f64) {
         let stage = self.progress.stage;
-        let before: f64 = Stage::ALL.iter().take_while(|&&s| s != stage).map(|&s| self.costs.of(s)).sum();
-        let fraction =
-            (before + part.min(1.0) * self.costs.of(stage)) / self.costs.total().max(f64::MIN_POSITIVE);
+        let fraction = self.costs.fraction(stage, part);
         self.progress.fraction = fraction.clamp(self.progress.fraction, 1.0);
         let elapsed = self.began.elapsed().as_secs_f64();
         // An expectation from less than a twentieth of the work would be a guess.

@@ -8,23 +8,23 @@ mod watched;
 use std::path::Path;
 use std::time::Duration;
 
+use animd_protocol::messages::{Pictures, Report};
+use animd_protocol::request::{Request, Tiling};
+use animd_protocol::step_cache::{self, StepPlan};
+
 use crate::backend::Backend;
 use crate::image::{self, Fitted, Picture};
 use crate::model::dit::{Blocks, Context, Time};
 use crate::model::vae;
 use crate::noise;
-use crate::progress::{Observer, Stage};
-use crate::protocol::{Pictures, Report};
-use crate::request::{Request, Tiling};
+use crate::progress::{Costs, Observer, Stage};
 use crate::sampler::{self, Guidance, SamplerConfig};
-use crate::step_cache::StepPlan;
-use crate::text;
 use crate::video::{VideoOptions, VideoWriter};
 use crate::{Error, Result};
 
-use clock::{Clock, Costs};
-pub(crate) use models::Models;
-pub use models::{LoadSeconds, Pipeline};
+use clock::Clock;
+pub use models::Pipeline;
+pub(crate) use models::{Models, Parts};
 use pictures::{Previews, Stills};
 
 /// A picture that is fitted and a request that is checked: all that can be refused without the model.
@@ -65,6 +65,12 @@ impl Job {
 struct Conditioning<B: Backend> {
     /// The mask and the picture's latents, `[20, t, h, w]`.
     y: B::Tensor,
+    /// For each expert what it makes of text and picture.
+    contexts: Vec<Contexts<B>>,
+}
+
+/// What one expert attends to.
+struct Contexts<B: Backend> {
     /// For the prompt.
     positive: Context<B>,
     /// For the negative prompt; `None` without guidance.
@@ -77,7 +83,7 @@ impl<B: Backend> Pipeline<B> {
     /// # Errors
     /// [`Error::Memory`] if there is not so much; [`Error::Canceled`]; what the model or the backend reports.
     pub(crate) fn prepare(&mut self, job: &Job, observer: &dyn Observer) -> Result<()> {
-        self.check_memory(job)?;
+        self.check(job)?;
         let mut clock = Clock::start(observer, job.request.steps, job.request.frames, self.costs(job));
         self.load(&mut clock)
     }
@@ -96,7 +102,7 @@ impl<B: Backend> Pipeline<B> {
     ) -> Result<Report> {
         let request = &job.request;
         let (width, height) = (job.width(), job.height());
-        self.check_memory(job)?;
+        self.check(job)?;
         // What a job before it took, if that failed, is not this one's.
         self.peak_gpu();
         let sampler = SamplerConfig::new(request)?;
@@ -116,13 +122,14 @@ impl<B: Backend> Pipeline<B> {
         self.load(&mut clock)?;
         let colours = pictures.preview.is_some().then(|| self.colours()).transpose()?;
         let mut previews = Previews::new(pictures.preview.as_deref(), colours);
-        let (backend, tokenizer, models) = self.parts()?;
-        let conditioning = condition(backend, tokenizer, models, job, &mut clock)?;
+        let mut parts = self.parts()?;
+        let conditioning = condition(&mut parts, job, &mut clock)?;
 
         clock.stage(Stage::Denoise)?;
-        let (latents, plan) =
-            denoise(backend, models, job, &sampler, &conditioning, &mut previews, &mut clock)?;
+        let (latents, plan) = denoise(&parts, job, &sampler, &conditioning, &mut previews, &mut clock)?;
         drop(conditioning);
+        let Parts { backend, recipe, models, .. } = parts;
+        let (forwards_computed, forwards_skipped) = plan.forwards(recipe.uses_guidance(request));
 
         clock.stage(Stage::VaeDecode)?;
         let mut frames = 0;
@@ -151,7 +158,6 @@ impl<B: Backend> Pipeline<B> {
         let bytes = writer.finish()?;
         stills.finish();
         let steps = clock.steps(&plan.compute);
-        let (forwards_computed, forwards_skipped) = plan.forwards(request.uses_guidance());
         Ok(Report {
             width: width as u32,
             height: height as u32,
@@ -182,49 +188,44 @@ impl<B: Backend> Pipeline<B> {
     /// How long the work may go without asking its observer: the slowest of one block of the DiT, four frames of the VAE
     /// and one network's weights, on a machine that computes 1 GFLOP and reads 10 MB in a second, and a minute more.
     pub fn patience(&self, job: &Job) -> Duration {
-        let costs = self.costs(job);
-        let block = self.plan(job).work.forward.flops() / self.blocks() as f64;
-        let frames = (costs.vae_decode + costs.vae_encode) / job.request.latent_frames() as f64;
-        let computing = block.max(frames).max(costs.text).max(costs.image) / 1e9;
+        let work = self.plan(job).work;
+        let block = work.forward.flops() / self.blocks() as f64;
+        let frames = (work.vae_decode + work.vae_encode) / job.request.latent_frames() as f64;
+        let computing = block.max(frames).max(work.text).max(work.clip) / 1e9;
         let reading = 4.0 * self.parameters() as f64 / 1e7;
         Duration::from_secs_f64(60.0 + computing.max(reading))
     }
 
     /// What each stage computes, for the progress.
     fn costs(&self, job: &Job) -> Costs {
-        let work = self.plan(job).work;
-        Costs {
-            // A parameter costs about as much to load as a few dozen operations.
-            load: if self.is_loaded() { 0.0 } else { 30.0 * self.parameters() as f64 },
-            text: work.text,
-            image: work.clip,
-            vae_encode: work.vae_encode,
-            denoise: work.denoise,
-            vae_decode: work.vae_decode,
-        }
+        // A parameter costs about as much to load as a few dozen operations.
+        let load = if self.is_loaded() { 0.0 } else { 30.0 * self.parameters() as f64 };
+        self.plan(job).work.costs(load)
     }
 }
 
 /// Text, picture and their latents.
 fn condition<B: Backend>(
-    backend: &B,
-    tokenizer: &text::Tokenizer,
-    models: &mut Models<B>,
+    parts: &mut Parts<'_, B>,
     job: &Job,
     clock: &mut Clock<'_>,
 ) -> Result<Conditioning<B>> {
-    let request = &job.request;
+    let Parts { backend, tokenizer, recipe, models } = parts;
+    let (backend, request) = (*backend, &job.request);
     clock.stage(Stage::Text)?;
     let positive = models.text(backend, tokenizer, &request.prompt)?;
-    let negative = match request.uses_guidance() {
+    let negative = match recipe.uses_guidance(request) {
         true => Some(models.text(backend, tokenizer, &request.negative_prompt)?),
         false => None,
     };
 
     clock.stage(Stage::Image)?;
-    let picture = models.clip.encode(backend, &job.clip_pixels, None)?;
-    let positive = models.dit.context(backend, &positive, &picture)?;
-    let negative = negative.map(|text| models.dit.context(backend, &text, &picture)).transpose()?;
+    let picture = models.image_encoder()?.encode(backend, &job.clip_pixels, None)?;
+    let contexts = models.experts().iter().map(|dit| {
+        let context = |text| dit.context(backend, text, &picture);
+        Ok(Contexts { positive: context(&positive)?, negative: negative.as_ref().map(context).transpose()? })
+    });
+    let contexts = contexts.collect::<Result<_>>()?;
 
     clock.stage(Stage::VaeEncode)?;
     let Fitted { width, height, first_frame } = &job.fitted;
@@ -237,41 +238,45 @@ fn condition<B: Backend>(
             models.vae.encode_picture_tiled(backend, &first, request.latent_frames(), clock.observer())?
         }
     };
-    Ok(Conditioning { y: vae::condition(backend, &latents)?, positive, negative })
+    Ok(Conditioning { y: vae::condition(backend, &latents)?, contexts })
 }
 
 /// The sampler's loop over the DiT: noise to latents.
 fn denoise<B: Backend>(
-    backend: &B,
-    models: &Models<B>,
+    parts: &Parts<'_, B>,
     job: &Job,
     sampler: &SamplerConfig,
     conditioning: &Conditioning<B>,
     previews: &mut Previews<'_>,
     clock: &mut Clock<'_>,
 ) -> Result<(B::Tensor, StepPlan)> {
+    let &Parts { backend, recipe, ref models, .. } = parts;
     let request = &job.request;
     let [t, h, w] = job.latent();
-    let shape = [16, t, h, w];
+    let shape = [recipe.vae.config.z_dim, t, h, w];
     let mut generator = noise::Generator::new(request);
     let first = backend.upload(&generator.randn(shape.iter().product()), &shape)?;
-    let grid = models.dit.grid(backend, t, h, w)?;
-    let times: Vec<Time<B>> =
-        sampler.timesteps().iter().map(|&t| models.dit.time(backend, t)).collect::<Result<_>>()?;
-    let plan = StepPlan::new(request, |modulation| {
-        Ok(times.iter().map(|t| if modulation { t.e0_host.clone() } else { t.e_host.clone() }).collect())
+    // Positions are the same for all experts.
+    let grid = models.expert(0)?.grid(backend, t, h, w)?;
+    let experts = step_cache::experts(recipe, request);
+    let timesteps = sampler.timesteps();
+    let times = experts.iter().zip(&timesteps).map(|(&expert, &t)| models.expert(expert)?.time(backend, t));
+    let times: Vec<Time<B>> = times.collect::<Result<_>>()?;
+    let plan = StepPlan::new(recipe, request, |modulation| {
+        let embedded = |t: &Time<B>| if modulation { t.e0_host.clone() } else { t.e_host.clone() };
+        Ok::<_, Error>(times.iter().map(embedded).collect())
     })?;
 
     let observer = clock.observer();
-    let contexts: Vec<&Context<B>> =
-        std::iter::once(&conditioning.positive).chain(conditioning.negative.as_ref()).collect();
-    // What the blocks added at the last computed step, for each branch.
-    let mut residuals: Vec<Option<B::Tensor>> = vec![None; contexts.len()];
+    // What the blocks added at the last computed step, for each branch: two with guidance.
+    let mut residuals: [Option<B::Tensor>; 2] = [None, None];
     let caching = plan.compute.contains(&false);
-    let guidance = Guidance { scale: request.guidance };
     let mut velocity = |step: usize, x: &B::Tensor, _: f64| -> Result<B::Tensor> {
-        let mut branches = Vec::with_capacity(contexts.len());
-        for (context, residual) in contexts.iter().zip(&mut residuals) {
+        let expert = experts[step];
+        let dit = models.expert(expert)?;
+        let Contexts { positive, negative } = &conditioning.contexts[expert];
+        let mut branches = Vec::with_capacity(residuals.len());
+        for (context, residual) in std::iter::once(positive).chain(negative).zip(&mut residuals) {
             // What is going to be replaced makes room first.
             if plan.compute[step] {
                 *residual = None;
@@ -280,7 +285,7 @@ fn denoise<B: Backend>(
                 Some(residual) => Blocks::Reuse(residual),
                 None => Blocks::Compute { keep_residual: caching },
             };
-            let out = models.dit.forward(
+            let out = dit.forward(
                 backend,
                 x,
                 &conditioning.y,
@@ -297,7 +302,10 @@ fn denoise<B: Backend>(
             branches.push(out.velocity);
         }
         let velocity = match &branches[..] {
-            [positive, negative] => guidance.apply(backend, positive, negative)?,
+            [positive, negative] => {
+                let guidance = Guidance { scale: recipe.guidance(expert, request) };
+                guidance.apply(backend, positive, negative)?
+            }
             _ => branches.remove(0),
         };
         previews.offer(backend, x, &velocity, sampler.sigmas()[step], observer)?;

@@ -1,22 +1,21 @@
-//! The model's four networks: found at once, loaded when first needed, kept.
+//! The model's networks: found at once, loaded when first needed, kept.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Instant;
 
-use serde::Serialize;
+use animd_protocol::plan::{Plan, gib};
+use animd_protocol::profile::{Backend as Kind, Precision};
+use animd_protocol::recipe::{Component, Network, Recipe};
 
 use crate::backend::Backend;
-use crate::dims::Dims;
 use crate::model::clip::Clip;
 use crate::model::dit::Dit;
 use crate::model::t5::T5;
 use crate::model::vae::{Colours, Vae};
-use crate::plan::{Plan, gib};
-use crate::profile::{self, Backend as Kind};
 use crate::synth::{self, Source};
 use crate::text::{self, MAX_TOKENS, Tokenizer};
-use crate::weights::{self, Component, WeightSource};
+use crate::weights::{self, DType, WeightSource};
 use crate::{Error, Result};
 
 use super::Job;
@@ -38,55 +37,75 @@ pub struct Pipeline<B: Backend> {
 
 /// Where the weights come from.
 struct Sources {
-    dims: Dims,
-    dit: Box<dyn WeightSource + Send>,
-    t5: Box<dyn WeightSource + Send>,
-    clip: Box<dyn WeightSource + Send>,
-    vae: Box<dyn WeightSource + Send>,
-    /// Of all four.
+    recipe: Recipe,
+    /// By the names of the recipe's networks.
+    weights: BTreeMap<String, Box<dyn WeightSource + Send>>,
+    /// Of all networks.
     parameters: usize,
 }
 
-/// How long each network took to come into memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct LoadSeconds {
-    /// The diffusion transformer.
-    pub dit: f64,
-    /// The text encoder.
-    pub t5: f64,
-    /// The image encoder.
-    pub clip: f64,
-    /// The autoencoder.
-    pub vae: f64,
+impl Sources {
+    fn of<C>(&self, network: &Network<C>) -> Result<&dyn WeightSource> {
+        match self.weights.get(&network.name) {
+            Some(weights) => Ok(&**weights),
+            None => Err(Error::Internal(format!("nobody knows where the weights of {} are", network.name))),
+        }
+    }
 }
 
 impl From<weights::Model> for Sources {
     fn from(files: weights::Model) -> Self {
-        let parameters = files.parameters();
-        Self {
-            dims: files.dims(),
-            dit: Box::new(files.dit.0),
-            t5: Box::new(files.t5.0),
-            clip: Box::new(files.clip.0),
-            vae: Box::new(files.vae.0),
-            parameters,
+        let (recipe, parameters) = (files.recipe(), files.parameters());
+        let mut found: BTreeMap<Component, Box<dyn WeightSource + Send>> = BTreeMap::new();
+        found.insert(Component::Dit, Box::new(files.dit.0));
+        found.insert(Component::T5, Box::new(files.t5.0));
+        found.insert(Component::Clip, Box::new(files.clip.0));
+        found.insert(Component::Vae, Box::new(files.vae.0));
+        let parts = recipe.networks().map(|part| (part.name.to_owned(), part.component()));
+        let weights = parts.filter_map(|(name, component)| Some((name, found.remove(&component)?))).collect();
+        Self { recipe, weights, parameters }
+    }
+}
+
+/// How long each network took to come into memory, in the order in which they came.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LoadSeconds(Vec<(String, f64)>);
+
+impl LoadSeconds {
+    /// The networks with their seconds.
+    pub fn networks(&self) -> &[(String, f64)] {
+        &self.0
+    }
+
+    fn note(&mut self, name: &str, seconds: f64) {
+        match self.0.iter_mut().find(|(known, _)| known == name) {
+            Some((_, noted)) => *noted = seconds,
+            None => self.0.push((name.to_owned(), seconds)),
         }
     }
 }
 
 /// The loaded networks.
 pub struct Models<B: Backend> {
-    /// The diffusion transformer.
-    pub dit: Dit<B>,
+    /// The diffusion transformers, in the recipe's order.
+    experts: Vec<Dit<B>>,
     /// The text encoder.
-    pub t5: T5<B>,
-    /// The image encoder.
-    pub clip: Clip<B>,
+    pub text_encoder: T5<B>,
+    /// The image encoder, if the recipe has one.
+    image_encoder: Option<Clip<B>>,
     /// The autoencoder.
     pub vae: Vae<B>,
     texts: HashMap<String, B::Tensor>,
     /// How latents look, once somebody wanted to know.
     colours: Option<Colours>,
+}
+
+/// What a loaded pipeline works with.
+pub struct Parts<'a, B: Backend> {
+    pub backend: &'a B,
+    pub tokenizer: &'a Tokenizer,
+    pub recipe: &'a Recipe,
+    pub models: &'a mut Models<B>,
 }
 
 impl<B: Backend> Pipeline<B> {
@@ -97,7 +116,7 @@ impl<B: Backend> Pipeline<B> {
     /// [`Error::Model`] says everything that is wrong with the files.
     pub fn open(backend: B, dir: &Path, dit: Option<&Path>) -> Result<Self> {
         let prepared = match backend.setup().precision.dit {
-            profile::Weights::Fp8 => weights::find_prepared(dit.unwrap_or(dir)),
+            Precision::Fp8 => weights::find_prepared(dit.unwrap_or(dir)),
             _ => None,
         };
         let mut pipeline = Self::open_original(backend, dir, prepared.as_deref().or(dit))?;
@@ -121,13 +140,15 @@ impl<B: Backend> Pipeline<B> {
     /// # Errors
     /// None that a sound build has.
     pub fn made_up(backend: B, size: synth::Size, seed: u64) -> Result<Self> {
-        let source = |component| Source::new(size, synth::Precision::Bf16, component, seed);
-        let all = Component::ALL.map(source);
-        let parameters = all.iter().map(Source::parameters).sum();
-        let [dit, t5, clip, vae] = all.map(|source| Box::new(source) as Box<dyn WeightSource + Send>);
+        let (recipe, mut weights, mut parameters) = (size.recipe(), BTreeMap::new(), 0);
+        for part in recipe.networks() {
+            let source = Source::new(&part, DType::Bf16, seed);
+            parameters += source.parameters();
+            let source: Box<dyn WeightSource + Send> = Box::new(source);
+            weights.insert(part.name.to_owned(), source);
+        }
         let tokenizer = Tokenizer::read(synth::TOKENIZER, "tokenizer.json")?;
-        let sources = Sources { dims: size.dims(), dit, t5, clip, vae, parameters };
-        Ok(Self::with(backend, "made-up".into(), tokenizer, sources))
+        Ok(Self::with(backend, "made-up".into(), tokenizer, Sources { recipe, weights, parameters }))
     }
 
     fn with(backend: B, name: String, tokenizer: Tokenizer, sources: Sources) -> Self {
@@ -139,9 +160,9 @@ impl<B: Backend> Pipeline<B> {
         &self.name
     }
 
-    /// The sizes of its networks.
-    pub fn dims(&self) -> Dims {
-        self.sources.dims.clone()
+    /// The model as a value.
+    pub fn recipe(&self) -> &Recipe {
+        &self.sources.recipe
     }
 
     /// Bytes of a GPU's memory, at most, since this was asked last.
@@ -159,21 +180,34 @@ impl<B: Backend> Pipeline<B> {
         if self.models.is_some() {
             return Ok(());
         }
-        let (b, count) = (&self.backend, Count::new(clock, self.parameters()));
-        let (Sources { dims, dit, t5, clip, vae, .. }, seconds) = (&self.sources, &mut self.load_seconds);
-        let t5 = timed(&mut seconds.t5, || T5::load(&b.loading(Component::T5), &count.of(&**t5), &dims.t5))?;
-        let clip = timed(&mut seconds.clip, || {
-            Clip::load(&b.loading(Component::Clip), &count.of(&**clip), &dims.clip)
-        })?;
-        let vae =
-            timed(&mut seconds.vae, || Vae::load(&b.loading(Component::Vae), &count.of(&**vae), &dims.vae))?;
-        let dit =
-            timed(&mut seconds.dit, || Dit::load(&b.loading(Component::Dit), &count.of(&**dit), &dims.dit))?;
-        self.models = Some(Models { dit, t5, clip, vae, texts: HashMap::new(), colours: None });
+        let Self { backend, sources, load_seconds, .. } = self;
+        let (recipe, count) = (&sources.recipe, Count::new(clock, sources.parameters));
+        let mut loading = Loading { backend, seconds: load_seconds };
+        let network = &recipe.text_encoder;
+        let weights = count.of(sources.of(network)?);
+        let text_encoder = loading.load(Component::T5, network, |b, config| T5::load(b, &weights, config))?;
+        let image_encoder = match &recipe.conditioning.image_encoder {
+            Some(network) => {
+                let weights = count.of(sources.of(network)?);
+                let load = |b: &B, config: &_| Clip::load(b, &weights, config);
+                Some(loading.load(Component::Clip, network, load)?)
+            }
+            None => None,
+        };
+        let network = &recipe.vae;
+        let weights = count.of(sources.of(network)?);
+        let vae = loading.load(Component::Vae, network, |b, config| Vae::load(b, &weights, config))?;
+        let experts = recipe.experts.iter().map(|expert| {
+            let weights = count.of(sources.of(&expert.network)?);
+            loading.load(Component::Dit, &expert.network, |b, config| Dit::load(b, &weights, config))
+        });
+        let experts = experts.collect::<Result<_>>()?;
+        let texts = HashMap::new();
+        self.models = Some(Models { experts, text_encoder, image_encoder, vae, texts, colours: None });
         Ok(())
     }
 
-    /// Takes another backend on the same device. If that has other weights in the DiT, the one that is loaded goes, and is
+    /// Takes another backend on the same device. If that has other weights in the DiT, those that are loaded go, and are
     /// loaded anew; the other networks stay.
     ///
     /// # Errors
@@ -181,18 +215,22 @@ impl<B: Backend> Pipeline<B> {
     pub(crate) fn exchange_dit(&mut self, backend: B) -> Result<()> {
         let same = backend.setup().precision == self.backend.setup().precision;
         self.backend = backend;
-        let Some(models) = self.models.take_if(|_| !same) else { return Ok(()) };
-        let Models { dit, t5, clip, vae, texts, colours } = models;
-        drop(dit);
-        let (b, Sources { dims, dit, .. }) = (self.backend.loading(Component::Dit), &self.sources);
-        let dit = timed(&mut self.load_seconds.dit, || Dit::load(&b, &**dit, &dims.dit))?;
-        self.models = Some(Models { dit, t5, clip, vae, texts, colours });
+        let Some(mut models) = self.models.take_if(|_| !same) else { return Ok(()) };
+        models.experts.clear();
+        let Self { backend, sources, load_seconds, .. } = self;
+        let mut loading = Loading { backend, seconds: load_seconds };
+        for expert in &sources.recipe.experts {
+            let weights = sources.of(&expert.network)?;
+            let load = |b: &B, config: &_| Dit::load(b, weights, config);
+            models.experts.push(loading.load(Component::Dit, &expert.network, load)?);
+        }
+        self.models = Some(models);
         Ok(())
     }
 
     /// How long the networks took that are loaded.
-    pub(crate) fn load_seconds(&self) -> LoadSeconds {
-        self.load_seconds
+    pub(crate) fn load_seconds(&self) -> &LoadSeconds {
+        &self.load_seconds
     }
 
     /// Who computes.
@@ -201,19 +239,19 @@ impl<B: Backend> Pipeline<B> {
     }
 
     /// What a loaded pipeline works with.
-    pub(crate) fn parts(&mut self) -> Result<(&B, &Tokenizer, &mut Models<B>)> {
+    pub(crate) fn parts(&mut self) -> Result<Parts<'_, B>> {
         let models = self.models.as_mut().ok_or_else(|| Error::Internal("the model is not loaded".into()))?;
-        Ok((&self.backend, &self.tokenizer, models))
+        Ok(Parts { backend: &self.backend, tokenizer: &self.tokenizer, recipe: &self.sources.recipe, models })
     }
 
     /// How the loaded model's latents look.
     pub(super) fn colours(&mut self) -> Result<Colours> {
-        let (b, _, models) = self.parts()?;
+        let Parts { backend, models, .. } = self.parts()?;
         if let Some(known) = &models.colours {
             return Ok(known.clone());
         }
         let began = Instant::now();
-        let colours = models.colours.insert(models.vae.colours(b)?).clone();
+        let colours = models.colours.insert(models.vae.colours(backend)?).clone();
         tracing::debug!("the latents' colours in {:?}", began.elapsed());
         Ok(colours)
     }
@@ -225,21 +263,23 @@ impl<B: Backend> Pipeline<B> {
     /// What a job will cost.
     pub(super) fn plan(&self, job: &Job) -> Plan {
         let setup = self.backend.setup();
-        Plan::new(&self.sources.dims, &job.request, [job.width(), job.height()], &setup)
+        Plan::new(&self.sources.recipe, &job.request, [job.width(), job.height()], &setup)
     }
 
-    /// Of all four networks.
+    /// Of all networks.
     pub(super) fn parameters(&self) -> usize {
         self.sources.parameters
     }
 
-    /// The blocks of the DiT.
+    /// The blocks of the DiT; with several, of the one that has the fewest.
     pub(super) fn blocks(&self) -> usize {
-        self.sources.dims.dit.num_layers
+        let experts = self.sources.recipe.experts.iter();
+        experts.map(|expert| expert.network.config.num_layers).min().unwrap_or(1)
     }
 
-    /// Refuses a job that the memory cannot hold, before anything is loaded; what is a GPU's is taken.
-    pub(super) fn check_memory(&mut self, job: &Job) -> Result<()> {
+    /// Refuses a job that the model or the memory is not made for, before anything is loaded; what is a GPU's is taken.
+    pub(super) fn check(&mut self, job: &Job) -> Result<()> {
+        self.sources.recipe.check(&job.request)?;
         let memory = self.plan(job).memory;
         if self.backend.setup().backend == Kind::Cuda {
             // Embeddings would hold on to memory that a larger job wants in one piece; a GPU makes them in no time.
@@ -270,6 +310,29 @@ impl<B: Backend> Pipeline<B> {
 }
 
 impl<B: Backend> Models<B> {
+    /// The transformer that computes the steps of an expert.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for an expert that the recipe has not.
+    pub fn expert(&self, index: usize) -> Result<&Dit<B>> {
+        self.experts.get(index).ok_or_else(|| Error::Internal(format!("there is no expert {index}")))
+    }
+
+    /// All transformers, in the recipe's order.
+    pub fn experts(&self) -> &[Dit<B>] {
+        &self.experts
+    }
+
+    /// The image encoder.
+    ///
+    /// # Errors
+    /// [`Error::Model`] for a model that has none: transformers that attend to text alone are not written.
+    pub fn image_encoder(&self) -> Result<&Clip<B>> {
+        self.image_encoder.as_ref().ok_or_else(|| {
+            Error::Model("for now, animd only runs models that have an image encoder".to_owned())
+        })
+    }
+
     /// The prompt's embedding `[n, text_dim]`, from memory if it was asked for before.
     pub(super) fn text(&mut self, backend: &B, tokenizer: &Tokenizer, prompt: &str) -> Result<B::Tensor> {
         if let Some(known) = self.texts.get(prompt) {
@@ -279,7 +342,7 @@ impl<B: Backend> Models<B> {
         if tokens.whole > MAX_TOKENS {
             tracing::warn!("the prompt has {} tokens; the model reads the first {MAX_TOKENS}", tokens.whole);
         }
-        let embedding = self.t5.encode(backend, &tokens.ids, None)?;
+        let embedding = self.text_encoder.encode(backend, &tokens.ids, None)?;
         if self.texts.len() >= KEPT_PROMPTS {
             self.texts.clear();
         }
@@ -288,12 +351,24 @@ impl<B: Backend> Models<B> {
     }
 }
 
-/// Notes how long a load took.
-fn timed<T>(seconds: &mut f64, load: impl FnOnce() -> Result<T>) -> Result<T> {
-    let began = Instant::now();
-    let result = load();
-    *seconds = began.elapsed().as_secs_f64();
-    result
+/// Loads one network after the other, and notes how long each took.
+struct Loading<'a, B> {
+    backend: &'a B,
+    seconds: &'a mut LoadSeconds,
+}
+
+impl<B: Backend> Loading<'_, B> {
+    fn load<C, N>(
+        &mut self,
+        component: Component,
+        network: &Network<C>,
+        load: impl FnOnce(&B, &C) -> Result<N>,
+    ) -> Result<N> {
+        let began = Instant::now();
+        let loaded = load(&self.backend.loading(component), &network.config);
+        self.seconds.note(&network.name, began.elapsed().as_secs_f64());
+        loaded
+    }
 }
 
 fn file_name(path: &Path) -> String {

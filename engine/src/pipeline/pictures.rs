@@ -5,11 +5,12 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use animd_protocol::messages::Pictures;
+
 use crate::backend::Backend;
 use crate::image::Picture;
 use crate::model::vae::{Colours, LATENT_CHANNELS};
 use crate::progress::Observer;
-use crate::protocol::Pictures;
 use crate::{Error, Result};
 
 /// Pixels of a thumbnail's longer side: freedesktop's "x-large".

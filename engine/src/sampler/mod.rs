@@ -3,61 +3,16 @@
 //! Nothing here knows a model: [`run`] asks for velocities.
 
 pub mod distill;
-pub mod schedule;
 #[cfg(test)]
 mod testing;
 pub mod unipc;
 
+pub use animd_protocol::schedule::{self, SamplerConfig};
+
 use crate::backend::TensorOps;
-use crate::request::{DISTILL_TIMESTEPS, Request, Sampler};
 use crate::{Error, Result};
 
-use schedule::{DistillSchedule, Schedule};
 use unipc::UniPc;
-
-/// How the loop goes: the solver and its schedule.
-#[derive(Clone, Debug, PartialEq)]
-pub enum SamplerConfig {
-    /// [`unipc`].
-    Unipc(Schedule),
-    /// [`distill::euler`].
-    Euler(DistillSchedule),
-    /// [`distill::renoise`].
-    Renoise(DistillSchedule),
-}
-
-impl SamplerConfig {
-    /// The sampler that a request asks for.
-    ///
-    /// # Errors
-    /// What [`schedule::distill`] refuses.
-    pub fn new(request: &Request) -> Result<Self> {
-        let distilled = || schedule::distill(&DISTILL_TIMESTEPS, request.shift);
-        Ok(match request.sampler {
-            Sampler::Unipc => Self::Unipc(schedule::unipc(request.steps as usize, request.shift)),
-            Sampler::Distill => Self::Euler(distilled()?),
-            Sampler::DistillRenoise => Self::Renoise(distilled()?),
-        })
-    }
-
-    /// What the model is told in each step.
-    pub fn timesteps(&self) -> Vec<f64> {
-        match self {
-            Self::Unipc(schedule) => schedule.timesteps.iter().map(|&timestep| timestep as f64).collect(),
-            Self::Euler(schedule) | Self::Renoise(schedule) => {
-                schedule.timesteps.iter().map(|&timestep| f64::from(timestep)).collect()
-            }
-        }
-    }
-
-    /// How much noise the sample has before each step, from 1 to 0.
-    pub fn sigmas(&self) -> &[f32] {
-        match self {
-            Self::Unipc(schedule) => &schedule.sigmas,
-            Self::Euler(schedule) | Self::Renoise(schedule) => &schedule.sigmas,
-        }
-    }
-}
 
 /// The model as [`run`] sees it: the step's index, the sample and the timestep give noise minus clean sample, guidance
 /// included.
@@ -123,7 +78,7 @@ mod tests {
     use super::testing::{Host, HostTensor, relative_l2};
     use super::*;
     use crate::goldens::Golden;
-    use crate::request::Settings;
+    use animd_protocol::request::DISTILL_TIMESTEPS;
 
     /// Runs the loop on recorded velocities; the sample before the first step and after each.
     fn replay(
@@ -236,15 +191,26 @@ mod tests {
     }
 
     #[test]
-    fn a_request_picks_its_sampler() -> Result<()> {
-        let request = Settings::default().resolve(|| 1)?;
-        let config = SamplerConfig::new(&request)?;
-        assert_eq!(config, SamplerConfig::Unipc(schedule::unipc(40, 3.0)));
-        let distilled = Settings { sampler: Some(Sampler::Distill), ..Settings::default() }.resolve(|| 1)?;
-        assert_eq!(
-            SamplerConfig::new(&distilled)?.timesteps(),
-            [1000.0, 937.5, f64::from(833.3333_f32), 625.0]
-        );
+    fn unipc_schedules_equal_the_goldens() {
+        let golden = Golden::open();
+        for (name, steps, shift) in [("40_3", 40, 3.0), ("40_5", 40, 5.0), ("20_3", 20, 3.0), ("6_3", 6, 3.0)]
+        {
+            let schedule = schedule::unipc(steps, shift);
+            assert_eq!(schedule.timesteps, golden.i64(&format!("unipc.{name}.timesteps")), "{name}");
+            let want = golden.f32(&format!("unipc.{name}.sigmas"));
+            assert_eq!(schedule.sigmas.len(), want.len());
+            for (got, want) in schedule.sigmas.iter().zip(&want) {
+                assert!((got - want).abs() <= 1e-6, "{name}: {got} is not {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn distill_schedule_equals_the_golden() -> Result<()> {
+        let golden = Golden::open();
+        let schedule = schedule::distill(&DISTILL_TIMESTEPS, 5.0)?;
+        assert_eq!(schedule.sigmas, golden.f32("distill.sigmas"));
+        assert_eq!(schedule.timesteps, golden.f32("distill.timesteps"));
         Ok(())
     }
 }

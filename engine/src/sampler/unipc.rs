@@ -4,7 +4,8 @@
 //! Each step corrects the sample that it was given with the prediction made there, then predicts the next one. Both are
 //! weighted sums of a few latents; the weights are computed in f64.
 
-use super::schedule::Schedule;
+use animd_protocol::schedule::Schedule;
+
 use crate::backend::TensorOps;
 use crate::{Error, Result};
 

@@ -11,17 +11,19 @@ mod values;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use animd_protocol::dims::schema::Expected;
+use animd_protocol::dims::{ClipConfig, DitConfig, T5Config};
+use animd_protocol::recipe::{Component, Part, Recipe, Sizes};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::dims::schema::{self, Expected};
-use crate::dims::{ClipConfig, Dims, DitConfig, T5Config, VaeConfig};
-use crate::weights::{Component, DType};
+use crate::model::vae::{LATENT_MEAN, LATENT_STD};
+use crate::weights::DType;
 use crate::{Error, Result};
-use files::Plan;
-use values::{Fill, Spread};
 
+use files::Plan;
 pub use source::{Source, noise};
+use values::{Fill, Spread};
 
 /// How large a made-up model is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -33,81 +35,52 @@ pub enum Size {
     Full,
 }
 
-/// The type of a made-up DiT's weights. As in the released files, `umT5` is in bf16, CLIP in fp16 and the VAE in f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Precision {
-    /// Half the size of the released one; the same values.
-    Bf16,
-    /// As released.
-    F32,
-}
-
 /// A small tokenizer, which made-up models come with.
 pub(crate) const TOKENIZER: &str = include_str!("../../assets/tokenizer.json");
-
-/// The VAE's published latent statistics; made-up latents have them too.
-const LATENT_MEAN: [f32; 16] = [
-    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632,
-    -0.1922, -0.9497, 0.2503, -0.2921,
-];
-const LATENT_DEVIATION: [f32; 16] = [
-    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382,
-    1.1253, 2.8251, 1.9160,
-];
 
 /// How a tensor is filled.
 type Rule = Box<dyn Fn(&Expected) -> Fill>;
 
 impl Size {
-    /// The sizes of its networks.
-    pub fn dims(self) -> Dims {
-        match self {
-            Self::Full => Dims::wan_14b(),
-            Self::Tiny => Dims {
-                dit: DitConfig {
-                    dim: 256,
-                    ffn_dim: 512,
-                    num_heads: 2,
-                    num_layers: 3,
-                    text_dim: 64,
-                    image_dim: 160,
-                    ..Dims::wan_14b().dit
-                },
-                // 808 tokens of the small tokenizer, filled up to a multiple of 128 as the released embedding is.
-                t5: T5Config {
-                    dim: 64,
-                    rows: 896,
-                    heads: 4,
-                    inner: 64,
-                    ffn_dim: 160,
-                    layers: 3,
-                    buckets: 32,
-                },
-                clip: ClipConfig { dim: 160, patch: 14, image_size: 224, heads: 2, mlp_dim: 192, layers: 3 },
-                vae: VaeConfig { base: 8, z_dim: 16, multipliers: vec![1, 2, 4, 4] },
-            },
+    /// The model as a value.
+    pub fn recipe(self) -> Recipe {
+        let full = Recipe::wan21_i2v_14b();
+        if self == Self::Full {
+            return full;
         }
+        let mut tiny = full;
+        for expert in &mut tiny.experts {
+            let config = &mut expert.network.config;
+            (config.dim, config.ffn_dim, config.num_heads, config.num_layers) = (256, 512, 2, 3);
+            (config.text_dim, config.image_dim) = (64, config.image_dim.map(|_| 160));
+        }
+        // 808 tokens of the small tokenizer, filled up to a multiple of 128 as the released embedding is.
+        tiny.text_encoder.config =
+            T5Config { dim: 64, rows: 896, heads: 4, inner: 64, ffn_dim: 160, layers: 3, buckets: 32 };
+        if let Some(network) = &mut tiny.conditioning.image_encoder {
+            network.config =
+                ClipConfig { dim: 160, patch: 14, image_size: 224, heads: 2, mlp_dim: 192, layers: 3 };
+        }
+        tiny.vae.config.base = 8;
+        tiny
     }
 }
 
-/// The tensors of a component and what fills them.
-fn plan(dims: &Dims, component: Component, precision: Precision) -> Vec<Plan> {
-    let (expected, dtype, rule): (_, _, Rule) = match component {
-        Component::Dit => {
-            let dtype = if precision == Precision::Bf16 { DType::Bf16 } else { DType::F32 };
-            (schema::dit(&dims.dit), dtype, Box::new(dit_rule))
+/// The tensors of a network and what fills them; `dtype` is that of a DiT's. As in the released files, `umT5` is in bf16,
+/// CLIP in fp16 and the VAE in f32.
+fn plan(part: &Part<'_>, dtype: DType) -> Vec<Plan> {
+    let mut expected = part.schema();
+    let (dtype, rule): (_, Rule) = match part.sizes {
+        Sizes::Dit(_) => (dtype, Box::new(dit_rule)),
+        Sizes::T5(c) => {
+            let head = (c.inner / c.heads) as f32;
+            (DType::Bf16, Box::new(move |e| t5_rule(e, head)))
         }
-        Component::T5 => {
-            let head = (dims.t5.inner / dims.t5.heads) as f32;
-            (schema::t5(&dims.t5), DType::Bf16, Box::new(move |e| t5_rule(e, head)))
+        Sizes::Clip(c) => {
+            expected.extend(clip_head(c));
+            (DType::F16, Box::new(clip_rule))
         }
-        Component::Clip => {
-            let mut expected = schema::clip(&dims.clip);
-            expected.extend(clip_head(&dims.clip));
-            (expected, DType::F16, Box::new(clip_rule))
-        }
-        Component::Vae => (schema::vae(&dims.vae), DType::F32, Box::new(vae_rule)),
+        Sizes::Vae(_) => (DType::F32, Box::new(vae_rule)),
     };
     let plan = |e: Expected| Plan { fill: rule(&e), name: e.name, shape: e.shape, dtype };
     expected.into_iter().map(plan).collect()
@@ -216,7 +189,7 @@ const VIDEO_GAIN: f32 = 0.76;
 fn vae_rule(e: &Expected) -> Fill {
     let name = &e.name[..];
     if name == "conv1.weight" {
-        let gain = |i: usize| LATENT_DEVIATION.get(i).map_or(1.0, |d| d * LATENT_GAIN) / fan_in(e).sqrt();
+        let gain = |i: usize| LATENT_STD.get(i).map_or(1.0, |d| d * LATENT_GAIN) / fan_in(e).sqrt();
         Fill { mean: Spread::All(0.0), deviation: Spread::Rows((0..e.shape[0]).map(gain).collect()) }
     } else if name == "conv1.bias" {
         let mean = (0..e.shape[0]).map(|i| LATENT_MEAN.get(i).copied().unwrap_or(0.0)).collect();
@@ -245,14 +218,14 @@ fn vae_rule(e: &Expected) -> Fill {
 pub fn synth_model(
     folder: &Path,
     size: Size,
-    precision: Precision,
+    dtype: DType,
     only: Option<Component>,
     seed: u64,
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<()> {
-    let dims = size.dims();
-    let components: Vec<Component> = only.map_or(Component::ALL.to_vec(), |one| vec![one]);
-    let plans: Vec<_> = components.into_iter().map(|c| (c, plan(&dims, c, precision))).collect();
+    let recipe = size.recipe();
+    let parts = recipe.networks().filter(|part| only.is_none_or(|one| one == part.component()));
+    let plans: Vec<_> = parts.map(|part| (part, plan(&part, dtype))).collect();
     let total: u64 = plans.iter().flat_map(|(_, plans)| plans).map(Plan::bytes).sum();
     let temporary = Temporary::beside(folder)?;
     check_room(&temporary.0, folder, total)?;
@@ -261,20 +234,20 @@ pub fn synth_model(
         written += bytes;
         progress(written, total)
     };
-    for (component, plans) in &plans {
+    for (part, plans) in &plans {
         let out = &temporary.0;
-        match component {
-            Component::Dit => {
+        match part.sizes {
+            Sizes::Dit(config) => {
                 files::safetensors(out, "diffusion_pytorch_model", plans, seed, &mut wrote)?;
-                files::write_text(&out.join("config.json"), &config_json(&dims.dit))?;
+                files::write_text(&out.join("config.json"), &config_json(config))?;
             }
-            Component::T5 => {
+            Sizes::T5(_) => {
                 files::torch(out, "models_t5_umt5-xxl-enc-bf16", plans, seed, &mut wrote)?;
                 let folder = out.join("google").join("umt5-xxl");
                 fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
                 files::write_text(&folder.join("tokenizer.json"), TOKENIZER)?;
             }
-            Component::Clip => {
+            Sizes::Clip(_) => {
                 files::torch(
                     out,
                     "models_clip_open-clip-xlm-roberta-large-vit-huge-14",
@@ -283,7 +256,7 @@ pub fn synth_model(
                     &mut wrote,
                 )?;
             }
-            Component::Vae => files::torch(out, "Wan2.1_VAE", plans, seed, &mut wrote)?,
+            Sizes::Vae(_) => files::torch(out, "Wan2.1_VAE", plans, seed, &mut wrote)?,
         }
     }
     temporary.rename(folder)
@@ -364,7 +337,7 @@ mod tests {
     use crate::weights::{Model, WeightSource, open_dit};
 
     fn tiny(folder: &Path, seed: u64) {
-        synth_model(folder, Size::Tiny, Precision::Bf16, None, seed, &mut |_, _| Ok(())).unwrap();
+        synth_model(folder, Size::Tiny, DType::Bf16, None, seed, &mut |_, _| Ok(())).unwrap();
     }
 
     #[test]
@@ -377,10 +350,10 @@ mod tests {
             last = (done, total);
             Ok(())
         };
-        synth_model(&folder, Size::Tiny, Precision::Bf16, None, 1, &mut progress).unwrap();
+        synth_model(&folder, Size::Tiny, DType::Bf16, None, 1, &mut progress).unwrap();
         assert_eq!(last.0, last.1);
         let model = Model::open(&folder, None).unwrap();
-        assert_eq!(model.dims(), Size::Tiny.dims());
+        assert_eq!(model.recipe(), Size::Tiny.recipe());
         let (vae, _) = model.vae;
         // Written by position, read back whole: the mean of the gammas is 1, their deviation 0.1.
         let gamma = vae.tensor("decoder.head.0.gamma").unwrap().data;
@@ -397,11 +370,11 @@ mod tests {
         tiny(&dir.path().join("a"), 5);
         tiny(&dir.path().join("b"), 6);
         let only = Some(Component::Dit);
-        synth_model(&dir.path().join("c"), Size::Tiny, Precision::Bf16, only, 5, &mut |_, _| Ok(())).unwrap();
+        synth_model(&dir.path().join("c"), Size::Tiny, DType::Bf16, only, 5, &mut |_, _| Ok(())).unwrap();
         assert!(read("a") == read("c"), "one component alone is the same");
         assert!(read("a") != read("b"));
         // The same model in another type.
-        synth_model(&dir.path().join("d"), Size::Tiny, Precision::F32, only, 5, &mut |_, _| Ok(())).unwrap();
+        synth_model(&dir.path().join("d"), Size::Tiny, DType::F32, only, 5, &mut |_, _| Ok(())).unwrap();
         let open = |name: &str| open_dit(&dir.path().join(name)).unwrap().0;
         let (a, d) = (open("a"), open("d"));
         for name in a.names() {
@@ -411,25 +384,30 @@ mod tests {
 
     #[test]
     fn the_full_shapes_are_the_released_ones() {
-        let dims = Size::Full.dims();
-        let count = |component| {
-            let plans = plan(&dims, component, Precision::Bf16);
-            (plans.len(), plans.iter().map(Plan::elements).sum::<usize>())
-        };
-        assert_eq!(count(Component::Dit), (1303, 16_394_878_784));
-        assert_eq!(count(Component::T5), (242, 5_680_910_336));
-        assert_eq!(count(Component::Clip).1, 632_076_801);
-        assert_eq!(count(Component::Vae), (194, 126_892_531));
+        let recipe = Size::Full.recipe();
+        let counts = recipe.networks().map(|part| {
+            let plans = plan(&part, DType::Bf16);
+            (part.component(), plans.len(), plans.iter().map(Plan::elements).sum::<usize>())
+        });
+        assert_eq!(
+            counts.collect::<Vec<_>>(),
+            [
+                (Component::Dit, 1303, 16_394_878_784),
+                (Component::T5, 242, 5_680_910_336),
+                (Component::Clip, 393, 632_076_801),
+                (Component::Vae, 194, 126_892_531),
+            ]
+        );
     }
 
     #[test]
     fn what_is_there_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let result = synth_model(dir.path(), Size::Tiny, Precision::Bf16, None, 1, &mut |_, _| Ok(()));
+        let result = synth_model(dir.path(), Size::Tiny, DType::Bf16, None, 1, &mut |_, _| Ok(()));
         result.unwrap(); // empty is as good as none
         let before = fs::read(dir.path().join("Wan2.1_VAE.pth")).unwrap();
         let error =
-            synth_model(dir.path(), Size::Tiny, Precision::Bf16, None, 2, &mut |_, _| Ok(())).unwrap_err();
+            synth_model(dir.path(), Size::Tiny, DType::Bf16, None, 2, &mut |_, _| Ok(())).unwrap_err();
         assert!(matches!(&error, Error::Output(text) if text.contains("is not empty")), "{error}");
         assert_eq!(fs::read(dir.path().join("Wan2.1_VAE.pth")).unwrap(), before);
     }
@@ -438,7 +416,7 @@ mod tests {
     fn work_that_is_stopped_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let mut stop = |done, _| if done > 1_000_000 { Err(Error::Canceled) } else { Ok(()) };
-        let result = synth_model(&dir.path().join("m"), Size::Tiny, Precision::Bf16, None, 1, &mut stop);
+        let result = synth_model(&dir.path().join("m"), Size::Tiny, DType::Bf16, None, 1, &mut stop);
         assert!(matches!(result, Err(Error::Canceled)));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         let error = check_room(dir.path(), dir.path(), u64::MAX / 2).unwrap_err();

@@ -3,13 +3,16 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::files::Plan;
-use super::values::{Fill, fill, tensor_seed};
-use super::{Precision, Size, plan};
-use crate::weights::{Component, DType, HostTensor, Matrix, WeightSource};
+use animd_protocol::recipe::{Component, Part};
+
+use crate::weights::{DType, HostTensor, Matrix, WeightSource};
 use crate::{Error, Result};
 
-/// One component of a made-up model: every tensor is made when it is asked for, and is what
+use super::files::Plan;
+use super::plan;
+use super::values::{Fill, fill, tensor_seed};
+
+/// One network of a made-up model: every tensor is made when it is asked for, and is what
 /// [`synth_model`](super::synth_model) writes into files.
 pub struct Source {
     component: Component,
@@ -18,10 +21,10 @@ pub struct Source {
 }
 
 impl Source {
-    /// A component; `precision` is that of the DiT.
-    pub fn new(size: Size, precision: Precision, component: Component, seed: u64) -> Self {
-        let plans = plan(&size.dims(), component, precision);
-        Self { component, seed, plans: plans.into_iter().map(|plan| (plan.name.clone(), plan)).collect() }
+    /// A network of a recipe; `dtype` is that of a DiT's weights.
+    pub fn new(part: &Part<'_>, dtype: DType, seed: u64) -> Self {
+        let plans = plan(part, dtype).into_iter().map(|plan| (plan.name.clone(), plan)).collect();
+        Self { component: part.component(), seed, plans }
     }
 
     /// How many there are.
@@ -69,19 +72,23 @@ pub fn noise(seed: u64, name: &str, deviation: f32, count: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::synth::synth_model;
+    use crate::synth::{Size, synth_model};
     use crate::weights::Model;
 
     #[test]
     fn it_is_what_the_files_hold() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("model");
-        synth_model(&folder, Size::Tiny, Precision::Bf16, None, 3, &mut |_, _| Ok(())).unwrap();
+        synth_model(&folder, Size::Tiny, DType::Bf16, None, 3, &mut |_, _| Ok(())).unwrap();
         let files = Model::open(&folder, None).unwrap();
-        for (component, files) in
-            Component::ALL.into_iter().zip([&files.dit.0, &files.t5.0, &files.clip.0, &files.vae.0])
-        {
-            let source = Source::new(Size::Tiny, Precision::Bf16, component, 3);
+        for part in Size::Tiny.recipe().networks() {
+            let files = match part.component() {
+                Component::Dit => &files.dit.0,
+                Component::T5 => &files.t5.0,
+                Component::Clip => &files.clip.0,
+                Component::Vae => &files.vae.0,
+            };
+            let source = Source::new(&part, DType::Bf16, 3);
             for name in files.names() {
                 assert_eq!(source.tensor(name).unwrap(), files.tensor(name).unwrap(), "{name}");
                 let (made, stored) = (source.matrix(name).unwrap(), files.matrix(name).unwrap());
@@ -99,7 +106,9 @@ mod tests {
     #[test]
     fn parts_can_be_made_beside_each_other() {
         // The full model's largest matrices are never made here; their first values are.
-        let source = Source::new(Size::Full, Precision::Bf16, Component::Dit, 1);
+        let recipe = Size::Full.recipe();
+        let dit = recipe.networks().find(|part| part.component() == Component::Dit).unwrap();
+        let source = Source::new(&dit, DType::Bf16, 1);
         assert_eq!(source.parameters(), 16_394_878_784);
         let bias = source.tensor("blocks.39.ffn.0.bias").unwrap();
         assert_eq!(bias.shape, [13_824]);

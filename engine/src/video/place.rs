@@ -150,7 +150,7 @@ mod tests {
         fs::write(&part, "new").expect("writable");
         fs::write(&target, "old").expect("writable");
         let error = place(&part, &target).expect_err("a target that exists");
-        assert_eq!(error.code(), "output");
+        assert_eq!(error.code().name(), "output");
         assert!(error.to_string().contains("a.mp4` exists already"), "{error}");
     }
 }

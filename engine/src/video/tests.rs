@@ -314,7 +314,7 @@ fn failure(script: &str) -> String {
         writer.finish()
     };
     let error = attempt().expect_err("an encoder that fails");
-    assert_eq!(error.code(), "output", "{error}");
+    assert_eq!(error.code().name(), "output", "{error}");
     assert!(!path.exists());
     let error = error.to_string();
     assert!(!error.contains('\n'), "{error}");
@@ -359,7 +359,7 @@ fn a_missing_encoder_is_named() {
         ffmpeg::check(program).expect_err("no such program"),
     ];
     for error in errors {
-        assert_eq!(error.code(), "output");
+        assert_eq!(error.code().name(), "output");
         assert!(error.to_string().contains("install the package `ffmpeg`"), "{error}");
     }
     assert!(!path.exists());
@@ -381,7 +381,7 @@ fn a_folder_that_cannot_be_written_is_named() {
     let error = VideoWriter::create(Path::new("/proc/a.mp4"), &options())
         .err()
         .expect("nothing can be written there");
-    assert_eq!(error.code(), "file");
+    assert_eq!(error.code().name(), "file");
     assert!(error.to_string().contains("`/proc/a.mp4`"), "{error}");
 }
 

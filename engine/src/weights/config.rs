@@ -156,7 +156,7 @@ pub(super) fn dit(sizes: &mut Sizes<'_>, file: Option<&ConfigFile>) -> DitConfig
         eps: file.eps.unwrap_or(1e-6),
         text_len,
         text_dim: sizes.vote(&[("text_embedding.0.weight", 1)]),
-        image_dim,
+        image_dim: Some(image_dim),
     }
 }
 

@@ -24,40 +24,10 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 
 pub use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
+pub use crate::recipe::Component;
 pub use open::{Model, Weights, open_clip, open_dit, open_t5, open_vae};
 pub use prepare::{FOLDER as PREPARED, Prepared, find_prepared, prepare};
 pub use summary::Summary;
-
-/// The parts of the model.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum Component {
-    /// The diffusion transformer.
-    Dit,
-    /// The `umT5` text encoder.
-    T5,
-    /// The CLIP vision tower.
-    Clip,
-    /// The causal video VAE.
-    Vae,
-}
-
-impl Component {
-    /// All parts.
-    pub const ALL: [Self; 4] = [Self::Dit, Self::T5, Self::Clip, Self::Vae];
-
-    /// Its name in sentences.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Dit => "DiT",
-            Self::T5 => "umT5 encoder",
-            Self::Clip => "CLIP vision tower",
-            Self::Vae => "VAE",
-        }
-    }
-}
 
 /// Whose way of naming and quantising the tensors a file follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -11,7 +11,8 @@ use super::config::{self, ConfigFile, Sizes, Tensors};
 use super::stored::{Element, Stored};
 use super::{Component, DType, HostTensor, Layout, Matrix, Scale, WeightSource, find};
 use crate::dims::schema::{self, Expected};
-use crate::dims::{ClipConfig, Dims, DitConfig, T5Config, VaeConfig};
+use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
+use crate::recipe::Recipe;
 use crate::{Error, Result};
 
 /// The checked tensors of one component, read straight from its memory-mapped files.
@@ -529,10 +530,11 @@ impl Model {
         }
         if let Some((_, dit)) = &dit {
             let widths = [
-                ("text", dit.text_dim, t5.as_ref().map(|(w, c)| (w, c.dim))),
+                ("text", Some(dit.text_dim), t5.as_ref().map(|(w, c)| (w, c.dim))),
                 ("images", dit.image_dim, clip.as_ref().map(|(w, c)| (w, c.dim))),
             ];
             for (what, want, found) in widths {
+                let Some(want) = want else { continue };
                 if let Some((weights, have)) = found.filter(|(_, have)| *have != want) {
                     let path = weights.file().map_or(folder, |p| p).display();
                     note(Error::Model(format!(
@@ -548,14 +550,9 @@ impl Model {
         Ok(Self { dit, t5, clip, vae, tokenizer })
     }
 
-    /// The sizes of its networks.
-    pub fn dims(&self) -> Dims {
-        Dims {
-            dit: self.dit.1.clone(),
-            t5: self.t5.1.clone(),
-            clip: self.clip.1.clone(),
-            vae: self.vae.1.clone(),
-        }
+    /// The model as a value.
+    pub fn recipe(&self) -> Recipe {
+        Recipe::wan21_i2v(self.dit.1.clone(), self.t5.1.clone(), self.clip.1.clone(), self.vae.1.clone())
     }
 
     /// Parameters of all four networks.

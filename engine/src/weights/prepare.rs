@@ -241,11 +241,11 @@ fn rounded(matrix: &Matrix<'_>, tops: &[f32]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::synth::{Precision, Size, synth_model};
-    use crate::weights::Component;
+    use crate::synth::{Size, synth_model};
+    use crate::weights::{Component, DType};
 
     fn model(folder: &Path) {
-        synth_model(folder, Size::Tiny, Precision::F32, Some(Component::Dit), 3, &mut |_, _| Ok(())).unwrap();
+        synth_model(folder, Size::Tiny, DType::F32, Some(Component::Dit), 3, &mut |_, _| Ok(())).unwrap();
     }
 
     #[test]

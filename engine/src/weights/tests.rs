@@ -92,7 +92,7 @@ fn the_official_folder_loads_with_its_sizes() {
             eps: 1e-6,
             text_len: 512,
             text_dim: 64,
-            image_dim: 160
+            image_dim: Some(160)
         }
     );
     assert_eq!((dit.layout(), dit.names().count()), (Layout::Official, 119));

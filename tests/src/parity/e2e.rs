@@ -6,8 +6,8 @@ use animd_engine::model::dit::{Blocks, Context};
 use animd_engine::model::vae;
 use animd_engine::noise;
 use animd_engine::progress::Quiet;
-use animd_engine::request::NEGATIVE_PROMPT;
 use animd_engine::sampler::{self, Guidance, SamplerConfig, schedule};
+use animd_protocol::request::NEGATIVE_PROMPT;
 use anyhow::Result;
 
 use super::{ABSOLUTE, Goldens, LATENTS, MODEL, Model};

@@ -9,10 +9,7 @@ use std::ops::Range;
 use crate::Result;
 use crate::backend::ConvOps;
 
-/// Height and width of a tile, in pixels.
-pub(super) const TILE: usize = 256;
-/// From tile to tile, in pixels.
-pub(super) const STRIDE: usize = 192;
+use crate::dims::{STRIDE, TILE};
 
 /// How a frame is divided along both axes.
 pub(super) struct Grid {

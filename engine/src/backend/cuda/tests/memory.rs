@@ -116,7 +116,7 @@ fn the_plan_is_near_what_is_taken() {
         let Some(b) = Cuda::open(0, &options, 0, 4 * WORK).ok() else { return };
         let settings = Settings { frames: Some(5), ..Settings::default() };
         let request = settings.resolve(|| 1).expect("valid settings");
-        let plan = Plan::new(&source.dims(), &request, [480, 480], &b.setup());
+        let plan = Plan::new(&source.recipe(), &request, [480, 480], &b.setup());
         let phase = |stage| plan.memory.phases.iter().find(|p| p.stage == stage).map_or(0, |p| p.activations);
         let dit = Dit::load(&b, &source.dit.0, &source.dit.1).expect("there is room");
         let [t, h, w] = plan.latent;
@@ -163,13 +163,13 @@ fn plan_of_the_vae(weights: Weights) {
     precision.vae = weights;
     let options = Options { precision, ..Options::BF16 };
     let Some(b) = Cuda::open(0, &options, 0, WORK).ok() else { return };
-    let mut dims = crate::dims::Dims::wan_14b();
-    dims.vae.base = 32;
-    let source = super::speed::MadeUp::new(schema::vae(&dims.vae));
-    let vae = Vae::load(&b.loading(Component::Vae), &source, &dims.vae).expect("there is room");
+    let mut recipe = crate::recipe::Recipe::wan21_i2v_14b();
+    recipe.vae.config.base = 32;
+    let source = super::speed::MadeUp::new(schema::vae(&recipe.vae.config));
+    let vae = Vae::load(&b.loading(Component::Vae), &source, &recipe.vae.config).expect("there is room");
     let size = [48, 32];
     let request = Settings { frames: Some(9), ..Settings::default() }.resolve(|| 1).expect("valid settings");
-    let plan = Plan::new(&dims, &request, size, &b.setup());
+    let plan = Plan::new(&recipe, &request, size, &b.setup());
     let phase = |stage| plan.memory.phases.iter().find(|p| p.stage == stage).map_or(0, |p| p.activations);
     let [t, h, w] = plan.latent;
     let picture =

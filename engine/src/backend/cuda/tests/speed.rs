@@ -13,12 +13,13 @@ use memmap2::Mmap;
 use super::{Cuda, Options, noise};
 use crate::Result;
 use crate::backend::{Backend, TensorOps};
-use crate::dims::{Dims, schema};
+use crate::dims::schema;
 use crate::model::dit::{Blocks, Dit};
 use crate::model::vae::{self, Vae};
 use crate::plan::{Plan, Setup};
 use crate::profile::{self, AttentionKind, Profile, Weights};
 use crate::progress::{Quiet, Stage};
+use crate::recipe::Recipe;
 use crate::request::{Settings, Tiling};
 use crate::weights::{Component, DType, HostTensor, Matrix, WeightSource};
 
@@ -124,8 +125,9 @@ fn median(b: &Cuda, mut run: impl FnMut()) -> [Duration; 2] {
 #[test]
 #[ignore = "it takes a GPU of 24 GiB, and says how fast that is"]
 fn speed_of_blocks() {
-    let dims = Dims::wan_14b();
-    let config = crate::dims::DitConfig { num_layers: BLOCKS, ..dims.dit.clone() };
+    let mut recipe = Recipe::wan21_i2v_14b();
+    recipe.experts[0].network.config.num_layers = BLOCKS;
+    let config = recipe.experts[0].network.config.clone();
     let source = MadeUp::on_disk(schema::dit(&config));
     for (weights, attention) in [
         (Weights::Fp8, AttentionKind::EightBit),
@@ -137,7 +139,7 @@ fn speed_of_blocks() {
         let options = Options { precision, attention, ..Options::BF16 };
         let request = Settings { frames: Some(FRAMES), ..Settings::default() }.resolve(|| 1).unwrap();
         let setup = Setup { precision, attention, ..Setup::from(&Profile::built_in("h200").unwrap()) };
-        let plan = Plan::new(&Dims { dit: config.clone(), ..dims.clone() }, &request, SIZE, &setup);
+        let plan = Plan::new(&recipe, &request, SIZE, &setup);
         println!("\n{weights:?} {attention:?}");
         let Some(b) = reserved(&options, &plan, &[Stage::Denoise], "DiT") else { return };
         let began = Instant::now();
@@ -155,7 +157,8 @@ fn speed_of_blocks() {
         let of = |channels: usize| b.upload(&noise(channels * t * h * w, 1), &[channels, t, h, w]).unwrap();
         let (x, y) = (of(16), of(20));
         let text = b.upload(&noise(60 * config.text_dim, 2), &[60, config.text_dim]).unwrap();
-        let image = b.upload(&noise(257 * config.image_dim, 3), &[257, config.image_dim]).unwrap();
+        let image_dim = config.image_dim.unwrap();
+        let image = b.upload(&noise(257 * image_dim, 3), &[257, image_dim]).unwrap();
         let context = dit.context(&b, &text, &image).unwrap();
         let (time, grid) = (dit.time(&b, 500.0).unwrap(), dit.grid(&b, t, h, w).unwrap());
         let forward = |blocks: Blocks<'_, Cuda>| {
@@ -195,18 +198,18 @@ fn speed_of_the_vae() {
 
 fn vae_in(weights: Weights) {
     println!("\n{weights:?}");
-    let dims = Dims::wan_14b();
+    let recipe = Recipe::wan21_i2v_14b();
     let settings = |tiling| Settings { frames: Some(FRAMES), tiling: Some(tiling), ..Settings::default() };
     let precision = profile::Precision { vae: weights, ..Options::BF16.precision };
     let options = Options { precision, ..Options::BF16 };
     let setup = Setup { precision, ..Setup::from(&Profile::built_in("h200").unwrap()) };
-    let plan = |tiling| Plan::new(&dims, &settings(tiling).resolve(|| 1).unwrap(), SIZE, &setup);
+    let plan = |tiling| Plan::new(&recipe, &settings(tiling).resolve(|| 1).unwrap(), SIZE, &setup);
     let (plan, in_tiles) = (plan(Tiling::Whole), plan(Tiling::Tiled));
     let stages = [Stage::VaeEncode, Stage::VaeDecode];
     let Some(b) = reserved(&options, &plan, &stages, "VAE") else { return };
-    let source = MadeUp::new(schema::vae(&dims.vae));
+    let source = MadeUp::new(schema::vae(&recipe.vae.config));
     let began = Instant::now();
-    let vae = Vae::load(&b.loading(Component::Vae), &source, &dims.vae).unwrap();
+    let vae = Vae::load(&b.loading(Component::Vae), &source, &recipe.vae.config).unwrap();
     b.gpu.stream.synchronize().unwrap();
     println!("loaded, and made up, in {:.2} s", began.elapsed().as_secs_f64());
     let phase = |plan: &Plan, stage| {

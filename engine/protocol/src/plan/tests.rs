@@ -6,7 +6,7 @@ use crate::request::{Sampler, Settings, Tiling};
 fn plan(settings: Settings, size: [usize; 2], profile: &str) -> Plan {
     let request = settings.resolve(|| 1).expect("valid settings");
     let profile = Profile::built_in(profile).expect("it comes with animd");
-    Plan::new(&Dims::wan_14b(), &request, size, &Setup::from(&profile))
+    Plan::new(&Recipe::wan21_i2v_14b(), &request, size, &Setup::from(&profile))
 }
 
 #[track_caller]
@@ -57,7 +57,7 @@ fn weights_are_counted_in_their_types() {
     let of = |profile: &str| plan(Settings::default(), [832, 480], profile).memory;
     let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
     let h200 = of("h200");
-    let names: Vec<_> = h200.networks.iter().map(|n| (n.name, n.parameters)).collect();
+    let names: Vec<_> = h200.networks.iter().map(|n| (n.name.as_str(), n.parameters)).collect();
     // umT5 without its embedding, CLIP without its last block.
     assert_eq!(names[0], ("DiT", 16_394_878_784));
     assert_eq!(names[1], ("umT5", 5_680_910_336 - 256_384 * 4096));
@@ -73,12 +73,12 @@ fn weights_are_counted_in_their_types() {
     let with = |sensitive, dit, place| {
         let mut setup = Setup::from(&Profile::built_in("h200").expect("it comes with animd"));
         (setup.precision.sensitive, setup.precision.dit, setup.residency.dit) = (sensitive, dit, place);
-        Plan::new(&Dims::wan_14b(), &request, [832, 480], &setup).memory
+        Plan::new(&Recipe::wan21_i2v_14b(), &request, [832, 480], &setup).memory
     };
-    let fp8 = with(Sensitive::Same, Weights::Fp8, Place::Device);
+    let fp8 = with(Sensitive::Same, Precision::Fp8, Place::Device);
     near(gib(fp8.networks[0].bytes), 15.5, 0.01);
-    near(gib(with(Sensitive::Same, Weights::Bf16, Place::Device).networks[0].bytes), 30.5, 0.01);
-    let streamed = with(Sensitive::Same, Weights::Fp8, Place::Host);
+    near(gib(with(Sensitive::Same, Precision::Bf16, Place::Device).networks[0].bytes), 30.5, 0.01);
+    let streamed = with(Sensitive::Same, Precision::Fp8, Place::Host);
     let block = 385.5 * (1u64 << 20) as f64;
     near(streamed.networks[0].working as f64, 2.0 * block + 2.0 * 241.3e6, 0.002);
     assert_eq!(streamed.host, fp8.host + fp8.networks[0].bytes);

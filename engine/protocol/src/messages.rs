@@ -9,12 +9,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::dims::Dims;
+use crate::ErrorCode;
 use crate::progress::Progress;
+use crate::recipe::Recipe;
 use crate::request::Request;
 
 /// The version of these messages; raised with every change that the other side would misread.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// The longest line, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
 /// Seconds between two heartbeats.
@@ -69,12 +70,9 @@ pub enum FromEngine {
         /// What the engine was built for.
         #[serde(default)]
         kernels: Kernels,
-        /// The GPU that it runs on, if it does.
+        /// The model as a value: its networks and their sizes.
         #[serde(default)]
-        device: Option<Device>,
-        /// The sizes of the model's networks.
-        #[serde(default)]
-        dims: Option<Box<Dims>>,
+        recipe: Option<Box<Recipe>>,
     },
     /// The engine is at work or idle, and not hung.
     Alive,
@@ -103,8 +101,8 @@ pub enum FromEngine {
     Failed {
         /// The daemon's number of the job; 0 for the engine itself, which then ends.
         job: u64,
-        /// [`crate::Error::code`].
-        code: String,
+        /// What went wrong, for programs.
+        code: ErrorCode,
         /// The sentence for the user.
         message: String,
     },
@@ -149,19 +147,26 @@ pub struct Target {
     pub capability: (u32, u32),
     /// It runs there alone (`sm_90a`), and not on later minor versions too (`sm_80` on 8.6).
     pub exact: bool,
+    /// Whether it has 8-bit attention; where it has not, attention is computed exactly, whatever a profile says.
+    #[serde(default)]
+    pub eight_bit_attention: bool,
 }
 
-/// The GPU that an engine runs on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Device {
-    /// As its maker calls it.
-    pub name: String,
-    /// As NVML writes it: `GPU-...`.
-    pub uuid: String,
-    /// The compute capability, major and minor.
-    pub capability: (u32, u32),
-    /// All its memory, in bytes.
-    pub memory: u64,
+impl Target {
+    /// Whether this machine code runs on a card of a compute capability.
+    pub fn runs_on(&self, (major, minor): (u32, u32)) -> bool {
+        match self.exact {
+            true => self.capability == (major, minor),
+            false => self.capability.0 == major && self.capability.1 <= minor,
+        }
+    }
+}
+
+impl Kernels {
+    /// Whether a card of this compute capability gets 8-bit attention where a profile asks for it.
+    pub fn has_eight_bit_attention(&self, capability: (u32, u32)) -> bool {
+        self.native.iter().any(|target| target.eight_bit_attention && target.runs_on(capability))
+    }
 }
 
 /// What one job made and what it cost.

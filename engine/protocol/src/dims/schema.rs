@@ -4,7 +4,7 @@ use super::{ClipConfig, DitConfig, T5Config, VaeConfig};
 
 /// A tensor that has to be there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Expected {
+pub struct Expected {
     /// Its official name.
     pub name: String,
     /// Its extents; 0 stands for one that is not known, because the tensor that would tell is missing.
@@ -34,9 +34,9 @@ impl List {
     }
 }
 
-/// The diffusion transformer's tensors: 23 and 32 for each block.
-pub(crate) fn dit(c: &DitConfig) -> Vec<Expected> {
-    let (d, f, i) = (c.dim, c.ffn_dim, c.image_dim);
+/// The diffusion transformer's tensors: with an image embedding 23 and 32 for each block, else 15 and 27.
+pub fn dit(c: &DitConfig) -> Vec<Expected> {
+    let (d, f) = (c.dim, c.ffn_dim);
     let mut list = List::default();
     list.layer("patch_embedding", &[d, c.in_dim, 1, 2, 2]);
     list.layer("text_embedding.0", &[d, c.text_dim]);
@@ -44,23 +44,24 @@ pub(crate) fn dit(c: &DitConfig) -> Vec<Expected> {
     list.layer("time_embedding.0", &[d, c.freq_dim]);
     list.layer("time_embedding.2", &[d, d]);
     list.layer("time_projection.1", &[6 * d, d]);
-    list.layer("img_emb.proj.0", &[i]);
-    list.layer("img_emb.proj.1", &[i, i]);
-    list.layer("img_emb.proj.3", &[d, i]);
-    list.layer("img_emb.proj.4", &[d]);
+    if let Some(i) = c.image_dim {
+        list.layer("img_emb.proj.0", &[i]);
+        list.layer("img_emb.proj.1", &[i, i]);
+        list.layer("img_emb.proj.3", &[d, i]);
+        list.layer("img_emb.proj.4", &[d]);
+    }
     for n in 0..c.num_layers {
         let block = format!("blocks.{n}");
         list.add(format!("{block}.modulation"), &[1, 6, d]);
         for part in ["self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o"] {
             list.quantisable(&format!("{block}.{part}"), &[d, d]);
         }
-        for part in ["q", "k", "v", "o", "k_img", "v_img"] {
+        let image = c.image_dim.is_some();
+        for part in ["q", "k", "v", "o"].into_iter().chain(["k_img", "v_img"].into_iter().filter(|_| image)) {
             list.quantisable(&format!("{block}.cross_attn.{part}"), &[d, d]);
         }
-        let norms = ["self_attn.norm_q", "self_attn.norm_k"];
-        for part in
-            norms.into_iter().chain(["cross_attn.norm_q", "cross_attn.norm_k", "cross_attn.norm_k_img"])
-        {
+        let norms = ["self_attn.norm_q", "self_attn.norm_k", "cross_attn.norm_q", "cross_attn.norm_k"];
+        for part in norms.into_iter().chain(image.then_some("cross_attn.norm_k_img")) {
             list.add(format!("{block}.{part}.weight"), &[d]);
         }
         list.layer(&format!("{block}.norm3"), &[d]);
@@ -73,7 +74,7 @@ pub(crate) fn dit(c: &DitConfig) -> Vec<Expected> {
 }
 
 /// The `umT5` encoder's tensors.
-pub(crate) fn t5(c: &T5Config) -> Vec<Expected> {
+pub fn t5(c: &T5Config) -> Vec<Expected> {
     let mut list = List::default();
     list.add("token_embedding.weight", &[c.rows, c.dim]);
     for n in 0..c.layers {
@@ -94,13 +95,12 @@ pub(crate) fn t5(c: &T5Config) -> Vec<Expected> {
 }
 
 /// The CLIP vision tower's tensors.
-pub(crate) fn clip(c: &ClipConfig) -> Vec<Expected> {
+pub fn clip(c: &ClipConfig) -> Vec<Expected> {
     let d = c.dim;
-    let tokens = c.image_size.checked_div(c.patch).map_or(0, |side| side.pow(2) + 1);
     let mut list = List::default();
     list.add("visual.patch_embedding.weight", &[d, 3, c.patch, c.patch]);
     list.add("visual.cls_embedding", &[1, 1, d]);
-    list.add("visual.pos_embedding", &[1, tokens, d]);
+    list.add("visual.pos_embedding", &[1, c.tokens(), d]);
     list.layer("visual.pre_norm", &[d]);
     for n in 0..c.layers {
         let block = format!("visual.transformer.{n}");
@@ -115,7 +115,7 @@ pub(crate) fn clip(c: &ClipConfig) -> Vec<Expected> {
 }
 
 /// The causal VAE's tensors.
-pub(crate) fn vae(c: &VaeConfig) -> Vec<Expected> {
+pub fn vae(c: &VaeConfig) -> Vec<Expected> {
     let channels = c.channels();
     let top = channels[3];
     let z = c.z_dim;

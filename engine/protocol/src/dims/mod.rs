@@ -1,8 +1,13 @@
-//! How large the four networks are, and which tensors follow from that.
+//! How large the networks are, and which tensors follow from that.
 
-pub(crate) mod schema;
+pub mod schema;
 
 use serde::{Deserialize, Serialize};
+
+/// The side of a VAE tile in pixels.
+pub const TILE: usize = 256;
+/// Pixels from one VAE tile to the next: neighbours overlap by 64.
+pub const STRIDE: usize = 192;
 
 /// Sizes of the diffusion transformer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,8 +32,8 @@ pub struct DitConfig {
     pub text_len: usize,
     /// Width of a text token.
     pub text_dim: usize,
-    /// Width of an image token.
-    pub image_dim: usize,
+    /// Width of an image token; none where the transformer attends to text alone.
+    pub image_dim: Option<usize>,
 }
 
 /// Sizes of the `umT5` encoder.
@@ -97,7 +102,7 @@ impl VaeConfig {
 impl DitConfig {
     /// The sizes by their names in `config.json`.
     pub fn sizes(&self) -> Vec<(&'static str, usize)> {
-        vec![
+        let sizes = [
             ("dim", self.dim),
             ("ffn_dim", self.ffn_dim),
             ("freq_dim", self.freq_dim),
@@ -107,8 +112,8 @@ impl DitConfig {
             ("num_layers", self.num_layers),
             ("text_len", self.text_len),
             ("text_dim", self.text_dim),
-            ("image_dim", self.image_dim),
-        ]
+        ];
+        sizes.into_iter().chain(self.image_dim.map(|dim| ("image_dim", dim))).collect()
     }
 }
 
@@ -127,6 +132,11 @@ impl T5Config {
 }
 
 impl ClipConfig {
+    /// The patches of a picture, and the class token.
+    pub fn tokens(&self) -> usize {
+        self.image_size.checked_div(self.patch).map_or(0, |side| side.pow(2) + 1)
+    }
+
     /// The sizes by name.
     pub fn sizes(&self) -> Vec<(&'static str, usize)> {
         vec![
@@ -137,50 +147,5 @@ impl ClipConfig {
             ("mlp_dim", self.mlp_dim),
             ("layers", self.layers),
         ]
-    }
-}
-
-/// Sizes of all four.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Dims {
-    /// The diffusion transformer.
-    pub dit: DitConfig,
-    /// The text encoder.
-    pub t5: T5Config,
-    /// The vision tower.
-    pub clip: ClipConfig,
-    /// The autoencoder.
-    pub vae: VaeConfig,
-}
-
-impl Dims {
-    /// Wan2.1-I2V-14B, as released for 480P and 720P.
-    pub fn wan_14b() -> Self {
-        Self {
-            dit: DitConfig {
-                dim: 5120,
-                ffn_dim: 13_824,
-                freq_dim: 256,
-                in_dim: 36,
-                out_dim: 16,
-                num_heads: 40,
-                num_layers: 40,
-                eps: 1e-6,
-                text_len: 512,
-                text_dim: 4096,
-                image_dim: 1280,
-            },
-            t5: T5Config {
-                dim: 4096,
-                rows: 256_384,
-                heads: 64,
-                inner: 4096,
-                ffn_dim: 10_240,
-                layers: 24,
-                buckets: 32,
-            },
-            clip: ClipConfig { dim: 1280, patch: 14, image_size: 224, heads: 16, mlp_dim: 5120, layers: 32 },
-            vae: VaeConfig { base: 96, z_dim: 16, multipliers: vec![1, 2, 4, 4] },
-        }
     }
 }

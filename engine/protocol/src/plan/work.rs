@@ -3,10 +3,12 @@
 use serde::Serialize;
 
 use super::vae;
-use crate::dims::{ClipConfig, Dims, DitConfig, T5Config};
+use crate::dims::{ClipConfig, DitConfig, T5Config};
+use crate::progress::{Costs, Stage};
+use crate::recipe::Recipe;
 
 /// One forward of the DiT.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Forward {
     /// The linear layers.
     pub linear: f64,
@@ -31,11 +33,11 @@ pub struct Work {
     /// umT5 on all prompts, and what the DiT makes of them and of the picture once, if each prompt has as many tokens as
     /// the model reads: the most that it can be.
     pub text: f64,
-    /// CLIP.
+    /// CLIP; 0 without one.
     pub clip: f64,
     /// The VAE's encoder, of which what repeats is computed once.
     pub vae_encode: f64,
-    /// One forward of the DiT.
+    /// One forward of the DiT; with several experts, of the one that takes the most.
     pub forward: Forward,
     /// All forwards.
     pub denoise: f64,
@@ -44,29 +46,48 @@ pub struct Work {
 }
 
 impl Work {
-    /// Of a job with latents of `[t, h, w]`, `branches` prompts and `forwards` computed forwards.
-    pub fn new(dims: &Dims, latent: [usize; 3], branches: u32, forwards: u32) -> Self {
-        let forward = forward(&dims.dit, latent.iter().product::<usize>() / 4, image_tokens(&dims.clip));
+    /// Of a job with latents of `[t, h, w]`, `branches` prompts, and computed `forwards` of each expert.
+    pub fn new(recipe: &Recipe, latent: [usize; 3], branches: u32, forwards: &[u32]) -> Self {
+        let (tokens, image_tokens) = (latent.iter().product::<usize>() / 4, recipe.image_tokens());
+        let experts = || recipe.experts.iter().map(|expert| &expert.network.config);
+        let forward = |c| forward(c, tokens, image_tokens);
+        let largest = experts().map(forward).max_by(|a, b| a.flops().total_cmp(&b.flops()));
+        let rows = experts().map(|c| c.text_len).max().unwrap_or_default();
+        let context: f64 = experts().map(|c| context(c, image_tokens)).sum();
         Self {
-            text: f64::from(branches)
-                * (text(&dims.t5, dims.dit.text_len) + context(&dims.dit, image_tokens(&dims.clip))),
-            clip: clip(&dims.clip),
-            vae_encode: vae::encoder(&dims.vae, latent, false).flops(),
-            forward,
-            denoise: f64::from(forwards) * forward.flops(),
-            vae_decode: vae::decoder(&dims.vae, latent, false).flops(),
+            text: f64::from(branches) * (text(&recipe.text_encoder.config, rows) + context),
+            clip: recipe.conditioning.image_encoder.as_ref().map_or(0.0, |n| clip(&n.config)),
+            vae_encode: vae::encoder(&recipe.vae.config, latent, false).flops(),
+            forward: largest.unwrap_or_default(),
+            denoise: experts().zip(forwards).map(|(c, n)| f64::from(*n) * forward(c).flops()).sum(),
+            vae_decode: vae::decoder(&recipe.vae.config, latent, false).flops(),
         }
+    }
+
+    /// Of a job of which nothing is known but how many forwards were computed: each counts as the experts' mean.
+    pub fn of_forwards(recipe: &Recipe, latent: [usize; 3], branches: u32, forwards: u32) -> Self {
+        let experts = recipe.experts.len();
+        let all = Self::new(recipe, latent, branches, &vec![forwards; experts]);
+        Self { denoise: all.denoise / experts.max(1) as f64, ..all }
     }
 
     /// All of it.
     pub fn flops(&self) -> f64 {
         self.text + self.clip + self.vae_encode + self.denoise + self.vae_decode
     }
-}
 
-/// The patches of CLIP's picture and the class token.
-pub(super) fn image_tokens(c: &ClipConfig) -> usize {
-    c.image_size.checked_div(c.patch).map_or(0, |side| side.pow(2) + 1)
+    /// What each stage of a job costs, if loading the weights costs `load`.
+    pub fn costs(&self, load: f64) -> Costs {
+        Costs::new([
+            (Stage::Load, load),
+            (Stage::Text, self.text),
+            (Stage::Image, self.clip),
+            (Stage::VaeEncode, self.vae_encode),
+            (Stage::Denoise, self.denoise),
+            (Stage::VaeDecode, self.vae_decode),
+            (Stage::Write, 0.01 * self.vae_decode),
+        ])
+    }
 }
 
 /// A linear layer on `rows` rows.
@@ -95,7 +116,8 @@ fn forward(c: &DitConfig, tokens: usize, image_tokens: usize) -> Forward {
 /// The embeddings of text and picture, and keys and values of all blocks.
 fn context(c: &DitConfig, image_tokens: usize) -> f64 {
     let text = linear(c.text_len, c.text_dim, c.dim) + linear(c.text_len, c.dim, c.dim);
-    let image = linear(image_tokens, c.image_dim, c.image_dim) + linear(image_tokens, c.image_dim, c.dim);
+    let image =
+        c.image_dim.map_or(0.0, |from| linear(image_tokens, from, from) + linear(image_tokens, from, c.dim));
     text + image + c.num_layers as f64 * 2.0 * linear(c.text_len + image_tokens, c.dim, c.dim)
 }
 
@@ -107,7 +129,7 @@ fn text(c: &T5Config, tokens: usize) -> f64 {
 }
 
 fn clip(c: &ClipConfig) -> f64 {
-    let tokens = image_tokens(c);
+    let tokens = c.tokens();
     let layer = 4.0 * linear(tokens, c.dim, c.dim)
         + 2.0 * linear(tokens, c.dim, c.mlp_dim)
         + attention(tokens, tokens, c.dim);

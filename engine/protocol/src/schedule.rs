@@ -1,11 +1,12 @@
 //! Noise levels (sigma, 1 is pure noise) and the timesteps that the model is told.
 
-use crate::{Error, Result};
+use crate::InvalidSetting;
+use crate::request::{DISTILL_TIMESTEPS, Request, Sampler};
 
 /// Timesteps of training, and the first one of a distilled model.
 const MAX_DISTILL_TIMESTEP: u32 = 1000;
 
-/// The schedule of the released model: what [`super::unipc::UniPc`] walks along.
+/// The schedule of the released model: what `UniPC` walks along.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     /// The noise level before each step, and 0 after the last one: one more than there are steps.
@@ -21,6 +22,50 @@ pub struct DistillSchedule {
     pub sigmas: Vec<f32>,
     /// What the model is told in each step: 1000 sigma, not rounded.
     pub timesteps: Vec<f32>,
+}
+
+/// How the loop goes: the solver and its schedule.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SamplerConfig {
+    /// `UniPC` of order 2.
+    Unipc(Schedule),
+    /// Deterministic Euler.
+    Euler(DistillSchedule),
+    /// Euler to the clean sample, and new noise on top.
+    Renoise(DistillSchedule),
+}
+
+impl SamplerConfig {
+    /// The sampler that a request asks for.
+    ///
+    /// # Errors
+    /// What [`distill`] refuses.
+    pub fn new(request: &Request) -> Result<Self, InvalidSetting> {
+        let distilled = || distill(&DISTILL_TIMESTEPS, request.shift);
+        Ok(match request.sampler {
+            Sampler::Unipc => Self::Unipc(unipc(request.steps as usize, request.shift)),
+            Sampler::Distill => Self::Euler(distilled()?),
+            Sampler::DistillRenoise => Self::Renoise(distilled()?),
+        })
+    }
+
+    /// What the model is told in each step.
+    pub fn timesteps(&self) -> Vec<f64> {
+        match self {
+            Self::Unipc(schedule) => schedule.timesteps.iter().map(|&timestep| timestep as f64).collect(),
+            Self::Euler(schedule) | Self::Renoise(schedule) => {
+                schedule.timesteps.iter().map(|&timestep| f64::from(timestep)).collect()
+            }
+        }
+    }
+
+    /// How much noise the sample has before each step, from 1 to 0.
+    pub fn sigmas(&self) -> &[f32] {
+        match self {
+            Self::Unipc(schedule) => &schedule.sigmas,
+            Self::Euler(schedule) | Self::Renoise(schedule) => &schedule.sigmas,
+        }
+    }
 }
 
 /// Wan2.1's flow-matching schedule (`FlowUniPCMultistepScheduler`): `steps` noise levels evenly from 0.999 (as f32)
@@ -42,13 +87,13 @@ pub fn unipc(steps: usize, shift: f64) -> Schedule {
 /// of `timesteps` (1 to 1000), all in f32. Any number of steps in any order.
 ///
 /// # Errors
-/// `Setting` for a timestep outside 1 to 1000.
-pub fn distill(timesteps: &[u32], shift: f64) -> Result<DistillSchedule> {
+/// [`InvalidSetting`] for a timestep outside 1 to 1000.
+pub fn distill(timesteps: &[u32], shift: f64) -> Result<DistillSchedule, InvalidSetting> {
     let level = |&timestep: &u32| match timestep {
         1..=MAX_DISTILL_TIMESTEP => Ok(distill_sigma((MAX_DISTILL_TIMESTEP - timestep) as usize, shift)),
-        _ => Err(Error::Setting(format!("timestep {timestep} is not from 1 to {MAX_DISTILL_TIMESTEP}"))),
+        _ => Err(InvalidSetting(format!("timestep {timestep} is not from 1 to {MAX_DISTILL_TIMESTEP}"))),
     };
-    let sigmas = timesteps.iter().map(level).collect::<Result<Vec<f32>>>()?;
+    let sigmas = timesteps.iter().map(level).collect::<Result<Vec<f32>, _>>()?;
     let timesteps = sigmas.iter().map(|sigma| sigma * 1000.0).collect();
     Ok(DistillSchedule { sigmas, timesteps })
 }
@@ -64,22 +109,7 @@ fn distill_sigma(index: usize, shift: f64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::goldens::Golden;
-
-    #[test]
-    fn unipc_schedules_equal_the_goldens() {
-        let golden = Golden::open();
-        for (name, steps, shift) in [("40_3", 40, 3.0), ("40_5", 40, 5.0), ("20_3", 20, 3.0), ("6_3", 6, 3.0)]
-        {
-            let schedule = unipc(steps, shift);
-            assert_eq!(schedule.timesteps, golden.i64(&format!("unipc.{name}.timesteps")), "{name}");
-            let want = golden.f32(&format!("unipc.{name}.sigmas"));
-            assert_eq!(schedule.sigmas.len(), want.len());
-            for (got, want) in schedule.sigmas.iter().zip(&want) {
-                assert!((got - want).abs() <= 1e-6, "{name}: {got} is not {want}");
-            }
-        }
-    }
+    use crate::request::Settings;
 
     #[test]
     fn unipc_schedules_of_few_steps() {
@@ -90,16 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn distill_schedule_equals_the_golden() -> Result<()> {
-        let golden = Golden::open();
-        let schedule = distill(&crate::request::DISTILL_TIMESTEPS, 5.0)?;
-        assert_eq!(schedule.sigmas, golden.f32("distill.sigmas"));
-        assert_eq!(schedule.timesteps, golden.f32("distill.timesteps"));
-        Ok(())
-    }
-
-    #[test]
-    fn every_distill_level_equals_torchs_to_the_bit() -> Result<()> {
+    fn every_distill_level_equals_torchs_to_the_bit() -> Result<(), InvalidSetting> {
         // The sums of the bit patterns of torch's 1000 levels.
         let all: Vec<u32> = (1..=1000).rev().collect();
         for (shift, sum) in [(5.0, 1060109227585), (3.3, 1058669748746)] {
@@ -119,5 +140,17 @@ mod tests {
             let error = distill(&[1000, timestep], 5.0).expect_err("off the scale").to_string();
             assert!(error.starts_with(&format!("timestep {timestep} ")), "{error}");
         }
+    }
+
+    #[test]
+    fn a_request_picks_its_sampler() -> Result<(), InvalidSetting> {
+        let request = Settings::default().resolve(|| 1)?;
+        assert_eq!(SamplerConfig::new(&request)?, SamplerConfig::Unipc(unipc(40, 3.0)));
+        let distilled = Settings { sampler: Some(Sampler::Distill), ..Settings::default() }.resolve(|| 1)?;
+        assert_eq!(
+            SamplerConfig::new(&distilled)?.timesteps(),
+            [1000.0, 937.5, f64::from(833.3333_f32), 625.0]
+        );
+        Ok(())
     }
 }

@@ -7,15 +7,17 @@ pub mod memory;
 mod vae;
 pub mod work;
 
+use std::convert::Infallible;
 use std::fmt;
 
 use serde::Serialize;
 
-use crate::dims::Dims;
-use crate::profile::{AttentionKind, Backend, Place, Precision, Profile, Residency, Sensitive, Weights};
+use crate::messages::Kernels;
+use crate::profile::{AttentionKind, Backend, Place, Precision, Precisions, Profile, Residency, Sensitive};
 use crate::progress::Stage;
+use crate::recipe::Recipe;
 use crate::request::{Request, StepCache};
-use crate::step_cache::StepPlan;
+use crate::step_cache::{self, StepPlan};
 
 pub use memory::Memory;
 use memory::Network;
@@ -27,7 +29,7 @@ pub struct Setup {
     /// Who computes.
     pub backend: Backend,
     /// The types of the weights.
-    pub precision: Precision,
+    pub precision: Precisions,
     /// The kind of the DiT's self-attention.
     pub attention: AttentionKind,
     /// Where the weights are between their uses.
@@ -40,17 +42,22 @@ impl Setup {
     /// The processor, in f32.
     pub const CPU: Self = Self {
         backend: Backend::Cpu,
-        precision: Precision {
-            dit: Weights::Fp32,
-            sensitive: Sensitive::Fp32,
-            text: Weights::Fp32,
-            clip: Weights::Fp32,
-            vae: Weights::Fp32,
-        },
+        precision: Precisions::all(Precision::Fp32, Sensitive::Fp32),
         attention: AttentionKind::Exact,
-        residency: Residency { dit: Place::Host, text: Place::Host, clip: Place::Host, vae: Place::Host },
+        residency: Residency::all(Place::Host),
         reserve: 0,
     };
+}
+
+impl Setup {
+    /// How an engine with these kernels runs a profile: one that cannot have weights elsewhere keeps all of them on the GPU.
+    pub fn of(profile: &Profile, kernels: &Kernels) -> Self {
+        let setup = Self::from(profile);
+        match setup.backend == Backend::Cuda && !kernels.offload {
+            true => Self { residency: Residency::all(Place::Device), ..setup },
+            false => setup,
+        }
+    }
 }
 
 impl From<&Profile> for Setup {
@@ -101,17 +108,22 @@ pub struct Plan {
 
 impl Plan {
     /// Plans a request whose video has `size` pixels, width and height, both multiples of 16.
-    pub fn new(dims: &Dims, request: &Request, size: [usize; 2], setup: &Setup) -> Self {
+    pub fn new(recipe: &Recipe, request: &Request, size: [usize; 2], setup: &Setup) -> Self {
         let [width, height] = size;
         let latent = [request.latent_frames(), height / 8, width / 8];
-        let branches = if request.uses_guidance() { 2 } else { 1 };
+        let guidance = recipe.uses_guidance(request);
+        let branches = if guidance { 2 } else { 1 };
         let exact = !matches!(request.step_cache, StepCache::Teacache | StepCache::TeacacheRet);
-        let compute = match exact {
+        let steps = match exact {
             // `MagCache` asks for nothing that could fail.
-            true => StepPlan::new(request, |_| Ok(Vec::new())).map(|plan| plan.compute).unwrap_or_default(),
-            false => vec![true; request.steps as usize],
+            true => {
+                let Ok(plan) = StepPlan::new(recipe, request, |_| Ok::<_, Infallible>(Vec::new()));
+                plan
+            }
+            false => StepPlan { compute: vec![true; request.steps as usize] },
         };
-        let (computed, skipped) = StepPlan { compute }.forwards(request.uses_guidance());
+        let (computed, skipped) = steps.forwards(guidance);
+        let by_expert = steps.forwards_of(&step_cache::experts(recipe, request), guidance);
         Self {
             width,
             height,
@@ -120,8 +132,8 @@ impl Plan {
             tokens: latent.iter().product::<usize>() / 4,
             steps: request.steps,
             forwards: Forwards { computed, skipped, exact },
-            work: Work::new(dims, latent, branches, computed),
-            memory: Memory::new(dims, request, latent, branches, setup),
+            work: Work::new(recipe, latent, branches, &by_expert),
+            memory: Memory::new(recipe, request, latent, branches, setup),
         }
     }
 }
@@ -177,7 +189,7 @@ impl fmt::Display for Plan {
         }
 
         writeln!(f, "\nweights            parameters        bytes  place   at work")?;
-        for Network { name, parameters, bytes, place, working } in &self.memory.networks {
+        for Network { name, parameters, bytes, place, working, .. } in &self.memory.networks {
             let (bytes, working) = (gib(*bytes), gib(*working));
             let place = format!("{place:?}").to_lowercase();
             writeln!(f, "  {name:12} {parameters:14} {bytes:>12}  {place:6}  {working}")?;

@@ -7,19 +7,22 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::work::image_tokens;
 use super::{Setup, vae};
-use crate::dims::Dims;
-use crate::dims::schema::{self, Expected};
-use crate::profile::{AttentionKind, Backend, Place, Sensitive, Weights};
+use crate::dims::schema::Expected;
+use crate::dims::{DitConfig, STRIDE, TILE};
+use crate::profile::{AttentionKind, Backend, Place, Precision, Sensitive};
 use crate::progress::Stage;
+use crate::recipe::{Component, Part, Recipe, Sizes};
 use crate::request::{Request, StepCache, Tiling};
 
 /// One network's weights.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Network {
-    /// `DiT`, `umT5`, `CLIP` or `VAE`.
-    pub name: &'static str,
+    /// Its name in the recipe: `DiT`, `umT5`.
+    pub name: String,
+    /// The kind of network that it is.
+    #[serde(skip)]
+    pub component: Component,
     /// Parameters that are used.
     pub parameters: u64,
     /// Bytes of all of them in the types that they are kept in, with their scales.
@@ -53,7 +56,7 @@ impl Phase {
 /// The memory of a job. The working memory is the GPU's, or with the backend `cpu` the machine's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Memory {
-    /// The four networks.
+    /// All networks.
     pub networks: Vec<Network>,
     /// The stages that compute, in their order.
     pub phases: Vec<Phase>,
@@ -85,36 +88,43 @@ impl Memory {
     }
 
     pub(super) fn new(
-        dims: &Dims,
+        recipe: &Recipe,
         request: &Request,
         latent: [usize; 3],
         branches: u32,
         setup: &Setup,
     ) -> Self {
         let cpu = setup.backend == Backend::Cpu;
-        let (embedding, networks) = networks(dims, setup);
+        let (embedding, networks) = networks(recipe, setup);
         // A CPU computes where the weights are.
         let stays = |n: &Network| cpu || n.place == Place::Device;
         let resident: u64 = networks.iter().filter(|n| stays(n)).map(|n| n.bytes).sum();
         let resident = resident + if cpu { embedding } else { 0 };
-        let weights = |i: usize| match stays(&networks[i]) {
-            true => resident,
-            false => resident + networks[i].working,
+        // Of networks that come for a stage there is one at a time.
+        let visiting = |component| {
+            let visitors = networks.iter().filter(|n| n.component == component && !stays(n));
+            visitors.map(|n| n.working).max().unwrap_or_default()
         };
         let Estimate { text, clip, vae_encode, denoise, vae_decode, context, residuals } =
-            Estimate::new(dims, request, latent, branches, setup);
-        let phase =
-            |stage, network, kept, activations| Phase { stage, weights: weights(network), kept, activations };
+            Estimate::new(recipe, request, latent, branches, setup);
+        let phase = |stage, component, kept, activations| Phase {
+            stage,
+            weights: resident + visiting(component),
+            kept,
+            activations,
+        };
         let latents = 4 * latent.iter().product::<usize>() as u64;
         // The mask and the picture's latents; the noisy latents and what the solver remembers.
-        let (condition, samples) = (20 * latents, 6 * 16 * latents);
-        let phases = vec![
-            phase(Stage::Text, 1, 0, text),
-            phase(Stage::Image, 2, context, clip),
-            phase(Stage::VaeEncode, 3, context, vae_encode),
-            phase(Stage::Denoise, 0, context + condition + samples + residuals, denoise),
-            phase(Stage::VaeDecode, 3, 16 * latents, vae_decode),
-        ];
+        let channels = recipe.vae.config.z_dim as u64;
+        let condition = (recipe.input_channels() as u64 - channels) * latents;
+        let samples = 6 * channels * latents;
+        let mut phases = vec![phase(Stage::Text, Component::T5, 0, text)];
+        phases.extend(clip.map(|clip| phase(Stage::Image, Component::Clip, context, clip)));
+        phases.extend([
+            phase(Stage::VaeEncode, Component::Vae, context, vae_encode),
+            phase(Stage::Denoise, Component::Dit, context + condition + samples + residuals, denoise),
+            phase(Stage::VaeDecode, Component::Vae, channels * latents, vae_decode),
+        ]);
         let host: u64 = networks.iter().filter(|n| n.place == Place::Host).map(|n| n.bytes).sum();
         Self { networks, phases, host: if cpu { 0 } else { host + embedding } }
     }
@@ -127,67 +137,77 @@ impl Memory {
 }
 
 /// Bytes of an element.
-fn size(weights: Weights) -> u64 {
-    match weights {
-        Weights::Fp32 => 4,
-        Weights::Bf16 => 2,
-        Weights::Fp8 => 1,
+fn size(precision: Precision) -> u64 {
+    match precision {
+        Precision::Fp32 => 4,
+        Precision::Bf16 => 2,
+        Precision::Fp8 => 1,
     }
 }
 
-/// umT5's embedding, and the four networks without it.
-fn networks(dims: &Dims, setup: &Setup) -> (u64, Vec<Network>) {
-    let precision = &setup.precision;
-    let sensitive = match (precision.sensitive, precision.dit) {
-        (Sensitive::Same, Weights::Bf16 | Weights::Fp8) => 2,
-        _ => 4,
-    };
+/// Bytes of umT5's embedding, and all networks without it.
+fn networks(recipe: &Recipe, setup: &Setup) -> (u64, Vec<Network>) {
+    let (mut embedding, mut networks) = (0, Vec::new());
+    for part in recipe.networks() {
+        let mut tensors = part.schema();
+        match part.sizes {
+            Sizes::T5(_) => tensors.retain(|e| {
+                let rows = e.name == "token_embedding.weight";
+                // In the type of the released file, bf16, on every backend.
+                embedding += if rows { 2 * elements(e) } else { 0 };
+                !rows
+            }),
+            // Of CLIP all blocks but the last.
+            Sizes::Clip(c) => {
+                let last = format!("visual.transformer.{}.", c.layers.saturating_sub(1));
+                tensors.retain(|e| !e.name.starts_with(&last));
+            }
+            Sizes::Dit(_) | Sizes::Vae(_) => {}
+        }
+        networks.push(network(part, &tensors, setup));
+    }
+    (embedding, networks)
+}
+
+/// A network that uses these tensors.
+fn network(part: Part<'_>, tensors: &[Expected], setup: &Setup) -> Network {
+    let component = part.component();
+    let (precision, place) = (setup.precision.of(component), setup.residency.of(component));
+    let cuda = setup.backend == Backend::Cuda;
     // On a GPU, f32 matrices are sums of two bf16 numbers, of which one is there twice.
-    let whole = |e: &Expected| if setup.backend == Backend::Cuda && e.shape.len() > 1 { 6 } else { 4 };
+    let whole = |e: &Expected| if cuda && e.shape.len() > 1 { 6 } else { 4 };
     // Large matrices in the network's type, an f32 for each row beside 8 bits; the rest in another type.
-    let tensor = |e: &Expected, large: bool, weights: Weights, rest: u64| match large {
-        true if weights == Weights::Fp8 => elements(e) + 4 * e.shape[0] as u64,
-        true if weights == Weights::Fp32 => elements(e) * whole(e),
-        true => elements(e) * size(weights),
+    let tensor = |e: &Expected, large: bool, rest: u64| match large {
+        true if precision == Precision::Fp8 => elements(e) + 4 * e.shape[0] as u64,
+        true if precision == Precision::Fp32 => elements(e) * whole(e),
+        true => elements(e) * size(precision),
         false if rest == 4 => elements(e) * whole(e),
         false => elements(e) * rest,
     };
-    let network = |name, tensors: &[Expected], place, bytes: &dyn Fn(&Expected) -> u64| Network {
-        name,
+    let sensitive = match (setup.precision.sensitive, precision) {
+        (Sensitive::Same, Precision::Bf16 | Precision::Fp8) => 2,
+        _ => 4,
+    };
+    // A GPU has 3x3 convolutions of single frames as four of 2x2, too, for pixels that become four.
+    let folded = |e: &Expected| if cuda && e.shape.len() == 4 && e.shape.ends_with(&[3, 3]) { 16 } else { 0 };
+    let bytes = |e: &Expected| match component {
+        Component::Dit => tensor(e, e.quantisable, sensitive),
+        Component::T5 => tensor(e, e.name.contains(".attn.") || e.name.contains(".ffn."), 4),
+        Component::Clip => tensor(e, true, 4),
+        Component::Vae => tensor(e, true, 4) + folded(e) * tensor(e, true, 4) / 9,
+    };
+    let all = tensors.iter().map(bytes).sum();
+    Network {
+        name: part.name.to_owned(),
+        component,
         parameters: tensors.iter().map(elements).sum(),
-        bytes: tensors.iter().map(bytes).sum(),
+        bytes: all,
         place,
         working: match place {
-            Place::Device => tensors.iter().map(bytes).sum(),
-            Place::Host | Place::Disk => streamed(tensors, bytes),
+            Place::Device => all,
+            Place::Host | Place::Disk => streamed(tensors, &bytes),
         },
-    };
-
-    let (embedding, t5): (Vec<_>, Vec<_>) =
-        schema::t5(&dims.t5).into_iter().partition(|e| e.name == "token_embedding.weight");
-    // Of CLIP all blocks but the last.
-    let last = format!("visual.transformer.{}.", dims.clip.layers.saturating_sub(1));
-    let clip: Vec<_> = schema::clip(&dims.clip).into_iter().filter(|e| !e.name.starts_with(&last)).collect();
-    // A GPU has 3x3 convolutions of single frames as four of 2x2, too, for pixels that become four.
-    let folded = |e: &Expected| match setup.backend {
-        Backend::Cuda if e.shape.len() == 4 && e.shape.ends_with(&[3, 3]) => 16,
-        _ => 0,
-    };
-    let place = &setup.residency;
-    let networks = vec![
-        network("DiT", &schema::dit(&dims.dit), place.dit, &|e| {
-            tensor(e, e.quantisable, precision.dit, sensitive)
-        }),
-        network("umT5", &t5, place.text, &|e| {
-            tensor(e, e.name.contains(".attn.") || e.name.contains(".ffn."), precision.text, 4)
-        }),
-        network("CLIP", &clip, place.clip, &|e| tensor(e, true, precision.clip, 4)),
-        network("VAE", &schema::vae(&dims.vae), place.vae, &|e| {
-            tensor(e, true, precision.vae, 4) + folded(e) * tensor(e, true, precision.vae, 4) / 9
-        }),
-    ];
-    // In the type of the released file, bf16, on every backend.
-    (2 * embedding.iter().map(elements).sum::<u64>(), networks)
+    }
 }
 
 fn elements(e: &Expected) -> u64 {
@@ -221,7 +241,8 @@ fn streamed(tensors: &[Expected], bytes: &dyn Fn(&Expected) -> u64) -> u64 {
 /// CPU, else in the VAE's type; on a GPU kernels read f32 as sums of two bf16 numbers.
 struct Estimate {
     text: u64,
-    clip: u64,
+    /// None without an image encoder.
+    clip: Option<u64>,
     vae_encode: u64,
     denoise: u64,
     vae_decode: u64,
@@ -230,67 +251,76 @@ struct Estimate {
 }
 
 impl Estimate {
-    fn new(dims: &Dims, request: &Request, latent: [usize; 3], branches: u32, setup: &Setup) -> Self {
+    fn new(recipe: &Recipe, request: &Request, latent: [usize; 3], branches: u32, setup: &Setup) -> Self {
         let cpu = setup.backend == Backend::Cpu;
         let act: u64 = if cpu { 4 } else { 2 };
         let stream = if cpu || setup.precision.sensitive == Sensitive::Fp32 { 4 } else { 2 };
         let eight_bit = setup.attention == AttentionKind::EightBit;
-        let transformer = |rows: usize, dim: usize, ffn: usize, weights: Weights, eight_bit: bool| {
+        let transformer = |rows: usize, dim: usize, ffn: usize, component: Component, eight_bit: bool| {
             let [rows, dim, ffn] = [rows, dim, ffn].map(|n| n as u64);
             if cpu {
                 return 4 * rows * (8 * dim + 2 * ffn);
             }
-            let operand = size(weights).min(2);
+            let precision = setup.precision.of(component);
+            let operand = size(precision).min(2);
             let attention = (stream + 4 * 2 + if eight_bit { 3 } else { 0 }) * dim;
-            let inner = if weights == Weights::Fp8 { 3 } else { 2 };
+            let inner = if precision == Precision::Fp8 { 3 } else { 2 };
             let feed_forward = (2 * stream + operand) * dim + inner * ffn;
             rows * attention.max(feed_forward)
         };
         let tokens = latent.iter().product::<usize>() / 4;
-        let image = image_tokens(&dims.clip);
-        let (dit, t5, clip) = (&dims.dit, &dims.t5, &dims.clip);
+        let image = recipe.image_tokens();
         // The stream, its norm and that as sums of two bf16 numbers; the patches before, and the velocity twice.
-        let head = match cpu {
+        let head = |dit: &DitConfig| match cpu {
             true => 0,
             false => {
                 let normed = if stream == 4 { 4 + 6 } else { 2 };
                 (tokens * ((stream + normed) as usize * dit.dim + 16 * (dit.in_dim + 2 * dit.out_dim))) as u64
             }
         };
+        let denoise = |dit: &DitConfig| {
+            transformer(tokens, dit.dim, dit.ffn_dim, Component::Dit, eight_bit).max(head(dit))
+        };
+        let experts = || recipe.experts.iter().map(|expert| &expert.network.config);
         let branches = u64::from(branches);
-        let keys = ((dit.text_len + image) * 2 * dit.dim * dit.num_layers) as u64;
+        // Of every expert, until the job ends.
+        let keys: u64 =
+            experts().map(|dit| ((dit.text_len + image) * 2 * dit.dim * dit.num_layers) as u64).sum();
+        // Of one expert at a time.
         let residuals = match request.step_cache {
             StepCache::None => 0,
-            _ => branches * stream * (tokens * dit.dim) as u64,
+            _ => branches * stream * experts().map(|dit| (tokens * dit.dim) as u64).max().unwrap_or_default(),
         };
         let (volume, times) = if cpu { (4, 2) } else { (size(setup.precision.vae), 1) };
-        let copies = !cpu && setup.precision.vae == Weights::Fp32;
+        let copies = !cpu && setup.precision.vae == Precision::Fp32;
         let (tile, covered) = tiles(latent, request.tiling);
         let vae = |walk: vae::Walk| volume * (times * walk.live + walk.kept) as u64;
         // The picture and a black frame; what the tiles' frames take, if there are any.
         let pictures = (2 * 12 * 64 * tile[1] * tile[2]) as u64;
         let frames = (12 * 64 * covered * (4 * latent[0] - 3)) as u64;
+        let (t5, rows) = (&recipe.text_encoder.config, experts().map(|dit| dit.text_len).max());
         Self {
-            text: transformer(dit.text_len, t5.dim, t5.ffn_dim, setup.precision.text, false),
-            clip: transformer(image, clip.dim, clip.mlp_dim, setup.precision.clip, false),
-            vae_encode: vae(vae::encoder(&dims.vae, tile, copies)) + pictures,
-            denoise: transformer(tokens, dit.dim, dit.ffn_dim, setup.precision.dit, eight_bit).max(head),
-            vae_decode: vae(vae::decoder(&dims.vae, tile, copies)) + frames,
+            text: transformer(rows.unwrap_or_default(), t5.dim, t5.ffn_dim, Component::T5, false),
+            clip: recipe.conditioning.image_encoder.as_ref().map(|network| {
+                let c = &network.config;
+                transformer(image, c.dim, c.mlp_dim, Component::Clip, false)
+            }),
+            vae_encode: vae(vae::encoder(&recipe.vae.config, tile, copies)) + pictures,
+            denoise: experts().map(denoise).max().unwrap_or_default(),
+            vae_decode: vae(vae::decoder(&recipe.vae.config, tile, copies)) + frames,
             context: branches * if cpu { act * keys } else { act * keys * 3 / 2 },
             residuals,
         }
     }
 }
 
-/// Sides of a tile and from tile to tile, in latent pixels.
-const TILE: usize = 32;
-const STRIDE: usize = 24;
-
 /// The largest tile of a latent, and the latent pixels of all tiles together; 0 of a frame that is not divided.
 fn tiles([t, h, w]: [usize; 3], tiling: Tiling) -> ([usize; 3], usize) {
-    if tiling == Tiling::Whole || (h <= TILE && w <= TILE) {
+    // Sides of a tile and from tile to tile, in latent pixels.
+    let (tile, stride) = (TILE / 8, STRIDE / 8);
+    if tiling == Tiling::Whole || (h <= tile && w <= tile) {
         return ([t, h, w], 0);
     }
-    let covered = |n: usize| -> usize { (0..n).step_by(STRIDE).map(|at| n.min(at + TILE) - at).sum() };
-    ([t, h.min(TILE), w.min(TILE)], covered(h) * covered(w))
+    let covered = |n: usize| -> usize { (0..n).step_by(stride).map(|at| n.min(at + tile) - at).sum() };
+    ([t, h.min(tile), w.min(tile)], covered(h) * covered(w))
 }

@@ -4,116 +4,25 @@
 //! and draws the seed; a `Request` therefore repeats its video exactly, and is what the ledger and the file's metadata
 //! keep.
 
-use std::fmt;
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::InvalidSetting;
+use crate::defaults::Defaults;
+use crate::size::ROPE_POSITIONS;
 
-/// The negative prompt that Wan2.1 image-to-video was released with.
-pub const NEGATIVE_PROMPT: &str = "镜头晃动，色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，\
-最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，\
-手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走";
+pub use crate::defaults::NEGATIVE_PROMPT;
+pub use crate::size::{MAX_SIDE, Size};
 
 /// The longest prompt, in bytes of UTF-8. The model reads 512 tokens, which is far less.
 pub const MAX_PROMPT_BYTES: usize = 16 * 1024;
-/// Positions that the rotary embedding has along each axis.
-const ROPE_POSITIONS: u32 = 1024;
 /// Frames of the longest video: as many latent frames as the rotary embedding has positions.
 pub const MAX_FRAMES: u32 = 4 * (ROPE_POSITIONS - 1) + 1;
-/// Pixels of the longest side: two latent pixels of eight pixels each a token.
-pub const MAX_SIDE: u32 = 16 * ROPE_POSITIONS;
 /// The largest seed. SQLite, D-Bus and JSON all hold it.
 pub const MAX_SEED: u64 = i64::MAX as u64;
-
-/// How large the video shall be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub enum Size {
-    /// The official rule: about 480*832 pixels in the picture's own shape.
-    P480,
-    /// The official rule: about 720*1280 pixels in the picture's own shape.
-    P720,
-    /// Exactly so many pixels, multiples of 16; the picture is cropped to its centre.
-    Exact {
-        /// Pixels.
-        width: u32,
-        /// Pixels.
-        height: u32,
-    },
-}
-
-impl Size {
-    /// The area in pixels that the size stands for.
-    pub fn area(self) -> u32 {
-        match self {
-            Self::P480 => 480 * 832,
-            Self::P720 => 720 * 1280,
-            Self::Exact { width, height } => width * height,
-        }
-    }
-
-    /// Whether the model's 480P conventions (shift, step-cache coefficients) apply, by area.
-    pub fn is_480p(self) -> bool {
-        // Half way between the two areas that the model was trained at.
-        self.area() < u32::midpoint(480 * 832, 720 * 1280)
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::P480 => f.write_str("480p"),
-            Self::P720 => f.write_str("720p"),
-            Self::Exact { width, height } => write!(f, "{width}x{height}"),
-        }
-    }
-}
-
-impl From<Size> for String {
-    fn from(size: Size) -> Self {
-        size.to_string()
-    }
-}
-
-impl TryFrom<String> for Size {
-    type Error = Error;
-
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
-    }
-}
-
-impl FromStr for Size {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "480p" => return Ok(Self::P480),
-            "720p" => return Ok(Self::P720),
-            _ => {}
-        }
-        let bad = || Error::Setting(format!("size `{text}` is neither `480p`, `720p` nor `WIDTHxHEIGHT`"));
-        let (width, height) = text.split_once('x').ok_or_else(bad)?;
-        let width: u32 = width.parse().map_err(|_| bad())?;
-        let height: u32 = height.parse().map_err(|_| bad())?;
-        for (name, side) in [("width", width), ("height", height)] {
-            if side == 0 || side % 16 != 0 || side > MAX_SIDE {
-                let near = (side.clamp(16, MAX_SIDE) + 8) / 16 * 16;
-                return Err(Error::Setting(format!(
-                    "size `{text}`: the {name} {side} is not a multiple of 16 from 16 to {MAX_SIDE}; {near} is the nearest"
-                )));
-            }
-        }
-        Ok(Self::Exact { width, height })
-    }
-}
 
 /// How a picture is fitted to a [`Size`] that is an area.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Resize {
     /// The official rule: the picture's own shape, sides rounded to latents.
     #[default]
@@ -125,7 +34,6 @@ pub enum Resize {
 /// The name of a sampler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Sampler {
     /// `UniPC` of order 2, for the released model.
     #[default]
@@ -139,7 +47,6 @@ pub enum Sampler {
 /// Which forwards of the DiT are saved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum StepCache {
     /// None: every forward is computed.
     #[default]
@@ -155,7 +62,6 @@ pub enum StepCache {
 /// Whose random numbers the initial noise equals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Noise {
     /// `torch.randn` with a CUDA generator, as the official code and `LightX2V` draw it.
     #[default]
@@ -167,7 +73,6 @@ pub enum Noise {
 /// Whether the VAE works on the whole picture or on overlapping tiles.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Tiling {
     /// Whole.
     #[default]
@@ -179,75 +84,57 @@ pub enum Tiling {
 /// A user's wishes. Every key may be missing; [`Settings::resolve`] says what it then is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct Settings {
     /// What shall happen in the video
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(short, long, value_name = "TEXT"))]
     pub prompt: Option<String>,
     /// What shall not be in the video [default: the model's own list, in Chinese]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(short, long, value_name = "TEXT"))]
     pub negative_prompt: Option<String>,
     /// The number that the noise is drawn from; the same seed gives the same video [default: drawn]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(short, long, value_name = "N"))]
     pub seed: Option<u64>,
     /// `480p` or `720p` (about so many pixels, in the picture's shape), or `WIDTHxHEIGHT` [default: 480p]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
     pub size: Option<Size>,
     /// How the picture's shape is kept where the size is an area [default: official]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "RULE"))]
     pub resize: Option<Resize>,
     /// Frames of the video, 4n+1 [default: 81]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     pub frames: Option<u32>,
     /// Frames a second [default: 16]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     pub fps: Option<u32>,
     /// H.264 quality, from 1 (the best) to 51; 18 looks lossless [default: 18]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "CRF"))]
     pub quality: Option<u32>,
     /// The sampler [default: unipc]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "NAME"))]
     pub sampler: Option<Sampler>,
     /// Denoising steps [default: 40; the distilled samplers always take 4]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     pub steps: Option<u32>,
     /// How far the steps lean towards the noisy end [default: 3 at 480p, 5 at 720p and for the distilled samplers]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "X"))]
     pub shift: Option<f64>,
     /// How strongly the prompt is followed; 1 halves the work [default: 5; the distilled samplers take 1]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "X"))]
     pub guidance: Option<f64>,
     /// Which forwards are saved by reusing an earlier one's result [default: none]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "NAME"))]
     pub step_cache: Option<StepCache>,
     /// How much the step cache may err before it computes again [default: 0.2 for `TeaCache`, 0.12 for `MagCache`]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "X"))]
     pub step_cache_threshold: Option<f64>,
     /// Whose random numbers the noise equals, for the same seed [default: cuda]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "NAME"))]
     pub noise: Option<Noise>,
     /// Multiprocessors of the card whose CUDA noise it shall be [default: 132, an H200's]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     pub noise_multiprocessors: Option<u32>,
     /// Whether the VAE works on tiles [default: whole]
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "cli", arg(long, value_name = "HOW"))]
     pub tiling: Option<Tiling>,
 }
 
@@ -319,14 +206,31 @@ impl Settings {
         }
     }
 
-    /// Fills the defaults in and checks every value. `draw_seed` is asked when no seed is given.
+    /// Fills the defaults of Wan2.1 image-to-video in and checks every value. `draw_seed` is asked when no seed is given.
     ///
     /// # Errors
-    /// [`Error::Setting`] names the first value that is out of its range or does not go with another one.
-    pub fn resolve(self, draw_seed: impl FnOnce() -> u64) -> Result<Request> {
+    /// [`InvalidSetting`] names the first value that is out of its range or does not go with another one.
+    pub fn resolve(self, draw_seed: impl FnOnce() -> u64) -> Result<Request, InvalidSetting> {
+        self.resolve_for(&Defaults::wan21_i2v(), draw_seed)
+    }
+
+    /// Fills a family's defaults in and checks every value. `draw_seed` is asked when no seed is given.
+    ///
+    /// # Errors
+    /// [`InvalidSetting`] names the first value that is out of its range or does not go with another one.
+    pub fn resolve_for(
+        self,
+        defaults: &Defaults,
+        draw_seed: impl FnOnce() -> u64,
+    ) -> Result<Request, InvalidSetting> {
         let sampler = self.sampler.unwrap_or_default();
-        let distilled = sampler != Sampler::Unipc;
         let size = self.size.unwrap_or(Size::P480);
+        let (steps, shift, guidance) = match sampler {
+            Sampler::Unipc => (defaults.steps, *defaults.shift.of(size), defaults.guidance),
+            Sampler::Distill | Sampler::DistillRenoise => {
+                (DISTILL_TIMESTEPS.len() as u32, defaults.distilled_shift, defaults.distilled_guidance)
+            }
+        };
         let step_cache = self.step_cache.unwrap_or_default();
         let threshold = match step_cache {
             StepCache::None => 0.0,
@@ -335,17 +239,17 @@ impl Settings {
         };
         let request = Request {
             prompt: self.prompt.unwrap_or_default(),
-            negative_prompt: self.negative_prompt.unwrap_or_else(|| NEGATIVE_PROMPT.to_owned()),
+            negative_prompt: self.negative_prompt.unwrap_or_else(|| defaults.negative_prompt.clone()),
             seed: self.seed.unwrap_or_else(draw_seed),
             size,
             resize: self.resize.unwrap_or_default(),
-            frames: self.frames.unwrap_or(81),
-            fps: self.fps.unwrap_or(16),
+            frames: self.frames.unwrap_or(defaults.frames),
+            fps: self.fps.unwrap_or(defaults.fps),
             quality: self.quality.unwrap_or(18),
             sampler,
-            steps: self.steps.unwrap_or(if distilled { DISTILL_TIMESTEPS.len() as u32 } else { 40 }),
-            shift: self.shift.unwrap_or(if size.is_480p() && !distilled { 3.0 } else { 5.0 }),
-            guidance: self.guidance.unwrap_or(if distilled { 1.0 } else { 5.0 }),
+            steps: self.steps.unwrap_or(steps),
+            shift: self.shift.unwrap_or(shift),
+            guidance: self.guidance.unwrap_or(guidance),
             step_cache,
             step_cache_threshold: threshold,
             noise: self.noise.unwrap_or_default(),
@@ -361,9 +265,9 @@ impl Request {
     /// Checks every value, for a request that came from outside.
     ///
     /// # Errors
-    /// [`Error::Setting`] names the first value that is out of its range or does not go with another one.
-    pub fn check(&self) -> Result<()> {
-        let refuse = |text: String| Err(Error::Setting(text));
+    /// [`InvalidSetting`] names the first value that is out of its range or does not go with another one.
+    pub fn check(&self) -> Result<(), InvalidSetting> {
+        let refuse = |text: String| Err(InvalidSetting(text));
         for (name, text) in [("prompt", &self.prompt), ("negative prompt", &self.negative_prompt)] {
             if text.len() > MAX_PROMPT_BYTES {
                 return refuse(format!(
@@ -436,5 +340,50 @@ impl Request {
     #[expect(clippy::float_cmp, reason = "exactly 1 makes the second forward cancel out")]
     pub fn uses_guidance(&self) -> bool {
         self.guidance != 1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All keys of a resolved request but the negative prompt, with their values.
+    fn resolved(settings: Settings) -> String {
+        let request = settings.resolve(|| 7).expect("valid settings");
+        assert_eq!(request.negative_prompt, NEGATIVE_PROMPT);
+        let value = serde_json::to_value(request).expect("plain data");
+        let keys = value.as_object().expect("an object").iter().filter(|(key, _)| *key != "negative_prompt");
+        keys.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn keys_and_defaults_do_not_change() {
+        // Ledgers, sidecars and scripts have them.
+        assert_eq!(
+            resolved(Settings::default()),
+            r#"fps=16 frames=81 guidance=5.0 noise="cuda" noise_multiprocessors=132 prompt="" quality=18 resize="official" sampler="unipc" seed=7 shift=3.0 size="480p" step_cache="none" step_cache_threshold=0.0 steps=40 tiling="whole""#
+        );
+        let distilled =
+            Settings { sampler: Some(Sampler::Distill), size: Some(Size::P720), ..Settings::default() };
+        assert_eq!(
+            resolved(distilled),
+            r#"fps=16 frames=81 guidance=1.0 noise="cuda" noise_multiprocessors=132 prompt="" quality=18 resize="official" sampler="distill" seed=7 shift=5.0 size="720p" step_cache="none" step_cache_threshold=0.0 steps=4 tiling="whole""#
+        );
+        let cached = |step_cache| {
+            let settings =
+                Settings { step_cache: Some(step_cache), size: Some(Size::P720), ..Settings::default() };
+            settings.resolve(|| 7).map(|request| (request.step_cache_threshold, request.shift))
+        };
+        assert_eq!(cached(StepCache::Teacache), Ok((0.2, 5.0)));
+        assert_eq!(cached(StepCache::TeacacheRet), Ok((0.2, 5.0)));
+        assert_eq!(cached(StepCache::Magcache), Ok((0.12, 5.0)));
+    }
+
+    #[test]
+    fn a_request_is_read_as_settings_with_every_key_given() -> Result<(), Box<dyn std::error::Error>> {
+        let request = Settings::default().resolve(|| 7)?;
+        let settings: Settings = serde_json::from_value(serde_json::to_value(&request)?)?;
+        assert_eq!(settings.resolve(|| 8)?, request);
+        Ok(())
     }
 }

@@ -1,0 +1,250 @@
+//! The settings of a video as options of a command line: `animd-engine` and `animctl` have the same ones.
+
+use animd_protocol::request::{Noise, Resize, Sampler, Settings, Size, StepCache, Tiling};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use serde::de::value::Error;
+use serde::de::{DeserializeOwned, IntoDeserializer};
+
+/// A user's settings, as typed.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct SettingsOptions {
+    /// What shall happen in the video
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// What shall not be in the video [default: the model's own list, in Chinese]
+    #[arg(short, long, value_name = "TEXT")]
+    pub negative_prompt: Option<String>,
+    /// The number that the noise is drawn from; the same seed gives the same video [default: drawn]
+    #[arg(short, long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// `480p` or `720p` (about so many pixels, in the picture's shape), or `WIDTHxHEIGHT` [default: 480p]
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<Size>,
+    /// How the picture's shape is kept where the size is an area [default: official]
+    #[arg(long, value_name = "RULE", value_parser = one_of::<Resize>(RESIZE))]
+    pub resize: Option<Resize>,
+    /// Frames of the video, 4n+1 [default: 81]
+    #[arg(long, value_name = "N")]
+    pub frames: Option<u32>,
+    /// Frames a second [default: 16]
+    #[arg(long, value_name = "N")]
+    pub fps: Option<u32>,
+    /// H.264 quality, from 1 (the best) to 51; 18 looks lossless [default: 18]
+    #[arg(long, value_name = "CRF")]
+    pub quality: Option<u32>,
+    /// The sampler [default: unipc]
+    #[arg(long, value_name = "NAME", value_parser = one_of::<Sampler>(SAMPLER))]
+    pub sampler: Option<Sampler>,
+    /// Denoising steps [default: 40; the distilled samplers always take 4]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u32>,
+    /// How far the steps lean towards the noisy end [default: 3 at 480p, 5 at 720p and for the distilled samplers]
+    #[arg(long, value_name = "X")]
+    pub shift: Option<f64>,
+    /// How strongly the prompt is followed; 1 halves the work [default: 5; the distilled samplers take 1]
+    #[arg(long, value_name = "X")]
+    pub guidance: Option<f64>,
+    /// Which forwards are saved by reusing an earlier one's result [default: none]
+    #[arg(long, value_name = "NAME", value_parser = one_of::<StepCache>(STEP_CACHE))]
+    pub step_cache: Option<StepCache>,
+    /// How much the step cache may err before it computes again [default: 0.2 for `TeaCache`, 0.12 for `MagCache`]
+    #[arg(long, value_name = "X")]
+    pub step_cache_threshold: Option<f64>,
+    /// Whose random numbers the noise equals, for the same seed [default: cuda]
+    #[arg(long, value_name = "NAME", value_parser = one_of::<Noise>(NOISE))]
+    pub noise: Option<Noise>,
+    /// Multiprocessors of the card whose CUDA noise it shall be [default: 132, an H200's]
+    #[arg(long, value_name = "N")]
+    pub noise_multiprocessors: Option<u32>,
+    /// Whether the VAE works on tiles [default: whole]
+    #[arg(long, value_name = "HOW", value_parser = tiling())]
+    pub tiling: Option<Tiling>,
+}
+
+impl From<SettingsOptions> for Settings {
+    fn from(options: SettingsOptions) -> Self {
+        let SettingsOptions {
+            prompt,
+            negative_prompt,
+            seed,
+            size,
+            resize,
+            frames,
+            fps,
+            quality,
+            sampler,
+            steps,
+            shift,
+            guidance,
+            step_cache,
+            step_cache_threshold,
+            noise,
+            noise_multiprocessors,
+            tiling,
+        } = options;
+        Self {
+            prompt,
+            negative_prompt,
+            seed,
+            size,
+            resize,
+            frames,
+            fps,
+            quality,
+            sampler,
+            steps,
+            shift,
+            guidance,
+            step_cache,
+            step_cache_threshold,
+            noise,
+            noise_multiprocessors,
+            tiling,
+        }
+    }
+}
+
+/// The names that a setting can have as its value, each with what it means.
+type Values = &'static [(&'static str, &'static str)];
+
+const RESIZE: Values = &[
+    ("official", "The official rule: the picture's own shape, sides rounded to latents"),
+    (
+        "adaptive",
+        "`LightX2V`'s rule: the nearest of three shapes (1:1 and about 16:9 either way), cropped to its centre",
+    ),
+];
+
+const SAMPLER: Values = &[
+    ("unipc", "`UniPC` of order 2, for the released model"),
+    ("distill", "Deterministic Euler over four steps, for the step-distilled model"),
+    ("distill-renoise", "The distilled model with new noise between its steps"),
+];
+
+const STEP_CACHE: Values = &[
+    ("none", "None: every forward is computed"),
+    ("teacache", "`TeaCache` on the time embedding"),
+    ("teacache-ret", "`TeaCache` on the modulation, the first five steps always computed"),
+    ("magcache", "`MagCache`"),
+];
+
+const NOISE: Values = &[
+    ("cuda", "`torch.randn` with a CUDA generator, as the official code and `LightX2V` draw it"),
+    ("cpu", "`torch.randn` with a CPU generator, as `ComfyUI` draws it"),
+];
+
+const TILING: Values = &[
+    ("whole", "Whole"),
+    (
+        "tiled",
+        "Tiles of 256x256 pixels, 192 apart: a quarter of the memory, twice the work, faint differences at the seams",
+    ),
+];
+
+/// Reads the value of an option that says how the VAE works.
+pub fn tiling() -> impl TypedValueParser<Value = Tiling> {
+    one_of(TILING)
+}
+
+/// Reads a value by its name.
+fn one_of<T>(values: Values) -> impl TypedValueParser<Value = T>
+where
+    T: DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    let values = values.iter().map(|(name, help)| PossibleValue::new(*name).help(*help));
+    PossibleValuesParser::new(values)
+        .try_map(|name| T::deserialize(IntoDeserializer::<Error>::into_deserializer(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, Command, FromArgMatches};
+
+    use super::*;
+
+    fn command() -> Command {
+        SettingsOptions::augment_args(Command::new("test").term_width(100).disable_help_flag(true))
+    }
+
+    fn read(arguments: &[&str]) -> Result<Settings, clap::Error> {
+        let matches = command().try_get_matches_from(["test"].iter().chain(arguments))?;
+        SettingsOptions::from_arg_matches(&matches).map(Settings::from)
+    }
+
+    #[test]
+    fn names_values_and_defaults_do_not_change() {
+        // Scripts have them; whoever changes one on purpose changes the list with it.
+        let text = command().render_long_help().to_string();
+        let lines = |text: &str| -> Vec<String> {
+            let options = text.lines().skip_while(|line| *line != "Options:");
+            options.map(|line| line.trim_end().to_owned()).collect()
+        };
+        assert_eq!(lines(&text), lines(include_str!("options.txt")), "the list now:\n{text}");
+    }
+
+    #[test]
+    fn what_is_typed_arrives() -> Result<(), clap::Error> {
+        assert_eq!(read(&[])?, Settings::default());
+        let typed = [
+            "-p=p",
+            "-n=n",
+            "-s=1",
+            "--size=64x48",
+            "--resize=adaptive",
+            "--frames=5",
+            "--fps=24",
+            "--quality=20",
+            "--sampler=distill",
+            "--steps=4",
+            "--shift=2.5",
+            "--guidance=1",
+            "--step-cache=teacache-ret",
+            "--step-cache-threshold=0.1",
+            "--noise=cpu",
+            "--noise-multiprocessors=128",
+            "--tiling=tiled",
+        ];
+        let settings = read(&typed)?;
+        let expected = Settings {
+            prompt: Some("p".into()),
+            negative_prompt: Some("n".into()),
+            seed: Some(1),
+            size: Some(Size::Exact { width: 64, height: 48 }),
+            resize: Some(Resize::Adaptive),
+            frames: Some(5),
+            fps: Some(24),
+            quality: Some(20),
+            sampler: Some(Sampler::Distill),
+            steps: Some(4),
+            shift: Some(2.5),
+            guidance: Some(1.0),
+            step_cache: Some(StepCache::TeacacheRet),
+            step_cache_threshold: Some(0.1),
+            noise: Some(Noise::Cpu),
+            noise_multiprocessors: Some(128),
+            tiling: Some(Tiling::Tiled),
+        };
+        assert_eq!(settings, expected);
+        assert!(read(&["--sampler=euler"]).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn every_value_of_the_contract_has_its_name_here() {
+        fn of<T: DeserializeOwned>(values: Values) {
+            for (name, _) in values {
+                let read: Result<T, Error> = T::deserialize((*name).into_deserializer());
+                assert!(read.is_ok(), "{name}");
+            }
+            let unknown: Result<T, Error> = T::deserialize("?".into_deserializer());
+            // Its sentence lists all names.
+            let said = unknown.err().expect("no value is called so").to_string();
+            assert_eq!(said.matches('`').count(), 2 * (values.len() + 1), "{said}");
+        }
+        of::<Resize>(RESIZE);
+        of::<Sampler>(SAMPLER);
+        of::<StepCache>(STEP_CACHE);
+        of::<Noise>(NOISE);
+        of::<Tiling>(TILING);
+    }
+}

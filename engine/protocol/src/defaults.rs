@@ -1,0 +1,63 @@
+//! What a family of models is run with where nobody says otherwise.
+
+use serde::{Deserialize, Serialize};
+
+use crate::size::Size;
+
+/// The negative prompt that Wan2.1 image-to-video was released with.
+pub const NEGATIVE_PROMPT: &str = "镜头晃动，色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，\
+最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，\
+手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走";
+
+/// A value for each of the two areas that a family was trained at.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ByArea<T> {
+    /// For about 480*832 pixels.
+    pub p480: T,
+    /// For about 720*1280 pixels.
+    pub p720: T,
+}
+
+impl<T> ByArea<T> {
+    /// The value for videos of this size.
+    pub fn of(&self, size: Size) -> &T {
+        if size.is_480p() { &self.p480 } else { &self.p720 }
+    }
+}
+
+/// What a job gets that does not say otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Defaults {
+    /// What should not be in the video.
+    pub negative_prompt: String,
+    /// Frames of the video.
+    pub frames: u32,
+    /// Frames a second.
+    pub fps: u32,
+    /// Denoising steps of the released model.
+    pub steps: u32,
+    /// The shift of the released model's schedule.
+    pub shift: ByArea<f64>,
+    /// The guidance scale of the released model.
+    pub guidance: f64,
+    /// The shift of the step-distilled model's schedule.
+    pub distilled_shift: f64,
+    /// The guidance scale of the step-distilled model.
+    pub distilled_guidance: f64,
+}
+
+impl Defaults {
+    /// Those that Wan2.1 image-to-video was released with, and those of its step-distilled variants.
+    pub fn wan21_i2v() -> Self {
+        Self {
+            negative_prompt: NEGATIVE_PROMPT.to_owned(),
+            frames: 81,
+            fps: 16,
+            steps: 40,
+            shift: ByArea { p480: 3.0, p720: 5.0 },
+            guidance: 5.0,
+            distilled_shift: 5.0,
+            distilled_guidance: 1.0,
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What can go wrong, by stable names, and what the contract's own checks refuse.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What went wrong, for programs: the name crosses from the engine to the service, and is kept in the ledger and told on
+/// the bus. A name never changes its meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", from = "String")]
+pub enum ErrorCode {
+    /// The picture cannot be used.
+    InvalidImage,
+    /// A setting is outside its range, or does not go with another one.
+    InvalidSetting,
+    /// The model's folder or one of its files is not what it should be.
+    Model,
+    /// The machine has less memory than the work needs.
+    Memory,
+    /// The video cannot be encoded or written.
+    Output,
+    /// The device or its driver failed.
+    Device,
+    /// A file cannot be read or written.
+    File,
+    /// Somebody cancelled the work.
+    Canceled,
+    /// The work took the engine down, more than once.
+    Crashed,
+    /// The configuration is wrong.
+    Config,
+    /// The ledger cannot be read or written.
+    Ledger,
+    /// The service is stopping.
+    Stopping,
+    /// The message bus failed.
+    Bus,
+    /// There is no such job, or no such file any more.
+    NotFound,
+    /// The job is not that far, or past it.
+    NotReady,
+    /// Too much is under way.
+    Busy,
+    /// There are as many open jobs as there may be.
+    QueueFull,
+    /// A fault of animd's own, or a name that this version does not know.
+    Internal,
+}
+
+impl ErrorCode {
+    /// All codes.
+    pub const ALL: [Self; 18] = [
+        Self::InvalidImage,
+        Self::InvalidSetting,
+        Self::Model,
+        Self::Memory,
+        Self::Output,
+        Self::Device,
+        Self::File,
+        Self::Canceled,
+        Self::Crashed,
+        Self::Config,
+        Self::Ledger,
+        Self::Stopping,
+        Self::Bus,
+        Self::NotFound,
+        Self::NotReady,
+        Self::Busy,
+        Self::QueueFull,
+        Self::Internal,
+    ];
+
+    /// The stable name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InvalidImage => "invalid-image",
+            Self::InvalidSetting => "invalid-setting",
+            Self::Model => "model",
+            Self::Memory => "memory",
+            Self::Output => "output",
+            Self::Device => "device",
+            Self::File => "file",
+            Self::Canceled => "canceled",
+            Self::Crashed => "crashed",
+            Self::Config => "config",
+            Self::Ledger => "ledger",
+            Self::Stopping => "stopping",
+            Self::Bus => "bus",
+            Self::NotFound => "not-found",
+            Self::NotReady => "not-ready",
+            Self::Busy => "busy",
+            Self::QueueFull => "queue-full",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// The code of a name; [`ErrorCode::Internal`] for one that this version does not know.
+    pub fn named(name: &str) -> Self {
+        Self::ALL.into_iter().find(|code| code.name() == name).unwrap_or(Self::Internal)
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl From<ErrorCode> for String {
+    fn from(code: ErrorCode) -> Self {
+        code.name().to_owned()
+    }
+}
+
+impl From<String> for ErrorCode {
+    fn from(name: String) -> Self {
+        Self::named(&name)
+    }
+}
+
+/// A setting is outside its range, or does not go with another one. The text says which one, its value, and what would do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidSetting(pub String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_written_by_their_names_and_read_again() -> serde_json::Result<()> {
+        for code in ErrorCode::ALL {
+            let text = serde_json::to_string(&code)?;
+            assert_eq!(text, format!("\"{code}\""));
+            assert_eq!(serde_json::from_str::<ErrorCode>(&text)?, code);
+        }
+        assert_eq!(serde_json::from_str::<ErrorCode>("\"from-a-later-version\"")?, ErrorCode::Internal);
+        Ok(())
+    }
+
+    #[test]
+    fn names_do_not_change() {
+        // Programs, ledgers and engines of other versions know them.
+        let names = ErrorCode::ALL.map(ErrorCode::name).join(" ");
+        assert_eq!(
+            names,
+            "invalid-image invalid-setting model memory output device file canceled crashed config ledger stopping bus \
+             not-found not-ready busy queue-full internal"
+        );
+    }
+}

@@ -1,0 +1,85 @@
+//! What a profile asks for and an engine does not do, for now: told wherever a user looks at a profile or a plan.
+
+use crate::messages::Kernels;
+use crate::profile::{AttentionKind, Place, Profile, key};
+use crate::recipe::Component;
+
+/// A sentence for each thing that a profile asks for and an engine with these kernels does not do, without full stops.
+/// `capability` is that of the card, if it is known.
+pub fn limits(profile: &Profile, kernels: &Kernels, capability: Option<(u32, u32)>) -> Vec<String> {
+    if !profile.on_gpu() {
+        return Vec::new();
+    }
+    [residency(profile, kernels), attention(profile, kernels, capability)].into_iter().flatten().collect()
+}
+
+fn residency(profile: &Profile, kernels: &Kernels) -> Option<String> {
+    let away =
+        Component::ALL.into_iter().filter(|component| profile.residency.of(*component) != Place::Device);
+    let keys: Vec<_> = away.map(|component| format!("residency.{}", key(component))).collect();
+    if kernels.offload || keys.is_empty() {
+        return None;
+    }
+    let (keys, has) = (keys.join(", "), if keys.len() == 1 { "has" } else { "have" });
+    Some(format!(
+        "for now all weights stay on the GPU: {keys} {has} no effect in the profile `{}`",
+        profile.name
+    ))
+}
+
+fn attention(profile: &Profile, kernels: &Kernels, capability: Option<(u32, u32)>) -> Option<String> {
+    if profile.attention.kind != AttentionKind::EightBit {
+        return None;
+    }
+    let name = &profile.name;
+    match capability {
+        Some(capability) if kernels.has_eight_bit_attention(capability) => None,
+        Some((major, minor)) => Some(format!(
+            "for now attention is exact, and slower, on compute capability {major}.{minor}: attention.kind \"8bit\" has no \
+             effect in the profile `{name}`"
+        )),
+        None => Some(format!(
+            "for now attention.kind \"8bit\" of the profile `{name}` needs compute capability 9.0; other cards compute \
+             attention exactly, and slower"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::messages::Target;
+
+    fn kernels(offload: bool) -> Kernels {
+        let target =
+            |capability, eight_bit_attention| Target { capability, exact: true, eight_bit_attention };
+        Kernels { native: vec![target((8, 9), false), target((9, 0), true)], offload, ..Kernels::default() }
+    }
+
+    #[test]
+    fn what_has_no_effect_is_said() {
+        let of = |name: &str, offload, capability| {
+            let profile = Profile::built_in(name).expect("it comes with animd");
+            limits(&profile, &kernels(offload), capability)
+        };
+        assert_eq!(of("h200", false, Some((9, 0))), Vec::<String>::new());
+        assert_eq!(of("cpu", false, None), Vec::<String>::new());
+        assert_eq!(
+            of("rtx4090", false, Some((8, 9))),
+            [
+                "for now all weights stay on the GPU: residency.text, residency.clip have no effect in the profile `rtx4090`",
+                "for now attention is exact, and slower, on compute capability 8.9: attention.kind \"8bit\" has no effect in \
+                 the profile `rtx4090`",
+            ]
+        );
+        assert_eq!(of("l40s", true, Some((8, 9))).len(), 1);
+        assert_eq!(of("h200", true, None).len(), 1);
+    }
+
+    #[test]
+    fn code_of_an_earlier_minor_version_counts() {
+        let eight_bit = Target { capability: (8, 0), exact: false, eight_bit_attention: true };
+        let kernels = Kernels { native: vec![eight_bit], ..Kernels::default() };
+        assert!(kernels.has_eight_bit_attention((8, 6)) && !kernels.has_eight_bit_attention((9, 0)));
+    }
+}

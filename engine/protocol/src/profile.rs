@@ -1,0 +1,475 @@
+//! A profile says how one class of machines runs the model: in which precision, with what in whose memory, and which
+//! settings it has as defaults. It is a TOML file; `configs/` has the ones that come with animd, each key explained.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::recipe::Component;
+use crate::request::Settings;
+
+/// The profiles that come with animd, by name, the most demanding first.
+pub const BUILT_IN: [(&str, &str); 6] = [
+    ("h200", include_str!("../../../configs/h200.toml")),
+    ("h100", include_str!("../../../configs/h100.toml")),
+    ("l40s", include_str!("../../../configs/l40s.toml")),
+    ("rtx4090", include_str!("../../../configs/rtx4090.toml")),
+    ("rtx4060ti", include_str!("../../../configs/rtx4060ti.toml")),
+    ("cpu", include_str!("../../../configs/cpu.toml")),
+];
+
+/// How one class of machines runs the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Letters, digits, `-` and `_`; what `profile.name` of the configuration says.
+    pub name: String,
+    /// For whom it is, in one line.
+    pub summary: String,
+    /// `[device]`
+    pub device: Device,
+    /// `[precision]`
+    pub precision: Precisions,
+    /// `[attention]`
+    pub attention: Attention,
+    /// `[residency]`
+    pub residency: Residency,
+    /// `[memory]`
+    #[serde(default)]
+    pub memory: Memory,
+    /// `[settings]`: what a job gets that says nothing else, and whose user configured nothing else.
+    #[serde(default)]
+    pub settings: Settings,
+}
+
+/// What the profile runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Who computes.
+    pub backend: Backend,
+    /// GPU memory in GiB that must be free; 0 for the CPU.
+    #[serde(default)]
+    pub min_memory_gib: f64,
+}
+
+/// Who computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// An NVIDIA GPU.
+    Cuda,
+    /// The processor, in float32.
+    Cpu,
+}
+
+impl Backend {
+    /// `cuda` or `cpu`, as the engine calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cuda => "cuda",
+            Self::Cpu => "cpu",
+        }
+    }
+}
+
+/// How the networks of each kind are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Precisions {
+    /// The large matrices of the DiT's blocks.
+    pub dit: Precision,
+    /// The DiT's norms, modulation, embeddings and residual stream.
+    pub sensitive: Sensitive,
+    /// umT5.
+    pub text: Precision,
+    /// CLIP.
+    pub clip: Precision,
+    /// The VAE.
+    pub vae: Precision,
+}
+
+impl Precisions {
+    /// Everything in one precision.
+    pub const fn all(precision: Precision, sensitive: Sensitive) -> Self {
+        let [dit, text, clip, vae] = [precision; 4];
+        Self { dit, sensitive, text, clip, vae }
+    }
+
+    /// That of the networks of one kind.
+    pub fn of(&self, component: Component) -> Precision {
+        match component {
+            Component::Dit => self.dit,
+            Component::T5 => self.text,
+            Component::Clip => self.clip,
+            Component::Vae => self.vae,
+        }
+    }
+}
+
+/// In which type a network's weights are kept and multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// 16 bits, as the model is published.
+    Bf16,
+    /// 8 bits (e4m3), a scale for each row.
+    Fp8,
+    /// 32 bits.
+    Fp32,
+}
+
+/// The type of what is small and matters most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sensitive {
+    /// 32 bits.
+    Fp32,
+    /// That of the activations around it.
+    Same,
+}
+
+/// How attention is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attention {
+    /// The kind of the DiT's self-attention.
+    pub kind: AttentionKind,
+}
+
+/// A kind of attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AttentionKind {
+    /// In the precision of its inputs.
+    #[serde(rename = "exact")]
+    Exact,
+    /// Its products in 8 bits.
+    #[serde(rename = "8bit")]
+    EightBit,
+}
+
+/// Where the weights of the networks of each kind are between their uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Residency {
+    /// The DiT.
+    pub dit: Place,
+    /// umT5.
+    pub text: Place,
+    /// CLIP.
+    pub clip: Place,
+    /// The VAE.
+    pub vae: Place,
+}
+
+impl Residency {
+    /// Everything in one place.
+    pub const fn all(place: Place) -> Self {
+        let [dit, text, clip, vae] = [place; 4];
+        Self { dit, text, clip, vae }
+    }
+
+    /// That of the networks of one kind.
+    pub fn of(&self, component: Component) -> Place {
+        match component {
+            Component::Dit => self.dit,
+            Component::T5 => self.text,
+            Component::Clip => self.clip,
+            Component::Vae => self.vae,
+        }
+    }
+}
+
+/// The key that stands for the networks of a kind in the sections of a profile.
+pub fn key(component: Component) -> &'static str {
+    match component {
+        Component::Dit => "dit",
+        Component::T5 => "text",
+        Component::Clip => "clip",
+        Component::Vae => "vae",
+    }
+}
+
+/// A place for weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// In the GPU's memory.
+    Device,
+    /// In the machine's memory, brought to the GPU for each use.
+    Host,
+    /// In their files, read for each use.
+    Disk,
+}
+
+/// What is left alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Memory {
+    /// MiB of the GPU's memory that the engine does not touch.
+    pub reserve_mib: u64,
+}
+
+/// What is wrong with a profile's text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Mistake {
+    /// What is wrong, with which value, and what to do.
+    pub message: String,
+    /// The bytes of the text that it is about, where known.
+    pub span: Option<Range<usize>>,
+}
+
+impl From<toml::de::Error> for Mistake {
+    fn from(e: toml::de::Error) -> Self {
+        Self { message: e.message().lines().next().unwrap_or_default().to_owned(), span: e.span() }
+    }
+}
+
+impl Mistake {
+    /// The line of `text` that it is about, counted from 1.
+    pub fn line(&self, text: &str) -> Option<usize> {
+        let start = self.span.as_ref()?.start.min(text.len());
+        Some(text.as_bytes()[..start].split(|b| *b == b'\n').count())
+    }
+}
+
+impl Profile {
+    /// Reads a profile and checks every value of it.
+    ///
+    /// # Errors
+    /// The first [`Mistake`], with its place in the text.
+    pub fn read(text: &str) -> Result<Self, Mistake> {
+        let profile: Self = toml::from_str(text)?;
+        match profile.check() {
+            Ok(()) => Ok(profile),
+            Err((path, message)) => Err(Mistake { message, span: span(text, path) }),
+        }
+    }
+
+    /// The built-in profile of this name.
+    pub fn built_in(name: &str) -> Option<Self> {
+        let (_, text) = BUILT_IN.iter().find(|(known, _)| *known == name)?;
+        Self::read(text).ok()
+    }
+
+    /// Whether it runs on a GPU.
+    pub fn on_gpu(&self) -> bool {
+        self.device.backend == Backend::Cuda
+    }
+
+    /// Bytes of GPU memory that must be free.
+    pub fn min_memory(&self) -> u64 {
+        (self.device.min_memory_gib * (1u64 << 30) as f64) as u64
+    }
+
+    /// The first value that is out of range or does not go with another one: its section and key, and a sentence.
+    fn check(&self) -> Result<(), (&'static [&'static str], String)> {
+        let Self { name, summary, device, precision, attention, residency, memory, settings } = self;
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if name.is_empty() || name.len() > 64 || !name.chars().all(word) || name == "auto" {
+            let text = format!("name `{name}` is not 1 to 64 letters, digits, `-` and `_`, or is `auto`");
+            return Err((&["name"], text));
+        }
+        if summary.trim().is_empty() || summary.contains('\n') {
+            return Err((&["summary"], "summary is not one line that says whom the profile is for".into()));
+        }
+        if !(0.0..=4096.0).contains(&device.min_memory_gib) {
+            let text = format!("device.min_memory_gib {} is not from 0 to 4096", device.min_memory_gib);
+            return Err((&["device", "min_memory_gib"], text));
+        }
+        if memory.reserve_mib > 1 << 20 {
+            let text = format!("memory.reserve_mib {} is not from 0 to {}", memory.reserve_mib, 1 << 20);
+            return Err((&["memory", "reserve_mib"], text));
+        }
+        match device.backend {
+            Backend::Cpu => {
+                let cpu = |what: &str| format!("the backend `cpu` {what}");
+                if device.min_memory_gib != 0.0 {
+                    let text = cpu("needs no GPU memory; leave device.min_memory_gib out");
+                    return Err((&["device", "min_memory_gib"], text));
+                }
+                for component in Component::ALL {
+                    let (network, place) = (key(component), residency.of(component));
+                    if precision.of(component) != Precision::Fp32 {
+                        let text = cpu(&format!("computes in float32 alone; write `{network} = \"fp32\"`"));
+                        return Err((path("precision", network), text));
+                    }
+                    if place == Place::Device {
+                        let text = cpu(&format!("has no device; write `{network} = \"host\"`"));
+                        return Err((path("residency", network), text));
+                    }
+                }
+                if attention.kind != AttentionKind::Exact {
+                    let text = cpu("has exact attention alone; write `kind = \"exact\"`");
+                    return Err((&["attention", "kind"], text));
+                }
+            }
+            Backend::Cuda => {
+                if device.min_memory_gib == 0.0 {
+                    let text =
+                        "a profile for a GPU says how much of its memory must be free: device.min_memory_gib";
+                    return Err((&["device"], text.into()));
+                }
+                for component in [Component::Clip, Component::Vae] {
+                    if precision.of(component) == Precision::Fp8 {
+                        let network = key(component);
+                        let text = format!(
+                            "precision.{network} `fp8` is for `dit` and `text` alone, which have the large matrices; \
+                             write \"bf16\" or \"fp32\""
+                        );
+                        return Err((path("precision", network), text));
+                    }
+                }
+            }
+        }
+        if settings.seed.is_some() || settings.prompt.is_some() {
+            let key = if settings.seed.is_some() { "seed" } else { "prompt" };
+            let text = format!("settings.{key} belongs to a picture and not to a machine; leave it out");
+            return Err((path("settings", key), text));
+        }
+        settings.clone().resolve(|| 0).map(drop).map_err(|e| (&["settings"][..], format!("[settings]: {e}")))
+    }
+}
+
+/// The paths that [`Profile::check`] makes of a section and a key.
+fn path(section: &str, key: &str) -> &'static [&'static str] {
+    const PATHS: [&[&str]; 10] = [
+        &["precision", "dit"],
+        &["precision", "text"],
+        &["precision", "clip"],
+        &["precision", "vae"],
+        &["residency", "dit"],
+        &["residency", "text"],
+        &["residency", "clip"],
+        &["residency", "vae"],
+        &["settings", "seed"],
+        &["settings", "prompt"],
+    ];
+    PATHS.into_iter().find(|path| **path == [section, key]).unwrap_or_default()
+}
+
+/// Where the value at `path` stands; where it is left out, its table.
+fn span(text: &str, path: &[&str]) -> Option<Range<usize>> {
+    let document = toml::de::DeTable::parse(text).ok()?;
+    let (mut table, mut found) = (document.get_ref(), None);
+    for key in path {
+        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref().as_ref() == *key) else {
+            break;
+        };
+        found = Some(name.span());
+        let Some(inner) = value.get_ref().as_table() else { break };
+        table = inner;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"name = "mine"
+summary = "a card of mine"
+[device]
+backend = "cuda"
+min_memory_gib = 22.0
+[precision]
+dit = "fp8"
+sensitive = "fp32"
+text = "bf16"
+clip = "bf16"
+vae = "bf16"
+[attention]
+kind = "8bit"
+[residency]
+dit = "device"
+text = "host"
+clip = "host"
+vae = "device"
+"#;
+
+    #[test]
+    fn what_comes_with_animd_can_be_read_and_is_ordered_by_its_demands() {
+        let mut before = f64::INFINITY;
+        for (name, text) in BUILT_IN {
+            let profile =
+                Profile::read(text).unwrap_or_else(|e| panic!("{name}: {e}, line {:?}", e.line(text)));
+            assert_eq!(profile.name, name);
+            assert!(profile.device.min_memory_gib < before, "{name}");
+            before = profile.device.min_memory_gib;
+            // A key that is left out is one that nobody knows of: each stands there, at least commented out.
+            for key in
+                ["min_memory_gib", "reserve_mib", "sensitive", "tiling", "sampler", "step_cache", "size"]
+            {
+                assert!(text.contains(key), "{name} does not mention {key}");
+            }
+            for line in text.lines().filter(|l| !l.is_empty()) {
+                assert!(line.len() <= 120, "{name}: {line}");
+            }
+        }
+        assert_eq!(before, 0.0, "the CPU is the last resort");
+        assert!(Profile::built_in("h200").is_some_and(|p| p.on_gpu()));
+        assert!(Profile::built_in("h2000").is_none());
+    }
+
+    #[test]
+    fn each_profile_asks_for_as_much_memory_as_its_work_takes() {
+        use crate::plan::{Plan, Setup};
+        for (name, _) in BUILT_IN {
+            let profile = Profile::built_in(name).expect("it comes with animd");
+            let request = profile.settings.clone().resolve(|| 1).expect("valid settings");
+            let (setup, recipe) = (Setup::from(&profile), crate::recipe::Recipe::wan21_i2v_14b());
+            // At the size that the profile makes when nobody asks for another.
+            let (bytes, stage) = Plan::new(&recipe, &request, [832, 480], &setup).memory.peak();
+            let asked = profile.min_memory();
+            assert!(
+                !profile.on_gpu() || bytes + setup.reserve <= asked,
+                "{name}: 480p takes {bytes} bytes while it is at {stage:?}, and {asked} are asked for"
+            );
+        }
+    }
+
+    #[test]
+    fn each_mistake_is_named_with_its_line() {
+        assert_eq!(Profile::read(GOOD).map(|p| p.name).as_deref(), Ok("mine"));
+        for (from, to, line, expected) in [
+            ("dit = \"fp8\"", "dti = \"fp8\"", 7, "unknown field `dti`"),
+            ("dit = \"fp8\"", "dit = \"fp9\"", 7, "unknown variant `fp9`"),
+            ("kind = \"8bit\"", "kind = \"7bit\"", 13, "unknown variant `7bit`"),
+            ("22.0", "\"much\"", 5, "invalid type"),
+            ("22.0", "-1.0", 5, "device.min_memory_gib -1 is not from 0 to 4096"),
+            ("min_memory_gib = 22.0", "", 3, "how much of its memory must be free"),
+            ("\"mine\"", "\"my card\"", 1, "name `my card`"),
+            ("\"a card of mine\"", "\"\"", 2, "summary is not one line"),
+            ("vae = \"bf16\"", "vae = \"fp8\"", 11, "precision.vae `fp8` is for `dit` and `text` alone"),
+            ("\"cuda\"", "\"cpu\"", 5, "needs no GPU memory"),
+            ("vae = \"device\"", "vae = \"device\"\n[settings]\nsteeps = 3", 20, "unknown field `steeps`"),
+            (
+                "vae = \"device\"",
+                "vae = \"device\"\n[settings]\nframes = 80",
+                19,
+                "[settings]: frames 80 is not 4n+1",
+            ),
+            (
+                "vae = \"device\"",
+                "vae = \"device\"\n[settings]\nseed = 80",
+                20,
+                "settings.seed belongs to a picture",
+            ),
+            (
+                "vae = \"device\"",
+                "vae = \"device\"\n[memory]\nreserve_mib = 9999999",
+                20,
+                "memory.reserve_mib 9999999",
+            ),
+        ] {
+            assert!(GOOD.contains(from));
+            let text = GOOD.replacen(from, to, 1);
+            let mistake = Profile::read(&text).expect_err(to);
+            assert_eq!(mistake.line(&text), Some(line), "{to}: {mistake}");
+            assert!(mistake.message.contains(expected), "{to}: {mistake}");
+        }
+        let cpu = BUILT_IN[5].1.replacen("dit = \"fp32\"", "dit = \"bf16\"", 1);
+        assert!(Profile::read(&cpu).is_err_and(|e| e.message.contains("computes in float32 alone")));
+    }
+}

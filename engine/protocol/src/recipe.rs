@@ -1,0 +1,287 @@
+//! A family of models as a value: its networks and their schemas, which of them denoises when, how the picture conditions
+//! it, and what it is run with where nobody says otherwise.
+//!
+//! Everything that handles a model iterates over its recipe: plans, profiles, progress, loading, inspection. Another
+//! family is another value.
+
+use serde::{Deserialize, Serialize};
+
+use crate::InvalidSetting;
+use crate::dims::schema::{self, Expected};
+use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
+use crate::request::{Request, Sampler, StepCache};
+use crate::step_cache::{magcache, teacache};
+
+pub use crate::defaults::{ByArea, Defaults};
+
+/// Timesteps of training: the timestep of pure noise.
+const TIMESTEPS: f64 = 1000.0;
+
+/// A kind of network. A profile says for each kind how and where its networks are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Component {
+    /// The diffusion transformer.
+    Dit,
+    /// The `umT5` text encoder.
+    T5,
+    /// The CLIP vision tower.
+    Clip,
+    /// The causal video VAE.
+    Vae,
+}
+
+impl Component {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Dit, Self::T5, Self::Clip, Self::Vae];
+
+    /// Its name in sentences.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Dit => "DiT",
+            Self::T5 => "umT5 encoder",
+            Self::Clip => "CLIP vision tower",
+            Self::Vae => "VAE",
+        }
+    }
+}
+
+/// One network of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Network<C> {
+    /// Its name in tables: `DiT`, `umT5`.
+    pub name: String,
+    /// Its sizes, from which its tensors follow.
+    pub config: C,
+}
+
+impl<C> Network<C> {
+    /// A network of this name and these sizes.
+    pub fn new(name: &str, config: C) -> Self {
+        Self { name: name.to_owned(), config }
+    }
+}
+
+/// A diffusion transformer that computes some of the steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Expert {
+    /// The network.
+    pub network: Network<DitConfig>,
+    /// The boundary: the expert computes the steps whose timestep is at least this share of 1000, and which no expert
+    /// before it computes. 0 for the last one.
+    pub from: f64,
+    /// How strongly the prompt is followed in its steps, where a request has the family's default.
+    pub guidance: f64,
+}
+
+/// How the picture conditions the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Conditioning {
+    /// Channels of the mask that tells given frames from wanted ones; the picture's latents follow it.
+    pub mask_channels: usize,
+    /// The network whose tokens of the picture the transformer attends to, in families that have one.
+    pub image_encoder: Option<Network<ClipConfig>>,
+    /// Whether a second picture can say how the video ends.
+    pub last_frame: bool,
+}
+
+/// What step caches decide by. A family that has no published figures for a step cache goes without it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepCaches {
+    /// Polynomials of `TeaCache` on the time embedding, highest power first.
+    pub teacache: Option<ByArea<Vec<f64>>>,
+    /// Those of `TeaCache` on the modulation.
+    pub teacache_ret: Option<ByArea<Vec<f64>>>,
+    /// Ratios of `MagCache`, one for each step of the published schedule.
+    pub magcache: Option<ByArea<Vec<f64>>>,
+}
+
+/// A family of models, or one member of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// What the family is called.
+    pub family: String,
+    /// The diffusion transformers, from the one for the most noise to the one for the least.
+    pub experts: Vec<Expert>,
+    /// The text encoder.
+    pub text_encoder: Network<T5Config>,
+    /// How the picture comes in.
+    pub conditioning: Conditioning,
+    /// The autoencoder.
+    pub vae: Network<VaeConfig>,
+    /// What a job gets that does not say otherwise.
+    pub defaults: Defaults,
+    /// What step caches decide by.
+    pub step_caches: StepCaches,
+}
+
+/// A network's sizes, whichever kind it is of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sizes<'a> {
+    /// Of a diffusion transformer.
+    Dit(&'a DitConfig),
+    /// Of a text encoder.
+    T5(&'a T5Config),
+    /// Of a vision tower.
+    Clip(&'a ClipConfig),
+    /// Of an autoencoder.
+    Vae(&'a VaeConfig),
+}
+
+/// A network of a recipe, whichever kind it is of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Part<'a> {
+    /// Its name in tables.
+    pub name: &'a str,
+    /// Its sizes.
+    pub sizes: Sizes<'a>,
+}
+
+impl Part<'_> {
+    /// The kind of network that it is.
+    pub fn component(&self) -> Component {
+        match self.sizes {
+            Sizes::Dit(_) => Component::Dit,
+            Sizes::T5(_) => Component::T5,
+            Sizes::Clip(_) => Component::Clip,
+            Sizes::Vae(_) => Component::Vae,
+        }
+    }
+
+    /// The tensors that it has.
+    pub fn schema(&self) -> Vec<Expected> {
+        match self.sizes {
+            Sizes::Dit(c) => schema::dit(c),
+            Sizes::T5(c) => schema::t5(c),
+            Sizes::Clip(c) => schema::clip(c),
+            Sizes::Vae(c) => schema::vae(c),
+        }
+    }
+}
+
+impl Recipe {
+    /// Wan2.1 image-to-video with networks of these sizes.
+    pub fn wan21_i2v(dit: DitConfig, t5: T5Config, clip: ClipConfig, vae: VaeConfig) -> Self {
+        let defaults = Defaults::wan21_i2v();
+        let guidance = defaults.guidance;
+        Self {
+            family: "Wan2.1 image-to-video".into(),
+            experts: vec![Expert { network: Network::new("DiT", dit), from: 0.0, guidance }],
+            text_encoder: Network::new("umT5", t5),
+            conditioning: Conditioning {
+                mask_channels: 4,
+                image_encoder: Some(Network::new("CLIP", clip)),
+                last_frame: false,
+            },
+            vae: Network::new("VAE", vae),
+            defaults,
+            step_caches: StepCaches::wan21_i2v(),
+        }
+    }
+
+    /// Wan2.1-I2V-14B, as released for 480P and 720P.
+    pub fn wan21_i2v_14b() -> Self {
+        let dit = DitConfig {
+            dim: 5120,
+            ffn_dim: 13_824,
+            freq_dim: 256,
+            in_dim: 36,
+            out_dim: 16,
+            num_heads: 40,
+            num_layers: 40,
+            eps: 1e-6,
+            text_len: 512,
+            text_dim: 4096,
+            image_dim: Some(1280),
+        };
+        let t5 = T5Config {
+            dim: 4096,
+            rows: 256_384,
+            heads: 64,
+            inner: 4096,
+            ffn_dim: 10_240,
+            layers: 24,
+            buckets: 32,
+        };
+        let clip = ClipConfig { dim: 1280, patch: 14, image_size: 224, heads: 16, mlp_dim: 5120, layers: 32 };
+        let vae = VaeConfig { base: 96, z_dim: 16, multipliers: vec![1, 2, 4, 4] };
+        Self::wan21_i2v(dit, t5, clip, vae)
+    }
+
+    /// All networks: the experts, the text encoder, the image encoder if there is one, the autoencoder.
+    pub fn networks(&self) -> impl Iterator<Item = Part<'_>> {
+        let part = |name, sizes| Part { name, sizes };
+        let experts = self.experts.iter().map(|e| &e.network);
+        let experts = experts.map(move |n| part(n.name.as_str(), Sizes::Dit(&n.config)));
+        let text = part(&self.text_encoder.name, Sizes::T5(&self.text_encoder.config));
+        let image = self.conditioning.image_encoder.as_ref();
+        let image = image.map(|n| part(n.name.as_str(), Sizes::Clip(&n.config)));
+        let vae = part(&self.vae.name, Sizes::Vae(&self.vae.config));
+        experts.chain([text]).chain(image).chain([vae])
+    }
+
+    /// Channels that a transformer reads: the noisy latents, the mask, the picture's latents.
+    pub fn input_channels(&self) -> usize {
+        2 * self.vae.config.z_dim + self.conditioning.mask_channels
+    }
+
+    /// Tokens of the picture that the transformers attend to.
+    pub fn image_tokens(&self) -> usize {
+        self.conditioning.image_encoder.as_ref().map_or(0, |n| n.config.tokens())
+    }
+
+    /// The index of the expert that computes a step with this timestep.
+    pub fn expert_at(&self, timestep: f64) -> usize {
+        let at = self.experts.iter().position(|e| timestep >= e.from * TIMESTEPS);
+        at.unwrap_or(self.experts.len().saturating_sub(1))
+    }
+
+    /// The guidance scale in the steps of an expert: its own where the request has the family's default.
+    #[expect(clippy::float_cmp, reason = "a default is recognised by being the same number")]
+    pub fn guidance(&self, expert: usize, request: &Request) -> f64 {
+        let default = request.sampler == Sampler::Unipc && request.guidance == self.defaults.guidance;
+        self.experts.get(expert).filter(|_| default).map_or(request.guidance, |e| e.guidance)
+    }
+
+    /// Whether the steps take a second forward, for the negative prompt.
+    #[expect(clippy::float_cmp, reason = "exactly 1 makes the second forward cancel out")]
+    pub fn uses_guidance(&self, request: &Request) -> bool {
+        (0..self.experts.len()).any(|expert| self.guidance(expert, request) != 1.0)
+    }
+
+    /// Refuses what the family has nothing for.
+    ///
+    /// # Errors
+    /// [`InvalidSetting`] names the setting and what would do.
+    pub fn check(&self, request: &Request) -> Result<(), InvalidSetting> {
+        let has = match request.step_cache {
+            StepCache::None => true,
+            StepCache::Teacache => self.step_caches.teacache.is_some(),
+            StepCache::TeacacheRet => self.step_caches.teacache_ret.is_some(),
+            StepCache::Magcache => self.step_caches.magcache.is_some(),
+        };
+        if has {
+            return Ok(());
+        }
+        Err(InvalidSetting(format!(
+            "the step cache has no figures for {}; leave `step_cache` out, or use a model that it has some for",
+            self.family
+        )))
+    }
+}
+
+impl StepCaches {
+    /// Those published for Wan2.1 image-to-video.
+    pub fn wan21_i2v() -> Self {
+        let teacache = |ret| ByArea {
+            p480: teacache::coefficients(true, ret).to_vec(),
+            p720: teacache::coefficients(false, ret).to_vec(),
+        };
+        let magcache =
+            ByArea { p480: magcache::ratios(true).to_vec(), p720: magcache::ratios(false).to_vec() };
+        Self { teacache: Some(teacache(false)), teacache_ret: Some(teacache(true)), magcache: Some(magcache) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

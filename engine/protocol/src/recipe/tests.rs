@@ -1,0 +1,194 @@
+//! A family that is made otherwise than the first one: two experts of 14B, no CLIP.
+
+use super::*;
+use crate::plan::{Plan, Setup};
+use crate::profile::{Place, Profile};
+use crate::progress::Stage;
+use crate::request::Settings;
+use crate::step_cache::{StepPlan, experts};
+
+/// As Wan2.2-I2V-A14B is published.
+fn two_experts() -> Recipe {
+    let mut recipe = Recipe::wan21_i2v_14b();
+    let [wan21] = &recipe.experts[..] else { panic!("Wan2.1 has one transformer") };
+    let config = DitConfig { image_dim: None, ..wan21.network.config.clone() };
+    let expert =
+        |name, from, guidance| Expert { network: Network::new(name, config.clone()), from, guidance };
+    recipe.experts = vec![expert("DiT, high", 0.9, 3.5), expert("DiT, low", 0.0, 4.5)];
+    recipe.family = "two experts".into();
+    recipe.conditioning.image_encoder = None;
+    recipe.defaults.shift = ByArea { p480: 5.0, p720: 5.0 };
+    recipe.defaults.guidance = 3.5;
+    recipe
+}
+
+fn request(recipe: &Recipe, settings: Settings) -> Request {
+    settings.resolve_for(&recipe.defaults, || 1).expect("valid settings")
+}
+
+const SIZE: [usize; 2] = [832, 480];
+
+#[test]
+fn its_networks_are_listed_and_have_their_tensors() {
+    let recipe = two_experts();
+    let networks: Vec<_> = recipe.networks().map(|part| (part.name, part.component())).collect();
+    assert_eq!(
+        networks,
+        [
+            ("DiT, high", Component::Dit),
+            ("DiT, low", Component::Dit),
+            ("umT5", Component::T5),
+            ("VAE", Component::Vae)
+        ]
+    );
+    for part in recipe.networks().filter(|part| part.component() == Component::Dit) {
+        let tensors = part.schema();
+        // As many as the published files have.
+        assert_eq!(tensors.len(), 1095);
+        assert!(!tensors.iter().any(|e| e.name.contains("img")));
+    }
+    assert_eq!((recipe.input_channels(), recipe.image_tokens()), (36, 0));
+}
+
+#[test]
+fn each_step_has_its_expert() {
+    let recipe = two_experts();
+    assert_eq!([999.0, 900.0, 899.9, 0.0].map(|t| recipe.expert_at(t)), [0, 0, 1, 1]);
+    let request = request(&recipe, Settings::default());
+    let steps = experts(&recipe, &request);
+    // With a shift of 5 the timestep 902 is that of step 14, 892 that of step 15.
+    assert_eq!(steps, [vec![0; 15], vec![1; 25]].concat());
+    let single = Recipe::wan21_i2v_14b();
+    assert!(experts(&single, &request).iter().all(|&expert| expert == 0));
+}
+
+#[test]
+fn guidance_is_the_experts_own_unless_somebody_asks() {
+    let recipe = two_experts();
+    let default = request(&recipe, Settings::default());
+    assert_eq!([0, 1].map(|expert| recipe.guidance(expert, &default)), [3.5, 4.5]);
+    let asked = request(&recipe, Settings { guidance: Some(2.0), ..Settings::default() });
+    assert_eq!([0, 1].map(|expert| recipe.guidance(expert, &asked)), [2.0, 2.0]);
+    assert!(recipe.uses_guidance(&asked));
+    let alone = request(&recipe, Settings { guidance: Some(1.0), ..Settings::default() });
+    assert!(!recipe.uses_guidance(&alone));
+    let distilled = request(&recipe, Settings { sampler: Some(Sampler::Distill), ..Settings::default() });
+    assert!(!recipe.uses_guidance(&distilled));
+}
+
+#[test]
+fn the_plan_counts_both_experts() {
+    let (recipe, single) = (two_experts(), Recipe::wan21_i2v_14b());
+    let request = request(&recipe, Settings::default());
+    let profile = Profile::built_in("h200").expect("it comes with animd");
+    let setup = Setup::from(&profile);
+    let plan = Plan::new(&recipe, &request, SIZE, &setup);
+    assert_eq!((plan.forwards.computed, plan.steps), (80, 40));
+    assert_eq!(plan.work.clip, 0.0);
+    // Both experts compute alike, so that it does not matter here which one has a step.
+    let all = 80.0 * plan.work.forward.flops();
+    assert!((plan.work.denoise / all - 1.0).abs() < 1e-12);
+    // Self-attention and the linear layers are those of one expert with CLIP; there is less to attend to beside them.
+    let with_clip = Plan::new(&single, &request, SIZE, &setup).work;
+    assert_eq!(plan.work.forward.self_attention, with_clip.forward.self_attention);
+    assert_eq!(plan.work.forward.cross_attention * 769.0, with_clip.forward.cross_attention * 512.0);
+
+    // 28.6 GB a file in 16 bits.
+    let networks = &plan.memory.networks;
+    let names: Vec<_> = networks.iter().map(|n| n.name.as_str()).collect();
+    assert_eq!(names, ["DiT, high", "DiT, low", "umT5", "VAE"]);
+    assert!((networks[0].parameters as f64 / 14.3e9 - 1.0).abs() < 0.005, "{}", networks[0].parameters);
+    assert_eq!(networks[0].parameters, networks[1].parameters);
+    // Without CLIP there is nothing to compute while the picture is read.
+    let stages: Vec<_> = plan.memory.phases.iter().map(|p| p.stage).collect();
+    assert_eq!(stages, [Stage::Text, Stage::VaeEncode, Stage::Denoise, Stage::VaeDecode]);
+    // On the GPU, both are there at once; from the host they come one at a time.
+    let resident: u64 = networks.iter().map(|n| n.bytes).sum();
+    assert!(plan.memory.phases.iter().all(|p| p.weights == resident));
+    let mut streamed = setup;
+    streamed.residency.dit = Place::Host;
+    let memory = Plan::new(&recipe, &request, SIZE, &streamed).memory;
+    let denoise = memory.phases.iter().find(|p| p.stage == Stage::Denoise).expect("it is planned");
+    let around: u64 = memory.networks.iter().filter(|n| n.component != Component::Dit).map(|n| n.bytes).sum();
+    assert_eq!(denoise.weights, around + memory.networks[0].working);
+    assert_eq!(memory.host, plan.memory.host + networks[0].bytes + networks[1].bytes);
+}
+
+#[test]
+fn experts_of_different_sizes_count_by_their_steps() {
+    let mut recipe = two_experts();
+    recipe.experts[1].network.config.num_layers = 20;
+    let request = request(&recipe, Settings::default());
+    let plan = Plan::new(&recipe, &request, SIZE, &Setup::CPU);
+    let of = |layers| {
+        let mut recipe = two_experts();
+        recipe.experts.truncate(1);
+        recipe.experts[0].network.config.num_layers = layers;
+        Plan::new(&recipe, &request, SIZE, &Setup::CPU).work.forward.flops()
+    };
+    // 15 steps with a high share of noise, 25 with a low one, two forwards each.
+    let want = 30.0 * of(40) + 50.0 * of(20);
+    assert!((plan.work.denoise / want - 1.0).abs() < 1e-12);
+    // What a job may go without a sign of life is judged by the larger one.
+    assert_eq!(plan.work.forward.flops(), of(40));
+}
+
+#[test]
+fn progress_runs_over_all_stages() {
+    let recipe = two_experts();
+    let request = request(&recipe, Settings::default());
+    let work = Plan::new(&recipe, &request, SIZE, &Setup::CPU).work;
+    let costs = work.costs(0.0);
+    assert_eq!((costs.of(Stage::Image), costs.fraction(Stage::Load, 1.0)), (0.0, 0.0));
+    let before = costs.fraction(Stage::Denoise, 0.0);
+    assert_eq!(before, costs.fraction(Stage::VaeEncode, 1.0));
+    let total = work.flops() + 0.01 * work.vae_decode;
+    let half = costs.fraction(Stage::Denoise, 0.5) - before;
+    assert!((half / (0.5 * work.denoise / total) - 1.0).abs() < 1e-9);
+    assert_eq!(costs.fraction(Stage::Write, 1.0), 1.0);
+}
+
+#[test]
+fn a_step_cache_computes_where_the_expert_changes() {
+    let recipe = two_experts();
+    let with = |threshold| Settings {
+        step_cache: Some(StepCache::Magcache),
+        step_cache_threshold: Some(threshold),
+        ..Settings::default()
+    };
+    let request = request(&recipe, with(100.0));
+    let plan = |recipe: &Recipe| {
+        let Ok(plan) = StepPlan::new(recipe, &request, |_| Ok::<_, std::convert::Infallible>(Vec::new()));
+        plan
+    };
+    let mut alone = recipe.clone();
+    alone.experts.truncate(1);
+    let (two, one) = (plan(&recipe), plan(&alone));
+    assert!(two.compute[15] && !one.compute[15], "{two:?}");
+    let differ = two.compute.iter().zip(&one.compute).filter(|(a, b)| a != b).count();
+    assert_eq!(differ, 1);
+    let by_expert = two.forwards_of(&experts(&recipe, &request), true);
+    assert_eq!(by_expert.iter().sum::<u32>(), two.forwards(true).0);
+}
+
+#[test]
+fn a_family_without_figures_refuses_the_step_cache() {
+    let mut recipe = two_experts();
+    recipe.step_caches = StepCaches::default();
+    let cached = Settings { step_cache: Some(StepCache::Teacache), ..Settings::default() };
+    let cached = request(&recipe, cached);
+    let error = recipe.check(&cached).expect_err("there are none").to_string();
+    assert!(error.contains("no figures for two experts"), "{error}");
+    assert!(recipe.check(&request(&recipe, Settings::default())).is_ok());
+    assert!(Recipe::wan21_i2v_14b().check(&cached).is_ok());
+}
+
+#[test]
+fn it_crosses_to_the_service_and_back() {
+    for recipe in [two_experts(), Recipe::wan21_i2v_14b()] {
+        let text = serde_json::to_string(&recipe).expect("plain data");
+        assert!(text.len() < crate::messages::MAX_LINE / 8, "{}", text.len());
+        let back: Recipe = serde_json::from_str(&text).expect("plain data");
+        assert_eq!(back, recipe);
+    }
+}
