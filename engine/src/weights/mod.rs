@@ -8,7 +8,6 @@ mod config;
 pub mod e4m3;
 mod find;
 mod open;
-mod pickle;
 mod prepare;
 pub(crate) mod safetensors;
 mod stored;

@@ -1,14 +1,16 @@
 //! The zip archives that `torch.save` writes: `NAME/data.pkl` describes the tensors, `NAME/data/KEY` holds the storages,
 //! stored without compression and therefore mapped in place.
 
+mod pickle;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Cursor, Read};
 use std::sync::Arc;
 
 use zip::{CompressionMethod, ZipArchive};
 
+use self::pickle::PickledTensor;
 use super::DType;
-use super::pickle::{self, PickledTensor};
 use super::stored::{Element, Mapped, Stored};
 use crate::{Error, Result};
 
