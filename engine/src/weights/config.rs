@@ -1,11 +1,10 @@
 //! The sizes of each component: from `config.json` where it has them, else from the shapes of the tensors.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
 
-use super::stored::Stored;
+use super::stored::Tensors;
 use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 use crate::{Error, Result};
 
@@ -54,9 +53,6 @@ impl ConfigFile {
         })
     }
 }
-
-/// The tensors of a component by their official names.
-pub(super) type Tensors = BTreeMap<String, Stored>;
 
 /// Looks sizes up in tensors, and gathers what does not fit.
 pub(super) struct Sizes<'a> {

@@ -4,11 +4,18 @@
 //! it hands them out one at a time, straight from the memory-mapped file. Where a weight then lives and what precision
 //! it gets is the backend's business, not this module's.
 
+mod check;
 mod config;
+mod container;
+mod dtype;
 pub mod e4m3;
 mod find;
+mod layouts;
+mod matrix;
+mod model;
 mod open;
 mod prepare;
+mod refusals;
 pub(crate) mod safetensors;
 mod stored;
 mod summary;
@@ -16,14 +23,15 @@ mod summary;
 mod tests;
 mod torch;
 
-use std::borrow::Cow;
-
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
 pub use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
-pub use open::{Model, Weights, open_clip, open_dit, open_t5, open_vae};
+pub use dtype::DType;
+pub use matrix::{HostTensor, Matrix, Scale};
+pub use model::Model;
+pub use open::{Weights, open_clip, open_dit, open_t5, open_vae};
 pub use prepare::{FOLDER as PREPARED, Prepared, find_prepared, prepare};
 pub use summary::Summary;
 
@@ -68,53 +76,6 @@ pub enum Layout {
     Lightx2vFp8,
     /// `ComfyUI`: 8-bit matrices with one scale each, `X.scale_weight`.
     ComfyFp8,
-}
-
-/// The types that tensors have in model files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DType {
-    /// 32-bit float.
-    F32,
-    /// 16-bit float.
-    F16,
-    /// Brain float.
-    Bf16,
-    /// 8-bit float, 4 bits of exponent, 3 of mantissa, no infinities (`float8_e4m3fn`).
-    F8E4m3,
-}
-
-/// A tensor in host memory as f32, row-major.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HostTensor {
-    /// Extents, outermost first; empty for a scalar.
-    pub shape: Vec<usize>,
-    /// As many values as the extents' product.
-    pub data: Vec<f32>,
-}
-
-/// What turns the stored values of a quantised matrix into its real ones.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Scale {
-    /// One factor for each row (output channel).
-    PerRow(Vec<f32>),
-    /// One factor for the whole matrix.
-    PerTensor(f32),
-}
-
-/// A weight matrix `[rows, cols]` (out, in) as it is stored, row-major: the bytes are those of the file wherever the
-/// file allows it.
-#[derive(Clone, Debug)]
-pub struct Matrix<'a> {
-    /// Output features.
-    pub rows: usize,
-    /// Input features.
-    pub cols: usize,
-    /// The type of the stored values.
-    pub dtype: DType,
-    /// `rows * cols` little-endian values.
-    pub bytes: Cow<'a, [u8]>,
-    /// For a quantised matrix; real value = stored value * scale.
-    pub scale: Option<Scale>,
 }
 
 /// The checked tensors of one component, under their official names.

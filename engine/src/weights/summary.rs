@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::check;
 use super::open::{self, Examined};
 use super::{Component, Layout};
 
@@ -65,7 +66,7 @@ impl Summary {
     fn new<C>(examined: &Examined<C>, sizes: Vec<(&'static str, usize)>) -> Self {
         let mut summary = Self { sizes, layout: Some(examined.layout), ..Self::empty(examined.component) };
         for (name, stored) in &examined.tensors {
-            if !open::ignorable(examined.component, name) {
+            if !check::ignorable(examined.component, name) {
                 let parameters = stored.elements() as u64;
                 summary.tensors += 1;
                 summary.parameters += parameters;

@@ -1,5 +1,6 @@
 //! The fixture's layouts load, and no broken file does more than give an error.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
