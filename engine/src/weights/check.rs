@@ -1,9 +1,9 @@
 //! Whether a component has the tensors that it should have, and only those.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 
-use super::stored::{Element, Tensors};
+use super::layouts::{Contents, Misfit, not_a_float};
 use super::{Component, DType};
 use crate::dims::schema::Expected;
 
@@ -25,6 +25,14 @@ impl Problems {
     pub fn is_empty(&self) -> bool {
         let lists = [&self.sizes, &self.missing, &self.extra, &self.misshapen, &self.mistyped];
         lists.iter().all(|list| list.is_empty())
+    }
+
+    fn note(&mut self, misfit: Misfit) {
+        match misfit {
+            Misfit::Missing(text) => self.missing.push(text),
+            Misfit::Misshapen(text) => self.misshapen.push(text),
+            Misfit::Mistyped(text) => self.mistyped.push(text),
+        }
     }
 }
 
@@ -53,54 +61,29 @@ impl fmt::Display for Problems {
     }
 }
 
-/// Compares a component's tensors with the list of what should be there.
-pub(super) fn compare(
-    component: Component,
-    tensors: &Tensors,
-    scales: &Tensors,
-    expected: &[Expected],
-) -> Problems {
+/// Compares what files hold of a component with the list of what should be there.
+pub(super) fn compare(component: Component, contents: &Contents, expected: &[Expected]) -> Problems {
     let mut problems = Problems::default();
-    let by_name: BTreeMap<&str, &Expected> = expected.iter().map(|e| (e.name.as_str(), e)).collect();
-    for want in expected {
-        let Expected { name, shape, quantisable } = want;
-        let Some(have) = tensors.get(name) else {
+    for Expected { name, shape, quantisable } in expected {
+        let Some(have) = contents.tensors.get(name) else {
             problems.missing.push(format!("`{name}`"));
             continue;
         };
-        let fits =
-            have.shape.len() == shape.len() && have.shape.iter().zip(shape).all(|(h, w)| h == w || *w == 0);
+        let fits = have.shape().len() == shape.len()
+            && have.shape().iter().zip(shape).all(|(h, w)| h == w || *w == 0);
         if !fits {
-            problems.misshapen.push(format!("`{name}` is {:?}, not {}", have.shape, show_shape(shape)));
+            problems.misshapen.push(format!("`{name}` is {:?}, not {}", have.shape(), show_shape(shape)));
         }
-        match (&have.element, scales.get(name)) {
-            (Element::Float(DType::F8E4m3), Some(scale)) if *quantisable => {
-                let rows = have.shape.first().copied().unwrap_or(0);
-                if ![&[][..], &[1], &[rows], &[rows, 1]].contains(&&scale.shape[..]) {
-                    problems
-                        .misshapen
-                        .push(format!("the scale of `{name}` is {:?}, not [{rows}, 1]", scale.shape));
-                }
-                if !matches!(scale.element, Element::Float(DType::F32 | DType::F16 | DType::Bf16)) {
-                    problems.mistyped.push(format!("the scale of `{name}` is {}, not F32", scale.element));
-                }
-            }
-            (Element::Float(DType::F8E4m3), None) if *quantisable => {
-                problems.missing.push(format!("the scale of `{name}`"));
-            }
-            (Element::Float(DType::F32 | DType::F16 | DType::Bf16), None) => {}
-            (Element::Float(DType::F32 | DType::F16 | DType::Bf16), Some(_)) => {
-                problems
-                    .mistyped
-                    .push(format!("`{name}` is {}, not F8_E4M3 as its scale says", have.element));
-            }
-            (element, _) => problems.mistyped.push(format!("`{name}` is {element}, not F32, F16 or BF16")),
+        if !quantisable && !have.stored.dtype().is_some_and(DType::is_plain_float) {
+            problems.note(not_a_float(name, &have.stored));
+        } else if let Err(misfits) = &have.encoding {
+            misfits.iter().cloned().for_each(|misfit| problems.note(misfit));
         }
     }
-    let unknown = |name: &&String| !by_name.contains_key(name.as_str()) && !ignorable(component, name);
-    problems.extra.extend(tensors.keys().filter(unknown).map(|name| format!("`{name}`")));
-    let orphan = |name: &&String| !tensors.contains_key(name.as_str());
-    problems.extra.extend(scales.keys().filter(orphan).map(|name| format!("the scale of `{name}`")));
+    let known: BTreeSet<&str> = expected.iter().map(|e| e.name.as_str()).collect();
+    let unknown = |name: &&String| !known.contains(name.as_str()) && !ignorable(component, name);
+    problems.extra.extend(contents.tensors.keys().filter(unknown).map(|name| format!("`{name}`")));
+    problems.extra.extend(contents.orphans.keys().map(|name| format!("the scale of `{name}`")));
     problems
 }
 

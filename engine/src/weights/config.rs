@@ -1,10 +1,11 @@
 //! The sizes of each component: from `config.json` where it has them, else from the shapes of the tensors.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
 
-use super::stored::Tensors;
+use super::layouts::Described;
 use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 use crate::{Error, Result};
 
@@ -56,12 +57,12 @@ impl ConfigFile {
 
 /// Looks sizes up in tensors, and gathers what does not fit.
 pub(super) struct Sizes<'a> {
-    pub tensors: &'a Tensors,
+    pub tensors: &'a BTreeMap<String, Described>,
     pub problems: Vec<String>,
 }
 
 impl<'a> Sizes<'a> {
-    pub fn new(tensors: &'a Tensors) -> Self {
+    pub fn new(tensors: &'a BTreeMap<String, Described>) -> Self {
         Self { tensors, problems: Vec::new() }
     }
 
@@ -70,7 +71,7 @@ impl<'a> Sizes<'a> {
     pub fn vote(&self, sources: &[(&str, usize)]) -> usize {
         let mut votes: Vec<(usize, usize)> = Vec::new();
         for (name, axis) in sources {
-            let Some(extent) = self.tensors.get(*name).and_then(|t| t.shape.get(*axis)) else { continue };
+            let Some(extent) = self.tensors.get(*name).and_then(|t| t.shape().get(*axis)) else { continue };
             match votes.iter_mut().find(|(e, _)| e == extent) {
                 Some((_, n)) => *n += 1,
                 None => votes.push((*extent, 1)),

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::container::read_file;
-use super::layouts::classify;
-use super::{Component, refusals};
+use super::{Component, layouts, refusals};
 use crate::{Error, Result};
 
 /// The names of a folder's files, sorted.
@@ -145,7 +144,7 @@ fn scan(
     for name in names.iter().filter(|n| has_extension(n, extensions)) {
         let path = folder.join(name);
         match read_file(&path) {
-            Ok(tensors) if classify(&tensors.keys()) == Some(component) => found.push(path),
+            Ok(tensors) if layouts::component(&tensors) == Some(component) => found.push(path),
             Ok(_) => {}
             Err(e) => broken = broken.or(Some(e)),
         }

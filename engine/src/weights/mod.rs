@@ -9,6 +9,8 @@ mod config;
 mod container;
 mod dtype;
 pub mod e4m3;
+mod encoding;
+mod expand;
 mod find;
 mod layouts;
 mod matrix;
@@ -17,22 +19,24 @@ mod open;
 mod prepare;
 mod refusals;
 pub(crate) mod safetensors;
+mod source;
 mod stored;
 mod summary;
 #[cfg(test)]
 mod tests;
-mod torch;
+pub(crate) mod torch;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
-
 pub use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 pub use dtype::DType;
-pub use matrix::{HostTensor, Matrix, Scale};
+pub use encoding::{Encoding, Granularity, Packing};
+pub use layouts::Layout;
+pub use matrix::{HostTensor, Matrix};
 pub use model::Model;
-pub use open::{Weights, open_clip, open_dit, open_t5, open_vae};
+pub use open::{open_clip, open_dit, open_t5, open_vae};
 pub use prepare::{FOLDER as PREPARED, Prepared, find_prepared, prepare};
+pub use source::{WeightSource, Weights};
 pub use summary::Summary;
 
 /// The parts of the model.
@@ -64,31 +68,4 @@ impl Component {
             Self::Vae => "VAE",
         }
     }
-}
-
-/// Whose way of naming and quantising the tensors a file follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Layout {
-    /// As released: F32, F16 or BF16.
-    Official,
-    /// `LightX2V`: 8-bit matrices with a scale for each row, `X.weight_scale`.
-    Lightx2vFp8,
-    /// `ComfyUI`: 8-bit matrices with one scale each, `X.scale_weight`.
-    ComfyFp8,
-}
-
-/// The checked tensors of one component, under their official names.
-pub trait WeightSource: Sync {
-    /// Any tensor, as f32; a quantised matrix is dequantised.
-    ///
-    /// # Errors
-    /// `Internal` for a name that the component's schema does not have; `File` or `Model` if the file cannot be read.
-    fn tensor(&self, name: &str) -> Result<HostTensor>;
-
-    /// A weight as it is stored: the first axis gives the rows, the others together the columns.
-    ///
-    /// # Errors
-    /// As [`WeightSource::tensor`].
-    fn matrix(&self, name: &str) -> Result<Matrix<'_>>;
 }

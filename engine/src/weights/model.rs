@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::open::{Weights, open_clip, open_dit, open_t5, open_vae};
+use super::open::{open_clip, open_dit, open_t5, open_vae};
+use super::source::Weights;
 use super::{find, refusals};
 use crate::dims::{ClipConfig, Dims, DitConfig, T5Config, VaeConfig};
 use crate::{Error, Result};

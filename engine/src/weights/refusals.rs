@@ -5,9 +5,12 @@ use std::path::Path;
 
 use super::Component;
 use super::config::ConfigFile;
-use super::layouts::classify;
-use super::stored::{Element, Tensors};
+use super::layouts::{self, Contents, Layout};
+use super::stored::Tensors;
 use crate::{Error, Result};
+
+/// What animd runs.
+const ONLY: &str = "animd runs Wan2.1 image-to-video";
 
 /// What a file is, by its first bytes, that neither safetensors nor torch wrote.
 pub(super) fn container(bytes: &[u8], path: &Path) -> Option<&'static str> {
@@ -75,7 +78,7 @@ pub(super) fn component(component: Component, tensors: &Tensors) -> String {
         format!("has the tensor names of diffusers and transformers; animd reads the official {title}")
     } else if component == Component::Vae && has(".downsamples.0.downsamples.") {
         "is the VAE of Wan2.2; animd runs Wan2.1".to_owned()
-    } else if let Some(other) = classify(&tensors.keys()) {
+    } else if let Some(other) = layouts::component(tensors) {
         format!("is a {}, not a {title}", other.title())
     } else {
         let some: Vec<String> = tensors.keys().take(3).map(|n| format!("`{n}`")).collect();
@@ -83,43 +86,54 @@ pub(super) fn component(component: Component, tensors: &Tensors) -> String {
     }
 }
 
-/// Another model or a layout that is not read, by the names and types of its tensors.
-pub(super) fn dit(tensors: &Tensors) -> Option<String> {
+/// What a file is whose tensors should be a DiT's, and which has the marks of no layout; `None` if it may be official.
+pub(super) fn layout(tensors: &Tensors) -> Option<String> {
     let has = |part: &str| tensors.keys().any(|n| n.contains(part));
-    let only = "animd runs Wan2.1 image-to-video";
     let what = if has("condition_embedder.") {
         "has diffusers' tensor names; animd reads the official layout, and LightX2V's and ComfyUI's fp8 files"
             .to_owned()
     } else if has(".lora_") || has("lora_A.") || has("_lora.") {
         "is a LoRA, not a whole model".to_owned()
-    } else if has("vace_blocks.") {
-        format!("is Wan2.1 VACE; {only}")
-    } else if has("img_emb.emb_pos") {
-        format!("is the first-and-last-frame model (FLF2V); {only}")
-    } else if classify(&tensors.keys()) != Some(Component::Dit) {
-        match classify(&tensors.keys()) {
+    } else if layouts::component(tensors) != Some(Component::Dit) {
+        match layouts::component(tensors) {
             Some(other) => format!("is a {}, not a transformer", other.title()),
-            None => format!("is not a Wan transformer; {only}"),
+            None => format!("is not a Wan transformer; {ONLY}"),
         }
-    } else if has("weight_global_scale")
-        || has(".comfy_quant")
-        || tensors.values().any(|t| is_int8(&t.element))
-    {
+    } else if has("weight_global_scale") || has(".comfy_quant") || layouts::has_integers(tensors) {
         "is quantised in a way that animd does not read; it reads LightX2V's fp8 and ComfyUI's fp8_scaled"
             .to_owned()
-    } else if !has("img_emb.") && !has("cross_attn.k_img") {
-        match tensors.get("patch_embedding.weight").and_then(|t| t.shape.get(1)) {
-            Some(16) => format!("is the text-to-video model (16 channels in, no image embedding); {only}"),
-            _ => format!("has no image embedding, as Wan2.2; {only}"),
-        }
     } else {
         return None;
     };
     Some(what)
 }
 
-fn is_int8(element: &Element) -> bool {
-    matches!(element, Element::Other(name) if name == "I8")
+/// What a file is that has the marks of more than one layout.
+pub(super) fn contradiction((one, of_one): (&Layout, &str), (other, of_other): (&Layout, &str)) -> String {
+    format!(
+        "has the marks of two layouts, `{of_one}` of {} and `{of_other}` of {}, so that it is not clear which scales \
+         apply; use a file as one program wrote it",
+        one.title(),
+        other.title()
+    )
+}
+
+/// Another model of Wan's, by the official names of a DiT's tensors.
+pub(super) fn model(contents: &Contents) -> Option<String> {
+    let has = |part: &str| contents.tensors.keys().any(|n| n.contains(part));
+    let what = if has("vace_blocks.") {
+        format!("is Wan2.1 VACE; {ONLY}")
+    } else if has("img_emb.emb_pos") {
+        format!("is the first-and-last-frame model (FLF2V); {ONLY}")
+    } else if !has("img_emb.") && !has("cross_attn.k_img") {
+        match contents.tensors.get("patch_embedding.weight").and_then(|t| t.shape().get(1)) {
+            Some(16) => format!("is the text-to-video model (16 channels in, no image embedding); {ONLY}"),
+            _ => format!("has no image embedding, as Wan2.2; {ONLY}"),
+        }
+    } else {
+        return None;
+    };
+    Some(what)
 }
 
 /// No errors, the only one, or one that says them all.

@@ -12,6 +12,7 @@ mod rebuild;
 mod tests;
 mod value;
 
+use super::DType;
 use machine::Machine;
 use value::{Read, Value};
 
@@ -25,8 +26,8 @@ const MAX_TENSORS: usize = 65_536;
 /// A tensor as a pickle describes it: a view of a storage that lies elsewhere in the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PickledTensor {
-    /// The class of the storage, without its module: `BFloat16Storage`.
-    pub storage_class: &'static str,
+    /// What the numbers of the storage are.
+    pub dtype: DType,
     /// The storage's key: its record is `data/KEY`.
     pub key: String,
     /// Elements of the storage.

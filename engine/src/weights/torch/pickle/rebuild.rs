@@ -36,7 +36,7 @@ pub(super) fn call(values: &[Value], callable: Id, arguments: Id) -> Read<Value>
             Some(Value::Tensor(tensor)) => Ok(Value::Tensor(tensor.clone())),
             _ => broken("a parameter without a tensor"),
         },
-        Global::StorageClass(name) => Err(format!("it makes a `torch.{name}` of its own")),
+        Global::StorageClass(name, _) => Err(format!("it makes a `torch.{name}` of its own")),
     }
 }
 
@@ -45,7 +45,7 @@ fn tensor(values: &[Value], arguments: &[Id]) -> Read<PickledTensor> {
     let (4.., Some(storage)) = (arguments.len(), arguments.first()) else {
         return broken("a tensor with too few arguments");
     };
-    let Value::Storage { class, key, elements } = &values[*storage] else {
+    let Value::Storage { dtype, key, elements } = &values[*storage] else {
         return broken("a tensor without a storage");
     };
     let (shape, strides) = (extents(values, arguments[2])?, extents(values, arguments[3])?);
@@ -53,7 +53,7 @@ fn tensor(values: &[Value], arguments: &[Id]) -> Read<PickledTensor> {
         return broken("a tensor with other strides than extents");
     }
     Ok(PickledTensor {
-        storage_class: class,
+        dtype: *dtype,
         key: key.clone(),
         storage_elements: *elements,
         offset: size(values, arguments[1])?,
@@ -71,10 +71,10 @@ pub(super) fn storage(values: &[Value], id: Id) -> Read<Value> {
         return broken("a storage without a description");
     };
     match (&values[tag], &values[class], &values[key]) {
-        (Value::Text(tag), Value::Global(Global::StorageClass(class)), Value::Text(key))
+        (Value::Text(tag), Value::Global(Global::StorageClass(_, dtype)), Value::Text(key))
             if tag == "storage" && key.len() <= MAX_NAME =>
         {
-            Ok(Value::Storage { class, key: key.clone(), elements: size(values, elements)? })
+            Ok(Value::Storage { dtype: *dtype, key: key.clone(), elements: size(values, elements)? })
         }
         _ => broken("a storage without a class or a key"),
     }

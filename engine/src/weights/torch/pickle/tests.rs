@@ -26,7 +26,7 @@ fn a_dictionary_of_tensors_is_read() {
     let body = [&b"}(X\x01\0\0\0a"[..], &tensor(6, &[2, 3], &[1, 2]), b"X\x05\0\0\0epochK\x03u"].concat();
     let tensors = read(&pickle(&body)).unwrap();
     let expected = PickledTensor {
-        storage_class: "FloatStorage",
+        dtype: DType::F32,
         key: "7".to_owned(),
         storage_elements: 6,
         offset: 0,

@@ -1,5 +1,6 @@
 //! What a pickle is made of: values that refer to each other by their index in one arena.
 
+use super::super::{DType, STORAGES};
 use super::PickledTensor;
 
 /// A value's index in the arena.
@@ -27,7 +28,7 @@ pub(super) enum Value {
     Dict(Vec<(Id, Id)>),
     Global(Global),
     Storage {
-        class: &'static str,
+        dtype: DType,
         key: String,
         elements: usize,
     },
@@ -40,7 +41,7 @@ pub(super) enum Global {
     OrderedDict,
     RebuildTensor,
     RebuildParameter,
-    StorageClass(&'static str),
+    StorageClass(&'static str, DType),
 }
 
 impl Global {
@@ -50,21 +51,11 @@ impl Global {
             ("collections", "OrderedDict") => Some(Self::OrderedDict),
             ("torch._utils", "_rebuild_tensor_v2") => Some(Self::RebuildTensor),
             ("torch._utils", "_rebuild_parameter") => Some(Self::RebuildParameter),
-            ("torch", _) => STORAGES.into_iter().find(|class| *class == name).map(Self::StorageClass),
+            ("torch", _) => STORAGES
+                .into_iter()
+                .find(|(class, _)| *class == name)
+                .map(|(class, dtype)| Self::StorageClass(class, dtype)),
             _ => None,
         }
     }
 }
-
-const STORAGES: [&str; 10] = [
-    "FloatStorage",
-    "HalfStorage",
-    "BFloat16Storage",
-    "DoubleStorage",
-    "LongStorage",
-    "IntStorage",
-    "ShortStorage",
-    "CharStorage",
-    "ByteStorage",
-    "BoolStorage",
-];
