@@ -93,16 +93,16 @@ impl<B: SequenceOps> T5<B> {
     }
 
     fn embed(&self, b: &B, ids: &[u32]) -> Result<B::Tensor> {
-        let Matrix { rows, cols, dtype, ref bytes, .. } = self.embedding;
+        let Matrix { rows, cols, .. } = self.embedding;
         let mut data = Vec::with_capacity(ids.len() * cols);
         for &id in ids {
-            let row = (id as usize) * cols * dtype.size();
-            let bytes = bytes.get(row..row + cols * dtype.size()).ok_or_else(|| {
-                Error::Model(format!(
+            let row = id as usize;
+            if row >= rows {
+                return Err(Error::Model(format!(
                     "the tokenizer gave token {id}, but the text encoder knows {rows}: use the tokenizer of this model"
-                ))
-            })?;
-            data.append(&mut Matrix { rows: 1, cols, dtype, bytes: bytes.into(), scale: None }.to_f32());
+                )));
+            }
+            data.append(&mut self.embedding.part(row, 1).to_f32());
         }
         b.upload(&data, &[ids.len(), cols])
     }

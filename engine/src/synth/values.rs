@@ -73,7 +73,7 @@ const CHUNK: usize = 1 << 15;
 /// Fills `out` with the values from `start` on, in the given type. Every value is first rounded to a brain float, so that
 /// files of all types hold the same model.
 pub(super) fn fill(out: &mut [u8], dtype: DType, seed: u64, start: usize, columns: usize, rule: &Fill) {
-    let size = dtype.size();
+    let size = dtype.bytes(1);
     out.par_chunks_mut(CHUNK * size).enumerate().for_each(|(chunk, out)| {
         part(out, dtype, seed, start + chunk * CHUNK, columns, rule);
     });
@@ -134,6 +134,7 @@ fn put(out: &mut [u8], dtype: DType, value: impl Fn(usize) -> f32) {
         DType::Bf16 => each(out, |i| (rounded(i) as u16).to_le_bytes()),
         DType::F16 => each(out, |i| half::f16::from_f32(f32::from_bits(rounded(i) << 16)).to_le_bytes()),
         DType::F8E4m3 => each(out, |i| [e4m3::encode(f32::from_bits(rounded(i) << 16))]),
+        _ => unreachable!("no tensor is made up as {}", dtype.name()),
     }
 }
 
@@ -184,7 +185,7 @@ mod tests {
         let rows = Spread::Rows((0..40u8).map(f32::from).collect());
         for rule in [Fill::new(0.25, 1.5), Fill { mean: rows, deviation: Spread::All(0.1) }] {
             for dtype in [DType::F32, DType::F16, DType::Bf16, DType::F8E4m3] {
-                let mut bytes = [vec![0; 391 * dtype.size()], vec![0; 391 * dtype.size()]];
+                let mut bytes = [vec![0; dtype.bytes(391)], vec![0; dtype.bytes(391)]];
                 part(&mut bytes[0], dtype, 9, 5, 10, &rule);
                 plain(&mut bytes[1], dtype, 9, 5, 10, &rule);
                 assert!(bytes[0] == bytes[1], "{dtype:?}");

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{slice, tensor, update};
 use crate::backend::sequence::{Activation, Epilogue};
-use crate::weights::{HostTensor, Matrix, Scale, e4m3};
+use crate::weights::{Encoding, Granularity, HostTensor, Matrix, e4m3};
 use crate::{Error, Result};
 
 /// A linear layer's weight and bias.
@@ -29,18 +29,18 @@ impl Linear {
         };
         let cols = first.cols;
         let rows: usize = layers.iter().map(|(matrix, _)| matrix.rows).sum();
-        let quantised = simulate_fp8 && layers.iter().all(|(m, _)| matches!(m.scale, Some(Scale::PerRow(_))));
+        let by_row = |m: &Matrix<'_>| matches!(m.encoding, Encoding::Scaled { by: Granularity::Row, .. });
+        let quantised = simulate_fp8 && layers.iter().all(|(matrix, _)| by_row(matrix));
         let mut weight = Vec::with_capacity(rows * cols);
         let mut scale = Vec::new();
         for (matrix, bias) in layers {
-            let mut values = match &matrix.scale {
-                Some(Scale::PerRow(factors)) if quantised => {
-                    scale.extend_from_slice(factors);
-                    Matrix { scale: None, ..matrix.clone() }.to_f32()
-                }
-                _ => matrix.to_f32(),
+            let mut values = if quantised {
+                scale.extend_from_slice(&matrix.scales);
+                matrix.numbers()
+            } else {
+                matrix.to_f32()
             };
-            if matrix.cols != cols || values.len() != matrix.rows * cols {
+            if matrix.cols != cols || !matrix.is_consistent() {
                 return Err(Error::Internal(format!("a weight that is not [{}, {cols}]", matrix.rows)));
             }
             if bias.as_ref().is_some_and(|b| b.data.len() != matrix.rows) {

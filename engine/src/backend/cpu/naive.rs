@@ -3,7 +3,7 @@
 use super::Cpu;
 use crate::backend::sequence::{Activation, Attention, Epilogue, NormParams, Precision};
 use crate::backend::{SequenceOps, TensorOps};
-use crate::weights::{DType, HostTensor, Matrix, Scale, e4m3};
+use crate::weights::{DType, Encoding, Granularity, HostTensor, Matrix, e4m3};
 
 type Tensor = <Cpu as TensorOps>::Tensor;
 
@@ -39,7 +39,7 @@ fn assert_near(got: &Tensor, want: &[f64], tolerance: f64) {
 
 fn matrix(rows: usize, cols: usize, data: &[f32]) -> Matrix<'static> {
     let bytes: Vec<u8> = data.iter().flat_map(|v| v.to_le_bytes()).collect();
-    Matrix { rows, cols, dtype: DType::F32, bytes: bytes.into(), scale: None }
+    Matrix::plain(rows, cols, DType::F32, bytes)
 }
 
 fn vector(data: &[f32]) -> HostTensor {
@@ -122,21 +122,22 @@ fn quantised_weights_are_stored_times_scale() {
     let x = numbers(1, rows * cols);
     let codes: Vec<u8> = numbers(2, out * cols).iter().map(|v| e4m3::encode(v * 100.0)).collect();
     let scales: Vec<f32> = numbers(3, out).iter().map(|v| v.abs() / 100.0 + 1e-3).collect();
-    let quantised = |scale| Matrix {
+    let quantised = |by, scales| Matrix {
         rows: out,
         cols,
-        dtype: DType::F8E4m3,
+        encoding: Encoding::Scaled { dtype: DType::F8E4m3, by },
         bytes: codes.clone().into(),
-        scale: Some(scale),
+        scales,
     };
     let stored: Vec<f64> = codes.iter().map(|c| f64::from(e4m3::decode(*c))).collect();
     let input = upload(&x, &[rows, cols]);
     for simulate_fp8 in [false, true] {
         let b = Cpu { simulate_fp8 };
-        let per_row =
-            b.load_linear(&[(quantised(Scale::PerRow(scales.clone())), None)], Precision::Compute).unwrap();
+        let per_row = b
+            .load_linear(&[(quantised(Granularity::Row, scales.clone()), None)], Precision::Compute)
+            .unwrap();
         let per_tensor =
-            b.load_linear(&[(quantised(Scale::PerTensor(0.01)), None)], Precision::Compute).unwrap();
+            b.load_linear(&[(quantised(Granularity::Tensor, vec![0.01]), None)], Precision::Compute).unwrap();
         // Eight bits for the inputs only where the weight has a scale for each row.
         let rounded: Vec<f64> = x
             .chunks(cols)

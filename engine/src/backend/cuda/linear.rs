@@ -65,7 +65,7 @@ impl Linear {
         let inputs = first.cols;
         let outputs: usize = layers.iter().map(|(matrix, _)| matrix.rows).sum();
         for (matrix, bias) in layers {
-            if matrix.cols != inputs || matrix.bytes.len() != matrix.rows * inputs * matrix.dtype.size() {
+            if matrix.cols != inputs || !matrix.is_consistent() {
                 return Err(Error::Internal(format!("a weight that is not [{}, {inputs}]", matrix.rows)));
             }
             if bias.as_ref().is_some_and(|b| b.data.len() != matrix.rows) {

@@ -1,7 +1,6 @@
 //! How matrices come to the device: as they lie in their files, through two buffers of pinned host memory, of which all
 //! cores fill one while the other is on its way. What they become there is computed there.
 
-use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use animd_kernels::cuda::{Element, Rows, Typed};
@@ -13,7 +12,7 @@ use super::pinned::Pinned;
 use super::tensor::View;
 use super::{Gpu, kernel};
 use crate::Result;
-use crate::weights::{DType, Matrix, Scale};
+use crate::weights::{DType, Encoding, Matrix};
 
 /// Bytes of a buffer.
 const STAGED: usize = 64 << 20;
@@ -76,7 +75,7 @@ impl Destination<'_> {
 
     fn load_bf16(&self, matrix: &Matrix<'_>) -> Result<()> {
         let columns = self.weight.shape[1];
-        if matrix.dtype == DType::Bf16 && matrix.scale.is_none() && columns == matrix.cols {
+        if matrix.encoding == Encoding::Plain(DType::Bf16) && columns == matrix.cols {
             return self.staging.send(self.gpu, &matrix.bytes, self.rows(0, matrix.rows).address);
         }
         each_chunk(matrix, |row, chunk| {
@@ -88,12 +87,8 @@ impl Destination<'_> {
     fn load_fp8(&self, matrix: &Matrix<'_>) -> Result<()> {
         let gpu = self.gpu;
         let scale = |row: usize| self.scale.map_or(0, |s| s.address + 4 * (self.row + row) as u64);
-        if let (DType::F8E4m3, Some(factors)) = (matrix.dtype, &matrix.scale) {
+        if let Some((DType::F8E4m3, factors)) = matrix.scaled_rows() {
             self.staging.send(gpu, &matrix.bytes, self.rows(0, matrix.rows).address)?;
-            let factors = match factors {
-                Scale::PerRow(factors) => Cow::Borrowed(factors),
-                Scale::PerTensor(factor) => Cow::Owned(vec![*factor; matrix.rows]),
-            };
             return gpu.send(&factors[..], scale(0));
         }
         each_chunk(matrix, |row, chunk| {
@@ -126,10 +121,10 @@ impl Destination<'_> {
 
     /// Values as the file has them, if they are bf16 or f32 and fill the columns; else made f32 here, zeros after them.
     fn stage(&self, chunk: &Matrix<'_>, columns: usize) -> Result<View> {
-        let as_it_is = match chunk.dtype {
-            _ if chunk.scale.is_some() || chunk.cols != columns => None,
-            DType::Bf16 => Some(Element::Bf16),
-            DType::F32 => Some(Element::F32),
+        let as_it_is = match chunk.encoding {
+            _ if chunk.cols != columns => None,
+            Encoding::Plain(DType::Bf16) => Some(Element::Bf16),
+            Encoding::Plain(DType::F32) => Some(Element::F32),
             _ => None,
         };
         let staged = self.gpu.row_major(&[chunk.rows, columns], as_it_is.unwrap_or(Element::F32))?;

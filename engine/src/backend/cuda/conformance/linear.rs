@@ -5,7 +5,7 @@ use crate::Result;
 use crate::backend::sequence::{Activation, Epilogue, Precision};
 use crate::backend::{Backend, SequenceOps};
 use crate::profile::Weights;
-use crate::weights::{Component, DType, HostTensor, Matrix, Scale, e4m3};
+use crate::weights::{Component, DType, Encoding, Granularity, HostTensor, Matrix, e4m3};
 
 pub(super) fn check(check: &Check) -> Result<()> {
     let types = [DType::F32, DType::F16, DType::Bf16, DType::F8E4m3];
@@ -49,13 +49,16 @@ pub(super) fn weight(rows: usize, cols: usize, dtype: DType, seed: u64) -> Matri
         DType::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
         DType::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
         DType::F8E4m3 => values.iter().map(|v| e4m3::encode(448.0 * v)).collect(),
+        _ => unreachable!("no weight is {}", dtype.name()),
     };
-    let scales = || (0..rows).map(|i| (1 + i % 5) as f32 / 448.0).collect();
-    let scale = (dtype == DType::F8E4m3).then(|| match seed % 2 {
-        0 => Scale::PerTensor(1.0 / 448.0),
-        _ => Scale::PerRow(scales()),
-    });
-    Matrix { rows, cols, dtype, bytes: bytes.into(), scale }
+    if dtype != DType::F8E4m3 {
+        return Matrix::plain(rows, cols, dtype, bytes);
+    }
+    let (by, scales) = match seed % 2 {
+        0 => (Granularity::Tensor, vec![1.0 / 448.0]),
+        _ => (Granularity::Row, (0..rows).map(|i| (1 + i % 5) as f32 / 448.0).collect()),
+    };
+    Matrix { rows, cols, encoding: Encoding::Scaled { dtype, by }, bytes: bytes.into(), scales }
 }
 
 pub(super) fn bias(len: usize, seed: u64) -> HostTensor {

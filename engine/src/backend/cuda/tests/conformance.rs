@@ -54,7 +54,7 @@ fn tensor(b: &Cuda, shape: &[usize], seed: u64) -> <Cuda as TensorOps>::Tensor {
 /// A layer without a bias, of f32 weights.
 fn layer(b: &Cuda, outputs: usize, inputs: usize) -> <Cuda as SequenceOps>::Linear {
     let bytes: Vec<u8> = noise(outputs * inputs, 5).iter().flat_map(|v| v.to_le_bytes()).collect();
-    let weight = Matrix { rows: outputs, cols: inputs, dtype: DType::F32, bytes: bytes.into(), scale: None };
+    let weight = Matrix::plain(outputs, inputs, DType::F32, bytes);
     b.load_linear(&[(weight, None)], Precision::Compute).expect("there is room")
 }
 

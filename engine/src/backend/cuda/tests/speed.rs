@@ -81,7 +81,7 @@ impl WeightSource for MadeUp {
         let (rows, cols) = (shape[0], shape[1..].iter().product::<usize>());
         let file = self.file.as_deref().expect("a file of matrices");
         let bytes = Cow::Borrowed(&file[self.starts[name]..][..2 * rows * cols]);
-        Ok(Matrix { rows, cols, dtype: DType::Bf16, bytes, scale: None })
+        Ok(Matrix::plain(rows, cols, DType::Bf16, bytes))
     }
 }
 
