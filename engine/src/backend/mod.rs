@@ -78,13 +78,13 @@ pub trait TensorOps {
     fn shape(&self, tensor: &Self::Tensor) -> Vec<usize>;
 
     /// The sum of `factor * tensor` over tensors of one shape, in f32, from left to right.
-    fn combine(&self, terms: &[(f32, &Self::Tensor)]) -> Result<Self::Tensor>;
+    fn linear_combination(&self, terms: &[(f32, &Self::Tensor)]) -> Result<Self::Tensor>;
 
     /// Elements `start..start + len` along `axis`.
-    fn narrow(&self, tensor: &Self::Tensor, axis: usize, start: usize, len: usize) -> Result<Self::Tensor>;
+    fn slice(&self, tensor: &Self::Tensor, axis: usize, start: usize, len: usize) -> Result<Self::Tensor>;
 
     /// The same values in memory of their own, where a part would keep all of the tensor that it is a part of.
-    fn detach(&self, tensor: &Self::Tensor) -> Result<Self::Tensor> {
+    fn contiguous(&self, tensor: &Self::Tensor) -> Result<Self::Tensor> {
         Ok(tensor.clone())
     }
 
@@ -93,7 +93,7 @@ pub trait TensorOps {
 
     /// Lets the device come near, so that nobody waits long for what was begun: what was begun before the call before last
     /// is done when this returns.
-    fn keep_pace(&self) -> Result<()> {
+    fn throttle(&self) -> Result<()> {
         Ok(())
     }
 

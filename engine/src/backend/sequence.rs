@@ -20,11 +20,11 @@ pub enum Activation {
 
 /// How much a linear layer's rounding shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
+pub enum Role {
     /// Few and sensitive: embeddings, modulation, head. f32, or the nearest that the backend has; so is the result.
-    Full,
-    /// The bulk of the work, in the precision that the backend computes in.
-    Compute,
+    Sensitive,
+    /// The bulk of the work, in the precision of its network.
+    Bulk,
 }
 
 /// What follows a linear layer, in the kernel that computes it: `residual + gate * activation(x W^T + b)`.
@@ -81,7 +81,7 @@ pub struct Attention<'a, T> {
     pub residual: Option<&'a T>,
 }
 
-/// Operations on `[rows, features]`. What [`TensorOps::narrow`] returns may be a view; every operation takes views.
+/// Operations on `[rows, features]`. What [`TensorOps::slice`] returns may be a view; every operation takes views.
 pub trait SequenceOps: TensorOps {
     /// A linear layer's weight (in whatever precision and layout the backend keeps it) and bias.
     type Linear: Send + Sync + 'static;
@@ -90,11 +90,7 @@ pub trait SequenceOps: TensorOps {
 
     /// Takes weights `[out, in]` and their biases `[out]` to the device. Several layers of one input become one, their
     /// outputs side by side.
-    fn load_linear(
-        &self,
-        layers: &[(Matrix<'_>, Option<HostTensor>)],
-        precision: Precision,
-    ) -> Result<Self::Linear>;
+    fn load_linear(&self, layers: &[(Matrix<'_>, Option<HostTensor>)], role: Role) -> Result<Self::Linear>;
 
     /// `[rows, in]` to `[rows, out]`, with what follows it.
     fn linear(

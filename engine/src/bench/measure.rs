@@ -56,7 +56,7 @@ fn measure<B: Backend>(
 fn wait<B: TensorOps>(b: &B, tensor: &B::Tensor) -> Result<()> {
     let mut one = tensor.clone();
     for axis in (0..b.shape(tensor).len()).rev() {
-        one = b.narrow(&one, axis, 0, 1)?;
+        one = b.slice(&one, axis, 0, 1)?;
     }
     b.download(&one).map(drop)
 }
@@ -129,7 +129,7 @@ pub fn around<B: Backend>(
         decoded(&mut |frames| {
             if count < KEPT_FRAMES {
                 count += b.shape(&frames)[1];
-                kept.push(b.detach(&frames)?);
+                kept.push(b.contiguous(&frames)?);
             }
             Ok(())
         })?;

@@ -6,7 +6,7 @@
 
 use super::{Loader, Norm, Probe, columns, show};
 use crate::backend::SequenceOps;
-use crate::backend::sequence::{Activation, Attention, Epilogue, Precision};
+use crate::backend::sequence::{Activation, Attention, Epilogue, Role};
 use crate::weights::{ClipConfig, WeightSource};
 use crate::{Error, Result};
 
@@ -45,7 +45,7 @@ impl<B: SequenceOps> Clip<B> {
         positions.shape[0] = patches;
         let block = |i| {
             let l = root.below(&format!("transformer.{i}"));
-            let linear = |name| l.linear(&[name], Precision::Compute);
+            let linear = |name| l.linear(&[name], Role::Bulk);
             Ok(Block {
                 norm1: l.norm("norm1", EPS)?,
                 qkv: linear("attn.to_qkv")?,
@@ -56,7 +56,7 @@ impl<B: SequenceOps> Clip<B> {
             })
         };
         Ok(Self {
-            patch_embedding: root.linear_without_bias(&["patch_embedding"], Precision::Full)?,
+            patch_embedding: root.linear_without_bias(&["patch_embedding"], Role::Sensitive)?,
             class: backend.load(class)?,
             positions: backend.load(positions)?,
             pre_norm: root.norm("pre_norm", EPS)?,

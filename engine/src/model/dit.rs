@@ -7,7 +7,7 @@
 
 use super::{Loader, Norm, Probe, columns, show};
 use crate::backend::SequenceOps;
-use crate::backend::sequence::{Activation, Attention, Epilogue, NormParams, Precision};
+use crate::backend::sequence::{Activation, Attention, Epilogue, NormParams, Role};
 use crate::progress::Observer;
 use crate::weights::{DitConfig, WeightSource};
 use crate::{Error, Result};
@@ -135,7 +135,7 @@ impl<B: SequenceOps> Dit<B> {
     /// Takes the network to the backend, tensor by tensor.
     pub fn load(backend: &B, weights: &dyn WeightSource, config: &DitConfig) -> Result<Self> {
         let root = Loader::new(backend, weights, "");
-        let full = |name| root.linear(&[name], Precision::Full);
+        let full = |name| root.linear(&[name], Role::Sensitive);
         let modulation = root.host("head.modulation", &[2, config.dim])?.data;
         let half = |i: usize| backend.upload(&modulation[i * config.dim..][..config.dim], &[1, config.dim]);
         Ok(Self {
@@ -257,10 +257,10 @@ impl<B: SequenceOps> Dit<B> {
         let after = match blocks {
             Blocks::Reuse(residual) => {
                 observer.check()?;
-                b.keep_pace()?;
+                b.throttle()?;
                 // Goes with this block.
                 let before = before;
-                b.combine(&[(1.0, &before), (1.0, residual)])?
+                b.linear_combination(&[(1.0, &before), (1.0, residual)])?
             }
             Blocks::Compute { keep_residual } => {
                 let mut tokens = before.clone();
@@ -268,7 +268,7 @@ impl<B: SequenceOps> Dit<B> {
                 let before = keep_residual.then_some(before);
                 for (i, (block, context)) in self.blocks.iter().zip(&context.blocks).enumerate() {
                     observer.check()?;
-                    b.keep_pace()?;
+                    b.throttle()?;
                     let mut of_block = probe.as_mut().map(|probe| {
                         move |name: &str, tensor: &B::Tensor| probe(&format!("block{i}.{name}"), tensor)
                     });
@@ -277,14 +277,16 @@ impl<B: SequenceOps> Dit<B> {
                     tokens = block.forward(b, tokens, context, &all, &mut probe)?;
                     show(&mut probe, || "out".into(), &tokens);
                 }
-                residual = before.map(|before| b.combine(&[(1.0, &tokens), (-1.0, &before)])).transpose()?;
+                residual = before
+                    .map(|before| b.linear_combination(&[(1.0, &tokens), (-1.0, &before)]))
+                    .transpose()?;
                 tokens
             }
         };
 
         let [shift, scale] = &self.head_modulation;
-        let shift = b.combine(&[(1.0, shift), (1.0, &time.e)])?;
-        let scale = b.combine(&[(1.0, scale), (1.0, &time.e)])?;
+        let shift = b.linear_combination(&[(1.0, shift), (1.0, &time.e)])?;
+        let scale = b.linear_combination(&[(1.0, scale), (1.0, &time.e)])?;
         let h = b.layer_norm(&after, &NormParams::Modulated { shift: &shift, scale: &scale }, eps)?;
         let h = b.linear(&h, &self.head, &Epilogue::default())?;
         show(&mut probe, || "head".into(), &h);
@@ -296,7 +298,7 @@ impl<B: SequenceOps> Dit<B> {
 
 impl<B: SequenceOps> Block<B> {
     fn load(l: &Loader<'_, B>, config: &DitConfig) -> Result<Self> {
-        let linear = |names: &[&str]| l.linear(names, Precision::Compute);
+        let linear = |names: &[&str]| l.linear(names, Role::Bulk);
         Ok(Self {
             modulation: l.backend.load(l.host("modulation", &[6, config.dim])?)?,
             qkv: linear(&["self_attn.q", "self_attn.k", "self_attn.v"])?,
@@ -329,8 +331,8 @@ impl<B: SequenceOps> Block<B> {
         all: &Common<'_, B>,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
-        let modulation = b.combine(&[(1.0, &self.modulation), (1.0, all.e0)])?;
-        let row = |i| b.narrow(&modulation, 0, i, 1);
+        let modulation = b.linear_combination(&[(1.0, &self.modulation), (1.0, all.e0)])?;
+        let row = |i| b.slice(&modulation, 0, i, 1);
         // Each part on its own lets go of its intermediates and its input before the next one starts.
         x = self.self_attention(b, &x, &[row(0)?, row(1)?, row(2)?], all, probe)?;
         x = self.cross_attention(b, &x, context, all, probe)?;

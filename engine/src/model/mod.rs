@@ -10,7 +10,7 @@ mod tests;
 
 use crate::Result;
 use crate::backend::SequenceOps;
-use crate::backend::sequence::{NormParams, Precision};
+use crate::backend::sequence::{NormParams, Role};
 use crate::weights::{HostTensor, WeightSource};
 
 /// Sees intermediate results by name, for comparisons; with none nothing is computed for it.
@@ -58,23 +58,23 @@ impl<'a, B: SequenceOps> Loader<'a, B> {
     }
 
     /// Layers with `weight` and `bias`, side by side.
-    fn linear(&self, names: &[&str], precision: Precision) -> Result<B::Linear> {
-        self.layers(names, true, precision)
+    fn linear(&self, names: &[&str], role: Role) -> Result<B::Linear> {
+        self.layers(names, true, role)
     }
 
     /// Layers with only a `weight`, side by side.
-    fn linear_without_bias(&self, names: &[&str], precision: Precision) -> Result<B::Linear> {
-        self.layers(names, false, precision)
+    fn linear_without_bias(&self, names: &[&str], role: Role) -> Result<B::Linear> {
+        self.layers(names, false, role)
     }
 
-    fn layers(&self, names: &[&str], bias: bool, precision: Precision) -> Result<B::Linear> {
+    fn layers(&self, names: &[&str], bias: bool, role: Role) -> Result<B::Linear> {
         let layers = names.iter().map(|name| {
             let weight = self.weights.matrix(&format!("{}{name}.weight", self.prefix))?;
             let bias =
                 bias.then(|| self.weights.tensor(&format!("{}{name}.bias", self.prefix))).transpose()?;
             Ok((weight, bias))
         });
-        self.backend.load_linear(&layers.collect::<Result<Vec<_>>>()?, precision)
+        self.backend.load_linear(&layers.collect::<Result<Vec<_>>>()?, role)
     }
 }
 
@@ -94,6 +94,6 @@ impl<B: SequenceOps> Norm<B> {
 /// Parts of `x` `[rows, features]`, as wide as each other.
 fn columns<B: SequenceOps, const N: usize>(b: &B, x: &B::Tensor) -> Result<[B::Tensor; N]> {
     let width = b.shape(x)[1] / N;
-    let parts: Vec<_> = (0..N).map(|i| b.narrow(x, 1, i * width, width)).collect::<Result<_>>()?;
+    let parts: Vec<_> = (0..N).map(|i| b.slice(x, 1, i * width, width)).collect::<Result<_>>()?;
     parts.try_into().map_err(|_| crate::Error::Internal("parts were lost".into()))
 }

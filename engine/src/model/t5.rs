@@ -6,7 +6,7 @@
 
 use super::{Loader, Probe, columns, show};
 use crate::backend::SequenceOps;
-use crate::backend::sequence::{Activation, Attention, Epilogue, Precision};
+use crate::backend::sequence::{Activation, Attention, Epilogue, Role};
 use crate::weights::{HostTensor, Matrix, T5Config, WeightSource};
 use crate::{Error, Result};
 
@@ -52,7 +52,7 @@ impl<B: SequenceOps> T5<B> {
         let root = Loader::new(backend, weights, "");
         let block = |i| {
             let l = root.below(&format!("blocks.{i}"));
-            let linear = |names: &[&str]| l.linear_without_bias(names, Precision::Compute);
+            let linear = |names: &[&str]| l.linear_without_bias(names, Role::Bulk);
             Ok(Block {
                 norm1: l.vector("norm1.weight")?,
                 qkv: linear(&["attn.q", "attn.k", "attn.v"])?,

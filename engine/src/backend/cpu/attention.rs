@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{slice, tensor, update};
+use super::{tensor, update, with_values};
 use crate::backend::sequence::Attention;
 use crate::{Error, Result};
 
@@ -36,9 +36,9 @@ pub(super) fn attention(a: &Attention<'_, Tensor>) -> Result<Tensor> {
             a.heads
         )));
     }
-    let bias = a.bias.map(|bias| slice(bias, |bias| Ok(bias.to_vec()))).transpose()?;
+    let bias = a.bias.map(|bias| with_values(bias, |bias| Ok(bias.to_vec()))).transpose()?;
     let mut out = match a.residual {
-        Some(residual) => slice(residual, |residual| Ok(residual.to_vec()))?,
+        Some(residual) => with_values(residual, |residual| Ok(residual.to_vec()))?,
         None => vec![0.0; rows * features],
     };
 
@@ -59,7 +59,7 @@ pub(super) fn attention(a: &Attention<'_, Tensor>) -> Result<Tensor> {
             })?;
             for start in (0..keys).step_by(SUMMANDS) {
                 let len = SUMMANDS.min(keys - start);
-                slice(&scores.narrow(1, start, len)?.matmul(&v.narrow(0, start, len)?)?, |values| {
+                with_values(&scores.narrow(1, start, len)?.matmul(&v.narrow(0, start, len)?)?, |values| {
                     for (out, values) in out.chunks_exact_mut(features).zip(values.chunks_exact(width)) {
                         out[head * width..][..width].iter_mut().zip(values).for_each(|(out, v)| *out += v);
                     }

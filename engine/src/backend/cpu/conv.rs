@@ -13,7 +13,7 @@ use std::ops::Deref;
 use candle_core::{CpuStorage, Layout, Storage, Tensor};
 use rayon::prelude::*;
 
-use super::{Cpu, slice, tensor};
+use super::{Cpu, tensor, with_values};
 use crate::backend::conv::{ConvEpilogue, ConvOps, ConvShape, Spatial, Step, Time};
 use crate::weights::HostTensor;
 use crate::{Error, Result};
@@ -75,8 +75,8 @@ impl ConvOps for Cpu {
         let voxels = x.elem_count() / channels.max(1);
         check_gamma(gamma, channels)?;
         let mut out = vec![0.0; x.elem_count()];
-        slice(x, |x| {
-            slice(gamma, |gamma| {
+        with_values(x, |x| {
+            with_values(gamma, |gamma| {
                 let kernel = Kernel::best();
                 let shared = Shared::new(&mut out);
                 (0..voxels.div_ceil(NORM_GRAIN)).into_par_iter().for_each_init(Vec::new, |scale, task| {
@@ -118,7 +118,7 @@ impl ConvOps for Cpu {
             let rows = (SCORES / pixels).clamp(1, pixels);
             let blocks = (0..pixels).step_by(rows).map(|start| {
                 let scores = q.narrow(0, start, rows.min(pixels - start))?.matmul(&k)?;
-                let mut weights = slice(&scores, |s| Ok(s.to_vec()))?;
+                let mut weights = with_values(&scores, |s| Ok(s.to_vec()))?;
                 weights.par_chunks_mut(pixels).for_each(softmax);
                 Ok(tensor(weights, scores.dims())?.matmul(&v)?)
             });
@@ -138,8 +138,8 @@ impl ConvOps for Cpu {
         }
         let inner: usize = right[axis + 1..].iter().product();
         let outer: usize = right[..axis].iter().product();
-        let mut out = slice(after, |after| Ok(after.to_vec()))?;
-        slice(before, |before| {
+        let mut out = with_values(after, |after| Ok(after.to_vec()))?;
+        with_values(before, |before| {
             for o in 0..outer {
                 let from = &before[((o + 1) * left[axis] - extent) * inner..][..extent * inner];
                 let to = &mut out[o * right[axis] * inner..][..extent * inner];

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_core::cpu::erf::erf_f32;
 use rayon::prelude::*;
 
-use super::{slice, tensor, update};
+use super::{tensor, update, with_values};
 use crate::backend::sequence::{Activation, Epilogue};
 use crate::weights::{HostTensor, Matrix, Scale, e4m3};
 use crate::{Error, Result};
@@ -68,7 +68,7 @@ impl Linear {
         };
         let y = x.matmul(&self.weight.t()?)?;
 
-        let gate = epilogue.gate.map(|gate| slice(gate, |g| Ok(g.to_vec()))).transpose()?;
+        let gate = epilogue.gate.map(|gate| with_values(gate, |g| Ok(g.to_vec()))).transpose()?;
         if gate.as_ref().is_some_and(|g| g.len() != out && g.len() != rows * out) {
             return Err(Error::Internal(format!("a gate that is neither [{out}] nor [{rows}, {out}]")));
         }
@@ -96,7 +96,7 @@ impl Linear {
             })
         };
         match epilogue.residual {
-            Some(residual) => slice(residual, |residual| finish(Some(residual)))?,
+            Some(residual) => with_values(residual, |residual| finish(Some(residual)))?,
             None => finish(None)?,
         }
         Ok(y)
@@ -137,7 +137,7 @@ fn gelu_erf(x: f32) -> f32 {
 fn round_rows(x: &Tensor) -> Result<(Tensor, Vec<f32>)> {
     let (rows, cols) = x.dims2()?;
     let mut scales = vec![0.0; rows];
-    let mut rounded = slice(x, |x| Ok(x.to_vec()))?;
+    let mut rounded = with_values(x, |x| Ok(x.to_vec()))?;
     rounded.par_chunks_exact_mut(cols).zip(&mut scales).for_each(|(row, scale)| {
         let largest = row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         *scale = largest.max(1e-10) / e4m3::MAX;

@@ -1,7 +1,7 @@
 //! Every sequence operation against its definition in f64, at sizes that divide nothing.
 
 use super::Cpu;
-use crate::backend::sequence::{Activation, Attention, Epilogue, NormParams, Precision};
+use crate::backend::sequence::{Activation, Attention, Epilogue, NormParams, Role};
 use crate::backend::{SequenceOps, TensorOps};
 use crate::weights::{DType, HostTensor, Matrix, Scale, e4m3};
 
@@ -83,7 +83,7 @@ fn linear_layers_side_by_side_with_every_epilogue() {
     let b = Cpu::new();
     let (w1, w2) = w.split_at(outs[0] * cols);
     let layers = [(matrix(outs[0], cols, w1), Some(vector(&bias))), (matrix(outs[1], cols, w2), None)];
-    let layer = b.load_linear(&layers, Precision::Compute).unwrap();
+    let layer = b.load_linear(&layers, Role::Bulk).unwrap();
 
     let mut sums = product(&wide(&x), &wide(&w), cols);
     for row in sums.chunks_mut(out) {
@@ -111,9 +111,9 @@ fn linear_layers_side_by_side_with_every_epilogue() {
     let odd = upload(&[1.0; 7], &[7]);
     assert!(b.linear(&x, &layer, &Epilogue { gate: Some(&odd), ..Epilogue::default() }).is_err());
     assert!(b.linear(&x, &layer, &Epilogue { residual: Some(&odd), ..Epilogue::default() }).is_err());
-    assert!(b.load_linear(&[], Precision::Full).is_err());
-    assert!(b.load_linear(&[(matrix(2, 3, &[0.0; 6]), Some(vector(&[0.0; 3])))], Precision::Full).is_err());
-    assert!(b.load_linear(&[(matrix(2, 3, &[0.0; 5]), None)], Precision::Full).is_err());
+    assert!(b.load_linear(&[], Role::Sensitive).is_err());
+    assert!(b.load_linear(&[(matrix(2, 3, &[0.0; 6]), Some(vector(&[0.0; 3])))], Role::Sensitive).is_err());
+    assert!(b.load_linear(&[(matrix(2, 3, &[0.0; 5]), None)], Role::Sensitive).is_err());
 }
 
 #[test]
@@ -133,10 +133,8 @@ fn quantised_weights_are_stored_times_scale() {
     let input = upload(&x, &[rows, cols]);
     for simulate_fp8 in [false, true] {
         let b = Cpu { simulate_fp8 };
-        let per_row =
-            b.load_linear(&[(quantised(Scale::PerRow(scales.clone())), None)], Precision::Compute).unwrap();
-        let per_tensor =
-            b.load_linear(&[(quantised(Scale::PerTensor(0.01)), None)], Precision::Compute).unwrap();
+        let per_row = b.load_linear(&[(quantised(Scale::PerRow(scales.clone())), None)], Role::Bulk).unwrap();
+        let per_tensor = b.load_linear(&[(quantised(Scale::PerTensor(0.01)), None)], Role::Bulk).unwrap();
         // Eight bits for the inputs only where the weight has a scale for each row.
         let rounded: Vec<f64> = x
             .chunks(cols)
@@ -221,7 +219,7 @@ fn rms_norm_and_the_rotation_of_pairs() {
     let table = |f: fn(f64) -> f64| angles.iter().map(|a| f(*a)).collect::<Vec<_>>();
     let rope = b.load_rope(&table(f64::cos), &table(f64::sin), rows).unwrap();
     assert_near(&b.rms_norm(&input, &w, eps, Some(&rope)).unwrap(), &want, ROUNDING * 5.0);
-    let fewer = b.narrow(&input, 0, 0, rows - 1).unwrap();
+    let fewer = b.slice(&input, 0, 0, rows - 1).unwrap();
     assert!(b.rms_norm(&fewer, &w, eps, Some(&rope)).is_err());
     assert!(b.load_rope(&[1.0; 3], &[0.0; 3], 2).is_err());
 }

@@ -5,9 +5,9 @@ use rayon::prelude::*;
 
 use super::attention::attention;
 use super::linear::Linear;
-use super::{Cpu, slice, tensor};
+use super::{Cpu, tensor, with_values};
 use crate::backend::SequenceOps;
-use crate::backend::sequence::{Attention, Epilogue, NormParams, Precision};
+use crate::backend::sequence::{Attention, Epilogue, NormParams, Role};
 use crate::weights::{HostTensor, Matrix};
 use crate::{Error, Result};
 
@@ -23,7 +23,7 @@ impl SequenceOps for Cpu {
     type Linear = Linear;
     type Rope = Rope;
 
-    fn load_linear(&self, layers: &[(Matrix<'_>, Option<HostTensor>)], _: Precision) -> Result<Linear> {
+    fn load_linear(&self, layers: &[(Matrix<'_>, Option<HostTensor>)], _: Role) -> Result<Linear> {
         Linear::load(layers, self.simulate_fp8)
     }
 
@@ -111,14 +111,14 @@ fn vector(vector: &Tensor, x: &Tensor) -> Result<Vec<f32>> {
     if vector.elem_count() != features {
         return Err(Error::Internal(format!("{:?} for {features} features", vector.dims())));
     }
-    slice(vector, |v| Ok(v.to_vec()))
+    with_values(vector, |v| Ok(v.to_vec()))
 }
 
 /// Computes each row of the result from the same row of `x`: `f(number, from, to)`.
 fn map_rows(x: &Tensor, f: impl Fn(usize, &[f32], &mut [f32]) + Sync) -> Result<Tensor> {
     let (_, features) = x.dims2()?;
     let mut y = vec![0.0; x.elem_count()];
-    slice(x, |x| {
+    with_values(x, |x| {
         let rows = y.par_chunks_exact_mut(features).zip(x.par_chunks_exact(features));
         rows.enumerate().for_each(|(i, (y, x))| f(i, x, y));
         Ok(())

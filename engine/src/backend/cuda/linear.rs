@@ -238,7 +238,7 @@ impl Gpu {
         }
         let wide = self.matrix([x.shape[0], columns], x.element)?;
         self.clear(wide.address, x.shape[0] * wide.strides[0] * x.element.bytes())?;
-        self.copy(&x, &wide.narrow(1, 0, x.shape[1]))?;
+        self.copy(&x, &wide.slice(1, 0, x.shape[1]))?;
         Ok(wide)
     }
 

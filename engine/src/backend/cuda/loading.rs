@@ -71,7 +71,7 @@ impl Destination<'_> {
 
     /// Some of the weight's rows.
     fn rows(&self, first: usize, rows: usize) -> View {
-        self.weight.narrow(0, self.row + first, rows)
+        self.weight.slice(0, self.row + first, rows)
     }
 
     fn load_bf16(&self, matrix: &Matrix<'_>) -> Result<()> {

@@ -7,7 +7,7 @@
 //! - [`linear`], [`sequence`] and [`volumes`] are the operations; [`loading`] brings matrices to the device.
 //!
 //! All work is enqueued on one stream, in the order of the calls. Nothing waits for it but downloads, and
-//! [`TensorOps::keep_pace`] for what is two blocks old.
+//! [`TensorOps::throttle`] for what is two blocks old.
 
 pub mod conformance;
 mod deferred;
@@ -134,7 +134,7 @@ struct Gpu {
     conv: Conv,
     volumes: Volumes,
     copies: Copies,
-    /// Recorded by the last calls of [`TensorOps::keep_pace`], the oldest first.
+    /// Recorded by the last calls of [`TensorOps::throttle`], the oldest first.
     pace: Mutex<[CudaEvent; 2]>,
     /// For copies to the host.
     landing: Mutex<Vec<Pinned>>,
@@ -498,7 +498,7 @@ impl TensorOps for Cuda {
         tensor.extents().to_vec()
     }
 
-    fn combine(&self, terms: &[(f32, &Tensor)]) -> Result<Tensor> {
+    fn linear_combination(&self, terms: &[(f32, &Tensor)]) -> Result<Tensor> {
         let Some((_, first)) = terms.first() else {
             return Err(Error::Internal("a sum of no tensors has no shape".into()));
         };
@@ -540,7 +540,7 @@ impl TensorOps for Cuda {
         sum.map(Into::into).ok_or_else(|| Error::Internal("a sum of no tensors".into()))
     }
 
-    fn narrow(&self, tensor: &Tensor, axis: usize, start: usize, len: usize) -> Result<Tensor> {
+    fn slice(&self, tensor: &Tensor, axis: usize, start: usize, len: usize) -> Result<Tensor> {
         let view = self.gpu.view(tensor)?;
         if view.shape.get(axis).is_none_or(|extent| start + len > *extent) {
             return Err(Error::Internal(format!(
@@ -549,7 +549,7 @@ impl TensorOps for Cuda {
                 view.shape
             )));
         }
-        let part = view.narrow(axis, start, len);
+        let part = view.slice(axis, start, len);
         // Some of a voxel's channels: what follows them is not zeros.
         if axis == 0 && view.extents().is_some() && view.strides[0] == 1 && len < view.shape[0] {
             return Ok(self.gpu.volume_like(&part)?.into());
@@ -557,7 +557,7 @@ impl TensorOps for Cuda {
         Ok(part.into())
     }
 
-    fn detach(&self, tensor: &Tensor) -> Result<Tensor> {
+    fn contiguous(&self, tensor: &Tensor) -> Result<Tensor> {
         let view = self.gpu.view(tensor)?;
         let own = match view.extents() {
             Some(extents) if view.strides[0] == 1 => self.gpu.empty_volume(extents, view.element)?,
@@ -592,13 +592,13 @@ impl TensorOps for Cuda {
         let mut start = 0;
         for view in &views {
             let len = view.shape[axis];
-            self.gpu.copy(view, &whole.narrow(axis, start, len))?;
+            self.gpu.copy(view, &whole.slice(axis, start, len))?;
             start += len;
         }
         Ok(whole.into())
     }
 
-    fn keep_pace(&self) -> Result<()> {
+    fn throttle(&self) -> Result<()> {
         let mut events = self.gpu.pace.lock().unwrap_or_else(PoisonError::into_inner);
         events[0].synchronize().map_err(device)?;
         events[0].record(&self.gpu.stream).map_err(device)?;

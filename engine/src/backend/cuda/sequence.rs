@@ -9,7 +9,7 @@ use super::linear::{Form, Linear};
 use super::tensor::{Tensor, View};
 use super::{Cuda, Gpu, kernel};
 use crate::backend::SequenceOps;
-use crate::backend::sequence::{Attention, Epilogue, NormParams, Precision};
+use crate::backend::sequence::{Attention, Epilogue, NormParams, Role};
 use crate::profile::{Sensitive, Weights};
 use crate::weights::{Component, HostTensor, Matrix};
 use crate::{Error, Result};
@@ -40,18 +40,18 @@ impl Rope {
 
 impl Cuda {
     /// How the linear layers of the network that is loaded are computed, and what their results are.
-    fn form(&self, precision: Precision) -> (Form, Element) {
+    fn form(&self, role: Role) -> (Form, Element) {
         let weights = match self.component {
             Component::Dit => self.precision.dit,
             Component::T5 => self.precision.text,
             Component::Clip => self.precision.clip,
             Component::Vae => self.precision.vae,
         };
-        match precision {
-            Precision::Compute if weights == Weights::Fp32 => (Form::Split, Element::F32),
-            Precision::Compute => (Form::of(weights), Element::Bf16),
-            Precision::Full if self.precision.sensitive == Sensitive::Fp32 => (Form::Split, Element::F32),
-            Precision::Full => (Form::Bf16, Element::Bf16),
+        match role {
+            Role::Bulk if weights == Weights::Fp32 => (Form::Split, Element::F32),
+            Role::Bulk => (Form::of(weights), Element::Bf16),
+            Role::Sensitive if self.precision.sensitive == Sensitive::Fp32 => (Form::Split, Element::F32),
+            Role::Sensitive => (Form::Bf16, Element::Bf16),
         }
     }
 }
@@ -60,12 +60,8 @@ impl SequenceOps for Cuda {
     type Linear = Linear;
     type Rope = Rope;
 
-    fn load_linear(
-        &self,
-        layers: &[(Matrix<'_>, Option<HostTensor>)],
-        precision: Precision,
-    ) -> Result<Linear> {
-        let (form, result) = self.form(precision);
+    fn load_linear(&self, layers: &[(Matrix<'_>, Option<HostTensor>)], role: Role) -> Result<Linear> {
+        let (form, result) = self.form(role);
         Linear::load(&self.gpu, &self.staging, layers, form, result)
     }
 

@@ -146,7 +146,7 @@ impl View {
     }
 
     /// Elements `start..start + len` along `axis`.
-    pub fn narrow(&self, axis: usize, start: usize, len: usize) -> Self {
+    pub fn slice(&self, axis: usize, start: usize, len: usize) -> Self {
         let mut view = self.clone();
         view.shape[axis] = len;
         view.address += (start * self.strides[axis] * self.element.bytes()) as u64;

@@ -165,7 +165,7 @@ impl ConvOps for Cuda {
                     let part = gpu.channels_last([channels, frames / 2, height, width], element)?;
                     run(&one, cuda::Time::Same, &part)?;
                     for frame in 0..frames / 2 {
-                        gpu.copy(&part.narrow(1, frame, 1), &y.narrow(1, 2 * frame + half, 1))?;
+                        gpu.copy(&part.slice(1, frame, 1), &y.slice(1, 2 * frame + half, 1))?;
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! `Decoder3d`: latent frames to frames, a chunk at a time.
 
-use super::layers::{CausalConv, Clip, Head, Memory, Middle, Resample, ResidualBlock};
+use super::layers::{CausalConv, Chunk, Head, Memory, Middle, Resample, ResidualBlock};
 use super::{Probe, see};
 use crate::Result;
 use crate::backend::ConvOps;
@@ -39,10 +39,10 @@ impl<B: ConvOps> Decoder<B> {
     pub fn run(
         &self,
         b: &B,
-        latents: Clip<B::Tensor>,
+        latents: Chunk<B::Tensor>,
         memory: &mut Memory<B::Tensor>,
         probe: &mut Probe<'_, B::Tensor>,
-    ) -> Result<Clip<B::Tensor>> {
+    ) -> Result<Chunk<B::Tensor>> {
         memory.rewind();
         let x = self.conv1.run(b, latents, memory)?;
         see(probe, "dec.conv1", &x);

@@ -1,6 +1,6 @@
 //! `Encoder3d`: frames to the moments' features, a chunk at a time.
 
-use super::layers::{CausalConv, Clip, Head, Memory, Middle, Resample, ResidualBlock};
+use super::layers::{CausalConv, Chunk, Head, Memory, Middle, Resample, ResidualBlock};
 use super::{Probe, see};
 use crate::Result;
 use crate::backend::ConvOps;
@@ -39,10 +39,10 @@ impl<B: ConvOps> Encoder<B> {
     pub fn run(
         &self,
         b: &B,
-        frames: Clip<B::Tensor>,
+        frames: Chunk<B::Tensor>,
         memory: &mut Memory<B::Tensor>,
         probe: &mut Probe<'_, B::Tensor>,
-    ) -> Result<Clip<B::Tensor>> {
+    ) -> Result<Chunk<B::Tensor>> {
         memory.rewind();
         let mut x = self.conv1.run(b, frames, memory)?;
         for (i, layer) in self.downsamples.iter().enumerate() {

@@ -2,28 +2,28 @@
 //!
 //! A video goes through in chunks. A causal convolution remembers the last frames of the chunks before; the zero frames
 //! after a picture are all alike, so from some frame on every layer's input is, and its output then need not be computed:
-//! a [`Clip`] says how often its last frame repeats, and every layer computes until its own output repeats, exactly.
+//! a [`Chunk`] says how often its last frame repeats, and every layer computes until its own output repeats, exactly.
 
 use crate::Result;
 use crate::backend::conv::{ConvEpilogue, ConvOps, Spatial, Step, Time};
 use crate::weights::{HostTensor, WeightSource};
 
 /// Frames of a chunk: some, then the last one of the video so far again and again.
-pub(super) struct Clip<T> {
+pub(super) struct Chunk<T> {
     /// `[channels, frames, height, width]`; none if the chunk only repeats.
     pub frames: Option<T>,
     /// How many times the last frame follows.
     pub repeats: usize,
 }
 
-impl<T> Clip<T> {
+impl<T> Chunk<T> {
     pub fn new(frames: T) -> Self {
         Self { frames: Some(frames), repeats: 0 }
     }
 
     /// The same with other frames, as many.
-    fn map<U>(self, f: impl FnOnce(T) -> Result<U>) -> Result<Clip<U>> {
-        Ok(Clip { frames: self.frames.map(f).transpose()?, repeats: self.repeats })
+    fn map<U>(self, f: impl FnOnce(T) -> Result<U>) -> Result<Chunk<U>> {
+        Ok(Chunk { frames: self.frames.map(f).transpose()?, repeats: self.repeats })
     }
 }
 
@@ -35,7 +35,7 @@ pub(super) fn count<B: ConvOps>(b: &B, x: &B::Tensor) -> usize {
 /// The last `n` frames.
 fn tail<B: ConvOps>(b: &B, x: &B::Tensor, n: usize) -> Result<B::Tensor> {
     let frames = count(b, x);
-    if n == frames { Ok(x.clone()) } else { b.narrow(x, 1, frames - n, n) }
+    if n == frames { Ok(x.clone()) } else { b.slice(x, 1, frames - n, n) }
 }
 
 /// What one causal layer knows of the frames before the chunk.
@@ -67,25 +67,25 @@ impl<T: Clone> History<T> {
     fn take<B: ConvOps<Tensor = T>>(
         &mut self,
         b: &B,
-        clip: Clip<T>,
+        chunk: Chunk<T>,
         keep: usize,
         group: usize,
     ) -> Result<Window<T>> {
         const KERNEL: usize = 3;
-        let fresh = clip.frames.as_ref().map_or(0, |x| count(b, x));
+        let fresh = chunk.frames.as_ref().map_or(0, |x| count(b, x));
         if fresh > 0 {
             self.equal = 1;
         }
-        let mut extra = clip.repeats.min(KERNEL - self.equal);
+        let mut extra = chunk.repeats.min(KERNEL - self.equal);
         extra += (fresh + extra).next_multiple_of(group) - (fresh + extra);
-        self.equal = KERNEL.min(self.equal + clip.repeats);
+        self.equal = KERNEL.min(self.equal + chunk.repeats);
 
         let past = self.past.iter().map(|x| count(b, x)).sum();
         let mut parts = self.past.clone();
-        parts.extend(clip.frames);
+        parts.extend(chunk.frames);
         if let Some(last) = parts.last().filter(|_| extra > 0) {
             // On its own, since it may stay while the chunk goes.
-            let last = if count(b, last) > 1 { b.detach(&tail(b, last, 1)?)? } else { last.clone() };
+            let last = if count(b, last) > 1 { b.contiguous(&tail(b, last, 1)?)? } else { last.clone() };
             parts.extend(std::iter::repeat_n(last, extra));
         }
         self.past.clear();
@@ -95,11 +95,11 @@ impl<T: Clone> History<T> {
             let n = missing.min(all);
             if n > 0 {
                 let last = tail(b, part, n)?;
-                self.past.insert(0, if n < all { b.detach(&last)? } else { last });
+                self.past.insert(0, if n < all { b.contiguous(&last)? } else { last });
             }
             missing -= n;
         }
-        Ok(Window { parts, past, new: fresh + extra, repeats: clip.repeats - extra })
+        Ok(Window { parts, past, new: fresh + extra, repeats: chunk.repeats - extra })
     }
 }
 
@@ -107,7 +107,7 @@ impl<T: Clone> History<T> {
 pub(super) struct Memory<T> {
     slots: Vec<Slot<T>>,
     next: usize,
-    /// Clips may repeat.
+    /// Chunks may repeat.
     repeating: bool,
 }
 
@@ -185,20 +185,25 @@ impl<B: ConvOps> CausalConv<B> {
         Ok(Self(load_conv(b, weights, name)?.0))
     }
 
-    pub fn run(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+    pub fn run(
+        &self,
+        b: &B,
+        x: Chunk<B::Tensor>,
+        memory: &mut Memory<B::Tensor>,
+    ) -> Result<Chunk<B::Tensor>> {
         self.run_then(b, x, memory, None)
     }
 
     fn run_then(
         &self,
         b: &B,
-        x: Clip<B::Tensor>,
+        x: Chunk<B::Tensor>,
         memory: &mut Memory<B::Tensor>,
         norm: Option<&B::Tensor>,
-    ) -> Result<Clip<B::Tensor>> {
+    ) -> Result<Chunk<B::Tensor>> {
         let window = memory.slot().history.take(b, x, 2, 1)?;
         let frames = windowed(b, &window, &self.0, Step::default(), &ConvEpilogue { residual: None, norm })?;
-        Ok(Clip { frames, repeats: window.repeats })
+        Ok(Chunk { frames, repeats: window.repeats })
     }
 }
 
@@ -216,7 +221,12 @@ impl<B: ConvOps> Head<B> {
         })
     }
 
-    pub fn run(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+    pub fn run(
+        &self,
+        b: &B,
+        x: Chunk<B::Tensor>,
+        memory: &mut Memory<B::Tensor>,
+    ) -> Result<Chunk<B::Tensor>> {
         let x = x.map(|x| b.channel_norm(&x, &self.gamma, true))?;
         self.conv.run(b, x, memory)
     }
@@ -248,24 +258,29 @@ impl<B: ConvOps> ResidualBlock<B> {
         })
     }
 
-    pub fn run(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
-        let Clip { frames, repeats } = x;
+    pub fn run(
+        &self,
+        b: &B,
+        x: Chunk<B::Tensor>,
+        memory: &mut Memory<B::Tensor>,
+    ) -> Result<Chunk<B::Tensor>> {
+        let Chunk { frames, repeats } = x;
         let repeating = memory.repeating;
         let last = &mut memory.slot().last;
         let before = last.take();
         if repeating {
             *last = match &frames {
-                Some(x) if count(b, x) > 1 => Some(b.detach(&tail(b, x, 1)?)?),
+                Some(x) if count(b, x) > 1 => Some(b.contiguous(&tail(b, x, 1)?)?),
                 Some(x) => Some(x.clone()),
                 None => before.clone(),
             };
         }
 
         let normed = frames.as_ref().map(|x| b.channel_norm(x, &self.norm1, true)).transpose()?;
-        let hidden = self.conv1.run_then(b, Clip { frames: normed, repeats }, memory, Some(&self.norm2))?;
+        let hidden = self.conv1.run_then(b, Chunk { frames: normed, repeats }, memory, Some(&self.norm2))?;
         let window = memory.slot().history.take(b, hidden, 2, 1)?;
         if window.new == 0 {
-            return Ok(Clip { frames: None, repeats: window.repeats });
+            return Ok(Chunk { frames: None, repeats: window.repeats });
         }
 
         // The input's repetitions that the convolutions had to see are frames of the sum, too.
@@ -292,7 +307,7 @@ impl<B: ConvOps> ResidualBlock<B> {
         };
         let epilogue = ConvEpilogue { residual: Some(&residual), norm: None };
         let frames = windowed(b, &window, &self.conv2.0, Step::default(), &epilogue)?;
-        Ok(Clip { frames, repeats: window.repeats })
+        Ok(Chunk { frames, repeats: window.repeats })
     }
 }
 
@@ -335,7 +350,12 @@ impl<B: ConvOps> Middle<B> {
         })
     }
 
-    pub fn run(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+    pub fn run(
+        &self,
+        b: &B,
+        x: Chunk<B::Tensor>,
+        memory: &mut Memory<B::Tensor>,
+    ) -> Result<Chunk<B::Tensor>> {
         let x = self.first.run(b, x, memory)?;
         let x = x.map(|x| self.attention.run(b, &x))?;
         self.second.run(b, x, memory)
@@ -359,7 +379,12 @@ impl<B: ConvOps> Resample<B> {
     }
 
     /// Halves height and width, then the frames.
-    pub fn down(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+    pub fn down(
+        &self,
+        b: &B,
+        x: Chunk<B::Tensor>,
+        memory: &mut Memory<B::Tensor>,
+    ) -> Result<Chunk<B::Tensor>> {
         let step = Step { spatial: Spatial::Halve, time: Time::Same };
         let x = x.map(|x| each_frame(b, &x, &self.spatial, step))?;
         let Some(time) = &self.time else { return Ok(x) };
@@ -373,11 +398,11 @@ impl<B: ConvOps> Resample<B> {
         let window = slot.history.take(b, rest, 1, 2)?;
         let step = Step { spatial: Spatial::Same, time: Time::Halve };
         let halved = windowed(b, &window, time, step, &ConvEpilogue::default())?;
-        Ok(Clip { frames: join(b, first, halved)?, repeats: window.repeats / 2 })
+        Ok(Chunk { frames: join(b, first, halved)?, repeats: window.repeats / 2 })
     }
 
-    /// Doubles the frames, then height and width. Of clips that do not repeat.
-    pub fn up(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+    /// Doubles the frames, then height and width. Of chunks that do not repeat.
+    pub fn up(&self, b: &B, x: Chunk<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Chunk<B::Tensor>> {
         let x = match &self.time {
             None => x,
             Some(time) => {
@@ -388,7 +413,7 @@ impl<B: ConvOps> Resample<B> {
                 let window = slot.history.take(b, rest, 2, 1)?;
                 let step = Step { spatial: Spatial::Same, time: Time::Double };
                 let doubled = windowed(b, &window, time, step, &ConvEpilogue::default())?;
-                Clip { frames: join(b, first, doubled)?, repeats: 2 * window.repeats }
+                Chunk { frames: join(b, first, doubled)?, repeats: 2 * window.repeats }
             }
         };
         let step = Step { spatial: Spatial::Double, time: Time::Same };
@@ -398,13 +423,13 @@ impl<B: ConvOps> Resample<B> {
 
 /// The first frame of a video, and the rest of its first chunk.
 #[expect(clippy::type_complexity, reason = "a pair")]
-fn split_first<B: ConvOps>(b: &B, x: Clip<B::Tensor>) -> Result<(Option<B::Tensor>, Clip<B::Tensor>)> {
+fn split_first<B: ConvOps>(b: &B, x: Chunk<B::Tensor>) -> Result<(Option<B::Tensor>, Chunk<B::Tensor>)> {
     let Some(frames) = x.frames else { return Ok((None, x)) };
     let (first, rest) = match count(b, &frames) {
         1 => (frames, None),
-        n => (b.narrow(&frames, 1, 0, 1)?, Some(b.narrow(&frames, 1, 1, n - 1)?)),
+        n => (b.slice(&frames, 1, 0, 1)?, Some(b.slice(&frames, 1, 1, n - 1)?)),
     };
-    Ok((Some(first), Clip { frames: rest, repeats: x.repeats }))
+    Ok((Some(first), Chunk { frames: rest, repeats: x.repeats }))
 }
 
 /// Frames after each other, where there are any.

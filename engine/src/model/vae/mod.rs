@@ -25,7 +25,7 @@ use crate::{Error, Result};
 pub use colours::Colours;
 use decoder::Decoder;
 use encoder::Encoder;
-use layers::{Clip, Memory, each_frame, load_conv};
+use layers::{Chunk, Memory, each_frame, load_conv};
 use tiles::{Grid, concat};
 
 /// Channels of a latent.
@@ -44,8 +44,8 @@ pub const LATENT_STD: [f32; LATENT_CHANNELS] = [
 ];
 
 /// Shows the frames of a chunk to the probe, if there is one and there are some.
-fn see<T>(probe: &mut Probe<'_, T>, name: &str, clip: &Clip<T>) {
-    if let (Some(probe), Some(frames)) = (probe, &clip.frames) {
+fn see<T>(probe: &mut Probe<'_, T>, name: &str, chunk: &Chunk<T>) {
+    if let (Some(probe), Some(frames)) = (probe, &chunk.frames) {
         probe(name, frames);
     }
 }
@@ -143,9 +143,9 @@ impl<B: ConvOps> Vae<B> {
         let black = b.upload(&vec![0.0; 3 * h * w], &[3, 1, h, w])?;
         let chunks = (0..latent_frames).map(|i| {
             Ok(match i {
-                0 => Clip::new(picture.clone()),
-                1 => Clip { frames: Some(black.clone()), repeats: 3 },
-                _ => Clip { frames: None, repeats: 4 },
+                0 => Chunk::new(picture.clone()),
+                1 => Chunk { frames: Some(black.clone()), repeats: 3 },
+                _ => Chunk { frames: None, repeats: 4 },
             })
         });
         normalize(b, &self.encode_chunks(b, chunks, true, grid, observer, None)?)
@@ -191,8 +191,8 @@ impl<B: ConvOps> Vae<B> {
             )));
         }
         let chunks = (0..=frames / 4).map(|i| match i {
-            0 => Ok(Clip::new(b.narrow(video, 1, 0, 1)?)),
-            _ => Ok(Clip::new(b.narrow(video, 1, 4 * i - 3, 4)?)),
+            0 => Ok(Chunk::new(b.slice(video, 1, 0, 1)?)),
+            _ => Ok(Chunk::new(b.slice(video, 1, 4 * i - 3, 4)?)),
         });
         self.encode_chunks(b, chunks, false, grid, observer, probe)
     }
@@ -201,7 +201,7 @@ impl<B: ConvOps> Vae<B> {
     fn encode_chunks(
         &self,
         b: &B,
-        chunks: impl Iterator<Item = Result<Clip<B::Tensor>>>,
+        chunks: impl Iterator<Item = Result<Chunk<B::Tensor>>>,
         repeating: bool,
         grid: &Grid,
         observer: &dyn Observer,
@@ -214,11 +214,11 @@ impl<B: ConvOps> Vae<B> {
             let mut latent = None;
             for (chunk, tiles) in chunks.iter().zip(&mut latents) {
                 observer.check()?;
-                b.keep_pace()?;
+                b.throttle()?;
                 let frames = chunk.frames.as_ref().map(|x| grid.cut(b, x, i)).transpose()?;
-                let clip = Clip { frames, repeats: chunk.repeats };
+                let chunk = Chunk { frames, repeats: chunk.repeats };
                 // A chunk is one latent frame: a new one, or the last one again.
-                if let Some(x) = self.encoder.run(b, clip, &mut memory, &mut probe)?.frames {
+                if let Some(x) = self.encoder.run(b, chunk, &mut memory, &mut probe)?.frames {
                     latent = Some(each_frame(b, &x, &self.mean, Step::default())?);
                 }
                 let none = || Error::Internal("the first chunk of a video has no frames".into());
@@ -267,10 +267,10 @@ impl<B: ConvOps> Vae<B> {
             let mut memory = Memory::new(false);
             for (latent, tiles) in latents.iter().zip(&mut frames) {
                 observer.check()?;
-                b.keep_pace()?;
+                b.throttle()?;
                 let tile = self.decode_chunk(b, grid.cut(b, latent, i)?, &mut memory, &mut None)?;
                 // As many values as there are, however the backend lays them out.
-                tiles.push(b.combine(&[(1.0, &tile)])?);
+                tiles.push(b.linear_combination(&[(1.0, &tile)])?);
             }
         }
         let frame_grid = grid.scaled(8, 1);
@@ -299,7 +299,7 @@ impl<B: ConvOps> Vae<B> {
     /// What the decoder takes, frame by frame.
     fn unpack(&self, b: &B, latents: &B::Tensor) -> Result<Vec<B::Tensor>> {
         let latents = per_channel(b, latents, |v, mean, inverse| v / inverse + mean)?;
-        let frame = |t| each_frame(b, &b.narrow(&latents, 1, t, 1)?, &self.unpack, Step::default());
+        let frame = |t| each_frame(b, &b.slice(&latents, 1, t, 1)?, &self.unpack, Step::default());
         (0..b.shape(&latents)[1]).map(frame).collect()
     }
 
@@ -311,7 +311,7 @@ impl<B: ConvOps> Vae<B> {
         memory: &mut Memory<B::Tensor>,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
-        let frames = self.decoder.run(b, Clip::new(latent), memory, probe)?.frames;
+        let frames = self.decoder.run(b, Chunk::new(latent), memory, probe)?.frames;
         frames.ok_or_else(|| Error::Internal("the decoder gave no frames".into()))
     }
 }

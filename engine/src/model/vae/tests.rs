@@ -263,7 +263,7 @@ fn tiles_are_those_of_the_definition() {
         24,
         |[y, x]| {
             let part =
-                b.narrow(&b.narrow(&latents, 2, y.start, y.len()).unwrap(), 3, x.start, x.len()).unwrap();
+                b.slice(&b.slice(&latents, 2, y.start, y.len()).unwrap(), 3, x.start, x.len()).unwrap();
             join(&decode(&vae, &part, false))
         },
         |v| 8 * v,
@@ -279,7 +279,7 @@ fn tiles_are_those_of_the_definition() {
         192,
         |[y, x]| {
             let part =
-                b.narrow(&b.narrow(&picture, 2, y.start, y.len()).unwrap(), 3, x.start, x.len()).unwrap();
+                b.slice(&b.slice(&picture, 2, y.start, y.len()).unwrap(), 3, x.start, x.len()).unwrap();
             vae.encode_mu(&b, &with_zeros(&b, &part, 5), &Quiet, None).unwrap()
         },
         |v| v / 8,

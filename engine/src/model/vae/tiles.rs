@@ -66,7 +66,7 @@ impl Grid {
         }
         let row = &self.rows[index / self.columns.len()];
         let column = &self.columns[index % self.columns.len()];
-        b.narrow(&b.narrow(x, 2, row.start, row.len())?, 3, column.start, column.len())
+        b.slice(&b.slice(x, 2, row.start, row.len())?, 3, column.start, column.len())
     }
 
     /// All tiles, row by row, as one volume.
@@ -92,7 +92,7 @@ impl Grid {
                 let mut kept = tiles[at].clone();
                 for (axis, range) in [(2, &self.rows[i]), (3, &self.columns[j])] {
                     if range.len() > self.stride {
-                        kept = b.narrow(&kept, axis, 0, self.stride)?;
+                        kept = b.slice(&kept, axis, 0, self.stride)?;
                     }
                 }
                 row.push(kept);

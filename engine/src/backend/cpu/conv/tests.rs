@@ -195,13 +195,13 @@ fn parts_are_one_input_to_the_bit() {
     };
     let layer = b.load_conv(case.weight(), case.bias()).unwrap();
     let x = upload(&case.input(), [3, 5, 9, 19]);
-    let parts: Vec<_> = [(0, 1), (1, 2), (3, 1), (4, 1)].map(|(s, n)| b.narrow(&x, 1, s, n).unwrap()).into();
+    let parts: Vec<_> = [(0, 1), (1, 2), (3, 1), (4, 1)].map(|(s, n)| b.slice(&x, 1, s, n).unwrap()).into();
     let run = |parts: &[&Tensor], past| {
         values(&b.conv(parts, past, &layer, case.step, &ConvEpilogue::default()).unwrap())
     };
     assert_eq!(run(&parts.iter().collect::<Vec<_>>(), 2), run(&[&x], 2));
     // The last frame alone sees the same two before it.
-    let last = b.narrow(&upload(&run(&[&x], 2), [5, 3, 9, 19]), 1, 2, 1).unwrap();
+    let last = b.slice(&upload(&run(&[&x], 2), [5, 3, 9, 19]), 1, 2, 1).unwrap();
     assert_eq!(run(&parts[1..].iter().collect::<Vec<_>>(), 3), values(&last));
 }
 
@@ -223,7 +223,7 @@ fn a_residual_is_added_and_then_all_is_normalised() {
         let residual = upload(&noise(6 * 10 * width, 4), [6, 2, 5, width]);
         let gamma = b.upload(&noise(6, 5), &[6]).unwrap();
         let plain = conv(Kernel::best(), &[&x], 0, &layer, case.step, &ConvEpilogue::default()).unwrap();
-        let sum = b.combine(&[(1.0, &plain), (1.0, &residual)]).unwrap();
+        let sum = b.linear_combination(&[(1.0, &plain), (1.0, &residual)]).unwrap();
         let added = ConvEpilogue { residual: Some(&residual), norm: None };
         assert_eq!(values(&b.conv(&[&x], 0, &layer, case.step, &added).unwrap()), values(&sum));
         let both = ConvEpilogue { residual: Some(&residual), norm: Some(&gamma) };

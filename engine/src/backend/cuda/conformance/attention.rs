@@ -5,7 +5,7 @@ use super::norms::rope;
 use super::{ATTENTION, Both, Check, Options, Pair};
 use crate::Result;
 use crate::backend::SequenceOps;
-use crate::backend::sequence::{Attention, Epilogue, Precision};
+use crate::backend::sequence::{Attention, Epilogue, Role};
 use crate::profile::AttentionKind;
 use crate::weights::DType;
 
@@ -117,7 +117,7 @@ fn with_norms(both: &Both<'_>) -> Result<()> {
     let w = both.noise(&[features], 2)?;
     let (on_cpu, on_cuda) = rope(both, rows, 64)?;
     let self_attention = |qkv: Pair| -> Result<Pair> {
-        let part = |i| both.narrow(&qkv, 1, i * features, features);
+        let part = |i| both.slice(&qkv, 1, i * features, features);
         let normed = |x: Pair| -> Result<Pair> {
             Ok(Pair {
                 cpu: both.cpu.rms_norm(&x.cpu, &w.cpu, 1e-6, Some(&on_cpu))?,
@@ -134,8 +134,8 @@ fn with_norms(both: &Both<'_>) -> Result<()> {
     both.compare("attention, bf16", "what its norms were of", &qkv, 0.0)?;
 
     let layers = [(weight(3 * features, 64, DType::F32, 1), None)];
-    let on_cpu = both.cpu.load_linear(&layers, Precision::Compute)?;
-    let on_cuda = both.cuda.load_linear(&layers, Precision::Compute)?;
+    let on_cpu = both.cpu.load_linear(&layers, Role::Bulk)?;
+    let on_cuda = both.cuda.load_linear(&layers, Role::Bulk)?;
     let x = both.noise(&[rows, 64], 6)?;
     let y = self_attention(Pair {
         cpu: both.cpu.linear(&x.cpu, &on_cpu, &Epilogue::default())?,

@@ -2,23 +2,23 @@
 
 use super::{BF16, Both, Check, Cuda, FP8, Options, Pair, ROUNDED, SPLIT, noise, with};
 use crate::Result;
-use crate::backend::sequence::{Activation, Epilogue, Precision};
+use crate::backend::sequence::{Activation, Epilogue, Role};
 use crate::backend::{Backend, SequenceOps};
 use crate::profile::Weights;
 use crate::weights::{Component, DType, HostTensor, Matrix, Scale, e4m3};
 
 pub(super) fn check(check: &Check) -> Result<()> {
     let types = [DType::F32, DType::F16, DType::Bf16, DType::F8E4m3];
-    let (compute, full) = (Precision::Compute, Precision::Full);
+    let (compute, full) = (Role::Bulk, Role::Sensitive);
     let cuda = check.open(&Options::BF16)?;
-    let one = Layers { check, cuda: &cuda, operation: "linear, bf16", precision: compute, tolerance: BF16 };
+    let one = Layers { check, cuda: &cuda, operation: "linear, bf16", role: compute, tolerance: BF16 };
     for dtype in types {
         one.run(dtype, 3, 40, &[24, 16])?;
     }
     one.run(DType::Bf16, 1, 16, &[8])?;
     one.run(DType::F32, 130, 588, &[264])?;
 
-    let one = Layers { operation: "linear, split f32", precision: full, tolerance: SPLIT, ..one };
+    let one = Layers { operation: "linear, split f32", role: full, tolerance: SPLIT, ..one };
     for dtype in types {
         one.run(dtype, 3, 40, &[24, 16])?;
     }
@@ -26,7 +26,7 @@ pub(super) fn check(check: &Check) -> Result<()> {
     one.run(DType::F32, 1, 256, &[64])?;
 
     let cuda = check.open(&with(Weights::Fp8))?;
-    let one = Layers { check, cuda: &cuda, operation: "linear, fp8", precision: compute, tolerance: FP8 };
+    let one = Layers { check, cuda: &cuda, operation: "linear, fp8", role: compute, tolerance: FP8 };
     for dtype in types {
         one.run(dtype, 5, 64, &[24, 16])?;
     }
@@ -37,7 +37,7 @@ pub(super) fn check(check: &Check) -> Result<()> {
     // Each network has its own type.
     let [t5, dit] = [Component::T5, Component::Dit].map(|component| cuda.loading(component));
     Layers { cuda: &t5, ..bf16 }.run(DType::F32, 3, 64, &[16])?;
-    let split = Layers { operation: "linear, split f32", precision: full, tolerance: SPLIT, ..bf16 };
+    let split = Layers { operation: "linear, split f32", role: full, tolerance: SPLIT, ..bf16 };
     Layers { cuda: &dit, ..split }.run(DType::F32, 3, 64, &[16])
 }
 
@@ -68,7 +68,7 @@ struct Layers<'a> {
     check: &'a Check,
     cuda: &'a Cuda,
     operation: &'static str,
-    precision: Precision,
+    role: Role,
     tolerance: f64,
 }
 
@@ -81,8 +81,8 @@ impl Layers<'_> {
             .enumerate()
             .map(|(i, &out)| (weight(out, cols, dtype, i as u64), (i == 0).then(|| bias(out, 7))))
             .collect();
-        let on_cpu = both.cpu.load_linear(&layers, self.precision)?;
-        let on_cuda = self.cuda.load_linear(&layers, self.precision)?;
+        let on_cpu = both.cpu.load_linear(&layers, self.role)?;
+        let on_cuda = self.cuda.load_linear(&layers, self.role)?;
         let out: usize = outs.iter().sum();
         let x = both.noise(&[rows, cols], 11)?;
         let (column, element) = (both.noise(&[1, out], 12)?, both.noise(&[rows, out], 13)?);

@@ -162,10 +162,10 @@ impl<'a> Both<'a> {
         self.upload(&noise(shape.iter().product(), seed), shape)
     }
 
-    fn narrow(&self, x: &Pair, axis: usize, start: usize, len: usize) -> Result<Pair> {
+    fn slice(&self, x: &Pair, axis: usize, start: usize, len: usize) -> Result<Pair> {
         Ok(Pair {
-            cpu: self.cpu.narrow(&x.cpu, axis, start, len)?,
-            cuda: self.cuda.narrow(&x.cuda, axis, start, len)?,
+            cpu: self.cpu.slice(&x.cpu, axis, start, len)?,
+            cuda: self.cuda.slice(&x.cuda, axis, start, len)?,
         })
     }
 

@@ -6,7 +6,7 @@ use crate::Result;
 use crate::backend::SequenceOps;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
-use crate::backend::sequence::{Epilogue, NormParams, Precision};
+use crate::backend::sequence::{Epilogue, NormParams, Role};
 use crate::profile::Weights;
 use crate::weights::DType;
 
@@ -27,7 +27,7 @@ pub(super) fn check(check: &Check) -> Result<()> {
         let features = 2 * heads * pairs;
         let (on_cpu, on_cuda) = rope(&both, rows, pairs)?;
         // Columns of something wider.
-        let x = both.narrow(&both.noise(&[rows, 3 * features], 1)?, 1, features, features)?;
+        let x = both.slice(&both.noise(&[rows, 3 * features], 1)?, 1, features, features)?;
         let weight = both.noise(&[features], 2)?;
         let y = Pair {
             cpu: both.cpu.rms_norm(&x.cpu, &weight.cpu, 1e-6, Some(&on_cpu))?,
@@ -56,8 +56,8 @@ fn norms(both: &Both<'_>, rows: usize, features: usize, weights: Weights, tolera
         cuda: cuda.rms_norm(&x.cuda, &a.cuda, 1e-6, None)?,
     };
     let layers = [(weight(24, features, DType::F32, 5), None)];
-    let on_cpu = cpu.load_linear(&layers, Precision::Compute)?;
-    let on_cuda = cuda.load_linear(&layers, Precision::Compute)?;
+    let on_cpu = cpu.load_linear(&layers, Role::Bulk)?;
+    let on_cuda = cuda.load_linear(&layers, Role::Bulk)?;
     let through = match weights {
         Weights::Fp8 => "norm to 8-bit product",
         _ => "norm to bf16 product",

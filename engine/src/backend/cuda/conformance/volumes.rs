@@ -207,8 +207,8 @@ fn parts(both: &Both<'_>) -> Result<()> {
         let x = Pair { cuda: through(&x.cuda, channels)?, cpu: x.cpu };
         for (axis, start, len) in [(0, 1, 2), (1, 1, 2), (1, 2, 1), (2, 1, 3), (3, 2, 3)] {
             let case = format!("{channels} channels, axis {axis}");
-            let part = both.narrow(&x, axis, start, len)?;
-            both.compare("narrow, volume", &case[..], &part, ROUNDED)?;
+            let part = both.slice(&x, axis, start, len)?;
+            both.compare("slice, volume", &case[..], &part, ROUNDED)?;
             both.compare("concat, volume", &case[..], &both.concat(&[&part, &x], axis)?, ROUNDED)?;
             let again = through(&part.cuda, cpu.shape(&part.cpu)[0])?;
             both.compare(

@@ -3,7 +3,7 @@
 use super::super::conformance::{self, Group};
 use super::super::tensor::Value;
 use super::{Cuda, Options, noise, open};
-use crate::backend::sequence::{Attention, Epilogue, NormParams, Precision};
+use crate::backend::sequence::{Attention, Epilogue, NormParams, Role};
 use crate::backend::{Backend, SequenceOps, TensorOps};
 use crate::profile::{self, Weights};
 use crate::progress::Quiet;
@@ -55,7 +55,7 @@ fn tensor(b: &Cuda, shape: &[usize], seed: u64) -> <Cuda as TensorOps>::Tensor {
 fn layer(b: &Cuda, outputs: usize, inputs: usize) -> <Cuda as SequenceOps>::Linear {
     let bytes: Vec<u8> = noise(outputs * inputs, 5).iter().flat_map(|v| v.to_le_bytes()).collect();
     let weight = Matrix { rows: outputs, cols: inputs, dtype: DType::F32, bytes: bytes.into(), scale: None };
-    b.load_linear(&[(weight, None)], Precision::Compute).expect("there is room")
+    b.load_linear(&[(weight, None)], Role::Bulk).expect("there is room")
 }
 
 fn heads<'a>(
@@ -69,11 +69,13 @@ fn heads<'a>(
 fn what_does_not_go_together_is_refused() {
     let Some(b) = open(&Options::BF16) else { return };
     let x = tensor(&b, &[2, 3], 1);
-    assert!(b.narrow(&x, 1, 2, 2).is_err() && b.narrow(&x, 2, 0, 1).is_err());
+    assert!(b.slice(&x, 1, 2, 2).is_err() && b.slice(&x, 2, 0, 1).is_err());
     assert!(b.concat(&[&x, &tensor(&b, &[2, 4], 1)], 0).is_err());
     assert!(b.concat(&[], 0).is_err() && b.upload(&[1.0], &[2]).is_err());
     let (two, three) = (tensor(&b, &[2], 1), tensor(&b, &[3], 1));
-    assert!(b.combine(&[]).is_err() && b.combine(&[(1.0, &two), (1.0, &three)]).is_err());
+    assert!(
+        b.linear_combination(&[]).is_err() && b.linear_combination(&[(1.0, &two), (1.0, &three)]).is_err()
+    );
     assert!(b.patchify(&tensor(&b, &[1, 1, 3, 2], 1)).is_err());
     assert!(b.linear(&tensor(&b, &[3, 48], 1), &layer(&b, 24, 40), &Epilogue::default()).is_err());
     let x = tensor(&b, &[3, 16], 1);
@@ -124,7 +126,7 @@ fn self_attention_needs_no_memory_for_its_norms() {
     let (w, layer) = (tensor(&b, &[features], 2), layer(&b, 3 * features, 64));
     let y = {
         let qkv = b.linear(&tensor(&b, &[rows, 64], 6), &layer, &Epilogue::default()).expect("a product");
-        let part = |i| b.narrow(&qkv, 1, i * features, features).expect("a part");
+        let part = |i| b.slice(&qkv, 1, i * features, features).expect("a part");
         let normed = |i| b.rms_norm(&part(i), &w, 1e-6, None).expect("a norm");
         b.attention(&heads([&normed(0), &normed(1), &part(2)], None)).expect("an attention")
     };

@@ -41,7 +41,7 @@ fn pieces_come_back_and_grow_together() {
     assert_eq!(used(&b), 0);
     let whole = b.upload(&noise(WORK / 4, 3), &[WORK / 4]).expect("the pieces are one again");
     assert_eq!(b.download(&whole).expect("it can be read"), noise(WORK / 4, 3));
-    let view = b.narrow(&whole, 0, 4, 8).expect("a part");
+    let view = b.slice(&whole, 0, 4, 8).expect("a part");
     drop(whole);
     assert_eq!(used(&b), WORK, "a view keeps the memory");
     assert_eq!(b.download(&view).expect("it can be read"), noise(12, 3)[4..]);
