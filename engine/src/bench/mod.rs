@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::backend::Backend;
 use crate::image::Picture;
 use crate::pipeline::{Job, Models, Pipeline};
-use crate::plan::Plan;
+use crate::plan::{Plan, Setup};
 use crate::profile::{self, AttentionKind, Weights};
 use crate::progress::Observer;
 use crate::protocol::Pictures;
@@ -238,7 +238,7 @@ impl<'a, B: Backend> Bench<'a, B> {
         let picture = Picture { width, height, rgb };
         let job = Job::new(&picture, request(options, &picture, Row::Fp8Magcache)?)?;
         let mut notes = Vec::new();
-        if pipeline.backend().setup().backend == profile::Backend::Cpu {
+        if pipeline.setup().backend == profile::Backend::Cpu {
             notes.push("the CPU computes in float32 in every row".into());
         }
         if options.made_up {
@@ -259,8 +259,8 @@ impl<'a, B: Backend> Bench<'a, B> {
         let runs = options.runs;
         let names: Vec<_> = rows.iter().map(|row| row.name()).collect();
         say(&format!("{}: loading", names.join(", ")));
-        let backend = self.pipeline.backend().retyped(weights, attention);
-        self.pipeline.exchange_dit(backend)?;
+        self.pipeline.exchange_dit(weights, attention)?;
+        let setup = self.pipeline.setup();
         self.pipeline.prepare(&self.job, observer)?;
         let load = self.pipeline.load_seconds();
         say(&format!(
@@ -285,7 +285,8 @@ impl<'a, B: Backend> Bench<'a, B> {
 
         say(&format!("measuring the forward of {}", names.join(", ")));
         let sizes = [dims.dit.text_dim, dims.dit.image_dim];
-        let (context, inputs) = measure::inputs(b, models, &self.job, sizes, runs, observer)?;
+        let (context, inputs) =
+            measure::inputs(b, models, &self.job, sizes, setup.attention, runs, observer)?;
         let name = format!("dit-{}", rows[0].name());
         let forward = measure::forward(b, models, &inputs, runs, &name, &self.outputs, observer)?;
         say(&format!("{:.3} s", forward.seconds.median));
@@ -316,8 +317,8 @@ impl<'a, B: Backend> Bench<'a, B> {
                 _ => plan(b, models, &request)?.compute,
             };
             let size = [self.job.width(), self.job.height()];
-            let planned = Plan::new(&dims, &request, size, &b.setup()).memory.peak().0;
-            measured.push(figures.row(b, row, &request, &StepPlan { compute }, planned));
+            let planned = Plan::new(&dims, &request, size, &setup).memory.peak().0;
+            measured.push(figures.row(&setup, row, &request, &StepPlan { compute }, planned));
         }
         if options.whole {
             for row in &mut measured {
@@ -372,9 +373,9 @@ struct Figures<'a> {
 }
 
 impl Figures<'_> {
-    fn row<B: Backend>(
+    fn row(
         &self,
-        b: &B,
+        setup: &Setup,
         row: Row,
         request: &Request,
         plan: &StepPlan,
@@ -399,8 +400,8 @@ impl Figures<'_> {
         let seconds = |m: &Measured| m.seconds.clone();
         Measurement {
             row,
-            weights: b.setup().precision.dit,
-            attention: b.setup().attention,
+            weights: setup.precision.dit,
+            attention: setup.attention,
             load,
             text: seconds(&around.text),
             image: seconds(&around.image),

@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Keeping};
 use crate::dims::Dims;
 use crate::model::clip::Clip;
 use crate::model::dit::Dit;
 use crate::model::t5::T5;
 use crate::model::vae::{Colours, Vae};
-use crate::plan::{Plan, gib};
-use crate::profile::{self, Backend as Kind};
+use crate::plan::{Plan, Setup, gib};
+use crate::profile::{AttentionKind, Backend as Kind, Precision, Weights};
 use crate::synth::{self, Source};
 use crate::text::{self, MAX_TOKENS, Tokenizer};
 use crate::weights::{self, Component, WeightSource};
@@ -29,6 +29,8 @@ const KEPT_PROMPTS: usize = 16;
 /// A model on a backend, ready for one job after the other.
 pub struct Pipeline<B: Backend> {
     backend: B,
+    /// How it runs the model.
+    setup: Setup,
     name: String,
     tokenizer: Tokenizer,
     sources: Sources,
@@ -95,12 +97,12 @@ impl<B: Backend> Pipeline<B> {
     ///
     /// # Errors
     /// [`Error::Model`] says everything that is wrong with the files.
-    pub fn open(backend: B, dir: &Path, dit: Option<&Path>) -> Result<Self> {
-        let prepared = match backend.setup().precision.dit {
-            profile::Weights::Fp8 => weights::find_prepared(dit.unwrap_or(dir)),
+    pub fn open(backend: B, wanted: &Setup, dir: &Path, dit: Option<&Path>) -> Result<Self> {
+        let prepared = match backend.resolve(wanted).precision.dit {
+            Weights::Fp8 => weights::find_prepared(dit.unwrap_or(dir)),
             _ => None,
         };
-        let mut pipeline = Self::open_original(backend, dir, prepared.as_deref().or(dit))?;
+        let mut pipeline = Self::open_original(backend, wanted, dir, prepared.as_deref().or(dit))?;
         pipeline.name = file_name(dit.unwrap_or(dir));
         Ok(pipeline)
     }
@@ -109,29 +111,30 @@ impl<B: Backend> Pipeline<B> {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_original(backend: B, dir: &Path, dit: Option<&Path>) -> Result<Self> {
+    pub fn open_original(backend: B, wanted: &Setup, dir: &Path, dit: Option<&Path>) -> Result<Self> {
         let name = file_name(dit.unwrap_or(dir));
         let files = weights::Model::open(dir, dit)?;
         let tokenizer = Tokenizer::open(&files.tokenizer)?;
-        Ok(Self::with(backend, name, tokenizer, files.into()))
+        Ok(Self::with(backend, wanted, name, tokenizer, files.into()))
     }
 
     /// A made-up model, without files: what `synth-model` would write with this seed.
     ///
     /// # Errors
     /// None that a sound build has.
-    pub fn made_up(backend: B, size: synth::Size, seed: u64) -> Result<Self> {
+    pub fn made_up(backend: B, wanted: &Setup, size: synth::Size, seed: u64) -> Result<Self> {
         let source = |component| Source::new(size, synth::Precision::Bf16, component, seed);
         let all = Component::ALL.map(source);
         let parameters = all.iter().map(Source::parameters).sum();
         let [dit, t5, clip, vae] = all.map(|source| Box::new(source) as Box<dyn WeightSource + Send>);
         let tokenizer = Tokenizer::read(synth::TOKENIZER, "tokenizer.json")?;
         let sources = Sources { dims: size.dims(), dit, t5, clip, vae, parameters };
-        Ok(Self::with(backend, "made-up".into(), tokenizer, sources))
+        Ok(Self::with(backend, wanted, "made-up".into(), tokenizer, sources))
     }
 
-    fn with(backend: B, name: String, tokenizer: Tokenizer, sources: Sources) -> Self {
-        Self { backend, name, tokenizer, sources, models: None, load_seconds: LoadSeconds::default() }
+    fn with(backend: B, wanted: &Setup, name: String, tokenizer: Tokenizer, sources: Sources) -> Self {
+        let (setup, load_seconds) = (backend.resolve(wanted), LoadSeconds::default());
+        Self { backend, setup, name, tokenizer, sources, models: None, load_seconds }
     }
 
     /// The folder's name.
@@ -159,45 +162,49 @@ impl<B: Backend> Pipeline<B> {
         if self.models.is_some() {
             return Ok(());
         }
-        let (b, count) = (&self.backend, Count::new(clock, self.parameters()));
+        let (b, setup, count) = (&self.backend, self.setup, Count::new(clock, self.parameters()));
+        let loader = |network| b.loader(Keeping::of(&setup, network));
         let (Sources { dims, dit, t5, clip, vae, .. }, seconds) = (&self.sources, &mut self.load_seconds);
-        let t5 = timed(&mut seconds.t5, || T5::load(&b.loading(Component::T5), &count.of(&**t5), &dims.t5))?;
+        let t5 = timed(&mut seconds.t5, || T5::load(&loader(Component::T5), &count.of(&**t5), &dims.t5))?;
         let clip = timed(&mut seconds.clip, || {
-            Clip::load(&b.loading(Component::Clip), &count.of(&**clip), &dims.clip)
+            Clip::load(&loader(Component::Clip), &count.of(&**clip), &dims.clip)
         })?;
         let vae =
-            timed(&mut seconds.vae, || Vae::load(&b.loading(Component::Vae), &count.of(&**vae), &dims.vae))?;
+            timed(&mut seconds.vae, || Vae::load(&loader(Component::Vae), &count.of(&**vae), &dims.vae))?;
         let dit =
-            timed(&mut seconds.dit, || Dit::load(&b.loading(Component::Dit), &count.of(&**dit), &dims.dit))?;
+            timed(&mut seconds.dit, || Dit::load(&loader(Component::Dit), &count.of(&**dit), &dims.dit))?;
         self.models = Some(Models { dit, t5, clip, vae, texts: HashMap::new(), colours: None });
         Ok(())
     }
 
-    /// Takes another backend on the same device. If that has other weights in the DiT, the one that is loaded goes, and is
-    /// loaded anew; the other networks stay.
+    /// Runs the DiT in another way from now on. If that takes other weights, the one that is loaded goes, and is loaded
+    /// anew; the other networks stay.
     ///
     /// # Errors
     /// What the backend reports; then nothing is loaded.
-    pub(crate) fn exchange_dit(&mut self, backend: B) -> Result<()> {
-        let same = backend.setup().precision == self.backend.setup().precision;
-        self.backend = backend;
+    pub(crate) fn exchange_dit(&mut self, dit: Weights, attention: AttentionKind) -> Result<()> {
+        let precision = Precision { dit, ..self.setup.precision };
+        let setup = self.backend.resolve(&Setup { precision, attention, ..self.setup });
+        let same = setup.precision == self.setup.precision;
+        self.setup = setup;
         let Some(models) = self.models.take_if(|_| !same) else { return Ok(()) };
         let Models { dit, t5, clip, vae, texts, colours } = models;
         drop(dit);
-        let (b, Sources { dims, dit, .. }) = (self.backend.loading(Component::Dit), &self.sources);
-        let dit = timed(&mut self.load_seconds.dit, || Dit::load(&b, &**dit, &dims.dit))?;
+        let loader = self.backend.loader(Keeping::of(&self.setup, Component::Dit));
+        let Sources { dims, dit, .. } = &self.sources;
+        let dit = timed(&mut self.load_seconds.dit, || Dit::load(&loader, &**dit, &dims.dit))?;
         self.models = Some(Models { dit, t5, clip, vae, texts, colours });
         Ok(())
+    }
+
+    /// How the backend runs the model.
+    pub(crate) fn setup(&self) -> Setup {
+        self.setup
     }
 
     /// How long the networks took that are loaded.
     pub(crate) fn load_seconds(&self) -> LoadSeconds {
         self.load_seconds
-    }
-
-    /// Who computes.
-    pub(crate) fn backend(&self) -> &B {
-        &self.backend
     }
 
     /// What a loaded pipeline works with.
@@ -224,8 +231,7 @@ impl<B: Backend> Pipeline<B> {
 
     /// What a job will cost.
     pub(super) fn plan(&self, job: &Job) -> Plan {
-        let setup = self.backend.setup();
-        Plan::new(&self.sources.dims, &job.request, [job.width(), job.height()], &setup)
+        Plan::new(&self.sources.dims, &job.request, [job.width(), job.height()], &self.setup)
     }
 
     /// Of all four networks.
@@ -241,7 +247,7 @@ impl<B: Backend> Pipeline<B> {
     /// Refuses a job that the memory cannot hold, before anything is loaded; what is a GPU's is taken.
     pub(super) fn check_memory(&mut self, job: &Job) -> Result<()> {
         let memory = self.plan(job).memory;
-        if self.backend.setup().backend == Kind::Cuda {
+        if self.setup.backend == Kind::Cuda {
             // Embeddings would hold on to memory that a larger job wants in one piece; a GPU makes them in no time.
             if let Some(models) = &mut self.models {
                 models.texts.clear();

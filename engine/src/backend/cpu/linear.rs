@@ -5,8 +5,9 @@ use candle_core::cpu::erf::erf_f32;
 use rayon::prelude::*;
 
 use super::{tensor, update, with_values};
+use crate::backend::loading::LinearWeights;
 use crate::backend::sequence::{Activation, Epilogue};
-use crate::weights::{HostTensor, Matrix, Scale, e4m3};
+use crate::weights::{Matrix, Scale, e4m3};
 use crate::{Error, Result};
 
 /// A linear layer's weight and bias.
@@ -21,43 +22,25 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Puts layers of one input side by side. `simulate_fp8` keeps 8-bit values apart from their scales, if every
-    /// layer has one for each row.
-    pub(super) fn load(layers: &[(Matrix<'_>, Option<HostTensor>)], simulate_fp8: bool) -> Result<Self> {
-        let Some((first, _)) = layers.first() else {
-            return Err(Error::Internal("a linear layer needs a weight".into()));
-        };
-        let cols = first.cols;
-        let rows: usize = layers.iter().map(|(matrix, _)| matrix.rows).sum();
-        let quantised = simulate_fp8 && layers.iter().all(|(m, _)| matches!(m.scale, Some(Scale::PerRow(_))));
-        let mut weight = Vec::with_capacity(rows * cols);
+    /// `simulate_fp8` keeps 8-bit values apart from their scales, if every layer has one for each row.
+    pub(super) fn load(weights: &LinearWeights<'_>, simulate_fp8: bool) -> Result<Self> {
+        let quantised = simulate_fp8 && weights.matrices().all(|m| matches!(m.scale, Some(Scale::PerRow(_))));
+        let mut weight = Vec::with_capacity(weights.outputs() * weights.inputs());
         let mut scale = Vec::new();
-        for (matrix, bias) in layers {
-            let mut values = match &matrix.scale {
+        for matrix in weights.matrices() {
+            weight.append(&mut match &matrix.scale {
                 Some(Scale::PerRow(factors)) if quantised => {
                     scale.extend_from_slice(factors);
                     Matrix { scale: None, ..matrix.clone() }.to_f32()
                 }
                 _ => matrix.to_f32(),
-            };
-            if matrix.cols != cols || values.len() != matrix.rows * cols {
-                return Err(Error::Internal(format!("a weight that is not [{}, {cols}]", matrix.rows)));
-            }
-            if bias.as_ref().is_some_and(|b| b.data.len() != matrix.rows) {
-                return Err(Error::Internal(format!("a bias that has not {} elements", matrix.rows)));
-            }
-            weight.append(&mut values);
+            });
         }
-        let bias = layers.iter().any(|(_, bias)| bias.is_some()).then(|| {
-            layers
-                .iter()
-                .flat_map(|(m, bias)| bias.as_ref().map_or_else(|| vec![0.0; m.rows], |b| b.data.clone()))
-                .collect()
-        });
-        Ok(Self { weight: tensor(weight, &[rows, cols])?, scale: quantised.then_some(scale), bias })
+        let weight = tensor(weight, &[weights.outputs(), weights.inputs()])?;
+        Ok(Self { weight, scale: quantised.then_some(scale), bias: weights.bias() })
     }
 
-    /// `residual + gate * activation(x W^T + b)`.
+    /// `residual + gate * activation(x W^T + b)`, with a gate `[out]`, `[1, out]` or `[rows, out]`.
     pub(super) fn forward(&self, x: &Tensor, epilogue: &Epilogue<'_, Tensor>) -> Result<Tensor> {
         let (rows, _) = x.dims2()?;
         let out = self.weight.dims2()?.0;

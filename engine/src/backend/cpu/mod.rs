@@ -12,10 +12,13 @@ mod sequence;
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor};
 use rayon::prelude::*;
 
+use super::loading::{self, ConvWeights, Group, Keeping, LinearWeights, Role};
 use super::{Backend, TensorOps};
+use crate::plan::Setup;
+use crate::weights::HostTensor;
 use crate::{Error, Result};
 
-pub use conv::Conv;
+pub use conv::{ChannelNorm, Conv};
 pub use linear::Linear;
 pub use sequence::Rope;
 
@@ -119,15 +122,53 @@ impl TensorOps for Cpu {
     fn concat(&self, parts: &[&Tensor], axis: usize) -> Result<Tensor> {
         Ok(Tensor::cat(parts, axis)?.contiguous()?)
     }
-
-    fn load(&self, parameter: crate::weights::HostTensor) -> Result<Tensor> {
-        tensor(parameter.data, &parameter.shape)
-    }
 }
 
 impl Backend for Cpu {
+    type Loader = Loader;
+    type Residence = ();
+
     fn name(&self) -> &'static str {
         "cpu"
+    }
+
+    fn resolve(&self, _: &Setup) -> Setup {
+        Setup::CPU
+    }
+
+    fn loader(&self, _: Keeping) -> Loader {
+        Loader { simulate_fp8: self.simulate_fp8 }
+    }
+
+    fn enter(&self, (): &()) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Makes tensors and layers of weights, all in f32.
+pub struct Loader {
+    simulate_fp8: bool,
+}
+
+impl loading::Loader<Cpu> for Loader {
+    fn linear(&self, weights: &LinearWeights<'_>, _: Role) -> Result<Linear> {
+        Linear::load(weights, self.simulate_fp8)
+    }
+
+    fn conv(&self, weights: ConvWeights) -> Result<Conv> {
+        Ok(Conv::load(weights))
+    }
+
+    fn channel_norm(&self, gamma: HostTensor) -> Result<ChannelNorm> {
+        Ok(ChannelNorm::load(gamma))
+    }
+
+    fn tensor(&self, parameter: HostTensor) -> Result<Tensor> {
+        tensor(parameter.data, &parameter.shape)
+    }
+
+    fn group<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<Cpu, T>> {
+        Ok(Group::new(load()?, ()))
     }
 }
 

@@ -1,12 +1,12 @@
 //! What only moves values, or adds them up: exact.
 
-use super::{Both, Check, Options, Pair, noise};
+use super::{Both, Check, IN_BF16, Options, Pair, noise};
 use crate::Result;
 use crate::backend::{SequenceOps, TensorOps};
 
 pub(super) fn check(check: &Check) -> Result<()> {
-    let cuda = check.open(&Options::BF16)?;
-    let both = Both::new(check, &cuda);
+    let cuda = check.open(&Options::default())?;
+    let both = Both::new(check, &cuda, IN_BF16);
     for shape in [&[5][..], &[3, 7], &[6, 40], &[3, 2, 5, 7], &[16, 3, 4, 6]] {
         let x = both.noise(shape, 1)?;
         both.compare("upload, download", format!("{shape:?}"), &x, 0.0)?;
