@@ -7,9 +7,10 @@ use animd_engine::backend::cuda::{Cuda, OLDEST_DRIVER, Options};
 use animd_protocol::messages::Kernels;
 #[cfg(feature = "cuda")]
 use animd_protocol::messages::Target;
+use animd_protocol::plan::Setup;
 use animd_protocol::profile::Profile;
 
-/// A backend, ready for a model.
+/// A backend, ready for a model, which it is to run as [`setup`] says.
 pub enum Chosen {
     /// The processor.
     Cpu(Cpu),
@@ -33,6 +34,11 @@ pub fn choose(profile: Option<&Profile>) -> Result<Chosen> {
         }
         _ => Ok(Chosen::Cpu(Cpu::new())),
     }
+}
+
+/// How a profile wants the model run; without one on the processor.
+pub fn setup(profile: Option<&Profile>) -> Setup {
+    profile.map_or(Setup::CPU, Setup::from)
 }
 
 /// What this build has code for.

@@ -149,8 +149,8 @@ impl<'a> Previews<'a> {
             [LATENT_CHANNELS, t, h, w] => [t, h, w],
             ref other => return Err(Error::Internal(format!("{other:?} is no latent's shape"))),
         };
-        let frame = |all| b.narrow(all, 1, chosen(t), 1);
-        let clean = b.combine(&[(1.0, &frame(x)?), (-sigma, &frame(velocity)?)])?;
+        let frame = |all| b.slice(all, 1, chosen(t), 1);
+        let clean = b.linear_combination(&[(1.0, &frame(x)?), (-sigma, &frame(velocity)?)])?;
         let clean = b.download(&clean)?;
         let byte = |v: f32| ((v + 1.0) * 127.5).clamp(0.0, 255.0) as u8;
         let rgb = (0..h * w).flat_map(|i| colours.of(|c| clean[c * h * w + i]).map(byte)).collect();

@@ -12,7 +12,8 @@ use super::tensor_map::{MapElement, TensorMap};
 use super::{AnyAttention, AnyAttentionArguments, Batches, Error, Rows};
 use crate::Target;
 
-const HEAD_DIM: usize = 128;
+/// Channels of a head.
+pub const HEAD_DIM: usize = 128;
 
 /// Of `attention_bf16.cu`: rows of Q of a block, keys of a tile, dynamic shared memory (Q, two tiles of K and V each,
 /// nine barriers, alignment).

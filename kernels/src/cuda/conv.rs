@@ -10,7 +10,7 @@ use super::module::{fatbin, load_all, target};
 use super::rows::{check_vector, refuse};
 use super::tensor_map::{MapElement, TensorMap};
 use super::{Element, Error};
-use crate::Target;
+use crate::{Spatial, Target, Time};
 
 const KERNEL: &str = "conv";
 /// Of `conv.cuh`.
@@ -37,30 +37,6 @@ pub struct Volume {
     pub width: usize,
     /// Channels, a multiple of 8.
     pub channels: usize,
-}
-
-/// How a convolution moves over height and width.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Spatial {
-    /// Stride 1, zeros around.
-    #[default]
-    Same,
-    /// Stride 2 after one row of zeros below and one column of zeros to the right.
-    Halve,
-    /// Stride 1, zeros around, after each pixel has become four. Its weight is [`fold_for_doubling`]'s.
-    Double,
-}
-
-/// How a convolution moves over time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Time {
-    /// A frame for each new frame.
-    #[default]
-    Same,
-    /// A frame for each pair of new frames.
-    Halve,
-    /// Two frames for each new frame, from the two halves of the outputs.
-    Double,
 }
 
 /// A convolution's weight in device memory.
@@ -187,6 +163,16 @@ impl Conv {
             ),
         };
         Ok(Self { few, tall, wide, target, multiprocessors })
+    }
+
+    /// The most parts of one launch.
+    pub const PARTS: usize = PARTS;
+    /// Results of up to so many channels are cheap to write as f32.
+    pub const FEW: usize = FEW.columns;
+
+    /// Whether a convolution to so many channels can write them as two frames: no tile may have some of both halves.
+    pub fn doubles_frames(outputs: usize) -> bool {
+        (outputs / 2).is_multiple_of(shape(Target::Sm90a, outputs).columns.min(64))
     }
 
     /// Whether a convolution to so many channels can end with a norm: one tile has to have all of them.
@@ -383,9 +369,7 @@ fn check(
     {
         return refuse(KERNEL, "layer", format!("{layer:?}, {spatial:?}"));
     }
-    if time == Time::Double
-        && !(layer.outputs / 2).is_multiple_of(shape(Target::Sm90a, layer.outputs).columns.min(64))
-    {
+    if time == Time::Double && !Conv::doubles_frames(layer.outputs) {
         return refuse(KERNEL, "layer", format!("{} outputs cannot become frames", layer.outputs));
     }
     if ending.norm.is_some()

@@ -9,11 +9,10 @@ use super::gemm::multiprocessors;
 use super::module::{fatbin, load, target};
 use super::rows::refuse;
 use super::tensor_map::{MapElement, TensorMap};
-use super::{AnyAttention, AnyAttentionArguments, Batches, Error, Rows};
+use super::{AnyAttention, AnyAttentionArguments, Batches, Error, HEAD_DIM, Rows};
 use crate::Target;
 
 const KERNEL: &str = "cross_attention_bf16";
-const HEAD_DIM: usize = 128;
 /// Rows of Q and keys of a tile.
 const TILE: usize = 128;
 /// Two blocks of Q, two tiles of K and of V, outputs, twelve barriers, alignment.

@@ -9,7 +9,7 @@ use super::module::{fatbin, load_all, target};
 use super::rows::{check_vector, refuse};
 use super::tensor_map::{MapElement, TensorMap};
 use super::{Element, Error, Rows};
-use crate::Target;
+use crate::{Activation, Target};
 
 const KERNEL: &str = "gemm";
 
@@ -63,22 +63,6 @@ impl Shape {
 const WIDE: Shape = Shape { parts: 1, columns: 256, cluster: 2 };
 const NARROW: Shape = Shape { parts: 1, columns: 128, cluster: 2 };
 const ADA: Shape = Shape { parts: 1, columns: 128, cluster: 1 };
-
-/// What is applied to a product element by element.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Activation {
-    /// Nothing.
-    #[default]
-    None,
-    /// x * sigmoid(x).
-    Silu,
-    /// GELU by its tanh formula.
-    GeluTanh,
-    /// GELU by the error function.
-    GeluErf,
-    /// x * sigmoid(1.702 x).
-    QuickGelu,
-}
 
 /// A and B of a product A Bᵀ: `[rows, inner]` and `[columns, inner]`, rows of both 16-byte aligned.
 #[derive(Clone, Copy, Debug)]

@@ -17,14 +17,15 @@ mod rows;
 mod tensor_map;
 mod volumes;
 
-pub use attention::{Attention, Attention8bitLayout, Attention8bitWorkspace};
+pub use crate::{Activation, Spatial, Time};
+pub use attention::{Attention, Attention8bitLayout, Attention8bitWorkspace, HEAD_DIM};
 pub use attention_any::{AnyAttention, AnyAttentionArguments, Batches};
-pub use conv::{Conv, ConvEnding, ConvLayer, Spatial, Time, Volume, fold_for_doubling};
+pub use conv::{Conv, ConvEnding, ConvLayer, Volume, fold_for_doubling};
 pub use copies::{Copies, Strided};
 pub use cross_attention::{CrossAttention, KeyValue};
 pub use cudarc;
 pub use error::Error;
-pub use gemm::{Activation, Ending, Gate, Gemm, Operands};
+pub use gemm::{Ending, Gate, Gemm, Operands};
 pub use norms::{Affine, Norms, RopeTables, Typed};
 pub use rows::{Element, Rows};
 pub use volumes::{Term, Volumes};

@@ -1,4 +1,4 @@
-//! Operations on rows: norms with what follows them, quantisation, splitting, gathering.
+//! Operations on rows: norms with what follows them, quantisation, splitting.
 
 use std::sync::Arc;
 
@@ -85,11 +85,12 @@ pub struct Norms {
     /// From bf16, from f32.
     quantize: [CudaFunction; 2],
     split: CudaFunction,
-    /// To bf16, to f32.
-    gather: [CudaFunction; 2],
 }
 
 impl Norms {
+    /// The most columns of a row.
+    pub const MOST_COLUMNS: usize = 1024 * PIECES * VECTOR;
+
     /// Loads the kernels.
     ///
     /// # Errors
@@ -114,18 +115,16 @@ impl Norms {
             };
         }
         let quantize = ["quantize_rows_bf16", "quantize_rows_f32"];
-        let gather = ["gather_rows_bf16_bf16", "gather_rows_bf16_f32"];
         Ok(Self {
             layer_norm: six!("layer_norm"),
             rms_norm: six!("rms_norm"),
             quantize: load_all(context, fatbin!("any", "quantize_rows"), quantize, 0)?,
             split: load(context, fatbin!("any", "split_rows"), "split_rows", 0)?,
-            gather: load_all(context, fatbin!("any", "gather_rows"), gather, 0)?,
         })
     }
 
     /// Enqueues `y = (x - mean) / sqrt(variance + eps)` of each row, then `affine`. `x` is bf16 or f32, `y` any; `columns`
-    /// is a multiple of 8 (of 16 to e4m3) up to 16384.
+    /// is a multiple of 8 (of 16 to e4m3) up to [`Self::MOST_COLUMNS`].
     ///
     /// # Errors
     ///
@@ -307,52 +306,15 @@ impl Norms {
         unsafe { launch.launch(grid(pieces.div_ceil(256), 1, 256))? };
         Ok(())
     }
-
-    /// Enqueues `y[i] = table[index[i]]`: rows of a bf16 table as bf16 or f32. `index`: `[rows of y]` i32.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Argument`] for shapes, strides and addresses, [`Error::Driver`] if the launch fails.
-    ///
-    /// # Safety
-    ///
-    /// As [`Self::layer_norm`]; each index must be a row of the table.
-    pub unsafe fn gather(
-        &self,
-        stream: &CudaStream,
-        table: Rows,
-        index: CUdeviceptr,
-        y: Typed,
-        columns: usize,
-    ) -> Result<(), Error> {
-        const KERNEL: &str = "gather_rows";
-        table.check_as(KERNEL, "table", columns, Element::Bf16)?;
-        y.rows.check_as(KERNEL, "y", columns, y.element)?;
-        check_vector(KERNEL, "index", index)?;
-        if !columns.is_multiple_of(VECTOR) || y.element == Element::E4m3 {
-            return refuse(KERNEL, "y", format!("{columns} columns of {:?}", y.element));
-        }
-        let (table_stride, y_stride, columns) = (table.stride as i64, y.rows.stride as i64, columns as i32);
-        let mut launch = stream.launch_builder(&self.gather[usize::from(y.element == Element::F32)]);
-        launch
-            .arg(&table.address)
-            .arg(&table_stride)
-            .arg(&index)
-            .arg(&y.rows.address)
-            .arg(&y_stride)
-            .arg(&columns);
-        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
-        unsafe { launch.launch(grid(y.rows.rows, 1, 256))? };
-        Ok(())
-    }
 }
 
 /// Checks both matrices of a row kernel, and gives the number of its instance.
 fn check(kernel: &'static str, x: Typed, y: Typed, columns: usize) -> Result<usize, Error> {
     x.rows.check_as(kernel, "x", columns, x.element)?;
     y.rows.check_as(kernel, "y", columns, y.element)?;
-    if columns == 0 || !columns.is_multiple_of(VECTOR) || columns > 1024 * PIECES * VECTOR {
-        return refuse(kernel, "columns", format!("{columns} are no multiple of 8 up to 16384"));
+    if columns == 0 || !columns.is_multiple_of(VECTOR) || columns > Norms::MOST_COLUMNS {
+        let most = Norms::MOST_COLUMNS;
+        return refuse(kernel, "columns", format!("{columns} are no multiple of 8 up to {most}"));
     }
     if x.rows.rows != y.rows.rows {
         return refuse(kernel, "y", format!("{} rows instead of {}", y.rows.rows, x.rows.rows));
@@ -388,7 +350,7 @@ mod tests {
 
     #[test]
     fn every_column_has_a_thread() {
-        for columns in (8..=16_384).step_by(8) {
+        for columns in (8..=Norms::MOST_COLUMNS).step_by(8) {
             let threads = row_grid(1, 1, columns).block_dim.0 as usize;
             assert!(threads <= 1024 && threads.is_multiple_of(32) && threads * PIECES * VECTOR >= columns);
         }

@@ -56,6 +56,9 @@ pub struct Volumes {
 }
 
 impl Volumes {
+    /// The most summands of one launch.
+    pub const TERMS: usize = TERMS;
+
     /// Loads the kernels.
     ///
     /// # Errors

@@ -66,7 +66,6 @@ pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
         Follows::Activation(Activation::Silu),
         Follows::Activation(Activation::GeluTanh),
         Follows::Activation(Activation::GeluErf),
-        Follows::Activation(Activation::QuickGelu),
     ];
     let mut good = true;
     println!("\nmatrix products: rows x columns x inner                          error    worst    limit");
@@ -180,7 +179,6 @@ fn activate(x: f64, activation: Activation) -> f64 {
             x * sigmoid(2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3)))
         }
         Activation::GeluErf => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
-        Activation::QuickGelu => x * sigmoid(1.702 * x),
     }
 }
 

@@ -40,7 +40,7 @@ pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
             }
             good &= quantize(&norms, &stream, [rows, columns, gap], from)?;
         }
-        good &= split_and_gather(&norms, &stream, [rows, columns, gap])?;
+        good &= split(&norms, &stream, [rows, columns, gap])?;
     }
     good &= rope(&norms, &stream)?;
     good &= combine(&volumes, &stream)?;
@@ -184,7 +184,7 @@ fn quantize(
     Ok(verdict(&name, &given, &again, &x.values, limit(E4M3)))
 }
 
-fn split_and_gather(norms: &Norms, stream: &Arc<CudaStream>, shape: [usize; 3]) -> Result<bool> {
+fn split(norms: &Norms, stream: &Arc<CudaStream>, shape: [usize; 3]) -> Result<bool> {
     let [rows, columns, gap] = shape;
     let x = Input::random(stream, shape, F32, 10)?;
     let mut good = true;
@@ -204,19 +204,6 @@ fn split_and_gather(norms: &Norms, stream: &Arc<CudaStream>, shape: [usize; 3]) 
         });
         let name = format!("splitting {rows}x{columns}, second: {second}");
         good &= copies && given == again && verdict(&name, &sums, &sums, &x.values, 1.0 / 65_536.0);
-    }
-    let table = Input::random(stream, [50, columns, gap], BF16, 11)?;
-    let index: Vec<i32> = (0..rows).map(|r| (r * 17 % 50) as i32).collect();
-    let numbers = stream.clone_htod(&index)?;
-    for to in [BF16, F32] {
-        let [given, again] = twice(stream, shape, to, |y| {
-            let index = address(&numbers, stream);
-            // SAFETY: as above; the numbers are below 50.
-            unsafe { Ok(norms.gather(stream, table.rows(stream), index, y.typed(stream), columns)?) }
-        })?;
-        let wanted: Vec<f64> =
-            index.iter().flat_map(|i| &table.values[*i as usize * columns..][..columns]).copied().collect();
-        good &= verdict(&format!("gathering {rows}x{columns} to {to:?}"), &given, &again, &wanted, 0.0);
     }
     Ok(good)
 }
