@@ -46,6 +46,8 @@ pub struct Board {
     restarts: Arc<AtomicU64>,
     status: watch::Sender<Status>,
     notice: Arc<Mutex<Option<String>>>,
+    /// The same of watched folders.
+    folders: Arc<Mutex<Option<String>>>,
     paused: Arc<Mutex<Option<String>>>,
     /// Signalled when the queue has something new.
     pub queued: Arc<Notify>,
@@ -60,6 +62,7 @@ impl Default for Board {
             restarts: Arc::default(),
             status: watch::Sender::new(starting),
             notice: Arc::default(),
+            folders: Arc::default(),
             paused: Arc::default(),
             queued: Arc::default(),
         }
@@ -121,8 +124,10 @@ impl Board {
     /// Sets the service's state.
     pub fn set_status(&self, state: &'static str, text: impl Into<String>) {
         let mut text = text.into();
-        if let Some(notice) = &*self.notice.lock().unwrap_or_else(PoisonError::into_inner) {
-            text = format!("{text}; {notice}");
+        for notice in [&self.notice, &self.folders] {
+            if let Some(notice) = &*notice.lock().unwrap_or_else(PoisonError::into_inner) {
+                text = format!("{text}; {notice}");
+            }
         }
         let new = Status { state, text: text.into() };
         self.status.send_if_modified(|status| {
@@ -137,6 +142,15 @@ impl Board {
         *self.notice.lock().unwrap_or_else(PoisonError::into_inner) = notice;
         // The supervisor shows the state anew.
         self.queued.notify_one();
+    }
+
+    /// As [`Self::set_notice`], of watched folders that are not used.
+    pub fn set_folders(&self, notice: Option<String>) {
+        let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
+        if *folders != notice {
+            *folders = notice;
+            self.queued.notify_one();
+        }
     }
 
     /// The service's state, and its changes.

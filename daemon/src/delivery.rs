@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -28,7 +28,8 @@ use crate::ledger::{Ended, Job, Ledger, Outcome, PAUSED, State, Succeeded};
 use crate::pictures::Picture;
 use crate::profile::Profiles;
 use crate::spool::Spool;
-use crate::watch::away::{self, Leaving, sync_or_warn};
+use crate::watch::away::{self, Leaving};
+use crate::watch::root::Dir;
 use crate::watch::{Watches, sidecar};
 use crate::{Error, Result};
 
@@ -128,6 +129,50 @@ impl Desk {
         job.part(&self.outbox(job))
     }
 
+    /// Opens a folder that videos are written to, if it is one to use. Nobody can swap the service's own.
+    pub fn outbox_dir(&self, path: &Path) -> io::Result<Dir> {
+        if path == self.results() {
+            return Dir::own(path);
+        }
+        Dir::open(&self.watches.outbox(path), Path::new(""))
+    }
+
+    /// As [`Self::outbox_dir`], for a folder that may have to be made.
+    pub fn make_outbox(&self, path: &Path) -> io::Result<Dir> {
+        match path == self.results() {
+            true => fs::create_dir_all(path)?,
+            false => self.watches.outbox(path).make()?,
+        }
+        self.outbox_dir(path)
+    }
+
+    /// Removes the unfinished file of a job's current attempt, if there is one.
+    pub fn remove_part(&self, job: &Job) {
+        if let Ok(outbox) = self.outbox_dir(&self.outbox(job)) {
+            _ = fs::remove_file(outbox.at(&self.part(job)));
+        }
+    }
+
+    /// Opens a finished video. Its folder may have another use by now; it is only read.
+    pub fn open_video(&self, path: &Path) -> io::Result<File> {
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        let dir = match dir == self.results() {
+            true => Dir::own(dir)?,
+            false => Dir::open(&self.watches.left(dir), Path::new(""))?,
+        };
+        Ok(files::open_regular(&dir.at(path))?.0)
+    }
+
+    /// Adds to the service's state that watched folders are not used, because their paths lead elsewhere, if that is so.
+    pub fn tell_of_swapped(&self) {
+        let what = match self.watches.swapped().len() {
+            0 => None,
+            1 => Some("a watched folder is not used, because its path leads elsewhere".to_owned()),
+            n => Some(format!("{n} watched folders are not used, because their paths lead elsewhere")),
+        };
+        self.board.set_folders(what.map(|what| format!("{what}: `animctl folder list` tells more")));
+    }
+
     /// Ends a job that is in state `from`. False if somebody else has ended it meanwhile.
     pub async fn end(self: &Arc<Self>, id: u64, from: State, ended: Ended) -> Result<bool> {
         let desk = self.clone();
@@ -149,7 +194,11 @@ impl Desk {
     fn examine_blocking(&self, job: &Job, report: Report) -> Ended {
         let part = self.part(job);
         let failed = |text: String| Ended::Failed { code: ErrorCode::Output, text };
-        let (mut file, meta) = match files::open_regular(&part) {
+        let opened = self.outbox_dir(&self.outbox(job)).and_then(|outbox| {
+            let (file, meta) = files::open_regular(&outbox.at(&part))?;
+            Ok((outbox, file, meta))
+        });
+        let (outbox, mut file, meta) = match opened {
             Ok(open) => open,
             Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
         };
@@ -174,7 +223,8 @@ impl Desk {
             Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
         };
         let seed = job.request.as_ref().map_or(report.seed, |r| r.seed);
-        let output = free_output(&self.outbox(job), &job.name, seed);
+        let free = free_output(&outbox.path(), &job.name, seed);
+        let output = self.outbox(job).join(free.file_name().unwrap_or_default());
         Ended::Done(Box::new(Succeeded { report, output, bytes: meta.len(), sha256 }))
     }
 
@@ -206,7 +256,7 @@ impl Desk {
                 }
                 Err(e @ (Error::Ledger(_) | Error::Stopping)) => return Err(e),
                 // A disk that is not mounted yet: making the folder, or the video again, would be worse than to wait.
-                Err(e) if !outbox_is_there(&job) => {
+                Err(e) if !self.outbox_is_there(&job) => {
                     if self.waiting.insert(id) {
                         tracing::error!(
                             job = id,
@@ -230,7 +280,7 @@ impl Desk {
         }
         self.remove_picture(&job, Picture::Preview);
         if job.outcome != Some(Outcome::Done) {
-            _ = fs::remove_file(self.part(&job));
+            self.remove_part(&job);
             self.remove_pictures(&job);
         }
         let left = match self.put_source(&job) {
@@ -264,9 +314,11 @@ impl Desk {
 
     /// Copies a finished video that its outbox refuses to where videos for callers lie. False if that fails, too.
     fn save_video(&self, job: &Job, refused: &Error) -> Result<bool> {
-        let (id, part, dir) = (job.id, self.part(job), self.results());
+        let (id, dir) = (job.id, self.results());
         let output = dir.join(format!("{}.mp4", job.uuid));
-        let copied = match fs::create_dir_all(&dir).and_then(|()| files::copy_new(&part, &output)) {
+        let copy = |outbox: Dir| files::copy_new(&outbox.at(&self.part(job)), &output);
+        let made = fs::create_dir_all(&dir).and_then(|()| self.outbox_dir(&self.outbox(job)));
+        let copied = match made.and_then(copy) {
             // Copies are whole, and the name is this job's alone: a crash came between it and the ledger.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             copied => copied,
@@ -281,57 +333,68 @@ impl Desk {
              `animctl fetch {id} FILE` copies it"
         );
         self.ledger.call_blocking(move |db| db.set_output(id, &output))?;
-        _ = fs::remove_file(&part);
+        self.remove_part(job);
         Ok(true)
     }
 
     /// Renames the unfinished file to the video's name. False if there is neither.
     fn put_video(&self, job: &Job) -> Result<bool> {
-        let part = self.part(job);
         let Some(mut output) = job.output.clone() else { return Ok(false) };
-        let dir = output.parent().unwrap_or(Path::new("/")).to_owned();
+        let (from, dir) = (self.outbox(job), output.parent().unwrap_or(Path::new("/")).to_owned());
+        let to = self.outbox_dir(&dir).map_err(Error::file("find", &dir))?;
+        let from = if from == dir { Ok(to.clone()) } else { self.outbox_dir(&from) };
+        let part = from.map(|from| (from.at(&self.part(job)), from));
         loop {
-            match rename_new(&part, &output) {
+            let renamed = match &part {
+                Ok((part, _)) => rename_new(part, &to.at(&output)),
+                // The video was copied elsewhere, because this folder takes none.
+                Err(_) => Err(io::ErrorKind::NotFound.into()),
+            };
+            match renamed {
                 Ok(()) => break,
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                     // Linked, but not yet unlinked, where the file system cannot rename without replacing.
                     let ino = |path: &Path| fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()));
-                    if let (Ok(a), Ok(b)) = (ino(&part), ino(&output))
+                    if let Ok((part, _)) = &part
+                        && let (Ok(a), Ok(b)) = (ino(part), ino(&to.at(&output)))
                         && a == b
                     {
-                        fs::remove_file(&part).map_err(Error::file("remove", &part))?;
+                        fs::remove_file(part).map_err(Error::file("remove", self.part(job)))?;
                         break;
                     }
                     let seed = job.request.as_ref().map_or(0, |r| r.seed);
-                    output = free_output(&dir, &job.name, seed);
+                    let free = free_output(&to.path(), &job.name, seed);
+                    output = dir.join(free.file_name().unwrap_or_default());
                     let (id, path) = (job.id, output.clone());
                     tracing::info!(job = id, "the name of job {id}'s video is taken; it gets a number");
                     self.ledger.call_blocking(move |db| db.set_output(id, &path))?;
                 }
                 // Renamed before, unless what lies there is somebody else's.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    if !dir.is_dir() {
-                        return Err(Error::file("find", &dir)(e));
-                    }
-                    return holds(&output, job.output_sha256).map_err(Error::file("read", &output));
+                    return holds(&to.at(&output), job.output_sha256).map_err(Error::file("read", &output));
                 }
                 Err(e) => return Err(Error::file("create", &output)(e)),
             }
         }
-        sync_or_warn(&dir);
+        away::warn_unsynced(&dir, files::sync_dir(&to.path()));
         Ok(true)
+    }
+
+    /// Whether the folder that a job's video goes into is there, and is one to use.
+    fn outbox_is_there(&self, job: &Job) -> bool {
+        job.output.as_deref().and_then(Path::parent).is_some_and(|dir| self.outbox_dir(dir).is_ok())
     }
 
     /// Where the source of a job goes when it ends like this.
     pub fn source_target(&self, job: &Job, outcome: Outcome) -> Option<PathBuf> {
         let source = &job.source.as_ref()?.path;
-        away::target(&self.watches.root(source), source, outcome == Outcome::Done)
+        away::target(&self.watches.root_of(source, None), source, outcome == Outcome::Done)
     }
 
     /// Whether a picture's sidecars say something else than its job has, since they were read.
     pub fn is_late(&self, job: &Job) -> bool {
         let Some(source) = &job.source else { return false };
-        let root = self.watches.root(&source.path);
+        let root = self.watches.root_of(&source.path, None);
         if sidecar::changed_us(&root, &source.path).is_none_or(|changed_us| changed_us <= source.read_us) {
             return false;
         }
@@ -354,7 +417,9 @@ impl Desk {
             tracing::info!(job = id, "the picture of job {id} stays for another job: its sidecar came late");
             return Ok(());
         }
+        let root = self.watches.root_of(&source.path, Some(&target));
         let leaving = Leaving {
+            root: &root,
             source: &source.path,
             identity: source.identity,
             target,
@@ -396,7 +461,7 @@ impl Desk {
                     self.settle_blocking(id)?;
                 }
                 State::Running => {
-                    _ = fs::remove_file(self.part(&job));
+                    self.remove_part(&job);
                     self.remove_pictures(&job);
                     let interruptions = job.interruptions + 1;
                     if interruptions < self.config().queue.interruptions {
@@ -428,7 +493,8 @@ impl Desk {
         let mut folders = self.ledger.call_blocking(|db| db.outboxes()).unwrap_or_default();
         folders.push(self.config().folders.outbox.clone());
         for folder in folders {
-            let Ok(entries) = fs::read_dir(&folder) else { continue };
+            let Ok(outbox) = self.outbox_dir(&folder) else { continue };
+            let Ok(entries) = fs::read_dir(outbox.path()) else { continue };
             for entry in entries.flatten() {
                 let name = entry.file_name();
                 let Some(uuid) = part_uuid(&name) else { continue };
@@ -441,7 +507,6 @@ impl Desk {
     }
 }
 
-/// Whether the folder that a job's video goes into is there.
 /// Finished jobs that could not be delivered: their numbers, and whoever waits for the first.
 #[derive(Default)]
 struct Waiting {
@@ -481,10 +546,6 @@ pub async fn deliver_waiting(desk: Arc<Desk>, pause: Duration, mut stop: watch::
             }
         }
     }
-}
-
-fn outbox_is_there(job: &Job) -> bool {
-    job.output.as_deref().and_then(Path::parent).is_some_and(Path::is_dir)
 }
 
 /// Runs blocking work off the runtime's thread.
@@ -549,7 +610,7 @@ mod tests {
         let mut config = Config::default();
         config.folders.inbox = dir.path().join("inbox");
         config.folders.outbox = dir.path().join("outbox");
-        config.folders.state = dir.path().to_owned();
+        config.folders.state = dir.path().join("state");
         for dir in [&config.folders.inbox, &config.folders.outbox] {
             fs::create_dir(dir).map_err(Error::file("create", dir))?;
         }

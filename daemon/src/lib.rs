@@ -24,6 +24,7 @@ pub mod logind;
 pub mod metrics;
 pub mod picture;
 pub mod pictures;
+pub mod places;
 pub mod plan;
 pub mod profile;
 pub mod reload;

@@ -38,7 +38,7 @@ fn start(args: &Args) -> Result<(), Error> {
         .enable_all()
         .build()
         .map_err(Error::file("start", "the runtime"))?;
-    let result = runtime.block_on(service::run(loaded.config, sources));
+    let result = runtime.block_on(service::run(loaded, sources));
     // A copy from a slow disk must not hold the stop up; it is not in the ledger yet.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result

@@ -78,10 +78,12 @@ fn monotonic_us() -> u64 {
 
 fn put_in_force(desk: &Desk, loaded: Loaded) -> Result<Vec<String>> {
     let old = desk.config();
+    let files = loaded.files.clone();
     let (config, sentences) = compare(&old, loaded)?;
     if config.log.level != old.log.level {
         crate::log::set_level(&config.log.level)?;
     }
+    desk.watches.keep_apart(&files);
     desk.set_config(config);
     // The supervisor's times may have changed.
     desk.board.queued.notify_one();
@@ -90,7 +92,7 @@ fn put_in_force(desk: &Desk, loaded: Loaded) -> Result<Vec<String>> {
 
 /// The configuration to put in force, and a sentence for each change.
 fn compare(old: &Config, loaded: Loaded) -> Result<(Config, Vec<String>)> {
-    let Loaded { mut config, origins, .. } = loaded;
+    let Loaded { mut config, origins, files } = loaded;
     let internal = |e: toml::ser::Error| Error::Config(e.to_string());
     let (before, after) =
         (Table::try_from(old).map_err(internal)?, Table::try_from(&config).map_err(internal)?);
@@ -124,7 +126,7 @@ fn compare(old: &Config, loaded: Loaded) -> Result<(Config, Vec<String>)> {
         }
     }
     config.folders = old.folders.clone();
-    config.check(&origins)?;
+    config.check(&origins, &files)?;
     Ok((config, sentences))
 }
 

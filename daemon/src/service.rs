@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::bus;
-use crate::config::{Config, Sources};
+use crate::config::{Loaded, Sources};
 use crate::delivery::{self, Desk};
 use crate::files::show;
 use crate::ledger::Ledger;
@@ -40,8 +40,9 @@ pub fn notify(state: &[(&str, &str)]) {
 }
 
 /// Runs the service until SIGTERM or SIGINT, or until the bus goes away.
-pub async fn run(config: Config, sources: Sources) -> Result<()> {
+pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     let user = sources.user;
+    let Loaded { config, files, .. } = loaded;
     let folders = config.folders.clone();
     fs::DirBuilder::new()
         .recursive(true)
@@ -54,11 +55,12 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     desk.sources = sources;
     let desk = Arc::new(desk);
     // Before anything can be claimed, scanned or asked for.
+    desk.watches.keep_apart(&files);
     desk.watches.load(&desk.ledger)?;
     desk.recover()?;
     // After the recovery, which must see that it is not there: it may lie on a disk that is not mounted.
     // Without it jobs fail with a sentence; the service has more to say than that.
-    if let Err(e) = fs::create_dir_all(&folders.outbox) {
+    if let Err(e) = desk.watches.outbox(&folders.outbox).make() {
         tracing::error!("the outbox `{}` cannot be made: {e}", show(&folders.outbox));
     }
 
@@ -72,7 +74,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
     let (wishes, wished) = Wishes::channel();
     let changes = desk.board.listen();
     let (connection, hub) = bus::connect(user, &desk, &wishes).await?;
-    let mirror = tokio::spawn(bus::mirror(connection.clone(), hub, changes, stopped.clone()));
+    let mirror = tokio::spawn(bus::mirror(connection.clone(), hub.clone(), changes, stopped.clone()));
     let watchdog =
         systemd::daemon::watchdog_enabled().ok().filter(|us| *us > 0).map(|us| Duration::from_micros(us / 3));
     let supervisor = tokio::spawn(Supervisor::new(desk.clone(), wished, stopped.clone(), watchdog).run());
@@ -92,15 +94,16 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
 
     let mut status = desk.board.status();
     let mut new_start = desk.profiles.new_start();
-    let lost = loop {
+    let lost: Option<&str> = loop {
         let text = status.borrow_and_update().text.clone();
         notify(&[("STATUS", &text)]);
         tokio::select! {
-            _ = term.recv() => break false,
-            _ = int.recv() => break false,
+            _ = term.recv() => break None,
+            _ = int.recv() => break None,
             _ = hup.recv() => drop(reload(&desk).await),
-            () = connection.closed() => break true,
-            Ok(_) = new_start.wait_for(|asked| *asked) => break false,
+            () = connection.closed() => break Some("the message bus has gone away"),
+            () = hub.name_lost() => break Some("the bus has given this service's name to another program"),
+            Ok(_) = new_start.wait_for(|asked| *asked) => break None,
             Ok(()) = status.changed() => {}
         }
     };
@@ -117,7 +120,7 @@ pub async fn run(config: Config, sources: Sources) -> Result<()> {
             "the NVIDIA driver has appeared, and its devices need a new start of the service".into(),
         ));
     }
-    if lost { Err(Error::NewStart("the message bus has gone away".into())) } else { Ok(()) }
+    lost.map_or(Ok(()), |why| Err(Error::NewStart(why.into())))
 }
 
 /// One service for one state folder.

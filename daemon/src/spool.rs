@@ -20,6 +20,10 @@ use crate::{Error, Result, picture};
 /// The largest picture file, in bytes.
 pub const MAX_IMAGE_BYTES: u64 = 256 << 20;
 
+/// A copy is synced each time that so much of it has been written: what still has to be written holds up every other sync
+/// of the disk, and so every other user's answer.
+const SYNC_EVERY: u64 = 8 << 20;
+
 /// How many of many pictures are copied at a time.
 const WRITERS: usize = 8;
 
@@ -226,7 +230,7 @@ impl Spool {
             .map_err(Error::file("create", part))?;
         let mut hash = Sha256::new();
         let mut buffer = vec![0; 1 << 18];
-        let mut at = 0;
+        let (mut at, mut synced) = (0, 0);
         // Reads by position: a descriptor from a caller shares its offset with the caller.
         loop {
             let n = match file.read_at(&mut buffer, at) {
@@ -247,6 +251,10 @@ impl Spool {
             }
             hash.update(&buffer[..n]);
             copy.write_all(&buffer[..n]).map_err(Error::file("write", part))?;
+            if at - synced >= SYNC_EVERY {
+                copy.sync_data().map_err(Error::file("sync", part))?;
+                synced = at;
+            }
         }
         copy.sync_all().map_err(Error::file("sync", part))?;
         Ok(hash.finalize().into())

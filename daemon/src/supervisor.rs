@@ -24,6 +24,7 @@ use crate::holds::What;
 use crate::ledger::{Ended, Job, State, Store};
 use crate::pictures::Picture;
 use crate::profile::keeper::Keeper;
+use crate::watch::root::Dir;
 use crate::wishes::Wish;
 use crate::{Error, Result};
 
@@ -472,9 +473,8 @@ impl Supervisor {
             );
             return Err(Error::refused(ErrorCode::Output, text));
         }
-        let (outbox, part, free_mib) =
-            (self.desk.outbox(job), output.clone(), self.desk.config().queue.free_mib);
-        blocking(move || check_outbox(&outbox, &part, free_mib)).await?;
+        let (desk, outbox, part) = (self.desk.clone(), self.desk.outbox(job), output.clone());
+        blocking(move || check_outbox(&desk, &outbox, &part)).await?;
         let (id, hello) = (job.id, hello.clone());
         self.desk.ledger.call(move |db| db.engine(id, &hello.version, &hello.backend, &hello.model)).await?;
         let request: Box<Request> = Box::new(request);
@@ -786,23 +786,27 @@ fn silence_ends(engine: &Engine, config: &crate::config::Engine) -> Instant {
 }
 
 /// Makes the job's unfinished file, so that an outbox that refuses is known before the work and not after it.
-fn check_outbox(outbox: &Path, part: &Path, free_mib: u64) -> Result<()> {
+fn check_outbox(desk: &Desk, outbox: &Path, part: &Path) -> Result<()> {
     let refuse = |text: String| Error::refused(ErrorCode::Output, text);
-    fs::create_dir_all(outbox)
-        .and_then(|()| match fs::remove_file(part) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        })
-        .and_then(|()| fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(part))
-        .map_err(|e| {
-            refuse(format!(
-                "the outbox `{}` takes no file: {e}; make it a folder that animd may write to",
-                show(outbox)
-            ))
-        })?;
-    let free = free_space(outbox).map_err(|e| {
+    let make = |dir: Dir| {
+        let part = dir.at(part);
+        match fs::remove_file(&part) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&part)?;
+        Ok((dir, part))
+    };
+    let (dir, part) = desk.make_outbox(outbox).and_then(make).map_err(|e| {
+        refuse(format!(
+            "the outbox `{}` takes no file: {e}; make it a folder that animd may write to",
+            show(outbox)
+        ))
+    })?;
+    let free = free_space(&dir.path()).map_err(|e| {
         refuse(format!("the outbox `{}` cannot be asked for its free space: {e}", show(outbox)))
     })? >> 20;
+    let free_mib = desk.config().queue.free_mib;
     if free < free_mib {
         _ = fs::remove_file(part);
         return Err(refuse(format!(

@@ -1,13 +1,14 @@
 //! `animctl doctor`
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::json;
-use zbus::Connection;
 use zbus::fdo::DBusProxy;
+use zbus::{Connection, OwnedVariant};
 
 use super::exit::{Exit, Result};
-use super::{On, config, dropin, print};
+use super::{On, config, dropin, json_of, print};
 use crate::config::Config;
 use crate::doctor::sandbox::Sandbox;
 use crate::doctor::{self, Check, Status, User, proc_text};
@@ -83,6 +84,7 @@ async fn checks(on: On) -> Vec<Check> {
     }
     checks.push(doctor::suspend(&proc_text("/proc/driver/nvidia/params")));
     checks.push(service(on).await);
+    checks.extend(watched(on).await);
     if !on.user {
         checks.push(polkit(Path::new(ACTIONS), has_polkit().await));
     }
@@ -110,6 +112,19 @@ async fn service(on: On) -> Check {
         }
         Ok((_, state, text)) => Check::ok(NAME, format!("{state}: {text}")),
     }
+}
+
+/// The watched folders that the service does not use now. Nobody is asked for a password for that.
+async fn watched(on: On) -> Vec<Check> {
+    if !on.user && !rustix::process::geteuid().is_root() {
+        return Vec::new();
+    }
+    let asked = async { Ok::<_, super::exit::Failure>(on.connect().await?.manager.watches().await?) };
+    let folders = asked.await.unwrap_or_default();
+    let trouble =
+        |folder: &HashMap<String, OwnedVariant>| Some(json_of(folder)["trouble"].as_str()?.to_owned());
+    let remedy = "`animctl folder list` shows all folders, and `animctl folder remove DIR` ends the watch";
+    folders.iter().filter_map(trouble).map(|why| Check::warn("watched folder", why, remedy)).collect()
 }
 
 /// Whether polkit runs, or would be started by a call.

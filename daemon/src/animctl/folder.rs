@@ -10,9 +10,12 @@ use super::dropin::{Plan, apply, needs_root, real, service_user};
 use super::exit::{Exit, Failure, Result};
 use super::settings::finite;
 use super::table::{Side, show as table};
-use super::{On, json_of, print};
+use super::{On, config, json_of, print};
+use crate::config::Config;
+use crate::doctor::sandbox::Sandbox;
 use crate::doctor::{READ, SEARCH, WRITE, refusal_from};
 use crate::files::show;
+use crate::places::{self, Place, Role};
 
 /// Manage the folders that are watched for pictures.
 #[derive(clap::Args)]
@@ -111,6 +114,10 @@ async fn add(args: &Add, on: On) -> Result {
         if let Some(outbox) = &outbox {
             rights(outbox)?;
         }
+        let (config, sandbox) = (config::load(None, false)?.config, Sandbox::read(Path::new("/")));
+        if let Some(why) = overlap(&config, &sandbox, &plan.inside, &dir, outbox.as_deref()) {
+            return Err(Failure::new(why));
+        }
         let root = Path::new("/");
         let next = plan.or_undo(root, || plan.write(root).and_then(|()| apply()))?;
         (plan.inside.clone(), next)
@@ -120,6 +127,29 @@ async fn add(args: &Add, on: On) -> Result {
         false => print(format!("`{}` is watched; {next}", show(&dir))),
     }
     Ok(Exit::Done)
+}
+
+/// Why a folder cannot be watched beside what is configured. All are compared where they are outside of the sandbox, in
+/// which they need not exist yet. `inside` is where the service will see the folder: what is written there is replaced.
+fn overlap(
+    config: &Config,
+    sandbox: &Sandbox,
+    inside: &Path,
+    dir: &Path,
+    outbox: Option<&Path>,
+) -> Option<String> {
+    let watched = config.watch.iter().filter(|watch| watch.path != inside).flat_map(|watch| {
+        let outbox = watch.outbox.as_ref().map(|path| Place::new("watch.outbox", path, Role::Outbox));
+        [Place::new("watch.path", &watch.path, Role::Inbox)].into_iter().chain(outbox)
+    });
+    let inbox = Place::new("folders.inbox", &config.folders.inbox, Role::Inbox);
+    let mut known: Vec<Place> = [inbox].into_iter().chain(config.own_places()).chain(watched).collect();
+    for place in &mut known {
+        place.path = sandbox.outside(&place.path).0;
+    }
+    let outbox = outbox.map(|path| Place::new("--outbox", path, Role::Outbox));
+    let new: Vec<Place> = [Place::new("the folder", dir, Role::Inbox)].into_iter().chain(outbox).collect();
+    places::overlap(&known, &new).map(|overlap| overlap.sentence)
 }
 
 /// The service moves pictures and writes files.
@@ -174,4 +204,37 @@ async fn list(on: On) -> Result {
         &rows,
     );
     Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_compared_where_they_are_outside_of_the_sandbox() {
+        let etc = tempfile::tempdir().expect("a folder");
+        let ann = Plan::folder(Path::new("/home/ann/in"), Some(Path::new("/home/ann/out")), None, None);
+        ann.write(etc.path()).expect("written");
+        let sandbox = Sandbox::read(etc.path());
+        let mut config = Config::default();
+        let outbox = Some("/var/lib/animd/folders/home-ann-out".into());
+        config.watch = vec![crate::config::Watch { path: ann.inside.clone(), outbox, ..Default::default() }];
+        let said = |dir: &str, outbox: Option<&str>| {
+            let plan = Plan::folder(Path::new(dir), None, None, None);
+            overlap(&config, &sandbox, &plan.inside, Path::new(dir), outbox.map(Path::new))
+        };
+        for (dir, outbox, with) in [
+            ("/home/ann/in/sub", None, "lies in the watched folder `/home/ann/in` (watch.path)"),
+            ("/home/ann", None, "`/home/ann/in` (watch.path) lies in the watched folder `/home/ann`"),
+            ("/home/ann/out", None, "where videos appear, by `/home/ann/out` (watch.outbox)"),
+            ("/home/bob", Some("/home/bob/videos"), "`/home/bob/videos` (--outbox) lies in"),
+            ("/home/bob", Some("/var/lib/animd/state/x"), "(folders.state) overlap"),
+            ("/var/lib/animd", None, "(folders.inbox) lies in the watched folder"),
+        ] {
+            let said = said(dir, outbox);
+            assert!(said.as_ref().is_some_and(|said| said.contains(with)), "{dir}: {said:?}");
+        }
+        assert_eq!(said("/home/bob", Some("/home/ann/out")), None);
+        assert_eq!(said("/home/ann/in", Some("/home/ann/else")), None, "it is written anew");
+    }
 }

@@ -62,7 +62,8 @@ impl Which {
                 before = job["id"].as_u64();
                 take(job)?;
             }
-            if count < asked {
+            // A page of long prompts may be shorter than what was asked for; only an empty one is the last.
+            if count == 0 {
                 break;
             }
             left -= count;

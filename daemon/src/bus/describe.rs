@@ -9,6 +9,9 @@ use crate::files::show;
 use crate::ledger::{Costs, Job, Store};
 use crate::text::Text;
 
+/// About the bytes of everything in a description that has no length of its own choice.
+const SHORT_VALUES: usize = 3 << 10;
+
 /// A job's row and what hangs on it.
 pub struct Whole {
     job: Job,
@@ -21,6 +24,16 @@ impl Whole {
     pub fn of(job: Job, db: &Store) -> Result<Self> {
         Ok(Self { stages: db.stages(job.id)?, costs: db.costs(job.id)?, job })
     }
+}
+
+/// About the bytes of a job's description.
+pub fn size(job: &Job) -> usize {
+    let request =
+        job.request.as_ref().map_or(0, |request| request.prompt.len() + request.negative_prompt.len());
+    let paths = [job.source.as_ref().map(|s| &s.path), job.source_target.as_ref(), job.output.as_ref()];
+    let paths: usize = paths.into_iter().flatten().map(|path| path.as_os_str().len()).sum();
+    let error = job.error_text.as_ref().map_or(0, |text| text.len());
+    SHORT_VALUES + request + paths + error + job.name.len()
 }
 
 /// What `Describe` answers: unknown values are left out.

@@ -1,8 +1,10 @@
 //! One job on the bus: public facts as properties, everything else by methods that look at who asks.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd as StdOwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use zbus::message::Header;
@@ -43,12 +45,17 @@ impl JobObject {
     }
 
     /// Opens a file of the job's for reading only.
-    async fn open(&self, path: PathBuf, what: &str) -> Result<OwnedFd, BusError> {
-        let opened = tokio::task::spawn_blocking(move || open_regular(&path).map_err(|e| (path, e)))
+    async fn open(
+        &self,
+        path: PathBuf,
+        what: &str,
+        open: impl FnOnce(&Path) -> io::Result<File> + Send + 'static,
+    ) -> Result<OwnedFd, BusError> {
+        let opened = tokio::task::spawn_blocking(move || open(&path).map_err(|e| (path, e)))
             .await
             .map_err(|_| BusError::stopping())?;
         match opened {
-            Ok((file, _)) => Ok(OwnedFd::from(StdOwnedFd::from(file))),
+            Ok(file) => Ok(OwnedFd::from(StdOwnedFd::from(file))),
             Err((path, e)) => {
                 Err(BusError::NotFound(format!("{what} `{}` cannot be opened: {e}", show(path))))
             }
@@ -60,7 +67,8 @@ impl JobObject {
         let job = self.job().await?;
         match job.state {
             State::Done => {
-                self.open(self.hub.desk.picture(&job, frame), &format!("the {}", frame.name())).await
+                let what = format!("the {}", frame.name());
+                self.open(self.hub.desk.picture(&job, frame), &what, open_own).await
             }
             State::Failed | State::Canceled => Err(BusError::of_job(&job)),
             _ => Err(Self::not_ready(&job, frame.name())),
@@ -71,6 +79,11 @@ impl JobObject {
         let when = if job.state.is_open() { "yet" } else { "any more" };
         BusError::NotReady(format!("job {} is {}; it has no {what} {when}", job.id, job.state.name()))
     }
+}
+
+/// Opens a file in the service's own folder.
+fn open_own(path: &Path) -> io::Result<File> {
+    Ok(open_regular(path)?.0)
 }
 
 #[interface(name = "org.animd.Animd1.Job", introspection_docs = false)]
@@ -97,7 +110,6 @@ impl JobObject {
     ) -> Result<HashMap<String, OwnedVariant>, BusError> {
         self.authorized(&header, connection).await?;
         let id = self.id;
-        let _turn = self.hub.reading().await?;
         let found =
             self.hub.desk.ledger.call(move |db| db.job(id)?.map(|job| Whole::of(job, db)).transpose());
         let whole = found.await?;
@@ -115,7 +127,10 @@ impl JobObject {
         self.authorized(&header, connection).await?;
         let job = self.job().await?;
         match (job.state, job.output.clone()) {
-            (State::Done, Some(path)) => self.open(path, "the video").await,
+            (State::Done, Some(path)) => {
+                let desk = self.hub.desk.clone();
+                self.open(path, "the video", move |path| desk.open_video(path)).await
+            }
             (State::Failed | State::Canceled, _) => Err(BusError::of_job(&job)),
             _ => Err(Self::not_ready(&job, "video")),
         }
@@ -150,7 +165,7 @@ impl JobObject {
         self.authorized(&header, connection).await?;
         let job = self.job().await?;
         let path = self.hub.desk.picture(&job, Picture::Preview);
-        match self.open(path, "the preview").await {
+        match self.open(path, "the preview", open_own).await {
             Err(BusError::NotFound(_)) => Err(Self::not_ready(&job, "preview")),
             opened => opened,
         }

@@ -8,13 +8,15 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, ObjectPath, OwnedFd, OwnedObjectPath, OwnedVariant, interface};
 
+use super::copies::Turn;
 use super::describe::{self, Whole};
 use super::error::BusError;
+use super::gate::Leaving;
 use super::options::{self, Options, Submission};
 use super::rights::Action;
 use super::{Facts, Hub, hold, object_path, plan, stats, watches};
@@ -22,12 +24,21 @@ use crate::board::Change;
 use crate::delivery::blocking;
 use crate::files::{Identity, show};
 use crate::ledger::{Added, Job, NewJob, Source};
+use crate::watch::root::{self, Dir, Root};
 use crate::watch::{draw_seed, names, sidecar};
 
 /// The most jobs that `List` gives at a time.
 const MOST_LISTED: u32 = 1000;
-/// The most jobs that `History` gives at a time: with two long prompts each they still fit into a message.
+/// The most jobs that `History` gives at a time.
 const MOST_DESCRIBED: u32 = 200;
+/// About the most bytes of these: jobs with long prompts come in more answers, which a client asks for in the same way.
+const ANSWER_BYTES: usize = 1 << 20;
+
+/// Who submits, and word when they leave.
+struct Caller {
+    uid: u32,
+    leaving: Leaving,
+}
 
 /// The object `/org/animd/Animd1`.
 pub struct Manager {
@@ -44,10 +55,9 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, BusError> {
-        let _call = self.hub.copies.admit()?;
-        let (uid, submission) = self.submission(connection, &header, &options).await?;
+        let (caller, submission) = self.submission(connection, &header, &options).await?;
         let file = File::from(StdOwnedFd::from(image));
-        self.add(connection, uid, submission, file, None).await
+        self.add(connection, caller, submission, file, None).await
     }
 
     #[zbus(out_args("job"))]
@@ -58,33 +68,33 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, BusError> {
-        let _call = self.hub.copies.admit()?;
-        let (uid, mut submission) = self.submission(connection, &header, &options).await?;
+        let (mut caller, mut submission) = self.submission(connection, &header, &options).await?;
+        let uid = caller.uid;
         let path = PathBuf::from(path);
         let watched = self.hub.desk.watches.find(&path).ok_or_else(|| outside(&path))?;
         if submission.name.is_none() {
             submission.name = path.file_name().map(OsString::from);
         }
         let trusted = self.hub.rights.trusted(uid);
-        let open = move || {
-            let file = open_watched(&watched.path, &path, uid, trusted)?;
+        let root = self.hub.desk.watches.root(&watched.path);
+        let open = move |_: &Turn| {
+            let file = open_watched(&root, &path, uid, trusted)?;
             let meta = file.metadata().map_err(|e| BusError::Internal(e.to_string()))?;
             // What the watch looks at is the watch's: one job for both, and its picture is moved when it ends.
             let below = path.strip_prefix(&watched.path).is_ok_and(names::is_watched);
             let source = below.then(|| Source {
-                read_us: sidecar::read_us(&watched.path, &path),
+                read_us: sidecar::read_us(&root, &path),
                 identity: Identity::of(&meta),
                 path,
             });
             Ok::<_, BusError>((file, source))
         };
-        let (file, source) = self.hub.copies.run(uid, open).await??;
-        self.add(connection, uid, submission, file, source).await
+        let (file, source) = self.hub.copies.run(uid, caller.leaving.left(), open).await??;
+        self.add(connection, caller, submission, file, source).await
     }
 
     #[zbus(out_args("plan"))]
     async fn plan(&self, options: Options) -> Result<HashMap<String, OwnedVariant>, BusError> {
-        let _turn = self.hub.reading().await?;
         plan::plan(&self.hub.desk, options::plan(&options)?).await
     }
 
@@ -94,7 +104,6 @@ impl Manager {
         id: u64,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, BusError> {
-        let _turn = self.hub.reading().await?;
         if i64::try_from(id).is_err() || !self.hub.serve_id(connection, id).await? {
             return Err(BusError::NotFound(format!("there is no job {id}; `animctl list` shows the jobs")));
         }
@@ -108,11 +117,9 @@ impl Manager {
         &self,
         filter: Options,
         #[zbus(header)] header: Header<'_>,
-        #[zbus(connection)] connection: &Connection,
     ) -> Result<Vec<HashMap<String, OwnedVariant>>, BusError> {
-        let uid = self.hub.rights.uid(connection, &header).await?;
+        let uid = self.hub.rights.uid(&header)?;
         let filter = options::filter(&filter, MOST_LISTED)?;
-        let _turn = self.hub.reading().await?;
         let jobs = self.hub.desk.ledger.call(move |db| db.list(&filter)).await?;
         let all = self.hub.rights.trusted(uid);
         let entry = |job: &Job| {
@@ -130,16 +137,23 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<Vec<HashMap<String, OwnedVariant>>, BusError> {
-        let uid = self.hub.rights.uid(connection, &header).await?;
+        let uid = self.hub.rights.uid(&header)?;
         let mut filter = options::filter(&filter, MOST_DESCRIBED)?;
         match filter.owner {
             Some(owner) => _ = self.hub.rights.owner(connection, &header, owner).await?,
             None if self.hub.rights.trusted(uid) => {}
             None => filter.owner = Some(uid),
         }
-        let _turn = self.hub.reading().await?;
         let jobs = self.hub.desk.ledger.call(move |db| {
-            db.list(&filter)?.into_iter().map(|job| Whole::of(job, db)).collect::<crate::Result<Vec<_>>>()
+            let mut left = ANSWER_BYTES;
+            let fits = |job: &Job| {
+                let first = left == ANSWER_BYTES;
+                let more = left.checked_sub(describe::size(job));
+                left = more.unwrap_or(0);
+                first || more.is_some()
+            };
+            let jobs = db.list_while(&filter, fits)?;
+            jobs.into_iter().map(|job| Whole::of(job, db)).collect::<crate::Result<Vec<_>>>()
         });
         Ok(jobs.await?.into_iter().map(describe::description).collect())
     }
@@ -151,14 +165,13 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<Vec<HashMap<String, OwnedVariant>>, BusError> {
-        let uid = self.hub.rights.uid(connection, &header).await?;
+        let uid = self.hub.rights.uid(&header)?;
         let mut of = options::sums(&options)?;
         match of.owner {
             Some(owner) => _ = self.hub.rights.owner(connection, &header, owner).await?,
             None if self.hub.rights.trusted(uid) => {}
             None => of.owner = Some(uid),
         }
-        let _turn = self.hub.reading().await?;
         let sums = self.hub.desk.ledger.call(move |db| db.sums(of.by, of.owner, of.since_us)).await?;
         Ok(sums.into_iter().map(stats::sum).collect())
     }
@@ -174,7 +187,6 @@ impl Manager {
         i64::try_from(id).map_err(|_| none())?;
         let job = self.hub.desk.ledger.call(move |db| db.job(id)).await?.ok_or_else(none)?;
         self.hub.rights.owner(connection, &header, job.owner).await?;
-        let _turn = self.hub.reading().await?;
         Ok(stats::timeline(self.hub.desk.ledger.call(move |db| db.timeline(id)).await?))
     }
 
@@ -187,7 +199,7 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedFd, BusError> {
-        let uid = self.hub.rights.uid(connection, &header).await?;
+        let uid = self.hub.rights.uid(&header)?;
         let hold = hold::checked(&what, &who, &why, uid)?;
         if hold.what == crate::holds::What::Pause {
             self.hub.rights.check(connection, &header, Action::Unload).await?;
@@ -331,13 +343,13 @@ impl Manager {
         connection: &Connection,
         header: &Header<'_>,
         options: &Options,
-    ) -> Result<(u32, Submission), BusError> {
-        let uid = self.hub.rights.uid(connection, header).await?;
+    ) -> Result<(Caller, Submission), BusError> {
+        let caller = Caller { uid: self.hub.rights.uid(header)?, leaving: self.hub.rights.leaving(header)? };
         let submission = options::submission(options)?;
         if submission.priority > 0 {
             self.hub.rights.check(connection, header, Action::RaisePriority).await?;
         }
-        Ok((uid, submission))
+        Ok((caller, submission))
     }
 
     async fn known(&self, connection: &Connection, id: u64) -> Result<OwnedObjectPath, BusError> {
@@ -349,12 +361,12 @@ impl Manager {
     async fn add(
         &self,
         connection: &Connection,
-        uid: u32,
+        mut caller: Caller,
         submission: Submission,
         file: File,
         source: Option<Source>,
     ) -> Result<OwnedObjectPath, BusError> {
-        let desk = &self.hub.desk;
+        let (uid, desk) = (caller.uid, &self.hub.desk);
         let request = submission
             .settings
             .or(desk.defaults())
@@ -378,14 +390,16 @@ impl Manager {
         let name = submission.name.unwrap_or_else(|| super::DEFAULT_NAME.into());
         for _ in 0..3 {
             let (spool, copied, folder) = (desk.spool.clone(), file.clone(), outbox.clone());
-            let copy = move || {
+            let copy = move |turn: &Turn| {
+                let _alone = turn.alone(copied.metadata().map_or(0, |meta| meta.len()));
                 if let Some(folder) = &folder {
                     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
                     made.map_err(crate::Error::file("create", folder))?;
                 }
                 spool.put(&copied, "the picture")
             };
-            let spooled = self.hub.copies.run(uid, copy).await?.map_err(BusError::of_picture)?;
+            let spooled =
+                self.hub.copies.run(uid, caller.leaving.left(), copy).await?.map_err(BusError::of_picture)?;
             let new = NewJob {
                 owner: uid,
                 watched: source.is_some(),
@@ -436,8 +450,8 @@ fn outside(path: &Path) -> BusError {
 
 /// Opens a file of the caller's own under a watched folder. What others have there, and whether there is anything, is
 /// nobody's business: the service may look into folders that the caller may not.
-fn open_watched(root: &Path, path: &Path, uid: u32, trusted: bool) -> Result<File, BusError> {
-    let below = path.strip_prefix(root).map_err(|_| outside(path))?;
+fn open_watched(root: &Root, path: &Path, uid: u32, trusted: bool) -> Result<File, BusError> {
+    let below = path.strip_prefix(root.path()).map_err(|_| outside(path))?;
     let no_file = || {
         BusError::NotFound(format!(
             "there is no file of yours at `{}`; a picture of somebody else's is submitted by descriptor, as `animctl \
@@ -451,10 +465,20 @@ fn open_watched(root: &Path, path: &Path, uid: u32, trusted: bool) -> Result<Fil
         _ => no_file(),
     };
     let flags = OFlags::CLOEXEC | OFlags::RDONLY;
-    let dir = rustix::fs::openat(CWD, root, flags | OFlags::DIRECTORY, Mode::empty()).map_err(cannot)?;
+    let no_dir = |e: std::io::Error| match root::is_swapped(&e) {
+        true => BusError::NotReady(format!(
+            "the watched folder of `{}` is not used now, because its path leads elsewhere; `animctl folder list` tells more",
+            show(path)
+        )),
+        // Without a number it is a link in the place of a folder.
+        false => cannot(rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::LOOP)),
+    };
+    root.check().map_err(no_dir)?;
+    let dir = Dir::open(root, below.parent().unwrap_or(Path::new(""))).map_err(no_dir)?;
+    let name = below.file_name().ok_or_else(|| outside(path))?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let file =
-        rustix::fs::openat2(&dir, below, flags | OFlags::NONBLOCK, Mode::empty(), resolve).map_err(cannot)?;
+        rustix::fs::openat2(&dir, name, flags | OFlags::NONBLOCK, Mode::empty(), resolve).map_err(cannot)?;
     let file = File::from(file);
     let meta = file.metadata().map_err(|e| BusError::Internal(e.to_string()))?;
     if !trusted && uid != meta.uid() {

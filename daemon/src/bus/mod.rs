@@ -10,6 +10,8 @@ mod costs;
 mod describe;
 mod error;
 mod facts;
+mod gate;
+mod heap;
 mod hold;
 mod introspect;
 mod job;
@@ -18,13 +20,15 @@ mod mirror;
 pub mod options;
 mod plan;
 mod rights;
+mod socket;
 mod stats;
 mod watches;
 
 use std::sync::Arc;
 
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
-use zbus::{Connection, ObjectPath, OwnedObjectPath, connection, fdo};
+use tokio::sync::{Notify, mpsc};
+use zbus::fdo::{self, RequestNameFlags};
+use zbus::{Connection, Message, ObjectPath, OwnedObjectPath};
 
 pub use error::BusError;
 pub use facts::{Card, Cards, Facts};
@@ -38,6 +42,7 @@ use crate::ledger::Job;
 use crate::wishes::Wishes;
 use crate::{Error, Result};
 use copies::Copies;
+use gate::Gate;
 use rights::Rights;
 
 /// The name on the bus.
@@ -46,8 +51,8 @@ pub const NAME: &str = "org.animd.Animd1";
 pub const PATH: &str = "/org/animd/Animd1";
 /// What a video's name begins with when its sender gives no name.
 pub const DEFAULT_NAME: &str = "video";
-/// Answers of many jobs that are put together at once; others wait, so that a flood of them stays small in memory.
-const READERS: usize = 8;
+/// Refusals and questions of the gate that wait to be written; when there are more, the gate waits.
+const OUTGOING: usize = 64;
 
 /// What all objects on the bus share.
 pub struct Hub {
@@ -56,16 +61,16 @@ pub struct Hub {
     rights: Rights,
     cards: Cards,
     copies: Copies,
-    readers: Semaphore,
+    gate: Arc<Gate>,
     tree: introspect::Tree,
     /// The manager's properties may have changed.
     look: Notify,
 }
 
 impl Hub {
-    /// A turn to read from the ledger at length.
-    async fn reading(&self) -> Result<SemaphorePermit<'_>, BusError> {
-        self.readers.acquire().await.map_err(|_| BusError::stopping())
+    /// Returns when the bus has taken the service's name away.
+    pub async fn name_lost(&self) {
+        self.gate.name_lost().await;
     }
 
     /// Makes a job's object, if it is not there.
@@ -107,27 +112,32 @@ pub fn object_path(id: u64) -> OwnedObjectPath {
 
 /// Connects to the session's bus or the system's, with everything that is to be seen there, and takes the name last.
 pub async fn connect(user: bool, desk: &Arc<Desk>, wishes: &Wishes) -> Result<(Connection, Arc<Hub>)> {
-    let builder = if user { connection::Builder::session() } else { connection::Builder::system() };
-    allow_many_files();
+    let gate = Arc::new(Gate::new(allow_many_files()));
+    let (say, outgoing) = mpsc::channel(OUTGOING);
+    let builder = socket::connect(user, &gate, say)?;
     let hub = Arc::new(Hub {
         desk: desk.clone(),
         wishes: wishes.clone(),
-        rights: Rights::new(!user),
+        rights: Rights::new(!user, gate.clone()),
         cards: Cards::default(),
         copies: Copies::default(),
-        readers: Semaphore::new(READERS),
+        gate: gate.clone(),
         tree: introspect::Tree::default(),
         look: Notify::new(),
     });
     let connection = builder.serve_at(PATH, Manager { hub: hub.clone() }).build().await?;
+    tokio::spawn(speak(connection.clone(), outgoing));
+    tokio::spawn(heap::give_back(gate));
+    watch_leaving(&connection).await?;
     for job in desk.ledger.call(|db| db.open_jobs()).await? {
         hub.serve(&connection, &job).await?;
     }
     introspect::plant(&connection, &hub).await?;
     // After the objects, so that it tells of them all at once.
     connection.object_server().at(PATH, fdo::ObjectManager).await?;
-    match connection.request_name(NAME).await {
-        Ok(()) => Ok((connection, hub)),
+    // Nobody is replaced and nobody may replace us: a second service has to find another bus, or end.
+    match connection.request_name_with_flags(NAME, RequestNameFlags::DO_NOT_QUEUE).await {
+        Ok(_) => Ok((connection, hub)),
         Err(zbus::Error::NameTaken) => Err(Error::Config(format!(
             "another program has the name {NAME} on this bus; is animd running already? (`animctl status` tells)"
         ))),
@@ -135,12 +145,33 @@ pub async fn connect(user: bool, desk: &Arc<Desk>, wishes: &Wishes) -> Result<(C
     }
 }
 
-/// As many open files as the system lets us have: every call that brings a picture brings a descriptor, and one too many
-/// would end the connection to the bus.
-fn allow_many_files() {
+/// Writes what the gate has to say.
+async fn speak(connection: Connection, mut outgoing: mpsc::Receiver<Message>) {
+    while let Some(message) = outgoing.recv().await {
+        if let Err(e) = connection.send(&message).await {
+            tracing::debug!("the bus does not take a message any more: {e}");
+            return;
+        }
+    }
+}
+
+/// Asks the bus to tell of every connection that leaves: by one rule, and not of those that come.
+async fn watch_leaving(connection: &Connection) -> zbus::Result<()> {
+    let rule = "type='signal',sender='org.freedesktop.DBus',path='/org/freedesktop/DBus',\
+                interface='org.freedesktop.DBus',member='NameOwnerChanged',arg2=''";
+    let bus = "org.freedesktop.DBus";
+    connection.call_method(Some(bus), "/org/freedesktop/DBus", Some(bus), "AddMatch", &rule).await?;
+    Ok(())
+}
+
+/// As many open files as the system lets us have, which is returned: every call that brings a picture brings a descriptor,
+/// and one too many would end the connection to the bus.
+fn allow_many_files() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
         tracing::warn!("the limit of open files stays {:?}: {e}", limit.current);
+        return limit.current.unwrap_or(u64::MAX);
     }
+    limit.maximum.unwrap_or(u64::MAX)
 }

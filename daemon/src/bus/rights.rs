@@ -4,18 +4,16 @@
 //! on the system bus polkit is asked, with a password prompt only where the caller's message allows one.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
+use zbus::Connection;
 use zbus::message::{Flags, Header};
-use zbus::names::{OwnedUniqueName, UniqueName};
+use zbus::names::UniqueName;
 use zbus::proxy::CacheProperties;
-use zbus::{Connection, fdo};
 use zbus_polkit::policykit1::{AuthorityProxy, CheckAuthorizationFlags, Subject};
 
 use super::error::BusError;
-
-/// Callers whose uids are remembered; a name is never given to a second caller.
-const REMEMBERED: usize = 1024;
+use super::gate::{Gate, Leaving};
 
 /// What polkit is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,17 +49,17 @@ impl Action {
     }
 }
 
-/// Asks the bus who calls, and polkit what they may.
+/// Knows who calls, and asks polkit what they may.
 pub struct Rights {
     system: bool,
     own_uid: u32,
-    uids: Mutex<HashMap<OwnedUniqueName, u32>>,
+    gate: Arc<Gate>,
 }
 
 impl Rights {
     /// For a service on the system bus, or on a session's.
-    pub fn new(system: bool) -> Self {
-        Self { system, own_uid: rustix::process::geteuid().as_raw(), uids: Mutex::default() }
+    pub fn new(system: bool, gate: Arc<Gate>) -> Self {
+        Self { system, own_uid: rustix::process::geteuid().as_raw(), gate }
     }
 
     /// Whether `uid` may do everything: root, and the service's own user.
@@ -73,22 +71,17 @@ impl Rights {
     ///
     /// # Errors
     /// [`BusError::NotAuthorized`] for a caller that has gone away.
-    pub async fn uid(&self, connection: &Connection, header: &Header<'_>) -> Result<u32, BusError> {
-        let sender = sender(header)?;
-        if let Some(uid) = self.uids.lock().unwrap_or_else(PoisonError::into_inner).get(sender.as_str()) {
-            return Ok(*uid);
-        }
-        let bus = fdo::DBusProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
-        let uid = bus
-            .get_connection_unix_user(sender.clone().into())
-            .await
-            .map_err(|e| BusError::NotAuthorized(format!("the bus does not say who calls: {e}")))?;
-        let mut uids = self.uids.lock().unwrap_or_else(PoisonError::into_inner);
-        if uids.len() >= REMEMBERED {
-            uids.clear();
-        }
-        uids.insert(sender.clone().into(), uid);
-        Ok(uid)
+    pub fn uid(&self, header: &Header<'_>) -> Result<u32, BusError> {
+        let left = || BusError::NotAuthorized("the caller has left the bus".into());
+        self.gate.uid(sender(header)?).ok_or_else(left)
+    }
+
+    /// Word when the caller leaves.
+    ///
+    /// # Errors
+    /// [`BusError::NotAuthorized`] for a call without a sender.
+    pub fn leaving(&self, header: &Header<'_>) -> Result<Leaving, BusError> {
+        Ok(self.gate.leaving(sender(header)?))
     }
 
     /// The caller's uid, if they may do this with a job of `owner`: its owner, or who may manage others' jobs.
@@ -98,7 +91,7 @@ impl Rights {
         header: &Header<'_>,
         owner: u32,
     ) -> Result<u32, BusError> {
-        let uid = self.uid(connection, header).await?;
+        let uid = self.uid(header)?;
         if uid != owner {
             self.check(connection, header, Action::ManageOthers).await?;
         }
@@ -115,7 +108,7 @@ impl Rights {
         header: &Header<'_>,
         action: Action,
     ) -> Result<u32, BusError> {
-        let uid = self.uid(connection, header).await?;
+        let uid = self.uid(header)?;
         if self.trusted(uid) {
             return Ok(uid);
         }

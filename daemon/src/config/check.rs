@@ -1,12 +1,13 @@
 //! What the types cannot say: ranges, and values that must go together.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use animd_protocol::request::Settings;
 use toml::{Table, Value};
 
-use super::{Config, Origins};
+use super::{Config, Origins, Place as Origin};
 use crate::files::show;
+use crate::places::{self, Overlap, Place, Role};
 use crate::text;
 use crate::{Error, Result};
 
@@ -17,10 +18,10 @@ const MAX_DAYS: u32 = 365_250;
 ///
 /// # Errors
 /// [`Error::Config`] names the first wrong value with its place and the range it must be in.
-pub fn check(config: &Config, origins: &Origins) -> Result<()> {
+pub fn check(config: &Config, origins: &Origins, files: &[PathBuf]) -> Result<()> {
     numbers(config, origins)?;
-    folders(config, origins)?;
-    watches(config, origins)?;
+    absolute(config, origins)?;
+    overlaps(config, origins, files)?;
     level(config, origins)?;
     defaults(&config.defaults, origins)
 }
@@ -78,97 +79,73 @@ pub fn plain(key: &str) -> String {
     }
 }
 
-fn folders(config: &Config, origins: &Origins) -> Result<()> {
-    let folders = &config.folders;
-    let paths = [
-        ("model.path", config.model.path.as_deref()),
-        ("model.dit", config.model.dit.as_deref()),
-        ("engine.program", config.engine.program.as_deref()),
-        ("folders.inbox", Some(folders.inbox.as_path())),
-        ("folders.outbox", Some(&folders.outbox)),
-        ("folders.state", Some(&folders.state)),
-        ("metrics.textfile", config.metrics.textfile.as_deref()),
+fn absolute(config: &Config, origins: &Origins) -> Result<()> {
+    let own = paths(config).into_iter().map(|(key, path, _)| (key.to_owned(), path));
+    let more = [("engine.program", &config.engine.program), ("metrics.textfile", &config.metrics.textfile)];
+    let more = more.into_iter().filter_map(|(key, path)| Some((key.to_owned(), path.as_deref()?)));
+    for (key, path) in own.chain(watched(config).map(|(key, path, _)| (key, path))).chain(more) {
+        if !path.is_absolute() {
+            let sentence = format!("{} `{}` is not an absolute path", plain(&key), show(path));
+            return refuse(origins, &key, &sentence);
+        }
+    }
+    Ok(())
+}
+
+/// The folders that the service has besides watched ones, and the inbox, with their keys.
+fn paths(config: &Config) -> Vec<(&'static str, &Path, Role)> {
+    let Config { model, folders, .. } = config;
+    let own = [
+        ("folders.inbox", folders.inbox.as_path(), Role::Inbox),
+        ("folders.outbox", &folders.outbox, Role::Outbox),
+        ("folders.state", &folders.state, Role::State),
     ];
-    for (key, path) in paths {
-        absolute(origins, key, path)?;
-    }
-    let three = [("inbox", &folders.inbox), ("outbox", &folders.outbox), ("state", &folders.state)];
-    for (i, (name, path)) in three.iter().enumerate() {
-        for (other, same) in &three[..i] {
-            if clean(path) == clean(same) {
-                let sentence = format!(
-                    "folders.{name} `{}` is folders.{other} too; give each its own folder",
-                    show(path)
-                );
-                // The default of one may meet the other's configured value.
-                let key = format!("folders.{name}");
-                let key =
-                    if *origins.of(&key) == super::Place::BuiltIn { format!("folders.{other}") } else { key };
-                return refuse(origins, &key, &sentence);
-            }
-        }
-    }
-    Ok(())
+    let model = [("model.path", &model.path), ("model.dit", &model.dit)];
+    let model = model.into_iter().filter_map(|(key, path)| Some((key, path.as_deref()?, Role::Model)));
+    own.into_iter().chain(model).collect()
 }
 
-fn absolute(origins: &Origins, key: &str, path: Option<&Path>) -> Result<()> {
-    match path {
-        Some(path) if !path.is_absolute() => {
-            refuse(origins, key, &format!("{} `{}` is not an absolute path", plain(key), show(path)))
-        }
-        _ => Ok(()),
-    }
+fn watched(config: &Config) -> impl Iterator<Item = (String, &Path, Role)> {
+    config.watch.iter().enumerate().flat_map(|(n, watch)| {
+        let outbox =
+            watch.outbox.as_deref().map(|outbox| (format!("watch.{n}.outbox"), outbox, Role::Outbox));
+        [(format!("watch.{n}.path"), watch.path.as_path(), Role::Inbox)].into_iter().chain(outbox)
+    })
 }
 
-/// A path without doubled slashes and dots, to be compared. Links are not followed: they may change.
-fn clean(path: &Path) -> PathBuf {
-    path.components().filter(|part| *part != Component::CurDir).collect()
+/// What a service with this configuration keeps apart from its watched folders.
+pub fn own_places(config: &Config) -> Vec<Place> {
+    let own = paths(config).into_iter().filter(|(_, _, role)| *role != Role::Inbox);
+    own.map(|(key, path, role)| Place::new(key, path, role)).chain(textfile(config)).collect()
 }
 
-fn watches(config: &Config, origins: &Origins) -> Result<()> {
-    let folders = &config.folders;
-    let mut known: Vec<(String, PathBuf)> = vec![("folders.inbox".into(), clean(&folders.inbox))];
-    for (n, watch) in config.watch.iter().enumerate() {
-        let key = format!("watch.{n}.path");
-        absolute(origins, &key, Some(&watch.path))?;
-        absolute(origins, &format!("watch.{n}.outbox"), watch.outbox.as_deref())?;
-        let path = clean(&watch.path);
-        let shown = show(&path);
-        let outbox = clean(watch.outbox.as_ref().unwrap_or(&folders.outbox));
-        if path == outbox {
-            let sentence =
-                format!("watch.path `{shown}` is where its own videos appear; give it another outbox");
-            return refuse(origins, &key, &sentence);
-        }
-        let state = clean(&folders.state);
-        if state.starts_with(&path) || path.starts_with(&state) {
-            let sentence = format!(
-                "watch.path `{shown}` and folders.state `{}` lie in each other; watch another folder",
-                show(&state)
-            );
-            return refuse(origins, &key, &sentence);
-        }
-        for (other_key, other) in &known {
-            let by = || match (other_key.as_str(), origins.of(other_key)) {
-                ("folders.inbox", _) => "folders.inbox".to_owned(),
-                (_, place) => place.to_string(),
-            };
-            if path == *other {
-                let sentence = format!("watch.path `{shown}` is watched already, by {}; remove one", by());
-                return refuse(origins, &key, &sentence);
-            }
-            if path.starts_with(other) || other.starts_with(&path) {
-                let sentence = format!(
-                    "watch.path `{shown}` and `{}` ({}) lie in each other, and subfolders are watched too; remove one",
-                    show(other),
-                    by()
-                );
-                return refuse(origins, &key, &sentence);
-            }
-        }
-        known.push((key, path));
-    }
-    Ok(())
+fn textfile(config: &Config) -> Option<Place> {
+    Some(Place::new("metrics.textfile", config.metrics.textfile.as_ref()?, Role::File))
+}
+
+/// A file that the configuration stands in.
+pub fn file_place(path: &PathBuf) -> Place {
+    Place::new("the configuration", path, Role::File)
+}
+
+/// Folders that lie in each other and may not. The built-in one of two may meet a configured one: then that is to blame.
+/// What another user has brought about by a link is no mistake here; such a folder is looked at whenever it is used.
+fn overlaps(config: &Config, origins: &Origins, files: &[PathBuf]) -> Result<()> {
+    let own = paths(config).into_iter().map(|(key, path, role)| (key.to_owned(), path, role));
+    let (keys, mut all): (Vec<String>, Vec<Place>) = own
+        .chain(watched(config))
+        .map(|(key, path, role)| {
+            let mut place = Place::new(plain(&key), path, role);
+            place.origin =
+                Some(origins.of(&key)).filter(|at| **at != Origin::BuiltIn).map(ToString::to_string);
+            (key, place)
+        })
+        .unzip();
+    all.extend(textfile(config).into_iter().chain(files.iter().map(file_place)));
+    let mistake = places::overlaps(&[], &all).into_iter().find(|overlap| !overlap.by_others);
+    let Some(Overlap { new, other, sentence, .. }) = mistake else { return Ok(()) };
+    let blamed = [new, other].into_iter().find(|at| all[*at].origin.is_some()).and_then(|at| keys.get(at));
+    refuse(origins, blamed.map_or("", String::as_str), &sentence)
 }
 
 fn level(config: &Config, origins: &Origins) -> Result<()> {

@@ -16,9 +16,10 @@ use animd_protocol::request::Settings;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::{Error, Result};
+use crate::{Error, Result, places};
 use layers::{Layer, Stack};
 
+pub use check::file_place;
 pub use layers::DROP_INS;
 pub use origin::{Origins, Place};
 pub use sections::{Engine, Folders, Inbox, Log, Metrics, Model, Power, Profile, Queue, Retention, Watch};
@@ -130,12 +131,10 @@ impl Sources {
             let place = Place::Option((*option).to_owned());
             over.push(layers::single(section, key, value.clone(), place))?;
         }
-        let mut loaded = self.resolve(over)?;
-        loaded.files = texts.into_iter().map(|(path, _)| path).collect();
-        Ok(loaded)
+        self.resolve(over, texts.into_iter().map(|(path, _)| path).collect())
     }
 
-    fn resolve(&self, mut over: Stack) -> Result<Loaded> {
+    fn resolve(&self, mut over: Stack, files: Vec<PathBuf>) -> Result<Loaded> {
         let mut built_in = Config::default();
         built_in.defaults.prompt = Some(NEUTRAL_PROMPT.into());
         if self.user && !["folders.inbox", "folders.outbox", "folders.state"].iter().all(|key| over.has(key))
@@ -147,8 +146,8 @@ impl Sources {
             origins.set(key, place);
         }
         let config = over.read(&built_in)?;
-        config.check(&origins)?;
-        Ok(Loaded { config, origins, files: Vec::new() })
+        config.check(&origins, &files)?;
+        Ok(Loaded { config, origins, files })
     }
 
     /// The folder whose files are read after the configuration file.
@@ -201,7 +200,7 @@ pub fn from_variable(name: &str, value: &str) -> Result<Loaded> {
 fn alone(layer: Layer) -> Result<Loaded> {
     let mut stack = Stack::default();
     stack.push(layer)?;
-    Sources::default().resolve(stack)
+    Sources::default().resolve(stack, Vec::new())
 }
 
 impl Loaded {
@@ -237,12 +236,17 @@ impl Loaded {
 }
 
 impl Config {
-    /// Checks what the types cannot say.
+    /// Checks what the types cannot say; `files` are those that the configuration stands in. Looks at the folders.
     ///
     /// # Errors
     /// [`Error::Config`] names the first wrong value with its place and its range.
-    pub fn check(&self, origins: &Origins) -> Result<()> {
-        check::check(self, origins)
+    pub fn check(&self, origins: &Origins, files: &[PathBuf]) -> Result<()> {
+        check::check(self, origins, files)
+    }
+
+    /// What a service with this configuration keeps apart from watched folders.
+    pub fn own_places(&self) -> Vec<places::Place> {
+        check::own_places(self)
     }
 
     /// What an engine is started with: one that was started with something else is to be replaced.

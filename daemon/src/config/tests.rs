@@ -108,7 +108,7 @@ fn mistakes_are_named_with_their_place() {
         ("[folders]\ninbox = \"\"", "animd.toml:2:9: folders.inbox is empty"),
         (
             "[folders]\noutbox = \"/a\"\nstate = \"/a/.\"",
-            "animd.toml:3:9: folders.state `/a/.` is folders.outbox too",
+            "animd.toml:3:9: `/a` (folders.state) and `/a` (folders.outbox, ",
         ),
         ("[[watch]]\noutbox = \"/a\"", "animd.toml:1:1: missing field `path`"),
         (
@@ -121,11 +121,11 @@ fn mistakes_are_named_with_their_place() {
         ),
         (
             "[[watch]]\npath = \"/var/lib/animd\"",
-            "animd.toml:2:8: watch.path `/var/lib/animd` and folders.state",
+            "animd.toml:2:8: `/var/lib/animd/inbox` (folders.inbox) lies in the watched folder `/var/lib/animd` (watch.path)",
         ),
         (
             "[[watch]]\npath = \"/a\"\noutbox = \"/a/\"",
-            "animd.toml:2:8: watch.path `/a` is where its own videos",
+            "animd.toml:3:10: the watched folder `/a` (watch.path, animd.toml:2:8) is where videos appear, by `/a` (watch.outbox)",
         ),
         ("[queue\n", "animd.toml:1:7: "),
     ] {
@@ -169,12 +169,13 @@ fn watched_folders_of_all_files_add_up() -> Result<()> {
     );
     assert!(c.path.is_absolute() && c.path.ends_with("conf.d/sub"), "{:?}", c.path);
     assert!(loaded.origins.of("watch.2.path").to_string().ends_with("c.toml:2:8"));
-    for (path, middle) in
-        [("/a/", "`/a` is watched already, by animd.toml:2:8"), ("/a/b", "`/a/b` and `/a` (")]
-    {
+    for (path, middle) in [
+        ("/a/", "`/a` (watch.path) is watched already, as `/a` (watch.path, animd.toml:2:8)"),
+        ("/a/b", "`/a/b` (watch.path) lies in the watched folder `/a` (watch.path, animd.toml:2:8)"),
+    ] {
         let text = format!("\n\n[[watch]]\npath = \"{path}\"");
         let e = error("[[watch]]\npath = \"/a\"", &[("c.toml", &text)], &[]);
-        assert!(e.starts_with(&format!("conf.d/c.toml:4:8: watch.path {middle}")), "{e}");
+        assert!(e.starts_with(&format!("conf.d/c.toml:4:8: {middle}")), "{e}");
     }
     Ok(())
 }

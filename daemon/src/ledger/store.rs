@@ -313,6 +313,11 @@ impl Store {
 
     /// Jobs by a filter, the newest first.
     pub fn list(&self, filter: &Filter) -> Result<Vec<Job>> {
+        self.list_while(filter, |_| true)
+    }
+
+    /// As [`Self::list`], up to the first job that `fits` says no of.
+    pub fn list_while(&self, filter: &Filter, mut fits: impl FnMut(&Job) -> bool) -> Result<Vec<Job>> {
         let mut find = self.db.prepare_cached(
             "SELECT * FROM job WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR owner_uid = ?2) AND (?3 IS NULL OR id < ?3)
              ORDER BY id DESC LIMIT ?4",
@@ -322,6 +327,7 @@ impl Store {
                 params![filter.state, filter.owner, filter.before.map(|id| id as i64), filter.limit],
                 Job::from_row,
             )?
+            .take_while(|job| job.as_ref().map_or(true, &mut fits))
             .collect::<Result<_, _>>()?;
         Ok(jobs)
     }

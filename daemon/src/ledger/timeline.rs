@@ -6,6 +6,9 @@ use super::Store;
 use crate::Result;
 use crate::text::Text;
 
+/// The most events of a timeline: a job's owner makes one with every change of its priority.
+const MOST_EVENTS: u32 = 1000;
+
 /// Something that happened to a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -57,7 +60,7 @@ pub struct Sample {
 /// A job's last attempt, with everything that happened to the job.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timeline {
-    /// In their order.
+    /// The newest thousand, in their order.
     pub events: Vec<Event>,
     /// Of the last finished attempt, in their order.
     pub stages: Vec<StageCost>,
@@ -71,9 +74,14 @@ impl Store {
     /// How a job went.
     pub fn timeline(&self, id: u64) -> Result<Timeline> {
         Ok(Timeline {
-            events: self.rows("SELECT at_us, kind, text FROM event WHERE job = ?1 ORDER BY id", id, |row| {
-                Ok(Event { at_us: row.get::<_, i64>(0)? as u64, kind: row.get(1)?, text: row.get(2)? })
-            })?,
+            events: self.rows(
+                &format!(
+                    "SELECT at_us, kind, text FROM
+                       (SELECT * FROM event WHERE job = ?1 ORDER BY id DESC LIMIT {MOST_EVENTS}) ORDER BY id"
+                ),
+                id,
+                |row| Ok(Event { at_us: row.get::<_, i64>(0)? as u64, kind: row.get(1)?, text: row.get(2)? }),
+            )?,
             stages: self.rows(
                 "SELECT name, wall_us, energy_mj FROM stage WHERE job = ?1
                    AND attempt = (SELECT max(attempt) FROM stage WHERE job = ?1) ORDER BY n",

@@ -346,11 +346,12 @@ impl Carrier {
             // Asked before a large picture is read for nothing. This starts a service that can be started.
             fdo::PeerProxy::new(&self.connection, animd_client::NAME, "/").await?.ping().await?;
         }
-        let settings = self.config.place(&ready.root).map(|place| place.settings.clone()).unwrap_or_default();
+        let settings =
+            self.config.place(ready.root.path()).map(|place| place.settings.clone()).unwrap_or_default();
         let (picture, root) = (ready.clone(), ready.root.clone());
         let read = move || {
             // First what they are compared with later: what comes in between is then seen as late.
-            let sidecars = store::sidecars(&picture.path);
+            let sidecars = store::sidecars(&picture);
             let settings = sidecar::settings(&root, &picture.path)?.or(settings);
             Ok::<_, Error>((store::open(&picture, &sidecars)?, sidecars, settings))
         };
@@ -512,8 +513,8 @@ impl Carrier {
             true => job.open_thumbnail().await.ok().map(|fd| File::from(OwnedFd::from(fd))),
             false => None,
         };
-        let outbox = self.config.place(&ready.root).map(|place| place.outbox.join(&ready.below));
-        let outbox = outbox.unwrap_or_else(|| ready.root.clone());
+        let outbox = self.config.place(ready.root.path()).map(|place| place.outbox.join(&ready.below));
+        let outbox = outbox.unwrap_or_else(|| ready.root.path().to_owned());
         let seed = description["settings"]["seed"].as_u64().unwrap_or_default();
         let uuid = description["uuid"].as_str().unwrap_or_default().to_owned();
         let picture = ready.clone();
@@ -571,8 +572,8 @@ fn wish(ready: &Ready) -> Wish {
 
 /// Whether a picture's sidecars say something else by now.
 async fn is_late(carried: &Carried) -> bool {
-    let path = carried.ready.path.clone();
-    let now = blocking(move || Ok(store::sidecars(&path))).await;
+    let ready = carried.ready.clone();
+    let now = blocking(move || Ok(store::sidecars(&ready))).await;
     now.is_ok_and(|now| now != carried.sidecars) && !store::is_gone(&carried.ready)
 }
 
@@ -585,7 +586,8 @@ fn put_away(ready: &Ready, note: Option<&str>) -> Result<()> {
     let Some(target) = away::target(&ready.root, &ready.path, note.is_none()) else { return Ok(()) };
     // Late sidecars are known by what they say.
     let sidecars_until_us = i64::MAX;
-    let leaving = Leaving { source: &ready.path, identity: ready.identity, target, note, sidecars_until_us };
+    let (root, source, identity) = (&ready.root, &*ready.path, ready.identity);
+    let leaving = Leaving { root, source, identity, target, note, sidecars_until_us };
     leaving.put_away(|_| Ok(()))
 }
 

@@ -5,15 +5,15 @@ use std::fs;
 use std::io;
 use std::mem::take;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use animd_protocol::request::Settings;
 use serde::Deserialize;
 
 use crate::files::show;
 use crate::keys;
+use crate::places::{self, Role};
 use crate::text;
-use crate::watch::{Origin, Watched, access, watches};
+use crate::watch::access;
 use crate::{Error, Result};
 
 /// Everything that can be configured, resolved.
@@ -48,6 +48,16 @@ pub struct Place {
     pub poll_seconds: Option<f64>,
     /// What its pictures get that do not say otherwise.
     pub settings: Settings,
+}
+
+impl Place {
+    /// Its two folders, to be compared with others.
+    pub fn places(&self) -> [places::Place; 2] {
+        [
+            places::Place::new("watch.path", &self.path, Role::Inbox),
+            places::Place::new("watch.outbox", &self.outbox, Role::Outbox),
+        ]
+    }
 }
 
 /// Where the configuration comes from.
@@ -135,19 +145,12 @@ impl Config {
         if watch.is_empty() {
             watch.push(place(videos.join("inbox")));
         }
-        let mut known: Vec<Arc<Watched>> = Vec::new();
-        for place in &watch {
-            let watched = Watched {
-                path: place.path.clone(),
-                outbox: Some(place.outbox.clone()),
-                stable_seconds: None,
-                poll_seconds: None,
-                origin: Origin::Configured,
-            };
-            if let Some(why) = watches::overlap(&known, &watched, &outbox, None) {
-                return Err(Error::Config(why));
-            }
-            known.push(Arc::new(watched));
+        let places: Vec<_> = watch.iter().flat_map(Place::places).collect();
+        if let Some(overlap) = places::overlap(&[], &places) {
+            return Err(Error::Config(match sources.folders.is_empty() && file.exists() {
+                true => format!("{}: {}", show(&file), overlap.sentence),
+                false => overlap.sentence,
+            }));
         }
         Ok(Self {
             watch,

@@ -10,7 +10,7 @@ mod config;
 mod desktop;
 mod store;
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,7 +21,9 @@ use zbus::Connection;
 pub use config::{Config, Place, Sources};
 
 use crate::files::show;
+use crate::places;
 use crate::service::notify;
+use crate::watch::root::Root;
 use crate::watch::{Fate, Options, Ready, Take, folder};
 use crate::{Error, Result};
 use carrier::Carrier;
@@ -59,9 +61,11 @@ pub async fn run(config: Config, bus: Bus) -> Result<()> {
     let (stop, stopped) = watch::channel(false);
     let (hand, pictures) = mpsc::unbounded_channel();
     let mut ends = Vec::new();
+    let places: places::Shared = Arc::new(RwLock::new(config.watch.iter().flat_map(Place::places).collect()));
     for place in &config.watch {
+        let [inbox, _] = place.places();
         let options = Options {
-            root: place.path.clone(),
+            root: Root::new(inbox, places.clone()),
             create: true,
             stable: Duration::from_secs_f64(place.stable_seconds.unwrap_or(config.stable_seconds)),
             poll_stable: Duration::from_secs_f64(

@@ -13,7 +13,7 @@ use crate::delivery::output_name;
 use crate::files::{self, Identity, rename_new};
 use crate::spool::hex;
 use crate::watch::away::sync_or_warn;
-use crate::watch::{Ready, mounts, sidecar};
+use crate::watch::{Ready, mounts, root, sidecar};
 use crate::{Error, Result};
 
 /// SHA-256 of what a file contains.
@@ -41,7 +41,7 @@ impl Opened {
 /// # Errors
 /// [`Error::Refused`] if it can never be read; [`Error::File`] if perhaps later.
 pub fn open(ready: &Ready, sidecars: &Contents) -> Result<Option<Opened>> {
-    let (mut file, meta) = match files::open_regular(&ready.path) {
+    let (mut file, meta) = match root::open_regular(&ready.root, &ready.path) {
         Ok(open) => open,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(None);
@@ -73,10 +73,10 @@ pub fn open(ready: &Ready, sidecars: &Contents) -> Result<Option<Opened>> {
 }
 
 /// What a picture's sidecars contain, all together.
-pub fn sidecars(picture: &Path) -> Contents {
+pub fn sidecars(picture: &Ready) -> Contents {
     let mut all = Sha256::new();
-    for path in sidecar::paths(picture) {
-        let bytes = path.and_then(|path| files::read_small(&path, sidecar::MAX_BYTES).ok());
+    for path in sidecar::beside(&picture.root, &picture.path) {
+        let bytes = path.and_then(|path| root::read_small(&picture.root, &path, sidecar::MAX_BYTES).ok());
         all.update(bytes.as_ref().map_or(u64::MAX, |bytes| bytes.len() as u64).to_le_bytes());
         all.update(bytes.unwrap_or_default());
     }
@@ -90,7 +90,7 @@ pub fn is_gone(ready: &Ready) -> bool {
 
 /// When the picture was last moved or changed, in microseconds since the epoch; `None` if it is gone or another one.
 pub fn changed_us(ready: &Ready) -> Option<i64> {
-    let meta = fs::symlink_metadata(&ready.path).ok()?;
+    let meta = root::metadata(&ready.root, &ready.path).ok()?;
     (Identity::of(&meta) == ready.identity).then(|| files::changed_us(&meta))
 }
 
@@ -146,10 +146,11 @@ fn same(path: &Path, part: &Path, sha256: &[u8; 32]) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::watch::root::Root;
 
     fn ready(path: PathBuf) -> Result<Ready> {
         let meta = fs::metadata(&path).map_err(Error::file("read", &path))?;
-        let root = path.parent().unwrap_or(Path::new("/")).to_owned();
+        let root = Root::alone(path.parent().unwrap_or(Path::new("/")));
         Ok(Ready { identity: Identity::of(&meta), owner: 0, below: PathBuf::new(), root, path })
     }
 
@@ -181,8 +182,7 @@ mod tests {
         let path = dir.path().join("photo.png");
         fs::write(&path, "picture").map_err(Error::file("write", &path))?;
         let first = ready(path.clone())?;
-        let key =
-            |ready: &Ready| Ok::<_, Error>(open(ready, &sidecars(&ready.path))?.map(|opened| opened.key(0)));
+        let key = |ready: &Ready| Ok::<_, Error>(open(ready, &sidecars(ready))?.map(|opened| opened.key(0)));
         assert_eq!(key(&first)?, key(&first)?);
         let moved = dir.path().join("moved.png");
         fs::rename(&path, &moved).map_err(Error::file("rename", &path))?;

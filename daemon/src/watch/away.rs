@@ -8,13 +8,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::names::{DONE, FAILED};
-use super::root::{self, Dir};
+use super::root::{self, Dir, Root};
 use super::sidecar;
 use crate::files::{self, Identity, NAME_MAX, numbered, rename_new, show, split_name, sync_dir};
 use crate::{Error, Result};
 
 /// A picture that is to leave.
 pub struct Leaving<'a> {
+    /// The watched folder that both its places lie in.
+    pub root: &'a Root,
     /// Where it lies.
     pub source: &'a Path,
     /// Which state of it: another one stays, because it is another wish.
@@ -28,10 +30,10 @@ pub struct Leaving<'a> {
 }
 
 /// Where a picture goes whose watched folder is `root`: a name that is free, and whose note is free.
-pub fn target(root: &Path, source: &Path, done: bool) -> Option<PathBuf> {
-    let below = source.parent()?.strip_prefix(root).unwrap_or(Path::new(""));
+pub fn target(root: &Root, source: &Path, done: bool) -> Option<PathBuf> {
+    let below = source.parent()?.strip_prefix(root.path()).unwrap_or(Path::new(""));
     let below = Path::new(if done { DONE } else { FAILED }).join(below);
-    let target = root.join(&below).join(source.file_name()?);
+    let target = root.path().join(&below).join(source.file_name()?);
     // Where there is no such folder yet, every name is free.
     Some(match Dir::open(root, &below) {
         Ok(to) => {
@@ -42,16 +44,15 @@ pub fn target(root: &Path, source: &Path, done: bool) -> Option<PathBuf> {
     })
 }
 
-/// The watched folder of a picture that goes to `target`: what both lie in.
-fn common<'a>(source: &'a Path, target: &Path) -> &'a Path {
+/// What a picture and its `target` both lie in: the folder that was watched when the target was chosen.
+pub fn common<'a>(source: &'a Path, target: &Path) -> &'a Path {
     source.ancestors().skip(1).find(|dir| target.starts_with(dir)).unwrap_or(Path::new("/"))
 }
 
 impl Leaving<'_> {
     /// Moves the picture and its sidecars. `renamed` is asked to write another target down before it is used.
     pub fn put_away(mut self, mut renamed: impl FnMut(&Path) -> Result<()>) -> Result<()> {
-        let root = common(self.source, &self.target);
-        let from = match Dir::of(root, self.source) {
+        let from = match self.root.check().and_then(|_| Dir::of(self.root, self.source)) {
             Ok(from) => from,
             // Its folder has gone with all that lay there, or a link that leads elsewhere has its name.
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -65,7 +66,7 @@ impl Leaving<'_> {
             Ok(_) => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 // It was moved, and then the power went: the rest is still to follow.
-                if let Ok(to) = Dir::of(root, &self.target)
+                if let Ok(to) = Dir::of(self.root, &self.target)
                     && is(&to.at(&self.target), self.identity)
                 {
                     self.follow(&to, &from);
@@ -74,7 +75,7 @@ impl Leaving<'_> {
             }
             Err(e) => return Err(Error::file("look at", self.source)(e)),
         }
-        match self.rename(root, &from, &mut renamed) {
+        match self.rename(&from, &mut renamed) {
             Ok(to) => {
                 self.follow(&to, &from);
                 Ok(())
@@ -103,15 +104,11 @@ impl Leaving<'_> {
     }
 
     /// Gives the folder that the picture is in then.
-    fn rename(
-        &mut self,
-        root: &Path,
-        from: &Dir,
-        renamed: &mut impl FnMut(&Path) -> Result<()>,
-    ) -> Result<Dir> {
+    fn rename(&mut self, from: &Dir, renamed: &mut impl FnMut(&Path) -> Result<()>) -> Result<Dir> {
+        let root = self.root.path();
         let dir = self.target.parent().unwrap_or(root).to_owned();
         let below = dir.strip_prefix(root).unwrap_or(Path::new(""));
-        let to = Dir::make(root, below).map_err(Error::file("create", &dir))?;
+        let to = Dir::make(self.root, below).map_err(Error::file("create", &dir))?;
         loop {
             let note = to.at(&error_note(&self.target));
             if let Some(text) = self.note {
@@ -158,17 +155,16 @@ impl Leaving<'_> {
     }
 
     fn move_sidecars(&self, to: &Dir, from: &Dir) {
-        for sidecar in sidecar::paths(self.source).into_iter().flatten() {
-            let held = from.at(&sidecar);
+        for held in sidecar::paths(&from.at(self.source)).into_iter().flatten() {
             let Ok(meta) = fs::symlink_metadata(&held) else { continue };
             let own = Identity::of(&meta);
             if meta.is_file()
                 && files::changed_us(&meta) <= self.sidecars_until_us
-                && let Some(name) = sidecar.file_name()
+                && let Some(name) = held.file_name()
                 && let Err(e) = move_new(&held, &free_name(&to.path(), name, Some(own)), own)
             {
                 tracing::warn!("a picture's sidecar cannot be moved and stays: {e}");
-                tracing::debug!("the sidecar is `{}`", show(&sidecar));
+                tracing::debug!("the sidecar is `{}`", show(renamed_as(self.source, &held)));
             }
         }
     }
@@ -228,7 +224,8 @@ pub fn sync_or_warn(dir: &Path) {
     warn_unsynced(dir, sync_dir(dir));
 }
 
-fn warn_unsynced(dir: &Path, synced: io::Result<()>) {
+/// As [`sync_or_warn`], for a folder that was synced by its descriptor.
+pub fn warn_unsynced(dir: &Path, synced: io::Result<()>) {
     if let Err(e) = synced {
         tracing::warn!("the folder `{}` cannot be synced; a power cut may undo a rename: {e}", show(dir));
     }
@@ -241,12 +238,13 @@ mod tests {
     #[test]
     fn subfolders_stay_below_done_and_failed() -> io::Result<()> {
         let dir = tempfile::tempdir()?;
+        let root = Root::alone(dir.path());
         let source = dir.path().join("a/b/photo.png");
-        assert_eq!(target(dir.path(), &source, true), Some(dir.path().join("done/a/b/photo.png")));
-        assert_eq!(target(dir.path(), &source, false), Some(dir.path().join("failed/a/b/photo.png")));
+        assert_eq!(target(&root, &source, true), Some(dir.path().join("done/a/b/photo.png")));
+        assert_eq!(target(&root, &source, false), Some(dir.path().join("failed/a/b/photo.png")));
         fs::create_dir_all(dir.path().join("done/a/b"))?;
         fs::write(dir.path().join("done/a/b/photo.png"), "")?;
-        assert_eq!(target(dir.path(), &source, true), Some(dir.path().join("done/a/b/photo-2.png")));
+        assert_eq!(target(&root, &source, true), Some(dir.path().join("done/a/b/photo-2.png")));
         Ok(())
     }
 
@@ -264,7 +262,8 @@ mod tests {
         let put_away = |source: &Path, target: &str| {
             let identity = Identity::of(&fs::symlink_metadata(source)?);
             let target = root.join(target);
-            let leaving = Leaving { source, identity, target, note: None, sidecars_until_us: i64::MAX };
+            let root = &Root::alone(&root);
+            let leaving = Leaving { root, source, identity, target, note: None, sidecars_until_us: i64::MAX };
             leaving.put_away(|_| Ok(())).map_err(|e| io::Error::other(e.to_string()))
         };
         let error = put_away(&root.join("ours.png"), "done/ours.png").map_err(|e| e.to_string());
@@ -286,12 +285,12 @@ mod tests {
                 fs::hard_link(path, dir.path().join("done").join(path.file_name().unwrap_or_default()))?;
             }
             let written_down = dir.path().join("done/photo.png");
+            let root = &Root::alone(dir.path());
             // Who writes no target down asks for one again.
-            let target =
-                if known { written_down } else { target(dir.path(), &source, true).unwrap_or_default() };
+            let target = if known { written_down } else { target(root, &source, true).unwrap_or_default() };
             let identity = Identity::of(&fs::symlink_metadata(&source)?);
             let leaving =
-                Leaving { source: &source, identity, target, note: None, sidecars_until_us: i64::MAX };
+                Leaving { root, source: &source, identity, target, note: None, sidecars_until_us: i64::MAX };
             leaving.put_away(|_| Ok(())).map_err(|e| io::Error::other(e.to_string()))?;
             assert!(!source.exists() && !sidecar.exists());
             let mut names: Vec<OsString> =

@@ -11,6 +11,8 @@ use notify::event::{
 use notify::{Config, ErrorKind, INotifyWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
+use super::root::Dir;
+
 /// The most events that are handed over at once.
 const BATCH: usize = 2048;
 
@@ -33,6 +35,8 @@ pub enum Seen {
 pub struct Events {
     watcher: INotifyWatcher,
     news: mpsc::UnboundedReceiver<io::Result<Seen>>,
+    /// Held, so that the path leads to this folder and to no other one.
+    _dir: Dir,
     root: PathBuf,
     /// The folders with a watch, relative to the root.
     dirs: HashSet<PathBuf>,
@@ -40,9 +44,10 @@ pub struct Events {
 
 impl Events {
     /// Without any watch yet.
-    pub fn new(root: &Path) -> io::Result<Self> {
+    pub fn new(dir: Dir) -> io::Result<Self> {
         let (told, news) = mpsc::unbounded_channel();
-        let above = root.to_owned();
+        let root = dir.path();
+        let above = root.clone();
         // In the thread of `notify`: what is no news, as that a file is read, wakes nobody else.
         let tell = move |event: notify::Result<Event>| match event {
             Ok(event) => {
@@ -53,7 +58,7 @@ impl Events {
             Err(e) => _ = told.send(Err(plain(e))),
         };
         let watcher = INotifyWatcher::new(tell, Config::default()).map_err(plain)?;
-        Ok(Self { watcher, news, root: root.to_owned(), dirs: HashSet::new() })
+        Ok(Self { watcher, news, _dir: dir, root, dirs: HashSet::new() })
     }
 
     /// Watches one folder, by its path relative to the root. Doing it again is free.
@@ -150,7 +155,7 @@ mod tests {
     #[tokio::test]
     async fn files_and_folders_are_seen() -> io::Result<()> {
         let dir = tempfile::tempdir()?;
-        let mut events = Events::new(dir.path())?;
+        let mut events = Events::new(Dir::own(dir.path())?)?;
         events.add(Path::new(""))?;
         fs::create_dir(dir.path().join("sub"))?;
         assert_eq!(events.next().await?, [Seen::Folder("sub".into())]);
@@ -164,7 +169,9 @@ mod tests {
         fs::rename(dir.path().join("sub"), dir.path().join("other"))?;
         let seen = events.next().await?;
         assert_eq!(seen[0], Seen::FolderGone("sub".into()));
-        fs::remove_dir_all(dir.path())?;
+        // Of the end of a folder that is held open the kernel tells nothing.
+        let away = tempfile::tempdir()?;
+        fs::rename(dir.path(), away.path().join("moved"))?;
         while !events.next().await?.contains(&Seen::Lost) {}
         Ok(())
     }

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::events::{Events, Seen};
 use super::names::{DONE, FAILED, is_ignored_folder, is_watched, pictures_of};
-use super::root::{self, Dir};
+use super::root::{self, Dir, Root};
 use super::{access, mounts, sidecar};
 use crate::board::stopped;
 use crate::files::{self, Identity, show};
@@ -40,7 +40,7 @@ const AWAY: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// The folder.
-    pub root: PathBuf,
+    pub root: Root,
     /// Make it when it is missing, also later; others are waited for.
     pub create: bool,
     /// How long a picture and its sidecar must lie unchanged.
@@ -61,7 +61,7 @@ pub struct Ready {
     /// Where it lies.
     pub path: PathBuf,
     /// The watched folder.
-    pub root: PathBuf,
+    pub root: Root,
     /// Its folder, relative to the root; empty at the root itself.
     pub below: PathBuf,
     /// Which state of it.
@@ -99,6 +99,8 @@ pub struct Report {
     pub polled: Option<Duration>,
     /// Why it cannot be watched now, as a sentence.
     pub trouble: Option<String>,
+    /// Whether that is because its path leads to a folder that may not be used.
+    pub swapped: bool,
 }
 
 /// A file as it lies there; its sidecars, too.
@@ -188,7 +190,7 @@ impl<T: Take> Folder<T> {
                     }
                 }
                 Some(Err(e)) => {
-                    tracing::warn!("file events of `{}`: {e}", show(&self.options.root));
+                    tracing::warn!("file events of `{}`: {e}", show(self.options.root.path()));
                     self.events = None;
                     lost = true;
                 }
@@ -200,11 +202,11 @@ impl<T: Take> Folder<T> {
                 scan = scan.min(rescan);
             }
             if lost || now >= scan {
-                let whole = lost || now >= rescan || !there;
+                let whole = lost || now >= rescan || !there || self.options.root.check().is_err();
                 if lost {
                     tracing::info!(
                         "file events of `{}` were lost; it is looked at as a whole",
-                        show(&self.options.root)
+                        show(self.options.root.path())
                     );
                 }
                 there = if whole { self.begin() } else { self.scan(false) };
@@ -213,7 +215,10 @@ impl<T: Take> Folder<T> {
                 }
                 scan = self.next_scan(there, rescan);
             }
-            self.look().await;
+            if !self.look().await {
+                there = self.begin();
+                scan = self.next_scan(there, rescan);
+            }
         }
     }
 
@@ -237,11 +242,13 @@ impl<T: Take> Folder<T> {
 
     /// Looks at everything, by events if they can be had. False if the folder is not there.
     fn begin(&mut self) -> bool {
-        if let Err(text) = self.open() {
+        if let Err(report) = self.open() {
             self.events = None;
             self.lock = None;
-            let polled = Some(AWAY.min(self.poll()));
-            self.tell(Report { polled, trouble: Some(text) });
+            // What lies there is found again when the folder is back.
+            self.pending.clear();
+            self.due.clear();
+            self.tell(report);
             return false;
         }
         let before = self.events.is_some();
@@ -263,13 +270,13 @@ impl<T: Take> Folder<T> {
                 };
                 tracing::warn!(
                     "`{}` is looked into every {pause:?}, {why}; a look takes {:?}, and wakes the machine each time",
-                    show(&self.options.root),
+                    show(self.options.root.path()),
                     start.elapsed()
                 );
             } else if new && !before {
-                tracing::info!("`{}` is watched", show(&self.options.root));
+                tracing::info!("`{}` is watched", show(self.options.root.path()));
             }
-            self.tell(Report { polled, trouble: None });
+            self.tell(Report { polled, ..Report::default() });
         }
         there
     }
@@ -285,22 +292,38 @@ impl<T: Take> Folder<T> {
     }
 
     /// Makes or finds the folder, and keeps other programs of ours away from it.
-    fn open(&mut self) -> Result<(), String> {
-        let root = &self.options.root;
-        let waits = |text: String| Err(format!("{text}; it is tried again"));
+    fn open(&mut self) -> Result<(), Report> {
+        let root = self.options.root.clone();
+        let path = root.path();
+        let shown = show(path);
+        let poll = self.poll();
+        let waits = |text: String| waits(poll, &text);
+        let cannot = |what: &str, e: &io::Error| {
+            let why = match root::is_swapped(e) {
+                true => format!("the watched folder `{shown}` is not used: {e}"),
+                false => access::refusal(path).unwrap_or_else(|| format!("`{shown}` cannot be {what}: {e}")),
+            };
+            Report { swapped: root::is_swapped(e), ..waits(why) }
+        };
         if self.options.create
-            && let Err(e) = fs::create_dir_all(root)
+            && let Err(e) = root.make()
         {
-            return waits(format!("the watched folder `{}` cannot be made: {e}", show(root)));
+            return Err(match root::is_swapped(&e) {
+                true => cannot("made", &e),
+                false => waits(format!("the watched folder `{shown}` cannot be made: {e}")),
+            });
         }
-        let dir = match File::open(root) {
-            Ok(dir) if dir.metadata().is_ok_and(|meta| meta.is_dir()) => dir,
-            Ok(_) => return waits(format!("`{}` is no folder and cannot be watched", show(root))),
-            Err(e) => {
-                let why =
-                    access::refusal(root).unwrap_or_else(|| format!("`{}` cannot be read: {e}", show(root)));
-                return waits(why);
+        let held = match root.check() {
+            Ok(held) => held,
+            Err(e) if e.raw_os_error() == Some(Errno::NOTDIR.raw_os_error()) => {
+                return Err(waits(format!("`{shown}` is no folder and cannot be watched")));
             }
+            Err(e) => return Err(cannot("read", &e)),
+        };
+        let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = match rustix::fs::openat(&*held, ".", readable, Mode::empty()) {
+            Ok(dir) => File::from(dir),
+            Err(e) => return Err(cannot("read", &e.into())),
         };
         let same = |lock: &File| {
             let id = |file: &File| file.metadata().map(|m| (m.dev(), m.ino())).ok();
@@ -310,19 +333,18 @@ impl<T: Take> Folder<T> {
             // It is another folder than before, and its watches with it.
             self.events = None;
             if rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
-                return waits(format!(
-                    "`{}` is being watched by another program of animd; let only one of them watch it",
-                    show(root)
-                ));
+                return Err(waits(format!(
+                    "`{shown}` is being watched by another program of animd; let only one of them watch it"
+                )));
             }
             self.lock = Some(dir);
         }
         for name in [DONE, FAILED] {
-            if let Err(e) = Dir::make(root, Path::new(name)) {
-                return waits(
-                    access::refusal(root)
-                        .unwrap_or_else(|| format!("`{}` cannot be used: {e}", show(root.join(name)))),
-                );
+            if let Err(e) = Dir::make(&root, Path::new(name)) {
+                return Err(waits(
+                    access::refusal(path)
+                        .unwrap_or_else(|| format!("`{}` cannot be used: {e}", show(path.join(name)))),
+                ));
             }
         }
         Ok(())
@@ -330,13 +352,13 @@ impl<T: Take> Folder<T> {
 
     /// Decides between events and polling.
     fn choose(&mut self) {
-        let root = &self.options.root;
+        let dir = Dir::open(&self.options.root, Path::new(""));
         self.no_events = if self.options.poll.is_some() {
             Some(NoEvents::Asked)
-        } else if mounts::unseen(root).is_ok_and(|unseen| unseen.is_some()) {
+        } else if dir.as_ref().is_ok_and(is_unseen) {
             Some(NoEvents::Unseen)
         } else {
-            match Events::new(root) {
+            match dir.and_then(Events::new) {
                 Ok(events) => {
                     self.events = Some(events);
                     None
@@ -371,10 +393,9 @@ impl<T: Take> Folder<T> {
             let entries = match read {
                 Ok(entries) => entries,
                 Err(e) if below.as_os_str().is_empty() => {
-                    let root = show(&self.options.root);
-                    let trouble =
-                        format!("the watched folder `{root}` cannot be read: {e}; it is tried again");
-                    self.tell(Report { polled: Some(AWAY.min(self.poll())), trouble: Some(trouble) });
+                    let root = show(self.options.root.path());
+                    let text = format!("the watched folder `{root}` cannot be read: {e}");
+                    self.tell(Report { swapped: root::is_swapped(&e), ..waits(self.poll(), &text) });
                     there = false;
                     continue;
                 }
@@ -409,9 +430,8 @@ impl<T: Take> Folder<T> {
         let trouble = match events.add(below) {
             // Another file system may be mounted below the root.
             Ok(()) => {
-                let unseen =
-                    mounts::unseen(&self.options.root.join(below)).is_ok_and(|unseen| unseen.is_some());
-                if unseen { NoEvents::Unseen } else { return }
+                let dir = Dir::open(&self.options.root, below);
+                if dir.as_ref().is_ok_and(is_unseen) { NoEvents::Unseen } else { return }
             }
             // It has gone again, or may not be read: reading it says more.
             Err(e)
@@ -491,7 +511,7 @@ impl<T: Take> Folder<T> {
     }
 
     fn metadata(&self, below: &Path) -> io::Result<fs::Metadata> {
-        root::metadata(&self.options.root, &self.options.root.join(below))
+        root::metadata(&self.options.root, &self.options.root.path().join(below))
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "callers have made it for this")]
@@ -523,9 +543,16 @@ impl<T: Take> Folder<T> {
         }
     }
 
-    /// Looks at the names whose time has come, and hands over those that are complete.
-    async fn look(&mut self) {
+    /// Looks at the names whose time has come, and hands over those that are complete. False if the folder is not the
+    /// one to use any more.
+    async fn look(&mut self) -> bool {
         let now = Instant::now();
+        if self.due.first().is_none_or(|(due, _)| *due > now) {
+            return true;
+        }
+        if self.options.root.check().is_err() {
+            return false;
+        }
         let mut names = Vec::new();
         let mut ready = Vec::new();
         while let Some((due, name)) = self.due.first().cloned() {
@@ -540,7 +567,7 @@ impl<T: Take> Folder<T> {
             }
         }
         if ready.is_empty() {
-            return;
+            return true;
         }
         let fates = self.taker.take(&ready).await;
         for ((name, picture), fate) in names.iter().zip(&ready).zip(fates) {
@@ -569,11 +596,12 @@ impl<T: Take> Folder<T> {
                 }
             }
         }
+        true
     }
 
     /// Looks at one name: it is waited for, complete, or no business of ours.
     fn examine(&mut self, name: &Name) -> Option<Ready> {
-        let path = self.options.root.join(name);
+        let path = self.options.root.path().join(name);
         let found = Dir::of(&self.options.root, &path).and_then(|dir| {
             let path = dir.at(&path);
             let meta = fs::symlink_metadata(&path)?;
@@ -635,9 +663,23 @@ impl<T: Take> Folder<T> {
     fn once(&mut self, name: &Path, text: &str, detail: &str) {
         if self.told.insert(name.into()) {
             tracing::warn!("{text}");
-            tracing::debug!("`{}`: {detail}", show(self.options.root.join(name)));
+            tracing::debug!("`{}`: {detail}", show(self.options.root.path().join(name)));
         }
     }
+}
+
+/// How a folder is looked for that is polled so often, and why.
+fn waits(poll: Duration, text: &str) -> Report {
+    Report {
+        polled: Some(AWAY.min(poll)),
+        trouble: Some(format!("{text}; it is tried again")),
+        swapped: false,
+    }
+}
+
+/// Whether changes in a folder may be made elsewhere, and cause no events here.
+fn is_unseen(dir: &Dir) -> bool {
+    mounts::unseen(&dir.path()).is_ok_and(|unseen| unseen.is_some())
 }
 
 async fn next(events: &mut Option<Events>) -> io::Result<Vec<Seen>> {
@@ -675,7 +717,7 @@ pub fn spawn<T: Take + Send + 'static>(
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         match runtime {
             Ok(runtime) => runtime.block_on(Folder::new(options, taker).run(stop)),
-            Err(e) => tracing::error!("`{}` cannot be watched: {e}", show(&options.root)),
+            Err(e) => tracing::error!("`{}` cannot be watched: {e}", show(options.root.path())),
         }
         _ = ended.send(());
     })?;

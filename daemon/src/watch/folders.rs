@@ -74,9 +74,9 @@ impl Folders {
             .running
             .iter()
             .filter(|(path, running)| {
-                wanted
-                    .get(*path)
-                    .is_none_or(|new| *new != running.watched || options(new, &config) != running.options)
+                wanted.get(*path).is_none_or(|new| {
+                    *new != running.watched || self.options(new, &config) != running.options
+                })
             })
             .map(|(path, _)| path.clone())
             .collect();
@@ -85,6 +85,7 @@ impl Folders {
                 tracing::info!("`{}` is watched no longer, or otherwise", show(&path));
                 running.end().await;
                 self.desk.watches.report(&path, None);
+                self.desk.tell_of_swapped();
             }
         }
         for (path, watched) in wanted {
@@ -100,24 +101,24 @@ impl Folders {
 
     fn start(&self, watched: Arc<Watched>, config: &Config) -> Result<Running> {
         let (stop, stopped) = watch::channel(false);
-        let options = options(&watched, config);
+        let options = self.options(&watched, config);
         let intake = Intake::new(self.desk.clone(), watched.clone());
         let end = folder::spawn(options.clone(), intake, stopped)
             .map_err(crate::Error::file("start a thread for", &watched.path))?;
         Ok(Running { watched, options, stop, end })
     }
-}
 
-fn options(watched: &Watched, config: &Config) -> Options {
-    let own = watched.stable_seconds.map(Duration::from_secs_f64);
-    let stable = config.inbox.stable();
-    Options {
-        root: watched.path.clone(),
-        create: watched.origin == Origin::Inbox,
-        stable: own.unwrap_or(stable),
-        poll_stable: own.unwrap_or(stable.max(POLL_STABLE)),
-        poll: watched.poll_seconds.map(Duration::from_secs_f64),
-        default_poll: config.inbox.poll(),
-        rescan: config.inbox.rescan(),
+    fn options(&self, watched: &Watched, config: &Config) -> Options {
+        let own = watched.stable_seconds.map(Duration::from_secs_f64);
+        let stable = config.inbox.stable();
+        Options {
+            root: self.desk.watches.root(&watched.path),
+            create: watched.origin == Origin::Inbox,
+            stable: own.unwrap_or(stable),
+            poll_stable: own.unwrap_or(stable.max(POLL_STABLE)),
+            poll: watched.poll_seconds.map(Duration::from_secs_f64),
+            default_poll: config.inbox.poll(),
+            rescan: config.inbox.rescan(),
+        }
     }
 }

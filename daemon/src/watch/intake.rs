@@ -48,6 +48,7 @@ impl Take for Intake {
 
     fn report(&mut self, report: &Report) {
         self.desk.watches.report(&self.watched.path, Some(report));
+        self.desk.tell_of_swapped();
     }
 }
 
@@ -116,7 +117,7 @@ impl Intake {
                     open.push((file, what(&ready.path)));
                 }
                 Err(Error::Refused { code, text }) => {
-                    coming.push(self.refused(at, ready, read_us, code, text));
+                    coming.push(Self::refused(at, ready, read_us, code, text));
                 }
                 Err(e) => fates[at] = later(&e),
             }
@@ -128,7 +129,7 @@ impl Intake {
                 Ok(spooled) => coming.push(Coming { at, ready, read_us, work: Ok((spooled, request)) }),
                 Err(Error::Refused { .. }) if changed(file, ready) => fates[at] = Fate::Changed,
                 Err(Error::Refused { code, text }) => {
-                    coming.push(self.refused(at, ready, read_us, code, text));
+                    coming.push(Self::refused(at, ready, read_us, code, text));
                 }
                 Err(e) => fates[at] = later(&e),
             }
@@ -136,15 +137,8 @@ impl Intake {
         Ok(coming)
     }
 
-    fn refused<'a>(
-        &self,
-        at: usize,
-        ready: &'a Ready,
-        read_us: i64,
-        code: ErrorCode,
-        text: String,
-    ) -> Coming<'a> {
-        let target = away::target(&self.watched.path, &ready.path, false);
+    fn refused<'a>(at: usize, ready: &'a Ready, read_us: i64, code: ErrorCode, text: String) -> Coming<'a> {
+        let target = away::target(&ready.root, &ready.path, false);
         Coming { at, ready, read_us, work: Err(Refusal { code, text, target }) }
     }
 
@@ -171,7 +165,7 @@ impl Intake {
 
     fn request(&self, ready: &Ready) -> Result<Request> {
         let defaults = self.desk.defaults();
-        let request = sidecar::request(&self.watched.path, &ready.path, defaults, draw_seed)?;
+        let request = sidecar::request(&ready.root, &ready.path, defaults, draw_seed)?;
         if let Some(outbox) = self.outbox(ready)
             && self.desk.watches.find(&outbox).is_some()
         {
@@ -239,7 +233,7 @@ impl Intake {
             && source.path != ready.path
         {
             // A second name of the same file is another wish, for when the first one is done.
-            let root = self.desk.watches.root(&source.path);
+            let root = self.desk.watches.root_of(&source.path, None);
             if root::metadata(&root, &source.path).is_ok_and(|meta| Identity::of(&meta) == source.identity) {
                 return Ok(Fate::Waits);
             }

@@ -14,7 +14,7 @@ mod folders;
 mod intake;
 pub mod mounts;
 pub mod names;
-mod root;
+pub mod root;
 pub mod sidecar;
 pub mod watches;
 

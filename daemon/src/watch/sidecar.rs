@@ -10,7 +10,7 @@ use animd_protocol::ErrorCode;
 use animd_protocol::request::{Request, Settings};
 
 use super::names::FOLDER_SETTINGS;
-use super::root;
+use super::root::{self, Dir, Root};
 use crate::files::{self, NAME_MAX, show, split_name};
 use crate::keys;
 use crate::ledger::now_us;
@@ -19,6 +19,12 @@ use crate::{Error, Result};
 
 /// The largest sidecar, in bytes.
 pub const MAX_BYTES: u64 = 1 << 20;
+
+/// [`paths`] for a picture below a root; none where its folder is gone.
+pub fn beside(root: &Root, picture: &Path) -> [Option<PathBuf>; 2] {
+    let Ok(dir) = Dir::of(root, picture) else { return [None, None] };
+    paths(&dir.at(picture)).map(|path| Some(picture.with_file_name(path?.file_name()?)))
+}
 
 /// `photo.toml` and `photo.txt` for `photo.png`, or `photo.TOML` and `photo.TXT` where only these are there; `None` where
 /// there can be no such file.
@@ -45,8 +51,8 @@ pub fn paths(picture: &Path) -> [Option<PathBuf>; 2] {
 ///
 /// # Errors
 /// [`Error::Refused`] names the file and the line.
-pub fn settings(root: &Path, picture: &Path) -> Result<Settings> {
-    let [toml, txt] = paths(picture);
+pub fn settings(root: &Root, picture: &Path) -> Result<Settings> {
+    let [toml, txt] = beside(root, picture);
     let mut settings = Settings::default();
     if let Some(path) = &toml
         && let Some(text) = read(root, path)?
@@ -71,7 +77,7 @@ pub fn settings(root: &Path, picture: &Path) -> Result<Settings> {
             .map_err(|e| Error::refused(ErrorCode::InvalidSetting, e.of(&name(root, path))))?;
         settings.prompt = Some(prompt.trim().to_owned());
     }
-    for folder in picture.ancestors().skip(1).take_while(|folder| folder.starts_with(root)) {
+    for folder in picture.ancestors().skip(1).take_while(|folder| folder.starts_with(root.path())) {
         let path = folder.join(FOLDER_SETTINGS);
         if let Some(text) = read(root, &path)? {
             settings = settings.or(parse(root, &path, &text)?);
@@ -81,8 +87,8 @@ pub fn settings(root: &Path, picture: &Path) -> Result<Settings> {
 }
 
 /// When a picture's sidecars last changed, in microseconds since the epoch; `None` without any.
-pub fn changed_us(root: &Path, picture: &Path) -> Option<i64> {
-    paths(picture)
+pub fn changed_us(root: &Root, picture: &Path) -> Option<i64> {
+    beside(root, picture)
         .into_iter()
         .flatten()
         .filter_map(|path| Some(files::changed_us(&root::metadata(root, &path).ok()?)))
@@ -94,13 +100,13 @@ const TICK_US: i64 = 10_000;
 
 /// The time to write down before sidecars are read: now, or when they changed, by the clock of their file system, which
 /// may be ahead of ours. Rather too early than too late: what changed is read again before it counts.
-pub fn read_us(root: &Path, picture: &Path) -> i64 {
+pub fn read_us(root: &Root, picture: &Path) -> i64 {
     changed_us(root, picture).unwrap_or_default().max(now_us() - TICK_US)
 }
 
 /// The same with defaults under them, and everything filled in.
 pub fn request(
-    root: &Path,
+    root: &Root,
     picture: &Path,
     defaults: Settings,
     draw_seed: impl FnOnce() -> u64,
@@ -108,9 +114,10 @@ pub fn request(
     let own = settings(root, picture)?;
     let exists = |path: &PathBuf| root::metadata(root, path).is_ok();
     own.or(defaults).resolve(draw_seed).map_err(|e| {
-        let beside = paths(picture).into_iter().flatten().find(exists);
+        let beside = beside(root, picture).into_iter().flatten().find(exists);
         let above = || {
-            let mut folders = picture.ancestors().skip(1).take_while(|folder| folder.starts_with(root));
+            let mut folders =
+                picture.ancestors().skip(1).take_while(|folder| folder.starts_with(root.path()));
             folders.find_map(|folder| Some(folder.join(FOLDER_SETTINGS)).filter(exists))
         };
         match beside.or_else(above) {
@@ -121,21 +128,22 @@ pub fn request(
 }
 
 /// A path as its user calls it.
-fn name(root: &Path, path: &Path) -> String {
-    show(path.strip_prefix(root).unwrap_or(path))
+fn name(root: &Root, path: &Path) -> String {
+    show(path.strip_prefix(root.path()).unwrap_or(path))
 }
 
-fn parse(root: &Path, path: &Path, text: &str) -> Result<Settings> {
-    let file = path.strip_prefix(root).unwrap_or(path);
+fn parse(root: &Root, path: &Path, text: &str) -> Result<Settings> {
+    let file = path.strip_prefix(root.path()).unwrap_or(path);
     keys::settings_from_toml(file, text).map_err(|e| Error::refused(ErrorCode::InvalidSetting, e))
 }
 
-fn read(root: &Path, path: &Path) -> Result<Option<String>> {
+fn read(root: &Root, path: &Path) -> Result<Option<String>> {
     let bytes = match root::read_small(root, path, MAX_BYTES) {
         Ok(bytes) => bytes,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(None);
         }
+        Err(e) if root::is_swapped(&e) => return Err(Error::file("read", path)(e)),
         Err(e) => {
             let text = format!("`{}`, which may hold its settings, cannot be read: {e}", name(root, path));
             return Err(Error::refused(ErrorCode::File, text));
@@ -153,11 +161,12 @@ mod tests {
     #[test]
     fn what_is_written_at_once_after_the_reading_is_late() -> Result<()> {
         let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
+        let root = Root::alone(dir.path());
         for n in 0..200 {
             let picture = dir.path().join(format!("{n}.png"));
-            let read_us = read_us(dir.path(), &picture);
+            let read_us = read_us(&root, &picture);
             fs::write(picture.with_extension("txt"), "a wave").map_err(Error::file("write", "a sidecar"))?;
-            assert!(changed_us(dir.path(), &picture).is_some_and(|changed_us| changed_us > read_us), "{n}");
+            assert!(changed_us(&root, &picture).is_some_and(|changed_us| changed_us > read_us), "{n}");
         }
         Ok(())
     }
@@ -165,11 +174,11 @@ mod tests {
     #[test]
     fn sidecars_give_settings_and_prompt_or_a_sentence() -> Result<()> {
         let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
-        let picture = dir.path().join("photo.png");
+        let (root, picture) = (Root::alone(dir.path()), dir.path().join("photo.png"));
         let write = |name: &str, bytes: &[u8]| {
             fs::write(dir.path().join(name), bytes).map_err(Error::file("write", name))
         };
-        let settings = || settings(dir.path(), &picture);
+        let settings = || settings(&root, &picture);
         assert_eq!(settings()?, Settings::default());
         write("photo.txt", "\u{feff} a wave\n".as_bytes())?;
         write("photo.toml", b"seed = 5\n")?;
@@ -203,11 +212,12 @@ mod tests {
         write(root.join("folder.toml"), "steps = 1\nframes = 5\nseed = 1\n")?;
         write(deep.join("folder.toml"), "steps = 3\nseed = 3\n")?;
         write(deep.join("photo.toml"), "seed = 4\n")?;
+        let (root, top) = (Root::alone(&root), root);
         let read = settings(&root, &deep.join("photo.png"))?;
         assert_eq!((read.seed, read.steps, read.frames, read.fps), (Some(4), Some(3), Some(5), None));
         let read = settings(&root, &deep.join("folder.png"))?;
         assert_eq!(read.seed, Some(3), "a picture called folder does not own the folder's settings");
-        write(root.join("a/folder.toml"), "\nsteeps = 3\n")?;
+        write(top.join("a/folder.toml"), "\nsteeps = 3\n")?;
         let error = settings(&root, &deep.join("photo.png")).expect_err("refused").to_string();
         assert_eq!(error, "a/folder.toml:2: unknown key `steeps`; did you mean `steps`?");
         Ok(())

@@ -1,19 +1,20 @@
 //! Which folders are watched: the inbox, those of the configuration, and those that were added over the bus.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use animd_protocol::ErrorCode;
 use tokio::sync::watch;
 
-use super::access;
 use super::folder::Report;
-use crate::config::Config;
+use super::root::Root;
+use super::{access, away};
+use crate::config::{Config, file_place};
 use crate::delivery::{Desk, blocking};
 use crate::files::show;
 use crate::ledger::{AddedWatch, Ledger};
+use crate::places::{self, Place, Role};
 use crate::{Error, Result};
 
 /// Who wants a folder watched.
@@ -71,13 +72,20 @@ pub struct Watches {
     /// Held by whoever changes the list.
     changing: Arc<Mutex<()>>,
     reports: Arc<Mutex<HashMap<PathBuf, Report>>>,
+    /// The watched folders as they are used, each once for all who use it.
+    roots: Arc<Mutex<HashMap<PathBuf, Root>>>,
+    /// All places that are kept apart: what the list says.
+    places: places::Shared,
     changed: watch::Sender<()>,
 }
 
 #[derive(Clone, Default)]
 struct List {
     outbox: PathBuf,
-    state: PathBuf,
+    /// What the service has besides watched folders.
+    own: Vec<Place>,
+    /// What its configuration stands in.
+    files: Vec<Place>,
     /// Nothing in it overlaps.
     watched: Vec<Arc<Watched>>,
     /// What is configured but refused, and why.
@@ -91,12 +99,22 @@ impl Default for Watches {
             list: Arc::default(),
             changing: Arc::default(),
             reports: Arc::default(),
+            roots: Arc::default(),
+            places: Arc::default(),
             changed: watch::Sender::new(()),
         }
     }
 }
 
 impl Watches {
+    /// Keeps the files that the configuration stands in apart from watched folders, too.
+    pub fn keep_apart(&self, files: &[PathBuf]) {
+        let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
+        list.files = files.iter().map(file_place).collect();
+        self.put_in_force(list);
+    }
+
     /// Follows another configuration; what was added over the bus stays.
     pub fn configure(&self, config: &Config) {
         // Folders are looked at below: nobody else waits for that.
@@ -104,7 +122,8 @@ impl Watches {
         let old = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut new = List {
             outbox: config.folders.outbox.clone(),
-            state: config.folders.state.clone(),
+            own: config.own_places(),
+            files: old.files.clone(),
             watched: vec![Arc::new(Watched {
                 path: config.folders.inbox.clone(),
                 outbox: None,
@@ -128,6 +147,18 @@ impl Watches {
                 new.put(Watched::clone(old));
             }
         }
+        self.put_in_force(new);
+        // A path that leads elsewhere may be meant to.
+        for root in self.roots.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            root.forget();
+        }
+    }
+
+    fn put_in_force(&self, new: List) {
+        let mut roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
+        roots.retain(|path, _| new.watched.iter().any(|watched| watched.path == *path));
+        drop(roots);
+        *self.places.write().unwrap_or_else(PoisonError::into_inner) = new.places();
         *self.list.write().unwrap_or_else(PoisonError::into_inner) = new;
         self.changed.send_replace(());
     }
@@ -135,12 +166,12 @@ impl Watches {
     /// Adds what was added over the bus before the service was started. Blocks.
     pub fn load(&self, ledger: &Ledger) -> Result<()> {
         let added = ledger.call_blocking(|db| db.watches())?;
-        let mut list = self.list.write().unwrap_or_else(PoisonError::into_inner);
+        let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
         for watch in added {
             list.put(watch.into());
         }
-        drop(list);
-        self.changed.send_replace(());
+        self.put_in_force(list);
         Ok(())
     }
 
@@ -150,23 +181,31 @@ impl Watches {
         if let Some(why) = access::refusal(&added.path) {
             return Err(refuse(why));
         }
+        let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let watched = Arc::new(Watched::from(added.clone()));
+        let mut list = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(why) = list.refusal(&watched) {
+            return Err(refuse(why));
+        }
         if let Some(outbox) = &added.outbox {
             // If it cannot be made, looking at the way there says why.
-            _ = fs::create_dir_all(outbox);
+            _ = self.outbox(outbox).make();
             if let Some(why) = access::refusal(outbox) {
                 return Err(refuse(format!("its videos cannot be put there: {why}")));
             }
         }
-        let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let watched = Arc::new(Watched::from(added.clone()));
-        let list = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(why) = list.refusal(&watched) {
-            return Err(refuse(why));
-        }
         ledger.call_blocking(move |db| db.add_watch(&added))?;
-        self.list.write().unwrap_or_else(PoisonError::into_inner).watched.push(watched.clone());
-        self.changed.send_replace(());
+        list.watched.push(watched.clone());
+        self.put_in_force(list);
         Ok(watched)
+    }
+
+    fn remove(&self, path: &Path) {
+        let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
+        list.watched.retain(|watched| watched.path != path);
+        list.refused.retain(|(watched, _)| watched.path != path);
+        self.put_in_force(list);
     }
 
     /// The folders that are watched.
@@ -180,12 +219,41 @@ impl Watches {
         list.watched.iter().find(|watched| path.starts_with(&watched.path)).cloned()
     }
 
-    /// The root that `done` and `failed` lie in for a picture; its own folder when that is not watched any more.
-    pub fn root(&self, picture: &Path) -> PathBuf {
+    /// A watched folder, to be used.
+    pub fn root(&self, watched: &Path) -> Root {
+        let mut roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+            let own = places.iter().find(|place| place.role == Role::Inbox && place.path == watched).cloned();
+            let place = own.unwrap_or_else(|| Place::new("not watched any more", watched, Role::Inbox));
+            Root::new(place, self.places.clone())
+        };
+        roots.entry(watched.to_owned()).or_insert_with(new).clone()
+    }
+
+    /// The root that `done` and `failed` lie in for a picture. When it is not watched any more, that is the folder that the
+    /// picture and its `target`, if it has one already, have in common.
+    pub fn root_of(&self, picture: &Path, target: Option<&Path>) -> Root {
         match self.find(picture) {
-            Some(watched) => watched.path.clone(),
-            None => picture.parent().unwrap_or(Path::new("/")).to_owned(),
+            Some(watched) => self.root(&watched.path),
+            None => self.left(away::common(picture, target.unwrap_or(picture))),
         }
+    }
+
+    /// A folder that was watched or took videos once, whatever it is for now.
+    pub fn left(&self, path: &Path) -> Root {
+        Root::left(path, self.places.clone())
+    }
+
+    /// A folder where videos appear, to be used.
+    pub fn outbox(&self, path: &Path) -> Root {
+        Root::new(Place::new("a folder for videos", path, Role::Outbox), self.places.clone())
+    }
+
+    /// The watched folders whose paths lead to folders that may not be used.
+    pub fn swapped(&self) -> Vec<PathBuf> {
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.iter().filter(|(_, report)| report.swapped).map(|(path, _)| path.clone()).collect()
     }
 
     /// Told of every change of the list.
@@ -215,9 +283,11 @@ impl From<AddedWatch> for Watched {
 }
 
 impl List {
-    /// Adds a folder, or says in the log why not: the others go on.
+    /// Adds a folder, or says in the log why not: the others go on. What another user has brought about by a link may
+    /// pass, and is looked at whenever the folder is used.
     fn put(&mut self, watched: Watched) {
-        match self.refusal(&watched) {
+        let overlaps = places::overlaps(&self.places(), &watched.places());
+        match overlaps.into_iter().find(|overlap| !overlap.by_others).map(|overlap| overlap.sentence) {
             None => self.watched.push(Arc::new(watched)),
             Some(why) => {
                 tracing::error!("a folder is not watched: {why}");
@@ -226,75 +296,27 @@ impl List {
         }
     }
 
+    /// Why a folder cannot be watched beside the others.
     fn refusal(&self, new: &Watched) -> Option<String> {
-        overlap(&self.watched, new, &self.outbox, Some(&self.state))
+        places::overlap(&self.places(), &new.places()).map(|overlap| overlap.sentence)
+    }
+
+    fn places(&self) -> Vec<Place> {
+        let own = self.own.iter().chain(&self.files).cloned();
+        own.chain(self.watched.iter().flat_map(|watched| watched.places())).collect()
     }
 }
 
-/// Why a folder cannot be watched beside others. `outbox` is for those that name none; `state` is for nobody's pictures.
-pub fn overlap(
-    others: &[Arc<Watched>],
-    new: &Watched,
-    outbox: &Path,
-    state: Option<&Path>,
-) -> Option<String> {
-    let path = real(&new.path);
-    let shown = show(&new.path);
-    let videos = real(new.outbox.as_deref().unwrap_or(outbox));
-    if videos.starts_with(&path) {
-        return Some(format!(
-            "its videos would go to `{}`, which lies in the watched folder `{shown}` itself, where they would be taken for \
-             pictures; choose another outbox",
-            show(&videos)
-        ));
-    }
-    if let Some(state) = state
-        && (path.starts_with(real(state)) || real(state).starts_with(&path))
-    {
-        let state = show(state);
-        return Some(format!(
-            "`{shown}` and the service's own folder `{state}` overlap; choose another folder"
-        ));
-    }
-    for old in others {
-        let (other, name) = (real(&old.path), show(&old.path));
-        if path == other {
-            return Some(format!("`{shown}` is watched already"));
-        }
-        if path.starts_with(&other) {
-            return Some(format!(
-                "`{shown}` lies in the watched folder `{name}`, whose subfolders are watched with it"
-            ));
-        }
-        if other.starts_with(&path) {
-            return Some(format!(
-                "the watched folder `{name}` lies in `{shown}`; stop watching it first, or choose another folder"
-            ));
-        }
-        if real(old.outbox.as_deref().unwrap_or(outbox)).starts_with(&path) {
-            return Some(format!(
-                "the videos of `{name}` go to a folder in `{shown}`, where they would be taken for pictures"
-            ));
-        }
-        if videos.starts_with(&other) {
-            return Some(format!(
-                "its videos would go to `{}`, which lies in the watched folder `{name}`, where they would be taken for \
-                 pictures; choose another outbox",
-                show(&videos)
-            ));
-        }
-    }
-    None
-}
-
-/// A path without links, as far as it exists.
-fn real(path: &Path) -> PathBuf {
-    if let Ok(real) = fs::canonicalize(path) {
-        return real;
-    }
-    match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => real(parent).join(name),
-        _ => path.to_owned(),
+impl Watched {
+    /// Itself, and where its videos go if it names a folder for them.
+    fn places(&self) -> Vec<Place> {
+        let [path, outbox] = match self.origin {
+            Origin::Inbox => ["folders.inbox", "folders.outbox"],
+            Origin::Configured => ["watch.path", "watch.outbox"],
+            Origin::Added(_) => ["animctl folder add", "animctl folder add --outbox"],
+        };
+        let outbox = self.outbox.as_ref().map(|path| Place::new(outbox, path, Role::Outbox));
+        [Place::new(path, &self.path, Role::Inbox)].into_iter().chain(outbox).collect()
     }
 }
 
@@ -349,12 +371,12 @@ pub async fn remove(desk: &Desk, path: &Path) -> Result<()> {
     }
     let gone = path.clone();
     desk.ledger.call(move |db| db.remove_watch(&gone)).await?;
-    let mut list = desk.watches.list.write().unwrap_or_else(PoisonError::into_inner);
-    list.watched.retain(|watched| watched.path != path);
-    list.refused.retain(|(watched, _)| watched.path != path);
-    drop(list);
-    desk.watches.changed.send_replace(());
-    Ok(())
+    let watches = desk.watches.clone();
+    blocking(move || {
+        watches.remove(&path);
+        Ok(())
+    })
+    .await
 }
 
 /// A watched folder and how it goes.
@@ -378,10 +400,9 @@ pub fn list(desk: &Desk) -> Vec<Entry> {
         report,
     };
     let watched = list.watched.iter().map(|watched| entry(watched, reports.get(&watched.path).cloned()));
-    let refused = list
-        .refused
-        .iter()
-        .map(|(watched, why)| entry(watched, Some(Report { polled: None, trouble: Some(why.clone()) })));
+    let refused = list.refused.iter().map(|(watched, why)| {
+        entry(watched, Some(Report { trouble: Some(why.clone()), ..Report::default() }))
+    });
     watched.chain(refused).collect()
 }
 
@@ -415,15 +436,20 @@ mod tests {
             let text = refusal(path, outbox).unwrap_or_default();
             assert!(text.contains(with), "{path}: {text}");
         };
-        refused("/srv/in", None, "is watched already");
+        refused("/srv/in", None, "is watched already, as `/srv/in` (folders.inbox)");
         refused("/srv/in/sub", None, "lies in the watched folder `/srv/in`");
-        refused("/srv", Some("/videos"), "overlap");
-        refused("/srv/out/in", None, "");
+        refused("/srv", Some("/videos"), "the folder for videos `/srv/out` (folders.outbox) lies in");
+        refused("/srv/out/in", None, "lies in the folder for videos `/srv/out` (folders.outbox)");
         refused("/srv/state/x", None, "overlap");
         refused("/srv/more", Some("/srv/more/videos"), "taken for pictures");
         refused("/srv/more", Some("/srv/in/videos"), "lies in the watched folder `/srv/in`");
-        refused("/srv/out", Some("/videos"), "the videos of `/srv/in` go to a folder in `/srv/out`");
-        assert_eq!(watches.root(Path::new("/srv/in/a/b.png")), Path::new("/srv/in"));
-        assert_eq!(watches.root(Path::new("/other/b.png")), Path::new("/other"));
+        refused("/srv/more", Some("/srv/state/spool"), "`/srv/state/spool` (animctl folder add --outbox)");
+        refused("/srv/out", Some("/videos"), "is where videos appear, by `/srv/out` (folders.outbox)");
+        let root = |path: &str| watches.root_of(Path::new(path), None).path().to_owned();
+        assert_eq!(root("/srv/in/a/b.png"), Path::new("/srv/in"));
+        assert_eq!(root("/other/b.png"), Path::new("/other"));
+        let target = Path::new("/other/done/a/b.png");
+        let left = watches.root_of(Path::new("/other/a/b.png"), Some(target));
+        assert_eq!(left.path(), Path::new("/other"));
     }
 }

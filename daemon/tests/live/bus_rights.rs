@@ -8,21 +8,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use crate::harness::House;
+use crate::harness::{ALICE, BOB, House, others};
 use zbus::{OwnedVariant, interface};
-
-// The bus takes only users that the machine knows: these two are `daemon` and `bin` on every Linux.
-const ALICE: u32 = 1;
-const BOB: u32 = 2;
-
-/// Whether other users can be played here; says so if not.
-fn others() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        println!("skipped: only root can start processes of other users");
-    }
-    root
-}
 
 /// animctl and a picture where every user can read them.
 fn furnish(house: &House) -> (String, String) {

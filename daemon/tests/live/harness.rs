@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -19,6 +20,19 @@ pub const PICTURE: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x
 
 /// Longer than anything here takes on a busy machine; only a failing test waits for it.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+// The bus takes only users that the machine knows: these two are `daemon` and `bin` on every Linux.
+pub const ALICE: u32 = 1;
+pub const BOB: u32 = 2;
+
+/// Whether other users can be played here; says so if not.
+pub fn others() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        println!("not run: only root can play other users");
+    }
+    root
+}
 
 /// Folders, a bus, and the service when it runs.
 pub struct House {
@@ -144,6 +158,19 @@ impl House {
         zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap()
     }
 
+    /// A connection of another user's; only for tests that run as root, and on a bus that others reach.
+    pub async fn connect_as(&self, uid: u32) -> zbus::Connection {
+        let path = self.path("bus");
+        let connect = move || {
+            // SAFETY: the bare system call changes the ids of this thread alone, which ends right after.
+            let changed = unsafe { libc::syscall(libc::SYS_setresuid, -1, uid, -1) };
+            assert_eq!(changed, 0, "this thread becomes user {uid}");
+            UnixStream::connect(path).unwrap()
+        };
+        let stream = std::thread::spawn(connect).join().unwrap();
+        zbus::connection::Builder::unix_stream(stream).user_id(uid).build().await.unwrap()
+    }
+
     /// This house's bus.
     pub fn address(&self) -> &str {
         &self.address
@@ -200,6 +227,11 @@ impl House {
     }
 
     pub fn spawn(&mut self) {
+        self.service = Some(self.service().spawn().unwrap());
+    }
+
+    /// The service's command, as it is started here.
+    pub fn service(&self) -> Command {
         let file = self.write_config();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let animd = program("animd", option_env!("CARGO_BIN_EXE_animd"));
@@ -214,7 +246,7 @@ impl House {
         if let Some(uid) = self.uid {
             service.uid(uid).gid(uid);
         }
-        let service = service
+        service
             .args((!self.system).then_some("--user"))
             .arg("--config")
             .arg(&file)
@@ -227,10 +259,8 @@ impl House {
             // A machine of its own: what a real driver says of this one is not for tests.
             .env("NVML_LIBRARY", "/nonexistent/libnvidia-ml.so.1")
             .envs(self.env.iter().cloned())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.service = Some(service);
+            .stderr(log);
+        service
     }
 
     /// More TOML for the next start of the service, in place of what there was.
@@ -242,6 +272,19 @@ impl House {
     pub fn end_bus(&mut self) {
         self.bus.kill().unwrap();
         self.bus.wait().unwrap();
+    }
+
+    /// Bytes of memory that the service has now (`VmRSS`), or has had at the most (`VmHWM`).
+    pub fn memory(&self, which: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(which)).unwrap();
+        let kib: u64 = line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap();
+        kib << 10
+    }
+
+    /// How many files the service has open.
+    pub fn open_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 
     /// The exit code of a service that has ended by itself.

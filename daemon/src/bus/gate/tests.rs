@@ -1,0 +1,217 @@
+//! The gate by itself, with messages as the bus passes them on.
+
+use std::fs::File;
+
+use super::*;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// A call as it comes off the bus.
+fn call(caller: &str, member: &str, flags: Flags) -> zbus::Result<Message> {
+    Message::method_call("/org/animd/Animd1", member)
+        .sender(caller)
+        .destination(NAME)
+        .interface("org.animd.Animd1.Manager")
+        .with_flags(flags)
+        .build(&())
+}
+
+/// The same with a descriptor.
+fn with_descriptor(caller: &str, member: &str) -> zbus::Result<Message> {
+    let nothing = File::open("/dev/null")?;
+    Message::method_call("/org/animd/Animd1", member)
+        .sender(caller)
+        .destination(NAME)
+        .interface("org.animd.Animd1.Manager")
+        .build(&zbus::Fd::from(std::os::fd::OwnedFd::from(nothing)))
+}
+
+fn signal(
+    sender: &str,
+    member: &str,
+    body: &(impl serde::Serialize + zbus::DynamicType),
+) -> zbus::Result<Message> {
+    Message::signal("/org/freedesktop/DBus", BUS, member).sender(sender).build(body)
+}
+
+/// Lets the bus say whose a connection is.
+fn introduce(gate: &Gate, question: &Message, uid: u32) -> zbus::Result<Judged> {
+    let answer = Message::method_return(&question.header()).sender(BUS).build(&uid)?;
+    Ok(gate.judge(answer))
+}
+
+/// A gate that knows a connection of user 1, named `:1.1`, and one of user 2, named `:1.2`.
+fn gate() -> Result<Gate, Box<dyn std::error::Error>> {
+    let gate = Gate::new(10_000);
+    for uid in [1, 2] {
+        let first = call(&format!(":1.{uid}"), "Ping", Flags::empty())?;
+        let judged = gate.judge(first.clone());
+        assert!(judged.through.is_none());
+        introduce(&gate, &judged.outgoing[0], uid)?;
+        let through = gate.next().ok_or("the first call has its turn")?;
+        assert_eq!(through.header().member(), first.header().member());
+        answer(&gate, &through)?;
+    }
+    assert_eq!((gate.uid(":1.1"), gate.uid(":1.2"), gate.uid(":1.3")), (Some(1), Some(2), None));
+    Ok(gate)
+}
+
+fn answer(gate: &Gate, call: &Message) -> zbus::Result<()> {
+    gate.answered(&Message::method_return(&call.header()).build(&())?);
+    Ok(())
+}
+
+#[test]
+fn only_one_method_takes_a_descriptor() {
+    let contract = include_str!("../../../dbus/org.animd.Animd1.xml");
+    let takes: Vec<&str> = contract
+        .split("<method name=\"")
+        .skip(1)
+        .filter(|method| {
+            let arguments = method.split("</method>").next().unwrap_or_default();
+            arguments.contains("type=\"h\" direction=\"in\"")
+        })
+        .filter_map(|method| method.split('"').next())
+        .collect();
+    assert_eq!(takes, [TAKES_DESCRIPTOR]);
+}
+
+#[test]
+fn long_answers_are_those_of_the_contract() {
+    let contract = include_str!("../../../dbus/org.animd.Animd1.xml");
+    let standard = ["GetManagedObjects", "Introspect"];
+    for method in HEAVY {
+        assert!(
+            standard.contains(&method) || contract.contains(&format!("<method name=\"{method}\"")),
+            "{method}"
+        );
+    }
+}
+
+#[test]
+fn one_users_calls_wait_and_anothers_do_not() -> Outcome {
+    let gate = gate()?;
+    let mut served = Vec::new();
+    for _ in 0..UNDER_WAY[0] {
+        served.extend(gate.judge(call(":1.1", "Ping", Flags::empty())?).through);
+    }
+    assert_eq!(served.len(), UNDER_WAY[0]);
+    let next = gate.judge(call(":1.1", "Ping", Flags::empty())?);
+    assert!(next.through.is_none() && next.outgoing.is_empty());
+    assert!(gate.judge(call(":1.2", "Ping", Flags::empty())?).through.is_some());
+    assert!(gate.next().is_none());
+    answer(&gate, &served[0])?;
+    assert!(gate.next().is_some());
+    assert!(gate.next().is_none());
+    Ok(())
+}
+
+#[test]
+fn who_submits_much_can_still_look() -> Outcome {
+    let gate = gate()?;
+    for _ in 0..2 * UNDER_WAY[1] {
+        gate.judge(with_descriptor(":1.1", "Submit")?);
+    }
+    for member in ["List", "GetAll"] {
+        let through = gate.judge(call(":1.1", member, Flags::empty())?).through;
+        assert_eq!(through.ok_or(member)?.header().member().map_or("", |m| m.as_str()), member);
+    }
+    Ok(())
+}
+
+#[test]
+fn long_answers_wait_for_each_other_only() -> Outcome {
+    let gate = gate()?;
+    let mut served = Vec::new();
+    for _ in 0..2 * UNDER_WAY[2] {
+        served.extend(gate.judge(call(":1.1", "History", Flags::empty())?).through);
+    }
+    assert_eq!(served.len(), UNDER_WAY[2]);
+    assert!(gate.judge(call(":1.1", "Ping", Flags::empty())?).through.is_some());
+    answer(&gate, &served[0])?;
+    let next = gate.next().ok_or("the next answer's turn")?;
+    assert_eq!(next.header().member().map_or("", |member| member.as_str()), "History");
+    Ok(())
+}
+
+#[test]
+fn what_is_too_much_is_refused_in_words() -> Outcome {
+    let gate = gate()?;
+    let refused = gate.judge(with_descriptor(":1.1", "History")?);
+    assert!(refused.through.is_none());
+    let text: String = refused.outgoing[0].body().deserialize()?;
+    assert_eq!(text, "History takes 0 file descriptors, and the call has 1");
+    let mut refusals = Vec::new();
+    for _ in 0..=MOST_DESCRIPTORS {
+        refusals.extend(gate.judge(with_descriptor(":1.1", "Submit")?).outgoing);
+    }
+    assert_eq!(refusals.len(), 1);
+    let header = refusals[0].header();
+    assert_eq!(header.error_name().map_or("", |name| name.as_str()), BUSY);
+    assert!(gate.judge(with_descriptor(":1.2", "Submit")?).through.is_some());
+    // Those of a connection that leaves are dropped, but for what is under way.
+    gate.judge(signal(BUS, "NameOwnerChanged", &(":1.1", ":1.1", ""))?);
+    assert_eq!(gate.lock().descriptors, UNDER_WAY[1] + 1);
+    assert!(gate.next().is_none());
+    assert_eq!(gate.uid(":1.1"), None);
+    Ok(())
+}
+
+#[test]
+fn a_stranger_waits_within_bounds() -> Outcome {
+    let gate = gate()?;
+    let question = gate.judge(with_descriptor(":1.9", "Submit")?).outgoing.remove(0);
+    let mut refusals = Vec::new();
+    for _ in 0..STRANGER_DESCRIPTORS {
+        refusals.extend(gate.judge(with_descriptor(":1.9", "Submit")?).outgoing);
+    }
+    assert_eq!(refusals.len(), 1);
+    // Nobody else can answer for the bus.
+    let forged = Message::method_return(&question.header()).sender(":1.8").build(&0_u32)?;
+    gate.judge(forged);
+    assert_eq!(gate.uid(":1.9"), None);
+    introduce(&gate, &question, 9)?;
+    assert_eq!(std::iter::from_fn(|| gate.next()).count(), STRANGER_DESCRIPTORS);
+    // One that has left before the answer leaves nothing.
+    let question = gate.judge(with_descriptor(":1.7", "Submit")?).outgoing.remove(0);
+    gate.judge(signal(BUS, "NameOwnerChanged", &(":1.7", ":1.7", ""))?);
+    introduce(&gate, &question, 7)?;
+    assert!(gate.next().is_none());
+    let inner = gate.lock();
+    assert_eq!((inner.stranger_bytes, inner.descriptors), (0, STRANGER_DESCRIPTORS));
+    Ok(())
+}
+
+#[test]
+fn a_call_without_an_answer_counts_too() -> Outcome {
+    let gate = gate()?;
+    let through = gate.judge(call(":1.1", "Pause", Flags::NO_REPLY_EXPECTED)?).through;
+    let through = through.ok_or("it is served")?;
+    assert!(!through.primary_header().flags().contains(Flags::NO_REPLY_EXPECTED));
+    let reply = Message::method_return(&through.header()).build(&())?;
+    assert!(!gate.is_wanted(&reply));
+    gate.answered(&reply);
+    assert!(gate.lock().users.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_the_bus_takes_the_name_away() -> Outcome {
+    let gate = gate()?;
+    gate.judge(signal(":1.6", "NameLost", &NAME)?);
+    gate.judge(signal(BUS, "NameLost", &"org.example.Other")?);
+    assert!(!*gate.name_lost.borrow());
+    gate.judge(signal(BUS, "NameLost", &NAME)?);
+    gate.name_lost().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_waits_learns_that_its_caller_has_left() -> Outcome {
+    let gate = gate()?;
+    let mut leaving = gate.leaving(":1.1");
+    gate.judge(signal(BUS, "NameOwnerChanged", &(":1.1", ":1.1", ""))?);
+    leaving.left().await;
+    gate.leaving(":1.1").left().await;
+    Ok(())
+}

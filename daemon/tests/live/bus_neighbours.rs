@@ -1,0 +1,228 @@
+//! What one user of the machine can do to the others by the bus: nothing. Users are played by connections of their uids,
+//! which only root can make.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use animd::cli::EXIT_CONFIG;
+use animd::client::{ManagerProxy, error_name};
+use futures_util::future::join_all;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use zbus::{Connection, Message, Variant};
+
+use crate::harness::{ALICE, BOB, House, PICTURE, others};
+
+/// Far longer than any answer takes on a busy machine: only what hangs takes so long.
+const PATIENCE: Duration = Duration::from_secs(50);
+/// In which the service reads what the bus keeps for it.
+const PAUSE: Duration = Duration::from_millis(20);
+/// The most memory that a user can make the service take.
+const MOST_MEMORY: u64 = 120 << 20;
+/// The most open files of a service that nobody calls.
+const FEW_FILES: usize = 60;
+
+const MANAGER: &str = "org.animd.Animd1.Manager";
+const PATH: &str = "/org/animd/Animd1";
+
+/// A paused queue on a bus for all.
+async fn house() -> House {
+    paused(House::closed_system("[queue]\nper_user = 1000\n")).await
+}
+
+async fn paused(mut house: House) -> House {
+    house.start();
+    house.manager().await.pause().await.unwrap();
+    house
+}
+
+async fn manager(connection: &Connection) -> ManagerProxy<'static> {
+    ManagerProxy::new(connection).await.unwrap()
+}
+
+/// Alice submits a picture and is served, whatever Bob does.
+async fn alice_is_served(house: &House) {
+    let alice = manager(&house.connect_as(ALICE).await).await;
+    let picture = File::open(house.picture()).unwrap();
+    let submit = async {
+        loop {
+            match alice.submit(picture.as_fd().into(), HashMap::new()).await {
+                // The bus has a limit of its own for what the service has not read yet.
+                Err(e) if e.to_string().contains("LimitsExceeded") => tokio::time::sleep(PAUSE).await,
+                answer => return answer,
+            }
+        }
+    };
+    timeout(PATIENCE, submit).await.expect("Alice is answered").expect("Alice is served");
+}
+
+/// Submits jobs with the longest prompts.
+async fn submit_long(house: &House, user: &Connection, count: usize) {
+    let (user, picture) = (manager(user).await, File::open(house.picture()).unwrap());
+    let prompt = "p".repeat(16_000);
+    for _ in 0..count {
+        let long = ["prompt", "negative_prompt"].map(|key| (key, Variant::from(prompt.as_str())));
+        user.submit(picture.as_fd().into(), HashMap::from(long)).await.unwrap();
+    }
+}
+
+/// A call with sixteen descriptors that its method does not take.
+fn loaded_call(path: &str, interface: &str, member: &str) -> Message {
+    let nothing = File::open("/dev/null").unwrap();
+    let descriptors = (0..16).map(|_| OwnedFd::from(nothing.try_clone().unwrap()).into()).collect();
+    let call = Message::method_call(path, member).destination("org.animd.Animd1").interface(interface);
+    // SAFETY: an empty dictionary is its length and four bytes of padding, and has no descriptors.
+    unsafe { call.build_raw_body(&[0; 8], "a{sv}", descriptors) }.unwrap()
+}
+
+#[tokio::test]
+async fn descriptors_that_no_method_takes_do_not_pile_up() {
+    if !others() {
+        return;
+    }
+    let mut house = House::closed_system("[queue]\nper_user = 1000\n");
+    house.wrap(&["sh", "-c", "ulimit -n 1024; exec \"$@\"", "sh"]);
+    let mut house = paused(house).await;
+    let bobs = join_all((0..6).map(|_| house.connect_as(BOB))).await;
+    submit_long(&house, &bobs[0], 40).await;
+    let job = format!("{PATH}/job/1");
+    let calls = [
+        (PATH, MANAGER, "History"),
+        (PATH, MANAGER, "List"),
+        (PATH, MANAGER, "History"),
+        (PATH, MANAGER, "NoSuchMethod"),
+        (PATH, MANAGER, "History"),
+        (PATH, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects"),
+        (PATH, MANAGER, "History"),
+        (PATH, "org.freedesktop.DBus.Introspectable", "Introspect"),
+        (&job, "org.freedesktop.DBus.Properties", "GetAll"),
+        (&job, "org.animd.Animd1.Job", "Describe"),
+        ("/nowhere", MANAGER, "History"),
+        ("/nowhere", "org.freedesktop.DBus.Peer", "Ping"),
+    ];
+    let mut sent = 0;
+    for _ in 0..8 {
+        for (bob, (path, interface, member)) in bobs.iter().flat_map(|bob| calls.map(|call| (bob, call))) {
+            bob.send(&loaded_call(path, interface, member)).await.unwrap();
+            sent += 1;
+            if sent % 4 == 0 {
+                tokio::time::sleep(PAUSE / 10).await;
+            }
+        }
+    }
+    alice_is_served(&house).await;
+    assert_eq!(house.exited(), None);
+    house.until("the descriptors are closed", |house| house.open_files() < FEW_FILES);
+    assert!(house.memory("VmHWM") < MOST_MEMORY, "{} bytes", house.memory("VmHWM"));
+}
+
+#[tokio::test]
+async fn long_answers_are_bounded_and_given_back() {
+    if !others() {
+        return;
+    }
+    let house = house().await;
+    let bobs = join_all((0..4).map(|_| house.connect_as(BOB))).await;
+    submit_long(&house, &bobs[0], 60).await;
+    let managers = join_all(bobs.iter().map(manager)).await;
+    let history = || managers.iter().flat_map(|bob| (0..40).map(|_| bob.history(HashMap::new())));
+    let flood = async {
+        for page in timeout(PATIENCE * 2, join_all(history())).await.expect("every call is answered") {
+            let count = page.unwrap().len();
+            assert!((1..60).contains(&count), "{count} jobs in one answer");
+        }
+    };
+    tokio::join!(flood, alice_is_served(&house));
+    assert!(house.memory("VmHWM") < MOST_MEMORY, "{} bytes", house.memory("VmHWM"));
+    house.until("memory is given back", |house| house.memory("VmRSS") < MOST_MEMORY / 2);
+
+    // Page by page, all of them come.
+    let (mut before, mut seen) = (HashMap::new(), Vec::new());
+    loop {
+        let page = managers[0].history(before).await.unwrap();
+        let ids: Vec<u64> = page.iter().map(|job| job["id"].downcast_ref().unwrap()).collect();
+        let Some(last) = ids.last() else { break };
+        before = HashMap::from([("before", (*last).into())]);
+        seen.extend(ids);
+    }
+    assert_eq!(seen, (1..=60).rev().collect::<Vec<u64>>());
+}
+
+#[tokio::test]
+async fn one_users_submissions_leave_room_for_others_and_end_with_their_clients() {
+    if !others() {
+        return;
+    }
+    let house = house().await;
+    let large = house.path("large.png");
+    let mut file = File::create_new(&large).unwrap();
+    file.write_all(PICTURE).unwrap();
+    file.set_len(48 << 20).unwrap();
+    fs::set_permissions(&large, fs::Permissions::from_mode(0o644)).unwrap();
+    let file = Arc::new(File::open(&large).unwrap());
+    let full = Arc::new(Notify::new());
+    let mut calls = JoinSet::new();
+    for bob in join_all((0..8).map(|_| house.connect_as(BOB))).await {
+        let bob = manager(&bob).await;
+        // The service knows who calls before the flood.
+        bob.get_job(u64::MAX).await.unwrap_err();
+        for _ in 0..90 {
+            let (bob, file, full) = (bob.clone(), file.clone(), full.clone());
+            calls.spawn(async move {
+                while let Err(e) = bob.submit(file.as_fd().into(), HashMap::new()).await {
+                    if error_name(&e) == Some("Busy") {
+                        full.notify_one();
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            });
+        }
+    }
+    timeout(PATIENCE, full.notified()).await.expect("Bob is told that it is enough");
+    alice_is_served(&house).await;
+    calls.shutdown().await;
+    house.until("what Bob has left is dropped", |house| house.open_files() < FEW_FILES);
+    let made = house.number(&format!("SELECT count(*) FROM job WHERE owner_uid = {BOB}")).unwrap();
+    assert!(made < 300, "{made} jobs of calls that nobody waits for");
+    alice_is_served(&house).await;
+}
+
+#[tokio::test]
+async fn a_second_service_does_not_take_the_name() {
+    let mut house = House::started("");
+    let pid = house.pid();
+    let owner = async |house: &House| {
+        let bus = zbus::fdo::DBusProxy::new(&house.connect().await).await.unwrap();
+        bus.get_name_owner("org.animd.Animd1".try_into().unwrap()).await.unwrap()
+    };
+    let first = owner(&house).await;
+    let (state, inbox) = (house.path("other-state"), house.path("other-inbox"));
+    fs::create_dir(&inbox).unwrap();
+    let mut second = house.service();
+    second.arg("--state").arg(state).arg("--inbox").arg(inbox).stderr(Stdio::piped());
+    let mut second = second.spawn().unwrap();
+    let mut ended = None;
+    for _ in 0..300 {
+        ended = second.try_wait().unwrap();
+        if ended.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    _ = second.kill();
+    second.wait().unwrap();
+    let mut said = String::new();
+    second.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(ended.and_then(|status| status.code()), Some(EXIT_CONFIG.into()), "{said}");
+    assert!(said.contains("another program has the name org.animd.Animd1 on this bus"), "{said}");
+    assert_eq!(owner(&house).await, first);
+    assert_eq!((house.exited(), house.pid()), (None, pid));
+    assert!(house.animctl(&["status"]).status.success());
+}
