@@ -20,8 +20,8 @@ use crate::weights;
 type Tensor = <Cuda as TensorOps>::Tensor;
 
 /// The root mean square of the relative error of rounding to bf16, and to e4m3 with a scale for each row.
-const TO_BF16: f64 = 1.7e-3;
-const TO_E4M3: f64 = 0.026;
+pub(super) const TO_BF16: f64 = 1.7e-3;
+pub(super) const TO_E4M3: f64 = 0.026;
 
 /// What a branch of a transformer may be off, before it is added to the stream, if so many roundings to bf16 and to e4m3
 /// lie on its way.
@@ -30,7 +30,7 @@ const TO_E4M3: f64 = 0.026;
 /// own R and the relative error E that the stream had, follows dE² = (E² + R²) ds, where s is the logarithm of the
 /// stream's squares. All three tiny networks grow by less than e: by 2.5 (the `DiT`, from 0.952 to 1.510), 2.5 and 2.5. So
 /// E² stays below (e - 1) R², and a branch below (E² + R²) = e R².
-fn branch(to_bf16: u32, to_e4m3: u32) -> f64 {
+pub(super) fn branch(to_bf16: u32, to_e4m3: u32) -> f64 {
     let squares = f64::from(to_bf16) * TO_BF16.powi(2) + f64::from(to_e4m3) * TO_E4M3.powi(2);
     (std::f64::consts::E * squares).sqrt()
 }
@@ -43,9 +43,9 @@ fn volumes(roundings: u32) -> f64 {
 
 /// Roundings in the longest branch of the `DiT`, cross-attention: the norm, q's weight, q, its norm; keys' and values'
 /// weight, they, the keys' norm; the softmax, what it gives, and the last weight.
-const CROSS_ATTENTION: u32 = 10;
+pub(super) const CROSS_ATTENTION: u32 = 10;
 /// Of them those of a product's operands: the norm, the text, what attention gives, and three weights.
-const OPERANDS: u32 = 6;
+pub(super) const OPERANDS: u32 = 6;
 /// Roundings of attention that is computed in bf16 among layers in f32: queries, keys, values, softmax, result.
 const ATTENTION: u32 = 5;
 /// Roundings in a block of umT5 or CLIP: the norm, the weight, queries, keys and values, the softmax, the result, the last

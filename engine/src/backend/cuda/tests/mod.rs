@@ -6,6 +6,7 @@
 
 mod conformance;
 mod goldens;
+mod made_up;
 mod memory;
 mod speed;
 
