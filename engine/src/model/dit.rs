@@ -5,6 +5,8 @@
 //! makes of them, the rotary embedding) or over the branches of a step (the time) is computed once, by
 //! [`Dit::context`], [`Dit::grid`] and [`Dit::time`].
 
+#![expect(clippy::needless_pass_by_value, reason = "tokens that a part takes end with it")]
+
 use super::{Checkpoint, LayerNorm, Probe, activated, added, show};
 use crate::backend::loading::{Group, Role};
 use crate::backend::sequence::{Activation, Affine, Attention, Epilogue, Input, KeyValue, Norm, Projection};
@@ -141,6 +143,10 @@ pub enum Blocks<'a, B: Backend> {
     Reuse(&'a B::Tensor),
 }
 
+#[expect(
+    clippy::expl_impl_clone_on_copy,
+    reason = "a derived one would ask for a backend that can be copied"
+)]
 impl<B: Backend> Clone for Blocks<'_, B> {
     fn clone(&self) -> Self {
         *self

@@ -117,7 +117,8 @@ impl<B: Backend> Pipeline<B> {
     /// # Errors
     /// [`Error::Model`] says everything that is wrong with the files.
     pub fn open(backend: B, wanted: &Setup, dir: &Path, dit: Option<&Path>) -> Result<Self> {
-        let prepared = match backend.resolve(wanted).precision.dit {
+        let wanted = &backend.resolve(wanted);
+        let prepared = match wanted.precision.dit {
             Precision::Fp8 => weights::find_prepared(dit.unwrap_or(dir)),
             _ => None,
         };

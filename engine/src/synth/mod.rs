@@ -112,6 +112,9 @@ fn keep(e: &Expected, gain: f32) -> Fill {
 
 fn dit_rule(e: &Expected) -> Fill {
     let name = &e.name[..];
+    if let Some(fill) = values::attention(name, e.shape[0]) {
+        return fill;
+    }
     let norm =
         name.contains("norm") || name.starts_with("img_emb.proj.0") || name.starts_with("img_emb.proj.4");
     if name.ends_with("modulation") {
@@ -137,8 +140,7 @@ fn dit_rule(e: &Expected) -> Fill {
     } else if name.ends_with("bias") {
         Fill::new(0.0, 0.05)
     } else if norm {
-        let attention = name.contains("norm_q") || name.contains("norm_k");
-        Fill::new(if attention { 1.15 } else { 1.0 }, 0.1)
+        Fill::new(1.0, 0.1)
     } else {
         keep(e, 1.0)
     }

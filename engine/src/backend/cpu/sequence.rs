@@ -102,7 +102,7 @@ impl SequenceOps for Cpu {
 }
 
 /// What a linear layer reads.
-fn input<'a>(x: Input<'a, Tensor>) -> Result<Cow<'a, Tensor>> {
+fn input(x: Input<'_, Tensor>) -> Result<Cow<'_, Tensor>> {
     match x {
         Input::Plain(x) => Ok(Cow::Borrowed(x)),
         Input::Normed(x, norm) => Ok(Cow::Owned(normed(x, &norm)?)),

@@ -65,6 +65,14 @@ pub enum Footage<'a, T> {
     },
 }
 
+impl<T> Clone for Footage<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Footage<'_, T> {}
+
 /// The loaded autoencoder.
 pub struct Vae<B: Backend> {
     encoder: Group<B, MeanEncoder<B>>,

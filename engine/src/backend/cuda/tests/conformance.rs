@@ -12,9 +12,6 @@ use crate::weights::{DType, Matrix};
 
 /// What `selftest` runs; every case is printed, and has to pass.
 fn passes(group: Group) {
-    if open(&Options::default()).is_none() {
-        return;
-    }
     let findings = conformance::run(0, &[group], &Quiet).expect("it runs");
     for f in &findings {
         println!("{:30} {:60} {:.1e} {:.1e} of {:.0e}", f.operation, f.case, f.error, f.most, f.tolerance);
@@ -24,26 +21,31 @@ fn passes(group: Group) {
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn what_moves_values_is_exact() {
     passes(Group::Moves);
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn linear_layers() {
     passes(Group::Linear);
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn norms() {
     passes(Group::Norms);
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn attention() {
     passes(Group::Attention);
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn volumes() {
     passes(Group::Volumes);
 }
@@ -64,8 +66,9 @@ const IN_BF16: Keeping = Keeping { weights: Weights::Bf16, ..Keeping::F32 };
 const IN_FP8: Keeping = Keeping { weights: Weights::Fp8, ..Keeping::F32 };
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn what_does_not_go_together_is_refused() {
-    let Some(b) = open(&Options::default()) else { return };
+    let b = open(&Options::default());
     let x = tensor(&b, &[2, 3], 1);
     assert!(b.slice(&x, 1, 2, 2).is_err() && b.slice(&x, 2, 0, 1).is_err());
     assert!(b.concat(&[&x, &tensor(&b, &[2, 4], 1)], 0).is_err());
@@ -108,8 +111,9 @@ fn taken(bytes: usize) -> usize {
 
 /// A norm that a product reads is nowhere but in the form that it reads.
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn norms_come_in_the_form_that_the_reader_wants() {
-    let Some(b) = open(&Options::default()) else { return };
+    let b = open(&Options::default());
     let (rows, features, outputs) = (72, 256, 24);
     let (x, a) = (tensor(&b, &[rows, features], 1), tensor(&b, &[features], 2));
     let result = taken(2 * rows * outputs);
@@ -128,8 +132,9 @@ fn norms_come_in_the_form_that_the_reader_wants() {
 
 /// As the `DiT` has it: text and picture in one kernel, which needs no memory but the result's.
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn attentions_become_one_kernel() {
-    let Some(b) = open(&Options { long_context: 100, ..Options::default() }) else { return };
+    let b = open(&Options { long_context: 100, ..Options::default() });
     let (rows, features) = (72, 256);
     let layer = layer(&b, IN_BF16, features, 64);
     let project = |rows, seed| {
@@ -145,8 +150,9 @@ fn attentions_become_one_kernel() {
 
 /// As the `DiT` has it: queries and keys are normed over what the product made.
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn projections_need_no_memory_for_their_norms() {
-    let Some(b) = open(&Options::default()) else { return };
+    let b = open(&Options::default());
     let (rows, features) = (72, 256);
     let (w, layer) = (tensor(&b, &[features], 2), layer(&b, IN_BF16, 3 * features, 64));
     let x = tensor(&b, &[rows, 64], 6);

@@ -14,13 +14,18 @@ use crate::request::{Settings, Tiling};
 use crate::weights::{self, Component};
 
 /// Without poison, which makes pieces larger.
-fn open() -> Option<Cuda> {
-    Cuda::open(0, &Options::default(), 0, WORK).inspect_err(|e| eprintln!("nothing is tested: {e}")).ok()
+fn open() -> Cuda {
+    opened(WORK)
+}
+
+fn opened(work: usize) -> Cuda {
+    Cuda::open(0, &Options::default(), 0, work).expect("there is a GPU or the emulator")
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn pieces_come_back_and_grow_together() {
-    let Some(b) = open() else { return };
+    let b = open();
     let used = |b: &Cuda| b.usage()[1].used;
     let data = noise(1 << 20, 1);
     let quarter = || b.upload(&data, &[1 << 20]);
@@ -50,8 +55,9 @@ fn pieces_come_back_and_grow_together() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn what_is_free_in_pieces_is_no_end() {
-    let Some(b) = open() else { return };
+    let b = open();
     b.gpu.work.let_grow(1 << 20);
     let mut all: Vec<_> =
         (0..WORK >> 22).map(|_| b.upload(&noise(1 << 20, 1), &[1 << 20]).expect("there is room")).collect();
@@ -69,8 +75,9 @@ fn what_is_free_in_pieces_is_no_end() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn a_larger_job_gets_a_larger_slab() {
-    let Some(b) = open() else { return };
+    let b = open();
     let work = &b.gpu.work;
     let kept = b.upload(&[1.0, 2.0], &[2]).expect("there is room");
     work.reserve(WORK / 2).expect("it is there");
@@ -84,8 +91,9 @@ fn a_larger_job_gets_a_larger_slab() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn what_is_written_behind_a_piece_is_noticed() {
-    let Some(b) = super::open(&Options::default()) else { return };
+    let b = super::open(&Options::default());
     let piece = b.upload(&noise(64, 1), &[64]).expect("there is room");
     drop(piece);
     let tensor = b.upload(&noise(64, 1), &[64]).expect("nothing happened");
@@ -104,6 +112,7 @@ fn near(what: &str, planned: u64, taken: usize) {
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn the_plan_is_near_what_is_taken() {
     let source = weights::Model::open(&folder().join("official"), None).expect("the fixture is a model");
     for (weights, attention) in [
@@ -111,7 +120,7 @@ fn the_plan_is_near_what_is_taken() {
         (Weights::Fp8, AttentionKind::Exact),
         (Weights::Fp8, AttentionKind::EightBit),
     ] {
-        let Some(b) = Cuda::open(0, &Options::default(), 0, 4 * WORK).ok() else { return };
+        let b = opened(4 * WORK);
         let mut setup = Setup { attention, ..Setup::from(&Profile::built_in("h200").expect("a profile")) };
         setup.precision.dit = weights;
         let settings = Settings { frames: Some(5), ..Settings::default() };
@@ -152,6 +161,7 @@ fn the_plan_is_near_what_is_taken() {
 
 /// A small VAE whose channels are multiples of what tiles of the kernels have.
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn the_plan_of_the_vae_is_near_what_is_taken() {
     for weights in [Weights::Bf16, Weights::Fp32] {
         plan_of_the_vae(weights);
@@ -161,7 +171,7 @@ fn the_plan_of_the_vae_is_near_what_is_taken() {
 fn plan_of_the_vae(weights: Weights) {
     let mut setup = Setup::from(&Profile::built_in("h200").expect("a profile"));
     setup.precision.vae = weights;
-    let Some(b) = Cuda::open(0, &Options::default(), 0, WORK).ok() else { return };
+    let b = open();
     let mut recipe = crate::recipe::Recipe::wan21_i2v_14b();
     recipe.vae.config.base = 32;
     let source = super::speed::MadeUp::new(schema::vae(&recipe.vae.config));

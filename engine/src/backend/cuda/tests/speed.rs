@@ -86,10 +86,8 @@ impl WeightSource for MadeUp {
 }
 
 /// The backend, with memory for this stage and network of a plan alone.
-fn reserved(plan: &Plan, stages: &[Stage], network: &str) -> Option<Cuda> {
-    let b = Cuda::open(0, &Options::default(), 0, 0)
-        .inspect_err(|e| eprintln!("nothing is measured: {e}"))
-        .ok()?;
+fn reserved(plan: &Plan, stages: &[Stage], network: &str) -> Cuda {
+    let b = Cuda::open(0, &Options::default(), 0, 0).expect("there is a GPU");
     let mut memory = plan.memory.clone();
     memory.networks.retain(|n| n.name == network);
     memory.phases.retain(|p| stages.contains(&p.stage));
@@ -101,7 +99,7 @@ fn reserved(plan: &Plan, stages: &[Stage], network: &str) -> Option<Cuda> {
         gib(reserved),
         gib(total - free - reserved)
     );
-    Some(b)
+    b
 }
 
 fn gib(bytes: usize) -> f64 {
@@ -141,7 +139,7 @@ fn speed_of_blocks() {
         let request = Settings { frames: Some(FRAMES), ..Settings::default() }.resolve(|| 1).unwrap();
         let plan = Plan::new(&recipe, &request, SIZE, &setup);
         println!("\n{weights:?} {attention:?}");
-        let Some(b) = reserved(&plan, &[Stage::Denoise], "DiT") else { return };
+        let b = reserved(&plan, &[Stage::Denoise], "DiT");
         let began = Instant::now();
         let dit = Dit::load(&b.loader(Keeping::of(&setup, Component::Dit)), &source, &config).unwrap();
         b.gpu.stream.synchronize().unwrap();
@@ -206,7 +204,7 @@ fn vae_in(weights: Weights) {
     let plan = |tiling| Plan::new(&recipe, &settings(tiling).resolve(|| 1).unwrap(), SIZE, &setup);
     let (plan, in_tiles) = (plan(Tiling::Whole), plan(Tiling::Tiled));
     let stages = [Stage::VaeEncode, Stage::VaeDecode];
-    let Some(b) = reserved(&plan, &stages, "VAE") else { return };
+    let b = reserved(&plan, &stages, "VAE");
     let source = MadeUp::new(schema::vae(&recipe.vae.config));
     let began = Instant::now();
     let vae = Vae::load(&b.loader(Keeping::of(&setup, Component::Vae)), &source, &recipe.vae.config).unwrap();
