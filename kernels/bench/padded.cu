@@ -16,9 +16,6 @@
 
 #include <cuda_runtime.h>
 
-#ifndef SETS
-#define SETS 4
-#endif
 #include "../cuda/sm80/attention_int8.cuh"
 #include "../cuda/sm80/gemm_int8.cuh"
 
@@ -167,7 +164,7 @@ int main() {
     std::printf("a product, issued %d times, holds a scheduler for %.2f clocks\n", gpu::kIssues, peak_clocks);
 
     // Whole waves of blocks on 132 multiprocessors.
-    const int heads = 40, rows = 33 * 128, keys = 8192, width = heads * 128;
+    const int heads = 40, rows = 33 * 192, keys = 8192, width = heads * 128;
     const size_t most = size_t(6336) * 13824;
     const uint8_t *a = device(codes(most, 1)), *b = device(codes(size_t(10240) * 13824, 2));
     std::vector<float> scales(1 << 20, 1e-3f);
@@ -177,7 +174,6 @@ int main() {
     for (int inner : {5120, 13824}) {
         std::printf("products of K = %d\n", inner);
         time_product<int8::Tile<2, 4, 4>>("128 x 256", 4224, 10240, inner, a, b, ones, output);
-        time_product<int8::Tile<2, 2, 3>>("128 x 128, two blocks of four warps", 4224, 10240, inner, a, b, ones, output);
     }
     // Scores of white noise have a deviation of 1 / log(2): rows of 50 and 30 a channel.
     std::vector<float> query_scale(size_t(heads) * rows, 8.5e-5f), key_scale(heads * keys / 128, 1.f);

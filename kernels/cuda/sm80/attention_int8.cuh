@@ -1,6 +1,6 @@
 // softmax(Q K^T) V for heads of 128 with all operands in 8 bits, by mma.sync: s8 Q K^T, u8 P, s8 V, s32 sums.
 //
-// A block takes 128 queries, 16 for each of eight warps, and walks over tiles of 128 keys, two of which are in shared memory.
+// A block takes 192 queries, 16 for each of twelve warps, and walks over tiles of 128 keys, two of which are in shared memory.
 // K and V are there as the preparing kernels have written each tile, so that copies need no bounds and no arithmetic.
 //
 // - Sums begin at the bits of 12582912 = 3 * 2^22, so that they are floats as they come: 128 * 127 * 127 < 2^21 for scores, and
@@ -10,8 +10,9 @@
 //   up, in f32 by one fma. The sums of P are those of the rounded numbers.
 // - Registers of scores are, packed in place, those of P as the left operand of P V if V has its keys in another order, which
 //   is how attention_quantize_value writes it.
-// - Warps 0 to 3 and 4 to 7 take turns: while one half multiplies (P V of a tile, then the next tile's scores), the other one
-//   makes its scores to P. Each scheduler has a warp of each half.
+// - Each scheduler has three warps, and at any time one of them computes scores, one makes its scores to P, and one multiplies
+//   P by V: thirds of the block go through these three phases, a phase apart, with a barrier after each. So the tensor cores
+//   have the products of two warps to choose from, while the third one's arithmetic lasts as long as they.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -24,13 +25,13 @@ using namespace gpu;
 
 constexpr int kHeadDim = 128;
 constexpr int kKeys = 128;  // of a tile: one scale of K, one image of V
-constexpr int kWarps = 8;
+constexpr int kWarps = 12;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kRows = 16 * kWarps;  // queries of a block
 constexpr uint32_t kRowBytes = 128;
-constexpr uint32_t kTileBytes = 128 * kRowBytes;     // of Q, K, V alike
-constexpr uint32_t kStageBytes = 2 * kTileBytes;     // K, V
-constexpr uint32_t kSharedBytes = kTileBytes + 2 * kStageBytes;
+constexpr uint32_t kQueryBytes = kRows * kRowBytes;
+constexpr uint32_t kTileBytes = 128 * kRowBytes;  // of K and V alike
+constexpr uint32_t kSharedBytes = kQueryBytes + 4 * kTileBytes;
 
 constexpr int kBiasBits = 0x4b400000;
 constexpr float kBias = 12582912.f;
@@ -57,42 +58,35 @@ __device__ __forceinline__ uint32_t unit(uint32_t tile, int row, int unit) {
     return tile + row * kRowBytes + ((unit ^ (row & 7)) << 4);
 }
 
-// This thread's part of an image of a tile: 16 bytes of every 32nd row. `from` and `to` are those of its first row.
-__device__ __forceinline__ void copy_image(uint32_t to, const uint8_t* from) {
-    constexpr int kEvery = kThreads / 8;
-#pragma unroll
-    for (int i = 0; i < 128 / kEvery; i++) copy_async(to + i * kEvery * kRowBytes, from + i * kEvery * kRowBytes, true);
-}
-
 __device__ __forceinline__ void run(const Arguments& a) {
-    const uint32_t queries = dynamic_shared(), stages = queries + kTileBytes;
+    const uint32_t queries = dynamic_shared(), keys = queries + kQueryBytes, values = keys + 2 * kTileBytes;
     const int warp = uniform(threadIdx.x / 32), lane = threadIdx.x % 32;
     const int head = blockIdx.y, first_row = blockIdx.x * kRows;
     const int tiles = (a.keys + kKeys - 1) / kKeys;
     const float* key_scales = a.key_scale + int64_t(head) * tiles;
-    const bool second = warp >= kWarps / 2;  // half of the block
 
-    // Stage n % 2 has pair n: the keys of tile n, and the values of the tile before.
-    const uint32_t my_row = unit(0, threadIdx.x / 8, threadIdx.x % 8);
-    const int64_t mine = int64_t(head) * tiles * kTileBytes + threadIdx.x * 16;
-    const uint8_t *key = a.key + mine, *value = a.value + mine;
-    auto copy_pair = [&](int pair) {
-        const uint32_t to = stages + pair % 2 * kStageBytes + my_row;
-        // Behind the last tile come keys that are multiplied for nothing: see below.
-        if (pair <= tiles) copy_image(to, key + int64_t(min(pair, tiles - 1)) * kTileBytes);
-        if (pair > 0 && pair <= tiles) copy_image(to + kTileBytes, value + int64_t(pair - 1) * kTileBytes);
+    // The first third copies tiles of K, the second one tiles of V; 16 bytes of every 16th row are a thread's.
+    const int third = warp / 4, thread = threadIdx.x % 128;
+    constexpr int kEvery = 128 / 8;
+    const uint8_t* from = (third == 0 ? a.key : a.value) + int64_t(head) * tiles * kTileBytes + thread * 16;
+    const uint32_t to = unit(third == 0 ? keys : values, thread / 8, thread % 8);
+    auto copy_tile = [&](int tile) {
+        if (third < 2 && tile < tiles) {
+#pragma unroll
+            for (int i = 0; i < 128 / kEvery; i++)
+                copy_async(to + tile % 2 * kTileBytes + i * kEvery * kRowBytes,
+                           from + int64_t(tile) * kTileBytes + i * kEvery * kRowBytes, true);
+        }
         copy_commit();
     };
 #pragma unroll
-    for (int i = 0; i < 128 * 8 / kThreads; i++) {
+    for (int i = 0; i < kRows * 8 / kThreads; i++) {
         const int row = threadIdx.x / 8 + i * (kThreads / 8);
         const bool there = first_row + row < a.rows;
         const int64_t at = (int64_t(there ? first_row + row : 0) * gridDim.y + head) * kHeadDim + threadIdx.x % 8 * 16;
         copy_async(unit(queries, row, threadIdx.x % 8), a.query + at, there);
     }
-    copy_pair(0);
-    // The second half, which has half a tile less time for each of its copies, is a pair ahead.
-    if (second) copy_pair(1);
+    copy_tile(0);
 
     // Accumulators 0, 1 of a product are columns 2 (lane % 4) and the next of row lane / 4; 2, 3 those of the row 8 below.
     const int row = first_row + warp * 16 + lane / 4;
@@ -231,30 +225,27 @@ __device__ __forceinline__ void run(const Arguments& a) {
             weight[r] = exp2_fast(exponent[r] - maximum[r]);
             sum[r] = fmaf(__int2float_rn(int(count[r])), weight[r], sum[r]);
         }
-        // All of P is made in this half's turn.
+        // All of P is made in this phase.
         hold_until_known(count[0] | count[1], queries);
     };
 
-    // The second half is one barrier behind: at each one, halves change places between products and P.
     copy_wait<0>();
     __syncthreads();
-    if (second) __syncthreads();
-    score(stages);
-    __syncthreads();
+    // Each third is a phase behind the one before.
+    for (int i = 0; i < third; i++) __syncthreads();
     for (int tile = 0; tile < tiles; tile++) {
-        // The first half copies what both read from the next barrier on; the second one what is read two barriers later, and
-        // can so: the first half has done with that stage's last pair, and so has it itself.
-        copy_pair(tile + 1 + second);
+        score(keys + tile % 2 * kTileBytes);
+        __syncthreads();
+        // All have done with the tile before the last: of K, where the first third is here, of V, where the second one is.
+        // What replaces it is first read two and three phases later.
+        copy_tile(tile + 1);
         soften(tile);
+        __syncthreads();
+        add(values + tile % 2 * kTileBytes);
         copy_wait<0>();
         __syncthreads();
-        // After the last tile, too, so that no branch parts what are to overlap.
-        const uint32_t stage = stages + (tile + 1) % 2 * kStageBytes;
-        add(stage + kTileBytes);
-        score(stage);
-        __syncthreads();
     }
-    if (!second) __syncthreads();
+    for (int i = third; i < 2; i++) __syncthreads();
 
 #pragma unroll
     for (int r = 0; r < 2; r++) {

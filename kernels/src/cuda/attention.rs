@@ -25,9 +25,10 @@ const EIGHT_BIT_KEYS: usize = 96;
 const EIGHT_BIT_SHARED: u32 = 24_576 + 4 * 12_288 + 4 * (12_288 + 768) + 192 * 136 * 4 + 8 * 17 + 1024;
 
 /// Of `attention_int8.cuh`: likewise (Q, two stages of a tile of K and one of V).
-const INT8_ROWS: usize = 128;
+const INT8_ROWS: usize = 192;
+const INT8_THREADS: u32 = 384;
 const INT8_KEYS: usize = 128;
-const INT8_SHARED: u32 = (1 + 2 * 2) * 128 * 128;
+const INT8_SHARED: u32 = 192 * 128 + 2 * 2 * 128 * 128;
 
 /// Rows of a block of `attention_quantize_query.cu`.
 const QUERY_ROWS: usize = 96;
@@ -358,7 +359,7 @@ impl Attention {
             let mut launch = stream.launch_builder(&self.eight_bit);
             launch.arg(&arguments);
             // SAFETY: the argument is that of the kernel's signature; the caller vouches for the memory.
-            unsafe { launch.launch(grid(rows.div_ceil(INT8_ROWS), heads, THREADS, INT8_SHARED))? };
+            unsafe { launch.launch(grid(rows.div_ceil(INT8_ROWS), heads, INT8_THREADS, INT8_SHARED))? };
             return Ok(());
         }
         let width = (heads * HEAD_DIM) as u64;

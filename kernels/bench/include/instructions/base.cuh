@@ -15,22 +15,19 @@ namespace gpu {
 #endif
 constexpr int kIssues = ISSUES;
 
-// Four sums that products without a purpose are added to in turns. They are registers of the whole kernel in PTX, whose names
-// rotate after each product; what that moves, ptxas renames.
+// Two sums that products without a purpose are added to in turns. They are registers of the whole kernel in PTX, whose names
+// change places after each product; what that moves, ptxas renames.
 __device__ __forceinline__ void padding_begin() {
-    asm volatile(".reg .b32 pad<16>; .reg .b32 swap<4>;");
+    asm volatile(".reg .b32 pad<8>; .reg .b32 swap<4>;");
     asm volatile(
         "mov.b32 pad0, 0; mov.b32 pad1, 0; mov.b32 pad2, 0; mov.b32 pad3, 0; mov.b32 pad4, 0; mov.b32 pad5, 0;"
-        "mov.b32 pad6, 0; mov.b32 pad7, 0; mov.b32 pad8, 0; mov.b32 pad9, 0; mov.b32 pad10, 0; mov.b32 pad11, 0;"
-        "mov.b32 pad12, 0; mov.b32 pad13, 0; mov.b32 pad14, 0; mov.b32 pad15, 0;");
+        "mov.b32 pad6, 0; mov.b32 pad7, 0;");
 }
 // Somebody has to look at the sums, or ptxas leaves the products out.
 __device__ __forceinline__ void padding_end() {
     asm volatile(
         "{ .reg .pred p; xor.b32 pad0, pad0, pad1; xor.b32 pad0, pad0, pad2; xor.b32 pad0, pad0, pad3;"
         "xor.b32 pad0, pad0, pad4; xor.b32 pad0, pad0, pad5; xor.b32 pad0, pad0, pad6; xor.b32 pad0, pad0, pad7;"
-        "xor.b32 pad0, pad0, pad8; xor.b32 pad0, pad0, pad9; xor.b32 pad0, pad0, pad10; xor.b32 pad0, pad0, pad11;"
-        "xor.b32 pad0, pad0, pad12; xor.b32 pad0, pad0, pad13; xor.b32 pad0, pad0, pad14; xor.b32 pad0, pad0, pad15;"
         "setp.eq.u32 p, pad0, 0x9e3779b9; @p trap; }");
 }
 __device__ __forceinline__ void pad(const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -39,14 +36,9 @@ __device__ __forceinline__ void pad(const uint32_t (&a)[4], uint32_t b0, uint32_
         asm volatile(
             "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {pad0, pad1, pad2, pad3}, {%0, %1, %2, %3}, {%4, %5}, "
             "{pad0, pad1, pad2, pad3};"
-#if SETS == 4
             "mov.b32 swap0, pad0; mov.b32 swap1, pad1; mov.b32 swap2, pad2; mov.b32 swap3, pad3;"
             "mov.b32 pad0, pad4; mov.b32 pad1, pad5; mov.b32 pad2, pad6; mov.b32 pad3, pad7;"
-            "mov.b32 pad4, pad8; mov.b32 pad5, pad9; mov.b32 pad6, pad10; mov.b32 pad7, pad11;"
-            "mov.b32 pad8, pad12; mov.b32 pad9, pad13; mov.b32 pad10, pad14; mov.b32 pad11, pad15;"
-            "mov.b32 pad12, swap0; mov.b32 pad13, swap1; mov.b32 pad14, swap2; mov.b32 pad15, swap3;"
-#endif
-            ::"r"(a[0]),
+            "mov.b32 pad4, swap0; mov.b32 pad5, swap1; mov.b32 pad6, swap2; mov.b32 pad7, swap3;" ::"r"(a[0]),
             "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
