@@ -73,6 +73,39 @@ __global__ void __launch_bounds__(256) peak(int rounds, uint32_t seed, int* neve
     end(clocks);
 }
 
+// Products by eight warps, and beside them `kRatio` multiply-adds for each product by four more: whether both can be issued
+// without one waiting for the other.
+template <int kRatio>
+__global__ void __launch_bounds__(384) beside(int rounds, uint32_t seed, int* never, Clocks* clocks) {
+    begin(clocks);
+    if (threadIdx.x < 256) {
+        int sum[8][4] = {};
+        const uint32_t a[4] = {seed + threadIdx.x, seed * 3, seed * 5, seed * 7};
+        for (int i = 0; i < rounds; i++)
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                const int c[4] = {sum[j][0], sum[j][1], sum[j][2], sum[j][3]};
+                gpu::multiply_s8(sum[j], a, seed * 11, seed * 13, c);
+            }
+        int all = 0;
+        for (auto& s : sum)
+            for (int x : s) all ^= x;
+        if (all == 0x12345678) *never = all;
+    } else {
+        float x[8];
+        for (int j = 0; j < 8; j++) x[j] = 1e-3f * float(threadIdx.x + j);
+        const float factor = 1e-9f * float(seed), summand = 1e-9f * float(threadIdx.x);
+        for (int i = 0; i < rounds; i++)
+#pragma unroll
+            for (int j = 0; j < 16 * kRatio; j++)
+                asm volatile("fma.rn.f32 %0, %0, %1, %2;" : "+f"(x[j % 8]) : "f"(factor), "f"(summand));
+        float all = 0;
+        for (float y : x) all += y;
+        if (all == 0.12345678f) *never = 1;
+    }
+    end(clocks);
+}
+
 void check(cudaError_t error) {
     if (error == cudaSuccess) return;
     std::fprintf(stderr, "padded: %s\n", cudaGetErrorString(error));
@@ -162,6 +195,12 @@ int main() {
     const int rounds = 4096;
     peak_clocks = measure([&] { peak<<<kMultiprocessors, 256>>>(rounds, 12345, never, clocks); }) / (2.0 * 8 * rounds);
     std::printf("a product, issued %d times, holds a scheduler for %.2f clocks\n", gpu::kIssues, peak_clocks);
+
+    const double both = 2.0 * 8 * rounds;
+    report("products and 2 multiply-adds each", both,
+           measure([&] { beside<2><<<kMultiprocessors, 384>>>(rounds, 12345, never, clocks); }));
+    report("products and 5 multiply-adds each", both,
+           measure([&] { beside<5><<<kMultiprocessors, 384>>>(rounds, 12345, never, clocks); }));
 
     // Whole waves of blocks on 132 multiprocessors.
     const int heads = 40, rows = 33 * 192, keys = 8192, width = heads * 128;

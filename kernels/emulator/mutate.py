@@ -235,31 +235,27 @@ MUTATIONS = [
     ("int8 attention: no barrier after the first copies", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
      """    copy_wait<0>();
     __syncthreads();
-    if (second) __syncthreads();""",
+""",
      """    copy_wait<0>();
-    if (second) __syncthreads();"""),
-    ("int8 attention: no wait for a pair", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
+"""),
+    ("int8 attention: no wait for a tile", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
      """        copy_wait<0>();
-        __syncthreads();
-        // After""",
-     """        __syncthreads();
-        // After"""),
+        meet();""",
+     "        meet();"),
+    ("int8 attention: no barrier after P V", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
+     """        copy_wait<0>();
+        meet();""",
+     "        copy_wait<0>();"),
     ("int8 attention: no barrier after P", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
-     """        copy_wait<0>();
-        __syncthreads();
-        // After""",
-     """        copy_wait<0>();
-        // After"""),
-    ("int8 attention: no barrier after the products", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
-     """        score(stage);
-        __syncthreads();""",
-     "        score(stage);"),
-    ("int8 attention: the second half copies what the first does", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
-     "copy_pair(tile + 1 + second);",
-     "copy_pair(tile + 1);"),
-    ("int8 attention: the first half copies ahead", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
-     "copy_pair(tile + 1 + second);",
-     "copy_pair(tile + 2);"),
+     """        soften(tile);
+        meet();""",
+     "        soften(tile);"),
+    ("int8 attention: copies before the barrier", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
+     "        score(keys + tile % 2 * kTileBytes);\n",
+     "        copy_tile(tile + 1);\n        score(keys + tile % 2 * kTileBytes);\n"),
+    ("int8 attention: all thirds at once", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
+     "    for (int i = 0; i < third; i++) meet();\n",
+     ""),
     ("int8 attention: a key too many", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
      "8 * n + j % 2 >= there",
      "8 * n + j % 2 > there"),

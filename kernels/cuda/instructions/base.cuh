@@ -158,6 +158,14 @@ __device__ __forceinline__ void multiply_u8(int* d, const uint32_t (&a)[4], uint
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
 }
 
+// Named barriers of a block: `threads` counts those that wait and those that only arrive.
+__device__ __forceinline__ void named_sync(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void named_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // Holds back what follows, a barrier say, until `x` is known, which is never 2^32 - 1: a store that never happens wants it.
 // Compilers otherwise move arithmetic behind barriers, towards its use.
 __device__ __forceinline__ void hold_until_known(uint32_t x, uint32_t address) {

@@ -231,21 +231,22 @@ __device__ __forceinline__ void run(const Arguments& a) {
 
     copy_wait<0>();
     __syncthreads();
-    // Each third is a phase behind the one before.
-    for (int i = 0; i < third; i++) __syncthreads();
+    // Each third is a phase behind the one before, so that they meet at different places of this loop.
+    auto meet = [] { named_sync(1, kThreads); };
+    for (int i = 0; i < third; i++) meet();
     for (int tile = 0; tile < tiles; tile++) {
         score(keys + tile % 2 * kTileBytes);
-        __syncthreads();
+        meet();
         // All have done with the tile before the last: of K, where the first third is here, of V, where the second one is.
         // What replaces it is first read two and three phases later.
         copy_tile(tile + 1);
         soften(tile);
-        __syncthreads();
+        meet();
         add(values + tile % 2 * kTileBytes);
         copy_wait<0>();
-        __syncthreads();
+        meet();
     }
-    for (int i = third; i < 2; i++) __syncthreads();
+    for (int i = third; i < 2; i++) meet();
 
 #pragma unroll
     for (int r = 0; r < 2; r++) {

@@ -74,6 +74,8 @@ inline void multiply_u8(int* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1
     emulator::multiply_integers(false, d, a, b0, b1, c);
 }
 
+inline void named_sync(int id, int threads) { emulator::block_barrier(id, threads, true); }
+inline void named_arrive(int id, int threads) { emulator::block_barrier(id, threads, false); }
 inline void hold_until_known(uint32_t, uint32_t) {}
 
 inline uint32_t gather_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
