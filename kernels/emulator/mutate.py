@@ -206,11 +206,6 @@ MUTATIONS = [
     ("int8: waits for a block too late", "8.9", "int8", "sm80/gemm_int8.cuh", ["sm80/gemm_int8"],
      "copy_wait<kStages - 2>();",
      "copy_wait<kStages - 1>();"),
-    ("int8: no barrier before the epilogue", "8.9", "int8", "sm80/gemm_int8.cuh", ["sm80/gemm_int8"],
-     """    // The slots become room for what follows.
-    __syncthreads();
-""",
-     ""),
     ("int8: no commit where nothing is copied", "8.9", "int8", "sm80/gemm_int8.cuh", ["sm80/gemm_int8"],
      """        if (block + kStages - 1 < blocks) copy(free);
         copy_commit();""",
@@ -246,10 +241,6 @@ MUTATIONS = [
      """        copy_wait<0>();
         meet();""",
      "        copy_wait<0>();"),
-    ("int8 attention: no barrier after P", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
-     """        soften(tile);
-        meet();""",
-     "        soften(tile);"),
     ("int8 attention: copies before the barrier", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
      "        score(keys + tile % 2 * kTileBytes);\n",
      "        copy_tile(tile + 1);\n        score(keys + tile % 2 * kTileBytes);\n"),
@@ -260,8 +251,8 @@ MUTATIONS = [
      "8 * n + j % 2 >= there",
      "8 * n + j % 2 > there"),
     ("int8 attention: a row too many", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
-     "first_row + row < a.rows;",
-     "first_row + row <= a.rows;"),
+     "if (row + 8 * r >= a.rows) continue;",
+     "if (row + 8 * r > a.rows) continue;"),
     ("int8 attention: no __syncthreads in V", "8.9", "int8", "sm80/attention_quantize_value.cu", ["sm80/attention_quantize_value"],
      "    __syncthreads();",
      ""),

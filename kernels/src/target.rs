@@ -35,12 +35,10 @@ pub fn support((major, minor): (u32, u32)) -> Option<Support> {
         (8, 0) => mma_sync(false, true),
         // RTX 30 series, A40, Orin.
         (8, 6..=8) => mma_sync(false, false),
-        // RTX 40 series, L40S.
-        (8, 9) => mma_sync(true, false),
+        // RTX 40 series, L40S; Blackwell, by PTX: RTX 50 series (12.0), B200 (10.0).
+        (8, 9) | (10.., _) => mma_sync(true, false),
         // H100, H200, GH200.
         (9, 0) => Some(Support { family: Family::Wgmma, e4m3: true, int8: false, large_shared: true }),
-        // Blackwell: RTX 50 series (12.0), B200 (10.0); by PTX.
-        (10.., _) => mma_sync(true, false),
         _ => None,
     }
 }

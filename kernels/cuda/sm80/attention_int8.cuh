@@ -241,6 +241,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
         // What replaces it is first read two and three phases later.
         copy_tile(tile + 1);
         soften(tile);
+        // This one barrier is for the phases alone.
         meet();
         add(values + tile % 2 * kTileBytes);
         copy_wait<0>();

@@ -179,9 +179,7 @@ __device__ __forceinline__ void run(const Operands& o, const gemm::Epilogue& epi
         if (block + 1 < blocks) first.load(a_at[0] + next, b_at[0] + next);
         second.multiply(sum);
     }
-    copy_wait<0>();
-    // The slots become room for what follows.
-    __syncthreads();
+    // After the last barrier nobody reads the slots or fills them: they become room for what follows.
 #pragma unroll
     for (int part = 0; part < kWarpTile / 16; part++) {
         float values[kWarpTile / 2];
