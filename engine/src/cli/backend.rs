@@ -45,9 +45,8 @@ pub fn setup(profile: Option<&Profile>) -> Setup {
 pub fn kernels() -> Kernels {
     #[cfg(feature = "cuda")]
     {
-        let target =
-            |capability, eight_bit_attention| Target { capability, exact: true, eight_bit_attention };
-        let native = vec![target((8, 9), false), target((9, 0), true)];
+        let target = |capability| Target { capability, exact: true, eight_bit_attention: true };
+        let native = vec![target((8, 9)), target((9, 0))];
         Kernels { native, ptx: Some((8, 9)), driver: Some(OLDEST_DRIVER), offload: false }
     }
     #[cfg(not(feature = "cuda"))]

@@ -1,4 +1,4 @@
-// What follows a product: scales, bias, activation, gate, residual, conversion. See sm90/gemm.cuh and sm89/product.cuh.
+// What follows a product: scales, bias, activation, gate, residual, conversion. See sm90/gemm.cuh and sm80/product.cuh.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -69,7 +69,7 @@ impl Gpu {
     ) -> Result<()> {
         let (k, v) = (self.rows(set.k, Element::Bf16)?, self.rows(set.v, Element::Bf16)?);
         let (q, k, v, y) = (q.rows(), k.rows(), v.rows(), y.rows());
-        if a.kind == AttentionKind::EightBit && self.attention.has_8bit() {
+        if a.kind == AttentionKind::EightBit {
             let layout = Attention8bitLayout::new(q.rows, k.rows, a.heads);
             let piece = self.work.take(layout.bytes())?;
             let workspace = kernel(layout.at(piece.address))?;

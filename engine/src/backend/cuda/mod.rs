@@ -34,9 +34,9 @@ use animd_kernels::cuda::{
 };
 
 use super::{Backend, Keeping};
-use crate::Result;
 use crate::plan::{self, Setup};
-use crate::profile::{AttentionKind, Place, Profile, Residency};
+use crate::profile::{Place, Profile, Residency};
+use crate::{Error, Result};
 
 use error::{device, kernel};
 use gpu::Gpu;
@@ -95,6 +95,13 @@ impl Cuda {
     /// [`crate::Error::Memory`] if it has too little memory.
     pub fn open(ordinal: usize, options: &Options, weights: usize, work: usize) -> Result<Self> {
         let context = kernel(cuda::open(ordinal))?;
+        let (major, minor) = context.compute_capability().map_err(device)?;
+        if !animd_kernels::support((major as u32, minor as u32)).is_some_and(|support| support.e4m3) {
+            let name = context.name().map_err(device)?;
+            return Err(Error::Device(format!(
+                "the GPU `{name}` (compute capability {major}.{minor}) is not supported: for now the engine needs 8.9 (Ada) or newer"
+            )));
+        }
         let stream = context.new_stream().map_err(device)?;
         let poison = options.poison.then(|| stream.clone());
         let arena = |purpose, step| Arena::new(&context, purpose, [step, options.leave], poison.clone());
@@ -151,18 +158,8 @@ impl Backend for Cuda {
                 tracing::warn!("`{name}` stays on the GPU, though the profile says otherwise");
             }
         }
-        let eight_bit = wanted.attention == AttentionKind::EightBit;
-        if eight_bit && !self.gpu.attention.has_8bit() {
-            tracing::warn!(
-                "attention is exact, not in 8 bits, which this GPU has no kernels for: it is slower than planned"
-            );
-        }
-        let attention = match eight_bit && self.gpu.attention.has_8bit() {
-            true => AttentionKind::EightBit,
-            false => AttentionKind::Exact,
-        };
         let [dit, text, clip, vae] = [Place::Device; 4];
-        Setup { attention, residency: Residency { dit, text, clip, vae }, reserve: 0, ..*wanted }
+        Setup { residency: Residency { dit, text, clip, vae }, reserve: 0, ..*wanted }
     }
 
     fn loader(&self, keeping: Keeping) -> Loader {

@@ -9,8 +9,8 @@ use crate::backend::{Backend, Keeping};
 use crate::model::dit::{Blocks, Dit, Inputs};
 use crate::profile::{AttentionKind, Weights};
 use crate::progress::Quiet;
-use crate::synth::{self, Size, Source};
-use crate::weights::{Component, HostTensor, Matrix, WeightSource};
+use crate::synth::{Size, Source};
+use crate::weights::{Component, DType, HostTensor, Matrix, WeightSource};
 
 /// Frames, height and width of the latent: 528 tokens.
 const LATENT: [usize; 3] = [4, 22, 24];
@@ -18,7 +18,9 @@ const LATENT: [usize; 3] = [4, 22, 24];
 const LONG_CONTEXT: usize = 520;
 
 fn source() -> Source {
-    Source::new(Size::Tiny, synth::Precision::Bf16, Component::Dit, 1)
+    let recipe = Size::Tiny.recipe();
+    let dit = recipe.networks().find(|part| part.component() == Component::Dit).unwrap();
+    Source::new(&dit, DType::Bf16, 1)
 }
 
 /// The same model, but without preferences: its queries are zeros, so that self-attention is the mean over all tokens.
@@ -45,12 +47,12 @@ fn velocity<B: Backend>(
     weights: &dyn WeightSource,
     attention: AttentionKind,
 ) -> Vec<f32> {
-    let config = Size::Tiny.dims().dit;
+    let config = Size::Tiny.recipe().experts.remove(0).network.config;
     let dit = Dit::load(&b.loader(keeping), weights, &config).unwrap();
     let [t, h, w] = LATENT;
     let upload = |shape: &[usize], seed| b.upload(&noise(shape.iter().product(), seed), shape).unwrap();
     let (x, y) = (&upload(&[16, t, h, w], 1), &upload(&[20, t, h, w], 2));
-    let (text, image) = (upload(&[60, config.text_dim], 3), upload(&[257, config.image_dim], 4));
+    let (text, image) = (upload(&[60, config.text_dim], 3), upload(&[257, config.image_dim.unwrap()], 4));
     let context = &dit.context(b, &text, &image).unwrap();
     let (time, grid) = (&dit.time(b, 500.0).unwrap(), &dit.grid(b, t, h, w).unwrap());
     let inputs = Inputs { x, y, time, context, grid, attention };
