@@ -18,22 +18,31 @@ use std::time::SystemTime;
 #[path = "emulator/build.rs"]
 mod emulator;
 
-/// The folders of kernels, and what nvcc builds each for. `wgmma` exists for `sm_90a` alone, which is compatible with no
-/// other card: there is no PTX of it for newer ones. They run the PTX of compute capability 8.9.
+/// The folders of kernels, and what nvcc builds each for, as `-gencode` names it. `src/target.rs` says which card runs what.
+///
+/// `wgmma` exists for `sm_90a` alone, which is compatible with no other card: there is no PTX of it for newer ones. They run
+/// the PTX of older ones.
 const FOLDERS: &[(&str, &[&str])] = &[
     (
         "any",
         &[
-            "-gencode",
-            "arch=compute_90,code=sm_90",
-            "-gencode",
+            "arch=compute_80,code=sm_80",
             "arch=compute_89,code=sm_89",
-            "-gencode",
+            "arch=compute_90,code=sm_90",
             "arch=compute_89,code=compute_89",
         ],
     ),
-    ("sm89", &["-gencode", "arch=compute_89,code=sm_89", "-gencode", "arch=compute_89,code=compute_89"]),
-    ("sm90", &["-gencode", "arch=compute_90a,code=sm_90a"]),
+    (
+        "sm80",
+        &[
+            "arch=compute_80,code=sm_80",
+            "arch=compute_86,code=sm_86",
+            "arch=compute_89,code=sm_89",
+            "arch=compute_80,code=compute_80",
+        ],
+    ),
+    ("sm89", &["arch=compute_89,code=sm_89", "arch=compute_89,code=compute_89"]),
+    ("sm90", &["arch=compute_90a,code=sm_90a"]),
 ];
 
 const MISSING: &str = "the feature `cuda` of animd-kernels needs nvcc 12.4 or newer: run `packaging/cuda-toolchain.sh`, \
@@ -154,7 +163,7 @@ fn compile(nvcc: &Path, source: &Path, fatbin: &Path, targets: &[&str]) -> Resul
     let partial = fatbin.with_extension("part");
     let output = Command::new(nvcc)
         .args(["-std=c++17", "-O3", "-I", "cuda", "-fatbin"])
-        .args(targets)
+        .args(targets.iter().flat_map(|target| ["-gencode", target]))
         .arg("-o")
         .arg(&partial)
         .arg(source)

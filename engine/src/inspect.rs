@@ -5,11 +5,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use animd_protocol::recipe::{Component, Part, Recipe, Sizes};
 use serde::Serialize;
 
-use animd_protocol::recipe::{Component, Part, Recipe, Sizes};
-
-use crate::weights::{Layout, Summary};
+use crate::weights::Summary;
 
 /// A model folder.
 #[derive(Clone, Debug, Serialize)]
@@ -86,14 +85,6 @@ fn model(released: &Recipe, parts: &[Summary]) -> String {
     }
 }
 
-fn layout_name(layout: Layout) -> &'static str {
-    match layout {
-        Layout::Official => "official",
-        Layout::Lightx2vFp8 => "LightX2V fp8",
-        Layout::ComfyFp8 => "ComfyUI fp8_scaled",
-    }
-}
-
 /// A count with its thousands apart: `16 394 878 784`.
 fn grouped(n: u64) -> String {
     let digits = n.to_string();
@@ -126,7 +117,7 @@ impl fmt::Display for Inspection {
             writeln!(f, "\n{}: {state}", part.component.title())?;
             if let Some(layout) = part.layout {
                 let (tensors, parameters) = (part.tensors, grouped(part.parameters));
-                let (layout, bytes) = (layout_name(layout), in_units(part.bytes));
+                let (layout, bytes) = (layout.title(), in_units(part.bytes));
                 writeln!(f, "  {layout} layout, {tensors} tensors, {parameters} parameters, {bytes}")?;
                 let types: Vec<_> =
                     part.dtypes.iter().map(|(name, n)| format!("{name} {}", grouped(*n))).collect();
@@ -160,6 +151,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::weights::Layout;
 
     fn fixture(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-a").join(name)
@@ -175,7 +167,7 @@ mod tests {
         assert!(inspection.usable, "{inspection}");
         assert_eq!(inspection.model, "Wan2.1 image-to-video, 3 blocks of width 256");
         let dit = get(&inspection, Component::Dit);
-        assert_eq!((dit.layout, dit.tensors), (Some(Layout::Official), 119));
+        assert_eq!((dit.layout.map(Layout::name), dit.tensors), (Some("official"), 119));
         assert_eq!(dit.dtypes.values().sum::<u64>(), dit.parameters);
         assert_eq!(dit.dtypes.keys().map(String::as_str).collect::<Vec<_>>(), ["BF16", "F32"]);
         let text = inspection.to_string();
@@ -186,11 +178,11 @@ mod tests {
 
     #[test]
     fn a_folder_with_a_dit_alone_is_described() {
-        for (folder, layout) in [("lightx2v_fp8", Layout::Lightx2vFp8), ("comfy_fp8", Layout::ComfyFp8)] {
+        for (folder, layout) in [("lightx2v_fp8", "lightx2v-fp8"), ("comfy_fp8", "comfy-fp8")] {
             let inspection = inspect(&fixture(folder));
             let dit = get(&inspection, Component::Dit);
             assert!(dit.usable && !inspection.usable);
-            assert_eq!((dit.layout, dit.tensors), (Some(layout), 119));
+            assert_eq!((dit.layout.map(Layout::name), dit.tensors), (Some(layout), 119));
             assert!(dit.dtypes.contains_key("F8_E4M3"));
             assert!(get(&inspection, Component::Vae).problems[0].contains("Wan2.1_VAE.pth"));
             assert!(inspection.to_string().ends_with("not usable as it is"));

@@ -21,6 +21,6 @@ pub mod text;
 pub mod video;
 pub mod weights;
 
-// Where these were before they became a crate of their own.
-pub use animd_protocol::{dims, messages as protocol, plan, recipe, request, step_cache};
+// Backends and weights still look for these here.
+pub use animd_protocol::{dims, plan, recipe, request};
 pub use error::{Error, Result};

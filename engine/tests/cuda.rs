@@ -69,7 +69,9 @@ fn a_selftest_tells_each_operation() -> Result<(), Box<dyn std::error::Error>> {
     let output = selftest(&["moves", "norms"]);
     let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{text}{errors}");
-    for operation in ["narrow", "concat", "combine", "patchify", "layer norm", "norm to 8-bit product"] {
+    for operation in
+        ["slice", "concat", "linear combination", "patchify", "layer norm", "norm to 8-bit product"]
+    {
         assert!(text.contains(operation), "no {operation} in {text}");
     }
     assert!(!text.contains("convolution") && !text.contains("WRONG"), "{text}");

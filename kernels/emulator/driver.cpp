@@ -89,7 +89,8 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
         case 16: *value = number("ANIMD_EMULATOR_MULTIPROCESSORS", 4); break;
         case 75: *value = major; break;
         case 76: *value = minor; break;
-        case 97: *value = major == 9 ? 232448 : 101376; break;  // shared memory of a block that asks for more
+        // Shared memory of a block that asks for more.
+        case 97: *value = major == 9 ? 232448 : major == 8 && minor == 0 ? 166912 : 101376; break;
         default: *value = 0;
     }
     return kSuccess;

@@ -68,6 +68,8 @@ void mma_wait(int pending);
 void load_matrices(uint32_t* x, uint32_t from, bool transposed);
 // d (16 x 8) += a * b by a warp.
 void multiply(Kind kind, float* d, const uint32_t* a, uint32_t b0, uint32_t b1);
+// d (16 x 8) = a * b + c by a warp; a has s8 or u8, b s8.
+void multiply_integers(bool is_signed, int* d, const uint32_t* a, uint32_t b0, uint32_t b1, const int* c);
 
 float from_e4m3(uint8_t code);
 uint8_t to_e4m3(float x);  // to the nearest, to even in the middle; beyond 448 to 448

@@ -133,7 +133,7 @@ MUTATIONS = [
     ("8-bit: no fence of barriers", "9.0", "attention", "sm90/attention_8bit.cu", ["sm90/attention_8bit"],
      "        barrier_init_fence();",
      ""),
-    ("8-bit: no __syncthreads in K", "9.0", "attention", "sm90/attention_quantize_key.cu", ["sm90/attention_quantize_key"],
+    ("8-bit: no __syncthreads in K", "9.0", "attention", "any/attention_quantize_key.cu", ["any/attention_quantize_key"],
      "    __syncthreads();",
      ""),
     ("8-bit: no __syncthreads in V", "9.0", "attention", "sm90/attention_quantize_value.cu", ["sm90/attention_quantize_value"],
@@ -171,20 +171,20 @@ MUTATIONS = [
     ("conv: part too late", "9.0", "convolutions", "any/conv_walk.cuh", ["sm90/conv_96", "sm90/conv_192", "sm90/conv_16"],
      "frame >= g.starts[part + 1]",
      "frame > g.starts[part + 1]"),
-    ("Ada: no barrier before a slot is filled again", "8.9", "products", "sm89/product.cuh", ["sm89/gemm_bf16"],
+    ("Ada: no barrier before a slot is filled again", "8.9", "products", "sm80/product.cuh", ["sm80/gemm_bf16"],
      """        // Now everybody's copies are there, and everybody has done with the slot of the block before.
         __syncthreads();
 """,
      ""),
-    ("Ada: waits for a block too late", "8.9", "products", "sm89/product.cuh", ["sm89/gemm_bf16"],
+    ("Ada: waits for a block too late", "8.9", "products", "sm80/product.cuh", ["sm80/gemm_bf16"],
      "copy_wait<Shape::kStages - 2>();",
      "copy_wait<Shape::kStages - 1>();"),
-    ("Ada: no barrier before the epilogue", "8.9", "products", "sm89/product.cuh", ["sm89/gemm_bf16"],
+    ("Ada: no barrier before the epilogue", "8.9", "products", "sm80/product.cuh", ["sm80/gemm_bf16"],
      """    // The slots become room for what follows.
     __syncthreads();
 """,
      ""),
-    ("Ada: no commit where nothing is copied", "8.9", "products", "sm89/product.cuh", ["sm89/gemm_bf16"],
+    ("Ada: no commit where nothing is copied", "8.9", "products", "sm80/product.cuh", ["sm80/gemm_bf16"],
      """            problem.next(ahead);
         }
         copy_commit();
@@ -193,12 +193,75 @@ MUTATIONS = [
             copy_commit();
         }
         const"""),
-    ("Ada: a row too many", "8.9", "products", "sm89/gemm.cuh", ["sm89/gemm_bf16"],
+    ("Ada: a row too many", "8.9", "products", "sm80/gemm.cuh", ["sm80/gemm_bf16"],
      "place.row + row < o.rows &&",
      "place.row + row <= o.rows &&"),
-    ("Ada: a pixel beyond the frame", "8.9", "convolutions", "sm89/conv.cuh", ["sm89/conv_16", "sm89/conv_96", "sm89/conv_192"],
+    ("Ada: a pixel beyond the frame", "8.9", "convolutions", "sm80/conv.cuh", ["sm80/conv_16", "sm80/conv_96", "sm80/conv_192"],
      "x >= input.width",
      "x > input.width"),
+    ("int8: no barrier before a slot is filled again", "8.9", "int8", "sm80/gemm_int8.cuh", ["sm80/gemm_int8"],
+     """        copy_wait<kStages - 2>();
+        __syncthreads();""",
+     "        copy_wait<kStages - 2>();"),
+    ("int8: waits for a block too late", "8.9", "int8", "sm80/gemm_int8.cuh", ["sm80/gemm_int8"],
+     "copy_wait<kStages - 2>();",
+     "copy_wait<kStages - 1>();"),
+    ("int8: no commit where nothing is copied", "8.9", "int8", "sm80/gemm_int8.cuh", ["sm80/gemm_int8"],
+     """        if (block + kStages - 1 < blocks) copy(free);
+        copy_commit();""",
+     """        if (block + kStages - 1 < blocks) {
+            copy(free);
+            copy_commit();
+        }"""),
+    ("int8: next operands before the barrier", "8.9", "int8", "sm80/gemm_int8.cuh", ["sm80/gemm_int8"],
+     """        meet();
+        if (block + 1 < blocks) first.load(a_at[0] + next, b_at[0] + next);""",
+     """        if (block + 1 < blocks) first.load(a_at[0] + next, b_at[0] + next);
+        meet();"""),
+    ("int8: fills the slot in use", "8.9", "int8", "sm80/gemm_int8.cuh", ["sm80/gemm_int8"],
+     "const int free = stage == 0 ? kStages - 1 : stage - 1;",
+     "const int free = stage;"),
+    ("int8: a row too many", "8.9", "int8", "sm80/gemm_int8.cuh", ["sm80/gemm_int8"],
+     "i * kEvery < rows",
+     "i * kEvery <= rows"),
+    ("int8: beyond a row's end", "8.9", "int8", "sm80/gemm_int8.cuh", ["sm80/gemm_int8"],
+     "left > 0;",
+     "left >= 0;"),
+    ("int8 attention: no barrier after the first copies", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
+     """    copy_wait<0>();
+    __syncthreads();
+""",
+     """    copy_wait<0>();
+"""),
+    ("int8 attention: no wait for a tile", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
+     """        copy_wait<0>();
+        meet();""",
+     "        meet();"),
+    ("int8 attention: no barrier after P V", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
+     """        copy_wait<0>();
+        meet();""",
+     "        copy_wait<0>();"),
+    ("int8 attention: copies before the barrier", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
+     "        score(keys + tile % 2 * kTileBytes);\n",
+     "        copy_tile(tile + 1);\n        score(keys + tile % 2 * kTileBytes);\n"),
+    ("int8 attention: all thirds at once", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
+     "    for (int i = 0; i < third; i++) meet();\n",
+     ""),
+    ("int8 attention: a key too many", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
+     "8 * n + j % 2 >= there",
+     "8 * n + j % 2 > there"),
+    ("int8 attention: a row too many", "8.9", "int8", "sm80/attention_int8.cuh", ["sm80/attention_int8"],
+     "if (row + 8 * r >= a.rows) continue;",
+     "if (row + 8 * r > a.rows) continue;"),
+    ("int8 attention: no __syncthreads in V", "8.9", "int8", "sm80/attention_quantize_value.cu", ["sm80/attention_quantize_value"],
+     "    __syncthreads();",
+     ""),
+    ("int8 rows: no __syncthreads", "8.9", "int8", "any/rows.cuh", ["any/quantize_rows"],
+     "    __syncthreads();",
+     ""),
+    ("int8 rows: another digit", "8.9", "int8", "any/rows.cuh", ["any/quantize_rows"],
+     "rotate_lanes<8>(p)",
+     "rotate_lanes<4>(p)"),
 ]
 
 HOME = Path(__file__).resolve().parent.parent

@@ -391,6 +391,42 @@ struct Operands {
     uint32_t b[2];
 };
 
+struct IntegerOperands {
+    int* d;
+    const uint32_t* a;
+    uint32_t b[2];
+    const int* c;
+};
+
+template <bool kSigned>
+void multiply_all_integers(void* const* all, unsigned) {
+    constexpr int kDepth = 32;
+    int a[16][kDepth], b[kDepth][8], d[16][8] = {};
+    for (int lane = 0; lane < 32; lane++) {
+        const auto& operands = *static_cast<IntegerOperands*>(all[lane]);
+        const int row = lane / 4, k = lane % 4 * 4;
+        for (int i = 0; i < 4; i++) {
+            for (int part = 0; part < 4; part++) {
+                const uint8_t byte = uint8_t(operands.a[part] >> (8 * i));
+                a[row + part % 2 * 8][k + part / 2 * 16 + i] = kSigned ? int8_t(byte) : int(byte);
+            }
+            for (int half = 0; half < 2; half++) b[k + half * 16 + i][row] = int8_t(operands.b[half] >> (8 * i));
+        }
+    }
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < kDepth; k++)
+            for (int c = 0; c < 8; c++) d[row][c] += a[row][k] * b[k][c];
+    // Registers of the sum may be those of the summand.
+    for (int lane = 0; lane < 32; lane++) {
+        const auto& operands = *static_cast<IntegerOperands*>(all[lane]);
+        for (int i = 0; i < 4; i++) {
+            const int64_t sum = int64_t(operands.c[i]) + d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+            if (sum != int32_t(sum)) fail("a sum of integers leaves 32 bits");
+            operands.d[i] = int32_t(sum);
+        }
+    }
+}
+
 template <bool kBf16>
 void multiply_all(void* const* all, unsigned) {
     constexpr int kDepth = kBf16 ? 16 : 32, kFour = kDepth / 8;  // elements of 4 bytes
@@ -429,6 +465,14 @@ void multiply(Kind kind, float* d, const uint32_t* a, uint32_t b0, uint32_t b1) 
         meet("mma.sync of bf16", 0xffffffffu, &mine, multiply_all<true>);
     else
         meet("mma.sync of e4m3", 0xffffffffu, &mine, multiply_all<false>);
+}
+
+void multiply_integers(bool is_signed, int* d, const uint32_t* a, uint32_t b0, uint32_t b1, const int* c) {
+    IntegerOperands mine{d, a, {b0, b1}, c};
+    if (is_signed)
+        meet("mma.sync of s8", 0xffffffffu, &mine, multiply_all_integers<true>);
+    else
+        meet("mma.sync of u8", 0xffffffffu, &mine, multiply_all_integers<false>);
 }
 
 }  // namespace emulator

@@ -1,9 +1,10 @@
 //! CUDA kernels and their launchers. Knows nothing of models.
 //!
-//! The kernels are CUDA C++ under `cuda/`, architecture first: `sm90` for Hopper, `sm89` for Ada and what is newer, `any` for
-//! what needs nothing of either. With the feature `cuda` they are compiled and embedded,
+//! The kernels are CUDA C++ under `cuda/`, architecture first: `sm90` for Hopper, `sm80` for Ampere, Ada and what is newer
+//! than Hopper, `sm89` for what Ampere has not, `any` for what needs nothing of them. With the feature `cuda` they are compiled and embedded,
 //! and [`cuda`] launches them through the driver's library, which is opened at run time: a program with this feature
-//! starts on a machine without a driver, too. Without the feature only [`target_for`] is here.
+//! starts on a machine without a driver, too. Without the feature only [`support`] and a few
+//! names are here.
 //!
 //! With the feature `emulator` the kernels are compiled for the CPU instead, to be tested without a GPU.
 //!
@@ -12,5 +13,7 @@
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod target;
+mod vocabulary;
 
-pub use target::{Target, target_for};
+pub use target::{Family, Support, support};
+pub use vocabulary::{Activation, Spatial, Time};

@@ -1,21 +1,44 @@
-//! Which embedded code serves which card.
+//! Which embedded kernels serve which card: [`support`] is the one table that says so. Launchers read it and refuse what it
+//! does not offer; none of them falls back to another kernel on its own.
 
-/// Code for one kind of card that a program with the feature `cuda` carries.
+/// What the main kernels of a card are written with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Target {
-    /// Machine code of `sm_89` for Ada: RTX 4090, L40S; and PTX, which the driver compiles for what is newer.
-    Sm89,
-    /// Machine code of `sm_90a` for Hopper: H100, H200, GH200.
-    Sm90a,
+pub enum Family {
+    /// `mma.sync` and `cp.async`: the folder `sm80`, and `sm89` for e4m3.
+    MmaSync,
+    /// `wgmma` and the bulk tensor copy engine: the folder `sm90`.
+    Wgmma,
 }
 
-/// The code that serves a card of this compute capability (major, minor); `None` if no kernel here runs on it.
+/// What a card is offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Support {
+    /// Matrix products in bf16, convolutions, and attention: `Wgmma` has 8-bit attention with e4m3 P V, `MmaSync` with int8.
+    pub family: Family,
+    /// Matrix products in e4m3, and rows written as e4m3.
+    pub e4m3: bool,
+    /// Matrix products in int8.
+    pub int8: bool,
+    /// Whether a block may have 163 KiB of shared memory; the others have 99.
+    pub large_shared: bool,
+}
+
+/// What serves a card of this compute capability (major, minor); `None` if no kernel here runs on it.
 ///
-/// `sm_90a` runs on 9.0 alone: architecture-specific code is compatible with neither newer nor older cards.
-pub fn target_for(compute_capability: (u32, u32)) -> Option<Target> {
-    match compute_capability {
-        (9, 0) => Some(Target::Sm90a),
-        (8, 9) | (10.., _) => Some(Target::Sm89),
+/// The folder `any` has machine code for 8.0, 8.9 and 9.0, `sm80` for 8.0, 8.6 and 8.9, `sm89` for 8.9, each with PTX that the
+/// driver compiles for what is newer. Machine code runs on later minor versions of its major version, but `sm_90a` on 9.0 alone.
+pub fn support((major, minor): (u32, u32)) -> Option<Support> {
+    let mma_sync =
+        |e4m3, large_shared| Some(Support { family: Family::MmaSync, e4m3, int8: true, large_shared });
+    match (major, minor) {
+        // A100.
+        (8, 0) => mma_sync(false, true),
+        // RTX 30 series, A40, Orin.
+        (8, 6..=8) => mma_sync(false, false),
+        // RTX 40 series, L40S; Blackwell, by PTX: RTX 50 series (12.0), B200 (10.0).
+        (8, 9) | (10.., _) => mma_sync(true, false),
+        // H100, H200, GH200.
+        (9, 0) => Some(Support { family: Family::Wgmma, e4m3: true, int8: false, large_shared: true }),
         _ => None,
     }
 }
@@ -26,31 +49,17 @@ mod tests {
 
     #[test]
     fn every_compute_capability() {
-        let cards = [
-            ((7, 0), None),
-            ((7, 2), None),
-            ((7, 5), None),
-            ((8, 0), None),
-            ((8, 6), None),
-            ((8, 7), None),
-            ((8, 8), None),
-            ((8, 9), Some(Target::Sm89)),
-            ((9, 0), Some(Target::Sm90a)),
-            ((10, 0), Some(Target::Sm89)),
-            ((10, 3), Some(Target::Sm89)),
-            ((11, 0), Some(Target::Sm89)),
-            ((12, 0), Some(Target::Sm89)),
-            ((12, 1), Some(Target::Sm89)),
-        ];
-        for (capability, target) in cards {
-            assert_eq!(target_for(capability), target, "{capability:?}");
-        }
         for major in 0..=20 {
             for minor in 0..=9 {
-                if !cards.iter().any(|(capability, _)| *capability == (major, minor)) {
-                    let wanted = (major >= 10).then_some(Target::Sm89);
-                    assert_eq!(target_for((major, minor)), wanted, "{major}.{minor}");
-                }
+                let support = support((major, minor));
+                let known = matches!((major, minor), (8, 0 | 6..=9) | (9, 0) | (10.., _));
+                assert_eq!(support.is_some(), known, "{major}.{minor}");
+                let Some(support) = support else { continue };
+                let hopper = (major, minor) == (9, 0);
+                assert_eq!(support.family == Family::Wgmma, hopper, "{major}.{minor}");
+                assert_eq!(support.int8, !hopper, "{major}.{minor}");
+                assert_eq!(support.e4m3, (major, minor) >= (8, 9), "{major}.{minor}");
+                assert_eq!(support.large_shared, hopper || (major, minor) == (8, 0), "{major}.{minor}");
             }
         }
     }

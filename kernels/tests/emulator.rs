@@ -17,6 +17,8 @@ fn check(group: &str, capability: &str) {
 
 const HOPPER: &str = "9.0";
 const ADA: &str = "8.9";
+const AMPERE: &str = "8.6";
+const A100: &str = "8.0";
 
 #[test]
 fn attention() {
@@ -32,6 +34,17 @@ fn products() {
 #[test]
 fn products_on_ada() {
     check("products", ADA);
+}
+
+#[test]
+fn products_on_ampere() {
+    check("products", AMPERE);
+}
+
+#[test]
+fn int8() {
+    check("int8", AMPERE);
+    check("int8", A100);
 }
 
 /// The kernels of this group are the same on all cards.

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use animd_engine::protocol::{FromEngine, Kernels, PROTOCOL, Pictures, ToEngine};
-use animd_engine::request::{Sampler, Settings};
+use animd_protocol::messages::{FromEngine, Kernels, PROTOCOL, Pictures, ToEngine};
+use animd_protocol::request::{Sampler, Settings};
 use common::{ffprobe, fixture, names, picture, program, run, stderr, tiny_model};
 use tempfile::TempDir;
 

@@ -34,6 +34,7 @@ fn attention(profile: &Profile, kernels: &Kernels, capability: Option<(u32, u32)
     let name = &profile.name;
     match capability {
         Some(capability) if kernels.has_eight_bit_attention(capability) => None,
+        None if kernels.native.iter().all(|target| target.eight_bit_attention) => None,
         Some((major, minor)) => Some(format!(
             "for now attention is exact, and slower, on compute capability {major}.{minor}: attention.kind \"8bit\" has no \
              effect in the profile `{name}`"
@@ -81,5 +82,7 @@ mod tests {
         let eight_bit = Target { capability: (8, 0), exact: false, eight_bit_attention: true };
         let kernels = Kernels { native: vec![eight_bit], ..Kernels::default() };
         assert!(kernels.has_eight_bit_attention((8, 6)) && !kernels.has_eight_bit_attention((9, 0)));
+        let by_ptx = Kernels { ptx: Some((8, 0)), ..kernels };
+        assert!(by_ptx.has_eight_bit_attention((12, 0)) && !by_ptx.has_eight_bit_attention((7, 5)));
     }
 }

@@ -165,7 +165,11 @@ impl Target {
 impl Kernels {
     /// Whether a card of this compute capability gets 8-bit attention where a profile asks for it.
     pub fn has_eight_bit_attention(&self, capability: (u32, u32)) -> bool {
-        self.native.iter().any(|target| target.eight_bit_attention && target.runs_on(capability))
+        let native = self.native.iter().find(|target| target.runs_on(capability));
+        // What the driver compiles for a newer card is the code of the card that the PTX is of.
+        let ptx = self.ptx.filter(|ptx| *ptx <= capability);
+        let served = native.or_else(|| self.native.iter().find(|target| Some(target.capability) == ptx));
+        served.is_some_and(|target| target.eight_bit_attention)
     }
 }
 

@@ -342,3 +342,48 @@ impl Request {
         self.guidance != 1.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All keys of a resolved request but the negative prompt, with their values.
+    fn resolved(settings: Settings) -> String {
+        let request = settings.resolve(|| 7).expect("valid settings");
+        assert_eq!(request.negative_prompt, NEGATIVE_PROMPT);
+        let value = serde_json::to_value(request).expect("plain data");
+        let keys = value.as_object().expect("an object").iter().filter(|(key, _)| *key != "negative_prompt");
+        keys.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn keys_and_defaults_do_not_change() {
+        // Ledgers, sidecars and scripts have them.
+        assert_eq!(
+            resolved(Settings::default()),
+            r#"fps=16 frames=81 guidance=5.0 noise="cuda" noise_multiprocessors=132 prompt="" quality=18 resize="official" sampler="unipc" seed=7 shift=3.0 size="480p" step_cache="none" step_cache_threshold=0.0 steps=40 tiling="whole""#
+        );
+        let distilled =
+            Settings { sampler: Some(Sampler::Distill), size: Some(Size::P720), ..Settings::default() };
+        assert_eq!(
+            resolved(distilled),
+            r#"fps=16 frames=81 guidance=1.0 noise="cuda" noise_multiprocessors=132 prompt="" quality=18 resize="official" sampler="distill" seed=7 shift=5.0 size="720p" step_cache="none" step_cache_threshold=0.0 steps=4 tiling="whole""#
+        );
+        let cached = |step_cache| {
+            let settings =
+                Settings { step_cache: Some(step_cache), size: Some(Size::P720), ..Settings::default() };
+            settings.resolve(|| 7).map(|request| (request.step_cache_threshold, request.shift))
+        };
+        assert_eq!(cached(StepCache::Teacache), Ok((0.2, 5.0)));
+        assert_eq!(cached(StepCache::TeacacheRet), Ok((0.2, 5.0)));
+        assert_eq!(cached(StepCache::Magcache), Ok((0.12, 5.0)));
+    }
+
+    #[test]
+    fn a_request_is_read_as_settings_with_every_key_given() -> Result<(), Box<dyn std::error::Error>> {
+        let request = Settings::default().resolve(|| 7)?;
+        let settings: Settings = serde_json::from_value(serde_json::to_value(&request)?)?;
+        assert_eq!(settings.resolve(|| 8)?, request);
+        Ok(())
+    }
+}

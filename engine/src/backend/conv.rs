@@ -5,33 +5,9 @@
 //! volumes channels-last, make the past a view, and never write an upsampled or an unnormalised volume.
 
 use super::TensorOps;
-use crate::weights::HostTensor;
 use crate::{Error, Result};
 
-/// How a convolution moves over height and width.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Spatial {
-    /// Stride 1, zeros around, so that the extents stay (3x3 and 1x1 kernels).
-    #[default]
-    Same,
-    /// Stride 2 after one row of zeros below and one column of zeros to the right (3x3 kernels, even extents).
-    Halve,
-    /// As `Same`, after each pixel has become four equal ones.
-    Double,
-}
-
-/// How a convolution moves over time. It is causal: a frame of the result depends on no later frame.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Time {
-    /// One frame of the result for each new frame, at which the kernel ends.
-    #[default]
-    Same,
-    /// One frame of the result for each pair of new frames, at the second of which the kernel ends.
-    Halve,
-    /// As `Same`, but a result of `2 * channels` becomes `channels` with twice the frames: the first half of the
-    /// channels holds the even frames.
-    Double,
-}
+pub use animd_kernels::{Spatial, Time};
 
 /// How a convolution moves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,27 +30,6 @@ pub struct ConvShape {
 }
 
 impl ConvShape {
-    /// That of a weight `[out, in, kt, kh, kw]` or `[out, in, kh, kw]` and its bias `[out]`.
-    ///
-    /// # Errors
-    /// [`Error::Internal`] for other extents, and values that are not as many.
-    pub fn of(weight: &HostTensor, bias: &HostTensor) -> Result<Self> {
-        let (outputs, inputs, kernel) = match *weight.shape {
-            [o, i, kt, kh, kw] => (o, i, [kt, kh, kw]),
-            [o, i, kh, kw] => (o, i, [1, kh, kw]),
-            _ => return Err(Error::Internal(format!("{:?} is no convolution's weight", weight.shape))),
-        };
-        let known = matches!(kernel, [1 | 3, 1, 1] | [1 | 3, 3, 3]);
-        let values = outputs * inputs * kernel.iter().product::<usize>();
-        if !known || values == 0 || weight.data.len() != values || bias.data.len() != outputs {
-            return Err(Error::Internal(format!(
-                "a convolution's weight {:?} and bias {:?} do not go together",
-                weight.shape, bias.shape
-            )));
-        }
-        Ok(Self { outputs, inputs, kernel })
-    }
-
     /// The extents of what it makes of volumes that follow each other in time.
     ///
     /// # Errors
@@ -109,40 +64,70 @@ impl ConvShape {
 }
 
 /// What follows a convolution, in this order.
-pub struct ConvEpilogue<'a, T> {
+pub struct ConvEpilogue<'a, B: ConvOps> {
     /// Added; of the result's shape.
-    pub residual: Option<&'a T>,
-    /// gamma `[channels]` of a [`ConvOps::channel_norm`] with `SiLU`. Not together with [`Time::Double`].
-    pub norm: Option<&'a T>,
+    pub residual: Option<&'a B::Tensor>,
+    /// A [`ConvOps::channel_norm`] with `SiLU`. Not together with [`Time::Double`].
+    pub norm: Option<&'a B::ChannelNorm>,
 }
 
-impl<T> Default for ConvEpilogue<'_, T> {
+impl<B: ConvOps> Default for ConvEpilogue<'_, B> {
     fn default() -> Self {
         Self { residual: None, norm: None }
     }
+}
+
+/// Channels, frames and pixels of what a frame's pixels attend with, `[3 * channels, frames, height, width]`.
+///
+/// # Errors
+/// [`Error::Internal`] for other extents.
+pub(super) fn frame_attention_sizes([all, frames, height, width]: [usize; 4]) -> Result<[usize; 3]> {
+    let (channels, pixels) = (all / 3, height * width);
+    if all != 3 * channels || channels * pixels == 0 {
+        return Err(Error::Internal(format!(
+            "{:?} is no query, key and value",
+            [all, frames, height, width]
+        )));
+    }
+    Ok([channels, frames, pixels])
+}
+
+/// Whether one volume can be faded into another.
+///
+/// # Errors
+/// [`Error::Internal`] if not.
+pub(super) fn check_fade(before: [usize; 4], after: [usize; 4], axis: usize, extent: usize) -> Result<()> {
+    let others_differ = (0..4).any(|i| i != axis && before[i] != after[i]);
+    if axis > 3 || others_differ || extent > before[axis] || extent > after[axis] {
+        return Err(Error::Internal(format!(
+            "cannot fade {before:?} into {after:?} over {extent} along {axis}"
+        )));
+    }
+    Ok(())
 }
 
 /// Operations on `[channels, frames, height, width]`.
 pub trait ConvOps: TensorOps {
     /// A convolution's weight and bias on the device.
     type Conv: Send + Sync + 'static;
+    /// gamma of a norm over channels on the device.
+    type ChannelNorm: Send + Sync + 'static;
 
-    /// Takes a weight `[out, in, kt, kh, kw]` or, for one frame at a time, `[out, in, kh, kw]`, and its bias `[out]`.
-    fn load_conv(&self, weight: HostTensor, bias: HostTensor) -> Result<Self::Conv>;
-
-    /// The convolution over `parts`, which follow each other in time; the first `past` frames of them are not new, but
-    /// what the kernel sees before the first new one. Before all of them are zeros.
+    /// The causal convolution over `parts`, which follow each other in time; the first `past` frames of them are not new,
+    /// but what the kernel sees before the first new one. Before all of them are zeros.
     fn conv(
         &self,
         parts: &[&Self::Tensor],
         past: usize,
         layer: &Self::Conv,
         step: Step,
-        epilogue: &ConvEpilogue<'_, Self::Tensor>,
-    ) -> Result<Self::Tensor>;
+        epilogue: &ConvEpilogue<'_, Self>,
+    ) -> Result<Self::Tensor>
+    where
+        Self: Sized;
 
     /// x / max(|x|, 1e-12) * sqrt(channels) * gamma, with the norm over the channels of each voxel; then `SiLU` if `silu`.
-    fn channel_norm(&self, x: &Self::Tensor, gamma: &Self::Tensor, silu: bool) -> Result<Self::Tensor>;
+    fn channel_norm(&self, x: &Self::Tensor, norm: &Self::ChannelNorm, silu: bool) -> Result<Self::Tensor>;
 
     /// Attention with one head within each frame: softmax(q k^T / sqrt(channels)) v over the frame's pixels.
     /// `qkv` is `[3 * channels, ..]`, the result `[channels, ..]`.

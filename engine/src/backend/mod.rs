@@ -2,43 +2,47 @@
 //!
 //! [`cpu`] defines what every operation means, in f32. A GPU backend fuses, quantises and lays out as it likes, and is
 //! tested operation by operation against it. Model code never asks which backend it runs on.
+//!
+//! An operation is computed where it is called. What can be computed together is one operation: a linear layer reads the
+//! norm of a tensor, ends with bias, activation, gate and residual, and cuts and norms queries and keys.
+//!
+//! How weights come to the device, in which precision and when, is apart from all this: see [`loading`].
 
 pub mod conv;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod loading;
 pub mod sequence;
 
 use crate::Result;
 use crate::plan::{self, Setup};
-use crate::profile::{AttentionKind, Weights};
-use crate::weights::{Component, HostTensor};
 
 pub use conv::ConvOps;
+pub use loading::{Keeping, Loader};
 pub use sequence::SequenceOps;
 
 /// A whole backend; clones share the device.
 pub trait Backend: SequenceOps + ConvOps + Clone + Send + Sync + 'static {
+    /// What loads a network's weights.
+    type Loader: Loader<Self>;
+    /// Where a group of weights is between its uses.
+    type Residence: Send + Sync + 'static;
+
     /// `cpu` or `cuda`.
     fn name(&self) -> &'static str;
 
-    /// How it runs the model, for plans.
-    fn setup(&self) -> Setup {
-        Setup::CPU
-    }
+    /// What this backend makes of a wish how to run the model. Where it does something else, it says so in the log.
+    fn resolve(&self, wanted: &Setup) -> Setup;
 
-    /// The same backend, which gives the weights that it loads the types of this network's.
-    #[must_use]
-    fn loading(&self, _: Component) -> Self {
-        self.clone()
-    }
+    /// A loader for one network.
+    fn loader(&self, keeping: Keeping) -> Self::Loader;
 
-    /// The same backend with other types for the DiT: weights that it loads from now on have this one, and
-    /// self-attention, that of all clones, is of this kind. One that has no choice stays as it is.
-    #[must_use]
-    fn retyped(&self, _dit: Weights, _attention: AttentionKind) -> Self {
-        self.clone()
-    }
+    /// Waits until a group of weights is where operations compute with it; see [`loading::Group::enter`].
+    ///
+    /// # Errors
+    /// What keeps it from getting there.
+    fn enter(&self, residence: &Self::Residence) -> Result<()>;
 
     /// Takes the memory of a job, so that none need be taken while it runs.
     ///
@@ -78,27 +82,22 @@ pub trait TensorOps {
     fn shape(&self, tensor: &Self::Tensor) -> Vec<usize>;
 
     /// The sum of `factor * tensor` over tensors of one shape, in f32, from left to right.
-    fn combine(&self, terms: &[(f32, &Self::Tensor)]) -> Result<Self::Tensor>;
+    fn linear_combination(&self, terms: &[(f32, &Self::Tensor)]) -> Result<Self::Tensor>;
 
-    /// Elements `start..start + len` along `axis`.
-    fn narrow(&self, tensor: &Self::Tensor, axis: usize, start: usize, len: usize) -> Result<Self::Tensor>;
+    /// Elements `start..start + len` along `axis`: a view of the tensor, which it keeps, or a copy.
+    fn slice(&self, tensor: &Self::Tensor, axis: usize, start: usize, len: usize) -> Result<Self::Tensor>;
 
-    /// The same values in memory of their own, where a part would keep all of the tensor that it is a part of.
-    fn detach(&self, tensor: &Self::Tensor) -> Result<Self::Tensor> {
+    /// The same values in memory of their own: of a slice that outlives its tensor.
+    fn contiguous(&self, tensor: &Self::Tensor) -> Result<Self::Tensor> {
         Ok(tensor.clone())
     }
 
     /// Tensors one after the other along `axis`.
     fn concat(&self, parts: &[&Self::Tensor], axis: usize) -> Result<Self::Tensor>;
 
-    /// Lets the device come near, so that nobody waits long for what was begun: what was begun before the call before last
-    /// is done when this returns.
-    fn keep_pace(&self) -> Result<()> {
+    /// Waits where the device has fallen behind, so that nobody waits long for what was begun: what was begun before the
+    /// call before last is done when this returns.
+    fn throttle(&self) -> Result<()> {
         Ok(())
-    }
-
-    /// A loaded parameter that is not a matrix: norm weights, modulations, tables.
-    fn load(&self, parameter: HostTensor) -> Result<Self::Tensor> {
-        self.upload(&parameter.data, &parameter.shape)
     }
 }

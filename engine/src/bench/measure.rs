@@ -6,11 +6,11 @@ use std::time::Instant;
 use animd_protocol::recipe::Recipe;
 
 use crate::backend::{Backend, TensorOps};
-use crate::model::dit::{Blocks, Context, Grid, Time};
-use crate::model::vae;
+use crate::model::dit::{self, Blocks, Context, Grid, Time};
+use crate::model::vae::{self, Footage};
 use crate::pipeline::{Job, Models};
+use crate::profile::AttentionKind;
 use crate::progress::Observer;
-use crate::request::Tiling;
 use crate::synth::noise;
 use crate::text::MAX_TOKENS;
 use crate::video::{VideoOptions, VideoWriter};
@@ -60,7 +60,7 @@ fn measure<B: Backend>(
 fn wait<B: TensorOps>(b: &B, tensor: &B::Tensor) -> Result<()> {
     let mut one = tensor.clone();
     for axis in (0..b.shape(tensor).len()).rev() {
-        one = b.narrow(&one, axis, 0, 1)?;
+        one = b.slice(&one, axis, 0, 1)?;
     }
     b.download(&one).map(drop)
 }
@@ -104,12 +104,10 @@ pub fn around<B: Backend>(
     let (width, height) = (job.width(), job.height());
     let picture = noise(SEED, "input.picture", 0.4, 3 * height * width);
     let picture = b.upload(&picture, &[3, 1, height, width])?;
-    let tiled = job.request.tiling == Tiling::Tiled;
+    let tiling = job.request.tiling;
     let latent_frames = job.request.latent_frames();
-    let encoded = || match tiled {
-        true => models.vae.encode_picture_tiled(b, &picture, latent_frames, observer),
-        false => models.vae.encode_picture(b, &picture, latent_frames, observer),
-    };
+    let footage = || Footage::Picture { picture: &picture, latent_frames };
+    let encoded = || models.vae.encode(b, footage(), tiling, observer, None);
     let encode = measure(b, runs, observer, || wait(b, &encoded()?))?;
     if outputs.wanted() {
         outputs.save("vae-encode", &[("latents", b, &encoded()?)])?;
@@ -117,9 +115,8 @@ pub fn around<B: Backend>(
 
     let [t, h, w] = job.latent();
     let latents = b.upload(&noise(SEED, "input.latents", 1.0, 16 * t * h * w), &[16, t, h, w])?;
-    let decoded = |sink: &mut dyn FnMut(B::Tensor) -> Result<()>| match tiled {
-        true => models.vae.decode_tiled(b, &latents, observer, sink),
-        false => models.vae.decode(b, &latents, sink),
+    let decoded = |sink: &mut dyn FnMut(B::Tensor) -> Result<()>| {
+        models.vae.decode(b, &latents, tiling, observer, sink, None)
     };
     let decode = measure(b, runs, observer, || {
         let mut last = None;
@@ -134,7 +131,7 @@ pub fn around<B: Backend>(
         decoded(&mut |frames| {
             if count < KEPT_FRAMES {
                 count += b.shape(&frames)[1];
-                kept.push(b.detach(&frames)?);
+                kept.push(b.contiguous(&frames)?);
             }
             Ok(())
         })?;
@@ -207,6 +204,14 @@ pub struct Inputs<B: Backend> {
     time: Time<B>,
     context: Context<B>,
     grid: Grid<B>,
+    attention: AttentionKind,
+}
+
+impl<B: Backend> Inputs<B> {
+    fn of_forward(&self) -> dit::Inputs<'_, B> {
+        let Self { x, y, time, context, grid, attention } = self;
+        dit::Inputs { x, y, time, context, grid, attention: *attention }
+    }
 }
 
 /// Makes the context, and says how long one branch's takes; then all other inputs.
@@ -215,6 +220,7 @@ pub fn inputs<B: Backend>(
     recipe: &Recipe,
     models: &Models<B>,
     job: &Job,
+    attention: AttentionKind,
     runs: usize,
     observer: &dyn Observer,
 ) -> Result<(Measured, Inputs<B>)> {
@@ -236,7 +242,7 @@ pub fn inputs<B: Backend>(
     let x = upload("input.noise", &[16, t, h, w])?;
     let y = vae::condition(b, &upload("input.condition", &[16, t, h, w])?)?;
     let (time, grid) = (dit.time(b, TIME)?, dit.grid(b, t, h, w)?);
-    Ok((took, Inputs { x, y, time, context, grid }))
+    Ok((took, Inputs { x, y, time, context, grid, attention }))
 }
 
 /// A forward of the DiT.
@@ -249,11 +255,10 @@ pub fn forward<B: Backend>(
     outputs: &Outputs,
     observer: &dyn Observer,
 ) -> Result<Measured> {
-    let Inputs { x, y, time, context, grid } = inputs;
     let dit = models.expert(EXPERT)?;
     let run = || {
         let blocks = Blocks::Compute { keep_residual: false };
-        dit.forward(b, x, y, time, context, grid, blocks, observer, None).map(|out| out.velocity)
+        dit.forward(b, &inputs.of_forward(), blocks, observer, None).map(|out| out.velocity)
     };
     let took = measure(b, runs, observer, || wait(b, &run()?))?;
     if outputs.wanted() {
@@ -270,21 +275,20 @@ pub fn cached<B: Backend>(
     runs: usize,
     observer: &dyn Observer,
 ) -> Result<[Measured; 2]> {
-    let Inputs { x, y, time, context, grid } = inputs;
     let dit = models.expert(EXPERT)?;
     let mut residual = None;
     let computed = measure(b, runs, observer, || {
         // As in a job, where the last one makes room.
         residual = None;
         let blocks = Blocks::Compute { keep_residual: true };
-        let out = dit.forward(b, x, y, time, context, grid, blocks, observer, None)?;
+        let out = dit.forward(b, &inputs.of_forward(), blocks, observer, None)?;
         residual = out.residual;
         wait(b, &out.velocity)
     })?;
     let residual = residual.ok_or_else(|| Error::Internal("a residual was lost".into()))?;
     let skipped = measure(b, runs, observer, || {
         let blocks = Blocks::Reuse(&residual);
-        wait(b, &dit.forward(b, x, y, time, context, grid, blocks, observer, None)?.velocity)
+        wait(b, &dit.forward(b, &inputs.of_forward(), blocks, observer, None)?.velocity)
     })?;
     Ok([computed, skipped])
 }

@@ -11,19 +11,19 @@ mod table;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use animd_protocol::messages::Pictures;
+use animd_protocol::plan::{Plan, Setup};
 use animd_protocol::profile::{self, AttentionKind, Precision};
 use animd_protocol::recipe::Recipe;
+use animd_protocol::request::{Request, Settings, Size, StepCache, Tiling};
+use animd_protocol::step_cache::StepPlan;
 use serde::Serialize;
 
 use crate::backend::Backend;
 use crate::image::Picture;
 use crate::pipeline::{Job, Models, Parts, Pipeline};
-use crate::plan::Plan;
 use crate::progress::Observer;
-use crate::protocol::Pictures;
-use crate::request::{Request, Settings, Size, StepCache, Tiling};
 use crate::sampler::SamplerConfig;
-use crate::step_cache::StepPlan;
 use crate::{Error, Result, video};
 
 use measure::{Around, Measured};
@@ -239,7 +239,7 @@ impl<'a, B: Backend> Bench<'a, B> {
         let picture = Picture { width, height, rgb };
         let job = Job::new(&picture, request(options, &picture, Row::Fp8Magcache)?)?;
         let mut notes = Vec::new();
-        if pipeline.backend().setup().backend == profile::Backend::Cpu {
+        if pipeline.setup().backend == profile::Backend::Cpu {
             notes.push("the CPU computes in float32 in every row".into());
         }
         if options.made_up {
@@ -260,8 +260,8 @@ impl<'a, B: Backend> Bench<'a, B> {
         let runs = options.runs;
         let names: Vec<_> = rows.iter().map(|row| row.name()).collect();
         say(&format!("{}: loading", names.join(", ")));
-        let backend = self.pipeline.backend().retyped(weights, attention);
-        self.pipeline.exchange_dit(backend)?;
+        self.pipeline.exchange_dit(weights, attention)?;
+        let setup = self.pipeline.setup();
         self.pipeline.prepare(&self.job, observer)?;
         let load = self.pipeline.load_seconds().networks();
         let loaded: Vec<_> = load.iter().map(|(name, seconds)| format!("{name} {seconds:.1} s")).collect();
@@ -282,7 +282,8 @@ impl<'a, B: Backend> Bench<'a, B> {
         let around = self.around.as_ref().ok_or_else(|| Error::Internal("stages were lost".into()))?;
 
         say(&format!("measuring the forward of {}", names.join(", ")));
-        let (context, inputs) = measure::inputs(b, recipe, models, &self.job, runs, observer)?;
+        let (context, inputs) =
+            measure::inputs(b, recipe, models, &self.job, setup.attention, runs, observer)?;
         let name = format!("dit-{}", rows[0].name());
         let forward = measure::forward(b, models, &inputs, runs, &name, &self.outputs, observer)?;
         say(&format!("{:.3} s", forward.seconds.median));
@@ -320,8 +321,8 @@ impl<'a, B: Backend> Bench<'a, B> {
                 _ => plan(b, recipe, models, &request)?.compute,
             };
             let size = [self.job.width(), self.job.height()];
-            let planned = Plan::new(recipe, &request, size, &b.setup()).memory.peak().0;
-            measured.push(figures.row(b, row, &request, &StepPlan { compute }, planned));
+            let planned = Plan::new(recipe, &request, size, &setup).memory.peak().0;
+            measured.push(figures.row(&setup, row, &request, &StepPlan { compute }, planned));
         }
         if options.whole {
             for row in &mut measured {
@@ -377,9 +378,9 @@ struct Figures<'a> {
 }
 
 impl Figures<'_> {
-    fn row<B: Backend>(
+    fn row(
         &self,
-        b: &B,
+        setup: &Setup,
         row: Row,
         request: &Request,
         plan: &StepPlan,
@@ -405,8 +406,8 @@ impl Figures<'_> {
         let seconds = |m: &Measured| m.seconds.clone();
         Measurement {
             row,
-            weights: b.setup().precision.dit,
-            attention: b.setup().attention,
+            weights: setup.precision.dit,
+            attention: setup.attention,
             load,
             text: seconds(&around.text),
             image: seconds(&around.image),

@@ -1,9 +1,8 @@
 //! What can be measured, by name.
 
-use serde::{Deserialize, Serialize};
-
-use crate::request::{Sampler, Settings, StepCache};
 use animd_protocol::profile::{AttentionKind, Precision};
+use animd_protocol::request::{Sampler, Settings, StepCache};
+use serde::{Deserialize, Serialize};
 
 /// A way to run a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

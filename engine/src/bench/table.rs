@@ -2,8 +2,9 @@
 
 use std::fmt;
 
+use animd_protocol::request::Tiling;
+
 use super::Outcome;
-use crate::request::Tiling;
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

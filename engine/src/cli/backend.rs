@@ -4,12 +4,13 @@ use animd_engine::Result;
 use animd_engine::backend::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use animd_engine::backend::cuda::{Cuda, OLDEST_DRIVER, Options};
-use animd_engine::profile::Profile;
-use animd_engine::protocol::Kernels;
+use animd_protocol::messages::Kernels;
 #[cfg(feature = "cuda")]
-use animd_engine::protocol::Target;
+use animd_protocol::messages::Target;
+use animd_protocol::plan::Setup;
+use animd_protocol::profile::Profile;
 
-/// A backend, ready for a model.
+/// A backend, ready for a model, which it is to run as [`setup`] says.
 pub enum Chosen {
     /// The processor.
     Cpu(Cpu),
@@ -35,13 +36,17 @@ pub fn choose(profile: Option<&Profile>) -> Result<Chosen> {
     }
 }
 
+/// How a profile wants the model run; without one on the processor.
+pub fn setup(profile: Option<&Profile>) -> Setup {
+    profile.map_or(Setup::CPU, Setup::from)
+}
+
 /// What this build has code for.
 pub fn kernels() -> Kernels {
     #[cfg(feature = "cuda")]
     {
-        let target =
-            |capability, eight_bit_attention| Target { capability, exact: true, eight_bit_attention };
-        let native = vec![target((8, 9), false), target((9, 0), true)];
+        let target = |capability| Target { capability, exact: true, eight_bit_attention: true };
+        let native = vec![target((8, 9)), target((9, 0))];
         Kernels { native, ptx: Some((8, 9)), driver: Some(OLDEST_DRIVER), offload: false }
     }
     #[cfg(not(feature = "cuda"))]

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use animd_engine::backend::Backend;
 use animd_engine::bench::{self, Options, Row, SEED};
 use animd_engine::pipeline::Pipeline;
+use animd_engine::profile::Profile;
 use animd_engine::progress::{Observer, Progress};
-use animd_engine::request::{Size, Tiling};
 use animd_engine::{Error, Result, synth};
+use animd_protocol::request::{Size, Tiling};
 
 use super::backend::{self, Chosen};
 use super::stop::Stop;
@@ -79,11 +80,11 @@ impl Bench {
             e => e,
         })?;
         let outcome = match chosen {
-            Chosen::Cpu(b) => self.with(b, "the CPU".into(), profile.settings.tiling, stop)?,
+            Chosen::Cpu(b) => self.with(b, &profile, "the CPU".into(), stop)?,
             #[cfg(feature = "cuda")]
             Chosen::Cuda(b) => {
                 let name = b.gpu_name()?;
-                self.with(b, name, profile.settings.tiling, stop)?
+                self.with(b, &profile, name, stop)?
             }
         };
         if self.json { print_json(&outcome) } else { print(outcome.to_string().trim_end()) }
@@ -92,19 +93,20 @@ impl Bench {
     fn with<B: Backend>(
         &self,
         backend: B,
+        profile: &Profile,
         device: String,
-        tiling: Option<Tiling>,
         stop: Stop,
     ) -> Result<bench::Outcome> {
+        let setup = backend::setup(Some(profile));
         let mut pipeline = match &self.model {
-            Some(folder) => Pipeline::open_original(backend, folder, self.dit.as_deref())?,
-            None => Pipeline::made_up(backend, self.synthetic.unwrap_or(synth::Size::Full), SEED)?,
+            Some(folder) => Pipeline::open_original(backend, &setup, folder, self.dit.as_deref())?,
+            None => Pipeline::made_up(backend, &setup, self.synthetic.unwrap_or(synth::Size::Full), SEED)?,
         };
         let options = Options {
             rows: if self.rows.is_empty() { Row::USUAL.to_vec() } else { self.rows.clone() },
             size: self.size,
             frames: self.frames,
-            tiling: self.tiling.or(tiling).unwrap_or_default(),
+            tiling: self.tiling.or(profile.settings.tiling).unwrap_or_default(),
             runs: self.runs.into(),
             whole: self.whole,
             outputs: self.outputs.clone(),

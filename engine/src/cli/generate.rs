@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use animd_engine::backend::Backend;
 use animd_engine::pipeline::{Job, Pipeline};
-use animd_engine::protocol::{Pictures, Report};
-use animd_engine::request::Settings;
 use animd_engine::{Error, Result, image, video};
 use animd_options::SettingsOptions;
+use animd_protocol::messages::{Pictures, Report};
+use animd_protocol::plan::Setup;
+use animd_protocol::request::Settings;
 
 use super::backend::{self, Chosen};
 use super::bar::Bar;
@@ -85,7 +86,8 @@ impl Generate {
         let job = Job::new(&picture, request)?;
         drop(picture);
         let part = video::part_path(&out)?;
-        let run = Run { model: &self.model, job: &job, part: &part, pictures: &pictures };
+        let setup = backend::setup(profile.as_ref());
+        let run = Run { model: &self.model, setup: &setup, job: &job, part: &part, pictures: &pictures };
         let (report, bar) = match backend::choose(profile.as_ref())? {
             Chosen::Cpu(backend) => run.with(backend, stop, self.json)?,
             #[cfg(feature = "cuda")]
@@ -122,6 +124,7 @@ impl Generate {
 /// One video, whoever computes it.
 struct Run<'a> {
     model: &'a ModelArgs,
+    setup: &'a Setup,
     job: &'a Job,
     part: &'a Path,
     pictures: &'a Pictures,
@@ -129,7 +132,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn with<B: Backend>(&self, backend: B, stop: Stop, quiet: bool) -> Result<(Result<Report>, Bar)> {
-        let mut pipeline = Pipeline::open(backend, &self.model.model, self.model.dit.as_deref())?;
+        let mut pipeline = Pipeline::open(backend, self.setup, &self.model.model, self.model.dit.as_deref())?;
         stop.unfinished(self.part);
         let bar = Bar::new(quiet, stop);
         Ok((pipeline.run(self.job, self.part, self.pictures, &bar), bar))

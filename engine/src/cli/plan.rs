@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use animd_engine::plan::{Plan, Setup, gib};
-use animd_engine::profile::{BUILT_IN, Profile};
-use animd_engine::recipe::Recipe;
-use animd_engine::request::{Settings, Size};
 use animd_engine::weights::Model;
 use animd_engine::{Error, Result};
 use animd_options::SettingsOptions;
 use animd_protocol::limits;
+use animd_protocol::plan::{Plan, Setup, gib};
+use animd_protocol::profile::{BUILT_IN, Profile};
+use animd_protocol::recipe::Recipe;
+use animd_protocol::request::{Settings, Size};
 
 use super::backend::kernels;
 use super::{print, print_json};

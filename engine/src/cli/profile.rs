@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use animd_engine::profile::{BUILT_IN, Profile};
 use animd_engine::{Error, Result};
+use animd_protocol::profile::{BUILT_IN, Profile};
 
 /// The built-in profile of this name, or the one in this file.
 ///

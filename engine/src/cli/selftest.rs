@@ -46,7 +46,7 @@ impl Selftest {
     /// Runs it.
     #[cfg(feature = "cuda")]
     pub fn run(self) -> Result<()> {
-        let gpu = Cuda::open(0, &Options::BF16, 0, 0)?.gpu_name()?;
+        let gpu = Cuda::open(0, &Options::default(), 0, 0)?.gpu_name()?;
         let groups = if self.groups.is_empty() { Group::ALL.to_vec() } else { self.groups };
         let findings = conformance::run(0, &groups, &Watch(Stop::listen()?))?;
         if self.json {

@@ -11,11 +11,14 @@ use std::time::{Duration, Instant};
 
 use animd_engine::backend::Backend;
 use animd_engine::pipeline::{Job, Pipeline};
+use animd_engine::plan::Setup;
 use animd_engine::progress::{Observer, Progress};
-use animd_engine::protocol::{FromEngine, HEARTBEAT_SECONDS, MAX_LINE, PROTOCOL, Pictures, Report, ToEngine};
-use animd_engine::request::Request;
 use animd_engine::{Error, Result, image};
 use animd_protocol::ErrorCode;
+use animd_protocol::messages::{
+    FromEngine, HEARTBEAT_SECONDS, MAX_LINE, PROTOCOL, Pictures, Report, ToEngine,
+};
+use animd_protocol::request::Request;
 
 use super::ModelArgs;
 use super::backend::{self, Chosen};
@@ -110,7 +113,7 @@ impl Observer for Reporter<'_> {
 }
 
 impl Serve {
-    /// Runs it; see [`animd_engine::protocol`].
+    /// Runs it; see [`animd_protocol::messages`].
     pub fn run(self) -> ExitCode {
         let socket = match std::io::stdin().as_fd().try_clone_to_owned() {
             Ok(fd) => UnixStream::from(fd),
@@ -146,16 +149,24 @@ impl Serve {
     fn work(self, reading: UnixStream, shared: &'static Shared) -> ExitCode {
         // A profile's settings are the parent's affair: its requests are complete.
         let profile = self.profile.as_deref().map_or(Ok(None), |name| super::profile::open(name).map(Some));
-        match profile.and_then(|profile| backend::choose(profile.as_ref())) {
-            Ok(Chosen::Cpu(backend)) => self.work_on(backend, reading, shared),
+        let chosen = profile
+            .and_then(|profile| Ok((backend::choose(profile.as_ref())?, backend::setup(profile.as_ref()))));
+        match chosen {
+            Ok((Chosen::Cpu(backend), setup)) => self.work_on(backend, &setup, reading, shared),
             #[cfg(feature = "cuda")]
-            Ok(Chosen::Cuda(backend)) => self.work_on(backend, reading, shared),
+            Ok((Chosen::Cuda(backend), setup)) => self.work_on(backend, &setup, reading, shared),
             Err(e) => unusable(shared, &e),
         }
     }
 
-    fn work_on<B: Backend>(self, backend: B, reading: UnixStream, shared: &'static Shared) -> ExitCode {
-        let opened = Pipeline::open(backend, &self.model.model, self.model.dit.as_deref());
+    fn work_on<B: Backend>(
+        self,
+        backend: B,
+        setup: &Setup,
+        reading: UnixStream,
+        shared: &'static Shared,
+    ) -> ExitCode {
+        let opened = Pipeline::open(backend, setup, &self.model.model, self.model.dit.as_deref());
         let mut pipeline = match opened {
             Ok(pipeline) => pipeline,
             Err(e) => return unusable(shared, &e),

@@ -5,12 +5,13 @@ mod resize;
 mod size;
 mod write;
 
+use animd_protocol::request::{Resize, Size};
+
+use crate::Result;
+
 pub use decode::{Picture, decode, decode_bytes};
 pub use resize::{bicubic, bicubic_antialiased, clip_pixels};
 pub use size::{Adaptive, Crop, adaptive, centre, diffusers_example, official};
-
-use crate::Result;
-use crate::request::{Resize, Size};
 
 /// A picture in the video's size: its first frame.
 #[derive(Clone, Debug, PartialEq)]

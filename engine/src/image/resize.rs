@@ -166,7 +166,7 @@ mod tests {
     use super::super::{adaptive, decode, fit, official};
     use super::*;
     use crate::goldens::{Golden, fixture};
-    use crate::request::{Resize, Size};
+    use animd_protocol::request::{Resize, Size};
 
     /// Both sides add sixteen products in single precision, in another order: 16 * 2^-24 of values up to 2.5.
     const TOLERANCE: f32 = 2.4e-6;

@@ -1,8 +1,10 @@
 //! How large the video of a picture is.
 
-use super::LATENT;
-use crate::request::{MAX_SIDE, Size};
+use animd_protocol::request::{MAX_SIDE, Size};
+
 use crate::{Error, Result};
+
+use super::LATENT;
 
 /// A part of a picture, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,9 +4,11 @@
 //! from natural language supervision" (2021). The `DiT` was trained on what the last layer but one gives, without the
 //! norm that follows the last.
 
-use super::{Loader, Norm, Probe, columns, show};
-use crate::backend::SequenceOps;
-use crate::backend::sequence::{Activation, Attention, Epilogue, Precision};
+use super::{Checkpoint, LayerNorm, Probe, activated, added, show};
+use crate::backend::loading::{Group, Role};
+use crate::backend::sequence::{Activation, Attention, Input, KeyValue, Projection};
+use crate::backend::{Backend, Loader};
+use crate::profile::AttentionKind;
 use crate::weights::{ClipConfig, WeightSource};
 use crate::{Error, Result};
 
@@ -14,53 +16,43 @@ const EPS: f64 = 1e-5;
 const CHANNELS: usize = 3;
 
 /// The vision tower.
-pub struct Clip<B: SequenceOps> {
+pub struct Clip<B: Backend> {
+    stem: Group<B, Stem<B>>,
+    blocks: Vec<Group<B, Block<B>>>,
+    config: ClipConfig,
+}
+
+/// What makes tokens of a picture.
+struct Stem<B: Backend> {
     patch_embedding: B::Linear,
     /// The class token with its position, `[1, dim]`.
     class: B::Tensor,
     /// The patches' positions, `[patches, dim]`.
     positions: B::Tensor,
-    pre_norm: Norm<B>,
-    blocks: Vec<Block<B>>,
-    config: ClipConfig,
+    pre_norm: LayerNorm<B>,
 }
 
-struct Block<B: SequenceOps> {
-    norm1: Norm<B>,
+struct Block<B: Backend> {
+    norm1: LayerNorm<B>,
     qkv: B::Linear,
     proj: B::Linear,
-    norm2: Norm<B>,
+    norm2: LayerNorm<B>,
     up: B::Linear,
     down: B::Linear,
 }
 
-impl<B: SequenceOps> Clip<B> {
-    /// Takes all layers but the last to the backend, tensor by tensor.
-    pub fn load(backend: &B, weights: &dyn WeightSource, config: &ClipConfig) -> Result<Self> {
-        let root = Loader::new(backend, weights, "visual.");
-        let patches = (config.image_size / config.patch).pow(2);
-        let mut positions = root.host("pos_embedding", &[patches + 1, config.dim])?;
-        let mut class = root.host("cls_embedding", &[1, config.dim])?;
-        class.data.iter_mut().zip(positions.data.drain(..config.dim)).for_each(|(c, p)| *c += p);
-        positions.shape[0] = patches;
-        let block = |i| {
-            let l = root.below(&format!("transformer.{i}"));
-            let linear = |name| l.linear(&[name], Precision::Compute);
-            Ok(Block {
-                norm1: l.norm("norm1", EPS)?,
-                qkv: linear("attn.to_qkv")?,
-                proj: linear("attn.proj")?,
-                norm2: l.norm("norm2", EPS)?,
-                up: linear("mlp.0")?,
-                down: linear("mlp.2")?,
-            })
-        };
+impl<B: Backend> Clip<B> {
+    /// Takes all layers but the last from `weights` to the loader, tensor by tensor.
+    ///
+    /// # Errors
+    /// What `weights` and the loader report.
+    pub fn load(loader: &B::Loader, weights: &dyn WeightSource, config: &ClipConfig) -> Result<Self> {
+        let root = Checkpoint::<B>::new(loader, weights, "visual.");
+        let blocks = (0..config.layers.saturating_sub(1))
+            .map(|i| root.below(&format!("transformer.{i}")).group(Block::load));
         Ok(Self {
-            patch_embedding: root.linear_without_bias(&["patch_embedding"], Precision::Full)?,
-            class: backend.load(class)?,
-            positions: backend.load(positions)?,
-            pre_norm: root.norm("pre_norm", EPS)?,
-            blocks: (0..config.layers.saturating_sub(1)).map(block).collect::<Result<_>>()?,
+            stem: root.group(|root| Stem::load(root, config))?,
+            blocks: blocks.collect::<Result<_>>()?,
             config: config.clone(),
         })
     }
@@ -68,16 +60,14 @@ impl<B: SequenceOps> Clip<B> {
     /// A normalised picture `[3, image_size, image_size]` to `[patches + 1, dim]`, the class token first.
     ///
     /// `probe` sees `after_pre_norm` and `out`.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for a picture of another size; what the backend reports.
     pub fn encode(&self, b: &B, pixels: &[f32], mut probe: Probe<'_, B::Tensor>) -> Result<B::Tensor> {
-        let patches = self.patches(pixels)?;
-        let patches =
-            b.upload(&patches, &[b.shape(&self.positions)[0], patches.len() / b.shape(&self.positions)[0]])?;
-        let positions = Epilogue { residual: Some(&self.positions), ..Epilogue::default() };
-        let patches = b.linear(&patches, &self.patch_embedding, &positions)?;
-        let mut x = self.pre_norm.apply(b, &b.concat(&[&self.class, &patches], 0)?)?;
+        let mut x = self.stem.enter(b)?.embed(b, &self.patches(pixels)?)?;
         show(&mut probe, || "after_pre_norm".into(), &x);
         for block in &self.blocks {
-            x = block.forward(b, &x, self.config.heads)?;
+            x = block.enter(b)?.forward(b, &x, self.config.heads)?;
         }
         show(&mut probe, || "out".into(), &x);
         Ok(x)
@@ -104,17 +94,51 @@ impl<B: SequenceOps> Clip<B> {
     }
 }
 
-impl<B: SequenceOps> Block<B> {
-    fn forward(&self, b: &B, x: &B::Tensor, heads: usize) -> Result<B::Tensor> {
-        let h = self.norm1.apply(b, x)?;
-        let [q, k, v] = columns(b, &b.linear(&h, &self.qkv, &Epilogue::default())?)?;
-        let scale = (b.shape(x)[1] as f64 / heads as f64).powf(-0.5);
-        let h = b.attention(&Attention { q: &q, k: &k, v: &v, heads, scale, bias: None, residual: None })?;
-        let x = b.linear(&h, &self.proj, &Epilogue { residual: Some(x), ..Epilogue::default() })?;
+impl<B: Backend> Stem<B> {
+    fn load(root: &Checkpoint<'_, B>, config: &ClipConfig) -> Result<Self> {
+        let patches = (config.image_size / config.patch).pow(2);
+        let mut positions = root.host("pos_embedding", &[patches + 1, config.dim])?;
+        let mut class = root.host("cls_embedding", &[1, config.dim])?;
+        class.data.iter_mut().zip(positions.data.drain(..config.dim)).for_each(|(c, p)| *c += p);
+        positions.shape[0] = patches;
+        Ok(Self {
+            patch_embedding: root.linear_without_bias(&["patch_embedding"], Role::Sensitive)?,
+            class: root.loader.tensor(class)?,
+            positions: root.loader.tensor(positions)?,
+            pre_norm: root.norm("pre_norm", EPS)?,
+        })
+    }
 
-        let h = self.norm2.apply(b, &x)?;
-        let h =
-            b.linear(&h, &self.up, &Epilogue { activation: Activation::GeluErf, ..Epilogue::default() })?;
-        b.linear(&h, &self.down, &Epilogue { residual: Some(&x), ..Epilogue::default() })
+    /// Pixels patch by patch to tokens.
+    fn embed(&self, b: &B, pixels: &[f32]) -> Result<B::Tensor> {
+        let patches = b.shape(&self.positions)[0];
+        let x = b.upload(pixels, &[patches, pixels.len() / patches])?;
+        let x = b.linear(Input::Plain(&x), &self.patch_embedding, &added(&self.positions))?;
+        b.norm(&b.concat(&[&self.class, &x], 0)?, &self.pre_norm.norm())
+    }
+}
+
+impl<B: Backend> Block<B> {
+    fn load(l: &Checkpoint<'_, B>) -> Result<Self> {
+        let linear = |name| l.linear(&[name], Role::Bulk);
+        Ok(Self {
+            norm1: l.norm("norm1", EPS)?,
+            qkv: linear("attn.to_qkv")?,
+            proj: linear("attn.proj")?,
+            norm2: l.norm("norm2", EPS)?,
+            up: linear("mlp.0")?,
+            down: linear("mlp.2")?,
+        })
+    }
+
+    fn forward(&self, b: &B, x: &B::Tensor, heads: usize) -> Result<B::Tensor> {
+        let [q, k, v] = b.project(self.norm1.of(x), &self.qkv, &Projection::PLAIN)?;
+        let scale = (b.shape(x)[1] as f64 / heads as f64).powf(-0.5);
+        let (sets, kind) = (&[KeyValue::new(&k, &v)], AttentionKind::Exact);
+        let h = b.attention(&Attention { q: &q, sets, heads, scale, kind })?;
+        let x = b.linear(Input::Plain(&h), &self.proj, &added(x))?;
+
+        let h = b.linear(self.norm2.of(&x), &self.up, &activated(Activation::GeluErf))?;
+        b.linear(Input::Plain(&h), &self.down, &added(&x))
     }
 }

@@ -5,11 +5,15 @@
 //! makes of them, the rotary embedding) or over the branches of a step (the time) is computed once, by
 //! [`Dit::context`], [`Dit::grid`] and [`Dit::time`].
 
-use super::{Loader, Norm, Probe, columns, show};
-use crate::backend::SequenceOps;
-use crate::backend::sequence::{Activation, Attention, Epilogue, NormParams, Precision};
+#![expect(clippy::needless_pass_by_value, reason = "tokens that a part takes end with it")]
+
+use super::{Checkpoint, LayerNorm, Probe, activated, added, show};
+use crate::backend::loading::{Group, Role};
+use crate::backend::sequence::{Activation, Affine, Attention, Epilogue, Input, KeyValue, Norm, Projection};
+use crate::backend::{Backend, Loader};
+use crate::profile::AttentionKind;
 use crate::progress::Observer;
-use crate::weights::{DitConfig, WeightSource};
+use crate::weights::{DitConfig, HostTensor, WeightSource};
 use crate::{Error, Result};
 
 /// Epsilon of the norms around the image embedding, which the configuration does not give.
@@ -20,73 +24,81 @@ const THETA: f64 = 10000.0;
 const POSITIONS: usize = 1024;
 
 /// The network.
-pub struct Dit<B: SequenceOps> {
-    patch_embedding: B::Linear,
-    text: [B::Linear; 2],
-    image_norms: [Norm<B>; 2],
-    image: [B::Linear; 2],
-    time: [B::Linear; 2],
-    time_projection: B::Linear,
-    blocks: Vec<Block<B>>,
-    head: B::Linear,
-    /// Shift and scale.
-    head_modulation: [B::Tensor; 2],
+pub struct Dit<B: Backend> {
+    around: Group<B, Around<B>>,
+    blocks: Vec<Group<B, Block<B>>>,
     config: DitConfig,
 }
 
-struct Block<B: SequenceOps> {
+/// What is in no block.
+struct Around<B: Backend> {
+    patch_embedding: B::Linear,
+    text: [B::Linear; 2],
+    image_norms: [LayerNorm<B>; 2],
+    image: [B::Linear; 2],
+    time: [B::Linear; 2],
+    time_projection: B::Linear,
+    head: B::Linear,
+    /// Shift and scale, `[1, dim]` each.
+    head_modulation: [B::Tensor; 2],
+}
+
+struct Block<B: Backend> {
     /// `[6, dim]`.
     modulation: B::Tensor,
     qkv: B::Linear,
     norm_q: B::Tensor,
     norm_k: B::Tensor,
     o: B::Linear,
-    norm3: Norm<B>,
+    norm3: LayerNorm<B>,
     cross: CrossAttention<B>,
     ffn: [B::Linear; 2],
 }
 
-struct CrossAttention<B: SequenceOps> {
+struct CrossAttention<B: Backend> {
     q: B::Linear,
     norm_q: B::Tensor,
-    text: KeyValue<B>,
-    image: KeyValue<B>,
+    text: ContextLayer<B>,
+    image: ContextLayer<B>,
     o: B::Linear,
 }
 
-struct KeyValue<B: SequenceOps> {
+/// What makes keys and values of the text or the picture.
+struct ContextLayer<B: Backend> {
     kv: B::Linear,
     norm_k: B::Tensor,
 }
 
 /// What all blocks of a forward share.
-struct Common<'a, B: SequenceOps> {
+struct Common<'a, B: Backend> {
     e0: &'a B::Tensor,
     rope: &'a B::Rope,
     heads: usize,
     /// Of the products of queries and keys.
     scale: f64,
     eps: f64,
+    /// Of self-attention.
+    kind: AttentionKind,
 }
 
 /// What the blocks attend to: the text and the picture of one branch.
-pub struct Context<B: SequenceOps> {
+pub struct Context<B: Backend> {
     /// Keys and values of the text and of the picture, for each block.
-    blocks: Vec<[(B::Tensor, B::Tensor); 2]>,
+    blocks: Vec<[[B::Tensor; 2]; 2]>,
     /// For the probe.
     text: B::Tensor,
     image: B::Tensor,
 }
 
-impl<B: SequenceOps> Context<B> {
+impl<B: Backend> Context<B> {
     /// What is computed last: the values of the last block.
     pub fn last(&self) -> Option<&B::Tensor> {
-        self.blocks.last().map(|[_, (_, v)]| v)
+        self.blocks.last().map(|[_, [_, v]]| v)
     }
 }
 
 /// A time, embedded.
-pub struct Time<B: SequenceOps> {
+pub struct Time<B: Backend> {
     /// The embedding, `[dim]`, in host memory.
     pub e_host: Vec<f32>,
     /// What it modulates every block with, `[6, dim]`, in host memory.
@@ -98,112 +110,114 @@ pub struct Time<B: SequenceOps> {
 }
 
 /// The rotary embedding of one size of latent.
-pub struct Grid<B: SequenceOps> {
+pub struct Grid<B: Backend> {
     /// Frames, height and width of the latent.
     size: [usize; 3],
     rope: B::Rope,
 }
 
+/// What a forward reads.
+pub struct Inputs<'a, B: Backend> {
+    /// The noisy latent, `[16, frames, height, width]`.
+    pub x: &'a B::Tensor,
+    /// The mask and the picture's latent, `[20, frames, height, width]`.
+    pub y: &'a B::Tensor,
+    /// When.
+    pub time: &'a Time<B>,
+    /// What the blocks attend to.
+    pub context: &'a Context<B>,
+    /// Where the tokens are.
+    pub grid: &'a Grid<B>,
+    /// In which precision tokens attend to each other.
+    pub attention: AttentionKind,
+}
+
 /// Whether a forward computes its blocks.
-pub enum Blocks<'a, B: SequenceOps> {
+pub enum Blocks<'a, B: Backend> {
     /// It does.
     Compute {
-        /// Whether the blocks' residual shall be kept, for [`Blocks::Reuse`] in later forwards.
+        /// Whether to keep the blocks' residual, for [`Blocks::Reuse`] in later forwards.
         keep_residual: bool,
     },
     /// It adds what the blocks of an earlier forward added to the tokens.
     Reuse(&'a B::Tensor),
 }
 
-impl<B: SequenceOps> Clone for Blocks<'_, B> {
+#[expect(
+    clippy::expl_impl_clone_on_copy,
+    reason = "a derived one would ask for a backend that can be copied"
+)]
+impl<B: Backend> Clone for Blocks<'_, B> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<B: SequenceOps> Copy for Blocks<'_, B> {}
+impl<B: Backend> Copy for Blocks<'_, B> {}
 
 /// What a forward gives.
-pub struct Velocity<B: SequenceOps> {
+pub struct Velocity<B: Backend> {
     /// `[out_dim, frames, height, width]`.
     pub velocity: B::Tensor,
     /// The tokens after all blocks minus those before, if it was to be kept.
     pub residual: Option<B::Tensor>,
 }
 
-impl<B: SequenceOps> Dit<B> {
-    /// Takes the network to the backend, tensor by tensor.
-    pub fn load(backend: &B, weights: &dyn WeightSource, config: &DitConfig) -> Result<Self> {
-        let root = Loader::new(backend, weights, "");
-        let full = |name| root.linear(&[name], Precision::Full);
-        let modulation = root.host("head.modulation", &[2, config.dim])?.data;
-        let half = |i: usize| backend.upload(&modulation[i * config.dim..][..config.dim], &[1, config.dim]);
+impl<B: Backend> Dit<B> {
+    /// Takes the network from `weights` to the loader, tensor by tensor.
+    ///
+    /// # Errors
+    /// What `weights` and the loader report.
+    pub fn load(loader: &B::Loader, weights: &dyn WeightSource, config: &DitConfig) -> Result<Self> {
+        let root = Checkpoint::<B>::new(loader, weights, "");
+        let block = |i| root.below(&format!("blocks.{i}")).group(|l| Block::load(l, config));
         Ok(Self {
-            patch_embedding: full("patch_embedding")?,
-            text: [full("text_embedding.0")?, full("text_embedding.2")?],
-            image_norms: [root.norm("img_emb.proj.0", IMAGE_EPS)?, root.norm("img_emb.proj.4", IMAGE_EPS)?],
-            image: [full("img_emb.proj.1")?, full("img_emb.proj.3")?],
-            time: [full("time_embedding.0")?, full("time_embedding.2")?],
-            time_projection: full("time_projection.1")?,
-            blocks: (0..config.num_layers)
-                .map(|i| Block::load(&root.below(&format!("blocks.{i}")), config))
-                .collect::<Result<_>>()?,
-            head: full("head.head")?,
-            head_modulation: [half(0)?, half(1)?],
+            around: root.group(|root| Around::load(root, config))?,
+            blocks: (0..config.num_layers).map(block).collect::<Result<_>>()?,
             config: config.clone(),
         })
     }
 
     /// Embeds a prompt `[n, text_dim]` (without padding) and a picture `[257, image_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for a prompt that is too long; what the backend reports.
     pub fn context(&self, b: &B, text: &B::Tensor, image: &B::Tensor) -> Result<Context<B>> {
-        // The model was trained on 512 rows, zeros after the prompt's, and attends to them like to any other.
-        let DitConfig { text_len, text_dim, .. } = self.config;
-        let missing = text_len.checked_sub(b.shape(text)[0]).ok_or_else(|| {
-            Error::Internal(format!(
-                "a prompt of {} tokens for a model that reads {text_len}",
-                b.shape(text)[0]
-            ))
-        })?;
-        let text = match missing {
-            0 => text.clone(),
-            _ => b.concat(&[text, &b.upload(&vec![0.0; missing * text_dim], &[missing, text_dim])?], 0)?,
-        };
-        let [up, down] = &self.text;
-        let text =
-            b.linear(&text, up, &Epilogue { activation: Activation::GeluTanh, ..Epilogue::default() })?;
-        let text = b.linear(&text, down, &Epilogue::default())?;
-
-        let [up, down] = &self.image;
-        let image = self.image_norms[0].apply(b, image)?;
-        let image =
-            b.linear(&image, up, &Epilogue { activation: Activation::GeluErf, ..Epilogue::default() })?;
-        let image = b.linear(&image, down, &Epilogue::default())?;
-        let image = self.image_norms[1].apply(b, &image)?;
-
+        let around = self.around.enter(b)?;
+        let (text, image) = (around.embed_text(b, text, &self.config)?, around.embed_image(b, image)?);
         let eps = self.config.eps;
         let blocks = self.blocks.iter().map(|block| {
-            Ok([block.cross.text.apply(b, &text, eps)?, block.cross.image.apply(b, &image, eps)?])
+            let CrossAttention { text: of_text, image: of_image, .. } = &block.enter(b)?.cross;
+            Ok([of_text.keys_and_values(b, &text, eps)?, of_image.keys_and_values(b, &image, eps)?])
         });
         Ok(Context { blocks: blocks.collect::<Result<_>>()?, text, image })
     }
 
     /// Embeds a time from 0 (clean) to 1000 (noise); fractions are welcome.
+    ///
+    /// # Errors
+    /// What the backend reports.
     pub fn time(&self, b: &B, t: f64) -> Result<Time<B>> {
+        let around = self.around.enter(b)?;
         let DitConfig { dim, freq_dim, .. } = self.config;
         let sinusoid = b.upload(&sinusoid(t, freq_dim), &[1, freq_dim])?;
-        let [up, down] = &self.time;
-        let h = b.linear(&sinusoid, up, &Epilogue { activation: Activation::Silu, ..Epilogue::default() })?;
-        let e = b.linear(&h, down, &Epilogue::default())?;
+        let [up, down] = &around.time;
+        let h = b.linear(Input::Plain(&sinusoid), up, &activated(Activation::Silu))?;
+        let e = b.linear(Input::Plain(&h), down, &Epilogue::default())?;
         let e_host = b.download(&e)?;
         // One row, and in host memory anyway for the step caches: no need of an operation for it.
         let silu: Vec<f32> = e_host.iter().map(|e| e / (1.0 + (-e).exp())).collect();
-        let e0 = b.linear(&b.upload(&silu, &[1, dim])?, &self.time_projection, &Epilogue::default())?;
+        let silu = b.upload(&silu, &[1, dim])?;
+        let e0 = b.linear(Input::Plain(&silu), &around.time_projection, &Epilogue::default())?;
         let e0_host = b.download(&e0)?;
         let e0 = b.upload(&e0_host, &[6, dim])?;
         Ok(Time { e_host, e0_host, e, e0 })
     }
 
     /// Prepares for latents of so many frames, rows and columns.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for sides that are odd, and more positions than the model was made for.
     pub fn grid(&self, b: &B, frames: usize, height: usize, width: usize) -> Result<Grid<B>> {
         let tokens = [frames, height / 2, width / 2];
         if !height.is_multiple_of(2)
@@ -220,8 +234,7 @@ impl<B: SequenceOps> Dit<B> {
         Ok(Grid { size: [frames, height, width], rope: b.load_rope(&cos, &sin, tokens.iter().product())? })
     }
 
-    /// The velocity at the noisy latent `x` `[16, frames, height, width]`, beside which the model sees the mask and the
-    /// picture's latent `y` `[20, frames, height, width]`.
+    /// The velocity at the noisy latent.
     ///
     /// `probe` sees `patch_tokens`, `e`, `e0`, `context_text`, `context_img`, for each block `blockN.self_attn`,
     /// `blockN.cross_attn`, `blockN.ffn` (before gate and residual) and `blockN.out`, then `head` and `out`. It makes
@@ -229,76 +242,147 @@ impl<B: SequenceOps> Dit<B> {
     ///
     /// # Errors
     /// [`Error::Canceled`] within one block of the observer's wish, and what the backend reports.
-    #[expect(clippy::too_many_arguments, reason = "each is a thing of its own, prepared at its own time")]
     pub fn forward(
         &self,
         b: &B,
-        x: &B::Tensor,
-        y: &B::Tensor,
-        time: &Time<B>,
-        context: &Context<B>,
-        grid: &Grid<B>,
+        inputs: &Inputs<'_, B>,
         blocks: Blocks<'_, B>,
         observer: &dyn Observer,
         mut probe: Probe<'_, B::Tensor>,
     ) -> Result<Velocity<B>> {
-        let x = b.patchify(&b.concat(&[x, y], 0)?)?;
-        let before = b.linear(&x, &self.patch_embedding, &Epilogue::default())?;
+        let &Inputs { x, y, time, context, grid, .. } = inputs;
+        let around = self.around.enter(b)?;
+        let before = around.embed_patches(b, x, y)?;
         show(&mut probe, || "patch_tokens".into(), &before);
         show(&mut probe, || "e".into(), &time.e);
         show(&mut probe, || "e0".into(), &time.e0);
         show(&mut probe, || "context_text".into(), &context.text);
         show(&mut probe, || "context_img".into(), &context.image);
 
-        let DitConfig { dim, num_heads: heads, eps, .. } = self.config;
-        let scale = (dim as f64 / heads as f64).powf(-0.5);
-        let all = Common { e0: &time.e0, rope: &grid.rope, heads, scale, eps };
-        let mut residual = None;
-        let after = match blocks {
+        let (after, residual) = match blocks {
             Blocks::Reuse(residual) => {
                 observer.check()?;
-                b.keep_pace()?;
-                // Goes with this block.
-                let before = before;
-                b.combine(&[(1.0, &before), (1.0, residual)])?
+                b.throttle()?;
+                (sum(b, before, residual)?, None)
             }
-            Blocks::Compute { keep_residual } => {
-                let mut tokens = before.clone();
-                // Lets go of the tokens before the blocks where nobody will ask for them.
-                let before = keep_residual.then_some(before);
-                for (i, (block, context)) in self.blocks.iter().zip(&context.blocks).enumerate() {
-                    observer.check()?;
-                    b.keep_pace()?;
-                    let mut of_block = probe.as_mut().map(|probe| {
-                        move |name: &str, tensor: &B::Tensor| probe(&format!("block{i}.{name}"), tensor)
-                    });
-                    let mut probe: Probe<'_, _> =
-                        of_block.as_mut().map(|p| p as &mut dyn FnMut(&str, &B::Tensor));
-                    tokens = block.forward(b, tokens, context, &all, &mut probe)?;
-                    show(&mut probe, || "out".into(), &tokens);
-                }
-                residual = before.map(|before| b.combine(&[(1.0, &tokens), (-1.0, &before)])).transpose()?;
-                tokens
+            Blocks::Compute { keep_residual: false } => {
+                (self.run_blocks(b, before, inputs, observer, &mut probe)?, None)
+            }
+            Blocks::Compute { keep_residual: true } => {
+                let after = self.run_blocks(b, before.clone(), inputs, observer, &mut probe)?;
+                let residual = difference(b, &after, before)?;
+                (after, Some(residual))
             }
         };
 
-        let [shift, scale] = &self.head_modulation;
-        let shift = b.combine(&[(1.0, shift), (1.0, &time.e)])?;
-        let scale = b.combine(&[(1.0, scale), (1.0, &time.e)])?;
-        let h = b.layer_norm(&after, &NormParams::Modulated { shift: &shift, scale: &scale }, eps)?;
-        let h = b.linear(&h, &self.head, &Epilogue::default())?;
+        let h = around.head(b, &after, &time.e, self.config.eps)?;
         show(&mut probe, || "head".into(), &h);
         let velocity = b.unpatchify(&h, grid.size)?;
         show(&mut probe, || "out".into(), &velocity);
         Ok(Velocity { velocity, residual })
     }
+
+    /// The tokens after all blocks.
+    fn run_blocks(
+        &self,
+        b: &B,
+        mut tokens: B::Tensor,
+        inputs: &Inputs<'_, B>,
+        observer: &dyn Observer,
+        probe: &mut Probe<'_, B::Tensor>,
+    ) -> Result<B::Tensor> {
+        let DitConfig { dim, num_heads: heads, eps, .. } = self.config;
+        let scale = (dim as f64 / heads as f64).powf(-0.5);
+        let &Inputs { time, context, grid, attention: kind, .. } = inputs;
+        let all = Common { e0: &time.e0, rope: &grid.rope, heads, scale, eps, kind };
+        for (i, (block, context)) in self.blocks.iter().zip(&context.blocks).enumerate() {
+            observer.check()?;
+            b.throttle()?;
+            let mut of_block = probe.as_mut().map(|probe| {
+                move |name: &str, tensor: &B::Tensor| probe(&format!("block{i}.{name}"), tensor)
+            });
+            let mut probe: Probe<'_, _> = of_block.as_mut().map(|p| p as &mut dyn FnMut(&str, &B::Tensor));
+            tokens = block.enter(b)?.forward(b, tokens, context, &all, &mut probe)?;
+            show(&mut probe, || "out".into(), &tokens);
+        }
+        Ok(tokens)
+    }
 }
 
-impl<B: SequenceOps> Block<B> {
-    fn load(l: &Loader<'_, B>, config: &DitConfig) -> Result<Self> {
-        let linear = |names: &[&str]| l.linear(names, Precision::Compute);
+/// Tokens, and what blocks once added to others.
+fn sum<B: Backend>(b: &B, tokens: B::Tensor, residual: &B::Tensor) -> Result<B::Tensor> {
+    b.linear_combination(&[(1.0, &tokens), (1.0, residual)])
+}
+
+/// What blocks added to tokens.
+fn difference<B: Backend>(b: &B, after: &B::Tensor, before: B::Tensor) -> Result<B::Tensor> {
+    b.linear_combination(&[(1.0, after), (-1.0, &before)])
+}
+
+impl<B: Backend> Around<B> {
+    fn load(root: &Checkpoint<'_, B>, config: &DitConfig) -> Result<Self> {
+        let linear = |name| root.linear(&[name], Role::Sensitive);
+        let modulation = root.host("head.modulation", &[2, config.dim])?.data;
+        let half = |i: usize| {
+            let data = modulation[i * config.dim..][..config.dim].to_vec();
+            root.loader.tensor(HostTensor { shape: vec![1, config.dim], data })
+        };
         Ok(Self {
-            modulation: l.backend.load(l.host("modulation", &[6, config.dim])?)?,
+            patch_embedding: linear("patch_embedding")?,
+            text: [linear("text_embedding.0")?, linear("text_embedding.2")?],
+            image_norms: [root.norm("img_emb.proj.0", IMAGE_EPS)?, root.norm("img_emb.proj.4", IMAGE_EPS)?],
+            image: [linear("img_emb.proj.1")?, linear("img_emb.proj.3")?],
+            time: [linear("time_embedding.0")?, linear("time_embedding.2")?],
+            time_projection: linear("time_projection.1")?,
+            head: linear("head.head")?,
+            head_modulation: [half(0)?, half(1)?],
+        })
+    }
+
+    fn embed_patches(&self, b: &B, x: &B::Tensor, y: &B::Tensor) -> Result<B::Tensor> {
+        let patches = b.patchify(&b.concat(&[x, y], 0)?)?;
+        b.linear(Input::Plain(&patches), &self.patch_embedding, &Epilogue::default())
+    }
+
+    fn embed_text(&self, b: &B, text: &B::Tensor, config: &DitConfig) -> Result<B::Tensor> {
+        // The model was trained on 512 rows, zeros after the prompt's, and attends to them like to any other.
+        let &DitConfig { text_len, text_dim, .. } = config;
+        let missing = text_len.checked_sub(b.shape(text)[0]).ok_or_else(|| {
+            Error::Internal(format!(
+                "a prompt of {} tokens for a model that reads {text_len}",
+                b.shape(text)[0]
+            ))
+        })?;
+        let text = match missing {
+            0 => text.clone(),
+            _ => b.concat(&[text, &b.upload(&vec![0.0; missing * text_dim], &[missing, text_dim])?], 0)?,
+        };
+        let [up, down] = &self.text;
+        let h = b.linear(Input::Plain(&text), up, &activated(Activation::GeluTanh))?;
+        b.linear(Input::Plain(&h), down, &Epilogue::default())
+    }
+
+    fn embed_image(&self, b: &B, image: &B::Tensor) -> Result<B::Tensor> {
+        let ([up, down], [first, last]) = (&self.image, &self.image_norms);
+        let h = b.linear(first.of(image), up, &activated(Activation::GeluErf))?;
+        let h = b.linear(Input::Plain(&h), down, &Epilogue::default())?;
+        b.norm(&h, &last.norm())
+    }
+
+    /// Tokens to patches of the velocity.
+    fn head(&self, b: &B, tokens: &B::Tensor, e: &B::Tensor, eps: f64) -> Result<B::Tensor> {
+        let [shift, scale] = &self.head_modulation;
+        let shift = &b.linear_combination(&[(1.0, shift), (1.0, e)])?;
+        let scale = &b.linear_combination(&[(1.0, scale), (1.0, e)])?;
+        b.linear(modulated(tokens, shift, scale, eps), &self.head, &Epilogue::default())
+    }
+}
+
+impl<B: Backend> Block<B> {
+    fn load(l: &Checkpoint<'_, B>, config: &DitConfig) -> Result<Self> {
+        let linear = |names: &[&str]| l.linear(names, Role::Bulk);
+        Ok(Self {
+            modulation: l.loader.tensor(l.host("modulation", &[6, config.dim])?)?,
             qkv: linear(&["self_attn.q", "self_attn.k", "self_attn.v"])?,
             norm_q: l.vector("self_attn.norm_q.weight")?,
             norm_k: l.vector("self_attn.norm_k.weight")?,
@@ -307,11 +391,11 @@ impl<B: SequenceOps> Block<B> {
             cross: CrossAttention {
                 q: linear(&["cross_attn.q"])?,
                 norm_q: l.vector("cross_attn.norm_q.weight")?,
-                text: KeyValue {
+                text: ContextLayer {
                     kv: linear(&["cross_attn.k", "cross_attn.v"])?,
                     norm_k: l.vector("cross_attn.norm_k.weight")?,
                 },
-                image: KeyValue {
+                image: ContextLayer {
                     kv: linear(&["cross_attn.k_img", "cross_attn.v_img"])?,
                     norm_k: l.vector("cross_attn.norm_k_img.weight")?,
                 },
@@ -324,95 +408,88 @@ impl<B: SequenceOps> Block<B> {
     fn forward(
         &self,
         b: &B,
-        mut x: B::Tensor,
-        context: &[(B::Tensor, B::Tensor); 2],
+        x: B::Tensor,
+        context: &[[B::Tensor; 2]; 2],
         all: &Common<'_, B>,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
-        let modulation = b.combine(&[(1.0, &self.modulation), (1.0, all.e0)])?;
-        let row = |i| b.narrow(&modulation, 0, i, 1);
-        // Each part on its own lets go of its intermediates and its input before the next one starts.
-        x = self.self_attention(b, &x, &[row(0)?, row(1)?, row(2)?], all, probe)?;
-        x = self.cross_attention(b, &x, context, all, probe)?;
-        self.feed_forward(b, &x, &[row(3)?, row(4)?, row(5)?], all, probe)
+        let modulation = b.linear_combination(&[(1.0, &self.modulation), (1.0, all.e0)])?;
+        let row = |i| b.slice(&modulation, 0, i, 1);
+        let x = self.self_attention(b, x, &[row(0)?, row(1)?, row(2)?], all, probe)?;
+        let x = self.cross_attention(b, x, context, all, probe)?;
+        self.feed_forward(b, x, &[row(3)?, row(4)?, row(5)?], all, probe)
     }
 
     fn self_attention(
         &self,
         b: &B,
-        x: &B::Tensor,
+        x: B::Tensor,
         [shift, scale, gate]: &[B::Tensor; 3],
         all: &Common<'_, B>,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
-        let &Common { heads, scale: product_scale, eps, rope, .. } = all;
-        // Queries, keys and values are let go of before the last layer makes new tokens.
+        let &Common { heads, eps, rope, kind, .. } = all;
         let h = {
-            let h = b.layer_norm(x, &NormParams::Modulated { shift, scale }, eps)?;
-            let [q, k, v] = columns(b, &b.linear(&h, &self.qkv, &Epilogue::default())?)?;
-            let q = b.rms_norm(&q, &self.norm_q, eps, Some(rope))?;
-            let k = b.rms_norm(&k, &self.norm_k, eps, Some(rope))?;
-            b.attention(&Attention {
-                q: &q,
-                k: &k,
-                v: &v,
-                heads,
-                scale: product_scale,
-                bias: None,
-                residual: None,
-            })?
+            let norms = [Some(&self.norm_q), Some(&self.norm_k), None];
+            let projection = Projection { norms, eps, rope: Some(rope) };
+            let [q, k, v] = b.project(modulated(&x, shift, scale, eps), &self.qkv, &projection)?;
+            let sets = &[KeyValue::new(&k, &v)];
+            b.attention(&Attention { q: &q, sets, heads, scale: all.scale, kind })?
         };
         show_branch(b, &h, &self.o, probe, "self_attn")?;
-        b.linear(&h, &self.o, &Epilogue { gate: Some(gate), residual: Some(x), ..Epilogue::default() })
+        let epilogue = Epilogue { gate: Some(gate), ..added(&x) };
+        b.linear(Input::Plain(&h), &self.o, &epilogue)
     }
 
     fn cross_attention(
         &self,
         b: &B,
-        x: &B::Tensor,
-        [text, image]: &[(B::Tensor, B::Tensor); 2],
+        x: B::Tensor,
+        context: &[[B::Tensor; 2]; 2],
         all: &Common<'_, B>,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
         let &Common { heads, scale, eps, .. } = all;
         let CrossAttention { q, norm_q, o, .. } = &self.cross;
         let h = {
-            let h = self.norm3.apply(b, x)?;
-            let q = b.rms_norm(&b.linear(&h, q, &Epilogue::default())?, norm_q, eps, None)?;
-            let attend = |(k, v): &(B::Tensor, B::Tensor), residual: Option<&B::Tensor>| {
-                b.attention(&Attention { q: &q, k, v, heads, scale, bias: None, residual })
-            };
-            attend(image, Some(&attend(text, None)?))?
+            let projection = Projection { norms: [Some(norm_q)], eps, rope: None };
+            let [q] = b.project(self.norm3.of(&x), q, &projection)?;
+            let sets = &context.each_ref().map(|[k, v]| KeyValue::new(k, v));
+            b.attention(&Attention { q: &q, sets, heads, scale, kind: AttentionKind::Exact })?
         };
         show_branch(b, &h, o, probe, "cross_attn")?;
-        b.linear(&h, o, &Epilogue { residual: Some(x), ..Epilogue::default() })
+        b.linear(Input::Plain(&h), o, &added(&x))
     }
 
     fn feed_forward(
         &self,
         b: &B,
-        x: &B::Tensor,
+        x: B::Tensor,
         [shift, scale, gate]: &[B::Tensor; 3],
         all: &Common<'_, B>,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
         let [up, down] = &self.ffn;
-        let h = b.layer_norm(x, &NormParams::Modulated { shift, scale }, all.eps)?;
-        let h = b.linear(&h, up, &Epilogue { activation: Activation::GeluTanh, ..Epilogue::default() })?;
+        let h = b.linear(modulated(&x, shift, scale, all.eps), up, &activated(Activation::GeluTanh))?;
         show_branch(b, &h, down, probe, "ffn")?;
-        b.linear(&h, down, &Epilogue { gate: Some(gate), residual: Some(x), ..Epilogue::default() })
+        b.linear(Input::Plain(&h), down, &Epilogue { gate: Some(gate), ..added(&x) })
     }
 }
 
-impl<B: SequenceOps> KeyValue<B> {
-    fn apply(&self, b: &B, x: &B::Tensor, eps: f64) -> Result<(B::Tensor, B::Tensor)> {
-        let [k, v] = columns(b, &b.linear(x, &self.kv, &Epilogue::default())?)?;
-        Ok((b.rms_norm(&k, &self.norm_k, eps, None)?, v))
+impl<B: Backend> ContextLayer<B> {
+    fn keys_and_values(&self, b: &B, x: &B::Tensor, eps: f64) -> Result<[B::Tensor; 2]> {
+        let projection = Projection { norms: [Some(&self.norm_k), None], eps, rope: None };
+        b.project(Input::Plain(x), &self.kv, &projection)
     }
+}
+
+/// A layer norm of `x`, modulated by the time.
+fn modulated<'a, T>(x: &'a T, shift: &'a T, scale: &'a T, eps: f64) -> Input<'a, T> {
+    Input::Normed(x, Norm::Layer { affine: Affine::Modulated { shift, scale }, eps })
 }
 
 /// Shows a branch's last layer before its gate and residual, which the forward itself never has apart.
-fn show_branch<B: SequenceOps>(
+fn show_branch<B: Backend>(
     b: &B,
     x: &B::Tensor,
     layer: &B::Linear,
@@ -420,7 +497,7 @@ fn show_branch<B: SequenceOps>(
     name: &str,
 ) -> Result<()> {
     if probe.is_some() {
-        show(probe, || name.to_owned(), &b.linear(x, layer, &Epilogue::default())?);
+        show(probe, || name.to_owned(), &b.linear(Input::Plain(x), layer, &Epilogue::default())?);
     }
     Ok(())
 }

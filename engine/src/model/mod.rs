@@ -9,8 +9,9 @@ pub mod vae;
 mod tests;
 
 use crate::Result;
-use crate::backend::SequenceOps;
-use crate::backend::sequence::{NormParams, Precision};
+use crate::backend::loading::{ConvWeights, Group, LinearWeights, Role};
+use crate::backend::sequence::{Activation, Affine, Epilogue, Input, Norm};
+use crate::backend::{Backend, Loader};
 use crate::weights::{HostTensor, WeightSource};
 
 /// Sees intermediate results by name, for comparisons; with none nothing is computed for it.
@@ -23,16 +24,16 @@ fn show<T>(probe: &mut Probe<'_, T>, name: impl FnOnce() -> String, tensor: &T) 
     }
 }
 
-/// Takes tensors from files to a backend by the names that they have below a prefix.
-struct Loader<'a, B> {
-    backend: &'a B,
+/// A network's tensors on their way from a checkpoint to a loader, by the names that they have below a prefix.
+struct Checkpoint<'a, B: Backend> {
+    loader: &'a B::Loader,
     weights: &'a dyn WeightSource,
     prefix: String,
 }
 
-impl<'a, B: SequenceOps> Loader<'a, B> {
-    fn new(backend: &'a B, weights: &'a dyn WeightSource, prefix: &str) -> Self {
-        Self { backend, weights, prefix: prefix.to_owned() }
+impl<'a, B: Backend> Checkpoint<'a, B> {
+    fn new(loader: &'a B::Loader, weights: &'a dyn WeightSource, prefix: &str) -> Self {
+        Self { loader, weights, prefix: prefix.to_owned() }
     }
 
     /// What lies below `name`.
@@ -40,60 +41,96 @@ impl<'a, B: SequenceOps> Loader<'a, B> {
         Self { prefix: format!("{}{name}.", self.prefix), ..*self }
     }
 
+    /// All that `load` takes, as a group.
+    fn group<T>(&self, load: impl FnOnce(&Self) -> Result<T>) -> Result<Group<B, T>> {
+        self.loader.group(|| load(self))
+    }
+
+    fn tensor(&self, name: &str) -> Result<HostTensor> {
+        self.weights.tensor(&format!("{}{name}", self.prefix))
+    }
+
     /// To host memory, in another shape with as many elements.
     fn host(&self, name: &str, shape: &[usize]) -> Result<HostTensor> {
-        let tensor = self.weights.tensor(&format!("{}{name}", self.prefix))?;
-        Ok(HostTensor { shape: shape.to_vec(), data: tensor.data })
+        Ok(HostTensor { shape: shape.to_vec(), data: self.tensor(name)?.data })
+    }
+
+    /// A vector in host memory; its extents of one are dropped.
+    fn host_vector(&self, name: &str) -> Result<HostTensor> {
+        let HostTensor { data, .. } = self.tensor(name)?;
+        Ok(HostTensor { shape: vec![data.len()], data })
     }
 
     /// A vector; its extents of one are dropped.
     fn vector(&self, name: &str) -> Result<B::Tensor> {
-        let tensor = self.weights.tensor(&format!("{}{name}", self.prefix))?;
-        self.backend.load(HostTensor { shape: vec![tensor.data.len()], data: tensor.data })
+        self.loader.tensor(self.host_vector(name)?)
     }
 
-    fn norm(&self, name: &str, eps: f64) -> Result<Norm<B>> {
+    fn norm(&self, name: &str, eps: f64) -> Result<LayerNorm<B>> {
         let (weight, bias) = (self.vector(&format!("{name}.weight"))?, self.vector(&format!("{name}.bias"))?);
-        Ok(Norm { weight, bias, eps })
+        Ok(LayerNorm { weight, bias, eps })
     }
 
     /// Layers with `weight` and `bias`, side by side.
-    fn linear(&self, names: &[&str], precision: Precision) -> Result<B::Linear> {
-        self.layers(names, true, precision)
+    fn linear(&self, names: &[&str], role: Role) -> Result<B::Linear> {
+        self.layers(names, true, role)
     }
 
     /// Layers with only a `weight`, side by side.
-    fn linear_without_bias(&self, names: &[&str], precision: Precision) -> Result<B::Linear> {
-        self.layers(names, false, precision)
+    fn linear_without_bias(&self, names: &[&str], role: Role) -> Result<B::Linear> {
+        self.layers(names, false, role)
     }
 
-    fn layers(&self, names: &[&str], bias: bool, precision: Precision) -> Result<B::Linear> {
+    fn layers(&self, names: &[&str], bias: bool, role: Role) -> Result<B::Linear> {
         let layers = names.iter().map(|name| {
             let weight = self.weights.matrix(&format!("{}{name}.weight", self.prefix))?;
-            let bias =
-                bias.then(|| self.weights.tensor(&format!("{}{name}.bias", self.prefix))).transpose()?;
+            let bias = bias.then(|| self.tensor(&format!("{name}.bias"))).transpose()?;
             Ok((weight, bias))
         });
-        self.backend.load_linear(&layers.collect::<Result<Vec<_>>>()?, precision)
+        self.loader.linear(&LinearWeights::new(layers.collect::<Result<_>>()?)?, role)
+    }
+
+    /// A convolution with `weight` and `bias`.
+    fn conv(&self, name: &str) -> Result<B::Conv> {
+        self.loader.conv(self.conv_weights(name)?)
+    }
+
+    /// A convolution in host memory.
+    fn conv_weights(&self, name: &str) -> Result<ConvWeights> {
+        ConvWeights::new(self.tensor(&format!("{name}.weight"))?, self.tensor(&format!("{name}.bias"))?)
+    }
+
+    /// A norm over channels, with its `gamma` `[channels, 1, ..]`.
+    fn channel_norm(&self, name: &str) -> Result<B::ChannelNorm> {
+        self.loader.channel_norm(self.host_vector(&format!("{name}.gamma"))?)
     }
 }
 
 /// A layer norm with learned factors.
-struct Norm<B: SequenceOps> {
+struct LayerNorm<B: Backend> {
     weight: B::Tensor,
     bias: B::Tensor,
     eps: f64,
 }
 
-impl<B: SequenceOps> Norm<B> {
-    fn apply(&self, b: &B, x: &B::Tensor) -> Result<B::Tensor> {
-        b.layer_norm(x, &NormParams::Affine { weight: &self.weight, bias: &self.bias }, self.eps)
+impl<B: Backend> LayerNorm<B> {
+    fn norm(&self) -> Norm<'_, B::Tensor> {
+        let Self { weight, bias, eps } = self;
+        Norm::Layer { affine: Affine::Learned { weight, bias }, eps: *eps }
+    }
+
+    /// The norm of `x`, for a layer to read.
+    fn of<'a>(&'a self, x: &'a B::Tensor) -> Input<'a, B::Tensor> {
+        Input::Normed(x, self.norm())
     }
 }
 
-/// Parts of `x` `[rows, features]`, as wide as each other.
-fn columns<B: SequenceOps, const N: usize>(b: &B, x: &B::Tensor) -> Result<[B::Tensor; N]> {
-    let width = b.shape(x)[1] / N;
-    let parts: Vec<_> = (0..N).map(|i| b.narrow(x, 1, i * width, width)).collect::<Result<_>>()?;
-    parts.try_into().map_err(|_| crate::Error::Internal("parts were lost".into()))
+/// Only the activation after a linear layer.
+fn activated<T>(activation: Activation) -> Epilogue<'static, T> {
+    Epilogue { activation, ..Epilogue::default() }
+}
+
+/// Only a residual after a linear layer.
+fn added<T>(residual: &T) -> Epilogue<'_, T> {
+    Epilogue { residual: Some(residual), ..Epilogue::default() }
 }

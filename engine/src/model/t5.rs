@@ -4,9 +4,11 @@
 //! (Chung et al., 2023) gives every layer its own relative position bias. Only the prompt's own tokens are computed:
 //! with padding masked away the others would change nothing.
 
-use super::{Loader, Probe, columns, show};
-use crate::backend::SequenceOps;
-use crate::backend::sequence::{Activation, Attention, Epilogue, Precision};
+use super::{Checkpoint, Probe, added, show};
+use crate::backend::Backend;
+use crate::backend::loading::{Group, Role};
+use crate::backend::sequence::{Activation, Attention, Input, KeyValue, Norm, Projection};
+use crate::profile::AttentionKind;
 use crate::weights::{HostTensor, Matrix, T5Config, WeightSource};
 use crate::{Error, Result};
 
@@ -17,15 +19,15 @@ const BUCKETS: usize = 32;
 const MAX_DISTANCE: f32 = 128.0;
 
 /// The encoder.
-pub struct T5<B: SequenceOps> {
+pub struct T5<B: Backend> {
     /// Stays in host memory in the type of the file: of its many rows a prompt needs a few.
     embedding: Matrix<'static>,
-    blocks: Vec<Block<B>>,
-    norm: B::Tensor,
+    blocks: Vec<Group<B, Block<B>>>,
+    norm: Group<B, B::Tensor>,
     heads: usize,
 }
 
-struct Block<B: SequenceOps> {
+struct Block<B: Backend> {
     norm1: B::Tensor,
     qkv: B::Linear,
     o: B::Linear,
@@ -37,37 +39,24 @@ struct Block<B: SequenceOps> {
     fc2: B::Linear,
 }
 
-impl<B: SequenceOps> T5<B> {
-    /// Takes the encoder to the backend, tensor by tensor.
+impl<B: Backend> T5<B> {
+    /// Takes the encoder from `weights` to the loader, tensor by tensor.
     ///
     /// # Errors
-    /// [`Error::Model`] for a number of position buckets other than umT5's, and what `weights` and the backend report.
-    pub fn load(backend: &B, weights: &dyn WeightSource, config: &T5Config) -> Result<Self> {
+    /// [`Error::Model`] for a number of position buckets other than umT5's, and what `weights` and the loader report.
+    pub fn load(loader: &B::Loader, weights: &dyn WeightSource, config: &T5Config) -> Result<Self> {
         if config.buckets != BUCKETS {
             return Err(Error::Model(format!(
                 "the text encoder has {} buckets of relative positions, umT5 has {BUCKETS}: use the released umT5 file",
                 config.buckets
             )));
         }
-        let root = Loader::new(backend, weights, "");
-        let block = |i| {
-            let l = root.below(&format!("blocks.{i}"));
-            let linear = |names: &[&str]| l.linear_without_bias(names, Precision::Compute);
-            Ok(Block {
-                norm1: l.vector("norm1.weight")?,
-                qkv: linear(&["attn.q", "attn.k", "attn.v"])?,
-                o: linear(&["attn.o"])?,
-                bias: l.host("pos_embedding.embedding.weight", &[BUCKETS, config.heads])?,
-                norm2: l.vector("norm2.weight")?,
-                gate: linear(&["ffn.gate.0"])?,
-                fc1: linear(&["ffn.fc1"])?,
-                fc2: linear(&["ffn.fc2"])?,
-            })
-        };
+        let root = Checkpoint::<B>::new(loader, weights, "");
+        let block = |i| root.below(&format!("blocks.{i}")).group(|l| Block::load(l, config));
         Ok(Self {
             embedding: weights.matrix("token_embedding.weight")?.into_owned(),
             blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
-            norm: root.vector("norm.weight")?,
+            norm: root.group(|root| root.vector("norm.weight"))?,
             heads: config.heads,
         })
     }
@@ -82,59 +71,67 @@ impl<B: SequenceOps> T5<B> {
         let mut x = self.embed(b, ids)?;
         show(&mut probe, || "embed".into(), &x);
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(b, &x, self.heads)?;
+            x = block.enter(b)?.forward(b, &x, self.heads)?;
             if i + 1 < self.blocks.len() {
                 show(&mut probe, || format!("block{i}"), &x);
             }
         }
-        let out = b.rms_norm(&x, &self.norm, EPS, None)?;
+        let out = b.norm(&x, &rms(&*self.norm.enter(b)?))?;
         show(&mut probe, || "out".into(), &out);
         Ok(out)
     }
 
     fn embed(&self, b: &B, ids: &[u32]) -> Result<B::Tensor> {
-        let Matrix { rows, cols, dtype, ref bytes, .. } = self.embedding;
+        let Matrix { rows, cols, .. } = self.embedding;
         let mut data = Vec::with_capacity(ids.len() * cols);
         for &id in ids {
-            let row = (id as usize) * cols * dtype.size();
-            let bytes = bytes.get(row..row + cols * dtype.size()).ok_or_else(|| {
-                Error::Model(format!(
+            let row = id as usize;
+            if row >= rows {
+                return Err(Error::Model(format!(
                     "the tokenizer gave token {id}, but the text encoder knows {rows}: use the tokenizer of this model"
-                ))
-            })?;
-            data.append(&mut Matrix { rows: 1, cols, dtype, bytes: bytes.into(), scale: None }.to_f32());
+                )));
+            }
+            data.append(&mut self.embedding.part(row, 1).to_f32());
         }
         b.upload(&data, &[ids.len(), cols])
     }
 }
 
-impl<B: SequenceOps> Block<B> {
-    fn forward(&self, b: &B, x: &B::Tensor, heads: usize) -> Result<B::Tensor> {
-        let h = b.rms_norm(x, &self.norm1, EPS, None)?;
-        let [q, k, v] = columns(b, &b.linear(&h, &self.qkv, &Epilogue::default())?)?;
-        let bias = position_bias(b, &self.bias, b.shape(x)[0])?;
-        // umT5 does not scale the products: the weights of q have it in them.
-        let h = b.attention(&Attention {
-            q: &q,
-            k: &k,
-            v: &v,
-            heads,
-            scale: 1.0,
-            bias: Some(&bias),
-            residual: None,
-        })?;
-        let x = b.linear(&h, &self.o, &Epilogue { residual: Some(x), ..Epilogue::default() })?;
+impl<B: Backend> Block<B> {
+    fn load(l: &Checkpoint<'_, B>, config: &T5Config) -> Result<Self> {
+        let linear = |names: &[&str]| l.linear_without_bias(names, Role::Bulk);
+        Ok(Self {
+            norm1: l.vector("norm1.weight")?,
+            qkv: linear(&["attn.q", "attn.k", "attn.v"])?,
+            o: linear(&["attn.o"])?,
+            bias: l.host("pos_embedding.embedding.weight", &[BUCKETS, config.heads])?,
+            norm2: l.vector("norm2.weight")?,
+            gate: linear(&["ffn.gate.0"])?,
+            fc1: linear(&["ffn.fc1"])?,
+            fc2: linear(&["ffn.fc2"])?,
+        })
+    }
 
-        let h = b.rms_norm(&x, &self.norm2, EPS, None)?;
-        let up = b.linear(&h, &self.fc1, &Epilogue::default())?;
-        let gated = Epilogue { activation: Activation::GeluTanh, gate: Some(&up), residual: None };
-        let h = b.linear(&h, &self.gate, &gated)?;
-        b.linear(&h, &self.fc2, &Epilogue { residual: Some(&x), ..Epilogue::default() })
+    fn forward(&self, b: &B, x: &B::Tensor, heads: usize) -> Result<B::Tensor> {
+        let [q, k, v] = b.project(Input::Normed(x, rms(&self.norm1)), &self.qkv, &Projection::PLAIN)?;
+        let bias = position_bias(b, &self.bias, b.shape(x)[0])?;
+        let sets = &[KeyValue { k: &k, v: &v, bias: Some(&bias) }];
+        // umT5 does not scale the products: the weights of q have it in them.
+        let h = b.attention(&Attention { q: &q, sets, heads, scale: 1.0, kind: AttentionKind::Exact })?;
+        let x = b.linear(Input::Plain(&h), &self.o, &added(x))?;
+
+        let normed = Input::Normed(&x, rms(&self.norm2));
+        let h = b.gated_linear(normed, &self.gate, &self.fc1, Activation::GeluTanh)?;
+        b.linear(Input::Plain(&h), &self.fc2, &added(&x))
     }
 }
 
+fn rms<T>(weight: &T) -> Norm<'_, T> {
+    Norm::Rms { weight, eps: EPS }
+}
+
 /// The bias of each head for every distance within `n` tokens, `[heads, 2 * n - 1]`, from `table` `[BUCKETS, heads]`.
-fn position_bias<B: SequenceOps>(b: &B, table: &HostTensor, n: usize) -> Result<B::Tensor> {
+fn position_bias<B: Backend>(b: &B, table: &HostTensor, n: usize) -> Result<B::Tensor> {
     let heads = table.shape[1];
     let last = n as i64 - 1;
     let buckets: Vec<usize> = (-last..=last).map(|distance| relative_bucket(distance) as usize).collect();

@@ -1,11 +1,12 @@
 //! Comparisons with the reference implementation's intermediates, on its tiny model with random weights.
 
 use super::clip::Clip;
-use super::dit::{Blocks, Context, Dit, Velocity, rope, sinusoid};
+use super::dit::{Blocks, Context, Dit, Inputs, Velocity, rope, sinusoid};
 use super::t5::{T5, relative_bucket};
-use crate::backend::TensorOps;
 use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, Keeping, TensorOps};
 use crate::goldens::{Golden, folder};
+use crate::profile::AttentionKind;
 use crate::progress::{Observer, Progress, Quiet};
 use crate::weights::{self, DitConfig};
 use crate::{Error, Result};
@@ -30,7 +31,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 
 fn load_dit(backend: &Cpu, layout: &str) -> (Dit<Cpu>, DitConfig) {
     let (weights, config) = weights::open_dit(&folder().join(layout)).unwrap();
-    (Dit::load(backend, &weights, &config).unwrap(), config)
+    (Dit::load(&backend.loader(Keeping::F32), &weights, &config).unwrap(), config)
 }
 
 /// One of the two forwards that the reference recorded.
@@ -72,8 +73,10 @@ impl Recorded {
         probe: super::Probe<'_, Tensor>,
     ) -> Result<Velocity<Cpu>> {
         let [f, h, w] = self.grid;
-        let (time, grid) = (dit.time(b, self.t)?, dit.grid(b, f, h, w)?);
-        dit.forward(b, &self.x, &self.y, &time, &self.context(b, dit), &grid, blocks, observer, probe)
+        let (time, context, grid) = (&dit.time(b, self.t)?, &self.context(b, dit), &dit.grid(b, f, h, w)?);
+        let (x, y, attention) = (&self.x, &self.y, AttentionKind::Exact);
+        let inputs = Inputs { x, y, time, context, grid, attention };
+        dit.forward(b, &inputs, blocks, observer, probe)
     }
 }
 
@@ -83,7 +86,7 @@ fn t5_is_the_references() {
     let b = Cpu::new();
     let (weights, config) =
         weights::open_t5(&folder().join("official/models_t5_umt5-xxl-enc-bf16.pth")).unwrap();
-    let t5 = T5::load(&b, &weights, &config).unwrap();
+    let t5 = T5::load(&b.loader(Keeping::F32), &weights, &config).unwrap();
     let prompts = golden.json["t5"].as_array().unwrap();
     assert!(!prompts.is_empty());
     for fact in prompts {
@@ -121,7 +124,7 @@ fn clip_is_the_references() {
     let b = Cpu::new();
     let file = "official/models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth";
     let (weights, config) = weights::open_clip(&folder().join(file)).unwrap();
-    let clip = Clip::load(&b, &weights, &config).unwrap();
+    let clip = Clip::load(&b.loader(Keeping::F32), &weights, &config).unwrap();
     let pixels = values(&golden.upload("clip.0.pixel_values"));
     let mut seen = Vec::new();
     clip.encode(

@@ -3,10 +3,10 @@
 mod cpu;
 mod cuda;
 
+use animd_protocol::request::{Noise, Request};
+
 pub use cpu::CpuGenerator;
 pub use cuda::{CudaGenerator, Launch};
-
-use crate::request::{Noise, Request};
 
 /// Channels of a latent.
 const CHANNELS: usize = 16;
@@ -59,7 +59,7 @@ impl Generator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Settings;
+    use animd_protocol::request::Settings;
 
     #[test]
     fn a_request_chooses_its_generator() {

@@ -8,16 +8,18 @@ mod watched;
 use std::path::Path;
 use std::time::Duration;
 
+use animd_protocol::messages::{Pictures, Report};
+use animd_protocol::profile::AttentionKind;
+use animd_protocol::request::Request;
+use animd_protocol::step_cache::{self, StepPlan};
+
 use crate::backend::Backend;
 use crate::image::{self, Fitted, Picture};
-use crate::model::dit::{Blocks, Context, Time};
-use crate::model::vae;
+use crate::model::dit::{Blocks, Context, Inputs, Time};
+use crate::model::vae::{self, Footage};
 use crate::noise;
 use crate::progress::{Costs, Observer, Stage};
-use crate::protocol::{Pictures, Report};
-use crate::request::{Request, Tiling};
 use crate::sampler::{self, Guidance, SamplerConfig};
-use crate::step_cache::{self, StepPlan};
 use crate::video::{VideoOptions, VideoWriter};
 use crate::{Error, Result};
 
@@ -121,11 +123,13 @@ impl<B: Backend> Pipeline<B> {
         self.load(&mut clock)?;
         let colours = pictures.preview.is_some().then(|| self.colours()).transpose()?;
         let mut previews = Previews::new(pictures.preview.as_deref(), colours);
+        let attention = self.setup().attention;
         let mut parts = self.parts()?;
         let conditioning = condition(&mut parts, job, &mut clock)?;
 
         clock.stage(Stage::Denoise)?;
-        let (latents, plan) = denoise(&parts, job, &sampler, &conditioning, &mut previews, &mut clock)?;
+        let (latents, plan) =
+            denoise(&parts, job, &sampler, attention, &conditioning, &mut previews, &mut clock)?;
         drop(conditioning);
         let Parts { backend, recipe, models, .. } = parts;
         let (forwards_computed, forwards_skipped) = plan.forwards(recipe.uses_guidance(request));
@@ -147,10 +151,7 @@ impl<B: Backend> Pipeline<B> {
                 let next = vae::fetch_u8(backend, &pixels)?;
                 on_their_way.replace(next).map_or(Ok(()), |before| write(before()?))
             };
-            match request.tiling {
-                Tiling::Whole => models.vae.decode(backend, &latents, &mut sink)?,
-                Tiling::Tiled => models.vae.decode_tiled(backend, &latents, observer, &mut sink)?,
-            }
+            models.vae.decode(backend, &latents, request.tiling, observer, &mut sink, None)?;
             on_their_way.map_or(Ok(()), |last| write(last()?))?;
         }
         clock.stage(Stage::Write)?;
@@ -229,22 +230,18 @@ fn condition<B: Backend>(
     clock.stage(Stage::VaeEncode)?;
     let Fitted { width, height, first_frame } = &job.fitted;
     let first = backend.upload(first_frame, &[3, 1, *height, *width])?;
-    let latents = match request.tiling {
-        Tiling::Whole => {
-            models.vae.encode_picture(backend, &first, request.latent_frames(), clock.observer())?
-        }
-        Tiling::Tiled => {
-            models.vae.encode_picture_tiled(backend, &first, request.latent_frames(), clock.observer())?
-        }
-    };
+    let footage = Footage::Picture { picture: &first, latent_frames: request.latent_frames() };
+    let latents = models.vae.encode(backend, footage, request.tiling, clock.observer(), None)?;
     Ok(Conditioning { y: vae::condition(backend, &latents)?, contexts })
 }
 
 /// The sampler's loop over the DiT: noise to latents.
+#[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
 fn denoise<B: Backend>(
     parts: &Parts<'_, B>,
     job: &Job,
     sampler: &SamplerConfig,
+    attention: AttentionKind,
     conditioning: &Conditioning<B>,
     previews: &mut Previews<'_>,
     clock: &mut Clock<'_>,
@@ -284,17 +281,9 @@ fn denoise<B: Backend>(
                 Some(residual) => Blocks::Reuse(residual),
                 None => Blocks::Compute { keep_residual: caching },
             };
-            let out = dit.forward(
-                backend,
-                x,
-                &conditioning.y,
-                &times[step],
-                context,
-                &grid,
-                blocks,
-                observer,
-                None,
-            )?;
+            let (y, time) = (&conditioning.y, &times[step]);
+            let inputs = Inputs { x, y, time, context, grid: &grid, attention };
+            let out = dit.forward(backend, &inputs, blocks, observer, None)?;
             if out.residual.is_some() {
                 *residual = out.residual;
             }

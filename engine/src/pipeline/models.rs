@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Instant;
 
-use animd_protocol::plan::{Plan, gib};
-use animd_protocol::profile::{Backend as Kind, Precision};
+use animd_protocol::plan::{Plan, Setup, gib};
+use animd_protocol::profile::{AttentionKind, Backend as Kind, Precision, Precisions};
 use animd_protocol::recipe::{Component, Network, Recipe};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Keeping};
 use crate::model::clip::Clip;
 use crate::model::dit::Dit;
 use crate::model::t5::T5;
@@ -28,6 +28,8 @@ const KEPT_PROMPTS: usize = 16;
 /// A model on a backend, ready for one job after the other.
 pub struct Pipeline<B: Backend> {
     backend: B,
+    /// How it runs the model.
+    setup: Setup,
     name: String,
     tokenizer: Tokenizer,
     sources: Sources,
@@ -114,12 +116,13 @@ impl<B: Backend> Pipeline<B> {
     ///
     /// # Errors
     /// [`Error::Model`] says everything that is wrong with the files.
-    pub fn open(backend: B, dir: &Path, dit: Option<&Path>) -> Result<Self> {
-        let prepared = match backend.setup().precision.dit {
+    pub fn open(backend: B, wanted: &Setup, dir: &Path, dit: Option<&Path>) -> Result<Self> {
+        let wanted = &backend.resolve(wanted);
+        let prepared = match wanted.precision.dit {
             Precision::Fp8 => weights::find_prepared(dit.unwrap_or(dir)),
             _ => None,
         };
-        let mut pipeline = Self::open_original(backend, dir, prepared.as_deref().or(dit))?;
+        let mut pipeline = Self::open_original(backend, wanted, dir, prepared.as_deref().or(dit))?;
         pipeline.name = file_name(dit.unwrap_or(dir));
         Ok(pipeline)
     }
@@ -128,18 +131,18 @@ impl<B: Backend> Pipeline<B> {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_original(backend: B, dir: &Path, dit: Option<&Path>) -> Result<Self> {
+    pub fn open_original(backend: B, wanted: &Setup, dir: &Path, dit: Option<&Path>) -> Result<Self> {
         let name = file_name(dit.unwrap_or(dir));
         let files = weights::Model::open(dir, dit)?;
         let tokenizer = Tokenizer::open(&files.tokenizer)?;
-        Ok(Self::with(backend, name, tokenizer, files.into()))
+        Ok(Self::with(backend, wanted, name, tokenizer, files.into()))
     }
 
     /// A made-up model, without files: what `synth-model` would write with this seed.
     ///
     /// # Errors
     /// None that a sound build has.
-    pub fn made_up(backend: B, size: synth::Size, seed: u64) -> Result<Self> {
+    pub fn made_up(backend: B, wanted: &Setup, size: synth::Size, seed: u64) -> Result<Self> {
         let (recipe, mut weights, mut parameters) = (size.recipe(), BTreeMap::new(), 0);
         for part in recipe.networks() {
             let source = Source::new(&part, DType::Bf16, seed);
@@ -148,11 +151,12 @@ impl<B: Backend> Pipeline<B> {
             weights.insert(part.name.to_owned(), source);
         }
         let tokenizer = Tokenizer::read(synth::TOKENIZER, "tokenizer.json")?;
-        Ok(Self::with(backend, "made-up".into(), tokenizer, Sources { recipe, weights, parameters }))
+        Ok(Self::with(backend, wanted, "made-up".into(), tokenizer, Sources { recipe, weights, parameters }))
     }
 
-    fn with(backend: B, name: String, tokenizer: Tokenizer, sources: Sources) -> Self {
-        Self { backend, name, tokenizer, sources, models: None, load_seconds: LoadSeconds::default() }
+    fn with(backend: B, wanted: &Setup, name: String, tokenizer: Tokenizer, sources: Sources) -> Self {
+        let (setup, load_seconds) = (backend.resolve(wanted), LoadSeconds::default());
+        Self { backend, setup, name, tokenizer, sources, models: None, load_seconds }
     }
 
     /// The folder's name.
@@ -180,26 +184,29 @@ impl<B: Backend> Pipeline<B> {
         if self.models.is_some() {
             return Ok(());
         }
-        let Self { backend, sources, load_seconds, .. } = self;
+        let Self { backend, setup, sources, load_seconds, .. } = self;
         let (recipe, count) = (&sources.recipe, Count::new(clock, sources.parameters));
-        let mut loading = Loading { backend, seconds: load_seconds };
+        let mut loading = Loading { backend, setup, seconds: load_seconds };
         let network = &recipe.text_encoder;
         let weights = count.of(sources.of(network)?);
-        let text_encoder = loading.load(Component::T5, network, |b, config| T5::load(b, &weights, config))?;
+        let text_encoder =
+            loading.load(Component::T5, network, |loader, config| T5::load(loader, &weights, config))?;
         let image_encoder = match &recipe.conditioning.image_encoder {
             Some(network) => {
                 let weights = count.of(sources.of(network)?);
-                let load = |b: &B, config: &_| Clip::load(b, &weights, config);
+                let load = |loader: &B::Loader, config: &_| Clip::load(loader, &weights, config);
                 Some(loading.load(Component::Clip, network, load)?)
             }
             None => None,
         };
         let network = &recipe.vae;
         let weights = count.of(sources.of(network)?);
-        let vae = loading.load(Component::Vae, network, |b, config| Vae::load(b, &weights, config))?;
+        let vae =
+            loading.load(Component::Vae, network, |loader, config| Vae::load(loader, &weights, config))?;
         let experts = recipe.experts.iter().map(|expert| {
             let weights = count.of(sources.of(&expert.network)?);
-            loading.load(Component::Dit, &expert.network, |b, config| Dit::load(b, &weights, config))
+            loading
+                .load(Component::Dit, &expert.network, |loader, config| Dit::load(loader, &weights, config))
         });
         let experts = experts.collect::<Result<_>>()?;
         let texts = HashMap::new();
@@ -207,35 +214,37 @@ impl<B: Backend> Pipeline<B> {
         Ok(())
     }
 
-    /// Takes another backend on the same device. If that has other weights in the DiT, those that are loaded go, and are
-    /// loaded anew; the other networks stay.
+    /// Runs the DiT in another way from now on. If that takes other weights, those that are loaded go, and are loaded anew;
+    /// the other networks stay.
     ///
     /// # Errors
     /// What the backend reports; then nothing is loaded.
-    pub(crate) fn exchange_dit(&mut self, backend: B) -> Result<()> {
-        let same = backend.setup().precision == self.backend.setup().precision;
-        self.backend = backend;
+    pub(crate) fn exchange_dit(&mut self, dit: Precision, attention: AttentionKind) -> Result<()> {
+        let precision = Precisions { dit, ..self.setup.precision };
+        let setup = self.backend.resolve(&Setup { precision, attention, ..self.setup });
+        let same = setup.precision == self.setup.precision;
+        self.setup = setup;
         let Some(mut models) = self.models.take_if(|_| !same) else { return Ok(()) };
         models.experts.clear();
-        let Self { backend, sources, load_seconds, .. } = self;
-        let mut loading = Loading { backend, seconds: load_seconds };
+        let Self { backend, setup, sources, load_seconds, .. } = self;
+        let mut loading = Loading { backend, setup, seconds: load_seconds };
         for expert in &sources.recipe.experts {
             let weights = sources.of(&expert.network)?;
-            let load = |b: &B, config: &_| Dit::load(b, weights, config);
+            let load = |loader: &B::Loader, config: &_| Dit::load(loader, weights, config);
             models.experts.push(loading.load(Component::Dit, &expert.network, load)?);
         }
         self.models = Some(models);
         Ok(())
     }
 
+    /// How the backend runs the model.
+    pub(crate) fn setup(&self) -> Setup {
+        self.setup
+    }
+
     /// How long the networks took that are loaded.
     pub(crate) fn load_seconds(&self) -> &LoadSeconds {
         &self.load_seconds
-    }
-
-    /// Who computes.
-    pub(crate) fn backend(&self) -> &B {
-        &self.backend
     }
 
     /// What a loaded pipeline works with.
@@ -262,8 +271,7 @@ impl<B: Backend> Pipeline<B> {
 
     /// What a job will cost.
     pub(super) fn plan(&self, job: &Job) -> Plan {
-        let setup = self.backend.setup();
-        Plan::new(&self.sources.recipe, &job.request, [job.width(), job.height()], &setup)
+        Plan::new(&self.sources.recipe, &job.request, [job.width(), job.height()], &self.setup)
     }
 
     /// Of all networks.
@@ -281,7 +289,7 @@ impl<B: Backend> Pipeline<B> {
     pub(super) fn check(&mut self, job: &Job) -> Result<()> {
         self.sources.recipe.check(&job.request)?;
         let memory = self.plan(job).memory;
-        if self.backend.setup().backend == Kind::Cuda {
+        if self.setup.backend == Kind::Cuda {
             // Embeddings would hold on to memory that a larger job wants in one piece; a GPU makes them in no time.
             if let Some(models) = &mut self.models {
                 models.texts.clear();
@@ -354,6 +362,7 @@ impl<B: Backend> Models<B> {
 /// Loads one network after the other, and notes how long each took.
 struct Loading<'a, B> {
     backend: &'a B,
+    setup: &'a Setup,
     seconds: &'a mut LoadSeconds,
 }
 
@@ -362,10 +371,10 @@ impl<B: Backend> Loading<'_, B> {
         &mut self,
         component: Component,
         network: &Network<C>,
-        load: impl FnOnce(&B, &C) -> Result<N>,
+        load: impl FnOnce(&B::Loader, &C) -> Result<N>,
     ) -> Result<N> {
         let began = Instant::now();
-        let loaded = load(&self.backend.loading(component), &network.config);
+        let loaded = load(&self.backend.loader(Keeping::of(self.setup, component)), &network.config);
         self.seconds.note(&network.name, began.elapsed().as_secs_f64());
         loaded
     }

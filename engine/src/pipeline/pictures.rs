@@ -5,11 +5,12 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use animd_protocol::messages::Pictures;
+
 use crate::backend::Backend;
 use crate::image::Picture;
 use crate::model::vae::{Colours, LATENT_CHANNELS};
 use crate::progress::Observer;
-use crate::protocol::Pictures;
 use crate::{Error, Result};
 
 /// Pixels of a thumbnail's longer side: freedesktop's "x-large".
@@ -148,8 +149,8 @@ impl<'a> Previews<'a> {
             [LATENT_CHANNELS, t, h, w] => [t, h, w],
             ref other => return Err(Error::Internal(format!("{other:?} is no latent's shape"))),
         };
-        let frame = |all| b.narrow(all, 1, chosen(t), 1);
-        let clean = b.combine(&[(1.0, &frame(x)?), (-sigma, &frame(velocity)?)])?;
+        let frame = |all| b.slice(all, 1, chosen(t), 1);
+        let clean = b.linear_combination(&[(1.0, &frame(x)?), (-sigma, &frame(velocity)?)])?;
         let clean = b.download(&clean)?;
         let byte = |v: f32| ((v + 1.0) * 127.5).clamp(0.0, 255.0) as u8;
         let rgb = (0..h * w).flat_map(|i| colours.of(|c| clean[c * h * w + i]).map(byte)).collect();

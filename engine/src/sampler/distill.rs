@@ -14,7 +14,7 @@ pub fn euler<B: TensorOps>(
 ) -> Result<B::Tensor> {
     // Two terms of the same tensor, so that rounding is the reference's.
     let terms = [(1.0, sample), (-sigma, velocity), (next, velocity)];
-    b.combine(if next == 0.0 { &terms[..2] } else { &terms })
+    b.linear_combination(if next == 0.0 { &terms[..2] } else { &terms })
 }
 
 /// From noise level `sigma` to `next` with new noise: the clean sample that the velocity points to, mixed with `noise`.
@@ -27,7 +27,7 @@ pub fn renoise<B: TensorOps>(
     noise: &B::Tensor,
 ) -> Result<B::Tensor> {
     let clean = euler(b, sigma, 0.0, velocity, sample)?;
-    b.combine(&[((1.0 - f64::from(next)) as f32, &clean), (next, noise)])
+    b.linear_combination(&[((1.0 - f64::from(next)) as f32, &clean), (next, noise)])
 }
 
 #[cfg(test)]

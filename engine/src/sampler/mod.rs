@@ -7,10 +7,11 @@ pub mod distill;
 mod testing;
 pub mod unipc;
 
+pub use animd_protocol::schedule::{self, SamplerConfig};
+
 use crate::backend::TensorOps;
 use crate::{Error, Result};
 
-pub use animd_protocol::schedule::{self, SamplerConfig};
 use unipc::UniPc;
 
 /// The model as [`run`] sees it: the step's index, the sample and the timestep give noise minus clean sample, guidance
@@ -67,8 +68,8 @@ impl Guidance {
     /// uncond + scale * (cond - uncond).
     pub fn apply<B: TensorOps>(self, b: &B, cond: &B::Tensor, uncond: &B::Tensor) -> Result<B::Tensor> {
         // The difference on its own: the two are nearly equal, and the scale would enlarge their rounding.
-        let difference = b.combine(&[(1.0, cond), (-1.0, uncond)])?;
-        b.combine(&[(1.0, uncond), (self.scale as f32, &difference)])
+        let difference = b.linear_combination(&[(1.0, cond), (-1.0, uncond)])?;
+        b.linear_combination(&[(1.0, uncond), (self.scale as f32, &difference)])
     }
 }
 

@@ -25,7 +25,7 @@ impl TensorOps for Host {
         tensor.1.clone()
     }
 
-    fn combine(&self, terms: &[(f32, &HostTensor)]) -> Result<HostTensor> {
+    fn linear_combination(&self, terms: &[(f32, &HostTensor)]) -> Result<HostTensor> {
         let shape = &terms[0].1.1;
         assert!(terms.iter().all(|(_, tensor)| tensor.1 == *shape));
         let sum = |i| {
@@ -34,8 +34,8 @@ impl TensorOps for Host {
         Ok(((0..terms[0].1.0.len()).map(sum).collect(), shape.clone()))
     }
 
-    fn narrow(&self, _: &HostTensor, _: usize, _: usize, _: usize) -> Result<HostTensor> {
-        unimplemented!("no sampler narrows")
+    fn slice(&self, _: &HostTensor, _: usize, _: usize, _: usize) -> Result<HostTensor> {
+        unimplemented!("no sampler slices")
     }
 
     fn concat(&self, _: &[&HostTensor], _: usize) -> Result<HostTensor> {

@@ -4,9 +4,10 @@
 //! Each step corrects the sample that it was given with the prediction made there, then predicts the next one. Both are
 //! weighted sums of a few latents; the weights are computed in f64.
 
+use animd_protocol::schedule::Schedule;
+
 use crate::backend::TensorOps;
 use crate::{Error, Result};
-use animd_protocol::schedule::Schedule;
 
 /// The solver and what it remembers of earlier steps: at most three latents.
 pub struct UniPc<T> {
@@ -29,7 +30,7 @@ impl<T: Clone + Send + Sync + 'static> UniPc<T> {
     /// after the last step is the clean one.
     ///
     /// # Errors
-    /// `Internal` if the schedule is at its end; what `combine` fails with.
+    /// `Internal` if the schedule is at its end; what `linear_combination` fails with.
     pub fn step<B: TensorOps<Tensor = T>>(&mut self, b: &B, velocity: &T, sample: &T) -> Result<T> {
         let k = self.step;
         let steps = self.schedule.timesteps.len();
@@ -37,7 +38,7 @@ impl<T: Clone + Send + Sync + 'static> UniPc<T> {
             return Err(Error::Internal(format!("a schedule of {steps} steps was asked for step {}", k + 1)));
         }
         self.step += 1;
-        let clean = b.combine(&[(1.0, sample), (-self.schedule.sigmas[k], velocity)])?;
+        let clean = b.linear_combination(&[(1.0, sample), (-self.schedule.sigmas[k], velocity)])?;
         let [before, older] = std::mem::take(&mut self.predictions);
         let last_sample = self.last_sample.take();
         if k + 1 == steps {
@@ -50,7 +51,7 @@ impl<T: Clone + Send + Sync + 'static> UniPc<T> {
                 let mut terms =
                     vec![(w.sample as f32, last), (w.now as f32, &clean), (w.before as f32, before)];
                 terms.extend(older.as_ref().map(|older| (w.older as f32, older)));
-                b.combine(&terms)?
+                b.linear_combination(&terms)?
             }
             _ => sample.clone(),
         };
@@ -58,7 +59,7 @@ impl<T: Clone + Send + Sync + 'static> UniPc<T> {
         let w = predictor(&self.schedule.sigmas[..=k + 1]);
         let mut terms = vec![(w.sample as f32, &corrected), (w.now as f32, &clean)];
         terms.extend(before.as_ref().map(|before| (w.before as f32, before)));
-        let next = b.combine(&terms)?;
+        let next = b.linear_combination(&terms)?;
         self.last_sample = Some(corrected);
         self.predictions = [Some(clean), before];
         Ok(next)

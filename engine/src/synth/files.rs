@@ -9,7 +9,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use super::values::{Fill, fill, tensor_seed};
-use crate::weights::{DType, safetensors};
+use crate::weights::{DType, safetensors, torch};
 use crate::{Error, Result};
 
 /// A tensor to be made up.
@@ -27,7 +27,7 @@ impl Plan {
     }
 
     pub fn bytes(&self) -> u64 {
-        (self.elements() * self.dtype.size()) as u64
+        self.dtype.bytes(self.elements()) as u64
     }
 
     /// Positions of a row: all axes but the first together.
@@ -37,7 +37,7 @@ impl Plan {
 
     /// All values, as they are in files.
     pub fn make(&self, seed: u64) -> Vec<u8> {
-        let mut bytes = vec![0; self.elements() * self.dtype.size()];
+        let mut bytes = vec![0; self.dtype.bytes(self.elements())];
         fill(&mut bytes, self.dtype, tensor_seed(seed, &self.name), 0, self.columns(), &self.fill);
         bytes
     }
@@ -52,11 +52,11 @@ impl Plan {
     ) -> Result<()> {
         let seed = tensor_seed(seed, &self.name);
         let columns = self.columns();
-        let mut buffer = vec![0; self.elements().min(PART) * self.dtype.size()];
+        let mut buffer = vec![0; self.dtype.bytes(self.elements().min(PART))];
         let mut start = 0;
         while start < self.elements() {
             let count = PART.min(self.elements() - start);
-            let part = &mut buffer[..count * self.dtype.size()];
+            let part = &mut buffer[..self.dtype.bytes(count)];
             fill(part, self.dtype, seed, start, columns, &self.fill);
             out.write_all(part).map_err(Error::file("write", path))?;
             wrote(part.len() as u64)?;
@@ -141,7 +141,7 @@ pub(super) fn torch(
         zip.start_file(format!("{stem}/{name}"), options).map_err(fail)?;
         zip.write_all(content).map_err(Error::file("write", &path))
     };
-    small(&mut zip, "data.pkl", &pickle(plans))?;
+    small(&mut zip, "data.pkl", &pickle(plans)?)?;
     small(&mut zip, "byteorder", b"little")?;
     for (key, plan) in plans.iter().enumerate() {
         let options = options.large_file(plan.bytes() > u32::MAX.into());
@@ -155,13 +155,16 @@ pub(super) fn torch(
 }
 
 /// The pickle of an `OrderedDict` of tensors, each with a storage of its own, protocol 2.
-fn pickle(plans: &[Plan]) -> Vec<u8> {
+fn pickle(plans: &[Plan]) -> Result<Vec<u8>> {
     let mut p = b"\x80\x02ccollections\nOrderedDict\n)R(".to_vec();
     for (key, plan) in plans.iter().enumerate() {
         text(&mut p, &plan.name);
         p.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
         text(&mut p, "storage");
-        p.extend(format!("ctorch\n{}\n", storage_class(plan.dtype)).into_bytes());
+        let class = torch::storage_class(plan.dtype).ok_or_else(|| {
+            Error::Internal(format!("torch has no storage for `{}`, {}", plan.name, plan.dtype.name()))
+        })?;
+        p.extend(format!("ctorch\n{class}\n").into_bytes());
         text(&mut p, &key.to_string());
         text(&mut p, "cpu");
         int(&mut p, plan.elements());
@@ -176,16 +179,7 @@ fn pickle(plans: &[Plan]) -> Vec<u8> {
         p.extend(b"t\x89ccollections\nOrderedDict\n)RtR");
     }
     p.extend(b"u.");
-    p
-}
-
-fn storage_class(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F32 => "FloatStorage",
-        DType::F16 => "HalfStorage",
-        DType::Bf16 => "BFloat16Storage",
-        DType::F8E4m3 => "Float8_e4m3fnStorage",
-    }
+    Ok(p)
 }
 
 /// BINUNICODE

@@ -11,20 +11,19 @@ mod values;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use serde_json::json;
-
 use animd_protocol::dims::schema::Expected;
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config};
 use animd_protocol::recipe::{Component, Part, Recipe, Sizes};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::model::vae::{LATENT_MEAN, LATENT_STD};
 use crate::weights::DType;
 use crate::{Error, Result};
-use files::Plan;
-use values::{Fill, Spread};
 
+use files::Plan;
 pub use source::{Source, noise};
+use values::{Fill, Spread};
 
 /// How large a made-up model is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -113,6 +112,9 @@ fn keep(e: &Expected, gain: f32) -> Fill {
 
 fn dit_rule(e: &Expected) -> Fill {
     let name = &e.name[..];
+    if let Some(fill) = values::attention(name, e.shape[0]) {
+        return fill;
+    }
     let norm =
         name.contains("norm") || name.starts_with("img_emb.proj.0") || name.starts_with("img_emb.proj.4");
     if name.ends_with("modulation") {
@@ -138,8 +140,7 @@ fn dit_rule(e: &Expected) -> Fill {
     } else if name.ends_with("bias") {
         Fill::new(0.0, 0.05)
     } else if norm {
-        let attention = name.contains("norm_q") || name.contains("norm_k");
-        Fill::new(if attention { 1.15 } else { 1.0 }, 0.1)
+        Fill::new(1.0, 0.1)
     } else {
         keep(e, 1.0)
     }
@@ -395,7 +396,7 @@ mod tests {
             [
                 (Component::Dit, 1303, 16_394_878_784),
                 (Component::T5, 242, 5_680_910_336),
-                (Component::Clip, 396, 632_076_801),
+                (Component::Clip, 393, 632_076_801),
                 (Component::Vae, 194, 126_892_531),
             ]
         );

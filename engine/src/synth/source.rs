@@ -1,15 +1,15 @@
 //! A made-up model without files.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::files::Plan;
-use super::plan;
-use super::values::{Fill, fill, tensor_seed};
 use animd_protocol::recipe::{Component, Part};
 
 use crate::weights::{DType, HostTensor, Matrix, WeightSource};
 use crate::{Error, Result};
+
+use super::files::Plan;
+use super::plan;
+use super::values::{Fill, fill, tensor_seed};
 
 /// One network of a made-up model: every tensor is made when it is asked for, and is what
 /// [`synth_model`](super::synth_model) writes into files.
@@ -41,13 +41,7 @@ impl Source {
 impl WeightSource for Source {
     fn tensor(&self, name: &str) -> Result<HostTensor> {
         let plan = self.find(name)?;
-        let whole = Matrix {
-            rows: 1,
-            cols: plan.elements(),
-            dtype: plan.dtype,
-            bytes: Cow::Owned(plan.make(self.seed)),
-            scale: None,
-        };
+        let whole = Matrix::plain(1, plan.elements(), plan.dtype, plan.make(self.seed));
         Ok(HostTensor { shape: plan.shape.clone(), data: whole.to_f32() })
     }
 
@@ -56,8 +50,7 @@ impl WeightSource for Source {
         let [rows, rest @ ..] = &plan.shape[..] else {
             return Err(Error::Internal(format!("`{name}` is a scalar, not a matrix")));
         };
-        let bytes = Cow::Owned(plan.make(self.seed));
-        Ok(Matrix { rows: *rows, cols: rest.iter().product(), dtype: plan.dtype, bytes, scale: None })
+        Ok(Matrix::plain(*rows, rest.iter().product(), plan.dtype, plan.make(self.seed)))
     }
 }
 
@@ -92,11 +85,11 @@ mod tests {
                 assert_eq!(source.tensor(name).unwrap(), files.tensor(name).unwrap(), "{name}");
                 let (made, stored) = (source.matrix(name).unwrap(), files.matrix(name).unwrap());
                 assert_eq!(
-                    (made.rows, made.cols, made.dtype),
-                    (stored.rows, stored.cols, stored.dtype),
+                    (made.rows, made.cols, made.encoding),
+                    (stored.rows, stored.cols, stored.encoding),
                     "{name}"
                 );
-                assert!(made.bytes == stored.bytes && made.scale.is_none(), "{name}");
+                assert!(made.bytes == stored.bytes, "{name}");
             }
             assert!(source.tensor("nonsense").is_err());
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::stored::Stored;
+use super::layouts::Described;
 use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 use crate::{Error, Result};
 
@@ -55,17 +55,14 @@ impl ConfigFile {
     }
 }
 
-/// The tensors of a component by their official names.
-pub(super) type Tensors = BTreeMap<String, Stored>;
-
 /// Looks sizes up in tensors, and gathers what does not fit.
 pub(super) struct Sizes<'a> {
-    pub tensors: &'a Tensors,
+    pub tensors: &'a BTreeMap<String, Described>,
     pub problems: Vec<String>,
 }
 
 impl<'a> Sizes<'a> {
-    pub fn new(tensors: &'a Tensors) -> Self {
+    pub fn new(tensors: &'a BTreeMap<String, Described>) -> Self {
         Self { tensors, problems: Vec::new() }
     }
 
@@ -74,7 +71,7 @@ impl<'a> Sizes<'a> {
     pub fn vote(&self, sources: &[(&str, usize)]) -> usize {
         let mut votes: Vec<(usize, usize)> = Vec::new();
         for (name, axis) in sources {
-            let Some(extent) = self.tensors.get(*name).and_then(|t| t.shape.get(*axis)) else { continue };
+            let Some(extent) = self.tensors.get(*name).and_then(|t| t.shape().get(*axis)) else { continue };
             match votes.iter_mut().find(|(e, _)| e == extent) {
                 Some((_, n)) => *n += 1,
                 None => votes.push((*extent, 1)),

@@ -6,84 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::config::Tensors;
-use super::stored::Mapped;
-use super::{Component, safetensors, torch};
+use super::container::read_file;
+use super::{Component, layouts, refusals};
 use crate::{Error, Result};
-
-/// The tensors of a file, whatever its format is.
-pub(super) fn read_file(path: &Path) -> Result<Tensors> {
-    let file = Mapped::open(path)?;
-    let broken = |what: &str| Err(Error::Model(format!("`{}` is {what}", path.display())));
-    match &file.bytes[..] {
-        [b'P', b'K', ..] => torch::read(&file),
-        [0x80, 2..=5, ..] => {
-            broken("in torch's format from before version 1.6; save it again with a newer torch")
-        }
-        bytes if bytes.starts_with(b"version https://git-lfs") => {
-            broken("only a pointer that Git LFS left; run `git lfs pull` in its folder")
-        }
-        bytes if bytes.starts_with(b"GGUF") => broken("a GGUF file, which animd does not read"),
-        bytes if bytes.starts_with(b"<") && bytes.len() < 1 << 20 => {
-            broken("a web page, not a model; download it again")
-        }
-        _ if path.extension().is_some_and(|e| e == "pth" || e == "pt") => {
-            broken("not a torch file: it does not begin as a zip archive; copy it again")
-        }
-        _ => safetensors::read(&file),
-    }
-}
-
-/// The tensors of several files, which have no name in common. All broken files are named in one error.
-pub(super) fn read_files(files: &[PathBuf]) -> Result<Tensors> {
-    let mut all = Tensors::new();
-    let mut errors = Vec::new();
-    for path in files {
-        match read_file(path) {
-            Ok(tensors) => {
-                for (name, stored) in tensors {
-                    if let Some(other) = all.get(&name) {
-                        let other = other.file.path.display();
-                        errors.push(Error::Model(format!(
-                            "`{name}` is in `{other}` and in `{}`",
-                            path.display()
-                        )));
-                    } else {
-                        all.insert(name, stored);
-                    }
-                }
-            }
-            Err(e) => errors.push(e),
-        }
-    }
-    merge(errors)?;
-    Ok(all)
-}
-
-/// No errors, the only one, or one that says them all.
-pub(super) fn merge(mut errors: Vec<Error>) -> Result<()> {
-    match errors.len() {
-        0 => Ok(()),
-        1 => Err(errors.remove(0)),
-        _ => Err(Error::Model(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))),
-    }
-}
-
-/// The component that tensors belong to, by names that only it has.
-pub(super) fn classify<'a>(names: &(impl Iterator<Item = &'a String> + Clone)) -> Option<Component> {
-    let any = |of_it: fn(&str) -> bool| names.clone().any(|n| of_it(n));
-    if any(|n| n.ends_with("self_attn.q.weight") || n.ends_with("time_projection.1.weight")) {
-        Some(Component::Dit)
-    } else if any(|n| n.ends_with("pos_embedding.embedding.weight")) {
-        Some(Component::T5)
-    } else if any(|n| n.starts_with("visual.")) {
-        Some(Component::Clip)
-    } else if any(|n| n.starts_with("decoder.upsamples.") && !n.contains(".upsamples.0.upsamples.")) {
-        Some(Component::Vae)
-    } else {
-        None
-    }
-}
 
 /// The names of a folder's files, sorted.
 pub(super) fn list(folder: &Path) -> Result<Vec<String>> {
@@ -144,26 +69,7 @@ pub(super) fn dit_files(path: &Path) -> Result<Vec<PathBuf>> {
     }
     scan(path, &names, Component::Dit, &["safetensors"])?
         .map(|file| vec![file])
-        .ok_or_else(|| Error::Model(no_dit(path, &names)))
-}
-
-fn no_dit(path: &Path, names: &[String]) -> String {
-    let shown = path.display();
-    let has = |name: &str| names.iter().any(|n| n == name);
-    if names.is_empty() {
-        format!("`{shown}` is empty; it should hold a Wan2.1 image-to-video model as downloaded")
-    } else if has("model_index.json") || has("transformer") {
-        format!(
-            "`{shown}` is laid out for diffusers; animd reads the official layout \
-             (`Wan-AI/Wan2.1-I2V-14B-480P`, without `-Diffusers`), and LightX2V's and ComfyUI's fp8 files"
-        )
-    } else if has("high_noise_model") || has("low_noise_model") {
-        format!("`{shown}` is Wan2.2, which has two transformers; animd runs Wan2.1 image-to-video")
-    } else if names.iter().any(|n| has_extension(n, &["gguf"])) {
-        format!("`{shown}` holds GGUF files; animd reads safetensors")
-    } else {
-        format!("`{shown}` holds no transformer: `diffusion_pytorch_model*.safetensors` is missing")
-    }
+        .ok_or_else(|| Error::Model(refusals::folder(path, &names)))
 }
 
 #[derive(Deserialize)]
@@ -238,7 +144,7 @@ fn scan(
     for name in names.iter().filter(|n| has_extension(n, extensions)) {
         let path = folder.join(name);
         match read_file(&path) {
-            Ok(tensors) if classify(&tensors.keys()) == Some(component) => found.push(path),
+            Ok(tensors) if layouts::component(&tensors) == Some(component) => found.push(path),
             Ok(_) => {}
             Err(e) => broken = broken.or(Some(e)),
         }

@@ -10,7 +10,8 @@ use std::time::UNIX_EPOCH;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{DType, Layout, Matrix, WeightSource, Weights, e4m3, find, open_dit, safetensors};
+use super::layouts::lightx2v_fp8::scale_name;
+use super::{DType, Encoding, Matrix, WeightSource, Weights, e4m3, find, open_dit, safetensors};
 use crate::dims::schema;
 use crate::{Error, Result};
 
@@ -88,14 +89,14 @@ pub fn prepare(dit: &Path, wrote: &mut dyn FnMut(u64, u64) -> Result<()>) -> Res
     let files = find::dit_files(dit)?;
     let made_of = sources(&files)?;
     let (weights, config) = open_dit(dit)?;
-    if weights.layout() != Layout::Official {
+    let large: Vec<String> =
+        schema::dit(&config).into_iter().filter(|e| e.quantisable).map(|e| e.name).collect();
+    if !large.iter().all(|name| weights.encoding(name).is_some_and(Encoding::is_plain)) {
         return Err(Error::Model(format!(
             "`{}` is in 8 bits already: there is nothing to prepare",
             dit.display()
         )));
     }
-    let large: Vec<String> =
-        schema::dit(&config).into_iter().filter(|e| e.quantisable).map(|e| e.name).collect();
 
     let folder = folder(dit);
     let part = unfinished(&folder);
@@ -174,12 +175,11 @@ fn write(
         if is_large(name) {
             entries.push((scale_name(name), DType::F32, vec![shape[0], 1]));
             entries.push((name.to_owned(), DType::F8E4m3, shape));
-        } else if let Some(dtype) = weights.dtype(name) {
+        } else if let Some(Encoding::Plain(dtype)) = weights.encoding(name) {
             entries.push((name.to_owned(), dtype, shape));
         }
     }
-    let all: u64 =
-        entries.iter().map(|(_, dtype, shape)| (shape.iter().product::<usize>() * dtype.size()) as u64).sum();
+    let all: u64 = entries.iter().map(|(_, dtype, shape)| dtype.bytes(shape.iter().product()) as u64).sum();
     let failed = || Error::file("write", path);
     let mut out =
         BufWriter::with_capacity(1 << 20, File::create_new(path).map_err(Error::file("create", path))?);
@@ -212,10 +212,6 @@ fn write(
     let file = out.into_inner().map_err(|e| failed()(e.into_error()))?;
     file.sync_all().map_err(failed())?;
     Ok(all)
-}
-
-fn scale_name(weight: &str) -> String {
-    format!("{weight}_scale")
 }
 
 /// The greatest magnitude of each row.
@@ -265,13 +261,13 @@ mod tests {
 
         let (official, config) = open_dit(&folder).unwrap();
         let (copy, same) = open_dit(&prepared.folder).unwrap();
-        assert_eq!((copy.layout(), &same), (Layout::Lightx2vFp8, &config));
+        assert_eq!((copy.layout().name(), &same), ("lightx2v-fp8", &config));
         assert!(copy.names().eq(official.names()));
         let mut rounded = 0;
         for name in official.names() {
             let (a, b) = (official.matrix(name).unwrap(), copy.matrix(name).unwrap());
-            if b.dtype != DType::F8E4m3 {
-                assert_eq!((a.dtype, &a.bytes), (b.dtype, &b.bytes), "{name}");
+            if b.encoding.is_plain() {
+                assert_eq!((a.encoding, &a.bytes), (b.encoding, &b.bytes), "{name}");
                 continue;
             }
             rounded += 1;

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::DType;
-use super::stored::{Element, Mapped, Stored};
+use super::stored::{Mapped, Stored, Tensors};
+use super::{DType, Encoding};
 use crate::{Error, Result};
 
 /// The longest header that the format allows.
 const MAX_HEADER: usize = 100_000_000;
 
+/// A tensor as the header describes it.
 #[derive(Deserialize)]
 struct Info {
     dtype: String,
@@ -28,7 +29,7 @@ pub(crate) fn header<'a>(tensors: impl Iterator<Item = (&'a str, DType, &'a [usi
     let mut end = 0;
     for (name, dtype, shape) in tensors {
         let from = end;
-        end += shape.iter().product::<usize>() * dtype.size();
+        end += dtype.bytes(shape.iter().product());
         let info = json!({"dtype": dtype.name(), "shape": shape, "data_offsets": [from, end]});
         entries.insert(name.to_owned(), info);
     }
@@ -44,7 +45,7 @@ pub(crate) fn header<'a>(tensors: impl Iterator<Item = (&'a str, DType, &'a [usi
 ///
 /// # Errors
 /// [`Error::Model`] if the header is broken, or if the file is not as long as the header says.
-pub(crate) fn read(file: &Arc<Mapped>) -> Result<BTreeMap<String, Stored>> {
+pub(crate) fn read(file: &Arc<Mapped>) -> Result<Tensors> {
     let broken = |what: String| Error::Model(format!("`{}` is not usable: {what}", file.path.display()));
     let total = file.bytes.len();
     let Some(length) = file.bytes.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)) else {
@@ -67,23 +68,25 @@ pub(crate) fn read(file: &Arc<Mapped>) -> Result<BTreeMap<String, Stored>> {
         if name != "__metadata__" {
             let info: Info = serde_json::from_value(value)
                 .map_err(|e| broken(format!("its header describes `{name}` wrongly: {e}")))?;
-            infos.push((name, info));
+            let Some(dtype) = DType::from_name(&info.dtype) else {
+                let dtype = info.dtype.escape_debug();
+                return Err(broken(format!(
+                    "its header gives `{name}` the type `{dtype}`, which animd does not know"
+                )));
+            };
+            infos.push((name, dtype, info));
         }
     }
-    infos.sort_by_key(|(_, info)| info.data_offsets);
+    infos.sort_by_key(|(_, _, info)| info.data_offsets);
     let mut end = 0;
-    for (name, info) in &infos {
+    for (name, dtype, info) in &infos {
         let (from, to) = info.data_offsets;
         if from != end || to < from {
             return Err(broken(format!("its header has `{name}` at bytes {from} to {to}, not from {end}")));
         }
         let elements = info.shape.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent));
-        let fits = match DType::from_name(&info.dtype) {
-            Some(dtype) => elements.and_then(|n| n.checked_mul(dtype.size())) == Some(to - from),
-            // A foreign type is never read: it only has to be counted without overflow.
-            None => elements.is_some(),
-        };
-        if !fits {
+        let bytes = elements.and_then(|n| Encoding::Plain(*dtype).row_bytes(n));
+        if bytes != Some(to - from) {
             let Info { dtype, shape, .. } = info;
             return Err(broken(format!("its header gives `{name}`, {dtype} {shape:?}, {} bytes", to - from)));
         }
@@ -94,12 +97,13 @@ pub(crate) fn read(file: &Arc<Mapped>) -> Result<BTreeMap<String, Stored>> {
         let how = if total < expected { "is only partly there" } else { "is longer than its header says" };
         return Err(broken(format!("it {how}, {total} of {expected} bytes; copy it again")));
     }
-    let stored = |info: Info| Stored {
+    let stored = |dtype, Info { shape, data_offsets: (from, to), .. }: Info| Stored {
         file: Arc::clone(file),
-        element: DType::from_name(&info.dtype).map_or(Element::Other(info.dtype), Element::Float),
-        shape: info.shape,
+        encoding: Encoding::Plain(dtype),
+        shape,
         strides: None,
-        start: data + info.data_offsets.0,
+        start: data + from,
+        size: to - from,
     };
-    Ok(infos.into_iter().map(|(name, info)| (name, stored(info))).collect())
+    Ok(infos.into_iter().map(|(name, dtype, info)| (name, stored(dtype, info))).collect())
 }

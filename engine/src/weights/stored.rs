@@ -1,16 +1,14 @@
-//! A tensor in a memory-mapped file, and how its bytes become numbers.
+//! A tensor in a memory-mapped file.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use half::{bf16, f16};
 use memmap2::Mmap;
-use rayon::prelude::*;
 
-use super::{DType, e4m3};
+use super::{DType, Encoding};
 use crate::{Error, Result};
 
 /// A model file in the address space.
@@ -39,38 +37,25 @@ impl Mapped {
     }
 }
 
-/// What a file says its values are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Element {
-    /// A float that the engine can read.
-    Float(DType),
-    /// Something else, by the file format's own name.
-    Other(String),
-}
-
-impl fmt::Display for Element {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Float(dtype) => f.write_str(dtype.name()),
-            Self::Other(name) => f.write_str(name),
-        }
-    }
-}
-
-/// A tensor where it lies. Whoever makes one has checked that all its elements are inside the file.
+/// A tensor where it lies. Whoever makes one has checked that all its bytes are inside the file.
 #[derive(Clone)]
 pub(crate) struct Stored {
     /// The file.
     pub file: Arc<Mapped>,
-    /// Its type.
-    pub element: Element,
+    /// How the file says that its values lie: plain or packed. What is scaled with what, a layout says.
+    pub encoding: Encoding,
     /// Extents, outermost first.
     pub shape: Vec<usize>,
-    /// Steps between elements along each axis, in elements; `None` if they lie one after the other.
+    /// Steps between numbers along each axis, in numbers; `None` if they lie one after the other.
     pub strides: Option<Vec<usize>>,
-    /// The first element's first byte.
+    /// The first number's first byte.
     pub start: usize,
+    /// Bytes that its numbers take.
+    pub size: usize,
 }
+
+/// Tensors by their names, as a file or the model has them.
+pub(crate) type Tensors = BTreeMap<String, Stored>;
 
 impl Stored {
     /// How many values there are.
@@ -78,27 +63,25 @@ impl Stored {
         self.shape.iter().product()
     }
 
-    /// Bytes that the values take; none for a foreign type.
-    pub fn size(&self) -> usize {
-        match self.element {
-            Element::Float(dtype) => self.elements() * dtype.size(),
-            Element::Other(_) => 0,
+    /// What its numbers are, if nothing else is needed to know its values.
+    pub fn dtype(&self) -> Option<DType> {
+        match self.encoding {
+            Encoding::Plain(dtype) => Some(dtype),
+            _ => None,
         }
     }
 
-    /// The values, row-major, one after the other; borrowed from the file unless they are strided.
-    pub fn bytes(&self) -> Result<(DType, Cow<'_, [u8]>)> {
-        let Element::Float(dtype) = self.element else {
-            return Err(Error::Internal(format!("a tensor of type {} was asked for", self.element)));
-        };
-        let size = dtype.size();
+    /// The values as they are stored, row-major, one after the other; borrowed from the file unless they are strided.
+    pub fn bytes(&self) -> Result<Cow<'_, [u8]>> {
         let outside =
             || Error::Internal(format!("a tensor of `{}` is outside of the file", self.file.path.display()));
         let Some(strides) = &self.strides else {
-            let end = self.start + self.elements() * size;
-            return Ok((dtype, Cow::Borrowed(self.file.bytes.get(self.start..end).ok_or_else(outside)?)));
+            return Ok(Cow::Borrowed(
+                self.file.bytes.get(self.start..self.start + self.size).ok_or_else(outside)?,
+            ));
         };
-        let mut out = Vec::with_capacity(self.elements() * size);
+        let size = self.size / self.elements().max(1);
+        let mut out = Vec::with_capacity(self.size);
         let mut index = vec![0; self.shape.len()];
         for _ in 0..self.elements() {
             let offset: usize = index.iter().zip(strides).map(|(i, s)| i * s).sum();
@@ -112,65 +95,6 @@ impl Stored {
                 *i = 0;
             }
         }
-        Ok((dtype, Cow::Owned(out)))
-    }
-
-    /// The values as f32.
-    pub fn to_f32(&self) -> Result<Vec<f32>> {
-        let (dtype, bytes) = self.bytes()?;
-        Ok(to_f32(dtype, &bytes))
-    }
-}
-
-impl DType {
-    /// Bytes of one value.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::F8E4m3 => 1,
-        }
-    }
-
-    /// The name in safetensors headers: `F32`, `F16`, `BF16`, `F8_E4M3`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::Bf16 => "BF16",
-            Self::F8E4m3 => "F8_E4M3",
-        }
-    }
-
-    /// The type of a safetensors name, if the engine reads it.
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Self::F32, Self::F16, Self::Bf16, Self::F8E4m3].into_iter().find(|d| d.name() == name)
-    }
-}
-
-/// Values that one thread converts at a time.
-const CHUNK: usize = 1 << 16;
-
-/// Little-endian values of a type as f32, exactly.
-pub(crate) fn to_f32(dtype: DType, bytes: &[u8]) -> Vec<f32> {
-    let mut out = vec![0.0; bytes.len() / dtype.size()];
-    out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * dtype.size())).for_each(
-        |(out, bytes)| match dtype {
-            DType::F32 => decode(out, bytes, f32::from_le_bytes),
-            DType::F16 => decode(out, bytes, |b| f16::from_le_bytes(b).to_f32()),
-            DType::Bf16 => decode(out, bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            DType::F8E4m3 => {
-                let table = e4m3::table();
-                decode(out, bytes, |[b]: [u8; 1]| table[b as usize]);
-            }
-        },
-    );
-    out
-}
-
-fn decode<const N: usize>(out: &mut [f32], bytes: &[u8], f: impl Fn([u8; N]) -> f32) {
-    let (chunks, _) = bytes.as_chunks::<N>();
-    for (o, b) in out.iter_mut().zip(chunks) {
-        *o = f(*b);
+        Ok(Cow::Owned(out))
     }
 }

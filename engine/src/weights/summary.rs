@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::check;
+use super::layouts::Described;
 use super::open::{self, Examined};
 use super::{Component, Layout};
 
@@ -19,7 +21,7 @@ pub struct Summary {
     pub files: Vec<PathBuf>,
     /// How its tensors are named and quantised; unknown if it cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub layout: Option<Layout>,
+    pub layout: Option<&'static Layout>,
     /// Its sizes by name, in the order of the configuration.
     pub sizes: Vec<(&'static str, usize)>,
     /// Tensors, scales not counted.
@@ -64,17 +66,16 @@ impl Summary {
 
     fn new<C>(examined: &Examined<C>, sizes: Vec<(&'static str, usize)>) -> Self {
         let mut summary = Self { sizes, layout: Some(examined.layout), ..Self::empty(examined.component) };
-        for (name, stored) in &examined.tensors {
-            if !open::ignorable(examined.component, name) {
+        for (name, Described { stored, .. }) in &examined.contents.tensors {
+            if !check::ignorable(examined.component, name) {
                 let parameters = stored.elements() as u64;
                 summary.tensors += 1;
                 summary.parameters += parameters;
-                *summary.dtypes.entry(stored.element.to_string()).or_default() += parameters;
+                *summary.dtypes.entry(stored.encoding.to_string()).or_default() += parameters;
             }
         }
-        let stored = || examined.tensors.values().chain(examined.scales.values());
-        summary.bytes = stored().map(|s| s.size() as u64).sum();
-        let files: BTreeSet<_> = stored().map(|s| s.file.path.clone()).collect();
+        summary.bytes = examined.contents.stored().map(|s| s.size as u64).sum();
+        let files: BTreeSet<_> = examined.contents.stored().map(|s| s.file.path.clone()).collect();
         summary.files = files.into_iter().collect();
         summary.usable = examined.problems.is_empty();
         if !summary.usable {

@@ -1,4 +1,4 @@
-// What follows a product: scales, bias, activation, gate, residual, conversion. See sm90/gemm.cuh and sm89/product.cuh.
+// What follows a product: scales, bias, activation, gate, residual, conversion. See sm90/gemm.cuh and sm80/product.cuh.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,7 +10,7 @@ namespace gemm {
 using namespace gpu;
 
 // As the launcher numbers them.
-enum Activation { kNone = 0, kSilu = 1, kGeluTanh = 2, kGeluErf = 3, kQuickGelu = 4 };
+enum Activation { kNone = 0, kSilu = 1, kGeluTanh = 2, kGeluErf = 3 };
 
 // How a product ends; in all of them y = row_scale * column_scale * product + bias.
 //   kPlain      residual + gate * y
@@ -50,8 +50,8 @@ __device__ __forceinline__ void activate(float (&x)[kCount][4], int activation) 
             for (int i = 0; i < 4; i++) x[p][i] = 0.5f * x[p][i] * (1.f + erff(x[p][i] * 0.7071067811865476f));
         return;
     }
-    // gelu(x) = x (1 + tanh u) / 2 = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3): a cubic of x, as are the others.
-    const float linear = activation == kGeluTanh ? 1.5957691216057308f : activation == kQuickGelu ? 1.702f : 1.f;
+    // gelu(x) = x (1 + tanh u) / 2 = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3): a cubic of x, as SiLU's.
+    const float linear = activation == kGeluTanh ? 1.5957691216057308f : 1.f;
     const float cubic = activation == kGeluTanh ? 0.07135481282052874f : 0.f;
 #pragma unroll
     for (int p = 0; p < kCount; p++)

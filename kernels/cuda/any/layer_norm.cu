@@ -1,12 +1,13 @@
-// Layer norm over rows, learned or modulated by the time; to e4m3 it quantises what the next product reads.
+// Layer norm over rows, learned or modulated by the time; to e4m3 and int8 it quantises what the next product reads, for int8
+// after a rotation.
 #include "rows.cuh"
 
 namespace {
 
-template <class Input, class Output>
-__device__ __forceinline__ void layer_norm(
-    const Input* x, int64_t x_stride, const float* factor, const float* summand, float one, Output* y, int64_t y_stride,
-    float* scale, int columns, float eps) {
+// The block's row of x, normed.
+template <class Input>
+__device__ __forceinline__ rows::Row layer_norm(
+    const Input* x, int64_t x_stride, const float* factor, const float* summand, float one, int columns, float eps) {
     __shared__ float sums[32], squares[32];
     rows::Row row(x + blockIdx.x * x_stride, columns);
     const float mean = rows::reduce<rows::Sum>(row.sum(), sums) / columns;
@@ -20,7 +21,7 @@ __device__ __forceinline__ void layer_norm(
 #pragma unroll
         for (int j = 0; j < rows::kVector; j++) row.x[i][j] = fmaf((row.x[i][j] - mean) * inverse, one + f[j], s[j]);
     }
-    row.write(y + blockIdx.x * y_stride, scale + blockIdx.x);
+    return row;
 }
 
 }  // namespace
@@ -31,6 +32,18 @@ __device__ __forceinline__ void layer_norm(
     extern "C" __global__ void __launch_bounds__(1024)                                                             \
         NAME(const INPUT* x, int64_t x_stride, const float* factor, const float* summand, float one, OUTPUT* y,    \
              int64_t y_stride, float* scale, int columns, float eps) {                                             \
-        layer_norm(x, x_stride, factor, summand, one, y, y_stride, scale, columns, eps);                           \
+        rows::Row row = layer_norm(x, x_stride, factor, summand, one, columns, eps);                               \
+        row.write(y + blockIdx.x * y_stride, scale + blockIdx.x);                                                  \
     }
 ROW_KERNELS(LAYER_NORM, layer_norm)
+
+// The same to int8, rotated by `group`; norm: 1 / sqrt(group).
+#define LAYER_NORM_INT8(NAME, INPUT)                                                                               \
+    extern "C" __global__ void __launch_bounds__(1024)                                                             \
+        NAME(const INPUT* x, int64_t x_stride, const float* factor, const float* summand, float one, int8_t* y,    \
+             int64_t y_stride, float* scale, int columns, float eps, int group, float norm) {                      \
+        rows::Row row = layer_norm(x, x_stride, factor, summand, one, columns, eps);                               \
+        row.write_int8(y + blockIdx.x * y_stride, scale + blockIdx.x, group, norm);                                \
+    }
+LAYER_NORM_INT8(layer_norm_bf16_int8, __nv_bfloat16)
+LAYER_NORM_INT8(layer_norm_f32_int8, float)

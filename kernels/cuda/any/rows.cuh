@@ -129,6 +129,79 @@ struct Row {
         }
         if (threadIdx.x == 0) *scale = top / kGreatest;
     }
+
+    // Rotates each `group` columns, a power of 4 up to 256, by the Kronecker power of h4 = [[1, 1, 1, -1], [1, 1, -1, 1],
+    // [1, -1, 1, 1], [-1, 1, 1, 1]]. Not normalised: it multiplies lengths by sqrt(group). h4 takes from the sum of four
+    // elements twice the one across, so y[i] = (x[i] - x[i ^ 3]) + (x[i ^ 1] + x[i ^ 2]); the four are neighbours for the
+    // first digit of a column's number in base 4, four apart for the second, and so on. A warp has 256 columns.
+    __device__ __forceinline__ void rotate(int group) {
+#pragma unroll
+        for (int i = 0; i < kPieces; i++) {
+            float(&p)[kVector] = x[i];
+            if (group >= 4) {
+#pragma unroll
+                for (int j = 0; j < kVector; j += 4) {
+                    const float outer = p[j] + p[j + 3], inner = p[j + 1] + p[j + 2];
+                    const float outer_difference = p[j] - p[j + 3], inner_difference = p[j + 1] - p[j + 2];
+                    p[j] = outer_difference + inner;
+                    p[j + 1] = inner_difference + outer;
+                    p[j + 2] = outer - inner_difference;
+                    p[j + 3] = inner - outer_difference;
+                }
+            }
+            if (group >= 16) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const float low = p[j], high = p[j + 4];
+                    const float low_across = __shfl_xor_sync(0xffffffffu, high, 1);
+                    const float high_across = __shfl_xor_sync(0xffffffffu, low, 1);
+                    p[j] = (low - low_across) + (high + high_across);
+                    p[j + 4] = (high - high_across) + (low + low_across);
+                }
+            }
+            if (group >= 64) rotate_lanes<2>(p);
+            if (group >= 256) rotate_lanes<8>(p);
+        }
+    }
+
+    // Rotates by `group`, and writes the row as int8 with its scale, which is that of a normalised rotation: `norm` is
+    // 1 / sqrt(group).
+    __device__ __forceinline__ void write_int8(int8_t* to, float* scale, int group, float norm) {
+        constexpr float kGreatestInt8 = 127.f;
+        constexpr float kBias = 12582912.f;  // the lowest byte of a number added to it is that number, rounded
+        __shared__ float shared[32];
+        rotate(group);
+        float top = 0.f;
+#pragma unroll
+        for (int i = 0; i < kPieces; i++)
+#pragma unroll
+            for (int j = 0; j < kVector; j++) top = fmaxf(top, fabsf(x[i][j]));
+        top = fmaxf(reduce<Greatest>(top, shared), kLeast);
+        const float inverse = kGreatestInt8 / top;
+#pragma unroll
+        for (int i = 0; i < kPieces; i++) {
+            if (piece(i) >= pieces) continue;
+            uint32_t bytes[kVector];
+#pragma unroll
+            for (int j = 0; j < kVector; j++) bytes[j] = __float_as_uint(fmaf(x[i][j], inverse, kBias));
+            *reinterpret_cast<uint2*>(to + piece(i) * kVector) =
+                make_uint2(gpu::gather_bytes(bytes[0], bytes[1], bytes[2], bytes[3]),
+                           gpu::gather_bytes(bytes[4], bytes[5], bytes[6], bytes[7]));
+        }
+        if (threadIdx.x == 0) *scale = top / kGreatestInt8 * norm;
+    }
+
+  private:
+    // The digit of two bits of the lane, of which `kStep` is the lower one.
+    template <int kStep>
+    __device__ __forceinline__ static void rotate_lanes(float (&p)[kVector]) {
+#pragma unroll
+        for (int j = 0; j < kVector; j++) {
+            const float across = __shfl_xor_sync(0xffffffffu, p[j], 3 * kStep);
+            const float sum = p[j] + across;
+            p[j] = (p[j] - across) + __shfl_xor_sync(0xffffffffu, sum, kStep);
+        }
+    }
 };
 
 }  // namespace rows

@@ -1,5 +1,5 @@
-// Instructions of all supported cards (compute capability 8.9 on) as functions. All inline PTX of the kernels is in this folder, so that the emulator
-// can put its own headers of the same names in its place.
+// Instructions of all supported cards as functions: of compute capability 8.0, and e4m3 of 8.9. All inline PTX of the kernels
+// is in this folder, so that the emulator can put its own headers of the same names in its place.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -140,7 +140,48 @@ __device__ __forceinline__ void multiply_e4m3(float* d, const uint32_t (&a)[4], 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// d (16 x 8, s32) = a (16 x 32, s8, rows) * b (32 x 8, s8, columns) + c. Sums are exact; c may be registers other than d's, so
+// that a constant costs no moves.
+__device__ __forceinline__ void multiply_s8(int* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int (&c)[4]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %11, %12, %13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
+// The same of a of u8.
+__device__ __forceinline__ void multiply_u8(int* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int (&c)[4]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %11, %12, %13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
+
+// Named barriers of a block: `threads` counts those that wait and those that only arrive.
+__device__ __forceinline__ void named_sync(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void named_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Holds back what follows, a barrier say, until `x` is known, which is never 2^32 - 1: a store that never happens wants it.
+// Compilers otherwise move arithmetic behind barriers, towards its use.
+__device__ __forceinline__ void hold_until_known(uint32_t x, uint32_t address) {
+    asm volatile("{ .reg .pred never; setp.eq.u32 never, %0, 0xffffffff; @never st.volatile.shared.u32 [%1], %0; }" ::"r"(x),
+                 "r"(address)
+                 : "memory");
+}
+
 // ---- Arithmetic
+
+// The lowest bytes of four words, the first in the lowest byte.
+__device__ __forceinline__ uint32_t gather_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+}
+// The sum of four unsigned bytes, and of `more`.
+__device__ __forceinline__ uint32_t sum_bytes(uint32_t bytes, uint32_t more) { return __dp4a(bytes, 0x01010101u, more); }
 
 // 2 to the x with 2 ulp of error; 0 for minus infinity.
 __device__ __forceinline__ float exp2_fast(float x) {
@@ -155,6 +196,15 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     return packed;
 }
 
+// ---- Numbers of e4m3. Older cards than compute capability 8.9 do not know them, and launchers load nothing there that does.
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
+__device__ __forceinline__ uint32_t pack_e4m3(float, float, float, float) {
+    asm volatile("trap;");
+    return 0;
+}
+__device__ __forceinline__ void unpack_e4m3(float (&)[4], uint32_t) { asm volatile("trap;"); }
+#else
 // Four e4m3 numbers, the first in the lowest byte; what exceeds 448 becomes 448.
 __device__ __forceinline__ uint32_t pack_e4m3(float a, float b, float c, float d) {
     uint32_t packed;
@@ -174,5 +224,6 @@ __device__ __forceinline__ void unpack_e4m3(float (&x)[4], uint32_t packed) {
     asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }" : "=f"(x[0]), "=f"(x[1]) : "r"(low));
     asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }" : "=f"(x[2]), "=f"(x[3]) : "r"(high));
 }
+#endif
 
 }  // namespace gpu

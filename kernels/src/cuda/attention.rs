@@ -4,15 +4,15 @@ use std::f32::consts::LOG2_E;
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUdeviceptr;
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
-use super::module::{fatbin, load, target};
-use super::rows::refuse;
+use super::module::{fatbin, load, load_all, support};
 use super::tensor_map::{MapElement, TensorMap};
 use super::{AnyAttention, AnyAttentionArguments, Batches, Error, Rows};
-use crate::Target;
+use crate::Family;
 
-const HEAD_DIM: usize = 128;
+/// Channels of a head.
+pub const HEAD_DIM: usize = 128;
 
 /// Of `attention_bf16.cu`: rows of Q of a block, keys of a tile, dynamic shared memory (Q, two tiles of K and V each,
 /// nine barriers, alignment).
@@ -25,8 +25,16 @@ const EIGHT_BIT_ROWS: usize = 192;
 const EIGHT_BIT_KEYS: usize = 96;
 const EIGHT_BIT_SHARED: u32 = 24_576 + 4 * 12_288 + 4 * (12_288 + 768) + 192 * 136 * 4 + 8 * 17 + 1024;
 
-/// Threads of a block that quantises 96 rows of Q or K, and of the other preparing kernels.
-const ROW_THREADS: u32 = 4 * EIGHT_BIT_KEYS as u32;
+/// Of `attention_int8.cuh`: likewise (Q, two stages of a tile of K and one of V).
+const INT8_ROWS: usize = 192;
+const INT8_THREADS: u32 = 384;
+const INT8_KEYS: usize = 128;
+const INT8_SHARED: u32 = 192 * 128 + 2 * 2 * 128 * 128;
+
+/// Rows of a block of `attention_quantize_query.cu`.
+const QUERY_ROWS: usize = 96;
+/// Threads that share a row of Q or K while it is quantised, and those of a block of the other preparing kernels.
+const ROW_THREADS: usize = 4;
 const THREADS: u32 = 256;
 
 /// Rows that a block of `attention_statistics.cu` adds up.
@@ -37,27 +45,44 @@ const CHUNK: usize = 512;
 /// Q is `[rows, heads * 128]` bf16, K and V are `[keys, heads * 128]` bf16, the output is like Q; `rows` and `keys` are
 /// any numbers from 1. Softmax is computed in f32. The same input gives the same bits.
 ///
-/// Cards other than Hopper have [`Self::bf16`] alone, as [`AnyAttention`] computes it.
+/// Hopper cards have kernels of their own. On the others [`Self::bf16`] is [`AnyAttention`], and 8-bit attention has all
+/// operands in int8.
 #[derive(Debug)]
-pub struct Attention(Kernels);
-
-#[derive(Debug)]
-enum Kernels {
-    Hopper(Hopper),
-    Any(AnyAttention),
-}
-
-#[derive(Debug)]
-struct Hopper {
-    bf16: CudaFunction,
+pub struct Attention {
+    kernels: Kernels,
     eight_bit: CudaFunction,
     statistics: CudaFunction,
     statistics_final: CudaFunction,
     quantize_query: CudaFunction,
     quantize_key: CudaFunction,
     quantize_value: CudaFunction,
-    value_mean: CudaFunction,
 }
+
+/// What cards do not share.
+#[derive(Debug)]
+enum Kernels {
+    Hopper { bf16: CudaFunction, value_mean: CudaFunction },
+    MmaSync { bf16: AnyAttention },
+}
+
+/// `int8_attention::Arguments` of `attention_int8.cuh`.
+#[repr(C)]
+struct Int8Arguments {
+    query: CUdeviceptr,
+    key: CUdeviceptr,
+    value: CUdeviceptr,
+    query_scale: CUdeviceptr,
+    key_scale: CUdeviceptr,
+    value_scale: CUdeviceptr,
+    value_mean: CUdeviceptr,
+    output: CUdeviceptr,
+    stride: i64,
+    rows: i32,
+    keys: i32,
+}
+
+// SAFETY: plain numbers in the layout of the kernel's structure.
+unsafe impl DeviceRepr for Int8Arguments {}
 
 impl Attention {
     /// Loads the kernels.
@@ -66,36 +91,48 @@ impl Attention {
     ///
     /// [`Error::Driver`] if the driver cannot load them.
     pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
-        if target(context)? != Target::Sm90a {
-            return Ok(Self(Kernels::Any(AnyAttention::load(context)?)));
-        }
         macro_rules! kernel {
-            ($name:literal, $shared:expr) => {
-                load(context, fatbin!("sm90", $name), $name, $shared)?
+            ($folder:literal, $name:literal, $shared:expr) => {
+                load(context, fatbin!($folder, $name), $name, $shared)?
             };
         }
-        Ok(Self(Kernels::Hopper(Hopper {
-            bf16: kernel!("attention_bf16", BF16_SHARED),
-            eight_bit: kernel!("attention_8bit", EIGHT_BIT_SHARED),
-            statistics: kernel!("attention_statistics", 0),
-            statistics_final: kernel!("attention_statistics_final", 0),
-            quantize_query: kernel!("attention_quantize_query", 0),
-            quantize_key: kernel!("attention_quantize_key", 0),
-            quantize_value: kernel!("attention_quantize_value", 0),
-            value_mean: kernel!("attention_value_mean", 0),
-        })))
+        let [key_of_96, key_of_128] = load_all(
+            context,
+            fatbin!("any", "attention_quantize_key"),
+            ["attention_quantize_key_96", "attention_quantize_key_128"],
+            0,
+        )?;
+        let (kernels, eight_bit, quantize_key, quantize_value) = match support(context)?.family {
+            Family::Wgmma => (
+                Kernels::Hopper {
+                    bf16: kernel!("sm90", "attention_bf16", BF16_SHARED),
+                    value_mean: kernel!("sm90", "attention_value_mean", 0),
+                },
+                kernel!("sm90", "attention_8bit", EIGHT_BIT_SHARED),
+                key_of_96,
+                kernel!("sm90", "attention_quantize_value", 0),
+            ),
+            Family::MmaSync => (
+                Kernels::MmaSync { bf16: AnyAttention::load(context)? },
+                kernel!("sm80", "attention_int8", INT8_SHARED),
+                key_of_128,
+                kernel!("sm80", "attention_quantize_value", 0),
+            ),
+        };
+        Ok(Self {
+            kernels,
+            eight_bit,
+            statistics: kernel!("any", "attention_statistics", 0),
+            statistics_final: kernel!("any", "attention_statistics_final", 0),
+            quantize_query: kernel!("any", "attention_quantize_query", 0),
+            quantize_key,
+            quantize_value,
+        })
     }
 
-    /// Whether this GPU has [`Self::eight_bit`].
-    pub fn has_8bit(&self) -> bool {
-        matches!(self.0, Kernels::Hopper(_))
-    }
-
-    fn hopper(&self, kernel: &'static str) -> Result<&Hopper, Error> {
-        match &self.0 {
-            Kernels::Hopper(hopper) => Ok(hopper),
-            Kernels::Any(_) => refuse(kernel, "GPU", "it takes a Hopper card (compute capability 9.0)"),
-        }
+    /// Whether [`Self::eight_bit`] has all its operands in int8, which is more exact than e4m3.
+    pub fn is_int8(&self) -> bool {
+        matches!(self.kernels, Kernels::MmaSync { .. })
     }
 
     /// Enqueues attention with bf16 operands: the exponentials are rounded to bf16 before they meet V, nothing else is.
@@ -121,22 +158,25 @@ impl Attention {
     ) -> Result<(), Error> {
         const KERNEL: &str = "attention_bf16";
         check(KERNEL, q, k, v, output, heads)?;
-        if let Kernels::Any(any) = &self.0 {
-            let arguments = AnyAttentionArguments {
-                q: Batches::one(q),
-                k: Batches::one(k),
-                v: Batches::one(v),
-                bias: None,
-                residual: None,
-                output: Batches::one(output),
-                heads,
-                width: HEAD_DIM,
-                batches: 1,
-                scale: 1.0 / (HEAD_DIM as f32).sqrt(),
-            };
-            // SAFETY: the caller vouches for the memory.
-            return unsafe { any.run(stream, &arguments) };
-        }
+        let bf16 = match &self.kernels {
+            Kernels::Hopper { bf16, .. } => bf16,
+            Kernels::MmaSync { bf16 } => {
+                let arguments = AnyAttentionArguments {
+                    q: Batches::one(q),
+                    k: Batches::one(k),
+                    v: Batches::one(v),
+                    bias: None,
+                    residual: None,
+                    output: Batches::one(output),
+                    heads,
+                    width: HEAD_DIM,
+                    batches: 1,
+                    scale: 1.0 / (HEAD_DIM as f32).sqrt(),
+                };
+                // SAFETY: the caller vouches for the memory.
+                return unsafe { bf16.run(stream, &arguments) };
+            }
+        };
         // [heads * 2][rows][64 channels]: a box of both halves of a head becomes two panels of 128-byte rows.
         let map = |x: Rows, rows: usize| {
             TensorMap::new(
@@ -150,7 +190,7 @@ impl Attention {
         let (q_map, k_map, v_map) = (map(q, BF16_ROWS)?, map(k, BF16_KEYS)?, map(v, BF16_KEYS)?);
         let (stride, rows, keys) = (output.stride as i64, q.rows as i32, k.rows as i32);
         let scale = LOG2_E / (HEAD_DIM as f32).sqrt();
-        let mut launch = stream.launch_builder(&self.hopper(KERNEL)?.bf16);
+        let mut launch = stream.launch_builder(bf16);
         launch
             .arg(&q_map)
             .arg(&k_map)
@@ -191,13 +231,13 @@ impl Attention {
     }
 
     /// Enqueues the preparation of 8-bit attention: Q, rotated, to int8 with a scale a row; K, without its
-    /// mean and rotated, to int8 with a scale for 96 keys; V, without its mean, to e4m3 with a scale a channel. Reads K and
-    /// V twice, Q once.
+    /// mean and rotated, to int8 with a scale for a tile of keys, 96 on Hopper cards and 128 on others; V, without its mean, to
+    /// e4m3 or int8 with a scale a channel. Reads K and V twice, Q once.
     ///
     /// # Errors
     ///
-    /// [`Error::Argument`] for shapes other than the workspace's, strides, addresses and a GPU that is no Hopper card,
-    /// [`Error::Driver`] if a launch fails.
+    /// [`Error::Argument`] for shapes other than the workspace's, strides and addresses, [`Error::Driver`] if a launch
+    /// fails.
     ///
     /// # Safety
     ///
@@ -214,14 +254,17 @@ impl Attention {
         const KERNEL: &str = "attention_8bit";
         let Attention8bitWorkspace { layout, address } = *workspace;
         let Attention8bitLayout { rows, keys, heads, .. } = layout;
-        let hopper = self.hopper(KERNEL)?;
         check(KERNEL, q, k, v, q, heads)?;
         same(KERNEL, "q", "rows", q.rows, rows)?;
         same(KERNEL, "k", "rows", k.rows, keys)?;
         let at = |offset: usize| address + offset as u64;
         let (q_stride, k_stride, v_stride) = (q.stride as i64, k.stride as i64, v.stride as i64);
         let (rows32, keys32, chunk) = (rows as i32, keys as i32, CHUNK as i32);
-        let (chunks, tiles) = (keys.div_ceil(CHUNK), keys.div_ceil(EIGHT_BIT_KEYS));
+        let (tile, most) = match self.kernels {
+            Kernels::Hopper { .. } => (EIGHT_BIT_KEYS, 448.0f32),
+            Kernels::MmaSync { .. } => (INT8_KEYS, 127.0),
+        };
+        let (chunks, tiles) = (keys.div_ceil(CHUNK), keys.div_ceil(tile));
         let (chunks32, tiles32) = (chunks as i32, tiles as i32);
         let (partial, key_mean) = (at(layout.partial), at(layout.key_mean));
         let (value_mean, value_scale) = (at(layout.value_mean), at(layout.value_scale));
@@ -229,7 +272,7 @@ impl Attention {
         let (key, key_scale) = (at(layout.key), at(layout.key_scale));
         let (value, residual) = (at(layout.value), at(layout.residual));
 
-        let mut statistics = stream.launch_builder(&hopper.statistics);
+        let mut statistics = stream.launch_builder(&self.statistics);
         statistics
             .arg(&k.address)
             .arg(&k_stride)
@@ -238,31 +281,37 @@ impl Attention {
             .arg(&partial)
             .arg(&keys32)
             .arg(&chunk);
-        let mut last = stream.launch_builder(&hopper.statistics_final);
-        last.arg(&partial).arg(&key_mean).arg(&value_mean).arg(&value_scale).arg(&keys32).arg(&chunks32);
-        let mut queries = stream.launch_builder(&hopper.quantize_query);
-        queries.arg(&q.address).arg(&q_stride).arg(&query).arg(&query_scale).arg(&rows32);
-        let mut key_tiles = stream.launch_builder(&hopper.quantize_key);
-        key_tiles.arg(&k.address).arg(&k_stride).arg(&key_mean).arg(&key).arg(&key_scale).arg(&keys32);
-        let mut values = stream.launch_builder(&hopper.quantize_value);
-        values
-            .arg(&v.address)
-            .arg(&v_stride)
+        let mut last = stream.launch_builder(&self.statistics_final);
+        last.arg(&partial)
+            .arg(&key_mean)
             .arg(&value_mean)
             .arg(&value_scale)
-            .arg(&value)
-            .arg(&residual)
-            .arg(&keys32);
-        let mut means = stream.launch_builder(&hopper.value_mean);
-        means.arg(&residual).arg(&value_scale).arg(&value_mean).arg(&keys32).arg(&tiles32);
+            .arg(&keys32)
+            .arg(&chunks32)
+            .arg(&most);
+        let mut queries = stream.launch_builder(&self.quantize_query);
+        queries.arg(&q.address).arg(&q_stride).arg(&query).arg(&query_scale).arg(&rows32);
+        let mut key_tiles = stream.launch_builder(&self.quantize_key);
+        key_tiles.arg(&k.address).arg(&k_stride).arg(&key_mean).arg(&key).arg(&key_scale).arg(&keys32);
+        let mut values = stream.launch_builder(&self.quantize_value);
+        values.arg(&v.address).arg(&v_stride).arg(&value_mean).arg(&value_scale).arg(&value);
+        if matches!(self.kernels, Kernels::Hopper { .. }) {
+            values.arg(&residual);
+        }
+        values.arg(&keys32);
         // SAFETY: the arguments are those of the kernels' signatures; the caller vouches for the memory.
         unsafe {
             statistics.launch(grid(heads, chunks, THREADS, 0))?;
             last.launch(grid(2 * heads, 1, THREADS, 0))?;
-            queries.launch(grid(rows.div_ceil(EIGHT_BIT_KEYS), heads, ROW_THREADS, 0))?;
-            key_tiles.launch(grid(tiles, heads, ROW_THREADS, 0))?;
+            queries.launch(grid(rows.div_ceil(QUERY_ROWS), heads, (ROW_THREADS * QUERY_ROWS) as u32, 0))?;
+            key_tiles.launch(grid(tiles, heads, (ROW_THREADS * tile) as u32, 0))?;
             values.launch(grid(tiles, heads, THREADS, 0))?;
-            means.launch(grid(4 * heads, 1, THREADS, 0))?;
+        }
+        if let Kernels::Hopper { value_mean: function, .. } = &self.kernels {
+            let mut means = stream.launch_builder(function);
+            means.arg(&residual).arg(&value_scale).arg(&value_mean).arg(&keys32).arg(&tiles32);
+            // SAFETY: as above.
+            unsafe { means.launch(grid(4 * heads, 1, THREADS, 0))? };
         }
         Ok(())
     }
@@ -289,6 +338,26 @@ impl Attention {
         output.check(KERNEL, "output", heads * HEAD_DIM)?;
         same(KERNEL, "output", "rows", output.rows, rows)?;
         let at = |offset: usize| address + offset as u64;
+        if matches!(self.kernels, Kernels::MmaSync { .. }) {
+            let arguments = Int8Arguments {
+                query: at(layout.query),
+                key: at(layout.key),
+                value: at(layout.value),
+                query_scale: at(layout.query_scale),
+                key_scale: at(layout.key_scale),
+                value_scale: at(layout.value_scale),
+                value_mean: at(layout.value_mean),
+                output: output.address,
+                stride: output.stride as i64,
+                rows: rows as i32,
+                keys: keys as i32,
+            };
+            let mut launch = stream.launch_builder(&self.eight_bit);
+            launch.arg(&arguments);
+            // SAFETY: the argument is that of the kernel's signature; the caller vouches for the memory.
+            unsafe { launch.launch(grid(rows.div_ceil(INT8_ROWS), heads, INT8_THREADS, INT8_SHARED))? };
+            return Ok(());
+        }
         let width = (heads * HEAD_DIM) as u64;
         let map = |offset: usize, all: usize, rows: usize| {
             TensorMap::new(
@@ -305,7 +374,7 @@ impl Attention {
         let (query_scale, key_scale) = (at(layout.query_scale), at(layout.key_scale));
         let (value_scale, value_mean) = (at(layout.value_scale), at(layout.value_mean));
         let (stride, rows32, keys32) = (output.stride as i64, rows as i32, keys as i32);
-        let mut launch = stream.launch_builder(&self.hopper(KERNEL)?.eight_bit);
+        let mut launch = stream.launch_builder(&self.eight_bit);
         launch
             .arg(&query)
             .arg(&key)
@@ -321,7 +390,8 @@ impl Attention {
     }
 }
 
-/// The places of 8-bit operands, scales and means in one piece of device memory, for one shape.
+/// The places of 8-bit operands, scales and means in one piece of device memory, for one shape; the same on all cards, so
+/// with room for whichever tiles are larger or more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attention8bitLayout {
     rows: usize,
@@ -345,6 +415,7 @@ impl Attention8bitLayout {
     pub fn new(rows: usize, keys: usize, heads: usize) -> Self {
         let width = heads * HEAD_DIM;
         let tiles = keys.div_ceil(EIGHT_BIT_KEYS);
+        let padded = (tiles * EIGHT_BIT_KEYS).max(keys.next_multiple_of(INT8_KEYS));
         let mut bytes = 0;
         let mut take = |size: usize| {
             let offset = bytes;
@@ -356,8 +427,8 @@ impl Attention8bitLayout {
             keys,
             heads,
             query: take(rows * width),
-            key: take(keys * width),
-            value: take(tiles * EIGHT_BIT_KEYS * width),
+            key: take(padded * width),
+            value: take(padded * width),
             query_scale: take(4 * heads * rows),
             key_scale: take(4 * heads * tiles),
             key_mean: take(4 * width),
@@ -367,6 +438,12 @@ impl Attention8bitLayout {
             residual: take(4 * width * tiles),
             bytes,
         }
+    }
+
+    /// Where the operands are, for checks.
+    pub fn places(&self) -> Attention8bitPlaces {
+        let Self { query, key, value, query_scale, key_scale, key_mean, value_mean, value_scale, .. } = *self;
+        Attention8bitPlaces { query, key, value, query_scale, key_scale, key_mean, value_mean, value_scale }
     }
 
     /// How much device memory it takes; its address must be a multiple of 256.
@@ -386,6 +463,27 @@ impl Attention8bitLayout {
         }
         Ok(Attention8bitWorkspace { layout: *self, address })
     }
+}
+
+/// Offsets in bytes in the memory of an [`Attention8bitLayout`]. Tiles are of 96 keys on Hopper cards, of 128 on others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attention8bitPlaces {
+    /// `[rows, heads * 128]` int8.
+    pub query: usize,
+    /// `[keys, heads * 128]` int8 on Hopper cards, `[heads, tiles, 128, 128]` on others.
+    pub key: usize,
+    /// An image for each head and tile, as `attention_quantize_value.cu` of the card's folder says.
+    pub value: usize,
+    /// `[heads, rows]` f32, log2(e) / sqrt(128) included.
+    pub query_scale: usize,
+    /// `[heads, tiles]` f32.
+    pub key_scale: usize,
+    /// `[heads * 128]` f32.
+    pub key_mean: usize,
+    /// `[heads * 128]` f32.
+    pub value_mean: usize,
+    /// `[heads * 128]` f32.
+    pub value_scale: usize,
 }
 
 /// Device memory for the operands of one 8-bit attention; made by [`Attention8bitLayout::at`].
@@ -432,6 +530,9 @@ mod tests {
     fn a_block_has_the_shared_memory() {
         // 227 KiB is what a block of compute capability 9.0 may have.
         const { assert!(BF16_SHARED <= 232_448 && EIGHT_BIT_SHARED <= 232_448) };
+        // 99 KiB of 8.6, 8.9 and 12.0.
+        const { assert!(INT8_SHARED <= 101_376) };
+        assert_eq!(size_of::<Int8Arguments>(), 9 * 8 + 8);
     }
 
     #[test]
@@ -441,8 +542,8 @@ mod tests {
             let (width, tiles) = (heads * 128, keys.div_ceil(96));
             let mut pieces = [
                 (w.query, rows * width),
-                (w.key, keys * width),
-                (w.value, tiles * 96 * width),
+                (w.key, keys.div_ceil(128) * 128 * width),
+                (w.value, (tiles * 96).max(keys.div_ceil(128) * 128) * width),
                 (w.query_scale, 4 * heads * rows),
                 (w.key_scale, 4 * heads * tiles),
                 (w.key_mean, 4 * width),

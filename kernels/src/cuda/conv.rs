@@ -5,12 +5,12 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, PushKernelArg};
 
-use super::gemm::{RawEnding, Shape, ada_grid, multiprocessors, persistent};
-use super::module::{fatbin, load_all, target};
+use super::gemm::{RawEnding, Shape, multiprocessors, persistent, sync_grid};
+use super::module::{fatbin, load_all, support};
 use super::rows::{check_vector, refuse};
 use super::tensor_map::{MapElement, TensorMap};
 use super::{Element, Error};
-use crate::Target;
+use crate::{Family, Spatial, Time};
 
 const KERNEL: &str = "conv";
 /// Of `conv.cuh`.
@@ -20,9 +20,9 @@ const CHANNELS: u32 = 64;
 const FEW: Shape = Shape { parts: 2, columns: 16, cluster: 2 };
 const TALL: Shape = Shape { parts: 2, columns: 96, cluster: 2 };
 const WIDE: Shape = Shape { parts: 1, columns: 192, cluster: 2 };
-const ADA_FEW: Shape = Shape { parts: 1, columns: 16, cluster: 1 };
-const ADA_TALL: Shape = Shape { parts: 1, columns: 96, cluster: 1 };
-const ADA_WIDE: Shape = Shape { parts: 1, columns: 192, cluster: 1 };
+const SYNC_FEW: Shape = Shape { parts: 1, columns: 16, cluster: 1 };
+const SYNC_TALL: Shape = Shape { parts: 1, columns: 96, cluster: 1 };
+const SYNC_WIDE: Shape = Shape { parts: 1, columns: 192, cluster: 1 };
 
 /// A volume `[frames, height, width, channels]` in device memory, bf16, without gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,30 +37,6 @@ pub struct Volume {
     pub width: usize,
     /// Channels, a multiple of 8.
     pub channels: usize,
-}
-
-/// How a convolution moves over height and width.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Spatial {
-    /// Stride 1, zeros around.
-    #[default]
-    Same,
-    /// Stride 2 after one row of zeros below and one column of zeros to the right.
-    Halve,
-    /// Stride 1, zeros around, after each pixel has become four. Its weight is [`fold_for_doubling`]'s.
-    Double,
-}
-
-/// How a convolution moves over time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Time {
-    /// A frame for each new frame.
-    #[default]
-    Same,
-    /// A frame for each pair of new frames.
-    Halve,
-    /// Two frames for each new frame, from the two halves of the outputs.
-    Double,
 }
 
 /// A convolution's weight in device memory.
@@ -131,9 +107,9 @@ struct Maps {
 // SAFETY: tensor maps, which are passed by value.
 unsafe impl DeviceRepr for Maps {}
 
-/// `ada::Input` of `sm89/conv.cuh`.
+/// `sm80::Input` of `sm80/conv.cuh`.
 #[repr(C)]
-struct AdaInput {
+struct SyncInput {
     parts: [CUdeviceptr; PARTS],
     weight: CUdeviceptr,
     height: i32,
@@ -141,7 +117,7 @@ struct AdaInput {
 }
 
 // SAFETY: plain numbers in the layout of the kernel's structure.
-unsafe impl DeviceRepr for AdaInput {}
+unsafe impl DeviceRepr for SyncInput {}
 
 /// Convolutions, loaded for one GPU. The same input gives the same bits.
 #[derive(Debug)]
@@ -151,7 +127,7 @@ pub struct Conv {
     /// Plain, with a norm, plain to f32.
     tall: [CudaFunction; 3],
     wide: [CudaFunction; 3],
-    target: Target,
+    family: Family,
     multiprocessors: usize,
 }
 
@@ -174,19 +150,29 @@ impl Conv {
                 )
             };
         }
-        let (target, multiprocessors) = (target(context)?, multiprocessors(context)?);
-        let (few, tall, wide) = match target {
-            Target::Sm90a => {
+        let (family, multiprocessors) = (support(context)?.family, multiprocessors(context)?);
+        let (few, tall, wide) = match family {
+            Family::Wgmma => {
                 kernels!("sm90", FEW.shared_bytes(), TALL.shared_bytes(), WIDE.shared_bytes())
             }
-            Target::Sm89 => kernels!(
-                "sm89",
-                ADA_FEW.ada_shared_bytes(),
-                ADA_TALL.ada_shared_bytes(),
-                ADA_WIDE.ada_shared_bytes()
+            Family::MmaSync => kernels!(
+                "sm80",
+                SYNC_FEW.sync_shared_bytes(),
+                SYNC_TALL.sync_shared_bytes(),
+                SYNC_WIDE.sync_shared_bytes()
             ),
         };
-        Ok(Self { few, tall, wide, target, multiprocessors })
+        Ok(Self { few, tall, wide, family, multiprocessors })
+    }
+
+    /// The most parts of one launch.
+    pub const PARTS: usize = PARTS;
+    /// Results of up to so many channels are cheap to write as f32.
+    pub const FEW: usize = FEW.columns;
+
+    /// Whether a convolution to so many channels can write them as two frames: no tile may have some of both halves.
+    pub fn doubles_frames(outputs: usize) -> bool {
+        (outputs / 2).is_multiple_of(shape(Family::Wgmma, outputs).columns.min(64))
     }
 
     /// Whether a convolution to so many channels can end with a norm: one tile has to have all of them.
@@ -221,7 +207,7 @@ impl Conv {
     ) -> Result<(), Error> {
         let [frames, height, width, channels] = result(parts, past, layer, spatial, time)?;
         check(parts, layer, spatial, time, ending, output, element)?;
-        let shape = shape(self.target, layer.outputs);
+        let shape = shape(self.family, layer.outputs);
         let ends = match element {
             Element::F32 => 2,
             _ => usize::from(ending.norm.is_some()),
@@ -254,17 +240,17 @@ impl Conv {
             let (c, taps) = (layer.channels as u64, kt * kh * kw);
             let weight = layer.weight + corner as u64 * 2 * c * taps * layer.outputs as u64;
             let tiles = layer.outputs.div_ceil(shape.columns) * (g.frames * g.patch_pairs) as usize;
-            if self.target == Target::Sm89 {
+            if self.family == Family::MmaSync {
                 let Volume { height, width, .. } = parts[0];
                 let mut input =
-                    AdaInput { parts: [0; PARTS], weight, height: height as i32, width: width as i32 };
+                    SyncInput { parts: [0; PARTS], weight, height: height as i32, width: width as i32 };
                 for (to, part) in input.parts.iter_mut().zip(parts) {
                     *to = part.address;
                 }
                 let mut launch = stream.launch_builder(function);
                 launch.arg(&input).arg(&g).arg(&raw);
                 // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
-                unsafe { launch.launch(ada_grid(tiles, shape))? };
+                unsafe { launch.launch(sync_grid(tiles, shape))? };
                 continue;
             }
             let step = g.step as u32;
@@ -302,10 +288,10 @@ impl Conv {
     }
 }
 
-fn shape(target: Target, outputs: usize) -> Shape {
-    let [few, tall, wide] = match target {
-        Target::Sm90a => [FEW, TALL, WIDE],
-        Target::Sm89 => [ADA_FEW, ADA_TALL, ADA_WIDE],
+fn shape(family: Family, outputs: usize) -> Shape {
+    let [few, tall, wide] = match family {
+        Family::Wgmma => [FEW, TALL, WIDE],
+        Family::MmaSync => [SYNC_FEW, SYNC_TALL, SYNC_WIDE],
     };
     match outputs {
         0..=16 => few,
@@ -383,9 +369,7 @@ fn check(
     {
         return refuse(KERNEL, "layer", format!("{layer:?}, {spatial:?}"));
     }
-    if time == Time::Double
-        && !(layer.outputs / 2).is_multiple_of(shape(Target::Sm90a, layer.outputs).columns.min(64))
-    {
+    if time == Time::Double && !Conv::doubles_frames(layer.outputs) {
         return refuse(KERNEL, "layer", format!("{} outputs cannot become frames", layer.outputs));
     }
     if ending.norm.is_some()
@@ -527,8 +511,8 @@ mod tests {
         for shape in [FEW, TALL, WIDE] {
             assert!(shape.shared_bytes() <= 232_448, "{shape:?}");
         }
-        for shape in [ADA_FEW, ADA_TALL, ADA_WIDE] {
-            assert!(shape.ada_shared_bytes() <= 101_376, "{shape:?}");
+        for shape in [SYNC_FEW, SYNC_TALL, SYNC_WIDE] {
+            assert!(shape.sync_shared_bytes() <= 101_376, "{shape:?}");
         }
         assert_eq!(TALL.shared_bytes(), 4 * 45_056 + 16_384 + 4 * 16 + 1024);
         assert_eq!(FEW.shared_bytes(), 6 * 34_816 + 8_192 + 6 * 16 + 1024);
@@ -538,7 +522,7 @@ mod tests {
     fn structures_have_the_kernels_layout() {
         assert_eq!(size_of::<Maps>(), 9 * 128);
         assert_eq!(size_of::<Geometry>(), 4 * 32);
-        assert_eq!(size_of::<AdaInput>(), 8 * 9 + 8);
+        assert_eq!(size_of::<SyncInput>(), 8 * 9 + 8);
     }
 
     #[test]
@@ -593,13 +577,13 @@ mod tests {
 
     /// Walks over voxels and taps as `conv.cuh` does, with one channel, and compares with the convolution's definition.
     fn follow(frames_of_parts: &[usize], past: usize, kernel: [usize; 3], spatial: Spatial, time: Time) {
-        for target in [Target::Sm89, Target::Sm90a] {
-            follow_on(target, frames_of_parts, past, kernel, spatial, time);
+        for family in [Family::MmaSync, Family::Wgmma] {
+            follow_on(family, frames_of_parts, past, kernel, spatial, time);
         }
     }
 
     fn follow_on(
-        target: Target,
+        family: Family,
         frames_of_parts: &[usize],
         past: usize,
         kernel: [usize; 3],
@@ -611,7 +595,7 @@ mod tests {
         let frames: usize = frames_of_parts.iter().sum();
         let outputs = if time == Time::Double { 384 } else { 4 };
         let layer = layer(outputs, 8, kernel);
-        let tiles = shape(target, outputs);
+        let tiles = shape(family, outputs);
         let [of, oh, ow, oc] = result(&parts, past, &layer, spatial, time).expect("they fit");
         let at = |frame: usize, y: usize, x: usize| ((frame * h + y) * w + x) as f32;
         let [kt, kh, kw] = kernel;

@@ -74,7 +74,7 @@ impl Copies {
         const KERNEL: &str = "copy";
         for (name, x) in [("from", from), ("to", to)] {
             let aligned = x.address != 0 && x.address.is_multiple_of(x.element.bytes() as u64);
-            if x.element == Element::E4m3 || !aligned {
+            if x.element.bytes() == 1 || !aligned {
                 return refuse(KERNEL, name, format!("{:?} at {:#x}", x.element, x.address));
             }
         }

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
 use super::gemm::multiprocessors;
-use super::module::{fatbin, load, target};
+use super::module::{fatbin, load, support};
 use super::rows::refuse;
 use super::tensor_map::{MapElement, TensorMap};
-use super::{AnyAttention, AnyAttentionArguments, Batches, Error, Rows};
-use crate::Target;
+use super::{AnyAttention, AnyAttentionArguments, Batches, Error, HEAD_DIM, Rows};
+use crate::Family;
 
 const KERNEL: &str = "cross_attention_bf16";
-const HEAD_DIM: usize = 128;
 /// Rows of Q and keys of a tile.
 const TILE: usize = 128;
 /// Two blocks of Q, two tiles of K and of V, outputs, twelve barriers, alignment.
@@ -56,12 +55,12 @@ impl CrossAttention {
     ///
     /// [`Error::Driver`] if the driver cannot load it.
     pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
-        Ok(Self(match target(context)? {
-            Target::Sm90a => Kernel::Hopper {
+        Ok(Self(match support(context)?.family {
+            Family::Wgmma => Kernel::Hopper {
                 function: load(context, fatbin!("sm90", "cross_attention_bf16"), KERNEL, SHARED)?,
                 multiprocessors: multiprocessors(context)?,
             },
-            Target::Sm89 => Kernel::Any(AnyAttention::load(context)?),
+            Family::MmaSync => Kernel::Any(AnyAttention::load(context)?),
         }))
     }
 

@@ -25,7 +25,7 @@ pub enum Error {
     },
     /// No embedded machine code serves this card.
     #[error(
-        "the GPU `{name}` (compute capability {major}.{minor}) is not supported: the kernels need 8.9 (RTX 4090, L40S) or newer"
+        "the GPU `{name}` (compute capability {major}.{minor}) is not supported: the kernels need 8.0 (A100), 8.6 (RTX 30 series) or newer"
     )]
     UnsupportedGpu {
         /// As the driver calls it.

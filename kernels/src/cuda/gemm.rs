@@ -5,11 +5,11 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUdevice_attribute, CUdeviceptr};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
-use super::module::{fatbin, load_all, target};
+use super::module::{fatbin, load_all, support};
 use super::rows::{check_vector, refuse};
 use super::tensor_map::{MapElement, TensorMap};
 use super::{Element, Error, Rows};
-use crate::Target;
+use crate::{Activation, Family};
 
 const KERNEL: &str = "gemm";
 
@@ -18,12 +18,12 @@ pub(super) const THREADS: u32 = 384;
 const ROW_BYTES: usize = 128;
 const MAX_SHARED: usize = 232_448;
 
-/// Of `sm89/product.cuh`.
-pub(super) const ADA_THREADS: u32 = 256;
-const ADA_MAX_SHARED: usize = 101_376;
+/// Of `sm80/product.cuh`.
+pub(super) const SYNC_THREADS: u32 = 256;
+const SYNC_MAX_SHARED: usize = 101_376;
 
 /// A shape of tiles of `sm90/gemm.cuh`: products of 64 rows for each of two warpgroups, columns, blocks of a cluster. Of
-/// `sm89/product.cuh`: products of 16 rows for each of eight warps, columns, 1.
+/// `sm80/product.cuh`: products of 16 rows for each of eight warps, columns, 1.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     pub parts: usize,
@@ -36,10 +36,10 @@ impl Shape {
         128 * self.parts
     }
 
-    /// Dynamic shared memory, as `sm89/product.cuh` computes it.
-    pub const fn ada_shared_bytes(self) -> u32 {
+    /// Dynamic shared memory, as `sm80/product.cuh` computes it.
+    pub const fn sync_shared_bytes(self) -> u32 {
         let stage = (self.rows() + self.columns) * ROW_BYTES;
-        let most = ADA_MAX_SHARED / stage;
+        let most = SYNC_MAX_SHARED / stage;
         (stage * if most < 4 { most } else { 4 }) as u32
     }
 
@@ -60,25 +60,34 @@ impl Shape {
     }
 }
 
+/// Of `Tile` of `sm80/gemm_int8.cuh`.
+#[derive(Clone, Copy, Debug)]
+struct Int8Shape {
+    rows: usize,
+    columns: usize,
+    stages: usize,
+}
+
+impl Int8Shape {
+    /// A block for each tile, and a warp for each 64 x 64 of it.
+    fn grid(self, rows: usize, columns: usize) -> LaunchConfig {
+        LaunchConfig {
+            grid_dim: ((rows.div_ceil(self.rows) * columns.div_ceil(self.columns)) as u32, 1, 1),
+            block_dim: ((self.rows * self.columns / 128) as u32, 1, 1),
+            shared_mem_bytes: self.shared_bytes(),
+        }
+    }
+
+    const fn shared_bytes(self) -> u32 {
+        ((self.rows + self.columns) * 64 * self.stages) as u32
+    }
+}
+
+const INT8: Int8Shape = Int8Shape { rows: 128, columns: 256, stages: 4 };
+
 const WIDE: Shape = Shape { parts: 1, columns: 256, cluster: 2 };
 const NARROW: Shape = Shape { parts: 1, columns: 128, cluster: 2 };
-const ADA: Shape = Shape { parts: 1, columns: 128, cluster: 1 };
-
-/// What is applied to a product element by element.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Activation {
-    /// Nothing.
-    #[default]
-    None,
-    /// x * sigmoid(x).
-    Silu,
-    /// GELU by its tanh formula.
-    GeluTanh,
-    /// GELU by the error function.
-    GeluErf,
-    /// x * sigmoid(1.702 x).
-    QuickGelu,
-}
+const SYNC: Shape = Shape { parts: 1, columns: 128, cluster: 1 };
 
 /// A and B of a product A Bᵀ: `[rows, inner]` and `[columns, inner]`, rows of both 16-byte aligned.
 #[derive(Clone, Copy, Debug)]
@@ -103,7 +112,22 @@ pub enum Operands {
         /// Sums up in the tensor cores alone, which keep some 14 bits, instead of adding up in f32 every 128 products.
         fast: bool,
     },
+    /// Both in int8 with a scale (f32) for each row of each, as [`super::Norms::quantize_int8`] writes them; `inner` is a
+    /// multiple of 16 up to [`MOST_INT8`]. Both must be rotated alike. Sums are exact.
+    Int8 {
+        /// `[rows, inner]`.
+        a: Rows,
+        /// `[rows]` f32.
+        a_scale: CUdeviceptr,
+        /// `[columns, inner]`.
+        b: Rows,
+        /// `[columns]` f32.
+        b_scale: CUdeviceptr,
+    },
 }
+
+/// The greatest `inner` of [`Operands::Int8`]: sums of so many products of 127 and 127 stay within 32 bits.
+pub const MOST_INT8: usize = 131_072;
 
 /// Factors for what a product gives.
 #[derive(Clone, Copy, Debug)]
@@ -150,9 +174,9 @@ pub(super) struct RawEnding {
 // SAFETY: plain numbers in the layout of the kernels' structure.
 unsafe impl DeviceRepr for RawEnding {}
 
-/// `ada::Operands` of `sm89/gemm.cuh`.
+/// `sm80::Operands` of `sm80/gemm.cuh`, and `int8::Operands` of `sm80/gemm_int8.cuh`.
 #[repr(C)]
-struct AdaOperands {
+struct SyncOperands {
     a: CUdeviceptr,
     b: CUdeviceptr,
     a_stride: i64,
@@ -163,16 +187,17 @@ struct AdaOperands {
 }
 
 // SAFETY: plain numbers in the layout of the kernels' structure.
-unsafe impl DeviceRepr for AdaOperands {}
+unsafe impl DeviceRepr for SyncOperands {}
 
 /// Matrix products, loaded for one GPU. The same input gives the same bits.
 #[derive(Debug)]
 pub struct Gemm {
     /// Each with bf16 and f32 output, then the same with activation.
     bf16: [CudaFunction; 4],
-    e4m3: [CudaFunction; 4],
-    e4m3_fast: [CudaFunction; 4],
-    target: Target,
+    /// Added up in f32, and fast.
+    e4m3: Option<[[CudaFunction; 4]; 2]>,
+    int8: Option<[CudaFunction; 4]>,
+    family: Family,
     multiprocessors: usize,
 }
 
@@ -198,31 +223,48 @@ impl Gemm {
                 )?
             };
         }
-        let (target, multiprocessors) = (target(context)?, multiprocessors(context)?);
-        let (bf16, e4m3, e4m3_fast) = match target {
-            Target::Sm90a => (
+        let (support, multiprocessors) = (support(context)?, multiprocessors(context)?);
+        let (bf16, e4m3) = match support.family {
+            Family::Wgmma => (
                 kernels!("sm90", "gemm_bf16", WIDE.shared_bytes()),
-                kernels!("sm90", "gemm_e4m3", NARROW.shared_bytes()),
-                kernels!("sm90", "gemm_e4m3_fast", WIDE.shared_bytes()),
+                Some([
+                    kernels!("sm90", "gemm_e4m3", NARROW.shared_bytes()),
+                    kernels!("sm90", "gemm_e4m3_fast", WIDE.shared_bytes()),
+                ]),
             ),
-            Target::Sm89 => (
-                kernels!("sm89", "gemm_bf16", ADA.ada_shared_bytes()),
-                kernels!("sm89", "gemm_e4m3", ADA.ada_shared_bytes()),
-                kernels!("sm89", "gemm_e4m3_fast", ADA.ada_shared_bytes()),
-            ),
+            Family::MmaSync => {
+                let shared = SYNC.sync_shared_bytes();
+                let e4m3 = if support.e4m3 {
+                    Some([kernels!("sm89", "gemm_e4m3", shared), kernels!("sm89", "gemm_e4m3_fast", shared)])
+                } else {
+                    None
+                };
+                (kernels!("sm80", "gemm_bf16", shared), e4m3)
+            }
         };
-        Ok(Self { bf16, e4m3, e4m3_fast, target, multiprocessors })
+        let int8 = if support.int8 { Some(kernels!("sm80", "gemm_int8", INT8.shared_bytes())) } else { None };
+        Ok(Self { bf16, e4m3, int8, family: support.family, multiprocessors })
+    }
+
+    /// Whether this GPU has [`Operands::E4m3`].
+    pub fn has_e4m3(&self) -> bool {
+        self.e4m3.is_some()
+    }
+
+    /// Whether this GPU has [`Operands::Int8`].
+    pub fn has_int8(&self) -> bool {
+        self.int8.is_some()
     }
 
     /// Enqueues `output = ending(A Bᵀ)`: `output` is `[rows, columns]` of bf16 or f32, `inner` is what is summed up.
     ///
-    /// `columns` (the rows of B) and all strides must be multiples of 8 (strides of e4m3 of 16, of f32 of 4), all
-    /// addresses of 16.
+    /// `columns` (the rows of B) and all strides must be multiples of 8 (strides of 8 bits of 16, of f32 of 4), all
+    /// addresses of 16. Nothing needs to be filled up: tiles may end beyond rows, columns and `inner`.
     ///
     /// # Errors
     ///
-    /// [`Error::Argument`] for shapes, strides, addresses and an activation together with a residual,
-    /// [`Error::Driver`] if the launch fails.
+    /// [`Error::Argument`] for shapes, strides, addresses, an activation together with a residual and operands that this
+    /// GPU has no kernel for, [`Error::Driver`] if the launch fails.
     ///
     /// # Safety
     ///
@@ -239,15 +281,35 @@ impl Gemm {
     ) -> Result<(), Error> {
         let (functions, shape, map_element, kind, a, b) = match *operands {
             Operands::Bf16 { a, b } => (&self.bf16, WIDE, MapElement::Bf16, Element::Bf16, a, b),
-            Operands::E4m3 { a, b, fast: true, .. } => {
-                (&self.e4m3_fast, WIDE, MapElement::U8, Element::E4m3, a, b)
+            Operands::E4m3 { a, b, fast, .. } => {
+                let Some(e4m3) = &self.e4m3 else {
+                    return refuse(
+                        KERNEL,
+                        "operands",
+                        "e4m3 takes a card of compute capability 8.9 or newer",
+                    );
+                };
+                let shape = if fast { WIDE } else { NARROW };
+                (&e4m3[usize::from(fast)], shape, MapElement::U8, Element::E4m3, a, b)
             }
-            Operands::E4m3 { a, b, .. } => (&self.e4m3, NARROW, MapElement::U8, Element::E4m3, a, b),
+            Operands::Int8 { a, b, .. } => {
+                let Some(int8) = &self.int8 else {
+                    return refuse(KERNEL, "operands", "there is no int8 for Hopper cards; they have e4m3");
+                };
+                if inner > MOST_INT8 {
+                    return refuse(
+                        KERNEL,
+                        "inner",
+                        format!("{inner} products of int8 are more than {MOST_INT8}"),
+                    );
+                }
+                (int8, WIDE, MapElement::U8, Element::Int8, a, b)
+            }
         };
         let (rows, columns) = (a.rows, b.rows);
         check(a, b, inner, kind, ending, output, element)?;
         let (mut row_scale, mut column_scale) = (0, 0);
-        if let Operands::E4m3 { a_scale, b_scale, .. } = *operands {
+        if let Operands::E4m3 { a_scale, b_scale, .. } | Operands::Int8 { a_scale, b_scale, .. } = *operands {
             check_vector(KERNEL, "a_scale", a_scale)?;
             check_vector(KERNEL, "b_scale", b_scale)?;
             (row_scale, column_scale) = (a_scale, b_scale);
@@ -276,9 +338,9 @@ impl Gemm {
         };
         let activated = usize::from(ending.activation != Activation::None);
         let function = &functions[2 * activated + usize::from(element == Element::F32)];
-        if self.target == Target::Sm89 {
+        if self.family == Family::MmaSync {
             let bytes = |elements: usize| (elements * kind.bytes()) as i64;
-            let operands = AdaOperands {
+            let operands = SyncOperands {
                 a: a.address,
                 b: b.address,
                 a_stride: bytes(a.stride),
@@ -287,12 +349,15 @@ impl Gemm {
                 columns: columns as i32,
                 row_bytes: bytes(inner) as i32,
             };
+            let grid = if kind == Element::Int8 {
+                INT8.grid(rows, columns)
+            } else {
+                sync_grid(rows.div_ceil(SYNC.rows()) * columns.div_ceil(SYNC.columns), SYNC)
+            };
             let mut launch = stream.launch_builder(function);
             launch.arg(&operands).arg(&raw);
             // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
-            unsafe {
-                launch.launch(ada_grid(rows.div_ceil(ADA.rows()) * columns.div_ceil(ADA.columns), ADA))?
-            };
+            unsafe { launch.launch(grid)? };
             return Ok(());
         }
 
@@ -318,11 +383,11 @@ impl Gemm {
 }
 
 /// A block for each tile.
-pub(super) fn ada_grid(tiles: usize, shape: Shape) -> LaunchConfig {
+pub(super) fn sync_grid(tiles: usize, shape: Shape) -> LaunchConfig {
     LaunchConfig {
         grid_dim: (tiles as u32, 1, 1),
-        block_dim: (ADA_THREADS, 1, 1),
-        shared_mem_bytes: shape.ada_shared_bytes(),
+        block_dim: (SYNC_THREADS, 1, 1),
+        shared_mem_bytes: shape.sync_shared_bytes(),
     }
 }
 
@@ -359,7 +424,7 @@ fn check(
     if !columns.is_multiple_of(8) {
         return refuse(KERNEL, "b", format!("{columns} rows are no multiple of 8"));
     }
-    if element == Element::E4m3 {
+    if element.bytes() == 1 {
         return refuse(KERNEL, "element", "a product is written as bf16 or f32");
     }
     if ending.activation != Activation::None && ending.residual.is_some() {
@@ -402,8 +467,18 @@ mod tests {
     }
 
     #[test]
-    fn ada_has_less_shared_memory() {
-        assert_eq!(ADA.ada_shared_bytes(), 3 * 32_768);
+    fn mma_sync_has_less_shared_memory() {
+        assert_eq!(SYNC.sync_shared_bytes(), 3 * 32_768);
+    }
+
+    #[test]
+    fn tiles_of_int8_fit() {
+        assert!(INT8.shared_bytes() as usize <= SYNC_MAX_SHARED);
+        // The epilogue has 4 KiB for each warp.
+        assert!(INT8.grid(1, 8).block_dim.0 / 32 * 4096 <= INT8.shared_bytes());
+        let grid = INT8.grid(129, 264);
+        assert_eq!((grid.grid_dim.0, grid.block_dim.0), (4, 256));
+        assert!(MOST_INT8 as i64 * 127 * 127 <= i64::from(i32::MAX));
     }
 
     #[test]

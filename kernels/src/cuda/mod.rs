@@ -17,15 +17,17 @@ mod rows;
 mod tensor_map;
 mod volumes;
 
-pub use attention::{Attention, Attention8bitLayout, Attention8bitWorkspace};
+pub use crate::{Activation, Spatial, Time};
+pub use attention::{Attention, Attention8bitLayout, Attention8bitPlaces, Attention8bitWorkspace, HEAD_DIM};
 pub use attention_any::{AnyAttention, AnyAttentionArguments, Batches};
-pub use conv::{Conv, ConvEnding, ConvLayer, Spatial, Time, Volume, fold_for_doubling};
+pub use conv::{Conv, ConvEnding, ConvLayer, Volume, fold_for_doubling};
 pub use copies::{Copies, Strided};
 pub use cross_attention::{CrossAttention, KeyValue};
 pub use cudarc;
 pub use error::Error;
-pub use gemm::{Activation, Ending, Gate, Gemm, Operands};
-pub use norms::{Affine, Norms, RopeTables, Typed};
+pub use gemm::{Ending, Gate, Gemm, MOST_INT8, Operands};
+pub use module::serve_as;
+pub use norms::{Affine, Int8Rows, Norms, RopeTables, Typed, rotation_group};
 pub use rows::{Element, Rows};
 pub use volumes::{Term, Volumes};
 
@@ -65,7 +67,7 @@ pub fn open(ordinal: usize) -> Result<Arc<CudaContext>, Error> {
         return Err(Error::OldDriver { major, minor, needs: CUDA_MAJOR, branch: OLDEST_DRIVER });
     }
     let context = CudaContext::new(ordinal)?;
-    module::target(&context)?;
+    module::support(&context)?;
     Ok(context)
 }
 

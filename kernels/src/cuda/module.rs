@@ -1,13 +1,14 @@
 //! The embedded machine code.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 use cudarc::driver::{CudaContext, CudaFunction};
 use cudarc::nvrtc::Ptx;
 
 use super::Error;
-use crate::{Target, target_for};
+use super::rows::refuse;
+use crate::Support;
 
 /// The fatbin that `build.rs` made of `cuda/FOLDER/NAME.cu`.
 macro_rules! fatbin {
@@ -17,11 +18,30 @@ macro_rules! fatbin {
 }
 pub(super) use fatbin;
 
-/// What code runs on this GPU.
-pub(super) fn target(context: &CudaContext) -> Result<Target, Error> {
-    let (major, minor) = context.compute_capability()?;
-    match target_for((major as u32, minor as u32)) {
-        Some(target) => Ok(target),
+static SERVED_AS: OnceLock<(i32, i32)> = OnceLock::new();
+
+/// Serves all cards of this process as if they were of this compute capability, so that checks can run the kernels of an
+/// older card on a newer one, from their PTX. To be called before anything is loaded.
+///
+/// # Errors
+///
+/// [`Error::Argument`] if it has been called with another one before.
+pub fn serve_as(major: i32, minor: i32) -> Result<(), Error> {
+    let served = *SERVED_AS.get_or_init(|| (major, minor));
+    if served == (major, minor) {
+        return Ok(());
+    }
+    refuse("kernels", "compute capability", format!("cards are served as {}.{} already", served.0, served.1))
+}
+
+/// What runs on this GPU.
+pub(super) fn support(context: &CudaContext) -> Result<Support, Error> {
+    let (major, minor) = match SERVED_AS.get() {
+        Some(served) => *served,
+        None => context.compute_capability()?,
+    };
+    match crate::support((major as u32, minor as u32)) {
+        Some(support) => Ok(support),
         None => Err(Error::UnsupportedGpu { name: context.name()?, major, minor }),
     }
 }

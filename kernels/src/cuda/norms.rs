@@ -1,11 +1,11 @@
-//! Operations on rows: norms with what follows them, quantisation, splitting, gathering.
+//! Operations on rows: norms with what follows them, quantisation, splitting.
 
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
-use super::module::{fatbin, load, load_all};
+use super::module::{fatbin, load, load_all, support};
 use super::rows::{check_vector, refuse};
 use super::{Element, Error, Rows};
 
@@ -39,6 +39,25 @@ impl Typed {
     pub fn e4m3(rows: Rows, scale: CUdeviceptr) -> Self {
         Self { rows, element: Element::E4m3, scale }
     }
+}
+
+/// Rows of int8 to be written, rotated: each `group` columns of a row by the Kronecker power of
+/// h4 = [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], over the square root of `group`. The rotation is its own
+/// inverse, so that a product of rows that are rotated alike is that of the rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Int8Rows {
+    /// Where the numbers go.
+    pub rows: Rows,
+    /// `[rows]` f32: what each row is to be multiplied with.
+    pub scale: CUdeviceptr,
+    /// Columns that are rotated together: a power of 4 up to 256 that divides the columns; 1 for no rotation. What
+    /// [`rotation_group`] gives spreads the most.
+    pub group: usize,
+}
+
+/// The greatest power of 4 up to 256 that divides so many columns.
+pub fn rotation_group(columns: usize) -> usize {
+    [256, 64, 16, 4].into_iter().find(|group| columns.is_multiple_of(*group)).unwrap_or(1)
 }
 
 /// What a layer norm multiplies with and adds, each `[columns]` f32: `x * factor + summand`, or, `modulated`,
@@ -84,12 +103,17 @@ pub struct Norms {
     rms_norm: [CudaFunction; 6],
     /// From bf16, from f32.
     quantize: [CudaFunction; 2],
+    layer_norm_int8: [CudaFunction; 2],
+    quantize_int8: [CudaFunction; 2],
+    /// Whether this GPU knows e4m3: the kernels that write it are there, but do nothing elsewhere.
+    e4m3: bool,
     split: CudaFunction,
-    /// To bf16, to f32.
-    gather: [CudaFunction; 2],
 }
 
 impl Norms {
+    /// The most columns of a row.
+    pub const MOST_COLUMNS: usize = 1024 * PIECES * VECTOR;
+
     /// Loads the kernels.
     ///
     /// # Errors
@@ -114,18 +138,21 @@ impl Norms {
             };
         }
         let quantize = ["quantize_rows_bf16", "quantize_rows_f32"];
-        let gather = ["gather_rows_bf16_bf16", "gather_rows_bf16_f32"];
+        let layer_norm_int8 = ["layer_norm_bf16_int8", "layer_norm_f32_int8"];
+        let quantize_int8 = ["quantize_rows_bf16_int8", "quantize_rows_f32_int8"];
         Ok(Self {
             layer_norm: six!("layer_norm"),
             rms_norm: six!("rms_norm"),
             quantize: load_all(context, fatbin!("any", "quantize_rows"), quantize, 0)?,
+            layer_norm_int8: load_all(context, fatbin!("any", "layer_norm"), layer_norm_int8, 0)?,
+            quantize_int8: load_all(context, fatbin!("any", "quantize_rows"), quantize_int8, 0)?,
+            e4m3: support(context)?.e4m3,
             split: load(context, fatbin!("any", "split_rows"), "split_rows", 0)?,
-            gather: load_all(context, fatbin!("any", "gather_rows"), gather, 0)?,
         })
     }
 
     /// Enqueues `y = (x - mean) / sqrt(variance + eps)` of each row, then `affine`. `x` is bf16 or f32, `y` any; `columns`
-    /// is a multiple of 8 (of 16 to e4m3) up to 16384.
+    /// is a multiple of 8 (of 16 to e4m3) up to [`Self::MOST_COLUMNS`].
     ///
     /// # Errors
     ///
@@ -145,7 +172,7 @@ impl Norms {
         columns: usize,
     ) -> Result<(), Error> {
         const KERNEL: &str = "layer_norm";
-        let function = &self.layer_norm[check(KERNEL, x, y, columns)?];
+        let function = &self.layer_norm[self.check(KERNEL, x, y, columns)?];
         check_vector(KERNEL, "factor", affine.factor)?;
         check_vector(KERNEL, "summand", affine.summand)?;
         let one = if affine.modulated { 1.0f32 } else { 0.0 };
@@ -193,9 +220,9 @@ impl Norms {
             _ => return refuse(KERNEL, "matrices", format!("{} are not one or two", matrices.len())),
         };
         let (x, _, y) = first;
-        let number = check(KERNEL, x, y, columns)?;
+        let number = self.check(KERNEL, x, y, columns)?;
         let form = |t: Typed| (t.rows.rows, t.rows.stride);
-        let alike = check(KERNEL, second.0, second.2, columns)? == number
+        let alike = self.check(KERNEL, second.0, second.2, columns)? == number
             && form(second.0) == form(x)
             && form(second.2) == form(y);
         if !alike || (matrices.len() == 2 && y.element == Element::E4m3) {
@@ -255,7 +282,7 @@ impl Norms {
         columns: usize,
     ) -> Result<(), Error> {
         const KERNEL: &str = "quantize_rows";
-        check(KERNEL, x, y, columns)?;
+        self.check(KERNEL, x, y, columns)?;
         if y.element != Element::E4m3 {
             return refuse(KERNEL, "y", format!("it is {:?}", y.element));
         }
@@ -268,6 +295,86 @@ impl Norms {
             .arg(&y_stride)
             .arg(&y.scale)
             .arg(&columns32);
+        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+        unsafe { launch.launch(row_grid(x.rows.rows, 1, columns))? };
+        Ok(())
+    }
+
+    /// [`Self::layer_norm`] to int8: each row's greatest magnitude, after the rotation, becomes 127. `x` is bf16 or f32;
+    /// `columns` is a multiple of 16 up to 16384.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::layer_norm`], and for a group that does not divide the columns.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::layer_norm`].
+    pub unsafe fn layer_norm_int8(
+        &self,
+        stream: &CudaStream,
+        x: Typed,
+        affine: &Affine,
+        eps: f32,
+        y: Int8Rows,
+        columns: usize,
+    ) -> Result<(), Error> {
+        const KERNEL: &str = "layer_norm_int8";
+        let function = &self.layer_norm_int8[check_int8(KERNEL, x, y, columns)?];
+        check_vector(KERNEL, "factor", affine.factor)?;
+        check_vector(KERNEL, "summand", affine.summand)?;
+        let one = if affine.modulated { 1.0f32 } else { 0.0 };
+        let (x_stride, y_stride, columns32) = (x.rows.stride as i64, y.rows.stride as i64, columns as i32);
+        let (group, norm) = rotation(y);
+        let mut launch = stream.launch_builder(function);
+        launch
+            .arg(&x.rows.address)
+            .arg(&x_stride)
+            .arg(&affine.factor)
+            .arg(&affine.summand)
+            .arg(&one)
+            .arg(&y.rows.address)
+            .arg(&y_stride)
+            .arg(&y.scale)
+            .arg(&columns32)
+            .arg(&eps)
+            .arg(&group)
+            .arg(&norm);
+        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+        unsafe { launch.launch(row_grid(x.rows.rows, 1, columns))? };
+        Ok(())
+    }
+
+    /// Enqueues the quantisation of rows of bf16 or f32 to int8, of activations and of weights alike: each row's greatest
+    /// magnitude, after the rotation, becomes 127. `columns` as of [`Self::layer_norm_int8`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::layer_norm_int8`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::layer_norm`].
+    pub unsafe fn quantize_int8(
+        &self,
+        stream: &CudaStream,
+        x: Typed,
+        y: Int8Rows,
+        columns: usize,
+    ) -> Result<(), Error> {
+        let function = &self.quantize_int8[check_int8("quantize_rows_int8", x, y, columns)?];
+        let (x_stride, y_stride, columns32) = (x.rows.stride as i64, y.rows.stride as i64, columns as i32);
+        let (group, norm) = rotation(y);
+        let mut launch = stream.launch_builder(function);
+        launch
+            .arg(&x.rows.address)
+            .arg(&x_stride)
+            .arg(&y.rows.address)
+            .arg(&y_stride)
+            .arg(&y.scale)
+            .arg(&columns32)
+            .arg(&group)
+            .arg(&norm);
         // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
         unsafe { launch.launch(row_grid(x.rows.rows, 1, columns))? };
         Ok(())
@@ -307,52 +414,44 @@ impl Norms {
         unsafe { launch.launch(grid(pieces.div_ceil(256), 1, 256))? };
         Ok(())
     }
+}
 
-    /// Enqueues `y[i] = table[index[i]]`: rows of a bf16 table as bf16 or f32. `index`: `[rows of y]` i32.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Argument`] for shapes, strides and addresses, [`Error::Driver`] if the launch fails.
-    ///
-    /// # Safety
-    ///
-    /// As [`Self::layer_norm`]; each index must be a row of the table.
-    pub unsafe fn gather(
-        &self,
-        stream: &CudaStream,
-        table: Rows,
-        index: CUdeviceptr,
-        y: Typed,
-        columns: usize,
-    ) -> Result<(), Error> {
-        const KERNEL: &str = "gather_rows";
-        table.check_as(KERNEL, "table", columns, Element::Bf16)?;
-        y.rows.check_as(KERNEL, "y", columns, y.element)?;
-        check_vector(KERNEL, "index", index)?;
-        if !columns.is_multiple_of(VECTOR) || y.element == Element::E4m3 {
-            return refuse(KERNEL, "y", format!("{columns} columns of {:?}", y.element));
+impl Norms {
+    /// [`check`], and whether this GPU knows what `y` is.
+    fn check(&self, kernel: &'static str, x: Typed, y: Typed, columns: usize) -> Result<usize, Error> {
+        if y.element == Element::Int8 {
+            return refuse(kernel, "y", "int8 is written by the kernels that rotate");
         }
-        let (table_stride, y_stride, columns) = (table.stride as i64, y.rows.stride as i64, columns as i32);
-        let mut launch = stream.launch_builder(&self.gather[usize::from(y.element == Element::F32)]);
-        launch
-            .arg(&table.address)
-            .arg(&table_stride)
-            .arg(&index)
-            .arg(&y.rows.address)
-            .arg(&y_stride)
-            .arg(&columns);
-        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
-        unsafe { launch.launch(grid(y.rows.rows, 1, 256))? };
-        Ok(())
+        if y.element == Element::E4m3 && !self.e4m3 {
+            return refuse(kernel, "y", "e4m3 takes a card of compute capability 8.9 or newer");
+        }
+        check(kernel, x, y, columns)
     }
+}
+
+/// Checks both matrices of a row kernel to int8, and gives the number of its instance.
+fn check_int8(kernel: &'static str, x: Typed, y: Int8Rows, columns: usize) -> Result<usize, Error> {
+    let group = y.group;
+    if ![1, 4, 16, 64, 256].contains(&group) || !columns.is_multiple_of(group) || !columns.is_multiple_of(16)
+    {
+        return refuse(kernel, "group", format!("{group} for {columns} columns"));
+    }
+    let y = Typed { rows: y.rows, element: Element::Int8, scale: y.scale };
+    Ok(usize::from(check(kernel, x, y, columns)? >= 3))
+}
+
+/// The group and 1 / sqrt(group), which is a power of 2.
+fn rotation(y: Int8Rows) -> (i32, f32) {
+    (y.group as i32, 1.0 / (y.group as f32).sqrt())
 }
 
 /// Checks both matrices of a row kernel, and gives the number of its instance.
 fn check(kernel: &'static str, x: Typed, y: Typed, columns: usize) -> Result<usize, Error> {
     x.rows.check_as(kernel, "x", columns, x.element)?;
     y.rows.check_as(kernel, "y", columns, y.element)?;
-    if columns == 0 || !columns.is_multiple_of(VECTOR) || columns > 1024 * PIECES * VECTOR {
-        return refuse(kernel, "columns", format!("{columns} are no multiple of 8 up to 16384"));
+    if columns == 0 || !columns.is_multiple_of(VECTOR) || columns > Norms::MOST_COLUMNS {
+        let most = Norms::MOST_COLUMNS;
+        return refuse(kernel, "columns", format!("{columns} are no multiple of 8 up to {most}"));
     }
     if x.rows.rows != y.rows.rows {
         return refuse(kernel, "y", format!("{} rows instead of {}", y.rows.rows, x.rows.rows));
@@ -360,16 +459,16 @@ fn check(kernel: &'static str, x: Typed, y: Typed, columns: usize) -> Result<usi
     let from = match x.element {
         Element::Bf16 => 0,
         Element::F32 => 3,
-        Element::E4m3 => return refuse(kernel, "x", "it is e4m3"),
+        Element::E4m3 | Element::Int8 => return refuse(kernel, "x", format!("it is {:?}", x.element)),
     };
-    if y.element == Element::E4m3 {
+    if y.element.bytes() == 1 {
         check_vector(kernel, "scale", y.scale)?;
     }
     Ok(from
         + match y.element {
             Element::Bf16 => 0,
             Element::F32 => 1,
-            Element::E4m3 => 2,
+            Element::E4m3 | Element::Int8 => 2,
         })
 }
 
@@ -388,11 +487,28 @@ mod tests {
 
     #[test]
     fn every_column_has_a_thread() {
-        for columns in (8..=16_384).step_by(8) {
+        for columns in (8..=Norms::MOST_COLUMNS).step_by(8) {
             let threads = row_grid(1, 1, columns).block_dim.0 as usize;
             assert!(threads <= 1024 && threads.is_multiple_of(32) && threads * PIECES * VECTOR >= columns);
         }
         assert_eq!(row_grid(1, 1, 5120).block_dim.0, 320);
+    }
+
+    #[test]
+    fn rotations_divide_rows() {
+        for (columns, group) in
+            [(5120, 256), (13_824, 256), (1536, 256), (8960, 256), (320, 64), (80, 16), (4, 4), (6, 1)]
+        {
+            assert_eq!(rotation_group(columns), group, "{columns}");
+        }
+        let rows = Rows::dense(4096, 3, 320);
+        let y = |group| Int8Rows { rows, scale: 4096, group };
+        assert_eq!(check_int8("k", Typed::bf16(rows), y(64), 320).ok(), Some(0));
+        assert_eq!(check_int8("k", Typed::f32(rows), y(1), 320).ok(), Some(1));
+        assert!(check_int8("k", Typed::f32(rows), y(256), 320).is_err());
+        assert!(check_int8("k", Typed::f32(rows), y(2), 320).is_err());
+        assert!(check_int8("k", Typed::f32(rows), Int8Rows { scale: 0, ..y(64) }, 320).is_err());
+        assert_eq!(rotation(y(64)), (64, 0.125));
     }
 
     #[test]

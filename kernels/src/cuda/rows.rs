@@ -13,6 +13,8 @@ pub enum Element {
     F32,
     /// 8 bits, 4 of them the exponent; up to 448.
     E4m3,
+    /// Whole numbers from -127 to 127.
+    Int8,
 }
 
 impl Element {
@@ -21,7 +23,7 @@ impl Element {
         match self {
             Self::Bf16 => 2,
             Self::F32 => 4,
-            Self::E4m3 => 1,
+            Self::E4m3 | Self::Int8 => 1,
         }
     }
 }

@@ -56,6 +56,9 @@ pub struct Volumes {
 }
 
 impl Volumes {
+    /// The most summands of one launch.
+    pub const TERMS: usize = TERMS;
+
     /// Loads the kernels.
     ///
     /// # Errors
@@ -112,7 +115,7 @@ impl Volumes {
         if terms.is_empty() || terms.len() > TERMS {
             return refuse(KERNEL, "terms", format!("{} are not 1 to {TERMS}", terms.len()));
         }
-        if elements == 0 || element == Element::E4m3 || terms.iter().any(|t| t.element == Element::E4m3) {
+        if elements == 0 || element.bytes() == 1 || terms.iter().any(|t| t.element.bytes() == 1) {
             return refuse(KERNEL, "terms", format!("{elements} elements, or elements of e4m3"));
         }
         check_vector(KERNEL, "y", y)?;
@@ -228,7 +231,7 @@ impl Volumes {
         let wide = match element {
             Element::Bf16 => 0,
             Element::F32 => 4,
-            Element::E4m3 => return refuse(KERNEL, "element", "a norm is over bf16 or f32"),
+            Element::E4m3 | Element::Int8 => return refuse(KERNEL, "element", "a norm is over bf16 or f32"),
         };
         let lanes = channels.div_ceil(3 * VECTOR).next_power_of_two().max(4);
         let number = wide + lanes.ilog2() as usize - 2;
@@ -286,7 +289,7 @@ impl Volumes {
     ) -> Result<(), Error> {
         const KERNEL: &str = "channels_first";
         x.check_as(KERNEL, "x", channels.next_multiple_of(VECTOR), element)?;
-        if element == Element::E4m3 || channels == 0 || !x.stride.is_multiple_of(VECTOR) || plane < x.rows {
+        if element.bytes() == 1 || channels == 0 || !x.stride.is_multiple_of(VECTOR) || plane < x.rows {
             return refuse(KERNEL, "x", format!("{channels} channels, {} apart, to {plane} apart", x.stride));
         }
         let (voxels, channels32, stride, plane) =

@@ -1,9 +1,10 @@
 //! The diffusion transformer: tables, embeddings, every block's branches, and the quantised layouts.
 
-use animd_engine::backend::TensorOps;
 use animd_engine::backend::cpu::Cpu;
+use animd_engine::backend::{Backend, Keeping, TensorOps};
 use animd_engine::model::Probe;
-use animd_engine::model::dit::{self, Blocks, Context, Dit};
+use animd_engine::model::dit::{self, Blocks, Context, Dit, Inputs};
+use animd_engine::profile::AttentionKind;
 use animd_engine::progress::Quiet;
 use animd_engine::weights::open_dit;
 use anyhow::{Context as _, Result};
@@ -36,7 +37,9 @@ fn forward(
     let grid = dit.grid(b, x.shape[1], x.shape[2], x.shape[3])?;
     let (x, y) = (b.upload(&x.f32(), &x.shape)?, b.upload(&y.f32(), &y.shape)?);
     let blocks = Blocks::Compute { keep_residual: false };
-    let out = dit.forward(b, &x, &y, &time, &context, &grid, blocks, &Quiet, probe)?;
+    let (x, y, time, context, grid) = (&x, &y, &time, &context, &grid);
+    let inputs = Inputs { x, y, time, context, grid, attention: AttentionKind::Exact };
+    let out = dit.forward(b, &inputs, blocks, &Quiet, probe)?;
     Ok(b.download(&out.velocity)?)
 }
 
@@ -77,7 +80,7 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
             }
             // Of the padding after the prompt, the fixture keeps one row.
             let rows = goldens.get(&name)?.shape[0];
-            let tensor = if part == "context_text" { b.narrow(&tensor, 0, 0, rows)? } else { tensor };
+            let tensor = if part == "context_text" { b.slice(&tensor, 0, 0, rows)? } else { tensor };
             goldens.relative(&name, &b.download(&tensor)?, MODEL)?;
         }
         goldens.relative(&format!("dit.{index}.out"), &out, MODEL)?;
@@ -141,10 +144,11 @@ pub fn check_quantised(goldens: &mut Goldens) -> Result<()> {
         let folder = goldens.dir.join(layout);
         let dit = if folder.exists() {
             let (weights, config) = open_dit(&folder).with_context(|| layout.to_owned())?;
-            Dit::load(b, &weights, &config)?
+            Dit::load(&b.loader(Keeping::F32), &weights, &config)?
         } else {
             let (inner, config) = open_dit(&goldens.dir.join("official"))?;
-            Dit::load(b, &Quantised { inner, per_row: layout == "lightx2v_fp8" }, &config)?
+            let quantised = Quantised { inner, per_row: layout == "lightx2v_fp8" };
+            Dit::load(&b.loader(Keeping::F32), &quantised, &config)?
         };
         let out = forward(goldens, &dit, b, 0, None)?;
         goldens.relative(name, &out, bound)?;

@@ -2,12 +2,13 @@
 
 use animd_engine::backend::TensorOps;
 use animd_engine::backend::cpu::Cpu;
-use animd_engine::model::dit::{Blocks, Context};
-use animd_engine::model::vae;
+use animd_engine::model::dit::{Blocks, Context, Inputs};
+use animd_engine::model::vae::{self, Footage};
 use animd_engine::noise;
+use animd_engine::profile::AttentionKind;
 use animd_engine::progress::Quiet;
-use animd_engine::request::NEGATIVE_PROMPT;
 use animd_engine::sampler::{self, Guidance, SamplerConfig, schedule};
+use animd_protocol::request::{NEGATIVE_PROMPT, Tiling};
 use anyhow::Result;
 
 use super::{ABSOLUTE, Goldens, LATENTS, MODEL, Model};
@@ -35,7 +36,8 @@ impl<'a> Scene<'a> {
         let b = &model.backend;
         let (first, lat_h, lat_w) = super::vae::first_frame(goldens, model)?;
         let frames = super::vae::latent_frames(goldens)?;
-        let latents = model.vae.encode_picture(b, &first, frames, &Quiet)?;
+        let footage = Footage::Picture { picture: &first, latent_frames: frames };
+        let latents = model.vae.encode(b, footage, Tiling::Whole, &Quiet, None)?;
         let picture = animd_engine::image::decode(&goldens.dir.join(goldens.text("clip/0/file")?))?;
         let clip = model.clip.encode(b, &animd_engine::image::clip_pixels(&picture), None)?;
         let prompts = [goldens.count("spec/e2e_prompt")?, super::text::negative(goldens)?];
@@ -65,7 +67,9 @@ impl<'a> Scene<'a> {
         let [_, f, h, w] = self.shape;
         let blocks = residual.map_or(Blocks::Compute { keep_residual: true }, Blocks::Reuse);
         let (time, grid) = (dit.time(b, t)?, dit.grid(b, f, h, w)?);
-        let out = dit.forward(b, x, &self.y, &time, &self.contexts[branch], &grid, blocks, &Quiet, None)?;
+        let (y, time, context, grid) = (&self.y, &time, &self.contexts[branch], &grid);
+        let inputs = Inputs { x, y, time, context, grid, attention: AttentionKind::Exact };
+        let out = dit.forward(b, &inputs, blocks, &Quiet, None)?;
         Ok((out.velocity, out.residual))
     }
 
@@ -92,10 +96,12 @@ impl<'a> Scene<'a> {
     fn frames(&self, latents: &[f32]) -> Result<Vec<u8>> {
         let b = &self.model.backend;
         let mut bytes = Vec::new();
-        self.model.vae.decode(b, &b.upload(latents, &self.shape)?, &mut |pixels| {
+        let mut sink = |pixels: Tensor| {
             bytes.extend(vae::to_u8(b, &pixels)?);
             Ok(())
-        })?;
+        };
+        let latents = b.upload(latents, &self.shape)?;
+        self.model.vae.decode(b, &latents, Tiling::Whole, &Quiet, &mut sink, None)?;
         Ok(bytes)
     }
 }
@@ -191,11 +197,13 @@ fn facts(goldens: &mut Goldens, scene: &Scene<'_>) -> Result<()> {
     let latents = goldens.get("e2e.unipc.latents")?.f32();
     let last = &latents[latents.len() - scene.noise.len()..];
     let (b, mut clamped, mut count) = (&scene.model.backend, 0, 0);
-    scene.model.vae.decode(b, &b.upload(last, &scene.shape)?, &mut |pixels| {
+    let mut sink = |pixels: Tensor| {
         let values = b.download(&pixels)?;
         clamped += values.iter().filter(|v| v.abs() > 1.0).count();
         count += values.len();
         Ok(())
-    })?;
+    };
+    let last = b.upload(last, &scene.shape)?;
+    scene.model.vae.decode(b, &last, Tiling::Whole, &Quiet, &mut sink, None)?;
     goldens.number("e2e/clamped_fraction", f64::from(clamped as u32) / f64::from(count as u32), 1e-3)
 }

@@ -1,7 +1,7 @@
 //! Size rules and resampling.
 
 use animd_engine::image;
-use animd_engine::request::{Resize, Size};
+use animd_protocol::request::{Resize, Size};
 use anyhow::Result;
 
 use super::{Goldens, MODEL};

@@ -15,6 +15,7 @@ mod vae;
 use std::path::Path;
 
 use animd_engine::backend::cpu::Cpu;
+use animd_engine::backend::{Backend, Keeping};
 use animd_engine::model::{clip::Clip, dit::Dit, t5::T5, vae::Vae};
 use animd_engine::text::Tokenizer;
 use animd_engine::weights;
@@ -46,13 +47,14 @@ struct Model {
 impl Model {
     fn load(dir: &Path) -> Result<Self> {
         let backend = Cpu::new();
+        let loader = backend.loader(Keeping::F32);
         let weights::Model { dit, t5, clip, vae, tokenizer } = weights::Model::open(dir, None)?;
         Ok(Self {
             tokenizer: Tokenizer::open(&tokenizer)?,
-            dit: Dit::load(&backend, &dit.0, &dit.1)?,
-            t5: T5::load(&backend, &t5.0, &t5.1)?,
-            clip: Clip::load(&backend, &clip.0, &clip.1)?,
-            vae: Vae::load(&backend, &vae.0, &vae.1)?,
+            dit: Dit::load(&loader, &dit.0, &dit.1)?,
+            t5: T5::load(&loader, &t5.0, &t5.1)?,
+            clip: Clip::load(&loader, &clip.0, &clip.1)?,
+            vae: Vae::load(&loader, &vae.0, &vae.1)?,
             backend,
         })
     }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use animd_engine::Result;
-use animd_engine::weights::{DType, HostTensor, Matrix, Scale, WeightSource, Weights, e4m3};
+use animd_engine::weights::{DType, Encoding, Granularity, HostTensor, Matrix, WeightSource, Weights, e4m3};
 
 /// Weights whose block matrices are 8-bit.
 pub struct Quantised {
@@ -42,7 +42,8 @@ impl WeightSource for Quantised {
             .zip(&scales)
             .flat_map(|(part, s)| part.iter().map(move |v| e4m3::encode(v / s)));
         let bytes = Cow::Owned(codes.collect());
-        let scale = if self.per_row { Scale::PerRow(scales) } else { Scale::PerTensor(scales[0]) };
-        Ok(Matrix { rows, cols, dtype: DType::F8E4m3, bytes, scale: Some(scale) })
+        let by = if self.per_row { Granularity::Row } else { Granularity::Tensor };
+        let encoding = Encoding::Scaled { dtype: DType::F8E4m3, by };
+        Ok(Matrix { rows, cols, encoding, bytes, scales })
     }
 }

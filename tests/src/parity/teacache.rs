@@ -3,7 +3,7 @@
 use animd_engine::backend::TensorOps;
 use animd_engine::sampler::unipc::UniPc;
 use animd_engine::sampler::{Guidance, schedule};
-use animd_engine::step_cache::teacache;
+use animd_protocol::step_cache::teacache;
 use anyhow::{Context as _, Result};
 
 use super::e2e::Scene;

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use animd_engine::backend::TensorOps;
 use animd_engine::backend::cpu::Cpu;
 use animd_engine::image;
-use animd_engine::model::vae;
+use animd_engine::model::vae::{self, Footage};
 use animd_engine::progress::Quiet;
+use animd_engine::request::Tiling;
 use anyhow::Result;
 
 use super::goldens::std;
@@ -52,7 +53,7 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     let (first, ..) = first_frame(goldens, model)?;
     goldens.relative("vae.enc.first_frame", &b.download(&first)?, MODEL)?;
 
-    // The whole computation, with its intermediates; then the short cut for still pictures, which shall equal it.
+    // The whole computation, with its intermediates; then the short cut for still pictures, which must equal it.
     let shape = b.shape(&first);
     let zeros = vec![0.0; 3 * (goldens.count("spec/frames")? - 1) * shape[2] * shape[3]];
     let zeros = b.upload(&zeros, &[3, goldens.count("spec/frames")? - 1, shape[2], shape[3]])?;
@@ -61,10 +62,10 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
         chunks.0.entry(name.to_owned()).or_default().push(t.clone());
     };
     let video = b.concat(&[&first, &zeros], 1)?;
-    let mu = model.vae.encode_mu(b, &video, &Quiet, Some(&mut probe))?;
+    model.vae.encode(b, Footage::Video(&video), Tiling::Whole, &Quiet, Some(&mut probe))?;
     chunks.check(goldens, b)?;
-    goldens.relative("vae.enc.mu", &b.download(&mu)?, MODEL)?;
-    let latents = model.vae.encode_picture(b, &first, latent_frames(goldens)?, &Quiet)?;
+    let footage = Footage::Picture { picture: &first, latent_frames: latent_frames(goldens)? };
+    let latents = model.vae.encode(b, footage, Tiling::Whole, &Quiet, None)?;
     let values = b.download(&latents)?;
     goldens.relative("vae.enc.out", &values, MODEL)?;
     goldens.number("vae/enc_out_std", std(&values), MODEL)?;
@@ -72,7 +73,8 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
 
     let video = goldens.input("vae.enc2.in")?;
     let video = b.upload(&video.f32(), &video.shape)?;
-    goldens.relative("vae.enc2.out", &b.download(&model.vae.encode(b, &video, &Quiet)?)?, MODEL)?;
+    let latents = model.vae.encode(b, Footage::Video(&video), Tiling::Whole, &Quiet, None)?;
+    goldens.relative("vae.enc2.out", &b.download(&latents)?, MODEL)?;
 
     let z = goldens.input("vae.dec.in")?;
     let z = b.upload(&z.f32(), &z.shape)?;
@@ -85,7 +87,7 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
         frames.push(t);
         Ok(())
     };
-    model.vae.decode_probed(b, &z, &mut sink, Some(&mut probe))?;
+    model.vae.decode(b, &z, Tiling::Whole, &Quiet, &mut sink, Some(&mut probe))?;
     chunks.check(goldens, b)?;
     let out = b.download(&b.concat(&frames.iter().collect::<Vec<_>>(), 1)?)?;
     goldens.relative("vae.dec.out_unclamped", &out, MODEL)?;

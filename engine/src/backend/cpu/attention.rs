@@ -3,9 +3,9 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{slice, tensor, update};
-use crate::backend::sequence::Attention;
-use crate::{Error, Result};
+use super::{tensor, update, with_values};
+use crate::Result;
+use crate::backend::sequence::{Attention, KeyValue};
 
 /// Scores that exist at a time: 8 MB, but at least [`MIN_ROWS`] rows of them, below which the matrix products slow down.
 const SCORES: usize = 1 << 21;
@@ -18,35 +18,25 @@ const LANES: usize = 16;
 
 /// See [`Attention`].
 pub(super) fn attention(a: &Attention<'_, Tensor>) -> Result<Tensor> {
-    let (rows, features) = a.q.dims2()?;
-    let keys = a.k.dims2()?.0;
-    let offsets = rows + keys - 1;
-    let fits = a.k.dims() == [keys, features]
-        && a.v.dims() == a.k.dims()
-        && a.heads > 0
-        && features % a.heads == 0
-        && a.bias.is_none_or(|b| b.dims() == [a.heads, offsets])
-        && a.residual.is_none_or(|r| r.dims() == a.q.dims());
-    if !fits || rows == 0 || keys == 0 {
-        return Err(Error::Internal(format!(
-            "attention of {:?}, {:?}, {:?} with {} heads",
-            a.q.dims(),
-            a.k.dims(),
-            a.v.dims(),
-            a.heads
-        )));
+    let [rows, features, _] = a.sizes(Tensor::dims)?;
+    let mut out = vec![0.0; rows * features];
+    for set in a.sets {
+        add_set(a, set, &mut out)?;
     }
-    let bias = a.bias.map(|bias| slice(bias, |bias| Ok(bias.to_vec()))).transpose()?;
-    let mut out = match a.residual {
-        Some(residual) => slice(residual, |residual| Ok(residual.to_vec()))?,
-        None => vec![0.0; rows * features],
-    };
+    tensor(out, &[rows, features])
+}
 
+/// Adds what one set of keys and values gives to `out` `[rows, features]`.
+fn add_set(a: &Attention<'_, Tensor>, set: &KeyValue<'_, Tensor>, out: &mut [f32]) -> Result<()> {
+    let (rows, features) = a.q.dims2()?;
+    let keys = set.k.dims2()?.0;
+    let offsets = rows + keys - 1;
+    let bias = set.bias.map(|bias| with_values(bias, |bias| Ok(bias.to_vec()))).transpose()?;
     let width = features / a.heads;
     let block = (SCORES / keys).max(MIN_ROWS);
     for head in 0..a.heads {
         let columns = |x: &Tensor| x.narrow(1, head * width, width);
-        let (k, v) = (columns(a.k)?.t()?, columns(a.v)?);
+        let (k, v) = (columns(set.k)?.t()?, columns(set.v)?);
         let bias = bias.as_ref().map(|bias| &bias[head * offsets..][..offsets]);
         for (i, out) in out.chunks_mut(block * features).enumerate() {
             let first = i * block;
@@ -59,7 +49,7 @@ pub(super) fn attention(a: &Attention<'_, Tensor>) -> Result<Tensor> {
             })?;
             for start in (0..keys).step_by(SUMMANDS) {
                 let len = SUMMANDS.min(keys - start);
-                slice(&scores.narrow(1, start, len)?.matmul(&v.narrow(0, start, len)?)?, |values| {
+                with_values(&scores.narrow(1, start, len)?.matmul(&v.narrow(0, start, len)?)?, |values| {
                     for (out, values) in out.chunks_exact_mut(features).zip(values.chunks_exact(width)) {
                         out[head * width..][..width].iter_mut().zip(values).for_each(|(out, v)| *out += v);
                     }
@@ -68,7 +58,7 @@ pub(super) fn attention(a: &Attention<'_, Tensor>) -> Result<Tensor> {
             }
         }
     }
-    tensor(out, &[rows, features])
+    Ok(())
 }
 
 /// softmax(scale * x + bias) in place.

@@ -13,8 +13,11 @@ use std::ops::Deref;
 use candle_core::{CpuStorage, Layout, Storage, Tensor};
 use rayon::prelude::*;
 
-use super::{Cpu, slice, tensor};
-use crate::backend::conv::{ConvEpilogue, ConvOps, ConvShape, Spatial, Step, Time};
+use super::{Cpu, tensor, with_values};
+use crate::backend::conv::{
+    ConvEpilogue, ConvOps, ConvShape, Spatial, Step, Time, check_fade, frame_attention_sizes,
+};
+use crate::backend::loading::ConvWeights;
 use crate::weights::HostTensor;
 use crate::{Error, Result};
 
@@ -35,11 +38,9 @@ pub struct Conv {
     bias: Vec<f32>,
 }
 
-impl ConvOps for Cpu {
-    type Conv = Conv;
-
-    fn load_conv(&self, weight: HostTensor, bias: HostTensor) -> Result<Conv> {
-        let shape = ConvShape::of(&weight, &bias)?;
+impl Conv {
+    pub(super) fn load(weights: ConvWeights) -> Self {
+        let ConvWeights { shape, weight, bias: mut filled } = weights;
         let ConvShape { outputs, inputs, kernel: [kt, kh, kw] } = shape;
         let taps = kh * kw;
         let blocks = outputs.div_ceil(BLOCK);
@@ -49,15 +50,39 @@ impl ConvOps for Cpu {
                 for t in 0..kt {
                     for tap in 0..taps {
                         let to = (((o / BLOCK * kt + t) * inputs + i) * taps + tap) * BLOCK + o % BLOCK;
-                        rearranged[to] = weight.data[((o * inputs + i) * kt + t) * taps + tap];
+                        rearranged[to] = weight[((o * inputs + i) * kt + t) * taps + tap];
                     }
                 }
             }
         }
-        let mut filled = bias.data;
         filled.resize(blocks * BLOCK, 0.0);
-        Ok(Conv { shape, weight: rearranged, bias: filled })
+        Self { shape, weight: rearranged, bias: filled }
     }
+}
+
+/// gamma `[channels]` of a norm over channels.
+pub struct ChannelNorm(Vec<f32>);
+
+impl ChannelNorm {
+    pub(super) fn load(gamma: HostTensor) -> Self {
+        Self(gamma.data)
+    }
+
+    /// The factors, if they are for so many channels.
+    fn of(&self, channels: usize) -> Result<&[f32]> {
+        if self.0.len() != channels {
+            return Err(Error::Internal(format!(
+                "a norm of {} does not fit {channels} channels",
+                self.0.len()
+            )));
+        }
+        Ok(&self.0)
+    }
+}
+
+impl ConvOps for Cpu {
+    type Conv = Conv;
+    type ChannelNorm = ChannelNorm;
 
     fn conv(
         &self,
@@ -65,49 +90,44 @@ impl ConvOps for Cpu {
         past: usize,
         layer: &Conv,
         step: Step,
-        epilogue: &ConvEpilogue<'_, Tensor>,
+        epilogue: &ConvEpilogue<'_, Self>,
     ) -> Result<Tensor> {
         conv(Kernel::best(), parts, past, layer, step, epilogue)
     }
 
-    fn channel_norm(&self, x: &Tensor, gamma: &Tensor, silu: bool) -> Result<Tensor> {
+    fn channel_norm(&self, x: &Tensor, norm: &ChannelNorm, silu: bool) -> Result<Tensor> {
         let [channels, ..] = extents(x)?;
         let voxels = x.elem_count() / channels.max(1);
-        check_gamma(gamma, channels)?;
+        let gamma = norm.of(channels)?;
         let mut out = vec![0.0; x.elem_count()];
-        slice(x, |x| {
-            slice(gamma, |gamma| {
-                let kernel = Kernel::best();
-                let shared = Shared::new(&mut out);
-                (0..voxels.div_ceil(NORM_GRAIN)).into_par_iter().for_each_init(Vec::new, |scale, task| {
-                    let start = task * NORM_GRAIN;
-                    let len = NORM_GRAIN.min(voxels - start);
-                    let channel = |c: usize| &x[c * voxels + start..][..len];
-                    scale.clear();
-                    scale.resize(len, 0.0);
-                    for c in 0..channels {
-                        kernel.add_squares(channel(c), scale);
-                    }
-                    norm_factors(scale, channels);
-                    for (c, &gamma) in gamma.iter().enumerate() {
-                        // SAFETY: tasks cover disjoint voxels, and one task one channel after the other.
-                        let out = unsafe { shared.slice(c * voxels + start, len) };
-                        out.copy_from_slice(channel(c));
-                        kernel.normalize(out, scale, gamma, silu);
-                    }
-                });
-                Ok(())
-            })
+        with_values(x, |x| {
+            let kernel = Kernel::best();
+            let shared = Shared::new(&mut out);
+            (0..voxels.div_ceil(NORM_GRAIN)).into_par_iter().for_each_init(Vec::new, |scale, task| {
+                let start = task * NORM_GRAIN;
+                let len = NORM_GRAIN.min(voxels - start);
+                let channel = |c: usize| &x[c * voxels + start..][..len];
+                scale.clear();
+                scale.resize(len, 0.0);
+                for c in 0..channels {
+                    kernel.add_squares(channel(c), scale);
+                }
+                norm_factors(scale, channels);
+                for (c, &gamma) in gamma.iter().enumerate() {
+                    // SAFETY: tasks cover disjoint voxels, and one task one channel after the other.
+                    let out = unsafe { shared.slice(c * voxels + start, len) };
+                    out.copy_from_slice(channel(c));
+                    kernel.normalize(out, scale, gamma, silu);
+                }
+            });
+            Ok(())
         })?;
         tensor(out, x.dims())
     }
 
     fn frame_attention(&self, qkv: &Tensor) -> Result<Tensor> {
-        let [channels, frames, height, width] = extents(qkv)?;
-        let (channels, pixels) = (channels / 3, height * width);
-        if qkv.dims()[0] != 3 * channels || channels * pixels == 0 {
-            return Err(Error::Internal(format!("{:?} is no query, key and value", qkv.dims())));
-        }
+        let shape @ [.., height, width] = extents(qkv)?;
+        let [channels, frames, pixels] = frame_attention_sizes(shape)?;
         let scale = 1.0 / (channels as f64).sqrt();
         let mut out = Vec::with_capacity(frames);
         for frame in 0..frames {
@@ -118,7 +138,7 @@ impl ConvOps for Cpu {
             let rows = (SCORES / pixels).clamp(1, pixels);
             let blocks = (0..pixels).step_by(rows).map(|start| {
                 let scores = q.narrow(0, start, rows.min(pixels - start))?.matmul(&k)?;
-                let mut weights = slice(&scores, |s| Ok(s.to_vec()))?;
+                let mut weights = with_values(&scores, |s| Ok(s.to_vec()))?;
                 weights.par_chunks_mut(pixels).for_each(softmax);
                 Ok(tensor(weights, scores.dims())?.matmul(&v)?)
             });
@@ -130,16 +150,11 @@ impl ConvOps for Cpu {
 
     fn fade(&self, before: &Tensor, after: &Tensor, axis: usize, extent: usize) -> Result<Tensor> {
         let (left, right) = (extents(before)?, extents(after)?);
-        let others_differ = (0..4).any(|i| i != axis && left[i] != right[i]);
-        if axis > 3 || others_differ || extent > left[axis] || extent > right[axis] {
-            return Err(Error::Internal(format!(
-                "cannot fade {left:?} into {right:?} over {extent} along {axis}"
-            )));
-        }
+        check_fade(left, right, axis, extent)?;
         let inner: usize = right[axis + 1..].iter().product();
         let outer: usize = right[..axis].iter().product();
-        let mut out = slice(after, |after| Ok(after.to_vec()))?;
-        slice(before, |before| {
+        let mut out = with_values(after, |after| Ok(after.to_vec()))?;
+        with_values(before, |before| {
             for o in 0..outer {
                 let from = &before[((o + 1) * left[axis] - extent) * inner..][..extent * inner];
                 let to = &mut out[o * right[axis] * inner..][..extent * inner];
@@ -160,13 +175,6 @@ fn extents(x: &Tensor) -> Result<[usize; 4]> {
     <[usize; 4]>::try_from(x.dims()).map_err(|_| {
         Error::Internal(format!("{:?} is no volume of channels, frames, height, width", x.dims()))
     })
-}
-
-fn check_gamma(gamma: &Tensor, channels: usize) -> Result<()> {
-    if gamma.elem_count() == channels {
-        return Ok(());
-    }
-    Err(Error::Internal(format!("a norm of {:?} does not fit {channels} channels", gamma.dims())))
 }
 
 /// From sums of squares to the factors that make the norm sqrt(channels).
@@ -312,29 +320,26 @@ fn conv(
     past: usize,
     layer: &Conv,
     step: Step,
-    epilogue: &ConvEpilogue<'_, Tensor>,
+    epilogue: &ConvEpilogue<'_, Cpu>,
 ) -> Result<Tensor> {
     let volumes: Vec<_> = parts.iter().map(|part| extents(part)).collect::<Result<_>>()?;
     let shape = layer.shape.result(&volumes, past, step)?;
     let [channels, _, out_height, out_width] = shape;
-    if let Some(gamma) = epilogue.norm {
-        check_gamma(gamma, channels)?;
-    }
+    let gamma = epilogue.norm.map(|norm| norm.of(channels)).transpose()?;
     let doubled = step.time == Time::Double && epilogue.norm.is_some();
     if doubled || epilogue.residual.is_some_and(|r| r.dims() != shape) {
         return Err(Error::Internal(format!("what follows a convolution does not fit its result {shape:?}")));
     }
 
-    let held: Vec<_> = parts.iter().map(|part| part.storage_and_layout()).collect();
+    let volumes_held: Vec<_> = parts.iter().map(|part| part.storage_and_layout()).collect();
     let [inputs, _, height, width] = volumes[0];
     let mut frames = Vec::new();
-    for (values, part) in held_values(&held)?.into_iter().zip(parts) {
+    for (values, part) in held_values(&volumes_held)?.into_iter().zip(parts) {
         let (count, plane) = (part.dims()[1], height * width);
         frames.extend((0..count).map(|t| Frame { values: &values[t * plane..], stride: count * plane }));
     }
-    let extras = epilogue.residual.into_iter().chain(epilogue.norm);
-    let extras: Vec<_> = extras.map(Tensor::storage_and_layout).collect();
-    let mut extras = held_values(&extras)?.into_iter();
+    let held: Vec<_> = epilogue.residual.into_iter().map(Tensor::storage_and_layout).collect();
+    let residual = held_values(&held)?.first().copied();
 
     let [_, kh, kw] = layer.shape.kernel;
     // Rows of the result are computed in whole vectors.
@@ -352,8 +357,8 @@ fn conv(
         computed,
         source: Source { frames, spatial: step.spatial, inputs, height, width, pad, row },
         offsets: (0..kh * kw).map(|tap| offset(tap / kw, tap % kw)).collect(),
-        residual: epilogue.residual.and_then(|_| extras.next()),
-        gamma: epilogue.norm.and_then(|_| extras.next()),
+        residual,
+        gamma,
     };
     // Few rows share less of the padding; many are too few tasks.
     let band = (out_height / (4 * rayon::current_num_threads())).clamp(1, 8);

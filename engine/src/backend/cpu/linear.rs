@@ -4,9 +4,10 @@ use candle_core::Tensor;
 use candle_core::cpu::erf::erf_f32;
 use rayon::prelude::*;
 
-use super::{slice, tensor, update};
+use super::{tensor, update, with_values};
+use crate::backend::loading::LinearWeights;
 use crate::backend::sequence::{Activation, Epilogue};
-use crate::weights::{HostTensor, Matrix, Scale, e4m3};
+use crate::weights::{Encoding, Granularity, Matrix, e4m3};
 use crate::{Error, Result};
 
 /// A linear layer's weight and bias.
@@ -21,43 +22,25 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Puts layers of one input side by side. `simulate_fp8` keeps 8-bit values apart from their scales, if every
-    /// layer has one for each row.
-    pub(super) fn load(layers: &[(Matrix<'_>, Option<HostTensor>)], simulate_fp8: bool) -> Result<Self> {
-        let Some((first, _)) = layers.first() else {
-            return Err(Error::Internal("a linear layer needs a weight".into()));
-        };
-        let cols = first.cols;
-        let rows: usize = layers.iter().map(|(matrix, _)| matrix.rows).sum();
-        let quantised = simulate_fp8 && layers.iter().all(|(m, _)| matches!(m.scale, Some(Scale::PerRow(_))));
-        let mut weight = Vec::with_capacity(rows * cols);
+    /// `simulate_fp8` keeps 8-bit values apart from their scales, if every layer has one for each row.
+    pub(super) fn load(weights: &LinearWeights<'_>, simulate_fp8: bool) -> Result<Self> {
+        let by_row = |m: &Matrix<'_>| matches!(m.encoding, Encoding::Scaled { by: Granularity::Row, .. });
+        let quantised = simulate_fp8 && weights.matrices().all(by_row);
+        let mut weight = Vec::with_capacity(weights.outputs() * weights.inputs());
         let mut scale = Vec::new();
-        for (matrix, bias) in layers {
-            let mut values = match &matrix.scale {
-                Some(Scale::PerRow(factors)) if quantised => {
-                    scale.extend_from_slice(factors);
-                    Matrix { scale: None, ..matrix.clone() }.to_f32()
-                }
-                _ => matrix.to_f32(),
-            };
-            if matrix.cols != cols || values.len() != matrix.rows * cols {
-                return Err(Error::Internal(format!("a weight that is not [{}, {cols}]", matrix.rows)));
-            }
-            if bias.as_ref().is_some_and(|b| b.data.len() != matrix.rows) {
-                return Err(Error::Internal(format!("a bias that has not {} elements", matrix.rows)));
-            }
-            weight.append(&mut values);
+        for matrix in weights.matrices() {
+            weight.append(&mut if quantised {
+                scale.extend_from_slice(&matrix.scales);
+                matrix.numbers()
+            } else {
+                matrix.to_f32()
+            });
         }
-        let bias = layers.iter().any(|(_, bias)| bias.is_some()).then(|| {
-            layers
-                .iter()
-                .flat_map(|(m, bias)| bias.as_ref().map_or_else(|| vec![0.0; m.rows], |b| b.data.clone()))
-                .collect()
-        });
-        Ok(Self { weight: tensor(weight, &[rows, cols])?, scale: quantised.then_some(scale), bias })
+        let weight = tensor(weight, &[weights.outputs(), weights.inputs()])?;
+        Ok(Self { weight, scale: quantised.then_some(scale), bias: weights.bias() })
     }
 
-    /// `residual + gate * activation(x W^T + b)`.
+    /// `residual + gate * activation(x W^T + b)`, with a gate `[out]`, `[1, out]` or `[rows, out]`.
     pub(super) fn forward(&self, x: &Tensor, epilogue: &Epilogue<'_, Tensor>) -> Result<Tensor> {
         let (rows, _) = x.dims2()?;
         let out = self.weight.dims2()?.0;
@@ -68,7 +51,7 @@ impl Linear {
         };
         let y = x.matmul(&self.weight.t()?)?;
 
-        let gate = epilogue.gate.map(|gate| slice(gate, |g| Ok(g.to_vec()))).transpose()?;
+        let gate = epilogue.gate.map(|gate| with_values(gate, |g| Ok(g.to_vec()))).transpose()?;
         if gate.as_ref().is_some_and(|g| g.len() != out && g.len() != rows * out) {
             return Err(Error::Internal(format!("a gate that is neither [{out}] nor [{rows}, {out}]")));
         }
@@ -96,7 +79,7 @@ impl Linear {
             })
         };
         match epilogue.residual {
-            Some(residual) => slice(residual, |residual| finish(Some(residual)))?,
+            Some(residual) => with_values(residual, |residual| finish(Some(residual)))?,
             None => finish(None)?,
         }
         Ok(y)
@@ -137,7 +120,7 @@ fn gelu_erf(x: f32) -> f32 {
 fn round_rows(x: &Tensor) -> Result<(Tensor, Vec<f32>)> {
     let (rows, cols) = x.dims2()?;
     let mut scales = vec![0.0; rows];
-    let mut rounded = slice(x, |x| Ok(x.to_vec()))?;
+    let mut rounded = with_values(x, |x| Ok(x.to_vec()))?;
     rounded.par_chunks_exact_mut(cols).zip(&mut scales).for_each(|(row, scale)| {
         let largest = row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         *scale = largest.max(1e-10) / e4m3::MAX;

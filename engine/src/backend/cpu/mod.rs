@@ -1,6 +1,6 @@
 //! The reference backend: candle tensors in f32 on the CPU.
 //!
-//! Every tensor of this backend is contiguous, so that an operation may look at it as a slice ([`slice`]).
+//! Every tensor of this backend is contiguous, so that an operation may look at it as a slice ([`with_values`]).
 
 mod attention;
 mod conv;
@@ -12,10 +12,13 @@ mod sequence;
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor};
 use rayon::prelude::*;
 
+use super::loading::{self, ConvWeights, Group, Keeping, LinearWeights, Role};
 use super::{Backend, TensorOps};
+use crate::plan::Setup;
+use crate::weights::HostTensor;
 use crate::{Error, Result};
 
-pub use conv::Conv;
+pub use conv::{ChannelNorm, Conv};
 pub use linear::Linear;
 pub use sequence::Rope;
 
@@ -35,7 +38,7 @@ impl Cpu {
 }
 
 /// Calls `f` with the values of a tensor.
-pub(crate) fn slice<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+pub(crate) fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
     let (storage, layout) = tensor.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => f(&values[start..end]),
@@ -86,25 +89,25 @@ impl TensorOps for Cpu {
     }
 
     fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
-        slice(tensor, |values| Ok(values.to_vec()))
+        with_values(tensor, |values| Ok(values.to_vec()))
     }
 
     fn shape(&self, tensor: &Tensor) -> Vec<usize> {
         tensor.dims().to_vec()
     }
 
-    fn combine(&self, terms: &[(f32, &Tensor)]) -> Result<Tensor> {
+    fn linear_combination(&self, terms: &[(f32, &Tensor)]) -> Result<Tensor> {
         let Some((&(factor, first), rest)) = terms.split_first() else {
             return Err(Error::Internal("a sum of no tensors has no shape".into()));
         };
-        let mut sum = slice(first, |values| {
+        let mut sum = with_values(first, |values| {
             Ok(values.par_iter().with_min_len(GRAIN).map(|v| factor * v).collect::<Vec<_>>())
         })?;
         for &(factor, term) in rest {
             if term.dims() != first.dims() {
                 return Err(Error::Internal(format!("cannot add {:?} to {:?}", term.dims(), first.dims())));
             }
-            slice(term, |values| {
+            with_values(term, |values| {
                 sum.par_iter_mut().zip(values).with_min_len(GRAIN).for_each(|(s, v)| *s += factor * v);
                 Ok(())
             })?;
@@ -112,22 +115,60 @@ impl TensorOps for Cpu {
         tensor(sum, first.dims())
     }
 
-    fn narrow(&self, tensor: &Tensor, axis: usize, start: usize, len: usize) -> Result<Tensor> {
+    fn slice(&self, tensor: &Tensor, axis: usize, start: usize, len: usize) -> Result<Tensor> {
         Ok(tensor.narrow(axis, start, len)?.contiguous()?)
     }
 
     fn concat(&self, parts: &[&Tensor], axis: usize) -> Result<Tensor> {
         Ok(Tensor::cat(parts, axis)?.contiguous()?)
     }
-
-    fn load(&self, parameter: crate::weights::HostTensor) -> Result<Tensor> {
-        tensor(parameter.data, &parameter.shape)
-    }
 }
 
 impl Backend for Cpu {
+    type Loader = Loader;
+    type Residence = ();
+
     fn name(&self) -> &'static str {
         "cpu"
+    }
+
+    fn resolve(&self, _: &Setup) -> Setup {
+        Setup::CPU
+    }
+
+    fn loader(&self, _: Keeping) -> Loader {
+        Loader { simulate_fp8: self.simulate_fp8 }
+    }
+
+    fn enter(&self, (): &()) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Makes tensors and layers of weights, all in f32.
+pub struct Loader {
+    simulate_fp8: bool,
+}
+
+impl loading::Loader<Cpu> for Loader {
+    fn linear(&self, weights: &LinearWeights<'_>, _: Role) -> Result<Linear> {
+        Linear::load(weights, self.simulate_fp8)
+    }
+
+    fn conv(&self, weights: ConvWeights) -> Result<Conv> {
+        Ok(Conv::load(weights))
+    }
+
+    fn channel_norm(&self, gamma: HostTensor) -> Result<ChannelNorm> {
+        Ok(ChannelNorm::load(gamma))
+    }
+
+    fn tensor(&self, parameter: HostTensor) -> Result<Tensor> {
+        tensor(parameter.data, &parameter.shape)
+    }
+
+    fn group<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<Cpu, T>> {
+        Ok(Group::new(load()?, ()))
     }
 }
 
@@ -136,38 +177,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn combine_adds_from_left_to_right_and_checks_shapes() {
+    fn linear_combination_adds_from_left_to_right_and_checks_shapes() {
         let cpu = Cpu::new();
         let a = cpu.upload(&[1.0, 2.0, 3.0], &[3]).unwrap();
         let b = cpu.upload(&[10.0, 20.0, 30.0], &[3]).unwrap();
-        let sum = cpu.combine(&[(2.0, &a), (-0.5, &b)]).unwrap();
+        let sum = cpu.linear_combination(&[(2.0, &a), (-0.5, &b)]).unwrap();
         assert_eq!(cpu.download(&sum).unwrap(), [-3.0, -6.0, -9.0]);
         // 1e8 + 1 - 1e8 is 0 in f32 in this order, and 1 in any other that is exact.
         let big = cpu.upload(&[1e8], &[1]).unwrap();
         let one = cpu.upload(&[1.0], &[1]).unwrap();
-        let sum = cpu.combine(&[(1.0, &big), (1.0, &one), (-1.0, &big)]).unwrap();
+        let sum = cpu.linear_combination(&[(1.0, &big), (1.0, &one), (-1.0, &big)]).unwrap();
         assert_eq!(cpu.download(&sum).unwrap(), [0.0]);
-        assert!(cpu.combine(&[(1.0, &a), (1.0, &one)]).is_err());
-        assert!(cpu.combine(&[]).is_err());
+        assert!(cpu.linear_combination(&[(1.0, &a), (1.0, &one)]).is_err());
+        assert!(cpu.linear_combination(&[]).is_err());
     }
 
     #[test]
-    fn narrow_and_concat_are_inverse_on_every_axis() {
+    fn slice_and_concat_are_inverse_on_every_axis() {
         let cpu = Cpu::new();
         let data: Vec<f32> = (0..2 * 3 * 5).map(|v| v as f32).collect();
         let x = cpu.upload(&data, &[2, 3, 5]).unwrap();
         for (axis, extent) in [2, 3, 5].into_iter().enumerate() {
-            let head = cpu.narrow(&x, axis, 0, 1).unwrap();
-            let tail = cpu.narrow(&x, axis, 1, extent - 1).unwrap();
+            let head = cpu.slice(&x, axis, 0, 1).unwrap();
+            let tail = cpu.slice(&x, axis, 1, extent - 1).unwrap();
             let whole = cpu.concat(&[&head, &tail], axis).unwrap();
             assert_eq!(cpu.shape(&whole), [2, 3, 5]);
             assert_eq!(cpu.download(&whole).unwrap(), data);
         }
         assert_eq!(
-            cpu.download(&cpu.narrow(&x, 1, 2, 1).unwrap()).unwrap(),
+            cpu.download(&cpu.slice(&x, 1, 2, 1).unwrap()).unwrap(),
             [10.0, 11.0, 12.0, 13.0, 14.0, 25.0, 26.0, 27.0, 28.0, 29.0]
         );
-        assert!(cpu.narrow(&x, 2, 4, 2).is_err());
+        assert!(cpu.slice(&x, 2, 4, 2).is_err());
         assert!(cpu.upload(&[1.0], &[2]).is_err());
     }
 }

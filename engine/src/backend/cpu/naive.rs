@@ -1,9 +1,12 @@
 //! Every sequence operation against its definition in f64, at sizes that divide nothing.
 
-use super::Cpu;
-use crate::backend::sequence::{Activation, Attention, Epilogue, NormParams, Precision};
-use crate::backend::{SequenceOps, TensorOps};
-use crate::weights::{DType, HostTensor, Matrix, Scale, e4m3};
+use super::{Cpu, Linear};
+use crate::Result;
+use crate::backend::loading::{LinearWeights, Role};
+use crate::backend::sequence::{Activation, Affine, Attention, Epilogue, Input, KeyValue, Norm, Projection};
+use crate::backend::{Backend, Keeping, Loader, SequenceOps, TensorOps};
+use crate::profile::AttentionKind;
+use crate::weights::{DType, Encoding, Granularity, HostTensor, Matrix, e4m3};
 
 type Tensor = <Cpu as TensorOps>::Tensor;
 
@@ -39,7 +42,12 @@ fn assert_near(got: &Tensor, want: &[f64], tolerance: f64) {
 
 fn matrix(rows: usize, cols: usize, data: &[f32]) -> Matrix<'static> {
     let bytes: Vec<u8> = data.iter().flat_map(|v| v.to_le_bytes()).collect();
-    Matrix { rows, cols, dtype: DType::F32, bytes: bytes.into(), scale: None }
+    Matrix::plain(rows, cols, DType::F32, bytes)
+}
+
+/// A linear layer of layers side by side.
+fn load(b: &Cpu, layers: Vec<(Matrix<'_>, Option<HostTensor>)>) -> Result<Linear> {
+    b.loader(Keeping::F32).linear(&LinearWeights::new(layers)?, Role::Bulk)
 }
 
 fn vector(data: &[f32]) -> HostTensor {
@@ -82,8 +90,8 @@ fn linear_layers_side_by_side_with_every_epilogue() {
     let residual = numbers(4, rows * out);
     let b = Cpu::new();
     let (w1, w2) = w.split_at(outs[0] * cols);
-    let layers = [(matrix(outs[0], cols, w1), Some(vector(&bias))), (matrix(outs[1], cols, w2), None)];
-    let layer = b.load_linear(&layers, Precision::Compute).unwrap();
+    let layers = vec![(matrix(outs[0], cols, w1), Some(vector(&bias))), (matrix(outs[1], cols, w2), None)];
+    let layer = load(&b, layers).unwrap();
 
     let mut sums = product(&wide(&x), &wide(&w), cols);
     for row in sums.chunks_mut(out) {
@@ -92,11 +100,11 @@ fn linear_layers_side_by_side_with_every_epilogue() {
     let x = upload(&x, &[rows, cols]);
     let tolerance = ROUNDING * 37.0; // the largest sums are about 30
     for activation in [Activation::None, Activation::Silu, Activation::GeluTanh, Activation::GeluErf] {
-        let y = b.linear(&x, &layer, &Epilogue { activation, ..Epilogue::default() }).unwrap();
+        let y = b.linear(Input::Plain(&x), &layer, &Epilogue { activation, ..Epilogue::default() }).unwrap();
         let want: Vec<f64> = sums.iter().map(|y| activated(*y, activation)).collect();
         assert_near(&y, &want, tolerance);
 
-        for gate_shape in [vec![out], vec![1, out], vec![rows, out]] {
+        for gate_shape in [vec![out], vec![1, out]] {
             let gate = numbers(5, gate_shape.iter().product());
             let want: Vec<f64> = want
                 .iter()
@@ -105,15 +113,19 @@ fn linear_layers_side_by_side_with_every_epilogue() {
                 .collect();
             let (gate, residual) = (upload(&gate, &gate_shape), upload(&residual, &[rows, out]));
             let epilogue = Epilogue { activation, gate: Some(&gate), residual: Some(&residual) };
-            assert_near(&b.linear(&x, &layer, &epilogue).unwrap(), &want, 2.0 * tolerance);
+            assert_near(&b.linear(Input::Plain(&x), &layer, &epilogue).unwrap(), &want, 2.0 * tolerance);
         }
     }
     let odd = upload(&[1.0; 7], &[7]);
-    assert!(b.linear(&x, &layer, &Epilogue { gate: Some(&odd), ..Epilogue::default() }).is_err());
-    assert!(b.linear(&x, &layer, &Epilogue { residual: Some(&odd), ..Epilogue::default() }).is_err());
-    assert!(b.load_linear(&[], Precision::Full).is_err());
-    assert!(b.load_linear(&[(matrix(2, 3, &[0.0; 6]), Some(vector(&[0.0; 3])))], Precision::Full).is_err());
-    assert!(b.load_linear(&[(matrix(2, 3, &[0.0; 5]), None)], Precision::Full).is_err());
+    for epilogue in [
+        Epilogue { gate: Some(&odd), ..Epilogue::default() },
+        Epilogue { residual: Some(&odd), ..Epilogue::default() },
+    ] {
+        assert!(b.linear(Input::Plain(&x), &layer, &epilogue).is_err());
+    }
+    assert!(load(&b, vec![]).is_err());
+    assert!(load(&b, vec![(matrix(2, 3, &[0.0; 6]), Some(vector(&[0.0; 3])))]).is_err());
+    assert!(load(&b, vec![(matrix(2, 3, &[0.0; 5]), None)]).is_err());
 }
 
 #[test]
@@ -122,21 +134,19 @@ fn quantised_weights_are_stored_times_scale() {
     let x = numbers(1, rows * cols);
     let codes: Vec<u8> = numbers(2, out * cols).iter().map(|v| e4m3::encode(v * 100.0)).collect();
     let scales: Vec<f32> = numbers(3, out).iter().map(|v| v.abs() / 100.0 + 1e-3).collect();
-    let quantised = |scale| Matrix {
+    let quantised = |by, scales| Matrix {
         rows: out,
         cols,
-        dtype: DType::F8E4m3,
+        encoding: Encoding::Scaled { dtype: DType::F8E4m3, by },
         bytes: codes.clone().into(),
-        scale: Some(scale),
+        scales,
     };
     let stored: Vec<f64> = codes.iter().map(|c| f64::from(e4m3::decode(*c))).collect();
     let input = upload(&x, &[rows, cols]);
     for simulate_fp8 in [false, true] {
         let b = Cpu { simulate_fp8 };
-        let per_row =
-            b.load_linear(&[(quantised(Scale::PerRow(scales.clone())), None)], Precision::Compute).unwrap();
-        let per_tensor =
-            b.load_linear(&[(quantised(Scale::PerTensor(0.01)), None)], Precision::Compute).unwrap();
+        let per_row = load(&b, vec![(quantised(Granularity::Row, scales.clone()), None)]).unwrap();
+        let per_tensor = load(&b, vec![(quantised(Granularity::Tensor, vec![0.01]), None)]).unwrap();
         // Eight bits for the inputs only where the weight has a scale for each row.
         let rounded: Vec<f64> = x
             .chunks(cols)
@@ -150,12 +160,21 @@ fn quantised_weights_are_stored_times_scale() {
             .collect();
         let sums = product(&rounded, &stored, cols);
         let want: Vec<f64> = sums.iter().enumerate().map(|(i, y)| y * f64::from(scales[i % out])).collect();
-        assert_near(&b.linear(&input, &per_row, &Epilogue::default()).unwrap(), &want, ROUNDING * 20.0);
+        assert_near(
+            &b.linear(Input::Plain(&input), &per_row, &Epilogue::default()).unwrap(),
+            &want,
+            ROUNDING * 20.0,
+        );
         let want: Vec<f64> =
             product(&wide(&x), &stored, cols).iter().map(|y| y * f64::from(0.01f32)).collect();
-        assert_near(&b.linear(&input, &per_tensor, &Epilogue::default()).unwrap(), &want, ROUNDING * 20.0);
+        assert_near(
+            &b.linear(Input::Plain(&input), &per_tensor, &Epilogue::default()).unwrap(),
+            &want,
+            ROUNDING * 20.0,
+        );
         // A row of zeros has no largest value to divide by.
-        let zeros = b.linear(&upload(&[0.0; 19], &[1, cols]), &per_row, &Epilogue::default()).unwrap();
+        let zeros =
+            b.linear(Input::Plain(&upload(&[0.0; 19], &[1, cols])), &per_row, &Epilogue::default()).unwrap();
         assert_near(&zeros, &[0.0; 6], 0.0);
     }
 }
@@ -182,12 +201,20 @@ fn layer_norm_learned_and_modulated() {
     let b = Cpu::new();
     let input = upload(&x, &[rows, features]);
     let (f, s) = (upload(&factor, &[features]), upload(&summand, &[1, features]));
-    let y = b.layer_norm(&input, &NormParams::Affine { weight: &f, bias: &s }, eps).unwrap();
-    assert_near(&y, &want(0.0), ROUNDING * 5.0);
-    let y = b.layer_norm(&input, &NormParams::Modulated { scale: &f, shift: &s }, eps).unwrap();
-    assert_near(&y, &want(1.0), ROUNDING * 5.0);
+    let learned = Norm::Layer { affine: Affine::Learned { weight: &f, bias: &s }, eps };
+    let modulated = Norm::Layer { affine: Affine::Modulated { scale: &f, shift: &s }, eps };
+    // Itself, and what a layer that changes nothing reads of it.
+    let mut one = vec![0.0; features * features];
+    (0..features).for_each(|i| one[i * features + i] = 1.0);
+    let layer = load(&b, vec![(matrix(features, features, &one), None)]).unwrap();
+    for (norm, one) in [(learned, 0.0), (modulated, 1.0)] {
+        assert_near(&b.norm(&input, &norm).unwrap(), &want(one), ROUNDING * 5.0);
+        let read = b.linear(Input::Normed(&input, norm), &layer, &Epilogue::default()).unwrap();
+        assert_near(&read, &want(one), ROUNDING * 5.0);
+    }
     let short = upload(&factor[1..], &[features - 1]);
-    assert!(b.layer_norm(&input, &NormParams::Affine { weight: &short, bias: &s }, eps).is_err());
+    let short = Norm::Layer { affine: Affine::Learned { weight: &short, bias: &s }, eps };
+    assert!(b.norm(&input, &short).is_err());
 }
 
 #[test]
@@ -206,7 +233,7 @@ fn rms_norm_and_the_rotation_of_pairs() {
         .collect();
     let b = Cpu::new();
     let (input, w) = (upload(&x, &[rows, features]), upload(&weight, &[features]));
-    assert_near(&b.rms_norm(&input, &w, eps, None).unwrap(), &want, ROUNDING * 3.0);
+    assert_near(&b.norm(&input, &Norm::Rms { weight: &w, eps }).unwrap(), &want, ROUNDING * 3.0);
 
     for row in 0..rows {
         for head in 0..heads {
@@ -220,52 +247,92 @@ fn rms_norm_and_the_rotation_of_pairs() {
     }
     let table = |f: fn(f64) -> f64| angles.iter().map(|a| f(*a)).collect::<Vec<_>>();
     let rope = b.load_rope(&table(f64::cos), &table(f64::sin), rows).unwrap();
-    assert_near(&b.rms_norm(&input, &w, eps, Some(&rope)).unwrap(), &want, ROUNDING * 5.0);
-    let fewer = b.narrow(&input, 0, 0, rows - 1).unwrap();
-    assert!(b.rms_norm(&fewer, &w, eps, Some(&rope)).is_err());
+    // Two equal parts of a layer that gives its input twice, of which the second stays as it is.
+    let mut one = vec![0.0; features * features];
+    (0..features).for_each(|i| one[i * features + i] = 1.0);
+    let twice =
+        load(&b, vec![(matrix(features, features, &one), None), (matrix(features, features, &one), None)]);
+    let twice = twice.unwrap();
+    let projection = Projection { norms: [Some(&w), None], eps, rope: Some(&rope) };
+    let [normed, plain] = b.project(Input::Plain(&input), &twice, &projection).unwrap();
+    assert_near(&normed, &want, ROUNDING * 5.0);
+    assert_near(&plain, &wide(&x), 0.0);
+    let unrotated = Projection { norms: [Some(&w), None], eps, rope: None };
+    let [normed, _] = b.project(Input::Plain(&input), &twice, &unrotated).unwrap();
+    let norm = b.norm(&input, &Norm::Rms { weight: &w, eps }).unwrap();
+    assert_near(&normed, &wide(&b.download(&norm).unwrap()), 0.0);
+
+    let fewer = b.slice(&input, 0, 0, rows - 1).unwrap();
+    assert!(b.project(Input::Plain(&fewer), &twice, &projection).is_err());
+    let thirds = Projection { norms: [Some(&w), None, None, None, None, None, None], eps, rope: None };
+    assert!(b.project(Input::Plain(&input), &twice, &thirds).is_err());
     assert!(b.load_rope(&[1.0; 3], &[0.0; 3], 2).is_err());
 }
 
 #[test]
-fn attention_with_bias_and_residual() {
+fn a_gated_linear_unit_is_its_definition() {
+    let (rows, cols, out) = (5, 19, 7);
+    let (x, gate, up) = (numbers(1, rows * cols), numbers(2, out * cols), numbers(3, out * cols));
+    let b = Cpu::new();
+    let [on_gate, on_up] = [&gate, &up].map(|w| load(&b, vec![(matrix(out, cols, w), None)]).unwrap());
+    let product = |w: &[f32]| product(&wide(&x), &wide(w), cols);
+    let (gate, up) = (product(&gate), product(&up));
+    let x = upload(&x, &[rows, cols]);
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        let got = b.gated_linear(Input::Plain(&x), &on_gate, &on_up, activation).unwrap();
+        let want: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| activated(*g, activation) * u).collect();
+        // Two sums of up to 20.
+        assert_near(&got, &want, ROUNDING * 20.0 * 20.0);
+    }
+}
+
+#[test]
+fn attention_with_bias_to_several_sets() {
     // The second size has more keys than are summed at once, the third more rows than are scored at once.
     for (rows, keys, heads, width) in [(5, 7, 3, 10), (3, 300, 2, 9), (200, 17001, 1, 4)] {
         let features = heads * width;
-        let [q, residual] = [1, 2].map(|seed| numbers(seed, rows * features));
+        let q = numbers(1, rows * features);
         let [k, v] = [3, 4].map(|seed| numbers(seed, keys * features));
-        let offsets = rows + keys - 1;
-        let bias = numbers(5, heads * offsets);
+        let few = 3;
+        let [k2, v2] = [6, 7].map(|seed| numbers(seed, few * features));
+        let bias = numbers(5, heads * (rows + keys - 1));
         let scale = 0.7;
-        let want = |bias: Option<&[f32]>, residual: Option<&[f32]>| -> Vec<f64> {
-            let mut want: Vec<f64> = residual.map_or(vec![0.0; rows * features], wide);
+        let add = |want: &mut [f64], k: &[f32], v: &[f32], keys: usize, bias: Option<&[f32]>| {
+            let offsets = rows + keys - 1;
             for (row, head) in (0..rows).flat_map(|r| (0..heads).map(move |h| (r, h))) {
                 let at = |x: &[f32], row: usize, i: usize| f64::from(x[row * features + head * width + i]);
                 let score = |key: usize| {
-                    let dot: f64 = (0..width).map(|i| at(&q, row, i) * at(&k, key, i)).sum();
+                    let dot: f64 = (0..width).map(|i| at(&q, row, i) * at(k, key, i)).sum();
                     dot * scale + bias.map_or(0.0, |b| f64::from(b[head * offsets + key + rows - 1 - row]))
                 };
                 let weights: Vec<f64> = (0..keys).map(|key| score(key).exp()).collect();
                 let sum: f64 = weights.iter().sum();
                 for i in 0..width {
-                    let mean: f64 = weights.iter().enumerate().map(|(key, w)| w / sum * at(&v, key, i)).sum();
+                    let mean: f64 = weights.iter().enumerate().map(|(key, w)| w / sum * at(v, key, i)).sum();
                     want[row * features + head * width + i] += mean;
                 }
             }
-            want
         };
         let b = Cpu::new();
-        let (q_, r_) = (upload(&q, &[rows, features]), upload(&residual, &[rows, features]));
+        let q_ = upload(&q, &[rows, features]);
         let (k_, v_) = (upload(&k, &[keys, features]), upload(&v, &[keys, features]));
-        let b_ = upload(&bias, &[heads, offsets]);
-        let run = |bias, residual| {
-            b.attention(&Attention { q: &q_, k: &k_, v: &v_, heads, scale, bias, residual }).unwrap()
+        let (k2_, v2_) = (upload(&k2, &[few, features]), upload(&v2, &[few, features]));
+        let b_ = upload(&bias, &[heads, rows + keys - 1]);
+        let run = |sets: &[KeyValue<'_, Tensor>]| {
+            b.attention(&Attention { q: &q_, sets, heads, scale, kind: AttentionKind::Exact })
         };
         // Scores are up to 20 and so are off by up to 1e-6, and with them the weights.
         let tolerance = 5e-6;
-        assert_near(&run(None, None), &want(None, None), tolerance);
-        assert_near(&run(Some(&b_), Some(&r_)), &want(Some(&bias), Some(&residual)), tolerance);
-        let wrong = Attention { q: &q_, k: &k_, v: &v_, heads, scale, bias: Some(&r_), residual: None };
-        assert!(b.attention(&wrong).is_err());
+        let mut want = vec![0.0; rows * features];
+        add(&mut want, &k, &v, keys, None);
+        assert_near(&run(&[KeyValue::new(&k_, &v_)]).unwrap(), &want, tolerance);
+        let mut want = vec![0.0; rows * features];
+        add(&mut want, &k, &v, keys, Some(&bias));
+        add(&mut want, &k2, &v2, few, None);
+        let biased = KeyValue { k: &k_, v: &v_, bias: Some(&b_) };
+        assert_near(&run(&[biased, KeyValue::new(&k2_, &v2_)]).unwrap(), &want, 2.0 * tolerance);
+        assert!(run(&[KeyValue { k: &k_, v: &v_, bias: Some(&q_) }]).is_err());
+        assert!(run(&[KeyValue::new(&k_, &v2_)]).is_err() && run(&[]).is_err());
     }
 }
 
@@ -274,8 +341,8 @@ fn scores_of_hundreds_do_not_overflow() {
     let b = Cpu::new();
     let q = upload(&[1000.0, -1000.0], &[2, 1]);
     let v = upload(&[3.0, 5.0], &[2, 1]);
-    let got =
-        b.attention(&Attention { q: &q, k: &q, v: &v, heads: 1, scale: 1.0, bias: None, residual: None });
+    let sets = &[KeyValue::new(&q, &v)];
+    let got = b.attention(&Attention { q: &q, sets, heads: 1, scale: 1.0, kind: AttentionKind::Exact });
     assert_near(&got.unwrap(), &[3.0, 5.0], 0.0);
 }
 

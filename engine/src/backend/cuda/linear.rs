@@ -1,31 +1,27 @@
 //! Linear layers: products in bf16, in 8 bits, or, for the sensitive ones, of sums of two bf16 numbers.
 
-use animd_kernels::cuda::{self, Element, Ending, Gate, Operands, Term};
+use animd_kernels::cuda::{Element, Ending, Gate, Operands};
 
-use super::deferred::Quantised;
-use super::loading::{Destination, Staging};
-use super::tensor::{Tensor, Value, View};
-use super::{Gpu, kernel, take};
-use crate::backend::sequence::{Activation, Epilogue};
+use super::error::kernel;
+use super::gpu::Gpu;
+use super::norms::Quantised;
+use super::tensor::Tensor;
+use crate::backend::sequence::{Activation, Epilogue, Input};
 use crate::profile::Weights;
-use crate::weights::{HostTensor, Matrix};
 use crate::{Error, Result};
-
-/// Columns that the row kernels take.
-const MOST_COLUMNS: usize = 16_384;
 
 /// A linear layer's weight and bias on the GPU.
 pub struct Linear {
-    form: Form,
-    weight: View,
+    pub(super) form: Form,
+    pub(super) weight: Tensor,
     /// Of 8-bit weights, `[outputs]`: what each row is to be multiplied with.
-    scale: Option<View>,
-    bias: Option<View>,
+    pub(super) scale: Option<Tensor>,
+    pub(super) bias: Option<Tensor>,
     /// Features of the input; the weight's are filled up with zeros to whole pieces of 16 bytes.
-    inputs: usize,
-    outputs: usize,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
     /// The type of the result.
-    result: Element,
+    pub(super) result: Element,
 }
 
 /// How a layer is computed.
@@ -51,105 +47,75 @@ impl Form {
 }
 
 impl Linear {
-    /// Takes layers of one input to the device, side by side.
-    pub(super) fn load(
-        gpu: &Gpu,
-        staging: &Staging,
-        layers: &[(Matrix<'_>, Option<HostTensor>)],
-        form: Form,
-        result: Element,
-    ) -> Result<Self> {
-        let Some((first, _)) = layers.first() else {
-            return Err(Error::Internal("a linear layer needs a weight".into()));
-        };
-        let inputs = first.cols;
-        let outputs: usize = layers.iter().map(|(matrix, _)| matrix.rows).sum();
-        for (matrix, bias) in layers {
-            if matrix.cols != inputs || matrix.bytes.len() != matrix.rows * inputs * matrix.dtype.size() {
-                return Err(Error::Internal(format!("a weight that is not [{}, {inputs}]", matrix.rows)));
-            }
-            if bias.as_ref().is_some_and(|b| b.data.len() != matrix.rows) {
-                return Err(Error::Internal(format!("a bias that has not {} elements", matrix.rows)));
-            }
-        }
-        if inputs == 0 || !outputs.is_multiple_of(8) {
-            return Err(Error::Internal(format!(
-                "a linear layer of {outputs} features from {inputs}: the GPU computes multiples of 8"
-            )));
-        }
-        // What the 8-bit kernels do not take is computed in bf16.
-        let form = match form {
-            Form::Fp8 if !inputs.is_multiple_of(16) || inputs > MOST_COLUMNS => Form::Bf16,
-            form => form,
-        };
-        let arena = &gpu.weights;
-        let padded = inputs.next_multiple_of(8);
-        let (element, columns) = match form {
-            Form::Bf16 => (Element::Bf16, padded),
-            Form::Fp8 => (Element::E4m3, inputs),
-            Form::Split => (Element::Bf16, 3 * padded),
-        };
-        let weight = take(arena, outputs * columns, element, &[outputs, columns])?;
-        let scale = match form {
-            Form::Fp8 => Some(take(arena, outputs, Element::F32, &[outputs])?),
-            _ => None,
-        };
-        let mut row = 0;
-        for (matrix, _) in layers {
-            Destination { gpu, staging, weight: &weight, scale: scale.as_ref(), row }.load(matrix, form)?;
-            row += matrix.rows;
-        }
-        let bias = layers.iter().any(|(_, bias)| bias.is_some()).then(|| -> Vec<f32> {
-            let zeros = |rows| HostTensor { shape: vec![rows], data: vec![0.0; rows] };
-            layers.iter().flat_map(|(m, b)| b.clone().unwrap_or_else(|| zeros(m.rows)).data).collect()
-        });
-        let bias = bias.map(|bias| gpu.upload_to(arena, &bias, &[outputs])).transpose()?;
-        Ok(Self { form, weight, scale, bias, inputs, outputs, result })
-    }
-
     /// `residual + gate * activation(x W^T + b)`.
-    pub(super) fn forward(&self, gpu: &Gpu, x: &Tensor, epilogue: &Epilogue<'_, Tensor>) -> Result<Tensor> {
-        let [rows, columns] = *x.extents() else {
-            return Err(Error::Internal(format!("{:?} is no input of a linear layer", x.extents())));
-        };
-        if columns != self.inputs || rows == 0 {
-            return Err(Error::Internal(format!(
-                "[{rows}, {columns}] for a layer of {} features",
-                self.inputs
-            )));
-        }
+    pub(super) fn forward(
+        &self,
+        gpu: &Gpu,
+        x: Input<'_, Tensor>,
+        epilogue: &Epilogue<'_, Tensor>,
+    ) -> Result<Tensor> {
         // The kernel has an activation or a residual.
         if epilogue.activation != Activation::None
             && let Some(residual) = epilogue.residual
         {
-            let inner = Epilogue { activation: epilogue.activation, gate: epilogue.gate, residual: None };
-            let inner = self.forward(gpu, x, &inner)?;
+            let inner = self.forward(gpu, x, &Epilogue { residual: None, ..*epilogue })?;
             return gpu.add(residual, &inner);
         }
+        self.product(gpu, &self.operand(gpu, x)?, epilogue)
+    }
 
-        // Before the result has memory: the input may be an attention that nobody has computed yet.
-        let b = self.weight.rows();
-        let (operands, inner, _input) = match self.form {
-            Form::Bf16 => {
-                let x = gpu.filled_up(gpu.rows(x, Element::Bf16)?, self.weight.shape[1])?;
-                (Operands::Bf16 { a: x.rows(), b }, self.weight.shape[1], Input::View(x))
-            }
+    /// `activation(gate(x)) * up(x)`.
+    pub(super) fn gated(
+        gpu: &Gpu,
+        x: Input<'_, Tensor>,
+        [gate, up]: [&Self; 2],
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let operand = up.operand(gpu, x)?;
+        let factors = up.product(gpu, &operand, &Epilogue::default())?;
+        let epilogue = Epilogue { activation, gate: Some(&factors), residual: None };
+        match gate.form == up.form && gate.inputs == up.inputs {
+            true => gate.product(gpu, &operand, &epilogue),
+            false => gate.product(gpu, &gate.operand(gpu, x)?, &epilogue),
+        }
+    }
+
+    /// What the product reads.
+    fn operand(&self, gpu: &Gpu, x: Input<'_, Tensor>) -> Result<Operand> {
+        let shape = &x.tensor().shape;
+        if shape.len() != 2 || shape[1] != self.inputs || shape[0] == 0 {
+            return Err(Error::Internal(format!("{shape:?} for a layer of {} features", self.inputs)));
+        }
+        let rows = |element| match &x {
+            Input::Plain(x) => gpu.rows(x, element),
+            Input::Normed(x, norm) => gpu.norm(x, norm, element),
+        };
+        Ok(match self.form {
+            Form::Bf16 => Operand::Rows(gpu.filled_up(rows(Element::Bf16)?, self.weight.shape[1])?),
             Form::Split => {
-                let x = gpu.filled_up(gpu.rows(x, Element::F32)?, self.weight.shape[1] / 3)?;
-                let split = gpu.matrix([rows, self.weight.shape[1]], Element::Bf16)?;
-                // SAFETY: the views have these extents; the order of the stream keeps them.
-                kernel(unsafe { gpu.norms.split(&gpu.stream, x.rows(), split.rows(), false, x.shape[1]) })?;
-                (Operands::Bf16 { a: split.rows(), b }, self.weight.shape[1], Input::View(split))
+                let x = gpu.filled_up(rows(Element::F32)?, self.weight.shape[1] / 3)?;
+                let split = gpu.matrix([x.shape[0], self.weight.shape[1]], Element::Bf16)?;
+                gpu.split(&x, &split, false)?;
+                Operand::Rows(split)
             }
-            Form::Fp8 => {
-                let x = gpu.quantised(x)?;
+            Form::Fp8 => Operand::Quantised(match &x {
+                Input::Plain(x) => gpu.quantised(x)?,
+                Input::Normed(x, norm) => gpu.quantised_norm(x, norm)?,
+            }),
+        })
+    }
+
+    /// The product, with a gate for each column or each element, and an activation or a residual.
+    fn product(&self, gpu: &Gpu, operand: &Operand, epilogue: &Epilogue<'_, Tensor>) -> Result<Tensor> {
+        let b = self.weight.rows();
+        let (operands, inner, rows) = match operand {
+            Operand::Rows(x) => (Operands::Bf16 { a: x.rows(), b }, self.weight.shape[1], x.shape[0]),
+            Operand::Quantised(Quantised { values, scales }) => {
                 let scale = self.scale.as_ref().map_or(0, |scale| scale.address);
-                let fast = gpu.fast_sums;
-                let operands = Operands::E4m3 { a: x.rows, a_scale: x.scale, b, b_scale: scale, fast };
-                (operands, self.inputs, Input::Quantised(x))
+                let (a, a_scale, fast) = (values.rows(), scales.address, gpu.fast_sums);
+                (Operands::E4m3 { a, a_scale, b, b_scale: scale, fast }, self.inputs, values.shape[0])
             }
         };
-
         let out = self.outputs;
         let gate = epilogue.gate.map(|gate| gpu.gate(gate, rows, out)).transpose()?;
         let residual = epilogue.residual.map(|residual| gpu.any_rows(residual)).transpose()?;
@@ -165,49 +131,44 @@ impl Linear {
         let y = gpu.matrix([rows, out], element)?;
         let ending = Ending {
             bias: self.bias.as_ref().map(|bias| bias.address),
-            activation: match epilogue.activation {
-                Activation::None => cuda::Activation::None,
-                Activation::Silu => cuda::Activation::Silu,
-                Activation::GeluTanh => cuda::Activation::GeluTanh,
-                Activation::GeluErf => cuda::Activation::GeluErf,
-            },
+            activation: epilogue.activation,
             gate: gate.as_ref().map(Factors::gate),
-            residual: residual.as_ref().map(View::rows),
+            residual: residual.as_ref().map(Tensor::rows),
         };
-        // SAFETY: all views have these extents, and pieces are given back in the order of the stream.
+        // SAFETY: all tensors have these extents; the order of the stream keeps them.
         kernel(unsafe { gpu.gemm.run(&gpu.stream, &operands, inner, &ending, y.rows(), element) })?;
-        Ok(y.into())
+        Ok(y)
     }
 }
 
-/// Keeps a product's input while it is launched.
-enum Input {
-    View(#[expect(dead_code, reason = "kept, not read")] View),
-    Quantised(#[expect(dead_code, reason = "kept, not read")] Quantised),
+/// A linear layer's input in the form that its product reads.
+enum Operand {
+    /// bf16, or sums of two bf16 numbers, as wide as the weight.
+    Rows(Tensor),
+    Quantised(Quantised),
 }
 
-/// A gate as the kernel takes it, with its memory.
+/// A gate as the kernel takes it.
 enum Factors {
-    Columns(View),
-    Elements(View),
+    Columns(Tensor),
+    Elements(Tensor),
 }
 
 impl Factors {
     fn gate(&self) -> Gate {
         match self {
-            Self::Columns(view) => Gate::Columns(view.address),
-            Self::Elements(view) => Gate::Elements(view.rows()),
+            Self::Columns(factors) => Gate::Columns(factors.address),
+            Self::Elements(factors) => Gate::Elements(factors.rows()),
         }
     }
 }
 
 impl Gpu {
     fn gate(&self, gate: &Tensor, rows: usize, out: usize) -> Result<Factors> {
-        let elements: usize = gate.extents().iter().product();
-        if elements == out {
+        if gate.elements() == out {
             return Ok(Factors::Columns(self.vector(gate, out)?));
         }
-        if gate.extents() != [rows, out] {
+        if gate.shape != [rows, out] {
             return Err(Error::Internal(format!("a gate that is neither [{out}] nor [{rows}, {out}]")));
         }
         Ok(Factors::Elements(self.rows(gate, Element::Bf16)?))
@@ -215,47 +176,12 @@ impl Gpu {
 
     /// `a + b` in the type of `a`.
     fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        let a = self.view(a)?;
-        if a.shape != b.extents() {
-            return Err(Error::Internal(format!("cannot add {:?} to {:?}", b.extents(), a.shape)));
+        if a.shape != b.shape {
+            return Err(Error::Internal(format!("cannot add {:?} to {:?}", b.shape, a.shape)));
         }
-        let (element, shape) = (a.element, a.shape.clone());
-        let (a, b) = (self.dense(&a.into(), element)?, self.dense(b, element)?);
-        let y = self.row_major(&shape, element)?;
-        let term = |view: &View| Term { address: view.address, element, factor: 1.0 };
-        // SAFETY: all views have as many elements; the order of the stream keeps them.
-        kernel(unsafe {
-            let terms = [term(&a), term(&b)];
-            self.volumes.combine(&self.stream, &terms, y.address, element, y.elements())
-        })?;
-        Ok(y.into())
-    }
-
-    /// A matrix with zeros after its columns, up to so many.
-    fn filled_up(&self, x: View, columns: usize) -> Result<View> {
-        if x.shape[1] == columns {
-            return Ok(x);
-        }
-        let wide = self.matrix([x.shape[0], columns], x.element)?;
-        self.clear(wide.address, x.shape[0] * wide.strides[0] * x.element.bytes())?;
-        self.copy(&x, &wide.narrow(1, 0, x.shape[1]))?;
-        Ok(wide)
-    }
-
-    /// Rows in 8 bits: of a norm as it writes them, of anything else by rounding it.
-    fn quantised(&self, x: &Tensor) -> Result<Quantised> {
-        if let Value::Deferred(deferred) = &x.0
-            && let Some(quantised) = deferred.quantised(self)?
-        {
-            return Ok(quantised);
-        }
-        let x = match &x.0 {
-            Value::Deferred(_) => self.rows(x, Element::Bf16)?,
-            Value::View(_) => self.any_rows(x)?,
-        };
-        let made = Quantised::new(self, x.shape[0], x.shape[1])?;
-        // SAFETY: both have these extents; the order of the stream keeps them.
-        kernel(unsafe { self.norms.quantize(&self.stream, x.typed(), made.typed(), x.shape[1]) })?;
-        Ok(made)
+        let (a, b) = (self.dense(a, a.element)?, self.dense(b, a.element)?);
+        let y = self.row_major(&a.shape, a.element)?;
+        self.sum(&[(1.0, &a), (1.0, &b)], &y, y.elements())?;
+        Ok(y)
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use animd_kernels::cuda::cudarc::driver::sys::CUresult;
 use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaStream, result};
 
-use super::device;
+use super::error::device;
 use crate::plan::gib;
 use crate::{Error, Result};
 
@@ -283,6 +283,13 @@ impl Drop for Arena {
     fn drop(&mut self) {
         let state = std::mem::take(self.state.get_mut().unwrap_or_else(PoisonError::into_inner));
         state.slabs.iter().for_each(|slab| self.free(slab));
+    }
+}
+
+impl Piece {
+    /// The address behind its last byte.
+    pub fn end(&self) -> u64 {
+        self.address + self.bytes as u64
     }
 }
 

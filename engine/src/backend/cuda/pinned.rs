@@ -3,11 +3,17 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use animd_kernels::cuda::cudarc::driver::sys::CUevent_flags;
 use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 
-use super::{device, sleeping_event};
+use super::error::device;
 use crate::plan::gib;
 use crate::{Error, Result};
+
+/// An event for which threads wait asleep.
+pub(super) fn sleeping_event(context: &Arc<CudaContext>) -> Result<CudaEvent> {
+    context.new_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC)).map_err(device)
+}
 
 /// Pinned memory.
 pub(super) struct Pinned {

@@ -1,53 +1,25 @@
-//! Tensors: views of device memory in whatever layout it has, or results that nobody has asked for yet.
+//! Tensors: elements of device memory in whatever layout they have.
 
 use std::sync::Arc;
 
 use animd_kernels::cuda::{Element, Rows, Strided, Typed, Volume};
 
-use super::deferred::Deferred;
 use super::memory::Piece;
+use crate::{Error, Result};
 
-/// A tensor on the GPU.
+/// A tensor on the GPU: it is there, or will be when the stream gets there.
 #[derive(Clone)]
-pub struct Tensor(pub(super) Value);
-
-#[derive(Clone)]
-pub(super) enum Value {
-    /// It is there, or will be when the stream gets there.
-    View(View),
-    /// It is computed in the form that the first who reads it can use.
-    Deferred(Arc<Deferred>),
-}
-
-/// Elements of a piece of memory.
-#[derive(Clone)]
-pub(super) struct View {
+pub struct Tensor {
     /// Keeps the memory.
-    pub piece: Arc<Piece>,
+    pub(super) piece: Arc<Piece>,
     /// Of the first element.
-    pub address: u64,
-    /// bf16 or f32; of weights e4m3, too.
-    pub element: Element,
+    pub(super) address: u64,
+    /// bf16 or f32; of weights and of what products in 8 bits read e4m3, too.
+    pub(super) element: Element,
     /// Extents, outermost first.
-    pub shape: Vec<usize>,
+    pub(super) shape: Vec<usize>,
     /// Elements from one to the next along each axis.
-    pub strides: Vec<usize>,
-}
-
-impl From<View> for Tensor {
-    fn from(view: View) -> Self {
-        Self(Value::View(view))
-    }
-}
-
-impl Tensor {
-    /// Its extents, outermost first.
-    pub(super) fn extents(&self) -> &[usize] {
-        match &self.0 {
-            Value::View(view) => &view.shape,
-            Value::Deferred(deferred) => &deferred.shape,
-        }
-    }
+    pub(super) strides: Vec<usize>,
 }
 
 /// Channels of a volume in memory: 16 bytes of them at a time.
@@ -75,10 +47,22 @@ pub(super) fn channels_last([channels, _, height, width]: [usize; 4]) -> Vec<usi
     vec![1, height * width * c, width * c, c]
 }
 
-impl View {
+impl Tensor {
     /// How many elements there are, without those that fill up.
-    pub fn elements(&self) -> usize {
+    pub(super) fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Whether its memory has room for so many bytes from its first element on.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if it has not.
+    pub(super) fn check_room(&self, bytes: usize) -> Result<()> {
+        let room = self.piece.end().saturating_sub(self.address);
+        if bytes as u64 > room {
+            return Err(Error::Internal(format!("{bytes} bytes for a tensor that has room for {room}")));
+        }
+        Ok(())
     }
 
     fn has_strides(&self, strides: &[usize]) -> bool {
@@ -88,22 +72,22 @@ impl View {
     }
 
     /// Whether the elements follow each other, the last axis innermost.
-    pub fn is_row_major(&self) -> bool {
+    pub(super) fn is_row_major(&self) -> bool {
         self.has_strides(&row_major(&self.shape))
     }
 
     /// Whether kernels may read it 16 bytes at a time.
-    pub fn is_aligned(&self) -> bool {
+    pub(super) fn is_aligned(&self) -> bool {
         self.address.is_multiple_of(16)
     }
 
     /// The extents, if it is a volume.
-    pub fn extents(&self) -> Option<[usize; 4]> {
+    pub(super) fn extents(&self) -> Option<[usize; 4]> {
         <[usize; 4]>::try_from(&self.shape[..]).ok()
     }
 
     /// Whether it is a whole volume with its channels innermost and zeros after them.
-    pub fn is_channels_last(&self) -> bool {
+    pub(super) fn is_channels_last(&self) -> bool {
         let Some(extents) = self.extents() else { return false };
         // An axis of one element does not say it, but the last one has to: channels are filled up behind each pixel.
         self.strides[3] == padded(extents[0])
@@ -112,13 +96,22 @@ impl View {
     }
 
     /// As a volume; only of a bf16 one that [`Self::is_channels_last`].
-    pub fn volume(&self) -> Volume {
+    pub(super) fn volume(&self) -> Volume {
         let [channels, frames, height, width] = self.extents().unwrap_or_default();
         Volume { address: self.address, frames, height, width, channels: padded(channels) }
     }
 
+    /// Rows and columns.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if it is no matrix.
+    pub(super) fn matrix(&self) -> Result<[usize; 2]> {
+        <[usize; 2]>::try_from(&self.shape[..])
+            .map_err(|_| Error::Internal(format!("{:?} is no matrix of rows and features", self.shape)))
+    }
+
     /// Whether it is a matrix that kernels read 16 bytes at a time.
-    pub fn is_matrix(&self) -> bool {
+    pub(super) fn is_matrix(&self) -> bool {
         let [rows, columns] = self.shape[..] else { return false };
         let next = if rows == 1 { columns } else { self.strides[0] };
         (columns == 1 || self.strides[1] == 1)
@@ -127,7 +120,7 @@ impl View {
     }
 
     /// As a matrix; only of one that [`Self::is_matrix`].
-    pub fn rows(&self) -> Rows {
+    pub(super) fn rows(&self) -> Rows {
         let multiple = 16 / self.element.bytes();
         match self.shape[..] {
             [1, columns] => {
@@ -137,8 +130,8 @@ impl View {
         }
     }
 
-    /// As a matrix with its type.
-    pub fn typed(&self) -> Typed {
+    /// As a matrix of bf16 or f32 with its type.
+    pub(super) fn typed(&self) -> Typed {
         match self.element {
             Element::F32 => Typed::f32(self.rows()),
             _ => Typed::bf16(self.rows()),
@@ -146,15 +139,15 @@ impl View {
     }
 
     /// Elements `start..start + len` along `axis`.
-    pub fn narrow(&self, axis: usize, start: usize, len: usize) -> Self {
-        let mut view = self.clone();
-        view.shape[axis] = len;
-        view.address += (start * self.strides[axis] * self.element.bytes()) as u64;
-        view
+    pub(super) fn slice(&self, axis: usize, start: usize, len: usize) -> Self {
+        let mut part = self.clone();
+        part.shape[axis] = len;
+        part.address += (start * self.strides[axis] * self.element.bytes()) as u64;
+        part
     }
 
     /// For copies: of up to four axes, filled up with ones at the front.
-    pub fn strided(&self) -> (Strided, [usize; 4]) {
+    pub(super) fn strided(&self) -> (Strided, [usize; 4]) {
         let (mut strides, mut extents) = ([0; 4], [1; 4]);
         let front = 4 - self.shape.len();
         strides[front..].copy_from_slice(&self.strides);

@@ -3,8 +3,10 @@
 //! The map is fitted to the loaded decoder's own answers, so that it belongs to whatever weights they are.
 
 use super::{LATENT_CHANNELS, Vae};
-use crate::backend::ConvOps;
+use crate::backend::Backend;
 use crate::noise;
+use crate::progress::Quiet;
+use crate::request::Tiling;
 use crate::{Error, Result};
 
 /// Latent pixels along each side of the sample that is decoded for the fit.
@@ -23,7 +25,7 @@ pub(super) type Sample = ([f32; LATENT_CHANNELS], [f32; 3]);
 #[derive(Clone, Debug, PartialEq)]
 pub struct Colours([[f32; UNKNOWNS]; 3]);
 
-impl<B: ConvOps> Vae<B> {
+impl<B: Backend> Vae<B> {
     /// Fits the map by least squares to one small decode of fixed noise, 8 x 8 pixels to a latent pixel.
     ///
     /// # Errors
@@ -44,10 +46,11 @@ impl<B: ConvOps> Vae<B> {
         // Twice the same frame: a video's first one is decoded in another way than all others.
         let frame = b.upload(&volume, &[LATENT_CHANNELS, 1, SIDE, SIDE])?;
         let mut last = None;
-        self.decode(b, &b.concat(&[&frame, &frame], 1)?, &mut |frames| {
+        let mut sink = |frames| {
             last = Some(frames);
             Ok(())
-        })?;
+        };
+        self.decode(b, &b.concat(&[&frame, &frame], 1)?, Tiling::Whole, &Quiet, &mut sink, None)?;
         let last = last.ok_or_else(|| Error::Internal("the decoder gave no frames".into()))?;
         let frames = b.shape(&last)[1];
         let decoded = b.download(&last)?;

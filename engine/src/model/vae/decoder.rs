@@ -1,37 +1,36 @@
 //! `Decoder3d`: latent frames to frames, a chunk at a time.
 
-use super::layers::{CausalConv, Clip, Head, Memory, Middle, Resample, ResidualBlock};
-use super::{Probe, see};
+use super::layers::{CausalConv, Chunk, Head, Memory, Middle, Resample, ResidualBlock};
+use super::{Checkpoint, Probe, see};
 use crate::Result;
-use crate::backend::ConvOps;
-use crate::weights::WeightSource;
+use crate::backend::Backend;
 
-enum Layer<B: ConvOps> {
+enum Layer<B: Backend> {
     Block(ResidualBlock<B>),
     Up(Resample<B>),
 }
 
-pub(super) struct Decoder<B: ConvOps> {
+pub(super) struct Decoder<B: Backend> {
     conv1: CausalConv<B>,
     middle: Middle<B>,
     upsamples: Vec<Layer<B>>,
     head: Head<B>,
 }
 
-impl<B: ConvOps> Decoder<B> {
-    pub fn load(b: &B, weights: &dyn WeightSource) -> Result<Self> {
+impl<B: Backend> Decoder<B> {
+    pub fn load(l: &Checkpoint<'_, B>) -> Result<Self> {
         let upsamples = (0..15).map(|i| {
             let name = format!("decoder.upsamples.{i}");
             Ok(match i {
-                3 | 7 | 11 => Layer::Up(Resample::load(b, weights, &name, i != 11)?),
-                _ => Layer::Block(ResidualBlock::load(b, weights, &name)?),
+                3 | 7 | 11 => Layer::Up(Resample::load(l, &name, i != 11)?),
+                _ => Layer::Block(ResidualBlock::load(l, &name)?),
             })
         });
         Ok(Self {
-            conv1: CausalConv::load(b, weights, "decoder.conv1")?,
-            middle: Middle::load(b, weights, "decoder.middle")?,
+            conv1: CausalConv::load(l, "decoder.conv1")?,
+            middle: Middle::load(l, "decoder.middle")?,
             upsamples: upsamples.collect::<Result<_>>()?,
-            head: Head::load(b, weights, "decoder.head")?,
+            head: Head::load(l, "decoder.head")?,
         })
     }
 
@@ -39,10 +38,10 @@ impl<B: ConvOps> Decoder<B> {
     pub fn run(
         &self,
         b: &B,
-        latents: Clip<B::Tensor>,
+        latents: Chunk<B::Tensor>,
         memory: &mut Memory<B::Tensor>,
         probe: &mut Probe<'_, B::Tensor>,
-    ) -> Result<Clip<B::Tensor>> {
+    ) -> Result<Chunk<B::Tensor>> {
         memory.rewind();
         let x = self.conv1.run(b, latents, memory)?;
         see(probe, "dec.conv1", &x);

@@ -1,37 +1,36 @@
 //! `Encoder3d`: frames to the moments' features, a chunk at a time.
 
-use super::layers::{CausalConv, Clip, Head, Memory, Middle, Resample, ResidualBlock};
-use super::{Probe, see};
+use super::layers::{CausalConv, Chunk, Head, Memory, Middle, Resample, ResidualBlock};
+use super::{Checkpoint, Probe, see};
 use crate::Result;
-use crate::backend::ConvOps;
-use crate::weights::WeightSource;
+use crate::backend::Backend;
 
-enum Layer<B: ConvOps> {
+enum Layer<B: Backend> {
     Block(ResidualBlock<B>),
     Down(Resample<B>),
 }
 
-pub(super) struct Encoder<B: ConvOps> {
+pub(super) struct Encoder<B: Backend> {
     conv1: CausalConv<B>,
     downsamples: Vec<Layer<B>>,
     middle: Middle<B>,
     head: Head<B>,
 }
 
-impl<B: ConvOps> Encoder<B> {
-    pub fn load(b: &B, weights: &dyn WeightSource) -> Result<Self> {
+impl<B: Backend> Encoder<B> {
+    pub fn load(l: &Checkpoint<'_, B>) -> Result<Self> {
         let downsamples = (0..11).map(|i| {
             let name = format!("encoder.downsamples.{i}");
             Ok(match i {
-                2 | 5 | 8 => Layer::Down(Resample::load(b, weights, &name, i != 2)?),
-                _ => Layer::Block(ResidualBlock::load(b, weights, &name)?),
+                2 | 5 | 8 => Layer::Down(Resample::load(l, &name, i != 2)?),
+                _ => Layer::Block(ResidualBlock::load(l, &name)?),
             })
         });
         Ok(Self {
-            conv1: CausalConv::load(b, weights, "encoder.conv1")?,
+            conv1: CausalConv::load(l, "encoder.conv1")?,
             downsamples: downsamples.collect::<Result<_>>()?,
-            middle: Middle::load(b, weights, "encoder.middle")?,
-            head: Head::load(b, weights, "encoder.head")?,
+            middle: Middle::load(l, "encoder.middle")?,
+            head: Head::load(l, "encoder.head")?,
         })
     }
 
@@ -39,10 +38,10 @@ impl<B: ConvOps> Encoder<B> {
     pub fn run(
         &self,
         b: &B,
-        frames: Clip<B::Tensor>,
+        frames: Chunk<B::Tensor>,
         memory: &mut Memory<B::Tensor>,
         probe: &mut Probe<'_, B::Tensor>,
-    ) -> Result<Clip<B::Tensor>> {
+    ) -> Result<Chunk<B::Tensor>> {
         memory.rewind();
         let mut x = self.conv1.run(b, frames, memory)?;
         for (i, layer) in self.downsamples.iter().enumerate() {

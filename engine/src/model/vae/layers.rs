@@ -2,45 +2,53 @@
 //!
 //! A video goes through in chunks. A causal convolution remembers the last frames of the chunks before; the zero frames
 //! after a picture are all alike, so from some frame on every layer's input is, and its output then need not be computed:
-//! a [`Clip`] says how often its last frame repeats, and every layer computes until its own output repeats, exactly.
+//! a [`Chunk`] says how often its last frame repeats, and every layer computes until its own output repeats, exactly.
 
+use super::super::Checkpoint;
+use super::tiles::concat;
 use crate::Result;
-use crate::backend::conv::{ConvEpilogue, ConvOps, Spatial, Step, Time};
-use crate::weights::{HostTensor, WeightSource};
+use crate::backend::conv::{ConvEpilogue, ConvShape, Spatial, Step, Time};
+use crate::backend::{Backend, Loader};
 
 /// Frames of a chunk: some, then the last one of the video so far again and again.
-pub(super) struct Clip<T> {
+pub(super) struct Chunk<T> {
     /// `[channels, frames, height, width]`; none if the chunk only repeats.
     pub frames: Option<T>,
     /// How many times the last frame follows.
     pub repeats: usize,
 }
 
-impl<T> Clip<T> {
+impl<T> Chunk<T> {
     pub fn new(frames: T) -> Self {
         Self { frames: Some(frames), repeats: 0 }
     }
 
     /// The same with other frames, as many.
-    fn map<U>(self, f: impl FnOnce(T) -> Result<U>) -> Result<Clip<U>> {
-        Ok(Clip { frames: self.frames.map(f).transpose()?, repeats: self.repeats })
+    fn map<U>(self, f: impl FnOnce(T) -> Result<U>) -> Result<Chunk<U>> {
+        Ok(Chunk { frames: self.frames.map(f).transpose()?, repeats: self.repeats })
     }
 }
 
 /// How many frames a volume has.
-pub(super) fn count<B: ConvOps>(b: &B, x: &B::Tensor) -> usize {
+pub(super) fn count<B: Backend>(b: &B, x: &B::Tensor) -> usize {
     b.shape(x)[1]
 }
 
 /// The last `n` frames.
-fn tail<B: ConvOps>(b: &B, x: &B::Tensor, n: usize) -> Result<B::Tensor> {
+fn tail<B: Backend>(b: &B, x: &B::Tensor, n: usize) -> Result<B::Tensor> {
     let frames = count(b, x);
-    if n == frames { Ok(x.clone()) } else { b.narrow(x, 1, frames - n, n) }
+    if n == frames { Ok(x.clone()) } else { b.slice(x, 1, frames - n, n) }
+}
+
+/// The last `n` frames, to be kept when the others are gone.
+fn last_frames<B: Backend>(b: &B, x: &B::Tensor, n: usize) -> Result<B::Tensor> {
+    let last = tail(b, x, n)?;
+    if n == count(b, x) { Ok(last) } else { b.contiguous(&last) }
 }
 
 /// What one causal layer knows of the frames before the chunk.
 struct History<T> {
-    /// They, one after the other; as many as the kernel reaches back, or fewer at the start.
+    /// Those frames, one after the other; as many as the kernel reaches back, or fewer at the start.
     past: Vec<T>,
     /// How many of the last frames are known to be equal.
     equal: usize,
@@ -64,28 +72,27 @@ struct Window<T> {
 impl<T: Clone> History<T> {
     /// Takes in a chunk, of which as many repetitions become frames as a kernel of 3 frames needs to see nothing but
     /// equal ones, in whole groups of `group` frames; keeps the last `keep` frames.
-    fn take<B: ConvOps<Tensor = T>>(
+    fn take<B: Backend<Tensor = T>>(
         &mut self,
         b: &B,
-        clip: Clip<T>,
+        chunk: Chunk<T>,
         keep: usize,
         group: usize,
     ) -> Result<Window<T>> {
         const KERNEL: usize = 3;
-        let fresh = clip.frames.as_ref().map_or(0, |x| count(b, x));
+        let fresh = chunk.frames.as_ref().map_or(0, |x| count(b, x));
         if fresh > 0 {
             self.equal = 1;
         }
-        let mut extra = clip.repeats.min(KERNEL - self.equal);
+        let mut extra = chunk.repeats.min(KERNEL - self.equal);
         extra += (fresh + extra).next_multiple_of(group) - (fresh + extra);
-        self.equal = KERNEL.min(self.equal + clip.repeats);
+        self.equal = KERNEL.min(self.equal + chunk.repeats);
 
         let past = self.past.iter().map(|x| count(b, x)).sum();
         let mut parts = self.past.clone();
-        parts.extend(clip.frames);
+        parts.extend(chunk.frames);
         if let Some(last) = parts.last().filter(|_| extra > 0) {
-            // On its own, since it may stay while the chunk goes.
-            let last = if count(b, last) > 1 { b.detach(&tail(b, last, 1)?)? } else { last.clone() };
+            let last = last_frames(b, last, 1)?;
             parts.extend(std::iter::repeat_n(last, extra));
         }
         self.past.clear();
@@ -94,12 +101,11 @@ impl<T: Clone> History<T> {
             let all = count(b, part);
             let n = missing.min(all);
             if n > 0 {
-                let last = tail(b, part, n)?;
-                self.past.insert(0, if n < all { b.detach(&last)? } else { last });
+                self.past.insert(0, last_frames(b, part, n)?);
             }
             missing -= n;
         }
-        Ok(Window { parts, past, new: fresh + extra, repeats: clip.repeats - extra })
+        Ok(Window { parts, past, new: fresh + extra, repeats: chunk.repeats - extra })
     }
 }
 
@@ -107,7 +113,7 @@ impl<T: Clone> History<T> {
 pub(super) struct Memory<T> {
     slots: Vec<Slot<T>>,
     next: usize,
-    /// Clips may repeat.
+    /// Chunks may repeat.
     repeating: bool,
 }
 
@@ -140,35 +146,18 @@ impl<T> Memory<T> {
     }
 }
 
-/// Loads the weight and bias of a convolution.
-pub(super) fn load_conv<B: ConvOps>(
-    b: &B,
-    weights: &dyn WeightSource,
-    name: &str,
-) -> Result<(B::Conv, usize, usize)> {
-    let weight = weights.tensor(&format!("{name}.weight"))?;
-    let (outputs, inputs) = (weight.shape[0], weight.shape[1]);
-    Ok((b.load_conv(weight, weights.tensor(&format!("{name}.bias"))?)?, outputs, inputs))
-}
-
-/// Loads a norm's gamma `[channels, 1, ..]` as `[channels]`.
-fn load_gamma<B: ConvOps>(b: &B, weights: &dyn WeightSource, name: &str) -> Result<B::Tensor> {
-    let gamma = weights.tensor(&format!("{name}.gamma"))?;
-    b.load(HostTensor { shape: vec![gamma.data.len()], data: gamma.data })
-}
-
 /// A convolution of one frame at a time.
-pub(super) fn each_frame<B: ConvOps>(b: &B, x: &B::Tensor, conv: &B::Conv, step: Step) -> Result<B::Tensor> {
+pub(super) fn each_frame<B: Backend>(b: &B, x: &B::Tensor, conv: &B::Conv, step: Step) -> Result<B::Tensor> {
     b.conv(&[x], 0, conv, step, &ConvEpilogue::default())
 }
 
 /// A convolution over a window, if there is anything to compute.
-fn windowed<B: ConvOps>(
+fn windowed<B: Backend>(
     b: &B,
     window: &Window<B::Tensor>,
     conv: &B::Conv,
     step: Step,
-    epilogue: &ConvEpilogue<'_, B::Tensor>,
+    epilogue: &ConvEpilogue<'_, B>,
 ) -> Result<Option<B::Tensor>> {
     if window.new == 0 {
         return Ok(None);
@@ -178,94 +167,105 @@ fn windowed<B: ConvOps>(
 }
 
 /// `CausalConv3d` with a 3x3x3 kernel.
-pub(super) struct CausalConv<B: ConvOps>(B::Conv);
+pub(super) struct CausalConv<B: Backend>(B::Conv);
 
-impl<B: ConvOps> CausalConv<B> {
-    pub fn load(b: &B, weights: &dyn WeightSource, name: &str) -> Result<Self> {
-        Ok(Self(load_conv(b, weights, name)?.0))
+impl<B: Backend> CausalConv<B> {
+    pub fn load(l: &Checkpoint<'_, B>, name: &str) -> Result<Self> {
+        Ok(Self(l.conv(name)?))
     }
 
-    pub fn run(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+    pub fn run(
+        &self,
+        b: &B,
+        x: Chunk<B::Tensor>,
+        memory: &mut Memory<B::Tensor>,
+    ) -> Result<Chunk<B::Tensor>> {
         self.run_then(b, x, memory, None)
     }
 
     fn run_then(
         &self,
         b: &B,
-        x: Clip<B::Tensor>,
+        x: Chunk<B::Tensor>,
         memory: &mut Memory<B::Tensor>,
-        norm: Option<&B::Tensor>,
-    ) -> Result<Clip<B::Tensor>> {
+        norm: Option<&B::ChannelNorm>,
+    ) -> Result<Chunk<B::Tensor>> {
         let window = memory.slot().history.take(b, x, 2, 1)?;
         let frames = windowed(b, &window, &self.0, Step::default(), &ConvEpilogue { residual: None, norm })?;
-        Ok(Clip { frames, repeats: window.repeats })
+        Ok(Chunk { frames, repeats: window.repeats })
     }
 }
 
 /// `RMS_norm`, `SiLU`, causal convolution: the end of encoder and decoder.
-pub(super) struct Head<B: ConvOps> {
-    gamma: B::Tensor,
+pub(super) struct Head<B: Backend> {
+    norm: B::ChannelNorm,
     conv: CausalConv<B>,
 }
 
-impl<B: ConvOps> Head<B> {
-    pub fn load(b: &B, weights: &dyn WeightSource, name: &str) -> Result<Self> {
+impl<B: Backend> Head<B> {
+    pub fn load(l: &Checkpoint<'_, B>, name: &str) -> Result<Self> {
         Ok(Self {
-            gamma: load_gamma(b, weights, &format!("{name}.0"))?,
-            conv: CausalConv::load(b, weights, &format!("{name}.2"))?,
+            norm: l.channel_norm(&format!("{name}.0"))?,
+            conv: CausalConv::load(l, &format!("{name}.2"))?,
         })
     }
 
-    pub fn run(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
-        let x = x.map(|x| b.channel_norm(&x, &self.gamma, true))?;
+    pub fn run(
+        &self,
+        b: &B,
+        x: Chunk<B::Tensor>,
+        memory: &mut Memory<B::Tensor>,
+    ) -> Result<Chunk<B::Tensor>> {
+        let x = x.map(|x| b.channel_norm(&x, &self.norm, true))?;
         self.conv.run(b, x, memory)
     }
 }
 
 /// `ResidualBlock`: norm, `SiLU`, convolution, twice; plus the input, through a 1x1x1 convolution if the channels change.
-pub(super) struct ResidualBlock<B: ConvOps> {
-    norm1: B::Tensor,
+pub(super) struct ResidualBlock<B: Backend> {
+    norm1: B::ChannelNorm,
     conv1: CausalConv<B>,
-    norm2: B::Tensor,
+    norm2: B::ChannelNorm,
     conv2: CausalConv<B>,
     shortcut: Option<B::Conv>,
 }
 
-impl<B: ConvOps> ResidualBlock<B> {
-    pub fn load(b: &B, weights: &dyn WeightSource, name: &str) -> Result<Self> {
-        let (conv1, outputs, inputs) = load_conv(b, weights, &format!("{name}.residual.2"))?;
-        let shortcut = if inputs == outputs {
-            None
-        } else {
-            Some(load_conv(b, weights, &format!("{name}.shortcut"))?.0)
-        };
+impl<B: Backend> ResidualBlock<B> {
+    pub fn load(l: &Checkpoint<'_, B>, name: &str) -> Result<Self> {
+        let conv1 = l.conv_weights(&format!("{name}.residual.2"))?;
+        let ConvShape { outputs, inputs, .. } = conv1.shape;
+        let shortcut = (inputs != outputs).then(|| l.conv(&format!("{name}.shortcut"))).transpose()?;
         Ok(Self {
-            norm1: load_gamma(b, weights, &format!("{name}.residual.0"))?,
-            conv1: CausalConv(conv1),
-            norm2: load_gamma(b, weights, &format!("{name}.residual.3"))?,
-            conv2: CausalConv::load(b, weights, &format!("{name}.residual.6"))?,
+            norm1: l.channel_norm(&format!("{name}.residual.0"))?,
+            conv1: CausalConv(l.loader.conv(conv1)?),
+            norm2: l.channel_norm(&format!("{name}.residual.3"))?,
+            conv2: CausalConv::load(l, &format!("{name}.residual.6"))?,
             shortcut,
         })
     }
 
-    pub fn run(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
-        let Clip { frames, repeats } = x;
+    pub fn run(
+        &self,
+        b: &B,
+        x: Chunk<B::Tensor>,
+        memory: &mut Memory<B::Tensor>,
+    ) -> Result<Chunk<B::Tensor>> {
+        let Chunk { frames, repeats } = x;
         let repeating = memory.repeating;
         let last = &mut memory.slot().last;
         let before = last.take();
         if repeating {
             *last = match &frames {
-                Some(x) if count(b, x) > 1 => Some(b.detach(&tail(b, x, 1)?)?),
-                Some(x) => Some(x.clone()),
+                Some(x) => Some(last_frames(b, x, 1)?),
                 None => before.clone(),
             };
         }
 
         let normed = frames.as_ref().map(|x| b.channel_norm(x, &self.norm1, true)).transpose()?;
-        let hidden = self.conv1.run_then(b, Clip { frames: normed, repeats }, memory, Some(&self.norm2))?;
+        let hidden = self.conv1.run_then(b, Chunk { frames: normed, repeats }, memory, Some(&self.norm2))?;
         let window = memory.slot().history.take(b, hidden, 2, 1)?;
         if window.new == 0 {
-            return Ok(Clip { frames: None, repeats: window.repeats });
+            return Ok(Chunk { frames: None, repeats: window.repeats });
         }
 
         // The input's repetitions that the convolutions had to see are frames of the sum, too.
@@ -274,68 +274,67 @@ impl<B: ConvOps> ResidualBlock<B> {
             Some(last) if window.new > fresh => vec![tail(b, last, 1)?; window.new - fresh],
             _ => Vec::new(),
         };
-        // Each is let go of as soon as nothing needs it.
-        let input = {
-            let parts: Vec<_> = frames.into_iter().chain(repeated).collect();
-            match &parts[..] {
-                [one] => one.clone(),
-                several => b.concat(&several.iter().collect::<Vec<_>>(), 1)?,
-            }
-        };
-        let residual = match &self.shortcut {
-            Some(conv) => {
-                let residual = each_frame(b, &input, conv, Step::default())?;
-                drop(input);
-                residual
-            }
-            None => input,
-        };
+        let input = concat(b, frames.into_iter().chain(repeated).collect(), 1)?;
+        let residual = self.shortcut(b, input)?;
         let epilogue = ConvEpilogue { residual: Some(&residual), norm: None };
         let frames = windowed(b, &window, &self.conv2.0, Step::default(), &epilogue)?;
-        Ok(Clip { frames, repeats: window.repeats })
+        Ok(Chunk { frames, repeats: window.repeats })
+    }
+
+    /// The input in as many channels as the result has.
+    fn shortcut(&self, b: &B, input: B::Tensor) -> Result<B::Tensor> {
+        match &self.shortcut {
+            Some(conv) => each_frame(b, &input, conv, Step::default()),
+            None => Ok(input),
+        }
     }
 }
 
 /// `AttentionBlock`: each pixel of a frame attends to all of the same frame.
-struct Attention<B: ConvOps> {
-    gamma: B::Tensor,
+struct Attention<B: Backend> {
+    norm: B::ChannelNorm,
     qkv: B::Conv,
     proj: B::Conv,
 }
 
-impl<B: ConvOps> Attention<B> {
-    fn load(b: &B, weights: &dyn WeightSource, name: &str) -> Result<Self> {
+impl<B: Backend> Attention<B> {
+    fn load(l: &Checkpoint<'_, B>, name: &str) -> Result<Self> {
         Ok(Self {
-            gamma: load_gamma(b, weights, &format!("{name}.norm"))?,
-            qkv: load_conv(b, weights, &format!("{name}.to_qkv"))?.0,
-            proj: load_conv(b, weights, &format!("{name}.proj"))?.0,
+            norm: l.channel_norm(&format!("{name}.norm"))?,
+            qkv: l.conv(&format!("{name}.to_qkv"))?,
+            proj: l.conv(&format!("{name}.proj"))?,
         })
     }
 
     fn run(&self, b: &B, x: &B::Tensor) -> Result<B::Tensor> {
-        let normed = b.channel_norm(x, &self.gamma, false)?;
+        let normed = b.channel_norm(x, &self.norm, false)?;
         let mixed = b.frame_attention(&each_frame(b, &normed, &self.qkv, Step::default())?)?;
         b.conv(&[&mixed], 0, &self.proj, Step::default(), &ConvEpilogue { residual: Some(x), norm: None })
     }
 }
 
 /// The layers at the lowest resolution.
-pub(super) struct Middle<B: ConvOps> {
+pub(super) struct Middle<B: Backend> {
     first: ResidualBlock<B>,
     attention: Attention<B>,
     second: ResidualBlock<B>,
 }
 
-impl<B: ConvOps> Middle<B> {
-    pub fn load(b: &B, weights: &dyn WeightSource, name: &str) -> Result<Self> {
+impl<B: Backend> Middle<B> {
+    pub fn load(l: &Checkpoint<'_, B>, name: &str) -> Result<Self> {
         Ok(Self {
-            first: ResidualBlock::load(b, weights, &format!("{name}.0"))?,
-            attention: Attention::load(b, weights, &format!("{name}.1"))?,
-            second: ResidualBlock::load(b, weights, &format!("{name}.2"))?,
+            first: ResidualBlock::load(l, &format!("{name}.0"))?,
+            attention: Attention::load(l, &format!("{name}.1"))?,
+            second: ResidualBlock::load(l, &format!("{name}.2"))?,
         })
     }
 
-    pub fn run(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+    pub fn run(
+        &self,
+        b: &B,
+        x: Chunk<B::Tensor>,
+        memory: &mut Memory<B::Tensor>,
+    ) -> Result<Chunk<B::Tensor>> {
         let x = self.first.run(b, x, memory)?;
         let x = x.map(|x| self.attention.run(b, &x))?;
         self.second.run(b, x, memory)
@@ -345,21 +344,25 @@ impl<B: ConvOps> Middle<B> {
 /// `Resample`: to half or twice the height and width and, with a `time_conv`, the frames.
 ///
 /// The first frame of a video stands alone: it is neither joined with another one nor doubled.
-pub(super) struct Resample<B: ConvOps> {
+pub(super) struct Resample<B: Backend> {
     spatial: B::Conv,
     time: Option<B::Conv>,
 }
 
-impl<B: ConvOps> Resample<B> {
-    pub fn load(b: &B, weights: &dyn WeightSource, name: &str, with_time: bool) -> Result<Self> {
-        let spatial = load_conv(b, weights, &format!("{name}.resample.1"))?.0;
-        let time =
-            if with_time { Some(load_conv(b, weights, &format!("{name}.time_conv"))?.0) } else { None };
+impl<B: Backend> Resample<B> {
+    pub fn load(l: &Checkpoint<'_, B>, name: &str, with_time: bool) -> Result<Self> {
+        let spatial = l.conv(&format!("{name}.resample.1"))?;
+        let time = with_time.then(|| l.conv(&format!("{name}.time_conv"))).transpose()?;
         Ok(Self { spatial, time })
     }
 
     /// Halves height and width, then the frames.
-    pub fn down(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+    pub fn down(
+        &self,
+        b: &B,
+        x: Chunk<B::Tensor>,
+        memory: &mut Memory<B::Tensor>,
+    ) -> Result<Chunk<B::Tensor>> {
         let step = Step { spatial: Spatial::Halve, time: Time::Same };
         let x = x.map(|x| each_frame(b, &x, &self.spatial, step))?;
         let Some(time) = &self.time else { return Ok(x) };
@@ -373,11 +376,11 @@ impl<B: ConvOps> Resample<B> {
         let window = slot.history.take(b, rest, 1, 2)?;
         let step = Step { spatial: Spatial::Same, time: Time::Halve };
         let halved = windowed(b, &window, time, step, &ConvEpilogue::default())?;
-        Ok(Clip { frames: join(b, first, halved)?, repeats: window.repeats / 2 })
+        Ok(Chunk { frames: join(b, first, halved)?, repeats: window.repeats / 2 })
     }
 
-    /// Doubles the frames, then height and width. Of clips that do not repeat.
-    pub fn up(&self, b: &B, x: Clip<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Clip<B::Tensor>> {
+    /// Doubles the frames, then height and width. Of chunks that do not repeat.
+    pub fn up(&self, b: &B, x: Chunk<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Chunk<B::Tensor>> {
         let x = match &self.time {
             None => x,
             Some(time) => {
@@ -388,7 +391,7 @@ impl<B: ConvOps> Resample<B> {
                 let window = slot.history.take(b, rest, 2, 1)?;
                 let step = Step { spatial: Spatial::Same, time: Time::Double };
                 let doubled = windowed(b, &window, time, step, &ConvEpilogue::default())?;
-                Clip { frames: join(b, first, doubled)?, repeats: 2 * window.repeats }
+                Chunk { frames: join(b, first, doubled)?, repeats: 2 * window.repeats }
             }
         };
         let step = Step { spatial: Spatial::Double, time: Time::Same };
@@ -398,19 +401,19 @@ impl<B: ConvOps> Resample<B> {
 
 /// The first frame of a video, and the rest of its first chunk.
 #[expect(clippy::type_complexity, reason = "a pair")]
-fn split_first<B: ConvOps>(b: &B, x: Clip<B::Tensor>) -> Result<(Option<B::Tensor>, Clip<B::Tensor>)> {
+fn split_first<B: Backend>(b: &B, x: Chunk<B::Tensor>) -> Result<(Option<B::Tensor>, Chunk<B::Tensor>)> {
     let Some(frames) = x.frames else { return Ok((None, x)) };
     let (first, rest) = match count(b, &frames) {
         1 => (frames, None),
-        n => (b.narrow(&frames, 1, 0, 1)?, Some(b.narrow(&frames, 1, 1, n - 1)?)),
+        n => (b.slice(&frames, 1, 0, 1)?, Some(b.slice(&frames, 1, 1, n - 1)?)),
     };
-    Ok((Some(first), Clip { frames: rest, repeats: x.repeats }))
+    Ok((Some(first), Chunk { frames: rest, repeats: x.repeats }))
 }
 
 /// Frames after each other, where there are any.
-fn join<B: ConvOps>(b: &B, first: Option<B::Tensor>, rest: Option<B::Tensor>) -> Result<Option<B::Tensor>> {
+fn join<B: Backend>(b: &B, first: Option<B::Tensor>, rest: Option<B::Tensor>) -> Result<Option<B::Tensor>> {
     match (first, rest) {
-        (Some(first), Some(rest)) => b.concat(&[&first, &rest], 1).map(Some),
+        (Some(first), Some(rest)) => concat(b, vec![first, rest], 1).map(Some),
         (first, rest) => Ok(first.or(rest)),
     }
 }

@@ -15,17 +15,19 @@ mod tests;
 
 use rayon::prelude::*;
 
-use super::Probe;
-use crate::backend::ConvOps;
+use super::{Checkpoint, Probe, show};
 use crate::backend::conv::Step;
+use crate::backend::loading::{ConvWeights, Group};
+use crate::backend::{Backend, Loader};
 use crate::progress::Observer;
+use crate::request::Tiling;
 use crate::weights::{HostTensor, VaeConfig, WeightSource};
 use crate::{Error, Result};
 
 pub use colours::Colours;
 use decoder::Decoder;
 use encoder::Encoder;
-use layers::{Clip, Memory, each_frame, load_conv};
+use layers::{Chunk, Memory, each_frame};
 use tiles::{Grid, concat};
 
 /// Channels of a latent.
@@ -44,182 +46,115 @@ pub const LATENT_STD: [f32; LATENT_CHANNELS] = [
 ];
 
 /// Shows the frames of a chunk to the probe, if there is one and there are some.
-fn see<T>(probe: &mut Probe<'_, T>, name: &str, clip: &Clip<T>) {
-    if let (Some(probe), Some(frames)) = (probe, &clip.frames) {
+fn see<T>(probe: &mut Probe<'_, T>, name: &str, chunk: &Chunk<T>) {
+    if let (Some(probe), Some(frames)) = (probe, &chunk.frames) {
         probe(name, frames);
     }
 }
 
+/// What the encoder is given.
+pub enum Footage<'a, T> {
+    /// A video `[3, 1 + 4n, h, w]` in -1..1.
+    Video(&'a T),
+    /// A picture `[3, 1, h, w]` with black (zero) frames after it.
+    Picture {
+        /// The picture.
+        picture: &'a T,
+        /// Latent frames of all.
+        latent_frames: usize,
+    },
+}
+
+impl<T> Clone for Footage<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Footage<'_, T> {}
+
 /// The loaded autoencoder.
-pub struct Vae<B: ConvOps> {
+pub struct Vae<B: Backend> {
+    encoder: Group<B, MeanEncoder<B>>,
+    decoder: Group<B, LatentDecoder<B>>,
+}
+
+struct MeanEncoder<B: Backend> {
     encoder: Encoder<B>,
     /// `conv1`'s rows of the mean; the variance's are of no use.
     mean: B::Conv,
+}
+
+struct LatentDecoder<B: Backend> {
     /// `conv2`.
     unpack: B::Conv,
     decoder: Decoder<B>,
 }
 
-impl<B: ConvOps> Vae<B> {
-    /// Takes the weights to the device. Channels follow from the weights.
+impl<B: Backend> Vae<B> {
+    /// Takes the network from `weights` to the loader. Channels follow from the weights.
     ///
     /// # Errors
-    /// `Model` for another number of latent channels than [`LATENT_CHANNELS`]; what `weights` or the backend reports.
-    pub fn load(b: &B, weights: &dyn WeightSource, config: &VaeConfig) -> Result<Self> {
+    /// `Model` for another number of latent channels than [`LATENT_CHANNELS`]; what `weights` or the loader reports.
+    pub fn load(loader: &B::Loader, weights: &dyn WeightSource, config: &VaeConfig) -> Result<Self> {
         if config.z_dim != LATENT_CHANNELS {
             return Err(Error::Model(format!(
                 "the VAE has {} latent channels, Wan2.1's has {LATENT_CHANNELS}: give `Wan2.1_VAE.pth`",
                 config.z_dim
             )));
         }
-        let first = |mut t: HostTensor| {
-            t.data.truncate(t.data.len() / 2);
-            t.shape[0] /= 2;
-            t
-        };
-        Ok(Self {
-            encoder: Encoder::load(b, weights)?,
-            mean: b
-                .load_conv(first(weights.tensor("conv1.weight")?), first(weights.tensor("conv1.bias")?))?,
-            unpack: load_conv(b, weights, "conv2")?.0,
-            decoder: Decoder::load(b, weights)?,
-        })
+        let root = Checkpoint::<B>::new(loader, weights, "");
+        Ok(Self { encoder: root.group(MeanEncoder::load)?, decoder: root.group(LatentDecoder::load)? })
     }
 
-    /// Normalised latents `[16, 1 + n, h/8, w/8]` of a video `[3, 1 + 4n, h, w]` in -1..1.
+    /// Normalised latents `[16, 1 + n, h/8, w/8]`, in tiles if `tiling` says so: less memory, other values where tiles
+    /// overlap.
+    ///
+    /// What repeats after a picture is computed once; the result is that of the whole video to the bit.
+    ///
+    /// `probe` sees the outputs of `enc.downsamples5`, `enc.downsamples8`, `enc.mid` and `enc.head`, and as `enc.mu` the
+    /// means of the latents before normalisation.
     ///
     /// # Errors
     /// `Setting` for extents that are not so; `Canceled`; what the backend reports.
-    pub fn encode(&self, b: &B, video: &B::Tensor, observer: &dyn Observer) -> Result<B::Tensor> {
-        normalize(b, &self.encode_mu(b, video, observer, None)?)
-    }
-
-    /// Normalised latents of a picture `[3, 1, h, w]` with black (zero) frames after it, `latent_frames` in all.
-    ///
-    /// What repeats is computed once; the result is that of [`Vae::encode`] to the bit.
-    ///
-    /// # Errors
-    /// As [`Vae::encode`].
-    pub fn encode_picture(
+    pub fn encode(
         &self,
         b: &B,
-        picture: &B::Tensor,
-        latent_frames: usize,
-        observer: &dyn Observer,
-    ) -> Result<B::Tensor> {
-        let [.., h, w] = extents(b, picture, 3, 8)?;
-        self.encode_picture_in(b, picture, latent_frames, observer, &Grid::whole(h, w))
-    }
-
-    /// [`Vae::encode_picture`] tile by tile: less memory, other values where tiles overlap.
-    ///
-    /// # Errors
-    /// As [`Vae::encode`].
-    pub fn encode_picture_tiled(
-        &self,
-        b: &B,
-        picture: &B::Tensor,
-        latent_frames: usize,
-        observer: &dyn Observer,
-    ) -> Result<B::Tensor> {
-        let [.., h, w] = extents(b, picture, 3, 8)?;
-        self.encode_picture_in(b, picture, latent_frames, observer, &Grid::new(h, w, 1))
-    }
-
-    fn encode_picture_in(
-        &self,
-        b: &B,
-        picture: &B::Tensor,
-        latent_frames: usize,
-        observer: &dyn Observer,
-        grid: &Grid,
-    ) -> Result<B::Tensor> {
-        let [_, frames, h, w] = extents(b, picture, 3, 8)?;
-        if frames != 1 || latent_frames == 0 {
-            return Err(Error::Setting(format!(
-                "a picture of {frames} frames cannot start a video of {latent_frames} latent frames: both need 1"
-            )));
-        }
-        let black = b.upload(&vec![0.0; 3 * h * w], &[3, 1, h, w])?;
-        let chunks = (0..latent_frames).map(|i| {
-            Ok(match i {
-                0 => Clip::new(picture.clone()),
-                1 => Clip { frames: Some(black.clone()), repeats: 3 },
-                _ => Clip { frames: None, repeats: 4 },
-            })
-        });
-        normalize(b, &self.encode_chunks(b, chunks, true, grid, observer, None)?)
-    }
-
-    /// The means of the latents, before normalisation, of a video as in [`Vae::encode`]. `probe` sees the outputs of
-    /// `enc.downsamples5`, `enc.downsamples8`, `enc.mid` and `enc.head`.
-    ///
-    /// # Errors
-    /// As [`Vae::encode`].
-    pub fn encode_mu(
-        &self,
-        b: &B,
-        video: &B::Tensor,
-        observer: &dyn Observer,
-        probe: Probe<'_, B::Tensor>,
-    ) -> Result<B::Tensor> {
-        let [_, _, h, w] = extents(b, video, 3, 8)?;
-        self.encode_video(b, video, &Grid::whole(h, w), observer, probe)
-    }
-
-    /// [`Vae::encode`] tile by tile: less memory, other values where tiles overlap.
-    ///
-    /// # Errors
-    /// As [`Vae::encode`].
-    pub fn encode_tiled(&self, b: &B, video: &B::Tensor, observer: &dyn Observer) -> Result<B::Tensor> {
-        let [_, _, h, w] = extents(b, video, 3, 8)?;
-        normalize(b, &self.encode_video(b, video, &Grid::new(h, w, 1), observer, None)?)
-    }
-
-    fn encode_video(
-        &self,
-        b: &B,
-        video: &B::Tensor,
-        grid: &Grid,
-        observer: &dyn Observer,
-        probe: Probe<'_, B::Tensor>,
-    ) -> Result<B::Tensor> {
-        let [_, frames, ..] = extents(b, video, 3, 8)?;
-        if frames % 4 != 1 {
-            return Err(Error::Setting(format!(
-                "a video of {frames} frames cannot be encoded: use 4n + 1 frames"
-            )));
-        }
-        let chunks = (0..=frames / 4).map(|i| match i {
-            0 => Ok(Clip::new(b.narrow(video, 1, 0, 1)?)),
-            _ => Ok(Clip::new(b.narrow(video, 1, 4 * i - 3, 4)?)),
-        });
-        self.encode_chunks(b, chunks, false, grid, observer, probe)
-    }
-
-    /// Encodes one tile after the other, so that only one has a memory at a time.
-    fn encode_chunks(
-        &self,
-        b: &B,
-        chunks: impl Iterator<Item = Result<Clip<B::Tensor>>>,
-        repeating: bool,
-        grid: &Grid,
+        footage: Footage<'_, B::Tensor>,
+        tiling: Tiling,
         observer: &dyn Observer,
         mut probe: Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
-        let chunks = chunks.collect::<Result<Vec<_>>>()?;
+        let (chunks, repeating, size) = match footage {
+            Footage::Video(video) => {
+                let [_, frames, h, w] = extents(b, video, 3, 8)?;
+                (video_chunks(b, video, frames)?, false, [h, w])
+            }
+            Footage::Picture { picture, latent_frames } => {
+                let [_, frames, h, w] = extents(b, picture, 3, 8)?;
+                if frames != 1 || latent_frames == 0 {
+                    return Err(Error::Setting(format!(
+                        "a picture of {frames} frames cannot start a video of {latent_frames} latent frames: both need 1"
+                    )));
+                }
+                (picture_chunks(b, picture, latent_frames, [h, w])?, true, [h, w])
+            }
+        };
+        let grid = Grid::new(size, 1, tiling);
+        let MeanEncoder { encoder, mean } = &*self.encoder.enter(b)?;
         let mut latents = vec![Vec::with_capacity(grid.len()); chunks.len()];
+        // One tile after the other, so that only one has a memory at a time.
         for i in 0..grid.len() {
             let mut memory = Memory::new(repeating);
             let mut latent = None;
             for (chunk, tiles) in chunks.iter().zip(&mut latents) {
                 observer.check()?;
-                b.keep_pace()?;
+                b.throttle()?;
                 let frames = chunk.frames.as_ref().map(|x| grid.cut(b, x, i)).transpose()?;
-                let clip = Clip { frames, repeats: chunk.repeats };
+                let chunk = Chunk { frames, repeats: chunk.repeats };
                 // A chunk is one latent frame: a new one, or the last one again.
-                if let Some(x) = self.encoder.run(b, clip, &mut memory, &mut probe)?.frames {
-                    latent = Some(each_frame(b, &x, &self.mean, Step::default())?);
+                if let Some(x) = encoder.run(b, chunk, &mut memory, &mut probe)?.frames {
+                    latent = Some(each_frame(b, &x, mean, Step::default())?);
                 }
                 let none = || Error::Internal("the first chunk of a video has no frames".into());
                 tiles.push(latent.clone().ok_or_else(none)?);
@@ -227,97 +162,124 @@ impl<B: ConvOps> Vae<B> {
         }
         let latent_grid = grid.scaled(1, 8);
         let latents = latents.into_iter().map(|tiles| latent_grid.join(b, tiles));
-        concat(b, &latents.collect::<Result<Vec<_>>>()?, 1)
+        let mu = concat(b, latents.collect::<Result<_>>()?, 1)?;
+        show(&mut probe, || "enc.mu".into(), &mu);
+        normalize(b, &mu)
     }
 
-    /// Decodes normalised latents `[16, 1 + n, h, w]`; `sink` gets frames `[3, .., 8h, 8w]` as soon as they are there,
-    /// one and then fours. They are meant to be in -1..1 and may exceed it.
+    /// Decodes normalised latents `[16, 1 + n, h, w]`, in tiles if `tiling` says so: less memory, other values where tiles
+    /// overlap. `sink` gets frames `[3, .., 8h, 8w]`, one and then fours, as soon as they are there; of tiles when all
+    /// are decoded. The values are meant to be in -1..1 and may exceed it.
+    ///
+    /// `probe` sees the outputs of `dec.conv1`, `dec.middle` and `dec.upsamples3`, tile by tile.
     ///
     /// # Errors
-    /// `Setting` for other extents; what `sink` or the backend reports.
+    /// `Setting` for other extents; `Canceled`; what `sink` or the backend reports.
     pub fn decode(
         &self,
         b: &B,
         latents: &B::Tensor,
-        sink: &mut dyn FnMut(B::Tensor) -> Result<()>,
-    ) -> Result<()> {
-        self.decode_probed(b, latents, sink, None)
-    }
-
-    /// [`Vae::decode`] tile by tile: less memory, other values where tiles overlap. `sink` gets its first frames when all
-    /// tiles are decoded.
-    ///
-    /// # Errors
-    /// As [`Vae::decode`]; `Canceled`.
-    pub fn decode_tiled(
-        &self,
-        b: &B,
-        latents: &B::Tensor,
+        tiling: Tiling,
         observer: &dyn Observer,
         sink: &mut dyn FnMut(B::Tensor) -> Result<()>,
+        mut probe: Probe<'_, B::Tensor>,
     ) -> Result<()> {
         let [.., h, w] = extents(b, latents, LATENT_CHANNELS, 1)?;
-        let grid = Grid::new(h, w, 8);
+        let grid = Grid::new([h, w], 8, tiling);
+        let decoder = self.decoder.enter(b)?;
+        let latents = decoder.unpack(b, latents)?;
         if grid.len() == 1 {
-            return self.decode(b, latents, sink);
+            let mut memory = Memory::new(false);
+            return latents.into_iter().try_for_each(|latent| {
+                observer.check()?;
+                sink(decoder.run(b, latent, &mut memory, &mut probe)?)
+            });
         }
-        let latents = self.unpack(b, latents)?;
         let mut frames = vec![Vec::with_capacity(grid.len()); latents.len()];
         for i in 0..grid.len() {
             let mut memory = Memory::new(false);
             for (latent, tiles) in latents.iter().zip(&mut frames) {
                 observer.check()?;
-                b.keep_pace()?;
-                let tile = self.decode_chunk(b, grid.cut(b, latent, i)?, &mut memory, &mut None)?;
+                b.throttle()?;
+                let tile = decoder.run(b, grid.cut(b, latent, i)?, &mut memory, &mut probe)?;
                 // As many values as there are, however the backend lays them out.
-                tiles.push(b.combine(&[(1.0, &tile)])?);
+                tiles.push(b.linear_combination(&[(1.0, &tile)])?);
             }
         }
         let frame_grid = grid.scaled(8, 1);
         frames.into_iter().try_for_each(|tiles| sink(frame_grid.join(b, tiles)?))
     }
+}
 
-    /// [`Vae::decode`]; `probe` sees the outputs of `dec.conv1`, `dec.middle` and `dec.upsamples3`.
-    ///
-    /// # Errors
-    /// As [`Vae::decode`].
-    pub fn decode_probed(
-        &self,
-        b: &B,
-        latents: &B::Tensor,
-        sink: &mut dyn FnMut(B::Tensor) -> Result<()>,
-        mut probe: Probe<'_, B::Tensor>,
-    ) -> Result<()> {
-        extents(b, latents, LATENT_CHANNELS, 1)?;
-        let mut memory = Memory::new(false);
-        for latent in self.unpack(b, latents)? {
-            sink(self.decode_chunk(b, latent, &mut memory, &mut probe)?)?;
-        }
-        Ok(())
+/// A video's chunks: its first frame, then fours.
+fn video_chunks<B: Backend>(b: &B, video: &B::Tensor, frames: usize) -> Result<Vec<Chunk<B::Tensor>>> {
+    if frames % 4 != 1 {
+        return Err(Error::Setting(format!(
+            "a video of {frames} frames cannot be encoded: use 4n + 1 frames"
+        )));
+    }
+    let chunk = |i| match i {
+        0 => Ok(Chunk::new(b.slice(video, 1, 0, 1)?)),
+        _ => Ok(Chunk::new(b.slice(video, 1, 4 * i - 3, 4)?)),
+    };
+    (0..=frames / 4).map(chunk).collect()
+}
+
+/// A picture's chunks: itself, then black frames, which repeat.
+fn picture_chunks<B: Backend>(
+    b: &B,
+    picture: &B::Tensor,
+    latent_frames: usize,
+    [h, w]: [usize; 2],
+) -> Result<Vec<Chunk<B::Tensor>>> {
+    let black = b.upload(&vec![0.0; 3 * h * w], &[3, 1, h, w])?;
+    let chunk = |i| match i {
+        0 => Chunk::new(picture.clone()),
+        1 => Chunk { frames: Some(black.clone()), repeats: 3 },
+        _ => Chunk { frames: None, repeats: 4 },
+    };
+    Ok((0..latent_frames).map(chunk).collect())
+}
+
+impl<B: Backend> MeanEncoder<B> {
+    fn load(l: &Checkpoint<'_, B>) -> Result<Self> {
+        let first = |mut t: HostTensor| {
+            t.data.truncate(t.data.len() / 2);
+            t.shape[0] /= 2;
+            t
+        };
+        let mean = ConvWeights::new(first(l.tensor("conv1.weight")?), first(l.tensor("conv1.bias")?))?;
+        Ok(Self { encoder: Encoder::load(l)?, mean: l.loader.conv(mean)? })
+    }
+}
+
+impl<B: Backend> LatentDecoder<B> {
+    fn load(l: &Checkpoint<'_, B>) -> Result<Self> {
+        Ok(Self { unpack: l.conv("conv2")?, decoder: Decoder::load(l)? })
     }
 
     /// What the decoder takes, frame by frame.
     fn unpack(&self, b: &B, latents: &B::Tensor) -> Result<Vec<B::Tensor>> {
         let latents = per_channel(b, latents, |v, mean, inverse| v / inverse + mean)?;
-        let frame = |t| each_frame(b, &b.narrow(&latents, 1, t, 1)?, &self.unpack, Step::default());
+        let frame = |t| each_frame(b, &b.slice(&latents, 1, t, 1)?, &self.unpack, Step::default());
         (0..b.shape(&latents)[1]).map(frame).collect()
     }
 
     /// The frames of one latent frame.
-    fn decode_chunk(
+    fn run(
         &self,
         b: &B,
         latent: B::Tensor,
         memory: &mut Memory<B::Tensor>,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
-        let frames = self.decoder.run(b, Clip::new(latent), memory, probe)?.frames;
+        let frames = self.decoder.run(b, Chunk::new(latent), memory, probe)?.frames;
         frames.ok_or_else(|| Error::Internal("the decoder gave no frames".into()))
     }
 }
 
 /// The extents of `x` `[channels, frames, h, w]`, if its channels are right and h and w are multiples of `of`.
-fn extents<B: ConvOps>(b: &B, x: &B::Tensor, channels: usize, of: usize) -> Result<[usize; 4]> {
+fn extents<B: Backend>(b: &B, x: &B::Tensor, channels: usize, of: usize) -> Result<[usize; 4]> {
     let shape = b.shape(x);
     match <[usize; 4]>::try_from(&shape[..]) {
         Ok(e @ [c, t, h, w]) if c == channels && t * h * w > 0 && h % of == 0 && w % of == 0 => Ok(e),
@@ -328,7 +290,7 @@ fn extents<B: ConvOps>(b: &B, x: &B::Tensor, channels: usize, of: usize) -> Resu
 }
 
 /// Maps values `[16, ..]` with the mean and the inverse standard deviation of their channel.
-fn per_channel<B: ConvOps>(b: &B, x: &B::Tensor, f: impl Fn(f32, f32, f32) -> f32) -> Result<B::Tensor> {
+fn per_channel<B: Backend>(b: &B, x: &B::Tensor, f: impl Fn(f32, f32, f32) -> f32) -> Result<B::Tensor> {
     let mut values = b.download(x)?;
     let each = values.len() / LATENT_CHANNELS;
     for ((values, mean), std) in values.chunks_exact_mut(each).zip(LATENT_MEAN).zip(LATENT_STD) {
@@ -340,7 +302,7 @@ fn per_channel<B: ConvOps>(b: &B, x: &B::Tensor, f: impl Fn(f32, f32, f32) -> f3
 }
 
 /// From the encoder's means to the DiT's latents.
-fn normalize<B: ConvOps>(b: &B, mu: &B::Tensor) -> Result<B::Tensor> {
+fn normalize<B: Backend>(b: &B, mu: &B::Tensor) -> Result<B::Tensor> {
     per_channel(b, mu, |v, mean, inverse| (v - mean) * inverse)
 }
 
@@ -349,7 +311,7 @@ fn normalize<B: ConvOps>(b: &B, mu: &B::Tensor) -> Result<B::Tensor> {
 ///
 /// # Errors
 /// `Setting` for other extents; what the backend reports.
-pub fn condition<B: ConvOps>(b: &B, latents: &B::Tensor) -> Result<B::Tensor> {
+pub fn condition<B: Backend>(b: &B, latents: &B::Tensor) -> Result<B::Tensor> {
     let [_, t, h, w] = extents(b, latents, LATENT_CHANNELS, 1)?;
     let mut mask = vec![0.0; 4 * t * h * w];
     mask.chunks_exact_mut(t * h * w).for_each(|channel| channel[..h * w].fill(1.0));
@@ -360,7 +322,7 @@ pub fn condition<B: ConvOps>(b: &B, latents: &B::Tensor) -> Result<B::Tensor> {
 ///
 /// # Errors
 /// `Setting` for other extents; what the backend reports.
-pub fn to_u8<B: ConvOps>(b: &B, frames: &B::Tensor) -> Result<Vec<u8>> {
+pub fn to_u8<B: Backend>(b: &B, frames: &B::Tensor) -> Result<Vec<u8>> {
     fetch_u8(b, frames)?()
 }
 
@@ -368,7 +330,7 @@ pub fn to_u8<B: ConvOps>(b: &B, frames: &B::Tensor) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// As [`to_u8`].
-pub fn fetch_u8<B: ConvOps>(b: &B, frames: &B::Tensor) -> Result<impl FnOnce() -> Result<Vec<u8>> + use<B>> {
+pub fn fetch_u8<B: Backend>(b: &B, frames: &B::Tensor) -> Result<impl FnOnce() -> Result<Vec<u8>> + use<B>> {
     let [_, n, h, w] = extents(b, frames, 3, 1)?;
     let values = b.fetch(frames)?;
     Ok(move || Ok(interleave(&values()?, n * h * w)))

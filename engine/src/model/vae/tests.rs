@@ -2,8 +2,8 @@
 //! they stand for.
 
 use super::*;
-use crate::backend::TensorOps;
 use crate::backend::cpu::Cpu;
+use crate::backend::{Keeping, TensorOps};
 use crate::goldens::{Golden, folder};
 use crate::progress::{Progress, Quiet};
 
@@ -15,7 +15,7 @@ const TOLERANCE: f64 = 5e-6;
 fn load() -> (Cpu, Vae<Cpu>) {
     let b = Cpu::new();
     let (weights, config) = crate::weights::open_vae(&folder().join("official/Wan2.1_VAE.pth")).unwrap();
-    let vae = Vae::load(&b, &weights, &config).unwrap();
+    let vae = Vae::load(&b.loader(Keeping::F32), &weights, &config).unwrap();
     (b, vae)
 }
 
@@ -52,16 +52,31 @@ fn with_zeros(b: &Cpu, picture: &Tensor, frames: usize) -> Tensor {
     b.concat(&[picture, &zeros], 1).unwrap()
 }
 
-fn decode(vae: &Vae<Cpu>, latents: &Tensor, tiled: bool) -> Vec<Tensor> {
+/// Latents of a video.
+fn encode(vae: &Vae<Cpu>, video: &Tensor, tiling: Tiling) -> Result<Tensor> {
+    vae.encode(&Cpu::new(), Footage::Video(video), tiling, &Quiet, None)
+}
+
+/// Latents of a picture.
+fn encode_picture(vae: &Vae<Cpu>, picture: &Tensor, latent_frames: usize, tiling: Tiling) -> Result<Tensor> {
+    vae.encode(&Cpu::new(), Footage::Picture { picture, latent_frames }, tiling, &Quiet, None)
+}
+
+/// The means of a video's latents, before normalisation.
+fn encode_mu(vae: &Vae<Cpu>, video: &Tensor) -> Tensor {
+    let mut mu = None;
+    let mut probe = |name: &str, x: &Tensor| mu = (name == "enc.mu").then(|| x.clone());
+    vae.encode(&Cpu::new(), Footage::Video(video), Tiling::Whole, &Quiet, Some(&mut probe)).unwrap();
+    mu.unwrap()
+}
+
+fn decode(vae: &Vae<Cpu>, latents: &Tensor, tiling: Tiling) -> Vec<Tensor> {
     let (b, mut out) = (Cpu::new(), Vec::new());
     let mut sink = |frames: Tensor| {
         out.push(frames);
         Ok(())
     };
-    match tiled {
-        true => vae.decode_tiled(&b, latents, &Quiet, &mut sink).unwrap(),
-        false => vae.decode(&b, latents, &mut sink).unwrap(),
-    }
+    vae.decode(&b, latents, tiling, &Quiet, &mut sink, None).unwrap();
     out
 }
 
@@ -77,18 +92,19 @@ fn encoding_is_the_references() {
     let mut probe = |name: &str, x: &Tensor| {
         seen.entry(name.to_owned()).or_default().push(x.clone());
     };
-    compare(&golden, "vae.enc.mu", &vae.encode_mu(&b, &video, &Quiet, Some(&mut probe)).unwrap());
+    vae.encode(&b, Footage::Video(&video), Tiling::Whole, &Quiet, Some(&mut probe)).unwrap();
     assert_eq!(
         seen.keys().collect::<Vec<_>>(),
-        ["enc.downsamples5", "enc.downsamples8", "enc.head", "enc.mid"]
+        ["enc.downsamples5", "enc.downsamples8", "enc.head", "enc.mid", "enc.mu"]
     );
     for (name, chunks) in &seen {
         compare(&golden, &format!("vae.{name}"), &join(chunks));
     }
-    let latents = vae.encode_picture(&b, &picture, latent_frames, &Quiet).unwrap();
+    let latents = encode_picture(&vae, &picture, latent_frames, Tiling::Whole).unwrap();
     compare(&golden, "vae.enc.out", &latents);
     compare(&golden, "y", &condition(&b, &latents).unwrap());
-    compare(&golden, "vae.enc2.out", &vae.encode(&b, &golden.upload("vae.enc2.in"), &Quiet).unwrap());
+    let latents = encode(&vae, &golden.upload("vae.enc2.in"), Tiling::Whole).unwrap();
+    compare(&golden, "vae.enc2.out", &latents);
 }
 
 #[test]
@@ -104,7 +120,7 @@ fn decoding_is_the_references() {
     let mut probe = |name: &str, x: &Tensor| {
         seen.entry(name.to_owned()).or_default().push(x.clone());
     };
-    vae.decode_probed(&b, &latents, &mut sink, Some(&mut probe)).unwrap();
+    vae.decode(&b, &latents, Tiling::Whole, &Quiet, &mut sink, Some(&mut probe)).unwrap();
     assert_eq!(seen.keys().collect::<Vec<_>>(), ["dec.conv1", "dec.middle", "dec.upsamples3"]);
     for (name, chunks) in &seen {
         compare(&golden, &format!("vae.{name}"), &join(chunks));
@@ -125,7 +141,7 @@ fn frames_in_8_bits_are_the_references() {
         let name = format!("e2e.{sampler}.video_u8");
         let (want, shape) = (golden.values::<u8>(&name), golden.shape(&name));
         let mut got = Vec::new();
-        for frames in decode(&vae, &last, false) {
+        for frames in decode(&vae, &last, Tiling::Whole) {
             got.extend(to_u8(&b, &frames).unwrap());
         }
         assert_eq!(got.len(), shape.iter().product::<usize>());
@@ -152,8 +168,8 @@ fn a_picture_is_encoded_as_the_video_that_it_stands_for() {
     for (height, width, latent_frames) in [(16, 24, 1), (16, 24, 2), (8, 16, 3), (16, 8, 33)] {
         let picture = noise(&[3, 1, height, width], latent_frames as u64);
         let video = with_zeros(&b, &picture, 4 * latent_frames - 3);
-        let whole = vae.encode(&b, &video, &Quiet).unwrap();
-        let short = vae.encode_picture(&b, &picture, latent_frames, &Quiet).unwrap();
+        let whole = encode(&vae, &video, Tiling::Whole).unwrap();
+        let short = encode_picture(&vae, &picture, latent_frames, Tiling::Whole).unwrap();
         assert_eq!(whole.dims(), [16, latent_frames, height / 8, width / 8]);
         assert_eq!(values(&whole), values(&short));
     }
@@ -166,17 +182,9 @@ fn layers_stop_computing_once_their_input_rests() {
     let mut probe = |name: &str, x: &Tensor| {
         computed += if name == "enc.downsamples5" { x.dims()[1] } else { 0 };
     };
-    let picture = noise(&[3, 1, 16, 16], 5);
-    let black = b.upload(&[0.0; 3 * 256], &[3, 1, 16, 16]).unwrap();
-    let chunks = (0..21).map(|i| {
-        Ok(match i {
-            0 => Clip::new(picture.clone()),
-            1 => Clip { frames: Some(black.clone()), repeats: 3 },
-            _ => Clip { frames: None, repeats: 4 },
-        })
-    });
-    let grid = Grid::whole(16, 16);
-    vae.encode_chunks(&b, chunks, true, &grid, &Quiet, Some(&mut probe)).unwrap();
+    let picture = &noise(&[3, 1, 16, 16], 5);
+    let footage = Footage::Picture { picture, latent_frames: 21 };
+    vae.encode(&b, footage, Tiling::Whole, &Quiet, Some(&mut probe)).unwrap();
     // Zeros from frame 1 on, and nine convolutions that reach back two frames each: frame 19 is the last that differs
     // from the one before, which makes half as many and one more, and one for the pair that it is in.
     assert!((10..=12).contains(&computed), "{computed} of 41 frames");
@@ -263,13 +271,13 @@ fn tiles_are_those_of_the_definition() {
         24,
         |[y, x]| {
             let part =
-                b.narrow(&b.narrow(&latents, 2, y.start, y.len()).unwrap(), 3, x.start, x.len()).unwrap();
-            join(&decode(&vae, &part, false))
+                b.slice(&b.slice(&latents, 2, y.start, y.len()).unwrap(), 3, x.start, x.len()).unwrap();
+            join(&decode(&vae, &part, Tiling::Whole))
         },
         |v| 8 * v,
     );
     assert_eq!(frame, [height, width]);
-    assert!(values(&join(&decode(&vae, &latents, true))) == want, "decoded tiles differ");
+    assert!(values(&join(&decode(&vae, &latents, Tiling::Tiled))) == want, "decoded tiles differ");
 
     let picture = noise(&[3, 1, height, width], 12);
     let (want, _) = naive_tiles(
@@ -279,33 +287,31 @@ fn tiles_are_those_of_the_definition() {
         192,
         |[y, x]| {
             let part =
-                b.narrow(&b.narrow(&picture, 2, y.start, y.len()).unwrap(), 3, x.start, x.len()).unwrap();
-            vae.encode_mu(&b, &with_zeros(&b, &part, 5), &Quiet, None).unwrap()
+                b.slice(&b.slice(&picture, 2, y.start, y.len()).unwrap(), 3, x.start, x.len()).unwrap();
+            encode_mu(&vae, &with_zeros(&b, &part, 5))
         },
         |v| v / 8,
     );
     let want = b.upload(&want, &[16, 2, height / 8, width / 8]).unwrap();
     let want = values(&normalize(&b, &want).unwrap());
-    assert!(
-        values(&vae.encode_picture_tiled(&b, &picture, 2, &Quiet).unwrap()) == want,
-        "encoded tiles differ"
-    );
-    let video = with_zeros(&b, &picture, 5);
-    assert!(
-        values(&vae.encode_tiled(&b, &video, &Quiet).unwrap()) == want,
-        "encoded tiles of a video differ"
-    );
+    let tiles = encode_picture(&vae, &picture, 2, Tiling::Tiled).unwrap();
+    assert!(values(&tiles) == want, "encoded tiles differ");
+    let tiles = encode(&vae, &with_zeros(&b, &picture, 5), Tiling::Tiled).unwrap();
+    assert!(values(&tiles) == want, "encoded tiles of a video differ");
 }
 
 #[test]
 fn what_fits_into_one_tile_is_not_divided() {
-    let (b, vae) = load();
+    let (_, vae) = load();
     // Wider than a stride, not than a tile.
     let latents = noise(&[16, 2, 3, 30], 3);
-    assert_eq!(values(&join(&decode(&vae, &latents, true))), values(&join(&decode(&vae, &latents, false))));
+    assert_eq!(
+        values(&join(&decode(&vae, &latents, Tiling::Tiled))),
+        values(&join(&decode(&vae, &latents, Tiling::Whole)))
+    );
     let picture = noise(&[3, 1, 16, 256], 4);
-    let whole = vae.encode_picture(&b, &picture, 2, &Quiet).unwrap();
-    assert_eq!(values(&vae.encode_picture_tiled(&b, &picture, 2, &Quiet).unwrap()), values(&whole));
+    let encoded = |tiling| values(&encode_picture(&vae, &picture, 2, tiling).unwrap());
+    assert_eq!(encoded(Tiling::Tiled), encoded(Tiling::Whole));
 }
 
 #[test]
@@ -332,18 +338,30 @@ fn wrong_extents_and_cancelling_are_errors() {
     }
     let (b, vae) = load();
     for shape in [[3, 4, 16, 16], [3, 1, 12, 16], [3, 1, 16, 20], [4, 1, 16, 16]] {
-        assert!(matches!(vae.encode(&b, &noise(&shape, 1), &Quiet), Err(Error::Setting(_))), "{shape:?}");
+        let refused = encode(&vae, &noise(&shape, 1), Tiling::Whole);
+        assert!(matches!(refused, Err(Error::Setting(_))), "{shape:?}");
     }
     let picture = noise(&[3, 1, 16, 16], 1);
-    assert!(matches!(vae.encode_picture(&b, &picture, 0, &Quiet), Err(Error::Setting(_))));
-    assert!(matches!(vae.encode_picture(&b, &noise(&[3, 5, 16, 16], 1), 2, &Quiet), Err(Error::Setting(_))));
-    assert!(matches!(vae.encode_picture(&b, &picture, 2, &Stop), Err(Error::Canceled)));
-    assert!(matches!(vae.decode(&b, &noise(&[15, 1, 2, 2], 1), &mut |_| Ok(())), Err(Error::Setting(_))));
+    let refused = |picture: &Tensor, latent_frames| {
+        matches!(encode_picture(&vae, picture, latent_frames, Tiling::Whole), Err(Error::Setting(_)))
+    };
+    assert!(refused(&picture, 0) && refused(&noise(&[3, 5, 16, 16], 1), 2));
+    let latents = noise(&[16, 3, 2, 2], 1);
+    for tiling in [Tiling::Whole, Tiling::Tiled] {
+        let footage = Footage::Picture { picture: &picture, latent_frames: 2 };
+        assert!(matches!(vae.encode(&b, footage, tiling, &Stop, None), Err(Error::Canceled)));
+        let mut sink = |_| -> Result<()> { unreachable!("frames of a job that was cancelled") };
+        assert!(matches!(vae.decode(&b, &latents, tiling, &Stop, &mut sink, None), Err(Error::Canceled)));
+    }
+    let too_few = noise(&[15, 1, 2, 2], 1);
+    let refused = vae.decode(&b, &too_few, Tiling::Whole, &Quiet, &mut |_| Ok(()), None);
+    assert!(matches!(refused, Err(Error::Setting(_))));
     let mut frames = 0;
-    let stopped = vae.decode(&b, &noise(&[16, 3, 2, 2], 1), &mut |_| {
+    let mut sink = |_| {
         frames += 1;
         if frames == 2 { Err(Error::Canceled) } else { Ok(()) }
-    });
+    };
+    let stopped = vae.decode(&b, &latents, Tiling::Whole, &Quiet, &mut sink, None);
     assert!(matches!(stopped, Err(Error::Canceled)) && frames == 2);
 }
 

@@ -7,7 +7,8 @@
 use std::ops::Range;
 
 use crate::Result;
-use crate::backend::ConvOps;
+use crate::backend::Backend;
+use crate::request::Tiling;
 
 use crate::dims::{STRIDE, TILE};
 
@@ -23,9 +24,9 @@ pub(super) struct Grid {
 impl Grid {
     /// A grid over `height` x `width` elements, of which one stands for `pixels` pixels. Frames that fit into one tile
     /// are not divided.
-    pub fn new(height: usize, width: usize, pixels: usize) -> Self {
+    pub fn new([height, width]: [usize; 2], pixels: usize, tiling: Tiling) -> Self {
         let (tile, stride) = (TILE / pixels, STRIDE / pixels);
-        if height <= tile && width <= tile {
+        if tiling == Tiling::Whole || (height <= tile && width <= tile) {
             return Self::whole(height, width);
         }
         let cut = |len: usize| (0..len).step_by(stride).map(|start| start..len.min(start + tile)).collect();
@@ -33,7 +34,7 @@ impl Grid {
     }
 
     /// One tile, however large.
-    pub fn whole(height: usize, width: usize) -> Self {
+    fn whole(height: usize, width: usize) -> Self {
         let longest = height.max(width);
         let all = |len: usize| std::iter::once(0..len).collect();
         Self { tile: longest, stride: longest, rows: all(height), columns: all(width) }
@@ -57,17 +58,17 @@ impl Grid {
     }
 
     /// Tile number `index` of `x` `[.., height, width]`; row by row.
-    pub fn cut<B: ConvOps>(&self, b: &B, x: &B::Tensor, index: usize) -> Result<B::Tensor> {
+    pub fn cut<B: Backend>(&self, b: &B, x: &B::Tensor, index: usize) -> Result<B::Tensor> {
         if self.len() == 1 {
             return Ok(x.clone());
         }
         let row = &self.rows[index / self.columns.len()];
         let column = &self.columns[index % self.columns.len()];
-        b.narrow(&b.narrow(x, 2, row.start, row.len())?, 3, column.start, column.len())
+        b.slice(&b.slice(x, 2, row.start, row.len())?, 3, column.start, column.len())
     }
 
     /// All tiles, row by row, as one volume.
-    pub fn join<B: ConvOps>(&self, b: &B, mut tiles: Vec<B::Tensor>) -> Result<B::Tensor> {
+    pub fn join<B: Backend>(&self, b: &B, mut tiles: Vec<B::Tensor>) -> Result<B::Tensor> {
         let columns = self.columns.len();
         let overlap = self.tile - self.stride;
         let mut rows = Vec::with_capacity(self.rows.len());
@@ -89,21 +90,21 @@ impl Grid {
                 let mut kept = tiles[at].clone();
                 for (axis, range) in [(2, &self.rows[i]), (3, &self.columns[j])] {
                     if range.len() > self.stride {
-                        kept = b.narrow(&kept, axis, 0, self.stride)?;
+                        kept = b.slice(&kept, axis, 0, self.stride)?;
                     }
                 }
                 row.push(kept);
             }
-            rows.push(concat(b, &row, 3)?);
+            rows.push(concat(b, row, 3)?);
         }
-        concat(b, &rows, 2)
+        concat(b, rows, 2)
     }
 }
 
 /// Parts after each other along `axis`.
-pub(super) fn concat<B: ConvOps>(b: &B, parts: &[B::Tensor], axis: usize) -> Result<B::Tensor> {
-    match parts {
-        [one] => Ok(one.clone()),
-        several => b.concat(&several.iter().collect::<Vec<_>>(), axis),
+pub(super) fn concat<B: Backend>(b: &B, mut parts: Vec<B::Tensor>, axis: usize) -> Result<B::Tensor> {
+    match parts.len() {
+        1 => Ok(parts.remove(0)),
+        _ => b.concat(&parts.iter().collect::<Vec<_>>(), axis),
     }
 }

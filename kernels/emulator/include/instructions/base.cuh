@@ -67,6 +67,25 @@ inline void multiply_e4m3(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_
     emulator::multiply(emulator::Kind::kE4m3, d, a, b0, b1);
 }
 
+inline void multiply_s8(int* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int (&c)[4]) {
+    emulator::multiply_integers(true, d, a, b0, b1, c);
+}
+inline void multiply_u8(int* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int (&c)[4]) {
+    emulator::multiply_integers(false, d, a, b0, b1, c);
+}
+
+inline void named_sync(int id, int threads) { emulator::block_barrier(id, threads, true); }
+inline void named_arrive(int id, int threads) { emulator::block_barrier(id, threads, false); }
+inline void hold_until_known(uint32_t, uint32_t) {}
+
+inline uint32_t gather_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    return (a & 0xff) | (b & 0xff) << 8 | (c & 0xff) << 16 | d << 24;
+}
+inline uint32_t sum_bytes(uint32_t bytes, uint32_t more) {
+    for (int i = 0; i < 4; i++) more += bytes >> (8 * i) & 0xff;
+    return more;
+}
+
 // The hardware's has an error of 2 ulp; this one of half a unit or so. Both flush what is below the normal numbers.
 inline float exp2_fast(float x) {
     const float y = std::exp2(std::fabs(x) < 0x1p-126f ? 0.f : x);

@@ -18,8 +18,6 @@ inline void barrier_expect(uint32_t barrier, uint32_t bytes) { emulator::barrier
 inline void barrier_arrive(uint32_t barrier) { emulator::barrier_arrive(barrier, emulator::here->rank); }
 inline void barrier_wait(uint32_t barrier, uint32_t parity) { emulator::barrier_wait(barrier, parity); }
 
-inline void named_sync(int id, int threads) { emulator::block_barrier(id, threads, true); }
-inline void named_arrive(int id, int threads) { emulator::block_barrier(id, threads, false); }
 
 inline uint32_t cluster_rank() { return emulator::here->rank; }
 inline void cluster_sync() { emulator::cluster_barrier(); }

@@ -40,6 +40,7 @@ impl Input {
                     Element::Bf16 => to.copy_from_slice(&bf16::from_f32(*value).to_bits().to_ne_bytes()),
                     Element::F32 => to.copy_from_slice(&value.to_ne_bytes()),
                     Element::E4m3 => to[0] = encode(f64::from(*value)),
+                    Element::Int8 => to[0] = (*value as i8).to_ne_bytes()[0],
                 }
             }
         }
@@ -78,7 +79,7 @@ impl Input {
 /// A matrix on the GPU to be written, poisoned with NaN, and a poisoned row behind it.
 pub struct Output {
     memory: CudaSlice<u8>,
-    /// Of e4m3.
+    /// Of 8 bits.
     scale: CudaSlice<f32>,
     rows: usize,
     columns: usize,
@@ -99,11 +100,11 @@ impl Output {
     }
 
     pub fn typed(&self, stream: &CudaStream) -> Typed {
-        let scale = if self.element == Element::E4m3 { address(&self.scale, stream) } else { 0 };
+        let scale = if self.element.bytes() == 1 { address(&self.scale, stream) } else { 0 };
         Typed { rows: self.rows(stream), element: self.element, scale }
     }
 
-    /// What was written, with e4m3's scales applied.
+    /// What was written, with the scales of 8 bits applied.
     pub fn read(&self, stream: &Arc<CudaStream>) -> Result<Vec<f64>> {
         let bytes = stream.clone_dtoh(&self.memory)?;
         let size = self.element.bytes();
@@ -113,8 +114,8 @@ impl Output {
             return Err("a kernel wrote outside its output".into());
         }
         let mut values = decode(all, self.columns, self.stride, self.element);
-        if self.element == Element::E4m3 {
-            let scales = stream.clone_dtoh(&self.scale)?;
+        if self.element.bytes() == 1 {
+            let scales = self.scales(stream)?;
             for (row, scale) in values.chunks_exact_mut(self.columns).zip(&scales) {
                 for x in row {
                     *x *= f64::from(*scale);
@@ -122,6 +123,15 @@ impl Output {
             }
         }
         Ok(values)
+    }
+
+    /// The scales that were written.
+    pub fn scales(&self, stream: &Arc<CudaStream>) -> Result<Vec<f32>> {
+        let mut scales = stream.clone_dtoh(&self.scale)?;
+        if scales.pop().is_none_or(|guard| !guard.is_nan()) {
+            return Err("a kernel wrote a scale too many".into());
+        }
+        Ok(scales)
     }
 }
 
@@ -131,6 +141,7 @@ fn decode(bytes: &[u8], columns: usize, stride: usize, element: Element) -> Vec<
         Element::Bf16 => bf16::from_bits(u16::from_ne_bytes([x[0], x[1]])).to_f64(),
         Element::F32 => f64::from(f32::from_ne_bytes([x[0], x[1], x[2], x[3]])),
         Element::E4m3 => decode_e4m3(x[0]),
+        Element::Int8 => f64::from(i8::from_ne_bytes([x[0]])),
     };
     let rows = bytes.chunks_exact(stride * size);
     rows.flat_map(|row| row[..columns * size].chunks_exact(size).map(one)).collect()

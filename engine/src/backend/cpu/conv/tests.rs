@@ -56,6 +56,10 @@ impl Case {
         HostTensor { shape: vec![self.outputs], data: noise(self.outputs, 2) }
     }
 
+    fn layer(&self) -> Conv {
+        Conv::load(ConvWeights::new(self.weight(), self.bias()).unwrap())
+    }
+
     fn input(&self) -> Vec<f32> {
         noise(self.inputs * (self.past + self.frames) * self.size[0] * self.size[1], 3)
     }
@@ -158,7 +162,7 @@ const TOLERANCE: f64 = 5e-6;
 #[test]
 fn convolutions_are_the_definition() {
     for case in cases() {
-        let layer = Cpu::new().load_conv(case.weight(), case.bias()).unwrap();
+        let layer = case.layer();
         let [h, w] = case.size;
         let x = upload(&case.input(), [case.inputs, case.past + case.frames, h, w]);
         let want = case.result();
@@ -193,15 +197,15 @@ fn parts_are_one_input_to_the_bit() {
         size: [9, 19],
         step: Step::default(),
     };
-    let layer = b.load_conv(case.weight(), case.bias()).unwrap();
+    let layer = case.layer();
     let x = upload(&case.input(), [3, 5, 9, 19]);
-    let parts: Vec<_> = [(0, 1), (1, 2), (3, 1), (4, 1)].map(|(s, n)| b.narrow(&x, 1, s, n).unwrap()).into();
+    let parts: Vec<_> = [(0, 1), (1, 2), (3, 1), (4, 1)].map(|(s, n)| b.slice(&x, 1, s, n).unwrap()).into();
     let run = |parts: &[&Tensor], past| {
         values(&b.conv(parts, past, &layer, case.step, &ConvEpilogue::default()).unwrap())
     };
     assert_eq!(run(&parts.iter().collect::<Vec<_>>(), 2), run(&[&x], 2));
     // The last frame alone sees the same two before it.
-    let last = b.narrow(&upload(&run(&[&x], 2), [5, 3, 9, 19]), 1, 2, 1).unwrap();
+    let last = b.slice(&upload(&run(&[&x], 2), [5, 3, 9, 19]), 1, 2, 1).unwrap();
     assert_eq!(run(&parts[1..].iter().collect::<Vec<_>>(), 3), values(&last));
 }
 
@@ -218,12 +222,12 @@ fn a_residual_is_added_and_then_all_is_normalised() {
             size: [5, width],
             step: Step::default(),
         };
-        let layer = b.load_conv(case.weight(), case.bias()).unwrap();
+        let layer = case.layer();
         let x = upload(&case.input(), [2, 2, 5, width]);
         let residual = upload(&noise(6 * 10 * width, 4), [6, 2, 5, width]);
-        let gamma = b.upload(&noise(6, 5), &[6]).unwrap();
+        let gamma = ChannelNorm(noise(6, 5));
         let plain = conv(Kernel::best(), &[&x], 0, &layer, case.step, &ConvEpilogue::default()).unwrap();
-        let sum = b.combine(&[(1.0, &plain), (1.0, &residual)]).unwrap();
+        let sum = b.linear_combination(&[(1.0, &plain), (1.0, &residual)]).unwrap();
         let added = ConvEpilogue { residual: Some(&residual), norm: None };
         assert_eq!(values(&b.conv(&[&x], 0, &layer, case.step, &added).unwrap()), values(&sum));
         let both = ConvEpilogue { residual: Some(&residual), norm: Some(&gamma) };
@@ -252,7 +256,7 @@ fn norms_are_the_definition() {
                     want[i * voxels + v] = if silu { n / (1.0 + (-n).exp()) } else { n };
                 }
             }
-            let gamma = b.upload(&gamma, &[c]).unwrap();
+            let gamma = ChannelNorm(gamma.clone());
             let got = values(&b.channel_norm(&upload(&x, [c, t, h, w]), &gamma, silu).unwrap());
             // Some ten operations that round by 2^-24 each.
             assert!(distance(&got, &want) < 6e-7, "{c} {silu}");
@@ -322,10 +326,10 @@ fn fading_starts_with_the_old_and_ends_before_the_new() {
 fn what_does_not_fit_is_an_error() {
     let b = Cpu::new();
     let host = |shape: &[usize]| HostTensor { shape: shape.to_vec(), data: noise(shape.iter().product(), 1) };
-    assert!(b.load_conv(host(&[4, 4]), host(&[4])).is_err());
-    assert!(b.load_conv(host(&[4, 4, 3, 3]), host(&[3])).is_err());
-    assert!(b.load_conv(host(&[4, 4, 3, 5, 5]), host(&[4])).is_err());
-    let layer = b.load_conv(host(&[4, 2, 3, 3, 3]), host(&[4])).unwrap();
+    assert!(ConvWeights::new(host(&[4, 4]), host(&[4])).is_err());
+    assert!(ConvWeights::new(host(&[4, 4, 3, 3]), host(&[3])).is_err());
+    assert!(ConvWeights::new(host(&[4, 4, 3, 5, 5]), host(&[4])).is_err());
+    let layer = Conv::load(ConvWeights::new(host(&[4, 2, 3, 3, 3]), host(&[4])).unwrap());
     let x = |shape: [usize; 4]| upload(&noise(shape.iter().product(), 1), shape);
     let run = |parts: &[&Tensor], past, step| b.conv(parts, past, &layer, step, &ConvEpilogue::default());
     assert!(run(&[], 0, Step::default()).is_err());
@@ -334,7 +338,7 @@ fn what_does_not_fit_is_an_error() {
     assert!(run(&[&x([2, 1, 4, 4]), &x([2, 1, 4, 5])], 0, Step::default()).is_err());
     assert!(run(&[&x([2, 1, 4, 5])], 0, Step { spatial: Spatial::Halve, time: Time::Same }).is_err());
     assert!(run(&[&x([2, 3, 4, 4])], 0, Step { spatial: Spatial::Same, time: Time::Halve }).is_err());
-    let (x, other, gamma) = (x([2, 1, 4, 4]), x([4, 2, 4, 4]), b.upload(&[1.0; 3], &[3]).unwrap());
+    let (x, other, gamma) = (x([2, 1, 4, 4]), x([4, 2, 4, 4]), ChannelNorm(vec![1.0; 3]));
     for (residual, norm) in [(Some(&other), None), (None, Some(&gamma))] {
         assert!(b.conv(&[&x], 0, &layer, Step::default(), &ConvEpilogue { residual, norm }).is_err());
     }

@@ -1,44 +1,44 @@
 //! Linear layers: every type of weight, every epilogue.
 
-use super::{BF16, Both, Check, Cuda, FP8, Options, Pair, ROUNDED, SPLIT, noise, with};
+use super::{BF16, Both, Check, FP8, IN_BF16, IN_FP8, Options, Pair, ROUNDED, SPLIT, noise};
 use crate::Result;
-use crate::backend::sequence::{Activation, Epilogue, Precision};
-use crate::backend::{Backend, SequenceOps};
-use crate::profile::Weights;
-use crate::weights::{Component, DType, HostTensor, Matrix, Scale, e4m3};
+use crate::backend::loading::Role;
+use crate::backend::sequence::Activation;
+use crate::backend::{Keeping, SequenceOps};
+use crate::weights::{DType, Encoding, Granularity, HostTensor, Matrix, e4m3};
 
 pub(super) fn check(check: &Check) -> Result<()> {
     let types = [DType::F32, DType::F16, DType::Bf16, DType::F8E4m3];
-    let (compute, full) = (Precision::Compute, Precision::Full);
-    let cuda = check.open(&Options::BF16)?;
-    let one = Layers { check, cuda: &cuda, operation: "linear, bf16", precision: compute, tolerance: BF16 };
+    let cuda = check.open(&Options::default())?;
+    let both = |keeping: Keeping| Both::new(check, &cuda, keeping);
+    let (in_bf16, in_fp8) = (both(IN_BF16), both(IN_FP8));
+    let bf16 = Layers { both: &in_bf16, operation: "linear, bf16", role: Role::Bulk, tolerance: BF16 };
     for dtype in types {
-        one.run(dtype, 3, 40, &[24, 16])?;
+        bf16.run(dtype, 3, 40, &[24, 16])?;
     }
-    one.run(DType::Bf16, 1, 16, &[8])?;
-    one.run(DType::F32, 130, 588, &[264])?;
+    bf16.run(DType::Bf16, 1, 16, &[8])?;
+    bf16.run(DType::F32, 130, 588, &[264])?;
+    bf16.gated(9, 40, 24)?;
+    bf16.gated(1, 40, 24)?;
 
-    let one = Layers { operation: "linear, split f32", precision: full, tolerance: SPLIT, ..one };
+    let split = Layers { operation: "linear, split f32", role: Role::Sensitive, tolerance: SPLIT, ..bf16 };
     for dtype in types {
-        one.run(dtype, 3, 40, &[24, 16])?;
+        split.run(dtype, 3, 40, &[24, 16])?;
     }
-    one.run(DType::F32, 17, 588, &[160])?;
-    one.run(DType::F32, 1, 256, &[64])?;
+    split.run(DType::F32, 17, 588, &[160])?;
+    split.run(DType::F32, 1, 256, &[64])?;
 
-    let cuda = check.open(&with(Weights::Fp8))?;
-    let one = Layers { check, cuda: &cuda, operation: "linear, fp8", precision: compute, tolerance: FP8 };
+    let fp8 = Layers { both: &in_fp8, operation: "linear, fp8", tolerance: FP8, ..bf16 };
     for dtype in types {
-        one.run(dtype, 5, 64, &[24, 16])?;
+        fp8.run(dtype, 5, 64, &[24, 16])?;
     }
-    one.run(DType::Bf16, 130, 272, &[136])?;
+    fp8.run(DType::Bf16, 130, 272, &[136])?;
+    fp8.gated(9, 64, 24)?;
     // Too odd for 8 bits.
-    let bf16 = Layers { operation: "linear, bf16", tolerance: BF16, ..one };
-    bf16.run(DType::F32, 4, 40, &[8])?;
-    // Each network has its own type.
-    let [t5, dit] = [Component::T5, Component::Dit].map(|component| cuda.loading(component));
-    Layers { cuda: &t5, ..bf16 }.run(DType::F32, 3, 64, &[16])?;
-    let split = Layers { operation: "linear, split f32", precision: full, tolerance: SPLIT, ..bf16 };
-    Layers { cuda: &dit, ..split }.run(DType::F32, 3, 64, &[16])
+    Layers { both: &in_fp8, ..bf16 }.run(DType::F32, 4, 40, &[8])?;
+    // What is sensitive is not the network's type.
+    Layers { both: &in_fp8, ..split }.run(DType::F32, 3, 64, &[16])?;
+    Layers { both: &both(Keeping::F32), role: Role::Bulk, ..split }.run(DType::F32, 3, 64, &[16])
 }
 
 /// A weight `[rows, cols]` as it lies in files.
@@ -49,13 +49,16 @@ pub(super) fn weight(rows: usize, cols: usize, dtype: DType, seed: u64) -> Matri
         DType::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
         DType::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
         DType::F8E4m3 => values.iter().map(|v| e4m3::encode(448.0 * v)).collect(),
+        _ => unreachable!("no weight is {}", dtype.name()),
     };
-    let scales = || (0..rows).map(|i| (1 + i % 5) as f32 / 448.0).collect();
-    let scale = (dtype == DType::F8E4m3).then(|| match seed % 2 {
-        0 => Scale::PerTensor(1.0 / 448.0),
-        _ => Scale::PerRow(scales()),
-    });
-    Matrix { rows, cols, dtype, bytes: bytes.into(), scale }
+    if dtype != DType::F8E4m3 {
+        return Matrix::plain(rows, cols, dtype, bytes);
+    }
+    let (by, scales) = match seed % 2 {
+        0 => (Granularity::Tensor, vec![1.0 / 448.0]),
+        _ => (Granularity::Row, (0..rows).map(|i| (1 + i % 5) as f32 / 448.0).collect()),
+    };
+    Matrix { rows, cols, encoding: Encoding::Scaled { dtype, by }, bytes: bytes.into(), scales }
 }
 
 pub(super) fn bias(len: usize, seed: u64) -> HostTensor {
@@ -65,48 +68,54 @@ pub(super) fn bias(len: usize, seed: u64) -> HostTensor {
 /// Layers of one kind.
 #[derive(Clone, Copy)]
 struct Layers<'a> {
-    check: &'a Check,
-    cuda: &'a Cuda,
+    both: &'a Both<'a>,
     operation: &'static str,
-    precision: Precision,
+    role: Role,
     tolerance: f64,
 }
 
 impl Layers<'_> {
     /// Layers side by side, with every epilogue.
     fn run(&self, dtype: DType, rows: usize, cols: usize, outs: &[usize]) -> Result<()> {
-        let both = Both::new(self.check, self.cuda);
-        let layers: Vec<_> = outs
+        let both = self.both;
+        let layers = outs
             .iter()
             .enumerate()
-            .map(|(i, &out)| (weight(out, cols, dtype, i as u64), (i == 0).then(|| bias(out, 7))))
-            .collect();
-        let on_cpu = both.cpu.load_linear(&layers, self.precision)?;
-        let on_cuda = self.cuda.load_linear(&layers, self.precision)?;
+            .map(|(i, &out)| (weight(out, cols, dtype, i as u64), (i == 0).then(|| bias(out, 7))));
+        let layer = both.load(layers.collect(), self.role)?;
         let out: usize = outs.iter().sum();
         let x = both.noise(&[rows, cols], 11)?;
-        let (column, element) = (both.noise(&[1, out], 12)?, both.noise(&[rows, out], 13)?);
-        let residual = both.noise(&[rows, out], 14)?;
+        let (gate, residual) = (both.noise(&[1, out], 12)?, both.noise(&[rows, out], 14)?);
         for (name, activation, gate, residual) in [
             ("plain", Activation::None, None, None),
             ("silu", Activation::Silu, None, None),
-            ("gelu, gate by element", Activation::GeluTanh, Some(&element), None),
-            ("erf, gate by column", Activation::GeluErf, Some(&column), None),
-            ("gate and residual", Activation::None, Some(&column), Some(&residual)),
+            ("gelu", Activation::GeluTanh, None, None),
+            ("erf, gate by column", Activation::GeluErf, Some(&gate), None),
+            ("gate and residual", Activation::None, Some(&gate), Some(&residual)),
             ("silu and residual", Activation::Silu, None, Some(&residual)),
         ] {
-            let cpu = Epilogue { activation, gate: gate.map(|g| &g.cpu), residual: residual.map(|r| &r.cpu) };
-            let gpu =
-                Epilogue { activation, gate: gate.map(|g| &g.cuda), residual: residual.map(|r| &r.cuda) };
-            let result = Pair {
-                cpu: both.cpu.linear(&x.cpu, &on_cpu, &cpu)?,
-                cuda: self.cuda.linear(&x.cuda, &on_cuda, &gpu)?,
-            };
-            // A gate for each element is rounded to bf16.
-            let by_element = gate.is_some_and(|g| g.cpu.dims() == [rows, out]);
-            let tolerance = if by_element { self.tolerance.max(ROUNDED) } else { self.tolerance };
+            let result = both.linear(x.plain(), &layer, activation, [gate, residual])?;
             let case = format!("{rows}x{cols}x{out}, weights {}, {name}", dtype.name());
-            both.compare(self.operation, case, &result, tolerance)?;
+            both.compare(self.operation, case, &result, self.tolerance)?;
+        }
+        Ok(())
+    }
+
+    /// A gated linear unit.
+    fn gated(&self, rows: usize, cols: usize, out: usize) -> Result<()> {
+        let both = self.both;
+        let load = |seed| both.load(vec![(weight(out, cols, DType::F32, seed), None)], self.role);
+        let (gate, up) = (load(1)?, load(2)?);
+        let x = both.noise(&[rows, cols], 11)?;
+        for (name, activation) in [("gelu", Activation::GeluTanh), ("silu", Activation::Silu)] {
+            let (cpu, cuda) = (&both.cpu, both.cuda);
+            let result = Pair {
+                cpu: cpu.gated_linear(x.plain().cpu, &gate.cpu, &up.cpu, activation)?,
+                cuda: cuda.gated_linear(x.plain().cuda, &gate.cuda, &up.cuda, activation)?,
+            };
+            // Both factors have the error of a layer, and the one that is a gate is rounded to bf16.
+            let tolerance = 2f64.sqrt() * self.tolerance + ROUNDED;
+            both.compare("gated linear unit", format!("{rows}x{cols}x{out}, {name}"), &result, tolerance)?;
         }
         Ok(())
     }

@@ -14,10 +14,13 @@ use serde::Serialize;
 
 use super::{Cuda, Options};
 use crate::Result;
-use crate::backend::TensorOps;
 use crate::backend::cpu::Cpu;
-use crate::profile::{self, Weights};
+use crate::backend::loading::{LinearWeights, Role};
+use crate::backend::sequence::{Activation, Epilogue, Input};
+use crate::backend::{Backend, Keeping, Loader, SequenceOps, TensorOps};
+use crate::profile::Weights;
 use crate::progress::Observer;
+use crate::weights::{HostTensor, Matrix};
 
 /// Bytes for the work.
 const WORK: usize = 64 << 20;
@@ -103,11 +106,10 @@ impl Check {
     }
 }
 
-/// The usual options, with this type for the DiT's matrices.
-fn with(weights: Weights) -> Options {
-    let precision = profile::Precision { dit: weights, ..Options::BF16.precision };
-    Options { precision, ..Options::BF16 }
-}
+/// Weights in bf16, but the sensitive ones.
+const IN_BF16: Keeping = Keeping { weights: Weights::Bf16, ..Keeping::F32 };
+/// Large matrices in 8 bits.
+const IN_FP8: Keeping = Keeping { weights: Weights::Fp8, ..Keeping::F32 };
 
 /// Values without a pattern, about -1 to 1.
 pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -142,16 +144,61 @@ struct Pair {
     cuda: <Cuda as TensorOps>::Tensor,
 }
 
+/// A linear layer on both.
+struct Layer {
+    cpu: <Cpu as SequenceOps>::Linear,
+    cuda: <Cuda as SequenceOps>::Linear,
+}
+
+/// What a layer reads, on both.
+#[derive(Clone, Copy)]
+struct Read<'a> {
+    cpu: Input<'a, <Cpu as TensorOps>::Tensor>,
+    cuda: Input<'a, <Cuda as TensorOps>::Tensor>,
+}
+
+impl Pair {
+    fn plain(&self) -> Read<'_> {
+        Read { cpu: Input::Plain(&self.cpu), cuda: Input::Plain(&self.cuda) }
+    }
+}
+
 /// Both backends.
 struct Both<'a> {
     check: &'a Check,
     cpu: Cpu,
     cuda: &'a Cuda,
+    /// How the GPU keeps weights.
+    keeping: Keeping,
 }
 
 impl<'a> Both<'a> {
-    fn new(check: &'a Check, cuda: &'a Cuda) -> Self {
-        Self { check, cpu: Cpu::new(), cuda }
+    fn new(check: &'a Check, cuda: &'a Cuda, keeping: Keeping) -> Self {
+        Self { check, cpu: Cpu::new(), cuda, keeping }
+    }
+
+    fn load(&self, layers: Vec<(Matrix<'_>, Option<HostTensor>)>, role: Role) -> Result<Layer> {
+        let weights = LinearWeights::new(layers)?;
+        Ok(Layer {
+            cpu: self.cpu.loader(Keeping::F32).linear(&weights, role)?,
+            cuda: self.cuda.loader(self.keeping).linear(&weights, role)?,
+        })
+    }
+
+    /// A layer with what may follow it.
+    fn linear(
+        &self,
+        x: Read<'_>,
+        layer: &Layer,
+        activation: Activation,
+        [gate, residual]: [Option<&Pair>; 2],
+    ) -> Result<Pair> {
+        let cpu = Epilogue { activation, gate: gate.map(|g| &g.cpu), residual: residual.map(|r| &r.cpu) };
+        let cuda = Epilogue { activation, gate: gate.map(|g| &g.cuda), residual: residual.map(|r| &r.cuda) };
+        Ok(Pair {
+            cpu: self.cpu.linear(x.cpu, &layer.cpu, &cpu)?,
+            cuda: self.cuda.linear(x.cuda, &layer.cuda, &cuda)?,
+        })
     }
 
     fn upload(&self, data: &[f32], shape: &[usize]) -> Result<Pair> {
@@ -162,10 +209,10 @@ impl<'a> Both<'a> {
         self.upload(&noise(shape.iter().product(), seed), shape)
     }
 
-    fn narrow(&self, x: &Pair, axis: usize, start: usize, len: usize) -> Result<Pair> {
+    fn slice(&self, x: &Pair, axis: usize, start: usize, len: usize) -> Result<Pair> {
         Ok(Pair {
-            cpu: self.cpu.narrow(&x.cpu, axis, start, len)?,
-            cuda: self.cuda.narrow(&x.cuda, axis, start, len)?,
+            cpu: self.cpu.slice(&x.cpu, axis, start, len)?,
+            cuda: self.cuda.slice(&x.cuda, axis, start, len)?,
         })
     }
 

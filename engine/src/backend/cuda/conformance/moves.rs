@@ -1,19 +1,19 @@
 //! What only moves values, or adds them up: exact.
 
-use super::{Both, Check, Options, Pair, noise};
+use super::{Both, Check, IN_BF16, Options, Pair, noise};
 use crate::Result;
 use crate::backend::{SequenceOps, TensorOps};
 
 pub(super) fn check(check: &Check) -> Result<()> {
-    let cuda = check.open(&Options::BF16)?;
-    let both = Both::new(check, &cuda);
+    let cuda = check.open(&Options::default())?;
+    let both = Both::new(check, &cuda, IN_BF16);
     for shape in [&[5][..], &[3, 7], &[6, 40], &[3, 2, 5, 7], &[16, 3, 4, 6]] {
         let x = both.noise(shape, 1)?;
         both.compare("upload, download", format!("{shape:?}"), &x, 0.0)?;
         for axis in 0..shape.len() {
-            let head = both.narrow(&x, axis, 0, 1)?;
-            let tail = both.narrow(&x, axis, 1, shape[axis] - 1)?;
-            both.compare("narrow", format!("{shape:?}, axis {axis}"), &tail, 0.0)?;
+            let head = both.slice(&x, axis, 0, 1)?;
+            let tail = both.slice(&x, axis, 1, shape[axis] - 1)?;
+            both.compare("slice", format!("{shape:?}, axis {axis}"), &tail, 0.0)?;
             let whole = both.concat(&[&tail, &head], axis)?;
             both.compare("concat", format!("{shape:?}, axis {axis}"), &whole, 0.0)?;
         }
@@ -25,14 +25,16 @@ pub(super) fn check(check: &Check) -> Result<()> {
         let factors = noise(count as usize, 99);
         let cpu: Vec<_> = factors.iter().copied().zip(terms.iter().map(|t| &t.cpu)).collect();
         let gpu: Vec<_> = factors.iter().copied().zip(terms.iter().map(|t| &t.cuda)).collect();
-        let sum = Pair { cpu: both.cpu.combine(&cpu)?, cuda: cuda.combine(&gpu)? };
-        both.compare("combine", format!("{count} of {shape:?}"), &sum, 0.0)?;
+        let sum = Pair { cpu: both.cpu.linear_combination(&cpu)?, cuda: cuda.linear_combination(&gpu)? };
+        both.compare("linear combination", format!("{count} of {shape:?}"), &sum, 0.0)?;
     }
     // Elements that do not follow each other.
-    let part = both.narrow(&both.noise(&[5, 6], 4)?, 1, 1, 3)?;
-    let twice =
-        Pair { cpu: both.cpu.combine(&[(2.0, &part.cpu)])?, cuda: cuda.combine(&[(2.0, &part.cuda)])? };
-    both.compare("combine", "a part", &twice, 0.0)?;
+    let part = both.slice(&both.noise(&[5, 6], 4)?, 1, 1, 3)?;
+    let twice = Pair {
+        cpu: both.cpu.linear_combination(&[(2.0, &part.cpu)])?,
+        cuda: cuda.linear_combination(&[(2.0, &part.cuda)])?,
+    };
+    both.compare("linear combination", "a part", &twice, 0.0)?;
 
     for [c, t, h, w] in [[1, 1, 2, 2], [36, 3, 8, 12], [5, 2, 6, 10], [16, 1, 2, 514]] {
         let x = both.noise(&[c, t, h, w], 1)?;

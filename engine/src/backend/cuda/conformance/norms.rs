@@ -1,76 +1,90 @@
-//! Norms of rows, as they are and as a product reads them.
+//! Norms of rows: as they are, as a product reads them, and of the parts of a product.
 
-use super::linear::weight;
-use super::{BF16, Both, Check, FP8, Options, Pair, noise, with};
+use super::linear::{bias, weight};
+use super::{BF16, Both, Check, FP8, IN_BF16, IN_FP8, Options, Pair, Read, noise};
 use crate::Result;
-use crate::backend::SequenceOps;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
-use crate::backend::sequence::{Epilogue, NormParams, Precision};
-use crate::profile::Weights;
+use crate::backend::loading::Role;
+use crate::backend::sequence::{Activation, Affine, Input, Norm, Projection};
+use crate::backend::{Keeping, SequenceOps};
 use crate::weights::DType;
 
 /// Sums of up to a thousand f32, and the roots of their means.
 const NORM: f64 = 1e-5;
 
 pub(super) fn check(check: &Check) -> Result<()> {
-    for (weights, tolerance) in [(Weights::Bf16, BF16), (Weights::Fp8, FP8)] {
-        let cuda = check.open(&with(weights))?;
-        let both = Both::new(check, &cuda);
+    let cuda = check.open(&Options::default())?;
+    for (keeping, through, tolerance) in
+        [(IN_BF16, "norm to bf16 product", BF16), (IN_FP8, "norm to 8-bit product", FP8)]
+    {
+        let both = Both::new(check, &cuda, keeping);
         for (rows, features) in [(1, 16), (3, 80), (72, 256), (5, 1104)] {
-            norms(&both, rows, features, weights, tolerance)?;
+            norms(&both, rows, features, through, tolerance)?;
         }
     }
-    let cuda = check.open(&Options::BF16)?;
-    let both = Both::new(check, &cuda);
-    for (rows, heads, pairs) in [(1, 1, 4), (5, 3, 8), (72, 2, 64)] {
-        let features = 2 * heads * pairs;
-        let (on_cpu, on_cuda) = rope(&both, rows, pairs)?;
-        // Columns of something wider.
-        let x = both.narrow(&both.noise(&[rows, 3 * features], 1)?, 1, features, features)?;
-        let weight = both.noise(&[features], 2)?;
-        let y = Pair {
-            cpu: both.cpu.rms_norm(&x.cpu, &weight.cpu, 1e-6, Some(&on_cpu))?,
-            cuda: cuda.rms_norm(&x.cuda, &weight.cuda, 1e-6, Some(&on_cuda))?,
-        };
-        both.compare("RMS norm, rotary embedding", format!("{rows}x{heads}x{pairs}"), &y, NORM)?;
+    for (keeping, tolerance) in [(IN_BF16, BF16), (IN_FP8, FP8), (Keeping::F32, BF16)] {
+        let both = Both::new(check, &cuda, keeping);
+        for (rows, heads, pairs) in [(1, 1, 4), (5, 3, 8), (72, 2, 64)] {
+            projections(&both, rows, heads, pairs, tolerance)?;
+        }
     }
     Ok(())
 }
 
 /// Each norm through a product, in the form that it reads, and itself.
-fn norms(both: &Both<'_>, rows: usize, features: usize, weights: Weights, tolerance: f64) -> Result<()> {
-    let (cpu, cuda) = (&both.cpu, both.cuda);
+fn norms(both: &Both<'_>, rows: usize, features: usize, through: &'static str, tolerance: f64) -> Result<()> {
     let x = both.noise(&[rows, features], 1)?;
     let (a, b) = (both.noise(&[1, features], 2)?, both.noise(&[1, features], 3)?);
-    let affine = Pair {
-        cpu: cpu.layer_norm(&x.cpu, &NormParams::Affine { weight: &a.cpu, bias: &b.cpu }, 1e-6)?,
-        cuda: cuda.layer_norm(&x.cuda, &NormParams::Affine { weight: &a.cuda, bias: &b.cuda }, 1e-6)?,
-    };
-    let modulated = Pair {
-        cpu: cpu.layer_norm(&x.cpu, &NormParams::Modulated { shift: &a.cpu, scale: &b.cpu }, 1e-6)?,
-        cuda: cuda.layer_norm(&x.cuda, &NormParams::Modulated { shift: &a.cuda, scale: &b.cuda }, 1e-6)?,
-    };
-    let rms = Pair {
-        cpu: cpu.rms_norm(&x.cpu, &a.cpu, 1e-6, None)?,
-        cuda: cuda.rms_norm(&x.cuda, &a.cuda, 1e-6, None)?,
-    };
-    let layers = [(weight(24, features, DType::F32, 5), None)];
-    let on_cpu = cpu.load_linear(&layers, Precision::Compute)?;
-    let on_cuda = cuda.load_linear(&layers, Precision::Compute)?;
-    let through = match weights {
-        Weights::Fp8 => "norm to 8-bit product",
-        _ => "norm to bf16 product",
-    };
-    for (name, kind, norm) in
-        [("layer norm", "affine", affine), ("layer norm", "modulated", modulated), ("RMS norm", "plain", rms)]
-    {
-        let read = Pair {
-            cpu: cpu.linear(&norm.cpu, &on_cpu, &Epilogue::default())?,
-            cuda: cuda.linear(&norm.cuda, &on_cuda, &Epilogue::default())?,
-        };
-        both.compare(through, format!("{name}, {kind}, {rows}x{features}"), &read, tolerance)?;
+    let layer = both.load(vec![(weight(24, features, DType::F32, 5), None)], Role::Bulk)?;
+    let eps = 1e-6;
+    let learned = (
+        Norm::Layer { affine: Affine::Learned { weight: &a.cpu, bias: &b.cpu }, eps },
+        Norm::Layer { affine: Affine::Learned { weight: &a.cuda, bias: &b.cuda }, eps },
+    );
+    let modulated = (
+        Norm::Layer { affine: Affine::Modulated { shift: &a.cpu, scale: &b.cpu }, eps },
+        Norm::Layer { affine: Affine::Modulated { shift: &a.cuda, scale: &b.cuda }, eps },
+    );
+    let rms = (Norm::Rms { weight: &a.cpu, eps }, Norm::Rms { weight: &a.cuda, eps });
+    for (name, kind, (on_cpu, on_cuda)) in [
+        ("layer norm", "learned", learned),
+        ("layer norm", "modulated", modulated),
+        ("RMS norm", "plain", rms),
+    ] {
+        let read = Read { cpu: Input::Normed(&x.cpu, on_cpu), cuda: Input::Normed(&x.cuda, on_cuda) };
+        let product = both.linear(read, &layer, Activation::None, [None; 2])?;
+        both.compare(through, format!("{name}, {kind}, {rows}x{features}"), &product, tolerance)?;
+        let norm = Pair { cpu: both.cpu.norm(&x.cpu, &on_cpu)?, cuda: both.cuda.norm(&x.cuda, &on_cuda)? };
         both.compare(name, format!("{kind}, {rows}x{features}"), &norm, NORM)?;
+    }
+    Ok(())
+}
+
+/// Queries, keys and values of one product: with a rotary embedding and without, two norms, one, none.
+fn projections(both: &Both<'_>, rows: usize, heads: usize, pairs: usize, tolerance: f64) -> Result<()> {
+    let features = 2 * heads * pairs;
+    let (on_cpu, on_cuda) = rope(both, rows, pairs)?;
+    let weights = (0..3).map(|i| (weight(features, 64, DType::F32, i), Some(bias(features, 7 + i))));
+    let layer = both.load(weights.collect(), Role::Bulk)?;
+    let x = both.noise(&[rows, 64], 6)?;
+    let (q, k) = (both.noise(&[features], 2)?, both.noise(&[features], 3)?);
+    for (name, count, rotated) in
+        [("both, rotated", 2, true), ("both", 2, false), ("queries", 1, false), ("none", 0, false)]
+    {
+        let norms = [Some(&q).filter(|_| count > 0), Some(&k).filter(|_| count > 1), None];
+        let eps = 1e-6;
+        let cpu =
+            Projection { norms: norms.map(|n| n.map(|n| &n.cpu)), eps, rope: rotated.then_some(&on_cpu) };
+        let cuda =
+            Projection { norms: norms.map(|n| n.map(|n| &n.cuda)), eps, rope: rotated.then_some(&on_cuda) };
+        let cpu = both.cpu.project(Input::Plain(&x.cpu), &layer.cpu, &cpu)?;
+        let cuda = both.cuda.project(Input::Plain(&x.cuda), &layer.cuda, &cuda)?;
+        for (part, (cpu, cuda)) in ["q", "k", "v"].into_iter().zip(cpu.into_iter().zip(cuda)) {
+            let case = format!("{rows}x{heads}x{pairs}, norms: {name}; {part}");
+            // A norm over few features makes much of the error of one of them.
+            both.compare("projection", case, &Pair { cpu, cuda }, 1.5 * tolerance)?;
+        }
     }
     Ok(())
 }

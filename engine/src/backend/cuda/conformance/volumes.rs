@@ -1,27 +1,29 @@
 //! Volumes: the VAE's operations.
 
 use super::linear::bias;
-use super::{ATTENTION, BF16, Both, Check, F32, Options, Pair, ROUNDED, SPLIT, noise};
+use super::{ATTENTION, BF16, Both, Check, F32, IN_BF16, Options, Pair, ROUNDED, SPLIT, noise};
 use crate::Result;
-use crate::backend::TensorOps;
 use crate::backend::conv::{ConvEpilogue, ConvOps, Spatial, Step, Time};
-use crate::profile::{self, Weights};
+use crate::backend::cpu::Cpu;
+use crate::backend::cuda::Cuda;
+use crate::backend::loading::ConvWeights;
+use crate::backend::{Backend, Keeping, Loader, TensorOps};
 use crate::weights::HostTensor;
 
 /// The quick exponentials and quotients of `SiLU` in f32.
 const QUICK: f64 = 1e-5;
 
 pub(super) fn check(check: &Check) -> Result<()> {
-    let cuda = check.open(&Options::BF16)?;
-    let both = Both::new(check, &cuda);
+    let cuda = check.open(&Options::default())?;
+    let both = Both::new(check, &cuda, IN_BF16);
     convolutions(&both)?;
     parts(&both)?;
     for channels in [8, 32, 96] {
-        let (x, gamma) = (both.noise(&[channels, 2, 3, 5], 1)?, both.noise(&[channels], 2)?);
+        let (x, norm) = (both.noise(&[channels, 2, 3, 5], 1)?, NormLayer::load(&both, channels, 2)?);
         for silu in [false, true] {
             let y = Pair {
-                cpu: both.cpu.channel_norm(&x.cpu, &gamma.cpu, silu)?,
-                cuda: cuda.channel_norm(&x.cuda, &gamma.cuda, silu)?,
+                cpu: both.cpu.channel_norm(&x.cpu, &norm.cpu, silu)?,
+                cuda: cuda.channel_norm(&x.cuda, &norm.cuda, silu)?,
             };
             let after = if silu { ", silu" } else { "" };
             both.compare("channel norm", format!("{channels} channels{after}"), &y, BF16)?;
@@ -43,9 +45,39 @@ pub(super) fn check(check: &Check) -> Result<()> {
         both.compare("fade", format!("axis {axis} over {extent}"), &y, F32)?;
         both.compare("fade", format!("axis {axis} over {extent}, what it was"), &after, 0.0)?;
     }
-    let precision = profile::Precision { vae: Weights::Fp32, ..Options::BF16.precision };
-    let cuda = check.open(&Options { precision, ..Options::BF16 })?;
-    wide(&Both::new(check, &cuda))
+    wide(&Both::new(check, &cuda, Keeping::F32))
+}
+
+/// A convolution on both.
+struct ConvLayer {
+    cpu: <Cpu as ConvOps>::Conv,
+    cuda: <Cuda as ConvOps>::Conv,
+}
+
+impl ConvLayer {
+    fn load(both: &Both<'_>, weight: HostTensor, bias: HostTensor) -> Result<Self> {
+        let weights = ConvWeights::new(weight, bias)?;
+        Ok(Self {
+            cpu: both.cpu.loader(Keeping::F32).conv(weights.clone())?,
+            cuda: both.cuda.loader(both.keeping).conv(weights)?,
+        })
+    }
+}
+
+/// A norm over channels on both.
+struct NormLayer {
+    cpu: <Cpu as ConvOps>::ChannelNorm,
+    cuda: <Cuda as ConvOps>::ChannelNorm,
+}
+
+impl NormLayer {
+    fn load(both: &Both<'_>, channels: usize, seed: u64) -> Result<Self> {
+        let gamma = bias(channels, seed);
+        Ok(Self {
+            cpu: both.cpu.loader(Keeping::F32).channel_norm(gamma.clone())?,
+            cuda: both.cuda.loader(both.keeping).channel_norm(gamma)?,
+        })
+    }
 }
 
 /// What a convolution is called, on its own, with a residual, with a norm, with both, and after another one; and what
@@ -102,10 +134,10 @@ fn wide(both: &Both<'_>) -> Result<()> {
         conv(io, [3, 1, 1], three, 2, [5, 6], step(Spatial::Same, Time::Double))?;
     }
     for channels in [8, 32, 96] {
-        let (x, gamma) = (both.noise(&[channels, 2, 3, 5], 1)?, both.noise(&[channels], 2)?);
+        let (x, norm) = (both.noise(&[channels, 2, 3, 5], 1)?, NormLayer::load(both, channels, 2)?);
         let y = Pair {
-            cpu: both.cpu.channel_norm(&x.cpu, &gamma.cpu, true)?,
-            cuda: both.cuda.channel_norm(&x.cuda, &gamma.cuda, true)?,
+            cpu: both.cpu.channel_norm(&x.cpu, &norm.cpu, true)?,
+            cuda: both.cuda.channel_norm(&x.cuda, &norm.cuda, true)?,
         };
         both.compare("channel norm, f32", format!("{channels} channels, silu"), &y, QUICK)?;
     }
@@ -156,16 +188,15 @@ fn convolution(both: &Both<'_>, form: &Form, case: &Case<'_>) -> Result<()> {
         _ => vec![outputs, inputs, kt, kh, kw],
     };
     let weight = HostTensor { data: noise(shape.iter().product(), 1), shape };
-    let on_cpu = cpu.load_conv(weight.clone(), bias(outputs, 2))?;
-    let on_cuda = cuda.load_conv(weight, bias(outputs, 2))?;
+    let layer = ConvLayer::load(both, weight, bias(outputs, 2))?;
     let parts = case.parts.iter().zip(3..).map(|(&frames, seed)| both.noise(&[inputs, frames, h, w], seed));
     let parts = parts.collect::<Result<Vec<_>>>()?;
     let (of_cpu, of_cuda): (Vec<_>, Vec<_>) = parts.iter().map(|p| (&p.cpu, &p.cuda)).unzip();
-    let run = |residual: Option<&Pair>, norm: Option<&Pair>| -> Result<Pair> {
+    let run = |residual: Option<&Pair>, norm: Option<&NormLayer>| -> Result<Pair> {
         let after = ConvEpilogue { residual: residual.map(|r| &r.cpu), norm: norm.map(|n| &n.cpu) };
-        let on_cpu = cpu.conv(&of_cpu, past, &on_cpu, step, &after)?;
+        let on_cpu = cpu.conv(&of_cpu, past, &layer.cpu, step, &after)?;
         let after = ConvEpilogue { residual: residual.map(|r| &r.cuda), norm: norm.map(|n| &n.cuda) };
-        Ok(Pair { cpu: on_cpu, cuda: cuda.conv(&of_cuda, past, &on_cuda, step, &after)? })
+        Ok(Pair { cpu: on_cpu, cuda: cuda.conv(&of_cuda, past, &layer.cuda, step, &after)? })
     };
     let name = format!(
         "{inputs} to {outputs}, {kt}x{kh}x{kw}, {h}x{w}, {:?} in space, {:?} in time",
@@ -175,19 +206,18 @@ fn convolution(both: &Both<'_>, form: &Form, case: &Case<'_>) -> Result<()> {
     both.compare(names[0], &name[..], &plain, of_plain)?;
     let shape = cpu.shape(&plain.cpu);
     if step.time != Time::Double && shape[0] % 8 == 0 {
-        let (residual, gamma) = (both.noise(&shape, 9)?, both.noise(&[shape[0]], 10)?);
+        let (residual, norm) = (both.noise(&shape, 9)?, NormLayer::load(both, shape[0], 10)?);
         both.compare(names[1], &name[..], &run(Some(&residual), None)?, of_plain)?;
-        both.compare(names[2], &name[..], &run(None, Some(&gamma))?, of_norm)?;
-        let all = run(Some(&residual), Some(&gamma))?;
+        both.compare(names[2], &name[..], &run(None, Some(&norm))?, of_norm)?;
+        let all = run(Some(&residual), Some(&norm))?;
         both.compare(names[3], &name[..], &all, of_norm)?;
     }
     // What one convolution wrote is what another one reads.
     let again = HostTensor { shape: vec![8, shape[0], 1, 1], data: noise(8 * shape[0], 20) };
-    let on_cpu = cpu.load_conv(again.clone(), bias(8, 21))?;
-    let on_cuda = cuda.load_conv(again, bias(8, 21))?;
+    let layer = ConvLayer::load(both, again, bias(8, 21))?;
     let then = Pair {
-        cpu: cpu.conv(&[&plain.cpu], 0, &on_cpu, Step::default(), &ConvEpilogue::default())?,
-        cuda: cuda.conv(&[&plain.cuda], 0, &on_cuda, Step::default(), &ConvEpilogue::default())?,
+        cpu: cpu.conv(&[&plain.cpu], 0, &layer.cpu, Step::default(), &ConvEpilogue::default())?,
+        cuda: cuda.conv(&[&plain.cuda], 0, &layer.cuda, Step::default(), &ConvEpilogue::default())?,
     };
     both.compare(names[4], name, &then, of_after)
 }
@@ -195,20 +225,21 @@ fn convolution(both: &Both<'_>, form: &Form, case: &Case<'_>) -> Result<()> {
 /// Parts of volumes as a convolution leaves them, in f32 and in bf16, are volumes.
 fn parts(both: &Both<'_>) -> Result<()> {
     let (cpu, cuda) = (&both.cpu, both.cuda);
-    let through = |x: &<super::Cuda as TensorOps>::Tensor, channels: usize| {
+    let through = |x: &<Cuda as TensorOps>::Tensor, channels: usize| {
         let mut data = vec![0.0; channels * channels];
         (0..channels).for_each(|i| data[i * channels + i] = 1.0);
         let weight = HostTensor { shape: vec![channels, channels, 1, 1], data };
         let bias = HostTensor { shape: vec![channels], data: vec![0.0; channels] };
-        cuda.conv(&[x], 0, &cuda.load_conv(weight, bias)?, Step::default(), &ConvEpilogue::default())
+        let layer = ConvLayer::load(both, weight, bias)?.cuda;
+        cuda.conv(&[x], 0, &layer, Step::default(), &ConvEpilogue::default())
     };
     for channels in [3, 16, 24] {
         let x = both.noise(&[channels, 3, 4, 6], 1)?;
         let x = Pair { cuda: through(&x.cuda, channels)?, cpu: x.cpu };
         for (axis, start, len) in [(0, 1, 2), (1, 1, 2), (1, 2, 1), (2, 1, 3), (3, 2, 3)] {
             let case = format!("{channels} channels, axis {axis}");
-            let part = both.narrow(&x, axis, start, len)?;
-            both.compare("narrow, volume", &case[..], &part, ROUNDED)?;
+            let part = both.slice(&x, axis, start, len)?;
+            both.compare("slice, volume", &case[..], &part, ROUNDED)?;
             both.compare("concat, volume", &case[..], &both.concat(&[&part, &x], axis)?, ROUNDED)?;
             let again = through(&part.cuda, cpu.shape(&part.cpu)[0])?;
             both.compare(

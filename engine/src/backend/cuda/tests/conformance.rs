@@ -1,19 +1,17 @@
-//! Each operation against the reference, what is refused, and what is not computed before it is read.
+//! Each operation against the reference, what is refused, and what takes no memory.
 
 use super::super::conformance::{self, Group};
-use super::super::tensor::Value;
 use super::{Cuda, Options, noise, open};
-use crate::backend::sequence::{Attention, Epilogue, NormParams, Precision};
-use crate::backend::{Backend, SequenceOps, TensorOps};
-use crate::profile::{self, Weights};
+use crate::backend::cuda::Linear;
+use crate::backend::loading::{LinearWeights, Role};
+use crate::backend::sequence::{Affine, Attention, Epilogue, Input, KeyValue, Norm, Projection};
+use crate::backend::{Backend, Keeping, Loader, SequenceOps, TensorOps};
+use crate::profile::{AttentionKind, Weights};
 use crate::progress::Quiet;
 use crate::weights::{DType, Matrix};
 
 /// What `selftest` runs; every case is printed, and has to pass.
 fn passes(group: Group) {
-    if open(&Options::BF16).is_none() {
-        return;
-    }
     let findings = conformance::run(0, &[group], &Quiet).expect("it runs");
     for f in &findings {
         println!("{:30} {:60} {:.1e} {:.1e} of {:.0e}", f.operation, f.case, f.error, f.most, f.tolerance);
@@ -23,26 +21,31 @@ fn passes(group: Group) {
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn what_moves_values_is_exact() {
     passes(Group::Moves);
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn linear_layers() {
     passes(Group::Linear);
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn norms() {
     passes(Group::Norms);
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn attention() {
     passes(Group::Attention);
 }
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn volumes() {
     passes(Group::Volumes);
 }
@@ -52,86 +55,113 @@ fn tensor(b: &Cuda, shape: &[usize], seed: u64) -> <Cuda as TensorOps>::Tensor {
 }
 
 /// A layer without a bias, of f32 weights.
-fn layer(b: &Cuda, outputs: usize, inputs: usize) -> <Cuda as SequenceOps>::Linear {
+fn layer(b: &Cuda, keeping: Keeping, outputs: usize, inputs: usize) -> Linear {
     let bytes: Vec<u8> = noise(outputs * inputs, 5).iter().flat_map(|v| v.to_le_bytes()).collect();
-    let weight = Matrix { rows: outputs, cols: inputs, dtype: DType::F32, bytes: bytes.into(), scale: None };
-    b.load_linear(&[(weight, None)], Precision::Compute).expect("there is room")
+    let weight = Matrix::plain(outputs, inputs, DType::F32, bytes);
+    let weights = LinearWeights::new(vec![(weight, None)]).expect("a weight");
+    b.loader(keeping).linear(&weights, Role::Bulk).expect("there is room")
 }
 
-fn heads<'a>(
-    [q, k, v]: [&'a <Cuda as TensorOps>::Tensor; 3],
-    residual: Option<&'a <Cuda as TensorOps>::Tensor>,
-) -> Attention<'a, <Cuda as TensorOps>::Tensor> {
-    Attention { q, k, v, heads: 2, scale: 128f64.powf(-0.5), bias: None, residual }
-}
+const IN_BF16: Keeping = Keeping { weights: Weights::Bf16, ..Keeping::F32 };
+const IN_FP8: Keeping = Keeping { weights: Weights::Fp8, ..Keeping::F32 };
 
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn what_does_not_go_together_is_refused() {
-    let Some(b) = open(&Options::BF16) else { return };
+    let b = open(&Options::default());
     let x = tensor(&b, &[2, 3], 1);
-    assert!(b.narrow(&x, 1, 2, 2).is_err() && b.narrow(&x, 2, 0, 1).is_err());
+    assert!(b.slice(&x, 1, 2, 2).is_err() && b.slice(&x, 2, 0, 1).is_err());
     assert!(b.concat(&[&x, &tensor(&b, &[2, 4], 1)], 0).is_err());
     assert!(b.concat(&[], 0).is_err() && b.upload(&[1.0], &[2]).is_err());
     let (two, three) = (tensor(&b, &[2], 1), tensor(&b, &[3], 1));
-    assert!(b.combine(&[]).is_err() && b.combine(&[(1.0, &two), (1.0, &three)]).is_err());
+    assert!(b.linear_combination(&[]).is_err());
+    assert!(b.linear_combination(&[(1.0, &two), (1.0, &three)]).is_err());
     assert!(b.patchify(&tensor(&b, &[1, 1, 3, 2], 1)).is_err());
-    assert!(b.linear(&tensor(&b, &[3, 48], 1), &layer(&b, 24, 40), &Epilogue::default()).is_err());
+    let layer = |outputs, inputs| layer(&b, IN_BF16, outputs, inputs);
+    let x = tensor(&b, &[3, 48], 1);
+    assert!(b.linear(Input::Plain(&x), &layer(24, 40), &Epilogue::default()).is_err());
     let x = tensor(&b, &[3, 16], 1);
     let (cos, sin) = (vec![1.0; 8], vec![0.0; 8]);
     let rope = b.load_rope(&cos, &sin, 2).expect("a table");
-    assert!(b.rms_norm(&x, &x, 1e-6, None).is_err());
-    assert!(b.rms_norm(&x, &tensor(&b, &[16], 1), 1e-6, Some(&rope)).is_err());
+    assert!(b.norm(&x, &Norm::Rms { weight: &x, eps: 1e-6 }).is_err());
+    let weight = tensor(&b, &[16], 1);
+    let projection = Projection { norms: [Some(&weight)], eps: 1e-6, rope: Some(&rope) };
+    assert!(b.project(Input::Plain(&x), &layer(16, 16), &projection).is_err());
     assert!(b.load_rope(&cos, &sin[1..], 2).is_err());
+    let longer = tensor(&b, &[4, 16], 1);
+    let sets = &[KeyValue::new(&x, &longer)];
+    let kind = AttentionKind::Exact;
+    assert!(b.attention(&Attention { q: &x, sets, heads: 2, scale: 1.0, kind }).is_err());
 }
 
+/// The most bytes of the work that an operation takes beside what is there, and its result.
+fn most<T>(b: &Cuda, operation: impl FnOnce() -> crate::Result<T>) -> (usize, T) {
+    let before = b.usage()[1].used;
+    b.peak_memory();
+    let result = operation().expect("it runs");
+    (b.usage()[1].peak - before, result)
+}
+
+/// Memory is given in pieces of this and, poisoned, with as much behind each.
+const PIECE: usize = 256;
+
+fn taken(bytes: usize) -> usize {
+    bytes.next_multiple_of(PIECE) + PIECE
+}
+
+/// A norm that a product reads is nowhere but in the form that it reads.
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn norms_come_in_the_form_that_the_reader_wants() {
-    for weights in [Weights::Bf16, Weights::Fp8] {
-        let precision = profile::Precision { dit: weights, ..Options::BF16.precision };
-        let Some(b) = open(&Options { precision, ..Options::BF16 }) else { return };
-        let (x, a) = (tensor(&b, &[72, 256], 1), tensor(&b, &[256], 2));
-        let affine = b.layer_norm(&x, &NormParams::Affine { weight: &a, bias: &a }, 1e-6);
-        let layer = layer(&b, 24, 256);
-        for norm in [affine, b.rms_norm(&x, &a, 1e-6, None)] {
-            let norm = norm.expect("a norm");
-            let Value::Deferred(deferred) = &norm.0 else { panic!("it was computed at once") };
-            assert_eq!(deferred.forms(), (false, false, false));
-            b.linear(&norm, &layer, &Epilogue::default()).expect("a product");
-            assert_eq!(deferred.forms(), (weights == Weights::Bf16, false, weights == Weights::Fp8));
+    let b = open(&Options::default());
+    let (rows, features, outputs) = (72, 256, 24);
+    let (x, a) = (tensor(&b, &[rows, features], 1), tensor(&b, &[features], 2));
+    let result = taken(2 * rows * outputs);
+    for (keeping, form) in
+        [(IN_BF16, taken(2 * rows * features)), (IN_FP8, taken(rows * features + 4 * rows))]
+    {
+        let layer = layer(&b, keeping, outputs, features);
+        let learned = Affine::Learned { weight: &a, bias: &a };
+        for norm in [Norm::Layer { affine: learned, eps: 1e-6 }, Norm::Rms { weight: &a, eps: 1e-6 }] {
+            let read = || b.linear(Input::Normed(&x, norm), &layer, &Epilogue::default());
+            let (most, _) = most(&b, read);
+            assert_eq!(most, form + result, "{:?}", keeping.weights);
         }
     }
 }
 
-/// As the `DiT` has it: text, then picture, from normed queries.
+/// As the `DiT` has it: text and picture in one kernel, which needs no memory but the result's.
 #[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn attentions_become_one_kernel() {
-    let Some(b) = open(&Options { long_context: 100, ..Options::BF16 }) else { return };
-    let q = b.rms_norm(&tensor(&b, &[72, 256], 1), &tensor(&b, &[256], 2), 1e-6, None).expect("a norm");
-    let context = |keys, seed| [tensor(&b, &[keys, 256], seed), tensor(&b, &[keys, 256], 10 * seed)];
-    let [k, v] = context(40, 3);
-    let text = b.attention(&heads([&q, &k, &v], None)).expect("an attention");
-    let [k, v] = context(33, 4);
-    b.attention(&heads([&q, &k, &v], Some(&text))).expect("both");
-    let Value::Deferred(deferred) = &text.0 else { panic!("it was computed at once") };
-    assert_eq!(deferred.forms(), (false, false, false), "the first attention was computed on its own");
+    let b = open(&Options { long_context: 100, ..Options::default() });
+    let (rows, features) = (72, 256);
+    let layer = layer(&b, IN_BF16, features, 64);
+    let project = |rows, seed| {
+        let x = tensor(&b, &[rows, 64], seed);
+        b.linear(Input::Plain(&x), &layer, &Epilogue::default()).expect("a product")
+    };
+    let (q, text, picture) = (project(rows, 1), project(40, 2), project(33, 3));
+    let sets = &[KeyValue::new(&text, &text), KeyValue::new(&picture, &picture)];
+    let (scale, kind) = (128f64.powf(-0.5), AttentionKind::Exact);
+    let (most, _) = most(&b, || b.attention(&Attention { q: &q, sets, heads: 2, scale, kind }));
+    assert_eq!(most, taken(2 * rows * features));
 }
 
-/// As the `DiT` has it: both norms in one launch, over what they come from if nobody else has that.
+/// As the `DiT` has it: queries and keys are normed over what the product made.
 #[test]
-fn self_attention_needs_no_memory_for_its_norms() {
-    let Some(b) = open(&Options { long_context: 100, ..Options::BF16 }) else { return };
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+fn projections_need_no_memory_for_their_norms() {
+    let b = open(&Options::default());
     let (rows, features) = (72, 256);
-    let (w, layer) = (tensor(&b, &[features], 2), layer(&b, 3 * features, 64));
-    let y = {
-        let qkv = b.linear(&tensor(&b, &[rows, 64], 6), &layer, &Epilogue::default()).expect("a product");
-        let part = |i| b.narrow(&qkv, 1, i * features, features).expect("a part");
-        let normed = |i| b.rms_norm(&part(i), &w, 1e-6, None).expect("a norm");
-        b.attention(&heads([&normed(0), &normed(1), &part(2)], None)).expect("an attention")
-    };
+    let (w, layer) = (tensor(&b, &[features], 2), layer(&b, IN_BF16, 3 * features, 64));
+    let x = tensor(&b, &[rows, 64], 6);
+    let projection = Projection { norms: [Some(&w), Some(&w), None], eps: 1e-6, rope: None };
+    let (most, parts) = most(&b, || b.project(Input::Plain(&x), &layer, &projection));
+    let product = taken(2 * rows * 3 * features);
+    // The input in bf16 goes when the product is there.
+    assert_eq!(most, taken(2 * rows * 64) + product);
     let before = b.usage()[1].used;
-    b.peak_memory();
-    b.download(&y).expect("it can be read");
-    assert!(b.usage()[1].peak < before + 2 * (2 * rows * features), "the norms were written elsewhere");
-    // What it read was as large as three of it.
-    assert_eq!(before - b.usage()[1].used, 2 * rows * 2 * features);
+    drop(parts);
+    assert_eq!(before - b.usage()[1].used, product);
 }

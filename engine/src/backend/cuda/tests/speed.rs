@@ -12,12 +12,12 @@ use memmap2::Mmap;
 
 use super::{Cuda, Options, noise};
 use crate::Result;
-use crate::backend::{Backend, TensorOps};
+use crate::backend::{Backend, Keeping, TensorOps};
 use crate::dims::schema;
-use crate::model::dit::{Blocks, Dit};
-use crate::model::vae::{self, Vae};
+use crate::model::dit::{Blocks, Dit, Inputs};
+use crate::model::vae::{self, Footage, Vae};
 use crate::plan::{Plan, Setup};
-use crate::profile::{self, AttentionKind, Profile, Weights};
+use crate::profile::{AttentionKind, Profile, Weights};
 use crate::progress::{Quiet, Stage};
 use crate::recipe::Recipe;
 use crate::request::{Settings, Tiling};
@@ -81,13 +81,13 @@ impl WeightSource for MadeUp {
         let (rows, cols) = (shape[0], shape[1..].iter().product::<usize>());
         let file = self.file.as_deref().expect("a file of matrices");
         let bytes = Cow::Borrowed(&file[self.starts[name]..][..2 * rows * cols]);
-        Ok(Matrix { rows, cols, dtype: DType::Bf16, bytes, scale: None })
+        Ok(Matrix::plain(rows, cols, DType::Bf16, bytes))
     }
 }
 
 /// The backend, with memory for this stage and network of a plan alone.
-fn reserved(options: &Options, plan: &Plan, stages: &[Stage], network: &str) -> Option<Cuda> {
-    let b = Cuda::open(0, options, 0, 0).inspect_err(|e| eprintln!("nothing is measured: {e}")).ok()?;
+fn reserved(plan: &Plan, stages: &[Stage], network: &str) -> Cuda {
+    let b = Cuda::open(0, &Options::default(), 0, 0).expect("there is a GPU");
     let mut memory = plan.memory.clone();
     memory.networks.retain(|n| n.name == network);
     memory.phases.retain(|p| stages.contains(&p.stage));
@@ -99,7 +99,7 @@ fn reserved(options: &Options, plan: &Plan, stages: &[Stage], network: &str) -> 
         gib(reserved),
         gib(total - free - reserved)
     );
-    Some(b)
+    b
 }
 
 fn gib(bytes: usize) -> f64 {
@@ -134,16 +134,14 @@ fn speed_of_blocks() {
         (Weights::Bf16, AttentionKind::EightBit),
         (Weights::Bf16, AttentionKind::Exact),
     ] {
-        let mut precision = Options::BF16.precision;
-        precision.dit = weights;
-        let options = Options { precision, attention, ..Options::BF16 };
+        let mut setup = Setup { attention, ..Setup::from(&Profile::built_in("h200").unwrap()) };
+        setup.precision.dit = weights;
         let request = Settings { frames: Some(FRAMES), ..Settings::default() }.resolve(|| 1).unwrap();
-        let setup = Setup { precision, attention, ..Setup::from(&Profile::built_in("h200").unwrap()) };
         let plan = Plan::new(&recipe, &request, SIZE, &setup);
         println!("\n{weights:?} {attention:?}");
-        let Some(b) = reserved(&options, &plan, &[Stage::Denoise], "DiT") else { return };
+        let b = reserved(&plan, &[Stage::Denoise], "DiT");
         let began = Instant::now();
-        let dit = Dit::load(&b.loading(Component::Dit), &source, &config).unwrap();
+        let dit = Dit::load(&b.loader(Keeping::of(&setup, Component::Dit)), &source, &config).unwrap();
         b.gpu.stream.synchronize().unwrap();
         let seconds = began.elapsed().as_secs_f64();
         let gigabytes = source.file.as_ref().map_or(0, |file| file.len()) as f64 / 1e9;
@@ -162,7 +160,8 @@ fn speed_of_blocks() {
         let context = dit.context(&b, &text, &image).unwrap();
         let (time, grid) = (dit.time(&b, 500.0).unwrap(), dit.grid(&b, t, h, w).unwrap());
         let forward = |blocks: Blocks<'_, Cuda>| {
-            dit.forward(&b, &x, &y, &time, &context, &grid, blocks, &Quiet, None).unwrap().velocity
+            let inputs = Inputs { x: &x, y: &y, time: &time, context: &context, grid: &grid, attention };
+            dit.forward(&b, &inputs, blocks, &Quiet, None).unwrap().velocity
         };
         let compute = Blocks::Compute { keep_residual: false };
         forward(compute);
@@ -200,16 +199,15 @@ fn vae_in(weights: Weights) {
     println!("\n{weights:?}");
     let recipe = Recipe::wan21_i2v_14b();
     let settings = |tiling| Settings { frames: Some(FRAMES), tiling: Some(tiling), ..Settings::default() };
-    let precision = profile::Precision { vae: weights, ..Options::BF16.precision };
-    let options = Options { precision, ..Options::BF16 };
-    let setup = Setup { precision, ..Setup::from(&Profile::built_in("h200").unwrap()) };
+    let mut setup = Setup::from(&Profile::built_in("h200").unwrap());
+    setup.precision.vae = weights;
     let plan = |tiling| Plan::new(&recipe, &settings(tiling).resolve(|| 1).unwrap(), SIZE, &setup);
     let (plan, in_tiles) = (plan(Tiling::Whole), plan(Tiling::Tiled));
     let stages = [Stage::VaeEncode, Stage::VaeDecode];
-    let Some(b) = reserved(&options, &plan, &stages, "VAE") else { return };
+    let b = reserved(&plan, &stages, "VAE");
     let source = MadeUp::new(schema::vae(&recipe.vae.config));
     let began = Instant::now();
-    let vae = Vae::load(&b.loading(Component::Vae), &source, &recipe.vae.config).unwrap();
+    let vae = Vae::load(&b.loader(Keeping::of(&setup, Component::Vae)), &source, &recipe.vae.config).unwrap();
     b.gpu.stream.synchronize().unwrap();
     println!("loaded, and made up, in {:.2} s", began.elapsed().as_secs_f64());
     let phase = |plan: &Plan, stage| {
@@ -223,19 +221,22 @@ fn vae_in(weights: Weights) {
     let [t, h, w] = plan.latent;
     let picture = b.upload(&noise(3 * SIZE[0] * SIZE[1], 1), &[3, 1, SIZE[1], SIZE[0]]).unwrap();
     let latents = b.upload(&noise(16 * t * h * w, 2), &[16, t, h, w]).unwrap();
-    let encode = || drop(vae.encode_picture(&b, &picture, t, &Quiet).unwrap());
-    let decode = || vae.decode(&b, &latents, &mut |_| Ok(())).unwrap();
+    let encode_in = |tiling| {
+        let footage = Footage::Picture { picture: &picture, latent_frames: t };
+        drop(vae.encode(&b, footage, tiling, &Quiet, None).unwrap());
+    };
+    let decode_in = |tiling| vae.decode(&b, &latents, tiling, &Quiet, &mut |_| Ok(()), None).unwrap();
+    let (encode, decode) = (|| encode_in(Tiling::Whole), || decode_in(Tiling::Whole));
     let decode_to_bytes = || {
         let mut before = None;
         let mut sink = |x| {
             let next = vae::fetch_u8(&b, &x)?;
             before.replace(next).map_or(Ok(()), |before| before().map(drop))
         };
-        vae.decode(&b, &latents, &mut sink).unwrap();
+        vae.decode(&b, &latents, Tiling::Whole, &Quiet, &mut sink, None).unwrap();
         before.map(|last| last().unwrap());
     };
-    let tiled = || vae.decode_tiled(&b, &latents, &Quiet, &mut |_| Ok(())).unwrap();
-    let encode_tiled = || drop(vae.encode_picture_tiled(&b, &picture, t, &Quiet).unwrap());
+    let (encode_tiled, tiled) = (|| encode_in(Tiling::Tiled), || decode_in(Tiling::Tiled));
     for (name, plan, stage, run) in [
         ("encode", &plan, Stage::VaeEncode, &encode as &dyn Fn()),
         ("decode", &plan, Stage::VaeDecode, &decode),

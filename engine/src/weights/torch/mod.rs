@@ -1,16 +1,37 @@
 //! The zip archives that `torch.save` writes: `NAME/data.pkl` describes the tensors, `NAME/data/KEY` holds the storages,
 //! stored without compression and therefore mapped in place.
 
-use std::collections::{BTreeMap, HashMap};
+mod pickle;
+
+use std::collections::HashMap;
 use std::io::{Cursor, Read};
 use std::sync::Arc;
 
 use zip::{CompressionMethod, ZipArchive};
 
-use super::DType;
-use super::pickle::{self, PickledTensor};
-use super::stored::{Element, Mapped, Stored};
+use self::pickle::PickledTensor;
+use super::stored::{Mapped, Stored, Tensors};
+use super::{DType, Encoding};
 use crate::{Error, Result};
+
+/// The classes of storages, without their module, and what the numbers in them are.
+const STORAGES: [(&str, DType); 10] = [
+    ("FloatStorage", DType::F32),
+    ("HalfStorage", DType::F16),
+    ("BFloat16Storage", DType::Bf16),
+    ("DoubleStorage", DType::F64),
+    ("LongStorage", DType::I64),
+    ("IntStorage", DType::I32),
+    ("ShortStorage", DType::I16),
+    ("CharStorage", DType::I8),
+    ("ByteStorage", DType::U8),
+    ("BoolStorage", DType::Bool),
+];
+
+/// The class of a storage of such numbers, if torch has one.
+pub(crate) fn storage_class(dtype: DType) -> Option<&'static str> {
+    STORAGES.iter().find(|(_, numbers)| *numbers == dtype).map(|(class, _)| *class)
+}
 
 /// Where a record's content lies in the file.
 struct Record {
@@ -22,11 +43,11 @@ struct Record {
 ///
 /// # Errors
 /// [`Error::Model`] if the archive is incomplete, compressed, big-endian or wants to run code.
-pub(crate) fn read(file: &Arc<Mapped>) -> Result<BTreeMap<String, Stored>> {
+pub(crate) fn read(file: &Arc<Mapped>) -> Result<Tensors> {
     tensors(file).map_err(|what| Error::Model(format!("`{}` is not usable: {what}", file.path.display())))
 }
 
-fn tensors(file: &Arc<Mapped>) -> Result<BTreeMap<String, Stored>, String> {
+fn tensors(file: &Arc<Mapped>) -> Result<Tensors, String> {
     let mut archive = ZipArchive::new(Cursor::new(&file.bytes[..])).map_err(|e| {
         format!("its zip directory cannot be read ({e}), so the file is cut short or damaged; copy it again")
     })?;
@@ -91,8 +112,7 @@ fn record(archive: &mut Archive<'_>, name: &str) -> Result<Record, String> {
 
 /// Checks that all elements of a tensor lie in its storage, and the storage in the file.
 fn locate(file: &Arc<Mapped>, record: &Record, tensor: &PickledTensor) -> Result<Stored, String> {
-    let (element, size) =
-        element(tensor.storage_class).ok_or_else(|| format!("is a {}", tensor.storage_class))?;
+    let size = tensor.dtype.bytes(1);
     let storage_bytes =
         tensor.storage_elements.checked_mul(size).ok_or("has a storage of impossible size")?;
     let file_end = record.start.checked_add(record.size).filter(|end| *end <= file.bytes.len() as u64);
@@ -119,10 +139,11 @@ fn locate(file: &Arc<Mapped>, record: &Record, tensor: &PickledTensor) -> Result
     }
     Ok(Stored {
         file: Arc::clone(file),
-        element,
+        encoding: Encoding::Plain(tensor.dtype),
         shape: tensor.shape.clone(),
         strides: (!contiguous(&tensor.shape, &tensor.strides)).then(|| tensor.strides.clone()),
         start: record.start as usize + if elements > 0 { tensor.offset * size } else { 0 },
+        size: elements * size,
     })
 }
 
@@ -135,22 +156,4 @@ fn contiguous(shape: &[usize], strides: &[usize]) -> bool {
         step *= extent;
     }
     true
-}
-
-/// The type and the bytes of a storage's elements.
-fn element(class: &str) -> Option<(Element, usize)> {
-    let other = |name: &str| Element::Other(name.to_owned());
-    Some(match class {
-        "FloatStorage" => (Element::Float(DType::F32), 4),
-        "HalfStorage" => (Element::Float(DType::F16), 2),
-        "BFloat16Storage" => (Element::Float(DType::Bf16), 2),
-        "DoubleStorage" => (other("F64"), 8),
-        "LongStorage" => (other("I64"), 8),
-        "IntStorage" => (other("I32"), 4),
-        "ShortStorage" => (other("I16"), 2),
-        "CharStorage" => (other("I8"), 1),
-        "ByteStorage" => (other("U8"), 1),
-        "BoolStorage" => (other("BOOL"), 1),
-        _ => return None,
-    })
 }

@@ -1,6 +1,6 @@
 // First half of the column statistics that the 8-bit attention needs: sums of K, sums and extremes of V over chunks of
 // rows. attention_statistics_final.cu adds them up. No atomics: the same input gives the same bits.
-#include "attention_8bit.cuh"
+#include "attention_rows.cuh"
 
 using namespace eight_bit;
 

@@ -1,5 +1,5 @@
 // The core that matrix products and convolutions share where there is neither wgmma nor the copy engine: D (M x N) =
-// epilogue(A (M x K) * B (N x K)^T) by mma.sync, for Ada and, as PTX, for newer cards.
+// epilogue(A (M x K) * B (N x K)^T) by mma.sync, for Ampere, Ada and, as PTX, newer cards.
 //
 // A block computes one tile; a warp computes 16 or 32 of its rows and all its columns, so that accumulators lie as those of
 // wgmma and the epilogue is the same. All threads copy by cp.async, a few blocks of K ahead.
@@ -11,7 +11,7 @@
 
 #include "../any/epilogue.cuh"
 
-namespace ada {
+namespace sm80 {
 
 using namespace gpu;
 
@@ -145,4 +145,4 @@ __device__ __forceinline__ void run(const Problem& problem, const gemm::Epilogue
                                              base + warp * Shape::kWarpBytes, lane);
 }
 
-}  // namespace ada
+}  // namespace sm80

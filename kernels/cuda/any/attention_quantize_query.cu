@@ -1,9 +1,12 @@
 // Q of the 8-bit attention: bf16, rotated, to int8 with a scale a row and head.
-#include "attention_8bit.cuh"
+#include "attention_rows.cuh"
 
 using namespace eight_bit;
 
 namespace {
+
+constexpr int kRows = 96;  // of a block
+constexpr int kRowThreads = 4 * kRows;
 
 // log2(e) / sqrt(128), over the 128 by which the rotation multiplies scores.
 constexpr float kLogit = 1.4426950408889634f * 0.08838834764831845f / 128.f;
@@ -15,7 +18,7 @@ constexpr float kLogit = 1.4426950408889634f * 0.08838834764831845f / 128.f;
 extern "C" __global__ void __launch_bounds__(kRowThreads) attention_quantize_query(
     const __nv_bfloat16* q, int64_t stride, uint8_t* quantized, float* scale, int rows) {
     const int lane = threadIdx.x % 4, head = blockIdx.y;
-    const int row = blockIdx.x * kKeys + threadIdx.x / 4;
+    const int row = blockIdx.x * kRows + threadIdx.x / 4;
     const int column = head * kHeadDim + lane * kColumns;
     float x[kShare];
     load_share(x, q + column, stride, row, rows);

@@ -4,7 +4,7 @@
 #include "../any/conv_walk.cuh"
 #include "product.cuh"
 
-namespace ada {
+namespace sm80 {
 
 struct Input {
     const __nv_bfloat16* parts[conv::kParts];  // [frames, height, width, channels]
@@ -42,13 +42,13 @@ struct Convolution : conv::Walk<Shape> {
     }
 };
 
-}  // namespace ada
+}  // namespace sm80
 
 // A kernel: bf16 volumes and weights; grid: tiles; 256 threads. Channels are a multiple of 8 with 16-byte aligned voxels,
 // outputs a multiple of 4.
 #define CONV_KERNEL(NAME, SHAPE, ENDING, OUTPUT)                                                                    \
-    extern "C" __global__ void __launch_bounds__(ada::kThreads)                                                     \
-        NAME(const __grid_constant__ ada::Input input, const __grid_constant__ conv::Geometry geometry,             \
+    extern "C" __global__ void __launch_bounds__(sm80::kThreads)                                                     \
+        NAME(const __grid_constant__ sm80::Input input, const __grid_constant__ conv::Geometry geometry,             \
              const __grid_constant__ gemm::Epilogue epilogue) {                                                     \
-        ada::run<SHAPE, true, false, gemm::ENDING, OUTPUT>(ada::Convolution<SHAPE>(input, geometry), epilogue);     \
+        sm80::run<SHAPE, true, false, gemm::ENDING, OUTPUT>(sm80::Convolution<SHAPE>(input, geometry), epilogue);     \
     }

@@ -1,12 +1,13 @@
 // Second half of the column statistics: from the chunks of attention_statistics.cu to means and scales.
-#include "attention_8bit.cuh"
+#include "attention_rows.cuh"
 
 using namespace eight_bit;
 
 // partial: [chunks, 4, heads * 128] -> key_mean, value_mean, value_scale: [heads * 128] f32, the last the greatest
-// |v - mean| of a channel over 448, e4m3's greatest number. Grid: heads * 2, 256 threads.
+// |v - mean| of a channel over `most`, the greatest number of the type that V gets. Grid: heads * 2, 256 threads.
 extern "C" __global__ void __launch_bounds__(kThreads) attention_statistics_final(
-    const float* partial, float* key_mean, float* value_mean, float* value_scale, int rows, int chunks) {
+    const float* partial, float* key_mean, float* value_mean, float* value_scale, int rows, int chunks,
+    float most) {
     constexpr int kWidth = kHeadDim / 2, kParts = kThreads / kWidth;
     __shared__ float shared[4][kParts][kWidth];
     const int x = threadIdx.x % kWidth, part = threadIdx.x / kWidth;
@@ -33,5 +34,5 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_statistics_fina
     const float mean = total[1] / rows;
     key_mean[column] = total[0] / rows;
     value_mean[column] = mean;
-    value_scale[column] = fmaxf(fmaxf(total[3] - mean, mean - total[2]), kLeast) / 448.f;
+    value_scale[column] = fmaxf(fmaxf(total[3] - mean, mean - total[2]), kLeast) / most;
 }

@@ -3,7 +3,7 @@
 
 #include "product.cuh"
 
-namespace ada {
+namespace sm80 {
 
 struct Operands {
     const uint8_t *a, *b;         // [rows, K], [columns, K]
@@ -54,13 +54,13 @@ struct Product {
 
 using Tile = Shape<1, 128>;
 
-}  // namespace ada
+}  // namespace sm80
 
 // A kernel: rows of 16-byte aligned pieces; grid: tiles; 256 threads. Columns and all strides are multiples of 8.
 #define GEMM_KERNEL(NAME, BF16, APART, ENDING, OUTPUT)                                                              \
-    extern "C" __global__ void __launch_bounds__(ada::kThreads)                                                     \
-        NAME(const __grid_constant__ ada::Operands operands, const __grid_constant__ gemm::Epilogue epilogue) {     \
-        ada::run<ada::Tile, BF16, APART, gemm::ENDING, OUTPUT>(ada::Product<ada::Tile, BF16 ? 2 : 1>{operands},     \
+    extern "C" __global__ void __launch_bounds__(sm80::kThreads)                                                     \
+        NAME(const __grid_constant__ sm80::Operands operands, const __grid_constant__ gemm::Epilogue epilogue) {     \
+        sm80::run<sm80::Tile, BF16, APART, gemm::ENDING, OUTPUT>(sm80::Product<sm80::Tile, BF16 ? 2 : 1>{operands},     \
                                                                epilogue);                                           \
     }
 

@@ -1,0 +1,245 @@
+//! How weights come to the device: as they lie in their files, and what they become there is computed there.
+
+use std::sync::Arc;
+
+use animd_kernels::cuda::{Element, Norms, fold_for_doubling};
+use half::bf16;
+use rayon::prelude::*;
+
+use super::Cuda;
+use super::gpu::{Gpu, take};
+use super::linear::{Form, Linear};
+use super::staging::{STAGED, Staging};
+use super::tensor::{Tensor, padded};
+use super::volumes::{ChannelNorm, Conv};
+use crate::backend::conv::ConvShape;
+use crate::backend::loading::{self, ConvWeights, Group, Keeping, LinearWeights, Role};
+use crate::profile::{Sensitive, Weights};
+use crate::weights::{DType, Encoding, HostTensor, Matrix};
+use crate::{Error, Result};
+
+/// Takes one network's weights to the GPU, where all of them stay.
+pub struct Loader {
+    gpu: Arc<Gpu>,
+    keeping: Keeping,
+    staging: Staging,
+}
+
+impl Loader {
+    pub(super) fn new(gpu: Arc<Gpu>, keeping: Keeping) -> Self {
+        Self { gpu, keeping, staging: Staging::default() }
+    }
+
+    /// How linear layers are computed, and what their results are.
+    fn form(&self, role: Role) -> (Form, Element) {
+        match (role, self.keeping.weights) {
+            (Role::Bulk, Weights::Fp32) => (Form::Split, Element::F32),
+            (Role::Bulk, weights) => (Form::of(weights), Element::Bf16),
+            (Role::Sensitive, _) if self.keeping.sensitive == Sensitive::Fp32 => (Form::Split, Element::F32),
+            (Role::Sensitive, _) => (Form::Bf16, Element::Bf16),
+        }
+    }
+
+    /// Whether volumes are in f32.
+    fn in_f32(&self) -> bool {
+        self.keeping.weights == Weights::Fp32
+    }
+}
+
+impl loading::Loader<Cuda> for Loader {
+    fn linear(&self, weights: &LinearWeights<'_>, role: Role) -> Result<Linear> {
+        let (inputs, outputs) = (weights.inputs(), weights.outputs());
+        if !outputs.is_multiple_of(8) {
+            return Err(Error::Internal(format!(
+                "a linear layer of {outputs} features from {inputs}: the GPU computes multiples of 8"
+            )));
+        }
+        // What the 8-bit kernels do not take is computed in bf16.
+        let (form, result) = match self.form(role) {
+            (Form::Fp8, result) if !inputs.is_multiple_of(16) || inputs > Norms::MOST_COLUMNS => {
+                (Form::Bf16, result)
+            }
+            other => other,
+        };
+        let (gpu, arena) = (&*self.gpu, &self.gpu.weights);
+        let filled_up = inputs.next_multiple_of(8);
+        let (element, columns) = match form {
+            Form::Bf16 => (Element::Bf16, filled_up),
+            Form::Fp8 => (Element::E4m3, inputs),
+            Form::Split => (Element::Bf16, 3 * filled_up),
+        };
+        let weight = take(arena, outputs * columns, element, &[outputs, columns])?;
+        let scale = match form {
+            Form::Fp8 => Some(take(arena, outputs, Element::F32, &[outputs])?),
+            _ => None,
+        };
+        let mut row = 0;
+        for matrix in weights.matrices() {
+            let staging = &self.staging;
+            Destination { gpu, staging, weight: &weight, scale: scale.as_ref(), row }.load(matrix, form)?;
+            row += matrix.rows;
+        }
+        let bias = weights.bias().map(|bias| gpu.upload(arena, &bias, &[outputs])).transpose()?;
+        Ok(Linear { form, weight, scale, bias, inputs, outputs, result })
+    }
+
+    fn conv(&self, weights: ConvWeights) -> Result<Conv> {
+        let ConvWeights { shape, weight, bias: mut filled } = weights;
+        let ConvShape { outputs, inputs, kernel } = shape;
+        let taps: usize = kernel.iter().product();
+        let (channels, rows) = (padded(inputs), padded(outputs));
+        let mut rearranged = vec![0.0; rows * taps * channels];
+        for (o, from) in weight.chunks_exact(inputs * taps).enumerate() {
+            for (i, from) in from.chunks_exact(taps).enumerate() {
+                for (tap, value) in from.iter().enumerate() {
+                    rearranged[(o * taps + tap) * channels + i] = *value;
+                }
+            }
+        }
+        filled.resize(rows, 0.0);
+        let (gpu, split) = (&self.gpu, self.in_f32());
+        let load = |values: &[f32]| -> Result<Tensor> {
+            let rounded = match split {
+                true => split_channels(values, channels),
+                false => values.iter().map(|v| bf16::from_f32(*v).to_bits()).collect(),
+            };
+            let tensor = take(&gpu.weights, rounded.len(), Element::Bf16, &[rounded.len()])?;
+            gpu.send(&rounded, &tensor)?;
+            Ok(tensor)
+        };
+        let doubling = kernel == [1, 3, 3];
+        let folded = doubling.then(|| load(&fold_for_doubling(&rearranged, channels))).transpose()?;
+        let (weight, bias) = (load(&rearranged)?, gpu.upload(&gpu.weights, &filled, &[rows])?);
+        Ok(Conv { shape, weight, folded, bias, split })
+    }
+
+    fn channel_norm(&self, gamma: HostTensor) -> Result<ChannelNorm> {
+        let element = if self.in_f32() { Element::F32 } else { Element::Bf16 };
+        Ok(ChannelNorm { gamma: self.tensor(gamma)?, element })
+    }
+
+    fn tensor(&self, parameter: HostTensor) -> Result<Tensor> {
+        self.gpu.upload(&self.gpu.weights, &parameter.data, &parameter.shape)
+    }
+
+    fn group<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<Cuda, T>> {
+        Ok(Group::new(load()?, ()))
+    }
+}
+
+/// Weights of so many channels each as sums of two bf16 numbers: high, high, low.
+fn split_channels(values: &[f32], channels: usize) -> Vec<u16> {
+    let mut wide = vec![0; 3 * values.len()];
+    wide.par_chunks_mut(3 * channels).zip(values.par_chunks(channels)).for_each(|(to, from)| {
+        for (i, value) in from.iter().enumerate() {
+            let high = bf16::from_f32(*value);
+            let low = bf16::from_f32(value - high.to_f32());
+            to[i] = high.to_bits();
+            to[channels + i] = high.to_bits();
+            to[2 * channels + i] = low.to_bits();
+        }
+    });
+    wide
+}
+
+/// Where a matrix goes: rows of a weight from `row` on.
+struct Destination<'a> {
+    gpu: &'a Gpu,
+    staging: &'a Staging,
+    weight: &'a Tensor,
+    scale: Option<&'a Tensor>,
+    row: usize,
+}
+
+impl Destination<'_> {
+    /// Enqueues all that makes the matrix a weight of this form.
+    fn load(&self, matrix: &Matrix<'_>, form: Form) -> Result<()> {
+        match form {
+            Form::Bf16 => self.load_bf16(matrix),
+            Form::Fp8 => self.load_fp8(matrix),
+            Form::Split => self.load_split(matrix),
+        }
+    }
+
+    /// Some of the weight's rows.
+    fn rows(&self, first: usize, rows: usize) -> Tensor {
+        self.weight.slice(0, self.row + first, rows)
+    }
+
+    fn load_bf16(&self, matrix: &Matrix<'_>) -> Result<()> {
+        let columns = self.weight.shape[1];
+        if matrix.encoding == Encoding::Plain(DType::Bf16) && columns == matrix.cols {
+            return self.staging.send(self.gpu, &matrix.bytes, &self.rows(0, matrix.rows));
+        }
+        each_chunk(matrix, |row, chunk| {
+            self.gpu.copy(&self.stage(chunk, columns)?, &self.rows(row, chunk.rows))
+        })
+    }
+
+    /// Values that are 8-bit go as they are; others are rounded on the GPU.
+    fn load_fp8(&self, matrix: &Matrix<'_>) -> Result<()> {
+        let gpu = self.gpu;
+        let Some(scale) = self.scale else {
+            return Err(Error::Internal("a weight in 8 bits has no scales".into()));
+        };
+        let scales = |first: usize, rows: usize| scale.slice(0, self.row + first, rows);
+        if let Some((DType::F8E4m3, factors)) = matrix.scaled_rows() {
+            self.staging.send(gpu, &matrix.bytes, &self.rows(0, matrix.rows))?;
+            return gpu.send(&factors[..], &scales(0, matrix.rows));
+        }
+        each_chunk(matrix, |row, chunk| {
+            // The scales are written one by one, but their first address has to be that of a vector.
+            let own = gpu.quantised(&self.stage(chunk, chunk.cols)?)?;
+            gpu.move_bytes(&own.values, &self.rows(row, chunk.rows), chunk.rows * chunk.cols)?;
+            gpu.move_bytes(&own.scales, &scales(row, chunk.rows), 4 * chunk.rows)
+        })
+    }
+
+    fn load_split(&self, matrix: &Matrix<'_>) -> Result<()> {
+        let (gpu, columns) = (self.gpu, self.weight.shape[1] / 3);
+        each_chunk(matrix, |row, chunk| {
+            let staged = gpu.dense(&self.stage(chunk, columns)?, Element::F32)?;
+            gpu.split(&staged, &self.rows(row, chunk.rows), true)
+        })
+    }
+
+    /// Values as the file has them, if they are bf16 or f32 and fill the columns; else made f32 here, zeros after them.
+    fn stage(&self, chunk: &Matrix<'_>, columns: usize) -> Result<Tensor> {
+        let as_it_is = match chunk.encoding {
+            _ if chunk.cols != columns => None,
+            Encoding::Plain(DType::Bf16) => Some(Element::Bf16),
+            Encoding::Plain(DType::F32) => Some(Element::F32),
+            _ => None,
+        };
+        let staged = self.gpu.row_major(&[chunk.rows, columns], as_it_is.unwrap_or(Element::F32))?;
+        match as_it_is {
+            Some(_) => self.staging.send(self.gpu, &chunk.bytes, &staged)?,
+            None => {
+                let values = filled_up(chunk.to_f32(), chunk.cols, columns);
+                self.staging.send(self.gpu, bytemuck::cast_slice(&values), &staged)?;
+            }
+        }
+        Ok(staged)
+    }
+}
+
+/// Rows of a matrix, as many at a time as a buffer holds as f32.
+fn each_chunk(matrix: &Matrix<'_>, mut f: impl FnMut(usize, &Matrix<'_>) -> Result<()>) -> Result<()> {
+    let rows = (STAGED / (4 * matrix.cols)).max(1);
+    for first in (0..matrix.rows).step_by(rows) {
+        f(first, &matrix.part(first, rows.min(matrix.rows - first)))?;
+    }
+    Ok(())
+}
+
+/// Rows with zeros after them.
+fn filled_up(values: Vec<f32>, columns: usize, padded: usize) -> Vec<f32> {
+    if columns == padded {
+        return values;
+    }
+    let mut wide = vec![0.0; values.len() / columns * padded];
+    for (to, from) in wide.chunks_exact_mut(padded).zip(values.chunks_exact(columns)) {
+        to[..columns].copy_from_slice(from);
+    }
+    wide
+}

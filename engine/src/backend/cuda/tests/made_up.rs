@@ -1,0 +1,115 @@
+//! The ways to run the `DiT` that profiles ship, on a made-up model whose attention is as sharp as a trained one's: what they
+//! are off, and that attention which is wrong would be noticed.
+
+use super::goldens::{CROSS_ATTENTION, OPERANDS, TO_BF16, TO_E4M3};
+use super::{Cuda, Options, distance, noise, open};
+use crate::Result;
+use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, Keeping};
+use crate::model::dit::{Blocks, Dit, Inputs};
+use crate::profile::{AttentionKind, Weights};
+use crate::progress::Quiet;
+use crate::synth::{Size, Source};
+use crate::weights::{Component, DType, HostTensor, Matrix, WeightSource};
+
+/// Frames, height and width of the latent: 528 tokens.
+const LATENT: [usize; 3] = [4, 22, 24];
+/// More than the text has, and less than there are tokens.
+const LONG_CONTEXT: usize = 520;
+
+fn source() -> Source {
+    let recipe = Size::Tiny.recipe();
+    let dit = recipe.networks().find(|part| part.component() == Component::Dit).unwrap();
+    Source::new(&dit, DType::Bf16, 1)
+}
+
+/// The same model, but without preferences: its queries are zeros, so that self-attention is the mean over all tokens.
+struct Indifferent(Source);
+
+impl WeightSource for Indifferent {
+    fn tensor(&self, name: &str) -> Result<HostTensor> {
+        let mut tensor = self.0.tensor(name)?;
+        if name.ends_with("self_attn.norm_q.weight") {
+            tensor.data.fill(0.0);
+        }
+        Ok(tensor)
+    }
+
+    fn matrix(&self, name: &str) -> Result<Matrix<'_>> {
+        self.0.matrix(name)
+    }
+}
+
+/// The velocity at inputs of noise.
+fn velocity<B: Backend>(
+    b: &B,
+    keeping: Keeping,
+    weights: &dyn WeightSource,
+    attention: AttentionKind,
+) -> Vec<f32> {
+    let config = Size::Tiny.recipe().experts.remove(0).network.config;
+    let dit = Dit::load(&b.loader(keeping), weights, &config).unwrap();
+    let [t, h, w] = LATENT;
+    let upload = |shape: &[usize], seed| b.upload(&noise(shape.iter().product(), seed), shape).unwrap();
+    let (x, y) = (&upload(&[16, t, h, w], 1), &upload(&[20, t, h, w], 2));
+    let (text, image) = (upload(&[60, config.text_dim], 3), upload(&[257, config.image_dim.unwrap()], 4));
+    let context = &dit.context(b, &text, &image).unwrap();
+    let (time, grid) = (&dit.time(b, 500.0).unwrap(), &dit.grid(b, t, h, w).unwrap());
+    let inputs = Inputs { x, y, time, context, grid, attention };
+    let blocks = Blocks::Compute { keep_residual: false };
+    b.download(&dit.forward(b, &inputs, blocks, &Quiet, None).unwrap().velocity).unwrap()
+}
+
+/// The root mean square, over the tiny model's two heads, of their scores' deviations, 1.3 and 4.5: how many times a
+/// relative error of queries and keys is larger in what attention makes of them.
+const SHARPNESS: f64 = 3.3;
+
+/// What the velocity may be off by roundings to bf16 and, of a product's operands, to e4m3.
+///
+/// A branch has [`CROSS_ATTENTION`] roundings, [`OPERANDS`] of them of operands. Those of queries and keys also move the
+/// scores: the norm, a weight, the result and its norm of each, and of them two operands. How the branches' errors come
+/// into the stream, which grows by less than e, is said at [`super::goldens::branch`].
+fn products(operands: f64) -> f64 {
+    let squares = |roundings: u32, of_operands: u32| {
+        f64::from(roundings) * TO_BF16.powi(2) + f64::from(of_operands) * operands.powi(2)
+    };
+    let branch = squares(CROSS_ATTENTION, OPERANDS) + SHARPNESS.powi(2) * squares(8, 4);
+    ((std::f64::consts::E - 1.0) * branch).sqrt()
+}
+
+/// What 8-bit self-attention adds: steps of int8 as long as the largest of 128 bell-shaped numbers, 2.7 deviations, over 127
+/// for queries, and of the largest of 96 rows, 4 deviations, for keys, each rounded by the root of a twelfth; e4m3 for the
+/// softmax and the values. One branch of three has it, with a third of the stream's growth.
+fn eight_bits() -> f64 {
+    let scores = (2.7f64.powi(2) + 4f64.powi(2)) / (127f64.powi(2) * 12.0);
+    let branch = SHARPNESS.powi(2) * scores + 2.0 * TO_E4M3.powi(2);
+    (((1.0f64 / 3.0).exp() - 1.0) * branch).sqrt()
+}
+
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+fn sharp_attention_in_the_shipped_modes() {
+    let cpu = Cpu::new();
+    let right = velocity(&cpu, Keeping::F32, &source(), AttentionKind::Exact);
+    let indifferent = velocity(&cpu, Keeping::F32, &Indifferent(source()), AttentionKind::Exact);
+    let broken = distance(&indifferent, &right);
+    println!("without preferences {broken:.1e}");
+
+    let cuda: Cuda = open(&Options { long_context: LONG_CONTEXT, ..Options::default() });
+    for (name, weights, limit) in
+        [("bf16", Weights::Bf16, products(0.0)), ("fp8", Weights::Fp8, products(TO_E4M3))]
+    {
+        let keeping = Keeping { weights, ..Keeping::F32 };
+        let run = |attention| velocity(&cuda, keeping, &source(), attention);
+        let (exact, eight) = (run(AttentionKind::Exact), run(AttentionKind::EightBit));
+        for (kind, got, limit) in [("exact", &exact, limit), ("8bit", &eight, limit.hypot(eight_bits()))] {
+            let off = distance(got, &right);
+            println!("{name}-{kind:6} {off:.1e} of {limit:.1e}");
+            assert!(off <= limit, "{name}-{kind} is {off:.1e} away, {limit:.1e} allowed");
+            assert!(limit < broken, "{name}-{kind}: attention without preferences would pass");
+        }
+        // On weights that average attention away the two kinds differ in no digit.
+        let apart = distance(&eight, &exact);
+        assert!(apart > TO_BF16, "{name}: exact and 8-bit attention are only {apart:.1e} apart");
+    }
+}

@@ -1,0 +1,205 @@
+//! Weights, which are loaded apart from what computes with them.
+//!
+//! A [`Loader`] serves one network: its precision and its place are the loader's business, and model code sees neither.
+//! What belongs together comes in a [`Group`], which model code enters before it computes with it.
+
+use std::ops::Deref;
+
+use super::Backend;
+use super::conv::ConvShape;
+use crate::plan::Setup;
+use crate::profile::{Place, Sensitive, Weights};
+use crate::weights::{Component, HostTensor, Matrix};
+use crate::{Error, Result};
+
+/// How the weights of one network are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keeping {
+    /// The type of the large matrices.
+    pub weights: Weights,
+    /// The type of what is small and sensitive.
+    pub sensitive: Sensitive,
+    /// Where they are between their uses.
+    pub place: Place,
+}
+
+impl Keeping {
+    /// All in f32, where operations compute.
+    pub const F32: Self = Self { weights: Weights::Fp32, sensitive: Sensitive::Fp32, place: Place::Device };
+
+    /// How a setup keeps a network.
+    pub fn of(setup: &Setup, network: Component) -> Self {
+        let Setup { precision, residency, .. } = setup;
+        let (weights, place) = match network {
+            Component::Dit => (precision.dit, residency.dit),
+            Component::T5 => (precision.text, residency.text),
+            Component::Clip => (precision.clip, residency.clip),
+            Component::Vae => (precision.vae, residency.vae),
+        };
+        Self { weights, sensitive: precision.sensitive, place }
+    }
+}
+
+/// How much a linear layer's rounding shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Few and sensitive: embeddings, modulation, head. f32, or the nearest that the backend has; so is the result.
+    Sensitive,
+    /// The bulk of the work, in the precision of its network.
+    Bulk,
+}
+
+/// Takes the weights of one network from a checkpoint to where operations compute with them.
+pub trait Loader<B: Backend> {
+    /// A linear layer.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if there is no room; what the backend does not compute.
+    fn linear(&self, weights: &LinearWeights<'_>, role: Role) -> Result<B::Linear>;
+
+    /// A convolution.
+    ///
+    /// # Errors
+    /// As [`Loader::linear`].
+    fn conv(&self, weights: ConvWeights) -> Result<B::Conv>;
+
+    /// gamma `[channels]` of a norm over channels.
+    ///
+    /// # Errors
+    /// As [`Loader::linear`].
+    fn channel_norm(&self, gamma: HostTensor) -> Result<B::ChannelNorm>;
+
+    /// A parameter of another kind: norm weights, modulations, tables.
+    ///
+    /// # Errors
+    /// As [`Loader::linear`].
+    fn tensor(&self, parameter: HostTensor) -> Result<B::Tensor>;
+
+    /// All that `load` takes from this loader, as a group.
+    ///
+    /// # Errors
+    /// What `load` reports.
+    fn group<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<B, T>>;
+}
+
+/// Weights that are needed together, and come and go together where not all have room: a block of the `DiT` is one.
+pub struct Group<B: Backend, T> {
+    weights: T,
+    residence: B::Residence,
+}
+
+impl<B: Backend, T> Group<B, T> {
+    /// For loaders.
+    pub(super) fn new(weights: T, residence: B::Residence) -> Self {
+        Self { weights, residence }
+    }
+
+    /// The weights, as soon as they are where operations compute with them.
+    ///
+    /// # Errors
+    /// What the backend reports of a group that does not get there.
+    pub fn enter(&self, backend: &B) -> Result<Entered<'_, T>> {
+        backend.enter(&self.residence)?;
+        Ok(Entered(&self.weights))
+    }
+}
+
+/// A group's weights, which stay where operations compute while this lives.
+pub struct Entered<'a, T>(&'a T);
+
+impl<T> Deref for Entered<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0
+    }
+}
+
+/// The weights `[out, in]` and biases `[out]` of layers that read one input, and become one layer with their outputs side
+/// by side.
+pub struct LinearWeights<'a> {
+    layers: Vec<(Matrix<'a>, Option<HostTensor>)>,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl<'a> LinearWeights<'a> {
+    /// Checks that the layers go together.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if they do not.
+    pub fn new(layers: Vec<(Matrix<'a>, Option<HostTensor>)>) -> Result<Self> {
+        let Some(inputs) = layers.first().map(|(matrix, _)| matrix.cols) else {
+            return Err(Error::Internal("a linear layer needs a weight".into()));
+        };
+        for (matrix, bias) in &layers {
+            if inputs == 0 || matrix.cols != inputs || !matrix.is_consistent() {
+                return Err(Error::Internal(format!("a weight that is not [{}, {inputs}]", matrix.rows)));
+            }
+            if bias.as_ref().is_some_and(|b| b.data.len() != matrix.rows) {
+                return Err(Error::Internal(format!("a bias that has not {} elements", matrix.rows)));
+            }
+        }
+        let outputs = layers.iter().map(|(matrix, _)| matrix.rows).sum();
+        Ok(Self { layers, inputs, outputs })
+    }
+
+    /// Features of the input.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Features of the output, those of all layers.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// The layers' weights.
+    pub fn matrices(&self) -> impl Iterator<Item = &Matrix<'a>> {
+        self.layers.iter().map(|(matrix, _)| matrix)
+    }
+
+    /// The layers' biases, `[out]` with zeros for a layer without one; `None` if no layer has one.
+    pub fn bias(&self) -> Option<Vec<f32>> {
+        self.layers.iter().any(|(_, bias)| bias.is_some()).then(|| {
+            let one = |(matrix, bias): &(Matrix<'_>, Option<HostTensor>)| {
+                bias.as_ref().map_or_else(|| vec![0.0; matrix.rows], |bias| bias.data.clone())
+            };
+            self.layers.iter().flat_map(one).collect()
+        })
+    }
+}
+
+/// A convolution's weight and bias.
+#[derive(Clone)]
+pub struct ConvWeights {
+    /// What it connects.
+    pub shape: ConvShape,
+    /// `[out, in, kt, kh, kw]`.
+    pub weight: Vec<f32>,
+    /// `[out]`.
+    pub bias: Vec<f32>,
+}
+
+impl ConvWeights {
+    /// From a weight `[out, in, kt, kh, kw]` or, for one frame at a time, `[out, in, kh, kw]`, and a bias `[out]`.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for other extents, and values that are not as many.
+    pub fn new(weight: HostTensor, bias: HostTensor) -> Result<Self> {
+        let (outputs, inputs, kernel) = match *weight.shape {
+            [o, i, kt, kh, kw] => (o, i, [kt, kh, kw]),
+            [o, i, kh, kw] => (o, i, [1, kh, kw]),
+            _ => return Err(Error::Internal(format!("{:?} is no convolution's weight", weight.shape))),
+        };
+        let known = matches!(kernel, [1 | 3, 1, 1] | [1 | 3, 3, 3]);
+        let values = outputs * inputs * kernel.iter().product::<usize>();
+        if !known || values == 0 || weight.data.len() != values || bias.data.len() != outputs {
+            return Err(Error::Internal(format!(
+                "a convolution's weight {:?} and bias {:?} do not go together",
+                weight.shape, bias.shape
+            )));
+        }
+        Ok(Self { shape: ConvShape { outputs, inputs, kernel }, weight: weight.data, bias: bias.data })
+    }
+}

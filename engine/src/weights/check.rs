@@ -1,0 +1,107 @@
+//! Whether a component has the tensors that it should have, and only those.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use super::layouts::{Contents, Misfit, not_a_float};
+use super::{Component, DType};
+use crate::dims::schema::Expected;
+
+/// How a component's files differ from what they should be.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Problems {
+    /// Contradictions about sizes.
+    pub sizes: Vec<String>,
+    pub missing: Vec<String>,
+    pub extra: Vec<String>,
+    pub misshapen: Vec<String>,
+    pub mistyped: Vec<String>,
+}
+
+/// How many of a kind an error names before it only counts them.
+const NAMED: usize = 20;
+
+impl Problems {
+    pub fn is_empty(&self) -> bool {
+        let lists = [&self.sizes, &self.missing, &self.extra, &self.misshapen, &self.mistyped];
+        lists.iter().all(|list| list.is_empty())
+    }
+
+    fn note(&mut self, misfit: Misfit) {
+        match misfit {
+            Misfit::Missing(text) => self.missing.push(text),
+            Misfit::Misshapen(text) => self.misshapen.push(text),
+            Misfit::Mistyped(text) => self.mistyped.push(text),
+        }
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kinds = [
+            (&self.sizes, ""),
+            (&self.missing, "missing"),
+            (&self.extra, "not of this model"),
+            (&self.misshapen, "of the wrong shape"),
+            (&self.mistyped, "of the wrong type"),
+        ];
+        let mut separator = "";
+        for (list, kind) in kinds.into_iter().filter(|(list, _)| !list.is_empty()) {
+            f.write_str(separator)?;
+            separator = "; ";
+            if !kind.is_empty() {
+                write!(f, "{} {kind}: ", list.len())?;
+            }
+            f.write_str(&list[..list.len().min(NAMED)].join(", "))?;
+            if list.len() > NAMED {
+                write!(f, " and {} more", list.len() - NAMED)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Compares what files hold of a component with the list of what should be there.
+pub(super) fn compare(component: Component, contents: &Contents, expected: &[Expected]) -> Problems {
+    let mut problems = Problems::default();
+    for Expected { name, shape, quantisable } in expected {
+        let Some(have) = contents.tensors.get(name) else {
+            problems.missing.push(format!("`{name}`"));
+            continue;
+        };
+        let fits = have.shape().len() == shape.len()
+            && have.shape().iter().zip(shape).all(|(h, w)| h == w || *w == 0);
+        if !fits {
+            problems.misshapen.push(format!("`{name}` is {:?}, not {}", have.shape(), show_shape(shape)));
+        }
+        if !quantisable && !have.stored.dtype().is_some_and(DType::is_plain_float) {
+            problems.note(not_a_float(name, &have.stored));
+        } else if let Err(misfits) = &have.encoding {
+            misfits.iter().cloned().for_each(|misfit| problems.note(misfit));
+        }
+    }
+    let known: BTreeSet<&str> = expected.iter().map(|e| e.name.as_str()).collect();
+    let unknown = |name: &&String| !known.contains(name.as_str()) && !ignorable(component, name);
+    problems.extra.extend(contents.tensors.keys().filter(unknown).map(|name| format!("`{name}`")));
+    problems.extra.extend(contents.orphans.keys().map(|name| format!("the scale of `{name}`")));
+    problems
+}
+
+/// Whether a component's file may hold a tensor that the engine has no use for.
+pub(super) fn ignorable(component: Component, name: &str) -> bool {
+    match component {
+        // The text tower, the last norm and the projection of a whole CLIP checkpoint.
+        Component::Clip => {
+            name.starts_with("textual.")
+                || name.starts_with("visual.post_norm.")
+                || ["log_scale", "visual.head"].contains(&name)
+        }
+        Component::Dit | Component::T5 | Component::Vae => false,
+    }
+}
+
+fn show_shape(shape: &[usize]) -> String {
+    let extents: Vec<String> =
+        shape.iter().map(|e| if *e == 0 { "?".to_owned() } else { e.to_string() }).collect();
+    format!("[{}]", extents.join(", "))
+}

@@ -1,0 +1,96 @@
+//! What a pickle's calls make: dictionaries, storages, and tensors out of storages. Nothing is called; each callable that
+//! tensors need has its meaning here, and every other one is refused by its name.
+
+use super::value::{Global, Id, Read, Value, broken};
+use super::{MAX_NAME, PickledTensor};
+
+/// The global that a pickle asks for.
+pub(super) fn global(module: &str, name: &str) -> Read<Value> {
+    if let Some(global) = Global::find(module, name) {
+        return Ok(Value::Global(global));
+    }
+    let full: String = format!("{module}.{name}").chars().take(100).collect();
+    let full = full.escape_debug();
+    Err(if module.split('.').next() == Some("torch") {
+        format!(
+            "it needs torch's `{full}`, which animd does not read; it reads plain F32, F16 and BF16 tensors"
+        )
+    } else {
+        format!("it wants to call `{full}`, which no tensor needs; a model file that runs code is not loaded")
+    })
+}
+
+/// What a call of a global with a tuple of arguments gives.
+pub(super) fn call(values: &[Value], callable: Id, arguments: Id) -> Read<Value> {
+    let Value::Tuple(arguments) = &values[arguments] else {
+        return broken("a call without arguments");
+    };
+    let Value::Global(global) = &values[callable] else {
+        return broken("a call of something that is no function");
+    };
+    match global {
+        Global::OrderedDict if arguments.is_empty() => Ok(Value::Dict(Vec::new())),
+        Global::OrderedDict => broken("a dictionary made from something"),
+        Global::RebuildTensor => tensor(values, arguments).map(Value::Tensor),
+        Global::RebuildParameter => match arguments.first().map(|id| &values[*id]) {
+            Some(Value::Tensor(tensor)) => Ok(Value::Tensor(tensor.clone())),
+            _ => broken("a parameter without a tensor"),
+        },
+        Global::StorageClass(name, _) => Err(format!("it makes a `torch.{name}` of its own")),
+    }
+}
+
+/// `_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[, metadata])`.
+fn tensor(values: &[Value], arguments: &[Id]) -> Read<PickledTensor> {
+    let (4.., Some(storage)) = (arguments.len(), arguments.first()) else {
+        return broken("a tensor with too few arguments");
+    };
+    let Value::Storage { dtype, key, elements } = &values[*storage] else {
+        return broken("a tensor without a storage");
+    };
+    let (shape, strides) = (extents(values, arguments[2])?, extents(values, arguments[3])?);
+    if shape.len() != strides.len() {
+        return broken("a tensor with other strides than extents");
+    }
+    Ok(PickledTensor {
+        dtype: *dtype,
+        key: key.clone(),
+        storage_elements: *elements,
+        offset: size(values, arguments[1])?,
+        shape,
+        strides,
+    })
+}
+
+/// The storage that a persistent id describes: `('storage', class, key, location, elements)`.
+pub(super) fn storage(values: &[Value], id: Id) -> Read<Value> {
+    let Value::Tuple(items) = &values[id] else {
+        return broken("a storage without a description");
+    };
+    let [tag, class, key, _, elements] = items[..] else {
+        return broken("a storage without a description");
+    };
+    match (&values[tag], &values[class], &values[key]) {
+        (Value::Text(tag), Value::Global(Global::StorageClass(_, dtype)), Value::Text(key))
+            if tag == "storage" && key.len() <= MAX_NAME =>
+        {
+            Ok(Value::Storage { dtype: *dtype, key: key.clone(), elements: size(values, elements)? })
+        }
+        _ => broken("a storage without a class or a key"),
+    }
+}
+
+fn size(values: &[Value], id: Id) -> Read<usize> {
+    match &values[id] {
+        Value::Int(v) => usize::try_from(*v).or_else(|_| broken("a negative size")),
+        _ => broken("a size that is no number"),
+    }
+}
+
+/// A tuple of at most eight sizes.
+fn extents(values: &[Value], id: Id) -> Read<Vec<usize>> {
+    match &values[id] {
+        Value::Tuple(items) if items.len() <= 8 => items.iter().map(|id| size(values, *id)).collect(),
+        _ => broken("a shape that is none"),
+    }
+}

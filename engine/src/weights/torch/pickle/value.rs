@@ -1,0 +1,61 @@
+//! What a pickle is made of: values that refer to each other by their index in one arena.
+
+use super::super::{DType, STORAGES};
+use super::PickledTensor;
+
+/// A value's index in the arena.
+pub(super) type Id = usize;
+
+/// What a step of reading gives, or a clause for a sentence about the file.
+pub(super) type Read<T> = Result<T, String>;
+
+/// The error of a pickle that no program wrote as it is.
+pub(super) fn broken<T>(what: &str) -> Read<T> {
+    Err(format!("its pickle is broken ({what}); copy it again"))
+}
+
+/// A value.
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    None,
+    Bool,
+    Int(i64),
+    /// Floats, bytes, sets: part of what may be in a file, never of what is asked for.
+    Opaque,
+    Text(String),
+    Tuple(Vec<Id>),
+    List(Vec<Id>),
+    Dict(Vec<(Id, Id)>),
+    Global(Global),
+    Storage {
+        dtype: DType,
+        key: String,
+        elements: usize,
+    },
+    Tensor(PickledTensor),
+}
+
+/// A class or function that a pickle names, of those that tensors need.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Global {
+    OrderedDict,
+    RebuildTensor,
+    RebuildParameter,
+    StorageClass(&'static str, DType),
+}
+
+impl Global {
+    /// The global of this name, if tensors need it.
+    pub fn find(module: &str, name: &str) -> Option<Self> {
+        match (module, name) {
+            ("collections", "OrderedDict") => Some(Self::OrderedDict),
+            ("torch._utils", "_rebuild_tensor_v2") => Some(Self::RebuildTensor),
+            ("torch._utils", "_rebuild_parameter") => Some(Self::RebuildParameter),
+            ("torch", _) => STORAGES
+                .into_iter()
+                .find(|(class, _)| *class == name)
+                .map(|(class, dtype)| Self::StorageClass(class, dtype)),
+            _ => None,
+        }
+    }
+}
