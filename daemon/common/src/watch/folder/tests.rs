@@ -247,3 +247,24 @@ async fn a_folder_that_goes_away_is_told_of_and_looked_for() {
     )
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_picture_whose_end_was_among_lost_events_is_not_waited_for() {
+    let dir = tempfile::tempdir().expect("a folder");
+    fs::write(dir.path().join("a.png"), "a picture").expect("written");
+    let (sender, mut handed) = mpsc::unbounded_channel();
+    let (reporter, _reports) = mpsc::unbounded_channel();
+    let recorder =
+        Recorder { start: Instant::now(), fates: VecDeque::new(), handed: sender, reports: reporter };
+    let mut folder = Folder::new(options(dir.path()), recorder);
+    assert!(!folder.see(Seen::Begun("a.png".into())), "its writer still has it");
+    for second in [0, 6] {
+        sleep(Duration::from_secs(second)).await;
+        folder.look().await;
+    }
+    assert!(handed.try_recv().is_err());
+    assert!(folder.see(Seen::Lost));
+    folder.close_all();
+    folder.look().await;
+    assert_eq!(handed.try_recv().map(|(_, names)| names), Ok(vec!["a.png".into()]));
+}
