@@ -49,17 +49,18 @@ pub type Options<'a> = HashMap<&'a str, Variant<'a>>;
 /// Facts, by name.
 pub type Dict = HashMap<String, OwnedVariant>;
 
-/// Whether a job in this state has ended.
+/// Returns whether a job in this state has ended.
 pub fn has_ended(state: &str) -> bool {
     ["done", "failed", "canceled"].contains(&state)
 }
 
-/// The number in a job's path.
+/// Returns the number in a job's path.
 pub fn id_of(path: &zbus::ObjectPath<'_>) -> Option<u64> {
     path.as_str().strip_prefix(PATH)?.strip_prefix("/job/")?.parse().ok()
 }
 
-/// The name of animd's own error, without what all begin with: `QueueFull`. `None` for an error of somebody else's.
+/// Returns the name of animd's own error, without what all begin with: `QueueFull`. `None` for an error of somebody
+/// else's.
 pub fn error_name(error: &zbus::Error) -> Option<&str> {
     match error {
         zbus::Error::MethodError(name, ..) => name.as_str().strip_prefix(ERRORS),
@@ -80,19 +81,19 @@ pub trait Manager {
     /// Submits a picture in a watched folder.
     #[zbus(allow_interactive_auth)]
     fn submit_path(&self, path: &str, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
-    /// What a submission with these options would come to.
+    /// Returns what a submission with these options would come to.
     fn plan(&self, options: Options<'_>) -> zbus::Result<Dict>;
-    /// The object of a job.
+    /// Returns the object of a job.
     fn get_job(&self, id: u64) -> zbus::Result<OwnedObjectPath>;
     /// Public facts of jobs, the newest first.
     fn list(&self, filter: Options<'_>) -> zbus::Result<Vec<Dict>>;
-    /// Everything about the jobs that the caller may see, the newest first.
+    /// Returns everything about the jobs that the caller may see, the newest first.
     #[zbus(allow_interactive_auth)]
     fn history(&self, filter: Options<'_>) -> zbus::Result<Vec<Dict>>;
     /// Sums over the ended jobs that the caller may see.
     #[zbus(allow_interactive_auth)]
     fn statistics(&self, options: Options<'_>) -> zbus::Result<Vec<Dict>>;
-    /// How a job went: its events, stages and steps, and what the GPU did meanwhile.
+    /// Returns how a job went: its events, stages and steps, and what the GPU did meanwhile.
     #[zbus(allow_interactive_auth)]
     fn timeline(&self, id: u64) -> zbus::Result<Dict>;
     /// Keeps the model in memory (`warm`) or the queue from starting jobs (`pause`) until the descriptor is closed.
@@ -107,7 +108,7 @@ pub trait Manager {
     /// Gives the model's memory back now.
     #[zbus(allow_interactive_auth)]
     fn unload(&self) -> zbus::Result<()>;
-    /// All profiles.
+    /// Returns all profiles.
     fn profiles(&self) -> zbus::Result<Vec<Dict>>;
     /// Watches one more folder.
     #[zbus(allow_interactive_auth)]
@@ -115,7 +116,7 @@ pub trait Manager {
     /// Watches a folder no more.
     #[zbus(allow_interactive_auth)]
     fn remove_watch(&self, path: &str) -> zbus::Result<()>;
-    /// The watched folders.
+    /// Returns the watched folders.
     #[zbus(allow_interactive_auth)]
     fn watches(&self) -> zbus::Result<Vec<Dict>>;
     /// Reads the configuration again.
@@ -127,25 +128,25 @@ pub trait Manager {
     /// A job has ended.
     #[zbus(signal)]
     fn job_removed(&self, id: u64, job: zbus::ObjectPath<'_>, result: &str) -> zbus::Result<()>;
-    /// The service's version.
+    /// Returns the service's version.
     #[zbus(property(emits_changed_signal = "const"))]
     fn version(&self) -> zbus::Result<String>;
-    /// The service's state.
+    /// Returns the service's state.
     #[zbus(property)]
     fn state(&self) -> zbus::Result<String>;
-    /// The state as a sentence.
+    /// Returns the state as a sentence.
     #[zbus(property)]
     fn state_text(&self) -> zbus::Result<String>;
-    /// The profile in use.
+    /// Returns the profile in use.
     #[zbus(property)]
     fn profile(&self) -> zbus::Result<String>;
-    /// The GPU in use; empty without one.
+    /// Returns the GPU in use; empty without one.
     #[zbus(property)]
     fn gpu(&self) -> zbus::Result<Dict>;
     /// Jobs that wait.
     #[zbus(property)]
     fn queued(&self) -> zbus::Result<u32>;
-    /// Whether no job is started, because somebody paused the queue.
+    /// Returns whether no job is started, because somebody paused the queue.
     #[zbus(property)]
     fn paused(&self) -> zbus::Result<bool>;
 }
@@ -159,16 +160,16 @@ pub trait Job {
     /// Everything about it.
     #[zbus(allow_interactive_auth)]
     fn describe(&self) -> zbus::Result<Dict>;
-    /// The video, open for reading.
+    /// Returns the video, open for reading.
     #[zbus(allow_interactive_auth)]
     fn open_result(&self) -> zbus::Result<OwnedFd>;
-    /// A small picture of the video, a JPEG open for reading.
+    /// Returns a small picture of the video, a JPEG open for reading.
     #[zbus(allow_interactive_auth)]
     fn open_thumbnail(&self) -> zbus::Result<OwnedFd>;
-    /// The same as large as the video, for some days.
+    /// A picture as large as the video, for some days; a JPEG open for reading.
     #[zbus(allow_interactive_auth)]
     fn open_poster(&self) -> zbus::Result<OwnedFd>;
-    /// What the video is going to be, a JPEG open for reading.
+    /// Returns what the video is going to be, a JPEG open for reading.
     #[zbus(allow_interactive_auth)]
     fn open_preview(&self) -> zbus::Result<OwnedFd>;
     /// Gives it another place in the queue.
@@ -189,7 +190,7 @@ pub trait Job {
     /// Whose it is.
     #[zbus(property(emits_changed_signal = "const"))]
     fn owner(&self) -> zbus::Result<u32>;
-    /// Where it stands.
+    /// Returns where it stands.
     #[zbus(property)]
     fn state(&self) -> zbus::Result<String>;
     /// The stage under way.
@@ -201,7 +202,7 @@ pub trait Job {
     /// 0 to 1.
     #[zbus(property)]
     fn progress(&self) -> zbus::Result<f64>;
-    /// Microseconds since the epoch; 0 while not known.
+    /// Returns microseconds since the epoch; 0 while not known.
     #[zbus(property)]
     fn expected_end(&self) -> zbus::Result<u64>;
     /// Place in the queue; nobody is told of its changes.

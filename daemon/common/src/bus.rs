@@ -43,7 +43,7 @@ impl ServiceState {
         Self::Stopping,
     ];
 
-    /// The name on the bus, in JSON and in the metrics.
+    /// Returns the name on the bus, in JSON and in the metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -58,18 +58,18 @@ impl ServiceState {
         }
     }
 
-    /// The state with this name.
+    /// Returns the state with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.name() == name)
     }
 
-    /// Whether jobs that wait are made one after the other, with nothing in their way.
+    /// Returns whether jobs that wait are made one after the other, with nothing in their way.
     pub fn is_working(self) -> bool {
         matches!(self, Self::Idle | Self::Busy)
     }
 }
 
-/// A value of the bus as JSON; `None` for what JSON cannot say, such as a descriptor.
+/// Returns a value of the bus as JSON; `None` for what JSON cannot say, such as a descriptor.
 pub fn json(value: &Variant<'_>) -> Option<Value> {
     Some(match value {
         Variant::U8(n) => (*n).into(),
@@ -102,7 +102,8 @@ pub fn json(value: &Variant<'_>) -> Option<Value> {
     })
 }
 
-/// A value of JSON as the bus has it in options: text, whole numbers, others, and truths. `None` for the rest.
+/// Returns a value of JSON as the bus has it in options: text, whole numbers, others, and truths. `None` for the
+/// rest.
 pub fn variant(value: &Value) -> Option<Variant<'_>> {
     match value {
         Value::Bool(truth) => Some((*truth).into()),

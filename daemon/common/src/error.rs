@@ -50,7 +50,7 @@ impl Error {
         Self::Refused { code, text: text.into() }
     }
 
-    /// The sentence without the path, for the log: where a user's files are is private.
+    /// Returns the sentence without the path, for the log: where a user's files are is private.
     pub fn without_path(&self) -> String {
         match self {
             Self::File { action, source, .. } => format!("cannot {action} a file: {source}"),
@@ -58,7 +58,7 @@ impl Error {
         }
     }
 
-    /// What went wrong, for the ledger and for programs.
+    /// Returns what went wrong, for the ledger and for programs.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Refused { code, .. } => *code,

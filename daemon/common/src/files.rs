@@ -16,7 +16,8 @@ use sha2::{Digest, Sha256};
 /// The longest file name that Linux file systems take, in bytes.
 pub const NAME_MAX: usize = 255;
 
-/// A path or name in words: control characters and bytes that are not UTF-8 are escaped, so that it stays one line.
+/// Returns a path or name in words: control characters and bytes that are not UTF-8 are escaped, so that it stays one
+/// line.
 pub fn show(path: impl AsRef<OsStr>) -> String {
     let mut out = String::new();
     for chunk in path.as_ref().as_bytes().utf8_chunks() {
@@ -53,7 +54,7 @@ pub fn open_regular(path: &Path) -> io::Result<(File, fs::Metadata)> {
     Ok((file, meta))
 }
 
-/// What a file is, in words.
+/// Returns what a file is, in words.
 pub fn kind(meta: &fs::Metadata) -> &'static str {
     let t = meta.file_type();
     match () {
@@ -129,7 +130,7 @@ pub fn write_atomic(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     sync_dir(dir)
 }
 
-/// Bytes that are free for us on the disk of `path`.
+/// Returns how many bytes are free for us on the disk of `path`.
 pub fn free_space(path: &Path) -> io::Result<u64> {
     let disk = rustix::fs::statvfs(path)?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
@@ -177,7 +178,8 @@ pub fn numbered(stem: &OsStr, n: u32, tail: &str) -> OsString {
     OsString::from_vec(name)
 }
 
-/// A name split before its last dot: (`photo`, `.png`). Without a dot, or with a first one only, the tail is empty.
+/// Returns a name split before its last dot: (`photo`, `.png`). Without a dot, or with a first one only, the tail is
+/// empty.
 pub fn split_name(name: &OsStr) -> (&OsStr, &OsStr) {
     let bytes = name.as_bytes();
     match bytes.iter().rposition(|&b| b == b'.') {
@@ -208,24 +210,24 @@ impl Identity {
     }
 }
 
-/// When a file was last changed, moved or written, in microseconds since the epoch.
+/// Returns when a file was last changed, moved or written, in microseconds since the epoch.
 pub fn changed_us(meta: &fs::Metadata) -> i64 {
     meta.ctime().saturating_mul(1_000_000).saturating_add(meta.ctime_nsec() / 1000)
 }
 
-/// A path from the bytes that the ledger keeps.
+/// Returns a path from the bytes that the ledger keeps.
 pub fn path_from(bytes: Vec<u8>) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-/// A name for the video of a picture: `STEM-SEED.mp4`, and a number from the second on.
+/// Returns a name for the video of a picture: `STEM-SEED.mp4`, and a number from the second on.
 pub fn output_name(picture: &OsStr, seed: u64, n: u32) -> OsString {
     // The tail holds the seed, so that a cut stem never costs it; a number goes before `.mp4`.
     let tail = if n < 2 { format!("-{seed}.mp4") } else { format!("-{seed}-{n}.mp4") };
     numbered(split_name(picture).0, 1, &tail)
 }
 
-/// Bytes as lower-case hexadecimal digits.
+/// Returns bytes as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         _ = write!(text, "{byte:02x}");

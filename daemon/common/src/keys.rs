@@ -33,7 +33,7 @@ const MAX_WORD: usize = 64;
 /// The longest sentence about a wrong value, in characters; it may repeat what a caller wrote.
 const MAX_SENTENCE: usize = 400;
 
-/// The key most like `wrong`, if one is like it at all.
+/// Returns the key most like `wrong`, if one is like it at all.
 pub fn nearest<'a>(wrong: &str, keys: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if wrong.len() > MAX_WORD {
         return None;
@@ -66,7 +66,7 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// An error of the TOML reader as one sentence: file, line, what is wrong, and the nearest right key.
+/// Returns an error of the TOML reader as one sentence: file, line, what is wrong, and the nearest right key.
 pub fn explain(file: &Path, text: &str, error: &toml::de::Error) -> String {
     let line =
         error.span().map(|span| text.as_bytes()[..span.start.min(text.len())].split(|b| *b == b'\n').count());
@@ -90,7 +90,7 @@ pub fn with_hint(message: &str) -> String {
     one_line(message, MAX_SENTENCE)
 }
 
-/// A text on one line, cut after so many characters.
+/// Returns a text on one line, cut after so many characters.
 pub fn one_line(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", show(&text[..end])),

@@ -22,7 +22,7 @@ const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 /// The filter, to be replaced while the service runs.
 static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
-/// A level or a filter of tracing-subscriber.
+/// Returns a level or a filter of tracing-subscriber.
 ///
 /// # Errors
 /// [`Error::Config`] names it.
@@ -79,7 +79,7 @@ pub fn set_level(level: &str) -> Result<()> {
     }
 }
 
-/// Whether standard error goes to the journal: systemd names its device and inode.
+/// Returns whether standard error goes to the journal: systemd names its device and inode.
 fn journal_listens() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     rustix::fs::fstat(std::io::stderr().as_fd())

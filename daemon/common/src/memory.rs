@@ -1,11 +1,11 @@
 //! The machine's memory, by `/proc/meminfo`.
 
-/// Bytes of memory that the machine could give now.
+/// Returns how many bytes of memory the machine could give now.
 pub fn available_memory() -> Option<u64> {
     meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
 }
 
-/// A value of the text of `/proc/meminfo`, in bytes.
+/// Returns a value of the text of `/proc/meminfo`, in bytes.
 pub fn meminfo(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;

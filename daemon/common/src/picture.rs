@@ -69,7 +69,7 @@ pub fn read(file: &File, what: &str) -> Result<Header> {
     header(Source { read_at: &|buffer, at| file.read_at(buffer, at), left: MAX_READS }, what)
 }
 
-/// The same for bytes in memory.
+/// Reads the header of a file that is in memory.
 ///
 /// # Errors
 /// As [`read`].
@@ -196,7 +196,7 @@ fn format(start: &[u8]) -> Option<Format> {
     known.into_iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, format)| format)
 }
 
-/// What people take for a picture and the engine does not read.
+/// Returns what people take for a picture and the engine does not read.
 fn foreign(start: &[u8]) -> Option<&'static str> {
     // ISO media files: `ftyp` and a brand.
     if start.get(4..8) == Some(b"ftyp") {

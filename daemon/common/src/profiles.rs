@@ -38,7 +38,7 @@ fn explain(path: &Path, text: &str, mistake: &Mistake) -> String {
     format!("{place}: {}", keys::with_hint(&mistake.message))
 }
 
-/// All profiles, those of later folders first, and what is wrong with the files that could not be read.
+/// Returns all profiles, those of later folders first, and what is wrong with the files that could not be read.
 pub fn load(folders: &[PathBuf]) -> (Vec<Profile>, Vec<String>) {
     let (mut profiles, mut mistakes, mut names) = (Vec::new(), Vec::new(), HashSet::new());
     for folder in folders.iter().rev() {
@@ -65,7 +65,7 @@ pub fn load(folders: &[PathBuf]) -> (Vec<Profile>, Vec<String>) {
     (profiles, mistakes)
 }
 
-/// Whether `profile.name` is a file's.
+/// Returns whether `profile.name` is a file's.
 pub fn is_file(name: &str) -> bool {
     name.contains('/') || Path::new(name).extension().is_some_and(|e| e == "toml")
 }
@@ -93,7 +93,7 @@ pub fn check(loaded: &Loaded) -> Result<Vec<String>, Error> {
     }
 }
 
-/// A sentence about a name that no profile has.
+/// Returns a sentence about a name that no profile has.
 pub fn unknown(name: &str, profiles: &[Profile]) -> String {
     format!("there is no profile `{name}`{}", keys::hint(name, profiles.iter().map(|p| p.name.as_str())))
 }

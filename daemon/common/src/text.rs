@@ -17,7 +17,7 @@ use zbus::{Signature, Type, Variant};
 pub struct Text(String);
 
 impl Text {
-    /// The text itself.
+    /// Returns the text itself.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -74,7 +74,7 @@ fn is_text(c: char) -> bool {
     !c.is_control() || c == '\n' || c == '\t'
 }
 
-/// The text with line feeds for the line ends of Windows and of old Macs.
+/// Returns the text with line feeds for the line ends of Windows and of old Macs.
 fn unix_lines(text: &str) -> String {
     text.replace("\r\n", "\n").replace('\r', "\n")
 }
@@ -93,7 +93,7 @@ impl NoText {
         Self { line: None, why: why.into() }
     }
 
-    /// The sentence: `photo.txt:2: it is ...`.
+    /// Returns the sentence: `photo.txt:2: it is ...`.
     pub fn of(&self, file: &str) -> String {
         match self.line {
             Some(line) => format!("{file}:{line}: {}", self.why),
@@ -102,8 +102,8 @@ impl NoText {
     }
 }
 
-/// The text of a small file that a person wrote: UTF-8, with or without a byte-order mark, or UTF-16 with one, as Windows
-/// programs save it.
+/// Returns the text of a small file that a person wrote: UTF-8, with or without a byte-order mark, or UTF-16 with
+/// one, as Windows programs save it.
 ///
 /// # Errors
 /// [`NoText`] for everything else, and for text with U+0000.
@@ -148,7 +148,7 @@ fn utf_16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> Result<String, NoText> {
     String::from_utf16(&units).map_err(|_| damaged())
 }
 
-/// Whether every other byte is zero, or most are, and none of the others: Latin letters in UTF-16.
+/// Returns whether every other byte is zero, or most are, and none of the others: Latin letters in UTF-16.
 fn looks_like_utf_16(bytes: &[u8]) -> bool {
     let zeros = |first: usize| bytes.iter().skip(first).step_by(2).filter(|byte| **byte == 0).count();
     let (even, odd) = (zeros(0), zeros(1));
@@ -159,8 +159,8 @@ fn line_of(before: &[u8]) -> usize {
     before.split(|byte| *byte == b'\n').count()
 }
 
-/// A prompt with line feeds for its line ends. U+0080 to U+009F stay: they are quotes and dashes of Windows-1252 that went
-/// through Latin-1, and the model's own cleaning repairs them.
+/// Returns a prompt with line feeds for its line ends. U+0080 to U+009F stay: they are quotes and dashes of
+/// Windows-1252 that went through Latin-1, and the model's own cleaning repairs them.
 ///
 /// # Errors
 /// [`NoText`] for any other control character but a tab.
@@ -193,8 +193,8 @@ pub fn settings(mut settings: Settings) -> Result<Settings, String> {
     Ok(settings)
 }
 
-/// A request that was written down before there was this gate. The cleaning of prompts drops U+0000 as well, so that the
-/// job stays the same.
+/// Returns a request that was written down before there was this gate. The cleaning of prompts drops U+0000 as well,
+/// so that the job stays the same.
 pub fn old_request(mut request: Request) -> Request {
     for text in [&mut request.prompt, &mut request.negative_prompt] {
         text.retain(|c| c != '\0');

@@ -35,17 +35,17 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
-/// Microseconds since the epoch as date and time in universal time.
+/// Returns microseconds since the epoch as date and time in universal time.
 pub fn date_utc(us: u64) -> String {
     format(us, TimeZone::UTC, "%Y-%m-%d %H:%M UTC")
 }
 
-/// The same where the machine is.
+/// Returns microseconds since the epoch as date and time in the time zone of the machine.
 pub fn date(us: u64) -> String {
     format(us, TimeZone::system(), "%Y-%m-%d %H:%M")
 }
 
-/// The same to the second.
+/// Returns microseconds since the epoch as date and time to the second, in the time zone of the machine.
 pub fn moment(us: u64) -> String {
     format(us, TimeZone::system(), "%Y-%m-%d %H:%M:%S")
 }
@@ -55,7 +55,7 @@ fn format(us: u64, zone: TimeZone, how: &str) -> String {
     stamp.map_or_else(|| "?".to_owned(), |stamp| stamp.to_zoned(zone).strftime(how).to_string())
 }
 
-/// How long ago that was, in microseconds since the epoch.
+/// Returns how long ago that was, in microseconds since the epoch.
 pub fn ago(us: u64) -> String {
     let seconds = (Timestamp::now().as_microsecond() as u64).saturating_sub(us) / 1_000_000;
     match seconds {

@@ -133,7 +133,7 @@ mod tests {
     use animctl::Exit;
     use animd_common::config::reference::reference;
 
-    /// A page as text, without roff's escapes.
+    /// Returns a page as text, without roff's escapes.
     fn plain(page: &str) -> String {
         page.replace("\\-", "-")
             .replace("\\fB", "")

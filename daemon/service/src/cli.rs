@@ -22,7 +22,7 @@ pub const EXITS: [(u8, &str); 5] = [
     (EXIT_CONFIG, "the configuration is wrong"),
 ];
 
-/// The command line, for manual pages.
+/// Returns the command line, for manual pages.
 pub fn command() -> clap::Command {
     Args::command()
 }
@@ -72,7 +72,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Where the configuration is to be looked for.
+    /// Returns where the configuration is to be looked for.
     ///
     /// # Errors
     /// [`Error::Config`] for a path that is not UTF-8.

@@ -17,7 +17,7 @@ impl CurrentConfig {
         Self { now: Arc::new(RwLock::new(Arc::new(config))) }
     }
 
-    /// The configuration as it is now; it may be another one at the next call.
+    /// Returns the configuration as it is now; it may be another one at the next call.
     pub fn get(&self) -> Arc<Config> {
         self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -37,12 +37,12 @@ pub struct Defaults {
 }
 
 impl Defaults {
-    /// Those of the configuration, until a profile is chosen.
+    /// The defaults of the configuration, until a profile is chosen.
     pub fn new(config: CurrentConfig) -> Self {
         Self { config, profile: Arc::default() }
     }
 
-    /// The defaults as they are now.
+    /// Returns the defaults as they are now.
     pub fn get(&self) -> Settings {
         let profile = self.profile.read().unwrap_or_else(PoisonError::into_inner).clone();
         self.config.get().defaults.clone().or(profile)

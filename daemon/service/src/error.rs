@@ -47,7 +47,7 @@ impl Error {
         Self::Common(animd_common::Error::Config(text.into()))
     }
 
-    /// What went wrong, for the ledger and for programs.
+    /// Returns what went wrong, for the ledger and for programs.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Common(e) => e.code(),

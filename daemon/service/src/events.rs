@@ -25,7 +25,7 @@ pub enum Change {
 pub struct Status {
     /// What it does.
     pub state: ServiceState,
-    /// The same as a sentence, with the remedy if there is something to do.
+    /// What it does, as a sentence, with the remedy if there is something to do.
     pub text: Text,
 }
 
@@ -38,7 +38,7 @@ pub struct Live {
     pub expected_end_us: Option<u64>,
 }
 
-/// A shared board; cheap to clone.
+/// Tells everybody of changes, and keeps the state that is shown; cheap to clone.
 #[derive(Clone)]
 pub struct Events {
     live: Arc<Mutex<HashMap<u64, Live>>>,
@@ -46,7 +46,7 @@ pub struct Events {
     restarts: Arc<AtomicU64>,
     status: watch::Sender<Status>,
     notice: Arc<Mutex<Option<String>>>,
-    /// The same of watched folders.
+    /// A sentence of watched folders, which is added in the same way.
     folders: Arc<Mutex<Option<String>>>,
     /// Signalled when the queue has something new.
     pub queued: Arc<Notify>,
@@ -89,7 +89,7 @@ impl Events {
         self.restarts.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often the engine was replaced because it died or hung, since the service was started.
+    /// Returns how often the engine was replaced because it died or hung, since the service was started.
     pub fn restarts(&self) -> u64 {
         self.restarts.load(Ordering::Relaxed)
     }
@@ -103,7 +103,7 @@ impl Events {
         }
     }
 
-    /// A job's progress, if it runs.
+    /// Returns a job's progress, if it runs.
     pub fn live(&self, id: u64) -> Option<Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
     }
@@ -140,7 +140,7 @@ impl Events {
         }
     }
 
-    /// The service's state, and its changes.
+    /// Returns the service's state, and its changes.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
     }

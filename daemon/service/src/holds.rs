@@ -23,7 +23,7 @@ impl What {
         }
     }
 
-    /// The one with this name.
+    /// Returns the one with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Warm, Self::Pause].into_iter().find(|what| what.name() == name)
     }
@@ -89,12 +89,12 @@ impl Holds {
         ended.into_values().collect()
     }
 
-    /// Whether anybody holds this.
+    /// Returns whether anybody holds this.
     pub fn any(&self, what: What) -> bool {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).1.values().any(|hold| hold.what == what)
     }
 
-    /// All holds, the oldest first.
+    /// Returns all holds, the oldest first.
     pub fn list(&self) -> Vec<Hold> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).1.values().cloned().collect()
     }
@@ -104,7 +104,7 @@ impl Holds {
         *self.paused.lock().unwrap_or_else(PoisonError::into_inner) = who;
     }
 
-    /// Who paused the queue until somebody resumes it.
+    /// Returns who paused the queue until somebody resumes it.
     pub fn paused_until_resumed(&self) -> Option<String> {
         self.paused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -117,7 +117,7 @@ impl Holds {
         })
     }
 
-    /// Told of every hold that comes or goes.
+    /// Returns a receiver that is told of every hold that comes or goes.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }

@@ -32,7 +32,7 @@ const PACE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// States that a job has before it has ended.
 const OPEN: [State; 3] = [State::Queued, State::Running, State::Finishing];
-/// And after.
+/// States that a job has once it has ended.
 const ENDED: [State; 3] = [State::Done, State::Failed, State::Canceled];
 
 /// Keeps the file until `stop` turns true.
@@ -214,7 +214,7 @@ impl Figures {
         }
     }
 
-    /// The file's text. `state` is the service's.
+    /// Returns the file's text. `state` is the service's.
     fn text(&self, state: ServiceState, restarts: u64) -> String {
         let open = |state: &State| self.open.values().filter(|s| *s == state).count();
         let mut text = Page::default();

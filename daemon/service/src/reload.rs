@@ -26,7 +26,7 @@ enum When {
     Restart,
 }
 
-/// When a change of `section.key` takes effect.
+/// Returns when a change of `section.key` takes effect.
 fn when(key: &str) -> When {
     match key.split('.').next() {
         // Finished videos and open jobs lie there.
@@ -123,7 +123,7 @@ impl Reloader {
     }
 }
 
-/// Microseconds of the clock that systemd compares with.
+/// Returns microseconds of the clock that systemd compares with.
 fn monotonic_us() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call writes one `timespec`, which `now` is.
@@ -131,7 +131,7 @@ fn monotonic_us() -> u64 {
     now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
 }
 
-/// The configuration to put in force, and a sentence for each change.
+/// Returns the configuration to put in force, and a sentence for each change.
 fn compare(old: &Config, loaded: Loaded) -> Result<(Config, Vec<String>)> {
     let Loaded { mut config, origins, files } = loaded;
     let internal = |e: toml::ser::Error| Error::config(e.to_string());
@@ -171,7 +171,7 @@ fn compare(old: &Config, loaded: Loaded) -> Result<(Config, Vec<String>)> {
     Ok((config, sentences))
 }
 
-/// What changed among watched folders.
+/// Returns what changed among watched folders.
 fn watches(before: Option<&Value>, after: Option<&Value>) -> Vec<String> {
     let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
     let path = |watch: &Value| watch.get("path").map(Value::to_string).unwrap_or_default();

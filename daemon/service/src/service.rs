@@ -61,8 +61,8 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// The parts of a service with this configuration, whose state folder is there. Nothing runs, and nothing is changed
-    /// on the disk but the ledger's schema.
+    /// Returns the parts of a service with this configuration, whose state folder is there. Nothing runs, and nothing
+    /// is changed on the disk but the ledger's schema.
     ///
     /// # Errors
     /// What the ledger or the spool's folder says.

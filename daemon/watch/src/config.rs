@@ -163,7 +163,7 @@ impl Config {
         })
     }
 
-    /// The folders in words, a line each, for `--check`; with what would keep one from being watched.
+    /// Returns the folders in words, a line each, for `--check`; with what would keep one from being watched.
     pub fn print(&self) -> String {
         let line = |place: &Place| {
             let trouble = if place.path.exists() { access::refusal(&place.path) } else { None };
@@ -173,7 +173,7 @@ impl Config {
         self.watch.iter().map(line).collect()
     }
 
-    /// The place whose watched folder this is.
+    /// Returns the place whose watched folder this is.
     pub fn place(&self, root: &Path) -> Option<&Place> {
         self.watch.iter().find(|place| place.path == root)
     }

@@ -69,7 +69,7 @@ impl Desktop {
         Self { told, thumbnails: runtime.map(|runtime| runtime.join("animd-watch")) }
     }
 
-    /// Whether anybody would see a thumbnail.
+    /// Returns whether anybody would see a thumbnail.
     pub fn shows(&self) -> bool {
         self.told.is_some() && self.thumbnails.is_some()
     }
@@ -166,7 +166,7 @@ fn name(path: &Path) -> String {
     escape(&show(path.file_name().unwrap_or_default()))
 }
 
-/// A notification's text is markup.
+/// Returns a notification's text is markup.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

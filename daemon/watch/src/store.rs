@@ -30,7 +30,7 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// The key of the picture's `n`th job: the same file gives the same keys, whoever asks and however often.
+    /// Returns the key of the picture's `n`th job: the same file gives the same keys, whoever asks and however often.
     pub fn key(&self, n: u32) -> String {
         format!("animd-watch:{}:{n}", self.mark)
     }
@@ -72,7 +72,7 @@ pub fn open(ready: &Ready, sidecars: &Contents) -> Result<Option<Opened>> {
     Ok(Some(Opened { file, contents, mark: hex(&mark.finalize()) }))
 }
 
-/// What a picture's sidecars contain, all together.
+/// Returns what a picture's sidecars contain, all together.
 pub fn sidecars(picture: &Ready) -> Contents {
     let mut all = Sha256::new();
     for path in sidecar::beside(&picture.root, &picture.path) {
@@ -83,12 +83,13 @@ pub fn sidecars(picture: &Ready) -> Contents {
     all.finalize().into()
 }
 
-/// Whether the picture is no longer at its place.
+/// Returns whether the picture is no longer at its place.
 pub fn is_gone(ready: &Ready) -> bool {
     changed_us(ready).is_none()
 }
 
-/// When the picture was last moved or changed, in microseconds since the epoch; `None` if it is gone or another one.
+/// Returns when the picture was last moved or changed, in microseconds since the epoch; `None` if it is gone or
+/// another one.
 pub fn changed_us(ready: &Ready) -> Option<i64> {
     let meta = root::metadata(&ready.root, &ready.path).ok()?;
     (Identity::of(&meta) == ready.identity).then(|| files::changed_us(&meta))
@@ -133,7 +134,7 @@ fn copy(from: &mut File, part: &Path) -> io::Result<[u8; 32]> {
     Ok(sha256)
 }
 
-/// Whether a file has the contents of the unfinished one.
+/// Returns whether a file has the contents of the unfinished one.
 fn same(path: &Path, part: &Path, sha256: &[u8; 32]) -> io::Result<bool> {
     let length = fs::symlink_metadata(part)?.len();
     match files::open_regular(path) {

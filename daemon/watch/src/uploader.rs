@@ -30,7 +30,7 @@ use crate::{Error, Result};
 
 /// The first pause after animd could not be reached; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest.
+/// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long a full queue is left alone when no job of ours ends.
 const FULL_PAUSE: Duration = Duration::from_secs(30);
@@ -198,8 +198,8 @@ impl Uploader {
         }
     }
 
-    /// What the bus tells, in a queue without an end: a full one would stop the connection, and with it the answers that
-    /// we wait for.
+    /// Returns what the bus tells, in a queue without an end: a full one would stop the connection, and with it the
+    /// answers that we wait for.
     async fn listen(&self) -> Result<mpsc::UnboundedReceiver<News>> {
         let mut ended = self.manager.receive_job_removed().await?;
         let bus = fdo::DBusProxy::new(&self.connection).await?;
@@ -244,7 +244,7 @@ impl Uploader {
         }
     }
 
-    /// The job of a picture that its user has given another name or folder.
+    /// Returns the job of a picture that its user has given another name or folder.
     fn renamed(&self, ready: &Ready) -> Option<u64> {
         let mut jobs = self.jobs.iter().filter(|(_, carried)| carried.ready.identity == ready.identity);
         jobs.find(|(_, carried)| carried.ready.path != ready.path && store::is_gone(&carried.ready))
@@ -389,7 +389,7 @@ impl Uploader {
         )))
     }
 
-    /// Whether a job's video has been taken away, so that only another job makes one.
+    /// Returns whether a job's video has been taken away, so that only another job makes one.
     async fn is_spent(&self, id: u64, description: &Value) -> Result<bool, Trouble> {
         if description["state"] != "done" {
             return Ok(false);
@@ -567,7 +567,7 @@ fn wish(ready: &Ready) -> Wish {
     (ready.path.clone(), ready.identity)
 }
 
-/// Whether a picture's sidecars say something else by now.
+/// Returns whether a picture's sidecars say something else by now.
 async fn is_late(carried: &Carried) -> bool {
     let ready = carried.ready.clone();
     let now: Result<_> = blocking(move || Ok(store::sidecars(&ready))).await;

@@ -114,7 +114,7 @@ impl House {
         house
     }
 
-    /// The same without the service.
+    /// Such a bus, without the service.
     pub fn closed_system(config: &str) -> Self {
         let mut house = Self::new(config);
         house.system = true;
@@ -123,7 +123,7 @@ impl House {
         house
     }
 
-    /// The same with the service running.
+    /// Folders and a bus, with the service running.
     pub fn started(config: &str) -> Self {
         let mut house = Self::new(config);
         house.start();

@@ -57,7 +57,8 @@ fn is_card(name: &str) -> bool {
     name.strip_prefix("nvidia").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// What the driver does with video memory when the machine sleeps, of the text of `/proc/driver/nvidia/params`.
+/// Returns what the driver does with video memory when the machine sleeps, of the text of
+/// `/proc/driver/nvidia/params`.
 pub fn suspend(params: &str) -> Check {
     const NAME: &str = "suspend";
     let value = params.lines().find_map(|line| line.strip_prefix("PreserveVideoMemoryAllocations:"));

@@ -231,7 +231,7 @@ fn first_line(command: &mut Command) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
 }
 
-/// The text of a file in `/proc`; empty where there is none.
+/// Returns the text of a file in `/proc`; empty where there is none.
 pub fn proc_text(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }

@@ -26,7 +26,7 @@ pub struct User {
 }
 
 impl User {
-    /// The user of this name in the texts of `/etc/passwd` and `/etc/group`, where system users are.
+    /// Returns the user of this name in the texts of `/etc/passwd` and `/etc/group`, where system users are.
     pub fn named(name: &str, passwd: &str, group: &str) -> Option<Self> {
         let fields = passwd.lines().find_map(|line| {
             let fields: Vec<&str> = line.split(':').collect();
@@ -55,7 +55,8 @@ impl User {
         Self { name, uid, groups }
     }
 
-    /// Whether the mode bits of a file of this owner and group give all of `wanted`. Access lists are not seen.
+    /// Returns whether the mode bits of a file of this owner and group give all of `wanted`. Access lists are not
+    /// seen.
     fn may(&self, owner: u32, group: u32, mode: u32, wanted: u32) -> bool {
         let bits = match () {
             () if self.uid == 0 => return true,
@@ -67,12 +68,13 @@ impl User {
     }
 }
 
-/// Why `user` has not all the `wanted` rights to `path`: the first folder on the way that refuses, or the file itself.
+/// Returns why `user` has not all the `wanted` rights to `path`: the first folder on the way that refuses, or the
+/// file itself.
 pub fn refusal(path: &Path, user: &User, wanted: u32) -> Option<String> {
     refusal_from(Path::new("/"), path, user, wanted)
 }
 
-/// The same where the folders above `start` do not count, as for what systemd shows at another place.
+/// Returns what [`refusal`] does where the folders above `start` do not count, as for what systemd shows at another place.
 pub fn refusal_from(start: &Path, path: &Path, user: &User, wanted: u32) -> Option<String> {
     let mut steps: Vec<&Path> = path.ancestors().filter(|step| step.starts_with(start)).collect();
     steps.reverse();

@@ -71,7 +71,7 @@ impl Sandbox {
         }
     }
 
-    /// Where a path that the service uses is on the machine, and the folder from which on its rights count.
+    /// Returns where a path that the service uses is on the machine, and the folder from which on its rights count.
     pub fn outside(&self, path: &Path) -> (PathBuf, PathBuf) {
         for bind in &self.binds {
             if let Ok(rest) = path.strip_prefix(&bind.target) {
@@ -83,7 +83,7 @@ impl Sandbox {
         (path.to_owned(), PathBuf::from("/"))
     }
 
-    /// Why the service does not see a path, or may not write there.
+    /// Returns why the service does not see a path, or may not write there.
     pub fn refusal(&self, path: &Path, write: bool) -> Option<&'static str> {
         if !self.on {
             return None;
@@ -98,13 +98,13 @@ impl Sandbox {
         (write && !may).then_some("is read-only for the service, by its sandbox")
     }
 
-    /// Whether a path has to be shown to the service at another place.
+    /// Returns whether a path has to be shown to the service at another place.
     pub fn hides(path: &Path) -> bool {
         HIDDEN.iter().any(|hidden| path.starts_with(hidden))
     }
 }
 
-/// The parts of `SOURCE:TARGET`, unescaped.
+/// Returns the parts of `SOURCE:TARGET`, unescaped.
 fn split(value: &[u8]) -> Vec<OsString> {
     let (mut parts, mut part) = (Vec::new(), Vec::new());
     let mut rest = value;
@@ -134,7 +134,7 @@ fn split(value: &[u8]) -> Vec<OsString> {
     parts
 }
 
-/// A path as a value of such a key: what systemd takes for something else is escaped.
+/// Returns a path as a value of such a key: what systemd takes for something else is escaped.
 pub fn escape(path: &Path) -> String {
     let mut text = String::new();
     for &byte in path.as_os_str().as_bytes() {

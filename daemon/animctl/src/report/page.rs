@@ -24,7 +24,7 @@ article header { display: flex; gap: 1rem; align-items: flex-start; } article im
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; margin: .5rem 0; } dt { opacity: .7; } dd { margin: 0; overflow-wrap: anywhere; }
 ";
 
-/// The page as HTML.
+/// Returns the page as HTML.
 pub fn page(report: &Report) -> String {
     let page = html! {
         (DOCTYPE)

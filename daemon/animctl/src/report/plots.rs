@@ -18,7 +18,7 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Part = (fn(&Sum) -> f64, RGBColor);
 type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
-/// A drawing of `height` pixels, or nothing where the library cannot draw it.
+/// Returns a drawing of `height` pixels, or nothing where the library cannot draw it.
 fn svg(height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> String {
     let mut text = String::new();
     let drawn = {

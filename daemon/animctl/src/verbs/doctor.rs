@@ -127,7 +127,7 @@ async fn watched(on: On) -> Vec<Check> {
     folders.iter().filter_map(trouble).map(|why| Check::warn("watched folder", why, remedy)).collect()
 }
 
-/// Whether polkit runs, or would be started by a call.
+/// Returns whether polkit runs, or would be started by a call.
 async fn has_polkit() -> bool {
     let asked = async {
         let bus = Connection::system().await?;

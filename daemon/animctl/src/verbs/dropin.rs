@@ -115,13 +115,13 @@ impl Plan {
         })
     }
 
-    /// Whether the unit changes, and not only animd's configuration.
+    /// Returns whether the unit changes, and not only animd's configuration.
     pub fn needs_unit(&self) -> bool {
         self.files.iter().any(|(path, _)| path.starts_with(DROP_INS))
     }
 }
 
-/// Where the service sees a folder, and what its unit needs for it to write there.
+/// Returns where the service sees a folder, and what its unit needs for it to write there.
 fn seen(dir: &Path) -> (PathBuf, Vec<String>) {
     if dir.starts_with(HOME) {
         return (dir.to_owned(), Vec::new());
@@ -146,7 +146,7 @@ fn config(id: &str) -> PathBuf {
     Path::new(CONFIG).join(format!("animctl-{id}.toml"))
 }
 
-/// A name that is plain everywhere, another one for every path.
+/// Returns a name that is plain everywhere, another one for every path.
 fn name(dir: &Path) -> String {
     let plain = |b: &u8| match b {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' => *b as char,
@@ -170,7 +170,7 @@ fn toml(path: &Path) -> String {
     toml::Value::from(path.to_string_lossy().into_owned()).to_string()
 }
 
-/// The folder as the kernel knows it; a relative path becomes an absolute one, links are followed.
+/// Returns the folder as the kernel knows it; a relative path becomes an absolute one, links are followed.
 pub fn real(dir: &Path) -> Result<PathBuf> {
     let real = fs::canonicalize(dir).map_err(Failure::file("find", dir))?;
     if !real.is_dir() {

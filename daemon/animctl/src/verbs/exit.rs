@@ -38,7 +38,7 @@ impl Exit {
         }
     }
 
-    /// What the number says.
+    /// Returns what the number says.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -59,7 +59,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// The codes, for --help.
+/// Returns the codes, for --help.
 pub fn table() -> String {
     let mut text = String::from("Exit codes:");
     for exit in Exit::ALL {
@@ -91,15 +91,15 @@ impl Failure {
         Self::unreachable("animd does not run: `systemctl start animd`, or `animd --user`")
     }
 
-    /// Of a file that could not be read or written.
+    /// A failure to read or write a file.
     pub fn file(action: &str, path: impl AsRef<std::ffi::OsStr>) -> impl FnOnce(std::io::Error) -> Self {
         let text = format!("cannot {action} `{}`", animd_common::files::show(path));
         move |e| Self::new(format!("{text}: {e}"))
     }
 }
 
-/// Whether an error means that there is no service, and that the bus could not start it: systemd does not know its unit
-/// while it is disabled, and one that fails at its start is waited for in vain.
+/// Returns whether an error means that there is no service, and that the bus could not start it: systemd does not
+/// know its unit while it is disabled, and one that fails at its start is waited for in vain.
 fn no_service(error: &str) -> bool {
     const BUS: [&str; 6] =
         ["ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "TimedOut", "Spawn.ServiceNotFound"];

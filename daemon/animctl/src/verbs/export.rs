@@ -93,7 +93,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
     Ok(Exit::Done)
 }
 
-/// A value as CSV has it (RFC 4180).
+/// Returns a value as CSV has it (RFC 4180).
 fn cell(value: &Value) -> String {
     let text = match value {
         Value::Null => String::new(),

@@ -129,8 +129,9 @@ async fn add(args: &Add, on: On) -> Result {
     Ok(Exit::Done)
 }
 
-/// Why a folder cannot be watched beside what is configured. All are compared where they are outside of the sandbox, in
-/// which they need not exist yet. `inside` is where the service will see the folder: what is written there is replaced.
+/// Returns why a folder cannot be watched beside what is configured. All are compared where they are outside of the
+/// sandbox, in which they need not exist yet. `inside` is where the service will see the folder: what is written
+/// there is replaced.
 fn overlap(
     config: &Config,
     sandbox: &Sandbox,

@@ -55,7 +55,7 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// Of the terminal that standard error is; `None` where that is none, or one without pictures.
+    /// Returns the protocol of the terminal that standard error is; `None` where it is none, or one without pictures.
     pub fn of_terminal() -> Option<Self> {
         let protocol = Protocol::detect(|name| std::env::var(name).ok())?;
         io::stderr().is_terminal().then_some(Self { protocol, shown: false })
@@ -79,7 +79,7 @@ impl Screen {
     }
 }
 
-/// The escape codes for a picture at the cursor.
+/// Returns the escape codes for a picture at the cursor.
 fn draw(protocol: Protocol, jpeg: &[u8]) -> Option<String> {
     let picture = image::load_from_memory_with_format(jpeg, ImageFormat::Jpeg).ok()?.into_rgb8();
     let (width, height) = picture.dimensions();

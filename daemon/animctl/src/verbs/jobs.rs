@@ -72,7 +72,7 @@ impl Which {
     }
 }
 
-/// Seconds from the last start to the end.
+/// Returns seconds from the last start to the end.
 pub fn seconds(job: &Value) -> Option<f64> {
     let (start, end) = (job["started"].as_u64()?, job["finished"].as_u64()?);
     Some(end.saturating_sub(start) as f64 / 1e6)

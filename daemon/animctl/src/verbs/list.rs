@@ -36,7 +36,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
     Ok(Exit::Done)
 }
 
-/// The public facts of jobs as lines.
+/// Returns the public facts of jobs as lines.
 pub fn rows(jobs: &[Value]) -> Vec<String> {
     lines(HEAD, &jobs.iter().map(row).collect::<Vec<_>>())
 }

@@ -28,7 +28,7 @@ impl Moment {
         self.facts["progress"].as_f64().unwrap_or(0.0)
     }
 
-    /// The stage, and which step of it; empty while the engine has not said where it is.
+    /// Returns the stage, and which step of it; empty while the engine has not said where it is.
     fn stage(&self) -> String {
         let stage = self.facts["stage"].as_str().unwrap_or_default();
         match (stage, &self.facts["step"][0], &self.facts["step"][1]) {
@@ -37,7 +37,7 @@ impl Moment {
         }
     }
 
-    /// What is left, in words.
+    /// Returns what is left, in words.
     fn left(&self) -> Option<String> {
         let end = self.facts["expected_end"].as_u64().filter(|end| *end > 0)?;
         let left = (UNIX_EPOCH + Duration::from_micros(end)).duration_since(SystemTime::now()).ok()?;
@@ -102,7 +102,7 @@ impl Meter {
         Self { view: View::Json { last: Value::Null }, worked: false }
     }
 
-    /// Whether [`Self::picture`] does anything.
+    /// Returns whether [`Self::picture`] does anything.
     pub fn shows_pictures(&self) -> bool {
         matches!(self.view, View::Bar { screen: Some(_), .. })
     }

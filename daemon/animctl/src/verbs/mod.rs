@@ -111,7 +111,7 @@ enum Verb {
     Selftest(engine::Selftest),
 }
 
-/// The command line, for manual pages and completions.
+/// Returns the command line, for manual pages and completions.
 pub fn command() -> clap::Command {
     Args::command()
 }
@@ -222,7 +222,7 @@ impl On {
     }
 }
 
-/// Whether an animd runs on the session bus, if there is one.
+/// Returns whether an animd runs on the session bus, if there is one.
 async fn session_has_animd() -> bool {
     let asked = async {
         let session = Connection::session().await?;
@@ -233,7 +233,7 @@ async fn session_has_animd() -> bool {
 }
 
 impl Ctl {
-    /// A job's object, made to be there.
+    /// Returns a job's object, made to be there.
     async fn job(&self, id: u64) -> Result<JobProxy<'static>> {
         let path = self.manager.get_job(id).await?;
         let job = JobProxy::builder(&self.connection).path(path);
@@ -246,7 +246,7 @@ impl Ctl {
     }
 }
 
-/// A dictionary of the bus as JSON.
+/// Returns a dictionary of the bus as JSON.
 fn json_of(dict: &animd_client::Dict) -> Value {
     dict.iter().filter_map(|(key, value)| Some((key.clone(), animd_common::bus::json(value)?))).collect()
 }

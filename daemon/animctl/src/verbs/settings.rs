@@ -10,7 +10,7 @@ use zbus::Variant;
 
 use super::exit::{Exit, Failure, Result};
 
-/// The settings that were given, by name.
+/// Returns the settings that were given, by name.
 pub fn given(settings: SettingsOptions) -> Result<Map<String, Value>> {
     let Ok(Value::Object(map)) = serde_json::to_value(Settings::from(settings)) else {
         return Err(Failure::new("the settings cannot be sent"));
@@ -26,12 +26,12 @@ pub fn given(settings: SettingsOptions) -> Result<Map<String, Value>> {
     }
 }
 
-/// The same for a call.
+/// Returns these settings as the options of a call.
 pub fn options(given: &Map<String, Value>) -> HashMap<&str, Variant<'_>> {
     given.iter().filter_map(|(key, value)| Some((key.as_str(), variant(value)?))).collect()
 }
 
-/// A number of the command line, other than NaN and the infinite ones.
+/// Returns a number of the command line, other than NaN and the infinite ones.
 pub fn finite(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number.is_finite() => Ok(number),

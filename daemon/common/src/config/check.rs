@@ -92,7 +92,7 @@ fn absolute(config: &Config, origins: &Origins) -> Result<()> {
     Ok(())
 }
 
-/// The folders that the service has besides watched ones, and the inbox, with their keys.
+/// Returns the folders that the service has besides watched ones, and the inbox, with their keys.
 fn paths(config: &Config) -> Vec<(&'static str, &Path, Role)> {
     let Config { model, folders, .. } = config;
     let own = [
@@ -113,7 +113,7 @@ fn watched(config: &Config) -> impl Iterator<Item = (String, &Path, Role)> {
     })
 }
 
-/// What a service with this configuration keeps apart from its watched folders.
+/// Returns what a service with this configuration keeps apart from its watched folders.
 pub fn own_places(config: &Config) -> Vec<Place> {
     let own = paths(config).into_iter().filter(|(_, _, role)| *role != Role::Inbox);
     own.map(|(key, path, role)| Place::new(key, path, role)).chain(textfile(config)).collect()
@@ -123,7 +123,7 @@ fn textfile(config: &Config) -> Option<Place> {
     Some(Place::new("metrics.textfile", config.metrics.textfile.as_ref()?, Role::File))
 }
 
-/// A file that the configuration stands in.
+/// Returns a file that the configuration stands in.
 pub fn file_place(path: &PathBuf) -> Place {
     Place::new("the configuration", path, Role::File)
 }

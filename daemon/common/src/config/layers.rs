@@ -48,7 +48,7 @@ pub struct Layer {
     pub places: Vec<(String, Place)>,
 }
 
-/// The configuration file if it is there, and the files of `conf.d` beside it, sorted by their names.
+/// Returns the configuration file if it is there, and the files of `conf.d` beside it, sorted by their names.
 pub fn files(main: &Path, asked: bool) -> Result<Vec<(PathBuf, String)>> {
     let mut read = Vec::new();
     match read_text(main) {
@@ -102,7 +102,7 @@ fn read_text(path: &Path) -> io::Result<Result<String>> {
     Ok(text::decode(bytes).map_err(|e| Error::Config(e.of(&show(path)))))
 }
 
-/// The layer of a file.
+/// Returns the layer of a file.
 ///
 /// # Errors
 /// [`Error::Config`] names the line, what is wrong there, and the nearest right key or value.
@@ -159,7 +159,7 @@ fn leaves(key: &str, value: &DeValue<'_>, found: &mut Vec<(String, std::ops::Ran
     }
 }
 
-/// The value of `section.key` or `watch.N.key`.
+/// Returns the value of `section.key` or `watch.N.key`.
 fn leaf<'a>(values: &'a mut Table, key: &str) -> Option<&'a mut Value> {
     let mut parts = key.split('.');
     let mut value = values.get_mut(parts.next()?)?;
@@ -192,7 +192,7 @@ fn make_absolute(key: &str, value: &mut Value, dir: &Path) -> Result<(), String>
     Ok(())
 }
 
-/// The layer of one variable: `ANIMD_QUEUE_FREE_MIB=100` is `[queue] free_mib = 100`.
+/// Returns the layer of one variable: `ANIMD_QUEUE_FREE_MIB=100` is `[queue] free_mib = 100`.
 ///
 /// # Errors
 /// [`Error::Config`] names the variable, and the nearest right one.
@@ -226,7 +226,7 @@ pub fn of_variable(name: &str, value: &str) -> Result<Layer> {
     Err(Error::Config(place.say(&why)))
 }
 
-/// The layer of one value.
+/// Returns the layer of one value.
 pub fn single(section: &str, key: &str, value: Value, place: Place) -> Layer {
     let inner = Table::from_iter([(key.to_owned(), value)]);
     Layer {
@@ -268,7 +268,7 @@ impl Stack {
         Ok(())
     }
 
-    /// Whether a layer has the key `section.key`.
+    /// Returns whether a layer has the key `section.key`.
     pub fn has(&self, key: &str) -> bool {
         self.places.iter().any(|(known, _)| known == key)
     }
@@ -290,7 +290,7 @@ fn unfit(e: impl Display) -> Error {
     Error::Config(format!("the configuration does not fit together: {e}"))
 }
 
-/// What the TOML reader says, in words; `key` is the value's that it speaks of, if it speaks of one.
+/// Returns what the TOML reader says, in words; `key` is the value's that it speaks of, if it speaks of one.
 fn explain(message: &str, key: Option<&str>) -> String {
     if let Some(rest) = message.strip_prefix("unknown field `")
         && let Some((wrong, _)) = rest.split_once("`, expected ")

@@ -150,7 +150,7 @@ impl Sources {
         Ok(Loaded { config, origins, files })
     }
 
-    /// The folder whose files are read after the configuration file.
+    /// Returns the folder whose files are read after the configuration file.
     ///
     /// # Errors
     /// [`Error::Config`] where there is no place for a configuration.
@@ -204,7 +204,7 @@ fn alone(layer: Layer) -> Result<Loaded> {
 }
 
 impl Loaded {
-    /// The configuration as TOML, with each value's place behind it if `origins` is set.
+    /// Returns the configuration as TOML, with each value's place behind it if `origins` is set.
     pub fn print(&self, origins: bool) -> String {
         let mut text = String::new();
         let mut section = |header: &str, prefix: &str, values: &Table| {
@@ -244,17 +244,17 @@ impl Config {
         check::check(self, origins, files)
     }
 
-    /// What a service with this configuration keeps apart from watched folders.
+    /// Returns what a service with this configuration keeps apart from watched folders.
     pub fn own_places(&self) -> Vec<places::Place> {
         check::own_places(self)
     }
 
-    /// What an engine is started with: one that was started with something else is to be replaced.
+    /// Returns what an engine is started with: one that was started with something else is to be replaced.
     pub fn engine_identity(&self) -> (PathBuf, &Model, &Profile) {
         (self.engine_program(), &self.model, &self.profile)
     }
 
-    /// The engine's program.
+    /// Returns the engine's program.
     pub fn engine_program(&self) -> PathBuf {
         if let Some(program) = &self.engine.program {
             return program.clone();

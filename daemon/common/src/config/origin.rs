@@ -49,7 +49,7 @@ impl Place {
         Self::File { path: path.to_owned(), line, column: characters + 1 }
     }
 
-    /// A sentence about a value that stands here.
+    /// Returns a sentence about a value that stands here.
     pub fn say(&self, sentence: &str) -> String {
         match self {
             Self::BuiltIn => sentence.to_owned(),
@@ -63,7 +63,7 @@ impl Place {
 pub struct Origins(BTreeMap<String, Place>);
 
 impl Origins {
-    /// Where a value comes from.
+    /// Returns where a value comes from.
     pub fn of(&self, key: &str) -> &Place {
         self.0.get(key).unwrap_or(&Place::BuiltIn)
     }
@@ -73,7 +73,7 @@ impl Origins {
         self.0.insert(key, place);
     }
 
-    /// A sentence about a value, with the value's place.
+    /// Returns a sentence about a value, with the value's place.
     pub fn say(&self, key: &str, sentence: &str) -> String {
         self.of(key).say(sentence)
     }

@@ -24,12 +24,12 @@ pub struct KeyDoc {
 
 static KEYS: LazyLock<Vec<KeyDoc>> = LazyLock::new(|| parse(SHIPPED));
 
-/// All keys, in the order of the shipped file.
+/// Returns all keys, in the order of the shipped file.
 pub fn reference() -> &'static [KeyDoc] {
     &KEYS
 }
 
-/// The sections whose values variables can give, in the order of the shipped file.
+/// Returns the sections whose values variables can give, in the order of the shipped file.
 pub fn sections() -> Vec<&'static str> {
     let mut sections: Vec<&str> = reference().iter().map(|doc| doc.section).collect();
     sections.dedup();
@@ -37,7 +37,7 @@ pub fn sections() -> Vec<&'static str> {
     sections
 }
 
-/// The one section that has such a key; `None` if there is none or more than one.
+/// Returns the one section that has such a key; `None` if there is none or more than one.
 pub fn section_of(key: &str) -> Option<&'static str> {
     let mut having = reference().iter().filter(|doc| doc.key == key).map(|doc| doc.section);
     having.next().filter(|_| having.next().is_none())

@@ -51,7 +51,7 @@ impl Default for Engine {
 }
 
 impl Engine {
-    /// How long the engine may be idle before it is ended; `None` is for ever.
+    /// Returns how long the engine may be idle before it is ended; `None` is for ever.
     pub fn idle_unload(&self) -> Option<Duration> {
         (self.idle_unload_seconds > 0).then(|| Duration::from_secs(self.idle_unload_seconds))
     }
@@ -121,7 +121,7 @@ impl Default for Folders {
 }
 
 impl Folders {
-    /// The folders of `--user`, below the user's home or where the XDG variables say.
+    /// Returns the folders of `--user`, below the user's home or where the XDG variables say.
     ///
     /// # Errors
     /// [`Error::Config`] without `HOME`.
@@ -165,12 +165,12 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// How long a picture must lie unchanged here.
+    /// Returns how long a picture must lie unchanged here.
     pub fn stable(&self, inbox: &Inbox) -> Duration {
         self.stable_seconds.map_or_else(|| inbox.stable(), Duration::from_secs_f64)
     }
 
-    /// How often the folder is looked into where that is asked for.
+    /// Returns how often the folder is looked into where that is asked for.
     pub fn poll(&self) -> Option<Duration> {
         self.poll_seconds.map(Duration::from_secs_f64)
     }

@@ -5,7 +5,7 @@ use animd_protocol::request::Size;
 use super::*;
 use crate::keys;
 
-/// A folder with `animd.toml` and files of `conf.d`.
+/// Returns a folder with `animd.toml` and files of `conf.d`.
 fn load(text: &str, drop_ins: &[(&str, &str)], vars: &[(&str, &str)]) -> Result<Loaded> {
     load_with(text, drop_ins, vars, Vec::new())
 }
@@ -30,7 +30,7 @@ fn load_with(
     Sources { file: Some(file), user: false, options, vars }.load()
 }
 
-/// The error without the folder, which has another name each time.
+/// Returns the error without the folder, which has another name each time.
 fn error(text: &str, drop_ins: &[(&str, &str)], vars: &[(&str, &str)]) -> String {
     let e = load(text, drop_ins, vars).expect_err("refused").to_string();
     let words = e.split(' ').map(|word| match word.find("/animd.toml").or_else(|| word.find("/conf.d")) {

@@ -49,17 +49,17 @@ fn id(stat: &Stat) -> Id {
     (stat.st_dev, stat.st_ino)
 }
 
-/// The identity of an open folder.
+/// Returns the identity of an open folder.
 pub fn id_of(dir: BorrowedFd<'_>) -> io::Result<Id> {
     Ok(id(&rustix::fs::fstat(dir)?))
 }
 
-/// The path of an open folder as the kernel has it now.
+/// Returns the path of an open folder as the kernel has it now.
 pub fn path_of(dir: BorrowedFd<'_>) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))
 }
 
-/// The number of the mount that an open folder was reached by.
+/// Returns the number of the mount that an open folder was reached by.
 pub fn mount_of(dir: BorrowedFd<'_>) -> Option<String> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", dir.as_raw_fd())).ok()?;
     Some(info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().to_owned())
@@ -75,7 +75,7 @@ impl Found {
         found
     }
 
-    /// What is open already, with the folders above it.
+    /// Returns what is open already, with the folders above it.
     pub fn held(dir: BorrowedFd<'_>, mounts: &Mounts) -> io::Result<Self> {
         let real = path_of(dir)?;
         let names: Vec<&OsStr> = real.iter().collect();
@@ -168,12 +168,12 @@ impl Found {
         });
     }
 
-    /// The path without links of what exists.
+    /// Returns the path without links of what exists.
     fn existing(&self) -> PathBuf {
         [OsStr::new("/")].into_iter().chain(self.way.iter().skip(1).map(|step| &*step.name)).collect()
     }
 
-    /// The path without links.
+    /// Returns the path without links.
     pub fn real(&self) -> PathBuf {
         self.with_missing(self.existing())
     }
@@ -183,7 +183,7 @@ impl Found {
         path
     }
 
-    /// What was found; an error if the path does not exist, or cannot be followed.
+    /// Returns what was found; an error if the path does not exist, or cannot be followed.
     pub fn whole(&self) -> io::Result<Id> {
         match (self.ended, self.way.last()) {
             (None, Some(last)) => Ok(last.id()),
@@ -191,7 +191,7 @@ impl Found {
         }
     }
 
-    /// The folder that was found, or an error.
+    /// Returns the folder that was found, or an error.
     pub fn into_dir(mut self) -> io::Result<OwnedFd> {
         self.whole()?;
         let last = self.way.pop().ok_or(Errno::NOENT)?;
@@ -201,7 +201,7 @@ impl Found {
         }
     }
 
-    /// The deepest folder that exists, and the names behind it that do not.
+    /// Returns the deepest folder that exists, and the names behind it that do not.
     pub fn into_parts(mut self) -> io::Result<(OwnedFd, Vec<OsString>)> {
         if let Some(e) = self.ended.filter(|e| *e != Errno::NOENT) {
             return Err(e.into());
@@ -210,7 +210,7 @@ impl Found {
         Ok((last.held, self.missing))
     }
 
-    /// Whether this lies in another folder, or is the same: by name, by inode, or by its place on the disk.
+    /// Returns whether this lies in another folder, or is the same: by name, by inode, or by its place on the disk.
     pub fn lies_in(&self, other: &Self) -> bool {
         let by_inode = other.whole().is_ok_and(|id| self.way.iter().any(|step| step.id() == id));
         let by_disk = match (&self.disk, &other.disk) {
@@ -220,8 +220,8 @@ impl Found {
         by_inode || by_disk || self.real().starts_with(other.real())
     }
 
-    /// The first link on the way that neither root nor we ourselves have made, and whose it is: its owner decides where
-    /// the path leads.
+    /// Returns the first link on the way that neither root nor we ourselves have made, and whose it is: its owner
+    /// decides where the path leads.
     fn link_of_others(&self) -> Option<&(PathBuf, u32)> {
         // In a namespace of users, root may have another number. The root of all is always root's.
         let root = self.way.first()?.stat.st_uid;
@@ -229,7 +229,7 @@ impl Found {
         self.links.iter().find(|(_, owner)| !trusted.contains(owner))
     }
 
-    /// Whether another user decides where the path leads, by a link.
+    /// Returns whether another user decides where the path leads, by a link.
     pub fn is_by_others(&self) -> bool {
         self.link_of_others().is_some()
     }
@@ -274,7 +274,7 @@ impl Mounts {
         Self(fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
     }
 
-    /// The disk of an open folder whose path is `real`, and its path on that disk.
+    /// Returns the disk of an open folder whose path is `real`, and its path on that disk.
     fn locate(&self, dir: &OwnedFd, real: &Path) -> Option<(String, PathBuf)> {
         self.on_disk(&mount_of(dir.as_fd())?, real)
     }
@@ -292,7 +292,7 @@ impl Mounts {
     }
 }
 
-/// A path of the mounts' table, where some bytes are three octal digits behind a backslash.
+/// Returns a path of the mounts' table, where some bytes are three octal digits behind a backslash.
 fn plain(text: &str) -> PathBuf {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();

@@ -84,7 +84,7 @@ impl Place {
     }
 }
 
-/// The new places that overlap a known one, or a new one before them. Looks at the disk.
+/// Returns the new places that overlap a known one, or a new one before them. Looks at the disk.
 pub fn overlaps(known: &[Place], new: &[Place]) -> Vec<Overlap> {
     let mounts = Mounts::read();
     let all: Vec<(&Place, Found)> =
@@ -101,13 +101,13 @@ pub fn overlaps(known: &[Place], new: &[Place]) -> Vec<Overlap> {
     overlaps
 }
 
-/// The first of [`overlaps`].
+/// Returns the first of [`overlaps`].
 pub fn overlap(known: &[Place], new: &[Place]) -> Option<Overlap> {
     overlaps(known, new).into_iter().next()
 }
 
-/// Why a folder that has been opened may not be used beside the known ones. It is one of them itself. Another user's link
-/// that leads to it does not count: what is then not used is that user's folder.
+/// Returns why a folder that has been opened may not be used beside the known ones. It is one of them itself. Another
+/// user's link that leads to it does not count: what is then not used is that user's folder.
 pub fn refusal(place: &Place, found: &Found, known: &[Place], mounts: &Mounts) -> Option<String> {
     let mut others = known.iter().filter(|other| (other.role, &other.path) != (place.role, &place.path));
     others.find_map(|other| {
@@ -117,7 +117,7 @@ pub fn refusal(place: &Place, found: &Found, known: &[Place], mounts: &Mounts) -
     })
 }
 
-/// What is wrong between a new place and an old one.
+/// Returns what is wrong between a new place and an old one.
 fn clash(new: &Place, found: &Found, old: &Place, old_found: &Found) -> Option<String> {
     let roles = [new.role, old.role];
     // Whatever else lies in each other does no harm.
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
     use Role::{File, Inbox, Model, Outbox, State};
 
-    /// What is said of a new folder beside an old one, below a folder with some others in it.
+    /// Returns what is said of a new folder beside an old one, below a folder with some others in it.
     fn said(dir: &Path, old: (&str, Role), new: (&str, Role)) -> Option<String> {
         let place = |key: &str, (path, role): (&str, Role)| Place::new(key, dir.join(path), role);
         overlap(&[place("old.key", old)], &[place("new.key", new)]).map(|overlap| overlap.sentence)

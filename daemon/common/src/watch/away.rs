@@ -29,7 +29,7 @@ pub struct Leaving<'a> {
     pub sidecars_until_us: i64,
 }
 
-/// Where a picture goes whose watched folder is `root`: a name that is free, and whose note is free.
+/// Returns where a picture goes whose watched folder is `root`: a name that is free, and whose note is free.
 pub fn target(root: &Root, source: &Path, done: bool) -> Option<PathBuf> {
     let below = source.parent()?.strip_prefix(root.path()).unwrap_or(Path::new(""));
     let below = Path::new(if done { DONE } else { FAILED }).join(below);
@@ -44,7 +44,7 @@ pub fn target(root: &Root, source: &Path, done: bool) -> Option<PathBuf> {
     })
 }
 
-/// What a picture and its `target` both lie in: the folder that was watched when the target was chosen.
+/// Returns what a picture and its `target` both lie in: the folder that was watched when the target was chosen.
 pub fn common<'a>(source: &'a Path, target: &Path) -> &'a Path {
     source.ancestors().skip(1).find(|dir| target.starts_with(dir)).unwrap_or(Path::new("/"))
 }
@@ -180,7 +180,7 @@ impl Leaving<'_> {
     }
 }
 
-/// Whether this state of a file lies there.
+/// Returns whether this state of a file lies there.
 fn is(path: &Path, identity: Identity) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| Identity::of(&meta) == identity)
 }
@@ -203,8 +203,8 @@ fn move_new(from: &Path, to: &Path, identity: Identity) -> io::Result<()> {
     }
 }
 
-/// A name in `dir` that neither a file nor a note has: `photo.png`, `photo-2.png`; or one that the file itself, `own`,
-/// has already.
+/// Returns a name in `dir` that neither a file nor a note has: `photo.png`, `photo-2.png`; or one that the file
+/// itself, `own`, has already.
 fn free_name(dir: &Path, name: &OsStr, own: Option<Identity>) -> PathBuf {
     let (stem, tail) = split_name(name);
     let exists = |path: &Path| fs::symlink_metadata(path).is_ok();

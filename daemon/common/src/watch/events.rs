@@ -101,7 +101,7 @@ fn plain(e: notify::Error) -> io::Error {
     }
 }
 
-/// What an event says of a folder's content; `None` for what is no news.
+/// Returns what an event says of a folder's content; `None` for what is no news.
 fn translate(root: &Path, event: &Event) -> Option<Seen> {
     if event.need_rescan() {
         return Some(Seen::Lost);

@@ -21,7 +21,7 @@ const UNSEEN: [(u32, &str); 14] = [
     (0xbacb_acbc, "a VMware shared folder"),
 ];
 
-/// The name of a folder's file system if it does not report all changes.
+/// Returns the name of a folder's file system if it does not report all changes.
 pub fn unseen(dir: &Path) -> io::Result<Option<&'static str>> {
     let magic = rustix::fs::statfs(dir)?.f_type as u32;
     Ok(UNSEEN.iter().find(|(number, _)| *number == magic).map(|(_, name)| *name))
@@ -30,7 +30,7 @@ pub fn unseen(dir: &Path) -> io::Result<Option<&'static str>> {
 /// File systems that give a file another inode number when they please.
 const RENUMBERING: [u32; 3] = [0x4d44, 0x2011_bab0, 0x6573_5546];
 
-/// Whether a file's inode number may change while it lies there (FAT, exFAT, FUSE).
+/// Returns whether a file's inode number may change while it lies there (FAT, exFAT, FUSE).
 pub fn renumbers(path: &Path) -> io::Result<bool> {
     Ok(RENUMBERING.contains(&(rustix::fs::statfs(path)?.f_type as u32)))
 }

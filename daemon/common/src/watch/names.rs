@@ -54,7 +54,7 @@ const LITTER_FOLDERS: [&str; 9] = [
     "__macosx",
 ];
 
-/// Whether a file's name is not a picture's: hidden, temporary, a sidecar, or litter.
+/// Returns whether a file's name is not a picture's: hidden, temporary, a sidecar, or litter.
 pub fn is_ignored(name: &OsStr) -> bool {
     let lower = name.as_bytes().to_ascii_lowercase();
     let ending = split_name(OsStr::from_bytes(&lower)).1.as_bytes().strip_prefix(b".");
@@ -65,7 +65,8 @@ pub fn is_ignored(name: &OsStr) -> bool {
         || ending.is_some_and(|ending| ENDINGS.iter().any(|e| e.as_bytes() == ending))
 }
 
-/// Whether a folder below a watched one is not looked into: hidden, litter, or at the root the place for what is done.
+/// Returns whether a folder below a watched one is not looked into: hidden, litter, or at the root the place for what
+/// is done.
 pub fn is_ignored_folder(below: &Path) -> bool {
     let name = below.file_name().unwrap_or_default();
     let at_root = below.parent().is_none_or(|parent| parent.as_os_str().is_empty());
@@ -75,7 +76,7 @@ pub fn is_ignored_folder(below: &Path) -> bool {
         || (at_root && (name == DONE || name == FAILED))
 }
 
-/// Whether a path, relative to a watched folder's root, is one that the watch looks at.
+/// Returns whether a path, relative to a watched folder's root, is one that the watch looks at.
 pub fn is_watched(below: &Path) -> bool {
     let name = below.file_name().unwrap_or_default();
     let folders = below.parent().into_iter().flat_map(Path::ancestors);

@@ -66,7 +66,7 @@ impl fmt::Display for Swapped {
 
 impl Error for Swapped {}
 
-/// Whether an error says that a path leads to a folder that may not be used.
+/// Returns whether an error says that a path leads to a folder that may not be used.
 pub fn is_swapped(e: &io::Error) -> bool {
     e.get_ref().and_then(|e| e.downcast_ref::<Swapped>()).is_some()
 }
@@ -92,7 +92,7 @@ impl Root {
         Self(Arc::new(Inner { place, left, others, held: Mutex::default() }))
     }
 
-    /// The path as it is written.
+    /// Returns the path as it is written.
     pub fn path(&self) -> &Path {
         &self.0.place.path
     }
@@ -146,7 +146,7 @@ impl Root {
         *self.lock() = Held::default();
     }
 
-    /// The folder that was checked, wherever its path leads now; checks it if nobody has.
+    /// Returns the folder that was checked, wherever its path leads now; checks it if nobody has.
     fn dir(&self) -> io::Result<Arc<OwnedFd>> {
         let held = self.lock().dir.clone();
         held.map_or_else(|| self.check(), |(dir, _)| Ok(dir))
@@ -205,7 +205,7 @@ impl Root {
 }
 
 impl Held {
-    /// The folder if it is open and the path leads to it, and nothing has changed on the way.
+    /// Returns the folder if it is open and the path leads to it, and nothing has changed on the way.
     fn still(&self, path: &Path) -> Option<Arc<OwnedFd>> {
         let (Some((id, _)), Some((dir, real))) = (&self.known, &self.dir) else { return None };
         let now = rustix::fs::openat(CWD, path, FOLDER, Mode::empty()).ok()?;
@@ -290,12 +290,12 @@ impl Dir {
         Ok(Self(dir))
     }
 
-    /// A path to the folder itself, for as long as it is held.
+    /// Returns a path to the folder itself, for as long as it is held.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
     }
 
-    /// A path to what has the last name of `path`, in this folder.
+    /// Returns a path to what has the last name of `path`, in this folder.
     pub fn at(&self, path: &Path) -> PathBuf {
         self.path().join(path.file_name().unwrap_or_default())
     }
@@ -307,7 +307,7 @@ impl AsFd for Dir {
     }
 }
 
-/// What lies at a path below the root; of a link, the link.
+/// Returns what lies at a path below the root; of a link, the link.
 pub fn metadata(root: &Root, path: &Path) -> io::Result<Metadata> {
     let dir = Dir::of(root, path)?;
     fs::symlink_metadata(dir.at(path))

@@ -46,8 +46,8 @@ pub fn paths(picture: &Path) -> [Option<PathBuf>; 2] {
     })
 }
 
-/// What a picture's sidecars say, then its folder's `folder.toml`, then the ones of the folders above, up to `root`.
-/// `photo.toml` has settings; `photo.txt` is the prompt, which the first may leave out.
+/// Returns what a picture's sidecars say, then its folder's `folder.toml`, then the ones of the folders above, up to
+/// `root`. `photo.toml` has settings; `photo.txt` is the prompt, which the first may leave out.
 ///
 /// # Errors
 /// [`Error::Refused`] names the file and the line.
@@ -86,7 +86,7 @@ pub fn settings(root: &Root, picture: &Path) -> Result<Settings> {
     Ok(settings)
 }
 
-/// When a picture's sidecars last changed, in microseconds since the epoch; `None` without any.
+/// Returns when a picture's sidecars last changed, in microseconds since the epoch; `None` without any.
 pub fn changed_us(root: &Root, picture: &Path) -> Option<i64> {
     beside(root, picture)
         .into_iter()
@@ -98,13 +98,13 @@ pub fn changed_us(root: &Root, picture: &Path) -> Option<i64> {
 /// Microseconds by which the times of files may lag behind the clock: a tick of a kernel that counts a hundred a second.
 const TICK_US: i64 = 10_000;
 
-/// The time to write down before sidecars are read: now, or when they changed, by the clock of their file system, which
-/// may be ahead of ours. Rather too early than too late: what changed is read again before it counts.
+/// Returns the time to write down before sidecars are read: now, or when they changed, by the clock of their file
+/// system, which may be ahead of ours. Rather too early than too late: what changed is read again before it counts.
 pub fn read_us(root: &Root, picture: &Path) -> i64 {
     changed_us(root, picture).unwrap_or_default().max(now_us() - TICK_US)
 }
 
-/// The same with defaults under them, and everything filled in.
+/// Returns the settings of [`settings`] with defaults under them, and everything filled in.
 pub fn request(
     root: &Root,
     picture: &Path,
@@ -127,7 +127,7 @@ pub fn request(
     })
 }
 
-/// A path as its user calls it.
+/// Returns a path as its user calls it.
 fn name(root: &Root, path: &Path) -> String {
     show(path.strip_prefix(root.path()).unwrap_or(path))
 }

@@ -75,7 +75,7 @@ impl Words {
         self.all().any(|w| w == word)
     }
 
-    /// The value of `word=VALUE`.
+    /// Returns the value of `word=VALUE`.
     fn value(&self, word: &str) -> Option<&str> {
         self.all().find_map(|w| w.strip_prefix(word)?.strip_prefix('='))
     }
@@ -84,7 +84,7 @@ impl Words {
         self.value(word)?.parse().ok().map(Duration::from_millis)
     }
 
-    /// Whether `word` is to happen in this stage: `word@STAGE`, or `word` alone in the middle of denoising.
+    /// Returns whether `word` is to happen in this stage: `word@STAGE`, or `word` alone in the middle of denoising.
     fn now(&self, word: &str, stage: Stage, middle: bool) -> bool {
         self.all().any(|w| match w.split_once('@') {
             Some((w, at)) => w == word && at == stage.name() && (middle || stage != Stage::Denoise),

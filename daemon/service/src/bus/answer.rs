@@ -27,7 +27,7 @@ impl Answer {
         self
     }
 
-    /// The dictionary.
+    /// Returns the dictionary.
     pub fn dict(self) -> Dict {
         self.0
     }
@@ -35,7 +35,7 @@ impl Answer {
 
 /// A value that the bus can carry, whatever is in it. Deliberately not a [`Variant`], which holds any text.
 pub trait Fact {
-    /// The value; `None` while it is not known.
+    /// Returns the value; `None` while it is not known.
     fn variant(self) -> Option<Variant<'static>>;
 }
 
@@ -57,7 +57,7 @@ impl Fact for &str {
     }
 }
 
-/// Of JSON: text, numbers and truths.
+/// A value of JSON: text, a number or a truth.
 impl Fact for serde_json::Value {
     fn variant(self) -> Option<Variant<'static>> {
         match self {

@@ -20,7 +20,7 @@ pub struct Whole {
 }
 
 impl Whole {
-    /// All of one job, out of the ledger.
+    /// Returns all of one job, out of the ledger.
     pub fn of(job: Job, db: &Store) -> Result<Self> {
         Ok(Self { stages: db.stages(job.id)?, costs: db.costs(job.id)?, job })
     }
@@ -36,7 +36,7 @@ pub fn size(job: &Job) -> usize {
     SHORT_VALUES + request + paths + error + job.name.len()
 }
 
-/// What `Describe` answers: unknown values are left out.
+/// Returns what `Describe` answers: unknown values are left out.
 pub fn description(whole: Whole) -> Dict {
     let Whole { job, stages, costs } = whole;
     let moved_to = job.source_target.as_ref().filter(|_| !job.state.is_open());
@@ -72,7 +72,7 @@ pub fn description(whole: Whole) -> Dict {
     answer.dict()
 }
 
-/// The resolved settings as `a{sv}`.
+/// Returns the resolved settings as `a{sv}`.
 fn settings(request: &Request) -> Option<Answer> {
     let serde_json::Value::Object(map) = serde_json::to_value(request).ok()? else { return None };
     let mut answer = Answer::default();

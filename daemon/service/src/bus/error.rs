@@ -81,7 +81,7 @@ impl fmt::Display for BusError {
 impl std::error::Error for BusError {}
 
 impl BusError {
-    /// The sentence.
+    /// Returns the sentence.
     fn text(&self) -> &str {
         match self {
             Self::InvalidImage(text)
@@ -134,7 +134,7 @@ impl BusError {
         }
     }
 
-    /// Why the configuration was not read again: a mistake in it is its author's.
+    /// Returns why the configuration was not read again: a mistake in it is its author's.
     pub fn of_reload(e: Error) -> Self {
         match e {
             Error::Common(Common::Config(text)) => Self::InvalidOption(text),
@@ -142,7 +142,7 @@ impl BusError {
         }
     }
 
-    /// Why an ended job has no video.
+    /// Returns why an ended job has no video.
     pub fn of_job(job: &Job) -> Self {
         let code = job.error_code.as_deref().map_or(ErrorCode::Internal, ErrorCode::named);
         let text = job.error_text.as_deref().unwrap_or("no reason is known");

@@ -38,7 +38,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Of a row and the engine's last word.
+    /// Takes the facts from a row and from what the engine said last.
     pub fn new(job: &Job, live: Option<Live>) -> Self {
         let live = live.filter(|_| job.state == State::Running);
         let steps = job.request.as_ref().map_or(0, |r| r.steps);
@@ -87,7 +87,7 @@ impl Facts {
             .dict()
     }
 
-    /// The properties whose changes are told, with their values.
+    /// Returns the properties whose changes are told, with their values.
     fn properties(&self) -> [(&'static str, Variant<'static>); 6] {
         [
             ("State", self.state.name().into()),
@@ -99,7 +99,7 @@ impl Facts {
         ]
     }
 
-    /// The properties that differ from `before`.
+    /// Returns the properties that differ from `before`.
     pub fn changed(&self, before: &Self) -> HashMap<&'static str, Variant<'static>> {
         let old = before.properties();
         self.properties().into_iter().zip(old).filter(|(new, old)| new != old).map(|(new, _)| new).collect()
@@ -110,7 +110,7 @@ impl Facts {
 pub struct Card(Mutex<Facts>);
 
 impl Card {
-    /// The facts as they are now.
+    /// Returns the facts as they are now.
     pub fn facts(&self) -> Facts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -136,7 +136,7 @@ impl Cards {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The job's card, made of `facts` if there is none.
+    /// Returns the job's card, made of `facts` if there is none.
     #[expect(clippy::needless_pass_by_value, reason = "callers have made it for this")]
     pub fn card(&self, facts: Facts) -> Arc<Card> {
         let mut inner = self.lock();
@@ -178,7 +178,7 @@ impl Cards {
         self.lock().waiting.binary_search(&place).map_or(0, |at| at as u32 + 1)
     }
 
-    /// Whether the job has an object.
+    /// Returns whether the job has an object.
     pub fn has(&self, id: u64) -> bool {
         self.lock().cards.contains_key(&id)
     }
@@ -188,12 +188,12 @@ impl Cards {
         self.lock().waiting.len() as u32
     }
 
-    /// Whether no job has an object.
+    /// Returns whether no job has an object.
     pub fn is_empty(&self) -> bool {
         self.lock().cards.is_empty()
     }
 
-    /// The numbers of all jobs that have an object.
+    /// Returns the numbers of all jobs that have an object.
     pub fn ids(&self) -> Vec<u64> {
         self.lock().cards.keys().copied().collect()
     }

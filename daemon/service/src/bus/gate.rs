@@ -193,7 +193,8 @@ impl Call {
         if self.silent() { None } else { error() }
     }
 
-    /// The message as one that wants an answer: the library answers no other, and the call's end would not be seen.
+    /// Returns the message as one that wants an answer: the library answers no other, and the call's end would not be
+    /// seen.
     fn answerable(self) -> zbus::Result<Message> {
         if !self.silent() {
             return Ok(self.message);
@@ -219,7 +220,7 @@ struct UnderWay {
 }
 
 impl User {
-    /// A call that may begin.
+    /// Returns a call that may begin.
     fn next(&mut self) -> Option<Call> {
         self.lanes.iter_mut().zip(UNDER_WAY).find_map(|(lane, most)| match lane.under_way < most {
             true => lane.waiting.pop_front(),
@@ -274,7 +275,7 @@ impl Gate {
         self.heavy_answered.notified().await;
     }
 
-    /// A call that has waited and has its turn now.
+    /// Returns a call that has waited and has its turn now.
     pub fn next(&self) -> Option<Message> {
         let mut inner = self.lock();
         while let Some(uid) = inner.ready.pop_front() {
@@ -321,7 +322,7 @@ impl Gate {
         Judged { through: Some(message), outgoing: Vec::new() }
     }
 
-    /// Whether the caller waits for this answer; true of all that is none.
+    /// Returns whether the caller waits for this answer; true of all that is none.
     pub fn is_wanted(&self, message: &Message) -> bool {
         answered_call(message)
             .is_none_or(|call| !self.lock().under_way.get(&call).is_some_and(|call| call.silent))
@@ -344,7 +345,7 @@ impl Gate {
     }
 }
 
-/// The call that this is the answer to.
+/// Returns the call that this is the answer to.
 fn answered_call(message: &Message) -> Option<(OwnedUniqueName, NonZeroU32)> {
     if !matches!(message.message_type(), Type::MethodReturn | Type::Error) {
         return None;
@@ -462,7 +463,7 @@ impl Inner {
         judged.outgoing.extend(call.refuse(BUSY, busy));
     }
 
-    /// The message of a call that is served from now on.
+    /// Returns the message of a call that is served from now on.
     fn begin(&mut self, uid: u32, call: Call) -> Option<Message> {
         let key = (call.caller.clone(), call.message.primary_header().serial_num());
         let begun = UnderWay { uid, cost: call.cost, kind: call.kind, silent: call.silent() };
@@ -525,7 +526,7 @@ impl Inner {
     }
 }
 
-/// The question whose a connection is.
+/// Returns the question whose a connection is.
 fn whose(caller: &OwnedUniqueName) -> Option<Message> {
     Message::method_call("/org/freedesktop/DBus", "GetConnectionUnixUser")
         .destination(BUS)

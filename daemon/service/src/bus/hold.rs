@@ -15,7 +15,7 @@ const PER_USER: usize = 16;
 /// The longest name and reason, in characters.
 const MAX_TEXT: usize = 100;
 
-/// A hold as a caller asks for it.
+/// Returns a hold as a caller asks for it.
 ///
 /// # Errors
 /// [`BusError::InvalidOption`] for another `what`, or without a name and a reason.

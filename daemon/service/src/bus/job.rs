@@ -63,7 +63,7 @@ impl JobObject {
         }
     }
 
-    /// A frame of the video, as a picture of its own.
+    /// Returns a frame of the video, as a picture of its own.
     async fn open_frame(&self, frame: Picture) -> Result<OwnedFd, BusError> {
         let job = self.job().await?;
         match job.state {

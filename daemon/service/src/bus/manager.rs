@@ -338,7 +338,7 @@ impl Manager {
 }
 
 impl Manager {
-    /// Who submits what, if they may.
+    /// Returns who submits what, if they may.
     async fn submission(
         &self,
         connection: &Connection,

@@ -107,7 +107,7 @@ impl Hub {
         self.tree.grown(connection, self).await
     }
 
-    /// The same by its number; false if there is no such job.
+    /// Makes the object of the job with this number, if it is not there. False if there is no such job.
     async fn serve_id(self: &Arc<Self>, connection: &Connection, id: u64) -> Result<bool> {
         let job = self.ledger.call(move |db| db.job(id)).await?;
         if let Some(job) = &job {
@@ -128,7 +128,7 @@ impl Hub {
     }
 }
 
-/// The path of a job's object.
+/// Returns the path of a job's object.
 ///
 /// # Panics
 /// Never: a number is always a valid part of a path.

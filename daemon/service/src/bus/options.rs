@@ -245,7 +245,7 @@ fn unknown<'a>(key: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> B
     BusError::UnknownOption(format!("unknown option `{}`{hint}", short(key)))
 }
 
-/// What somebody wrote, in one line that is not too long for an error.
+/// Returns what somebody wrote, in one line that is not too long for an error.
 fn short(text: &str) -> String {
     let cut: String = text.chars().take(MAX_SHOWN).collect();
     if cut.len() < text.len() {
@@ -303,7 +303,7 @@ fn truth(key: &str, value: &OwnedVariant) -> Result<bool, BusError> {
         .ok_or_else(|| BusError::InvalidOption(format!("`{key}` is neither true nor false")))
 }
 
-/// The stem of a file from a name that somebody else chose: no folders, no control characters, not hidden.
+/// Returns the stem of a file from a name that somebody else chose: no folders, no control characters, not hidden.
 fn file_name(given: &str) -> OsString {
     let last = given.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
     let clean: String = last.chars().map(|c| if c.is_control() { '_' } else { c }).collect();

@@ -10,7 +10,7 @@ use super::error::BusError;
 use super::options::PlanOf;
 use crate::supervisor::profile::Profiles;
 
-/// The plan of a submission.
+/// Returns the plan of a submission.
 pub async fn plan(hub: &Hub, of: PlanOf) -> Result<Dict, BusError> {
     let request = of
         .settings
@@ -38,7 +38,7 @@ pub async fn plan(hub: &Hub, of: PlanOf) -> Result<Dict, BusError> {
         .dict())
 }
 
-/// What to do where the machine's own memory would not do now. A GPU's has been looked at for the profile.
+/// Returns what to do where the machine's own memory would not do now. A GPU's has been looked at for the profile.
 fn too_large(plan: &crate::plan::Plan, backend: Backend) -> Option<String> {
     let (needed, free) = (plan.memory_bytes?, available_memory()?);
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
@@ -52,7 +52,7 @@ fn too_large(plan: &crate::plan::Plan, backend: Backend) -> Option<String> {
     })
 }
 
-/// All profiles, and whether they would run here.
+/// Returns all profiles, and whether they would run here.
 pub fn profiles(profiles: &Profiles) -> Vec<Dict> {
     let listed = profiles.list().into_iter();
     let entry = |one: crate::supervisor::profile::Listed| {
@@ -67,12 +67,12 @@ pub fn profiles(profiles: &Profiles) -> Vec<Dict> {
     listed.map(entry).collect()
 }
 
-/// The profile that is in use; empty before the GPU has been looked at.
+/// Returns the profile that is in use; empty before the GPU has been looked at.
 pub fn profile(profiles: &Profiles) -> Text {
     profiles.choice().profile.as_ref().map(|profile| profile.name.as_str().into()).unwrap_or_default()
 }
 
-/// The GPU that the choice of the profile is about; empty without one.
+/// Returns the GPU that the choice of the profile is about; empty without one.
 pub fn gpu(profiles: &Profiles) -> Dict {
     let Some(gpu) = profiles.gpu() else { return Dict::new() };
     Answer::default()

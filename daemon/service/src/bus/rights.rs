@@ -62,12 +62,12 @@ impl Rights {
         Self { system, own_uid: rustix::process::geteuid().as_raw(), gate }
     }
 
-    /// Whether `uid` may do everything: root, and the service's own user.
+    /// Returns whether `uid` may do everything: root, and the service's own user.
     pub fn trusted(&self, uid: u32) -> bool {
         uid == 0 || uid == self.own_uid
     }
 
-    /// Who calls, as the bus knows it.
+    /// Returns who calls, as the bus knows it.
     ///
     /// # Errors
     /// [`BusError::NotAuthorized`] for a caller that has gone away.
@@ -84,7 +84,8 @@ impl Rights {
         Ok(self.gate.leaving(sender(header)?))
     }
 
-    /// The caller's uid, if they may do this with a job of `owner`: its owner, or who may manage others' jobs.
+    /// Returns the caller's uid, if they may do this with a job of `owner`: its owner, or who may manage others'
+    /// jobs.
     pub async fn owner(
         &self,
         connection: &Connection,
@@ -98,7 +99,7 @@ impl Rights {
         Ok(uid)
     }
 
-    /// The caller's uid, if they may do this.
+    /// Returns the caller's uid, if they may do this.
     ///
     /// # Errors
     /// [`BusError::NotAuthorized`] says what would help.

@@ -3,7 +3,7 @@
 use super::answer::{Answer, Dict};
 use crate::store::ledger::{Sum, Timeline};
 
-/// One row of `Statistics`.
+/// Returns one row of `Statistics`.
 pub fn sum(row: Sum) -> Dict {
     Answer::default()
         .with("key", row.key)

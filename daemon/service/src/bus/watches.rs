@@ -24,9 +24,9 @@ pub async fn remove(hub: &Hub, path: &str) -> Result<(), BusError> {
     Ok(watches::remove(&hub.watches, &hub.ledger, Path::new(path)).await?)
 }
 
-/// All watched folders: `path`, `outbox`, `origin` s, `owner` u for one that came over the bus, `stable_seconds` and
-/// `poll_seconds` d where it has its own, `polled_seconds` d where the kernel gives no events, `trouble` s for one that
-/// is not watched.
+/// Returns all watched folders: `path`, `outbox`, `origin` s, `owner` u for one that came over the bus,
+/// `stable_seconds` and `poll_seconds` d where it has its own, `polled_seconds` d where the kernel gives no events,
+/// `trouble` s for one that is not watched.
 pub fn list(watches: &Watches) -> Vec<Dict> {
     let entry = |entry: watches::Entry| {
         let watched = &entry.watched;

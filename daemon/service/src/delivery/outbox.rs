@@ -10,12 +10,12 @@ use super::Delivery;
 use crate::store::ledger::Job;
 
 impl Delivery {
-    /// The folder for the video of a job.
+    /// Returns the folder for the video of a job.
     pub fn outbox(&self, job: &Job) -> PathBuf {
         job.outbox.clone().unwrap_or_else(|| self.config.get().folders.outbox.clone())
     }
 
-    /// The unfinished file of a job's current attempt.
+    /// Returns the unfinished file of a job's current attempt.
     pub fn part(&self, job: &Job) -> PathBuf {
         job.part(&self.outbox(job))
     }
@@ -44,7 +44,7 @@ impl Delivery {
         }
     }
 
-    /// Whether the folder that a job's video goes into is there, and is one to use.
+    /// Returns whether the folder that a job's video goes into is there, and is one to use.
     pub(super) fn outbox_is_there(&self, job: &Job) -> bool {
         job.output.as_deref().and_then(Path::parent).is_some_and(|dir| self.outbox_dir(dir).is_ok())
     }

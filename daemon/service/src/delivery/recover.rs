@@ -71,7 +71,8 @@ impl Delivery {
     }
 }
 
-/// The job's UUID in the name of an unfinished file, also where the engine put something of its own around it.
+/// Returns the job's UUID in the name of an unfinished file, also where the engine put something of its own around
+/// it.
 fn part_uuid(name: &OsStr) -> Option<String> {
     let name = name.to_str()?;
     if !name.ends_with(PART_SUFFIX) {

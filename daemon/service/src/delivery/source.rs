@@ -12,13 +12,13 @@ use crate::error::Result;
 use crate::store::ledger::{Job, Outcome};
 
 impl Delivery {
-    /// Where the source of a job goes when it ends like this.
+    /// Returns where the source of a job goes when it ends like this.
     pub fn source_target(&self, job: &Job, outcome: Outcome) -> Option<PathBuf> {
         let source = &job.source.as_ref()?.path;
         away::target(&self.watches.root_of(source, None), source, outcome == Outcome::Done)
     }
 
-    /// Whether a picture's sidecars say something else than its job has, since they were read.
+    /// Returns whether a picture's sidecars say something else than its job has, since they were read.
     pub fn is_late(&self, job: &Job) -> bool {
         let Some(source) = &job.source else { return false };
         let root = self.watches.root_of(&source.path, None);

@@ -49,13 +49,13 @@ fn place() -> Result<Place> {
     Ok(Place { _dir: dir, delivery, inbox })
 }
 
-/// Of the "video" that the tests write.
+/// What the engine reports of the "video" that the tests write.
 fn report() -> Report {
     Report { bytes: 5, ..Report::default() }
 }
 
 impl Place {
-    /// A picture in the inbox and its job, claimed.
+    /// Returns a picture in the inbox and its job, claimed.
     fn running(&self) -> Result<Job> {
         let path = self.inbox.join("photo.png");
         fs::write(&path, animd_common::picture::TINY).map_err(Error::file("write", &path))?;
@@ -80,7 +80,7 @@ impl Place {
         Ok(self.delivery.ledger.call_blocking(Store::claim)?.expect("it was just queued"))
     }
 
-    /// The same, up to the commit of `finishing`.
+    /// Such a job, up to the commit of `finishing`.
     fn finishing(&self) -> Result<Job> {
         let job = self.running()?;
         fs::write(self.delivery.part(&job), "video").map_err(Error::file("write", "part"))?;

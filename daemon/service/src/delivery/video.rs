@@ -65,7 +65,7 @@ impl Delivery {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             copied => copied,
         };
-        if let Err(e) = copied.and_then(|()| files::sync_dir(&dir)) {
+        if let Err(e) = copied.and_then(|()| files::sync_dir(dir)) {
             tracing::error!(job = id, "the video of job {id} cannot be kept elsewhere either: {e}");
             return Ok(false);
         }
@@ -123,7 +123,7 @@ impl Delivery {
     }
 }
 
-/// Whether `path` is a regular file with these contents.
+/// Returns whether `path` is a regular file with these contents.
 fn holds(path: &Path, sha256: Option<[u8; 32]>) -> io::Result<bool> {
     match files::open_regular(path) {
         Ok((mut file, _)) => Ok(Some(files::hash(&mut file, |_| Ok(()))?) == sha256),

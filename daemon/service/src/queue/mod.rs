@@ -40,7 +40,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// The job with this number.
+    /// Returns the job with this number.
     async fn known(&self, id: u64) -> Result<Job> {
         let job = self.ledger.call(move |db| db.job(id)).await?;
         job.ok_or_else(|| {
@@ -51,7 +51,7 @@ impl Queue {
         })
     }
 
-    /// The job with this number, which has ended and so can be `verb`.
+    /// Returns the job with this number, which has ended and so can be `verb`.
     async fn ended(&self, id: u64, verb: &str) -> Result<Job> {
         let job = self.known(id).await?;
         if job.state.is_open() {

@@ -46,7 +46,7 @@ pub struct Submission {
 }
 
 impl Submission {
-    /// The row for the ledger. A user's limit of open jobs is not for what lies in folders.
+    /// Returns the row for the ledger. A user's limit of open jobs is not for what lies in folders.
     fn row(&self, per_user: u32) -> NewJob {
         let (idempotency_key, retry_of) = match &self.origin {
             Origin::Bus { idempotency_key } => (idempotency_key.clone(), None),
@@ -149,7 +149,7 @@ impl Queue {
     }
 }
 
-/// A seed for a job that has none: short enough for a file's name.
+/// Returns a seed for a job that has none: short enough for a file's name.
 pub fn draw_seed() -> u64 {
     uuid::Uuid::new_v4().as_u128() as u64 & 0xffff_ffff
 }

@@ -45,22 +45,22 @@ pub struct PictureFiles {
 }
 
 impl PictureFiles {
-    /// Those of the service with this state folder.
+    /// The files of the service that has this state folder.
     pub fn new(state: &Path) -> Self {
         Self { dir: state.join(PICTURES) }
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Where a job's picture lies, once there is one.
+    /// Returns where a job's picture lies, once there is one.
     pub fn path(&self, job: &Job, picture: Picture) -> PathBuf {
         self.dir.join(format!("{}-{}.jpg", job.uuid, picture.name()))
     }
 
-    /// What the engine should write for a job; makes the folder.
+    /// Returns what the engine should write for a job; makes the folder.
     pub fn prepare(&self, job: &Job) -> Result<Pictures> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
         made.map_err(Error::file("create", &self.dir))?;

@@ -15,12 +15,12 @@ pub struct Results {
 }
 
 impl Results {
-    /// That of the service with this state folder.
+    /// The folder of the service that has this state folder.
     pub fn new(state: &Path) -> Self {
         Self { dir: state.join("results") }
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -31,7 +31,7 @@ impl Results {
         made.map_err(Error::file("create", &self.dir))
     }
 
-    /// The video of a job, if it is one that lies here.
+    /// Returns the video of a job, if it is one that lies here.
     pub fn video<'a>(&self, job: &'a Job) -> Option<&'a Path> {
         job.output.as_deref().filter(|output| output.parent() == Some(&self.dir))
     }

@@ -36,7 +36,7 @@ pub struct Spool {
     names: Arc<Names>,
 }
 
-/// Syncs of the folder. Who comes while one runs shares the next with all others that came.
+/// Syncs of the folder. Threads that ask for one while another runs share the next.
 #[derive(Default)]
 struct Names {
     asked: AtomicU64,
@@ -86,12 +86,12 @@ impl Spool {
         Ok(Self { dir, pins, keep_days, reserve_mib, names })
     }
 
-    /// Where a picture lies.
+    /// Returns where a picture lies.
     pub fn path(&self, sha256: &Sha) -> PathBuf {
         self.dir.join(hex(sha256))
     }
 
-    /// Whether this picture lies there.
+    /// Returns whether this picture lies there.
     pub fn has(&self, sha256: &Sha) -> bool {
         self.path(sha256).exists()
     }
@@ -120,7 +120,7 @@ impl Spool {
     /// [`Error::Refused`] with code `invalid-image` for a file that is empty, too large, no picture that the engine reads
     /// (see [`picture::read`]), or changes while it is read.
     pub fn put(&self, file: &File, what: &str) -> Result<Spooled> {
-        // Of watched folders it is not asked: there a job says what is wrong, in `failed/`.
+        // Pictures in watched folders are taken without this check: there a job says what is wrong, in `failed/`.
         self.check_room(file.metadata().map_err(Error::file("look at", what))?.len())?;
         let spooled = self.stage(file, what)?;
         self.names.sync(&self.dir).map_err(Error::file("sync", &self.dir))?;

@@ -170,18 +170,18 @@ impl Watches {
         self.put_in_force(list);
     }
 
-    /// The folders that are watched.
+    /// Returns the folders that are watched.
     pub fn all(&self) -> Vec<Arc<Watched>> {
         self.list.read().unwrap_or_else(PoisonError::into_inner).watched.clone()
     }
 
-    /// The watched folder that a path lies in, or is.
+    /// Returns the watched folder that a path lies in, or is.
     pub fn find(&self, path: &Path) -> Option<Arc<Watched>> {
         let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
         list.watched.iter().find(|watched| path.starts_with(&watched.path)).cloned()
     }
 
-    /// A watched folder, to be used.
+    /// Returns a watched folder, to be used.
     pub fn root(&self, watched: &Path) -> Root {
         let mut roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
@@ -193,8 +193,8 @@ impl Watches {
         roots.entry(watched.to_owned()).or_insert_with(new).clone()
     }
 
-    /// The root that `done` and `failed` lie in for a picture. When it is not watched any more, that is the folder that the
-    /// picture and its `target`, if it has one already, have in common.
+    /// Returns the root that `done` and `failed` lie in for a picture. When it is not watched any more, that is the
+    /// folder that the picture and its `target`, if it has one already, have in common.
     pub fn root_of(&self, picture: &Path, target: Option<&Path>) -> Root {
         match self.find(picture) {
             Some(watched) => self.root(&watched.path),
@@ -202,23 +202,23 @@ impl Watches {
         }
     }
 
-    /// A folder that was watched or took videos once, whatever it is for now.
+    /// Returns a folder that was watched or took videos once, whatever it is for now.
     pub fn left(&self, path: &Path) -> Root {
         Root::left(path, self.places.clone())
     }
 
-    /// A folder where videos appear, to be used.
+    /// Returns a folder where videos appear, to be used.
     pub fn outbox(&self, path: &Path) -> Root {
         Root::new(Place::new("a folder for videos", path, Role::Outbox), self.places.clone())
     }
 
-    /// The watched folders whose paths lead to folders that may not be used.
+    /// Returns the watched folders whose paths lead to folders that may not be used.
     pub fn swapped(&self) -> Vec<PathBuf> {
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports.iter().filter(|(_, report)| report.swapped).map(|(path, _)| path.clone()).collect()
     }
 
-    /// All watched folders, also those that are refused, which say so in their report.
+    /// Returns all watched folders, also those that are refused, which say so in their report.
     pub fn entries(&self) -> Vec<Entry> {
         let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
@@ -234,7 +234,7 @@ impl Watches {
         watched.chain(refused).collect()
     }
 
-    /// Told of every change of the list.
+    /// Returns a receiver that is told of every change of the list.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
@@ -275,7 +275,7 @@ impl List {
         }
     }
 
-    /// Why a folder cannot be watched beside the others.
+    /// Returns why a folder cannot be watched beside the others.
     fn refusal(&self, new: &Watched) -> Option<String> {
         places::overlap(&self.places(), &new.places()).map(|overlap| overlap.sentence)
     }

@@ -220,7 +220,7 @@ impl Supervisor {
         let Some(running) = self.attempt_ends(id) else { return };
         self.failures = 0;
         let (delivery, job) = (self.tools.delivery.clone(), running.job);
-        match self.patiently(async move { delivery.examine(job, report).await }).await {
+        match self.patiently(async move { delivery.examine(*job, report).await }).await {
             // A cancel that came too late changes nothing: there is a video.
             Ok(ended) => self.conclude(id, ended).await,
             Err(e) => self.keep(id, Unsettled::GivenBack, &e),
@@ -232,11 +232,11 @@ impl Supervisor {
         self.failures = 0;
         match (code, running.cancel) {
             (ErrorCode::Canceled, Some(Cancel { text, .. })) => {
-                self.conclude(id, Ended::Canceled { text }).await
+                self.conclude(id, Ended::Canceled { text }).await;
             }
             // Somebody told the engine to end, not us: it is about to.
             (ErrorCode::Canceled, None) => {
-                self.requeue(running.job, "the engine was told to end", false).await
+                self.requeue(*running.job, "the engine was told to end", false).await;
             }
             _ => {
                 // The engine knows the picture by the name of its copy, which says nothing to anybody.
@@ -286,7 +286,7 @@ impl Supervisor {
             Some(Running { job, cancel: Some(Cancel { text, .. }) }) => {
                 self.conclude(job.id, Ended::Canceled { text }).await;
             }
-            Some(Running { job, cancel: None }) => self.requeue(job, &why, exit.is_memory()).await,
+            Some(Running { job, cancel: None }) => self.requeue(*job, &why, exit.is_memory()).await,
             None => {}
         }
     }

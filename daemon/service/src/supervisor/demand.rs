@@ -14,8 +14,8 @@ use crate::holds::What;
 use crate::store::ledger::{Ended, State};
 
 impl Supervisor {
-    /// Whether an engine should be there: not while the machine sleeps, and one that was unloaded only when it has
-    /// something to do.
+    /// Returns whether an engine should be there: not while the machine sleeps, and one that was unloaded only when
+    /// it has something to do.
     pub(super) async fn is_wanted(&self) -> Result<bool> {
         match self.engine.absence() {
             Some(Absence::Asleep { .. }) => Ok(false),
@@ -24,7 +24,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether a job waits, and nobody has paused the queue.
+    /// Returns whether a job waits, and nobody has paused the queue.
     pub(super) async fn has_work(&self) -> Result<bool> {
         Ok(self.tools.holds.paused().is_none() && self.tools.ledger.call(|db| db.waits()).await?)
     }

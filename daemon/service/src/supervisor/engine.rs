@@ -67,7 +67,7 @@ impl Exit {
         }
     }
 
-    /// Whether lack of memory is the likely reason.
+    /// Returns whether lack of memory is the likely reason.
     pub fn is_memory(self) -> bool {
         matches!(self, Self::OutOfMemory | Self::Killed)
     }
@@ -87,7 +87,7 @@ impl fmt::Display for Exit {
     }
 }
 
-/// How often the kernel has killed a process for lack of memory since it was started.
+/// Returns how often the kernel has killed a process for lack of memory since it was started.
 fn oom_kills() -> Option<u64> {
     let text = fs::read_to_string("/proc/vmstat").ok()?;
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
@@ -207,7 +207,7 @@ impl Engine {
         self.send(&ToEngine::Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").into() }).await
     }
 
-    /// The next message; `None` when the engine has closed its end. May be dropped and called again.
+    /// Returns the next message; `None` when the engine has closed its end. May be dropped and called again.
     pub async fn next(&mut self) -> io::Result<Option<FromEngine>> {
         let Some(line) = self.lines.next().await? else { return Ok(None) };
         self.heard = Instant::now();
@@ -229,8 +229,8 @@ impl Engine {
     }
 }
 
-/// An engine's message with nothing in its texts that the ledger, the bus and a note cannot carry: they quote models and
-/// pictures.
+/// Returns an engine's message with nothing in its texts that the ledger, the bus and a note cannot carry: they quote
+/// models and pictures.
 fn fit(mut message: FromEngine) -> FromEngine {
     let fit = |text: &mut String| {
         if let Some((end, _)) = text.char_indices().nth(MAX_TEXT) {
@@ -262,7 +262,7 @@ impl Lines {
         Self { reader, buffer: Vec::new(), searched: 0 }
     }
 
-    /// The next line without its end. Keeps what it has read when dropped.
+    /// Returns the next line without its end. Keeps what it has read when dropped.
     async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
             if let Some(at) = self.buffer[self.searched..].iter().position(|b| *b == b'\n') {

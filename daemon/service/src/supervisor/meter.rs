@@ -14,7 +14,7 @@ pub struct JobMeter {
     ledger: Ledger,
     /// The job and the attempt that run, with their meter.
     running: Option<(u64, u32, Meter)>,
-    /// Those that ran last.
+    /// The job and the attempt that ran last, with what they spent.
     ended: Option<(u64, u32, Ending)>,
     stage: Option<Stage>,
 }

@@ -182,7 +182,7 @@ impl Supervisor {
         }
     }
 
-    /// When something has to be looked at though nothing happens.
+    /// Returns when something has to be looked at though nothing happens.
     fn due(&self) -> Instant {
         let config = &self.tools.config.get().engine;
         let now = Instant::now();
@@ -199,7 +199,7 @@ impl Supervisor {
         times.into_iter().flatten().min().unwrap_or(now + FAR)
     }
 
-    /// When an idle engine has been idle long enough.
+    /// Returns when an idle engine has been idle long enough.
     fn idle_ends(&self) -> Option<Instant> {
         if self.tools.holds.any(What::Warm) {
             return None;

@@ -47,7 +47,7 @@ impl Supervisor {
         }
     }
 
-    /// That the queue is paused, and what ends that.
+    /// Returns a sentence that the queue is paused, with what ends that.
     fn paused_text(&self) -> Option<String> {
         let who = self.tools.holds.paused()?;
         let end = match self.tools.holds.paused_until_resumed() {

@@ -11,7 +11,7 @@ use crate::error::Result;
 
 /// The first pause before an engine that ended is started again; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// The longest.
+/// The longest pause before an engine is started again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 impl Supervisor {

@@ -54,7 +54,7 @@ pub enum Absence {
 /// The job that the engine works on.
 pub struct Running {
     /// The job.
-    pub job: Job,
+    pub job: Box<Job>,
     /// Somebody has cancelled it.
     pub cancel: Option<Cancel>,
 }
@@ -117,7 +117,7 @@ impl fmt::Display for Loss {
 }
 
 impl EngineState {
-    /// The process, if there is one.
+    /// Returns the process, if there is one.
     pub fn engine(&self) -> Option<&Engine> {
         match self {
             Self::Absent(_) => None,
@@ -125,7 +125,7 @@ impl EngineState {
         }
     }
 
-    /// The process, to speak with.
+    /// Returns the process, to speak with.
     pub fn engine_mut(&mut self) -> Option<&mut Engine> {
         match self {
             Self::Absent(_) => None,
@@ -133,12 +133,12 @@ impl EngineState {
         }
     }
 
-    /// The number of the process.
+    /// Returns the number of the process.
     pub fn pid(&self) -> Option<u32> {
         self.engine()?.pid()
     }
 
-    /// What the engine has said of itself.
+    /// Returns what the engine has said of itself.
     pub fn hello(&self) -> Option<&Hello> {
         match self {
             Self::Idle { hello, .. } | Self::Busy { hello, .. } => Some(hello),
@@ -146,7 +146,7 @@ impl EngineState {
         }
     }
 
-    /// What the engine makes.
+    /// Returns what the engine makes.
     pub fn running(&self) -> Option<&Running> {
         match self {
             Self::Busy { running, .. } => Some(running),
@@ -154,7 +154,7 @@ impl EngineState {
         }
     }
 
-    /// What the engine makes, to be cancelled.
+    /// Returns what the engine makes, to be cancelled.
     pub fn running_mut(&mut self) -> Option<&mut Running> {
         match self {
             Self::Busy { running, .. } => Some(running),
@@ -162,7 +162,7 @@ impl EngineState {
         }
     }
 
-    /// Why there is no process.
+    /// Returns why there is no process.
     pub fn absence(&self) -> Option<Absence> {
         match self {
             Self::Absent(absence) => Some(*absence),
@@ -192,13 +192,13 @@ impl EngineState {
     pub fn begins(&mut self, job: Job) {
         *self = match std::mem::replace(self, Self::Absent(Absence::Due)) {
             Self::Idle { engine, hello, .. } => {
-                Self::Busy { engine, hello, running: Running { job, cancel: None } }
+                Self::Busy { engine, hello, running: Running { job: Box::new(job), cancel: None } }
             }
             other => other,
         };
     }
 
-    /// The engine has stopped working on job `id`; `None` if it did not work on that.
+    /// Returns the engine has stopped working on job `id`; `None` if it did not work on that.
     pub fn ends(&mut self, id: u64, now: Instant) -> Option<Running> {
         self.running().filter(|running| running.job.id == id)?;
         match std::mem::replace(self, Self::Absent(Absence::Due)) {
@@ -229,7 +229,7 @@ impl EngineState {
         self.take(absence).0
     }
 
-    /// The machine goes to sleep. Gives the engine and its job.
+    /// Returns the machine goes to sleep. Gives the engine and its job.
     pub fn sleep(&mut self) -> (Option<Engine>, Option<Running>) {
         let unloaded = matches!(self.absence(), Some(Absence::Unloaded | Absence::Asleep { unloaded: true }));
         self.take(Absence::Asleep { unloaded })
@@ -242,7 +242,7 @@ impl EngineState {
         }
     }
 
-    /// When an engine that stays silent counts as hung.
+    /// Returns when an engine that stays silent counts as hung.
     pub fn silence_ends(&self, config: &config::Engine) -> Option<Instant> {
         let engine = self.engine()?;
         Some(match self.hello() {
@@ -251,7 +251,7 @@ impl EngineState {
         })
     }
 
-    /// When an engine that is idle, and that nobody keeps warm, has been idle long enough.
+    /// Returns when an engine that is idle, and that nobody keeps warm, has been idle long enough.
     pub fn idle_ends(&self, config: &config::Engine) -> Option<Instant> {
         match self {
             Self::Idle { since, .. } => Some(*since + config.idle_unload()?),
@@ -259,7 +259,7 @@ impl EngineState {
         }
     }
 
-    /// When an engine that was told to stop its job should have done so.
+    /// Returns when an engine that was told to stop its job should have done so.
     pub fn cancel_ends(&self) -> Option<Instant> {
         Some(self.running()?.cancel.as_ref()?.deadline)
     }

@@ -32,7 +32,7 @@ const NEVER: u64 = 1_000_000;
 struct Remote(BufReader<UnixStream>);
 
 impl Remote {
-    /// What the supervisor says next; `None` when it has closed its end.
+    /// Returns what the supervisor says next; `None` when it has closed its end.
     async fn next(&mut self) -> Option<ToEngine> {
         let mut line = String::new();
         match self.0.read_line(&mut line).await {
@@ -61,7 +61,7 @@ impl Remote {
         .await;
     }
 
-    /// The job that it is given.
+    /// Returns the job that it is given.
     async fn job(&mut self) -> u64 {
         match self.next().await {
             Some(ToEngine::Generate { job, .. }) => job,

@@ -123,7 +123,7 @@ impl Intake {
             match copied {
                 Ok(spooled) => coming.push(self.coming(at, ready, read_us, Ok((spooled, request)))),
                 Err(Error::Common(Common::Refused { .. })) if changed(file, ready) => {
-                    fates[at] = Fate::Changed
+                    fates[at] = Fate::Changed;
                 }
                 Err(Error::Common(Common::Refused { code, text })) => {
                     coming.push(self.refused(at, ready, read_us, code, text));
@@ -146,7 +146,8 @@ impl Intake {
         self.coming(at, ready, read_us, Err(Refusal { code, text, target }))
     }
 
-    /// The picture's settings, and the picture itself, open. [`Error::Refused`] is final, anything else may pass.
+    /// Returns the picture's settings, and the picture itself, open. [`Error::Refused`] is final, anything else may
+    /// pass.
     fn read(&self, ready: &Ready) -> Result<(Request, File)> {
         let request = self.request(ready)?;
         let what = what(&ready.path);
@@ -185,7 +186,7 @@ impl Intake {
         Ok(request)
     }
 
-    /// The folder for the picture's video: the picture's own subfolder, in the outbox.
+    /// Returns the folder for the picture's video: the picture's own subfolder, in the outbox.
     fn outbox(&self, ready: &Ready) -> Option<std::path::PathBuf> {
         let own = self.watched.outbox.as_ref();
         if ready.below.as_os_str().is_empty() {
@@ -194,7 +195,7 @@ impl Intake {
         Some(own.unwrap_or(&self.config.get().folders.outbox).join(&ready.below))
     }
 
-    /// What a picture is queued with. `read_us` is when its sidecars were read.
+    /// Returns what a picture is queued with. `read_us` is when its sidecars were read.
     fn coming<'a>(
         &self,
         at: usize,
@@ -214,7 +215,7 @@ impl Intake {
         Coming { at, ready, submission }
     }
 
-    /// A file that has its job.
+    /// Returns a file that has its job.
     async fn known(&self, mut job: Job, ready: &Ready) -> Result<Fate> {
         let id = job.id;
         // Refused unread, and the ledger or the disk refused in its turn: nobody else settles such a job.
@@ -251,7 +252,7 @@ impl Intake {
         }
     }
 
-    /// A sidecar that came after its picture was queued, but before it is begun, still counts.
+    /// Returns a sidecar that came after its picture was queued, but before it is begun, still counts.
     async fn hear_late(&self, job: &Job, ready: &Ready) -> Result<Fate> {
         let id = job.id;
         let read_us = sidecar::read_us(&ready.root, &ready.path);

@@ -45,7 +45,7 @@ pub struct Options {
     pub create: bool,
     /// How long a picture and its sidecar must lie unchanged.
     pub stable: Duration,
-    /// The same where the folder is polled.
+    /// How long they must lie unchanged where the folder is polled.
     pub poll_stable: Duration,
     /// Look into it this often and use no events, whatever its file system.
     pub poll: Option<Duration>,
@@ -79,7 +79,7 @@ pub enum Fate {
     Changed,
     /// It cannot be taken yet, for a reason that the log has already, or needs not have.
     Waits,
-    /// The same, with a reason for the log. No names: those are for the debug level.
+    /// It cannot be taken yet, for this reason, which is for the log and has no names in it.
     Later(String),
 }
 

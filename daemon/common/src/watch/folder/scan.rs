@@ -228,7 +228,7 @@ impl<T: Take> Folder<T> {
     }
 }
 
-/// How a folder is looked for that is polled so often, and why.
+/// Returns how a folder is looked for that is polled so often, and why.
 fn waits(poll: Duration, text: &str) -> Report {
     Report {
         polled: Some(AWAY.min(poll)),
@@ -237,7 +237,7 @@ fn waits(poll: Duration, text: &str) -> Report {
     }
 }
 
-/// Whether changes in a folder may be made elsewhere, and cause no events here.
+/// Returns whether changes in a folder may be made elsewhere, and cause no events here.
 fn is_unseen(dir: &Dir) -> bool {
     mounts::unseen(&dir.path()).is_ok_and(|unseen| unseen.is_some())
 }

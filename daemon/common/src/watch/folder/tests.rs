@@ -55,7 +55,7 @@ impl House {
         self.handed.recv().await.expect("the folder is watched")
     }
 
-    /// What is handed over within so many seconds.
+    /// Returns what is handed over within so many seconds.
     async fn within(&mut self, seconds: u64) -> Option<Handed> {
         tokio::time::timeout(Duration::from_secs(seconds), self.handed.recv()).await.ok().flatten()
     }

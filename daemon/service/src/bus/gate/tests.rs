@@ -6,7 +6,7 @@ use super::*;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-/// A call as it comes off the bus.
+/// Returns a call as it comes off the bus.
 fn call(caller: &str, member: &str, flags: Flags) -> zbus::Result<Message> {
     Message::method_call("/org/animd/Animd1", member)
         .sender(caller)
@@ -16,7 +16,7 @@ fn call(caller: &str, member: &str, flags: Flags) -> zbus::Result<Message> {
         .build(&())
 }
 
-/// The same with a descriptor.
+/// Returns such a call with a descriptor.
 fn with_descriptor(caller: &str, member: &str) -> zbus::Result<Message> {
     let nothing = File::open("/dev/null")?;
     Message::method_call("/org/animd/Animd1", member)
@@ -40,7 +40,7 @@ fn introduce(gate: &Gate, question: &Message, uid: u32) -> zbus::Result<Judged> 
     Ok(gate.judge(answer))
 }
 
-/// A gate that knows a connection of user 1, named `:1.1`, and one of user 2, named `:1.2`.
+/// Returns a gate that knows a connection of user 1, named `:1.1`, and one of user 2, named `:1.2`.
 fn gate() -> Result<Gate, Box<dyn std::error::Error>> {
     let gate = Gate::new(10_000);
     for uid in [1, 2] {

@@ -199,7 +199,7 @@ impl Store {
         Ok(Costs { placed, energy: Some(Energy { joules: total as f64 / 1e3, method, stages }) })
     }
 
-    /// The newest finished jobs of a profile, of the model that the newest of them had; at most so many.
+    /// Returns the newest finished jobs of a profile, of the model that the newest of them had; at most so many.
     pub fn known(&self, profile: &str, limit: u32) -> Result<Vec<Known>> {
         let mut find = self.db.prepare_cached(
             "SELECT width, height, frames, forwards_computed,

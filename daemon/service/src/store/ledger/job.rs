@@ -37,7 +37,7 @@ impl State {
     pub const ALL: [Self; 6] =
         [Self::Queued, Self::Running, Self::Finishing, Self::Done, Self::Failed, Self::Canceled];
 
-    /// The name in the ledger, on the bus and in JSON.
+    /// Returns the name in the ledger, on the bus and in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -49,12 +49,12 @@ impl State {
         }
     }
 
-    /// Whether something is still to happen.
+    /// Returns whether something is still to happen.
     pub fn is_open(self) -> bool {
         matches!(self, Self::Queued | Self::Running | Self::Finishing)
     }
 
-    /// The state with this name.
+    /// Returns the state with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.name() == name)
     }
@@ -72,7 +72,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The name of the state that the job ends in.
+    /// Returns the name of the state that the job ends in.
     pub fn name(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -147,7 +147,7 @@ pub struct NewJob {
 }
 
 impl NewJob {
-    /// Whether the spool has its picture.
+    /// Returns whether the spool has its picture.
     pub fn has_picture(&self, spool: &Spool) -> bool {
         self.work.as_ref().is_ok_and(|(sha256, _)| spool.has(sha256))
     }
@@ -210,7 +210,7 @@ pub enum Ended {
 }
 
 impl Ended {
-    /// The state that the job ends in.
+    /// Returns the state that the job ends in.
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::Done(_) => Outcome::Done,
@@ -366,7 +366,7 @@ impl Job {
     }
 }
 
-/// A picture's name, which becomes its video's: no name of a file has a zero byte.
+/// Returns a picture's name, which becomes its video's: no name of a file has a zero byte.
 fn name(mut bytes: Vec<u8>) -> OsString {
     bytes.retain(|byte| *byte != 0);
     OsString::from_vec(bytes)

@@ -93,7 +93,7 @@ impl Ledger {
         self.send(work)?.await.map_err(|_| Error::STOPPING)?
     }
 
-    /// The same for a thread that may block.
+    /// Runs `work` on the ledger's thread and waits for its answer, on a thread that may block.
     pub fn call_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Store) -> Result<T> + Send + 'static,
@@ -149,7 +149,7 @@ mod tests {
 
     use super::*;
 
-    /// A job over the bus, of a picture that the spool has.
+    /// Returns a job over the bus, of a picture that the spool has.
     fn job(spool: &Spool, key: &str, picture: [u8; 32]) -> Result<NewJob> {
         std::fs::write(spool.path(&picture), "a picture").map_err(Error::file("write", "a picture"))?;
         Ok(NewJob {

@@ -31,7 +31,7 @@ impl By {
         }
     }
 
-    /// The one with this name.
+    /// Returns the one with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|by| by.name() == name)
     }

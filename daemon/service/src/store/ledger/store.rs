@@ -14,7 +14,7 @@ use super::schema;
 use super::text::text;
 use crate::error::{Error, Result};
 
-/// Which jobs a list shall have.
+/// Which jobs a list should have.
 #[derive(Clone, Debug)]
 pub struct Filter {
     /// Only jobs in this state.
@@ -52,7 +52,8 @@ impl Store {
         self.change(|db| insert(db, total, new, spooled))
     }
 
-    /// What [`Self::add`] would say without the picture: the job that the key names, or that there is no room.
+    /// Returns what [`Self::add`] would say without the picture: the job that the key names, or that there is no
+    /// room.
     pub fn foresee(&self, owner: u32, key: Option<&str>, per_user: u32) -> Result<Option<Added>> {
         if let Some(key) = key
             && let Some(id) = keyed(&self.db, owner, key)?
@@ -66,7 +67,7 @@ impl Store {
         Ok(None)
     }
 
-    /// The open job that this state of a file belongs to, if it has one.
+    /// Returns the open job that this state of a file belongs to, if it has one.
     pub fn taken(&self, identity: Identity) -> Result<Option<Job>> {
         Ok(self
             .db
@@ -261,7 +262,7 @@ impl Store {
         Ok(())
     }
 
-    /// One job.
+    /// Returns one job.
     pub fn job(&self, id: u64) -> Result<Option<Job>> {
         Ok(self
             .db
@@ -269,14 +270,14 @@ impl Store {
             .optional()?)
     }
 
-    /// Whether a job with this UUID is known.
+    /// Returns whether a job with this UUID is known.
     pub fn knows(&self, uuid: &str) -> Result<bool> {
         Ok(self
             .db
             .query_row("SELECT EXISTS (SELECT 1 FROM job WHERE uuid = ?1)", [uuid], |row| row.get(0))?)
     }
 
-    /// Every job that is queued, running or finishing, in the order of their numbers.
+    /// Returns every job that is queued, running or finishing, in the order of their numbers.
     pub fn open_jobs(&self) -> Result<Vec<Job>> {
         let mut find = self.db.prepare_cached(
             "SELECT * FROM job WHERE state IN ('queued','running','finishing') ORDER BY id",
@@ -285,7 +286,7 @@ impl Store {
         Ok(jobs)
     }
 
-    /// Every folder that a job was told to put its video in.
+    /// Returns every folder that a job was told to put its video in.
     pub fn outboxes(&self) -> Result<Vec<PathBuf>> {
         let mut find = self.db.prepare("SELECT DISTINCT outbox FROM job WHERE outbox IS NOT NULL")?;
         let folders =
@@ -293,7 +294,7 @@ impl Store {
         Ok(folders)
     }
 
-    /// The numbers of the queued jobs, in the order in which they will run.
+    /// Returns the numbers of the queued jobs, in the order in which they will run.
     pub fn queue(&self) -> Result<Vec<u64>> {
         let mut find =
             self.db.prepare_cached("SELECT id FROM job WHERE state = 'queued' ORDER BY priority DESC, id")?;
@@ -335,8 +336,8 @@ impl Store {
         Ok(stages)
     }
 
-    /// Whether a job needs this spooled picture: an open one, or one that ended after `since_us` and may be retried. Not one
-    /// that never started, or whose picture is none: who submits and cancels must not fill the disk.
+    /// Returns whether a job needs this spooled picture: an open one, or one that ended after `since_us` and may be
+    /// retried. Not one that never started, or whose picture is none: who submits and cancels must not fill the disk.
     pub fn needs_image(&self, sha256: &[u8; 32], since_us: i64) -> Result<bool> {
         let mut find = self.db.prepare_cached(
             "SELECT EXISTS (SELECT 1 FROM job WHERE image_sha256 = ?1
@@ -429,7 +430,7 @@ pub(super) fn insert(
     Ok(Added::New(id))
 }
 
-/// The job with this key of this user.
+/// Returns the job with this key of this user.
 fn keyed(db: &Connection, owner: u32, key: &str) -> Result<Option<u64>> {
     Ok(db
         .query_row(
@@ -440,7 +441,7 @@ fn keyed(db: &Connection, owner: u32, key: &str) -> Result<Option<u64>> {
         .optional()?)
 }
 
-/// How many open jobs a user has that came over the bus.
+/// Returns how many open jobs a user has that came over the bus.
 fn open_of(db: &Connection, owner: u32) -> Result<u32> {
     Ok(db.query_row(
         "SELECT count(*) FROM job WHERE owner_uid = ?1 AND origin = 'bus' AND state IN ('queued','running','finishing')",
@@ -465,8 +466,8 @@ fn room(db: &Connection, total: u32) -> Result<()> {
     Ok(())
 }
 
-/// The open job that a file belongs to: the same state of it, or the same picture at the same place, written once more
-/// (a copy that was repeated, a `touch`), which then is what will be moved away.
+/// Returns the open job that a file belongs to: the same state of it, or the same picture at the same place, written
+/// once more (a copy that was repeated, a `touch`), which then is what will be moved away.
 fn taken(db: &Connection, source: &Source, new: &NewJob) -> Result<Option<u64>> {
     let identity = source.identity;
     let same = db
@@ -532,7 +533,7 @@ fn costs(db: &Connection, id: u64, done: &super::Succeeded) -> Result<()> {
 }
 
 impl Job {
-    /// The unfinished file of the current attempt, in the folder where the video will be.
+    /// Returns the unfinished file of the current attempt, in the folder where the video will be.
     pub fn part(&self, outbox: &Path) -> PathBuf {
         let dir = self.output.as_deref().and_then(Path::parent).or(self.outbox.as_deref()).unwrap_or(outbox);
         dir.join(format!("{PART_PREFIX}{}-{}{PART_SUFFIX}", self.uuid, self.attempt))

@@ -4,12 +4,12 @@ use animd_common::text::Text;
 use rusqlite::types::{FromSql, FromSqlResult, ValueRef};
 use rusqlite::{Row, RowIndex};
 
-/// The text in a column.
+/// Returns the text in a column.
 pub fn text(row: &Row<'_>, column: impl RowIndex) -> rusqlite::Result<Text> {
     row.get::<_, Stored>(column).map(|stored| stored.0)
 }
 
-/// The text in a column that may have none.
+/// Returns the text in a column that may have none.
 pub fn text_if_any(row: &Row<'_>, column: impl RowIndex) -> rusqlite::Result<Option<Text>> {
     row.get::<_, Option<Stored>>(column).map(|stored| stored.map(|stored| stored.0))
 }

@@ -63,16 +63,16 @@ pub struct Sample {
 pub struct Timeline {
     /// The newest thousand, in their order.
     pub events: Vec<Event>,
-    /// Of the last finished attempt, in their order.
+    /// The stages of the last finished attempt, in their order.
     pub stages: Vec<StageCost>,
-    /// Of the last finished attempt, in their order.
+    /// The steps of the last finished attempt, in their order.
     pub steps: Vec<StepCost>,
-    /// Of the last attempt, in their order.
+    /// The samples of the last attempt, in their order.
     pub samples: Vec<Sample>,
 }
 
 impl Store {
-    /// How a job went.
+    /// Returns how a job went.
     pub fn timeline(&self, id: u64) -> Result<Timeline> {
         Ok(Timeline {
             events: self.rows(

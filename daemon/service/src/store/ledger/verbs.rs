@@ -38,13 +38,13 @@ impl Store {
         Ok(())
     }
 
-    /// Whether a job waits.
+    /// Returns whether a job waits.
     pub fn waits(&self) -> Result<bool> {
         let mut find = self.db.prepare_cached("SELECT EXISTS (SELECT 1 FROM job WHERE state = 'queued')")?;
         Ok(find.query_row([], |row| row.get(0))?)
     }
 
-    /// A setting that was made while the service ran.
+    /// Returns a setting that was made while the service ran.
     pub fn setting(&self, key: &str) -> Result<Option<Text>> {
         let mut find = self.db.prepare_cached("SELECT value FROM setting WHERE key = ?1")?;
         Ok(find.query_row([key], |row| text(row, 0)).optional()?)

@@ -29,7 +29,7 @@ pub struct AddedWatch {
 }
 
 impl Store {
-    /// The folders that were added over the bus, by their paths.
+    /// Returns the folders that were added over the bus, by their paths.
     pub fn watches(&self) -> Result<Vec<AddedWatch>> {
         let mut find = self.db.prepare_cached(
             "SELECT path, outbox, stable_seconds, poll_seconds, owner_uid FROM watch ORDER BY path",

@@ -75,7 +75,7 @@ pub struct Ending {
 }
 
 impl Ending {
-    /// What was spent; `None` if the driver did not tell, or tells no more.
+    /// Returns what was spent; `None` if the driver did not tell, or tells no more.
     pub async fn sum(self) -> Option<Spent> {
         timeout(PATIENCE, self.answer).await.ok()?.ok()?
     }
@@ -205,7 +205,7 @@ impl Counted {
 mod tests {
     use super::*;
 
-    /// One reading a second: power in milliwatts, the counter in millijoules, and the stage that begins then.
+    /// Returns what is spent, of one reading a second: power in milliwatts, the counter in millijoules, and the stage that begins then.
     fn spent(readings: &[(Option<u32>, Option<u64>, Option<Stage>)]) -> Option<Spent> {
         let (mut counted, start) = (Counted::default(), Instant::now());
         for (n, (power, counter, stage)) in readings.iter().enumerate() {

@@ -34,7 +34,7 @@ pub enum Machine {
 }
 
 impl Machine {
-    /// The driver's version, if it answers.
+    /// Returns the driver's version, if it answers.
     pub fn driver(&self) -> Option<&str> {
         match self {
             Self::Driver { version, .. } => Some(version),
@@ -94,7 +94,7 @@ pub struct Process {
     pub bytes: Option<u64>,
 }
 
-/// Bytes as `139.8 GiB`.
+/// Returns bytes as `139.8 GiB`.
 pub fn gib(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
 }

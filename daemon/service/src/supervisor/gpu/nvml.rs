@@ -63,7 +63,7 @@ impl Driver {
         Self { answer: Some(machine), ..Self::new(LIBRARY) }
     }
 
-    /// The same with another patience for a look.
+    /// Returns this driver with another patience for a look.
     #[must_use]
     pub fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
@@ -143,7 +143,7 @@ impl Driver {
     }
 }
 
-/// Why the library cannot be used.
+/// Returns why the library cannot be used.
 fn unavailable(e: NvmlError, library: &std::path::Path) -> Machine {
     let refused = || Machine::Refused { why: "the driver is there, and its device files are refused".into() };
     match e {
@@ -219,7 +219,7 @@ fn card(nvml: &Nvml, index: u32, own: Option<u32>) -> Result<Card, NvmlError> {
     })
 }
 
-/// The name of a process's program; `None` where the sandbox hides it.
+/// Returns the name of a process's program; `None` where the sandbox hides it.
 fn program(pid: u32) -> Option<String> {
     let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
     Some(animd_common::files::show(OsStr::new(String::from_utf8_lossy(&name).trim_end())))

@@ -58,7 +58,7 @@ impl Verdict {
 /// What was chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
-    /// How the engine shall run the model; without one, jobs wait.
+    /// How the engine runs the model; without one, jobs wait.
     pub profile: Option<Profile>,
     /// The GPU that it is about: the one to use, or the best that cannot be used.
     pub gpu: Option<Card>,
@@ -71,12 +71,12 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The GPU for the engine to work on.
+    /// Returns the GPU for the engine to work on.
     pub fn used_gpu(&self) -> Option<&Card> {
         self.gpu.as_ref().filter(|_| self.profile.as_ref().is_some_and(Profile::on_gpu))
     }
 
-    /// Everything in one line.
+    /// Returns everything in one line.
     pub fn text(&self) -> String {
         let mut text = self.why.join("; ");
         if let Some(remedy) = &self.remedy {
@@ -225,7 +225,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// What becomes of one card by itself.
+    /// Returns what becomes of one card by itself.
     fn fit(&self, card: &Card, driver: &str, wished: Option<&'a Profile>) -> Fit<'a> {
         let title = card.title();
         let native = match self.code(card.capability) {
@@ -281,7 +281,7 @@ impl<'a> Case<'a> {
         Fit::No { why, remedy: "use a card with more memory".into() }
     }
 
-    /// Bytes of a card's memory that a profile needs with this engine.
+    /// Returns how many bytes of a card's memory a profile needs with this engine.
     fn needs(&self, profile: &Profile) -> u64 {
         let setup = Setup::of(profile, self.kernels);
         let Some(recipe) = self.recipe.filter(|_| setup.residency != profile.residency) else {
@@ -305,7 +305,7 @@ impl<'a> Case<'a> {
         (!wished).then(|| format!("`{}` would need {needs} free; {}", larger.name, users(card)))
     }
 
-    /// Why that is more than the profile itself says, if it is.
+    /// Returns why that is more than the profile itself says, if it is.
     fn because(&self, profile: &Profile) -> &'static str {
         if self.needs(profile) > profile.min_memory() {
             ", as this engine keeps all weights on the GPU"
@@ -314,7 +314,8 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Whether the engine has machine code (true) or PTX (false) for a compute capability; otherwise why not, and what to do.
+    /// Returns whether the engine has machine code (true) or PTX (false) for a compute capability; otherwise why not,
+    /// and what to do.
     fn code(&self, (major, minor): (u32, u32)) -> Result<bool, (String, String)> {
         let capability = (major, minor);
         let Kernels { native, ptx, .. } = self.kernels;
@@ -348,7 +349,7 @@ impl<'a> Case<'a> {
         Err((why, "install a newer animd".into()))
     }
 
-    /// Why this profile on this card, as a sentence.
+    /// Returns why this profile on this card, as a sentence.
     fn why(&self, card: &Card, profile: &Profile, native: bool) -> String {
         let (major, minor) = card.capability;
         let code = match (native, self.kernels.ptx) {
@@ -368,7 +369,7 @@ impl<'a> Case<'a> {
         )
     }
 
-    /// Nothing runs on a GPU: the CPU's profile, if nobody asked for more and waiting changes nothing.
+    /// Chooses where nothing runs on a GPU: the CPU's profile, if nobody asked for more and waiting changes nothing.
     fn without(&self, state: Verdict, mut why: Vec<String>, remedy: &str) -> Choice {
         let cannot = self.kernels.native.is_empty() && self.kernels.ptx.is_none();
         let asked = self.wish.profile != AUTO || self.wish.gpu != AUTO;
@@ -385,7 +386,7 @@ impl<'a> Case<'a> {
     }
 }
 
-/// Whether `wish` means this card.
+/// Returns whether `wish` means this card.
 fn is_asked(card: &Card, wish: &str) -> bool {
     wish == AUTO || wish == card.uuid || wish.parse() == Ok(card.index)
 }
@@ -400,7 +401,7 @@ fn reasons(fits: &[(&Card, Fit<'_>)]) -> Vec<String> {
     why
 }
 
-/// Who holds a card's memory, as a sentence.
+/// Returns who holds a card's memory, as a sentence.
 fn users(card: &Card) -> String {
     let mut processes = card.processes.clone();
     processes.sort_by_key(|p| Reverse(p.bytes));
@@ -420,7 +421,7 @@ fn users(card: &Card) -> String {
     told.join("; ")
 }
 
-/// Why another card was not taken, as a sentence.
+/// Returns why another card was not taken, as a sentence.
 fn compared(taken: (&Card, &Profile, bool), (card, fit): &(&Card, Fit<'_>)) -> String {
     let (best, best_profile, best_native) = taken;
     match fit {

@@ -11,7 +11,7 @@ use crate::supervisor::gpu::Process;
 
 const MIB: u64 = 1 << 20;
 
-/// What the GPU backend is meant to be built for.
+/// Returns what the GPU backend is meant to be built for.
 fn built() -> Kernels {
     let native =
         |major, minor, exact| Target { capability: (major, minor), exact, eight_bit_attention: major == 9 };
@@ -67,7 +67,7 @@ fn old_driver(version: &str) -> Machine {
     Machine::Driver { version: version.into(), cards: vec![h200()] }
 }
 
-/// A card of which another program holds all but so much.
+/// Returns a card of which another program holds all but so much.
 fn held(mut card: Card, free_mib: u64) -> Card {
     let bytes = card.memory_total - (free_mib + 600) * MIB;
     card.processes = vec![Process { pid: 4242, name: Some("python3".into()), bytes: Some(bytes) }];
@@ -442,7 +442,7 @@ fn table() -> Vec<Row> {
     ]
 }
 
-/// What README.md says of a row.
+/// Returns what README.md says of a row.
 fn answer(row: &Row) -> String {
     let profile = row.profile.map_or("none, jobs wait".into(), |name| format!("`{name}`"));
     let gpu = row.gpu.filter(|_| row.state == Verdict::Ready && row.machine.cards().len() > 1);

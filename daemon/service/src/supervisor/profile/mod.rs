@@ -95,22 +95,22 @@ impl Profiles {
         look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What is chosen now.
+    /// Returns what is chosen now.
     pub fn choice(&self) -> Arc<Choice> {
         self.with(|state| state.choice.clone())
     }
 
-    /// What the driver said last.
+    /// Returns what the driver said last.
     pub fn machine(&self) -> Machine {
         self.with(|state| state.machine.clone())
     }
 
-    /// What the engine was built for, as far as it has said.
+    /// Returns what the engine was built for, as far as it has said.
     pub fn kernels(&self) -> Kernels {
         self.with(|state| state.kernels.clone())
     }
 
-    /// The configured model, once its engine has opened it.
+    /// Returns the configured model, once its engine has opened it.
     pub fn recipe(&self) -> Option<Arc<Recipe>> {
         self.model.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -120,7 +120,7 @@ impl Profiles {
         *self.model.lock().unwrap_or_else(PoisonError::into_inner) = recipe;
     }
 
-    /// Told of every new choice.
+    /// Returns a receiver that is told of every new choice.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
@@ -135,12 +135,12 @@ impl Profiles {
         self.new_start.send_replace(true);
     }
 
-    /// The settings that the chosen profile has for jobs that say nothing else.
+    /// Returns the settings that the chosen profile has for jobs that say nothing else.
     pub fn settings(&self) -> Settings {
         self.choice().profile.as_ref().map(|p| p.settings.clone()).unwrap_or_default()
     }
 
-    /// The GPU that the choice is about, if there is one.
+    /// Returns the GPU that the choice is about, if there is one.
     pub fn gpu(&self) -> Option<GpuFacts> {
         self.with(|state| {
             let card = state.choice.gpu.as_ref()?;
@@ -155,7 +155,7 @@ impl Profiles {
         })
     }
 
-    /// Every profile, and whether it would run here.
+    /// Returns every profile, and whether it would run here.
     pub fn list(&self) -> Vec<Listed> {
         self.with(|state| {
             let chosen = state.choice.profile.as_ref().map(|p| p.name.clone());

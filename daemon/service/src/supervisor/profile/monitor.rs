@@ -23,7 +23,7 @@ use crate::supervisor::gpu::nvml::Driver;
 
 /// The first pause before a choice that is not as it should be is looked at again; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
-/// The longest.
+/// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// A job that starts so soon after a look needs no other.
 const FRESH: Duration = Duration::from_secs(3);
@@ -81,7 +81,7 @@ impl ProfileMonitor {
         }
     }
 
-    /// Where the driver is asked.
+    /// Returns where the driver is asked.
     pub fn driver(&self) -> Driver {
         self.driver.clone()
     }
@@ -130,35 +130,36 @@ impl ProfileMonitor {
         wish
     }
 
-    /// When the choice has to be looked at again though nothing happens.
+    /// Returns when the choice has to be looked at again though nothing happens.
     pub fn due(&self) -> Option<Instant> {
         let looked = self.looked?;
         (self.profiles.choice().state != Verdict::Ready).then(|| looked + self.pause)
     }
 
-    /// Whether it is time to look: at first, when the configuration says something else, and when the pause is over.
+    /// Returns whether it is time to look: at first, when the configuration says something else, and when the pause
+    /// is over.
     pub fn is_due(&self) -> bool {
         let asked = self.asked.as_ref() == Some(&self.config.get().profile);
         !asked || self.due().is_some_and(|due| Instant::now() >= due)
     }
 
-    /// Whether a job is reason enough to look: not if all is well, or if it was done just now.
+    /// Returns whether a job is reason enough to look: not if all is well, or if it was done just now.
     pub fn is_stale(&self) -> bool {
         self.profiles.choice().state != Verdict::Ready && !self.is_fresh()
     }
 
-    /// Whether the driver was asked just now.
+    /// Returns whether the driver was asked just now.
     pub fn is_fresh(&self) -> bool {
         self.looked.is_some_and(|at| at.elapsed() < FRESH)
     }
 
-    /// The driver's devices appeared after the service began, when its sandbox no longer lets new ones in: only a new
-    /// start helps. Not told again by the next service, which finds the driver there at first.
+    /// Returns the driver's devices appeared after the service began, when its sandbox no longer lets new ones in:
+    /// only a new start helps. Not told again by the next service, which finds the driver there at first.
     pub fn needs_new_start(&self) -> bool {
         self.there_at_first == Some(false) && matches!(self.profiles.machine(), Machine::Refused { .. })
     }
 
-    /// How to start the engine by the choice; `None` while there is none.
+    /// Returns how to start the engine by the choice; `None` while there is none.
     ///
     /// # Errors
     /// [`Error::File`] if the profile cannot be written down for it.
@@ -190,7 +191,7 @@ impl ProfileMonitor {
         })
     }
 
-    /// Whether the engine that was started last would be started otherwise now.
+    /// Returns whether the engine that was started last would be started otherwise now.
     pub fn outdated(&self) -> bool {
         self.started != self.wanted()
     }
