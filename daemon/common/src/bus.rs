@@ -63,6 +63,11 @@ impl ServiceState {
         Self::ALL.into_iter().find(|state| state.name() == name)
     }
 
+    /// Returns whether something that a person has to mend keeps jobs from being made.
+    pub fn is_trouble(self) -> bool {
+        matches!(self, Self::NoWeights | Self::NoGpu | Self::NoEngine)
+    }
+
     /// Returns whether jobs that wait are made one after the other, with nothing in their way.
     pub fn is_working(self) -> bool {
         matches!(self, Self::Idle | Self::Busy)

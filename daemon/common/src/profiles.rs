@@ -55,7 +55,7 @@ pub fn load(folders: &[PathBuf]) -> (Vec<Profile>, Vec<String>) {
         }
     }
     for (name, text) in BUILT_IN {
-        // They are read in a test.
+        // A test reads all of the built-in profiles.
         if !names.contains(name)
             && let Ok(profile) = Profile::read(text)
         {

@@ -127,6 +127,7 @@ fn inlines(text: &str) -> Vec<Inline> {
 mod tests {
     use std::collections::HashSet;
 
+    use animd_common::bus::ServiceState;
     use clap::Command;
 
     use super::*;
@@ -208,6 +209,14 @@ mod tests {
         assert!(count > 40, "{count} members");
         for error in ["UnknownOption", "NotAuthorized", "org.animd.animd1.manage-others"] {
             assert!(page.contains(error), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_contract_names_every_state_of_the_service() {
+        for state in ServiceState::ALL {
+            assert!(CONTRACT.contains(state.name()), "{state:?}");
+            assert_eq!(ServiceState::from_name(state.name()), Some(state));
         }
     }
 

@@ -158,7 +158,7 @@ impl Writer {
 
 fn put(path: &Path, text: &str) -> Result<()> {
     write_atomic(path, text.as_bytes(), 0o644)
-        // Whoever reads it is another user, whatever the service's umask.
+        // Another user reads the file, whatever the umask of the service is.
         .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o644)))
         .map_err(|e| {
             let text = format!("metrics.textfile `{}` cannot be written: {e}", show(path));

@@ -78,7 +78,7 @@ impl Reloader {
         match &told {
             Ok(sentences) => {
                 tracing::info!("the configuration was read again: {} changes", sentences.len());
-                // They may name folders of users.
+                // The sentences may name folders of users, which are private.
                 for sentence in sentences {
                     tracing::debug!("{sentence}");
                 }
@@ -110,7 +110,7 @@ impl Reloader {
         self.spool.set_keep(config.retention.pictures_days);
         self.spool.set_reserve(config.queue.free_mib);
         let total = config.queue.total;
-        // Not awaited: a ledger that is busy must not hold up whoever reloads, and what comes later sees the new limit.
+        // This is not awaited: a busy ledger must not hold up the reload, and every later job sees the new limit.
         self.ledger.tell(move |db| db.set_total(total));
         let config = Arc::new(config);
         let before = self.config.replace(config.clone());

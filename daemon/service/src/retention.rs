@@ -57,7 +57,7 @@ pub async fn clean(queue: &Queue) -> Result<()> {
             drop_old_files(results.dir(), DAY * days.results_days, |_| true)?;
         }
         if days.pictures_days > 0 {
-            // As large as the video, and for ever they would be many; the thumbnails go with their jobs.
+            // Posters are as large as the video and would become many; thumbnails go with their jobs.
             let is_poster = |name: &OsStr| name.as_bytes().ends_with(b"-poster.jpg");
             drop_old_files(pictures.dir(), DAY * days.pictures_days, is_poster)?;
         }

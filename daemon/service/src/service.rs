@@ -131,7 +131,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     parts.watches.keep_apart(&files);
     parts.recover()?;
     // After the recovery, which must see that it is not there: it may lie on a disk that is not mounted.
-    // Without it jobs fail with a sentence; the service has more to say than that.
+    // The service starts without it: jobs then fail with a sentence.
     if let Err(e) = parts.watches.outbox(&folders.outbox).make() {
         tracing::error!("the outbox `{}` cannot be made: {e}", show(&folders.outbox));
     }
@@ -204,7 +204,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     tracing::info!("the service stops");
     _ = stop.send(true);
     _ = supervisor.await;
-    // Neither holds anything that is not in the ledger; a picture that is just being copied is still in the inbox.
+    // None of these tasks holds anything that is not in the ledger; a picture that is being copied is still in the inbox.
     for task in [mirror, watchers, logind, metrics, retention, waiting] {
         _ = timeout(Duration::from_secs(2), task).await;
     }

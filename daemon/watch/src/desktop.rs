@@ -60,7 +60,7 @@ impl Desktop {
     pub fn new(session: Option<Connection>) -> Self {
         let runtime =
             std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
-        // Not awaited: a desktop that hangs holds up no picture.
+        // This is not awaited, so that a desktop that hangs holds up no picture.
         let told = session.map(|session| {
             let (sender, told) = mpsc::unbounded_channel();
             tokio::spawn(tell_all(session, told));

@@ -59,7 +59,7 @@ pub fn open(ready: &Ready, sidecars: &Contents) -> Result<Option<Opened>> {
     let contents =
         files::hash((&mut file).take(most), |_| Ok(())).map_err(Error::file("read", &ready.path))?;
     let mut mark = Sha256::new();
-    // Not the device: its number may be another one after a restart of the machine.
+    // The device is left out: its number may change when the machine restarts.
     let Identity { ino, mtime_ns, .. } = ready.identity;
     if mounts::renumbers(&ready.path).unwrap_or(false) {
         mark.update(ready.path.as_os_str().as_bytes());

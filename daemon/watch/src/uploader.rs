@@ -519,7 +519,7 @@ impl Uploader {
         tracing::info!("the video of job {id} is in its place");
         tracing::debug!("the video of job {id} is `{}`", show(&path));
         self.desktop.done(id, &ready.path, &path, thumbnail);
-        // As long as the picture lies there, its job must be found again: what is collected is made once more.
+        // As long as the picture lies there, its job must be found again; a collected job would be made once more.
         let over = late || self.put_away(ready, None).await;
         if over && let Err(e) = job.collected().await {
             // animd keeps it for a week then, which does no harm.

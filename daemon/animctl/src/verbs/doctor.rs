@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use animd_common::bus::ServiceState;
 use animd_common::config::Config;
 use serde_json::json;
 use zbus::fdo::DBusProxy;
@@ -107,7 +108,7 @@ async fn service(on: On) -> Check {
             format!("animd {version} runs, and this is {}", env!("CARGO_PKG_VERSION")),
             "`systemctl restart animd` when no job runs",
         ),
-        Ok((_, state, text)) if ["no-weights", "no-engine", "no-gpu"].contains(&state.as_str()) => {
+        Ok((_, state, text)) if ServiceState::from_name(&state).is_some_and(ServiceState::is_trouble) => {
             Check::fail(NAME, format!("{state}: {text}"), "see what failed above")
         }
         Ok((_, state, text)) => Check::ok(NAME, format!("{state}: {text}")),

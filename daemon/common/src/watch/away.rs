@@ -136,7 +136,7 @@ impl Leaving<'_> {
                 }
                 Err(e) => {
                     self.remove_note(&note);
-                    // Whoever took it away wants it elsewhere.
+                    // Somebody has taken it away, and wants it elsewhere.
                     if e.kind() == io::ErrorKind::NotFound {
                         return Ok(Ok(to));
                     }
@@ -296,7 +296,7 @@ mod tests {
             }
             let written_down = dir.path().join("done/photo.png");
             let root = &Root::alone(dir.path());
-            // Who writes no target down asks for one again.
+            // A caller that wrote no target down asks for one again.
             let target = if known { written_down } else { target(root, &source, true).unwrap_or_default() };
             let identity = Identity::of(&fs::symlink_metadata(&source)?);
             let leaving =

@@ -121,7 +121,7 @@ fn translate(root: &Path, event: &Event) -> Option<Seen> {
         EventKind::Modify(ModifyKind::Name(RenameMode::To)) if is_folder() => Some(Seen::Folder(below)),
         EventKind::Modify(ModifyKind::Name(RenameMode::To))
         | EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(Seen::Whole(below)),
-        // Of a file, too: then it is the folder of nothing.
+        // The kernel says the same of a file, which then is the folder of nothing.
         EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(RemoveKind::Folder) => {
             Some(Seen::FolderGone(below))
         }
@@ -169,7 +169,7 @@ mod tests {
         fs::rename(dir.path().join("sub"), dir.path().join("other"))?;
         let seen = events.next().await?;
         assert_eq!(seen[0], Seen::FolderGone("sub".into()));
-        // Of the end of a folder that is held open the kernel tells nothing.
+        // The kernel does not report that a folder has gone while somebody holds it open.
         let away = tempfile::tempdir()?;
         fs::rename(dir.path(), away.path().join("moved"))?;
         while !events.next().await?.contains(&Seen::Lost) {}

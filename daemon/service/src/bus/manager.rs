@@ -449,7 +449,7 @@ fn open_watched(root: &Root, path: &Path, uid: u32, trusted: bool) -> Result<Fil
             "the watched folder of `{}` is not used now, because its path leads elsewhere; `animctl folder list` tells more",
             show(path)
         )),
-        // Without a number it is a link in the place of a folder.
+        // An error without a number means that a link has taken the place of a folder.
         false => cannot(rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::LOOP)),
     };
     root.check().map_err(no_dir)?;

@@ -171,7 +171,7 @@ pub async fn connect(user: bool, served: Served) -> Result<(Connection, Arc<Hub>
     introspect::plant(&connection, &hub).await?;
     // After the objects, so that it tells of them all at once.
     connection.object_server().at(PATH, fdo::ObjectManager).await?;
-    // Nobody is replaced and nobody may replace us: a second service has to find another bus, or end.
+    // This service neither replaces another one nor lets itself be replaced: a second service needs another bus, or ends.
     match connection.request_name_with_flags(NAME, RequestNameFlags::DO_NOT_QUEUE).await {
         Ok(_) => Ok((connection, hub)),
         Err(zbus::Error::NameTaken) => Err(Error::config(format!(

@@ -307,7 +307,7 @@ fn truth(key: &str, value: &OwnedVariant) -> Result<bool, BusError> {
 fn file_name(given: &str) -> OsString {
     let last = given.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
     let clean: String = last.chars().map(|c| if c.is_control() { '_' } else { c }).collect();
-    // Both at once: what a dot hides may begin with a space, and the other way round.
+    // Dots and spaces go together: a space may follow a dot, and a dot may follow a space.
     let mut name = clean.trim_start_matches(|c: char| c == '.' || c.is_whitespace()).trim_end().to_owned();
     while name.len() > MAX_NAME {
         name.pop();

@@ -129,7 +129,7 @@ impl Spool {
 
     /// [`Self::put`] for many; the folder is synced once for all of them.
     pub fn put_all(&self, files: &[(File, String)]) -> Vec<Result<Spooled>> {
-        // At once: a disk syncs several files in the time of one.
+        // Several files are copied at once, because a disk syncs several in the time of one.
         let staged: Vec<Result<Spooled>> = thread::scope(|scope| {
             let share = files.len().div_ceil(WRITERS).max(1);
             let writers: Vec<_> = files

@@ -187,7 +187,7 @@ impl Supervisor {
                 self.engine.greeted(Hello { version, backend, model }, Instant::now());
                 self.monitor.hello(&kernels, recipe, self.engine.pid()).await;
             }
-            // Whoever wants a preview asks for it.
+            // A client that wants a preview asks for it.
             FromEngine::Alive | FromEngine::Preview { .. } => {}
             FromEngine::Progress { job, progress } => self.progress(job, &progress),
             FromEngine::Done { job, report } => self.done(job, report).await,

@@ -29,7 +29,7 @@ pub enum Command {
     Wake,
 }
 
-/// Where commands are made; cheap to clone.
+/// Sends commands to the supervisor; cheap to clone.
 #[derive(Clone)]
 pub struct Commands {
     sender: mpsc::Sender<Command>,

@@ -70,7 +70,7 @@ impl Supervisor {
                 "jobs wait, and the next one would bring the model back; pause the queue first".into(),
             );
         }
-        // Whoever may ask for the memory outranks whoever wants the model warm: else one user could keep the GPU for ever.
+        // A user who may ask for the memory outranks one who wants the model warm: otherwise one could keep the GPU for ever.
         for hold in self.tools.holds.end(What::Warm) {
             tracing::info!("the model was kept warm by `{}` of user {}, which has ended", hold.who, hold.uid);
         }

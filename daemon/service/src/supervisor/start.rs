@@ -24,7 +24,7 @@ impl Supervisor {
         if self.monitor.is_due() || job {
             self.monitor.look(self.engine.pid()).await;
         }
-        // By hand nobody would start it again.
+        // Only systemd would start the service again.
         if self.monitor.needs_new_start() && std::env::var_os("NOTIFY_SOCKET").is_some() {
             self.tools.profiles.ask_new_start();
         }
@@ -60,7 +60,7 @@ impl Supervisor {
             return Ok(());
         }
         if !self.monitor.is_fresh() {
-            // It is now that the memory is taken.
+            // The memory is taken now, so it is looked at now.
             self.monitor.look(None).await;
         }
         let start = match self.monitor.start() {

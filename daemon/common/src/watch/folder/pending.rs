@@ -137,7 +137,7 @@ impl<T: Take> Folder<T> {
             if due > now || ready.len() == BATCH {
                 break;
             }
-            // Whoever is not handed over gets another time or is forgotten.
+            // A name that is not handed over gets another time or is forgotten.
             if let Some(picture) = self.examine(&name) {
                 self.due.remove(&(due, name.clone()));
                 names.push(name);
@@ -160,7 +160,7 @@ impl<T: Take> Folder<T> {
                     if let Some(pending) = self.pending.get_mut(name) {
                         pending.prints = [None; 3];
                     }
-                    // Not at once, even where nothing has to lie still: it may go on changing.
+                    // It is not looked at again at once, even where nothing has to lie still, because it may go on changing.
                     self.set_due(name, Instant::now() + Duration::from_millis(200));
                 }
                 Fate::Waits => self.set_due(name, Instant::now() + RETRY),

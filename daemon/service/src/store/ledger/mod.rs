@@ -98,7 +98,7 @@ impl Ledger {
         &self,
         work: impl FnOnce(&mut Store) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        // Not oneshot's blocking_recv, which refuses to run inside a runtime: recovery does, before anything else runs.
+        // Recovery runs inside a runtime, before anything else, and oneshot's blocking_recv refuses to work there.
         let (reply, answer) = mpsc::sync_channel(1);
         self.commands
             .send(Box::new(move |store| _ = reply.send(work(store))))

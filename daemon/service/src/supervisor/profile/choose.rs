@@ -1,5 +1,5 @@
 //! Which profile on which GPU, and why: a function of what the driver says, what the engine was built for, and what
-//! the owner commands. It touches nothing, so that its table of cases is the whole of it.
+//! the owner wishes. It touches nothing, so that its table of cases is the whole of it.
 
 use std::cmp::Reverse;
 use std::fmt::Write;
@@ -22,11 +22,13 @@ pub struct Wish {
     pub profile: String,
     /// `auto`, a UUID, or a number.
     pub gpu: String,
+    /// Whether jobs wait while nothing can be chosen, so that the reasons say it.
+    pub jobs_wait: bool,
 }
 
 impl Default for Wish {
     fn default() -> Self {
-        Self { profile: AUTO.into(), gpu: AUTO.into() }
+        Self { profile: AUTO.into(), gpu: AUTO.into(), jobs_wait: true }
     }
 }
 
@@ -85,9 +87,6 @@ impl Choice {
         text
     }
 }
-
-/// The reason that is added where nothing is chosen and jobs wait for it.
-pub const WAITING: &str = "jobs wait until then";
 
 /// Chooses. `recipe` is the model's, once an engine has opened it. `profiles` are tried in the order of what they ask for; of
 /// equals the first.
@@ -380,7 +379,8 @@ impl<'a> Case<'a> {
         }
         match &profile {
             Some(cpu) => why.push(format!("so the profile is `{}`", cpu.name)),
-            None => why.push(WAITING.into()),
+            None if self.wish.jobs_wait => why.push("jobs wait until then".into()),
+            None => {}
         }
         Choice { profile, gpu: None, state, why, remedy: Some(remedy.into()) }
     }

@@ -111,7 +111,7 @@ fn row(
 }
 
 fn wish(profile: &str, gpu: &str) -> Wish {
-    Wish { profile: profile.into(), gpu: gpu.into() }
+    Wish { profile: profile.into(), gpu: gpu.into(), ..Wish::default() }
 }
 
 #[expect(clippy::too_many_lines, reason = "a row for each kind of machine")]

@@ -163,19 +163,17 @@ impl Profiles {
                 .profiles
                 .iter()
                 .map(|profile| {
-                    let wish = Wish { profile: profile.name.clone(), ..Wish::default() };
                     let this = chosen.as_ref() == Some(&profile.name);
-                    // Of the one in use the reasons that counted: its own engine holds the memory now.
-                    let mut choice = match this {
+                    let jobs_wait = chosen.is_none();
+                    let wish = Wish { profile: profile.name.clone(), jobs_wait, ..Wish::default() };
+                    // The profile in use keeps the reasons for which it was chosen: by now its own engine holds the memory.
+                    let choice = match this {
                         true => (*state.choice).clone(),
                         false => {
                             let recipe = state.recipe.as_deref();
                             choose(&state.machine, &state.kernels, recipe, &wish, &state.profiles)
                         }
                     };
-                    if chosen.is_some() && !this {
-                        choice.why.retain(|why| why != choose::WAITING);
-                    }
                     Listed {
                         name: profile.name.clone(),
                         summary: profile.summary.clone(),

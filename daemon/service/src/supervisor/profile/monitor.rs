@@ -110,7 +110,7 @@ impl ProfileMonitor {
     /// Reads the folders and the configuration's wish.
     fn reload(&mut self) -> Wish {
         let asked = self.config.get().profile.clone();
-        let mut wish = Wish { profile: asked.name.clone(), gpu: asked.gpu.clone() };
+        let mut wish = Wish { profile: asked.name.clone(), gpu: asked.gpu.clone(), ..Wish::default() };
         let (mut profiles, mut mistakes) = load(&FOLDERS.map(PathBuf::from));
         if is_file(&wish.profile) {
             match read(wish.profile.as_ref()) {
