@@ -236,7 +236,6 @@ fn condition<B: Backend>(
 }
 
 /// The sampler's loop over the DiT: noise to latents.
-#[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
 fn denoise<B: Backend>(
     parts: &Parts<'_, B>,
     job: &Job,
