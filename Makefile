@@ -3,7 +3,7 @@
 CARGO ?= cargo
 SCRIPTS := .ci/run packaging/setup.sh packaging/demo.sh packaging/cuda-toolchain.sh packaging/deb.sh packaging/check-binaries.sh \
 	packaging/debian/preinst packaging/debian/postinst packaging/debian/prerm packaging/debian/postrm systemd/handover \
-	tests/appliance/rootfs tests/appliance/machine tests/appliance/run \
+	tests/appliance/rootfs tests/appliance/machine tests/appliance/run tests/appliance/keep-state \
 	tests/appliance/lib.sh $(wildcard tests/appliance/scenarios/*)
 
 .DEFAULT_GOAL := help
