@@ -13,7 +13,6 @@ pub mod inspect;
 pub mod model;
 pub mod noise;
 pub mod pipeline;
-pub mod profile;
 pub mod progress;
 pub mod sampler;
 pub mod synth;
@@ -21,6 +20,4 @@ pub mod text;
 pub mod video;
 pub mod weights;
 
-// Backends and weights still look for these here.
-pub use animd_protocol::{dims, plan, recipe, request};
 pub use error::{Error, Result};

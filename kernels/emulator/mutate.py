@@ -72,22 +72,22 @@ MUTATIONS = [
     ("epilogue: no __syncwarp after writing", "9.0", "products", "any/epilogue.cuh", ["sm90/gemm_bf16"],
      """        __syncwarp();
 
-        if constexpr (kEnding == kPlain) load_residual(c);""",
-     "        if constexpr (kEnding == kPlain) load_residual(c);"),
+        if constexpr (kKind == kPlain) load_residual(c);""",
+     "        if constexpr (kKind == kPlain) load_residual(c);"),
     ("epilogue: no __syncwarp before writing", "9.0", "products", "any/epilogue.cuh", ["sm90/gemm_bf16"],
      """        __syncwarp();
 #pragma unroll
         for (int j = 0; j < kChunk / 8; j++)""",
      """#pragma unroll
         for (int j = 0; j < kChunk / 8; j++)"""),
-    ("ending: vectors not waited for", "9.0", "products", "sm90/matrix_ending.cuh", ["sm90/gemm_e4m3_fast"],
+    ("epilogue: vectors not waited for", "9.0", "products", "sm90/matrix_epilogue.cuh", ["sm90/gemm_e4m3_fast"],
      "        copy_wait<0>();",
      ""),
-    ("ending: vectors not shared", "9.0", "products", "sm90/matrix_ending.cuh", ["sm90/gemm_e4m3_fast"],
+    ("epilogue: vectors not shared", "9.0", "products", "sm90/matrix_epilogue.cuh", ["sm90/gemm_e4m3_fast"],
      """        copy_wait<0>();
         __syncwarp();""",
      "        copy_wait<0>();"),
-    ("ending: vectors overwritten early", "9.0", "products", "sm90/matrix_ending.cuh", ["sm90/gemm_e4m3_fast"],
+    ("epilogue: vectors overwritten early", "9.0", "products", "sm90/matrix_epilogue.cuh", ["sm90/gemm_e4m3_fast"],
      """        __syncwarp();
         const uint32_t scales""",
      "        const uint32_t scales"),

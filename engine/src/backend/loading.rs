@@ -7,16 +7,16 @@ use std::ops::Deref;
 
 use super::Backend;
 use super::conv::ConvShape;
-use crate::plan::Setup;
-use crate::profile::{Place, Sensitive, Weights};
 use crate::weights::{Component, HostTensor, Matrix};
 use crate::{Error, Result};
+use animd_protocol::plan::Setup;
+use animd_protocol::profile::{Place, Precision, Sensitive};
 
 /// How the weights of one network are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keeping {
     /// The type of the large matrices.
-    pub weights: Weights,
+    pub weights: Precision,
     /// The type of what is small and sensitive.
     pub sensitive: Sensitive,
     /// Where they are between their uses.
@@ -25,7 +25,7 @@ pub struct Keeping {
 
 impl Keeping {
     /// All in f32, where operations compute.
-    pub const F32: Self = Self { weights: Weights::Fp32, sensitive: Sensitive::Fp32, place: Place::Device };
+    pub const F32: Self = Self { weights: Precision::Fp32, sensitive: Sensitive::Fp32, place: Place::Device };
 
     /// How a setup keeps a network.
     pub fn of(setup: &Setup, network: Component) -> Self {

@@ -16,7 +16,7 @@ pub mod loading;
 pub mod sequence;
 
 use crate::Result;
-use crate::plan::{self, Setup};
+use animd_protocol::plan::{self, Setup};
 
 pub use conv::ConvOps;
 pub use loading::{Keeping, Loader};

@@ -1,8 +1,8 @@
 //! Operations on token sequences: what transformers are made of.
 
 use super::TensorOps;
-use crate::profile::AttentionKind;
 use crate::{Error, Result};
+use animd_protocol::profile::AttentionKind;
 
 pub use animd_kernels::Activation;
 

@@ -9,12 +9,12 @@ use crate::backend::{Backend, TensorOps};
 use crate::model::dit::{self, Blocks, Context, Grid, Time};
 use crate::model::vae::{self, Footage};
 use crate::pipeline::{Job, Models};
-use crate::profile::AttentionKind;
 use crate::progress::Observer;
 use crate::synth::noise;
 use crate::text::MAX_TOKENS;
 use crate::video::{VideoOptions, VideoWriter};
 use crate::{Error, Result};
+use animd_protocol::profile::AttentionKind;
 
 use super::outputs::Outputs;
 use super::{SEED, Seconds};

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use animd_engine::backend::Backend;
 use animd_engine::bench::{self, Options, Row, SEED};
 use animd_engine::pipeline::Pipeline;
-use animd_engine::profile::Profile;
 use animd_engine::progress::{Observer, Progress};
 use animd_engine::{Error, Result, synth};
+use animd_protocol::profile::Profile;
 use animd_protocol::request::{Size, Tiling};
 
 use super::backend::{self, Chosen};

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use animd_engine::backend::Backend;
 use animd_engine::pipeline::{Job, Pipeline};
-use animd_engine::plan::Setup;
 use animd_engine::progress::{Observer, Progress};
 use animd_engine::{Error, Result, image};
 use animd_protocol::ErrorCode;
 use animd_protocol::messages::{
     FromEngine, HEARTBEAT_SECONDS, MAX_LINE, PROTOCOL, Pictures, Report, ToEngine,
 };
+use animd_protocol::plan::Setup;
 use animd_protocol::request::Request;
 
 use super::ModelArgs;
@@ -37,6 +37,10 @@ pub struct Serve {
 const EXIT_PROTOCOL: u8 = 3;
 /// The model or the device cannot be used; a `Failed` with job 0 said why.
 const EXIT_UNUSABLE: u8 = 4;
+/// How long a job may take to its first sign of life: its picture is read, decoded and fitted, which takes the largest one
+/// some seconds.
+const PREPARATION: Duration = Duration::from_secs(120);
+
 /// What the reading thread, the heart and the work share.
 struct Shared {
     socket: Mutex<UnixStream>,
@@ -61,6 +65,15 @@ impl Shared {
     /// The work lives; its next sign may take `patience`.
     fn alive(&self, patience: Duration) {
         *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now().checked_add(patience);
+    }
+
+    /// A job begins, unless there is one already.
+    fn begin(&self) -> bool {
+        let begins = !self.busy.swap(true, Ordering::SeqCst);
+        if begins {
+            self.alive(PREPARATION);
+        }
+        begins
     }
 
     /// There is no work.
@@ -260,7 +273,7 @@ fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>
                 // An earlier attempt at this job may have been cancelled.
                 let _ = shared.cancel.compare_exchange(job, 0, Ordering::SeqCst, Ordering::SeqCst);
                 // A second job while one runs would wait, and its parent would take that for work.
-                if shared.busy.swap(true, Ordering::SeqCst) {
+                if !shared.begin() {
                     let e = Error::Internal("the engine has a job already".into());
                     shared.send(&FromEngine::Failed { job, code: e.code(), message: e.to_string() });
                 } else if jobs.send(Order { job, image, output, pictures, request }).is_err() {
@@ -270,5 +283,41 @@ fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>
             Ok(ToEngine::Cancel { job }) => shared.cancel.store(job, Ordering::SeqCst),
             Err(e) => return refuse(format!("a message that is not understood: {e}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use animd_protocol::request::Settings;
+
+    use super::*;
+
+    #[test]
+    fn a_job_has_a_deadline_before_its_first_sign_of_life() -> Result<()> {
+        let (socket, _parent) = UnixStream::pair().map_err(|e| Error::Internal(e.to_string()))?;
+        let shared = Shared {
+            socket: Mutex::new(socket),
+            cancel: AtomicU64::new(0),
+            believed: Mutex::new(None),
+            busy: AtomicBool::new(false),
+        };
+        let order = ToEngine::Generate {
+            job: 7,
+            image: "photo.png".into(),
+            output: "video.mp4".into(),
+            pictures: Pictures::default(),
+            request: Box::new(Settings::default().resolve(|| 1)?),
+        };
+        let line = serde_json::to_vec(&order).map_err(|e| Error::Internal(e.to_string()))?;
+        let (jobs, queue) = mpsc::sync_channel(1);
+        assert_eq!(read(&line[..], &shared, &jobs), 0);
+        assert_eq!(queue.recv().map(|order| order.job), Ok(7));
+        let believed = *shared.believed.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(believed.is_some_and(|until| until <= Instant::now() + PREPARATION));
+        assert!(!shared.begin(), "there is a job");
+        shared.rest();
+        assert_eq!(*shared.believed.lock().unwrap_or_else(PoisonError::into_inner), None);
+        assert!(shared.begin());
+        Ok(())
     }
 }

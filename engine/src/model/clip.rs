@@ -8,9 +8,9 @@ use super::{Checkpoint, LayerNorm, Probe, activated, added, show};
 use crate::backend::loading::{Group, Role};
 use crate::backend::sequence::{Activation, Attention, Input, KeyValue, Projection};
 use crate::backend::{Backend, Loader};
-use crate::profile::AttentionKind;
 use crate::weights::{ClipConfig, WeightSource};
 use crate::{Error, Result};
+use animd_protocol::profile::AttentionKind;
 
 const EPS: f64 = 1e-5;
 const CHANNELS: usize = 3;

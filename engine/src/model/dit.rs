@@ -11,10 +11,10 @@ use super::{Checkpoint, LayerNorm, Probe, activated, added, show};
 use crate::backend::loading::{Group, Role};
 use crate::backend::sequence::{Activation, Affine, Attention, Epilogue, Input, KeyValue, Norm, Projection};
 use crate::backend::{Backend, Loader};
-use crate::profile::AttentionKind;
 use crate::progress::Observer;
 use crate::weights::{DitConfig, HostTensor, WeightSource};
 use crate::{Error, Result};
+use animd_protocol::profile::AttentionKind;
 
 /// Epsilon of the norms around the image embedding, which the configuration does not give.
 const IMAGE_EPS: f64 = 1e-5;

@@ -8,9 +8,9 @@ use super::{Checkpoint, Probe, added, show};
 use crate::backend::Backend;
 use crate::backend::loading::{Group, Role};
 use crate::backend::sequence::{Activation, Attention, Input, KeyValue, Norm, Projection};
-use crate::profile::AttentionKind;
 use crate::weights::{HostTensor, Matrix, T5Config, WeightSource};
 use crate::{Error, Result};
+use animd_protocol::profile::AttentionKind;
 
 const EPS: f64 = 1e-6;
 /// Buckets of relative positions, half of them for keys after the query.

@@ -6,10 +6,10 @@ use super::t5::{T5, relative_bucket};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Keeping, TensorOps};
 use crate::goldens::{Golden, folder};
-use crate::profile::AttentionKind;
 use crate::progress::{Observer, Progress, Quiet};
 use crate::weights::{self, DitConfig};
 use crate::{Error, Result};
+use animd_protocol::profile::AttentionKind;
 
 /// Relative L2 distance that rounding to f32 explains: the reference itself is 4e-7 to 6e-7 from exact arithmetic, and
 /// the mistakes that are easiest to make (the other GELU, an epsilon) move a result by 4e-6 to 4e-5.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::layouts::{Contents, Misfit, not_a_float};
 use super::{Component, DType};
-use crate::dims::schema::Expected;
+use animd_protocol::dims::schema::Expected;
 
 /// How a component's files differ from what they should be.
 #[derive(Clone, Debug, Default)]

@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::layouts::Described;
-use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 use crate::{Error, Result};
+use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 
 /// Channels of one head in every Wan2.1 DiT.
 pub(super) const HEAD_DIM: usize = 128;

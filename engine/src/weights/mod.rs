@@ -26,8 +26,8 @@ mod summary;
 mod tests;
 pub(crate) mod torch;
 
-pub use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
-pub use crate::recipe::Component;
+pub use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
+pub use animd_protocol::recipe::Component;
 pub use dtype::DType;
 pub use encoding::{Encoding, Granularity, Packing};
 pub use layouts::Layout;

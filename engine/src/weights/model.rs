@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use super::open::{open_clip, open_dit, open_t5, open_vae};
 use super::source::Weights;
 use super::{find, refusals};
-use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
-use crate::recipe::Recipe;
 use crate::{Error, Result};
+use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
+use animd_protocol::recipe::Recipe;
 
 /// A whole model, all of it checked.
 pub struct Model {

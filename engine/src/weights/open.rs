@@ -7,9 +7,9 @@ use super::config::{self, ConfigFile, Sizes};
 use super::layouts::{self, Contents, Layout};
 use super::source::Weights;
 use super::{Component, container, find, refusals};
-use crate::dims::schema::{self, Expected};
-use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 use crate::{Error, Result};
+use animd_protocol::dims::schema::{self, Expected};
+use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 
 /// A component whose files could be read, complete or not.
 pub(super) struct Examined<C> {

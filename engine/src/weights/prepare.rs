@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::layouts::lightx2v_fp8::scale_name;
 use super::{DType, Encoding, Matrix, WeightSource, Weights, e4m3, find, open_dit, safetensors};
-use crate::dims::schema;
 use crate::{Error, Result};
+use animd_protocol::dims::schema;
 
 /// The folder's name; after a DiT that is a file of its own, with the name of that before it.
 pub const FOLDER: &str = "animd-fp8";

@@ -16,7 +16,7 @@ enum Activation { kNone = 0, kSilu = 1, kGeluTanh = 2, kGeluErf = 3 };
 //   kPlain      residual + gate * y
 //   kActivated  gate * activation(y)
 //   kNormed     silu(gamma * sqrt(columns) * y / max(|y|, 1e-12)), |y| over a row, all of which is in one tile; no scales
-enum Ending { kPlain, kActivated, kNormed };
+enum EpilogueKind { kPlain, kActivated, kNormed };
 
 // Absent parts are null. Columns of an output that is narrower than the product (`width` < columns) go `half_step` rows
 // on for each `width` of them.
@@ -134,7 +134,7 @@ __device__ __forceinline__ void prefetch_residual(
 
 // Writes 16 rows of a tile, from row `first` on, that a warp has as accumulators: 4j, 4j + 1 are columns 8j + 2 (lane % 4)
 // and the next of row lane / 4, 4j + 2, 4j + 3 the same of the row 8 below.
-template <class Shape, Ending kEnding, class Output, class Problem, class Place>
+template <class Shape, EpilogueKind kKind, class Output, class Problem, class Place>
 __device__ __forceinline__ void finish(
     const Problem& problem, const Place& place, const Epilogue& e, float (&sum)[Shape::kSums], int first,
     uint32_t chunk, int lane) {
@@ -145,27 +145,27 @@ __device__ __forceinline__ void finish(
     constexpr int kChunks = Shape::kColumns / kChunk;
 
     // Passes at once, so that their latencies overlap; with a residual in f32 there are registers for two.
-    constexpr int kMost = kEnding == kPlain && sizeof(Output) == 4 ? 2 : 4;
+    constexpr int kMost = kKind == kPlain && sizeof(Output) == 4 ? 2 : 4;
     constexpr int kGroup = kPasses < kMost ? kPasses : kMost;
-    constexpr bool kFactors = kEnding == kNormed || Problem::kScaled;
+    constexpr bool kFactors = kKind == kNormed || Problem::kScaled;
 
     const int column0 = problem.column(place), columns = problem.columns();
     const int mine = lane % kLanes * 4;  // first of this thread's columns in a chunk
     const auto* residual = static_cast<const Output*>(e.residual);
     auto* output = static_cast<Output*>(e.output);
-    if constexpr (kEnding == kNormed) normalize(sum, e.bias, columns, lane);
+    if constexpr (kKind == kNormed) normalize(sum, e.bias, columns, lane);
 
     // What a chunk needs of the columns is loaded while the one before is worked on. For the residual, too, there are not
     // enough registers.
     float4 factor, bias, gate;
-    typename Raw<Output>::Four added[kEnding == kPlain ? kPasses : 1];
+    typename Raw<Output>::Four added[kKind == kPlain ? kPasses : 1];
     auto load_columns = [&](int c) {
         factor = gate = make_float4(1.f, 1.f, 1.f, 1.f);
         bias = make_float4(0.f, 0.f, 0.f, 0.f);
         const int column = column0 + c * kChunk + mine;
         if (column >= columns) return;
-        if constexpr (kFactors) factor = load_global((kEnding == kNormed ? e.gamma : e.column_scale) + column);
-        if constexpr (kEnding != kNormed) {
+        if constexpr (kFactors) factor = load_global((kKind == kNormed ? e.gamma : e.column_scale) + column);
+        if constexpr (kKind != kNormed) {
             if (e.bias != nullptr) bias = load_global(e.bias + column);
             if (e.gate != nullptr) gate = load_global(e.gate + column);
         }
@@ -202,7 +202,7 @@ __device__ __forceinline__ void finish(
         }
         __syncwarp();
 
-        if constexpr (kEnding == kPlain) load_residual(c);
+        if constexpr (kKind == kPlain) load_residual(c);
         float f[4], b[4], g[4];
         widen(f, factor);
         widen(b, bias);
@@ -226,19 +226,19 @@ __device__ __forceinline__ void finish(
             for (int p = 0; p < kGroup; p++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) x[p][i] = fmaf(x[p][i] * row_scale[p], f[i], b[i]);
-            if constexpr (kEnding == kActivated) activate(x, e.activation);
-            if constexpr (kEnding == kNormed) activate(x, kSilu);
+            if constexpr (kKind == kActivated) activate(x, e.activation);
+            if constexpr (kKind == kNormed) activate(x, kSilu);
 #pragma unroll
             for (int p = 0; p < kGroup; p++) {
                 if (row[p] < 0) continue;
 #pragma unroll
                 for (int i = 0; i < 4; i++) x[p][i] *= g[i];
-                if (kEnding != kNormed && e.element_gate != nullptr) {
+                if (kKind != kNormed && e.element_gate != nullptr) {
                     widen(y, load_global(e.element_gate + row[p] * e.gate_stride + column));
 #pragma unroll
                     for (int i = 0; i < 4; i++) x[p][i] *= y[i];
                 }
-                if constexpr (kEnding == kPlain) {
+                if constexpr (kKind == kPlain) {
                     if (residual != nullptr) {
                         widen(y, added[group + p]);
 #pragma unroll

@@ -64,7 +64,7 @@ using Tile = Shape<1, 128>;
                                                                epilogue);                                           \
     }
 
-// Both endings for both outputs.
+// Both epilogues for both outputs.
 #define GEMM_KERNELS(NAME, BF16, APART)                              \
     GEMM_KERNEL(NAME, BF16, APART, kPlain, __nv_bfloat16)            \
     GEMM_KERNEL(NAME##_f32, BF16, APART, kPlain, float)              \

@@ -123,7 +123,7 @@ struct Fragments {
     }
 };
 
-template <class Tile, gemm::Ending kEnding, class Output>
+template <class Tile, gemm::EpilogueKind kKind, class Output>
 __device__ __forceinline__ void run(const Operands& o, const gemm::Epilogue& epilogue) {
     constexpr int kStages = Tile::kStages;
     const uint32_t base = dynamic_shared();
@@ -185,7 +185,7 @@ __device__ __forceinline__ void run(const Operands& o, const gemm::Epilogue& epi
         float values[kWarpTile / 2];
 #pragma unroll
         for (int i = 0; i < kWarpTile / 2; i++) values[i] = __int2float_rn(sum[part][i]);
-        gemm::finish<WarpShape, kEnding, Output>(WarpProblem{o}, WarpPlace{row + warp_row, column + warp_column}, epilogue,
+        gemm::finish<WarpShape, kKind, Output>(WarpProblem{o}, WarpPlace{row + warp_row, column + warp_column}, epilogue,
                                                  values, part * 16, base + warp * WarpShape::kWarpBytes, lane);
     }
 }
@@ -199,7 +199,7 @@ __device__ __forceinline__ void run(const Operands& o, const gemm::Epilogue& epi
         int8::run<TILE, gemm::ENDING, OUTPUT>(operands, epilogue);                                                    \
     }
 
-// Both endings for both outputs.
+// Both epilogues for both outputs.
 #define GEMM_INT8_KERNELS(NAME, TILE)                              \
     GEMM_INT8_KERNEL(NAME, TILE, kPlain, __nv_bfloat16)            \
     GEMM_INT8_KERNEL(NAME##_f32, TILE, kPlain, float)              \

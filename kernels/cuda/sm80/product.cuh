@@ -96,7 +96,7 @@ __device__ __forceinline__ void multiply(
 
 // kBf16: operands are bf16, otherwise e4m3. kApart: each block of K is added to the sum by ordinary additions, because the
 // tensor cores keep only some 14 bits of a sum of e4m3 products. Output: bf16 or float.
-template <class Shape, bool kBf16, bool kApart, gemm::Ending kEnding, class Output, class Problem>
+template <class Shape, bool kBf16, bool kApart, gemm::EpilogueKind kKind, class Output, class Problem>
 __device__ __forceinline__ void run(const Problem& problem, const gemm::Epilogue& epilogue) {
     const uint32_t base = dynamic_shared();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -141,7 +141,7 @@ __device__ __forceinline__ void run(const Problem& problem, const gemm::Epilogue
     __syncthreads();
 #pragma unroll
     for (int part = 0; part < Shape::kParts; part++)
-        gemm::finish<Shape, kEnding, Output>(problem, place, epilogue, sum[part], (warp * Shape::kParts + part) * 16,
+        gemm::finish<Shape, kKind, Output>(problem, place, epilogue, sum[part], (warp * Shape::kParts + part) * 16,
                                              base + warp * Shape::kWarpBytes, lane);
 }
 

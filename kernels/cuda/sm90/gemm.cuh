@@ -4,7 +4,7 @@
 // 128 rows each. The blocks of a cluster compute tiles that lie below each other and so need the same tile of B: each
 // copies its share of it to both. What follows the product goes through shared memory in f32, a few columns at a time,
 // so that every access to global memory is 8 or 16 bytes a thread with whole sectors; whole tiles of matrices without
-// gates and residual have a shorter way, matrix_ending.cuh.
+// gates and residual have a shorter way, matrix_epilogue.cuh.
 //
 // A `Problem` says which tiles there are, how K is cut, and where rows lie:
 //   int tiles()                                    tiles of a cluster, all columns of all rows
@@ -22,7 +22,7 @@
 
 #include "../any/epilogue.cuh"
 #include "hopper.cuh"
-#include "matrix_ending.cuh"
+#include "matrix_epilogue.cuh"
 
 namespace gemm {
 
@@ -192,7 +192,7 @@ __device__ __forceinline__ void accumulate_apart(
 }
 
 // kBf16: operands are bf16, otherwise e4m3. kApart: see accumulate_apart. Output: bf16 or float.
-template <class Shape, bool kBf16, bool kApart, Ending kEnding, class Output, class Problem>
+template <class Shape, bool kBf16, bool kApart, EpilogueKind kKind, class Output, class Problem>
 __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epilogue) {
     const uint32_t base = (dynamic_shared() + 1023) & ~1023u;
     const Barriers barriers{base + Shape::kBarrierOffset};
@@ -252,7 +252,7 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
             const auto place = problem.place(tile, rank);
             const int column = problem.column(place);
             auto first = [&](int part) { return (consumer * Shape::kParts + part) * 64 + warp * 16; };
-            if (kEnding == kPlain && epilogue.residual != nullptr) {
+            if (kKind == kPlain && epilogue.residual != nullptr) {
 #pragma unroll
                 for (int part = 0; part < Shape::kParts; part++)
                     prefetch_residual<Shape, Output>(problem, place, epilogue, first(part), lane);
@@ -280,13 +280,13 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
                 static_assert(Shape::kParts == 1, "rows are those of one part");
                 if (whole) {
                     vectors.arrive();
-                    finish_whole<Shape, kEnding, Problem::kScaled, Output>(epilogue, sum[0], rows, column, vectors, lane);
+                    finish_whole<Shape, kKind, Problem::kScaled, Output>(epilogue, sum[0], rows, column, vectors, lane);
                     continue;
                 }
             }
 #pragma unroll
             for (int part = 0; part < Shape::kParts; part++)
-                finish<Shape, kEnding, Output>(problem, place, epilogue, sum[part], first(part), chunk, lane);
+                finish<Shape, kKind, Output>(problem, place, epilogue, sum[part], first(part), chunk, lane);
         }
     }
     // A block whose neighbour may still arrive at its barriers must not go.

@@ -71,7 +71,7 @@ struct Product {
         gemm::run<SHAPE, BF16, APART, gemm::ENDING, OUTPUT>(product, epilogue);                                     \
     }
 
-// Both endings for both outputs.
+// Both epilogues for both outputs.
 #define GEMM_KERNELS(NAME, SHAPE, BF16, APART)                              \
     GEMM_KERNEL(NAME, SHAPE, BF16, APART, kPlain, __nv_bfloat16)            \
     GEMM_KERNEL(NAME##_f32, SHAPE, BF16, APART, kPlain, float)              \

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, PushKernelArg};
 
-use super::gemm::{RawEnding, Shape, multiprocessors, persistent, sync_grid};
+use super::gemm::{RawEpilogue, Shape, multiprocessors, persistent, sync_grid};
 use super::module::{fatbin, load_all, support};
 use super::rows::{check_vector, refuse};
 use super::tensor_map::{MapElement, TensorMap};
@@ -57,7 +57,7 @@ pub struct ConvLayer {
 
 /// What follows a convolution: one of both, or nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ConvEnding {
+pub struct ConvEpilogue {
     /// Added; of the result's shape and type. May be the result itself.
     pub residual: Option<CUdeviceptr>,
     /// gamma `[outputs]` f32 of a norm over channels with `SiLU`; see [`Conv::fuses_norm`].
@@ -201,30 +201,30 @@ impl Conv {
         layer: &ConvLayer,
         spatial: Spatial,
         time: Time,
-        ending: &ConvEnding,
+        epilogue: &ConvEpilogue,
         output: CUdeviceptr,
         element: Element,
     ) -> Result<(), Error> {
         let [frames, height, width, channels] = result(parts, past, layer, spatial, time)?;
-        check(parts, layer, spatial, time, ending, output, element)?;
+        check(parts, layer, spatial, time, epilogue, output, element)?;
         let shape = shape(self.family, layer.outputs);
         let ends = match element {
             Element::F32 => 2,
-            _ => usize::from(ending.norm.is_some()),
+            _ => usize::from(epilogue.norm.is_some()),
         };
         let function = match layer.outputs {
             0..=16 => &self.few[usize::from(element == Element::F32)],
             17..=96 => &self.tall[ends],
             _ => &self.wide[ends],
         };
-        let raw = RawEnding {
+        let raw = RawEpilogue {
             row_scale: 0,
             column_scale: 0,
             bias: layer.bias,
             gate: 0,
             element_gate: 0,
-            gamma: ending.norm.unwrap_or(0),
-            residual: ending.residual.unwrap_or(0),
+            gamma: epilogue.norm.unwrap_or(0),
+            residual: epilogue.residual.unwrap_or(0),
             output,
             gate_stride: 0,
             residual_stride: channels as i64,
@@ -346,7 +346,7 @@ fn check(
     layer: &ConvLayer,
     spatial: Spatial,
     time: Time,
-    ending: &ConvEnding,
+    epilogue: &ConvEpilogue,
     output: CUdeviceptr,
     element: Element,
 ) -> Result<(), Error> {
@@ -356,7 +356,7 @@ fn check(
     for (name, address) in [("weight", layer.weight), ("bias", layer.bias), ("output", output)] {
         check_vector(KERNEL, name, address)?;
     }
-    for (name, address) in [("residual", ending.residual), ("norm", ending.norm)] {
+    for (name, address) in [("residual", epilogue.residual), ("norm", epilogue.norm)] {
         address.map_or(Ok(()), |address| check_vector(KERNEL, name, address))?;
     }
     let [kt, kh, kw] = layer.kernel;
@@ -372,15 +372,15 @@ fn check(
     if time == Time::Double && !Conv::doubles_frames(layer.outputs) {
         return refuse(KERNEL, "layer", format!("{} outputs cannot become frames", layer.outputs));
     }
-    if ending.norm.is_some()
-        && (ending.residual.is_some() || time == Time::Double || !Conv::fuses_norm(layer.outputs))
+    if epilogue.norm.is_some()
+        && (epilogue.residual.is_some() || time == Time::Double || !Conv::fuses_norm(layer.outputs))
     {
-        return refuse(KERNEL, "norm", format!("after {} outputs, {time:?}, {ending:?}", layer.outputs));
+        return refuse(KERNEL, "norm", format!("after {} outputs, {time:?}, {epilogue:?}", layer.outputs));
     }
     match element {
         Element::Bf16 => Ok(()),
-        Element::F32 if ending.norm.is_none() => Ok(()),
-        _ => refuse(KERNEL, "element", format!("{element:?}, {ending:?}")),
+        Element::F32 if epilogue.norm.is_none() => Ok(()),
+        _ => refuse(KERNEL, "element", format!("{element:?}, {epilogue:?}")),
     }
 }
 
@@ -561,7 +561,7 @@ mod tests {
         assert!(result(&x, 1, &l, Spatial::Same, Time::Halve).is_err());
         assert!(result(&[volume(2, 8, 6, 24)], 0, &l, Spatial::Same, Time::Same).is_err());
         assert!(result(&[], 0, &l, Spatial::Same, Time::Same).is_err());
-        let normed = ConvEnding { norm: Some(4096), residual: None };
+        let normed = ConvEpilogue { norm: Some(4096), residual: None };
         let ok =
             |l: &ConvLayer| check(&x, l, Spatial::Same, Time::Same, &normed, 4096, Element::Bf16).is_ok();
         assert!(ok(&l) && ok(&layer(192, 16, [3, 3, 3])) && !ok(&layer(384, 16, [3, 3, 3])));

@@ -1,4 +1,4 @@
-//! Matrix products: output = ending(A Bᵀ).
+//! Matrix products: output = epilogue(A Bᵀ).
 
 use std::sync::Arc;
 
@@ -140,7 +140,7 @@ pub enum Gate {
 
 /// What follows a product: `residual + gate * activation(A Bᵀ + bias)`.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Ending {
+pub struct Epilogue {
     /// `[columns]` f32.
     pub bias: Option<CUdeviceptr>,
     /// Not together with `residual`.
@@ -154,7 +154,7 @@ pub struct Ending {
 /// `gemm::Epilogue` of `epilogue.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub(super) struct RawEnding {
+pub(super) struct RawEpilogue {
     pub row_scale: CUdeviceptr,
     pub column_scale: CUdeviceptr,
     pub bias: CUdeviceptr,
@@ -172,7 +172,7 @@ pub(super) struct RawEnding {
 }
 
 // SAFETY: plain numbers in the layout of the kernels' structure.
-unsafe impl DeviceRepr for RawEnding {}
+unsafe impl DeviceRepr for RawEpilogue {}
 
 /// `sm80::Operands` of `sm80/gemm.cuh`, and `int8::Operands` of `sm80/gemm_int8.cuh`.
 #[repr(C)]
@@ -256,7 +256,7 @@ impl Gemm {
         self.int8.is_some()
     }
 
-    /// Enqueues `output = ending(A Bᵀ)`: `output` is `[rows, columns]` of bf16 or f32, `inner` is what is summed up.
+    /// Enqueues `output = epilogue(A Bᵀ)`: `output` is `[rows, columns]` of bf16 or f32, `inner` is what is summed up.
     ///
     /// `columns` (the rows of B) and all strides must be multiples of 8 (strides of 8 bits of 16, of f32 of 4), all
     /// addresses of 16. Nothing needs to be filled up: tiles may end beyond rows, columns and `inner`.
@@ -275,7 +275,7 @@ impl Gemm {
         stream: &CudaStream,
         operands: &Operands,
         inner: usize,
-        ending: &Ending,
+        epilogue: &Epilogue,
         output: Rows,
         element: Element,
     ) -> Result<(), Error> {
@@ -307,7 +307,7 @@ impl Gemm {
             }
         };
         let (rows, columns) = (a.rows, b.rows);
-        check(a, b, inner, kind, ending, output, element)?;
+        check(a, b, inner, kind, epilogue, output, element)?;
         let (mut row_scale, mut column_scale) = (0, 0);
         if let Operands::E4m3 { a_scale, b_scale, .. } | Operands::Int8 { a_scale, b_scale, .. } = *operands {
             check_vector(KERNEL, "a_scale", a_scale)?;
@@ -315,28 +315,28 @@ impl Gemm {
             (row_scale, column_scale) = (a_scale, b_scale);
         }
 
-        let (gate, element_gate) = match ending.gate {
+        let (gate, element_gate) = match epilogue.gate {
             Some(Gate::Columns(gate)) => (gate, None),
             Some(Gate::Elements(gate)) => (0, Some(gate)),
             None => (0, None),
         };
-        let raw = RawEnding {
+        let raw = RawEpilogue {
             row_scale,
             column_scale,
-            bias: ending.bias.unwrap_or(0),
+            bias: epilogue.bias.unwrap_or(0),
             gate,
             element_gate: element_gate.map_or(0, |g| g.address),
             gamma: 0,
-            residual: ending.residual.map_or(0, |r| r.address),
+            residual: epilogue.residual.map_or(0, |r| r.address),
             output: output.address,
             gate_stride: element_gate.map_or(0, |g| g.stride as i64),
-            residual_stride: ending.residual.map_or(0, |r| r.stride as i64),
+            residual_stride: epilogue.residual.map_or(0, |r| r.stride as i64),
             output_stride: output.stride as i64,
             width: i32::MAX,
             half_step: 0,
-            activation: ending.activation as i32,
+            activation: epilogue.activation as i32,
         };
-        let activated = usize::from(ending.activation != Activation::None);
+        let activated = usize::from(epilogue.activation != Activation::None);
         let function = &functions[2 * activated + usize::from(element == Element::F32)];
         if self.family == Family::MmaSync {
             let bytes = |elements: usize| (elements * kind.bytes()) as i64;
@@ -410,7 +410,7 @@ fn check(
     b: Rows,
     inner: usize,
     kind: Element,
-    ending: &Ending,
+    epilogue: &Epilogue,
     output: Rows,
     element: Element,
 ) -> Result<(), Error> {
@@ -427,7 +427,7 @@ fn check(
     if element.bytes() == 1 {
         return refuse(KERNEL, "element", "a product is written as bf16 or f32");
     }
-    if ending.activation != Activation::None && ending.residual.is_some() {
+    if epilogue.activation != Activation::None && epilogue.residual.is_some() {
         return refuse(KERNEL, "residual", "there is an activation, too");
     }
     let same_rows = |argument, x: Rows| {
@@ -438,14 +438,14 @@ fn check(
     };
     output.check_as(KERNEL, "output", columns, element)?;
     same_rows("output", output)?;
-    if let Some(residual) = ending.residual {
+    if let Some(residual) = epilogue.residual {
         residual.check_as(KERNEL, "residual", columns, element)?;
         same_rows("residual", residual)?;
     }
-    if let Some(bias) = ending.bias {
+    if let Some(bias) = epilogue.bias {
         check_vector(KERNEL, "bias", bias)?;
     }
-    match ending.gate {
+    match epilogue.gate {
         Some(Gate::Columns(gate)) => check_vector(KERNEL, "gate", gate),
         Some(Gate::Elements(gate)) => {
             gate.check_as(KERNEL, "gate", columns, Element::Bf16)?;
@@ -483,8 +483,8 @@ mod tests {
 
     #[test]
     fn the_ending_has_the_kernels_layout() {
-        assert_eq!(size_of::<RawEnding>(), 104);
-        assert_eq!(std::mem::offset_of!(RawEnding, width), 88);
+        assert_eq!(size_of::<RawEpilogue>(), 104);
+        assert_eq!(std::mem::offset_of!(RawEpilogue, width), 88);
     }
 
     #[test]
@@ -498,7 +498,7 @@ mod tests {
     fn refuses_what_the_kernels_cannot_take() {
         let (a, b) = (Rows::dense(4096, 7, 64), Rows::dense(4096, 16, 64));
         let y = Rows::dense(4096, 7, 16);
-        let end = Ending::default();
+        let end = Epilogue::default();
         let bf16 = Element::Bf16;
         assert!(check(a, b, 64, bf16, &end, y, bf16).is_ok());
         assert!(check(a, b, 60, bf16, &end, y, bf16).is_err());
@@ -506,10 +506,10 @@ mod tests {
         assert!(check(a, Rows { rows: 12, ..b }, 64, bf16, &end, y, bf16).is_err());
         assert!(check(a, b, 64, bf16, &end, Rows { rows: 8, ..y }, bf16).is_err());
         assert!(check(a, b, 64, bf16, &end, y, Element::E4m3).is_err());
-        let both = Ending { activation: Activation::Silu, residual: Some(y), ..end };
+        let both = Epilogue { activation: Activation::Silu, residual: Some(y), ..end };
         assert!(check(a, b, 64, bf16, &both, y, bf16).is_err());
-        let gate = Ending { gate: Some(Gate::Elements(Rows { rows: 1, ..y })), ..end };
+        let gate = Epilogue { gate: Some(Gate::Elements(Rows { rows: 1, ..y })), ..end };
         assert!(check(a, b, 64, bf16, &gate, y, bf16).is_err());
-        assert!(check(a, b, 64, bf16, &Ending { bias: Some(4), ..end }, y, bf16).is_err());
+        assert!(check(a, b, 64, bf16, &Epilogue { bias: Some(4), ..end }, y, bf16).is_err());
     }
 }

@@ -4,9 +4,9 @@ use animd_engine::backend::cpu::Cpu;
 use animd_engine::backend::{Backend, Keeping, TensorOps};
 use animd_engine::model::Probe;
 use animd_engine::model::dit::{self, Blocks, Context, Dit, Inputs};
-use animd_engine::profile::AttentionKind;
 use animd_engine::progress::Quiet;
 use animd_engine::weights::open_dit;
+use animd_protocol::profile::AttentionKind;
 use anyhow::{Context as _, Result};
 
 use super::quantised::Quantised;

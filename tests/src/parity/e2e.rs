@@ -5,9 +5,9 @@ use animd_engine::backend::cpu::Cpu;
 use animd_engine::model::dit::{Blocks, Context, Inputs};
 use animd_engine::model::vae::{self, Footage};
 use animd_engine::noise;
-use animd_engine::profile::AttentionKind;
 use animd_engine::progress::Quiet;
 use animd_engine::sampler::{self, Guidance, SamplerConfig, schedule};
+use animd_protocol::profile::AttentionKind;
 use animd_protocol::request::{NEGATIVE_PROMPT, Tiling};
 use anyhow::Result;
 

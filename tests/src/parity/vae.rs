@@ -7,7 +7,7 @@ use animd_engine::backend::cpu::Cpu;
 use animd_engine::image;
 use animd_engine::model::vae::{self, Footage};
 use animd_engine::progress::Quiet;
-use animd_engine::request::Tiling;
+use animd_protocol::request::Tiling;
 use anyhow::Result;
 
 use super::goldens::std;

@@ -14,9 +14,9 @@ use rayon::prelude::*;
 
 use super::loading::{self, ConvWeights, Group, Keeping, LinearWeights, Role};
 use super::{Backend, TensorOps};
-use crate::plan::Setup;
 use crate::weights::HostTensor;
 use crate::{Error, Result};
+use animd_protocol::plan::Setup;
 
 pub use conv::{ChannelNorm, Conv};
 pub use linear::Linear;

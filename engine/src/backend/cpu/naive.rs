@@ -5,8 +5,8 @@ use crate::Result;
 use crate::backend::loading::{LinearWeights, Role};
 use crate::backend::sequence::{Activation, Affine, Attention, Epilogue, Input, KeyValue, Norm, Projection};
 use crate::backend::{Backend, Keeping, Loader, SequenceOps, TensorOps};
-use crate::profile::AttentionKind;
 use crate::weights::{DType, Encoding, Granularity, HostTensor, Matrix, e4m3};
+use animd_protocol::profile::AttentionKind;
 
 type Tensor = <Cpu as TensorOps>::Tensor;
 

@@ -9,7 +9,7 @@ use super::gpu::Gpu;
 use super::tensor::Tensor;
 use crate::Result;
 use crate::backend::sequence::{Attention, KeyValue};
-use crate::profile::AttentionKind;
+use animd_protocol::profile::AttentionKind;
 
 /// The scale that the kernels for heads of 128 channels have: the root of 1 / 128.
 const SCALE: f64 = FRAC_1_SQRT_2 / 8.0;

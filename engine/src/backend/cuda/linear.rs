@@ -1,14 +1,14 @@
 //! Linear layers: products in bf16, in 8 bits, or, for the sensitive ones, of sums of two bf16 numbers.
 
-use animd_kernels::cuda::{Element, Ending, Gate, Operands};
+use animd_kernels::cuda::{self, Element, Gate, Operands};
 
 use super::error::kernel;
 use super::gpu::Gpu;
 use super::norms::Quantised;
 use super::tensor::Tensor;
 use crate::backend::sequence::{Activation, Epilogue, Input};
-use crate::profile::Weights;
 use crate::{Error, Result};
+use animd_protocol::profile::Precision;
 
 /// A linear layer's weight and bias on the GPU.
 pub struct Linear {
@@ -37,11 +37,11 @@ pub(super) enum Form {
 
 impl Form {
     /// For weights of this type.
-    pub fn of(weights: Weights) -> Self {
+    pub fn of(weights: Precision) -> Self {
         match weights {
-            Weights::Bf16 => Self::Bf16,
-            Weights::Fp8 => Self::Fp8,
-            Weights::Fp32 => Self::Split,
+            Precision::Bf16 => Self::Bf16,
+            Precision::Fp8 => Self::Fp8,
+            Precision::Fp32 => Self::Split,
         }
     }
 }
@@ -129,14 +129,14 @@ impl Linear {
             None => self.result,
         };
         let y = gpu.matrix([rows, out], element)?;
-        let ending = Ending {
+        let last = cuda::Epilogue {
             bias: self.bias.as_ref().map(|bias| bias.address),
             activation: epilogue.activation,
             gate: gate.as_ref().map(Factors::gate),
             residual: residual.as_ref().map(Tensor::rows),
         };
         // SAFETY: all tensors have these extents; the order of the stream keeps them.
-        kernel(unsafe { gpu.gemm.run(&gpu.stream, &operands, inner, &ending, y.rows(), element) })?;
+        kernel(unsafe { gpu.gemm.run(&gpu.stream, &operands, inner, &last, y.rows(), element) })?;
         Ok(y)
     }
 }

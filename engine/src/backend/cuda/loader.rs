@@ -14,9 +14,9 @@ use super::tensor::{Tensor, padded};
 use super::volumes::{ChannelNorm, Conv};
 use crate::backend::conv::ConvShape;
 use crate::backend::loading::{self, ConvWeights, Group, Keeping, LinearWeights, Role};
-use crate::profile::{Sensitive, Weights};
 use crate::weights::{DType, Encoding, HostTensor, Matrix};
 use crate::{Error, Result};
+use animd_protocol::profile::{Precision, Sensitive};
 
 /// Takes one network's weights to the GPU, where all of them stay.
 pub struct Loader {
@@ -33,7 +33,7 @@ impl Loader {
     /// How linear layers are computed, and what their results are.
     fn form(&self, role: Role) -> (Form, Element) {
         match (role, self.keeping.weights) {
-            (Role::Bulk, Weights::Fp32) => (Form::Split, Element::F32),
+            (Role::Bulk, Precision::Fp32) => (Form::Split, Element::F32),
             (Role::Bulk, weights) => (Form::of(weights), Element::Bf16),
             (Role::Sensitive, _) if self.keeping.sensitive == Sensitive::Fp32 => (Form::Split, Element::F32),
             (Role::Sensitive, _) => (Form::Bf16, Element::Bf16),
@@ -42,7 +42,7 @@ impl Loader {
 
     /// Whether volumes are in f32.
     fn in_f32(&self) -> bool {
-        self.keeping.weights == Weights::Fp32
+        self.keeping.weights == Precision::Fp32
     }
 }
 

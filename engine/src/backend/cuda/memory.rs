@@ -11,8 +11,8 @@ use animd_kernels::cuda::cudarc::driver::sys::CUresult;
 use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaStream, result};
 
 use super::error::device;
-use crate::plan::gib;
 use crate::{Error, Result};
+use animd_protocol::plan::gib;
 
 /// Pieces begin at multiples of this: what kernels ask for, and whole lines of the caches.
 const ALIGNMENT: usize = 256;

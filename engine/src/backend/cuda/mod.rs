@@ -34,9 +34,9 @@ use animd_kernels::cuda::{
 };
 
 use super::{Backend, Keeping};
-use crate::plan::{self, Setup};
-use crate::profile::{Place, Profile, Residency};
 use crate::{Error, Result};
+use animd_protocol::plan::{self, Setup};
+use animd_protocol::profile::{Place, Profile, Residency};
 
 use error::{device, kernel};
 use gpu::Gpu;

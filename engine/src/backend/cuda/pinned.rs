@@ -7,8 +7,8 @@ use animd_kernels::cuda::cudarc::driver::sys::CUevent_flags;
 use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 
 use super::error::device;
-use crate::plan::gib;
 use crate::{Error, Result};
+use animd_protocol::plan::gib;
 
 /// An event for which threads wait asleep.
 pub(super) fn sleeping_event(context: &Arc<CudaContext>) -> Result<CudaEvent> {

@@ -1,8 +1,6 @@
 //! Video volumes: convolutions over volumes with their channels innermost, in bf16, or of f32 as sums of two bf16 numbers.
 
-use animd_kernels::cuda::{
-    self, AnyAttentionArguments, Batches, ConvEnding, ConvLayer, Element, Rows, Volume,
-};
+use animd_kernels::cuda::{self, AnyAttentionArguments, Batches, ConvLayer, Element, Rows, Volume};
 
 use super::Cuda;
 use super::error::kernel;
@@ -99,7 +97,7 @@ impl ConvOps for Cuda {
         let y = gpu.channels_last(extents, element)?;
         let parts: Vec<Volume> = volumes.iter().map(Tensor::volume).collect();
         let kernels = layer.layer(step.spatial)?;
-        let ending = ConvEnding {
+        let last = cuda::ConvEpilogue {
             residual: residual.as_ref().map(|residual| residual.address),
             norm: gamma.as_ref().filter(|_| fused).map(|gamma| gamma.address),
         };
@@ -107,13 +105,13 @@ impl ConvOps for Cuda {
             let (to, spatial) = (to.address, step.spatial);
             // SAFETY: the tensors have these extents; the order of the stream keeps them.
             kernel(unsafe {
-                gpu.conv.run(&gpu.stream, &parts, past, kernels, spatial, time, &ending, to, element)
+                gpu.conv.run(&gpu.stream, &parts, past, kernels, spatial, time, &last, to, element)
             })
         };
         match step.time {
             Time::Double if !cuda::Conv::doubles_frames(kernels.outputs) => {
                 // Too few channels for the kernel to tell the halves apart: each on its own, then frame by frame.
-                if !channels.is_multiple_of(8) || ending.residual.is_some() {
+                if !channels.is_multiple_of(8) || last.residual.is_some() {
                     return Err(Error::Internal(format!("{channels} channels cannot be doubled in time")));
                 }
                 let weights = kernels.channels * layer.shape.kernel.iter().product::<usize>();

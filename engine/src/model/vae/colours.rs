@@ -6,8 +6,8 @@ use super::{LATENT_CHANNELS, Vae};
 use crate::backend::Backend;
 use crate::noise;
 use crate::progress::Quiet;
-use crate::request::Tiling;
 use crate::{Error, Result};
+use animd_protocol::request::Tiling;
 
 /// Latent pixels along each side of the sample that is decoded for the fit.
 const SIDE: usize = 32;

@@ -20,9 +20,9 @@ use crate::backend::conv::Step;
 use crate::backend::loading::{ConvWeights, Group};
 use crate::backend::{Backend, Loader};
 use crate::progress::Observer;
-use crate::request::Tiling;
 use crate::weights::{HostTensor, VaeConfig, WeightSource};
 use crate::{Error, Result};
+use animd_protocol::request::Tiling;
 
 pub use colours::Colours;
 use decoder::Decoder;

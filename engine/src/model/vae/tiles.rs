@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use crate::Result;
 use crate::backend::Backend;
-use crate::request::Tiling;
+use animd_protocol::request::Tiling;
 
-use crate::dims::{STRIDE, TILE};
+use animd_protocol::dims::{STRIDE, TILE};
 
 /// How a frame is divided along both axes.
 pub(super) struct Grid {

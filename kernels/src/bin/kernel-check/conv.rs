@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaStream};
-use animd_kernels::cuda::{Conv, ConvEnding, ConvLayer, Element, Spatial, Time, Volume, fold_for_doubling};
+use animd_kernels::cuda::{Conv, ConvEpilogue, ConvLayer, Element, Spatial, Time, Volume, fold_for_doubling};
 use half::bf16;
 
 use super::bench::{BF16_ROUNDING, Input, Output, by_rows, verdict};
@@ -173,7 +173,7 @@ impl Case {
             channels,
             kernel: self.kernel,
         };
-        let ending = ConvEnding {
+        let epilogue = ConvEpilogue {
             residual: (self.follows == Follows::Residual).then(|| residual.at(stream)),
             norm: (self.follows == Follows::Norm).then(|| gamma.at(stream)),
         };
@@ -189,7 +189,7 @@ impl Case {
                     &layer,
                     self.spatial,
                     self.time,
-                    &ending,
+                    &epilogue,
                     address,
                     self.element,
                 )?;
@@ -274,12 +274,12 @@ pub fn time(context: &Arc<CudaContext>) -> Result<()> {
         let layer = ConvLayer { weight: input, bias, outputs, channels, kernel: [3, 3, 3] };
         let norms = if Conv::fuses_norm(outputs) { &[None, Some(bias)][..] } else { &[None] };
         for &norm in norms {
-            let ending = ConvEnding { norm, residual: None };
+            let epilogue = ConvEpilogue { norm, residual: None };
             let element = Element::Bf16;
             // SAFETY: the buffers have these sizes and outlive the waits in `median`.
             let ms = median(&stream, || unsafe {
                 let (spatial, time) = (Spatial::Same, Time::Same);
-                conv.run(&stream, &[volume], 2, &layer, spatial, time, &ending, output, element)
+                conv.run(&stream, &[volume], 2, &layer, spatial, time, &epilogue, output, element)
             })?;
             let flop = 2.0 * (8 * height * width * 27 * channels * outputs) as f64;
             let name = format!(

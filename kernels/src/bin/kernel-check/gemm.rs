@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
-use animd_kernels::cuda::{Activation, Element, Ending, Gate, Gemm, Operands, Rows};
+use animd_kernels::cuda::{Activation, Element, Epilogue, Gate, Gemm, Operands, Rows};
 
 use super::bench::{BF16_ROUNDING, Input, Output, by_rows, verdict};
 use super::{Result, address, median, normal};
@@ -79,7 +79,7 @@ pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
                 continue;
             }
             for (j, follows) in follows.into_iter().enumerate() {
-                // All endings on two shapes, one or two on the others.
+                // All epilogues on two shapes, one or two on the others.
                 if i == 3 || (i == 4 && !quick) || j % shapes.len() == i || (i == 5 && j == 2) {
                     for output in [Element::Bf16, Element::F32] {
                         good &= one(&gemm, &stream, kind, shape, follows, output)?;
@@ -126,26 +126,26 @@ fn one(
             fast: matches!(kind, Kind::Fast),
         },
     };
-    let with_bias = Ending { bias: Some(bias.at(stream)), ..Ending::default() };
-    let ending = match follows {
-        Follows::Nothing => Ending::default(),
+    let with_bias = Epilogue { bias: Some(bias.at(stream)), ..Epilogue::default() };
+    let epilogue = match follows {
+        Follows::Nothing => Epilogue::default(),
         Follows::Bias => with_bias,
-        Follows::GateAndResidual => Ending {
+        Follows::GateAndResidual => Epilogue {
             gate: Some(Gate::Columns(gate.at(stream))),
             residual: Some(residual.rows(stream)),
             ..with_bias
         },
-        Follows::ElementGate => Ending {
+        Follows::ElementGate => Epilogue {
             gate: Some(Gate::Elements(gates.rows(stream))),
             activation: Activation::GeluTanh,
-            ..Ending::default()
+            ..Epilogue::default()
         },
-        Follows::Activation(activation) => Ending { activation, ..with_bias },
+        Follows::Activation(activation) => Epilogue { activation, ..with_bias },
     };
     let run = || -> Result<Vec<f64>> {
         let to = Output::new(stream, [rows, columns, gap], output)?;
         // SAFETY: the buffers have these sizes and live until the copy has waited for the stream.
-        unsafe { gemm.run(stream, &operands, inner, &ending, to.rows(stream), output)? };
+        unsafe { gemm.run(stream, &operands, inner, &epilogue, to.rows(stream), output)? };
         to.read(stream)
     };
     let (given, again) = (run()?, run()?);
@@ -158,10 +158,10 @@ fn one(
             if one_of == 1.0 {
                 x *= a_scale.values[r] * b_scale.values[c];
             }
-            if ending.bias.is_some() {
+            if epilogue.bias.is_some() {
                 x += bias.values[c];
             }
-            x = activate(x, ending.activation);
+            x = activate(x, epilogue.activation);
             *out = match follows {
                 Follows::GateAndResidual => residual.values[r * columns + c] + gate.values[c] * x,
                 Follows::ElementGate => gates.values[r * columns + c] * x,
@@ -233,14 +233,14 @@ pub fn time(context: &Arc<CudaContext>) -> Result<()> {
             b: matrix(address(&b16, &stream), columns, inner),
         };
         let to = matrix(address(&output, &stream), rows, columns);
-        let plain = Ending { bias: Some(scale), ..Ending::default() };
-        let gelu = Ending { activation: Activation::GeluTanh, ..plain };
-        let gated = Ending {
+        let plain = Epilogue { bias: Some(scale), ..Epilogue::default() };
+        let gelu = Epilogue { activation: Activation::GeluTanh, ..plain };
+        let gated = Epilogue {
             gate: Some(Gate::Columns(scale)),
             residual: (columns == 5120).then(|| matrix(address(&residual, &stream), rows, 5120)),
             ..plain
         };
-        for (name, operands, ending) in [
+        for (name, operands, epilogue) in [
             ("bf16", &bf16, &plain),
             ("bf16, gate, residual", &bf16, &gated),
             ("e4m3 fast", &fp8(true), &plain),
@@ -252,8 +252,9 @@ pub fn time(context: &Arc<CudaContext>) -> Result<()> {
                 continue;
             }
             // SAFETY: the buffers have these sizes and outlive the waits in `median`.
-            let ms =
-                median(&stream, || unsafe { gemm.run(&stream, operands, inner, ending, to, Element::Bf16) })?;
+            let ms = median(&stream, || unsafe {
+                gemm.run(&stream, operands, inner, epilogue, to, Element::Bf16)
+            })?;
             let flop = 2.0 * rows as f64 * columns as f64 * inner as f64;
             println!("{name:25}{rows:8}{columns:8}{inner:8}{ms:9.3}{:9.0}", flop / f64::from(ms) / 1e9);
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use animd_kernels::cuda::{
-    Activation, Affine, Attention, Attention8bitLayout, Element, Ending, Gate, Gemm, Int8Rows, Norms,
+    Activation, Affine, Attention, Attention8bitLayout, Element, Epilogue, Gate, Gemm, Int8Rows, Norms,
     Operands, Rows, Typed, rotation_group,
 };
 use half::bf16;
@@ -234,7 +234,7 @@ fn products(gemm: &Gemm, stream: &Arc<CudaStream>, quick: bool) -> Result<bool> 
             continue;
         }
         for (j, follows) in follows.into_iter().enumerate() {
-            // All endings on one shape, two or three on the others.
+            // All epilogues on one shape, two or three on the others.
             if i == 3 || j == 1 || j % shapes.len() == i {
                 for output in [BF16, F32] {
                     good &= product(gemm, stream, shape, follows, output)?;
@@ -279,26 +279,26 @@ fn product(
         b: b.rows(stream),
         b_scale: b_scale.at(stream),
     };
-    let with_bias = Ending { bias: Some(bias.at(stream)), ..Ending::default() };
-    let ending = match follows {
-        Follows::Nothing => Ending::default(),
+    let with_bias = Epilogue { bias: Some(bias.at(stream)), ..Epilogue::default() };
+    let epilogue = match follows {
+        Follows::Nothing => Epilogue::default(),
         Follows::Bias => with_bias,
-        Follows::GateAndResidual => Ending {
+        Follows::GateAndResidual => Epilogue {
             gate: Some(Gate::Columns(gate.at(stream))),
             residual: Some(residual.rows(stream)),
             ..with_bias
         },
-        Follows::ElementGate => Ending {
+        Follows::ElementGate => Epilogue {
             gate: Some(Gate::Elements(gates.rows(stream))),
             activation: Activation::GeluTanh,
-            ..Ending::default()
+            ..Epilogue::default()
         },
-        Follows::Activation(activation) => Ending { activation, ..with_bias },
+        Follows::Activation(activation) => Epilogue { activation, ..with_bias },
     };
     let run = || -> Result<Vec<f64>> {
         let to = Output::new(stream, [rows, columns, gap], output)?;
         // SAFETY: the buffers have these sizes and live until the copy has waited for the stream.
-        unsafe { gemm.run(stream, &operands, inner, &ending, to.rows(stream), output)? };
+        unsafe { gemm.run(stream, &operands, inner, &epilogue, to.rows(stream), output)? };
         to.read(stream)
     };
     let (given, again) = (run()?, run()?);
@@ -310,10 +310,10 @@ fn product(
         for (c, out) in out.iter_mut().enumerate() {
             let right = &right[c * inner..][..inner];
             let sum: i32 = left.iter().zip(right).map(|(a, b)| a * b).sum();
-            let bias = if ending.bias.is_some() { bias.values[c] as f32 } else { 0.0 };
+            let bias = if epilogue.bias.is_some() { bias.values[c] as f32 } else { 0.0 };
             // As the epilogue rounds.
             let x = (sum as f32 * a_scale.values[r] as f32).mul_add(b_scale.values[c] as f32, bias);
-            let x = activate(f64::from(x), ending.activation);
+            let x = activate(f64::from(x), epilogue.activation);
             *out = match follows {
                 Follows::GateAndResidual => residual.values[r * columns + c] + gate.values[c] * x,
                 Follows::ElementGate => gates.values[r * columns + c] * x,
@@ -361,7 +361,7 @@ fn linear(
         unsafe {
             norms.quantize_int8(stream, x.typed(stream), rotated(a), inner)?;
             norms.quantize_int8(stream, w.typed(stream), rotated(b), inner)?;
-            gemm.run(stream, &operands, inner, &Ending::default(), to.rows(stream), F32)?;
+            gemm.run(stream, &operands, inner, &Epilogue::default(), to.rows(stream), F32)?;
         }
         to.read(stream)
     };
@@ -690,11 +690,11 @@ pub fn time(context: &Arc<CudaContext>) -> Result<()> {
             b: Rows { address: b, rows: columns, stride: inner },
             b_scale: vectors,
         };
-        let plain = Ending { bias: Some(vectors), ..Ending::default() };
-        let gelu = Ending { activation: Activation::GeluTanh, ..plain };
+        let plain = Epilogue { bias: Some(vectors), ..Epilogue::default() };
+        let gelu = Epilogue { activation: Activation::GeluTanh, ..plain };
         let gated =
-            Ending { gate: Some(Gate::Columns(vectors)), residual: Some(matrix(f32_rows, 5120)), ..plain };
-        for (name, ending, element) in
+            Epilogue { gate: Some(Gate::Columns(vectors)), residual: Some(matrix(f32_rows, 5120)), ..plain };
+        for (name, epilogue, element) in
             [("int8", &plain, BF16), ("int8, gelu", &gelu, BF16), ("int8, gate, f32 residual", &gated, F32)]
         {
             if element == F32 && columns != 5120 {
@@ -702,7 +702,8 @@ pub fn time(context: &Arc<CudaContext>) -> Result<()> {
             }
             let to = matrix(output, columns);
             // SAFETY: as above; the output has room for f32 rows of 5120.
-            let ms = median(&stream, || unsafe { gemm.run(&stream, &operands, inner, ending, to, element) })?;
+            let ms =
+                median(&stream, || unsafe { gemm.run(&stream, &operands, inner, epilogue, to, element) })?;
             let operations = 2.0 * rows as f64 * columns as f64 * inner as f64;
             println!("{name:25}{rows:8}{columns:8}{inner:8}{ms:9.3}{:9.0}", operations / f64::from(ms) / 1e9);
         }

@@ -7,8 +7,8 @@ use crate::Result;
 use crate::backend::SequenceOps;
 use crate::backend::loading::Role;
 use crate::backend::sequence::{Attention, Input, KeyValue, Projection};
-use crate::profile::AttentionKind;
 use crate::weights::DType;
+use animd_protocol::profile::AttentionKind;
 
 /// Values of equal size cancel in a mean over many keys, and the rounding of 8 bits does not: 0.05 on white noise.
 const EIGHT_BIT: f64 = 0.06;

@@ -18,9 +18,9 @@ use crate::backend::cpu::Cpu;
 use crate::backend::loading::{LinearWeights, Role};
 use crate::backend::sequence::{Activation, Epilogue, Input};
 use crate::backend::{Backend, Keeping, Loader, SequenceOps, TensorOps};
-use crate::profile::Weights;
 use crate::progress::Observer;
 use crate::weights::{HostTensor, Matrix};
+use animd_protocol::profile::Precision;
 
 /// Bytes for the work.
 const WORK: usize = 64 << 20;
@@ -107,9 +107,9 @@ impl Check {
 }
 
 /// Weights in bf16, but the sensitive ones.
-const IN_BF16: Keeping = Keeping { weights: Weights::Bf16, ..Keeping::F32 };
+const IN_BF16: Keeping = Keeping { weights: Precision::Bf16, ..Keeping::F32 };
 /// Large matrices in 8 bits.
-const IN_FP8: Keeping = Keeping { weights: Weights::Fp8, ..Keeping::F32 };
+const IN_FP8: Keeping = Keeping { weights: Precision::Fp8, ..Keeping::F32 };
 
 /// Values without a pattern, about -1 to 1.
 pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {

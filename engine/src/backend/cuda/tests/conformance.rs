@@ -6,9 +6,9 @@ use crate::backend::cuda::Linear;
 use crate::backend::loading::{LinearWeights, Role};
 use crate::backend::sequence::{Affine, Attention, Epilogue, Input, KeyValue, Norm, Projection};
 use crate::backend::{Backend, Keeping, Loader, SequenceOps, TensorOps};
-use crate::profile::{AttentionKind, Weights};
 use crate::progress::Quiet;
 use crate::weights::{DType, Matrix};
+use animd_protocol::profile::{AttentionKind, Precision};
 
 /// What `selftest` runs; every case is printed, and has to pass.
 fn passes(group: Group) {
@@ -62,8 +62,8 @@ fn layer(b: &Cuda, keeping: Keeping, outputs: usize, inputs: usize) -> Linear {
     b.loader(keeping).linear(&weights, Role::Bulk).expect("there is room")
 }
 
-const IN_BF16: Keeping = Keeping { weights: Weights::Bf16, ..Keeping::F32 };
-const IN_FP8: Keeping = Keeping { weights: Weights::Fp8, ..Keeping::F32 };
+const IN_BF16: Keeping = Keeping { weights: Precision::Bf16, ..Keeping::F32 };
+const IN_FP8: Keeping = Keeping { weights: Precision::Fp8, ..Keeping::F32 };
 
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]

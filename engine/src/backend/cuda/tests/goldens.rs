@@ -12,10 +12,10 @@ use crate::model::clip::Clip;
 use crate::model::dit::{Blocks, Dit, Inputs};
 use crate::model::t5::T5;
 use crate::model::vae::{self, Footage, Vae};
-use crate::profile::{AttentionKind, Sensitive, Weights};
 use crate::progress::Quiet;
-use crate::request::Tiling;
 use crate::weights;
+use animd_protocol::profile::{AttentionKind, Precision, Sensitive};
+use animd_protocol::request::Tiling;
 
 type Tensor = <Cuda as TensorOps>::Tensor;
 
@@ -110,8 +110,8 @@ impl Judge<'_> {
     }
 }
 
-const IN_BF16: Keeping = Keeping { weights: Weights::Bf16, ..Keeping::F32 };
-const IN_FP8: Keeping = Keeping { weights: Weights::Fp8, ..Keeping::F32 };
+const IN_BF16: Keeping = Keeping { weights: Precision::Bf16, ..Keeping::F32 };
+const IN_FP8: Keeping = Keeping { weights: Precision::Fp8, ..Keeping::F32 };
 
 /// A way to run the `DiT`.
 #[derive(Clone, Copy)]

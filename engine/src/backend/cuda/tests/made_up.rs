@@ -7,10 +7,10 @@ use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Keeping};
 use crate::model::dit::{Blocks, Dit, Inputs};
-use crate::profile::{AttentionKind, Weights};
 use crate::progress::Quiet;
 use crate::synth::{Size, Source};
 use crate::weights::{Component, DType, HostTensor, Matrix, WeightSource};
+use animd_protocol::profile::{AttentionKind, Precision};
 
 /// Frames, height and width of the latent: 528 tokens.
 const LATENT: [usize; 3] = [4, 22, 24];
@@ -97,7 +97,7 @@ fn sharp_attention_in_the_shipped_modes() {
 
     let cuda: Cuda = open(&Options { long_context: LONG_CONTEXT, ..Options::default() });
     for (name, weights, limit) in
-        [("bf16", Weights::Bf16, products(0.0)), ("fp8", Weights::Fp8, products(TO_E4M3))]
+        [("bf16", Precision::Bf16, products(0.0)), ("fp8", Precision::Fp8, products(TO_E4M3))]
     {
         let keeping = Keeping { weights, ..Keeping::F32 };
         let run = |attention| velocity(&cuda, keeping, &source(), attention);

@@ -3,15 +3,15 @@
 use super::{Cuda, Options, WORK, noise};
 use crate::Error;
 use crate::backend::{Backend, Keeping, TensorOps};
-use crate::dims::schema;
 use crate::goldens::folder;
 use crate::model::dit::{Blocks, Dit, Inputs};
 use crate::model::vae::{Footage, Vae};
-use crate::plan::{Plan, Setup};
-use crate::profile::{AttentionKind, Profile, Weights};
 use crate::progress::{Quiet, Stage};
-use crate::request::{Settings, Tiling};
 use crate::weights::{self, Component};
+use animd_protocol::dims::schema;
+use animd_protocol::plan::{Plan, Setup};
+use animd_protocol::profile::{AttentionKind, Precision, Profile};
+use animd_protocol::request::{Settings, Tiling};
 
 /// Without poison, which makes pieces larger.
 fn open() -> Cuda {
@@ -116,9 +116,9 @@ fn near(what: &str, planned: u64, taken: usize) {
 fn the_plan_is_near_what_is_taken() {
     let source = weights::Model::open(&folder().join("official"), None).expect("the fixture is a model");
     for (weights, attention) in [
-        (Weights::Bf16, AttentionKind::Exact),
-        (Weights::Fp8, AttentionKind::Exact),
-        (Weights::Fp8, AttentionKind::EightBit),
+        (Precision::Bf16, AttentionKind::Exact),
+        (Precision::Fp8, AttentionKind::Exact),
+        (Precision::Fp8, AttentionKind::EightBit),
     ] {
         let b = opened(4 * WORK);
         let mut setup = Setup { attention, ..Setup::from(&Profile::built_in("h200").expect("a profile")) };
@@ -163,16 +163,16 @@ fn the_plan_is_near_what_is_taken() {
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn the_plan_of_the_vae_is_near_what_is_taken() {
-    for weights in [Weights::Bf16, Weights::Fp32] {
+    for weights in [Precision::Bf16, Precision::Fp32] {
         plan_of_the_vae(weights);
     }
 }
 
-fn plan_of_the_vae(weights: Weights) {
+fn plan_of_the_vae(weights: Precision) {
     let mut setup = Setup::from(&Profile::built_in("h200").expect("a profile"));
     setup.precision.vae = weights;
     let b = open();
-    let mut recipe = crate::recipe::Recipe::wan21_i2v_14b();
+    let mut recipe = animd_protocol::recipe::Recipe::wan21_i2v_14b();
     recipe.vae.config.base = 32;
     let source = super::speed::MadeUp::new(schema::vae(&recipe.vae.config));
     let loader = b.loader(Keeping::of(&setup, Component::Vae));

@@ -13,15 +13,15 @@ use memmap2::Mmap;
 use super::{Cuda, Options, noise};
 use crate::Result;
 use crate::backend::{Backend, Keeping, TensorOps};
-use crate::dims::schema;
 use crate::model::dit::{Blocks, Dit, Inputs};
 use crate::model::vae::{self, Footage, Vae};
-use crate::plan::{Plan, Setup};
-use crate::profile::{AttentionKind, Profile, Weights};
 use crate::progress::{Quiet, Stage};
-use crate::recipe::Recipe;
-use crate::request::{Settings, Tiling};
 use crate::weights::{Component, DType, HostTensor, Matrix, WeightSource};
+use animd_protocol::dims::schema;
+use animd_protocol::plan::{Plan, Setup};
+use animd_protocol::profile::{AttentionKind, Precision, Profile};
+use animd_protocol::recipe::Recipe;
+use animd_protocol::request::{Settings, Tiling};
 
 /// Blocks of the `DiT`, which has 40.
 const BLOCKS: usize = 4;
@@ -130,9 +130,9 @@ fn speed_of_blocks() {
     let config = recipe.experts[0].network.config.clone();
     let source = MadeUp::on_disk(schema::dit(&config));
     for (weights, attention) in [
-        (Weights::Fp8, AttentionKind::EightBit),
-        (Weights::Bf16, AttentionKind::EightBit),
-        (Weights::Bf16, AttentionKind::Exact),
+        (Precision::Fp8, AttentionKind::EightBit),
+        (Precision::Bf16, AttentionKind::EightBit),
+        (Precision::Bf16, AttentionKind::Exact),
     ] {
         let mut setup = Setup { attention, ..Setup::from(&Profile::built_in("h200").unwrap()) };
         setup.precision.dit = weights;
@@ -190,12 +190,12 @@ fn speed_of_blocks() {
 #[test]
 #[ignore = "it takes a GPU of 24 GiB, and says how fast that is"]
 fn speed_of_the_vae() {
-    for weights in [Weights::Bf16, Weights::Fp32] {
+    for weights in [Precision::Bf16, Precision::Fp32] {
         vae_in(weights);
     }
 }
 
-fn vae_in(weights: Weights) {
+fn vae_in(weights: Precision) {
     println!("\n{weights:?}");
     let recipe = Recipe::wan21_i2v_14b();
     let settings = |tiling| Settings { frames: Some(FRAMES), tiling: Some(tiling), ..Settings::default() };

@@ -65,13 +65,13 @@ __device__ __forceinline__ void trade(uint32_t (&word)[4], int lane) {
 
 // Writes 16 rows of all columns of a tile that a warp has as accumulators: 4j, 4j + 1 are columns 8j + 2 (lane % 4) and the
 // next of the first of a thread's rows, 4j + 2, 4j + 3 the same of the second. There are neither gates nor a residual.
-template <class Shape, Ending kEnding, bool kScaled, class Output>
+template <class Shape, EpilogueKind kKind, bool kScaled, class Output>
 __device__ __forceinline__ void finish_whole(
     const Epilogue& e, const float (&sum)[Shape::kSums], const TwoRows& rows, int first,
     const ColumnVectors<Shape::kColumns>& vectors, int lane) {
     constexpr bool kWide = sizeof(Output) == 4;
     constexpr int kGroup = 4;  // eights of columns at once: as many as a row has threads
-    static_assert(kEnding != kNormed && Shape::kColumns % (8 * kGroup) == 0);
+    static_assert(kKind != kNormed && Shape::kColumns % (8 * kGroup) == 0);
 
     const int pair = lane % 4 * 2;
     const uint32_t scales = opaque(vectors.base + 4 * pair), biases = scales + 4 * Shape::kColumns;
@@ -96,7 +96,7 @@ __device__ __forceinline__ void finish_whole(
                 x[j][2 * r + 1] = fmaf(sum[4 * i + 2 * r + 1] * row_scale, scale.y, bias.y);
             }
         }
-        if constexpr (kEnding == kActivated) activate(x, e.activation);
+        if constexpr (kKind == kActivated) activate(x, e.activation);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             if constexpr (kWide) {
