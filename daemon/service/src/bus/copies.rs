@@ -77,7 +77,8 @@ impl Copies {
         };
         let Ok(Some(turn)) = turn else {
             return Err(BusError::Busy(format!(
-                "{PER_USER} pictures of yours have been read for {} seconds without an end; is their disk slow, or gone?",
+                "in {} seconds the picture's turn to be read has not come: {PER_USER} pictures of one user are read at a time, and \
+                 {MOST_COPIES} of all; call again, and see whether the disk of earlier ones is slow, or gone",
                 PATIENCE.as_secs()
             )));
         };
@@ -90,7 +91,7 @@ impl Copies {
         match timeout(PATIENCE, copying).await {
             Ok(done) => done.map_err(|_| BusError::stopping()),
             Err(_) => Err(BusError::InvalidImage(format!(
-                "the picture could not be read within {} seconds; copy it to a local disk first",
+                "the picture was not read within {} seconds, alone or with your other large ones; copy it to a local disk first",
                 PATIENCE.as_secs()
             ))),
         }

@@ -4,7 +4,7 @@
 //! from its first byte to the last of its answer. What is more than a user's share waits here, within bounds, or is
 //! refused; either way it costs nobody else anything. Descriptors that a method does not take are closed at once.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -28,7 +28,7 @@ const MOST_DESCRIPTORS: usize = 256;
 const STRANGER_BYTES: usize = 64 << 10;
 /// Descriptors of the same.
 const STRANGER_DESCRIPTORS: usize = 16;
-/// Bytes of larger calls of all these connections together.
+/// Bytes of the calls of all these connections together, beyond which only those of [`STRANGER_BYTES`] wait.
 const STRANGERS_BYTES: usize = 16 << 20;
 /// What a call takes besides the bytes of its message.
 const OVERHEAD: usize = 1 << 10;
@@ -99,6 +99,9 @@ struct Inner {
     users: HashMap<u32, User>,
     /// By caller and serial number, as their answers name them.
     under_way: HashMap<(OwnedUniqueName, NonZeroU32), UnderWay>,
+    /// Refusals on their way to the bus, by their own serial numbers. One may name the same call as an answer does, where a
+    /// caller gives two calls one number, and must not end what is under way.
+    refusals: HashSet<NonZeroU32>,
     /// Questions whose the callers are, by their serial numbers.
     asked: HashMap<NonZeroU32, OwnedUniqueName>,
     /// Users of whom a call that waits may have its turn.
@@ -293,13 +296,21 @@ impl Gate {
         let header = message.header();
         let of_bus = header.sender().is_some_and(|sender| sender.as_str() == BUS);
         match message.message_type() {
-            Type::MethodCall => return self.lock().call(&message),
+            Type::MethodCall => {
+                let mut inner = self.lock();
+                let judged = inner.call(&message);
+                inner.note(&judged);
+                return judged;
+            }
             Type::MethodReturn | Type::Error => {
                 let answer = header.reply_serial().filter(|_| of_bus);
                 if let Some(caller) = answer.and_then(|serial| self.lock().asked.remove(&serial)) {
                     let uid = message.body().deserialize().ok();
                     let uid = uid.filter(|_| message.message_type() != Type::Error);
-                    let judged = self.lock().introduced(&caller, uid);
+                    let mut inner = self.lock();
+                    let judged = inner.introduced(&caller, uid);
+                    inner.note(&judged);
+                    drop(inner);
                     self.freed.notify_one();
                     return judged;
                 }
@@ -324,14 +335,19 @@ impl Gate {
 
     /// Returns whether the caller waits for this answer; true of all that is none.
     pub fn is_wanted(&self, message: &Message) -> bool {
-        answered_call(message)
-            .is_none_or(|call| !self.lock().under_way.get(&call).is_some_and(|call| call.silent))
+        let Some(call) = answered_call(message) else { return true };
+        let inner = self.lock();
+        inner.refusals.contains(&message.primary_header().serial_num())
+            || !inner.under_way.get(&call).is_some_and(|call| call.silent)
     }
 
     /// The message has been written: if it is an answer, its call is over.
     pub fn answered(&self, message: &Message) {
         let Some(call) = answered_call(message) else { return };
         let mut inner = self.lock();
+        if inner.refusals.remove(&message.primary_header().serial_num()) {
+            return;
+        }
         let Some(call) = inner.under_way.remove(&call) else { return };
         if let Some(user) = inner.users.get_mut(&call.uid) {
             user.lanes[call.kind as usize].under_way -= 1;
@@ -369,7 +385,8 @@ impl Inner {
         let cost =
             Cost { bytes: message.data().bytes().len() + OVERHEAD, descriptors: message.data().fds().len() };
         let wrong = if cost.descriptors > takes {
-            Some(format!("{member} takes {takes} file descriptors, and the call has {}", cost.descriptors))
+            let takes = if takes == 1 { "one file descriptor" } else { "no file descriptor" };
+            Some(format!("{member} takes {takes}, and the call has {}", cost.descriptors))
         } else if cost.bytes > MOST_BYTES {
             Some(format!("a call may have {} MiB, and this one has more", MOST_BYTES >> 20))
         } else {
@@ -418,10 +435,15 @@ impl Inner {
         judged
     }
 
-    /// The bus has said whose a connection is, or that it is gone.
+    /// The bus has said whose a connection is, or that it cannot say.
     fn introduced(&mut self, name: &OwnedUniqueName, uid: Option<u32>) -> Judged {
         let mut judged = Judged::default();
         let Some(uid) = uid else {
+            // Most often it is gone, and hears nothing of this.
+            if let Some(Caller { who: Who::Stranger(waiting, _), .. }) = self.callers.get(name) {
+                let text = "the bus does not say whose this connection is; call again";
+                judged.outgoing.extend(waiting.iter().filter_map(|call| call.refuse(BUSY, text)));
+            }
             self.left(name.as_str());
             return judged;
         };
@@ -460,7 +482,16 @@ impl Inner {
             user.lanes[call.kind as usize].waiting.push_back(call);
             return;
         };
+        if user.is_idle() {
+            self.users.remove(&uid);
+        }
         judged.outgoing.extend(call.refuse(BUSY, busy));
+    }
+
+    /// Remembers which of the messages to be sent are refusals.
+    fn note(&mut self, judged: &Judged) {
+        let refusals = judged.outgoing.iter().filter(|message| message.message_type() == Type::Error);
+        self.refusals.extend(refusals.map(|message| message.primary_header().serial_num()));
     }
 
     /// Returns the message of a call that is served from now on.

@@ -30,6 +30,8 @@ type Sha = [u8; 32];
 #[derive(Clone)]
 pub struct Spool {
     dir: PathBuf,
+    /// Marks the copies that this run of the service has not finished.
+    run: uuid::Uuid,
     pins: Arc<Mutex<HashMap<Sha, u32>>>,
     keep_days: Arc<AtomicU32>,
     reserve_mib: Arc<AtomicU64>,
@@ -83,7 +85,7 @@ impl Spool {
     pub fn open(dir: PathBuf) -> Result<Self> {
         fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
         let (pins, keep_days, reserve_mib, names) = Default::default();
-        Ok(Self { dir, pins, keep_days, reserve_mib, names })
+        Ok(Self { dir, run: uuid::Uuid::new_v4(), pins, keep_days, reserve_mib, names })
     }
 
     /// Returns where a picture lies.
@@ -177,7 +179,7 @@ impl Spool {
             )));
         }
         picture::read(file, what)?;
-        let part = self.dir.join(format!(".{}.part", uuid::Uuid::new_v4()));
+        let part = self.dir.join(format!("{}{}.part", self.unfinished(), uuid::Uuid::new_v4()));
         let copied = Self::copy(file, before.len(), &part, what);
         let spooled = copied.and_then(|sha256| {
             let after = file.metadata().map_err(Error::file("look at", what))?;
@@ -277,12 +279,18 @@ impl Spool {
         }
     }
 
-    /// Removes what an interrupted run left, and returns the pictures that lie there. Blocks.
+    /// Returns what the names of the copies begin with that this run is writing.
+    fn unfinished(&self) -> String {
+        format!(".{}-", self.run)
+    }
+
+    /// Removes what an interrupted run left, and returns the pictures that lie there. Copies that are being written stay. Blocks.
     pub fn sweep(&self) -> Result<Vec<Sha>> {
-        let mut pictures = Vec::new();
+        let (mut pictures, unfinished) = (Vec::new(), self.unfinished());
         for entry in fs::read_dir(&self.dir).map_err(Error::file("read", &self.dir))?.flatten() {
             match entry.file_name().to_str().and_then(unhex) {
                 Some(sha256) => pictures.push(sha256),
+                None if entry.file_name().to_string_lossy().starts_with(&unfinished) => {}
                 None => _ = fs::remove_file(entry.path()),
             }
         }
@@ -321,8 +329,14 @@ mod tests {
         sweep()?;
         assert_eq!(fs::read(&path).ok().as_deref(), Some(picture::TINY));
         drop(held);
-        fs::write(dir.path().join("spool/.x.part"), "torn").map_err(Error::file("write", "part"))?;
+        let written = dir.path().join("spool").join(format!("{}1.part", spool.unfinished()));
+        for part in [&dir.path().join("spool/.x.part"), &written] {
+            fs::write(part, "torn").map_err(Error::file("write", part))?;
+        }
         sweep()?;
+        assert!(written.exists(), "somebody is writing it");
+        assert_eq!(fs::read_dir(dir.path().join("spool")).map(Iterator::count).ok(), Some(1));
+        Spool::open(dir.path().join("spool"))?.sweep()?;
         assert_eq!(fs::read_dir(dir.path().join("spool")).map(Iterator::count).ok(), Some(0));
         Ok(())
     }

@@ -215,3 +215,43 @@ async fn who_waits_learns_that_its_caller_has_left() -> Outcome {
     gate.leaving(":1.1").left().await;
     Ok(())
 }
+
+#[test]
+fn a_refusal_with_the_number_of_a_call_under_way_ends_nothing() -> Outcome {
+    let gate = gate()?;
+    // A caller that wants no answer to one call may give its number to another, which is refused.
+    let first = call(":1.1", "History", Flags::NO_REPLY_EXPECTED)?;
+    assert!(gate.judge(first.clone()).through.is_some());
+    let second = with_descriptor(":1.1", "History")?;
+    let mut bytes = second.data().bytes().to_vec();
+    // The third word of every message is its serial number.
+    bytes[8..12].copy_from_slice(&first.data().bytes()[8..12]);
+    let descriptors =
+        second.data().fds().iter().map(zbus::Fd::try_to_owned).collect::<zbus::Result<Vec<_>>>()?;
+    // SAFETY: these are the bytes and descriptors of a valid message, but for its serial number.
+    let second = unsafe { Message::from_bytes(Data::new_fds(bytes, second.data().context(), descriptors))? };
+    assert_eq!(second.primary_header().serial_num(), first.primary_header().serial_num());
+    let judged = gate.judge(second);
+    let [refusal] = &judged.outgoing[..] else { return Err("one refusal".into()) };
+    assert!(judged.through.is_none() && gate.is_wanted(refusal));
+    gate.answered(refusal);
+    assert_eq!(gate.lock().under_way.len(), 1, "the first call is still under way");
+    assert!(gate.lock().refusals.is_empty());
+    answer(&gate, &first)?;
+    assert!(gate.lock().under_way.is_empty());
+    Ok(())
+}
+
+#[test]
+fn whose_connection_the_bus_does_not_know_is_told() -> Outcome {
+    let gate = Gate::new(10_000);
+    let waiting = call(":1.9", "List", Flags::empty())?;
+    let judged = gate.judge(waiting);
+    let no = Message::error(&judged.outgoing[0].header(), "org.freedesktop.DBus.Error.Failed")
+        .sender(BUS)
+        .build(&"no")?;
+    let refused = gate.judge(no);
+    assert_eq!(refused.outgoing.len(), 1);
+    assert!(gate.uid(":1.9").is_none() && gate.lock().callers.is_empty());
+    Ok(())
+}
