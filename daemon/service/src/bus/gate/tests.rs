@@ -140,7 +140,7 @@ fn what_is_too_much_is_refused_in_words() -> Outcome {
     let refused = gate.judge(with_descriptor(":1.1", "History")?);
     assert!(refused.through.is_none());
     let text: String = refused.outgoing[0].body().deserialize()?;
-    assert_eq!(text, "History takes 0 file descriptors, and the call has 1");
+    assert_eq!(text, "History takes no file descriptor, and the call has 1");
     let mut refusals = Vec::new();
     for _ in 0..=MOST_DESCRIPTORS {
         refusals.extend(gate.judge(with_descriptor(":1.1", "Submit")?).outgoing);
