@@ -29,7 +29,8 @@ const MOST_DESCRIPTORS: usize = 256;
 const STRANGER_BYTES: usize = 64 << 10;
 /// The most descriptors of a stranger's calls.
 const STRANGER_DESCRIPTORS: usize = 16;
-/// The most bytes of the calls of all strangers together.
+/// The most bytes of all strangers' calls together up to which one stranger may have more than [`STRANGER_BYTES`]
+/// waiting.
 const STRANGERS_BYTES: usize = 16 << 20;
 /// The bytes that a call takes besides those of its message.
 const OVERHEAD: usize = 1 << 10;
@@ -251,8 +252,8 @@ impl Gate {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the uid of a connection's user. It is known while a call of the connection is being served, unless the
-    /// caller has left.
+    /// Returns the uid of a connection's user. It is known of every connection whose call is being served and that has
+    /// not left.
     pub fn uid(&self, caller: &str) -> Option<u32> {
         match self.lock().callers.get(caller)?.who {
             Who::User(uid) => Some(uid),
