@@ -1,4 +1,4 @@
-//! The configuration in force, and what jobs get that say nothing else.
+//! The configuration in force, and the default settings of jobs.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -48,7 +48,7 @@ impl Defaults {
         self.config.get().defaults.clone().or(profile)
     }
 
-    /// Another profile is in use, with these settings.
+    /// Sets the settings of the profile in use.
     pub fn set_profile(&self, settings: Settings) {
         *self.profile.write().unwrap_or_else(PoisonError::into_inner) = settings;
     }

@@ -1,4 +1,4 @@
-//! What is going on right now: the running job's progress and the service's state, for everyone who shows it.
+//! The running job's progress and the service's state, for everyone who shows them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,14 +9,14 @@ use animd_common::text::Text;
 use animd_protocol::progress::Progress;
 use tokio::sync::{Notify, mpsc, watch};
 
-/// Something that the bus tells.
+/// A change that the bus signals.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Change {
-    /// A job is new.
+    /// A job was added.
     Added(u64),
     /// A job's state in the ledger changed.
     State(u64),
-    /// A running job came further: see [`Events::live`].
+    /// A running job's progress changed: see [`Events::live`].
     Progress(u64),
 }
 
@@ -25,11 +25,11 @@ pub enum Change {
 pub struct Status {
     /// What it does.
     pub state: ServiceState,
-    /// What it does, as a sentence, with the remedy if there is something to do.
+    /// The state as a sentence, with the remedy if there is something to do.
     pub text: Text,
 }
 
-/// What the engine said last of a job.
+/// The engine's last report on a job.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Live {
     /// Where it stands.
@@ -68,7 +68,7 @@ impl Default for Events {
 }
 
 impl Events {
-    /// From here on changes are told to the returned receiver, too.
+    /// Returns a receiver that is told of every change from now on.
     pub fn listen(&self) -> mpsc::UnboundedReceiver<Change> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.changes.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
@@ -84,7 +84,7 @@ impl Events {
         listeners.retain(|listener| listener.send(change).is_ok());
     }
 
-    /// The engine died or hung, and is replaced.
+    /// Counts an engine that died or hung and is replaced.
     pub fn engine_lost(&self) {
         self.restarts.fetch_add(1, Ordering::Relaxed);
     }
@@ -94,7 +94,7 @@ impl Events {
         self.restarts.load(Ordering::Relaxed)
     }
 
-    /// The running job's progress; `None` once it no longer runs.
+    /// Sets the running job's progress; `None` once the job no longer runs.
     pub fn set_live(&self, id: u64, live: Option<Live>) {
         let mut map = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         match live {
@@ -124,14 +124,14 @@ impl Events {
         });
     }
 
-    /// A sentence that is added to the state's from the next [`Self::set_status`] on, until it is taken back.
+    /// Sets a sentence that is added to the state's from the next [`Self::set_status`] on; `None` removes it.
     pub fn set_notice(&self, notice: Option<String>) {
         *self.notice.lock().unwrap_or_else(PoisonError::into_inner) = notice;
         // The supervisor shows the state anew.
         self.queued.notify_one();
     }
 
-    /// As [`Self::set_notice`], of watched folders that are not used.
+    /// Sets a sentence about watched folders that are not used, in the same way as [`Self::set_notice`].
     pub fn set_folders(&self, notice: Option<String>) {
         let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
         if *folders != notice {

@@ -1,4 +1,5 @@
-//! Who wants the model kept warm or the queue paused: for as long as they hold a descriptor, or until somebody resumes it.
+//! Holds, which keep the model warm or pause the queue while a descriptor is open, and the pause that lasts until
+//! `resume`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +24,7 @@ impl What {
         }
     }
 
-    /// Returns the one with this name.
+    /// Returns the kind with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Warm, Self::Pause].into_iter().find(|what| what.name() == name)
     }
@@ -32,9 +33,9 @@ impl What {
 /// One hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hold {
-    /// What for.
+    /// What the hold asks for.
     pub what: What,
-    /// The user.
+    /// The uid of the user who holds it.
     pub uid: u32,
     /// The program, as it names itself.
     pub who: String,
@@ -57,7 +58,7 @@ impl Default for Holds {
 }
 
 impl Holds {
-    /// Adds a hold and gives its number, for [`Self::release`].
+    /// Adds a hold and returns its number, for [`Self::release`].
     pub fn take(&self, hold: Hold) -> u64 {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         all.0 += 1;
@@ -76,7 +77,7 @@ impl Holds {
         }
     }
 
-    /// Ends all holds of a kind, and tells whose they were.
+    /// Ends all holds of a kind, and returns them.
     pub fn end(&self, what: What) -> Vec<Hold> {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         let (ended, left) = std::mem::take(&mut all.1).into_iter().partition(|(_, hold)| hold.what == what);
@@ -99,7 +100,7 @@ impl Holds {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).1.values().cloned().collect()
     }
 
-    /// Who paused the queue until somebody resumes it, to end the sentence "the queue is paused ...".
+    /// Sets who paused the queue until somebody resumes it, as the end of the sentence "the queue is paused ...".
     pub fn set_paused(&self, who: Option<String>) {
         *self.paused.lock().unwrap_or_else(PoisonError::into_inner) = who;
     }
@@ -109,7 +110,8 @@ impl Holds {
         self.paused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Who paused the queue in whatever way, to end the sentence "the queue is paused ..."; `None` while jobs are started.
+    /// Returns who paused the queue in any way, as the end of the sentence "the queue is paused ..."; `None` if nobody
+    /// did.
     pub fn paused(&self) -> Option<String> {
         self.paused_until_resumed().or_else(|| {
             let hold = self.list().into_iter().find(|hold| hold.what == What::Pause)?;

@@ -1,5 +1,4 @@
-//! What the machine's login manager is asked for: word before the machine sleeps, and that it stays awake while a job
-//! runs.
+//! Asks logind for a signal before the machine sleeps, and to keep the machine awake while a job runs.
 
 use animd_common::bus::ServiceState;
 use animd_common::tasks::stopped;
@@ -81,7 +80,7 @@ async fn attend(
     }
 }
 
-/// Time to end the engine before the machine sleeps.
+/// Asks for time to end the engine before the machine sleeps.
 async fn delay(login: &LoginProxy<'_>) -> Result<OwnedFd> {
     Ok(login.inhibit("sleep", "animd", "The model is taken off the GPU", "delay").await?)
 }
@@ -90,7 +89,7 @@ async fn delay(login: &LoginProxy<'_>) -> Result<OwnedFd> {
 #[derive(Default)]
 struct Awake {
     held: Option<OwnedFd>,
-    /// It was refused once, which is said once.
+    /// Whether logind has refused once; that is logged only once.
     refused: bool,
 }
 

@@ -1,7 +1,7 @@
-//! Figures for Prometheus: a file in its text format, which `node_exporter` reads (`[metrics] textfile`).
+//! Metrics for Prometheus: a file in its text format, which `node_exporter` reads (`[metrics] textfile`).
 //!
-//! It is written when something has changed, at most once a second; nothing wakes up while nothing happens. What is
-//! counted is counted from the service's start, or from when the file was configured.
+//! The file is written when something has changed, at most once a second; an idle service does not wake up for it.
+//! Counters start with the service, or when the file is configured.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::{Display, Write as _};
@@ -26,7 +26,7 @@ use crate::error::Result;
 use crate::events::{Change, Events, Status};
 use crate::store::ledger::{Job, Ledger, State};
 
-/// Between two writes.
+/// The least time between two writes.
 const PACE: Duration = Duration::from_secs(1);
 /// How long the last look may take when the service stops.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -58,7 +58,7 @@ pub async fn run(config: CurrentConfig, ledger: Ledger, events: Events, mut stop
         }
         writer.look(jobs).await;
     }
-    // The file stays; its last word is that nobody works any more.
+    // The file stays, and finally says that the service no longer works.
     let last = async {
         _ = status.wait_for(|status| status.state == ServiceState::Stopping).await;
         let status = status.borrow().clone();
@@ -77,7 +77,7 @@ async fn gather(changes: &mut mpsc::UnboundedReceiver<Change>, jobs: &mut Jobs) 
     false
 }
 
-/// Jobs to look at.
+/// The jobs to look at.
 #[derive(Default)]
 struct Jobs {
     added: Vec<u64>,
@@ -85,7 +85,7 @@ struct Jobs {
 }
 
 impl Jobs {
-    /// False for a change that counts nothing.
+    /// Takes note of a change; false if it changes no metric.
     fn note(&mut self, change: &Change) -> bool {
         match change {
             Change::Added(id) => self.added.push(*id),
@@ -105,7 +105,7 @@ struct Writer {
     events: Events,
     /// `None` while no file is configured.
     figures: Option<Figures>,
-    /// What was complained of last.
+    /// The error that was logged last.
     trouble: Option<String>,
 }
 
@@ -166,10 +166,10 @@ fn put(path: &Path, text: &str) -> Result<()> {
         })
 }
 
-/// What is counted.
+/// The metrics.
 #[derive(Debug, Default, PartialEq)]
 struct Figures {
-    /// Since when, in microseconds since the epoch.
+    /// When counting began, in microseconds since the epoch.
     begun_us: i64,
     /// Every job that has not ended, or whose end was not yet counted.
     open: HashMap<u64, State>,
@@ -180,7 +180,7 @@ struct Figures {
 }
 
 impl Figures {
-    /// From here on.
+    /// Begins to count now.
     async fn begin(ledger: &Ledger) -> Result<Self> {
         let open = ledger.call(|db| db.open_jobs()).await?;
         let open = open.into_iter().map(|job| (job.id, job.state)).collect();
@@ -188,11 +188,11 @@ impl Figures {
         Ok(Self { begun_us: now_us(), open, stages, ..Self::default() })
     }
 
-    /// A job as it is now; `None` if it was forgotten.
+    /// Counts a job as it is now; `None` if it was forgotten.
     fn take(&mut self, id: u64, job: Option<&Job>, stages: &[(Text, f64)]) {
         match job {
             Some(job) if job.state.is_open() => _ = self.open.insert(id, job.state),
-            // Otherwise somebody only looks at an old job.
+            // A job that was not open before is an old one that somebody looks at.
             Some(job) if self.open.remove(&id).is_some() => self.count(job, stages),
             Some(_) => {}
             None => _ = self.open.remove(&id),
@@ -259,7 +259,7 @@ impl Figures {
 struct Page(String);
 
 impl Page {
-    /// What follows is of this metric.
+    /// Begins a metric: the values that follow belong to it.
     fn metric(&mut self, name: &str, kind: &str, help: &str) {
         _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }

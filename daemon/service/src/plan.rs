@@ -1,5 +1,5 @@
-//! What a video would cost before anybody orders it: its time from what earlier ones took, its memory from the engine's
-//! plan, its profile as it is chosen now.
+//! Estimates what a video would cost: its time from earlier videos, its memory from the engine's plan, and its profile
+//! as it is chosen now.
 
 use animd_protocol::plan::{self, Setup, Work};
 use animd_protocol::recipe::Recipe;
@@ -11,7 +11,8 @@ use crate::supervisor::profile::Profiles;
 
 /// Finished jobs that are looked at.
 const LOOKED_AT: u32 = 200;
-/// Work that differs by no more (the logarithm of the ratio) counts as the same: pictures of different shapes do by so much.
+/// Work that differs by no more (the logarithm of the ratio) counts as the same: pictures of different shapes do by so
+/// much.
 const SAME: f64 = 0.08;
 
 /// What a video would cost.
@@ -32,7 +33,7 @@ pub struct Plan {
     pub why: String,
 }
 
-/// Plans. `picture` is its width and height in pixels, if known.
+/// Returns the plan of a video. `picture` is its picture's width and height in pixels, if known.
 ///
 /// # Errors
 /// What the ledger says.

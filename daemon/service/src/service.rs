@@ -40,11 +40,11 @@ pub const LEDGER: &str = "ledger.db";
 /// How long the state folder's lock is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What the service is made of, put together.
+/// The parts of the service, connected with each other.
 pub struct Parts {
     /// The configuration in force.
     pub config: CurrentConfig,
-    /// What jobs get that say nothing else.
+    /// The default settings of jobs.
     pub defaults: Defaults,
     /// The choice of a profile.
     pub profiles: Profiles,
@@ -204,7 +204,8 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     tracing::info!("the service stops");
     _ = stop.send(true);
     _ = supervisor.await;
-    // None of these tasks holds anything that is not in the ledger; a picture that is being copied is still in the inbox.
+    // None of these tasks holds anything that is not in the ledger; a picture that is being copied is still in the
+    // inbox.
     for task in [mirror, watchers, logind, metrics, retention, waiting] {
         _ = timeout(Duration::from_secs(2), task).await;
     }
@@ -216,7 +217,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     lost.map_or(Ok(()), |why| Err(Error::NewStart(why.into())))
 }
 
-/// One service for one state folder.
+/// Locks the state folder, so that only one service uses it.
 fn lock(state: &std::path::Path) -> Result<fs::File> {
     let path = state.join("lock");
     let file = fs::OpenOptions::new()

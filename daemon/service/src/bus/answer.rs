@@ -1,26 +1,26 @@
-//! Dictionaries as answers of the bus. Text gets into one through the gate alone.
+//! Dictionaries that the bus answers with. Every text in one has been made a [`Text`] first.
 
 use std::collections::HashMap;
 
 use animd_common::text::Text;
 use zbus::{OwnedVariant, Variant};
 
-/// Values by their names: `a{sv}`.
+/// A dictionary from names to values: `a{sv}`.
 pub type Dict = HashMap<String, OwnedVariant>;
 
-/// A dictionary in the making.
+/// Builds a dictionary.
 #[derive(Default)]
 pub struct Answer(Dict);
 
 impl Answer {
-    /// Puts a value in, if it is known.
+    /// Adds a value, if it is known.
     pub fn put(&mut self, key: &str, value: impl Fact) {
         if let Some(Ok(value)) = value.variant().map(Variant::try_into_owned) {
             self.0.insert(key.to_owned(), value);
         }
     }
 
-    /// [`Self::put`] for a chain of calls.
+    /// Adds a value as [`Self::put`] does, for a chain of calls.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Fact) -> Self {
         self.put(key, value);
@@ -33,7 +33,8 @@ impl Answer {
     }
 }
 
-/// A value that the bus can carry, whatever is in it. Deliberately not a [`Variant`], which holds any text.
+/// A value that the bus can carry, whatever its contents. A [`Variant`] is deliberately none, because it holds any
+/// text.
 pub trait Fact {
     /// Returns the value; `None` while it is not known.
     fn variant(self) -> Option<Variant<'static>>;
@@ -57,7 +58,7 @@ impl Fact for &str {
     }
 }
 
-/// A value of JSON: text, a number or a truth.
+/// A JSON value: a string, a number or a boolean.
 impl Fact for serde_json::Value {
     fn variant(self) -> Option<Variant<'static>> {
         match self {

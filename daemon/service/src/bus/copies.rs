@@ -1,4 +1,4 @@
-//! How many pictures are copied at once, so that a slow disk or a flood of calls holds up its own user and nobody else.
+//! Limits how many pictures are copied at once, so that a slow disk or a flood of calls holds up its own user only.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,16 +9,18 @@ use tokio::time::timeout;
 
 use super::error::BusError;
 
-/// Copies under way for one user; further calls wait for these.
+/// The most copies that run at once for one user; further calls wait.
 const PER_USER: usize = 8;
-/// Copies under way for everybody; each is a thread.
+/// The most copies that run at once for all users together; each takes a thread.
 const MOST_COPIES: usize = 64;
-/// Bytes from which on a picture is copied alone among its user's: many at once would take the disk from everybody.
+/// The size in bytes from which a picture counts as large. A user's large pictures are copied one at a time, because
+/// many at once would slow the disk down for everybody.
 const LARGE: u64 = 32 << 20;
-/// How long a call waits for its turn, and then for its copy. A local disk needs a second for the largest picture.
+/// How long a call waits for its turn, and then again for its copy. A local disk copies the largest picture in a
+/// second.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Admits copies.
+/// Decides when each copy may run.
 pub struct Copies {
     all: Arc<Semaphore>,
     users: Mutex<HashMap<u32, Arc<User>>>,
@@ -30,7 +32,7 @@ struct User {
     large: Mutex<()>,
 }
 
-/// A place among the copies, for as long as the work lasts.
+/// A permit to copy, held for as long as the work lasts.
 pub struct Turn {
     user: Arc<User>,
     _places: (OwnedSemaphorePermit, OwnedSemaphorePermit),
@@ -50,7 +52,8 @@ impl Default for Copies {
 }
 
 impl Copies {
-    /// Runs blocking `work` on a thread when it is this user's turn, unless `left` says that the caller has left before.
+    /// Runs blocking `work` on a thread when it is this user's turn, unless `left` says that the caller has left
+    /// before.
     ///
     /// # Errors
     /// [`BusError::Busy`] when the turn does not come, [`BusError::InvalidImage`] when the work does not end.
@@ -82,7 +85,7 @@ impl Copies {
                 PATIENCE.as_secs()
             )));
         };
-        // The permits go with the work: a thread that hangs in a read cannot be ended, only counted.
+        // The work holds the permits: a thread that hangs in a read cannot be ended, only counted.
         let copying = tokio::task::spawn_blocking(move || {
             let done = work(&turn);
             drop(turn);

@@ -1,4 +1,4 @@
-//! On what a job ran and what it cost, for its description.
+//! The part of a job's description that says what the job ran on and what it cost.
 
 use super::answer::Answer;
 use crate::store::ledger::Costs;

@@ -1,4 +1,4 @@
-//! Everything about a job, as a dictionary for those who may see it.
+//! The answer of `Describe`: everything about a job, for callers who may see it.
 
 use animd_common::files::show;
 use animd_common::text::Text;
@@ -9,10 +9,10 @@ use super::costs;
 use crate::error::Result;
 use crate::store::ledger::{Costs, Job, Store};
 
-/// About the bytes of everything in a description that has no length of its own choice.
+/// The approximate size in bytes of all values in a description whose length is bounded.
 const SHORT_VALUES: usize = 3 << 10;
 
-/// A job's row and what hangs on it.
+/// A job's row and the rows that belong to it.
 pub struct Whole {
     job: Job,
     stages: Vec<(Text, f64)>,
@@ -20,13 +20,13 @@ pub struct Whole {
 }
 
 impl Whole {
-    /// Returns all of one job, out of the ledger.
+    /// Reads a job's rows from the ledger.
     pub fn of(job: Job, db: &Store) -> Result<Self> {
         Ok(Self { stages: db.stages(job.id)?, costs: db.costs(job.id)?, job })
     }
 }
 
-/// About the bytes of a job's description.
+/// Returns the approximate size in bytes of a job's description.
 pub fn size(job: &Job) -> usize {
     let request =
         job.request.as_ref().map_or(0, |request| request.prompt.len() + request.negative_prompt.len());
@@ -36,7 +36,7 @@ pub fn size(job: &Job) -> usize {
     SHORT_VALUES + request + paths + error + job.name.len()
 }
 
-/// Returns what `Describe` answers: unknown values are left out.
+/// Returns the answer of `Describe`. Values that are not known are left out.
 pub fn description(whole: Whole) -> Dict {
     let Whole { job, stages, costs } = whole;
     let moved_to = job.source_target.as_ref().filter(|_| !job.state.is_open());

@@ -1,4 +1,4 @@
-//! Errors that cross the bus: `org.animd.Animd1.Error.NAME`, with the remedy in the text.
+//! The errors of the bus's methods: `org.animd.Animd1.Error.NAME`, with the remedy in the text.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -12,7 +12,7 @@ use zbus::names::ErrorName;
 use crate::error::Error;
 use crate::store::ledger::Job;
 
-/// What a call is answered with when it cannot be served.
+/// The error that answers a call which cannot be served.
 #[derive(Debug)]
 pub enum BusError {
     /// The picture cannot be used.
@@ -21,29 +21,29 @@ pub enum BusError {
     UnknownOption(String),
     /// An option's value is of the wrong type or out of its range.
     InvalidOption(String),
-    /// There is no GPU that can do this.
+    /// No GPU can do this.
     NoGpu(String),
-    /// There is no model.
+    /// The model's files are missing.
     NoWeights(String),
-    /// It needs more memory than there is.
+    /// The work needs more memory than there is.
     NotEnoughMemory(String),
-    /// There are as many open jobs as the caller, or everybody together, may have.
+    /// The caller, or all users together, already have as many open jobs as they may have.
     QueueFull(String),
-    /// The job is not that far, or past it.
+    /// The job's state does not allow this: it is too early, or too late.
     NotReady(String),
-    /// There is no such job, or no such file any more.
+    /// The job does not exist, or its file no longer does.
     NotFound(String),
     /// The caller may not do this.
     NotAuthorized(String),
-    /// Too much is under way; the same call may be served a little later.
+    /// Too much is being served; the same call may succeed a little later.
     Busy(String),
     /// The job was cancelled.
     Canceled(String),
-    /// A fault of the service's own.
+    /// The service itself has failed.
     Internal(String),
 }
 
-/// Written out, and not derived, so that every error's text passes the gate on its way to the bus.
+/// This is written out, and not derived, so that every error's text is cleaned on its way to the bus.
 impl zbus::DBusError for BusError {
     fn create_reply(&self, call: &Header<'_>) -> zbus::Result<Message> {
         Message::error(call, self.name()).build(&Text::from(self.text()).as_str())
@@ -81,7 +81,7 @@ impl fmt::Display for BusError {
 impl std::error::Error for BusError {}
 
 impl BusError {
-    /// Returns the sentence.
+    /// Returns the error's sentence.
     fn text(&self) -> &str {
         match self {
             Self::InvalidImage(text)
@@ -100,7 +100,7 @@ impl BusError {
         }
     }
 
-    /// The error for a code.
+    /// Returns the error for a code.
     pub fn of(code: ErrorCode, text: String) -> Self {
         match code {
             ErrorCode::InvalidImage => Self::InvalidImage(text),
@@ -124,7 +124,8 @@ impl BusError {
         }
     }
 
-    /// The reading of a caller's file failed: it is the descriptor or the file, not the service.
+    /// Returns the error for a caller's file that cannot be read: the descriptor or the file is at fault, not the
+    /// service.
     pub fn of_picture(e: Error) -> Self {
         match e {
             Error::Common(Common::File { action: "read" | "look at", source, .. }) => Self::InvalidImage(
@@ -134,7 +135,7 @@ impl BusError {
         }
     }
 
-    /// Returns why the configuration was not read again: a mistake in it is its author's.
+    /// Returns the error for a failed reload. A mistake in the configuration is its author's, not the service's.
     pub fn of_reload(e: Error) -> Self {
         match e {
             Error::Common(Common::Config(text)) => Self::InvalidOption(text),
@@ -142,20 +143,20 @@ impl BusError {
         }
     }
 
-    /// Returns why an ended job has no video.
+    /// Returns the error that says why an ended job has no video.
     pub fn of_job(job: &Job) -> Self {
         let code = job.error_code.as_deref().map_or(ErrorCode::Internal, ErrorCode::named);
         let text = job.error_text.as_deref().unwrap_or("no reason is known");
         Self::of(code, format!("job {} {}: {text}", job.id, job.state.name()))
     }
 
-    /// The runtime is going down.
+    /// Returns the error for a service that is stopping.
     pub fn stopping() -> Self {
         Error::STOPPING.into()
     }
 }
 
-/// The bus itself, asked on a caller's behalf.
+/// The bus failed when it was asked on a caller's behalf.
 impl From<zbus::Error> for BusError {
     fn from(e: zbus::Error) -> Self {
         Error::from(e).into()
@@ -165,7 +166,7 @@ impl From<zbus::Error> for BusError {
 impl From<Error> for BusError {
     fn from(e: Error) -> Self {
         match &e {
-            // It is nobody's fault, and the same call is served when somebody has made room.
+            // A full disk is nobody's fault, and the same call can succeed when somebody has made room.
             Error::Common(Common::File { source, .. })
                 if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
             {

@@ -1,4 +1,4 @@
-//! What everybody on the bus may know of a job: no prompt, no paths, no errors.
+//! The facts of a job that everybody on the bus may know: no prompt, no paths, no errors.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -13,21 +13,21 @@ use crate::store::ledger::{Job, Outcome, State};
 /// The public facts of one job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
-    /// The number.
+    /// The job's number.
     pub id: u64,
-    /// Whose it is.
+    /// The uid of the job's owner.
     pub owner: u32,
-    /// Where it stands.
+    /// The job's state.
     pub state: State,
-    /// The stage under way; empty without one.
+    /// The stage that runs; empty if none does.
     pub stage: &'static str,
-    /// Denoising steps done and in all.
+    /// Denoising steps: how many are done, and how many there are.
     pub step: (u32, u32),
-    /// 0 to 1.
+    /// The progress, from 0 to 1.
     pub progress: f64,
-    /// Microseconds since the epoch; 0 while not known.
+    /// When the end is expected, in microseconds since the epoch; 0 while it is not known.
     pub expected_end: u64,
-    /// Before the others that wait, if it is larger than theirs.
+    /// The priority: a waiting job with a larger one runs first.
     pub priority: i32,
     /// Microseconds since the epoch.
     pub created: u64,
@@ -38,7 +38,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Takes the facts from a row and from what the engine said last.
+    /// Returns the facts from a job's row and from what the engine reported last.
     pub fn new(job: &Job, live: Option<Live>) -> Self {
         let live = live.filter(|_| job.state == State::Running);
         let steps = job.request.as_ref().map_or(0, |r| r.steps);
@@ -48,7 +48,7 @@ impl Facts {
                 (live.progress.step, live.progress.steps),
                 live.progress.fraction,
             ),
-            // A video that is being put in place must not look as if it were begun anew.
+            // A job whose video is being saved must not look as if it started again.
             (State::Done, _) => ("", (steps, steps), 1.0),
             (State::Finishing, _) if job.outcome == Some(Outcome::Done) => ("", (steps, steps), 1.0),
             _ => ("", (0, steps), 0.0),
@@ -68,7 +68,7 @@ impl Facts {
         }
     }
 
-    /// As one entry of `List`; `name` for those who may know it.
+    /// Returns the job's entry in `List`; `name` is given to callers who may know it.
     pub fn dict(&self, position: u32, name: Option<String>) -> Dict {
         Answer::default()
             .with("id", self.id)
@@ -87,7 +87,7 @@ impl Facts {
             .dict()
     }
 
-    /// Returns the properties whose changes are told, with their values.
+    /// Returns the properties whose changes are signalled, with their values.
     fn properties(&self) -> [(&'static str, Variant<'static>); 6] {
         [
             ("State", self.state.name().into()),
@@ -106,7 +106,7 @@ impl Facts {
     }
 }
 
-/// The facts of one object; its properties read them, the mirror keeps them fresh.
+/// The facts of one job's object. The object's properties read them, and the mirror keeps them up to date.
 pub struct Card(Mutex<Facts>);
 
 impl Card {
@@ -120,8 +120,8 @@ impl Card {
     }
 }
 
-/// Every job that has an object, and the queue in its order: nothing here costs more with a longer queue than a search
-/// in a sorted list.
+/// All jobs that have an object, and the queue in its order. With a longer queue no operation costs more than a search
+/// in a sorted list does.
 #[derive(Default)]
 pub struct Cards(Mutex<Inner>);
 
@@ -136,7 +136,7 @@ impl Cards {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the job's card, made of `facts` if there is none.
+    /// Returns the job's card; makes one from `facts` if there is none.
     #[expect(clippy::needless_pass_by_value, reason = "callers have made it for this")]
     pub fn card(&self, facts: Facts) -> Arc<Card> {
         let mut inner = self.lock();
@@ -149,7 +149,7 @@ impl Cards {
         card
     }
 
-    /// New facts of a job that has a card; gives the old ones.
+    /// Replaces the facts of a job that has a card, and returns the old ones.
     pub fn replace(&self, facts: Facts) -> Option<Facts> {
         let mut inner = self.lock();
         let card = inner.cards.get(&facts.id)?.clone();
@@ -161,7 +161,7 @@ impl Cards {
         Some(card.replace(facts))
     }
 
-    /// The job has no object any more.
+    /// Removes a job that no longer has an object.
     pub fn remove(&self, id: u64) {
         let mut inner = self.lock();
         if let Some(card) = inner.cards.remove(&id) {
@@ -169,7 +169,7 @@ impl Cards {
         }
     }
 
-    /// 1 for the next job of the queue; 0 for one that does not wait.
+    /// Returns a job's position in the queue: 1 for the next job, 0 for one that does not wait.
     pub fn position(&self, facts: &Facts) -> u32 {
         if facts.state != State::Queued {
             return 0;
@@ -183,7 +183,7 @@ impl Cards {
         self.lock().cards.contains_key(&id)
     }
 
-    /// Jobs that wait.
+    /// Returns how many jobs wait.
     pub fn waiting(&self) -> u32 {
         self.lock().waiting.len() as u32
     }

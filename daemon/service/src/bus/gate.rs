@@ -1,8 +1,8 @@
-//! Admission: how much one user may have under way on the bus, over all connections, objects and methods.
+//! Admission control: how many calls one user may have open on the bus, over all connections, objects and methods.
 //!
-//! Every message passes here as it comes off the socket and every answer as it has been written, so that a call counts
-//! from its first byte to the last of its answer. What is more than a user's share waits here, within bounds, or is
-//! refused; either way it costs nobody else anything. Descriptors that a method does not take are closed at once.
+//! The gate sees every message as it comes off the socket and every answer when it has been written, so that a call
+//! counts from its first byte to the last byte of its answer. Calls beyond a user's share wait here, within bounds, or
+//! are refused; either way they cost other users nothing. Descriptors that a method does not take are closed at once.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -17,25 +17,27 @@ use zbus::wire::serialized::Data;
 
 use super::NAME;
 
-/// How many calls of one user are served at a time, of each kind; more wait for their own kind. Fifty busy clients of one
-/// user wait for the disk, not for this.
+/// How many calls of each kind are served at a time for one user; further calls wait for a place of their kind. Fifty
+/// busy clients of one user wait for the disk, not for this limit.
 const UNDER_WAY: [usize; 3] = [64, 64, 4];
-/// Bytes of one user's calls, under way and waiting.
+/// The most bytes of one user's calls, being served and waiting together.
 const MOST_BYTES: usize = 8 << 20;
-/// Descriptors of one user's calls, under way and waiting.
+/// The most descriptors of one user's calls, being served and waiting together.
 const MOST_DESCRIPTORS: usize = 256;
-/// Bytes of calls of a connection of which the bus has not said yet whose it is: for as long as one question takes.
+/// The most bytes of a stranger's calls. A stranger is a connection whose user the bus has not named so far; it stays
+/// one for as long as one question to the bus takes.
 const STRANGER_BYTES: usize = 64 << 10;
-/// Descriptors of the same.
+/// The most descriptors of a stranger's calls.
 const STRANGER_DESCRIPTORS: usize = 16;
-/// Bytes of the calls of all these connections together, beyond which only those of [`STRANGER_BYTES`] wait.
+/// The most bytes of all strangers' calls together up to which one stranger may have more than [`STRANGER_BYTES`]
+/// waiting.
 const STRANGERS_BYTES: usize = 16 << 20;
-/// What a call takes besides the bytes of its message.
+/// The bytes that a call takes besides those of its message.
 const OVERHEAD: usize = 1 << 10;
 
-/// Methods that bring a picture.
+/// The methods that bring a picture.
 const SUBMITS: [&str; 2] = ["Submit", "SubmitPath"];
-/// Methods whose answers are long, or read from the ledger at length.
+/// The methods whose answers are long, or take long to read from the ledger.
 const HEAVY: [&str; 9] = [
     "Describe",
     "GetJob",
@@ -50,17 +52,17 @@ const HEAVY: [&str; 9] = [
 /// The one method that takes a descriptor.
 const TAKES_DESCRIPTOR: &str = "Submit";
 
-/// The bus itself, as a sender and as the name that it answers to.
+/// The name of the bus itself, as a sender and as a destination.
 const BUS: &str = "org.freedesktop.DBus";
 const BUSY: &str = "org.animd.Animd1.Error.Busy";
 const INVALID: &str = "org.freedesktop.DBus.Error.InvalidArgs";
 
-/// Judges messages and counts calls.
+/// Admits or refuses messages, and counts calls.
 pub struct Gate {
     inner: Mutex<Inner>,
-    /// A call that waits may have its turn.
+    /// Signalled when a waiting call may have its turn.
     freed: Notify,
-    /// A long answer has been written.
+    /// Signalled when a long answer has been written.
     heavy_answered: Notify,
     name_lost: watch::Sender<bool>,
 }
@@ -71,12 +73,12 @@ impl fmt::Debug for Gate {
     }
 }
 
-/// What becomes of a message.
+/// The gate's verdict on a message.
 #[derive(Debug, Default)]
 pub struct Judged {
     /// The message, if it is to be served now.
     pub through: Option<Message>,
-    /// Refusals, and questions to the bus.
+    /// Messages for the bus: refusals of calls, and questions.
     pub outgoing: Vec<Message>,
 }
 
@@ -94,22 +96,22 @@ impl Leaving {
 
 #[derive(Default)]
 struct Inner {
-    /// Connections that have called and are still on the bus.
+    /// The connections that have made calls and are still on the bus.
     callers: HashMap<OwnedUniqueName, Caller>,
     users: HashMap<u32, User>,
-    /// By caller and serial number, as their answers name them.
+    /// The calls that are being served, by caller and serial number, as their answers name them.
     under_way: HashMap<(OwnedUniqueName, NonZeroU32), UnderWay>,
-    /// Refusals on their way to the bus, by their own serial numbers. One may name the same call as an answer does, where a
-    /// caller gives two calls one number, and must not end what is under way.
+    /// The serial numbers of refusals on their way to the bus. Where a caller gives two calls one number, a refusal may
+    /// name the same call as an answer does; it must not end the call that is being served.
     refusals: HashSet<NonZeroU32>,
-    /// Questions whose the callers are, by their serial numbers.
+    /// The callers that the bus was asked about, by the serial numbers of the questions.
     asked: HashMap<NonZeroU32, OwnedUniqueName>,
-    /// Users of whom a call that waits may have its turn.
+    /// The users that have a waiting call which may have its turn.
     ready: VecDeque<u32>,
-    /// Descriptors of all calls, and how many there may be.
+    /// The descriptors of all calls; at most `most_descriptors`.
     descriptors: usize,
     most_descriptors: usize,
-    /// Bytes of calls of unknown callers.
+    /// The bytes of all strangers' calls.
     stranger_bytes: usize,
 }
 
@@ -121,14 +123,14 @@ struct Caller {
 
 enum Who {
     User(u32),
-    /// The bus has been asked; its calls until it answers.
+    /// The bus has been asked whose connection this is. Its calls wait here until the bus answers.
     Stranger(Vec<Call>, Cost),
 }
 
-/// What one user has under way and waiting.
+/// The calls of one user.
 #[derive(Default)]
 struct User {
-    /// Under way and waiting.
+    /// The cost of all calls, being served and waiting.
     held: Cost,
     lanes: [Lane; 3],
 }
@@ -140,8 +142,8 @@ struct Lane {
     waiting: VecDeque<Call>,
 }
 
-/// What kind of work a call makes. Each kind has places of its own, so that whoever submits a thousand pictures can still
-/// see how they do.
+/// The kind of work that a call makes. Each kind has places of its own, so that a user who submits a thousand pictures
+/// can still ask about them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Quick,
@@ -196,8 +198,8 @@ impl Call {
         if self.silent() { None } else { error() }
     }
 
-    /// Returns the message as one that wants an answer: the library answers no other, and the call's end would not be
-    /// seen.
+    /// Returns the message as one that wants an answer. The library answers no other message, so that the gate would
+    /// not see the call's end.
     fn answerable(self) -> zbus::Result<Message> {
         if !self.silent() {
             return Ok(self.message);
@@ -218,7 +220,7 @@ struct UnderWay {
     uid: u32,
     cost: Cost,
     kind: Kind,
-    /// The caller wants no answer.
+    /// Whether the caller wants no answer.
     silent: bool,
 }
 
@@ -237,9 +239,9 @@ impl User {
 }
 
 impl Gate {
-    /// A gate of a service that may have so many files open.
+    /// Returns the gate of a service that may have `most_files` files open.
     pub fn new(most_files: u64) -> Self {
-        // The other half is the service's own.
+        // The other half is for the service's own files.
         let most_descriptors = usize::try_from(most_files / 2).unwrap_or(usize::MAX);
         let inner = Mutex::new(Inner { most_descriptors, ..Inner::default() });
         let (freed, heavy_answered) = Default::default();
@@ -250,7 +252,8 @@ impl Gate {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whose this connection is: known of everybody whose call is under way and who has not left.
+    /// Returns the uid of a connection's user. It is known of every connection whose call is being served and that has
+    /// not left.
     pub fn uid(&self, caller: &str) -> Option<u32> {
         match self.lock().callers.get(caller)?.who {
             Who::User(uid) => Some(uid),
@@ -258,7 +261,7 @@ impl Gate {
         }
     }
 
-    /// Tells when this connection leaves.
+    /// Returns a value that tells when this connection leaves.
     pub fn leaving(&self, caller: &str) -> Leaving {
         Leaving(self.lock().callers.get(caller).map(|caller| caller.here.subscribe()))
     }
@@ -268,7 +271,7 @@ impl Gate {
         _ = self.name_lost.subscribe().wait_for(|lost| *lost).await;
     }
 
-    /// Returns when a call that waits may have its turn.
+    /// Returns when a waiting call may have its turn.
     pub async fn freed(&self) {
         self.freed.notified().await;
     }
@@ -278,7 +281,7 @@ impl Gate {
         self.heavy_answered.notified().await;
     }
 
-    /// Returns a call that has waited and has its turn now.
+    /// Returns a call that has waited and may be served now.
     pub fn next(&self) -> Option<Message> {
         let mut inner = self.lock();
         while let Some(uid) = inner.ready.pop_front() {
@@ -291,7 +294,7 @@ impl Gate {
         None
     }
 
-    /// Judges a message that has arrived.
+    /// Decides what happens to a message that has arrived.
     pub fn judge(&self, message: Message) -> Judged {
         let header = message.header();
         let of_bus = header.sender().is_some_and(|sender| sender.as_str() == BUS);
@@ -333,7 +336,7 @@ impl Gate {
         Judged { through: Some(message), outgoing: Vec::new() }
     }
 
-    /// Returns whether the caller waits for this answer; true of all that is none.
+    /// Returns whether the caller waits for this answer; true for a message that is no answer.
     pub fn is_wanted(&self, message: &Message) -> bool {
         let Some(call) = answered_call(message) else { return true };
         let inner = self.lock();
@@ -341,7 +344,7 @@ impl Gate {
             || !inner.under_way.get(&call).is_some_and(|call| call.silent)
     }
 
-    /// The message has been written: if it is an answer, its call is over.
+    /// Notes that a message has been written. If it is an answer, its call has ended.
     pub fn answered(&self, message: &Message) {
         let Some(call) = answered_call(message) else { return };
         let mut inner = self.lock();
@@ -361,7 +364,7 @@ impl Gate {
     }
 }
 
-/// Returns the call that this is the answer to.
+/// Returns the call that a message answers.
 fn answered_call(message: &Message) -> Option<(OwnedUniqueName, NonZeroU32)> {
     if !matches!(message.message_type(), Type::MethodReturn | Type::Error) {
         return None;
@@ -435,11 +438,11 @@ impl Inner {
         judged
     }
 
-    /// The bus has said whose a connection is, or that it cannot say.
+    /// Takes the bus's answer to the question whose connection this is; `None` if the bus cannot say.
     fn introduced(&mut self, name: &OwnedUniqueName, uid: Option<u32>) -> Judged {
         let mut judged = Judged::default();
         let Some(uid) = uid else {
-            // Most often it is gone, and hears nothing of this.
+            // In most cases the connection has gone, and no refusal reaches it.
             if let Some(Caller { who: Who::Stranger(waiting, _), .. }) = self.callers.get(name) {
                 let text = "the bus does not say whose this connection is; call again";
                 judged.outgoing.extend(waiting.iter().filter_map(|call| call.refuse(BUSY, text)));
@@ -459,16 +462,16 @@ impl Inner {
         judged
     }
 
-    /// Begins a call or lets it wait.
+    /// Starts a call or lets it wait.
     fn offer(&mut self, uid: u32, call: Call, judged: &mut Judged) {
         self.wait(uid, call, judged);
-        // It is its own turn, or that of one that came before it.
+        // The turn is this call's, or that of one that came before it.
         if let Some(call) = self.users.get_mut(&uid).and_then(User::next) {
             judged.through = self.begin(uid, call);
         }
     }
 
-    /// Lets a call wait for its turn, if that is not too much.
+    /// Lets a call wait for its turn, or refuses it if the user has too much waiting.
     fn wait(&mut self, uid: u32, call: Call, judged: &mut Judged) {
         let user = self.users.entry(uid).or_default();
         let with = user.held.plus(call.cost);
@@ -511,7 +514,7 @@ impl Inner {
         Some(message)
     }
 
-    /// What a user's call has taken is free again.
+    /// Frees what a user's call has taken.
     fn release(&mut self, uid: u32, cost: Cost) {
         self.descriptors -= cost.descriptors;
         let Some(user) = self.users.get_mut(&uid) else { return };
@@ -529,13 +532,13 @@ impl Inner {
         }
     }
 
-    /// What a stranger's calls have taken is free again.
+    /// Frees what a stranger's calls have taken.
     fn forget(&mut self, held: Cost) {
         self.stranger_bytes -= held.bytes;
         self.descriptors -= held.descriptors;
     }
 
-    /// A connection has left: what it has waiting is dropped. What is under way ends by itself.
+    /// Drops the waiting calls of a connection that has left. Calls that are being served end by themselves.
     fn left(&mut self, name: &str) {
         let Some(caller) = self.callers.remove(name) else { return };
         let uid = match caller.who {
@@ -557,7 +560,7 @@ impl Inner {
     }
 }
 
-/// Returns the question whose a connection is.
+/// Returns the message that asks the bus for the user of a connection.
 fn whose(caller: &OwnedUniqueName) -> Option<Message> {
     Message::method_call("/org/freedesktop/DBus", "GetConnectionUnixUser")
         .destination(BUS)

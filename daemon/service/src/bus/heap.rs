@@ -1,17 +1,17 @@
-//! The heap after long answers: the allocator would keep what they took.
+//! Gives memory back to the system after long answers, which the allocator would keep.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::gate::Gate;
 
-/// From a long answer to the moment when memory is given back, so that a row of them costs one walk through the heap.
+/// The time from a long answer until memory is given back, so that several long answers cost one walk through the heap.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Gives memory back to the system after long answers, for as long as the service runs.
 ///
-/// An answer is put together of many small pieces, on the ledger's thread and on this one. The GNU allocator returns
-/// what lies at the end of a heap only, and any small piece that lives on behind the others keeps all of them.
+/// An answer is built from many small allocations, on the ledger's thread and on this one. The GNU allocator returns
+/// only the memory at the end of a heap by itself, so that one small allocation there keeps everything before it.
 pub async fn give_back(gate: Arc<Gate>) {
     loop {
         gate.heavy_answered().await;

@@ -1,4 +1,4 @@
-//! Holds of the bus's callers: one ends when its descriptor is closed, and so with the program that asked for it.
+//! Holds that callers of the bus take. A hold ends when its descriptor is closed, and so with the program that took it.
 
 use std::io::ErrorKind;
 
@@ -36,10 +36,10 @@ pub fn checked(what: &str, who: &str, why: &str, uid: u32) -> Result<Hold, BusEr
     Ok(Hold { what, uid, who: text("who", who)?, why: text("why", why)? })
 }
 
-/// Takes the hold and gives the descriptor that keeps it.
+/// Takes the hold and returns the descriptor that keeps it.
 ///
 /// # Errors
-/// [`BusError::Busy`] when this user has as many as one may have.
+/// [`BusError::Busy`] when this user has [`PER_USER`] holds already.
 pub fn hold(holds: &Holds, hold: Hold) -> Result<OwnedFd, BusError> {
     let own = holds.list().iter().filter(|other| other.uid == hold.uid).count();
     if own >= PER_USER {
@@ -57,7 +57,7 @@ pub fn hold(holds: &Holds, hold: Hold) -> Result<OwnedFd, BusError> {
     Ok(theirs.into())
 }
 
-/// What somebody writes into the pipe is thrown away.
+/// Waits until the other end of the pipe is closed. What somebody writes into the pipe is discarded.
 async fn until_closed(ours: Receiver) {
     let mut ignored = [0; 4096];
     while let Ok(ready) = ours.ready(Interest::READABLE).await {

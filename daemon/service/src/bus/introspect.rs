@@ -1,5 +1,6 @@
-//! Introspection that stays small: the object server writes a whole tree into its root's answer, which with ten thousand
-//! jobs is more than a bus lets through. The nodes above the jobs answer with the names of their children instead.
+//! Introspection whose answers stay small. The object server would write the whole tree into the root's answer, which
+//! with ten thousand jobs is more than a bus lets through. Here the nodes above the jobs answer with the names of their
+//! children.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use zbus::{Connection, fdo, interface};
 
 use super::{Hub, Manager, PATH};
 
-/// Every node has it, and the library keeps its own to itself.
+/// The interface that every node has. The library does not publish its own description of it.
 const PEER: &str = "  <interface name=\"org.freedesktop.DBus.Peer\">
     <method name=\"Ping\"/>
     <method name=\"GetMachineId\">
@@ -20,12 +21,12 @@ const PEER: &str = "  <interface name=\"org.freedesktop.DBus.Peer\">
   </interface>
 ";
 
-/// Whether the node above the jobs answers for itself; it comes and goes with them.
+/// Whether the node above the jobs answers for itself. That node exists only while a job has an object.
 #[derive(Default)]
 pub struct Tree(AtomicBool);
 
 impl Tree {
-    /// A job's object has been added.
+    /// Takes note of an added job object.
     pub async fn grown(&self, connection: &Connection, hub: &Arc<Hub>) -> zbus::Result<()> {
         if self.0.swap(true, Ordering::Relaxed) {
             return Ok(());
@@ -33,7 +34,7 @@ impl Tree {
         replace(connection, hub, &format!("{PATH}/job")).await
     }
 
-    /// A job's object has been removed, perhaps the last one.
+    /// Takes note of a removed job object; `empty` if it was the last one.
     pub fn shrunk(&self, empty: bool) {
         if empty {
             self.0.store(false, Ordering::Relaxed);

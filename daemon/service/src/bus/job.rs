@@ -1,4 +1,4 @@
-//! One job on the bus: public facts as properties, everything else by methods that look at who asks.
+//! A job's object on the bus. Public facts are properties; everything else is behind methods that check the caller.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -45,7 +45,7 @@ impl JobObject {
         job.ok_or_else(|| BusError::NotFound(format!("job {id} is no longer in the ledger")))
     }
 
-    /// Opens a file of the job's for reading only.
+    /// Opens one of the job's files for reading only.
     async fn open(
         &self,
         path: PathBuf,
@@ -63,7 +63,7 @@ impl JobObject {
         }
     }
 
-    /// Returns a frame of the video, as a picture of its own.
+    /// Opens the picture of a frame of the video.
     async fn open_frame(&self, frame: Picture) -> Result<OwnedFd, BusError> {
         let job = self.job().await?;
         match job.state {
@@ -179,7 +179,7 @@ impl JobObject {
     ) -> Result<(), BusError> {
         options::check_priority(priority)?;
         self.authorized(&header, connection).await?;
-        // Down to where it is already is nobody's business; past others is.
+        // A priority up to 0, or up to the present one, takes nothing from other users' jobs and needs no permission.
         if priority > self.card.facts().priority.max(0) {
             self.hub.rights.check(connection, &header, Action::RaisePriority).await?;
         }
@@ -256,7 +256,8 @@ impl JobObject {
         self.card.facts().expected_end
     }
 
-    // It changes for everybody behind with every job that starts: nobody is told, who asks gets it.
+    // The position of every waiting job changes with each job that starts, so that no signal is sent; callers can ask
+    // for it.
     #[zbus(property(emits_changed_signal = "false"))]
     fn position(&self) -> u32 {
         self.hub.cards.position(&self.card.facts())

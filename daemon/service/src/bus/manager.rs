@@ -28,14 +28,15 @@ use crate::queue::{self, Origin, draw_seed};
 use crate::store::Results;
 use crate::store::ledger::{Added, Job, Source};
 
-/// The most jobs that `List` gives at a time.
+/// The most jobs that `List` returns at a time.
 const MOST_LISTED: u32 = 1000;
-/// The most jobs that `History` gives at a time.
+/// The most jobs that `History` returns at a time.
 const MOST_DESCRIBED: u32 = 200;
-/// About the most bytes of these: jobs with long prompts come in more answers, which a client asks for in the same way.
+/// The approximate limit of an answer's size in bytes. Jobs with long prompts come in several answers, which a client
+/// asks for in the same way.
 const ANSWER_BYTES: usize = 1 << 20;
 
-/// Who submits, and word when they leave.
+/// The caller who submits a job, and the means to notice that they leave.
 struct Caller {
     uid: u32,
     leaving: Leaving,
@@ -81,7 +82,7 @@ impl Manager {
         let open = move |_: &Turn| {
             let file = open_watched(&root, &path, uid, trusted)?;
             let meta = file.metadata().map_err(|e| BusError::Internal(e.to_string()))?;
-            // What the watch looks at is the watch's: one job for both, and its picture is moved when it ends.
+            // A picture that the folder's watch takes anyway gets one job for both, and is moved when that job ends.
             let below = path.strip_prefix(&watched.path).is_ok_and(names::is_watched);
             let source = below.then(|| Source {
                 read_us: sidecar::read_us(&root, &path),
@@ -108,7 +109,7 @@ impl Manager {
         if i64::try_from(id).is_err() || !self.hub.serve_id(connection, id).await? {
             return Err(BusError::NotFound(format!("there is no job {id}; `animctl list` shows the jobs")));
         }
-        // The mirror removes the object of an ended job after its time.
+        // The mirror removes the object of an ended job after a while.
         self.hub.events.tell(Change::State(id));
         Ok(object_path(id))
     }
@@ -338,7 +339,7 @@ impl Manager {
 }
 
 impl Manager {
-    /// Returns who submits what, if they may.
+    /// Returns the caller and the checked submission, if the caller may submit it.
     async fn submission(
         &self,
         connection: &Connection,
@@ -379,7 +380,7 @@ impl Manager {
                 "you have {limit} open jobs, which is the limit (queue.per_user); wait for one, or cancel one"
             ))
         };
-        // Before the picture is copied; what decides is the same question when the job is written down.
+        // This saves copying the picture in vain. The check that decides is made when the job is written to the ledger.
         match hub.queue.foresee(uid, submission.idempotency_key.clone()).await? {
             Some(Added::Known(id)) => return self.known(connection, id).await,
             Some(Added::Full) if source.is_none() => return Err(full()),
@@ -427,8 +428,8 @@ fn outside(path: &Path) -> BusError {
     ))
 }
 
-/// Opens a file of the caller's own under a watched folder. What others have there, and whether there is anything, is
-/// nobody's business: the service may look into folders that the caller may not.
+/// Opens a file under a watched folder that belongs to the caller. The answer must not reveal other users' files or
+/// whether they exist, because the service may look into folders that the caller may not.
 fn open_watched(root: &Root, path: &Path, uid: u32, trusted: bool) -> Result<File, BusError> {
     let below = path.strip_prefix(root.path()).map_err(|_| outside(path))?;
     let no_file = || {

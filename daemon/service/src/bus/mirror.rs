@@ -17,13 +17,13 @@ use super::{Facts, Hub, Manager, PATH, object_path, plan};
 use crate::error::Result;
 use crate::events::Change;
 
-/// Between two signals of one thing that changes by and by: a job's progress, the length of the queue.
+/// The least time between two signals of a value that changes steadily: a job's progress, the length of the queue.
 const PACE: Duration = Duration::from_millis(250);
 /// How long an ended job's object stays.
 const STAY: Duration = Duration::from_secs(600);
-/// The most objects of ended jobs; those that go first go earlier then.
+/// The most objects of ended jobs. When there are more, the oldest of them are removed early.
 const MOST_ENDED: usize = 2000;
-/// The most changes that are read from the ledger in one go.
+/// The most changes that one query to the ledger covers.
 const BATCH: usize = 256;
 
 const MANAGER: &str = "org.animd.Animd1.Manager";
@@ -32,19 +32,19 @@ const JOB: &str = "org.animd.Animd1.Job";
 struct Mirror {
     connection: Connection,
     hub: Arc<Hub>,
-    /// Jobs whose progress is to be told.
+    /// The jobs whose progress is to be signalled.
     dirty: HashSet<u64>,
-    /// Objects of ended jobs by when they go, and the same by their numbers.
+    /// The objects of ended jobs by the time of their removal, and below the same objects by their numbers.
     leaving: BTreeSet<(Instant, u64)>,
     leaves: HashMap<u64, Instant>,
-    /// What the bus was told last.
+    /// The length of the queue that was signalled last.
     queued: u32,
     paused: bool,
     profile: Text,
     gpu: HashMap<String, zbus::OwnedVariant>,
 }
 
-/// Tells the bus every change until nobody makes changes any more, or `stop` turns true.
+/// Signals every change on the bus until no change can come any more, or `stop` turns true.
 pub async fn mirror(
     connection: Connection,
     hub: Arc<Hub>,
@@ -72,7 +72,7 @@ pub async fn mirror(
         let leave = mirror.leaving.first().map_or(far, |(at, _)| *at);
         let flush = if mirror.is_clean() { far } else { next_flush };
         let done = tokio::select! {
-            // Progress must not wait for a flood of new jobs, nor the end of an object.
+            // Neither progress nor the removal of an object may wait for a flood of new jobs.
             biased;
             () = stopped(&mut stop) => return,
             () = sleep_until(flush) => {
@@ -106,7 +106,7 @@ impl Mirror {
         self.dirty.is_empty() && self.queued == self.hub.cards.waiting()
     }
 
-    /// Tells a batch of changes, with one question to the ledger for all.
+    /// Signals a batch of changes, with one query to the ledger for all of them.
     async fn take(&mut self, batch: Vec<Change>) -> Result<()> {
         let mut added = HashSet::new();
         let mut ids = Vec::new();
@@ -127,7 +127,7 @@ impl Mirror {
                 ids.push(id);
             }
         }
-        // Those that came over the bus have their objects: nobody need wait for a ledger that a flood keeps busy.
+        // Jobs that came over the bus have their objects already: no caller waits for a ledger that a flood keeps busy.
         let mut told = HashSet::new();
         for id in ids.iter().copied().filter(|id| added.contains(id) && self.hub.cards.has(*id)) {
             Manager::job_new(&self.emitter()?, id, object_path(id).into()).await?;
@@ -151,13 +151,14 @@ impl Mirror {
         self.hub.ledger.call(move |db| ids.into_iter().map(|id| Ok((id, db.job(id)?))).collect()).await
     }
 
-    /// Brings one object up to date and tells what changed, the end included. `new`: nobody was told of it before.
+    /// Brings one object up to date and signals what changed, its end included. `new` means that the job was not
+    /// signalled before.
     async fn update(&mut self, job: &crate::store::ledger::Job, new: bool) -> Result<()> {
         let id = job.id;
         self.dirty.remove(&id);
         let facts = Facts::new(job, self.hub.events.live(id));
         let Some(before) = self.hub.cards.replace(facts.clone()) else {
-            // It has left already, or was never there: somebody looks at an old job.
+            // The object has been removed already, or somebody looks at an old job that had none.
             if facts.state.is_open() {
                 self.hub.serve(&self.connection, job).await?;
             }
@@ -176,7 +177,7 @@ impl Mirror {
         Ok(())
     }
 
-    /// A job whose row is gone: its object goes at once.
+    /// Removes at once the object of a job whose row is gone.
     async fn forgotten(&mut self, id: u64) -> Result<()> {
         self.dirty.remove(&id);
         if let Some(at) = self.leaves.remove(&id) {
@@ -185,7 +186,7 @@ impl Mirror {
         Ok(self.hub.withdraw(&self.connection, id).await?)
     }
 
-    /// The object of an ended job stays a while from now on.
+    /// Plans the removal of an ended job's object.
     async fn leaves_later(&mut self, id: u64) -> Result<()> {
         let at = Instant::now() + STAY;
         if let Some(before) = self.leaves.insert(id, at) {

@@ -1,8 +1,9 @@
-//! The message bus: `org.animd.Animd1`, a manager and an object for each job. `dbus/org.animd.Animd1.xml` is the contract.
+//! The service on the message bus: `org.animd.Animd1` with a manager and an object for each job. Its contract is
+//! `dbus/org.animd.Animd1.xml`.
 //!
-//! Everybody on the bus reads properties, signals and the object manager, so these hold public facts only; what is
-//! private comes from methods that look at the caller's uid. No object is ever locked for writing: a call that waits,
-//! for a slow disk or a password, holds nobody else up.
+//! Everybody on the bus can read properties, signals and the object manager, so these hold public facts only. Private
+//! facts come from methods that check the caller's uid. No object is ever locked for writing, so that a call which
+//! waits for a slow disk or a password holds up no other call.
 
 mod answer;
 mod copies;
@@ -53,26 +54,26 @@ pub use mirror::mirror;
 
 /// The manager's path.
 pub const PATH: &str = "/org/animd/Animd1";
-/// What a video's name begins with when its sender gives no name.
+/// The beginning of a video's name when the sender gives none.
 pub const DEFAULT_NAME: &str = "video";
-/// Refusals and questions of the gate that wait to be written; when there are more, the gate waits.
+/// The most refusals and questions of the gate that wait to be written; when there are more, the gate waits.
 const OUTGOING: usize = 64;
 
-/// What the objects on the bus speak for.
+/// The parts of the service that the objects on the bus use.
 pub struct Served {
-    /// The queue, with everything that it has.
+    /// The queue, with the ledger, the spool and everything that belongs to jobs.
     pub queue: Queue,
-    /// What jobs get that say nothing else.
+    /// The default settings of jobs.
     pub defaults: Defaults,
     /// The choice of a profile.
     pub profiles: Profiles,
-    /// Which folders are watched.
+    /// The watched folders.
     pub watches: Watches,
     /// Reads the configuration again.
     pub reloader: Reloader,
 }
 
-/// What all objects on the bus share.
+/// The state that all objects on the bus share.
 pub struct Hub {
     queue: Queue,
     ledger: Ledger,
@@ -89,7 +90,7 @@ pub struct Hub {
     copies: Copies,
     gate: Arc<Gate>,
     tree: introspect::Tree,
-    /// The manager's properties may have changed.
+    /// Signalled when the manager's properties may have changed.
     look: Notify,
 }
 
@@ -99,7 +100,7 @@ impl Hub {
         self.gate.name_lost().await;
     }
 
-    /// Makes a job's object, if it is not there.
+    /// Makes a job's object if it does not exist.
     async fn serve(self: &Arc<Self>, connection: &Connection, job: &Job) -> zbus::Result<()> {
         let card = self.cards.card(Facts::new(job, self.events.live(job.id)));
         let object = JobObject::new(card, self.clone());
@@ -107,7 +108,7 @@ impl Hub {
         self.tree.grown(connection, self).await
     }
 
-    /// Makes the object of the job with this number, if it is not there. False if there is no such job.
+    /// Makes the object of the job with this number if it does not exist. Returns false if there is no such job.
     async fn serve_id(self: &Arc<Self>, connection: &Connection, id: u64) -> Result<bool> {
         let job = self.ledger.call(move |db| db.job(id)).await?;
         if let Some(job) = &job {
@@ -136,7 +137,7 @@ pub fn object_path(id: u64) -> OwnedObjectPath {
     ObjectPath::try_from(format!("{PATH}/job/{id}")).expect("letters and digits only").into()
 }
 
-/// Connects to the session's bus or the system's, with everything that is to be seen there, and takes the name last.
+/// Connects to the session bus or the system bus, adds all objects, and takes the name last.
 pub async fn connect(user: bool, served: Served) -> Result<(Connection, Arc<Hub>)> {
     let Served { queue, defaults, profiles, watches, reloader } = served;
     let Queue { ledger, events, holds, pictures, commands, .. } = queue.clone();
@@ -169,9 +170,10 @@ pub async fn connect(user: bool, served: Served) -> Result<(Connection, Arc<Hub>
         hub.serve(&connection, &job).await?;
     }
     introspect::plant(&connection, &hub).await?;
-    // After the objects, so that it tells of them all at once.
+    // The object manager comes after the objects, so that it announces all of them at once.
     connection.object_server().at(PATH, fdo::ObjectManager).await?;
-    // This service neither replaces another one nor lets itself be replaced: a second service needs another bus, or ends.
+    // The service neither replaces another one nor lets itself be replaced: a second service needs another bus, or
+    // ends.
     match connection.request_name_with_flags(NAME, RequestNameFlags::DO_NOT_QUEUE).await {
         Ok(_) => Ok((connection, hub)),
         Err(zbus::Error::NameTaken) => Err(Error::config(format!(
@@ -181,7 +183,7 @@ pub async fn connect(user: bool, served: Served) -> Result<(Connection, Arc<Hub>
     }
 }
 
-/// Writes what the gate has to say.
+/// Writes the gate's messages to the bus.
 async fn speak(connection: Connection, mut outgoing: mpsc::Receiver<Message>) {
     while let Some(message) = outgoing.recv().await {
         if let Err(e) = connection.send(&message).await {
@@ -191,7 +193,7 @@ async fn speak(connection: Connection, mut outgoing: mpsc::Receiver<Message>) {
     }
 }
 
-/// Asks the bus to tell of every connection that leaves: by one rule, and not of those that come.
+/// Asks the bus, by one match rule, for a signal about every connection that leaves, but not about those that arrive.
 async fn watch_leaving(connection: &Connection) -> zbus::Result<()> {
     let rule = "type='signal',sender='org.freedesktop.DBus',path='/org/freedesktop/DBus',\
                 interface='org.freedesktop.DBus',member='NameOwnerChanged',arg2=''";
@@ -200,8 +202,8 @@ async fn watch_leaving(connection: &Connection) -> zbus::Result<()> {
     Ok(())
 }
 
-/// As many open files as the system lets us have, which is returned: every call that brings a picture brings a descriptor,
-/// and one too many would end the connection to the bus.
+/// Raises the limit of open files as far as the system allows, and returns it. Every call that brings a picture brings
+/// a descriptor, and one too many would end the connection to the bus.
 fn allow_many_files() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

@@ -1,4 +1,4 @@
-//! The options of a call, `a{sv}`, checked: an unknown key is refused, never ignored.
+//! Checks the options of a call, `a{sv}`: an unknown key is refused, never ignored.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -18,38 +18,38 @@ use crate::store::watches::How;
 /// Options as a caller sends them.
 pub type Options = HashMap<String, OwnedVariant>;
 
-/// What a submission says besides the picture.
+/// The options of a submission.
 #[derive(Debug, Default, PartialEq)]
 pub struct Submission {
-    /// What to make.
+    /// The settings of the video.
     pub settings: Settings,
-    /// What the video's name begins with.
+    /// The beginning of the video's name.
     pub name: Option<OsString>,
-    /// The same key from the same user gives the same job.
+    /// The key for which the same user always gets the same job.
     pub idempotency_key: Option<String>,
-    /// Before the others that wait, if it is larger than theirs.
+    /// The priority: a waiting job with a larger one runs first.
     pub priority: i32,
-    /// The service keeps the video for its caller to fetch, in place of putting it into the outbox.
+    /// Whether the service keeps the video for its caller to fetch, instead of putting it in the outbox.
     pub kept_for_caller: bool,
 }
 
-/// What a plan is asked for.
+/// The options of a plan.
 #[derive(Debug, Default, PartialEq)]
 pub struct PlanOf {
-    /// What to make.
+    /// The settings of the video.
     pub settings: Settings,
     /// The picture's width and height in pixels, where they are known.
     pub picture: Option<(u32, u32)>,
 }
 
-/// Which sums are asked for.
+/// The options of `Statistics`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SumsOf {
-    /// What they are kept apart by.
+    /// What the sums are grouped by.
     pub by: By,
     /// Only jobs of this user.
     pub owner: Option<u32>,
-    /// Only jobs that ended then or later, in microseconds since the epoch.
+    /// Only jobs that ended at this time or later, in microseconds since the epoch.
     pub since_us: u64,
 }
 
@@ -63,7 +63,7 @@ const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
 const MAX_NAME: usize = 200;
 /// The largest side of a picture that a plan is made for.
 const MAX_PIXELS: u32 = 1 << 16;
-/// The longest value of a setting that is no prompt, in bytes.
+/// The longest value of a setting that is not a prompt, in bytes.
 const MAX_WORD: usize = 200;
 /// The longest wrong word that an error repeats, in characters.
 const MAX_SHOWN: usize = 60;
@@ -171,10 +171,10 @@ fn settings(
             if long && !["prompt", "negative_prompt"].contains(&key.as_str()) {
                 return Err(BusError::InvalidOption(format!("`{key}` is longer than any value it can have")));
             }
-            // One at a time, so that the error can name the key.
+            // Each setting is checked by itself, so that the error can name its key.
             let one = Value::Object([(key.clone(), value.clone())].into_iter().collect());
             serde_json::from_value::<Settings>(one).map_err(|e| {
-                // The whole of a long value is no help to anybody.
+                // Repeating a long value in full helps nobody.
                 let why: String = keys::with_hint(&e.to_string()).chars().take(500).collect();
                 BusError::InvalidOption(format!("`{key}`: {why}"))
             })?;
@@ -205,7 +205,7 @@ pub fn filter(options: &Options, most: u32) -> Result<Filter, BusError> {
                 })?);
             }
             "owner" => filter.owner = Some(number(key, value)?),
-            // A number past SQLite's is past every job's.
+            // A number that SQLite cannot hold is larger than every job's.
             "before" => filter.before = Some(whole(key, value)?.min(i64::MAX as u64)),
             "limit" => filter.limit = whole(key, value)?.min(most.into()) as u32,
             _ => return Err(unknown(key, ["state", "owner", "before", "limit"])),
@@ -227,7 +227,7 @@ pub fn sums(options: &Options) -> Result<SumsOf, BusError> {
                 })?;
             }
             "owner" => of.owner = Some(number(key, value)?),
-            // A time past SQLite's is past every job's.
+            // A time that SQLite cannot hold is later than every job's end.
             "since" => of.since_us = whole(key, value)?.min(i64::MAX as u64),
             _ => return Err(unknown(key, ["by", "owner", "since"])),
         }
@@ -236,7 +236,7 @@ pub fn sums(options: &Options) -> Result<SumsOf, BusError> {
 }
 
 fn unknown<'a>(key: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> BusError {
-    // The distance to a megabyte of key would take minutes.
+    // Computing the edit distance to a key of a megabyte would take minutes.
     let near = if key.len() > MAX_SHOWN { None } else { keys::nearest(key, known.clone()) };
     let hint = match near {
         Some(near) => format!("; did you mean `{near}`?"),
@@ -245,7 +245,7 @@ fn unknown<'a>(key: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> B
     BusError::UnknownOption(format!("unknown option `{}`{hint}", short(key)))
 }
 
-/// Returns what somebody wrote, in one line that is not too long for an error.
+/// Returns a caller's text as one line that is short enough for an error.
 fn short(text: &str) -> String {
     let cut: String = text.chars().take(MAX_SHOWN).collect();
     if cut.len() < text.len() {

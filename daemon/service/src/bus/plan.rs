@@ -1,4 +1,5 @@
-//! What a submission would come to, and on what: for `Plan`, `Profiles` and the manager's properties.
+//! What a video would cost, and which profile and GPU would make it: for `Plan`, `Profiles` and the manager's
+//! properties.
 
 use animd_common::memory::available_memory;
 use animd_common::text::Text;
@@ -38,7 +39,7 @@ pub async fn plan(hub: &Hub, of: PlanOf) -> Result<Dict, BusError> {
         .dict())
 }
 
-/// Returns what to do where the machine's own memory would not do now. A GPU's has been looked at for the profile.
+/// Returns what to do if the machine's main memory is too small for now. The GPU's memory was checked for the profile.
 fn too_large(plan: &crate::plan::Plan, backend: Backend) -> Option<String> {
     let (needed, free) = (plan.memory_bytes?, available_memory()?);
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
@@ -52,7 +53,7 @@ fn too_large(plan: &crate::plan::Plan, backend: Backend) -> Option<String> {
     })
 }
 
-/// Returns all profiles, and whether they would run here.
+/// Returns all profiles, and for each whether it would run here.
 pub fn profiles(profiles: &Profiles) -> Vec<Dict> {
     let listed = profiles.list().into_iter();
     let entry = |one: crate::supervisor::profile::Listed| {
@@ -67,7 +68,7 @@ pub fn profiles(profiles: &Profiles) -> Vec<Dict> {
     listed.map(entry).collect()
 }
 
-/// Returns the profile that is in use; empty before the GPU has been looked at.
+/// Returns the name of the profile in use; empty before the GPU has been looked at.
 pub fn profile(profiles: &Profiles) -> Text {
     profiles.choice().profile.as_ref().map(|profile| profile.name.as_str().into()).unwrap_or_default()
 }

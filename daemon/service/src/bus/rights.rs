@@ -1,7 +1,7 @@
-//! Who calls, and what they may do.
+//! Finds out who calls, and what the caller may do.
 //!
-//! Root and the service's own user may do everything. On a session bus nobody else is served more than their own jobs;
-//! on the system bus polkit is asked, with a password prompt only where the caller's message allows one.
+//! Root and the service's own user may do everything. On a session bus every other user has access to their own jobs
+//! only; on the system bus polkit decides, with a password prompt only where the caller's message allows one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,21 +15,21 @@ use zbus_polkit::policykit1::{AuthorityProxy, CheckAuthorizationFlags, Subject};
 use super::error::BusError;
 use super::gate::{Gate, Leaving};
 
-/// What polkit is asked for.
+/// An action that polkit decides on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Other users' jobs: describe, cancel, fetch, retry, forget, put in another order.
     ManageOthers,
     /// A priority above 0.
     RaisePriority,
-    /// Watched folders, the paused queue, the configuration read again.
+    /// Adding and removing watched folders, pausing the queue, reloading the configuration.
     Configure,
-    /// Memory given back now, and the queue held by a program.
+    /// Unloading the model now, and holding the queue from a program.
     Unload,
 }
 
 impl Action {
-    /// As polkit knows it.
+    /// Returns the action's name in polkit.
     pub fn id(self) -> &'static str {
         match self {
             Self::ManageOthers => "org.animd.animd1.manage-others",
@@ -49,7 +49,7 @@ impl Action {
     }
 }
 
-/// Knows who calls, and asks polkit what they may.
+/// Tells who calls, and asks polkit what they may do.
 pub struct Rights {
     system: bool,
     own_uid: u32,
@@ -57,7 +57,7 @@ pub struct Rights {
 }
 
 impl Rights {
-    /// For a service on the system bus, or on a session's.
+    /// Returns the rights of a service on the system bus if `system`, and else on a session bus.
     pub fn new(system: bool, gate: Arc<Gate>) -> Self {
         Self { system, own_uid: rustix::process::geteuid().as_raw(), gate }
     }
@@ -67,7 +67,7 @@ impl Rights {
         uid == 0 || uid == self.own_uid
     }
 
-    /// Returns who calls, as the bus knows it.
+    /// Returns the caller's uid, as the bus knows it.
     ///
     /// # Errors
     /// [`BusError::NotAuthorized`] for a caller that has gone away.
@@ -76,7 +76,7 @@ impl Rights {
         self.gate.uid(sender(header)?).ok_or_else(left)
     }
 
-    /// Word when the caller leaves.
+    /// Returns a value that tells when the caller leaves.
     ///
     /// # Errors
     /// [`BusError::NotAuthorized`] for a call without a sender.
@@ -84,8 +84,7 @@ impl Rights {
         Ok(self.gate.leaving(sender(header)?))
     }
 
-    /// Returns the caller's uid, if they may do this with a job of `owner`: its owner, or who may manage others'
-    /// jobs.
+    /// Returns the caller's uid, if the caller is `owner` or may manage other users' jobs.
     pub async fn owner(
         &self,
         connection: &Connection,
@@ -99,7 +98,7 @@ impl Rights {
         Ok(uid)
     }
 
-    /// Returns the caller's uid, if they may do this.
+    /// Returns the caller's uid, if the caller may do this.
     ///
     /// # Errors
     /// [`BusError::NotAuthorized`] says what would help.

@@ -1,5 +1,5 @@
-//! The service's own way to the bus, so that every message passes the [`Gate`] before the library keeps it: the library
-//! reads whatever comes, holds it with its descriptors, and starts a task for each call.
+//! The service's own socket to the bus. Every message passes the [`Gate`] before the library gets it, because the
+//! library reads whatever comes, holds it with its descriptors, and starts a task for each call.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -30,14 +30,14 @@ use crate::error::{Error, Result};
 /// The most descriptors that the kernel lets one message carry (`SCM_MAX_FD`).
 const MOST_DESCRIPTORS: usize = 253;
 
-/// Messages that the gate has let through and the library has not taken yet.
+/// The most messages that the gate has let through and the library has not taken.
 const ADMITTED: usize = 64;
 
-/// Begins a connection to the session's bus or the system's whose messages all pass `gate`. What the service itself has
-/// to say about them goes to `outgoing`.
+/// Begins a connection to the session bus or the system bus whose messages all pass `gate`. The gate's own messages go
+/// to `outgoing`.
 ///
 /// # Errors
-/// [`Error::Config`] for an address that is no Unix socket: no other passes descriptors.
+/// [`Error::Config`] for an address that is not a Unix socket: no other socket passes descriptors.
 pub fn connect(user: bool, gate: &Arc<Gate>, outgoing: mpsc::Sender<Message>) -> Result<Builder<'static>> {
     let address = if user { Address::session() } else { Address::system() }?;
     let unix = match address.transport() {
@@ -55,7 +55,7 @@ pub fn connect(user: bool, gate: &Arc<Gate>, outgoing: mpsc::Sender<Message>) ->
         ))
     })?;
     let failed = |e: io::Error| zbus::Error::Connection(Arc::new(e), Box::new(address.clone()));
-    // The bus's own socket: connecting does not wait.
+    // Connecting to a Unix socket does not wait.
     let stream = unix.and_then(|unix| StdUnixStream::connect_addr(&unix)).map_err(failed)?;
     stream.set_nonblocking(true).map_err(failed)?;
     let stream = UnixStream::from_std(stream).map_err(failed)?;
@@ -83,7 +83,7 @@ impl Socket for Gated {
     }
 }
 
-/// The bare socket's reading half.
+/// The reading half of the bare socket.
 #[derive(Debug)]
 struct Reader(OwnedReadHalf);
 
@@ -96,7 +96,7 @@ impl ReadHalf for Reader {
                 let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
                 let mut ancillary = RecvAncillaryBuffer::new(&mut space);
                 let mut into = [IoSliceMut::new(buffer)];
-                // Closed in the programs that the service starts.
+                // The descriptors are closed in programs that the service starts.
                 let got = recvmsg(stream, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
                 let mut descriptors = Vec::new();
                 for message in ancillary.drain() {
@@ -119,7 +119,7 @@ impl ReadHalf for Reader {
     }
 }
 
-/// The bare socket's writing half.
+/// The writing half of the bare socket.
 #[derive(Debug)]
 struct Writer(OwnedWriteHalf);
 
@@ -149,7 +149,7 @@ impl WriteHalf for Writer {
     }
 }
 
-/// Gives the library what the gate lets through.
+/// The reading half that the library sees: it passes on what the gate lets through.
 #[derive(Debug)]
 struct GatedReader {
     source: Source,
@@ -157,19 +157,20 @@ struct GatedReader {
     outgoing: mpsc::Sender<Message>,
 }
 
-/// Where messages come from.
+/// The origin of the library's messages.
 #[derive(Debug)]
 enum Source {
     /// The socket, while the library greets the bus.
     Socket(Reader),
-    /// A task that reads the socket and judges what it reads. It is a task, and not a part of the library's reader,
-    /// because that also has to turn to calls that have waited: a message of which half is read cannot be left.
+    /// A task that reads the socket and passes each message to the gate. The library's reader could not do this itself:
+    /// it also has to serve calls that have waited, and a half-read message cannot be left.
     Task(mpsc::Receiver<zbus::Result<Message>>),
-    /// Nowhere; only in the moment between the two.
+    /// None, in the moment between the other two.
     Nowhere,
 }
 
-/// Reads and judges until the connection ends. What is refused ends here, and its descriptors are closed.
+/// Reads messages and passes them to the gate until the connection ends. A refused message is dropped here, which
+/// closes its descriptors.
 async fn admit(
     mut socket: Reader,
     (mut bytes, mut descriptors): (Vec<u8>, Vec<OwnedFd>),
@@ -187,7 +188,8 @@ async fn admit(
         };
         let judged = gate.judge(message);
         for said in judged.outgoing {
-            // While the bus does not take what we say, nothing more is read: the callers wait, not our memory.
+            // While the bus does not take the gate's messages, nothing more is read: callers wait, and memory does not
+            // fill up.
             if outgoing.send(said).await.is_err() {
                 return;
             }
@@ -209,8 +211,8 @@ impl ReadHalf for GatedReader {
         }
     }
 
-    /// The messages' numbers grow, as the library wants them, except that a call that has waited keeps its own; they are
-    /// asked for the order of signals and answers only.
+    /// Sequence numbers of messages grow, as the library expects, except that a call which has waited keeps its own.
+    /// The library uses them only to order signals and answers.
     async fn receive_message(
         &mut self,
         _number: u64,
@@ -243,7 +245,7 @@ impl ReadHalf for GatedReader {
     }
 }
 
-/// Tells the gate which calls have been answered.
+/// The writing half that the library sees: it tells the gate which calls have been answered.
 #[derive(Debug)]
 struct GatedWriter {
     socket: Writer,

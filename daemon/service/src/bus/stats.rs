@@ -1,4 +1,4 @@
-//! Sums over ended jobs and the course of one job, as `Statistics` and `Timeline` answer them.
+//! The answers of `Statistics`, sums over ended jobs, and of `Timeline`, the course of one job.
 
 use super::answer::{Answer, Dict};
 use crate::store::ledger::{Sum, Timeline};
@@ -16,7 +16,7 @@ pub fn sum(row: Sum) -> Dict {
         .dict()
 }
 
-/// `Timeline`'s answer. In its rows there is no leaving out: what is not known is below 0, or 0 in whole numbers.
+/// Returns the answer of `Timeline`. Its rows leave nothing out: an unknown value is below 0, or 0 if it is an integer.
 pub fn timeline(of: Timeline) -> Dict {
     let events: Vec<_> = of
         .events

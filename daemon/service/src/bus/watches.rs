@@ -1,4 +1,4 @@
-//! Watched folders, as the bus adds, removes and lists them.
+//! The bus's methods that add, remove and list watched folders.
 
 use std::path::Path;
 
@@ -12,14 +12,14 @@ use super::options::{self, Options};
 use crate::store::Watches;
 use crate::store::watches;
 
-/// Watches one more folder, for this user. Options: `outbox` s, `stable_seconds` d, `poll_seconds` d.
+/// Adds a watched folder for this user. Options: `outbox` s, `stable_seconds` d, `poll_seconds` d.
 pub async fn add(hub: &Hub, path: &str, options: &Options, uid: u32) -> Result<(), BusError> {
     let how = options::how(options)?;
     watches::add(&hub.watches, &hub.ledger, Path::new(path), how, uid).await?;
     Ok(())
 }
 
-/// Watches a folder no more.
+/// Stops watching a folder.
 pub async fn remove(hub: &Hub, path: &str) -> Result<(), BusError> {
     Ok(watches::remove(&hub.watches, &hub.ledger, Path::new(path)).await?)
 }

@@ -1,4 +1,4 @@
-//! How a job ends, exactly once, whenever the machine stops.
+//! Ends each job exactly once, whenever the machine stops.
 //!
 //! The order is: the engine wrote and synced the unfinished file; the ledger commits `finishing` with the video's name
 //! and hash, or the reason; the video is renamed, replacing nothing; the source is moved; the ledger commits the end.
@@ -33,21 +33,21 @@ const LOOK: &str = "look into the service's log (`journalctl -u animd`, or its s
 pub struct Delivery {
     /// Where videos go, and how often a job is tried.
     pub config: CurrentConfig,
-    /// What a sidecar that came late is read with.
+    /// The default settings, for reading a sidecar that came late.
     pub defaults: Defaults,
-    /// Where ends are written down.
+    /// The ledger that records how jobs end.
     pub ledger: Ledger,
-    /// Where the copies of pictures are let go of.
+    /// The spool, whose copies of pictures are released.
     pub spool: Spool,
     /// The pictures of videos, which go with jobs that have none.
     pub pictures: PictureFiles,
     /// Where a video goes that its outbox refuses.
     pub results: Results,
-    /// Whom to tell.
+    /// Where changes are announced.
     pub events: Events,
     /// Which folders are watched, for the place of `done` and `failed`.
     pub watches: Watches,
-    /// Finished jobs whose outbox is away.
+    /// Finished jobs whose outbox is missing.
     pub waiting: Waiting,
 }
 
@@ -82,7 +82,7 @@ impl Delivery {
         Ok(true)
     }
 
-    /// Puts the files of a finishing job in place. Doing it again after it was cut short anywhere does the rest.
+    /// Puts the files of a finishing job in place. Calling it again after an interruption at any point does the rest.
     pub(crate) fn settle_blocking(&self, id: u64) -> Result<()> {
         let find = move || self.ledger.call_blocking(move |db| db.job(id));
         let Some(mut job) = find()?.filter(|job| job.state == State::Finishing) else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! What a crash of the service or a power cut left half done is finished before anything else begins.
+//! Finishes what a crash of the service or a power cut left half done, before anything else begins.
 
 use std::ffi::OsStr;
 use std::fs;

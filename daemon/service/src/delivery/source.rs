@@ -1,4 +1,4 @@
-//! The picture in the watched folder: whether it says something else by now, and where it goes when its job has ended.
+//! The picture in the watched folder: whether its settings have changed, and where it goes when its job has ended.
 
 use std::path::PathBuf;
 
@@ -33,8 +33,8 @@ impl Delivery {
         }
     }
 
-    /// Moves the picture and its sidecars out of the watched folder, if it is still the one that was taken. With a
-    /// sidecar that came late it stays, and is a new wish.
+    /// Moves the picture and its sidecars out of the watched folder, if it is still the one that was taken. A picture
+    /// with a sidecar that came late stays, and gets a new job.
     pub(super) fn put_source(&self, job: &Job) -> Result<()> {
         let (Some(source), Some(target)) = (&job.source, job.source_target.clone()) else {
             return Ok(());
@@ -51,7 +51,7 @@ impl Delivery {
             identity: source.identity,
             target,
             note: job.error_text.as_deref().filter(|_| job.outcome != Some(Outcome::Done)),
-            // What changed since, and says the same, goes with it.
+            // A sidecar that changed since, but has the same settings, is moved as well.
             sidecars_until_us: match job.outcome {
                 Some(Outcome::Canceled) => source.read_us,
                 _ => i64::MAX,

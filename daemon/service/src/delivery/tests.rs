@@ -1,4 +1,4 @@
-//! How jobs end, from every point at which the machine may stop.
+//! Tests of how jobs end, from every point at which the machine may stop.
 
 use std::fs;
 use std::path::PathBuf;
@@ -80,7 +80,7 @@ impl Place {
         Ok(self.delivery.ledger.call_blocking(Store::claim)?.expect("it was just queued"))
     }
 
-    /// Such a job, up to the commit of `finishing`.
+    /// Returns a picture in the inbox and its job, up to the commit of `finishing`.
     fn finishing(&self) -> Result<Job> {
         let job = self.running()?;
         fs::write(self.delivery.part(&job), "video").map_err(Error::file("write", "part"))?;
@@ -214,7 +214,7 @@ async fn a_video_is_delivered_when_its_outbox_is_back() -> Result<()> {
     .await?;
     let (stop, stopped) = watch::channel(false);
     let waiting = tokio::spawn(deliver_waiting(place.delivery.clone(), Duration::from_millis(10), stopped));
-    // It looks in vain at first.
+    // The first look finds no outbox.
     sleep(Duration::from_millis(50)).await;
     let state = || place.delivery.ledger.call(move |db| Ok(db.job(id)?.map(|job| job.state)));
     assert_eq!(state().await?, Some(State::Finishing));

@@ -1,4 +1,4 @@
-//! The video: what the engine left is looked at, and gets its name or another place.
+//! Checks the video that the engine has written, and gives it its name or another place.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -61,7 +61,7 @@ impl Delivery {
         let copy = |outbox: Dir| files::copy_new(&outbox.at(&self.part(job)), &output);
         let made = fs::create_dir_all(dir).and_then(|()| self.outbox_dir(&self.outbox(job)));
         let copied = match made.and_then(copy) {
-            // Copies are whole, and the name is this job's alone: a crash came between it and the ledger.
+            // The file is a complete copy of this job's video: a crash came between the copy and the ledger.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             copied => copied,
         };
@@ -111,7 +111,7 @@ impl Delivery {
                     tracing::info!(job = id, "the name of job {id}'s video is taken; it gets a number");
                     self.ledger.call_blocking(move |db| db.set_output(id, &path))?;
                 }
-                // Renamed before, unless what lies there is somebody else's.
+                // The video was renamed before, unless the file there is somebody else's.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
                     return holds(&to.at(&output), job.output_sha256).map_err(Error::file("read", &output));
                 }

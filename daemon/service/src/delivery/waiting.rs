@@ -1,4 +1,4 @@
-//! Videos that wait for their outbox, as that of a disk that is not mounted.
+//! Videos that wait for a missing outbox, such as one on a disk that is not mounted.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use super::Delivery;
 
-/// Between two looks for an outbox that is away.
+/// The time between two looks for a missing outbox.
 pub const AWAY: Duration = Duration::from_secs(30);
 
 /// Finished jobs that could not be delivered: their numbers, and whoever waits for the first. Cheap to clone.
@@ -37,11 +37,11 @@ impl Waiting {
     }
 }
 
-/// Delivers videos whose outbox was away: looks for it again after `pause`, until `stop` turns true.
+/// Delivers videos whose outbox was missing: looks for it again after `pause`, until `stop` turns true.
 pub async fn deliver_waiting(delivery: Delivery, pause: Duration, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {
-            // Nothing wakes a service for which nothing waits.
+            // The service does not wake up while no video waits.
             () = async { delivery.waiting.some.notified().await; sleep(pause).await } => {}
             () = stopped(&mut stop) => return,
         }

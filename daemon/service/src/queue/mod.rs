@@ -1,5 +1,5 @@
-//! What people do to jobs and to the queue. Whether they may is the caller's question; whether it can be done is answered
-//! here. Submitting is here for everybody who wants a job: the bus, watched folders, and another try at a job.
+//! What people do to jobs and to the queue. Whether they may is the caller's question; whether it can be done is
+//! answered here. Submitting is here for everybody who wants a job: the bus, watched folders, and another try at a job.
 
 mod forget;
 mod retry;
@@ -31,11 +31,11 @@ pub struct Queue {
     pub results: Results,
     /// The pictures of videos, which are forgotten with their jobs.
     pub pictures: PictureFiles,
-    /// Whom to tell.
+    /// Where changes are announced.
     pub events: Events,
     /// Who paused the queue.
     pub holds: Holds,
-    /// Who has the running job.
+    /// Commands to the supervisor, which has the running job.
     pub commands: Commands,
 }
 
@@ -82,8 +82,8 @@ impl Queue {
         ))
     }
 
-    /// Cancels a job. It is answered at once: a running job ends later, and as done if it is done first. False if it has
-    /// ended already. `who` is written down with it.
+    /// Cancels a job. It is answered at once: a running job ends later, and as done if it is done first. False if it
+    /// has ended already. `who` is written down with it.
     ///
     /// # Errors
     /// [`Error::STOPPING`], or what the ledger says.
@@ -91,7 +91,7 @@ impl Queue {
         self.commands.cancel(id, who).await
     }
 
-    /// No job is started from here on, also after a restart. `who` ends the sentence "the queue is paused ...".
+    /// Pauses the queue, also over a restart of the service. `who` ends the sentence "the queue is paused ...".
     pub async fn pause(&self, who: &str) -> Result<()> {
         let text = who.to_owned();
         self.ledger.call(move |db| db.set_setting(PAUSED, Some(&text))).await?;
@@ -101,7 +101,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Jobs are started again, unless somebody holds a pause.
+    /// Continues the queue, unless somebody holds a pause.
     pub async fn resume(&self) -> Result<()> {
         self.ledger.call(|db| db.set_setting(PAUSED, None)).await?;
         tracing::info!("the queue goes on");

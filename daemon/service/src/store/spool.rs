@@ -17,8 +17,8 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-/// A copy is synced each time that so much of it has been written: what still has to be written holds up every other sync
-/// of the disk, and so every other user's answer.
+/// A copy is synced each time that so much of it has been written: what still has to be written holds up every other
+/// sync of the disk, and so every other user's answer.
 const SYNC_EVERY: u64 = 8 << 20;
 
 /// How many of many pictures are copied at a time.
@@ -26,7 +26,7 @@ const WRITERS: usize = 8;
 
 type Sha = [u8; 32];
 
-/// The folder, and the pictures in it that no row of the ledger speaks for yet.
+/// The folder of spooled pictures, with those that no row of the ledger refers to so far.
 #[derive(Clone)]
 pub struct Spool {
     dir: PathBuf,
@@ -106,12 +106,12 @@ impl Spool {
         Some(Spooled { sha256, bytes, spool: self.clone() })
     }
 
-    /// Pictures of jobs that have ended stay for so many days; 0 is for ever.
+    /// Sets for how many days pictures of ended jobs stay; 0 means for ever.
     pub fn set_keep(&self, days: u32) {
         self.keep_days.store(days, Ordering::Relaxed);
     }
 
-    /// So many MiB of the disk are left free.
+    /// Sets how many MiB of the disk are left free.
     pub fn set_reserve(&self, mib: u64) {
         self.reserve_mib.store(mib, Ordering::Relaxed);
     }
@@ -119,8 +119,8 @@ impl Spool {
     /// Copies a whole regular file, whatever its descriptor's offset, and syncs the copy. Blocks.
     ///
     /// # Errors
-    /// [`Error::Refused`] with code `invalid-image` for a file that is empty, too large, no picture that the engine reads
-    /// (see [`picture::read`]), or changes while it is read.
+    /// [`Error::Refused`] with code `invalid-image` for a file that is empty, too large, no picture that the engine
+    /// reads (see [`picture::read`]), or changes while it is read.
     pub fn put(&self, file: &File, what: &str) -> Result<Spooled> {
         // Pictures in watched folders are taken without this check: there a job says what is wrong, in `failed/`.
         self.check_room(file.metadata().map_err(Error::file("look at", what))?.len())?;
@@ -129,7 +129,7 @@ impl Spool {
         Ok(spooled)
     }
 
-    /// [`Self::put`] for many; the folder is synced once for all of them.
+    /// Copies many files as [`Self::put`] does, and syncs the folder once for all of them.
     pub fn put_all(&self, files: &[(File, String)]) -> Vec<Result<Spooled>> {
         // Several files are copied at once, because a disk syncs several in the time of one.
         let staged: Vec<Result<Spooled>> = thread::scope(|scope| {
@@ -188,7 +188,7 @@ impl Spool {
                     "{what} changed while it was read; send it again when it is complete"
                 )));
             }
-            // From here on nobody removes it, though no row speaks for it yet.
+            // From here on nobody removes the picture, although no row refers to it so far.
             *self.pins.lock().unwrap_or_else(PoisonError::into_inner).entry(sha256).or_default() += 1;
             let spooled = Spooled { sha256, bytes: before.len(), spool: self.clone() };
             let path = self.path(&sha256);
@@ -284,7 +284,8 @@ impl Spool {
         format!(".{}-", self.run)
     }
 
-    /// Removes what an interrupted run left, and returns the pictures that lie there. Copies that are being written stay. Blocks.
+    /// Removes what an interrupted run left, and returns the pictures that lie there. Copies that are being written
+    /// stay. Blocks.
     pub fn sweep(&self) -> Result<Vec<Sha>> {
         let (mut pictures, unfinished) = (Vec::new(), self.unfinished());
         for entry in fs::read_dir(&self.dir).map_err(Error::file("read", &self.dir))?.flatten() {

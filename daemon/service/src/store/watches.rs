@@ -19,11 +19,11 @@ use crate::error::{Error, Result};
 /// How to watch a folder that is added.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct How {
-    /// [`Watched::outbox`].
+    /// See [`Watched::outbox`].
     pub outbox: Option<PathBuf>,
-    /// [`Watched::stable_seconds`].
+    /// See [`Watched::stable_seconds`].
     pub stable_seconds: Option<f64>,
-    /// [`Watched::poll_seconds`].
+    /// See [`Watched::poll_seconds`].
     pub poll_seconds: Option<f64>,
 }
 
@@ -55,7 +55,7 @@ struct List {
 }
 
 impl Default for Watches {
-    /// Nothing, until [`Self::configure`].
+    /// Returns an empty list, which [`Self::configure`] fills.
     fn default() -> Self {
         Self {
             list: Arc::default(),
@@ -239,7 +239,7 @@ impl Watches {
         self.changed.subscribe()
     }
 
-    /// How a folder is watched now; `None` once it is not.
+    /// Sets how a folder is watched now; `None` once it no longer is.
     pub fn report(&self, path: &Path, report: Option<&Report>) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         match report {
@@ -289,7 +289,8 @@ impl List {
 /// Watches one more folder from now on, also after a restart. Whether `by` may ask for that is the caller's question.
 ///
 /// # Errors
-/// [`Error::Refused`](animd_common::Error::Refused) with `invalid-setting`: the folder overlaps another one, or may not be used by the service.
+/// [`Error::Refused`](animd_common::Error::Refused) with `invalid-setting`: the folder overlaps another one, or may not
+/// be used by the service.
 pub async fn add(watches: &Watches, ledger: &Ledger, path: &Path, how: How, by: u32) -> Result<Arc<Watched>> {
     let refuse = |text: String| Error::refused(ErrorCode::InvalidSetting, text);
     for (name, path) in [("the folder", Some(path)), ("outbox", how.outbox.as_deref())] {
@@ -317,10 +318,11 @@ pub async fn add(watches: &Watches, ledger: &Ledger, path: &Path, how: How, by: 
     blocking(move || watches.add(added, &ledger)).await
 }
 
-/// Watches a folder no longer that was added over the bus. Its jobs go on.
+/// Stops watching a folder that was added over the bus. Its jobs go on.
 ///
 /// # Errors
-/// [`Error::Refused`](animd_common::Error::Refused) with `not-found`, or `invalid-setting` for one that the configuration names.
+/// [`Error::Refused`](animd_common::Error::Refused) with `not-found`, or `invalid-setting` for one that the
+/// configuration names.
 pub async fn remove(watches: &Watches, ledger: &Ledger, path: &Path) -> Result<()> {
     let path: PathBuf = path.components().collect();
     let known = watches.entries().into_iter().find(|entry| entry.watched.path == path);
@@ -345,7 +347,7 @@ pub async fn remove(watches: &Watches, ledger: &Ledger, path: &Path) -> Result<(
     .await
 }
 
-/// A watched folder and how it goes.
+/// A watched folder and its current state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     /// The folder.

@@ -1,4 +1,4 @@
-//! One attempt at a job: from the queue to the engine, and what becomes of it when the engine says so, or dies.
+//! One attempt at a job: from the queue to the engine, until the engine reports its end or dies.
 
 use std::fs;
 use std::io;
@@ -27,26 +27,26 @@ use crate::events::{Change, Live};
 use crate::store::Picture;
 use crate::store::ledger::{Ended, Job, State, Store};
 
-/// How long an engine that has closed its end may take to exit: a driver frees its memory first.
+/// How long an engine that has closed its socket may take to exit: the driver frees its memory first.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
-/// What to do when memory ran out.
+/// The remedy when memory ran out.
 const MEMORY: &str = "close other programs, add memory or swap, or choose a smaller `size` or fewer `frames`";
 
-/// What is still to be written down of a job that has stopped.
+/// What the ledger has not taken of a job that has stopped.
 #[derive(Clone)]
 pub(super) enum Unsettled {
-    /// It was running and has ended.
+    /// The job was running and has ended.
     Ended(Ended),
-    /// How it ends is written down, or it still waits.
+    /// The ledger has the job's outcome, or the job still waits.
     Finishing,
-    /// It runs again, and its start does not count.
+    /// The job runs again, and its start does not count.
     GivenBack,
-    /// It runs again after the engine died under it.
+    /// The job runs again because the engine died while working on it.
     Crashed(String),
 }
 
 impl Supervisor {
-    /// Offers the ledger once more what it refused.
+    /// Tries once more to write what the ledger refused.
     pub(super) async fn settle(&mut self) -> Result<()> {
         if Instant::now() < self.next_claim {
             return Ok(());
@@ -56,7 +56,8 @@ impl Supervisor {
             self.patiently(async move {
                 match left {
                     Unsettled::Ended(ended) => {
-                        // False: this much was written down, and its files are still to be put in place.
+                        // False means that the ledger has the outcome, and only the job's files are still to be put in
+                        // place.
                         if delivery.end(id, State::Running, ended).await? {
                             Ok(())
                         } else {
@@ -84,7 +85,7 @@ impl Supervisor {
         self.next_claim = Instant::now() + LEDGER_PAUSE;
     }
 
-    /// Gives the engine the next job, if both are there.
+    /// Gives the next job to the engine, if there are both.
     pub(super) async fn start_job(&mut self) -> Result<()> {
         self.settle().await?;
         while self.engine.running().is_none()
@@ -117,28 +118,28 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The one place where an attempt at a job starts.
+    /// Starts an attempt at a job; no other function does.
     async fn attempt_starts(&mut self, job: Job) {
         let (id, attempt) = (job.id, job.attempt);
         self.engine.begins(job);
         self.meter.job_starts(id, attempt).await;
     }
 
-    /// The one place where an attempt ends, however it does.
+    /// Ends an attempt, whatever its outcome; no other function does.
     fn attempt_ended(&mut self, running: &Running) {
         self.meter.attempt_ends();
         self.tools.events.set_live(running.job.id, None);
         self.tools.pictures.remove(&running.job, Picture::Preview);
     }
 
-    /// The engine has ended its work on a job; `None` if it is not this job that runs.
+    /// Takes note that the engine has ended its work on a job, and returns it; `None` if another job runs, or none.
     fn attempt_ends(&mut self, id: u64) -> Option<Running> {
         let running = self.engine.ends(id, Instant::now())?;
         self.attempt_ended(&running);
         Some(running)
     }
 
-    /// Checks what can be known before the work: the picture is there, the outbox takes a file and has room.
+    /// Checks before the work that the picture exists, and that the outbox takes a file and has room.
     async fn prepare(&mut self, job: &Job, hello: &Hello) -> Result<ToEngine> {
         let Some((request, sha256)) = job.request.clone().zip(job.image_sha256) else {
             let text = "its settings were written down by another version of animd; submit the picture again";
@@ -151,7 +152,7 @@ impl Supervisor {
             return Err(Error::refused(ErrorCode::File, text));
         }
         let output = self.tools.delivery.part(job);
-        // The engine is told in JSON, which has no other names.
+        // The engine's messages are JSON, which holds UTF-8 names only.
         if output.to_str().is_none() {
             let text = format!(
                 "the video would go to `{}`, and the engine takes no path that is not valid UTF-8; rename the folder",
@@ -187,7 +188,7 @@ impl Supervisor {
                 self.engine.greeted(Hello { version, backend, model }, Instant::now());
                 self.monitor.hello(&kernels, recipe, self.engine.pid()).await;
             }
-            // A client that wants a preview asks for it.
+            // A preview is not signalled: a client that wants one asks for it.
             FromEngine::Alive | FromEngine::Preview { .. } => {}
             FromEngine::Progress { job, progress } => self.progress(job, &progress),
             FromEngine::Done { job, report } => self.done(job, report).await,
@@ -221,7 +222,7 @@ impl Supervisor {
         self.failures = 0;
         let (delivery, job) = (self.tools.delivery.clone(), running.job);
         match self.patiently(async move { delivery.examine(*job, report).await }).await {
-            // A cancel that came too late changes nothing: there is a video.
+            // A cancel that came too late changes nothing, because there is a video.
             Ok(ended) => self.conclude(id, ended).await,
             Err(e) => self.keep(id, Unsettled::GivenBack, &e),
         }
@@ -234,12 +235,12 @@ impl Supervisor {
             (ErrorCode::Canceled, Some(Cancel { text, .. })) => {
                 self.conclude(id, Ended::Canceled { text }).await;
             }
-            // Somebody told the engine to end, not us: it is about to.
+            // Somebody other than the supervisor told the engine to end, and it is about to.
             (ErrorCode::Canceled, None) => {
                 self.requeue(*running.job, "the engine was told to end", false).await;
             }
             _ => {
-                // The engine knows the picture by the name of its copy, which says nothing to anybody.
+                // The engine knows the picture by the name of its copy in the spool, which tells a user nothing.
                 let text = match running.job.image_sha256 {
                     Some(sha256) => {
                         let copy = self.tools.spool.path(&sha256);
@@ -260,15 +261,15 @@ impl Supervisor {
         }
     }
 
-    /// The engine is gone, or has to go. Its job runs again, unless it has taken engines down too often.
+    /// Ends an engine that is lost. Its job runs again, unless it has taken engines down too often.
     pub(super) async fn lost(&mut self, why: Loss) {
         let (Some(engine), running) = self.engine.take(Absence::Due) else { return };
-        // One that has closed its end is about to exit by itself, and its status tells why.
+        // An engine that has closed its socket is about to exit by itself, and its exit status tells why.
         let grace = if matches!(why, Loss::Closed) { EXIT_PATIENCE } else { Duration::ZERO };
         let exit = self.patiently(engine.end(grace)).await;
         let why = match exit {
             exit if exit.is_memory() => exit.to_string(),
-            // What we did to it says nothing.
+            // The exit status of an engine that the supervisor killed says nothing.
             Exit::Ended => why.to_string(),
             exit => format!("{why} ({exit})"),
         };
@@ -298,7 +299,7 @@ impl Supervisor {
         why: &'static str,
     ) {
         if let Some(engine) = engine {
-            // Nothing of what it holds is durable, and a polite end may take a step of the sampler.
+            // The engine holds nothing durable, and a polite end may take as long as a denoising step.
             self.patiently(engine.end(Duration::ZERO)).await;
         }
         let Some(running) = running else { return };
@@ -315,7 +316,7 @@ impl Supervisor {
         self.tools.events.tell(Change::State(id));
     }
 
-    /// After the engine went down under a job, for lack of memory or otherwise.
+    /// Queues a job again after its engine went down, for lack of memory or otherwise; one that did so too often fails.
     async fn requeue(&mut self, job: Job, why: &str, memory: bool) {
         let (id, crashes, why) = (job.id, job.crashes + 1, why.to_owned());
         if crashes >= self.tools.config.get().queue.attempts {
@@ -339,7 +340,7 @@ impl Supervisor {
         self.tools.events.tell(Change::State(id));
     }
 
-    /// Removes a job's unfinished file, which may lie on a disk that hangs.
+    /// Removes a job's unfinished file, and feeds the watchdog meanwhile, because its disk may hang.
     async fn remove_part(&mut self, job: &Job) {
         let part = self.tools.delivery.part(job);
         let removed = blocking(move || fs::remove_file(&part).map_err(Error::file("remove", &part)));
@@ -347,7 +348,7 @@ impl Supervisor {
     }
 }
 
-/// Makes the job's unfinished file, so that an outbox that refuses is known before the work and not after it.
+/// Makes the job's unfinished file, so that an outbox which refuses it is noticed before the work and not after it.
 fn check_outbox(delivery: &Delivery, outbox: &Path, part: &Path) -> Result<()> {
     let refuse = |text: String| Error::refused(ErrorCode::Output, text);
     let make = |dir: Dir| {

@@ -1,4 +1,4 @@
-//! What the bus asks of the supervisor, which alone touches the engine and the running job.
+//! Commands to the supervisor, which alone touches the engine and the running job.
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 
 /// A command, with the place for its answer.
 pub enum Command {
-    /// Ends a job. It is answered at once: a running job ends later, and as done if it is done first.
+    /// Cancels a job. The answer comes at once. A running job ends later, as done if its video is finished first.
     Cancel {
         /// The job.
         id: u64,
@@ -17,15 +17,15 @@ pub enum Command {
     },
     /// Ends an idle engine, which gives all its memory back; it comes again with the next job.
     Unload {
-        /// Why not.
+        /// The answer: nothing, or why the engine stays.
         reply: oneshot::Sender<Result<()>>,
     },
-    /// The machine goes to sleep: the engine is ended, its job waits again, and none is started.
+    /// Ends the engine before the machine sleeps. Its job waits again, and no job is started.
     Sleep {
-        /// Answered when that is done.
+        /// Answered when the engine has ended.
         reply: oneshot::Sender<()>,
     },
-    /// The machine is awake again.
+    /// Continues after the machine has woken up.
     Wake,
 }
 
@@ -36,7 +36,7 @@ pub struct Commands {
 }
 
 impl Commands {
-    /// The two ends.
+    /// Returns both ends of a channel for commands.
     pub fn channel() -> (Self, mpsc::Receiver<Command>) {
         let (sender, receiver) = mpsc::channel(64);
         (Self { sender }, receiver)

@@ -1,4 +1,4 @@
-//! Who wants the engine, and who wants it gone: cancels, unloading, and the machine's sleep.
+//! What decides whether there is an engine: work, cancels, unloading, and the machine's sleep.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use crate::holds::What;
 use crate::store::ledger::{Ended, State};
 
 impl Supervisor {
-    /// Returns whether an engine should be there: not while the machine sleeps, and one that was unloaded only when
-    /// it has something to do.
+    /// Returns whether there should be an engine. There should be none while the machine sleeps, and after unloading
+    /// only when there is something to do.
     pub(super) async fn is_wanted(&self) -> Result<bool> {
         match self.engine.absence() {
             Some(Absence::Asleep { .. }) => Ok(false),
@@ -56,7 +56,7 @@ impl Supervisor {
         ended
     }
 
-    /// Somebody wants the engine's memory.
+    /// Ends the engine because somebody wants its memory.
     pub(super) async fn unload(&mut self) -> Result<()> {
         let refuse = |text: String| Err(Error::refused(ErrorCode::Busy, text));
         if let Some(running) = self.engine.running() {
@@ -70,7 +70,8 @@ impl Supervisor {
                 "jobs wait, and the next one would bring the model back; pause the queue first".into(),
             );
         }
-        // A user who may ask for the memory outranks one who wants the model warm: otherwise one could keep the GPU for ever.
+        // A user who may ask for the memory outranks one who wants the model warm: otherwise one could keep the GPU for
+        // ever.
         for hold in self.tools.holds.end(What::Warm) {
             tracing::info!("the model was kept warm by `{}` of user {}, which has ended", hold.who, hold.uid);
         }
@@ -86,7 +87,7 @@ impl Supervisor {
         }
     }
 
-    /// The machine is about to sleep, which no engine on a GPU survives.
+    /// Ends the engine because the machine is about to sleep, which no engine on a GPU survives.
     pub(super) async fn sleep(&mut self) {
         tracing::info!("the machine goes to sleep: the engine is ended");
         let left = self.engine.sleep();

@@ -29,10 +29,11 @@ use crate::error::{Error, Result};
 /// The kernel's out-of-memory killer takes the engine before the service and most others.
 const OOM_SCORE: &str = "800";
 
-/// The longest text of an engine's message, in characters: a list of jobs with their errors fits into one message of a bus.
+/// The longest text of an engine's message, in characters: a list of jobs with their errors fits into one message of a
+/// bus.
 const MAX_TEXT: usize = 4000;
 
-/// What the engine has said of itself.
+/// What the engine reported in its greeting.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hello {
     /// Its version.
@@ -46,15 +47,15 @@ pub struct Hello {
 /// How an engine's process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// By itself, or by a signal that tells why.
+    /// The process ended by itself, or by a signal that tells why.
     Status(ExitStatus),
-    /// By SIGKILL, not ours, and the kernel has killed something for lack of memory since the engine was started.
+    /// Somebody else sent SIGKILL, and the kernel has killed a process for lack of memory since the engine was started.
     OutOfMemory,
-    /// By SIGKILL, not ours.
+    /// Somebody else sent SIGKILL.
     Killed,
-    /// By us.
+    /// The service ended the process.
     Ended,
-    /// Not yet: it is in the kernel's hands, perhaps in a driver, and dies when that lets it go.
+    /// The process has not ended so far: it is inside the kernel, perhaps in a driver, and dies when that returns.
     Stuck,
 }
 
@@ -87,18 +88,18 @@ impl fmt::Display for Exit {
     }
 }
 
-/// Returns how often the kernel has killed a process for lack of memory since it was started.
+/// Returns how often the kernel has killed a process for lack of memory since the machine was started.
 fn oom_kills() -> Option<u64> {
     let text = fs::read_to_string("/proc/vmstat").ok()?;
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 
-/// How engines are started.
+/// A way to start engines.
 pub trait Launch: Send + Sync {
     /// Starts an engine for a model, as the configuration and the choice of the profile say.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Why no engine could be started.
     fn launch(&self, config: &Config, model: &Path, start: &Start) -> Result<Engine>;
 }
 
@@ -118,17 +119,18 @@ pub struct Engine {
     child: Option<Child>,
     lines: Lines,
     writer: OwnedWriteHalf,
-    /// [`oom_kills`] when it was started.
+    /// What [`oom_kills`] returned when the engine was started.
     oom_kills: Option<u64>,
-    /// When it was started.
+    /// When the engine was started.
     pub started: Instant,
-    /// When it was last heard.
+    /// When the engine last sent something.
     pub heard: Instant,
 }
 
 impl Engine {
-    /// Starts `PROGRAM serve --model DIR [--dit PATH] --profile FILE` on the GPU of the choice and says hello. Needs to be called on a thread that lives as long as
-    /// the service: the child is killed when that thread ends. The child logs at `log_level`, too.
+    /// Starts `PROGRAM serve --model DIR [--dit PATH] --profile FILE` on the GPU of the choice and says hello. Needs to
+    /// be called on a thread that lives as long as the service: the child is killed when that thread ends. The child
+    /// logs at `log_level`, too.
     pub fn start(
         program: &Path,
         model: &Path,
@@ -147,7 +149,7 @@ impl Engine {
             .arg("--profile")
             .arg(&start.file)
             .env("CUDA_VISIBLE_DEVICES", &start.visible)
-            // The same variable that sets the service's own level, and outranks its file.
+            // This variable sets the service's own level as well, and outranks the configuration file.
             .env("ANIMD_LOG_LEVEL", log_level)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .kill_on_drop(true);
@@ -172,7 +174,7 @@ impl Engine {
         let oom_kills = oom_kills();
         let child = command.spawn().map_err(failed)?;
         if let Some(pid) = child.id() {
-            // Raising it needs no rights. Where /proc is not ours to write, the engine is an ordinary candidate.
+            // Raising the score needs no rights. Where /proc cannot be written, the engine is an ordinary candidate.
             _ = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
         }
         let socket = UnixStream::from_std(ours).map_err(failed)?;
@@ -180,14 +182,14 @@ impl Engine {
         Ok(Self { oom_kills, ..Self::on(socket, Some(child)) })
     }
 
-    /// The engine at the other end of a socket.
+    /// Returns the engine at the other end of a socket.
     pub(super) fn on(socket: UnixStream, child: Option<Child>) -> Self {
         let (reader, writer) = socket.into_split();
         let now = Instant::now();
         Self { child, lines: Lines::new(reader), writer, oom_kills: None, started: now, heard: now }
     }
 
-    /// Its process, while it lives.
+    /// Returns the number of the engine's process, while it lives.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref()?.id()
     }
@@ -202,7 +204,7 @@ impl Engine {
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// The greeting.
+    /// Sends the greeting.
     pub async fn greet(&mut self) -> io::Result<()> {
         self.send(&ToEngine::Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").into() }).await
     }
@@ -250,7 +252,7 @@ fn fit(mut message: FromEngine) -> FromEngine {
     message
 }
 
-/// Lines of limited length from a socket.
+/// Reads lines of limited length from a socket.
 struct Lines {
     reader: OwnedReadHalf,
     buffer: Vec<u8>,

@@ -1,4 +1,4 @@
-//! Meters the attempt that runs, and writes down on what a job ran and what it cost.
+//! Meters the running attempt, and writes to the ledger what a job ran on and what it cost.
 
 use animd_protocol::progress::Stage;
 
@@ -20,12 +20,12 @@ pub struct JobMeter {
 }
 
 impl JobMeter {
-    /// Meters with this driver.
+    /// Returns a meter that asks this driver.
     pub fn new(driver: Driver, profiles: Profiles, ledger: Ledger) -> Self {
         Self { driver, profiles, ledger, running: None, ended: None, stage: None }
     }
 
-    /// Writes down on what a job runs, and begins to meter it.
+    /// Writes to the ledger what a job runs on, and starts to meter it.
     pub async fn job_starts(&mut self, id: u64, attempt: u32) {
         let choice = self.profiles.choice();
         let card = choice.used_gpu();
@@ -44,7 +44,7 @@ impl JobMeter {
             .map(|meter| (id, attempt, meter));
     }
 
-    /// Where the engine is with its job.
+    /// Takes note of the stage that the engine has come to.
     pub fn stage(&mut self, stage: Stage) {
         if self.stage.replace(stage) != Some(stage)
             && let Some((_, _, meter)) = &self.running
@@ -58,7 +58,7 @@ impl JobMeter {
         self.ended = self.running.take().map(|(id, attempt, meter)| (id, attempt, meter.end()));
     }
 
-    /// Writes down what a job that ends so has cost.
+    /// Writes to the ledger what a job with this end has cost.
     pub async fn job_ends(&mut self, id: u64, ended: &Ended) {
         let Some((job, attempt, spent)) = self.ended.take() else { return };
         let Some(spent) = spent.sum().await.filter(|_| job == id) else { return };

@@ -1,4 +1,4 @@
-//! The one loop that starts, feeds, times and replaces the engine, and feeds systemd's watchdog while it does.
+//! The loop that starts the engine, gives it jobs, watches its times and replaces it, and feeds systemd's watchdog.
 
 mod attempt;
 pub mod commands;
@@ -37,23 +37,23 @@ use meter::JobMeter;
 use profile::monitor::ProfileMonitor;
 use state::{Absence, EngineState, Loss, Trouble};
 
-/// How long the queue rests after the ledger refused.
+/// How long no job is started after the ledger refused something.
 const LEDGER_PAUSE: Duration = Duration::from_secs(5);
-/// When nothing else is due.
+/// How long the supervisor waits when nothing is due.
 const FAR: Duration = Duration::from_secs(3600);
 
-/// What the supervisor works with.
+/// The parts of the service that the supervisor uses.
 #[derive(Clone)]
 pub struct Tools {
-    /// How long it is patient, and what the engine is started with.
+    /// The supervisor's time limits, and what the engine is started with.
     pub config: CurrentConfig,
     /// The queue.
     pub ledger: Ledger,
-    /// The pictures of its jobs.
+    /// The pictures of the queue's jobs.
     pub spool: Spool,
     /// Where the engine puts the pictures of a video.
     pub pictures: PictureFiles,
-    /// Whom to tell.
+    /// Where changes are announced.
     pub events: Events,
     /// Who wants the model warm or the queue paused.
     pub holds: Holds,
@@ -70,13 +70,13 @@ pub struct Supervisor {
     stop: watch::Receiver<bool>,
     launch: Box<dyn Launch>,
     engine: EngineState,
-    /// What keeps jobs from being made.
+    /// The reason why no job can run, if there is one.
     trouble: Option<Trouble>,
-    /// Ends of the engine since a job last ended properly.
+    /// How often the engine has ended since a job last ended properly.
     failures: u32,
     /// No engine is started before this.
     next_start: Instant,
-    /// Whether an engine that is absent should be started then.
+    /// Whether an absent engine should be started at `next_start`.
     wanted: bool,
     /// The queue is not looked at before this.
     next_claim: Instant,
@@ -94,12 +94,13 @@ enum Event {
     Look,
     /// A hold came or went.
     Held,
-    /// A time has come, and no message waited.
+    /// A time limit has passed, and no message waits.
     Due,
 }
 
 impl Supervisor {
-    /// A supervisor that runs jobs until `stop` turns true. `watchdog` is how often systemd wants to hear of us.
+    /// Returns a supervisor that runs jobs until `stop` turns true. `watchdog` is how often systemd expects a sign of
+    /// life.
     pub fn new(
         tools: Tools,
         monitor: ProfileMonitor,
@@ -108,7 +109,7 @@ impl Supervisor {
         watchdog: Option<Duration>,
     ) -> Self {
         let now = Instant::now();
-        // A pause that outlived the last run: whoever made it may want the GPU.
+        // Whoever paused the queue before the restart may want the GPU.
         let absence = if tools.holds.paused().is_some() { Absence::Unloaded } else { Absence::Due };
         Self {
             meter: JobMeter::new(monitor.driver(), tools.profiles.clone(), tools.ledger.clone()),
@@ -128,7 +129,7 @@ impl Supervisor {
         }
     }
 
-    /// Runs until told to stop; then the engine is ended and its job is back in the queue.
+    /// Runs until it is told to stop. Then it ends the engine and puts its job back in the queue.
     pub async fn run(mut self) {
         let mut holds = self.tools.holds.changes();
         loop {
@@ -162,7 +163,7 @@ impl Supervisor {
                 Event::Message(Ok(None)) => self.lost(Loss::Closed).await,
                 Event::Message(Err(e)) => self.lost(Loss::Unreadable(e)).await,
                 Event::Look => {}
-                // The end of a warm hold is not the end of the model: it is idle from here on.
+                // When a warm hold ends the model stays for now: its idle time starts here.
                 Event::Held => self.engine.touch(Instant::now()),
                 Event::Due => self.check_times().await,
             }
@@ -182,7 +183,7 @@ impl Supervisor {
         }
     }
 
-    /// Returns when something has to be looked at though nothing happens.
+    /// Returns the next time at which the supervisor has something to do without any event.
     fn due(&self) -> Instant {
         let config = &self.tools.config.get().engine;
         let now = Instant::now();
@@ -217,7 +218,7 @@ impl Supervisor {
         }
     }
 
-    /// Waits for something slow, as a delivery to a slow disk is, and feeds the watchdog meanwhile.
+    /// Waits for slow work, such as a delivery to a slow disk, and feeds the watchdog meanwhile.
     async fn patiently<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         loop {
@@ -230,7 +231,8 @@ impl Supervisor {
         }
     }
 
-    /// Only after the engine's messages were looked for and there were none: while a video was delivered nobody looked.
+    /// Acts on time limits that have passed. This must run only when no message of the engine waits: messages are not
+    /// read while a video is delivered.
     async fn check_times(&mut self) {
         let now = Instant::now();
         let is_over = |end: Option<Instant>| end.is_some_and(|end| now >= end);
@@ -246,7 +248,7 @@ impl Supervisor {
         }
     }
 
-    /// The service stops: quickly, and with nothing lost.
+    /// Ends the supervisor quickly, with nothing lost.
     async fn end(mut self) {
         self.tools.events.set_status(animd_common::bus::ServiceState::Stopping, "the service is stopping");
         let left = self.engine.take(Absence::Unloaded);

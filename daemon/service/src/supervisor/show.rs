@@ -1,4 +1,4 @@
-//! What the supervisor tells everybody of the service's state.
+//! Announces the service's state to everybody who shows it.
 
 use animd_common::bus::ServiceState;
 
@@ -6,7 +6,7 @@ use super::Supervisor;
 use super::state::{Absence, EngineState, Trouble};
 
 impl Supervisor {
-    /// Tells everybody what is going on.
+    /// Announces the current state.
     pub(super) fn show(&self) {
         let (state, text) = self.status();
         self.tools.events.set_status(state, text);
@@ -47,7 +47,7 @@ impl Supervisor {
         }
     }
 
-    /// Returns a sentence that the queue is paused, with what ends that.
+    /// Returns a sentence that says who paused the queue and what continues it, if it is paused.
     fn paused_text(&self) -> Option<String> {
         let who = self.tools.holds.paused()?;
         let end = match self.tools.holds.paused_until_resumed() {

@@ -1,4 +1,4 @@
-//! Starting the engine: when one is wanted, with the profile that is chosen, and not too often.
+//! Starts the engine when one is wanted, with the chosen profile, and not too often.
 
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 impl Supervisor {
-    /// Looks at the choice of the profile when it may have changed; an idle engine that no longer goes with it is ended.
+    /// Makes the choice of the profile again when it may have changed, and ends an idle engine that no longer matches
+    /// it.
     pub(super) async fn look(&mut self) -> Result<()> {
         if self.engine.running().is_some() {
             return Ok(());
@@ -24,7 +25,7 @@ impl Supervisor {
         if self.monitor.is_due() || job {
             self.monitor.look(self.engine.pid()).await;
         }
-        // Only systemd would start the service again.
+        // Without systemd nobody would start the service again.
         if self.monitor.needs_new_start() && std::env::var_os("NOTIFY_SOCKET").is_some() {
             self.tools.profiles.ask_new_start();
         }
@@ -34,7 +35,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Ends an idle engine, for another one to be started at once.
+    /// Ends an idle engine, so that another one is started at once.
     async fn replace_engine(&mut self) {
         if let (Some(engine), _) = self.engine.take(Absence::Due) {
             tracing::info!("the engine is ended: another profile is chosen");
@@ -43,7 +44,7 @@ impl Supervisor {
         }
     }
 
-    /// Starts an engine where there is none, one is wanted, and its time has come.
+    /// Starts an engine if there is none, one is wanted, and the pause is over.
     pub(super) async fn start_engine(&mut self) -> Result<()> {
         if self.engine.absence().is_none() {
             return Ok(());
@@ -60,7 +61,7 @@ impl Supervisor {
             return Ok(());
         }
         if !self.monitor.is_fresh() {
-            // The memory is taken now, so it is looked at now.
+            // The engine takes its memory now, so the driver is asked about it now.
             self.monitor.look(None).await;
         }
         let start = match self.monitor.start() {
@@ -96,7 +97,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// No engine is started for a while, which grows with every end of one.
+    /// Starts no engine for a while, which grows with every end of an engine.
     pub(super) fn pause(&mut self) {
         let pause = (FIRST_PAUSE * 2u32.saturating_pow(self.failures.min(16))).min(LONGEST_PAUSE);
         self.failures += 1;

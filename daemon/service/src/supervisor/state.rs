@@ -1,4 +1,4 @@
-//! The engine as the supervisor sees it: one state, and what each event makes of it.
+//! The engine as the supervisor sees it: its state, and how each event changes it.
 
 use std::fmt;
 use std::io;
@@ -11,28 +11,28 @@ use tokio::time::Instant;
 use super::engine::{Engine, Hello};
 use crate::store::ledger::Job;
 
-/// Where the engine stands.
+/// The state of the engine.
 pub enum EngineState {
     /// There is no process.
     Absent(Absence),
-    /// It was started, and has not said what it is.
+    /// The engine was started and has not sent its greeting.
     Starting(Engine),
-    /// It has nothing to do.
+    /// The engine has nothing to do.
     Idle {
         /// The process.
         engine: Engine,
-        /// What it has said of itself.
+        /// What the engine reported in its greeting.
         hello: Hello,
-        /// Since when.
+        /// When it became idle.
         since: Instant,
     },
-    /// It makes a video.
+    /// The engine makes a video.
     Busy {
         /// The process.
         engine: Engine,
-        /// What it has said of itself.
+        /// What the engine reported in its greeting.
         hello: Hello,
-        /// What it makes.
+        /// The job that it works on.
         running: Running,
     },
 }
@@ -40,13 +40,13 @@ pub enum EngineState {
 /// Why there is no engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Absence {
-    /// It is started as soon as it can be.
+    /// The engine is started as soon as it can be.
     Due,
-    /// Nobody needs one: it comes back with the next job, or when somebody wants it warm.
+    /// Nobody needs an engine. It is started again with the next job, or when somebody wants it warm.
     Unloaded,
-    /// The machine sleeps, or is about to; `unloaded` says what comes afterwards.
+    /// The machine sleeps, or is about to. `unloaded` says whether the engine is started again afterwards.
     Asleep {
-        /// Whether nobody needed one before.
+        /// Whether nobody needed an engine before.
         unloaded: bool,
     },
 }
@@ -55,7 +55,7 @@ pub enum Absence {
 pub struct Running {
     /// The job.
     pub job: Box<Job>,
-    /// Somebody has cancelled it.
+    /// The cancel, if somebody has cancelled the job.
     pub cancel: Option<Cancel>,
 }
 
@@ -63,11 +63,11 @@ pub struct Running {
 pub struct Cancel {
     /// Who cancelled it, for the ledger.
     pub text: String,
-    /// When the engine is ended if it has not stopped by then.
+    /// The time at which the engine is ended if it still works on the job.
     pub deadline: Instant,
 }
 
-/// What keeps jobs from being made, for everybody who asks for the service's state.
+/// The reason why no job can run, for everybody who asks for the service's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
     /// The service's state.
@@ -77,7 +77,7 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    /// The engine cannot work, and why.
+    /// Returns the trouble of an engine that cannot work, with the reason.
     pub fn no_engine(text: impl Into<String>) -> Self {
         Self { state: ServiceState::NoEngine, text: text.into() }
     }
@@ -86,19 +86,19 @@ impl Trouble {
 /// Why an engine is lost.
 #[derive(Debug)]
 pub enum Loss {
-    /// It has closed its end of the socket, and is about to exit by itself.
+    /// The engine has closed its end of the socket, and is about to exit by itself.
     Closed,
-    /// It says what is no message.
+    /// The engine sends something that is not a message.
     Unreadable(io::Error),
-    /// It does not take its job.
+    /// The engine does not accept its job.
     RefusesJob(io::Error),
-    /// It does not take other messages.
+    /// The engine does not accept other messages.
     Deaf(io::Error),
-    /// It has said nothing for so many seconds.
+    /// The engine has sent nothing for so many seconds.
     Silent(u64),
-    /// It goes on with a job that was cancelled.
+    /// The engine goes on with a job that was cancelled.
     IgnoresCancel,
-    /// It speaks another protocol.
+    /// The engine speaks another version of the protocol.
     Protocol(String),
 }
 
@@ -146,7 +146,7 @@ impl EngineState {
         }
     }
 
-    /// Returns what the engine makes.
+    /// Returns the job that the engine works on.
     pub fn running(&self) -> Option<&Running> {
         match self {
             Self::Busy { running, .. } => Some(running),
@@ -154,7 +154,7 @@ impl EngineState {
         }
     }
 
-    /// Returns what the engine makes, to be cancelled.
+    /// Returns the job that the engine works on, to be cancelled.
     pub fn running_mut(&mut self) -> Option<&mut Running> {
         match self {
             Self::Busy { running, .. } => Some(running),
@@ -170,7 +170,7 @@ impl EngineState {
         }
     }
 
-    /// Takes the process and its job; none is left, for this reason.
+    /// Returns the process and its job, and leaves none, for the reason `absence`.
     pub fn take(&mut self, absence: Absence) -> (Option<Engine>, Option<Running>) {
         match std::mem::replace(self, Self::Absent(absence)) {
             Self::Absent(_) => (None, None),
@@ -179,7 +179,7 @@ impl EngineState {
         }
     }
 
-    /// The engine has said what it is.
+    /// Takes note of the engine's greeting.
     pub fn greeted(&mut self, hello: Hello, now: Instant) {
         *self = match std::mem::replace(self, Self::Absent(Absence::Due)) {
             Self::Absent(absence) => Self::Absent(absence),
@@ -188,7 +188,7 @@ impl EngineState {
         };
     }
 
-    /// An idle engine gets a job. Nothing happens in any other state.
+    /// Gives an idle engine a job. Nothing happens in any other state.
     pub fn begins(&mut self, job: Job) {
         *self = match std::mem::replace(self, Self::Absent(Absence::Due)) {
             Self::Idle { engine, hello, .. } => {
@@ -198,7 +198,8 @@ impl EngineState {
         };
     }
 
-    /// Returns the engine has stopped working on job `id`; `None` if it did not work on that.
+    /// Takes note that the engine has stopped working on job `id`, and returns the job; `None` if it did not work on
+    /// it.
     pub fn ends(&mut self, id: u64, now: Instant) -> Option<Running> {
         self.running().filter(|running| running.job.id == id)?;
         match std::mem::replace(self, Self::Absent(Absence::Due)) {
@@ -213,14 +214,14 @@ impl EngineState {
         }
     }
 
-    /// Whatever wanted the engine warm is gone: it is idle from now on.
+    /// Takes note that nobody wants the engine warm any more: its idle time starts now.
     pub fn touch(&mut self, now: Instant) {
         if let Self::Idle { since, .. } = self {
             *since = now;
         }
     }
 
-    /// Nobody needs an engine. Gives the one that there is.
+    /// Takes note that nobody needs an engine, and returns the one that there is.
     pub fn unload(&mut self) -> Option<Engine> {
         let absence = match self.absence() {
             Some(Absence::Asleep { .. }) => Absence::Asleep { unloaded: true },
@@ -229,13 +230,13 @@ impl EngineState {
         self.take(absence).0
     }
 
-    /// Returns the machine goes to sleep. Gives the engine and its job.
+    /// Takes note that the machine goes to sleep, and returns the engine and its job.
     pub fn sleep(&mut self) -> (Option<Engine>, Option<Running>) {
         let unloaded = matches!(self.absence(), Some(Absence::Unloaded | Absence::Asleep { unloaded: true }));
         self.take(Absence::Asleep { unloaded })
     }
 
-    /// The machine is awake.
+    /// Takes note that the machine is awake again.
     pub fn wake(&mut self) {
         if let Self::Absent(Absence::Asleep { unloaded }) = *self {
             *self = Self::Absent(if unloaded { Absence::Unloaded } else { Absence::Due });

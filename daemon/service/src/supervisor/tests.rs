@@ -1,4 +1,4 @@
-//! The supervisor with engines that are tasks of the test, on a clock that the tests move.
+//! Tests of the supervisor with engines that are tasks of the test, on a clock that the tests move.
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +32,7 @@ const NEVER: u64 = 1_000_000;
 struct Remote(BufReader<UnixStream>);
 
 impl Remote {
-    /// Returns what the supervisor says next; `None` when it has closed its end.
+    /// Returns the supervisor's next message; `None` when it has closed its end.
     async fn next(&mut self) -> Option<ToEngine> {
         let mut line = String::new();
         match self.0.read_line(&mut line).await {
@@ -61,7 +61,7 @@ impl Remote {
         .await;
     }
 
-    /// Returns the job that it is given.
+    /// Returns the number of the job that the engine is given.
     async fn job(&mut self) -> u64 {
         match self.next().await {
             Some(ToEngine::Generate { job, .. }) => job,
@@ -85,7 +85,7 @@ impl Launch for Sockets {
     }
 }
 
-/// A supervisor that runs.
+/// A running supervisor and the parts around it.
 struct House {
     dir: tempfile::TempDir,
     tools: Tools,
@@ -96,7 +96,7 @@ struct House {
 }
 
 impl House {
-    /// Times that `change` does not set are never reached.
+    /// Starts a supervisor. Time limits that `change` does not set are never reached.
     fn new(change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let mut config = Config::default();
@@ -170,7 +170,7 @@ impl House {
         self.tools.ledger.call(move |db| db.job(id)).await.expect("readable").expect("known")
     }
 
-    /// Waits until the service's state is this, and gives its sentence.
+    /// Waits until the service's state is `state`, and returns its sentence.
     async fn until(&self, state: ServiceState) -> String {
         let mut status = self.tools.events.status();
         status.wait_for(|status| status.state == state).await.expect("the supervisor runs").text.to_string()
@@ -194,7 +194,7 @@ async fn an_engine_that_says_nothing_is_replaced_after_pauses_that_grow() {
     let mut first = house.engine().await;
     assert!(matches!(first.next().await, Some(ToEngine::Hello { .. })));
     let mut start = Instant::now();
-    // They are kept: an engine that closes its end is noticed at once.
+    // The silent engines are kept, because one that closes its socket is noticed at once.
     let mut silent = vec![first];
     // Half a second, one, two: the pauses between an engine's end and the next start.
     for half_seconds in [1, 2, 4, 8] {
@@ -234,7 +234,7 @@ async fn a_job_that_takes_engines_down_is_given_up() {
         assert_eq!(engine.job().await, id);
         assert_eq!(house.job(id).await.attempt, attempt);
     }
-    // It is tried no more: the next engine has nothing to do.
+    // The job is not tried again: the next engine has nothing to do.
     let mut idle = house.engine().await;
     idle.hello().await;
     house.until(ServiceState::Idle).await;

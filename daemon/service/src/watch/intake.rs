@@ -35,7 +35,7 @@ pub struct Intake {
 
 /// A picture on its way into the queue.
 struct Coming<'a> {
-    /// Its place in what was handed over.
+    /// The picture's index among those that were handed over.
     at: usize,
     ready: &'a Ready,
     submission: Submission,
@@ -97,14 +97,14 @@ impl Intake {
         Ok(())
     }
 
-    /// Reads settings and copies pictures. What may pass is left out, and has its fate.
+    /// Reads settings and copies pictures. A picture whose error may pass is left out, and its fate is set.
     #[expect(clippy::unnecessary_wraps, reason = "as its neighbours")]
     fn spool<'a>(&self, new: &[(usize, &'a Ready)], fates: &mut [Fate]) -> Result<Vec<Coming<'a>>> {
         let mut coming = Vec::new();
         let mut copies: Vec<(usize, &Ready, i64, Request)> = Vec::new();
         let mut open: Vec<(File, String)> = Vec::new();
         for &(at, ready) in new {
-            // First the time: what comes in between is then seen as late.
+            // The time is read first, so that a change in between counts as late.
             let read_us = sidecar::read_us(&ready.root, &ready.path);
             match self.read(ready) {
                 Ok((request, file)) => {
@@ -215,7 +215,7 @@ impl Intake {
         Coming { at, ready, submission }
     }
 
-    /// Returns a file that has its job.
+    /// Returns the fate of a file that has a job already.
     async fn known(&self, mut job: Job, ready: &Ready) -> Result<Fate> {
         let id = job.id;
         // Refused unread, and the ledger or the disk refused in its turn: nobody else settles such a job.
@@ -223,7 +223,7 @@ impl Intake {
             self.delivery.settle(id).await?;
             return Ok(Fate::Taken);
         }
-        // It has ended, and the picture could not be moved then; perhaps now.
+        // The job has ended, and its picture could not be moved at the time; perhaps it can be now.
         if !job.state.is_open() {
             if let Err(e) = self.delivery.move_left(job).await {
                 tracing::debug!(job = id, "the picture of job {id} still cannot be moved: {e}");
@@ -233,7 +233,7 @@ impl Intake {
         if let Some(source) = &mut job.source
             && source.path != ready.path
         {
-            // A second name of the same file is another wish, for when the first one is done.
+            // A second name of the same file asks for another job, after the first one is done.
             let root = self.watches.root_of(&source.path, None);
             if root::metadata(&root, &source.path).is_ok_and(|meta| Identity::of(&meta) == source.identity) {
                 return Ok(Fate::Waits);
@@ -252,7 +252,7 @@ impl Intake {
         }
     }
 
-    /// Returns a sidecar that came after its picture was queued, but before it is begun, still counts.
+    /// Gives a queued job the settings of a sidecar that came late, and returns what becomes of the picture.
     async fn hear_late(&self, job: &Job, ready: &Ready) -> Result<Fate> {
         let id = job.id;
         let read_us = sidecar::read_us(&ready.root, &ready.path);
@@ -281,7 +281,7 @@ fn changed(file: &File, ready: &Ready) -> bool {
     file.metadata().is_ok_and(|now| Identity::of(&now) != ready.identity)
 }
 
-/// Trouble that may pass. What has gone or changed is looked at again, and forgotten if it is not there.
+/// Returns the fate of a picture after an error that may pass. A picture that has gone or changed is looked at again.
 fn later(e: &Error) -> Fate {
     match e {
         Error::Common(Common::File { source, .. })
@@ -293,7 +293,7 @@ fn later(e: &Error) -> Fate {
     }
 }
 
-/// For the log: without names.
+/// Returns an error's text for the log, without names.
 fn reason(e: &Error) -> String {
     match e {
         Error::Common(e) => e.without_path(),

@@ -1,4 +1,4 @@
-//! The gate by itself, with messages as the bus passes them on.
+//! Tests of the gate by itself, with messages as the bus passes them on.
 
 use std::fs::File;
 
@@ -16,7 +16,7 @@ fn call(caller: &str, member: &str, flags: Flags) -> zbus::Result<Message> {
         .build(&())
 }
 
-/// Returns such a call with a descriptor.
+/// Returns a call with a descriptor, as it comes off the bus.
 fn with_descriptor(caller: &str, member: &str) -> zbus::Result<Message> {
     let nothing = File::open("/dev/null")?;
     Message::method_call("/org/animd/Animd1", member)
@@ -34,7 +34,7 @@ fn signal(
     Message::signal("/org/freedesktop/DBus", BUS, member).sender(sender).build(body)
 }
 
-/// Lets the bus say whose a connection is.
+/// Gives the gate the bus's answer to `question`: the connection belongs to `uid`.
 fn introduce(gate: &Gate, question: &Message, uid: u32) -> zbus::Result<Judged> {
     let answer = Message::method_return(&question.header()).sender(BUS).build(&uid)?;
     Ok(gate.judge(answer))
@@ -149,7 +149,7 @@ fn what_is_too_much_is_refused_in_words() -> Outcome {
     let header = refusals[0].header();
     assert_eq!(header.error_name().map_or("", |name| name.as_str()), BUSY);
     assert!(gate.judge(with_descriptor(":1.2", "Submit")?).through.is_some());
-    // Those of a connection that leaves are dropped, but for what is under way.
+    // The waiting calls of a connection that leaves are dropped; those that are being served are not.
     gate.judge(signal(BUS, "NameOwnerChanged", &(":1.1", ":1.1", ""))?);
     assert_eq!(gate.lock().descriptors, UNDER_WAY[1] + 1);
     assert!(gate.next().is_none());
@@ -172,7 +172,7 @@ fn a_stranger_waits_within_bounds() -> Outcome {
     assert_eq!(gate.uid(":1.9"), None);
     introduce(&gate, &question, 9)?;
     assert_eq!(std::iter::from_fn(|| gate.next()).count(), STRANGER_DESCRIPTORS);
-    // One that has left before the answer leaves nothing.
+    // A connection that has left before the bus answers leaves nothing behind.
     let question = gate.judge(with_descriptor(":1.7", "Submit")?).outgoing.remove(0);
     gate.judge(signal(BUS, "NameOwnerChanged", &(":1.7", ":1.7", ""))?);
     introduce(&gate, &question, 7)?;

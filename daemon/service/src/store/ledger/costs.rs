@@ -1,4 +1,4 @@
-//! What a job costs, and what earlier ones did.
+//! What jobs ran on, and what they cost.
 
 use animd_common::text::Text;
 use animd_protocol::progress::Stage;
@@ -59,14 +59,14 @@ pub struct Spent {
     pub stages: Vec<(Stage, u64)>,
 }
 
-/// On what a job runs.
+/// What a job runs on: the profile, the GPU and its driver.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placed {
     /// The profile's name.
     pub profile: Option<Text>,
     /// `GPU-...`
     pub gpu_uuid: Option<Text>,
-    /// As its maker calls it.
+    /// The product name.
     pub gpu_name: Option<Text>,
     /// The driver's version.
     pub driver: Option<Text>,
@@ -98,10 +98,10 @@ pub struct Energy {
     pub stages: Vec<(Text, f64)>,
 }
 
-/// On what a job ran last and what that cost.
+/// What a job ran on last, and what that cost.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Costs {
-    /// On what.
+    /// What the job ran on.
     pub placed: Placed,
     /// How much energy, if it was measured.
     pub energy: Option<Energy>,
@@ -173,7 +173,7 @@ impl Store {
         Ok(())
     }
 
-    /// On what a job ran last and what that cost.
+    /// What a job ran on last, and what that cost.
     pub fn costs(&self, id: u64) -> Result<Costs> {
         let (placed, total, method) = self.db.query_row(
             "SELECT profile, gpu_uuid, gpu_name, driver, energy_mj, energy_method FROM job WHERE id = ?1",

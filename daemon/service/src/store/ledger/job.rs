@@ -1,4 +1,4 @@
-//! What a row of the ledger says.
+//! The rows of the ledger.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -15,20 +15,20 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use super::text::{text as column, text_if_any};
 use crate::store::spool::Spool;
 
-/// Where a job stands.
+/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
-    /// It waits.
+    /// The job waits.
     Queued,
-    /// The engine works on it.
+    /// The engine works on the job.
     Running,
-    /// How it ends is committed; its files are being put in place.
+    /// The job's outcome is committed, and its files are being put in place.
     Finishing,
-    /// There is a video.
+    /// The video is made.
     Done,
-    /// There is a reason.
+    /// The job failed; its row has the reason.
     Failed,
-    /// Somebody cancelled it.
+    /// Somebody cancelled the job.
     Canceled,
 }
 
@@ -63,11 +63,11 @@ impl State {
 /// How a job ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// There is a video.
+    /// The video is made.
     Done,
-    /// There is a reason.
+    /// The job failed; its row has the reason.
     Failed,
-    /// Somebody cancelled it.
+    /// Somebody cancelled the job.
     Canceled,
 }
 
@@ -113,15 +113,15 @@ impl ToSql for Outcome {
 /// A picture that lies in the watched folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// Where.
+    /// The picture's path.
     pub path: PathBuf,
-    /// Which state of it.
+    /// The identity of the file's current contents.
     pub identity: Identity,
     /// When its sidecars were read ([`animd_common::watch::sidecar::read_us`]): what they say later came too late.
     pub read_us: i64,
 }
 
-/// A job that is about to be written down.
+/// A job that is about to be written to the ledger.
 #[derive(Clone, Debug)]
 pub struct NewJob {
     /// Who may see its prompt and fetch its video.
@@ -136,7 +136,7 @@ pub struct NewJob {
     pub name: OsString,
     /// The file to move when the job has ended.
     pub source: Option<Source>,
-    /// Before the others that wait, if it is larger than theirs.
+    /// The priority: a waiting job with a larger one runs first.
     pub priority: i32,
     /// The folder for its video; `None` is the configured one.
     pub outbox: Option<PathBuf>,
@@ -158,7 +158,7 @@ impl NewJob {
 pub struct Refusal {
     /// What is wrong with it, for programs.
     pub code: ErrorCode,
-    /// The sentence.
+    /// The message for the user.
     pub text: String,
     /// Where the source goes.
     pub target: Option<PathBuf>,
@@ -167,9 +167,9 @@ pub struct Refusal {
 /// What became of a [`NewJob`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Added {
-    /// It is a new row.
+    /// The job has a new row.
     New(u64),
-    /// It is known by this number already: the same key from the same user, or the same file.
+    /// The job has a row with this number already: the key and user are the same, or the file is.
     Known(u64),
     /// The spooled picture went away meanwhile; spool it again.
     Unspooled,
@@ -180,7 +180,7 @@ pub enum Added {
 /// A job that the engine finished.
 #[derive(Clone, Debug)]
 pub struct Succeeded {
-    /// What the engine says of it.
+    /// The engine's report.
     pub report: Report,
     /// Where the video goes.
     pub output: PathBuf,
@@ -193,18 +193,18 @@ pub struct Succeeded {
 /// How a job ends, to be committed before its files are moved.
 #[derive(Clone, Debug)]
 pub enum Ended {
-    /// With a video.
+    /// The job ends with a video.
     Done(Box<Succeeded>),
-    /// With a reason.
+    /// The job ends with an error.
     Failed {
         /// What went wrong, for programs.
         code: ErrorCode,
-        /// The sentence.
+        /// The message for the user.
         text: String,
     },
-    /// By somebody's wish.
+    /// Somebody cancelled the job.
     Canceled {
-        /// The sentence.
+        /// The message for the user.
         text: String,
     },
 }
@@ -220,20 +220,20 @@ impl Ended {
     }
 }
 
-/// A row.
+/// A job's row.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// The number.
+    /// The job's number.
     pub id: u64,
-    /// Names the unfinished file.
+    /// The UUID, which names the unfinished file.
     pub uuid: Text,
-    /// Where it stands.
+    /// The state.
     pub state: State,
-    /// How it ends, once that is decided.
+    /// The outcome, once it is decided.
     pub outcome: Option<Outcome>,
-    /// Before the others that wait, if it is larger than theirs.
+    /// The priority: a waiting job with a larger one runs first.
     pub priority: i32,
-    /// Starts so far.
+    /// How often the job was started.
     pub attempt: u32,
     /// Starts that ended with the engine's death.
     pub crashes: u32,
@@ -245,7 +245,7 @@ pub struct Job {
     pub started_us: Option<u64>,
     /// Microseconds since the epoch.
     pub finished_us: Option<u64>,
-    /// Who may see all this.
+    /// The uid of the owner, who may see everything about the job.
     pub owner: u32,
     /// The picture's name.
     pub name: OsString,

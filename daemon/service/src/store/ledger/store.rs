@@ -30,7 +30,7 @@ pub struct Filter {
 /// The connection, on the ledger's own thread.
 pub struct Store {
     pub(super) db: Connection,
-    /// [`Self::set_total`].
+    /// The limit that [`Self::set_total`] sets.
     pub(super) total: u32,
 }
 
@@ -46,7 +46,8 @@ impl Store {
         Ok(done)
     }
 
-    /// Writes a job down, queued, or with a [`super::Refusal`] as `finishing`. `spooled` says whether the picture is still there.
+    /// Writes a job down, queued, or with a [`super::Refusal`] as `finishing`. `spooled` says whether the picture is
+    /// still there.
     pub fn add(&mut self, new: &NewJob, spooled: impl FnOnce() -> bool) -> Result<Added> {
         let total = self.total;
         self.change(|db| insert(db, total, new, spooled))
@@ -108,17 +109,17 @@ impl Store {
         Ok(())
     }
 
-    /// A running job goes back into the queue, and its start does not count: the service was told to stop.
+    /// Puts a running job back in the queue without counting its start, because the service was told to stop.
     pub fn give_back(&mut self, id: u64, why: &str) -> Result<()> {
         self.requeue(id, "attempt = attempt - 1", why)
     }
 
-    /// A running job goes back into the queue after the engine died under it.
+    /// Puts a running job back in the queue after the engine died while working on it.
     pub fn crashed(&mut self, id: u64, why: &str) -> Result<()> {
         self.requeue(id, "crashes = crashes + 1", why)
     }
 
-    /// A running job goes back into the queue after the service died under it.
+    /// Puts a running job back in the queue after the service died while the job ran.
     pub fn interrupted(&mut self, id: u64) -> Result<()> {
         self.requeue(id, "interruptions = interruptions + 1", "the service ended while it ran")
     }
@@ -133,7 +134,7 @@ impl Store {
         })
     }
 
-    /// A finishing job whose video is nowhere goes back into the queue.
+    /// Puts a finishing job whose video cannot be found back in the queue.
     pub fn vanished(&mut self, id: u64) -> Result<()> {
         self.change(|db| {
             db.execute(
@@ -204,7 +205,7 @@ impl Store {
         })
     }
 
-    /// A finishing job gets another place for its video, because the name is taken.
+    /// Gives a finishing job another place for its video, because the name is taken.
     pub fn set_output(&mut self, id: u64, output: &Path) -> Result<()> {
         self.change(|db| {
             db.execute(
@@ -215,7 +216,7 @@ impl Store {
         })
     }
 
-    /// A finishing job gets another place for its source.
+    /// Gives a finishing job another place for its source.
     pub fn set_source_target(&mut self, id: u64, target: &Path) -> Result<()> {
         self.db.execute(
             "UPDATE job SET source_target = ?2 WHERE id = ?1",
@@ -224,7 +225,7 @@ impl Store {
         Ok(())
     }
 
-    /// A finishing job fails after all: its video could not be put in place.
+    /// Makes a finishing job fail after all, because its video could not be put in place.
     pub fn fail_delivery(
         &mut self,
         id: u64,
@@ -242,7 +243,7 @@ impl Store {
         })
     }
 
-    /// The job has ended. With `left` its source could not be moved and says why.
+    /// Commits a job's end. `left` says why its source could not be moved, if that is so.
     pub fn close(&mut self, id: u64, left: Option<&str>) -> Result<()> {
         self.change(|db| {
             db.execute(
@@ -256,7 +257,7 @@ impl Store {
         })
     }
 
-    /// A source that had been left was moved after all.
+    /// Takes note that a source which had been left was moved after all.
     pub fn source_moved(&mut self, id: u64) -> Result<()> {
         self.db.execute("UPDATE job SET source_left = 0 WHERE id = ?1", params![id as i64])?;
         Ok(())
@@ -303,12 +304,12 @@ impl Store {
         Ok(ids)
     }
 
-    /// Jobs by a filter, the newest first.
+    /// Returns the jobs that a filter selects, the newest first.
     pub fn list(&self, filter: &Filter) -> Result<Vec<Job>> {
         self.list_while(filter, |_| true)
     }
 
-    /// As [`Self::list`], up to the first job that `fits` says no of.
+    /// Returns jobs as [`Self::list`] does, up to the first one for which `fits` returns false.
     pub fn list_while(&self, filter: &Filter, mut fits: impl FnMut(&Job) -> bool) -> Result<Vec<Job>> {
         let mut find = self.db.prepare_cached(
             "SELECT * FROM job WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR owner_uid = ?2) AND (?3 IS NULL OR id < ?3)
@@ -324,7 +325,7 @@ impl Store {
         Ok(jobs)
     }
 
-    /// Wall seconds of each stage of a job's last finished attempt, in order.
+    /// Returns the wall seconds of each stage of a job's last finished attempt, in order.
     pub fn stages(&self, id: u64) -> Result<Vec<(Text, f64)>> {
         let mut find = self.db.prepare_cached(
             "SELECT name, wall_us FROM stage WHERE job = ?1 AND attempt = (SELECT max(attempt) FROM stage WHERE job = ?1)

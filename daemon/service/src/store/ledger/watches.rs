@@ -65,24 +65,24 @@ impl Store {
         Ok(())
     }
 
-    /// Strikes a folder out. False if it is not written down.
+    /// Removes a folder. Returns false if the ledger does not have it.
     pub fn remove_watch(&mut self, path: &Path) -> Result<bool> {
         let path = path.as_os_str().as_bytes();
         Ok(self.db.execute("DELETE FROM watch WHERE path = ?1", params![path])? == 1)
     }
 
-    /// [`Self::add`] for many, in one transaction: one sync of the disk for all of them.
+    /// Adds many jobs as [`Self::add`] does, in one transaction with one sync of the disk.
     pub fn add_all(&mut self, new: &[NewJob], spooled: impl Fn(&NewJob) -> bool) -> Result<Vec<Added>> {
         let total = self.total;
         self.change(|db| new.iter().map(|new| insert(db, total, new, || spooled(new))).collect())
     }
 
-    /// [`Self::taken`] for many.
+    /// Returns for each of many files what [`Self::taken`] returns.
     pub fn taken_all(&self, identities: &[Identity]) -> Result<Vec<Option<Job>>> {
         identities.iter().map(|identity| self.taken(*identity)).collect()
     }
 
-    /// A picture that waits or runs was given another name or folder by its user.
+    /// Takes note that the picture of an open job was renamed or moved by its user.
     pub fn source_renamed(&mut self, id: u64, path: &Path) -> Result<()> {
         self.change(|db| {
             let changed = db.execute(
@@ -96,8 +96,7 @@ impl Store {
         })
     }
 
-    /// A job that still waits gets other settings, read at `read_us`: its sidecar came late. False if it does not wait any
-    /// more.
+    /// Gives a waiting job the settings of a late sidecar, read at `read_us`. Returns false if the job no longer waits.
     pub fn set_request(&mut self, id: u64, request: &Request, read_us: i64) -> Result<bool> {
         let json = serde_json::to_string(request).map_err(|e| {
             Error::refused(ErrorCode::InvalidSetting, format!("the settings cannot be written down: {e}"))
@@ -115,7 +114,7 @@ impl Store {
         })
     }
 
-    /// A job's sidecars were read once more.
+    /// Takes note that a job's sidecars were read again.
     pub fn settings_read(&mut self, id: u64, read_us: i64) -> Result<()> {
         self.db.execute("UPDATE job SET settings_us = ?2 WHERE id = ?1", params![id as i64, read_us])?;
         Ok(())

@@ -1,4 +1,4 @@
-//! What a job costs: the GPU is sampled once a second while a job runs, on a thread that lives as long as the job.
+//! Measures what a job costs: a thread samples the GPU once a second for as long as the job runs.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -14,9 +14,9 @@ use tokio::time::timeout;
 use super::nvml::Driver;
 use crate::store::ledger::{EnergyMethod, GpuSample, Ledger, Spent};
 
-/// Between two samples.
+/// The time between two samples.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Samples that go into the ledger in one transaction.
+/// How many samples are written to the ledger in one transaction.
 const BATCH: usize = 10;
 /// How long the last reading may take.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -35,7 +35,7 @@ fn sample(device: &Device<'_>) -> GpuSample {
     }
 }
 
-/// Runs while a job does.
+/// A meter that runs while a job does.
 pub struct Meter {
     orders: mpsc::Sender<Order>,
     answer: oneshot::Receiver<Option<Spent>>,
@@ -47,7 +47,8 @@ enum Order {
 }
 
 impl Meter {
-    /// Begins. Samples of the card `uuid` go into the ledger as of this attempt at this job. `None` without a thread.
+    /// Starts a meter that writes samples of the card `uuid` to the ledger for this attempt at the job. `None` if no
+    /// thread can be started.
     pub fn start(driver: &Driver, uuid: &str, ledger: &Ledger, job: u64, attempt: u32) -> Option<Self> {
         let (orders, ordered) = mpsc::channel();
         let (reply, answer) = oneshot::channel();
@@ -57,12 +58,12 @@ impl Meter {
         Some(Self { orders, answer })
     }
 
-    /// The engine has come to another stage.
+    /// Takes note that the engine has come to another stage.
     pub fn stage(&self, stage: Stage) {
         _ = self.orders.send(Order::Stage(stage));
     }
 
-    /// Ends now; the sum comes when everything else is in the ledger.
+    /// Ends the metering. [`Ending::sum`] returns the sum once all samples are in the ledger.
     pub fn end(self) -> Ending {
         _ = self.orders.send(Order::End);
         Ending { answer: self.answer }
@@ -75,7 +76,7 @@ pub struct Ending {
 }
 
 impl Ending {
-    /// Returns what was spent; `None` if the driver did not tell, or tells no more.
+    /// Returns the energy spent; `None` if the driver did not tell, or no longer answers.
     pub async fn sum(self) -> Option<Spent> {
         timeout(PATIENCE, self.answer).await.ok()?.ok()?
     }
@@ -115,12 +116,13 @@ fn watch(
                 if batch.len() >= BATCH {
                     flush(&mut batch);
                 }
-                // From now, and not from when it was due: a driver that was slow is not asked in a hurry.
+                // The period counts from now, and not from when the sample was due, so that a slow driver is not asked
+                // in a hurry.
                 next = Instant::now() + PERIOD;
             }
             Ok(Order::Stage(stage)) => counted.stage(stage),
             Ok(Order::End) | Err(RecvTimeoutError::Disconnected) => {
-                // The last one is worth having: a short job has few.
+                // The last sample is taken as well, because a short job has few.
                 batch.push(sample);
                 flush(&mut batch);
                 return counted.end();
@@ -129,16 +131,16 @@ fn watch(
     }
 }
 
-/// Energy from readings, both ways at once.
+/// Computes energy from readings, by the counter and from sampled power at once.
 #[derive(Default)]
 struct Counted {
     last: Option<(Instant, Option<u32>)>,
     sampled_mj: f64,
-    /// Whether any power was told.
+    /// Whether any reading had a power.
     powered: bool,
-    /// The counter at the first reading, and at the last. `Err` once it has failed or fallen.
+    /// The counter at the first reading and at the last; `Err` once the counter has failed or fallen.
     counter: Option<Result<(u64, u64), ()>>,
-    /// Both sums where each stage began.
+    /// Both sums at the beginning of each stage.
     marks: Vec<(Stage, Sums)>,
 }
 
@@ -205,7 +207,8 @@ impl Counted {
 mod tests {
     use super::*;
 
-    /// Returns what is spent, of one reading a second: power in milliwatts, the counter in millijoules, and the stage that begins then.
+    /// Returns what is spent, of one reading a second: power in milliwatts, the counter in millijoules, and the stage
+    /// that begins then.
     fn spent(readings: &[(Option<u32>, Option<u64>, Option<Stage>)]) -> Option<Spent> {
         let (mut counted, start) = (Counted::default(), Instant::now());
         for (n, (power, counter, stage)) in readings.iter().enumerate() {

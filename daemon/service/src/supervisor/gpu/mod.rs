@@ -1,34 +1,34 @@
-//! What NVIDIA's driver says of the machine. The service never touches CUDA: it asks NVML, the driver's library for
-//! looking on, which is opened when it is needed and may be missing.
+//! What NVIDIA's driver reports about the machine. The service never touches CUDA: it asks NVML, the driver's
+//! management library, which is opened when it is needed and may be missing.
 
 pub mod meter;
 pub mod nvml;
 
-/// What the driver said when it was asked.
+/// The driver's answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Machine {
-    /// It answers.
+    /// The driver answers.
     Driver {
-        /// `580.82.07`
+        /// The driver's version, such as `580.82.07`.
         version: String,
-        /// Every GPU that it knows, in its order.
+        /// Every GPU that the driver knows, in its order.
         cards: Vec<Card>,
     },
-    /// It is not there, or not loaded.
+    /// The driver is not installed, or not loaded.
     NoDriver {
         /// What is missing, as a sentence.
         why: String,
-        /// NVIDIA's devices on the PCI bus.
+        /// How many NVIDIA devices are on the PCI bus.
         on_bus: u32,
     },
-    /// It is there, and this process may not speak to it.
+    /// The driver is there, but this process may not use it.
     Refused {
         /// What was refused, as a sentence.
         why: String,
     },
-    /// It is there, and something goes wrong.
+    /// The driver is there, but fails.
     Failed {
-        /// What, as a sentence.
+        /// What went wrong, as a sentence.
         why: String,
     },
 }
@@ -42,7 +42,7 @@ impl Machine {
         }
     }
 
-    /// Its GPUs.
+    /// Returns the driver's GPUs; none if it does not answer.
     pub fn cards(&self) -> &[Card] {
         match self {
             Self::Driver { cards, .. } => cards,
@@ -56,11 +56,11 @@ impl Machine {
 pub struct Card {
     /// The driver's number of it, from 0.
     pub index: u32,
-    /// `GPU-...`, which no reordering changes.
+    /// The UUID, `GPU-...`, which no reordering changes.
     pub uuid: String,
-    /// As its maker calls it.
+    /// The product name.
     pub name: String,
-    /// Where it is on the PCI bus.
+    /// The address on the PCI bus.
     pub bus_id: String,
     /// The compute capability, major and minor.
     pub capability: (u32, u32),
@@ -68,16 +68,16 @@ pub struct Card {
     pub memory_total: u64,
     /// Bytes.
     pub memory_free: u64,
-    /// Whether it is divided into several (multi-instance GPU).
+    /// Whether the GPU is divided into several (multi-instance GPU).
     pub mig: bool,
-    /// Who uses it.
+    /// The processes that use it.
     pub processes: Vec<Process>,
     /// Milliwatts that it may draw.
     pub power_limit_mw: Option<u32>,
 }
 
 impl Card {
-    /// `NVIDIA H200 (GPU 0)`
+    /// Returns the name and the number, as in `NVIDIA H200 (GPU 0)`.
     pub fn title(&self) -> String {
         format!("{} (GPU {})", self.name, self.index)
     }
@@ -86,7 +86,7 @@ impl Card {
 /// A process on a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// Its number.
+    /// The process's number.
     pub pid: u32,
     /// The name of its program, where it may be known.
     pub name: Option<String>,

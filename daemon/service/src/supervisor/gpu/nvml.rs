@@ -1,5 +1,5 @@
-//! NVML, NVIDIA's library for looking on. Each look opens it and closes it again, on a thread of its own: a driver in
-//! trouble may not answer for minutes, and an open one costs memory all day.
+//! NVML, NVIDIA's management library. Each query opens and closes it on a thread of its own: a driver in trouble may
+//! not answer for minutes, and an open library costs memory all day.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -20,25 +20,25 @@ use super::{Card, Machine, Process};
 
 /// The variable that names the library where the loader does not find it.
 pub const LIBRARY_VARIABLE: &str = "NVML_LIBRARY";
-/// What the loader is asked for.
+/// The name that the loader is asked for.
 const LIBRARY: &str = "libnvidia-ml.so.1";
-/// How long a look may take. A card that sleeps takes a second or two to wake.
+/// How long a query may take. A card that sleeps takes a second or two to wake.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// Where the driver is asked; cheap to clone.
+/// Asks the driver; cheap to clone.
 #[derive(Clone)]
 pub struct Driver {
     library: PathBuf,
     patience: Duration,
-    /// Since when a look is under way.
+    /// When the query that runs began.
     busy: Arc<Mutex<Option<Instant>>>,
-    /// What it says without being asked.
+    /// The fixed answer of a test's driver.
     #[cfg(test)]
     answer: Option<Machine>,
 }
 
 impl Default for Driver {
-    /// The library that [`LIBRARY_VARIABLE`] names, or else the loader's.
+    /// Uses the library that [`LIBRARY_VARIABLE`] names, or else the one that the loader finds.
     fn default() -> Self {
         let library = std::env::var_os(LIBRARY_VARIABLE).filter(|name| !name.is_empty());
         Self::new(library.unwrap_or_else(|| LIBRARY.into()))
@@ -46,7 +46,7 @@ impl Default for Driver {
 }
 
 impl Driver {
-    /// Another library.
+    /// Uses another library.
     pub fn new(library: impl Into<PathBuf>) -> Self {
         Self {
             library: library.into(),
@@ -57,13 +57,13 @@ impl Driver {
         }
     }
 
-    /// One that always says the same, at once.
+    /// Returns a driver that always gives the same answer, at once.
     #[cfg(test)]
     pub fn answering(machine: Machine) -> Self {
         Self { answer: Some(machine), ..Self::new(LIBRARY) }
     }
 
-    /// Returns this driver with another patience for a look.
+    /// Returns this driver with another time limit for a query.
     #[must_use]
     pub fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
@@ -77,7 +77,7 @@ impl Driver {
         Nvml::builder().lib_path(self.library.as_os_str()).init()
     }
 
-    /// Asks the driver for everything. What `own`, the engine's process, holds counts as free.
+    /// Asks the driver about the whole machine. Memory that the engine's process `own` holds counts as free.
     pub async fn look(&self, own: Option<u32>) -> Machine {
         #[cfg(test)]
         if let Some(machine) = &self.answer {
@@ -90,7 +90,7 @@ impl Driver {
         let now = Instant::now();
         {
             let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-            // One thread in the driver's hands is enough.
+            // One thread that hangs in the driver is enough.
             if let Some(since) = *busy {
                 return silent(since);
             }
@@ -138,7 +138,7 @@ impl Driver {
         if cards.is_empty() && refused > 0 {
             return Machine::Refused { why: format!("the driver {version} refuses its {refused} GPUs") };
         }
-        // A sick card does not hide a sound one.
+        // A broken card does not hide a working one.
         trouble.filter(|_| cards.is_empty()).unwrap_or(Machine::Driver { version, cards })
     }
 }
@@ -158,7 +158,7 @@ fn unavailable(e: NvmlError, library: &std::path::Path) -> Machine {
             Machine::NoDriver { why: "NVIDIA's driver is installed and not loaded".into(), on_bus: on_bus() }
         }
         NvmlError::NoPermission => refused(),
-        // What it says where a device's file is refused by a control group.
+        // NVML reports this where a control group refuses a device's file.
         NvmlError::Unknown if control_refused() => refused(),
         NvmlError::LibRmVersionMismatch => Machine::Failed {
             why: "the driver's library and its kernel module are of two versions, as after an upgrade".into(),
@@ -172,7 +172,7 @@ fn control_refused() -> bool {
     open.is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
 }
 
-/// NVIDIA's GPUs on the PCI bus, with or without a driver.
+/// Returns how many NVIDIA GPUs are on the PCI bus, with or without a driver.
 fn on_bus() -> u32 {
     let Ok(devices) = fs::read_dir("/sys/bus/pci/devices") else { return 0 };
     let is = |path: PathBuf, start: &str| fs::read_to_string(path).is_ok_and(|text| text.starts_with(start));
@@ -212,7 +212,7 @@ fn card(nvml: &Nvml, index: u32, own: Option<u32>) -> Result<Card, NvmlError> {
         capability: (capability.major as u32, capability.minor as u32),
         memory_total: memory.total,
         memory_free: memory_free.min(memory.total),
-        // Cards that cannot be divided say so by an error.
+        // Cards that cannot be divided return an error.
         mig: device.mig_mode().is_ok_and(|mode| mode.current != 0),
         processes,
         power_limit_mw: device.enforced_power_limit().ok(),

@@ -1,5 +1,5 @@
-//! Which profile on which GPU, and why: a function of what the driver says, what the engine was built for, and what
-//! the owner wishes. It touches nothing, so that its table of cases is the whole of it.
+//! Chooses the profile and the GPU, and says why: a function of what the driver says, what the engine was built for,
+//! and what the configuration asks for. It has no side effects, so that the tests' table of cases covers it.
 
 use std::cmp::Reverse;
 use std::fmt::Write;
@@ -32,16 +32,16 @@ impl Default for Wish {
     }
 }
 
-/// How a choice stands.
+/// The verdict on a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is what it should be.
+    /// The choice is the one that was asked for.
     Ready,
-    /// There is a GPU, and it will not do as things are.
+    /// There is a GPU, but the model cannot run on it as things are.
     CannotServe,
-    /// There is no GPU, or nobody to ask for it.
+    /// There is no GPU, or no driver to ask for one.
     NoGpu,
-    /// It may be better a little later.
+    /// There may be a better choice a little later.
     Retry,
 }
 
@@ -57,18 +57,18 @@ impl Verdict {
     }
 }
 
-/// What was chosen.
+/// The result of the choice.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
-    /// How the engine runs the model; without one, jobs wait.
+    /// The profile that the engine runs the model with; without one, jobs wait.
     pub profile: Option<Profile>,
-    /// The GPU that it is about: the one to use, or the best that cannot be used.
+    /// The GPU that the choice is about: the one to use, or the best that cannot be used.
     pub gpu: Option<Card>,
-    /// How it stands.
+    /// The verdict.
     pub state: Verdict,
     /// The reasons, one sentence each, without full stops.
     pub why: Vec<String>,
-    /// What to do to have it better, if anything.
+    /// What would improve the choice, if anything.
     pub remedy: Option<String>,
 }
 
@@ -78,7 +78,7 @@ impl Choice {
         self.gpu.as_ref().filter(|_| self.profile.as_ref().is_some_and(Profile::on_gpu))
     }
 
-    /// Returns everything in one line.
+    /// Returns the whole choice in one line.
     pub fn text(&self) -> String {
         let mut text = self.why.join("; ");
         if let Some(remedy) = &self.remedy {
@@ -88,8 +88,8 @@ impl Choice {
     }
 }
 
-/// Chooses. `recipe` is the model's, once an engine has opened it. `profiles` are tried in the order of what they ask for; of
-/// equals the first.
+/// Returns the choice. `recipe` is the model's, once an engine has opened it. `profiles` are tried in the order of what
+/// they ask for; of equals the first is taken.
 pub fn choose(
     machine: &Machine,
     kernels: &Kernels,
@@ -145,7 +145,7 @@ pub fn choose(
     }
 }
 
-/// What does not change from card to card.
+/// The inputs that are the same for every card.
 struct Case<'a> {
     kernels: &'a Kernels,
     recipe: Option<&'a Recipe>,
@@ -153,13 +153,13 @@ struct Case<'a> {
     profiles: &'a [Profile],
 }
 
-/// What may become of one card.
+/// How the profiles fit one card.
 enum Fit<'a> {
-    /// It runs this profile, with machine code or else by PTX.
+    /// The card runs this profile, with machine code (`native`) or else by PTX.
     Yes { profile: &'a Profile, native: bool },
-    /// It would, if others gave its memory back.
+    /// The card would run a profile if other programs freed memory on it.
     Busy { why: String, remedy: String },
-    /// It does not.
+    /// The card runs no profile.
     No { why: String, remedy: String },
 }
 
@@ -187,7 +187,7 @@ impl<'a> Case<'a> {
         }
         let mut fits: Vec<(&Card, Fit<'_>)> =
             asked.into_iter().map(|card| (card, self.fit(card, driver, wished))).collect();
-        // The best first; of those that do not run anything, the one that waits, then the largest.
+        // The best card comes first. Of the cards that run nothing, a busy one comes first, then the largest.
         fits.sort_by_key(|(card, fit)| {
             let (class, memory, native) = match fit {
                 Fit::Yes { profile, native } => (2, self.needs(profile), *native),
@@ -224,7 +224,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Returns what becomes of one card by itself.
+    /// Returns how the profiles fit one card by itself.
     fn fit(&self, card: &Card, driver: &str, wished: Option<&'a Profile>) -> Fit<'a> {
         let title = card.title();
         let native = match self.code(card.capability) {
@@ -293,7 +293,7 @@ impl<'a> Case<'a> {
         profile.min_memory().max(plan.memory.free_to_have() + setup.reserve)
     }
 
-    /// If others on the card are why it is not a larger profile.
+    /// Returns a sentence if other programs on the card are the reason why no larger profile was taken.
     fn smaller(&self, card: &Card, taken: &Profile, wished: bool) -> Option<String> {
         let larger = self
             .profiles
@@ -304,7 +304,7 @@ impl<'a> Case<'a> {
         (!wished).then(|| format!("`{}` would need {needs} free; {}", larger.name, users(card)))
     }
 
-    /// Returns why that is more than the profile itself says, if it is.
+    /// Returns why the need is larger than the profile itself says, if it is.
     fn because(&self, profile: &Profile) -> &'static str {
         if self.needs(profile) > profile.min_memory() {
             ", as this engine keeps all weights on the GPU"
@@ -348,7 +348,7 @@ impl<'a> Case<'a> {
         Err((why, "install a newer animd".into()))
     }
 
-    /// Returns why this profile on this card, as a sentence.
+    /// Returns why this profile was chosen for this card, as a sentence.
     fn why(&self, card: &Card, profile: &Profile, native: bool) -> String {
         let (major, minor) = card.capability;
         let code = match (native, self.kernels.ptx) {
@@ -368,7 +368,8 @@ impl<'a> Case<'a> {
         )
     }
 
-    /// Chooses where nothing runs on a GPU: the CPU's profile, if nobody asked for more and waiting changes nothing.
+    /// Returns the choice where no GPU can be used: the CPU's profile, if nobody asked for more and waiting changes
+    /// nothing.
     fn without(&self, state: Verdict, mut why: Vec<String>, remedy: &str) -> Choice {
         let cannot = self.kernels.native.is_empty() && self.kernels.ptx.is_none();
         let asked = self.wish.profile != AUTO || self.wish.gpu != AUTO;

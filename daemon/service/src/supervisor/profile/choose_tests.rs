@@ -1,4 +1,4 @@
-//! The table of cases, of which README.md has those that people ask for.
+//! The table of cases. README.md shows the cases that people ask about.
 
 use std::fmt::Write;
 
@@ -42,7 +42,7 @@ fn card(name: &str, capability: (u32, u32), total_mib: u64) -> Card {
     }
 }
 
-// Memory as NVML tells it.
+// The memory sizes are those that NVML reports.
 fn h200() -> Card {
     card("H200", (9, 0), 143_771)
 }
@@ -67,7 +67,7 @@ fn old_driver(version: &str) -> Machine {
     Machine::Driver { version: version.into(), cards: vec![h200()] }
 }
 
-/// Returns a card of which another program holds all but so much.
+/// Returns a card of which another program holds all memory but `free_mib`.
 fn held(mut card: Card, free_mib: u64) -> Card {
     let bytes = card.memory_total - (free_mib + 600) * MIB;
     card.processes = vec![Process { pid: 4242, name: Some("python3".into()), bytes: Some(bytes) }];
@@ -88,14 +88,14 @@ fn no_driver(on_bus: u32) -> Machine {
 }
 
 struct Row {
-    /// As README.md has it; rows whose text is in brackets are not there.
+    /// The case as README.md words it; rows whose text is in brackets are not in README.md.
     case: &'static str,
     machine: Machine,
     kernels: Kernels,
     wish: Wish,
     state: Verdict,
     profile: Option<&'static str>,
-    /// The GPU to use, or the one that it is about.
+    /// The GPU to use, or the one that the choice is about.
     gpu: Option<u32>,
     /// Parts of what is said.
     says: &'static [&'static str],

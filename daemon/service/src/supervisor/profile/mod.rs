@@ -1,4 +1,4 @@
-//! Profiles: where they come from, which is chosen, and when the choice is looked at again.
+//! Profiles: where they come from, which one is chosen, and when the choice is made again.
 
 pub mod choose;
 pub mod monitor;
@@ -21,24 +21,24 @@ pub use choose::{AUTO, Choice, Verdict, Wish, choose};
 pub struct Listed {
     /// Its name.
     pub name: String,
-    /// For whom it is.
+    /// Whom the profile is for.
     pub summary: String,
-    /// Whether it would run here now.
+    /// Whether the profile would run here now.
     pub fits: bool,
-    /// Whether it is the one in use.
+    /// Whether the profile is in use.
     pub chosen: bool,
-    /// Why it would, or would not.
+    /// Why the profile would run, or would not.
     pub why: String,
 }
 
 /// The GPU that the choice is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GpuFacts {
-    /// As its maker calls it.
+    /// The product name.
     pub name: String,
-    /// `GPU-...`
+    /// The UUID, `GPU-...`.
     pub uuid: String,
-    /// The driver's number of it.
+    /// The driver's number for the GPU.
     pub index: u32,
     /// The driver's version.
     pub driver: String,
@@ -68,7 +68,7 @@ pub struct Profiles {
 }
 
 impl Default for Profiles {
-    /// The built-in profiles, and nothing known of the machine.
+    /// Returns the built-in profiles, with nothing known of the machine.
     fn default() -> Self {
         let (profiles, _) = load(&[]);
         let choice = Choice {
@@ -115,7 +115,7 @@ impl Profiles {
         self.model.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The engine has opened the model's files, or another model is configured.
+    /// Sets the configured model: its recipe once the engine has opened it, `None` after another model was configured.
     pub fn set_recipe(&self, recipe: Option<Arc<Recipe>>) {
         *self.model.lock().unwrap_or_else(PoisonError::into_inner) = recipe;
     }
@@ -125,7 +125,7 @@ impl Profiles {
         self.changed.subscribe()
     }
 
-    /// Turns true when only a new start of the service lets it use the driver's devices.
+    /// Returns a receiver that turns true when only a new start of the service lets it use the driver's devices.
     pub fn new_start(&self) -> watch::Receiver<bool> {
         self.new_start.subscribe()
     }
@@ -135,7 +135,7 @@ impl Profiles {
         self.new_start.send_replace(true);
     }
 
-    /// Returns the settings that the chosen profile has for jobs that say nothing else.
+    /// Returns the chosen profile's default settings for jobs.
     pub fn settings(&self) -> Settings {
         self.choice().profile.as_ref().map(|p| p.settings.clone()).unwrap_or_default()
     }
@@ -166,7 +166,8 @@ impl Profiles {
                     let this = chosen.as_ref() == Some(&profile.name);
                     let jobs_wait = chosen.is_none();
                     let wish = Wish { profile: profile.name.clone(), jobs_wait, ..Wish::default() };
-                    // The profile in use keeps the reasons for which it was chosen: by now its own engine holds the memory.
+                    // The profile in use keeps the reasons for which it was chosen: by now its own engine holds the
+                    // memory.
                     let choice = match this {
                         true => (*state.choice).clone(),
                         false => {
@@ -186,12 +187,12 @@ impl Profiles {
         })
     }
 
-    /// Other profiles from here on.
+    /// Replaces the profiles.
     pub fn set_profiles(&self, profiles: Vec<Profile>) {
         self.with(|state| state.profiles = profiles);
     }
 
-    /// Chooses anew and tells everybody, if it comes out otherwise.
+    /// Chooses again, and tells everybody if the choice has changed.
     pub fn decide(
         &self,
         machine: Machine,

@@ -1,7 +1,7 @@
-//! Keeps the choice fresh for the supervisor: looks when something may have changed.
+//! Keeps the choice of the profile up to date for the supervisor: asks the driver when something may have changed.
 //!
-//! A choice that is as it should be is not looked at again while the engine lives, so that an idle service does not
-//! wake the card. Any other is: before a job, and now and then, at growing intervals.
+//! A choice with the verdict `ready` is not made again while the engine lives, so that an idle service does not wake
+//! the card. Any other choice is made again before a job, and at growing intervals.
 
 use std::fs;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ use crate::supervisor::gpu::nvml::Driver;
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
-/// A job that starts so soon after a look needs no other.
+/// A job that starts this soon after a look needs no other look.
 const FRESH: Duration = Duration::from_secs(3);
 /// The file in the state folder that tells the engine its profile.
 const FILE: &str = "profile.toml";
@@ -36,13 +36,13 @@ pub struct ProfileMonitor {
     defaults: Defaults,
     profiles: Profiles,
     driver: Driver,
-    /// What the engine was built for; `None` until one has said so.
+    /// What the engine was built for; `None` until an engine has said so.
     kernels: Option<Kernels>,
     /// The model that the engine has opened last.
     recipe: Option<Arc<Recipe>>,
     /// `[profile]` of the configuration at the last look.
     asked: Option<config::Profile>,
-    /// What the engine that runs was started with.
+    /// What the running engine was started with.
     started: Option<Start>,
     looked: Option<Instant>,
     pause: Duration,
@@ -50,21 +50,21 @@ pub struct ProfileMonitor {
     there_at_first: Option<bool>,
 }
 
-/// How the engine is to be started.
+/// What an engine is started with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Start {
-    /// What of the configuration it is started with.
+    /// The part of the configuration that the engine is started with.
     engine: String,
     /// The profile.
     profile: Profile,
     /// The profile's file.
     pub file: PathBuf,
-    /// What `CUDA_VISIBLE_DEVICES` has to be: the GPU's UUID, or empty for none.
+    /// The value of `CUDA_VISIBLE_DEVICES`: the GPU's UUID, or empty for none.
     pub visible: String,
 }
 
 impl ProfileMonitor {
-    /// Chooses for one service, by what `driver` says.
+    /// Returns a monitor that chooses by what `driver` says.
     pub fn new(config: CurrentConfig, defaults: Defaults, profiles: Profiles, driver: Driver) -> Self {
         Self {
             config,
@@ -107,7 +107,7 @@ impl ProfileMonitor {
         choice
     }
 
-    /// Reads the folders and the configuration's wish.
+    /// Reads the folders of profiles, and returns the configuration's wish.
     fn reload(&mut self) -> Wish {
         let asked = self.config.get().profile.clone();
         let mut wish = Wish { profile: asked.name.clone(), gpu: asked.gpu.clone(), ..Wish::default() };
@@ -130,20 +130,19 @@ impl ProfileMonitor {
         wish
     }
 
-    /// Returns when the choice has to be looked at again though nothing happens.
+    /// Returns when the choice has to be made again without any event.
     pub fn due(&self) -> Option<Instant> {
         let looked = self.looked?;
         (self.profiles.choice().state != Verdict::Ready).then(|| looked + self.pause)
     }
 
-    /// Returns whether it is time to look: at first, when the configuration says something else, and when the pause
-    /// is over.
+    /// Returns whether it is time to look: at first, when the configuration has changed, and when the pause is over.
     pub fn is_due(&self) -> bool {
         let asked = self.asked.as_ref() == Some(&self.config.get().profile);
         !asked || self.due().is_some_and(|due| Instant::now() >= due)
     }
 
-    /// Returns whether a job is reason enough to look: not if all is well, or if it was done just now.
+    /// Returns whether a new job is a reason to look: not if the choice is `ready`, or the last look was just now.
     pub fn is_stale(&self) -> bool {
         self.profiles.choice().state != Verdict::Ready && !self.is_fresh()
     }
@@ -153,16 +152,17 @@ impl ProfileMonitor {
         self.looked.is_some_and(|at| at.elapsed() < FRESH)
     }
 
-    /// Returns the driver's devices appeared after the service began, when its sandbox no longer lets new ones in:
-    /// only a new start helps. Not told again by the next service, which finds the driver there at first.
+    /// Returns whether only a new start of the service helps: the driver's devices appeared after the service was
+    /// started, and its sandbox lets no new devices in. The next service finds the driver there at first, and so does
+    /// not ask again.
     pub fn needs_new_start(&self) -> bool {
         self.there_at_first == Some(false) && matches!(self.profiles.machine(), Machine::Refused { .. })
     }
 
-    /// Returns how to start the engine by the choice; `None` while there is none.
+    /// Returns how to start the engine by the choice; `None` while there is no choice.
     ///
     /// # Errors
-    /// [`Error::File`] if the profile cannot be written down for it.
+    /// [`Error::File`] if the profile's file for the engine cannot be written.
     pub fn start(&mut self) -> Result<Option<Start>> {
         self.started = self.wanted();
         if let Some(start) = &self.started {
@@ -180,7 +180,7 @@ impl ProfileMonitor {
         let file = config.folders.state.join(FILE);
         let engine = format!("{:?}", config.engine_identity());
         if self.kernels.is_none() {
-            // The first one is there to say what it was built for, and touches no GPU.
+            // The first engine only reports what it was built for, and touches no GPU.
             return Some(Start { engine, profile: Profile::built_in("cpu")?, file, visible: String::new() });
         }
         Some(Start {
@@ -191,12 +191,12 @@ impl ProfileMonitor {
         })
     }
 
-    /// Returns whether the engine that was started last would be started otherwise now.
+    /// Returns whether an engine would now be started differently from the one that was started last.
     pub fn outdated(&self) -> bool {
         self.started != self.wanted()
     }
 
-    /// What the engine was built for and which model it has, as it says itself; another choice may come of it.
+    /// Takes what the engine reports of its build and its model, and chooses again if that may change the choice.
     pub async fn hello(&mut self, kernels: &Kernels, recipe: Option<Arc<Recipe>>, engine: Option<u32>) {
         if self.kernels.as_ref() != Some(kernels) || self.recipe != recipe {
             self.kernels = Some(kernels.clone());
