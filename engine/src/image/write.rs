@@ -67,7 +67,7 @@ mod tests {
     use super::*;
     use crate::image::decode;
 
-    /// Returns the picture is red to the left, blue to the right.
+    /// Returns a picture that is red to the left and blue to the right.
     fn picture(width: u32, height: u32) -> Picture {
         let pixel = |i| if i % width < width / 2 { [250, 10, 10] } else { [10, 10, 250] };
         Picture { width, height, rgb: (0..width * height).flat_map(pixel).collect() }
