@@ -111,7 +111,7 @@ pub struct Outcome {
     pub notes: Vec<String>,
 }
 
-/// One row's figures, in seconds and bytes.
+/// The figures of one row, in seconds and bytes.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measurement {
     /// The row's name.

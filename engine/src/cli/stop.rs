@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use animd_engine::{Error, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// Whether somebody asked the program to stop.
+/// A flag that is set when the user asks the program to stop.
 #[derive(Clone, Default)]
 pub struct Stop {
     asked: Arc<AtomicBool>,

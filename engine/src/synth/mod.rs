@@ -38,7 +38,7 @@ pub enum Size {
 /// The small tokenizer of made-up models.
 pub(crate) const TOKENIZER: &str = include_str!("../../assets/tokenizer.json");
 
-/// How a tensor is filled.
+/// A rule that returns the filling of a tensor.
 type Rule = Box<dyn Fn(&Expected) -> Fill>;
 
 impl Size {

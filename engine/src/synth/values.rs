@@ -27,7 +27,7 @@ impl Spread {
     }
 }
 
-/// How a tensor is filled: `mean + deviation * n`, with `n` of unit variance and bell-shaped.
+/// The filling of a tensor: `mean + deviation * n`, with `n` of unit variance and bell-shaped.
 #[derive(Clone, Debug)]
 pub(super) struct Fill {
     pub mean: Spread,

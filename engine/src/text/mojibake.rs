@@ -167,7 +167,7 @@ static CLUES: LazyLock<Vec<(char, u8)>> = LazyLock::new(|| {
             };
         }
     }
-    // It may have been a no-break space.
+    // The space may have been a no-break space.
     clues.insert(' ', clue::CONTINUATION);
     clues.into_iter().collect()
 });

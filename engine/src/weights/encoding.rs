@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::DType;
 
-/// How a tensor's values are stored, row by row.
+/// The way in which a tensor's values are stored, row by row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
     /// Each value is a number.

@@ -30,8 +30,8 @@ impl Mapped {
         if meta.len() == 0 {
             return Err(Error::Model(format!("`{}` is empty; copy it again", path.display())));
         }
-        // SAFETY: the mapping is private and read-only. Model files are not written while they are in use; should
-        // somebody truncate one nevertheless, the kernel ends the process and the daemon starts a new engine.
+        // SAFETY: the mapping is private and read-only. Model files are not written while they are in use; if a file is
+        // truncated nevertheless, the kernel ends the process and the daemon starts a new engine.
         let bytes = unsafe { Mmap::map(&file) }.map_err(Error::file("map", path))?;
         Ok(Arc::new(Self { path: path.to_owned(), bytes }))
     }

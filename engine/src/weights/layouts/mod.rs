@@ -59,7 +59,7 @@ impl Serialize for Layout {
     }
 }
 
-/// What a tensor of a file is to the model.
+/// The role that a tensor of a file has in the model.
 enum Role {
     /// The weight of this official name.
     Weight(String),
