@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use animd_protocol::{ErrorCode, InvalidSetting};
 
-/// What can go wrong, in words for the person who sees it: what, with which value, and what to do.
+/// The reason that something failed, in words for the user: what is wrong, with which value, and what to do.
 ///
 /// [`Error::code`] is the stable code that crosses to the daemon, the ledger and scripts.
 #[derive(Debug, thiserror::Error)]
@@ -15,7 +15,7 @@ pub enum Error {
     /// A setting is outside its range, or does not go with another one.
     #[error("{0}")]
     Setting(String),
-    /// The model folder or one of its files is not what it should be.
+    /// The model folder or one of its files cannot be used.
     #[error("{0}")]
     Model(String),
     /// The machine has less memory than the work needs.
@@ -30,17 +30,17 @@ pub enum Error {
     /// A file cannot be read or written.
     #[error("cannot {action} `{}`: {source}", path.display())]
     File {
-        /// What was tried, as a verb: `read`, `create`, `rename`.
+        /// The operation that failed, as a verb: `read`, `create`, `rename`.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The reason.
         source: std::io::Error,
     },
-    /// Somebody cancelled the work.
+    /// The user cancelled the work.
     #[error("cancelled")]
     Canceled,
-    /// A fault of animd's own.
+    /// An error in animd itself.
     #[error("internal error: {0}")]
     Internal(String),
 }
@@ -49,7 +49,7 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// What went wrong, for programs.
+    /// Returns the error's code, for programs.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Image(_) => ErrorCode::InvalidImage,

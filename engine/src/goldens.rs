@@ -1,6 +1,6 @@
-//! What the reference implementation computed, for the unit tests.
+//! The results of the reference implementation, for the unit tests.
 //!
-//! `ANIMD_FIXTURE` names another folder than `tests/fixtures/tiny-a` to compare with.
+//! `ANIMD_FIXTURE` names a folder to compare with instead of `tests/fixtures/tiny-a`.
 
 use std::path::{Path, PathBuf};
 
@@ -12,36 +12,36 @@ use crate::backend::cpu::Cpu;
 
 type Tensor = <Cpu as TensorOps>::Tensor;
 
-/// A file or folder of `tests/fixtures`.
+/// Returns the path of a file or folder in `tests/fixtures`.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
 }
 
-/// The tiny model's folder.
+/// Returns the tiny model's folder.
 pub fn folder() -> PathBuf {
     std::env::var_os("ANIMD_FIXTURE").map_or_else(|| fixture("tiny-a"), PathBuf::from)
 }
 
-/// A JSON file.
+/// Reads a JSON file.
 pub fn json(path: &Path) -> Value {
     let text = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_slice(&text).expect("the fixture is JSON")
 }
 
-/// Tensors, and everything that is none.
+/// The tensors of a reference result, and its other values.
 pub struct Golden {
-    /// Everything that is no tensor.
+    /// The values that are not tensors.
     pub json: Value,
     bytes: Vec<u8>,
 }
 
 impl Golden {
-    /// The tiny model's.
+    /// Reads the tiny model's results.
     pub fn open() -> Self {
         Self::read(&folder().join("golden"))
     }
 
-    /// `PATH.safetensors` and `PATH.json`.
+    /// Reads `PATH.safetensors` and `PATH.json`.
     pub fn read(path: &Path) -> Self {
         let bytes =
             std::fs::read(path.with_extension("safetensors")).expect("the fixture is in the repository");
@@ -52,12 +52,12 @@ impl Golden {
         SafeTensors::deserialize(&self.bytes).expect("a valid file")
     }
 
-    /// The names of the tensors.
+    /// Returns the names of the tensors.
     pub fn names(&self) -> Vec<String> {
         self.file().names().into_iter().map(str::to_owned).collect()
     }
 
-    /// A tensor's values as they are stored.
+    /// Returns a tensor's values as they are stored.
     pub fn values<T: bytemuck::Pod>(&self, name: &str) -> Vec<T> {
         let file = self.file();
         let view = file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -65,22 +65,22 @@ impl Golden {
         bytemuck::pod_collect_to_vec(view.data())
     }
 
-    /// A tensor's extents.
+    /// Returns a tensor's extents.
     pub fn shape(&self, name: &str) -> Vec<usize> {
         self.file().tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).shape().to_vec()
     }
 
-    /// A tensor of f32.
+    /// Returns a tensor of f32.
     pub fn f32(&self, name: &str) -> Vec<f32> {
         self.values(name)
     }
 
-    /// A tensor of i64.
+    /// Returns a tensor of i64.
     pub fn i64(&self, name: &str) -> Vec<i64> {
         self.values(name)
     }
 
-    /// A tensor of numbers of any kind.
+    /// Returns a tensor of numbers of any type as f64.
     pub fn numbers(&self, name: &str) -> Vec<f64> {
         match self.file().tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).dtype() {
             Dtype::F64 => self.values(name),
@@ -90,13 +90,13 @@ impl Golden {
         }
     }
 
-    /// A tensor on the CPU backend.
+    /// Uploads a tensor to the CPU backend.
     pub fn upload(&self, name: &str) -> Tensor {
         let values: Vec<f32> = self.numbers(name).iter().map(|v| *v as f32).collect();
         Cpu::new().upload(&values, &self.shape(name)).expect("as many values as the shape says")
     }
 
-    /// Whether `got` is within a relative L2 distance of a tensor.
+    /// Asserts that `got` is within a relative L2 distance of a tensor.
     #[track_caller]
     pub fn compare(&self, name: &str, got: &[f32], tolerance: f64) {
         let want = self.numbers(name);
@@ -108,7 +108,7 @@ impl Golden {
         assert!(distance <= tolerance, "{name} is {distance:.1e} away, {tolerance:.0e} allowed");
     }
 
-    /// Whether every value is within an absolute distance of a tensor's.
+    /// Asserts that every value is within an absolute distance of a tensor's value.
     #[track_caller]
     pub fn compare_each(&self, name: &str, got: impl IntoIterator<Item = f64>, tolerance: f64) {
         let want = self.numbers(name);

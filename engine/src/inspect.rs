@@ -1,6 +1,6 @@
-//! What is in a model folder: which model, how large, in which layout and types, and what is wrong with it.
+//! Describes a model folder: which model it holds, how large, in which layout and types, and what is wrong with it.
 //!
-//! Other than opening a model, this goes on after the first thing that is wrong, and needs no part to be there.
+//! Unlike opening a model, inspecting one continues after the first problem, and any part can be missing.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,29 +10,29 @@ use serde::Serialize;
 
 use crate::weights::Summary;
 
-/// A model folder.
+/// The description of a model folder.
 #[derive(Clone, Debug, Serialize)]
 pub struct Inspection {
-    /// The folder.
+    /// The folder's path.
     pub folder: PathBuf,
-    /// What model it is, in words.
+    /// The model's name, in words.
     pub model: String,
-    /// Whether videos can be made with it as it is.
+    /// Whether the model can make videos as it is.
     pub usable: bool,
-    /// Its networks.
+    /// The model's networks.
     pub parts: Vec<Summary>,
-    /// The tokenizer's file, if it is there.
+    /// The tokenizer's file, if it exists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
     /// What is wrong with the folder as a whole.
     pub problems: Vec<String>,
-    /// Parameters of all components that can be read.
+    /// The number of parameters of all components that can be read.
     pub parameters: u64,
-    /// Bytes of their tensors.
+    /// The bytes of these components' tensors.
     pub bytes: u64,
 }
 
-/// Looks at a model folder, or at a folder or file that holds a DiT alone. Reads headers only.
+/// Describes a model folder, or a folder or file that holds only a DiT. Reads headers only.
 pub fn inspect(path: &Path) -> Inspection {
     let recipe = Recipe::wan21_i2v_14b();
     let parts: Vec<Summary> = recipe.networks().map(|part| Summary::of(path, part.component())).collect();
@@ -85,7 +85,7 @@ fn model(released: &Recipe, parts: &[Summary]) -> String {
     }
 }
 
-/// A count with its thousands apart: `16 394 878 784`.
+/// Returns a count with its thousands separated: `16 394 878 784`.
 fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
@@ -98,7 +98,7 @@ fn grouped(n: u64) -> String {
     text
 }
 
-/// Bytes in the unit that suits them: `46.0 GB`.
+/// Returns a number of bytes in a suitable unit: `46.0 GB`.
 fn in_units(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} B"),

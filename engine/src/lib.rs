@@ -1,7 +1,7 @@
 //! Wan2.1 image-to-video: a picture and a line of text become frames, and frames become an H.264 file.
 //!
-//! The engine knows nothing of D-Bus services, watched folders or SQLite. What it shares with the service that does is in
-//! [`animd_protocol`].
+//! The engine knows nothing of D-Bus services, watched folders or SQLite. What it shares with the daemon, which knows
+//! them, is in [`animd_protocol`].
 
 pub mod backend;
 pub mod bench;

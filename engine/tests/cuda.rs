@@ -1,4 +1,5 @@
-//! The program with the backend for GPUs, on the emulated one: a whole job, and each way in which a GPU can be missing.
+//! Runs the program with the backend for GPUs on an emulated GPU: a whole job, and each way in which a GPU can be
+//! missing.
 #![cfg(feature = "emulator")]
 
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
 }
 
-/// `animd-engine generate` with a profile on a GPU that the variables describe.
+/// Runs `animd-engine generate` with a profile on a GPU that the variables describe.
 fn generate(profile: &str, out: &Path, variables: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_animd-engine"))
         .arg("generate")
@@ -98,7 +99,7 @@ fn a_bench_on_the_gpu_loads_each_precision_once() -> Result<(), Box<dyn std::err
     let types: Vec<_> = (0..4).map(|i| row(i, "weights")).collect();
     assert_eq!(types, ["fp8", "bf16", "fp8", "bf16"]);
     assert_eq!((row(2, "attention"), row(3, "attention")), ("8bit".into(), "exact".into()));
-    // One load, and so to the digit.
+    // Rows with the same weights share one load, so their times are equal to the digit.
     assert_eq!((row(0, "load"), row(1, "load")), (row(2, "load"), row(3, "load")));
     assert!(row(2, "peak_bytes").as_u64() < row(3, "peak_bytes").as_u64(), "{text}");
     Ok(())

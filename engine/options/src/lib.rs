@@ -1,4 +1,4 @@
-//! The settings of a video as options of a command line: `animd-engine` and `animctl` have the same ones.
+//! The settings of a video as command-line options, which `animd-engine` and `animctl` share.
 
 use animd_protocol::request::{Noise, Resize, Sampler, Settings, Size, StepCache, Tiling};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -104,7 +104,7 @@ impl From<SettingsOptions> for Settings {
     }
 }
 
-/// The names that a setting can have as its value, each with what it means.
+/// The names that are a setting's values, each with its meaning.
 type Values = &'static [(&'static str, &'static str)];
 
 const RESIZE: Values = &[
@@ -141,12 +141,12 @@ const TILING: Values = &[
     ),
 ];
 
-/// Reads the value of an option that says how the VAE works.
+/// Returns the parser for the value of an option that says how the VAE works.
 pub fn tiling() -> impl TypedValueParser<Value = Tiling> {
     one_of(TILING)
 }
 
-/// Reads a value by its name.
+/// Returns a parser that reads a value by its name.
 fn one_of<T>(values: Values) -> impl TypedValueParser<Value = T>
 where
     T: DeserializeOwned + Clone + Send + Sync + 'static,
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn names_values_and_defaults_do_not_change() {
-        // Scripts have them; whoever changes one on purpose changes the list with it.
+        // Scripts use these options; a deliberate change of one must also change the list.
         let text = command().render_long_help().to_string();
         let lines = |text: &str| -> Vec<String> {
             let options = text.lines().skip_while(|line| *line != "Options:");
@@ -237,7 +237,7 @@ mod tests {
                 assert!(read.is_ok(), "{name}");
             }
             let unknown: Result<T, Error> = T::deserialize("?".into_deserializer());
-            // Its sentence lists all names.
+            // The error's sentence lists all names.
             let said = unknown.err().expect("no value is called so").to_string();
             assert_eq!(said.matches('`').count(), 2 * (values.len() + 1), "{said}");
         }

@@ -1,4 +1,5 @@
-//! One stage at a time, on inputs that anybody can make again: the same formula as the made-up weights'.
+//! Measures one stage at a time, on inputs that others can make again: they have the same formula as the made-up
+//! weights.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -19,30 +20,30 @@ use animd_protocol::profile::AttentionKind;
 use super::outputs::Outputs;
 use super::{SEED, Seconds};
 
-/// Rows of the prompt that the DiT attends to; zeros follow.
+/// The rows of the prompt that the DiT attends to; zeros follow.
 const TEXT_ROWS: usize = 77;
-/// The expert whose forward is measured: all of a family compute alike.
+/// The expert whose forward is measured: all experts of a family take equally long.
 const EXPERT: usize = 0;
-/// The time of the forward that is measured.
+/// The diffusion time of the forward that is measured.
 const TIME: f64 = 500.0;
-/// Frames of a decoded video that are kept for comparisons: the first three latent frames'.
+/// The frames of a decoded video that are kept for comparisons: those of the first three latent frames.
 const KEPT_FRAMES: usize = 9;
 
-/// What a stage took.
+/// The time and memory that a stage took.
 pub struct Measured {
     pub seconds: Seconds,
-    /// Bytes of a GPU's memory, at most, beside what was there before.
+    /// The most bytes of a GPU's memory in use, beyond those in use before.
     pub memory: u64,
 }
 
-/// Runs once to warm up, then so many times.
+/// Runs a stage once to warm up, then `runs` times.
 fn measure<B: Backend>(
     b: &B,
     runs: usize,
     observer: &dyn Observer,
     mut run: impl FnMut() -> Result<()>,
 ) -> Result<Measured> {
-    // What was asked last is forgotten: the second answer is what is in use.
+    // Each call resets the peak, so the second one returns what is in use now.
     b.peak_memory();
     let before = b.peak_memory();
     run()?;
@@ -56,7 +57,7 @@ fn measure<B: Backend>(
     Ok(Measured { seconds: Seconds::of(all), memory: b.peak_memory().saturating_sub(before) })
 }
 
-/// Waits until a tensor is there: its first element comes back.
+/// Waits until a tensor is computed, by fetching its first element.
 fn wait<B: TensorOps>(b: &B, tensor: &B::Tensor) -> Result<()> {
     let mut one = tensor.clone();
     for axis in (0..b.shape(tensor).len()).rev() {
@@ -67,21 +68,21 @@ fn wait<B: TensorOps>(b: &B, tensor: &B::Tensor) -> Result<()> {
 
 /// The stages around the DiT.
 pub struct Around {
-    /// umT5, 512 tokens.
+    /// The umT5 encoder, 512 tokens.
     pub text: Measured,
-    /// CLIP.
+    /// The CLIP tower.
     pub image: Measured,
     /// The VAE's encoder.
     pub encode: Measured,
     /// The VAE's decoder.
     pub decode: Measured,
-    /// The decoder, and the video encoder beside it, until the file is there.
+    /// The decoder with the video encoder beside it, until the file is complete.
     pub write: Measured,
     /// Whether there was a video encoder.
     pub written: bool,
 }
 
-/// Measures them.
+/// Measures the stages around the DiT.
 pub fn around<B: Backend>(
     b: &B,
     recipe: &Recipe,
@@ -140,7 +141,7 @@ pub fn around<B: Backend>(
     }
 
     let written = crate::video::check_encoder().is_ok();
-    // The encoder gets soft waves in place of the noise that made-up weights give, which it is not made for.
+    // The video encoder gets soft waves: made-up weights give noise, which it is not made for.
     let waves: Vec<u8> = (0..job.request.frames as usize).flat_map(|i| stand_in(width, height, i)).collect();
     let write = measure(b, 1, observer, || {
         let mut writer = written.then(|| writer(job)).transpose()?;
@@ -150,7 +151,7 @@ pub fn around<B: Backend>(
             rest = later;
             writer.as_mut().map_or(Ok(()), |writer| writer.write(now))
         };
-        // As in a job: while frames are fetched and written, the next ones are decoded.
+        // As in a job, the next frames are decoded while earlier ones are fetched and written.
         let mut on_their_way = None;
         decoded(&mut |frames| {
             observer.check()?;
@@ -160,17 +161,17 @@ pub fn around<B: Backend>(
         on_their_way.map_or(Ok(()), |last| put(last()?))?;
         writer.map_or(Ok(()), |writer| writer.finish().map(drop))
     });
-    // It may never have been written.
+    // The file may never have been written.
     let _ = std::fs::remove_file(file());
     Ok(Around { text, image, encode, decode, write: write?, written })
 }
 
-/// Tokens of a prompt as long as the model reads, for an embedding of so many rows.
+/// Returns the tokens of a prompt as long as the model reads, for an embedding with this number of rows.
 fn ids(rows: usize) -> Vec<u32> {
     (0..MAX_TOKENS).map(|i| ((7919 * i + 13) % rows) as u32).collect()
 }
 
-/// The file that is written to see how long that takes.
+/// Returns the path of the file that is written to measure how long that takes.
 fn file() -> PathBuf {
     std::env::temp_dir().join(format!("animd-bench-{}.mp4", std::process::id()))
 }
@@ -181,7 +182,7 @@ fn writer(job: &Job) -> Result<VideoWriter> {
     VideoWriter::create(&file(), &VideoOptions { width, height, fps, quality, metadata: "{}".into() })
 }
 
-/// A frame of soft waves that move.
+/// Returns a frame of soft waves that move.
 pub fn stand_in(width: usize, height: usize, number: usize) -> Vec<u8> {
     let wave = |count: usize, length: f64, speed: f64| -> Vec<f64> {
         let phase = number as f64 * speed;
@@ -197,7 +198,7 @@ pub fn stand_in(width: usize, height: usize, number: usize) -> Vec<u8> {
     rgb
 }
 
-/// The inputs of a forward.
+/// The inputs of a forward of the DiT.
 pub struct Inputs<B: Backend> {
     x: B::Tensor,
     y: B::Tensor,
@@ -214,7 +215,7 @@ impl<B: Backend> Inputs<B> {
     }
 }
 
-/// Makes the context, and says how long one branch's takes; then all other inputs.
+/// Makes the inputs of a forward. The first result is how long one branch's context takes.
 pub fn inputs<B: Backend>(
     b: &B,
     recipe: &Recipe,
@@ -245,7 +246,7 @@ pub fn inputs<B: Backend>(
     Ok((took, Inputs { x, y, time, context, grid, attention }))
 }
 
-/// A forward of the DiT.
+/// Measures a forward of the DiT.
 pub fn forward<B: Backend>(
     b: &B,
     models: &Models<B>,
@@ -267,7 +268,7 @@ pub fn forward<B: Backend>(
     Ok(took)
 }
 
-/// A forward that keeps what its blocks add, and one that adds that again: what a step cache makes of them.
+/// Measures a forward that keeps what its blocks add, and one that only adds it again, as a step cache does.
 pub fn cached<B: Backend>(
     b: &B,
     models: &Models<B>,
@@ -278,7 +279,7 @@ pub fn cached<B: Backend>(
     let dit = models.expert(EXPERT)?;
     let mut residual = None;
     let computed = measure(b, runs, observer, || {
-        // As in a job, where the last one makes room.
+        // As in a job, the last residual is dropped before the next one is made.
         residual = None;
         let blocks = Blocks::Compute { keep_residual: true };
         let out = dit.forward(b, &inputs.of_forward(), blocks, observer, None)?;

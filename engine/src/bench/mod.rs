@@ -1,7 +1,7 @@
-//! What a machine makes of the model: each stage's seconds, and a job's, for one way to run it after the other.
+//! Measures the model on a machine: the seconds of each stage and of a job, for one way to run it after the other.
 //!
-//! A stage is measured warm, alone, from the call until its result can be read; its inputs are noise of fixed seeds. What
-//! it takes does not depend on the weights' values, and so those may be made up.
+//! A stage is measured warm, alone, from the call until its result can be read; its inputs are noise of fixed seeds.
+//! Its time does not depend on the weights' values, so the weights can be made up.
 
 mod measure;
 mod outputs;
@@ -33,38 +33,38 @@ pub use rows::Row;
 /// The seed of made-up weights and of all inputs.
 pub const SEED: u64 = 1;
 
-/// Of 40 steps with `TeaCache` at 480p, those that are computed, by the times that `LightX2V` publishes.
+/// The steps of 40 that are computed with `TeaCache` at 480p, by the times that `LightX2V` publishes.
 const TEACACHE: (usize, usize) = (22, 40);
 
-/// What shall be measured.
+/// The choice of what to measure.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which rows, in which order.
+    /// The rows to measure, in order.
     pub rows: Vec<Row>,
-    /// `480p` is exactly 832x480, `720p` 1280x720.
+    /// The video's size: `480p` is exactly 832x480, `720p` 1280x720.
     pub size: Size,
-    /// Frames of the video.
+    /// The number of frames of the video.
     pub frames: u32,
-    /// How the VAE works.
+    /// Whether the VAE works on tiles.
     pub tiling: Tiling,
-    /// Runs of each stage, after one that warms up.
+    /// The number of runs of each stage, after one that warms up.
     pub runs: usize,
-    /// Makes each row's video, too.
+    /// Whether to make each row's video, too.
     pub whole: bool,
-    /// Where results go, for comparisons.
+    /// The folder for results, for comparisons.
     pub outputs: Option<PathBuf>,
-    /// Whether the weights are made up, so that `TeaCache` has nothing to decide by.
+    /// Whether the weights are made up; `TeaCache` then has nothing to decide by.
     pub made_up: bool,
-    /// Who computes, as it calls itself.
+    /// The device that computes, by its own name.
     pub device: String,
 }
 
-/// Seconds of several runs.
+/// The seconds of several runs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Seconds {
-    /// The one in the middle.
+    /// The median.
     pub median: f64,
-    /// All of them, in their order.
+    /// The seconds of all runs, in order.
     pub all: Vec<f64>,
 }
 
@@ -82,85 +82,85 @@ impl Seconds {
     }
 }
 
-/// What was measured.
+/// The result of the measurements.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
     /// animd's version.
     pub version: &'static str,
-    /// Who computes.
+    /// The device that computes, by its own name.
     pub device: String,
-    /// `cpu` or `cuda`.
+    /// The backend: `cpu` or `cuda`.
     pub backend: &'static str,
-    /// The folder's name, or `made-up`.
+    /// The model folder's name, or `made-up`.
     pub model: String,
-    /// Pixels.
+    /// The video's width in pixels.
     pub width: usize,
-    /// Pixels.
+    /// The video's height in pixels.
     pub height: usize,
-    /// Frames.
+    /// The video's number of frames.
     pub frames: u32,
-    /// Tokens of the DiT.
+    /// The number of the DiT's tokens.
     pub tokens: usize,
-    /// Runs of each stage.
+    /// The number of runs of each stage.
     pub runs: usize,
-    /// How the VAE worked.
+    /// Whether the VAE worked on tiles.
     pub tiling: Tiling,
     /// The rows that could be measured.
     pub rows: Vec<Measurement>,
-    /// What has to be known to read the table.
+    /// Notes that explain the table.
     pub notes: Vec<String>,
 }
 
-/// One row's figures, in seconds and bytes.
+/// The figures of one row, in seconds and bytes.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measurement {
-    /// Its name.
+    /// The row's name.
     pub row: Row,
-    /// How the DiT was computed.
+    /// The precision in which the DiT was computed.
     pub weights: Precision,
     /// The kind of self-attention.
     pub attention: AttentionKind,
-    /// All networks into memory; made-up weights are made meanwhile.
+    /// Loading all networks into memory; this includes making made-up weights.
     pub load: f64,
     /// umT5, one prompt of 512 tokens.
     pub text: Seconds,
     /// CLIP, one picture.
     pub image: Seconds,
-    /// What all blocks make of one branch's text and picture, once in a job.
+    /// The context of one branch's text and picture in all blocks, which a job computes once.
     pub context: Seconds,
     /// The VAE's encoder.
     pub vae_encode: Seconds,
     /// A forward of the DiT that is computed.
     pub forward: Seconds,
-    /// One that a step cache saves.
+    /// A forward that a step cache saves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forward_skipped: Option<Seconds>,
-    /// Forwards of a job that are computed.
+    /// The number of forwards that a job computes.
     pub computed: u32,
-    /// Forwards of a job that are saved.
+    /// The number of forwards that a job saves.
     pub skipped: u32,
     /// The VAE's decoder.
     pub vae_decode: Seconds,
-    /// The decoder with the video encoder beside it, until the file is there.
+    /// The decoder with the video encoder beside it, until the file is complete.
     pub vae_decode_and_write: Seconds,
-    /// From the request to the file: the stages, and the forwards by their medians.
+    /// A whole job from the request to the file: the sum of its stages, with the forwards at their medians.
     pub job: f64,
-    /// The same of one real job.
+    /// A real job from the request to the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job_measured: Option<f64>,
-    /// The most of a GPU's memory in use at once, with all networks in it, in any stage alone; 0 without a GPU.
+    /// The most bytes of a GPU's memory in use at once in any stage alone, with all networks loaded; 0 without a GPU.
     pub peak_bytes: u64,
-    /// The same of one real job.
+    /// The most bytes of a GPU's memory in use at once in a real job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_bytes_measured: Option<u64>,
-    /// What a job is planned to take of the working memory, at most.
+    /// The most bytes of working memory that a job is planned to take.
     pub planned_bytes: u64,
 }
 
-/// Measures; `say` hears what is going on.
+/// Measures all rows; `say` receives messages about the progress.
 ///
 /// # Errors
-/// [`Error::Memory`] if no row fits; [`Error::Canceled`]; what the model or the backend reports.
+/// [`Error::Memory`] if no row fits; [`Error::Canceled`]; any error that the model or the backend reports.
 pub fn run<B: Backend>(
     pipeline: &mut Pipeline<B>,
     options: &Options,
@@ -169,7 +169,7 @@ pub fn run<B: Backend>(
 ) -> Result<Outcome> {
     let mut bench = Bench::new(pipeline, options, observer, say)?;
     let (mut rows, mut misfits) = (Vec::new(), Vec::new());
-    // The wider weights first: what holds them holds the narrower ones after them.
+    // The wider weights come first: memory that holds them also holds the narrower ones.
     for weights in [Precision::Bf16, Precision::Fp8] {
         for attention in [AttentionKind::Exact, AttentionKind::EightBit] {
             let alike = |row: &&Row| row.weights() == weights && row.attention() == attention;
@@ -209,14 +209,14 @@ pub fn run<B: Backend>(
     })
 }
 
-/// Measuring, under way.
+/// A benchmark in progress.
 struct Bench<'a, B: Backend> {
     pipeline: &'a mut Pipeline<B>,
     options: &'a Options,
     observer: &'a dyn Observer,
     say: &'a dyn Fn(&str),
     picture: Picture,
-    /// With guidance and a step cache, which takes the most memory.
+    /// A job with guidance and a step cache, which takes the most memory.
     job: Job,
     outputs: Outputs,
     around: Option<Around>,
@@ -249,7 +249,7 @@ impl<'a, B: Backend> Bench<'a, B> {
         Ok(Self { pipeline, options, observer, say, picture, job, outputs, around: None, notes })
     }
 
-    /// Rows that have one forward.
+    /// Measures rows that have the same forward.
     fn group(
         &mut self,
         rows: &[Row],
@@ -341,7 +341,7 @@ impl<'a, B: Backend> Bench<'a, B> {
         Ok(measured)
     }
 
-    /// A real job, from the request to the file: its seconds, and the most bytes of a GPU's memory in use.
+    /// Runs a real job, from the request to the file. Returns its seconds and the most bytes of a GPU's memory in use.
     fn whole(&mut self, row: Row) -> Result<Option<(f64, u64)>> {
         if row == Row::Fp8Teacache && self.options.made_up {
             return Ok(None);
@@ -355,7 +355,7 @@ impl<'a, B: Backend> Bench<'a, B> {
         let out = std::env::temp_dir().join(format!("animd-bench-{}-{}.mp4", std::process::id(), row.name()));
         let result = self.pipeline.run(&job, &out, &Pictures::default(), self.observer);
         let seconds = began.elapsed().as_secs_f64();
-        // After an error there is none.
+        // After an error there is no file.
         let _ = std::fs::remove_file(&out);
         let report = result?;
         let steps: f64 = report.steps.iter().map(|(seconds, _)| seconds).sum();
@@ -364,16 +364,16 @@ impl<'a, B: Backend> Bench<'a, B> {
     }
 }
 
-/// What rows with one forward share.
+/// The figures that rows with the same forward share.
 struct Figures<'a> {
     recipe: &'a Recipe,
     load: f64,
-    /// Bytes of the GPU's memory that the weights have.
+    /// The bytes of the GPU's memory that the weights take.
     resident: u64,
     around: &'a Around,
     context: &'a Measured,
     forward: &'a Measured,
-    /// A forward that keeps its residual, and one that is saved by it.
+    /// A forward that keeps its residual, and one that is saved by that residual.
     cached: Option<&'a [Measured; 2]>,
 }
 
@@ -428,7 +428,7 @@ impl Figures<'_> {
     }
 }
 
-/// What a row's job is asked for.
+/// Returns the request of a row's job.
 fn request(options: &Options, picture: &Picture, row: Row) -> Result<Request> {
     let size = Size::Exact { width: picture.width, height: picture.height };
     let settings = Settings {
@@ -442,7 +442,7 @@ fn request(options: &Options, picture: &Picture, row: Row) -> Result<Request> {
     Ok(settings.resolve(|| SEED)?)
 }
 
-/// Which steps of a job are computed.
+/// Returns the plan of which steps of a job are computed.
 fn plan<B: Backend>(b: &B, recipe: &Recipe, models: &Models<B>, request: &Request) -> Result<StepPlan> {
     StepPlan::new(recipe, request, |modulation| {
         let times = SamplerConfig::new(request)?.timesteps();

@@ -1,4 +1,4 @@
-//! Results in files, for comparisons with other implementations.
+//! Writes results to files, for comparisons with other implementations.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -9,14 +9,14 @@ use serde_json::{Map, Value, json};
 use crate::backend::TensorOps;
 use crate::{Error, Result};
 
-/// A folder for results, or none.
+/// A folder for results, or `None` if results are not written.
 pub struct Outputs(Option<PathBuf>);
 
 impl Outputs {
-    /// Into this folder, which is made.
+    /// Creates the folder and returns the outputs that go into it.
     ///
     /// # Errors
-    /// [`Error::File`] if it cannot be made.
+    /// [`Error::File`] if the folder cannot be created.
     pub fn into(folder: Option<PathBuf>) -> Result<Self> {
         if let Some(folder) = &folder {
             std::fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
@@ -24,7 +24,7 @@ impl Outputs {
         Ok(Self(folder))
     }
 
-    /// Whether anybody wants them.
+    /// Returns whether results are written.
     pub fn wanted(&self) -> bool {
         self.0.is_some()
     }

@@ -1,4 +1,4 @@
-//! What can be measured, by name.
+//! The ways to run a job that can be measured, by name.
 
 use animd_protocol::profile::{AttentionKind, Precision};
 use animd_protocol::request::{Sampler, Settings, StepCache};
@@ -27,11 +27,11 @@ pub enum Row {
 }
 
 impl Row {
-    /// What is measured if nobody says otherwise.
+    /// The rows that are measured by default.
     pub const USUAL: [Self; 6] =
         [Self::Bf16Exact, Self::Bf16EightBit, Self::Fp8, Self::Fp8Teacache, Self::Fp8Magcache, Self::Distill];
 
-    /// Its name in options, tables and JSON.
+    /// Returns the row's name in options, tables and JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bf16Exact => "bf16-exact",
@@ -44,7 +44,7 @@ impl Row {
         }
     }
 
-    /// The type of the DiT's large matrices.
+    /// Returns the precision of the DiT's large matrices.
     pub fn weights(self) -> Precision {
         match self {
             Self::Bf16Exact | Self::Bf16EightBit => Precision::Bf16,
@@ -54,7 +54,7 @@ impl Row {
         }
     }
 
-    /// The kind of self-attention.
+    /// Returns the kind of self-attention.
     pub fn attention(self) -> AttentionKind {
         match self {
             Self::Bf16Exact | Self::Fp8Exact => AttentionKind::Exact,
@@ -62,7 +62,7 @@ impl Row {
         }
     }
 
-    /// What its job is asked for beside size, frames and tiling.
+    /// Returns the settings of the row's job, apart from size, frames and tiling.
     pub fn settings(self) -> Settings {
         let (sampler, step_cache) = match self {
             Self::Distill => (Sampler::Distill, StepCache::None),

@@ -1,4 +1,4 @@
-//! Who computes.
+//! Chooses the backend that computes.
 
 use animd_engine::Result;
 use animd_engine::backend::cpu::Cpu;
@@ -10,7 +10,7 @@ use animd_protocol::messages::Target;
 use animd_protocol::plan::Setup;
 use animd_protocol::profile::Profile;
 
-/// A backend, ready for a model, which it is to run as [`setup`] says.
+/// A backend that is ready for a model; [`setup`] says how to run the model.
 pub enum Chosen {
     /// The processor.
     Cpu(Cpu),
@@ -19,29 +19,29 @@ pub enum Chosen {
     Cuda(Cuda),
 }
 
-/// The backend that a profile asks for; without one the processor.
+/// Returns the backend that a profile asks for, or the processor if there is no profile.
 ///
 /// # Errors
-/// What keeps the GPU from computing.
+/// Whatever keeps the GPU from computing.
 #[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "a GPU can be missing"))]
 pub fn choose(profile: Option<&Profile>) -> Result<Chosen> {
     match profile {
         #[cfg(feature = "cuda")]
         Some(profile) if profile.on_gpu() => {
             let options = Options::of(profile);
-            // Memory is taken when the first job says how much.
+            // Memory is allocated when the first job says how much it needs.
             Cuda::open(0, &options, 0, 0).map(Chosen::Cuda)
         }
         _ => Ok(Chosen::Cpu(Cpu::new())),
     }
 }
 
-/// How a profile wants the model run; without one on the processor.
+/// Returns how a profile wants the model run; without a profile, it runs on the processor.
 pub fn setup(profile: Option<&Profile>) -> Setup {
     profile.map_or(Setup::CPU, Setup::from)
 }
 
-/// What this build has code for.
+/// Returns the kernels that this build has.
 pub fn kernels() -> Kernels {
     #[cfg(feature = "cuda")]
     {

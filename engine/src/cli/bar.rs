@@ -1,4 +1,4 @@
-//! Progress on the terminal: a bar with steps and time left, or plain lines where nobody looks.
+//! Shows progress on the terminal: a bar with steps and time left, or plain lines where standard error is no terminal.
 
 use std::io::IsTerminal;
 use std::sync::Mutex;
@@ -9,10 +9,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::stop::Stop;
 
-/// An observer that draws.
+/// An observer that draws a progress bar.
 pub struct Bar {
     drawn: Option<ProgressBar>,
-    /// The last plain line.
+    /// The last plain line that was printed.
     last: Mutex<Option<String>>,
     quiet: bool,
     stop: Stop,
@@ -21,7 +21,7 @@ pub struct Bar {
 const TICKS: u64 = 10_000;
 
 impl Bar {
-    /// A bar on standard error if that is a terminal; nothing at all if `quiet`.
+    /// Returns a bar on standard error if that is a terminal; it shows nothing at all if `quiet`.
     pub fn new(quiet: bool, stop: Stop) -> Self {
         let drawn = (!quiet && std::io::stderr().is_terminal()).then(|| {
             let style =
@@ -34,7 +34,7 @@ impl Bar {
         Self { drawn, last: Mutex::new(None), quiet, stop }
     }
 
-    /// Takes the bar off the screen.
+    /// Removes the bar from the screen.
     pub fn finish(&self) {
         if let Some(bar) = &self.drawn {
             bar.finish_and_clear();

@@ -14,7 +14,7 @@ use super::backend::{self, Chosen};
 use super::stop::Stop;
 use super::{print, print_json, profile};
 
-/// The profile that is taken without a word: everything on the device.
+/// The profile that is used if none is given: everything on the device.
 const PROFILE: &str = if cfg!(feature = "cuda") { "h200" } else { "cpu" };
 
 /// Say how long each stage of a video takes on this machine.
@@ -71,7 +71,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Runs it.
+    /// Runs the command.
     pub fn run(self) -> Result<()> {
         let profile = profile::open(&self.profile)?;
         let stop = Stop::listen()?;
@@ -117,7 +117,7 @@ impl Bench {
     }
 }
 
-/// Stops the work when somebody asks; the bench says itself what it does.
+/// Stops the work on a signal; the bench prints its progress itself.
 struct Watch(Stop);
 
 impl Observer for Watch {

@@ -51,7 +51,7 @@ pub struct Generate {
 }
 
 impl Generate {
-    /// Runs it.
+    /// Runs the command.
     pub fn run(mut self) -> Result<()> {
         if let Some(path) = &self.prompt_file {
             let bytes = std::fs::read(path).map_err(Error::file("read", path))?;
@@ -121,7 +121,7 @@ impl Generate {
     }
 }
 
-/// One video, whoever computes it.
+/// One video, on whichever backend computes it.
 struct Run<'a> {
     model: &'a ModelArgs,
     setup: &'a Setup,
@@ -139,7 +139,7 @@ impl Run<'_> {
     }
 }
 
-/// Refuses to replace a file, or to write one where there is no folder.
+/// Returns an error if the file exists already, or if its folder does not exist.
 fn check_new(path: &Path) -> Result<()> {
     if path.symlink_metadata().is_ok() {
         return Err(Error::Output(format!("`{}` exists; remove it or choose another name", path.display())));

@@ -21,7 +21,7 @@ pub struct Inspect {
 }
 
 impl Inspect {
-    /// Runs it.
+    /// Runs the command.
     pub fn run(self) -> Result<()> {
         let found = inspect::inspect(&self.dir);
         if self.json {

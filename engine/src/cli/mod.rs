@@ -1,4 +1,4 @@
-//! The commands of `animd-engine`, one a file.
+//! The commands of `animd-engine`, each in a file of its own.
 
 mod backend;
 mod bar;
@@ -63,7 +63,7 @@ pub struct ModelArgs {
     dit: Option<PathBuf>,
 }
 
-/// Runs the command; prints its error, if any.
+/// Runs the command and prints its error, if there is one.
 pub fn run(args: Args) -> ExitCode {
     let result = match args.command {
         Command::Generate(command) => command.run(),
@@ -88,12 +88,12 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
-/// A seed for those who gave none: 32 bits, so that it is short in file names.
+/// Returns a seed for users who gave none: 32 bits, so that it is short in file names.
 fn draw_seed() -> u64 {
     u64::from(uuid::Uuid::new_v4().as_fields().0)
 }
 
-/// Prints to standard output; a reader that has gone away (`| head`) is no error.
+/// Prints to standard output; a reader that has gone away (`| head`) is not an error.
 fn print(text: &str) -> Result<()> {
     use std::io::Write;
     match writeln!(std::io::stdout(), "{text}") {

@@ -40,7 +40,7 @@ pub struct PlanArgs {
 }
 
 impl PlanArgs {
-    /// Runs it.
+    /// Runs the command.
     pub fn run(self) -> Result<()> {
         let profile = profile(&self.profile)?;
         let recipe = match &self.model {
@@ -48,7 +48,7 @@ impl PlanArgs {
             None => Recipe::wan21_i2v_14b(),
         };
         let request = Settings::from(self.settings).or(profile.settings.clone()).resolve(|| 0)?;
-        // A picture of the area's own shape.
+        // The picture has the shape of the area.
         let size = match request.size {
             Size::P480 => [832, 480],
             Size::P720 => [1280, 720],
@@ -87,7 +87,7 @@ impl PlanArgs {
     }
 }
 
-/// A built-in profile by its name, or that of a file.
+/// Returns a built-in profile by its name, or the profile in a file.
 fn profile(name: &str) -> Result<Profile> {
     if let Some(profile) = Profile::built_in(name) {
         return Ok(profile);
@@ -105,7 +105,7 @@ fn profile(name: &str) -> Result<Profile> {
     })
 }
 
-/// `24GiB`, `80GB`, `512MiB`, or a plain number of bytes.
+/// Reads `24GiB`, `80GB`, `512MiB`, or a plain number of bytes.
 fn bytes(text: &str) -> std::result::Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).trim_end();
     let unit = text[digits.len()..].trim().to_ascii_lowercase();

@@ -28,7 +28,7 @@ pub struct Prepare {
 }
 
 impl Prepare {
-    /// Runs it.
+    /// Runs the command.
     pub fn run(self) -> Result<()> {
         let bar = Bar::new(self.json, Stop::listen()?);
         let mut wrote = |done: u64, all: u64| {

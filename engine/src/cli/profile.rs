@@ -5,10 +5,10 @@ use std::path::Path;
 use animd_engine::{Error, Result};
 use animd_protocol::profile::{BUILT_IN, Profile};
 
-/// The built-in profile of this name, or the one in this file.
+/// Returns the built-in profile of this name, or the one in this file.
 ///
 /// # Errors
-/// [`Error::Setting`] for one that is not there or wrong; [`Error::Device`] for one that this build cannot run.
+/// [`Error::Setting`] if the profile is missing or has a mistake; [`Error::Device`] if this build cannot run it.
 pub fn open(name: &str) -> Result<Profile> {
     let path = Path::new(name);
     let profile = match Profile::built_in(name) {

@@ -34,7 +34,7 @@ pub struct Selftest {
 }
 
 impl Selftest {
-    /// Runs it.
+    /// Runs the command.
     #[cfg(not(feature = "cuda"))]
     pub fn run(self) -> Result<()> {
         let Self { json: _ } = self;
@@ -43,7 +43,7 @@ impl Selftest {
         ))
     }
 
-    /// Runs it.
+    /// Runs the command.
     #[cfg(feature = "cuda")]
     pub fn run(self) -> Result<()> {
         let gpu = Cuda::open(0, &Options::default(), 0, 0)?.gpu_name()?;
@@ -58,7 +58,7 @@ impl Selftest {
     }
 }
 
-/// The worst case of each operation, in the order of their first ones.
+/// Returns a table of the worst case of each operation, in the order in which the operations first appear.
 #[cfg(feature = "cuda")]
 fn table(gpu: &str, findings: &[Finding]) -> String {
     let mut worst: Vec<(usize, &Finding)> = Vec::new();
@@ -77,7 +77,7 @@ fn table(gpu: &str, findings: &[Finding]) -> String {
         format!("{gpu}\n{:30}{:>6}{:>11}{:>11}{:>11}\n", "", "cases", "distance", "largest", "allowed");
     for (count, f) in worst {
         let verdict = if f.passed { String::new() } else { format!("  WRONG: {}", f.case) };
-        // A string takes all that is written to it.
+        // Writing to a string cannot fail.
         let _ = writeln!(
             text,
             "{:30}{count:>6}{:>11.1e}{:>11.1e}{:>11.1e}{verdict}",
@@ -87,7 +87,7 @@ fn table(gpu: &str, findings: &[Finding]) -> String {
     text.trim_end().to_owned()
 }
 
-/// How much of what is allowed is used up; what is exact allows nothing.
+/// Returns how much of the tolerance is used up; exact operations have no tolerance.
 #[cfg(feature = "cuda")]
 fn badness(finding: &Finding) -> f64 {
     match finding.passed {
@@ -109,7 +109,7 @@ fn verdict(gpu: &str, findings: &[Finding]) -> Result<()> {
     )))
 }
 
-/// Stops the work when somebody asks.
+/// Stops the work on a signal.
 #[cfg(feature = "cuda")]
 struct Watch(Stop);
 

@@ -1,4 +1,4 @@
-//! `animd-engine serve`: the child of animd.
+//! `animd-engine serve`, which animd runs as its child process.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
@@ -33,28 +33,28 @@ pub struct Serve {
     profile: Option<String>,
 }
 
-/// The parent spoke another protocol.
+/// The exit status if the parent spoke another version of the protocol.
 const EXIT_PROTOCOL: u8 = 3;
-/// The model or the device cannot be used; a `Failed` with job 0 said why.
+/// The exit status if the model or the device cannot be used; a `Failed` with job 0 said why.
 const EXIT_UNUSABLE: u8 = 4;
-/// How long a job may take to its first sign of life: its picture is read, decoded and fitted, which takes the largest one
-/// some seconds.
+/// The time that a job can take to its first sign of life. Its picture is read, decoded and fitted first, which takes
+/// some seconds for the largest picture.
 const PREPARATION: Duration = Duration::from_secs(120);
 
-/// What the reading thread, the heart and the work share.
+/// The state that the reading thread, the heartbeat and the work share.
 struct Shared {
     socket: Mutex<UnixStream>,
-    /// The job to stop; 0 for none, `u64::MAX` for whichever runs.
+    /// The job to stop; 0 for none, `u64::MAX` for the job that runs, whichever it is.
     cancel: AtomicU64,
-    /// Until when the work is believed in without a further sign of life; `None` while there is no work. Past that the
-    /// heartbeat stops too, and the parent replaces this process.
+    /// The time by which the work must give its next sign of life; `None` while there is no work. After that time the
+    /// heartbeat stops, and the parent replaces this process.
     believed: Mutex<Option<Instant>>,
     /// Whether there is a job.
     busy: AtomicBool,
 }
 
 impl Shared {
-    /// Sends one message. A parent that has gone away cannot be told; the reading thread sees that too and ends.
+    /// Sends one message. If the parent is gone, sending fails silently: the reading thread notices that and ends.
     fn send(&self, message: &FromEngine) {
         let Ok(mut line) = serde_json::to_vec(message) else { return };
         line.push(b'\n');
@@ -62,12 +62,12 @@ impl Shared {
         let _ = socket.write_all(&line);
     }
 
-    /// The work lives; its next sign may take `patience`.
+    /// Records a sign of life of the work; the next one can take up to `patience`.
     fn alive(&self, patience: Duration) {
         *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now().checked_add(patience);
     }
 
-    /// A job begins, unless there is one already.
+    /// Begins a job, and returns true, unless there is a job already.
     fn begin(&self) -> bool {
         let begins = !self.busy.swap(true, Ordering::SeqCst);
         if begins {
@@ -76,7 +76,7 @@ impl Shared {
         begins
     }
 
-    /// There is no work.
+    /// Records that there is no work.
     fn rest(&self) {
         *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.busy.store(false, Ordering::SeqCst);
@@ -97,7 +97,7 @@ impl Shared {
 struct Reporter<'a> {
     shared: &'a Shared,
     job: u64,
-    /// How long the slowest part of the work may go without a sign of life.
+    /// The longest time that the slowest part of the work can go without a sign of life.
     patience: Duration,
     last: Mutex<Option<(Instant, Progress)>>,
 }
@@ -126,7 +126,7 @@ impl Observer for Reporter<'_> {
 }
 
 impl Serve {
-    /// Runs it; see [`animd_protocol::messages`].
+    /// Runs the command; see [`animd_protocol::messages`].
     pub fn run(self) -> ExitCode {
         let socket = match std::io::stdin().as_fd().try_clone_to_owned() {
             Ok(fd) => UnixStream::from(fd),
@@ -154,13 +154,13 @@ impl Serve {
             believed: Mutex::new(None),
             busy: AtomicBool::new(false),
         };
-        // Everything that outlives the work ends with the process.
+        // All that outlives the work ends with the process.
         let shared: &'static Shared = Box::leak(Box::new(shared));
         self.work(reading, shared)
     }
 
     fn work(self, reading: UnixStream, shared: &'static Shared) -> ExitCode {
-        // A profile's settings are the parent's affair: its requests are complete.
+        // The parent applies a profile's settings: its requests are complete.
         let profile = self.profile.as_deref().map_or(Ok(None), |name| super::profile::open(name).map(Some));
         let chosen = profile
             .and_then(|profile| Ok((backend::choose(profile.as_ref())?, backend::setup(profile.as_ref()))));
@@ -220,7 +220,7 @@ impl Serve {
     }
 }
 
-/// Says why nothing can be computed.
+/// Tells the parent why this process cannot compute.
 fn unusable(shared: &Shared, e: &Error) -> ExitCode {
     shared.send(&FromEngine::Failed { job: 0, code: e.code(), message: e.to_string() });
     ExitCode::from(EXIT_UNUSABLE)
@@ -237,7 +237,7 @@ fn one<B: Backend>(pipeline: &mut Pipeline<B>, shared: &Shared, order: Order) ->
     pipeline.run(&order, &output, &pictures, &reporter)
 }
 
-/// A [`ToEngine::Generate`].
+/// The content of a [`ToEngine::Generate`].
 struct Order {
     job: u64,
     image: PathBuf,
@@ -246,7 +246,7 @@ struct Order {
     request: Box<Request>,
 }
 
-/// Reads the parent's messages until it goes away; returns the exit status, 0 for an ordinary end.
+/// Reads the parent's messages until the parent goes away. Returns the exit status, 0 for an ordinary end.
 fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>) -> u8 {
     let refuse = |text: String| {
         shared.send(&FromEngine::Failed { job: 0, code: ErrorCode::Internal, message: text });
@@ -272,7 +272,7 @@ fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>
             Ok(ToEngine::Generate { job, image, output, pictures, request }) => {
                 // An earlier attempt at this job may have been cancelled.
                 let _ = shared.cancel.compare_exchange(job, 0, Ordering::SeqCst, Ordering::SeqCst);
-                // A second job while one runs would wait, and its parent would take that for work.
+                // A second job would wait while the first one runs, and the parent would take that for work.
                 if !shared.begin() {
                     let e = Error::Internal("the engine has a job already".into());
                     shared.send(&FromEngine::Failed { job, code: e.code(), message: e.to_string() });

@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and SIGHUP.
+//! Handles Ctrl-C, SIGTERM and SIGHUP.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use animd_engine::{Error, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// Whether somebody asked the program to stop.
+/// A flag that is set when the user asks the program to stop.
 #[derive(Clone, Default)]
 pub struct Stop {
     asked: Arc<AtomicBool>,
@@ -15,8 +15,8 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Listens from now on. The first signal asks the work to stop; the second ends the program at once, after the
-    /// unfinished file is removed.
+    /// Listens for signals from now on. The first signal asks the work to stop; the second removes the unfinished file
+    /// and ends the program at once.
     pub fn listen() -> Result<Self> {
         let stop = Self::default();
         let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
@@ -36,12 +36,12 @@ impl Stop {
         Ok(stop)
     }
 
-    /// What a second signal removes.
+    /// Names the unfinished file, which a second signal removes.
     pub fn unfinished(&self, path: &Path) {
         *self.unfinished.lock().unwrap_or_else(PoisonError::into_inner) = Some(path.to_owned());
     }
 
-    /// True after the first signal.
+    /// Returns true after the first signal.
     pub fn asked(&self) -> bool {
         self.asked.load(Ordering::SeqCst)
     }

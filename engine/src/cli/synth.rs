@@ -55,7 +55,7 @@ enum Only {
 }
 
 impl SynthModel {
-    /// Runs it.
+    /// Runs the command.
     pub fn run(self) -> Result<()> {
         let dtype = match self.dtype {
             Type::Bf16 => DType::Bf16,

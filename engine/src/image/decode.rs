@@ -1,4 +1,4 @@
-//! Picture files to pixels.
+//! Decodes picture files to pixels.
 
 use std::fs::OpenOptions;
 use std::io::{Cursor, Read};
@@ -17,15 +17,15 @@ const MAX_FILE: u64 = 256 << 20;
 const MAX_SIDE: u32 = 32768;
 /// The most pixels.
 const MAX_PIXELS: u64 = 1 << 28;
-/// The most memory that a decoder may take for itself: four channels of 16 bits for the most pixels, twice.
+/// The most memory, in bytes, that a decoder can take for itself: four channels of 16 bits for the most pixels, twice.
 const MAX_MEMORY: u64 = 2 * 8 * MAX_PIXELS;
 
 /// A picture, upright, without transparency.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Picture {
-    /// Pixels.
+    /// The width in pixels.
     pub width: u32,
-    /// Pixels.
+    /// The height in pixels.
     pub height: u32,
     /// Red, green and blue of each pixel, row by row from the top: 3 * width * height bytes.
     pub rgb: Vec<u8>,
@@ -40,10 +40,10 @@ impl std::fmt::Debug for Picture {
 /// Reads a picture from a file: see [`decode_bytes`].
 ///
 /// # Errors
-/// [`Error::File`] if the file cannot be read, [`Error::Image`] for what is no picture.
+/// [`Error::File`] if the file cannot be read, [`Error::Image`] if it is not a supported image.
 pub fn decode(path: &Path) -> Result<Picture> {
     let read = || Error::file("read", path);
-    // Without waiting for somebody to write, should it be a pipe.
+    // If the file is a pipe, opening it must not wait for a writer.
     let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path).map_err(read())?;
     let metadata = file.metadata().map_err(read())?;
@@ -56,19 +56,20 @@ pub fn decode(path: &Path) -> Result<Picture> {
     }
     check_length(metadata.len(), &name)?;
     let mut bytes = Vec::new();
-    // The file may grow meanwhile; one byte too many is enough to see it.
+    // The file can grow meanwhile; reading one byte more than allowed is enough to notice.
     file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(read())?;
     decode_bytes(&bytes, &name)
 }
 
-/// Decodes PNG, JPEG, GIF (its first frame), WebP (likewise), BMP or TIFF (its first page), known by content.
+/// Decodes PNG, JPEG, GIF (its first frame), WebP (its first frame), BMP or TIFF (its first page), recognised by
+/// content.
 ///
 /// EXIF's orientation is honoured. Transparent pixels are laid on white. Grey, palettes, 16 bits (rounded to 8) and
 /// CMYK become red, green and blue. Colour profiles are not applied: the numbers are taken as sRGB, as the model's own
 /// code takes them. Sides, pixels and length are checked before anything is decoded. `name` is for messages.
 ///
 /// # Errors
-/// [`Error::Image`]: what is wrong and what to do.
+/// [`Error::Image`], which says what is wrong and what to do.
 pub fn decode_bytes(bytes: &[u8], name: &str) -> Result<Picture> {
     check_length(bytes.len() as u64, name)?;
     let format = format(bytes, name)?;
@@ -91,7 +92,7 @@ pub fn decode_bytes(bytes: &[u8], name: &str) -> Result<Picture> {
     Ok(Picture { width, height, rgb: on_white(image) })
 }
 
-/// The pixels without their transparency, as if they lay on white.
+/// Returns the pixels laid on white, without their transparency.
 fn on_white(image: DynamicImage) -> Vec<u8> {
     if !image.color().has_alpha() {
         return image.into_rgb8().into_raw();
@@ -146,7 +147,7 @@ fn check_sides(width: u32, height: u32, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The format by the file's first bytes.
+/// Returns the format, recognised by the file's first bytes.
 fn format(bytes: &[u8], name: &str) -> Result<ImageFormat> {
     use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
 
@@ -158,7 +159,7 @@ fn format(bytes: &[u8], name: &str) -> Result<ImageFormat> {
         Ok(ImageFormat::Avif) => return convert("an AVIF picture"),
         _ => {}
     }
-    // ISO media files: `ftyp` and a brand.
+    // ISO media files begin with `ftyp` and a brand.
     if bytes.get(4..8) == Some(b"ftyp") {
         return match bytes.get(8..12).unwrap_or_default() {
             b"avif" | b"avis" => convert("an AVIF picture"),
@@ -193,11 +194,12 @@ fn format(bytes: &[u8], name: &str) -> Result<ImageFormat> {
     )))
 }
 
-/// Whether a JPEG's segments and scans go on to its end marker: the decoder fills up with grey where they do not.
+/// Returns whether a JPEG's segments and scans are complete up to its end marker. The decoder would fill up a cut file
+/// with grey.
 fn jpeg_is_whole(bytes: &[u8]) -> bool {
     let mut at = 2;
     loop {
-        // To the next marker: over padding before one, and over the scan that follows a header.
+        // This skips to the next marker: over padding before one, and over the scan that follows a header.
         let Some(marker) = bytes.get(at..).and_then(|rest| {
             rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0 | 0xff | 0xd0..=0xd7))
         }) else {
@@ -264,7 +266,7 @@ mod tests {
         error.to_string()
     }
 
-    /// The mean difference of two pictures' numbers.
+    /// Returns the mean difference of two pictures' numbers.
     fn distance(a: &Picture, b: &Picture) -> f64 {
         assert_eq!((a.width, a.height, a.rgb.len()), (b.width, b.height, b.rgb.len()));
         let sum: u64 = a.rgb.iter().zip(&b.rgb).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
@@ -279,7 +281,7 @@ mod tests {
         for name in ["rgb.bmp", "rgb.tiff", "cmyk.tiff"] {
             assert_eq!(picture(name).rgb, original.rgb, "{name}");
         }
-        // What compression leaves; the negative would be 80 away.
+        // The bound is what compression leaves; the negative would be 80 away.
         for (name, most) in
             [("rgb.jpg", 6.0), ("progressive.jpg", 6.0), ("cmyk.jpg", 2.0), ("lossy.webp", 12.0)]
         {
@@ -291,7 +293,7 @@ mod tests {
 
     #[test]
     fn the_first_frame_of_a_film() {
-        // Sixteen colours; the second frame is the negative.
+        // The file has sixteen colours; its second frame is the negative.
         assert!(distance(&picture("animated.gif"), &picture("lossless.webp")) < 20.0);
     }
 

@@ -1,4 +1,4 @@
-//! Pictures: decoded, fitted to the video's size, made ready for the VAE and for CLIP, and written.
+//! Pictures: they are decoded, fitted to the video's size, prepared for the VAE and for CLIP, and written.
 
 mod decode;
 mod resize;
@@ -13,38 +13,38 @@ pub use decode::{Picture, decode, decode_bytes};
 pub use resize::{bicubic, bicubic_antialiased, clip_pixels};
 pub use size::{Adaptive, Crop, adaptive, centre, diffusers_example, official};
 
-/// A picture in the video's size: its first frame.
+/// A picture in the video's size, which becomes the video's first frame.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fitted {
-    /// Pixels, a multiple of 16.
+    /// The width in pixels, a multiple of 16.
     pub height: usize,
-    /// Pixels, a multiple of 16.
+    /// The height in pixels, a multiple of 16.
     pub width: usize,
-    /// [3, height, width], red first, from -1 to 1; the bicubic filter overshoots that a little at edges.
+    /// The values [3, height, width], red first, from -1 to 1; at edges the bicubic filter overshoots that a little.
     pub first_frame: Vec<f32>,
 }
 
 impl Fitted {
-    /// The height of the latent.
+    /// Returns the height of the latent.
     pub fn latent_height(&self) -> usize {
         self.height / LATENT
     }
 
-    /// The width of the latent.
+    /// Returns the width of the latent.
     pub fn latent_width(&self) -> usize {
         self.width / LATENT
     }
 }
 
-/// Pixels of a latent pixel along each side.
+/// The pixels that a latent pixel covers along each side.
 const LATENT: usize = 8;
 
 /// Fits a picture to a size.
 ///
-/// An area by the official rule stretches the picture by the few pixels that its sides lack to whole tokens, with a
-/// plain bicubic filter, as the model's own code does; by the adaptive rule it is cropped, filtered with antialiasing
-/// to the bucket, and then to the latent's size as `LightX2V` does. An exact size is cropped to its shape and filtered
-/// with antialiasing, which also serves to enlarge; `resize` has no say there.
+/// For an area by the official rule, the picture is stretched by the few pixels that its sides lack to whole tokens,
+/// with a plain bicubic filter, as the model's own code does. By the adaptive rule it is cropped, filtered with
+/// antialiasing to the bucket, and then to the latent's size as `LightX2V` does. For an exact size it is cropped to
+/// that shape and filtered with antialiasing, which also serves to enlarge; `resize` has no effect there.
 ///
 /// # Errors
 /// [`crate::Error::Image`] if the picture is so narrow that the video would have no height or width.
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     fn picture(width: u32, height: u32) -> Picture {
-        // Fine stripes to the left of white, for filters and crops to show.
+        // The picture has fine stripes to the left of white, which show the effects of filters and crops.
         let pixel = |i: u32| if i % width < width / 2 { (i % 2 * 255) as u8 } else { 255 };
         let rgb = (0..width * height).flat_map(|i| [pixel(i), pixel(i), 0]).collect();
         Picture { width, height, rgb }
@@ -99,7 +99,7 @@ mod tests {
         }
         let same = fit(&picture(64, 32), &size, Resize::Official).expect("it fits");
         assert_eq!(same.first_frame[..2], [-1.0, 1.0]);
-        // Stripes of one pixel become grey where they are shrunk, not another pattern.
+        // Where the picture is shrunk, stripes of one pixel must become grey, not another pattern.
         let small = fit(&picture(640, 320), &size, Resize::Official).expect("it fits");
         assert!(small.first_frame[64 * 5 + 5..][..20].iter().all(|x| x.abs() < 0.05));
     }

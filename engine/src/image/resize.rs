@@ -15,14 +15,14 @@ const A_ANTIALIASED: f32 = -0.5;
 const CLIP_SIDE: usize = 224;
 /// The mean of CLIP's training pictures, for red, green and blue.
 const CLIP_MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
-/// Their standard deviation.
+/// The standard deviation of CLIP's training pictures, for red, green and blue.
 const CLIP_STD: [f32; 3] = [0.26862954, 0.2613026, 0.2757771];
 
-/// A byte from -1 to 1: divided by 255, less a half, over a half.
+/// Converts a byte to a number from -1 to 1: divided by 255, less a half, over a half.
 static UNIT: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|i| (i as f32 / 255.0 - 0.5) / 0.5));
 
-/// The whole picture from -1 to 1 and filtered to [3, height, width]: `interpolate(mode="bicubic")`, four taps a side
-/// however much it shrinks, its shape not kept.
+/// Returns the whole picture from -1 to 1, filtered to [3, height, width] as `interpolate(mode="bicubic")` does: with
+/// four taps a side however much it shrinks, and without keeping its shape.
 pub fn bicubic(picture: &Picture, height: usize, width: usize) -> Vec<f32> {
     let source = [picture.height as usize, picture.width as usize];
     let (row_bytes, unit) = (3 * source[1], &*UNIT);
@@ -31,19 +31,19 @@ pub fn bicubic(picture: &Picture, height: usize, width: usize) -> Vec<f32> {
     })
 }
 
-/// The same of [3, h, w] single-precision numbers.
+/// Filters [3, h, w] single-precision numbers in the same way.
 pub(super) fn bicubic_planes(planes: &[f32], source: [usize; 2], height: usize, width: usize) -> Vec<f32> {
     let [h, w] = source;
     plain(source, height, width, |channel, y, x| planes[(channel * h + y) * w + x])
 }
 
-/// A part of the picture from -1 to 1 and filtered to [3, height, width]: `interpolate(mode="bicubic",
-/// antialias=True)`, with as many taps as it shrinks by.
+/// Returns a part of the picture from -1 to 1, filtered to [3, height, width] as `interpolate(mode="bicubic",
+/// antialias=True)` does: the more it shrinks, the more taps there are.
 pub fn bicubic_antialiased(picture: &Picture, crop: Crop, height: usize, width: usize) -> Vec<f32> {
     let rows = crop.height as usize;
     let columns: Vec<Taps> = (0..width).map(|x| Taps::antialiased(x, crop.width as usize, width)).collect();
     let lines: Vec<Taps> = (0..height).map(|y| Taps::antialiased(y, rows, height)).collect();
-    // Rows first: [rows, 3, width].
+    // Rows are filtered first, to [rows, 3, width].
     let mut narrow = vec![0.0; rows * 3 * width];
     narrow.par_chunks_mut(3 * width).enumerate().for_each(|(y, out)| {
         let start = 3 * ((crop.top as usize + y) * picture.width as usize + crop.left as usize);
@@ -64,7 +64,7 @@ pub fn bicubic_antialiased(picture: &Picture, crop: Crop, height: usize, width: 
     out
 }
 
-/// What CLIP sees, [3, 224, 224]: the whole picture, filtered without keeping its shape, and normalised.
+/// Returns CLIP's input, [3, 224, 224]: the whole picture, filtered without keeping its shape, and normalised.
 pub fn clip_pixels(picture: &Picture) -> Vec<f32> {
     let mut pixels = bicubic(picture, CLIP_SIDE, CLIP_SIDE);
     for (channel, plane) in pixels.chunks_mut(CLIP_SIDE * CLIP_SIDE).enumerate() {
@@ -75,7 +75,7 @@ pub fn clip_pixels(picture: &Picture) -> Vec<f32> {
     pixels
 }
 
-/// Four taps across, then four down.
+/// Filters with four taps across, then four down.
 fn plain(
     source: [usize; 2],
     height: usize,
@@ -100,7 +100,7 @@ struct Cubic {
 }
 
 impl Cubic {
-    /// For element `i` of `to` that come from `from`.
+    /// Returns the taps of element `i` of `to` that are made of `from`.
     fn new(i: usize, from: usize, to: usize) -> Self {
         let scale = from as f32 / to as f32;
         // Fused, as PyTorch's vectorised build does it: of thousands of pixels the last bit is half a thousandth.
@@ -109,7 +109,7 @@ impl Cubic {
         let t = place - first;
         let weights =
             [cubic(t + 1.0, A_PLAIN), cubic(t, A_PLAIN), cubic(1.0 - t, A_PLAIN), cubic(2.0 - t, A_PLAIN)];
-        // Beyond the edge the edge is repeated.
+        // Beyond the edge, the edge is repeated.
         let last = from as i64 - 1;
         Self { indices: [-1, 0, 1, 2].map(|tap| (first as i64 + tap).clamp(0, last) as usize), weights }
     }
@@ -126,7 +126,7 @@ struct Taps {
 }
 
 impl Taps {
-    /// For element `i` of `to` that come from `from`.
+    /// Returns the taps of element `i` of `to` that are made of `from`.
     fn antialiased(i: usize, from: usize, to: usize) -> Self {
         let scale = from as f32 / to as f32;
         let stretch = scale.max(1.0);
@@ -149,7 +149,7 @@ impl Taps {
     }
 }
 
-/// The cubic convolution kernel with parameter `a` at a distance `x`.
+/// Returns the cubic convolution kernel with parameter `a` at a distance `x`.
 fn cubic(x: f32, a: f32) -> f32 {
     let x = x.abs();
     if x <= 1.0 {
@@ -179,7 +179,7 @@ mod tests {
         );
     }
 
-    /// Every `step`th row and column of each plane.
+    /// Returns every `step`th row and column of each plane.
     fn every(step: usize, planes: &[f32], height: usize, width: usize) -> Vec<f32> {
         let rows = (0..3).flat_map(|plane| (0..height).step_by(step).map(move |y| plane * height + y));
         rows.flat_map(|row| planes[row * width..][..width].iter().step_by(step).copied()).collect()

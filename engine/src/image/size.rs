@@ -1,4 +1,4 @@
-//! How large the video of a picture is.
+//! Computes the size of a picture's video.
 
 use animd_protocol::request::{MAX_SIDE, Size};
 
@@ -13,20 +13,20 @@ pub struct Crop {
     pub top: u32,
     /// The first column.
     pub left: u32,
-    /// Rows.
+    /// The number of rows.
     pub height: u32,
-    /// Columns.
+    /// The number of columns.
     pub width: u32,
 }
 
-/// What `LightX2V`'s `adaptive` rule makes of a picture.
+/// The sizes that `LightX2V`'s `adaptive` rule gives for a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Adaptive {
-    /// Pixels that the crop is filtered to.
+    /// The width, in pixels, that the crop is filtered to.
     pub bucket_height: u32,
-    /// Pixels that the crop is filtered to.
+    /// The height, in pixels, that the crop is filtered to.
     pub bucket_width: u32,
-    /// What is kept of the picture.
+    /// The part of the picture that is kept.
     pub crop: Crop,
     /// The latent's height.
     pub lat_h: u32,
@@ -34,8 +34,8 @@ pub struct Adaptive {
     pub lat_w: u32,
 }
 
-/// The official rule (Wan2.1, `image2video.py`): the latent's height and width, both even, for a picture of `width` by
-/// `height` pixels and about `area` pixels of video.
+/// Returns the latent's height and width, both even, by the official rule (Wan2.1, `image2video.py`), for a picture of
+/// `width` by `height` pixels and about `area` pixels of video.
 ///
 /// # Errors
 /// [`Error::Image`] if the picture is so narrow that a side is under 16 pixels or over [`MAX_SIDE`].
@@ -57,7 +57,8 @@ pub fn official(width: u32, height: u32, area: u32) -> Result<(u32, u32)> {
     Ok((lat_h as u32, lat_w as u32))
 }
 
-/// `LightX2V`'s rule `resize_mode: adaptive`: the nearest of three shapes, and the picture's centre in that shape.
+/// Applies `LightX2V`'s rule `resize_mode: adaptive`: the nearest of three shapes, and the picture's centre in that
+/// shape.
 ///
 /// # Errors
 /// [`Error::Setting`] for an exact size, which has no buckets.
@@ -87,7 +88,7 @@ pub fn adaptive(width: u32, height: u32, size: Size) -> Result<Adaptive> {
     let (bucket_height, bucket_width) = shape.1[column];
     let target = f64::from(bucket_height) / f64::from(bucket_width);
     let (mut rows, mut columns) = (height, width);
-    // A picture that is nearly of the shape is stretched to it; else what is too much is cut off, in double precision.
+    // A picture that nearly has the shape is stretched to it; otherwise the excess is cut off, in double precision.
     if (aspect - target).abs() >= 0.01 {
         if aspect > target {
             rows = ((target * f64::from(width)) as u32).clamp(1, height);
@@ -100,18 +101,19 @@ pub fn adaptive(width: u32, height: u32, size: Size) -> Result<Adaptive> {
     Ok(Adaptive { bucket_height, bucket_width, crop, lat_h: even(bucket_height), lat_w: even(bucket_width) })
 }
 
-/// The largest part at the picture's centre that has the shape of `to_width` by `to_height`, to the pixel.
+/// Returns the largest part at the picture's centre that has the shape of `to_width` by `to_height`, to the pixel.
 pub fn centre(width: u32, height: u32, to_width: u32, to_height: u32) -> Crop {
     let [w, h, to_w, to_h] = [width, height, to_width, to_height].map(u64::from);
-    // Rounded, and never nothing; the one that is not cut comes out whole.
+    // The side is rounded and is never 0; the side that is not cut keeps its length.
     let rows = ((2 * w * to_h + to_w) / (2 * to_w)).clamp(1, h) as u32;
     let columns = ((2 * h * to_w + to_h) / (2 * to_h)).clamp(1, w) as u32;
     Crop { top: (height - rows) / 2, left: (width - columns) / 2, height: rows, width: columns }
 }
 
-/// The rule of diffusers' documentation, in pixels (height, width): rounded first, then cut to a multiple of 16.
+/// Returns the height and width in pixels by the rule of diffusers' documentation: rounded, then cut to a multiple of
+/// 16.
 ///
-/// animd offers it to nobody; it is here because the reference records it beside the other two.
+/// No option of animd selects this rule; it is here because the reference records it beside the other two.
 pub fn diffusers_example(width: u32, height: u32, area: u32) -> (u32, u32) {
     let aspect = f64::from(height) / f64::from(width);
     let side = |pixels: f64| pixels.sqrt().round_ties_even() as u32 / 16 * 16;

@@ -1,4 +1,4 @@
-//! Pixels to JPEG files.
+//! Writes pixels to JPEG files.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -11,7 +11,7 @@ use super::{Crop, Picture, bicubic_antialiased};
 use crate::{Error, Result};
 
 impl Picture {
-    /// The same, filtered to another size.
+    /// Returns the picture filtered to another size.
     #[must_use]
     pub fn resized(&self, width: u32, height: u32) -> Self {
         let all = Crop { top: 0, left: 0, height: self.height, width: self.width };
@@ -22,7 +22,7 @@ impl Picture {
         Self { width, height, rgb }
     }
 
-    /// The same with at most `side` pixels along each side, its shape kept; never enlarged.
+    /// Returns the picture with at most `side` pixels along each side; it keeps its shape and is never enlarged.
     #[must_use]
     pub fn fitted_into(&self, side: u32) -> Self {
         let longer = self.width.max(self.height);
@@ -33,7 +33,8 @@ impl Picture {
         self.resized(scaled(self.width).max(1), scaled(self.height).max(1))
     }
 
-    /// Writes it as a JPEG of a quality from 1 to 100. A file that is there is replaced, and nobody sees half of one.
+    /// Writes the picture as a JPEG of a quality from 1 to 100. An existing file is replaced, and no reader sees half a
+    /// file.
     ///
     /// # Errors
     /// [`Error::File`] if the file system refuses; [`Error::Output`] if the picture is too large for a JPEG.
@@ -66,7 +67,7 @@ mod tests {
     use super::*;
     use crate::image::decode;
 
-    /// Red to the left, blue to the right.
+    /// Returns a picture that is red to the left and blue to the right.
     fn picture(width: u32, height: u32) -> Picture {
         let pixel = |i| if i % width < width / 2 { [250, 10, 10] } else { [10, 10, 250] };
         Picture { width, height, rgb: (0..width * height).flat_map(pixel).collect() }

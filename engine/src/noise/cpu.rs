@@ -1,16 +1,15 @@
-//! `PyTorch`'s CPU generator: MT19937 (Matsumoto and Nishimura 1998), and Box-Muller in the order in which `torch.randn`
-//! does it.
+//! `PyTorch`'s CPU generator: MT19937 (Matsumoto and Nishimura 1998), and Box-Muller in the order of `torch.randn`.
 
 use std::f64::consts::TAU;
 
-/// Words of MT19937's state.
+/// The number of words of MT19937's state.
 const STATE: usize = 624;
-/// How far apart the words are that make a new one.
+/// The distance of the words that make a new one.
 const SHIFT: usize = 397;
 /// `torch.randn` draws fewer numbers than this one by one, in double precision.
 const BLOCK: usize = 16;
 
-/// A CPU generator; each draw goes on where the last one ended.
+/// A CPU generator; each draw continues where the last one ended.
 #[derive(Clone)]
 pub struct CpuGenerator {
     state: [u32; STATE],
@@ -20,7 +19,7 @@ pub struct CpuGenerator {
 }
 
 impl CpuGenerator {
-    /// As `manual_seed` leaves it; only the seed's lower 32 bits count, as in `PyTorch`.
+    /// Returns the generator as `manual_seed` leaves it; only the seed's lower 32 bits count, as in `PyTorch`.
     pub fn new(seed: u64) -> Self {
         let mut state = [0; STATE];
         state[0] = seed as u32;
@@ -31,12 +30,12 @@ impl CpuGenerator {
         Self { state, next: STATE, spare: None }
     }
 
-    /// `torch.rand(n)`: uniform in [0, 1), multiples of 2^-24.
+    /// Returns `torch.rand(n)`: uniform in [0, 1), multiples of 2^-24.
     pub fn rand(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.uniform()).collect()
     }
 
-    /// `torch.randn(n)`: standard normal.
+    /// Returns `torch.randn(n)`: standard normal.
     pub fn randn(&mut self, n: usize) -> Vec<f32> {
         if n < BLOCK {
             return (0..n).map(|_| self.normal() as f32).collect();
@@ -46,7 +45,7 @@ impl CpuGenerator {
             box_muller(block);
         }
         if !n.is_multiple_of(BLOCK) {
-            // The last block is drawn anew, over what overlaps it.
+            // The last block is drawn anew and replaces what it overlaps.
             let last = &mut out[n - BLOCK..];
             last.fill_with(|| self.uniform());
             box_muller(last);
@@ -58,7 +57,7 @@ impl CpuGenerator {
         (self.word() & 0xff_ffff) as f32 / (1 << 24) as f32
     }
 
-    /// Uniform in [0, 1) with 53 bits.
+    /// Returns a uniform number in [0, 1) with 53 bits.
     fn uniform_double(&mut self) -> f64 {
         let high = u64::from(self.word());
         let bits = (high << 32) | u64::from(self.word());
@@ -101,7 +100,7 @@ impl CpuGenerator {
 fn box_muller(block: &mut [f32]) {
     let (first, second) = block.split_at_mut(BLOCK / 2);
     for (a, b) in first.iter_mut().zip(second) {
-        // The angle is rounded as PyTorch does it; its own single-precision functions depend on the machine.
+        // The angle is rounded as in PyTorch; PyTorch's own single-precision functions depend on the machine.
         let angle = std::f32::consts::TAU * *b;
         let radius = (-2.0 * (1.0 - f64::from(*a)).ln()).sqrt();
         let (sin, cos) = f64::from(angle).sin_cos();
@@ -115,7 +114,7 @@ mod tests {
     use super::*;
     use crate::goldens::{Golden, fixture, json};
 
-    /// Half of the 1e-6 that single-precision logarithms and sines leave, with values up to 5.
+    /// Half of the 1e-6 that single-precision logarithms and sines err by, with values up to 5.
     const TOLERANCE: f32 = 5e-7;
 
     fn close(got: &[f32], expected: &[f32]) {
@@ -148,8 +147,8 @@ mod tests {
         assert_eq!(checked, 12);
     }
 
-    // Draws of many lengths from one generator, made with PyTorch 2.11: short ones keep half of a pair for the next
-    // short one, over long ones in between.
+    // One generator made draws of many lengths with PyTorch 2.11. A short draw keeps half of a pair for the next short
+    // one, also over long ones in between.
     #[test]
     fn draws_follow_each_other() {
         #[derive(serde::Deserialize)]

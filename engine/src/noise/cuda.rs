@@ -8,52 +8,52 @@ use std::f64::consts::TAU;
 
 use rayon::prelude::*;
 
-/// Threads of a block.
+/// The threads of a block.
 const BLOCK: usize = 256;
-/// Numbers that a thread draws at once.
+/// The numbers that a thread draws at once.
 const DRAW: usize = 4;
 
-/// What of a card decides how `torch.randn` starts its kernel.
+/// The properties of a card that decide how `torch.randn` starts its kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
-    /// Multiprocessors of the card.
+    /// The card's multiprocessors.
     pub multiprocessors: u32,
-    /// Threads that one of them holds: 2048 on server cards, 1536 on most others.
+    /// The threads that a multiprocessor holds: 2048 on server cards, 1536 on most others.
     pub max_threads_per_multiprocessor: u32,
 }
 
 impl Default for Launch {
-    /// An H200's (and H100 SXM's).
+    /// Returns the launch of an H200 (and an H100 SXM).
     fn default() -> Self {
         Self { multiprocessors: 132, max_threads_per_multiprocessor: 2048 }
     }
 }
 
 impl Launch {
-    /// The threads that draw `n` numbers.
+    /// Returns the number of threads that draw `n` numbers.
     fn threads(self, n: usize) -> usize {
         let resident = self.multiprocessors as usize * (self.max_threads_per_multiprocessor as usize / BLOCK);
-        // A card without a single block is none; one block keeps the arithmetic sound.
+        // No card holds less than one block; assuming one block keeps the arithmetic sound.
         BLOCK * n.div_ceil(BLOCK).min(resident).max(1)
     }
 }
 
-/// A CUDA generator; each draw goes on where the last one ended.
+/// A CUDA generator; each draw continues where the last one ended.
 #[derive(Clone, Debug)]
 pub struct CudaGenerator {
     key: [u32; 2],
     launch: Launch,
-    /// Draws of four that every thread's stream is past.
+    /// The number of draws of four that every thread's stream has made.
     offset: u64,
 }
 
 impl CudaGenerator {
-    /// As `manual_seed` leaves it.
+    /// Returns the generator as `manual_seed` leaves it.
     pub fn new(seed: u64, launch: Launch) -> Self {
         Self { key: [seed as u32, (seed >> 32) as u32], launch, offset: 0 }
     }
 
-    /// `torch.randn(n)`: standard normal.
+    /// Returns `torch.randn(n)`: standard normal.
     pub fn randn(&mut self, n: usize) -> Vec<f32> {
         let threads = self.launch.threads(n);
         let mut out = vec![0.0; n];
@@ -74,7 +74,7 @@ impl CudaGenerator {
     }
 }
 
-/// Four random words for a counter and a key.
+/// Returns four random words for a counter and a key.
 fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     const ROUNDS: usize = 10;
     for _ in 0..ROUNDS {
@@ -91,34 +91,34 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// Four words to four normal numbers.
+/// Converts four words to four normal numbers.
 fn normal4([a, b, c, d]: [u32; 4]) -> [f32; DRAW] {
     let ([a, b], [c, d]) = (box_muller(a, b), box_muller(c, d));
     [a, b, c, d]
 }
 
-/// Two words to two normal numbers, as `cuRAND` does it: the sine first.
+/// Converts two words to two normal numbers as `cuRAND` does, the sine first.
 fn box_muller(x: u32, y: u32) -> [f32; 2] {
     /// 2^-32.
     const UNIT: f32 = 1.0 / (1u64 << 32) as f32;
     const ANGLE: f32 = UNIT * std::f32::consts::TAU;
-    // The fused multiply-add and the single precision decide how these round.
+    // The fused multiply-add and the single precision decide how these values round.
     let u = (x as f32).mul_add(UNIT, UNIT / 2.0);
     let v = (y as f32).mul_add(ANGLE, ANGLE / 2.0);
     let radius = (-2.0 * f64::from(u).ln()).sqrt();
-    // The card's sine unit takes turns, not radians, and the product is cut off to single precision, not rounded.
+    // The card's sine unit takes turns, not radians, and the product is truncated to single precision, not rounded.
     let turns = toward_zero(f64::from(v) * f64::from(std::f32::consts::FRAC_1_PI / 2.0));
     let (sin, cos) = (TAU * f64::from(turns)).sin_cos();
     [(radius * unit_precision(sin)) as f32, (radius * unit_precision(cos)) as f32]
 }
 
-/// A sine with the sine unit's 23 bits after the point, the rest cut off.
+/// Returns a sine with the sine unit's 23 bits after the point; the rest is cut off.
 fn unit_precision(sine: f64) -> f64 {
     const STEPS: f64 = (1 << 23) as f64;
     (sine * STEPS).trunc() / STEPS
 }
 
-/// The single-precision number next to a positive one, towards zero.
+/// Returns the single-precision number next to a positive one, towards zero.
 fn toward_zero(x: f64) -> f32 {
     let near = x as f32;
     if f64::from(near) > x { f32::from_bits(near.to_bits() - 1) } else { near }
@@ -157,7 +157,7 @@ mod tests {
                     assert!((got - expected).abs() <= 1e-6, "{name}.{which}[{i}]: {got} for {expected}");
                 }
                 if which == "first" {
-                    // One wrong element of millions would show; the sine unit's last bits do not.
+                    // The bound catches one wrong element among millions, but not the sine unit's last bits.
                     let bound = 1e-7 * numel as f64 + 1e-5;
                     let sums: [f64; 2] =
                         got.iter().map(|&x| f64::from(x)).fold([0.0; 2], |[s, q], x| [s + x, q + x * x]);

@@ -1,4 +1,4 @@
-//! The random numbers that a video begins with: for a seed, those that `PyTorch` draws.
+//! The random numbers that a video begins with: those that `PyTorch` draws for the same seed.
 
 mod cpu;
 mod cuda;
@@ -8,29 +8,30 @@ use animd_protocol::request::{Noise, Request};
 pub use cpu::CpuGenerator;
 pub use cuda::{CudaGenerator, Launch};
 
-/// Channels of a latent.
+/// The number of channels of a latent.
 const CHANNELS: usize = 16;
 
-/// `torch.Generator("cpu").manual_seed(seed)`.
+/// Returns the generator of `torch.Generator("cpu").manual_seed(seed)`.
 pub fn cpu(seed: u64) -> CpuGenerator {
     CpuGenerator::new(seed)
 }
 
-/// `torch.Generator("cuda").manual_seed(seed)` on a card that launches its kernels as `launch` says.
+/// Returns the generator of `torch.Generator("cuda").manual_seed(seed)`, on a card that launches its kernels as
+/// `launch` says.
 pub fn cuda(seed: u64, launch: Launch) -> CudaGenerator {
     CudaGenerator::new(seed, launch)
 }
 
-/// The noise that a request asks for.
+/// The generator of the noise that a request asks for.
 pub enum Generator {
-    /// As a CPU draws it.
+    /// The noise as a CPU draws it.
     Cpu(Box<CpuGenerator>),
-    /// As a card draws it.
+    /// The noise as a card draws it.
     Cuda(CudaGenerator),
 }
 
 impl Generator {
-    /// A generator at the start of the request's seed.
+    /// Returns a generator at the start of the request's seed.
     pub fn new(request: &Request) -> Self {
         match request.noise {
             Noise::Cpu => Self::Cpu(Box::new(cpu(request.seed))),
@@ -41,7 +42,7 @@ impl Generator {
         }
     }
 
-    /// The next `n` numbers of a standard normal distribution, as one `torch.randn` draws them.
+    /// Returns the next `n` numbers of a standard normal distribution, as one call of `torch.randn` draws them.
     pub fn randn(&mut self, n: usize) -> Vec<f32> {
         match self {
             Self::Cpu(generator) => generator.randn(n),
@@ -49,8 +50,8 @@ impl Generator {
         }
     }
 
-    /// Noise for a latent [16, frames, height, width], all in latent units; a sampler that adds noise between its
-    /// steps draws again.
+    /// Returns the noise for a latent [16, frames, height, width], all in latent units. A sampler that adds noise
+    /// between its steps draws again.
     pub fn latent(&mut self, frames: usize, height: usize, width: usize) -> Vec<f32> {
         self.randn(CHANNELS * frames * height * width)
     }

@@ -12,7 +12,7 @@ use super::values::{Fill, fill, tensor_seed};
 use crate::weights::{DType, safetensors, torch};
 use crate::{Error, Result};
 
-/// A tensor to be made up.
+/// A tensor that is to be made up.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub name: String,
@@ -30,12 +30,12 @@ impl Plan {
         self.dtype.bytes(self.elements()) as u64
     }
 
-    /// Positions of a row: all axes but the first together.
+    /// Returns the number of positions in a row, which has all axes but the first.
     fn columns(&self) -> usize {
         self.shape.get(1..).map_or(1, |rest| rest.iter().product::<usize>().max(1))
     }
 
-    /// All values, as they are in files.
+    /// Returns all values as bytes, as files have them.
     pub fn make(&self, seed: u64) -> Vec<u8> {
         let mut bytes = vec![0; self.dtype.bytes(self.elements())];
         fill(&mut bytes, self.dtype, tensor_seed(seed, &self.name), 0, self.columns(), &self.fill);
@@ -66,12 +66,12 @@ impl Plan {
     }
 }
 
-/// Values that are made before they are written: 32 MiB of brain floats.
+/// The number of values that are made before they are written: 32 MiB of brain floats.
 const PART: usize = 1 << 24;
-/// The largest shard. The released files have up to 9.98 GB.
+/// The largest shard, in bytes. The released files have up to 9.98 GB.
 const SHARD: u64 = 9_900_000_000;
 
-/// Writes tensors as `BASE.safetensors`, or as numbered files with an index if they are more than one can hold.
+/// Writes tensors as `BASE.safetensors`, or as numbered files with an index if one file cannot hold them.
 pub(super) fn safetensors(
     folder: &Path,
     base: &str,
@@ -122,7 +122,7 @@ fn write_shard(
     file.sync_all().map_err(Error::file("write", path))
 }
 
-/// Writes tensors as `torch.save` writes an `OrderedDict` of them.
+/// Writes tensors in the format in which `torch.save` writes an `OrderedDict` of them.
 pub(super) fn torch(
     folder: &Path,
     stem: &str,
@@ -134,7 +134,7 @@ pub(super) fn torch(
     let file = File::create_new(&path).map_err(Error::file("create", &path))?;
     let fail = |e: zip::result::ZipError| Error::file("write", &path)(e.into());
     let mut zip = ZipWriter::new(BufWriter::with_capacity(1 << 20, file));
-    // Tensors begin at multiples of 64 bytes, as torch has them.
+    // Tensors begin at multiples of 64 bytes, as in torch's files.
     let options =
         SimpleFileOptions::default().compression_method(CompressionMethod::Stored).with_alignment(64);
     let small = |zip: &mut ZipWriter<_>, name: &str, content: &[u8]| {
@@ -154,7 +154,7 @@ pub(super) fn torch(
     file.sync_all().map_err(Error::file("write", &path))
 }
 
-/// The pickle of an `OrderedDict` of tensors, each with a storage of its own, protocol 2.
+/// Returns the pickle (protocol 2) of an `OrderedDict` of tensors, each with a storage of its own.
 fn pickle(plans: &[Plan]) -> Result<Vec<u8>> {
     let mut p = b"\x80\x02ccollections\nOrderedDict\n)R(".to_vec();
     for (key, plan) in plans.iter().enumerate() {
@@ -182,14 +182,14 @@ fn pickle(plans: &[Plan]) -> Result<Vec<u8>> {
     Ok(p)
 }
 
-/// BINUNICODE
+/// Writes a string as BINUNICODE.
 fn text(p: &mut Vec<u8>, text: &str) {
     p.push(b'X');
     p.extend((text.len() as u32).to_le_bytes());
     p.extend(text.as_bytes());
 }
 
-/// BININT, or LONG1 beyond 31 bits.
+/// Writes an integer as BININT, or as LONG1 beyond 31 bits.
 fn int(p: &mut Vec<u8>, value: usize) {
     if let Ok(value) = i32::try_from(value) {
         p.push(b'J');

@@ -1,8 +1,8 @@
-//! Made-up models: random weights in the official layout, for tests, demonstrations and measurements where the released
-//! files cannot be.
+//! Made-up models: random weights in the official layout, for tests, demonstrations and measurements on machines that
+//! cannot have the released files.
 //!
 //! The weights are scaled so that activations stay finite and near one, that latents look like the real VAE's, and that
-//! videos keep within their range. What comes out is noise; how long it takes is real.
+//! videos stay within their range. The videos are noise, but they take as long as real ones.
 
 mod files;
 mod source;
@@ -35,14 +35,14 @@ pub enum Size {
     Full,
 }
 
-/// A small tokenizer, which made-up models come with.
+/// The small tokenizer of made-up models.
 pub(crate) const TOKENIZER: &str = include_str!("../../assets/tokenizer.json");
 
-/// How a tensor is filled.
+/// A rule that returns the filling of a tensor.
 type Rule = Box<dyn Fn(&Expected) -> Fill>;
 
 impl Size {
-    /// The model as a value.
+    /// Returns the model as a value.
     pub fn recipe(self) -> Recipe {
         let full = Recipe::wan21_i2v_14b();
         if self == Self::Full {
@@ -54,7 +54,7 @@ impl Size {
             (config.dim, config.ffn_dim, config.num_heads, config.num_layers) = (256, 512, 2, 3);
             (config.text_dim, config.image_dim) = (64, config.image_dim.map(|_| 160));
         }
-        // 808 tokens of the small tokenizer, filled up to a multiple of 128 as the released embedding is.
+        // The small tokenizer has 808 tokens, filled up to a multiple of 128 as in the released embedding.
         tiny.text_encoder.config =
             T5Config { dim: 64, rows: 896, heads: 4, inner: 64, ffn_dim: 160, layers: 3, buckets: 32 };
         if let Some(network) = &mut tiny.conditioning.image_encoder {
@@ -66,8 +66,8 @@ impl Size {
     }
 }
 
-/// The tensors of a network and what fills them; `dtype` is that of a DiT's. As in the released files, `umT5` is in bf16,
-/// CLIP in fp16 and the VAE in f32.
+/// Returns the tensors of a network and what fills them; `dtype` is the type of a DiT's tensors. As in the released
+/// files, `umT5` is in bf16, CLIP in fp16 and the VAE in f32.
 fn plan(part: &Part<'_>, dtype: DType) -> Vec<Plan> {
     let mut expected = part.schema();
     let (dtype, rule): (_, Rule) = match part.sizes {
@@ -86,7 +86,7 @@ fn plan(part: &Part<'_>, dtype: DType) -> Vec<Plan> {
     expected.into_iter().map(plan).collect()
 }
 
-/// What a whole CLIP checkpoint has beyond the part that is used.
+/// Returns the tensors of a complete CLIP checkpoint that the engine does not use.
 fn clip_head(c: &ClipConfig) -> Vec<Expected> {
     let expected = |name: &str, shape: &[usize]| Expected {
         name: name.to_owned(),
@@ -105,7 +105,7 @@ fn fan_in(e: &Expected) -> f32 {
     e.shape[1..].iter().product::<usize>() as f32
 }
 
-/// A deviation that keeps the size of what goes through.
+/// Returns a filling whose deviation keeps the size of the values that pass through the layer.
 fn keep(e: &Expected, gain: f32) -> Fill {
     Fill::new(0.0, gain / fan_in(e).sqrt())
 }
@@ -120,7 +120,7 @@ fn dit_rule(e: &Expected) -> Fill {
     if name.ends_with("modulation") {
         Fill::new(0.0, (e.shape[2] as f32).powf(-0.5))
     } else if name == "time_embedding.0.weight" {
-        // A trained time embedding changes smoothly with time: the fast sinusoids count for little.
+        // A trained time embedding changes smoothly with time, so the fast sinusoids have little weight.
         let half = e.shape[1] / 2;
         let column = |j: usize| {
             let frequency = 10_000f32.powf(-((j % half) as f32) / half as f32);
@@ -135,7 +135,7 @@ fn dit_rule(e: &Expected) -> Fill {
     } else if name == "time_projection.1.weight" {
         keep(e, 0.25)
     } else if name == "time_projection.1.bias" {
-        // Gates, scales and shifts of a visible size.
+        // Gates, scales and shifts get a visible size.
         Fill::new(0.0, 0.3)
     } else if name.ends_with("bias") {
         Fill::new(0.0, 0.05)
@@ -153,7 +153,7 @@ fn t5_rule(e: &Expected, head: f32) -> Fill {
     } else if name.contains("norm") {
         Fill::new(1.0, 0.1)
     } else if name.ends_with("attn.q.weight") {
-        // umT5 does not divide by the root of the head's width; its weights do.
+        // umT5 does not divide by the root of the head's width, so its weights do.
         keep(e, 1.0 / head.sqrt())
     } else {
         keep(e, 1.0)
@@ -173,7 +173,7 @@ fn clip_rule(e: &Expected) -> Fill {
     } else if name.ends_with("bias") {
         Fill::new(0.0, 0.05)
     } else if name.ends_with("to_qkv.weight") {
-        // Queries and keys, the first two thirds, are larger, so that attention has preferences.
+        // Queries and keys, the first two thirds, are larger than values, so that attention has preferences.
         let root = fan_in(e).sqrt();
         let rows =
             (0..e.shape[0]).map(|i| if 3 * i < 2 * e.shape[0] { 1.5 / root } else { 1.0 / root }).collect();
@@ -183,8 +183,9 @@ fn clip_rule(e: &Expected) -> Fill {
     }
 }
 
-/// What brings a made-up VAE's latents to unit deviation, and its videos to 0.4: the reciprocals of what a picture and
-/// normal latents gave without them, 0.43 and 0.53 on average over six tiny ones and a full one.
+/// The factors that bring a made-up VAE's latents to unit deviation, and its videos to 0.4. They are the reciprocals of
+/// the deviations that a picture and normal latents gave without them, 0.43 and 0.53 on average over six tiny models
+/// and a full one.
 const LATENT_GAIN: f32 = 2.35;
 const VIDEO_GAIN: f32 = 0.76;
 
@@ -211,12 +212,12 @@ fn vae_rule(e: &Expected) -> Fill {
     }
 }
 
-/// Writes a made-up model into a folder: all of it, or one component. `progress` hears how many of how many bytes are
-/// written, and stops the work by an error. The folder appears when everything is written, or not at all.
+/// Writes a made-up model into a folder: all of it, or one component. `progress` receives the bytes written and the
+/// total, and can stop the work with an error. The folder appears when everything is written, or not at all.
 ///
 /// # Errors
-/// [`Error::Output`] if the folder holds something already or the disk has no room; [`Error::File`] if writing fails;
-/// what `progress` says.
+/// [`Error::Output`] if the folder is not empty or the disk has no room; [`Error::File`] if writing fails; any error
+/// that `progress` returns.
 pub fn synth_model(
     folder: &Path,
     size: Size,
@@ -273,7 +274,7 @@ fn config_json(c: &DitConfig) -> String {
     format!("{config:#}\n")
 }
 
-/// A folder that is removed with what is in it, unless it is renamed.
+/// A folder that is removed with its content, unless it is renamed.
 struct Temporary(PathBuf);
 
 impl Temporary {
@@ -312,7 +313,7 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After a rename there is nothing left to remove; nobody could be told of a failure.
+        // After a rename there is nothing left to remove. Drop cannot report a failure.
         _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -320,7 +321,7 @@ impl Drop for Temporary {
 fn check_room(temporary: &Path, folder: &Path, needed: u64) -> Result<()> {
     let stat = rustix::fs::statvfs(temporary).map_err(|e| Error::file("read", temporary)(e.into()))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    // A little more than the tensors: headers, the tokenizer, the file system's own needs.
+    // The disk needs a little more than the tensors: headers, the tokenizer, the file system's own data.
     if free < needed + (16 << 20) {
         let gb = |bytes: u64| bytes as f64 / 1e9;
         return Err(Error::Output(format!(
@@ -357,10 +358,10 @@ mod tests {
         let model = Model::open(&folder, None).unwrap();
         assert_eq!(model.recipe(), Size::Tiny.recipe());
         let (vae, _) = model.vae;
-        // Written by position, read back whole: the mean of the gammas is 1, their deviation 0.1.
+        // Tensors are written by position and read back whole: the mean of the gammas is 1, their deviation 0.1.
         let gamma = vae.tensor("decoder.head.0.gamma").unwrap().data;
         assert!(gamma.iter().all(|g| (g - 1.0).abs() < 0.36) && gamma[0] != gamma[1], "{gamma:?}");
-        // Nothing is left beside it.
+        // Nothing is left beside the folder.
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
@@ -375,7 +376,7 @@ mod tests {
         synth_model(&dir.path().join("c"), Size::Tiny, DType::Bf16, only, 5, &mut |_, _| Ok(())).unwrap();
         assert!(read("a") == read("c"), "one component alone is the same");
         assert!(read("a") != read("b"));
-        // The same model in another type.
+        // The same model in another type has the same values.
         synth_model(&dir.path().join("d"), Size::Tiny, DType::F32, only, 5, &mut |_, _| Ok(())).unwrap();
         let open = |name: &str| open_dit(&dir.path().join(name)).unwrap().0;
         let (a, d) = (open("a"), open("d"));

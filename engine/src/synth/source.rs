@@ -11,7 +11,7 @@ use super::files::Plan;
 use super::plan;
 use super::values::{Fill, fill, tensor_seed};
 
-/// One network of a made-up model: every tensor is made when it is asked for, and is what
+/// One network of a made-up model. Every tensor is made when it is asked for, and equals the one that
 /// [`synth_model`](super::synth_model) writes into files.
 pub struct Source {
     component: Component,
@@ -20,13 +20,13 @@ pub struct Source {
 }
 
 impl Source {
-    /// A network of a recipe; `dtype` is that of a DiT's weights.
+    /// Returns the source of a recipe's network; `dtype` is the type of a DiT's weights.
     pub fn new(part: &Part<'_>, dtype: DType, seed: u64) -> Self {
         let plans = plan(part, dtype).into_iter().map(|plan| (plan.name.clone(), plan)).collect();
         Self { component: part.component(), seed, plans }
     }
 
-    /// How many there are.
+    /// Returns the number of parameters.
     pub fn parameters(&self) -> usize {
         self.plans.values().map(Plan::elements).sum()
     }
@@ -54,7 +54,7 @@ impl WeightSource for Source {
     }
 }
 
-/// Made-up inputs, for comparisons: what a tensor of this name would have, with a mean of 0.
+/// Returns made-up inputs for comparisons: the values that a tensor of this name would have, with a mean of 0.
 pub fn noise(seed: u64, name: &str, deviation: f32, count: usize) -> Vec<f32> {
     let mut bytes = vec![0; 4 * count];
     fill(&mut bytes, DType::F32, tensor_seed(seed, name), 0, count.max(1), &Fill::new(0.0, deviation));
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn parts_can_be_made_beside_each_other() {
-        // The full model's largest matrices are never made here; their first values are.
+        // The full model's largest matrices are never made here, only their first values.
         let recipe = Size::Full.recipe();
         let dit = recipe.networks().find(|part| part.component() == Component::Dit).unwrap();
         let source = Source::new(&dit, DType::Bf16, 1);

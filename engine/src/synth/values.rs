@@ -1,4 +1,4 @@
-//! Random values by position: any part of a tensor can be made at any time, by any thread, and is the same.
+//! Random values by position: any thread can make any part of a tensor at any time, and always gets the same values.
 
 #![expect(clippy::inline_always, reason = "what is not inlined is not compiled for wide vectors")]
 
@@ -9,11 +9,11 @@ use crate::weights::{DType, e4m3};
 /// One number for the whole tensor, or one for each row (first axis) or column (all other axes together).
 #[derive(Clone, Debug)]
 pub(super) enum Spread {
-    /// The same everywhere.
+    /// One number for the whole tensor.
     All(f32),
-    /// By the first axis.
+    /// A number for each index of the first axis.
     Rows(Vec<f32>),
-    /// By the position in a row.
+    /// A number for each position in a row.
     Columns(Vec<f32>),
 }
 
@@ -27,7 +27,7 @@ impl Spread {
     }
 }
 
-/// How a tensor is filled: `mean + deviation * n`, with `n` of unit variance and bell-shaped.
+/// The filling of a tensor: `mean + deviation * n`, with `n` of unit variance and bell-shaped.
 #[derive(Clone, Debug)]
 pub(super) struct Fill {
     pub mean: Spread,
@@ -35,27 +35,28 @@ pub(super) struct Fill {
 }
 
 impl Fill {
-    /// The same mean and deviation everywhere.
+    /// Returns a filling with the same mean and deviation everywhere.
     pub fn new(mean: f32, deviation: f32) -> Self {
         Self { mean: Spread::All(mean), deviation: Spread::All(deviation) }
     }
 }
 
-/// Channels of a head of the `DiT`.
+/// The channels of a head of the `DiT`.
 const HEAD: usize = 128;
-/// The size of the norms of queries and keys, head after head in turn: the scores of a head have a deviation of 1.17 times
-/// the square: 1.3, 4.5, 2.0 and 3.0. Over 32,760 keys the first head looks at all of them, the second at a few.
+/// The sizes of the norms of queries and keys, which the heads use in turn. The scores of a head have a deviation of
+/// 1.17 times the size squared: 1.3, 4.5, 2.0 and 3.0. Over 32,760 keys the first head looks at all of them, the second
+/// at a few.
 const SHARPNESS: [f32; 4] = [1.05, 1.95, 1.3, 1.6];
-/// The channels of a head in which keys are larger, and how many times.
+/// The channels of a head in which keys are larger, and the factor by which they are.
 const OUTLIERS: [usize; 2] = [17, 94];
 const OUTLYING: f32 = 5.0;
 
-/// How the `DiT`'s attention is filled; `None` for any other tensor.
+/// Returns the filling of a tensor of the `DiT`'s attention, or `None` for any other tensor.
 ///
-/// With white queries, keys and values of one size attention averages everything away, and nothing that follows would
-/// show whether it is right. Trained attention has what makes it hard to compute in 8 bits, too: heads from broad to
-/// sharp, a mean that all keys have in common, values likewise, and keys with a few channels that are much larger than
-/// the others (Zhang et al., "`SageAttention`", 2024, show all three).
+/// With white queries, keys and values of one size, attention averages everything away, and no later result would show
+/// whether it is right. Trained attention also has what makes it hard to compute in 8 bits: heads from broad to sharp,
+/// a mean that all keys have in common (and another that all values have), and keys with a few channels that are much
+/// larger than the others (Zhang et al., "`SageAttention`", 2024, show all three).
 pub(super) fn attention(name: &str, features: usize) -> Option<Fill> {
     let outliers = !name.ends_with("norm_q.weight");
     if name.ends_with("norm_q.weight")
@@ -76,16 +77,16 @@ pub(super) fn attention(name: &str, features: usize) -> Option<Fill> {
     }
 }
 
-/// The seed of a tensor: that of the model, and the tensor's name.
+/// Returns the seed of a tensor, which depends on the model's seed and the tensor's name.
 pub(super) fn tensor_seed(seed: u64, name: &str) -> u64 {
-    // FNV-1a, then mixed with the model's seed.
+    // The name's FNV-1a hash is mixed with the model's seed.
     let hash = name
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     mix(hash ^ mix(seed))
 }
 
-/// The finaliser of `SplitMix64` (Steele, Lea, Flood, 2014).
+/// Returns the output of `SplitMix64`'s finaliser (Steele, Lea, Flood, 2014).
 #[inline(always)]
 fn mix(mut z: u64) -> u64 {
     z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -93,20 +94,21 @@ fn mix(mut z: u64) -> u64 {
     z ^ z >> 31
 }
 
-/// The value at a position: the sum of four uniform numbers of 16 bits, centred, of unit variance; never beyond 3.5.
+/// Returns the value at a position: the sum of four uniform numbers of 16 bits, centred, with unit variance and never
+/// beyond 3.5.
 #[inline(always)]
 fn bell(seed: u64, index: usize) -> f32 {
     let bits = mix(seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     let sum = ((bits & 0xffff) + (bits >> 16 & 0xffff) + (bits >> 32 & 0xffff) + (bits >> 48)) as i32;
-    // Each has the variance (2^32 - 1) / 12, so the sum has a deviation of 2^16 / sqrt(3).
+    // Each number has the variance (2^32 - 1) / 12, so the sum has a deviation of 2^16 / sqrt(3).
     (sum as f32 - 131_070.0) * (1.732_050_8 / 65_536.0)
 }
 
-/// Values that one thread makes at a time.
+/// The number of values that one thread makes at a time.
 const CHUNK: usize = 1 << 15;
 
-/// Fills `out` with the values from `start` on, in the given type. Every value is first rounded to a brain float, so that
-/// files of all types hold the same model.
+/// Fills `out` with the values from `start` on, in the given type. Every value is first rounded to a brain float, so
+/// that files of all types hold the same model.
 pub(super) fn fill(out: &mut [u8], dtype: DType, seed: u64, start: usize, columns: usize, rule: &Fill) {
     let size = dtype.bytes(1);
     out.par_chunks_mut(CHUNK * size).enumerate().for_each(|(chunk, out)| {
@@ -114,8 +116,9 @@ pub(super) fn fill(out: &mut [u8], dtype: DType, seed: u64, start: usize, column
     });
 }
 
-/// [`fill`] on one thread, in the widest vectors that the processor has: 64-bit products are what it takes, and baseline
-/// x86-64 has none in vectors. 2.1 ns a value without, 1.0 with AVX2, 0.5 with AVX-512, on one core of an EPYC.
+/// Does the work of [`fill`] on one thread, in the widest vectors that the processor has. The work is 64-bit products,
+/// which baseline x86-64 has none of in vectors: a value takes 2.1 ns without vectors, 1.0 with AVX2 and 0.5 with
+/// AVX-512, on one core of an EPYC.
 fn part(out: &mut [u8], dtype: DType, seed: u64, start: usize, columns: usize, rule: &Fill) {
     #[cfg(target_arch = "x86_64")]
     {
@@ -143,7 +146,7 @@ fn part(out: &mut [u8], dtype: DType, seed: u64, start: usize, columns: usize, r
     plain(out, dtype, seed, start, columns, rule);
 }
 
-/// [`part`], for whatever vectors its caller is compiled for.
+/// Does the work of [`part`] with the vectors that its caller is compiled for.
 #[inline(always)]
 fn plain(out: &mut [u8], dtype: DType, seed: u64, start: usize, columns: usize, rule: &Fill) {
     match (&rule.mean, &rule.deviation) {
@@ -157,7 +160,7 @@ fn plain(out: &mut [u8], dtype: DType, seed: u64, start: usize, columns: usize, 
     }
 }
 
-/// Writes values, rounded to brain floats, as little-endian ones of a type.
+/// Writes values, rounded to brain floats, as little-endian numbers of a type.
 #[inline(always)]
 fn put(out: &mut [u8], dtype: DType, value: impl Fn(usize) -> f32) {
     let rounded = |i| {
@@ -196,7 +199,7 @@ mod tests {
         let values = floats(tensor_seed(1, "x"), 0, n, &Fill::new(0.5, 2.0));
         let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n as f64;
         let variance = values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / n as f64;
-        // Five deviations of the estimates: 2 / sqrt(n), and about 2 / sqrt(2 n).
+        // The bounds are five deviations of the estimates: 2 / sqrt(n), and about 2 / sqrt(2 n).
         assert!((mean - 0.5).abs() < 0.023 && (variance.sqrt() - 2.0).abs() < 0.016, "{mean} {variance}");
     }
 
@@ -210,7 +213,7 @@ mod tests {
         for other in others {
             let other = floats(other, 0, 100_000, &rule);
             let product: f64 = all.iter().zip(&other).map(|(a, b)| f64::from(a * b)).sum();
-            // Independent values: five deviations of the sum of n products of unit variance.
+            // The values are independent; the bound is five deviations of the sum of n products of unit variance.
             assert!(product.abs() < 5.0 * 100_000f64.sqrt(), "{product}");
         }
     }

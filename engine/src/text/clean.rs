@@ -1,4 +1,4 @@
-//! What is done to a prompt before it is cut into tokens.
+//! Cleans a prompt before it is cut into tokens.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -9,12 +9,12 @@ use unicode_normalization::{UnicodeNormalization, is_nfc_quick};
 use super::html;
 use super::mojibake::{fix_c1_controls, fix_encoding, is_c1};
 
-/// Cleans a prompt as the model's own code does: `ftfy.fix_text` with its defaults, `html.unescape` twice, and each
-/// run of white space to one space.
+/// Cleans a prompt as the model's own code does: it applies `ftfy.fix_text` with its defaults, applies `html.unescape`
+/// twice, and reduces each run of white space to one space.
 ///
-/// That undoes wrong decodings (`cafÃ©`), resolves HTML references, straightens quotes, takes ligatures apart, folds
-/// full-width characters to the common ones, removes control characters and terminal escapes, and composes accents
-/// (NFC). The results are those of `ftfy` 6.3.1.
+/// Cleaning undoes wrong decodings (`cafÃ©`), resolves HTML references, straightens quotes, takes ligatures apart,
+/// folds full-width characters to the common ones, removes control characters and terminal escapes, and composes
+/// accents (NFC). The results are those of `ftfy` 6.3.1.
 pub fn clean(text: &str) -> String {
     let text = fix_text(text);
     let once = html::unescape(&text);
@@ -32,9 +32,9 @@ pub fn clean(text: &str) -> String {
     out.trim_matches(strip).to_owned()
 }
 
-/// `ftfy.fix_text`, line by line.
+/// Does what `ftfy.fix_text` does, line by line.
 fn fix_text(text: &str) -> String {
-    // From the first `<` on, references are taken for those of real HTML and kept.
+    // From the first `<` on, references are assumed to be those of real HTML and are kept.
     let mut unescape = true;
     let mut out = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {
@@ -44,7 +44,7 @@ fn fix_text(text: &str) -> String {
     out
 }
 
-/// All fixes, again and again until none changes anything.
+/// Applies all fixes, again and again until none of them changes the text.
 fn fix_line(line: &str, unescape: bool) -> Cow<'_, str> {
     let mut text = if unescape { html::shorten_nested(line) } else { Cow::Borrowed(line) };
     loop {
@@ -68,7 +68,7 @@ fn fix_line(line: &str, unescape: bool) -> Cow<'_, str> {
 static TERMINAL_ESCAPE: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"\x1b\[[\p{Nd};]*[A-Za-z]").expect("a constant, and tests compile it"));
 
-/// C1 controls, ligatures, widths, quotes and line breaks.
+/// Fixes C1 controls, ligatures, widths, quotes and line breaks.
 fn replace_characters(text: &str) -> Cow<'_, str> {
     if text.is_ascii() && !text.contains('\r') {
         return Cow::Borrowed(text);
@@ -86,7 +86,7 @@ fn replace_characters(text: &str) -> Cow<'_, str> {
             '\u{2bc}' | '\u{2018}'..='\u{201b}' => out.push('\''),
             '\u{201c}'..='\u{201f}' => out.push('"'),
             '\u{3000}' => out.push(' '),
-            // Full-width ASCII and signs, half-width katakana and hangul.
+            // These are full-width ASCII and signs, and half-width katakana and hangul.
             '\u{ff01}'..='\u{ffef}' => out.extend(std::iter::once(c).nfkc()),
             _ => match ligature(c) {
                 Some(letters) => out.push_str(letters),
@@ -97,12 +97,12 @@ fn replace_characters(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// The letters of a Latin ligature or digraph.
+/// Returns the letters of a Latin ligature or digraph.
 fn ligature(c: char) -> Option<&'static str> {
     Some(match c {
         'Ĳ' => "IJ",
         'ĳ' => "ij",
-        // The apostrophe U+02BC, which is straightened like the other quotes.
+        // The apostrophe is U+02BC, which is straightened like the other quotes.
         'ŉ' => "'n",
         'Ǆ' => "DŽ",
         'ǅ' => "Dž",
@@ -127,7 +127,7 @@ fn ligature(c: char) -> Option<&'static str> {
     })
 }
 
-/// Removes ASCII controls that are no white space, deprecated Arabic controls, the byte order mark and annotations.
+/// Removes ASCII controls that are not white space, deprecated Arabic controls, the byte order mark and annotations.
 fn remove_control_characters(text: &str) -> Cow<'_, str> {
     let removed = |c: char| {
         matches!(c, '\0'..='\x08' | '\x0b' | '\x0e'..='\x1f' | '\x7f' | '\u{206a}'..='\u{206f}' | '\u{feff}')
@@ -156,8 +156,8 @@ mod tests {
         }
     }
 
-    // Pairs of a text and what Python (ftfy 6.3.1, html, regex) makes of it: broken encodings, lossy sequences,
-    // references, widths, ligatures, quotes, controls and accents, by hand and at random.
+    // The pairs are a text and what Python (ftfy 6.3.1, html, regex) makes of it. The texts, made by hand and at
+    // random, have broken encodings, lossy sequences, references, widths, ligatures, quotes, controls and accents.
     #[test]
     fn what_python_gives() {
         let pairs: Vec<(String, String)> =

@@ -1,16 +1,16 @@
-//! Single-byte encodings: what bytes 0x80 to 0xFF stand for.
+//! Single-byte encodings, which define the characters of bytes 0x80 to 0xFF.
 
 use std::sync::LazyLock;
 
-/// A single-byte encoding, ASCII in its lower half.
+/// A single-byte encoding whose lower half is ASCII.
 pub(super) struct CodePage {
     /// The characters of bytes 0x80 to 0xFF.
     upper: [char; 128],
-    /// The same, sorted by character, with their bytes.
+    /// The same characters, sorted, with their bytes.
     bytes: Vec<(char, u8)>,
     /// Whether unassigned bytes stand for the C1 controls of their number, and byte 0x1A for U+FFFD.
     pub sloppy: bool,
-    /// Whether it is `MacRoman`, where an en dash and a space is no broken UTF-8.
+    /// Whether this is `MacRoman`, where an en dash and a space are not broken UTF-8.
     pub mac: bool,
 }
 
@@ -24,7 +24,7 @@ impl CodePage {
         page
     }
 
-    /// The text in this encoding; `None` if it has a character that the encoding lacks.
+    /// Returns the text in this encoding, or `None` if it has a character that the encoding lacks.
     pub fn encode(&self, text: &str) -> Option<Vec<u8>> {
         text.chars().map(|c| self.encode_char(c)).collect()
     }
@@ -38,13 +38,13 @@ impl CodePage {
         }
     }
 
-    /// The character of a byte from 0x80 on.
+    /// Returns the character of a byte, which must be 0x80 or above.
     pub fn upper(&self, byte: u8) -> char {
         self.upper[usize::from(byte - 0x80)]
     }
 }
 
-/// The encodings that text may have been read in by mistake, the likeliest first.
+/// The encodings in which text may have been read by mistake, the likeliest first.
 pub(super) static PAGES: LazyLock<[CodePage; 10]> = LazyLock::new(|| {
     let latin1: String = ('\u{80}'..='\u{ff}').collect();
     [
@@ -61,7 +61,7 @@ pub(super) static PAGES: LazyLock<[CodePage; 10]> = LazyLock::new(|| {
     ]
 });
 
-/// Where [`PAGES`] has windows-1252.
+/// The index of windows-1252 in [`PAGES`].
 pub(super) const CP1252: usize = 1;
 
 const WINDOWS_1250: &str = "\

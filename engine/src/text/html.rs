@@ -9,14 +9,14 @@ use regex::{Captures, Regex};
 
 use super::codepages::{CP1252, PAGES};
 
-/// Replaces all character references of HTML5, with or without a semicolon, as `html.unescape` of Python does: a
-/// name is cut to the longest one known, and a number that is no character gives nothing.
+/// Replaces all character references of HTML5, with or without a semicolon, as Python's `html.unescape` does: a name is
+/// cut to the longest one known, and a number that is no character is removed.
 pub(super) fn unescape(text: &str) -> Cow<'_, str> {
     replace_references(text, |rest| {
         if let Some((number, length)) = numeric(rest) {
             return Some((character(number).map(String::from).unwrap_or_default(), length));
         }
-        // A name ends before any of these, or after 32 characters.
+        // A name ends before any of these characters, or after 32 characters.
         let name = rest.char_indices().skip(1).take(32);
         let ends = |c| matches!(c, '\t' | '\n' | '\x0c' | ' ' | '<' | '&' | '#' | ';');
         let mut length = name.take_while(|&(_, c)| !ends(c)).last().map_or(1, |(i, c)| i + c.len_utf8());
@@ -27,7 +27,7 @@ pub(super) fn unescape(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// Replaces only what is surely meant as a reference: it ends with a semicolon, and its name is known whole, or known
+/// Replaces only what is surely meant as a reference: it ends with a semicolon, and its full name is known, or is known
 /// in small letters where it is written in capitals.
 pub(super) fn unescape_sure(text: &str) -> Cow<'_, str> {
     replace_references(text, |rest| {
@@ -55,8 +55,8 @@ pub(super) fn unescape_sure(text: &str) -> Cow<'_, str> {
 
 /// Shortens `&amp;amp;amp;...` to sixteen levels.
 ///
-/// [`unescape_sure`] takes one level off at a time, with all other fixes in between; sixteen rounds let those settle as
-/// thousands would, and do not take seconds.
+/// [`unescape_sure`] takes one level off at a time, with all other fixes in between. After sixteen rounds those fixes
+/// have settled as they would after thousands, which would take seconds.
 pub(super) fn shorten_nested(text: &str) -> Cow<'_, str> {
     const LEVELS: usize = 16;
     static NESTED: LazyLock<Regex> = LazyLock::new(|| {
@@ -69,7 +69,7 @@ pub(super) fn shorten_nested(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// Names in capitals that mean the capitals of what the small letters mean: `&EACUTE;` is `É`.
+/// The names in capitals that mean the capitals of what the small letters mean: `&EACUTE;` is `É`.
 static CAPITALS: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
     let mut names = HashMap::new();
     for (name, value) in ENTITIES.entries() {
@@ -87,7 +87,7 @@ fn entity(reference: &str) -> Option<&'static str> {
     ENTITIES.get(reference.as_bytes()).and_then(|value| str::from_utf8(value).ok())
 }
 
-/// Calls `replacement` at every `&`; it gives what to put there, and how many bytes that replaces.
+/// Calls `replacement` at every `&`; it returns the text to put there, and how many bytes that replaces.
 fn replace_references(text: &str, replacement: impl Fn(&str) -> Option<(String, usize)>) -> Cow<'_, str> {
     let mut out = String::new();
     let (mut copied, mut at) = (0, 0);
@@ -109,7 +109,7 @@ fn replace_references(text: &str, replacement: impl Fn(&str) -> Option<(String, 
     Cow::Owned(out)
 }
 
-/// The number of a reference like `&#233;` or `&#xe9`, and the reference's length in bytes.
+/// Returns the number of a reference like `&#233;` or `&#xe9`, and the reference's length in bytes.
 fn numeric(rest: &str) -> Option<(u32, usize)> {
     let digits = rest.strip_prefix("&#")?;
     let (digits, radix, start) = match digits.strip_prefix(['x', 'X']) {
@@ -120,12 +120,13 @@ fn numeric(rest: &str) -> Option<(u32, usize)> {
     if count == 0 {
         return None;
     }
-    // A number too large for 32 bits is no character either.
+    // A number too large for 32 bits is not a character either.
     let number = u32::from_str_radix(&digits[..count], radix).unwrap_or(u32::MAX);
     Some((number, start + count + usize::from(digits[count..].starts_with(';'))))
 }
 
-/// What a numeric reference means; `None` for control characters and other code points that are no characters.
+/// Returns the character of a numeric reference, or `None` for control characters and other code points that are no
+/// characters.
 fn character(number: u32) -> Option<char> {
     match number {
         0 => Some('\u{fffd}'),

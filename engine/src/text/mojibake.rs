@@ -1,4 +1,4 @@
-//! Text that was read in the wrong encoding: whether it looks so, and what it was.
+//! Detects and repairs text that was read in the wrong encoding.
 //!
 //! The rules are those of `ftfy` 6.3.1 (copyright Robyn Speer, Apache-2.0, <https://ftfy.readthedocs.io>), which cleaned the
 //! prompts that the model was trained with; the code is animd's own.
@@ -10,7 +10,7 @@ use regex::{Regex, bytes};
 
 use super::codepages::{CP1252, PAGES};
 
-/// Undoes as many layers of wrong decoding as it finds.
+/// Undoes all layers of wrong decoding that it finds.
 pub(super) fn fix_encoding(text: &str) -> Cow<'_, str> {
     let mut text = Cow::Borrowed(text);
     while let Some(fixed) = fix_one_layer(&text).filter(|fixed| *fixed != text) {
@@ -24,7 +24,7 @@ pub(super) fn fix_c1_controls(text: &str) -> String {
     text.chars().map(|c| if is_c1(c) { PAGES[CP1252].upper(c as u8) } else { c }).collect()
 }
 
-/// The C1 control characters.
+/// Returns whether this is one of the C1 control characters.
 pub(super) fn is_c1(c: char) -> bool {
     matches!(c, '\u{80}'..='\u{9f}')
 }
@@ -33,7 +33,8 @@ fn fix_one_layer(text: &str) -> Option<String> {
     if text.is_ascii() || !is_bad(text) {
         return None;
     }
-    // UTF-8 that was read in a single-byte encoding: where the way back gives UTF-8, it was that.
+    // If encoding the text in a single-byte encoding gives UTF-8, then the text was UTF-8 that was read in that
+    // encoding.
     for page in PAGES.iter() {
         let Some(mut bytes) = page.encode(text) else { continue };
         if !page.mac && ALTERED_UTF8.is_match(&bytes) {
@@ -50,11 +51,11 @@ fn fix_one_layer(text: &str) -> Option<String> {
     if fixed != text {
         return Some(fixed);
     }
-    // What is left are C1 controls. Those without a meaning in windows-1252 stay, so both of ftfy's ways agree.
+    // C1 controls are left. Those without a meaning in windows-1252 stay, so both of ftfy's ways agree.
     text.chars().any(is_c1).then(|| fix_c1_controls(text))
 }
 
-/// UTF-8, and the variants that occur: surrogate pairs as two sequences of three bytes, U+0000 as two bytes.
+/// Decodes UTF-8 and the variants that occur: surrogate pairs as two sequences of three bytes, U+0000 as two bytes.
 fn decode_utf8_variants(bytes: Vec<u8>) -> Option<String> {
     if !bytes.contains(&0xed) && !bytes.contains(&0xc0) {
         return String::from_utf8(bytes).ok();
@@ -64,7 +65,8 @@ fn decode_utf8_variants(bytes: Vec<u8>) -> Option<String> {
     while let Some(special) = rest.windows(2).position(|w| w[0] == 0xc0 || (w[0] == 0xed && w[1] >= 0xa0)) {
         out.push_str(str::from_utf8(&rest[..special]).ok()?);
         rest = &rest[special..];
-        // A newline that ends the text passes for a last byte: the original matches `$`, which allows one there.
+        // A newline at the end of the text counts as a last byte: the original matches `$`, which allows a newline
+        // there.
         let (c, length) = match *rest {
             [0xc0, 0x80, ..] | [0xc0, b'\n'] => ('\0', 2),
             [0xed, b @ 0xa0..=0xaf, c @ 0x80..=0xbf, 0xed, e @ 0xb0..=0xbf, f, ref end @ ..]
@@ -83,7 +85,8 @@ fn decode_utf8_variants(bytes: Vec<u8>) -> Option<String> {
     Some(out)
 }
 
-/// UTF-8 sequences with a space where a no-break space (0xA0) belongs; only those that give likely characters.
+/// Matches UTF-8 sequences with a space where a no-break space (0xA0) belongs, but only those that give likely
+/// characters.
 static ALTERED_UTF8: LazyLock<bytes::Regex> = LazyLock::new(|| {
     bytes_regex(&[
         r"[\xc2\xc3\xc5\xce\xd0\xd9] ",
@@ -95,7 +98,7 @@ static ALTERED_UTF8: LazyLock<bytes::Regex> = LazyLock::new(|| {
     ])
 });
 
-/// UTF-8 and CESU-8 sequences with a lost byte: 0x1A stands for U+FFFD, and `?` may stand for it once.
+/// Matches UTF-8 and CESU-8 sequences with a lost byte: 0x1A stands for U+FFFD, and `?` can stand for it once.
 static LOSSY_UTF8: LazyLock<bytes::Regex> = LazyLock::new(|| {
     bytes_regex(&[
         r"[\xc2-\xdf]\x1a",
@@ -118,7 +121,8 @@ fn bytes_regex(alternatives: &[&str]) -> bytes::Regex {
 
 /// Puts 0xA0 where a space has taken its place in a UTF-8 sequence.
 fn restore_byte_a0(bytes: &[u8]) -> Vec<u8> {
-    // `Ã ` is mostly the word `à`, whose own space has gone; not where it begins Portuguese `àquele`, `àquilo`, `às`.
+    // `Ã ` is mostly the word `à`, whose own space was lost, except at the beginning of Portuguese `àquele`, `àquilo`,
+    // `às`.
     let mut spaced = Vec::with_capacity(bytes.len());
     for (i, &byte) in bytes.iter().enumerate() {
         spaced.push(byte);
@@ -135,17 +139,17 @@ fn restore_byte_a0(bytes: &[u8]) -> Vec<u8> {
     ALTERED_UTF8.replace_all(&spaced, restore).into_owned()
 }
 
-/// What a character may be in UTF-8 that was read in a single-byte encoding.
+/// The parts that a character can play in UTF-8 that was read in a single-byte encoding.
 mod clue {
     pub const FIRST_OF_2: u8 = 1;
     pub const FIRST_OF_3: u8 = 2;
     pub const FIRST_OF_4: u8 = 4;
     pub const CONTINUATION: u8 = 8;
-    /// A continuation that is no common punctuation.
+    /// A continuation that is not common punctuation.
     pub const STRICT: u8 = 16;
 }
 
-/// Characters and their clues, sorted: all that Latin-1 and the six Windows encodings give for the bytes in question.
+/// Characters and their clues, sorted: all characters that Latin-1 and the six Windows encodings give for these bytes.
 static CLUES: LazyLock<Vec<(char, u8)>> = LazyLock::new(|| {
     // Unassigned Windows bytes are C1 controls here as they are in Latin-1, so they add nothing.
     let mut clues = std::collections::BTreeMap::<char, u8>::new();
@@ -163,7 +167,7 @@ static CLUES: LazyLock<Vec<(char, u8)>> = LazyLock::new(|| {
             };
         }
     }
-    // It may have been a no-break space.
+    // The space may have been a no-break space.
     clues.insert(' ', clue::CONTINUATION);
     clues.into_iter().collect()
 });
@@ -172,7 +176,7 @@ fn clues(c: char) -> u8 {
     CLUES.binary_search_by_key(&c, |entry| entry.0).map_or(0, |i| CLUES[i].1)
 }
 
-/// The length in bytes of a run of what looks like UTF-8 sequences at the start of the text.
+/// Returns the length in bytes of a run of what looks like UTF-8 sequences at the start of the text.
 fn utf8_run(text: &str) -> usize {
     let mut length = 0;
     loop {
@@ -196,16 +200,16 @@ fn utf8_run(text: &str) -> usize {
     }
 }
 
-/// Fixes runs of broken UTF-8 amid other text, each by itself.
+/// Fixes each run of broken UTF-8 in other text separately.
 fn decode_inconsistent_utf8(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     let mut after_continuation = false;
     while let Some(c) = rest.chars().next() {
-        // After a continuation it would be the end of a larger ruin.
+        // A run after a continuation would be the end of a larger broken run.
         let run = if after_continuation { 0 } else { utf8_run(rest) };
         let (piece, after) = rest.split_at(run.max(c.len_utf8()));
-        // A run shorter than the text, so that this ends.
+        // The run must be shorter than the text, so that the recursion ends.
         if run > 0 && piece.len() < text.len() && is_bad(piece) {
             out.push_str(&fix_encoding(piece));
         } else {
@@ -217,7 +221,8 @@ fn decode_inconsistent_utf8(text: &str) -> String {
     out
 }
 
-/// Whether there are neighbours that hardly ever meet but in text read in the wrong encoding.
+/// Returns whether the text has neighbouring characters that hardly ever meet except in text read in the wrong
+/// encoding.
 fn is_bad(text: &str) -> bool {
     BADNESS.is_match(text)
 }
@@ -253,7 +258,7 @@ fn expand_categories(rule: &str) -> String {
     out
 }
 
-/// The characters that UTF-8 in a wrong encoding shows, by what they are otherwise used for.
+/// The characters that UTF-8 in a wrong encoding shows, by their other uses.
 const CATEGORIES: [(char, &str); 14] = [
     // Common anywhere.
     ('c', "\u{a0}\u{ad}´·–—―’…"),
@@ -279,16 +284,16 @@ const CATEGORIES: [(char, &str); 14] = [
     ('L', "ß-ñüāăąćčďđēėęěğģīįķĺļľłœŕśşšťźżžґﬁﬂ"),
     // Capitals that end words in Greek, Cyrillic and Icelandic.
     ('A', "ÞΆΈΉΊΌΎΏΑ-ΫЁ-Я"),
-    // Small letters likewise.
+    // Small letters that end words, likewise.
     ('a', "ά-ωа-џ"),
-    // Box drawing, but for the single line, which faces have.
+    // Box drawing, except for the single line, which faces have.
     ('x', "│┌┐┘├┤┬┼═-╬▀▄█▌▐-▓"),
 ];
 
-/// What gives wrong encodings away.
+/// The rules that give wrong encodings away.
 const RULES: [&str; 37] = [
     "<C>",
-    // Unlikely pairs, and some that take a third character to be unlikely.
+    // Unlikely pairs, and some pairs that are unlikely before a third character.
     "<bLUxsemnw><b>",
     "[A-Za-z]<aA><b>",
     "<b><LUxsemnw>",

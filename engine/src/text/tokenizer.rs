@@ -7,12 +7,12 @@ use crate::{Error, Result};
 /// The longest prompt in tokens, the final `</s>` included.
 pub const MAX_TOKENS: usize = 512;
 
-/// The text's end.
+/// The token that ends a text.
 const END: &str = "</s>";
-/// What [`Tokens::padded`] fills with.
+/// The token that [`Tokens::padded`] fills with.
 const PAD: &str = "<pad>";
 
-/// umT5's tokenizer: the file `tokenizer.json`, which alone decides.
+/// umT5's tokenizer, which the file `tokenizer.json` defines completely.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     end: u32,
@@ -22,15 +22,15 @@ pub struct Tokenizer {
 /// A prompt in tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
-    /// 1 to [`MAX_TOKENS`] of them, without padding; the last is `</s>`.
+    /// The ids of 1 to [`MAX_TOKENS`] tokens, without padding; the last is `</s>`.
     pub ids: Vec<u32>,
-    /// How many the whole prompt has; above [`MAX_TOKENS`] it lost its end.
+    /// The number of tokens of the whole prompt; above [`MAX_TOKENS`] the prompt lost its end.
     pub whole: usize,
     pad: u32,
 }
 
 impl Tokens {
-    /// The ids, padded to `length`.
+    /// Returns the ids, padded to `length`.
     pub fn padded(&self, length: usize) -> Vec<u32> {
         let mut ids = self.ids.clone();
         ids.resize(length.max(ids.len()), self.pad);
@@ -39,26 +39,26 @@ impl Tokens {
 }
 
 impl Tokenizer {
-    /// Opens `tokenizer.json`, or the folder that has it.
+    /// Opens `tokenizer.json`, or the folder that contains it.
     ///
     /// # Errors
-    /// [`Error::File`] if there is none, [`Error::Model`] if it is no tokenizer or lacks `</s>` or `<pad>`.
+    /// [`Error::File`] if the file is missing, [`Error::Model`] if it is not a tokenizer or lacks `</s>` or `<pad>`.
     pub fn open(path: &Path) -> Result<Self> {
         let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
         let bytes = std::fs::read(&file).map_err(Error::file("read", &file))?;
         Self::read(bytes, &file.display().to_string())
     }
 
-    /// Reads the content of a `tokenizer.json`; `name` is what errors call it.
+    /// Reads the content of a `tokenizer.json`; errors call it `name`.
     ///
     /// # Errors
-    /// [`Error::Model`] if it is no tokenizer or lacks `</s>` or `<pad>`.
+    /// [`Error::Model`] if it is not a tokenizer or lacks `</s>` or `<pad>`.
     pub fn read(bytes: impl AsRef<[u8]>, name: &str) -> Result<Self> {
         let broken = |what: String| {
             Error::Model(format!("`{name}` is not umT5's tokenizer: {what}; fetch the file again"))
         };
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| broken(e.to_string()))?;
-        // The file may ask for either; both are done here, with the model's own lengths.
+        // The file can ask for cutting and for padding; animd does both itself, with the model's own lengths.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| broken(e.to_string()))?;
         let id = |token: &str| {
@@ -71,7 +71,7 @@ impl Tokenizer {
     /// Cuts a text that [`clean`](super::clean) has cleaned into tokens, and ends them with `</s>`.
     ///
     /// # Errors
-    /// [`Error::Model`] if the tokenizer has no token for a part of the text, not even one for the unknown.
+    /// [`Error::Model`] if the tokenizer has no token for a part of the text, not even the one for unknown text.
     pub fn encode(&self, cleaned: &str) -> Result<Tokens> {
         let encoding = self
             .inner

@@ -1,4 +1,4 @@
-//! The `ffmpeg` process: its command line, its life, and what its last words mean.
+//! The `ffmpeg` process: its command line, its lifetime, and the meaning of its last messages.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -18,39 +18,39 @@ use rustix::process::{
 use super::{VideoOptions, mp4};
 use crate::{Error, Result};
 
-/// Found along `PATH`.
+/// The program, which is found along `PATH`.
 pub const PROGRAM: &str = "ffmpeg";
 
-/// x264's trade of time for size. A pan over a photograph of 832x480 pixels and 81 frames, crf 18, took, in seconds of
-/// one core, kB and SSIM: veryfast 0.84, 581, 0.9885; fast 1.43, 688, 0.9911; medium 1.62, 669, 0.9911; slow 2.48, 623,
-/// 0.9912.
+/// x264's preset, which trades time for size. A pan over a photograph of 832x480 pixels and 81 frames, crf 18, took, in
+/// seconds of one core, kB and SSIM: veryfast 0.84, 581, 0.9885; fast 1.43, 688, 0.9911; medium 1.62, 669, 0.9911; slow
+/// 2.48, 623, 0.9912.
 const PRESET: &str = "medium";
 
-/// Seconds between key frames at most, for seeking, which costs 25 % more bytes; x264 alone would put one into the
-/// whole video.
+/// The most seconds between key frames. They make the video seekable and cost 25 % more bytes; x264 alone would use one
+/// key frame for the whole video.
 const KEY_FRAME_SECONDS: u32 = 2;
 
-/// Bytes that the pipe to the encoder should hold; the kernel's default holds a twentieth of a frame.
+/// The size of the pipe to the encoder, in bytes; the kernel's default holds a twentieth of a frame.
 const PIPE_BYTES: usize = 1 << 20;
 
-/// Bytes of the encoder's last words that are looked at.
+/// The number of bytes of the encoder's last messages that are read.
 const STDERR_BYTES: i64 = 4096;
 
-/// The command that reads frames from its standard input and writes to `output`, an empty regular file.
+/// Returns the command that reads frames from its standard input and writes to `output`, an empty regular file.
 pub fn command(program: &OsStr, options: &VideoOptions, output: File, metadata: File) -> Command {
     let VideoOptions { width, height, fps, quality, .. } = options;
-    // Both files by number: a path on the command line could be read by every user of the machine.
+    // Both files are given by number: every user of the machine could read a path on the command line.
     let inherited = |file: &File| format!("file:/proc/self/fd/{}", file.as_raw_fd());
     let mut command = Command::new(program);
     command
         .args(["-nostdin", "-hide_banner", "-loglevel", "error", "-nostats", "-y"])
-        // Without it ffmpeg 5 calls a video a success that it could not write to the disk.
+        // Without this option ffmpeg 5 reports success for a video that it could not write to the disk.
         .arg("-xerror")
         .args(["-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", &format!("{width}x{height}")])
         .args(["-framerate", &fps.to_string(), "-i", "pipe:0"])
         .args(["-f", "ffmetadata", "-i", &inherited(&metadata)])
         .args(["-map", "0:v:0", "-map_metadata", "1"])
-        // The conversion to bt709 and the tags that say so are two things; players believe the tags.
+        // The conversion to bt709 and the tags that say so are separate options; players believe the tags.
         .args([
             "-vf",
             "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=bicubic+accurate_rnd+full_chroma_int,\
@@ -61,11 +61,11 @@ pub fn command(program: &OsStr, options: &VideoOptions, output: File, metadata: 
         .args(["-g", &(KEY_FRAME_SECONDS * fps).to_string()])
         .args(["-movflags", "+faststart", "-f", "mp4", &inherited(&output)])
         .env("AV_LOG_FORCE_NOCOLOR", "1")
-        // It would write a report, prompts and all, into the working folder.
+        // With this variable ffmpeg would write a report, prompts included, into the working folder.
         .env_remove("FFREPORT")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
-        // Ctrl-C in a terminal is for us: we end the encoder in good order.
+        // Ctrl-C in a terminal must not reach the encoder: animd ends it in good order.
         .process_group(0);
     let parent = getpid();
     let prepare = move || {
@@ -73,7 +73,7 @@ pub fn command(program: &OsStr, options: &VideoOptions, output: File, metadata: 
             fcntl_setfd(file, FdFlags::empty())?;
         }
         set_parent_process_death_signal(Some(Signal::KILL))?;
-        // The parent may have died before it was asked for.
+        // The parent can die before the child asks for the signal.
         if getppid() == Some(parent) { Ok(()) } else { Err(ErrorKind::Other.into()) }
     };
     // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
@@ -81,7 +81,7 @@ pub fn command(program: &OsStr, options: &VideoOptions, output: File, metadata: 
     command
 }
 
-/// Checks that the program is there and knows libx264.
+/// Checks that `ffmpeg` is installed and knows libx264.
 pub fn check(program: &OsStr) -> Result<()> {
     let output = Command::new(program)
         .args(["-nostdin", "-hide_banner", "-loglevel", "error", "-h", "encoder=libx264"])
@@ -104,11 +104,12 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Starts it from the thread that will outlive it. The descriptor is the process, to end it with.
+    /// Starts the encoder; the calling thread must outlive it. The returned descriptor refers to the process and can
+    /// end it.
     pub fn start(mut command: Command) -> Result<(Self, OwnedFd)> {
         let program = command.get_program().to_owned();
         let failed = |e| not_started(&program, &e);
-        // A file, unlike a pipe, needs nobody who empties it.
+        // A file, unlike a pipe, needs no reader that empties it.
         let stderr =
             File::from(memfd_create("animd-ffmpeg", MemfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?);
         command.stderr(stderr.try_clone().map_err(failed)?);
@@ -116,7 +117,7 @@ impl Encoder {
         let pid = Pid::from_child(&child);
         match (pidfd_open(pid, PidfdFlags::empty()), child.stdin.take()) {
             (Ok(process), Some(stdin)) => {
-                // More is only faster.
+                // A larger pipe only makes it faster.
                 let _ = rustix::pipe::fcntl_setpipe_size(&stdin, PIPE_BYTES);
                 Ok((Self { child, stdin, stderr, program: program.display().to_string() }, process))
             }
@@ -128,7 +129,7 @@ impl Encoder {
         }
     }
 
-    /// Feeds it all `frames`, waits for its end, and looks at what it wrote to `file`, which is `part`.
+    /// Sends all `frames` to the encoder, waits for its end, and checks what it wrote to `file`, which is `part`.
     pub fn feed(mut self, frames: Receiver<Vec<u8>>, file: &File, part: &Path) -> Result<()> {
         let mut written = Ok(());
         for frame in &frames {
@@ -137,7 +138,7 @@ impl Encoder {
                 break;
             }
         }
-        // Whoever still sends shall hear that nobody listens.
+        // A sender that still sends must learn that nobody receives.
         drop(frames);
         drop(self.stdin);
         let status = self
@@ -151,10 +152,10 @@ impl Encoder {
     }
 }
 
-/// The end of what it said.
+/// Returns the end of the encoder's messages.
 fn tail(stderr: &mut File) -> String {
     let mut bytes = Vec::new();
-    // Without its last words there is still its exit status to tell.
+    // Without its last messages, the encoder's exit status still says something.
     let _ = stderr
         .seek(SeekFrom::End(-STDERR_BYTES))
         .or_else(|_| stderr.rewind().map(|()| 0))
@@ -162,7 +163,7 @@ fn tail(stderr: &mut File) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The sentence for an encoder that failed.
+/// Returns the error sentence for an encoder that failed.
 fn last_words(program: &str, status: ExitStatus, stderr: &str, part: &Path) -> String {
     let part = part.display();
     if stderr.contains("Unknown encoder 'libx264'") {

@@ -1,4 +1,4 @@
-//! The file's tags, handed to `ffmpeg` as a file in memory: what is on a command line, every user of the machine can read.
+//! The file's tags, which `ffmpeg` gets as a file in memory: every user of the machine can read a command line.
 
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -7,9 +7,9 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::{Error, Result};
 
-/// A file in memory in ffmpeg's metadata format, with `comment` as its only tag.
+/// Returns a file in memory in ffmpeg's metadata format, with `comment` as its only tag.
 pub fn file(comment: &str) -> Result<File> {
-    // A backslash at the end of a value joins it with the next line in some versions of ffmpeg, however it is written.
+    // In some versions of ffmpeg a backslash at the end of a value joins it with the next line, even if it is escaped.
     if comment.contains('\0') || comment.ends_with('\\') {
         return Err(Error::Internal("a video's metadata has a zero byte, or a backslash at its end".into()));
     }
@@ -23,7 +23,7 @@ pub fn file(comment: &str) -> Result<File> {
     write().map_err(|e| Error::Output(format!("cannot keep the video's metadata in memory: {e}")))
 }
 
-/// Puts a backslash before each character that would end or split a value.
+/// Escapes each character that would end or split a value with a backslash.
 fn escape(value: &str) -> String {
     let mut escaped = String::with_capacity(value.len());
     for c in value.chars() {

@@ -1,7 +1,7 @@
-//! Frames become an H.264 file: [`VideoWriter`] feeds the `ffmpeg` program, [`place`] puts the finished file in its place.
+//! Writes frames as an H.264 file: [`VideoWriter`] feeds the `ffmpeg` program, [`place`] renames the finished file.
 //!
-//! `ffmpeg` with libx264 is a dependency of the package: no encoder in Rust comes near x264's quality, and a program
-//! that crashes on its own takes no job with it.
+//! `ffmpeg` with libx264 is a dependency of the package: no encoder in Rust comes near x264's quality, and a crash in a
+//! separate program does not end the job.
 
 mod ffmpeg;
 mod metadata;
@@ -21,23 +21,23 @@ use crate::{Error, Result};
 
 pub use place::{part_path, place};
 
-/// Bytes of frames that may wait for the encoder; at least [`MIN_WAITING`] frames may.
+/// The bytes of frames that can wait for the encoder; at least [`MIN_WAITING`] frames always can.
 const WAITING_BYTES: usize = 64 << 20;
 const MIN_WAITING: usize = 4;
 
-/// What a video file shall be.
+/// The properties of a video file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VideoOptions {
-    /// Pixels, even.
+    /// The width in pixels, even.
     pub width: u32,
-    /// Pixels, even.
+    /// The height in pixels, even.
     pub height: u32,
-    /// Frames a second, exactly.
+    /// The exact frames per second.
     pub fps: u32,
-    /// x264's constant rate factor, 0 to 51; at 0 the profile is one that browsers and hardware decoders do not play.
+    /// x264's constant rate factor, 0 to 51. Browsers and hardware decoders do not play the profile that 0 selects.
     pub quality: u32,
-    /// What made the video, as JSON: the file's `comment`. No zero bytes and no backslash at its end, neither of which
-    /// JSON has.
+    /// How the video was made, as JSON: the file's `comment`. It must not contain zero bytes or end with a backslash;
+    /// JSON does neither.
     pub metadata: String,
 }
 
@@ -55,13 +55,13 @@ impl VideoOptions {
         Ok(())
     }
 
-    /// Bytes of one frame.
+    /// Returns the bytes of one frame.
     fn frame_bytes(&self) -> usize {
         3 * self.width as usize * self.height as usize
     }
 }
 
-/// Checks that videos can be encoded here, before hours are spent on one.
+/// Checks that this machine can encode videos, before hours are spent on one.
 ///
 /// # Errors
 /// `Output` if `ffmpeg` is missing or lacks libx264.
@@ -71,21 +71,21 @@ pub fn check_encoder() -> Result<()> {
 
 /// Writes one video: H.264 in MP4, yuv420p with bt709 colours in limited range, constant frame rate, index in front.
 ///
-/// Frames are encoded by a process of its own, fed by a thread of its own, while the caller makes the next ones.
-/// Dropped before [`VideoWriter::finish`], it leaves nothing behind.
+/// A process of its own encodes the frames, and a thread of its own feeds it, while the caller makes the next frames. A
+/// writer that is dropped before [`VideoWriter::finish`] leaves nothing behind.
 pub struct VideoWriter {
     path: PathBuf,
     file: File,
     frame_bytes: usize,
     frames: u64,
-    /// The encoder, to end it with.
+    /// A descriptor of the encoder's process, which ends it if need be.
     process: OwnedFd,
-    /// None once the encoder has all frames or has failed.
+    /// The feeding thread; `None` once the encoder has all frames or has failed.
     feed: Option<Feed>,
     finished: bool,
 }
 
-/// The thread that feeds the encoder, and the way to it.
+/// The thread that feeds the encoder, and the channel to it.
 struct Feed {
     frames: SyncSender<Vec<u8>>,
     thread: JoinHandle<Result<()>>,
@@ -103,7 +103,7 @@ impl VideoWriter {
     fn with_program(program: &OsStr, part: &Path, options: &VideoOptions) -> Result<Self> {
         options.check()?;
         let metadata = metadata::file(&options.metadata)?;
-        // Never through an existing file or link: the folder may be other people's.
+        // The file is never written through an existing file or link: other users may be able to write to the folder.
         match std::fs::remove_file(part) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::file("replace", part)(e));
@@ -127,7 +127,7 @@ impl VideoWriter {
                 finished: false,
             }),
             Err(e) => {
-                // The first error is the one to tell.
+                // Only the first error is reported.
                 let _ = std::fs::remove_file(part);
                 Err(e)
             }
@@ -151,9 +151,9 @@ impl VideoWriter {
         let thread = std::thread::Builder::new()
             .name("video-writer".into())
             .spawn(move || {
-                // Started here, because the encoder is killed when the thread that started it ends.
+                // The encoder is started here because it is killed when the thread that started it ends.
                 let (encoder, process) = ffmpeg::Encoder::start(command)?;
-                // Only a caller that is gone does not listen, and its end is the end of the frames too.
+                // Sending fails only if the caller is gone, and then the frames end, too.
                 let _ = started.send(process);
                 encoder.feed(waiting, &written, &part)
             })
@@ -164,10 +164,10 @@ impl VideoWriter {
         }
     }
 
-    /// Takes frames, `[n, height, width, 3]` in RGB, 8 bits each. Waits only if the encoder is far behind.
+    /// Queues frames, `[n, height, width, 3]` in RGB, 8 bits each. Waits only if the encoder is far behind.
     ///
     /// # Errors
-    /// `Output` if the encoder has failed; nothing more can then be written.
+    /// `Output` if the encoder has failed; no more frames can be written then.
     pub fn write(&mut self, frames: &[u8]) -> Result<()> {
         if !frames.len().is_multiple_of(self.frame_bytes) {
             return Err(Error::Internal(format!("{} bytes are no whole frames", frames.len())));
@@ -182,10 +182,11 @@ impl VideoWriter {
         Ok(())
     }
 
-    /// Waits for the encoder, which checks the file, and syncs it. Returns its bytes. After an error the file is gone.
+    /// Waits for the encoder, checks the file and syncs it. Returns the file's bytes. After an error the file is
+    /// removed.
     ///
     /// # Errors
-    /// `Output` if the encoder failed, or there were no frames; `File` if the disk failed.
+    /// `Output` if the encoder failed; `Internal` if there were no frames; `File` if the disk failed.
     pub fn finish(mut self) -> Result<u64> {
         if self.frames == 0 {
             return Err(Error::Internal("a video without frames".into()));
@@ -211,7 +212,8 @@ impl Drop for VideoWriter {
             return;
         }
         if self.feed.is_some() {
-            // Killed first, else it would finish the file. One that has just ended by itself is not there to be killed.
+            // The encoder is killed first, or else it would finish the file. If it has just ended by itself, the kill
+            // fails harmlessly.
             let _ = pidfd_send_signal(&self.process, Signal::KILL);
             let _ = self.end_feed();
         }

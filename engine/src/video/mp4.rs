@@ -1,10 +1,11 @@
-//! A last look at a finished file. The word of `ffmpeg` is not enough: it has called a cut file a success.
+//! Checks a finished file. The exit status of `ffmpeg` is not enough: it has reported success for a cut file.
 
 use std::fs::File;
 use std::io::Result;
 use std::os::unix::fs::FileExt;
 
-/// Whether the file is a chain of whole boxes (ISO/IEC 14496-12) with the index (`moov`) before the data (`mdat`).
+/// Returns whether the file is a chain of complete boxes (ISO/IEC 14496-12) with the index (`moov`) before the data
+/// (`mdat`).
 pub fn is_whole(file: &File) -> Result<bool> {
     let Some(kinds) = boxes(file)? else { return Ok(false) };
     let position = |kind| kinds.iter().position(|found| found == kind);
@@ -12,7 +13,7 @@ pub fn is_whole(file: &File) -> Result<bool> {
     Ok(matches!(order, (Some(0), Some(index), Some(data)) if index < data))
 }
 
-/// The kinds of the boxes at the top level, or none if the last one does not end where the file does.
+/// Returns the kinds of the boxes at the top level, or `None` if the last box does not end where the file does.
 fn boxes(file: &File) -> Result<Option<Vec<[u8; 4]>>> {
     let end = file.metadata()?.len();
     let mut kinds = Vec::new();

@@ -1,4 +1,4 @@
-//! Where a video lies while it is written, and how it gets its name.
+//! The temporary path at which a video is written, and the rename to its final name.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -13,10 +13,10 @@ use crate::{Error, Result};
 /// The longest file name, in bytes, that Linux file systems take.
 const MAX_NAME: usize = 255;
 
-/// A name of its own beside `target`, for the time of writing: `.NAME.UUID.part`. A long name is cut.
+/// Returns a temporary, unique name beside `target`: `.NAME.UUID.part`. A long name is cut.
 ///
 /// # Errors
-/// `Output` if `target` names no file, or one with a name that is too long.
+/// `Output` if `target` names no file, or its name is too long.
 pub fn part_path(target: &Path) -> Result<PathBuf> {
     let Some(name) = target.file_name() else {
         return Err(Error::Output(format!("`{}` names no file to write", target.display())));
@@ -34,7 +34,7 @@ pub fn part_path(target: &Path) -> Result<PathBuf> {
     Ok(target.with_file_name(part))
 }
 
-/// At most `bytes` bytes from the start of a name, no character torn.
+/// Returns at most `bytes` bytes from the start of a name, without splitting a character.
 fn cut(name: &OsStr, bytes: usize) -> OsString {
     let name = name.as_bytes();
     if name.len() <= bytes {
@@ -45,11 +45,10 @@ fn cut(name: &OsStr, bytes: usize) -> OsString {
     OsString::from_vec(name[..end].to_vec())
 }
 
-/// Gives the finished file `part` the name `target` in the same folder, for good: the folder is synced. Never replaces a
-/// file.
+/// Gives the finished file `part` the name `target` in the same folder, and syncs the folder. Never replaces a file.
 ///
 /// # Errors
-/// `Output` if `target` exists; `File` if the file system refuses. `part` is then still there.
+/// `Output` if `target` exists; `File` if the file system refuses. In both cases `part` still exists.
 pub fn place(part: &Path, target: &Path) -> Result<()> {
     match rename_noreplace(part, target) {
         Ok(()) => {}
@@ -66,7 +65,7 @@ pub fn place(part: &Path, target: &Path) -> Result<()> {
         _ => Path::new("."),
     };
     match File::open(folder).and_then(|folder| folder.sync_all()) {
-        // Some network file systems cannot sync folders, and need not.
+        // Some network file systems cannot sync folders, and do not need to.
         Err(e) if e.raw_os_error() != Some(Errno::INVAL.raw_os_error()) => {
             Err(Error::file("sync", folder)(e))
         }
@@ -77,13 +76,13 @@ pub fn place(part: &Path, target: &Path) -> Result<()> {
 /// Renames, or fails with `EXIST` if `target` exists.
 fn rename_noreplace(part: &Path, target: &Path) -> Result<(), Errno> {
     match renameat_with(CWD, part, CWD, target, RenameFlags::NOREPLACE) {
-        // NFS and some others cannot.
+        // NFS and some other file systems do not support this.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => link_and_unlink(part, target),
         result => result,
     }
 }
 
-/// What serves where renaming cannot be told not to replace.
+/// Renames where the file system has no rename that refuses to replace.
 fn link_and_unlink(part: &Path, target: &Path) -> Result<(), Errno> {
     rustix::fs::link(part, target)?;
     rustix::fs::unlink(part)

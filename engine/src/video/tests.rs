@@ -1,4 +1,4 @@
-//! The real `ffmpeg`, looked at with `ffprobe`; and stand-ins for it that fail.
+//! Tests with the real `ffmpeg`, checked with `ffprobe`, and with stand-ins for it that fail.
 
 use std::fs;
 use std::process::Command;
@@ -18,7 +18,7 @@ fn folder() -> TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
 
-/// Smooth colours that drift from frame to frame.
+/// Returns smooth colours that drift from frame to frame.
 fn clip(frames: usize) -> Vec<u8> {
     let wave = |phase: f64| (127.5 + 100.0 * phase.sin()) as u8;
     let pixel = |f: usize, y: u32, x: u32| {
@@ -29,11 +29,11 @@ fn clip(frames: usize) -> Vec<u8> {
     (0..frames).flat_map(rows).collect()
 }
 
-/// A script in the encoder's place.
+/// Returns a script that takes the encoder's place.
 fn stand_in(folder: &TempDir, script: &str) -> PathBuf {
     let path = folder.path().join("encoder");
-    // Written by another process: one that a test running beside this one forks could still have our file open for
-    // writing, and the kernel does not run such a file.
+    // Another process writes the script: if this one did, a process that a concurrent test forks could still have the
+    // file open for writing, and the kernel does not run such a file.
     let status = Command::new("sh")
         .args(["-c", "printf '#!/bin/sh\n%s\n' \"$1\" >\"$2\" && chmod 755 \"$2\"", "sh", script])
         .arg(&path)
@@ -42,7 +42,7 @@ fn stand_in(folder: &TempDir, script: &str) -> PathBuf {
     path
 }
 
-/// What a program prints.
+/// Returns what a program prints.
 fn output(program: &str, args: &[&str]) -> Vec<u8> {
     let output = Command::new(program).args(args).output().expect("the package `ffmpeg` is installed");
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -55,7 +55,7 @@ fn probe(path: &Path, args: &[&str]) -> serde_json::Value {
     serde_json::from_slice(&output("ffprobe", &args)).expect("JSON")
 }
 
-/// The frames of a file, decoded.
+/// Returns the decoded frames of a file.
 fn decode(path: &Path, filter: &str, pixels: &str) -> Vec<u8> {
     let path = path.to_str().expect("plain letters");
     output("ffmpeg", &["-v", "error", "-i", path, "-vf", filter, "-f", "rawvideo", "-pix_fmt", pixels, "-"])
@@ -84,7 +84,7 @@ fn a_file_is_what_players_expect() -> Result<()> {
     let path = folder.path().join("-a ü%d:b.mp4");
     let frames = clip(81);
     let mut writer = VideoWriter::create(&path, &options())?;
-    // As the VAE gives them: one, then four at a time.
+    // The VAE gives one frame, then four at a time.
     let (first, rest) = frames.split_at(frames.len() / 81);
     writer.write(first)?;
     for four in rest.chunks(4 * first.len()) {
@@ -171,7 +171,7 @@ fn quality_goes_from_lossless_to_small() -> Result<()> {
     let (worst, usual) = (bytes(51)?, bytes(18)?);
     let lossless = bytes(0)?;
     assert!(worst < usual && usual < lossless, "{worst}, {usual}, {lossless}");
-    // Lossless is the encoder's part only: what ffmpeg's conversion makes of the frames comes back exactly.
+    // Only the encoder is lossless: what ffmpeg's conversion makes of the frames must come back exactly.
     let raw = folder.path().join("a.rgb");
     fs::write(&raw, &frames).expect("writable");
     let size = format!("{WIDTH}x{HEIGHT}");
@@ -250,14 +250,14 @@ fn an_encoder_that_hangs_does_not_hold_the_abort_up() -> Result<()> {
     let program = stand_in(&folder, "exec sleep 1000");
     let path = folder.path().join("a.mp4");
     let mut writer = VideoWriter::with_program(program.as_os_str(), &path, &options())?;
-    // More than the pipe holds, so that the thread is caught in a write.
+    // These are more frames than the pipe holds, so that the thread is caught in a write.
     writer.write(&clip(100))?;
     drop(writer);
     assert!(!path.exists());
     Ok(())
 }
 
-/// Run by the next test in a process of its own, which is then killed.
+/// The next test runs this one in a process of its own, and then kills that process.
 #[test]
 #[ignore = "waits to be killed"]
 fn hold_an_encoder() -> Result<()> {
@@ -295,13 +295,13 @@ fn the_encoder_does_not_outlive_a_killed_engine() {
     assert!(stat.exists());
     engine.kill().expect("still running");
     engine.wait().expect("our child");
-    // Gone, or dead with nobody to bury it.
+    // The encoder is gone, or is dead and waits to be reaped.
     wait_for("the encoder's end", &|| {
         fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z ")) || !stat.exists()
     });
 }
 
-/// The error of a video whose encoder is `script`, and that nothing is left of it.
+/// Returns the error of a video whose encoder is `script`, and checks that no file is left.
 fn failure(script: &str) -> String {
     let folder = folder();
     let program = stand_in(&folder, script);
@@ -327,7 +327,7 @@ fn an_encoder_that_fails_is_quoted() {
     assert!(error.contains("exit status 3") && error.ends_with("it said: two; three; four"), "{error}");
     let error = failure("kill -9 $$");
     assert!(error.contains("was killed by signal 9") && error.contains("said nothing"), "{error}");
-    // Success without reading, and success without writing.
+    // One script succeeds without reading, the other without writing.
     let error = failure("exit 0");
     assert!(error.contains("left no whole video"), "{error}");
     let error = failure("cat >/dev/null");
@@ -338,7 +338,7 @@ fn an_encoder_that_fails_is_quoted() {
 fn an_encoder_without_x264_is_named() {
     let unknown = "shift $(($# - 1)); exec ffmpeg -v error -f rawvideo -pixel_format rgb24 -video_size 96x64 -i pipe:0 \
                    -c:v libx264x -f null -";
-    // A name that this ffmpeg does not know either way, then the name that a build without it complains of.
+    // The first name is one that this ffmpeg never knows, the second one that a build without it complains of.
     assert!(failure(unknown).contains("libx264x"));
     let error = failure("echo \"Unknown encoder 'libx264'\" >&2; exit 1");
     assert!(error.contains("no encoder `libx264`") && error.contains("install"), "{error}");
@@ -367,7 +367,7 @@ fn a_missing_encoder_is_named() {
 
 #[test]
 fn a_full_disk_is_a_sentence() {
-    // The kernel refuses to let the file grow: on the way, and at its end.
+    // The kernel refuses to let the file grow, in the middle and at its end.
     for kilobytes in [1, 2, 4, 8] {
         let error = failure(&format!("ulimit -f {kilobytes}; trap '' XFSZ; exec ffmpeg \"$@\""));
         assert!(error.contains("File too large"), "{error}");

@@ -1,4 +1,4 @@
-//! Whether a component has the tensors that it should have, and only those.
+//! Checks that a component has all the tensors that it needs, and no others.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,7 +7,7 @@ use super::layouts::{Contents, Misfit, not_a_float};
 use super::{Component, DType};
 use animd_protocol::dims::schema::Expected;
 
-/// How a component's files differ from what they should be.
+/// The differences between a component's files and what they should hold.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Problems {
     /// Contradictions about sizes.
@@ -18,7 +18,7 @@ pub(crate) struct Problems {
     pub mistyped: Vec<String>,
 }
 
-/// How many of a kind an error names before it only counts them.
+/// The number of tensors of a kind that an error names; it only counts the rest.
 const NAMED: usize = 20;
 
 impl Problems {
@@ -61,7 +61,7 @@ impl fmt::Display for Problems {
     }
 }
 
-/// Compares what files hold of a component with the list of what should be there.
+/// Compares the tensors that files hold of a component with those that the component needs.
 pub(super) fn compare(component: Component, contents: &Contents, expected: &[Expected]) -> Problems {
     let mut problems = Problems::default();
     for Expected { name, shape, quantisable } in expected {
@@ -87,10 +87,10 @@ pub(super) fn compare(component: Component, contents: &Contents, expected: &[Exp
     problems
 }
 
-/// Whether a component's file may hold a tensor that the engine has no use for.
+/// Returns whether a component's file may hold a tensor that the engine has no use for.
 pub(super) fn ignorable(component: Component, name: &str) -> bool {
     match component {
-        // The text tower, the last norm and the projection of a whole CLIP checkpoint.
+        // A complete CLIP checkpoint has the text tower, the last norm and the projection, too.
         Component::Clip => {
             name.starts_with("textual.")
                 || name.starts_with("visual.post_norm.")

@@ -1,4 +1,4 @@
-//! The sizes of each component: from `config.json` where it has them, else from the shapes of the tensors.
+//! Finds the sizes of each component: from `config.json` where it has them, else from the shapes of the tensors.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,18 +9,18 @@ use super::layouts::Described;
 use crate::{Error, Result};
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 
-/// Channels of one head in every Wan2.1 DiT.
+/// The channels of one head in every Wan2.1 DiT.
 pub(super) const HEAD_DIM: usize = 128;
-/// Channels of one head of the CLIP tower.
+/// The channels of one head of the CLIP tower.
 pub(super) const CLIP_HEAD_DIM: usize = 80;
-/// More blocks than any model has: a bound for what a file can make the engine list.
+/// More blocks than any model has. It bounds how many tensors a file can make the engine list.
 const MAX_LAYERS: usize = 1000;
-/// More text than any model takes.
+/// More text tokens than any model takes.
 const MAX_TEXT: usize = 1 << 14;
-/// Larger than any extent of a real tensor, for the same reason.
+/// A size larger than any extent of a real tensor, for the same reason.
 const MAX_EXTENT: usize = 1 << 24;
 
-/// The keys of `config.json` that matter.
+/// The keys of `config.json` that animd reads.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct ConfigFile {
     #[serde(rename = "_class_name")]
@@ -55,7 +55,7 @@ impl ConfigFile {
     }
 }
 
-/// Looks sizes up in tensors, and gathers what does not fit.
+/// Looks up sizes in tensors, and gathers the contradictions.
 pub(super) struct Sizes<'a> {
     pub tensors: &'a BTreeMap<String, Described>,
     pub problems: Vec<String>,
@@ -66,8 +66,8 @@ impl<'a> Sizes<'a> {
         Self { tensors, problems: Vec::new() }
     }
 
-    /// The extent that most of the named axes have, so that one misshapen tensor does not speak for all; 0, for "not
-    /// known", if none of the tensors is there.
+    /// Returns the extent that most of the named axes have, so that one misshapen tensor does not decide alone; 0, for
+    /// "not known", if none of the tensors is there.
     pub fn vote(&self, sources: &[(&str, usize)]) -> usize {
         let mut votes: Vec<(usize, usize)> = Vec::new();
         for (name, axis) in sources {
@@ -77,12 +77,12 @@ impl<'a> Sizes<'a> {
                 None => votes.push((*extent, 1)),
             }
         }
-        // `max_by_key` gives the last of equals, and the first source is to win a tie.
+        // `max_by_key` returns the last of equals, but the first source must win a tie.
         let extent = votes.iter().rev().max_by_key(|(_, n)| *n).map_or(0, |(extent, _)| *extent);
         if extent > MAX_EXTENT { 0 } else { extent }
     }
 
-    /// The blocks under a prefix, one more than the largest index.
+    /// Returns the number of blocks under a prefix: one more than the largest index.
     pub fn layers(&mut self, prefix: &str) -> usize {
         let index = |name: &String| name.strip_prefix(prefix)?.split('.').next()?.parse::<usize>().ok();
         let count = self.tensors.keys().filter_map(index).max().map_or(0, |i| i.saturating_add(1));
@@ -94,7 +94,7 @@ impl<'a> Sizes<'a> {
         count
     }
 
-    /// Takes what `config.json` says, if it says it, and notes if the tensors say otherwise.
+    /// Returns the size from `config.json`, if it is there, and notes a contradiction if the tensors have another one.
     fn agree(&mut self, key: &str, said: Option<usize>, seen: usize) -> usize {
         let Some(said) = said else { return seen };
         if said != seen && seen != 0 {
@@ -104,7 +104,7 @@ impl<'a> Sizes<'a> {
     }
 }
 
-/// Sizes of a DiT from its configuration and its tensors.
+/// Returns the sizes of a DiT from its configuration and its tensors.
 pub(super) fn dit(sizes: &mut Sizes<'_>, file: Option<&ConfigFile>) -> DitConfig {
     let none = ConfigFile::default();
     let file = file.unwrap_or(&none);
@@ -157,7 +157,7 @@ pub(super) fn dit(sizes: &mut Sizes<'_>, file: Option<&ConfigFile>) -> DitConfig
     }
 }
 
-/// Sizes of a `umT5` encoder from its tensors.
+/// Returns the sizes of a `umT5` encoder from its tensors.
 pub(super) fn t5(sizes: &mut Sizes<'_>) -> T5Config {
     let config = T5Config {
         dim: sizes.vote(&[("norm.weight", 0), ("token_embedding.weight", 1), ("blocks.0.norm1.weight", 0)]),
@@ -183,7 +183,7 @@ pub(super) fn t5(sizes: &mut Sizes<'_>) -> T5Config {
     config
 }
 
-/// Sizes of a CLIP vision tower from its tensors.
+/// Returns the sizes of a CLIP vision tower from its tensors.
 pub(super) fn clip(sizes: &mut Sizes<'_>) -> ClipConfig {
     let dim = sizes.vote(&[
         ("visual.patch_embedding.weight", 0),
@@ -215,7 +215,7 @@ pub(super) fn clip(sizes: &mut Sizes<'_>) -> ClipConfig {
     }
 }
 
-/// Sizes of a VAE from its tensors.
+/// Returns the sizes of a VAE from its tensors.
 pub(super) fn vae(sizes: &mut Sizes<'_>) -> VaeConfig {
     let base = sizes.vote(&[
         ("encoder.conv1.weight", 0),

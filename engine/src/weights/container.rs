@@ -1,4 +1,4 @@
-//! What is in a model file, whatever its format is.
+//! The tensors of a model file, whatever its format is.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use super::stored::{Mapped, Tensors};
 use super::{refusals, safetensors, torch};
 use crate::{Error, Result};
 
-/// The tensors of a file, whatever its format is.
+/// Returns the tensors of a file, whatever its format is.
 pub(super) fn read_file(path: &Path) -> Result<Tensors> {
     let file = Mapped::open(path)?;
     match &file.bytes[..] {
@@ -18,7 +18,7 @@ pub(super) fn read_file(path: &Path) -> Result<Tensors> {
     }
 }
 
-/// The tensors of several files, which have no name in common. All broken files are named in one error.
+/// Returns the tensors of several files, which must have no name in common. One error names all broken files.
 pub(super) fn read_files(files: &[PathBuf]) -> Result<Tensors> {
     let mut all = Tensors::new();
     let mut errors = Vec::new();

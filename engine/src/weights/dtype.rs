@@ -1,11 +1,11 @@
-//! What a number in a model file is: the types that safetensors and torch know, by the names that safetensors gives them.
+//! The types of numbers that safetensors and torch know, by the names that safetensors gives them.
 
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::e4m3;
 
-/// What a number is.
+/// The type of a number in a model file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// 64-bit float.
@@ -14,7 +14,7 @@ pub enum DType {
     F32,
     /// 16-bit float.
     F16,
-    /// Brain float.
+    /// Brain float (bf16).
     Bf16,
     /// 8-bit float, 4 bits of exponent, 3 of mantissa, no infinities (`float8_e4m3fn`).
     F8E4m3,
@@ -22,7 +22,7 @@ pub enum DType {
     F8E5m2,
     /// An exponent alone, a power of two: the scales of microscaling formats.
     F8E8m0,
-    /// 4-bit float, 2 bits of exponent, 1 of mantissa; of two in a byte the first has the lower half.
+    /// 4-bit float, 2 bits of exponent, 1 of mantissa; the first of two in a byte has the lower half.
     F4E2m1,
     /// 64-bit signed integer.
     I64,
@@ -66,7 +66,7 @@ impl DType {
         Self::Bool,
     ];
 
-    /// The name in safetensors headers: `F32`, `BF16`, `F8_E4M3`.
+    /// Returns the name in safetensors headers: `F32`, `BF16`, `F8_E4M3`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F64 => "F64",
@@ -89,12 +89,12 @@ impl DType {
         }
     }
 
-    /// The type of a safetensors name.
+    /// Returns the type with this safetensors name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|dtype| dtype.name() == name)
     }
 
-    /// Bits of one number.
+    /// Returns the number of bits of one number.
     pub fn bits(self) -> usize {
         match self {
             Self::F64 | Self::I64 | Self::U64 => 64,
@@ -105,21 +105,22 @@ impl DType {
         }
     }
 
-    /// Bytes of so many numbers; the last byte may be half filled.
+    /// Returns the bytes that `count` numbers take; the last byte may be half filled.
     pub fn bytes(self, count: usize) -> usize {
         (count * self.bits()).div_ceil(8)
     }
 
-    /// Whether a tensor of this type is its own values in any model: F32, F16 or BF16.
+    /// Returns whether a tensor of this type needs no scale in any model: the type is F32, F16 or BF16.
     pub fn is_plain_float(self) -> bool {
         matches!(self, Self::F32 | Self::F16 | Self::Bf16)
     }
 }
 
-/// Bytes that one thread decodes at a time: whole numbers of every type.
+/// The number of bytes that one thread decodes at a time: a whole number of values of every type.
 const CHUNK: usize = 1 << 17;
 
-/// Little-endian numbers of a type as f32: exactly, but for those of more than 24 bits, which are rounded.
+/// Converts little-endian numbers of a type to f32. This is exact except for numbers of more than 24 bits, which are
+/// rounded.
 pub(super) fn to_f32(dtype: DType, bytes: &[u8]) -> Vec<f32> {
     let mut out = vec![0.0; bytes.len() * 8 / dtype.bits()];
     out.par_chunks_mut(CHUNK * 8 / dtype.bits())
@@ -169,7 +170,7 @@ fn decode<const N: usize>(out: &mut [f32], bytes: &[u8], f: impl Fn([u8; N]) -> 
     }
 }
 
-/// The value of a 4-bit float.
+/// Returns the value of a 4-bit float.
 fn e2m1(code: u8) -> f32 {
     const MAGNITUDES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
     let magnitude = MAGNITUDES[usize::from(code & 7)];

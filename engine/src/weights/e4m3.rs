@@ -20,18 +20,18 @@ static TABLE: LazyLock<[f32; 256]> = LazyLock::new(|| {
     })
 });
 
-/// The values of all 256 codes.
+/// Returns the values of all 256 codes.
 pub fn table() -> &'static [f32; 256] {
     &TABLE
 }
 
-/// The value of a code; NaN for `0x7f` and `0xff`.
+/// Returns the value of a code; NaN for `0x7f` and `0xff`.
 pub fn decode(code: u8) -> f32 {
     TABLE[code as usize]
 }
 
-/// The nearest code, ties to the even one. What is beyond [`MAX`], infinities too, becomes `MAX` with its sign; NaN
-/// stays NaN.
+/// Returns the nearest code, ties to the even one. A value beyond [`MAX`], infinities included, becomes `MAX` with its
+/// sign; NaN stays NaN.
 pub fn encode(value: f32) -> u8 {
     let bits = value.to_bits();
     let sign = (bits >> 24) as u8 & 0x80;

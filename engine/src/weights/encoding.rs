@@ -1,53 +1,53 @@
 //! How a tensor's values are stored, and how many bytes they take.
 //!
-//! A file format says how the numbers of a tensor lie, a layout which of them are scaled with what. Whoever moves or computes
-//! with weights asks the encoding, and needs to know neither.
+//! A file format says how the numbers of a tensor lie; a layout says which numbers are scaled, and with what. Code that
+//! moves or computes with weights asks the encoding and needs to know neither.
 
 use std::fmt;
 
 use super::DType;
 
-/// How a tensor's values are stored, row by row.
+/// The way in which a tensor's values are stored, row by row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
     /// Each value is a number.
     Plain(DType),
-    /// Each value is a number times a scale; the scales lie apart from the numbers.
+    /// Each value is a number times a scale; the scales are stored apart from the numbers.
     Scaled {
-        /// What the numbers are.
+        /// The type of the numbers.
         dtype: DType,
-        /// Which values share a scale.
+        /// The values that share a scale.
         by: Granularity,
     },
-    /// Blocks of a row's values, in each of which the numbers lie beside what scales them.
+    /// A row consists of blocks, each of which holds its numbers beside what scales them.
     Packed(&'static Packing),
 }
 
-/// Which values of a matrix share a scale.
+/// The values of a matrix that share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Granularity {
-    /// All of them.
+    /// All values share one scale.
     Tensor,
-    /// Those of a row (an output channel).
+    /// The values of each row (an output channel) share a scale.
     Row,
-    /// Those of a rectangle; the ones at the matrix's ends may be cut off.
+    /// The values of each rectangle share a scale; rectangles at the matrix's ends may be cut off.
     Block {
-        /// Its height.
+        /// The rectangle's height.
         rows: usize,
-        /// Its width.
+        /// The rectangle's width.
         cols: usize,
     },
 }
 
 /// A format of packed blocks.
 pub struct Packing {
-    /// Its name, as its file format has it.
+    /// The format's name, as its file format gives it.
     pub name: &'static str,
-    /// Values of a block, which follow each other in a row.
+    /// The number of values in a block; they follow each other in a row.
     pub values: usize,
-    /// Bytes of a block.
+    /// The size of a block in bytes.
     pub bytes: usize,
-    /// Gives the values of one block.
+    /// Returns the values of one block.
     pub expand: fn(&[u8], &mut [f32]),
 }
 
@@ -66,8 +66,8 @@ impl fmt::Debug for Packing {
 }
 
 impl Encoding {
-    /// Bytes of a row of so many values, scales that lie apart not counted; `None` if such a row does not end with a
-    /// byte or a block.
+    /// Returns the bytes of a row of `cols` values without the scales that are stored apart, or `None` if such a row
+    /// does not end with a byte or a block.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         match self {
             Self::Plain(dtype) | Self::Scaled { dtype, .. } => {
@@ -81,7 +81,7 @@ impl Encoding {
         }
     }
 
-    /// How many scales lie apart from the numbers of a matrix.
+    /// Returns the number of scales that are stored apart from the numbers of a matrix.
     pub fn scales(self, rows: usize, cols: usize) -> usize {
         match self {
             Self::Plain(_) | Self::Packed(_) => 0,
@@ -93,7 +93,7 @@ impl Encoding {
         }
     }
 
-    /// Whether the numbers are the values, with nothing lost to a quantisation.
+    /// Returns whether the numbers are the values, with nothing lost to a quantisation.
     pub fn is_plain(self) -> bool {
         matches!(self, Self::Plain(_))
     }
@@ -130,7 +130,8 @@ mod tests {
     fn rows_take_the_bytes_that_their_encoding_says() {
         let [tensor, row] = [Granularity::Tensor, Granularity::Row];
         let block = |rows, cols| Granularity::Block { rows, cols };
-        // The 14B model's `ffn.0`: 13824 rows of 5120 values. What a row takes, and how many scales there are beside.
+        // The 14B model's `ffn.0` has 13824 rows of 5120 values. The figures are the bytes of a row and the number of
+        // scales.
         for (what, encoding, bytes, scales) in [
             ("bf16", Encoding::Plain(DType::Bf16), 10_240, 0),
             ("ComfyUI fp8", scaled(DType::F8E4m3, tensor), 5_120, 1),
@@ -155,7 +156,7 @@ mod tests {
         assert_eq!(Encoding::Packed(&Q4_0).row_bytes(0), Some(0));
         assert_eq!(Encoding::Plain(DType::F4E2m1).row_bytes(3), None);
         assert_eq!(Encoding::Plain(DType::F64).row_bytes(usize::MAX), None);
-        // A rectangle that the matrix cuts off has a scale, too.
+        // A rectangle that the matrix's end cuts off has a scale, too.
         let by = Granularity::Block { rows: 128, cols: 128 };
         assert_eq!(scaled(DType::I8, by).scales(130, 256), 4);
     }

@@ -1,4 +1,4 @@
-//! From stored numbers to real values, on the CPU: one function for each encoding.
+//! Dequantises stored numbers to real values on the CPU, with one function for each encoding.
 
 use rayon::prelude::*;
 
@@ -30,7 +30,7 @@ pub(super) fn by_block(values: &mut [f32], cols: usize, [height, width]: [usize;
     });
 }
 
-/// The values of packed blocks.
+/// Returns the values of packed blocks.
 pub(super) fn packed(packing: &Packing, bytes: &[u8]) -> Vec<f32> {
     let mut values = vec![0.0; bytes.len() / packing.bytes * packing.values];
     let blocks = values.par_chunks_mut(packing.values).zip(bytes.par_chunks_exact(packing.bytes));
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn each_block_has_its_scale() {
-        // Rectangles that fill the matrix, that are cut off at its ends, of one row, and of a row's whole width.
+        // The rectangles fill the matrix, are cut off at its ends, have one row, or have a row's whole width.
         for (rows, cols, height, width) in
             [(4usize, 6usize, 2, 3), (5, 7, 2, 3), (3, 32, 1, 16), (6, 5, 4, 5)]
         {

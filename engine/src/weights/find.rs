@@ -1,4 +1,4 @@
-//! Which files of a folder hold which component.
+//! Finds the files of a folder that hold a component.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,7 +10,7 @@ use super::container::read_file;
 use super::{Component, layouts, refusals};
 use crate::{Error, Result};
 
-/// The names of a folder's files, sorted.
+/// Returns the names of a folder's files, sorted.
 pub(super) fn list(folder: &Path) -> Result<Vec<String>> {
     let entries = fs::read_dir(folder).map_err(Error::file("read", folder))?;
     let mut names = Vec::new();
@@ -30,10 +30,11 @@ fn has_extension(name: &str, extensions: &[&str]) -> bool {
     Path::new(name).extension().is_some_and(|e| extensions.iter().any(|x| e.eq_ignore_ascii_case(x)))
 }
 
-/// The files of a DiT: `path` itself, or those of the folder `path`.
+/// Returns the files of a DiT: `path` itself, or the files in the folder `path`.
 ///
 /// # Errors
-/// [`Error::Model`] if there is none, if some of the index are missing, or if the folder is laid out for other programs.
+/// [`Error::Model`] if there are no files, if a file of the index is missing, or if the folder is laid out for other
+/// programs.
 pub(super) fn dit_files(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_file() {
         return Ok(vec![path.to_owned()]);
@@ -77,7 +78,7 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// The name of the folder's index, the official one first.
+/// Returns the name of the folder's index; the official name comes first.
 fn index_file(path: &Path, names: &[String]) -> Result<Option<String>> {
     let official = "diffusion_pytorch_model.safetensors.index.json";
     let indices: Vec<&String> = names.iter().filter(|n| n.ends_with(".safetensors.index.json")).collect();
@@ -92,7 +93,7 @@ fn index_file(path: &Path, names: &[String]) -> Result<Option<String>> {
     }
 }
 
-/// The files that an index names.
+/// Returns the files that an index names.
 fn indexed_files(path: &Path) -> Result<BTreeSet<String>> {
     let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
     let broken = |what: String| {
@@ -100,7 +101,7 @@ fn indexed_files(path: &Path) -> Result<BTreeSet<String>> {
     };
     let index: Index = serde_json::from_str(&text).map_err(|e| broken(e.to_string()))?;
     let files: BTreeSet<String> = index.weight_map.into_values().collect();
-    // An index speaks of its own folder only.
+    // An index can only name files of its own folder.
     if let Some(file) = files.iter().find(|f| Path::new(f).file_name().is_none_or(|n| n != f.as_str())) {
         return Err(broken(format!("`{}` is not the name of a file beside it", file.escape_debug())));
     }
@@ -110,7 +111,7 @@ fn indexed_files(path: &Path) -> Result<BTreeSet<String>> {
     Ok(files)
 }
 
-/// Files called `NAME-00001-of-00007.safetensors`, if there are such, all of them.
+/// Returns all files called `NAME-00001-of-00007.safetensors`, if there are any.
 fn numbered_files(path: &Path, names: &[String]) -> Result<Option<Vec<PathBuf>>> {
     let parse = |name: &String| {
         let (rest, total) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
@@ -162,7 +163,7 @@ fn scan(
     }
 }
 
-/// The one file of an encoder or the VAE: `path` itself, or that of the folder `path`.
+/// Returns the one file of an encoder or the VAE: `path` itself, or the file in the folder `path`.
 pub(super) fn component_file(path: &Path, component: Component) -> Result<PathBuf> {
     if path.is_file() {
         return Ok(path.to_owned());

@@ -10,39 +10,39 @@ use super::{DType, dtype, expand};
 pub struct HostTensor {
     /// Extents, outermost first; empty for a scalar.
     pub shape: Vec<usize>,
-    /// As many values as the extents' product.
+    /// The values; their number is the product of the extents.
     pub data: Vec<f32>,
 }
 
-/// A weight matrix `[rows, cols]` (out, in) as it is stored, row-major: the bytes are those of the file wherever the
-/// file allows it, so that a quantised weight stays quantised on its way to a device.
+/// A weight matrix `[rows, cols]` (out, in) as it is stored, row-major. Wherever the file allows it, the bytes are
+/// those of the file, so that a quantised weight stays quantised on its way to a device.
 #[derive(Clone, Debug)]
 pub struct Matrix<'a> {
-    /// Output features.
+    /// The number of output features.
     pub rows: usize,
-    /// Input features.
+    /// The number of input features.
     pub cols: usize,
-    /// How its values are stored.
+    /// How the matrix's values are stored.
     pub encoding: Encoding,
-    /// The rows, each of [`Encoding::row_bytes`].
+    /// The bytes of the rows; each row has [`Encoding::row_bytes`].
     pub bytes: Cow<'a, [u8]>,
-    /// As many scales as [`Encoding::scales`] says, row-major.
+    /// The scales, row-major; their number is [`Encoding::scales`].
     pub scales: Vec<f32>,
 }
 
 impl<'a> Matrix<'a> {
-    /// A matrix of numbers that are its values.
+    /// Returns a matrix whose numbers are its values.
     pub fn plain(rows: usize, cols: usize, dtype: DType, bytes: impl Into<Cow<'a, [u8]>>) -> Self {
         Self { rows, cols, encoding: Encoding::Plain(dtype), bytes: bytes.into(), scales: Vec::new() }
     }
 
-    /// Whether there are as many bytes and scales as the encoding says.
+    /// Returns whether the numbers of bytes and scales are those that the encoding requires.
     pub fn is_consistent(&self) -> bool {
         let bytes = self.encoding.row_bytes(self.cols).and_then(|row| row.checked_mul(self.rows));
         bytes == Some(self.bytes.len()) && self.scales.len() == self.encoding.scales(self.rows, self.cols)
     }
 
-    /// The real values, row-major.
+    /// Returns the real values, row-major.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = self.numbers();
         if let Encoding::Scaled { by, .. } = self.encoding {
@@ -58,7 +58,7 @@ impl<'a> Matrix<'a> {
         values
     }
 
-    /// The numbers, row-major, without the scales that lie apart from them.
+    /// Returns the numbers, row-major, without the scales that are stored apart from them.
     pub fn numbers(&self) -> Vec<f32> {
         match self.encoding {
             Encoding::Plain(dtype) | Encoding::Scaled { dtype, .. } => dtype::to_f32(dtype, &self.bytes),
@@ -66,7 +66,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// The type of the numbers and a scale for each row, if these make up the values.
+    /// Returns the type of the numbers and a scale for each row, if these make up the values.
     pub fn scaled_rows(&self) -> Option<(DType, Cow<'_, [f32]>)> {
         match self.encoding {
             Encoding::Scaled { dtype, by: Granularity::Row } => Some((dtype, Cow::Borrowed(&self.scales))),
@@ -77,7 +77,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// Some of its rows.
+    /// Returns some rows of the matrix.
     #[must_use]
     pub fn part(&self, first: usize, rows: usize) -> Matrix<'_> {
         let row = self.bytes.len() / self.rows.max(1);
@@ -86,7 +86,8 @@ impl<'a> Matrix<'a> {
             Encoding::Scaled { by: Granularity::Row, .. } => {
                 (self.encoding, self.scales[first..][..rows].to_vec())
             }
-            // The part may begin within a rectangle: each of its rows gets the scales of the one that it is in.
+            // The part can begin within a rectangle, so each of its rows gets the scales of the rectangle that it is
+            // in.
             Encoding::Scaled { dtype, by: Granularity::Block { rows: height, cols } } => {
                 let across = self.cols.div_ceil(cols);
                 let of_row = |row: usize| &self.scales[row / height * across..][..across];
@@ -98,7 +99,7 @@ impl<'a> Matrix<'a> {
         Matrix { rows, cols: self.cols, encoding, bytes, scales }
     }
 
-    /// The same matrix with its bytes in memory of its own.
+    /// Returns the same matrix with its bytes in memory of its own.
     pub fn into_owned(self) -> Matrix<'static> {
         Matrix { bytes: Cow::Owned(self.bytes.into_owned()), ..self }
     }

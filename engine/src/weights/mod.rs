@@ -1,8 +1,8 @@
 //! Model files: from any layout on disk to the model's own (official) tensor names.
 //!
-//! A [`Weights`] is one component (DiT, `umT5`, CLIP or VAE) whose tensors have all been checked by name, shape and type;
-//! it hands them out one at a time, straight from the memory-mapped file. Where a weight then lives and what precision
-//! it gets is the backend's business, not this module's.
+//! A [`Weights`] is one component (DiT, `umT5`, CLIP or VAE) whose tensors have all been checked by name, shape and
+//! type; it hands them out one at a time, straight from the memory-mapped file. The backend decides where a weight then
+//! lives and what precision it gets.
 
 mod check;
 mod config;

@@ -11,7 +11,7 @@ use animd_protocol::recipe::Recipe;
 
 /// A whole model, all of it checked.
 pub struct Model {
-    /// The diffusion transformer.
+    /// The DiT.
     pub dit: (Weights, DitConfig),
     /// The `umT5` encoder.
     pub t5: (Weights, T5Config),
@@ -19,16 +19,16 @@ pub struct Model {
     pub clip: (Weights, ClipConfig),
     /// The VAE.
     pub vae: (Weights, VaeConfig),
-    /// `google/umt5-xxl/tokenizer.json`.
+    /// The path of `google/umt5-xxl/tokenizer.json`.
     pub tokenizer: PathBuf,
 }
 
 impl Model {
-    /// Opens a model folder as it is downloaded, with the DiT in a folder or file of its own if `dit` says so. Nothing but
-    /// headers is read.
+    /// Opens a model folder as it is downloaded. The DiT can be in a folder or file of its own, which `dit` names. Only
+    /// headers are read.
     ///
     /// # Errors
-    /// One [`Error::Model`] for everything that is wrong: missing, half-copied or of another model.
+    /// One [`Error::Model`] for everything that is wrong: files that are missing, half-copied or of another model.
     pub fn open(folder: &Path, dit: Option<&Path>) -> Result<Self> {
         if !folder.exists() {
             return Err(Error::Model(format!("the model folder `{}` does not exist", folder.display())));
@@ -39,7 +39,7 @@ impl Model {
                 folder.display()
             )));
         }
-        // An empty folder, or one for another program, is one fact and not five.
+        // An empty folder, or one for another program, is one problem and not five.
         let files = find::list(folder)?;
         if dit.is_none() && !files.iter().any(|n| n.starts_with("models_") || n.starts_with("Wan2.1_VAE")) {
             open_dit(folder)?;
@@ -76,12 +76,12 @@ impl Model {
         Ok(Self { dit, t5, clip, vae, tokenizer })
     }
 
-    /// The model as a value.
+    /// Returns the model as a value.
     pub fn recipe(&self) -> Recipe {
         Recipe::wan21_i2v(self.dit.1.clone(), self.t5.1.clone(), self.clip.1.clone(), self.vae.1.clone())
     }
 
-    /// Parameters of all four networks.
+    /// Returns the number of parameters of all four networks.
     pub fn parameters(&self) -> usize {
         [&self.dit.0, &self.t5.0, &self.clip.0, &self.vae.0].into_iter().map(Weights::parameters).sum()
     }

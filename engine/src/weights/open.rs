@@ -45,7 +45,7 @@ pub fn open_dit(path: &Path) -> Result<(Weights, DitConfig)> {
 /// Opens a `umT5` encoder: its file, or the model folder with `models_t5_umt5-xxl-enc-*.pth`.
 ///
 /// # Errors
-/// As [`open_dit`].
+/// The errors are those of [`open_dit`].
 pub fn open_t5(path: &Path) -> Result<(Weights, T5Config)> {
     examine_t5(path)?.checked(path)
 }
@@ -53,7 +53,7 @@ pub fn open_t5(path: &Path) -> Result<(Weights, T5Config)> {
 /// Opens a CLIP vision tower: its file, or the model folder with `models_clip_*.pth`.
 ///
 /// # Errors
-/// As [`open_dit`].
+/// The errors are those of [`open_dit`].
 pub fn open_clip(path: &Path) -> Result<(Weights, ClipConfig)> {
     examine_clip(path)?.checked(path)
 }
@@ -61,7 +61,7 @@ pub fn open_clip(path: &Path) -> Result<(Weights, ClipConfig)> {
 /// Opens a VAE: its file, or the model folder with `Wan2.1_VAE.pth`.
 ///
 /// # Errors
-/// As [`open_dit`].
+/// The errors are those of [`open_dit`].
 pub fn open_vae(path: &Path) -> Result<(Weights, VaeConfig)> {
     examine_vae(path)?.checked(path)
 }

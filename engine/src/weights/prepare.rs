@@ -1,6 +1,6 @@
-//! A DiT prepared for the GPU: its large matrices rounded to 8 bits once and for all, as the GPU would round them with every
-//! start, so that later starts read half as much and round nothing. It lies in a folder of its own beside the DiT's files, in
-//! `LightX2V`'s layout, which other programs read, too.
+//! A DiT prepared for the GPU: its large matrices are rounded to 8 bits once, as the GPU would round them at every
+//! start, so that later starts read half as much and round nothing. The copy lies in a folder of its own beside the
+//! DiT's files, in `LightX2V`'s layout, which other programs read, too.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -15,18 +15,18 @@ use super::{DType, Encoding, Matrix, WeightSource, Weights, e4m3, find, open_dit
 use crate::{Error, Result};
 use animd_protocol::dims::schema;
 
-/// The folder's name; after a DiT that is a file of its own, with the name of that before it.
+/// The folder's name. For a DiT that is a single file, that file's name comes before it.
 pub const FOLDER: &str = "animd-fp8";
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 const CONFIG: &str = "config.json";
-/// What says whose copy it is. Written last.
+/// The file that says which DiT the copy was made of. It is written last.
 const SOURCES: &str = "sources.json";
-/// The greatest magnitude that is assumed of a row of zeros, so that it has a scale.
+/// The least magnitude that a row is assumed to have, so that a row of zeros has a scale, too.
 const LEAST: f32 = 1e-10;
-/// Bytes that are rounded before they are written.
+/// The number of bytes that are rounded before they are written.
 const PART: usize = 64 << 20;
 
-/// A file that was read.
+/// A file that the copy was made of.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Source {
     name: String,
@@ -34,18 +34,18 @@ struct Source {
     modified_ns: u64,
 }
 
-/// What was written.
+/// The result of preparing a DiT.
 #[derive(Clone, Debug, Serialize)]
 pub struct Prepared {
-    /// The folder.
+    /// The folder of the copy.
     pub folder: PathBuf,
-    /// Bytes that the DiT has in its own files.
+    /// The bytes of the DiT's tensors in its own files.
     pub before: u64,
-    /// Bytes that it has here.
+    /// The bytes of the DiT's tensors in the copy.
     pub after: u64,
 }
 
-/// Where the prepared copy of a DiT, given by its folder or file, lies.
+/// Returns the path of the prepared copy of a DiT, which is given by its folder or file.
 fn folder(dit: &Path) -> PathBuf {
     match dit.file_stem() {
         Some(stem) if !dit.is_dir() => dit.with_file_name(format!("{}.{FOLDER}", stem.to_string_lossy())),
@@ -53,7 +53,7 @@ fn folder(dit: &Path) -> PathBuf {
     }
 }
 
-/// The prepared copy of a DiT, if there is one and the DiT's files are still those that it was made of.
+/// Returns the prepared copy of a DiT, if there is one and the DiT's files have not changed since it was made.
 pub fn find_prepared(dit: &Path) -> Option<PathBuf> {
     let folder = folder(dit);
     let text = match fs::read_to_string(folder.join(SOURCES)) {
@@ -80,11 +80,11 @@ pub fn find_prepared(dit: &Path) -> Option<PathBuf> {
     Some(folder)
 }
 
-/// Reads a DiT (a folder or a file) and writes its prepared copy, which appears whole or not at all; an older one is
-/// replaced. `wrote` is told of the bytes written so far and of all, and may stop it.
+/// Reads a DiT (a folder or a file) and writes its prepared copy, which appears complete or not at all. An older copy
+/// is replaced. `wrote` receives the bytes written so far and the total, and can stop the work.
 ///
 /// # Errors
-/// [`Error::Model`] for a DiT that is not as it should be, or in 8 bits already; [`Error::File`] where writing fails.
+/// [`Error::Model`] if the DiT has a mistake or is already in 8 bits; [`Error::File`] if writing fails.
 pub fn prepare(dit: &Path, wrote: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<Prepared> {
     let files = find::dit_files(dit)?;
     let made_of = sources(&files)?;
@@ -119,7 +119,7 @@ pub fn prepare(dit: &Path, wrote: &mut dyn FnMut(u64, u64) -> Result<()>) -> Res
         if folder.exists() && !folder.join(SOURCES).exists() {
             return Err(Error::Model(format!("`{}` is no prepared copy; move it away", folder.display())));
         }
-        // Whoever may read the DiT may read its copy.
+        // Everyone who can read the DiT can read its copy.
         for (of, to) in [(files.first().map_or(dit, |file| file), part.join(WEIGHTS))]
             .into_iter()
             .chain([(beside.parent().unwrap_or(dit), part.clone())])
@@ -132,13 +132,13 @@ pub fn prepare(dit: &Path, wrote: &mut dyn FnMut(u64, u64) -> Result<()>) -> Res
         Ok(Prepared { folder, before: weights.stored_bytes() as u64, after })
     })();
     if result.is_err() {
-        // What is left of it is nobody's, and the error says what matters.
+        // Nobody needs what is left of the copy, and the error already says what matters.
         let _ = remove(&part);
     }
     result
 }
 
-/// The name of a copy that is not whole yet.
+/// Returns the name of a copy that is still being written.
 fn unfinished(folder: &Path) -> PathBuf {
     folder.with_file_name(format!(".{}.part", folder.file_name().unwrap_or_default().to_string_lossy()))
 }
@@ -161,7 +161,7 @@ fn sources(files: &[PathBuf]) -> Result<Vec<Source>> {
     files.iter().map(source).collect()
 }
 
-/// Writes all tensors, those of `large` in 8 bits with a scale for each row, in the order of their names.
+/// Writes all tensors in the order of their names; those in `large` are written in 8 bits with a scale for each row.
 fn write(
     weights: &Weights,
     large: &[String],
@@ -214,7 +214,7 @@ fn write(
     Ok(all)
 }
 
-/// The greatest magnitude of each row.
+/// Returns the greatest magnitude of each row.
 fn tops(matrix: &Matrix<'_>) -> Vec<f32> {
     let top = |row: usize| {
         matrix.part(row, 1).to_f32().into_iter().fold(LEAST, |top: f32, value| top.max(value.abs()))
@@ -222,7 +222,8 @@ fn tops(matrix: &Matrix<'_>) -> Vec<f32> {
     (0..matrix.rows).into_par_iter().map(top).collect()
 }
 
-/// Rows in 8 bits, each scaled so that its greatest magnitude is that of e4m3: as `quantize_rows` of the kernels does it.
+/// Returns rows in 8 bits, each scaled so that its greatest magnitude becomes e4m3's, as the kernels' `quantize_rows`
+/// does.
 fn rounded(matrix: &Matrix<'_>, tops: &[f32]) -> Vec<u8> {
     let mut bytes = vec![0; matrix.rows * matrix.cols];
     bytes.par_chunks_mut(matrix.cols.max(1)).enumerate().for_each(|(row, out)| {
@@ -275,7 +276,8 @@ mod tests {
             for (a, b) in a.chunks(copy.shape(name).unwrap()[1]).zip(b.chunks(copy.shape(name).unwrap()[1])) {
                 let top = a.iter().fold(0f32, |top, value| top.max(value.abs()));
                 for (a, b) in a.iter().zip(b) {
-                    // Half a step of e4m3: 2^-4 of a normal number, 2^-10 of the scale below; and f32's own roundings.
+                    // The bound is half a step of e4m3 (2^-4 of a normal number, 2^-10 of the scale below) and f32's
+                    // own roundings.
                     let step = (a.abs() / 16.0).max(top / 448.0 / 1024.0) * 1.000_001;
                     assert!((a - b).abs() <= step, "{name}: {a} became {b}, at most {top}");
                 }
@@ -293,7 +295,7 @@ mod tests {
         let earlier = UNIX_EPOCH + std::time::Duration::from_secs(1);
         File::options().write(true).open(file).unwrap().set_modified(earlier).unwrap();
         assert_eq!(find_prepared(dir.path()), None);
-        // Again, over the old one.
+        // A second copy replaces the first.
         assert_eq!(prepare(dir.path(), &mut |_, _| Ok(())).unwrap().folder, prepared.folder);
         assert_eq!(find_prepared(dir.path()), Some(prepared.folder.clone()));
         let again = prepare(&prepared.folder, &mut |_, _| Ok(())).unwrap_err().to_string();

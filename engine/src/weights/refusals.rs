@@ -1,5 +1,5 @@
-//! What an unreadable thing is, in words, and what would do. Everything here is asked for once it is clear that a file, a
-//! folder or a model cannot be used; whether it can is decided elsewhere.
+//! The words for what cannot be read, and for what the user can do about it. These functions are called once it is
+//! clear that a file, a folder or a model cannot be used; other modules decide whether it can.
 
 use std::path::Path;
 
@@ -9,10 +9,10 @@ use super::layouts::{self, Contents, Layout};
 use super::stored::Tensors;
 use crate::{Error, Result};
 
-/// What animd runs.
+/// The models that animd runs.
 const ONLY: &str = "animd runs Wan2.1 image-to-video";
 
-/// What a file is, by its first bytes, that neither safetensors nor torch wrote.
+/// Returns what kind of file this is, by its first bytes, if neither safetensors nor torch wrote it.
 pub(super) fn container(bytes: &[u8], path: &Path) -> Option<&'static str> {
     match bytes {
         [0x80, 2..=5, ..] => {
@@ -32,7 +32,7 @@ pub(super) fn container(bytes: &[u8], path: &Path) -> Option<&'static str> {
     }
 }
 
-/// What a folder is that holds no DiT.
+/// Returns what a folder is that holds no DiT.
 pub(super) fn folder(path: &Path, names: &[String]) -> String {
     let shown = path.display();
     let has = |name: &str| names.iter().any(|n| n == name);
@@ -52,7 +52,7 @@ pub(super) fn folder(path: &Path, names: &[String]) -> String {
     }
 }
 
-/// Another model, by its `config.json`.
+/// Returns the name of another model, by its `config.json`.
 pub(super) fn config(file: &ConfigFile) -> Option<String> {
     if file.class_name.as_deref() == Some("WanTransformer3DModel") {
         return Some("belongs to the diffusers layout; animd reads the official one".to_owned());
@@ -70,7 +70,7 @@ pub(super) fn config(file: &ConfigFile) -> Option<String> {
     }
 }
 
-/// What a file holds that should hold another component.
+/// Describes the content of a file that was expected to hold another component.
 pub(super) fn component(component: Component, tensors: &Tensors) -> String {
     let has = |part: &str| tensors.keys().any(|n| n.contains(part));
     let title = component.title();
@@ -86,7 +86,8 @@ pub(super) fn component(component: Component, tensors: &Tensors) -> String {
     }
 }
 
-/// What a file is whose tensors should be a DiT's, and which has the marks of no layout; `None` if it may be official.
+/// Describes a file whose tensors were expected to be a DiT's but that has the marks of no layout; `None` if it may be
+/// official.
 pub(super) fn layout(tensors: &Tensors) -> Option<String> {
     let has = |part: &str| tensors.keys().any(|n| n.contains(part));
     let what = if has("condition_embedder.") {
@@ -108,7 +109,7 @@ pub(super) fn layout(tensors: &Tensors) -> Option<String> {
     Some(what)
 }
 
-/// What a file is that has the marks of more than one layout.
+/// Describes a file that has the marks of more than one layout.
 pub(super) fn contradiction((one, of_one): (&Layout, &str), (other, of_other): (&Layout, &str)) -> String {
     format!(
         "has the marks of two layouts, `{of_one}` of {} and `{of_other}` of {}, so that it is not clear which scales \
@@ -118,7 +119,7 @@ pub(super) fn contradiction((one, of_one): (&Layout, &str), (other, of_other): (
     )
 }
 
-/// Another model of Wan's, by the official names of a DiT's tensors.
+/// Returns the name of another Wan model, by the official names of a DiT's tensors.
 pub(super) fn model(contents: &Contents) -> Option<String> {
     let has = |part: &str| contents.tensors.keys().any(|n| n.contains(part));
     let what = if has("vace_blocks.") {
@@ -136,7 +137,7 @@ pub(super) fn model(contents: &Contents) -> Option<String> {
     Some(what)
 }
 
-/// No errors, the only one, or one that says them all.
+/// Returns `Ok` if there are no errors, the only error, or one error that lists them all.
 pub(super) fn merge(mut errors: Vec<Error>) -> Result<()> {
     match errors.len() {
         0 => Ok(()),

@@ -22,7 +22,8 @@ struct Info {
     data_offsets: (usize, usize),
 }
 
-/// The beginning of a file of these tensors, which follow each other in this order: name, type and shape of each.
+/// Returns the beginning of a file of these tensors, which follow each other in this order: name, type and shape of
+/// each.
 pub(crate) fn header<'a>(tensors: impl Iterator<Item = (&'a str, DType, &'a [usize])>) -> Vec<u8> {
     let mut entries = Map::new();
     entries.insert("__metadata__".to_owned(), json!({"format": "pt"}));
@@ -41,7 +42,7 @@ pub(crate) fn header<'a>(tensors: impl Iterator<Item = (&'a str, DType, &'a [usi
     bytes
 }
 
-/// The tensors of a safetensors file.
+/// Returns the tensors of a safetensors file.
 ///
 /// # Errors
 /// [`Error::Model`] if the header is broken, or if the file is not as long as the header says.

@@ -11,18 +11,18 @@ use crate::{Error, Result};
 
 /// The checked tensors of one component, under their official names.
 ///
-/// A source may stand before another one and change what passes through: it counts, or adds to a weight.
+/// A source can wrap another one and change what passes through: it can count tensors, or add to a weight.
 pub trait WeightSource: Sync {
-    /// Any tensor, as f32; a quantised matrix is dequantised.
+    /// Returns any tensor as f32; a quantised matrix is dequantised.
     ///
     /// # Errors
     /// `Internal` for a name that the component's schema does not have; `File` or `Model` if the file cannot be read.
     fn tensor(&self, name: &str) -> Result<HostTensor>;
 
-    /// A weight as it is stored: the first axis gives the rows, the others together the columns.
+    /// Returns a weight as it is stored: the first axis gives the rows, the others together the columns.
     ///
     /// # Errors
-    /// As [`WeightSource::tensor`].
+    /// The errors are those of [`WeightSource::tensor`].
     fn matrix(&self, name: &str) -> Result<Matrix<'_>>;
 }
 
@@ -41,7 +41,7 @@ struct Tensor {
 }
 
 impl Weights {
-    /// What was found in a component's files, and found to be right.
+    /// Returns the weights that were found in a component's files and passed all checks.
     pub(super) fn new(component: Component, layout: &'static Layout, contents: Contents) -> Result<Self> {
         let readable = |(name, tensor): (String, Described)| {
             let Described { stored, scale, encoding } = tensor;
@@ -53,43 +53,43 @@ impl Weights {
         Ok(Self { component, layout, tensors: needed.map(readable).collect::<Result<_>>()? })
     }
 
-    /// Which part of the model this is.
+    /// Returns which part of the model this is.
     pub fn component(&self) -> Component {
         self.component
     }
 
-    /// How the files name and quantise it.
+    /// Returns the layout by which the files name and quantise the component.
     pub fn layout(&self) -> &'static Layout {
         self.layout
     }
 
-    /// The official names, in order.
+    /// Returns the official names, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// A tensor's extents.
+    /// Returns a tensor's extents.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|tensor| &tensor.stored.shape[..])
     }
 
-    /// How a tensor is stored.
+    /// Returns how a tensor is stored.
     pub fn encoding(&self, name: &str) -> Option<Encoding> {
         self.tensors.get(name).map(|tensor| tensor.encoding)
     }
 
-    /// Parameters, scales not counted.
+    /// Returns the number of parameters, scales not counted.
     pub fn parameters(&self) -> usize {
         self.tensors.values().map(|tensor| tensor.stored.elements()).sum()
     }
 
-    /// Bytes that the tensors take in their files.
+    /// Returns the bytes that the tensors take in their files.
     pub fn stored_bytes(&self) -> usize {
         let bytes = |tensor: &Tensor| tensor.stored.size + tensor.scale.as_ref().map_or(0, |s| s.size);
         self.tensors.values().map(bytes).sum()
     }
 
-    /// Its file, or the first of several.
+    /// Returns the component's file, or the first of several.
     pub fn file(&self) -> Option<&Path> {
         self.tensors.values().next().map(|tensor| &*tensor.stored.file.path)
     }
@@ -102,7 +102,7 @@ impl Weights {
 }
 
 impl Tensor {
-    /// The tensor as a matrix of so many rows and columns.
+    /// Returns the tensor as a matrix with the given numbers of rows and columns.
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix<'_>> {
         let bytes = self.stored.bytes()?;
         let matrix = Matrix { rows, cols, encoding: self.encoding, bytes, scales: self.scales(name)? };
@@ -112,7 +112,7 @@ impl Tensor {
         Ok(matrix)
     }
 
-    /// The values of its scale, if it has one.
+    /// Returns the values of the tensor's scale, if it has one.
     fn scales(&self, name: &str) -> Result<Vec<f32>> {
         let Some(stored) = &self.scale else { return Ok(Vec::new()) };
         let dtype = stored

@@ -11,16 +11,16 @@ use memmap2::Mmap;
 use super::{DType, Encoding};
 use crate::{Error, Result};
 
-/// A model file in the address space.
+/// A memory-mapped model file.
 pub(crate) struct Mapped {
-    /// Where it is.
+    /// The file's path.
     pub path: PathBuf,
-    /// Its content; pages come into memory as they are touched.
+    /// The file's content; the kernel loads pages as they are touched.
     pub bytes: Mmap,
 }
 
 impl Mapped {
-    /// Maps a file that is not empty.
+    /// Maps a file, which must not be empty.
     pub fn open(path: &Path) -> Result<Arc<Self>> {
         let file = File::open(path).map_err(Error::file("open", path))?;
         let meta = file.metadata().map_err(Error::file("read", path))?;
@@ -30,27 +30,27 @@ impl Mapped {
         if meta.len() == 0 {
             return Err(Error::Model(format!("`{}` is empty; copy it again", path.display())));
         }
-        // SAFETY: the mapping is private and read-only. Model files are not written while they are in use; should
-        // somebody truncate one nevertheless, the kernel ends the process and the daemon starts a new engine.
+        // SAFETY: the mapping is private and read-only. Model files are not written while they are in use; if a file is
+        // truncated nevertheless, the kernel ends the process and the daemon starts a new engine.
         let bytes = unsafe { Mmap::map(&file) }.map_err(Error::file("map", path))?;
         Ok(Arc::new(Self { path: path.to_owned(), bytes }))
     }
 }
 
-/// A tensor where it lies. Whoever makes one has checked that all its bytes are inside the file.
+/// A tensor in its file. The code that makes one has checked that all its bytes are inside the file.
 #[derive(Clone)]
 pub(crate) struct Stored {
     /// The file.
     pub file: Arc<Mapped>,
-    /// How the file says that its values lie: plain or packed. What is scaled with what, a layout says.
+    /// How the file stores the tensor's values: plain or packed. The layout says what is scaled with what.
     pub encoding: Encoding,
     /// Extents, outermost first.
     pub shape: Vec<usize>,
-    /// Steps between numbers along each axis, in numbers; `None` if they lie one after the other.
+    /// Steps between numbers along each axis, in numbers; `None` if the numbers are contiguous.
     pub strides: Option<Vec<usize>>,
-    /// The first number's first byte.
+    /// The offset of the first number, in bytes.
     pub start: usize,
-    /// Bytes that its numbers take.
+    /// The bytes that the tensor's numbers take.
     pub size: usize,
 }
 
@@ -58,12 +58,12 @@ pub(crate) struct Stored {
 pub(crate) type Tensors = BTreeMap<String, Stored>;
 
 impl Stored {
-    /// How many values there are.
+    /// Returns the number of values.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// What its numbers are, if nothing else is needed to know its values.
+    /// Returns the type of the tensor's numbers, if the values need nothing else.
     pub fn dtype(&self) -> Option<DType> {
         match self.encoding {
             Encoding::Plain(dtype) => Some(dtype),
@@ -71,7 +71,8 @@ impl Stored {
         }
     }
 
-    /// The values as they are stored, row-major, one after the other; borrowed from the file unless they are strided.
+    /// Returns the values as they are stored, row-major and contiguous; they are borrowed from the file unless they are
+    /// strided.
     pub fn bytes(&self) -> Result<Cow<'_, [u8]>> {
         let outside =
             || Error::Internal(format!("a tensor of `{}` is outside of the file", self.file.path.display()));

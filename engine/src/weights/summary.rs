@@ -1,4 +1,4 @@
-//! What a component is, whether or not it is as it should be.
+//! Describes a component, whether or not it can be used.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,26 +13,26 @@ use super::{Component, Layout};
 /// One component of a model folder.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// Which one.
+    /// Which component this is.
     pub component: Component,
-    /// Whether it is all there and as it should be.
+    /// Whether the component is complete and correct.
     pub usable: bool,
-    /// Its files, as far as they are known.
+    /// The component's files, as far as they are known.
     pub files: Vec<PathBuf>,
-    /// How its tensors are named and quantised; unknown if it cannot be read.
+    /// How the component's tensors are named and quantised; unknown if it cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layout: Option<&'static Layout>,
-    /// Its sizes by name, in the order of the configuration.
+    /// The component's sizes by name, in the order of the configuration.
     pub sizes: Vec<(&'static str, usize)>,
-    /// Tensors, scales not counted.
+    /// The number of tensors, scales not counted.
     pub tensors: usize,
-    /// Parameters, scales not counted.
+    /// The number of parameters, scales not counted.
     pub parameters: u64,
-    /// Bytes of all its tensors in the files.
+    /// The bytes of all the component's tensors in the files.
     pub bytes: u64,
-    /// Parameters of each stored type, by its safetensors name.
+    /// The number of parameters of each stored type, by its safetensors name.
     pub dtypes: BTreeMap<String, u64>,
-    /// What is wrong, in words; empty if it is usable.
+    /// What is wrong, in words; empty if the component can be used.
     pub problems: Vec<String>,
 }
 
@@ -45,7 +45,7 @@ impl Summary {
             Component::Clip => open::examine_clip(path).map(|e| Self::new(&e, e.config.sizes())),
             Component::Vae => open::examine_vae(path).map(|e| Self::new(&e, e.config.sizes())),
         };
-        // One that cannot be read, or is of another model, is nothing but its problem.
+        // A component that cannot be read, or is of another model, is described by its problem alone.
         described.unwrap_or_else(|e| Self { problems: vec![e.to_string()], ..Self::empty(component) })
     }
 

@@ -1,5 +1,5 @@
-//! `ComfyUI`'s `fp8_scaled`, as it was before `comfy_quant`: e4m3 matrices with one scale each, `X.scale_weight` beside
-//! `X.weight`; a marker, `scaled_fp8`; and `X.scale_input`, which is for activations and not needed.
+//! `ComfyUI`'s `fp8_scaled` layout from before `comfy_quant`: e4m3 matrices with one scale each, `X.scale_weight`
+//! beside `X.weight`; a marker, `scaled_fp8`; and `X.scale_input`, which is for activations and not needed.
 
 use super::{Layout, Role, float_or_scaled_e4m3, has_integers, official};
 use crate::weights::Component;
@@ -24,7 +24,8 @@ fn is_unused(name: &str) -> bool {
     name == MARKER || name.ends_with(".scale_input")
 }
 
-/// A scale, or else what comes with scales. `LightX2V` writes such names beside integers, too.
+/// Returns the name of a scale, or of another tensor that comes with scales. `LightX2V` writes such names beside
+/// integers, too.
 fn mark(tensors: &Tensors) -> Option<&str> {
     let scale = tensors.keys().find(|name| name.ends_with(".scale_weight"));
     let mark = scale.or_else(|| tensors.keys().find(|name| is_unused(name)));

@@ -5,7 +5,7 @@ use super::{Layout, Role, float_or_scaled_e4m3, has_integers, official};
 use crate::weights::Component;
 use crate::weights::stored::Tensors;
 
-/// What a scale's name has after that of its weight.
+/// The suffix of a scale's name, after the name of its weight.
 const SUFFIX: &str = "_scale";
 
 pub(super) static LAYOUT: Layout = Layout {
@@ -20,17 +20,18 @@ pub(super) static LAYOUT: Layout = Layout {
     encoding: float_or_scaled_e4m3,
 };
 
-/// The name of a weight's scale.
+/// Returns the name of a weight's scale.
 pub(in crate::weights) fn scale_name(weight: &str) -> String {
     format!("{weight}{SUFFIX}")
 }
 
-/// The weight that a scale is for.
+/// Returns the name of the weight that a scale is for.
 fn weight_of(scale: &str) -> Option<&str> {
     scale.strip_suffix(SUFFIX).filter(|name| name.ends_with(".weight"))
 }
 
-/// A scale. Other formats have scales of this name, too, and say with a tensor or by the weights' type that they are others.
+/// Returns the name of a scale. Other formats have scales of this name, too; a tensor or the weights' type shows that
+/// they are other formats.
 fn mark(tensors: &Tensors) -> Option<&str> {
     let other = tensors.keys().any(|name| {
         name.ends_with(".comfy_quant")

@@ -1,8 +1,8 @@
-//! The layouts: whose way of naming and encoding its tensors a file follows.
+//! The layouts: the conventions by which a file names and encodes its tensors.
 //!
-//! Each layout is a value in a file of its own: what only its files have, what its tensors are called, and how each is
-//! encoded. To add one, write its file and name it in [`LAYOUTS`]. A layout is told by what is in a file, never by the name
-//! of the file.
+//! Each layout is a value in a file of its own: it says which tensors mark it, what its tensors are called, and how
+//! each is encoded. To add a layout, write its file and name it in [`LAYOUTS`]. A layout is recognised by what is in a
+//! file, never by the name of the file.
 
 mod comfy_fp8;
 pub(super) mod lightx2v_fp8;
@@ -16,32 +16,32 @@ use serde::{Serialize, Serializer};
 use super::stored::{Stored, Tensors};
 use super::{Component, DType, Encoding, Granularity};
 
-/// All layouts that are read.
+/// All layouts that animd can read.
 static LAYOUTS: [&Layout; 3] = [&official::LAYOUT, &lightx2v_fp8::LAYOUT, &comfy_fp8::LAYOUT];
 
 /// A way of naming and encoding a model's tensors.
 pub struct Layout {
-    /// Its name for programs.
+    /// The layout's name for programs.
     name: &'static str,
-    /// Its name in sentences.
+    /// The layout's name in sentences.
     title: &'static str,
-    /// The component that a file's tensors belong to, by names that only this component has in this layout.
+    /// Returns the component that a file's tensors belong to, by names that only this component has in this layout.
     component: fn(&Tensors) -> Option<Component>,
-    /// A tensor that tells this layout from all others. The official one has no such mark: it is what is left.
+    /// Returns a tensor that only this layout has. The official layout has no such mark: it is what is left.
     mark: fn(&Tensors) -> Option<&str>,
-    /// What a tensor is, by its name; no two are the same.
+    /// Returns what a tensor is, by its name; no two names give the same weight or scale.
     role: fn(&str) -> Role,
-    /// How a tensor with this scale, if it has one, is encoded; or what keeps it from being read.
+    /// Returns how a tensor with this scale, if it has one, is encoded; or what keeps it from being read.
     encoding: fn(&str, &Stored, Option<&Stored>) -> Encoded,
 }
 
 impl Layout {
-    /// Its name for programs: `official`, `lightx2v-fp8`, `comfy-fp8`.
+    /// Returns the layout's name for programs: `official`, `lightx2v-fp8`, `comfy-fp8`.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Its name in sentences.
+    /// Returns the layout's name in sentences.
     pub fn title(&self) -> &'static str {
         self.title
     }
@@ -59,7 +59,7 @@ impl Serialize for Layout {
     }
 }
 
-/// What a tensor of a file is to the model.
+/// The role that a tensor of a file has in the model.
 enum Role {
     /// The weight of this official name.
     Weight(String),
@@ -69,47 +69,47 @@ enum Role {
     Unused,
 }
 
-/// What keeps a tensor from being read, in words.
+/// The reason that a tensor cannot be read, in words.
 #[derive(Clone, Debug)]
 pub(super) enum Misfit {
-    /// Something that it needs is not there.
+    /// Something that the tensor needs is missing.
     Missing(String),
-    /// It has the wrong shape.
+    /// The tensor has the wrong shape.
     Misshapen(String),
-    /// It has the wrong type.
+    /// The tensor has the wrong type.
     Mistyped(String),
 }
 
-/// How a tensor is encoded, or what keeps it from being read.
+/// The encoding of a tensor, or what keeps it from being read.
 type Encoded = Result<Encoding, Vec<Misfit>>;
 
 /// A tensor as its layout describes it.
 pub(super) struct Described {
-    /// Where it lies.
+    /// Where the tensor lies.
     pub stored: Stored,
-    /// Where its scale lies, if that is apart.
+    /// Where the tensor's scale lies, if the scale is a tensor of its own.
     pub scale: Option<Stored>,
-    /// How it is encoded, if it can be read.
+    /// How the tensor is encoded, if it can be read.
     pub encoding: Encoded,
 }
 
 impl Described {
-    /// Its extents in the model, outermost first.
+    /// Returns the tensor's extents in the model, outermost first.
     pub fn shape(&self) -> &[usize] {
         &self.stored.shape
     }
 }
 
-/// What files hold of a component.
+/// The tensors and scales that files hold of a component.
 pub(super) struct Contents {
     /// The tensors, by their official names.
     pub tensors: BTreeMap<String, Described>,
-    /// Scales of tensors that are not there, by the official names of those.
+    /// Scales of tensors that are missing, by the official names of those tensors.
     pub orphans: Tensors,
 }
 
 impl Contents {
-    /// All that is of use in the files: tensors and scales.
+    /// Returns all tensors and scales of the files that the engine needs.
     pub fn stored(&self) -> impl Iterator<Item = &Stored> {
         let tensors = self.tensors.values();
         tensors
@@ -118,19 +118,19 @@ impl Contents {
     }
 }
 
-/// The component that a file's tensors belong to, by their names in any layout.
+/// Returns the component that a file's tensors belong to, by their names in any layout.
 pub(super) fn component(tensors: &Tensors) -> Option<Component> {
     LAYOUTS.iter().find_map(|layout| (layout.component)(tensors))
 }
 
-/// The layouts whose marks a component's files have, each with the tensor that is its mark. More than one contradict each
-/// other.
+/// Returns the layouts whose marks a component's files have, each with the tensor that is its mark. Two or more such
+/// layouts contradict each other.
 pub(super) fn marked(component: Component, tensors: &Tensors) -> Vec<(&'static Layout, &str)> {
     let of_component = LAYOUTS.iter().filter(|layout| (layout.component)(tensors) == Some(component));
     of_component.filter_map(|layout| Some((*layout, (layout.mark)(tensors)?))).collect()
 }
 
-/// The layout of files without marks.
+/// Returns the layout of files without marks.
 pub(super) fn unmarked() -> &'static Layout {
     &official::LAYOUT
 }
@@ -138,7 +138,7 @@ pub(super) fn unmarked() -> &'static Layout {
 /// Removes the prefix that the names of a DiT's tensors may have in any layout.
 ///
 /// # Errors
-/// A name that is there with the prefix and without.
+/// The error is a name that is there both with the prefix and without it.
 pub(super) fn without_prefix(tensors: Tensors) -> Result<Tensors, String> {
     let mut all = Tensors::new();
     for (name, stored) in tensors {
@@ -169,8 +169,8 @@ pub(super) fn describe(layout: &Layout, tensors: Tensors) -> Contents {
     Contents { tensors: weights.into_iter().map(describe).collect(), orphans: scales }
 }
 
-/// The encoding of a tensor that is either a plain float or e4m3 with a scale. What the scale is for follows from its shape:
-/// the whole tensor, or each row.
+/// Returns the encoding of a tensor that is either a plain float or e4m3 with a scale. The scale's shape says what it
+/// is for: the whole tensor, or each row.
 fn float_or_scaled_e4m3(name: &str, stored: &Stored, scale: Option<&Stored>) -> Encoded {
     match (stored.dtype(), scale) {
         (Some(dtype), None) if dtype.is_plain_float() => Ok(Encoding::Plain(dtype)),
@@ -202,12 +202,13 @@ fn float_or_scaled_e4m3(name: &str, stored: &Stored, scale: Option<&Stored>) -> 
     }
 }
 
-/// What is said of a tensor that must be a plain float and is not.
+/// Returns the problem of a tensor that must be a plain float and is not.
 pub(super) fn not_a_float(name: &str, stored: &Stored) -> Misfit {
     Misfit::Mistyped(format!("`{name}` is {}, not F32, F16 or BF16", stored.encoding))
 }
 
-/// Whether a file has tensors of integers, as 8-bit and 4-bit formats have them and no layout of floats has.
+/// Returns whether a file has tensors of integers. Files in 8-bit and 4-bit formats have them; no layout of floats
+/// does.
 pub(super) fn has_integers(tensors: &Tensors) -> bool {
     tensors.iter().any(|(name, stored)| match stored.dtype() {
         Some(DType::I8) => true,

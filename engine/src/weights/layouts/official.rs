@@ -10,11 +10,11 @@ pub(super) static LAYOUT: Layout = Layout {
     component,
     mark: |_| None,
     role: |name| Role::Weight(name.to_owned()),
-    // 8-bit floats without scales, as some converters write them, lack their scales.
+    // Some converters write 8-bit floats without scales; such files cannot be read.
     encoding: float_or_scaled_e4m3,
 };
 
-/// The component that tensors belong to, by official names that only it has.
+/// Returns the component that tensors belong to, by official names that only it has.
 pub(super) fn component(tensors: &Tensors) -> Option<Component> {
     let any = |of_it: fn(&str) -> bool| tensors.keys().any(|name| of_it(name));
     if any(|n| n.ends_with("self_attn.q.weight") || n.ends_with("time_projection.1.weight")) {

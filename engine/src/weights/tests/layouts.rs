@@ -1,4 +1,4 @@
-//! Each layout is told from all others, and holds the model that it should.
+//! Each layout is told from all others, and its files hold the expected model.
 
 use super::*;
 use crate::weights::stored::Tensors;
@@ -15,7 +15,7 @@ fn lightx2v() -> Raw {
     parts.iter().flat_map(|name| load(&fixture().join(format!("lightx2v_fp8/{name}.safetensors")))).collect()
 }
 
-/// A file of these tensors whose name says nothing.
+/// Returns a file of these tensors whose name says nothing.
 fn file(tensors: &Raw) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("anything.safetensors");
@@ -27,7 +27,7 @@ fn refusal(tensors: &Raw) -> String {
     sentence(open_dit(&file(tensors).1))
 }
 
-/// What a file holds, without prefixes.
+/// Returns the tensors of a file, without the prefixes of their names.
 fn contents(tensors: &Raw) -> Tensors {
     let (_dir, path) = file(tensors);
     layouts::without_prefix(container::read_files(&[path]).unwrap()).unwrap()
@@ -37,7 +37,7 @@ fn f32s(name: &str, shape: &[usize]) -> (String, String, Vec<usize>, Vec<u8>) {
     (name.into(), "F32".into(), shape.to_vec(), vec![0; 4 * shape.iter().product::<usize>()])
 }
 
-/// The tensors with those of one type called another one of the same size.
+/// Returns the tensors with one type replaced by another one of the same size.
 fn retyped(tensors: Raw, from: &str, to: &str) -> Raw {
     let retype = |(name, dtype, shape, bytes): (String, String, Vec<usize>, Vec<u8>)| {
         (name, if dtype == from { to.to_owned() } else { dtype }, shape, bytes)
@@ -65,7 +65,7 @@ fn a_layout_is_told_by_what_is_in_the_file() {
             assert_eq!(names, expected, "a file has the marks of its own layout only");
         }
     }
-    // The scale of activations and the marker are ComfyUI's even where no scale is left.
+    // The scale of activations and the marker belong to ComfyUI's layout even where no weight's scale is left.
     let mut tensors = official_dit();
     tensors.push(f32s("scaled_fp8", &[0]));
     assert_eq!(open_dit(&file(&tensors).1).unwrap().0.layout().name(), "comfy-fp8");

@@ -17,7 +17,7 @@ fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-a")
 }
 
-/// The sentence of the error that something should be.
+/// Returns the sentence of the error that a call is expected to give.
 fn sentence<T>(result: Result<T>) -> String {
     match result {
         Ok(_) => panic!("this should have been refused"),
@@ -26,7 +26,7 @@ fn sentence<T>(result: Result<T>) -> String {
     }
 }
 
-/// A safetensors file in memory: dtype, shape and bytes of each tensor, in the order of the data.
+/// Returns a safetensors file in memory: dtype, shape and bytes of each tensor, in the order of the data.
 type Raw = Vec<(String, String, Vec<usize>, Vec<u8>)>;
 
 fn load(path: &Path) -> Raw {
@@ -63,7 +63,7 @@ fn official_dit() -> Raw {
     load(&fixture().join("official/diffusion_pytorch_model.safetensors"))
 }
 
-/// A folder with a DiT of these tensors, and the fixture's `config.json`.
+/// Returns a folder with a DiT of these tensors, and the fixture's `config.json`.
 fn dit_folder(tensors: &Raw) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     store(&dir.path().join("diffusion_pytorch_model.safetensors"), tensors);
@@ -204,7 +204,7 @@ fn a_long_list_is_cut() {
     tensors.retain(|(name, ..)| !name.ends_with("bias"));
     let dir = dit_folder(&tensors);
     let text = sentence(open_dit(dir.path()));
-    // Biases: eleven outside of the blocks and thirteen in each of three blocks.
+    // There are eleven biases outside of the blocks, and thirteen in each of three blocks.
     assert!(text.contains("50 missing: ") && text.contains(" and 30 more"), "{text}");
 }
 
@@ -273,7 +273,7 @@ fn other_models_are_named() {
     );
 }
 
-/// A copy of the fixture's official folder.
+/// Returns a copy of the fixture's official folder.
 fn copy_official() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("google/umt5-xxl")).unwrap();
@@ -306,7 +306,7 @@ fn everything_missing_of_a_folder_is_said_at_once() {
     assert_eq!(Model::open(dir.path(), Some(&elsewhere)).unwrap().dit.0.layout().name(), "lightx2v-fp8");
 }
 
-/// Cuts a file at many lengths; none may load, and each error names the file.
+/// Cuts a file at many lengths; none of the cut files may load, and each error must name the file.
 fn cut_everywhere(path: &Path, open: impl Fn() -> Option<String>) {
     let whole = fs::read(path).unwrap();
     let steps = (0..64).chain((1..40).map(|i| whole.len() * i / 40)).chain((1..200).map(|i| whole.len() - i));
@@ -381,7 +381,7 @@ fn other_files_are_told_by_their_content() {
         let text = sentence(open_dit(dir.path()));
         assert!(text.contains(word), "{text}");
     }
-    // A header that lies about sizes asks for no memory.
+    // A header with wrong sizes must not make the reader allocate memory for them.
     let huge = r#"{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}"#;
     let mut file = (huge.len() as u64).to_le_bytes().to_vec();
     file.extend_from_slice(huge.as_bytes());

@@ -14,7 +14,7 @@ use super::stored::{Mapped, Stored, Tensors};
 use super::{DType, Encoding};
 use crate::{Error, Result};
 
-/// The classes of storages, without their module, and what the numbers in them are.
+/// The classes of storages, without their module, and the types of the numbers in them.
 const STORAGES: [(&str, DType); 10] = [
     ("FloatStorage", DType::F32),
     ("HalfStorage", DType::F16),
@@ -28,18 +28,18 @@ const STORAGES: [(&str, DType); 10] = [
     ("BoolStorage", DType::Bool),
 ];
 
-/// The class of a storage of such numbers, if torch has one.
+/// Returns the class of a storage of numbers of this type, if torch has one.
 pub(crate) fn storage_class(dtype: DType) -> Option<&'static str> {
     STORAGES.iter().find(|(_, numbers)| *numbers == dtype).map(|(class, _)| *class)
 }
 
-/// Where a record's content lies in the file.
+/// The position of a record's content in the file.
 struct Record {
     start: u64,
     size: u64,
 }
 
-/// The tensors of a torch file.
+/// Returns the tensors of a torch file.
 ///
 /// # Errors
 /// [`Error::Model`] if the archive is incomplete, compressed, big-endian or wants to run code.
@@ -80,7 +80,7 @@ fn tensors(file: &Arc<Mapped>) -> Result<Tensors, String> {
 
 type Archive<'a> = ZipArchive<Cursor<&'a [u8]>>;
 
-/// A record's content, checked against its checksum.
+/// Returns a record's content, after comparing it with its checksum.
 fn small_record(archive: &mut Archive<'_>, name: &str, limit: u64) -> Result<Vec<u8>, String> {
     let mut content = Vec::new();
     let entry = archive.by_name(name).map_err(|e| format!("its record `{name}` cannot be read: {e}"))?;
@@ -126,7 +126,7 @@ fn locate(file: &Arc<Mapped>, record: &Record, tensor: &PickledTensor) -> Result
         || format!("{:?} with strides {:?} is outside of its storage", tensor.shape, tensor.strides);
     let elements =
         tensor.shape.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent)).ok_or_else(outside)?;
-    // A view that repeats elements would make a small file ask for much memory.
+    // A view that repeats elements would let a small file ask for much memory.
     if elements > tensor.storage_elements {
         return Err(outside());
     }

@@ -2,19 +2,19 @@
 
 use super::value::{Read, broken};
 
-/// A pickle, and how far it is read.
+/// A pickle, and how much of it has been read.
 pub(super) struct Input<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
 impl<'a> Input<'a> {
-    /// A pickle of which nothing is read so far.
+    /// Returns the input at the beginning of a pickle.
     pub fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, at: 0 }
     }
 
-    /// The next `n` bytes.
+    /// Returns the next `n` bytes.
     pub fn take(&mut self, n: u64) -> Read<&'a [u8]> {
         let end = usize::try_from(n).ok().and_then(|n| self.at.checked_add(n));
         match end.and_then(|end| Some((end, self.bytes.get(self.at..end)?))) {
@@ -26,19 +26,19 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// The next byte.
+    /// Returns the next byte.
     pub fn byte(&mut self) -> Read<u8> {
         self.array::<1>().map(|[b]| b)
     }
 
-    /// The next `N` bytes, as an array.
+    /// Returns the next `N` bytes, as an array.
     pub fn array<const N: usize>(&mut self) -> Read<[u8; N]> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N as u64)?);
         Ok(array)
     }
 
-    /// The text up to the next line feed, which is skipped.
+    /// Returns the text up to the next line feed, which is skipped.
     pub fn line(&mut self) -> Read<&'a str> {
         let rest = &self.bytes[self.at..];
         let Some(n) = rest.iter().position(|b| *b == b'\n') else {

@@ -1,4 +1,4 @@
-//! The stack machine that a pickle is a program for.
+//! The stack machine that executes a pickle.
 
 use std::collections::HashMap;
 
@@ -6,10 +6,10 @@ use super::input::Input;
 use super::rebuild;
 use super::value::{Id, Read, Value, broken};
 
-/// The state of a pickle that runs.
+/// The state of a pickle that is being executed.
 pub(super) struct Machine<'a> {
     input: Input<'a>,
-    /// All values that were made; what refers to one has its index.
+    /// All values that were made; other values refer to them by index.
     values: Vec<Value>,
     stack: Vec<Id>,
     /// Depths of the stack at which a MARK is open.
@@ -18,7 +18,7 @@ pub(super) struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// A machine at the beginning of a pickle.
+    /// Returns a machine at the beginning of a pickle.
     pub fn new(pickle: &'a [u8]) -> Self {
         Self {
             input: Input::new(pickle),
@@ -29,7 +29,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Executes up to STOP and returns the value that is left, with the arena that it is in.
+    /// Executes the pickle up to STOP and returns the value that is left, with the arena that it is in.
     pub fn run(mut self) -> Read<(Vec<Value>, Id)> {
         let last = self.execute()?;
         Ok((self.values, last))
@@ -66,7 +66,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Opcodes that make a value or change one.
+    /// Executes the opcodes that make or change a value.
     fn value(&mut self, opcode: u8) -> Read<()> {
         match opcode {
             b'N' => self.push(Value::None),
@@ -147,7 +147,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Tuples, lists, dictionaries, sets.
+    /// Executes the opcodes for tuples, lists, dictionaries and sets.
     fn container(&mut self, opcode: u8) -> Read<()> {
         match opcode {
             b')' => self.push(Value::Tuple(Vec::new())),
@@ -202,7 +202,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// The memo, globals, and what they are called for.
+    /// Executes the opcodes for the memo, for globals and for calls.
     fn object(&mut self, opcode: u8) -> Read<()> {
         match opcode {
             // PUT, BINPUT, LONG_BINPUT, MEMOIZE
@@ -293,7 +293,7 @@ impl<'a> Machine<'a> {
         self.stack.push(self.values.len() - 1);
     }
 
-    /// The depth below which values belong to an open MARK.
+    /// Returns the depth of the stack at which the innermost open MARK lies.
     fn floor(&self) -> usize {
         self.marks.last().copied().unwrap_or(0)
     }
@@ -326,7 +326,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// A little-endian two's complement integer of `n` bytes; one beyond 64 bits is opaque.
+    /// Pushes a little-endian two's complement integer of `n` bytes; an integer beyond 64 bits is opaque.
     fn long(&mut self, n: u64) -> Read<()> {
         let bytes = self.input.take(n)?;
         let value = if bytes.len() > 8 {

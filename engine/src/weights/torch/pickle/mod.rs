@@ -1,5 +1,5 @@
-//! A reader for the pickles that `torch.save` writes, which runs nothing: it knows dictionaries, numbers, strings and
-//! the few callables that rebuild tensors, and refuses every other one by its name.
+//! Reads the pickles that `torch.save` writes, without running anything. The reader knows dictionaries, numbers,
+//! strings and the few callables that rebuild tensors, and refuses every other callable by its name.
 //!
 //! Values live in one arena and refer to each other by index, so that neither nesting nor cycles nor a long memo can
 //! make reading or dropping them recurse. Every operation adds at most one value, so memory stays proportional to the
@@ -16,7 +16,7 @@ use super::DType;
 use machine::Machine;
 use value::{Read, Value};
 
-/// The longest pickle that is read. A real one, with a thousand tensors, has about 100 kB.
+/// The length of the longest pickle that is read. A real one, with a thousand tensors, has about 100 kB.
 pub(crate) const MAX_BYTES: u64 = 4 << 20;
 /// The longest name of a tensor or a storage, and the most tensors: a few bytes of pickle can repeat a long name, so
 /// that without a limit a small file would ask for much memory.
@@ -26,22 +26,22 @@ const MAX_TENSORS: usize = 65_536;
 /// A tensor as a pickle describes it: a view of a storage that lies elsewhere in the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PickledTensor {
-    /// What the numbers of the storage are.
+    /// The type of the storage's numbers.
     pub dtype: DType,
     /// The storage's key: its record is `data/KEY`.
     pub key: String,
-    /// Elements of the storage.
+    /// The number of elements of the storage.
     pub storage_elements: usize,
-    /// The first element.
+    /// The index of the tensor's first element in the storage.
     pub offset: usize,
-    /// Extents, outermost first.
+    /// The tensor's extents, outermost first.
     pub shape: Vec<usize>,
-    /// Steps along each axis, in elements.
+    /// The tensor's steps along each axis, in elements.
     pub strides: Vec<usize>,
 }
 
-/// The tensors of the dictionary that a pickle holds, in its order; other values are left out. A dictionary that only
-/// wraps another one as `state_dict` is unwrapped.
+/// Returns the tensors of the dictionary that a pickle holds, in its order; other values are left out. If a dictionary
+/// only wraps another one as `state_dict`, the inner one is read.
 ///
 /// # Errors
 /// A clause for a sentence about the file: the pickle is broken, or wants something that is not a tensor.

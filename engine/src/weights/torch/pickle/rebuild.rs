@@ -1,10 +1,10 @@
-//! What a pickle's calls make: dictionaries, storages, and tensors out of storages. Nothing is called; each callable that
-//! tensors need has its meaning here, and every other one is refused by its name.
+//! The values that a pickle's calls make: dictionaries, storages, and tensors out of storages. Nothing is called: each
+//! callable that tensors need has its meaning here, and every other one is refused by its name.
 
 use super::value::{Global, Id, Read, Value, broken};
 use super::{MAX_NAME, PickledTensor};
 
-/// The global that a pickle asks for.
+/// Returns the global that a pickle asks for.
 pub(super) fn global(module: &str, name: &str) -> Read<Value> {
     if let Some(global) = Global::find(module, name) {
         return Ok(Value::Global(global));
@@ -20,7 +20,7 @@ pub(super) fn global(module: &str, name: &str) -> Read<Value> {
     })
 }
 
-/// What a call of a global with a tuple of arguments gives.
+/// Returns the result of calling a global with a tuple of arguments.
 pub(super) fn call(values: &[Value], callable: Id, arguments: Id) -> Read<Value> {
     let Value::Tuple(arguments) = &values[arguments] else {
         return broken("a call without arguments");
@@ -40,7 +40,7 @@ pub(super) fn call(values: &[Value], callable: Id, arguments: Id) -> Read<Value>
     }
 }
 
-/// `_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[, metadata])`.
+/// Rebuilds a tensor: `_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[, metadata])`.
 fn tensor(values: &[Value], arguments: &[Id]) -> Read<PickledTensor> {
     let (4.., Some(storage)) = (arguments.len(), arguments.first()) else {
         return broken("a tensor with too few arguments");
@@ -62,7 +62,7 @@ fn tensor(values: &[Value], arguments: &[Id]) -> Read<PickledTensor> {
     })
 }
 
-/// The storage that a persistent id describes: `('storage', class, key, location, elements)`.
+/// Returns the storage that a persistent id describes: `('storage', class, key, location, elements)`.
 pub(super) fn storage(values: &[Value], id: Id) -> Read<Value> {
     let Value::Tuple(items) = &values[id] else {
         return broken("a storage without a description");
@@ -87,7 +87,7 @@ fn size(values: &[Value], id: Id) -> Read<usize> {
     }
 }
 
-/// A tuple of at most eight sizes.
+/// Returns a tuple of at most eight sizes.
 fn extents(values: &[Value], id: Id) -> Read<Vec<usize>> {
     match &values[id] {
         Value::Tuple(items) if items.len() <= 8 => items.iter().map(|id| size(values, *id)).collect(),

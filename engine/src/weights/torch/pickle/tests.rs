@@ -1,8 +1,8 @@
-//! Pickles as torch writes them, broken ones, and hostile ones.
+//! Reads pickles as torch writes them, broken ones, and hostile ones.
 
 use super::*;
 
-/// `_rebuild_tensor_v2` of storage `key`, `FloatStorage` with `elements`, as protocol 2 writes it.
+/// Returns a call of `_rebuild_tensor_v2` for storage `key`, a `FloatStorage` with `elements`, as protocol 2 writes it.
 fn tensor(elements: u8, shape: &[u8], strides: &[u8]) -> Vec<u8> {
     let mut p = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x007X\x03\0\0\0cpuK".to_vec();
     p.extend([elements, b't', b'Q', b'K', 0, b'(']);
@@ -34,7 +34,7 @@ fn a_dictionary_of_tensors_is_read() {
         strides: vec![1, 2],
     };
     assert_eq!(tensors, [("a".to_owned(), expected)]);
-    // A wrapper, and one item at a time.
+    // The dictionary is in a wrapper, and its items are set one at a time.
     let wrapped = [&b"}X\x0a\0\0\0state_dict"[..], &body, b"s"].concat();
     assert_eq!(read(&pickle(&wrapped)).unwrap(), tensors);
 }

@@ -1,4 +1,4 @@
-//! What a pickle is made of: values that refer to each other by their index in one arena.
+//! The values of a pickle, which refer to each other by their index in one arena.
 
 use super::super::{DType, STORAGES};
 use super::PickledTensor;
@@ -6,21 +6,21 @@ use super::PickledTensor;
 /// A value's index in the arena.
 pub(super) type Id = usize;
 
-/// What a step of reading gives, or a clause for a sentence about the file.
+/// The result of a step of reading, or a clause for a sentence about the file.
 pub(super) type Read<T> = Result<T, String>;
 
-/// The error of a pickle that no program wrote as it is.
+/// Returns the error for a pickle that no program writes.
 pub(super) fn broken<T>(what: &str) -> Read<T> {
     Err(format!("its pickle is broken ({what}); copy it again"))
 }
 
-/// A value.
+/// A value of a pickle.
 #[derive(Clone, Debug)]
 pub(super) enum Value {
     None,
     Bool,
     Int(i64),
-    /// Floats, bytes, sets: part of what may be in a file, never of what is asked for.
+    /// Floats, bytes and sets: a file can contain them, but no tensor needs them.
     Opaque,
     Text(String),
     Tuple(Vec<Id>),
@@ -35,7 +35,7 @@ pub(super) enum Value {
     Tensor(PickledTensor),
 }
 
-/// A class or function that a pickle names, of those that tensors need.
+/// A class or function that a pickle names and that tensors need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Global {
     OrderedDict,
@@ -45,7 +45,7 @@ pub(super) enum Global {
 }
 
 impl Global {
-    /// The global of this name, if tensors need it.
+    /// Returns the global with this name, if tensors need it.
     pub fn find(module: &str, name: &str) -> Option<Self> {
         match (module, name) {
             ("collections", "OrderedDict") => Some(Self::OrderedDict),
