@@ -1,8 +1,7 @@
 //! Launchers of causal convolutions over channels-last volumes, as matrix products.
 //!
-//! This is one file because its second half is tests of the private functions of the first: they follow the kernel's
-//! walk over voxels and taps with the geometry that the launcher computes, and compare it with the convolution's
-//! definition.
+//! This is one file because its last third is tests of private functions: they follow the kernel's walk over voxels and
+//! taps with the geometry that the launcher computes, and compare it with the convolution's definition.
 
 use std::sync::Arc;
 
