@@ -1,6 +1,6 @@
-// Prepares K of the 8-bit attention: takes the mean of each channel from the bf16 values, rotates them, and quantises
-// them to int8 with a scale for each tile and head. The mean adds the same to all scores of a query, so softmax does
-// not see it.
+// Prepares K of the 8-bit attention: subtracts the mean of each channel from the bf16 values, rotates them, and
+// quantises them to int8 with a scale for each tile and head. The mean adds the same to all scores of a query, so
+// softmax does not see it.
 #include "attention_rows.cuh"
 
 using namespace eight_bit;

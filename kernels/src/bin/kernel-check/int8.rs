@@ -2,8 +2,8 @@
 //! `mma.sync`. What is computed from whole numbers, or rounded where IEEE says how, must equal the reference to the
 //! bit.
 //!
-//! This is one file because the three groups are one check, whose sections share the rotation, the quantisation and
-//! their rounding on the CPU.
+//! This is one file because it is one group of `kernel-check`, chosen by one name; its sections share the rounding to
+//! int8 on the CPU.
 
 use std::sync::Arc;
 
@@ -640,7 +640,7 @@ fn simulate(case: &Case, prepared: &Prepared) -> Vec<f64> {
 
 // ---- Times
 
-/// Prints milliseconds of the row kernels, the products and attention on the model's shapes.
+/// Prints the times of the row kernels and the products on the model's shapes.
 pub fn time(context: &Arc<CudaContext>) -> Result<()> {
     let (norms, gemm) = (Norms::load(context)?, Gemm::load(context)?);
     let stream = context.default_stream();
