@@ -5,18 +5,15 @@
 //
 // - Sums begin at the bits of 12582912 = 3 * 2^22, so that they are floats as they come: 128 * 127 * 127 < 2^21 for scores, and
 //   128 * 255 * 127 < 2^22 for a tile's part of the output. The first product of each sum has them as its summand.
-// - P is rounded to whole numbers below 255 at the greatest of its own tile: relative to the greatest so far, as a
-// float would be,
-//   tiles of small scores would lose their bits. The tile's part of the output is weighted when it is added to the sum,
-// in
-//   f32 by one fma. The sums of P are those of the rounded numbers.
+// - P is rounded to whole numbers below 255 at the greatest of its own tile: relative to the greatest so far, as a float
+//   would be, tiles of small scores would lose their bits. The tile's part of the output is weighted when it is added to
+//   the sum, in f32 by one fma. The sums of P are those of the rounded numbers.
 // - Registers of scores are, packed in place, those of P as the left operand of P V if V has its keys in another order, which
 //   is how attention_quantize_value writes it.
 // - Each scheduler has three warps, and at any time one of them computes scores, one turns its scores into P, and one
 //   multiplies P by V: thirds of the block go through these three phases, one phase apart, with a barrier after each
-// phase. So
-//   the tensor cores have the products of two warps to choose from, while the third one's arithmetic lasts as long as
-// they.
+//   phase. So the tensor cores have the products of two warps to choose from, while the third warp's arithmetic lasts as
+//   long as these products.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -162,8 +162,8 @@ __device__ __forceinline__ void accumulate_in_place(
     release<Shape::kCluster>(barriers.empty(before), thread);
 }
 
-// Adds a tile's products like `accumulate`, but adds each block of K to `sum` in f32 by ordinary additions: the tensor
-// cores keep only some 14 bits of a sum of e4m3 products.
+// Adds a tile's products like `accumulate_in_place`, but adds each block of K to `sum` in f32 by ordinary additions:
+// the tensor cores keep only some 14 bits of a sum of e4m3 products.
 template <class Shape, bool kBf16, class Problem, class Place>
 __device__ __forceinline__ void accumulate_apart(
     const Problem& problem, const Place& place, float (&sum)[Shape::kParts][Shape::kSums], uint64_t a, uint64_t b,
