@@ -74,7 +74,7 @@ struct Walk {
         cursor.y = 0;
         cursor.t++;
     }
-    // Returns the instructions of a block of K, 16 channels each; the last block takes no more than its channels need.
+    // Returns the instructions of a block of K, 16 channels each: 4, or 1 or 2 where the last channels need no more.
     __device__ __forceinline__ int steps(const Cursor& cursor) const {
         const int left = g.channels - cursor.channel;
         return left > 32 ? 4 : left > 16 ? 2 : 1;

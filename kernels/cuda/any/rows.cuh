@@ -167,8 +167,8 @@ struct Row {
         }
     }
 
-    // Rotates by `group`, and writes the row as int8 with the scale of a normalised rotation: `norm` is 1 /
-    // sqrt(group).
+    // Rotates by `group`, and writes the row as int8 with the scale of a normalised rotation:
+    // `norm` is 1 / sqrt(group).
     __device__ __forceinline__ void write_int8(int8_t* to, float* scale, int group, float norm) {
         constexpr float kGreatestInt8 = 127.f;
         constexpr float kBias = 12582912.f;  // the lowest byte of a number added to it is that number, rounded

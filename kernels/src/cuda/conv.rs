@@ -1,6 +1,6 @@
 //! Launchers of causal convolutions over channels-last volumes, as matrix products.
 //!
-//! This is one file because its last third is tests of private functions: they follow the kernel's walk over voxels and
+//! This is one file because its last part is tests of private functions: they follow the kernel's walk over voxels and
 //! taps with the geometry that the launcher computes, and compare it with the convolution's definition.
 
 use std::sync::Arc;
