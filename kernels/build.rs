@@ -1,8 +1,8 @@
 //! With the feature `cuda`: compiles each kernel under `cuda/` into one fatbin of its own in `OUT_DIR`, for
-//! `src/cuda/module.rs` to embed. Without it nothing is done and nvcc is not needed.
+//! `src/cuda/module.rs` to embed. Without the feature it does nothing and needs no nvcc.
 //!
 //! With the feature `emulator`: compiles the same kernels with the host's C++ compiler into a library that stands for
-//! NVIDIA's driver, `OUT_DIR/emulator/libcuda.so.1`. What is embedded then is but a name for each kernel.
+//! NVIDIA's driver, `OUT_DIR/emulator/libcuda.so.1`. In that case only the kernels' names are embedded.
 
 use std::env;
 use std::error::Error;
@@ -20,8 +20,8 @@ mod emulator;
 
 /// The folders of kernels, and what nvcc builds each for, as `-gencode` names it. `src/target.rs` says which card runs what.
 ///
-/// `wgmma` exists for `sm_90a` alone, which is compatible with no other card: there is no PTX of it for newer ones. They run
-/// the PTX of older ones.
+/// `wgmma` exists for `sm_90a` alone, which is compatible with no other card: there is no PTX of it for newer cards.
+/// Newer cards run the PTX of older ones.
 const FOLDERS: &[(&str, &[&str])] = &[
     (
         "any",
@@ -122,7 +122,7 @@ fn find_nvcc(manifest: &Path) -> Option<PathBuf> {
         .find(|nvcc| nvcc.is_file())
 }
 
-/// The major version of CUDA that this nvcc is of: drivers run what is of theirs or an older one.
+/// Returns the major version of CUDA of this nvcc: a driver runs code of its own major version or an older one.
 fn major(nvcc: &Path) -> Result<u32, Box<dyn Error>> {
     let output = Command::new(nvcc).arg("--version").output()?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -142,7 +142,7 @@ fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, Box<dyn Error>>
     Ok(files)
 }
 
-/// Of all kernels.
+/// Returns the headers of all kernels.
 fn headers() -> Result<Vec<PathBuf>, Box<dyn Error>> {
     let mut headers = files(Path::new("cuda/instructions"), "cuh")?;
     for (folder, _) in FOLDERS {

@@ -1,10 +1,11 @@
-// What share of the tensor cores' peak the int8 kernels' schedules would reach on a GeForce card of compute capability 8.9,
-// measured on an H200.
+// Measures on an H200 what share of the tensor cores' peak the schedules of the int8 kernels would reach on a GeForce
+// card of compute capability 8.9.
 //
-// There a product of 16 x 8 x 32 holds a scheduler's tensor core for 16 clocks, here for some 6. The kernels' own sources are
-// compiled with each product issued ISSUES times (include/instructions/base.cuh), which takes 6, 12 or 18 clocks; between the
-// last two lies what 16 would be. Schedulers, registers, shared memory and special functions are alike per clock; the L2 cache
-// is not. Clocks are those of each multiprocessor, so that its frequency does not matter.
+// A product of 16 x 8 x 32 holds a scheduler's tensor core for 16 clocks on 8.9, for some 6 on an H200. The kernels'
+// own sources are compiled with each product issued ISSUES times (include/instructions/base.cuh), which takes 6, 12 or
+// 18 clocks; between the last two lies what 16 would be. Schedulers, registers, shared memory and special functions are
+// alike per clock; the L2 cache is not. Clocks are counted on each multiprocessor, so that its frequency does not
+// matter.
 //
 //   for i in 1 2 3; do nvcc -std=c++17 -O3 -arch=sm_90 -DISSUES=$i -I kernels/bench/include -I kernels/cuda \
 //       -o padded$i kernels/bench/padded.cu; done
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(int8_attention::kThreads)
     end(clocks);
 }
 
-// Products alone, eight sums for each warp.
+// Issues products alone, with eight sums for each warp.
 __global__ void __launch_bounds__(256) peak(int rounds, uint32_t seed, int* never, Clocks* clocks) {
     begin(clocks);
     int sum[8][4] = {};
@@ -73,8 +74,8 @@ __global__ void __launch_bounds__(256) peak(int rounds, uint32_t seed, int* neve
     end(clocks);
 }
 
-// Products by eight warps, and beside them `kRatio` multiply-adds for each product by four more: whether both can be issued
-// without one waiting for the other.
+// Issues products from eight warps, and `kRatio` multiply-adds for each product from four more, to see whether both can
+// be issued without one waiting for the other.
 template <int kRatio>
 __global__ void __launch_bounds__(384) beside(int rounds, uint32_t seed, int* never, Clocks* clocks) {
     begin(clocks);
@@ -124,7 +125,7 @@ std::vector<uint8_t> codes(size_t count, uint64_t seed) {
     uint64_t x = seed * 0x9e3779b97f4a7c15 + 1;
     for (auto& code : all) {
         x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-        // The sum of four uniform numbers: as quantised normal ones are.
+        // The sum of four uniform numbers is distributed like quantised normal numbers.
         int sum = -255;
         for (int i = 0; i < 4; i++) sum += int(x >> (8 * i + 16) & 127);
         code = uint8_t(int8_t(sum / 2));
@@ -136,7 +137,7 @@ constexpr int kMultiprocessors = 132;
 constexpr double kAda = 16;  // clocks of a product
 Clocks* clocks;
 
-// Median over launches of the clocks of the multiprocessor that takes longest.
+// Returns the median over launches of the clocks of the multiprocessor that takes longest.
 template <class Launch>
 double measure(Launch launch) {
     std::vector<double> times;
@@ -158,7 +159,7 @@ double measure(Launch launch) {
 
 double peak_clocks;
 
-// products: of a multiprocessor's scheduler.
+// Prints one line; `products` counts those of one scheduler of a multiprocessor.
 void report(const char* name, double products, double clocks) {
     std::printf("%-44s %d issues: %9.0f clocks, %6.2f a product, %5.1f %% of own peak, %5.1f %% at %.0f clocks\n", name,
                 gpu::kIssues, clocks, clocks / products, 100 * products * peak_clocks / clocks,
@@ -202,7 +203,7 @@ int main() {
     report("products and 5 multiply-adds each", both,
            measure([&] { beside<5><<<kMultiprocessors, 384>>>(rounds, 12345, never, clocks); }));
 
-    // Whole waves of blocks on 132 multiprocessors.
+    // These shapes give whole waves of blocks on 132 multiprocessors.
     const int heads = 40, rows = 33 * 192, keys = 8192, width = heads * 128;
     const size_t most = size_t(6336) * 13824;
     const uint8_t *a = device(codes(most, 1)), *b = device(codes(size_t(10240) * 13824, 2));

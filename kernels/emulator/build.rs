@@ -9,7 +9,7 @@ use std::process::Command;
 
 use crate::{FOLDERS, files, headers, newest, side_by_side};
 
-/// The kernels and the emulator as one shared library.
+/// Builds the kernels and the emulator as one shared library.
 pub fn build(out: &Path) -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=emulator");
     println!("cargo::rerun-if-env-changed=CXX");
@@ -45,12 +45,12 @@ pub fn build(out: &Path) -> Result<(), Box<dyn Error>> {
     }
     side_by_side(jobs, |(source, object)| compile_for_host(&compiler, &home, &source, &object))?;
     let mut link = Command::new(&compiler);
-    // Of the names that programs look for the driver by, this one is the first.
+    // This is the first of the names by which programs look for the driver.
     link.args(["-shared", "-Wl,-soname,libcuda.so"]).arg("-o").arg(folder.join("libcuda.so.1")).args(objects);
     run(&mut link).map(|_| ()).map_err(Into::into)
 }
 
-/// Kernels are compiled with a table of their names behind them, which their preprocessed source gives.
+/// Compiles kernels with a table of their names behind them; the names come from the preprocessed source.
 fn compile_for_host(compiler: &OsStr, home: &Path, source: &Path, object: &Path) -> Result<(), String> {
     let mut flags =
         vec!["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra"];
@@ -69,7 +69,7 @@ fn compile_for_host(compiler: &OsStr, home: &Path, source: &Path, object: &Path)
     let mut input = source.to_path_buf();
     let mut checks = [].as_slice();
     if source.extension() == Some(OsStr::new("cu")) {
-        // What a GPU would refuse, or silently do; `machine.cpp` catches the trap.
+        // These checks trap on what a GPU would refuse or silently do; `machine.cpp` catches the trap.
         checks = &[
             "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero,float-cast-overflow",
             "-fsanitize-undefined-trap-on-error",
@@ -77,7 +77,7 @@ fn compile_for_host(compiler: &OsStr, home: &Path, source: &Path, object: &Path)
         let text =
             run(command().args(["-E", "-P", "-DEMULATED_NAMES", "-include", "cuda_runtime.h"]).arg(source))?;
         let (parent, name) = parent_and_name(source)?;
-        // Kernels of two folders may have one name.
+        // Kernels of two folders can have the same name.
         let kernels = kernels_of(&text)?;
         let names = kernels.iter().map(|k| format!("#define {0} {parent}_{0}", k.name));
         let table = kernels.iter().map(|Kernel { name: kernel, cluster, threads }| {
@@ -94,7 +94,7 @@ fn compile_for_host(compiler: &OsStr, home: &Path, source: &Path, object: &Path)
     fs::rename(&partial, object).map_err(|e| format!("cannot write `{}`: {e}", object.display()))
 }
 
-/// The folder and the name, without its extension, of a source.
+/// Returns the folder and the name, without its extension, of a source.
 fn parent_and_name(source: &Path) -> Result<(&str, &str), String> {
     let parent = source.parent().and_then(Path::file_name).and_then(OsStr::to_str);
     let name = source.file_stem().and_then(OsStr::to_str);
@@ -108,7 +108,7 @@ struct Kernel<'a> {
     threads: &'a str,
 }
 
-/// The kernels of a preprocessed source, in which `__global__` and its like have been left as they are.
+/// Returns the kernels of a preprocessed source, in which `__global__` and its like have been left as they are.
 fn kernels_of(text: &str) -> Result<Vec<Kernel<'_>>, String> {
     text.split("extern \"C\" __global__ void")
         .skip(1)
@@ -134,7 +134,7 @@ fn kernels_of(text: &str) -> Result<Vec<Kernel<'_>>, String> {
         .collect()
 }
 
-/// From an opening parenthesis to the one that closes it.
+/// Returns the text from an opening parenthesis to the one that closes it.
 fn balanced(text: &str) -> Option<&str> {
     let mut depth = 0;
     let end = text.find(|c| {
@@ -148,7 +148,7 @@ fn balanced(text: &str) -> Option<&str> {
     Some(&text[..=end])
 }
 
-/// Up to the first comma that is not within parentheses or angle brackets.
+/// Returns the text up to the first comma that is not within parentheses or angle brackets.
 fn first_argument(text: &str) -> &str {
     let mut depth = 0;
     let end = text.find(|c| {

@@ -196,7 +196,7 @@ void perform(Block& block, SmallCopy& copy) {
 
 }  // namespace
 
-// What a thread has copied nobody may read before that thread has waited.
+// Starts a copy of 16 bytes, which no thread may read before the copying thread has waited.
 void copy_async(uint32_t to, const void* from, bool there) {
     Thread& thread = *self();
     check_place(to, 16, 16, "a copy");

@@ -1,4 +1,4 @@
-// The CUDA driver's interface, as far as the launchers use it: this library stands where libcuda.so.1 does.
+// The CUDA driver's interface, as far as the launchers use it: this library takes the place of libcuda.so.1.
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -46,7 +46,7 @@ constexpr size_t kAlignment = 256;
 
 size_t total_memory() { return size_t(number("ANIMD_EMULATOR_MIB", 16384)) << 20; }
 
-// Holds `mutex`, or is alone.
+// Returns how much memory is left; the caller holds `mutex`, or is the only thread.
 size_t free_memory() {
     size_t used = 0;
     for (const auto& [start, piece] : pieces) used += piece.bytes;
@@ -89,7 +89,7 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
         case 16: *value = number("ANIMD_EMULATOR_MULTIPROCESSORS", 4); break;
         case 75: *value = major; break;
         case 76: *value = minor; break;
-        // Shared memory of a block that asks for more.
+        // The most shared memory of a block that asks for more than 48 KiB.
         case 97: *value = major == 9 ? 232448 : major == 8 && minor == 0 ? 166912 : 101376; break;
         default: *value = 0;
     }
@@ -143,7 +143,7 @@ API cuMemFree_v2(uint64_t address) {
     const auto found = pieces.find(address);
     if (found == pieces.end()) return kInvalid;
     const Piece piece = found->second;
-    // What rounding has added must be untouched.
+    // The bytes that rounding up has added must be untouched.
     const auto* end = reinterpret_cast<const uint8_t*>(address) + piece.bytes;
     for (size_t i = 0; i < (kAlignment - piece.bytes % kAlignment) % kAlignment; i++)
         if (end[i] != 0xff) {
@@ -190,7 +190,7 @@ API cuEventElapsedTime(float* milliseconds, void* from, void* to) {
     return kSuccess;
 }
 
-// An image is a mark and the module's name.
+// Loads a module; its image consists of a mark and the module's name.
 API cuModuleLoadData(void** module, const void* image) {
     constexpr char kMark[] = "emulated:";
     const auto* text = static_cast<const char*>(image);
@@ -235,7 +235,7 @@ API cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
     return kLaunchFailed;
 }
 
-// What the driver refuses is refused here.
+// Makes a tensor map, and refuses what the driver refuses.
 API cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address, const uint64_t* sizes, const uint64_t* strides,
                            const uint32_t* box, const uint32_t* steps, int interleave, int swizzle, int, int) {
     emulator::Map made = {};
@@ -261,7 +261,7 @@ API cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address, co
         if (strides[d] % 16 != 0 || strides[d] >= uint64_t(1) << 40) return kInvalid;
         made.strides[d] = strides[d];
     }
-    // Rows shorter than the swizzle are possible, too, but nothing here has them.
+    // The driver also takes rows shorter than the swizzle, but no kernel here has them.
     const uint32_t row = box[0] * made.element;
     if (row % 16 != 0 || (swizzled && row != 128)) return kInvalid;
     memset(map, 0, 128);

@@ -1,4 +1,4 @@
-// The emulator's state, for its own files.
+// The emulator's state, which only its own files include.
 #pragma once
 
 #include <deque>
@@ -14,7 +14,7 @@ namespace emulator {
 struct Thread;
 struct Block;
 
-// A warpgroup's matrix product that has been issued, and the sum that it goes to.
+// The sum that a warpgroup's issued matrix products go to; `Product` is such a product.
 struct Sum {
     std::vector<float> values;       // 64 rows
     std::vector<int32_t> integers;
@@ -34,7 +34,7 @@ struct Product {
 };
 struct Group {
     std::deque<Product> products;
-    uint64_t first = 0;  // the number of the first of them
+    uint64_t first = 0;  // the number of the first of `products`
     std::vector<std::unique_ptr<Sum>> sums;
     std::vector<Thread*> waiting;
 };
@@ -44,13 +44,13 @@ struct Warp {
     Thread* threads[32] = {};
     unsigned ready = 0;
     unsigned priority = 0;
-    // Of the operation in which lanes are meeting.
+    // The operation in which lanes are meeting.
     const char* what = nullptr;
     unsigned wanted = 0, arrived = 0;
     void* mine[32];
 };
 
-// cp.async of one thread.
+// A copy by cp.async, issued by one thread.
 struct SmallCopy {
     uint32_t to;
     const void* from;
@@ -71,7 +71,7 @@ struct Thread : Here {
     uint32_t fences = 0;
     std::vector<SmallCopy> copies;
     int copy_groups = 0;
-    // Products: numbers of the next to issue and the next to wait for.
+    // The numbers of the next product to issue and of the next one to wait for.
     uint64_t issued = 0, passed = 0;
     unsigned groups = 0;
     bool fenced = false;
@@ -83,7 +83,7 @@ struct Thread : Here {
     std::vector<Active> active;
 };
 
-// mbarrier
+// An mbarrier in shared memory.
 struct Barrier {
     uint32_t expected, pending;
     int64_t bytes;
@@ -138,7 +138,7 @@ struct Machine {
     int cluster_arrived = 0;
     std::vector<Thread*> cluster_waiting;
     uint32_t shared_base = 0, shared_end = 0;
-    // How this launch is scheduled, in 256ths.
+    // The chances, in 256ths, that copies and products happen early and that threads pause in this launch.
     unsigned copies_early = 0, products_early = 0, pauses = 0;
     bool priorities = false;
     uint64_t random = 1;
@@ -151,7 +151,7 @@ inline Thread* self() { return static_cast<Thread*>(here); }
 uint32_t random();
 inline bool chance(unsigned of256) { return random() % 256 < of256; }
 
-// Lets others run until somebody calls `wake`.
+// Lets other threads run until one of them calls `wake` for this thread.
 void sleep(const char* what, uint32_t a = 0, uint32_t b = 0);
 void wake(Thread* thread);
 void wake_all(std::vector<Thread*>& threads);
@@ -159,15 +159,15 @@ Block& block_of(unsigned rank);
 
 // Checks that so many bytes, aligned to `alignment`, are in the shared memory of a block.
 void check_place(uint32_t address, uint32_t bytes, uint32_t alignment, const char* what);
-// Fails if products that are not known to be done read any of it.
+// Fails if products that are not known to be done read any of these bytes.
 void check_products(Block& block, uint32_t address, uint32_t bytes, const char* what);
 void finish_copy(size_t number);
-void end_of_thread();  // what must be done by then
+void end_of_thread();  // checks what a thread must have done when it ends
 
-// Runs a kernel. An empty string, or what went wrong.
+// Runs a kernel, and returns an empty string or what went wrong.
 std::string launch(const Kernel& kernel, Index grid, Index size, uint32_t shared, void* const* parameters);
 const Kernel* find(const std::string& module, const std::string& name);
-// Says where an address lies: driver.cpp.
+// Says where an address lies; it is in driver.cpp.
 std::string describe(uintptr_t address);
 
 }  // namespace emulator

@@ -31,7 +31,7 @@ sigjmp_buf out;
 bool running = false;
 thread_local char anchor = 0;  // in the library's thread-local memory
 
-// Saves what a function must preserve, and continues on another stack.
+// Saves the registers that a function must preserve, and continues on another stack.
 extern "C" void emulator_switch(void** save, void* to);
 #if defined(__x86_64__)
 asm(R"(
@@ -133,7 +133,7 @@ void entry() {
     thread.warp->ready &= ~(1u << thread.lane);
     block.live--;
     machine.live--;
-    // Whoever waits for all threads no longer waits for this one.
+    // Threads that wait for all threads of the block no longer wait for this one.
     NamedBarrier& all = block.named[0];
     if (all.threads == 0 && all.arrived > 0 && all.arrived == block.live) {
         all.arrived = 0;
@@ -154,7 +154,7 @@ void leave() {
 }
 
 [[noreturn]] void deadlock() {
-    // Threads that wait for the same are named together.
+    // The message names threads that wait for the same thing together.
     std::map<std::string, std::vector<int>> groups;
     for (const Thread& thread : machine.threads) {
         if (thread.ended) continue;
@@ -248,7 +248,7 @@ void run_cluster(Index grid, Index size, Index first, uint32_t shared) {
     machine.cluster_waiting.clear();
     machine.cluster_arrived = 0;
     machine.live = int(cluster * threads);
-    // Blocks begin anywhere on 16 bytes, all of a cluster at the same place.
+    // Dynamic shared memory begins at a random multiple of 16 bytes, the same for all blocks of a cluster.
     machine.shared_base = kReserved + 16 * (random() % 64);
     machine.shared_end = machine.shared_base + shared;
     poison_static_shared();
@@ -299,7 +299,8 @@ void on_fault(int signal, siginfo_t* info, void*) {
     }
     const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
     if (signal == SIGILL) {
-        // How the kernels' checks that the compiler adds end: see build.rs. The address is that of the instruction.
+        // The checks that the compiler adds to the kernels end with this signal: see build.rs. The address is that of
+        // the instruction.
         Dl_info library;
         const uintptr_t base = dladdr(info->si_addr, &library) ? reinterpret_cast<uintptr_t>(library.dli_fbase) : 0;
         char text[160];
@@ -487,7 +488,7 @@ void* store_place(uint32_t address, uint32_t bytes) {
 void proxy_fence() { self()->fences++; }
 
 std::string launch(const Kernel& kernel, Index grid, Index size, uint32_t shared, void* const* parameters) {
-    static std::mutex one;  // fibers have one thread of the host
+    static std::mutex one;  // all fibers run on one thread of the host at a time
     static uint64_t launches = 0;
     const std::lock_guard<std::mutex> lock(one);
     static const uint64_t seed = getenv("ANIMD_EMULATOR_SEED") ? strtoull(getenv("ANIMD_EMULATOR_SEED"), nullptr, 0) : 1;
@@ -498,7 +499,8 @@ std::string launch(const Kernel& kernel, Index grid, Index size, uint32_t shared
     machine.parameters = parameters;
     machine.random = (seed << 32 | launches) * 0x9e3779b97f4a7c15 | 1;
     for (int i = 0; i < 8; i++) random();
-    // Copies and products at once, late, or in between; warps in turns or some of them far ahead of others.
+    // Copies and products happen at once, late or in between; warps take turns, or some of them run far ahead of
+    // others.
     static const unsigned kEarly[] = {256, 64, 8, 0};
     machine.copies_early = kEarly[random() % 4];
     machine.products_early = kEarly[random() % 4];

@@ -1,4 +1,4 @@
-// What the emulated headers and the kernels' registrations need of the emulator.
+// The part of the emulator that the emulated headers and the kernels' registrations use.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ struct Index {
     unsigned x, y, z;
 };
 
-// Where the running thread is; the first part of its state.
+// The position of the running thread; it is the first part of the thread's state.
 struct Here {
     Index thread, block, block_size, grid;
     unsigned rank;  // of its block in the cluster
@@ -29,7 +29,7 @@ void pause();
 
 // The `lanes` of a warp meet in an operation; the last one performs it for all, given what each has passed.
 void meet(const char* what, unsigned lanes, void* mine, void (*perform)(void* const* mine, unsigned lanes));
-// bar.sync and bar.arrive; `threads` 0: all of the block.
+// Performs bar.sync or bar.arrive; if `threads` is 0, all threads of the block take part.
 void block_barrier(int id, int threads, bool wait);
 void cluster_barrier();
 void set_registers(int count);
@@ -37,7 +37,7 @@ void set_registers(int count);
 // ---- machine.cpp: shared memory
 
 uint32_t dynamic_shared();
-// Host address of so many bytes of the block's shared memory, for ordinary loads or stores.
+// Returns the host address of so many bytes of the block's shared memory, for ordinary loads or stores.
 void* load_place(uint32_t address, uint32_t bytes);
 void* store_place(uint32_t address, uint32_t bytes);
 void proxy_fence();
@@ -59,7 +59,8 @@ void copy_wait(int pending);
 // ---- products.cpp
 
 enum class Kind { kBf16, kE4m3, kS8 };
-// d (64 x columns) = a * b + (accumulate ? d : 0) by a warpgroup; a: `registers`, or if null `a_descriptor`.
+// d (64 x columns) = a * b + (accumulate ? d : 0) by a warpgroup; a is in `registers`, or at `a_descriptor` if they are
+// null.
 void mma(Kind kind, int columns, void* d, const uint32_t* registers, uint64_t a_descriptor, uint64_t b_descriptor,
          bool b_rows, bool accumulate);
 void mma_fence();

@@ -1,7 +1,7 @@
-// Matrix products, and the numbers they are made of.
+// Matrix products, and conversions of the types of numbers that they use.
 //
-// A warpgroup's product waits in its queue until all threads have issued it, and is computed at once or when somebody waits
-// for it. Meanwhile the sum is kept here, and the threads' registers hold NaN.
+// A warpgroup's product waits in its queue until all threads have issued it, and is computed at once or when a thread
+// waits for it. Until then the sum is kept here, and the threads' registers hold NaN.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -29,7 +29,8 @@ Descriptor decode(uint64_t bits) {
     return d;
 }
 
-// The bytes of an operand, from its descriptor: contiguous along K, of `rows` rows along M or N.
+// Finds the bytes of an operand from its descriptor; the operand is contiguous along K and has `rows` rows along M or
+// N.
 void range_along(const Descriptor& d, int rows, uint32_t (&range)[2]) {
     const uint32_t last = (rows / 8 - 1) * d.stride;
     range[0] = d.swizzle == kSwizzled ? d.start & ~127u : d.start;
@@ -70,7 +71,7 @@ void widen(T* to, const uint8_t* from, Kind kind, int bytes) {
     }
 }
 
-// Rows of an operand that is contiguous along K, as [row][k].
+// Reads rows of an operand that is contiguous along K, as [row][k].
 template <class T>
 void read_along(Block& block, const Descriptor& d, int rows, Kind kind, T* to, int depth) {
     for (int row = 0; row < rows; row++)
@@ -82,7 +83,7 @@ void read_along(Block& block, const Descriptor& d, int rows, Kind kind, T* to, i
         }
 }
 
-// Sums of e4m3 products keep this many bits beside the leading one.
+// Cuts a sum of e4m3 products off to the bits that the tensor cores keep: kBits beside the leading one.
 float keep_bits(float x) {
     constexpr int kBits = 13;
     uint32_t bits;
@@ -153,8 +154,8 @@ void execute(Product& p, Block& block) {
     p.done = true;
 }
 
-// Between a sum and a thread's part of it: elements 4j, 4j + 1 are columns 8j + 2 (lane % 4) and the next of row lane / 4,
-// 4j + 2, 4j + 3 the same of the row 8 below.
+// Goes through a sum and a thread's part of it: elements 4j, 4j + 1 are columns 8j + 2 (lane % 4) and the next of row
+// lane / 4, and 4j + 2, 4j + 3 are these columns of the row 8 below.
 template <class T, class F>
 void exchange(std::vector<T>& values, int thread, F f) {
     const int columns = int(values.size()) / kRows;
@@ -198,7 +199,8 @@ uint8_t to_e4m3(float x) {
     const float magnitude = std::fabs(x);
     if (std::isnan(x)) return 0x7f;
     if (magnitude >= 448.f) return sign | 0x7e;
-    // Codes are in the order of their numbers: the unit of the last place, then its number.
+    // Codes are in the order of their values, so a code follows from the unit of the last place and the number of
+    // units.
     const int exponent = magnitude < 0x1p-6f ? -6 : std::ilogb(magnitude);
     const int units = int(std::nearbyint(std::ldexp(magnitude, 3 - exponent)));
     return sign | uint8_t(((exponent + 6) << 3) + units);
@@ -270,7 +272,7 @@ void mma(Kind kind, int columns, void* d, const uint32_t* registers, uint64_t a,
         fail("threads of a warpgroup issue different products");
     p.registers[number] = registers;
     if (active == nullptr) {
-        // The registers are the tensor cores' now: nobody may count on what is in them.
+        // The registers belong to the tensor cores now: no thread may rely on what is in them.
         if (kind == Kind::kS8)
             exchange(p.sum->integers, number, [&](int i, int32_t& value) {
                 value = static_cast<int32_t*>(d)[i];
@@ -303,7 +305,7 @@ void mma_wait(int pending) {
     Block& block = *thread.owner;
     Group& group = group_of(thread);
     const unsigned until = thread.groups > unsigned(pending) ? thread.groups - pending : 0;
-    // In order; a product begins when all threads have issued it.
+    // Products complete in order; a product begins when all threads have issued it.
     for (; thread.passed < thread.issued; thread.passed++) {
         for (;;) {
             Product& product = group.products[thread.passed - group.first];
@@ -416,7 +418,7 @@ void multiply_all_integers(void* const* all, unsigned) {
     for (int row = 0; row < 16; row++)
         for (int k = 0; k < kDepth; k++)
             for (int c = 0; c < 8; c++) d[row][c] += a[row][k] * b[k][c];
-    // Registers of the sum may be those of the summand.
+    // The registers of the sum can be those of the summand.
     for (int lane = 0; lane < 32; lane++) {
         const auto& operands = *static_cast<IntegerOperands*>(all[lane]);
         for (int i = 0; i < 4; i++) {

@@ -1,4 +1,4 @@
-// What the emulator keeps in a CUtensorMap.
+// The contents of a CUtensorMap in the emulator.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ struct Map {
 };
 static_assert(sizeof(Map) <= 128);
 
-// The 128-byte swizzle of an address of shared memory.
+// Applies the 128-byte swizzle to an address of shared memory.
 inline uint32_t swizzle(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
 }  // namespace emulator

@@ -10,20 +10,22 @@ pub enum Family {
     Wgmma,
 }
 
-/// What a card is offered.
+/// The kernels that a card can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Support {
-    /// Matrix products in bf16, convolutions, and attention: `Wgmma` has 8-bit attention with e4m3 P V, `MmaSync` with int8.
+    /// The kernels for matrix products in bf16, convolutions and attention. 8-bit attention computes P V in e4m3 with
+    /// `Wgmma`, in int8 with `MmaSync`.
     pub family: Family,
-    /// Matrix products in e4m3, and rows written as e4m3.
+    /// Whether there are matrix products in e4m3, and rows can be written as e4m3.
     pub e4m3: bool,
-    /// Matrix products in int8.
+    /// Whether there are matrix products in int8.
     pub int8: bool,
-    /// Whether a block may have 163 KiB of shared memory; the others have 99.
+    /// Whether a block can have 163 KiB of shared memory; on other cards it can have 99 KiB.
     pub large_shared: bool,
 }
 
-/// What serves a card of this compute capability (major, minor); `None` if no kernel here runs on it.
+/// Returns which kernels serve a card of this compute capability (major, minor), or `None` if no kernel here runs on
+/// it.
 ///
 /// The folder `any` has machine code for 8.0, 8.9 and 9.0, `sm80` for 8.0, 8.6 and 8.9, `sm89` for 8.9, each with PTX that the
 /// driver compiles for what is newer. Machine code runs on later minor versions of its major version, but `sm_90a` on 9.0 alone.

@@ -1,4 +1,4 @@
-//! What kernels and whoever calls them name alike.
+//! The names that the kernels and their callers share.
 
 /// What is applied to a product element by element.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub enum Spatial {
     Same,
     /// Stride 2 after one row of zeros below and one column of zeros to the right (3x3 kernels, even extents).
     Halve,
-    /// As `Same`, after each pixel has become four equal ones.
+    /// Like `Same`, after each pixel has become four equal ones.
     Double,
 }
 
@@ -34,7 +34,7 @@ pub enum Time {
     Same,
     /// One frame of the result for each pair of new frames, at the second of which the kernel ends.
     Halve,
-    /// As `Same`, but a result of `2 * channels` becomes `channels` with twice the frames: the first half of the
+    /// Like `Same`, but a result of `2 * channels` becomes `channels` with twice the frames: the first half of the
     /// channels holds the even frames.
     Double,
 }

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-/// A group of checks on a card of this compute capability; the largest cases are left out.
+/// Runs a group of checks on a card of this compute capability, without the largest cases.
 fn check(group: &str, capability: &str) {
     let output = Command::new(env!("CARGO_BIN_EXE_kernel-check"))
         .args(["--checks-only", "--quick", "--only", group])

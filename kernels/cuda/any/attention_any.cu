@@ -11,5 +11,5 @@
 ATTENTION(attention_any_64, 64, 64, 1)
 ATTENTION(attention_any_128, 128, 64, 1)
 ATTENTION(attention_any_384, 384, 32, 3)
-// Where a block has but 99 KiB of shared memory.
+// The instance for cards where a block has only 99 KiB of shared memory.
 ATTENTION(attention_any_384_narrow, 384, 16, 3)

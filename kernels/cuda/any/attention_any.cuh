@@ -1,5 +1,6 @@
-// Attention for any head width, with an optional bias by distance, by mma.sync: the plain kernel for what is small, or
-// narrow, or wide. Schedule after FlashAttention-2 (arXiv 2307.08691). Nothing here needs more than compute capability 8.0.
+// Attention for any head width, with an optional bias by distance, by mma.sync: the plain kernel for attention
+// that is small, narrow or wide. The schedule follows FlashAttention-2 (arXiv 2307.08691). Nothing here needs more than
+// compute capability 8.0.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -14,8 +15,8 @@ using namespace gpu;
 
 constexpr int kRows = 64;  // queries of a block, 16 for each of four warps
 
-// kWidth: channels of a head, filled up with zeros. kKeys: of a tile. kSplit: into how many parts the channels of V are
-// split, with four warps for each; all of them compute the same scores.
+// kWidth is the channels of a head, filled up with zeros, kKeys the keys of a tile. kSplit is the number of parts that
+// the channels of V are split into, with four warps for each part; all warps compute the same scores.
 template <int kWidth_, int kKeys_, int kSplit_>
 struct Shape {
     static constexpr int kWidth = kWidth_, kKeys = kKeys_, kSplit = kSplit_;
@@ -37,7 +38,7 @@ struct Arguments {
     float scale;
 };
 
-// Rows `first`.. of a matrix to shared memory, `count` of them; zeros beyond its rows and columns.
+// Copies `count` rows of a matrix from row `first` on to shared memory, with zeros beyond its rows and columns.
 template <class Shape>
 __device__ __forceinline__ void load_rows(
     uint32_t to, const __nv_bfloat16* from, int64_t stride, int first, int count, int rows, int width) {
@@ -139,7 +140,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
             }
         }
 
-        // V by rows is the right operand transposed: lanes 0 to 15 give 16 keys, the others the same 8 columns on.
+        // V as it lies is the right operand transposed: lanes 0 to 15 give 16 keys, the others the same 8 columns on.
         const uint32_t value = value_tile(stage) + (lane % 16 * kStride + part * kPart + lane / 16 * 8) * 2;
 #pragma unroll
         for (int n = 0; n < kKeys; n += 16) {

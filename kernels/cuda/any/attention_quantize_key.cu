@@ -1,12 +1,14 @@
-// K of the 8-bit attention: bf16, less the mean of each channel, rotated, to int8 with a scale a tile and head. The mean
-// adds the same to all scores of a query, so that softmax does not see it.
+// Prepares K of the 8-bit attention: subtracts the mean of each channel from the bf16 values, rotates them, and
+// quantises them to int8 with a scale for each tile and head. The mean adds the same to all scores of a query, so
+// softmax does not see it.
 #include "attention_rows.cuh"
 
 using namespace eight_bit;
 
 namespace {
 
-// kImages: tiles follow each other within a head, and the last one has zeros beyond the last key; otherwise keys lie as they did.
+// With kImages the tiles of a head follow each other, and the last one has zeros beyond the last key; otherwise keys
+// lie as in the input.
 template <int kKeys, bool kImages>
 __device__ __forceinline__ void quantize(
     const __nv_bfloat16* k, int64_t stride, const float* mean, uint8_t* quantized, float* scale, int keys) {

@@ -1,4 +1,5 @@
-// Q of the 8-bit attention: bf16, rotated, to int8 with a scale a row and head.
+// Prepares Q of the 8-bit attention: rotates the bf16 rows and quantises them to int8 with a scale for each row and
+// head.
 #include "attention_rows.cuh"
 
 using namespace eight_bit;
@@ -8,7 +9,7 @@ namespace {
 constexpr int kRows = 96;  // of a block
 constexpr int kRowThreads = 4 * kRows;
 
-// log2(e) / sqrt(128), over the 128 by which the rotation multiplies scores.
+// This is log2(e) / sqrt(128), divided by the 128 by which the rotation multiplies scores.
 constexpr float kLogit = 1.4426950408889634f * 0.08838834764831845f / 128.f;
 
 }  // namespace

@@ -1,5 +1,5 @@
-// What the kernels that prepare the operands of 8-bit attention share, on all cards: rows of Q and K in int8 with a scale,
-// rotated, and the statistics of K and V.
+// Functions that the kernels that prepare the operands of 8-bit attention share on all cards: rows of Q and K are
+// rotated and quantised to int8 with a scale, and statistics of K and V are computed.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -24,12 +24,12 @@ __device__ __forceinline__ void unpack(float (&x)[kColumns], uint4 bits) {
     }
 }
 
-// Eight columns of a row, zeros beyond the last row.
+// Loads eight columns of a row, or zeros beyond the last row.
 __device__ __forceinline__ uint4 load_row(const __nv_bfloat16* from, int64_t stride, int row, int rows) {
     return row < rows ? __ldg(reinterpret_cast<const uint4*>(from + row * stride)) : make_uint4(0, 0, 0, 0);
 }
 
-// ---- Rows of Q and K: four threads a row, each with columns 32i + 8l + 0..7 for i in 0..4, l its number
+// ---- Rows of Q and K: four threads share a row; thread l has the columns 32i + 8l + 0..7 for i in 0..4
 
 constexpr int kShare = kHeadDim / 4;
 
@@ -43,8 +43,8 @@ __device__ __forceinline__ void load_share(float (&x)[kShare], const __nv_bfloat
     }
 }
 
-// A Hadamard transform of the row, not normalised: it multiplies all products of rows by 128. It spreads channels that are
-// much greater than others over all, which one scale for all of them needs.
+// Applies a Hadamard transform to the row without normalising it: it multiplies all products of rows by 128. The
+// transform spreads channels that are much greater than others over all channels, because all of them get one scale.
 __device__ __forceinline__ void rotate(float (&x)[kShare]) {
 #pragma unroll
     for (int step = 1; step < kShare; step *= 2) {

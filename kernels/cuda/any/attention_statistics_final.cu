@@ -1,4 +1,4 @@
-// Second half of the column statistics: from the chunks of attention_statistics.cu to means and scales.
+// Second half of the column statistics: turns the chunks of attention_statistics.cu into means and scales.
 #include "attention_rows.cuh"
 
 using namespace eight_bit;

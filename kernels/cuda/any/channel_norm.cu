@@ -1,5 +1,5 @@
-// The VAE's norm: each voxel of a channels-last volume divided by its length over the channels, times sqrt(channels) and
-// gamma; then SiLU, if asked for.
+// The VAE's norm: each voxel of a channels-last volume is divided by its length over the channels and multiplied by
+// sqrt(channels) and gamma; SiLU follows if asked for.
 #include "epilogue.cuh"
 #include "rows.cuh"
 
@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kMost = 3;  // pieces of 8 channels of a thread
 
-// kLanes threads take a voxel, piece after piece in turns.
+// kLanes threads share a voxel and take its pieces in turns.
 template <int kLanes, class Element>
 __device__ __forceinline__ void channel_norm(
     const Element* x, const float* gamma, Element* y, int64_t voxels, int channels, int silu) {

@@ -1,4 +1,4 @@
-// A volume's channels from innermost to outermost.
+// Moves a volume's channels from the innermost to the outermost axis.
 #include "rows.cuh"
 
 namespace {

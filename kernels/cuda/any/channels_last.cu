@@ -1,4 +1,4 @@
-// A volume's channels from outermost to innermost, filled up with zeros.
+// Moves a volume's channels from the outermost to the innermost axis, filled up with zeros.
 #include "rows.cuh"
 
 // x: [channels, voxels] f32 -> y: [voxels, stride] bf16. Grid: (voxels / 256, stride / 8); 256 threads.

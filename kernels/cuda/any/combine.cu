@@ -1,5 +1,5 @@
-// Weighted sums of up to eight tensors, from left to right in f32, each operation rounded, as the reference does it:
-// guidance, the samplers' steps, modulations, and with one term conversions.
+// Weighted sums of up to eight tensors, from left to right in f32, each operation rounded, as the reference does it.
+// They serve guidance, the samplers' steps and modulations; a sum of one term is a conversion.
 #include "rows.cuh"
 
 namespace {

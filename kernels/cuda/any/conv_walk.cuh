@@ -2,7 +2,7 @@
 // runs over the kernel's taps and, innermost, the channels.
 //
 // A tile's rows are a rectangle of pixels of one frame, so that for each tap the operand A is a box of the input, shifted
-// by the tap. Frames come from up to eight volumes that follow each other in time, so that a causal past need not be copied
+// by the tap. Frames come from up to eight volumes that follow each other in time, so a causal past need not be copied
 // in front of its chunk.
 #pragma once
 
@@ -11,10 +11,11 @@ namespace conv {
 constexpr int kParts = 8;
 constexpr int kChannels = 64;  // of a block of K
 
-// For the kernel, input frames are counted through all parts. Frame t of the product starts at input frame
-// t * frame_step - frames_before; a tap before frame 0 meets zeros and is left out. Pixel (x, y) of the product starts at
-// input pixel (step x + x0, step y + y0), and is written at (out_step x + out_x, out_step y + out_y). Frame t is written
-// at frame_out * t, and columns beyond the output's width one frame later (gemm::Epilogue::half_step).
+// A convolution's extents and steps. Input frames are numbered through all parts. Frame t of the product starts at
+// input frame t * frame_step - frames_before; a tap before frame 0 meets zeros and is left out. Pixel (x, y) of the
+// product starts at input pixel (step x + x0, step y + y0), and is written at (out_step x + out_x, out_step y + out_y).
+// Frame t is written at frame_out * t, and columns beyond the output's width one frame later
+// (gemm::Epilogue::half_step).
 struct Geometry {
     int starts[kParts + 1];  // first frame of each part; the total for parts that there are not
     int frames, height, width;  // of the product
@@ -27,7 +28,7 @@ struct Geometry {
     int out_step, out_x, out_y, out_height, out_width, frame_out;
 };
 
-// Shape: of tiles, with kColumns, and kCluster blocks that take patches below each other.
+// `Shape` is that of the tiles: it has kColumns, and kCluster blocks that take patches below each other.
 template <class Shape>
 struct Walk {
     const Geometry& g;
@@ -41,13 +42,13 @@ struct Walk {
 
     __device__ __forceinline__ int across() const { return (g.outputs + Shape::kColumns - 1) / Shape::kColumns; }
     __device__ __forceinline__ int tiles() const { return across() * g.frames * g.patch_pairs; }
-    // Columns of a patch follow each other, then patches, then frames.
+    // Returns what a tile covers: the columns of a patch come one after the other, then the patches, then the frames.
     __device__ __forceinline__ Place place(int tile, int rank) const {
         Place place;
         const int patches = tile / across();
         place.column = (tile - patches * across()) * Shape::kColumns;
         place.frame = patches / g.patch_pairs;
-        // A frame's last pair may have but one patch: the other one then lies below the frame.
+        // A frame's last pair can have only one patch; the other one then lies below the frame.
         const int patch = (patches - place.frame * g.patch_pairs) * Shape::kCluster + rank;
         const int down = patch / g.patches_across;
         place.y = down << g.patch_height_log2;
@@ -73,22 +74,22 @@ struct Walk {
         cursor.y = 0;
         cursor.t++;
     }
-    // Of the last channels, no more than there are (and zeros); 16 for each instruction.
+    // Returns the instructions of a block of K, 16 channels each: 4, or 1 or 2 where the last channels need no more.
     __device__ __forceinline__ int steps(const Cursor& cursor) const {
         const int left = g.channels - cursor.channel;
         return left > 32 ? 4 : left > 16 ? 2 : 1;
     }
-    // The part that an input frame is in.
+    // Returns the part that an input frame is in.
     __device__ __forceinline__ int part(int frame) const {
         int part = 0;
         while (part + 1 < kParts && frame >= g.starts[part + 1]) part++;
         return part;
     }
-    // The input frame of a block of K.
+    // Returns the input frame of a block of K.
     __device__ __forceinline__ int frame(const Place& place, const Cursor& cursor) const {
         return place.frame * g.frame_step - g.frames_before + cursor.t;
     }
-    // Pixels of a patch are numbered row by row.
+    // Returns the output's row of pixel i of a patch; pixels are numbered row by row.
     __device__ __forceinline__ int row(const Place& place, int i) const {
         const int y = place.y + (i >> g.patch_width_log2), x = place.x + (i & ((1 << g.patch_width_log2) - 1));
         if (y >= g.height || x >= g.width) return -1;

@@ -1,4 +1,4 @@
-// Copies between any two layouts, with conversion: what no other kernel does on its way.
+// Copies between any two layouts, with conversion, for what no other kernel does along with its work.
 #include <cuda_bf16.h>
 
 #include <instructions/base.cuh>

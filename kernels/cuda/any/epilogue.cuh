@@ -9,7 +9,7 @@ namespace gemm {
 
 using namespace gpu;
 
-// As the launcher numbers them.
+// The activations, as the launcher numbers them.
 enum Activation { kNone = 0, kSilu = 1, kGeluTanh = 2, kGeluErf = 3 };
 
 // How a product ends; in all of them y = row_scale * column_scale * product + bias.
@@ -18,8 +18,8 @@ enum Activation { kNone = 0, kSilu = 1, kGeluTanh = 2, kGeluErf = 3 };
 //   kNormed     silu(gamma * sqrt(columns) * y / max(|y|, 1e-12)), |y| over a row, all of which is in one tile; no scales
 enum EpilogueKind { kPlain, kActivated, kNormed };
 
-// Absent parts are null. Columns of an output that is narrower than the product (`width` < columns) go `half_step` rows
-// on for each `width` of them.
+// The arguments of an epilogue; absent parts are null. If the output is narrower than the product (`width` < columns),
+// each further `width` columns go `half_step` rows further down.
 struct Epilogue {
     const float* row_scale;            // [rows]
     const float* column_scale;         // [columns]
@@ -39,7 +39,7 @@ struct Epilogue {
 
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.f, 1.f + exp2_fast(-1.4426950408889634f * x)); }
 
-// x times the sigmoid of y; 0 for y far below 0, where the quotient of __fdividef is 0 too.
+// Computes x times the sigmoid of y; 0 for y far below 0, where the quotient of __fdividef is 0 too.
 template <int kCount>
 __device__ __forceinline__ void activate(float (&x)[kCount][4], int activation) {
     if (activation == kNone) return;
@@ -90,7 +90,8 @@ struct Raw<__nv_bfloat16> {
     using Four = uint2;
 };
 
-// The channel norm over the two rows that a thread shares with three others; x becomes (x + bias) * factor of the row.
+// Applies the channel norm to the two rows that a thread shares with three others: x becomes (x + bias) * factor of the
+// row.
 template <int kSums>
 __device__ __forceinline__ void normalize(float (&sum)[kSums], const float* bias, int columns, int lane) {
     float square[2] = {0.f, 0.f};
@@ -133,7 +134,7 @@ __device__ __forceinline__ void prefetch_residual(
 }
 
 // Writes 16 rows of a tile, from row `first` on, that a warp has as accumulators: 4j, 4j + 1 are columns 8j + 2 (lane % 4)
-// and the next of row lane / 4, 4j + 2, 4j + 3 the same of the row 8 below.
+// and the next of row lane / 4, and 4j + 2, 4j + 3 are these columns of the row 8 below.
 template <class Shape, EpilogueKind kKind, class Output, class Problem, class Place>
 __device__ __forceinline__ void finish(
     const Problem& problem, const Place& place, const Epilogue& e, float (&sum)[Shape::kSums], int first,
@@ -155,8 +156,8 @@ __device__ __forceinline__ void finish(
     auto* output = static_cast<Output*>(e.output);
     if constexpr (kKind == kNormed) normalize(sum, e.bias, columns, lane);
 
-    // What a chunk needs of the columns is loaded while the one before is worked on. For the residual, too, there are not
-    // enough registers.
+    // What a chunk needs of the columns is loaded while the one before is worked on. There are not
+    // enough registers to do so for the residual, too.
     float4 factor, bias, gate;
     typename Raw<Output>::Four added[kKind == kPlain ? kPasses : 1];
     auto load_columns = [&](int c) {

@@ -1,10 +1,10 @@
-// Layer norm over rows, learned or modulated by the time; to e4m3 and int8 it quantises what the next product reads, for int8
-// after a rotation.
+// Layer norm over rows, learned or modulated by the time. The instances that write e4m3 or int8 quantise what the next
+// product reads, for int8 after a rotation.
 #include "rows.cuh"
 
 namespace {
 
-// The block's row of x, normed.
+// Returns the block's row of x, normed.
 template <class Input>
 __device__ __forceinline__ rows::Row layer_norm(
     const Input* x, int64_t x_stride, const float* factor, const float* summand, float one, int columns, float eps) {
@@ -37,7 +37,7 @@ __device__ __forceinline__ rows::Row layer_norm(
     }
 ROW_KERNELS(LAYER_NORM, layer_norm)
 
-// The same to int8, rotated by `group`; norm: 1 / sqrt(group).
+// Layer norm to int8, rotated by `group`; norm: 1 / sqrt(group).
 #define LAYER_NORM_INT8(NAME, INPUT)                                                                               \
     extern "C" __global__ void __launch_bounds__(1024)                                                             \
         NAME(const INPUT* x, int64_t x_stride, const float* factor, const float* summand, float one, int8_t* y,    \

@@ -1,4 +1,4 @@
-// Latents to tokens and back, in f32: patches of 2 x 2 pixels.
+// Turns latents into tokens, in f32: a token is a patch of 2 x 2 pixels.
 #include <cstdint>
 
 // x: [x_channels, frames, height, width], y: [y_channels, ..] (seen as more channels, may be null) f32 -> tokens:

@@ -1,5 +1,5 @@
-// Rows to e4m3, each with the scale that makes its greatest magnitude e4m3's greatest number, 448; or, after a rotation, to
-// int8 and 127.
+// Quantises rows to e4m3, each with the scale that makes its greatest magnitude e4m3's greatest number, 448; or, after
+// a rotation, to int8 and 127.
 #include "rows.cuh"
 
 // x: [rows, columns] -> y: like x, e4m3; scale: [rows] f32. Grid: rows; threads: columns / 16 in whole warps.
@@ -12,7 +12,7 @@
 QUANTIZE_ROWS(quantize_rows_bf16, __nv_bfloat16)
 QUANTIZE_ROWS(quantize_rows_f32, float)
 
-// The same to int8, rotated by `group`; norm: 1 / sqrt(group).
+// Quantisation to int8, rotated by `group`; norm: 1 / sqrt(group).
 #define QUANTIZE_ROWS_INT8(NAME, INPUT)                                                                       \
     extern "C" __global__ void __launch_bounds__(1024)                                                        \
         NAME(const INPUT* x, int64_t x_stride, int8_t* y, int64_t y_stride, float* scale, int columns,        \

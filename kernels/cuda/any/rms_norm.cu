@@ -1,5 +1,5 @@
-// RMS norm over rows, then, with tables, the rotary embedding of adjacent pairs within each head. Queries and keys of one
-// layer are two matrices of one launch.
+// RMS norm over rows, then, with tables, the rotary embedding of adjacent pairs within each head. The queries and the
+// keys of a layer are two matrices of one launch.
 #include "rows.cuh"
 
 namespace {

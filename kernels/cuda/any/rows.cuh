@@ -1,5 +1,6 @@
-// What the kernels over rows share: a block takes a row, a thread up to 16 elements of it in 16-byte (bf16) or 32-byte (f32)
-// pieces; sums and maxima over the row in a fixed order, so that the same input gives the same bits.
+// Functions that the kernels over rows share. A block takes a row, and a thread up to 16 elements of it in 16-byte
+// (bf16) or 32-byte (f32) pieces. Sums and maxima over the row have a fixed order, so the same input gives the same
+// bits.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -36,7 +37,7 @@ __device__ __forceinline__ void store(float* to, const float (&x)[kVector]) {
     reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
     reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
 }
-// e4m3
+// Stores a piece as e4m3.
 __device__ __forceinline__ void store(uint8_t* to, const float (&x)[kVector]) {
     *reinterpret_cast<uint2*>(to) =
         make_uint2(gpu::pack_e4m3(x[0], x[1], x[2], x[3]), gpu::pack_e4m3(x[4], x[5], x[6], x[7]));
@@ -51,7 +52,8 @@ struct Greatest {
     __device__ static __forceinline__ float of(float a, float b) { return fmaxf(a, b); }
 };
 
-// Over all threads of the block, to all of them. Each use in a kernel needs a `shared` of its own.
+// Reduces x over all threads of the block; all of them get the result. Each use in a kernel needs a `shared` of its
+// own.
 template <class Operation>
 __device__ __forceinline__ float reduce(float x, float (&shared)[32]) {
 #pragma unroll
@@ -92,7 +94,7 @@ struct Row {
         return sum;
     }
 
-    // Of the differences from `mean`.
+    // Returns the sum of the squared differences from `mean` over this thread's pieces.
     __device__ __forceinline__ float squares(float mean) const {
         float sum = 0.f;
 #pragma unroll
@@ -104,7 +106,7 @@ struct Row {
         return sum;
     }
 
-    // Writes the row; e4m3 with its scale.
+    // Writes the row, and its scale if it is e4m3.
     template <class Output>
     __device__ __forceinline__ void write(Output* to, float*) const {
 #pragma unroll
@@ -131,9 +133,10 @@ struct Row {
     }
 
     // Rotates each `group` columns, a power of 4 up to 256, by the Kronecker power of h4 = [[1, 1, 1, -1], [1, 1, -1, 1],
-    // [1, -1, 1, 1], [-1, 1, 1, 1]]. Not normalised: it multiplies lengths by sqrt(group). h4 takes from the sum of four
-    // elements twice the one across, so y[i] = (x[i] - x[i ^ 3]) + (x[i ^ 1] + x[i ^ 2]); the four are neighbours for the
-    // first digit of a column's number in base 4, four apart for the second, and so on. A warp has 256 columns.
+    // [1, -1, 1, 1], [-1, 1, 1, 1]]. The rotation is not normalised: it multiplies lengths by sqrt(group). h4 takes
+    // from the sum of four elements twice the one across, so y[i] = (x[i] - x[i ^ 3]) + (x[i ^ 1] + x[i ^ 2]); the four
+    // are neighbours for the first digit of a column's number in base 4, four apart for the second, and so on. A warp
+    // has 256 columns.
     __device__ __forceinline__ void rotate(int group) {
 #pragma unroll
         for (int i = 0; i < kPieces; i++) {
@@ -164,8 +167,8 @@ struct Row {
         }
     }
 
-    // Rotates by `group`, and writes the row as int8 with its scale, which is that of a normalised rotation: `norm` is
-    // 1 / sqrt(group).
+    // Rotates by `group`, and writes the row as int8 with the scale of a normalised rotation:
+    // `norm` is 1 / sqrt(group).
     __device__ __forceinline__ void write_int8(int8_t* to, float* scale, int group, float norm) {
         constexpr float kGreatestInt8 = 127.f;
         constexpr float kBias = 12582912.f;  // the lowest byte of a number added to it is that number, rounded
@@ -192,7 +195,7 @@ struct Row {
     }
 
   private:
-    // The digit of two bits of the lane, of which `kStep` is the lower one.
+    // Rotates by the digit of two bits of the lane, of which `kStep` is the lower one.
     template <int kStep>
     __device__ __forceinline__ static void rotate_lanes(float (&p)[kVector]) {
 #pragma unroll

@@ -1,8 +1,9 @@
-// f32 rows as sums of two bf16 numbers, three times as wide, so that a bf16 product with f32 sums comes within 2^-16 of
-// the f32 product: (high, low, high) of A times (high, high, low) of B leaves out only low times low.
+// Splits f32 rows into sums of two bf16 numbers, three times as wide, so that a bf16 product with f32 sums comes within
+// 2^-16 of the f32 product: (high, low, high) of A times (high, high, low) of B leaves out only low times low.
 #include "rows.cuh"
 
-// x: [rows, columns] f32 -> y: [rows, 3 columns] bf16; `second`: as operand B. Grid: rows * columns / 2048; 256 threads.
+// x: [rows, columns] f32 -> y: [rows, 3 columns] bf16; `second`: whether y is operand B. Grid: rows * columns / 2048;
+// 256 threads.
 extern "C" __global__ void __launch_bounds__(256) split_rows(
     const float* x, int64_t x_stride, __nv_bfloat16* y, int64_t y_stride, int second, int columns, int count) {
     const int pieces = columns / rows::kVector;

@@ -1,4 +1,4 @@
-// Tokens to a latent: the inverse of patchify.cu but for the order of features.
+// Turns tokens into a latent: the inverse of patchify.cu but for the order of features.
 #include <cstdint>
 
 // tokens: [frames * height/2 * width/2, 4 channels] f32, features in the order row, column, channel -> x: [channels,

@@ -1,4 +1,4 @@
-// Instructions of all supported cards as functions: of compute capability 8.0, and e4m3 of 8.9. All inline PTX of the kernels
+// Functions for instructions of all supported cards: those of compute capability 8.0, and e4m3 of 8.9. All inline PTX
 // is in this folder, so that the emulator can put its own headers of the same names in its place.
 #pragma once
 
@@ -7,17 +7,18 @@
 
 namespace gpu {
 
-// Where the block's dynamic shared memory begins, as an address of shared memory; aligned to 16 bytes.
+// Returns where the block's dynamic shared memory begins, as an address of shared memory; aligned to 16 bytes.
 __device__ __forceinline__ uint32_t dynamic_shared() {
     extern __shared__ __align__(16) uint8_t shared[];
     return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
-// The same value in every lane, known to the compiler as such: addresses computed from it stay in uniform registers.
+// Returns a value that is the same in every lane, and that the compiler knows to be so: addresses computed from it stay
+// in uniform registers.
 __device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
-// The same address, of which the compiler knows nothing more: what is added to it stays in the instructions, where it would
-// otherwise keep every sum in a register.
+// Returns the same address, about which the compiler then knows nothing: what is added to it stays in the instructions.
+// The compiler would otherwise keep every sum in a register.
 __device__ __forceinline__ uint32_t opaque(uint32_t address) {
     asm volatile("" : "+r"(address));
     return address;
@@ -65,7 +66,7 @@ __device__ __forceinline__ float2 load_shared_pair(uint32_t from) {
     return x;
 }
 
-// Global loads that stay where they are written: they are meant to be under way while something else is computed.
+// Global loads that the compiler does not move: they are meant to be under way while something else is computed.
 __device__ __forceinline__ float4 load_global(const float* from) {
     float4 x;
     asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -79,7 +80,7 @@ __device__ __forceinline__ uint2 load_global(const __nv_bfloat16* from) {
     asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from) : "memory");
     return x;
 }
-// Stores of 8 and 16 bytes. Written as assignments, ptxas gets some of them as single words.
+// Stores of 8 and 16 bytes. If they were assignments, ptxas would get some of them as single words.
 __device__ __forceinline__ void store_global(void* to, float2 x) {
     asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x.x), "f"(x.y) : "memory");
 }
@@ -92,12 +93,12 @@ __device__ __forceinline__ void store_global(void* to, float4 x) {
 __device__ __forceinline__ void store_global(void* to, uint4 x) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }
-// Asks the L2 cache for what is there.
+// Asks the L2 cache to load what lies at this address.
 __device__ __forceinline__ void prefetch_global(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 
 // ---- Copies from global to shared memory, in groups of each thread
 
-// 16 bytes, or zeros.
+// Copies 16 bytes, or writes zeros if nothing is `there`.
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
@@ -109,7 +110,8 @@ __device__ __forceinline__ void copy_wait() {
 
 // ---- Matrix products of a warp
 
-// Four 8 x 8 matrices of 16-bit elements, whose rows the lanes give: 0 to 7 those of the first, and so on.
+// Loads four 8 x 8 matrices of 16-bit elements. The lanes give the addresses of the rows: lanes 0 to 7 those of the
+// first matrix, and so on.
 __device__ __forceinline__ void load_matrices(uint32_t (&x)[4], uint32_t from) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
@@ -149,7 +151,7 @@ __device__ __forceinline__ void multiply_s8(int* d, const uint32_t (&a)[4], uint
         : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
 }
-// The same of a of u8.
+// d = a * b + c like multiply_s8, but with a of u8.
 __device__ __forceinline__ void multiply_u8(int* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int (&c)[4]) {
     asm volatile(
         "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -166,8 +168,8 @@ __device__ __forceinline__ void named_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Holds back what follows, a barrier say, until `x` is known, which is never 2^32 - 1: a store that never happens wants it.
-// Compilers otherwise move arithmetic behind barriers, towards its use.
+// Holds back what follows, for example a barrier, until `x` is known. A store that never happens needs `x`, which is
+// never 2^32 - 1. Compilers otherwise move arithmetic behind barriers, towards its use.
 __device__ __forceinline__ void hold_until_known(uint32_t x, uint32_t address) {
     asm volatile("{ .reg .pred never; setp.eq.u32 never, %0, 0xffffffff; @never st.volatile.shared.u32 [%1], %0; }" ::"r"(x),
                  "r"(address)
@@ -176,14 +178,14 @@ __device__ __forceinline__ void hold_until_known(uint32_t x, uint32_t address) {
 
 // ---- Arithmetic
 
-// The lowest bytes of four words, the first in the lowest byte.
+// Returns the lowest bytes of four words, the first in the lowest byte.
 __device__ __forceinline__ uint32_t gather_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
 }
-// The sum of four unsigned bytes, and of `more`.
+// Returns the sum of four unsigned bytes and `more`.
 __device__ __forceinline__ uint32_t sum_bytes(uint32_t bytes, uint32_t more) { return __dp4a(bytes, 0x01010101u, more); }
 
-// 2 to the x with 2 ulp of error; 0 for minus infinity.
+// Returns 2 to the x with 2 ulp of error; 0 for minus infinity.
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -196,7 +198,8 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     return packed;
 }
 
-// ---- Numbers of e4m3. Older cards than compute capability 8.9 do not know them, and launchers load nothing there that does.
+// ---- Numbers of e4m3. Cards older than compute capability 8.9 lack them, and launchers use no kernel there that needs
+// them.
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
 __device__ __forceinline__ uint32_t pack_e4m3(float, float, float, float) {
@@ -205,7 +208,7 @@ __device__ __forceinline__ uint32_t pack_e4m3(float, float, float, float) {
 }
 __device__ __forceinline__ void unpack_e4m3(float (&)[4], uint32_t) { asm volatile("trap;"); }
 #else
-// Four e4m3 numbers, the first in the lowest byte; what exceeds 448 becomes 448.
+// Returns four e4m3 numbers, the first in the lowest byte; what exceeds 448 becomes 448.
 __device__ __forceinline__ uint32_t pack_e4m3(float a, float b, float c, float d) {
     uint32_t packed;
     asm("{ .reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"

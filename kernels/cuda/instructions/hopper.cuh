@@ -1,4 +1,4 @@
-// Hopper's instructions as functions: mbarriers, clusters, bulk tensor copies, warpgroup matrix products, register
+// Functions for Hopper's instructions: mbarriers, clusters, bulk tensor copies, warpgroup matrix products, register
 // hand-over. PTX ISA 8.x names them; each wrapper is one instruction. Only for sm_90a.
 #pragma once
 
@@ -51,7 +51,7 @@ __device__ __forceinline__ uint32_t cluster_rank() {
     return rank;
 }
 
-// All threads of all blocks of the cluster.
+// Waits for all threads of all blocks of the cluster.
 __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
@@ -98,8 +98,8 @@ __device__ __forceinline__ void load_4d(
         : "memory");
 }
 
-// To the same address in each block of the cluster whose bit is set in `blocks`; there the barrier at the same address
-// counts the bytes.
+// Copies to the same address in each block of the cluster whose bit is set in `blocks`. The barrier at the same address
+// in each of these blocks counts the bytes.
 __device__ __forceinline__ void load_2d_multicast(
     uint32_t to, const CUtensorMap* map, uint32_t barrier, uint16_t blocks, int x, int y) {
     asm volatile(
@@ -117,14 +117,14 @@ __device__ __forceinline__ void load_3d_multicast(
         : "memory");
 }
 
-// `bytes` contiguous bytes, a multiple of 16.
+// Copies `bytes` contiguous bytes, a multiple of 16.
 __device__ __forceinline__ void load_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                  "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
 }
 
-// ---- Registers: a warpgroup gives some up, another takes them
+// ---- Registers: one warpgroup gives some up, and another takes them
 
 template <int kCount>
 __device__ __forceinline__ void release_registers() {
@@ -144,8 +144,8 @@ __device__ __forceinline__ void mma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// Keeps the compiler from moving reads or writes of registers across this point: it cannot know that a product still
-// works on them.
+// Keeps the compiler from moving reads or writes of registers across this point: it cannot know that a product is
+// still using them.
 template <int kCount>
 __device__ __forceinline__ void pin(float (&r)[kCount]) {
 #pragma unroll

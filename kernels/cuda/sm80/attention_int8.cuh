@@ -1,18 +1,19 @@
 // softmax(Q K^T) V for heads of 128 with all operands in 8 bits, by mma.sync: s8 Q K^T, u8 P, s8 V, s32 sums.
 //
 // A block takes 192 queries, 16 for each of twelve warps, and walks over tiles of 128 keys, two of which are in shared memory.
-// K and V are there as the preparing kernels have written each tile, so that copies need no bounds and no arithmetic.
+// K and V lie there as the preparing kernels have written each tile, so copies need no bounds and no arithmetic.
 //
 // - Sums begin at the bits of 12582912 = 3 * 2^22, so that they are floats as they come: 128 * 127 * 127 < 2^21 for scores, and
 //   128 * 255 * 127 < 2^22 for a tile's part of the output. The first product of each sum has them as its summand.
-// - P is rounded to whole numbers below 255 at the greatest of its own tile: relative to the greatest so far, which is what a
-//   float would be, tiles of small scores would lose their bits. The tile's part of the output is weighted where it is added
-//   up, in f32 by one fma. The sums of P are those of the rounded numbers.
+// - P is rounded to whole numbers below 255 at the greatest of its own tile: relative to the greatest so far, as a float
+//   would be, tiles of small scores would lose their bits. The tile's part of the output is weighted when it is added to
+//   the sum, in f32 by one fma. The sums of P are those of the rounded numbers.
 // - Registers of scores are, packed in place, those of P as the left operand of P V if V has its keys in another order, which
 //   is how attention_quantize_value writes it.
-// - Each scheduler has three warps, and at any time one of them computes scores, one makes its scores to P, and one multiplies
-//   P by V: thirds of the block go through these three phases, a phase apart, with a barrier after each. So the tensor cores
-//   have the products of two warps to choose from, while the third one's arithmetic lasts as long as they.
+// - Each scheduler has three warps, and at any time one of them computes scores, one turns its scores into P, and one
+//   multiplies P by V: thirds of the block go through these three phases, one phase apart, with a barrier after each
+//   phase. So the tensor cores have the products of two warps to choose from, while the third warp's arithmetic lasts as
+//   long as these products.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -37,7 +38,8 @@ constexpr int kBiasBits = 0x4b400000;
 constexpr float kBias = 12582912.f;
 constexpr float kUnits = 8388608.f;      // 2^23: added to a smaller number, it leaves its rounding in the low bits
 constexpr float kLog2Most = 7.9943534f;  // log2(255)
-// Of scores, so that it times minus infinity is that; scores of such a scale are 0 beside the others.
+// The least scale of scores, so that its product with minus infinity is minus infinity; scores of such a scale are 0
+// beside the others.
 constexpr float kLeastScale = 1e-30f;
 
 struct Arguments {
@@ -53,7 +55,7 @@ struct Arguments {
     int rows, keys;
 };
 
-// Where 16 bytes of a row of a tile lie.
+// Returns where 16 bytes of a row of a tile lie.
 __device__ __forceinline__ uint32_t unit(uint32_t tile, int row, int unit) {
     return tile + row * kRowBytes + ((unit ^ (row & 7)) << 4);
 }
@@ -65,7 +67,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
     const int tiles = (a.keys + kKeys - 1) / kKeys;
     const float* key_scales = a.key_scale + int64_t(head) * tiles;
 
-    // The first third copies tiles of K, the second one tiles of V; 16 bytes of every 16th row are a thread's.
+    // The first third copies tiles of K, the second one tiles of V; a thread copies 16 bytes of every 16th row.
     const int third = warp / 4, thread = threadIdx.x % 128;
     constexpr int kEvery = 128 / 8;
     const uint8_t* from = (third == 0 ? a.key : a.value) + int64_t(head) * tiles * kTileBytes + thread * 16;
@@ -104,7 +106,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
     float weight[2];                      // of the tile's part in o
     float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
 
-    // s = Q K^T of a tile
+    // Computes s = Q K^T of a tile.
     auto score = [&](uint32_t tile) {
         uint32_t q[4][4];
 #pragma unroll
@@ -130,7 +132,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
             }
     };
 
-    // o += weight * P V of a tile
+    // Adds weight * P V of a tile to o.
     auto add = [&](uint32_t tile) {
 #pragma unroll
         for (int n = 0; n < kHeadDim / 8; n += 4) {
@@ -160,7 +162,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
         }
     };
 
-    // s to p, weight and sum
+    // Turns s into p, weight and sum.
     auto soften = [&](int tile) {
         float scale[2];
 #pragma unroll
@@ -225,23 +227,23 @@ __device__ __forceinline__ void run(const Arguments& a) {
             weight[r] = exp2_fast(exponent[r] - maximum[r]);
             sum[r] = fmaf(__int2float_rn(int(count[r])), weight[r], sum[r]);
         }
-        // All of P is made in this phase.
+        // All of P must be computed in this phase.
         hold_until_known(count[0] | count[1], queries);
     };
 
     copy_wait<0>();
     __syncthreads();
-    // Each third is a phase behind the one before, so that they meet at different places of this loop.
+    // Each third is a phase behind the one before, so the thirds meet at different places of this loop.
     auto meet = [] { named_sync(1, kThreads); };
     for (int i = 0; i < third; i++) meet();
     for (int tile = 0; tile < tiles; tile++) {
         score(keys + tile % 2 * kTileBytes);
         meet();
-        // All have done with the tile before the last: of K, where the first third is here, of V, where the second one is.
-        // What replaces it is first read two and three phases later.
+        // When the first third is here, all warps have finished with K of the tile before the last; when the second
+        // third is here, with V of it. The copies that replace them are first read two and three phases later.
         copy_tile(tile + 1);
         soften(tile);
-        // This one barrier is for the phases alone.
+        // This barrier only keeps the phases apart.
         meet();
         add(values + tile % 2 * kTileBytes);
         copy_wait<0>();

@@ -1,13 +1,13 @@
-// V of the 8-bit attention by mma.sync: bf16, less the mean of each channel, to int8 with a scale a channel, written as the
-// image that each tile has in shared memory.
+// Prepares V of the 8-bit attention by mma.sync: subtracts the mean of each channel from the bf16 values, quantises
+// them to int8 with a scale for each channel, and writes each tile as its image in shared memory.
 #include "../any/attention_rows.cuh"
 #include "attention_int8.cuh"
 
 using namespace eight_bit;
 
 // v: [keys, heads * 128], mean, scale: [heads * 128] f32 -> quantized: [heads, tiles, 128 channels, 128 places] s8, zero beyond
-// the last key. Within 16 keys, place 4c + 2b + a holds key 8b + 2c + a: so the accumulators of Q K^T, as a thread holds them,
-// are its part of the left operand of P V. Grid: (tiles, heads), 256 threads.
+// the last key. Within 16 keys, place 4c + 2b + a holds key 8b + 2c + a, so the accumulators of Q K^T, as a thread
+// holds them, are its part of the left operand of P V. Grid: (tiles, heads), 256 threads.
 extern "C" __global__ void __launch_bounds__(kThreads) attention_quantize_value(
     const __nv_bfloat16* v, int64_t stride, const float* mean, const float* scale, uint8_t* quantized, int keys) {
     constexpr int kKeys = int8_attention::kKeys, kWords = kKeys / 4;

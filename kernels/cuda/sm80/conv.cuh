@@ -44,8 +44,8 @@ struct Convolution : conv::Walk<Shape> {
 
 }  // namespace sm80
 
-// A kernel: bf16 volumes and weights; grid: tiles; 256 threads. Channels are a multiple of 8 with 16-byte aligned voxels,
-// outputs a multiple of 4.
+// Defines a kernel. Volumes and weights are bf16; grid: tiles; 256 threads. Channels are a multiple of 8 with 16-byte
+// aligned voxels, outputs a multiple of 4.
 #define CONV_KERNEL(NAME, SHAPE, ENDING, OUTPUT)                                                                    \
     extern "C" __global__ void __launch_bounds__(sm80::kThreads)                                                     \
         NAME(const __grid_constant__ sm80::Input input, const __grid_constant__ conv::Geometry geometry,             \

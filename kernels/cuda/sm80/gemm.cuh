@@ -56,7 +56,8 @@ using Tile = Shape<1, 128>;
 
 }  // namespace sm80
 
-// A kernel: rows of 16-byte aligned pieces; grid: tiles; 256 threads. Columns and all strides are multiples of 8.
+// Defines a kernel. Rows consist of 16-byte aligned pieces; grid: tiles; 256 threads. Columns and all strides are
+// multiples of 8.
 #define GEMM_KERNEL(NAME, BF16, APART, ENDING, OUTPUT)                                                              \
     extern "C" __global__ void __launch_bounds__(sm80::kThreads)                                                     \
         NAME(const __grid_constant__ sm80::Operands operands, const __grid_constant__ gemm::Epilogue epilogue) {     \
@@ -64,7 +65,7 @@ using Tile = Shape<1, 128>;
                                                                epilogue);                                           \
     }
 
-// Both epilogues for both outputs.
+// Defines the kernels of both epilogues for both outputs.
 #define GEMM_KERNELS(NAME, BF16, APART)                              \
     GEMM_KERNEL(NAME, BF16, APART, kPlain, __nv_bfloat16)            \
     GEMM_KERNEL(NAME##_f32, BF16, APART, kPlain, float)              \

@@ -1,11 +1,11 @@
 // int8 matrix products by mma.sync with s32 sums, which are exact up to 133,000 products: D (M x N) = epilogue(A (M x K) *
 // B (N x K)^T), converted once at the end.
 //
-// At 2,048 operations a clock the tensor cores of GeForce cards take so much that shared memory and the L2 cache count: a
-// warp computes 64 x 64, and a block of eight warps 128 x 256, for which it takes 12 bytes a clock from the L2 cache. All
-// threads copy by cp.async, three blocks of K ahead; a block of K is 64 bytes, two steps of the products. A step's operands are
-// loaded while the step before is multiplied. There is one barrier for each block of K, between the products of its two steps,
-// so that the tensor cores have work while warps meet.
+// At 2,048 operations a clock the tensor cores of GeForce cards take operands so fast that shared memory and the L2
+// cache can limit them: a warp computes 64 x 64, and a block of eight warps 128 x 256, for which it takes 12 bytes a
+// clock from the L2 cache. All threads copy by cp.async, three blocks of K ahead; a block of K is 64 bytes, two steps
+// of the products. A step's operands are loaded while the step before is multiplied. There is one barrier for each
+// block of K, between the products of its two steps, so that the tensor cores have work while warps meet.
 #pragma once
 
 #include "../any/epilogue.cuh"
@@ -25,7 +25,7 @@ struct Operands {
     int rows, columns, row_bytes;
 };
 
-// kDown, kAcross: warps.
+// A tile of a block: kDown x kAcross warps, and kStages blocks of K in shared memory.
 template <int kDown_, int kAcross_, int kStages_>
 struct Tile {
     static constexpr int kDown = kDown_, kAcross = kAcross_, kStages = kStages_;
@@ -57,8 +57,8 @@ struct WarpProblem {
     __device__ __forceinline__ int columns() const { return o.columns; }
 };
 
-// Where 16 bytes of a row of a tile lie: the four units of a row trade places, so that eight rows at one column meet all
-// banks.
+// Returns where 16 bytes of a row of a tile lie: the four units of a row trade places, so that eight rows at one column
+// meet all banks.
 __device__ __forceinline__ uint32_t unit(uint32_t tile, int row, int unit) {
     return tile + row * kRowBytes + ((unit ^ (row >> 1 & 3)) << 4);
 }
@@ -103,7 +103,7 @@ struct Fragments {
     uint32_t a[kWarpTile / 16][4];
     uint32_t b[kWarpTile / 16][4];  // of 16 columns: two products
 
-    // a_at, b_at: this lane's places in the tiles.
+    // Loads the operands of a step; a_at and b_at are this lane's places in the tiles.
     __device__ __forceinline__ void load(uint32_t a_at, uint32_t b_at) {
 #pragma unroll
         for (int i = 0; i < kWarpTile / 16; i++) {
@@ -158,7 +158,8 @@ __device__ __forceinline__ void run(const Operands& o, const gemm::Epilogue& epi
     }
 
     Sums sum = {};
-    // Everybody has loaded the last of a block, whose slot may then be filled again, and the next block is there.
+    // Waits until all warps have loaded the last operands of a block of K, whose slot can then be filled again, and
+    // until the next block has arrived.
     auto meet = [] {
         copy_wait<kStages - 2>();
         __syncthreads();
@@ -179,7 +180,7 @@ __device__ __forceinline__ void run(const Operands& o, const gemm::Epilogue& epi
         if (block + 1 < blocks) first.load(a_at[0] + next, b_at[0] + next);
         second.multiply(sum);
     }
-    // After the last barrier nobody reads the slots or fills them: they become room for what follows.
+    // After the last barrier no thread reads or fills the slots: they become room for the epilogue.
 #pragma unroll
     for (int part = 0; part < kWarpTile / 16; part++) {
         float values[kWarpTile / 2];
@@ -192,14 +193,14 @@ __device__ __forceinline__ void run(const Operands& o, const gemm::Epilogue& epi
 
 }  // namespace int8
 
-// A kernel: rows of 16-byte aligned pieces; grid: tiles. Columns and all strides are multiples of 8.
+// Defines a kernel. Rows consist of 16-byte aligned pieces; grid: tiles. Columns and all strides are multiples of 8.
 #define GEMM_INT8_KERNEL(NAME, TILE, ENDING, OUTPUT)                                                                  \
     extern "C" __global__ void __launch_bounds__(TILE::kThreads)                                                      \
         NAME(const __grid_constant__ int8::Operands operands, const __grid_constant__ gemm::Epilogue epilogue) {      \
         int8::run<TILE, gemm::ENDING, OUTPUT>(operands, epilogue);                                                    \
     }
 
-// Both epilogues for both outputs.
+// Defines the kernels of both epilogues for both outputs.
 #define GEMM_INT8_KERNELS(NAME, TILE)                              \
     GEMM_INT8_KERNEL(NAME, TILE, kPlain, __nv_bfloat16)            \
     GEMM_INT8_KERNEL(NAME##_f32, TILE, kPlain, float)              \

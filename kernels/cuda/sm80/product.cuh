@@ -2,11 +2,11 @@
 // epilogue(A (M x K) * B (N x K)^T) by mma.sync, for Ampere, Ada and, as PTX, newer cards.
 //
 // A block computes one tile; a warp computes 16 or 32 of its rows and all its columns, so that accumulators lie as those of
-// wgmma and the epilogue is the same. All threads copy by cp.async, a few blocks of K ahead.
+// wgmma, and both cores share one epilogue. All threads copy by cp.async, a few blocks of K ahead.
 //
-// A `Problem` says what sm90/gemm.cuh asks of one, but instead of `load`:
+// A `Problem` has what sm90/gemm.cuh asks for, but instead of `load`:
 //   const void* a(place, cursor, int row, int byte)   where 16 bytes of a row of A lie, or null for zeros
-//   const void* b(place, cursor, int row, int byte)   the same of B
+//   const void* b(place, cursor, int row, int byte)   where 16 bytes of a row of B lie, likewise
 #pragma once
 
 #include "../any/epilogue.cuh"
@@ -21,7 +21,7 @@ constexpr uint32_t kRowBytes = 128;  // of a tile: 64 bf16 or 128 e4m3
 constexpr uint32_t kStepBytes = 32;  // along K of one instruction
 constexpr uint32_t kMaxShared = 101376;
 
-// kParts: products of 16 rows that a warp keeps.
+// The shape of a tile; kParts is the number of products of 16 rows that a warp keeps.
 template <int kParts_, int kColumns_>
 struct Shape {
     static constexpr int kParts = kParts_;
@@ -44,7 +44,8 @@ struct Shape {
     static_assert(kStages >= 2 && kWarps * kWarpBytes <= kSharedBytes);
 };
 
-// Where 16 bytes of a row of a tile lie: the units of a row trade places, so that 8 rows at one column meet all banks.
+// Returns where 16 bytes of a row of a tile lie: the units of a row trade places, so that 8 rows at one column meet all
+// banks.
 __device__ __forceinline__ uint32_t unit(uint32_t tile, int row, int unit) {
     return tile + row * kRowBytes + ((unit ^ (row & 7)) << 4);
 }
@@ -64,7 +65,7 @@ __device__ __forceinline__ void load(const Problem& problem, const Place& place,
     }
 }
 
-// Adds one block of K.
+// Adds the products of one block of K to the sums.
 template <class Shape, bool kBf16>
 __device__ __forceinline__ void multiply(
     float (&sum)[Shape::kParts][Shape::kSums], uint32_t from, int steps, int warp, int lane) {
@@ -94,8 +95,8 @@ __device__ __forceinline__ void multiply(
     }
 }
 
-// kBf16: operands are bf16, otherwise e4m3. kApart: each block of K is added to the sum by ordinary additions, because the
-// tensor cores keep only some 14 bits of a sum of e4m3 products. Output: bf16 or float.
+// Runs a kernel. kBf16: operands are bf16, otherwise e4m3. kApart: each block of K is added to the sum by ordinary
+// additions, because the tensor cores keep only some 14 bits of a sum of e4m3 products. Output: bf16 or float.
 template <class Shape, bool kBf16, bool kApart, gemm::EpilogueKind kKind, class Output, class Problem>
 __device__ __forceinline__ void run(const Problem& problem, const gemm::Epilogue& epilogue) {
     const uint32_t base = dynamic_shared();

@@ -1,11 +1,11 @@
 // Attention for Hopper with 8-bit operands: Q K^T in int8, P V in e4m3, softmax in f32, bf16 out; heads of 128, no mask.
 //
 // The operands come from attention_quantize_*.cu. (Quantisation after SageAttention2, arXiv 2411.10958: K without its
-// mean; one scale a row of Q, a tile of K, a channel of V.) One block owns 192 rows of Q of one head: one warpgroup
-// copies, three compute 64 rows each. Within a warpgroup Q K^T of a tile runs with P V of the one before; P V adds up in
-// registers over a group of tiles and is then added to a f32 sum in shared memory, because the tensor cores keep only
-// about 14 bits of an e4m3 sum. Everything else serves to issue few instructions, which is what limits this kernel:
-// integer scores become floats without a conversion, and a row of ones beside V gives the sums of P.
+// mean; one scale for each row of Q, tile of K and channel of V.) One block owns 192 rows of Q of one head: one
+// warpgroup copies, three compute 64 rows each. Within a warpgroup Q K^T of a tile runs with P V of the one before; P V
+// adds up in registers over a group of tiles and is then added to a f32 sum in shared memory, because the tensor cores
+// keep only about 14 bits of an e4m3 sum. Everything else serves to issue few instructions, which is what limits this
+// kernel: integer scores become floats without a conversion, and a row of ones beside V gives the sums of P.
 #include "attention_8bit.cuh"
 
 #include <climits>
@@ -89,7 +89,7 @@ struct Softmax {
         }
     }
 
-    // Masked scores are INT_MIN.
+    // Turns scores into exponentials; masked scores are INT_MIN.
     template <bool kMask>
     __device__ __forceinline__ void exponentials(float (&e)[kScores], const int (&s)[kScores]) const {
 #pragma unroll
@@ -107,7 +107,7 @@ struct Softmax {
     }
 };
 
-// Scores plus kBiasBits.
+// Computes the scores plus kBiasBits.
 __device__ __forceinline__ void multiply_keys(int (&s)[kScores], uint64_t query, uint64_t key) {
 #pragma unroll
     for (int i = 0; i < kScores; i++) s[i] = kBiasBits;
@@ -128,8 +128,8 @@ __device__ __forceinline__ void multiply_values(
     mma_commit();
 }
 
-// The accumulators of 32 keys, as a thread holds them, become its part of the left operand: V's images have the keys in
-// the order that this implies.
+// Packs exponentials: the accumulators of 32 keys, as a thread holds them, become its part of the left operand. V's
+// images have the keys in the order that this implies.
 __device__ __forceinline__ void pack(uint32_t (&p)[kKeys / 8], const float (&e)[kScores]) {
 #pragma unroll
     for (int k = 0; k < kKeys / 32; k++)
@@ -154,7 +154,7 @@ struct Sums {
         store_shared(slot(16), make_float4(0.f, 0.f, -INFINITY, -INFINITY));
     }
 
-    // What is stored, made to refer to `maximum`, plus `part`.
+    // Adds the stored sums, rescaled to refer to `maximum`, to `part`.
     __device__ __forceinline__ void add_to(float (&part)[kParts], const float (&maximum)[2]) const {
         const float4 row = load_shared(slot(16));
         const float scale[2] = {exp2_fast(row.z - maximum[0]), exp2_fast(row.w - maximum[1])};
@@ -197,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(kBlock, 1) attention_8bit(
     const int first_row = blockIdx.x * kRows;
     const int tiles = (keys + kKeys - 1) / kKeys;
 
-    // Behind each image of V, 8 more channels: one of ones, seven of zeros. Column 128 of P V is then the sum of P.
+    // Behind each image of V lie 8 more channels: one of ones, seven of zeros. Column 128 of P V is then the sum of P.
     for (int i = threadIdx.x; i < kStages * int(kOnesBytes) / 4; i += kBlock) {
         const int stage = i / (kOnesBytes / 4), word = i % (kOnesBytes / 4);
         const uint32_t ones = word % 32 < 4 ? 0x38383838u : 0u;

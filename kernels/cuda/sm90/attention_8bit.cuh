@@ -1,4 +1,4 @@
-// What the 8-bit attention of Hopper and the kernels that prepare its operands agree on.
+// Constants that the 8-bit attention of Hopper and the kernels that prepare its operands share.
 #pragma once
 
 #include "../any/attention_rows.cuh"

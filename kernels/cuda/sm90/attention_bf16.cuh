@@ -1,4 +1,4 @@
-// What the attention kernels with bf16 operands share: tiles of 128 keys, heads of 128 channels.
+// Functions that the attention kernels with bf16 operands share: tiles of 128 keys, heads of 128 channels.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -36,7 +36,7 @@ struct Ring {
     }
 };
 
-// Room for tiles of K and V in shared memory, and what says that a slot is full or empty again.
+// Room for tiles of K and V in shared memory, and the barriers that say that a slot is full or empty again.
 struct Slots {
     uint32_t keys, values;  // kStages of each
     uint32_t barriers;      // kTileBarriers of them
@@ -54,8 +54,8 @@ struct Slots {
         }
     }
 
-    // Brings `count` tiles of a head from the last to the first, so that only the first taken needs a mask; each tile
-    // of V after the tile of K before it, which is when it is needed.
+    // Copies `count` tiles of a head from the last to the first, so that only the first taken needs a mask. Each tile
+    // of V follows the next tile of K, which is the order in which they are needed.
     __device__ __forceinline__ void bring(
         const CUtensorMap* key_map, const CUtensorMap* value_map, Ring& key, Ring& value, int count, int head) const {
         for (int tile = count - 1; tile >= -1; tile--) {
@@ -86,7 +86,7 @@ struct Softmax {
     float sum[2] = {0.f, 0.f};   // of this thread's columns; the four threads of a row are added at the end
     float rescale[2] = {1.f, 1.f};
 
-    // Scores to exponentials, in place; `scale` includes log2(e).
+    // Turns scores into exponentials, in place; `scale` includes log2(e).
     template <int kScores>
     __device__ __forceinline__ void step(float (&s)[kScores], float scale) {
 #pragma unroll
@@ -111,13 +111,13 @@ struct Softmax {
         }
     }
 
-    // Refers what was summed up under an older maximum to this one.
+    // Rescales the sums that refer to an older maximum, so that they refer to this one.
     __device__ __forceinline__ void refer(float (&o)[kHeadDim / 2]) const {
 #pragma unroll
         for (int i = 0; i < kHeadDim / 2; i++) o[i] *= rescale[(i / 2) % 2];
     }
 
-    // 1 / the sum of a row's exponentials.
+    // Returns 1 / the sum of a row's exponentials.
     __device__ __forceinline__ float inverse(int r) const {
         float all = sum[r];
         all += __shfl_xor_sync(0xffffffffu, all, 1);
@@ -126,7 +126,7 @@ struct Softmax {
     }
 };
 
-// No weight for scores of columns from `left` on, which counts from a thread's first.
+// Takes the weight from scores of columns from `left` on, which counts from a thread's first column.
 template <int kScores>
 __device__ __forceinline__ void mask(float (&s)[kScores], int left) {
 #pragma unroll

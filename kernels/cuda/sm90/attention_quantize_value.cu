@@ -1,12 +1,12 @@
-// V of the 8-bit attention: bf16, less the mean of each channel, to e4m3 with a scale a channel, written as the image
-// that each tile has in shared memory.
+// Prepares V of the 8-bit attention: subtracts the mean of each channel from the bf16 values, quantises them to e4m3
+// with a scale for each channel, and writes each tile as its image in shared memory.
 #include "attention_8bit.cuh"
 
 using namespace eight_bit;
 
 // v: [keys, heads * 128], mean, scale: [heads * 128] f32 -> quantized: [heads, tiles, 128 * 96] e4m3, zero beyond the
 // last key. An image is [16 groups of channels][6 groups of places][8 channels][16 places]. Within 32 keys, place
-// 16h + 4c + 2b + a holds key 16h + 8b + 2c + a: so the accumulators of Q K^T, as a thread holds them, are its part of
+// 16h + 4c + 2b + a holds key 16h + 8b + 2c + a, so the accumulators of Q K^T, as a thread holds them, are its part of
 // the left operand of P V. residual: [tiles, heads * 128] f32: what rounding has taken from the sum of each channel, in
 // units of its scale. Grid: (tiles, heads), 256 threads.
 extern "C" __global__ void __launch_bounds__(kThreads) attention_quantize_value(

@@ -1,6 +1,6 @@
-// Corrects the means of V by what rounding to e4m3 has taken from each channel on average, so that attention which spreads
-// over many keys, and so averages V, is not off by it: bf16 numbers round to e4m3 with a bias of some 3e-4 of their
-// deviation, beside which the average of L independent numbers is but 1 / sqrt(L).
+// Corrects the means of V by what rounding to e4m3 has taken from each channel on average, so that attention that
+// spreads over many keys, and so averages V, has no such error: bf16 numbers round to e4m3 with a bias of some 3e-4 of
+// their deviation, while the average of L independent numbers is only 1 / sqrt(L).
 #include "attention_8bit.cuh"
 
 using namespace eight_bit;

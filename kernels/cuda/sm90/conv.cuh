@@ -42,8 +42,8 @@ struct Convolution : Walk<Shape> {
 
 }  // namespace conv
 
-// A kernel: bf16 volumes and weights as in conv::Maps; grid: as many blocks as fit the GPU, a multiple of 2; 384 threads.
-// Channels are a multiple of 8 with 16-byte aligned voxels, outputs a multiple of 4.
+// Defines a kernel. Volumes and weights are bf16, as in conv::Maps; grid: as many blocks as fit the GPU, a multiple of
+// 2; 384 threads. Channels are a multiple of 8 with 16-byte aligned voxels, outputs a multiple of 4.
 #define CONV_KERNEL(NAME, SHAPE, ENDING, OUTPUT)                                                                    \
     extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(gemm::kThreads, 1)                       \
         NAME(const __grid_constant__ conv::Maps maps, const __grid_constant__ conv::Geometry geometry,              \

@@ -1,4 +1,4 @@
-// Convolutions to a few channels: to pixels, or to latents. The reading of the input decides, not the arithmetic.
+// Convolutions to a few channels: to pixels, or to latents. Reading the input limits their speed, not the arithmetic.
 #include "conv.cuh"
 
 using Few = gemm::Shape<2, 16, 2>;

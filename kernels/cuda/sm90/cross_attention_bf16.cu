@@ -2,7 +2,7 @@
 // results are added up (the text's and the picture's). Heads of 128, no mask, f32 softmax.
 //
 // The schedule within a set is that of attention_bf16.cu. With few tiles of keys a block's start and end would take as
-// long as the rest, so blocks are persistent: the next queries and keys arrive while the one warpgroup still multiplies
+// long as the rest, so blocks are persistent: the next queries and keys arrive while one warpgroup still multiplies
 // and the other one writes. Outputs go through shared memory, so that rows are written whole.
 #include "attention_bf16.cuh"
 
@@ -51,8 +51,9 @@ __device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
 }  // namespace
 
 // Maps: as attention_bf16's, of Q and of each set's K and V. output: [rows, heads * 128], `output_stride` elements a row;
-// residual: the same, added, or null; keys1: 0 for one set; scale: includes log2(e). Works through heads * blocks of 128
-// rows, of which each block takes as many, one after the other. Grid: up to heads * blocks; 384 threads.
+// residual: a matrix like output that is added, or null; keys1: 0 for one set; scale: includes log2(e). Works through
+// heads * blocks of 128 rows, of which each block takes as many, one after the other. Grid: up to heads * blocks; 384
+// threads.
 extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
     const __grid_constant__ Maps maps, __nv_bfloat16* output, int64_t output_stride, const __nv_bfloat16* residual,
     int64_t residual_stride, int rows, int heads, int keys0, int keys1, float scale) {
@@ -204,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
                 const float inverse[2] = {softmax.inverse(0), softmax.inverse(1)};
 #pragma unroll
                 for (int i = 0; i < kHeadDim / 2; i++) o[i] *= inverse[(i / 2) % 2];
-                // A first set's result waits in shared memory, where its own thread takes it up again.
+                // The result of the first of two sets waits in shared memory until its own thread reads it again.
                 if (set + 1 < sets) {
 #pragma unroll
                     for (int i = 0; i < kHeadDim / 4; i++)

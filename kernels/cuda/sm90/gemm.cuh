@@ -2,9 +2,9 @@
 //
 // Persistent blocks in clusters of one or two: one warpgroup copies by TMA (one thread of it works), two multiply 64 or
 // 128 rows each. The blocks of a cluster compute tiles that lie below each other and so need the same tile of B: each
-// copies its share of it to both. What follows the product goes through shared memory in f32, a few columns at a time,
-// so that every access to global memory is 8 or 16 bytes a thread with whole sectors; whole tiles of matrices without
-// gates and residual have a shorter way, matrix_epilogue.cuh.
+// block copies its share of that tile to both blocks. What follows the product goes through shared memory in f32, a few
+// columns at a time, so that every access to global memory is 8 or 16 bytes a thread with whole sectors; whole tiles of
+// matrices without gates and residual have a shorter way, matrix_epilogue.cuh.
 //
 // A `Problem` says which tiles there are, how K is cut, and where rows lie:
 //   int tiles()                                    tiles of a cluster, all columns of all rows
@@ -87,7 +87,8 @@ struct Barriers {
     __device__ __forceinline__ uint32_t empty(int stage) const { return base + 16 * stage + 8; }
 };
 
-// One thread of each warpgroup for each block of the cluster: tells its producer that a slot may be filled again.
+// Tells the producers of all blocks of the cluster that a slot can be filled again: one thread of each warpgroup
+// arrives for each block.
 template <int kCluster>
 __device__ __forceinline__ void release(uint32_t empty, int thread) {
     if constexpr (kCluster == 1) {
@@ -115,8 +116,8 @@ __device__ __forceinline__ void multiply_steps(
     mma_commit();
 }
 
-// Multiplies one block of K in shared memory as one group: by `steps` instructions along K. No branch is between those of
-// a group, because ptxas would make each wait for the one before.
+// Multiplies one block of K in shared memory as one group: by `steps` instructions along K. There is no branch between
+// the instructions of a group, because ptxas would make each wait for the one before.
 template <class Shape, bool kBf16>
 __device__ __forceinline__ void multiply(
     float (&sum)[Shape::kParts][Shape::kSums], uint64_t a, uint64_t b, int steps, bool accumulate) {
@@ -134,7 +135,7 @@ __device__ __forceinline__ void pin_all(float (&sum)[Shape::kParts][Shape::kSums
     for (int part = 0; part < Shape::kParts; part++) pin(sum[part]);
 }
 
-// A tile's worth of products, straight into `sum`. Two blocks of K are in flight: the one before is released when the
+// Adds a tile's products straight to `sum`. Two blocks of K are in flight: the one before is released when the
 // next has been enqueued.
 template <class Shape, bool kBf16, class Problem, class Place>
 __device__ __forceinline__ void accumulate_in_place(
@@ -161,8 +162,8 @@ __device__ __forceinline__ void accumulate_in_place(
     release<Shape::kCluster>(barriers.empty(before), thread);
 }
 
-// The same, but each block of K is added to `sum` in f32 by ordinary additions: the tensor cores keep only some 14 bits
-// of a sum of e4m3 products.
+// Adds a tile's products like `accumulate_in_place`, but adds each block of K to `sum` in f32 by ordinary additions:
+// the tensor cores keep only some 14 bits of a sum of e4m3 products.
 template <class Shape, bool kBf16, class Problem, class Place>
 __device__ __forceinline__ void accumulate_apart(
     const Problem& problem, const Place& place, float (&sum)[Shape::kParts][Shape::kSums], uint64_t a, uint64_t b,
@@ -191,7 +192,7 @@ __device__ __forceinline__ void accumulate_apart(
     }
 }
 
-// kBf16: operands are bf16, otherwise e4m3. kApart: see accumulate_apart. Output: bf16 or float.
+// Runs a kernel. kBf16: operands are bf16, otherwise e4m3. kApart: see accumulate_apart. Output: bf16 or float.
 template <class Shape, bool kBf16, bool kApart, EpilogueKind kKind, class Output, class Problem>
 __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epilogue) {
     const uint32_t base = (dynamic_shared() + 1023) & ~1023u;
@@ -209,7 +210,7 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
         }
         barrier_init_fence();
     }
-    // No block may copy into another one, or arrive there, before that one's barriers stand.
+    // No block may copy into another one, or arrive there, before the other one's barriers are initialised.
     if constexpr (Shape::kCluster > 1)
         cluster_sync();
     else
@@ -223,7 +224,8 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
                 const auto place = problem.place(tile, rank);
                 auto cursor = problem.first(place);
                 for (int block = 0; block < place.blocks; block++) {
-                    // With two blocks: until both have read the slot, since both will get this block's share of B.
+                    // In a cluster of two, this waits until both blocks have read the slot, since both get this block's
+                    // share of B.
                     barrier_wait(barriers.empty(ring.stage), ring.parity ^ 1);
                     barrier_expect(barriers.full(ring.stage), Shape::kStageBytes);
                     const uint32_t to = base + ring.stage * Shape::kStageBytes;

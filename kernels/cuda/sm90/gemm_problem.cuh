@@ -61,8 +61,8 @@ struct Product {
 
 }  // namespace gemm
 
-// A kernel: a [rows, K], b [columns, K], K contiguous, through maps as Product says; grid: as many blocks as fit the GPU,
-// a multiple of the cluster; 384 threads. Columns and all strides are multiples of 8.
+// Defines a kernel. a is [rows, K], b [columns, K], K contiguous, through maps as Product says; grid: as many blocks as
+// fit the GPU, a multiple of the cluster; 384 threads. Columns and all strides are multiples of 8.
 #define GEMM_KERNEL(NAME, SHAPE, BF16, APART, ENDING, OUTPUT)                                                               \
     extern "C" __global__ void __cluster_dims__(SHAPE::kCluster, 1, 1) __launch_bounds__(gemm::kThreads, 1)         \
         NAME(const __grid_constant__ CUtensorMap a_map, const __grid_constant__ CUtensorMap b_map,                  \
@@ -71,7 +71,7 @@ struct Product {
         gemm::run<SHAPE, BF16, APART, gemm::ENDING, OUTPUT>(product, epilogue);                                     \
     }
 
-// Both epilogues for both outputs.
+// Defines the kernels of both epilogues for both outputs.
 #define GEMM_KERNELS(NAME, SHAPE, BF16, APART)                              \
     GEMM_KERNEL(NAME, SHAPE, BF16, APART, kPlain, __nv_bfloat16)            \
     GEMM_KERNEL(NAME##_f32, SHAPE, BF16, APART, kPlain, float)              \

@@ -1,9 +1,9 @@
 // The short way from the accumulators of a whole tile of a matrix product to its output: scales, bias, activation. The
-// general way, `finish`, is more instructions and branches, and takes as long as nine blocks of K.
+// general way, `finish`, has more instructions and branches, and takes as long as nine blocks of K.
 //
 // The two columns of two rows that a thread has of each eight are, with those of the row's three other threads, whole
-// sectors of f32, and of bf16 after a trade among the four: nothing goes through shared memory but what a tile needs of its
-// columns, and that is brought while the tile is computed.
+// sectors of f32, and of bf16 after a trade among the four: only the scales and biases of a tile's columns go through
+// shared memory, and they are copied while the tile is computed.
 #pragma once
 
 #include "../any/epilogue.cuh"
@@ -16,11 +16,11 @@ struct ColumnVectors {
     uint32_t base;  // of shared memory, kBytes
     static constexpr uint32_t kBytes = 2 * 4 * kColumns;
 
-    // Starts to bring those of the columns from `first` on. An absent bias is 0.
+    // Starts to copy the scales and biases of the columns from `first` on. An absent bias is 0.
     template <bool kScaled>
     __device__ __forceinline__ void bring(const Epilogue& e, int first, int lane) const {
         static_assert(kColumns % (4 * 32) == 0, "all lanes bring as much");
-        // Other lanes may still read those of the tile before.
+        // Other lanes may still be reading the vectors of the tile before.
         __syncwarp();
         const uint32_t scales = opaque(base + 16 * lane), biases = scales + 4 * kColumns;
         const int column = first + 4 * lane;
@@ -41,13 +41,13 @@ struct ColumnVectors {
     }
 };
 
-// The two rows of 16 that a thread has accumulators of, -1 for none, and their scales.
+// The two rows of 16 of which a thread has accumulators, or -1 where there is no row, and their scales.
 struct TwoRows {
     int row[2];
     float scale[2];
 };
 
-// Word i of thread t of four becomes word t of thread i.
+// Trades words among four threads: word i of thread t becomes word t of thread i.
 __device__ __forceinline__ void trade(uint32_t (&word)[4], int lane) {
 #pragma unroll
     for (int step = 1; step <= 2; step *= 2) {
@@ -64,7 +64,8 @@ __device__ __forceinline__ void trade(uint32_t (&word)[4], int lane) {
 }
 
 // Writes 16 rows of all columns of a tile that a warp has as accumulators: 4j, 4j + 1 are columns 8j + 2 (lane % 4) and the
-// next of the first of a thread's rows, 4j + 2, 4j + 3 the same of the second. There are neither gates nor a residual.
+// next of the first of a thread's rows, and 4j + 2, 4j + 3 are these columns of the second. There are neither gates nor
+// a residual.
 template <class Shape, EpilogueKind kKind, bool kScaled, class Output>
 __device__ __forceinline__ void finish_whole(
     const Epilogue& e, const float (&sum)[Shape::kSums], const TwoRows& rows, int first,

@@ -8,7 +8,7 @@
 
 #include "../machine.h"
 
-// Where only the names of the kernels are wanted, what tells of them stays.
+// EMULATED_NAMES is for reading the kernels' names: it leaves the words that declare a kernel in the source.
 #ifndef EMULATED_NAMES
 #define __global__
 #define __launch_bounds__(...)
@@ -20,7 +20,7 @@
 #define __grid_constant__
 #define __align__(N) alignas(N)
 #define __restrict__ __restrict
-// All of the library's thread-local memory is shared memory of blocks, which the emulator poisons before each.
+// All of the library's thread-local memory is shared memory of blocks, which the emulator poisons before each cluster.
 #define __shared__ thread_local
 
 #define threadIdx (emulator::here->thread)
@@ -60,14 +60,14 @@ inline unsigned __float_as_uint(float x) { return emulated_bits<unsigned>(x); }
 inline float __int_as_float(int x) { return emulated_bits<float>(x); }
 inline int __float_as_int(float x) { return emulated_bits<int>(x); }
 inline float __int2float_rn(int x) { return float(x); }
-// Saturates, and makes 0 of NaN, as the hardware does.
+// Rounds to an integer; it saturates, and turns NaN into 0, as the hardware does.
 inline int __float2int_rn(float x) {
     if (x != x) return 0;
     if (x >= 2147483648.f) return INT_MAX;
     if (x < -2147483648.f) return INT_MIN;
     return int(std::nearbyint(x));
 }
-// Rounded each: the empty statement keeps the compiler from making one operation of two.
+// Each of these operations is rounded: the empty statement keeps the compiler from merging two of them.
 inline float __fmul_rn(float a, float b) {
     float c = a * b;
     asm("" : "+m"(c));

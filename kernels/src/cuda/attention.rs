@@ -1,4 +1,4 @@
-//! softmax(Q Kᵀ / √128) V, without a mask.
+//! Launchers of softmax(Q Kᵀ / √128) V, without a mask.
 
 use std::f32::consts::LOG2_E;
 use std::sync::Arc;
@@ -14,18 +14,20 @@ use crate::Family;
 /// Channels of a head.
 pub const HEAD_DIM: usize = 128;
 
-/// Of `attention_bf16.cu`: rows of Q of a block, keys of a tile, dynamic shared memory (Q, two tiles of K and V each,
-/// nine barriers, alignment).
+/// The rows of Q of a block of `attention_bf16.cu`. After it come the keys of a tile and the dynamic shared memory: Q,
+/// two tiles each of K and V, nine barriers, alignment.
 const BF16_ROWS: usize = 128;
 const BF16_KEYS: usize = 128;
 const BF16_SHARED: u32 = 32_768 + 4 * 32_768 + 8 * 9 + 1024;
 
-/// Of `attention_8bit.cu`: likewise (Q, four tiles of K, four of V with their ones, sums, 17 barriers, alignment).
+/// The rows of Q of a block of `attention_8bit.cu`. After it come the keys of a tile and the dynamic shared memory: Q,
+/// four tiles of K, four of V with their ones, sums, 17 barriers, alignment.
 const EIGHT_BIT_ROWS: usize = 192;
 const EIGHT_BIT_KEYS: usize = 96;
 const EIGHT_BIT_SHARED: u32 = 24_576 + 4 * 12_288 + 4 * (12_288 + 768) + 192 * 136 * 4 + 8 * 17 + 1024;
 
-/// Of `attention_int8.cuh`: likewise (Q, two stages of a tile of K and one of V).
+/// The rows of Q of a block of `attention_int8.cuh`. After it come its threads, the keys of a tile and the dynamic
+/// shared memory: Q, and two stages of a tile of K and one of V.
 const INT8_ROWS: usize = 192;
 const INT8_THREADS: u32 = 384;
 const INT8_KEYS: usize = 128;
@@ -33,7 +35,8 @@ const INT8_SHARED: u32 = 192 * 128 + 2 * 2 * 128 * 128;
 
 /// Rows of a block of `attention_quantize_query.cu`.
 const QUERY_ROWS: usize = 96;
-/// Threads that share a row of Q or K while it is quantised, and those of a block of the other preparing kernels.
+/// Threads that share a row of Q or K while it is quantised; after it the threads of a block of the other preparing
+/// kernels.
 const ROW_THREADS: usize = 4;
 const THREADS: u32 = 256;
 
@@ -58,14 +61,14 @@ pub struct Attention {
     quantize_value: CudaFunction,
 }
 
-/// What cards do not share.
+/// The kernels that differ between the families of cards.
 #[derive(Debug)]
 enum Kernels {
     Hopper { bf16: CudaFunction, value_mean: CudaFunction },
     MmaSync { bf16: AnyAttention },
 }
 
-/// `int8_attention::Arguments` of `attention_int8.cuh`.
+/// The arguments of the int8 kernel: `int8_attention::Arguments` of `attention_int8.cuh`.
 #[repr(C)]
 struct Int8Arguments {
     query: CUdeviceptr,
@@ -130,7 +133,7 @@ impl Attention {
         })
     }
 
-    /// Whether [`Self::eight_bit`] has all its operands in int8, which is more exact than e4m3.
+    /// Returns whether [`Self::eight_bit`] has all its operands in int8, which is more exact than e4m3.
     pub fn is_int8(&self) -> bool {
         matches!(self.kernels, Kernels::MmaSync { .. })
     }
@@ -209,11 +212,11 @@ impl Attention {
     ///
     /// # Errors
     ///
-    /// As those.
+    /// Those of the two functions.
     ///
     /// # Safety
     ///
-    /// As those.
+    /// What the two functions ask for.
     pub unsafe fn eight_bit(
         &self,
         stream: &CudaStream,
@@ -324,8 +327,8 @@ impl Attention {
     ///
     /// # Safety
     ///
-    /// As of [`Self::quantize_8bit`], and that must have been enqueued for this workspace, on this stream or
-    /// ordered before it.
+    /// What [`Self::quantize_8bit`] asks for; and that function must have been called for this workspace before, on
+    /// this stream or on one that this stream waits for.
     pub unsafe fn multiply_8bit(
         &self,
         stream: &CudaStream,
@@ -390,8 +393,8 @@ impl Attention {
     }
 }
 
-/// The places of 8-bit operands, scales and means in one piece of device memory, for one shape; the same on all cards, so
-/// with room for whichever tiles are larger or more.
+/// The places of 8-bit operands, scales and means in one piece of device memory, for one shape. The layout is the same
+/// on all cards, so it has room for the largest tiles and for the most tiles that any card needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attention8bitLayout {
     rows: usize,
@@ -411,7 +414,7 @@ pub struct Attention8bitLayout {
 }
 
 impl Attention8bitLayout {
-    /// The layout for `rows` of Q, `keys` of K and V and `heads` heads of 128.
+    /// Returns the layout for `rows` of Q, `keys` of K and V and `heads` heads of 128.
     pub fn new(rows: usize, keys: usize, heads: usize) -> Self {
         let width = heads * HEAD_DIM;
         let tiles = keys.div_ceil(EIGHT_BIT_KEYS);
@@ -440,18 +443,18 @@ impl Attention8bitLayout {
         }
     }
 
-    /// Where the operands are, for checks.
+    /// Returns where the operands are, for checks.
     pub fn places(&self) -> Attention8bitPlaces {
         let Self { query, key, value, query_scale, key_scale, key_mean, value_mean, value_scale, .. } = *self;
         Attention8bitPlaces { query, key, value, query_scale, key_scale, key_mean, value_mean, value_scale }
     }
 
-    /// How much device memory it takes; its address must be a multiple of 256.
+    /// Returns how many bytes of device memory a workspace takes; its address must be a multiple of 256.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// A workspace of this layout at a device address.
+    /// Returns a workspace of this layout at a device address.
     ///
     /// # Errors
     ///
@@ -472,7 +475,7 @@ pub struct Attention8bitPlaces {
     pub query: usize,
     /// `[keys, heads * 128]` int8 on Hopper cards, `[heads, tiles, 128, 128]` on others.
     pub key: usize,
-    /// An image for each head and tile, as `attention_quantize_value.cu` of the card's folder says.
+    /// An image of V for each head and tile, as `attention_quantize_value.cu` of the card's folder describes it.
     pub value: usize,
     /// `[heads, rows]` f32, log2(e) / sqrt(128) included.
     pub query_scale: usize,
@@ -528,9 +531,9 @@ mod tests {
 
     #[test]
     fn a_block_has_the_shared_memory() {
-        // 227 KiB is what a block of compute capability 9.0 may have.
+        // A block of compute capability 9.0 can have 227 KiB.
         const { assert!(BF16_SHARED <= 232_448 && EIGHT_BIT_SHARED <= 232_448) };
-        // 99 KiB of 8.6, 8.9 and 12.0.
+        // A block of compute capability 8.6, 8.9 or 12.0 can have 99 KiB.
         const { assert!(INT8_SHARED <= 101_376) };
         assert_eq!(size_of::<Int8Arguments>(), 9 * 8 + 8);
     }

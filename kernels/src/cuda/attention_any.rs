@@ -11,45 +11,45 @@ use super::{Error, Rows};
 
 const KERNEL: &str = "attention_any";
 const ROWS: usize = 64;
-/// Widths up to which the instances go, keys of their tiles, parts of V.
+/// For each instance of the kernel: the greatest width of a head, the keys of a tile, the parts of V.
 const SHAPES: [(usize, usize, usize); 3] = [(64, 64, 1), (128, 64, 1), (384, 32, 3)];
-/// In place of the last where a block has but 99 KiB of shared memory.
+/// The instance that takes the place of the last one where a block has only 99 KiB of shared memory.
 const NARROW: (usize, usize, usize) = (384, 16, 3);
 
 const fn shared_bytes((width, keys, _): (usize, usize, usize)) -> u32 {
     ((ROWS + 4 * keys) * (width + 8) * 2) as u32
 }
 
-/// Matrices of equal form, `step` elements apart.
+/// Matrices of one shape and stride, `step` elements apart.
 #[derive(Clone, Copy, Debug)]
 pub struct Batches {
-    /// The first.
+    /// The first matrix.
     pub rows: Rows,
-    /// From one to the next; a multiple of 8.
+    /// Elements from one matrix to the next; a multiple of 8.
     pub step: usize,
 }
 
 impl Batches {
-    /// A single matrix.
+    /// Returns a batch of a single matrix.
     pub fn one(rows: Rows) -> Self {
         Self { rows, step: 0 }
     }
 }
 
-/// `residual + softmax(scale * q kᵀ + bias) v` for each head and batch, all bf16.
+/// The arguments of `residual + softmax(scale * q kᵀ + bias) v` for each head and batch, all bf16.
 #[derive(Clone, Copy, Debug)]
 pub struct AnyAttentionArguments {
     /// `[rows, heads * width]`.
     pub q: Batches,
     /// `[keys, heads * width]`.
     pub k: Batches,
-    /// As `k`.
+    /// `[keys, heads * width]`, like `k`.
     pub v: Batches,
     /// `[heads, rows + keys - 1]` f32: for query r and key k the element `k - r + rows - 1` of its head.
     pub bias: Option<CUdeviceptr>,
-    /// As `q`.
+    /// A matrix like `q` that is added to the result.
     pub residual: Option<Batches>,
-    /// As `q`; may be the residual.
+    /// The result, like `q`; may be the residual.
     pub output: Batches,
     /// Heads.
     pub heads: usize,
@@ -61,7 +61,7 @@ pub struct AnyAttentionArguments {
     pub scale: f32,
 }
 
-/// `attention_any::Arguments` of `attention_any.cuh`.
+/// The kernel's arguments: `attention_any::Arguments` of `attention_any.cuh`.
 #[repr(C)]
 struct Raw {
     q: CUdeviceptr,
@@ -70,7 +70,7 @@ struct Raw {
     residual: CUdeviceptr,
     output: CUdeviceptr,
     bias: CUdeviceptr,
-    /// Of q, k, v, output, residual.
+    /// The strides of q, k, v, output and residual.
     strides: [i64; 5],
     steps: [i64; 5],
     rows: i32,
@@ -151,7 +151,7 @@ impl AnyAttention {
     }
 }
 
-/// Checks the arguments, and gives the number of the instance for them.
+/// Checks the arguments, and returns the number of the instance for them.
 fn check(a: &AnyAttentionArguments) -> Result<usize, Error> {
     let number = SHAPES.iter().position(|shape| a.width <= shape.0);
     let Some(number) = number.filter(|_| a.width > 0 && a.width.is_multiple_of(8)) else {
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_block_has_the_shared_memory() {
-        // 163 KiB are what a block of compute capability 8.0 may have, 99 one of 8.6.
+        // A block of compute capability 8.0 can have 163 KiB, one of 8.6 can have 99 KiB.
         assert!(SHAPES.iter().all(|&shape| shared_bytes(shape) <= 166_912));
         assert!([SHAPES[0], SHAPES[1], NARROW].iter().all(|&shape| shared_bytes(shape) <= 101_376));
         assert_eq!(size_of::<Raw>(), 6 * 8 + 10 * 8 + 16);

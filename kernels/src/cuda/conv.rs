@@ -1,4 +1,7 @@
-//! Causal convolutions over channels-last volumes, as matrix products.
+//! Launchers of causal convolutions over channels-last volumes, as matrix products.
+//!
+//! This is one file because its last part is tests of private functions: they follow the kernel's walk over voxels and
+//! taps with the geometry that the launcher computes, and compare it with the convolution's definition.
 
 use std::sync::Arc;
 
@@ -13,7 +16,7 @@ use super::{Element, Error};
 use crate::{Family, Spatial, Time};
 
 const KERNEL: &str = "conv";
-/// Of `conv.cuh`.
+/// The most parts of a launch, and after it the channels of a block of K, as `conv_walk.cuh` has them.
 const PARTS: usize = 8;
 const CHANNELS: u32 = 64;
 
@@ -27,7 +30,7 @@ const SYNC_WIDE: Shape = Shape { parts: 1, columns: 192, cluster: 1 };
 /// A volume `[frames, height, width, channels]` in device memory, bf16, without gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Volume {
-    /// Of the first element, a multiple of 16.
+    /// Device address of the first element, a multiple of 16.
     pub address: CUdeviceptr,
     /// Frames.
     pub frames: usize,
@@ -47,24 +50,24 @@ pub struct ConvLayer {
     pub weight: CUdeviceptr,
     /// `[outputs]` f32.
     pub bias: CUdeviceptr,
-    /// A multiple of 4 (of 8 with bf16 results that another convolution is to read).
+    /// Channels of the result: a multiple of 4, or of 8 if another convolution will read the result as bf16.
     pub outputs: usize,
-    /// A multiple of 8, like the volumes'.
+    /// Channels of the input: a multiple of 8, like the volumes' channels.
     pub channels: usize,
-    /// Extents over time, height, width: 1 or 3 each; before folding.
+    /// Extents of the kernel over time, height and width, 1 or 3 each, before folding.
     pub kernel: [usize; 3],
 }
 
-/// What follows a convolution: one of both, or nothing.
+/// What follows a convolution: a residual, a norm, or nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConvEpilogue {
-    /// Added; of the result's shape and type. May be the result itself.
+    /// A volume of the result's shape and type that is added. It may be the result itself.
     pub residual: Option<CUdeviceptr>,
-    /// gamma `[outputs]` f32 of a norm over channels with `SiLU`; see [`Conv::fuses_norm`].
+    /// The gamma `[outputs]` f32 of a norm over channels with `SiLU`; see [`Conv::fuses_norm`].
     pub norm: Option<CUdeviceptr>,
 }
 
-/// `conv::Geometry` of `conv.cuh`.
+/// A convolution's extents and steps: `conv::Geometry` of `conv_walk.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Geometry {
@@ -97,7 +100,7 @@ struct Geometry {
 // SAFETY: plain numbers in the layout of the kernel's structure.
 unsafe impl DeviceRepr for Geometry {}
 
-/// `conv::Maps` of `conv.cuh`.
+/// The operands on Hopper cards: `conv::Maps` of `sm90/conv.cuh`.
 #[repr(C)]
 struct Maps {
     parts: [TensorMap; PARTS],
@@ -107,7 +110,7 @@ struct Maps {
 // SAFETY: tensor maps, which are passed by value.
 unsafe impl DeviceRepr for Maps {}
 
-/// `sm80::Input` of `sm80/conv.cuh`.
+/// The operands on other cards: `sm80::Input` of `sm80/conv.cuh`.
 #[repr(C)]
 struct SyncInput {
     parts: [CUdeviceptr; PARTS],
@@ -122,9 +125,9 @@ unsafe impl DeviceRepr for SyncInput {}
 /// Convolutions, loaded for one GPU. The same input gives the same bits.
 #[derive(Debug)]
 pub struct Conv {
-    /// To bf16, to f32.
+    /// The kernels that write bf16 and f32.
     few: [CudaFunction; 2],
-    /// Plain, with a norm, plain to f32.
+    /// The kernels that write bf16, bf16 after a norm, and f32; those of `wide` likewise.
     tall: [CudaFunction; 3],
     wide: [CudaFunction; 3],
     family: Family,
@@ -165,24 +168,26 @@ impl Conv {
         Ok(Self { few, tall, wide, family, multiprocessors })
     }
 
-    /// The most parts of one launch.
+    /// The most parts of a launch.
     pub const PARTS: usize = PARTS;
-    /// Results of up to so many channels are cheap to write as f32.
+    /// The most channels of a result that is cheap to write as f32.
     pub const FEW: usize = FEW.columns;
 
-    /// Whether a convolution to so many channels can write them as two frames: no tile may have some of both halves.
+    /// Returns whether a convolution to so many channels can write them as two frames: no tile may have channels of
+    /// both halves.
     pub fn doubles_frames(outputs: usize) -> bool {
         (outputs / 2).is_multiple_of(shape(Family::Wgmma, outputs).columns.min(64))
     }
 
-    /// Whether a convolution to so many channels can end with a norm: one tile has to have all of them.
+    /// Returns whether a convolution to so many channels can end with a norm: one tile must have all of them.
     pub fn fuses_norm(outputs: usize) -> bool {
         outputs == TALL.columns || outputs == WIDE.columns
     }
 
     /// Enqueues the convolution over `parts` (up to 8, of one height, width and number of channels, at most 2^31 voxels
-    /// together with the result), which follow each other in time; the first `past` frames are what the kernel sees before
-    /// the first new one, and before all of them are zeros. `output`: see [`result`], bf16, or without a norm f32.
+    /// together with the result), which follow each other in time. The first `past` frames are what the kernel sees
+    /// before the first new one; before all frames it sees zeros. `output` has the shape that [`result`] returns; it is
+    /// bf16, or, without a norm, f32.
     ///
     /// # Errors
     ///
@@ -256,7 +261,7 @@ impl Conv {
             let step = g.step as u32;
             let mut maps = Vec::with_capacity(PARTS);
             for i in 0..PARTS {
-                // Parts that there are not are never looked at.
+                // The kernel never reads the parts beyond the last.
                 let part = parts.get(i).unwrap_or(&parts[0]);
                 let [c, w, h, t] = [part.channels, part.width, part.height, part.frames].map(|n| n as u64);
                 let (across, down) = (step << g.patch_width_log2, step << g.patch_height_log2);
@@ -300,7 +305,7 @@ fn shape(family: Family, outputs: usize) -> Shape {
     }
 }
 
-/// Frames, height, width and channels of a convolution's result, which is a [`Volume`] of these.
+/// Returns the frames, height, width and channels of a convolution's result, which is a [`Volume`].
 ///
 /// # Errors
 ///
@@ -384,7 +389,7 @@ fn check(
     }
 }
 
-/// What the kernel is told; `corner`: of the four pixels that doubling makes of one.
+/// Returns the kernel's geometry; `corner` is the number of one of the four pixels that doubling makes of one.
 fn geometry(
     shape: Shape,
     parts: &[Volume],
@@ -402,7 +407,8 @@ fn geometry(
     let new = starts[PARTS] - past as i32;
     let [kt, kh, kw] = layer.kernel.map(|n| n as i32);
     let (out_y, out_x) = ((corner / 2) as i32, (corner % 2) as i32);
-    // Doubled, three rows of pixels lie in two rows of the input: for the upper pixels in that before and their own.
+    // When pixels are doubled, three rows of them lie in two rows of the input: for the upper pixels in the row before
+    // and their own.
     let (taps_y, taps_x, y0, x0, step, out_step) = match spatial {
         Spatial::Same => (kh, kw, -(kh / 2), -(kw / 2), 1, 1),
         Spatial::Halve => (kh, kw, 0, 0, 2, 1),
@@ -445,8 +451,8 @@ fn geometry(
     }
 }
 
-/// Height and width, as powers of 2, of the patch of so many pixels that covers a frame with the least waste; of equal ones
-/// the squarest, since neighbouring taps then share most.
+/// Returns the height and the width, as powers of 2, of the patch of so many pixels that covers a frame with the least
+/// waste. Of equally good patches it takes the squarest, since neighbouring taps then share most.
 fn patch(pixels: usize, height: usize, width: usize) -> (i32, i32) {
     let total = pixels.ilog2();
     let cost = |across: u32| {
@@ -458,9 +464,9 @@ fn patch(pixels: usize, height: usize, width: usize) -> (i32, i32) {
     ((total - across) as i32, across as i32)
 }
 
-/// The weight of a 3x3 convolution over doubled pixels as four 2x2 convolutions over the pixels themselves, one for each of
-/// the four that a pixel becomes: rows and columns of the kernel that meet the same pixel are added up.
-/// `[outputs, kt, 3, 3, channels]` to `[4, outputs, kt, 2, 2, channels]`.
+/// Returns the weight of a 3x3 convolution over doubled pixels as four 2x2 convolutions over the pixels themselves, one
+/// for each of the four that a pixel becomes: rows and columns of the kernel that meet the same pixel are added up.
+/// `[outputs, kt, 3, 3, channels]` becomes `[4, outputs, kt, 2, 2, channels]`.
 ///
 /// # Panics
 ///

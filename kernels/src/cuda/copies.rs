@@ -1,4 +1,4 @@
-//! Copies from any layout to any other.
+//! Launchers of copies from any layout to any other.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -13,18 +13,18 @@ use super::{Element, Error};
 
 const THREADS: usize = 256;
 
-/// Elements in device memory, up to four axes of them; none of a fifth kind.
+/// A tensor of up to four axes in device memory, with any strides.
 #[derive(Clone, Copy, Debug)]
 pub struct Strided {
-    /// Of the first element, a multiple of the element's size.
+    /// Device address of the first element, a multiple of the element's size.
     pub address: CUdeviceptr,
-    /// bf16 or f32.
+    /// The type of the elements: bf16 or f32.
     pub element: Element,
     /// Elements from one to the next along each axis.
     pub strides: [usize; 4],
 }
 
-/// `Layout` of `copy.cu`.
+/// The kernel's argument: `Layout` of `copy.cu`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct RawLayout {
@@ -39,7 +39,7 @@ unsafe impl DeviceRepr for RawLayout {}
 /// Copies, loaded for one GPU.
 #[derive(Debug)]
 pub struct Copies {
-    /// From bf16 to bf16 and f32, from f32 to bf16 and f32.
+    /// The kernels from bf16 to bf16 and to f32, then those from f32 to bf16 and to f32.
     functions: [CudaFunction; 4],
 }
 

@@ -1,4 +1,4 @@
-//! Attention of many queries to few keys.
+//! Launchers of attention of many queries to few keys.
 
 use std::f32::consts::LOG2_E;
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use super::{AnyAttention, AnyAttentionArguments, Batches, Error, HEAD_DIM, Rows}
 use crate::Family;
 
 const KERNEL: &str = "cross_attention_bf16";
-/// Rows of Q and keys of a tile.
+/// The rows of Q of a block, and the keys of a tile.
 const TILE: usize = 128;
-/// Two blocks of Q, two tiles of K and of V, outputs, twelve barriers, alignment.
+/// Dynamic shared memory: two blocks of Q, two tiles of K and of V, outputs, twelve barriers, alignment.
 const SHARED: u32 = 2 * 32_768 + 4 * 32_768 + 32_768 + 8 * 12 + 1024;
 
 /// Keys and values, each `[keys, heads * 128]` bf16.
@@ -27,7 +27,7 @@ pub struct KeyValue {
     pub v: Rows,
 }
 
-/// `Maps` of `cross_attention_bf16.cu`.
+/// The kernel's argument: `Maps` of `cross_attention_bf16.cu`.
 #[repr(C)]
 struct Maps {
     query: TensorMap,
@@ -113,7 +113,7 @@ impl CrossAttention {
         let (function, multiprocessors) = match &self.0 {
             Kernel::Hopper { function, multiprocessors } => (function, *multiprocessors),
             Kernel::Any(any) => {
-                // One set after the other, each added to what is there.
+                // The sets come one after the other; each adds to the result of the sets before it.
                 let mut before = residual;
                 for set in sets {
                     let arguments = AnyAttentionArguments {

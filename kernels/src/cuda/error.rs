@@ -14,13 +14,13 @@ pub enum Error {
          newer"
     )]
     OldDriver {
-        /// Of the driver's version of CUDA.
+        /// The major number of the driver's version of CUDA.
         major: i32,
-        /// Of the driver's version of CUDA.
+        /// The minor number of the driver's version of CUDA.
         minor: i32,
-        /// The major version that it would take.
+        /// The major version of CUDA that the embedded code needs.
         needs: i32,
-        /// The oldest branch of the driver that has it.
+        /// The oldest branch of the driver that supports that version.
         branch: u32,
     },
     /// No embedded machine code serves this card.
@@ -28,11 +28,11 @@ pub enum Error {
         "the GPU `{name}` (compute capability {major}.{minor}) is not supported: the kernels need 8.0 (A100), 8.6 (RTX 30 series) or newer"
     )]
     UnsupportedGpu {
-        /// As the driver calls it.
+        /// The card's name, as the driver reports it.
         name: String,
-        /// Of the compute capability.
+        /// The major number of the compute capability.
         major: i32,
-        /// Of the compute capability.
+        /// The minor number of the compute capability.
         minor: i32,
     },
     /// The driver refused a call.
@@ -41,9 +41,9 @@ pub enum Error {
     /// An argument of a launcher is not what its documentation asks for.
     #[error("`{kernel}` cannot take `{argument}`: {problem}")]
     Argument {
-        /// The launcher.
+        /// The launcher's name.
         kernel: &'static str,
-        /// The argument.
+        /// The argument's name.
         argument: &'static str,
         /// What is wrong, with the value.
         problem: String,

@@ -1,4 +1,4 @@
-//! Matrix products: output = epilogue(A Bᵀ).
+//! Launchers of matrix products: output = epilogue(A Bᵀ).
 
 use std::sync::Arc;
 
@@ -13,17 +13,18 @@ use crate::{Activation, Family};
 
 const KERNEL: &str = "gemm";
 
-/// Of `gemm.cuh`.
+/// Threads of a block of `sm90/gemm.cuh`.
 pub(super) const THREADS: u32 = 384;
 const ROW_BYTES: usize = 128;
 const MAX_SHARED: usize = 232_448;
 
-/// Of `sm80/product.cuh`.
+/// Threads of a block of `sm80/product.cuh`.
 pub(super) const SYNC_THREADS: u32 = 256;
 const SYNC_MAX_SHARED: usize = 101_376;
 
-/// A shape of tiles of `sm90/gemm.cuh`: products of 64 rows for each of two warpgroups, columns, blocks of a cluster. Of
-/// `sm80/product.cuh`: products of 16 rows for each of eight warps, columns, 1.
+/// A shape of tiles. For `sm90/gemm.cuh` it is the number of products of 64 rows for each of two warpgroups, the
+/// columns, and the blocks of a cluster; for `sm80/product.cuh` the number of products of 16 rows for each of eight
+/// warps, the columns, and 1.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     pub parts: usize,
@@ -36,14 +37,14 @@ impl Shape {
         128 * self.parts
     }
 
-    /// Dynamic shared memory, as `sm80/product.cuh` computes it.
+    /// Returns the dynamic shared memory in bytes, as `sm80/product.cuh` computes it.
     pub const fn sync_shared_bytes(self) -> u32 {
         let stage = (self.rows() + self.columns) * ROW_BYTES;
         let most = SYNC_MAX_SHARED / stage;
         (stage * if most < 4 { most } else { 4 }) as u32
     }
 
-    /// Dynamic shared memory, as `sm90/gemm.cuh` computes it.
+    /// Returns the dynamic shared memory in bytes, as `sm90/gemm.cuh` computes it.
     pub const fn shared_bytes(self) -> u32 {
         let chunk = if self.columns.is_multiple_of(64) {
             64
@@ -60,7 +61,7 @@ impl Shape {
     }
 }
 
-/// Of `Tile` of `sm80/gemm_int8.cuh`.
+/// A shape of tiles of int8 products: `Tile` of `sm80/gemm_int8.cuh`.
 #[derive(Clone, Copy, Debug)]
 struct Int8Shape {
     rows: usize,
@@ -69,7 +70,7 @@ struct Int8Shape {
 }
 
 impl Int8Shape {
-    /// A block for each tile, and a warp for each 64 x 64 of it.
+    /// Returns a grid with a block for each tile, and in it a warp for each 64 x 64 elements of the tile.
     fn grid(self, rows: usize, columns: usize) -> LaunchConfig {
         LaunchConfig {
             grid_dim: ((rows.div_ceil(self.rows) * columns.div_ceil(self.columns)) as u32, 1, 1),
@@ -99,7 +100,7 @@ pub enum Operands {
         /// `[columns, inner]`.
         b: Rows,
     },
-    /// Both in e4m3 with a scale (f32) for each row of each; `inner` is a multiple of 16.
+    /// Both in e4m3 with a scale (f32) for each row of A and of B; `inner` is a multiple of 16.
     E4m3 {
         /// `[rows, inner]`.
         a: Rows,
@@ -109,11 +110,12 @@ pub enum Operands {
         b: Rows,
         /// `[columns]` f32.
         b_scale: CUdeviceptr,
-        /// Sums up in the tensor cores alone, which keep some 14 bits, instead of adding up in f32 every 128 products.
+        /// Whether sums stay in the tensor cores, which keep some 14 bits, instead of being added up in f32 every 128
+        /// products.
         fast: bool,
     },
-    /// Both in int8 with a scale (f32) for each row of each, as [`super::Norms::quantize_int8`] writes them; `inner` is a
-    /// multiple of 16 up to [`MOST_INT8`]. Both must be rotated alike. Sums are exact.
+    /// Both in int8 with a scale (f32) for each row of A and of B, as [`super::Norms::quantize_int8`] writes them;
+    /// `inner` is a multiple of 16 up to [`MOST_INT8`]. Both must be rotated alike. Sums are exact.
     Int8 {
         /// `[rows, inner]`.
         a: Rows,
@@ -126,10 +128,10 @@ pub enum Operands {
     },
 }
 
-/// The greatest `inner` of [`Operands::Int8`]: sums of so many products of 127 and 127 stay within 32 bits.
+/// The greatest `inner` of [`Operands::Int8`]: a sum of so many products of 127 and 127 stays within 32 bits.
 pub const MOST_INT8: usize = 131_072;
 
-/// Factors for what a product gives.
+/// Factors of a product's results.
 #[derive(Clone, Copy, Debug)]
 pub enum Gate {
     /// For each column, `[columns]` f32.
@@ -143,15 +145,15 @@ pub enum Gate {
 pub struct Epilogue {
     /// `[columns]` f32.
     pub bias: Option<CUdeviceptr>,
-    /// Not together with `residual`.
+    /// The activation; it cannot be combined with `residual`.
     pub activation: Activation,
-    /// Factors.
+    /// Factors of the activated results.
     pub gate: Option<Gate>,
-    /// Of the output's type and shape; may be the output itself.
+    /// A matrix of the output's type and shape that is added. It may be the output itself.
     pub residual: Option<Rows>,
 }
 
-/// `gemm::Epilogue` of `epilogue.cuh`.
+/// The kernels' argument for what follows a product: `gemm::Epilogue` of `epilogue.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RawEpilogue {
@@ -174,7 +176,8 @@ pub(super) struct RawEpilogue {
 // SAFETY: plain numbers in the layout of the kernels' structure.
 unsafe impl DeviceRepr for RawEpilogue {}
 
-/// `sm80::Operands` of `sm80/gemm.cuh`, and `int8::Operands` of `sm80/gemm_int8.cuh`.
+/// The operands on cards other than Hopper: `sm80::Operands` of `sm80/gemm.cuh`, and `int8::Operands` of
+/// `sm80/gemm_int8.cuh`.
 #[repr(C)]
 struct SyncOperands {
     a: CUdeviceptr,
@@ -192,9 +195,9 @@ unsafe impl DeviceRepr for SyncOperands {}
 /// Matrix products, loaded for one GPU. The same input gives the same bits.
 #[derive(Debug)]
 pub struct Gemm {
-    /// Each with bf16 and f32 output, then the same with activation.
+    /// The kernels with bf16 and f32 output, then those with bf16 and f32 output after an activation.
     bf16: [CudaFunction; 4],
-    /// Added up in f32, and fast.
+    /// The four kernels that add up in f32, then the four fast ones.
     e4m3: Option<[[CudaFunction; 4]; 2]>,
     int8: Option<[CudaFunction; 4]>,
     family: Family,
@@ -246,20 +249,22 @@ impl Gemm {
         Ok(Self { bf16, e4m3, int8, family: support.family, multiprocessors })
     }
 
-    /// Whether this GPU has [`Operands::E4m3`].
+    /// Returns whether this GPU has kernels for [`Operands::E4m3`].
     pub fn has_e4m3(&self) -> bool {
         self.e4m3.is_some()
     }
 
-    /// Whether this GPU has [`Operands::Int8`].
+    /// Returns whether this GPU has kernels for [`Operands::Int8`].
     pub fn has_int8(&self) -> bool {
         self.int8.is_some()
     }
 
-    /// Enqueues `output = epilogue(A Bᵀ)`: `output` is `[rows, columns]` of bf16 or f32, `inner` is what is summed up.
+    /// Enqueues `output = epilogue(A Bᵀ)`: `output` is `[rows, columns]` of bf16 or f32, sums run over `inner`
+    /// products.
     ///
-    /// `columns` (the rows of B) and all strides must be multiples of 8 (strides of 8 bits of 16, of f32 of 4), all
-    /// addresses of 16. Nothing needs to be filled up: tiles may end beyond rows, columns and `inner`.
+    /// `columns` (the rows of B) and all strides must be multiples of 8 (strides of 8-bit operands multiples of 16,
+    /// of f32 multiples of 4), all addresses multiples of 16. Nothing needs padding: tiles may end beyond rows, columns
+    /// and `inner`.
     ///
     /// # Errors
     ///
@@ -382,7 +387,7 @@ impl Gemm {
     }
 }
 
-/// A block for each tile.
+/// Returns a grid with a block for each tile.
 pub(super) fn sync_grid(tiles: usize, shape: Shape) -> LaunchConfig {
     LaunchConfig {
         grid_dim: (tiles as u32, 1, 1),
@@ -391,7 +396,7 @@ pub(super) fn sync_grid(tiles: usize, shape: Shape) -> LaunchConfig {
     }
 }
 
-/// A grid of whole clusters: one for each tile, but no more than run at once.
+/// Returns a grid of whole clusters: one for each tile, but no more than run at once.
 pub(super) fn persistent(tiles: usize, shape: Shape, multiprocessors: usize) -> LaunchConfig {
     let clusters = tiles.min(multiprocessors / shape.cluster).max(1);
     LaunchConfig {

@@ -1,8 +1,8 @@
 //! Launchers of the kernels.
 //!
 //! Launchers take device addresses ([`Rows`]) rather than owned memory, so that a caller may place tensors as it likes;
-//! they check shapes, strides and alignment, enqueue on the given stream and return. What they cannot check is in the
-//! safety section of each.
+//! they check shapes, strides and alignment, enqueue on the given stream and return. What they cannot check is in their
+//! safety sections.
 
 mod attention;
 mod attention_any;
@@ -44,7 +44,7 @@ const CUDA_MAJOR: i32 = match env!("ANIMD_CUDA_MAJOR").as_bytes() {
 /// The oldest branch of NVIDIA's driver that runs the embedded code.
 pub const OLDEST_DRIVER: u32 = if CUDA_MAJOR < 13 { 525 } else { 580 };
 
-/// Opens a GPU that the embedded kernels run on.
+/// Opens the GPU of this number, which the embedded kernels must be able to run on.
 ///
 /// # Errors
 ///
@@ -71,8 +71,8 @@ pub fn open(ordinal: usize) -> Result<Arc<CudaContext>, Error> {
     Ok(context)
 }
 
-/// Puts the emulator where NVIDIA's driver is looked for: a library that is open already is found by its name.
-/// `ANIMD_EMULATOR` is another one's path, as `emulator/mutate.py` makes them.
+/// Opens the emulator, so that the search for NVIDIA's driver finds it: a library that is already open is found by its
+/// name. `ANIMD_EMULATOR` can hold the path of another emulator, such as those that `emulator/mutate.py` builds.
 #[cfg(feature = "emulator")]
 fn emulate() -> Result<(), Error> {
     static LOADED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();

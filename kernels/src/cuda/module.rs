@@ -10,7 +10,7 @@ use super::Error;
 use super::rows::refuse;
 use crate::Support;
 
-/// The fatbin that `build.rs` made of `cuda/FOLDER/NAME.cu`.
+/// Embeds the fatbin that `build.rs` makes of `cuda/FOLDER/NAME.cu`.
 macro_rules! fatbin {
     ($folder:literal, $name:literal) => {
         include_bytes!(concat!(env!("OUT_DIR"), "/", $folder, "/", $name, ".fatbin"))
@@ -21,11 +21,11 @@ pub(super) use fatbin;
 static SERVED_AS: OnceLock<(i32, i32)> = OnceLock::new();
 
 /// Serves all cards of this process as if they were of this compute capability, so that checks can run the kernels of an
-/// older card on a newer one, from their PTX. To be called before anything is loaded.
+/// older card on a newer one, from their PTX. It must be called before anything is loaded.
 ///
 /// # Errors
 ///
-/// [`Error::Argument`] if it has been called with another one before.
+/// [`Error::Argument`] if it has been called with another compute capability before.
 pub fn serve_as(major: i32, minor: i32) -> Result<(), Error> {
     let served = *SERVED_AS.get_or_init(|| (major, minor));
     if served == (major, minor) {
@@ -34,7 +34,7 @@ pub fn serve_as(major: i32, minor: i32) -> Result<(), Error> {
     refuse("kernels", "compute capability", format!("cards are served as {}.{} already", served.0, served.1))
 }
 
-/// What runs on this GPU.
+/// Returns which kernels run on this GPU.
 pub(super) fn support(context: &CudaContext) -> Result<Support, Error> {
     let (major, minor) = match SERVED_AS.get() {
         Some(served) => *served,
@@ -68,7 +68,7 @@ pub(super) fn load_all<const N: usize>(
     let mut functions = Vec::with_capacity(N);
     for name in names {
         let function = module.load_function(name)?;
-        // A block has 48 KiB without asking.
+        // A block can have up to 48 KiB without asking.
         if shared_bytes > 48 << 10 {
             function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes as i32)?;
         }

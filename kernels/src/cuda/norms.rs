@@ -1,4 +1,4 @@
-//! Operations on rows: norms with what follows them, quantisation, splitting.
+//! Launchers of operations on rows: norms with what follows them, quantisation, splitting.
 
 use std::sync::Arc;
 
@@ -9,33 +9,33 @@ use super::module::{fatbin, load, load_all, support};
 use super::rows::{check_vector, refuse};
 use super::{Element, Error, Rows};
 
-/// Elements of a piece, pieces of a thread, of `rows.cuh`.
+/// The elements of a piece, and after it the pieces of a thread, as `rows.cuh` has them.
 const VECTOR: usize = 8;
 const PIECES: usize = 2;
 
-/// A matrix and what it consists of.
+/// A matrix and the type of its elements.
 #[derive(Clone, Copy, Debug)]
 pub struct Typed {
-    /// Where it is.
+    /// Where the matrix is.
     pub rows: Rows,
-    /// Its elements.
+    /// The type of its elements.
     pub element: Element,
-    /// Of e4m3: `[rows]` f32, what each row is to be multiplied with; otherwise 0.
+    /// With e4m3 the address of the factors of the rows, `[rows]` f32; otherwise 0.
     pub scale: CUdeviceptr,
 }
 
 impl Typed {
-    /// bf16.
+    /// Returns a matrix of bf16.
     pub fn bf16(rows: Rows) -> Self {
         Self { rows, element: Element::Bf16, scale: 0 }
     }
 
-    /// f32.
+    /// Returns a matrix of f32.
     pub fn f32(rows: Rows) -> Self {
         Self { rows, element: Element::F32, scale: 0 }
     }
 
-    /// e4m3 with its scales.
+    /// Returns a matrix of e4m3 with its scales.
     pub fn e4m3(rows: Rows, scale: CUdeviceptr) -> Self {
         Self { rows, element: Element::E4m3, scale }
     }
@@ -43,19 +43,19 @@ impl Typed {
 
 /// Rows of int8 to be written, rotated: each `group` columns of a row by the Kronecker power of
 /// h4 = [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], over the square root of `group`. The rotation is its own
-/// inverse, so that a product of rows that are rotated alike is that of the rows.
+/// inverse, so a product of rows that are rotated alike equals the product of the rows themselves.
 #[derive(Clone, Copy, Debug)]
 pub struct Int8Rows {
     /// Where the numbers go.
     pub rows: Rows,
-    /// `[rows]` f32: what each row is to be multiplied with.
+    /// The factors of the rows, `[rows]` f32.
     pub scale: CUdeviceptr,
-    /// Columns that are rotated together: a power of 4 up to 256 that divides the columns; 1 for no rotation. What
-    /// [`rotation_group`] gives spreads the most.
+    /// Columns that are rotated together: a power of 4 up to 256 that divides the columns; 1 for no rotation. The group
+    /// that [`rotation_group`] returns spreads large values the most.
     pub group: usize,
 }
 
-/// The greatest power of 4 up to 256 that divides so many columns.
+/// Returns the greatest power of 4 up to 256 that divides so many columns.
 pub fn rotation_group(columns: usize) -> usize {
     [256, 64, 16, 4].into_iter().find(|group| columns.is_multiple_of(*group)).unwrap_or(1)
 }
@@ -83,7 +83,7 @@ pub struct RopeTables {
     pub pairs: usize,
 }
 
-/// `Matrix` of `rms_norm.cu`.
+/// The kernel's argument: `Matrix` of `rms_norm.cu`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct RawMatrix {
@@ -98,10 +98,10 @@ unsafe impl DeviceRepr for RawMatrix {}
 /// Operations on rows, loaded for one GPU. The same input gives the same bits.
 #[derive(Debug)]
 pub struct Norms {
-    /// From bf16, then from f32; each to bf16, f32, e4m3.
+    /// The kernels from bf16 to bf16, f32 and e4m3, then those from f32; `rms_norm` likewise.
     layer_norm: [CudaFunction; 6],
     rms_norm: [CudaFunction; 6],
-    /// From bf16, from f32.
+    /// The kernels from bf16 and from f32; the two fields below likewise.
     quantize: [CudaFunction; 2],
     layer_norm_int8: [CudaFunction; 2],
     quantize_int8: [CudaFunction; 2],
@@ -300,8 +300,8 @@ impl Norms {
         Ok(())
     }
 
-    /// [`Self::layer_norm`] to int8: each row's greatest magnitude, after the rotation, becomes 127. `x` is bf16 or f32;
-    /// `columns` is a multiple of 16 up to 16384.
+    /// Enqueues [`Self::layer_norm`] to int8: each row's greatest magnitude, after the rotation, becomes 127. `x` is
+    /// bf16 or f32; `columns` is a multiple of 16 up to 16384.
     ///
     /// # Errors
     ///
@@ -417,7 +417,7 @@ impl Norms {
 }
 
 impl Norms {
-    /// [`check`], and whether this GPU knows what `y` is.
+    /// Calls [`check`], and checks that this GPU knows the type of `y`.
     fn check(&self, kernel: &'static str, x: Typed, y: Typed, columns: usize) -> Result<usize, Error> {
         if y.element == Element::Int8 {
             return refuse(kernel, "y", "int8 is written by the kernels that rotate");
@@ -429,7 +429,7 @@ impl Norms {
     }
 }
 
-/// Checks both matrices of a row kernel to int8, and gives the number of its instance.
+/// Checks both matrices of a row kernel to int8, and returns the number of its instance.
 fn check_int8(kernel: &'static str, x: Typed, y: Int8Rows, columns: usize) -> Result<usize, Error> {
     let group = y.group;
     if ![1, 4, 16, 64, 256].contains(&group) || !columns.is_multiple_of(group) || !columns.is_multiple_of(16)
@@ -440,12 +440,12 @@ fn check_int8(kernel: &'static str, x: Typed, y: Int8Rows, columns: usize) -> Re
     Ok(usize::from(check(kernel, x, y, columns)? >= 3))
 }
 
-/// The group and 1 / sqrt(group), which is a power of 2.
+/// Returns the group and 1 / sqrt(group), which is a power of 2.
 fn rotation(y: Int8Rows) -> (i32, f32) {
     (y.group as i32, 1.0 / (y.group as f32).sqrt())
 }
 
-/// Checks both matrices of a row kernel, and gives the number of its instance.
+/// Checks both matrices of a row kernel, and returns the number of its instance.
 fn check(kernel: &'static str, x: Typed, y: Typed, columns: usize) -> Result<usize, Error> {
     x.rows.check_as(kernel, "x", columns, x.element)?;
     y.rows.check_as(kernel, "y", columns, y.element)?;
@@ -472,7 +472,7 @@ fn check(kernel: &'static str, x: Typed, y: Typed, columns: usize) -> Result<usi
         })
 }
 
-/// A block for each row of each matrix, with a thread for 16 elements of it.
+/// Returns a grid with a block for each row of each matrix, and a thread for each 16 elements of the row.
 fn row_grid(rows: usize, matrices: usize, columns: usize) -> LaunchConfig {
     grid(rows, matrices, columns.div_ceil(PIECES * VECTOR).next_multiple_of(32) as u32)
 }

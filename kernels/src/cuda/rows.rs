@@ -18,7 +18,7 @@ pub enum Element {
 }
 
 impl Element {
-    /// Size in bytes.
+    /// Returns the size in bytes.
     pub fn bytes(self) -> usize {
         match self {
             Self::Bf16 => 2,
@@ -40,12 +40,12 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// A matrix whose rows follow each other without gaps.
+    /// Returns a matrix whose rows follow each other without gaps.
     pub fn dense(address: CUdeviceptr, rows: usize, columns: usize) -> Self {
         Self { address, rows, stride: columns }
     }
 
-    /// Checks for 16-byte accesses to rows of `columns` elements of 2 bytes.
+    /// Checks that a kernel can access rows of `columns` elements of 2 bytes 16 bytes at a time.
     pub(super) fn check(
         &self,
         kernel: &'static str,
@@ -55,7 +55,7 @@ impl Rows {
         self.check_as(kernel, argument, columns, Element::Bf16)
     }
 
-    /// Checks for 16-byte accesses to rows of `columns` elements.
+    /// Checks that a kernel can access rows of `columns` elements 16 bytes at a time.
     pub(super) fn check_as(
         &self,
         kernel: &'static str,
@@ -81,7 +81,7 @@ impl Rows {
     }
 }
 
-/// What a kernel cannot take, as an error.
+/// Returns the error for an argument that a kernel cannot take.
 pub(super) fn refuse<T>(
     kernel: &'static str,
     argument: &'static str,

@@ -6,7 +6,7 @@ use cudarc::driver::{DeviceRepr, sys};
 
 use super::Error;
 
-/// A `CUtensorMap`, aligned as a kernel's parameter has to be.
+/// A `CUtensorMap`, aligned as a kernel's parameter must be.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct TensorMap(sys::CUtensorMap);
@@ -22,8 +22,9 @@ pub(super) enum MapElement {
 }
 
 impl TensorMap {
-    /// A map of a tensor of `N` dimensions, the contiguous one first: `dims` in elements, `strides` in bytes (none for
-    /// the first), boxes of `block` elements whose rows of 128 bytes are swizzled. Elements outside read as zero.
+    /// Returns a map of a tensor of `N` dimensions, the contiguous one first: `dims` in elements, `strides` in bytes
+    /// (none for the first), boxes of `block` elements whose rows of 128 bytes are swizzled. Elements outside read as
+    /// zero.
     pub(super) fn new<const N: usize>(
         element: MapElement,
         address: sys::CUdeviceptr,
@@ -34,8 +35,8 @@ impl TensorMap {
         Self::with_steps(element, address, dims, strides, block, [1; N])
     }
 
-    /// The same, of which a box takes every `steps`th element along each dimension but the first: a box of `block`
-    /// elements then has `block / steps`.
+    /// Returns a map like that of [`Self::new`], but a box takes every `steps`th element along each dimension but the
+    /// first: a box of `block` elements then has `block / steps`.
     pub(super) fn with_steps<const N: usize>(
         element: MapElement,
         address: sys::CUdeviceptr,

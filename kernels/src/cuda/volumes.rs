@@ -1,4 +1,4 @@
-//! Operations on volumes and latents: sums, patches, layouts, the VAE's norm, overlaps of tiles.
+//! Launchers of operations on volumes and latents: sums, patches, layouts, the VAE's norm, overlaps of tiles.
 
 use std::sync::Arc;
 
@@ -17,15 +17,15 @@ const VECTOR: usize = 8;
 /// A summand of [`Volumes::combine`].
 #[derive(Clone, Copy, Debug)]
 pub struct Term {
-    /// bf16 or f32, without gaps.
+    /// Device address of the elements, which have no gaps.
     pub address: CUdeviceptr,
-    /// Its elements.
+    /// The type of the elements: bf16 or f32.
     pub element: Element,
-    /// What it is multiplied with.
+    /// The factor of the elements.
     pub factor: f32,
 }
 
-/// `Term` of `combine.cu`.
+/// A summand as the kernel takes it: `Term` of `combine.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct RawTerm {
@@ -43,20 +43,20 @@ unsafe impl DeviceRepr for RawTerms {}
 /// Operations on volumes, loaded for one GPU. The same input gives the same bits.
 #[derive(Debug)]
 pub struct Volumes {
-    /// To bf16, to f32.
+    /// The kernels to bf16 and to f32.
     combine: [CudaFunction; 2],
     patchify: CudaFunction,
     unpatchify: CudaFunction,
-    /// With 4, 8, 16, 32 threads for a voxel; of bf16, then of f32.
+    /// The kernels with 4, 8, 16 and 32 threads for a voxel of bf16, then those for a voxel of f32.
     channel_norm: [CudaFunction; 8],
     channels_last: CudaFunction,
-    /// From bf16, from f32.
+    /// The kernels from bf16 and from f32.
     channels_first: [CudaFunction; 2],
     fade: CudaFunction,
 }
 
 impl Volumes {
-    /// The most summands of one launch.
+    /// The most summands of a launch.
     pub const TERMS: usize = TERMS;
 
     /// Loads the kernels.
@@ -133,8 +133,9 @@ impl Volumes {
         Ok(())
     }
 
-    /// Enqueues latents to tokens: `x` `[x.1, frames, height, width]` and, as further channels, `y` `[y.1, ..]`, both f32,
-    /// to `tokens` `[frames * height/2 * width/2, 4 (x.1 + y.1)]` f32, features in the order channel, row, column.
+    /// Enqueues the conversion of latents to tokens: `x` `[x.1, frames, height, width]` and, as further channels, `y`
+    /// `[y.1, ..]`, both f32, to `tokens` `[frames * height/2 * width/2, 4 (x.1 + y.1)]` f32, features in the order
+    /// channel, row, column.
     ///
     /// # Errors
     ///
@@ -165,8 +166,8 @@ impl Volumes {
         Ok(())
     }
 
-    /// Enqueues tokens `[frames * height/2 * width/2, 4 channels]` f32, features in the order row, column, channel, to `x`
-    /// `[channels, frames, height, width]` f32.
+    /// Enqueues the conversion of tokens `[frames * height/2 * width/2, 4 channels]` f32, features in the order row,
+    /// column, channel, to `x` `[channels, frames, height, width]` f32.
     ///
     /// # Errors
     ///
@@ -243,7 +244,8 @@ impl Volumes {
         Ok(())
     }
 
-    /// Enqueues `x` `[channels, voxels]` f32 to `y` `[voxels, y.stride]` bf16, zeros after the channels.
+    /// Enqueues the conversion of `x` `[channels, voxels]` f32 to `y` `[voxels, y.stride]` bf16, with zeros after the
+    /// channels.
     ///
     /// # Errors
     ///
@@ -268,8 +270,8 @@ impl Volumes {
         Ok(())
     }
 
-    /// Enqueues `x` `[voxels, x.stride]`, bf16 or f32, to `y` `[channels, voxels]` f32, channels `plane` elements apart; the
-    /// stride is a multiple of 8.
+    /// Enqueues the conversion of `x` `[voxels, x.stride]`, bf16 or f32, to `y` `[channels, voxels]` f32, channels
+    /// `plane` elements apart; the stride is a multiple of 8.
     ///
     /// # Errors
     ///
@@ -301,8 +303,8 @@ impl Volumes {
         Ok(())
     }
 
-    /// Enqueues the fading of `before` into `after`, both f32: of each of `outer` pieces, which lie (`.1`) elements apart,
-    /// the `extent * inner` elements from the addresses on; element i of the extent becomes
+    /// Enqueues the fading of `before` into `after`, both f32. Each has `outer` pieces, which lie `.1` elements apart;
+    /// the fading covers the first `extent * inner` elements of each piece. Element i of the extent becomes
     /// `before * (1 - i / extent) + after * (i / extent)`.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
-// The kernels' instructions, but products of int8 are issued kIssues times, all but the first into registers that nobody
-// needs, so that the tensor cores take as long as slower ones would. See padded.cu.
+// The kernels' instructions, but each product of int8 is issued kIssues times, all but the first time into registers
+// that nothing needs, so that the tensor cores take as long as slower ones would. See padded.cu.
 #pragma once
 
 #define multiply_s8 multiply_s8_once
@@ -15,15 +15,15 @@ namespace gpu {
 #endif
 constexpr int kIssues = ISSUES;
 
-// Two sums that products without a purpose are added to in turns. They are registers of the whole kernel in PTX, whose names
-// change places after each product; what that moves, ptxas renames.
+// Declares two sums to which the extra products are added in turns. In PTX they are registers of the whole kernel,
+// whose names change places after each product; ptxas turns these moves into renaming.
 __device__ __forceinline__ void padding_begin() {
     asm volatile(".reg .b32 pad<8>; .reg .b32 swap<4>;");
     asm volatile(
         "mov.b32 pad0, 0; mov.b32 pad1, 0; mov.b32 pad2, 0; mov.b32 pad3, 0; mov.b32 pad4, 0; mov.b32 pad5, 0;"
         "mov.b32 pad6, 0; mov.b32 pad7, 0;");
 }
-// Somebody has to look at the sums, or ptxas leaves the products out.
+// Reads the sums, because ptxas would otherwise leave the products out.
 __device__ __forceinline__ void padding_end() {
     asm volatile(
         "{ .reg .pred p; xor.b32 pad0, pad0, pad1; xor.b32 pad0, pad0, pad2; xor.b32 pad0, pad0, pad3;"

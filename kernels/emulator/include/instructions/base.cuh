@@ -1,4 +1,4 @@
-// kernels/cuda/instructions/base.cuh for the emulator.
+// The functions of kernels/cuda/instructions/base.cuh for the emulator.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -86,7 +86,8 @@ inline uint32_t sum_bytes(uint32_t bytes, uint32_t more) {
     return more;
 }
 
-// The hardware's has an error of 2 ulp; this one of half a unit or so. Both flush what is below the normal numbers.
+// The hardware's function has an error of 2 ulp, this one of half a unit or so. Both flush results below the normal
+// numbers to 0.
 inline float exp2_fast(float x) {
     const float y = std::exp2(std::fabs(x) < 0x1p-126f ? 0.f : x);
     return y < 0x1p-126f ? 0.f : y;

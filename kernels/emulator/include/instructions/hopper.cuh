@@ -1,4 +1,4 @@
-// kernels/cuda/instructions/hopper.cuh for the emulator.
+// The functions of kernels/cuda/instructions/hopper.cuh for the emulator.
 #pragma once
 
 #include <cuda.h>

@@ -1,4 +1,4 @@
-//! Attention to few keys, and of any width.
+//! Checks and times of attention to few keys, and of attention of any width.
 
 use std::sync::Arc;
 
@@ -11,7 +11,8 @@ use super::bench::{Input, Output, by_rows, verdict};
 use super::{Result, address, median, normal};
 
 const BF16: Element = Element::Bf16;
-/// P and the output are each rounded once, by 1.7e-3 in the root mean square; the first of two sets once more.
+/// The relative L2 error allowed: P and the output are each rounded once, by 1.7e-3 in the root mean square, and the
+/// result of the first of two sets once more.
 const LIMIT: f64 = 2.0 / 512.0;
 
 pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
@@ -19,7 +20,7 @@ pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
     let stream = context.default_stream();
     let mut good = true;
     println!("\nother attentions                                                  error    worst    limit");
-    // rows, keys of each set (0: none), heads, gap; the last with more blocks of rows than blocks.
+    // Rows, keys of each set (0: no set), heads, gap. The last case has more blocks of rows than the GPU runs blocks.
     for (rows, keys, heads, gap) in [
         (1, [1, 0], 1, 0),
         (128, [128, 0], 1, 0),
@@ -85,7 +86,7 @@ pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
     Ok(good)
 }
 
-/// Two batches, with a residual if there is no bias.
+/// Checks one shape with two batches, with a residual if there is no bias.
 fn one(
     any: &AnyAttention,
     stream: &Arc<CudaStream>,
@@ -166,7 +167,7 @@ fn add(
     to.iter_mut().zip(result).for_each(|(to, x)| *to += x);
 }
 
-/// Milliseconds and TFLOP/s on the models' shapes.
+/// Prints milliseconds and TFLOP/s on the models' shapes.
 pub fn time(context: &Arc<CudaContext>) -> Result<()> {
     let (cross, any) = (CrossAttention::load(context)?, AnyAttention::load(context)?);
     let stream = context.default_stream();

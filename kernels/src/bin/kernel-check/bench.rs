@@ -10,11 +10,11 @@ use half::bf16;
 
 use super::{Result, address, normal};
 
-/// The relative L2 error that rounding to bf16 may cause: 2^-8 at most for one number, 1.7e-3 over many, and somewhat more over
-/// a few.
+/// The relative L2 error that rounding to bf16 can cause: 2^-8 at most for one number, 1.7e-3 over many, and somewhat
+/// more over a few.
 pub const BF16_ROUNDING: f64 = 2.5e-3;
 
-/// A matrix on the GPU, NaN between its rows and after its last, and its values after rounding.
+/// A matrix on the GPU with NaN between its rows and after the last one, and its values after rounding.
 pub struct Input {
     pub values: Vec<f64>,
     memory: CudaSlice<u8>,
@@ -48,7 +48,7 @@ impl Input {
         Ok(Self { values, memory: stream.clone_htod(&bytes)?, rows, stride, element })
     }
 
-    /// Normal random numbers.
+    /// Returns a matrix of normal random numbers.
     pub fn random(
         stream: &Arc<CudaStream>,
         [rows, columns, gap]: [usize; 3],
@@ -70,7 +70,7 @@ impl Input {
         Typed { rows: self.rows(stream), element: self.element, scale: 0 }
     }
 
-    /// What is there now, after a kernel that works in place.
+    /// Returns the values on the GPU now, after a kernel that works in place.
     pub fn download(&self, stream: &Arc<CudaStream>, columns: usize) -> Result<Vec<f64>> {
         Ok(decode(&stream.clone_dtoh(&self.memory)?, columns, self.stride, self.element))
     }
@@ -79,7 +79,7 @@ impl Input {
 /// A matrix on the GPU to be written, poisoned with NaN, and a poisoned row behind it.
 pub struct Output {
     memory: CudaSlice<u8>,
-    /// Of 8 bits.
+    /// The scales of the rows of an 8-bit matrix.
     scale: CudaSlice<f32>,
     rows: usize,
     columns: usize,
@@ -104,7 +104,7 @@ impl Output {
         Typed { rows: self.rows(stream), element: self.element, scale }
     }
 
-    /// What was written, with the scales of 8 bits applied.
+    /// Returns the values that were written, multiplied by their scales if they have 8 bits.
     pub fn read(&self, stream: &Arc<CudaStream>) -> Result<Vec<f64>> {
         let bytes = stream.clone_dtoh(&self.memory)?;
         let size = self.element.bytes();
@@ -125,7 +125,7 @@ impl Output {
         Ok(values)
     }
 
-    /// The scales that were written.
+    /// Returns the scales that were written.
     pub fn scales(&self, stream: &Arc<CudaStream>) -> Result<Vec<f32>> {
         let mut scales = stream.clone_dtoh(&self.scale)?;
         if scales.pop().is_none_or(|guard| !guard.is_nan()) {
@@ -157,7 +157,7 @@ fn decode_e4m3(code: u8) -> f64 {
     if code & 128 == 0 { magnitude } else { -magnitude }
 }
 
-/// The nearest code; inputs need no rule for ties.
+/// Returns the nearest e4m3 code; inputs need no rule for ties.
 fn encode(x: f64) -> u8 {
     static MAGNITUDES: LazyLock<Vec<f64>> = LazyLock::new(|| (0..127).map(decode_e4m3).collect());
     let above = MAGNITUDES.partition_point(|m| *m < x.abs()).clamp(1, 126);
@@ -166,7 +166,7 @@ fn encode(x: f64) -> u8 {
     if x < 0.0 { code | 128 } else { code }
 }
 
-/// Computes rows of a result side by side: `f(row, out)`.
+/// Computes the rows of a result in parallel, each by `f(row, out)`.
 pub fn by_rows(rows: usize, columns: usize, f: impl Fn(usize, &mut [f64]) + Sync) -> Vec<f64> {
     let mut out = vec![0.0; rows * columns];
     let threads = thread::available_parallelism().map_or(1, usize::from);
@@ -184,8 +184,8 @@ pub fn by_rows(rows: usize, columns: usize, f: impl Fn(usize, &mut [f64]) + Sync
     out
 }
 
-/// Prints the relative L2 error of `given` and that of its worst element over the root mean square, and whether they are
-/// within `limit` and 64 times `limit`.
+/// Prints the relative L2 error of `given` and the error of its worst element over the root mean square, and returns
+/// whether they are within `limit` and 64 times `limit`.
 pub fn verdict(name: &str, given: &[f64], again: &[f64], wanted: &[f64], limit: f64) -> bool {
     let squares = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>();
     let whole = squares(&mut wanted.iter().copied()).max(f64::MIN_POSITIVE);

@@ -1,4 +1,4 @@
-//! Causal convolutions.
+//! Checks and times of causal convolutions.
 
 use std::sync::Arc;
 
@@ -113,7 +113,7 @@ pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
 }
 
 impl Case {
-    /// Products, about.
+    /// Returns about how many products the case takes.
     fn work(&self) -> usize {
         let voxels = self.parts.iter().sum::<usize>() * self.size[0] * self.size[1];
         voxels * self.channels * self.outputs * self.kernel.iter().product::<usize>()
@@ -246,12 +246,12 @@ impl Case {
     }
 }
 
-/// The power of 2 next below.
+/// Returns the nearest power of 2 below.
 fn exact(x: f32) -> f32 {
     x.log2().floor().exp2()
 }
 
-/// Milliseconds and TFLOP/s on the model's shapes, 8 frames of 480P.
+/// Prints milliseconds and TFLOP/s on the model's shapes, 8 frames of 480P.
 pub fn time(context: &Arc<CudaContext>) -> Result<()> {
     let conv = Conv::load(context)?;
     let stream = context.default_stream();

@@ -1,4 +1,4 @@
-//! Matrix products.
+//! Checks and times of matrix products.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// Relative L2 error allowed: that of sums, and of rounding the output to bf16.
+    /// Returns the relative L2 error allowed: the error of the sums plus that of rounding the output to bf16.
     ///
     /// Sums of bf16 products are in f32. The tensor cores keep 14 bits of sums of e4m3 products and cut off the rest: 4
     /// times for each 128 products, or 160 for 5,120.
@@ -46,8 +46,9 @@ pub enum Follows {
 pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
     let gemm = Gemm::load(context)?;
     let stream = context.default_stream();
-    // rows, columns, inner, elements between rows. The last but two takes more tiles than a GPU has blocks, of which some
-    // lie outside, the last but one more bands of rows than one; the last has the length of sums that the model has.
+    // Rows, columns, inner, elements between rows. The third from the end takes more tiles than a GPU has blocks, and
+    // some of its tiles lie outside; the second from the end has more than one band of rows; the last has the model's
+    // length of sums.
     let shapes = [
         (1, 8, 16, 0),
         (1, 5120, 256, 0),
@@ -79,7 +80,7 @@ pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
                 continue;
             }
             for (j, follows) in follows.into_iter().enumerate() {
-                // All epilogues on two shapes, one or two on the others.
+                // Two shapes are checked with all epilogues, the others with one or two.
                 if i == 3 || (i == 4 && !quick) || j % shapes.len() == i || (i == 5 && j == 2) {
                     for output in [Element::Bf16, Element::F32] {
                         good &= one(&gemm, &stream, kind, shape, follows, output)?;
@@ -103,7 +104,7 @@ fn one(
     let element = kind.element();
     let a = Input::random(stream, [rows, inner, gap], element, seed)?;
     let b = Input::random(stream, [columns, inner, gap], element, seed + 1)?;
-    // Sums of about 1, so that activations bend.
+    // Sums are about 1, where activations bend.
     let scales = |count, seed| normal(count, seed).into_iter().map(|x| x.abs() + 0.5).collect::<Vec<_>>();
     let one_of = if element == Element::E4m3 { 1.0 } else { 0.0 };
     let a_scale = Input::new(stream, &scales(rows, seed + 2), rows, 0, Element::F32)?;
@@ -185,7 +186,7 @@ pub fn activate(x: f64, activation: Activation) -> f64 {
     }
 }
 
-/// By its series, which loses few digits up to 4; beyond, it is 1 within 2e-8.
+/// Returns the error function by its series, which loses few digits up to 4; beyond 4 it is 1 within 2e-8.
 fn erf(x: f64) -> f64 {
     if x.abs() > 4.0 {
         return x.signum();
@@ -198,13 +199,13 @@ fn erf(x: f64) -> f64 {
     sum * std::f64::consts::FRAC_2_SQRT_PI
 }
 
-/// Milliseconds and TFLOP/s on the model's shapes.
+/// Prints milliseconds and TFLOP/s on the model's shapes.
 pub fn time(context: &Arc<CudaContext>) -> Result<()> {
     let gemm = Gemm::load(context)?;
     let stream = context.default_stream();
     println!("\nmatrix products              rows columns   inner       ms  TFLOP/s");
     let (most, rows) = (13_824, 32_760);
-    // Random codes below NaN, in both signs; as bf16 the same bytes would be no normal numbers.
+    // Random codes below NaN, in both signs; read as bf16, the same bytes would not be normal numbers.
     let some = normal(1 << 22, 1);
     let bf16: Vec<u16> = some.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
     let e4m3: Vec<u8> = bf16.iter().map(|x| ((*x >> 8) as u8 & 0x80) | ((*x as u8 & 0x1f) + 0x20)).collect();

@@ -1,5 +1,9 @@
-//! What works in int8: rows that are rotated and quantised, matrix products, and 8-bit attention by `mma.sync`. Whatever is
-//! computed from whole numbers, or rounded where IEEE says how, must be a reference's to the bit.
+//! Checks and times of the int8 kernels: rows that are rotated and quantised, matrix products, and 8-bit attention by
+//! `mma.sync`. What is computed from whole numbers, or rounded where IEEE says how, must equal the reference to the
+//! bit.
+//!
+//! This is one file because it is one group of `kernel-check`, chosen by one name; its sections share the rounding to
+//! int8 on the CPU.
 
 use std::sync::Arc;
 
@@ -64,7 +68,7 @@ pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
 
 // ---- Rows
 
-/// Rotates as `rows.cuh` does, with its roundings; not normalised.
+/// Rotates a row as `rows.cuh` does, with the same roundings and without normalising it.
 fn rotate(x: &mut [f32], group: usize) {
     let mut step = 1;
     while step < group {
@@ -81,8 +85,8 @@ fn rotate(x: &mut [f32], group: usize) {
     }
 }
 
-/// Whether [`rotate`] is the Kronecker power of h4, which files of rotated weights have: h4 is -1 where row and column add up
-/// to 3.
+/// Returns whether [`rotate`] is the Kronecker power of h4 that files of rotated weights use: h4 is -1 where row and
+/// column add up to 3.
 fn rotation_is_that_of_files() -> bool {
     [4, 16, 64, 256].into_iter().all(|group| {
         (0..group).all(|column| {
@@ -100,7 +104,7 @@ fn rotation_is_that_of_files() -> bool {
     })
 }
 
-/// Bytes and scale of a row, as `rows.cuh` has them.
+/// Returns the bytes and the scale of a row, as `rows.cuh` computes them.
 fn quantized(x: &[f32], group: usize) -> (Vec<i8>, f32) {
     let mut x = x.to_vec();
     rotate(&mut x, group);
@@ -113,7 +117,7 @@ fn round(x: f32, factor: f32) -> i8 {
     x.mul_add(factor, ROUNDING).to_bits() as i8
 }
 
-/// Noise in which some columns are much greater than the others, a row of zeros, and one of tiny numbers.
+/// Returns noise in which some columns are much greater than the others, a row of zeros, and one of tiny numbers.
 fn rows_of(rows: usize, columns: usize, seed: u64) -> Vec<f32> {
     let mut values = normal(rows * columns, seed);
     for (i, x) in values.iter_mut().enumerate() {
@@ -205,8 +209,8 @@ fn layer_norm(
 // ---- Matrix products
 
 fn products(gemm: &Gemm, stream: &Arc<CudaStream>, quick: bool) -> Result<bool> {
-    // rows, columns, inner, elements between rows. One has more bands of rows of tiles than one; the last two have the
-    // lengths of sums that the model has.
+    // Rows, columns, inner, elements between rows. One shape has more than one band of rows of tiles; the last two have
+    // the model's lengths of sums.
     let shapes = [
         (1, 8, 16, 0),
         (1, 5120, 256, 0),
@@ -234,7 +238,7 @@ fn products(gemm: &Gemm, stream: &Arc<CudaStream>, quick: bool) -> Result<bool> 
             continue;
         }
         for (j, follows) in follows.into_iter().enumerate() {
-            // All epilogues on one shape, two or three on the others.
+            // One shape is checked with all epilogues, the others with two or three.
             if i == 3 || j == 1 || j % shapes.len() == i {
                 for output in [BF16, F32] {
                     good &= product(gemm, stream, shape, follows, output)?;
@@ -245,7 +249,7 @@ fn products(gemm: &Gemm, stream: &Arc<CudaStream>, quick: bool) -> Result<bool> 
     Ok(good)
 }
 
-/// Whole numbers from -127 to 127; with `seed` 0 the greatest alone.
+/// Returns whole numbers from -127 to 127, or with `seed` 0 only the greatest.
 fn codes(count: usize, seed: u64) -> Vec<f32> {
     let code = |i: usize| (mix((seed << 40) ^ i as u64) % 255) as f32 - 127.0;
     (0..count).map(|i| if seed == 0 { 127.0 } else { code(i) }).collect()
@@ -262,7 +266,7 @@ fn product(
     let seed = if inner == 13_824 { 0 } else { 110 };
     let a = Input::new(stream, &codes(rows * inner, seed), inner, gap, INT8)?;
     let b = Input::new(stream, &codes(columns * inner, 2 * seed), inner, gap, INT8)?;
-    // So that results are about 1, and activations bend.
+    // With these scales results are about 1, where activations bend.
     let scales = |count, seed, factor: f32| -> Vec<f32> {
         normal(count, seed).into_iter().map(|x| (x.abs() + 0.5) * factor).collect()
     };
@@ -311,7 +315,7 @@ fn product(
             let right = &right[c * inner..][..inner];
             let sum: i32 = left.iter().zip(right).map(|(a, b)| a * b).sum();
             let bias = if epilogue.bias.is_some() { bias.values[c] as f32 } else { 0.0 };
-            // As the epilogue rounds.
+            // This rounds as the epilogue does.
             let x = (sum as f32 * a_scale.values[r] as f32).mul_add(b_scale.values[c] as f32, bias);
             let x = activate(f64::from(x), epilogue.activation);
             *out = match follows {
@@ -334,8 +338,8 @@ fn product(
     Ok(verdict(&name, &given, &again, &wanted, limit))
 }
 
-/// A linear layer from bf16 activations and weights, both rotated and quantised here, against the product in f64. `outliers`:
-/// how much greater one channel in 32 is than the others.
+/// Checks a linear layer from bf16 activations and weights, both rotated and quantised here, against the product in
+/// f64. `outliers` says how much greater one channel in 32 is than the others.
 fn linear(
     norms: &Norms,
     gemm: &Gemm,
@@ -379,7 +383,7 @@ fn linear(
 
 // ---- Attention
 
-/// What the preparing kernels have left, downloaded, and where the keys of a tile end.
+/// The downloaded operands that the preparing kernels have written, and their places.
 struct Prepared {
     bytes: Vec<u8>,
     layout: Attention8bitLayout,
@@ -425,7 +429,8 @@ fn attentions(attention: &Attention, context: &Arc<CudaContext>, quick: bool) ->
     Ok(good)
 }
 
-/// The operands to the bit, and the result against their attention with P rounded as the kernel does.
+/// Checks the operands to the bit, and the result against the attention over these operands with P rounded as in the
+/// kernel.
 fn one_attention(
     attention: &Attention,
     context: &Arc<CudaContext>,
@@ -463,7 +468,7 @@ fn one_attention(
     Ok(right)
 }
 
-/// The Hadamard transform of `attention_rows.cuh`, in its order.
+/// Computes the Hadamard transform of `attention_rows.cuh`, in the same order.
 fn transform(x: &mut [f32]) {
     for bit in [0, 1, 2, 5, 6, 3, 4] {
         let step = 1 << bit;
@@ -473,7 +478,7 @@ fn transform(x: &mut [f32]) {
     }
 }
 
-/// Names the first operand that is not what its definition gives.
+/// Returns the name of the first operand that differs from its definition.
 fn compare_operands(case: &Case, prepared: &Prepared) -> Option<&'static str> {
     let (places, width) = (prepared.layout.places(), case.heads * HEAD_DIM);
     let tiles = case.keys.div_ceil(TILE);
@@ -491,7 +496,7 @@ fn compare_operands(case: &Case, prepared: &Prepared) -> Option<&'static str> {
     let value = prepared.codes(places.value, tiles * TILE * width);
     let wide = |x: &[u16], row: usize, column: usize| bf16::from_bits(x[row * case.stride + column]).to_f32();
 
-    // Means are sums in another order than here.
+    // The kernel sums up means in another order.
     for column in 0..width {
         let mean =
             |x: &[u16]| (0..case.keys).map(|r| f64::from(wide(x, r, column))).sum::<f64>() / case.keys as f64;
@@ -573,13 +578,14 @@ fn compare_operands(case: &Case, prepared: &Prepared) -> Option<&'static str> {
     None
 }
 
-/// The key of a place of V's image: within 16, place 4c + 2b + a holds key 8b + 2c + a.
+/// Returns the key at a place of V's image: within 16, place 4c + 2b + a holds key 8b + 2c + a.
 fn key_at(place: usize) -> usize {
     let (a, b, c) = (place % 2, place / 2 % 2, place / 4 % 4);
     place / 16 * 16 + 8 * b + 2 * c + a
 }
 
-/// Attention over the operands that were prepared, with P in whole numbers below 255 at the greatest of 128 keys, in f64.
+/// Returns the attention over the operands that were prepared, with P in whole numbers below 255 at the greatest of 128
+/// keys, in f64.
 fn simulate(case: &Case, prepared: &Prepared) -> Vec<f64> {
     let (places, width) = (prepared.layout.places(), case.heads * HEAD_DIM);
     let tiles = case.keys.div_ceil(TILE);
@@ -593,7 +599,7 @@ fn simulate(case: &Case, prepared: &Prepared) -> Vec<f64> {
     by_rows(case.rows, width, |row, out| {
         for head in 0..case.heads {
             let q = &query[row * width + head * HEAD_DIM..][..HEAD_DIM];
-            // Of each tile: its greatest exponent, and sums of P and of P V below that.
+            // For each tile: its greatest exponent, and the sums of P and of P V relative to that exponent.
             let mut parts = Vec::with_capacity(tiles);
             for tile in 0..tiles {
                 let scale = (scale_q[head * case.rows + row] * scale_k[head * tiles + tile]).max(1e-30);
@@ -634,7 +640,7 @@ fn simulate(case: &Case, prepared: &Prepared) -> Vec<f64> {
 
 // ---- Times
 
-/// Milliseconds of rows and products on the model's shapes.
+/// Prints the times of the row kernels and the products on the model's shapes.
 pub fn time(context: &Arc<CudaContext>) -> Result<()> {
     let (norms, gemm) = (Norms::load(context)?, Gemm::load(context)?);
     let stream = context.default_stream();

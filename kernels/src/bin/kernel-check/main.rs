@@ -31,7 +31,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 type Check = fn(&Arc<CudaContext>, bool) -> Result<bool>;
 type Time = fn(&Arc<CudaContext>) -> Result<()>;
 
-/// What is checked and timed together.
+/// The groups of kernels that are checked and timed together.
 const GROUPS: [(&str, Check, Time); 6] = [
     ("attention", check, time),
     ("products", gemm::check, gemm::time),
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         }
         let mut good = true;
         if !has("--times-only") {
-            // All of them, whatever fails.
+            // A failure does not keep the other groups from running.
             for (_, check, _) in &groups {
                 good &= check(&context, has("--quick"))?;
             }
@@ -91,7 +91,7 @@ enum Kind {
     /// K as models have it: channels 5, 37, 69 and 101 of each head five times as large, and to all keys the same vector
     /// of normal numbers times 4 added.
     Outliers,
-    /// All rows of K alike, so that nothing is left of it without its mean.
+    /// All rows of K equal, so that nothing of K is left without its mean.
     Flat,
 }
 
@@ -102,7 +102,7 @@ enum Kernel {
 }
 
 impl Kernel {
-    /// Greatest relative L2 error allowed.
+    /// Returns the greatest relative L2 error allowed.
     ///
     /// bf16: P and the output are each rounded once, by 1.7e-3 of their value in the root mean square.
     ///
@@ -123,7 +123,7 @@ impl Kernel {
 
 fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
     let attention = Attention::load(context)?;
-    // rows, keys, heads, elements between rows beyond the heads
+    // Rows, keys, heads, elements between rows beyond the heads.
     let shapes = [
         (1, 1, 1, 0),
         (1, 1000, 2, 0),
@@ -256,7 +256,7 @@ impl Case {
         Ok(result.chunks_exact(self.stride).flat_map(|r| &r[..self.heads * HEAD_DIM]).copied().collect())
     }
 
-    /// The same in f64, one thread a block of rows.
+    /// Returns the attention in f64, computed by one thread for each block of rows.
     fn reference(&self) -> Vec<f64> {
         let width = self.heads * HEAD_DIM;
         let wide = |x: &[u16]| -> Vec<f64> { x.iter().map(|x| bf16::from_bits(*x).to_f64()).collect() };
@@ -298,7 +298,7 @@ impl Case {
     }
 }
 
-/// Relative L2 error and cosine.
+/// Returns the relative L2 error and the cosine.
 fn compare(given: &[u16], wanted: &[f64]) -> (f64, f64) {
     let (mut difference, mut dot, mut given2, mut wanted2) = (0.0, 0.0, 0.0, 0.0);
     for (g, w) in given.iter().zip(wanted) {
@@ -355,8 +355,8 @@ fn time(context: &Arc<CudaContext>) -> Result<()> {
     Ok(())
 }
 
-/// Milliseconds: the median of 15 after at least 5 and a quarter of a second, so that the GPU has come to the clock that
-/// its power limit allows for this kernel.
+/// Returns milliseconds: the median of 15 runs. At least 5 runs and a quarter of a second come before them, so that the
+/// GPU has come to the clock that its power limit allows for this kernel.
 fn median(
     stream: &Arc<CudaStream>,
     mut launch: impl FnMut() -> std::result::Result<(), cuda::Error>,
@@ -383,7 +383,7 @@ fn address<T: DeviceRepr>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {
     slice.device_ptr(stream).0
 }
 
-/// Normal random numbers (Box and Muller) from a counter, so that all threads and machines draw the same.
+/// Returns normal random numbers (Box and Muller) from a counter, so that all threads and machines draw the same.
 fn normal(count: usize, seed: u64) -> Vec<f32> {
     let mut numbers = vec![0.0f32; count];
     let threads = thread::available_parallelism().map_or(1, usize::from);
@@ -407,7 +407,7 @@ fn normal(count: usize, seed: u64) -> Vec<f32> {
     numbers
 }
 
-/// A bijection of 64 bits that looks random (the finaliser of `SplitMix64`).
+/// Maps 64 bits to 64 random-looking bits, one to one (the finaliser of `SplitMix64`).
 fn mix(counter: u64) -> u64 {
     let mut x = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,4 @@
-//! Operations on rows and on volumes.
+//! Checks and times of operations on rows and on volumes.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ const F32: Element = Element::F32;
 const BF16: Element = Element::Bf16;
 const E4M3: Element = Element::E4m3;
 
-/// What writing costs; e4m3 rounds by 2^-4 at most and 0.026 in the root mean square, more where a
-/// row's greatest element is far above the others.
+/// Returns the relative L2 error that writing can cause. e4m3 rounds by 2^-4 at most and 0.026 in the root mean square,
+/// more where a row's greatest element is far above the others.
 pub fn limit(element: Element) -> f64 {
     match element {
         Element::F32 => 1e-5,
         Element::Bf16 => BF16_ROUNDING,
         Element::E4m3 => 0.032,
-        // In rms, units of 1/127 of a row's greatest, which is up to 5 deviations once it is rotated.
+        // The rms of rounding to units of 1/127 of a row's greatest, which is up to 5 deviations once it is rotated.
         Element::Int8 => 5.0 / 127.0 / 3.46,
     }
 }
@@ -63,7 +63,7 @@ pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
     Ok(good)
 }
 
-/// The same twice.
+/// Runs a kernel twice, each time into a fresh output, and returns both results.
 fn twice(
     stream: &Arc<CudaStream>,
     shape: [usize; 3],
@@ -85,7 +85,7 @@ fn layer_norm(
     from: Element,
     to: Element,
 ) -> Result<bool> {
-    // A mean far from 0.
+    // The rows have a mean far from 0.
     let values: Vec<f32> = normal(rows * columns, 1).iter().map(|x| 3.0 + x).collect();
     let x = Input::new(stream, &values, columns, gap, from)?;
     let factor = Input::random(stream, [1, columns, 0], F32, 2)?;
@@ -138,7 +138,7 @@ fn rms(x: &[f64], weight: &[f64], out: &mut [f64]) {
     }
 }
 
-/// Queries and keys of one product in one launch, in place.
+/// Checks the RMS norm with the rotary embedding, on queries and keys of one product in one launch, in place.
 fn rope(norms: &Norms, stream: &Arc<CudaStream>) -> Result<bool> {
     let (rows, width, pairs) = (131, 1280, 64);
     let angles: Vec<f32> = normal(rows * pairs, 6);
@@ -240,7 +240,7 @@ fn combine(volumes: &Volumes, stream: &Arc<CudaStream>) -> Result<bool> {
                 }
             }
             let wanted: Vec<f64> = wanted.into_iter().map(f64::from).collect();
-            // In f32 to the bit.
+            // Results in f32 must be equal to the bit.
             let limit = if to == F32 { 0.0 } else { limit(to) };
             let name = format!("sum of {count} terms of {elements} to {to:?}");
             good &= verdict(&name, &given, &again, &wanted, limit);
@@ -312,7 +312,7 @@ fn channel_norm(
     Ok(verdict(&name, &given, &again, &wanted, limit(element)))
 }
 
-/// The VAE's norm of one voxel.
+/// Computes the VAE's norm of one voxel.
 pub fn normed(x: &[f64], gamma: &[f64], silu: bool, out: &mut [f64]) {
     let length = x.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12);
     let factor = (x.len() as f64).sqrt() / length;
@@ -381,7 +381,7 @@ fn fade(volumes: &Volumes, stream: &Arc<CudaStream>) -> Result<bool> {
     Ok(verdict("fade", &runs[0], &runs[1], &wanted, 1e-6))
 }
 
-/// Milliseconds and TB/s of what is bound by memory.
+/// Prints milliseconds and TB/s of the kernels that are bound by memory.
 pub fn time(context: &Arc<CudaContext>) -> Result<()> {
     let (norms, volumes) = (Norms::load(context)?, Volumes::load(context)?);
     let stream = context.default_stream();
