@@ -1,27 +1,27 @@
-//! How long work reports how far it is, and is told to stop.
+//! How long-running work reports its progress, and learns that it should stop.
 
 pub use animd_protocol::progress::{Costs, Progress, Stage};
 
-/// What long work calls: it reports, and asks whether to go on.
+/// The observer of long-running work: it takes reports, and says whether to continue.
 pub trait Observer: Sync {
     /// Called at every change that a person could see.
     fn progress(&self, progress: &Progress);
 
-    /// The preview was written anew, for the `n`th time.
+    /// Called after the `n`th write of the preview.
     fn preview(&self, _n: u32) {}
 
-    /// True once the work shall stop; asked at least once in every block of the DiT.
+    /// Returns true once the work should stop. The work calls this at least once in every block of the DiT.
     fn canceled(&self) -> bool {
         false
     }
 
-    /// [`crate::Error::Canceled`] once the work shall stop.
+    /// Returns [`crate::Error::Canceled`] once the work should stop.
     fn check(&self) -> crate::Result<()> {
         if self.canceled() { Err(crate::Error::Canceled) } else { Ok(()) }
     }
 }
 
-/// Reports nothing and never stops.
+/// An observer that reports nothing and never stops the work.
 pub struct Quiet;
 
 impl Observer for Quiet {
