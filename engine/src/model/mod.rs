@@ -14,7 +14,8 @@ use crate::backend::sequence::{Activation, Affine, Epilogue, Input, Norm};
 use crate::backend::{Backend, Loader};
 use crate::weights::{HostTensor, WeightSource};
 
-/// An optional callback that sees intermediate results by name, for comparisons. Without one, nothing is computed for it.
+/// An optional callback that sees intermediate results by name, for comparisons. Without it, nothing is computed for
+/// comparisons.
 pub type Probe<'a, T> = Option<&'a mut dyn FnMut(&str, &T)>;
 
 /// Shows `tensor` to the probe, if there is one.

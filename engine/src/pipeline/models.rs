@@ -280,7 +280,7 @@ impl<B: Backend> Pipeline<B> {
         self.sources.parameters
     }
 
-    /// Returns the number of the DiT's blocks; with several DiTs, that of the one with the fewest.
+    /// Returns the number of the DiT's blocks; with several experts, that of the one with the fewest.
     pub(super) fn blocks(&self) -> usize {
         let experts = self.sources.recipe.experts.iter();
         experts.map(|expert| expert.network.config.num_layers).min().unwrap_or(1)

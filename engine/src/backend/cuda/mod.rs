@@ -4,7 +4,7 @@
 //! - [`tensor`] defines tensors: elements with a type and strides. Volumes have their channels innermost wherever a
 //!   convolution made them, latents and frames outermost.
 //! - [`gpu`] allocates, copies and converts them; [`moves`], [`norms`], [`linear`], [`attention`], [`sequence`] and
-//! [`volumes`] are the operations.
+//!   [`volumes`] are the operations.
 //! - [`loader`] loads weights to the device.
 //!
 //! All work is enqueued on one stream, in the order of the calls. Only downloads wait for it, and
