@@ -1,21 +1,21 @@
-//! The interface through which long work reports its progress and is told to stop.
+//! How long-running work reports its progress, and learns that it should stop.
 
 pub use animd_protocol::progress::{Costs, Progress, Stage};
 
-/// The observer of long work: the work reports to it, and asks it whether to continue.
+/// The observer of long-running work: it takes reports, and says whether to continue.
 pub trait Observer: Sync {
-    /// Receives the progress at every change that a user could see.
+    /// Called at every change that a person could see.
     fn progress(&self, progress: &Progress);
 
-    /// Is called when the preview has been written for the `n`th time.
+    /// Called after the `n`th write of the preview.
     fn preview(&self, _n: u32) {}
 
-    /// Returns true once the work must stop; the work asks at least once in every block of the DiT.
+    /// Returns true once the work should stop. The work calls this at least once in every block of the DiT.
     fn canceled(&self) -> bool {
         false
     }
 
-    /// Returns [`crate::Error::Canceled`] once the work must stop.
+    /// Returns [`crate::Error::Canceled`] once the work should stop.
     fn check(&self) -> crate::Result<()> {
         if self.canceled() { Err(crate::Error::Canceled) } else { Ok(()) }
     }

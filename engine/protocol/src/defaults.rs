@@ -1,4 +1,4 @@
-//! What a family of models is run with where nobody says otherwise.
+//! The default settings of a family of models.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,13 +19,13 @@ pub struct ByArea<T> {
 }
 
 impl<T> ByArea<T> {
-    /// The value for videos of this size.
+    /// Returns the value for videos of this size.
     pub fn of(&self, size: Size) -> &T {
         if size.is_480p() { &self.p480 } else { &self.p720 }
     }
 }
 
-/// What a job gets that does not say otherwise.
+/// The settings that a job gets where it sets no others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Defaults {
     /// What should not be in the video.
@@ -47,7 +47,7 @@ pub struct Defaults {
 }
 
 impl Defaults {
-    /// Those that Wan2.1 image-to-video was released with, and those of its step-distilled variants.
+    /// Returns the defaults that Wan2.1 image-to-video was released with, and those of its step-distilled variants.
     pub fn wan21_i2v() -> Self {
         Self {
             negative_prompt: NEGATIVE_PROMPT.to_owned(),

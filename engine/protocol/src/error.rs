@@ -1,19 +1,19 @@
-//! What can go wrong, by stable names, and what the contract's own checks refuse.
+//! Stable names for what can go wrong, and the error of the contract's own checks.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What went wrong, for programs: the name crosses from the engine to the service, and is kept in the ledger and told on
-/// the bus. A name never changes its meaning.
+/// A class of error, for programs. Its name crosses from the engine to the service, is kept in the ledger and is sent
+/// on the bus. A name never changes its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", from = "String")]
 pub enum ErrorCode {
     /// The picture cannot be used.
     InvalidImage,
-    /// A setting is outside its range, or does not go with another one.
+    /// A setting is out of range, or conflicts with another one.
     InvalidSetting,
-    /// The model's folder or one of its files is not what it should be.
+    /// The model's folder or one of its files is wrong.
     Model,
     /// The machine has less memory than the work needs.
     Memory,
@@ -23,9 +23,9 @@ pub enum ErrorCode {
     Device,
     /// A file cannot be read or written.
     File,
-    /// Somebody cancelled the work.
+    /// Somebody has canceled the work.
     Canceled,
-    /// The work took the engine down, more than once.
+    /// The work has crashed the engine more than once.
     Crashed,
     /// The configuration is wrong.
     Config,
@@ -35,15 +35,15 @@ pub enum ErrorCode {
     Stopping,
     /// The message bus failed.
     Bus,
-    /// There is no such job, or no such file any more.
+    /// There is no such job, or its file no longer exists.
     NotFound,
-    /// The job is not that far, or past it.
+    /// The job's state does not allow this.
     NotReady,
-    /// Too much is under way.
+    /// Too much work is in progress.
     Busy,
-    /// There are as many open jobs as there may be.
+    /// The number of open jobs is at its limit.
     QueueFull,
-    /// A fault of animd's own, or a name that this version does not know.
+    /// An internal error of animd, or a name that this version does not know.
     Internal,
 }
 
@@ -70,7 +70,7 @@ impl ErrorCode {
         Self::Internal,
     ];
 
-    /// The stable name.
+    /// Returns the stable name.
     pub fn name(self) -> &'static str {
         match self {
             Self::InvalidImage => "invalid-image",
@@ -94,7 +94,7 @@ impl ErrorCode {
         }
     }
 
-    /// The code of a name; [`ErrorCode::Internal`] for one that this version does not know.
+    /// Returns the code of a name; [`ErrorCode::Internal`] for a name that this version does not know.
     pub fn named(name: &str) -> Self {
         Self::ALL.into_iter().find(|code| code.name() == name).unwrap_or(Self::Internal)
     }
@@ -118,7 +118,8 @@ impl From<String> for ErrorCode {
     }
 }
 
-/// A setting is outside its range, or does not go with another one. The text says which one, its value, and what would do.
+/// An error that a setting is out of range or conflicts with another one. The text says which one, its value, and what
+/// would do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidSetting(pub String);
@@ -140,7 +141,7 @@ mod tests {
 
     #[test]
     fn names_do_not_change() {
-        // Programs, ledgers and engines of other versions know them.
+        // Programs, ledgers and engines of other versions rely on these names.
         let names = ErrorCode::ALL.map(ErrorCode::name).join(" ");
         assert_eq!(
             names,

@@ -1,8 +1,8 @@
-//! What the service and its engine agree on: what a model is ([`recipe`]), what may be asked for ([`request`]), how a
-//! machine runs the model ([`profile`]), what that will cost ([`plan`]), how far it is ([`progress`]) and how the two processes say so
-//! ([`messages`]).
+//! The contract between the service and its engine: what a model is ([`recipe`]), what a user may ask for
+//! ([`request`]), how a machine runs the model ([`profile`]), what that will cost ([`plan`]), how far a job has come
+//! ([`progress`]) and which messages the two processes exchange ([`messages`]).
 //!
-//! Plain data and arithmetic: nothing here knows a tensor library, a GPU, D-Bus or SQLite.
+//! The crate is plain data and arithmetic: it knows no tensor library, no GPU, no D-Bus and no SQLite.
 
 mod defaults;
 pub mod dims;

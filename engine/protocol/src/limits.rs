@@ -1,11 +1,11 @@
-//! What a profile asks for and an engine does not do, for now: told wherever a user looks at a profile or a plan.
+//! The limits of an engine: what a profile asks for that the engine does not do. They are shown with a profile or plan.
 
 use crate::messages::Kernels;
 use crate::profile::{AttentionKind, Place, Profile, key};
 use crate::recipe::Component;
 
-/// A sentence for each thing that a profile asks for and an engine with these kernels does not do, without full stops.
-/// `capability` is that of the card, if it is known.
+/// Returns a sentence, without a full stop, for each thing that a profile asks for and an engine with these kernels
+/// does not do. `capability` is the card's, if it is known.
 pub fn limits(profile: &Profile, kernels: &Kernels, capability: Option<(u32, u32)>) -> Vec<String> {
     if !profile.on_gpu() {
         return Vec::new();

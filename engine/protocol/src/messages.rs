@@ -1,9 +1,10 @@
-//! What the daemon and its engine child say to each other.
+//! The messages between the daemon and its engine child.
 //!
-//! The child's standard input is one end of a socket pair. Both sides send [`serde_json`] objects, one a line, at most
-//! [`MAX_LINE`] bytes. Each begins with a `Hello`; a side that hears another [`PROTOCOL`] says so and ends.
-//! When the daemon's end closes, the child cancels its job and ends. One job runs at a time. The child sends [`FromEngine::Alive`] every [`HEARTBEAT_SECONDS`], from a thread of its own
-//! whose pulse stops with the work it watches.
+//! The child's standard input is one end of a socket pair. Both sides send [`serde_json`] objects, one on each line of
+//! at most [`MAX_LINE`] bytes. Each side begins with a `Hello`; a side that receives another [`PROTOCOL`] says so and
+//! exits. When the daemon's end closes, the child cancels its job and exits. One job runs at a time. The child sends
+//! [`FromEngine::Alive`] every [`HEARTBEAT_SECONDS`] from a thread of its own, which stops when the work that it
+//! watches stops.
 
 use std::path::PathBuf;
 
@@ -14,146 +15,146 @@ use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::request::Request;
 
-/// The version of these messages; raised with every change that the other side would misread.
+/// The version of these messages. It rises with every change that the other side would misread.
 pub const PROTOCOL: u32 = 3;
-/// The longest line, in bytes.
+/// The maximum length of a line, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
-/// Seconds between two heartbeats.
+/// The seconds between two heartbeats.
 pub const HEARTBEAT_SECONDS: u64 = 2;
 
-/// From the daemon to the engine.
+/// A message from the daemon to the engine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum ToEngine {
     /// The first message.
     Hello {
-        /// [`PROTOCOL`] of the daemon.
+        /// The daemon's [`PROTOCOL`].
         protocol: u32,
         /// The daemon's version.
         version: String,
     },
-    /// Make one video. Answered by `Progress`, then `Done` or `Failed`.
+    /// Make one video. The engine answers with `Progress`, then `Done` or `Failed`.
     Generate {
         /// The daemon's number of the job.
         job: u64,
-        /// The picture.
+        /// The path of the picture.
         image: PathBuf,
-        /// The file to write and sync; the daemon renames it. An existing file is replaced.
+        /// The file that the engine writes and syncs; the daemon renames it. An existing file is replaced.
         output: PathBuf,
-        /// The pictures to write beside it.
+        /// The pictures that the engine writes beside the video.
         #[serde(default)]
         pictures: Pictures,
-        /// Everything else.
+        /// All settings of the video.
         request: Box<Request>,
     },
-    /// Stop this job if it is the one that runs; answered by `Failed` with code `canceled`.
+    /// Stop this job if it is running; the engine answers with `Failed` and the code `canceled`.
     Cancel {
         /// The daemon's number of the job.
         job: u64,
     },
 }
 
-/// From the engine to the daemon.
+/// A message from the engine to the daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum FromEngine {
     /// The first message.
     Hello {
-        /// [`PROTOCOL`] of the engine.
+        /// The engine's [`PROTOCOL`].
         protocol: u32,
         /// The engine's version.
         version: String,
         /// `cpu` or `cuda`.
         backend: String,
-        /// What the model calls itself, or the folder's name.
+        /// The model's own name or, without one, the name of its folder.
         model: String,
-        /// What the engine was built for.
+        /// The GPUs that the engine was built for.
         #[serde(default)]
         kernels: Kernels,
-        /// The model as a value: its networks and their sizes.
+        /// The model's description: its networks and their sizes.
         #[serde(default)]
         recipe: Option<Box<Recipe>>,
     },
-    /// The engine is at work or idle, and not hung.
+    /// The engine is working or idle, and does not hang.
     Alive,
-    /// The job's progress, at most ten times a second.
+    /// The job's progress, sent at most ten times a second.
     Progress {
         /// The daemon's number of the job.
         job: u64,
-        /// Where it stands.
+        /// How far the job is.
         progress: Progress,
     },
-    /// A newer preview lies at the job's `preview`.
+    /// The file at the job's `preview` has been replaced by a newer preview.
     Preview {
         /// The daemon's number of the job.
         job: u64,
-        /// 1 for the job's first preview, and one more for each that replaces it.
+        /// 1 for the job's first preview, and one more for each later one.
         n: u32,
     },
-    /// The video lies at `output`, complete and synced; so do the poster and the thumbnail, if they could be written.
+    /// The video is at `output`, complete and synced. So are the poster and the thumbnail, if they could be written.
     Done {
         /// The daemon's number of the job.
         job: u64,
-        /// What was made and what it cost.
+        /// What the job made and what it cost.
         report: Report,
     },
-    /// The job, or with `job` 0 the engine itself, cannot go on.
+    /// The job cannot continue or, with `job` 0, the engine itself cannot.
     Failed {
-        /// The daemon's number of the job; 0 for the engine itself, which then ends.
+        /// The daemon's number of the job; 0 for the engine itself, which then exits.
         job: u64,
-        /// What went wrong, for programs.
+        /// The code of the error, for programs.
         code: ErrorCode,
-        /// The sentence for the user.
+        /// The sentence that explains the error to the user.
         message: String,
     },
 }
 
-/// JPEG files that the engine writes beside a video, each whole whenever there is one. The folder exists. A picture that
-/// cannot be written is a line in the log and no reason to fail.
+/// The JPEG files that the engine writes beside a video. A file is always complete when it exists. The folder must
+/// exist. A picture that cannot be written is logged and does not fail the job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pictures {
-    /// One frame, as large as the video.
+    /// One frame at the size of the video.
     #[serde(default)]
     pub poster: Option<PathBuf>,
-    /// The same frame, at most 512 pixels on its longer side.
+    /// The same frame as `poster`, at most 512 pixels on its longer side.
     #[serde(default)]
     pub thumbnail: Option<PathBuf>,
-    /// What the video is going to be, small and rough, replaced while the DiT is at work; whoever asked for it removes it.
+    /// A small, rough preview of the video, replaced while the DiT works. The requester removes it.
     #[serde(default)]
     pub preview: Option<PathBuf>,
 }
 
-/// Which GPUs an engine has code for. All empty in a build without CUDA.
+/// The GPUs that an engine has code for. All fields are empty in a build without CUDA.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernels {
-    /// What there is machine code for.
+    /// The architectures that there is machine code for.
     #[serde(default)]
     pub native: Vec<Target>,
-    /// The compute capability (major, minor) of the PTX, which the driver compiles for any GPU from there on.
+    /// The compute capability (major, minor) of the PTX. The driver compiles it for any GPU from that one on.
     #[serde(default)]
     pub ptx: Option<(u32, u32)>,
-    /// The oldest branch of NVIDIA's driver that runs it: 535, 580.
+    /// The oldest branch of NVIDIA's driver that runs the code, such as 535 or 580.
     #[serde(default)]
     pub driver: Option<u32>,
-    /// Whether weights can be away from the GPU between their uses; else all of them stay there, whatever a profile says.
+    /// Whether weights can leave the GPU between their uses. Otherwise all of them stay there, whatever a profile says.
     #[serde(default)]
     pub offload: bool,
 }
 
-/// What machine code runs on.
+/// An architecture that machine code is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Target {
     /// The compute capability, major and minor.
     pub capability: (u32, u32),
-    /// It runs there alone (`sm_90a`), and not on later minor versions too (`sm_80` on 8.6).
+    /// Whether the code runs on exactly this version (`sm_90a`), and not on later minor ones too (`sm_80` on 8.6).
     pub exact: bool,
-    /// Whether it has 8-bit attention; where it has not, attention is computed exactly, whatever a profile says.
+    /// Whether the code has 8-bit attention. Without it attention is exact, whatever a profile says.
     #[serde(default)]
     pub eight_bit_attention: bool,
 }
 
 impl Target {
-    /// Whether this machine code runs on a card of a compute capability.
+    /// Returns whether this machine code runs on a card of a compute capability.
     pub fn runs_on(&self, (major, minor): (u32, u32)) -> bool {
         match self.exact {
             true => self.capability == (major, minor),
@@ -163,10 +164,10 @@ impl Target {
 }
 
 impl Kernels {
-    /// Whether a card of this compute capability gets 8-bit attention where a profile asks for it.
+    /// Returns whether a card of this compute capability gets 8-bit attention where a profile asks for it.
     pub fn has_eight_bit_attention(&self, capability: (u32, u32)) -> bool {
         let native = self.native.iter().find(|target| target.runs_on(capability));
-        // What the driver compiles for a newer card is the code of the card that the PTX is of.
+        // The PTX is the code of one card, and a newer card runs what the driver compiles from it.
         let ptx = self.ptx.filter(|ptx| *ptx <= capability);
         let served = native.or_else(|| self.native.iter().find(|target| Some(target.capability) == ptx));
         served.is_some_and(|target| target.eight_bit_attention)
@@ -176,26 +177,26 @@ impl Kernels {
 /// What one job made and what it cost.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// Pixels.
+    /// The width in pixels.
     pub width: u32,
-    /// Pixels.
+    /// The height in pixels.
     pub height: u32,
-    /// Frames in the file.
+    /// The number of frames in the file.
     pub frames: u32,
     /// The seed that was used.
     pub seed: u64,
-    /// DiT forwards that were computed.
+    /// The number of DiT forwards that were computed.
     pub forwards_computed: u32,
-    /// DiT forwards that a step cache saved.
+    /// The number of DiT forwards that a step cache saved.
     pub forwards_skipped: u32,
-    /// Wall seconds of each stage, by [`crate::progress::Stage::name`], in order.
+    /// The wall time of each stage in seconds, in order; the name is that of [`crate::progress::Stage::name`].
     pub seconds: Vec<(String, f64)>,
-    /// The wall seconds of each denoising step, and whether it was computed (true) or skipped.
+    /// For each denoising step its wall time in seconds, and whether it was computed (true) or skipped.
     pub steps: Vec<(f64, bool)>,
-    /// Bytes of the file.
+    /// The size of the file in bytes.
     pub bytes: u64,
-    /// Largest resident memory of the process, in bytes.
+    /// The peak resident memory of the process, in bytes.
     pub peak_ram_bytes: u64,
-    /// Largest memory in use on the GPU, in bytes; 0 without one.
+    /// The peak memory use on the GPU, in bytes; 0 without a GPU.
     pub peak_gpu_bytes: u64,
 }

@@ -1,5 +1,6 @@
-//! A profile says how one class of machines runs the model: in which precision, with what in whose memory, and which
-//! settings it has as defaults. It is a TOML file; `configs/` has the ones that come with animd, each key explained.
+//! A profile says how one class of machines runs the model: in which precision, with which weights in which memory, and
+//! with which default settings. It is a TOML file; `configs/` has the ones that come with animd, with each key
+//! explained.
 
 use std::ops::Range;
 
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::recipe::Component;
 use crate::request::Settings;
 
-/// The profiles that come with animd, by name, the most demanding first.
+/// The profiles that come with animd, as name and text; the most demanding comes first.
 pub const BUILT_IN: [(&str, &str); 6] = [
     ("h200", include_str!("../../../configs/h200.toml")),
     ("h100", include_str!("../../../configs/h100.toml")),
@@ -22,9 +23,9 @@ pub const BUILT_IN: [(&str, &str); 6] = [
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
-    /// Letters, digits, `-` and `_`; what `profile.name` of the configuration says.
+    /// The profile's name, of letters, digits, `-` and `_`; `profile.name` in the configuration refers to it.
     pub name: String,
-    /// For whom it is, in one line.
+    /// One line that says which machines the profile is for.
     pub summary: String,
     /// `[device]`
     pub device: Device,
@@ -37,23 +38,23 @@ pub struct Profile {
     /// `[memory]`
     #[serde(default)]
     pub memory: Memory,
-    /// `[settings]`: what a job gets that says nothing else, and whose user configured nothing else.
+    /// `[settings]`: the values that a job gets where neither the job nor the user's configuration sets them.
     #[serde(default)]
     pub settings: Settings,
 }
 
-/// What the profile runs on.
+/// The device that a profile is for.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Device {
-    /// Who computes.
+    /// The device that computes.
     pub backend: Backend,
-    /// GPU memory in GiB that must be free; 0 for the CPU.
+    /// The GPU memory in GiB that must be free; 0 for the CPU.
     #[serde(default)]
     pub min_memory_gib: f64,
 }
 
-/// Who computes.
+/// The device that computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
@@ -64,7 +65,7 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// `cuda` or `cpu`, as the engine calls it.
+    /// Returns `cuda` or `cpu`, the name that the engine uses.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cuda => "cuda",
@@ -73,7 +74,7 @@ impl Backend {
     }
 }
 
-/// How the networks of each kind are computed.
+/// The precision of each kind of network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Precisions {
@@ -90,13 +91,13 @@ pub struct Precisions {
 }
 
 impl Precisions {
-    /// Everything in one precision.
+    /// Returns a precision that is the same for all networks.
     pub const fn all(precision: Precision, sensitive: Sensitive) -> Self {
         let [dit, text, clip, vae] = [precision; 4];
         Self { dit, sensitive, text, clip, vae }
     }
 
-    /// That of the networks of one kind.
+    /// Returns the precision of the networks of one kind.
     pub fn of(&self, component: Component) -> Precision {
         match component {
             Component::Dit => self.dit,
@@ -107,25 +108,25 @@ impl Precisions {
     }
 }
 
-/// In which type a network's weights are kept and multiplied.
+/// The type in which a network's weights are stored and multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
-    /// 16 bits, as the model is published.
+    /// 16 bits (bf16), as the model is published.
     Bf16,
-    /// 8 bits (e4m3), a scale for each row.
+    /// 8 bits (e4m3), with a scale for each row.
     Fp8,
     /// 32 bits.
     Fp32,
 }
 
-/// The type of what is small and matters most.
+/// The type of the small parts that are most sensitive to rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sensitive {
     /// 32 bits.
     Fp32,
-    /// That of the activations around it.
+    /// The type of the activations around them.
     Same,
 }
 
@@ -140,15 +141,15 @@ pub struct Attention {
 /// A kind of attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AttentionKind {
-    /// In the precision of its inputs.
+    /// In the precision of the inputs.
     #[serde(rename = "exact")]
     Exact,
-    /// Its products in 8 bits.
+    /// With products in 8 bits.
     #[serde(rename = "8bit")]
     EightBit,
 }
 
-/// Where the weights of the networks of each kind are between their uses.
+/// Where the weights of each kind of network are kept between their uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Residency {
@@ -163,13 +164,13 @@ pub struct Residency {
 }
 
 impl Residency {
-    /// Everything in one place.
+    /// Returns a residency that keeps all networks in one place.
     pub const fn all(place: Place) -> Self {
         let [dit, text, clip, vae] = [place; 4];
         Self { dit, text, clip, vae }
     }
 
-    /// That of the networks of one kind.
+    /// Returns the place of the networks of one kind.
     pub fn of(&self, component: Component) -> Place {
         match component {
             Component::Dit => self.dit,
@@ -180,7 +181,7 @@ impl Residency {
     }
 }
 
-/// The key that stands for the networks of a kind in the sections of a profile.
+/// Returns the key that stands for the networks of a kind in the sections of a profile.
 pub fn key(component: Component) -> &'static str {
     match component {
         Component::Dit => "dit",
@@ -190,33 +191,33 @@ pub fn key(component: Component) -> &'static str {
     }
 }
 
-/// A place for weights.
+/// A place where weights are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
-    /// In the GPU's memory.
+    /// The GPU's memory.
     Device,
-    /// In the machine's memory, brought to the GPU for each use.
+    /// The machine's memory; the weights are copied to the GPU for each use.
     Host,
-    /// In their files, read for each use.
+    /// The model's files; the weights are read for each use.
     Disk,
 }
 
-/// What is left alone.
+/// The memory that the engine leaves alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Memory {
-    /// MiB of the GPU's memory that the engine does not touch.
+    /// The MiB of GPU memory that the engine does not use.
     pub reserve_mib: u64,
 }
 
-/// What is wrong with a profile's text.
+/// An error in a profile's text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Mistake {
     /// What is wrong, with which value, and what to do.
     pub message: String,
-    /// The bytes of the text that it is about, where known.
+    /// The range of bytes of the text that has the error, where it is known.
     pub span: Option<Range<usize>>,
 }
 
@@ -227,7 +228,7 @@ impl From<toml::de::Error> for Mistake {
 }
 
 impl Mistake {
-    /// The line of `text` that it is about, counted from 1.
+    /// Returns the line of `text` that has the error, counted from 1.
     pub fn line(&self, text: &str) -> Option<usize> {
         let start = self.span.as_ref()?.start.min(text.len());
         Some(text.as_bytes()[..start].split(|b| *b == b'\n').count())
@@ -238,7 +239,7 @@ impl Profile {
     /// Reads a profile and checks every value of it.
     ///
     /// # Errors
-    /// The first [`Mistake`], with its place in the text.
+    /// Returns the first [`Mistake`], with its place in the text.
     pub fn read(text: &str) -> Result<Self, Mistake> {
         let profile: Self = toml::from_str(text)?;
         match profile.check() {
@@ -247,23 +248,24 @@ impl Profile {
         }
     }
 
-    /// The built-in profile of this name.
+    /// Returns the built-in profile of this name.
     pub fn built_in(name: &str) -> Option<Self> {
         let (_, text) = BUILT_IN.iter().find(|(known, _)| *known == name)?;
         Self::read(text).ok()
     }
 
-    /// Whether it runs on a GPU.
+    /// Returns whether the profile runs on a GPU.
     pub fn on_gpu(&self) -> bool {
         self.device.backend == Backend::Cuda
     }
 
-    /// Bytes of GPU memory that must be free.
+    /// Returns the bytes of GPU memory that must be free.
     pub fn min_memory(&self) -> u64 {
         (self.device.min_memory_gib * (1u64 << 30) as f64) as u64
     }
 
-    /// The first value that is out of range or does not go with another one: its section and key, and a sentence.
+    /// Returns the section and key of the first value that is out of range or conflicts with another one, and a
+    /// sentence.
     fn check(&self) -> Result<(), (&'static [&'static str], String)> {
         let Self { name, summary, device, precision, attention, residency, memory, settings } = self;
         let word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
@@ -332,7 +334,7 @@ impl Profile {
     }
 }
 
-/// The paths that [`Profile::check`] makes of a section and a key.
+/// The paths that [`Profile::check`] builds from a section and a key.
 fn path(section: &str, key: &str) -> &'static [&'static str] {
     const PATHS: [&[&str]; 10] = [
         &["precision", "dit"],
@@ -349,7 +351,7 @@ fn path(section: &str, key: &str) -> &'static [&'static str] {
     PATHS.into_iter().find(|path| **path == [section, key]).unwrap_or_default()
 }
 
-/// Where the value at `path` stands; where it is left out, its table.
+/// Returns the range of the value at `path` or, where the value is left out, that of its table.
 fn span(text: &str, path: &[&str]) -> Option<Range<usize>> {
     let document = toml::de::DeTable::parse(text).ok()?;
     let (mut table, mut found) = (document.get_ref(), None);
@@ -397,7 +399,7 @@ vae = "device"
             assert_eq!(profile.name, name);
             assert!(profile.device.min_memory_gib < before, "{name}");
             before = profile.device.min_memory_gib;
-            // A key that is left out is one that nobody knows of: each stands there, at least commented out.
+            // Every key is listed, if only commented out: nobody would find a key that is left out.
             for key in
                 ["min_memory_gib", "reserve_mib", "sensitive", "tiling", "sampler", "step_cache", "size"]
             {
@@ -419,7 +421,7 @@ vae = "device"
             let profile = Profile::built_in(name).expect("it comes with animd");
             let request = profile.settings.clone().resolve(|| 1).expect("valid settings");
             let (setup, recipe) = (Setup::from(&profile), crate::recipe::Recipe::wan21_i2v_14b());
-            // At the size that the profile makes when nobody asks for another.
+            // The size is the one that the profile uses when a job asks for no other.
             let (bytes, stage) = Plan::new(&recipe, &request, [832, 480], &setup).memory.peak();
             let asked = profile.min_memory();
             assert!(

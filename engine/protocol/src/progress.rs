@@ -1,4 +1,4 @@
-//! How far a job is.
+//! How far a job has come.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,19 +6,19 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
-    /// Weights come into memory.
+    /// Weights are loaded into memory.
     Load,
-    /// The prompt goes through umT5.
+    /// umT5 encodes the prompt.
     Text,
-    /// The picture is decoded, fitted, and goes through CLIP.
+    /// The picture is decoded and fitted, and CLIP encodes it.
     Image,
-    /// The picture goes through the VAE encoder.
+    /// The VAE encodes the picture.
     VaeEncode,
     /// The sampler loops over the DiT.
     Denoise,
-    /// Latents become frames; frames go to the video encoder as they come.
+    /// Latents become frames, and each frame goes to the video encoder as soon as it is decoded.
     VaeDecode,
-    /// The file is finished, synced and put in place.
+    /// The file is finished, synced and moved into place.
     Write,
 }
 
@@ -27,7 +27,7 @@ impl Stage {
     pub const ALL: [Self; 7] =
         [Self::Load, Self::Text, Self::Image, Self::VaeEncode, Self::Denoise, Self::VaeDecode, Self::Write];
 
-    /// The name in the ledger, on the bus and in reports: `vae-encode`.
+    /// Returns the name that the ledger, the bus and reports use, such as `vae-encode`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Load => "load",
@@ -41,39 +41,40 @@ impl Stage {
     }
 }
 
-/// Where a job stands.
+/// How far a job has come.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// The stage under way.
+    /// The current stage.
     pub stage: Stage,
-    /// Denoising steps that are done; 0 before [`Stage::Denoise`].
+    /// The number of finished denoising steps; 0 before [`Stage::Denoise`].
     pub step: u32,
-    /// Denoising steps of the whole job.
+    /// The number of denoising steps of the whole job.
     pub steps: u32,
-    /// 0 to 1 over the whole job, never falling.
+    /// The fraction of the whole job that is done, from 0 to 1. It never falls.
     pub fraction: f64,
-    /// Seconds that the rest is expected to take, once there is something to expect it from.
+    /// The expected remaining seconds, once there is enough to estimate them from.
     pub seconds_left: Option<f64>,
 }
 
-/// What each stage of a job costs, in one unit: only the ratios matter.
+/// The cost of each stage of a job, in one unit: only the ratios matter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Costs {
     stages: Vec<(Stage, f64)>,
 }
 
 impl Costs {
-    /// Stages with their costs; a stage that is not among them costs nothing.
+    /// Makes costs from stages and what each costs. A stage that is left out costs nothing.
     pub fn new(stages: impl IntoIterator<Item = (Stage, f64)>) -> Self {
         Self { stages: stages.into_iter().collect() }
     }
 
-    /// What a stage costs.
+    /// Returns the cost of a stage.
     pub fn of(&self, stage: Stage) -> f64 {
         self.stages.iter().filter(|(known, _)| *known == stage).map(|(_, cost)| cost).sum()
     }
 
-    /// How much of the whole job is done, from 0 to 1, when `part` of a stage and all stages before it are.
+    /// Returns the fraction of the whole job, from 0 to 1, that is done when all earlier stages and `part` of this one
+    /// are.
     pub fn fraction(&self, stage: Stage, part: f64) -> f64 {
         let sum = |stages: &[Stage]| stages.iter().map(|&stage| self.of(stage)).sum::<f64>();
         let before =

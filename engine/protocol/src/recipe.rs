@@ -1,8 +1,8 @@
-//! A family of models as a value: its networks and their schemas, which of them denoises when, how the picture conditions
-//! it, and what it is run with where nobody says otherwise.
+//! A recipe describes a family of models: its networks and their schemas, which of them denoises when, how the picture
+//! conditions the family, and its default settings.
 //!
-//! Everything that handles a model iterates over its recipe: plans, profiles, progress, loading, inspection. Another
-//! family is another value.
+//! Everything that handles a model (plans, profiles, progress, loading, inspection) iterates over its recipe. Another
+//! family is another value of the same type.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,10 +14,10 @@ use crate::step_cache::{magcache, teacache};
 
 pub use crate::defaults::{ByArea, Defaults};
 
-/// Timesteps of training: the timestep of pure noise.
+/// The number of timesteps in training, and the timestep of pure noise.
 const TIMESTEPS: f64 = 1000.0;
 
-/// A kind of network. A profile says for each kind how and where its networks are kept.
+/// A kind of network. A profile says for each kind in which precision and place its networks are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Component {
@@ -35,7 +35,7 @@ impl Component {
     /// All kinds.
     pub const ALL: [Self; 4] = [Self::Dit, Self::T5, Self::Clip, Self::Vae];
 
-    /// Its name in sentences.
+    /// Returns the name of this kind in sentences.
     pub fn title(self) -> &'static str {
         match self {
             Self::Dit => "DiT",
@@ -51,12 +51,12 @@ impl Component {
 pub struct Network<C> {
     /// Its name in tables: `DiT`, `umT5`.
     pub name: String,
-    /// Its sizes, from which its tensors follow.
+    /// The sizes, from which the tensors follow.
     pub config: C,
 }
 
 impl<C> Network<C> {
-    /// A network of this name and these sizes.
+    /// Returns a network of this name and these sizes.
     pub fn new(name: &str, config: C) -> Self {
         Self { name: name.to_owned(), config }
     }
@@ -67,78 +67,78 @@ impl<C> Network<C> {
 pub struct Expert {
     /// The network.
     pub network: Network<DitConfig>,
-    /// The boundary: the expert computes the steps whose timestep is at least this share of 1000, and which no expert
-    /// before it computes. 0 for the last one.
+    /// The boundary: the expert computes the steps whose timestep is at least this share of 1000 and that no earlier
+    /// expert computes. It is 0 for the last expert.
     pub from: f64,
-    /// How strongly the prompt is followed in its steps, where a request has the family's default.
+    /// The guidance scale in the expert's steps, where a request has the family's default.
     pub guidance: f64,
 }
 
 /// How the picture conditions the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Conditioning {
-    /// Channels of the mask that tells given frames from wanted ones; the picture's latents follow it.
+    /// The channels of the mask that tells given frames from generated ones; the picture's latents follow them.
     pub mask_channels: usize,
-    /// The network whose tokens of the picture the transformer attends to, in families that have one.
+    /// The network that encodes the picture as tokens for the transformer to attend to, in families that have one.
     pub image_encoder: Option<Network<ClipConfig>>,
-    /// Whether a second picture can say how the video ends.
+    /// Whether a second picture can set the end of the video.
     pub last_frame: bool,
 }
 
-/// What step caches decide by. A family that has no published figures for a step cache goes without it.
+/// The published figures that step caches decide by. A family without figures for a step cache cannot use it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepCaches {
-    /// Polynomials of `TeaCache` on the time embedding, highest power first.
+    /// The polynomials of `TeaCache` on the time embedding, highest power first.
     pub teacache: Option<ByArea<Vec<f64>>>,
-    /// Those of `TeaCache` on the modulation.
+    /// The polynomials of `TeaCache` on the modulation.
     pub teacache_ret: Option<ByArea<Vec<f64>>>,
-    /// Ratios of `MagCache`, one for each step of the published schedule.
+    /// The ratios of `MagCache`, one for each step of the published schedule.
     pub magcache: Option<ByArea<Vec<f64>>>,
 }
 
-/// A family of models, or one member of it.
+/// A family of models, or one member of a family.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
-    /// What the family is called.
+    /// The name of the family.
     pub family: String,
-    /// The diffusion transformers, from the one for the most noise to the one for the least.
+    /// The diffusion transformers, ordered from the most noise to the least.
     pub experts: Vec<Expert>,
     /// The text encoder.
     pub text_encoder: Network<T5Config>,
-    /// How the picture comes in.
+    /// How the picture conditions the model.
     pub conditioning: Conditioning,
     /// The autoencoder.
     pub vae: Network<VaeConfig>,
-    /// What a job gets that does not say otherwise.
+    /// The defaults of a job's settings.
     pub defaults: Defaults,
-    /// What step caches decide by.
+    /// The published figures that step caches decide by.
     pub step_caches: StepCaches,
 }
 
-/// A network's sizes, whichever kind it is of.
+/// The sizes of a network of any kind.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Sizes<'a> {
-    /// Of a diffusion transformer.
+    /// The sizes of a diffusion transformer.
     Dit(&'a DitConfig),
-    /// Of a text encoder.
+    /// The sizes of a text encoder.
     T5(&'a T5Config),
-    /// Of a vision tower.
+    /// The sizes of a vision tower.
     Clip(&'a ClipConfig),
-    /// Of an autoencoder.
+    /// The sizes of an autoencoder.
     Vae(&'a VaeConfig),
 }
 
-/// A network of a recipe, whichever kind it is of.
+/// A network of a recipe, of any kind.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Part<'a> {
-    /// Its name in tables.
+    /// The network's name in tables.
     pub name: &'a str,
-    /// Its sizes.
+    /// The network's sizes.
     pub sizes: Sizes<'a>,
 }
 
 impl Part<'_> {
-    /// The kind of network that it is.
+    /// Returns the kind of network.
     pub fn component(&self) -> Component {
         match self.sizes {
             Sizes::Dit(_) => Component::Dit,
@@ -148,7 +148,7 @@ impl Part<'_> {
         }
     }
 
-    /// The tensors that it has.
+    /// Returns the network's tensors.
     pub fn schema(&self) -> Vec<Expected> {
         match self.sizes {
             Sizes::Dit(c) => schema::dit(c),
@@ -160,7 +160,7 @@ impl Part<'_> {
 }
 
 impl Recipe {
-    /// Wan2.1 image-to-video with networks of these sizes.
+    /// Returns the recipe of Wan2.1 image-to-video with networks of these sizes.
     pub fn wan21_i2v(dit: DitConfig, t5: T5Config, clip: ClipConfig, vae: VaeConfig) -> Self {
         let defaults = Defaults::wan21_i2v();
         let guidance = defaults.guidance;
@@ -179,7 +179,7 @@ impl Recipe {
         }
     }
 
-    /// Wan2.1-I2V-14B, as released for 480P and 720P.
+    /// Returns the recipe of Wan2.1-I2V-14B, as released for 480P and 720P.
     pub fn wan21_i2v_14b() -> Self {
         let dit = DitConfig {
             dim: 5120,
@@ -208,7 +208,7 @@ impl Recipe {
         Self::wan21_i2v(dit, t5, clip, vae)
     }
 
-    /// All networks: the experts, the text encoder, the image encoder if there is one, the autoencoder.
+    /// Returns all networks: the experts, the text encoder, the image encoder if there is one, the autoencoder.
     pub fn networks(&self) -> impl Iterator<Item = Part<'_>> {
         let part = |name, sizes| Part { name, sizes };
         let experts = self.experts.iter().map(|e| &e.network);
@@ -220,39 +220,39 @@ impl Recipe {
         experts.chain([text]).chain(image).chain([vae])
     }
 
-    /// Channels that a transformer reads: the noisy latents, the mask, the picture's latents.
+    /// Returns the number of channels that a transformer reads: the noisy latents, the mask, the picture's latents.
     pub fn input_channels(&self) -> usize {
         2 * self.vae.config.z_dim + self.conditioning.mask_channels
     }
 
-    /// Tokens of the picture that the transformers attend to.
+    /// Returns the number of the picture's tokens that the transformers attend to.
     pub fn image_tokens(&self) -> usize {
         self.conditioning.image_encoder.as_ref().map_or(0, |n| n.config.tokens())
     }
 
-    /// The index of the expert that computes a step with this timestep.
+    /// Returns the index of the expert that computes a step with this timestep.
     pub fn expert_at(&self, timestep: f64) -> usize {
         let at = self.experts.iter().position(|e| timestep >= e.from * TIMESTEPS);
         at.unwrap_or(self.experts.len().saturating_sub(1))
     }
 
-    /// The guidance scale in the steps of an expert: its own where the request has the family's default.
+    /// Returns the guidance scale in an expert's steps: the expert's own where the request has the family's default.
     #[expect(clippy::float_cmp, reason = "a default is recognised by being the same number")]
     pub fn guidance(&self, expert: usize, request: &Request) -> f64 {
         let default = request.sampler == Sampler::Unipc && request.guidance == self.defaults.guidance;
         self.experts.get(expert).filter(|_| default).map_or(request.guidance, |e| e.guidance)
     }
 
-    /// Whether the steps take a second forward, for the negative prompt.
+    /// Returns whether the steps take a second forward, for the negative prompt.
     #[expect(clippy::float_cmp, reason = "exactly 1 makes the second forward cancel out")]
     pub fn uses_guidance(&self, request: &Request) -> bool {
         (0..self.experts.len()).any(|expert| self.guidance(expert, request) != 1.0)
     }
 
-    /// Refuses what the family has nothing for.
+    /// Refuses settings that the family does not support.
     ///
     /// # Errors
-    /// [`InvalidSetting`] names the setting and what would do.
+    /// Returns an [`InvalidSetting`] that names the setting and what would do.
     pub fn check(&self, request: &Request) -> Result<(), InvalidSetting> {
         let has = match request.step_cache {
             StepCache::None => true,
@@ -271,7 +271,7 @@ impl Recipe {
 }
 
 impl StepCaches {
-    /// Those published for Wan2.1 image-to-video.
+    /// Returns the figures published for Wan2.1 image-to-video.
     pub fn wan21_i2v() -> Self {
         let teacache = |ret| ByArea {
             p480: teacache::coefficients(true, ret).to_vec(),

@@ -1,8 +1,8 @@
-//! What a user may ask for ([`Settings`]) and what the engine is told to do ([`Request`]).
+//! What a user may ask for ([`Settings`]), and what the engine is asked to do ([`Request`]).
 //!
-//! `Settings` is as typed: every key may be missing. [`Settings::resolve`] fills the defaults in, checks each value,
-//! and draws the seed; a `Request` therefore repeats its video exactly, and is what the ledger and the file's metadata
-//! keep.
+//! `Settings` are as the user typed them: every key may be missing. [`Settings::resolve`] fills in the defaults, checks
+//! each value and draws the seed. A `Request` therefore repeats its video exactly; the ledger and the file's metadata
+//! keep it.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,12 +15,12 @@ pub use crate::size::{MAX_SIDE, Size};
 
 /// The longest prompt, in bytes of UTF-8. The model reads 512 tokens, which is far less.
 pub const MAX_PROMPT_BYTES: usize = 16 * 1024;
-/// Frames of the longest video: as many latent frames as the rotary embedding has positions.
+/// The frames of the longest video: it has as many latent frames as the rotary embedding has positions.
 pub const MAX_FRAMES: u32 = 4 * (ROPE_POSITIONS - 1) + 1;
 /// The largest seed. SQLite, D-Bus and JSON all hold it.
 pub const MAX_SEED: u64 = i64::MAX as u64;
 
-/// How a picture is fitted to a [`Size`] that is an area.
+/// The rule that fits a picture to a [`Size`] that is an area.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Resize {
@@ -44,7 +44,7 @@ pub enum Sampler {
     DistillRenoise,
 }
 
-/// Which forwards of the DiT are saved.
+/// The method that saves forwards of the DiT.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StepCache {
@@ -59,7 +59,7 @@ pub enum StepCache {
     Magcache,
 }
 
-/// Whose random numbers the initial noise equals.
+/// The random number generator that the initial noise matches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Noise {
@@ -81,14 +81,14 @@ pub enum Tiling {
     Tiled,
 }
 
-/// A user's wishes. Every key may be missing; [`Settings::resolve`] says what it then is.
+/// The settings that a user has given. Every key may be missing; [`Settings::resolve`] fills in the defaults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// What shall happen in the video
+    /// What should happen in the video
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
-    /// What shall not be in the video [default: the model's own list, in Chinese]
+    /// What should not be in the video [default: the model's own list, in Chinese]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub negative_prompt: Option<String>,
     /// The number that the noise is drawn from; the same seed gives the same video [default: drawn]
@@ -130,7 +130,7 @@ pub struct Settings {
     /// Whose random numbers the noise equals, for the same seed [default: cuda]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub noise: Option<Noise>,
-    /// Multiprocessors of the card whose CUDA noise it shall be [default: 132, an H200's]
+    /// Multiprocessors of the card whose CUDA noise to match [default: 132, an H200's]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub noise_multiprocessors: Option<u32>,
     /// Whether the VAE works on tiles [default: whole]
@@ -142,21 +142,21 @@ pub struct Settings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
-    /// What shall happen.
+    /// What should happen in the video.
     pub prompt: String,
-    /// What shall not.
+    /// What should not be in the video.
     pub negative_prompt: String,
-    /// At most [`MAX_SEED`].
+    /// The seed, at most [`MAX_SEED`].
     pub seed: u64,
-    /// Area or exact size.
+    /// The area or exact size of the video.
     pub size: Size,
     /// The rule that fits a picture to an area.
     pub resize: Resize,
-    /// 4n+1.
+    /// The number of frames, 4n+1.
     pub frames: u32,
     /// Frames a second.
     pub fps: u32,
-    /// x264's constant rate factor, 1 to 51: at 0 it is lossless in a profile that few players know.
+    /// x264's constant rate factor, 1 to 51. 0 is not allowed: it is lossless in a profile that few players support.
     pub quality: u32,
     /// The sampler.
     pub sampler: Sampler,
@@ -168,21 +168,21 @@ pub struct Request {
     pub guidance: f64,
     /// The step cache.
     pub step_cache: StepCache,
-    /// Its threshold; 0 without one.
+    /// The step cache's threshold; 0 without a step cache.
     pub step_cache_threshold: f64,
-    /// Whose noise.
+    /// The generator that the initial noise matches.
     pub noise: Noise,
-    /// Multiprocessors of the card that `noise: cuda` stands for.
+    /// The multiprocessors of the card that `noise: cuda` stands for.
     pub noise_multiprocessors: u32,
-    /// How the VAE works.
+    /// Whether the VAE works on tiles.
     pub tiling: Tiling,
 }
 
-/// The distilled samplers' steps: the model was distilled for these four timesteps.
+/// The steps of the distilled samplers: the model was distilled for these four timesteps.
 pub const DISTILL_TIMESTEPS: [u32; 4] = [1000, 750, 500, 250];
 
 impl Settings {
-    /// These settings, and `defaults` where one is missing.
+    /// Returns these settings, with the values of `defaults` where one is missing.
     #[must_use]
     pub fn or(self, defaults: Self) -> Self {
         Self {
@@ -206,18 +206,19 @@ impl Settings {
         }
     }
 
-    /// Fills the defaults of Wan2.1 image-to-video in and checks every value. `draw_seed` is asked when no seed is given.
+    /// Fills in the defaults of Wan2.1 image-to-video and checks every value. `draw_seed` is called when no seed is
+    /// given.
     ///
     /// # Errors
-    /// [`InvalidSetting`] names the first value that is out of its range or does not go with another one.
+    /// Returns an [`InvalidSetting`] that names the first value that is out of its range or conflicts with another one.
     pub fn resolve(self, draw_seed: impl FnOnce() -> u64) -> Result<Request, InvalidSetting> {
         self.resolve_for(&Defaults::wan21_i2v(), draw_seed)
     }
 
-    /// Fills a family's defaults in and checks every value. `draw_seed` is asked when no seed is given.
+    /// Fills in a family's defaults and checks every value. `draw_seed` is called when no seed is given.
     ///
     /// # Errors
-    /// [`InvalidSetting`] names the first value that is out of its range or does not go with another one.
+    /// Returns an [`InvalidSetting`] that names the first value that is out of its range or conflicts with another one.
     pub fn resolve_for(
         self,
         defaults: &Defaults,
@@ -262,10 +263,10 @@ impl Settings {
 }
 
 impl Request {
-    /// Checks every value, for a request that came from outside.
+    /// Checks every value, for a request that comes from outside.
     ///
     /// # Errors
-    /// [`InvalidSetting`] names the first value that is out of its range or does not go with another one.
+    /// Returns an [`InvalidSetting`] that names the first value that is out of its range or conflicts with another one.
     pub fn check(&self) -> Result<(), InvalidSetting> {
         let refuse = |text: String| Err(InvalidSetting(text));
         for (name, text) in [("prompt", &self.prompt), ("negative prompt", &self.negative_prompt)] {
@@ -331,12 +332,12 @@ impl Request {
         Ok(())
     }
 
-    /// Latent frames: one for the first frame, one for every four more.
+    /// Returns the number of latent frames: one for the first frame, and one for every four more.
     pub fn latent_frames(&self) -> usize {
         (self.frames as usize - 1) / 4 + 1
     }
 
-    /// Whether each step takes a second forward, for the negative prompt.
+    /// Returns whether each step takes a second forward, for the negative prompt.
     #[expect(clippy::float_cmp, reason = "exactly 1 makes the second forward cancel out")]
     pub fn uses_guidance(&self) -> bool {
         self.guidance != 1.0
@@ -358,7 +359,7 @@ mod tests {
 
     #[test]
     fn keys_and_defaults_do_not_change() {
-        // Ledgers, sidecars and scripts have them.
+        // Ledgers, sidecars and scripts use these names.
         assert_eq!(
             resolved(Settings::default()),
             r#"fps=16 frames=81 guidance=5.0 noise="cuda" noise_multiprocessors=132 prompt="" quality=18 resize="official" sampler="unipc" seed=7 shift=3.0 size="480p" step_cache="none" step_cache_threshold=0.0 steps=40 tiling="whole""#

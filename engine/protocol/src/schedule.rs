@@ -1,17 +1,17 @@
-//! Noise levels (sigma, 1 is pure noise) and the timesteps that the model is told.
+//! Noise levels (sigma, 1 is pure noise) and the timesteps that the model is given.
 
 use crate::InvalidSetting;
 use crate::request::{DISTILL_TIMESTEPS, Request, Sampler};
 
-/// Timesteps of training, and the first one of a distilled model.
+/// The number of timesteps in training, and the first timestep of a distilled model.
 const MAX_DISTILL_TIMESTEP: u32 = 1000;
 
-/// The schedule of the released model: what `UniPC` walks along.
+/// The schedule of the released model, for `UniPC`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     /// The noise level before each step, and 0 after the last one: one more than there are steps.
     pub sigmas: Vec<f32>,
-    /// What the model is told in each step, 0 to 999.
+    /// The timestep that the model is given in each step, 0 to 999.
     pub timesteps: Vec<i64>,
 }
 
@@ -20,26 +20,26 @@ pub struct Schedule {
 pub struct DistillSchedule {
     /// The noise level before each step; after the last one it is 0.
     pub sigmas: Vec<f32>,
-    /// What the model is told in each step: 1000 sigma, not rounded.
+    /// The timestep that the model is given in each step: 1000 sigma, not rounded.
     pub timesteps: Vec<f32>,
 }
 
-/// How the loop goes: the solver and its schedule.
+/// The solver of the denoising loop, with its schedule.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SamplerConfig {
     /// `UniPC` of order 2.
     Unipc(Schedule),
     /// Deterministic Euler.
     Euler(DistillSchedule),
-    /// Euler to the clean sample, and new noise on top.
+    /// Steps to the clean sample, with new noise on top.
     Renoise(DistillSchedule),
 }
 
 impl SamplerConfig {
-    /// The sampler that a request asks for.
+    /// Returns the sampler that a request asks for.
     ///
     /// # Errors
-    /// What [`distill`] refuses.
+    /// Returns the errors of [`distill`].
     pub fn new(request: &Request) -> Result<Self, InvalidSetting> {
         let distilled = || distill(&DISTILL_TIMESTEPS, request.shift);
         Ok(match request.sampler {
@@ -49,7 +49,7 @@ impl SamplerConfig {
         })
     }
 
-    /// What the model is told in each step.
+    /// Returns the timestep that the model is given in each step.
     pub fn timesteps(&self) -> Vec<f64> {
         match self {
             Self::Unipc(schedule) => schedule.timesteps.iter().map(|&timestep| timestep as f64).collect(),
@@ -59,7 +59,7 @@ impl SamplerConfig {
         }
     }
 
-    /// How much noise the sample has before each step, from 1 to 0.
+    /// Returns the noise level of the sample before each step, from 1 to 0.
     pub fn sigmas(&self) -> &[f32] {
         match self {
             Self::Unipc(schedule) => &schedule.sigmas,
@@ -83,8 +83,8 @@ pub fn unipc(steps: usize, shift: f64) -> Schedule {
     Schedule { sigmas, timesteps }
 }
 
-/// `LightX2V`'s schedule for step-distilled models: from 1000 noise levels evenly from 1 down to 0.001 and shifted, those
-/// of `timesteps` (1 to 1000), all in f32. Any number of steps in any order.
+/// `LightX2V`'s schedule for step-distilled models. Of 1000 noise levels, evenly from 1 down to 0.001 and then shifted,
+/// it takes those of `timesteps` (1 to 1000), all in f32. The number and order of the steps are free.
 ///
 /// # Errors
 /// [`InvalidSetting`] for a timestep outside 1 to 1000.
@@ -98,7 +98,7 @@ pub fn distill(timesteps: &[u32], shift: f64) -> Result<DistillSchedule, Invalid
     Ok(DistillSchedule { sigmas, timesteps })
 }
 
-/// Entry `index` of `linspace(1, 0, 1001)`, shifted; equal to torch's to the bit.
+/// Returns entry `index` of `linspace(1, 0, 1001)`, shifted; it equals torch's to the bit.
 fn distill_sigma(index: usize, shift: f64) -> f32 {
     const STEP: f32 = -1.0 / 1000.0;
     // torch counts from the nearer end, and rounds once.
@@ -114,14 +114,14 @@ mod tests {
     #[test]
     fn unipc_schedules_of_few_steps() {
         assert_eq!(unipc(1, 3.0).timesteps, [999]);
-        // By numpy, shift 7.5.
+        // These figures are numpy's, with a shift of 7.5.
         assert_eq!(unipc(3, 7.5).timesteps, [999, 937, 789]);
         assert_eq!(unipc(3, 7.5).sigmas[3..], [0.0]);
     }
 
     #[test]
     fn every_distill_level_equals_torchs_to_the_bit() -> Result<(), InvalidSetting> {
-        // The sums of the bit patterns of torch's 1000 levels.
+        // These are the sums of the bit patterns of torch's 1000 levels.
         let all: Vec<u32> = (1..=1000).rev().collect();
         for (shift, sum) in [(5.0, 1060109227585), (3.3, 1058669748746)] {
             let levels = distill(&all, shift)?.sigmas;

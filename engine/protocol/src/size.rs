@@ -1,4 +1,4 @@
-//! How large a video should be.
+//! The size of a video.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,30 +7,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::InvalidSetting;
 
-/// Positions that the rotary embedding has along each axis.
+/// The number of positions that the rotary embedding has along each axis.
 pub(crate) const ROPE_POSITIONS: u32 = 1024;
-/// Pixels of the longest side: two latent pixels of eight pixels each a token.
+/// The most pixels along the longest side: a token has two latent pixels of eight pixels each.
 pub const MAX_SIDE: u32 = 16 * ROPE_POSITIONS;
 
-/// How large the video should be.
+/// The size of a video.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Size {
-    /// The official rule: about 480*832 pixels in the picture's own shape.
+    /// About 480*832 pixels in the picture's own shape, by the official rule.
     P480,
-    /// The official rule: about 720*1280 pixels in the picture's own shape.
+    /// About 720*1280 pixels in the picture's own shape, by the official rule.
     P720,
-    /// Exactly so many pixels, multiples of 16; the picture is cropped to its centre.
+    /// Exactly this many pixels, multiples of 16; the picture is cropped to its centre.
     Exact {
-        /// Pixels.
+        /// The width in pixels.
         width: u32,
-        /// Pixels.
+        /// The height in pixels.
         height: u32,
     },
 }
 
 impl Size {
-    /// The area in pixels that the size stands for.
+    /// Returns the area in pixels that the size stands for.
     pub fn area(self) -> u32 {
         match self {
             Self::P480 => 480 * 832,
@@ -39,9 +39,9 @@ impl Size {
         }
     }
 
-    /// Whether the model's 480P conventions (shift, step-cache coefficients) apply, by area.
+    /// Returns whether the model's 480P conventions (shift, step-cache coefficients) apply, by area.
     pub fn is_480p(self) -> bool {
-        // Half way between the two areas that the model was trained at.
+        // The border lies half way between the two areas that the model was trained at.
         self.area() < u32::midpoint(480 * 832, 720 * 1280)
     }
 }

@@ -1,7 +1,7 @@
-//! Operations on video volumes `[channels, frames, height, width]`: what the VAE is made of.
+//! Operations on video volumes `[channels, frames, height, width]`, for the VAE.
 //!
-//! The vocabulary is that of kernels, not of layers: a convolution does its own resampling, reads its causal past from
-//! wherever that lies, and ends with whatever follows it element by element or voxel by voxel. So a backend may keep
+//! The vocabulary consists of kernels, not of layers: a convolution does its own resampling, reads its causal past from
+//! wherever that is stored, and ends with element-wise or voxel-wise operations. So a backend may keep
 //! volumes channels-last, make the past a view, and never write an upsampled or an unnormalised volume.
 
 use super::TensorOps;
@@ -9,31 +9,31 @@ use crate::{Error, Result};
 
 pub use animd_kernels::{Spatial, Time};
 
-/// How a convolution moves.
+/// The resampling of a convolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Step {
-    /// Over height and width.
+    /// The resampling over height and width.
     pub spatial: Spatial,
-    /// Over frames.
+    /// The resampling over frames.
     pub time: Time,
 }
 
-/// What a convolution connects.
+/// The shape of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvShape {
-    /// Channels of the result, or twice as many before [`Time::Double`].
+    /// The channels of the result, or twice as many before [`Time::Double`].
     pub outputs: usize,
-    /// Channels that it reads.
+    /// The channels of the input.
     pub inputs: usize,
-    /// Over frames, height and width: 1 or 3 frames, of 1x1 or 3x3.
+    /// The kernel's frames, height and width: 1 or 3 frames, of 1x1 or 3x3.
     pub kernel: [usize; 3],
 }
 
 impl ConvShape {
-    /// The extents of what it makes of volumes that follow each other in time.
+    /// Returns the extents of the result, from volumes that follow each other in time.
     ///
     /// # Errors
-    /// [`Error::Internal`] if they do not fit each other, the convolution or the step.
+    /// Returns [`Error::Internal`] if they do not fit each other, the convolution or the step.
     pub fn result(&self, parts: &[[usize; 4]], past: usize, step: Step) -> Result<[usize; 4]> {
         let &Self { outputs, inputs, kernel: [_, kh, _] } = self;
         let misfit = || {
@@ -63,9 +63,9 @@ impl ConvShape {
     }
 }
 
-/// What follows a convolution, in this order.
+/// The operations after a convolution, in this order.
 pub struct ConvEpilogue<'a, B: ConvOps> {
-    /// Added; of the result's shape.
+    /// A tensor of the result's shape that is added.
     pub residual: Option<&'a B::Tensor>,
     /// A [`ConvOps::channel_norm`] with `SiLU`. Not together with [`Time::Double`].
     pub norm: Option<&'a B::ChannelNorm>,
@@ -77,10 +77,10 @@ impl<B: ConvOps> Default for ConvEpilogue<'_, B> {
     }
 }
 
-/// Channels, frames and pixels of what a frame's pixels attend with, `[3 * channels, frames, height, width]`.
+/// Returns the channels, frames and pixels of attention's input, `[3 * channels, frames, height, width]`.
 ///
 /// # Errors
-/// [`Error::Internal`] for other extents.
+/// Returns [`Error::Internal`] for other extents.
 pub(super) fn frame_attention_sizes([all, frames, height, width]: [usize; 4]) -> Result<[usize; 3]> {
     let (channels, pixels) = (all / 3, height * width);
     if all != 3 * channels || channels * pixels == 0 {
@@ -92,10 +92,10 @@ pub(super) fn frame_attention_sizes([all, frames, height, width]: [usize; 4]) ->
     Ok([channels, frames, pixels])
 }
 
-/// Whether one volume can be faded into another.
+/// Checks that one volume can be faded into another.
 ///
 /// # Errors
-/// [`Error::Internal`] if not.
+/// Returns [`Error::Internal`] if it cannot.
 pub(super) fn check_fade(before: [usize; 4], after: [usize; 4], axis: usize, extent: usize) -> Result<()> {
     let others_differ = (0..4).any(|i| i != axis && before[i] != after[i]);
     if axis > 3 || others_differ || extent > before[axis] || extent > after[axis] {
@@ -110,11 +110,11 @@ pub(super) fn check_fade(before: [usize; 4], after: [usize; 4], axis: usize, ext
 pub trait ConvOps: TensorOps {
     /// A convolution's weight and bias on the device.
     type Conv: Send + Sync + 'static;
-    /// gamma of a norm over channels on the device.
+    /// The gamma of a norm over channels on the device.
     type ChannelNorm: Send + Sync + 'static;
 
-    /// The causal convolution over `parts`, which follow each other in time; the first `past` frames of them are not new,
-    /// but what the kernel sees before the first new one. Before all of them are zeros.
+    /// Returns the causal convolution over `parts`, which follow each other in time. Their first `past` frames are not
+    /// new: they are what the kernel sees before the first new frame. Zeros precede all parts.
     fn conv(
         &self,
         parts: &[&Self::Tensor],
@@ -126,14 +126,16 @@ pub trait ConvOps: TensorOps {
     where
         Self: Sized;
 
-    /// x / max(|x|, 1e-12) * sqrt(channels) * gamma, with the norm over the channels of each voxel; then `SiLU` if `silu`.
+    /// Returns x / max(|x|, 1e-12) * sqrt(channels) * gamma, with the norm over the channels of each voxel; then `SiLU`
+    /// if
+    /// `silu`.
     fn channel_norm(&self, x: &Self::Tensor, norm: &Self::ChannelNorm, silu: bool) -> Result<Self::Tensor>;
 
-    /// Attention with one head within each frame: softmax(q k^T / sqrt(channels)) v over the frame's pixels.
+    /// Returns attention with one head within each frame: softmax(q k^T / sqrt(channels)) v over the frame's pixels.
     /// `qkv` is `[3 * channels, ..]`, the result `[channels, ..]`.
     fn frame_attention(&self, qkv: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// `after`, of which the first `extent` elements along `axis` are faded in over the last `extent` elements of
+    /// Returns `after` with its first `extent` elements along `axis` faded in over the last `extent` elements of
     /// `before`: element i is `before * (1 - i / extent) + after * (i / extent)`. The other extents are equal.
     fn fade(
         &self,

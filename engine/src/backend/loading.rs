@@ -1,7 +1,7 @@
-//! Weights, which are loaded apart from what computes with them.
+//! Loading of weights, apart from the code that computes with them.
 //!
-//! A [`Loader`] serves one network: its precision and its place are the loader's business, and model code sees neither.
-//! What belongs together comes in a [`Group`], which model code enters before it computes with it.
+//! A [`Loader`] serves one network. The loader decides precision and place, and model code sees neither.
+//! Weights that belong together form a [`Group`], which model code enters before it computes with them.
 
 use std::ops::Deref;
 
@@ -17,17 +17,17 @@ use animd_protocol::profile::{Place, Precision, Sensitive};
 pub struct Keeping {
     /// The type of the large matrices.
     pub weights: Precision,
-    /// The type of what is small and sensitive.
+    /// The type of the small and sensitive parts.
     pub sensitive: Sensitive,
-    /// Where they are between their uses.
+    /// Where the weights are kept between their uses.
     pub place: Place,
 }
 
 impl Keeping {
-    /// All in f32, where operations compute.
+    /// All weights in f32, where operations compute.
     pub const F32: Self = Self { weights: Precision::Fp32, sensitive: Sensitive::Fp32, place: Place::Device };
 
-    /// How a setup keeps a network.
+    /// Returns how a setup keeps a network.
     pub fn of(setup: &Setup, network: Component) -> Self {
         let Setup { precision, residency, .. } = setup;
         let (weights, place) = match network {
@@ -40,64 +40,65 @@ impl Keeping {
     }
 }
 
-/// How much a linear layer's rounding shows.
+/// How sensitive the result is to a linear layer's rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Few and sensitive: embeddings, modulation, head. f32, or the nearest that the backend has; so is the result.
+    /// Few and sensitive layers: embeddings, modulation, head. Weights and result are f32, or the nearest that the
+    /// backend has.
     Sensitive,
     /// The bulk of the work, in the precision of its network.
     Bulk,
 }
 
-/// Takes the weights of one network from a checkpoint to where operations compute with them.
+/// A loader takes the weights of one network from a checkpoint to where operations compute with them.
 pub trait Loader<B: Backend> {
-    /// A linear layer.
+    /// Loads a linear layer.
     ///
     /// # Errors
-    /// [`Error::Memory`] if there is no room; what the backend does not compute.
+    /// Returns [`Error::Memory`] if there is no room, and an error for a layer that the backend does not support.
     fn linear(&self, weights: &LinearWeights<'_>, role: Role) -> Result<B::Linear>;
 
-    /// A convolution.
+    /// Loads a convolution.
     ///
     /// # Errors
-    /// As [`Loader::linear`].
+    /// Returns the errors of [`Loader::linear`].
     fn conv(&self, weights: ConvWeights) -> Result<B::Conv>;
 
-    /// gamma `[channels]` of a norm over channels.
+    /// Loads the gamma `[channels]` of a norm over channels.
     ///
     /// # Errors
-    /// As [`Loader::linear`].
+    /// Returns the errors of [`Loader::linear`].
     fn channel_norm(&self, gamma: HostTensor) -> Result<B::ChannelNorm>;
 
-    /// A parameter of another kind: norm weights, modulations, tables.
+    /// Loads a parameter of another kind: norm weights, modulations, tables.
     ///
     /// # Errors
-    /// As [`Loader::linear`].
+    /// Returns the errors of [`Loader::linear`].
     fn tensor(&self, parameter: HostTensor) -> Result<B::Tensor>;
 
-    /// All that `load` takes from this loader, as a group.
+    /// Loads everything that `load` takes from this loader, as a group.
     ///
     /// # Errors
-    /// What `load` reports.
+    /// Returns the errors of `load`.
     fn group<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<B, T>>;
 }
 
-/// Weights that are needed together, and come and go together where not all have room: a block of the `DiT` is one.
+/// Weights that are needed together, and are moved together where not all have room. A block of the `DiT` is a group.
 pub struct Group<B: Backend, T> {
     weights: T,
     residence: B::Residence,
 }
 
 impl<B: Backend, T> Group<B, T> {
-    /// For loaders.
+    /// Makes a group; only loaders call this.
     pub(super) fn new(weights: T, residence: B::Residence) -> Self {
         Self { weights, residence }
     }
 
-    /// The weights, as soon as they are where operations compute with them.
+    /// Returns the weights, as soon as they are where operations compute with them.
     ///
     /// # Errors
-    /// What the backend reports of a group that does not get there.
+    /// Returns the backend's error for a group that does not get there.
     pub fn enter(&self, backend: &B) -> Result<Entered<'_, T>> {
         backend.enter(&self.residence)?;
         Ok(Entered(&self.weights))
@@ -115,8 +116,8 @@ impl<T> Deref for Entered<'_, T> {
     }
 }
 
-/// The weights `[out, in]` and biases `[out]` of layers that read one input, and become one layer with their outputs side
-/// by side.
+/// The weights `[out, in]` and biases `[out]` of layers that read one input. They become one layer, with their outputs
+/// side by side.
 pub struct LinearWeights<'a> {
     layers: Vec<(Matrix<'a>, Option<HostTensor>)>,
     inputs: usize,
@@ -127,7 +128,7 @@ impl<'a> LinearWeights<'a> {
     /// Checks that the layers go together.
     ///
     /// # Errors
-    /// [`Error::Internal`] if they do not.
+    /// Returns [`Error::Internal`] if they do not.
     pub fn new(layers: Vec<(Matrix<'a>, Option<HostTensor>)>) -> Result<Self> {
         let Some(inputs) = layers.first().map(|(matrix, _)| matrix.cols) else {
             return Err(Error::Internal("a linear layer needs a weight".into()));
@@ -144,22 +145,22 @@ impl<'a> LinearWeights<'a> {
         Ok(Self { layers, inputs, outputs })
     }
 
-    /// Features of the input.
+    /// Returns the number of features of the input.
     pub fn inputs(&self) -> usize {
         self.inputs
     }
 
-    /// Features of the output, those of all layers.
+    /// Returns the number of features of the output, of all layers together.
     pub fn outputs(&self) -> usize {
         self.outputs
     }
 
-    /// The layers' weights.
+    /// Returns the layers' weights.
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix<'a>> {
         self.layers.iter().map(|(matrix, _)| matrix)
     }
 
-    /// The layers' biases, `[out]` with zeros for a layer without one; `None` if no layer has one.
+    /// Returns the layers' biases, `[out]`, with zeros for a layer without one; `None` if no layer has one.
     pub fn bias(&self) -> Option<Vec<f32>> {
         self.layers.iter().any(|(_, bias)| bias.is_some()).then(|| {
             let one = |(matrix, bias): &(Matrix<'_>, Option<HostTensor>)| {
@@ -173,19 +174,21 @@ impl<'a> LinearWeights<'a> {
 /// A convolution's weight and bias.
 #[derive(Clone)]
 pub struct ConvWeights {
-    /// What it connects.
+    /// The shape of the convolution.
     pub shape: ConvShape,
-    /// `[out, in, kt, kh, kw]`.
+    /// The weight, `[out, in, kt, kh, kw]`.
     pub weight: Vec<f32>,
-    /// `[out]`.
+    /// The bias, `[out]`.
     pub bias: Vec<f32>,
 }
 
 impl ConvWeights {
-    /// From a weight `[out, in, kt, kh, kw]` or, for one frame at a time, `[out, in, kh, kw]`, and a bias `[out]`.
+    /// Makes a convolution from a weight `[out, in, kt, kh, kw]` or, for one frame at a time, `[out, in, kh, kw]`, and
+    /// a bias
+    /// `[out]`.
     ///
     /// # Errors
-    /// [`Error::Internal`] for other extents, and values that are not as many.
+    /// Returns [`Error::Internal`] for other extents, and if the number of values does not match.
     pub fn new(weight: HostTensor, bias: HostTensor) -> Result<Self> {
         let (outputs, inputs, kernel) = match *weight.shape {
             [o, i, kt, kh, kw] => (o, i, [kt, kh, kw]),

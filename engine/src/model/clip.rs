@@ -1,8 +1,8 @@
 //! The CLIP vision tower (ViT-H/14): a picture becomes the 257 image tokens that the `DiT` attends to.
 //!
 //! Dosovitskiy et al., "An image is worth 16x16 words" (2021); Radford et al., "Learning transferable visual models
-//! from natural language supervision" (2021). The `DiT` was trained on what the last layer but one gives, without the
-//! norm that follows the last.
+//! from natural language supervision" (2021). The `DiT` was trained on the output of the last layer but one, without
+//! the norm that follows the last.
 
 use super::{Checkpoint, LayerNorm, Probe, activated, added, show};
 use crate::backend::loading::{Group, Role};
@@ -22,10 +22,10 @@ pub struct Clip<B: Backend> {
     config: ClipConfig,
 }
 
-/// What makes tokens of a picture.
+/// The layers that make tokens of a picture.
 struct Stem<B: Backend> {
     patch_embedding: B::Linear,
-    /// The class token with its position, `[1, dim]`.
+    /// The class token plus its position, `[1, dim]`.
     class: B::Tensor,
     /// The patches' positions, `[patches, dim]`.
     positions: B::Tensor,
@@ -42,10 +42,10 @@ struct Block<B: Backend> {
 }
 
 impl<B: Backend> Clip<B> {
-    /// Takes all layers but the last from `weights` to the loader, tensor by tensor.
+    /// Loads all layers but the last from `weights`, tensor by tensor.
     ///
     /// # Errors
-    /// What `weights` and the loader report.
+    /// Returns the errors of `weights` and the loader.
     pub fn load(loader: &B::Loader, weights: &dyn WeightSource, config: &ClipConfig) -> Result<Self> {
         let root = Checkpoint::<B>::new(loader, weights, "visual.");
         let blocks = (0..config.layers.saturating_sub(1))
@@ -57,12 +57,12 @@ impl<B: Backend> Clip<B> {
         })
     }
 
-    /// A normalised picture `[3, image_size, image_size]` to `[patches + 1, dim]`, the class token first.
+    /// Encodes a normalised picture `[3, image_size, image_size]` as `[patches + 1, dim]`, the class token first.
     ///
     /// `probe` sees `after_pre_norm` and `out`.
     ///
     /// # Errors
-    /// [`Error::Internal`] for a picture of another size; what the backend reports.
+    /// Returns [`Error::Internal`] for a picture of another size, and the backend's errors.
     pub fn encode(&self, b: &B, pixels: &[f32], mut probe: Probe<'_, B::Tensor>) -> Result<B::Tensor> {
         let mut x = self.stem.enter(b)?.embed(b, &self.patches(pixels)?)?;
         show(&mut probe, || "after_pre_norm".into(), &x);
@@ -73,7 +73,7 @@ impl<B: Backend> Clip<B> {
         Ok(x)
     }
 
-    /// Pixels in the order patch, channel, row, column.
+    /// Returns the pixels in the order patch, channel, row, column.
     fn patches(&self, pixels: &[f32]) -> Result<Vec<f32>> {
         let ClipConfig { image_size: side, patch, .. } = self.config;
         if pixels.len() != CHANNELS * side * side {
@@ -109,7 +109,7 @@ impl<B: Backend> Stem<B> {
         })
     }
 
-    /// Pixels patch by patch to tokens.
+    /// Returns the tokens of pixels that are ordered patch by patch.
     fn embed(&self, b: &B, pixels: &[f32]) -> Result<B::Tensor> {
         let patches = b.shape(&self.positions)[0];
         let x = b.upload(pixels, &[patches, pixels.len() / patches])?;

@@ -1,9 +1,10 @@
-//! The diffusion transformer: a noisy latent, the time and the context become the velocity towards the clean latent.
+//! The diffusion transformer: it turns a noisy latent, the time and the context into the velocity towards the clean
+//! latent.
 //!
 //! Peebles and Xie, "Scalable diffusion models with transformers" (2023); Wan team, "Wan: open and advanced large-scale
-//! video generative models" (2025). What does not change over a job (the text and the picture with all that each block
-//! makes of them, the rotary embedding) or over the branches of a step (the time) is computed once, by
-//! [`Dit::context`], [`Dit::grid`] and [`Dit::time`].
+//! video generative models" (2025). Some things do not change over a job: the context that each block makes of the text
+//! and the picture, and the rotary embedding. The time does not change over the branches of a step. Each is computed
+//! once, by [`Dit::context`], [`Dit::grid`] and [`Dit::time`].
 
 #![expect(clippy::needless_pass_by_value, reason = "tokens that a part takes end with it")]
 
@@ -16,11 +17,11 @@ use crate::weights::{DitConfig, HostTensor, WeightSource};
 use crate::{Error, Result};
 use animd_protocol::profile::AttentionKind;
 
-/// Epsilon of the norms around the image embedding, which the configuration does not give.
+/// The epsilon of the norms around the image embedding, which the configuration does not give.
 const IMAGE_EPS: f64 = 1e-5;
 /// The longest wave of the rotary embedding and of the time's sinusoid, over 2 pi.
 const THETA: f64 = 10000.0;
-/// Positions that the model was made for, along each axis.
+/// The number of positions that the model was made for, along each axis.
 const POSITIONS: usize = 1024;
 
 /// The network.
@@ -30,7 +31,7 @@ pub struct Dit<B: Backend> {
     config: DitConfig,
 }
 
-/// What is in no block.
+/// The layers that belong to no block.
 struct Around<B: Backend> {
     patch_embedding: B::Linear,
     text: [B::Linear; 2],
@@ -39,7 +40,7 @@ struct Around<B: Backend> {
     time: [B::Linear; 2],
     time_projection: B::Linear,
     head: B::Linear,
-    /// Shift and scale, `[1, dim]` each.
+    /// The shift and scale, `[1, dim]` each.
     head_modulation: [B::Tensor; 2],
 }
 
@@ -63,45 +64,45 @@ struct CrossAttention<B: Backend> {
     o: B::Linear,
 }
 
-/// What makes keys and values of the text or the picture.
+/// The layers that make keys and values of the text or the picture.
 struct ContextLayer<B: Backend> {
     kv: B::Linear,
     norm_k: B::Tensor,
 }
 
-/// What all blocks of a forward share.
+/// The inputs that all blocks of a forward share.
 struct Common<'a, B: Backend> {
     e0: &'a B::Tensor,
     rope: &'a B::Rope,
     heads: usize,
-    /// Of the products of queries and keys.
+    /// The scale of the products of queries and keys.
     scale: f64,
     eps: f64,
-    /// Of self-attention.
+    /// The kind of self-attention.
     kind: AttentionKind,
 }
 
-/// What the blocks attend to: the text and the picture of one branch.
+/// The context that the blocks attend to: the text and the picture of one branch.
 pub struct Context<B: Backend> {
-    /// Keys and values of the text and of the picture, for each block.
+    /// The keys and values of the text and of the picture, for each block.
     blocks: Vec<[[B::Tensor; 2]; 2]>,
-    /// For the probe.
+    /// The embedded text and picture, for the probe.
     text: B::Tensor,
     image: B::Tensor,
 }
 
 impl<B: Backend> Context<B> {
-    /// What is computed last: the values of the last block.
+    /// Returns the values of the last block, the part that is computed last.
     pub fn last(&self) -> Option<&B::Tensor> {
         self.blocks.last().map(|[_, [_, v]]| v)
     }
 }
 
-/// A time, embedded.
+/// An embedded time.
 pub struct Time<B: Backend> {
     /// The embedding, `[dim]`, in host memory.
     pub e_host: Vec<f32>,
-    /// What it modulates every block with, `[6, dim]`, in host memory.
+    /// The modulation of every block, `[6, dim]`, in host memory.
     pub e0_host: Vec<f32>,
     /// `[1, dim]`.
     e: B::Tensor,
@@ -109,37 +110,37 @@ pub struct Time<B: Backend> {
     e0: B::Tensor,
 }
 
-/// The rotary embedding of one size of latent.
+/// The rotary embedding for one size of latent.
 pub struct Grid<B: Backend> {
-    /// Frames, height and width of the latent.
+    /// The frames, height and width of the latent.
     size: [usize; 3],
     rope: B::Rope,
 }
 
-/// What a forward reads.
+/// The inputs of a forward.
 pub struct Inputs<'a, B: Backend> {
     /// The noisy latent, `[16, frames, height, width]`.
     pub x: &'a B::Tensor,
     /// The mask and the picture's latent, `[20, frames, height, width]`.
     pub y: &'a B::Tensor,
-    /// When.
+    /// The time.
     pub time: &'a Time<B>,
-    /// What the blocks attend to.
+    /// The context that the blocks attend to.
     pub context: &'a Context<B>,
-    /// Where the tokens are.
+    /// The positions of the tokens.
     pub grid: &'a Grid<B>,
-    /// In which precision tokens attend to each other.
+    /// The kind of self-attention among the tokens.
     pub attention: AttentionKind,
 }
 
-/// Whether a forward computes its blocks.
+/// How a forward gets the result of its blocks.
 pub enum Blocks<'a, B: Backend> {
-    /// It does.
+    /// It computes the blocks.
     Compute {
         /// Whether to keep the blocks' residual, for [`Blocks::Reuse`] in later forwards.
         keep_residual: bool,
     },
-    /// It adds what the blocks of an earlier forward added to the tokens.
+    /// It adds the residual of an earlier forward's blocks to the tokens.
     Reuse(&'a B::Tensor),
 }
 
@@ -155,19 +156,19 @@ impl<B: Backend> Clone for Blocks<'_, B> {
 
 impl<B: Backend> Copy for Blocks<'_, B> {}
 
-/// What a forward gives.
+/// The results of a forward.
 pub struct Velocity<B: Backend> {
-    /// `[out_dim, frames, height, width]`.
+    /// The velocity, `[out_dim, frames, height, width]`.
     pub velocity: B::Tensor,
     /// The tokens after all blocks minus those before, if it was to be kept.
     pub residual: Option<B::Tensor>,
 }
 
 impl<B: Backend> Dit<B> {
-    /// Takes the network from `weights` to the loader, tensor by tensor.
+    /// Loads the network from `weights`, tensor by tensor.
     ///
     /// # Errors
-    /// What `weights` and the loader report.
+    /// Returns the errors of `weights` and the loader.
     pub fn load(loader: &B::Loader, weights: &dyn WeightSource, config: &DitConfig) -> Result<Self> {
         let root = Checkpoint::<B>::new(loader, weights, "");
         let block = |i| root.below(&format!("blocks.{i}")).group(|l| Block::load(l, config));
@@ -181,7 +182,7 @@ impl<B: Backend> Dit<B> {
     /// Embeds a prompt `[n, text_dim]` (without padding) and a picture `[257, image_dim]`.
     ///
     /// # Errors
-    /// [`Error::Internal`] for a prompt that is too long; what the backend reports.
+    /// Returns [`Error::Internal`] for a prompt that is too long, and the backend's errors.
     pub fn context(&self, b: &B, text: &B::Tensor, image: &B::Tensor) -> Result<Context<B>> {
         let around = self.around.enter(b)?;
         let (text, image) = (around.embed_text(b, text, &self.config)?, around.embed_image(b, image)?);
@@ -193,10 +194,10 @@ impl<B: Backend> Dit<B> {
         Ok(Context { blocks: blocks.collect::<Result<_>>()?, text, image })
     }
 
-    /// Embeds a time from 0 (clean) to 1000 (noise); fractions are welcome.
+    /// Embeds a time from 0 (clean) to 1000 (noise); it may have a fraction.
     ///
     /// # Errors
-    /// What the backend reports.
+    /// Returns the backend's errors.
     pub fn time(&self, b: &B, t: f64) -> Result<Time<B>> {
         let around = self.around.enter(b)?;
         let DitConfig { dim, freq_dim, .. } = self.config;
@@ -205,7 +206,7 @@ impl<B: Backend> Dit<B> {
         let h = b.linear(Input::Plain(&sinusoid), up, &activated(Activation::Silu))?;
         let e = b.linear(Input::Plain(&h), down, &Epilogue::default())?;
         let e_host = b.download(&e)?;
-        // One row, and in host memory anyway for the step caches: no need of an operation for it.
+        // There is one row, which the step caches need in host memory anyway: it takes no operation of its own.
         let silu: Vec<f32> = e_host.iter().map(|e| e / (1.0 + (-e).exp())).collect();
         let silu = b.upload(&silu, &[1, dim])?;
         let e0 = b.linear(Input::Plain(&silu), &around.time_projection, &Epilogue::default())?;
@@ -214,10 +215,10 @@ impl<B: Backend> Dit<B> {
         Ok(Time { e_host, e0_host, e, e0 })
     }
 
-    /// Prepares for latents of so many frames, rows and columns.
+    /// Prepares for latents with this number of frames, rows and columns.
     ///
     /// # Errors
-    /// [`Error::Setting`] for sides that are odd, and more positions than the model was made for.
+    /// Returns [`Error::Setting`] for odd sides, and for more positions than the model was made for.
     pub fn grid(&self, b: &B, frames: usize, height: usize, width: usize) -> Result<Grid<B>> {
         let tokens = [frames, height / 2, width / 2];
         if !height.is_multiple_of(2)
@@ -234,14 +235,14 @@ impl<B: Backend> Dit<B> {
         Ok(Grid { size: [frames, height, width], rope: b.load_rope(&cos, &sin, tokens.iter().product())? })
     }
 
-    /// The velocity at the noisy latent.
+    /// Returns the velocity at the noisy latent.
     ///
     /// `probe` sees `patch_tokens`, `e`, `e0`, `context_text`, `context_img`, for each block `blockN.self_attn`,
     /// `blockN.cross_attn`, `blockN.ffn` (before gate and residual) and `blockN.out`, then `head` and `out`. It makes
     /// the forward slower.
     ///
     /// # Errors
-    /// [`Error::Canceled`] within one block of the observer's wish, and what the backend reports.
+    /// Returns [`Error::Canceled`] within one block of the observer's request, and the backend's errors.
     pub fn forward(
         &self,
         b: &B,
@@ -282,7 +283,7 @@ impl<B: Backend> Dit<B> {
         Ok(Velocity { velocity, residual })
     }
 
-    /// The tokens after all blocks.
+    /// Returns the tokens after all blocks.
     fn run_blocks(
         &self,
         b: &B,
@@ -309,12 +310,12 @@ impl<B: Backend> Dit<B> {
     }
 }
 
-/// Tokens, and what blocks once added to others.
+/// Returns the tokens plus the residual of an earlier forward's blocks.
 fn sum<B: Backend>(b: &B, tokens: B::Tensor, residual: &B::Tensor) -> Result<B::Tensor> {
     b.linear_combination(&[(1.0, &tokens), (1.0, residual)])
 }
 
-/// What blocks added to tokens.
+/// Returns the residual: what the blocks have added to the tokens.
 fn difference<B: Backend>(b: &B, after: &B::Tensor, before: B::Tensor) -> Result<B::Tensor> {
     b.linear_combination(&[(1.0, after), (-1.0, &before)])
 }
@@ -345,7 +346,8 @@ impl<B: Backend> Around<B> {
     }
 
     fn embed_text(&self, b: &B, text: &B::Tensor, config: &DitConfig) -> Result<B::Tensor> {
-        // The model was trained on 512 rows, zeros after the prompt's, and attends to them like to any other.
+        // The model was trained on 512 rows, with zeros after the prompt's, and attends to the zeros like to any other
+        // row.
         let &DitConfig { text_len, text_dim, .. } = config;
         let missing = text_len.checked_sub(b.shape(text)[0]).ok_or_else(|| {
             Error::Internal(format!(
@@ -369,7 +371,7 @@ impl<B: Backend> Around<B> {
         b.norm(&h, &last.norm())
     }
 
-    /// Tokens to patches of the velocity.
+    /// Returns the patches of the velocity from tokens.
     fn head(&self, b: &B, tokens: &B::Tensor, e: &B::Tensor, eps: f64) -> Result<B::Tensor> {
         let [shift, scale] = &self.head_modulation;
         let shift = &b.linear_combination(&[(1.0, shift), (1.0, e)])?;
@@ -483,12 +485,12 @@ impl<B: Backend> ContextLayer<B> {
     }
 }
 
-/// A layer norm of `x`, modulated by the time.
+/// Returns a layer norm of `x`, modulated by the time.
 fn modulated<'a, T>(x: &'a T, shift: &'a T, scale: &'a T, eps: f64) -> Input<'a, T> {
     Input::Normed(x, Norm::Layer { affine: Affine::Modulated { shift, scale }, eps })
 }
 
-/// Shows a branch's last layer before its gate and residual, which the forward itself never has apart.
+/// Shows a branch's last layer before its gate and residual; the forward itself never has it separately.
 fn show_branch<B: Backend>(
     b: &B,
     x: &B::Tensor,
@@ -502,25 +504,27 @@ fn show_branch<B: Backend>(
     Ok(())
 }
 
-/// The sinusoid of a time, `[width]`: cosines, then sines, of waves from 1 to [`THETA`]. In f64, because `t` goes up to 1000.
+/// Returns the sinusoid of a time, `[width]`: cosines, then sines, of waves from 1 to [`THETA`]. It is computed in f64,
+/// because `t` goes up to 1000.
 pub fn sinusoid(t: f64, width: usize) -> Vec<f32> {
     let half = width / 2;
     let angles = || (0..half).map(|i| t * THETA.powf(-(i as f64) / half as f64));
     angles().map(f64::cos).chain(angles().map(f64::sin)).map(|v| v as f32).collect()
 }
 
-/// How the pairs of a head are split between frames, rows and columns: a third each, rounded down, for rows and columns,
-/// and the rest for frames.
+/// Returns how the pairs of a head are split between frames, rows and columns: a third each, rounded down, for rows and
+/// columns, and the rest for frames.
 pub fn rope_pairs(head_dim: usize) -> [usize; 3] {
     let third = head_dim / 6;
     [head_dim / 2 - 2 * third, third, third]
 }
 
-/// Cosines and sines of the rotary embedding (Su et al., "`RoFormer`", 2021) over frames, rows and columns of tokens, each
+/// Returns cosines and sines of the rotary embedding (Su et al., "`RoFormer`", 2021) over frames, rows and columns of
+/// tokens, each
 /// `[tokens, head_dim / 2]`, with [`rope_pairs`] for each axis.
 pub fn rope(tokens: [usize; 3], head_dim: usize) -> (Vec<f64>, Vec<f64>) {
     let pairs = rope_pairs(head_dim);
-    // For each axis and position, the angles of its pairs.
+    // These are the angles of the pairs, for each axis and position.
     let tables: [Vec<Vec<f64>>; 3] = std::array::from_fn(|axis| {
         let angle = |position, pair| position as f64 / THETA.powf(pair as f64 / pairs[axis] as f64);
         (0..tokens[axis])

@@ -14,7 +14,8 @@ use crate::backend::sequence::{Activation, Affine, Epilogue, Input, Norm};
 use crate::backend::{Backend, Loader};
 use crate::weights::{HostTensor, WeightSource};
 
-/// Sees intermediate results by name, for comparisons; with none nothing is computed for it.
+/// An optional callback that sees intermediate results by name, for comparisons. Without it, nothing is computed for
+/// comparisons.
 pub type Probe<'a, T> = Option<&'a mut dyn FnMut(&str, &T)>;
 
 /// Shows `tensor` to the probe, if there is one.
@@ -24,7 +25,7 @@ fn show<T>(probe: &mut Probe<'_, T>, name: impl FnOnce() -> String, tensor: &T) 
     }
 }
 
-/// A network's tensors on their way from a checkpoint to a loader, by the names that they have below a prefix.
+/// The source of a network's tensors below a prefix of their names, with the loader that takes them.
 struct Checkpoint<'a, B: Backend> {
     loader: &'a B::Loader,
     weights: &'a dyn WeightSource,
@@ -36,12 +37,12 @@ impl<'a, B: Backend> Checkpoint<'a, B> {
         Self { loader, weights, prefix: prefix.to_owned() }
     }
 
-    /// What lies below `name`.
+    /// Returns the part below `name`.
     fn below(&self, name: &str) -> Self {
         Self { prefix: format!("{}{name}.", self.prefix), ..*self }
     }
 
-    /// All that `load` takes, as a group.
+    /// Loads everything that `load` takes as a group.
     fn group<T>(&self, load: impl FnOnce(&Self) -> Result<T>) -> Result<Group<B, T>> {
         self.loader.group(|| load(self))
     }
@@ -50,18 +51,18 @@ impl<'a, B: Backend> Checkpoint<'a, B> {
         self.weights.tensor(&format!("{}{name}", self.prefix))
     }
 
-    /// To host memory, in another shape with as many elements.
+    /// Reads a tensor to host memory, in another shape with as many elements.
     fn host(&self, name: &str, shape: &[usize]) -> Result<HostTensor> {
         Ok(HostTensor { shape: shape.to_vec(), data: self.tensor(name)?.data })
     }
 
-    /// A vector in host memory; its extents of one are dropped.
+    /// Reads a vector to host memory; its extents of one are dropped.
     fn host_vector(&self, name: &str) -> Result<HostTensor> {
         let HostTensor { data, .. } = self.tensor(name)?;
         Ok(HostTensor { shape: vec![data.len()], data })
     }
 
-    /// A vector; its extents of one are dropped.
+    /// Loads a vector; its extents of one are dropped.
     fn vector(&self, name: &str) -> Result<B::Tensor> {
         self.loader.tensor(self.host_vector(name)?)
     }
@@ -71,12 +72,12 @@ impl<'a, B: Backend> Checkpoint<'a, B> {
         Ok(LayerNorm { weight, bias, eps })
     }
 
-    /// Layers with `weight` and `bias`, side by side.
+    /// Loads layers with `weight` and `bias`, side by side.
     fn linear(&self, names: &[&str], role: Role) -> Result<B::Linear> {
         self.layers(names, true, role)
     }
 
-    /// Layers with only a `weight`, side by side.
+    /// Loads layers with only a `weight`, side by side.
     fn linear_without_bias(&self, names: &[&str], role: Role) -> Result<B::Linear> {
         self.layers(names, false, role)
     }
@@ -90,23 +91,23 @@ impl<'a, B: Backend> Checkpoint<'a, B> {
         self.loader.linear(&LinearWeights::new(layers.collect::<Result<_>>()?)?, role)
     }
 
-    /// A convolution with `weight` and `bias`.
+    /// Loads a convolution with `weight` and `bias`.
     fn conv(&self, name: &str) -> Result<B::Conv> {
         self.loader.conv(self.conv_weights(name)?)
     }
 
-    /// A convolution in host memory.
+    /// Reads a convolution to host memory.
     fn conv_weights(&self, name: &str) -> Result<ConvWeights> {
         ConvWeights::new(self.tensor(&format!("{name}.weight"))?, self.tensor(&format!("{name}.bias"))?)
     }
 
-    /// A norm over channels, with its `gamma` `[channels, 1, ..]`.
+    /// Loads a norm over channels, with its `gamma` `[channels, 1, ..]`.
     fn channel_norm(&self, name: &str) -> Result<B::ChannelNorm> {
         self.loader.channel_norm(self.host_vector(&format!("{name}.gamma"))?)
     }
 }
 
-/// A layer norm with learned factors.
+/// Loads a layer norm with learned factors.
 struct LayerNorm<B: Backend> {
     weight: B::Tensor,
     bias: B::Tensor,
@@ -119,18 +120,18 @@ impl<B: Backend> LayerNorm<B> {
         Norm::Layer { affine: Affine::Learned { weight, bias }, eps: *eps }
     }
 
-    /// The norm of `x`, for a layer to read.
+    /// Returns the norm of `x`, for a layer to read.
     fn of<'a>(&'a self, x: &'a B::Tensor) -> Input<'a, B::Tensor> {
         Input::Normed(x, self.norm())
     }
 }
 
-/// Only the activation after a linear layer.
+/// Returns an epilogue with only an activation.
 fn activated<T>(activation: Activation) -> Epilogue<'static, T> {
     Epilogue { activation, ..Epilogue::default() }
 }
 
-/// Only a residual after a linear layer.
+/// Returns an epilogue with only a residual.
 fn added<T>(residual: &T) -> Epilogue<'_, T> {
     Epilogue { residual: Some(residual), ..Epilogue::default() }
 }

@@ -2,7 +2,7 @@
 //!
 //! Raffel et al., "Exploring the limits of transfer learning with a unified text-to-text transformer" (2020); umT5
 //! (Chung et al., 2023) gives every layer its own relative position bias. Only the prompt's own tokens are computed:
-//! with padding masked away the others would change nothing.
+//! with padding masked away, the other tokens would change nothing.
 
 use super::{Checkpoint, Probe, added, show};
 use crate::backend::Backend;
@@ -13,14 +13,14 @@ use crate::{Error, Result};
 use animd_protocol::profile::AttentionKind;
 
 const EPS: f64 = 1e-6;
-/// Buckets of relative positions, half of them for keys after the query.
+/// The number of buckets of relative positions, half of them for keys after the query.
 const BUCKETS: usize = 32;
-/// Distances from here on share the last bucket.
+/// The distance from which on all distances share the last bucket.
 const MAX_DISTANCE: f32 = 128.0;
 
 /// The encoder.
 pub struct T5<B: Backend> {
-    /// Stays in host memory in the type of the file: of its many rows a prompt needs a few.
+    /// The embedding stays in host memory in the type of the file, because a prompt needs only a few of its many rows.
     embedding: Matrix<'static>,
     blocks: Vec<Group<B, Block<B>>>,
     norm: Group<B, B::Tensor>,
@@ -31,7 +31,7 @@ struct Block<B: Backend> {
     norm1: B::Tensor,
     qkv: B::Linear,
     o: B::Linear,
-    /// `[BUCKETS, heads]`.
+    /// The table of the position bias, `[BUCKETS, heads]`.
     bias: HostTensor,
     norm2: B::Tensor,
     gate: B::Linear,
@@ -40,10 +40,11 @@ struct Block<B: Backend> {
 }
 
 impl<B: Backend> T5<B> {
-    /// Takes the encoder from `weights` to the loader, tensor by tensor.
+    /// Loads the encoder from `weights`, tensor by tensor.
     ///
     /// # Errors
-    /// [`Error::Model`] for a number of position buckets other than umT5's, and what `weights` and the loader report.
+    /// Returns [`Error::Model`] if the position buckets are not as many as umT5's, and the errors of `weights` and the
+    /// loader.
     pub fn load(loader: &B::Loader, weights: &dyn WeightSource, config: &T5Config) -> Result<Self> {
         if config.buckets != BUCKETS {
             return Err(Error::Model(format!(
@@ -61,12 +62,12 @@ impl<B: Backend> T5<B> {
         })
     }
 
-    /// Token numbers, without padding, to `[ids, dim]`.
+    /// Encodes token numbers, without padding, as `[ids, dim]`.
     ///
     /// `probe` sees `embed`, `block0`, `block1`, ... (not the last) and `out`.
     ///
     /// # Errors
-    /// [`Error::Model`] for a number that the embedding has no row for: the tokenizer belongs to another model.
+    /// Returns [`Error::Model`] for a number that the embedding has no row for: the tokenizer belongs to another model.
     pub fn encode(&self, b: &B, ids: &[u32], mut probe: Probe<'_, B::Tensor>) -> Result<B::Tensor> {
         let mut x = self.embed(b, ids)?;
         show(&mut probe, || "embed".into(), &x);
@@ -116,7 +117,7 @@ impl<B: Backend> Block<B> {
         let [q, k, v] = b.project(Input::Normed(x, rms(&self.norm1)), &self.qkv, &Projection::PLAIN)?;
         let bias = position_bias(b, &self.bias, b.shape(x)[0])?;
         let sets = &[KeyValue { k: &k, v: &v, bias: Some(&bias) }];
-        // umT5 does not scale the products: the weights of q have it in them.
+        // umT5 does not scale the products: the weights of q include the scale.
         let h = b.attention(&Attention { q: &q, sets, heads, scale: 1.0, kind: AttentionKind::Exact })?;
         let x = b.linear(Input::Plain(&h), &self.o, &added(x))?;
 
@@ -130,7 +131,8 @@ fn rms<T>(weight: &T) -> Norm<'_, T> {
     Norm::Rms { weight, eps: EPS }
 }
 
-/// The bias of each head for every distance within `n` tokens, `[heads, 2 * n - 1]`, from `table` `[BUCKETS, heads]`.
+/// Returns the bias of each head for every distance within `n` tokens, `[heads, 2 * n - 1]`, from `table` `[BUCKETS,
+/// heads]`.
 fn position_bias<B: Backend>(b: &B, table: &HostTensor, n: usize) -> Result<B::Tensor> {
     let heads = table.shape[1];
     let last = n as i64 - 1;
@@ -141,8 +143,8 @@ fn position_bias<B: Backend>(b: &B, table: &HostTensor, n: usize) -> Result<B::T
     b.upload(&bias, &[heads, buckets.len()])
 }
 
-/// The bucket of a relative position, key minus query: near ones have their own, far ones share buckets that widen
-/// with the logarithm of the distance.
+/// Returns the bucket of a relative position, key minus query: near ones have their own, far ones share buckets that
+/// widen with the logarithm of the distance.
 pub fn relative_bucket(distance: i64) -> u32 {
     const HALF: u32 = BUCKETS as u32 / 2;
     const EXACT: u32 = HALF / 2;
@@ -151,7 +153,7 @@ pub fn relative_bucket(distance: i64) -> u32 {
     let bucket = if distance < EXACT.into() {
         distance as u32
     } else {
-        // In f32, as the reference has it: at the borders between buckets the rounding decides.
+        // The arithmetic is f32 as in the reference: at the borders between buckets, rounding decides.
         let octave = (distance as f32 / EXACT as f32).ln() / (MAX_DISTANCE / EXACT as f32).ln();
         (EXACT + (octave * (HALF - EXACT) as f32) as u32).min(HALF - 1)
     };

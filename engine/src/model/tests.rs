@@ -11,10 +11,10 @@ use crate::weights::{self, DitConfig};
 use crate::{Error, Result};
 use animd_protocol::profile::AttentionKind;
 
-/// Relative L2 distance that rounding to f32 explains: the reference itself is 4e-7 to 6e-7 from exact arithmetic, and
-/// the mistakes that are easiest to make (the other GELU, an epsilon) move a result by 4e-6 to 4e-5.
+/// The relative L2 distance that rounding to f32 explains. The reference itself is 4e-7 to 6e-7 from exact arithmetic,
+/// and the mistakes that are easiest to make (the other GELU, an epsilon) move a result by 4e-6 to 4e-5.
 const TOLERANCE: f64 = 5e-6;
-/// What the sines and cosines of the largest angle may be off, and the bound for the sinusoid.
+/// The error that sine and cosine of the largest angle may have, and the bound for the sinusoid.
 const ABSOLUTE: f64 = 1e-6;
 
 type Tensor = <Cpu as TensorOps>::Tensor;
@@ -34,7 +34,7 @@ fn load_dit(backend: &Cpu, layout: &str) -> (Dit<Cpu>, DitConfig) {
     (Dit::load(&backend.loader(Keeping::F32), &weights, &config).unwrap(), config)
 }
 
-/// One of the two forwards that the reference recorded.
+/// The inputs of one of the two forwards that the reference recorded.
 struct Recorded {
     number: usize,
     t: f64,
@@ -185,7 +185,7 @@ fn both_forwards_are_the_references() {
             }
             let mut got = values(tensor);
             if name == "context_text" {
-                // The reference keeps the prompt's rows and one of the padding's, which are all the same.
+                // The reference keeps the prompt's rows and one padding row; all padding rows are equal.
                 let rows = b.shape(&recorded.text)[0];
                 let (kept, rest) = got.split_at((rows + 1) * config.dim);
                 assert!(rest.chunks(config.dim).all(|row| row == &kept[rows * config.dim..]));
@@ -209,11 +209,11 @@ fn quantised_weights_give_the_references_results() {
     for (layout, simulate_fp8, key, tolerance) in [
         ("lightx2v_fp8", false, "dit.0.out_lightx2v_fp8_dequant", TOLERANCE),
         ("comfy_fp8", false, "dit.0.out_comfy_fp8_dequant", TOLERANCE),
-        // One scale for each matrix: nothing to simulate.
+        // There is one scale for each matrix, so there is nothing to simulate.
         ("comfy_fp8", true, "dit.0.out_comfy_fp8_dequant", TOLERANCE),
-        // A value beside the border between two 8-bit ones falls to either side by the rounding of f32, and what hangs on
-        // it follows: changing the picture's embedding by one unit in the last place moves the result by up to 1.4e-2.
-        // Without rounding the inputs at all it is 1.8e-2 to 2.0e-2 away.
+        // A value near the border between two 8-bit ones falls to either side by the rounding of f32, and later results
+        // depend on it: changing the picture's embedding by one unit in the last place moves the result by up to
+        // 1.4e-2. Without rounding the inputs at all, the result is 1.8e-2 to 2.0e-2 away.
         ("lightx2v_fp8", true, "dit.0.out_lightx2v_fp8_w8a8", 1.5e-2),
     ] {
         let b = Cpu { simulate_fp8 };

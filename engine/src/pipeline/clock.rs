@@ -1,4 +1,4 @@
-//! Progress and the seconds of each stage.
+//! The progress of a job, and the seconds of each stage.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ pub struct Clock<'a> {
     frames: u32,
     progress: Progress,
     began: Instant,
-    /// When the stage under way began; `None` before the first.
+    /// When the current stage began; `None` before the first.
     stage_began: Option<Instant>,
     /// When the last step ended.
     step_ended: Option<Instant>,
@@ -21,7 +21,7 @@ pub struct Clock<'a> {
 }
 
 impl<'a> Clock<'a> {
-    /// Starts; the first stage is announced by [`Clock::stage`].
+    /// Starts the clock; [`Clock::stage`] announces the first stage.
     pub fn start(observer: &'a dyn Observer, steps: u32, frames: u32, costs: Costs) -> Self {
         Self {
             observer,
@@ -36,15 +36,15 @@ impl<'a> Clock<'a> {
         }
     }
 
-    /// Whom the stages ask whether to go on.
+    /// Returns the observer that the stages ask whether to continue.
     pub fn observer(&self) -> &'a dyn Observer {
         self.observer
     }
 
-    /// The stage before this one is over, and this one begins.
+    /// Ends the previous stage and begins this one.
     ///
     /// # Errors
-    /// [`crate::Error::Canceled`] if the work shall stop.
+    /// Returns [`crate::Error::Canceled`] if the work should stop.
     pub fn stage(&mut self, stage: Stage) -> Result<()> {
         self.close();
         self.stage_began = Some(Instant::now());
@@ -53,12 +53,12 @@ impl<'a> Clock<'a> {
         self.observer.check()
     }
 
-    /// `part` of the current stage is done, from 0 to 1.
+    /// Reports that `part` of the current stage, from 0 to 1, is done.
     pub fn part(&mut self, part: f64) {
         self.tell(part);
     }
 
-    /// So many denoising steps are done.
+    /// Reports the number of finished denoising steps.
     pub fn step(&mut self, done: u32) {
         let now = Instant::now();
         let since = self.step_ended.replace(now).or(self.stage_began).unwrap_or(now);
@@ -67,17 +67,17 @@ impl<'a> Clock<'a> {
         self.tell(f64::from(done) / f64::from(self.progress.steps.max(1)));
     }
 
-    /// So many frames are decoded.
+    /// Reports the number of decoded frames.
     pub fn decoded(&mut self, frames: u32) {
         self.tell(f64::from(frames) / f64::from(self.frames.max(1)));
     }
 
-    /// The seconds of each step, and whether it was computed.
+    /// Returns the seconds of each step, and whether it was computed.
     pub fn steps(&self, computed: &[bool]) -> Vec<(f64, bool)> {
         self.steps.iter().copied().zip(computed.iter().copied()).collect()
     }
 
-    /// The seconds of each stage.
+    /// Returns the seconds of each stage.
     pub fn finish(mut self) -> Vec<(String, f64)> {
         self.close();
         self.progress.fraction = 1.0;
@@ -86,7 +86,7 @@ impl<'a> Clock<'a> {
         self.seconds
     }
 
-    /// Notes the seconds of the stage under way, if any.
+    /// Notes the seconds of the current stage, if any.
     fn close(&mut self) {
         let now = Instant::now();
         if let Some(began) = self.stage_began.take() {
@@ -99,7 +99,7 @@ impl<'a> Clock<'a> {
         let fraction = self.costs.fraction(stage, part);
         self.progress.fraction = fraction.clamp(self.progress.fraction, 1.0);
         let elapsed = self.began.elapsed().as_secs_f64();
-        // An expectation from less than a twentieth of the work would be a guess.
+        // An estimate from less than a twentieth of the work would be a guess.
         self.progress.seconds_left = (self.progress.fraction > 0.05)
             .then(|| elapsed / self.progress.fraction * (1.0 - self.progress.fraction));
         self.observer.progress(&self.progress);

@@ -28,7 +28,7 @@ pub use models::Pipeline;
 pub(crate) use models::{Models, Parts};
 use pictures::{Previews, Stills};
 
-/// A picture that is fitted and a request that is checked: all that can be refused without the model.
+/// A job whose picture is fitted and whose request is checked: all refusals that need no model have been made.
 pub struct Job {
     /// The request.
     pub request: Request,
@@ -37,63 +37,64 @@ pub struct Job {
 }
 
 impl Job {
-    /// Fits the picture.
+    /// Fits the picture to the size that the request asks for.
     ///
     /// # Errors
-    /// [`Error::Image`] for a picture whose shape no size fits.
+    /// Returns [`Error::Image`] for a picture whose shape fits no size.
     pub fn new(picture: &Picture, request: Request) -> Result<Self> {
         let fitted = image::fit(picture, &request.size, request.resize)?;
         Ok(Self { clip_pixels: image::clip_pixels(picture), fitted, request })
     }
 
-    /// Pixels.
+    /// Returns the width in pixels.
     pub fn width(&self) -> usize {
         self.fitted.width
     }
 
-    /// Pixels.
+    /// Returns the height in pixels.
     pub fn height(&self) -> usize {
         self.fitted.height
     }
 
-    /// Latent frames, height and width.
+    /// Returns the number of latent frames, and their height and width.
     pub(crate) fn latent(&self) -> [usize; 3] {
         [self.request.latent_frames(), self.fitted.height / 8, self.fitted.width / 8]
     }
 }
 
-/// What the sampler's steps need from the stages before them.
+/// The inputs that the sampler's steps need from earlier stages.
 struct Conditioning<B: Backend> {
     /// The mask and the picture's latents, `[20, t, h, w]`.
     y: B::Tensor,
-    /// For each expert what it makes of text and picture.
+    /// For each expert the context that it makes of text and picture.
     contexts: Vec<Contexts<B>>,
 }
 
-/// What one expert attends to.
+/// The contexts that one expert attends to.
 struct Contexts<B: Backend> {
-    /// For the prompt.
+    /// The prompt's context.
     positive: Context<B>,
-    /// For the negative prompt; `None` without guidance.
+    /// The negative prompt's context; `None` without guidance.
     negative: Option<Context<B>>,
 }
 
 impl<B: Backend> Pipeline<B> {
-    /// Takes the memory that `job` needs, and brings the weights into memory.
+    /// Reserves the memory that `job` needs, and loads the weights.
     ///
     /// # Errors
-    /// [`Error::Memory`] if there is not so much; [`Error::Canceled`]; what the model or the backend reports.
+    /// Returns [`Error::Memory`] if there is not enough memory, [`Error::Canceled`], and errors of the model or the
+    /// backend.
     pub(crate) fn prepare(&mut self, job: &Job, observer: &dyn Observer) -> Result<()> {
         self.check(job)?;
         let mut clock = Clock::start(observer, job.request.steps, job.request.frames, self.costs(job));
         self.load(&mut clock)
     }
 
-    /// Makes the video of `job` and writes it to `out`, complete and synced, and the `pictures` beside it. On an error
-    /// nothing is left but the preview, which is the caller's to remove.
+    /// Makes the video of `job` and writes it to `out`, complete and synced, with the `pictures` beside it. An error
+    /// leaves no file but the preview, which the caller removes.
     ///
     /// # Errors
-    /// [`Error::Canceled`] soon after the observer says so; otherwise whichever stage failed.
+    /// Returns [`Error::Canceled`] soon after the observer says so; otherwise the error of the stage that failed.
     pub fn run(
         &mut self,
         job: &Job,
@@ -104,7 +105,7 @@ impl<B: Backend> Pipeline<B> {
         let request = &job.request;
         let (width, height) = (job.width(), job.height());
         self.check(job)?;
-        // What a job before it took, if that failed, is not this one's.
+        // The peak of an earlier job that failed must not count for this one.
         self.peak_gpu();
         let sampler = SamplerConfig::new(request)?;
         let mut clock = Clock::start(observer, request.steps, request.frames, self.costs(job));
@@ -145,7 +146,7 @@ impl<B: Backend> Pipeline<B> {
                 writer.write(&rgb)?;
                 clock.observer().check()
             };
-            // While frames are fetched and written, the next ones are decoded.
+            // While frames are downloaded and written, the next ones are decoded.
             let mut on_their_way = None;
             let mut sink = |pixels: B::Tensor| {
                 let next = vae::fetch_u8(backend, &pixels)?;
@@ -173,7 +174,7 @@ impl<B: Backend> Pipeline<B> {
         })
     }
 
-    /// The settings that made the video, for its metadata.
+    /// Returns the settings that made the video, for its metadata.
     fn metadata(&self, request: &Request) -> Result<String> {
         serde_json::to_string(&serde_json::json!({
             "program": "animd",
@@ -185,8 +186,8 @@ impl<B: Backend> Pipeline<B> {
         .map_err(|e| Error::Internal(e.to_string()))
     }
 
-    /// How long the work may go without asking its observer: the slowest of one block of the DiT, four frames of the VAE
-    /// and one network's weights, on a machine that computes 1 GFLOP and reads 10 MB in a second, and a minute more.
+    /// Returns how long the work may go without asking its observer: the slowest of one block of the DiT, four frames
+    /// of the VAE and one network's weights, on a machine with 1 GFLOP/s that reads 10 MB/s, and one minute more.
     pub fn patience(&self, job: &Job) -> Duration {
         let work = self.plan(job).work;
         let block = work.forward.flops() / self.blocks() as f64;
@@ -196,7 +197,7 @@ impl<B: Backend> Pipeline<B> {
         Duration::from_secs_f64(60.0 + computing.max(reading))
     }
 
-    /// What each stage computes, for the progress.
+    /// Returns the cost of each stage, for the progress.
     fn costs(&self, job: &Job) -> Costs {
         // A parameter costs about as much to load as a few dozen operations.
         let load = if self.is_loaded() { 0.0 } else { 30.0 * self.parameters() as f64 };
@@ -204,7 +205,7 @@ impl<B: Backend> Pipeline<B> {
     }
 }
 
-/// Text, picture and their latents.
+/// Computes the embeddings of text and picture, and the picture's latents.
 fn condition<B: Backend>(
     parts: &mut Parts<'_, B>,
     job: &Job,
@@ -235,7 +236,7 @@ fn condition<B: Backend>(
     Ok(Conditioning { y: vae::condition(backend, &latents)?, contexts })
 }
 
-/// The sampler's loop over the DiT: noise to latents.
+/// Runs the sampler's loop over the DiT, from noise to latents.
 fn denoise<B: Backend>(
     parts: &Parts<'_, B>,
     job: &Job,
@@ -251,7 +252,7 @@ fn denoise<B: Backend>(
     let shape = [recipe.vae.config.z_dim, t, h, w];
     let mut generator = noise::Generator::new(request);
     let first = backend.upload(&generator.randn(shape.iter().product()), &shape)?;
-    // Positions are the same for all experts.
+    // All experts have the same positions.
     let grid = models.expert(0)?.grid(backend, t, h, w)?;
     let experts = step_cache::experts(recipe, request);
     let timesteps = sampler.timesteps();
@@ -263,7 +264,7 @@ fn denoise<B: Backend>(
     })?;
 
     let observer = clock.observer();
-    // What the blocks added at the last computed step, for each branch: two with guidance.
+    // These are the sums that the blocks added at the last computed step, for each branch: two with guidance.
     let mut residuals: [Option<B::Tensor>; 2] = [None, None];
     let caching = plan.compute.contains(&false);
     let mut velocity = |step: usize, x: &B::Tensor, _: f64| -> Result<B::Tensor> {
@@ -272,7 +273,7 @@ fn denoise<B: Backend>(
         let Contexts { positive, negative } = &conditioning.contexts[expert];
         let mut branches = Vec::with_capacity(residuals.len());
         for (context, residual) in std::iter::once(positive).chain(negative).zip(&mut residuals) {
-            // What is going to be replaced makes room first.
+            // The residual that is about to be replaced is freed first.
             if plan.compute[step] {
                 *residual = None;
             }

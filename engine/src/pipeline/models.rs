@@ -1,4 +1,4 @@
-//! The model's networks: found at once, loaded when first needed, kept.
+//! The model's networks: found at once, loaded when first needed, and kept.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -22,13 +22,13 @@ use super::Job;
 use super::clock::Clock;
 use super::watched::Count;
 
-/// Prompts whose embeddings are kept: the negative prompt and a few users' favourites.
+/// The number of prompts whose embeddings are kept: the negative prompt and a few users' favourites.
 const KEPT_PROMPTS: usize = 16;
 
-/// A model on a backend, ready for one job after the other.
+/// A model on a backend, ready to run one job after the other.
 pub struct Pipeline<B: Backend> {
     backend: B,
-    /// How it runs the model.
+    /// How the backend runs the model.
     setup: Setup,
     name: String,
     tokenizer: Tokenizer,
@@ -37,12 +37,12 @@ pub struct Pipeline<B: Backend> {
     load_seconds: LoadSeconds,
 }
 
-/// Where the weights come from.
+/// The source of the weights.
 struct Sources {
     recipe: Recipe,
-    /// By the names of the recipe's networks.
+    /// The source of each network's weights, by the names of the recipe's networks.
     weights: BTreeMap<String, Box<dyn WeightSource + Send>>,
-    /// Of all networks.
+    /// The number of parameters of all networks.
     parameters: usize,
 }
 
@@ -69,12 +69,12 @@ impl From<weights::Model> for Sources {
     }
 }
 
-/// How long each network took to come into memory, in the order in which they came.
+/// The seconds that each network took to load, in the order of loading.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoadSeconds(Vec<(String, f64)>);
 
 impl LoadSeconds {
-    /// The networks with their seconds.
+    /// Returns the networks with their seconds.
     pub fn networks(&self) -> &[(String, f64)] {
         &self.0
     }
@@ -98,11 +98,11 @@ pub struct Models<B: Backend> {
     /// The autoencoder.
     pub vae: Vae<B>,
     texts: HashMap<String, B::Tensor>,
-    /// How latents look, once somebody wanted to know.
+    /// The colours of latents, fitted when first needed.
     colours: Option<Colours>,
 }
 
-/// What a loaded pipeline works with.
+/// The parts that a loaded pipeline works with.
 pub struct Parts<'a, B: Backend> {
     pub backend: &'a B,
     pub tokenizer: &'a Tokenizer,
@@ -111,11 +111,12 @@ pub struct Parts<'a, B: Backend> {
 }
 
 impl<B: Backend> Pipeline<B> {
-    /// Finds and checks the files of the model in `dir`, with the DiT from elsewhere if `dit` says so, or its prepared copy
-    /// ([`weights::prepare`]) if the backend runs it in 8 bits and there is one. Reads headers only.
+    /// Finds and checks the files of the model in `dir`. The DiT comes from `dit` if that is given. If the
+    /// backend runs the DiT in 8 bits and its prepared copy ([`weights::prepare`]) exists, the copy is used instead.
+    /// Only headers are read.
     ///
     /// # Errors
-    /// [`Error::Model`] says everything that is wrong with the files.
+    /// Returns [`Error::Model`], which lists everything that is wrong with the files.
     pub fn open(backend: B, wanted: &Setup, dir: &Path, dit: Option<&Path>) -> Result<Self> {
         let wanted = &backend.resolve(wanted);
         let prepared = match wanted.precision.dit {
@@ -127,10 +128,10 @@ impl<B: Backend> Pipeline<B> {
         Ok(pipeline)
     }
 
-    /// [`Self::open`] without looking for a prepared copy, for those who load the DiT in one precision after the other.
+    /// Does what [`Self::open`] does, but ignores a prepared copy: for callers that load the DiT in several precisions.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// Returns the errors of [`Self::open`].
     pub fn open_original(backend: B, wanted: &Setup, dir: &Path, dit: Option<&Path>) -> Result<Self> {
         let name = file_name(dit.unwrap_or(dir));
         let files = weights::Model::open(dir, dit)?;
@@ -138,10 +139,10 @@ impl<B: Backend> Pipeline<B> {
         Ok(Self::with(backend, wanted, name, tokenizer, files.into()))
     }
 
-    /// A made-up model, without files: what `synth-model` would write with this seed.
+    /// Returns a made-up model without files: what `synth-model` would write with this seed.
     ///
     /// # Errors
-    /// None that a sound build has.
+    /// There are none in a sound build.
     pub fn made_up(backend: B, wanted: &Setup, size: synth::Size, seed: u64) -> Result<Self> {
         let (recipe, mut weights, mut parameters) = (size.recipe(), BTreeMap::new(), 0);
         for part in recipe.networks() {
@@ -159,27 +160,27 @@ impl<B: Backend> Pipeline<B> {
         Self { backend, setup, name, tokenizer, sources, models: None, load_seconds }
     }
 
-    /// The folder's name.
+    /// Returns the folder's name.
     pub fn model_name(&self) -> &str {
         &self.name
     }
 
-    /// The model as a value.
+    /// Returns the model's recipe.
     pub fn recipe(&self) -> &Recipe {
         &self.sources.recipe
     }
 
-    /// Bytes of a GPU's memory, at most, since this was asked last.
+    /// Returns the peak use of a GPU's memory in bytes since the last call.
     pub(super) fn peak_gpu(&self) -> u64 {
         self.backend.peak_memory()
     }
 
-    /// `cpu` or `cuda`.
+    /// Returns `cpu` or `cuda`.
     pub fn backend_name(&self) -> &'static str {
         self.backend.name()
     }
 
-    /// Brings all weights into memory, if they are not there.
+    /// Loads all weights that are not loaded.
     pub(super) fn load(&mut self, clock: &mut Clock<'_>) -> Result<()> {
         if self.models.is_some() {
             return Ok(());
@@ -214,11 +215,11 @@ impl<B: Backend> Pipeline<B> {
         Ok(())
     }
 
-    /// Runs the DiT in another way from now on. If that takes other weights, those that are loaded go, and are loaded anew;
+    /// Changes how the DiT runs from now on. If that takes other weights, the loaded ones are dropped and loaded anew;
     /// the other networks stay.
     ///
     /// # Errors
-    /// What the backend reports; then nothing is loaded.
+    /// Returns the backend's errors; then nothing is loaded.
     pub(crate) fn exchange_dit(&mut self, dit: Precision, attention: AttentionKind) -> Result<()> {
         let precision = Precisions { dit, ..self.setup.precision };
         let setup = self.backend.resolve(&Setup { precision, attention, ..self.setup });
@@ -237,23 +238,23 @@ impl<B: Backend> Pipeline<B> {
         Ok(())
     }
 
-    /// How the backend runs the model.
+    /// Returns how the backend runs the model.
     pub(crate) fn setup(&self) -> Setup {
         self.setup
     }
 
-    /// How long the networks took that are loaded.
+    /// Returns how long the loaded networks took to load.
     pub(crate) fn load_seconds(&self) -> &LoadSeconds {
         &self.load_seconds
     }
 
-    /// What a loaded pipeline works with.
+    /// Returns the parts that a loaded pipeline works with.
     pub(crate) fn parts(&mut self) -> Result<Parts<'_, B>> {
         let models = self.models.as_mut().ok_or_else(|| Error::Internal("the model is not loaded".into()))?;
         Ok(Parts { backend: &self.backend, tokenizer: &self.tokenizer, recipe: &self.sources.recipe, models })
     }
 
-    /// How the loaded model's latents look.
+    /// Returns the colours of the loaded model's latents.
     pub(super) fn colours(&mut self) -> Result<Colours> {
         let Parts { backend, models, .. } = self.parts()?;
         if let Some(known) = &models.colours {
@@ -269,28 +270,29 @@ impl<B: Backend> Pipeline<B> {
         self.models.is_some()
     }
 
-    /// What a job will cost.
+    /// Returns the plan of a job.
     pub(super) fn plan(&self, job: &Job) -> Plan {
         Plan::new(&self.sources.recipe, &job.request, [job.width(), job.height()], &self.setup)
     }
 
-    /// Of all networks.
+    /// Returns the number of parameters of all networks.
     pub(super) fn parameters(&self) -> usize {
         self.sources.parameters
     }
 
-    /// The blocks of the DiT; with several, of the one that has the fewest.
+    /// Returns the number of the DiT's blocks; with several experts, that of the one with the fewest.
     pub(super) fn blocks(&self) -> usize {
         let experts = self.sources.recipe.experts.iter();
         experts.map(|expert| expert.network.config.num_layers).min().unwrap_or(1)
     }
 
-    /// Refuses a job that the model or the memory is not made for, before anything is loaded; what is a GPU's is taken.
+    /// Refuses a job that the model or the memory does not support, before anything is loaded, and reserves a GPU's
+    /// memory.
     pub(super) fn check(&mut self, job: &Job) -> Result<()> {
         self.sources.recipe.check(&job.request)?;
         let memory = self.plan(job).memory;
         if self.setup.backend == Kind::Cuda {
-            // Embeddings would hold on to memory that a larger job wants in one piece; a GPU makes them in no time.
+            // Cached embeddings could split memory that a larger job needs in one piece; a GPU recomputes them quickly.
             if let Some(models) = &mut self.models {
                 models.texts.clear();
             }
@@ -318,30 +320,30 @@ impl<B: Backend> Pipeline<B> {
 }
 
 impl<B: Backend> Models<B> {
-    /// The transformer that computes the steps of an expert.
+    /// Returns the transformer that computes the steps of an expert.
     ///
     /// # Errors
-    /// [`Error::Internal`] for an expert that the recipe has not.
+    /// Returns [`Error::Internal`] for an expert that the recipe does not have.
     pub fn expert(&self, index: usize) -> Result<&Dit<B>> {
         self.experts.get(index).ok_or_else(|| Error::Internal(format!("there is no expert {index}")))
     }
 
-    /// All transformers, in the recipe's order.
+    /// Returns all transformers, in the recipe's order.
     pub fn experts(&self) -> &[Dit<B>] {
         &self.experts
     }
 
-    /// The image encoder.
+    /// Returns the image encoder.
     ///
     /// # Errors
-    /// [`Error::Model`] for a model that has none: transformers that attend to text alone are not written.
+    /// Returns [`Error::Model`] for a model without one: transformers that attend to text alone are not implemented.
     pub fn image_encoder(&self) -> Result<&Clip<B>> {
         self.image_encoder.as_ref().ok_or_else(|| {
             Error::Model("for now, animd only runs models that have an image encoder".to_owned())
         })
     }
 
-    /// The prompt's embedding `[n, text_dim]`, from memory if it was asked for before.
+    /// Returns the prompt's embedding `[n, text_dim]`, from the cache if it was asked for before.
     pub(super) fn text(&mut self, backend: &B, tokenizer: &Tokenizer, prompt: &str) -> Result<B::Tensor> {
         if let Some(known) = self.texts.get(prompt) {
             return Ok(known.clone());
@@ -359,7 +361,7 @@ impl<B: Backend> Models<B> {
     }
 }
 
-/// Loads one network after the other, and notes how long each took.
+/// Loads one network after the other, and notes how long each takes.
 struct Loading<'a, B> {
     backend: &'a B,
     setup: &'a Setup,
@@ -384,19 +386,19 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// A field of a `/proc` file in bytes; the files give kB.
+/// Returns a field of a `/proc` file in bytes; the files give kB.
 fn proc_bytes(path: &str, field: &str) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix(field))?;
     line.trim_start_matches(':').trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kb| kb * 1024)
 }
 
-/// Bytes that the machine could still give.
+/// Returns the bytes of memory that the machine has available.
 fn available_ram() -> Option<u64> {
     proc_bytes("/proc/meminfo", "MemAvailable")
 }
 
-/// The process's largest resident memory so far, in bytes.
+/// Returns the process's peak resident memory in bytes.
 pub(super) fn peak_ram() -> u64 {
     proc_bytes("/proc/self/status", "VmHWM").unwrap_or_default()
 }

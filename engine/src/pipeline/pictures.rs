@@ -13,41 +13,42 @@ use crate::model::vae::{Colours, LATENT_CHANNELS};
 use crate::progress::Observer;
 use crate::{Error, Result};
 
-/// Pixels of a thumbnail's longer side: freedesktop's "x-large".
+/// The pixels of a thumbnail's longer side: freedesktop's "x-large".
 const THUMBNAIL: u32 = 512;
-/// Pixels of a preview for each latent pixel.
+/// The pixels of a preview for each latent pixel.
 const ENLARGED: u32 = 4;
-/// From one preview to the next, at least.
+/// The shortest time from one preview to the next.
 const PAUSE: Duration = Duration::from_secs(2);
 const POSTER_QUALITY: u8 = 90;
 const THUMBNAIL_QUALITY: u8 = 85;
 const PREVIEW_QUALITY: u8 = 80;
 
-/// The frame that stands for a video of so many. Its first one is only the picture that the user gave.
+/// Returns the frame that stands for a video of so many. The first frame is only the picture that the user gave.
 fn chosen(frames: usize) -> usize {
     frames / 3
 }
 
-/// Takes poster and thumbnail from the frames as they pass by. Dropped before [`Stills::finish`], it removes them.
+/// The poster and the thumbnail, taken from the frames as they pass. Dropped before [`Stills::finish`], it removes
+/// them.
 pub struct Stills<'a> {
     pictures: &'a Pictures,
     size: [usize; 2],
-    /// The frame to take, counted from the next one.
+    /// The index of the frame to take, counted from the next one.
     wanted: Option<usize>,
-    /// Encodes and writes while later frames are decoded.
+    /// The thread that encodes and writes while later frames are decoded.
     writing: Option<JoinHandle<()>>,
     finished: bool,
 }
 
 impl<'a> Stills<'a> {
-    /// For a video of `frames` frames of `width` x `height` pixels.
+    /// Returns the stills of a video of `frames` frames of `width` x `height` pixels.
     pub fn new(pictures: &'a Pictures, width: usize, height: usize, frames: u32) -> Self {
         let asked = pictures.poster.is_some() || pictures.thumbnail.is_some();
         let wanted = asked.then(|| chosen(frames as usize));
         Self { pictures, size: [width, height], wanted, writing: None, finished: false }
     }
 
-    /// Frames as the video's writer gets them, `[n, height, width, 3]`.
+    /// Takes frames as the video's writer gets them, `[n, height, width, 3]`.
     pub fn see(&mut self, rgb: &[u8]) {
         let [width, height] = self.size;
         let bytes = 3 * width * height;
@@ -71,7 +72,7 @@ impl<'a> Stills<'a> {
         }));
     }
 
-    /// Waits until both are written.
+    /// Waits until both pictures are written.
     pub fn finish(mut self) {
         self.wait();
         self.finished = true;
@@ -97,22 +98,22 @@ impl Drop for Stills<'_> {
     }
 }
 
-/// Writes and syncs a picture that shall last.
+/// Writes and syncs a picture that is kept.
 fn write(picture: &Picture, path: &Path, quality: u8) -> Result<()> {
     picture.write_jpeg(path, quality)?;
     File::open(path).and_then(|file| file.sync_all()).map_err(Error::file("sync", path))
 }
 
-/// A picture that cannot be written costs no video.
+/// Logs a picture that cannot be written; the video does not fail for it.
 fn tell(written: Result<()>, what: &str) {
     if let Err(e) = written {
         tracing::warn!("the video has no {what}: {e}");
     }
 }
 
-/// Shows what the video is going to be while the DiT is at work.
+/// The previews that show the video while the DiT works.
 pub struct Previews<'a> {
-    /// None if nobody asked for previews, or one could not be written.
+    /// `None` if nobody asked for previews, or one could not be written.
     path: Option<&'a Path>,
     colours: Option<Colours>,
     last: Option<Instant>,
@@ -120,17 +121,17 @@ pub struct Previews<'a> {
 }
 
 impl<'a> Previews<'a> {
-    /// At `path`, if there is one, in colours by `colours`.
+    /// Returns previews at `path`, if there is one, in colours by `colours`.
     pub fn new(path: Option<&'a Path>, colours: Option<Colours>) -> Self {
         Self { path, colours, last: None, written: 0 }
     }
 
-    /// The sample `x` `[16, t, h, w]` with `sigma` of noise, and the velocity there: together the clean latent that the
-    /// model now points to. Written if the last preview is old enough; the rest of the work waits for one frame of
+    /// Shows the clean latent that the model points to: from the sample `x` `[16, t, h, w]` with `sigma` of noise, and
+    /// the velocity there. It is written if the last preview is old enough; the rest of the work waits for one frame of
     /// latents, a few milliseconds.
     ///
     /// # Errors
-    /// What the backend reports.
+    /// Returns the backend's errors.
     pub fn offer<B: Backend>(
         &mut self,
         b: &B,
@@ -182,7 +183,7 @@ mod tests {
         let path = |name| Some(folder.path().join(name));
         let pictures =
             Pictures { poster: path("poster.jpg"), thumbnail: path("thumbnail.jpg"), preview: None };
-        // Frame n is as bright as n; they come in ones and fours, as from the VAE.
+        // Frame n has brightness n; frames come in ones and fours, as from the VAE.
         let frames =
             |from: u8, n: u8| (from..from + n).flat_map(|i| vec![10 * i; 3 * 1024 * 16]).collect::<Vec<_>>();
         let mut stills = Stills::new(&pictures, 1024, 16, 13);
@@ -196,7 +197,7 @@ mod tests {
             assert!(read.rgb.iter().all(|v| v.abs_diff(40) < 3), "{:?}", &read.rgb[..3]);
         }
 
-        // Another one that does not come to its end.
+        // A second one is dropped before its end.
         let mut stills = Stills::new(&pictures, 1024, 16, 1);
         stills.see(&frames(0, 1));
         drop(stills);

@@ -1,4 +1,4 @@
-//! Weights that report how far they are loaded, and ask whether to go on.
+//! A source of weights that reports how much is loaded, and asks whether to continue.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -15,17 +15,17 @@ pub struct Count<'a, 'c> {
 struct State<'a, 'c> {
     clock: &'a mut Clock<'c>,
     done: usize,
-    /// What was reported last.
+    /// The number of parameters at the last report.
     told: usize,
 }
 
 impl<'a, 'c> Count<'a, 'c> {
-    /// Of so many.
+    /// Returns a counter for `total` parameters.
     pub fn new(clock: &'a mut Clock<'c>, total: usize) -> Self {
         Self { state: Mutex::new(State { clock, done: 0, told: 0 }), total }
     }
 
-    /// One network's share.
+    /// Returns the source of one network's weights, which counts towards the total.
     pub fn of<'s>(&'s self, weights: &'s dyn WeightSource) -> impl WeightSource {
         Watched { weights, count: self }
     }
@@ -33,7 +33,7 @@ impl<'a, 'c> Count<'a, 'c> {
     fn add(&self, parameters: usize) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.done += parameters;
-        // Not more often than a person could see.
+        // More frequent reports would not be visible.
         if (state.done - state.told) * 100 >= self.total {
             state.told = state.done;
             let part = state.done as f64 / self.total.max(1) as f64;

@@ -1,10 +1,10 @@
-//! The samplers of step-distilled models, as `LightX2V` runs them: a few steps, no guidance, no memory.
+//! The samplers of step-distilled models, as `LightX2V` runs them: a few steps, without guidance or history.
 
 use crate::Result;
 use crate::backend::TensorOps;
 
-/// From noise level `sigma` to `next` along the model's velocity: the clean sample that it points to, and as much of the
-/// velocity again as the next level wants. With `next` 0 the clean sample.
+/// Returns the sample at noise level `next`, from that at `sigma`, along the model's velocity: the clean sample that
+/// the velocity points to, plus `next` times the velocity. With `next` 0 it is the clean sample.
 pub fn euler<B: TensorOps>(
     b: &B,
     sigma: f32,
@@ -12,12 +12,13 @@ pub fn euler<B: TensorOps>(
     velocity: &B::Tensor,
     sample: &B::Tensor,
 ) -> Result<B::Tensor> {
-    // Two terms of the same tensor, so that rounding is the reference's.
+    // The sum has two terms of the same tensor, so that it rounds as the reference does.
     let terms = [(1.0, sample), (-sigma, velocity), (next, velocity)];
     b.linear_combination(if next == 0.0 { &terms[..2] } else { &terms })
 }
 
-/// From noise level `sigma` to `next` with new noise: the clean sample that the velocity points to, mixed with `noise`.
+/// Returns the sample at noise level `next`, from that at `sigma`: the clean sample that the velocity points to, mixed
+/// with `noise`.
 pub fn renoise<B: TensorOps>(
     b: &B,
     sigma: f32,

@@ -14,14 +14,14 @@ use crate::{Error, Result};
 
 use unipc::UniPc;
 
-/// The model as [`run`] sees it: the step's index, the sample and the timestep give noise minus clean sample, guidance
-/// included.
+/// The model as [`run`] sees it: from the step's index, the sample and the timestep it returns noise minus clean
+/// sample, with guidance included.
 pub type Velocity<'a, T> = dyn FnMut(usize, &T, f64) -> Result<T> + 'a;
 
-/// Walks from `noise` to a clean latent.
+/// Runs the sampler from `noise` to a clean latent.
 ///
-/// `draw` gives new noise, as many values as `noise` has; only [`SamplerConfig::Renoise`] asks, after each step
-/// but the last. `on_step` hears of each step when it is done, with the sample after it; an error from it ends the walk.
+/// `draw` returns new noise, as many values as `noise` has; it is called with [`SamplerConfig::Renoise`] only, after
+/// each step but the last. `on_step` is called after each step with the sample after it; an error from it ends the run.
 pub fn run<B: TensorOps>(
     b: &B,
     config: &SamplerConfig,
@@ -60,14 +60,14 @@ pub fn run<B: TensorOps>(
 /// Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Guidance {
-    /// How far to go from the negative prompt's velocity towards the prompt's; at 1 the prompt's itself.
+    /// The distance from the negative prompt's velocity towards the prompt's; at 1 the result is the prompt's velocity.
     pub scale: f64,
 }
 
 impl Guidance {
-    /// uncond + scale * (cond - uncond).
+    /// Returns uncond + scale * (cond - uncond).
     pub fn apply<B: TensorOps>(self, b: &B, cond: &B::Tensor, uncond: &B::Tensor) -> Result<B::Tensor> {
-        // The difference on its own: the two are nearly equal, and the scale would enlarge their rounding.
+        // The difference is computed first: the two are nearly equal, and the scale would enlarge their rounding.
         let difference = b.linear_combination(&[(1.0, cond), (-1.0, uncond)])?;
         b.linear_combination(&[(1.0, uncond), (self.scale as f32, &difference)])
     }
@@ -80,7 +80,7 @@ mod tests {
     use crate::goldens::Golden;
     use animd_protocol::request::DISTILL_TIMESTEPS;
 
-    /// Runs the loop on recorded velocities; the sample before the first step and after each.
+    /// Runs the loop on recorded velocities; returns the sample before the first step and after each.
     fn replay(
         config: &SamplerConfig,
         noise: &[f32],
@@ -150,7 +150,7 @@ mod tests {
         let draws = golden.f32("e2e.distill.renoise");
         let n = latents.len() / 5;
         let sigmas = golden.f32("distill.sigmas");
-        // Velocities are not recorded: each is found from the samples on both sides of its step and the draw between.
+        // Velocities are not recorded: each follows from the samples before and after its step and the draw in between.
         let velocity = |i: usize| {
             let (before, after) = (&latents[i * n..(i + 1) * n], &latents[(i + 1) * n..(i + 2) * n]);
             let next = sigmas.get(i + 1).copied().unwrap_or(0.0);

@@ -1,9 +1,9 @@
-//! What the sampler's tests share: tensors in host memory.
+//! Tensors in host memory, which the sampler's tests share.
 
 use crate::Result;
 use crate::backend::TensorOps;
 
-/// Row-major values and their extents.
+/// A tensor: row-major values and their extents.
 pub type HostTensor = (Vec<f32>, Vec<usize>);
 
 /// Just enough of a backend to sample with.
@@ -43,7 +43,7 @@ impl TensorOps for Host {
     }
 }
 
-/// |a - b| / |b|, both Euclidean norms.
+/// Returns |a - b| / |b|, both Euclidean norms.
 pub fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let difference = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)));

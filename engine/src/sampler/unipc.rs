@@ -1,36 +1,36 @@
-//! `UniPC` (Zhao et al. 2023, arXiv:2302.04867), as Wan2.1 is sampled: order 2, B(h) = e^h - 1 ("bh2"), on predictions of
-//! the clean sample, first order in the first and the last step.
+//! `UniPC` (Zhao et al. 2023, arXiv:2302.04867) as Wan2.1 uses it: order 2, B(h) = e^h - 1 ("bh2"), on predictions of
+//! the clean sample, with order 1 in the first and the last step.
 //!
-//! Each step corrects the sample that it was given with the prediction made there, then predicts the next one. Both are
-//! weighted sums of a few latents; the weights are computed in f64.
+//! Each step corrects its sample with the prediction made from it, then predicts the next sample. Both are weighted
+//! sums of a few latents; the weights are computed in f64.
 
 use animd_protocol::schedule::Schedule;
 
 use crate::backend::TensorOps;
 use crate::{Error, Result};
 
-/// The solver and what it remembers of earlier steps: at most three latents.
+/// The solver with its history of earlier steps: at most three latents.
 pub struct UniPc<T> {
     schedule: Schedule,
-    /// The step to come.
+    /// The index of the next step.
     step: usize,
-    /// The sample, corrected, at the previous step.
+    /// The corrected sample at the previous step.
     last_sample: Option<T>,
     /// Predictions of the clean sample at the previous step and the one before it.
     predictions: [Option<T>; 2],
 }
 
 impl<T: Clone + Send + Sync + 'static> UniPc<T> {
-    /// At the start of `schedule`.
+    /// Returns a solver at the start of `schedule`.
     pub fn new(schedule: Schedule) -> Self {
         Self { schedule, step: 0, last_sample: None, predictions: [None, None] }
     }
 
-    /// One step: from `sample` and the model's `velocity` there (noise minus clean sample) to the next sample, which
-    /// after the last step is the clean one.
+    /// Takes one step: from `sample` and the model's `velocity` there (noise minus clean sample) to the next sample.
+    /// After the last step the sample is the clean one.
     ///
     /// # Errors
-    /// `Internal` if the schedule is at its end; what `linear_combination` fails with.
+    /// Returns `Internal` if the schedule is at its end, and the errors of `linear_combination`.
     pub fn step<B: TensorOps<Tensor = T>>(&mut self, b: &B, velocity: &T, sample: &T) -> Result<T> {
         let k = self.step;
         let steps = self.schedule.timesteps.len();
@@ -42,7 +42,7 @@ impl<T: Clone + Send + Sync + 'static> UniPc<T> {
         let [before, older] = std::mem::take(&mut self.predictions);
         let last_sample = self.last_sample.take();
         if k + 1 == steps {
-            // The noise level is 0 from here: the next sample is the prediction, whatever the corrector would say.
+            // The noise level is 0 from here: the next sample is the prediction, and the corrector has no effect.
             return Ok(clean);
         }
         let corrected = match (&last_sample, &before) {
@@ -75,13 +75,14 @@ struct Weights {
     older: f64,
 }
 
-/// Half the logarithm of the signal-to-noise ratio, doubled: ln(alpha / sigma) with alpha = 1 - sigma.
+/// Returns half the logarithm of the signal-to-noise ratio: ln(alpha / sigma) with alpha = 1 - sigma.
 fn log_snr(sigma: f32) -> f64 {
     let sigma = f64::from(sigma);
     (1.0 - sigma).ln() - sigma.ln()
 }
 
-/// `UniP` from the last but one noise level to the last one: order 2 if there is a step before it, else 1.
+/// Returns the weights of `UniP` from the last but one noise level to the last: order 2 if there is an earlier step,
+/// else 1.
 fn predictor(sigmas: &[f32]) -> Weights {
     let (from, to) = (sigmas[sigmas.len() - 2], sigmas[sigmas.len() - 1]);
     let h = log_snr(to) - log_snr(from);
@@ -93,8 +94,8 @@ fn predictor(sigmas: &[f32]) -> Weights {
     Weights { sample: f64::from(to) / f64::from(from), now: b - before, before, older: 0.0 }
 }
 
-/// `UniC` at the last noise level, from the corrected sample at the last but one: order 2 if there is a step before
-/// that, else 1.
+/// Returns the weights of `UniC` at the last noise level, from the corrected sample at the last but one: order 2 if
+/// there is an earlier step, else 1.
 fn corrector(sigmas: &[f32]) -> Weights {
     let (from, to) = (sigmas[sigmas.len() - 2], sigmas[sigmas.len() - 1]);
     let h = log_snr(to) - log_snr(from);
@@ -127,7 +128,7 @@ mod tests {
         x.iter().zip(c).map(|(x, c)| 0.6 * x + 0.4 * (2.0 * x + c).sin() - 0.3 * c * t).collect()
     }
 
-    /// The samples before and after each step on the toy velocity.
+    /// Returns the samples before and after each step on the toy velocity.
     fn toy_trajectory(golden: &Golden, steps: usize, shift: f64) -> Result<Vec<Vec<f32>>> {
         let c = golden.f32("toy.c");
         let schedule = schedule::unipc(steps, shift);
@@ -160,7 +161,8 @@ mod tests {
     #[test]
     fn few_steps_equal_the_reference() -> Result<()> {
         let golden = Golden::open();
-        // Sums over the last sample of diffusers' UniPC on the same sigmas, with weights 1, 2, 3, ...
+        // The expected values are sums over the last sample of diffusers' UniPC on the same sigmas, with weights 1, 2,
+        // 3, ...
         let sums = [
             (1, 3.0, -374.01321943476796),
             (2, 3.0, -324.7864411659539),

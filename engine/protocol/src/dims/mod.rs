@@ -1,4 +1,4 @@
-//! How large the networks are, and which tensors follow from that.
+//! The sizes of the networks, and the tensors that follow from them.
 
 pub mod schema;
 
@@ -84,7 +84,7 @@ pub struct VaeConfig {
 }
 
 impl VaeConfig {
-    /// The sizes by name.
+    /// Returns the sizes by name.
     pub fn sizes(&self) -> Vec<(&'static str, usize)> {
         vec![
             ("base", self.base),
@@ -93,14 +93,14 @@ impl VaeConfig {
         ]
     }
 
-    /// Channels of the four resolutions, finest first.
+    /// Returns the channels of the four resolutions, finest first.
     pub fn channels(&self) -> Vec<usize> {
         self.multipliers.iter().map(|m| m * self.base).collect()
     }
 }
 
 impl DitConfig {
-    /// The sizes by their names in `config.json`.
+    /// Returns the sizes by their names in `config.json`.
     pub fn sizes(&self) -> Vec<(&'static str, usize)> {
         let sizes = [
             ("dim", self.dim),
@@ -118,7 +118,7 @@ impl DitConfig {
 }
 
 impl T5Config {
-    /// The sizes by name.
+    /// Returns the sizes by name.
     pub fn sizes(&self) -> Vec<(&'static str, usize)> {
         vec![
             ("dim", self.dim),
@@ -132,12 +132,12 @@ impl T5Config {
 }
 
 impl ClipConfig {
-    /// The patches of a picture, and the class token.
+    /// Returns the number of tokens: the patches of a picture, and the class token.
     pub fn tokens(&self) -> usize {
         self.image_size.checked_div(self.patch).map_or(0, |side| side.pow(2) + 1)
     }
 
-    /// The sizes by name.
+    /// Returns the sizes by name.
     pub fn sizes(&self) -> Vec<(&'static str, usize)> {
         vec![
             ("dim", self.dim),

@@ -1,15 +1,15 @@
-//! Which tensors each component has, with their shapes: Wan2.1's own names, as its released files have them.
+//! The tensors of each component with their shapes, under Wan2.1's own names as its released files have them.
 
 use super::{ClipConfig, DitConfig, T5Config, VaeConfig};
 
-/// A tensor that has to be there.
+/// A tensor that a model must have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// Its official name.
     pub name: String,
-    /// Its extents; 0 stands for one that is not known, because the tensor that would tell is missing.
+    /// The extents; 0 stands for an unknown one, because the tensor that would tell it is missing.
     pub shape: Vec<usize>,
-    /// Whether a quantised layout may store it in 8 bits, with a scale.
+    /// Whether a quantised layout may store the tensor in 8 bits, with a scale.
     pub quantisable: bool,
 }
 
@@ -21,7 +21,7 @@ impl List {
         self.0.push(Expected { name: name.into(), shape: shape.to_vec(), quantisable: false });
     }
 
-    /// A weight and its bias, one for each row.
+    /// Returns a weight, and its bias with one value for each row.
     fn layer(&mut self, name: &str, shape: &[usize]) {
         self.add(format!("{name}.weight"), shape);
         self.add(format!("{name}.bias"), &shape[..1]);
@@ -34,7 +34,7 @@ impl List {
     }
 }
 
-/// The diffusion transformer's tensors: with an image embedding 23 and 32 for each block, else 15 and 27.
+/// Returns the diffusion transformer's tensors: 23 and 32 for each block with an image embedding, else 15 and 27.
 pub fn dit(c: &DitConfig) -> Vec<Expected> {
     let (d, f) = (c.dim, c.ffn_dim);
     let mut list = List::default();
@@ -73,7 +73,7 @@ pub fn dit(c: &DitConfig) -> Vec<Expected> {
     list.0
 }
 
-/// The `umT5` encoder's tensors.
+/// Returns the `umT5` encoder's tensors.
 pub fn t5(c: &T5Config) -> Vec<Expected> {
     let mut list = List::default();
     list.add("token_embedding.weight", &[c.rows, c.dim]);
@@ -94,7 +94,7 @@ pub fn t5(c: &T5Config) -> Vec<Expected> {
     list.0
 }
 
-/// The CLIP vision tower's tensors.
+/// Returns the CLIP vision tower's tensors.
 pub fn clip(c: &ClipConfig) -> Vec<Expected> {
     let d = c.dim;
     let mut list = List::default();
@@ -114,7 +114,7 @@ pub fn clip(c: &ClipConfig) -> Vec<Expected> {
     list.0
 }
 
-/// The causal VAE's tensors.
+/// Returns the causal VAE's tensors.
 pub fn vae(c: &VaeConfig) -> Vec<Expected> {
     let channels = c.channels();
     let top = channels[3];

@@ -1,6 +1,6 @@
-//! How much memory a job takes, and whose.
+//! The memory that a job takes, by place and stage.
 //!
-//! Weights are counted tensor by tensor. Activations are a model of what is alive at once, and therefore an estimate:
+//! Weights are counted tensor by tensor. Activations come from a model of what is alive at once, and are an estimate:
 //! see [`Estimate`].
 
 use std::collections::BTreeMap;
@@ -15,74 +15,76 @@ use crate::progress::Stage;
 use crate::recipe::{Component, Part, Recipe, Sizes};
 use crate::request::{Request, StepCache, Tiling};
 
-/// One network's weights.
+/// The weights of one network.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Network {
     /// Its name in the recipe: `DiT`, `umT5`.
     pub name: String,
-    /// The kind of network that it is.
+    /// The kind of network.
     #[serde(skip)]
     pub component: Component,
-    /// Parameters that are used.
+    /// The number of parameters that are used.
     pub parameters: u64,
-    /// Bytes of all of them in the types that they are kept in, with their scales.
+    /// The bytes of all parameters in their stored types, with their scales.
     pub bytes: u64,
-    /// Where they are between their uses.
+    /// Where the weights are kept between their uses.
     pub place: Place,
-    /// Bytes of them in the working memory while the network works: all, or what is streamed through it.
+    /// The bytes of weights in the working memory while the network works: all of them, or the part that is streamed
+    /// through.
     pub working: u64,
 }
 
-/// One stage's share of the working memory.
+/// The working memory of one stage.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Phase {
-    /// Which one.
+    /// The stage.
     pub stage: Stage,
-    /// Bytes of weights: those that stay, and those that are there for this stage.
+    /// The bytes of weights: those that stay, and those that are loaded for this stage.
     pub weights: u64,
-    /// Bytes of what earlier stages made and this one needs, and of what it keeps from step to step.
+    /// The bytes of earlier stages' results that this stage needs, and of what it keeps from step to step.
     pub kept: u64,
-    /// Bytes of activations, estimated.
+    /// The estimated bytes of activations.
     pub activations: u64,
 }
 
 impl Phase {
-    /// All of it.
+    /// Returns the sum of all bytes.
     pub fn bytes(&self) -> u64 {
         self.weights + self.kept + self.activations
     }
 }
 
-/// The memory of a job. The working memory is the GPU's, or with the backend `cpu` the machine's.
+/// The memory of a job. The working memory is the GPU's or, with the backend `cpu`, the machine's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Memory {
-    /// All networks.
+    /// The weights of all networks.
     pub networks: Vec<Network>,
     /// The stages that compute, in their order.
     pub phases: Vec<Phase>,
-    /// Bytes of weights that wait in the machine's memory for a GPU: those with the place `host`, and umT5's embedding,
-    /// of which a prompt needs a few rows.
+    /// The bytes of weights that wait in the machine's memory for a GPU: those with the place `host`, and umT5's
+    /// embedding, of which a prompt needs only a few rows.
     pub host: u64,
 }
 
-/// Bytes for the work beside what the plan says: staging, and the small decode that fits the previews' colours.
+/// The bytes that the work takes beside the plan: staging, and the small decode that fits the previews' colours.
 const MORE_WORK: u64 = 256 << 20;
-/// Bytes that the driver and the kernels take of a GPU.
+/// The bytes that the driver and the kernels take of a GPU's memory.
 const CONTEXT: u64 = 640 << 20;
 
 impl Memory {
-    /// Bytes that the GPU backend takes for weights before a job.
+    /// Returns the bytes that the GPU backend reserves for weights before a job.
     pub fn weights_to_take(&self) -> u64 {
         self.networks.iter().map(|n| n.bytes).sum()
     }
 
-    /// Bytes that the GPU backend takes for all else before a job: activations are an estimate, and pieces leave gaps.
+    /// Returns the bytes that the GPU backend reserves for all else before a job. They exceed the plan, because
+    /// activations are an estimate and allocations leave gaps.
     pub fn work_to_take(&self) -> u64 {
         let work = self.phases.iter().map(|p| p.kept + p.activations + p.activations / 8).max();
         work.unwrap_or_default() + MORE_WORK
     }
 
-    /// Bytes that have to be free on a GPU that keeps all weights.
+    /// Returns the bytes that must be free on a GPU that keeps all weights.
     pub fn free_to_have(&self) -> u64 {
         self.weights_to_take() + self.work_to_take() + CONTEXT
     }
@@ -100,7 +102,7 @@ impl Memory {
         let stays = |n: &Network| cpu || n.place == Place::Device;
         let resident: u64 = networks.iter().filter(|n| stays(n)).map(|n| n.bytes).sum();
         let resident = resident + if cpu { embedding } else { 0 };
-        // Of networks that come for a stage there is one at a time.
+        // Networks that are loaded for a stage share the memory: only one of them is there at a time.
         let visiting = |component| {
             let visitors = networks.iter().filter(|n| n.component == component && !stays(n));
             visitors.map(|n| n.working).max().unwrap_or_default()
@@ -114,7 +116,7 @@ impl Memory {
             activations,
         };
         let latents = 4 * latent.iter().product::<usize>() as u64;
-        // The mask and the picture's latents; the noisy latents and what the solver remembers.
+        // These are the mask and the picture's latents, the noisy latents, and the solver's history.
         let channels = recipe.vae.config.z_dim as u64;
         let condition = (recipe.input_channels() as u64 - channels) * latents;
         let samples = 6 * channels * latents;
@@ -129,14 +131,14 @@ impl Memory {
         Self { networks, phases, host: if cpu { 0 } else { host + embedding } }
     }
 
-    /// The most that a stage takes of the working memory, and that stage.
+    /// Returns the largest working memory of any stage, and that stage.
     pub fn peak(&self) -> (u64, Stage) {
         let most = self.phases.iter().max_by_key(|phase| phase.bytes());
         most.map_or((0, Stage::Load), |phase| (phase.bytes(), phase.stage))
     }
 }
 
-/// Bytes of an element.
+/// Returns the bytes of an element.
 fn size(precision: Precision) -> u64 {
     match precision {
         Precision::Fp32 => 4,
@@ -145,7 +147,7 @@ fn size(precision: Precision) -> u64 {
     }
 }
 
-/// Bytes of umT5's embedding, and all networks without it.
+/// Returns the bytes of umT5's embedding, and the weights of all networks without it.
 fn networks(recipe: &Recipe, setup: &Setup) -> (u64, Vec<Network>) {
     let (mut embedding, mut networks) = (0, Vec::new());
     for part in recipe.networks() {
@@ -153,11 +155,11 @@ fn networks(recipe: &Recipe, setup: &Setup) -> (u64, Vec<Network>) {
         match part.sizes {
             Sizes::T5(_) => tensors.retain(|e| {
                 let rows = e.name == "token_embedding.weight";
-                // In the type of the released file, bf16, on every backend.
+                // Every backend keeps the embedding in bf16, the type of the released file.
                 embedding += if rows { 2 * elements(e) } else { 0 };
                 !rows
             }),
-            // Of CLIP all blocks but the last.
+            // CLIP uses all blocks but the last.
             Sizes::Clip(c) => {
                 let last = format!("visual.transformer.{}.", c.layers.saturating_sub(1));
                 tensors.retain(|e| !e.name.starts_with(&last));
@@ -169,14 +171,14 @@ fn networks(recipe: &Recipe, setup: &Setup) -> (u64, Vec<Network>) {
     (embedding, networks)
 }
 
-/// A network that uses these tensors.
+/// Returns the weights of a network that uses these tensors.
 fn network(part: Part<'_>, tensors: &[Expected], setup: &Setup) -> Network {
     let component = part.component();
     let (precision, place) = (setup.precision.of(component), setup.residency.of(component));
     let cuda = setup.backend == Backend::Cuda;
-    // On a GPU, f32 matrices are sums of two bf16 numbers, of which one is there twice.
+    // On a GPU, f32 matrices are sums of two bf16 numbers, one of which is stored twice.
     let whole = |e: &Expected| if cuda && e.shape.len() > 1 { 6 } else { 4 };
-    // Large matrices in the network's type, an f32 for each row beside 8 bits; the rest in another type.
+    // Large matrices have the network's type, 8-bit ones with an f32 for each row; the rest has another type.
     let tensor = |e: &Expected, large: bool, rest: u64| match large {
         true if precision == Precision::Fp8 => elements(e) + 4 * e.shape[0] as u64,
         true if precision == Precision::Fp32 => elements(e) * whole(e),
@@ -188,7 +190,7 @@ fn network(part: Part<'_>, tensors: &[Expected], setup: &Setup) -> Network {
         (Sensitive::Same, Precision::Bf16 | Precision::Fp8) => 2,
         _ => 4,
     };
-    // A GPU has 3x3 convolutions of single frames as four of 2x2, too, for pixels that become four.
+    // For upsampling, a GPU also stores a 3x3 convolution of single frames as four of 2x2.
     let folded = |e: &Expected| if cuda && e.shape.len() == 4 && e.shape.ends_with(&[3, 3]) { 16 } else { 0 };
     let bytes = |e: &Expected| match component {
         Component::Dit => tensor(e, e.quantisable, sensitive),
@@ -214,7 +216,8 @@ fn elements(e: &Expected) -> u64 {
     e.shape.iter().map(|n| *n as u64).product()
 }
 
-/// What a network that is brought block by block takes: one block at work, one on its way, and what is in no block.
+/// Returns the bytes of a network that is loaded block by block: the current block, the next one, and what is in no
+/// block.
 fn streamed(tensors: &[Expected], bytes: &dyn Fn(&Expected) -> u64) -> u64 {
     let mut blocks = BTreeMap::<&str, u64>::new();
     for e in tensors {
@@ -226,22 +229,23 @@ fn streamed(tensors: &[Expected], bytes: &dyn Fn(&Expected) -> u64) -> u64 {
     rest + 2 * blocks.into_values().max().unwrap_or_default()
 }
 
-/// Bytes of activations at each stage's largest moment, and of what is kept between stages.
+/// The bytes of activations at each stage's largest moment, and of what is kept between stages.
 ///
-/// The transformers: rows of tokens times the widths that are alive together. On the CPU eight times the model's width
-/// (input, norm, q, k, v and their normed copies, result) and twice the feed-forward's, in f32. On a GPU the residual
-/// stream with either q, k, v and the result of attention (with 8-bit attention its copies of q, k and v too), or a norm,
-/// the feed-forward's inner rows (before an 8-bit matrix in 8 bits, too) and the new stream; all but the stream in bf16,
-/// norms in the type of the matrices that read them; or what the last layer reads, in f32 and as sums of two bf16 numbers.
+/// For the transformers these are rows of tokens times the widths that are alive together. On the CPU that is eight
+/// times the model's width (input, norm, q, k, v and their normed copies, result) and twice the feed-forward's, in f32.
+/// On a GPU the residual stream with either q, k, v and the result of attention (with 8-bit attention its copies of q,
+/// k and v too), or a norm, the feed-forward's inner rows (before an 8-bit matrix in 8 bits, too) and the new stream;
+/// all but the stream in bf16, norms in the type of the matrices that read them; or what the last layer reads, in f32
+/// and as sums of two bf16 numbers.
 ///
-/// What blocks attend to: keys and values and, on a GPU, keys before their norm.
+/// For the context of the blocks these are keys and values and, on a GPU, keys before their norm.
 ///
-/// The VAE: what its largest layer has alive (on the CPU twice that) for a chunk of four frames or their equal at lower
-/// resolution, the frames that each causal convolution remembers, and of tiles all their frames as f32. In f32 on the
-/// CPU, else in the VAE's type; on a GPU kernels read f32 as sums of two bf16 numbers.
+/// For the VAE this is what its largest layer has alive (twice that on the CPU) for a chunk of four frames, or as much
+/// at lower resolution, then the frames that each causal convolution remembers and, with tiles, all their frames as
+/// f32. Volumes are f32 on the CPU, else in the VAE's type; on a GPU, kernels read f32 as sums of two bf16 numbers.
 struct Estimate {
     text: u64,
-    /// None without an image encoder.
+    /// `None` without an image encoder.
     clip: Option<u64>,
     vae_encode: u64,
     denoise: u64,
@@ -270,7 +274,7 @@ impl Estimate {
         };
         let tokens = latent.iter().product::<usize>() / 4;
         let image = recipe.image_tokens();
-        // The stream, its norm and that as sums of two bf16 numbers; the patches before, and the velocity twice.
+        // These are the stream, its norm, the norm as sums of two bf16 numbers, the patches, and the velocity twice.
         let head = |dit: &DitConfig| match cpu {
             true => 0,
             false => {
@@ -283,10 +287,10 @@ impl Estimate {
         };
         let experts = || recipe.experts.iter().map(|expert| &expert.network.config);
         let branches = u64::from(branches);
-        // Of every expert, until the job ends.
+        // The context of every expert stays until the job ends.
         let keys: u64 =
             experts().map(|dit| ((dit.text_len + image) * 2 * dit.dim * dit.num_layers) as u64).sum();
-        // Of one expert at a time.
+        // Only one expert at a time has its step cache's residuals.
         let residuals = match request.step_cache {
             StepCache::None => 0,
             _ => branches * stream * experts().map(|dit| (tokens * dit.dim) as u64).max().unwrap_or_default(),
@@ -295,7 +299,7 @@ impl Estimate {
         let copies = !cpu && setup.precision.vae == Precision::Fp32;
         let (tile, covered) = tiles(latent, request.tiling);
         let vae = |walk: vae::Walk| volume * (times * walk.live + walk.kept) as u64;
-        // The picture and a black frame; what the tiles' frames take, if there are any.
+        // These are the picture, a black frame and, with tiles, the frames of the tiles.
         let pictures = (2 * 12 * 64 * tile[1] * tile[2]) as u64;
         let frames = (12 * 64 * covered * (4 * latent[0] - 3)) as u64;
         let (t5, rows) = (&recipe.text_encoder.config, experts().map(|dit| dit.text_len).max());
@@ -314,9 +318,9 @@ impl Estimate {
     }
 }
 
-/// The largest tile of a latent, and the latent pixels of all tiles together; 0 of a frame that is not divided.
+/// Returns the latent pixels of the largest tile, and those of all tiles together; 0 for a frame that is not divided.
 fn tiles([t, h, w]: [usize; 3], tiling: Tiling) -> ([usize; 3], usize) {
-    // Sides of a tile and from tile to tile, in latent pixels.
+    // The side of a tile and the stride from tile to tile, in latent pixels.
     let (tile, stride) = (TILE / 8, STRIDE / 8);
     if tiling == Tiling::Whole || (h <= tile && w <= tile) {
         return ([t, h, w], 0);

@@ -1,7 +1,7 @@
-//! What a job will cost, before it is begun: operations and memory, by component.
+//! The cost of a job before it starts: operations and memory, by component.
 //!
-//! A pure function of sizes: it needs no model, no device and no inference. Operations are counted from the shapes of
-//! all that is computed; of the memory, weights are counted too, and activations are estimated as [`memory`] says.
+//! A plan is a pure function of sizes: it needs no model, no device and no inference. Operations are counted from the
+//! shapes of all computations. Memory for weights is counted, too; activations are estimated as [`memory`] says.
 
 pub mod memory;
 mod vae;
@@ -23,10 +23,10 @@ pub use memory::Memory;
 use memory::Network;
 pub use work::Work;
 
-/// How the model is run, as far as it matters here.
+/// How the model is run, as far as the plan depends on it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Setup {
-    /// Who computes.
+    /// The device that computes.
     pub backend: Backend,
     /// The types of the weights.
     pub precision: Precisions,
@@ -34,12 +34,12 @@ pub struct Setup {
     pub attention: AttentionKind,
     /// Where the weights are between their uses.
     pub residency: Residency,
-    /// Bytes of GPU memory that are left alone.
+    /// The bytes of GPU memory that are left alone.
     pub reserve: u64,
 }
 
 impl Setup {
-    /// The processor, in f32.
+    /// The setup for the CPU in f32.
     pub const CPU: Self = Self {
         backend: Backend::Cpu,
         precision: Precisions::all(Precision::Fp32, Sensitive::Fp32),
@@ -50,7 +50,8 @@ impl Setup {
 }
 
 impl Setup {
-    /// How an engine with these kernels runs a profile: one that cannot have weights elsewhere keeps all of them on the GPU.
+    /// Returns how an engine with these kernels runs a profile. An engine that cannot keep weights elsewhere keeps all
+    /// of them on the GPU.
     pub fn of(profile: &Profile, kernels: &Kernels) -> Self {
         let setup = Self::from(profile);
         match setup.backend == Backend::Cuda && !kernels.offload {
@@ -72,37 +73,38 @@ impl From<&Profile> for Setup {
     }
 }
 
-/// The forwards of the DiT.
+/// The number of the DiT's forwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Forwards {
-    /// Those that are computed.
+    /// Forwards that are computed.
     pub computed: u32,
-    /// Those that the step cache saves.
+    /// Forwards that the step cache saves.
     pub skipped: u32,
-    /// Whether that is known: `TeaCache` decides by the model's own weights, and may skip some of the computed ones.
+    /// Whether the numbers are exact. `TeaCache` decides by the model's own weights, and may skip some of the forwards
+    /// that count as computed.
     pub exact: bool,
 }
 
-/// What a job will cost.
+/// The cost of a job.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
-    /// Pixels.
+    /// The width in pixels.
     pub width: usize,
-    /// Pixels.
+    /// The height in pixels.
     pub height: usize,
-    /// Frames of the video.
+    /// The number of frames of the video.
     pub frames: u32,
-    /// Frames, height and width of the latents.
+    /// The frames, height and width of the latents.
     pub latent: [usize; 3],
-    /// Tokens of the DiT.
+    /// The number of the DiT's tokens.
     pub tokens: usize,
-    /// Steps of the sampler.
+    /// The number of the sampler's steps.
     pub steps: u32,
-    /// Forwards of the DiT, two a step under guidance.
+    /// The DiT's forwards, two a step with guidance.
     pub forwards: Forwards,
-    /// Operations.
+    /// The operations.
     pub work: Work,
-    /// Memory.
+    /// The memory.
     pub memory: Memory,
 }
 
@@ -115,7 +117,7 @@ impl Plan {
         let branches = if guidance { 2 } else { 1 };
         let exact = !matches!(request.step_cache, StepCache::Teacache | StepCache::TeacacheRet);
         let steps = match exact {
-            // `MagCache` asks for nothing that could fail.
+            // `MagCache` does not call the closure, so it cannot fail.
             true => {
                 let Ok(plan) = StepPlan::new(recipe, request, |_| Ok::<_, Infallible>(Vec::new()));
                 plan
@@ -138,7 +140,7 @@ impl Plan {
     }
 }
 
-/// Bytes in GiB: `15.51 GiB`.
+/// Returns a number of bytes in GiB, such as `15.51 GiB`.
 pub fn gib(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64)
 }

@@ -1,4 +1,4 @@
-//! The 14B model's figures, as they are known from elsewhere.
+//! Plans of the 14B model, compared with figures from elsewhere.
 
 use super::*;
 use crate::request::{Sampler, Settings, Tiling};
@@ -31,7 +31,7 @@ fn the_released_models_work_at_both_sizes() {
         near(forward.exponentials, exponentials, 0.005);
         near(plan.work.denoise, 80.0 * forward.flops(), 1e-12);
     }
-    // The VAE, counted by hand for the first layer alone, must be more than that and less than the DiT.
+    // The lower bound is the VAE's first layer alone, counted by hand; the upper bound is the DiT.
     let first = 2.0 * 27.0 * 96.0 * 96.0 * 6.0 * 81.0 * (832.0 * 480.0);
     assert!(
         (first..small.work.forward.flops()).contains(&small.work.vae_decode),
@@ -58,7 +58,7 @@ fn weights_are_counted_in_their_types() {
     let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
     let h200 = of("h200");
     let names: Vec<_> = h200.networks.iter().map(|n| (n.name.as_str(), n.parameters)).collect();
-    // umT5 without its embedding, CLIP without its last block.
+    // umT5 counts without its embedding, CLIP without its last block.
     assert_eq!(names[0], ("DiT", 16_394_878_784));
     assert_eq!(names[1], ("umT5", 5_680_910_336 - 256_384 * 4096));
     assert_eq!(names[3], ("VAE", 126_892_531));
@@ -105,7 +105,7 @@ fn more_of_everything_takes_more_memory() {
     assert!(at(&memory(alone, [832, 480]), Stage::Denoise).1 < at(&base, Stage::Denoise).1);
     let tiled = Settings { tiling: Some(Tiling::Tiled), ..Settings::default() };
     assert!(at(&memory(tiled.clone(), [832, 480]), Stage::VaeDecode).0 < at(&base, Stage::VaeDecode).0);
-    // One tile is no tile.
+    // A frame that fits into one tile is not divided.
     let whole = at(&memory(Settings::default(), [256, 128]), Stage::VaeDecode);
     assert_eq!(at(&memory(tiled, [256, 128]), Stage::VaeDecode), whole);
 }

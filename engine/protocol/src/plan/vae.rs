@@ -1,4 +1,4 @@
-//! The VAE's layers, one after the other as the model runs them: what each computes, has alive, and remembers.
+//! The VAE's layers in the order in which the model runs them: what each computes, keeps alive, and remembers.
 
 use crate::dims::VaeConfig;
 
@@ -6,11 +6,11 @@ use crate::dims::VaeConfig;
 struct Conv {
     inputs: usize,
     outputs: usize,
-    /// Elements of the kernel.
+    /// The number of elements of the kernel.
     kernel: usize,
-    /// Pixels of a frame of its result.
+    /// The number of pixels in a frame of the result.
     pixels: usize,
-    /// Frames of the result that are computed.
+    /// The number of frames of the result that are computed.
     frames: usize,
 }
 
@@ -20,23 +20,23 @@ impl Conv {
     }
 }
 
-/// All layers.
+/// The totals of all layers.
 #[derive(Default)]
 pub(super) struct Walk {
     convs: Vec<Conv>,
-    /// Floating-point operations of the attention between them.
+    /// The floating-point operations of attention.
     attention: f64,
-    /// Values that are kept from chunk to chunk: the frames that causal kernels reach back to, and where frames repeat the
-    /// last one that came into each residual block.
+    /// The values that are kept from chunk to chunk: the frames that causal kernels reach back to and, where frames
+    /// repeat, the last input frame of each residual block.
     pub kept: usize,
-    /// The most values that are alive beside them.
+    /// The most values that are alive beside the kept ones.
     pub live: usize,
     repeating: bool,
-    /// Kernels read copies of their input, half as large again.
+    /// Whether kernels read copies of their input that are half as large again.
     copies: bool,
 }
 
-/// Channels as they lie in memory.
+/// Returns the channels of a volume as they are stored.
 fn padded(channels: usize) -> usize {
     channels.next_multiple_of(8)
 }
@@ -50,20 +50,20 @@ impl Walk {
         self.convs.push(Conv { inputs, outputs, kernel, pixels, frames });
     }
 
-    /// So many values are alive at once.
+    /// Notes that so many values are alive at once.
     fn moment(&mut self, values: usize) {
         self.live = self.live.max(values);
     }
 
-    /// A kernel reaches back to so many frames; while it runs, those of the chunk before are still there.
+    /// Notes a kernel that reaches back to so many frames. While it runs, those of the previous chunk are still alive.
     fn remember(&mut self, frames: usize, channels: usize, pixels: usize, time: &Time) -> usize {
         let values = frames.min(time.all) * padded(channels) * pixels;
         self.kept += values;
         values
     }
 
-    /// A causal 3x3x3 convolution; returns the values of its past, and of copies. Of frames that rest from some point on, it computes two
-    /// more.
+    /// Adds a causal 3x3x3 convolution; returns the values of its past and of its copies. Where frames repeat from some
+    /// point on, the convolution computes two more of them.
     fn causal(&mut self, channels: [usize; 2], pixels: usize, time: &mut Time) -> usize {
         time.moving = time.all.min(time.moving + 2);
         self.add(channels, 27, pixels, time.moving);
@@ -76,10 +76,10 @@ impl Walk {
 
     fn residual(&mut self, [from, to]: [usize; 2], pixels: usize, time: &mut Time) {
         let frame = time.chunk() * pixels;
-        // The last chunk's last frame.
+        // A residual block also keeps the last frame of the last chunk.
         let before = if self.repeating { from * pixels } else { 0 };
         self.kept += before;
-        // The input, its norm, the first result; then the input or what the shortcut makes of it, and both results.
+        // Alive are the input, its norm and the first result; then the input or its shortcut, and both results.
         let past = self.causal([from, to], pixels, time) + before;
         self.moment(frame * (2 * from + to) + past);
         let past = self.causal([to, to], pixels, time) + before;
@@ -95,13 +95,13 @@ impl Walk {
         self.add([width, 3 * width], 1, pixels, time.moving);
         self.add([width; 2], 1, pixels, time.moving);
         self.attention += 4.0 * (pixels as f64).powi(2) * width as f64 * time.moving as f64;
-        // The input, its norm, and queries, keys and values; then the result in place of the norm.
+        // Alive are the input, its norm, and queries, keys and values; then the result takes the place of the norm.
         self.moment(6 * time.chunk() * pixels * width);
         self.residual([width; 2], pixels, time);
     }
 }
 
-/// Frames: all of them, those up to the first from which on they are all equal, and those of a chunk.
+/// The numbers of frames: of all, of those up to the first from which all are equal, and of those in a chunk.
 struct Time {
     all: usize,
     moving: usize,
@@ -114,7 +114,7 @@ impl Time {
     }
 }
 
-/// The encoder on a picture and black frames after it; latents of `[t, h, w]` come out.
+/// Counts the encoder on a picture and the black frames after it; it gives latents of `[t, h, w]`.
 pub(super) fn encoder(c: &VaeConfig, [t, h, w]: [usize; 3], copies: bool) -> Walk {
     let mut walk = Walk { repeating: true, copies, ..Walk::default() };
     let mut pixels = 64 * h * w;
@@ -132,7 +132,7 @@ pub(super) fn encoder(c: &VaeConfig, [t, h, w]: [usize; 3], copies: bool) -> Wal
             walk.moment(time.chunk() * out * 5 * pixels);
             if stage > 0 {
                 walk.remember(1, out, pixels, &time);
-                // The first frame stands alone, then pairs; and one pair of equal frames that ends the movement.
+                // The first frame stands alone, then come pairs, and last one pair of equal frames.
                 time.all = time.all.div_ceil(2);
                 time.moving = time.all.min(2 + (time.moving - 1).div_ceil(2));
                 time.chunk /= 2;
@@ -146,7 +146,7 @@ pub(super) fn encoder(c: &VaeConfig, [t, h, w]: [usize; 3], copies: bool) -> Wal
     walk
 }
 
-/// The decoder on latents of `[t, h, w]`.
+/// Counts the decoder on latents of `[t, h, w]`.
 pub(super) fn decoder(c: &VaeConfig, [t, h, w]: [usize; 3], copies: bool) -> Walk {
     let mut walk = Walk { copies, ..Walk::default() };
     let mut pixels = h * w;

@@ -1,4 +1,4 @@
-//! How many floating-point operations a job takes; an addition and a multiplication are two.
+//! The number of floating-point operations of a job. An addition and a multiplication count as two.
 
 use serde::Serialize;
 
@@ -7,46 +7,46 @@ use crate::dims::{ClipConfig, DitConfig, T5Config};
 use crate::progress::{Costs, Stage};
 use crate::recipe::Recipe;
 
-/// One forward of the DiT.
+/// The operations of one forward of the DiT.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Forward {
-    /// The linear layers.
+    /// Operations of the linear layers.
     pub linear: f64,
-    /// Both products of self-attention.
+    /// Operations of both products of self-attention.
     pub self_attention: f64,
-    /// Both products of cross-attention, with the text and with the picture.
+    /// Operations of both products of cross-attention, with the text and with the picture.
     pub cross_attention: f64,
-    /// Exponentials of self-attention's softmax; not operations of the kind above.
+    /// The number of exponentials in self-attention's softmax. They are not among the operations above.
     pub exponentials: f64,
 }
 
 impl Forward {
-    /// All of it.
+    /// Returns the sum of all operations.
     pub fn flops(&self) -> f64 {
         self.linear + self.self_attention + self.cross_attention
     }
 }
 
-/// What a whole job computes.
+/// The operations of a whole job.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Work {
-    /// umT5 on all prompts, and what the DiT makes of them and of the picture once, if each prompt has as many tokens as
-    /// the model reads: the most that it can be.
+    /// umT5 on all prompts, and what the DiT computes once from them and from the picture. This is an upper bound: each
+    /// prompt counts as if it had as many tokens as the model reads.
     pub text: f64,
-    /// CLIP; 0 without one.
+    /// The image encoder, CLIP; 0 without one.
     pub clip: f64,
-    /// The VAE's encoder, of which what repeats is computed once.
+    /// The VAE's encoder, where frames that repeat are computed once.
     pub vae_encode: f64,
-    /// One forward of the DiT; with several experts, of the one that takes the most.
+    /// One forward of the DiT; with several experts, of the most expensive one.
     pub forward: Forward,
-    /// All forwards.
+    /// All forwards of the DiT.
     pub denoise: f64,
-    /// The VAE's decoder, whole.
+    /// The VAE's decoder on the whole video.
     pub vae_decode: f64,
 }
 
 impl Work {
-    /// Of a job with latents of `[t, h, w]`, `branches` prompts, and computed `forwards` of each expert.
+    /// Counts a job with latents of `[t, h, w]`, `branches` prompts and, for each expert, its computed `forwards`.
     pub fn new(recipe: &Recipe, latent: [usize; 3], branches: u32, forwards: &[u32]) -> Self {
         let (tokens, image_tokens) = (latent.iter().product::<usize>() / 4, recipe.image_tokens());
         let experts = || recipe.experts.iter().map(|expert| &expert.network.config);
@@ -64,19 +64,19 @@ impl Work {
         }
     }
 
-    /// Of a job of which nothing is known but how many forwards were computed: each counts as the experts' mean.
+    /// Counts a job of which only the number of computed forwards is known: each costs the mean over the experts.
     pub fn of_forwards(recipe: &Recipe, latent: [usize; 3], branches: u32, forwards: u32) -> Self {
         let experts = recipe.experts.len();
         let all = Self::new(recipe, latent, branches, &vec![forwards; experts]);
         Self { denoise: all.denoise / experts.max(1) as f64, ..all }
     }
 
-    /// All of it.
+    /// Returns the sum of all operations.
     pub fn flops(&self) -> f64 {
         self.text + self.clip + self.vae_encode + self.denoise + self.vae_decode
     }
 
-    /// What each stage of a job costs, if loading the weights costs `load`.
+    /// Returns the cost of each stage of a job, where loading the weights costs `load`.
     pub fn costs(&self, load: f64) -> Costs {
         Costs::new([
             (Stage::Load, load),
@@ -90,19 +90,20 @@ impl Work {
     }
 }
 
-/// A linear layer on `rows` rows.
+/// Returns the operations of a linear layer on `rows` rows.
 fn linear(rows: usize, from: usize, to: usize) -> f64 {
     2.0 * rows as f64 * from as f64 * to as f64
 }
 
-/// Both products of attention.
+/// Returns the operations of both products of attention.
 fn attention(rows: usize, keys: usize, width: usize) -> f64 {
     4.0 * rows as f64 * keys as f64 * width as f64
 }
 
 fn forward(c: &DitConfig, tokens: usize, image_tokens: usize) -> Forward {
     let layers = c.num_layers as f64;
-    // q, k, v and o of self-attention, q and o of cross-attention; its k and v are the context's.
+    // The block's own layers are q, k, v and o of self-attention, and q and o of cross-attention. The k and v of
+    // cross-attention belong to the context.
     let block = 6.0 * linear(tokens, c.dim, c.dim) + 2.0 * linear(tokens, c.dim, c.ffn_dim);
     let ends = linear(tokens, 4 * c.in_dim, c.dim) + linear(tokens, c.dim, 4 * c.out_dim);
     Forward {
@@ -113,7 +114,7 @@ fn forward(c: &DitConfig, tokens: usize, image_tokens: usize) -> Forward {
     }
 }
 
-/// The embeddings of text and picture, and keys and values of all blocks.
+/// Returns the operations of the embeddings of text and picture, and of the keys and values of all blocks.
 fn context(c: &DitConfig, image_tokens: usize) -> f64 {
     let text = linear(c.text_len, c.text_dim, c.dim) + linear(c.text_len, c.dim, c.dim);
     let image =

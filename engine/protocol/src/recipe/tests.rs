@@ -1,4 +1,4 @@
-//! A family that is made otherwise than the first one: two experts of 14B, no CLIP.
+//! Tests with a family that differs from the first one: two experts of 14B, no CLIP.
 
 use super::*;
 use crate::plan::{Plan, Setup};
@@ -7,7 +7,7 @@ use crate::progress::Stage;
 use crate::request::Settings;
 use crate::step_cache::{StepPlan, experts};
 
-/// As Wan2.2-I2V-A14B is published.
+/// Returns the recipe of Wan2.2-I2V-A14B as published.
 fn two_experts() -> Recipe {
     let mut recipe = Recipe::wan21_i2v_14b();
     let [wan21] = &recipe.experts[..] else { panic!("Wan2.1 has one transformer") };
@@ -43,7 +43,7 @@ fn its_networks_are_listed_and_have_their_tensors() {
     );
     for part in recipe.networks().filter(|part| part.component() == Component::Dit) {
         let tensors = part.schema();
-        // As many as the published files have.
+        // The published files have so many parameters.
         assert_eq!(tensors.len(), 1095);
         assert!(!tensors.iter().any(|e| e.name.contains("img")));
     }
@@ -85,15 +85,15 @@ fn the_plan_counts_both_experts() {
     let plan = Plan::new(&recipe, &request, SIZE, &setup);
     assert_eq!((plan.forwards.computed, plan.steps), (80, 40));
     assert_eq!(plan.work.clip, 0.0);
-    // Both experts compute alike, so that it does not matter here which one has a step.
+    // Both experts take the same operations, so it does not matter here which one computes a step.
     let all = 80.0 * plan.work.forward.flops();
     assert!((plan.work.denoise / all - 1.0).abs() < 1e-12);
-    // Self-attention and the linear layers are those of one expert with CLIP; there is less to attend to beside them.
+    // Self-attention and the linear layers are those of one expert with CLIP; the context is smaller.
     let with_clip = Plan::new(&single, &request, SIZE, &setup).work;
     assert_eq!(plan.work.forward.self_attention, with_clip.forward.self_attention);
     assert_eq!(plan.work.forward.cross_attention * 769.0, with_clip.forward.cross_attention * 512.0);
 
-    // 28.6 GB a file in 16 bits.
+    // A file in 16 bits has 28.6 GB.
     let networks = &plan.memory.networks;
     let names: Vec<_> = networks.iter().map(|n| n.name.as_str()).collect();
     assert_eq!(names, ["DiT, high", "DiT, low", "umT5", "VAE"]);
@@ -102,7 +102,7 @@ fn the_plan_counts_both_experts() {
     // Without CLIP there is nothing to compute while the picture is read.
     let stages: Vec<_> = plan.memory.phases.iter().map(|p| p.stage).collect();
     assert_eq!(stages, [Stage::Text, Stage::VaeEncode, Stage::Denoise, Stage::VaeDecode]);
-    // On the GPU, both are there at once; from the host they come one at a time.
+    // With the place `device`, both experts are there at once; with `host` they are loaded one at a time.
     let resident: u64 = networks.iter().map(|n| n.bytes).sum();
     assert!(plan.memory.phases.iter().all(|p| p.weights == resident));
     let mut streamed = setup;
@@ -126,10 +126,10 @@ fn experts_of_different_sizes_count_by_their_steps() {
         recipe.experts[0].network.config.num_layers = layers;
         Plan::new(&recipe, &request, SIZE, &Setup::CPU).work.forward.flops()
     };
-    // 15 steps with a high share of noise, 25 with a low one, two forwards each.
+    // With 40 steps, 15 have much noise and 25 have little, with two forwards each.
     let want = 30.0 * of(40) + 50.0 * of(20);
     assert!((plan.work.denoise / want - 1.0).abs() < 1e-12);
-    // What a job may go without a sign of life is judged by the larger one.
+    // The time limit for a sign of life follows the larger expert.
     assert_eq!(plan.work.forward.flops(), of(40));
 }
 

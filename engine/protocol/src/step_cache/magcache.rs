@@ -1,14 +1,14 @@
 //! `MagCache` (Ma et al. 2025, arXiv:2506.09045): a step is skipped while the published ratios of successive residuals'
 //! magnitudes, multiplied up since the last computed step, stay near 1.
 
-/// Published for Wan2.1 image-to-video at 480P with 40 steps (`MagCache4Wan2.1`, with the prompt).
+/// The ratios published for Wan2.1 image-to-video at 480P with 40 steps (`MagCache4Wan2.1`, with the prompt).
 const RATIOS_480P: [f64; 40] = [
     1.0, 0.98783, 0.97559, 0.98311, 0.98202, 0.9888, 0.98762, 0.98957, 0.99052, 0.99383, 0.98857, 0.99065,
     0.98845, 0.99057, 0.98957, 0.98601, 0.98823, 0.98756, 0.98808, 0.98721, 0.98571, 0.98543, 0.98157,
     0.98411, 0.97952, 0.98149, 0.9774, 0.97825, 0.97355, 0.97085, 0.97056, 0.96588, 0.96113, 0.9567, 0.94961,
     0.93973, 0.93217, 0.91878, 0.90955, 0.92617,
 ];
-/// The same at 720P.
+/// The ratios published for 720P.
 const RATIOS_720P: [f64; 40] = [
     1.0, 0.99428, 0.98588, 0.98273, 0.99018, 0.98911, 0.98646, 0.99454, 0.9891, 0.99124, 0.99102, 0.99215,
     0.99515, 0.99576, 0.99068, 0.99097, 0.99166, 0.99041, 0.99201, 0.99101, 0.98599, 0.98845, 0.98848,
@@ -19,14 +19,14 @@ const RATIOS_720P: [f64; 40] = [
 /// The share of steps at the start that are always computed.
 pub const RETENTION: f64 = 0.2;
 
-/// The ratio of each of 40 steps' residual to the step's before it. Those with the negative prompt differ by 1e-4, so
-/// one list serves both.
+/// The ratio of each of 40 steps' residual to that of the previous step. The ratios with the negative prompt differ by
+/// 1e-4, so one list serves both.
 pub fn ratios(is_480p: bool) -> &'static [f64; 40] {
     if is_480p { &RATIOS_480P } else { &RATIOS_720P }
 }
 
-/// How many steps in a row may be skipped, by the pairs that are recommended: 2 up to a threshold of 0.06, 4 up to 0.12,
-/// else 6.
+/// Returns how many steps in a row may be skipped, from the recommended pairs: 2 up to a threshold of 0.06, 4 up to
+/// 0.12, else 6.
 pub fn max_skips(threshold: f64) -> usize {
     match threshold {
         t if t <= 0.06 => 2,
@@ -36,8 +36,8 @@ pub fn max_skips(threshold: f64) -> usize {
 }
 
 /// Decides which of `steps` steps are computed: all in the first `retention` of them (at least one), then each whose
-/// gathered error reaches `threshold` or that would be skipped after `max_skips` others.
-/// For any number of steps but that of `ratios`, each takes the ratio at the same place of the schedule.
+/// accumulated error reaches `threshold` or that would be skipped after `max_skips` others.
+/// Where the number of steps differs from that of `ratios`, each step takes the ratio at its place in the schedule.
 pub fn plan(steps: usize, ratios: &[f64], threshold: f64, max_skips: usize, retention: f64) -> Vec<bool> {
     // The first step has no residual to repeat.
     let retained = ((steps as f64 * retention) as usize).max(1);
@@ -58,7 +58,7 @@ pub fn plan(steps: usize, ratios: &[f64], threshold: f64, max_skips: usize, rete
     (0..steps).map(&mut decide).collect()
 }
 
-/// The index among `published` ratios for step `i` of `steps`: first on first, last on last, between them the nearest.
+/// Returns the index among `published` ratios for step `i` of `steps`: the nearest one, where both ends match.
 fn nearest(i: usize, steps: usize, published: usize) -> usize {
     if steps < 2 {
         return published - 1;

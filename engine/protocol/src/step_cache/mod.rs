@@ -1,4 +1,4 @@
-//! Which steps a step cache saves.
+//! The steps that a step cache saves.
 
 pub mod magcache;
 pub mod teacache;
@@ -7,7 +7,7 @@ use crate::recipe::Recipe;
 use crate::request::{Request, StepCache};
 use crate::schedule::SamplerConfig;
 
-/// Which steps run the model, known before the first one. A step that does not adds the residual of the last one that did.
+/// Which steps run the model, decided before the first one. A skipped step adds the residual of the last computed step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepPlan {
     /// For each step, whether its forwards are computed.
@@ -15,12 +15,12 @@ pub struct StepPlan {
 }
 
 impl StepPlan {
-    /// The plan of a request's step cache. `embeddings` is asked by `TeaCache` only: for each step's timestep, the time
-    /// embedding `e`, or for `true` the modulation `e0`. Without figures for the family every step is computed:
-    /// [`Recipe::check`] refuses such a request.
+    /// Returns the plan of a request's step cache. `embeddings` is called for `TeaCache` only: for each step's timestep
+    /// it gives the time embedding `e`, or for `true` the modulation `e0`. Without figures for the family every step is
+    /// computed: [`Recipe::check`] refuses such a request.
     ///
     /// # Errors
-    /// What `embeddings` fails with.
+    /// Returns what `embeddings` fails with.
     pub fn new<E>(
         recipe: &Recipe,
         request: &Request,
@@ -62,14 +62,14 @@ impl StepPlan {
         }
     }
 
-    /// Forwards that are computed and forwards that are skipped, with two forwards a step under guidance.
+    /// Returns the numbers of computed and of skipped forwards, with two forwards a step under guidance.
     pub fn forwards(&self, guidance: bool) -> (u32, u32) {
         let each = if guidance { 2 } else { 1 };
         let computed = self.compute.iter().filter(|&&compute| compute).count() as u32;
         (each * computed, each * (self.compute.len() as u32 - computed))
     }
 
-    /// Forwards that each expert computes, where `experts` has each step's.
+    /// Returns the number of forwards that each expert computes, where `experts` has each step's expert.
     pub fn forwards_of(&self, experts: &[usize], guidance: bool) -> Vec<u32> {
         let each = if guidance { 2 } else { 1 };
         let mut forwards = vec![0; experts.iter().max().map_or(0, |last| last + 1)];
@@ -80,7 +80,7 @@ impl StepPlan {
     }
 }
 
-/// For each step of a request, the index of the expert that computes it.
+/// Returns, for each step of a request, the index of the expert that computes it.
 pub fn experts(recipe: &Recipe, request: &Request) -> Vec<usize> {
     // A resolved request has a schedule.
     let timesteps = SamplerConfig::new(request).map(|sampler| sampler.timesteps()).unwrap_or_default();
@@ -111,7 +111,7 @@ mod tests {
             assert!(ret);
             Ok(vec![vec![1.0]; 40])
         })?;
-        // Embeddings that do not move: only the polynomial's constant gathers, 0.1325 a step.
+        // The embeddings do not move: only the polynomial's constant accumulates, 0.1325 a step.
         assert_eq!(plan.compute[..9], [true, true, true, true, true, false, true, false, true]);
         Ok(())
     }

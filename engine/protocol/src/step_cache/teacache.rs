@@ -1,9 +1,10 @@
-//! `TeaCache` (Liu et al. 2024, arXiv:2411.19108): a step whose time embedding has moved little repeats the last residual.
+//! `TeaCache` (Liu et al. 2024, arXiv:2411.19108): a step whose time embedding has moved little repeats the last
+//! residual.
 //!
-//! Which steps these are follows from the time embeddings of the schedule alone, so it is known before the first step,
-//! and is the same with the prompt and with the negative prompt.
+//! The skipped steps follow from the time embeddings of the schedule alone. They are therefore known before the first
+//! step, and are the same with the prompt and with the negative prompt.
 
-/// Published for Wan2.1 image-to-video (`TeaCache4Wan2.1`), highest power first.
+/// The polynomials published for Wan2.1 image-to-video (`TeaCache4Wan2.1`), highest power first.
 const COEFFICIENTS_480P: [f64; 5] =
     [-3.02331670e+02, 2.23948934e+02, -5.25463970e+01, 5.87348440e+00, -2.01973289e-01];
 const COEFFICIENTS_480P_RET: [f64; 5] =
@@ -12,11 +13,11 @@ const COEFFICIENTS_720P: [f64; 5] = [-114.36346466, 65.26524496, -18.82220707, 4
 const COEFFICIENTS_720P_RET: [f64; 5] =
     [8.10705460e+03, 2.13393892e+03, -3.72934672e+02, 1.66203073e+01, -4.17769401e-02];
 
-/// Steps that the `ret` variant always computes first.
+/// The number of first steps that the `ret` variant always computes.
 const RET_STEPS: usize = 5;
 
-/// The polynomial that turns a change of the time embedding into an expected change of the output, highest power first.
-/// `ret`: of the variant that watches the modulation.
+/// Returns the polynomial that turns a change of the time embedding into an expected change of the output, highest
+/// power first. With `ret` it is that of the variant that watches the modulation.
 pub fn coefficients(is_480p: bool, ret: bool) -> &'static [f64; 5] {
     match (is_480p, ret) {
         (true, false) => &COEFFICIENTS_480P,
@@ -26,26 +27,27 @@ pub fn coefficients(is_480p: bool, ret: bool) -> &'static [f64; 5] {
     }
 }
 
-/// What was decided, and from what.
+/// Which steps are computed, and the figures behind each decision.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TeaCachePlan {
     /// For each step, whether it is computed.
     pub compute: Vec<bool>,
     /// For each step, mean |now - before| / mean |before| of the embeddings; none for the first.
     pub rel_l1: Vec<Option<f32>>,
-    /// For each step, what had gathered when it was compared with the threshold; none where a step is always computed.
+    /// For each step, the accumulated change that was compared with the threshold; none where a step is always
+    /// computed.
     pub accumulated: Vec<Option<f64>>,
 }
 
 impl TeaCachePlan {
-    /// How near any decision came to going the other way.
+    /// Returns the smallest distance of a decision from the threshold.
     pub fn min_margin(&self, threshold: f64) -> f64 {
         self.accumulated.iter().flatten().map(|sum| (sum - threshold).abs()).fold(f64::INFINITY, f64::min)
     }
 }
 
 /// Decides which steps are computed. `embeddings` has one vector a step: the time embedding `e`, or with `ret` the
-/// modulation `e0` that is made of it. Always computed are the first and the last step, or with `ret` the first five.
+/// modulation `e0` that is made of it. The first and the last step, or with `ret` the first five, are always computed.
 pub fn plan(embeddings: &[Vec<f32>], coefficients: &[f64], threshold: f64, ret: bool) -> TeaCachePlan {
     let steps = embeddings.len();
     let free = if ret { RET_STEPS..steps } else { 1..steps.saturating_sub(1) };
@@ -58,7 +60,7 @@ pub fn plan(embeddings: &[Vec<f32>], coefficients: &[f64], threshold: f64, ret: 
             Some(change) if free.contains(&i) => {
                 sum += coefficients.iter().fold(0.0, |y, c| y * f64::from(change) + c);
                 plan.accumulated.push(Some(sum));
-                // An embedding of zeros gives no number.
+                // An embedding of zeros would divide by zero.
                 sum >= threshold || sum.is_nan()
             }
             _ => {
@@ -74,7 +76,7 @@ pub fn plan(embeddings: &[Vec<f32>], coefficients: &[f64], threshold: f64, ret: 
     plan
 }
 
-/// mean |a - b| / mean |b|, each mean rounded to f32.
+/// Returns mean |a - b| / mean |b|, with each mean rounded to f32.
 fn relative_l1(a: &[f32], b: &[f32]) -> f32 {
     let mean = |sum: f64| (sum / b.len() as f64) as f32;
     let change: f64 = a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs())).sum();
@@ -86,13 +88,13 @@ fn relative_l1(a: &[f32], b: &[f32]) -> f32 {
 mod tests {
     use super::*;
 
-    /// What the reference implementation decided.
+    /// The decisions of the reference implementation.
     fn golden() -> serde_json::Value {
         let text = include_str!("../../../../tests/fixtures/tiny-a/golden.json");
         serde_json::from_str(text).expect("the fixture is JSON")
     }
 
-    /// Embeddings of one element whose changes are `rel_l1`.
+    /// Returns embeddings of one element whose changes are `rel_l1`.
     fn embeddings(rel_l1: &[Option<f64>]) -> Vec<Vec<f32>> {
         let mut value = 1.0;
         rel_l1

@@ -7,16 +7,16 @@ use super::{tensor, update, with_values};
 use crate::Result;
 use crate::backend::sequence::{Attention, KeyValue};
 
-/// Scores that exist at a time: 8 MB, but at least [`MIN_ROWS`] rows of them, below which the matrix products slow down.
+/// The number of scores at a time: 8 MB, but at least [`MIN_ROWS`] rows of them, because fewer slow the products down.
 const SCORES: usize = 1 << 21;
 const MIN_ROWS: usize = 128;
-/// Values that are summed up one after the other. Padding makes hundreds of keys alike, and the rounding of a long sum
-/// of equal values goes in one direction.
+/// The number of values that are summed up in order. Padding makes hundreds of keys equal, and the rounding of a long
+/// sum of equal values goes in one direction.
 const SUMMANDS: usize = 128;
-/// Independent sums and maxima in a row, so that they fill vector registers.
+/// The number of independent sums and maxima in a row, so that they fill vector registers.
 const LANES: usize = 16;
 
-/// See [`Attention`].
+/// Computes [`Attention`].
 pub(super) fn attention(a: &Attention<'_, Tensor>) -> Result<Tensor> {
     let [rows, features, _] = a.sizes(Tensor::dims)?;
     let mut out = vec![0.0; rows * features];
@@ -26,7 +26,7 @@ pub(super) fn attention(a: &Attention<'_, Tensor>) -> Result<Tensor> {
     tensor(out, &[rows, features])
 }
 
-/// Adds what one set of keys and values gives to `out` `[rows, features]`.
+/// Adds the result of one set of keys and values to `out` `[rows, features]`.
 fn add_set(a: &Attention<'_, Tensor>, set: &KeyValue<'_, Tensor>, out: &mut [f32]) -> Result<()> {
     let (rows, features) = a.q.dims2()?;
     let keys = set.k.dims2()?.0;
@@ -61,7 +61,7 @@ fn add_set(a: &Attention<'_, Tensor>, set: &KeyValue<'_, Tensor>, out: &mut [f32
     Ok(())
 }
 
-/// softmax(scale * x + bias) in place.
+/// Computes softmax(scale * x + bias) in place.
 fn softmax(x: &mut [f32], scale: f32, bias: Option<&[f32]>) {
     match bias {
         Some(bias) => x.iter_mut().zip(bias).for_each(|(x, b)| *x = *x * scale + b),
@@ -77,7 +77,7 @@ fn softmax(x: &mut [f32], scale: f32, bias: Option<&[f32]>) {
     }
 }
 
-/// Folds with `f`, which does not care about the order, in as many lanes as vector registers like.
+/// Folds with `f`, whose result must not depend on the order, in as many lanes as suit vector registers.
 fn fold(x: &[f32], init: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [init; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
@@ -89,24 +89,24 @@ fn fold(x: &[f32], init: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
     rest.iter().chain(&lanes).fold(init, |total, x| f(total, *x))
 }
 
-/// e^x for x <= 0 within 2 units in the last place, without branches or calls, so that loops over it become vector code.
+/// Returns e^x for x <= 0 within 2 units in the last place, without branches or calls, so that loops over it vectorise.
 /// Below -87 it stays at e^-87, about 1e-38.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    // ln 2 in two parts, the first of which has so few bits that its product with n is exact.
+    // ln 2 is split in two parts; the first has so few bits that its product with n is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // Adding 1.5 * 2^23 leaves no bits for a fraction: the nearest integer then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    // Not `max`, which would hide a NaN.
+    // The comparison is not `max`, which would hide a NaN.
     let x = if x < -87.0 { -87.0 } else { x };
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
-    // Taylor's series; |r| <= ln(2)/2, so that the first term left out is 5e-9.
+    // This is Taylor's series; |r| <= ln(2)/2, so that the first omitted term is 5e-9.
     let tail = 1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0 + r * (1.0 / 5040.0)));
     let y = 1.0 + (r + r * r * (0.5 + r * (1.0 / 6.0 + r * tail)));
-    // 2^n by its exponent; the shift drops all of `shifted` but n.
+    // The exponent bits give 2^n; the shift drops all of `shifted` but n.
     y * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
 

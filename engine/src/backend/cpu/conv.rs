@@ -1,4 +1,4 @@
-//! Video volumes on the CPU: convolution without any intermediate but a few padded rows.
+//! Convolutions of video volumes on the CPU, with no intermediate result but a few padded rows.
 //!
 //! A task computes a band of rows of all frames. It copies the rows that the band needs, padded with zeros (and
 //! doubled, or split into even and odd columns), so that every kernel element reads a row at a constant offset; then
@@ -23,18 +23,18 @@ use crate::{Error, Result};
 
 use simd::{BLOCK, Kernel, LANES};
 
-/// Voxels that one task of a norm handles: all channels of these stay in the cache between the two passes.
+/// The number of voxels that one task of a norm handles: all their channels stay in the cache between the two passes.
 const NORM_GRAIN: usize = 1 << 10;
 
-/// Scores that attention holds at once.
+/// The number of scores that attention holds at once.
 const SCORES: usize = 1 << 22;
 
 /// A convolution's weight, rearranged for [`simd::dot`].
 pub struct Conv {
     shape: ConvShape,
-    /// `[outputs / BLOCK, kt, inputs, kh * kw, BLOCK]`, filled up with zeros.
+    /// The weights, `[outputs / BLOCK, kt, inputs, kh * kw, BLOCK]`, padded with zeros.
     weight: Vec<f32>,
-    /// Filled up to whole blocks.
+    /// The bias, padded to whole blocks.
     bias: Vec<f32>,
 }
 
@@ -60,7 +60,7 @@ impl Conv {
     }
 }
 
-/// gamma `[channels]` of a norm over channels.
+/// The gamma `[channels]` of a norm over channels.
 pub struct ChannelNorm(Vec<f32>);
 
 impl ChannelNorm {
@@ -68,7 +68,7 @@ impl ChannelNorm {
         Self(gamma.data)
     }
 
-    /// The factors, if they are for so many channels.
+    /// Returns the factors, if they are for so many channels.
     fn of(&self, channels: usize) -> Result<&[f32]> {
         if self.0.len() != channels {
             return Err(Error::Internal(format!(
@@ -170,14 +170,14 @@ impl ConvOps for Cpu {
     }
 }
 
-/// The extents of a volume.
+/// Returns the extents of a volume.
 fn extents(x: &Tensor) -> Result<[usize; 4]> {
     <[usize; 4]>::try_from(x.dims()).map_err(|_| {
         Error::Internal(format!("{:?} is no volume of channels, frames, height, width", x.dims()))
     })
 }
 
-/// From sums of squares to the factors that make the norm sqrt(channels).
+/// Turns sums of squares into the factors that make the norm sqrt(channels).
 fn norm_factors(squares: &mut [f32], channels: usize) {
     let root = (channels as f32).sqrt();
     for s in squares {
@@ -213,7 +213,7 @@ impl<'a> Shared<'a> {
     }
 
     /// # Safety
-    /// No two slices that are alive at one time overlap.
+    /// No two slices that are alive at the same time may overlap.
     #[expect(clippy::mut_from_ref, reason = "that is its purpose")]
     unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
         assert!(start <= self.len && len <= self.len - start);
@@ -222,7 +222,7 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// The values of tensors that are held.
+/// Returns the values of tensors that are held.
 fn held_values<'a, G: Deref<Target = Storage>>(held: &'a [(G, &Layout)]) -> Result<Vec<&'a [f32]>> {
     let values = held.iter().map(|(storage, layout)| match (&**storage, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(&values[start..end]),
@@ -231,7 +231,7 @@ fn held_values<'a, G: Deref<Target = Storage>>(held: &'a [(G, &Layout)]) -> Resu
     values.collect()
 }
 
-/// A frame of an input volume: where its first channel starts, and how far the channels lie apart.
+/// A frame of an input volume: the offset of its first channel, and the distance between channels.
 #[derive(Clone, Copy)]
 struct Frame<'a> {
     values: &'a [f32],
@@ -245,14 +245,14 @@ struct Source<'a> {
     inputs: usize,
     height: usize,
     width: usize,
-    /// Zeros above and to the left, as many as below and to the right unless halving.
+    /// The zeros above and to the left; below and to the right there are as many, except when halving.
     pad: usize,
-    /// Length of a padded row; for `Halve` of both its halves together.
+    /// The length of a padded row; for `Halve` that of both its halves together.
     row: usize,
 }
 
 impl Source<'_> {
-    /// Padded rows below each other that `rows` rows of the result need.
+    /// Returns the number of padded rows that `rows` rows of the result need.
     fn rows_for(&self, rows: usize, kernel_height: usize) -> usize {
         match self.spatial {
             Spatial::Halve => 2 * rows - 2 + kernel_height,
@@ -313,7 +313,7 @@ impl Source<'_> {
     }
 }
 
-/// See [`ConvOps::conv`].
+/// Computes [`ConvOps::conv`].
 fn conv(
     kernel: Kernel,
     parts: &[&Tensor],
@@ -360,7 +360,7 @@ fn conv(
         residual,
         gamma,
     };
-    // Few rows share less of the padding; many are too few tasks.
+    // Bands of few rows share less of the padding; bands of many rows give too few tasks.
     let band = (out_height / (4 * rayon::current_num_threads())).clamp(1, 8);
     let mut out = vec![0.0; shape.iter().product()];
     let shared = Shared::new(&mut out);
@@ -370,25 +370,25 @@ fn conv(
     tensor(out, &shape)
 }
 
-/// One convolution.
+/// One convolution, ready to run.
 struct Work<'a> {
     kernel: Kernel,
     layer: &'a Conv,
     time: Time,
     past: usize,
-    /// Of the result.
+    /// The extents of the result.
     shape: [usize; 4],
-    /// Length of a computed row, at least that of the result's.
+    /// The length of a computed row, at least that of the result's.
     computed: usize,
     source: Source<'a>,
-    /// Where each element of the kernel reads, relative to the first one of its frame and channel.
+    /// The offset of each element of the kernel, relative to the first one of its frame and channel.
     offsets: Vec<usize>,
     residual: Option<&'a [f32]>,
     gamma: Option<&'a [f32]>,
 }
 
 impl Work<'_> {
-    /// Computes rows of all frames of the result.
+    /// Computes a band of rows of all frames of the result.
     fn band(&self, first: usize, rows: usize, padded: &mut Vec<f32>, out: &Shared<'_>) {
         let [kt, kh, _] = self.layer.shape.kernel;
         let source = &self.source;
@@ -423,7 +423,7 @@ impl Work<'_> {
         }
     }
 
-    /// Applies what follows to all channels of a row, and writes them.
+    /// Applies the epilogue to all channels of a row, and writes them.
     fn finish(&self, step: usize, y: usize, sums: &mut [f32], out: &Shared<'_>) {
         let [channels, frames, height, width] = self.shape;
         let place = |o: usize| {

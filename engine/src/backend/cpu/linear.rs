@@ -13,16 +13,17 @@ use crate::{Error, Result};
 /// A linear layer's weight and bias.
 #[derive(Debug)]
 pub struct Linear {
-    /// `[out, in]`; without `scale` the real values.
+    /// The values, `[out, in]`; without `scale` they are the real ones.
     weight: Tensor,
-    /// With this the inputs are rounded to 8 bits, and the sums multiplied with it, `[out]`.
+    /// With a scale, `[out]`, the inputs are rounded to 8 bits and the sums are multiplied with it.
     scale: Option<Vec<f32>>,
-    /// `[out]`.
+    /// The bias, `[out]`.
     bias: Option<Vec<f32>>,
 }
 
 impl Linear {
-    /// `simulate_fp8` keeps 8-bit values apart from their scales, if every layer has one for each row.
+    /// Returns a layer of weights. `simulate_fp8` keeps 8-bit values apart from their scales, if every layer has one
+    /// for each row.
     pub(super) fn load(weights: &LinearWeights<'_>, simulate_fp8: bool) -> Result<Self> {
         let by_row = |m: &Matrix<'_>| matches!(m.encoding, Encoding::Scaled { by: Granularity::Row, .. });
         let quantised = simulate_fp8 && weights.matrices().all(by_row);
@@ -40,7 +41,7 @@ impl Linear {
         Ok(Self { weight, scale: quantised.then_some(scale), bias: weights.bias() })
     }
 
-    /// `residual + gate * activation(x W^T + b)`, with a gate `[out]`, `[1, out]` or `[rows, out]`.
+    /// Returns `residual + gate * activation(x W^T + b)`, with a gate `[out]`, `[1, out]` or `[rows, out]`.
     pub(super) fn forward(&self, x: &Tensor, epilogue: &Epilogue<'_, Tensor>) -> Result<Tensor> {
         let (rows, _) = x.dims2()?;
         let out = self.weight.dims2()?.0;
@@ -103,11 +104,11 @@ fn silu(x: f32) -> f32 {
     x / (1.0 + (-x).exp())
 }
 
-/// Hendrycks and Gimpel, "Gaussian error linear units" (2016).
+/// GELU: Hendrycks and Gimpel, "Gaussian error linear units" (2016).
 fn gelu_tanh(x: f32) -> f32 {
     const SQRT_2_PI: f32 = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
     let u = SQRT_2_PI * (x + 0.044_715 * x * x * x);
-    // (1 + tanh u) / 2, without what cancels for u far below 0.
+    // This is (1 + tanh u) / 2, without the cancellation for u far below 0.
     x / (1.0 + (-2.0 * u).exp())
 }
 
@@ -115,7 +116,7 @@ fn gelu_erf(x: f32) -> f32 {
     0.5 * x * (1.0 + erf_f32(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
-/// Each row as the nearest 8-bit values of itself over its scale, and the scales: the row's largest magnitude becomes
+/// Rounds each row to 8 bits and returns the rounded values and the scales. A scale maps the row's largest magnitude to
 /// the largest 8-bit value.
 fn round_rows(x: &Tensor) -> Result<(Tensor, Vec<f32>)> {
     let (rows, cols) = x.dims2()?;

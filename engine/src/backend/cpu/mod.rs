@@ -25,13 +25,13 @@ pub use sequence::Rope;
 /// The reference backend.
 #[derive(Clone, Debug, Default)]
 pub struct Cpu {
-    /// Rounds the inputs of layers whose weights have a scale for each row to 8 bits (e4m3 with one scale a row), as
-    /// 8-bit matrix units see them; the sums stay f32.
+    /// Rounds the inputs of layers whose weights have a scale for each row to 8 bits (e4m3 with one scale for each
+    /// row), as 8-bit matrix units see them; the sums stay f32.
     pub simulate_fp8: bool,
 }
 
 impl Cpu {
-    /// Exact arithmetic in f32.
+    /// Returns a backend with exact arithmetic in f32.
     pub fn new() -> Self {
         Self::default()
     }
@@ -48,7 +48,7 @@ pub(crate) fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R
     }
 }
 
-/// Changes the values of a tensor in place. Only for one that was just made: clones share their values.
+/// Changes the values of a tensor in place. The tensor must be new, because clones share their values.
 pub(crate) fn update(tensor: &Tensor, f: impl Fn(&mut [f32])) -> Result<()> {
     struct Update<F>(F);
 
@@ -73,12 +73,12 @@ pub(crate) fn update(tensor: &Tensor, f: impl Fn(&mut [f32])) -> Result<()> {
     Ok(tensor.inplace_op1(&Update(f))?)
 }
 
-/// Takes over `data` as a tensor.
+/// Returns `data` as a tensor.
 pub(crate) fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
     Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
 }
 
-/// Elements that one task of an element-wise operation handles: enough to outweigh its start.
+/// The number of elements that one task of an element-wise operation handles: enough to outweigh its start.
 pub(crate) const GRAIN: usize = 1 << 14;
 
 impl TensorOps for Cpu {
@@ -145,7 +145,7 @@ impl Backend for Cpu {
     }
 }
 
-/// Makes tensors and layers of weights, all in f32.
+/// The loader, which makes tensors and layers of weights, all in f32.
 pub struct Loader {
     simulate_fp8: bool,
 }

@@ -1,4 +1,4 @@
-//! Every sequence operation against its definition in f64, at sizes that divide nothing.
+//! Compares every sequence operation with its definition in f64, at sizes that are multiples of nothing.
 
 use super::{Cpu, Linear};
 use crate::Result;
@@ -10,10 +10,10 @@ use animd_protocol::profile::AttentionKind;
 
 type Tensor = <Cpu as TensorOps>::Tensor;
 
-/// Values are about 1. One rounding to f32 is 6e-8, a sum of n products in f32 that times the root of n.
+/// The error of one rounding to f32, for values of about 1. A sum of n products in f32 has the root of n times that.
 const ROUNDING: f64 = 3e-7;
 
-/// Numbers about -1.7 to 1.7 with a variance of about 1, the same for the same `seed`.
+/// Returns numbers about -1.7 to 1.7 with a variance of about 1, equal for equal `seed`.
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -45,7 +45,7 @@ fn matrix(rows: usize, cols: usize, data: &[f32]) -> Matrix<'static> {
     Matrix::plain(rows, cols, DType::F32, bytes)
 }
 
-/// A linear layer of layers side by side.
+/// Returns a linear layer made of layers side by side.
 fn load(b: &Cpu, layers: Vec<(Matrix<'_>, Option<HostTensor>)>) -> Result<Linear> {
     b.loader(Keeping::F32).linear(&LinearWeights::new(layers)?, Role::Bulk)
 }
@@ -54,14 +54,14 @@ fn vector(data: &[f32]) -> HostTensor {
     HostTensor { shape: vec![data.len()], data: data.to_vec() }
 }
 
-/// x `[rows, cols]` times w `[out, cols]`, transposed.
+/// Returns x `[rows, cols]` times w `[out, cols]`, transposed.
 fn product(x: &[f64], w: &[f64], cols: usize) -> Vec<f64> {
     let dot = |x: &[f64], w: &[f64]| x.iter().zip(w).map(|(x, w)| x * w).sum();
     x.chunks(cols).flat_map(|x| w.chunks(cols).map(move |w| dot(x, w))).collect()
 }
 
 fn erf(x: f64) -> f64 {
-    // The integral of its derivative, by Simpson's rule.
+    // The function is the integral of its derivative, by Simpson's rule.
     let n = 2000;
     let step = x / f64::from(n);
     let f = |i: i32| (-(f64::from(i) * step).powi(2)).exp();
@@ -147,7 +147,7 @@ fn quantised_weights_are_stored_times_scale() {
         let b = Cpu { simulate_fp8 };
         let per_row = load(&b, vec![(quantised(Granularity::Row, scales.clone()), None)]).unwrap();
         let per_tensor = load(&b, vec![(quantised(Granularity::Tensor, vec![0.01]), None)]).unwrap();
-        // Eight bits for the inputs only where the weight has a scale for each row.
+        // Inputs are rounded to 8 bits only where the weight has a scale for each row.
         let rounded: Vec<f64> = x
             .chunks(cols)
             .flat_map(|row| {
@@ -182,7 +182,7 @@ fn quantised_weights_are_stored_times_scale() {
 #[test]
 fn layer_norm_learned_and_modulated() {
     let (rows, features, eps) = (4, 77, 1e-2);
-    // Far from 0 on average, so that a variance from the squares alone would cancel.
+    // The values are far from 0 on average, so that a variance from squares alone would cancel.
     let x: Vec<f32> = numbers(1, rows * features).iter().map(|v| v + 100.0).collect();
     let (factor, summand) = (numbers(2, features), numbers(3, features));
     let want = |one: f64| -> Vec<f64> {
@@ -203,7 +203,7 @@ fn layer_norm_learned_and_modulated() {
     let (f, s) = (upload(&factor, &[features]), upload(&summand, &[1, features]));
     let learned = Norm::Layer { affine: Affine::Learned { weight: &f, bias: &s }, eps };
     let modulated = Norm::Layer { affine: Affine::Modulated { scale: &f, shift: &s }, eps };
-    // Itself, and what a layer that changes nothing reads of it.
+    // The norm is compared on its own, and as a layer that changes nothing reads it.
     let mut one = vec![0.0; features * features];
     (0..features).for_each(|i| one[i * features + i] = 1.0);
     let layer = load(&b, vec![(matrix(features, features, &one), None)]).unwrap();
@@ -247,7 +247,7 @@ fn rms_norm_and_the_rotation_of_pairs() {
     }
     let table = |f: fn(f64) -> f64| angles.iter().map(|a| f(*a)).collect::<Vec<_>>();
     let rope = b.load_rope(&table(f64::cos), &table(f64::sin), rows).unwrap();
-    // Two equal parts of a layer that gives its input twice, of which the second stays as it is.
+    // The layer gives its input twice, as two equal parts; the second has no norm.
     let mut one = vec![0.0; features * features];
     (0..features).for_each(|i| one[i * features + i] = 1.0);
     let twice =
@@ -321,7 +321,7 @@ fn attention_with_bias_to_several_sets() {
         let run = |sets: &[KeyValue<'_, Tensor>]| {
             b.attention(&Attention { q: &q_, sets, heads, scale, kind: AttentionKind::Exact })
         };
-        // Scores are up to 20 and so are off by up to 1e-6, and with them the weights.
+        // Scores are up to 20, so their errors are up to 1e-6, and so are those of the weights.
         let tolerance = 5e-6;
         let mut want = vec![0.0; rows * features];
         add(&mut want, &k, &v, keys, None);

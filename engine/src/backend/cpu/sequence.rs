@@ -23,7 +23,7 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Tokens and pairs.
+    /// Returns the tokens and pairs.
     fn shape(&self) -> [usize; 2] {
         [self.cos.len() / self.pairs.max(1), self.pairs]
     }
@@ -101,7 +101,7 @@ impl SequenceOps for Cpu {
     }
 }
 
-/// What a linear layer reads.
+/// Returns the tensor that a linear layer reads.
 fn input(x: Input<'_, Tensor>) -> Result<Cow<'_, Tensor>> {
     match x {
         Input::Plain(x) => Ok(Cow::Borrowed(x)),
@@ -134,7 +134,7 @@ fn layer_norm(x: &Tensor, affine: &Affine<'_, Tensor>, eps: f64) -> Result<Tenso
     })
 }
 
-/// An RMS norm, then, with `rope`, a rotation of the adjacent pairs within each head.
+/// Computes an RMS norm and then, with `rope`, a rotation of the adjacent pairs within each head.
 fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, rope: Option<&Rope>) -> Result<Tensor> {
     let weight = vector(weight, x)?;
     map_rows(x, |row, x, y| {
@@ -154,7 +154,7 @@ fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, rope: Option<&Rope>) -> Resul
     })
 }
 
-/// A vector of as many elements as `x` `[rows, features]` has features.
+/// Returns a vector that has as many elements as `x` `[rows, features]` has features.
 fn vector(vector: &Tensor, x: &Tensor) -> Result<Vec<f32>> {
     let (_, features) = x.dims2()?;
     if vector.elem_count() != features {

@@ -1,4 +1,4 @@
-//! Attention: the kernels for heads of 128 channels, to few keys and to many, and one for everything else.
+//! Attention: kernels for heads of 128 channels (for few keys and for many), and one for everything else.
 
 use std::f64::consts::FRAC_1_SQRT_2;
 
@@ -11,11 +11,11 @@ use crate::Result;
 use crate::backend::sequence::{Attention, KeyValue};
 use animd_protocol::profile::AttentionKind;
 
-/// The scale that the kernels for heads of 128 channels have: the root of 1 / 128.
+/// The scale that the kernels for heads of 128 channels use: the root of 1 / 128.
 const SCALE: f64 = FRAC_1_SQRT_2 / 8.0;
 
 impl Gpu {
-    /// See [`Attention`]. What one kernel gives is what the next one adds to.
+    /// Computes [`Attention`]. Each kernel adds to the result of the one before.
     pub fn attend(&self, a: &Attention<'_, Tensor>) -> Result<Tensor> {
         let [rows, features, width] = a.sizes(|x| &x.shape)?;
         let plain = a.sets.iter().all(|set| set.bias.is_none());
@@ -39,7 +39,7 @@ impl Gpu {
         sum.ok_or_else(|| crate::Error::Internal("attention to nothing".into()))
     }
 
-    /// To one or two short sets of keys, heads of 128 channels.
+    /// Attends to one or two short sets of keys, with heads of 128 channels.
     fn attend_to_few(
         &self,
         a: &Attention<'_, Tensor>,
@@ -59,7 +59,7 @@ impl Gpu {
         })
     }
 
-    /// To a long set of keys, heads of 128 channels, with nothing to add to.
+    /// Attends to a long set of keys, with heads of 128 channels, and adds to nothing.
     fn attend_to_many(
         &self,
         a: &Attention<'_, Tensor>,
@@ -73,15 +73,15 @@ impl Gpu {
             let layout = Attention8bitLayout::new(q.rows, k.rows, a.heads);
             let piece = self.work.take(layout.bytes())?;
             let workspace = kernel(layout.at(piece.address))?;
-            // SAFETY: the tensors have these extents, and the piece those of the workspace; the order of the stream keeps
-            // them.
+            // SAFETY: the tensors have these extents, and the piece those of the workspace; the order of the stream
+            // keeps them.
             return kernel(unsafe { self.attention.eight_bit(&self.stream, q, k, v, y, &workspace) });
         }
         // SAFETY: as above.
         kernel(unsafe { self.attention.bf16(&self.stream, q, k, v, y, a.heads) })
     }
 
-    /// With heads of any width, a bias, another scale, or something to add to.
+    /// Attends with heads of any width, a bias, another scale, or an earlier result to add to.
     fn attend_to_any(
         &self,
         a: &Attention<'_, Tensor>,

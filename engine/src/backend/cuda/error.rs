@@ -1,4 +1,4 @@
-//! What the launchers and the driver report, in words.
+//! Errors of the launchers and the driver, as messages.
 
 use animd_kernels::cuda;
 use animd_kernels::cuda::cudarc::driver::DriverError;
@@ -6,7 +6,7 @@ use animd_kernels::cuda::cudarc::driver::sys::CUresult;
 
 use crate::{Error, Result};
 
-/// A launcher's result.
+/// Converts a launcher's result.
 pub(super) fn kernel<T>(result: std::result::Result<T, cuda::Error>) -> Result<T> {
     result.map_err(|e| match e {
         cuda::Error::Driver(e) => device(e),
@@ -15,7 +15,7 @@ pub(super) fn kernel<T>(result: std::result::Result<T, cuda::Error>) -> Result<T
     })
 }
 
-/// A driver's failure, in words.
+/// Converts a driver's failure to an error with a message.
 pub(super) fn device(e: DriverError) -> Error {
     let name = format!("{:?}", e.0);
     match e.0 {

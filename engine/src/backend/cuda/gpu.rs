@@ -1,8 +1,8 @@
-//! The device, and what all operations are made of: memory for tensors, copies, other types and other layouts.
+//! The device and the basis of all operations: memory for tensors, copies, conversions of type and layout.
 //!
-//! Launches are enqueued on one stream, and pieces of memory are given back in its order. A tensor's memory is therefore
-//! as it was until every launch that was enqueued before its end is done: what the `SAFETY` comments of this backend call
-//! the order of the stream.
+//! Launches are enqueued on one stream, and allocations are returned in its order. A tensor's memory therefore stays
+//! unchanged until every launch that was enqueued before the tensor's end is done. The `SAFETY` comments of this
+//! backend call this the order of the stream.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,7 +17,7 @@ use super::pinned::Pinned;
 use super::tensor::{Tensor, channels_last, filled_up, padded, row_major};
 use crate::{Error, Result};
 
-/// What all clones of the backend share.
+/// The state that all clones of the backend share.
 pub(super) struct Gpu {
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
@@ -31,42 +31,42 @@ pub(super) struct Gpu {
     pub conv: Conv,
     pub volumes: Volumes,
     pub copies: Copies,
-    /// Recorded by the last calls of [`super::super::TensorOps::throttle`], the oldest first.
+    /// The events of the last calls of [`super::super::TensorOps::throttle`], the oldest first.
     pub pace: Mutex<[CudaEvent; 2]>,
-    /// For copies to the host.
+    /// The stream for copies to the host.
     pub landing: Mutex<Vec<Pinned>>,
-    /// Keys from which on attention counts as self-attention.
+    /// The number of keys from which on attention counts as self-attention.
     pub long_context: usize,
     /// Whether 8-bit products are summed up in the tensor cores alone.
     pub fast_sums: bool,
 }
 
-/// Elements one after the other, the last axis innermost.
+/// Allocates a contiguous tensor in an arena, the last axis innermost.
 pub(super) fn take(arena: &Arc<Arena>, elements: usize, element: Element, shape: &[usize]) -> Result<Tensor> {
     let piece = Arc::new(arena.take(elements * element.bytes())?);
     Ok(Tensor { address: piece.address, piece, element, shape: shape.to_vec(), strides: row_major(shape) })
 }
 
-/// Memory, and moving bytes.
+/// Allocation, and copies of bytes.
 impl Gpu {
-    /// A matrix for the work, each row of which begins at a multiple of 16 bytes.
+    /// Allocates a work matrix whose rows each begin at a multiple of 16 bytes.
     pub fn matrix(&self, [rows, columns]: [usize; 2], element: Element) -> Result<Tensor> {
         let stride = columns.next_multiple_of(16 / element.bytes());
         Ok(Tensor { strides: vec![stride, 1], ..take(&self.work, rows * stride, element, &[rows, columns])? })
     }
 
-    /// Elements one after the other, the last axis innermost, for the work.
+    /// Allocates a contiguous work tensor, the last axis innermost.
     pub fn row_major(&self, shape: &[usize], element: Element) -> Result<Tensor> {
         take(&self.work, shape.iter().product(), element, shape)
     }
 
-    /// A volume with its channels innermost, for the work. If they are filled up, what fills them is not yet zero.
+    /// Allocates a work volume with its channels innermost. Channels that pad it are not zeroed.
     pub fn channels_last(&self, extents: [usize; 4], element: Element) -> Result<Tensor> {
         let tensor = take(&self.work, filled_up(extents), element, &extents)?;
         Ok(Tensor { strides: channels_last(extents), ..tensor })
     }
 
-    /// Memory for a volume with its channels innermost, zeros after them.
+    /// Allocates a work volume with its channels innermost, and zeros in the channels that pad it.
     pub fn empty_volume(&self, extents: [usize; 4], element: Element) -> Result<Tensor> {
         let volume = self.channels_last(extents, element)?;
         if padded(extents[0]) != extents[0] {
@@ -75,7 +75,7 @@ impl Gpu {
         Ok(volume)
     }
 
-    /// Copies values to where a tensor begins. The host's memory is free again when this returns.
+    /// Copies values to where a tensor begins. The host's memory may be reused when this returns.
     pub fn send<T: bytemuck::Pod>(&self, data: &[T], to: &Tensor) -> Result<()> {
         to.check_room(size_of_val(data))?;
         self.context.bind_to_thread().map_err(device)?;
@@ -83,7 +83,7 @@ impl Gpu {
         unsafe { result::memcpy_htod_async(to.address, data, self.stream.cu_stream()) }.map_err(device)
     }
 
-    /// Copies f32 elements that follow each other to the host, when all before it is done.
+    /// Copies contiguous f32 elements to the host, when all earlier work is done.
     pub fn receive(&self, from: &Tensor, out: &mut [f32]) -> Result<()> {
         from.check_room(size_of_val(out))?;
         self.context.bind_to_thread().map_err(device)?;
@@ -92,7 +92,7 @@ impl Gpu {
         self.stream.synchronize().map_err(device)
     }
 
-    /// Pinned memory of at least so many bytes.
+    /// Returns pinned memory of at least so many bytes.
     pub fn landing(&self, bytes: usize) -> Result<Pinned> {
         let mut free = self.landing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(i) = free.iter().position(|pinned| pinned.len() >= bytes) {
@@ -120,7 +120,7 @@ impl Gpu {
             .map_err(device)
     }
 
-    /// f32 values as a tensor of an arena.
+    /// Returns f32 values as a tensor of an arena.
     pub fn upload(&self, arena: &Arc<Arena>, data: &[f32], shape: &[usize]) -> Result<Tensor> {
         let elements: usize = shape.iter().product();
         if data.len() != elements {
@@ -134,9 +134,9 @@ impl Gpu {
     }
 }
 
-/// Other types and other layouts.
+/// Conversions of type and layout.
 impl Gpu {
-    /// `to = the sum of factor * term`, from left to right in f32, over so many elements of each that follow each other.
+    /// Sets `to` to the sum of `factor * term`, from left to right in f32, over so many contiguous elements of each.
     pub fn sum(&self, terms: &[(f32, &Tensor)], to: &Tensor, elements: usize) -> Result<()> {
         to.check_room(elements * to.element.bytes())?;
         let terms = terms.iter().map(|(factor, x)| {
@@ -171,7 +171,7 @@ impl Gpu {
         kernel(unsafe { self.copies.run(&self.stream, from, to, extents) })
     }
 
-    /// A tensor with its elements one after the other, the last axis innermost, in this type.
+    /// Returns a contiguous tensor of this type, the last axis innermost.
     pub fn dense(&self, tensor: &Tensor, element: Element) -> Result<Tensor> {
         if tensor.element == element && tensor.is_row_major() && tensor.is_aligned() {
             return Ok(tensor.clone());
@@ -192,7 +192,7 @@ impl Gpu {
         Ok(dense)
     }
 
-    /// A matrix that kernels can read, in this type.
+    /// Returns a matrix of this type that kernels can read.
     pub fn rows(&self, tensor: &Tensor, element: Element) -> Result<Tensor> {
         let shape = tensor.matrix()?;
         if tensor.element == element && tensor.is_matrix() {
@@ -203,12 +203,12 @@ impl Gpu {
         Ok(matrix)
     }
 
-    /// A matrix that kernels can read, in the type that it has.
+    /// Returns a matrix that kernels can read, in its own type.
     pub fn any_rows(&self, tensor: &Tensor) -> Result<Tensor> {
         self.rows(tensor, tensor.element)
     }
 
-    /// `n` f32 factors, one after the other.
+    /// Returns `n` contiguous f32 factors.
     pub fn vector(&self, tensor: &Tensor, n: usize) -> Result<Tensor> {
         let vector = self.dense(tensor, Element::F32)?;
         if vector.elements() != n {
@@ -217,7 +217,7 @@ impl Gpu {
         Ok(vector)
     }
 
-    /// A matrix with zeros after its columns, up to so many.
+    /// Returns a matrix with its columns padded with zeros to so many.
     pub fn filled_up(&self, x: Tensor, columns: usize) -> Result<Tensor> {
         if x.shape[1] == columns {
             return Ok(x);
@@ -228,7 +228,7 @@ impl Gpu {
         Ok(wide)
     }
 
-    /// A tensor as a volume of this type with its channels innermost.
+    /// Returns a tensor as a volume of this type with its channels innermost.
     pub fn volume(&self, tensor: &Tensor, element: Element) -> Result<Tensor> {
         let Some(extents @ [channels, frames, height, width]) = tensor.extents() else {
             return Err(Error::Internal(format!(
@@ -258,7 +258,7 @@ impl Gpu {
         Ok(volume)
     }
 
-    /// A volume in another type, filled up as it is.
+    /// Returns a volume in another type, with the same padding.
     fn converted(&self, tensor: Tensor, element: Element) -> Result<Tensor> {
         if tensor.element == element {
             return Ok(tensor);
@@ -272,7 +272,7 @@ impl Gpu {
         Ok(volume)
     }
 
-    /// A tensor's elements as a volume of the same type with its channels innermost, if it is not one.
+    /// Returns a tensor as a volume of the same type with its channels innermost; it is copied only if it is not one.
     pub fn volume_like(&self, tensor: &Tensor) -> Result<Tensor> {
         if tensor.is_channels_last() {
             return Ok(tensor.clone());

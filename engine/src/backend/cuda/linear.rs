@@ -14,10 +14,10 @@ use animd_protocol::profile::Precision;
 pub struct Linear {
     pub(super) form: Form,
     pub(super) weight: Tensor,
-    /// Of 8-bit weights, `[outputs]`: what each row is to be multiplied with.
+    /// The factor of each row, `[outputs]`, for 8-bit weights.
     pub(super) scale: Option<Tensor>,
     pub(super) bias: Option<Tensor>,
-    /// Features of the input; the weight's are filled up with zeros to whole pieces of 16 bytes.
+    /// The number of features of the input; the weight's are padded with zeros to a multiple of 16 bytes.
     pub(super) inputs: usize,
     pub(super) outputs: usize,
     /// The type of the result.
@@ -29,14 +29,14 @@ pub struct Linear {
 pub(super) enum Form {
     /// bf16 by bf16.
     Bf16,
-    /// e4m3 by e4m3, a scale for each row of both.
+    /// e4m3 by e4m3, with a scale for each row of both.
     Fp8,
-    /// Sums of two bf16 numbers, as near to f32 as 16 bits: three times as wide.
+    /// Sums of two bf16 numbers, as near to f32 as 16 bits come: three times as wide.
     Split,
 }
 
 impl Form {
-    /// For weights of this type.
+    /// Returns how layers with weights of this type are computed.
     pub fn of(weights: Precision) -> Self {
         match weights {
             Precision::Bf16 => Self::Bf16,
@@ -47,14 +47,14 @@ impl Form {
 }
 
 impl Linear {
-    /// `residual + gate * activation(x W^T + b)`.
+    /// Returns `residual + gate * activation(x W^T + b)`.
     pub(super) fn forward(
         &self,
         gpu: &Gpu,
         x: Input<'_, Tensor>,
         epilogue: &Epilogue<'_, Tensor>,
     ) -> Result<Tensor> {
-        // The kernel has an activation or a residual.
+        // The kernel has either an activation or a residual.
         if epilogue.activation != Activation::None
             && let Some(residual) = epilogue.residual
         {
@@ -64,7 +64,7 @@ impl Linear {
         self.product(gpu, &self.operand(gpu, x)?, epilogue)
     }
 
-    /// `activation(gate(x)) * up(x)`.
+    /// Returns `activation(gate(x)) * up(x)`.
     pub(super) fn gated(
         gpu: &Gpu,
         x: Input<'_, Tensor>,
@@ -80,7 +80,7 @@ impl Linear {
         }
     }
 
-    /// What the product reads.
+    /// Returns the input in the form that the product reads.
     fn operand(&self, gpu: &Gpu, x: Input<'_, Tensor>) -> Result<Operand> {
         let shape = &x.tensor().shape;
         if shape.len() != 2 || shape[1] != self.inputs || shape[0] == 0 {
@@ -105,7 +105,7 @@ impl Linear {
         })
     }
 
-    /// The product, with a gate for each column or each element, and an activation or a residual.
+    /// Returns the product, with a gate for each column or each element, and an activation or a residual.
     fn product(&self, gpu: &Gpu, operand: &Operand, epilogue: &Epilogue<'_, Tensor>) -> Result<Tensor> {
         let b = self.weight.rows();
         let (operands, inner, rows) = match operand {
@@ -124,7 +124,7 @@ impl Linear {
         }
         let element = match &residual {
             Some(residual) => residual.element,
-            // What is a single row becomes a modulation or a gate, which kernels read as f32.
+            // A single row becomes a modulation or a gate, which kernels read as f32.
             None if rows == 1 => Element::F32,
             None => self.result,
         };
@@ -148,7 +148,7 @@ enum Operand {
     Quantised(Quantised),
 }
 
-/// A gate as the kernel takes it.
+/// Returns a gate as the kernel takes it.
 enum Factors {
     Columns(Tensor),
     Elements(Tensor),
@@ -174,7 +174,7 @@ impl Gpu {
         Ok(Factors::Elements(self.rows(gate, Element::Bf16)?))
     }
 
-    /// `a + b` in the type of `a`.
+    /// Returns `a + b` in the type of `a`.
     fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         if a.shape != b.shape {
             return Err(Error::Internal(format!("cannot add {:?} to {:?}", b.shape, a.shape)));

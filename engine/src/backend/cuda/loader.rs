@@ -1,4 +1,4 @@
-//! How weights come to the device: as they lie in their files, and what they become there is computed there.
+//! Loading of weights to the device: they are copied as stored in their files, and converted on the device.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::weights::{DType, Encoding, HostTensor, Matrix};
 use crate::{Error, Result};
 use animd_protocol::profile::{Precision, Sensitive};
 
-/// Takes one network's weights to the GPU, where all of them stay.
+/// Loads one network's weights to the GPU, where all of them stay.
 pub struct Loader {
     gpu: Arc<Gpu>,
     keeping: Keeping,
@@ -30,7 +30,7 @@ impl Loader {
         Self { gpu, keeping, staging: Staging::default() }
     }
 
-    /// How linear layers are computed, and what their results are.
+    /// Returns how linear layers are computed, and the type of their results.
     fn form(&self, role: Role) -> (Form, Element) {
         match (role, self.keeping.weights) {
             (Role::Bulk, Precision::Fp32) => (Form::Split, Element::F32),
@@ -40,7 +40,7 @@ impl Loader {
         }
     }
 
-    /// Whether volumes are in f32.
+    /// Returns whether volumes are in f32.
     fn in_f32(&self) -> bool {
         self.keeping.weights == Precision::Fp32
     }
@@ -54,7 +54,7 @@ impl loading::Loader<Cuda> for Loader {
                 "a linear layer of {outputs} features from {inputs}: the GPU computes multiples of 8"
             )));
         }
-        // What the 8-bit kernels do not take is computed in bf16.
+        // Layers that the 8-bit kernels do not support are computed in bf16.
         let (form, result) = match self.form(role) {
             (Form::Fp8, result) if !inputs.is_multiple_of(16) || inputs > Norms::MOST_COLUMNS => {
                 (Form::Bf16, result)
@@ -127,7 +127,7 @@ impl loading::Loader<Cuda> for Loader {
     }
 }
 
-/// Weights of so many channels each as sums of two bf16 numbers: high, high, low.
+/// Returns weights of so many channels each as sums of two bf16 numbers: high, high, low.
 fn split_channels(values: &[f32], channels: usize) -> Vec<u16> {
     let mut wide = vec![0; 3 * values.len()];
     wide.par_chunks_mut(3 * channels).zip(values.par_chunks(channels)).for_each(|(to, from)| {
@@ -142,7 +142,7 @@ fn split_channels(values: &[f32], channels: usize) -> Vec<u16> {
     wide
 }
 
-/// Where a matrix goes: rows of a weight from `row` on.
+/// The destination of a matrix: the rows of a weight from `row` on.
 struct Destination<'a> {
     gpu: &'a Gpu,
     staging: &'a Staging,
@@ -152,7 +152,7 @@ struct Destination<'a> {
 }
 
 impl Destination<'_> {
-    /// Enqueues all that makes the matrix a weight of this form.
+    /// Enqueues all work that converts the matrix to a weight of this form.
     fn load(&self, matrix: &Matrix<'_>, form: Form) -> Result<()> {
         match form {
             Form::Bf16 => self.load_bf16(matrix),
@@ -161,7 +161,7 @@ impl Destination<'_> {
         }
     }
 
-    /// Some of the weight's rows.
+    /// Returns some of the weight's rows.
     fn rows(&self, first: usize, rows: usize) -> Tensor {
         self.weight.slice(0, self.row + first, rows)
     }
@@ -176,7 +176,7 @@ impl Destination<'_> {
         })
     }
 
-    /// Values that are 8-bit go as they are; others are rounded on the GPU.
+    /// Copies values that are 8-bit as they are; others are rounded on the GPU.
     fn load_fp8(&self, matrix: &Matrix<'_>) -> Result<()> {
         let gpu = self.gpu;
         let Some(scale) = self.scale else {
@@ -188,7 +188,7 @@ impl Destination<'_> {
             return gpu.send(&factors[..], &scales(0, matrix.rows));
         }
         each_chunk(matrix, |row, chunk| {
-            // The scales are written one by one, but their first address has to be that of a vector.
+            // The scales are written one by one, but their first address must be aligned for a vector.
             let own = gpu.quantised(&self.stage(chunk, chunk.cols)?)?;
             gpu.move_bytes(&own.values, &self.rows(row, chunk.rows), chunk.rows * chunk.cols)?;
             gpu.move_bytes(&own.scales, &scales(row, chunk.rows), 4 * chunk.rows)
@@ -203,7 +203,8 @@ impl Destination<'_> {
         })
     }
 
-    /// Values as the file has them, if they are bf16 or f32 and fill the columns; else made f32 here, zeros after them.
+    /// Returns the file's values if they are bf16 or f32 and fill the columns; otherwise converts them to f32 here,
+    /// with zeros after them.
     fn stage(&self, chunk: &Matrix<'_>, columns: usize) -> Result<Tensor> {
         let as_it_is = match chunk.encoding {
             _ if chunk.cols != columns => None,
@@ -223,7 +224,7 @@ impl Destination<'_> {
     }
 }
 
-/// Rows of a matrix, as many at a time as a buffer holds as f32.
+/// Processes rows of a matrix, as many at a time as a buffer holds as f32.
 fn each_chunk(matrix: &Matrix<'_>, mut f: impl FnMut(usize, &Matrix<'_>) -> Result<()>) -> Result<()> {
     let rows = (STAGED / (4 * matrix.cols)).max(1);
     for first in (0..matrix.rows).step_by(rows) {
@@ -232,7 +233,7 @@ fn each_chunk(matrix: &Matrix<'_>, mut f: impl FnMut(usize, &Matrix<'_>) -> Resu
     Ok(())
 }
 
-/// Rows with zeros after them.
+/// Returns rows padded with zeros to `padded` columns.
 fn filled_up(values: Vec<f32>, columns: usize, padded: usize) -> Vec<f32> {
     if columns == padded {
         return values;

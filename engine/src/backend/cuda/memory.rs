@@ -1,7 +1,7 @@
-//! Device memory: large slabs from the driver, taken before a job, and pieces of them for tensors.
+//! Device memory: large slabs from the driver, allocated before a job, and pieces of them for tensors.
 //!
-//! A piece goes back when its last user is dropped, at once: whatever still reads it was enqueued before, on the same
-//! stream as whatever is going to write it.
+//! A piece is free as soon as its last user is dropped: everything that still reads it was enqueued earlier, on the
+//! same stream as everything that will write it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,20 +14,20 @@ use super::error::device;
 use crate::{Error, Result};
 use animd_protocol::plan::gib;
 
-/// Pieces begin at multiples of this: what kernels ask for, and whole lines of the caches.
+/// The alignment of pieces: what kernels ask for, and whole cache lines.
 const ALIGNMENT: usize = 256;
 
 /// Memory for one purpose.
 pub(super) struct Arena {
     context: Arc<CudaContext>,
-    /// What it is for, in sentences.
+    /// The purpose, in sentences.
     purpose: &'static str,
-    /// At least so many bytes more are taken from the driver where a piece has no room; 0 for none.
+    /// The least number of bytes to allocate from the driver where a piece has no room; 0 allocates none.
     step: AtomicUsize,
-    /// Bytes of the GPU's memory that are left to others.
+    /// The bytes of the GPU's memory that are left to others.
     leave: usize,
-    /// Fills pieces with NaN before their use, so that a read of what nobody wrote shows, and looks behind them when they
-    /// come back, for what was written there.
+    /// Fills pieces with NaN before their use, so that a read of unwritten memory shows, and checks the bytes behind
+    /// them when they come back, for writes past the end.
     poison: Option<Arc<CudaStream>>,
     state: Mutex<State>,
 }
@@ -36,34 +36,34 @@ pub(super) struct Arena {
 struct State {
     slabs: Vec<Slab>,
     usage: Usage,
-    /// Something was written behind a piece.
+    /// Whether something wrote past the end of a piece.
     overrun: bool,
 }
 
-/// What an arena has given.
+/// The use of an arena's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes in use.
     pub used: usize,
-    /// The most bytes in use at once since [`crate::backend::Backend::peak_memory`] was asked last.
+    /// The peak bytes in use since the last call of [`crate::backend::Backend::peak_memory`].
     pub peak: usize,
-    /// Bytes taken from the driver.
+    /// The bytes allocated from the driver.
     pub reserved: usize,
-    /// How often the driver was asked.
+    /// The number of allocations from the driver.
     pub reservations: usize,
 }
 
-/// One range of the driver's.
+/// One range that the driver allocated.
 struct Slab {
     address: u64,
     bytes: usize,
-    /// Lengths of the free ranges by their offsets; none touches another.
+    /// The lengths of the free ranges by their offsets; no two are adjacent.
     free: BTreeMap<usize, usize>,
-    /// Gives no more pieces, and goes back to the driver when it has all of them.
+    /// Whether it gives out no more pieces, and returns to the driver once all of them are free.
     retired: bool,
 }
 
-/// A range of memory, which goes back when this is dropped.
+/// A range of memory, which is free again when this is dropped.
 pub(super) struct Piece {
     arena: Arc<Arena>,
     pub address: u64,
@@ -94,23 +94,23 @@ impl Arena {
         usage.peak = usage.used;
     }
 
-    /// From now on takes so many bytes more, at least, where a piece has no room: what is free may lie in pieces.
+    /// Sets the least number of bytes to allocate where a piece has no room, because free memory may be fragmented.
     pub fn let_grow(&self, step: usize) {
         self.step.store(step, Ordering::Relaxed);
     }
 
-    /// Takes as many more bytes from the driver.
+    /// Allocates so many more bytes from the driver.
     ///
     /// # Errors
-    /// [`Error::Memory`] if it has not so many.
+    /// Returns [`Error::Memory`] if the driver does not have so many.
     pub fn grow(&self, bytes: usize) -> Result<()> {
         self.add(&mut self.state(), bytes.next_multiple_of(ALIGNMENT))
     }
 
-    /// Sees to it that `bytes` lie in one range, and gives back what is smaller.
+    /// Ensures that one range has `bytes`, and returns smaller ranges to the driver.
     ///
     /// # Errors
-    /// [`Error::Memory`] if the driver has not so many. What was there before is there still, if it was in use.
+    /// Returns [`Error::Memory`] if the driver does not have so many. Ranges that were in use then remain.
     pub fn reserve(&self, bytes: usize) -> Result<()> {
         let bytes = bytes.next_multiple_of(ALIGNMENT);
         let mut state = self.state();
@@ -126,7 +126,7 @@ impl Arena {
         result
     }
 
-    /// Gives everything back to the driver if nothing of it is in use; says whether that is so.
+    /// Returns all memory to the driver if none of it is in use; returns whether that was so.
     pub fn release_unused(&self) -> bool {
         let mut state = self.state();
         let unused = state.usage.used == 0;
@@ -173,7 +173,7 @@ impl Arena {
         Ok(())
     }
 
-    /// Gives retired slabs that are whole back to the driver.
+    /// Returns retired slabs that are entirely free to the driver.
     fn release(&self, state: &mut State) {
         let usage = &mut state.usage;
         state.slabs.retain(|slab| {
@@ -193,10 +193,10 @@ impl Arena {
         let _ = unsafe { result::free_sync(slab.address) };
     }
 
-    /// A piece of at least one byte.
+    /// Returns a piece of at least one byte.
     ///
     /// # Errors
-    /// [`Error::Memory`] if no free range is long enough: the plan was wrong.
+    /// Returns [`Error::Memory`] if no free range is long enough: the plan was wrong.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Result<Piece> {
         let guard = if self.poison.is_some() { ALIGNMENT } else { 0 };
         let size = bytes.max(1).next_multiple_of(ALIGNMENT) + guard;
@@ -212,7 +212,7 @@ impl Arena {
         let State { slabs, usage, .. } = &mut *state;
         let ranges = slabs.iter_mut().filter(|slab| !slab.retired).filter_map(|slab| {
             let fitting = slab.free.iter().filter(|(_, len)| **len >= size);
-            // Of the ranges that are long enough the shortest, so that long ones stay long.
+            // The shortest range that is long enough is used, so that long ones stay long.
             fitting.min_by_key(|(_, len)| **len).map(|(at, len)| (*len, *at)).map(|best| (best, slab))
         });
         let Some(((len, at), slab)) = ranges.min_by_key(|(best, _)| *best) else {
@@ -242,7 +242,7 @@ impl Arena {
         Ok(piece)
     }
 
-    /// Whether what lies behind a piece of a poisoned arena is as it was.
+    /// Returns whether the bytes behind a piece of a poisoned arena are unchanged.
     fn is_untouched(&self, address: u64, bytes: usize) -> bool {
         let Some(stream) = &self.poison else { return true };
         let mut guard = [0u8; ALIGNMENT];
@@ -287,7 +287,7 @@ impl Drop for Arena {
 }
 
 impl Piece {
-    /// The address behind its last byte.
+    /// Returns the address behind its last byte.
     pub fn end(&self) -> u64 {
         self.address + self.bytes as u64
     }

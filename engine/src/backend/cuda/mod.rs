@@ -1,14 +1,14 @@
-//! The backend for NVIDIA's GPUs: the kernels of `animd-kernels` behind the vocabulary.
+//! The backend for NVIDIA GPUs: the kernels of `animd-kernels` behind the vocabulary of operations.
 //!
-//! - [`memory`] has the device's memory: two arenas, for weights and for the work, filled before a job from its plan.
-//! - [`tensor`] is what a tensor is: elements with a type and strides. Volumes have their channels innermost wherever a
+//! - [`memory`] has the device's memory: two arenas, for weights and for work, filled before a job from its plan.
+//! - [`tensor`] defines tensors: elements with a type and strides. Volumes have their channels innermost wherever a
 //!   convolution made them, latents and frames outermost.
-//! - [`gpu`] makes, copies and converts them; [`moves`], [`norms`], [`linear`], [`attention`], [`sequence`] and [`volumes`]
-//!   are the operations.
-//! - [`loader`] brings weights to the device.
+//! - [`gpu`] allocates, copies and converts them; [`moves`], [`norms`], [`linear`], [`attention`], [`sequence`] and
+//!   [`volumes`] are the operations.
+//! - [`loader`] loads weights to the device.
 //!
-//! All work is enqueued on one stream, in the order of the calls. Nothing waits for it but downloads, and
-//! [`super::TensorOps::throttle`] for what is two blocks old.
+//! All work is enqueued on one stream, in the order of the calls. Only downloads wait for it, and
+//! [`super::TensorOps::throttle`] for work that is two blocks old.
 
 mod attention;
 pub mod conformance;
@@ -51,19 +51,19 @@ pub use norms::Rope;
 pub use tensor::Tensor;
 pub use volumes::{ChannelNorm, Conv as Convolution};
 
-/// Bytes that memory grows by where there is more than planned, or what is free lies in pieces.
+/// The bytes that an arena grows by where the plan was too low, or free memory is fragmented.
 const STEP: usize = 64 << 20;
 
 /// How the GPU is used, whatever it computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
-    /// Keys from which on attention counts as self-attention; before that its kind has no say.
+    /// The number of keys from which on attention counts as self-attention; with fewer keys its kind has no effect.
     pub long_context: usize,
-    /// Sums 8-bit products up in the tensor cores alone, which keep some 14 bits, in place of f32 every 128 products.
+    /// Sums 8-bit products up in the tensor cores alone, which keep some 14 bits, instead of in f32 every 128 products.
     pub fast_sums: bool,
-    /// Bytes of the GPU's memory that are left to others.
+    /// The bytes of the GPU's memory that are left to others.
     pub leave: usize,
-    /// Fills memory with NaN before its use, to find reads of what nobody wrote.
+    /// Fills memory with NaN before its use, to find reads of memory that nobody wrote.
     pub poison: bool,
 }
 
@@ -74,25 +74,25 @@ impl Default for Options {
 }
 
 impl Options {
-    /// What a profile asks for.
+    /// The options that a profile asks for.
     pub fn of(profile: &Profile) -> Self {
         Self { leave: (profile.memory.reserve_mib as usize) << 20, ..Self::default() }
     }
 }
 
-/// The backend; clones share the GPU and its memory.
+/// The backend; its clones share the GPU and its memory.
 #[derive(Clone)]
 pub struct Cuda {
     gpu: Arc<Gpu>,
 }
 
 impl Cuda {
-    /// Opens the GPU of this number; `weights` and `work` bytes of its memory are taken at once, and more with
-    /// [`Backend::reserve`].
+    /// Opens the GPU of this number and allocates `weights` and `work` bytes of its memory at once;
+    /// [`Backend::reserve`] allocates more.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] without a driver, with one that is too old, and for a GPU that the kernels do not run on;
-    /// [`crate::Error::Memory`] if it has too little memory.
+    /// Returns [`crate::Error::Device`] without a driver, with one that is too old, and for a GPU that the kernels do
+    /// not run on; [`crate::Error::Memory`] if it has too little memory.
     pub fn open(ordinal: usize, options: &Options, weights: usize, work: usize) -> Result<Self> {
         let context = kernel(cuda::open(ordinal))?;
         let (major, minor) = context.compute_capability().map_err(device)?;
@@ -128,15 +128,15 @@ impl Cuda {
         Ok(Self { gpu: Arc::new(gpu) })
     }
 
-    /// What the weights and the work have of the GPU's memory.
+    /// Returns the GPU memory of the weights' and the work's arenas.
     pub fn usage(&self) -> [Usage; 2] {
         [self.gpu.weights.usage(), self.gpu.work.usage()]
     }
 
-    /// The GPU, as its driver calls it.
+    /// Returns the GPU's name, as its driver reports it.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] if the driver has failed.
+    /// Returns [`crate::Error::Device`] if the driver has failed.
     pub fn gpu_name(&self) -> Result<String> {
         self.gpu.context.name().map_err(device)
     }
@@ -144,7 +144,7 @@ impl Cuda {
 
 impl Backend for Cuda {
     type Loader = Loader;
-    /// On the device.
+    /// All weights stay on the device.
     type Residence = ();
 
     fn name(&self) -> &'static str {
@@ -172,7 +172,7 @@ impl Backend for Cuda {
 
     fn reserve(&self, memory: &plan::Memory) -> Result<()> {
         let Gpu { weights, work, .. } = &*self.gpu;
-        // What was taken for other weights may be too much for these.
+        // Memory that was reserved for other weights may be too much for these.
         let unused = weights.release_unused();
         if unused {
             weights.reserve(memory.weights_to_take() as usize)?;

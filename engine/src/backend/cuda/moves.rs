@@ -1,4 +1,4 @@
-//! Moving tensors and adding them up.
+//! The operations that move tensors and add them up.
 
 use std::sync::PoisonError;
 
@@ -66,7 +66,7 @@ impl TensorOps for Cuda {
         while !rest.is_empty() {
             let room = Volumes::TERMS - usize::from(sum.is_some());
             let (now, later) = rest.split_at(room.min(rest.len()));
-            // What another launch adds to is not rounded in between.
+            // A sum that another launch continues is not rounded in between.
             let to = if later.is_empty() { element } else { Element::F32 };
             let before = sum.take();
             let terms: Vec<_> =
@@ -88,7 +88,7 @@ impl TensorOps for Cuda {
             )));
         }
         let part = tensor.slice(axis, start, len);
-        // Some of a voxel's channels: what follows them is not zeros.
+        // The slice has some of a voxel's channels, so no zeros follow them.
         if axis == 0 && tensor.extents().is_some() && tensor.strides[0] == 1 && len < tensor.shape[0] {
             return self.gpu.volume_like(&part);
         }

@@ -17,18 +17,18 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Tokens and pairs.
+    /// Returns the tokens and pairs.
     pub(super) fn shape(&self) -> [usize; 2] {
         [self.cosines.shape[0], self.cosines.shape[1]]
     }
 
-    /// As the kernels take it.
+    /// Returns the tables as the kernels take them.
     fn tables(&self) -> RopeTables {
         RopeTables { cosines: self.cosines.address, sines: self.sines.address, pairs: self.cosines.shape[1] }
     }
 }
 
-/// Rows in 8 bits, with what each is to be multiplied with.
+/// Rows in 8 bits, with the factor of each row.
 pub(super) struct Quantised {
     /// `[rows, columns]`, e4m3.
     pub values: Tensor,
@@ -37,7 +37,7 @@ pub(super) struct Quantised {
 }
 
 impl Quantised {
-    /// Memory for so many rows.
+    /// Allocates memory for so many rows.
     pub fn new(gpu: &Gpu, rows: usize, columns: usize) -> Result<Self> {
         let bytes = (rows * columns).next_multiple_of(256);
         let piece = Arc::new(gpu.work.take(bytes + 4 * rows)?);
@@ -58,14 +58,14 @@ impl Quantised {
 }
 
 impl Gpu {
-    /// A norm of a matrix, as bf16 or f32.
+    /// Returns a norm of a matrix, as bf16 or f32.
     pub fn norm(&self, x: &Tensor, norm: &Norm<'_, Tensor>, element: Element) -> Result<Tensor> {
         let y = self.matrix(x.matrix()?, element)?;
         self.norm_to(x, norm, y.typed())?;
         Ok(y)
     }
 
-    /// A norm of a matrix, in 8 bits.
+    /// Returns a norm of a matrix, in 8 bits.
     pub fn quantised_norm(&self, x: &Tensor, norm: &Norm<'_, Tensor>) -> Result<Quantised> {
         let [rows, columns] = x.matrix()?;
         let y = Quantised::new(self, rows, columns)?;
@@ -100,15 +100,16 @@ impl Gpu {
         }
     }
 
-    /// RMS norms over parts of one product, with a rotary embedding if there is one; each part and its factors become
-    /// bf16, over what it was if that is bf16. Nobody else can have seen the parts: their product is the caller's own.
+    /// Applies RMS norms to parts of one product, with a rotary embedding if there is one. Each part and its factors
+    /// become bf16, in place if the part is bf16. The product must be the caller's own, so that nobody else sees the
+    /// parts.
     pub fn norm_parts(
         &self,
         parts: &mut [(&mut Tensor, &Tensor)],
         eps: f64,
         rope: Option<&Rope>,
     ) -> Result<()> {
-        // A launch takes two.
+        // One launch takes two parts.
         for two in parts.chunks_mut(2) {
             let mut launch = Vec::with_capacity(2);
             for (part, weight) in two.iter() {
@@ -122,8 +123,8 @@ impl Gpu {
             }
             let columns = launch[0].0.shape[1];
             let matrices: Vec<_> = launch.iter().map(|(x, w, y)| (x.typed(), w.address, y.typed())).collect();
-            // SAFETY: the tensors have these extents, as do the tables; a part is written where it is read or to memory of
-            // its own. The order of the stream keeps them.
+            // SAFETY: the tensors have these extents, as do the tables; a part is written where it is read or to memory
+            // of its own. The order of the stream keeps them.
             kernel(unsafe {
                 self.norms.rms_norm(&self.stream, &matrices, eps as f32, rope.map(Rope::tables), columns)
             })?;
@@ -134,7 +135,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Rows rounded to 8 bits, each with its own scale.
+    /// Returns rows rounded to 8 bits, each with its own scale.
     pub fn quantised(&self, x: &Tensor) -> Result<Quantised> {
         let [rows, columns] = x.matrix()?;
         let x = self.any_rows(x)?;
@@ -144,7 +145,7 @@ impl Gpu {
         Ok(y)
     }
 
-    /// f32 rows as sums of two bf16 numbers, three times as wide: as an input's, or as a weight's.
+    /// Returns f32 rows as sums of two bf16 numbers, three times as wide: in the layout of an input, or of a weight.
     pub fn split(&self, x: &Tensor, to: &Tensor, weight: bool) -> Result<()> {
         let [rows, columns] = x.matrix()?;
         to.check_room(2 * 3 * rows * columns)?;

@@ -1,4 +1,4 @@
-//! Host memory that the GPU reads and writes by itself, while the program does something else.
+//! Host memory that the GPU reads and writes by itself, while the program continues.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::error::device;
 use crate::{Error, Result};
 use animd_protocol::plan::gib;
 
-/// An event for which threads wait asleep.
+/// Returns an event whose waiting threads sleep.
 pub(super) fn sleeping_event(context: &Arc<CudaContext>) -> Result<CudaEvent> {
     context.new_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC)).map_err(device)
 }
@@ -20,7 +20,7 @@ pub(super) struct Pinned {
     context: Arc<CudaContext>,
     memory: NonNull<u8>,
     len: usize,
-    /// Recorded behind the last copy.
+    /// The event after the last copy.
     copied: CudaEvent,
 }
 
@@ -28,10 +28,10 @@ pub(super) struct Pinned {
 unsafe impl Send for Pinned {}
 
 impl Pinned {
-    /// Zeros.
+    /// Allocates pinned memory of zeros.
     ///
     /// # Errors
-    /// [`Error::Memory`] if the system gives no more of it.
+    /// Returns [`Error::Memory`] if the system does not have enough of it.
     pub fn new(context: &Arc<CudaContext>, len: usize) -> Result<Self> {
         let copied = sleeping_event(context)?;
         // SAFETY: the context has just been made current.
@@ -52,7 +52,7 @@ impl Pinned {
         self.len
     }
 
-    /// The bytes, as soon as the last copy is done.
+    /// Returns the bytes, as soon as the last copy is done.
     pub fn bytes(&mut self) -> Result<&mut [u8]> {
         self.copied.synchronize().map_err(device)?;
         // SAFETY: there are so many bytes, which are initialised, and no copy is under way.
@@ -62,7 +62,7 @@ impl Pinned {
     /// Enqueues a copy of the first `len` bytes to the device.
     ///
     /// # Safety
-    /// As many bytes at `to` must belong to the stream's GPU until the stream has passed this.
+    /// So many bytes at `to` must belong to the stream's GPU until the stream has passed this copy.
     pub unsafe fn send(&mut self, stream: &CudaStream, len: usize, to: u64) -> Result<()> {
         let bytes = &self.bytes()?[..len];
         // SAFETY: the caller vouches for the device's memory; this one stays as it is until the event.
@@ -70,7 +70,7 @@ impl Pinned {
         self.copied.record(stream).map_err(device)
     }
 
-    /// Enqueues a copy of `len` bytes from the device to the first ones here.
+    /// Enqueues a copy of `len` bytes from the device to the start of this memory.
     ///
     /// # Safety
     /// As [`Self::send`].

@@ -1,5 +1,5 @@
-//! The way of large weights to the device: two buffers of pinned host memory, of which all cores fill one while the other
-//! is on its way.
+//! Copies of large weights to the device through two buffers of pinned host memory: all cores fill one while the other
+//! is being copied.
 
 use std::cell::RefCell;
 
@@ -10,12 +10,12 @@ use super::pinned::Pinned;
 use super::tensor::Tensor;
 use crate::Result;
 
-/// Bytes of a buffer.
+/// The bytes of a buffer.
 pub(super) const STAGED: usize = 64 << 20;
-/// Bytes that a core copies at a time.
+/// The bytes that a core copies at a time.
 const SHARE: usize = 1 << 20;
 
-/// The buffers, which are taken when the first weights come.
+/// The buffers, allocated when the first weights are loaded.
 #[derive(Default)]
 pub(super) struct Staging(RefCell<Option<Buffers>>);
 
@@ -25,7 +25,7 @@ struct Buffers {
 }
 
 impl Staging {
-    /// Enqueues a copy of bytes to where a tensor begins. They are free again when this returns.
+    /// Enqueues a copy of bytes to where a tensor begins. The bytes may be reused when this returns.
     pub fn send(&self, gpu: &Gpu, bytes: &[u8], to: &Tensor) -> Result<()> {
         to.check_room(bytes.len())?;
         let mut buffers = self.0.borrow_mut();

@@ -1,4 +1,4 @@
-//! Video volumes: convolutions over volumes with their channels innermost, in bf16, or of f32 as sums of two bf16 numbers.
+//! Convolutions over video volumes with their channels innermost, in bf16, or of f32 as sums of two bf16 numbers.
 
 use animd_kernels::cuda::{self, AnyAttentionArguments, Batches, ConvLayer, Element, Rows, Volume};
 
@@ -15,26 +15,26 @@ use crate::{Error, Result};
 /// A convolution's weight and bias on the GPU.
 pub struct Conv {
     pub(super) shape: ConvShape,
-    /// `[padded outputs, kt, kh, kw, padded inputs]` bf16, or three times as many inputs.
+    /// The weight, `[padded outputs, kt, kh, kw, padded inputs]` bf16, or three times as many inputs.
     pub(super) weight: Tensor,
-    /// For pixels that become four; of kernels over a single frame.
+    /// The weight for upsampling, where a pixel becomes four; for kernels over a single frame.
     pub(super) folded: Option<Tensor>,
-    /// `[padded outputs]`.
+    /// The bias, `[padded outputs]`.
     pub(super) bias: Tensor,
-    /// f32 volumes come and go; inputs and weights are sums of two bf16 numbers.
+    /// Whether volumes are f32, and inputs and weights are sums of two bf16 numbers.
     pub(super) split: bool,
 }
 
 /// A norm over channels on the GPU.
 pub struct ChannelNorm {
-    /// `[channels]`.
+    /// The factors, `[channels]`.
     pub(super) gamma: Tensor,
     /// The type of the volumes that it norms.
     pub(super) element: Element,
 }
 
 impl Conv {
-    /// As the kernels take it.
+    /// Returns the norm as the kernels take it.
     fn layer(&self, spatial: Spatial) -> Result<ConvLayer> {
         let weight = match spatial {
             Spatial::Double => self.folded.as_ref().ok_or_else(|| {
@@ -79,7 +79,7 @@ impl ConvOps for Cuda {
         let extents = volumes.iter().map(Tensor::extents).collect::<Option<Vec<_>>>().unwrap_or_default();
         let extents = layer.shape.result(&extents, past, step)?;
         let [channels, frames, height, width] = extents;
-        // Few channels leave the network.
+        // A layer with few output channels ends the network.
         let few = padded(layer.shape.outputs) <= cuda::Conv::FEW
             && epilogue.residual.is_none()
             && epilogue.norm.is_none()
@@ -110,7 +110,8 @@ impl ConvOps for Cuda {
         };
         match step.time {
             Time::Double if !cuda::Conv::doubles_frames(kernels.outputs) => {
-                // Too few channels for the kernel to tell the halves apart: each on its own, then frame by frame.
+                // The kernel cannot tell the halves of so few channels apart: each half is computed alone, then they
+                // are interleaved.
                 if !channels.is_multiple_of(8) || last.residual.is_some() {
                     return Err(Error::Internal(format!("{channels} channels cannot be doubled in time")));
                 }
@@ -204,7 +205,7 @@ impl ConvOps for Cuda {
 }
 
 impl Gpu {
-    /// An f32 volume as a bf16 one of three times as many channels, as its weights want them.
+    /// Returns an f32 volume as a bf16 one of three times as many channels, in the order of its weights.
     fn split_volume(&self, x: &Tensor) -> Result<Tensor> {
         let [channels, frames, height, width] = x.extents().unwrap_or_default();
         let (columns, voxels) = (padded(channels), frames * height * width);
@@ -216,7 +217,7 @@ impl Gpu {
         Ok(split)
     }
 
-    /// The VAE's norm.
+    /// Computes the VAE's norm.
     fn normalize(&self, x: &Tensor, gamma: &Tensor, y: &Tensor, silu: bool) -> Result<()> {
         let [channels, frames, height, width] = x.extents().unwrap_or_default();
         if !channels.is_multiple_of(8) {

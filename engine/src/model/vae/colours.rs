@@ -1,6 +1,6 @@
-//! Latents as colours without decoding them: the linear map that comes nearest to this decoder.
+//! Colours of latents without decoding them, by the linear map that comes nearest to this decoder.
 //!
-//! The map is fitted to the loaded decoder's own answers, so that it belongs to whatever weights they are.
+//! The map is fitted to the results of the loaded decoder, so it suits whatever weights are loaded.
 
 use super::{LATENT_CHANNELS, Vae};
 use crate::backend::Backend;
@@ -9,13 +9,13 @@ use crate::progress::Quiet;
 use crate::{Error, Result};
 use animd_protocol::request::Tiling;
 
-/// Latent pixels along each side of the sample that is decoded for the fit.
+/// The latent pixels along each side of the sample that is decoded for the fit.
 const SIDE: usize = 32;
-/// Latent pixels along each side of a patch of one value: real latents change slowly from pixel to pixel, too.
+/// The latent pixels along each side of a patch of one value: real latents change slowly from pixel to pixel, too.
 const PATCH: usize = 2;
-/// Pixels of a latent pixel along each side.
+/// The pixels of a latent pixel along each side.
 const PIXELS: usize = 8;
-/// The latent channels and a constant.
+/// The number of unknowns: the latent channels and a constant.
 const UNKNOWNS: usize = LATENT_CHANNELS + 1;
 
 /// The channels of a latent pixel, and the mean colour that the decoder makes of it, from -1 to 1.
@@ -29,12 +29,12 @@ impl<B: Backend> Vae<B> {
     /// Fits the map by least squares to one small decode of fixed noise, 8 x 8 pixels to a latent pixel.
     ///
     /// # Errors
-    /// What the backend reports.
+    /// Returns the backend's errors.
     pub fn colours(&self, b: &B) -> Result<Colours> {
         Colours::fit(&self.colour_samples(b, 0)?)
     }
 
-    /// One small decode of noise.
+    /// Decodes one small sample of noise.
     pub(super) fn colour_samples(&self, b: &B, seed: u64) -> Result<Vec<Sample>> {
         const PATCHES: usize = SIDE / PATCH;
         let noise = noise::cpu(seed).randn(LATENT_CHANNELS * PATCHES * PATCHES);
@@ -43,7 +43,7 @@ impl<B: Backend> Vae<B> {
             .flat_map(|c| (0..SIDE).flat_map(move |y| (0..SIDE).map(move |x| (c, y, x))))
             .map(|(c, y, x)| at(c, y, x))
             .collect();
-        // Twice the same frame: a video's first one is decoded in another way than all others.
+        // The sample has the same frame twice, because a video's first frame is decoded differently from all others.
         let frame = b.upload(&volume, &[LATENT_CHANNELS, 1, SIDE, SIDE])?;
         let mut last = None;
         let mut sink = |frames| {
@@ -70,9 +70,9 @@ impl<B: Backend> Vae<B> {
 }
 
 impl Colours {
-    /// The least squares.
+    /// Solves the least-squares problem.
     fn fit(samples: &[Sample]) -> Result<Self> {
-        // The normal equations, with the three colours as right-hand sides beside the matrix.
+        // These are the normal equations, with the three colours as right-hand sides beside the matrix.
         let mut rows = [[0.0f64; UNKNOWNS + 3]; UNKNOWNS];
         for (latent, pixel) in samples {
             let terms: Vec<f64> = latent.iter().map(|v| f64::from(*v)).chain([1.0]).collect();
@@ -81,7 +81,7 @@ impl Colours {
                 row.iter_mut().zip(&all).for_each(|(sum, v)| *sum += term * v);
             }
         }
-        // Gauss and Jordan. The matrix is positive definite, so that no row has to give way to another.
+        // This is Gauss-Jordan elimination. The matrix is positive definite, so no pivoting is needed.
         for i in 0..UNKNOWNS {
             let pivot = rows[i][i];
             if pivot.is_nan() || pivot <= 0.0 {
@@ -97,7 +97,7 @@ impl Colours {
         Ok(Self(std::array::from_fn(|c| std::array::from_fn(|i| rows[i][UNKNOWNS + c] as f32))))
     }
 
-    /// The colour of a latent pixel, about -1 to 1; `latent` gives its channels.
+    /// Returns the colour of a latent pixel, about -1 to 1; `latent` gives its channels.
     pub fn of(&self, latent: impl Fn(usize) -> f32) -> [f32; 3] {
         self.0.map(|weights| {
             (0..LATENT_CHANNELS).map(|c| weights[c] * latent(c)).sum::<f32>() + weights[LATENT_CHANNELS]
@@ -121,7 +121,7 @@ mod tests {
         for (found, truth) in found.0.iter().flatten().zip(truth.0.iter().flatten()) {
             assert!((found - truth).abs() < 1e-5, "{found} is not {truth}");
         }
-        // Fewer samples than unknowns say nothing.
+        // Fewer samples than unknowns do not determine the map.
         assert!(Colours::fit(&samples[..1]).is_err());
         Ok(())
     }

@@ -34,7 +34,8 @@ impl<B: Backend> Decoder<B> {
         })
     }
 
-    /// Latent frames to frames eight times as large: one for a video's first, four for every other.
+    /// Decodes latent frames to frames eight times as large: one for a video's first latent frame, four for every
+    /// other.
     pub fn run(
         &self,
         b: &B,

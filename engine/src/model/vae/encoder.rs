@@ -1,4 +1,4 @@
-//! `Encoder3d`: frames to the moments' features, a chunk at a time.
+//! `Encoder3d`: it turns frames into the features of the moments, a chunk at a time.
 
 use super::layers::{CausalConv, Chunk, Head, Memory, Middle, Resample, ResidualBlock};
 use super::{Checkpoint, Probe, see};
@@ -34,7 +34,8 @@ impl<B: Backend> Encoder<B> {
         })
     }
 
-    /// The first frame of a video, alone or with whole fours, then fours: a quarter as many frames, an eighth as large.
+    /// Encodes the first frame of a video, alone or with whole fours, and later fours: a quarter as many frames, an
+    /// eighth as large.
     pub fn run(
         &self,
         b: &B,

@@ -1,8 +1,9 @@
 //! The layers that encoder and decoder share, and what they remember from chunk to chunk.
 //!
 //! A video goes through in chunks. A causal convolution remembers the last frames of the chunks before; the zero frames
-//! after a picture are all alike, so from some frame on every layer's input is, and its output then need not be computed:
-//! a [`Chunk`] says how often its last frame repeats, and every layer computes until its own output repeats, exactly.
+//! after a picture are all alike, so from some frame on every layer's input is, and its output then need not be
+//! computed: a [`Chunk`] says how often its last frame repeats, and every layer computes until its own output repeats,
+//! exactly.
 
 use super::super::Checkpoint;
 use super::tiles::concat;
@@ -10,11 +11,11 @@ use crate::Result;
 use crate::backend::conv::{ConvEpilogue, ConvShape, Spatial, Step, Time};
 use crate::backend::{Backend, Loader};
 
-/// Frames of a chunk: some, then the last one of the video so far again and again.
+/// A chunk of frames: some new ones, then the last frame of the video so far, repeated.
 pub(super) struct Chunk<T> {
-    /// `[channels, frames, height, width]`; none if the chunk only repeats.
+    /// The new frames, `[channels, frames, height, width]`; none if the chunk only repeats.
     pub frames: Option<T>,
-    /// How many times the last frame follows.
+    /// How many times the last frame is repeated after the new ones.
     pub repeats: usize,
 }
 
@@ -23,32 +24,32 @@ impl<T> Chunk<T> {
         Self { frames: Some(frames), repeats: 0 }
     }
 
-    /// The same with other frames, as many.
+    /// Returns the chunk with its frames replaced by as many others.
     fn map<U>(self, f: impl FnOnce(T) -> Result<U>) -> Result<Chunk<U>> {
         Ok(Chunk { frames: self.frames.map(f).transpose()?, repeats: self.repeats })
     }
 }
 
-/// How many frames a volume has.
+/// Returns the number of frames of a volume.
 pub(super) fn count<B: Backend>(b: &B, x: &B::Tensor) -> usize {
     b.shape(x)[1]
 }
 
-/// The last `n` frames.
+/// Returns the last `n` frames.
 fn tail<B: Backend>(b: &B, x: &B::Tensor, n: usize) -> Result<B::Tensor> {
     let frames = count(b, x);
     if n == frames { Ok(x.clone()) } else { b.slice(x, 1, frames - n, n) }
 }
 
-/// The last `n` frames, to be kept when the others are gone.
+/// Returns the last `n` frames in memory of their own, so that they can outlive the others.
 fn last_frames<B: Backend>(b: &B, x: &B::Tensor, n: usize) -> Result<B::Tensor> {
     let last = tail(b, x, n)?;
     if n == count(b, x) { Ok(last) } else { b.contiguous(&last) }
 }
 
-/// What one causal layer knows of the frames before the chunk.
+/// What one causal layer remembers of the frames before the chunk.
 struct History<T> {
-    /// Those frames, one after the other; as many as the kernel reaches back, or fewer at the start.
+    /// The remembered frames in order; as many as the kernel reaches back, or fewer at the start.
     past: Vec<T>,
     /// How many of the last frames are known to be equal.
     equal: usize,
@@ -65,13 +66,13 @@ struct Window<T> {
     parts: Vec<T>,
     past: usize,
     new: usize,
-    /// Repetitions of the last frame that change nothing in the output any more.
+    /// The number of repetitions of the last frame that no longer change the output.
     repeats: usize,
 }
 
 impl<T: Clone> History<T> {
-    /// Takes in a chunk, of which as many repetitions become frames as a kernel of 3 frames needs to see nothing but
-    /// equal ones, in whole groups of `group` frames; keeps the last `keep` frames.
+    /// Takes in a chunk. As many repetitions become frames as a kernel of 3 frames needs to see only equal ones, in
+    /// whole groups of `group` frames. The last `keep` frames are kept.
     fn take<B: Backend<Tensor = T>>(
         &mut self,
         b: &B,
@@ -109,15 +110,15 @@ impl<T: Clone> History<T> {
     }
 }
 
-/// What the layers of one encoder or decoder remember of one video (or tile), in the order of the layers.
+/// The memory of the layers of one encoder or decoder for one video (or tile), in the order of the layers.
 pub(super) struct Memory<T> {
     slots: Vec<Slot<T>>,
     next: usize,
-    /// Chunks may repeat.
+    /// Whether chunks may repeat frames.
     repeating: bool,
 }
 
-/// One layer's share.
+/// The memory of one layer.
 struct Slot<T> {
     history: History<T>,
     started: bool,
@@ -126,17 +127,17 @@ struct Slot<T> {
 }
 
 impl<T> Memory<T> {
-    /// For a video in which frames may repeat, or not.
+    /// Returns an empty memory for a video in which frames may repeat, or not.
     pub fn new(repeating: bool) -> Self {
         Self { slots: Vec::new(), next: 0, repeating }
     }
 
-    /// Starts at the first layer, with a new chunk.
+    /// Starts a new chunk at the first layer.
     pub fn rewind(&mut self) {
         self.next = 0;
     }
 
-    /// The slot of the layer that is next.
+    /// Returns the slot of the next layer.
     fn slot(&mut self) -> &mut Slot<T> {
         if self.next == self.slots.len() {
             self.slots.push(Slot { history: History::default(), started: false, last: None });
@@ -146,12 +147,12 @@ impl<T> Memory<T> {
     }
 }
 
-/// A convolution of one frame at a time.
+/// Runs a convolution on one frame at a time.
 pub(super) fn each_frame<B: Backend>(b: &B, x: &B::Tensor, conv: &B::Conv, step: Step) -> Result<B::Tensor> {
     b.conv(&[x], 0, conv, step, &ConvEpilogue::default())
 }
 
-/// A convolution over a window, if there is anything to compute.
+/// Runs a convolution over a window, if there is anything to compute.
 fn windowed<B: Backend>(
     b: &B,
     window: &Window<B::Tensor>,
@@ -221,7 +222,8 @@ impl<B: Backend> Head<B> {
     }
 }
 
-/// `ResidualBlock`: norm, `SiLU`, convolution, twice; plus the input, through a 1x1x1 convolution if the channels change.
+/// `ResidualBlock`: norm, `SiLU`, convolution, twice; plus the input, through a 1x1x1 convolution if the channels
+/// change.
 pub(super) struct ResidualBlock<B: Backend> {
     norm1: B::ChannelNorm,
     conv1: CausalConv<B>,
@@ -268,7 +270,7 @@ impl<B: Backend> ResidualBlock<B> {
             return Ok(Chunk { frames: None, repeats: window.repeats });
         }
 
-        // The input's repetitions that the convolutions had to see are frames of the sum, too.
+        // Repetitions of the input that the convolutions had to see are frames of the sum, too.
         let fresh = frames.as_ref().map_or(0, |x| count(b, x));
         let repeated = match frames.as_ref().or(before.as_ref()) {
             Some(last) if window.new > fresh => vec![tail(b, last, 1)?; window.new - fresh],
@@ -281,7 +283,7 @@ impl<B: Backend> ResidualBlock<B> {
         Ok(Chunk { frames, repeats: window.repeats })
     }
 
-    /// The input in as many channels as the result has.
+    /// Returns the input with as many channels as the result has.
     fn shortcut(&self, b: &B, input: B::Tensor) -> Result<B::Tensor> {
         match &self.shortcut {
             Some(conv) => each_frame(b, &input, conv, Step::default()),
@@ -290,7 +292,7 @@ impl<B: Backend> ResidualBlock<B> {
     }
 }
 
-/// `AttentionBlock`: each pixel of a frame attends to all of the same frame.
+/// `AttentionBlock`: each pixel of a frame attends to all pixels of the same frame.
 struct Attention<B: Backend> {
     norm: B::ChannelNorm,
     qkv: B::Conv,
@@ -341,9 +343,9 @@ impl<B: Backend> Middle<B> {
     }
 }
 
-/// `Resample`: to half or twice the height and width and, with a `time_conv`, the frames.
+/// `Resample`: changes height and width and, with a `time_conv`, the number of frames to half or twice as much.
 ///
-/// The first frame of a video stands alone: it is neither joined with another one nor doubled.
+/// The first frame of a video stands alone: it is neither joined with another frame nor doubled.
 pub(super) struct Resample<B: Backend> {
     spatial: B::Conv,
     time: Option<B::Conv>,
@@ -379,13 +381,13 @@ impl<B: Backend> Resample<B> {
         Ok(Chunk { frames: join(b, first, halved)?, repeats: window.repeats / 2 })
     }
 
-    /// Doubles the frames, then height and width. Of chunks that do not repeat.
+    /// Doubles the frames, then height and width. The chunks must not repeat frames.
     pub fn up(&self, b: &B, x: Chunk<B::Tensor>, memory: &mut Memory<B::Tensor>) -> Result<Chunk<B::Tensor>> {
         let x = match &self.time {
             None => x,
             Some(time) => {
                 let slot = memory.slot();
-                // The first frame is not in the history either: zeros are.
+                // The first frame does not enter the history: zeros stand in its place.
                 let (first, rest) = if slot.started { (None, x) } else { split_first(b, x)? };
                 slot.started = true;
                 let window = slot.history.take(b, rest, 2, 1)?;
@@ -399,7 +401,7 @@ impl<B: Backend> Resample<B> {
     }
 }
 
-/// The first frame of a video, and the rest of its first chunk.
+/// Splits a video's first chunk into the first frame and the rest.
 #[expect(clippy::type_complexity, reason = "a pair")]
 fn split_first<B: Backend>(b: &B, x: Chunk<B::Tensor>) -> Result<(Option<B::Tensor>, Chunk<B::Tensor>)> {
     let Some(frames) = x.frames else { return Ok((None, x)) };
@@ -410,7 +412,7 @@ fn split_first<B: Backend>(b: &B, x: Chunk<B::Tensor>) -> Result<(Option<B::Tens
     Ok((Some(first), Chunk { frames: rest, repeats: x.repeats }))
 }
 
-/// Frames after each other, where there are any.
+/// Joins frames in order, where there are any.
 fn join<B: Backend>(b: &B, first: Option<B::Tensor>, rest: Option<B::Tensor>) -> Result<Option<B::Tensor>> {
     match (first, rest) {
         (Some(first), Some(rest)) => concat(b, vec![first, rest], 1).map(Some),

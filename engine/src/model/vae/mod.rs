@@ -1,8 +1,9 @@
-//! The causal 3D VAE of Wan2.1: frames to latents an eighth as large and a quarter as many, and back.
+//! The causal 3D VAE of Wan2.1: it encodes frames as latents an eighth as large and a quarter as many, and decodes
+//! them.
 //!
 //! Layers and their names are those of the official `wan/modules/vae.py`. A video of 1 + 4n frames has 1 + n latent
-//! frames; it is encoded and decoded a latent frame at a time, each layer remembering the frames that its kernel reaches
-//! back to.
+//! frames; it is encoded and decoded a latent frame at a time, each layer remembering the frames that its kernel
+//! reaches back to.
 
 mod colours;
 mod decoder;
@@ -30,7 +31,7 @@ use encoder::Encoder;
 use layers::{Chunk, Memory, each_frame};
 use tiles::{Grid, concat};
 
-/// Channels of a latent.
+/// The number of channels of a latent.
 pub const LATENT_CHANNELS: usize = 16;
 
 /// The mean of each latent channel over the training videos.
@@ -45,14 +46,14 @@ pub const LATENT_STD: [f32; LATENT_CHANNELS] = [
     1.1253, 2.8251, 1.9160,
 ];
 
-/// Shows the frames of a chunk to the probe, if there is one and there are some.
+/// Shows the frames of a chunk to the probe, if there are any.
 fn see<T>(probe: &mut Probe<'_, T>, name: &str, chunk: &Chunk<T>) {
     if let (Some(probe), Some(frames)) = (probe, &chunk.frames) {
         probe(name, frames);
     }
 }
 
-/// What the encoder is given.
+/// The input of the encoder.
 pub enum Footage<'a, T> {
     /// A video `[3, 1 + 4n, h, w]` in -1..1.
     Video(&'a T),
@@ -60,7 +61,7 @@ pub enum Footage<'a, T> {
     Picture {
         /// The picture.
         picture: &'a T,
-        /// Latent frames of all.
+        /// Returns the number of latent frames of the whole input.
         latent_frames: usize,
     },
 }
@@ -81,7 +82,7 @@ pub struct Vae<B: Backend> {
 
 struct MeanEncoder<B: Backend> {
     encoder: Encoder<B>,
-    /// `conv1`'s rows of the mean; the variance's are of no use.
+    /// The rows of `conv1` that give the mean; those for the variance are not needed.
     mean: B::Conv,
 }
 
@@ -92,10 +93,10 @@ struct LatentDecoder<B: Backend> {
 }
 
 impl<B: Backend> Vae<B> {
-    /// Takes the network from `weights` to the loader. Channels follow from the weights.
+    /// Loads the network from `weights`. The numbers of channels follow from the weights.
     ///
     /// # Errors
-    /// `Model` for another number of latent channels than [`LATENT_CHANNELS`]; what `weights` or the loader reports.
+    /// Returns `Model` if the latent channels are not [`LATENT_CHANNELS`], and the errors of `weights` and the loader.
     pub fn load(loader: &B::Loader, weights: &dyn WeightSource, config: &VaeConfig) -> Result<Self> {
         if config.z_dim != LATENT_CHANNELS {
             return Err(Error::Model(format!(
@@ -107,16 +108,16 @@ impl<B: Backend> Vae<B> {
         Ok(Self { encoder: root.group(MeanEncoder::load)?, decoder: root.group(LatentDecoder::load)? })
     }
 
-    /// Normalised latents `[16, 1 + n, h/8, w/8]`, in tiles if `tiling` says so: less memory, other values where tiles
-    /// overlap.
+    /// Returns normalised latents `[16, 1 + n, h/8, w/8]`. Tiles, if `tiling` asks for them, take less memory and give
+    /// other values where they overlap.
     ///
-    /// What repeats after a picture is computed once; the result is that of the whole video to the bit.
+    /// Frames that repeat after a picture are computed once; the result equals that of the whole video to the bit.
     ///
-    /// `probe` sees the outputs of `enc.downsamples5`, `enc.downsamples8`, `enc.mid` and `enc.head`, and as `enc.mu` the
-    /// means of the latents before normalisation.
+    /// `probe` sees the outputs of `enc.downsamples5`, `enc.downsamples8`, `enc.mid` and `enc.head`, and as `enc.mu`
+    /// the means of the latents before normalisation.
     ///
     /// # Errors
-    /// `Setting` for extents that are not so; `Canceled`; what the backend reports.
+    /// Returns `Setting` for other extents, `Canceled`, and the backend's errors.
     pub fn encode(
         &self,
         b: &B,
@@ -143,7 +144,7 @@ impl<B: Backend> Vae<B> {
         let grid = Grid::new(size, 1, tiling);
         let MeanEncoder { encoder, mean } = &*self.encoder.enter(b)?;
         let mut latents = vec![Vec::with_capacity(grid.len()); chunks.len()];
-        // One tile after the other, so that only one has a memory at a time.
+        // Tiles are encoded one after the other, so that only one has a memory at a time.
         for i in 0..grid.len() {
             let mut memory = Memory::new(repeating);
             let mut latent = None;
@@ -152,7 +153,7 @@ impl<B: Backend> Vae<B> {
                 b.throttle()?;
                 let frames = chunk.frames.as_ref().map(|x| grid.cut(b, x, i)).transpose()?;
                 let chunk = Chunk { frames, repeats: chunk.repeats };
-                // A chunk is one latent frame: a new one, or the last one again.
+                // A chunk is one latent frame: a new one, or a repetition of the last one.
                 if let Some(x) = encoder.run(b, chunk, &mut memory, &mut probe)?.frames {
                     latent = Some(each_frame(b, &x, mean, Step::default())?);
                 }
@@ -167,14 +168,14 @@ impl<B: Backend> Vae<B> {
         normalize(b, &mu)
     }
 
-    /// Decodes normalised latents `[16, 1 + n, h, w]`, in tiles if `tiling` says so: less memory, other values where tiles
-    /// overlap. `sink` gets frames `[3, .., 8h, 8w]`, one and then fours, as soon as they are there; of tiles when all
-    /// are decoded. The values are meant to be in -1..1 and may exceed it.
+    /// Decodes normalised latents `[16, 1 + n, h, w]`. Tiles, if `tiling` asks for them, take less memory and give
+    /// other values where they overlap. `sink` gets frames `[3, .., 8h, 8w]`, one and then fours, as soon as they are
+    /// decoded; with tiles, when all tiles are decoded. The values are meant to be in -1..1 and may exceed it.
     ///
     /// `probe` sees the outputs of `dec.conv1`, `dec.middle` and `dec.upsamples3`, tile by tile.
     ///
     /// # Errors
-    /// `Setting` for other extents; `Canceled`; what `sink` or the backend reports.
+    /// Returns `Setting` for other extents, `Canceled`, and the errors of `sink` and the backend.
     pub fn decode(
         &self,
         b: &B,
@@ -202,7 +203,7 @@ impl<B: Backend> Vae<B> {
                 observer.check()?;
                 b.throttle()?;
                 let tile = decoder.run(b, grid.cut(b, latent, i)?, &mut memory, &mut probe)?;
-                // As many values as there are, however the backend lays them out.
+                // The copy holds only the values, however the backend has laid out the tile.
                 tiles.push(b.linear_combination(&[(1.0, &tile)])?);
             }
         }
@@ -211,7 +212,7 @@ impl<B: Backend> Vae<B> {
     }
 }
 
-/// A video's chunks: its first frame, then fours.
+/// Returns a video's chunks: its first frame, then fours.
 fn video_chunks<B: Backend>(b: &B, video: &B::Tensor, frames: usize) -> Result<Vec<Chunk<B::Tensor>>> {
     if frames % 4 != 1 {
         return Err(Error::Setting(format!(
@@ -225,7 +226,7 @@ fn video_chunks<B: Backend>(b: &B, video: &B::Tensor, frames: usize) -> Result<V
     (0..=frames / 4).map(chunk).collect()
 }
 
-/// A picture's chunks: itself, then black frames, which repeat.
+/// Returns a picture's chunks: the picture itself, then black frames, which repeat.
 fn picture_chunks<B: Backend>(
     b: &B,
     picture: &B::Tensor,
@@ -258,14 +259,14 @@ impl<B: Backend> LatentDecoder<B> {
         Ok(Self { unpack: l.conv("conv2")?, decoder: Decoder::load(l)? })
     }
 
-    /// What the decoder takes, frame by frame.
+    /// Returns the decoder's input, frame by frame.
     fn unpack(&self, b: &B, latents: &B::Tensor) -> Result<Vec<B::Tensor>> {
         let latents = per_channel(b, latents, |v, mean, inverse| v / inverse + mean)?;
         let frame = |t| each_frame(b, &b.slice(&latents, 1, t, 1)?, &self.unpack, Step::default());
         (0..b.shape(&latents)[1]).map(frame).collect()
     }
 
-    /// The frames of one latent frame.
+    /// Returns the frames of one latent frame.
     fn run(
         &self,
         b: &B,
@@ -278,7 +279,7 @@ impl<B: Backend> LatentDecoder<B> {
     }
 }
 
-/// The extents of `x` `[channels, frames, h, w]`, if its channels are right and h and w are multiples of `of`.
+/// Returns the extents of `x` `[channels, frames, h, w]`, if its channels are right and h and w are multiples of `of`.
 fn extents<B: Backend>(b: &B, x: &B::Tensor, channels: usize, of: usize) -> Result<[usize; 4]> {
     let shape = b.shape(x);
     match <[usize; 4]>::try_from(&shape[..]) {
@@ -301,16 +302,16 @@ fn per_channel<B: Backend>(b: &B, x: &B::Tensor, f: impl Fn(f32, f32, f32) -> f3
     b.upload(&values, &b.shape(x))
 }
 
-/// From the encoder's means to the DiT's latents.
+/// Normalises the encoder's means to the DiT's latents.
 fn normalize<B: Backend>(b: &B, mu: &B::Tensor) -> Result<B::Tensor> {
     per_channel(b, mu, |v, mean, inverse| (v - mean) * inverse)
 }
 
-/// The DiT's conditioning `[20, t, h, w]` from the latents `[16, t, h, w]` of the picture and its zero frames: first four
-/// channels that are 1 on the given frame and 0 elsewhere.
+/// Returns the DiT's conditioning `[20, t, h, w]` from the latents `[16, t, h, w]` of the picture and its zero frames.
+/// The first four channels are 1 on the given frame and 0 elsewhere.
 ///
 /// # Errors
-/// `Setting` for other extents; what the backend reports.
+/// Returns `Setting` for other extents, and the backend's errors.
 pub fn condition<B: Backend>(b: &B, latents: &B::Tensor) -> Result<B::Tensor> {
     let [_, t, h, w] = extents(b, latents, LATENT_CHANNELS, 1)?;
     let mut mask = vec![0.0; 4 * t * h * w];
@@ -318,29 +319,29 @@ pub fn condition<B: Backend>(b: &B, latents: &B::Tensor) -> Result<B::Tensor> {
     b.concat(&[&b.upload(&mask, &[4, t, h, w])?, latents], 0)
 }
 
-/// Decoded frames `[3, n, h, w]` to 8-bit RGB `[n, h, w, 3]`: clamped to -1..1, scaled to 0..255, cut off.
+/// Converts decoded frames `[3, n, h, w]` to 8-bit RGB `[n, h, w, 3]`: clamped to -1..1, scaled to 0..255, truncated.
 ///
 /// # Errors
-/// `Setting` for other extents; what the backend reports.
+/// Returns `Setting` for other extents, and the backend's errors.
 pub fn to_u8<B: Backend>(b: &B, frames: &B::Tensor) -> Result<Vec<u8>> {
     fetch_u8(b, frames)?()
 }
 
-/// [`to_u8`], begun: what is returned waits for it.
+/// Begins [`to_u8`] and returns a function that waits for the result.
 ///
 /// # Errors
-/// As [`to_u8`].
+/// Returns the errors of [`to_u8`].
 pub fn fetch_u8<B: Backend>(b: &B, frames: &B::Tensor) -> Result<impl FnOnce() -> Result<Vec<u8>> + use<B>> {
     let [_, n, h, w] = extents(b, frames, 3, 1)?;
     let values = b.fetch(frames)?;
     Ok(move || Ok(interleave(&values()?, n * h * w)))
 }
 
-/// Pixels that one thread converts at a time.
+/// The number of pixels that one thread converts at a time.
 const PIXELS: usize = 1 << 15;
 
 fn interleave(values: &[f32], pixels: usize) -> Vec<u8> {
-    // `as` cuts off the fraction, and makes 0 of what is not a number.
+    // `as` truncates, and turns NaN into 0.
     let byte = |v: f32| ((v.clamp(-1.0, 1.0) + 1.0) * 0.5 * 255.0) as u8;
     let mut bytes = vec![0; values.len()];
     bytes.par_chunks_mut(3 * PIXELS).enumerate().for_each(|(chunk, bytes)| {

@@ -1,5 +1,5 @@
-//! Comparisons with the reference implementation, on its tiny model with random weights, and of short cuts with what
-//! they stand for.
+//! Comparisons with the reference implementation on its tiny model with random weights, and of shortcuts with the full
+//! computations that they replace.
 
 use super::*;
 use crate::backend::cpu::Cpu;
@@ -19,7 +19,7 @@ fn load() -> (Cpu, Vae<Cpu>) {
     (b, vae)
 }
 
-/// Whether a volume is the reference's, with its shape.
+/// Checks that a volume equals the reference's, with its shape.
 #[track_caller]
 fn compare(golden: &Golden, name: &str, got: &Tensor) {
     assert_eq!(got.dims(), golden.shape(name), "{name}");
@@ -34,7 +34,7 @@ fn join(chunks: &[Tensor]) -> Tensor {
     Cpu::new().concat(&chunks.iter().collect::<Vec<_>>(), 1).unwrap()
 }
 
-/// Values without a pattern, about -1 to 1.
+/// Returns values without a pattern, about -1 to 1.
 fn noise(shape: &[usize], seed: u64) -> Tensor {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = |_| {
@@ -45,24 +45,24 @@ fn noise(shape: &[usize], seed: u64) -> Tensor {
     Cpu::new().upload(&data, shape).unwrap()
 }
 
-/// A picture with zero frames after it.
+/// Returns a picture with zero frames after it.
 fn with_zeros(b: &Cpu, picture: &Tensor, frames: usize) -> Tensor {
     let [c, _, h, w] = <[usize; 4]>::try_from(b.shape(picture)).unwrap();
     let zeros = b.upload(&vec![0.0; c * (frames - 1) * h * w], &[c, frames - 1, h, w]).unwrap();
     b.concat(&[picture, &zeros], 1).unwrap()
 }
 
-/// Latents of a video.
+/// Returns the latents of a video.
 fn encode(vae: &Vae<Cpu>, video: &Tensor, tiling: Tiling) -> Result<Tensor> {
     vae.encode(&Cpu::new(), Footage::Video(video), tiling, &Quiet, None)
 }
 
-/// Latents of a picture.
+/// Returns the latents of a picture.
 fn encode_picture(vae: &Vae<Cpu>, picture: &Tensor, latent_frames: usize, tiling: Tiling) -> Result<Tensor> {
     vae.encode(&Cpu::new(), Footage::Picture { picture, latent_frames }, tiling, &Quiet, None)
 }
 
-/// The means of a video's latents, before normalisation.
+/// Returns the means of a video's latents, before normalisation.
 fn encode_mu(vae: &Vae<Cpu>, video: &Tensor) -> Tensor {
     let mut mu = None;
     let mut probe = |name: &str, x: &Tensor| mu = (name == "enc.mu").then(|| x.clone());
@@ -155,7 +155,7 @@ fn frames_in_8_bits_are_the_references() {
 #[test]
 fn bytes_are_cut_off_and_interleaved() {
     let b = Cpu::new();
-    // Red, green, blue of a 1x3 picture.
+    // The pixels of a 1x3 picture are red, green and blue.
     let x = b.upload(&[-1.0, 1.0, 0.0, -7.0, 7.0, 0.999, f32::NAN, -0.999, 0.004], &[3, 1, 1, 3]).unwrap();
     assert_eq!(to_u8(&b, &x).unwrap(), [0, 0, 0, 255, 255, 0, 127, 254, 128]);
     assert!(matches!(to_u8(&b, &noise(&[4, 1, 1, 3], 1)), Err(Error::Setting(_))));
@@ -164,7 +164,7 @@ fn bytes_are_cut_off_and_interleaved() {
 #[test]
 fn a_picture_is_encoded_as_the_video_that_it_stands_for() {
     let (b, vae) = load();
-    // Enough frames for all layers to come to rest, odd and small extents.
+    // There are enough frames for all layers to come to rest; the extents are odd and small.
     for (height, width, latent_frames) in [(16, 24, 1), (16, 24, 2), (8, 16, 3), (16, 8, 33)] {
         let picture = noise(&[3, 1, height, width], latent_frames as u64);
         let video = with_zeros(&b, &picture, 4 * latent_frames - 3);
@@ -190,7 +190,7 @@ fn layers_stop_computing_once_their_input_rests() {
     assert!((10..=12).contains(&computed), "{computed} of 41 frames");
 }
 
-/// Tiles one after the other, then the fading, element by element: what the streaming over all tiles stands for.
+/// Computes tiles one after the other, then fades them element by element: the plain form of the streaming over tiles.
 fn naive_tiles(
     grid: [usize; 2],
     frame: [usize; 2],
@@ -261,7 +261,7 @@ fn naive_tiles(
 #[test]
 fn tiles_are_those_of_the_definition() {
     let (b, vae) = load();
-    // Short tiles at both ends, and one of a single latent column.
+    // Both axes end with a short tile; one of these has a single latent column.
     let (height, width) = (288, 200);
     let latents = noise(&[16, 2, height / 8, width / 8], 11);
     let (want, frame) = naive_tiles(
@@ -303,7 +303,7 @@ fn tiles_are_those_of_the_definition() {
 #[test]
 fn what_fits_into_one_tile_is_not_divided() {
     let (_, vae) = load();
-    // Wider than a stride, not than a tile.
+    // The frame is wider than a stride, but not than a tile.
     let latents = noise(&[16, 2, 3, 30], 3);
     assert_eq!(
         values(&join(&decode(&vae, &latents, Tiling::Tiled))),
@@ -370,7 +370,7 @@ fn colours_come_near_to_decoding() {
     let (b, vae) = load();
     let colours = vae.colours(&b).unwrap();
     assert_eq!(colours, vae.colours(&b).unwrap(), "another map from the same weights");
-    // On the fit's own sample, and on one that it has not seen. Random weights are far from linear; 17 numbers fitted to
+    // The fit is measured on its own sample and on a new one. Random weights are far from linear; 17 numbers fitted to
     // 256 patches of chance alone would leave 0.93 of their own sample's variance, and 1.07 of another's.
     for (seed, most) in [(0, 0.94), (100, 0.97)] {
         let (latents, pixels): (Vec<_>, Vec<_>) = vae.colour_samples(&b, seed).unwrap().into_iter().unzip();

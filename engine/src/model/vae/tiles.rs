@@ -1,8 +1,8 @@
 //! Tiles: a frame in overlapping parts, each with a causal past of its own, faded into each other.
 //!
-//! The scheme that Wan's users know: tiles of 256 pixels every 192, the last ones shorter; each tile is faded in over
-//! the end of the one above and then of the one to the left (as these are after their own fading), and all but its
-//! first 192 pixels are cut off.
+//! Wan's usual scheme applies: tiles of 256 pixels start every 192, and the last ones are shorter. Each tile is faded
+//! in over the end of the one above and then of the one to the left (after their own fading). All but its first 192
+//! pixels are then cut off.
 
 use std::ops::Range;
 
@@ -12,9 +12,9 @@ use animd_protocol::request::Tiling;
 
 use animd_protocol::dims::{STRIDE, TILE};
 
-/// How a frame is divided along both axes.
+/// The division of a frame along both axes.
 pub(super) struct Grid {
-    /// Length and stride of a tile, in whatever the grid is laid over.
+    /// The length and stride of a tile, in elements of the frame that is divided.
     tile: usize,
     stride: usize,
     rows: Vec<Range<usize>>,
@@ -22,8 +22,8 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    /// A grid over `height` x `width` elements, of which one stands for `pixels` pixels. Frames that fit into one tile
-    /// are not divided.
+    /// Returns the grid of a frame of `height` x `width` elements, each of which stands for `pixels` pixels. A frame
+    /// that fits into one tile is not divided.
     pub fn new([height, width]: [usize; 2], pixels: usize, tiling: Tiling) -> Self {
         let (tile, stride) = (TILE / pixels, STRIDE / pixels);
         if tiling == Tiling::Whole || (height <= tile && width <= tile) {
@@ -33,14 +33,14 @@ impl Grid {
         Self { tile, stride, rows: cut(height), columns: cut(width) }
     }
 
-    /// One tile, however large.
+    /// Returns a grid of one tile, however large.
     fn whole(height: usize, width: usize) -> Self {
         let longest = height.max(width);
         let all = |len: usize| std::iter::once(0..len).collect();
         Self { tile: longest, stride: longest, rows: all(height), columns: all(width) }
     }
 
-    /// The same division of a frame whose elements are smaller (`up`) or larger (`down`).
+    /// Returns the same division for a frame whose elements are smaller (`up`) or larger (`down`).
     pub fn scaled(&self, up: usize, down: usize) -> Self {
         let scale = |v: usize| v * up / down;
         let ranges = |r: &[Range<usize>]| r.iter().map(|r| scale(r.start)..scale(r.end)).collect();
@@ -52,12 +52,12 @@ impl Grid {
         }
     }
 
-    /// How many tiles there are.
+    /// Returns the number of tiles.
     pub fn len(&self) -> usize {
         self.rows.len() * self.columns.len()
     }
 
-    /// Tile number `index` of `x` `[.., height, width]`; row by row.
+    /// Returns tile number `index` of `x` `[.., height, width]`, counted row by row.
     pub fn cut<B: Backend>(&self, b: &B, x: &B::Tensor, index: usize) -> Result<B::Tensor> {
         if self.len() == 1 {
             return Ok(x.clone());
@@ -67,7 +67,7 @@ impl Grid {
         b.slice(&b.slice(x, 2, row.start, row.len())?, 3, column.start, column.len())
     }
 
-    /// All tiles, row by row, as one volume.
+    /// Joins all tiles, row by row, to one volume.
     pub fn join<B: Backend>(&self, b: &B, mut tiles: Vec<B::Tensor>) -> Result<B::Tensor> {
         let columns = self.columns.len();
         let overlap = self.tile - self.stride;
@@ -101,7 +101,7 @@ impl Grid {
     }
 }
 
-/// Parts after each other along `axis`.
+/// Joins parts in order along `axis`.
 pub(super) fn concat<B: Backend>(b: &B, mut parts: Vec<B::Tensor>, axis: usize) -> Result<B::Tensor> {
     match parts.len() {
         1 => Ok(parts.remove(0)),

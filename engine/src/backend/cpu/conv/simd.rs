@@ -1,38 +1,38 @@
-//! Inner loops of the volumes' operations, in plain Rust and in AVX2 with FMA, chosen at run time.
+//! The inner loops of the volumes' operations, in plain Rust and in AVX2 with FMA, chosen at run time.
 //!
-//! The plain ones are the meaning; the others differ in rounding alone. A value never depends on its place in a row.
+//! The plain loops define the results; the others differ only in rounding. A value never depends on its place in a row.
 
-/// Output channels that are summed up together.
+/// The number of output channels that are summed up together.
 pub const BLOCK: usize = 4;
 
-/// Values that a row is a multiple of.
+/// The length of a row is a multiple of this.
 pub const LANES: usize = 8;
 
-/// Padded rows, as a convolution reads them for one row of its result.
+/// The padded rows that a convolution reads for one row of its result.
 pub struct Input<'a> {
     pub values: &'a [f32],
-    /// Where the first input channel's first row starts.
+    /// The offset of the first input channel's first row.
     pub start: usize,
-    /// Input channels, those of successive frames one after the other.
+    /// The number of input channels, of all frames of the kernel together.
     pub channels: usize,
-    /// From channel to channel.
+    /// The distance from channel to channel.
     pub stride: usize,
-    /// Where each element of the kernel reads, relative to the channel.
+    /// The offset of each element of the kernel, relative to the channel.
     pub offsets: &'a [usize],
 }
 
 /// An instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
-    /// What the program is compiled for.
+    /// The instructions that the program is compiled for.
     Plain,
-    /// AVX2 and FMA. Only [`Kernel::best`] makes it, where the processor has them.
+    /// AVX2 and FMA. Only [`Kernel::best`] creates it, where the processor has them.
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Present),
 }
 
 impl Kernel {
-    /// The fastest one that the processor has.
+    /// Returns the fastest instruction set that the processor has.
     pub fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
         if let Some(present) = avx2::Present::detect() {
@@ -41,8 +41,8 @@ impl Kernel {
         Self::Plain
     }
 
-    /// `sums` `[blocks * BLOCK, width]` = bias + weight * input. `weight` is `[blocks, all channels, offsets, BLOCK]`,
-    /// of which the first `skipped` values of each block have no input.
+    /// Computes `sums` `[blocks * BLOCK, width]` = bias + weight * input. `weight` is `[blocks, all channels, offsets,
+    /// BLOCK]`, of which the first `skipped` values of each block have no input.
     pub fn dot(self, input: &Input<'_>, weight: &[f32], skipped: usize, bias: &[f32], sums: &mut [f32]) {
         let blocks = bias.len() / BLOCK;
         let width = sums.len() / bias.len();
@@ -56,7 +56,8 @@ impl Kernel {
         let block = |b: usize| &weight[b * (skipped + used) + skipped..][..used];
         let mut x = 0;
         while x < width {
-            // Threes, and twos rather than a single one at the end: short sums wait for their own last addition.
+            // Vectors go in threes, and in twos rather than alone at the end: a single sum waits for its own last
+            // addition.
             let vectors = match (width - x) / LANES {
                 1 => 1,
                 2 | 4 => 2,
@@ -79,7 +80,7 @@ impl Kernel {
         }
     }
 
-    /// `sums += values * values`.
+    /// Computes `sums += values * values`.
     pub fn add_squares(self, values: &[f32], sums: &mut [f32]) {
         match self {
             Self::Plain => add_squares(values, sums),
@@ -88,7 +89,7 @@ impl Kernel {
         }
     }
 
-    /// `values *= factors * gamma`, then `SiLU` if `silu`.
+    /// Computes `values *= factors * gamma`, then `SiLU` if `silu`.
     pub fn normalize(self, values: &mut [f32], factors: &[f32], gamma: f32, silu: bool) {
         match self {
             Self::Plain => normalize(values, factors, gamma, silu),
@@ -98,7 +99,7 @@ impl Kernel {
     }
 }
 
-/// One vector of the row from `x` on, for each channel of a block.
+/// Sums up one vector of the row from `x` on, for each channel of a block.
 fn plain_dot(input: &Input<'_>, weight: &[f32], bias: &[f32], sums: &mut [f32], width: usize, x: usize) {
     let mut acc = [[0.0f32; LANES]; BLOCK];
     for (acc, bias) in acc.iter_mut().zip(bias) {
@@ -135,22 +136,22 @@ fn normalize(values: &mut [f32], factors: &[f32], gamma: f32, silu: bool) {
     }
 }
 
-/// x / (1 + e^-x).
+/// Returns x / (1 + e^-x).
 #[expect(clippy::inline_always, reason = "compiled for the instruction set of each caller")]
 #[inline(always)]
 pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
-/// e^x within 1e-7 of itself and rounding, for -87 to 88 and constant beyond, by operations that vectors have.
+/// Returns e^x within 1e-7 and rounding, for -87 to 88 and constant beyond, by operations that vector units have.
 ///
-/// x = n ln 2 + r with |r| <= ln 2 / 2. The series of e^r ends with r^7 / 7!: what it leaves out is at most
+/// With x = n ln 2 + r and |r| <= ln 2 / 2, the series of e^r ends with r^7 / 7!. The omitted rest is at most
 /// 0.347^8 / 8! * 1.05 = 5.5e-9, less than a tenth of the last digit.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    // Adding it rounds to an integer, which then is in the lowest bits.
+    // Adding this rounds to an integer, which is then in the lowest bits.
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
-    // ln 2 in two parts, the first with few enough digits for n times it to be exact.
+    // ln 2 is split in two parts; the first has few enough digits for n times it to be exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.0, 88.0);
@@ -172,7 +173,7 @@ mod avx2 {
 
     use super::{BLOCK, Input, LANES};
 
-    /// The processor has AVX2 and FMA.
+    /// Proof that the processor has AVX2 and FMA.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Present(());
 
@@ -231,11 +232,11 @@ mod avx2 {
         super::normalize(values, factors, gamma, silu);
     }
 
-    /// `V` vectors of the row from `x` on, for each channel of a block: 4 * 3 sums, 3 inputs and 1 weight fill the 16
-    /// registers, and 12 additions in flight hide their latency.
+    /// Sums up `V` vectors of the row from `x` on, for each channel of a block: 4 * 3 sums, 3 inputs and 1 weight fill
+    /// the 16 registers, and 12 additions in flight hide their latency.
     ///
     /// # Safety
-    /// `vectors` being `V`, what [`Present::dot`] asserts.
+    /// `vectors` must be `V`, and what [`Present::dot`] asserts must hold.
     #[expect(clippy::needless_range_loop, reason = "the same index counts in several arrays of registers")]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn dot<const V: usize>(

@@ -3,7 +3,7 @@
 use super::*;
 use crate::backend::TensorOps;
 
-/// Values without a pattern, about -1 to 1.
+/// Returns values without a pattern, about -1 to 1.
 fn noise(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = |_| {
@@ -21,7 +21,7 @@ fn values(x: &Tensor) -> Vec<f32> {
     Cpu::new().download(x).unwrap()
 }
 
-/// The largest distance, in relation to the largest value.
+/// Returns the largest distance, relative to the largest value.
 fn distance(got: &[f32], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
     let most = |v: &mut dyn Iterator<Item = f64>| v.fold(0.0, f64::max);
@@ -35,7 +35,7 @@ fn kernels() -> Vec<Kernel> {
     kernels
 }
 
-/// One case of the definition.
+/// One convolution with its inputs, for the definition.
 struct Case {
     inputs: usize,
     outputs: usize,
@@ -78,7 +78,7 @@ impl Case {
         }
     }
 
-    /// The definition.
+    /// Computes the convolution by its definition.
     fn result(&self) -> Vec<f64> {
         let (weight, bias, x) = (self.weight().data, self.bias().data, self.input());
         let ([kt, kh, kw], [h, w], all) = (self.kernel, self.size, self.past + self.frames);
@@ -155,8 +155,8 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// Sums of up to 8 * 27 + 1 products of values up to 1: each addition rounds by at most 2^-24 of a sum that stays
-/// within some 5 times the largest result, so 217 * 6e-8 * 5 at the very worst; rounding is random, hence its root.
+/// The tolerance of sums of up to 8 * 27 + 1 products of values up to 1. Each addition rounds by at most 2^-24 of a sum
+/// within some 5 times the largest result, so the error is 217 * 6e-8 * 5 at worst; rounding is random, hence its root.
 const TOLERANCE: f64 = 5e-6;
 
 #[test]
@@ -204,7 +204,7 @@ fn parts_are_one_input_to_the_bit() {
         values(&b.conv(parts, past, &layer, case.step, &ConvEpilogue::default()).unwrap())
     };
     assert_eq!(run(&parts.iter().collect::<Vec<_>>(), 2), run(&[&x], 2));
-    // The last frame alone sees the same two before it.
+    // The last frame on its own has the same two frames before it.
     let last = b.slice(&upload(&run(&[&x], 2), [5, 3, 9, 19]), 1, 2, 1).unwrap();
     assert_eq!(run(&parts[1..].iter().collect::<Vec<_>>(), 3), values(&last));
 }
@@ -258,7 +258,7 @@ fn norms_are_the_definition() {
             }
             let gamma = ChannelNorm(gamma.clone());
             let got = values(&b.channel_norm(&upload(&x, [c, t, h, w]), &gamma, silu).unwrap());
-            // Some ten operations that round by 2^-24 each.
+            // Some ten operations each round by 2^-24.
             assert!(distance(&got, &want) < 6e-7, "{c} {silu}");
         }
     }
@@ -274,7 +274,7 @@ fn silu_is_the_definition() {
             worst = worst.max((f64::from(simd::silu(x)) / want - 1.0).abs());
         }
     }
-    // 1e-7 of the series, and four roundings.
+    // The series is within 1e-7, and there are four roundings.
     assert!(worst < 3.5e-7, "{worst:.1e}");
     assert_eq!(simd::silu(0.0), 0.0);
     assert_eq!(simd::silu(1e30), 1e30);

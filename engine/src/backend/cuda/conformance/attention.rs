@@ -1,4 +1,4 @@
-//! Attention: few keys and many, 16 bits and 8, with what may come before and after.
+//! Attention: few keys and many, in 16 bits and in 8, with everything that may come before and after.
 
 use super::linear::weight;
 use super::norms::rope;
@@ -10,7 +10,8 @@ use crate::backend::sequence::{Attention, Input, KeyValue, Projection};
 use crate::weights::DType;
 use animd_protocol::profile::AttentionKind;
 
-/// Values of equal size cancel in a mean over many keys, and the rounding of 8 bits does not: 0.05 on white noise.
+/// The tolerance of 8 bits. In a mean over many keys values of equal size cancel, but their roundings do not: 0.05 on
+/// white noise.
 const EIGHT_BIT: f64 = 0.06;
 
 pub(super) fn check(check: &Check) -> Result<()> {
@@ -30,7 +31,7 @@ pub(super) fn check(check: &Check) -> Result<()> {
         }
     }
     attention(&both, "attention, bf16", &Case { heads: 1, ..case(1, vec![biased(1)], 8) }, ATTENTION)?;
-    // More sets than a kernel takes, short and long ones.
+    // These are more sets than a kernel takes, short and long ones.
     for keys in [&[40, 33, 7][..], &[130, 140], &[20, 130, 9, 8]] {
         let sets = keys.iter().map(|keys| one(*keys)).collect();
         attention(&both, "attention, bf16", &case(72, sets, 128), ATTENTION)?;
@@ -41,7 +42,7 @@ pub(super) fn check(check: &Check) -> Result<()> {
     for (rows, sets) in [(72, vec![one(130)]), (3, vec![one(100)]), (100, vec![one(200), one(40)])] {
         attention(&both, "attention, 8 bits", &in_8_bits(rows, sets), EIGHT_BIT)?;
     }
-    // Too few keys to be self-attention.
+    // There are too few keys to count as self-attention.
     attention(&both, "attention, bf16", &in_8_bits(3, vec![one(99)]), ATTENTION)
 }
 
@@ -97,7 +98,7 @@ fn attend(
     })
 }
 
-/// As the `DiT` has it: queries, keys and values of one product, with their norms.
+/// Checks attention as in the `DiT`: queries, keys and values of one product, with their norms.
 fn with_projections(both: &Both<'_>) -> Result<()> {
     let (rows, heads, features) = (72, 2, 256);
     let w = both.noise(&[features], 2)?;

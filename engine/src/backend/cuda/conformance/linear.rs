@@ -34,14 +34,14 @@ pub(super) fn check(check: &Check) -> Result<()> {
     }
     fp8.run(DType::Bf16, 130, 272, &[136])?;
     fp8.gated(9, 64, 24)?;
-    // Too odd for 8 bits.
+    // These sizes do not suit the 8-bit kernels.
     Layers { both: &in_fp8, ..bf16 }.run(DType::F32, 4, 40, &[8])?;
-    // What is sensitive is not the network's type.
+    // Sensitive layers do not have the network's type.
     Layers { both: &in_fp8, ..split }.run(DType::F32, 3, 64, &[16])?;
     Layers { both: &both(Keeping::F32), role: Role::Bulk, ..split }.run(DType::F32, 3, 64, &[16])
 }
 
-/// A weight `[rows, cols]` as it lies in files.
+/// Returns a weight `[rows, cols]` as it is stored in files.
 pub(super) fn weight(rows: usize, cols: usize, dtype: DType, seed: u64) -> Matrix<'static> {
     let values = noise(rows * cols, seed);
     let bytes: Vec<u8> = match dtype {
@@ -65,7 +65,7 @@ pub(super) fn bias(len: usize, seed: u64) -> HostTensor {
     HostTensor { shape: vec![len], data: noise(len, seed) }
 }
 
-/// Layers of one kind.
+/// Checks layers of one kind.
 #[derive(Clone, Copy)]
 struct Layers<'a> {
     both: &'a Both<'a>,
@@ -75,7 +75,7 @@ struct Layers<'a> {
 }
 
 impl Layers<'_> {
-    /// Layers side by side, with every epilogue.
+    /// Checks layers side by side, with every epilogue.
     fn run(&self, dtype: DType, rows: usize, cols: usize, outs: &[usize]) -> Result<()> {
         let both = self.both;
         let layers = outs
@@ -101,7 +101,7 @@ impl Layers<'_> {
         Ok(())
     }
 
-    /// A gated linear unit.
+    /// Checks a gated linear unit.
     fn gated(&self, rows: usize, cols: usize, out: usize) -> Result<()> {
         let both = self.both;
         let load = |seed| both.load(vec![(weight(out, cols, DType::F32, seed), None)], self.role);
@@ -113,7 +113,7 @@ impl Layers<'_> {
                 cpu: cpu.gated_linear(x.plain().cpu, &gate.cpu, &up.cpu, activation)?,
                 cuda: cuda.gated_linear(x.plain().cuda, &gate.cuda, &up.cuda, activation)?,
             };
-            // Both factors have the error of a layer, and the one that is a gate is rounded to bf16.
+            // Both factors have the error of a layer, and the factor that is a gate is rounded to bf16.
             let tolerance = 2f64.sqrt() * self.tolerance + ROUNDED;
             both.compare("gated linear unit", format!("{rows}x{cols}x{out}, {name}"), &result, tolerance)?;
         }

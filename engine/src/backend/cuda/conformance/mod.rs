@@ -1,6 +1,6 @@
-//! Each operation of the vocabulary on a GPU and on the CPU, whose results say what is right, at awkward sizes.
+//! Compares each operation on a GPU with the CPU's result, which counts as right, at awkward sizes.
 //!
-//! Memory is poisoned: whatever is read before it was written shows as NaN.
+//! Memory is poisoned: a read of unwritten memory shows as NaN.
 
 mod attention;
 mod linear;
@@ -22,20 +22,20 @@ use crate::progress::Observer;
 use crate::weights::{HostTensor, Matrix};
 use animd_protocol::profile::Precision;
 
-/// Bytes for the work.
+/// The bytes of work memory.
 const WORK: usize = 64 << 20;
 
-/// A result that is written as f32 and was computed in it.
+/// The tolerance of a result that is computed and stored in f32.
 const F32: f64 = 2e-6;
-/// Products of sums of two bf16 numbers: 2^-16, and the sums of f32.
+/// The tolerance of products of sums of two bf16 numbers: 2^-16, and the rounding of f32 sums.
 const SPLIT: f64 = 3e-5;
-/// A result rounded to bf16 once, 1.7e-3 in the root mean square.
+/// The tolerance of a result rounded to bf16 once, which is 1.7e-3 in the root mean square.
 const ROUNDED: f64 = 2e-3;
-/// Both operands and the result rounded to bf16: the root of three times that, and a little.
+/// The tolerance of both operands and the result rounded to bf16: the root of three times that, and a margin.
 const BF16: f64 = 4e-3;
-/// Queries, keys, values, weights and result rounded.
+/// The tolerance of queries, keys, values, weights and result rounded to bf16.
 const ATTENTION: f64 = 6e-3;
-/// Both operands rounded to e4m3, by 0.026 in the root mean square.
+/// The tolerance of both operands rounded to e4m3, by 0.026 in the root mean square.
 const FP8: f64 = 0.045;
 
 /// A group of operations.
@@ -54,14 +54,14 @@ pub enum Group {
 }
 
 impl Group {
-    /// All of them.
+    /// All groups.
     pub const ALL: [Self; 5] = [Self::Moves, Self::Linear, Self::Norms, Self::Attention, Self::Volumes];
 }
 
-/// How far a result is from the right one.
+/// The error of one result.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// The operation, in which form.
+    /// The operation and its form.
     pub operation: &'static str,
     /// The sizes.
     pub case: String,
@@ -71,14 +71,14 @@ pub struct Finding {
     pub most: f64,
     /// The relative L2 distance that the roundings add up to.
     pub tolerance: f64,
-    /// Whether it is within that.
+    /// Returns whether the distance is within the allowed one.
     pub passed: bool,
 }
 
 /// Runs groups on the GPU of this number.
 ///
 /// # Errors
-/// What keeps the GPU from being opened or an operation from running; [`crate::Error::Canceled`].
+/// Returns the error that keeps the GPU from being opened or an operation from running; [`crate::Error::Canceled`].
 pub fn run(ordinal: usize, groups: &[Group], observer: &dyn Observer) -> Result<Vec<Finding>> {
     let check = Check { ordinal, findings: RefCell::default() };
     for group in groups {
@@ -94,7 +94,7 @@ pub fn run(ordinal: usize, groups: &[Group], observer: &dyn Observer) -> Result<
     Ok(check.findings.into_inner())
 }
 
-/// Checking, under way.
+/// The state of a running check.
 struct Check {
     ordinal: usize,
     findings: RefCell<Vec<Finding>>,
@@ -106,12 +106,12 @@ impl Check {
     }
 }
 
-/// Weights in bf16, but the sensitive ones.
+/// Weights in bf16, except for the sensitive ones.
 const IN_BF16: Keeping = Keeping { weights: Precision::Bf16, ..Keeping::F32 };
-/// Large matrices in 8 bits.
+/// Weights with large matrices in 8 bits.
 const IN_FP8: Keeping = Keeping { weights: Precision::Fp8, ..Keeping::F32 };
 
-/// Values without a pattern, about -1 to 1.
+/// Returns values without a pattern, about -1 to 1.
 pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = |_| {
@@ -121,7 +121,7 @@ pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(next).collect()
 }
 
-/// The relative L2 distance.
+/// Returns the relative L2 distance.
 pub(super) fn distance(got: &[f32], want: &[f32]) -> f64 {
     let square = |v: f64| v * v;
     let apart: f64 = got.iter().zip(want).map(|(g, w)| square(f64::from(*g) - f64::from(*w))).sum();
@@ -129,28 +129,28 @@ pub(super) fn distance(got: &[f32], want: &[f32]) -> f64 {
     (apart / all.max(1e-30)).sqrt()
 }
 
-/// The largest difference, relative to the largest value.
+/// Returns the largest difference, relative to the largest value.
 fn most(got: &[f32], want: &[f32]) -> f64 {
     let largest = want.iter().fold(0f64, |largest, w| largest.max(f64::from(w.abs())));
     let apart = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - f64::from(*w)).abs());
-    // A difference that is no number counts as the largest.
+    // A difference that is NaN counts as the largest.
     apart.fold(0f64, |most, v| if v > most || v.is_nan() { v } else { most }) / largest.max(1e-30)
 }
 
-/// A tensor on both.
+/// A tensor on both backends.
 #[derive(Clone)]
 struct Pair {
     cpu: <Cpu as TensorOps>::Tensor,
     cuda: <Cuda as TensorOps>::Tensor,
 }
 
-/// A linear layer on both.
+/// A linear layer on both backends.
 struct Layer {
     cpu: <Cpu as SequenceOps>::Linear,
     cuda: <Cuda as SequenceOps>::Linear,
 }
 
-/// What a layer reads, on both.
+/// The input of a layer, on both backends.
 #[derive(Clone, Copy)]
 struct Read<'a> {
     cpu: Input<'a, <Cpu as TensorOps>::Tensor>,
@@ -168,7 +168,7 @@ struct Both<'a> {
     check: &'a Check,
     cpu: Cpu,
     cuda: &'a Cuda,
-    /// How the GPU keeps weights.
+    /// How the GPU stores weights.
     keeping: Keeping,
 }
 
@@ -185,7 +185,7 @@ impl<'a> Both<'a> {
         })
     }
 
-    /// A layer with what may follow it.
+    /// Checks a layer with its epilogue.
     fn linear(
         &self,
         x: Read<'_>,
@@ -223,7 +223,7 @@ impl<'a> Both<'a> {
         })
     }
 
-    /// Notes how far the two are apart. A wrong shape is infinitely far.
+    /// Notes the distance between the two results. For a wrong shape it is infinite.
     fn compare(
         &self,
         operation: &'static str,
@@ -236,7 +236,7 @@ impl<'a> Both<'a> {
             let (got, want) = (self.cuda.download(&pair.cuda)?, self.cpu.download(&pair.cpu)?);
             (error, most) = (distance(&got, &want), self::most(&got, &want));
         }
-        // Not `>`: NaN is wrong, too.
+        // The comparison is not `>`, because NaN is wrong, too.
         let passed = error <= tolerance;
         let finding = Finding { operation, case: case.into(), error, most, tolerance, passed };
         self.check.findings.borrow_mut().push(finding);

@@ -1,4 +1,4 @@
-//! What only moves values, or adds them up: exact.
+//! The operations that only move values or add them up; their results are exact.
 
 use super::{Both, Check, IN_BF16, Options, Pair, noise};
 use crate::Result;
@@ -28,7 +28,7 @@ pub(super) fn check(check: &Check) -> Result<()> {
         let sum = Pair { cpu: both.cpu.linear_combination(&cpu)?, cuda: cuda.linear_combination(&gpu)? };
         both.compare("linear combination", format!("{count} of {shape:?}"), &sum, 0.0)?;
     }
-    // Elements that do not follow each other.
+    // The elements are not contiguous.
     let part = both.slice(&both.noise(&[5, 6], 4)?, 1, 1, 3)?;
     let twice = Pair {
         cpu: both.cpu.linear_combination(&[(2.0, &part.cpu)])?,

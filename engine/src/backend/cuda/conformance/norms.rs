@@ -1,4 +1,4 @@
-//! Norms of rows: as they are, as a product reads them, and of the parts of a product.
+//! Norms of rows: on their own, as a product reads them, and of the parts of a product.
 
 use super::linear::{bias, weight};
 use super::{BF16, Both, Check, FP8, IN_BF16, IN_FP8, Options, Pair, Read, noise};
@@ -10,7 +10,7 @@ use crate::backend::sequence::{Activation, Affine, Input, Norm, Projection};
 use crate::backend::{Keeping, SequenceOps};
 use crate::weights::DType;
 
-/// Sums of up to a thousand f32, and the roots of their means.
+/// The tolerance of sums of up to a thousand f32, and of the roots of their means.
 const NORM: f64 = 1e-5;
 
 pub(super) fn check(check: &Check) -> Result<()> {
@@ -32,7 +32,7 @@ pub(super) fn check(check: &Check) -> Result<()> {
     Ok(())
 }
 
-/// Each norm through a product, in the form that it reads, and itself.
+/// Checks each norm on its own, and through a product in the form that the product reads.
 fn norms(both: &Both<'_>, rows: usize, features: usize, through: &'static str, tolerance: f64) -> Result<()> {
     let x = both.noise(&[rows, features], 1)?;
     let (a, b) = (both.noise(&[1, features], 2)?, both.noise(&[1, features], 3)?);
@@ -61,7 +61,7 @@ fn norms(both: &Both<'_>, rows: usize, features: usize, through: &'static str, t
     Ok(())
 }
 
-/// Queries, keys and values of one product: with a rotary embedding and without, two norms, one, none.
+/// Checks queries, keys and values of one product: with a rotary embedding and without, with two norms, one, and none.
 fn projections(both: &Both<'_>, rows: usize, heads: usize, pairs: usize, tolerance: f64) -> Result<()> {
     let features = 2 * heads * pairs;
     let (on_cpu, on_cuda) = rope(both, rows, pairs)?;
@@ -82,14 +82,14 @@ fn projections(both: &Both<'_>, rows: usize, heads: usize, pairs: usize, toleran
         let cuda = both.cuda.project(Input::Plain(&x.cuda), &layer.cuda, &cuda)?;
         for (part, (cpu, cuda)) in ["q", "k", "v"].into_iter().zip(cpu.into_iter().zip(cuda)) {
             let case = format!("{rows}x{heads}x{pairs}, norms: {name}; {part}");
-            // A norm over few features makes much of the error of one of them.
+            // A norm over few features enlarges the error of a single one.
             both.compare("projection", case, &Pair { cpu, cuda }, 1.5 * tolerance)?;
         }
     }
     Ok(())
 }
 
-/// Angles without a pattern, on both.
+/// Returns angles without a pattern, on both backends.
 pub(super) fn rope(
     both: &Both<'_>,
     tokens: usize,

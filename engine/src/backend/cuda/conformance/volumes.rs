@@ -1,4 +1,4 @@
-//! Volumes: the VAE's operations.
+//! The operations on volumes, for the VAE.
 
 use super::linear::bias;
 use super::{ATTENTION, BF16, Both, Check, F32, IN_BF16, Options, Pair, ROUNDED, SPLIT, noise};
@@ -10,7 +10,7 @@ use crate::backend::loading::ConvWeights;
 use crate::backend::{Backend, Keeping, Loader, TensorOps};
 use crate::weights::HostTensor;
 
-/// The quick exponentials and quotients of `SiLU` in f32.
+/// The tolerance of the fast exponentials and quotients of `SiLU` in f32.
 const QUICK: f64 = 1e-5;
 
 pub(super) fn check(check: &Check) -> Result<()> {
@@ -48,7 +48,7 @@ pub(super) fn check(check: &Check) -> Result<()> {
     wide(&Both::new(check, &cuda, Keeping::F32))
 }
 
-/// A convolution on both.
+/// A convolution on both backends.
 struct ConvLayer {
     cpu: <Cpu as ConvOps>::Conv,
     cuda: <Cuda as ConvOps>::Conv,
@@ -64,7 +64,7 @@ impl ConvLayer {
     }
 }
 
-/// A norm over channels on both.
+/// A norm over channels on both backends.
 struct NormLayer {
     cpu: <Cpu as ConvOps>::ChannelNorm,
     cuda: <Cuda as ConvOps>::ChannelNorm,
@@ -80,8 +80,8 @@ impl NormLayer {
     }
 }
 
-/// What a convolution is called, on its own, with a residual, with a norm, with both, and after another one; and what
-/// these are allowed.
+/// The names of a convolution's cases (alone, with a residual, with a norm, with both, after another one), and their
+/// tolerances.
 struct Form {
     names: [&'static str; 5],
     plain: f64,
@@ -115,7 +115,7 @@ const WIDE: Form = Form {
     after: 2.0 * SPLIT,
 };
 
-/// With the VAE in f32: products of sums of two bf16 numbers.
+/// Checks the VAE in f32: products of sums of two bf16 numbers.
 fn wide(both: &Both<'_>) -> Result<()> {
     let conv = |io, kernel, parts: &[usize], past, size, step| {
         convolution(both, &WIDE, &Case { io, kernel, parts, past, size, step })
@@ -168,17 +168,17 @@ fn convolutions(both: &Both<'_>) -> Result<()> {
 }
 
 struct Case<'a> {
-    /// Channels in and out.
+    /// The channels in and out.
     io: [usize; 2],
     kernel: [usize; 3],
-    /// Frames of each part.
+    /// The number of frames of each part.
     parts: &'a [usize],
     past: usize,
     size: [usize; 2],
     step: Step,
 }
 
-/// A convolution on its own, with what may follow it, and before another one.
+/// Checks a convolution alone, with each epilogue, and before another one.
 fn convolution(both: &Both<'_>, form: &Form, case: &Case<'_>) -> Result<()> {
     let &Form { names, plain: of_plain, norm: of_norm, after: of_after } = form;
     let (cpu, cuda) = (&both.cpu, both.cuda);
@@ -212,7 +212,7 @@ fn convolution(both: &Both<'_>, form: &Form, case: &Case<'_>) -> Result<()> {
         let all = run(Some(&residual), Some(&norm))?;
         both.compare(names[3], &name[..], &all, of_norm)?;
     }
-    // What one convolution wrote is what another one reads.
+    // A convolution reads the result of another one.
     let again = HostTensor { shape: vec![8, shape[0], 1, 1], data: noise(8 * shape[0], 20) };
     let layer = ConvLayer::load(both, again, bias(8, 21))?;
     let then = Pair {
@@ -222,7 +222,7 @@ fn convolution(both: &Both<'_>, form: &Form, case: &Case<'_>) -> Result<()> {
     both.compare(names[4], name, &then, of_after)
 }
 
-/// Parts of volumes as a convolution leaves them, in f32 and in bf16, are volumes.
+/// Checks that parts of volumes as a convolution leaves them, in f32 and in bf16, are volumes.
 fn parts(both: &Both<'_>) -> Result<()> {
     let (cpu, cuda) = (&both.cpu, both.cuda);
     let through = |x: &<Cuda as TensorOps>::Tensor, channels: usize| {

@@ -1,4 +1,4 @@
-//! Each operation against the reference, what is refused, and what takes no memory.
+//! Compares each operation with the reference, and tests what is refused and what takes no memory.
 
 use super::super::conformance::{self, Group};
 use super::{Cuda, Options, noise, open};
@@ -10,7 +10,7 @@ use crate::progress::Quiet;
 use crate::weights::{DType, Matrix};
 use animd_protocol::profile::{AttentionKind, Precision};
 
-/// What `selftest` runs; every case is printed, and has to pass.
+/// Runs the cases of `selftest`; every case is printed, and must pass.
 fn passes(group: Group) {
     let findings = conformance::run(0, &[group], &Quiet).expect("it runs");
     for f in &findings {
@@ -54,7 +54,7 @@ fn tensor(b: &Cuda, shape: &[usize], seed: u64) -> <Cuda as TensorOps>::Tensor {
     b.upload(&noise(shape.iter().product(), seed), shape).expect("there is room")
 }
 
-/// A layer without a bias, of f32 weights.
+/// Returns a layer without a bias, of f32 weights.
 fn layer(b: &Cuda, keeping: Keeping, outputs: usize, inputs: usize) -> Linear {
     let bytes: Vec<u8> = noise(outputs * inputs, 5).iter().flat_map(|v| v.to_le_bytes()).collect();
     let weight = Matrix::plain(outputs, inputs, DType::F32, bytes);
@@ -94,7 +94,7 @@ fn what_does_not_go_together_is_refused() {
     assert!(b.attention(&Attention { q: &x, sets, heads: 2, scale: 1.0, kind }).is_err());
 }
 
-/// The most bytes of the work that an operation takes beside what is there, and its result.
+/// Returns the most work memory in bytes that an operation takes beside its inputs and its result.
 fn most<T>(b: &Cuda, operation: impl FnOnce() -> crate::Result<T>) -> (usize, T) {
     let before = b.usage()[1].used;
     b.peak_memory();
@@ -102,14 +102,14 @@ fn most<T>(b: &Cuda, operation: impl FnOnce() -> crate::Result<T>) -> (usize, T)
     (b.usage()[1].peak - before, result)
 }
 
-/// Memory is given in pieces of this and, poisoned, with as much behind each.
+/// The granularity of memory; a poisoned piece has as much again behind it.
 const PIECE: usize = 256;
 
 fn taken(bytes: usize) -> usize {
     bytes.next_multiple_of(PIECE) + PIECE
 }
 
-/// A norm that a product reads is nowhere but in the form that it reads.
+/// A norm that a product reads exists only in the form that the product reads.
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn norms_come_in_the_form_that_the_reader_wants() {
@@ -130,7 +130,7 @@ fn norms_come_in_the_form_that_the_reader_wants() {
     }
 }
 
-/// As the `DiT` has it: text and picture in one kernel, which needs no memory but the result's.
+/// This is attention as in the `DiT`: text and picture in one kernel, which needs no memory but the result's.
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn attentions_become_one_kernel() {
@@ -148,7 +148,7 @@ fn attentions_become_one_kernel() {
     assert_eq!(most, taken(2 * rows * features));
 }
 
-/// As the `DiT` has it: queries and keys are normed over what the product made.
+/// These are the norms of the `DiT`: queries and keys are normed in place of what the product made.
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn projections_need_no_memory_for_their_norms() {
@@ -159,7 +159,7 @@ fn projections_need_no_memory_for_their_norms() {
     let projection = Projection { norms: [Some(&w), Some(&w), None], eps: 1e-6, rope: None };
     let (most, parts) = most(&b, || b.project(Input::Plain(&x), &layer, &projection));
     let product = taken(2 * rows * 3 * features);
-    // The input in bf16 goes when the product is there.
+    // The input in bf16 is freed when the product is done.
     assert_eq!(most, taken(2 * rows * 64) + product);
     let before = b.usage()[1].used;
     drop(parts);

@@ -1,6 +1,6 @@
 //! The tiny model's four networks against the reference implementation's results, in each precision.
 //!
-//! The goldens are f32, and the limits what the roundings of a precision add up to: see [`branch`] and [`volumes`].
+//! The goldens are f32. The limits are what the roundings of a precision add up to: see [`branch`] and [`volumes`].
 
 use std::path::Path;
 
@@ -23,45 +23,45 @@ type Tensor = <Cuda as TensorOps>::Tensor;
 pub(super) const TO_BF16: f64 = 1.7e-3;
 pub(super) const TO_E4M3: f64 = 0.026;
 
-/// What a branch of a transformer may be off, before it is added to the stream, if so many roundings to bf16 and to e4m3
-/// lie on its way.
+/// Returns the error that a branch of a transformer may have, before it is added to the stream, with so many roundings
+/// to bf16 and to e4m3 on its way.
 ///
-/// Independent errors add up by their squares, to R. A stream that grows by independent branches, each of which brings its
-/// own R and the relative error E that the stream had, follows dE² = (E² + R²) ds, where s is the logarithm of the
-/// stream's squares. All three tiny networks grow by less than e: by 2.5 (the `DiT`, from 0.952 to 1.510), 2.5 and 2.5. So
-/// E² stays below (e - 1) R², and a branch below (E² + R²) = e R².
+/// Independent errors add up by their squares, to R. A stream that grows by independent branches, each of which brings
+/// its own R and the relative error E that the stream had, follows dE² = (E² + R²) ds, where s is the logarithm of the
+/// stream's squares. All three tiny networks grow by less than e: by 2.5 (the `DiT`, from 0.952 to 1.510), 2.5 and 2.5.
+/// So E² stays below (e - 1) R², and a branch below (E² + R²) = e R².
 pub(super) fn branch(to_bf16: u32, to_e4m3: u32) -> f64 {
     let squares = f64::from(to_bf16) * TO_BF16.powi(2) + f64::from(to_e4m3) * TO_E4M3.powi(2);
     (std::f64::consts::E * squares).sqrt()
 }
 
-/// What volumes may be off after so many roundings to bf16: each counts in the volume itself, and in what later layers
-/// make of it.
+/// Returns the error that volumes may have after so many roundings to bf16: each counts in the volume itself, and in
+/// the results of later layers.
 fn volumes(roundings: u32) -> f64 {
     (2.0 * f64::from(roundings)).sqrt() * TO_BF16
 }
 
-/// Roundings in the longest branch of the `DiT`, cross-attention: the norm, q's weight, q, its norm; keys' and values'
-/// weight, they, the keys' norm; the softmax, what it gives, and the last weight.
+/// The roundings in the longest branch of the `DiT`, cross-attention: the norm, q's weight, q, its norm; the weights of
+/// keys and values, keys and values, the keys' norm; the softmax, attention's result, and the last weight.
 pub(super) const CROSS_ATTENTION: u32 = 10;
-/// Of them those of a product's operands: the norm, the text, what attention gives, and three weights.
+/// Those of these roundings that affect operands: the norm, the text, attention's result, and three weights.
 pub(super) const OPERANDS: u32 = 6;
-/// Roundings of attention that is computed in bf16 among layers in f32: queries, keys, values, softmax, result.
+/// The roundings of attention in bf16 among layers in f32: queries, keys, values, softmax, result.
 const ATTENTION: u32 = 5;
-/// Roundings in a block of umT5 or CLIP: the norm, the weight, queries, keys and values, the softmax, the result, the last
-/// weight; the feed-forward has no more.
+/// The roundings in a block of umT5 or CLIP: the norm, the weight, queries, keys and values, the softmax, the result,
+/// the last weight; the feed-forward has no more.
 const ENCODER_BLOCK: u32 = 6;
-/// Of umT5's gated feed-forward the operands of products: the norm, which counts in both factors, so four times by its
-/// square; three weights and the product of the factors.
+/// The roundings of operands in umT5's gated feed-forward: the norm counts in both factors, so four times by its
+/// square; three weights and the product of the factors count once.
 const GATED_OPERANDS: u32 = 8;
-/// Roundings from a latent to its frames, which are more than those to a latent: three until the first layer, two of it;
-/// five of each of 14 residual blocks (the norm, a weight, the norm after the convolution, a weight, the sum), seven of
-/// attention; two of each of the five convolutions that resample, two of the last one.
+/// The roundings from a latent to its frames, which are more than those to a latent: three until the first layer, two
+/// of it; five of each of 14 residual blocks (the norm, a weight, the norm after the convolution, a weight, the sum),
+/// seven of attention; two of each of the five convolutions that resample, two of the last one.
 const DECODER: u32 = 3 + 2 + 14 * 5 + 7 + 5 * 2 + 2;
-/// What 8-bit attention may be off on white noise.
+/// The error that 8-bit attention may have on white noise.
 const EIGHT_BIT: f64 = 0.05;
 
-/// Checks results and prints how far they are away.
+/// Checks results and prints their errors.
 struct Judge<'a> {
     cuda: &'a Cuda,
     golden: &'a Golden,
@@ -74,7 +74,7 @@ impl Judge<'_> {
     fn see(&self, name: &str, tensor: &Tensor) {
         let mut got = self.cuda.download(tensor).expect("it can be read");
         let want: Vec<f32> = self.golden.numbers(name).iter().map(|v| *v as f32).collect();
-        // The reference keeps one of the padding's rows, which are all alike.
+        // The reference keeps one of the padding's rows, which are all equal.
         got.truncate(want.len());
         let distance = distance(&got, &want);
         println!("{:12} {name:32} {distance:.1e}", self.what);
@@ -91,7 +91,7 @@ impl Judge<'_> {
         self.cuda.upload(&values, &self.golden.shape(name)).expect("there is room")
     }
 
-    /// What the DiT in this folder, with large matrices in 8 bits, makes of the goldens' inputs.
+    /// Returns the result of the DiT in this folder, with large matrices in 8 bits, for the goldens' inputs.
     fn velocity(&self, path: &Path) -> Tensor {
         let cuda = self.cuda;
         let (source, config) = weights::open_dit(path).unwrap();
@@ -119,12 +119,13 @@ struct Way {
     what: &'static str,
     keeping: Keeping,
     attention: AttentionKind,
-    /// Keys from which on attention counts as self-attention.
+    /// The number of keys from which on attention counts as self-attention.
     long_context: usize,
     limit: f64,
 }
 
-/// A forward of the `DiT`, twice: to the same bits, without asking the driver for memory, and giving all back.
+/// Runs a forward of the `DiT` twice: it must give the same bits, allocate nothing from the driver, and free
+/// everything.
 fn forward(way: &Way) {
     let &Way { what, keeping, attention, long_context, limit } = way;
     let cuda = &open(&Options { long_context, ..Options::default() });
@@ -175,7 +176,7 @@ fn the_dit_in_bf16() {
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn the_dit_in_f32() {
-    // Attention is computed in bf16 all the same.
+    // Attention is computed in bf16 even here.
     forward(&Way { what: "fp32", keeping: Keeping::F32, limit: branch(ATTENTION, 0), ..bf16() });
 }
 
@@ -184,14 +185,14 @@ fn the_dit_in_f32() {
 fn the_dit_in_8_bits() {
     let limit = branch(CROSS_ATTENTION, OPERANDS);
     forward(&Way { what: "fp8 exact", keeping: IN_FP8, limit, ..bf16() });
-    // One branch of three has the error of 8-bit attention: a third of the stream's growth brings it.
+    // One branch of three has the error of 8-bit attention: a third of the stream's growth contributes it.
     let attention = EIGHT_BIT * (1.0f64 / 3.0).exp().sqrt();
     let eight = Way { attention: AttentionKind::EightBit, long_context: 1, ..bf16() };
     forward(&Way { what: "fp8 8bit", keeping: IN_FP8, limit: limit.hypot(attention), ..eight });
     forward(&Way { what: "bf16 8bit", limit: bf16().limit.hypot(attention), ..eight });
 }
 
-/// What `animd-engine prepare` writes is what the GPU makes of the same files with every start.
+/// `animd-engine prepare` must write what the GPU computes from the same files at every start.
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn a_prepared_dit_is_the_same_to_the_last_bit() {
@@ -210,17 +211,17 @@ fn a_prepared_dit_is_the_same_to_the_last_bit() {
     assert!(velocity(dir.path()) == velocity(&prepared.folder));
 }
 
-/// Weights that come in 8 bits, and what the reference makes of them with inputs in 8 bits.
+/// The weights are 8-bit, and the reference rounds inputs to 8 bits.
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn the_dit_from_files_in_8_bits() {
     let cuda = open(&Options::default());
     let golden = Golden::open();
     for (layout, key, limit) in [
-        // The reference rounds what it multiplies with the weights as this backend does; what is beside the border between
-        // two numbers falls to either side, as if it were rounded once more.
+        // The reference rounds the inputs of products as this backend does. A value near the border between two numbers
+        // falls to either side, as if it were rounded once more.
         ("lightx2v_fp8", "dit.0.out_lightx2v_fp8_w8a8", branch(CROSS_ATTENTION, 1)),
-        // The weights are those of the reference, and what is multiplied with them is rounded here alone.
+        // The weights are those of the reference; only the inputs of products are rounded here.
         ("comfy_fp8", "dit.0.out_comfy_fp8_dequant", branch(CROSS_ATTENTION, OPERANDS / 2)),
     ] {
         let judge = Judge { cuda: &cuda, golden: &golden, what: "fp8 files", limit };
@@ -267,7 +268,7 @@ fn the_image_encoder() {
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn the_autoencoder() {
     autoencoder("bf16", IN_BF16, volumes(DECODER));
-    // Attention is computed in bf16 all the same.
+    // Attention is computed in bf16 even here.
     autoencoder("fp32", Keeping::F32, volumes(ATTENTION));
 }
 
@@ -303,7 +304,7 @@ fn autoencoder(what: &'static str, keeping: Keeping, limit: f64) {
     judge.see("vae.dec.out_unclamped", &join(&frames));
 }
 
-/// Tiles on this backend are near tiles on the reference.
+/// Tiles on this backend must be near tiles on the reference.
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn the_autoencoder_in_tiles() {
@@ -317,7 +318,7 @@ fn in_tiles(keeping: Keeping, limit: f64) {
     let (source, config) = weights::open_vae(&folder().join("official/Wan2.1_VAE.pth")).unwrap();
     let on_cuda = Vae::load(&cuda.loader(keeping), &source, &config).unwrap();
     let on_cpu = Vae::load(&cpu.loader(Keeping::F32), &source, &config).unwrap();
-    // One column of tiles and a rest.
+    // The width is one column of tiles and a remainder.
     let latents = super::noise(16 * 2 * 34 * 4, 3);
     let mut got = Vec::new();
     let mut sink = |x: Tensor| {

@@ -1,5 +1,5 @@
-//! The ways to run the `DiT` that profiles ship, on a made-up model whose attention is as sharp as a trained one's: what they
-//! are off, and that attention which is wrong would be noticed.
+//! The ways to run the `DiT` that profiles ship, on a made-up model whose attention is as sharp as a trained one's: the
+//! tests bound their errors, and show that wrong attention would be noticed.
 
 use super::goldens::{CROSS_ATTENTION, OPERANDS, TO_BF16, TO_E4M3};
 use super::{Cuda, Options, distance, noise, open};
@@ -12,9 +12,9 @@ use crate::synth::{Size, Source};
 use crate::weights::{Component, DType, HostTensor, Matrix, WeightSource};
 use animd_protocol::profile::{AttentionKind, Precision};
 
-/// Frames, height and width of the latent: 528 tokens.
+/// The frames, height and width of the latent: 528 tokens.
 const LATENT: [usize; 3] = [4, 22, 24];
-/// More than the text has, and less than there are tokens.
+/// A number of keys that is larger than the text's, and smaller than the number of tokens.
 const LONG_CONTEXT: usize = 520;
 
 fn source() -> Source {
@@ -23,7 +23,7 @@ fn source() -> Source {
     Source::new(&dit, DType::Bf16, 1)
 }
 
-/// The same model, but without preferences: its queries are zeros, so that self-attention is the mean over all tokens.
+/// Returns the same model with queries of zeros, so that self-attention is the mean over all tokens.
 struct Indifferent(Source);
 
 impl WeightSource for Indifferent {
@@ -40,7 +40,7 @@ impl WeightSource for Indifferent {
     }
 }
 
-/// The velocity at inputs of noise.
+/// Returns the velocity at inputs of noise.
 fn velocity<B: Backend>(
     b: &B,
     keeping: Keeping,
@@ -60,15 +60,15 @@ fn velocity<B: Backend>(
     b.download(&dit.forward(b, &inputs, blocks, &Quiet, None).unwrap().velocity).unwrap()
 }
 
-/// The root mean square, over the tiny model's two heads, of their scores' deviations, 1.3 and 4.5: how many times a
-/// relative error of queries and keys is larger in what attention makes of them.
+/// The factor by which a relative error of queries and keys grows in attention's result: the root mean square, over the
+/// tiny model's two heads, of their scores' deviations, 1.3 and 4.5.
 const SHARPNESS: f64 = 3.3;
 
-/// What the velocity may be off by roundings to bf16 and, of a product's operands, to e4m3.
+/// Returns the error that the velocity may have from roundings to bf16 and, of a product's operands, to e4m3.
 ///
-/// A branch has [`CROSS_ATTENTION`] roundings, [`OPERANDS`] of them of operands. Those of queries and keys also move the
-/// scores: the norm, a weight, the result and its norm of each, and of them two operands. How the branches' errors come
-/// into the stream, which grows by less than e, is said at [`super::goldens::branch`].
+/// A branch has [`CROSS_ATTENTION`] roundings, [`OPERANDS`] of them of operands. Those of queries and keys also move
+/// the scores: the norm, a weight, the result and its norm of each, and two operands of each. How the branches' errors
+/// come into the stream, which grows by less than e, is explained at [`super::goldens::branch`].
 fn products(operands: f64) -> f64 {
     let squares = |roundings: u32, of_operands: u32| {
         f64::from(roundings) * TO_BF16.powi(2) + f64::from(of_operands) * operands.powi(2)
@@ -77,9 +77,9 @@ fn products(operands: f64) -> f64 {
     ((std::f64::consts::E - 1.0) * branch).sqrt()
 }
 
-/// What 8-bit self-attention adds: steps of int8 as long as the largest of 128 bell-shaped numbers, 2.7 deviations, over 127
-/// for queries, and of the largest of 96 rows, 4 deviations, for keys, each rounded by the root of a twelfth; e4m3 for the
-/// softmax and the values. One branch of three has it, with a third of the stream's growth.
+/// The error that 8-bit self-attention adds: steps of int8 as long as the largest of 128 bell-shaped numbers, 2.7
+/// deviations, over 127 for queries, and of the largest of 96 rows, 4 deviations, for keys, each rounded by the root of
+/// a twelfth; e4m3 for the softmax and the values. One branch of three has it, with a third of the stream's growth.
 fn eight_bits() -> f64 {
     let scores = (2.7f64.powi(2) + 4f64.powi(2)) / (127f64.powi(2) * 12.0);
     let branch = SHARPNESS.powi(2) * scores + 2.0 * TO_E4M3.powi(2);
@@ -108,7 +108,7 @@ fn sharp_attention_in_the_shipped_modes() {
             assert!(off <= limit, "{name}-{kind} is {off:.1e} away, {limit:.1e} allowed");
             assert!(limit < broken, "{name}-{kind}: attention without preferences would pass");
         }
-        // On weights that average attention away the two kinds differ in no digit.
+        // On weights that average attention away, the two kinds give the same digits.
         let apart = distance(&eight, &exact);
         assert!(apart > TO_BF16, "{name}: exact and 8-bit attention are only {apart:.1e} apart");
     }

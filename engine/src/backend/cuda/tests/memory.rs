@@ -1,4 +1,4 @@
-//! Memory: what is taken, given back, and refused.
+//! Memory: how it is allocated, freed, and refused.
 
 use super::{Cuda, Options, WORK, noise};
 use crate::Error;
@@ -13,7 +13,7 @@ use animd_protocol::plan::{Plan, Setup};
 use animd_protocol::profile::{AttentionKind, Precision, Profile};
 use animd_protocol::request::{Settings, Tiling};
 
-/// Without poison, which makes pieces larger.
+/// The arena is not poisoned, because poison makes pieces larger.
 fn open() -> Cuda {
     opened(WORK)
 }
@@ -29,12 +29,12 @@ fn pieces_come_back_and_grow_together() {
     let used = |b: &Cuda| b.usage()[1].used;
     let data = noise(1 << 20, 1);
     let quarter = || b.upload(&data, &[1 << 20]);
-    // Sixteen of 4 MiB, and no more.
+    // There is room for sixteen pieces of 4 MiB, and no more.
     let mut all: Vec<_> = (0..WORK >> 22).map(|_| quarter().expect("there is room")).collect();
     assert_eq!(used(&b), WORK);
     let full = quarter().map(drop);
     assert!(matches!(&full, Err(Error::Memory(text)) if text.contains("smaller size")), "{full:?}");
-    // What lies apart is given back in pieces.
+    // Free ranges that are not adjacent serve only small pieces.
     let mut i = 0;
     all.retain(|_| {
         i += 1;
@@ -103,11 +103,12 @@ fn what_is_written_behind_a_piece_is_noticed() {
     assert!(matches!(b.upload(&[1.0], &[1]), Err(Error::Internal(text)) if text.contains("wrote behind")));
 }
 
-/// What the plan says of a stage's activations, and what the stage took beside what was there before.
+/// Returns the plan's estimate of a stage's activations, and the memory that the stage took beside what was there
+/// before.
 fn near(what: &str, planned: u64, taken: usize) {
     let ratio = taken as f64 / planned as f64;
     println!("{what:24} planned {planned:9}, taken {taken:9}: {ratio:.3}");
-    // What is there beside the large tensors counts for more in a small model, and slabs are taken an eighth larger.
+    // Memory beside the large tensors counts for more in a small model, and slabs are an eighth larger than planned.
     assert!((0.7..1.125).contains(&ratio), "{what}: {taken} bytes were taken, {planned} planned");
 }
 
@@ -148,7 +149,7 @@ fn the_plan_is_near_what_is_taken() {
         compute(false);
         near(&format!("{weights:?} {attention:?}"), planned, taken());
 
-        // What a step cache keeps is planned apart.
+        // The plan counts the memory of a step cache separately.
         b.peak_memory();
         let residual = compute(true).expect("it was to be kept");
         let kept = 4 * residual.elements() as u64;
@@ -159,7 +160,7 @@ fn the_plan_is_near_what_is_taken() {
     }
 }
 
-/// A small VAE whose channels are multiples of what tiles of the kernels have.
+/// Returns a small VAE whose channels are multiples of the kernels' tiles.
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn the_plan_of_the_vae_is_near_what_is_taken() {

@@ -1,8 +1,8 @@
-//! Every operation on this backend and on the reference, then the tiny model's goldens.
+//! Compares every operation on this backend with the reference, then the tiny model with its goldens.
 //!
-//! With the feature `emulator` the kernels run on the CPU. Without it these tests take a GPU: they are reported as ignored,
-//! and `-- --ignored` runs them on a machine that has one. Memory is poisoned, so that whatever is read before it was
-//! written shows as NaN.
+//! With the feature `emulator` the kernels run on the CPU. Without it these tests need a GPU: they are reported as
+//! ignored, and `-- --ignored` runs them on a machine that has one. Memory is poisoned, so that a read of unwritten
+//! memory shows as NaN.
 
 mod conformance;
 mod goldens;
@@ -13,10 +13,10 @@ mod speed;
 use super::conformance::{distance, noise};
 use super::{Cuda, Options};
 
-/// Bytes for the work of a test.
+/// The bytes of work memory for a test.
 const WORK: usize = 64 << 20;
 
-/// The backend.
+/// Returns the backend.
 fn open(options: &Options) -> Cuda {
     let options = Options { poison: true, ..*options };
     Cuda::open(0, &options, 0, WORK).expect("there is a GPU or the emulator")

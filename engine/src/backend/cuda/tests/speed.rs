@@ -1,6 +1,6 @@
-//! What blocks of the 14B model, and its VAE, take on this machine's GPU in time and memory, on made-up weights.
+//! The time and memory that blocks of the 14B model, and its VAE, take on this machine's GPU, on made-up weights.
 //!
-//! Nothing here can fail by being slow: `--ignored --nocapture speed` prints the figures.
+//! No test here fails for being slow: `--ignored --nocapture speed` prints the figures.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -23,15 +23,15 @@ use animd_protocol::profile::{AttentionKind, Precision, Profile};
 use animd_protocol::recipe::Recipe;
 use animd_protocol::request::{Settings, Tiling};
 
-/// Blocks of the `DiT`, which has 40.
+/// The number of measured blocks of the `DiT`, which has 40.
 const BLOCKS: usize = 4;
 const SIZE: [usize; 2] = [832, 480];
 const FRAMES: u32 = 81;
 
-/// Weights that keep activations finite.
+/// Made-up weights that keep activations finite.
 pub(super) struct MadeUp {
     shapes: HashMap<String, Vec<usize>>,
-    /// bf16 matrices, as in a model's file; none where nobody asks for matrices.
+    /// The bf16 matrices, as in a model's file; `None` where nobody asks for matrices.
     file: Option<Mmap>,
     starts: HashMap<String, usize>,
 }
@@ -42,10 +42,10 @@ impl MadeUp {
         Self { shapes, file: None, starts: HashMap::new() }
     }
 
-    /// With a file of all matrices.
+    /// Returns weights with a file of all matrices.
     fn on_disk(tensors: Vec<schema::Expected>) -> Self {
         let (mut file, mut end) = (tempfile::tempfile().unwrap(), 0);
-        // About as large as weights of 5,120 inputs are.
+        // The values are about as large as weights of 5,120 inputs.
         let pattern: Vec<u8> =
             noise(1 << 22, 1).into_iter().flat_map(|v| bf16::from_f32(0.02 * v).to_le_bytes()).collect();
         let mut starts = HashMap::new();
@@ -69,7 +69,7 @@ impl WeightSource for MadeUp {
         let elements: usize = shape.iter().product();
         let inputs = elements / shape[0].max(1);
         let data = match inputs {
-            // Norms' factors, and biases.
+            // These are the norms' factors, and biases.
             1 => vec![if name.ends_with("bias") { 0.01 } else { 1.0 }; elements],
             _ => noise(elements, 2).into_iter().map(|v| v / (inputs as f32 / 3.0).sqrt()).collect(),
         };
@@ -85,7 +85,7 @@ impl WeightSource for MadeUp {
     }
 }
 
-/// The backend, with memory for this stage and network of a plan alone.
+/// Returns the backend, with memory for only this stage and network of a plan.
 fn reserved(plan: &Plan, stages: &[Stage], network: &str) -> Cuda {
     let b = Cuda::open(0, &Options::default(), 0, 0).expect("there is a GPU");
     let mut memory = plan.memory.clone();
@@ -106,7 +106,7 @@ fn gib(bytes: usize) -> f64 {
     bytes as f64 / (1u64 << 30) as f64
 }
 
-/// The median of some runs: until all is enqueued, and until all is done.
+/// Returns the medians of some runs: the time until all work is enqueued, and until it is done.
 fn median(b: &Cuda, mut run: impl FnMut()) -> [Duration; 2] {
     let mut times: Vec<[Duration; 2]> = (0..5)
         .map(|_| {
