@@ -25,7 +25,7 @@ pub use rights::{READ, SEARCH, User, WRITE, refusal, refusal_from};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// As it should be.
+    /// Everything is as it should be.
     Ok,
     /// animd works, but not as well as it could.
     Warn,
@@ -59,12 +59,12 @@ pub struct Check {
 }
 
 impl Check {
-    /// As it should be.
+    /// Returns a finding without trouble.
     pub fn ok(name: &'static str, message: impl Into<String>) -> Self {
         Self { name, status: Status::Ok, message: message.into(), remedy: None }
     }
 
-    /// animd works, but not as well as it could.
+    /// Returns a finding that keeps animd from working as well as it could.
     pub fn warn(name: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { name, status: Status::Warn, message: message.into(), remedy: Some(remedy.into()) }
     }
