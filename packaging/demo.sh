@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Shows the whole path on this machine: builds animd, makes a tiny model, starts the service on a bus of its own, drops
-# a
-# photograph into its inbox, and waits for the video. Writes only below target/demo. SIZE and FRAMES can be set.
+# a photograph into its inbox, and waits for the video. Writes only below target/demo. SIZE and FRAMES can be set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,6 +1,5 @@
 //! Measures how long a submission takes until `JobNew` announces its job: a 2 MB JPEG by descriptor, with 500 jobs
-//! waiting.
-//! Prints a table. The service that is measured is the `animd` of the same build, on a bus of its own.
+//! waiting. Prints a table. The service that is measured is the `animd` of the same build, on a bus of its own.
 //!
 //! `cargo run --release --example bus_latency [DIR]`: DIR is where its folders are made, and so whose disk is measured.
 

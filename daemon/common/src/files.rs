@@ -1,6 +1,5 @@
 //! File operations that stay correct through a power cut or beside a second program: synced copies, renames that
-//! replace
-//! nothing, names of any bytes.
+//! replace nothing, names of any bytes.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
@@ -104,8 +103,7 @@ pub fn copy_new(from: &Path, to: &Path) -> io::Result<()> {
 fn rename_within(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // NFS and some FUSE file systems do not support the flag. A crash between link and unlink leaves both names:
-        // the next
-        // attempt finds that `to` is the same file.
+        // the next attempt finds that `to` is the same file.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
             fs::hard_link(from, to)?;
             fs::remove_file(from)

@@ -1,6 +1,5 @@
 //! What animd, animctl and animd-watch share: the configuration, safe file operations, picture headers, watched
-//! folders,
-//! text for people, and the interfaces to the bus and systemd.
+//! folders, text for people, and the interfaces to the bus and systemd.
 
 pub mod bus;
 pub mod clock;

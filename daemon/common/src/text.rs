@@ -1,6 +1,5 @@
 //! The one gate for text. Input is decoded, and refused with a sentence where it is not text. Output for the bus, JSON
-//! or
-//! a page is a [`Text`], which holds nothing that these cannot carry.
+//! or a page is a [`Text`], which holds nothing that these cannot carry.
 //!
 //! No D-Bus string may hold U+0000; a bus cuts a program off that sends one. Other control characters are no text
 //! either: they move a terminal's cursor and break lines of tables.
@@ -195,8 +194,7 @@ pub fn settings(mut settings: Settings) -> Result<Settings, String> {
 }
 
 /// Returns a request that was stored by a version without this gate, with U+0000 removed. The model's cleaning of
-/// prompts
-/// drops U+0000 as well, so the video stays the same.
+/// prompts drops U+0000 as well, so the video stays the same.
 pub fn old_request(mut request: Request) -> Request {
     for text in [&mut request.prompt, &mut request.negative_prompt] {
         text.retain(|c| c != '\0');

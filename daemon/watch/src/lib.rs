@@ -3,8 +3,7 @@
 //!
 //! It keeps no list of its own. The pictures in the folders are the work to do, and animd's ledger knows what became of
 //! them: each picture is submitted with a key made of the file's identity and contents, so that submitting it again,
-//! after
-//! a crash of either side, returns the same job.
+//! after a crash of either side, returns the same job.
 
 mod config;
 mod desktop;

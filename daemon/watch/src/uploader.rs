@@ -252,8 +252,7 @@ impl Uploader {
     }
 
     /// Handles a sidecar that came after its picture was sent: a job that still waits is replaced. One that runs goes
-    /// on, and
-    /// the picture becomes a new request when it has ended.
+    /// on, and the picture becomes a new request when it has ended.
     async fn hear_late(&mut self, ready: &Ready) {
         let Some((id, carried)) = self.jobs.iter().find(|(_, carried)| carried.ready == *ready) else {
             return;

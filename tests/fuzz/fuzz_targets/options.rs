@@ -1,6 +1,5 @@
 //! Fuzzes the options of calls, `a{sv}`: as bytes of the bus's own encoding, or put together from known keys and values
-//! of
-//! any type, which gets deeper into the code.
+//! of any type, which gets deeper into the code.
 #![no_main]
 
 use std::collections::HashMap;

@@ -43,8 +43,7 @@ fn engine(data: &[u8]) -> Option<(u32, u32)> {
 }
 
 /// Returns how many frame headers a JPEG seems to have. Of two, the service takes the first, and the engine's decoder
-/// the
-/// first of a kind that it knows.
+/// the first of a kind that it knows.
 fn frames(data: &[u8]) -> usize {
     let says = |marker: u8| (0xc0..=0xcf).contains(&marker) && ![0xc4, 0xc8, 0xcc].contains(&marker);
     data.windows(2).filter(|pair| pair[0] == 0xff && says(pair[1])).count()

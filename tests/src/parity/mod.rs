@@ -30,10 +30,8 @@ const LATENTS: f64 = 2e-5;
 /// The absolute error of sigmas, tables and random numbers.
 const ABSOLUTE: f64 = 1e-6;
 /// The error with simulated 8-bit activations. A value that rounds the other way moves by a sixteenth of itself, and
-/// the
-/// error propagates: changing one input by its last bit moves the result by up to 1.4e-2, while leaving out the
-/// simulation
-/// moves it by 1.8e-2 and more.
+/// the error propagates: changing one input by its last bit moves the result by up to 1.4e-2, while leaving out the
+/// simulation moves it by 1.8e-2 and more.
 const SIMULATED: f64 = 1.5e-2;
 
 /// The fixture's model, loaded.

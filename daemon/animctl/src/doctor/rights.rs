@@ -69,8 +69,7 @@ impl User {
 }
 
 /// Returns why `user` lacks some of the `wanted` rights to `path`: the first folder on the way that refuses, or the
-/// file
-/// itself.
+/// file itself.
 pub fn refusal(path: &Path, user: &User, wanted: u32) -> Option<String> {
     refusal_from(Path::new("/"), path, user, wanted)
 }

@@ -253,8 +253,7 @@ fn json_of(dict: &animd_client::Dict) -> Value {
 }
 
 /// Prints a line of data. A reader that has gone away is not an error; if the line cannot be written for another
-/// reason,
-/// the program ends.
+/// reason, the program ends.
 fn print(line: impl std::fmt::Display) {
     if let Err(e) = writeln!(io::stdout(), "{line}")
         && e.kind() != io::ErrorKind::BrokenPipe

@@ -274,8 +274,7 @@ impl Stack {
     }
 
     /// Returns the layers merged over the built-in values. Each layer has already been parsed into the type, so this
-    /// does not
-    /// fail in practice.
+    /// does not fail in practice.
     pub fn read(self, built_in: &Config) -> Result<Config> {
         let mut layers =
             config::Config::builder().add_source(config::Config::try_from(built_in).map_err(unfit)?);

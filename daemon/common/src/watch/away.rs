@@ -105,8 +105,7 @@ impl Leaving<'_> {
     }
 
     /// Moves the picture and returns the folder that it is in then, or why it could not be moved. The outer error is
-    /// that of
-    /// `renamed`, which leaves everything as it was.
+    /// that of `renamed`, which leaves everything as it was.
     fn rename<E>(
         &mut self,
         from: &Dir,

@@ -79,8 +79,7 @@ impl Root {
     }
 
     /// Returns a folder that once was watched or took videos, where something still has to be moved or read: other
-    /// folders may
-    /// lie around and in it by now, and only the service's own folder is out of bounds.
+    /// folders may lie around and in it by now, and only the service's own folder is out of bounds.
     pub fn left(path: &Path, others: Shared) -> Self {
         Self::with(Place::new("", path, Role::Inbox), true, others)
     }

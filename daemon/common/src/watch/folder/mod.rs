@@ -139,8 +139,7 @@ pub struct Folder<T> {
     no_events: Option<NoEvents>,
     lock: Option<File>,
     /// Whether `done/` or `failed/` has gone, and perhaps the root with it: the kernel does not report the removal of a
-    /// folder
-    /// that is held open.
+    /// folder that is held open.
     shaken: bool,
     report: Option<Report>,
 }

@@ -68,8 +68,7 @@ impl<T: Take> Folder<T> {
     }
 
     /// Treats all files as closed after events were lost, because a close may be among them: from now on it is enough
-    /// that a
-    /// file lies unchanged.
+    /// that a file lies unchanged.
     pub(super) fn close_all(&mut self) {
         let open = self.pending.iter().filter(|(_, pending)| !pending.closed);
         for name in open.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
@@ -123,8 +122,7 @@ impl<T: Take> Folder<T> {
     }
 
     /// Looks at the names whose time has come, and hands over those that are complete. Returns false if the folder is
-    /// no
-    /// longer the one to use.
+    /// no longer the one to use.
     pub(super) async fn look(&mut self) -> bool {
         let now = Instant::now();
         if self.due.first().is_none_or(|(due, _)| *due > now) {
