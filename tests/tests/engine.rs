@@ -501,7 +501,7 @@ fn a_bench_of_a_made_up_model() {
         assert_eq!(all.len(), 2);
         assert!(median.is_some_and(|s| s > 0.0) && job > median, "{row}");
     }
-    // `TeaCache` has no coefficients for this model, so there is no such job.
+    // `TeaCache` has nothing to base its decisions on, so no such job is measured.
     let measured: Vec<_> = rows.iter().map(|row| row["job_measured"].as_f64().is_some()).collect();
     assert_eq!(measured, [true, false, true]);
     assert!(said["notes"].to_string().contains("44 of 80"), "{said}");

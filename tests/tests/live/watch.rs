@@ -340,7 +340,8 @@ fn lost_events_are_made_up_for() {
     assert!(fs::read_to_string(house.path("log")).unwrap().contains("were lost"));
 }
 
-/// The kernel's or a container's limit of watches is 0. The test runs only where a user namespace can be made.
+/// The limit of inotify watches, the kernel's or a container's, is reached. The test runs only where a user namespace
+/// can be made.
 #[test]
 fn without_watches_folders_are_polled() {
     let limit = "echo 2 > /proc/sys/user/max_inotify_watches && exec \"$0\" \"$@\"";
