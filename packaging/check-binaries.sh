@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Refuses programs that would not start on every distribution that the package is for: symbols newer than the C library
-# of Ubuntu 22.04, and libraries that a machine may not have, CUDA's before all. Prints the packages that they need.
+# Fails for programs that would not start on every distribution that the package supports: those with symbols newer than
+# the C library of Ubuntu 22.04, or with libraries that a machine may lack, above all CUDA's. Prints the packages that
+# the programs need.
 set -euo pipefail
 
 ceiling=2.35

@@ -28,7 +28,7 @@ export SOURCE_DATE_EPOCH
 
 cargo build --profile "$profile" --locked --workspace --bins
 if [ "${CUDA:-1}" != 0 ]; then
-    # The engine again, with the kernels: of all that was built it alone is built anew.
+    # Builds the engine again, with the kernels; nothing else is rebuilt.
     cargo build --profile "$profile" --locked --workspace --features animd-engine/cuda --bin animd-engine
 fi
 
@@ -38,7 +38,7 @@ mkdir -p "$tree/DEBIAN"
 put() { # MODE FILE PATH
     install -D -p -m "$1" "$2" "$tree/$3"
 }
-# What is read compressed, without a date of its own.
+# Installs a file compressed, without a time stamp of its own.
 pack() { # FILE PATH
     mkdir -p "$(dirname "$tree/$2")"
     gzip -9 -n -c "$1" >"$tree/$2"
@@ -113,7 +113,7 @@ find "$tree" -type d -exec chmod 755 {} +
 chmod 644 "$tree"/DEBIAN/{control,conffiles,md5sums}
 
 package=$target/deb/animd_${version}_amd64.deb
-# Not zstd, which Debian 12 reads but older tools do not.
+# zstd would not do: Debian 12 can read it, but older tools cannot.
 dpkg-deb --root-owner-group -Zxz --build "$tree" "$package" >/dev/null
 echo "$package: $(du -h "$package" | cut -f 1), $((size / 1024)) MiB installed; needs $libraries"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Shows the whole path on this machine: builds animd, makes a tiny model, starts the service on a bus of its own, drops a
-# photograph into its inbox, and waits for the video. Writes below target/demo only. SIZE and FRAMES may be set.
+# Shows the whole path on this machine: builds animd, makes a tiny model, starts the service on a bus of its own, drops
+# a photograph into its inbox, and waits for the video. Writes only below target/demo. SIZE and FRAMES can be set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,7 +13,7 @@ for variable in "${!ANIMD_@}"; do unset "$variable"; done
 run=
 children=()
 
-# Ends what was started, the last first. Each child leads a process group of its own.
+# Ends the processes that were started, the last one first. Each child leads a process group of its own.
 end_children() {
     local i child
     for ((i = ${#children[@]} - 1; i >= 0; i--)); do

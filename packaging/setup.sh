@@ -4,8 +4,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# With `cuda` also what fetches the CUDA compiler and what it works with, with `emulate` what compiles CUDA kernels for this
-# machine, with `appliance` what tries the package on other Debians.
+# `cuda` adds what fetches the CUDA compiler and what that compiler needs, `emulate` what compiles CUDA kernels for this
+# machine's processor, and `appliance` what tests the package on other versions of Debian.
 purpose=${1:-}
 
 has() {
@@ -17,7 +17,7 @@ fail() {
     exit 1
 }
 
-# Rust comes from rustup, not from here: the distributions' is too old.
+# Rust must come from rustup, because the distributions' version is too old. This script does not install it.
 check_rust() {
     local needed found
     needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
@@ -28,7 +28,7 @@ check_rust() {
     fi
 }
 
-# One need a line: `cc`, `pkg-config`, `libsystemd`, `dbus`, `ffmpeg`, `python3`, and so on.
+# Prints what is missing, one need per line: `cc`, `pkg-config`, `libsystemd`, `dbus`, `ffmpeg`, `python3`, and so on.
 missing() {
     has cc || echo cc
     has pkg-config || echo pkg-config
@@ -45,7 +45,7 @@ missing() {
     fi
 }
 
-# The package that fills a need.
+# Prints the package that provides a need.
 package() { # MANAGER NEED
     case "$1 $2" in
         'apt cc') echo gcc libc6-dev ;;
@@ -73,7 +73,7 @@ packages() { # MANAGER
     missing | while read -r need; do package "$1" "$need"; done | tr '\n' ' ' | sed 's/ $//'
 }
 
-# The distribution's own tools decide, so that relatives of Debian and Ubuntu work as well.
+# The choice depends on the package manager that is there, so that relatives of Debian and Ubuntu work as well.
 install_missing() {
     local list
     if ! has apt-get; then
@@ -106,7 +106,7 @@ install_missing() {
     fi
 
     echo "Installing ${list[*]}"
-    # An old list of packages is often enough, so a mirror that does not answer is no reason to stop.
+    # An old list of packages is often good enough, so a mirror that does not answer does not stop the script.
     "${as_root[@]}" apt-get update -qq || echo 'warning: apt-get update failed; trying with the lists that are there' >&2
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${list[@]}"
     if [ -n "$(missing)" ]; then

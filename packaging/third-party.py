@@ -16,7 +16,7 @@ def main() -> int:
     metadata = json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
     nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
 
-    # What is linked in: neither build scripts nor tests.
+    # Only crates that are linked into the programs count, not those of build scripts and tests.
     linked, todo = set(), list(metadata["workspace_members"])
     while todo:
         crate = todo.pop()

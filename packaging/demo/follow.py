@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-# The whole demo is a matter of a minute; a job that does not even appear will not come.
+# In seconds. The whole demo takes about a minute, so a job that has not appeared by then will not come.
 APPEARS_WITHIN = 30
 BAR = 30
 

@@ -20,7 +20,7 @@ def call(bus, path, interface, method, arguments=None, reply=None, descriptors=N
     """Calls a method; gives its values, and the descriptors that came with them."""
     answer, received = bus.call_with_unix_fd_list_sync(
         NAME, path, interface, method, arguments, reply and GLib.VariantType(reply),
-        # A password may be asked for where polkit wants one; there is no hurry.
+        # polkit may ask for a password, so the call has no timeout.
         Gio.DBusCallFlags.ALLOW_INTERACTIVE_AUTHORIZATION, GLib.MAXINT, descriptors, None)
     return answer.unpack(), received
 
@@ -28,7 +28,7 @@ def call(bus, path, interface, method, arguments=None, reply=None, descriptors=N
 def submit(bus, picture, options):
     """Sends an open picture; gives its job's path."""
     descriptors = Gio.UnixFDList.new()
-    # A descriptor travels beside the message, which has its place in the list.
+    # A descriptor travels beside the message, which holds its index in the list.
     arguments = GLib.Variant("(ha{sv})", (descriptors.append(picture.fileno()), options))
     (job,), _ = call(bus, "/org/animd/Animd1", MANAGER, "Submit", arguments, "(o)", descriptors)
     return job
@@ -72,7 +72,7 @@ def make(user, picture, prompt, video):
         number = job.rpartition("/")[2]
         sys.exit(f"animd has gone away; it goes on with the job when it is back: `animctl fetch {number} FILE`")
     print(f"{job} is {state}", file=sys.stderr)
-    # Of a job that failed the answer is its error, in words.
+    # If the job failed, the answer is its error, in words.
     (at,), descriptors = call(bus, job, JOB, "OpenResult", None, "(h)")
     with os.fdopen(descriptors.get(at), "rb") as result, open(video, "xb") as copy:
         while block := result.read(1 << 20):

@@ -4,7 +4,7 @@
 #
 #   submit.sh PICTURE PROMPT
 #
-# BUS=--user asks the animd of the session, else it is the system's.
+# BUS=--user asks the session's animd; by default it is the system's.
 #
 # busctl before systemd 254 cannot pass an open file. With one of these a picture in a watched folder is named by its path
 # (SubmitPath) instead; for any other picture use `animctl submit PICTURE -p PROMPT --wait`.
@@ -27,7 +27,7 @@ property() { # JOB NAME
     printf '%s\n' "$value" | cut -d ' ' -f 2 | tr -d '"'
 }
 
-# Options are counted: this is a dictionary of one.
+# busctl needs the number of options: this is a dictionary with one entry.
 if [ "$(busctl --version | sed -n '1s/systemd \([0-9]*\).*/\1/p')" -ge 254 ]; then
     # The picture is standard input, descriptor 0.
     reply=$(call /org/animd/Animd1 Manager Submit 'ha{sv}' 0 1 prompt s "$2" <"$1")
@@ -49,7 +49,7 @@ if [ -z "$state" ]; then
     exit 1
 fi
 
-# One value out of the description; for more, jq is the better tool.
+# Picks one value out of the description; for more, jq is the better tool.
 value=output
 [ "$state" = "done" ] || value=error_text
 call "$job" Job Describe | sed -n 's|.*"'$value'":{"type":"s","data":"\([^"\\]*\(\\.[^"\\]*\)*\)".*|\1|p'

@@ -17,21 +17,21 @@ not_ok() { # TEXT [DETAILS]
     [ -z "${2:-}" ] || printf '%s\n' "$2" | sed 's/^/            /'
 }
 
-# check TEXT COMMAND...: it succeeds.
+# check TEXT COMMAND...: the command must succeed.
 check() {
     local text=$1 said
     shift
     if said=$("$@" 2>&1); then ok "$text"; else not_ok "$text" "$said"; fi
 }
 
-# refuse TEXT COMMAND...: it fails.
+# refuse TEXT COMMAND...: the command must fail.
 refuse() {
     local text=$1 said
     shift
     if said=$("$@" 2>&1); then not_ok "$text" "it was allowed: $said"; else ok "$text"; fi
 }
 
-# says TEXT PATTERN COMMAND...: what it prints has the pattern, whether it succeeds or not.
+# says TEXT PATTERN COMMAND...: the command's output must match the pattern, whether the command succeeds or not.
 says() {
     local text=$1 pattern=$2 said
     shift 2
@@ -39,12 +39,12 @@ says() {
     if grep -qE -- "$pattern" <<<"$said"; then ok "$text"; else not_ok "$text" "no \`$pattern\` in: $said"; fi
 }
 
-# same TEXT EXPECTED FOUND
+# same TEXT EXPECTED FOUND: both texts must be equal.
 same() {
     if [ "$2" = "$3" ]; then ok "$1"; else not_ok "$1" "expected \`$2\`, found \`$3\`"; fi
 }
 
-# until_so SECONDS TEXT COMMAND...: it succeeds in the end.
+# until_so SECONDS TEXT COMMAND...: the command must succeed within this time.
 until_so() {
     local seconds=$1 text=$2 end
     shift 2
@@ -59,13 +59,13 @@ until_so() {
     ok "$text"
 }
 
-# The end of a scenario. Nothing may have failed, and something must have been checked.
+# Ends a scenario. Nothing may have failed, and something must have been checked.
 finish() {
     if [ "$failed" -gt 0 ] || [ "$passed" -eq 0 ]; then exit 1; fi
     exit 0
 }
 
-# The machine is started again, or loses its power, and the scenario is called again with BOOT one higher.
+# Restarts the machine, or cuts its power; the scenario is then run again with BOOT one higher.
 reboot_machine() {
     if [ "$failed" -gt 0 ]; then exit 1; fi
     exit 100
@@ -76,7 +76,7 @@ cut_power() {
     exit 101
 }
 
-# as USER COMMAND...
+# as USER COMMAND...: runs a command as another user.
 as() {
     local user=$1
     shift

@@ -1,5 +1,5 @@
-//! How long a submission takes until everybody knows of its job: a 2 MB JPEG by descriptor, from the call to `JobNew`, with
-//! 500 jobs waiting. Prints a table. The service that is measured is the `animd` of the same build, on a bus of its own.
+//! Measures how long a submission takes until `JobNew` announces its job: a 2 MB JPEG by descriptor, with 500 jobs
+//! waiting. Prints a table. The service that is measured is the `animd` of the same build, on a bus of its own.
 //!
 //! `cargo run --release --example bus_latency [DIR]`: DIR is where its folders are made, and so whose disk is measured.
 
@@ -63,7 +63,7 @@ async fn main() -> Result<()> {
     }
     for (clients, each) in [(1, 300), (50, 10)] {
         let connections = try_join_all((0..clients).map(|_| connect(&address))).await?;
-        // Made before: this program's own work would count as the service's.
+        // The pictures are made before, so that this program's own work does not count as the service's.
         let mut pictures = Vec::new();
         for _ in 0..clients {
             let own: Result<Vec<File>> = (0..each).map(|_| picture(dir.path(), PICTURE_BYTES)).collect();
@@ -87,7 +87,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Submits pictures one after the other; when each call began, with its job.
+/// Submits pictures one after the other, and returns each job with the time when its call began.
 async fn client(manager: &ManagerProxy<'_>, pictures: Vec<File>) -> Result<Vec<(u64, Instant)>> {
     let mut sent = Vec::with_capacity(pictures.len());
     for picture in pictures {
@@ -112,7 +112,7 @@ async fn arrival(told: &Told, id: u64) -> Result<Instant> {
     Err(format!("nobody was told of job {id}").into())
 }
 
-/// A JPEG's header with comments up to the wanted size, unlike any before it.
+/// Returns a file with a JPEG's header and comments up to the wanted size, unlike any before it.
 fn picture(dir: &Path, bytes: usize) -> Result<File> {
     let mut jpeg = vec![0xff, 0xd8];
     while jpeg.len() < bytes {
@@ -127,7 +127,7 @@ fn picture(dir: &Path, bytes: usize) -> Result<File> {
     Ok(file)
 }
 
-/// What the disk alone takes.
+/// Returns how long the disk alone takes.
 fn synced(dir: &Path) -> Result<Vec<Duration>> {
     let bytes = vec![1; PICTURE_BYTES];
     let mut times = Vec::new();
@@ -155,7 +155,7 @@ async fn connect(address: &str) -> Result<ManagerProxy<'static>> {
     Ok(ManagerProxy::builder(&bus).cache_properties(zbus::proxy::CacheProperties::No).build().await?)
 }
 
-/// A bus and the service on it.
+/// Starts a bus and the service on it.
 fn start(dir: &Path) -> Result<(String, Processes)> {
     let bus_config = dir.join("bus.conf");
     let socket = dir.join("bus").display().to_string();
@@ -209,7 +209,7 @@ fn start(dir: &Path) -> Result<(String, Processes)> {
     Err("the service does not answer".into())
 }
 
-/// Where this build's programs are.
+/// Returns the folder with this build's programs.
 fn programs() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     Ok(own.parent().and_then(Path::parent).ok_or("no folder")?.to_owned())

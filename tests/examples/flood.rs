@@ -1,4 +1,5 @@
-//! How the service takes many pictures that are dropped at once: `cargo run --release --example flood [-- PICTURES]`.
+//! Measures how the service copes with many pictures that are dropped at once: `cargo run --release --example flood
+//! [-- PICTURES]`.
 //!
 //! It starts the real service on a bus of its own (it needs `dbus-daemon`), without a model, so that nothing is made and
 //! everything is queued. Each round drops the pictures in another way, waits until the ledger has them all, then waits for
@@ -84,7 +85,7 @@ impl Service {
             .map_or(0, |n| n as u64)
     }
 
-    /// Peak resident size in MiB.
+    /// Returns the peak resident size in MiB.
     fn peak(&self) -> f64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.animd.id())).unwrap_or_default();
         let kib = status
@@ -93,7 +94,7 @@ impl Service {
         kib.unwrap_or(0.0) / 1024.0
     }
 
-    /// Processor seconds so far, at 100 ticks a second.
+    /// Returns the processor seconds so far, at 100 ticks a second.
     fn cpu(&self) -> f64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.animd.id())).unwrap_or_default();
         let after = stat.rsplit(')').next().unwrap_or_default();
@@ -103,7 +104,7 @@ impl Service {
     }
 }
 
-/// `animd`, beside the folder of examples.
+/// Returns the path of `animd`, beside the folder of examples.
 fn program() -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     let animd = exe.ancestors().nth(2).unwrap().join("animd");

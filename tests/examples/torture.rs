@@ -18,14 +18,14 @@ use std::time::{Duration, Instant};
 use harness::{House, PICTURE};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Pictures that wait or run at a time.
+/// How many pictures wait or run at a time.
 const LOAD: i64 = 12;
 
-/// Numbers that repeat for a seed.
+/// Pseudo-random numbers, the same for the same seed.
 struct Dice(u64);
 
 impl Dice {
-    /// Below `sides` (splitmix64).
+    /// Returns a number below `sides` (splitmix64).
     fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut x = self.0;
@@ -58,7 +58,7 @@ impl Load {
         Some(self.dropped - self.house.number(ended)?)
     }
 
-    /// Drops pictures until enough wait. No two are the same picture; some jobs last a little and some very little.
+    /// Drops pictures until enough wait. No two pictures are the same; some jobs are short and some very short.
     fn fill(&mut self) {
         let Some(open) = self.open() else { return };
         for _ in open..LOAD {
@@ -66,7 +66,7 @@ impl Load {
             let slow = [0, 2, 5, 15, 40][self.dice.roll(5) as usize];
             fs::write(self.house.path(&format!("inbox/p{n}.txt")), format!("slow={slow}")).unwrap();
             let picture = [PICTURE, format!("{n}").as_bytes()].concat();
-            // As a careful program does: the inbox sees it whole.
+            // Writes the picture elsewhere and moves it in complete, as a careful program does.
             fs::write(self.house.path("whole"), picture).unwrap();
             fs::rename(self.house.path("whole"), self.house.path(&format!("inbox/p{n}.png"))).unwrap();
             self.dropped += 1;

@@ -120,7 +120,7 @@ class Dit:
         self.c, self.device = dict(SIZES[size]), device
         self.c["layers"] = layers or self.c["layers"]
         self.precisions = precisions
-        # Of the blocks' computing, without making their weights.
+        # These time the computation of the blocks, without the making of their weights.
         self.timers = {p: Timer(device) for p in precisions}
         self.making = Timer(device)
 

@@ -26,7 +26,7 @@ SIZES = {
 MEAN = [-.7571, -.7089, -.9113, .1075, -.1745, .9653, -.1517, 1.5508, .4134, -.0715, .5517, -.3632, -.1922, -.9497, .2503, -.2921]
 DEVIATION = [2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160]
 LATENT_GAIN, VIDEO_GAIN = 2.35, 0.76
-# Latent frames of the VAE that are compared, and their frames.
+# The latent frames of the VAE that are compared, and the video frames that they stand for.
 LATENTS, FRAMES = 3, 9
 
 
@@ -94,7 +94,7 @@ def clip_tensor(name, shape, device):
         deviation = torch.tensor(np.array(rows), device=device)[:, None]
     else:
         deviation = keep(shape)
-    # The file has them in fp16.
+    # The checkpoint stores these weights in fp16.
     return tensor(name, shape, mean, deviation, device=device).half().float()
 
 

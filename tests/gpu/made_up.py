@@ -9,7 +9,7 @@ import torch
 MASK = (1 << 64) - 1
 STEP = 0x9E3779B97F4A7C15
 FIRST, SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-# Values that are made at a time.
+# How many values are made at a time.
 CHUNK = 1 << 26
 
 

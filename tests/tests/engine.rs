@@ -15,7 +15,7 @@ use animd_protocol::request::{Sampler, Settings};
 use common::{ffprobe, fixture, names, picture, program, run, stderr, tiny_model};
 use tempfile::TempDir;
 
-/// A folder with a picture in it.
+/// Returns a folder with a picture in it.
 fn scene() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("cat.png");
@@ -23,7 +23,7 @@ fn scene() -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-/// `generate` with settings that take a second.
+/// Returns a `generate` command with settings that take a second.
 fn generate(image: &Path, out: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(program("animd-engine"));
     command.arg("generate").arg(image).arg("--out").arg(out).arg("--model").arg(tiny_model());
@@ -31,7 +31,7 @@ fn generate(image: &Path, out: &Path, more: &[&str]) -> Command {
     command
 }
 
-/// The run failed with one sentence that has all these words, and left nothing in `folder` but `kept`.
+/// Checks that the run failed with one sentence that has all these words, and left nothing in `folder` but `kept`.
 #[track_caller]
 fn refused(output: &Output, words: &[&str], folder: &Path, kept: &[&str]) {
     let text = stderr(output);
@@ -88,7 +88,7 @@ fn a_poster_and_a_thumbnail_lie_beside_the_video() {
     assert!(output.status.success(), "{}", stderr(&output));
     let size = |path: &Path| image::image_dimensions(path).expect("a picture");
     assert_eq!((size(&poster), size(&thumbnail)), ((640, 32), (512, 26)));
-    // They show the second of the five frames.
+    // The thumbnails show the second of the five frames.
     let frame = folder.path().join("frame.png");
     let select = ["-v", "error", "-vf", "select=eq(n\\,1)", "-frames:v", "1"];
     let output = run(Command::new("ffmpeg").arg("-i").arg(&out).args(select).arg(&frame));
@@ -237,7 +237,7 @@ fn pictures_that_cannot_be_used_get_a_sentence() {
         let output = run(&mut generate(image, &folder.path().join("out.mp4"), &["-p", "x"]));
         refused(&output, &[], folder.path(), &["cat.png"]);
     }
-    // Twenty kilometres of one pixel's height have no video's shape.
+    // A picture one pixel high cannot be fitted to any video size.
     let strip = folder.path().join("strip.png");
     picture(&strip, 20_000, 1);
     let output = Command::new(program("animd-engine"))
@@ -272,7 +272,7 @@ fn prompts_of_every_kind() {
     refused(&run(&mut from_file), &["100000 bytes", "16384"], folder.path(), &["cat.png", "prompt.txt"]);
     std::fs::write(&prompt, b"good \xff bad").expect("written");
     refused(&run(&mut from_file), &["UTF-8", "byte 5"], folder.path(), &["cat.png", "prompt.txt"]);
-    // More than 512 tokens are cut, and that is said.
+    // More than 512 tokens are cut, with a warning.
     std::fs::write(&prompt, "word ".repeat(2000)).expect("written");
     let output = run(&mut from_file);
     assert!(output.status.success() && stderr(&output).contains("the first 512"), "{}", stderr(&output));
@@ -325,7 +325,7 @@ fn an_existing_video_and_an_unwritable_folder_are_left_alone() {
 #[test]
 fn a_full_disk_gets_a_sentence_and_leaves_nothing() {
     let (folder, image) = scene();
-    // A limit on the size of files stands for the disk's end: it needs no rights, and fails the same write.
+    // A limit on the size of files stands for a full disk: it needs no rights, and fails the same write.
     let command =
         generate(&image, &folder.path().join("out.mp4"), &["-p", "x", "--size", "320x192", "--quality", "1"]);
     let mut limited = Command::new("sh");
@@ -363,7 +363,7 @@ fn model_folders_that_cannot_be_used_get_a_sentence() {
         assert!(status.success());
         to
     };
-    // Half-copied: the file of the DiT ends early; then a part is missing altogether.
+    // The model is half-copied: the DiT's file ends early; then a part is missing altogether.
     let half = copy("half");
     let dit = half.join("diffusion_pytorch_model.safetensors");
     let length = std::fs::metadata(&dit).expect("it is there").len();
@@ -372,7 +372,7 @@ fn model_folders_that_cannot_be_used_get_a_sentence() {
     let part = copy("part");
     std::fs::remove_file(part.join("Wan2.1_VAE.pth")).expect("removed");
     refused(&with_model(&part), &["VAE"], folder.path(), &["cat.png"]);
-    // Another model: text-to-video has no picture beside its noise.
+    // Another model: a text-to-video DiT takes no picture beside its noise.
     let other = copy("other");
     let config = std::fs::read_to_string(other.join("config.json")).expect("read");
     let config = config.replace("\"i2v\"", "\"t2v\"").replace("\"in_dim\": 36", "\"in_dim\": 16");
@@ -423,7 +423,7 @@ fn a_made_up_model_is_inspected_and_runs() {
     assert!(output.status.success(), "{}", stderr(&output));
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert!(found.to_string().contains("official"), "{found}");
-    // What is there already is not written over.
+    // Existing files are not overwritten.
     let output = run(engine().arg("synth-model").arg(&model).args(["--size", "tiny"]));
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
 
@@ -446,7 +446,7 @@ fn a_plan_says_what_fits() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("are needed"), "{}", stderr(&output));
 
-    // Another model and a profile of one's own.
+    // Another model and a custom profile.
     let folder = tempfile::tempdir().expect("a temporary folder");
     let profile = folder.path().join("mine.toml");
     let own = std::fs::read_to_string(fixture("../../configs/cpu.toml")).expect("it comes with animd");
@@ -501,12 +501,12 @@ fn a_bench_of_a_made_up_model() {
         assert_eq!(all.len(), 2);
         assert!(median.is_some_and(|s| s > 0.0) && job > median, "{row}");
     }
-    // `TeaCache` has nothing to decide by, and so there is no such job.
+    // `TeaCache` has nothing to base its decisions on, so no such job is measured.
     let measured: Vec<_> = rows.iter().map(|row| row["job_measured"].as_f64().is_some()).collect();
     assert_eq!(measured, [true, false, true]);
     assert!(said["notes"].to_string().contains("44 of 80"), "{said}");
 
-    // Of a model that is there, as a table.
+    // The bench of an existing model, as a table.
     let model = tiny_model();
     let output =
         bench(&["--model", model.to_str().expect("a plain path"), "--rows", "bf16-exact,fp8-teacache"]);
@@ -550,7 +550,7 @@ fn help_has_an_example_for_every_command() {
             "{text}"
         );
     }
-    // A reader that goes away is no error.
+    // A reader that goes away is not an error.
     let mut child = Command::new(program("animd-engine"))
         .args(["inspect", "--json"])
         .arg(tiny_model())

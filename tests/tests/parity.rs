@@ -8,6 +8,6 @@ fn every_golden_is_met() {
     let items = parity::run(std::path::Path::new(dir)).expect("the fixture is whole");
     let bad: Vec<_> = items.iter().filter(|i| !i.ok).map(ToString::to_string).collect();
     assert!(bad.is_empty(), "{} of {} items:\n{}", bad.len(), items.len(), bad.join("\n"));
-    // The fixture's own list: nothing was passed over.
+    // The items come from the fixture's own list; a small number would mean that some were passed over.
     assert!(items.len() > 500, "{} items", items.len());
 }

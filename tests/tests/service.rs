@@ -1,4 +1,5 @@
-//! The service with the real engine: whatever dies, and in whatever stage, each picture becomes exactly one video.
+//! The service with the real engine: whichever process dies, in whichever stage, each picture becomes exactly one
+//! video.
 
 mod common;
 #[path = "live/harness.rs"]
@@ -11,10 +12,10 @@ use common::{ffprobe, names, picture, tiny_model};
 use harness::House;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How many jobs have a video.
+/// The query for how many jobs have a video.
 const DONE: &str = "SELECT count(*) FROM job WHERE state = 'done'";
 
-/// The service with the real engine and small videos, and with patience for engines that die.
+/// Starts the service with the real engine, small videos, and many attempts per job.
 fn started() -> House {
     let mut house = House::new(
         "[queue]\nattempts = 50\ninterruptions = 50\n\
@@ -25,7 +26,7 @@ fn started() -> House {
     house
 }
 
-/// The jobs as the client shows them, with the stage of the one that runs.
+/// Returns the jobs as the client shows them, with the stage of the running one.
 fn stages_shown(house: &House) -> String {
     String::from_utf8_lossy(&house.animctl(&["list", "--json"]).stdout).into_owned()
 }
@@ -38,13 +39,13 @@ fn one_video_a_picture_whatever_dies_in_whatever_stage() {
     for (i, stage) in stages.into_iter().flat_map(|s| [s, s]).enumerate() {
         let engine_dies = i % 2 == 0;
         let name = format!("{i}.png");
-        // Written elsewhere and moved in, as a careful program does it.
+        // The picture is written elsewhere and moved in, as a careful program does.
         let fresh = house.path("fresh.png");
         picture(&fresh, 60, 40 + i as u32);
         fs::rename(&fresh, house.path("inbox").join(&name)).expect("moved in");
         pictures += 1;
         let is_done = |house: &House| house.number(DONE) == Some(pictures);
-        // The stage may be over before it is seen; then the death comes later, which is a test as well.
+        // The stage may be over before it is seen; then the kill comes later, which is a valid test as well.
         house.until("in its stage", |house| {
             stages_shown(house).contains(&format!("\"{stage}\"")) || is_done(house)
         });
@@ -58,7 +59,7 @@ fn one_video_a_picture_whatever_dies_in_whatever_stage() {
         }
         house.until("done", is_done);
     }
-    // Neither lost nor doubled, and nothing unfinished lies about.
+    // No video is lost or doubled, and no unfinished file is left.
     let expected: Vec<String> = (0..pictures).map(|i| format!("{i}-7.mp4")).collect();
     house.until("tidy", |house| names(&house.path("outbox")) == expected);
     for name in &expected {

@@ -41,7 +41,7 @@ use zbus::{Fd, OwnedFd, OwnedObjectPath, OwnedVariant, Variant, proxy};
 pub const NAME: &str = "org.animd.Animd1";
 /// The manager's path.
 pub const PATH: &str = "/org/animd/Animd1";
-/// What the names of animd's errors begin with.
+/// The common prefix of the names of animd's errors.
 pub const ERRORS: &str = "org.animd.Animd1.Error.";
 
 /// Options of a call, by name.
@@ -59,8 +59,7 @@ pub fn id_of(path: &zbus::ObjectPath<'_>) -> Option<u64> {
     path.as_str().strip_prefix(PATH)?.strip_prefix("/job/")?.parse().ok()
 }
 
-/// Returns the name of animd's own error, without what all begin with: `QueueFull`. `None` for an error of somebody
-/// else's.
+/// Returns the name of an error of animd's without the common prefix, such as `QueueFull`. `None` for any other error.
 pub fn error_name(error: &zbus::Error) -> Option<&str> {
     match error {
         zbus::Error::MethodError(name, ..) => name.as_str().strip_prefix(ERRORS),
@@ -81,16 +80,16 @@ pub trait Manager {
     /// Submits a picture in a watched folder.
     #[zbus(allow_interactive_auth)]
     fn submit_path(&self, path: &str, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
-    /// Returns what a submission with these options would come to.
+    /// Returns what a submission with these options would take.
     fn plan(&self, options: Options<'_>) -> zbus::Result<Dict>;
     /// Returns the object of a job.
     fn get_job(&self, id: u64) -> zbus::Result<OwnedObjectPath>;
-    /// Public facts of jobs, the newest first.
+    /// Returns public facts of jobs, the newest first.
     fn list(&self, filter: Options<'_>) -> zbus::Result<Vec<Dict>>;
     /// Returns everything about the jobs that the caller may see, the newest first.
     #[zbus(allow_interactive_auth)]
     fn history(&self, filter: Options<'_>) -> zbus::Result<Vec<Dict>>;
-    /// Sums over the ended jobs that the caller may see.
+    /// Returns sums over the ended jobs that the caller may see.
     #[zbus(allow_interactive_auth)]
     fn statistics(&self, options: Options<'_>) -> zbus::Result<Vec<Dict>>;
     /// Returns how a job went: its events, stages and steps, and what the GPU did meanwhile.
@@ -99,13 +98,13 @@ pub trait Manager {
     /// Keeps the model in memory (`warm`) or the queue from starting jobs (`pause`) until the descriptor is closed.
     #[zbus(allow_interactive_auth)]
     fn inhibit(&self, what: &str, who: &str, why: &str) -> zbus::Result<OwnedFd>;
-    /// Starts no job from here on, also after a restart.
+    /// Pauses the queue, also across restarts.
     #[zbus(allow_interactive_auth)]
     fn pause(&self) -> zbus::Result<()>;
-    /// Starts jobs again.
+    /// Continues the queue.
     #[zbus(allow_interactive_auth)]
     fn resume(&self) -> zbus::Result<()>;
-    /// Gives the model's memory back now.
+    /// Frees the model's memory now.
     #[zbus(allow_interactive_auth)]
     fn unload(&self) -> zbus::Result<()>;
     /// Returns all profiles.
@@ -113,7 +112,7 @@ pub trait Manager {
     /// Watches one more folder.
     #[zbus(allow_interactive_auth)]
     fn add_watch(&self, path: &str, options: Options<'_>) -> zbus::Result<()>;
-    /// Watches a folder no more.
+    /// Stops watching a folder.
     #[zbus(allow_interactive_auth)]
     fn remove_watch(&self, path: &str) -> zbus::Result<()>;
     /// Returns the watched folders.
@@ -122,10 +121,10 @@ pub trait Manager {
     /// Reads the configuration again.
     #[zbus(allow_interactive_auth)]
     fn reload(&self) -> zbus::Result<()>;
-    /// A job is new.
+    /// Sent when a job is added.
     #[zbus(signal)]
     fn job_new(&self, id: u64, job: zbus::ObjectPath<'_>) -> zbus::Result<()>;
-    /// A job has ended.
+    /// Sent when a job has ended.
     #[zbus(signal)]
     fn job_removed(&self, id: u64, job: zbus::ObjectPath<'_>, result: &str) -> zbus::Result<()>;
     /// Returns the service's version.
@@ -143,10 +142,10 @@ pub trait Manager {
     /// Returns the GPU in use; empty without one.
     #[zbus(property)]
     fn gpu(&self) -> zbus::Result<Dict>;
-    /// Jobs that wait.
+    /// Returns how many jobs wait.
     #[zbus(property)]
     fn queued(&self) -> zbus::Result<u32>;
-    /// Returns whether no job is started, because somebody paused the queue.
+    /// Returns whether somebody has paused the queue.
     #[zbus(property)]
     fn paused(&self) -> zbus::Result<bool>;
 }
@@ -154,10 +153,10 @@ pub trait Manager {
 /// A job.
 #[proxy(interface = "org.animd.Animd1.Job", default_service = "org.animd.Animd1")]
 pub trait Job {
-    /// Cancels it; a running job ends a little later.
+    /// Cancels the job; a running job ends a little later.
     #[zbus(allow_interactive_auth)]
     fn cancel(&self) -> zbus::Result<()>;
-    /// Everything about it.
+    /// Returns everything about the job.
     #[zbus(allow_interactive_auth)]
     fn describe(&self) -> zbus::Result<Dict>;
     /// Returns the video, open for reading.
@@ -166,49 +165,49 @@ pub trait Job {
     /// Returns a small picture of the video, a JPEG open for reading.
     #[zbus(allow_interactive_auth)]
     fn open_thumbnail(&self) -> zbus::Result<OwnedFd>;
-    /// A picture as large as the video, for some days; a JPEG open for reading.
+    /// Returns a picture as large as the video, a JPEG open for reading; it is kept for some days.
     #[zbus(allow_interactive_auth)]
     fn open_poster(&self) -> zbus::Result<OwnedFd>;
-    /// Returns what the video is going to be, a JPEG open for reading.
+    /// Returns a preview of the video, a JPEG open for reading.
     #[zbus(allow_interactive_auth)]
     fn open_preview(&self) -> zbus::Result<OwnedFd>;
-    /// Gives it another place in the queue.
+    /// Changes the job's place in the queue.
     #[zbus(allow_interactive_auth)]
     fn set_priority(&self, priority: i32) -> zbus::Result<()>;
-    /// Queues its picture once more.
+    /// Queues the job's picture once more.
     #[zbus(allow_interactive_auth)]
     fn retry(&self, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
-    /// Deletes what animd knows of it.
+    /// Deletes what animd knows of the job.
     #[zbus(allow_interactive_auth)]
     fn forget(&self) -> zbus::Result<()>;
-    /// The video that animd kept for its caller has been fetched.
+    /// Tells animd that the caller has fetched the video that was kept for it.
     #[zbus(allow_interactive_auth)]
     fn collected(&self) -> zbus::Result<()>;
-    /// The number.
+    /// Returns the job's number.
     #[zbus(property(emits_changed_signal = "const"))]
     fn id(&self) -> zbus::Result<u64>;
-    /// Whose it is.
+    /// Returns the user that the job belongs to.
     #[zbus(property(emits_changed_signal = "const"))]
     fn owner(&self) -> zbus::Result<u32>;
-    /// Returns where it stands.
+    /// Returns the job's state.
     #[zbus(property)]
     fn state(&self) -> zbus::Result<String>;
-    /// The stage under way.
+    /// Returns the stage under way.
     #[zbus(property)]
     fn stage(&self) -> zbus::Result<String>;
-    /// Denoising steps done and in all.
+    /// Returns the denoising steps that are done, and their total.
     #[zbus(property)]
     fn step(&self) -> zbus::Result<(u32, u32)>;
-    /// 0 to 1.
+    /// Returns the progress, from 0 to 1.
     #[zbus(property)]
     fn progress(&self) -> zbus::Result<f64>;
-    /// Returns microseconds since the epoch; 0 while not known.
+    /// Returns when the job is expected to end, in microseconds since the epoch; 0 while not known.
     #[zbus(property)]
     fn expected_end(&self) -> zbus::Result<u64>;
-    /// Place in the queue; nobody is told of its changes.
+    /// Returns the job's place in the queue; no signal reports its changes.
     #[zbus(property(emits_changed_signal = "false"))]
     fn position(&self) -> zbus::Result<u32>;
-    /// The larger runs first.
+    /// Returns the priority; the larger runs first.
     #[zbus(property)]
     fn priority(&self) -> zbus::Result<i32>;
 }

@@ -1,4 +1,4 @@
-//! What the service and its clients know of the bus: the service's name, and its values as JSON.
+//! The service's name on the bus, its states, and the bus's values as JSON.
 
 use serde_json::Value;
 use zbus::Variant;
@@ -9,11 +9,11 @@ pub const NAME: &str = "org.animd.Animd1";
 /// What the service as a whole is doing, the property `State` of its manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServiceState {
-    /// It has just begun.
+    /// The service has just started.
     Starting,
     /// The engine is starting.
     Loading,
-    /// There is nothing to do.
+    /// There are no jobs to run.
     Idle,
     /// A video is being made.
     Busy,
@@ -21,11 +21,11 @@ pub enum ServiceState {
     Paused,
     /// There is no model, or it cannot be used.
     NoWeights,
-    /// No GPU will do.
+    /// No GPU can be used.
     NoGpu,
     /// The engine cannot work.
     NoEngine,
-    /// It is about to end.
+    /// The service is about to end.
     Stopping,
 }
 
@@ -63,12 +63,12 @@ impl ServiceState {
         Self::ALL.into_iter().find(|state| state.name() == name)
     }
 
-    /// Returns whether something that a person has to mend keeps jobs from being made.
+    /// Returns whether jobs cannot run until a person repairs something.
     pub fn is_trouble(self) -> bool {
         matches!(self, Self::NoWeights | Self::NoGpu | Self::NoEngine)
     }
 
-    /// Returns whether jobs that wait are made one after the other, with nothing in their way.
+    /// Returns whether waiting jobs run one after the other, with nothing in their way.
     pub fn is_working(self) -> bool {
         matches!(self, Self::Idle | Self::Busy)
     }
@@ -107,8 +107,8 @@ pub fn json(value: &Variant<'_>) -> Option<Value> {
     })
 }
 
-/// Returns a value of JSON as the bus has it in options: text, whole numbers, others, and truths. `None` for the
-/// rest.
+/// Returns a JSON value as an option of a bus call: a string, a whole number, a float or a boolean. `None` for every
+/// other value.
 pub fn variant(value: &Value) -> Option<Variant<'_>> {
     match value {
         Value::Bool(truth) => Some((*truth).into()),

@@ -1,4 +1,4 @@
-//! What can go wrong in any of the daemon's programs.
+//! The error type of all the daemon's programs.
 
 use std::path::PathBuf;
 
@@ -25,17 +25,17 @@ pub enum Error {
     /// A picture, its sidecar or a call that cannot be served.
     #[error("{text}")]
     Refused {
-        /// What went wrong, for programs.
+        /// The stable code, for programs.
         code: ErrorCode,
         /// The sentence.
         text: String,
     },
-    /// The program is ending, and with it whatever was asked.
+    /// The program is ending, so that the request is not served.
     #[error("the service is stopping")]
     Stopping,
 }
 
-/// The result of everything that this crate does.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
@@ -45,7 +45,7 @@ impl Error {
         move |source| Self::File { action, path, source }
     }
 
-    /// A refusal with its stable code.
+    /// Returns a refusal with its stable code.
     pub fn refused(code: ErrorCode, text: impl Into<String>) -> Self {
         Self::Refused { code, text: text.into() }
     }
@@ -58,7 +58,7 @@ impl Error {
         }
     }
 
-    /// Returns what went wrong, for the ledger and for programs.
+    /// Returns the stable code, for the ledger and for programs.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Refused { code, .. } => *code,

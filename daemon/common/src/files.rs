@@ -1,5 +1,5 @@
-//! Files handled so that a power cut or a second program leaves them whole: synced copies, renames that replace
-//! nothing, names of any bytes.
+//! File operations that stay correct through a power cut or beside a second program: synced copies, renames that
+//! replace nothing, names of any bytes.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
@@ -16,8 +16,8 @@ use sha2::{Digest, Sha256};
 /// The longest file name that Linux file systems take, in bytes.
 pub const NAME_MAX: usize = 255;
 
-/// Returns a path or name in words: control characters and bytes that are not UTF-8 are escaped, so that it stays one
-/// line.
+/// Returns a path or name for messages: control characters and bytes that are not UTF-8 are escaped, so that it stays
+/// one line.
 pub fn show(path: impl AsRef<OsStr>) -> String {
     let mut out = String::new();
     for chunk in path.as_ref().as_bytes().utf8_chunks() {
@@ -40,9 +40,9 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens a regular file for reading; a symbolic link, a device or a pipe is an error of kind `InvalidInput` in words.
+/// Opens a regular file for reading; a symbolic link, a device or a pipe is an error of kind `InvalidInput`.
 pub fn open_regular(path: &Path) -> io::Result<(File, fs::Metadata)> {
-    // O_NONBLOCK: a pipe without a writer must not hang us before fstat has told what it is.
+    // O_NONBLOCK: opening a pipe without a writer must not block before fstat says what the file is.
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as i32;
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|e| {
         if e.raw_os_error() == Some(Errno::LOOP.raw_os_error()) { not_regular("a symbolic link") } else { e }
@@ -71,7 +71,7 @@ fn not_regular(kind: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, format!("it is {kind}, not a regular file"))
 }
 
-/// Renames without replacing: an existing `to` is an error of kind `AlreadyExists`. Also across file systems.
+/// Renames without replacing, also across file systems: an existing `to` is an error of kind `AlreadyExists`.
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match rename_within(from, to) {
         Err(e) if e.raw_os_error() == Some(Errno::XDEV.raw_os_error()) => {
@@ -99,11 +99,11 @@ pub fn copy_new(from: &Path, to: &Path) -> io::Result<()> {
     copied
 }
 
-/// [`rename_new`] on one file system.
+/// Does what [`rename_new`] does, within one file system.
 fn rename_within(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // NFS and some FUSE file systems have no such flag. A crash in between leaves both names: whoever tries again
-        // finds `to` taken by the very same file.
+        // NFS and some FUSE file systems do not support the flag. A crash between link and unlink leaves both names:
+        // the next attempt finds that `to` is the same file.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
             fs::hard_link(from, to)?;
             fs::remove_file(from)
@@ -130,7 +130,7 @@ pub fn write_atomic(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     sync_dir(dir)
 }
 
-/// Returns how many bytes are free for us on the disk of `path`.
+/// Returns how many bytes this user can still write on the disk of `path`.
 pub fn free_space(path: &Path) -> io::Result<u64> {
     let disk = rustix::fs::statvfs(path)?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
@@ -147,7 +147,7 @@ pub fn read_small(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The SHA-256 of all that `from` gives; `each` gets every piece on the way.
+/// Returns the SHA-256 of everything read from `from`, and passes each piece to `each`.
 pub fn hash(mut from: impl Read, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<[u8; 32]> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 18];
@@ -164,7 +164,7 @@ pub fn hash(mut from: impl Read, mut each: impl FnMut(&[u8]) -> io::Result<()>) 
     }
 }
 
-/// `stem` + `-n` (from the second on) + `tail`, the stem cut so that the name fits.
+/// Returns `stem` + `-n` (for `n` of 2 or more) + `tail`, with the stem cut so that the name fits.
 pub fn numbered(stem: &OsStr, n: u32, tail: &str) -> OsString {
     let tail = if n < 2 { tail.to_owned() } else { format!("-{n}{tail}") };
     let mut name = stem.as_bytes().to_vec();
@@ -188,7 +188,7 @@ pub fn split_name(name: &OsStr) -> (&OsStr, &OsStr) {
     }
 }
 
-/// What tells one state of a file from another: it changes when the file is replaced or written to.
+/// The identity of one state of a file: it changes when the file is replaced or written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
     /// The device's number.
@@ -200,7 +200,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Of an open or looked-up file.
+    /// Returns the identity of a file from its metadata.
     pub fn of(meta: &fs::Metadata) -> Self {
         Self {
             dev: meta.dev() as i64,
@@ -220,9 +220,9 @@ pub fn path_from(bytes: Vec<u8>) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-/// Returns a name for the video of a picture: `STEM-SEED.mp4`, and a number from the second on.
+/// Returns a name for the video of a picture: `STEM-SEED.mp4`, or `STEM-SEED-N.mp4` for `n` of 2 or more.
 pub fn output_name(picture: &OsStr, seed: u64, n: u32) -> OsString {
-    // The tail holds the seed, so that a cut stem never costs it; a number goes before `.mp4`.
+    // The seed is part of the tail, so that it stays when the stem is cut; a number goes before `.mp4`.
     let tail = if n < 2 { format!("-{seed}.mp4") } else { format!("-{seed}-{n}.mp4") };
     numbered(split_name(picture).0, 1, &tail)
 }

@@ -1,4 +1,4 @@
-//! Wrong keys in words: the file, the line, and the nearest right key.
+//! Error messages about wrong keys: the file, the line, and the nearest right key.
 
 use std::path::Path;
 
@@ -45,12 +45,12 @@ pub fn nearest<'a>(wrong: &str, keys: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, key)| key)
 }
 
-/// "; did you mean `x`?" or nothing.
+/// Returns "; did you mean `x`?", or an empty string if no key is similar.
 pub fn hint<'a>(wrong: &str, keys: impl IntoIterator<Item = &'a str>) -> String {
     nearest(wrong, keys).map(|key| format!("; did you mean `{key}`?")).unwrap_or_default()
 }
 
-/// Levenshtein's distance, hyphens and underscores alike.
+/// Returns the Levenshtein distance, with hyphens and underscores treated as equal.
 fn distance(a: &str, b: &str) -> usize {
     let fold = |s: &str| s.to_lowercase().replace('-', "_").chars().collect::<Vec<_>>();
     let (a, b) = (fold(a), fold(b));
@@ -74,8 +74,8 @@ pub fn explain(file: &Path, text: &str, error: &toml::de::Error) -> String {
     format!("{place}: {}", with_hint(error.message()))
 }
 
-/// Serde's message about an unknown field or variant, with the nearest right one in place of the whole list. One line of
-/// bearable length, whatever the wrong one is.
+/// Returns serde's message about an unknown field or variant with the nearest right one in place of the whole list, as
+/// one line of limited length.
 pub fn with_hint(message: &str) -> String {
     for (start, what) in [("unknown field `", "key"), ("unknown variant `", "value")] {
         let Some(rest) = message.strip_prefix(start) else { continue };

@@ -1,5 +1,5 @@
-//! What animd, animctl and animd-watch share: the configuration, files and pictures handled with care, watched folders,
-//! sentences for people, and what the bus and systemd want to hear.
+//! What animd, animctl and animd-watch share: the configuration, safe file operations, picture headers, watched
+//! folders, text for people, and the interfaces to the bus and systemd.
 
 pub mod bus;
 pub mod clock;

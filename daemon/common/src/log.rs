@@ -14,20 +14,20 @@ use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 use crate::keys::{nearest, one_line};
 use crate::{Error, Result};
 
-/// Every entry that speaks of a job has this `MESSAGE_ID` and a field `JOB`.
+/// The `MESSAGE_ID` of every entry about a job; such an entry has a field `JOB`, too.
 const JOB_MESSAGE_ID: &str = "7d2f0d3f2c114c3b9f0b8f3d5a4c9e21";
 
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
-/// The filter, to be replaced while the service runs.
+/// The filter, which can be replaced while the service runs.
 static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
-/// Returns a level or a filter of tracing-subscriber.
+/// Parses a level or a filter of tracing-subscriber.
 ///
 /// # Errors
 /// [`Error::Config`] names it.
 pub fn filter(level: &str) -> Result<EnvFilter> {
-    // A bare word that is no level would be the name of a part of the program, and silence all the others.
+    // A bare word that is not a level would be the name of a module, and would silence all others.
     let wrong = level.split(',').map(str::trim).find(|part| {
         !part.contains(['=', '[', ':']) && part.parse::<tracing_subscriber::filter::LevelFilter>().is_err()
     });
@@ -65,10 +65,10 @@ pub fn start(level: &str) -> Result<()> {
     Ok(())
 }
 
-/// Another level from here on, if logging was started.
+/// Changes the level from now on, if logging was started.
 ///
 /// # Errors
-/// As [`filter`].
+/// The errors of [`filter`].
 pub fn set_level(level: &str) -> Result<()> {
     let filter = filter(level)?;
     match LEVEL.get() {

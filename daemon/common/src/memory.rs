@@ -1,6 +1,6 @@
-//! The machine's memory, by `/proc/meminfo`.
+//! The machine's memory, from `/proc/meminfo`.
 
-/// Returns how many bytes of memory the machine could give now.
+/// Returns how many bytes of memory are available now.
 pub fn available_memory() -> Option<u64> {
     meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
 }

@@ -1,4 +1,4 @@
-//! What systemd is told of a service: readiness, status, the watchdog.
+//! Notifications to systemd: readiness, status, the watchdog.
 
 /// Tells systemd, if it is there.
 pub fn notify(state: &[(&str, &str)]) {

@@ -1,7 +1,7 @@
-//! What a picture's first bytes tell before anything is queued: its format and its size.
+//! Reads a picture's format and size from its header before anything is queued.
 //!
-//! Nothing is decoded and nothing large is read. What is certainly not for the engine is refused here, in the engine's
-//! words; where a header is odd but not provably wrong, the engine decides.
+//! Nothing is decoded and nothing large is read. A file that the engine certainly cannot use is refused here, with the
+//! engine's own message; where a header is odd but not provably wrong, the engine decides.
 
 use std::fs::File;
 use std::io;
@@ -15,11 +15,11 @@ use crate::{Error, Result};
 pub const MAX_BYTES: u64 = 256 << 20;
 /// The longest side that the engine takes, in pixels.
 const MAX_SIDE: u32 = 32768;
-/// The most pixels that it takes.
+/// The most pixels that the engine takes.
 const MAX_PIXELS: u64 = 1 << 28;
 /// The most reads for one picture, of a few bytes each.
 const MAX_READS: u32 = 4096;
-/// Bytes in which the format must show.
+/// The number of bytes at the start that must identify the format.
 const START: usize = 4096;
 
 /// The formats that the engine decodes.
@@ -55,7 +55,7 @@ impl Format {
 /// What a picture's header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// By its first bytes, whatever its name ends in.
+    /// The format by the first bytes, whatever the file's name ends in.
     pub format: Format,
     /// Width and height in pixels as they are stored; `None` where only the engine can tell.
     pub size: Option<(u32, u32)>,
@@ -72,7 +72,7 @@ pub fn read(file: &File, what: &str) -> Result<Header> {
 /// Reads the header of a file that is in memory.
 ///
 /// # Errors
-/// As [`read`].
+/// The errors of [`read`].
 pub fn of_bytes(bytes: &[u8], what: &str) -> Result<Header> {
     let read_at = |buffer: &mut [u8], at: u64| {
         let rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
@@ -85,23 +85,23 @@ pub fn of_bytes(bytes: &[u8], what: &str) -> Result<Header> {
 
 /// Why a header gives no size.
 enum Trouble {
-    /// The file ends before it.
+    /// The file ends before the size.
     Early,
-    /// It is not as the format's definition has it, or too long to be followed here.
+    /// The header does not follow the format's definition, or is too long to be followed here.
     Odd,
     Io(io::Error),
 }
 
 type Size = Result<(u32, u32), Trouble>;
 
-/// A file that is read by position: a descriptor from a caller shares its offset with the caller.
+/// A file that is read by position, because a caller's descriptor shares its offset with the caller.
 struct Source<'a> {
     read_at: &'a dyn Fn(&mut [u8], u64) -> io::Result<usize>,
     left: u32,
 }
 
 impl Source<'_> {
-    /// As many bytes as there are.
+    /// Fills `buffer` from position `at` as far as the file goes; returns the number of bytes.
     fn fill(&mut self, buffer: &mut [u8], at: u64) -> Result<usize, Trouble> {
         let mut filled = 0;
         while filled < buffer.len() {
@@ -196,7 +196,7 @@ fn format(start: &[u8]) -> Option<Format> {
     known.into_iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, format)| format)
 }
 
-/// Returns what people take for a picture and the engine does not read.
+/// Returns the name of a format that people take for a picture and that the engine does not read.
 fn foreign(start: &[u8]) -> Option<&'static str> {
     // ISO media files: `ftyp` and a brand.
     if start.get(4..8) == Some(b"ftyp") {
@@ -229,7 +229,7 @@ fn foreign(start: &[u8]) -> Option<&'static str> {
     (text.starts_with('<') && text.contains("<svg")).then_some("an SVG drawing")
 }
 
-/// The first chunk, IHDR.
+/// Reads a PNG's size from its first chunk, IHDR.
 fn png(source: &mut Source<'_>) -> Size {
     if source.get(12)? != *b"IHDR" {
         return Err(Trouble::Odd);
@@ -237,23 +237,23 @@ fn png(source: &mut Source<'_>) -> Size {
     Ok((u32::from_be_bytes(source.get(16)?), u32::from_be_bytes(source.get(20)?)))
 }
 
-/// The logical screen.
+/// Reads a GIF's size from its logical screen.
 fn gif(source: &mut Source<'_>) -> Size {
     Ok((source.le16(6)?, source.le16(8)?))
 }
 
-/// The frame header, behind segments of any number and padding of any length.
+/// Reads a JPEG's size from its frame header, behind any number of segments and any length of padding.
 fn jpeg(source: &mut Source<'_>) -> Size {
     let mut at = 2;
     loop {
         let [mark, kind, high, low] = source.get(at)?;
         match (mark, kind) {
-            // C4, C8 and CC are no frames.
+            // C4, C8 and CC are not frame headers.
             (0xff, 0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf) => {
                 let [h1, h2, w1, w2] = source.get(at + 5)?;
                 return Ok((u16::from_be_bytes([w1, w2]).into(), u16::from_be_bytes([h1, h2]).into()));
             }
-            // A scan or the end before any frame.
+            // A scan or the end comes before any frame.
             (0xff, 0xd9 | 0xda) => return Err(Trouble::Odd),
             // Markers without a length.
             (0xff, 0x01 | 0xd0..=0xd8) => at += 2,
@@ -264,14 +264,14 @@ fn jpeg(source: &mut Source<'_>) -> Size {
     }
 }
 
-/// The first chunk: lossy, lossless or extended.
+/// Reads a WebP's size from its first chunk: lossy, lossless or extended.
 fn webp(source: &mut Source<'_>) -> Size {
     match &source.get(12)? {
         b"VP8 " => {
             if source.get(23)? != [0x9d, 0x01, 0x2a] {
                 return Err(Trouble::Odd);
             }
-            // The upper two bits say how to scale, which nobody does.
+            // The upper two bits ask for scaling, which no decoder does.
             Ok((source.le16(26)? & 0x3fff, source.le16(28)? & 0x3fff))
         }
         b"VP8L" => {
@@ -286,7 +286,8 @@ fn webp(source: &mut Source<'_>) -> Size {
     }
 }
 
-/// A header of 12 bytes has sides of 16 bits; in others a negative height means rows from the top.
+/// Reads a bitmap's size. A header of 12 bytes has sides of 16 bits; in others a negative height means rows from the
+/// top.
 fn bmp(source: &mut Source<'_>) -> Size {
     match u32::from_le_bytes(source.get(14)?) {
         12 => Ok((source.le16(18)?, source.le16(20)?)),
@@ -297,7 +298,7 @@ fn bmp(source: &mut Source<'_>) -> Size {
     }
 }
 
-/// Width and height are entries of the first page's directory, which may lie anywhere.
+/// Reads a TIFF's size from the first page's directory, which may lie anywhere.
 fn tiff(source: &mut Source<'_>) -> Size {
     let little = source.get(0)? == *b"II";
     let word = |bytes: [u8; 2]| if little { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) };
@@ -325,7 +326,7 @@ fn tiff(source: &mut Source<'_>) -> Size {
     Err(Trouble::Odd)
 }
 
-/// The smallest whole picture, for tests: one grey pixel.
+/// The smallest complete picture, for tests: one grey pixel.
 pub const TINY: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU\
 \0\0\0\nIDATx\xdach\0\0\0\x82\0\x81\xdaE\x08;\0\0\0\0IEND\xaeB`\x82";
 

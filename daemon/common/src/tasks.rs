@@ -1,4 +1,4 @@
-//! Waiting, off the runtime's one thread and for the end of the program.
+//! Helpers that run blocking work, and that wait for the end of the program.
 
 use tokio::sync::watch;
 

@@ -1,5 +1,5 @@
-//! The one gate for text: what comes from outside is decoded and refused in words where it is no text, and what leaves
-//! for the bus, JSON or a page is a [`Text`], which holds nothing that these cannot carry.
+//! The one gate for text. Input is decoded, and refused with a sentence where it is not text. Output for the bus, JSON
+//! or a page is a [`Text`], which holds nothing that these cannot carry.
 //!
 //! No D-Bus string may hold U+0000; a bus cuts a program off that sends one. Other control characters are no text
 //! either: they move a terminal's cursor and break lines of tables.
@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use animd_protocol::request::{Request, Settings};
 use zbus::{Signature, Type, Variant};
 
-/// Text without control characters other than the line feed and the tab: every carrier holds it as it is.
+/// Text without control characters other than the line feed and the tab, which the bus, JSON and pages carry unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Text(String);
 
@@ -79,7 +79,7 @@ fn unix_lines(text: &str) -> String {
     text.replace("\r\n", "\n").replace('\r', "\n")
 }
 
-/// Why bytes or characters are no text, as the end of a sentence whose beginning names their place.
+/// Why bytes or characters are not text, as the end of a sentence whose beginning names their place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoText {
     /// The line, from 1 on, where one can be named.
@@ -177,7 +177,7 @@ pub fn prompt(text: &str) -> Result<String, NoText> {
     Err(NoText { line: Some(line_of(&text.as_bytes()[..at])), why })
 }
 
-/// Settings from outside, with [`prompt`] done to their prompts.
+/// Returns settings from outside with their prompts checked by [`prompt`].
 ///
 /// # Errors
 /// A sentence that names the key.
@@ -193,8 +193,8 @@ pub fn settings(mut settings: Settings) -> Result<Settings, String> {
     Ok(settings)
 }
 
-/// Returns a request that was written down before there was this gate. The cleaning of prompts drops U+0000 as well,
-/// so that the job stays the same.
+/// Returns a request that was stored by a version without this gate, with U+0000 removed. The model's cleaning of
+/// prompts drops U+0000 as well, so the video stays the same.
 pub fn old_request(mut request: Request) -> Request {
     for text in [&mut request.prompt, &mut request.negative_prompt] {
         text.retain(|c| c != '\0');
@@ -205,7 +205,7 @@ pub fn old_request(mut request: Request) -> Request {
 /// What is wrong with a name or a path that has U+0000, as the end of a sentence.
 const ZERO: &str = "it has a zero byte (U+0000), which no name and no path has; remove it";
 
-/// Refuses a name, a path or a key with U+0000. Everything else is left to whoever shows it.
+/// Refuses a name, a path or a key with U+0000. Everything else is escaped where it is shown.
 ///
 /// # Errors
 /// The end of a sentence that begins with what it is.

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-/// Seconds.
+/// Returns seconds in words.
 pub fn time(seconds: f64) -> String {
     match seconds {
         s if s < 60.0 => format!("{:.1} s", (s * 10.0).floor() / 10.0),
@@ -15,7 +15,7 @@ pub fn time(seconds: f64) -> String {
     }
 }
 
-/// Joules; nothing where they are not known.
+/// Returns joules in words; an empty string if they are not known.
 pub fn energy(joules: f64) -> String {
     match joules {
         j if j <= 0.0 => String::new(),
@@ -25,7 +25,7 @@ pub fn energy(joules: f64) -> String {
     }
 }
 
-/// Bytes.
+/// Returns bytes in words.
 pub fn bytes(bytes: u64) -> String {
     match bytes as f64 {
         b if b < 1024.0 => format!("{b} bytes"),

@@ -4,7 +4,7 @@ use clap_mangen::roff::{bold, roman};
 
 use super::{CONTRACT, Page};
 
-/// The page.
+/// Returns the manual page.
 pub fn page() -> String {
     let mut page = Page::new("org.animd.Animd1", "5", "the bus interface of animd");
     page.section("DESCRIPTION");
@@ -85,7 +85,7 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// The comment: what the member does, then `@argument: ` what that is.
+    /// Writes the comment: what the member does, then `@argument: ` and the argument's meaning.
     fn write(&self, page: &mut Page) {
         page.subsection(&self.title());
         let mut parts: Vec<String> = vec![String::new()];
@@ -113,7 +113,7 @@ impl<'a> Member<'a> {
     }
 }
 
-/// The comment at the file's head: paragraphs, and lists whose lines are indented further.
+/// Writes the comment at the file's head: paragraphs, and lists whose lines are indented further.
 fn lead(page: &mut Page, text: &str) {
     let mut entries: Vec<(&str, String)> = Vec::new();
     let mut paragraph = String::new();
@@ -135,7 +135,7 @@ fn lead(page: &mut Page, text: &str) {
                 paragraph.push_str(words);
                 paragraph.push('\n');
             }
-            // More of the entry above.
+            // The line continues the entry above.
             9.. => {
                 if let Some((_, text)) = entries.last_mut() {
                     text.push(' ');

@@ -6,7 +6,7 @@ use clap_mangen::roff::{Inline, bold, italic, roman};
 use super::Page;
 use animctl::{self, Exit};
 
-/// animd(8)
+/// Returns animd(8).
 pub fn animd_page() -> String {
     let mut command = animd::cli::command();
     command.build();
@@ -48,7 +48,7 @@ pub fn animd_page() -> String {
     page.render()
 }
 
-/// animctl(1)
+/// Returns animctl(1).
 pub fn animctl_page() -> String {
     let mut command = animctl::command();
     command.build();
@@ -72,7 +72,7 @@ pub fn animctl_page() -> String {
     page.render()
 }
 
-/// NAME, SYNOPSIS, DESCRIPTION.
+/// Returns a page with NAME, SYNOPSIS and DESCRIPTION.
 fn head(command: &mut Command, section: &str) -> Page {
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     let summary = about.trim_end_matches('.');
@@ -92,7 +92,7 @@ fn usage(command: &mut Command) -> String {
     lines.join("\n ")
 }
 
-/// Every verb with its options, and what stands below them in its --help.
+/// Writes every verb with its options, and what stands below them in its --help.
 fn verbs(page: &mut Page, command: &mut Command) {
     for verb in command.get_subcommands_mut().filter(|verb| verb.get_name() != "help") {
         let title = usage(verb);
@@ -106,7 +106,7 @@ fn verbs(page: &mut Page, command: &mut Command) {
     }
 }
 
-/// The options of a command; of a verb without those that all have.
+/// Writes the options of a command; `own` leaves out the options that all verbs share.
 fn options(page: &mut Page, command: &Command, own: bool) {
     for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
         let common = ["help", "version"].contains(&arg.get_id().as_str()) || arg.is_global_set();

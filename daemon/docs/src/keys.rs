@@ -5,7 +5,7 @@ use clap_mangen::roff::{bold, italic, roman};
 
 use super::Page;
 
-/// The page.
+/// Returns the manual page.
 pub fn page() -> String {
     let mut page = Page::new("animd.toml", "5", "the configuration of animd");
     page.section("SYNOPSIS");

@@ -1,5 +1,5 @@
-//! The manual pages and the completions, from what the programs themselves are made of: their command lines, the shipped
-//! configuration and the bus interface's contract.
+//! The manual pages and the completions, generated from the programs' command lines, the shipped configuration and the
+//! bus interface's contract.
 
 mod bus;
 mod commands;
@@ -19,7 +19,7 @@ pub use keys::page as config_page;
 /// The contract of the bus interface.
 pub const CONTRACT: &str = include_str!("../../dbus/org.animd.Animd1.xml");
 
-/// Writes everything below `share`, which is laid out as `/usr/share`. Gives the files.
+/// Writes everything below `share`, which is laid out as `/usr/share`, and returns the files.
 pub fn write(share: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for (path, page) in [
@@ -55,7 +55,7 @@ fn put(share: &Path, path: &str, text: &[u8]) -> io::Result<PathBuf> {
 struct Page(Roff);
 
 impl Page {
-    /// A page with its title and its NAME.
+    /// Returns a page with its title and its NAME.
     fn new(name: &str, section: &str, summary: &str) -> Self {
         let version = format!("animd {}", env!("CARGO_PKG_VERSION"));
         let mut page = Self(Roff::new());
@@ -74,7 +74,7 @@ impl Page {
         self.0.control("SS", [title]);
     }
 
-    /// Paragraphs, which blank lines keep apart. Lines that begin with a space keep their own breaks.
+    /// Writes paragraphs, which blank lines separate. Lines that begin with a space keep their own breaks.
     fn text(&mut self, text: &str) {
         for paragraph in text.split("\n\n").map(str::trim_end).filter(|p| !p.trim().is_empty()) {
             self.0.control("PP", []);
@@ -87,7 +87,7 @@ impl Page {
         }
     }
 
-    /// One entry of a list.
+    /// Writes one entry of a list.
     fn entry(&mut self, term: Vec<Inline>, text: &str) {
         self.0.control("TP", []);
         self.0.text(term);
@@ -113,7 +113,7 @@ impl Page {
     }
 }
 
-/// Text with what stands between backticks in bold.
+/// Returns the text, with what stands between backticks in bold.
 fn inlines(text: &str) -> Vec<Inline> {
     let parts: Vec<&str> = text.split('`').collect();
     if parts.len().is_multiple_of(2) {

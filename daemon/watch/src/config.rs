@@ -21,15 +21,15 @@ use crate::{Error, Result};
 pub struct Config {
     /// The folders; none overlaps another one.
     pub watch: Vec<Place>,
-    /// Jobs at a time; `queue.per_user` of the service is its own limit.
+    /// The most jobs at a time; the service has its own limit, `queue.per_user`.
     pub per_user: usize,
-    /// Tell the desktop of videos and failures.
+    /// Whether to notify the desktop of videos and failures.
     pub notifications: bool,
     /// Seconds that a picture and its sidecar must lie unchanged.
     pub stable_seconds: f64,
-    /// Seconds between two looks where the kernel tells of no changes.
+    /// Seconds between two scans where the kernel does not report changes.
     pub poll_seconds: f64,
-    /// Seconds after which everything is looked at again.
+    /// Seconds between two scans of everything.
     pub rescan_seconds: f64,
     /// `error`, `warn`, `info`, `debug` or `trace`.
     pub log_level: String,
@@ -42,16 +42,16 @@ pub struct Place {
     pub path: PathBuf,
     /// Where its videos go.
     pub outbox: PathBuf,
-    /// As [`Config::stable_seconds`].
+    /// This folder's [`Config::stable_seconds`].
     pub stable_seconds: Option<f64>,
-    /// Look into it this often and use no events.
+    /// The interval to poll it at, in seconds, without events.
     pub poll_seconds: Option<f64>,
-    /// What its pictures get that do not say otherwise.
+    /// The settings of its pictures that do not give their own.
     pub settings: Settings,
 }
 
 impl Place {
-    /// Its two folders, to be compared with others.
+    /// Returns its two folders, for the comparison with others.
     pub fn places(&self) -> [places::Place; 2] {
         [
             places::Place::new("watch.path", &self.path, Role::Inbox),
@@ -163,7 +163,7 @@ impl Config {
         })
     }
 
-    /// Returns the folders in words, a line each, for `--check`; with what would keep one from being watched.
+    /// Returns the folders for `--check`, one per line, with what would keep one from being watched.
     pub fn print(&self) -> String {
         let line = |place: &Place| {
             let trouble = if place.path.exists() { access::refusal(&place.path) } else { None };
@@ -222,7 +222,7 @@ fn check(file: &Path, written: &Written) -> Result<()> {
     }
 }
 
-/// `~/x` and `x` as a path in the home folder.
+/// Returns `~/x` or `x` as a path in the home folder.
 fn at_home(home: &Path, path: PathBuf) -> PathBuf {
     match path.strip_prefix("~") {
         Ok(below) => home.join(below),

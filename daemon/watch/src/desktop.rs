@@ -14,7 +14,7 @@ use zbus::{Connection, Variant, proxy};
 
 /// How long a desktop may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What happens within this is told together.
+/// Events within this time share one notification.
 const TOGETHER: Duration = Duration::from_millis(500);
 /// How many pictures one notification names.
 const MOST_LINES: usize = 3;
@@ -49,14 +49,14 @@ pub struct Desktop {
     thumbnails: Option<PathBuf>,
 }
 
-/// What the desktop is told of.
+/// An event to notify the desktop of.
 enum Told {
     Done { body: String, image: Option<PathBuf> },
     Failed { body: String },
 }
 
 impl Desktop {
-    /// On the session's bus.
+    /// Returns the desktop on the session's bus.
     pub fn new(session: Option<Connection>) -> Self {
         let runtime =
             std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
@@ -74,14 +74,14 @@ impl Desktop {
         self.told.is_some() && self.thumbnails.is_some()
     }
 
-    /// A video is there.
+    /// Notifies the desktop of a finished video.
     pub fn done(&self, id: u64, picture: &Path, video: &Path, thumbnail: Option<File>) {
         let image = thumbnail.and_then(|file| self.put(id, file));
         let body = format!("The video of {} is {}.", name(picture), escape(&show(video)));
         self.tell(Told::Done { body, image });
     }
 
-    /// A picture has no video, and why.
+    /// Notifies the desktop that a picture has failed, and why.
     pub fn failed(&self, picture: &Path, why: &str) {
         self.tell(Told::Failed { body: format!("{}: {}", name(picture), escape(why)) });
     }
@@ -98,14 +98,15 @@ impl Desktop {
         let mut bytes = Vec::new();
         thumbnail.take(MAX_THUMBNAIL).read_to_end(&mut bytes).ok()?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).ok()?;
-        // The newest ones only: this folder is in memory.
+        // Keeps only the newest thumbnails, because this folder is in memory.
         let path = dir.join(format!("{}.jpg", id % THUMBNAILS));
         animd_common::files::write_atomic(&path, &bytes, 0o600).ok()?;
         Some(path)
     }
 }
 
-/// Tells the desktop, what comes at once in one notification: a thousand pictures with one mistake are no thousand news.
+/// Notifies the desktop. Events that come together share one notification, so that a thousand pictures with one mistake
+/// do not cause a thousand.
 async fn tell_all(session: Connection, mut told: mpsc::UnboundedReceiver<Told>) {
     while let Some(first) = told.recv().await {
         sleep(TOGETHER).await;
@@ -166,7 +167,7 @@ fn name(path: &Path) -> String {
     escape(&show(path.file_name().unwrap_or_default()))
 }
 
-/// Returns a notification's text is markup.
+/// Escapes a text for a notification, whose body is markup.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -10,15 +10,15 @@ pub enum Error {
     /// A mistake in the configuration, a file, or a picture that cannot be used.
     #[error(transparent)]
     Common(#[from] animd_common::Error),
-    /// The message bus.
+    /// An error of the message bus.
     #[error("the message bus: {0}")]
     Bus(#[from] zbus::Error),
-    /// The message bus has gone away, and only a new start connects to the next one.
+    /// The message bus has gone away; only a restart of the program can connect to a new one.
     #[error("the message bus has gone away")]
     BusGone,
 }
 
-/// The result of everything here.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
@@ -28,12 +28,12 @@ impl Error {
         move |source| wrap(source).into()
     }
 
-    /// A refusal with its stable code.
+    /// Returns a refusal with its stable code.
     pub fn refused(code: ErrorCode, text: impl Into<String>) -> Self {
         animd_common::Error::refused(code, text).into()
     }
 
-    /// A mistake in the configuration.
+    /// Returns an error about the configuration.
     pub fn config(text: impl Into<String>) -> Self {
         Self::Common(animd_common::Error::Config(text.into()))
     }

@@ -1,9 +1,9 @@
 //! `animd-watch`: watches folders of one user, sends their pictures to animd by descriptor, and writes the videos as
 //! that user.
 //!
-//! It keeps no list of its own. What lies in the folders is what is to do, and animd's ledger knows what became of it:
-//! each picture is submitted with a key made of the file's identity and contents, so that asking again, after a crash of
-//! either side, gives the same job.
+//! It keeps no list of its own. The pictures in the folders are the work to do, and animd's ledger knows what became of
+//! them: each picture is submitted with a key made of the file's identity and contents, so that submitting it again,
+//! after a crash of either side, returns the same job.
 
 mod config;
 mod desktop;
@@ -47,7 +47,7 @@ pub async fn run(config: Config, bus: Bus) -> Result<()> {
     let stopping = |e| Error::file("listen for signals in", "animd-watch")(e);
     let mut term = signal(SignalKind::terminate()).map_err(stopping)?;
     let mut int = signal(SignalKind::interrupt()).map_err(stopping)?;
-    // What hangs is asked again: a picture's key makes that harmless.
+    // A call that times out is repeated, which a picture's key makes harmless.
     let connection = match bus {
         Bus::System => zbus::connection::Builder::system(),
         Bus::Session => zbus::connection::Builder::session(),
@@ -93,7 +93,7 @@ pub async fn run(config: Config, bus: Bus) -> Result<()> {
     notify(&[("STOPPING", "1")]);
     _ = stop.send(true);
     for end in ends {
-        // A hanging disk is not waited for.
+        // The program does not wait for a hanging disk.
         _ = timeout(Duration::from_secs(1), end).await;
     }
     lost.map_or(Ok(()), Err)

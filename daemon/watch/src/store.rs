@@ -21,11 +21,11 @@ pub type Contents = [u8; 32];
 
 /// A picture, open and known by its contents.
 pub struct Opened {
-    /// For the bus.
+    /// The open file, for the bus.
     pub file: File,
-    /// What it contains.
+    /// The hash of its contents.
     pub contents: Contents,
-    /// What the keys of its jobs are made of.
+    /// The part that the keys of its jobs share.
     mark: String,
 }
 
@@ -36,7 +36,8 @@ impl Opened {
     }
 }
 
-/// Opens and reads a complete picture. `None` if it is another one by now, or gone. `sidecars` are [`sidecars`].
+/// Opens and reads a complete picture. `None` if it has been replaced or is gone. `sidecars` is the result of
+/// [`sidecars`].
 ///
 /// # Errors
 /// [`Error::Refused`] if it can never be read; [`Error::File`] if perhaps later.
@@ -54,7 +55,7 @@ pub fn open(ready: &Ready, sidecars: &Contents) -> Result<Option<Opened>> {
     if Identity::of(&meta) != ready.identity {
         return Ok(None);
     }
-    // No more than the service takes: a file without an end is refused by it.
+    // Reads at most one byte more than the service accepts, which then refuses the file.
     let most = animd_common::picture::MAX_BYTES + 1;
     let contents =
         files::hash((&mut file).take(most), |_| Ok(())).map_err(Error::file("read", &ready.path))?;
@@ -72,7 +73,7 @@ pub fn open(ready: &Ready, sidecars: &Contents) -> Result<Option<Opened>> {
     Ok(Some(Opened { file, contents, mark: hex(&mark.finalize()) }))
 }
 
-/// Returns what a picture's sidecars contain, all together.
+/// Returns the hash of all of a picture's sidecars together.
 pub fn sidecars(picture: &Ready) -> Contents {
     let mut all = Sha256::new();
     for path in sidecar::beside(&picture.root, &picture.path) {
@@ -100,7 +101,7 @@ pub fn changed_us(ready: &Ready) -> Option<i64> {
 pub fn keep(mut video: File, outbox: &Path, picture: &Ready, seed: u64, uuid: &str) -> Result<PathBuf> {
     fs::create_dir_all(outbox).map_err(Error::file("create", outbox))?;
     let part = outbox.join(format!(".animd-{uuid}-0.part"));
-    // What an earlier run of ours left.
+    // Removes what an earlier run left.
     _ = fs::remove_file(&part);
     let written = copy(&mut video, &part).map_err(Error::file("write", &part));
     let kept = written.and_then(|sha256| {
@@ -139,7 +140,7 @@ fn same(path: &Path, part: &Path, sha256: &[u8; 32]) -> io::Result<bool> {
     let length = fs::symlink_metadata(part)?.len();
     match files::open_regular(path) {
         Ok((mut file, meta)) => Ok(meta.len() == length && files::hash(&mut file, |_| Ok(()))? == *sha256),
-        // A folder, a link, somebody else's: another name.
+        // A folder, a link, or another user's file: the video needs another name.
         Err(_) => Ok(false),
     }
 }

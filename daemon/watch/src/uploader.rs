@@ -34,16 +34,16 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long a full queue is left alone when no job of ours ends.
 const FULL_PAUSE: Duration = Duration::from_secs(30);
-/// After trouble with the user's own disk, a video is fetched again.
+/// The pause before a video is fetched again after an error of the user's own disk.
 const DISK_PAUSE: Duration = Duration::from_secs(60);
-/// A picture that was gone when its job ended may appear under another name within this.
+/// How long a picture that was gone when its job ended may take to appear under another name.
 const RENAMED_PAUSE: Duration = Duration::from_secs(10);
-/// Jobs are looked at this often, should a signal be lost.
+/// The pause between two checks of all jobs, in case a signal is lost.
 const RECHECK: Duration = Duration::from_secs(900);
-/// How often one file can have been put back into its folder to be made once more.
+/// The most times that one file can be put back into its folder for another video.
 const MOST_WISHES: u32 = 1000;
 
-/// The uploader's state. All of it can be lost: the folders and animd have it, too.
+/// Sends pictures to animd and fetches videos. Its state can be lost, because the folders and animd hold all of it.
 pub struct Uploader {
     config: Arc<Config>,
     connection: Connection,
@@ -52,19 +52,19 @@ pub struct Uploader {
     pictures: mpsc::UnboundedReceiver<Ready>,
     /// Pictures that wait for a place among our jobs.
     waiting: VecDeque<Ready>,
-    /// Pictures that could not be read, and when they are tried again.
+    /// Pictures that could not be read, and when to try them again.
     later: Vec<(Instant, Ready)>,
     /// Our open jobs.
     jobs: HashMap<u64, Carried>,
     /// Every picture of `waiting`, `later` and `jobs`.
     held: HashSet<Wish>,
-    /// Pictures that are over and done with, and could not be moved away.
+    /// Pictures that are finished but could not be moved away.
     stuck: HashSet<Wish>,
     /// Nothing is submitted before this.
     pause: Option<Instant>,
     /// How often animd was away in a row.
     away: u32,
-    /// All jobs are looked at then.
+    /// When to check all jobs.
     recheck: Option<Instant>,
 }
 
@@ -75,23 +75,23 @@ type Wish = (PathBuf, Identity);
 #[derive(Clone)]
 struct Carried {
     ready: Ready,
-    /// What its sidecars said.
+    /// The hash of its sidecars.
     sidecars: Contents,
-    /// What it contains.
+    /// The hash of its contents.
     contents: Contents,
-    /// Its job has ended, and it was not at its place: it may have been renamed, and is looked for once more.
+    /// Whether its job has ended while the picture was gone: it may have been renamed, and is looked for once more.
     missing: bool,
 }
 
 /// What has become of a job.
 enum Step {
-    /// It goes on.
+    /// The job has not ended.
     Open,
-    /// It has ended, and its picture is not where it was.
+    /// The job has ended, and its picture is not where it was.
     Missing,
     /// Everything is in its place.
     Over,
-    /// The picture stays where it is, and is a new wish.
+    /// The picture stays where it is, and is a new request.
     Again,
 }
 
@@ -131,7 +131,7 @@ impl From<Error> for Trouble {
 }
 
 impl Uploader {
-    /// With nothing in hand.
+    /// Returns an uploader without any pictures.
     pub async fn new(
         config: Arc<Config>,
         connection: Connection,
@@ -157,7 +157,7 @@ impl Uploader {
         })
     }
 
-    /// Carries for ever. It may be dropped at any moment.
+    /// Runs for ever. The future may be dropped at any moment.
     pub async fn run(&mut self) -> Result<()> {
         let mut news = self.listen().await?;
         loop {
@@ -177,7 +177,7 @@ impl Uploader {
                         }
                         self.look(id).await;
                     },
-                    // animd has come back: what it says of our jobs is news.
+                    // animd has come back, so the state of our jobs may have changed.
                     News::Here => {
                         self.pause = None;
                         self.away = 0;
@@ -223,7 +223,7 @@ impl Uploader {
         Ok(news)
     }
 
-    /// A picture is complete, or something has happened to it or to its sidecars.
+    /// Takes a picture that is complete, or that has changed or whose sidecars have.
     async fn take(&mut self, ready: Ready) {
         if self.stuck.contains(&wish(&ready)) {
             return;
@@ -251,8 +251,8 @@ impl Uploader {
             .map(|(id, _)| *id)
     }
 
-    /// A sidecar that came after its picture was sent: a job that still waits is replaced by another one. One that runs
-    /// goes on, and the picture becomes a new wish when it has ended.
+    /// Handles a sidecar that came after its picture was sent: a job that still waits is replaced. One that runs goes
+    /// on, and the picture becomes a new request when it has ended.
     async fn hear_late(&mut self, ready: &Ready) {
         let Some((id, carried)) = self.jobs.iter().find(|(_, carried)| carried.ready == *ready) else {
             return;
@@ -342,7 +342,7 @@ impl Uploader {
         self.recheck = Some(self.recheck.map_or(then, |recheck| recheck.min(then)));
     }
 
-    /// Makes a job of a picture, or finds the one that it has. `None` if there is nothing to wait for.
+    /// Submits a picture, or finds the job that it already has. `None` if there is nothing to wait for.
     async fn send(&self, ready: &Ready) -> Result<Option<(u64, Carried)>, Trouble> {
         if self.away > 0 {
             // Asked before a large picture is read for nothing. This starts a service that can be started.
@@ -540,7 +540,7 @@ impl Uploader {
         self.desktop.failed(&ready.path, text);
     }
 
-    /// Moves a picture out of the way. False if it cannot be moved; it is not taken again then.
+    /// Moves a picture away. Returns false if it cannot be moved; it is not taken again then.
     async fn put_away(&mut self, ready: &Ready, note: Option<String>) -> bool {
         let picture = ready.clone();
         match blocking(move || put_away(&picture, note.as_deref())).await {
@@ -567,7 +567,7 @@ fn wish(ready: &Ready) -> Wish {
     (ready.path.clone(), ready.identity)
 }
 
-/// Returns whether a picture's sidecars say something else by now.
+/// Returns whether a picture's sidecars have changed since it was sent.
 async fn is_late(carried: &Carried) -> bool {
     let ready = carried.ready.clone();
     let now: Result<_> = blocking(move || Ok(store::sidecars(&ready))).await;

@@ -1,5 +1,5 @@
-//! Options of calls, `a{sv}`: as bytes of the bus's own encoding, or put together from known keys and values of any
-//! type, which comes further in.
+//! Fuzzes the options of calls, `a{sv}`: as bytes of the bus's own encoding, or put together from known keys and values
+//! of any type, which gets deeper into the code.
 #![no_main]
 
 use std::collections::HashMap;
@@ -49,7 +49,7 @@ fn told<T, E: ToString>(result: Result<T, E>) {
     }
 }
 
-/// An error is one line of a bearable length, whatever was in the options.
+/// Checks that an error is one line of limited length, whatever was in the options.
 fn one_line(error: &str) {
     assert!(!error.is_empty() && error.len() < 4000 && !error.chars().any(char::is_control), "{error:?}");
 }
@@ -59,7 +59,7 @@ fn decoded(bytes: &[u8]) -> Option<Options> {
     data.deserialize::<HashMap<String, OwnedVariant>>().ok().map(|(options, _)| options)
 }
 
-/// Entries of a key, a type, a length and a value each.
+/// Returns options from entries of a key, a type, a length and a value each.
 fn built(mut bytes: &[u8]) -> Options {
     const OTHERS: [&str; 14] = [
         "name", "idempotency_key", "priority", "keep", "width", "height", "new_seed", "state", "owner", "before",

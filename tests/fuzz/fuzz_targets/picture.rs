@@ -1,4 +1,4 @@
-//! Picture files as the service reads their headers, compared with what the engine's decoders say.
+//! Fuzzes the service's reading of picture headers, and compares the result with the engine's decoders.
 #![no_main]
 
 use std::io::Cursor;
@@ -20,14 +20,15 @@ fuzz_target!(|data: &[u8]| {
             assert!(e.starts_with("the picture ") && !e.chars().any(char::is_control), "{e:?}");
         }
     }
-    // What the engine could read must not be refused here, and has the size that is said here.
+    // A picture that the engine can read must not be refused by the service, and must have the size that the service
+    // reads.
     if let Some(engine) = engine(data) {
         let ours = header.expect("the engine reads it").size;
         assert!(ours.is_none_or(|ours| ours == engine) || frames(data) > 1, "{ours:?} for {engine:?}");
     }
 });
 
-/// The size by the engine's decoder, where it is one that the engine takes.
+/// Returns the size by the engine's decoder, if the engine takes a picture of this size.
 fn engine(data: &[u8]) -> Option<(u32, u32)> {
     use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
     let format = image::guess_format(data).ok()?;
@@ -41,7 +42,8 @@ fn engine(data: &[u8]) -> Option<(u32, u32)> {
     (taken && u64::from(size.0) * u64::from(size.1) <= 1 << 28).then_some(size)
 }
 
-/// How often a JPEG seems to say its size. Of two the first counts here, and there the first of a kind that the decoder knows.
+/// Returns how many frame headers a JPEG seems to have. Of two, the service takes the first, and the engine's decoder
+/// the first of a kind that it knows.
 fn frames(data: &[u8]) -> usize {
     let says = |marker: u8| (0xc0..=0xcf).contains(&marker) && ![0xc4, 0xc8, 0xcc].contains(&marker);
     data.windows(2).filter(|pair| pair[0] == 0xff && says(pair[1])).count()

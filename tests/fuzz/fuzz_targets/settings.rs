@@ -1,4 +1,5 @@
-//! Text that people write: sidecars and `folder.toml`, configuration files, variables. The first byte chooses.
+//! Fuzzes text that people write: sidecars and `folder.toml`, configuration files, variables. The first byte chooses
+//! which.
 #![no_main]
 
 use std::path::Path;
@@ -34,7 +35,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// An error is one line for the log and the terminal, whatever was in the text.
+/// Checks that an error is one line for the log and the terminal, whatever was in the text.
 fn one_line(error: &str) {
     assert!(!error.is_empty() && !error.chars().any(char::is_control), "{error:?}");
 }

@@ -10,7 +10,7 @@ use super::{Goldens, MODEL, Model};
 
 const SIDE: usize = 224;
 
-/// `clip.*`.
+/// Checks `clip.*`.
 pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     for i in 0..goldens.len("clip")? {
         let file = goldens.text(&format!("clip/{i}/file"))?.to_owned();

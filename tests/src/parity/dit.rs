@@ -14,15 +14,14 @@ use super::{ABSOLUTE, Goldens, MODEL, Model, SIMULATED};
 
 type Tensor = <Cpu as TensorOps>::Tensor;
 
-/// Both contexts of the fixture's forwards and samplings: for `clip.0.out` with the prompt, and `clip.CLIP.out` with
-/// the negative prompt.
+/// Returns the context of a forward, from an embedding of the text and the output `clip` of the CLIP tower.
 pub fn context(goldens: &Goldens, dit: &Dit<Cpu>, b: &Cpu, text: &str, clip: &str) -> Result<Context<Cpu>> {
     let text = goldens.get(text)?;
     let clip = goldens.get(clip)?;
     Ok(dit.context(b, &b.upload(&text.f32(), &text.shape)?, &b.upload(&clip.f32(), &clip.shape)?)?)
 }
 
-/// A forward as `golden.json`'s `dit/INDEX` describes it; intermediates go to `probe`.
+/// Runs a forward as `golden.json`'s `dit/INDEX` describes it; intermediates go to `probe`.
 fn forward(
     goldens: &Goldens,
     dit: &Dit<Cpu>,
@@ -43,7 +42,7 @@ fn forward(
     Ok(b.download(&out.velocity)?)
 }
 
-/// `rope.*`, `time.*`, `dit.0.*`, `dit.1.*`.
+/// Checks `rope.*`, `time.*`, `dit.0.*`, `dit.1.*`.
 pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     let (b, dit) = (&model.backend, &model.dit);
     rope(goldens)?;
@@ -78,7 +77,7 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
             if part == "out" || !goldens.has(&name) {
                 continue;
             }
-            // Of the padding after the prompt, the fixture keeps one row.
+            // The fixture keeps only one row of the padding after the prompt.
             let rows = goldens.get(&name)?.shape[0];
             let tensor = if part == "context_text" { b.slice(&tensor, 0, 0, rows)? } else { tensor };
             goldens.relative(&name, &b.download(&tensor)?, MODEL)?;
@@ -94,7 +93,7 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     Ok(())
 }
 
-/// `rope.*`: the table of the first forward's grid, and the first 64 positions along each axis.
+/// Checks `rope.*`: the table of the first forward's grid, and the first 64 positions along each axis.
 fn rope(goldens: &mut Goldens) -> Result<()> {
     let mut grid = [0; 3];
     for (i, tokens) in grid.iter_mut().enumerate() {
@@ -129,7 +128,7 @@ fn rope(goldens: &mut Goldens) -> Result<()> {
     goldens.absolute("rope.table_sin_pos0_63", &sin64, ABSOLUTE)
 }
 
-/// `dit.0.out_*`: the fp8 layouts, dequantised, and with simulated 8-bit activations.
+/// Checks `dit.0.out_*`: the fp8 layouts, dequantised, and with simulated 8-bit activations.
 pub fn check_quantised(goldens: &mut Goldens) -> Result<()> {
     let exact = Cpu::new();
     let simulated = Cpu { simulate_fp8: true };

@@ -1,4 +1,4 @@
-//! From picture and prompts to frames.
+//! Checks the whole path from picture and prompts to frames.
 
 use animd_engine::backend::TensorOps;
 use animd_engine::backend::cpu::Cpu;
@@ -15,18 +15,18 @@ use super::{ABSOLUTE, Goldens, LATENTS, MODEL, Model};
 
 type Tensor = <Cpu as TensorOps>::Tensor;
 
-/// The part of bytes that may be off by one.
+/// The fraction of bytes that may be off by one.
 const FRAMES: f64 = 1e-3;
 
 /// What both samplings start from, all of it the engine's own.
 pub struct Scene<'a> {
     model: &'a Model,
     y: Tensor,
-    /// For the prompt and for the negative prompt.
+    /// The contexts of the prompt and of the negative prompt.
     pub contexts: [Context<Cpu>; 2],
     /// The seed's noise.
     pub noise: Vec<f32>,
-    /// 16, latent frames, height, width.
+    /// The latents' shape: 16, latent frames, height, width.
     pub shape: [usize; 4],
 }
 
@@ -55,7 +55,8 @@ impl<'a> Scene<'a> {
         })
     }
 
-    /// One forward; with `residual`, without its blocks. Returns the velocity, and the residual if it was computed.
+    /// Runs one forward; with `residual`, without its blocks. Returns the velocity, and the residual if it was
+    /// computed.
     pub fn forward(
         &self,
         x: &Tensor,
@@ -92,7 +93,7 @@ impl<'a> Scene<'a> {
         Ok(trajectory)
     }
 
-    /// Latents to bytes, `[frames, h, w, 3]`.
+    /// Decodes latents to bytes, `[frames, h, w, 3]`.
     fn frames(&self, latents: &[f32]) -> Result<Vec<u8>> {
         let b = &self.model.backend;
         let mut bytes = Vec::new();
@@ -106,7 +107,7 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// `e2e.*`.
+/// Checks `e2e.*`.
 pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     let b = &model.backend;
     let scene = Scene::prepare(goldens, model)?;
@@ -146,7 +147,7 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     distilled(goldens, &scene, volume)
 }
 
-/// `e2e.distill.*`.
+/// Checks `e2e.distill.*`.
 fn distilled(goldens: &mut Goldens, scene: &Scene<'_>, volume: usize) -> Result<()> {
     let b = &scene.model.backend;
     let list = super::schedule::distill_timesteps(goldens)?;
@@ -184,7 +185,7 @@ fn distilled(goldens: &mut Goldens, scene: &Scene<'_>, volume: usize) -> Result<
     Ok(())
 }
 
-/// What `golden.json` says of the job: its results against the engine's, the rest is what the job was given.
+/// Checks what `golden.json` says of the job: its results against the engine's; the rest is the job's input.
 fn facts(goldens: &mut Goldens, scene: &Scene<'_>) -> Result<()> {
     let [_, _, lat_h, lat_w] = scene.shape;
     goldens.fact("e2e/lat_hw", vec![lat_h, lat_w])?;

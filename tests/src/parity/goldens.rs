@@ -17,9 +17,9 @@ pub struct Item {
     pub measure: &'static str,
     /// The error.
     pub error: f64,
-    /// The largest error that is right.
+    /// The largest error that passes.
     pub bound: f64,
-    /// Whether it is.
+    /// Whether the error is within the bound.
     pub ok: bool,
 }
 
@@ -48,7 +48,7 @@ pub struct Golden {
 }
 
 impl Golden {
-    /// As f32.
+    /// Returns the values as f32.
     pub fn f32(&self) -> Vec<f32> {
         self.data.iter().map(|&v| v as f32).collect()
     }
@@ -91,35 +91,35 @@ impl Goldens {
         Ok(Self { dir: dir.to_owned(), json, tensors, done: BTreeSet::new(), items: Vec::new() })
     }
 
-    /// A tensor, as an input or for a comparison of one's own. Does not count as checked.
+    /// Returns a tensor, as an input or for the caller's own comparison. It does not count as checked.
     pub fn get(&self, name: &str) -> Result<&Golden> {
         self.tensors.get(name).ok_or_else(|| anyhow!("golden.safetensors has no `{name}`"))
     }
 
-    /// Whether the tensor is there.
+    /// Returns whether the tensor exists.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// All tensors whose name begins so.
+    /// Returns the names of all tensors that begin with `prefix`.
     pub fn names(&self, prefix: &str) -> Vec<String> {
         self.tensors.keys().filter(|n| n.starts_with(prefix)).cloned().collect()
     }
 
-    /// The tensor is an input, which other items are computed from.
+    /// Returns a tensor that other items are computed from, and counts it as an input.
     pub fn input(&mut self, name: &str) -> Result<&Golden> {
         self.done.insert(name.to_owned());
         self.get(name)
     }
 
-    /// Relative L2 of `actual` against the tensor.
+    /// Checks the relative L2 error of `actual` against the tensor.
     pub fn relative(&mut self, name: &str, actual: &[f32], bound: f64) -> Result<()> {
         let error = relative(actual, &self.expect(name, actual.len())?.data);
         self.note(name, "relative L2", error, bound);
         Ok(())
     }
 
-    /// Largest difference of `actual` from the tensor.
+    /// Checks the largest difference of `actual` from the tensor.
     pub fn absolute(&mut self, name: &str, actual: &[f32], bound: f64) -> Result<()> {
         let golden = &self.expect(name, actual.len())?.data;
         let worst = |worst: f64, (&a, &g): (&f32, &f64)| worst.max((f64::from(a) - g).abs());
@@ -132,7 +132,7 @@ impl Goldens {
         Ok(())
     }
 
-    /// Whether integers are equal to the tensor.
+    /// Checks that integers are equal to the tensor.
     pub fn equal(&mut self, name: &str, actual: &[i64]) -> Result<()> {
         let golden = &self.get(name)?.data;
         let same = golden.len() == actual.len() && golden.iter().zip(actual).all(|(&g, &a)| g == a as f64);
@@ -140,7 +140,7 @@ impl Goldens {
         Ok(())
     }
 
-    /// The part of bytes that differ, none by more than one.
+    /// Checks the fraction of bytes that differ, none by more than one.
     pub fn frames(&mut self, name: &str, actual: &[u8], bound: f64) -> Result<()> {
         let golden = &self.expect(name, actual.len())?.data;
         let differ = |(&a, &g): (&u8, &f64)| (f64::from(a) - g).abs();
@@ -153,14 +153,14 @@ impl Goldens {
         Ok(())
     }
 
-    /// A fact of `golden.json` at `path`, against what the engine says.
+    /// Checks a fact of `golden.json` at `path` against what the engine says.
     pub fn fact(&mut self, path: &str, actual: impl Into<Value>) -> Result<()> {
         let same = *self.at(path)? == actual.into();
         self.note(path, "equal", if same { 0.0 } else { 1.0 }, 0.0);
         Ok(())
     }
 
-    /// A number of `golden.json` at `path`, by relative difference.
+    /// Checks a number of `golden.json` at `path`, by relative difference.
     pub fn number(&mut self, path: &str, actual: f64, bound: f64) -> Result<()> {
         let golden = self.at(path)?.as_f64().with_context(|| format!("`{path}` is no number"))?;
         let error = (actual - golden).abs() / golden.abs().max(f64::MIN_POSITIVE);
@@ -168,7 +168,7 @@ impl Goldens {
         Ok(())
     }
 
-    /// Numbers of `golden.json` at `path` (null: none), by largest difference.
+    /// Checks numbers of `golden.json` at `path` (null: none), by largest difference.
     pub fn numbers(&mut self, path: &str, actual: &[Option<f64>], bound: f64) -> Result<()> {
         let golden = self.at(path)?.as_array().with_context(|| format!("`{path}` is no list"))?;
         let mut error = if golden.len() == actual.len() { 0.0_f64 } else { f64::INFINITY };
@@ -183,20 +183,20 @@ impl Goldens {
         Ok(())
     }
 
-    /// A value of `golden.json` that the check takes as its input.
+    /// Returns a value of `golden.json` that the check takes as its input.
     pub fn given(&mut self, path: &str) -> Result<&Value> {
         self.done.insert(path.to_owned());
         self.at(path)
     }
 
-    /// A number of `golden.json` at `path`, by difference.
+    /// Checks a number of `golden.json` at `path`, by difference.
     pub fn near(&mut self, path: &str, actual: f64, bound: f64) -> Result<()> {
         let golden = self.real(path)?;
         self.note(path, "absolute", (actual - golden).abs(), bound);
         Ok(())
     }
 
-    /// The value at a path such as `clip/0/file`.
+    /// Returns the value at a path such as `clip/0/file`.
     pub fn at(&self, path: &str) -> Result<&Value> {
         path.split('/')
             .try_fold(&self.json, |value, key| match value {
@@ -206,22 +206,22 @@ impl Goldens {
             .ok_or_else(|| anyhow!("golden.json has no `{path}`"))
     }
 
-    /// An unsigned number at a path.
+    /// Returns an unsigned number at a path.
     pub fn count(&self, path: &str) -> Result<usize> {
         self.at(path)?.as_u64().map(|n| n as usize).with_context(|| format!("`{path}` is no count"))
     }
 
-    /// A number at a path.
+    /// Returns a number at a path.
     pub fn real(&self, path: &str) -> Result<f64> {
         self.at(path)?.as_f64().with_context(|| format!("`{path}` is no number"))
     }
 
-    /// A text at a path.
+    /// Returns a text at a path.
     pub fn text(&self, path: &str) -> Result<&str> {
         self.at(path)?.as_str().with_context(|| format!("`{path}` is no text"))
     }
 
-    /// How many elements the list at a path has.
+    /// Returns how many elements the list at a path has.
     pub fn len(&self, path: &str) -> Result<usize> {
         self.at(path)?.as_array().map(Vec::len).with_context(|| format!("`{path}` is no list"))
     }
@@ -240,7 +240,7 @@ impl Goldens {
         self.items.push(Item { name: name.to_owned(), measure, error, bound, ok: error <= bound });
     }
 
-    /// All items, with those that nobody compared.
+    /// Returns all items, including those that were not compared.
     pub fn finish(mut self) -> Vec<Item> {
         let mut leaves = Vec::new();
         collect(&self.json, String::new(), &mut leaves);
@@ -275,7 +275,7 @@ impl Goldens {
     }
 }
 
-/// |a - g| / |g|, both in f64; infinite if anything is not a number.
+/// Returns |a - g| / |g| in f64; infinite if any value is not a number.
 pub fn relative(actual: &[f32], golden: &[f64]) -> f64 {
     let (mut difference, mut norm) = (0.0, 0.0);
     for (&a, &g) in actual.iter().zip(golden) {
@@ -286,7 +286,7 @@ pub fn relative(actual: &[f32], golden: &[f64]) -> f64 {
     if error.is_nan() { f64::INFINITY } else { error }
 }
 
-/// The standard deviation as torch computes it, with n - 1.
+/// Returns the standard deviation as torch computes it, with n - 1.
 pub fn std(data: &[f32]) -> f64 {
     let n = data.len() as f64;
     let mean = data.iter().map(|&v| f64::from(v)).sum::<f64>() / n;

@@ -6,13 +6,13 @@ use anyhow::Result;
 
 use super::{Goldens, MODEL};
 
-/// Every 16th pixel of `[3, h, w]`.
+/// Returns every 16th pixel of `[3, h, w]`.
 fn every_16th(pixels: &[f32], height: usize, width: usize) -> Vec<f32> {
     let rows = (0..3 * height).filter(|row| (row % height).is_multiple_of(16));
     rows.flat_map(|row| (0..width).step_by(16).map(move |x| pixels[row * width + x])).collect()
 }
 
-/// `image_rules`, `img.*`.
+/// Checks `image_rules`, `img.*`.
 pub fn check(goldens: &mut Goldens) -> Result<()> {
     for i in 0..goldens.len("image_rules")? {
         let side = |key| Ok::<_, anyhow::Error>(goldens.count(&format!("image_rules/{i}/{key}"))? as u32);

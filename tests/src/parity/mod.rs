@@ -25,13 +25,13 @@ pub use goldens::{Goldens, Item};
 
 /// The error that f32 arithmetic in another order may have, relative L2: the goldens are 1e-6 from an f64 run at most.
 const MODEL: f64 = 5e-6;
-/// The same after sampling, which amplifies.
+/// The error that f32 arithmetic in another order may have after sampling, which amplifies it.
 const LATENTS: f64 = 2e-5;
-/// Sigmas, tables and random numbers, absolute.
+/// The absolute error of sigmas, tables and random numbers.
 const ABSOLUTE: f64 = 1e-6;
-/// 8-bit activations, simulated. A value whose rounding falls the other way moves by a sixteenth of itself, and carries
-/// on: changing one input by its last bit moves the result by up to 1.4e-2, while leaving the simulation out moves it by
-/// 1.8e-2 and more.
+/// The error with simulated 8-bit activations. A value that rounds the other way moves by a sixteenth of itself, and
+/// the error propagates: changing one input by its last bit moves the result by up to 1.4e-2, while leaving out the
+/// simulation moves it by 1.8e-2 and more.
 const SIMULATED: f64 = 1.5e-2;
 
 /// The fixture's model, loaded.

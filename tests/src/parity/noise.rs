@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 
 use super::{ABSOLUTE, Goldens};
 
-/// `randn.*`: `randn.SEED.SHAPE`, `.rand64` (64 uniforms), `.second16` (16 normals after 16 others).
+/// Checks `randn.*`: `randn.SEED.SHAPE`, `.rand64` (64 uniforms), `.second16` (16 normals after 16 others).
 pub fn check(goldens: &mut Goldens) -> Result<()> {
     for name in goldens.names("randn.") {
         let (seed, what) =

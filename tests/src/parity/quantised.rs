@@ -13,7 +13,7 @@ pub struct Quantised {
     pub per_row: bool,
 }
 
-/// Whether the layouts quantise a tensor: the matrices of the blocks' attentions and FFN.
+/// Returns whether the layouts quantise a tensor: they quantise the matrices of the blocks' attentions and FFN.
 fn is_quantised(name: &str) -> bool {
     let parts: Vec<_> = name.split('.').collect();
     matches!(&parts[..], ["blocks", _, "self_attn" | "cross_attn" | "ffn", layer, .., "weight"] if !layer.starts_with("norm"))

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use super::{ABSOLUTE, Goldens, MODEL, Model};
 
-/// `unipc.*`, `toy.*`, `distill.sigmas` and `.timesteps`.
+/// Checks `unipc.*`, `toy.*`, `distill.sigmas` and `.timesteps`.
 pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     let b = &model.backend;
     let x = goldens.input("toy.x")?;
@@ -45,7 +45,7 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     goldens.relative("distill.timesteps", &distill.timesteps, 1e-7)
 }
 
-/// The fixture's list of distilled timesteps.
+/// Returns the fixture's list of distilled timesteps.
 pub fn distill_timesteps(goldens: &Goldens) -> Result<Vec<u32>> {
     let list = goldens.at("spec/distill_steps")?.as_array().context("`distill_steps` is no list")?;
     list.iter().map(|v| v.as_u64().map(|n| n as u32).context("a timestep is no number")).collect()

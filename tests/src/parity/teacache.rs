@@ -13,7 +13,7 @@ use super::{Goldens, LATENTS, Model};
 /// the polynomial's slope is up to 1e4 where it is steepest.
 const ACCUMULATED: f64 = 1e-3;
 
-/// `teacache`, `tea.*`.
+/// Checks `teacache`, `tea.*`.
 pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     let b = &model.backend;
     let scene = Scene::prepare(goldens, model)?;

@@ -12,21 +12,21 @@ use super::{Goldens, MODEL, Model};
 /// Token ids that the model was trained with.
 const SPECIAL: [(&str, u32); 4] = [("pad", 0), ("eos", 1), ("bos", 2), ("unk", 3)];
 
-/// The embedding `[n, dim]` of the prompt at place `index` of the list.
+/// Returns the embedding `[n, dim]` of the prompt at place `index` of the list.
 pub fn embedding(goldens: &Goldens, model: &Model, index: usize) -> Result<<Cpu as TensorOps>::Tensor> {
     let prompt = goldens.text(&format!("tokenizer/prompts/{index}/raw"))?;
     let tokens = model.tokenizer.encode(&text::clean(prompt))?;
     Ok(model.t5.encode(&model.backend, &tokens.ids, None)?)
 }
 
-/// The place of the negative prompt in the list.
+/// Returns the place of the negative prompt in the list.
 pub fn negative(goldens: &Goldens) -> Result<usize> {
     (0..goldens.len("tokenizer/prompts")?)
         .find(|i| goldens.text(&format!("tokenizer/prompts/{i}/tag")).is_ok_and(|tag| tag == "neg_i2v"))
         .context("no prompt is tagged `neg_i2v`")
 }
 
-/// `tok.*`, `tokenizer`, `t5.*`.
+/// Checks `tok.*`, `tokenizer`, `t5.*`.
 pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     goldens.fact("tokenizer/seq_len", text::MAX_TOKENS)?;
     for (name, id) in SPECIAL {

@@ -32,7 +32,7 @@ impl Chunks {
     }
 }
 
-/// `e2e`'s picture, fitted: pixels `[3, 1, h, w]` on the device, and the latent height and width.
+/// Returns `e2e`'s picture, fitted: pixels `[3, 1, h, w]` on the device, and the latent height and width.
 pub fn first_frame(goldens: &Goldens, model: &Model) -> Result<(Tensor, usize, usize)> {
     let picture = image::decode(&goldens.dir.join(goldens.text("clip/0/file")?))?;
     let (lat_h, lat_w) =
@@ -42,18 +42,19 @@ pub fn first_frame(goldens: &Goldens, model: &Model) -> Result<(Tensor, usize, u
     Ok((model.backend.upload(&pixels, &[3, 1, lat_h * 8, lat_w * 8])?, lat_h, lat_w))
 }
 
-/// Latent frames of the fixture's videos.
+/// Returns the number of latent frames of the fixture's videos.
 pub fn latent_frames(goldens: &Goldens) -> Result<usize> {
     Ok((goldens.count("spec/frames")? - 1) / 4 + 1)
 }
 
-/// `vae.*`, `y`.
+/// Checks `vae.*`, `y`.
 pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     let b = &model.backend;
     let (first, ..) = first_frame(goldens, model)?;
     goldens.relative("vae.enc.first_frame", &b.download(&first)?, MODEL)?;
 
-    // The whole computation, with its intermediates; then the short cut for still pictures, which must equal it.
+    // Runs the whole computation, with its intermediates; then the short cut for still pictures, which must give the
+    // same.
     let shape = b.shape(&first);
     let zeros = vec![0.0; 3 * (goldens.count("spec/frames")? - 1) * shape[2] * shape[3]];
     let zeros = b.upload(&zeros, &[3, goldens.count("spec/frames")? - 1, shape[2], shape[3]])?;
@@ -93,7 +94,7 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     goldens.relative("vae.dec.out_unclamped", &out, MODEL)?;
     goldens.number("vae/dec_out_std", std(&out), MODEL)?;
     let clamped = out.iter().filter(|v| v.abs() > 1.0).count() as f64 / out.len() as f64;
-    // A value at the very edge may fall on either side.
+    // A value at the edge of the range may be clamped or not.
     goldens.number("vae/dec_clamped_fraction", clamped, 1e-3)?;
 
     let list = |values: &[f32]| values.iter().map(|&v| Some(f64::from(v))).collect::<Vec<_>>();

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// A program of this workspace, built with the tests' own profile.
+/// Returns the path of a program of this workspace, built with the tests' own profile.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
     let folder = test.ancestors().nth(2).expect("tests lie in `deps`, below the programs");
@@ -17,23 +17,23 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// A file or folder of `tests/fixtures`.
+/// Returns the path of a file or folder of `tests/fixtures`.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 
-/// The tiny model in the official layout.
+/// Returns the tiny model in the official layout.
 pub fn tiny_model() -> PathBuf {
     fixture("tiny-a/official")
 }
 
-/// A colourful picture of this size.
+/// Writes a colourful picture of this size.
 pub fn picture(path: &Path, width: u32, height: u32) {
     let pixel = |x: u32, y: u32| image::Rgb([(7 * x) as u8, (5 * y) as u8, (x * y / 16) as u8]);
     image::RgbImage::from_fn(width, height, pixel).save(path).expect("the picture is written");
 }
 
-/// The names in a folder, hidden ones too, sorted.
+/// Returns the names in a folder, including hidden ones, sorted.
 pub fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).expect("the folder is there");
     let mut names: Vec<String> =
@@ -47,12 +47,12 @@ pub fn run(command: &mut Command) -> Output {
     command.output().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"))
 }
 
-/// Standard error as text.
+/// Returns standard error as text.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// What ffprobe says of a file, as JSON.
+/// Returns ffprobe's description of a file, as JSON.
 pub fn ffprobe(file: &Path) -> serde_json::Value {
     let output = run(Command::new("ffprobe")
         .args(["-v", "error", "-count_frames", "-show_streams", "-show_format", "-of", "json"])

@@ -1,4 +1,4 @@
-//! animctl's verbs, on a real service: for people and as JSON, with their exit codes.
+//! animctl's verbs on a real service: their output for people and as JSON, and their exit codes.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,14 +15,14 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// What a verb prints, which must succeed.
+/// Runs a verb, which must succeed, and returns what it prints.
 fn says(house: &House, args: &[&str]) -> String {
     let output = house.animctl(args);
     assert!(output.status.success(), "animctl {args:?}: {}", text(&output.stderr));
     text(&output.stdout)
 }
 
-/// The exit code and what it complains of.
+/// Runs a verb, and returns its exit code and its error message.
 fn refused(house: &House, args: &[&str]) -> (Option<i32>, String) {
     let output = house.animctl(args);
     (output.status.code(), text(&output.stderr))
@@ -116,7 +116,7 @@ fn the_queue_obeys() {
     let (code, why) = refused(&house, &["priority", &ids[0], "500"]);
     assert_eq!(code, Some(1));
     assert!(why.contains("500 is not from -100 to 100"), "{why}");
-    // Several at once, one of which is unknown.
+    // Several jobs at once, one of which is unknown.
     let output = house.animctl(&["--json", "cancel", &ids[1], "99"]);
     assert_eq!(output.status.code(), Some(1));
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -420,7 +420,7 @@ fn everybody_sees_sums_and_timelines_of_their_own_jobs() {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     assert!(runtime.block_on(manager).unwrap_err().to_string().contains("there is no job 99"));
-    // Not through animctl, which would not ask.
+    // This does not go through animctl, which would not call the service.
     let refused = Command::new("busctl")
         .args([&format!("--address={}", house.address()), "call", "org.animd.Animd1", "/org/animd/Animd1"])
         .args(["org.animd.Animd1.Manager", "Timeline", "t", "2"])
@@ -449,7 +449,7 @@ fn figures_for_prometheus_follow_the_jobs() {
     submit(&house, "crash");
     says(&house, "animd_engine_restarts_total 3");
     says(&house, "animd_jobs_ended_total{result=\"failed\"} 2");
-    // Whoever looks at an old job makes no new one.
+    // Looking at an old job makes no new one.
     house.json(&["show", "1"]);
     let slow = submit(&house, "slow=1000");
     submit(&house, "waits");

@@ -67,7 +67,7 @@ async fn a_caller_fetches_its_own_video() {
     let (mut new, mut removed) =
         (manager.receive_job_new().await.unwrap(), manager.receive_job_removed().await.unwrap());
     let picture = File::open(house.picture()).unwrap();
-    // Somebody else's offset is not ours.
+    // The service does not depend on the caller's file offset.
     (&picture).seek(std::io::SeekFrom::End(0)).unwrap();
     let options = HashMap::from([
         ("prompt", "a wave".into()),
@@ -216,7 +216,7 @@ async fn a_pause_lasts_and_a_hold_ends_with_its_program() {
     })
     .await;
     assert_eq!(watching.state().await.unwrap(), "queued");
-    // As when its program ends: nobody says so but the kernel.
+    // Dropping the descriptor is what happens when a program ends: only the kernel reports it.
     drop(hold);
     drop(other);
     assert_eq!(ended(&watching).await, "done");
@@ -229,7 +229,7 @@ async fn a_pause_lasts_and_a_hold_ends_with_its_program() {
     assert_eq!(refused(manager.inhibit("warm", "a", "b").await).0, "Busy");
     drop(holds.pop());
     until("there is room", async || manager.inhibit("warm", "a", "b").await.is_ok()).await;
-    // Whoever may ask for the memory gets it, and the holds do not bring the model back.
+    // `Unload` frees the memory in spite of the holds, and they do not load the model again.
     until("nothing runs", async || manager.unload().await.is_ok()).await;
     until("it is unloaded", async || manager.state_text().await.unwrap().contains("unloaded")).await;
 }
@@ -323,7 +323,7 @@ async fn progress_is_told_at_most_four_times_a_second() {
             break;
         }
     }
-    // The last one comes with the end.
+    // The last signal comes with the job's end.
     let most = 4.0 * start.elapsed().as_secs_f64() + 2.0;
     assert!((2.0..=most).contains(&f64::from(told)), "{told} in {:?}", start.elapsed());
 }

@@ -1,4 +1,4 @@
-//! The bus interface is what `dbus/org.animd.Animd1.xml` says, and that says something of everything.
+//! The bus interface matches `dbus/org.animd.Animd1.xml`, which documents every member.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ impl Tag {
     }
 }
 
-/// The tags of a document as simple as introspection is.
+/// Returns the tags of a document as simple as introspection is.
 fn tags(xml: &str) -> Vec<Tag> {
     let mut tags = Vec::new();
     let (mut rest, mut comment) = (xml, String::new());
@@ -55,7 +55,8 @@ fn tags(xml: &str) -> Vec<Tag> {
     tags
 }
 
-/// Every member of our interfaces as a line: its interface, itself, its arguments in order, its annotations.
+/// Returns every member of animd's interfaces as a line: its interface, its name, its arguments in order, its
+/// annotations.
 fn members(xml: &str) -> BTreeSet<String> {
     let mut lines = BTreeSet::new();
     let (mut interface, mut member, mut arguments) = (String::new(), String::new(), 0);
@@ -140,7 +141,7 @@ async fn the_live_interface_is_the_contract() {
         only(&contract, &live)
     );
 
-    // The nodes above name their children, and do not repeat them.
+    // The parent nodes name their children, and do not repeat them.
     let root = introspect("/").await;
     assert!(root.contains("<node name=\"org\"/>") && !root.contains("org.animd"), "{root}");
     assert!(introspect("/org").await.contains("<node name=\"animd\"/>"));

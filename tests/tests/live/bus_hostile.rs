@@ -1,4 +1,4 @@
-//! What a careless or hostile client does: it is refused or served, and holds nobody else up.
+//! Calls of careless or hostile clients are refused or served, and delay nobody else.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -17,10 +17,10 @@ use zbus::Variant;
 
 use crate::harness::{House, PICTURE};
 
-/// Far longer than any answer takes on a busy machine: only what hangs takes so long.
+/// Far longer than any answer takes on a busy machine, so that only a hang exceeds it.
 const PATIENCE: Duration = Duration::from_secs(50);
 
-/// What a submission was answered with: the error's name, or nothing.
+/// Submits a file, and returns the error's name, if there is one.
 async fn submit(
     manager: &ManagerProxy<'_>,
     file: impl AsFd,
@@ -222,7 +222,7 @@ async fn clients_that_die_in_the_middle_leave_nothing_behind() {
         drop((manager, hold));
     }
     let manager = house.manager().await;
-    // What was sent whole may be a job; what is one is whole.
+    // A picture that was sent completely may be a job, and every job has a complete picture.
     let mut before = -1;
     loop {
         let jobs = house.number("SELECT count(*) FROM job").unwrap();

@@ -1,4 +1,4 @@
-//! What one user of the machine can do to the others by the bus: nothing. Users are played by connections of their uids,
+//! One user of the machine cannot harm the others over the bus. Users are simulated by connections with their uids,
 //! which only root can make.
 
 use std::collections::HashMap;
@@ -20,9 +20,9 @@ use zbus::{Connection, Message, Variant};
 
 use crate::harness::{ALICE, BOB, House, PICTURE, others};
 
-/// Far longer than any answer takes on a busy machine: only what hangs takes so long.
+/// Far longer than any answer takes on a busy machine, so that only a hang exceeds it.
 const PATIENCE: Duration = Duration::from_secs(50);
-/// In which the service reads what the bus keeps for it.
+/// A pause in which the service reads what the bus keeps for it.
 const PAUSE: Duration = Duration::from_millis(20);
 /// The most memory that a user can make the service take.
 const MOST_MEMORY: u64 = 120 << 20;
@@ -32,7 +32,7 @@ const FEW_FILES: usize = 60;
 const MANAGER: &str = "org.animd.Animd1.Manager";
 const PATH: &str = "/org/animd/Animd1";
 
-/// A paused queue on a bus for all.
+/// Returns a service with a paused queue, on a bus that all users reach.
 async fn house() -> House {
     paused(House::closed_system("[queue]\nper_user = 1000\n")).await
 }
@@ -47,7 +47,7 @@ async fn manager(connection: &Connection) -> ManagerProxy<'static> {
     ManagerProxy::new(connection).await.unwrap()
 }
 
-/// Alice submits a picture and is served, whatever Bob does.
+/// Checks that Alice can submit a picture, whatever Bob does.
 async fn alice_is_served(house: &House) {
     let alice = manager(&house.connect_as(ALICE).await).await;
     let picture = File::open(house.picture()).unwrap();
@@ -73,7 +73,7 @@ async fn submit_long(house: &House, user: &Connection, count: usize) {
     }
 }
 
-/// A call with sixteen descriptors that its method does not take.
+/// Returns a call with sixteen descriptors that its method does not take.
 fn loaded_call(path: &str, interface: &str, member: &str) -> Message {
     let nothing = File::open("/dev/null").unwrap();
     let descriptors = (0..16).map(|_| OwnedFd::from(nothing.try_clone().unwrap()).into()).collect();
@@ -143,7 +143,7 @@ async fn long_answers_are_bounded_and_given_back() {
     assert!(house.memory("VmHWM") < MOST_MEMORY, "{} bytes", house.memory("VmHWM"));
     house.until("memory is given back", |house| house.memory("VmRSS") < MOST_MEMORY / 2);
 
-    // Page by page, all of them come.
+    // All jobs come, page by page.
     let (mut before, mut seen) = (HashMap::new(), Vec::new());
     loop {
         let page = managers[0].history(before).await.unwrap();

@@ -1,5 +1,5 @@
-//! Who may what on a system bus, with and without polkit. Other users are played by processes of their uid, which only
-//! root can start.
+//! The rights of users on a system bus, with and without polkit. Other users are simulated by processes with their
+//! uids, which only root can start.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use crate::harness::{ALICE, BOB, House, others};
 use zbus::{OwnedVariant, interface};
 
-/// animctl and a picture where every user can read them.
+/// Puts animctl and a picture where every user can read them, and returns their paths.
 fn furnish(house: &House) -> (String, String) {
     let animctl = house.animctl_for_all();
     let picture = house.picture();
@@ -19,7 +19,7 @@ fn furnish(house: &House) -> (String, String) {
     (animctl.to_str().unwrap().to_owned(), picture)
 }
 
-/// animctl as another user: its exit code, standard output and error.
+/// Runs animctl as another user; returns its exit code, standard output and error.
 fn animctl(house: &House, uid: u32, args: &[&str]) -> (Option<i32>, String, String) {
     let mut command = Command::new(house.path("animctl"));
     command.args(["--system", "--json"]).args(args).env("DBUS_SYSTEM_BUS_ADDRESS", house.address());
@@ -28,12 +28,12 @@ fn animctl(house: &House, uid: u32, args: &[&str]) -> (Option<i32>, String, Stri
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-/// A call without animctl, as another user; `flags` may allow interaction.
+/// Makes a call without animctl, as another user; `interactive` allows interaction.
 fn busctl(house: &House, uid: u32, interactive: bool, path: &str, call: &[&str]) -> (bool, String) {
     let mut command = Command::new("busctl");
     command.arg(format!("--address={}", house.address()));
     command.arg(format!("--allow-interactive-authorization={interactive}"));
-    // A negative number among the arguments is no option.
+    // A negative number among the arguments must not be read as an option.
     command.args(["--", "call", "org.animd.Animd1", path]).args(call);
     let output = command.uid(uid).gid(uid).current_dir("/").output().unwrap();
     let text = [output.stdout, output.stderr].concat();
@@ -42,11 +42,11 @@ fn busctl(house: &House, uid: u32, interactive: bool, path: &str, call: &[&str])
 
 const MANAGER: &str = "/org/animd/Animd1";
 
-/// Answers as polkit, with what it was asked.
+/// A mock of polkit that records what it was asked.
 #[derive(Clone, Default)]
 struct Polkit {
     allows: Arc<Mutex<Vec<&'static str>>>,
-    /// Action and flags.
+    /// The action and the flags of each question.
     asked: Arc<Mutex<Vec<(String, u32)>>>,
 }
 
@@ -118,7 +118,7 @@ fn without_polkit_everybody_has_their_own_jobs_and_root_has_all() {
         let (done, text) = busctl(&house, BOB, false, MANAGER, call);
         assert!(!done && text.contains("is for root"), "{call:?}: {text}");
     }
-    // What lies in a watched folder is its owner's, whoever may read it; and nobody learns whether it is there.
+    // A file in a watched folder belongs to its owner, whoever may read it; and nobody else learns whether it exists.
     let theirs = house.path("inbox/theirs.png");
     fs::write(&theirs, "no picture").unwrap();
     fs::set_permissions(&theirs, fs::Permissions::from_mode(0o644)).unwrap();
@@ -130,7 +130,7 @@ fn without_polkit_everybody_has_their_own_jobs_and_root_has_all() {
     let (done, text) = busctl(&house, BOB, false, MANAGER, &[manager, "History", "a{sv}", "0"]);
     assert!(done && text.trim() == "aa{sv} 0", "{text}");
 
-    // What everybody sees has no prompt, no name and no path in it.
+    // The public facts hold no prompt, no name and no path.
     let (done, text) = busctl(&house, BOB, false, MANAGER, &[manager, "List", "a{sv}", "0"]);
     assert!(
         done && text.contains("running") && !text.contains("secret") && !text.contains("picture"),

@@ -114,7 +114,7 @@ fn jobs_are_cancelled_queued_or_running_or_deaf() {
     house.json(&["cancel", &deaf]);
     house.until_ended(3);
     assert_eq!(house.text("SELECT state FROM job WHERE id = 3"), "canceled");
-    // A picture from the inbox leaves it, too.
+    // A picture from the inbox is moved out of it, too.
     house.drop_picture("photo.png", Some("slow=1000"));
     house.until("it runs", |house| !house.json(&["list", "--state", "running"])[0].is_null());
     house.json(&["cancel", "4"]);
@@ -258,7 +258,7 @@ fn the_examples_print_where_the_video_is_or_why_there_is_none() {
         println!("skipped: there is no busctl");
     }
 
-    // A python of one's own often lacks what the distribution's has.
+    // A python that a user has installed often lacks modules that the distribution's has.
     let python = ["python3", "/usr/bin/python3"].into_iter();
     let python = python
         .map(|python| vec![python])

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use crate::harness::{House, PICTURE, program};
 
-/// `animd ARGS` with nothing of this machine's around it.
+/// Runs `animd ARGS` isolated from this machine's environment and files.
 fn animd(home: &Path, args: &[&str], vars: &[(&str, &str)]) -> Output {
     Command::new(program("animd"))
         .args(args)
@@ -92,7 +92,7 @@ fn sighup_puts_in_force_what_can_change_and_systemd_is_told() {
     let first = house.engine();
     assert!(first.is_some());
 
-    // What is said until the reload is over.
+    // Collects the status messages until the reload is over.
     let hear = || {
         let mut buffer = [0; 4096];
         let mut said = Vec::new();
@@ -119,7 +119,7 @@ fn sighup_puts_in_force_what_can_change_and_systemd_is_told() {
     )
     .unwrap();
     hang_up(&house);
-    // The idle engine has the old model.
+    // The idle engine still has the old model, so it is replaced.
     house.until("another engine is there", |house| house.engine().is_some_and(|pid| Some(pid) != first));
     fs::write(house.path("more/b.png"), PICTURE).unwrap();
     house.until_ended(2);

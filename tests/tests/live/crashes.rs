@@ -1,4 +1,4 @@
-//! The engine and the service die, and nothing is lost and nothing made twice.
+//! The engine and the service die, and no job is lost or done twice.
 
 use std::fs;
 use std::time::Duration;
@@ -86,7 +86,7 @@ fn a_service_killed_again_and_again_makes_each_video_once() {
     }
     for n in 0..20_u64 {
         house.spawn();
-        // A third dies while it starts, the others while a job runs or is being finished; the multiplier visits all pauses.
+        // A third of the kills hit the start, the others a running or finishing job; the multiplier visits all pauses.
         if n % 3 > 0 {
             house.until("a job runs", |house| {
                 house.number("SELECT count(*) FROM job WHERE state IN ('running','finishing')") != Some(0)
@@ -137,7 +137,7 @@ fn one_service_for_one_ledger() {
     assert!(String::from_utf8_lossy(&second.stderr).contains("another animd works on"));
 }
 
-/// The sentence that a picture fails with when the engine does this to its job every time, and the job's code.
+/// Returns the sentence and the code that a picture fails with when the engine does this to its job every time.
 fn fate(words: &str) -> (String, String) {
     let house = House::started("[engine]\nheartbeat_seconds = 5\n[queue]\nattempts = 2\n");
     house.drop_picture("photo.png", Some(words));

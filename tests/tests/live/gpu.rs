@@ -1,4 +1,4 @@
-//! GPUs as the driver tells of them, with a driver's library that a text file controls.
+//! GPUs as the driver reports them, with a fake driver library that a text file controls.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::harness::House;
 use animd::supervisor::gpu::nvml::Driver;
 use animd::supervisor::gpu::{Card, Machine, Process};
 
-/// A library of this test's own, and the file that it reads.
+/// A fake driver library, and the file that it reads.
 struct Fake {
     library: PathBuf,
     text: PathBuf,
@@ -26,7 +26,7 @@ impl Fake {
         Self { library, text }
     }
 
-    /// Another machine from here on; never half of one.
+    /// Replaces the machine that the library reports, atomically.
     fn set(&self, text: &str) {
         let new = self.text.with_extension("new");
         fs::write(&new, text).unwrap();
@@ -36,7 +36,7 @@ impl Fake {
 
 const H200: &str = "driver 580.82.07\ncard GPU-1111 9.0 143771 143100 0 400000 1 NVIDIA H200\n";
 
-/// A service whose engine has code for an H200.
+/// Returns a service whose engine has code for an H200.
 fn house(machine: Option<&str>) -> (House, Fake) {
     let mut house = House::new("");
     let fake = Fake::in_folder(house.dir.path());
@@ -89,12 +89,12 @@ async fn what_the_driver_says_is_read() {
     let machine = driver.look(None).await;
     assert_eq!(machine.driver(), Some("580.82.07"));
     let [first, second] = machine.cards() else { panic!("{machine:?}") };
-    // The thread that asks has a name of its own, and this process another.
+    // The thread that asks has another name than this process.
     assert_eq!(first.processes[1], h200.processes[1]);
     assert_eq!(*first, Card { processes: first.processes.clone(), ..h200.clone() });
     assert_eq!((second.mig, second.index, &*second.name), (true, 1, "NVIDIA GeForce RTX 4090"));
 
-    // What the engine holds is as good as free.
+    // Memory that the engine holds counts as free.
     let machine = driver.look(Some(own)).await;
     assert_eq!(machine.cards()[0].memory_free, 130_000 * mib);
     assert_eq!(machine.cards()[0].processes, h200.processes[1..]);
@@ -148,7 +148,7 @@ fn a_job_has_its_profile_its_gpu_and_its_energy() {
         let count =
             |filter: &str| house.number(&format!("SELECT count(*) FROM sample WHERE {filter}")).unwrap();
         assert!(count("1") >= 2 && count("1") == count(whole), "{} of {}", count(whole), count("1"));
-        // Nearly all of it is denoising, and the stages are not more than the whole.
+        // Nearly all of the energy is denoising, and the stages do not add up to more than the whole.
         let denoise = house.number("SELECT energy_mj FROM stage WHERE name = 'denoise'").unwrap();
         assert!(denoise * 2 > energy, "{denoise} of {energy} mJ");
         assert!(house.number("SELECT sum(energy_mj) FROM stage") <= Some(energy));
@@ -183,7 +183,7 @@ fn without_a_gpu_the_cpu_is_used_and_a_driver_that_appears_late_is_found() {
         Some(1)
     );
     fake.set(H200);
-    // A job is the occasion to look; not every one, so that many small ones do not ask again and again.
+    // A job makes the service ask the driver, but not every job, so that many small ones do not ask again and again.
     house.until("a job runs on the GPU", |house| {
         house.json(&["submit", &house.picture(), "-p", "a", "--wait"]);
         house.number("SELECT count(*) FROM job WHERE profile = 'h200' AND backend = 'cuda'") != Some(0)
@@ -204,10 +204,10 @@ fn jobs_wait_while_another_program_holds_the_card() {
             && status["state_text"].to_string().contains("process 4194303, holds 136.7 GiB")
     });
     assert_eq!(house.number("SELECT count(*) FROM job WHERE state = 'queued'"), Some(1));
-    // Others left some of it: enough for a smaller profile.
+    // Other programs leave some memory: enough for a smaller profile.
     fake.set(&H200.replace("143771 143100", "143771 40000"));
     house.until("it is looked at again", |house| {
-        // A new job is an occasion to look, but not every one.
+        // A new job makes the service ask the driver, but not every one.
         std::thread::sleep(Duration::from_secs(1));
         submit(house);
         house.number("SELECT count(*) FROM job WHERE state = 'done'") > Some(0)
@@ -231,7 +231,7 @@ fn devices_that_appear_and_are_refused_need_one_new_start() {
         std::thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(ended, Some(75));
-    // What began with the driver in sight has nothing to gain by another start.
+    // A service that started with the driver present gains nothing by a restart.
     house.start();
     house.until("it says so", |house| house.json(&["status"])["state"] == "no-gpu");
     assert_eq!(house.exited(), None);
@@ -250,7 +250,7 @@ fn a_profile_may_be_asked_for() {
     house.start();
     house.json(&["submit", &house.picture(), "-p", "a", "--wait"]);
     assert_eq!(house.text("SELECT profile FROM job"), "rtx4090");
-    // Its settings are the defaults of the job, as no others say anything.
+    // The profile's settings are the job's defaults, because nothing else sets them.
     assert_eq!(house.json(&["show", "1"])["settings"]["tiling"], "tiled");
     done(&house, 1);
     house.stop();

@@ -1,4 +1,4 @@
-//! The real service on a bus of its own, with the simulated engine or the real one.
+//! Runs the real service on a bus of its own, with the simulated engine or the real one.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,18 +16,18 @@ use tempfile::TempDir;
 
 pub use crate::common::program;
 
-/// A whole PNG of one pixel.
+/// A complete PNG of one pixel.
 pub const PICTURE: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU\
 \0\0\0\nIDATx\xdach\0\0\0\x82\0\x81\xdaE\x08;\0\0\0\0IEND\xaeB`\x82";
 
-/// Longer than anything here takes on a busy machine; only a failing test waits for it.
+/// Longer than anything here takes on a busy machine; only a failing test waits that long.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 // The bus takes only users that the machine knows: these two are `daemon` and `bin` on every Linux.
 pub const ALICE: u32 = 1;
 pub const BOB: u32 = 2;
 
-/// Whether other users can be played here; says so if not.
+/// Returns whether other users can be simulated here, and prints a note if not.
 pub fn others() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
@@ -36,7 +36,7 @@ pub fn others() -> bool {
     root
 }
 
-/// Folders, a bus, and the service when it runs.
+/// The test's folders, its bus, and the service while it runs.
 pub struct House {
     pub dir: TempDir,
     bus: Child,
@@ -44,9 +44,9 @@ pub struct House {
     service: Option<Child>,
     config: String,
     env: Vec<(String, String)>,
-    /// Whether the service takes the bus for the system's.
+    /// Whether the service treats the bus as the system's.
     system: bool,
-    /// The user that the service runs as, where that is not ours.
+    /// The user that the service runs as, if not the test's own.
     uid: Option<u32>,
     /// A program that starts the service, with its arguments.
     wrap: Vec<String>,
@@ -67,7 +67,7 @@ impl Drop for House {
 }
 
 impl House {
-    /// Folders and a bus; `config` is more TOML for the service.
+    /// Returns folders and a bus; `config` is more TOML for the service.
     pub fn new(config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let bus_config = dir.path().join("bus.conf");
@@ -107,14 +107,14 @@ impl House {
         }
     }
 
-    /// A bus that the service takes for the system's, and that other users reach.
+    /// Returns folders and a running service on a bus that it treats as the system's, and that other users reach.
     pub fn system(config: &str) -> Self {
         let mut house = Self::closed_system(config);
         house.start();
         house
     }
 
-    /// Such a bus, without the service.
+    /// Returns folders and a bus as [`Self::system`] does, without starting the service.
     pub fn closed_system(config: &str) -> Self {
         let mut house = Self::new(config);
         house.system = true;
@@ -123,7 +123,7 @@ impl House {
         house
     }
 
-    /// Folders and a bus, with the service running.
+    /// Returns folders and a bus, with the service running.
     pub fn started(config: &str) -> Self {
         let mut house = Self::new(config);
         house.start();
@@ -134,7 +134,7 @@ impl House {
         self.dir.path().join(name)
     }
 
-    /// A copy of animctl where every user can run it.
+    /// Copies animctl to where every user can run it, and returns the path.
     pub fn animctl_for_all(&self) -> PathBuf {
         let animctl = self.path("animctl");
         fs::copy(program("animctl"), &animctl).unwrap();
@@ -146,24 +146,24 @@ impl House {
         animctl
     }
 
-    /// The engine's process, while there is one.
+    /// Returns the engine's process, while there is one.
     pub fn engine(&self) -> Option<u32> {
         let pid = self.service.as_ref()?.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
         children.split_whitespace().next()?.parse().ok()
     }
 
-    /// The manager on this house's bus.
+    /// Returns the manager on this house's bus.
     pub async fn manager(&self) -> ManagerProxy<'static> {
         ManagerProxy::new(&self.connect().await).await.unwrap()
     }
 
-    /// A connection to this house's bus.
+    /// Returns a connection to this house's bus.
     pub async fn connect(&self) -> zbus::Connection {
         zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap()
     }
 
-    /// A connection of another user's; only for tests that run as root, and on a bus that others reach.
+    /// Returns a connection of another user's; only for tests that run as root, and on a bus that others reach.
     pub async fn connect_as(&self, uid: u32) -> zbus::Connection {
         let path = self.path("bus");
         let connect = move || {
@@ -176,17 +176,17 @@ impl House {
         zbus::connection::Builder::unix_stream(stream).user_id(uid).build().await.unwrap()
     }
 
-    /// This house's bus.
+    /// Returns the address of this house's bus.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// The variable that says where the service's bus is.
+    /// Returns the variable that says where the service's bus is.
     pub fn bus_variable(&self) -> &'static str {
         if self.system { "DBUS_SYSTEM_BUS_ADDRESS" } else { "DBUS_SESSION_BUS_ADDRESS" }
     }
 
-    /// The running service's process.
+    /// Returns the running service's process.
     pub fn pid(&self) -> u32 {
         self.service.as_ref().map_or(0, Child::id)
     }
@@ -214,7 +214,7 @@ impl House {
         self.uid = Some(uid);
     }
 
-    /// Lets another program start the service, which becomes it.
+    /// Lets another program start the service by replacing itself with it.
     pub fn wrap(&mut self, command: &[&str]) {
         self.wrap = command.iter().map(|word| (*word).to_owned()).collect();
     }
@@ -242,7 +242,7 @@ impl House {
         self.service = Some(self.service().spawn().unwrap());
     }
 
-    /// The service's command, as it is started here.
+    /// Returns the service's command, as it is started here.
     pub fn service(&self) -> Command {
         let file = self.write_config();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
@@ -268,14 +268,14 @@ impl House {
             .env("HOME", self.dir.path())
             .env_remove("NOTIFY_SOCKET")
             .env_remove("JOURNAL_STREAM")
-            // A machine of its own: what a real driver says of this one is not for tests.
+            // The tests must not depend on a real driver of this machine.
             .env("NVML_LIBRARY", "/nonexistent/libnvidia-ml.so.1")
             .envs(self.env.iter().cloned())
             .stderr(log);
         service
     }
 
-    /// More TOML for the next start of the service, in place of what there was.
+    /// Sets the additional TOML for the next start of the service.
     pub fn configure(&mut self, config: &str) {
         self.config = config.into();
     }
@@ -286,7 +286,7 @@ impl House {
         self.bus.wait().unwrap();
     }
 
-    /// Bytes of memory that the service has now (`VmRSS`), or has had at the most (`VmHWM`).
+    /// Returns the bytes of memory that the service has now (`VmRSS`), or has had at most (`VmHWM`).
     pub fn memory(&self, which: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(which)).unwrap();
@@ -294,17 +294,17 @@ impl House {
         kib << 10
     }
 
-    /// How many files the service has open.
+    /// Returns how many files the service has open.
     pub fn open_files(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 
-    /// The exit code of a service that has ended by itself.
+    /// Returns the exit code of a service that has ended by itself.
     pub fn exited(&mut self) -> Option<i32> {
         self.service.as_mut()?.try_wait().unwrap()?.code()
     }
 
-    /// As a power cut for the process.
+    /// Kills the service, as a power cut would.
     pub fn kill(&mut self) {
         if let Some(mut service) = self.service.take() {
             service.kill().unwrap();
@@ -312,7 +312,7 @@ impl House {
         }
     }
 
-    /// As systemd stops it; gives its exit code.
+    /// Stops the service as systemd does, and returns its exit code.
     pub fn stop(&mut self) -> Option<i32> {
         let mut service = self.service.take()?;
         let pid = rustix::process::Pid::from_child(&service);
@@ -331,14 +331,14 @@ impl House {
         command
     }
 
-    /// `animctl --json ARGS`, which must succeed.
+    /// Runs `animctl --json ARGS`, which must succeed, and returns the value.
     pub fn json(&self, args: &[&str]) -> serde_json::Value {
         let output = self.animctl(&[&["--json"], args].concat());
         assert!(output.status.success(), "animctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    /// Drops a picture with a prompt into the inbox, as a file manager does: the sidecar first.
+    /// Drops a picture with a prompt into the inbox, with the sidecar first, as a file manager does.
     pub fn drop_picture(&self, name: impl AsRef<OsStr>, prompt: Option<&str>) {
         let path = self.path("inbox").join(name.as_ref());
         if let Some(prompt) = prompt {
@@ -347,7 +347,7 @@ impl House {
         fs::write(&path, PICTURE).unwrap();
     }
 
-    /// Writes a picture outside the inbox and gives its path.
+    /// Writes a picture outside the inbox and returns its path.
     pub fn picture(&self) -> String {
         let path = self.path("picture.png");
         fs::write(&path, PICTURE).unwrap();
@@ -370,19 +370,19 @@ impl House {
         });
     }
 
-    /// One number out of the ledger; `None` while it cannot be read.
+    /// Returns a number from the ledger; `None` while it cannot be read.
     pub fn number(&self, sql: &str) -> Option<i64> {
         let db = Connection::open(self.path("state/ledger.db")).ok()?;
         db.query_row(sql, [], |row| row.get(0)).ok()
     }
 
-    /// One text out of the ledger.
+    /// Returns a text from the ledger.
     pub fn text(&self, sql: &str) -> String {
         let db = Connection::open(self.path("state/ledger.db")).unwrap();
         db.query_row(sql, [], |row| row.get(0)).unwrap()
     }
 
-    /// The files of a folder, sorted, in words.
+    /// Returns the files of a folder, sorted, as text.
     pub fn files(&self, folder: &str) -> Vec<String> {
         files(&self.path(folder))
     }

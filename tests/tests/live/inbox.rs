@@ -10,7 +10,7 @@ use crate::harness::{House, PICTURE};
 fn a_dropped_picture_becomes_one_video() {
     let house = House::started("");
     house.drop_picture("photo.png", Some("a wave"));
-    // A second event for the same file, while it waits or runs.
+    // This is a second event for the same file, while it waits or runs.
     fs::write(house.path("inbox/photo.png"), PICTURE).unwrap();
     house.until_ended(1);
     let seed = house.number("SELECT seed FROM job").unwrap();
@@ -30,7 +30,7 @@ fn a_dropped_picture_becomes_one_video() {
         &house.path(&format!("outbox/photo-{seed}.mp4")).metadata().unwrap().permissions(),
     );
     assert_eq!(mode & 0o777, 0o640);
-    // Moved back, it is a new wish.
+    // A picture that is moved back is a new request.
     fs::rename(house.path("inbox/done/photo.png"), house.path("inbox/photo.png")).unwrap();
     house.until_ended(2);
     assert_eq!(house.files("outbox").len(), 2);

@@ -1,5 +1,5 @@
-//! The service, its client and its watcher, each as a process of its own, on buses of their own. One program, because each
-//! would be linked again, and waits of some tests are time for others.
+//! The service, its client and its watcher, each as a process of its own, on buses of their own. All tests are one
+//! program, because each program would have to be linked, and because tests that wait leave time to others.
 
 #![allow(
     clippy::unwrap_used,

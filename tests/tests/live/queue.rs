@@ -1,5 +1,5 @@
-//! The queue under a person's hands: priorities, another try, forgetting, pausing, unloading; and what becomes of old
-//! things.
+//! What a person can do to the queue: priorities, retrying, forgetting, pausing, unloading; and the retention of old
+//! data.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::harness::{House, PICTURE};
 
-/// The parts of a service that does not run.
+/// Returns the parts of a service that does not run.
 fn parts_of(house: &House) -> Parts {
     let mut config = Config::default();
     config.folders.inbox = house.path("inbox");
@@ -82,7 +82,7 @@ fn a_picture_that_would_be_taken_again_keeps_its_job() {
     house.drop_picture("photo.png", None);
     house.until_ended(1);
     house.stop();
-    // As if it could not have been moved.
+    // The picture goes back, as if it could not have been moved.
     fs::rename(house.path("inbox/done/photo.png"), house.path("inbox/photo.png")).unwrap();
     Connection::open(house.path("state/ledger.db"))
         .unwrap()
@@ -102,7 +102,7 @@ fn a_result_is_kept_until_it_is_collected() {
     let mut house = House::started("");
     house.json(&["submit", &house.picture(), "-p", "slow=50"]);
     house.stop();
-    // As a caller asks who fetches the video.
+    // The job is one whose caller fetches the video.
     let results = house.path("state/results");
     let db = Connection::open(house.path("state/ledger.db")).unwrap();
     db.execute("UPDATE job SET outbox = ?1", [results.to_str().unwrap().as_bytes()]).unwrap();
@@ -231,7 +231,7 @@ fn what_is_old_goes() {
     }
     house.stop();
     let db = Connection::open(house.path("state/ledger.db")).unwrap();
-    // The first ended 40 days ago.
+    // The first job ended 40 days ago.
     db.execute("UPDATE job SET finished_us = finished_us - 40 * 86400000000 WHERE id = 1", []).unwrap();
     db.execute("INSERT INTO sample (job, attempt, at_us) VALUES (1, 1, 1), (2, 1, 1)", []).unwrap();
     fs::create_dir(house.path("state/results")).unwrap();

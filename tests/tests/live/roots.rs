@@ -1,4 +1,4 @@
-//! Watched folders whose paths lead elsewhere all of a sudden, and folders that lie in each other.
+//! Watched folders whose paths suddenly lead elsewhere, and folders that lie in each other.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,16 +13,16 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::harness::{House, PICTURE, program};
 
-/// A user's folder that is watched, with an outbox of its own, and looked at often.
+/// The configuration of a user's watched folder, with an outbox of its own, which is polled often.
 const ANN: &str = "poll_seconds = 0.2\nrescan_seconds = 1\n[[watch]]\npath = \"ann/pictures\"\noutbox = \"videos/ann\"\n\
                    stable_seconds = 0.2\n";
 
-/// A picture unlike others, at a path below the house.
+/// Writes a picture unlike any other to a path below the house.
 fn put(house: &House, path: &str) {
     fs::write(house.path(path), [PICTURE, path.as_bytes()].concat()).unwrap();
 }
 
-/// The user's folder, and another one of the same names with a picture that is nobody's business.
+/// Makes the user's folder, and another one of the same names with a private picture.
 fn furnish(house: &House) {
     for folder in ["ann/pictures", "trap/pictures", "videos"] {
         fs::create_dir_all(house.path(folder)).unwrap();
@@ -31,7 +31,7 @@ fn furnish(house: &House) {
     put(house, "trap/pictures/theirs.png");
 }
 
-/// Puts a link in a folder's place, at once and not in two steps, and the folder at `away`.
+/// Puts a link in a folder's place and the folder at `away`, atomically.
 fn swap(house: &House, path: &str, target: &str) {
     symlink(house.path(target), house.path("away")).unwrap();
     exchange(&house.path(path), &house.path("away"));
@@ -46,7 +46,7 @@ fn exchange(one: &Path, other: &Path) {
     renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).unwrap();
 }
 
-/// Everything below a folder that is not the ledger's own, by its path.
+/// Returns the paths of everything below a folder, except the ledger's own files.
 fn below(house: &House, folder: &str) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     let mut folders = vec![house.path(folder)];
@@ -65,7 +65,7 @@ fn below(house: &House, folder: &str) -> BTreeSet<String> {
     all
 }
 
-/// What is wrong with the user's folder, as `animctl folder list` has it.
+/// Returns the trouble with the user's folder, from `animctl folder list`.
 fn trouble(house: &House) -> String {
     let listed = house.json(&["folder", "list"]);
     let ann =
@@ -84,7 +84,7 @@ fn settle(house: &House, name: &str) {
     house.until("another picture is taken", |house| jobs(house) > before);
 }
 
-/// A service that is paused, with a picture of somebody else's that waits in its spool.
+/// Returns a paused service, with another user's picture waiting in its spool.
 fn with_a_waiting_picture() -> House {
     let mut house = House::new(ANN);
     furnish(&house);
@@ -96,7 +96,7 @@ fn with_a_waiting_picture() -> House {
     house
 }
 
-/// How a service ends that does not come up.
+/// Returns the exit code of a service that does not start.
 fn exit_code(house: &mut House) -> Option<i32> {
     house.spawn();
     let start = Instant::now();
@@ -145,7 +145,7 @@ fn a_folder_swapped_for_a_link_is_not_used_until_it_is_back() {
         assert!(found.is_some_and(|line| line.starts_with("warn  watched folder")), "{doctor}");
         let pictures = house.path(if path == "ann" { "away/pictures" } else { "away" });
         fs::write(pictures.join(format!("{n}.png")), [PICTURE, &[n as u8]].concat()).unwrap();
-        // It is looked for five times a second.
+        // The service polls the folder five times a second.
         settle(&house, &format!("a{n}"));
         settle(&house, &format!("b{n}"));
         known += 2;
@@ -163,8 +163,8 @@ fn a_folder_swapped_for_a_link_is_not_used_until_it_is_back() {
     let log = fs::read_to_string(house.path("log")).unwrap();
     let told = log.lines().filter(|line| line.contains("is not used: ")).count();
     assert_eq!(told, 7, "once each: {log}");
-    // The work goes on, and only with what was dropped.
-    // One that waits from the beginning, two each time in the inbox, and the user's.
+    // The service goes on working, and only with what was dropped.
+    // One picture waits from the beginning, two each time are in the inbox, and the rest is the user's.
     let count = 1 + 2 * 7 + 8;
     house.until("all are queued", |house| jobs(house) == count);
     assert!(house.animctl(&["resume"]).status.success());
@@ -175,8 +175,8 @@ fn a_folder_swapped_for_a_link_is_not_used_until_it_is_back() {
     assert!(!house.path("trap/done").exists() && !house.path("trap/pictures/done").exists());
 }
 
-/// Whose link it is matters: that of the administrator is a mistake in the configuration, that of a user is an attack, which
-/// must not keep the service from starting. Only root can give links away.
+/// The owner of the link matters: an administrator's link is a mistake in the configuration, a user's link is an
+/// attack, which must not keep the service from starting. Only root can give links away.
 #[test]
 fn a_folder_swapped_before_the_start_is_told_or_refused() {
     let mut house = with_a_waiting_picture();
@@ -220,7 +220,7 @@ fn no_picture_is_put_away_through_a_swapped_folder() {
     put(&house, "ann/pictures/a.png");
     put(&house, "ann/pictures/bad.png");
     house.until("both are queued", |house| jobs(house) == 2);
-    // Of the same names, so that they could be taken for each other.
+    // The files have the same names, so that they could be taken for each other.
     for name in ["a.png", "bad.png", "a.txt"] {
         put(&house, &format!("trap/pictures/{name}"));
     }
@@ -295,7 +295,7 @@ fn a_swapped_outbox_gets_no_video() {
     );
     assert!(house.files("inbox").is_empty() && house.files("inbox/done").is_empty());
     assert_eq!(house.files("ann/videos").len(), 1);
-    // It is swapped while a video is made for it.
+    // The folder is swapped while a video is made for it.
     fs::write(house.path("ann/pictures/late.txt"), "slow=30").unwrap();
     put(&house, "ann/pictures/late.png");
     house.until("it runs", |house| {
@@ -329,7 +329,7 @@ fn race(path: &str) {
         .collect();
     symlink(house.path("state/spool"), house.path("to-spool")).unwrap();
     symlink(house.path("trap"), house.path("to-trap")).unwrap();
-    // Wherever it is, it is the user's.
+    // The open folder is the user's, wherever it is moved to.
     let pictures = fs::File::open(house.path("ann/pictures")).unwrap();
     let stop = AtomicBool::new(false);
     let mut dropped: i64 = 0;
@@ -373,7 +373,7 @@ fn race(path: &str) {
     assert_eq!(house.files("ann/pictures/done").len() as i64, dropped);
 }
 
-/// What `--check`, the service and a reload say of one configuration.
+/// `--check`, the service and a reload agree on one configuration.
 #[test]
 fn folders_in_each_other_are_refused_everywhere() {
     let mut house = House::new("");
@@ -420,7 +420,7 @@ fn folders_in_each_other_are_refused_everywhere() {
         let checked = animd(&house.write_config());
         assert!(checked.status.success(), "{text}: {}", String::from_utf8_lossy(&checked.stderr));
     }
-    // The service that starts with it, and one that is to follow it.
+    // One service starts with the configuration, and another one reloads it.
     house.configure(&wrong[0].0);
     assert_eq!(exit_code(&mut house), Some(78));
     house.configure("");
@@ -440,7 +440,7 @@ fn folders_in_each_other_are_refused_everywhere() {
     assert_eq!(house.json(&["folder", "list"]).as_array().unwrap().len(), 1);
 }
 
-/// Mounts need a namespace of their own; only where one may be made.
+/// Mounts need a mount namespace; the test runs only where one can be made.
 #[test]
 fn a_folder_that_is_mounted_elsewhere_is_still_itself() {
     let house = House::new("");

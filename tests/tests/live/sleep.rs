@@ -1,4 +1,4 @@
-//! The machine sleeps and wakes, as a mock of logind tells it.
+//! The machine sleeps and wakes, as reported by a mock of logind.
 
 use std::fs;
 use std::io::{ErrorKind, PipeReader, Read, pipe};
@@ -12,12 +12,12 @@ use zbus::{OwnedFd, connection, interface};
 
 const PATH: &str = "/org/freedesktop/login1";
 
-/// What was asked for: the mode, and the end of a pipe that closes when the asker lets go.
+/// The inhibitors that were asked for: the mode, and the end of a pipe that closes when the inhibitor is released.
 #[derive(Clone, Default)]
 struct Asked(Arc<Mutex<Vec<(String, PipeReader)>>>);
 
 impl Asked {
-    /// How many holds of a mode there are now.
+    /// Returns how many inhibitors of a mode are held now.
     fn held(&self, mode: &str) -> usize {
         let mut all = self.0.lock().unwrap();
         all.retain_mut(|(_, end)| end.read(&mut [0]).is_err_and(|e| e.kind() == ErrorKind::WouldBlock));
@@ -42,7 +42,8 @@ impl Login {
     async fn prepare_for_sleep(emitter: &SignalEmitter<'_>, start: bool) -> zbus::Result<()>;
 }
 
-/// A login manager on this bus, on a thread of its own; what is sent to it is what it says of sleep.
+/// Starts a login manager on this bus, in a thread of its own; it announces each value that is sent to it as sleep or
+/// wake.
 fn login_manager(address: String, asked: Asked) -> UnboundedSender<bool> {
     let (tell, mut told) = unbounded_channel();
     let (ready, is_ready) = mpsc::channel();

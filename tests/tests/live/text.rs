@@ -1,4 +1,4 @@
-//! Text that the bus cannot carry: it is refused in words on its way in, and harmless on its way out.
+//! Text that the bus cannot carry is refused with a sentence on its way in, and harmless on its way out.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -17,7 +17,7 @@ fn utf_16(text: &str) -> Vec<u8> {
     text.encode_utf16().flat_map(u16::to_le_bytes).collect()
 }
 
-/// Everything that answers with text works, in JSON and for people, and the service is still the same process.
+/// Checks that everything that answers with text works, in JSON and for people, in the same process as before.
 fn everything_answers(house: &House, jobs: usize, pid: u32) {
     assert_eq!(house.json(&["history"]).as_array().unwrap().len(), jobs);
     assert_eq!(house.json(&["list"]).as_array().unwrap().len(), jobs);
@@ -83,7 +83,7 @@ fn sidecars_are_text_or_refused_with_a_remedy() {
         house.until(name, |house| failed.exists() && !house.path("inbox").join(&picture).exists());
         assert_eq!(fs::read_to_string(failed).unwrap(), note);
     }
-    // A key that no text may be in is shown escaped, half a character of UTF-16 is none.
+    // A key that holds forbidden characters is shown escaped; half a character of UTF-16 is not a character.
     for (name, toml) in [("key.toml", &b"\"a\\u0000\\n\" = 1"[..]), ("half.toml", b"prompt = \"\\ud800\"")] {
         fs::write(house.path("inbox").join(name), toml).unwrap();
     }
@@ -121,7 +121,7 @@ fn rows_of_older_versions_are_shown_and_run_again() {
         db.execute("UPDATE job SET settings_json = ?2 WHERE id = ?1", params![id, settings.to_string()])
             .unwrap();
     }
-    // What no version of animd has written is there, too: text that is not UTF-8.
+    // The ledger also holds text that is not UTF-8, which no version of animd has written.
     db.execute_batch(
         "UPDATE job SET model = CAST(x'6100ff62' AS TEXT), profile = CAST(x'00' AS TEXT), gpu_name = CAST(x'ff' AS TEXT),
            gpu_uuid = char(0), driver = 'a' || char(0), backend = 'b' || char(27), energy_mj = 5, energy_method = 'counter';
@@ -184,7 +184,7 @@ async fn options_are_text_or_refused() {
         assert_eq!(error_name(&error), Some("InvalidOption"), "{error}");
         assert!(error.to_string().contains(&format!("`{key}`: it has the control character U+")), "{error}");
     }
-    // Not of a correct client: a bus that checks cuts it off, and nobody else.
+    // A correct client does not send this: a bus that checks disconnects this client, and nobody else.
     let mut keys = vec!["name", "idempotency_key", "keep", "priority", "unknown\0", "outbox"];
     keys.extend(animd_common::keys::SETTINGS);
     for key in keys {

@@ -38,11 +38,11 @@ impl Notifications {
     }
 }
 
-/// A user's home in a house, and the watcher when it runs.
+/// A user's home in a house, and the watcher while it runs.
 struct Home {
     watcher: Option<Child>,
     log: PathBuf,
-    /// The user, where that is not ours.
+    /// The user, if not the test's own.
     uid: Option<u32>,
 }
 
@@ -99,7 +99,7 @@ impl Home {
     }
 }
 
-/// The program with a house's home and bus.
+/// Returns the watcher's command with a house's home and bus.
 fn watcher(house: &House) -> Command {
     let mut command = Command::new(program("animd-watch"));
     let session = house.bus_variable() == "DBUS_SESSION_BUS_ADDRESS";
@@ -134,7 +134,7 @@ fn arrived(house: &House, count: usize) {
     });
 }
 
-/// A desktop on the house's bus, in a thread of its own.
+/// Starts a desktop on the house's bus, in a thread of its own.
 fn desktop(house: &House) -> Shown {
     let (shown, address) = (Shown::default(), house.address().to_owned());
     let (ready, there) = std::sync::mpsc::channel();
@@ -174,14 +174,14 @@ fn pictures_of_a_home_become_videos_there_and_the_desktop_is_told() {
     assert!(note("broken.png.error.txt").contains("the video needs 80 GiB"));
     assert_eq!(note("wrong.png.error.txt"), "wrong.toml:1: unknown key `steeps`; did you mean `steps`?\n");
     assert_eq!(house.text("SELECT settings_json ->> 'prompt' FROM job WHERE id = 1"), "a wave");
-    // Collected: the service keeps no second copy.
+    // The videos are collected, so the service keeps no second copy.
     house.until("its copies are gone", |house| house.files("state/results").is_empty());
     let told = |what: &str| shown.lock().unwrap().iter().any(|(_, body, _)| body.contains(what));
     house.until("the desktop is told", |_| {
         ["photo-7.mp4", "deep-7.mp4", "the video needs 80 GiB", "unknown key `steeps`"].into_iter().all(told)
     });
     let first = shown.lock().unwrap()[0].clone();
-    // What comes at once is told together.
+    // Events that come together share one notification.
     assert!(first.0.starts_with("A video is") || first.0.starts_with("2 videos are"), "{first:?}");
     assert!(first.1.starts_with("The video of photo.png is"), "{first:?}");
     assert_eq!(home.stop(), Some(0));
@@ -193,7 +193,7 @@ fn pictures_of_a_home_become_videos_there_and_the_desktop_is_told() {
 fn either_side_may_be_away_or_die_and_nothing_is_made_twice() {
     let mut house = House::new("[defaults]\nseed = 7\n");
     let mut home = Home::start(&house, "");
-    // The service is not there yet.
+    // The service is not running for now.
     put(&house, "early.png", None);
     std::thread::sleep(std::time::Duration::from_millis(600));
     assert!(house.path(INBOX).join("early.png").exists());
@@ -217,7 +217,7 @@ fn either_side_may_be_away_or_die_and_nothing_is_made_twice() {
     arrived(&house, 3);
     house.until("all are moved", |house| house.files(&format!("{INBOX}/done")).len() == 5);
     assert_eq!(house.number("SELECT count(*) FROM job"), Some(3));
-    // Put back, it is a new wish.
+    // A picture that is put back is a new request.
     let inbox = house.path(INBOX);
     fs::rename(inbox.join("done/early.png"), inbox.join("early.png")).unwrap();
     arrived(&house, 4);
@@ -252,7 +252,7 @@ fn kills_at_any_moment_lose_nothing_and_make_nothing_twice() {
     for n in 0..ROUNDS {
         put(&house, &format!("{n}.png"), Some("slow=20"));
         moment = moment.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        // It is sent after 200 ms, runs for 80, and is carried home.
+        // A picture is sent after 200 ms, its job runs for 80 ms, and then its video is fetched.
         std::thread::sleep(std::time::Duration::from_millis(150 + (moment >> 33) % 400));
         if n % 3 != 0 {
             home.kill();
@@ -287,7 +287,7 @@ fn a_late_sidecar_is_another_wish() {
     });
     put(&house, "late.png", None);
     house.until("it is queued", |house| house.number("SELECT count(*) FROM job") == Some(2));
-    // In time for the one that waits; the one that runs is followed by another.
+    // The sidecar is in time for the waiting job; the running job is followed by another one.
     fs::write(house.path(INBOX).join("late.toml"), "seed = 8\n").unwrap();
     house.until("it is replaced", |house| house.number("SELECT count(*) FROM job") == Some(3));
     fs::write(house.path(INBOX).join("busy.toml"), "seed = 9\n").unwrap();
@@ -309,7 +309,7 @@ fn what_is_renamed_or_written_again_meanwhile_has_one_video() {
     house.until("all are queued", |house| house.number("SELECT count(*) FROM job") == Some(3));
     let inbox = house.path(INBOX);
     fs::rename(inbox.join("old.png"), inbox.join("new.png")).unwrap();
-    // As a program does that keeps folders the same: another file, and nothing new in it.
+    // As a synchronisation program does: another file with the same contents.
     fs::copy(inbox.join("again.png"), house.path("copy")).unwrap();
     fs::rename(house.path("copy"), inbox.join("again.png")).unwrap();
     arrived(&house, 3);
@@ -327,7 +327,7 @@ fn odd_files_hold_up_nobody() {
     fs::write(inbox.join(odd), PICTURE).unwrap();
     std::os::unix::fs::symlink("/etc/hostname", inbox.join("link.png")).unwrap();
     fs::write(inbox.join("note.png"), "no picture").unwrap();
-    // Its place among the failed is taken by a file: it cannot be moved, and is not taken again and again.
+    // A file is in the way in `failed/`: the picture cannot be moved, and is not taken again and again.
     fs::write(inbox.join("failed/sub"), "in the way").unwrap();
     fs::create_dir(inbox.join("sub")).unwrap();
     fs::write(inbox.join("sub/left.png"), "no picture").unwrap();
@@ -384,10 +384,10 @@ fn a_picture_with_no_text_beside_it_is_set_aside_and_the_others_go_on() {
     assert_eq!(home.stop(), Some(0));
 }
 
-/// A home that nobody else may enter, without a desktop; only where the tests run as root.
+/// A home that nobody else may enter, without a desktop. The test runs only as root.
 #[test]
 fn a_closed_home_is_served_by_descriptor_and_over_a_log_out() {
-    // Two that every system has: a bus turns away whom it does not know.
+    // Two users that every system has, because a bus rejects users that it does not know.
     const USER: u32 = 1;
     const SERVICE: u32 = 65_534;
     if rustix::process::geteuid().as_raw() != 0 {

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use crate::harness::{House, PICTURE, files};
 
-/// A picture unlike others, at a path below the house.
+/// Writes a picture unlike any other to a path below the house.
 fn put(house: &House, path: &str) {
     fs::write(house.path(path), [PICTURE, path.as_bytes()].concat()).unwrap();
 }
@@ -28,7 +28,7 @@ fn subfolders_have_settings_and_keep_their_place() {
     fs::write(house.path("inbox/folder.toml"), "seed = 1\nframes = 5\nsteps = 4\n").unwrap();
     put(&house, "inbox/top.png");
     house.until_ended(1);
-    // Made while the service runs, with files at once.
+    // These folders are made while the service runs, and get files at once.
     fs::create_dir_all(house.path("new/a/b")).unwrap();
     fs::write(house.path("new/a/folder.toml"), "seed = 2\n").unwrap();
     fs::write(house.path("new/a/b/deep.txt"), "a wave").unwrap();
@@ -82,7 +82,7 @@ fn a_link_in_place_of_a_folder_leads_nowhere() {
     fs::create_dir_all(house.path("inbox/sub")).unwrap();
     fs::create_dir(house.path("elsewhere")).unwrap();
     put(&house, "elsewhere/photo.png");
-    // No picture is put away through a link.
+    // No picture is moved away through a link.
     std::os::unix::fs::symlink(house.path("elsewhere"), house.path("inbox/done")).unwrap();
     put(&house, "inbox/sub/first.png");
     house.start();
@@ -93,7 +93,7 @@ fn a_link_in_place_of_a_folder_leads_nowhere() {
     fs::remove_file(house.path("inbox/done")).unwrap();
     house.until_ended(1);
     assert_eq!(house.files("inbox/done/sub"), ["first.png"]);
-    // None is found through one: the folder's watch tells of a name that leads elsewhere by now.
+    // No picture is found through a link: the folder's watch reports a name that leads elsewhere by now.
     let pid = rustix::process::Pid::from_raw(house.pid() as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
     fs::rename(house.path("inbox/sub"), house.path("old")).unwrap();
@@ -175,7 +175,7 @@ async fn folders_come_and_go_over_the_bus_and_outlive_a_restart() {
     let listed = manager.watches().await.unwrap();
     assert_eq!(listed.len(), 2);
     assert!(listed[1]["path"] == zbus::Variant::from(path("more")).try_into_owned().unwrap());
-    // A picture below a watched folder can be named, and stays the watch's.
+    // A picture below a watched folder can be named in a call, and the watch still handles it.
     put(&house, "more/sub/named.png");
     manager.submit_path(&path("more/sub/named.png"), HashMap::new()).await.unwrap();
     house.until_ended(2);
@@ -226,7 +226,7 @@ fn a_late_sidecar_counts_or_is_another_wish() {
     house.until("all are queued", |house| jobs(house) == Some(3));
     fs::write(house.path("inbox/late.txt"), "a late wave").unwrap();
     fs::write(house.path("inbox/wrong.toml"), "steeps = 1\n").unwrap();
-    // Too late for the one that runs: another follows. What says the same is nothing new.
+    // The sidecar is too late for the running job: another job follows. One that says the same changes nothing.
     fs::write(house.path("inbox/busy.toml"), "seed = 5\n").unwrap();
     fs::write(house.path("inbox/busy.txt"), "slow=50").unwrap();
     house.until_ended(4);
@@ -265,7 +265,7 @@ fn a_sidecar_written_again_is_no_other_wish() {
 #[test]
 fn odd_files_are_taken_or_refused_once() {
     let house = House::started("[defaults]\nseed = 7\n");
-    // As long as a name can be: no sidecar and no number fits behind it.
+    // The name is as long as it can be: no sidecar's ending and no number fits after it.
     let long = format!("{}.png", "x".repeat(251));
     put(&house, &format!("inbox/{long}"));
     house.until_ended(1);
@@ -281,7 +281,7 @@ fn odd_files_are_taken_or_refused_once() {
     fs::write(house.path(&format!("inbox/{bad}")), "no picture").unwrap();
     house.until_ended(3);
     assert_eq!(house.files("inbox/failed").len(), 2);
-    // Gone before it is looked at.
+    // The picture is gone before the service looks at it.
     put(&house, "inbox/gone.png");
     fs::remove_file(house.path("inbox/gone.png")).unwrap();
     // Two names of one file are one job at a time.
@@ -305,7 +305,7 @@ fn a_flood_is_queued_exactly_once() {
     for n in 0..MANY {
         put(&house, &format!("flood/{}{n}.png", if n % 2 == 0 { "sub/" } else { "" }));
     }
-    // Moved in as a whole, found by a look at it; and its files written once more, each an event.
+    // The folder is moved in as a whole and found by a scan; then its files are written once more, each with an event.
     fs::rename(house.path("flood"), house.path("inbox/flood")).unwrap();
     for n in (0..MANY).step_by(3) {
         put(&house, &format!("inbox/flood/{}{n}.png", if n % 2 == 0 { "sub/" } else { "" }));
@@ -340,7 +340,8 @@ fn lost_events_are_made_up_for() {
     assert!(fs::read_to_string(house.path("log")).unwrap().contains("were lost"));
 }
 
-/// Without watches to give, the kernel's or a container's; only where a namespace of users may be made.
+/// The limit of inotify watches, the kernel's or a container's, is reached. The test runs only where a user namespace
+/// can be made.
 #[test]
 fn without_watches_folders_are_polled() {
     let limit = "echo 2 > /proc/sys/user/max_inotify_watches && exec \"$0\" \"$@\"";
@@ -376,7 +377,7 @@ fn a_folder_that_disappears_is_waited_for() {
     fs::rename(house.path("away"), house.path("disk")).unwrap();
     house.until_ended(2);
     assert_eq!(house.files("disk/done"), ["a.png", "b.png"]);
-    // The inbox is the service's own: it is made again.
+    // The inbox is the service's own, so it is made again.
     fs::remove_dir_all(house.path("inbox")).unwrap();
     house.until("it is made again", |house| house.path("inbox/failed").exists());
     put(&house, "inbox/c.png");
@@ -384,7 +385,7 @@ fn a_folder_that_disappears_is_waited_for() {
     assert_eq!(files(&house.path("inbox/done")), ["c.png"]);
 }
 
-/// The service as a user that may not do everything: only where the tests run as root.
+/// The service runs as a user without root's rights. The test runs only as root.
 #[test]
 fn what_the_service_may_not_read_is_refused_in_words() {
     if rustix::process::geteuid().as_raw() != 0 {
@@ -400,12 +401,12 @@ fn what_the_service_may_not_read_is_refused_in_words() {
     house.start();
     put(&house, "hidden.png");
     fs::set_permissions(house.path("hidden.png"), fs::Permissions::from_mode(0o600)).unwrap();
-    // The folder is the service's own: it may rename what it may not read.
+    // The folder is the service's own, so it may rename a file that it may not read.
     fs::rename(house.path("hidden.png"), house.path("inbox/hidden.png")).unwrap();
     house.until_ended(1);
     let note = fs::read_to_string(house.path("inbox/failed/hidden.png.error.txt")).unwrap();
     assert!(note.contains("may not be read by the service"), "{note}");
-    // Somebody else's sticky subfolder: it may not even rename, but leave a note.
+    // In another user's sticky subfolder the service may not even rename, but it can leave a note.
     fs::create_dir(house.path("inbox/theirs")).unwrap();
     fs::set_permissions(house.path("inbox/theirs"), fs::Permissions::from_mode(0o1777)).unwrap();
     put(&house, "hidden.png");

@@ -9,7 +9,7 @@ use animd_common::files::show;
 use super::rights::{READ, WRITE};
 use super::{Check, User, refusal};
 
-/// The driver, of the text of `/proc/driver/nvidia/version`.
+/// Checks the NVIDIA driver, given the text of `/proc/driver/nvidia/version`.
 pub fn driver(version: &str) -> Check {
     const NAME: &str = "driver";
     let Some(line) = version.lines().find(|line| line.starts_with("NVRM version:")) else {
@@ -26,7 +26,7 @@ pub fn driver(version: &str) -> Check {
     Check::ok(NAME, format!("NVIDIA {}", number.unwrap_or("of an unknown version")))
 }
 
-/// The device files in `dev`: there, and open to the service's user.
+/// Checks that the device files in `dev` exist and that the service's user can open them.
 pub fn devices(dev: &Path, user: &User) -> Check {
     const NAME: &str = "devices";
     let names: Vec<_> = fs::read_dir(dev)
@@ -57,7 +57,7 @@ fn is_card(name: &str) -> bool {
     name.strip_prefix("nvidia").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Returns what the driver does with video memory when the machine sleeps, of the text of
+/// Checks whether the driver preserves video memory when the machine sleeps, given the text of
 /// `/proc/driver/nvidia/params`.
 pub fn suspend(params: &str) -> Check {
     const NAME: &str = "suspend";

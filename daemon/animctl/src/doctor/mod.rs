@@ -1,4 +1,4 @@
-//! What could keep animd from working on this machine, each with its remedy.
+//! Checks for everything that could keep animd from working on this machine, each with its remedy.
 //!
 //! Every check is a function of what it is given (a configuration, the text of a file in `/proc`), so that its answers
 //! can be tested without the machine that would give them.
@@ -21,20 +21,20 @@ use sandbox::Sandbox;
 pub use driver::{devices, driver, suspend};
 pub use rights::{READ, SEARCH, User, WRITE, refusal, refusal_from};
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// As it should be.
+    /// Everything is as it should be.
     Ok,
-    /// It works, but not as well as it could.
+    /// animd works, but not as well as it could.
     Warn,
-    /// It keeps animd from making videos.
+    /// animd cannot make videos.
     Fail,
 }
 
 impl Status {
-    /// `ok`, `warn` or `fail`.
+    /// Returns `ok`, `warn` or `fail`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -44,12 +44,12 @@ impl Status {
     }
 }
 
-/// One check's answer.
+/// What one check found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What was looked at, in a word.
+    /// What was checked, in one word.
     pub name: &'static str,
-    /// How it came out.
+    /// The result.
     pub status: Status,
     /// What was found.
     pub message: String,
@@ -59,23 +59,23 @@ pub struct Check {
 }
 
 impl Check {
-    /// As it should be.
+    /// Returns a finding without trouble.
     pub fn ok(name: &'static str, message: impl Into<String>) -> Self {
         Self { name, status: Status::Ok, message: message.into(), remedy: None }
     }
 
-    /// It works, but not as well as it could.
+    /// Returns a finding that keeps animd from working as well as it could.
     pub fn warn(name: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { name, status: Status::Warn, message: message.into(), remedy: Some(remedy.into()) }
     }
 
-    /// It keeps animd from working.
+    /// Returns a finding that keeps animd from working.
     pub fn fail(name: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { name, status: Status::Fail, message: message.into(), remedy: Some(remedy.into()) }
     }
 }
 
-/// The engine's program is there, starts, and is of this version.
+/// Checks that the engine's program exists, starts, and has this version.
 pub fn engine(program: &Path) -> Check {
     const NAME: &str = "engine";
     let reinstall = "install animd again, so that both programs are of one version";
@@ -92,7 +92,7 @@ pub fn engine(program: &Path) -> Check {
     }
 }
 
-/// ffmpeg is there and can encode H.264.
+/// Checks that ffmpeg is installed and can encode H.264.
 pub fn ffmpeg() -> Check {
     const NAME: &str = "ffmpeg";
     let remedy = "install ffmpeg with x264 (`apt install ffmpeg`); the distributions' own has it";
@@ -108,7 +108,7 @@ pub fn ffmpeg() -> Check {
     }
 }
 
-/// The model is configured, can be reached by the service's user, and is whole.
+/// Checks that a model is configured, that the service's user can reach it, and that all its files are present.
 pub fn model(config: &Config, user: &User, sandbox: &Sandbox) -> Check {
     const NAME: &str = "model";
     let Some(path) = &config.model.path else {
@@ -145,8 +145,8 @@ pub fn model(config: &Config, user: &User, sandbox: &Sandbox) -> Check {
     }
 }
 
-/// The folders are there, or can be made, and the service's user may use them: the three of the service and the watched
-/// ones.
+/// Checks that the service's three folders and the watched folders exist or can be made, and that the service's user
+/// may use them.
 pub fn folders(config: &Config, user: &User, sandbox: &Sandbox) -> Vec<Check> {
     let folders = &config.folders;
     let own = [("inbox", &folders.inbox), ("outbox", &folders.outbox), ("state", &folders.state)];
@@ -160,7 +160,7 @@ pub fn folders(config: &Config, user: &User, sandbox: &Sandbox) -> Vec<Check> {
     checks
 }
 
-/// `made`: the service makes it where it is missing.
+/// Checks one folder; `made` says that the service makes it where it is missing.
 fn folder(name: &'static str, dir: &Path, made: bool, user: &User, sandbox: &Sandbox) -> Check {
     if let Some(why) = sandbox.refusal(dir, true) {
         let remedy =
@@ -193,10 +193,10 @@ fn folder(name: &'static str, dir: &Path, made: bool, user: &User, sandbox: &San
     }
 }
 
-/// There is room for videos.
+/// Checks that there is room for videos.
 pub fn disk(config: &Config) -> Check {
     const NAME: &str = "disk";
-    // Its parent where the service has not made it yet.
+    // The service may not have made the outbox yet; its parent is on the same disk.
     let outbox = config.folders.outbox.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
     let asked = config.queue.free_mib;
     match free_space(outbox) {
@@ -214,7 +214,7 @@ pub fn disk(config: &Config) -> Check {
     }
 }
 
-/// The machine's memory, of the text of `/proc/meminfo`.
+/// Checks the machine's memory, given the text of `/proc/meminfo`.
 pub fn memory(text: &str) -> Check {
     const NAME: &str = "memory";
     let gib = |key: &str| Some(meminfo(text, key)? as f64 / f64::from(1 << 30));

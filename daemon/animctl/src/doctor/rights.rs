@@ -7,11 +7,11 @@ use std::path::Path;
 
 use animd_common::files::show;
 
-/// May read.
+/// The right to read.
 pub const READ: u32 = 4;
-/// May write.
+/// The right to write.
 pub const WRITE: u32 = 2;
-/// May go through a folder.
+/// The right to go through a folder.
 pub const SEARCH: u32 = 1;
 
 /// A user as far as file rights are concerned.
@@ -45,7 +45,7 @@ impl User {
         Some(Self { name: name.to_owned(), uid: fields.get(2)?.parse().ok()?, groups })
     }
 
-    /// Who runs this program.
+    /// Returns the user who runs this program.
     pub fn current() -> Self {
         let uid = rustix::process::geteuid().as_raw();
         let mut groups: Vec<u32> =
@@ -55,8 +55,8 @@ impl User {
         Self { name, uid, groups }
     }
 
-    /// Returns whether the mode bits of a file of this owner and group give all of `wanted`. Access lists are not
-    /// seen.
+    /// Returns whether the mode bits of a file of this owner and group give all of `wanted`. Access control lists are
+    /// ignored.
     fn may(&self, owner: u32, group: u32, mode: u32, wanted: u32) -> bool {
         let bits = match () {
             () if self.uid == 0 => return true,
@@ -68,13 +68,14 @@ impl User {
     }
 }
 
-/// Returns why `user` has not all the `wanted` rights to `path`: the first folder on the way that refuses, or the
+/// Returns why `user` lacks some of the `wanted` rights to `path`: the first folder on the way that refuses, or the
 /// file itself.
 pub fn refusal(path: &Path, user: &User, wanted: u32) -> Option<String> {
     refusal_from(Path::new("/"), path, user, wanted)
 }
 
-/// Returns what [`refusal`] does where the folders above `start` do not count, as for what systemd shows at another place.
+/// Returns what [`refusal`] returns, without checking the folders above `start`, for what systemd mounts at another
+/// place.
 pub fn refusal_from(start: &Path, path: &Path, user: &User, wanted: u32) -> Option<String> {
     let mut steps: Vec<&Path> = path.ancestors().filter(|step| step.starts_with(start)).collect();
     steps.reverse();
@@ -129,7 +130,7 @@ mod tests {
         fs::create_dir_all(&inner)?;
         fs::set_permissions(&inner, fs::Permissions::from_mode(0o755))?;
         fs::set_permissions(&closed, fs::Permissions::from_mode(0o700))?;
-        // Nobody that owns anything here.
+        // A user who owns nothing here.
         let user = User { name: "ann".into(), uid: u32::MAX - 1, groups: vec![] };
         let why = refusal(&inner, &user, READ).expect("refused");
         assert!(why.contains("may not go through") && why.contains("closed` (mode 0700"), "{why}");

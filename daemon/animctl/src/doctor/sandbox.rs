@@ -1,5 +1,5 @@
-//! What the unit's sandbox lets the service see besides its own folders: the drop-ins that `animctl model add` and
-//! `animctl folder add` write, or an administrator.
+//! What the unit's sandbox lets the service see besides its own folders, according to the drop-ins that
+//! `animctl model add`, `animctl folder add` or an administrator have written.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 /// Where the drop-ins of the unit lie, below the root.
 pub const DROP_INS: &str = "etc/systemd/system/animd.service.d";
-/// What the service may write to as it is.
+/// The folder that the service may write to without any drop-in.
 pub const HOME: &str = "/var/lib/animd";
-/// What is hidden from the service, or is another folder for it.
+/// Folders that are hidden from the service, or that are another folder for it.
 const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
 
 /// A folder of the machine that appears at another place for the service.
@@ -30,14 +30,14 @@ pub struct Bind {
 pub struct Sandbox {
     /// Whether there is one.
     pub on: bool,
-    /// What it shows elsewhere.
+    /// The folders that it shows at another place.
     pub binds: Vec<Bind>,
-    /// What it lets the service write to, besides [`HOME`].
+    /// The folders that it lets the service write to, besides [`HOME`].
     pub writable: Vec<PathBuf>,
 }
 
 impl Sandbox {
-    /// As the drop-ins below `root` make it.
+    /// Reads the sandbox from the drop-ins below `root`.
     pub fn read(root: &Path) -> Self {
         let mut files: Vec<PathBuf> = fs::read_dir(root.join(DROP_INS))
             .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
@@ -71,7 +71,8 @@ impl Sandbox {
         }
     }
 
-    /// Returns where a path that the service uses is on the machine, and the folder from which on its rights count.
+    /// Returns where a path that the service uses lies on the machine, and the folder below which its rights are
+    /// checked.
     pub fn outside(&self, path: &Path) -> (PathBuf, PathBuf) {
         for bind in &self.binds {
             if let Ok(rest) = path.strip_prefix(&bind.target) {
@@ -134,7 +135,7 @@ fn split(value: &[u8]) -> Vec<OsString> {
     parts
 }
 
-/// Returns a path as a value of such a key: what systemd takes for something else is escaped.
+/// Returns a path as the value of a systemd directive, with systemd's special characters escaped.
 pub fn escape(path: &Path) -> String {
     let mut text = String::new();
     for &byte in path.as_os_str().as_bytes() {

@@ -1,4 +1,4 @@
-//! What animd did, as one HTML page that needs nothing else: sums, plots, and a card for each job.
+//! The report on what animd did, as one self-contained HTML page: sums, plots, and a card for each job.
 
 mod page;
 mod plots;
@@ -8,10 +8,10 @@ use serde_json::Value;
 
 pub use page::page;
 
-/// One row of `Statistics`, as it comes over the bus.
+/// One row of the reply of `Statistics`.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Sum {
-    /// The day, the model or the profile.
+    /// The day, the model or the profile that the row sums up.
     pub key: String,
     /// Jobs with a video.
     pub done: u64,
@@ -27,26 +27,26 @@ pub struct Sum {
     pub frames: u64,
 }
 
-/// `Timeline`, as it comes over the bus.
+/// The reply of `Timeline`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Timeline {
-    /// Name, seconds, joules (below 0 when not known).
+    /// Each stage: its name, seconds, and joules (below 0 when not known).
     pub stages: Vec<(String, f64, f64)>,
-    /// Seconds, and whether the step was computed.
+    /// Each step: its seconds, and whether it was computed.
     pub steps: Vec<(f64, bool)>,
-    /// Microseconds since the epoch, watts, degrees, MHz, percent, bytes (0 when not known).
+    /// Each sample: microseconds since the epoch, watts, degrees, MHz, percent, bytes (0 when not known).
     pub samples: Vec<(u64, f64, u32, u32, u32, u64)>,
 }
 
 /// One job on the page.
 #[derive(Clone, Debug, Default)]
 pub struct Entry {
-    /// `Describe`.
+    /// The reply of `Describe`.
     pub description: Value,
-    /// How it went.
+    /// The timeline of the job.
     pub timeline: Timeline,
-    /// A JPEG.
+    /// The thumbnail, a JPEG.
     pub thumbnail: Option<Vec<u8>>,
 }
 
@@ -55,15 +55,15 @@ pub struct Entry {
 pub struct Report {
     /// The service's version.
     pub version: String,
-    /// Microseconds since the epoch.
+    /// When the page was made, in microseconds since the epoch.
     pub made_us: u64,
-    /// By day, the oldest first.
+    /// The sums by day, the oldest first.
     pub days: Vec<Sum>,
-    /// By model.
+    /// The sums by model.
     pub models: Vec<Sum>,
-    /// By profile.
+    /// The sums by profile.
     pub profiles: Vec<Sum>,
-    /// The newest first.
+    /// The jobs, the newest first.
     pub jobs: Vec<Entry>,
 }
 

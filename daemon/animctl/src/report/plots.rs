@@ -9,16 +9,16 @@ const WIDTH: u32 = 720;
 const GOOD: RGBColor = RGBColor(46, 125, 90);
 const BAD: RGBColor = RGBColor(190, 70, 60);
 const LINE: RGBColor = RGBColor(60, 110, 190);
-/// Seen on white and on black.
+/// The colour of the axes, which can be seen on white and on black.
 const AXIS: RGBColor = RGBColor(128, 128, 128);
 const FONT: &str = "sans-serif";
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-/// What of a row a part of its bar shows, and in which colour.
+/// One part of a bar: the value of the row that it shows, and its colour.
 type Part = (fn(&Sum) -> f64, RGBColor);
 type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
-/// Returns a drawing of `height` pixels, or nothing where the library cannot draw it.
+/// Returns a drawing of `height` pixels, or an empty string where the library cannot draw it.
 fn svg(height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> String {
     let mut text = String::new();
     let drawn = {
@@ -28,7 +28,7 @@ fn svg(height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> String {
     if drawn.is_ok() { text } else { String::new() }
 }
 
-/// Bars of `parts` on top of one another, one bar a row.
+/// Draws one bar for each row, with its `parts` on top of one another.
 fn bars(rows: &[Sum], unit: &str, parts: &[Part]) -> String {
     let top = rows.iter().map(|row| parts.iter().map(|(of, _)| of(row)).sum::<f64>()).fold(0.0, f64::max);
     if top <= 0.0 {
@@ -67,17 +67,17 @@ fn bars(rows: &[Sum], unit: &str, parts: &[Part]) -> String {
     })
 }
 
-/// Jobs by day: with a video, and without.
+/// Draws the jobs of each day, with and without a video.
 pub fn jobs(days: &[Sum]) -> String {
     bars(days, "jobs", &[(|s| s.done as f64, GOOD), (|s| (s.failed + s.canceled) as f64, BAD)])
 }
 
-/// Energy by day, in kJ.
+/// Draws the energy of each day, in kJ.
 pub fn energy(days: &[Sum]) -> String {
     bars(days, "kJ", &[(|s| s.joules / 1e3, LINE)])
 }
 
-/// The board's power while a job ran.
+/// Draws the board's power while a job ran.
 pub fn power(timeline: &Timeline) -> String {
     let (Some(first), Some(last)) = (timeline.samples.first(), timeline.samples.last()) else {
         return String::new();
@@ -111,7 +111,7 @@ pub fn power(timeline: &Timeline) -> String {
     })
 }
 
-/// The denoising steps: a bar each, computed ones full, saved ones faint.
+/// Draws a bar for each denoising step: full colour for computed steps, faint for skipped ones.
 pub fn steps(timeline: &Timeline) -> String {
     let top = timeline.steps.iter().map(|s| s.0).fold(0.0, f64::max);
     if top <= 0.0 {

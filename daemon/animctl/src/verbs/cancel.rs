@@ -32,7 +32,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
                 });
                 told.push(json!({"id": id, "state": state}));
             }
-            // The others are to be cancelled all the same.
+            // A job that cannot be cancelled does not keep the others from being cancelled.
             Err(e) if args.ids.len() > 1 => {
                 eprintln!("animctl: {}", e.text);
                 exit = e.exit;
@@ -54,7 +54,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
 async fn cancel(id: u64, ctl: &Ctl) -> Result<String> {
     let job = ctl.job(id).await?;
     job.cancel().await?;
-    // Not the property, which may lag behind.
+    // The property `State` may lag behind the description.
     let description = json_of(&job.describe().await?);
     let ended = description["state"].as_str().filter(|state| animd_client::has_ended(state));
     Ok(ended.unwrap_or("canceling").to_owned())

@@ -85,13 +85,13 @@ pub fn run(args: &Args, on: On) -> Result {
     }
 }
 
-/// Returns the configuration as the service reads it, but for the command line that it was started with.
+/// Returns the configuration as the service reads it, without the command line that the service was started with.
 pub fn load(file: Option<&PathBuf>, user: bool) -> animd_common::Result<Loaded> {
     let vars = std::env::vars_os().collect();
     Sources { file: file.cloned(), user, options: Vec::new(), vars }.load()
 }
 
-/// Returns the configuration, and what the profile that it asks for has no effect on.
+/// Returns the configuration, and a sentence for each thing that its profile asks for in vain.
 fn check(file: Option<&PathBuf>, user: bool) -> animd_common::Result<(Loaded, Vec<String>)> {
     let loaded = load(file, user)?;
     let notes = profiles::check(&loaded)?;

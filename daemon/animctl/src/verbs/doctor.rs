@@ -14,7 +14,7 @@ use super::{On, config, dropin, json_of, print};
 use crate::doctor::sandbox::Sandbox;
 use crate::doctor::{self, Check, Status, User, proc_text};
 
-/// The polkit actions of the package.
+/// The file with the package's polkit actions.
 const ACTIONS: &str = "/usr/share/polkit-1/actions/org.animd.animd1.policy";
 const POLKIT: &str = "org.freedesktop.PolicyKit1";
 
@@ -92,7 +92,7 @@ async fn checks(on: On) -> Vec<Check> {
     checks
 }
 
-/// The service answers, and says that it can work.
+/// Checks that the service answers and says that it can work.
 async fn service(on: On) -> Check {
     const NAME: &str = "service";
     let asked = async {
@@ -115,7 +115,7 @@ async fn service(on: On) -> Check {
     }
 }
 
-/// The watched folders that the service does not use now. Nobody is asked for a password for that.
+/// Checks for watched folders that the service does not use now. This never asks for a password.
 async fn watched(on: On) -> Vec<Check> {
     if !on.user && !rustix::process::geteuid().is_root() {
         return Vec::new();
@@ -128,7 +128,7 @@ async fn watched(on: On) -> Vec<Check> {
     folders.iter().filter_map(trouble).map(|why| Check::warn("watched folder", why, remedy)).collect()
 }
 
-/// Returns whether polkit runs, or would be started by a call.
+/// Returns whether polkit runs, or a call would start it.
 async fn has_polkit() -> bool {
     let asked = async {
         let bus = Connection::system().await?;

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::exit::{Exit, Failure, Result};
 use super::{Ctl, json_of, warm};
 
-/// Between two looks.
+/// The pause between two checks for a running job.
 const PACE: Duration = Duration::from_millis(500);
 
 /// Let the running job end and start no other.
@@ -62,7 +62,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
     Ok(Exit::Done)
 }
 
-/// Returns a job that has been started and has not ended.
+/// Returns the number of a job that has started and has not ended, if there is one.
 async fn running(ctl: &Ctl) -> Result<Option<u64>> {
     for state in ["running", "finishing"] {
         let filter = HashMap::from([("state", state.into()), ("limit", 1_u32.into())]);

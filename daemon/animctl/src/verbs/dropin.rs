@@ -1,4 +1,4 @@
-//! Lets the service's sandbox see a folder: files that systemd and animd read at the service's start.
+//! The files that let the service's sandbox see a folder; systemd and animd read them when the service starts.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,23 +13,23 @@ use super::exit::{Failure, Result};
 use crate::doctor::User;
 use crate::doctor::sandbox::{DROP_INS, HOME, Sandbox, escape};
 
-/// Below which folders of others appear for the service.
+/// The folder below which the folders of other users appear for the service.
 const MODELS: &str = "/var/lib/animd/models";
 const FOLDERS: &str = "/var/lib/animd/folders";
 /// animd's own configuration, below the root.
 const CONFIG: &str = "etc/animd/conf.d";
 
-/// Files to write, and what they come to.
+/// Files to write, and where the service sees the folder then.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Below the root: path and text.
+    /// The path below the root and the text of each file.
     pub files: Vec<(PathBuf, String)>,
     /// Where the service will see the folder.
     pub inside: PathBuf,
 }
 
 impl Plan {
-    /// Lets the service read a model's folder, and makes it the configured one.
+    /// Returns the files that let the service read a model's folder, and that configure this model.
     pub fn model(dir: &Path) -> Self {
         let inside = match dir.starts_with(HOME) {
             true => dir.to_owned(),
@@ -43,7 +43,7 @@ impl Plan {
         Self { files, inside }
     }
 
-    /// Lets the service watch a folder, and put its videos into another one, if they have one.
+    /// Returns the files that let the service watch a folder, and write its videos to `outbox` if that is given.
     pub fn folder(dir: &Path, outbox: Option<&Path>, stable: Option<f64>, poll: Option<f64>) -> Self {
         let id = format!("folder-{}", name(dir));
         let (inside, mut lines) = seen(dir);
@@ -77,7 +77,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Removes the files below `root`; false if there were none.
+    /// Removes the files below `root`; returns false if there were none.
     pub fn remove(&self, root: &Path) -> Result<bool> {
         let mut any = false;
         for (path, _) in &self.files {
@@ -91,7 +91,7 @@ impl Plan {
         Ok(any)
     }
 
-    /// Does what changes the files below `root`; where it fails, they are again as they were before.
+    /// Runs `change`, which changes the files below `root`; if it fails, restores them.
     pub fn or_undo<T>(&self, root: &Path, change: impl FnOnce() -> Result<T>) -> Result<T> {
         let mut before = Vec::new();
         for (path, _) in &self.files {
@@ -105,7 +105,7 @@ impl Plan {
         }
         change().map_err(|e| {
             for (path, bytes) in before {
-                // What failed first is what is told.
+                // The first error is the one to report.
                 _ = match bytes {
                     Some(bytes) => write_atomic(&path, &bytes, 0o644),
                     None => fs::remove_file(&path),
@@ -121,7 +121,7 @@ impl Plan {
     }
 }
 
-/// Returns where the service sees a folder, and what its unit needs for it to write there.
+/// Returns where the service sees a folder, and the directives that its unit needs to write there.
 fn seen(dir: &Path) -> (PathBuf, Vec<String>) {
     if dir.starts_with(HOME) {
         return (dir.to_owned(), Vec::new());
@@ -146,7 +146,7 @@ fn config(id: &str) -> PathBuf {
     Path::new(CONFIG).join(format!("animctl-{id}.toml"))
 }
 
-/// Returns a name that is plain everywhere, another one for every path.
+/// Returns a file name of plain characters only, unique for each path.
 fn name(dir: &Path) -> String {
     let plain = |b: &u8| match b {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' => *b as char,
@@ -158,7 +158,7 @@ fn name(dir: &Path) -> String {
     if bytes.iter().all(|b| plain(b) != '-' || *b == b'/') && name.len() < 100 {
         return name.to_owned();
     }
-    // Paths that differ only in what is not plain, or are too long.
+    // The hash keeps paths apart that differ only in other characters, or that are too long.
     let hash = bytes
         .iter()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
@@ -170,7 +170,7 @@ fn toml(path: &Path) -> String {
     toml::Value::from(path.to_string_lossy().into_owned()).to_string()
 }
 
-/// Returns the folder as the kernel knows it; a relative path becomes an absolute one, links are followed.
+/// Returns the absolute path of a folder, with all links followed.
 pub fn real(dir: &Path) -> Result<PathBuf> {
     let real = fs::canonicalize(dir).map_err(Failure::file("find", dir))?;
     if !real.is_dir() {
@@ -182,7 +182,7 @@ pub fn real(dir: &Path) -> Result<PathBuf> {
     Ok(real)
 }
 
-/// Refuses who may not write to /etc.
+/// Returns an error unless this user may write to /etc.
 pub fn needs_root(command: &str) -> Result<()> {
     match rustix::process::geteuid().is_root() {
         true => Ok(()),
@@ -192,13 +192,13 @@ pub fn needs_root(command: &str) -> Result<()> {
     }
 }
 
-/// Whoever the installed service runs as.
+/// Returns the user that the installed service runs as.
 pub fn service_user() -> Option<User> {
     let text = |path| fs::read_to_string(path).unwrap_or_default();
     User::named("animd", &text("/etc/passwd"), &text("/etc/group"))
 }
 
-/// Puts the files in force: at once, or when the running job has ended. Says which.
+/// Puts the files in force, at once or when the running job has ended, and returns a sentence that says which.
 pub fn apply() -> Result<&'static str> {
     systemctl(&["daemon-reload"])?;
     let quiet = |args: &[&str]| {
@@ -262,7 +262,7 @@ mod tests {
             config,
             "[[watch]]\npath = \"/srv/in\"\noutbox = \"/var/lib/animd/folders/home-ann-out\"\nstable_seconds = 2.0\n"
         );
-        // animd reads what is written, and so does its doctor.
+        // animd can read what is written, and so can its doctor.
         animd_common::config::from_text(Path::new("/etc/animd/conf.d/x.toml"), config).expect("it is right");
     }
 

@@ -48,7 +48,7 @@ pub fn selftest(args: &Selftest, on: On) -> Result {
     run("selftest", &args.options, on)
 }
 
-/// Becomes the configured engine.
+/// Replaces this process with the configured engine.
 fn run(verb: &str, options: &[OsString], on: On) -> Result {
     let engine = load(None, on.user)?.config.engine_program();
     let mut command = Command::new(&engine);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use zbus::fdo;
 
-/// How a verb came out.
+/// The outcome of a verb.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// What was asked for is done.
@@ -23,10 +23,10 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// All with a code of their own.
+    /// All outcomes that have an exit code of their own.
     pub const ALL: [Self; 5] = [Self::Done, Self::Failed, Self::Usage, Self::Unreachable, Self::Canceled];
 
-    /// The number.
+    /// Returns the exit code.
     pub fn code(self) -> u8 {
         match self {
             Self::Done => 0,
@@ -38,7 +38,7 @@ impl Exit {
         }
     }
 
-    /// Returns what the number says.
+    /// Returns what the exit code means.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -59,7 +59,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Returns the codes, for --help.
+/// Returns the table of exit codes, for --help.
 pub fn table() -> String {
     let mut text = String::from("Exit codes:");
     for exit in Exit::ALL {
@@ -91,15 +91,15 @@ impl Failure {
         Self::unreachable("animd does not run: `systemctl start animd`, or `animd --user`")
     }
 
-    /// A failure to read or write a file.
+    /// Wraps an I/O error with the action and the path that it belongs to.
     pub fn file(action: &str, path: impl AsRef<std::ffi::OsStr>) -> impl FnOnce(std::io::Error) -> Self {
         let text = format!("cannot {action} `{}`", animd_common::files::show(path));
         move |e| Self::new(format!("{text}: {e}"))
     }
 }
 
-/// Returns whether an error means that there is no service, and that the bus could not start it: systemd does not
-/// know its unit while it is disabled, and one that fails at its start is waited for in vain.
+/// Returns whether an error means that there is no service and that the bus cannot start it: systemd does not know the
+/// unit while it is disabled, and the bus times out on a unit that fails at its start.
 fn no_service(error: &str) -> bool {
     const BUS: [&str; 6] =
         ["ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected", "TimedOut", "Spawn.ServiceNotFound"];

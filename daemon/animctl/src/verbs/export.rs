@@ -76,7 +76,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
             Ok(())
         })
         .await?;
-    // A job a line, so that other tools can cut it.
+    // One job on each line, so that line-based tools can split the array.
     print("[");
     let last = jobs.len();
     for (n, mut job) in jobs.into_iter().enumerate() {

@@ -45,7 +45,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
     Ok(Exit::Done)
 }
 
-/// Refuses a file that is there, and one whose folder takes no files.
+/// Returns an error if the file exists, or if its folder takes no files.
 pub fn check(file: &Path) -> Result<()> {
     if fs::symlink_metadata(file).is_ok() {
         return Err(Failure::new(format!("`{}` exists already; choose another name", show(file))));
@@ -61,7 +61,7 @@ pub fn check(file: &Path) -> Result<()> {
     access(dir, write).map_err(|e| Failure::file("write into", dir)(e.into()))
 }
 
-/// Copies what the service opened into a new file, and gives its size.
+/// Copies what the service opened into a new file, and returns the size in bytes.
 pub fn save(from: OwnedFd, file: &Path) -> Result<u64> {
     let mut from = File::from(StdOwnedFd::from(from));
     let failed = |e| Failure::file("write", file)(e);

@@ -129,9 +129,9 @@ async fn add(args: &Add, on: On) -> Result {
     Ok(Exit::Done)
 }
 
-/// Returns why a folder cannot be watched beside what is configured. All are compared where they are outside of the
-/// sandbox, in which they need not exist yet. `inside` is where the service will see the folder: what is written
-/// there is replaced.
+/// Returns why a folder cannot be watched beside what is configured. All folders are compared by their paths outside
+/// the sandbox, because inside they may not exist yet. `inside` is where the service will see the folder; what the
+/// configuration says of that path is going to be replaced.
 fn overlap(
     config: &Config,
     sandbox: &Sandbox,
@@ -153,7 +153,7 @@ fn overlap(
     places::overlap(&known, &new).map(|overlap| overlap.sentence)
 }
 
-/// The service moves pictures and writes files.
+/// Checks that the service's user may move pictures and write files in a folder.
 fn rights(dir: &Path) -> Result<()> {
     match service_user().and_then(|user| refusal_from(dir, dir, &user, READ | WRITE | SEARCH)) {
         None => Ok(()),
@@ -162,7 +162,7 @@ fn rights(dir: &Path) -> Result<()> {
 }
 
 async fn remove(dir: &Path, on: On) -> Result {
-    // It may be gone.
+    // The folder may no longer exist.
     let dir = real(dir).or_else(|_| std::path::absolute(dir).map_err(Failure::file("find", dir)))?;
     let plan = Plan::folder(&dir, None, None, None);
     let written = !on.user && plan.files.iter().any(|(path, _)| Path::new("/").join(path).exists());

@@ -1,4 +1,4 @@
-//! Looks at a job until it has ended, across restarts of the service.
+//! Follows a job until it has ended, across restarts of the service.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,11 +18,11 @@ use super::Ctl;
 use super::exit::{Exit, Failure, Result};
 use super::meter::{Meter, Moment};
 
-/// How long a service that has gone away is waited for.
+/// How long to wait for a service that has gone away.
 const AWAY: Duration = Duration::from_secs(60);
-/// Between two previews.
+/// The pause between two previews.
 const PREVIEW: Duration = Duration::from_secs(2);
-/// The largest preview.
+/// The size of the largest preview, in bytes.
 const MAX_PREVIEW: u64 = 4 << 20;
 
 /// A job's properties by their names in JSON.
@@ -38,7 +38,7 @@ const FACTS: [(&str, &str); 9] = [
     ("Priority", "priority"),
 ];
 
-/// Shows the job until it has ended. Gives its last state.
+/// Shows the job until it has ended, and returns its last state.
 pub async fn follow(id: u64, ctl: &Ctl, meter: &mut Meter) -> Result<String> {
     let path = ctl.manager.get_job(id).await?;
     let bus = fdo::PropertiesProxy::builder(&ctl.connection)
@@ -71,10 +71,10 @@ pub async fn follow(id: u64, ctl: &Ctl, meter: &mut Meter) -> Result<String> {
                         "animd is away; job {id} is kept, `animctl show {id}` tells later what became of it"
                     )));
                 }
-                // A service that is back makes the object again.
+                // A restarted service makes the job's object when it is asked for.
                 _ = ctl.manager.get_job(id).await;
             }
-            // Its object goes ten minutes after its end; the ledger still knows.
+            // The job's object is removed ten minutes after the job's end; the ledger still has the job.
             Err(e) => {
                 if ctl.manager.get_job(id).await.is_err() {
                     return Err(e);
@@ -82,7 +82,7 @@ pub async fn follow(id: u64, ctl: &Ctl, meter: &mut Meter) -> Result<String> {
             }
         }
         let pause = if away.is_some() { Duration::from_secs(1) } else { Duration::from_secs(5) };
-        // Signals say when to look; what is looked at is the truth.
+        // A signal only says when to look; the state is always read anew.
         if let Ok(None) = timeout(pause, changes.next()).await {
             tokio::time::sleep(pause).await;
         }
@@ -108,7 +108,7 @@ fn facts(properties: &HashMap<String, OwnedVariant>) -> Value {
     FACTS.into_iter().filter_map(fact).collect()
 }
 
-/// What the video of a running job is going to be.
+/// The preview of a running job's video.
 #[derive(Default)]
 struct Preview {
     asked: Option<Instant>,
@@ -116,14 +116,14 @@ struct Preview {
 }
 
 impl Preview {
-    /// Shows it if there is a new one.
+    /// Shows the preview if there is a new one.
     async fn show(&mut self, id: u64, ctl: &Ctl, meter: &mut Meter) {
         if self.asked.is_some_and(|asked| asked.elapsed() < PREVIEW) {
             return;
         }
         self.asked = Some(Instant::now());
         let Ok(job) = ctl.job(id).await else { return };
-        // There is none in the beginning, and others' jobs keep theirs to themselves.
+        // There is no preview in the beginning, and none of another user's job.
         let Ok(jpeg) = preview(&job).await else { return };
         if jpeg != self.last {
             meter.picture(&jpeg);

@@ -16,17 +16,18 @@ const CHUNK: usize = 4096;
 /// The largest picture that is shown, in pixels: previews are small.
 const MAX_PIXELS: u32 = 1 << 21;
 
-/// How a terminal is told a picture.
+/// A protocol for pictures in a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// Pixels in escape codes; kitty, Ghostty, Konsole.
+    /// Sends pixels in escape codes; for kitty, Ghostty and Konsole.
     Kitty,
-    /// The file itself in an escape code; iTerm2, `WezTerm`.
+    /// Sends the file itself in an escape code; for iTerm2 and `WezTerm`.
     Iterm,
 }
 
 impl Protocol {
-    /// By the variables that terminals set. A multiplexer keeps pictures to itself.
+    /// Returns the protocol by the variables that terminals set; `None` in a multiplexer, which does not pass pictures
+    /// on.
     fn detect(var: impl Fn(&str) -> Option<String>) -> Option<Self> {
         let is = |name: &str, value: &str| var(name).is_some_and(|v| v == value);
         if var("TMUX").is_some() || var("STY").is_some() || is("TERM", "dumb") {
@@ -50,7 +51,7 @@ impl Protocol {
 /// A place on the terminal for one picture after another.
 pub struct Screen {
     protocol: Protocol,
-    /// There is one already, above the cursor.
+    /// Whether a picture is already shown, above the cursor.
     shown: bool,
 }
 
@@ -61,14 +62,14 @@ impl Screen {
         io::stderr().is_terminal().then_some(Self { protocol, shown: false })
     }
 
-    /// Shows a JPEG in place of the one before. What cannot be read is not shown.
+    /// Shows a JPEG in place of the previous one; does nothing if it cannot be decoded.
     pub fn show(&mut self, jpeg: &[u8]) {
         let Some(text) = draw(self.protocol, jpeg) else { return };
         let mut codes = String::new();
         if self.shown {
             _ = write!(codes, "\x1b[{ROWS}A\r");
         } else {
-            // Room first, so that drawing does not scroll.
+            // Makes room first, so that drawing does not scroll.
             codes.push_str(&"\n".repeat(ROWS as usize));
             _ = write!(codes, "\x1b[{ROWS}A\r");
             self.shown = true;
@@ -99,7 +100,7 @@ fn draw(protocol: Protocol, jpeg: &[u8]) -> Option<String> {
             let mut codes = String::new();
             let count = data.len().div_ceil(CHUNK);
             for (n, chunk) in data.as_bytes().chunks(CHUNK).enumerate() {
-                // The same id and placement: the one before goes.
+                // The same id and placement replace the previous picture.
                 let head = match n {
                     0 => format!("a=T,q=2,C=1,i=9471,p=1,f=24,s={width},v={height},c={columns},r={ROWS},"),
                     _ => String::new(),

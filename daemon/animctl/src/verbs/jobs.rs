@@ -1,4 +1,4 @@
-//! Everything about many jobs, page by page.
+//! Reads descriptions of many jobs, page by page.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use zbus::Variant;
 use super::exit::Result;
 use super::{Ctl, json_of};
 
-/// As many as `History` gives in one answer.
+/// The most jobs that `History` returns in one reply.
 const PAGE: u64 = 200;
 
 /// Which jobs.
@@ -26,7 +26,7 @@ pub struct Which {
 }
 
 impl Which {
-    /// For `List` and `History`.
+    /// Returns the filter for `List` and `History`.
     pub fn filter(&self) -> HashMap<&'static str, Variant<'_>> {
         let mut filter = HashMap::new();
         if let Some(state) = &self.state {

@@ -10,12 +10,12 @@ use serde_json::Value;
 use super::inline::Screen;
 use super::print;
 
-/// Where a job stands.
+/// The state of a job at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Moment {
-    /// Its public facts: id, state, stage, step, progress, `expected_end`, position.
+    /// The job's public facts: id, state, stage, step, progress, `expected_end`, position.
     pub facts: Value,
-    /// Why nothing happens, where nothing happens.
+    /// Why the job does not go on, if it does not.
     pub note: Option<String>,
 }
 
@@ -28,7 +28,7 @@ impl Moment {
         self.facts["progress"].as_f64().unwrap_or(0.0)
     }
 
-    /// Returns the stage, and which step of it; empty while the engine has not said where it is.
+    /// Returns the stage and its step; empty while the engine has not reported any.
     fn stage(&self) -> String {
         let stage = self.facts["stage"].as_str().unwrap_or_default();
         match (stage, &self.facts["step"][0], &self.facts["step"][1]) {
@@ -37,14 +37,14 @@ impl Moment {
         }
     }
 
-    /// Returns what is left, in words.
+    /// Returns the remaining time in words.
     fn left(&self) -> Option<String> {
         let end = self.facts["expected_end"].as_u64().filter(|end| *end > 0)?;
         let left = (UNIX_EPOCH + Duration::from_micros(end)).duration_since(SystemTime::now()).ok()?;
         Some(format!("{} left", time(left.as_secs_f64().ceil().max(1.0)).replace(".0 s", " s")))
     }
 
-    /// One line; without what changes all the time if `still`.
+    /// Returns the moment as one line; `still` leaves out what changes all the time.
     fn words(&self, still: bool) -> String {
         if let Some(note) = &self.note {
             return note.clone();
@@ -55,7 +55,7 @@ impl Moment {
                 Some(left) => format!("{stage}, {left}"),
                 None => stage,
             },
-            // Also of one that fails: its picture goes to `failed`.
+            // A job that fails is finishing, too: its picture goes to `failed`.
             ("finishing", _) => "its files are put in place".to_owned(),
             ("queued", _) => match self.facts["position"].as_u64() {
                 Some(position @ 1..) => format!("waiting, number {position} in the queue"),
@@ -66,24 +66,25 @@ impl Moment {
     }
 }
 
-/// Shows one moment after another.
+/// Shows the progress of a job, one moment after another.
 pub struct Meter {
     view: View,
-    /// The engine has said where it is. It says nothing more once the video is written.
+    /// Whether the engine has reported a stage. It reports nothing more once the video is written.
     worked: bool,
 }
 
 enum View {
-    /// On a terminal.
+    /// A progress bar on a terminal.
     Bar { bar: ProgressBar, screen: Option<Screen> },
-    /// On standard error that is no terminal.
+    /// Lines on standard error that is not a terminal.
     Lines { last: String },
-    /// An object a line on standard output.
+    /// One JSON object per line on standard output.
     Json { last: Value },
 }
 
 impl Meter {
-    /// For people, on standard error; with pictures where the terminal shows them and `pictures` is set.
+    /// Returns a meter for people, on standard error; with pictures if `pictures` is set and the terminal can show
+    /// them.
     pub fn new(id: u64, pictures: bool) -> Self {
         if !std::io::stderr().is_terminal() {
             return Self { view: View::Lines { last: String::new() }, worked: false };
@@ -97,7 +98,7 @@ impl Meter {
         Self { view: View::Bar { bar, screen }, worked: false }
     }
 
-    /// For programs.
+    /// Returns a meter for programs.
     pub fn json() -> Self {
         Self { view: View::Json { last: Value::Null }, worked: false }
     }
@@ -145,7 +146,7 @@ impl Meter {
         }
     }
 
-    /// Shows a JPEG above the bar, in place of the one before.
+    /// Shows a JPEG above the bar, in place of the previous one.
     pub fn picture(&mut self, jpeg: &[u8]) {
         if let View::Bar { bar, screen: Some(screen) } = &mut self.view {
             bar.suspend(|| screen.show(jpeg));

@@ -76,7 +76,8 @@ pub struct Args {
     verb: Verb,
 }
 
-// What each does stands above its `Args`: the first paragraph for the list of verbs, the rest for its own --help.
+// The help of each verb is the comment above its `Args`: the first paragraph is for the list of verbs, the rest for the
+// verb's own --help.
 #[derive(Subcommand)]
 enum Verb {
     Submit(Box<submit::Args>),
@@ -138,7 +139,7 @@ pub fn main() -> ExitCode {
 async fn run(args: Args) -> Result {
     let on = On { user: args.user, system: args.system, json: args.json }.decide().await;
     match args.verb {
-        // What needs no service, or finds out whether there is one.
+        // These verbs need no service, or find out whether there is one.
         Verb::Config(verb) => config::run(&verb, on),
         Verb::Logs(verb) => logs::run(&verb, on),
         Verb::Bench(verb) => engine::bench(&verb, on),
@@ -171,12 +172,12 @@ async fn run(args: Args) -> Result {
     }
 }
 
-/// Which animd is asked, and how it is told.
+/// Which animd to ask.
 #[derive(Clone, Copy)]
 struct On {
-    /// The session's, as was asked for or found; else the system's.
+    /// Ask the session's animd, because that was requested or one runs there; else ask the system's.
     user: bool,
-    /// The system's was asked for.
+    /// The system's animd was requested.
     system: bool,
     json: bool,
 }
@@ -189,8 +190,8 @@ struct Ctl {
 }
 
 impl On {
-    /// Without --user and --system: the session's animd if one runs there. Once, so that no verb asks the one and changes
-    /// the other.
+    /// Decides which animd to ask where neither --user nor --system is given: the session's if one runs there. This is
+    /// decided once, so that no verb reads from one animd and changes the other.
     async fn decide(self) -> Self {
         let user = self.user || (!self.system && session_has_animd().await);
         Self { user, ..self }
@@ -198,7 +199,7 @@ impl On {
 
     async fn connect(self) -> Result<Ctl> {
         let connection = self.bus().await?;
-        // A restarted service would leave a cache stale.
+        // No property is cached: a restart of the service would leave the cache stale.
         let manager =
             ManagerProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?;
         Ok(Ctl { connection, manager, json: self.json })
@@ -233,14 +234,14 @@ async fn session_has_animd() -> bool {
 }
 
 impl Ctl {
-    /// Returns a job's object, made to be there.
+    /// Returns a job's object, which the service makes if it is missing.
     async fn job(&self, id: u64) -> Result<JobProxy<'static>> {
         let path = self.manager.get_job(id).await?;
         let job = JobProxy::builder(&self.connection).path(path);
         Ok(job.cache_properties(CacheProperties::No).build().await?)
     }
 
-    /// Prints what a verb did: an object, or a sentence.
+    /// Prints what a verb did: the object with --json, else the sentence.
     fn tell(&self, object: &Value, sentence: &str) {
         if self.json { print(object) } else { print(sentence) }
     }
@@ -251,7 +252,8 @@ fn json_of(dict: &animd_client::Dict) -> Value {
     dict.iter().filter_map(|(key, value)| Some((key.clone(), animd_common::bus::json(value)?))).collect()
 }
 
-/// Prints a line of data; a reader that has gone away is no error. Without a place for what was asked for the program ends.
+/// Prints a line of data. A reader that has gone away is not an error; if the line cannot be written for another
+/// reason, the program ends.
 fn print(line: impl std::fmt::Display) {
     if let Err(e) = writeln!(io::stdout(), "{line}")
         && e.kind() != io::ErrorKind::BrokenPipe

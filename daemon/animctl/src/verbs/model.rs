@@ -54,7 +54,7 @@ pub async fn run(args: &Args, on: On) -> Result {
     Ok(Exit::Done)
 }
 
-/// The engine says whether a model is there.
+/// Checks with the engine that the folder holds a model.
 fn inspect(dir: &Path) -> Result<()> {
     let program = Config::default().engine_program();
     let output = Command::new(&program).arg("inspect").arg(dir).stdin(Stdio::null()).output();

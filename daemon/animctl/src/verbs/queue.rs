@@ -1,4 +1,4 @@
-//! The queue as it goes on.
+//! Shows the queue while it changes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::IsTerminal;
@@ -15,18 +15,18 @@ use zbus::{MatchRule, MessageStream};
 use super::exit::{Exit, Result};
 use super::{Ctl, json_of, list, print};
 
-/// Between two looks.
+/// The shortest pause between two reads of the queue.
 const PACE: Duration = Duration::from_millis(250);
-/// The longest pause, should a signal be lost.
+/// The longest pause between two reads, in case a signal is lost.
 const LONGEST: Duration = Duration::from_secs(5);
-/// Signals that wait to be seen; more say nothing more.
+/// The most signals that wait to be read; further ones carry no more information.
 const SIGNALS: NonZeroUsize = NonZeroUsize::new(64).expect("it is not 0");
-/// Jobs that are shown at a time.
+/// The most jobs that are shown at a time.
 const SHOWN: usize = 15;
 /// States of jobs that have not ended.
 const OPEN: [&str; 3] = ["running", "finishing", "queued"];
 
-/// Shows what waits and runs, until nothing does if `until_idle`.
+/// Shows the jobs that wait and run; with `until_idle`, returns when there are none.
 pub async fn watch(until_idle: bool, ctl: &Ctl) -> Result {
     let rule = MatchRule::builder().msg_type(Type::Signal).sender(animd_common::bus::NAME).build()?;
     let mut signals = MessageStream::for_match_rule(rule, &ctl.connection, Some(SIGNALS)).await?;
@@ -57,7 +57,7 @@ pub async fn watch(until_idle: bool, ctl: &Ctl) -> Result {
             return Ok(Exit::Done);
         }
         sleep(PACE).await;
-        // All that came meanwhile are seen with one look.
+        // One read covers all signals that came meanwhile.
         let mut came = false;
         while let Ok(Some(_)) = timeout(Duration::ZERO, signals.next()).await {
             came = true;
@@ -68,7 +68,7 @@ pub async fn watch(until_idle: bool, ctl: &Ctl) -> Result {
     }
 }
 
-/// Jobs that have not ended: the running one first, then the queue in its order.
+/// Returns the jobs that have not ended: the running one first, then the queue in its order.
 async fn open(ctl: &Ctl) -> Result<Vec<Value>> {
     let mut jobs = Vec::new();
     for state in OPEN {

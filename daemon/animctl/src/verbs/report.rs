@@ -16,7 +16,7 @@ use super::stats::{By, sum, sums};
 use super::{Ctl, json_of};
 use crate::report::{Entry, Report, Sum, page};
 
-/// The largest thumbnail that is taken over.
+/// The size of the largest thumbnail that goes into the report, in bytes.
 const MAX_THUMBNAIL: u64 = 1 << 20;
 
 /// Write what animd did as one HTML page.
@@ -57,7 +57,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
         .await?;
     let mut entries = Vec::new();
     for description in jobs {
-        // A job may be forgotten meanwhile.
+        // A job may have been forgotten meanwhile.
         if let Some(entry) = entry(ctl, description).await? {
             entries.push(entry);
         }
@@ -78,9 +78,9 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
 }
 
 fn write(file: &Path, html: &str) -> Result<()> {
-    // Prompts and pictures are their owner's.
+    // Prompts and pictures are private, so only the owner may read the page.
     let full = std::path::absolute(file).map_err(Failure::file("find", file))?;
-    // What is put in place of a device or a link would be the end of that.
+    // The page replaces what is there, which would destroy a device or a link.
     if let Ok(meta) = fs::symlink_metadata(&full)
         && !meta.is_file()
     {

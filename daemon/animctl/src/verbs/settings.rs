@@ -15,7 +15,7 @@ pub fn given(settings: SettingsOptions) -> Result<Map<String, Value>> {
     let Ok(Value::Object(map)) = serde_json::to_value(Settings::from(settings)) else {
         return Err(Failure::new("the settings cannot be sent"));
     };
-    // What was not given is not in it; of what is no finite number JSON has no more to say.
+    // Settings that were not given are absent; a null is a number that is not finite, which JSON cannot express.
     let null = map.iter().find(|(_, value)| value.is_null()).map(|(key, _)| key.replace('_', "-"));
     match null {
         Some(key) => Err(Failure {

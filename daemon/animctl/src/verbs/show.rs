@@ -43,7 +43,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
     Ok(Exit::Done)
 }
 
-/// The values of a description in the order in which one asks.
+/// The values of a description, the most important first.
 const ORDER: [&str; 27] = [
     "id",
     "state",
@@ -77,7 +77,7 @@ const ORDER: [&str; 27] = [
 /// Prints a job's description.
 pub fn for_people(description: &Value) {
     for key in ORDER {
-        // The value has its unit with it.
+        // The value already contains its unit.
         let words = match key {
             "output_bytes" => "output size".to_owned(),
             key => key.trim_end_matches("_bytes").replace('_', " "),

@@ -27,7 +27,7 @@ pub enum By {
 }
 
 impl By {
-    /// As the bus calls it.
+    /// Returns the name on the bus.
     pub fn name(self) -> &'static str {
         match self {
             Self::Day => "day",
@@ -99,7 +99,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
     Ok(Exit::Done)
 }
 
-/// Sums as the bus gives them.
+/// Returns the rows of `Statistics`.
 pub async fn sums(ctl: &Ctl, by: By, days: Option<u64>, owner: Option<u32>) -> Result<Vec<Value>> {
     let mut options: HashMap<&str, Variant<'_>> = HashMap::from([("by", by.name().into())]);
     if let Some(days) = days {
@@ -112,7 +112,7 @@ pub async fn sums(ctl: &Ctl, by: By, days: Option<u64>, owner: Option<u32>) -> R
     Ok(ctl.manager.statistics(options).await?.iter().map(json_of).collect())
 }
 
-/// One of them.
+/// Returns one row as a [`Sum`].
 pub fn sum(row: Value) -> Result<Sum> {
     serde_json::from_value(row).map_err(|e| Failure::new(format!("animd's figures cannot be read: {e}")))
 }

@@ -63,7 +63,7 @@ pub async fn run(args: Args, ctl: &Ctl) -> Result {
     let path = ctl.manager.submit(image.as_fd().into(), options).await?;
     let id = id_of(&path).unwrap_or(0);
     if !args.wait && args.output.is_none() {
-        // A known key gives a job that may be anywhere.
+        // A known key returns an existing job, which may be in any state.
         let state = match args.idempotency_key {
             Some(_) => json_of(&ctl.job(id).await?.describe().await?)["state"].as_str().map(str::to_owned),
             None => None,
@@ -87,7 +87,7 @@ pub fn open(image: &Path) -> Result<File> {
     opened.map(|(file, _)| file).map_err(Failure::file("open", image))
 }
 
-/// Waits for a job, fetches its video and says what became of it.
+/// Waits for a job, fetches its video, and prints the outcome.
 pub async fn finish(id: u64, output: Option<PathBuf>, ctl: &Ctl) -> Result {
     let mut meter = Meter::new(id, true);
     let state = follow(id, ctl, &mut meter).await?;

@@ -1,15 +1,15 @@
-//! Columns for people.
+//! Tables for people.
 
 use super::print;
 
-/// How a column stands.
+/// The alignment of a column.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     Left,
     Right,
 }
 
-/// Lines of a table with aligned columns; the last one is as wide as it likes.
+/// Returns the lines of a table with aligned columns; the last column may have any width.
 pub fn lines<const N: usize>(head: [(&str, Side); N], rows: &[[String; N]]) -> Vec<String> {
     let width = |n: usize| rows.iter().map(|row| row[n].chars().count()).chain([head[n].0.len()]).max();
     let widths: Vec<usize> = (0..N).map(|n| width(n).unwrap_or(0)).collect();
@@ -30,7 +30,7 @@ pub fn lines<const N: usize>(head: [(&str, Side); N], rows: &[[String; N]]) -> V
     lines
 }
 
-/// Prints them.
+/// Prints the lines of a table.
 pub fn show<const N: usize>(head: [(&str, Side); N], rows: &[[String; N]]) {
     lines(head, rows).iter().for_each(print);
 }

@@ -48,7 +48,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
     Ok(Exit::Done)
 }
 
-/// Runs a command to its end, and ends as it does.
+/// Runs a command to its end, and returns its exit code.
 pub async fn command(command: &[String]) -> Result {
     let [program, arguments @ ..] = command else { return Ok(Exit::Done) };
     let mut child = Command::new(program)
@@ -60,11 +60,11 @@ pub async fn command(command: &[String]) -> Result {
             ended = child.wait() => {
                 let status = ended.map_err(|e| Failure::new(format!("`{program}` cannot be waited for: {e}")))?;
                 let signal = std::os::unix::process::ExitStatusExt::signal(&status);
-                // As shells tell it.
+                // Shells report a signal in this way, too.
                 let code = status.code().or(signal.map(|signal| 128 + signal)).unwrap_or(1);
                 return Ok(Exit::Of(code as u8));
             }
-            // The terminal has told the command, too; it decides.
+            // The terminal sends SIGINT to the command as well, which decides what to do.
             _ = ctrl_c() => {}
         }
     }

@@ -1,4 +1,4 @@
-//! What the types cannot say: ranges, and values that must go together.
+//! Checks what the types cannot express: ranges, and values that must fit each other.
 
 use std::path::{Path, PathBuf};
 
@@ -71,7 +71,7 @@ fn numbers(config: &Config, origins: &Origins) -> Result<()> {
     Ok(())
 }
 
-/// `watch.3.path` as people know it: `watch.path`.
+/// Returns a key as people write it: `watch.path` for `watch.3.path`.
 pub fn plain(key: &str) -> String {
     match key.split('.').collect::<Vec<_>>()[..] {
         [section, _, key] => format!("{section}.{key}"),
@@ -128,8 +128,9 @@ pub fn file_place(path: &PathBuf) -> Place {
     Place::new("the configuration", path, Role::File)
 }
 
-/// Folders that lie in each other and may not. The built-in one of two may meet a configured one: then that is to blame.
-/// What another user has brought about by a link is no mistake here; such a folder is looked at whenever it is used.
+/// Refuses folders that lie in each other but must not. If one of two is built in, the error names the configured one.
+/// An overlap that another user's link causes is not a mistake of the configuration; such a folder is checked on each
+/// use.
 fn overlaps(config: &Config, origins: &Origins, files: &[PathBuf]) -> Result<()> {
     let own = paths(config).into_iter().map(|(key, path, role)| (key.to_owned(), path, role));
     let (keys, mut all): (Vec<String>, Vec<Place>) = own
@@ -155,12 +156,13 @@ fn level(config: &Config, origins: &Origins) -> Result<()> {
     })
 }
 
-/// A wrong default would fail every job: better to say so now.
+/// Checks `[defaults]`, because a wrong default would fail every job.
 fn defaults(settings: &Settings, origins: &Origins) -> Result<()> {
     let resolve =
         |settings: Settings| text::settings(settings)?.resolve(|| 0).map(|_| ()).map_err(|e| e.to_string());
     let Err(sentence) = resolve(settings.clone()) else { return Ok(()) };
-    // The value whose absence mends it is to blame; among several, the one that the sentence names first.
+    // The value to blame is the one without which the rest is valid; among several, the one that the sentence names
+    // first.
     let table = Table::try_from(settings).unwrap_or_default();
     let mends = |key: &str| {
         let mut rest = table.clone();

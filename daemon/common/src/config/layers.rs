@@ -1,6 +1,6 @@
 //! The layers that a configuration is made of: files, variables, options, each value with its place.
 //!
-//! Each is read by itself first, because only the TOML reader knows lines; then the `config` crate puts them together.
+//! Each layer is read by itself first, because only the TOML reader knows lines; then the `config` crate merges them.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
@@ -39,12 +39,12 @@ const PATHS: [&str; 9] = [
     "watch.outbox",
 ];
 
-/// Values with their places. A key is `section.key`; of a watched folder, `watch.N.key`.
+/// Values with their places. A key is `section.key`, or `watch.N.key` for a watched folder.
 #[derive(Debug, Default)]
 pub struct Layer {
     /// The values, as in a file.
     pub values: Table,
-    /// Where they stand.
+    /// The place of each value.
     pub places: Vec<(String, Place)>,
 }
 
@@ -119,7 +119,7 @@ pub fn of_file(path: &Path, text: &str) -> Result<Layer> {
     for (section, value) in tree.get_ref() {
         leaves(section.get_ref(), value.get_ref(), &mut spans);
     }
-    // Into the type first: only then do errors know their line.
+    // Parses into the type first, because only these errors know their line.
     toml::from_str::<Config>(text).map_err(|e| {
         let at = start(&e);
         let key = at.and_then(|at| spans.iter().find(|(_, span)| span.contains(&at)));
@@ -141,7 +141,7 @@ pub fn of_file(path: &Path, text: &str) -> Result<Layer> {
     Ok(Layer { values, places })
 }
 
-/// Where the values below `value` stand in the text.
+/// Collects where the values below `value` stand in the text.
 fn leaves(key: &str, value: &DeValue<'_>, found: &mut Vec<(String, std::ops::Range<usize>)>) {
     let mut below = |inner: &str, value: &toml::Spanned<DeValue<'_>>| {
         let key = format!("{key}.{inner}");
@@ -235,13 +235,13 @@ pub fn single(section: &str, key: &str, value: Value, place: Place) -> Layer {
     }
 }
 
-/// The layers on top of each other: a value replaces a value, watched folders are added.
+/// The layers merged so far: a later value replaces an earlier one, watched folders are added.
 #[derive(Debug, Default)]
 pub struct Stack {
     layers: ConfigBuilder<DefaultState>,
     /// The watched folders of all layers.
     watches: Vec<Value>,
-    /// Where everything stands, the uppermost layer last.
+    /// The place of each value, the uppermost layer last.
     pub places: Vec<(String, Place)>,
 }
 
@@ -249,7 +249,7 @@ impl Stack {
     /// Puts a layer on top.
     ///
     /// # Errors
-    /// [`Error::Config`] where a value is of no kind that a configuration has.
+    /// [`Error::Config`] if a value has a type that no configuration has.
     pub fn push(&mut self, mut layer: Layer) -> Result<()> {
         let first = self.watches.len();
         for (key, place) in layer.places {
@@ -273,7 +273,8 @@ impl Stack {
         self.places.iter().any(|(known, _)| known == key)
     }
 
-    /// All of them over what is built in. Each layer has been read into the type already, so that this does not fail.
+    /// Returns the layers merged over the built-in values. Each layer has already been parsed into the type, so this
+    /// does not fail in practice.
     pub fn read(self, built_in: &Config) -> Result<Config> {
         let mut layers =
             config::Config::builder().add_source(config::Config::try_from(built_in).map_err(unfit)?);
@@ -290,7 +291,7 @@ fn unfit(e: impl Display) -> Error {
     Error::Config(format!("the configuration does not fit together: {e}"))
 }
 
-/// Returns what the TOML reader says, in words; `key` is the value's that it speaks of, if it speaks of one.
+/// Returns the message of the TOML reader in plain words; `key` is the key that the message is about, if there is one.
 fn explain(message: &str, key: Option<&str>) -> String {
     if let Some(rest) = message.strip_prefix("unknown field `")
         && let Some((wrong, _)) = rest.split_once("`, expected ")

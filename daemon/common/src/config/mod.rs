@@ -1,5 +1,5 @@
-//! The configuration in layers, each over the one before: built-in defaults, a TOML file, the files of `conf.d` beside
-//! it, variables `ANIMD_SECTION_KEY`, and the command line.
+//! The configuration in layers, each of which overrides the one before: built-in defaults, a TOML file, the files of
+//! `conf.d` beside it, variables `ANIMD_SECTION_KEY`, and the command line.
 
 mod check;
 mod layers;
@@ -24,7 +24,7 @@ pub use layers::DROP_INS;
 pub use origin::{Origins, Place};
 pub use sections::{Engine, Folders, Inbox, Log, Metrics, Model, Power, Profile, Queue, Retention, Watch};
 
-/// The file that is read without `--config`, where there is one.
+/// The file that is read without `--config`, if it exists.
 pub const SYSTEM_FILE: &str = "/etc/animd/animd.toml";
 /// The variable that names another file, as `--config` does.
 const CONFIG_VARIABLE: &str = "ANIMD_CONFIG";
@@ -53,21 +53,21 @@ pub struct Config {
     pub log: Log,
     /// `[metrics]`
     pub metrics: Metrics,
-    /// `[defaults]`: what a job gets that does not say otherwise.
+    /// `[defaults]`: the settings of a job that does not give its own.
     pub defaults: Settings,
     /// `[[watch]]`: watched folders besides the inbox.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub watch: Vec<Watch>,
 }
 
-/// Where the configuration is looked for: what stays the same when it is read again.
+/// Where to look for the configuration. This stays the same when the configuration is read again.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     /// `--config`
     pub file: Option<PathBuf>,
     /// `--user`
     pub user: bool,
-    /// The command line's own values, over everything else.
+    /// The values of the command line, which override everything else.
     pub options: Vec<Given>,
     /// The environment.
     pub vars: Vec<(OsString, OsString)>,
@@ -91,7 +91,7 @@ pub struct Given {
 pub struct Loaded {
     /// All values.
     pub config: Config,
-    /// Where those that are not built in stand.
+    /// The places of the values that are not built in.
     pub origins: Origins,
     /// The files that were read, in their order.
     pub files: Vec<PathBuf>,
@@ -162,7 +162,7 @@ impl Sources {
         })
     }
 
-    /// The file, and whether somebody asked for it, so that it must be there.
+    /// Returns the configuration file, and whether it was asked for and so must exist.
     fn main_file(&self) -> Result<Option<(PathBuf, bool)>> {
         let absolute = |name| self.var(name).map(PathBuf::from).filter(|path| path.is_absolute());
         if let Some(path) = self.file.clone().or_else(|| self.var(CONFIG_VARIABLE).map(PathBuf::from)) {
@@ -181,7 +181,7 @@ impl Sources {
     }
 }
 
-/// Reads one file's text as a configuration with nothing else around it, as `animctl config check` and the fuzzer do.
+/// Reads one file's text as a whole configuration, for `animctl config check` and the fuzzer.
 ///
 /// # Errors
 /// [`Error::Config`] names the line.
@@ -189,7 +189,7 @@ pub fn from_text(path: &Path, text: &str) -> Result<Loaded> {
     alone(layers::of_file(path, text)?)
 }
 
-/// Reads one variable with nothing else around it.
+/// Reads one variable as a whole configuration.
 ///
 /// # Errors
 /// [`Error::Config`] names the variable.
@@ -236,7 +236,7 @@ impl Loaded {
 }
 
 impl Config {
-    /// Checks what the types cannot say; `files` are those that the configuration stands in. Looks at the folders.
+    /// Checks what the types cannot express; `files` are the configuration's own files. Reads the disk.
     ///
     /// # Errors
     /// [`Error::Config`] names the first wrong value with its place and its range.
@@ -249,7 +249,7 @@ impl Config {
         check::own_places(self)
     }
 
-    /// Returns what an engine is started with: one that was started with something else is to be replaced.
+    /// Returns what an engine is started with. An engine that was started with something else must be replaced.
     pub fn engine_identity(&self) -> (PathBuf, &Model, &Profile) {
         (self.engine_program(), &self.model, &self.profile)
     }

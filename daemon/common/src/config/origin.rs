@@ -1,4 +1,4 @@
-//! Where each value comes from, so that a mistake can be named with its place.
+//! Where each value comes from, so that an error can name the place.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,16 +9,16 @@ use crate::files::show;
 /// Where a value stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Place {
-    /// Nowhere: it is the default.
+    /// The value is the default and stands nowhere.
     #[default]
     BuiltIn,
     /// In a file.
     File {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// The line, counted from 1.
         line: usize,
-        /// In characters, from 1.
+        /// The column in characters, counted from 1.
         column: usize,
     },
     /// In a variable of the environment.
@@ -39,11 +39,11 @@ impl fmt::Display for Place {
 }
 
 impl Place {
-    /// The place of a byte of a file's text.
+    /// Returns the place of a byte in a file's text.
     pub fn in_file(path: &Path, text: &str, at: usize) -> Self {
         let before = &text.as_bytes()[..at.min(text.len())];
         let start = before.iter().rposition(|b| *b == b'\n').map_or(0, |newline| newline + 1);
-        // Bytes that begin a character.
+        // Counts the bytes that begin a character.
         let characters = before[start..].iter().filter(|b| **b & 0xc0 != 0x80).count();
         let line = before.split(|b| *b == b'\n').count();
         Self::File { path: path.to_owned(), line, column: characters + 1 }
@@ -68,7 +68,7 @@ impl Origins {
         self.0.get(key).unwrap_or(&Place::BuiltIn)
     }
 
-    /// A later place wins.
+    /// Sets where a value comes from, in place of an earlier entry.
     pub fn set(&mut self, key: String, place: Place) {
         self.0.insert(key, place);
     }

@@ -1,4 +1,5 @@
-//! Every key in words, for manual pages and messages. The one source is `configs/animd.toml`, which is in the program.
+//! Every key with its description, for manual pages and messages. The only source is `configs/animd.toml`, which is
+//! compiled into the program.
 
 use std::sync::LazyLock;
 
@@ -16,7 +17,7 @@ pub struct KeyDoc {
     pub kind: &'static str,
     /// The value in the shipped file as TOML: the default, or an example.
     pub value: &'static str,
-    /// Whether [`Self::value`] is what the key is where nobody sets it.
+    /// Whether [`Self::value`] is the key's default.
     pub is_default: bool,
     /// What it means, as one paragraph.
     pub description: String,
@@ -43,7 +44,8 @@ pub fn section_of(key: &str) -> Option<&'static str> {
     having.next().filter(|_| having.next().is_none())
 }
 
-/// A line `#key = value` ends the paragraph above it; `[section]` or `#[[section]]` begins a section.
+/// Parses the shipped file: a line `#key = value` ends the paragraph above it; `[section]` or `#[[section]]` begins a
+/// section.
 fn parse(text: &'static str) -> Vec<KeyDoc> {
     let mut docs: Vec<KeyDoc> = Vec::new();
     let (mut section, mut paragraph) = ("", Vec::new());

@@ -16,7 +16,7 @@ pub struct Model {
     /// The model's folder, in the official layout; without one, jobs wait.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// The DiT's weights, where they are not the folder's own.
+    /// The DiT's weights, if not those in the folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dit: Option<PathBuf>,
 }
@@ -28,9 +28,9 @@ pub struct Engine {
     /// The program; without one, `animd-engine` beside this program, or else `/usr/libexec/animd/engine`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub program: Option<PathBuf>,
-    /// Seconds without a word from the engine after which it is replaced.
+    /// Seconds without a message from the engine after which it is replaced.
     pub heartbeat_seconds: u64,
-    /// Seconds that the engine may take until its first word.
+    /// Seconds that the engine may take until its first message.
     pub start_seconds: u64,
     /// Seconds that a cancelled job may take to stop before the engine is replaced.
     pub cancel_seconds: u64,
@@ -74,7 +74,7 @@ impl Default for Profile {
     }
 }
 
-/// A number stands for itself in words: `gpu = 0` is what people write.
+/// Reads a text or a number as text, because people write `gpu = 0`.
 fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     struct Visitor;
 
@@ -105,9 +105,9 @@ fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Folders {
-    /// Pictures dropped here become videos.
+    /// The folder whose pictures become videos.
     pub inbox: PathBuf,
-    /// Videos appear here.
+    /// The folder for finished videos.
     pub outbox: PathBuf,
     /// The ledger and the waiting pictures.
     pub state: PathBuf,
@@ -158,8 +158,8 @@ pub struct Watch {
     /// Seconds that a picture and its sidecar must lie unchanged; without it, `inbox.stable_seconds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stable_seconds: Option<f64>,
-    /// Seconds between two looks into the folder, whatever its file system; without it, only where changes are not
-    /// reported.
+    /// Seconds between two scans of the folder, whatever its file system; without it, the folder is polled only where
+    /// changes are not reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poll_seconds: Option<f64>,
 }
@@ -170,7 +170,7 @@ impl Watch {
         self.stable_seconds.map_or_else(|| inbox.stable(), Duration::from_secs_f64)
     }
 
-    /// Returns how often the folder is looked into where that is asked for.
+    /// Returns how often the folder is scanned, if that is configured.
     pub fn poll(&self) -> Option<Duration> {
         self.poll_seconds.map(Duration::from_secs_f64)
     }
@@ -182,9 +182,9 @@ impl Watch {
 pub struct Inbox {
     /// Seconds that a picture and its sidecar must lie unchanged.
     pub stable_seconds: f64,
-    /// Seconds between two looks into a folder whose file system does not report changes.
+    /// Seconds between two scans of a folder whose file system does not report changes.
     pub poll_seconds: f64,
-    /// Seconds between two looks into every folder, should a report be lost.
+    /// Seconds between two scans of every folder, in case a report is lost.
     pub rescan_seconds: f64,
 }
 
@@ -195,17 +195,17 @@ impl Default for Inbox {
 }
 
 impl Inbox {
-    /// [`Self::stable_seconds`] as a duration.
+    /// Returns [`Self::stable_seconds`] as a duration.
     pub fn stable(&self) -> Duration {
         Duration::from_secs_f64(self.stable_seconds)
     }
 
-    /// [`Self::poll_seconds`] as a duration.
+    /// Returns [`Self::poll_seconds`] as a duration.
     pub fn poll(&self) -> Duration {
         Duration::from_secs_f64(self.poll_seconds)
     }
 
-    /// [`Self::rescan_seconds`] as a duration.
+    /// Returns [`Self::rescan_seconds`] as a duration.
     pub fn rescan(&self) -> Duration {
         Duration::from_secs_f64(self.rescan_seconds)
     }
@@ -215,15 +215,15 @@ impl Inbox {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Queue {
-    /// How often a job may take the engine down before it fails.
+    /// How often the engine may crash on a job before the job fails.
     pub attempts: u32,
-    /// How often the service may die under a job before the job fails.
+    /// How often the service may die while a job runs before the job fails.
     pub interruptions: u32,
     /// MiB that must be free in the outbox before a job starts.
     pub free_mib: u64,
-    /// Open jobs that one user may have over the bus.
+    /// The most open jobs that one user may have over the bus.
     pub per_user: u32,
-    /// Open jobs of all users together beyond which the bus takes no more.
+    /// The most open jobs of all users together; beyond it the bus accepts no more.
     pub total: u32,
 }
 
@@ -233,7 +233,7 @@ impl Default for Queue {
     }
 }
 
-/// `[retention]`: how many days what the service keeps is kept; 0 is for ever.
+/// `[retention]`: for how many days the service keeps each kind of data; 0 is for ever.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retention {
@@ -241,7 +241,7 @@ pub struct Retention {
     pub pictures_days: u32,
     /// Videos that were made for a caller who has not collected them.
     pub results_days: u32,
-    /// Seconds of single steps.
+    /// Durations of single steps.
     pub steps_days: u32,
     /// Power, temperature, clocks and memory while jobs ran.
     pub samples_days: u32,

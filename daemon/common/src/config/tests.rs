@@ -5,7 +5,7 @@ use animd_protocol::request::Size;
 use super::*;
 use crate::keys;
 
-/// Returns a folder with `animd.toml` and files of `conf.d`.
+/// Loads a configuration from a folder with this `animd.toml` and these files of `conf.d`.
 fn load(text: &str, drop_ins: &[(&str, &str)], vars: &[(&str, &str)]) -> Result<Loaded> {
     load_with(text, drop_ins, vars, Vec::new())
 }
@@ -204,7 +204,7 @@ fn what_is_printed_can_be_read_again() -> Result<()> {
 
 #[test]
 fn the_shipped_file_is_the_defaults() -> Result<()> {
-    // Every key is there, commented out; read with the comment signs gone, it is what is built in.
+    // Every key is there, commented out; without the comment signs, the file equals the built-in defaults.
     let text: String = reference::SHIPPED
         .lines()
         .map(|line| line.strip_prefix('#').filter(|l| !l.starts_with(' ') && !l.is_empty()).unwrap_or(line))
@@ -229,14 +229,14 @@ fn the_shipped_file_is_the_defaults() -> Result<()> {
         "every setting is there"
     );
 
-    // The other way round: what the types have and the file does not.
+    // The other way round: the file lacks nothing that the types have.
     for (section, values) in table(&Config::default())? {
         for (key, _) in values.as_table().into_iter().flatten() {
             let there = reference::reference().iter().any(|doc| doc.section == section && doc.key == key);
             assert!(there, "{section}.{key} is missing");
         }
     }
-    // Nothing in it is set.
+    // The file as shipped sets nothing.
     let shipped = from_text(Path::new("/animd.toml"), reference::SHIPPED)?;
     assert_eq!(shipped.origins, Origins::default());
     Ok(())

@@ -1,4 +1,4 @@
-//! Where a path leads: found step by step, so that what is compared with other folders is what is then used.
+//! Resolves paths step by step, so that the folder that is compared with others is the one that is then used.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::files::show;
 
-/// As many links as the kernel follows.
+/// The most links on a path, as in the kernel.
 const MOST_LINKS: u32 = 40;
 
 /// A folder or file of the machine, by its device and inode: the same under every name.
@@ -22,13 +22,13 @@ pub type Id = (u64, u64);
 pub struct Found {
     /// The folders on the way; the first is the root of all, the last is what was found.
     way: Vec<Step>,
-    /// The names behind that which do not exist.
+    /// The names after the last folder, which do not exist.
     missing: Vec<OsString>,
-    /// Why the way ends there.
+    /// Why the path could not be followed further.
     ended: Option<Errno>,
-    /// Links that were followed, and whose they are.
+    /// The links that were followed, with their owners.
     links: Vec<(PathBuf, u32)>,
-    /// Where it lies on its disk, which is the same under every mount point.
+    /// The disk and the path on it, which are the same under every mount point.
     disk: Option<(String, PathBuf)>,
 }
 
@@ -75,7 +75,7 @@ impl Found {
         found
     }
 
-    /// Returns what is open already, with the folders above it.
+    /// Returns a folder that is already open, with the folders above it.
     pub fn held(dir: BorrowedFd<'_>, mounts: &Mounts) -> io::Result<Self> {
         let real = path_of(dir)?;
         let names: Vec<&OsStr> = real.iter().collect();
@@ -107,7 +107,7 @@ impl Found {
                 Ok(Some(target)) => push(&mut todo, &target),
                 Ok(None) => {}
                 Err(e) => {
-                    // What does not exist can only be read.
+                    // Names after a missing folder cannot be opened, only recorded.
                     self.missing.push(name);
                     for name in todo.into_iter().rev() {
                         match name.as_bytes() {
@@ -124,7 +124,7 @@ impl Found {
         Ok(())
     }
 
-    /// Goes one name further. `Some` is where a link of this name leads.
+    /// Follows one name; returns the target if the name is a link.
     fn step(&mut self, name: &OsStr) -> Result<Option<PathBuf>, Errno> {
         let held = match (name.as_bytes(), self.way.last()) {
             (b"/", _) | (_, None) => {
@@ -141,7 +141,7 @@ impl Found {
                 let open = |more| {
                     rustix::fs::openat(&here.held, name, flags() | OFlags::NOFOLLOW | more, Mode::empty())
                 };
-                // First as a folder: only that has what is mounted on demand mounted.
+                // Opens it as a folder first, because only that triggers an automount.
                 match open(OFlags::DIRECTORY) {
                     Err(Errno::NOTDIR) => open(OFlags::empty())?,
                     opened => opened?,
@@ -168,7 +168,7 @@ impl Found {
         });
     }
 
-    /// Returns the path without links of what exists.
+    /// Returns the existing part of the path, without links.
     fn existing(&self) -> PathBuf {
         [OsStr::new("/")].into_iter().chain(self.way.iter().skip(1).map(|step| &*step.name)).collect()
     }
@@ -223,7 +223,7 @@ impl Found {
     /// Returns the first link on the way that neither root nor we ourselves have made, and whose it is: its owner
     /// decides where the path leads.
     fn link_of_others(&self) -> Option<&(PathBuf, u32)> {
-        // In a namespace of users, root may have another number. The root of all is always root's.
+        // In a user namespace, root may have another number. The file system's root always belongs to root.
         let root = self.way.first()?.stat.st_uid;
         let trusted = [0, root, rustix::process::geteuid().as_raw()];
         self.links.iter().find(|(_, owner)| !trusted.contains(owner))
@@ -234,7 +234,8 @@ impl Found {
         self.link_of_others().is_some()
     }
 
-    /// Says which link leads here though it may not: one of another user, to a folder that is not that user's.
+    /// Returns a sentence about a link that may not be followed: one of another user, to a folder that is not that
+    /// user's.
     pub fn strange_link(&self) -> Option<String> {
         let (link, owner) = self.link_of_others()?;
         let last = self.way.last()?.stat.st_uid;
@@ -269,7 +270,7 @@ pub struct Mounts(String);
 const REMOTE: [&str; 8] = ["nfs", "cifs", "smb", "ceph", "9p", "afs", "lustre", "fuse"];
 
 impl Mounts {
-    /// As they are now; without them, folders are compared by their names and inodes only.
+    /// Reads the current mounts; if that fails, folders are compared by their names and inodes only.
     pub fn read() -> Self {
         Self(fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
     }

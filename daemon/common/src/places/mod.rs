@@ -46,15 +46,15 @@ pub struct Place {
     pub role: Role,
 }
 
-/// All places that a service has to keep apart; whoever holds it sees the changes.
+/// All places that a service has to keep apart; every holder sees changes.
 pub type Shared = Arc<RwLock<Vec<Place>>>;
 
 /// Two places that may not lie as they do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlap {
-    /// The number of the later place among the new ones.
+    /// The index of the later place among the new ones.
     pub new: usize,
-    /// The number of the other one: among the known ones, and behind them the new ones.
+    /// The index of the other place in the list of the known ones followed by the new ones.
     pub other: usize,
     /// What is wrong and what to do, with both paths and keys.
     pub sentence: String,
@@ -64,12 +64,12 @@ pub struct Overlap {
 }
 
 impl Place {
-    /// Without an origin.
+    /// Returns a place without an origin.
     pub fn new(key: impl Into<String>, path: impl Into<PathBuf>, role: Role) -> Self {
         Self { key: key.into(), origin: None, path: path.into(), role }
     }
 
-    /// As it is spoken of: its path, its key, and where it leads if that is elsewhere.
+    /// Returns the place in words: its path, its key, and where it leads if that is elsewhere.
     fn says(&self, found: &Found, with_origin: bool) -> String {
         let path: PathBuf = self.path.components().filter(|part| *part != Component::CurDir).collect();
         let mut inside = self.key.clone();
@@ -106,8 +106,8 @@ pub fn overlap(known: &[Place], new: &[Place]) -> Option<Overlap> {
     overlaps(known, new).into_iter().next()
 }
 
-/// Returns why a folder that has been opened may not be used beside the known ones. It is one of them itself. Another
-/// user's link that leads to it does not count: what is then not used is that user's folder.
+/// Returns why a folder that has been opened may not be used beside the known ones, of which it is one itself. Another
+/// user's link that leads to it does not count: that user's folder is the one that is not used then.
 pub fn refusal(place: &Place, found: &Found, known: &[Place], mounts: &Mounts) -> Option<String> {
     let mut others = known.iter().filter(|other| (other.role, &other.path) != (place.role, &place.path));
     others.find_map(|other| {
@@ -120,7 +120,7 @@ pub fn refusal(place: &Place, found: &Found, known: &[Place], mounts: &Mounts) -
 /// Returns what is wrong between a new place and an old one.
 fn clash(new: &Place, found: &Found, old: &Place, old_found: &Found) -> Option<String> {
     let roles = [new.role, old.role];
-    // Whatever else lies in each other does no harm.
+    // All other overlaps are harmless.
     let apart =
         roles.contains(&Role::Inbox) || (roles.contains(&Role::Outbox) && roles.contains(&Role::State));
     if !apart {
@@ -151,7 +151,7 @@ fn clash(new: &Place, found: &Found, old: &Place, old_found: &Found) -> Option<S
     }
 }
 
-/// A watched folder and a folder for videos overlap.
+/// Returns a sentence about a watched folder and a folder for videos that overlap.
 fn videos(inbox: &str, outbox: &str, outbox_in_inbox: bool, same: bool) -> String {
     match (same, outbox_in_inbox) {
         (true, _) => format!(

@@ -13,19 +13,19 @@ use super::sidecar;
 use crate::files::{self, Identity, NAME_MAX, numbered, rename_new, show, split_name, sync_dir};
 use crate::{Error, Result};
 
-/// A picture that is to leave.
+/// A picture to move away.
 pub struct Leaving<'a> {
     /// The watched folder that both its places lie in.
     pub root: &'a Root,
     /// Where it lies.
     pub source: &'a Path,
-    /// Which state of it: another one stays, because it is another wish.
+    /// The state of the file to move: another state stays, because it is a new request.
     pub identity: Identity,
-    /// Where it goes; a number is added if that is taken.
+    /// The path to move it to; a number is added if that is taken.
     pub target: PathBuf,
     /// What went wrong, for a note beside it.
     pub note: Option<&'a str>,
-    /// Sidecars that changed after this time stay: they belong to whatever comes next. Microseconds since the epoch.
+    /// Sidecars that changed after this time, in microseconds since the epoch, stay: they belong to the next picture.
     pub sidecars_until_us: i64,
 }
 
@@ -44,20 +44,20 @@ pub fn target(root: &Root, source: &Path, done: bool) -> Option<PathBuf> {
     })
 }
 
-/// Returns what a picture and its `target` both lie in: the folder that was watched when the target was chosen.
+/// Returns the folder that holds both a picture and its `target`: the one that was watched when the target was chosen.
 pub fn common<'a>(source: &'a Path, target: &Path) -> &'a Path {
     source.ancestors().skip(1).find(|dir| target.starts_with(dir)).unwrap_or(Path::new("/"))
 }
 
 impl Leaving<'_> {
-    /// Moves the picture and its sidecars. `renamed` is asked to write another target down before it is used.
+    /// Moves the picture and its sidecars. `renamed` must record a different target before it is used.
     pub fn put_away<E: From<Error>>(
         mut self,
         mut renamed: impl FnMut(&Path) -> Result<(), E>,
     ) -> Result<(), E> {
         let from = match self.root.check().and_then(|_| Dir::of(self.root, self.source)) {
             Ok(from) => from,
-            // Its folder has gone with all that lay there, or a link that leads elsewhere has its name.
+            // The picture's folder is gone, or a link that leads elsewhere has taken its name.
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Ok(());
             }
@@ -65,10 +65,10 @@ impl Leaving<'_> {
         };
         match fs::symlink_metadata(from.at(self.source)) {
             Ok(meta) if meta.is_file() && Identity::of(&meta) == self.identity => {}
-            // It was replaced or removed meanwhile: what lies there now is another wish.
+            // The picture was replaced or removed meanwhile: what lies there now is a new request.
             Ok(_) => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                // It was moved, and then the power went: the rest is still to follow.
+                // The picture was moved before a power cut: the note and the sidecars still have to follow.
                 if let Ok(to) = Dir::of(self.root, &self.target)
                     && is(&to.at(&self.target), self.identity)
                 {
@@ -90,7 +90,7 @@ impl Leaving<'_> {
         }
     }
 
-    /// What comes after the picture.
+    /// Moves the sidecars and writes the note, after the picture has been moved.
     fn follow(&self, to: &Dir, from: &Dir) {
         if let Some(text) = self.note {
             let beside = from.at(&error_note(self.source));
@@ -104,8 +104,8 @@ impl Leaving<'_> {
         }
     }
 
-    /// Moves the picture and gives the folder that it is in then, or what kept it where it is. The outer error is that of
-    /// `renamed`, which leaves everything as it was.
+    /// Moves the picture and returns the folder that it is in then, or why it could not be moved. The outer error is
+    /// that of `renamed`, which leaves everything as it was.
     fn rename<E>(
         &mut self,
         from: &Dir,
@@ -136,7 +136,7 @@ impl Leaving<'_> {
                 }
                 Err(e) => {
                     self.remove_note(&note);
-                    // Somebody has taken it away, and wants it elsewhere.
+                    // Somebody has moved the picture elsewhere.
                     if e.kind() == io::ErrorKind::NotFound {
                         return Ok(Ok(to));
                     }
@@ -152,7 +152,7 @@ impl Leaving<'_> {
         }
     }
 
-    /// A picture that may not be moved still gets its note, where one may be written.
+    /// Writes the note beside a picture that cannot be moved, if the folder allows it.
     fn note_beside(&self, from: &Dir) {
         let Some(text) = self.note else { return };
         let note = error_note(self.source);
@@ -180,12 +180,12 @@ impl Leaving<'_> {
     }
 }
 
-/// Returns whether this state of a file lies there.
+/// Returns whether the file at `path` is in this state.
 fn is(path: &Path, identity: Identity) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| Identity::of(&meta) == identity)
 }
 
-/// `path` with the name of another path.
+/// Returns `path` with the name of another path.
 fn renamed_as(path: &Path, other: &Path) -> PathBuf {
     path.with_file_name(other.file_name().unwrap_or_default())
 }
@@ -194,8 +194,8 @@ fn line(text: &str) -> Vec<u8> {
     format!("{text}\n").into_bytes()
 }
 
-/// As [`rename_new`], and finishes one that was cut short between link and unlink, where the file system cannot rename
-/// without replacing.
+/// Does what [`rename_new`] does, and completes a move that a crash cut short between link and unlink, on a file system
+/// that cannot rename without replacing.
 fn move_new(from: &Path, to: &Path, identity: Identity) -> io::Result<()> {
     match rename_new(from, to) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && is(to, identity) => fs::remove_file(from),
@@ -203,8 +203,8 @@ fn move_new(from: &Path, to: &Path, identity: Identity) -> io::Result<()> {
     }
 }
 
-/// Returns a name in `dir` that neither a file nor a note has: `photo.png`, `photo-2.png`; or one that the file
-/// itself, `own`, has already.
+/// Returns a name in `dir` that neither a file nor a note has, such as `photo.png` or `photo-2.png`, or that only the
+/// file itself, `own`, has.
 fn free_name(dir: &Path, name: &OsStr, own: Option<Identity>) -> PathBuf {
     let (stem, tail) = split_name(name);
     let exists = |path: &Path| fs::symlink_metadata(path).is_ok();
@@ -215,7 +215,7 @@ fn free_name(dir: &Path, name: &OsStr, own: Option<Identity>) -> PathBuf {
         .unwrap_or_else(|| dir.join(name))
 }
 
-/// As [`numbered`], for a tail of any bytes.
+/// Does what [`numbered`] does, for a tail of any bytes.
 fn with_number(stem: &OsStr, n: u32, tail: &OsStr) -> OsString {
     let number = format!("-{n}");
     let room = NAME_MAX.saturating_sub(number.len() + tail.len());
@@ -224,17 +224,17 @@ fn with_number(stem: &OsStr, n: u32, tail: &OsStr) -> OsString {
     name
 }
 
-/// `photo.png.error.txt` for `photo.png`.
+/// Returns the path of a picture's note: `photo.png.error.txt` for `photo.png`.
 fn error_note(picture: &Path) -> PathBuf {
     picture.with_file_name(numbered(picture.file_name().unwrap_or_default(), 1, ".error.txt"))
 }
 
-/// The file is in its place already: a folder that cannot be synced makes that less durable, not untrue.
+/// Syncs a folder and logs a warning if that fails. This is not an error, because the file is already in its place.
 pub fn sync_or_warn(dir: &Path) {
     warn_unsynced(dir, sync_dir(dir));
 }
 
-/// As [`sync_or_warn`], for a folder that was synced by its descriptor.
+/// Logs the warning of [`sync_or_warn`] for a folder that was synced by its descriptor.
 pub fn warn_unsynced(dir: &Path, synced: io::Result<()>) {
     if let Err(e) = synced {
         tracing::warn!("the folder `{}` cannot be synced; a power cut may undo a rename: {e}", show(dir));

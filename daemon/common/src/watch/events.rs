@@ -1,4 +1,4 @@
-//! The kernel's file events of a folder and everything below it, as the `notify` crate tells them.
+//! The kernel's file events of a folder and everything below it, from the `notify` crate.
 
 use std::collections::HashSet;
 use std::fs;
@@ -16,18 +16,18 @@ use super::root::Dir;
 /// The most events that are handed over at once.
 const BATCH: usize = 2048;
 
-/// Something that happened; paths are relative to the root.
+/// A file event; paths are relative to the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// A file was moved in, or closed by one who may have written.
+    /// A file was moved in, or closed by a program that may have written to it.
     Whole(PathBuf),
-    /// A name appeared: a file that is being written, or one that no close will follow, as a second name of a file.
+    /// A name appeared: a file that is being written, or one that no close will follow, such as a hard link.
     Begun(PathBuf),
     /// A folder was made or moved in.
     Folder(PathBuf),
     /// A folder was moved out or removed.
     FolderGone(PathBuf),
-    /// Events were lost, or the root itself was moved or removed: only looking at everything helps.
+    /// Events were lost, or the root itself was moved or removed, so that everything must be scanned.
     Lost,
 }
 
@@ -35,7 +35,7 @@ pub enum Seen {
 pub struct Events {
     watcher: INotifyWatcher,
     news: mpsc::UnboundedReceiver<io::Result<Seen>>,
-    /// Held, so that the path leads to this folder and to no other one.
+    /// Kept open so that the path leads to this folder and to no other one.
     _dir: Dir,
     root: PathBuf,
     /// The folders with a watch, relative to the root.
@@ -43,12 +43,12 @@ pub struct Events {
 }
 
 impl Events {
-    /// Without any watch yet.
+    /// Returns the events of a folder, without any watch.
     pub fn new(dir: Dir) -> io::Result<Self> {
         let (told, news) = mpsc::unbounded_channel();
         let root = dir.path();
         let above = root.clone();
-        // In the thread of `notify`: what is no news, as that a file is read, wakes nobody else.
+        // Filters in the thread of `notify`, so that unimportant events such as reads wake no other thread.
         let tell = move |event: notify::Result<Event>| match event {
             Ok(event) => {
                 if let Some(seen) = translate(&above, &event) {
@@ -69,11 +69,11 @@ impl Events {
         Ok(())
     }
 
-    /// Ends the watches on a folder that has left, and on everything below it.
+    /// Ends the watches on a folder that is gone, and on everything below it.
     pub fn remove(&mut self, below: &Path) {
         let gone: Vec<PathBuf> = self.dirs.extract_if(|dir| dir.starts_with(below)).collect();
         for dir in gone {
-            // The kernel has ended it itself if the folder was removed.
+            // The kernel has already ended the watch if the folder was removed.
             _ = self.watcher.unwatch(&self.full(&dir));
         }
     }
@@ -101,7 +101,7 @@ fn plain(e: notify::Error) -> io::Error {
     }
 }
 
-/// Returns what an event says of a folder's content; `None` for what is no news.
+/// Returns what an event says of a folder's content; `None` for an event that does not matter.
 fn translate(root: &Path, event: &Event) -> Option<Seen> {
     if event.need_rescan() {
         return Some(Seen::Lost);
@@ -121,7 +121,8 @@ fn translate(root: &Path, event: &Event) -> Option<Seen> {
         EventKind::Modify(ModifyKind::Name(RenameMode::To)) if is_folder() => Some(Seen::Folder(below)),
         EventKind::Modify(ModifyKind::Name(RenameMode::To))
         | EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(Seen::Whole(below)),
-        // The kernel says the same of a file, which then is the folder of nothing.
+        // The kernel reports a file in the same way; treating it as a folder does no harm, because nothing lies below
+        // it.
         EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(RemoveKind::Folder) => {
             Some(Seen::FolderGone(below))
         }

@@ -1,4 +1,4 @@
-//! Which names in a watched folder are pictures' and which are not.
+//! Which names in a watched folder may be pictures.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -8,7 +8,7 @@ use crate::files::split_name;
 
 /// The folder at the root of a watched folder for pictures that have become videos.
 pub const DONE: &str = "done";
-/// The one for pictures that have not.
+/// The folder at the root of a watched folder for pictures that have failed.
 pub const FAILED: &str = "failed";
 /// The file with the settings of everything in its folder.
 pub const FOLDER_SETTINGS: &str = "folder.toml";
@@ -54,7 +54,7 @@ const LITTER_FOLDERS: [&str; 9] = [
     "__macosx",
 ];
 
-/// Returns whether a file's name is not a picture's: hidden, temporary, a sidecar, or litter.
+/// Returns whether a file is not a picture by its name: it is hidden, temporary, a sidecar, or litter.
 pub fn is_ignored(name: &OsStr) -> bool {
     let lower = name.as_bytes().to_ascii_lowercase();
     let ending = split_name(OsStr::from_bytes(&lower)).1.as_bytes().strip_prefix(b".");
@@ -83,7 +83,7 @@ pub fn is_watched(below: &Path) -> bool {
     !is_ignored(name) && !folders.filter(|dir| !dir.as_os_str().is_empty()).any(is_ignored_folder)
 }
 
-/// Pictures that a sidecar may belong to, by the endings that pictures have.
+/// Returns the paths of the pictures that a sidecar may belong to, one for each ending that pictures have.
 pub fn pictures_of(sidecar: &Path) -> Vec<PathBuf> {
     const PICTURES: [&str; 12] =
         ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif", "PNG", "JPG", "JPEG", "WEBP"];

@@ -40,7 +40,7 @@ pub struct Root(Arc<Inner>);
 
 struct Inner {
     place: Place,
-    /// Whether it has no role any more: see [`Root::left`].
+    /// Whether it no longer has a role: see [`Root::left`].
     left: bool,
     others: Shared,
     held: Mutex<Held>,
@@ -72,18 +72,19 @@ pub fn is_swapped(e: &io::Error) -> bool {
 }
 
 impl Root {
-    /// A watched folder, or one where videos appear; `others` is what it has to be kept apart from, and may have itself.
+    /// Returns a watched folder, or one where videos appear; `others` is what it has to be kept apart from, and may
+    /// include it.
     pub fn new(place: Place, others: Shared) -> Self {
         Self::with(place, false, others)
     }
 
-    /// A folder that was watched or took videos once, where something is still to be moved or read: others may lie around
-    /// and in it by now, and only the service's own folder is out of bounds.
+    /// Returns a folder that once was watched or took videos, where something still has to be moved or read: other
+    /// folders may lie around and in it by now, and only the service's own folder is out of bounds.
     pub fn left(path: &Path, others: Shared) -> Self {
         Self::with(Place::new("", path, Role::Inbox), true, others)
     }
 
-    /// A folder that is kept apart from nothing, for tests.
+    /// Returns a folder that is kept apart from nothing, for tests.
     pub fn alone(path: &Path) -> Self {
         Self::new(Place::new("watch.path", path, Role::Inbox), Shared::default())
     }
@@ -101,7 +102,7 @@ impl Root {
         self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the folder, unless it is open and still at its place, and looks whether it is the one to use.
+    /// Opens the folder, unless it is open and still at its place, and checks that it is the one to use.
     ///
     /// # Errors
     /// What opening it says; or, by [`is_swapped`], why it is not used.
@@ -124,7 +125,7 @@ impl Root {
     /// Makes the folder if it is missing, where it may be made. [`Self::check`] opens it.
     ///
     /// # Errors
-    /// As [`Self::check`].
+    /// The errors of [`Self::check`].
     pub fn make(&self) -> io::Result<()> {
         let held = self.lock();
         let mounts = Mounts::read();
@@ -141,7 +142,7 @@ impl Root {
         Ok(())
     }
 
-    /// Whatever folder the path leads to when it is next looked at is the one to use, if it may be used at all.
+    /// Forgets which folder was used: the next check accepts any folder that may be used.
     pub fn forget(&self) {
         *self.lock() = Held::default();
     }
@@ -190,7 +191,7 @@ impl Root {
         })
     }
 
-    /// A folder below the root may be used, unless what is kept apart from the root is mounted there.
+    /// Checks that nothing which must be kept apart from the root is mounted at a folder below it.
     fn check_mounted(&self, top: BorrowedFd<'_>, dir: BorrowedFd<'_>) -> io::Result<()> {
         // On the root's own mount, what holds for the root holds for all below it.
         if mount_of(dir).is_some_and(|mount| mount_of(top) == Some(mount)) {
@@ -238,7 +239,7 @@ impl Dir {
         Self::walk(root, below, false)
     }
 
-    /// As [`Self::open`]; what is missing below the root is made.
+    /// Does what [`Self::open`] does, and makes what is missing below the root.
     pub fn make(root: &Root, below: &Path) -> io::Result<Self> {
         Self::walk(root, below, true)
     }
@@ -307,19 +308,19 @@ impl AsFd for Dir {
     }
 }
 
-/// Returns what lies at a path below the root; of a link, the link.
+/// Returns the metadata of what lies at a path below the root, without following a link.
 pub fn metadata(root: &Root, path: &Path) -> io::Result<Metadata> {
     let dir = Dir::of(root, path)?;
     fs::symlink_metadata(dir.at(path))
 }
 
-/// As [`files::open_regular`], for a path below the root.
+/// Does what [`files::open_regular`] does, for a path below the root.
 pub fn open_regular(root: &Root, path: &Path) -> io::Result<(File, Metadata)> {
     let dir = Dir::of(root, path)?;
     files::open_regular(&dir.at(path))
 }
 
-/// As [`files::read_small`], for a path below the root.
+/// Does what [`files::read_small`] does, for a path below the root.
 pub fn read_small(root: &Root, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let dir = Dir::of(root, path)?;
     files::read_small(&dir.at(path), limit)
@@ -407,7 +408,7 @@ mod tests {
             self.dir.path().join(path)
         }
 
-        /// Puts a link in a folder's place, and that at `away`.
+        /// Puts a link in a folder's place, and the folder at `away`.
         fn swap(&self, path: &str, target: &str) -> io::Result<()> {
             fs::rename(self.at(path), self.at("away"))?;
             symlink(self.at(target), self.at(path))

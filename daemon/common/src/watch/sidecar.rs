@@ -1,4 +1,4 @@
-//! What stands beside a picture: `photo.toml`, `photo.txt`, and the `folder.toml` of its folder and the ones above.
+//! Reads the sidecars of a picture: `photo.toml`, `photo.txt`, and the `folder.toml` of its folder and the ones above.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -20,14 +20,14 @@ use crate::{Error, Result};
 /// The largest sidecar, in bytes.
 pub const MAX_BYTES: u64 = 1 << 20;
 
-/// [`paths`] for a picture below a root; none where its folder is gone.
+/// Returns the [`paths`] of a picture below a root; none if its folder is gone.
 pub fn beside(root: &Root, picture: &Path) -> [Option<PathBuf>; 2] {
     let Ok(dir) = Dir::of(root, picture) else { return [None, None] };
     paths(&dir.at(picture)).map(|path| Some(picture.with_file_name(path?.file_name()?)))
 }
 
-/// `photo.toml` and `photo.txt` for `photo.png`, or `photo.TOML` and `photo.TXT` where only these are there; `None` where
-/// there can be no such file.
+/// Returns `photo.toml` and `photo.txt` for `photo.png`, or `photo.TOML` and `photo.TXT` where only these exist; `None`
+/// where no such file can exist.
 pub fn paths(picture: &Path) -> [Option<PathBuf>; 2] {
     let (stem, _) = split_name(picture.file_name().unwrap_or_default());
     let beside = |kind: &str| {
@@ -127,7 +127,7 @@ pub fn request(
     })
 }
 
-/// Returns a path as its user calls it.
+/// Returns a path as its user knows it.
 fn name(root: &Root, path: &Path) -> String {
     show(path.strip_prefix(root.path()).unwrap_or(path))
 }

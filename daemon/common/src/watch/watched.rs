@@ -7,16 +7,16 @@ use crate::places::{Place, Role};
 /// Who wants a folder watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// It is the inbox.
+    /// The folder is the inbox.
     Inbox,
-    /// `[[watch]]` in the configuration.
+    /// A `[[watch]]` in the configuration names the folder.
     Configured,
-    /// This user, over the bus.
+    /// This user added the folder over the bus.
     Added(u32),
 }
 
 impl Origin {
-    /// `inbox`, `configuration` or `bus`.
+    /// Returns `inbox`, `configuration` or `bus`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Inbox => "inbox",
@@ -35,14 +35,14 @@ pub struct Watched {
     pub outbox: Option<PathBuf>,
     /// Seconds that a picture must lie unchanged; `None` is `inbox.stable_seconds`.
     pub stable_seconds: Option<f64>,
-    /// Look into it this often, in seconds, and use no events.
+    /// The interval to poll it at, in seconds, without events; `None` uses events where there are any.
     pub poll_seconds: Option<f64>,
     /// Who wants it.
     pub origin: Origin,
 }
 
 impl Watched {
-    /// Itself, and where its videos go if it names a folder for them.
+    /// Returns the folder itself, and its outbox if it has one.
     pub fn places(&self) -> Vec<Place> {
         let [path, outbox] = match self.origin {
             Origin::Inbox => ["folders.inbox", "folders.outbox"],

@@ -21,19 +21,20 @@ use super::root::Root;
 use crate::files::{Identity, show};
 use crate::tasks::stopped;
 
-/// A picture in a folder that is polled must lie unchanged at least so long, where nothing is said of it.
+/// How long a picture in a polled folder must lie unchanged by default.
 pub const POLL_STABLE: Duration = Duration::from_secs(5);
-/// How many pictures are handed over at once.
+/// The most pictures that are handed over at once.
 const BATCH: usize = 64;
-/// After trouble of the taker's own (a full disk, the ledger), a picture is tried again.
+/// The pause before a picture is tried again after a failure of the taker's own (a full disk, the ledger).
 const RETRY: Duration = Duration::from_secs(30);
-/// How long a file that changes whenever it is looked at is left alone at most.
+/// The longest pause between two checks of a file that keeps changing.
 const LONGEST: Duration = Duration::from_secs(16);
-/// After so long a file that does not come to rest is spoken of.
+/// How long a file may keep changing before the log says so.
 const RESTLESS: Duration = Duration::from_secs(600);
-/// After `done/` or `failed/` has gone: perhaps the whole folder goes, and a new `done/` would be in the way.
+/// The pause after `done/` or `failed/` has gone: perhaps the whole folder is being removed, and a new `done/` would be
+/// in the way.
 const AFTERMATH: Duration = Duration::from_secs(1);
-/// A folder that is missing is looked for this often.
+/// The pause between two checks for a folder that is missing.
 const AWAY: Duration = Duration::from_secs(30);
 
 /// How a folder is watched.
@@ -41,17 +42,17 @@ const AWAY: Duration = Duration::from_secs(30);
 pub struct Options {
     /// The folder.
     pub root: Root,
-    /// Make it when it is missing, also later; others are waited for.
+    /// Whether to make the folder whenever it is missing, instead of waiting for it.
     pub create: bool,
     /// How long a picture and its sidecar must lie unchanged.
     pub stable: Duration,
     /// How long they must lie unchanged where the folder is polled.
     pub poll_stable: Duration,
-    /// Look into it this often and use no events, whatever its file system.
+    /// The interval to poll it at, without events, whatever its file system.
     pub poll: Option<Duration>,
-    /// How often it is looked into where there are no events.
+    /// The interval to poll it at where there are no events.
     pub default_poll: Duration,
-    /// How often everything is looked at again, whatever the events said.
+    /// The interval between two scans of everything, in case events are lost.
     pub rescan: Duration,
 }
 
@@ -64,38 +65,38 @@ pub struct Ready {
     pub root: Root,
     /// Its folder, relative to the root; empty at the root itself.
     pub below: PathBuf,
-    /// Which state of it.
+    /// The state of the file.
     pub identity: Identity,
-    /// Whose file it is.
+    /// The user that the file belongs to.
     pub owner: u32,
 }
 
 /// What became of a picture that was handed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It is taken care of, and looked at again only when something happens to it.
+    /// The picture was taken, and is looked at again only when it changes.
     Taken,
-    /// It changed just now, and is waited for as if it were new.
+    /// The picture changed just now, and is waited for as if it were new.
     Changed,
-    /// It cannot be taken yet, for a reason that the log has already, or needs not have.
+    /// The picture cannot be taken for now, for a reason that the log already has or does not need.
     Waits,
-    /// It cannot be taken yet, for this reason, which is for the log and has no names in it.
+    /// The picture cannot be taken for now, for this reason, which is for the log and holds no names.
     Later(String),
 }
 
-/// What is done with complete pictures.
+/// The receiver of complete pictures.
 pub trait Take {
-    /// Takes pictures; one answer for each, in their order.
+    /// Takes pictures, and returns one answer for each, in their order.
     fn take(&mut self, pictures: &[Ready]) -> impl Future<Output = Vec<Fate>>;
 
-    /// Told when the way in which the folder is watched changes.
+    /// Called when the way in which the folder is watched changes.
     fn report(&mut self, _report: &Report) {}
 }
 
 /// How a folder is being watched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// How often it is looked into; `None`: the kernel tells of changes.
+    /// The polling interval; `None` if the kernel reports changes.
     pub polled: Option<Duration>,
     /// Why it cannot be watched now, as a sentence.
     pub trouble: Option<String>,
@@ -103,56 +104,57 @@ pub struct Report {
     pub swapped: bool,
 }
 
-/// A file as it lies there; its sidecars, too.
+/// The metadata of a file and its sidecars, for comparison.
 type Prints = [Option<(u64, u64, i64, i64, i64)>; 3];
 
 struct Pending {
     prints: Prints,
-    /// Since when it has lain like this.
+    /// Since when the file is unchanged.
     since: Instant,
-    /// Since when it is known at all.
+    /// Since when the file is known.
     first: Instant,
-    /// Whether its writer has let it go.
+    /// Whether its writer has closed it.
     closed: bool,
-    /// How often it had changed again.
+    /// How often the file has changed.
     changes: u32,
     due: Instant,
 }
 
-/// A name below the root. One allocation for all the places that it is kept in.
+/// A path below the root, shared by all the collections that hold it.
 type Name = Rc<Path>;
 
-/// The watcher of one folder. It reads the disk in its own thread's time: run it where nothing else has to go on.
+/// The watcher of one folder. It blocks on the disk, so it needs a thread of its own.
 pub struct Folder<T> {
     options: Options,
     taker: T,
     pending: HashMap<Name, Pending>,
-    /// The names in `pending` by their time.
+    /// The names in `pending`, sorted by when to look at them.
     due: BTreeSet<(Instant, Name)>,
-    /// Names that were taken, with their inodes, so that a poll need not look at them again. A rescan does.
+    /// Names that were taken, with their inodes, so that a poll can skip them. A rescan does not skip them.
     taken: HashMap<Name, u64>,
-    /// Names that were spoken of already, so that the log says it once.
+    /// Names that were already logged, so that the log names each problem once.
     told: HashSet<Name>,
     events: Option<Events>,
-    /// Why there are none.
+    /// Why there are no events.
     no_events: Option<NoEvents>,
     lock: Option<File>,
-    /// A folder of ours has gone, and perhaps the root with it: that of one which is held open nobody tells.
+    /// Whether `done/` or `failed/` has gone, and perhaps the root with it: the kernel does not report the removal of a
+    /// folder that is held open.
     shaken: bool,
     report: Option<Report>,
 }
 
 enum NoEvents {
-    /// It is so configured.
+    /// The configuration asks for polling.
     Asked,
-    /// The file system does not tell everything.
+    /// The file system does not report all changes.
     Unseen,
-    /// The kernel has no more watches to give; perhaps later.
+    /// The kernel's limit of watches is reached, which may change later.
     Limit,
 }
 
 impl<T: Take> Folder<T> {
-    /// Nothing is looked at before [`Self::run`].
+    /// Returns a watcher, which reads nothing before [`Self::run`].
     pub fn new(options: Options, taker: T) -> Self {
         Self {
             options,
@@ -229,7 +231,7 @@ impl<T: Take> Folder<T> {
             (true, None) => self.poll(),
             (true, Some(_)) => self.options.rescan,
         };
-        // What took long is not done all the time.
+        // A scan that took long is done less often.
         (Instant::now() + pause).min(rescan.max(Instant::now()))
     }
 
@@ -241,7 +243,7 @@ impl<T: Take> Folder<T> {
         if self.events.is_some() { self.options.stable } else { self.options.poll_stable }
     }
 
-    /// Says something of a name, once; the name itself only where it is debugged.
+    /// Logs a problem of a name once; the name itself only at the debug level.
     fn once(&mut self, name: &Path, text: &str, detail: &str) {
         if self.told.insert(name.into()) {
             tracing::warn!("{text}");
@@ -257,8 +259,8 @@ async fn next(events: &mut Option<Events>) -> io::Result<Vec<Seen>> {
     }
 }
 
-/// Runs a folder in a thread of its own, so that a slow or hanging disk holds up nothing else. The receiver is told of
-/// its end.
+/// Runs a folder's watcher in a thread of its own, so that a slow or hanging disk delays nothing else. The receiver is
+/// notified when the thread ends.
 pub fn spawn<T: Take + Send + 'static>(
     options: Options,
     taker: T,

@@ -1,4 +1,4 @@
-//! Names that are waited for: noted by a look or an event, examined when their time comes, handed over when complete.
+//! Names that wait: found by a scan or an event, examined when their time comes, handed over when complete.
 
 use std::collections::HashSet;
 use std::fs;
@@ -17,11 +17,11 @@ use crate::watch::root::{self, Dir};
 use crate::watch::sidecar;
 
 impl<T: Take> Folder<T> {
-    /// A file that was found by looking.
+    /// Notes a file that a scan found.
     pub(super) fn find(&mut self, name: &Name, ino: u64, whole: bool) {
         let interval = if self.events.is_some() { self.options.rescan } else { self.poll() };
         if let Some(pending) = self.pending.get_mut(name) {
-            // Found twice, unchanged, a whole interval apart: its writer's close was missed.
+            // The file was found twice, unchanged, a whole interval apart: the event of its writer's close was lost.
             if !pending.closed && pending.since.elapsed() + Duration::from_secs(1) >= interval {
                 pending.closed = true;
                 self.set_due(name, Instant::now());
@@ -35,7 +35,7 @@ impl<T: Take> Folder<T> {
         self.note(name.clone(), true);
     }
 
-    /// Takes an event. True if only looking at everything helps.
+    /// Handles an event. Returns true if everything must be scanned.
     pub(super) fn see(&mut self, seen: Seen) -> bool {
         match seen {
             Seen::Lost => return true,
@@ -58,7 +58,7 @@ impl<T: Take> Folder<T> {
             Seen::Whole(path) if is_watched(&path) => self.note(path.into(), true),
             Seen::Whole(path) => self.see_sidecar(&path),
             Seen::Begun(path) if is_watched(&path) => {
-                // No writer whose close could come: a second name of a finished file, or no file at all.
+                // No close will follow for a hard link of a finished file, or for something that is not a file.
                 let whole = self.metadata(&path).is_ok_and(|meta| !meta.is_file() || meta.nlink() > 1);
                 self.note(path.into(), whole);
             }
@@ -67,8 +67,8 @@ impl<T: Take> Folder<T> {
         false
     }
 
-    /// Events were lost, and with them perhaps that a writer has let its file go: from now on it is enough that a file lies
-    /// unchanged.
+    /// Treats all files as closed after events were lost, because a close may be among them: from now on it is enough
+    /// that a file lies unchanged.
     pub(super) fn close_all(&mut self) {
         let open = self.pending.iter().filter(|(_, pending)| !pending.closed);
         for name in open.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
@@ -76,7 +76,7 @@ impl<T: Take> Folder<T> {
         }
     }
 
-    /// A sidecar may be for a picture that waits in the queue already.
+    /// Looks again at the pictures of a sidecar, which may already wait in the queue.
     pub(super) fn see_sidecar(&mut self, path: &Path) {
         for picture in pictures_of(path) {
             if !self.pending.contains_key(&*picture)
@@ -121,8 +121,8 @@ impl<T: Take> Folder<T> {
         }
     }
 
-    /// Looks at the names whose time has come, and hands over those that are complete. False if the folder is not the
-    /// one to use any more.
+    /// Looks at the names whose time has come, and hands over those that are complete. Returns false if the folder is
+    /// no longer the one to use.
     pub(super) async fn look(&mut self) -> bool {
         let now = Instant::now();
         if self.due.first().is_none_or(|(due, _)| *due > now) {
@@ -177,7 +177,7 @@ impl<T: Take> Folder<T> {
         true
     }
 
-    /// Looks at one name: it is waited for, complete, or no business of ours.
+    /// Looks at one name: it is complete, must wait, or is not a picture.
     pub(super) fn examine(&mut self, name: &Name) -> Option<Ready> {
         let path = self.options.root.path().join(name);
         let found = Dir::of(&self.options.root, &path).and_then(|dir| {

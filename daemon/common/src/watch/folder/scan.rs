@@ -1,4 +1,4 @@
-//! Looks at the folder as a whole: whether it is there, how changes are heard of, and what lies in it.
+//! Scans the folder as a whole: whether it exists, how changes are reported, and what lies in it.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -19,7 +19,7 @@ use crate::watch::root::{self, Dir};
 use crate::watch::{access, mounts};
 
 impl<T: Take> Folder<T> {
-    /// Looks at everything, by events if they can be had. False if the folder is not there.
+    /// Scans everything and starts to watch, by events where possible. Returns false if the folder is not there.
     pub(super) fn begin(&mut self) -> bool {
         if let Err(report) = self.open() {
             self.events = None;
@@ -70,7 +70,7 @@ impl<T: Take> Folder<T> {
         }
     }
 
-    /// Makes or finds the folder, and keeps other programs of ours away from it.
+    /// Makes or opens the folder, and locks it against other watchers of animd's.
     pub(super) fn open(&mut self) -> Result<(), Report> {
         let root = self.options.root.clone();
         let path = root.path();
@@ -109,7 +109,7 @@ impl<T: Take> Folder<T> {
             id(lock) == id(&dir)
         };
         if !self.lock.as_ref().is_some_and(same) {
-            // It is another folder than before, and its watches with it.
+            // It is another folder than before, so the old watches are of no use.
             self.events = None;
             if rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
                 return Err(waits(format!(
@@ -147,12 +147,12 @@ impl<T: Take> Folder<T> {
         };
     }
 
-    /// Looks into the whole folder; `whole` also at what was taken before. False if it is not there.
+    /// Scans the whole folder; `whole` includes what was taken before. Returns false if the folder is not there.
     pub(super) fn scan(&mut self, whole: bool) -> bool {
         let mut found = HashSet::new();
         let there = self.scan_below(PathBuf::new(), whole, &mut found);
         if there {
-            // Nothing is remembered of what has gone.
+            // Forgets the names that are gone.
             self.taken.retain(|name, _| found.contains(name));
             if whole {
                 self.told.retain(|name| found.contains(name));
@@ -161,7 +161,7 @@ impl<T: Take> Folder<T> {
         there
     }
 
-    /// Notes every file below a folder and watches every folder. False if it cannot be read.
+    /// Notes every file below a folder and watches every folder. Returns false if the folder cannot be read.
     pub(super) fn scan_below(&mut self, below: PathBuf, whole: bool, found: &mut HashSet<Name>) -> bool {
         let mut there = true;
         let mut folders = vec![below];
@@ -228,7 +228,7 @@ impl<T: Take> Folder<T> {
     }
 }
 
-/// Returns how a folder is looked for that is polled so often, and why.
+/// Returns the report on a folder that cannot be watched now.
 fn waits(poll: Duration, text: &str) -> Report {
     Report {
         polled: Some(AWAY.min(poll)),

@@ -34,7 +34,7 @@ impl Take for Recorder {
     }
 }
 
-/// A folder that is watched.
+/// A watched folder.
 struct House {
     dir: tempfile::TempDir,
     handed: mpsc::UnboundedReceiver<Handed>,
@@ -61,7 +61,7 @@ impl House {
     }
 }
 
-/// Polled every second; a picture must lie unchanged for five.
+/// Returns options with a poll every second; a picture must lie unchanged for five.
 fn options(root: &Path) -> Options {
     Options {
         root: Root::alone(root),
@@ -74,7 +74,7 @@ fn options(root: &Path) -> Options {
     }
 }
 
-/// Watches a folder that has these pictures at first, which meet these fates, and looks on.
+/// Watches a folder with these pictures, which get these answers.
 async fn watched<const N: usize>(
     pictures: &[&str],
     fates: [Fate; N],
