@@ -190,7 +190,7 @@ pub trait Job {
     /// Whose it is.
     #[zbus(property(emits_changed_signal = "const"))]
     fn owner(&self) -> zbus::Result<u32>;
-    /// Returns where it stands.
+    /// Returns the job's state.
     #[zbus(property)]
     fn state(&self) -> zbus::Result<String>;
     /// The stage under way.
@@ -202,7 +202,7 @@ pub trait Job {
     /// 0 to 1.
     #[zbus(property)]
     fn progress(&self) -> zbus::Result<f64>;
-    /// Returns microseconds since the epoch; 0 while not known.
+    /// Returns when the job is expected to end, in microseconds since the epoch; 0 while that is not known.
     #[zbus(property)]
     fn expected_end(&self) -> zbus::Result<u64>;
     /// Place in the queue; nobody is told of its changes.

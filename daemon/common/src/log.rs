@@ -22,7 +22,7 @@ const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 /// The filter, to be replaced while the service runs.
 static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
-/// Returns a level or a filter of tracing-subscriber.
+/// Parses a level or a filter of tracing-subscriber.
 ///
 /// # Errors
 /// [`Error::Config`] names it.

@@ -166,7 +166,7 @@ fn name(path: &Path) -> String {
     escape(&show(path.file_name().unwrap_or_default()))
 }
 
-/// Returns a notification's text is markup.
+/// Escapes `text` for a notification, whose text is markup.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

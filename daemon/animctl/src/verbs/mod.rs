@@ -233,7 +233,7 @@ async fn session_has_animd() -> bool {
 }
 
 impl Ctl {
-    /// Returns a job's object, made to be there.
+    /// Returns a proxy of a job's object, which the service is asked to make.
     async fn job(&self, id: u64) -> Result<JobProxy<'static>> {
         let path = self.manager.get_job(id).await?;
         let job = JobProxy::builder(&self.connection).path(path);

@@ -227,7 +227,7 @@ fn generate(
     })
 }
 
-/// The words of the table that say when they happen.
+/// Does what `words` ask for if `now` says that it is time: the words of the table that may name a stage.
 fn misbehave(
     line: &Line,
     job: u64,
@@ -268,7 +268,7 @@ fn misbehave(
     Ok(())
 }
 
-/// A picture that is none, but of which, as of a real one, no reader sees a half.
+/// Writes text in a picture's or video's place, by renaming, so that no reader sees half of it.
 fn write(path: &Path, text: &str) -> Result<(), (ErrorCode, String)> {
     let part = path.with_extension("part");
     fs::write(&part, text)

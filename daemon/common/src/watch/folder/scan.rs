@@ -228,7 +228,7 @@ impl<T: Take> Folder<T> {
     }
 }
 
-/// Returns how a folder is looked for that is polled so often, and why.
+/// Returns the report on a folder that cannot be watched for now and is tried again.
 fn waits(poll: Duration, text: &str) -> Report {
     Report {
         polled: Some(AWAY.min(poll)),
