@@ -201,7 +201,7 @@ pub trait Job {
     /// Returns the progress, from 0 to 1.
     #[zbus(property)]
     fn progress(&self) -> zbus::Result<f64>;
-    /// Returns when the job is expected to end, in microseconds since the epoch; 0 while not known.
+    /// Returns when the job is expected to end, in microseconds since the epoch; 0 while that is not known.
     #[zbus(property)]
     fn expected_end(&self) -> zbus::Result<u64>;
     /// Returns the job's place in the queue; no signal reports its changes.

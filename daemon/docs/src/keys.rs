@@ -40,7 +40,7 @@ pub fn page() -> String {
     page.render()
 }
 
-/// Returns the beginning of a long value: no terminal breaks a line of Chinese.
+/// Shortens a long value to its beginning: no terminal breaks a line of Chinese.
 fn short(value: &str) -> String {
     if value.chars().count() <= 60 {
         return value.to_owned();

@@ -1,4 +1,4 @@
-//! What NVIDIA's driver says of this machine, and which profile an engine with code for its cards would get.
+//! Prints what NVIDIA's driver says of this machine, and which profile an engine with code for its cards would get.
 //!
 //! `cargo run --release --example gpu -- [SECONDS]`: with seconds, each card's energy over that time, as a job is metered.
 

@@ -7,10 +7,10 @@ use animd_protocol::{ErrorCode, InvalidSetting};
 /// What can go wrong in the service, in words for the person who sees it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// What can go wrong in the other programs as well: the configuration, a file, a refusal, the end of the service.
+    /// An error that the other programs have as well: the configuration, a file, a refusal, the end of the service.
     #[error(transparent)]
     Common(#[from] animd_common::Error),
-    /// SQLite.
+    /// An error of SQLite.
     #[error("the ledger: {0}")]
     Ledger(#[from] rusqlite::Error),
     /// The ledger's file is not one that this program can use.
@@ -19,12 +19,12 @@ pub enum Error {
     /// The service has to be started again, and says why.
     #[error("{0}")]
     NewStart(String),
-    /// The message bus.
+    /// An error of the message bus.
     #[error("the message bus: {0}")]
     Bus(#[from] zbus::Error),
 }
 
-/// The service's result.
+/// A result with the service's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
@@ -37,12 +37,12 @@ impl Error {
         move |source| wrap(source).into()
     }
 
-    /// A refusal with its stable code.
+    /// Makes a refusal with its stable code.
     pub fn refused(code: ErrorCode, text: impl Into<String>) -> Self {
         animd_common::Error::refused(code, text).into()
     }
 
-    /// A mistake in the configuration.
+    /// Makes an error for a mistake in the configuration.
     pub fn config(text: impl Into<String>) -> Self {
         Self::Common(animd_common::Error::Config(text.into()))
     }

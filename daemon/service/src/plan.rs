@@ -90,7 +90,7 @@ fn size(request: &Request, picture: Option<(u32, u32)>) -> [usize; 2] {
     }
 }
 
-/// Returns what an earlier job has computed.
+/// Returns the work that an earlier job has computed.
 fn work(recipe: &Recipe, job: &Known) -> f64 {
     let latent = [(job.frames as usize).div_ceil(4), job.height as usize / 8, job.width as usize / 8];
     // The prompts count for little.

@@ -18,18 +18,18 @@ use crate::supervisor::profile::Profiles;
 /// When a changed value takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum When {
-    /// From the next use on.
+    /// The value takes effect at its next use.
     Now,
-    /// When the engine is next started, which is as soon as it is idle.
+    /// The value takes effect when the engine is next started, which is as soon as it is idle.
     Engine,
-    /// Not before the service is started again.
+    /// The value takes effect when the service is started again.
     Restart,
 }
 
 /// Returns when a change of `section.key` takes effect.
 fn when(key: &str) -> When {
     match key.split('.').next() {
-        // Finished videos and open jobs lie there.
+        // Finished videos and open jobs lie in these folders.
         Some("folders") => When::Restart,
         Some("model" | "profile") => When::Engine,
         Some("engine") if key == "engine.program" => When::Engine,
@@ -44,15 +44,15 @@ pub struct Reloader {
     pub sources: Arc<Sources>,
     /// The configuration in force.
     pub config: CurrentConfig,
-    /// How many jobs it takes.
+    /// The ledger, which is told how many open jobs it takes.
     pub ledger: Ledger,
-    /// How long it keeps pictures, and how much room it leaves.
+    /// The spool, which is told how long it keeps pictures and how much of the disk it leaves free.
     pub spool: Spool,
-    /// Whom to tell.
+    /// Where the outcome is announced.
     pub events: Events,
-    /// Whose model may be another one.
+    /// The choice of a profile, which forgets the recipe of a model that is replaced.
     pub profiles: Profiles,
-    /// The watched folders that are configured.
+    /// The list of watched folders, which follows the configuration.
     pub watches: Watches,
 }
 
@@ -68,7 +68,7 @@ impl Reloader {
     /// force, and the service's state says so until a reload succeeds.
     pub async fn reload(&self) -> Result<Vec<String>> {
         let this = self.clone();
-        // It looks at folders, and a network's may take long.
+        // The check looks at folders, which may take long on a network.
         blocking(move || this.reload_blocking()).await
     }
 
@@ -105,7 +105,7 @@ impl Reloader {
         Ok(sentences)
     }
 
-    /// Puts a configuration in force: at the start, and after a reload.
+    /// Puts a configuration in force, at the start and after a reload.
     pub fn apply(&self, config: Config) {
         self.spool.set_keep(config.retention.pictures_days);
         self.spool.set_reserve(config.queue.free_mib);
@@ -123,7 +123,7 @@ impl Reloader {
     }
 }
 
-/// Returns microseconds of the clock that systemd compares with.
+/// Returns the time of the clock that systemd compares with, in microseconds.
 fn monotonic_us() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call writes one `timespec`, which `now` is.
@@ -171,7 +171,7 @@ fn compare(old: &Config, loaded: Loaded) -> Result<(Config, Vec<String>)> {
     Ok((config, sentences))
 }
 
-/// Returns what changed among watched folders.
+/// Returns a sentence for each watched folder that was added, changed or removed.
 fn watches(before: Option<&Value>, after: Option<&Value>) -> Vec<String> {
     let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
     let path = |watch: &Value| watch.get("path").map(Value::to_string).unwrap_or_default();

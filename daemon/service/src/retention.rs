@@ -1,4 +1,4 @@
-//! What is kept for some days only goes when its days are over: looked at when the service starts and once a day.
+//! Removes what is kept for some days only. The service cleans up when it starts and then once a day.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -38,7 +38,7 @@ pub async fn run(queue: Queue, mut stop: watch::Receiver<bool>) {
 /// Removes what is older than `[retention]` says, and tidies the ledger's file.
 ///
 /// # Errors
-/// What the ledger or a folder says; the rest then stays until the next time.
+/// The error of the ledger or of a folder; what is left then stays until the next time.
 pub async fn clean(queue: &Queue) -> Result<()> {
     let days = queue.config.get().retention.clone();
     let mut removed = drop_jobs(queue, days_ago_us(days.jobs_days)).await?;
@@ -46,7 +46,7 @@ pub async fn clean(queue: &Queue) -> Result<()> {
         [(Kind::Step, days.steps_days), (Kind::Sample, days.samples_days), (Kind::Event, days.events_days)]
     {
         let before_us = days_ago_us(days);
-        // In pieces, so that nobody waits long for the ledger.
+        // Rows are removed in pieces, so that nobody waits long for the ledger.
         while queue.ledger.call(move |db| db.drop_old(kind, before_us)).await? {
             removed = true;
         }
@@ -70,7 +70,7 @@ pub async fn clean(queue: &Queue) -> Result<()> {
     queue.ledger.call(Store::optimize).await
 }
 
-/// Forgets jobs that ended before then. True if there were any.
+/// Forgets jobs that ended before `before_us`. Returns true if there were any.
 async fn drop_jobs(queue: &Queue, before_us: i64) -> Result<bool> {
     let mut after = 0;
     let mut any = false;
@@ -87,7 +87,7 @@ async fn drop_jobs(queue: &Queue, before_us: i64) -> Result<bool> {
     }
 }
 
-/// Removes those files of a folder that are so old.
+/// Removes the files of a folder that `which` selects and that are older than `age`.
 fn drop_old_files(dir: &Path, age: Duration, which: impl Fn(&OsStr) -> bool) -> Result<()> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),

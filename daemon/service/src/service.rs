@@ -37,7 +37,7 @@ use crate::watch::Folders;
 /// The ledger's file in the state folder.
 pub const LEDGER: &str = "ledger.db";
 
-/// How long the state folder's lock is waited for.
+/// How long the service waits for the state folder's lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The parts of the service, connected with each other.
@@ -48,15 +48,15 @@ pub struct Parts {
     pub defaults: Defaults,
     /// The choice of a profile.
     pub profiles: Profiles,
-    /// Which folders are watched.
+    /// The list of watched folders.
     pub watches: Watches,
     /// The queue, with the ledger, the spool and everything that hangs on jobs.
     pub queue: Queue,
-    /// How jobs end.
+    /// The delivery, which ends jobs.
     pub delivery: Delivery,
     /// Reads the configuration again.
     pub reloader: Reloader,
-    /// Where the supervisor hears what it should do.
+    /// The receiver of the commands to the supervisor.
     pub commanded: mpsc::Receiver<Command>,
 }
 
@@ -65,7 +65,7 @@ impl Parts {
     /// is changed on the disk but the ledger's schema.
     ///
     /// # Errors
-    /// What the ledger or the spool's folder says.
+    /// The error of the ledger or of the spool's folder.
     pub fn new(config: Config, sources: Sources) -> Result<Self> {
         let state = &config.folders.state;
         let ledger = Ledger::open(&state.join(LEDGER))?;
@@ -105,7 +105,7 @@ impl Parts {
     /// Takes up what the last run left: added folders, the pause, and jobs that were cut short. Blocks.
     ///
     /// # Errors
-    /// What the ledger or a folder says.
+    /// The error of the ledger or of a folder.
     pub fn recover(&self) -> Result<()> {
         self.watches.load(&self.queue.ledger)?;
         self.queue
@@ -127,16 +127,16 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
         .map_err(Error::file("create", &folders.state))?;
     let _lock = lock(&folders.state)?;
     let parts = Parts::new(config, sources)?;
-    // Before anything can be claimed, scanned or asked for.
+    // The list and the recovery come before anything can be claimed, scanned or asked for.
     parts.watches.keep_apart(&files);
     parts.recover()?;
-    // After the recovery, which must see that it is not there: it may lie on a disk that is not mounted.
-    // The service starts without it: jobs then fail with a sentence.
+    // The outbox is made after the recovery, which must see that it is missing: its disk may not be mounted.
+    // The service starts without an outbox: jobs then fail with a sentence.
     if let Err(e) = parts.watches.outbox(&folders.outbox).make() {
         tracing::error!("the outbox `{}` cannot be made: {e}", show(&folders.outbox));
     }
 
-    // Before READY: a signal that comes early must not kill what it should stop.
+    // Signals are listened for before READY: one that comes early must not kill what it should stop.
     let stopping = |e| Error::file("listen for signals in", "the service")(e);
     let mut term = signal(SignalKind::terminate()).map_err(stopping)?;
     let mut int = signal(SignalKind::interrupt()).map_err(stopping)?;

@@ -167,7 +167,7 @@ fn name(path: &Path) -> String {
     escape(&show(path.file_name().unwrap_or_default()))
 }
 
-/// Escapes a text for a notification, whose body is markup.
+/// Escapes `text` for a notification, whose text is markup.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

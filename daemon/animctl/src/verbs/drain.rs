@@ -62,7 +62,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
     Ok(Exit::Done)
 }
 
-/// Returns the number of a job that has started and has not ended, if there is one.
+/// Returns the number of a job that has been started and has not ended.
 async fn running(ctl: &Ctl) -> Result<Option<u64>> {
     for state in ["running", "finishing"] {
         let filter = HashMap::from([("state", state.into()), ("limit", 1_u32.into())]);

@@ -234,7 +234,7 @@ async fn session_has_animd() -> bool {
 }
 
 impl Ctl {
-    /// Returns a job's object, which the service makes if it is missing.
+    /// Returns a proxy of a job's object, which the service is asked to make.
     async fn job(&self, id: u64) -> Result<JobProxy<'static>> {
         let path = self.manager.get_job(id).await?;
         let job = JobProxy::builder(&self.connection).path(path);

@@ -5,7 +5,7 @@ use animd_protocol::request::Size;
 use super::*;
 use crate::keys;
 
-/// Loads a configuration from a folder with this `animd.toml` and these files of `conf.d`.
+/// Loads the configuration from a folder with `text` as its `animd.toml` and with the files of `conf.d`.
 fn load(text: &str, drop_ins: &[(&str, &str)], vars: &[(&str, &str)]) -> Result<Loaded> {
     load_with(text, drop_ins, vars, Vec::new())
 }

@@ -75,7 +75,7 @@ impl Found {
         found
     }
 
-    /// Returns a folder that is already open, with the folders above it.
+    /// Finds a folder that is open already, with the folders above it.
     pub fn held(dir: BorrowedFd<'_>, mounts: &Mounts) -> io::Result<Self> {
         let real = path_of(dir)?;
         let names: Vec<&OsStr> = real.iter().collect();

@@ -18,7 +18,8 @@
 //! | `nothing` | reports a video that it has not written |
 //! | `short` | reports more bytes than it has written |
 //!
-//! Down to `stray` they happen half-way through denoising, or where they say: `crash@load`, `hang@vae-decode`.
+//! The words from `fail` to `stray` act half-way through denoising, or in the stage that they name: `crash@load`,
+//! `hang@vae-decode`.
 //! The variable `SIM_START` has words for the start: `slow=MS` loads for so long, `model` and `device` refuse the model and
 //! the GPU, `protocol` speaks another version, `mute` says nothing, `crash` aborts. `SIM_LIVES=FILE` is a file to which each
 //! start adds a byte. With `SIM_KERNELS` it claims code for compute capability 9.0, and to run on the
@@ -227,7 +228,7 @@ fn generate(
     })
 }
 
-/// The words of the table that say when they happen.
+/// Does what `words` ask for if `now` says that it is time: the words of the table that may name a stage.
 fn misbehave(
     line: &Line,
     job: u64,
@@ -268,7 +269,7 @@ fn misbehave(
     Ok(())
 }
 
-/// A picture that is none, but of which, as of a real one, no reader sees a half.
+/// Writes text in a picture's or video's place, by renaming, so that no reader sees half of it.
 fn write(path: &Path, text: &str) -> Result<(), (ErrorCode, String)> {
     let part = path.with_extension("part");
     fs::write(&part, text)

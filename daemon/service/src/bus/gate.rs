@@ -86,7 +86,7 @@ pub struct Judged {
 pub struct Leaving(Option<watch::Receiver<()>>);
 
 impl Leaving {
-    /// Returns when the caller has left.
+    /// Waits until the caller has left.
     pub async fn left(&mut self) {
         if let Some(here) = &mut self.0 {
             while here.changed().await.is_ok() {}
@@ -266,17 +266,17 @@ impl Gate {
         Leaving(self.lock().callers.get(caller).map(|caller| caller.here.subscribe()))
     }
 
-    /// Returns when the bus has taken the service's name away.
+    /// Waits until the bus has taken the service's name away.
     pub async fn name_lost(&self) {
         _ = self.name_lost.subscribe().wait_for(|lost| *lost).await;
     }
 
-    /// Returns when a waiting call may have its turn.
+    /// Waits until a waiting call may have its turn.
     pub async fn freed(&self) {
         self.freed.notified().await;
     }
 
-    /// Returns when a long answer has been written.
+    /// Waits until a long answer has been written.
     pub async fn heavy_answered(&self) {
         self.heavy_answered.notified().await;
     }

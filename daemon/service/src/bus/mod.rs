@@ -95,7 +95,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Returns when the bus has taken the service's name away.
+    /// Waits until the bus has taken the service's name away.
     pub async fn name_lost(&self) {
         self.gate.name_lost().await;
     }

@@ -21,7 +21,7 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Returns false if it waits already.
+    /// Adds a job. Returns false if it waits already.
     pub(super) fn insert(&self, id: u64) -> bool {
         let new = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
         self.some.notify_one();

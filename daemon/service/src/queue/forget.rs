@@ -1,4 +1,4 @@
-//! Jobs that have ended are forgotten, and videos that were fetched are removed.
+//! Forgets jobs that have ended, and removes videos that were fetched.
 
 use std::fs;
 
@@ -48,7 +48,7 @@ impl Queue {
         let (results, pictures, ledger, spool) =
             (self.results.clone(), self.pictures.clone(), self.ledger.clone(), self.spool.clone());
         blocking(move || {
-            // The files first: a row without files can be forgotten again, files without a row cannot.
+            // The files go first: a row without files can be forgotten again, files without a row cannot.
             results.remove(&job)?;
             pictures.remove_all(&job);
             let id = job.id;
@@ -61,8 +61,7 @@ impl Queue {
         .await
     }
 
-    /// The caller has fetched the video of a job that the service keeps for it: the service's copy is removed.
-    /// Again, it does nothing.
+    /// Removes the service's copy of a video that the caller has fetched. Does nothing if it is called again.
     ///
     /// # Errors
     /// [`Error::Refused`] with `not-found`, or `not-ready` for a job whose video is not kept by the service.

@@ -1,5 +1,5 @@
-//! What people do to jobs and to the queue. Whether they may is the caller's question; whether it can be done is
-//! answered here. Submitting is here for everybody who wants a job: the bus, watched folders, and another try at a job.
+//! What people do to jobs and to the queue. The callers check whether a person may do it; the functions here check
+//! whether it can be done. The bus, watched folders and another try at a job all submit their jobs here.
 
 mod forget;
 mod retry;
@@ -21,11 +21,11 @@ pub use submit::{Origin, Submission, draw_seed};
 /// The queue as everybody uses it; cheap to clone.
 #[derive(Clone)]
 pub struct Queue {
-    /// How many jobs a user may have.
+    /// The configuration, which says how many jobs a user may have.
     pub config: CurrentConfig,
-    /// Where jobs are written down.
+    /// The ledger, where jobs are written down.
     pub ledger: Ledger,
-    /// The copies of their pictures.
+    /// The spool, which has the copies of the jobs' pictures.
     pub spool: Spool,
     /// The videos that callers of the bus fetch.
     pub results: Results,
@@ -33,7 +33,7 @@ pub struct Queue {
     pub pictures: PictureFiles,
     /// Where changes are announced.
     pub events: Events,
-    /// Who paused the queue.
+    /// The holds, among them who paused the queue.
     pub holds: Holds,
     /// Commands to the supervisor, which has the running job.
     pub commands: Commands,
@@ -82,16 +82,16 @@ impl Queue {
         ))
     }
 
-    /// Cancels a job. It is answered at once: a running job ends later, and as done if it is done first. False if it
-    /// has ended already. `who` is written down with it.
+    /// Cancels a job, without waiting for its end: a running job ends later, and as done if it is done first. Returns
+    /// false if it has ended already. `who` is written down with it.
     ///
     /// # Errors
-    /// [`Error::STOPPING`], or what the ledger says.
+    /// [`Error::STOPPING`], or the error of the ledger.
     pub async fn cancel(&self, id: u64, who: String) -> Result<bool> {
         self.commands.cancel(id, who).await
     }
 
-    /// Pauses the queue, also over a restart of the service. `who` ends the sentence "the queue is paused ...".
+    /// Pauses the queue, also beyond a restart of the service. `who` ends the sentence "the queue is paused ...".
     pub async fn pause(&self, who: &str) -> Result<()> {
         let text = who.to_owned();
         self.ledger.call(move |db| db.set_setting(PAUSED, Some(&text))).await?;

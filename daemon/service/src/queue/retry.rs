@@ -10,18 +10,18 @@ use super::{Origin, Queue, Submission, draw_seed};
 use crate::error::{Error, Result};
 use crate::store::ledger::Added;
 
-/// What another try at a job does otherwise than the first one.
+/// What another try at a job changes.
 #[derive(Clone, Debug, Default)]
 pub struct Retry {
     /// Settings in place of the job's own.
     pub settings: Settings,
-    /// Draw a seed, where `settings` has none; without it the same video is made again.
+    /// Whether a seed is drawn where `settings` has none. Otherwise the same video is made again.
     pub new_seed: bool,
 }
 
 impl Queue {
-    /// Queues an ended job's picture once more, with its settings but for what `retry` changes, and gives the new job's
-    /// number. The new job has the same owner, name, priority and place for its video.
+    /// Queues an ended job's picture once more, with its settings but for what `retry` changes, and returns the new
+    /// job's number. The new job has the same owner, name, priority and place for its video.
     ///
     /// # Errors
     /// [`Error::Refused`] with `not-found`; `not-ready` for an open job, or one without settings or picture;
@@ -68,7 +68,8 @@ impl Queue {
     }
 }
 
-/// A request with some settings changed. What hangs on a changed setting and is not given is resolved anew.
+/// Returns a request with some settings changed. A setting that depends on a changed one and is not given is resolved
+/// anew.
 fn overridden(request: &Request, retry: Retry) -> Result<Request> {
     let unreadable =
         |e| Error::refused(ErrorCode::InvalidSetting, format!("its settings cannot be read: {e}"));

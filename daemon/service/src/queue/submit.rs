@@ -1,4 +1,4 @@
-//! The one way in: every job is written down here, whoever wants it.
+//! Submitting: every new job is queued here, whoever wants it.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use crate::store::{Spooled, release_picture};
 /// Who wants a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A caller of the bus. The same key from the same user gives the same job.
+    /// A caller of the bus. Submissions with the same key from the same user give the same job.
     Bus {
         /// The caller's own name for the job.
         idempotency_key: Option<String>,
@@ -29,13 +29,13 @@ pub enum Origin {
 
 /// A job that somebody wants. Its picture stays in the spool while this is held.
 pub struct Submission {
-    /// Who may see its prompt and fetch its video.
+    /// The uid of the user who may see its prompt and fetch its video.
     pub owner: u32,
     /// The picture's name.
     pub name: OsString,
     /// Who wants it.
     pub origin: Origin,
-    /// Before the others that wait, if it is larger than theirs.
+    /// The priority: the waiting job with the largest number runs first.
     pub priority: i32,
     /// The folder for its video; `None` is the configured one.
     pub outbox: Option<PathBuf>,
@@ -46,7 +46,7 @@ pub struct Submission {
 }
 
 impl Submission {
-    /// Returns the row for the ledger. A user's limit of open jobs is not for what lies in folders.
+    /// Returns the row for the ledger. A user's limit of open jobs does not apply to pictures in watched folders.
     fn row(&self, per_user: u32) -> NewJob {
         let (idempotency_key, retry_of) = match &self.origin {
             Origin::Bus { idempotency_key } => (idempotency_key.clone(), None),
@@ -83,8 +83,8 @@ impl Submission {
 }
 
 impl Queue {
-    /// Says before a picture is copied what [`Self::submit`] would say of a submission over the bus, if that is
-    /// [`Added::Known`] or [`Added::Full`].
+    /// Returns, before a picture is copied, what [`Self::submit`] would return for a submission over the bus, if that
+    /// is [`Added::Known`] or [`Added::Full`].
     ///
     /// # Errors
     /// What the ledger says.
@@ -93,11 +93,11 @@ impl Queue {
         self.ledger.call(move |db| db.foresee(owner, idempotency_key.as_deref(), per_user)).await
     }
 
-    /// Queues a job and tells everybody of it; before that `ready` is called with the new job. A picture that came for
-    /// nothing is let go of.
+    /// Queues a job, calls `ready` with it, and then announces it. The picture of a submission that gives no new job is
+    /// released.
     ///
     /// # Errors
-    /// What the ledger or `ready` says.
+    /// The error of the ledger or of `ready`.
     pub async fn submit<F>(&self, submission: Submission, ready: impl FnOnce(Job) -> F) -> Result<Added>
     where
         F: Future<Output = Result<()>> + Send,
@@ -119,7 +119,7 @@ impl Queue {
         Ok(added)
     }
 
-    /// Queues what lies in watched folders, many at a time, and tells everybody of what is new.
+    /// Queues the pictures of watched folders, many at a time, and announces the new jobs.
     ///
     /// # Errors
     /// What the ledger says.
@@ -137,7 +137,7 @@ impl Queue {
         Ok(added)
     }
 
-    /// The picture of a submission over the bus may be another one than that of the job which is known already.
+    /// Releases the picture of a submission over the bus that gave no new job: the known job's may be another one.
     async fn let_go(&self, submission: Submission) -> Result<()> {
         let (Origin::Bus { .. }, Ok((spooled, _))) = (&submission.origin, &submission.work) else {
             return Ok(());

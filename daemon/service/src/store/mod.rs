@@ -22,7 +22,7 @@ pub use results::Results;
 pub use spool::{Spool, Spooled};
 pub use watches::Watches;
 
-/// Opens a finished video. Its folder may have another use by now; it is only read. Blocks.
+/// Opens a finished video for reading. Its folder may have another use by now. Blocks.
 pub fn open_video(results: &Results, watches: &Watches, path: &Path) -> io::Result<File> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     let dir = match dir == results.dir() {
@@ -32,7 +32,7 @@ pub fn open_video(results: &Results, watches: &Watches, path: &Path) -> io::Resu
     Ok(open_regular(&dir.at(path))?.0)
 }
 
-/// Removes a spooled picture that no job needs, open or newly ended. Blocks.
+/// Removes a spooled picture if no open or newly ended job needs it. Blocks.
 pub fn release_picture(ledger: &Ledger, spool: &Spool, sha256: [u8; 32]) -> Result<()> {
     spool.release(sha256, |since_us| ledger.call_blocking(move |db| db.needs_image(&sha256, since_us)))
 }

@@ -20,7 +20,7 @@ pub enum Picture {
     Poster,
     /// The same frame, at most 512 pixels on its longer side; lives as long as its job's row.
     Thumbnail,
-    /// What the video is going to be; only while its job runs, and not from its beginning.
+    /// What the video is going to be; there is one only while its job runs, and not from its beginning.
     Preview,
 }
 
@@ -28,7 +28,7 @@ impl Picture {
     /// All kinds.
     pub const ALL: [Self; 3] = [Self::Poster, Self::Thumbnail, Self::Preview];
 
-    /// `poster`, `thumbnail` or `preview`.
+    /// Returns `poster`, `thumbnail` or `preview`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Poster => "poster",
@@ -38,19 +38,19 @@ impl Picture {
     }
 }
 
-/// The files of these pictures; cheap to clone.
+/// The files of the pictures of videos; cheap to clone.
 #[derive(Clone)]
 pub struct PictureFiles {
     dir: PathBuf,
 }
 
 impl PictureFiles {
-    /// The files of the service that has this state folder.
+    /// Returns the files of the service that has this state folder.
     pub fn new(state: &Path) -> Self {
         Self { dir: state.join(PICTURES) }
     }
 
-    /// Returns the folder.
+    /// Returns the folder of the pictures.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -60,7 +60,7 @@ impl PictureFiles {
         self.dir.join(format!("{}-{}.jpg", job.uuid, picture.name()))
     }
 
-    /// Returns what the engine should write for a job; makes the folder.
+    /// Returns the files that the engine should write for a job, and makes their folder.
     pub fn prepare(&self, job: &Job) -> Result<Pictures> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
         made.map_err(Error::file("create", &self.dir))?;
@@ -73,14 +73,14 @@ impl PictureFiles {
         _ = fs::remove_file(self.path(job, picture));
     }
 
-    /// Removes all pictures of a job: what is left when it is forgotten, or has no video.
+    /// Removes all pictures of a job that is forgotten, or has no video.
     pub fn remove_all(&self, job: &Job) {
         for picture in Picture::ALL {
             self.remove(job, picture);
         }
     }
 
-    /// Removes what an interrupted run left: previews, and pictures half written. Nothing may run.
+    /// Removes the previews and half-written pictures that an interrupted run left. No job may run meanwhile.
     pub fn sweep(&self) {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {

@@ -1,4 +1,4 @@
-//! Videos that the service keeps for callers of the bus to fetch: `STATE/results/UUID.mp4`, and not for ever.
+//! Videos that the service keeps for some days for callers of the bus to fetch: `STATE/results/UUID.mp4`.
 
 use std::fs;
 use std::io;
@@ -15,12 +15,12 @@ pub struct Results {
 }
 
 impl Results {
-    /// The folder of the service that has this state folder.
+    /// Returns the folder of the service that has this state folder.
     pub fn new(state: &Path) -> Self {
         Self { dir: state.join("results") }
     }
 
-    /// Returns the folder.
+    /// Returns the folder of the videos.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -31,12 +31,12 @@ impl Results {
         made.map_err(Error::file("create", &self.dir))
     }
 
-    /// Returns the video of a job, if it is one that lies here.
+    /// Returns the path of the video of a job, if it lies here.
     pub fn video<'a>(&self, job: &'a Job) -> Option<&'a Path> {
         job.output.as_deref().filter(|output| output.parent() == Some(&self.dir))
     }
 
-    /// Removes the video of a job, if it is one that lies here. False if there was none. Blocks.
+    /// Removes the video of a job, if it lies here. Returns false if there was none. Blocks.
     pub fn remove(&self, job: &Job) -> Result<bool> {
         let Some(output) = self.video(job) else { return Ok(false) };
         match fs::remove_file(output) {

@@ -1,4 +1,4 @@
-//! Pictures that wait for their jobs, by SHA-256: whatever happens to the source, the queue has its copy.
+//! Copies of the jobs' pictures, named by their SHA-256: the queue has its copy whatever happens to the source.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -17,11 +17,11 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-/// A copy is synced each time that so much of it has been written: what still has to be written holds up every other
+/// How many bytes of a copy are written between two syncs of it. Data that is not synced holds up every other
 /// sync of the disk, and so every other user's answer.
 const SYNC_EVERY: u64 = 8 << 20;
 
-/// How many of many pictures are copied at a time.
+/// How many pictures are copied at a time.
 const WRITERS: usize = 8;
 
 type Sha = [u8; 32];
@@ -38,7 +38,7 @@ pub struct Spool {
     names: Arc<Names>,
 }
 
-/// Syncs of the folder. Threads that ask for one while another runs share the next.
+/// Syncs of the folder. The threads that ask for a sync while one runs share the next one.
 #[derive(Default)]
 struct Names {
     asked: AtomicU64,
@@ -46,7 +46,7 @@ struct Names {
 }
 
 impl Names {
-    /// Returns when every name that was given before the call is on the disk. Blocks.
+    /// Syncs the folder, so that every name that was given before the call is on the disk. Blocks.
     fn sync(&self, dir: &Path) -> std::io::Result<()> {
         let mine = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
         let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
@@ -63,7 +63,7 @@ impl Names {
 pub struct Spooled {
     /// The picture's hash.
     pub sha256: Sha,
-    /// Its bytes.
+    /// The size of the picture in bytes.
     pub bytes: u64,
     spool: Spool,
 }
@@ -81,24 +81,24 @@ impl Drop for Spooled {
 }
 
 impl Spool {
-    /// Opens or makes the folder.
+    /// Opens the spool in this folder, which is made if it is missing.
     pub fn open(dir: PathBuf) -> Result<Self> {
         fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
         let (pins, keep_days, reserve_mib, names) = Default::default();
         Ok(Self { dir, run: uuid::Uuid::new_v4(), pins, keep_days, reserve_mib, names })
     }
 
-    /// Returns where a picture lies.
+    /// Returns the path of the picture with this hash.
     pub fn path(&self, sha256: &Sha) -> PathBuf {
         self.dir.join(hex(sha256))
     }
 
-    /// Returns whether this picture lies there.
+    /// Returns whether the spool has this picture.
     pub fn has(&self, sha256: &Sha) -> bool {
         self.path(sha256).exists()
     }
 
-    /// Keeps a picture that lies there already; `None` if it does not.
+    /// Holds a picture that the spool has already; `None` if it has not.
     pub fn hold(&self, sha256: Sha) -> Option<Spooled> {
         let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = fs::symlink_metadata(self.path(&sha256)).ok()?.len();
@@ -158,7 +158,7 @@ impl Spool {
         }
     }
 
-    /// Copies a file and gives the copy its name, which a power cut may still undo.
+    /// Copies a file and gives the copy its name. A power cut may undo the name until the folder is synced.
     fn stage(&self, file: &File, what: &str) -> Result<Spooled> {
         let refuse = |text: String| Error::refused(ErrorCode::InvalidImage, text);
         let before = file.metadata().map_err(Error::file("look at", what))?;
@@ -206,7 +206,7 @@ impl Spool {
         spooled
     }
 
-    /// Refuses what would leave less room on the disk than the queue's own files need.
+    /// Refuses a picture that would leave less room on the disk than the queue's own files need.
     fn check_room(&self, length: u64) -> Result<()> {
         let reserve = self.reserve_mib.load(Ordering::Relaxed);
         let free = free_space(&self.dir).map_err(Error::file("ask for the free space of", &self.dir))?;
@@ -266,7 +266,7 @@ impl Spool {
     /// time, in microseconds since the epoch. Blocks.
     pub fn release(&self, sha256: Sha, needed: impl FnOnce(i64) -> Result<bool>) -> Result<()> {
         let since_us = days_ago_us(self.keep_days.load(Ordering::Relaxed));
-        // Held until the file is gone, so that nobody can count on it in between.
+        // The lock is held until the file is gone, so that nobody can count on the picture in between.
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         if pins.contains_key(&sha256) || needed(since_us)? {
             return Ok(());
@@ -279,13 +279,13 @@ impl Spool {
         }
     }
 
-    /// Returns what the names of the copies begin with that this run is writing.
+    /// Returns the prefix of the names of copies that this run is writing.
     fn unfinished(&self) -> String {
         format!(".{}-", self.run)
     }
 
-    /// Removes what an interrupted run left, and returns the pictures that lie there. Copies that are being written
-    /// stay. Blocks.
+    /// Removes what an interrupted run left, and returns the hashes of the pictures in the spool. Copies that are being
+    /// written stay. Blocks.
     pub fn sweep(&self) -> Result<Vec<Sha>> {
         let (mut pictures, unfinished) = (Vec::new(), self.unfinished());
         for entry in fs::read_dir(&self.dir).map_err(Error::file("read", &self.dir))?.flatten() {
@@ -349,7 +349,7 @@ mod tests {
         let source = dir.path().join("a.png");
         fs::write(&source, picture::TINY).map_err(Error::file("write", &source))?;
         let file = File::open(&source).map_err(Error::file("open", &source))?;
-        // No disk has so much.
+        // No disk has so much space.
         spool.set_reserve(u64::MAX >> 21);
         let refused = spool.put(&file, "the picture").map(|_| ()).expect_err("no room").to_string();
         assert!(refused.contains("(queue.free_mib); make room"), "{refused}");

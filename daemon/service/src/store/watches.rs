@@ -27,16 +27,16 @@ pub struct How {
     pub poll_seconds: Option<f64>,
 }
 
-/// The list, shared by the bus, the watchers and the deliveries; cheap to clone.
+/// The list of watched folders, shared by the bus, the watchers and the deliveries; cheap to clone.
 #[derive(Clone)]
 pub struct Watches {
     list: Arc<RwLock<List>>,
     /// Held by whoever changes the list.
     changing: Arc<Mutex<()>>,
     reports: Arc<Mutex<HashMap<PathBuf, Report>>>,
-    /// The watched folders as they are used, each once for all who use it.
+    /// The open watched folders, by path: everybody who uses a folder shares one [`Root`].
     roots: Arc<Mutex<HashMap<PathBuf, Root>>>,
-    /// All places that are kept apart: what the list says.
+    /// All places of the list, which are kept apart.
     places: places::Shared,
     changed: watch::Sender<()>,
 }
@@ -44,13 +44,13 @@ pub struct Watches {
 #[derive(Clone, Default)]
 struct List {
     outbox: PathBuf,
-    /// What the service has besides watched folders.
+    /// The folders that the service has besides watched ones.
     own: Vec<Place>,
-    /// What its configuration stands in.
+    /// The files that the configuration stands in.
     files: Vec<Place>,
-    /// Nothing in it overlaps.
+    /// The watched folders, none of which overlap.
     watched: Vec<Arc<Watched>>,
-    /// What is configured but refused, and why.
+    /// The folders that are refused, and why.
     refused: Vec<(Arc<Watched>, String)>,
 }
 
@@ -77,9 +77,9 @@ impl Watches {
         self.put_in_force(list);
     }
 
-    /// Follows another configuration; what was added over the bus stays.
+    /// Takes the watched folders from another configuration; those that were added over the bus stay.
     pub fn configure(&self, config: &Config) {
-        // Folders are looked at below: nobody else waits for that.
+        // Looking at folders below may take long: the list itself is not locked meanwhile.
         let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut new = List {
@@ -110,7 +110,7 @@ impl Watches {
             }
         }
         self.put_in_force(new);
-        // A path that leads elsewhere may be meant to.
+        // A path that leads elsewhere now may have been changed on purpose.
         for root in self.roots.lock().unwrap_or_else(PoisonError::into_inner).values() {
             root.forget();
         }
@@ -125,7 +125,7 @@ impl Watches {
         self.changed.send_replace(());
     }
 
-    /// Adds what was added over the bus before the service was started. Blocks.
+    /// Adds the folders that were added over the bus before the service was started. Blocks.
     pub fn load(&self, ledger: &Ledger) -> Result<()> {
         let added = ledger.call_blocking(|db| db.watches())?;
         let _only = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -137,7 +137,7 @@ impl Watches {
         Ok(())
     }
 
-    /// Looks at a new folder and writes it down. Blocks.
+    /// Checks a new folder, and adds it to the ledger and to the list. Blocks.
     fn add(&self, added: AddedWatch, ledger: &Ledger) -> Result<Arc<Watched>> {
         let refuse = |text: String| Error::refused(ErrorCode::InvalidSetting, text);
         if let Some(why) = access::refusal(&added.path) {
@@ -150,7 +150,7 @@ impl Watches {
             return Err(refuse(why));
         }
         if let Some(outbox) = &added.outbox {
-            // If it cannot be made, looking at the way there says why.
+            // If the outbox cannot be made, the check of its path says why.
             _ = self.outbox(outbox).make();
             if let Some(why) = access::refusal(outbox) {
                 return Err(refuse(format!("its videos cannot be put there: {why}")));
@@ -181,7 +181,7 @@ impl Watches {
         list.watched.iter().find(|watched| path.starts_with(&watched.path)).cloned()
     }
 
-    /// Returns a watched folder, to be used.
+    /// Returns the root of a watched folder.
     pub fn root(&self, watched: &Path) -> Root {
         let mut roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
@@ -193,7 +193,7 @@ impl Watches {
         roots.entry(watched.to_owned()).or_insert_with(new).clone()
     }
 
-    /// Returns the root that `done` and `failed` lie in for a picture. When it is not watched any more, that is the
+    /// Returns the root whose `done` and `failed` a picture is moved to. When it is not watched any more, that is the
     /// folder that the picture and its `target`, if it has one already, have in common.
     pub fn root_of(&self, picture: &Path, target: Option<&Path>) -> Root {
         match self.find(picture) {
@@ -202,12 +202,12 @@ impl Watches {
         }
     }
 
-    /// Returns a folder that was watched or took videos once, whatever it is for now.
+    /// Returns the root of a folder that was watched or took videos once, whatever it is used for now.
     pub fn left(&self, path: &Path) -> Root {
         Root::left(path, self.places.clone())
     }
 
-    /// Returns a folder where videos appear, to be used.
+    /// Returns the root of a folder where videos appear.
     pub fn outbox(&self, path: &Path) -> Root {
         Root::new(Place::new("a folder for videos", path, Role::Outbox), self.places.clone())
     }
@@ -218,7 +218,7 @@ impl Watches {
         reports.iter().filter(|(_, report)| report.swapped).map(|(path, _)| path.clone()).collect()
     }
 
-    /// Returns all watched folders, also those that are refused, which say so in their report.
+    /// Returns all watched folders, and the refused ones, whose report says why.
     pub fn entries(&self) -> Vec<Entry> {
         let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
@@ -239,7 +239,7 @@ impl Watches {
         self.changed.subscribe()
     }
 
-    /// Sets how a folder is watched now; `None` once it no longer is.
+    /// Sets the report on how a folder is watched; `None` once it is no longer watched.
     pub fn report(&self, path: &Path, report: Option<&Report>) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         match report {
@@ -262,8 +262,8 @@ impl From<AddedWatch> for Watched {
 }
 
 impl List {
-    /// Adds a folder, or says in the log why not: the others go on. What another user has brought about by a link may
-    /// pass, and is looked at whenever the folder is used.
+    /// Adds a folder, or refuses it with an error in the log: the others go on. An overlap that another user has caused
+    /// by a link may pass, and is checked whenever the folder is used.
     fn put(&mut self, watched: Watched) {
         let overlaps = places::overlaps(&self.places(), &watched.places());
         match overlaps.into_iter().find(|overlap| !overlap.by_others).map(|overlap| overlap.sentence) {
@@ -307,7 +307,7 @@ pub async fn add(watches: &Watches, ledger: &Ledger, path: &Path, how: How, by: 
         }
     }
     let added = AddedWatch {
-        // Trailing and doubled slashes go, so that it is found again.
+        // Trailing and doubled slashes go, so that the path is found again.
         path: path.components().collect(),
         outbox: how.outbox,
         stable_seconds: how.stable_seconds,
@@ -354,7 +354,7 @@ pub struct Entry {
     pub watched: Arc<Watched>,
     /// Where its videos go.
     pub outbox: PathBuf,
-    /// How it is watched now; nothing while it is being begun.
+    /// The report on how it is watched; `None` before its watcher has made one.
     pub report: Option<Report>,
 }
 

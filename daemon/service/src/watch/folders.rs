@@ -1,4 +1,4 @@
-//! All watched folders of the service: each in its thread, following the list.
+//! The watchers of the service: one thread for each watched folder of the list.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -21,10 +21,10 @@ use crate::error::{Error, Result};
 use crate::queue::Queue;
 use crate::store::Watches;
 
-/// How long a watcher that is to stop is waited for: its disk may hang.
+/// How long the service waits for a watcher that should stop: its disk may hang.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The watchers.
+/// The watchers of all watched folders.
 pub struct Folders {
     config: CurrentConfig,
     watches: Watches,
@@ -48,12 +48,12 @@ impl Running {
 }
 
 impl Folders {
-    /// Nothing is watched before [`Self::run`].
+    /// Returns the watchers, which watch nothing before [`Self::run`].
     pub fn new(config: CurrentConfig, watches: Watches, queue: Queue, delivery: Delivery) -> Self {
         Self { config, watches, queue, delivery, running: HashMap::new() }
     }
 
-    /// Watches until `stop` turns true.
+    /// Watches the folders of the list until `stop` turns true.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut changes = self.watches.changes();
         loop {
@@ -72,7 +72,7 @@ impl Folders {
         }
     }
 
-    /// Ends and starts watchers as the list and the configuration are now.
+    /// Ends and starts watchers to follow the list and the configuration.
     async fn follow(&mut self) {
         let config = self.config.get();
         let wanted: HashMap<PathBuf, Arc<Watched>> =

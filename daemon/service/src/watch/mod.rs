@@ -12,7 +12,7 @@ pub use intake::Intake;
 use crate::events::Events;
 use crate::store::Watches;
 
-/// Adds to the service's state that watched folders are not used, because their paths lead elsewhere, if that is so.
+/// Says in the service's state how many watched folders are not used because their paths lead elsewhere, if any are.
 fn tell_of_swapped(watches: &Watches, events: &Events) {
     let what = match watches.swapped().len() {
         0 => None,

@@ -228,7 +228,7 @@ impl<T: Take> Folder<T> {
     }
 }
 
-/// Returns the report on a folder that cannot be watched now.
+/// Returns the report on a folder that cannot be watched for now and is tried again.
 fn waits(poll: Duration, text: &str) -> Report {
     Report {
         polled: Some(AWAY.min(poll)),

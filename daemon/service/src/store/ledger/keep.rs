@@ -1,4 +1,4 @@
-//! What goes out of the ledger when it is old, and how its file stays small.
+//! Removes old rows from the ledger, and keeps its file small.
 
 use rusqlite::params;
 
@@ -6,19 +6,19 @@ use super::job::Job;
 use super::store::Store;
 use crate::error::Result;
 
-/// Jobs whose rows go in one transaction.
+/// How many jobs lose their rows in one transaction.
 const PIECE: u32 = 200;
-/// Free pages that go back to the disk in one transaction.
+/// How many free pages go back to the disk in one transaction.
 const PAGES: u32 = 1000;
 
-/// Rows that hang on a job and go before it does.
+/// A kind of rows that belong to a job and are removed before its own row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Seconds of single steps.
+    /// The seconds of single steps.
     Step,
-    /// The GPU while a job ran.
+    /// Samples of the GPU while a job ran.
     Sample,
-    /// What happened.
+    /// The events of a job.
     Event,
 }
 
@@ -33,7 +33,7 @@ impl Kind {
 }
 
 impl Store {
-    /// Removes a piece of one kind of rows, of jobs that ended before then. True if there may be more.
+    /// Removes one kind of rows of some jobs that ended before `before_us`. Returns true if there may be more.
     pub fn drop_old(&mut self, kind: Kind, before_us: i64) -> Result<bool> {
         let table = kind.table();
         let removed = self.db.execute(
@@ -46,8 +46,8 @@ impl Store {
         Ok(removed > 0)
     }
 
-    /// Some jobs that ended before then, in the order of their numbers from `after` on. One whose picture could not be
-    /// moved away is not among them: without its row the picture would be taken again.
+    /// Returns some jobs that ended before `before_us`, in the order of their numbers, which are larger than `after`. A
+    /// job whose picture could not be moved away is not among them: without its row the picture would be taken again.
     pub fn jobs_ended_before(&self, before_us: i64, after: u64) -> Result<Vec<Job>> {
         let mut find = self.db.prepare_cached(
             "SELECT * FROM job WHERE id > ?2 AND finished_us < ?1 AND source_left = 0
@@ -58,7 +58,7 @@ impl Store {
         Ok(jobs)
     }
 
-    /// Gives some free pages of the file back to the disk. True if there are more.
+    /// Gives some free pages of the file back to the disk. Returns true if there are more.
     pub fn shrink(&mut self) -> Result<bool> {
         {
             let mut pages = self.db.prepare(&format!("PRAGMA incremental_vacuum({PAGES})"))?;
@@ -73,7 +73,7 @@ impl Store {
         Ok(free > 0 && self.auto_vacuums()?)
     }
 
-    /// Lets SQLite look at its statistics, as it wants to once a day.
+    /// Lets SQLite update its statistics, which it recommends to do once a day.
     pub fn optimize(&mut self) -> Result<()> {
         Ok(self.db.execute_batch("PRAGMA optimize")?)
     }

@@ -63,11 +63,11 @@ impl Ledger {
         Ok(Self { commands, coming: Arc::default() })
     }
 
-    /// Writes a job down if the spool has its picture, and gives a new one whole. What comes while another is written is
-    /// written together: one sync of the disk serves all of it.
+    /// Adds a job if the spool has its picture, and returns the row of a new one. The jobs that come while others are
+    /// written are added together: one sync of the disk serves all of them.
     ///
     /// # Errors
-    /// As [`Store::add`].
+    /// The errors of [`Store::add`].
     pub async fn add(&self, job: NewJob, spool: &Spool) -> Result<(Added, Option<Job>)> {
         let (reply, answer) = oneshot::channel();
         let first = {
@@ -106,7 +106,7 @@ impl Ledger {
         answer.recv().map_err(|_| Error::STOPPING)?
     }
 
-    /// Runs `work` on the ledger's thread when it comes to it.
+    /// Runs `work` on the ledger's thread, without waiting for it.
     pub fn tell(&self, work: impl FnOnce(&mut Store) + Send + 'static) {
         _ = self.commands.send(Box::new(work));
     }
@@ -124,7 +124,7 @@ impl Ledger {
     }
 }
 
-/// Writes jobs down in one transaction, or, if that fails, each in its own, so that each gets its own answer.
+/// Adds jobs in one transaction, or, if that fails, each in its own, so that each gets its own answer.
 fn add_together(store: &mut Store, coming: Vec<Coming>, spool: &Spool) {
     let (jobs, replies): (Vec<_>, Vec<_>) = coming.into_iter().unzip();
     let together = store.add_all(&jobs, |job| job.has_picture(spool));
@@ -176,7 +176,7 @@ mod tests {
         jobs.push(job(&spool, "gone", [4; 32])?);
         std::fs::remove_file(spool.path(&[4; 32])).map_err(Error::file("remove", "a picture"))?;
 
-        // Held up until all have come.
+        // The ledger is held up until all jobs have come.
         let (go, wait) = mpsc::channel::<()>();
         ledger.tell(move |_| _ = wait.recv());
         let adding = join_all(jobs.into_iter().map(|job| ledger.add(job, &spool)));

@@ -1,4 +1,4 @@
-//! The ledger's tables and how older ones become newer ones.
+//! The ledger's tables, and the migration of older ledgers to this version of them.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -10,18 +10,18 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use crate::error::{Error, Result};
 
-/// Each step leads to the version of its place, counted from 1. A released step is never changed.
+/// The migrations: the first one leads to version 1, and so on. A released migration is never changed.
 const MIGRATIONS: [&str; 2] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
 
-/// `PRAGMA auto_vacuum`: free pages are given back when that is asked for.
+/// The value of `PRAGMA auto_vacuum` with which free pages are given back on request.
 pub(super) const INCREMENTAL: u32 = 2;
 
-/// Opens or makes the file and brings it to this version.
+/// Opens or makes the file, and migrates it to this version.
 pub fn open(path: &Path) -> Result<Connection> {
     private(path)?;
     let mut db = Connection::open(path)?;
     db.busy_timeout(Duration::from_secs(5))?;
-    // For a new file; an older one takes it over when it is vacuumed.
+    // A new file takes this over at once, an older one when it is vacuumed.
     db.pragma_update(None, "auto_vacuum", INCREMENTAL)?;
     db.pragma_update(None, "journal_mode", "WAL")?;
     // NORMAL may lose the last commits at a power cut, and with them a video that somebody was told of.
@@ -33,7 +33,7 @@ pub fn open(path: &Path) -> Result<Connection> {
     if db.pragma_query_value(None, "auto_vacuum", |row| row.get::<_, u32>(0))? != INCREMENTAL {
         tracing::info!("the ledger is written anew once, so that it can give free space back");
         db.pragma_update(None, "auto_vacuum", INCREMENTAL)?;
-        // It needs the file's size again on the disk for a moment; without that the ledger only stays large.
+        // VACUUM needs the file's size again on the disk for a moment; if it fails, the ledger only stays large.
         if let Err(e) = db.execute_batch("VACUUM") {
             tracing::warn!("the ledger cannot be written anew, and keeps its free space: {e}");
         }
@@ -41,7 +41,8 @@ pub fn open(path: &Path) -> Result<Connection> {
     Ok(db)
 }
 
-/// Makes the file for nobody but us: it holds everybody's prompts. SQLite's own files beside it get its rights.
+/// Makes the file readable for nobody but the service: it holds everybody's prompts. SQLite gives its own files beside
+/// it the same rights.
 fn private(path: &Path) -> Result<()> {
     OpenOptions::new()
         .write(true)

@@ -1,4 +1,4 @@
-//! Sums over jobs that have ended: how many, how long, how much energy.
+//! Sums over jobs that have ended: their number, time and energy.
 
 use animd_common::text::Text;
 use rusqlite::params;
@@ -7,7 +7,7 @@ use super::Store;
 use super::text::text;
 use crate::error::Result;
 
-/// What sums are kept apart by.
+/// What jobs are grouped by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
     /// The day, in universal time, on which a job ended.
@@ -19,10 +19,10 @@ pub enum By {
 }
 
 impl By {
-    /// All of them.
+    /// All groupings.
     pub const ALL: [Self; 3] = [Self::Day, Self::Model, Self::Profile];
 
-    /// `day`, `model` or `profile`.
+    /// Returns `day`, `model` or `profile`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Day => "day",
@@ -31,7 +31,7 @@ impl By {
         }
     }
 
-    /// Returns the one with this name.
+    /// Returns the grouping with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|by| by.name() == name)
     }
@@ -65,7 +65,7 @@ pub struct Sum {
 }
 
 impl Store {
-    /// Sums over the ended jobs of `owner`, or of everybody, that ended at or after `since_us`.
+    /// Returns the sums over the jobs of `owner`, or of everybody, that ended at or after `since_us`.
     pub fn sums(&self, by: By, owner: Option<u32>, since_us: u64) -> Result<Vec<Sum>> {
         let key = by.sql();
         let mut find = self.db.prepare_cached(&format!(

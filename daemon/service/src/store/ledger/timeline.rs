@@ -1,4 +1,4 @@
-//! One job as it went: its events, stages, steps, and what the GPU did meanwhile.
+//! The timeline of one job: its events, stages and steps, and what the GPU did meanwhile.
 
 use animd_common::text::Text;
 use rusqlite::{Row, params};
@@ -7,7 +7,7 @@ use super::Store;
 use super::text::{text, text_if_any};
 use crate::error::Result;
 
-/// The most events of a timeline: a job's owner makes one with every change of its priority.
+/// The most events of a timeline. A job's owner can make many: every change of its priority is one.
 const MOST_EVENTS: u32 = 1000;
 
 /// Something that happened to a job.
@@ -15,16 +15,16 @@ const MOST_EVENTS: u32 = 1000;
 pub struct Event {
     /// Microseconds since the epoch.
     pub at_us: u64,
-    /// `queued`, `started`, `requeued`, `finishing`, `ended`...
+    /// What happened: `queued`, `started`, `requeued`, `finishing`, `ended`...
     pub kind: Text,
-    /// More of it.
+    /// Details of what happened.
     pub text: Option<Text>,
 }
 
 /// A stage of one attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageCost {
-    /// [`animd_protocol::progress::Stage::name`].
+    /// The stage's name ([`animd_protocol::progress::Stage::name`]).
     pub name: Text,
     /// Wall seconds.
     pub seconds: f64,
@@ -41,7 +41,7 @@ pub struct StepCost {
     pub computed: bool,
 }
 
-/// The GPU at one moment. What the device does not tell is missing.
+/// The state of the GPU at one moment. Values that the device does not tell are missing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sample {
     /// Microseconds since the epoch.
@@ -61,7 +61,7 @@ pub struct Sample {
 /// A job's last attempt, with everything that happened to the job.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timeline {
-    /// The newest thousand, in their order.
+    /// The newest thousand events, in their order.
     pub events: Vec<Event>,
     /// The stages of the last finished attempt, in their order.
     pub stages: Vec<StageCost>,
@@ -72,7 +72,7 @@ pub struct Timeline {
 }
 
 impl Store {
-    /// Returns how a job went.
+    /// Returns the timeline of a job.
     pub fn timeline(&self, id: u64) -> Result<Timeline> {
         Ok(Timeline {
             events: self.rows(

@@ -1,5 +1,5 @@
-//! What a person does to a job that is not its run: another place in the queue, another try, forgetting. And the settings
-//! that outlive a restart.
+//! What a person does to a job besides running it: giving it another place in the queue, and forgetting it. Also the
+//! settings that outlive a restart.
 
 use animd_common::text::Text;
 use rusqlite::{OptionalExtension, params};
@@ -12,7 +12,7 @@ use crate::error::Result;
 pub const PAUSED: &str = "paused";
 
 impl Store {
-    /// Gives a queued job another place among those that wait. False if it does not wait.
+    /// Gives a queued job another place among those that wait. Returns false if it does not wait.
     pub fn set_priority(&mut self, id: u64, priority: i32) -> Result<bool> {
         self.change(|db| {
             let changed = db.execute(
@@ -26,31 +26,31 @@ impl Store {
         })
     }
 
-    /// Removes an ended job's row and everything that hangs on it. False if no ended job has this number.
+    /// Removes an ended job's row and all rows that belong to it. Returns false if no ended job has this number.
     pub fn forget(&mut self, id: u64) -> Result<bool> {
         let sql = "DELETE FROM job WHERE id = ?1 AND state IN ('done','failed','canceled')";
         Ok(self.db.execute(sql, params![id as i64])? == 1)
     }
 
-    /// Writes the log ahead into the file and empties it, so that what was removed is nowhere any more.
+    /// Copies the write-ahead log into the file and empties it, so that no removed data is left in it.
     pub fn checkpoint(&mut self) -> Result<()> {
         self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         Ok(())
     }
 
-    /// Returns whether a job waits.
+    /// Returns whether any job waits.
     pub fn waits(&self) -> Result<bool> {
         let mut find = self.db.prepare_cached("SELECT EXISTS (SELECT 1 FROM job WHERE state = 'queued')")?;
         Ok(find.query_row([], |row| row.get(0))?)
     }
 
-    /// Returns a setting that was made while the service ran.
+    /// Returns the value of a setting that was made while the service ran.
     pub fn setting(&self, key: &str) -> Result<Option<Text>> {
         let mut find = self.db.prepare_cached("SELECT value FROM setting WHERE key = ?1")?;
         Ok(find.query_row([key], |row| text(row, 0)).optional()?)
     }
 
-    /// Makes or removes a setting.
+    /// Sets a setting, or removes it if `value` is `None`.
     pub fn set_setting(&mut self, key: &str, value: Option<&str>) -> Result<()> {
         match value {
             Some(value) => self.db.execute(
@@ -62,7 +62,7 @@ impl Store {
         Ok(())
     }
 
-    /// How many jobs that came over the bus may be open at a time, all users together.
+    /// Sets how many jobs that came over the bus may be open at a time, all users together.
     pub fn set_total(&mut self, total: u32) {
         self.total = total;
     }

@@ -143,7 +143,7 @@ impl Driver {
     }
 }
 
-/// Returns why the library cannot be used.
+/// Returns what is known of the machine when the library cannot be used.
 fn unavailable(e: NvmlError, library: &std::path::Path) -> Machine {
     let refused = || Machine::Refused { why: "the driver is there, and its device files are refused".into() };
     match e {
