@@ -43,6 +43,58 @@ pub enum Follows {
     Activation(Activation),
 }
 
+/// What a product's epilogue may read.
+pub struct Addends {
+    /// `[columns]` f32.
+    pub bias: Input,
+    /// `[columns]` f32, for [`Follows::GateAndResidual`].
+    pub gate: Input,
+    /// `[rows, columns]` bf16, for [`Follows::ElementGate`].
+    pub gates: Input,
+    /// `[rows, columns]` in the type of the output.
+    pub residual: Input,
+}
+
+impl Addends {
+    /// Draws all of them for a product `[rows, columns]` with `gap` elements between rows, from `seed` and the three seeds
+    /// after it.
+    pub fn random(
+        stream: &Arc<CudaStream>,
+        [rows, columns, gap]: [usize; 3],
+        output: Element,
+        seed: u64,
+    ) -> Result<Self> {
+        Ok(Self {
+            bias: Input::random(stream, [1, columns, 0], Element::F32, seed)?,
+            gate: Input::random(stream, [1, columns, 0], Element::F32, seed + 1)?,
+            gates: Input::random(stream, [rows, columns, gap], Element::Bf16, seed + 2)?,
+            residual: Input::random(stream, [rows, columns, gap], output, seed + 3)?,
+        })
+    }
+}
+
+impl Follows {
+    /// Returns the epilogue that this asks for.
+    pub fn epilogue(self, stream: &CudaStream, addends: &Addends) -> Epilogue {
+        let with_bias = Epilogue { bias: Some(addends.bias.at(stream)), ..Epilogue::default() };
+        match self {
+            Self::Nothing => Epilogue::default(),
+            Self::Bias => with_bias,
+            Self::GateAndResidual => Epilogue {
+                gate: Some(Gate::Columns(addends.gate.at(stream))),
+                residual: Some(addends.residual.rows(stream)),
+                ..with_bias
+            },
+            Self::ElementGate => Epilogue {
+                gate: Some(Gate::Elements(addends.gates.rows(stream))),
+                activation: Activation::GeluTanh,
+                ..Epilogue::default()
+            },
+            Self::Activation(activation) => Epilogue { activation, ..with_bias },
+        }
+    }
+}
+
 pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
     let gemm = Gemm::load(context)?;
     let stream = context.default_stream();
@@ -111,10 +163,8 @@ fn one(
     let factor = 1.0 / (inner as f32).sqrt();
     let b_scales: Vec<f32> = scales(columns, seed + 3).into_iter().map(|x| x * factor).collect();
     let b_scale = Input::new(stream, &b_scales, columns, 0, Element::F32)?;
-    let bias = Input::random(stream, [1, columns, 0], Element::F32, seed + 4)?;
-    let gate = Input::random(stream, [1, columns, 0], Element::F32, seed + 5)?;
-    let gates = Input::random(stream, [rows, columns, gap], Element::Bf16, seed + 6)?;
-    let residual = Input::random(stream, [rows, columns, gap], output, seed + 7)?;
+    let addends = Addends::random(stream, [rows, columns, gap], output, seed + 4)?;
+    let Addends { bias, gate, gates, residual } = &addends;
 
     let (a_rows, b_rows) = (a.rows(stream), b.rows(stream));
     let operands = match kind {
@@ -127,22 +177,7 @@ fn one(
             fast: matches!(kind, Kind::Fast),
         },
     };
-    let with_bias = Epilogue { bias: Some(bias.at(stream)), ..Epilogue::default() };
-    let epilogue = match follows {
-        Follows::Nothing => Epilogue::default(),
-        Follows::Bias => with_bias,
-        Follows::GateAndResidual => Epilogue {
-            gate: Some(Gate::Columns(gate.at(stream))),
-            residual: Some(residual.rows(stream)),
-            ..with_bias
-        },
-        Follows::ElementGate => Epilogue {
-            gate: Some(Gate::Elements(gates.rows(stream))),
-            activation: Activation::GeluTanh,
-            ..Epilogue::default()
-        },
-        Follows::Activation(activation) => Epilogue { activation, ..with_bias },
-    };
+    let epilogue = follows.epilogue(stream, &addends);
     let run = || -> Result<Vec<f64>> {
         let to = Output::new(stream, [rows, columns, gap], output)?;
         // SAFETY: the buffers have these sizes and live until the copy has waited for the stream.

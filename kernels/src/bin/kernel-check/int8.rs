@@ -15,7 +15,7 @@ use animd_kernels::cuda::{
 use half::bf16;
 
 use super::bench::{BF16_ROUNDING, Input, Output, by_rows, verdict};
-use super::gemm::{Follows, activate};
+use super::gemm::{Addends, Follows, activate};
 use super::norms::limit;
 use super::{Case, HEAD_DIM, Kind, Result, address, median, mix, normal};
 
@@ -273,32 +273,15 @@ fn product(
     let a_scale = Input::new(stream, &scales(rows, 112, 1.0), rows, 0, F32)?;
     let factor = 1.0 / (5400.0 * (inner as f32).sqrt());
     let b_scale = Input::new(stream, &scales(columns, 113, factor), columns, 0, F32)?;
-    let bias = Input::random(stream, [1, columns, 0], F32, 114)?;
-    let gate = Input::random(stream, [1, columns, 0], F32, 115)?;
-    let gates = Input::random(stream, [rows, columns, gap], BF16, 116)?;
-    let residual = Input::random(stream, [rows, columns, gap], output, 117)?;
+    let addends = Addends::random(stream, [rows, columns, gap], output, 114)?;
+    let Addends { bias, gate, gates, residual } = &addends;
     let operands = Operands::Int8 {
         a: a.rows(stream),
         a_scale: a_scale.at(stream),
         b: b.rows(stream),
         b_scale: b_scale.at(stream),
     };
-    let with_bias = Epilogue { bias: Some(bias.at(stream)), ..Epilogue::default() };
-    let epilogue = match follows {
-        Follows::Nothing => Epilogue::default(),
-        Follows::Bias => with_bias,
-        Follows::GateAndResidual => Epilogue {
-            gate: Some(Gate::Columns(gate.at(stream))),
-            residual: Some(residual.rows(stream)),
-            ..with_bias
-        },
-        Follows::ElementGate => Epilogue {
-            gate: Some(Gate::Elements(gates.rows(stream))),
-            activation: Activation::GeluTanh,
-            ..Epilogue::default()
-        },
-        Follows::Activation(activation) => Epilogue { activation, ..with_bias },
-    };
+    let epilogue = follows.epilogue(stream, &addends);
     let run = || -> Result<Vec<f64>> {
         let to = Output::new(stream, [rows, columns, gap], output)?;
         // SAFETY: the buffers have these sizes and live until the copy has waited for the stream.
