@@ -95,8 +95,9 @@ impl Cuda {
     /// not run on; [`crate::Error::Memory`] if it has too little memory.
     pub fn open(ordinal: usize, options: &Options, weights: usize, work: usize) -> Result<Self> {
         let context = kernel(cuda::open(ordinal))?;
-        let (major, minor) = context.compute_capability().map_err(device)?;
-        if !animd_kernels::support((major as u32, minor as u32)).is_some_and(|support| support.e4m3) {
+        let gemm = kernel(Gemm::load(&context))?;
+        if !gemm.has_e4m3() {
+            let (major, minor) = context.compute_capability().map_err(device)?;
             let name = context.name().map_err(device)?;
             return Err(Error::Device(format!(
                 "the GPU `{name}` (compute capability {major}.{minor}) is not supported: for now the engine needs 8.9 (Ada) or newer"
@@ -108,7 +109,7 @@ impl Cuda {
         let gpu = Gpu {
             weights: arena("the weights", STEP),
             work: arena("the computations", 0),
-            gemm: kernel(Gemm::load(&context))?,
+            gemm,
             norms: kernel(Norms::load(&context))?,
             attention: kernel(Attention::load(&context))?,
             cross_attention: kernel(CrossAttention::load(&context))?,
