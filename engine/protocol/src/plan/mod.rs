@@ -3,7 +3,9 @@
 //! A plan is a pure function of sizes: it needs no model, no device and no inference. Operations are counted from the
 //! shapes of all computations. Memory for weights is counted, too; activations are estimated as [`memory`] says.
 
+mod budget;
 pub mod memory;
+pub mod network;
 mod vae;
 pub mod work;
 
@@ -20,7 +22,7 @@ use crate::request::{Request, StepCache};
 use crate::step_cache::{self, StepPlan};
 
 pub use memory::Memory;
-use memory::Network;
+pub use network::{Network, Placement};
 pub use work::Work;
 
 /// How the model is run, as far as the plan depends on it.
@@ -36,6 +38,11 @@ pub struct Setup {
     pub residency: Residency,
     /// The bytes of GPU memory that are left alone.
     pub reserve: u64,
+    /// All bytes of working memory that the engine may take, the driver's context included; `None` sets no limit. The
+    /// working memory is the GPU's or, with the backend `cpu`, the machine's.
+    pub budget: Option<u64>,
+    /// The bytes of the machine's memory in which weights may wait for the GPU; `None` sets no limit.
+    pub host_memory: Option<u64>,
 }
 
 impl Setup {
@@ -46,6 +53,8 @@ impl Setup {
         attention: AttentionKind::Exact,
         residency: Residency::all(Place::Host),
         reserve: 0,
+        budget: None,
+        host_memory: None,
     };
 }
 
@@ -69,6 +78,8 @@ impl From<&Profile> for Setup {
             attention: profile.attention.kind,
             residency: profile.residency,
             reserve: profile.memory.reserve_mib << 20,
+            budget: profile.memory.budget_mib.map(|mib| mib << 20),
+            host_memory: None,
         }
     }
 }
@@ -191,8 +202,8 @@ impl fmt::Display for Plan {
         }
 
         writeln!(f, "\nweights            parameters        bytes  place   at work")?;
-        for Network { name, parameters, bytes, place, working, .. } in &self.memory.networks {
-            let (bytes, working) = (gib(*bytes), gib(*working));
+        for Network { name, parameters, bytes, placement, .. } in &self.memory.networks {
+            let (place, bytes, working) = (placement.place, gib(*bytes), gib(placement.working()));
             let place = format!("{place:?}").to_lowercase();
             writeln!(f, "  {name:12} {parameters:14} {bytes:>12}  {place:6}  {working}")?;
         }
@@ -200,15 +211,15 @@ impl fmt::Display for Plan {
         writeln!(f, "\nmemory at work                 weights         kept  activations        total")?;
         for phase in &self.memory.phases {
             let [weights, kept, activations, total] =
-                [phase.weights, phase.kept, phase.activations, phase.bytes()].map(gib);
+                [phase.weights(), phase.kept, phase.activations, phase.bytes()].map(gib);
             let stage = what(phase.stage);
             writeln!(f, "  {stage:22} {weights:>13} {kept:>12} {activations:>12} {total:>12}")?;
         }
         let (peak, stage) = self.memory.peak();
         write!(f, "\nat most {} while {}; activations are an estimate", gib(peak), what(stage))?;
-        match self.memory.host {
+        match self.memory.host.pinned {
             0 => Ok(()),
-            host => write!(f, "\n{} of weights wait in the machine's memory", gib(host)),
+            pinned => write!(f, "\n{} of weights wait in the machine's memory", gib(pinned)),
         }
     }
 }
