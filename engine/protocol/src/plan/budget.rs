@@ -19,16 +19,13 @@ const LEAVING: [(Component, Place); 4] = [
 ];
 
 /// Chooses the places of all networks and what of them stays on a device that has `room` bytes for weights, and `host`
-/// bytes of pinned memory beside it. Without a limit, networks keep their places, and as little as possible of those
-/// that are not kept on the device is there at once.
+/// bytes of pinned memory beside it; umT5 reads `prompts` prompts. Without a limit, networks keep their places, and as
+/// little as possible of those that are not kept on the device is there at once.
 ///
 /// Where nothing fits, the result is the least that a job takes.
-pub(super) fn place(networks: &mut [Network], room: Option<u64>, host: Option<u64>) {
-    let wanted = |n: &Network| if n.placement.place == Place::Device { None } else { Some(SLOTS) };
-    for network in networks.iter_mut() {
-        if let Some(slots) = wanted(network) {
-            network.placement = network.placement.streamed(0, slots);
-        }
+pub(super) fn place(networks: &mut [Network], prompts: u32, room: Option<u64>, host: Option<u64>) {
+    for network in networks.iter_mut().filter(|n| n.placement.place != Place::Device) {
+        network.placement = network.placement.streamed(0, SLOTS);
     }
     if let Some(host) = host {
         spare(networks, host);
@@ -46,7 +43,15 @@ pub(super) fn place(networks: &mut [Network], room: Option<u64>, host: Option<u6
     }
     let fixed = fixed(networks);
     for network in networks.iter_mut().filter(|n| n.placement.place != Place::Device) {
-        network.placement = most(&network.placement, room.saturating_sub(fixed));
+        let passes = match network.component {
+            Component::Dit => u32::MAX,
+            Component::T5 => prompts,
+            Component::Clip | Component::Vae => 1,
+        };
+        // A network that works once is copied once in any case; its slots leave more to the DiT.
+        if passes > 1 {
+            network.placement = most(&network.placement, room.saturating_sub(fixed));
+        }
     }
 }
 

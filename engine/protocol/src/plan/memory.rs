@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use super::network::{self, Network, size};
 use super::{Setup, budget, vae};
-use crate::dims::{DitConfig, STRIDE, TILE};
+use crate::dims::{DitConfig, STRIDE};
 use crate::profile::{AttentionKind, Backend, Place, Precision, Sensitive};
 use crate::progress::Stage;
 use crate::recipe::{Component, Recipe};
-use crate::request::{Request, StepCache, Tiling};
+use crate::request::{Request, StepCache};
 
 /// What a network has on the device during a stage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -96,6 +96,15 @@ pub struct Host {
     pub page_cache: u64,
 }
 
+impl Host {
+    fn of(networks: &[Network], embedding: u64) -> Self {
+        let at = |place| networks.iter().filter(move |n| n.placement.place == place);
+        // Files have the encoders in 16 bits.
+        let read: u64 = at(Place::Disk).map(|n| 2 * n.parameters).sum();
+        Self { pinned: at(Place::Host).map(|n| n.bytes).sum(), page_cache: read + embedding }
+    }
+}
+
 /// The memory of a job. The working memory is the GPU's or, with the backend `cpu`, the machine's.
 ///
 /// On a GPU it is two ranges that stay as they are for a whole job: one for weights, which the networks share as
@@ -110,6 +119,8 @@ pub struct Memory {
     pub host: Host,
     /// The bytes of the working memory that the job may take.
     pub budget: Option<u64>,
+    /// The bytes of the machine's memory in which weights may wait.
+    pub host_budget: Option<u64>,
     /// The bytes that the driver and the kernels take of the working memory.
     pub context: u64,
 }
@@ -136,9 +147,35 @@ impl Memory {
         self.weights_to_take() + self.work_to_take() + self.context
     }
 
-    /// Returns whether the job keeps to its budget.
+    /// Returns the bytes that the work of a stage is reserved with, or 0 for a stage that the job does not have.
+    pub(super) fn work_of(&self, stage: Stage) -> u64 {
+        let those = self.phases.iter().filter(|phase| phase.stage == stage);
+        work_to_take(those.map(|phase| [phase.kept, phase.activations]))
+    }
+
+    /// Returns the bytes of activations that the VAE may have without taking the place of weights: as many as the DiT's
+    /// work takes. `None` if it has no more, or if the job has room for all its weights anyway.
+    pub(super) fn room_for_vae(&self) -> Option<u64> {
+        let all_there =
+            self.fits() && self.phases.iter().all(|phase| phase.held.len() == self.networks.len());
+        let most = self.work_of(Stage::Denoise);
+        let vae = [Stage::VaeEncode, Stage::VaeDecode].map(|stage| self.work_of(stage)).into_iter().max()?;
+        if self.budget.is_none() || all_there || vae <= most {
+            return None;
+        }
+        let kept = self.phases.iter().filter(|phase| phase.stage == Stage::VaeEncode).map(|phase| phase.kept);
+        let free = most.saturating_sub(MORE_WORK + kept.max().unwrap_or_default());
+        Some(free / 9 * 8)
+    }
+
+    /// Returns whether the job keeps to its budgets.
     pub fn fits(&self) -> bool {
-        self.budget.is_none_or(|budget| self.total() <= budget)
+        self.budget.is_none_or(|budget| self.total() <= budget) && self.fits_host()
+    }
+
+    /// Returns whether the weights that wait in the machine's memory have room there.
+    pub(super) fn fits_host(&self) -> bool {
+        self.host_budget.is_none_or(|budget| self.host.pinned <= budget)
     }
 
     pub(super) fn new(
@@ -146,12 +183,13 @@ impl Memory {
         request: &Request,
         latent: [usize; 3],
         branches: u32,
+        tile: Option<usize>,
         setup: &Setup,
     ) -> Self {
         let cpu = setup.backend == Backend::Cpu;
         let context_bytes = if cpu { 0 } else { CONTEXT };
         let Estimate { text, clip, vae_encode, denoise, vae_decode, context, residuals } =
-            Estimate::new(recipe, request, latent, branches, setup);
+            Estimate::new(recipe, request, latent, branches, tile, setup);
         let latents = 4 * latent.iter().product::<usize>() as u64;
         // These are the mask and the picture's latents, the noisy latents, and the solver's history.
         let channels = recipe.vae.config.z_dim as u64;
@@ -174,7 +212,7 @@ impl Memory {
                 n.bytes += embedding;
             });
         } else {
-            budget::place(&mut networks, room, setup.host_memory);
+            budget::place(&mut networks, branches, room, setup.host_memory);
         }
         let phases = work.into_iter().map(|(stage, component, [kept, activations])| Phase {
             stage,
@@ -182,13 +220,9 @@ impl Memory {
             kept,
             activations,
         });
-        let bytes = |place| {
-            let those = networks.iter().filter(move |n| !cpu && n.placement.place == place);
-            those.map(|n| n.bytes).sum::<u64>()
-        };
-        let page_cache = bytes(Place::Disk) + if cpu { 0 } else { embedding };
-        let host = Host { pinned: bytes(Place::Host), page_cache };
-        Self { phases: phases.collect(), host, networks, budget: setup.budget, context: context_bytes }
+        let host = if cpu { Host::default() } else { Host::of(&networks, embedding) };
+        let (budget, host_budget) = (setup.budget, setup.host_memory);
+        Self { phases: phases.collect(), host, networks, budget, host_budget, context: context_bytes }
     }
 
     /// Returns the largest working memory of any stage, and that stage.
@@ -230,7 +264,14 @@ struct Estimate {
 }
 
 impl Estimate {
-    fn new(recipe: &Recipe, request: &Request, latent: [usize; 3], branches: u32, setup: &Setup) -> Self {
+    fn new(
+        recipe: &Recipe,
+        request: &Request,
+        latent: [usize; 3],
+        branches: u32,
+        tile: Option<usize>,
+        setup: &Setup,
+    ) -> Self {
         let cpu = setup.backend == Backend::Cpu;
         let act: u64 = if cpu { 4 } else { 2 };
         let stream = if cpu || setup.precision.sensitive == Sensitive::Fp32 { 4 } else { 2 };
@@ -272,7 +313,7 @@ impl Estimate {
         };
         let (volume, times) = if cpu { (4, 2) } else { (size(setup.precision.vae), 1) };
         let copies = !cpu && setup.precision.vae == Precision::Fp32;
-        let (tile, covered) = tiles(latent, request.tiling);
+        let (tile, covered) = tiles(latent, tile);
         let vae = |walk: vae::Walk| volume * (times * walk.live + walk.kept) as u64;
         // These are the picture, a black frame and, with tiles, the frames of the tiles.
         let pictures = (2 * 12 * 64 * tile[1] * tile[2]) as u64;
@@ -294,12 +335,10 @@ impl Estimate {
 }
 
 /// Returns the latent pixels of the largest tile, and those of all tiles together; 0 for a frame that is not divided.
-fn tiles([t, h, w]: [usize; 3], tiling: Tiling) -> ([usize; 3], usize) {
-    // The side of a tile and the stride from tile to tile, in latent pixels.
-    let (tile, stride) = (TILE / 8, STRIDE / 8);
-    if tiling == Tiling::Whole || (h <= tile && w <= tile) {
-        return ([t, h, w], 0);
-    }
+fn tiles([t, h, w]: [usize; 3], tile: Option<usize>) -> ([usize; 3], usize) {
+    let Some(tile) = tile else { return ([t, h, w], 0) };
+    // The stride from tile to tile, in latent pixels.
+    let stride = STRIDE / 8;
     let covered = |n: usize| -> usize { (0..n).step_by(stride).map(|at| n.min(at + tile) - at).sum() };
     ([t, h.min(tile), w.min(tile)], covered(h) * covered(w))
 }

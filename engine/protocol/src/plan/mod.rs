@@ -6,6 +6,7 @@
 mod budget;
 pub mod memory;
 pub mod network;
+mod refusal;
 mod vae;
 pub mod work;
 
@@ -23,6 +24,8 @@ use crate::step_cache::{self, StepPlan};
 
 pub use memory::Memory;
 pub use network::{Network, Placement};
+pub use refusal::{Refusal, refusal};
+pub use vae::{largest_tile, tile};
 pub use work::Work;
 
 /// How the model is run, as far as the plan depends on it.
@@ -109,6 +112,8 @@ pub struct Plan {
     pub latent: [usize; 3],
     /// The number of the DiT's tokens.
     pub tokens: usize,
+    /// The side of the VAE's tiles in latent pixels; none if it works on the whole frame.
+    pub tile: Option<usize>,
     /// The number of the sampler's steps.
     pub steps: u32,
     /// The DiT's forwards, two a step with guidance.
@@ -136,6 +141,15 @@ impl Plan {
             false => StepPlan { compute: vec![true; request.steps as usize] },
         };
         let (computed, skipped) = steps.forwards(guidance);
+        let plan_memory = |tile| Memory::new(recipe, request, latent, branches, tile, setup);
+        let mut tile = tile(&recipe.vae.config, latent, request.tiling, setup);
+        let mut memory = plan_memory(tile);
+        if let Some(room) = memory.room_for_vae() {
+            // Tiles give the same frames, so that a budget may ask for smaller ones.
+            tile = largest_tile(&recipe.vae.config, latent, setup, room);
+            tile = tile.filter(|&side| latent[1].max(latent[2]) > side);
+            memory = plan_memory(tile);
+        }
         let by_expert = steps.forwards_of(&step_cache::experts(recipe, request), guidance);
         Self {
             width,
@@ -143,10 +157,11 @@ impl Plan {
             frames: request.frames,
             latent,
             tokens: latent.iter().product::<usize>() / 4,
+            tile,
             steps: request.steps,
             forwards: Forwards { computed, skipped, exact },
             work: Work::new(recipe, latent, branches, &by_expert),
-            memory: Memory::new(recipe, request, latent, branches, setup),
+            memory,
         }
     }
 }
@@ -224,5 +239,7 @@ impl fmt::Display for Plan {
     }
 }
 
+#[cfg(test)]
+mod budget_tests;
 #[cfg(test)]
 mod tests;
