@@ -4,8 +4,10 @@
 //! shapes of all computations. Memory for weights is counted, too; activations are estimated as [`memory`] says.
 
 mod budget;
+pub mod cards;
 pub mod memory;
 pub mod network;
+mod predict;
 mod refusal;
 mod vae;
 pub mod work;
@@ -24,6 +26,7 @@ use crate::step_cache::{self, StepPlan};
 
 pub use memory::Memory;
 pub use network::{Network, Placement};
+pub use predict::{ForwardSeconds, Prediction};
 pub use refusal::{Refusal, refusal};
 pub use vae::{largest_tile, tile};
 pub use work::Work;
@@ -116,6 +119,8 @@ pub struct Plan {
     pub tile: Option<usize>,
     /// The number of the sampler's steps.
     pub steps: u32,
+    /// Whether each step takes a second forward, for the negative prompt.
+    pub guidance: bool,
     /// The DiT's forwards, two a step with guidance.
     pub forwards: Forwards,
     /// The operations.
@@ -159,6 +164,7 @@ impl Plan {
             tokens: latent.iter().product::<usize>() / 4,
             tile,
             steps: request.steps,
+            guidance,
             forwards: Forwards { computed, skipped, exact },
             work: Work::new(recipe, latent, branches, &by_expert),
             memory,
