@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use animd_common::memory::total_memory;
-use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 use animd_protocol::plan::cards;
 use animd_protocol::plan::{self, Prediction, Setup, Work};
 use animd_protocol::recipe::Recipe;
@@ -110,30 +109,8 @@ pub async fn plan(
 pub fn refusal(profiles: &Profiles, request: &Request, picture: Option<(u32, u32)>) -> Option<String> {
     let setup = profiles.at_best(total_memory())?;
     // Of a model that no engine has opened yet, it is known what every model of its family takes.
-    let recipe = profiles.recipe();
-    let least = || Arc::new(least());
-    let recipe = recipe.unwrap_or_else(least);
+    let recipe = profiles.recipe().unwrap_or_else(|| Arc::new(Recipe::wan21_i2v_least()));
     plan::refusal(&recipe, request, size(request, picture), &setup).map(|refusal| refusal.to_string())
-}
-
-/// Returns a model that is smaller than any: next to no weights, and a VAE of eight channels.
-fn least() -> Recipe {
-    let dit = DitConfig {
-        dim: 128,
-        ffn_dim: 128,
-        freq_dim: 256,
-        in_dim: 36,
-        out_dim: 16,
-        num_heads: 1,
-        num_layers: 1,
-        eps: 1e-6,
-        text_len: 1,
-        text_dim: 8,
-        image_dim: Some(8),
-    };
-    let t5 = T5Config { dim: 8, rows: 8, heads: 1, inner: 8, ffn_dim: 8, layers: 1, buckets: 32 };
-    let clip = ClipConfig { dim: 8, patch: 14, image_size: 14, heads: 1, mlp_dim: 8, layers: 1 };
-    Recipe::wan21_i2v(dit, t5, clip, VaeConfig { base: 8, z_dim: 16, multipliers: vec![1, 2, 4, 4] })
 }
 
 /// Width and height. For an area its own shape, or that on its side: the picture's shape makes few per cent.
