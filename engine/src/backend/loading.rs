@@ -81,6 +81,12 @@ pub trait Loader<B: Backend> {
     /// # Errors
     /// Returns the errors of `load`.
     fn group<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<B, T>>;
+
+    /// Loads a group that is needed all the time while the network works, around the others.
+    ///
+    /// # Errors
+    /// Returns the errors of `load`.
+    fn around<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<B, T>>;
 }
 
 /// Weights that are needed together, and are moved together where not all have room. A block of the `DiT` is a group.
@@ -95,24 +101,33 @@ impl<B: Backend, T> Group<B, T> {
         Self { weights, residence }
     }
 
-    /// Returns the weights, as soon as they are where operations compute with them.
+    /// Returns the weights for operations that are called from now on, until the result is dropped.
     ///
     /// # Errors
-    /// Returns the backend's error for a group that does not get there.
-    pub fn enter(&self, backend: &B) -> Result<Entered<'_, T>> {
+    /// Returns the backend's error for a group that does not get to where operations compute.
+    pub fn enter<'a>(&'a self, backend: &'a B) -> Result<Entered<'a, B, T>> {
         backend.enter(&self.residence)?;
-        Ok(Entered(&self.weights))
+        Ok(Entered { group: self, backend })
     }
 }
 
 /// A group's weights, which stay where operations compute while this lives.
-pub struct Entered<'a, T>(&'a T);
+pub struct Entered<'a, B: Backend, T> {
+    group: &'a Group<B, T>,
+    backend: &'a B,
+}
 
-impl<T> Deref for Entered<'_, T> {
+impl<B: Backend, T> Deref for Entered<'_, B, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.0
+        &self.group.weights
+    }
+}
+
+impl<B: Backend, T> Drop for Entered<'_, B, T> {
+    fn drop(&mut self) {
+        self.backend.leave(&self.group.residence);
     }
 }
 

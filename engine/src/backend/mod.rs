@@ -35,14 +35,23 @@ pub trait Backend: SequenceOps + ConvOps + Clone + Send + Sync + 'static {
     /// Returns how this backend runs a model for the wanted setup. It logs where it deviates from that.
     fn resolve(&self, wanted: &Setup) -> Setup;
 
-    /// Returns a loader for one network.
-    fn loader(&self, keeping: Keeping) -> Self::Loader;
+    /// Returns a loader for the network that the recipe and its plans call by this name.
+    fn loader_of(&self, network: &str, keeping: Keeping) -> Self::Loader;
 
-    /// Waits until a group of weights is where operations compute; see [`loading::Group::enter`].
+    /// Returns a loader for a network that no plan knows.
+    fn loader(&self, keeping: Keeping) -> Self::Loader {
+        self.loader_of("", keeping)
+    }
+
+    /// Makes sure that operations that are called from now on find a group of weights where they compute; see
+    /// [`loading::Group::enter`].
     ///
     /// # Errors
     /// Returns the error that keeps the weights from getting there.
     fn enter(&self, residence: &Self::Residence) -> Result<()>;
+
+    /// Says that operations that are called from now on do not need a group that was entered, unless it is entered again.
+    fn leave(&self, _: &Self::Residence) {}
 
     /// Reserves the memory of a job, so that the job need not allocate from the driver while it runs.
     ///

@@ -51,7 +51,7 @@ impl<B: Backend> Clip<B> {
         let blocks = (0..config.layers.saturating_sub(1))
             .map(|i| root.below(&format!("transformer.{i}")).group(Block::load));
         Ok(Self {
-            stem: root.group(|root| Stem::load(root, config))?,
+            stem: root.around(|root| Stem::load(root, config))?,
             blocks: blocks.collect::<Result<_>>()?,
             config: config.clone(),
         })

@@ -47,6 +47,11 @@ impl<'a, B: Backend> Checkpoint<'a, B> {
         self.loader.group(|| load(self))
     }
 
+    /// Loads everything that `load` takes as a group that is needed all the time.
+    fn around<T>(&self, load: impl FnOnce(&Self) -> Result<T>) -> Result<Group<B, T>> {
+        self.loader.around(|| load(self))
+    }
+
     fn tensor(&self, name: &str) -> Result<HostTensor> {
         self.weights.tensor(&format!("{}{name}", self.prefix))
     }

@@ -57,7 +57,7 @@ impl<B: Backend> T5<B> {
         Ok(Self {
             embedding: weights.matrix("token_embedding.weight")?.into_owned(),
             blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
-            norm: root.group(|root| root.vector("norm.weight"))?,
+            norm: root.around(|root| root.vector("norm.weight"))?,
             heads: config.heads,
         })
     }

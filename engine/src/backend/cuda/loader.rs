@@ -1,5 +1,6 @@
 //! Loading of weights to the device: they are copied as stored in their files, and converted on the device.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use animd_kernels::cuda::{Element, Norms, fold_for_doubling};
@@ -7,8 +8,11 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::Cuda;
+use super::assembly::Assembly;
 use super::gpu::{Gpu, take};
 use super::linear::{Form, Linear};
+use super::memory::Memory;
+use super::residency::Network;
 use super::staging::{STAGED, Staging};
 use super::tensor::{Tensor, padded};
 use super::volumes::{ChannelNorm, Conv};
@@ -18,16 +22,40 @@ use crate::weights::{DType, Encoding, HostTensor, Matrix};
 use crate::{Error, Result};
 use animd_protocol::profile::{Precision, Sensitive};
 
-/// Loads one network's weights to the GPU, where all of them stay.
+/// Loads one network's weights to the GPU. There they stay, or they leave for host memory group by group.
 pub struct Loader {
     gpu: Arc<Gpu>,
     keeping: Keeping,
     staging: Staging,
+    /// The network, if its weights wait in host memory.
+    network: Option<Arc<Network>>,
+    /// The group that is being loaded, if it does not stay.
+    group: RefCell<Option<Arc<Assembly>>>,
 }
 
 impl Loader {
-    pub(super) fn new(gpu: Arc<Gpu>, keeping: Keeping) -> Self {
-        Self { gpu, keeping, staging: Staging::default() }
+    pub(super) fn new(gpu: Arc<Gpu>, keeping: Keeping, network: Option<Arc<Network>>) -> Self {
+        Self { gpu, keeping, staging: Staging::default(), network, group: RefCell::default() }
+    }
+
+    /// Returns where tensors get their memory.
+    fn memory(&self) -> Arc<dyn Memory> {
+        match &*self.group.borrow() {
+            Some(group) => group.clone(),
+            None => Arc::new(self.gpu.weights.clone()),
+        }
+    }
+
+    /// Loads a group, and moves it to where it waits.
+    fn load<T>(&self, around: bool, load: impl FnOnce() -> Result<T>) -> Result<Group<Cuda, T>> {
+        let Some(network) = &self.network else {
+            return Ok(Group::new(load()?, None));
+        };
+        let group = Arc::new(Assembly::new(&self.gpu)?);
+        *self.group.borrow_mut() = Some(group.clone());
+        let loaded = load();
+        *self.group.borrow_mut() = None;
+        Ok(Group::new(loaded?, Some(network.add(&group, around)?)))
     }
 
     /// Returns how linear layers are computed, and the type of their results.
@@ -61,16 +89,16 @@ impl loading::Loader<Cuda> for Loader {
             }
             other => other,
         };
-        let (gpu, arena) = (&*self.gpu, &self.gpu.weights);
+        let (gpu, memory) = (&*self.gpu, &*self.memory());
         let filled_up = inputs.next_multiple_of(8);
         let (element, columns) = match form {
             Form::Bf16 => (Element::Bf16, filled_up),
             Form::Fp8 => (Element::E4m3, inputs),
             Form::Split => (Element::Bf16, 3 * filled_up),
         };
-        let weight = take(arena, outputs * columns, element, &[outputs, columns])?;
+        let weight = take(memory, outputs * columns, element, &[outputs, columns])?;
         let scale = match form {
-            Form::Fp8 => Some(take(arena, outputs, Element::F32, &[outputs])?),
+            Form::Fp8 => Some(take(memory, outputs, Element::F32, &[outputs])?),
             _ => None,
         };
         let mut row = 0;
@@ -79,7 +107,7 @@ impl loading::Loader<Cuda> for Loader {
             Destination { gpu, staging, weight: &weight, scale: scale.as_ref(), row }.load(matrix, form)?;
             row += matrix.rows;
         }
-        let bias = weights.bias().map(|bias| gpu.upload(arena, &bias, &[outputs])).transpose()?;
+        let bias = weights.bias().map(|bias| gpu.upload(memory, &bias, &[outputs])).transpose()?;
         Ok(Linear { form, weight, scale, bias, inputs, outputs, result })
     }
 
@@ -97,19 +125,19 @@ impl loading::Loader<Cuda> for Loader {
             }
         }
         filled.resize(rows, 0.0);
-        let (gpu, split) = (&self.gpu, self.in_f32());
+        let (gpu, memory, split) = (&self.gpu, &*self.memory(), self.in_f32());
         let load = |values: &[f32]| -> Result<Tensor> {
             let rounded = match split {
                 true => split_channels(values, channels),
                 false => values.iter().map(|v| bf16::from_f32(*v).to_bits()).collect(),
             };
-            let tensor = take(&gpu.weights, rounded.len(), Element::Bf16, &[rounded.len()])?;
+            let tensor = take(memory, rounded.len(), Element::Bf16, &[rounded.len()])?;
             gpu.send(&rounded, &tensor)?;
             Ok(tensor)
         };
         let doubling = kernel == [1, 3, 3];
         let folded = doubling.then(|| load(&fold_for_doubling(&rearranged, channels))).transpose()?;
-        let (weight, bias) = (load(&rearranged)?, gpu.upload(&gpu.weights, &filled, &[rows])?);
+        let (weight, bias) = (load(&rearranged)?, gpu.upload(memory, &filled, &[rows])?);
         Ok(Conv { shape, weight, folded, bias, split })
     }
 
@@ -119,11 +147,15 @@ impl loading::Loader<Cuda> for Loader {
     }
 
     fn tensor(&self, parameter: HostTensor) -> Result<Tensor> {
-        self.gpu.upload(&self.gpu.weights, &parameter.data, &parameter.shape)
+        self.gpu.upload(&*self.memory(), &parameter.data, &parameter.shape)
     }
 
     fn group<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<Cuda, T>> {
-        Ok(Group::new(load()?, ()))
+        self.load(false, load)
+    }
+
+    fn around<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<Cuda, T>> {
+        self.load(true, load)
     }
 }
 
