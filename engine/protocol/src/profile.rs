@@ -116,6 +116,8 @@ pub enum Precision {
     Bf16,
     /// 8 bits (e4m3), with a scale for each row.
     Fp8,
+    /// 8 bits (whole numbers), both sides rotated in blocks of 256 columns, with a scale for each row.
+    Int8,
     /// 32 bits.
     Fp32,
 }
@@ -209,6 +211,9 @@ pub enum Place {
 pub struct Memory {
     /// The MiB of GPU memory that the engine does not use.
     pub reserve_mib: u64,
+    /// The MiB of GPU memory that the engine may use at the most, whatever is free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_mib: Option<u64>,
 }
 
 /// An error in a profile's text.
@@ -284,6 +289,11 @@ impl Profile {
             let text = format!("memory.reserve_mib {} is not from 0 to {}", memory.reserve_mib, 1 << 20);
             return Err((&["memory", "reserve_mib"], text));
         }
+        if memory.budget_mib.is_some_and(|mib| !(1..=1 << 20).contains(&mib)) {
+            let mib = memory.budget_mib.unwrap_or_default();
+            let text = format!("memory.budget_mib {mib} is not from 1 to {}", 1 << 20);
+            return Err((&["memory", "budget_mib"], text));
+        }
         match device.backend {
             Backend::Cpu => {
                 let cpu = |what: &str| format!("the backend `cpu` {what}");
@@ -314,10 +324,12 @@ impl Profile {
                     return Err((&["device"], text.into()));
                 }
                 for component in [Component::Clip, Component::Vae] {
-                    if precision.of(component) == Precision::Fp8 {
+                    let precision = precision.of(component);
+                    if let Precision::Fp8 | Precision::Int8 = precision {
                         let network = key(component);
+                        let name = if precision == Precision::Fp8 { "fp8" } else { "int8" };
                         let text = format!(
-                            "precision.{network} `fp8` is for `dit` and `text` alone, which have the large matrices; \
+                            "precision.{network} `{name}` is for `dit` and `text` alone, which have the large matrices; \
                              write \"bf16\" or \"fp32\""
                         );
                         return Err((path("precision", network), text));

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Instant;
 
+use animd_protocol::plan::memory::Phase;
 use animd_protocol::plan::{Plan, Setup, gib};
 use animd_protocol::profile::{AttentionKind, Backend as Kind, Precision, Precisions};
 use animd_protocol::recipe::{Component, Network, Recipe};
@@ -299,7 +300,7 @@ impl<B: Backend> Pipeline<B> {
             return self.backend.reserve(&memory);
         }
         let Some(available) = available_ram() else { return Ok(()) };
-        let weights = memory.phases.iter().map(|p| p.weights).max().unwrap_or_default();
+        let weights = memory.phases.iter().map(Phase::weights).max().unwrap_or_default();
         let weights = if self.is_loaded() { 0 } else { weights };
         let activations = memory.phases.iter().map(|p| p.kept + p.activations).max().unwrap_or_default();
         if weights + activations <= available {

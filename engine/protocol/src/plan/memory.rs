@@ -3,35 +3,57 @@
 //! Weights are counted tensor by tensor. Activations come from a model of what is alive at once, and are an estimate:
 //! see [`Estimate`].
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 
-use super::{Setup, vae};
-use crate::dims::schema::Expected;
-use crate::dims::{DitConfig, STRIDE, TILE};
+use super::network::{self, Network, size};
+use super::{Setup, budget, vae};
+use crate::dims::{DitConfig, STRIDE};
 use crate::profile::{AttentionKind, Backend, Place, Precision, Sensitive};
 use crate::progress::Stage;
-use crate::recipe::{Component, Part, Recipe, Sizes};
-use crate::request::{Request, StepCache, Tiling};
+use crate::recipe::{Component, Recipe};
+use crate::request::{Request, StepCache};
 
-/// The weights of one network.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Network {
-    /// Its name in the recipe: `DiT`, `umT5`.
-    pub name: String,
-    /// The kind of network.
-    #[serde(skip)]
-    pub component: Component,
-    /// The number of parameters that are used.
-    pub parameters: u64,
-    /// The bytes of all parameters in their stored types, with their scales.
+/// What a network has on the device during a stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Held {
+    /// The network's name in the recipe.
+    pub network: String,
+    /// The number of its leading groups that stay on the device during the stage.
+    pub resident: usize,
+    /// The number of slots that its other groups pass through; 0 if they are all there, or not needed.
+    pub slots: usize,
+    /// All its bytes on the device.
     pub bytes: u64,
-    /// Where the weights are kept between their uses.
-    pub place: Place,
-    /// The bytes of weights in the working memory while the network works: all of them, or the part that is streamed
-    /// through.
-    pub working: u64,
+}
+
+impl Held {
+    /// A network that is on the device with all its groups.
+    pub(super) fn whole(network: &Network) -> Self {
+        let resident = network.placement.groups.len();
+        Self { network: network.name.clone(), resident, slots: 0, bytes: network.bytes }
+    }
+
+    /// A network at work.
+    pub(super) fn working(network: &Network) -> Self {
+        let placement = &network.placement;
+        let (resident, slots) = (placement.resident, placement.slots);
+        Self { network: network.name.clone(), resident, slots, bytes: placement.working() }
+    }
+
+    /// A network that does not work, of which as many leading groups stay as `room` bytes hold.
+    pub(super) fn kept(network: &Network, room: u64) -> Self {
+        let (mut resident, mut bytes) = (0, 0);
+        let placement = &network.placement;
+        for group in placement.groups.iter().take(placement.resident) {
+            // What is around the groups stays with them.
+            let more = group + if resident == 0 { placement.around } else { 0 };
+            if bytes + more > room {
+                break;
+            }
+            (resident, bytes) = (resident + 1, bytes + more);
+        }
+        Self { network: network.name.clone(), resident, slots: 0, bytes }
+    }
 }
 
 /// The working memory of one stage.
@@ -39,8 +61,8 @@ pub struct Network {
 pub struct Phase {
     /// The stage.
     pub stage: Stage,
-    /// The bytes of weights: those that stay, and those that are loaded for this stage.
-    pub weights: u64,
+    /// What each network has on the device.
+    pub held: Vec<Held>,
     /// The bytes of earlier stages' results that this stage needs, and of what it keeps from step to step.
     pub kept: u64,
     /// The estimated bytes of activations.
@@ -48,22 +70,59 @@ pub struct Phase {
 }
 
 impl Phase {
+    /// Returns the bytes of weights.
+    pub fn weights(&self) -> u64 {
+        self.held.iter().map(|held| held.bytes).sum()
+    }
+
+    /// Returns the bytes of all else.
+    pub fn work(&self) -> u64 {
+        self.kept + self.activations
+    }
+
     /// Returns the sum of all bytes.
     pub fn bytes(&self) -> u64 {
-        self.weights + self.kept + self.activations
+        self.weights() + self.work()
+    }
+}
+
+/// The bytes of the machine's memory that a GPU's job takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Host {
+    /// The bytes of weights that wait there for the GPU, pinned where the system allows it.
+    pub pinned: u64,
+    /// The bytes of files that are read during a job, which the page cache keeps if it has room: the networks with the
+    /// place `disk`, and umT5's embedding, of which a prompt needs only a few rows.
+    pub page_cache: u64,
+}
+
+impl Host {
+    fn of(networks: &[Network], embedding: u64) -> Self {
+        let at = |place| networks.iter().filter(move |n| n.placement.place == place);
+        // Files have the encoders in 16 bits.
+        let read: u64 = at(Place::Disk).map(|n| 2 * n.parameters).sum();
+        Self { pinned: at(Place::Host).map(|n| n.bytes).sum(), page_cache: read + embedding }
     }
 }
 
 /// The memory of a job. The working memory is the GPU's or, with the backend `cpu`, the machine's.
+///
+/// On a GPU it is two ranges that stay as they are for a whole job: one for weights, which the networks share as
+/// [`Phase::held`] says, and one for everything else, as large as the largest stage needs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Memory {
     /// The weights of all networks.
     pub networks: Vec<Network>,
     /// The stages that compute, in their order.
     pub phases: Vec<Phase>,
-    /// The bytes of weights that wait in the machine's memory for a GPU: those with the place `host`, and umT5's
-    /// embedding, of which a prompt needs only a few rows.
-    pub host: u64,
+    /// The machine's memory that waiting weights take; nothing on the CPU, whose working memory it is.
+    pub host: Host,
+    /// The bytes of the working memory that the job may take.
+    pub budget: Option<u64>,
+    /// The bytes of the machine's memory in which weights may wait.
+    pub host_budget: Option<u64>,
+    /// The bytes that the driver and the kernels take of the working memory.
+    pub context: u64,
 }
 
 /// The bytes that the work takes beside the plan: staging, and the small decode that fits the previews' colours.
@@ -74,19 +133,49 @@ const CONTEXT: u64 = 640 << 20;
 impl Memory {
     /// Returns the bytes that the GPU backend reserves for weights before a job.
     pub fn weights_to_take(&self) -> u64 {
-        self.networks.iter().map(|n| n.bytes).sum()
+        self.phases.iter().map(Phase::weights).max().unwrap_or_default()
     }
 
     /// Returns the bytes that the GPU backend reserves for all else before a job. They exceed the plan, because
     /// activations are an estimate and allocations leave gaps.
     pub fn work_to_take(&self) -> u64 {
-        let work = self.phases.iter().map(|p| p.kept + p.activations + p.activations / 8).max();
-        work.unwrap_or_default() + MORE_WORK
+        work_to_take(self.phases.iter().map(|phase| [phase.kept, phase.activations]))
     }
 
-    /// Returns the bytes that must be free on a GPU that keeps all weights.
-    pub fn free_to_have(&self) -> u64 {
-        self.weights_to_take() + self.work_to_take() + CONTEXT
+    /// Returns the bytes of the working memory that a job takes in all.
+    pub fn total(&self) -> u64 {
+        self.weights_to_take() + self.work_to_take() + self.context
+    }
+
+    /// Returns the bytes that the work of a stage is reserved with, or 0 for a stage that the job does not have.
+    pub(super) fn work_of(&self, stage: Stage) -> u64 {
+        let those = self.phases.iter().filter(|phase| phase.stage == stage);
+        work_to_take(those.map(|phase| [phase.kept, phase.activations]))
+    }
+
+    /// Returns the bytes of activations that the VAE may have without taking the place of weights: as many as the DiT's
+    /// work takes. `None` if it has no more, or if the job has room for all its weights anyway.
+    pub(super) fn room_for_vae(&self) -> Option<u64> {
+        let all_there =
+            self.fits() && self.phases.iter().all(|phase| phase.held.len() == self.networks.len());
+        let most = self.work_of(Stage::Denoise);
+        let vae = [Stage::VaeEncode, Stage::VaeDecode].map(|stage| self.work_of(stage)).into_iter().max()?;
+        if self.budget.is_none() || all_there || vae <= most {
+            return None;
+        }
+        let kept = self.phases.iter().filter(|phase| phase.stage == Stage::VaeEncode).map(|phase| phase.kept);
+        let free = most.saturating_sub(MORE_WORK + kept.max().unwrap_or_default());
+        Some(free / 9 * 8)
+    }
+
+    /// Returns whether the job keeps to its budgets.
+    pub fn fits(&self) -> bool {
+        self.budget.is_none_or(|budget| self.total() <= budget) && self.fits_host()
+    }
+
+    /// Returns whether the weights that wait in the machine's memory have room there.
+    pub(super) fn fits_host(&self) -> bool {
+        self.host_budget.is_none_or(|budget| self.host.pinned <= budget)
     }
 
     pub(super) fn new(
@@ -94,41 +183,46 @@ impl Memory {
         request: &Request,
         latent: [usize; 3],
         branches: u32,
+        tile: Option<usize>,
         setup: &Setup,
     ) -> Self {
         let cpu = setup.backend == Backend::Cpu;
-        let (embedding, networks) = networks(recipe, setup);
-        // A CPU computes where the weights are.
-        let stays = |n: &Network| cpu || n.place == Place::Device;
-        let resident: u64 = networks.iter().filter(|n| stays(n)).map(|n| n.bytes).sum();
-        let resident = resident + if cpu { embedding } else { 0 };
-        // Networks that are loaded for a stage share the memory: only one of them is there at a time.
-        let visiting = |component| {
-            let visitors = networks.iter().filter(|n| n.component == component && !stays(n));
-            visitors.map(|n| n.working).max().unwrap_or_default()
-        };
+        let context_bytes = if cpu { 0 } else { CONTEXT };
         let Estimate { text, clip, vae_encode, denoise, vae_decode, context, residuals } =
-            Estimate::new(recipe, request, latent, branches, setup);
-        let phase = |stage, component, kept, activations| Phase {
-            stage,
-            weights: resident + visiting(component),
-            kept,
-            activations,
-        };
+            Estimate::new(recipe, request, latent, branches, tile, setup);
         let latents = 4 * latent.iter().product::<usize>() as u64;
         // These are the mask and the picture's latents, the noisy latents, and the solver's history.
         let channels = recipe.vae.config.z_dim as u64;
         let condition = (recipe.input_channels() as u64 - channels) * latents;
         let samples = 6 * channels * latents;
-        let mut phases = vec![phase(Stage::Text, Component::T5, 0, text)];
-        phases.extend(clip.map(|clip| phase(Stage::Image, Component::Clip, context, clip)));
-        phases.extend([
-            phase(Stage::VaeEncode, Component::Vae, context, vae_encode),
-            phase(Stage::Denoise, Component::Dit, context + condition + samples + residuals, denoise),
-            phase(Stage::VaeDecode, Component::Vae, channels * latents, vae_decode),
+        let mut work = vec![(Stage::Text, Component::T5, [0, text])];
+        work.extend(clip.map(|clip| (Stage::Image, Component::Clip, [context, clip])));
+        work.extend([
+            (Stage::VaeEncode, Component::Vae, [context, vae_encode]),
+            (Stage::Denoise, Component::Dit, [context + condition + samples + residuals, denoise]),
+            (Stage::VaeDecode, Component::Vae, [channels * latents, vae_decode]),
         ]);
-        let host: u64 = networks.iter().filter(|n| n.place == Place::Host).map(|n| n.bytes).sum();
-        Self { networks, phases, host: if cpu { 0 } else { host + embedding } }
+
+        let (embedding, mut networks) = network::networks(recipe, setup);
+        let most_work = work_to_take(work.iter().map(|(_, _, bytes)| *bytes));
+        let room = setup.budget.map(|budget| budget.saturating_sub(context_bytes + most_work));
+        if cpu {
+            // A CPU computes where the weights are.
+            networks.iter_mut().filter(|n| n.component == Component::T5).for_each(|n| {
+                n.bytes += embedding;
+            });
+        } else {
+            budget::place(&mut networks, branches, room, setup.host_memory);
+        }
+        let phases = work.into_iter().map(|(stage, component, [kept, activations])| Phase {
+            stage,
+            held: budget::held(&networks, component, room, cpu),
+            kept,
+            activations,
+        });
+        let host = if cpu { Host::default() } else { Host::of(&networks, embedding) };
+        let (budget, host_budget) = (setup.budget, setup.host_memory);
+        Self { phases: phases.collect(), host, networks, budget, host_budget, context: context_bytes }
     }
 
     /// Returns the largest working memory of any stage, and that stage.
@@ -138,95 +232,10 @@ impl Memory {
     }
 }
 
-/// Returns the bytes of an element.
-fn size(precision: Precision) -> u64 {
-    match precision {
-        Precision::Fp32 => 4,
-        Precision::Bf16 => 2,
-        Precision::Fp8 => 1,
-    }
-}
-
-/// Returns the bytes of umT5's embedding, and the weights of all networks without it.
-fn networks(recipe: &Recipe, setup: &Setup) -> (u64, Vec<Network>) {
-    let (mut embedding, mut networks) = (0, Vec::new());
-    for part in recipe.networks() {
-        let mut tensors = part.schema();
-        match part.sizes {
-            Sizes::T5(_) => tensors.retain(|e| {
-                let rows = e.name == "token_embedding.weight";
-                // Every backend keeps the embedding in bf16, the type of the released file.
-                embedding += if rows { 2 * elements(e) } else { 0 };
-                !rows
-            }),
-            // CLIP uses all blocks but the last.
-            Sizes::Clip(c) => {
-                let last = format!("visual.transformer.{}.", c.layers.saturating_sub(1));
-                tensors.retain(|e| !e.name.starts_with(&last));
-            }
-            Sizes::Dit(_) | Sizes::Vae(_) => {}
-        }
-        networks.push(network(part, &tensors, setup));
-    }
-    (embedding, networks)
-}
-
-/// Returns the weights of a network that uses these tensors.
-fn network(part: Part<'_>, tensors: &[Expected], setup: &Setup) -> Network {
-    let component = part.component();
-    let (precision, place) = (setup.precision.of(component), setup.residency.of(component));
-    let cuda = setup.backend == Backend::Cuda;
-    // On a GPU, f32 matrices are sums of two bf16 numbers, one of which is stored twice.
-    let whole = |e: &Expected| if cuda && e.shape.len() > 1 { 6 } else { 4 };
-    // Large matrices have the network's type, 8-bit ones with an f32 for each row; the rest has another type.
-    let tensor = |e: &Expected, large: bool, rest: u64| match large {
-        true if precision == Precision::Fp8 => elements(e) + 4 * e.shape[0] as u64,
-        true if precision == Precision::Fp32 => elements(e) * whole(e),
-        true => elements(e) * size(precision),
-        false if rest == 4 => elements(e) * whole(e),
-        false => elements(e) * rest,
-    };
-    let sensitive = match (setup.precision.sensitive, precision) {
-        (Sensitive::Same, Precision::Bf16 | Precision::Fp8) => 2,
-        _ => 4,
-    };
-    // For upsampling, a GPU also stores a 3x3 convolution of single frames as four of 2x2.
-    let folded = |e: &Expected| if cuda && e.shape.len() == 4 && e.shape.ends_with(&[3, 3]) { 16 } else { 0 };
-    let bytes = |e: &Expected| match component {
-        Component::Dit => tensor(e, e.quantisable, sensitive),
-        Component::T5 => tensor(e, e.name.contains(".attn.") || e.name.contains(".ffn."), 4),
-        Component::Clip => tensor(e, true, 4),
-        Component::Vae => tensor(e, true, 4) + folded(e) * tensor(e, true, 4) / 9,
-    };
-    let all = tensors.iter().map(bytes).sum();
-    Network {
-        name: part.name.to_owned(),
-        component,
-        parameters: tensors.iter().map(elements).sum(),
-        bytes: all,
-        place,
-        working: match place {
-            Place::Device => all,
-            Place::Host | Place::Disk => streamed(tensors, &bytes),
-        },
-    }
-}
-
-fn elements(e: &Expected) -> u64 {
-    e.shape.iter().map(|n| *n as u64).product()
-}
-
-/// Returns the bytes of a network that is loaded block by block: the current block, the next one, and what is in no
-/// block.
-fn streamed(tensors: &[Expected], bytes: &dyn Fn(&Expected) -> u64) -> u64 {
-    let mut blocks = BTreeMap::<&str, u64>::new();
-    for e in tensors {
-        let block = ["blocks.", "visual.transformer."].iter().find_map(|p| e.name.strip_prefix(p));
-        let block = block.and_then(|rest| rest.split('.').next()).unwrap_or_default();
-        *blocks.entry(block).or_default() += bytes(e);
-    }
-    let rest = blocks.remove("").unwrap_or_default();
-    rest + 2 * blocks.into_values().max().unwrap_or_default()
+/// Returns the bytes to reserve for the work of stages that keep and compute with so many.
+fn work_to_take(stages: impl Iterator<Item = [u64; 2]>) -> u64 {
+    stages.map(|[kept, activations]| kept + activations + activations / 8).max().unwrap_or_default()
+        + MORE_WORK
 }
 
 /// The bytes of activations at each stage's largest moment, and of what is kept between stages.
@@ -255,7 +264,14 @@ struct Estimate {
 }
 
 impl Estimate {
-    fn new(recipe: &Recipe, request: &Request, latent: [usize; 3], branches: u32, setup: &Setup) -> Self {
+    fn new(
+        recipe: &Recipe,
+        request: &Request,
+        latent: [usize; 3],
+        branches: u32,
+        tile: Option<usize>,
+        setup: &Setup,
+    ) -> Self {
         let cpu = setup.backend == Backend::Cpu;
         let act: u64 = if cpu { 4 } else { 2 };
         let stream = if cpu || setup.precision.sensitive == Sensitive::Fp32 { 4 } else { 2 };
@@ -268,7 +284,7 @@ impl Estimate {
             let precision = setup.precision.of(component);
             let operand = size(precision).min(2);
             let attention = (stream + 4 * 2 + if eight_bit { 3 } else { 0 }) * dim;
-            let inner = if precision == Precision::Fp8 { 3 } else { 2 };
+            let inner = if matches!(precision, Precision::Fp8 | Precision::Int8) { 3 } else { 2 };
             let feed_forward = (2 * stream + operand) * dim + inner * ffn;
             rows * attention.max(feed_forward)
         };
@@ -297,7 +313,7 @@ impl Estimate {
         };
         let (volume, times) = if cpu { (4, 2) } else { (size(setup.precision.vae), 1) };
         let copies = !cpu && setup.precision.vae == Precision::Fp32;
-        let (tile, covered) = tiles(latent, request.tiling);
+        let (tile, covered) = tiles(latent, tile);
         let vae = |walk: vae::Walk| volume * (times * walk.live + walk.kept) as u64;
         // These are the picture, a black frame and, with tiles, the frames of the tiles.
         let pictures = (2 * 12 * 64 * tile[1] * tile[2]) as u64;
@@ -319,12 +335,10 @@ impl Estimate {
 }
 
 /// Returns the latent pixels of the largest tile, and those of all tiles together; 0 for a frame that is not divided.
-fn tiles([t, h, w]: [usize; 3], tiling: Tiling) -> ([usize; 3], usize) {
-    // The side of a tile and the stride from tile to tile, in latent pixels.
-    let (tile, stride) = (TILE / 8, STRIDE / 8);
-    if tiling == Tiling::Whole || (h <= tile && w <= tile) {
-        return ([t, h, w], 0);
-    }
+fn tiles([t, h, w]: [usize; 3], tile: Option<usize>) -> ([usize; 3], usize) {
+    let Some(tile) = tile else { return ([t, h, w], 0) };
+    // The stride from tile to tile, in latent pixels.
+    let stride = STRIDE / 8;
     let covered = |n: usize| -> usize { (0..n).step_by(stride).map(|at| n.min(at + tile) - at).sum() };
     ([t, h.min(tile), w.min(tile)], covered(h) * covered(w))
 }

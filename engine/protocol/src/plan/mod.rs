@@ -3,7 +3,12 @@
 //! A plan is a pure function of sizes: it needs no model, no device and no inference. Operations are counted from the
 //! shapes of all computations. Memory for weights is counted, too; activations are estimated as [`memory`] says.
 
+mod budget;
+pub mod cards;
 pub mod memory;
+pub mod network;
+mod predict;
+mod refusal;
 mod vae;
 pub mod work;
 
@@ -20,7 +25,10 @@ use crate::request::{Request, StepCache};
 use crate::step_cache::{self, StepPlan};
 
 pub use memory::Memory;
-use memory::Network;
+pub use network::{Network, Placement};
+pub use predict::{ForwardSeconds, Prediction};
+pub use refusal::{Refusal, refusal};
+pub use vae::{largest_tile, tile};
 pub use work::Work;
 
 /// How the model is run, as far as the plan depends on it.
@@ -36,6 +44,11 @@ pub struct Setup {
     pub residency: Residency,
     /// The bytes of GPU memory that are left alone.
     pub reserve: u64,
+    /// All bytes of working memory that the engine may take, the driver's context included; `None` sets no limit. The
+    /// working memory is the GPU's or, with the backend `cpu`, the machine's.
+    pub budget: Option<u64>,
+    /// The bytes of the machine's memory in which weights may wait for the GPU; `None` sets no limit.
+    pub host_memory: Option<u64>,
 }
 
 impl Setup {
@@ -46,6 +59,8 @@ impl Setup {
         attention: AttentionKind::Exact,
         residency: Residency::all(Place::Host),
         reserve: 0,
+        budget: None,
+        host_memory: None,
     };
 }
 
@@ -69,6 +84,8 @@ impl From<&Profile> for Setup {
             attention: profile.attention.kind,
             residency: profile.residency,
             reserve: profile.memory.reserve_mib << 20,
+            budget: profile.memory.budget_mib.map(|mib| mib << 20),
+            host_memory: None,
         }
     }
 }
@@ -98,8 +115,12 @@ pub struct Plan {
     pub latent: [usize; 3],
     /// The number of the DiT's tokens.
     pub tokens: usize,
+    /// The side of the VAE's tiles in latent pixels; none if it works on the whole frame.
+    pub tile: Option<usize>,
     /// The number of the sampler's steps.
     pub steps: u32,
+    /// Whether each step takes a second forward, for the negative prompt.
+    pub guidance: bool,
     /// The DiT's forwards, two a step with guidance.
     pub forwards: Forwards,
     /// The operations.
@@ -125,6 +146,15 @@ impl Plan {
             false => StepPlan { compute: vec![true; request.steps as usize] },
         };
         let (computed, skipped) = steps.forwards(guidance);
+        let plan_memory = |tile| Memory::new(recipe, request, latent, branches, tile, setup);
+        let mut tile = tile(&recipe.vae.config, latent, request.tiling, setup);
+        let mut memory = plan_memory(tile);
+        if let Some(room) = memory.room_for_vae() {
+            // Tiles give the same frames, so that a budget may ask for smaller ones.
+            tile = largest_tile(&recipe.vae.config, latent, setup, room);
+            tile = tile.filter(|&side| latent[1].max(latent[2]) > side);
+            memory = plan_memory(tile);
+        }
         let by_expert = steps.forwards_of(&step_cache::experts(recipe, request), guidance);
         Self {
             width,
@@ -132,10 +162,12 @@ impl Plan {
             frames: request.frames,
             latent,
             tokens: latent.iter().product::<usize>() / 4,
+            tile,
             steps: request.steps,
+            guidance,
             forwards: Forwards { computed, skipped, exact },
             work: Work::new(recipe, latent, branches, &by_expert),
-            memory: Memory::new(recipe, request, latent, branches, setup),
+            memory,
         }
     }
 }
@@ -191,8 +223,8 @@ impl fmt::Display for Plan {
         }
 
         writeln!(f, "\nweights            parameters        bytes  place   at work")?;
-        for Network { name, parameters, bytes, place, working, .. } in &self.memory.networks {
-            let (bytes, working) = (gib(*bytes), gib(*working));
+        for Network { name, parameters, bytes, placement, .. } in &self.memory.networks {
+            let (place, bytes, working) = (placement.place, gib(*bytes), gib(placement.working()));
             let place = format!("{place:?}").to_lowercase();
             writeln!(f, "  {name:12} {parameters:14} {bytes:>12}  {place:6}  {working}")?;
         }
@@ -200,18 +232,20 @@ impl fmt::Display for Plan {
         writeln!(f, "\nmemory at work                 weights         kept  activations        total")?;
         for phase in &self.memory.phases {
             let [weights, kept, activations, total] =
-                [phase.weights, phase.kept, phase.activations, phase.bytes()].map(gib);
+                [phase.weights(), phase.kept, phase.activations, phase.bytes()].map(gib);
             let stage = what(phase.stage);
             writeln!(f, "  {stage:22} {weights:>13} {kept:>12} {activations:>12} {total:>12}")?;
         }
         let (peak, stage) = self.memory.peak();
         write!(f, "\nat most {} while {}; activations are an estimate", gib(peak), what(stage))?;
-        match self.memory.host {
+        match self.memory.host.pinned {
             0 => Ok(()),
-            host => write!(f, "\n{} of weights wait in the machine's memory", gib(host)),
+            pinned => write!(f, "\n{} of weights wait in the machine's memory", gib(pinned)),
         }
     }
 }
 
+#[cfg(test)]
+mod budget_tests;
 #[cfg(test)]
 mod tests;

@@ -65,8 +65,8 @@ fn weights_are_counted_in_their_types() {
 
     let cpu = of("cpu");
     assert_eq!(cpu.networks[0].bytes, 4 * 16_394_878_784);
-    assert_eq!(cpu.host, 0);
-    assert!(cpu.phases.iter().all(|p| p.weights >= cpu.networks.iter().map(|n| n.bytes).sum()));
+    assert_eq!(cpu.host, memory::Host::default());
+    assert!(cpu.phases.iter().all(|p| p.weights() >= cpu.networks.iter().map(|n| n.bytes).sum()));
 
     // In 8 bits the 480 matrices with their scales, and the rest in f32 or bf16.
     let request = Settings::default().resolve(|| 1).expect("valid");
@@ -80,8 +80,8 @@ fn weights_are_counted_in_their_types() {
     near(gib(with(Sensitive::Same, Precision::Bf16, Place::Device).networks[0].bytes), 30.5, 0.01);
     let streamed = with(Sensitive::Same, Precision::Fp8, Place::Host);
     let block = 385.5 * (1u64 << 20) as f64;
-    near(streamed.networks[0].working as f64, 2.0 * block + 2.0 * 241.3e6, 0.002);
-    assert_eq!(streamed.host, fp8.host + fp8.networks[0].bytes);
+    near(streamed.networks[0].placement.working() as f64, 2.0 * block + 2.0 * 241.3e6, 0.002);
+    assert_eq!(streamed.host.pinned, fp8.host.pinned + fp8.networks[0].bytes);
     assert!(streamed.peak().0 < fp8.peak().0);
 }
 

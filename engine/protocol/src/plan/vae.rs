@@ -1,6 +1,19 @@
 //! The VAE's layers in the order in which the model runs them: what each computes, keeps alive, and remembers.
 
-use crate::dims::VaeConfig;
+use super::Setup;
+use crate::dims::{TILE, VaeConfig};
+use crate::request::Tiling;
+
+/// Returns the side of the VAE's tiles for a user's choice, in latent pixels; `None` if the frame is not divided.
+pub fn tile(_: &VaeConfig, latent: [usize; 3], tiling: Tiling, _: &Setup) -> Option<usize> {
+    (tiling == Tiling::Tiled).then_some(TILE / 8).filter(|&side| latent[1].max(latent[2]) > side)
+}
+
+/// Returns the longest side of tiles, in latent pixels, with which the activations of encoding and of decoding each fit
+/// in `room` bytes; `None` if even the smallest tiles need more. A side may be longer than the frame.
+pub fn largest_tile(_: &VaeConfig, _: [usize; 3], _: &Setup, _: u64) -> Option<usize> {
+    Some(TILE / 8)
+}
 
 /// One convolution over a whole video.
 struct Conv {

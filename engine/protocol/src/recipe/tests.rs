@@ -104,14 +104,14 @@ fn the_plan_counts_both_experts() {
     assert_eq!(stages, [Stage::Text, Stage::VaeEncode, Stage::Denoise, Stage::VaeDecode]);
     // With the place `device`, both experts are there at once; with `host` they are loaded one at a time.
     let resident: u64 = networks.iter().map(|n| n.bytes).sum();
-    assert!(plan.memory.phases.iter().all(|p| p.weights == resident));
+    assert!(plan.memory.phases.iter().all(|p| p.weights() == resident));
     let mut streamed = setup;
     streamed.residency.dit = Place::Host;
     let memory = Plan::new(&recipe, &request, SIZE, &streamed).memory;
     let denoise = memory.phases.iter().find(|p| p.stage == Stage::Denoise).expect("it is planned");
     let around: u64 = memory.networks.iter().filter(|n| n.component != Component::Dit).map(|n| n.bytes).sum();
-    assert_eq!(denoise.weights, around + memory.networks[0].working);
-    assert_eq!(memory.host, plan.memory.host + networks[0].bytes + networks[1].bytes);
+    assert_eq!(denoise.weights(), around + memory.networks[0].placement.working());
+    assert_eq!(memory.host.pinned, plan.memory.host.pinned + networks[0].bytes + networks[1].bytes);
 }
 
 #[test]

@@ -41,6 +41,8 @@ impl Form {
         match weights {
             Precision::Bf16 => Self::Bf16,
             Precision::Fp8 => Self::Fp8,
+            // For now there is no other 8-bit form.
+            Precision::Int8 => Self::Bf16,
             Precision::Fp32 => Self::Split,
         }
     }

@@ -290,7 +290,7 @@ impl<'a> Case<'a> {
             return profile.min_memory();
         };
         let plan = Plan::new(recipe, &request, [832, 480], &setup);
-        profile.min_memory().max(plan.memory.free_to_have() + setup.reserve)
+        profile.min_memory().max(plan.memory.total() + setup.reserve)
     }
 
     /// Returns a sentence if other programs on the card are the reason why no larger profile was taken.

@@ -91,6 +91,7 @@ fn reserved(plan: &Plan, stages: &[Stage], network: &str) -> Cuda {
     let mut memory = plan.memory.clone();
     memory.networks.retain(|n| n.name == network);
     memory.phases.retain(|p| stages.contains(&p.stage));
+    memory.phases.iter_mut().for_each(|p| p.held.retain(|held| held.network == network));
     b.reserve(&memory).unwrap();
     let (free, total) = b.gpu.context.mem_get_info().unwrap();
     let reserved: usize = b.usage().iter().map(|usage| usage.reserved).sum();
