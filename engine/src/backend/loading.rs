@@ -4,10 +4,11 @@
 //! Weights that belong together form a [`Group`], which model code enters before it computes with them.
 
 use std::ops::Deref;
+use std::sync::Arc;
 
 use super::Backend;
 use super::conv::ConvShape;
-use crate::weights::{Component, HostTensor, Matrix};
+use crate::weights::{Component, HostTensor, Matrix, WeightSource};
 use crate::{Error, Result};
 use animd_protocol::plan::Setup;
 use animd_protocol::profile::{Place, Precision, Sensitive};
@@ -50,6 +51,9 @@ pub enum Role {
     Bulk,
 }
 
+/// A function that loads a group's tensors again, in the same order, from a source that it owns.
+pub type Again<L> = Box<dyn Fn(&L) -> Result<()> + Send + Sync>;
+
 /// A loader takes the weights of one network from a checkpoint to where operations compute with them.
 pub trait Loader<B: Backend> {
     /// Loads a linear layer.
@@ -81,6 +85,32 @@ pub trait Loader<B: Backend> {
     /// # Errors
     /// Returns the errors of `load`.
     fn group<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<B, T>>;
+
+    /// Loads a group as [`Loader::group`] does. The loader may read its weights `again` each time that the group is
+    /// entered, and not now.
+    ///
+    /// # Errors
+    /// Returns the errors of `load`.
+    fn reread<T>(&self, load: impl FnOnce() -> Result<T>, _: Again<Self>) -> Result<Group<B, T>>
+    where
+        Self: Sized,
+    {
+        self.group(load)
+    }
+
+    /// Sets the source for weights that are read each time that they are needed.
+    #[must_use]
+    fn reading(self, _: Arc<dyn WeightSource + Send>) -> Self
+    where
+        Self: Sized,
+    {
+        self
+    }
+
+    /// Returns the source for weights that are read each time that they are needed, if this loader reads them so.
+    fn source(&self) -> Option<Arc<dyn WeightSource + Send>> {
+        None
+    }
 
     /// Loads a group that is needed all the time while the network works, around the others.
     ///

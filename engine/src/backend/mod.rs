@@ -61,6 +61,17 @@ pub trait Backend: SequenceOps + ConvOps + Clone + Send + Sync + 'static {
         Ok(())
     }
 
+    /// Returns the bytes of a GPU's memory that weights and work could have, those that they have included; `None` without
+    /// a GPU, or if it does not say.
+    fn room(&self) -> Option<u64> {
+        None
+    }
+
+    /// Returns what there is to say about memory since the last call: where it went otherwise than planned.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Returns the peak use of a GPU's memory in bytes since the last call; 0 without a GPU.
     fn peak_memory(&self) -> u64 {
         0

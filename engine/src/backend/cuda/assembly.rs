@@ -1,4 +1,4 @@
-//! A group of weights while it is loaded: one range of addresses, with memory behind as much of it as is in use.
+//! A group of weights while it is loaded: one range of addresses, from which tensors are cut one after the other.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,6 +17,8 @@ const ADDRESSES: usize = 8 << 30;
 pub(super) struct Assembly {
     gpu: Arc<Gpu>,
     pub range: Arc<Range>,
+    /// The bytes that tensors may have, if somebody else has mapped memory to the range; otherwise the assembly does.
+    room: Option<usize>,
     contents: Mutex<Contents>,
 }
 
@@ -30,13 +32,28 @@ struct Contents {
 }
 
 impl Assembly {
-    /// Starts a group.
+    /// Starts a group that is loaded to memory which it takes as it grows.
     ///
     /// # Errors
     /// Returns [`Error::Device`] if the driver has failed.
     pub fn new(gpu: &Arc<Gpu>) -> Result<Self> {
         let range = Range::new(&gpu.context, ADDRESSES.next_multiple_of(gpu.granularity))?;
-        Ok(Self { gpu: gpu.clone(), range: Arc::new(range), contents: Mutex::default() })
+        Ok(Self { gpu: gpu.clone(), range: Arc::new(range), room: None, contents: Mutex::default() })
+    }
+
+    /// Starts a group whose tensors only get their addresses.
+    ///
+    /// # Errors
+    /// Returns [`Error::Device`] if the driver has failed.
+    pub fn without_memory(gpu: &Arc<Gpu>) -> Result<Self> {
+        let mut group = Self::new(gpu)?;
+        group.room = Some(ADDRESSES);
+        Ok(group)
+    }
+
+    /// Starts to load a group again, to memory of so many bytes that is mapped to its range.
+    pub fn again(gpu: &Arc<Gpu>, range: &Arc<Range>, bytes: usize) -> Self {
+        Self { gpu: gpu.clone(), range: range.clone(), room: Some(bytes), contents: Mutex::default() }
     }
 
     /// Returns the bytes of all tensors.
@@ -53,12 +70,16 @@ impl Assembly {
         if !to.is_empty() {
             self.gpu.context.bind_to_thread().map_err(device)?;
             // SAFETY: the range has as many bytes; the wait follows before anybody reads them.
-            unsafe { result::memcpy_dtoh_async(to, self.range.address, stream.cu_stream()) }.map_err(device)?;
+            unsafe { result::memcpy_dtoh_async(to, self.range.address, stream.cu_stream()) }
+                .map_err(device)?;
         }
         self.clear()
     }
 
     fn clear(&self) -> Result<()> {
+        if self.room.is_some() {
+            return Ok(());
+        }
         self.gpu.stream.synchronize().map_err(device)?;
         let mut contents = self.contents();
         if contents.mapped > 0 {
@@ -79,14 +100,21 @@ impl Memory for Assembly {
     fn piece(&self, bytes: usize) -> Result<Piece> {
         let mut contents = self.contents();
         let size = bytes.max(1).next_multiple_of(ALIGNMENT);
-        let missing = (contents.used + size).saturating_sub(contents.mapped);
-        if missing > 0 {
+        let used = contents.used + size;
+        let missing = used.saturating_sub(contents.mapped);
+        if self.room.is_some_and(|room| used > room) {
+            return Err(Error::Internal(format!(
+                "a group of weights has {used} bytes or more, and had fewer before"
+            )));
+        }
+        if self.room.is_none() && missing > 0 {
             let more = missing.next_multiple_of(self.gpu.granularity);
             if contents.mapped + more > ADDRESSES {
                 return Err(Error::Internal(format!("a group of weights of more than {ADDRESSES} bytes")));
             }
-            let memory = Physical::new(&self.gpu.context, &self.gpu.supply, more)
-                .map_err(|refusal| refusal.error("the weights that are being loaded", more, contents.mapped))?;
+            let memory = Physical::new(&self.gpu.context, &self.gpu.supply, more).map_err(|refusal| {
+                refusal.error("the weights that are being loaded", more, contents.mapped)
+            })?;
             self.range.map(contents.mapped, &memory)?;
             contents.mapped += more;
             contents.memory.push(memory);

@@ -38,7 +38,8 @@ pub(super) fn granularity(context: &Arc<CudaContext>) -> Result<usize> {
     let minimum = CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
     context.bind_to_thread().map_err(device)?;
     // SAFETY: both point to values of this function.
-    let result = unsafe { sys::cuMemGetAllocationGranularity(&raw mut bytes, &raw const properties, minimum) };
+    let result =
+        unsafe { sys::cuMemGetAllocationGranularity(&raw mut bytes, &raw const properties, minimum) };
     result.result().map_err(device)?;
     Ok(bytes.max(1))
 }

@@ -82,7 +82,9 @@ pub(super) struct Piece {
 enum Owner {
     Arena(Arc<Arena>),
     /// A group of weights, to which the piece belongs for good. The piece keeps the addresses, and the group the memory.
-    Group { _addresses: Arc<Range> },
+    Group {
+        _addresses: Arc<Range>,
+    },
 }
 
 impl Arena {
@@ -202,7 +204,8 @@ impl Arena {
         let fits = |slab: &Slab| !slab.retired && slab.free.values().any(|len| *len >= size);
         let step = self.step.load(Ordering::Relaxed);
         if step > 0 && !state.slabs.iter().any(fits) {
-            self.add(&mut state, size.max(step))?;
+            let more = self.add(&mut state, size.max(step));
+            more.or_else(|e| if size < step { self.add(&mut state, size) } else { Err(e) })?;
         }
         let State { slabs, usage, .. } = &mut *state;
         let ranges = slabs.iter_mut().filter(|slab| !slab.retired).filter_map(|slab| {

@@ -77,8 +77,6 @@ pub struct Options {
     pub fast_sums: bool,
     /// The bytes of the GPU's memory that are left to others.
     pub leave: usize,
-    /// The most bytes of the GPU's memory to take for weights and work. The driver's own memory is not among them.
-    pub budget: Option<usize>,
     /// The most bytes of host memory to pin for weights.
     pub pinned: Option<usize>,
     /// The bytes per second that copies of weights keep to, to measure how a slower link would do.
@@ -89,7 +87,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { long_context: 1024, fast_sums: true, leave: 0, budget: None, pinned: None, copy_rate: None, poison: false }
+        Self { long_context: 1024, fast_sums: true, leave: 0, pinned: None, copy_rate: None, poison: false }
     }
 }
 
@@ -125,7 +123,7 @@ impl Cuda {
         }
         let stream = context.new_stream().map_err(device)?;
         let poison = options.poison.then(|| stream.clone());
-        let supply = Supply::new(&context, options.leave, options.budget);
+        let supply = Supply::new(&context, options.leave);
         let arena = |purpose, step| Arena::new(&context, &supply, purpose, step, poison.clone());
         let gpu = Gpu {
             weights: arena("the weights", STEP),
@@ -221,19 +219,34 @@ impl Backend for Cuda {
     }
 
     fn reserve(&self, memory: &plan::Memory) -> Result<()> {
-        let Gpu { weights, work, .. } = &*self.gpu;
-        self.plan(memory);
+        let Gpu { weights, work, supply, .. } = &*self.gpu;
+        supply.set_limit(memory.budget.map(|budget| budget.saturating_sub(memory.context) as usize));
+        self.lay_out(memory);
         // Memory that was reserved for other weights may be too much for these.
         let unused = weights.release_unused();
         if unused {
-            weights.reserve(memory.weights_to_take() as usize)?;
+            let stay = memory.networks.iter().filter(|network| network.placement.place == Place::Device);
+            weights.reserve(stay.map(|network| network.bytes as usize).sum())?;
         }
-        let taken = work.reserve(memory.work_to_take() as usize);
+        let wanted = memory.work_to_take() as usize;
+        if memory.budget.is_some() && work.usage().reserved > wanted {
+            // What the work does not need is for weights.
+            work.release_unused();
+        }
+        let taken = work.reserve(wanted);
         if taken.is_err() && unused {
             weights.release_unused();
         }
         work.let_grow(STEP);
         taken
+    }
+
+    fn room(&self) -> Option<u64> {
+        self.gpu.supply.room().ok().map(|room| room as u64)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        std::mem::take(&mut *locked(&self.gpu.notes))
     }
 
     fn peak_memory(&self) -> u64 {
@@ -248,14 +261,20 @@ impl Backend for Cuda {
 }
 
 impl Cuda {
-    /// Gives every network the layout that a plan has for it.
-    fn plan(&self, _: &plan::Memory) {
-        let layouts: BTreeMap<String, Layout> = BTreeMap::new();
-        self.lay_out(layouts);
+    /// Gives every network that is not kept on the device the layout that the plan has for it, now or when it is loaded.
+    fn lay_out(&self, memory: &plan::Memory) {
+        let layout = |network: &plan::Network| match network.placement.place {
+            Place::Device => Layout::WHOLE,
+            Place::Host | Place::Disk => {
+                Layout { resident: network.placement.resident, slots: network.placement.slots }
+            }
+        };
+        self.lay_out_as(
+            memory.networks.iter().map(|network| (network.name.clone(), layout(network))).collect(),
+        );
     }
 
-    /// Gives networks these layouts, now or when they are loaded.
-    fn lay_out(&self, layouts: BTreeMap<String, Layout>) {
+    fn lay_out_as(&self, layouts: BTreeMap<String, Layout>) {
         let networks: Vec<_> = locked(&self.gpu.networks).iter().filter_map(Weak::upgrade).collect();
         for network in networks {
             if let Some(layout) = layouts.get(&network.name) {

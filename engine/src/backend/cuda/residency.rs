@@ -1,4 +1,4 @@
-//! The weights of one network that waits in host memory: which of its groups are on the device, and how the others come
+//! The weights of one network that waits in host memory, or in its files: which of its groups are on the device, and how the others come
 //! there in time.
 //!
 //! The leading groups stay on the device. The others take turns in a few slots: group `i` always in slot `i % slots`, so
@@ -18,7 +18,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use animd_kernels::cuda::cudarc::driver::CudaEvent;
 
-use super::assembly::Assembly;
 use super::error::device;
 use super::gpu::Gpu;
 use super::mapping::{Physical, Range};
@@ -72,7 +71,7 @@ struct State {
 
 struct Member {
     range: Arc<Range>,
-    slab: Slab,
+    source: Source,
     home: Home,
     /// Whether its weights are on the device, or on their way.
     there: bool,
@@ -81,6 +80,25 @@ struct Member {
     copied: CudaEvent,
     /// The number of times that it is entered.
     entered: usize,
+}
+
+/// Where a group's weights wait.
+pub(super) enum Source {
+    /// In host memory, as they are on the device.
+    Slab(Slab),
+    /// In files, from which they are read each time. `read` enqueues that among the computations, with whatever converts
+    /// them, to the `bytes` at the group's addresses.
+    File { bytes: usize, read: Box<dyn Fn() -> Result<()> + Send + Sync> },
+}
+
+impl Source {
+    /// Returns the bytes of the weights on the device.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Slab(slab) => slab.bytes().len(),
+            Self::File { bytes, .. } => *bytes,
+        }
+    }
 }
 
 /// The memory behind a group's addresses.
@@ -138,21 +156,17 @@ impl Network {
         network
     }
 
-    /// Takes over a group that was loaded to the device: its weights move to host memory. A group that is `around` the
-    /// others is on the device whenever the network works.
+    /// Adds a group with tensors in this range of addresses. A group that is `around` the others is on the device whenever
+    /// the network works.
     ///
     /// # Errors
-    /// Returns [`Error::Memory`] if the machine has no memory for it, and [`Error::Device`].
-    pub fn add(self: &Arc<Self>, loaded: &Assembly, around: bool) -> Result<Place> {
-        let Gpu { context, pinning, .. } = &*self.gpu;
-        let mut slab = Slab::new(context, pinning, loaded.bytes())?;
-        loaded.take_out(slab.bytes_mut())?;
-        let copied = context.new_event(None).map_err(device)?;
-        let range = loaded.range.clone();
+    /// Returns [`Error::Device`] if the driver has failed.
+    pub fn add(self: &Arc<Self>, range: &Arc<Range>, source: Source, around: bool) -> Result<Place> {
+        let copied = self.gpu.context.new_event(None).map_err(device)?;
+        let (range, home, there, on_its_way, entered) = (range.clone(), Home::Nowhere, false, false, 0);
         let mut state = self.state();
         let group = state.groups.len();
-        let (home, there, on_its_way, entered) = (Home::Nowhere, false, false, 0);
-        state.groups.push(Member { range, slab, home, there, on_its_way, copied, entered });
+        state.groups.push(Member { range, source, home, there, on_its_way, copied, entered });
         if !around {
             state.order.push(group);
         }
@@ -167,12 +181,6 @@ impl Network {
         let wanted = planned.resident.min(state.order.len());
         state.unsettled |= planned != state.planned || state.resident != wanted;
         state.planned = planned;
-    }
-
-    /// Returns the number of leading groups that stay on the device, and the number of slots.
-    pub fn layout(&self) -> Layout {
-        let state = self.state();
-        Layout { resident: state.resident, slots: state.slots.len() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -240,11 +248,19 @@ impl Network {
             }
         }
         let member = &mut groups[group];
-        // SAFETY: the slab lives as long as this network, which waits for all copies before its end, and the range has
-        // memory until the network has waited for them. The event keeps the slot's last group until it is left.
-        unsafe { transfer.send(&member.slab, member.range.address)? };
-        member.copied.record(&transfer.stream).map_err(device)?;
-        (member.there, member.on_its_way) = (true, true);
+        match &member.source {
+            Source::Slab(slab) => {
+                // SAFETY: the slab lives as long as this network, which waits for all copies before its end, and the
+                // range has memory until the network has waited for them. The event keeps the slot's last group until it
+                // is left.
+                unsafe { transfer.send(slab, member.range.address)? };
+                member.copied.record(&transfer.stream).map_err(device)?;
+                member.on_its_way = true;
+            }
+            // The order of the stream keeps the slot's last group.
+            Source::File { read, .. } => read()?,
+        }
+        member.there = true;
         Ok(())
     }
 
@@ -258,6 +274,10 @@ impl Network {
             let member = &state.groups[next];
             if member.there {
                 continue;
+            }
+            // Reading a file takes the host's time, which the computations of this group should get first.
+            if matches!(member.source, Source::File { .. }) {
+                break;
             }
             let holder = match member.home {
                 Home::Nowhere => break,
@@ -292,21 +312,24 @@ impl Network {
         if state.slots.len() != slots {
             self.clear_slots(state)?;
         }
-        for group in (0..state.groups.len()).filter(|group| !state.order.contains(group)).collect::<Vec<_>>() {
+        for group in (0..state.groups.len()).filter(|group| !state.order.contains(group)).collect::<Vec<_>>()
+        {
             if matches!(state.groups[group].home, Home::Nowhere) {
-                let memory = self.memory(state.groups[group].slab.bytes().len());
+                let memory = self.memory(state.groups[group].source.bytes());
                 self.settle_in(state, group, memory.map_err(|refusal| self.refused(refusal, state))?)?;
             }
         }
         self.make_slots(state, slots)?;
         while state.resident < wanted {
             let group = state.order[state.resident];
-            match self.memory(state.groups[group].slab.bytes().len()) {
+            match self.memory(state.groups[group].source.bytes()) {
                 Ok(memory) => {
                     self.unmap(state, group)?;
                     self.settle_in(state, group, memory)?;
                     state.resident += 1;
                 }
+                // Memory comes in large pages, which the plan does not count, so that one group may have no room.
+                Err(Refusal::Shortage(_)) if state.resident + 1 == wanted => break,
                 Err(Refusal::Shortage(_)) => {
                     self.gpu.note(&format!(
                         "{} of the {wanted} groups of {} that were planned to stay on the GPU do: it has less memory than \
@@ -352,7 +375,7 @@ impl Network {
 
     /// Takes memory for slots until there are so many.
     fn make_slots(&self, state: &mut State, count: usize) -> Result<()> {
-        let largest = state.order.iter().map(|group| state.groups[*group].slab.bytes().len()).max();
+        let largest = state.order.iter().map(|group| state.groups[*group].source.bytes()).max();
         while state.slots.len() < count {
             let memory = self.memory(largest.unwrap_or_default());
             let memory = memory.map_err(|refusal| self.refused(refusal, state))?;
@@ -415,7 +438,7 @@ impl Network {
     }
 
     fn refused(&self, refusal: Refusal, state: &State) -> Error {
-        let bytes = |group: usize| state.groups[group].slab.bytes().len();
+        let bytes = |group: usize| state.groups[group].source.bytes();
         let largest = (0..state.groups.len()).map(bytes).max().unwrap_or_default();
         refusal.error(&format!("the weights of {}", self.name), largest, 0)
     }
@@ -444,7 +467,7 @@ impl Network {
 
     /// Gives back memory of a network at work: leading groups pass through slots from now on.
     fn retreat(&self, state: &mut State, bytes: usize) -> Result<usize> {
-        let slot = state.order.iter().map(|group| state.groups[*group].slab.bytes().len()).max();
+        let slot = state.order.iter().map(|group| state.groups[*group].source.bytes()).max();
         let slot = slot.unwrap_or_default().next_multiple_of(self.gpu.granularity);
         let needed = bytes + if state.slots.is_empty() { SLOTS * slot } else { 0 };
         let mut freed = 0;

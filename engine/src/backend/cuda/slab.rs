@@ -73,8 +73,11 @@ impl Slab {
         // Fewer, larger pages are pinned faster. A system without them ignores the advice.
         let _ = memory.advise(Advice::HugePage);
         // All cores fetch the pages; pinning would fetch them one by one.
-        memory.par_chunks_mut(SHARE).for_each(|share| share.iter_mut().step_by(PAGE).for_each(|byte| *byte = 0));
-        let mut slab = Self { context: context.clone(), pinning: pinning.clone(), memory, bytes, pinned: false };
+        memory
+            .par_chunks_mut(SHARE)
+            .for_each(|share| share.iter_mut().step_by(PAGE).for_each(|byte| *byte = 0));
+        let mut slab =
+            Self { context: context.clone(), pinning: pinning.clone(), memory, bytes, pinned: false };
         slab.pinned = slab.pin();
         if !slab.pinned {
             slab.pinning.tell();

@@ -79,8 +79,8 @@ pub(super) enum Refusal {
 }
 
 impl Supply {
-    pub fn new(context: &Arc<CudaContext>, leave: usize, limit: Option<usize>) -> Arc<Self> {
-        let state = State { taken: 0, mapped: 0, most_mapped: 0, limit, lenders: Vec::new() };
+    pub fn new(context: &Arc<CudaContext>, leave: usize) -> Arc<Self> {
+        let state = State { taken: 0, mapped: 0, most_mapped: 0, limit: None, lenders: Vec::new() };
         Arc::new(Self { context: context.clone(), leave, state: Mutex::new(state) })
     }
 
@@ -89,6 +89,17 @@ impl Supply {
         let lenders = &mut self.state().lenders;
         lenders.retain(|lender| lender.strong_count() > 0);
         lenders.push(lender);
+    }
+
+    /// Returns the bytes that this process could have of the GPU's memory: what it has taken, and what is free and not
+    /// left to others.
+    ///
+    /// # Errors
+    /// Returns [`Error::Device`] if the driver has failed.
+    pub fn room(&self) -> Result<usize> {
+        self.context.bind_to_thread().map_err(device)?;
+        let (free, _) = self.context.mem_get_info().map_err(device)?;
+        Ok(self.taken() + free.saturating_sub(self.leave))
     }
 
     /// Returns the bytes that are taken from the driver.
