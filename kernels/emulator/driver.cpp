@@ -1,5 +1,4 @@
 // The CUDA driver's interface, as far as the launchers use it: this library takes the place of libcuda.so.1.
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -12,12 +11,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "driver.h"
 #include "internal.h"
 #include "tensor_map.h"
 
 namespace {
 
-enum Result { kSuccess = 0, kInvalid = 1, kOutOfMemory = 2, kInvalidImage = 200, kNotFound = 500, kLaunchFailed = 719 };
+using namespace emulator;
 
 struct Piece {
     size_t mapped, bytes;
@@ -33,10 +33,6 @@ struct Function {
     const emulator::Kernel* kernel;
     uint32_t shared = 48 << 10;
 };
-struct Event {
-    std::chrono::steady_clock::time_point at;
-};
-
 int number(const char* variable, int otherwise) {
     const char* text = getenv(variable);
     return text ? atoi(text) : otherwise;
@@ -46,16 +42,23 @@ constexpr size_t kAlignment = 256;
 
 size_t total_memory() { return size_t(number("ANIMD_EMULATOR_MIB", 16384)) << 20; }
 
-// Returns how much memory is left; the caller holds `mutex`, or is the only thread.
-size_t free_memory() {
-    size_t used = 0;
-    for (const auto& [start, piece] : pieces) used += piece.bytes;
-    return used < total_memory() ? total_memory() - used : 0;
-}
+size_t taken = 0;
 
 }  // namespace
 
 namespace emulator {
+
+bool take_memory(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (taken + bytes > total_memory()) return false;
+    taken += bytes;
+    return true;
+}
+
+void return_memory(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    taken -= bytes;
+}
 
 std::string describe(uintptr_t address) {
     char text[160];
@@ -70,8 +73,6 @@ std::string describe(uintptr_t address) {
 }
 
 }  // namespace emulator
-
-#define API extern "C" __attribute__((visibility("default"))) int
 
 API cuInit(unsigned) { return kSuccess; }
 API cuDriverGetVersion(int* version) { return *version = number("ANIMD_EMULATOR_DRIVER", 13000), kSuccess; }
@@ -91,6 +92,7 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
         case 76: *value = minor; break;
         // The most shared memory of a block that asks for more than 48 KiB.
         case 97: *value = major == 9 ? 232448 : major == 8 && minor == 0 ? 166912 : 101376; break;
+        case 102: *value = 1; break;  // virtual memory
         default: *value = 0;
     }
     return kSuccess;
@@ -98,13 +100,13 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
 API cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = total_memory(), kSuccess; }
 API cuMemGetInfo_v2(size_t* free, size_t* total) {
     const std::lock_guard<std::mutex> lock(mutex);
-    return *free = free_memory(), *total = total_memory(), kSuccess;
+    return *total = total_memory(), *free = taken < *total ? *total - taken : 0, kSuccess;
 }
 API cuDevicePrimaryCtxRetain(void** context, int) { return *context = &pieces, kSuccess; }
 API cuDevicePrimaryCtxRelease_v2(int) { return kSuccess; }
 API cuCtxSetCurrent(void*) { return kSuccess; }
 API cuCtxGetCurrent(void** context) { return *context = &pieces, kSuccess; }
-API cuCtxSynchronize() { return kSuccess; }
+API cuCtxSynchronize() { return finish_all(); }
 
 API cuGetErrorName(int code, const char** name) {
     switch (code) {
@@ -121,10 +123,7 @@ API cuGetErrorString(int code, const char** text) { return cuGetErrorName(code, 
 
 // Each piece of memory ends before a page that cannot be touched.
 API cuMemAlloc_v2(uint64_t* address, size_t bytes) {
-    {
-        const std::lock_guard<std::mutex> lock(mutex);
-        if (bytes > free_memory()) return kOutOfMemory;
-    }
+    if (!take_memory(bytes)) return kOutOfMemory;
     const size_t page = size_t(sysconf(_SC_PAGESIZE));
     const size_t used = (bytes + kAlignment - 1) / kAlignment * kAlignment;
     const size_t inner = (used + page - 1) / page * page;
@@ -139,6 +138,7 @@ API cuMemAlloc_v2(uint64_t* address, size_t bytes) {
     return kSuccess;
 }
 API cuMemFree_v2(uint64_t address) {
+    finish_all();
     const std::lock_guard<std::mutex> lock(mutex);
     const auto found = pieces.find(address);
     if (found == pieces.end()) return kInvalid;
@@ -151,45 +151,10 @@ API cuMemFree_v2(uint64_t address) {
             std::abort();
         }
     munmap(piece.from, piece.mapped);
+    taken -= piece.bytes;
     pieces.erase(found);
     return kSuccess;
 }
-API cuMemHostAlloc(void** memory, size_t bytes, unsigned) { return *memory = std::malloc(bytes), kSuccess; }
-API cuMemFreeHost(void* memory) { return std::free(memory), kSuccess; }
-
-API cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void*) {
-    return memcpy(reinterpret_cast<void*>(to), from, bytes), kSuccess;
-}
-API cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void*) {
-    return memcpy(to, reinterpret_cast<void*>(from), bytes), kSuccess;
-}
-API cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) { return cuMemcpyHtoDAsync_v2(to, from, bytes, nullptr); }
-API cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) { return cuMemcpyDtoHAsync_v2(to, from, bytes, nullptr); }
-API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void*) {
-    return memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes), kSuccess;
-}
-API cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void*) {
-    return memset(reinterpret_cast<void*>(to), value, bytes), kSuccess;
-}
-
-API cuStreamCreate(void** stream, unsigned) { return *stream = new char, kSuccess; }
-API cuStreamDestroy_v2(void* stream) { return delete static_cast<char*>(stream), kSuccess; }
-API cuStreamSynchronize(void*) { return kSuccess; }
-API cuStreamWaitEvent(void*, void*, unsigned) { return kSuccess; }
-API cuEventCreate(void** event, unsigned) { return *event = new Event, kSuccess; }
-API cuEventDestroy_v2(void* event) { return delete static_cast<Event*>(event), kSuccess; }
-API cuEventRecord(void* event, void*) {
-    static_cast<Event*>(event)->at = std::chrono::steady_clock::now();
-    return kSuccess;
-}
-API cuEventSynchronize(void*) { return kSuccess; }
-API cuEventQuery(void*) { return kSuccess; }
-API cuEventElapsedTime(float* milliseconds, void* from, void* to) {
-    const auto difference = static_cast<Event*>(to)->at - static_cast<Event*>(from)->at;
-    *milliseconds = std::chrono::duration<float, std::milli>(difference).count();
-    return kSuccess;
-}
-
 // Loads a module; its image consists of a mark and the module's name.
 API cuModuleLoadData(void** module, const void* image) {
     constexpr char kMark[] = "emulated:";
@@ -219,7 +184,7 @@ API cuFuncSetAttribute(void* function, int attribute, int value) {
 API cuFuncGetAttribute(int* value, int, void*) { return *value = 0, kSuccess; }
 
 API cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned x, unsigned y, unsigned z,
-                   unsigned shared, void*, void** parameters, void**) {
+                   unsigned shared, void* stream, void** parameters, void**) {
     const Function& f = *static_cast<Function*>(function);
     const emulator::Kernel& kernel = *f.kernel;
     const bool right = grid_x > 0 && grid_y > 0 && grid_z > 0 && grid_x <= 0x7fffffff && grid_y <= 65535 && grid_z <= 65535 &&
@@ -229,10 +194,15 @@ API cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
                      grid_y, grid_z, x, shared);
         return kInvalid;
     }
-    const std::string failure = emulator::launch(kernel, {grid_x, grid_y, grid_z}, {x, y, z}, shared, parameters);
-    if (failure.empty()) return kSuccess;
-    std::fprintf(stderr, "emulator: %s\n", failure.c_str());
-    return kLaunchFailed;
+    const std::shared_ptr<void* const> kept = kernel.keep(parameters);
+    return enqueue(stream, {[=, &kernel] {
+                                const Index grid = {grid_x, grid_y, grid_z};
+                                const std::string failure = emulator::launch(kernel, grid, {x, y, z}, shared, kept.get());
+                                if (failure.empty()) return int(kSuccess);
+                                std::fprintf(stderr, "emulator: %s\n", failure.c_str());
+                                return int(kLaunchFailed);
+                            },
+                            {}});
 }
 
 // Makes a tensor map, and refuses what the driver refuses.

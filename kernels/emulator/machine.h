@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -82,6 +84,8 @@ struct Kernel {
     const char* module;
     const char* name;
     void (*call)(void* const* parameters);
+    // Returns copies of the parameters, for a launch that runs later.
+    std::shared_ptr<void* const> (*keep)(void* const* parameters);
     unsigned cluster;
     unsigned threads;  // of its launch bounds
 };
@@ -96,8 +100,25 @@ void call(void (*function)(Parameters...), void* const* parameters) {
     call(function, parameters, std::index_sequence_for<Parameters...>());
 }
 
+template <class... Parameters>
+struct Kept {
+    std::tuple<std::remove_const_t<Parameters>...> values;
+    void* places[sizeof...(Parameters) + 1];
+};
+template <class... Parameters, size_t... kNumbers>
+std::shared_ptr<void* const> keep(void (*)(Parameters...), void* const* parameters, std::index_sequence<kNumbers...>) {
+    using All = Kept<Parameters...>;
+    auto kept = std::make_shared<All>(All{{*static_cast<std::remove_const_t<Parameters>*>(parameters[kNumbers])...}, {}});
+    ((kept->places[kNumbers] = &std::get<kNumbers>(kept->values)), ...);
+    return {kept, kept->places};
+}
+template <class... Parameters>
+std::shared_ptr<void* const> keep(void (*function)(Parameters...), void* const* parameters) {
+    return keep(function, parameters, std::index_sequence_for<Parameters...>());
+}
+
 }  // namespace emulator
 
-#define EMULATED_KERNEL(MODULE, NAME, CLUSTER, THREADS) \
-    static const bool added_##NAME =                    \
-        emulator::add({MODULE, #NAME, [](void* const* p) { emulator::call(NAME, p); }, CLUSTER, THREADS});
+#define EMULATED_KERNEL(MODULE, NAME, CLUSTER, THREADS)                                                                \
+    static const bool added_##NAME = emulator::add({MODULE, #NAME, [](void* const* p) { emulator::call(NAME, p); },    \
+                                                    [](void* const* p) { return emulator::keep(NAME, p); }, CLUSTER, THREADS});

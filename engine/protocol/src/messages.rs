@@ -199,4 +199,7 @@ pub struct Report {
     pub peak_ram_bytes: u64,
     /// The peak memory use on the GPU, in bytes; 0 without a GPU.
     pub peak_gpu_bytes: u64,
+    /// What went otherwise than planned, in sentences: less of the GPU's memory was free, for example.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }

@@ -4,10 +4,11 @@
 //! Weights that belong together form a [`Group`], which model code enters before it computes with them.
 
 use std::ops::Deref;
+use std::sync::Arc;
 
 use super::Backend;
 use super::conv::ConvShape;
-use crate::weights::{Component, HostTensor, Matrix};
+use crate::weights::{Component, HostTensor, Matrix, WeightSource};
 use crate::{Error, Result};
 use animd_protocol::plan::Setup;
 use animd_protocol::profile::{Place, Precision, Sensitive};
@@ -50,6 +51,9 @@ pub enum Role {
     Bulk,
 }
 
+/// A function that loads a group's tensors again, in the same order, from a source that it owns.
+pub type Again<L> = Box<dyn Fn(&L) -> Result<()> + Send + Sync>;
+
 /// A loader takes the weights of one network from a checkpoint to where operations compute with them.
 pub trait Loader<B: Backend> {
     /// Loads a linear layer.
@@ -81,6 +85,38 @@ pub trait Loader<B: Backend> {
     /// # Errors
     /// Returns the errors of `load`.
     fn group<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<B, T>>;
+
+    /// Loads a group as [`Loader::group`] does. The loader may read its weights `again` each time that the group is
+    /// entered, and not now.
+    ///
+    /// # Errors
+    /// Returns the errors of `load`.
+    fn reread<T>(&self, load: impl FnOnce() -> Result<T>, _: Again<Self>) -> Result<Group<B, T>>
+    where
+        Self: Sized,
+    {
+        self.group(load)
+    }
+
+    /// Sets the source for weights that are read each time that they are needed.
+    #[must_use]
+    fn reading(self, _: Arc<dyn WeightSource + Send>) -> Self
+    where
+        Self: Sized,
+    {
+        self
+    }
+
+    /// Returns the source for weights that are read each time that they are needed, if this loader reads them so.
+    fn source(&self) -> Option<Arc<dyn WeightSource + Send>> {
+        None
+    }
+
+    /// Loads a group that is needed all the time while the network works, around the others.
+    ///
+    /// # Errors
+    /// Returns the errors of `load`.
+    fn around<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<B, T>>;
 }
 
 /// Weights that are needed together, and are moved together where not all have room. A block of the `DiT` is a group.
@@ -95,24 +131,33 @@ impl<B: Backend, T> Group<B, T> {
         Self { weights, residence }
     }
 
-    /// Returns the weights, as soon as they are where operations compute with them.
+    /// Returns the weights for operations that are called from now on, until the result is dropped.
     ///
     /// # Errors
-    /// Returns the backend's error for a group that does not get there.
-    pub fn enter(&self, backend: &B) -> Result<Entered<'_, T>> {
+    /// Returns the backend's error for a group that does not get to where operations compute.
+    pub fn enter<'a>(&'a self, backend: &'a B) -> Result<Entered<'a, B, T>> {
         backend.enter(&self.residence)?;
-        Ok(Entered(&self.weights))
+        Ok(Entered { group: self, backend })
     }
 }
 
 /// A group's weights, which stay where operations compute while this lives.
-pub struct Entered<'a, T>(&'a T);
+pub struct Entered<'a, B: Backend, T> {
+    group: &'a Group<B, T>,
+    backend: &'a B,
+}
 
-impl<T> Deref for Entered<'_, T> {
+impl<B: Backend, T> Deref for Entered<'_, B, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.0
+        &self.group.weights
+    }
+}
+
+impl<B: Backend, T> Drop for Entered<'_, B, T> {
+    fn drop(&mut self) {
+        self.backend.leave(&self.group.residence);
     }
 }
 

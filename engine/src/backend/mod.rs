@@ -35,14 +35,23 @@ pub trait Backend: SequenceOps + ConvOps + Clone + Send + Sync + 'static {
     /// Returns how this backend runs a model for the wanted setup. It logs where it deviates from that.
     fn resolve(&self, wanted: &Setup) -> Setup;
 
-    /// Returns a loader for one network.
-    fn loader(&self, keeping: Keeping) -> Self::Loader;
+    /// Returns a loader for the network that the recipe and its plans call by this name.
+    fn loader_of(&self, network: &str, keeping: Keeping) -> Self::Loader;
 
-    /// Waits until a group of weights is where operations compute; see [`loading::Group::enter`].
+    /// Returns a loader for a network that no plan knows.
+    fn loader(&self, keeping: Keeping) -> Self::Loader {
+        self.loader_of("", keeping)
+    }
+
+    /// Makes sure that operations that are called from now on find a group of weights where they compute; see
+    /// [`loading::Group::enter`].
     ///
     /// # Errors
     /// Returns the error that keeps the weights from getting there.
     fn enter(&self, residence: &Self::Residence) -> Result<()>;
+
+    /// Says that operations that are called from now on do not need a group that was entered, unless it is entered again.
+    fn leave(&self, _: &Self::Residence) {}
 
     /// Reserves the memory of a job, so that the job need not allocate from the driver while it runs.
     ///
@@ -50,6 +59,17 @@ pub trait Backend: SequenceOps + ConvOps + Clone + Send + Sync + 'static {
     /// Returns [`crate::Error::Memory`] if the device does not have enough.
     fn reserve(&self, _: &plan::Memory) -> Result<()> {
         Ok(())
+    }
+
+    /// Returns the bytes of a GPU's memory that weights and work could have, those that they have included; `None` without
+    /// a GPU, or if it does not say.
+    fn room(&self) -> Option<u64> {
+        None
+    }
+
+    /// Returns what there is to say about memory since the last call: where it went otherwise than planned.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// Returns the peak use of a GPU's memory in bytes since the last call; 0 without a GPU.

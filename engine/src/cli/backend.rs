@@ -47,7 +47,7 @@ pub fn kernels() -> Kernels {
     {
         let target = |capability| Target { capability, exact: true, eight_bit_attention: true };
         let native = vec![target((8, 9)), target((9, 0))];
-        Kernels { native, ptx: Some((8, 9)), driver: Some(OLDEST_DRIVER), offload: false }
+        Kernels { native, ptx: Some((8, 9)), driver: Some(OLDEST_DRIVER), offload: true }
     }
     #[cfg(not(feature = "cuda"))]
     Kernels::default()

@@ -49,9 +49,9 @@ impl<B: Backend> Clip<B> {
     pub fn load(loader: &B::Loader, weights: &dyn WeightSource, config: &ClipConfig) -> Result<Self> {
         let root = Checkpoint::<B>::new(loader, weights, "visual.");
         let blocks = (0..config.layers.saturating_sub(1))
-            .map(|i| root.below(&format!("transformer.{i}")).group(Block::load));
+            .map(|i| root.below(&format!("transformer.{i}")).reread(Block::load));
         Ok(Self {
-            stem: root.group(|root| Stem::load(root, config))?,
+            stem: root.around(|root| Stem::load(root, config))?,
             blocks: blocks.collect::<Result<_>>()?,
             config: config.clone(),
         })

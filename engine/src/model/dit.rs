@@ -173,7 +173,7 @@ impl<B: Backend> Dit<B> {
         let root = Checkpoint::<B>::new(loader, weights, "");
         let block = |i| root.below(&format!("blocks.{i}")).group(|l| Block::load(l, config));
         Ok(Self {
-            around: root.group(|root| Around::load(root, config))?,
+            around: root.around(|root| Around::load(root, config))?,
             blocks: (0..config.num_layers).map(block).collect::<Result<_>>()?,
             config: config.clone(),
         })

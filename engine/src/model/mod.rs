@@ -8,6 +8,8 @@ pub mod vae;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use crate::Result;
 use crate::backend::loading::{ConvWeights, Group, LinearWeights, Role};
 use crate::backend::sequence::{Activation, Affine, Epilogue, Input, Norm};
@@ -45,6 +47,27 @@ impl<'a, B: Backend> Checkpoint<'a, B> {
     /// Loads everything that `load` takes as a group.
     fn group<T>(&self, load: impl FnOnce(&Self) -> Result<T>) -> Result<Group<B, T>> {
         self.loader.group(|| load(self))
+    }
+
+    /// Loads everything that `load` takes as a group of a network that works once a job: its weights may be read each time
+    /// that they are needed.
+    fn reread<T>(
+        &self,
+        load: impl Fn(&Checkpoint<'_, B>) -> Result<T> + Send + Sync + 'static,
+    ) -> Result<Group<B, T>> {
+        let Some(source) = self.loader.source() else { return self.group(|l| load(l)) };
+        let (load, prefix) = (Arc::new(load), self.prefix.clone());
+        let now = load.clone();
+        let again = move |loader: &B::Loader| {
+            let weights: &dyn WeightSource = &*source;
+            load(&Checkpoint { loader, weights, prefix: prefix.clone() }).map(drop)
+        };
+        self.loader.reread(|| now(self), Box::new(again))
+    }
+
+    /// Loads everything that `load` takes as a group that is needed all the time.
+    fn around<T>(&self, load: impl FnOnce(&Self) -> Result<T>) -> Result<Group<B, T>> {
+        self.loader.around(|| load(self))
     }
 
     fn tensor(&self, name: &str) -> Result<HostTensor> {

@@ -53,11 +53,14 @@ impl<B: Backend> T5<B> {
             )));
         }
         let root = Checkpoint::<B>::new(loader, weights, "");
-        let block = |i| root.below(&format!("blocks.{i}")).group(|l| Block::load(l, config));
+        let block = |i| {
+            let config = config.clone();
+            root.below(&format!("blocks.{i}")).reread(move |l| Block::load(l, &config))
+        };
         Ok(Self {
             embedding: weights.matrix("token_embedding.weight")?.into_owned(),
             blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
-            norm: root.group(|root| root.vector("norm.weight"))?,
+            norm: root.around(|root| root.vector("norm.weight"))?,
             heads: config.heads,
         })
     }

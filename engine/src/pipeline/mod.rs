@@ -3,6 +3,7 @@
 mod clock;
 mod models;
 mod pictures;
+mod rescue;
 mod watched;
 
 use std::path::Path;
@@ -16,7 +17,7 @@ use animd_protocol::step_cache::{self, StepPlan};
 use crate::backend::Backend;
 use crate::image::{self, Fitted, Picture};
 use crate::model::dit::{Blocks, Context, Inputs, Time};
-use crate::model::vae::{self, Footage};
+use crate::model::vae;
 use crate::noise;
 use crate::progress::{Costs, Observer, Stage};
 use crate::sampler::{self, Guidance, SamplerConfig};
@@ -125,36 +126,30 @@ impl<B: Backend> Pipeline<B> {
         let colours = pictures.preview.is_some().then(|| self.colours()).transpose()?;
         let mut previews = Previews::new(pictures.preview.as_deref(), colours);
         let attention = self.setup().attention;
+        let mut notes = Vec::new();
         let mut parts = self.parts()?;
-        let conditioning = condition(&mut parts, job, &mut clock)?;
+        let conditioning = condition(&mut parts, job, &mut notes, &mut clock)?;
 
         clock.stage(Stage::Denoise)?;
         let (latents, plan) =
             denoise(&parts, job, &sampler, attention, &conditioning, &mut previews, &mut clock)?;
         drop(conditioning);
-        let Parts { backend, recipe, models, .. } = parts;
-        let (forwards_computed, forwards_skipped) = plan.forwards(recipe.uses_guidance(request));
+        let (forwards_computed, forwards_skipped) = plan.forwards(parts.recipe.uses_guidance(request));
 
         clock.stage(Stage::VaeDecode)?;
         let mut frames = 0;
         let mut stills = Stills::new(pictures, width, height, request.frames);
         {
-            let mut write = |rgb: Vec<u8>| {
+            let mut write = |rgb: &[u8]| {
                 frames += (rgb.len() / (width * height * 3)) as u32;
                 clock.decoded(frames);
-                stills.see(&rgb);
-                writer.write(&rgb)?;
+                stills.see(rgb);
+                writer.write(rgb)?;
                 clock.observer().check()
             };
-            // While frames are downloaded and written, the next ones are decoded.
-            let mut on_their_way = None;
-            let mut sink = |pixels: B::Tensor| {
-                let next = vae::fetch_u8(backend, &pixels)?;
-                on_their_way.replace(next).map_or(Ok(()), |before| write(before()?))
-            };
-            models.vae.decode(backend, &latents, request.tiling, observer, &mut sink, None)?;
-            on_their_way.map_or(Ok(()), |last| write(last()?))?;
+            notes.extend(parts.rescue(request.tiling, observer).decode(&latents, &mut write)?);
         }
+        notes.into_iter().for_each(|note| self.note(note));
         clock.stage(Stage::Write)?;
         let bytes = writer.finish()?;
         stills.finish();
@@ -171,6 +166,7 @@ impl<B: Backend> Pipeline<B> {
             bytes,
             peak_ram_bytes: models::peak_ram(),
             peak_gpu_bytes: self.peak_gpu(),
+            notes: self.take_notes(),
         })
     }
 
@@ -209,9 +205,10 @@ impl<B: Backend> Pipeline<B> {
 fn condition<B: Backend>(
     parts: &mut Parts<'_, B>,
     job: &Job,
+    notes: &mut Vec<String>,
     clock: &mut Clock<'_>,
 ) -> Result<Conditioning<B>> {
-    let Parts { backend, tokenizer, recipe, models } = parts;
+    let Parts { backend, tokenizer, recipe, models, .. } = parts;
     let (backend, request) = (*backend, &job.request);
     clock.stage(Stage::Text)?;
     let positive = models.text(backend, tokenizer, &request.prompt)?;
@@ -231,8 +228,9 @@ fn condition<B: Backend>(
     clock.stage(Stage::VaeEncode)?;
     let Fitted { width, height, first_frame } = &job.fitted;
     let first = backend.upload(first_frame, &[3, 1, *height, *width])?;
-    let footage = Footage::Picture { picture: &first, latent_frames: request.latent_frames() };
-    let latents = models.vae.encode(backend, footage, request.tiling, clock.observer(), None)?;
+    let rescue = parts.rescue(request.tiling, clock.observer());
+    let (latents, note) = rescue.encode(&first, request.latent_frames())?;
+    notes.extend(note);
     Ok(Conditioning { y: vae::condition(backend, &latents)?, contexts })
 }
 

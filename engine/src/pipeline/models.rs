@@ -2,18 +2,21 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use animd_protocol::plan::memory::Phase;
 use animd_protocol::plan::{Plan, Setup, gib};
-use animd_protocol::profile::{AttentionKind, Backend as Kind, Precision, Precisions};
+use animd_protocol::profile::{AttentionKind, Backend as Kind, Place, Precision, Precisions};
 use animd_protocol::recipe::{Component, Network, Recipe};
+use animd_protocol::request::Tiling;
 
-use crate::backend::{Backend, Keeping};
+use crate::backend::{Backend, Keeping, Loader};
 use crate::model::clip::Clip;
 use crate::model::dit::Dit;
 use crate::model::t5::T5;
 use crate::model::vae::{Colours, Vae};
+use crate::progress::Observer;
 use crate::synth::{self, Source};
 use crate::text::{self, MAX_TOKENS, Tokenizer};
 use crate::weights::{self, DType, WeightSource};
@@ -21,6 +24,7 @@ use crate::{Error, Result};
 
 use super::Job;
 use super::clock::Clock;
+use super::rescue::Rescue;
 use super::watched::Count;
 
 /// The number of prompts whose embeddings are kept: the negative prompt and a few users' favourites.
@@ -35,6 +39,12 @@ pub struct Pipeline<B: Backend> {
     tokenizer: Tokenizer,
     sources: Sources,
     models: Option<Models<B>>,
+    /// Where the plan of the current job keeps each network, by its name in the recipe.
+    places: BTreeMap<String, Place>,
+    /// The budget of the current job where there is less memory than the setup counts on.
+    budget: Option<u64>,
+    /// What there is to say about the current job's memory.
+    notes: Vec<String>,
     load_seconds: LoadSeconds,
 }
 
@@ -42,15 +52,15 @@ pub struct Pipeline<B: Backend> {
 struct Sources {
     recipe: Recipe,
     /// The source of each network's weights, by the names of the recipe's networks.
-    weights: BTreeMap<String, Box<dyn WeightSource + Send>>,
+    weights: BTreeMap<String, Arc<dyn WeightSource + Send>>,
     /// The number of parameters of all networks.
     parameters: usize,
 }
 
 impl Sources {
-    fn of<C>(&self, network: &Network<C>) -> Result<&dyn WeightSource> {
+    fn of<C>(&self, network: &Network<C>) -> Result<&Arc<dyn WeightSource + Send>> {
         match self.weights.get(&network.name) {
-            Some(weights) => Ok(&**weights),
+            Some(weights) => Ok(weights),
             None => Err(Error::Internal(format!("nobody knows where the weights of {} are", network.name))),
         }
     }
@@ -59,11 +69,11 @@ impl Sources {
 impl From<weights::Model> for Sources {
     fn from(files: weights::Model) -> Self {
         let (recipe, parameters) = (files.recipe(), files.parameters());
-        let mut found: BTreeMap<Component, Box<dyn WeightSource + Send>> = BTreeMap::new();
-        found.insert(Component::Dit, Box::new(files.dit.0));
-        found.insert(Component::T5, Box::new(files.t5.0));
-        found.insert(Component::Clip, Box::new(files.clip.0));
-        found.insert(Component::Vae, Box::new(files.vae.0));
+        let mut found: BTreeMap<Component, Arc<dyn WeightSource + Send>> = BTreeMap::new();
+        found.insert(Component::Dit, Arc::new(files.dit.0));
+        found.insert(Component::T5, Arc::new(files.t5.0));
+        found.insert(Component::Clip, Arc::new(files.clip.0));
+        found.insert(Component::Vae, Arc::new(files.vae.0));
         let parts = recipe.networks().map(|part| (part.name.to_owned(), part.component()));
         let weights = parts.filter_map(|(name, component)| Some((name, found.remove(&component)?))).collect();
         Self { recipe, weights, parameters }
@@ -109,6 +119,16 @@ pub struct Parts<'a, B: Backend> {
     pub tokenizer: &'a Tokenizer,
     pub recipe: &'a Recipe,
     pub models: &'a mut Models<B>,
+    /// The source of the VAE's weights.
+    vae: &'a dyn WeightSource,
+}
+
+impl<B: Backend> Parts<'_, B> {
+    /// Returns the VAE, which finds a way where there is too little memory.
+    pub(super) fn rescue<'a>(&'a self, tiling: Tiling, observer: &'a dyn Observer) -> Rescue<'a, B> {
+        let (backend, config) = (self.backend, &self.recipe.vae.config);
+        Rescue { backend, vae: &self.models.vae, config, weights: self.vae, tiling, observer }
+    }
 }
 
 impl<B: Backend> Pipeline<B> {
@@ -149,7 +169,7 @@ impl<B: Backend> Pipeline<B> {
         for part in recipe.networks() {
             let source = Source::new(&part, DType::Bf16, seed);
             parameters += source.parameters();
-            let source: Box<dyn WeightSource + Send> = Box::new(source);
+            let source: Arc<dyn WeightSource + Send> = Arc::new(source);
             weights.insert(part.name.to_owned(), source);
         }
         let tokenizer = Tokenizer::read(synth::TOKENIZER, "tokenizer.json")?;
@@ -158,7 +178,8 @@ impl<B: Backend> Pipeline<B> {
 
     fn with(backend: B, wanted: &Setup, name: String, tokenizer: Tokenizer, sources: Sources) -> Self {
         let (setup, load_seconds) = (backend.resolve(wanted), LoadSeconds::default());
-        Self { backend, setup, name, tokenizer, sources, models: None, load_seconds }
+        let (places, budget, notes) = (BTreeMap::new(), None, Vec::new());
+        Self { backend, setup, name, tokenizer, sources, models: None, places, budget, notes, load_seconds }
     }
 
     /// Returns the folder's name.
@@ -186,27 +207,27 @@ impl<B: Backend> Pipeline<B> {
         if self.models.is_some() {
             return Ok(());
         }
-        let Self { backend, setup, sources, load_seconds, .. } = self;
+        let Self { backend, setup, sources, places, load_seconds, .. } = self;
         let (recipe, count) = (&sources.recipe, Count::new(clock, sources.parameters));
-        let mut loading = Loading { backend, setup, seconds: load_seconds };
+        let mut loading = Loading { backend, setup, places, sources, seconds: load_seconds };
         let network = &recipe.text_encoder;
-        let weights = count.of(sources.of(network)?);
+        let weights = count.of(&**sources.of(network)?);
         let text_encoder =
             loading.load(Component::T5, network, |loader, config| T5::load(loader, &weights, config))?;
         let image_encoder = match &recipe.conditioning.image_encoder {
             Some(network) => {
-                let weights = count.of(sources.of(network)?);
+                let weights = count.of(&**sources.of(network)?);
                 let load = |loader: &B::Loader, config: &_| Clip::load(loader, &weights, config);
                 Some(loading.load(Component::Clip, network, load)?)
             }
             None => None,
         };
         let network = &recipe.vae;
-        let weights = count.of(sources.of(network)?);
+        let weights = count.of(&**sources.of(network)?);
         let vae =
             loading.load(Component::Vae, network, |loader, config| Vae::load(loader, &weights, config))?;
         let experts = recipe.experts.iter().map(|expert| {
-            let weights = count.of(sources.of(&expert.network)?);
+            let weights = count.of(&**sources.of(&expert.network)?);
             loading
                 .load(Component::Dit, &expert.network, |loader, config| Dit::load(loader, &weights, config))
         });
@@ -228,10 +249,10 @@ impl<B: Backend> Pipeline<B> {
         self.setup = setup;
         let Some(mut models) = self.models.take_if(|_| !same) else { return Ok(()) };
         models.experts.clear();
-        let Self { backend, setup, sources, load_seconds, .. } = self;
-        let mut loading = Loading { backend, setup, seconds: load_seconds };
+        let Self { backend, setup, sources, places, load_seconds, .. } = self;
+        let mut loading = Loading { backend, setup, places, sources, seconds: load_seconds };
         for expert in &sources.recipe.experts {
-            let weights = sources.of(&expert.network)?;
+            let weights = &**sources.of(&expert.network)?;
             let load = |loader: &B::Loader, config: &_| Dit::load(loader, weights, config);
             models.experts.push(loading.load(Component::Dit, &expert.network, load)?);
         }
@@ -252,7 +273,9 @@ impl<B: Backend> Pipeline<B> {
     /// Returns the parts that a loaded pipeline works with.
     pub(crate) fn parts(&mut self) -> Result<Parts<'_, B>> {
         let models = self.models.as_mut().ok_or_else(|| Error::Internal("the model is not loaded".into()))?;
-        Ok(Parts { backend: &self.backend, tokenizer: &self.tokenizer, recipe: &self.sources.recipe, models })
+        let Self { backend, tokenizer, sources, .. } = self;
+        let vae = &**sources.of(&sources.recipe.vae)?;
+        Ok(Parts { backend, tokenizer, recipe: &sources.recipe, models, vae })
     }
 
     /// Returns the colours of the loaded model's latents.
@@ -273,7 +296,8 @@ impl<B: Backend> Pipeline<B> {
 
     /// Returns the plan of a job.
     pub(super) fn plan(&self, job: &Job) -> Plan {
-        Plan::new(&self.sources.recipe, &job.request, [job.width(), job.height()], &self.setup)
+        let setup = Setup { budget: self.budget.or(self.setup.budget), ..self.setup };
+        Plan::new(&self.sources.recipe, &job.request, [job.width(), job.height()], &setup)
     }
 
     /// Returns the number of parameters of all networks.
@@ -287,18 +311,68 @@ impl<B: Backend> Pipeline<B> {
         experts.map(|expert| expert.network.config.num_layers).min().unwrap_or(1)
     }
 
+    /// Reserves a GPU's memory as the plan of `job` says, or as another plan does for the memory that there is.
+    fn reserve(&mut self, job: &Job) -> Result<()> {
+        self.take_notes();
+        self.budget = None;
+        let mut memory = self.plan(job).memory;
+        if let Some(room) = self.backend.room()
+            && memory.total() > room.saturating_add(memory.context)
+        {
+            self.budget = Some(room + memory.context);
+            let anew = self.plan(job).memory;
+            if anew.fits() {
+                self.note(format!(
+                    "the GPU has {} for weights and work, and {} were planned: the job is planned anew, with fewer weights \
+                     on the GPU at a time",
+                    gib(room),
+                    gib(memory.total() - memory.context)
+                ));
+                memory = anew;
+            } else {
+                self.budget = None;
+            }
+        }
+        let places = memory.networks.iter().map(|network| (network.name.clone(), network.placement.place));
+        let places: BTreeMap<_, _> = places.collect();
+        // Weights that were loaded to stay cannot leave the device; others can be there all the time.
+        let leaves = |(name, before): (&String, &Place)| {
+            *before == Place::Device && places.get(name).is_some_and(|now| *now != Place::Device)
+        };
+        if self.models.is_some() && self.places.iter().any(leaves) {
+            self.models = None;
+        }
+        if self.models.is_none() {
+            self.places = places;
+        }
+        self.backend.reserve(&memory)
+    }
+
+    /// Tells the log, and the job's report, something about memory.
+    pub(super) fn note(&mut self, text: String) {
+        tracing::warn!("{text}");
+        self.notes.push(text);
+    }
+
+    /// Returns what there is to say about memory since the last call.
+    pub(super) fn take_notes(&mut self) -> Vec<String> {
+        let mut notes = std::mem::take(&mut self.notes);
+        notes.append(&mut self.backend.notes());
+        notes
+    }
+
     /// Refuses a job that the model or the memory does not support, before anything is loaded, and reserves a GPU's
     /// memory.
     pub(super) fn check(&mut self, job: &Job) -> Result<()> {
         self.sources.recipe.check(&job.request)?;
-        let memory = self.plan(job).memory;
         if self.setup.backend == Kind::Cuda {
             // Cached embeddings could split memory that a larger job needs in one piece; a GPU recomputes them quickly.
             if let Some(models) = &mut self.models {
                 models.texts.clear();
             }
-            return self.backend.reserve(&memory);
+            return self.reserve(job);
         }
+        let memory = self.plan(job).memory;
         let Some(available) = available_ram() else { return Ok(()) };
         let weights = memory.phases.iter().map(Phase::weights).max().unwrap_or_default();
         let weights = if self.is_loaded() { 0 } else { weights };
@@ -366,6 +440,8 @@ impl<B: Backend> Models<B> {
 struct Loading<'a, B> {
     backend: &'a B,
     setup: &'a Setup,
+    places: &'a BTreeMap<String, Place>,
+    sources: &'a Sources,
     seconds: &'a mut LoadSeconds,
 }
 
@@ -377,7 +453,13 @@ impl<B: Backend> Loading<'_, B> {
         load: impl FnOnce(&B::Loader, &C) -> Result<N>,
     ) -> Result<N> {
         let began = Instant::now();
-        let loaded = load(&self.backend.loader(Keeping::of(self.setup, component)), &network.config);
+        let mut keeping = Keeping::of(self.setup, component);
+        if let Some(place) = self.places.get(&network.name) {
+            keeping.place = *place;
+        }
+        let loader =
+            self.backend.loader_of(&network.name, keeping).reading(self.sources.of(network)?.clone());
+        let loaded = load(&loader, &network.config);
         self.seconds.note(&network.name, began.elapsed().as_secs_f64());
         loaded
     }

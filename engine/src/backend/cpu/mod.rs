@@ -136,7 +136,7 @@ impl Backend for Cpu {
         Setup::CPU
     }
 
-    fn loader(&self, _: Keeping) -> Loader {
+    fn loader_of(&self, _: &str, _: Keeping) -> Loader {
         Loader { simulate_fp8: self.simulate_fp8 }
     }
 
@@ -169,6 +169,10 @@ impl loading::Loader<Cpu> for Loader {
 
     fn group<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<Cpu, T>> {
         Ok(Group::new(load()?, ()))
+    }
+
+    fn around<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<Cpu, T>> {
+        self.group(load)
     }
 }
 

@@ -4,7 +4,8 @@
 //! unchanged until every launch that was enqueued before the tensor's end is done. The `SAFETY` comments of this
 //! backend call this the order of the stream.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 use animd_kernels::cuda::{
@@ -12,15 +13,31 @@ use animd_kernels::cuda::{
 };
 
 use super::error::{device, kernel};
-use super::memory::Arena;
+use super::memory::{Arena, Memory};
 use super::pinned::Pinned;
+use super::residency::{Layout, Network};
+use super::slab::Pinning;
+use super::supply::Supply;
 use super::tensor::{Tensor, channels_last, filled_up, padded, row_major};
+use super::transfer::Transfer;
 use crate::{Error, Result};
 
 /// The state that all clones of the backend share.
 pub(super) struct Gpu {
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
+    pub supply: Arc<Supply>,
+    /// The bytes of which mapped memory has a multiple.
+    pub granularity: usize,
+    /// The copies of weights that wait in host memory.
+    pub transfer: Transfer,
+    pub pinning: Arc<Pinning>,
+    /// The layouts that the plan of the running job gives networks, by their names.
+    pub layouts: Mutex<BTreeMap<String, Layout>>,
+    /// The networks that wait in host memory.
+    pub networks: Mutex<Vec<Weak<Network>>>,
+    /// What the running job has to say about memory.
+    pub notes: Mutex<Vec<String>>,
     pub weights: Arc<Arena>,
     pub work: Arc<Arena>,
     pub gemm: Gemm,
@@ -41,14 +58,28 @@ pub(super) struct Gpu {
     pub fast_sums: bool,
 }
 
-/// Allocates a contiguous tensor in an arena, the last axis innermost.
-pub(super) fn take(arena: &Arc<Arena>, elements: usize, element: Element, shape: &[usize]) -> Result<Tensor> {
-    let piece = Arc::new(arena.take(elements * element.bytes())?);
+/// Allocates a contiguous tensor, the last axis innermost.
+pub(super) fn take(
+    memory: &dyn Memory,
+    elements: usize,
+    element: Element,
+    shape: &[usize],
+) -> Result<Tensor> {
+    let piece = Arc::new(memory.piece(elements * element.bytes())?);
     Ok(Tensor { address: piece.address, piece, element, shape: shape.to_vec(), strides: row_major(shape) })
 }
 
 /// Allocation, and copies of bytes.
 impl Gpu {
+    /// Tells the log, and whoever asks for the job's report, something about memory; the same words once a job.
+    pub fn note(&self, text: &str) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if !notes.iter().any(|note| note == text) {
+            tracing::warn!("{text}");
+            notes.push(text.to_owned());
+        }
+    }
+
     /// Allocates a work matrix whose rows each begin at a multiple of 16 bytes.
     pub fn matrix(&self, [rows, columns]: [usize; 2], element: Element) -> Result<Tensor> {
         let stride = columns.next_multiple_of(16 / element.bytes());
@@ -120,13 +151,13 @@ impl Gpu {
             .map_err(device)
     }
 
-    /// Returns f32 values as a tensor of an arena.
-    pub fn upload(&self, arena: &Arc<Arena>, data: &[f32], shape: &[usize]) -> Result<Tensor> {
+    /// Returns f32 values as a tensor.
+    pub fn upload(&self, memory: &dyn Memory, data: &[f32], shape: &[usize]) -> Result<Tensor> {
         let elements: usize = shape.iter().product();
         if data.len() != elements {
             return Err(Error::Internal(format!("{} values for {shape:?}", data.len())));
         }
-        let tensor = take(arena, elements, Element::F32, shape)?;
+        let tensor = take(memory, elements, Element::F32, shape)?;
         if elements > 0 {
             self.send(data, &tensor)?;
         }

@@ -1,5 +1,6 @@
 //! Loading of weights to the device: they are copied as stored in their files, and converted on the device.
 
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use animd_kernels::cuda::{Element, Norms, fold_for_doubling};
@@ -7,27 +8,82 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::Cuda;
+use super::assembly::Assembly;
 use super::gpu::{Gpu, take};
 use super::linear::{Form, Linear};
+use super::memory::Memory;
+use super::residency::{Network, Source};
+use super::slab::Slab;
 use super::staging::{STAGED, Staging};
 use super::tensor::{Tensor, padded};
 use super::volumes::{ChannelNorm, Conv};
 use crate::backend::conv::ConvShape;
-use crate::backend::loading::{self, ConvWeights, Group, Keeping, LinearWeights, Role};
-use crate::weights::{DType, Encoding, HostTensor, Matrix};
+use crate::backend::loading::{self, Again, ConvWeights, Group, Keeping, LinearWeights, Role};
+use crate::weights::{DType, Encoding, HostTensor, Matrix, WeightSource};
 use crate::{Error, Result};
-use animd_protocol::profile::{Precision, Sensitive};
+use animd_protocol::profile::{Place, Precision, Sensitive};
 
-/// Loads one network's weights to the GPU, where all of them stay.
+/// Loads one network's weights to the GPU. There they stay, or they leave for host memory group by group.
 pub struct Loader {
     gpu: Arc<Gpu>,
     keeping: Keeping,
-    staging: Staging,
+    staging: Arc<Staging>,
+    /// The network, if its weights do not stay.
+    network: Option<Arc<Network>>,
+    /// The source of weights that are read each time that they are needed.
+    source: Option<Arc<dyn WeightSource + Send>>,
+    /// The group that is being loaded, if it does not stay.
+    group: RefCell<Option<Arc<Assembly>>>,
+    /// Whether tensors only get their addresses, and their values later.
+    only_addresses: Cell<bool>,
 }
 
 impl Loader {
-    pub(super) fn new(gpu: Arc<Gpu>, keeping: Keeping) -> Self {
-        Self { gpu, keeping, staging: Staging::default() }
+    pub(super) fn new(gpu: Arc<Gpu>, keeping: Keeping, network: Option<Arc<Network>>) -> Self {
+        let (staging, group, only_addresses) = (Arc::default(), RefCell::default(), Cell::new(false));
+        Self { gpu, keeping, staging, network, source: None, group, only_addresses }
+    }
+
+    /// Returns a loader that fills a group again; see [`Source::File`].
+    fn again(gpu: &Arc<Gpu>, keeping: Keeping, staging: &Arc<Staging>, group: Assembly) -> Self {
+        let group = RefCell::new(Some(Arc::new(group)));
+        let (gpu, staging, only_addresses) = (gpu.clone(), staging.clone(), Cell::new(false));
+        Self { gpu, keeping, staging, network: None, source: None, group, only_addresses }
+    }
+
+    /// Returns a tensor of f32 values.
+    fn upload(&self, data: &[f32], shape: &[usize]) -> Result<Tensor> {
+        match self.only_addresses.get() {
+            true => take(&*self.memory(), shape.iter().product(), Element::F32, shape),
+            false => self.gpu.upload(&*self.memory(), data, shape),
+        }
+    }
+
+    /// Returns where tensors get their memory.
+    fn memory(&self) -> Arc<dyn Memory> {
+        match &*self.group.borrow() {
+            Some(group) => group.clone(),
+            None => Arc::new(self.gpu.weights.clone()),
+        }
+    }
+
+    /// Loads a group, and moves it to where it waits.
+    fn load<T>(&self, around: bool, load: impl FnOnce() -> Result<T>) -> Result<Group<Cuda, T>> {
+        let Some(network) = &self.network else {
+            return Ok(Group::new(load()?, None));
+        };
+        let group = Arc::new(Assembly::new(&self.gpu)?);
+        let loaded = self.load_to(&group, load)?;
+        let mut slab = Slab::new(&self.gpu.context, &self.gpu.pinning, group.bytes())?;
+        group.take_out(slab.bytes_mut())?;
+        Ok(Group::new(loaded, Some(network.add(&group.range, Source::Slab(slab), around)?)))
+    }
+
+    fn load_to<T>(&self, group: &Arc<Assembly>, load: impl FnOnce() -> Result<T>) -> Result<T> {
+        *self.group.borrow_mut() = Some(group.clone());
+        let loaded = load();
+        *self.group.borrow_mut() = None;
+        loaded
     }
 
     /// Returns how linear layers are computed, and the type of their results.
@@ -61,25 +117,25 @@ impl loading::Loader<Cuda> for Loader {
             }
             other => other,
         };
-        let (gpu, arena) = (&*self.gpu, &self.gpu.weights);
+        let (gpu, memory) = (&*self.gpu, &*self.memory());
         let filled_up = inputs.next_multiple_of(8);
         let (element, columns) = match form {
             Form::Bf16 => (Element::Bf16, filled_up),
             Form::Fp8 => (Element::E4m3, inputs),
             Form::Split => (Element::Bf16, 3 * filled_up),
         };
-        let weight = take(arena, outputs * columns, element, &[outputs, columns])?;
+        let weight = take(memory, outputs * columns, element, &[outputs, columns])?;
         let scale = match form {
-            Form::Fp8 => Some(take(arena, outputs, Element::F32, &[outputs])?),
+            Form::Fp8 => Some(take(memory, outputs, Element::F32, &[outputs])?),
             _ => None,
         };
         let mut row = 0;
-        for matrix in weights.matrices() {
+        for matrix in weights.matrices().take_while(|_| !self.only_addresses.get()) {
             let staging = &self.staging;
             Destination { gpu, staging, weight: &weight, scale: scale.as_ref(), row }.load(matrix, form)?;
             row += matrix.rows;
         }
-        let bias = weights.bias().map(|bias| gpu.upload(arena, &bias, &[outputs])).transpose()?;
+        let bias = weights.bias().map(|bias| self.upload(&bias, &[outputs])).transpose()?;
         Ok(Linear { form, weight, scale, bias, inputs, outputs, result })
     }
 
@@ -97,19 +153,21 @@ impl loading::Loader<Cuda> for Loader {
             }
         }
         filled.resize(rows, 0.0);
-        let (gpu, split) = (&self.gpu, self.in_f32());
+        let (gpu, memory, split) = (&self.gpu, &*self.memory(), self.in_f32());
         let load = |values: &[f32]| -> Result<Tensor> {
             let rounded = match split {
                 true => split_channels(values, channels),
                 false => values.iter().map(|v| bf16::from_f32(*v).to_bits()).collect(),
             };
-            let tensor = take(&gpu.weights, rounded.len(), Element::Bf16, &[rounded.len()])?;
-            gpu.send(&rounded, &tensor)?;
+            let tensor = take(memory, rounded.len(), Element::Bf16, &[rounded.len()])?;
+            if !self.only_addresses.get() {
+                gpu.send(&rounded, &tensor)?;
+            }
             Ok(tensor)
         };
         let doubling = kernel == [1, 3, 3];
         let folded = doubling.then(|| load(&fold_for_doubling(&rearranged, channels))).transpose()?;
-        let (weight, bias) = (load(&rearranged)?, gpu.upload(&gpu.weights, &filled, &[rows])?);
+        let (weight, bias) = (load(&rearranged)?, self.upload(&filled, &[rows])?);
         Ok(Conv { shape, weight, folded, bias, split })
     }
 
@@ -119,11 +177,36 @@ impl loading::Loader<Cuda> for Loader {
     }
 
     fn tensor(&self, parameter: HostTensor) -> Result<Tensor> {
-        self.gpu.upload(&self.gpu.weights, &parameter.data, &parameter.shape)
+        self.upload(&parameter.data, &parameter.shape)
     }
 
     fn group<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<Cuda, T>> {
-        Ok(Group::new(load()?, ()))
+        self.load(false, load)
+    }
+
+    fn reread<T>(&self, load: impl FnOnce() -> Result<T>, again: Again<Self>) -> Result<Group<Cuda, T>> {
+        let Some(network) = &self.network else { return self.group(load) };
+        let group = Arc::new(Assembly::without_memory(&self.gpu)?);
+        self.only_addresses.set(true);
+        let loaded = self.load_to(&group, load);
+        self.only_addresses.set(false);
+        let (gpu, keeping, staging) = (self.gpu.clone(), self.keeping, self.staging.clone());
+        let (range, bytes) = (group.range.clone(), group.bytes());
+        let read = move || again(&Self::again(&gpu, keeping, &staging, Assembly::again(&gpu, &range, bytes)));
+        let source = Source::File { bytes, read: Box::new(read) };
+        Ok(Group::new(loaded?, Some(network.add(&group.range, source, false)?)))
+    }
+
+    fn reading(self, source: Arc<dyn WeightSource + Send>) -> Self {
+        Self { source: Some(source), ..self }
+    }
+
+    fn source(&self) -> Option<Arc<dyn WeightSource + Send>> {
+        self.source.clone().filter(|_| self.keeping.place == Place::Disk)
+    }
+
+    fn around<T>(&self, load: impl FnOnce() -> Result<T>) -> Result<Group<Cuda, T>> {
+        self.load(true, load)
     }
 }
 

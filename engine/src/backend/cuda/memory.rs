@@ -7,15 +7,25 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use animd_kernels::cuda::cudarc::driver::sys::CUresult;
 use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaStream, result};
 
 use super::error::device;
+use super::mapping::Range;
+use super::supply::{self, Supply};
 use crate::{Error, Result};
 use animd_protocol::plan::gib;
 
 /// The alignment of pieces: what kernels ask for, and whole cache lines.
-const ALIGNMENT: usize = 256;
+pub(super) const ALIGNMENT: usize = 256;
+
+/// Where tensors get their memory.
+pub(super) trait Memory {
+    /// Returns a piece of at least one byte.
+    ///
+    /// # Errors
+    /// Returns [`Error::Memory`] if there is no room.
+    fn piece(&self, bytes: usize) -> Result<Piece>;
+}
 
 /// Memory for one purpose.
 pub(super) struct Arena {
@@ -24,8 +34,7 @@ pub(super) struct Arena {
     purpose: &'static str,
     /// The least number of bytes to allocate from the driver where a piece has no room; 0 allocates none.
     step: AtomicUsize,
-    /// The bytes of the GPU's memory that are left to others.
-    leave: usize,
+    supply: Arc<Supply>,
     /// Fills pieces with NaN before their use, so that a read of unwritten memory shows, and checks the bytes behind
     /// them when they come back, for writes past the end.
     poison: Option<Arc<CudaStream>>,
@@ -63,22 +72,32 @@ struct Slab {
     retired: bool,
 }
 
-/// A range of memory, which is free again when this is dropped.
+/// A range of memory. One of an arena is free again when this is dropped.
 pub(super) struct Piece {
-    arena: Arc<Arena>,
+    owner: Owner,
     pub address: u64,
     bytes: usize,
+}
+
+enum Owner {
+    Arena(Arc<Arena>),
+    /// A group of weights, to which the piece belongs for good. The piece keeps the addresses, and the group the memory.
+    Group {
+        _addresses: Arc<Range>,
+    },
 }
 
 impl Arena {
     pub fn new(
         context: &Arc<CudaContext>,
+        supply: &Arc<Supply>,
         purpose: &'static str,
-        [step, leave]: [usize; 2],
+        step: usize,
         poison: Option<Arc<CudaStream>>,
     ) -> Arc<Self> {
         let step = AtomicUsize::new(step);
-        Arc::new(Self { context: context.clone(), purpose, step, leave, poison, state: Mutex::default() })
+        let (context, supply) = (context.clone(), supply.clone());
+        Arc::new(Self { context, purpose, step, supply, poison, state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -141,32 +160,9 @@ impl Arena {
         if bytes == 0 {
             return Ok(());
         }
-        self.context.bind_to_thread().map_err(device)?;
-        let (free, total) = self.context.mem_get_info().map_err(device)?;
-        let no_room = || {
-            let left_alone = match self.leave {
-                0 => String::new(),
-                leave => format!(", and leave {} to others", gib(leave as u64)),
-            };
-            Error::Memory(format!(
-                "the GPU has {} of {} free; {} need {} more than the {} that they have{left_alone}: end other programs on \
-                 the GPU, use a smaller size or fewer frames, or a profile for a smaller card",
-                gib(free as u64),
-                gib(total as u64),
-                self.purpose,
-                gib(bytes as u64),
-                gib(state.usage.reserved as u64)
-            ))
-        };
-        if bytes.saturating_add(self.leave) > free {
-            return Err(no_room());
-        }
         // SAFETY: a context is current. What comes back is given to nobody but in pieces.
-        let address = match unsafe { result::malloc_sync(bytes) } {
-            Ok(address) => address,
-            Err(e) if e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => return Err(no_room()),
-            Err(e) => return Err(device(e)),
-        };
+        let allocate = || unsafe { result::malloc_sync(bytes) };
+        let address = supply::take(&self.supply, self.purpose, [bytes, state.usage.reserved], allocate)?;
         state.slabs.push(Slab { address, bytes, free: BTreeMap::from([(0, bytes)]), retired: false });
         state.usage.reserved += bytes;
         state.usage.reservations += 1;
@@ -191,6 +187,7 @@ impl Arena {
         let _ = self.context.bind_to_thread();
         // SAFETY: the range came from this allocator, and no piece of it is left. The driver waits for what runs.
         let _ = unsafe { result::free_sync(slab.address) };
+        self.supply.returned(slab.bytes);
     }
 
     /// Returns a piece of at least one byte.
@@ -207,7 +204,8 @@ impl Arena {
         let fits = |slab: &Slab| !slab.retired && slab.free.values().any(|len| *len >= size);
         let step = self.step.load(Ordering::Relaxed);
         if step > 0 && !state.slabs.iter().any(fits) {
-            self.add(&mut state, size.max(step))?;
+            let more = self.add(&mut state, size.max(step));
+            more.or_else(|e| if size < step { self.add(&mut state, size) } else { Err(e) })?;
         }
         let State { slabs, usage, .. } = &mut *state;
         let ranges = slabs.iter_mut().filter(|slab| !slab.retired).filter_map(|slab| {
@@ -233,7 +231,7 @@ impl Arena {
         usage.used += size;
         usage.peak = usage.peak.max(usage.used);
         drop(state);
-        let piece = Piece { arena: self.clone(), address, bytes: size };
+        let piece = Piece { owner: Owner::Arena(self.clone()), address, bytes: size };
         if let Some(stream) = &self.poison {
             self.context.bind_to_thread().map_err(device)?;
             // SAFETY: the piece is nobody else's, and work before it on this stream is done with it.
@@ -286,7 +284,18 @@ impl Drop for Arena {
     }
 }
 
+impl Memory for Arc<Arena> {
+    fn piece(&self, bytes: usize) -> Result<Piece> {
+        self.take(bytes)
+    }
+}
+
 impl Piece {
+    /// Returns a piece of a group of weights.
+    pub fn of_group(addresses: &Arc<Range>, address: u64, bytes: usize) -> Self {
+        Self { owner: Owner::Group { _addresses: addresses.clone() }, address, bytes }
+    }
+
     /// Returns the address behind its last byte.
     pub fn end(&self) -> u64 {
         self.address + self.bytes as u64
@@ -295,6 +304,8 @@ impl Piece {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        self.arena.give_back(self.address, self.bytes);
+        if let Owner::Arena(arena) = &self.owner {
+            arena.give_back(self.address, self.bytes);
+        }
     }
 }

@@ -1,33 +1,43 @@
 //! The backend for NVIDIA GPUs: the kernels of `animd-kernels` behind the vocabulary of operations.
 //!
-//! - [`memory`] has the device's memory: two arenas, for weights and for work, filled before a job from its plan.
+//! - [`supply`] takes memory from the driver, within a budget. [`memory`] has two arenas of it, for work and for weights
+//!   that stay, filled before a job from its plan.
+//! - [`residency`] keeps weights in host memory ([`slab`]) and brings them to the device ([`mapping`], [`transfer`]) before
+//!   operations compute with them.
 //! - [`tensor`] defines tensors: elements with a type and strides. Volumes have their channels innermost wherever a
 //!   convolution made them, latents and frames outermost.
 //! - [`gpu`] allocates, copies and converts them; [`moves`], [`norms`], [`linear`], [`attention`], [`sequence`] and
 //!   [`volumes`] are the operations.
-//! - [`loader`] loads weights to the device.
+//! - [`loader`] loads weights to the device; [`assembly`] takes those that do not stay.
 //!
-//! All work is enqueued on one stream, in the order of the calls. Only downloads wait for it, and
-//! [`super::TensorOps::throttle`] for work that is two blocks old.
+//! All work is enqueued on one stream, in the order of the calls, and copies of weights on another, which events keep in
+//! step with it. Only downloads wait for the work, and [`super::TensorOps::throttle`] for work that is two blocks old.
 
+mod assembly;
 mod attention;
 pub mod conformance;
 mod error;
 mod gpu;
 mod linear;
 mod loader;
+mod mapping;
 mod memory;
 mod moves;
 mod norms;
 mod pinned;
+mod residency;
 mod sequence;
+mod slab;
 mod staging;
+mod supply;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod volumes;
 
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use animd_kernels::cuda::{
     self, AnyAttention, Attention, Conv, Copies, CrossAttention, Gemm, Norms, Volumes,
@@ -36,12 +46,16 @@ use animd_kernels::cuda::{
 use super::{Backend, Keeping};
 use crate::{Error, Result};
 use animd_protocol::plan::{self, Setup};
-use animd_protocol::profile::{Place, Profile, Residency};
+use animd_protocol::profile::{Place, Profile};
 
 use error::{device, kernel};
 use gpu::Gpu;
 use memory::Arena;
 use pinned::sleeping_event;
+use residency::{Layout, Network};
+use slab::Pinning;
+use supply::Supply;
+use transfer::Transfer;
 
 pub use animd_kernels::cuda::OLDEST_DRIVER;
 pub use linear::Linear;
@@ -63,13 +77,17 @@ pub struct Options {
     pub fast_sums: bool,
     /// The bytes of the GPU's memory that are left to others.
     pub leave: usize,
+    /// The most bytes of host memory to pin for weights.
+    pub pinned: Option<usize>,
+    /// The bytes per second that copies of weights keep to, to measure how a slower link would do.
+    pub copy_rate: Option<u64>,
     /// Fills memory with NaN before its use, to find reads of memory that nobody wrote.
     pub poison: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { long_context: 1024, fast_sums: true, leave: 0, poison: false }
+        Self { long_context: 1024, fast_sums: true, leave: 0, pinned: None, copy_rate: None, poison: false }
     }
 }
 
@@ -105,7 +123,8 @@ impl Cuda {
         }
         let stream = context.new_stream().map_err(device)?;
         let poison = options.poison.then(|| stream.clone());
-        let arena = |purpose, step| Arena::new(&context, purpose, [step, options.leave], poison.clone());
+        let supply = Supply::new(&context, options.leave);
+        let arena = |purpose, step| Arena::new(&context, &supply, purpose, step, poison.clone());
         let gpu = Gpu {
             weights: arena("the weights", STEP),
             work: arena("the computations", 0),
@@ -121,8 +140,15 @@ impl Cuda {
             landing: Mutex::default(),
             long_context: options.long_context,
             fast_sums: options.fast_sums,
+            granularity: mapping::granularity(&context)?,
+            transfer: Transfer::new(&context, options.copy_rate)?,
+            pinning: Arc::new(Pinning::new(options.pinned)),
+            layouts: Mutex::default(),
+            networks: Mutex::default(),
+            notes: Mutex::default(),
             context,
             stream,
+            supply,
         };
         gpu.weights.grow(weights)?;
         gpu.work.reserve(work)?;
@@ -134,6 +160,11 @@ impl Cuda {
         [self.gpu.weights.usage(), self.gpu.work.usage()]
     }
 
+    /// Returns the bytes that are taken from the driver for weights and work.
+    pub fn taken(&self) -> usize {
+        self.gpu.supply.taken()
+    }
+
     /// Returns the GPU's name, as its driver reports it.
     ///
     /// # Errors
@@ -143,42 +174,66 @@ impl Cuda {
     }
 }
 
+/// Returns what a lock guards; a thread that panicked has left it as it was.
+fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Backend for Cuda {
     type Loader = Loader;
-    /// All weights stay on the device.
-    type Residence = ();
+    /// `None` for a group that stays on the device.
+    type Residence = Option<residency::Place>;
 
     fn name(&self) -> &'static str {
         "cuda"
     }
 
     fn resolve(&self, wanted: &Setup) -> Setup {
-        let Residency { dit, text, clip, vae } = wanted.residency;
-        for (name, place) in [("dit", dit), ("text", text), ("clip", clip), ("vae", vae)] {
-            if place != Place::Device {
-                tracing::warn!("`{name}` stays on the GPU, though the profile says otherwise");
+        *wanted
+    }
+
+    fn loader_of(&self, network: &str, keeping: Keeping) -> Loader {
+        let gpu = &self.gpu;
+        let network = match keeping.place {
+            Place::Device => None,
+            Place::Host | Place::Disk => {
+                let layout = locked(&gpu.layouts).get(network).copied();
+                let made = Network::new(gpu, network, layout.unwrap_or(Layout::WHOLE));
+                let mut networks = locked(&gpu.networks);
+                networks.retain(|network| network.strong_count() > 0);
+                networks.push(Arc::downgrade(&made));
+                Some(made)
             }
+        };
+        Loader::new(gpu.clone(), keeping, network)
+    }
+
+    fn enter(&self, residence: &Self::Residence) -> Result<()> {
+        residence.as_ref().map_or(Ok(()), residency::Place::enter)
+    }
+
+    fn leave(&self, residence: &Self::Residence) {
+        if let Some(place) = residence {
+            place.leave();
         }
-        let [dit, text, clip, vae] = [Place::Device; 4];
-        Setup { residency: Residency { dit, text, clip, vae }, reserve: 0, ..*wanted }
-    }
-
-    fn loader(&self, keeping: Keeping) -> Loader {
-        Loader::new(self.gpu.clone(), keeping)
-    }
-
-    fn enter(&self, (): &()) -> Result<()> {
-        Ok(())
     }
 
     fn reserve(&self, memory: &plan::Memory) -> Result<()> {
-        let Gpu { weights, work, .. } = &*self.gpu;
+        let Gpu { weights, work, supply, .. } = &*self.gpu;
+        supply.set_limit(memory.budget.map(|budget| budget.saturating_sub(memory.context) as usize));
+        self.lay_out(memory);
         // Memory that was reserved for other weights may be too much for these.
         let unused = weights.release_unused();
         if unused {
-            weights.reserve(memory.weights_to_take() as usize)?;
+            let stay = memory.networks.iter().filter(|network| network.placement.place == Place::Device);
+            weights.reserve(stay.map(|network| network.bytes as usize).sum())?;
         }
-        let taken = work.reserve(memory.work_to_take() as usize);
+        let wanted = memory.work_to_take() as usize;
+        if memory.budget.is_some() && work.usage().reserved > wanted {
+            // What the work does not need is for weights.
+            work.release_unused();
+        }
+        let taken = work.reserve(wanted);
         if taken.is_err() && unused {
             weights.release_unused();
         }
@@ -186,10 +241,46 @@ impl Backend for Cuda {
         taken
     }
 
+    fn room(&self) -> Option<u64> {
+        self.gpu.supply.room().ok().map(|room| room as u64)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        std::mem::take(&mut *locked(&self.gpu.notes))
+    }
+
     fn peak_memory(&self) -> u64 {
-        let peak = self.usage().iter().map(|usage| usage.peak as u64).sum();
-        self.gpu.weights.forget_peak();
-        self.gpu.work.forget_peak();
-        peak
+        let Gpu { weights, work, supply, .. } = &*self.gpu;
+        let arenas: usize = self.usage().iter().map(|usage| usage.peak).sum();
+        let peak = arenas + supply.most_mapped();
+        weights.forget_peak();
+        work.forget_peak();
+        supply.forget_peak();
+        peak as u64
+    }
+}
+
+impl Cuda {
+    /// Gives every network that is not kept on the device the layout that the plan has for it, now or when it is loaded.
+    fn lay_out(&self, memory: &plan::Memory) {
+        let layout = |network: &plan::Network| match network.placement.place {
+            Place::Device => Layout::WHOLE,
+            Place::Host | Place::Disk => {
+                Layout { resident: network.placement.resident, slots: network.placement.slots }
+            }
+        };
+        self.lay_out_as(
+            memory.networks.iter().map(|network| (network.name.clone(), layout(network))).collect(),
+        );
+    }
+
+    fn lay_out_as(&self, layouts: BTreeMap<String, Layout>) {
+        let networks: Vec<_> = locked(&self.gpu.networks).iter().filter_map(Weak::upgrade).collect();
+        for network in networks {
+            if let Some(layout) = layouts.get(&network.name) {
+                network.plan(*layout);
+            }
+        }
+        *locked(&self.gpu.layouts) = layouts;
     }
 }

@@ -52,6 +52,11 @@ impl Pinned {
         self.len
     }
 
+    /// Returns the address of the first byte, for an owner who knows what copies are under way.
+    pub fn address(&self) -> *mut u8 {
+        self.memory.as_ptr()
+    }
+
     /// Returns the bytes, as soon as the last copy is done.
     pub fn bytes(&mut self) -> Result<&mut [u8]> {
         self.copied.synchronize().map_err(device)?;

@@ -1,7 +1,7 @@
 //! Copies of large weights to the device through two buffers of pinned host memory: all cores fill one while the other
 //! is being copied.
 
-use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -17,7 +17,7 @@ const SHARE: usize = 1 << 20;
 
 /// The buffers, allocated when the first weights are loaded.
 #[derive(Default)]
-pub(super) struct Staging(RefCell<Option<Buffers>>);
+pub(super) struct Staging(Mutex<Option<Buffers>>);
 
 struct Buffers {
     both: [Pinned; 2],
@@ -28,7 +28,7 @@ impl Staging {
     /// Enqueues a copy of bytes to where a tensor begins. The bytes may be reused when this returns.
     pub fn send(&self, gpu: &Gpu, bytes: &[u8], to: &Tensor) -> Result<()> {
         to.check_room(bytes.len())?;
-        let mut buffers = self.0.borrow_mut();
+        let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Buffers { both, next } = match &mut *buffers {
             Some(buffers) => buffers,
             none => {

@@ -8,6 +8,7 @@ mod conformance;
 mod goldens;
 mod made_up;
 mod memory;
+mod residency;
 mod speed;
 
 use super::conformance::{distance, noise};

@@ -1,0 +1,266 @@
+//! What the VAE does without enough memory on the device: it works in tiles, in the end on the processor.
+//!
+//! A job's latents have cost minutes by then. So a decode that finds no room is begun again with less, and goes on with
+//! the frame after the last one that was written.
+
+use std::borrow::Cow;
+
+use animd_protocol::request::Tiling;
+
+use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, Keeping, TensorOps};
+use crate::model::vae::{self, Footage, Vae};
+use crate::progress::Observer;
+use crate::weights::{VaeConfig, WeightSource};
+use crate::{Error, Result};
+
+/// The VAE of a job, with what it takes to do its work elsewhere.
+pub struct Rescue<'a, B: Backend> {
+    pub backend: &'a B,
+    pub vae: &'a Vae<B>,
+    pub config: &'a VaeConfig,
+    pub weights: &'a dyn WeightSource,
+    pub tiling: Tiling,
+    pub observer: &'a dyn Observer,
+}
+
+/// A way to do the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Where the job runs.
+    Here(Tiling),
+    /// On the processor, in tiles.
+    OnCpu,
+}
+
+impl<B: Backend> Rescue<'_, B> {
+    /// Encodes a picture as [`Vae::encode`] does. The second result says how that went otherwise than asked for.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Vae::encode`].
+    pub fn encode(&self, picture: &B::Tensor, latent_frames: usize) -> Result<(B::Tensor, Option<String>)> {
+        self.attempt("encode the picture", |way| match way {
+            Way::Here(tiling) => {
+                let footage = Footage::Picture { picture, latent_frames };
+                self.vae.encode(self.backend, footage, tiling, self.observer, None)
+            }
+            Way::OnCpu => {
+                let (cpu, vae) = self.on_cpu()?;
+                let picture = &self.moved(picture, &cpu)?;
+                let footage = Footage::Picture { picture, latent_frames };
+                let latents = vae.encode(&cpu, footage, Tiling::Tiled, self.observer, None)?;
+                self.backend.upload(&cpu.download(&latents)?, &cpu.shape(&latents))
+            }
+        })
+    }
+
+    /// Decodes latents as [`Vae::decode`] does, to bytes `[n, height, width, 3]`; while frames are written, the next ones
+    /// are decoded. The result says how that went otherwise than asked for.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Vae::decode`] and of `write`.
+    pub fn decode(
+        &self,
+        latents: &B::Tensor,
+        write: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<Option<String>> {
+        let mut written = 0_usize;
+        let ((), note) = self.attempt("decode the frames", |way| {
+            // What an earlier attempt has written is passed over.
+            let mut seen = 0_usize;
+            let mut rest = |rgb: Cow<'_, [u8]>| {
+                let known = written.saturating_sub(seen).min(rgb.len());
+                seen += rgb.len();
+                written = written.max(seen);
+                if known < rgb.len() { write(&rgb[known..]) } else { Ok(()) }
+            };
+            match way {
+                Way::Here(tiling) => self.frames(self.backend, self.vae, latents, tiling, &mut rest),
+                Way::OnCpu => {
+                    let (cpu, vae) = self.on_cpu()?;
+                    self.frames(&cpu, &vae, &self.moved(latents, &cpu)?, Tiling::Tiled, &mut rest)
+                }
+            }
+        })?;
+        Ok(note)
+    }
+
+    fn frames<C: Backend>(
+        &self,
+        backend: &C,
+        vae: &Vae<C>,
+        latents: &C::Tensor,
+        tiling: Tiling,
+        write: &mut dyn FnMut(Cow<'_, [u8]>) -> Result<()>,
+    ) -> Result<()> {
+        let mut on_their_way = None;
+        let mut sink = |pixels: C::Tensor| {
+            let next = vae::fetch_u8(backend, &pixels)?;
+            on_their_way.replace(next).map_or(Ok(()), |before| write(before()?.into()))
+        };
+        vae.decode(backend, latents, tiling, self.observer, &mut sink, None)?;
+        on_their_way.map_or(Ok(()), |last| write(last()?.into()))
+    }
+
+    /// Does the work in one way after the other, until one finds room. The second result says which one did, if it was not
+    /// the first.
+    fn attempt<T>(&self, work: &str, mut run: impl FnMut(Way) -> Result<T>) -> Result<(T, Option<String>)> {
+        let mut ways = vec![Way::Here(self.tiling)];
+        if self.tiling == Tiling::Whole {
+            ways.push(Way::Here(Tiling::Tiled));
+        }
+        if self.backend.name() != "cpu" {
+            ways.push(Way::OnCpu);
+        }
+        let mut shortage = None;
+        for way in ways {
+            match (run(way), &shortage) {
+                (Err(e @ Error::Memory(_)), _) => {
+                    tracing::debug!("no room to {work} ({way:?}): {e}");
+                    // The first one says what was missing for what was asked for.
+                    shortage.get_or_insert(e);
+                }
+                (Err(e), _) => return Err(e),
+                (Ok(done), None) => return Ok((done, None)),
+                (Ok(done), Some(shortage)) => {
+                    let how = match way {
+                        Way::Here(_) => "so it was done in smaller tiles",
+                        Way::OnCpu => "so the processor did it, which takes long",
+                    };
+                    return Ok((done, Some(format!("the GPU had no room to {work}, {how}: {shortage}"))));
+                }
+            }
+        }
+        Err(shortage.unwrap_or_else(|| Error::Internal(format!("no way to {work}"))))
+    }
+
+    fn on_cpu(&self) -> Result<(Cpu, Vae<Cpu>)> {
+        let cpu = Cpu::new();
+        let vae = Vae::load(&cpu.loader(Keeping::F32), self.weights, self.config)?;
+        Ok((cpu, vae))
+    }
+
+    /// Returns a tensor of the job's backend as one of the processor's.
+    fn moved(&self, tensor: &B::Tensor, cpu: &Cpu) -> Result<<Cpu as TensorOps>::Tensor> {
+        cpu.upload(&self.backend.download(tensor)?, &self.backend.shape(tensor))
+    }
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::{Cuda, Options};
+    use crate::progress::Quiet;
+    use crate::synth::{Size, Source};
+    use crate::weights::{Component, DType};
+
+    /// Frames of latents, and their height and width.
+    const LATENT: [usize; 3] = [4, 4, 6];
+    const BYTES: usize = 13 * 3 * 8 * 4 * 8 * 6;
+
+    /// Runs `test` with a VAE on a GPU with so many bytes for work, and with latents of noise.
+    fn with_vae(work: usize, test: impl FnOnce(&Cuda, &Rescue<'_, Cuda>, &[f32])) {
+        let b = Cuda::open(0, &Options::default(), 0, work).expect("there is a GPU or the emulator");
+        let recipe = Size::Tiny.recipe();
+        let part = recipe.networks().find(|part| part.component() == Component::Vae).expect("a VAE");
+        let (source, config) = (Source::new(&part, DType::F32, 1), &recipe.vae.config);
+        let vae = &Vae::load(&b.loader(Keeping::F32), &source, config).expect("there is room");
+        let (tiling, observer) = (Tiling::Whole, &Quiet);
+        let rescue = Rescue { backend: &b, vae, config, weights: &source, tiling, observer };
+        let [t, h, w] = LATENT;
+        test(&b, &rescue, &crate::synth::noise(1, "latents", 1.0, 16 * t * h * w));
+    }
+
+    fn shape() -> [usize; 4] {
+        let [t, h, w] = LATENT;
+        [16, t, h, w]
+    }
+
+    /// Takes all memory that is left for work.
+    fn fill(b: &Cuda) -> Vec<crate::backend::cuda::Tensor> {
+        let sizes = [1 << 20, 1 << 14, 1 << 9, 1 << 6];
+        sizes.iter().flat_map(|n| std::iter::from_fn(|| b.upload(&vec![0.0; *n], &[*n]).ok())).collect()
+    }
+
+    #[test]
+    #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+    fn a_decode_without_room_goes_on_elsewhere() {
+        with_vae(64 << 20, |b, rescue, values| {
+            let latents = b.upload(values, &shape()).expect("there is room");
+            let mut whole = Vec::new();
+            let note = rescue.decode(&latents, &mut |rgb| {
+                whole.extend_from_slice(rgb);
+                Ok(())
+            });
+            assert_eq!((note.expect("there is room"), whole.len()), (None, BYTES));
+
+            // Memory ends when the first frame is written; the others come from the processor.
+            let (mut taken, mut frames, mut calls) = (Vec::new(), Vec::new(), Vec::new());
+            let note = rescue.decode(&latents, &mut |rgb| {
+                if taken.is_empty() {
+                    taken = fill(b);
+                }
+                calls.push(rgb.len());
+                frames.extend_from_slice(rgb);
+                Ok(())
+            });
+            let note = note.expect("the processor has room").expect("it is said");
+            assert!(note.contains("the processor did it"), "{note}");
+            assert_eq!(frames.len(), BYTES, "{calls:?}");
+            // Both compute in f32 or near it, so that the last bit of a byte may differ.
+            assert!(frames.iter().zip(&whole).all(|(a, b)| a.abs_diff(*b) <= 1));
+        });
+    }
+
+    #[test]
+    #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+    fn a_picture_without_room_is_encoded_elsewhere() {
+        let picture = crate::synth::noise(1, "picture", 0.4, 3 * 32 * 48);
+        let encode = |b: &Cuda, rescue: &Rescue<'_, Cuda>, crowded: bool| {
+            let first = b.upload(&picture, &[3, 1, 32, 48]).expect("there is room");
+            let mut taken = if crowded { fill(b) } else { Vec::new() };
+            // There is room for the latents alone.
+            taken.iter().position(|piece| b.shape(piece) == [1 << 14]).map(|small| taken.remove(small));
+            let (latents, note) = rescue.encode(&first, 2).expect("there is a way");
+            (b.download(&latents).expect("it can be read"), note)
+        };
+        with_vae(64 << 20, |b, rescue, _| {
+            let (right, none) = encode(b, rescue, false);
+            let (got, note) = encode(b, rescue, true);
+            assert_eq!(none, None);
+            assert!(note.is_some_and(|note| note.contains("the processor did it")));
+            let (mut off, mut all) = (0.0, 0.0);
+            for (a, b) in got.iter().zip(&right) {
+                off += f64::from(a - b).powi(2);
+                all += f64::from(*b).powi(2);
+            }
+            // Sums of two bf16 numbers have 16 bits, and some thirty layers follow each other.
+            assert!((off / all).sqrt() < 30.0 * 2f64.powi(-16), "{:e}", (off / all).sqrt());
+        });
+    }
+
+    #[test]
+    fn only_a_lack_of_memory_is_helped() {
+        let cpu = Cpu::new();
+        let recipe = Size::Tiny.recipe();
+        let part = recipe.networks().find(|part| part.component() == Component::Vae).expect("a VAE");
+        let (source, config) = (Source::new(&part, DType::F32, 1), &recipe.vae.config);
+        let vae = &Vae::load(&cpu.loader(Keeping::F32), &source, config).expect("there is room");
+        let (tiling, observer) = (Tiling::Whole, &Quiet);
+        let rescue = Rescue { backend: &cpu, vae, config, weights: &source, tiling, observer };
+        let mut ways = Vec::new();
+        let full = rescue.attempt("do it", |way| {
+            ways.push(way);
+            Err::<(), _>(Error::Memory(format!("number {}", ways.len())))
+        });
+        assert_eq!(ways, [Way::Here(Tiling::Whole), Way::Here(Tiling::Tiled)]);
+        assert!(matches!(full, Err(Error::Memory(text)) if text == "number 1"), "the first one counts");
+        let mut calls = 0;
+        let canceled = rescue.attempt("do it", |_| {
+            calls += 1;
+            Err::<(), _>(Error::Canceled)
+        });
+        assert!(matches!(canceled, Err(Error::Canceled)));
+        assert_eq!(calls, 1);
+    }
+}
