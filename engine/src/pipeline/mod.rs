@@ -86,7 +86,7 @@ impl<B: Backend> Pipeline<B> {
     /// backend.
     pub(crate) fn prepare(&mut self, job: &Job, observer: &dyn Observer) -> Result<()> {
         self.check(job)?;
-        let mut clock = Clock::start(observer, job.request.steps, job.request.frames, self.costs(job));
+        let mut clock = Clock::start(observer, job.request.steps, self.costs(job));
         self.load(&mut clock)
     }
 
@@ -108,7 +108,7 @@ impl<B: Backend> Pipeline<B> {
         // The peak of an earlier job that failed must not count for this one.
         self.peak_gpu();
         let sampler = SamplerConfig::new(request)?;
-        let mut clock = Clock::start(observer, request.steps, request.frames, self.costs(job));
+        let mut clock = Clock::start(observer, request.steps, self.costs(job));
         let mut writer = VideoWriter::create(
             out,
             &VideoOptions {
@@ -125,8 +125,9 @@ impl<B: Backend> Pipeline<B> {
         let colours = pictures.preview.is_some().then(|| self.colours()).transpose()?;
         let mut previews = Previews::new(pictures.preview.as_deref(), colours);
         let attention = self.setup().attention;
+        let tile = self.plan(job).tile;
         let mut parts = self.parts()?;
-        let conditioning = condition(&mut parts, job, &mut clock)?;
+        let conditioning = condition(&mut parts, job, tile, &mut clock)?;
 
         clock.stage(Stage::Denoise)?;
         let (latents, plan) =
@@ -139,21 +140,14 @@ impl<B: Backend> Pipeline<B> {
         let mut frames = 0;
         let mut stills = Stills::new(pictures, width, height, request.frames);
         {
-            let mut write = |rgb: Vec<u8>| {
+            let mut write = |vae::Rendered { done, frames: rgb }| {
                 frames += (rgb.len() / (width * height * 3)) as u32;
-                clock.decoded(frames);
+                clock.part(done);
                 stills.see(&rgb);
                 writer.write(&rgb)?;
                 clock.observer().check()
             };
-            // While frames are downloaded and written, the next ones are decoded.
-            let mut on_their_way = None;
-            let mut sink = |pixels: B::Tensor| {
-                let next = vae::fetch_u8(backend, &pixels)?;
-                on_their_way.replace(next).map_or(Ok(()), |before| write(before()?))
-            };
-            models.vae.decode(backend, &latents, request.tiling, observer, &mut sink, None)?;
-            on_their_way.map_or(Ok(()), |last| write(last()?))?;
+            models.vae.render(backend, &latents, tile, observer, &mut write)?;
         }
         clock.stage(Stage::Write)?;
         let bytes = writer.finish()?;
@@ -209,6 +203,7 @@ impl<B: Backend> Pipeline<B> {
 fn condition<B: Backend>(
     parts: &mut Parts<'_, B>,
     job: &Job,
+    tile: Option<usize>,
     clock: &mut Clock<'_>,
 ) -> Result<Conditioning<B>> {
     let Parts { backend, tokenizer, recipe, models } = parts;
@@ -232,7 +227,7 @@ fn condition<B: Backend>(
     let Fitted { width, height, first_frame } = &job.fitted;
     let first = backend.upload(first_frame, &[3, 1, *height, *width])?;
     let footage = Footage::Picture { picture: &first, latent_frames: request.latent_frames() };
-    let latents = models.vae.encode(backend, footage, request.tiling, clock.observer(), None)?;
+    let latents = models.vae.encode(backend, footage, tile, clock.observer(), None)?;
     Ok(Conditioning { y: vae::condition(backend, &latents)?, contexts })
 }
 

@@ -21,6 +21,7 @@ use crate::step_cache::{self, StepPlan};
 
 pub use memory::Memory;
 use memory::Network;
+pub use vae::{largest_vae_tile, vae_activations, vae_tile};
 pub use work::Work;
 
 /// How the model is run, as far as the plan depends on it.
@@ -98,6 +99,8 @@ pub struct Plan {
     pub latent: [usize; 3],
     /// The number of the DiT's tokens.
     pub tokens: usize,
+    /// The side of the VAE's tiles in latent pixels; none if it works on the whole frame.
+    pub tile: Option<usize>,
     /// The number of the sampler's steps.
     pub steps: u32,
     /// The DiT's forwards, two a step with guidance.
@@ -125,6 +128,7 @@ impl Plan {
             false => StepPlan { compute: vec![true; request.steps as usize] },
         };
         let (computed, skipped) = steps.forwards(guidance);
+        let tile = vae_tile(&recipe.vae.config, latent, request.tiling, setup);
         let by_expert = steps.forwards_of(&step_cache::experts(recipe, request), guidance);
         Self {
             width,
@@ -132,10 +136,11 @@ impl Plan {
             frames: request.frames,
             latent,
             tokens: latent.iter().product::<usize>() / 4,
+            tile,
             steps: request.steps,
             forwards: Forwards { computed, skipped, exact },
-            work: Work::new(recipe, latent, branches, &by_expert),
-            memory: Memory::new(recipe, request, latent, branches, setup),
+            work: Work::new(recipe, latent, branches, &by_expert, tile),
+            memory: Memory::new(recipe, request, latent, branches, tile, setup),
         }
     }
 }

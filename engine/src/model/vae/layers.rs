@@ -24,8 +24,13 @@ impl<T> Chunk<T> {
         Self { frames: Some(frames), repeats: 0 }
     }
 
+    /// Returns the chunk with a reference to its frames.
+    pub fn as_ref(&self) -> Chunk<&T> {
+        Chunk { frames: self.frames.as_ref(), repeats: self.repeats }
+    }
+
     /// Returns the chunk with its frames replaced by as many others.
-    fn map<U>(self, f: impl FnOnce(T) -> Result<U>) -> Result<Chunk<U>> {
+    pub fn map<U>(self, f: impl FnOnce(T) -> Result<U>) -> Result<Chunk<U>> {
         Ok(Chunk { frames: self.frames.map(f).transpose()?, repeats: self.repeats })
     }
 }

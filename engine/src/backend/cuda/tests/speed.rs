@@ -14,7 +14,7 @@ use super::{Cuda, Options, noise};
 use crate::Result;
 use crate::backend::{Backend, Keeping, TensorOps};
 use crate::model::dit::{Blocks, Dit, Inputs};
-use crate::model::vae::{self, Footage, Vae};
+use crate::model::vae::{Footage, Vae};
 use crate::progress::{Quiet, Stage};
 use crate::weights::{Component, DType, HostTensor, Matrix, WeightSource};
 use animd_protocol::dims::schema;
@@ -221,28 +221,22 @@ fn vae_in(weights: Precision) {
     let [t, h, w] = plan.latent;
     let picture = b.upload(&noise(3 * SIZE[0] * SIZE[1], 1), &[3, 1, SIZE[1], SIZE[0]]).unwrap();
     let latents = b.upload(&noise(16 * t * h * w, 2), &[16, t, h, w]).unwrap();
-    let encode_in = |tiling| {
+    let encode_in = |plan: &Plan| {
         let footage = Footage::Picture { picture: &picture, latent_frames: t };
-        drop(vae.encode(&b, footage, tiling, &Quiet, None).unwrap());
+        drop(vae.encode(&b, footage, plan.tile, &Quiet, None).unwrap());
     };
-    let decode_in = |tiling| vae.decode(&b, &latents, tiling, &Quiet, &mut |_| Ok(()), None).unwrap();
-    let (encode, decode) = (|| encode_in(Tiling::Whole), || decode_in(Tiling::Whole));
-    let decode_to_bytes = || {
-        let mut before = None;
-        let mut sink = |x| {
-            let next = vae::fetch_u8(&b, &x)?;
-            before.replace(next).map_or(Ok(()), |before| before().map(drop))
-        };
-        vae.decode(&b, &latents, Tiling::Whole, &Quiet, &mut sink, None).unwrap();
-        before.map(|last| last().unwrap());
-    };
-    let (encode_tiled, tiled) = (|| encode_in(Tiling::Tiled), || decode_in(Tiling::Tiled));
+    let decode_in = |plan: &Plan| vae.decode(&b, &latents, plan.tile, &Quiet, &mut |_| Ok(()), None).unwrap();
+    let (encode, decode) = (|| encode_in(&plan), || decode_in(&plan));
+    let to_bytes = |plan: &Plan| vae.render(&b, &latents, plan.tile, &Quiet, &mut |_| Ok(())).unwrap();
+    let (decode_to_bytes, tiled_to_bytes) = (|| to_bytes(&plan), || to_bytes(&in_tiles));
+    let (encode_tiled, tiled) = (|| encode_in(&in_tiles), || decode_in(&in_tiles));
     for (name, plan, stage, run) in [
         ("encode", &plan, Stage::VaeEncode, &encode as &dyn Fn()),
         ("decode", &plan, Stage::VaeDecode, &decode),
         ("decode to bytes", &plan, Stage::VaeDecode, &decode_to_bytes),
         ("encode tiled", &in_tiles, Stage::VaeEncode, &encode_tiled),
         ("decode tiled", &in_tiles, Stage::VaeDecode, &tiled),
+        ("tiled to bytes", &in_tiles, Stage::VaeDecode, &tiled_to_bytes),
     ] {
         let (before, _) = (b.usage()[1].used, b.peak_memory());
         run();
