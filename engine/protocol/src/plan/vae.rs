@@ -115,11 +115,12 @@ impl Walk {
         self.live = self.live.max(values);
     }
 
-    /// Notes a kernel that reaches back to so many frames. While it runs, those of the previous chunk are still alive.
+    /// Notes a kernel that reaches back to so many frames; returns the values of those of the previous chunk, which are
+    /// still alive while it runs. Where frames repeat, only the second chunk has many, and one frame precedes it.
     fn remember(&mut self, frames: usize, channels: usize, pixels: usize, time: &Time) -> usize {
         let values = frames.min(time.all) * padded(channels) * pixels;
         self.kept += values;
-        values
+        if self.repeating { values / 2 } else { values }
     }
 
     /// Adds a causal 3x3x3 convolution; returns the values of its past and of its copies. Where frames repeat from some
