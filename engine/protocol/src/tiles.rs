@@ -215,7 +215,10 @@ mod tests {
                 for (i, scale) in [8, 4, 2].into_iter().enumerate() {
                     right = after_convolutions(right, whole(scale), 2 * BLOCK);
                     (computed, right) = cut(&computed, right, range(&tile, scale, Halo::ENCODER[i + 1]));
-                    assert!(computed.start % 2 == 0 && computed.end % 2 == 0, "{computed:?}");
+                    assert!(
+                        computed.start.is_multiple_of(2) && computed.end.is_multiple_of(2),
+                        "{computed:?}"
+                    );
                     computed = computed.start / 2..computed.end / 2;
                     let end = if right.end == whole(scale) { right.end / 2 } else { (right.end - 1) / 2 };
                     right = right.start.div_ceil(2)..end;

@@ -82,7 +82,8 @@ pub struct Around {
     pub written: bool,
 }
 
-/// Measures the stages around the DiT.
+/// Measures the stages around the DiT, with the VAE in tiles of a side in latent pixels.
+#[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
 pub fn around<B: Backend>(
     b: &B,
     recipe: &Recipe,

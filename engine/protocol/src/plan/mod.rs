@@ -21,7 +21,7 @@ use crate::step_cache::{self, StepPlan};
 
 pub use memory::Memory;
 use memory::Network;
-pub use vae::{largest_vae_tile, vae_activations, vae_tile};
+pub use vae::{SMALLEST_TILE, largest_tile, tile, vae_activations};
 pub use work::Work;
 
 /// How the model is run, as far as the plan depends on it.
@@ -128,7 +128,7 @@ impl Plan {
             false => StepPlan { compute: vec![true; request.steps as usize] },
         };
         let (computed, skipped) = steps.forwards(guidance);
-        let tile = vae_tile(&recipe.vae.config, latent, request.tiling, setup);
+        let tile = tile(&recipe.vae.config, latent, request.tiling, setup);
         let by_expert = steps.forwards_of(&step_cache::experts(recipe, request), guidance);
         Self {
             width,

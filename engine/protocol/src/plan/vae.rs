@@ -10,12 +10,16 @@ use crate::profile::{Backend, Precision};
 use crate::request::Tiling;
 use crate::tiles::{Grid, Halo, Tile};
 
-/// The bytes of activations that tiles may take where nothing else is known: with the weights, an eighth for gaps and
-/// 1280x720 pixels that is less than 2 GiB. Larger tiles save less than a tenth of the time.
+/// The bytes of activations that tiles may take if nothing else asks for the memory. With the weights in bf16, and an
+/// eighth for gaps between allocations, that is less than 2 GiB. At 1280x720 the halos are then a seventh of the work.
 const ROOM: u64 = 3 << 29;
 
-/// The sides of tiles that are tried, in latent pixels: the longest, the shortest, and the step between them.
-const SIDES: [usize; 3] = [128, 8, 4];
+/// The shortest side of tiles that a plan chooses, in latent pixels. Shorter ones take hardly less memory, and their halos
+/// are most of their work.
+pub const SMALLEST_TILE: usize = 8;
+
+/// The longest side of tiles that is tried, and the step from one side to the next.
+const SIDES: [usize; 2] = [128, 4];
 
 /// How a backend stores volumes and what it needs beside them.
 #[derive(Clone, Copy, Debug)]
@@ -56,19 +60,19 @@ pub(super) struct Cost {
 }
 
 /// Returns the side of the VAE's tiles for a user's choice, in latent pixels; `None` if the frame is not divided.
-pub fn vae_tile(c: &VaeConfig, latent: [usize; 3], tiling: Tiling, setup: &Setup) -> Option<usize> {
+pub fn tile(c: &VaeConfig, latent: [usize; 3], tiling: Tiling, setup: &Setup) -> Option<usize> {
     match tiling {
         Tiling::Whole => None,
-        Tiling::Tiled => largest_vae_tile(c, latent, setup, ROOM).or(Some(SIDES[1])),
+        Tiling::Tiled => largest_tile(c, latent, setup, ROOM).or(Some(SMALLEST_TILE)),
     }
     .filter(|&side| latent[1].max(latent[2]) > side)
 }
 
 /// Returns the longest side of tiles, in latent pixels, with which the activations of encoding and of decoding each fit
 /// in `room` bytes; `None` if even the smallest tiles need more. A side may be longer than the frame.
-pub fn largest_vae_tile(c: &VaeConfig, latent: [usize; 3], setup: &Setup, room: u64) -> Option<usize> {
-    let [longest, shortest, step] = SIDES;
-    let mut sides = (shortest..=longest).rev().step_by(step);
+pub fn largest_tile(c: &VaeConfig, latent: [usize; 3], setup: &Setup, room: u64) -> Option<usize> {
+    let [longest, step] = SIDES;
+    let mut sides = (SMALLEST_TILE..=longest).rev().step_by(step);
     sides.find(|&side| vae_activations(c, latent, Some(side), setup).into_iter().all(|bytes| bytes <= room))
 }
 
@@ -311,7 +315,7 @@ mod tests {
         let (c, setup) = of_profile("rtx4090");
         let weights = 300 << 20;
         for latent in LATENTS {
-            let side = vae_tile(&c, latent, Tiling::Tiled, &setup);
+            let side = tile(&c, latent, Tiling::Tiled, &setup);
             assert!(side.is_some());
             let flops =
                 |side| [encoder(&c, latent, side, Volumes::F32), decoder(&c, latent, side, Volumes::F32)];
@@ -333,16 +337,16 @@ mod tests {
             |side| vae_activations(&c, latent, Some(side), &setup).into_iter().max().expect("there are two");
         let mut last = usize::MAX;
         for room in [4 << 30, 1 << 30, 600 << 20, 300 << 20] {
-            let side = largest_vae_tile(&c, latent, &setup, room).expect("it fits");
+            let side = largest_tile(&c, latent, &setup, room).expect("it fits");
             assert!(takes(side) <= room && side <= last);
-            assert!(side == SIDES[0] || takes(side + SIDES[2]) > room, "{side} for {room} bytes");
+            assert!(side == SIDES[0] || takes(side + SIDES[1]) > room, "{side} for {room} bytes");
             last = side;
         }
-        assert_eq!(largest_vae_tile(&c, latent, &setup, 100 << 20), None);
+        assert_eq!(largest_tile(&c, latent, &setup, 100 << 20), None);
         // Somewhat more than the features and the largest layer at the latent's resolution.
-        assert!(largest_vae_tile(&c, large, &setup, 520 << 20).is_some());
-        assert_eq!(vae_tile(&c, latent, Tiling::Whole, &setup), None);
-        assert_eq!(vae_tile(&c, [21, 16, 24], Tiling::Tiled, &setup), None, "a frame that fits whole");
+        assert!(largest_tile(&c, large, &setup, 520 << 20).is_some());
+        assert_eq!(tile(&c, latent, Tiling::Whole, &setup), None);
+        assert_eq!(tile(&c, [21, 16, 24], Tiling::Tiled, &setup), None, "a frame that fits whole");
     }
 
     #[test]

@@ -6,7 +6,6 @@
 //! exactly.
 
 use super::super::Checkpoint;
-use super::tiles::concat;
 use crate::Result;
 use crate::backend::conv::{ConvEpilogue, ConvShape, Spatial, Step, Time};
 use crate::backend::{Backend, Loader};
@@ -422,5 +421,13 @@ fn join<B: Backend>(b: &B, first: Option<B::Tensor>, rest: Option<B::Tensor>) ->
     match (first, rest) {
         (Some(first), Some(rest)) => concat(b, vec![first, rest], 1).map(Some),
         (first, rest) => Ok(first.or(rest)),
+    }
+}
+
+/// Joins parts in order along `axis`.
+pub(super) fn concat<B: Backend>(b: &B, mut parts: Vec<B::Tensor>, axis: usize) -> Result<B::Tensor> {
+    match parts.len() {
+        1 => Ok(parts.remove(0)),
+        _ => b.concat(&parts.iter().collect::<Vec<_>>(), axis),
     }
 }

@@ -35,8 +35,7 @@ pub use colours::Colours;
 use decoder::Decoder;
 use encoder::Encoder;
 pub use frames::{Piece, Rendered};
-use layers::{Chunk, Memory, each_frame};
-use tiles::concat;
+use layers::{Chunk, Memory, concat, each_frame};
 
 /// The number of channels of a latent.
 pub const LATENT_CHANNELS: usize = 16;

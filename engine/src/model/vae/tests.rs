@@ -214,7 +214,8 @@ fn decoded_tiles_are_the_whole() {
             let (mut bytes, mut done) = (Vec::new(), 0.0);
             let mut sink = |part: Rendered| {
                 assert!(part.done > done, "{} after {done}", part.done);
-                (done, _) = (part.done, bytes.extend(part.frames));
+                done = part.done;
+                bytes.extend(part.frames);
                 Ok(())
             };
             vae.render(&b, &latents, side, &Quiet, &mut sink).unwrap();

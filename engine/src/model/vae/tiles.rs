@@ -4,7 +4,7 @@ use crate::backend::Backend;
 use crate::{Error, Result};
 use animd_protocol::tiles::{Area, Grid};
 
-use super::layers::Chunk;
+use super::layers::{Chunk, concat};
 
 /// Returns `want` of a volume that holds the area `have`, in memory of its own unless that is all of it.
 pub(super) fn crop<B: Backend>(b: &B, x: &B::Tensor, have: &Area, want: &Area) -> Result<B::Tensor> {
@@ -34,12 +34,4 @@ pub(super) fn join<B: Backend>(b: &B, grid: &Grid, tiles: Vec<Chunk<B::Tensor>>)
     let [_, columns] = grid.counts();
     let rows = frames.chunks(columns).map(|row| concat(b, row.to_vec(), 3));
     Ok(Chunk { frames: Some(concat(b, rows.collect::<Result<_>>()?, 2)?), repeats })
-}
-
-/// Joins parts in order along `axis`.
-pub(super) fn concat<B: Backend>(b: &B, mut parts: Vec<B::Tensor>, axis: usize) -> Result<B::Tensor> {
-    match parts.len() {
-        1 => Ok(parts.remove(0)),
-        _ => b.concat(&parts.iter().collect::<Vec<_>>(), axis),
-    }
 }
