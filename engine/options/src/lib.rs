@@ -135,10 +135,7 @@ const NOISE: Values = &[
 
 const TILING: Values = &[
     ("whole", "Whole"),
-    (
-        "tiled",
-        "Tiles of 256x256 pixels, 192 apart: a quarter of the memory, twice the work, faint differences at the seams",
-    ),
+    ("tiled", "In tiles: the same video, from at most 2 GiB of memory and with a little more work"),
 ];
 
 /// Returns the parser for the value of an option that says how the VAE works.

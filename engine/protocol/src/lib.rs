@@ -18,6 +18,7 @@ pub mod request;
 pub mod schedule;
 mod size;
 pub mod step_cache;
+pub mod tiles;
 
 pub use error::{ErrorCode, InvalidSetting};
 pub use limits::{limits, missing};

@@ -92,20 +92,6 @@ pub(super) fn frame_attention_sizes([all, frames, height, width]: [usize; 4]) ->
     Ok([channels, frames, pixels])
 }
 
-/// Checks that one volume can be faded into another.
-///
-/// # Errors
-/// Returns [`Error::Internal`] if it cannot.
-pub(super) fn check_fade(before: [usize; 4], after: [usize; 4], axis: usize, extent: usize) -> Result<()> {
-    let others_differ = (0..4).any(|i| i != axis && before[i] != after[i]);
-    if axis > 3 || others_differ || extent > before[axis] || extent > after[axis] {
-        return Err(Error::Internal(format!(
-            "cannot fade {before:?} into {after:?} over {extent} along {axis}"
-        )));
-    }
-    Ok(())
-}
-
 /// Operations on `[channels, frames, height, width]`.
 pub trait ConvOps: TensorOps {
     /// A convolution's weight and bias on the device.
@@ -134,14 +120,4 @@ pub trait ConvOps: TensorOps {
     /// Returns attention with one head within each frame: softmax(q k^T / sqrt(channels)) v over the frame's pixels.
     /// `qkv` is `[3 * channels, ..]`, the result `[channels, ..]`.
     fn frame_attention(&self, qkv: &Self::Tensor) -> Result<Self::Tensor>;
-
-    /// Returns `after` with its first `extent` elements along `axis` faded in over the last `extent` elements of
-    /// `before`: element i is `before * (1 - i / extent) + after * (i / extent)`. The other extents are equal.
-    fn fade(
-        &self,
-        before: &Self::Tensor,
-        after: &Self::Tensor,
-        axis: usize,
-        extent: usize,
-    ) -> Result<Self::Tensor>;
 }

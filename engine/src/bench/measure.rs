@@ -8,7 +8,7 @@ use animd_protocol::recipe::Recipe;
 
 use crate::backend::{Backend, TensorOps};
 use crate::model::dit::{self, Blocks, Context, Grid, Time};
-use crate::model::vae::{self, Footage};
+use crate::model::vae::{self, Footage, Piece};
 use crate::pipeline::{Job, Models};
 use crate::progress::Observer;
 use crate::synth::noise;
@@ -82,12 +82,14 @@ pub struct Around {
     pub written: bool,
 }
 
-/// Measures the stages around the DiT.
+/// Measures the stages around the DiT, with the VAE in tiles of a side in latent pixels.
+#[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
 pub fn around<B: Backend>(
     b: &B,
     recipe: &Recipe,
     models: &Models<B>,
     job: &Job,
+    tile: Option<usize>,
     runs: usize,
     outputs: &Outputs,
     observer: &dyn Observer,
@@ -105,10 +107,9 @@ pub fn around<B: Backend>(
     let (width, height) = (job.width(), job.height());
     let picture = noise(SEED, "input.picture", 0.4, 3 * height * width);
     let picture = b.upload(&picture, &[3, 1, height, width])?;
-    let tiling = job.request.tiling;
     let latent_frames = job.request.latent_frames();
     let footage = || Footage::Picture { picture: &picture, latent_frames };
-    let encoded = || models.vae.encode(b, footage(), tiling, observer, None);
+    let encoded = || models.vae.encode(b, footage(), tile, observer, None);
     let encode = measure(b, runs, observer, || wait(b, &encoded()?))?;
     if outputs.wanted() {
         outputs.save("vae-encode", &[("latents", b, &encoded()?)])?;
@@ -116,27 +117,34 @@ pub fn around<B: Backend>(
 
     let [t, h, w] = job.latent();
     let latents = b.upload(&noise(SEED, "input.latents", 1.0, 16 * t * h * w), &[16, t, h, w])?;
-    let decoded = |sink: &mut dyn FnMut(B::Tensor) -> Result<()>| {
-        models.vae.decode(b, &latents, tiling, observer, sink, None)
+    let decoded = |sink: &mut dyn FnMut(Piece<B::Tensor>) -> Result<()>| {
+        models.vae.decode(b, &latents, tile, observer, sink, None)
     };
     let decode = measure(b, runs, observer, || {
         let mut last = None;
-        decoded(&mut |frames| {
-            last = Some(frames);
+        decoded(&mut |piece| {
+            last = Some(piece.frames);
             observer.check()
         })?;
         last.map_or(Ok(()), |last| wait(b, &last))
     })?;
     if outputs.wanted() {
-        let (mut kept, mut count) = (Vec::new(), 0);
-        decoded(&mut |frames| {
-            if count < KEPT_FRAMES {
-                count += b.shape(&frames)[1];
-                kept.push(b.contiguous(&frames)?);
+        let count = KEPT_FRAMES.min(job.request.frames as usize);
+        let mut kept = vec![0.0; 3 * count * height * width];
+        decoded(&mut |Piece { frames, first, area }| {
+            if first >= count {
+                return Ok(());
+            }
+            let n = b.shape(&frames)[1];
+            for (i, line) in b.download(&frames)?.chunks_exact(area.columns.len()).enumerate() {
+                let (image, y) = (i / area.rows.len(), i % area.rows.len());
+                let frame = image / n * count + first + image % n;
+                let start = (frame * height + area.rows.start + y) * width + area.columns.start;
+                kept[start..][..line.len()].copy_from_slice(line);
             }
             Ok(())
         })?;
-        let kept = b.concat(&kept.iter().collect::<Vec<_>>(), 1)?;
+        let kept = b.upload(&kept, &[3, count, height, width])?;
         outputs.save("vae-decode", &[("frames", b, &kept)])?;
     }
 
@@ -146,19 +154,12 @@ pub fn around<B: Backend>(
     let write = measure(b, 1, observer, || {
         let mut writer = written.then(|| writer(job)).transpose()?;
         let mut rest = &waves[..];
-        let mut put = |rgb: Vec<u8>| {
+        let mut put = |rgb: &[u8]| {
             let (now, later) = rest.split_at(rest.len().min(rgb.len()));
             rest = later;
             writer.as_mut().map_or(Ok(()), |writer| writer.write(now))
         };
-        // As in a job, the next frames are decoded while earlier ones are fetched and written.
-        let mut on_their_way = None;
-        decoded(&mut |frames| {
-            observer.check()?;
-            let next = vae::fetch_u8(b, &frames)?;
-            on_their_way.replace(next).map_or(Ok(()), |before| put(before()?))
-        })?;
-        on_their_way.map_or(Ok(()), |last| put(last()?))?;
+        models.vae.render(b, &latents, tile, observer, &mut |part| put(&part.frames))?;
         writer.map_or(Ok(()), |writer| writer.finish().map(drop))
     });
     // The file may never have been written.

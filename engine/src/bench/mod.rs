@@ -273,7 +273,9 @@ impl<'a, B: Backend> Bench<'a, B> {
         let resident = b.peak_memory();
         if self.around.is_none() {
             say("measuring umT5, CLIP and the VAE");
-            let around = measure::around(b, recipe, models, &self.job, runs, &self.outputs, observer)?;
+            let size = [self.job.width(), self.job.height()];
+            let tile = Plan::new(recipe, &self.job.request, size, &setup).tile;
+            let around = measure::around(b, recipe, models, &self.job, tile, runs, &self.outputs, observer)?;
             if !around.written {
                 self.notes.push("no ffmpeg with libx264 here: jobs are without the file".into());
             }

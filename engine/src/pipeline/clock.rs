@@ -9,7 +9,6 @@ use crate::progress::{Costs, Observer, Progress, Stage};
 pub struct Clock<'a> {
     observer: &'a dyn Observer,
     costs: Costs,
-    frames: u32,
     progress: Progress,
     began: Instant,
     /// When the current stage began; `None` before the first.
@@ -22,11 +21,10 @@ pub struct Clock<'a> {
 
 impl<'a> Clock<'a> {
     /// Starts the clock; [`Clock::stage`] announces the first stage.
-    pub fn start(observer: &'a dyn Observer, steps: u32, frames: u32, costs: Costs) -> Self {
+    pub fn start(observer: &'a dyn Observer, steps: u32, costs: Costs) -> Self {
         Self {
             observer,
             costs,
-            frames,
             progress: Progress { stage: Stage::Load, step: 0, steps, fraction: 0.0, seconds_left: None },
             began: Instant::now(),
             stage_began: None,
@@ -65,11 +63,6 @@ impl<'a> Clock<'a> {
         self.steps.push((now - since).as_secs_f64());
         self.progress.step = done;
         self.tell(f64::from(done) / f64::from(self.progress.steps.max(1)));
-    }
-
-    /// Reports the number of decoded frames.
-    pub fn decoded(&mut self, frames: u32) {
-        self.tell(f64::from(frames) / f64::from(self.frames.max(1)));
     }
 
     /// Returns the seconds of each step, and whether it was computed.

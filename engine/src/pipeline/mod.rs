@@ -87,7 +87,7 @@ impl<B: Backend> Pipeline<B> {
     /// backend.
     pub(crate) fn prepare(&mut self, job: &Job, observer: &dyn Observer) -> Result<()> {
         self.check(job)?;
-        let mut clock = Clock::start(observer, job.request.steps, job.request.frames, self.costs(job));
+        let mut clock = Clock::start(observer, job.request.steps, self.costs(job));
         self.load(&mut clock)
     }
 
@@ -109,7 +109,7 @@ impl<B: Backend> Pipeline<B> {
         // The peak of an earlier job that failed must not count for this one.
         self.peak_gpu();
         let sampler = SamplerConfig::new(request)?;
-        let mut clock = Clock::start(observer, request.steps, request.frames, self.costs(job));
+        let mut clock = Clock::start(observer, request.steps, self.costs(job));
         let mut writer = VideoWriter::create(
             out,
             &VideoOptions {
@@ -127,8 +127,9 @@ impl<B: Backend> Pipeline<B> {
         let mut previews = Previews::new(pictures.preview.as_deref(), colours);
         let attention = self.setup().attention;
         let mut notes = Vec::new();
+        let tile = self.plan(job).tile;
         let mut parts = self.parts()?;
-        let conditioning = condition(&mut parts, job, &mut notes, &mut clock)?;
+        let conditioning = condition(&mut parts, job, tile, &mut notes, &mut clock)?;
 
         clock.stage(Stage::Denoise)?;
         let (latents, plan) =
@@ -140,14 +141,14 @@ impl<B: Backend> Pipeline<B> {
         let mut frames = 0;
         let mut stills = Stills::new(pictures, width, height, request.frames);
         {
-            let mut write = |rgb: &[u8]| {
+            let mut write = |done: f64, rgb: &[u8]| {
                 frames += (rgb.len() / (width * height * 3)) as u32;
-                clock.decoded(frames);
+                clock.part(done);
                 stills.see(rgb);
                 writer.write(rgb)?;
                 clock.observer().check()
             };
-            notes.extend(parts.rescue(request.tiling, observer).decode(&latents, &mut write)?);
+            notes.extend(parts.rescue(tile, observer).decode(&latents, &mut write)?);
         }
         notes.into_iter().for_each(|note| self.note(note));
         clock.stage(Stage::Write)?;
@@ -205,6 +206,7 @@ impl<B: Backend> Pipeline<B> {
 fn condition<B: Backend>(
     parts: &mut Parts<'_, B>,
     job: &Job,
+    tile: Option<usize>,
     notes: &mut Vec<String>,
     clock: &mut Clock<'_>,
 ) -> Result<Conditioning<B>> {
@@ -228,7 +230,7 @@ fn condition<B: Backend>(
     clock.stage(Stage::VaeEncode)?;
     let Fitted { width, height, first_frame } = &job.fitted;
     let first = backend.upload(first_frame, &[3, 1, *height, *width])?;
-    let rescue = parts.rescue(request.tiling, clock.observer());
+    let rescue = parts.rescue(tile, clock.observer());
     let (latents, note) = rescue.encode(&first, request.latent_frames())?;
     notes.extend(note);
     Ok(Conditioning { y: vae::condition(backend, &latents)?, contexts })

@@ -9,7 +9,6 @@ use animd_protocol::plan::memory::Phase;
 use animd_protocol::plan::{Plan, Setup, gib};
 use animd_protocol::profile::{AttentionKind, Backend as Kind, Place, Precision, Precisions};
 use animd_protocol::recipe::{Component, Network, Recipe};
-use animd_protocol::request::Tiling;
 
 use crate::backend::{Backend, Keeping, Loader};
 use crate::model::clip::Clip;
@@ -125,9 +124,9 @@ pub struct Parts<'a, B: Backend> {
 
 impl<B: Backend> Parts<'_, B> {
     /// Returns the VAE, which finds a way where there is too little memory.
-    pub(super) fn rescue<'a>(&'a self, tiling: Tiling, observer: &'a dyn Observer) -> Rescue<'a, B> {
+    pub(super) fn rescue<'a>(&'a self, tile: Option<usize>, observer: &'a dyn Observer) -> Rescue<'a, B> {
         let (backend, config) = (self.backend, &self.recipe.vae.config);
-        Rescue { backend, vae: &self.models.vae, config, weights: self.vae, tiling, observer }
+        Rescue { backend, vae: &self.models.vae, config, weights: self.vae, tile, observer }
     }
 }
 

@@ -1,15 +1,13 @@
-//! What the VAE does without enough memory on the device: it works in tiles, in the end on the processor.
+//! What the VAE does without enough memory on the device: it works in smaller tiles, in the end on the processor.
 //!
 //! A job's latents have cost minutes by then. So a decode that finds no room is begun again with less, and goes on with
 //! the frame after the last one that was written.
 
-use std::borrow::Cow;
-
-use animd_protocol::request::Tiling;
+use animd_protocol::plan::SMALLEST_TILE;
 
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Keeping, TensorOps};
-use crate::model::vae::{self, Footage, Vae};
+use crate::model::vae::{Footage, Rendered, Vae};
 use crate::progress::Observer;
 use crate::weights::{VaeConfig, WeightSource};
 use crate::{Error, Result};
@@ -20,16 +18,17 @@ pub struct Rescue<'a, B: Backend> {
     pub vae: &'a Vae<B>,
     pub config: &'a VaeConfig,
     pub weights: &'a dyn WeightSource,
-    pub tiling: Tiling,
+    /// The longest side of the plan's tiles, in latent pixels; `None` for whole frames.
+    pub tile: Option<usize>,
     pub observer: &'a dyn Observer,
 }
 
 /// A way to do the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// Where the job runs.
-    Here(Tiling),
-    /// On the processor, in tiles.
+    /// Where the job runs, in tiles with sides of at most so many latent pixels.
+    Here(Option<usize>),
+    /// On the processor, in the smallest tiles.
     OnCpu,
 }
 
@@ -40,75 +39,57 @@ impl<B: Backend> Rescue<'_, B> {
     /// Returns the errors of [`Vae::encode`].
     pub fn encode(&self, picture: &B::Tensor, latent_frames: usize) -> Result<(B::Tensor, Option<String>)> {
         self.attempt("encode the picture", |way| match way {
-            Way::Here(tiling) => {
+            Way::Here(tile) => {
                 let footage = Footage::Picture { picture, latent_frames };
-                self.vae.encode(self.backend, footage, tiling, self.observer, None)
+                self.vae.encode(self.backend, footage, tile, self.observer, None)
             }
             Way::OnCpu => {
                 let (cpu, vae) = self.on_cpu()?;
                 let picture = &self.moved(picture, &cpu)?;
                 let footage = Footage::Picture { picture, latent_frames };
-                let latents = vae.encode(&cpu, footage, Tiling::Tiled, self.observer, None)?;
+                let latents = vae.encode(&cpu, footage, Some(SMALLEST_TILE), self.observer, None)?;
                 self.backend.upload(&cpu.download(&latents)?, &cpu.shape(&latents))
             }
         })
     }
 
-    /// Decodes latents as [`Vae::decode`] does, to bytes `[n, height, width, 3]`; while frames are written, the next ones
-    /// are decoded. The result says how that went otherwise than asked for.
+    /// Decodes latents as [`Vae::render`] does; `write` gets the share of the work that is done, and the frames that this
+    /// completed. The result says how that went otherwise than asked for.
     ///
     /// # Errors
-    /// Returns the errors of [`Vae::decode`] and of `write`.
+    /// Returns the errors of [`Vae::render`] and of `write`.
     pub fn decode(
         &self,
         latents: &B::Tensor,
-        write: &mut dyn FnMut(&[u8]) -> Result<()>,
+        write: &mut dyn FnMut(f64, &[u8]) -> Result<()>,
     ) -> Result<Option<String>> {
         let mut written = 0_usize;
         let ((), note) = self.attempt("decode the frames", |way| {
             // What an earlier attempt has written is passed over.
             let mut seen = 0_usize;
-            let mut rest = |rgb: Cow<'_, [u8]>| {
-                let known = written.saturating_sub(seen).min(rgb.len());
-                seen += rgb.len();
+            let mut rest = |Rendered { done, frames }: Rendered| {
+                let known = written.saturating_sub(seen).min(frames.len());
+                seen += frames.len();
                 written = written.max(seen);
-                if known < rgb.len() { write(&rgb[known..]) } else { Ok(()) }
+                write(done, &frames[known..])
             };
             match way {
-                Way::Here(tiling) => self.frames(self.backend, self.vae, latents, tiling, &mut rest),
+                Way::Here(tile) => self.vae.render(self.backend, latents, tile, self.observer, &mut rest),
                 Way::OnCpu => {
                     let (cpu, vae) = self.on_cpu()?;
-                    self.frames(&cpu, &vae, &self.moved(latents, &cpu)?, Tiling::Tiled, &mut rest)
+                    let latents = self.moved(latents, &cpu)?;
+                    vae.render(&cpu, &latents, Some(SMALLEST_TILE), self.observer, &mut rest)
                 }
             }
         })?;
         Ok(note)
     }
 
-    fn frames<C: Backend>(
-        &self,
-        backend: &C,
-        vae: &Vae<C>,
-        latents: &C::Tensor,
-        tiling: Tiling,
-        write: &mut dyn FnMut(Cow<'_, [u8]>) -> Result<()>,
-    ) -> Result<()> {
-        let mut on_their_way = None;
-        let mut sink = |pixels: C::Tensor| {
-            let next = vae::fetch_u8(backend, &pixels)?;
-            on_their_way.replace(next).map_or(Ok(()), |before| write(before()?.into()))
-        };
-        vae.decode(backend, latents, tiling, self.observer, &mut sink, None)?;
-        on_their_way.map_or(Ok(()), |last| write(last()?.into()))
-    }
-
     /// Does the work in one way after the other, until one finds room. The second result says which one did, if it was not
     /// the first.
     fn attempt<T>(&self, work: &str, mut run: impl FnMut(Way) -> Result<T>) -> Result<(T, Option<String>)> {
-        let mut ways = vec![Way::Here(self.tiling)];
-        if self.tiling == Tiling::Whole {
-            ways.push(Way::Here(Tiling::Tiled));
-        }
+        let mut ways = vec![Way::Here(self.tile)];
+        ways.extend(smaller(self.tile).map(|tile| Way::Here(Some(tile))));
         if self.backend.name() != "cpu" {
             ways.push(Way::OnCpu);
         }
@@ -146,6 +127,11 @@ impl<B: Backend> Rescue<'_, B> {
     }
 }
 
+/// Returns the sides of smaller tiles, in latent pixels, that are tried where a plan's tiles find no room.
+fn smaller(tile: Option<usize>) -> impl Iterator<Item = usize> {
+    [4 * SMALLEST_TILE, SMALLEST_TILE].into_iter().filter(move |&side| tile.is_none_or(|tile| side < tile))
+}
+
 #[cfg(all(test, feature = "cuda"))]
 mod tests {
     use super::*;
@@ -165,8 +151,8 @@ mod tests {
         let part = recipe.networks().find(|part| part.component() == Component::Vae).expect("a VAE");
         let (source, config) = (Source::new(&part, DType::F32, 1), &recipe.vae.config);
         let vae = &Vae::load(&b.loader(Keeping::F32), &source, config).expect("there is room");
-        let (tiling, observer) = (Tiling::Whole, &Quiet);
-        let rescue = Rescue { backend: &b, vae, config, weights: &source, tiling, observer };
+        let (tile, observer) = (None, &Quiet);
+        let rescue = Rescue { backend: &b, vae, config, weights: &source, tile, observer };
         let [t, h, w] = LATENT;
         test(&b, &rescue, &crate::synth::noise(1, "latents", 1.0, 16 * t * h * w));
     }
@@ -188,7 +174,7 @@ mod tests {
         with_vae(64 << 20, |b, rescue, values| {
             let latents = b.upload(values, &shape()).expect("there is room");
             let mut whole = Vec::new();
-            let note = rescue.decode(&latents, &mut |rgb| {
+            let note = rescue.decode(&latents, &mut |_, rgb| {
                 whole.extend_from_slice(rgb);
                 Ok(())
             });
@@ -196,7 +182,7 @@ mod tests {
 
             // Memory ends when the first frame is written; the others come from the processor.
             let (mut taken, mut frames, mut calls) = (Vec::new(), Vec::new(), Vec::new());
-            let note = rescue.decode(&latents, &mut |rgb| {
+            let note = rescue.decode(&latents, &mut |_, rgb| {
                 if taken.is_empty() {
                     taken = fill(b);
                 }
@@ -246,14 +232,14 @@ mod tests {
         let part = recipe.networks().find(|part| part.component() == Component::Vae).expect("a VAE");
         let (source, config) = (Source::new(&part, DType::F32, 1), &recipe.vae.config);
         let vae = &Vae::load(&cpu.loader(Keeping::F32), &source, config).expect("there is room");
-        let (tiling, observer) = (Tiling::Whole, &Quiet);
-        let rescue = Rescue { backend: &cpu, vae, config, weights: &source, tiling, observer };
+        let (tile, observer) = (None, &Quiet);
+        let rescue = Rescue { backend: &cpu, vae, config, weights: &source, tile, observer };
         let mut ways = Vec::new();
         let full = rescue.attempt("do it", |way| {
             ways.push(way);
             Err::<(), _>(Error::Memory(format!("number {}", ways.len())))
         });
-        assert_eq!(ways, [Way::Here(Tiling::Whole), Way::Here(Tiling::Tiled)]);
+        assert_eq!(ways, [None, Some(4 * SMALLEST_TILE), Some(SMALLEST_TILE)].map(Way::Here));
         assert!(matches!(full, Err(Error::Memory(text)) if text == "number 1"), "the first one counts");
         let mut calls = 0;
         let canceled = rescue.attempt("do it", |_| {

@@ -1,4 +1,4 @@
-//! Launchers of operations on volumes and latents: sums, patches, layouts, the VAE's norm, overlaps of tiles.
+//! Launchers of operations on volumes and latents: sums, patches, layouts, the VAE's norm.
 
 use std::sync::Arc;
 
@@ -52,7 +52,6 @@ pub struct Volumes {
     channels_last: CudaFunction,
     /// The kernels from bf16 and from f32.
     channels_first: [CudaFunction; 2],
-    fade: CudaFunction,
 }
 
 impl Volumes {
@@ -88,7 +87,6 @@ impl Volumes {
             channel_norm: load_all(context, fatbin!("any", "channel_norm"), norms, 0)?,
             channels_last: kernel!("channels_last"),
             channels_first: load_all(context, fatbin!("any", "channels_first"), first, 0)?,
-            fade: kernel!("fade"),
         })
     }
 
@@ -300,36 +298,6 @@ impl Volumes {
         launch.arg(&x.address).arg(&stride).arg(&y).arg(&channels32).arg(&voxels).arg(&plane);
         // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
         unsafe { launch.launch(grid(x.rows.div_ceil(THREADS), channels.div_ceil(VECTOR), THREADS as u32))? };
-        Ok(())
-    }
-
-    /// Enqueues the fading of `before` into `after`, both f32. Each has `outer` pieces, which lie `.1` elements apart;
-    /// the fading covers the first `extent * inner` elements of each piece. Element i of the extent becomes
-    /// `before * (1 - i / extent) + after * (i / extent)`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Argument`] for extents, [`Error::Driver`] if the launch fails.
-    ///
-    /// # Safety
-    ///
-    /// As [`Self::combine`].
-    pub unsafe fn fade(
-        &self,
-        stream: &CudaStream,
-        before: (CUdeviceptr, usize),
-        after: (CUdeviceptr, usize),
-        [outer, extent, inner]: [usize; 3],
-    ) -> Result<(), Error> {
-        if [outer, extent].iter().any(|n| !(1..=65_535).contains(n)) || inner == 0 {
-            return refuse("fade", "extent", format!("{outer} pieces of {extent} times {inner}"));
-        }
-        let (before_step, after_step, inner64) = (before.1 as i64, after.1 as i64, inner as i64);
-        let mut launch = stream.launch_builder(&self.fade);
-        launch.arg(&before.0).arg(&before_step).arg(&after.0).arg(&after_step).arg(&inner64);
-        let shape = (inner.div_ceil(THREADS) as u32, extent as u32, outer as u32);
-        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
-        unsafe { launch.launch(volume_grid(shape))? };
         Ok(())
     }
 }

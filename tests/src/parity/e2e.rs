@@ -8,7 +8,7 @@ use animd_engine::noise;
 use animd_engine::progress::Quiet;
 use animd_engine::sampler::{self, Guidance, SamplerConfig, schedule};
 use animd_protocol::profile::AttentionKind;
-use animd_protocol::request::{NEGATIVE_PROMPT, Tiling};
+use animd_protocol::request::NEGATIVE_PROMPT;
 use anyhow::Result;
 
 use super::{ABSOLUTE, Goldens, LATENTS, MODEL, Model};
@@ -37,7 +37,7 @@ impl<'a> Scene<'a> {
         let (first, lat_h, lat_w) = super::vae::first_frame(goldens, model)?;
         let frames = super::vae::latent_frames(goldens)?;
         let footage = Footage::Picture { picture: &first, latent_frames: frames };
-        let latents = model.vae.encode(b, footage, Tiling::Whole, &Quiet, None)?;
+        let latents = model.vae.encode(b, footage, None, &Quiet, None)?;
         let picture = animd_engine::image::decode(&goldens.dir.join(goldens.text("clip/0/file")?))?;
         let clip = model.clip.encode(b, &animd_engine::image::clip_pixels(&picture), None)?;
         let prompts = [goldens.count("spec/e2e_prompt")?, super::text::negative(goldens)?];
@@ -97,12 +97,12 @@ impl<'a> Scene<'a> {
     fn frames(&self, latents: &[f32]) -> Result<Vec<u8>> {
         let b = &self.model.backend;
         let mut bytes = Vec::new();
-        let mut sink = |pixels: Tensor| {
-            bytes.extend(vae::to_u8(b, &pixels)?);
+        let mut sink = |part: vae::Rendered| {
+            bytes.extend(part.frames);
             Ok(())
         };
         let latents = b.upload(latents, &self.shape)?;
-        self.model.vae.decode(b, &latents, Tiling::Whole, &Quiet, &mut sink, None)?;
+        self.model.vae.render(b, &latents, None, &Quiet, &mut sink)?;
         Ok(bytes)
     }
 }
@@ -198,13 +198,13 @@ fn facts(goldens: &mut Goldens, scene: &Scene<'_>) -> Result<()> {
     let latents = goldens.get("e2e.unipc.latents")?.f32();
     let last = &latents[latents.len() - scene.noise.len()..];
     let (b, mut clamped, mut count) = (&scene.model.backend, 0, 0);
-    let mut sink = |pixels: Tensor| {
-        let values = b.download(&pixels)?;
+    let mut sink = |piece: vae::Piece<Tensor>| {
+        let values = b.download(&piece.frames)?;
         clamped += values.iter().filter(|v| v.abs() > 1.0).count();
         count += values.len();
         Ok(())
     };
     let last = b.upload(last, &scene.shape)?;
-    scene.model.vae.decode(b, &last, Tiling::Whole, &Quiet, &mut sink, None)?;
+    scene.model.vae.decode(b, &last, None, &Quiet, &mut sink, None)?;
     goldens.number("e2e/clamped_fraction", f64::from(clamped as u32) / f64::from(count as u32), 1e-3)
 }

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use animd_engine::backend::TensorOps;
 use animd_engine::backend::cpu::Cpu;
 use animd_engine::image;
-use animd_engine::model::vae::{self, Footage};
+use animd_engine::model::vae::{self, Footage, Piece};
 use animd_engine::progress::Quiet;
-use animd_protocol::request::Tiling;
 use anyhow::Result;
 
 use super::goldens::std;
@@ -63,10 +62,10 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
         chunks.0.entry(name.to_owned()).or_default().push(t.clone());
     };
     let video = b.concat(&[&first, &zeros], 1)?;
-    model.vae.encode(b, Footage::Video(&video), Tiling::Whole, &Quiet, Some(&mut probe))?;
+    model.vae.encode(b, Footage::Video(&video), None, &Quiet, Some(&mut probe))?;
     chunks.check(goldens, b)?;
     let footage = Footage::Picture { picture: &first, latent_frames: latent_frames(goldens)? };
-    let latents = model.vae.encode(b, footage, Tiling::Whole, &Quiet, None)?;
+    let latents = model.vae.encode(b, footage, None, &Quiet, None)?;
     let values = b.download(&latents)?;
     goldens.relative("vae.enc.out", &values, MODEL)?;
     goldens.number("vae/enc_out_std", std(&values), MODEL)?;
@@ -74,7 +73,7 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
 
     let video = goldens.input("vae.enc2.in")?;
     let video = b.upload(&video.f32(), &video.shape)?;
-    let latents = model.vae.encode(b, Footage::Video(&video), Tiling::Whole, &Quiet, None)?;
+    let latents = model.vae.encode(b, Footage::Video(&video), None, &Quiet, None)?;
     goldens.relative("vae.enc2.out", &b.download(&latents)?, MODEL)?;
 
     let z = goldens.input("vae.dec.in")?;
@@ -84,11 +83,11 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
         chunks.0.entry(name.to_owned()).or_default().push(t.clone());
     };
     let mut frames = Vec::new();
-    let mut sink = |t: Tensor| {
-        frames.push(t);
+    let mut sink = |piece: Piece<Tensor>| {
+        frames.push(piece.frames);
         Ok(())
     };
-    model.vae.decode(b, &z, Tiling::Whole, &Quiet, &mut sink, Some(&mut probe))?;
+    model.vae.decode(b, &z, None, &Quiet, &mut sink, Some(&mut probe))?;
     chunks.check(goldens, b)?;
     let out = b.download(&b.concat(&frames.iter().collect::<Vec<_>>(), 1)?)?;
     goldens.relative("vae.dec.out_unclamped", &out, MODEL)?;

@@ -4,11 +4,6 @@ pub mod schema;
 
 use serde::{Deserialize, Serialize};
 
-/// The side of a VAE tile in pixels.
-pub const TILE: usize = 256;
-/// Pixels from one VAE tile to the next: neighbours overlap by 64.
-pub const STRIDE: usize = 192;
-
 /// Sizes of the diffusion transformer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DitConfig {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::network::{self, Network, size};
 use super::{Setup, budget, vae};
-use crate::dims::{DitConfig, STRIDE};
+use crate::dims::DitConfig;
 use crate::profile::{AttentionKind, Backend, Place, Precision, Sensitive};
 use crate::progress::Stage;
 use crate::recipe::{Component, Recipe};
@@ -250,8 +250,9 @@ fn work_to_take(stages: impl Iterator<Item = [u64; 2]>) -> u64 {
 /// For the context of the blocks these are keys and values and, on a GPU, keys before their norm.
 ///
 /// For the VAE this is what its largest layer has alive (twice that on the CPU) for a chunk of four frames, or as much
-/// at lower resolution, then the frames that each causal convolution remembers and, with tiles, all their frames as
-/// f32. Volumes are f32 on the CPU, else in the VAE's type; on a GPU, kernels read f32 as sums of two bf16 numbers.
+/// at lower resolution, on the largest tile, then the frames that each causal convolution remembers, and the features
+/// between the layers of the whole frame and those of a tile. Volumes are f32 on the CPU, else in the VAE's type; on a
+/// GPU, kernels read f32 as sums of two bf16 numbers.
 struct Estimate {
     text: u64,
     /// `None` without an image encoder.
@@ -311,13 +312,7 @@ impl Estimate {
             StepCache::None => 0,
             _ => branches * stream * experts().map(|dit| (tokens * dit.dim) as u64).max().unwrap_or_default(),
         };
-        let (volume, times) = if cpu { (4, 2) } else { (size(setup.precision.vae), 1) };
-        let copies = !cpu && setup.precision.vae == Precision::Fp32;
-        let (tile, covered) = tiles(latent, tile);
-        let vae = |walk: vae::Walk| volume * (times * walk.live + walk.kept) as u64;
-        // These are the picture, a black frame and, with tiles, the frames of the tiles.
-        let pictures = (2 * 12 * 64 * tile[1] * tile[2]) as u64;
-        let frames = (12 * 64 * covered * (4 * latent[0] - 3)) as u64;
+        let (vae, volumes) = (&recipe.vae.config, vae::Volumes::of(setup));
         let (t5, rows) = (&recipe.text_encoder.config, experts().map(|dit| dit.text_len).max());
         Self {
             text: transformer(rows.unwrap_or_default(), t5.dim, t5.ffn_dim, Component::T5, false),
@@ -325,20 +320,11 @@ impl Estimate {
                 let c = &network.config;
                 transformer(image, c.dim, c.mlp_dim, Component::Clip, false)
             }),
-            vae_encode: vae(vae::encoder(&recipe.vae.config, tile, copies)) + pictures,
+            vae_encode: vae::encoder(vae, latent, tile, volumes).bytes,
             denoise: experts().map(denoise).max().unwrap_or_default(),
-            vae_decode: vae(vae::decoder(&recipe.vae.config, tile, copies)) + frames,
+            vae_decode: vae::decoder(vae, latent, tile, volumes).bytes,
             context: branches * if cpu { act * keys } else { act * keys * 3 / 2 },
             residuals,
         }
     }
-}
-
-/// Returns the latent pixels of the largest tile, and those of all tiles together; 0 for a frame that is not divided.
-fn tiles([t, h, w]: [usize; 3], tile: Option<usize>) -> ([usize; 3], usize) {
-    let Some(tile) = tile else { return ([t, h, w], 0) };
-    // The stride from tile to tile, in latent pixels.
-    let stride = STRIDE / 8;
-    let covered = |n: usize| -> usize { (0..n).step_by(stride).map(|at| n.min(at + tile) - at).sum() };
-    ([t, h.min(tile), w.min(tile)], covered(h) * covered(w))
 }

@@ -28,7 +28,7 @@ pub use memory::Memory;
 pub use network::{Network, Placement};
 pub use predict::{ForwardSeconds, Prediction};
 pub use refusal::{Refusal, refusal};
-pub use vae::{largest_tile, tile};
+pub use vae::{SMALLEST_TILE, largest_tile, tile, vae_activations};
 pub use work::Work;
 
 /// How the model is run, as far as the plan depends on it.
@@ -151,8 +151,8 @@ impl Plan {
         let mut memory = plan_memory(tile);
         if let Some(room) = memory.room_for_vae() {
             // Tiles give the same frames, so that a budget may ask for smaller ones.
-            tile = largest_tile(&recipe.vae.config, latent, setup, room);
-            tile = tile.filter(|&side| latent[1].max(latent[2]) > side);
+            let fitting = largest_tile(&recipe.vae.config, latent, setup, room);
+            tile = fitting.or(Some(SMALLEST_TILE)).filter(|&side| latent[1].max(latent[2]) > side);
             memory = plan_memory(tile);
         }
         let by_expert = steps.forwards_of(&step_cache::experts(recipe, request), guidance);
@@ -166,7 +166,7 @@ impl Plan {
             steps: request.steps,
             guidance,
             forwards: Forwards { computed, skipped, exact },
-            work: Work::new(recipe, latent, branches, &by_expert),
+            work: Work::new(recipe, latent, branches, &by_expert, tile),
             memory,
         }
     }

@@ -46,8 +46,15 @@ pub struct Work {
 }
 
 impl Work {
-    /// Counts a job with latents of `[t, h, w]`, `branches` prompts and, for each expert, its computed `forwards`.
-    pub fn new(recipe: &Recipe, latent: [usize; 3], branches: u32, forwards: &[u32]) -> Self {
+    /// Counts a job with latents of `[t, h, w]`, `branches` prompts, for each expert its computed `forwards`, and the VAE
+    /// in tiles of a side.
+    pub fn new(
+        recipe: &Recipe,
+        latent: [usize; 3],
+        branches: u32,
+        forwards: &[u32],
+        tile: Option<usize>,
+    ) -> Self {
         let (tokens, image_tokens) = (latent.iter().product::<usize>() / 4, recipe.image_tokens());
         let experts = || recipe.experts.iter().map(|expert| &expert.network.config);
         let forward = |c| forward(c, tokens, image_tokens);
@@ -57,17 +64,17 @@ impl Work {
         Self {
             text: f64::from(branches) * (text(&recipe.text_encoder.config, rows) + context),
             clip: recipe.conditioning.image_encoder.as_ref().map_or(0.0, |n| clip(&n.config)),
-            vae_encode: vae::encoder(&recipe.vae.config, latent, false).flops(),
+            vae_encode: vae::encoder(&recipe.vae.config, latent, tile, vae::Volumes::F32).flops,
             forward: largest.unwrap_or_default(),
             denoise: experts().zip(forwards).map(|(c, n)| f64::from(*n) * forward(c).flops()).sum(),
-            vae_decode: vae::decoder(&recipe.vae.config, latent, false).flops(),
+            vae_decode: vae::decoder(&recipe.vae.config, latent, tile, vae::Volumes::F32).flops,
         }
     }
 
     /// Counts a job of which only the number of computed forwards is known: each costs the mean over the experts.
     pub fn of_forwards(recipe: &Recipe, latent: [usize; 3], branches: u32, forwards: u32) -> Self {
         let experts = recipe.experts.len();
-        let all = Self::new(recipe, latent, branches, &vec![forwards; experts]);
+        let all = Self::new(recipe, latent, branches, &vec![forwards; experts], None);
         Self { denoise: all.denoise / experts.max(1) as f64, ..all }
     }
 

@@ -14,9 +14,7 @@ use candle_core::{CpuStorage, Layout, Storage, Tensor};
 use rayon::prelude::*;
 
 use super::{Cpu, tensor, with_values};
-use crate::backend::conv::{
-    ConvEpilogue, ConvOps, ConvShape, Spatial, Step, Time, check_fade, frame_attention_sizes,
-};
+use crate::backend::conv::{ConvEpilogue, ConvOps, ConvShape, Spatial, Step, Time, frame_attention_sizes};
 use crate::backend::loading::ConvWeights;
 use crate::weights::HostTensor;
 use crate::{Error, Result};
@@ -146,27 +144,6 @@ impl ConvOps for Cpu {
             out.push(Tensor::cat(&blocks, 0)?.t()?.contiguous()?.reshape((channels, 1, height, width))?);
         }
         Ok(Tensor::cat(&out, 1)?.contiguous()?)
-    }
-
-    fn fade(&self, before: &Tensor, after: &Tensor, axis: usize, extent: usize) -> Result<Tensor> {
-        let (left, right) = (extents(before)?, extents(after)?);
-        check_fade(left, right, axis, extent)?;
-        let inner: usize = right[axis + 1..].iter().product();
-        let outer: usize = right[..axis].iter().product();
-        let mut out = with_values(after, |after| Ok(after.to_vec()))?;
-        with_values(before, |before| {
-            for o in 0..outer {
-                let from = &before[((o + 1) * left[axis] - extent) * inner..][..extent * inner];
-                let to = &mut out[o * right[axis] * inner..][..extent * inner];
-                for (i, (from, to)) in from.chunks_exact(inner).zip(to.chunks_exact_mut(inner)).enumerate() {
-                    let share = i as f64 / extent as f64;
-                    let (old, new) = ((1.0 - share) as f32, share as f32);
-                    from.iter().zip(to).for_each(|(from, to)| *to = from * old + *to * new);
-                }
-            }
-            Ok(())
-        })?;
-        tensor(out, after.dims())
     }
 }
 

@@ -7,9 +7,7 @@ use super::error::kernel;
 use super::gpu::Gpu;
 use super::tensor::{Tensor, padded};
 use crate::backend::TensorOps;
-use crate::backend::conv::{
-    ConvEpilogue, ConvOps, ConvShape, Spatial, Step, Time, check_fade, frame_attention_sizes,
-};
+use crate::backend::conv::{ConvEpilogue, ConvOps, ConvShape, Spatial, Step, Time, frame_attention_sizes};
 use crate::{Error, Result};
 
 /// A convolution's weight and bias on the GPU.
@@ -178,29 +176,6 @@ impl ConvOps for Cuda {
         // SAFETY: the tensors have these extents; the order of the stream keeps them.
         kernel(unsafe { gpu.any_attention.run(&gpu.stream, &arguments) })?;
         Ok(y)
-    }
-
-    fn fade(&self, before: &Tensor, after: &Tensor, axis: usize, extent: usize) -> Result<Tensor> {
-        let (Some(left), Some(right)) = (before.extents(), after.extents()) else {
-            return Err(Error::Internal(format!("cannot fade {:?} into {:?}", before.shape, after.shape)));
-        };
-        check_fade(left, right, axis, extent)?;
-        let gpu = &self.gpu;
-        let before = gpu.dense(before, Element::F32)?;
-        let faded = gpu.row_major(&right, Element::F32)?;
-        gpu.copy(&gpu.dense(after, Element::F32)?, &faded)?;
-        let (outer, inner): (usize, usize) =
-            (right[..axis].iter().product(), right[axis + 1..].iter().product());
-        if extent * outer * inner == 0 {
-            return Ok(faded);
-        }
-        let from = before.address + (4 * (left[axis] - extent) * inner) as u64;
-        let (left, right) = (left[axis] * inner, right[axis] * inner);
-        // SAFETY: the tensors have these extents; the order of the stream keeps them.
-        kernel(unsafe {
-            gpu.volumes.fade(&gpu.stream, (from, left), (faded.address, right), [outer, extent, inner])
-        })?;
-        Ok(faded)
     }
 }
 

@@ -2,12 +2,11 @@
 //!
 //! The map is fitted to the results of the loaded decoder, so it suits whatever weights are loaded.
 
-use super::{LATENT_CHANNELS, Vae};
+use super::{LATENT_CHANNELS, Piece, Vae};
 use crate::backend::Backend;
 use crate::noise;
 use crate::progress::Quiet;
 use crate::{Error, Result};
-use animd_protocol::request::Tiling;
 
 /// The latent pixels along each side of the sample that is decoded for the fit.
 const SIDE: usize = 32;
@@ -46,11 +45,11 @@ impl<B: Backend> Vae<B> {
         // The sample has the same frame twice, because a video's first frame is decoded differently from all others.
         let frame = b.upload(&volume, &[LATENT_CHANNELS, 1, SIDE, SIDE])?;
         let mut last = None;
-        let mut sink = |frames| {
-            last = Some(frames);
+        let mut sink = |piece: Piece<B::Tensor>| {
+            last = Some(piece.frames);
             Ok(())
         };
-        self.decode(b, &b.concat(&[&frame, &frame], 1)?, Tiling::Whole, &Quiet, &mut sink, None)?;
+        self.decode(b, &b.concat(&[&frame, &frame], 1)?, None, &Quiet, &mut sink, None)?;
         let last = last.ok_or_else(|| Error::Internal("the decoder gave no frames".into()))?;
         let frames = b.shape(&last)[1];
         let decoded = b.download(&last)?;

@@ -6,7 +6,6 @@
 //! exactly.
 
 use super::super::Checkpoint;
-use super::tiles::concat;
 use crate::Result;
 use crate::backend::conv::{ConvEpilogue, ConvShape, Spatial, Step, Time};
 use crate::backend::{Backend, Loader};
@@ -24,8 +23,13 @@ impl<T> Chunk<T> {
         Self { frames: Some(frames), repeats: 0 }
     }
 
+    /// Returns the chunk with a reference to its frames.
+    pub fn as_ref(&self) -> Chunk<&T> {
+        Chunk { frames: self.frames.as_ref(), repeats: self.repeats }
+    }
+
     /// Returns the chunk with its frames replaced by as many others.
-    fn map<U>(self, f: impl FnOnce(T) -> Result<U>) -> Result<Chunk<U>> {
+    pub fn map<U>(self, f: impl FnOnce(T) -> Result<U>) -> Result<Chunk<U>> {
         Ok(Chunk { frames: self.frames.map(f).transpose()?, repeats: self.repeats })
     }
 }
@@ -417,5 +421,13 @@ fn join<B: Backend>(b: &B, first: Option<B::Tensor>, rest: Option<B::Tensor>) ->
     match (first, rest) {
         (Some(first), Some(rest)) => concat(b, vec![first, rest], 1).map(Some),
         (first, rest) => Ok(first.or(rest)),
+    }
+}
+
+/// Joins parts in order along `axis`.
+pub(super) fn concat<B: Backend>(b: &B, mut parts: Vec<B::Tensor>, axis: usize) -> Result<B::Tensor> {
+    match parts.len() {
+        1 => Ok(parts.remove(0)),
+        _ => b.concat(&parts.iter().collect::<Vec<_>>(), axis),
     }
 }

@@ -4,17 +4,23 @@
 //! Layers and their names are those of the official `wan/modules/vae.py`. A video of 1 + 4n frames has 1 + n latent
 //! frames; it is encoded and decoded a latent frame at a time, each layer remembering the frames that its kernel
 //! reaches back to.
+//!
+//! Both networks have two parts. The layers at the latent's resolution, with their attention, run over whole frames. The
+//! others reach a few pixels each and run tile by tile, each tile with a halo as wide as they reach; a frame that is not
+//! divided is one tile. A tile is done for the whole video before the next one begins: otherwise the remembered frames
+//! of all tiles would have to be kept, which take more memory than anything else (4 GiB at 1280x720 in bf16). The
+//! features between the parts are kept for all latent frames instead (0.2 GiB), and so are the frames of the finished
+//! tiles, by whoever takes them.
 
 mod colours;
 mod decoder;
 mod encoder;
+mod frames;
 mod layers;
 mod tiles;
 
 #[cfg(test)]
 mod tests;
-
-use rayon::prelude::*;
 
 use super::{Checkpoint, Probe, show};
 use crate::backend::conv::Step;
@@ -23,13 +29,13 @@ use crate::backend::{Backend, Loader};
 use crate::progress::Observer;
 use crate::weights::{HostTensor, VaeConfig, WeightSource};
 use crate::{Error, Result};
-use animd_protocol::request::Tiling;
+use animd_protocol::tiles::{Grid, Halo};
 
 pub use colours::Colours;
 use decoder::Decoder;
 use encoder::Encoder;
-use layers::{Chunk, Memory, each_frame};
-use tiles::{Grid, concat};
+pub use frames::{Piece, Rendered};
+use layers::{Chunk, Memory, concat, each_frame};
 
 /// The number of channels of a latent.
 pub const LATENT_CHANNELS: usize = 16;
@@ -108,13 +114,13 @@ impl<B: Backend> Vae<B> {
         Ok(Self { encoder: root.group(MeanEncoder::load)?, decoder: root.group(LatentDecoder::load)? })
     }
 
-    /// Returns normalised latents `[16, 1 + n, h/8, w/8]`. Tiles, if `tiling` asks for them, take less memory and give
-    /// other values where they overlap.
+    /// Returns normalised latents `[16, 1 + n, h/8, w/8]`. Tiles with sides of at most `tile` latent pixels take less
+    /// memory and give the same values.
     ///
     /// Frames that repeat after a picture are computed once; the result equals that of the whole video to the bit.
     ///
-    /// `probe` sees the outputs of `enc.downsamples5`, `enc.downsamples8`, `enc.mid` and `enc.head`, and as `enc.mu`
-    /// the means of the latents before normalisation.
+    /// `probe` sees the outputs of `enc.downsamples5` and `enc.downsamples8`, tile by tile, of `enc.mid` and `enc.head`,
+    /// and as `enc.mu` the means of the latents before normalisation.
     ///
     /// # Errors
     /// Returns `Setting` for other extents, `Canceled`, and the backend's errors.
@@ -122,11 +128,11 @@ impl<B: Backend> Vae<B> {
         &self,
         b: &B,
         footage: Footage<'_, B::Tensor>,
-        tiling: Tiling,
+        tile: Option<usize>,
         observer: &dyn Observer,
         mut probe: Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
-        let (chunks, repeating, size) = match footage {
+        let (chunks, repeating, [h, w]) = match footage {
             Footage::Video(video) => {
                 let [_, frames, h, w] = extents(b, video, 3, 8)?;
                 (video_chunks(b, video, frames)?, false, [h, w])
@@ -141,38 +147,39 @@ impl<B: Backend> Vae<B> {
                 (picture_chunks(b, picture, latent_frames, [h, w])?, true, [h, w])
             }
         };
-        let grid = Grid::new(size, 1, tiling);
+        let grid = Grid::new([h / 8, w / 8], tile);
         let MeanEncoder { encoder, mean } = &*self.encoder.enter(b)?;
-        let mut latents = vec![Vec::with_capacity(grid.len()); chunks.len()];
-        // Tiles are encoded one after the other, so that only one has a memory at a time.
-        for i in 0..grid.len() {
+        let mut features: Vec<_> = chunks.iter().map(|_| Vec::new()).collect();
+        for tile in grid.tiles() {
             let mut memory = Memory::new(repeating);
-            let mut latent = None;
-            for (chunk, tiles) in chunks.iter().zip(&mut latents) {
+            for (chunk, tiles) in chunks.iter().zip(&mut features) {
                 observer.check()?;
                 b.throttle()?;
-                let frames = chunk.frames.as_ref().map(|x| grid.cut(b, x, i)).transpose()?;
-                let chunk = Chunk { frames, repeats: chunk.repeats };
-                // A chunk is one latent frame: a new one, or a repetition of the last one.
-                if let Some(x) = encoder.run(b, chunk, &mut memory, &mut probe)?.frames {
-                    latent = Some(each_frame(b, &x, mean, Step::default())?);
-                }
-                let none = || Error::Internal("the first chunk of a video has no frames".into());
-                tiles.push(latent.clone().ok_or_else(none)?);
+                tiles.push(encoder.features(b, chunk, &tile, &mut memory, &mut probe)?);
             }
         }
-        let latent_grid = grid.scaled(1, 8);
-        let latents = latents.into_iter().map(|tiles| latent_grid.join(b, tiles));
-        let mu = concat(b, latents.collect::<Result<_>>()?, 1)?;
+        let features = features.into_iter().map(|tiles| tiles::join(b, &grid, tiles));
+        let mut memory = Memory::new(repeating);
+        let (mut latents, mut latent) = (Vec::with_capacity(chunks.len()), None);
+        for chunk in features.collect::<Result<Vec<_>>>()? {
+            observer.check()?;
+            // A chunk is one latent frame: a new one, or a repetition of the last one.
+            if let Some(x) = encoder.moments(b, chunk, &mut memory, &mut probe)?.frames {
+                latent = Some(each_frame(b, &x, mean, Step::default())?);
+            }
+            let none = || Error::Internal("the first chunk of a video has no frames".into());
+            latents.push(latent.clone().ok_or_else(none)?);
+        }
+        let mu = concat(b, latents, 1)?;
         show(&mut probe, || "enc.mu".into(), &mu);
         normalize(b, &mu)
     }
 
-    /// Decodes normalised latents `[16, 1 + n, h, w]`. Tiles, if `tiling` asks for them, take less memory and give
-    /// other values where they overlap. `sink` gets frames `[3, .., 8h, 8w]`, one and then fours, as soon as they are
-    /// decoded; with tiles, when all tiles are decoded. The values are meant to be in -1..1 and may exceed it.
+    /// Decodes normalised latents `[16, 1 + n, h, w]`. Tiles with sides of at most `tile` latent pixels take less memory
+    /// and give the same values. `sink` gets the frames of each tile as soon as they are decoded, one and then fours:
+    /// those of the first tile, then those of the next one.
     ///
-    /// `probe` sees the outputs of `dec.conv1`, `dec.middle` and `dec.upsamples3`, tile by tile.
+    /// `probe` sees the outputs of `dec.conv1` and `dec.middle` and, tile by tile, of `dec.upsamples3`.
     ///
     /// # Errors
     /// Returns `Setting` for other extents, `Canceled`, and the errors of `sink` and the backend.
@@ -180,35 +187,37 @@ impl<B: Backend> Vae<B> {
         &self,
         b: &B,
         latents: &B::Tensor,
-        tiling: Tiling,
+        tile: Option<usize>,
         observer: &dyn Observer,
-        sink: &mut dyn FnMut(B::Tensor) -> Result<()>,
+        sink: &mut dyn FnMut(Piece<B::Tensor>) -> Result<()>,
         mut probe: Probe<'_, B::Tensor>,
     ) -> Result<()> {
-        let [.., h, w] = extents(b, latents, LATENT_CHANNELS, 1)?;
-        let grid = Grid::new([h, w], 8, tiling);
-        let decoder = self.decoder.enter(b)?;
-        let latents = decoder.unpack(b, latents)?;
-        if grid.len() == 1 {
-            let mut memory = Memory::new(false);
-            return latents.into_iter().try_for_each(|latent| {
-                observer.check()?;
-                sink(decoder.run(b, latent, &mut memory, &mut probe)?)
-            });
+        let [_, count, h, w] = extents(b, latents, LATENT_CHANNELS, 1)?;
+        let LatentDecoder { unpack, decoder } = &*self.decoder.enter(b)?;
+        let none = || Error::Internal("the decoder gave no frames".into());
+        let latents = per_channel(b, latents, |v, mean, inverse| v / inverse + mean)?;
+        let (mut features, mut memory) = (Vec::with_capacity(count), Memory::new(false));
+        for t in 0..count {
+            observer.check()?;
+            b.throttle()?;
+            let latent = each_frame(b, &b.slice(&latents, 1, t, 1)?, unpack, Step::default())?;
+            let x = decoder.features(b, Chunk::new(latent), &mut memory, &mut probe)?;
+            features.push(x.frames.ok_or_else(none)?);
         }
-        let mut frames = vec![Vec::with_capacity(grid.len()); latents.len()];
-        for i in 0..grid.len() {
-            let mut memory = Memory::new(false);
-            for (latent, tiles) in latents.iter().zip(&mut frames) {
+        drop((latents, memory));
+        for tile in Grid::new([h, w], tile).tiles() {
+            let (mut memory, mut first) = (Memory::new(false), 0);
+            let area = tile.area(8, Halo::NONE);
+            for x in &features {
                 observer.check()?;
                 b.throttle()?;
-                let tile = decoder.run(b, grid.cut(b, latent, i)?, &mut memory, &mut probe)?;
-                // The copy holds only the values, however the backend has laid out the tile.
-                tiles.push(b.linear_combination(&[(1.0, &tile)])?);
+                let frames = decoder.frames(b, x, &tile, &mut memory, &mut probe)?.frames.ok_or_else(none)?;
+                let count = b.shape(&frames)[1];
+                sink(Piece { frames, first, area: area.clone() })?;
+                first += count;
             }
         }
-        let frame_grid = grid.scaled(8, 1);
-        frames.into_iter().try_for_each(|tiles| sink(frame_grid.join(b, tiles)?))
+        Ok(())
     }
 }
 
@@ -258,25 +267,6 @@ impl<B: Backend> LatentDecoder<B> {
     fn load(l: &Checkpoint<'_, B>) -> Result<Self> {
         Ok(Self { unpack: l.conv("conv2")?, decoder: Decoder::load(l)? })
     }
-
-    /// Returns the decoder's input, frame by frame.
-    fn unpack(&self, b: &B, latents: &B::Tensor) -> Result<Vec<B::Tensor>> {
-        let latents = per_channel(b, latents, |v, mean, inverse| v / inverse + mean)?;
-        let frame = |t| each_frame(b, &b.slice(&latents, 1, t, 1)?, &self.unpack, Step::default());
-        (0..b.shape(&latents)[1]).map(frame).collect()
-    }
-
-    /// Returns the frames of one latent frame.
-    fn run(
-        &self,
-        b: &B,
-        latent: B::Tensor,
-        memory: &mut Memory<B::Tensor>,
-        probe: &mut Probe<'_, B::Tensor>,
-    ) -> Result<B::Tensor> {
-        let frames = self.decoder.run(b, Chunk::new(latent), memory, probe)?.frames;
-        frames.ok_or_else(|| Error::Internal("the decoder gave no frames".into()))
-    }
 }
 
 /// Returns the extents of `x` `[channels, frames, h, w]`, if its channels are right and h and w are multiples of `of`.
@@ -317,39 +307,4 @@ pub fn condition<B: Backend>(b: &B, latents: &B::Tensor) -> Result<B::Tensor> {
     let mut mask = vec![0.0; 4 * t * h * w];
     mask.chunks_exact_mut(t * h * w).for_each(|channel| channel[..h * w].fill(1.0));
     b.concat(&[&b.upload(&mask, &[4, t, h, w])?, latents], 0)
-}
-
-/// Converts decoded frames `[3, n, h, w]` to 8-bit RGB `[n, h, w, 3]`: clamped to -1..1, scaled to 0..255, truncated.
-///
-/// # Errors
-/// Returns `Setting` for other extents, and the backend's errors.
-pub fn to_u8<B: Backend>(b: &B, frames: &B::Tensor) -> Result<Vec<u8>> {
-    fetch_u8(b, frames)?()
-}
-
-/// Begins [`to_u8`] and returns a function that waits for the result.
-///
-/// # Errors
-/// Returns the errors of [`to_u8`].
-pub fn fetch_u8<B: Backend>(b: &B, frames: &B::Tensor) -> Result<impl FnOnce() -> Result<Vec<u8>> + use<B>> {
-    let [_, n, h, w] = extents(b, frames, 3, 1)?;
-    let values = b.fetch(frames)?;
-    Ok(move || Ok(interleave(&values()?, n * h * w)))
-}
-
-/// The number of pixels that one thread converts at a time.
-const PIXELS: usize = 1 << 15;
-
-fn interleave(values: &[f32], pixels: usize) -> Vec<u8> {
-    // `as` truncates, and turns NaN into 0.
-    let byte = |v: f32| ((v.clamp(-1.0, 1.0) + 1.0) * 0.5 * 255.0) as u8;
-    let mut bytes = vec![0; values.len()];
-    bytes.par_chunks_mut(3 * PIXELS).enumerate().for_each(|(chunk, bytes)| {
-        for (i, pixel) in (chunk * PIXELS..).zip(bytes.chunks_exact_mut(3)) {
-            for (c, to) in pixel.iter_mut().enumerate() {
-                *to = byte(values[c * pixels + i]);
-            }
-        }
-    });
-    bytes
 }

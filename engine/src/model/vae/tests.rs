@@ -53,30 +53,28 @@ fn with_zeros(b: &Cpu, picture: &Tensor, frames: usize) -> Tensor {
 }
 
 /// Returns the latents of a video.
-fn encode(vae: &Vae<Cpu>, video: &Tensor, tiling: Tiling) -> Result<Tensor> {
-    vae.encode(&Cpu::new(), Footage::Video(video), tiling, &Quiet, None)
+fn encode(vae: &Vae<Cpu>, video: &Tensor, tile: Option<usize>) -> Result<Tensor> {
+    vae.encode(&Cpu::new(), Footage::Video(video), tile, &Quiet, None)
 }
 
 /// Returns the latents of a picture.
-fn encode_picture(vae: &Vae<Cpu>, picture: &Tensor, latent_frames: usize, tiling: Tiling) -> Result<Tensor> {
-    vae.encode(&Cpu::new(), Footage::Picture { picture, latent_frames }, tiling, &Quiet, None)
+fn encode_picture(
+    vae: &Vae<Cpu>,
+    picture: &Tensor,
+    latent_frames: usize,
+    tile: Option<usize>,
+) -> Result<Tensor> {
+    vae.encode(&Cpu::new(), Footage::Picture { picture, latent_frames }, tile, &Quiet, None)
 }
 
-/// Returns the means of a video's latents, before normalisation.
-fn encode_mu(vae: &Vae<Cpu>, video: &Tensor) -> Tensor {
-    let mut mu = None;
-    let mut probe = |name: &str, x: &Tensor| mu = (name == "enc.mu").then(|| x.clone());
-    vae.encode(&Cpu::new(), Footage::Video(video), Tiling::Whole, &Quiet, Some(&mut probe)).unwrap();
-    mu.unwrap()
-}
-
-fn decode(vae: &Vae<Cpu>, latents: &Tensor, tiling: Tiling) -> Vec<Tensor> {
+/// Returns the frames of all tiles.
+fn decode(vae: &Vae<Cpu>, latents: &Tensor, tile: Option<usize>) -> Vec<Piece<Tensor>> {
     let (b, mut out) = (Cpu::new(), Vec::new());
-    let mut sink = |frames: Tensor| {
-        out.push(frames);
+    let mut sink = |piece: Piece<Tensor>| {
+        out.push(piece);
         Ok(())
     };
-    vae.decode(&b, latents, tiling, &Quiet, &mut sink, None).unwrap();
+    vae.decode(&b, latents, tile, &Quiet, &mut sink, None).unwrap();
     out
 }
 
@@ -92,7 +90,7 @@ fn encoding_is_the_references() {
     let mut probe = |name: &str, x: &Tensor| {
         seen.entry(name.to_owned()).or_default().push(x.clone());
     };
-    vae.encode(&b, Footage::Video(&video), Tiling::Whole, &Quiet, Some(&mut probe)).unwrap();
+    vae.encode(&b, Footage::Video(&video), None, &Quiet, Some(&mut probe)).unwrap();
     assert_eq!(
         seen.keys().collect::<Vec<_>>(),
         ["enc.downsamples5", "enc.downsamples8", "enc.head", "enc.mid", "enc.mu"]
@@ -100,10 +98,10 @@ fn encoding_is_the_references() {
     for (name, chunks) in &seen {
         compare(&golden, &format!("vae.{name}"), &join(chunks));
     }
-    let latents = encode_picture(&vae, &picture, latent_frames, Tiling::Whole).unwrap();
+    let latents = encode_picture(&vae, &picture, latent_frames, None).unwrap();
     compare(&golden, "vae.enc.out", &latents);
     compare(&golden, "y", &condition(&b, &latents).unwrap());
-    let latents = encode(&vae, &golden.upload("vae.enc2.in"), Tiling::Whole).unwrap();
+    let latents = encode(&vae, &golden.upload("vae.enc2.in"), None).unwrap();
     compare(&golden, "vae.enc2.out", &latents);
 }
 
@@ -113,14 +111,14 @@ fn decoding_is_the_references() {
     let (b, vae) = load();
     let latents = golden.upload("vae.dec.in");
     let (mut frames, mut seen) = (Vec::new(), std::collections::BTreeMap::<String, Vec<Tensor>>::new());
-    let mut sink = |x: Tensor| {
-        frames.push(x);
+    let mut sink = |piece: Piece<Tensor>| {
+        frames.push(piece.frames);
         Ok(())
     };
     let mut probe = |name: &str, x: &Tensor| {
         seen.entry(name.to_owned()).or_default().push(x.clone());
     };
-    vae.decode(&b, &latents, Tiling::Whole, &Quiet, &mut sink, Some(&mut probe)).unwrap();
+    vae.decode(&b, &latents, None, &Quiet, &mut sink, Some(&mut probe)).unwrap();
     assert_eq!(seen.keys().collect::<Vec<_>>(), ["dec.conv1", "dec.middle", "dec.upsamples3"]);
     for (name, chunks) in &seen {
         compare(&golden, &format!("vae.{name}"), &join(chunks));
@@ -141,9 +139,11 @@ fn frames_in_8_bits_are_the_references() {
         let name = format!("e2e.{sampler}.video_u8");
         let (want, shape) = (golden.values::<u8>(&name), golden.shape(&name));
         let mut got = Vec::new();
-        for frames in decode(&vae, &last, Tiling::Whole) {
-            got.extend(to_u8(&b, &frames).unwrap());
-        }
+        let mut sink = |part: Rendered| {
+            got.extend(part.frames);
+            Ok(())
+        };
+        vae.render(&b, &last, None, &Quiet, &mut sink).unwrap();
         assert_eq!(got.len(), shape.iter().product::<usize>());
         let differing = got.iter().zip(&want).filter(|(g, w)| g != w).count();
         println!("{sampler}: {differing} of {} differ", got.len());
@@ -153,23 +153,14 @@ fn frames_in_8_bits_are_the_references() {
 }
 
 #[test]
-fn bytes_are_cut_off_and_interleaved() {
-    let b = Cpu::new();
-    // The pixels of a 1x3 picture are red, green and blue.
-    let x = b.upload(&[-1.0, 1.0, 0.0, -7.0, 7.0, 0.999, f32::NAN, -0.999, 0.004], &[3, 1, 1, 3]).unwrap();
-    assert_eq!(to_u8(&b, &x).unwrap(), [0, 0, 0, 255, 255, 0, 127, 254, 128]);
-    assert!(matches!(to_u8(&b, &noise(&[4, 1, 1, 3], 1)), Err(Error::Setting(_))));
-}
-
-#[test]
 fn a_picture_is_encoded_as_the_video_that_it_stands_for() {
     let (b, vae) = load();
     // There are enough frames for all layers to come to rest; the extents are odd and small.
     for (height, width, latent_frames) in [(16, 24, 1), (16, 24, 2), (8, 16, 3), (16, 8, 33)] {
         let picture = noise(&[3, 1, height, width], latent_frames as u64);
         let video = with_zeros(&b, &picture, 4 * latent_frames - 3);
-        let whole = encode(&vae, &video, Tiling::Whole).unwrap();
-        let short = encode_picture(&vae, &picture, latent_frames, Tiling::Whole).unwrap();
+        let whole = encode(&vae, &video, None).unwrap();
+        let short = encode_picture(&vae, &picture, latent_frames, None).unwrap();
         assert_eq!(whole.dims(), [16, latent_frames, height / 8, width / 8]);
         assert_eq!(values(&whole), values(&short));
     }
@@ -184,134 +175,83 @@ fn layers_stop_computing_once_their_input_rests() {
     };
     let picture = &noise(&[3, 1, 16, 16], 5);
     let footage = Footage::Picture { picture, latent_frames: 21 };
-    vae.encode(&b, footage, Tiling::Whole, &Quiet, Some(&mut probe)).unwrap();
+    vae.encode(&b, footage, None, &Quiet, Some(&mut probe)).unwrap();
     // Zeros from frame 1 on, and nine convolutions that reach back two frames each: frame 19 is the last that differs
     // from the one before, which makes half as many and one more, and one for the pair that it is in.
     assert!((10..=12).contains(&computed), "{computed} of 41 frames");
 }
 
-/// Computes tiles one after the other, then fades them element by element: the plain form of the streaming over tiles.
-fn naive_tiles(
-    grid: [usize; 2],
-    frame: [usize; 2],
-    tile: usize,
-    stride: usize,
-    mut run: impl FnMut([std::ops::Range<usize>; 2]) -> Tensor,
-    scale: impl Fn(usize) -> usize,
-) -> (Vec<f32>, [usize; 2]) {
-    let starts = |len: usize| (0..len).step_by(stride).map(|s| s..len.min(s + tile)).collect::<Vec<_>>();
-    let (rows, columns) = (starts(grid[0]), starts(grid[1]));
-    let (mut done, mut out) = (Vec::<Vec<Tensor>>::new(), Vec::new());
-    let (tile, stride) = (scale(tile), scale(stride));
-    let at = |x: &[f32], dims: &[usize], c: usize, t: usize, y: usize, x_: usize| {
-        x[((c * dims[1] + t) * dims[2] + y) * dims[3] + x_]
-    };
-    for row in &rows {
-        let mut line = Vec::<Tensor>::new();
-        for column in &columns {
-            let x = run([row.clone(), column.clone()]);
-            let dims = x.dims().to_vec();
-            let mut v = values(&x);
-            for axis in [2, 3] {
-                let before = match axis {
-                    2 => done.last().map(|above| &above[line.len()]),
-                    _ => line.last(),
-                };
-                let Some(before) = before else { continue };
-                let (old, old_dims) = (values(before), before.dims());
-                let extent = (tile - stride).min(old_dims[axis]).min(dims[axis]);
-                for c in 0..dims[0] {
-                    for t in 0..dims[1] {
-                        for y in 0..if axis == 2 { extent } else { dims[2] } {
-                            for x in 0..if axis == 3 { extent } else { dims[3] } {
-                                let shift = old_dims[axis] - extent;
-                                let (i, a) = match axis {
-                                    2 => (y, at(&old, old_dims, c, t, y + shift, x)),
-                                    _ => (x, at(&old, old_dims, c, t, y, x + shift)),
-                                };
-                                let share = i as f64 / extent as f64;
-                                let to = &mut v[((c * dims[1] + t) * dims[2] + y) * dims[3] + x];
-                                *to = a * (1.0 - share) as f32 + *to * share as f32;
-                            }
-                        }
-                    }
-                }
-            }
-            line.push(Cpu::new().upload(&v, &dims).unwrap());
-        }
-        done.push(line);
-    }
-    let frame = frame.map(&scale);
-    let (channels, frames) = (done[0][0].dims()[0], done[0][0].dims()[1]);
-    let done: Vec<Vec<_>> =
-        done.iter().map(|line| line.iter().map(|x| (values(x), x.dims().to_vec())).collect()).collect();
-    for c in 0..channels {
-        for t in 0..frames {
-            for y in 0..frame[0] {
-                for x in 0..frame[1] {
-                    let (from, dims) = &done[y / stride][x / stride];
-                    out.push(at(from, dims, c, t, y % stride, x % stride));
-                }
-            }
+/// Sizes in latent pixels, latent frames, and sides of tiles: longer than the frame, no divisor of it, shorter than a
+/// halo, and a single pixel.
+const TILED: [([usize; 2], usize, &[usize]); 4] =
+    [([18, 21], 1, &[30, 8]), ([17, 9], 2, &[16, 5]), ([5, 11], 3, &[4, 3]), ([2, 3], 2, &[1])];
+
+/// Puts the pieces of a decode together, value by value: `[3, frames, height, width]`.
+fn assemble(pieces: &[Piece<Tensor>], [frames, height, width]: [usize; 3]) -> Vec<f32> {
+    let mut whole = vec![f32::NAN; 3 * frames * height * width];
+    for Piece { frames: x, first, area } in pieces {
+        let from = values(x);
+        let [_, n, h, w] = <[usize; 4]>::try_from(x.dims()).unwrap();
+        assert_eq!([h, w], [area.rows.len(), area.columns.len()]);
+        for (i, value) in from.into_iter().enumerate() {
+            let [c, t, y, x] = [i / (n * h * w), i / (h * w) % n, i / w % h, i % w];
+            let row = ((c * frames + first + t) * height + area.rows.start + y) * width;
+            let to = &mut whole[row + area.columns.start + x];
+            assert!(to.is_nan(), "tiles overlap");
+            *to = value;
         }
     }
-    (out, frame)
+    whole
 }
 
 #[test]
-fn tiles_are_those_of_the_definition() {
+fn decoded_tiles_are_the_whole() {
     let (b, vae) = load();
-    // Both axes end with a short tile; one of these has a single latent column.
-    let (height, width) = (288, 200);
-    let latents = noise(&[16, 2, height / 8, width / 8], 11);
-    let (want, frame) = naive_tiles(
-        [height / 8, width / 8],
-        [height / 8, width / 8],
-        32,
-        24,
-        |[y, x]| {
-            let part =
-                b.slice(&b.slice(&latents, 2, y.start, y.len()).unwrap(), 3, x.start, x.len()).unwrap();
-            join(&decode(&vae, &part, Tiling::Whole))
-        },
-        |v| 8 * v,
-    );
-    assert_eq!(frame, [height, width]);
-    assert!(values(&join(&decode(&vae, &latents, Tiling::Tiled))) == want, "decoded tiles differ");
-
-    let picture = noise(&[3, 1, height, width], 12);
-    let (want, _) = naive_tiles(
-        [height, width],
-        [height, width],
-        256,
-        192,
-        |[y, x]| {
-            let part =
-                b.slice(&b.slice(&picture, 2, y.start, y.len()).unwrap(), 3, x.start, x.len()).unwrap();
-            encode_mu(&vae, &with_zeros(&b, &part, 5))
-        },
-        |v| v / 8,
-    );
-    let want = b.upload(&want, &[16, 2, height / 8, width / 8]).unwrap();
-    let want = values(&normalize(&b, &want).unwrap());
-    let tiles = encode_picture(&vae, &picture, 2, Tiling::Tiled).unwrap();
-    assert!(values(&tiles) == want, "encoded tiles differ");
-    let tiles = encode(&vae, &with_zeros(&b, &picture, 5), Tiling::Tiled).unwrap();
-    assert!(values(&tiles) == want, "encoded tiles of a video differ");
+    for ([height, width], latent_frames, sides) in TILED {
+        let latents = noise(&[16, latent_frames, height, width], 11);
+        let size = [4 * latent_frames - 3, 8 * height, 8 * width];
+        let rendered = |side| {
+            let (mut bytes, mut done) = (Vec::new(), 0.0);
+            let mut sink = |part: Rendered| {
+                assert!(part.done > done, "{} after {done}", part.done);
+                done = part.done;
+                bytes.extend(part.frames);
+                Ok(())
+            };
+            vae.render(&b, &latents, side, &Quiet, &mut sink).unwrap();
+            assert!((done - 1.0).abs() < 1e-9, "{done}");
+            bytes
+        };
+        let (want, bytes) = (assemble(&decode(&vae, &latents, None), size), rendered(None));
+        assert!(want.iter().all(|v| v.is_finite()) && bytes.len() == want.len());
+        for &side in sides {
+            let pieces = decode(&vae, &latents, Some(side));
+            let tiles = height.div_ceil(side) * width.div_ceil(side);
+            assert_eq!(pieces.len(), tiles * latent_frames);
+            assert!(assemble(&pieces, size) == want, "{height}x{width} in tiles of {side}");
+            assert!(rendered(Some(side)) == bytes, "{height}x{width} in tiles of {side}, in 8 bits");
+        }
+    }
 }
 
 #[test]
-fn what_fits_into_one_tile_is_not_divided() {
+fn encoded_tiles_are_the_whole() {
     let (_, vae) = load();
-    // The frame is wider than a stride, but not than a tile.
-    let latents = noise(&[16, 2, 3, 30], 3);
-    assert_eq!(
-        values(&join(&decode(&vae, &latents, Tiling::Tiled))),
-        values(&join(&decode(&vae, &latents, Tiling::Whole)))
-    );
-    let picture = noise(&[3, 1, 16, 256], 4);
-    let encoded = |tiling| values(&encode_picture(&vae, &picture, 2, tiling).unwrap());
-    assert_eq!(encoded(Tiling::Tiled), encoded(Tiling::Whole));
+    for ([height, width], latent_frames, sides) in TILED {
+        let picture = noise(&[3, 1, 8 * height, 8 * width], 12);
+        let video = noise(&[3, 4 * latent_frames - 3, 8 * height, 8 * width], 13);
+        let of_picture = |side| values(&encode_picture(&vae, &picture, latent_frames, side).unwrap());
+        let of_video = |side| values(&encode(&vae, &video, side).unwrap());
+        let want = [of_picture(None), of_video(None)];
+        for &side in sides {
+            let got = [of_picture(Some(side)), of_video(Some(side))];
+            assert!(got == want, "{height}x{width} in tiles of {side}");
+        }
+    }
+    // Enough frames that all layers come to rest, in every tile.
+    let picture = noise(&[3, 1, 24, 40], 14);
+    let of = |side| values(&encode_picture(&vae, &picture, 12, side).unwrap());
+    assert!(of(Some(2)) == of(None), "frames that repeat");
 }
 
 #[test]
@@ -338,30 +278,30 @@ fn wrong_extents_and_cancelling_are_errors() {
     }
     let (b, vae) = load();
     for shape in [[3, 4, 16, 16], [3, 1, 12, 16], [3, 1, 16, 20], [4, 1, 16, 16]] {
-        let refused = encode(&vae, &noise(&shape, 1), Tiling::Whole);
+        let refused = encode(&vae, &noise(&shape, 1), None);
         assert!(matches!(refused, Err(Error::Setting(_))), "{shape:?}");
     }
     let picture = noise(&[3, 1, 16, 16], 1);
     let refused = |picture: &Tensor, latent_frames| {
-        matches!(encode_picture(&vae, picture, latent_frames, Tiling::Whole), Err(Error::Setting(_)))
+        matches!(encode_picture(&vae, picture, latent_frames, None), Err(Error::Setting(_)))
     };
     assert!(refused(&picture, 0) && refused(&noise(&[3, 5, 16, 16], 1), 2));
     let latents = noise(&[16, 3, 2, 2], 1);
-    for tiling in [Tiling::Whole, Tiling::Tiled] {
+    for tile in [None, Some(1)] {
         let footage = Footage::Picture { picture: &picture, latent_frames: 2 };
-        assert!(matches!(vae.encode(&b, footage, tiling, &Stop, None), Err(Error::Canceled)));
+        assert!(matches!(vae.encode(&b, footage, tile, &Stop, None), Err(Error::Canceled)));
         let mut sink = |_| -> Result<()> { unreachable!("frames of a job that was cancelled") };
-        assert!(matches!(vae.decode(&b, &latents, tiling, &Stop, &mut sink, None), Err(Error::Canceled)));
+        assert!(matches!(vae.decode(&b, &latents, tile, &Stop, &mut sink, None), Err(Error::Canceled)));
     }
     let too_few = noise(&[15, 1, 2, 2], 1);
-    let refused = vae.decode(&b, &too_few, Tiling::Whole, &Quiet, &mut |_| Ok(()), None);
+    let refused = vae.decode(&b, &too_few, None, &Quiet, &mut |_| Ok(()), None);
     assert!(matches!(refused, Err(Error::Setting(_))));
     let mut frames = 0;
     let mut sink = |_| {
         frames += 1;
         if frames == 2 { Err(Error::Canceled) } else { Ok(()) }
     };
-    let stopped = vae.decode(&b, &latents, Tiling::Whole, &Quiet, &mut sink, None);
+    let stopped = vae.decode(&b, &latents, None, &Quiet, &mut sink, None);
     assert!(matches!(stopped, Err(Error::Canceled)) && frames == 2);
 }
 

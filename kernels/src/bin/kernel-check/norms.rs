@@ -59,7 +59,6 @@ pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
         }
     }
     good &= layouts(&volumes, &stream)?;
-    good &= fade(&volumes, &stream)?;
     Ok(good)
 }
 
@@ -352,33 +351,6 @@ fn layouts(volumes: &Volumes, stream: &Arc<CudaStream>) -> Result<bool> {
         }
     }
     Ok(good)
-}
-
-fn fade(volumes: &Volumes, stream: &Arc<CudaStream>) -> Result<bool> {
-    let (outer, extent, inner, after) = (5, 7, 301, 20);
-    let left = Input::random(stream, [outer, extent * inner, 0], F32, 50)?;
-    let mut runs = Vec::new();
-    let mut old = Vec::new();
-    for _ in 0..2 {
-        let right = Input::random(stream, [outer, after * inner, 0], F32, 51)?;
-        let (from, to) = ((left.at(stream), extent * inner), (right.at(stream), after * inner));
-        // SAFETY: as above.
-        unsafe { volumes.fade(stream, from, to, [outer, extent, inner])? };
-        runs.push(right.download(stream, after * inner)?);
-        old = right.values;
-    }
-    let wanted = by_rows(outer, after * inner, |o, out| {
-        for (n, out) in out.iter_mut().enumerate() {
-            let share = (n / inner) as f64 / extent as f64;
-            let new = old[o * after * inner + n];
-            *out = if n < extent * inner {
-                left.values[o * extent * inner + n] * (1.0 - share) + new * share
-            } else {
-                new
-            };
-        }
-    });
-    Ok(verdict("fade", &runs[0], &runs[1], &wanted, 1e-6))
 }
 
 /// Prints milliseconds and TB/s of the kernels that are bound by memory.

@@ -311,18 +311,6 @@ fn attention_stays_within_a_frame() {
 }
 
 #[test]
-fn fading_starts_with_the_old_and_ends_before_the_new() {
-    let b = Cpu::new();
-    let before = upload(&[9.0, 9.0, 4.0, 8.0], [1, 1, 1, 4]);
-    let after = upload(&[0.0, 0.0, 5.0], [1, 1, 1, 3]);
-    assert_eq!(values(&b.fade(&before, &after, 3, 2).unwrap()), [4.0, 4.0, 5.0]);
-    let column = |x: &Tensor, n: usize| x.reshape((1, 1, n, 1)).unwrap();
-    let faded = b.fade(&column(&before, 4), &column(&after, 3), 2, 2).unwrap();
-    assert_eq!(values(&faded), [4.0, 4.0, 5.0]);
-    assert!(b.fade(&before, &after, 3, 4).is_err() && b.fade(&before, &after, 2, 1).is_err());
-}
-
-#[test]
 fn what_does_not_fit_is_an_error() {
     let b = Cpu::new();
     let host = |shape: &[usize]| HostTensor { shape: shape.to_vec(), data: noise(shape.iter().product(), 1) };

@@ -25,8 +25,6 @@ use animd_protocol::profile::Precision;
 /// The bytes of work memory.
 const WORK: usize = 64 << 20;
 
-/// The tolerance of a result that is computed and stored in f32.
-const F32: f64 = 2e-6;
 /// The tolerance of products of sums of two bf16 numbers: 2^-16, and the rounding of f32 sums.
 const SPLIT: f64 = 3e-5;
 /// The tolerance of a result rounded to bf16 once, which is 1.7e-3 in the root mean square.

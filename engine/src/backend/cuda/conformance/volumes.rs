@@ -1,7 +1,7 @@
 //! The operations on volumes, for the VAE.
 
 use super::linear::bias;
-use super::{ATTENTION, BF16, Both, Check, F32, IN_BF16, Options, Pair, ROUNDED, SPLIT, noise};
+use super::{ATTENTION, BF16, Both, Check, IN_BF16, Options, Pair, ROUNDED, SPLIT, noise};
 use crate::Result;
 use crate::backend::conv::{ConvEpilogue, ConvOps, Spatial, Step, Time};
 use crate::backend::cpu::Cpu;
@@ -31,19 +31,6 @@ pub(super) fn check(check: &Check) -> Result<()> {
         let qkv = both.noise(&[3 * channels, 3, 5, 7], 3)?;
         let y = Pair { cpu: both.cpu.frame_attention(&qkv.cpu)?, cuda: cuda.frame_attention(&qkv.cuda)? };
         both.compare("frame attention", format!("{channels} channels"), &y, ATTENTION)?;
-    }
-    for (axis, left, right, extent) in [
-        (2, [3, 2, 6, 8], [3, 2, 5, 8], 4),
-        (3, [3, 2, 6, 8], [3, 2, 6, 5], 5),
-        (2, [3, 1, 4, 4], [3, 1, 4, 4], 0),
-    ] {
-        let (before, after) = (both.noise(&left, 1)?, both.noise(&right, 2)?);
-        let y = Pair {
-            cpu: both.cpu.fade(&before.cpu, &after.cpu, axis, extent)?,
-            cuda: cuda.fade(&before.cuda, &after.cuda, axis, extent)?,
-        };
-        both.compare("fade", format!("axis {axis} over {extent}"), &y, F32)?;
-        both.compare("fade", format!("axis {axis} over {extent}, what it was"), &after, 0.0)?;
     }
     wide(&Both::new(check, &cuda, Keeping::F32))
 }

@@ -14,7 +14,7 @@ use super::{Cuda, Options, noise};
 use crate::Result;
 use crate::backend::{Backend, Keeping, TensorOps};
 use crate::model::dit::{Blocks, Dit, Inputs};
-use crate::model::vae::{self, Footage, Vae};
+use crate::model::vae::{Footage, Rendered, Vae};
 use crate::progress::{Quiet, Stage};
 use crate::weights::{Component, DType, HostTensor, Matrix, WeightSource};
 use animd_protocol::dims::schema;
@@ -192,17 +192,19 @@ fn speed_of_blocks() {
 #[ignore = "it takes a GPU of 24 GiB, and says how fast that is"]
 fn speed_of_the_vae() {
     for weights in [Precision::Bf16, Precision::Fp32] {
-        vae_in(weights);
+        for size in [SIZE, [1280, 720]] {
+            vae_in(weights, size);
+        }
     }
 }
 
-fn vae_in(weights: Precision) {
-    println!("\n{weights:?}");
+fn vae_in(weights: Precision, size: [usize; 2]) {
+    println!("\n{weights:?} at {size:?}");
     let recipe = Recipe::wan21_i2v_14b();
     let settings = |tiling| Settings { frames: Some(FRAMES), tiling: Some(tiling), ..Settings::default() };
     let mut setup = Setup::from(&Profile::built_in("h200").unwrap());
     setup.precision.vae = weights;
-    let plan = |tiling| Plan::new(&recipe, &settings(tiling).resolve(|| 1).unwrap(), SIZE, &setup);
+    let plan = |tiling| Plan::new(&recipe, &settings(tiling).resolve(|| 1).unwrap(), size, &setup);
     let (plan, in_tiles) = (plan(Tiling::Whole), plan(Tiling::Tiled));
     let stages = [Stage::VaeEncode, Stage::VaeDecode];
     let b = reserved(&plan, &stages, "VAE");
@@ -220,30 +222,37 @@ fn vae_in(weights: Precision) {
         gib(b.usage()[0].used)
     );
     let [t, h, w] = plan.latent;
-    let picture = b.upload(&noise(3 * SIZE[0] * SIZE[1], 1), &[3, 1, SIZE[1], SIZE[0]]).unwrap();
+    let picture = b.upload(&noise(3 * size[0] * size[1], 1), &[3, 1, size[1], size[0]]).unwrap();
     let latents = b.upload(&noise(16 * t * h * w, 2), &[16, t, h, w]).unwrap();
-    let encode_in = |tiling| {
+    let encode_in = |plan: &Plan| {
         let footage = Footage::Picture { picture: &picture, latent_frames: t };
-        drop(vae.encode(&b, footage, tiling, &Quiet, None).unwrap());
+        vae.encode(&b, footage, plan.tile, &Quiet, None).unwrap()
     };
-    let decode_in = |tiling| vae.decode(&b, &latents, tiling, &Quiet, &mut |_| Ok(()), None).unwrap();
-    let (encode, decode) = (|| encode_in(Tiling::Whole), || decode_in(Tiling::Whole));
-    let decode_to_bytes = || {
-        let mut before = None;
-        let mut sink = |x| {
-            let next = vae::fetch_u8(&b, &x)?;
-            before.replace(next).map_or(Ok(()), |before| before().map(drop))
+    let decode_in = |plan: &Plan| vae.decode(&b, &latents, plan.tile, &Quiet, &mut |_| Ok(()), None).unwrap();
+    let (encode, decode) = (|| drop(encode_in(&plan)), || decode_in(&plan));
+    let to_bytes = |plan: &Plan| vae.render(&b, &latents, plan.tile, &Quiet, &mut |_| Ok(())).unwrap();
+    let (decode_to_bytes, tiled_to_bytes) = (|| to_bytes(&plan), || to_bytes(&in_tiles));
+    let (encode_tiled, tiled) = (|| drop(encode_in(&in_tiles)), || decode_in(&in_tiles));
+    println!("tiles of {:?} latent pixels", in_tiles.tile);
+    let encoded = |plan: &Plan| b.download(&encode_in(plan)).unwrap();
+    assert!(encoded(&plan) == encoded(&in_tiles), "tiles are not encoded as the whole is");
+    let rendered = |plan: &Plan| {
+        let mut bytes = Vec::new();
+        let mut sink = |part: Rendered| {
+            bytes.extend(part.frames);
+            Ok(())
         };
-        vae.decode(&b, &latents, Tiling::Whole, &Quiet, &mut sink, None).unwrap();
-        before.map(|last| last().unwrap());
+        vae.render(&b, &latents, plan.tile, &Quiet, &mut sink).unwrap();
+        bytes
     };
-    let (encode_tiled, tiled) = (|| encode_in(Tiling::Tiled), || decode_in(Tiling::Tiled));
+    assert!(rendered(&plan) == rendered(&in_tiles), "tiles are not decoded as the whole is");
     for (name, plan, stage, run) in [
         ("encode", &plan, Stage::VaeEncode, &encode as &dyn Fn()),
         ("decode", &plan, Stage::VaeDecode, &decode),
         ("decode to bytes", &plan, Stage::VaeDecode, &decode_to_bytes),
         ("encode tiled", &in_tiles, Stage::VaeEncode, &encode_tiled),
         ("decode tiled", &in_tiles, Stage::VaeDecode, &tiled),
+        ("tiled to bytes", &in_tiles, Stage::VaeDecode, &tiled_to_bytes),
     ] {
         let (before, _) = (b.usage()[1].used, b.peak_memory());
         run();
