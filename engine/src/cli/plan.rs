@@ -104,24 +104,28 @@ impl PlanArgs {
         refused.map_or(Ok(()), |refused| Err(Error::Memory(refused.to_string())))
     }
 
-    /// Returns the profile that was asked for, or the most demanding one that the card would get.
+    /// Returns the profile that was asked for, or the one that the card would get.
     fn profile(&self) -> Result<Profile> {
-        let (name, card) = match (&self.profile, &self.gpu) {
-            (Some(name), _) => return profile(name),
-            (None, None) => return profile("h200"),
-            (None, Some(card)) => (&card.name, card),
-        };
-        let free = self.vram.unwrap_or(card.memory);
-        let all = BUILT_IN.iter().filter_map(|(name, _)| Profile::built_in(name));
-        let meant: Vec<Profile> =
-            all.filter(|profile| profile.on_gpu() && profile.is_for(card.capability)).collect();
-        // The first one asks for the most; without room for any, the last one says what is missing.
-        let fitting = meant.iter().find(|profile| profile.min_memory() <= free);
-        fitting
-            .or(meant.last())
-            .cloned()
-            .ok_or_else(|| Error::Device(format!("no profile is for the card `{name}`")))
+        match (&self.profile, &self.gpu) {
+            (Some(name), _) => profile(name),
+            (None, None) => profile("h200"),
+            (None, Some(card)) => profile_for(card, self.vram.unwrap_or(card.memory)),
+        }
     }
+}
+
+/// Returns the most demanding profile of animd's own that a card with so many bytes free gets; the least demanding one if
+/// they are too few for any.
+///
+/// # Errors
+/// [`Error::Device`] if no profile is for such cards.
+pub fn profile_for(card: &Card, free: u64) -> Result<Profile> {
+    let all = BUILT_IN.iter().filter_map(|(name, _)| Profile::built_in(name));
+    let meant: Vec<Profile> =
+        all.filter(|profile| profile.on_gpu() && profile.is_for(card.capability)).collect();
+    let fitting = meant.iter().find(|profile| profile.min_memory() <= free);
+    let none = || Error::Device(format!("no profile is for the card `{}`", card.name));
+    fitting.or(meant.last()).cloned().ok_or_else(none)
 }
 
 /// Returns a built-in profile by its name, or the profile in a file.
