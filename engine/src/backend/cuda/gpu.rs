@@ -27,8 +27,8 @@ pub(super) struct Gpu {
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
     pub supply: Arc<Supply>,
-    /// The bytes of which mapped memory has a multiple.
-    pub granularity: usize,
+    /// The bytes of which mapped memory has a multiple; `None` where all weights must stay, because nothing can be mapped.
+    pub granularity: Option<usize>,
     /// The copies of weights that wait in host memory.
     pub transfer: Transfer,
     pub pinning: Arc<Pinning>,

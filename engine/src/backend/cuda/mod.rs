@@ -194,11 +194,15 @@ impl Backend for Cuda {
 
     fn loader_of(&self, network: &str, keeping: Keeping) -> Loader {
         let gpu = &self.gpu;
-        let network = match keeping.place {
-            Place::Device => None,
-            Place::Host | Place::Disk => {
+        let network = match (keeping.place, gpu.granularity) {
+            (Place::Device, _) => None,
+            (Place::Host | Place::Disk, None) => {
+                gpu.note("this GPU's driver cannot map memory, so all weights must stay on the GPU");
+                None
+            }
+            (Place::Host | Place::Disk, Some(granularity)) => {
                 let layout = locked(&gpu.layouts).get(network).copied();
-                let made = Network::new(gpu, network, layout.unwrap_or(Layout::WHOLE));
+                let made = Network::new(gpu, granularity, network, layout.unwrap_or(Layout::WHOLE));
                 let mut networks = locked(&gpu.networks);
                 networks.retain(|network| network.strong_count() > 0);
                 networks.push(Arc::downgrade(&made));
@@ -221,6 +225,9 @@ impl Backend for Cuda {
     fn reserve(&self, memory: &plan::Memory) -> Result<()> {
         let Gpu { weights, work, supply, .. } = &*self.gpu;
         supply.set_limit(memory.budget.map(|budget| budget.saturating_sub(memory.context) as usize));
+        if let Some(most) = memory.host_budget {
+            self.gpu.pinning.restrict(most as usize);
+        }
         self.lay_out(memory);
         // Memory that was reserved for other weights may be too much for these.
         let unused = weights.release_unused();

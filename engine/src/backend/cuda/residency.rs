@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use animd_kernels::cuda::cudarc::driver::CudaEvent;
 
+use super::assembly::Assembly;
 use super::error::device;
 use super::gpu::Gpu;
 use super::mapping::{Physical, Range};
@@ -50,6 +51,7 @@ static USES: AtomicU64 = AtomicU64::new(0);
 /// The groups of one network.
 pub(super) struct Network {
     gpu: Arc<Gpu>,
+    granularity: usize,
     pub name: String,
     /// The value of [`USES`] when a group was last entered.
     last_used: AtomicU64,
@@ -143,10 +145,11 @@ impl Place {
 
 impl Network {
     /// Returns a network without groups.
-    pub fn new(gpu: &Arc<Gpu>, name: &str, planned: Layout) -> Arc<Self> {
+    pub fn new(gpu: &Arc<Gpu>, granularity: usize, name: &str, planned: Layout) -> Arc<Self> {
         let state = State { planned, ..State::empty() };
         let network = Arc::new(Self {
             gpu: gpu.clone(),
+            granularity,
             name: name.to_owned(),
             last_used: AtomicU64::new(0),
             state: Mutex::new(state),
@@ -154,6 +157,14 @@ impl Network {
         let lender: Weak<Self> = Arc::downgrade(&network);
         gpu.supply.add_lender(lender);
         network
+    }
+
+    /// Starts a group; see [`Assembly::new`].
+    ///
+    /// # Errors
+    /// Returns [`Error::Device`] if the driver has failed.
+    pub fn start(&self, with_memory: bool) -> Result<Assembly> {
+        Assembly::new(&self.gpu, self.granularity, with_memory)
     }
 
     /// Adds a group with tensors in this range of addresses. A group that is `around` the others is on the device whenever
@@ -433,7 +444,7 @@ impl Network {
 
     /// Takes memory for so many bytes of weights.
     fn memory(&self, bytes: usize) -> std::result::Result<Physical, Refusal> {
-        let bytes = bytes.max(1).next_multiple_of(self.gpu.granularity);
+        let bytes = bytes.max(1).next_multiple_of(self.granularity);
         Physical::new(&self.gpu.context, &self.gpu.supply, bytes)
     }
 
@@ -468,7 +479,7 @@ impl Network {
     /// Gives back memory of a network at work: leading groups pass through slots from now on.
     fn retreat(&self, state: &mut State, bytes: usize) -> Result<usize> {
         let slot = state.order.iter().map(|group| state.groups[*group].source.bytes()).max();
-        let slot = slot.unwrap_or_default().next_multiple_of(self.gpu.granularity);
+        let slot = slot.unwrap_or_default().next_multiple_of(self.granularity);
         let needed = bytes + if state.slots.is_empty() { SLOTS * slot } else { 0 };
         let mut freed = 0;
         while freed < needed {
