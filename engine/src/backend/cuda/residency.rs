@@ -13,6 +13,7 @@
 //! A network at rest keeps its memory until somebody else needs it (see [`super::supply`]), and takes it again when its
 //! next group is entered. Only then, and when a plan changes, does the host wait for the device.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -48,11 +49,45 @@ impl Layout {
 /// The number of times that any group was entered.
 static USES: AtomicU64 = AtomicU64::new(0);
 
+/// All networks of a GPU whose weights do not stay there, and what plans say of them.
+#[derive(Default)]
+pub(super) struct Networks(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    networks: Vec<Weak<Network>>,
+    /// The layouts of the current plan, by the networks' names.
+    layouts: BTreeMap<String, Layout>,
+}
+
+impl Networks {
+    /// Starts a network with the layout that the current plan has for it, or else with all of its groups on the device.
+    pub fn start(&self, gpu: &Arc<Gpu>, granularity: usize, name: &str) -> Arc<Network> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let layout = known.layouts.get(name).copied().unwrap_or(Layout::WHOLE);
+        let network = Network::new(gpu, granularity, name, layout);
+        known.networks.retain(|network| network.strong_count() > 0);
+        known.networks.push(Arc::downgrade(&network));
+        network
+    }
+
+    /// Gives networks the layouts of another plan, now or when they are started.
+    pub fn plan(&self, layouts: BTreeMap<String, Layout>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for network in known.networks.iter().filter_map(Weak::upgrade) {
+            if let Some(layout) = layouts.get(&network.name) {
+                network.plan(*layout);
+            }
+        }
+        known.layouts = layouts;
+    }
+}
+
 /// The groups of one network.
 pub(super) struct Network {
     gpu: Arc<Gpu>,
     granularity: usize,
-    pub name: String,
+    name: String,
     /// The value of [`USES`] when a group was last entered.
     last_used: AtomicU64,
     state: Mutex<State>,
@@ -145,7 +180,7 @@ impl Place {
 
 impl Network {
     /// Returns a network without groups.
-    pub fn new(gpu: &Arc<Gpu>, granularity: usize, name: &str, planned: Layout) -> Arc<Self> {
+    fn new(gpu: &Arc<Gpu>, granularity: usize, name: &str, planned: Layout) -> Arc<Self> {
         let state = State { planned, ..State::empty() };
         let network = Arc::new(Self {
             gpu: gpu.clone(),
@@ -187,7 +222,7 @@ impl Network {
     }
 
     /// Sets what is to be on the device from the next computation on.
-    pub fn plan(&self, planned: Layout) {
+    fn plan(&self, planned: Layout) {
         let mut state = self.state();
         let wanted = planned.resident.min(state.order.len());
         state.unsettled |= planned != state.planned || state.resident != wanted;
