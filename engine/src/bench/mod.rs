@@ -276,7 +276,7 @@ impl<'a, B: Backend> Bench<'a, B> {
         let runs = options.runs;
         let names: Vec<_> = rows.iter().map(|row| row.name()).collect();
         say(&format!("{}: loading", names.join(", ")));
-        self.pipeline.exchange_dit(weights, attention)?;
+        self.pipeline.exchange_dit(weights, attention);
         let setup = self.pipeline.setup();
         self.pipeline.prepare(&self.job, observer)?;
         let load = self.pipeline.load_seconds().networks();

@@ -203,60 +203,55 @@ impl<B: Backend> Pipeline<B> {
 
     /// Loads all weights that are not loaded.
     pub(super) fn load(&mut self, clock: &mut Clock<'_>) -> Result<()> {
-        if self.models.is_some() {
+        let missing = self.models.as_ref().is_none_or(|models| models.experts.is_empty());
+        if !missing {
             return Ok(());
         }
         let Self { backend, setup, sources, places, load_seconds, .. } = self;
         let (recipe, count) = (&sources.recipe, Count::new(clock, sources.parameters));
         let mut loading = Loading { backend, setup, places, sources, seconds: load_seconds };
-        let network = &recipe.text_encoder;
-        let weights = count.of(&**sources.of(network)?);
-        let text_encoder =
-            loading.load(Component::T5, network, |loader, config| T5::load(loader, &weights, config))?;
-        let image_encoder = match &recipe.conditioning.image_encoder {
-            Some(network) => {
+        let mut models = match self.models.take() {
+            Some(models) => models,
+            None => {
+                let network = &recipe.text_encoder;
                 let weights = count.of(&**sources.of(network)?);
-                let load = |loader: &B::Loader, config: &_| Clip::load(loader, &weights, config);
-                Some(loading.load(Component::Clip, network, load)?)
+                let text_encoder = loading
+                    .load(Component::T5, network, |loader, config| T5::load(loader, &weights, config))?;
+                let image_encoder = match &recipe.conditioning.image_encoder {
+                    Some(network) => {
+                        let weights = count.of(&**sources.of(network)?);
+                        let load = |loader: &B::Loader, config: &_| Clip::load(loader, &weights, config);
+                        Some(loading.load(Component::Clip, network, load)?)
+                    }
+                    None => None,
+                };
+                let network = &recipe.vae;
+                let weights = count.of(&**sources.of(network)?);
+                let load = |loader: &B::Loader, config: &_| Vae::load(loader, &weights, config);
+                let vae = loading.load(Component::Vae, network, load)?;
+                let (experts, texts) = (Vec::new(), HashMap::new());
+                Models { experts, text_encoder, image_encoder, vae, texts, colours: None }
             }
-            None => None,
         };
-        let network = &recipe.vae;
-        let weights = count.of(&**sources.of(network)?);
-        let vae =
-            loading.load(Component::Vae, network, |loader, config| Vae::load(loader, &weights, config))?;
-        let experts = recipe.experts.iter().map(|expert| {
+        for expert in &recipe.experts {
             let weights = count.of(&**sources.of(&expert.network)?);
-            loading
-                .load(Component::Dit, &expert.network, |loader, config| Dit::load(loader, &weights, config))
-        });
-        let experts = experts.collect::<Result<_>>()?;
-        let texts = HashMap::new();
-        self.models = Some(Models { experts, text_encoder, image_encoder, vae, texts, colours: None });
-        Ok(())
-    }
-
-    /// Changes how the DiT runs from now on. If that takes other weights, the loaded ones are dropped and loaded anew;
-    /// the other networks stay.
-    ///
-    /// # Errors
-    /// Returns the backend's errors; then nothing is loaded.
-    pub(crate) fn exchange_dit(&mut self, dit: Precision, attention: AttentionKind) -> Result<()> {
-        let precision = Precisions { dit, ..self.setup.precision };
-        let setup = self.backend.resolve(&Setup { precision, attention, ..self.setup });
-        let same = setup.precision == self.setup.precision;
-        self.setup = setup;
-        let Some(mut models) = self.models.take_if(|_| !same) else { return Ok(()) };
-        models.experts.clear();
-        let Self { backend, setup, sources, places, load_seconds, .. } = self;
-        let mut loading = Loading { backend, setup, places, sources, seconds: load_seconds };
-        for expert in &sources.recipe.experts {
-            let weights = &**sources.of(&expert.network)?;
-            let load = |loader: &B::Loader, config: &_| Dit::load(loader, weights, config);
+            let load = |loader: &B::Loader, config: &_| Dit::load(loader, &weights, config);
             models.experts.push(loading.load(Component::Dit, &expert.network, load)?);
         }
         self.models = Some(models);
         Ok(())
+    }
+
+    /// Changes how the DiT runs from now on. If that takes other weights, the loaded ones are dropped; the next
+    /// [`Self::prepare`] or [`Self::run`] loads them anew. The other networks stay.
+    pub(crate) fn exchange_dit(&mut self, dit: Precision, attention: AttentionKind) {
+        let precision = Precisions { dit, ..self.setup.precision };
+        let setup = self.backend.resolve(&Setup { precision, attention, ..self.setup });
+        let same = setup.precision == self.setup.precision;
+        self.setup = setup;
+        if let Some(models) = self.models.as_mut().filter(|_| !same) {
+            models.experts.clear();
+        }
     }
 
     /// Returns how the backend runs the model.
@@ -290,7 +285,7 @@ impl<B: Backend> Pipeline<B> {
     }
 
     pub(super) fn is_loaded(&self) -> bool {
-        self.models.is_some()
+        self.models.as_ref().is_some_and(|models| !models.experts.is_empty())
     }
 
     /// Returns the plan of a job.
@@ -338,11 +333,17 @@ impl<B: Backend> Pipeline<B> {
         let leaves = |(name, before): (&String, &Place)| {
             *before == Place::Device && places.get(name).is_some_and(|now| *now != Place::Device)
         };
-        if self.models.is_some() && self.places.iter().any(leaves) {
+        if self.is_loaded() && self.places.iter().any(leaves) {
             self.models = None;
         }
-        if self.models.is_none() {
-            self.places = places;
+        match &self.models {
+            None => self.places = places,
+            Some(models) if models.experts.is_empty() => {
+                let experts = self.sources.recipe.experts.iter().map(|expert| &expert.network.name);
+                let moved = experts.filter_map(|name| Some((name.clone(), *places.get(name)?)));
+                self.places.extend(moved);
+            }
+            Some(_) => {}
         }
         self.backend.reserve(&memory)
     }

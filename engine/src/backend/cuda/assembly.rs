@@ -16,6 +16,7 @@ const ADDRESSES: usize = 8 << 30;
 /// The group.
 pub(super) struct Assembly {
     gpu: Arc<Gpu>,
+    granularity: usize,
     pub range: Arc<Range>,
     /// The bytes that tensors may have, if somebody else has mapped memory to the range; otherwise the assembly does.
     room: Option<usize>,
@@ -32,28 +33,21 @@ struct Contents {
 }
 
 impl Assembly {
-    /// Starts a group that is loaded to memory which it takes as it grows.
+    /// Starts a group: it is loaded to memory which it takes as it grows by multiples of `granularity` or, without memory,
+    /// its tensors only get their addresses.
     ///
     /// # Errors
     /// Returns [`Error::Device`] if the driver has failed.
-    pub fn new(gpu: &Arc<Gpu>) -> Result<Self> {
-        let range = Range::new(&gpu.context, ADDRESSES.next_multiple_of(gpu.granularity))?;
-        Ok(Self { gpu: gpu.clone(), range: Arc::new(range), room: None, contents: Mutex::default() })
-    }
-
-    /// Starts a group whose tensors only get their addresses.
-    ///
-    /// # Errors
-    /// Returns [`Error::Device`] if the driver has failed.
-    pub fn without_memory(gpu: &Arc<Gpu>) -> Result<Self> {
-        let mut group = Self::new(gpu)?;
-        group.room = Some(ADDRESSES);
-        Ok(group)
+    pub fn new(gpu: &Arc<Gpu>, granularity: usize, with_memory: bool) -> Result<Self> {
+        let range = Arc::new(Range::new(&gpu.context, ADDRESSES.next_multiple_of(granularity))?);
+        let room = (!with_memory).then_some(ADDRESSES);
+        Ok(Self { gpu: gpu.clone(), granularity, range, room, contents: Mutex::default() })
     }
 
     /// Starts to load a group again, to memory of so many bytes that is mapped to its range.
     pub fn again(gpu: &Arc<Gpu>, range: &Arc<Range>, bytes: usize) -> Self {
-        Self { gpu: gpu.clone(), range: range.clone(), room: Some(bytes), contents: Mutex::default() }
+        let (gpu, range, granularity) = (gpu.clone(), range.clone(), ALIGNMENT);
+        Self { gpu, granularity, range, room: Some(bytes), contents: Mutex::default() }
     }
 
     /// Returns the bytes of all tensors.
@@ -108,7 +102,7 @@ impl Memory for Assembly {
             )));
         }
         if self.room.is_none() && missing > 0 {
-            let more = missing.next_multiple_of(self.gpu.granularity);
+            let more = missing.next_multiple_of(self.granularity);
             if contents.mapped + more > ADDRESSES {
                 return Err(Error::Internal(format!("a group of weights of more than {ADDRESSES} bytes")));
             }

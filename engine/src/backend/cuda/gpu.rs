@@ -4,8 +4,7 @@
 //! unchanged until every launch that was enqueued before the tensor's end is done. The `SAFETY` comments of this
 //! backend call this the order of the stream.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 use animd_kernels::cuda::{
@@ -15,7 +14,6 @@ use animd_kernels::cuda::{
 use super::error::{device, kernel};
 use super::memory::{Arena, Memory};
 use super::pinned::Pinned;
-use super::residency::{Layout, Network};
 use super::slab::Pinning;
 use super::supply::Supply;
 use super::tensor::{Tensor, channels_last, filled_up, padded, row_major};
@@ -27,15 +25,11 @@ pub(super) struct Gpu {
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
     pub supply: Arc<Supply>,
-    /// The bytes of which mapped memory has a multiple.
-    pub granularity: usize,
+    /// The bytes of which mapped memory has a multiple; `None` where all weights must stay, because nothing can be mapped.
+    pub granularity: Option<usize>,
     /// The copies of weights that wait in host memory.
     pub transfer: Transfer,
     pub pinning: Arc<Pinning>,
-    /// The layouts that the plan of the running job gives networks, by their names.
-    pub layouts: Mutex<BTreeMap<String, Layout>>,
-    /// The networks that wait in host memory.
-    pub networks: Mutex<Vec<Weak<Network>>>,
     /// What the running job has to say about memory.
     pub notes: Mutex<Vec<String>>,
     pub weights: Arc<Arena>,

@@ -72,7 +72,7 @@ impl Loader {
         let Some(network) = &self.network else {
             return Ok(Group::new(load()?, None));
         };
-        let group = Arc::new(Assembly::new(&self.gpu)?);
+        let group = Arc::new(network.start(true)?);
         let loaded = self.load_to(&group, load)?;
         let mut slab = Slab::new(&self.gpu.context, &self.gpu.pinning, group.bytes())?;
         group.take_out(slab.bytes_mut())?;
@@ -186,7 +186,7 @@ impl loading::Loader<Cuda> for Loader {
 
     fn reread<T>(&self, load: impl FnOnce() -> Result<T>, again: Again<Self>) -> Result<Group<Cuda, T>> {
         let Some(network) = &self.network else { return self.group(load) };
-        let group = Arc::new(Assembly::without_memory(&self.gpu)?);
+        let group = Arc::new(network.start(false)?);
         self.only_addresses.set(true);
         let loaded = self.load_to(&group, load);
         self.only_addresses.set(false);

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use animd_kernels::cuda::cudarc::driver::CudaContext;
 use animd_kernels::cuda::cudarc::driver::sys::{
-    self, CUmemAccess_flags, CUmemAccessDesc, CUmemAllocationGranularity_flags, CUmemAllocationProp,
-    CUmemAllocationType, CUmemGenericAllocationHandle, CUmemLocation, CUmemLocationType,
+    self, CUdevice_attribute, CUmemAccess_flags, CUmemAccessDesc, CUmemAllocationGranularity_flags,
+    CUmemAllocationProp, CUmemAllocationType, CUmemGenericAllocationHandle, CUmemLocation, CUmemLocationType,
 };
 
 use super::error::device;
@@ -29,11 +29,16 @@ fn location(context: &CudaContext) -> CUmemLocation {
     CUmemLocation { type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: context.cu_device() }
 }
 
-/// Returns the bytes of which mapped memory has a multiple.
+/// Returns the bytes of which mapped memory has a multiple; `None` if the driver cannot map memory on this device, as some
+/// virtual ones.
 ///
 /// # Errors
 /// Returns [`crate::Error::Device`] if the driver has failed.
-pub(super) fn granularity(context: &Arc<CudaContext>) -> Result<usize> {
+pub(super) fn granularity(context: &Arc<CudaContext>) -> Result<Option<usize>> {
+    let supported = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_ADDRESS_MANAGEMENT_SUPPORTED;
+    if context.attribute(supported).map_err(device)? == 0 {
+        return Ok(None);
+    }
     let (mut bytes, properties) = (0, properties(context));
     let minimum = CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
     context.bind_to_thread().map_err(device)?;
@@ -41,7 +46,7 @@ pub(super) fn granularity(context: &Arc<CudaContext>) -> Result<usize> {
     let result =
         unsafe { sys::cuMemGetAllocationGranularity(&raw mut bytes, &raw const properties, minimum) };
     result.result().map_err(device)?;
-    Ok(bytes.max(1))
+    Ok(Some(bytes).filter(|bytes| *bytes > 0))
 }
 
 /// Physical memory of the GPU. It goes back to the driver with its last mapping, so mappings must end first.

@@ -37,8 +37,7 @@ mod tests;
 mod transfer;
 mod volumes;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use animd_kernels::cuda::{
     self, AnyAttention, Attention, Conv, Copies, CrossAttention, Gemm, Norms, Volumes,
@@ -53,7 +52,7 @@ use error::{device, kernel};
 use gpu::Gpu;
 use memory::Arena;
 use pinned::sleeping_event;
-use residency::{Layout, Network};
+use residency::{Layout, Networks};
 use slab::Pinning;
 use supply::Supply;
 use transfer::Transfer;
@@ -114,6 +113,7 @@ impl Options {
 #[derive(Clone)]
 pub struct Cuda {
     gpu: Arc<Gpu>,
+    networks: Arc<Networks>,
 }
 
 impl Cuda {
@@ -155,8 +155,6 @@ impl Cuda {
             granularity: mapping::granularity(&context)?,
             transfer: Transfer::new(&context, options.copy_rate)?,
             pinning: Arc::new(Pinning::new(options.pinned)),
-            layouts: Mutex::default(),
-            networks: Mutex::default(),
             notes: Mutex::default(),
             context,
             stream,
@@ -164,7 +162,7 @@ impl Cuda {
         };
         gpu.weights.grow(weights)?;
         gpu.work.reserve(work)?;
-        Ok(Self { gpu: Arc::new(gpu) })
+        Ok(Self { gpu: Arc::new(gpu), networks: Arc::default() })
     }
 
     /// Returns the GPU memory of the weights' and the work's arenas.
@@ -186,11 +184,6 @@ impl Cuda {
     }
 }
 
-/// Returns what a lock guards; a thread that panicked has left it as it was.
-fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Backend for Cuda {
     type Loader = Loader;
     /// `None` for a group that stays on the device.
@@ -201,20 +194,20 @@ impl Backend for Cuda {
     }
 
     fn resolve(&self, wanted: &Setup) -> Setup {
-        *wanted
+        // The backend itself leaves memory to others; see [`Options::leave`].
+        Setup { reserve: 0, ..*wanted }
     }
 
     fn loader_of(&self, network: &str, keeping: Keeping) -> Loader {
         let gpu = &self.gpu;
-        let network = match keeping.place {
-            Place::Device => None,
-            Place::Host | Place::Disk => {
-                let layout = locked(&gpu.layouts).get(network).copied();
-                let made = Network::new(gpu, network, layout.unwrap_or(Layout::WHOLE));
-                let mut networks = locked(&gpu.networks);
-                networks.retain(|network| network.strong_count() > 0);
-                networks.push(Arc::downgrade(&made));
-                Some(made)
+        let network = match (keeping.place, gpu.granularity) {
+            (Place::Device, _) => None,
+            (Place::Host | Place::Disk, None) => {
+                gpu.note("this GPU's driver cannot map memory, so all weights must stay on the GPU");
+                None
+            }
+            (Place::Host | Place::Disk, Some(granularity)) => {
+                Some(self.networks.start(gpu, granularity, network))
             }
         };
         Loader::new(gpu.clone(), keeping, network)
@@ -233,6 +226,9 @@ impl Backend for Cuda {
     fn reserve(&self, memory: &plan::Memory) -> Result<()> {
         let Gpu { weights, work, supply, .. } = &*self.gpu;
         supply.set_limit(memory.budget.map(|budget| budget.saturating_sub(memory.context) as usize));
+        if let Some(most) = memory.host_budget {
+            self.gpu.pinning.restrict(most as usize);
+        }
         self.lay_out(memory);
         // Memory that was reserved for other weights may be too much for these.
         let unused = weights.release_unused();
@@ -258,7 +254,7 @@ impl Backend for Cuda {
     }
 
     fn notes(&self) -> Vec<String> {
-        std::mem::take(&mut *locked(&self.gpu.notes))
+        std::mem::take(&mut *self.gpu.notes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn peak_memory(&self) -> u64 {
@@ -281,18 +277,7 @@ impl Cuda {
                 Layout { resident: network.placement.resident, slots: network.placement.slots }
             }
         };
-        self.lay_out_as(
-            memory.networks.iter().map(|network| (network.name.clone(), layout(network))).collect(),
-        );
-    }
-
-    fn lay_out_as(&self, layouts: BTreeMap<String, Layout>) {
-        let networks: Vec<_> = locked(&self.gpu.networks).iter().filter_map(Weak::upgrade).collect();
-        for network in networks {
-            if let Some(layout) = layouts.get(&network.name) {
-                network.plan(*layout);
-            }
-        }
-        *locked(&self.gpu.layouts) = layouts;
+        let layouts = memory.networks.iter().map(|network| (network.name.clone(), layout(network)));
+        self.networks.plan(layouts.collect());
     }
 }

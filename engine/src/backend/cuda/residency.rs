@@ -13,11 +13,13 @@
 //! A network at rest keeps its memory until somebody else needs it (see [`super::supply`]), and takes it again when its
 //! next group is entered. Only then, and when a plan changes, does the host wait for the device.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use animd_kernels::cuda::cudarc::driver::CudaEvent;
 
+use super::assembly::Assembly;
 use super::error::device;
 use super::gpu::Gpu;
 use super::mapping::{Physical, Range};
@@ -47,10 +49,45 @@ impl Layout {
 /// The number of times that any group was entered.
 static USES: AtomicU64 = AtomicU64::new(0);
 
+/// All networks of a GPU whose weights do not stay there, and what plans say of them.
+#[derive(Default)]
+pub(super) struct Networks(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    networks: Vec<Weak<Network>>,
+    /// The layouts of the current plan, by the networks' names.
+    layouts: BTreeMap<String, Layout>,
+}
+
+impl Networks {
+    /// Starts a network with the layout that the current plan has for it, or else with all of its groups on the device.
+    pub fn start(&self, gpu: &Arc<Gpu>, granularity: usize, name: &str) -> Arc<Network> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let layout = known.layouts.get(name).copied().unwrap_or(Layout::WHOLE);
+        let network = Network::new(gpu, granularity, name, layout);
+        known.networks.retain(|network| network.strong_count() > 0);
+        known.networks.push(Arc::downgrade(&network));
+        network
+    }
+
+    /// Gives networks the layouts of another plan, now or when they are started.
+    pub fn plan(&self, layouts: BTreeMap<String, Layout>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for network in known.networks.iter().filter_map(Weak::upgrade) {
+            if let Some(layout) = layouts.get(&network.name) {
+                network.plan(*layout);
+            }
+        }
+        known.layouts = layouts;
+    }
+}
+
 /// The groups of one network.
 pub(super) struct Network {
     gpu: Arc<Gpu>,
-    pub name: String,
+    granularity: usize,
+    name: String,
     /// The value of [`USES`] when a group was last entered.
     last_used: AtomicU64,
     state: Mutex<State>,
@@ -143,10 +180,11 @@ impl Place {
 
 impl Network {
     /// Returns a network without groups.
-    pub fn new(gpu: &Arc<Gpu>, name: &str, planned: Layout) -> Arc<Self> {
+    fn new(gpu: &Arc<Gpu>, granularity: usize, name: &str, planned: Layout) -> Arc<Self> {
         let state = State { planned, ..State::empty() };
         let network = Arc::new(Self {
             gpu: gpu.clone(),
+            granularity,
             name: name.to_owned(),
             last_used: AtomicU64::new(0),
             state: Mutex::new(state),
@@ -154,6 +192,14 @@ impl Network {
         let lender: Weak<Self> = Arc::downgrade(&network);
         gpu.supply.add_lender(lender);
         network
+    }
+
+    /// Starts a group; see [`Assembly::new`].
+    ///
+    /// # Errors
+    /// Returns [`Error::Device`] if the driver has failed.
+    pub fn start(&self, with_memory: bool) -> Result<Assembly> {
+        Assembly::new(&self.gpu, self.granularity, with_memory)
     }
 
     /// Adds a group with tensors in this range of addresses. A group that is `around` the others is on the device whenever
@@ -176,7 +222,7 @@ impl Network {
     }
 
     /// Sets what is to be on the device from the next computation on.
-    pub fn plan(&self, planned: Layout) {
+    fn plan(&self, planned: Layout) {
         let mut state = self.state();
         let wanted = planned.resident.min(state.order.len());
         state.unsettled |= planned != state.planned || state.resident != wanted;
@@ -433,7 +479,7 @@ impl Network {
 
     /// Takes memory for so many bytes of weights.
     fn memory(&self, bytes: usize) -> std::result::Result<Physical, Refusal> {
-        let bytes = bytes.max(1).next_multiple_of(self.gpu.granularity);
+        let bytes = bytes.max(1).next_multiple_of(self.granularity);
         Physical::new(&self.gpu.context, &self.gpu.supply, bytes)
     }
 
@@ -468,7 +514,7 @@ impl Network {
     /// Gives back memory of a network at work: leading groups pass through slots from now on.
     fn retreat(&self, state: &mut State, bytes: usize) -> Result<usize> {
         let slot = state.order.iter().map(|group| state.groups[*group].source.bytes()).max();
-        let slot = slot.unwrap_or_default().next_multiple_of(self.gpu.granularity);
+        let slot = slot.unwrap_or_default().next_multiple_of(self.granularity);
         let needed = bytes + if state.slots.is_empty() { SLOTS * slot } else { 0 };
         let mut freed = 0;
         while freed < needed {

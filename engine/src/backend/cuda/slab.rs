@@ -17,7 +17,7 @@ const PAGE: usize = 4096;
 
 /// How much host memory may be pinned for weights.
 pub(super) struct Pinning {
-    most: usize,
+    most: AtomicUsize,
     pinned: AtomicUsize,
     /// Whether it was said that weights wait in memory that is not pinned.
     told: AtomicBool,
@@ -26,12 +26,18 @@ pub(super) struct Pinning {
 impl Pinning {
     /// At most so many bytes; without a number as many as the system allows.
     pub fn new(most: Option<usize>) -> Self {
-        let most = most.unwrap_or(usize::MAX);
+        let most = AtomicUsize::new(most.unwrap_or(usize::MAX));
         Self { most, pinned: AtomicUsize::new(0), told: AtomicBool::new(false) }
     }
 
+    /// Sets the most bytes, if they are fewer than before; what is pinned already stays.
+    pub fn restrict(&self, most: usize) {
+        self.most.fetch_min(most, Ordering::Relaxed);
+    }
+
     fn claim(&self, bytes: usize) -> bool {
-        let within = |pinned: usize| pinned.checked_add(bytes).filter(|all| *all <= self.most);
+        let most = self.most.load(Ordering::Relaxed);
+        let within = |pinned: usize| pinned.checked_add(bytes).filter(|all| *all <= most);
         self.pinned.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within).is_ok()
     }
 

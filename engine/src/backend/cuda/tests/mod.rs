@@ -10,6 +10,7 @@ mod made_up;
 mod memory;
 mod residency;
 mod speed;
+mod streaming;
 
 use super::conformance::{distance, noise};
 use super::{Cuda, Options};

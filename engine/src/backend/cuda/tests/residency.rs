@@ -94,7 +94,7 @@ impl Model {
 
 fn lay_out(b: &Cuda, layouts: &[(&str, usize, usize)]) {
     let layout = |&(name, resident, slots): &(&str, _, _)| (name.to_owned(), Layout { resident, slots });
-    b.lay_out_as(layouts.iter().map(layout).collect::<BTreeMap<_, _>>());
+    b.networks.plan(layouts.iter().map(layout).collect::<BTreeMap<_, _>>());
 }
 
 const SMALL: [usize; 3] = [1, 4, 4];
