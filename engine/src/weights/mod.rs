@@ -5,6 +5,7 @@
 //! lives and what precision it gets.
 
 mod check;
+mod coded;
 mod config;
 mod container;
 mod dtype;
@@ -12,19 +13,23 @@ pub mod e4m3;
 mod encoding;
 mod expand;
 mod find;
+mod gguf;
 mod layouts;
 mod matrix;
 mod model;
+mod names;
 mod open;
 mod prepare;
 mod refusals;
 pub(crate) mod safetensors;
+mod sentencepiece;
 mod source;
 mod stored;
 mod summary;
 #[cfg(test)]
 mod tests;
 pub(crate) mod torch;
+mod vocabulary;
 
 pub use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 pub use animd_protocol::recipe::Component;
@@ -33,7 +38,10 @@ pub use encoding::{Encoding, Granularity, Packing};
 pub use layouts::Layout;
 pub use matrix::{HostTensor, Matrix};
 pub use model::Model;
-pub use open::{open_clip, open_dit, open_t5, open_vae};
+pub(crate) use model::tokenizer;
+pub use open::{open_clip, open_dit, open_expert, open_t5, open_vae};
 pub use prepare::{FOLDER as PREPARED, Prepared, find_prepared, prepare};
 pub use source::{WeightSource, Weights};
+pub(crate) use stored::text_bytes;
 pub use summary::Summary;
+pub use vocabulary::{Kind as PieceKind, Piece, Vocabulary, read_vocabulary};
