@@ -1,24 +1,11 @@
-//! The tensors of a model file, whatever its format is.
+//! Reads a model file, whatever its format is.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
-use super::stored::{Mapped, Tensors};
+use super::content::Content;
+use super::stored::Mapped;
 use super::{gguf, refusals, safetensors, torch};
 use crate::{Error, Result};
-
-/// What model files hold.
-#[derive(Default)]
-pub(super) struct Content {
-    /// The tensors, by the files' own names.
-    pub tensors: Tensors,
-    /// What `ComfyUI` says in a header about quantised layers, by the names of the layers.
-    pub described: BTreeMap<String, Value>,
-    /// The architecture that a GGUF file names; empty if it names none.
-    pub architecture: Option<String>,
-}
 
 /// Returns what a file holds, whatever its format is.
 pub(super) fn read_file(path: &Path) -> Result<Content> {
@@ -42,7 +29,7 @@ pub(super) fn read_files(files: &[PathBuf]) -> Result<Content> {
     let mut errors = Vec::new();
     for path in files {
         match read_file(path) {
-            Ok(Content { tensors, described, architecture }) => {
+            Ok(Content { tensors, described, architecture, .. }) => {
                 for (name, stored) in tensors {
                     if let Some(other) = all.tensors.get(&name) {
                         let other = other.file.path.display();

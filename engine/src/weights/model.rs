@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::open::{open_clip, open_dit, open_t5, open_vae};
 use super::source::Weights;
-use super::{find, refusals, vocabulary};
+use super::{carried, find, refusals};
 use crate::{Error, Result};
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 use animd_protocol::recipe::Recipe;
@@ -27,7 +27,7 @@ pub struct Model {
 /// carries it.
 pub(crate) fn tokenizer(folder: &Path, encoder: Option<&Path>) -> Option<PathBuf> {
     find::tokenizer(folder)
-        .or_else(|| encoder.filter(|file| vocabulary::is_carried_by(file)).map(Path::to_owned))
+        .or_else(|| encoder.filter(|file| carried::is_carried_by(file)).map(Path::to_owned))
 }
 
 impl Model {

@@ -5,20 +5,12 @@ use std::path::{Path, PathBuf};
 use super::check::{Problems, compare};
 use super::config::{self, ConfigFile, Sizes};
 use super::layouts::{self, Contents, Layout};
+use super::refusals::Asked;
 use super::source::Weights;
 use super::{Component, container, find, names, refusals};
 use crate::{Error, Result};
 use animd_protocol::dims::schema::{self, Expected};
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
-
-/// The model whose diffusion transformer is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
-    /// Wan2.1 image-to-video.
-    Wan21,
-    /// One of the two transformers of Wan2.2 image-to-video.
-    Wan22Expert,
-}
 
 /// A component whose files could be read, complete or not.
 pub(super) struct Examined<C> {

@@ -5,11 +5,19 @@ use std::path::Path;
 
 use super::Component;
 use super::config::ConfigFile;
-use super::container::Content;
+use super::content::Content;
 use super::layouts::Contents;
 use super::names;
-use super::open::Asked;
 use crate::{Error, Result};
+
+/// The model whose diffusion transformer is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Wan2.1 image-to-video.
+    Wan21,
+    /// One of the two transformers of Wan2.2 image-to-video.
+    Wan22Expert,
+}
 
 /// The models that animd runs.
 const ONLY: &str = "animd runs Wan2.1 image-to-video";

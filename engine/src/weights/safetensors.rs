@@ -9,7 +9,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
-use super::container::Content;
+use super::content::Content;
 use super::stored::{Mapped, Stored};
 use super::{DType, Encoding};
 use crate::{Error, Result};
@@ -29,17 +29,21 @@ struct Info {
 const MAX_TENSORS: usize = 65_536;
 const MAX_NAME: usize = 512;
 
-/// A header: the tensors, and the text in which `ComfyUI` describes how they are quantised.
+/// A header: the tensors, and what it says about them.
 struct Entries {
     tensors: Vec<(String, Info)>,
-    quantisation: Option<String>,
+    metadata: Metadata,
 }
 
 /// The part of a header's metadata that matters here.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Metadata {
+    /// How `ComfyUI` says that layers are quantised.
     #[serde(rename = "_quantization_metadata")]
     quantisation: Option<String>,
+    /// How diffusers says that a `LoRA` is scaled.
+    #[serde(rename = "lora_adapter_metadata")]
+    adapter: Option<String>,
 }
 
 impl<'de> Deserialize<'de> for Entries {
@@ -54,11 +58,10 @@ impl<'de> Deserialize<'de> for Entries {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
-                let mut entries = Entries { tensors: Vec::new(), quantisation: None };
+                let mut entries = Entries { tensors: Vec::new(), metadata: Metadata::default() };
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
-                        entries.quantisation =
-                            map.next_value::<Option<Metadata>>()?.and_then(|m| m.quantisation);
+                        entries.metadata = map.next_value::<Option<Metadata>>()?.unwrap_or_default();
                         continue;
                     }
                     if name.len() > MAX_NAME {
@@ -129,7 +132,7 @@ pub(super) fn read(file: &Arc<Mapped>) -> Result<Content> {
             "it ends within its header, after {total} of {data} bytes; copy it again"
         )));
     };
-    let Entries { tensors: entries, quantisation } = serde_json::from_slice(text)
+    let Entries { tensors: entries, metadata } = serde_json::from_slice(text)
         .map_err(|e| broken(format!("its safetensors header is not JSON as the format has it: {e}")))?;
     let mut infos = Vec::with_capacity(entries.len());
     for (name, info) in entries {
@@ -176,7 +179,8 @@ pub(super) fn read(file: &Arc<Mapped>) -> Result<Content> {
         }
         content.tensors.insert(name, stored(dtype, info));
     }
-    if let Some(text) = quantisation {
+    content.adapter = metadata.adapter;
+    if let Some(text) = metadata.quantisation {
         content.described = described(&text).map_err(broken)?;
     }
     Ok(content)

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::check;
 use super::layouts::Described;
-use super::open::{self, Asked, Examined};
+use super::open::{self, Examined};
+use super::refusals::Asked;
 use super::{Component, Layout};
 
 /// One component of a model folder.

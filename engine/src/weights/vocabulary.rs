@@ -1,12 +1,4 @@
-//! The tokenizer inside of a model file: a list of pieces with scores, as sentencepiece has it.
-
-use super::stored::Mapped;
-use super::{container, gguf, sentencepiece};
-use crate::{Error, Result};
-use std::path::Path;
-
-/// The tensor in which `ComfyUI`'s text encoders carry the bytes of sentencepiece's own file.
-pub(super) const SPIECE_MODEL: &str = "spiece_model";
+//! A tokenizer's vocabulary: a list of pieces with scores, as sentencepiece has it.
 
 /// A piece of text that is a token.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,38 +46,4 @@ pub struct Vocabulary {
     pub pieces: Vec<Piece>,
     /// The compiled table of characters to replace, in sentencepiece's form; empty if there is none.
     pub charsmap: Vec<u8>,
-}
-
-/// Returns whether a text encoder's file carries a tokenizer.
-pub(super) fn is_carried_by(path: &Path) -> bool {
-    let Ok(file) = Mapped::open(path) else { return false };
-    if file.bytes.starts_with(gguf::MAGIC) {
-        return gguf::has_vocabulary(&file.bytes);
-    }
-    container::read_file(path).is_ok_and(|content| content.tensors.contains_key(SPIECE_MODEL))
-}
-
-/// Returns the vocabulary of a file: sentencepiece's own (`spiece.model`), or a text encoder that carries its tokenizer
-/// (GGUF, or `ComfyUI`'s `spiece_model`). What the file is follows from its content.
-///
-/// # Errors
-/// [`Error::Model`] if the file has no tokenizer or a broken one.
-pub fn read_vocabulary(path: &Path) -> Result<Vocabulary> {
-    let refused = |what: String| Error::Model(format!("`{}` is not usable: {what}", path.display()));
-    let file = Mapped::open(path)?;
-    let vocabulary = match &file.bytes[..] {
-        bytes if bytes.starts_with(gguf::MAGIC) => gguf::vocabulary(bytes).map_err(refused)?,
-        // A field of its own kind begins sentencepiece's file: its first piece.
-        bytes @ [0x0a, ..] => Some(sentencepiece::read(bytes).map_err(refused)?),
-        _ => match container::read_file(path)?.tensors.get(SPIECE_MODEL) {
-            Some(stored) => Some(sentencepiece::read(&stored.bytes()?).map_err(refused)?),
-            None => None,
-        },
-    };
-    vocabulary.ok_or_else(|| {
-        Error::Model(format!(
-            "`{}` carries no tokenizer; put `tokenizer.json` or `spiece.model` of umT5 beside the model",
-            path.display()
-        ))
-    })
 }

@@ -8,7 +8,7 @@ mod vocabulary;
 use std::sync::Arc;
 
 use self::header::{Header, Info};
-use super::container::Content;
+use super::content::Content;
 use super::stored::{Mapped, Stored};
 use super::{DType, Encoding};
 use crate::{Error, Result};

@@ -15,7 +15,7 @@ use serde::{Serialize, Serializer};
 
 use self::layer::{Beside, Layer, Layers};
 use super::coded::Coded;
-use super::container::Content;
+use super::content::Content;
 use super::names::{self, Naming, Place};
 use super::stored::{Stored, Tensors};
 use super::{Component, DType, Encoding};
@@ -116,7 +116,7 @@ impl Contents {
 /// # Errors
 /// A clause for a sentence about the file: its marks contradict each other, or it is for another way of computing.
 pub(super) fn describe(naming: &Naming, content: Content) -> Result<(Layout, Contents), String> {
-    let Content { tensors, described, architecture } = content;
+    let Content { tensors, described, architecture, .. } = content;
     let tensors = if naming.component == Component::Dit { without_sparse_branch(tensors)? } else { tensors };
     let described =
         described.into_iter().map(|(name, value)| (names::without_prefix(&name).to_owned(), value)).collect();

@@ -56,6 +56,31 @@ const WITHIN: [(&str, &str); 11] = [
     ("net.2.", "2."),
 ];
 
+/// Returns the name that diffusers gives a layer of this official name, without the ending of a tensor.
+pub(in crate::weights) fn in_diffusers(layer: &str) -> String {
+    let theirs = |official: &str, pairs: &[(&str, &str)]| {
+        let dotted = format!("{official}.");
+        let found = pairs.iter().find(|(_, ours)| *ours == dotted);
+        found.map(|(theirs, _)| theirs.trim_end_matches('.').to_owned())
+    };
+    let within = || {
+        let (number, rest) = layer.strip_prefix("blocks.")?.split_once('.')?;
+        let (part, inner) = rest.split_once('.').unwrap_or((rest, ""));
+        let part = match part {
+            "modulation" => return Some(format!("blocks.{number}.scale_shift_table")),
+            "norm3" => return Some(format!("blocks.{number}.norm2")),
+            "self_attn" => "attn1",
+            "cross_attn" => "attn2",
+            part => part,
+        };
+        Some(format!("blocks.{number}.{part}.{}", theirs(inner, &WITHIN)?))
+    };
+    match layer {
+        "head.modulation" => "scale_shift_table".to_owned(),
+        _ => within().or_else(|| theirs(layer, &AROUND)).unwrap_or_else(|| layer.to_owned()),
+    }
+}
+
 /// Returns the official name of a tensor that diffusers names; a name of no layer stays as it is.
 fn released(name: &str) -> String {
     in_block(name).or_else(|| around(name)).unwrap_or_else(|| name.to_owned())
@@ -106,6 +131,10 @@ mod tests {
             ("vace_blocks.0.proj_in.weight", "vace_blocks.0.proj_in.weight"),
         ] {
             assert_eq!(released(theirs), ours);
+            let layer = |name: &str| name.trim_end_matches(".weight").trim_end_matches(".bias").to_owned();
+            if !theirs.starts_with("vace") {
+                assert_eq!(in_diffusers(&layer(ours)), layer(theirs));
+            }
         }
     }
 }

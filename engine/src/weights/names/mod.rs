@@ -8,6 +8,7 @@ mod dit;
 mod t5;
 mod vae;
 
+pub(super) use dit::in_diffusers as dit_in_diffusers;
 pub(super) use t5::biases as t5_biases;
 
 use super::Component;

@@ -1,7 +1,7 @@
 //! GGUF files: what is read of them, and how wrong ones are refused.
 
 use super::*;
-use crate::weights::vocabulary::{Kind, read_vocabulary};
+use crate::weights::vocabulary::Kind;
 
 /// A GGUF file in memory.
 #[derive(Clone, Default)]

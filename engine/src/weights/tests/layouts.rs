@@ -264,6 +264,46 @@ fn the_length_of_a_header_is_not_taken_for_a_pickle() {
 }
 
 #[test]
+fn squares_with_a_scale_and_a_branch_of_zeros_are_read() {
+    let mut tensors = Raw::new();
+    for (name, dtype, shape, bytes) in official_dit() {
+        let Some(layer) =
+            name.strip_suffix(".weight").filter(|n| n.contains("ffn") || n.ends_with("_attn.q"))
+        else {
+            let shape = if name == "patch_embedding.weight" { vec![256, 144] } else { shape };
+            tensors.push((name, dtype, shape, bytes));
+            continue;
+        };
+        let squares = [shape[0] / 128, shape[1] / 128];
+        let numbers: Vec<u8> = (0..shape[0] * shape[1]).map(|i| (i * 7 % 251) as u8).collect();
+        let scales = (0..squares[0] * squares[1]).flat_map(|i| (0.5 + i as f32).to_le_bytes()).collect();
+        tensors.push((format!("{layer}.int8_weight"), "I8".into(), shape, numbers));
+        tensors.push((format!("{layer}.scale"), "F32".into(), squares.to_vec(), scales));
+    }
+    let branch = "blocks.0.self_attn.attn_op.local_attn.proj_l.weight";
+    tensors.push(f32s(branch, &[128, 128]));
+    let (_dir, path) = file(&tensors);
+    let (dit, _) = open_dit(&path).unwrap();
+    assert_eq!(dit.layout().name(), "turbodiffusion");
+    assert_eq!(dit.shape("patch_embedding.weight"), Some(&[256, 36, 1, 2, 2][..]));
+    let values = dit.tensor("blocks.1.ffn.0.weight").unwrap().data;
+    for (row, col) in [(0, 0), (127, 128), (128, 127), (511, 255)] {
+        let number = f32::from(((row * 256 + col) * 7 % 251) as u8 as i8);
+        let scale = 0.5 + (row / 128 * 2 + col / 128) as f32;
+        assert_eq!(values[row * 256 + col], number * scale, "{row}, {col}");
+    }
+    tensors.last_mut().unwrap().3[0] = 1;
+    assert!(refusal(&tensors).contains("was trained with sparse-linear attention"));
+    for (name, _, shape, _) in &mut tensors {
+        if name.ends_with("ffn.0.scale") {
+            shape.reverse();
+        }
+    }
+    tensors.pop();
+    assert!(refusal(&tensors).contains("the scale of `blocks.0.ffn.0.weight` is [2, 4], not [4, 2]"));
+}
+
+#[test]
 fn what_a_scale_is_for_follows_from_its_shape() {
     for (tensors, suffix) in [(lightx2v(), "weight_scale"), (comfy(), "scale_weight")] {
         let scale = format!("blocks.0.ffn.0.{suffix}");
