@@ -20,7 +20,7 @@ pub(super) fn by_block(values: &mut [f32], cols: usize, [height, width]: [usize;
     let across = cols.div_ceil(width).max(1);
     let bands = values.par_chunks_mut((cols * height).max(1)).zip(scales.par_chunks(across));
     bands.for_each(|(band, scales)| {
-        for row in band.chunks_mut(cols) {
+        for row in band.chunks_mut(cols.max(1)) {
             for (part, scale) in row.chunks_mut(width).zip(scales) {
                 for value in part {
                     *value *= scale;

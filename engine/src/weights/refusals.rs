@@ -102,7 +102,7 @@ pub(super) fn component(component: Component, content: &Content) -> String {
     if has(".lora_") || has("lora_A.") || has("_lora.") || has(".lokr_w") || has(".hada_w") {
         return "is a LoRA, not a whole model".to_owned();
     }
-    let of_wan_22 = ["conv2.weight"].iter().any(|name| tensors.get(*name).is_some_and(|t| t.shape[0] == 48));
+    let of_wan_22 = tensors.get("conv2.weight").is_some_and(|tensor| tensor.shape.first() == Some(&48));
     if has(".downsamples.0.downsamples.") || of_wan_22 {
         return "is the VAE of Wan2.2 TI2V-5B (48 channels), and not Wan2.1's; animd needs `Wan2.1_VAE.pth`"
             .to_owned();

@@ -149,6 +149,29 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_file_does_not_panic() {
+        let path = fixture("tiny-a/official/google/umt5-xxl/tokenizer.json");
+        let whole = std::fs::read(path).expect("the file");
+        let map = whole.windows(7).position(|w| w == b"charsma").expect("a table of characters");
+        // The beginning and the end of the file, and the first entries of the table.
+        let places = (0..600)
+            .step_by(23)
+            .chain((map..map + 3000).step_by(97))
+            .chain((1..2000).step_by(61).map(|i| whole.len() - i));
+        let mut refused = 0;
+        for (n, place) in places.enumerate() {
+            let mut file = whole.clone();
+            file[place] = [b'A', b'0', b'"', b'/', 0xff][n % 5];
+            match Tokenizer::read(&file, "x").and_then(|t| t.encode("A cat \u{ff26}\u{fb01} \u{1f642}")) {
+                Ok(tokens) => assert!(!tokens.ids.is_empty()),
+                Err(Error::Model(_)) => refused += 1,
+                Err(e) => panic!("not an error about a model: {e:?}"),
+            }
+        }
+        assert!(refused > 10, "{refused}");
+    }
+
+    #[test]
     fn no_tokenizer_is_a_sentence() {
         let folder = tempfile::tempdir().expect("a folder");
         let message = |path: &Path| Tokenizer::open(path).err().expect("it fails").to_string();

@@ -201,13 +201,12 @@ fn tiled(
     [rows, across]: [usize; 2],
 ) -> Result<Scales, Vec<Misfit>> {
     let [height, width] = TILE;
-    let padded = (rows.next_multiple_of(height)).checked_mul(across.next_multiple_of(width));
-    if padded != Some(scale.elements()) {
+    let padded = rows.checked_next_multiple_of(height).zip(across.checked_next_multiple_of(width));
+    if padded.and_then(|(rows, across)| rows.checked_mul(across)) != Some(scale.elements()) {
+        let (rows, across) = padded.unwrap_or((rows, across));
         return Err(vec![Misfit::Misshapen(format!(
-            "the scale of `{name}` is {:?}, not [{}, {}]",
-            scale.shape,
-            rows.next_multiple_of(height),
-            across.next_multiple_of(width)
+            "the scale of `{name}` is {:?}, not [{rows}, {across}]",
+            scale.shape
         ))]);
     }
     Ok(Scales::Tiled { stored: scale.clone(), dtype, factor })

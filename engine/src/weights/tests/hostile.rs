@@ -98,6 +98,50 @@ fn changed_torch_files_do_not_panic() {
 }
 
 #[test]
+fn changed_loras_do_not_panic() {
+    let mut tensors = Raw::new();
+    for layer in ["blocks.0.self_attn.q", "blocks.2.ffn.0"] {
+        let rows = if layer.ends_with("ffn.0") { 512 } else { 256 };
+        tensors.push((
+            format!("diffusion_model.{layer}.lora_down.weight"),
+            "F16".into(),
+            vec![4, 256],
+            vec![1; 2048],
+        ));
+        tensors.push((
+            format!("diffusion_model.{layer}.lora_up.weight"),
+            "F16".into(),
+            vec![rows, 4],
+            vec![1; 8 * rows],
+        ));
+        tensors.push((
+            format!("diffusion_model.{layer}.alpha"),
+            "F32".into(),
+            vec![],
+            vec![0, 0, 0x80, 0x40],
+        ));
+        tensors.push((
+            format!("diffusion_model.{layer}.diff_b"),
+            "F16".into(),
+            vec![rows],
+            vec![0; 2 * rows],
+        ));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lora");
+    store(&path, &tensors);
+    let whole = fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let base = || open_dit(&fixture().join("official")).unwrap();
+    let config = base().1;
+    fuzz(&whole, header, 5, 1000, |path| Lora::open(path, &config).map(|_| ()));
+    // A file that is let through can be merged.
+    let lora = Lora::open(&path, &config).unwrap();
+    assert_eq!(lora.names().count(), 4);
+    assert!(Merged::new(base().0, vec![(lora, 1.0)]).tensor("blocks.2.ffn.0.weight").is_ok());
+}
+
+#[test]
 fn a_header_of_a_million_tensors_is_refused() {
     let mut header = String::from("{");
     for i in 0..1_000_000 {
@@ -135,18 +179,22 @@ fn names_that_occur_twice_or_have_no_end_are_refused() {
 #[test]
 fn a_pipe_is_no_file() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["model.safetensors", "config.json"] {
+    let pipe = |name: &str| {
         let path = dir.path().join(name);
         let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
         assert!(made.success());
+        path
+    };
+    let model = pipe("model.safetensors");
+    for path in [&model, dir.path()] {
+        let text = sentence(open_dit(path));
+        assert!(text.contains("model.safetensors` is not a file"), "{text}");
     }
-    let text = sentence(open_dit(&dir.path().join("model.safetensors")));
-    assert!(text.contains("is not a file"), "{text}");
-    let text = open_dit(dir.path()).err().unwrap().to_string();
-    assert!(text.contains("model.safetensors"), "{text}");
-    fs::remove_file(dir.path().join("model.safetensors")).unwrap();
-    store(&dir.path().join("model.safetensors"), &official_dit());
-    let text = open_dit(dir.path()).err().unwrap().to_string();
+    fs::remove_file(&model).unwrap();
+    store(&model, &official_dit());
+    assert!(open_dit(&model).is_ok());
+    pipe("config.json");
+    let text = open_dit(&model).err().unwrap().to_string();
     assert!(text.contains("config.json"), "{text}");
 }
 
