@@ -18,6 +18,6 @@ fn files_in_other_layouts_hold_what_they_should() {
     let items = parity::run(std::path::Path::new(dir)).expect("the fixture is whole");
     let bad: Vec<_> = items.iter().filter(|i| !i.ok).map(ToString::to_string).collect();
     assert!(bad.is_empty(), "{} of {} items:\n{}", bad.len(), items.len(), bad.join("\n"));
-    // Each entry has an item at least, and those of transformers have a forward and sums of three matrices.
-    assert!(items.len() > 35, "{} items", items.len());
+    // Each of the eleven entries has an item at least, and those of transformers have known rows and sums.
+    assert!(items.len() > 25, "{} items", items.len());
 }

@@ -54,8 +54,8 @@ impl Files {
             Self::Packed { list, pool } => (list, pool),
         };
         let folder = tempfile::tempdir()?;
-        let beside = Path::new(path).with_file_name("config.json");
-        let wanted = |name: &str| name.starts_with(path) || Path::new(name) == beside;
+        let beside = ["config.json", "adapter_config.json"].map(|name| Path::new(path).with_file_name(name));
+        let wanted = |name: &str| name.starts_with(path) || beside.iter().any(|file| Path::new(name) == file);
         for (name, Pieces { segments }) in list.files.iter().filter(|(name, _)| wanted(name)) {
             let pieces = segments.as_chunks::<2>().0.iter();
             let bytes = pieces
