@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use animd_protocol::recipe::{Component, Part, Recipe, Sizes};
 use serde::Serialize;
 
-use crate::weights::Summary;
+use crate::weights::{self, Summary};
 
 /// The description of a model folder.
 #[derive(Clone, Debug, Serialize)]
@@ -40,9 +40,14 @@ pub fn inspect(path: &Path) -> Inspection {
     if !path.exists() {
         problems.push(format!("`{}` does not exist", path.display()));
     }
-    let tokenizer = Some(path.join("google").join("umt5-xxl").join("tokenizer.json")).filter(|p| p.is_file());
+    let encoder =
+        parts.iter().find(|part| part.component == Component::T5).and_then(|part| part.files.first());
+    let tokenizer = weights::tokenizer(path, encoder.map(PathBuf::as_path));
     if tokenizer.is_none() {
-        problems.push("`google/umt5-xxl/tokenizer.json` is missing".to_owned());
+        problems.push(
+            "`google/umt5-xxl/tokenizer.json` is missing, and the text encoder carries no tokenizer"
+                .to_owned(),
+        );
     }
     let text = ("text_dim", Component::T5, "text");
     let images = recipe.conditioning.image_encoder.iter().map(|_| ("image_dim", Component::Clip, "images"));

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::layouts::{Contents, Misfit, not_a_float};
-use super::{Component, DType};
+use super::Component;
+use super::layouts::{Contents, Misfit};
 use animd_protocol::dims::schema::Expected;
 
 /// The differences between a component's files and what they should hold.
@@ -64,20 +64,18 @@ impl fmt::Display for Problems {
 /// Compares the tensors that files hold of a component with those that the component needs.
 pub(super) fn compare(component: Component, contents: &Contents, expected: &[Expected]) -> Problems {
     let mut problems = Problems::default();
-    for Expected { name, shape, quantisable } in expected {
+    for Expected { name, shape, .. } in expected {
         let Some(have) = contents.tensors.get(name) else {
             problems.missing.push(format!("`{name}`"));
             continue;
         };
-        let fits = have.shape().len() == shape.len()
-            && have.shape().iter().zip(shape).all(|(h, w)| h == w || *w == 0);
-        if !fits {
-            problems.misshapen.push(format!("`{name}` is {:?}, not {}", have.shape(), show_shape(shape)));
-        }
-        if !quantisable && !have.stored.dtype().is_some_and(DType::is_plain_float) {
-            problems.note(not_a_float(name, &have.stored));
-        } else if let Err(misfits) = &have.encoding {
-            misfits.iter().cloned().for_each(|misfit| problems.note(misfit));
+        have.misfits.iter().cloned().for_each(|misfit| problems.note(misfit));
+        let fits =
+            have.shape.len() == shape.len() && have.shape.iter().zip(shape).all(|(h, w)| h == w || *w == 0);
+        // What cannot be read may be stored under other extents, so that these say nothing.
+        let same_extents = |misfit: &Misfit| !matches!(misfit, Misfit::Mistyped(_));
+        if !fits && have.misfits.iter().all(same_extents) {
+            problems.misshapen.push(format!("`{name}` is {:?}, not {}", have.shape, show_shape(shape)));
         }
     }
     let known: BTreeSet<&str> = expected.iter().map(|e| e.name.as_str()).collect();

@@ -1,11 +1,13 @@
 //! Finds the sizes of each component: from `config.json` where it has them, else from the shapes of the tensors.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::Deserialize;
 
 use super::layouts::Described;
+use super::stored::text_file;
 use crate::{Error, Result};
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 
@@ -13,6 +15,8 @@ use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 pub(super) const HEAD_DIM: usize = 128;
 /// The channels of one head of the CLIP tower.
 pub(super) const CLIP_HEAD_DIM: usize = 80;
+/// The longest `config.json` that is read.
+const MAX_FILE: u64 = 1 << 20;
 /// More blocks than any model has. It bounds how many tensors a file can make the engine list.
 const MAX_LAYERS: usize = 1000;
 /// More text tokens than any model takes.
@@ -38,12 +42,18 @@ pub(super) struct ConfigFile {
 }
 
 impl ConfigFile {
+    /// Returns whether the file describes a transformer in the words of the released model.
+    pub fn is_official(&self) -> bool {
+        self.class_name.as_deref().is_none_or(|name| name == "WanModel")
+    }
+
     /// Reads `config.json` in a folder, if there is one.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join("config.json");
-        let text = match std::fs::read_to_string(&path) {
+        let text = match text_file(&path, MAX_FILE) {
             Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            // The folder can also be the path of a file.
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
             Err(e) => return Err(Error::file("read", path)(e)),
         };
         serde_json::from_str(&text).map(Some).map_err(|e| {
@@ -71,7 +81,7 @@ impl<'a> Sizes<'a> {
     pub fn vote(&self, sources: &[(&str, usize)]) -> usize {
         let mut votes: Vec<(usize, usize)> = Vec::new();
         for (name, axis) in sources {
-            let Some(extent) = self.tensors.get(*name).and_then(|t| t.shape().get(*axis)) else { continue };
+            let Some(extent) = self.tensors.get(*name).and_then(|t| t.shape.get(*axis)) else { continue };
             match votes.iter_mut().find(|(e, _)| e == extent) {
                 Some((_, n)) => *n += 1,
                 None => votes.push((*extent, 1)),
@@ -137,6 +147,8 @@ pub(super) fn dit(sizes: &mut Sizes<'_>, file: Option<&ConfigFile>) -> DitConfig
     }
     let layers = sizes.layers("blocks.");
     let num_layers = sizes.agree("num_layers", file.num_layers.filter(|n| *n <= MAX_LAYERS), layers);
+    let has_image =
+        sizes.tensors.keys().any(|name| name.starts_with("img_emb.") || name.contains(".cross_attn.k_img."));
     let image_dim = sizes.vote(&[
         ("img_emb.proj.0.weight", 0),
         ("img_emb.proj.1.weight", 1),
@@ -153,7 +165,7 @@ pub(super) fn dit(sizes: &mut Sizes<'_>, file: Option<&ConfigFile>) -> DitConfig
         eps: file.eps.unwrap_or(1e-6),
         text_len,
         text_dim: sizes.vote(&[("text_embedding.0.weight", 1)]),
-        image_dim: Some(image_dim),
+        image_dim: has_image.then_some(image_dim),
     }
 }
 

@@ -1,16 +1,21 @@
-//! The tensors of a model file, whatever its format is.
+//! Reads a model file, whatever its format is.
 
 use std::path::{Path, PathBuf};
 
-use super::stored::{Mapped, Tensors};
-use super::{refusals, safetensors, torch};
+use super::content::Content;
+use super::stored::Mapped;
+use super::{gguf, refusals, safetensors, torch};
 use crate::{Error, Result};
 
-/// Returns the tensors of a file, whatever its format is.
-pub(super) fn read_file(path: &Path) -> Result<Tensors> {
+/// Returns what a file holds, whatever its format is.
+pub(super) fn read_file(path: &Path) -> Result<Content> {
+    if let Some(what) = refusals::unfinished(path) {
+        return Err(Error::Model(format!("`{}` {what}", path.display())));
+    }
     let file = Mapped::open(path)?;
     match &file.bytes[..] {
-        [b'P', b'K', ..] => torch::read(&file),
+        [b'P', b'K', ..] => Ok(Content { tensors: torch::read(&file)?, ..Content::default() }),
+        bytes if bytes.starts_with(gguf::MAGIC) => gguf::read(&file),
         bytes => match refusals::container(bytes, path) {
             Some(what) => Err(Error::Model(format!("`{}` is {what}", path.display()))),
             None => safetensors::read(&file),
@@ -18,24 +23,26 @@ pub(super) fn read_file(path: &Path) -> Result<Tensors> {
     }
 }
 
-/// Returns the tensors of several files, which must have no name in common. One error names all broken files.
-pub(super) fn read_files(files: &[PathBuf]) -> Result<Tensors> {
-    let mut all = Tensors::new();
+/// Returns what several files hold, which must have no name in common. One error names all broken files.
+pub(super) fn read_files(files: &[PathBuf]) -> Result<Content> {
+    let mut all = Content::default();
     let mut errors = Vec::new();
     for path in files {
         match read_file(path) {
-            Ok(tensors) => {
+            Ok(Content { tensors, described, architecture, .. }) => {
                 for (name, stored) in tensors {
-                    if let Some(other) = all.get(&name) {
+                    if let Some(other) = all.tensors.get(&name) {
                         let other = other.file.path.display();
                         errors.push(Error::Model(format!(
                             "`{name}` is in `{other}` and in `{}`",
                             path.display()
                         )));
                     } else {
-                        all.insert(name, stored);
+                        all.tensors.insert(name, stored);
                     }
                 }
+                all.described.extend(described);
+                all.architecture = all.architecture.or(architecture);
             }
             Err(e) => errors.push(e),
         }

@@ -19,6 +19,17 @@ pub enum Encoding {
         /// The values that share a scale.
         by: Granularity,
     },
+    /// Each value is a number times a scale, in a rotated basis: each `group` neighbouring columns of a row are to be
+    /// multiplied by [`expand::rotate`](super::expand::rotate)'s matrix, which is its own inverse. A product with rows
+    /// that are rotated alike needs no rotation of the values.
+    Rotated {
+        /// The type of the numbers.
+        dtype: DType,
+        /// The values that share a scale, before the rotation.
+        by: Granularity,
+        /// The number of columns that are rotated together: a power of 4 that divides the columns.
+        group: usize,
+    },
     /// A row consists of blocks, each of which holds its numbers beside what scales them.
     Packed(&'static Packing),
 }
@@ -70,7 +81,7 @@ impl Encoding {
     /// does not end with a byte or a block.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         match self {
-            Self::Plain(dtype) | Self::Scaled { dtype, .. } => {
+            Self::Plain(dtype) | Self::Scaled { dtype, .. } | Self::Rotated { dtype, .. } => {
                 let bits = cols.checked_mul(dtype.bits())?;
                 bits.is_multiple_of(8).then_some(bits / 8)
             }
@@ -85,11 +96,13 @@ impl Encoding {
     pub fn scales(self, rows: usize, cols: usize) -> usize {
         match self {
             Self::Plain(_) | Self::Packed(_) => 0,
-            Self::Scaled { by: Granularity::Tensor, .. } => 1,
-            Self::Scaled { by: Granularity::Row, .. } => rows,
-            Self::Scaled { by: Granularity::Block { rows: height, cols: width }, .. } => {
-                rows.div_ceil(height) * cols.div_ceil(width)
-            }
+            Self::Scaled { by, .. } | Self::Rotated { by, .. } => match by {
+                Granularity::Tensor => 1,
+                Granularity::Row => rows,
+                Granularity::Block { rows: height, cols: width } => {
+                    rows.div_ceil(height) * cols.div_ceil(width)
+                }
+            },
         }
     }
 
@@ -103,7 +116,7 @@ impl Encoding {
 impl fmt::Display for Encoding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Plain(dtype) | Self::Scaled { dtype, .. } => dtype.name(),
+            Self::Plain(dtype) | Self::Scaled { dtype, .. } | Self::Rotated { dtype, .. } => dtype.name(),
             Self::Packed(packing) => packing.name,
         })
     }
@@ -137,6 +150,12 @@ mod tests {
             ("ComfyUI fp8", scaled(DType::F8E4m3, tensor), 5_120, 1),
             ("LightX2V fp8", scaled(DType::F8E4m3, row), 5_120, 13_824),
             ("int8 rows", scaled(DType::I8, row), 5_120, 13_824),
+            (
+                "int8 rows, rotated",
+                Encoding::Rotated { dtype: DType::I8, by: row, group: 256 },
+                5_120,
+                13_824,
+            ),
             ("int8 blocks of 128x128", scaled(DType::I8, block(128, 128)), 5_120, 108 * 40),
             ("mxfp8", scaled(DType::F8E4m3, block(1, 32)), 5_120, 13_824 * 160),
             ("nvfp4", scaled(DType::F4E2m1, block(1, 16)), 2_560, 13_824 * 320),

@@ -20,13 +20,37 @@ pub(super) fn by_block(values: &mut [f32], cols: usize, [height, width]: [usize;
     let across = cols.div_ceil(width).max(1);
     let bands = values.par_chunks_mut((cols * height).max(1)).zip(scales.par_chunks(across));
     bands.for_each(|(band, scales)| {
-        for row in band.chunks_mut(cols) {
+        for row in band.chunks_mut(cols.max(1)) {
             for (part, scale) in row.chunks_mut(width).zip(scales) {
                 for value in part {
                     *value *= scale;
                 }
             }
         }
+    });
+}
+
+/// Multiplies each `group` neighbouring values by the Kronecker power of
+/// h4 = [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], over the square root of `group`, a power of 4. The
+/// matrix is symmetric and its own inverse.
+pub(super) fn rotate(values: &mut [f32], group: usize) {
+    let norm = 1.0 / (group as f32).sqrt();
+    values.par_chunks_mut(group.max(1)).for_each(|values| {
+        let mut step = 1;
+        while step < group {
+            for quads in values.chunks_exact_mut(4 * step) {
+                for i in 0..step {
+                    let quad = [0, 1, 2, 3].map(|j| quads[i + j * step]);
+                    let sum: f32 = quad.iter().sum();
+                    // The row that has -1 for a value is the sum without twice that value.
+                    for j in 0..4 {
+                        quads[i + j * step] = sum - 2.0 * quad[3 - j];
+                    }
+                }
+            }
+            step *= 4;
+        }
+        values.iter_mut().for_each(|value| *value *= norm);
     });
 }
 
@@ -83,6 +107,28 @@ mod tests {
                 let scale = scales[row / height * across + col / width];
                 assert_eq!(values[i], number * scale, "{rows}x{cols} by {height}x{width} at {row}, {col}");
             }
+        }
+    }
+
+    #[test]
+    fn a_rotation_is_the_power_of_its_matrix_and_its_own_inverse() {
+        const H4: [[f32; 4]; 4] =
+            [[1.0, 1.0, 1.0, -1.0], [1.0, 1.0, -1.0, 1.0], [1.0, -1.0, 1.0, 1.0], [-1.0, 1.0, 1.0, 1.0]];
+        for (group, digits) in [(4usize, 1), (16, 2), (64, 3), (256, 4)] {
+            let original = numbers(2 * group);
+            let mut values = original.clone();
+            rotate(&mut values, group);
+            for (at, value) in values.iter().enumerate() {
+                let (base, row) = (at / group * group, at % group);
+                let entry = |col: usize| {
+                    (0..digits).map(|d| H4[row >> (2 * d) & 3][col >> (2 * d) & 3]).product::<f32>()
+                };
+                let sum: f32 = (0..group).map(|col| entry(col) * original[base + col]).sum();
+                // The numbers are whole and the square roots powers of two, so that every step is exact.
+                assert_eq!(*value, sum / (group as f32).sqrt(), "{group} at {at}");
+            }
+            rotate(&mut values, group);
+            assert_eq!(values, original);
         }
     }
 

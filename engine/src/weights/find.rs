@@ -6,9 +6,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::container::read_file;
-use super::{Component, layouts, refusals};
+use super::container::{read_file, read_files};
+use super::stored::text_file;
+use super::{Component, refusals};
 use crate::{Error, Result};
+
+/// The longest index that is read; a real one, with a thousand tensors, has 100 kB.
+const MAX_INDEX: u64 = 16 << 20;
 
 /// Returns the names of a folder's files, sorted.
 pub(super) fn list(folder: &Path) -> Result<Vec<String>> {
@@ -30,22 +34,127 @@ fn has_extension(name: &str, extensions: &[&str]) -> bool {
     Path::new(name).extension().is_some_and(|e| extensions.iter().any(|x| e.eq_ignore_ascii_case(x)))
 }
 
-/// Returns the files of a DiT: `path` itself, or the files in the folder `path`.
+/// Folders in which programs keep a component below a model's folder, besides the folder itself.
+fn below(component: Component) -> Vec<PathBuf> {
+    // The folders of diffusers, of `ComfyUI`, and of `LightX2V`.
+    let (diffusers, comfy): (&str, &[&str]) = match component {
+        Component::Dit => ("transformer", &["diffusion_models", "unet", "checkpoints"]),
+        Component::T5 => ("text_encoder", &["text_encoders", "clip"]),
+        Component::Clip => ("image_encoder", &["clip_vision"]),
+        Component::Vae => ("vae", &["vae"]),
+    };
+    let lightx2v = ["original", "fp8", "int8", "distill_models", "distill_fp8", "distill_int8"];
+    let comfy = ["", "models", "split_files"]
+        .into_iter()
+        .flat_map(|parent| comfy.iter().map(move |name| Path::new(parent).join(name)));
+    std::iter::once(PathBuf::from(diffusers)).chain(comfy).chain(lightx2v.map(PathBuf::from)).collect()
+}
+
+/// Returns the files of a component: `path` itself, or the files in the folder `path` or where programs keep the
+/// component below it.
 ///
 /// # Errors
-/// [`Error::Model`] if there are no files, if a file of the index is missing, or if the folder is laid out for other
-/// programs.
-pub(super) fn dit_files(path: &Path) -> Result<Vec<PathBuf>> {
-    if path.is_file() {
+/// [`Error::Model`] if there are no files, if a file of an index is missing, or if it is not clear which file is meant.
+pub(super) fn files(path: &Path, component: Component) -> Result<Vec<PathBuf>> {
+    if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
+    let path = &snapshot(path)?;
     let names = list(path)?;
+    let mut broken = None;
+    let two = names.iter().any(|n| ["transformer_2", "high_noise_model", "low_noise_model"].contains(&&**n));
+    let below = if two && component == Component::Dit { Vec::new() } else { below(component) };
+    for folder in std::iter::once(path.clone()).chain(below.iter().map(|name| path.join(name))) {
+        if !folder.is_dir() {
+            continue;
+        }
+        match in_folder(&folder, component) {
+            Ok(Some(files)) => return Ok(files),
+            Ok(None) => {}
+            Err(e) => broken = broken.or(Some(e)),
+        }
+    }
+    let Some(official) = official(component) else {
+        return Err(broken.unwrap_or_else(|| Error::Model(refusals::folder(path, &names))));
+    };
+    let (shown, title) = (path.display(), component.title());
+    let missing = format!("`{shown}` holds no {title}: `{official}` is missing");
+    Err(Error::Model(match broken {
+        None | Some(Error::File { .. }) => missing,
+        Some(e) => format!("{missing}, and {e}"),
+    }))
+}
+
+/// Returns the folder that holds the files of a repository in the cache of the Hugging Face hub; any other folder as it
+/// is.
+fn snapshot(path: &Path) -> Result<PathBuf> {
+    let snapshots = path.join("snapshots");
+    if !snapshots.is_dir() || !path.join("refs").is_dir() {
+        return Ok(path.to_owned());
+    }
+    if let Ok(commit) = text_file(&path.join("refs").join("main"), 1 << 10) {
+        let folder = snapshots.join(commit.trim());
+        if folder.parent() == Some(&snapshots) && folder.is_dir() {
+            return Ok(folder);
+        }
+    }
+    let commits = list(&snapshots)?;
+    match &commits[..] {
+        [one] => Ok(snapshots.join(one)),
+        _ => Err(Error::Model(format!(
+            "`{}` has {} snapshots and does not say which is the newest; name one of them",
+            path.display(),
+            commits.len()
+        ))),
+    }
+}
+
+/// Returns the name under which an encoder or the VAE was released.
+fn official(component: Component) -> Option<&'static str> {
+    match component {
+        Component::T5 => Some("models_t5_umt5-xxl-enc-bf16.pth"),
+        Component::Clip => Some("models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"),
+        Component::Vae => Some("Wan2.1_VAE.pth"),
+        Component::Dit => None,
+    }
+}
+
+/// Returns the files in a folder that hold a component, if there are any.
+fn in_folder(folder: &Path, component: Component) -> Result<Option<Vec<PathBuf>>> {
+    let names = list(folder)?;
+    if component == Component::Dit {
+        return dit_files(folder, &names);
+    }
+    if let Some(official) = official(component)
+        && names.iter().any(|n| n == official)
+    {
+        return Ok(Some(vec![folder.join(official)]));
+    }
+    let several = match index_file(folder, &names) {
+        Ok(Some(index)) => {
+            let files = indexed_files(&folder.join(&index))?;
+            files.iter().all(|f| names.contains(f)).then(|| files.iter().map(|f| folder.join(f)).collect())
+        }
+        Ok(None) => numbered_files(folder, &names)?,
+        Err(_) => None,
+    };
+    if let Some(files) = several
+        && let Ok(content) = read_files(&files)
+        && super::names::find(&content.tensors).is_some_and(|naming| naming.component == component)
+    {
+        return Ok(Some(files));
+    }
+    Ok(scan(folder, &names, component)?.map(|file| vec![file]))
+}
+
+/// Returns the files in a folder that hold a DiT, if there are any.
+fn dit_files(path: &Path, names: &[String]) -> Result<Option<Vec<PathBuf>>> {
     let shown = path.display();
-    if let Some(index) = index_file(path, &names)? {
+    if let Some(index) = index_file(path, names)? {
         let files = indexed_files(&path.join(&index))?;
         let missing: Vec<_> = files.iter().filter(|f| !names.contains(f)).map(|f| format!("`{f}`")).collect();
         if missing.is_empty() {
-            return Ok(files.iter().map(|f| path.join(f)).collect());
+            return Ok(Some(files.iter().map(|f| path.join(f)).collect()));
         }
         if missing.len() < files.len() || !names.iter().any(|n| has_extension(n, &["safetensors"])) {
             let list = missing.join(", ");
@@ -57,20 +166,29 @@ pub(super) fn dit_files(path: &Path) -> Result<Vec<PathBuf>> {
     }
     let single = "diffusion_pytorch_model.safetensors";
     if names.iter().any(|n| n == single) {
-        return Ok(vec![path.join(single)]);
+        return Ok(Some(vec![path.join(single)]));
     }
-    if let Some(files) = numbered_files(path, &names)? {
-        return Ok(files);
+    if let Some(files) = numbered_files(path, names)? {
+        return Ok(Some(files));
     }
     if names.iter().any(|n| n == "non_block.safetensors") {
         let part = |n: &&String| {
             *n == "non_block.safetensors" || n.starts_with("block_") && has_extension(n, &["safetensors"])
         };
-        return Ok(names.iter().filter(part).map(|n| path.join(n)).collect());
+        return Ok(Some(names.iter().filter(part).map(|n| path.join(n)).collect()));
     }
-    scan(path, &names, Component::Dit, &["safetensors"])?
-        .map(|file| vec![file])
-        .ok_or_else(|| Error::Model(refusals::folder(path, &names)))
+    Ok(scan(path, names, Component::Dit)?.map(|file| vec![file]))
+}
+
+/// Returns the file of the text encoder's tokenizer below a model's folder, if there is one.
+pub(super) fn tokenizer(path: &Path) -> Option<PathBuf> {
+    let path = snapshot(path).ok()?;
+    let folders = ["google/umt5-xxl", "tokenizer", ""];
+    let files = ["tokenizer.json", "spiece.model"];
+    folders
+        .iter()
+        .flat_map(|folder| files.map(|file| path.join(folder).join(file)))
+        .find(|candidate| candidate.is_file())
 }
 
 #[derive(Deserialize)]
@@ -95,7 +213,7 @@ fn index_file(path: &Path, names: &[String]) -> Result<Option<String>> {
 
 /// Returns the files that an index names.
 fn indexed_files(path: &Path) -> Result<BTreeSet<String>> {
-    let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let text = text_file(path, MAX_INDEX).map_err(Error::file("read", path))?;
     let broken = |what: String| {
         Error::Model(format!("`{}` is not an index of tensors: {what}; copy it again", path.display()))
     };
@@ -133,20 +251,25 @@ fn numbered_files(path: &Path, names: &[String]) -> Result<Option<Vec<PathBuf>>>
     Ok(Some(files.iter().map(|(n, _)| path.join(n)).collect()))
 }
 
+/// Endings of model files' names. A file with another one is read only if it is named itself.
+const EXTENSIONS: [&str; 5] = ["safetensors", "sft", "pth", "pt", "gguf"];
+
 /// Looks through a folder's files for the one that holds a component.
-fn scan(
-    folder: &Path,
-    names: &[String],
-    component: Component,
-    extensions: &[&str],
-) -> Result<Option<PathBuf>> {
+fn scan(folder: &Path, names: &[String], component: Component) -> Result<Option<PathBuf>> {
     let mut found = Vec::new();
     let mut broken = None;
-    for name in names.iter().filter(|n| has_extension(n, extensions)) {
+    for name in names.iter().filter(|n| has_extension(n, &EXTENSIONS)) {
         let path = folder.join(name);
-        match read_file(&path) {
-            Ok(tensors) if layouts::component(&tensors) == Some(component) => found.push(path),
-            Ok(_) => {}
+        let content = read_file(&path).and_then(|content| {
+            let twice = |name| Error::Model(format!("`{}` has `{name}` twice", path.display()));
+            super::names::without_prefixes(content.tensors).map_err(twice)
+        });
+        match content {
+            Ok(tensors) => {
+                if super::names::find(&tensors).is_some_and(|naming| naming.component == component) {
+                    found.push(path);
+                }
+            }
             Err(e) => broken = broken.or(Some(e)),
         }
     }
@@ -158,40 +281,6 @@ fn scan(
             "`{}` and `{}` both hold a {}; name the file or keep one model in a folder",
             a.display(),
             b.display(),
-            component.title()
-        ))),
-    }
-}
-
-/// Returns the one file of an encoder or the VAE: `path` itself, or the file in the folder `path`.
-pub(super) fn component_file(path: &Path, component: Component) -> Result<PathBuf> {
-    if path.is_file() {
-        return Ok(path.to_owned());
-    }
-    let (prefix, official) = match component {
-        Component::T5 => ("models_t5_umt5-xxl-enc-", "models_t5_umt5-xxl-enc-bf16.pth"),
-        Component::Clip => ("models_clip_", "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"),
-        Component::Vae => ("Wan2.1_VAE", "Wan2.1_VAE.pth"),
-        Component::Dit => return Err(Error::Internal("a DiT is not one file".to_owned())),
-    };
-    let names = list(path)?;
-    if names.iter().any(|n| n == official) {
-        return Ok(path.join(official));
-    }
-    let extensions = ["pth", "safetensors"];
-    if let Some(name) = names.iter().find(|n| n.starts_with(prefix) && has_extension(n, &extensions)) {
-        return Ok(path.join(name));
-    }
-    match scan(path, &names, component, &extensions) {
-        Ok(Some(file)) => Ok(file),
-        Ok(None) | Err(Error::File { .. }) => Err(Error::Model(format!(
-            "`{}` holds no {}: `{official}` is missing",
-            path.display(),
-            component.title()
-        ))),
-        Err(e) => Err(Error::Model(format!(
-            "`{}` holds no {}: `{official}` is missing, and {e}",
-            path.display(),
             component.title()
         ))),
     }

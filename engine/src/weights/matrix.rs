@@ -45,7 +45,7 @@ impl<'a> Matrix<'a> {
     /// Returns the real values, row-major.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = self.numbers();
-        if let Encoding::Scaled { by, .. } = self.encoding {
+        if let Encoding::Scaled { by, .. } | Encoding::Rotated { by, .. } = self.encoding {
             match (by, &self.scales[..]) {
                 (Granularity::Tensor, []) => {}
                 (Granularity::Tensor, [scale, ..]) => expand::by_tensor(&mut values, *scale),
@@ -55,13 +55,18 @@ impl<'a> Matrix<'a> {
                 }
             }
         }
+        if let Encoding::Rotated { group, .. } = self.encoding {
+            expand::rotate(&mut values, group);
+        }
         values
     }
 
     /// Returns the numbers, row-major, without the scales that are stored apart from them.
     pub fn numbers(&self) -> Vec<f32> {
         match self.encoding {
-            Encoding::Plain(dtype) | Encoding::Scaled { dtype, .. } => dtype::to_f32(dtype, &self.bytes),
+            Encoding::Plain(dtype) | Encoding::Scaled { dtype, .. } | Encoding::Rotated { dtype, .. } => {
+                dtype::to_f32(dtype, &self.bytes)
+            }
             Encoding::Packed(packing) => expand::packed(packing, &self.bytes),
         }
     }
@@ -77,24 +82,45 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// Returns what [`Self::scaled_rows`] returns and the number of columns that are rotated together, of a matrix
+    /// whose values are in a rotated basis.
+    pub fn rotated_rows(&self) -> Option<(DType, Cow<'_, [f32]>, usize)> {
+        let Encoding::Rotated { dtype, by, group } = self.encoding else { return None };
+        let scales = match by {
+            Granularity::Row => Cow::Borrowed(&self.scales[..]),
+            Granularity::Tensor => Cow::Owned(vec![*self.scales.first()?; self.rows]),
+            Granularity::Block { .. } => return None,
+        };
+        Some((dtype, scales, group))
+    }
+
     /// Returns some rows of the matrix.
     #[must_use]
     pub fn part(&self, first: usize, rows: usize) -> Matrix<'_> {
         let row = self.bytes.len() / self.rows.max(1);
         let bytes = Cow::Borrowed(&self.bytes[first * row..][..rows * row]);
-        let (encoding, scales) = match self.encoding {
-            Encoding::Scaled { by: Granularity::Row, .. } => {
-                (self.encoding, self.scales[first..][..rows].to_vec())
-            }
+        let of_rows = |by: Granularity| match by {
+            Granularity::Tensor => (by, self.scales.clone()),
+            Granularity::Row => (by, self.scales[first..][..rows].to_vec()),
             // The part can begin within a rectangle, so each of its rows gets the scales of the rectangle that it is
             // in.
-            Encoding::Scaled { dtype, by: Granularity::Block { rows: height, cols } } => {
+            Granularity::Block { rows: height, cols } => {
                 let across = self.cols.div_ceil(cols);
                 let of_row = |row: usize| &self.scales[row / height * across..][..across];
                 let scales = (first..first + rows).flat_map(of_row).copied().collect();
-                (Encoding::Scaled { dtype, by: Granularity::Block { rows: 1, cols } }, scales)
+                (Granularity::Block { rows: 1, cols }, scales)
             }
-            encoding => (encoding, self.scales.clone()),
+        };
+        let (encoding, scales) = match self.encoding {
+            Encoding::Scaled { dtype, by } => {
+                let (by, scales) = of_rows(by);
+                (Encoding::Scaled { dtype, by }, scales)
+            }
+            Encoding::Rotated { dtype, by, group } => {
+                let (by, scales) = of_rows(by);
+                (Encoding::Rotated { dtype, by, group }, scales)
+            }
+            encoding @ (Encoding::Plain(_) | Encoding::Packed(_)) => (encoding, Vec::new()),
         };
         Matrix { rows, cols: self.cols, encoding, bytes, scales }
     }
@@ -131,6 +157,10 @@ mod tests {
             scaled(Granularity::Block { rows: 4, cols: 3 }),
             scaled(Granularity::Block { rows: 1, cols: 2 }),
             Matrix {
+                encoding: Encoding::Rotated { dtype: DType::I8, by: Granularity::Row, group: 4 },
+                ..scaled(Granularity::Row)
+            },
+            Matrix {
                 encoding: Encoding::Packed(&BYTES),
                 ..Matrix::plain(6, 4, DType::U8, (0..12).collect::<Vec<u8>>())
             },
@@ -155,18 +185,23 @@ mod tests {
 
     #[test]
     fn scales_of_rows_are_told_where_they_are_all() {
-        let [plain, tensor, row, block, _, packed] = &matrices()[..] else { panic!("six matrices") };
+        let [plain, tensor, row, block, _, rotated, packed] = &matrices()[..] else {
+            panic!("seven matrices")
+        };
         assert_eq!(tensor.scaled_rows(), Some((DType::I8, Cow::Owned(vec![1.0; 6]))));
         assert_eq!(row.scaled_rows(), Some((DType::I8, Cow::Borrowed(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0][..]))));
-        for other in [plain, block, packed] {
+        for other in [plain, block, rotated, packed] {
             assert_eq!(other.scaled_rows(), None);
         }
         assert_eq!(row.numbers(), plain.to_f32());
+        let scales = Cow::Borrowed(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0][..]);
+        assert_eq!(rotated.rotated_rows(), Some((DType::I8, scales, 4)));
+        assert_eq!((row.rotated_rows(), rotated.numbers()), (None, row.numbers()));
     }
 
     #[test]
     fn too_few_bytes_or_scales_are_noticed() {
-        let [_, tensor, row, ..] = &matrices()[..] else { panic!("six matrices") };
+        let [_, tensor, row, ..] = &matrices()[..] else { panic!("seven matrices") };
         assert!(!Matrix { scales: Vec::new(), ..tensor.clone() }.is_consistent());
         assert!(!Matrix { scales: vec![1.0; 5], ..row.clone() }.is_consistent());
         assert!(!Matrix { rows: 7, ..tensor.clone() }.is_consistent());

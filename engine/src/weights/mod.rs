@@ -4,36 +4,49 @@
 //! type; it hands them out one at a time, straight from the memory-mapped file. The backend decides where a weight then
 //! lives and what precision it gets.
 
+mod carried;
 mod check;
+mod coded;
 mod config;
 mod container;
+mod content;
 mod dtype;
 pub mod e4m3;
 mod encoding;
 mod expand;
 mod find;
+mod gguf;
 mod layouts;
+mod lora;
 mod matrix;
 mod model;
+mod names;
 mod open;
 mod prepare;
 mod refusals;
 pub(crate) mod safetensors;
+mod sentencepiece;
 mod source;
 mod stored;
 mod summary;
 #[cfg(test)]
 mod tests;
 pub(crate) mod torch;
+mod vocabulary;
 
 pub use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 pub use animd_protocol::recipe::Component;
+pub use carried::read_vocabulary;
 pub use dtype::DType;
 pub use encoding::{Encoding, Granularity, Packing};
 pub use layouts::Layout;
+pub use lora::{Lora, Merged};
 pub use matrix::{HostTensor, Matrix};
 pub use model::Model;
-pub use open::{open_clip, open_dit, open_t5, open_vae};
+pub(crate) use model::tokenizer;
+pub use open::{open_clip, open_dit, open_expert, open_t5, open_vae};
 pub use prepare::{FOLDER as PREPARED, Prepared, find_prepared, prepare};
 pub use source::{WeightSource, Weights};
+pub(crate) use stored::text_bytes;
 pub use summary::Summary;
+pub use vocabulary::{Kind as PieceKind, Piece, Vocabulary};

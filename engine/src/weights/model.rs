@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::open::{open_clip, open_dit, open_t5, open_vae};
 use super::source::Weights;
-use super::{find, refusals};
+use super::{carried, find, refusals};
 use crate::{Error, Result};
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 use animd_protocol::recipe::Recipe;
@@ -19,8 +19,15 @@ pub struct Model {
     pub clip: (Weights, ClipConfig),
     /// The VAE.
     pub vae: (Weights, VaeConfig),
-    /// The path of `google/umt5-xxl/tokenizer.json`.
+    /// The file with the tokenizer: its own, or the text encoder's.
     pub tokenizer: PathBuf,
+}
+
+/// Returns the file that has the tokenizer of a model: one of its own in the folder, or the text encoder's file if that
+/// carries it.
+pub(crate) fn tokenizer(folder: &Path, encoder: Option<&Path>) -> Option<PathBuf> {
+    find::tokenizer(folder)
+        .or_else(|| encoder.filter(|file| carried::is_carried_by(file)).map(Path::to_owned))
 }
 
 impl Model {
@@ -50,9 +57,12 @@ impl Model {
         let t5 = open_t5(folder).map_err(&mut note).ok();
         let clip = open_clip(folder).map_err(&mut note).ok();
         let vae = open_vae(folder).map_err(&mut note).ok();
-        let tokenizer = folder.join("google").join("umt5-xxl").join("tokenizer.json");
-        if !tokenizer.is_file() {
-            note(Error::Model(format!("`{}` holds no `google/umt5-xxl/tokenizer.json`", folder.display())));
+        let tokenizer = tokenizer(folder, t5.as_ref().and_then(|(weights, _)| weights.file()));
+        if tokenizer.is_none() {
+            note(Error::Model(format!(
+                "`{}` holds no `google/umt5-xxl/tokenizer.json`, and its text encoder carries no tokenizer",
+                folder.display()
+            )));
         }
         if let Some((_, dit)) = &dit {
             let widths = [
@@ -70,7 +80,8 @@ impl Model {
             }
         }
         refusals::merge(errors)?;
-        let (Some(dit), Some(t5), Some(clip), Some(vae)) = (dit, t5, clip, vae) else {
+        let (Some(dit), Some(t5), Some(clip), Some(vae), Some(tokenizer)) = (dit, t5, clip, vae, tokenizer)
+        else {
             return Err(Error::Internal("a part of the model is neither found nor missing".to_owned()));
         };
         Ok(Self { dit, t5, clip, vae, tokenizer })

@@ -1,12 +1,13 @@
 //! Opening a component: its files, its layout, its sizes, and whether it has the tensors that it should have.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::check::{Problems, compare};
 use super::config::{self, ConfigFile, Sizes};
 use super::layouts::{self, Contents, Layout};
+use super::refusals::Asked;
 use super::source::Weights;
-use super::{Component, container, find, refusals};
+use super::{Component, container, find, names, refusals};
 use crate::{Error, Result};
 use animd_protocol::dims::schema::{self, Expected};
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
@@ -14,7 +15,7 @@ use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 /// A component whose files could be read, complete or not.
 pub(super) struct Examined<C> {
     pub component: Component,
-    pub layout: &'static Layout,
+    pub layout: Layout,
     pub config: C,
     pub contents: Contents,
     pub problems: Problems,
@@ -33,16 +34,25 @@ impl<C> Examined<C> {
     }
 }
 
-/// Opens a DiT: a folder (official, `LightX2V` fp8) or a single safetensors file (or a folder with one; `ComfyUI`).
+/// Opens a DiT of Wan2.1 image-to-video: a file, a folder that has one, or a folder in which a program keeps a whole
+/// model.
 ///
 /// # Errors
 /// [`Error::Model`] says in one sentence everything that is missing, left over, misshapen or wrongly typed, or which other
 /// model this is.
 pub fn open_dit(path: &Path) -> Result<(Weights, DitConfig)> {
-    examine_dit(path)?.checked(path)
+    examine_dit(path, Asked::Wan21)?.checked(path)
 }
 
-/// Opens a `umT5` encoder: its file, or the model folder with `models_t5_umt5-xxl-enc-*.pth`.
+/// Opens one of the two diffusion transformers of Wan2.2 image-to-video. No file says which of the two it is.
+///
+/// # Errors
+/// The errors are those of [`open_dit`].
+pub fn open_expert(path: &Path) -> Result<(Weights, DitConfig)> {
+    examine_dit(path, Asked::Wan22Expert)?.checked(path)
+}
+
+/// Opens a `umT5` encoder: its file, or a model folder that has one.
 ///
 /// # Errors
 /// The errors are those of [`open_dit`].
@@ -50,7 +60,7 @@ pub fn open_t5(path: &Path) -> Result<(Weights, T5Config)> {
     examine_t5(path)?.checked(path)
 }
 
-/// Opens a CLIP vision tower: its file, or the model folder with `models_clip_*.pth`.
+/// Opens a CLIP vision tower: its file, or a model folder that has one.
 ///
 /// # Errors
 /// The errors are those of [`open_dit`].
@@ -58,7 +68,7 @@ pub fn open_clip(path: &Path) -> Result<(Weights, ClipConfig)> {
     examine_clip(path)?.checked(path)
 }
 
-/// Opens a VAE: its file, or the model folder with `Wan2.1_VAE.pth`.
+/// Opens a VAE: its file, or a model folder that has one.
 ///
 /// # Errors
 /// The errors are those of [`open_dit`].
@@ -66,72 +76,78 @@ pub fn open_vae(path: &Path) -> Result<(Weights, VaeConfig)> {
     examine_vae(path)?.checked(path)
 }
 
-pub(super) fn examine_dit(path: &Path) -> Result<Examined<DitConfig>> {
-    let files = find::dit_files(path)?;
-    let folder = files.first().and_then(|f| f.parent()).unwrap_or(path);
-    let file = ConfigFile::read(folder)?;
-    if let Some(what) = file.as_ref().and_then(refusals::config) {
-        return Err(Error::Model(format!("`{}` {what}", folder.join("config.json").display())));
+pub(super) fn examine_dit(path: &Path, model: Asked) -> Result<Examined<DitConfig>> {
+    let files = find::files(path, Component::Dit)?;
+    let file = config_of(path, &files)?;
+    let contents = read(path, &files, Component::Dit)?;
+    if let Some(what) = refusals::model(&contents.1, model) {
+        return Err(Error::Model(format!("`{}` {what}", path.display())));
     }
-    let refused = |what: String| Error::Model(format!("`{}` {what}", path.display()));
-    let tensors = layouts::without_prefix(container::read_files(&files)?)
-        .map_err(|name| refused(format!("has `{name}` twice, with a prefix and without")))?;
-    let layout = match layouts::marked(Component::Dit, &tensors)[..] {
-        [] => match refusals::layout(&tensors) {
-            Some(what) => return Err(refused(what)),
-            None => layouts::unmarked(),
-        },
-        [(layout, _)] => layout,
-        [one, other, ..] => return Err(refused(refusals::contradiction(one, other))),
+    let config = |sizes: &mut Sizes<'_>| {
+        let config = config::dit(sizes, file.as_ref());
+        if config.in_dim != 36 && config.in_dim != 0 {
+            let n = config.in_dim;
+            sizes.problems.push(format!("it takes {n} channels, where image-to-video takes 36"));
+        }
+        config
     };
-    let contents = layouts::describe(layout, tensors);
-    if let Some(what) = refusals::model(&contents) {
-        return Err(refused(what));
+    Ok(examine(Component::Dit, contents, config, schema::dit))
+}
+
+/// Returns the `config.json` beside a DiT's files, or in the folder that was named, if it is official.
+fn config_of(path: &Path, files: &[PathBuf]) -> Result<Option<ConfigFile>> {
+    let beside = files.first().and_then(|f| f.parent()).unwrap_or(path);
+    for folder in [beside, path] {
+        let Some(file) = ConfigFile::read(folder)? else { continue };
+        if let Some(what) = refusals::config(&file) {
+            return Err(Error::Model(format!("`{}` {what}", folder.join("config.json").display())));
+        }
+        // Other programs write files of this name with other keys.
+        return Ok(file.is_official().then_some(file));
     }
-    let mut sizes = Sizes::new(&contents.tensors);
-    let config = config::dit(&mut sizes, file.as_ref());
-    if config.in_dim != 36 && config.in_dim != 0 {
-        let n = config.in_dim;
-        sizes.problems.push(format!("it takes {n} channels, where image-to-video takes 36"));
-    }
-    let sizes = sizes.problems;
-    let problems = Problems { sizes, ..compare(Component::Dit, &contents, &schema::dit(&config)) };
-    Ok(Examined { component: Component::Dit, layout, config, contents, problems })
+    Ok(None)
 }
 
 pub(super) fn examine_t5(path: &Path) -> Result<Examined<T5Config>> {
-    examine(path, Component::T5, config::t5, schema::t5)
+    let files = find::files(path, Component::T5)?;
+    Ok(examine(Component::T5, read(path, &files, Component::T5)?, config::t5, schema::t5))
 }
 
 pub(super) fn examine_clip(path: &Path) -> Result<Examined<ClipConfig>> {
-    examine(path, Component::Clip, config::clip, schema::clip)
+    let files = find::files(path, Component::Clip)?;
+    Ok(examine(Component::Clip, read(path, &files, Component::Clip)?, config::clip, schema::clip))
 }
 
 pub(super) fn examine_vae(path: &Path) -> Result<Examined<VaeConfig>> {
-    examine(path, Component::Vae, config::vae, schema::vae)
+    let files = find::files(path, Component::Vae)?;
+    Ok(examine(Component::Vae, read(path, &files, Component::Vae)?, config::vae, schema::vae))
+}
+
+/// Returns what files hold of a component, under its official names.
+fn read(path: &Path, files: &[PathBuf], component: Component) -> Result<(Layout, Contents)> {
+    let shown = match files {
+        [one] => one,
+        _ => path,
+    };
+    let refused = |what: String| Error::Model(format!("`{}` {what}", shown.display()));
+    let mut content = container::read_files(files)?;
+    content.tensors = names::without_prefixes(content.tensors)
+        .map_err(|name| refused(format!("has `{name}` twice, with a prefix and without")))?;
+    match names::find(&content.tensors) {
+        Some(naming) if naming.component == component => layouts::describe(naming, content).map_err(refused),
+        _ => Err(refused(refusals::component(component, &content))),
+    }
 }
 
 fn examine<C>(
-    path: &Path,
     component: Component,
+    (layout, contents): (Layout, Contents),
     config: impl Fn(&mut Sizes<'_>) -> C,
     schema: impl Fn(&C) -> Vec<Expected>,
-) -> Result<Examined<C>> {
-    let file = find::component_file(path, component)?;
-    let tensors = container::read_file(&file)?;
-    let refused = |what: String| Error::Model(format!("`{}` {what}", file.display()));
-    if layouts::component(&tensors) != Some(component) {
-        return Err(refused(refusals::component(component, &tensors)));
-    }
-    let layout = match layouts::marked(component, &tensors)[..] {
-        [] => layouts::unmarked(),
-        [(layout, _)] => layout,
-        [one, other, ..] => return Err(refused(refusals::contradiction(one, other))),
-    };
-    let contents = layouts::describe(layout, tensors);
+) -> Examined<C> {
     let mut sizes = Sizes::new(&contents.tensors);
     let config = config(&mut sizes);
     let sizes = sizes.problems;
     let problems = Problems { sizes, ..compare(component, &contents, &schema(&config)) };
-    Ok(Examined { component, layout, config, contents, problems })
+    Examined { component, layout, config, contents, problems }
 }

@@ -10,8 +10,8 @@ use std::time::UNIX_EPOCH;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::layouts::lightx2v_fp8::scale_name;
-use super::{DType, Encoding, Matrix, WeightSource, Weights, e4m3, find, open_dit, safetensors};
+use super::layouts::SCALE_SUFFIX;
+use super::{Component, DType, Encoding, Matrix, WeightSource, Weights, e4m3, find, open_dit, safetensors};
 use crate::{Error, Result};
 use animd_protocol::dims::schema;
 
@@ -69,7 +69,7 @@ pub fn find_prepared(dit: &Path) -> Option<PathBuf> {
         }
     };
     let made_of: Vec<Source> = serde_json::from_str(&text).ok()?;
-    let now = sources(&find::dit_files(dit).ok()?).ok()?;
+    let now = sources(&find::files(dit, Component::Dit).ok()?).ok()?;
     if made_of != now {
         tracing::warn!(
             "`{}` is not of these files any more and is not used; run `animd-engine prepare` again, or remove it",
@@ -86,14 +86,14 @@ pub fn find_prepared(dit: &Path) -> Option<PathBuf> {
 /// # Errors
 /// [`Error::Model`] if the DiT has a mistake or is already in 8 bits; [`Error::File`] if writing fails.
 pub fn prepare(dit: &Path, wrote: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<Prepared> {
-    let files = find::dit_files(dit)?;
+    let files = find::files(dit, Component::Dit)?;
     let made_of = sources(&files)?;
     let (weights, config) = open_dit(dit)?;
     let large: Vec<String> =
         schema::dit(&config).into_iter().filter(|e| e.quantisable).map(|e| e.name).collect();
     if !large.iter().all(|name| weights.encoding(name).is_some_and(Encoding::is_plain)) {
         return Err(Error::Model(format!(
-            "`{}` is in 8 bits already: there is nothing to prepare",
+            "`{}` is in 8 bits already, or in fewer: there is nothing to prepare",
             dit.display()
         )));
     }
@@ -173,7 +173,7 @@ fn write(
     for name in weights.names() {
         let shape = weights.shape(name).unwrap_or_default().to_vec();
         if is_large(name) {
-            entries.push((scale_name(name), DType::F32, vec![shape[0], 1]));
+            entries.push((format!("{name}{SCALE_SUFFIX}"), DType::F32, vec![shape[0], 1]));
             entries.push((name.to_owned(), DType::F8E4m3, shape));
         } else if let Some(Encoding::Plain(dtype)) = weights.encoding(name) {
             entries.push((name.to_owned(), dtype, shape));
@@ -239,7 +239,6 @@ fn rounded(matrix: &Matrix<'_>, tops: &[f32]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::synth::{Size, synth_model};
-    use crate::weights::{Component, DType};
 
     fn model(folder: &Path) {
         synth_model(folder, Size::Tiny, DType::F32, Some(Component::Dit), 3, &mut |_, _| Ok(())).unwrap();
@@ -291,7 +290,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         model(dir.path());
         let prepared = prepare(dir.path(), &mut |_, _| Ok(())).unwrap();
-        let file = &find::dit_files(dir.path()).unwrap()[0];
+        let file = &find::files(dir.path(), Component::Dit).unwrap()[0];
         let earlier = UNIX_EPOCH + std::time::Duration::from_secs(1);
         File::options().write(true).open(file).unwrap().set_modified(earlier).unwrap();
         assert_eq!(find_prepared(dir.path()), None);

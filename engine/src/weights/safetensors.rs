@@ -2,12 +2,15 @@
 //! (<https://github.com/huggingface/safetensors>).
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
-use super::stored::{Mapped, Stored, Tensors};
+use super::content::Content;
+use super::stored::{Mapped, Stored};
 use super::{DType, Encoding};
 use crate::{Error, Result};
 
@@ -20,6 +23,73 @@ struct Info {
     dtype: String,
     shape: Vec<usize>,
     data_offsets: (usize, usize),
+}
+
+/// The most tensors and the longest name, so that a header cannot ask for much more memory than it has bytes.
+const MAX_TENSORS: usize = 65_536;
+const MAX_NAME: usize = 512;
+
+/// A header: the tensors, and what it says about them.
+struct Entries {
+    tensors: Vec<(String, Info)>,
+    metadata: Metadata,
+}
+
+/// The part of a header's metadata that matters here.
+#[derive(Default, Deserialize)]
+struct Metadata {
+    /// How `ComfyUI` says that layers are quantised.
+    #[serde(rename = "_quantization_metadata")]
+    quantisation: Option<String>,
+    /// How diffusers says that a `LoRA` is scaled.
+    #[serde(rename = "lora_adapter_metadata")]
+    adapter: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Header;
+
+        impl<'de> Visitor<'de> for Header {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut entries = Entries { tensors: Vec::new(), metadata: Metadata::default() };
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        entries.metadata = map.next_value::<Option<Metadata>>()?.unwrap_or_default();
+                        continue;
+                    }
+                    if name.len() > MAX_NAME {
+                        return Err(A::Error::custom(format!("a name longer than {MAX_NAME} bytes")));
+                    }
+                    if entries.tensors.len() == MAX_TENSORS {
+                        return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+                    }
+                    let info = map.next_value().map_err(|e| A::Error::custom(format!("`{name}`: {e}")))?;
+                    entries.tensors.push((name, info));
+                }
+                Ok(entries)
+            }
+        }
+
+        deserializer.deserialize_map(Header)
+    }
+}
+
+/// Returns what a header's text says about quantised layers, by the layers' names.
+fn described(text: &str) -> Result<BTreeMap<String, Value>, String> {
+    #[derive(Deserialize)]
+    struct Quantisation {
+        layers: BTreeMap<String, Value>,
+    }
+    serde_json::from_str::<Quantisation>(text)
+        .map(|quantisation| quantisation.layers)
+        .map_err(|e| format!("its header has a `_quantization_metadata` that cannot be read: {e}"))
 }
 
 /// Returns the beginning of a file of these tensors, which follow each other in this order: name, type and shape of
@@ -42,11 +112,11 @@ pub(crate) fn header<'a>(tensors: impl Iterator<Item = (&'a str, DType, &'a [usi
     bytes
 }
 
-/// Returns the tensors of a safetensors file.
+/// Returns the tensors of a safetensors file, and what its header says about their quantisation.
 ///
 /// # Errors
 /// [`Error::Model`] if the header is broken, or if the file is not as long as the header says.
-pub(crate) fn read(file: &Arc<Mapped>) -> Result<Tensors> {
+pub(super) fn read(file: &Arc<Mapped>) -> Result<Content> {
     let broken = |what: String| Error::Model(format!("`{}` is not usable: {what}", file.path.display()));
     let total = file.bytes.len();
     let Some(length) = file.bytes.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)) else {
@@ -62,21 +132,17 @@ pub(crate) fn read(file: &Arc<Mapped>) -> Result<Tensors> {
             "it ends within its header, after {total} of {data} bytes; copy it again"
         )));
     };
-    let entries: BTreeMap<String, Value> = serde_json::from_slice(text)
-        .map_err(|e| broken(format!("its safetensors header is not JSON: {e}")))?;
+    let Entries { tensors: entries, metadata } = serde_json::from_slice(text)
+        .map_err(|e| broken(format!("its safetensors header is not JSON as the format has it: {e}")))?;
     let mut infos = Vec::with_capacity(entries.len());
-    for (name, value) in entries {
-        if name != "__metadata__" {
-            let info: Info = serde_json::from_value(value)
-                .map_err(|e| broken(format!("its header describes `{name}` wrongly: {e}")))?;
-            let Some(dtype) = DType::from_name(&info.dtype) else {
-                let dtype = info.dtype.escape_debug();
-                return Err(broken(format!(
-                    "its header gives `{name}` the type `{dtype}`, which animd does not know"
-                )));
-            };
-            infos.push((name, dtype, info));
-        }
+    for (name, info) in entries {
+        let Some(dtype) = DType::from_name(&info.dtype) else {
+            let dtype = info.dtype.escape_debug();
+            return Err(broken(format!(
+                "its header gives `{name}` the type `{dtype}`, which animd does not know"
+            )));
+        };
+        infos.push((name, dtype, info));
     }
     infos.sort_by_key(|(_, _, info)| info.data_offsets);
     let mut end = 0;
@@ -106,5 +172,16 @@ pub(crate) fn read(file: &Arc<Mapped>) -> Result<Tensors> {
         start: data + from,
         size: to - from,
     };
-    Ok(infos.into_iter().map(|(name, dtype, info)| (name, stored(dtype, info))).collect())
+    let mut content = Content::default();
+    for (name, dtype, info) in infos {
+        if content.tensors.contains_key(&name) {
+            return Err(broken(format!("its header has `{name}` twice; copy it again")));
+        }
+        content.tensors.insert(name, stored(dtype, info));
+    }
+    content.adapter = metadata.adapter;
+    if let Some(text) = metadata.quantisation {
+        content.described = described(&text).map_err(broken)?;
+    }
+    Ok(content)
 }

@@ -1,12 +1,13 @@
 //! Where a network's weights come from.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::check::ignorable;
+use super::coded::Coded;
 use super::layouts::{Contents, Described, Layout};
-use super::stored::Stored;
-use super::{Component, Encoding, HostTensor, Matrix, dtype};
+use super::{Component, DType, Encoding, Granularity, HostTensor, Matrix};
 use crate::{Error, Result};
 
 /// The checked tensors of one component, under their official names.
@@ -29,28 +30,19 @@ pub trait WeightSource: Sync {
 /// The checked tensors of one component, read straight from its memory-mapped files.
 pub struct Weights {
     component: Component,
-    layout: &'static Layout,
-    tensors: BTreeMap<String, Tensor>,
-}
-
-/// A tensor that can be read.
-struct Tensor {
-    stored: Stored,
-    encoding: Encoding,
-    scale: Option<Stored>,
+    layout: Layout,
+    tensors: BTreeMap<String, Described>,
 }
 
 impl Weights {
     /// Returns the weights that were found in a component's files and passed all checks.
-    pub(super) fn new(component: Component, layout: &'static Layout, contents: Contents) -> Result<Self> {
-        let readable = |(name, tensor): (String, Described)| {
-            let Described { stored, scale, encoding } = tensor;
-            let encoding = encoding
-                .map_err(|_| Error::Internal(format!("`{name}` was let through, and cannot be read")))?;
-            Ok((name, Tensor { stored, encoding, scale }))
-        };
-        let needed = contents.tensors.into_iter().filter(|(name, _)| !ignorable(component, name));
-        Ok(Self { component, layout, tensors: needed.map(readable).collect::<Result<_>>()? })
+    pub(super) fn new(component: Component, layout: Layout, contents: Contents) -> Result<Self> {
+        let mut tensors = contents.tensors;
+        tensors.retain(|name, _| !ignorable(component, name));
+        if let Some((name, _)) = tensors.iter().find(|(_, tensor)| !tensor.misfits.is_empty()) {
+            return Err(Error::Internal(format!("`{name}` was let through, and cannot be read")));
+        }
+        Ok(Self { component, layout, tensors })
     }
 
     /// Returns which part of the model this is.
@@ -59,7 +51,7 @@ impl Weights {
     }
 
     /// Returns the layout by which the files name and quantise the component.
-    pub fn layout(&self) -> &'static Layout {
+    pub fn layout(&self) -> Layout {
         self.layout
     }
 
@@ -70,78 +62,90 @@ impl Weights {
 
     /// Returns a tensor's extents.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|tensor| &tensor.stored.shape[..])
+        self.tensors.get(name).map(|tensor| &tensor.shape[..])
     }
 
-    /// Returns how a tensor is stored.
+    /// Returns how a tensor is stored; `None` if there is no such tensor, or if it consists of parts that are stored
+    /// differently.
     pub fn encoding(&self, name: &str) -> Option<Encoding> {
-        self.tensors.get(name).map(|tensor| tensor.encoding)
+        self.tensors.get(name)?.encoding()
     }
 
     /// Returns the number of parameters, scales not counted.
     pub fn parameters(&self) -> usize {
-        self.tensors.values().map(|tensor| tensor.stored.elements()).sum()
+        self.tensors.values().flat_map(|tensor| &tensor.parts).map(Coded::elements).sum()
     }
 
     /// Returns the bytes that the tensors take in their files.
     pub fn stored_bytes(&self) -> usize {
-        let bytes = |tensor: &Tensor| tensor.stored.size + tensor.scale.as_ref().map_or(0, |s| s.size);
-        self.tensors.values().map(bytes).sum()
+        let parts = self.tensors.values().flat_map(|tensor| &tensor.parts);
+        parts.flat_map(Coded::parts).map(|stored| stored.size).sum()
     }
 
     /// Returns the component's file, or the first of several.
     pub fn file(&self) -> Option<&Path> {
-        self.tensors.values().next().map(|tensor| &*tensor.stored.file.path)
+        self.tensors.values().next()?.parts.first().map(|part| &*part.stored.file.path)
     }
 
-    fn find(&self, name: &str) -> Result<&Tensor> {
+    fn find(&self, name: &str) -> Result<&Described> {
         self.tensors
             .get(name)
             .ok_or_else(|| Error::Internal(format!("the {} has no tensor `{name}`", self.component.title())))
     }
 }
 
-impl Tensor {
-    /// Returns the tensor as a matrix with the given numbers of rows and columns.
-    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix<'_>> {
-        let bytes = self.stored.bytes()?;
-        let matrix = Matrix { rows, cols, encoding: self.encoding, bytes, scales: self.scales(name)? };
-        if !matrix.is_consistent() {
-            return Err(Error::Internal(format!("`{name}` does not have the bytes of its encoding")));
+impl Described {
+    /// Returns the tensor as a matrix: the first axis gives the rows, the others together the columns.
+    fn matrix(&self, name: &str) -> Result<Matrix<'_>> {
+        let cols = self.shape.get(1..).map_or(1, |rest| rest.iter().product());
+        // The first axis of a part is its own; extents of 1 that were put before it belong to the whole.
+        let rows_of = |part: &Coded| part.elements().checked_div(cols).unwrap_or(0);
+        match &self.parts[..] {
+            [one] => one.matrix(name, rows_of(one), cols),
+            parts => {
+                let parts = parts.iter().map(|part| part.matrix(name, rows_of(part), cols));
+                Ok(one_after_the_other(&parts.collect::<Result<Vec<_>>>()?, cols))
+            }
         }
-        Ok(matrix)
     }
+}
 
-    /// Returns the values of the tensor's scale, if it has one.
-    fn scales(&self, name: &str) -> Result<Vec<f32>> {
-        let Some(stored) = &self.scale else { return Ok(Vec::new()) };
-        let dtype = stored
-            .dtype()
-            .ok_or_else(|| Error::Internal(format!("the scale of `{name}` is packed in blocks")))?;
-        let values = dtype::to_f32(dtype, &stored.bytes()?);
-        if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
-            let file = stored.file.path.display();
-            return Err(Error::Model(format!(
-                "`{file}` has {bad} among the scales of `{name}`; copy it again"
-            )));
+/// Returns one matrix of the rows of several with as many columns. It keeps their encoding if they all have the same
+/// and each row brings its own scales.
+fn one_after_the_other(parts: &[Matrix<'_>], cols: usize) -> Matrix<'static> {
+    let rows = parts.iter().map(|part| part.rows).sum();
+    let by_rows = |encoding| match encoding {
+        Encoding::Plain(_) | Encoding::Packed(_) => true,
+        Encoding::Scaled { by, .. } | Encoding::Rotated { by, .. } => {
+            matches!(by, Granularity::Row | Granularity::Block { rows: 1, .. })
         }
-        Ok(values)
+    };
+    match parts.first().map(|part| part.encoding) {
+        Some(encoding) if by_rows(encoding) && parts.iter().all(|part| part.encoding == encoding) => Matrix {
+            rows,
+            cols,
+            encoding,
+            bytes: Cow::Owned(parts.iter().flat_map(|part| part.bytes.iter().copied()).collect()),
+            scales: parts.iter().flat_map(|part| part.scales.iter().copied()).collect(),
+        },
+        _ => {
+            let values: Vec<f32> = parts.iter().flat_map(Matrix::to_f32).collect();
+            Matrix::plain(rows, cols, DType::F32, bytemuck::cast_slice::<_, u8>(&values).to_vec())
+        }
     }
 }
 
 impl WeightSource for Weights {
     fn tensor(&self, name: &str) -> Result<HostTensor> {
         let tensor = self.find(name)?;
-        let shape = tensor.stored.shape.clone();
-        let (cols, rows) = shape.split_last().map_or((1, 1), |(cols, outer)| (*cols, outer.iter().product()));
-        Ok(HostTensor { data: tensor.matrix(name, rows, cols)?.to_f32(), shape })
+        Ok(HostTensor { data: tensor.matrix(name)?.to_f32(), shape: tensor.shape.clone() })
     }
 
     fn matrix(&self, name: &str) -> Result<Matrix<'_>> {
         let tensor = self.find(name)?;
-        let [rows, rest @ ..] = &tensor.stored.shape[..] else {
+        if tensor.shape.is_empty() {
             return Err(Error::Internal(format!("`{name}` is a scalar, not a matrix")));
-        };
-        tensor.matrix(name, *rows, rest.iter().product())
+        }
+        tensor.matrix(name)
     }
 }

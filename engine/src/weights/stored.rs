@@ -3,10 +3,13 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
+use rustix::fs::OFlags;
 
 use super::{DType, Encoding};
 use crate::{Error, Result};
@@ -17,12 +20,14 @@ pub(crate) struct Mapped {
     pub path: PathBuf,
     /// The file's content; the kernel loads pages as they are touched.
     pub bytes: Mmap,
+    /// The open file, to see whether it still has its length.
+    file: File,
 }
 
 impl Mapped {
     /// Maps a file, which must not be empty.
     pub fn open(path: &Path) -> Result<Arc<Self>> {
-        let file = File::open(path).map_err(Error::file("open", path))?;
+        let file = open(path).map_err(Error::file("open", path))?;
         let meta = file.metadata().map_err(Error::file("read", path))?;
         if !meta.is_file() {
             return Err(Error::Model(format!("`{}` is not a file", path.display())));
@@ -30,11 +35,64 @@ impl Mapped {
         if meta.len() == 0 {
             return Err(Error::Model(format!("`{}` is empty; copy it again", path.display())));
         }
-        // SAFETY: the mapping is private and read-only. Model files are not written while they are in use; if a file is
-        // truncated nevertheless, the kernel ends the process and the daemon starts a new engine.
+        // SAFETY: the mapping is private and read-only. Model files are not written while they are in use. A file that
+        // was cut meanwhile is noticed before each tensor is read; if it is cut at that very moment, the kernel ends
+        // the process and the daemon starts a new engine.
         let bytes = unsafe { Mmap::map(&file) }.map_err(Error::file("map", path))?;
-        Ok(Arc::new(Self { path: path.to_owned(), bytes }))
+        Ok(Arc::new(Self { path: path.to_owned(), bytes, file }))
     }
+
+    /// Checks that the file has not been cut since it was opened.
+    fn check(&self) -> Result<()> {
+        let length = self.file.metadata().map_err(Error::file("read", &self.path))?.len();
+        if length < self.bytes.len() as u64 {
+            return Err(Error::Model(format!(
+                "`{}` had {} bytes when it was opened and now has {length}; copy it again",
+                self.path.display(),
+                self.bytes.len()
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Opens a file for reading. Opening a pipe without the flag would wait for somebody who writes to it.
+fn open(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
+}
+
+/// Reads a short text beside a model, of at most so many bytes.
+pub(super) fn text_file(path: &Path, limit: u64) -> io::Result<String> {
+    let file = open(path)?;
+    let length = file.metadata()?;
+    if !length.is_file() || length.len() > limit {
+        return Err(io::Error::other(format!("it is not a file of at most {limit} bytes")));
+    }
+    let mut text = String::new();
+    file.take(limit).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Returns the bytes of a file that begins as JSON does and has at most so many of them; `None` for another file.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn text_bytes(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    let file = open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    let mut bytes = vec![0; 8.min(meta.len() as usize)];
+    file.read_exact_at(&mut bytes, 0)?;
+    // A tokenizer that is empty or no object is for the reader of JSON to refuse.
+    let binary = bytes.iter().any(|b| *b == 0) || bytes.first() == Some(&0x0a) || bytes.starts_with(b"GGUF");
+    if meta.len() > limit || binary || bytes.starts_with(b"PK\x03\x04") {
+        return Ok(None);
+    }
+    bytes.clear();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 /// A tensor in its file. The code that makes one has checked that all its bytes are inside the file.
@@ -76,6 +134,7 @@ impl Stored {
     pub fn bytes(&self) -> Result<Cow<'_, [u8]>> {
         let outside =
             || Error::Internal(format!("a tensor of `{}` is outside of the file", self.file.path.display()));
+        self.file.check()?;
         let Some(strides) = &self.strides else {
             return Ok(Cow::Borrowed(
                 self.file.bytes.get(self.start..self.start + self.size).ok_or_else(outside)?,

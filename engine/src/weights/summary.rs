@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::check;
 use super::layouts::Described;
 use super::open::{self, Examined};
+use super::refusals::Asked;
 use super::{Component, Layout};
 
 /// One component of a model folder.
@@ -21,7 +22,7 @@ pub struct Summary {
     pub files: Vec<PathBuf>,
     /// How the component's tensors are named and quantised; unknown if it cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub layout: Option<&'static Layout>,
+    pub layout: Option<Layout>,
     /// The component's sizes by name, in the order of the configuration.
     pub sizes: Vec<(&'static str, usize)>,
     /// The number of tensors, scales not counted.
@@ -40,7 +41,7 @@ impl Summary {
     /// Describes a component of a model folder. Reads headers only.
     pub fn of(path: &Path, component: Component) -> Self {
         let described = match component {
-            Component::Dit => open::examine_dit(path).map(|e| Self::new(&e, e.config.sizes())),
+            Component::Dit => open::examine_dit(path, Asked::Wan21).map(|e| Self::new(&e, e.config.sizes())),
             Component::T5 => open::examine_t5(path).map(|e| Self::new(&e, e.config.sizes())),
             Component::Clip => open::examine_clip(path).map(|e| Self::new(&e, e.config.sizes())),
             Component::Vae => open::examine_vae(path).map(|e| Self::new(&e, e.config.sizes())),
@@ -66,12 +67,15 @@ impl Summary {
 
     fn new<C>(examined: &Examined<C>, sizes: Vec<(&'static str, usize)>) -> Self {
         let mut summary = Self { sizes, layout: Some(examined.layout), ..Self::empty(examined.component) };
-        for (name, Described { stored, .. }) in &examined.contents.tensors {
-            if !check::ignorable(examined.component, name) {
-                let parameters = stored.elements() as u64;
-                summary.tensors += 1;
+        for (name, Described { parts, .. }) in &examined.contents.tensors {
+            if check::ignorable(examined.component, name) {
+                continue;
+            }
+            summary.tensors += 1;
+            for part in parts {
+                let parameters = part.elements() as u64;
                 summary.parameters += parameters;
-                *summary.dtypes.entry(stored.encoding.to_string()).or_default() += parameters;
+                *summary.dtypes.entry(part.encoding.to_string()).or_default() += parameters;
             }
         }
         summary.bytes = examined.contents.stored().map(|s| s.size as u64).sum();

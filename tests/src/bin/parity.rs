@@ -9,12 +9,14 @@ use clap::Parser;
 
 /// Compare the engine with the goldens of a fixture directory.
 ///
-/// Runs every item of `golden.json` and `golden.safetensors` and prints its error and bound. Exit status: 1 if an item
-/// is out of bounds, or was not checked.
+/// Runs every item of `golden.json` and `golden.safetensors` and prints its error and bound; for a directory of layouts
+/// (`layouts.json`), reads every file and compares its values. Exit status: 1 if an item is out of bounds, or was not
+/// checked.
 #[derive(Parser)]
 #[command(after_help = "Example:\n  parity tests/fixtures/tiny-a")]
 struct Args {
-    /// The directory, with `golden.json`, `golden.safetensors`, `official/` and the quantised layouts
+    /// The directory: `golden.json`, `golden.safetensors`, `official/` and the quantised layouts; or `layouts.json`,
+    /// `layouts.safetensors` and the files, plain or in `pool.bin`
     dir: PathBuf,
     /// Print JSON
     #[arg(long)]

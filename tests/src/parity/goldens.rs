@@ -74,13 +74,23 @@ const NOTES: [&str; 6] =
 impl Goldens {
     /// Reads both files.
     pub fn open(dir: &Path) -> Result<Self> {
+        Self::named(dir, "golden")
+    }
+
+    /// Reads `layouts.json` and `layouts.safetensors`.
+    pub fn of_layouts(dir: &Path) -> Result<Self> {
+        Self::named(dir, "layouts")
+    }
+
+    fn named(dir: &Path, stem: &str) -> Result<Self> {
+        let (list, tensors) = (format!("{stem}.json"), format!("{stem}.safetensors"));
         let read = |name: &str| {
             let path = dir.join(name);
             std::fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))
         };
-        let json: Value = serde_json::from_slice(&read("golden.json")?).context("golden.json")?;
-        let bytes = read("golden.safetensors")?;
-        let file = SafeTensors::deserialize(&bytes).context("golden.safetensors")?;
+        let json: Value = serde_json::from_slice(&read(&list)?).context(list)?;
+        let bytes = read(&tensors)?;
+        let file = SafeTensors::deserialize(&bytes).context(tensors)?;
         let tensors = file
             .iter()
             .map(|(name, view)| {

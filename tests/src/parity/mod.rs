@@ -5,6 +5,7 @@ mod dit;
 mod e2e;
 mod goldens;
 mod image;
+mod layouts;
 mod noise;
 mod quantised;
 mod schedule;
@@ -60,11 +61,14 @@ impl Model {
     }
 }
 
-/// Checks everything in `dir` and returns one [`Item`] for each thing that is there, checked or not.
+/// Checks every layout of model files in `dir`, or everything of one model, and returns one [`Item`] for each thing that is there, checked or not.
 ///
 /// # Errors
 /// If the directory cannot be read, or the engine refuses or fails where a result was due.
 pub fn run(dir: &Path) -> Result<Vec<Item>> {
+    if dir.join("layouts.json").exists() {
+        return layouts::run(dir);
+    }
     let mut goldens = Goldens::open(dir)?;
     let model = Model::load(&dir.join("official")).context("cannot load official/")?;
     text::check(&mut goldens, &model).context("text")?;

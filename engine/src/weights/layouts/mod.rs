@@ -1,48 +1,60 @@
 //! The layouts: the conventions by which a file names and encodes its tensors.
 //!
-//! Each layout is a value in a file of its own: it says which tensors mark it, what its tensors are called, and how
-//! each is encoded. To add a layout, write its file and name it in [`LAYOUTS`]. A layout is recognised by what is in a
-//! file, never by the name of the file.
+//! One file may mix encodings, so each weight is encoded as its own type and the tensors beside it say; see
+//! [`encode`]. A layout is what a file as a whole is called. It is recognised by what is in a file, never by the name
+//! of the file.
 
-mod comfy_fp8;
-pub(super) mod lightx2v_fp8;
-mod official;
+mod comfy_quant;
+mod encode;
+mod layer;
 
 use std::collections::BTreeMap;
-use std::{fmt, iter};
+use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use self::layer::{Beside, Layer, Layers};
+use super::coded::Coded;
+use super::content::Content;
+use super::names::{self, Naming, Place};
 use super::stored::{Stored, Tensors};
-use super::{Component, DType, Encoding, Granularity};
+use super::{Component, DType, Encoding};
 
-/// All layouts that animd can read.
-static LAYOUTS: [&Layout; 3] = [&official::LAYOUT, &lightx2v_fp8::LAYOUT, &comfy_fp8::LAYOUT];
+/// The suffix of a scale's name, after the name of its weight, in files with a scale for each row. animd writes its
+/// prepared copies in this way, too.
+pub(super) const SCALE_SUFFIX: &str = "_scale";
 
 /// A way of naming and encoding a model's tensors.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
     /// The layout's name for programs.
     name: &'static str,
     /// The layout's name in sentences.
     title: &'static str,
-    /// Returns the component that a file's tensors belong to, by names that only this component has in this layout.
-    component: fn(&Tensors) -> Option<Component>,
-    /// Returns a tensor that only this layout has. The official layout has no such mark: it is what is left.
-    mark: fn(&Tensors) -> Option<&str>,
-    /// Returns what a tensor is, by its name; no two names give the same weight or scale.
-    role: fn(&str) -> Role,
-    /// Returns how a tensor with this scale, if it has one, is encoded; or what keeps it from being read.
-    encoding: fn(&str, &Stored, Option<&Stored>) -> Encoded,
 }
 
 impl Layout {
-    /// Returns the layout's name for programs: `official`, `lightx2v-fp8`, `comfy-fp8`.
-    pub fn name(&self) -> &'static str {
+    const GGUF: Self = Self::of(("gguf", "GGUF"));
+    const COMFY_QUANT: Self = Self::of(("comfy-quant", "ComfyUI quantised"));
+    const COMFY_FP8: Self = Self::of(("comfy-fp8", "ComfyUI fp8_scaled"));
+    const LIGHTX2V_FP8: Self = Self::of(("lightx2v-fp8", "LightX2V fp8"));
+    const LIGHTX2V_INT8: Self = Self::of(("lightx2v-int8", "LightX2V int8"));
+    const LIGHTX2V_NVFP4: Self = Self::of(("lightx2v-nvfp4", "LightX2V NVFP4"));
+    const LIGHTX2V_MXFP8: Self = Self::of(("lightx2v-mxfp8", "LightX2V MXFP8"));
+    const TURBO: Self = Self::of(("turbodiffusion", "TurboDiffusion int8"));
+    const FP8_CAST: Self = Self::of(("fp8-cast", "fp8 without scales"));
+
+    const fn of((name, title): (&'static str, &'static str)) -> Self {
+        Self { name, title }
+    }
+
+    /// Returns the layout's name for programs: `official`, `lightx2v-fp8`, `gguf`.
+    pub fn name(self) -> &'static str {
         self.name
     }
 
     /// Returns the layout's name in sentences.
-    pub fn title(&self) -> &'static str {
+    pub fn title(self) -> &'static str {
         self.title
     }
 }
@@ -59,16 +71,6 @@ impl Serialize for Layout {
     }
 }
 
-/// The role that a tensor of a file has in the model.
-enum Role {
-    /// The weight of this official name.
-    Weight(String),
-    /// The scale of the weight of this official name.
-    Scale(String),
-    /// Nothing that the engine needs.
-    Unused,
-}
-
 /// The reason that a tensor cannot be read, in words.
 #[derive(Clone, Debug)]
 pub(super) enum Misfit {
@@ -80,31 +82,24 @@ pub(super) enum Misfit {
     Mistyped(String),
 }
 
-/// The encoding of a tensor, or what keeps it from being read.
-type Encoded = Result<Encoding, Vec<Misfit>>;
+/// How a tensor is coded, or what keeps it from being read.
+type Encoded = Result<Coded, Vec<Misfit>>;
 
-/// A tensor as its layout describes it.
+/// A tensor of the model as its layout describes it.
 pub(super) struct Described {
-    /// Where the tensor lies.
-    pub stored: Stored,
-    /// Where the tensor's scale lies, if the scale is a tensor of its own.
-    pub scale: Option<Stored>,
-    /// How the tensor is encoded, if it can be read.
-    pub encoding: Encoded,
+    /// The extents of the tensor in the model, outermost first.
+    pub shape: Vec<usize>,
+    /// The tensor's parts, one after the other along the first axis; most tensors have one.
+    pub parts: Vec<Coded>,
+    /// What keeps the tensor from being read.
+    pub misfits: Vec<Misfit>,
 }
 
-impl Described {
-    /// Returns the tensor's extents in the model, outermost first.
-    pub fn shape(&self) -> &[usize] {
-        &self.stored.shape
-    }
-}
-
-/// The tensors and scales that files hold of a component.
+/// The tensors that files hold of a component.
 pub(super) struct Contents {
     /// The tensors, by their official names.
     pub tensors: BTreeMap<String, Described>,
-    /// Scales of tensors that are missing, by the official names of those tensors.
+    /// Scales of tensors that are missing, by the files' names of those tensors.
     pub orphans: Tensors,
 }
 
@@ -112,107 +107,233 @@ impl Contents {
     /// Returns all tensors and scales of the files that the engine needs.
     pub fn stored(&self) -> impl Iterator<Item = &Stored> {
         let tensors = self.tensors.values();
-        tensors
-            .flat_map(|tensor| iter::once(&tensor.stored).chain(&tensor.scale))
-            .chain(self.orphans.values())
+        tensors.flat_map(|tensor| tensor.parts.iter().flat_map(Coded::parts)).chain(self.orphans.values())
     }
 }
 
-/// Returns the component that a file's tensors belong to, by their names in any layout.
-pub(super) fn component(tensors: &Tensors) -> Option<Component> {
-    LAYOUTS.iter().find_map(|layout| (layout.component)(tensors))
-}
-
-/// Returns the layouts whose marks a component's files have, each with the tensor that is its mark. Two or more such
-/// layouts contradict each other.
-pub(super) fn marked(component: Component, tensors: &Tensors) -> Vec<(&'static Layout, &str)> {
-    let of_component = LAYOUTS.iter().filter(|layout| (layout.component)(tensors) == Some(component));
-    of_component.filter_map(|layout| Some((*layout, (layout.mark)(tensors)?))).collect()
-}
-
-/// Returns the layout of files without marks.
-pub(super) fn unmarked() -> &'static Layout {
-    &official::LAYOUT
-}
-
-/// Removes the prefix that the names of a DiT's tensors may have in any layout.
+/// Brings a file's tensors to their official names, each with its encoding.
 ///
 /// # Errors
-/// The error is a name that is there both with the prefix and without it.
-pub(super) fn without_prefix(tensors: Tensors) -> Result<Tensors, String> {
-    let mut all = Tensors::new();
-    for (name, stored) in tensors {
-        let short = ["model.diffusion_model.", "diffusion_model."].iter().find_map(|p| name.strip_prefix(p));
-        let short = short.map_or_else(|| name.clone(), str::to_owned);
-        if all.insert(short.clone(), stored).is_some() {
-            return Err(short);
+/// A clause for a sentence about the file: its marks contradict each other, or it is for another way of computing.
+pub(super) fn describe(naming: &Naming, content: Content) -> Result<(Layout, Contents), String> {
+    let Content { tensors, described, architecture, .. } = content;
+    let tensors = if naming.component == Component::Dit { without_sparse_branch(tensors)? } else { tensors };
+    let described =
+        described.into_iter().map(|(name, value)| (names::without_prefix(&name).to_owned(), value)).collect();
+    let layers = layer::gather(tensors, described);
+    let marks = Marks::of(&layers);
+    marks.check(&layers)?;
+    let scaled = marks.any();
+    let mut contents = Contents { tensors: BTreeMap::new(), orphans: Tensors::new() };
+    // Parts of a tensor come in the order of their names, and are put in the order of their indices.
+    let mut parts: BTreeMap<String, BTreeMap<usize, Described>> = BTreeMap::new();
+    let mut expected: BTreeMap<String, usize> = BTreeMap::new();
+    for layer in &layers.layers {
+        let tensor = Described::of(encode::encode(layer, scaled), layer);
+        match naming.place(&layer.weight) {
+            Place::Unused => {}
+            Place::Whole { name, ones } => {
+                let tensor = tensor.reshaped(naming.component, &name, ones);
+                if contents.tensors.insert(name.clone(), tensor).is_some() {
+                    return Err(format!("has two tensors for `{name}`; use a file as one program wrote it"));
+                }
+            }
+            Place::Part { name, index, of } => {
+                expected.insert(name.clone(), of);
+                parts.entry(name).or_default().insert(index, tensor);
+            }
         }
     }
-    Ok(all)
-}
-
-/// Brings a file's tensors to their official names, each with its scale and its encoding.
-pub(super) fn describe(layout: &Layout, tensors: Tensors) -> Contents {
-    let (mut weights, mut scales) = (Tensors::new(), Tensors::new());
-    for (name, stored) in tensors {
-        match (layout.role)(&name) {
-            Role::Weight(name) => _ = weights.insert(name, stored),
-            Role::Scale(of) => _ = scales.insert(of, stored),
-            Role::Unused => {}
+    for (name, parts) in parts {
+        // A tensor that lacks a part is too short, which the check of its shape says.
+        let whole = parts.into_values().reduce(Described::followed_by);
+        if let Some(whole) = whole {
+            contents.tensors.insert(name, whole);
         }
     }
-    let describe = |(name, stored): (String, Stored)| {
-        let scale = scales.remove(&name);
-        let encoding = (layout.encoding)(&name, &stored, scale.as_ref());
-        (name, Described { stored, scale, encoding })
+    let layout = match architecture {
+        Some(_) => Layout::GGUF,
+        None => marks.layout(&contents).unwrap_or(Layout::of(naming.layout)),
     };
-    Contents { tensors: weights.into_iter().map(describe).collect(), orphans: scales }
+    contents.orphans = layers.orphans;
+    Ok((layout, contents))
 }
 
-/// Returns the encoding of a tensor that is either a plain float or e4m3 with a scale. The scale's shape says what it
-/// is for: the whole tensor, or each row.
-fn float_or_scaled_e4m3(name: &str, stored: &Stored, scale: Option<&Stored>) -> Encoded {
-    match (stored.dtype(), scale) {
-        (Some(dtype), None) if dtype.is_plain_float() => Ok(Encoding::Plain(dtype)),
-        (Some(dtype), Some(_)) if dtype.is_plain_float() => Err(vec![Misfit::Mistyped(format!(
-            "`{name}` is {}, not F8_E4M3 as its scale says",
-            dtype.name()
-        ))]),
-        (Some(DType::F8E4m3), None) => Err(vec![Misfit::Missing(format!("the scale of `{name}`"))]),
-        (Some(dtype @ DType::F8E4m3), Some(scale)) => {
-            let rows = stored.shape.first().copied().unwrap_or(0);
-            let mut misfits = Vec::new();
-            if ![&[][..], &[1], &[rows], &[rows, 1]].contains(&&scale.shape[..]) {
-                misfits.push(Misfit::Misshapen(format!(
-                    "the scale of `{name}` is {:?}, not [{rows}, 1]",
-                    scale.shape
-                )));
+impl Described {
+    fn of(encoded: Encoded, layer: &Layer) -> Self {
+        match encoded {
+            Ok(coded) => Self { shape: coded.shape.clone(), parts: vec![coded], misfits: Vec::new() },
+            Err(misfits) => {
+                let coded = Coded::plain(layer.stored.clone());
+                Self { shape: coded.shape.clone(), parts: vec![coded], misfits }
             }
-            if !scale.dtype().is_some_and(DType::is_plain_float) {
-                let found = scale.encoding;
-                misfits.push(Misfit::Mistyped(format!("the scale of `{name}` is {found}, not F32")));
-            }
-            let by = match scale.shape[..] {
-                [] | [1] => Granularity::Tensor,
-                _ => Granularity::Row,
-            };
-            if misfits.is_empty() { Ok(Encoding::Scaled { dtype, by }) } else { Err(misfits) }
         }
-        _ => Err(vec![not_a_float(name, stored)]),
     }
+
+    /// Returns the tensor with the extents that the model gives it, where a program only writes them differently.
+    fn reshaped(mut self, component: Component, name: &str, ones: usize) -> Self {
+        if ones > 0 {
+            self.shape.splice(0..0, std::iter::repeat_n(1, ones));
+        }
+        // A convolution of patches of 1x2x2 can be stored as the matrix that it is.
+        if component == Component::Dit
+            && name == "patch_embedding.weight"
+            && let [rows, cols] = self.shape[..]
+            && cols.is_multiple_of(4)
+        {
+            self.shape = vec![rows, cols / 4, 1, 2, 2];
+        }
+        self
+    }
+
+    fn followed_by(mut self, next: Self) -> Self {
+        match (self.shape.split_first_mut(), next.shape.split_first()) {
+            (Some((rows, cols)), Some((more, others))) if cols == others => {
+                *rows = rows.saturating_add(*more)
+            }
+            _ => self.misfits.push(Misfit::Misshapen(format!(
+                "parts of one tensor are {:?} and {:?}",
+                self.shape, next.shape
+            ))),
+        }
+        self.parts.extend(next.parts);
+        self.misfits.extend(next.misfits);
+        self
+    }
+
+    /// Returns the encoding that all parts have, if they have the same one.
+    pub fn encoding(&self) -> Option<Encoding> {
+        let first = self.parts.first()?.encoding;
+        self.parts.iter().all(|part| part.encoding == first).then_some(first)
+    }
+}
+
+/// A tensor of a file that only one program writes, by the program.
+struct Marks {
+    comfy_quant: Option<String>,
+    comfy_fp8: Option<String>,
+    lightx2v: Option<String>,
+    turbo: Option<String>,
+}
+
+impl Marks {
+    fn of(layers: &Layers) -> Self {
+        let mut marks =
+            Self { comfy_quant: None, comfy_fp8: layers.old_mark.clone(), lightx2v: None, turbo: None };
+        // A scale is a better mark than the marker of the whole file.
+        let mut scale = None;
+        for layer in &layers.layers {
+            let name = |purpose| layer.beside.get(&purpose).map(|(name, _)| name.clone());
+            let described = name(Beside::ComfyQuant).or_else(|| {
+                layer.described.is_some().then(|| format!("the description of {}", layer.weight))
+            });
+            let note = |mark: &mut Option<String>, name: Option<String>| *mark = mark.take().or(name);
+            if described.is_none() {
+                note(&mut marks.lightx2v, name(Beside::WeightScale).or_else(|| name(Beside::WeightScale2)));
+            }
+            note(&mut marks.lightx2v, name(Beside::WeightGlobalScale));
+            note(&mut marks.comfy_quant, described);
+            note(&mut scale, name(Beside::ScaleWeight));
+            note(&mut marks.turbo, name(Beside::SquareScale));
+        }
+        marks.comfy_fp8 = scale.or(marks.comfy_fp8);
+        marks
+    }
+
+    fn all(&self) -> [(&Option<String>, &'static str); 4] {
+        [
+            (&self.lightx2v, "LightX2V"),
+            (&self.comfy_fp8, Layout::COMFY_FP8.title),
+            (&self.comfy_quant, Layout::COMFY_QUANT.title),
+            (&self.turbo, Layout::TURBO.title),
+        ]
+    }
+
+    /// Returns whether any program's way of scaling is there.
+    fn any(&self) -> bool {
+        self.all().iter().any(|(mark, _)| mark.is_some())
+    }
+
+    /// Checks that only one program wrote the file.
+    fn check(&self, layers: &Layers) -> Result<(), String> {
+        // A matrix with two scales says most plainly what is wrong.
+        for layer in &layers.layers {
+            if let (Some((one, _)), Some((other, _))) =
+                (layer.beside.get(&Beside::WeightScale), layer.beside.get(&Beside::ScaleWeight))
+            {
+                return Err(contradiction((one, "LightX2V"), (other, Layout::COMFY_FP8.title)));
+            }
+        }
+        let all = self.all();
+        let mut found = all.iter().filter_map(|(mark, title)| Some((mark.as_deref()?, *title)));
+        match (found.next(), found.next()) {
+            (Some(one), Some(other)) => Err(contradiction(one, other)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the layout that the marks and the encodings show, if the file is quantised.
+    fn layout(&self, contents: &Contents) -> Option<Layout> {
+        let any = |of_it: fn(Encoding) -> bool| {
+            contents.tensors.values().flat_map(|tensor| &tensor.parts).any(|part| of_it(part.encoding))
+        };
+        let has = |dtype: DType| {
+            contents.tensors.values().flat_map(|tensor| &tensor.parts).any(
+                |part| matches!(part.encoding, Encoding::Scaled { dtype: numbers, .. } if numbers == dtype),
+            )
+        };
+        let blocks = |encoding: Encoding| {
+            matches!(encoding, Encoding::Scaled { by: super::Granularity::Block { cols: 32, .. }, .. })
+        };
+        if self.comfy_quant.is_some() {
+            Some(Layout::COMFY_QUANT)
+        } else if self.comfy_fp8.is_some() {
+            Some(Layout::COMFY_FP8)
+        } else if self.turbo.is_some() {
+            Some(Layout::TURBO)
+        } else if self.lightx2v.is_some() {
+            Some(match () {
+                () if has(DType::F4E2m1) => Layout::LIGHTX2V_NVFP4,
+                () if any(blocks) => Layout::LIGHTX2V_MXFP8,
+                () if has(DType::I8) => Layout::LIGHTX2V_INT8,
+                () => Layout::LIGHTX2V_FP8,
+            })
+        } else if any(|encoding| matches!(encoding, Encoding::Plain(DType::F8E4m3 | DType::F8E5m2))) {
+            Some(Layout::FP8_CAST)
+        } else {
+            None
+        }
+    }
+}
+
+/// Describes a file that has the marks of more than one program.
+fn contradiction((one, by_one): (&str, &str), (other, by_other): (&str, &str)) -> String {
+    format!(
+        "has the marks of two layouts, `{one}` of {by_one} and `{other}` of {by_other}, so that it is not clear which \
+         scales apply, nor in which order 4-bit numbers lie; use a file as one program wrote it"
+    )
+}
+
+/// The projection that sparse-linear attention adds to softmax attention.
+const SPARSE_BRANCH: &str = ".attn_op.local_attn.proj_l.";
+
+/// Removes the tensors of the linear branch of sparse-linear attention, if they are zero and thus have no effect.
+fn without_sparse_branch(mut tensors: Tensors) -> Result<Tensors, String> {
+    let branch: Vec<String> = tensors.keys().filter(|name| name.contains(SPARSE_BRANCH)).cloned().collect();
+    for name in branch {
+        let Some(stored) = tensors.remove(&name) else { continue };
+        let bytes = stored.bytes().map_err(|e| e.to_string())?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            return Err(format!(
+                "was trained with sparse-linear attention (`{name}`), which animd does not compute; use the model \
+                 that it was made of"
+            ));
+        }
+    }
+    Ok(tensors)
 }
 
 /// Returns the problem of a tensor that must be a plain float and is not.
-pub(super) fn not_a_float(name: &str, stored: &Stored) -> Misfit {
+fn not_a_float(name: &str, stored: &Stored) -> Misfit {
     Misfit::Mistyped(format!("`{name}` is {}, not F32, F16 or BF16", stored.encoding))
-}
-
-/// Returns whether a file has tensors of integers. Files in 8-bit and 4-bit formats have them; no layout of floats
-/// does.
-pub(super) fn has_integers(tensors: &Tensors) -> bool {
-    tensors.iter().any(|(name, stored)| match stored.dtype() {
-        Some(DType::I8) => true,
-        Some(DType::U8) => name.ends_with(".weight"),
-        _ => false,
-    })
 }

@@ -1,8 +1,6 @@
 //! Each layout is told from all others, and its files hold the expected model.
 
 use super::*;
-use crate::weights::stored::Tensors;
-use crate::weights::{container, layouts};
 
 const COMFY: &str = "comfy_fp8/wan2.1_i2v_tiny_fp8_scaled.safetensors";
 
@@ -25,12 +23,6 @@ fn file(tensors: &Raw) -> (tempfile::TempDir, PathBuf) {
 
 fn refusal(tensors: &Raw) -> String {
     sentence(open_dit(&file(tensors).1))
-}
-
-/// Returns the tensors of a file, without the prefixes of their names.
-fn contents(tensors: &Raw) -> Tensors {
-    let (_dir, path) = file(tensors);
-    layouts::without_prefix(container::read_files(&[path]).unwrap()).unwrap()
 }
 
 fn f32s(name: &str, shape: &[usize]) -> (String, String, Vec<usize>, Vec<u8>) {
@@ -58,17 +50,19 @@ fn a_layout_is_told_by_what_is_in_the_file() {
             let tensors = prefixed(tensors.clone(), prefix);
             let (dit, _) = open_dit(&file(&tensors).1).unwrap();
             assert_eq!((dit.layout().name(), dit.names().count()), (layout, 119), "{prefix}");
-            let found = contents(&tensors);
-            let marked = layouts::marked(Component::Dit, &found);
-            let names: Vec<_> = marked.iter().map(|(layout, _)| layout.name()).collect();
-            let expected: &[&str] = if layout == "official" { &[] } else { &[layout] };
-            assert_eq!(names, expected, "a file has the marks of its own layout only");
         }
     }
     // The scale of activations and the marker belong to ComfyUI's layout even where no weight's scale is left.
     let mut tensors = official_dit();
     tensors.push(f32s("scaled_fp8", &[0]));
     assert_eq!(open_dit(&file(&tensors).1).unwrap().0.layout().name(), "comfy-fp8");
+    // A weight's own type says what its scale is for, whoever wrote it.
+    for (tensors, layout) in [(lightx2v(), "lightx2v-int8"), (comfy(), "comfy-fp8")] {
+        let (dit, _) = open_dit(&file(&retyped(tensors, "F8_E4M3", "I8")).1).unwrap();
+        assert_eq!(dit.layout().name(), layout);
+        let encoding = dit.encoding("blocks.0.ffn.0.weight");
+        assert!(matches!(encoding, Some(Encoding::Scaled { dtype: DType::I8, .. })), "{encoding:?}");
+    }
 }
 
 #[test]
@@ -86,22 +80,13 @@ fn marks_of_two_layouts_are_refused_in_words() {
     for (tensors, marks) in [
         (
             mixed,
-            [
-                "`blocks.1.cross_attn.k.weight_scale` of LightX2V fp8",
-                "`blocks.0.cross_attn.k.scale_weight` of",
-            ],
+            ["`blocks.1.cross_attn.k.weight_scale` of LightX2V", "`blocks.0.cross_attn.k.scale_weight` of"],
         ),
         (
             both,
-            [
-                "`blocks.0.cross_attn.k.weight_scale` of LightX2V fp8",
-                "`blocks.0.cross_attn.k.scale_weight` of",
-            ],
+            ["`blocks.0.cross_attn.k.weight_scale` of LightX2V", "`blocks.0.cross_attn.k.scale_weight` of"],
         ),
-        (
-            marker,
-            ["`blocks.0.cross_attn.k.weight_scale` of LightX2V fp8", "`scaled_fp8` of ComfyUI fp8_scaled"],
-        ),
+        (marker, ["`blocks.0.cross_attn.k.weight_scale` of LightX2V", "`scaled_fp8` of ComfyUI fp8_scaled"]),
     ] {
         let text = refusal(&tensors);
         for part in marks.into_iter().chain(["not clear which scales apply"]) {
@@ -112,29 +97,91 @@ fn marks_of_two_layouts_are_refused_in_words() {
 
 #[test]
 fn what_no_layout_reads_has_a_sentence() {
-    let unread =
-        "is quantised in a way that animd does not read; it reads LightX2V's fp8 and ComfyUI's fp8_scaled";
-    let mut nvfp4 = retyped(lightx2v(), "F8_E4M3", "U8");
-    nvfp4.push(f32s("blocks.0.ffn.0.weight_global_scale", &[]));
+    let bytes = "`blocks.0.cross_attn.k.weight` is U8 beside a scale";
+    let mut halves = retyped(lightx2v(), "F8_E4M3", "U8");
+    halves.push(f32s("blocks.0.ffn.0.weight_global_scale", &[]));
     let mut described = lightx2v();
     described.push(("blocks.0.ffn.0.comfy_quant".into(), "U8".into(), vec![2], b"{}".to_vec()));
     let mut turbo = official_dit();
     turbo.push(("blocks.0.ffn.0.int8_weight".into(), "I8".into(), vec![1], vec![0]));
+    let mut smoothed = lightx2v();
+    smoothed.push(f32s("blocks.0.ffn.0.pre_quant_scale", &[256]));
     let mut lora = vec![f32s("blocks.0.self_attn.q.lora_A.weight", &[1])];
     lora.push(f32s("blocks.0.self_attn.q.lora_B.weight", &[1]));
     for (tensors, text) in [
-        (retyped(lightx2v(), "F8_E4M3", "I8"), unread),
-        (retyped(comfy(), "F8_E4M3", "I8"), unread),
-        (retyped(lightx2v(), "F8_E4M3", "U8"), unread),
-        (nvfp4, unread),
-        (described, unread),
-        (turbo, unread),
+        (retyped(lightx2v(), "F8_E4M3", "U8"), bytes),
+        (halves, bytes),
+        (described, "has the marks of two layouts"),
+        (turbo, "has two tensors for `blocks.0.ffn.0.weight`"),
+        (smoothed, "is for inputs that are smoothed by `pre_quant_scale`"),
         (lora, "is a LoRA, not a whole model"),
-        (vec![f32s("condition_embedder.time_proj.bias", &[1])], "has diffusers' tensor names"),
+        (vec![f32s("condition_embedder.time_proj.bias", &[1])], "is not a Wan transformer"),
         (vec![f32s("norm.weight", &[1])], "is not a Wan transformer; animd runs Wan2.1 image-to-video"),
     ] {
-        assert!(layouts::marked(Component::Dit, &contents(&tensors)).is_empty(), "{text}");
         let refusal = refusal(&tensors);
+        assert!(refusal.contains(text), "no {text:?} in {refusal}");
+    }
+}
+
+/// Returns the tensors of a file whose layers `ComfyUI` describes by these words, with the scales of the old layout.
+fn described(words: &str, retype: &str) -> Raw {
+    let mut tensors: Raw = retyped(comfy(), "F8_E4M3", retype)
+        .into_iter()
+        .filter(|(name, ..)| name != "scaled_fp8" && !name.ends_with(".scale_input"))
+        .collect();
+    for (name, ..) in &mut tensors {
+        *name = name.replace(".scale_weight", ".weight_scale");
+    }
+    let layers: Vec<String> =
+        tensors.iter().filter_map(|(name, ..)| Some(name.strip_suffix("weight_scale")?.to_owned())).collect();
+    for layer in layers {
+        let bytes = words.as_bytes().to_vec();
+        tensors.push((format!("{layer}comfy_quant"), "U8".into(), vec![bytes.len()], bytes));
+    }
+    tensors
+}
+
+#[test]
+fn descriptions_say_how_a_layer_is_quantised() {
+    let by = Granularity::Tensor;
+    for (words, retype, encoding) in [
+        (r#"{"format": "float8_e4m3fn"}"#, "F8_E4M3", Encoding::Scaled { dtype: DType::F8E4m3, by }),
+        (r#"{"format": "float8_e5m2"}"#, "F8_E5M2", Encoding::Scaled { dtype: DType::F8E5m2, by }),
+        (r#"{"format": "int8_tensorwise"}"#, "I8", Encoding::Scaled { dtype: DType::I8, by }),
+        (
+            r#"{"format": "int8_tensorwise", "convrot": true}"#,
+            "I8",
+            Encoding::Rotated { dtype: DType::I8, by, group: 256 },
+        ),
+        (
+            r#"{"format": "int8_tensorwise", "params": {"convrot": true, "convrot_groupsize": 64}}"#,
+            "I8",
+            Encoding::Rotated { dtype: DType::I8, by, group: 64 },
+        ),
+    ] {
+        let (_dir, path) = file(&described(words, retype));
+        let (dit, _) = open_dit(&path).unwrap();
+        assert_eq!(dit.layout().name(), "comfy-quant");
+        assert_eq!(dit.encoding("blocks.1.ffn.2.weight"), Some(encoding), "{words}");
+    }
+    for (words, retype, text) in [
+        (r#"{"format": "awq_w4a16"}"#, "I8", "has ComfyUI's format `awq_w4a16`, which animd does not read"),
+        (r#"{"format": "int8_tensorwise"}"#, "F8_E4M3", "is F8_E4M3, not I8 as its description says"),
+        (r#"{"format": "nvfp4"}"#, "F8_E4M3", "is F8_E4M3, not U8 as NVFP4 is"),
+        (
+            r#"{"format": "mxfp8"}"#,
+            "F8_E4M3",
+            "the scale of `blocks.0.cross_attn.k.weight` is F32, not F8_E8M0",
+        ),
+        (
+            r#"{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 128}"#,
+            "I8",
+            "rotated in groups of 128, which is not a power of 4",
+        ),
+        ("nonsense", "I8", "the description of `blocks.0.cross_attn.k.weight` cannot be read"),
+        (r#"{"form": 1}"#, "I8", "missing field `format`"),
+    ] {
+        let refusal = refusal(&described(words, retype));
         assert!(refusal.contains(text), "no {text:?} in {refusal}");
     }
 }
@@ -152,11 +199,12 @@ fn another_model_is_named_in_every_layout() {
 
 #[test]
 fn eight_bit_floats_need_a_scale_and_the_right_type() {
-    let cast: Raw = comfy().into_iter().filter(|(name, ..)| !name.contains("scale")).collect();
+    let cast: Raw = comfy().into_iter().filter(|(name, ..)| !name.ends_with("scale_weight")).collect();
     let text = refusal(&cast);
     assert!(text.contains("36 missing: the scale of `blocks.0.self_attn.q.weight`"), "{text}");
-    let text = refusal(&retyped(comfy(), "F8_E4M3", "F8_E5M2"));
-    assert!(text.contains("`blocks.0.ffn.0.weight` is F8_E5M2, not F32, F16 or BF16"), "{text}");
+    let (_dir, path) = file(&retyped(comfy(), "F8_E4M3", "F8_E5M2"));
+    let encoding = open_dit(&path).unwrap().0.encoding("blocks.0.ffn.0.weight");
+    assert_eq!(encoding, Some(Encoding::Scaled { dtype: DType::F8E5m2, by: Granularity::Tensor }));
     let mut norm = lightx2v();
     for (name, dtype, _, bytes) in &mut norm {
         if name == "blocks.0.norm3.bias" {
@@ -166,6 +214,93 @@ fn eight_bit_floats_need_a_scale_and_the_right_type() {
     }
     let text = refusal(&norm);
     assert!(text.contains("`blocks.0.norm3.bias` is F8_E4M3, not F32, F16 or BF16"), "{text}");
+}
+
+#[test]
+fn a_file_without_any_scale_was_only_rounded() {
+    let mut cast: Raw = comfy().into_iter().filter(|(name, ..)| !name.contains("scale")).collect();
+    for (name, dtype, _, bytes) in &mut cast {
+        // Weights that were not scaled are far from the largest value of their type.
+        if dtype == "F8_E4M3" {
+            bytes.iter_mut().for_each(|b| *b &= 0xbf);
+        } else if name == "blocks.0.norm3.bias" {
+            *dtype = "F8_E4M3".into();
+            *bytes = vec![0x20; 256];
+        }
+    }
+    let (_dir, path) = file(&cast);
+    let (dit, _) = open_dit(&path).unwrap();
+    assert_eq!(dit.layout().name(), "fp8-cast");
+    let name = "blocks.0.ffn.0.weight";
+    assert_eq!(dit.encoding(name), Some(Encoding::Plain(DType::F8E4m3)));
+    let (_, _, _, bytes) = cast.iter().find(|(n, ..)| n == name).unwrap();
+    let expected: Vec<f32> = bytes.iter().map(|b| e4m3::decode(*b)).collect();
+    assert_eq!(dit.matrix(name).unwrap().to_f32(), expected);
+    assert_eq!(dit.tensor("blocks.0.norm3.bias").unwrap().data, vec![e4m3::decode(0x20); 256]);
+    // Values as large as only scaled weights have them show that the scales were lost, and a NaN that there is damage.
+    for (byte, text) in [(0x7e, "the scales were lost"), (0xff, "not finite")] {
+        let mut wrong = cast.clone();
+        wrong.iter_mut().find(|(n, ..)| n == name).unwrap().3[77] = byte;
+        let (_dir, path) = file(&wrong);
+        let (dit, _) = open_dit(&path).unwrap();
+        let error = dit.matrix(name).unwrap_err().to_string();
+        assert!(error.contains(text) && error.contains(name), "{error}");
+    }
+}
+
+#[test]
+fn the_length_of_a_header_is_not_taken_for_a_pickle() {
+    let tensors = vec![f32s("norm.weight", &[1])];
+    let (_dir, path) = file(&tensors);
+    let bytes = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    // 640 is 80 02 in bytes, as a pickle begins.
+    let mut longer = 640u64.to_le_bytes().to_vec();
+    longer.extend(&bytes[8..8 + header]);
+    longer.resize(8 + 640, b' ');
+    longer.extend(&bytes[8 + header..]);
+    fs::write(&path, longer).unwrap();
+    assert!(sentence(open_dit(&path)).contains("is not a Wan transformer"));
+}
+
+#[test]
+fn squares_with_a_scale_and_a_branch_of_zeros_are_read() {
+    let mut tensors = Raw::new();
+    for (name, dtype, shape, bytes) in official_dit() {
+        let Some(layer) =
+            name.strip_suffix(".weight").filter(|n| n.contains("ffn") || n.ends_with("_attn.q"))
+        else {
+            let shape = if name == "patch_embedding.weight" { vec![256, 144] } else { shape };
+            tensors.push((name, dtype, shape, bytes));
+            continue;
+        };
+        let squares = [shape[0] / 128, shape[1] / 128];
+        let numbers: Vec<u8> = (0..shape[0] * shape[1]).map(|i| (i * 7 % 251) as u8).collect();
+        let scales = (0..squares[0] * squares[1]).flat_map(|i| (0.5 + i as f32).to_le_bytes()).collect();
+        tensors.push((format!("{layer}.int8_weight"), "I8".into(), shape, numbers));
+        tensors.push((format!("{layer}.scale"), "F32".into(), squares.to_vec(), scales));
+    }
+    let branch = "blocks.0.self_attn.attn_op.local_attn.proj_l.weight";
+    tensors.push(f32s(branch, &[128, 128]));
+    let (_dir, path) = file(&tensors);
+    let (dit, _) = open_dit(&path).unwrap();
+    assert_eq!(dit.layout().name(), "turbodiffusion");
+    assert_eq!(dit.shape("patch_embedding.weight"), Some(&[256, 36, 1, 2, 2][..]));
+    let values = dit.tensor("blocks.1.ffn.0.weight").unwrap().data;
+    for (row, col) in [(0, 0), (127, 128), (128, 127), (511, 255)] {
+        let number = f32::from(((row * 256 + col) * 7 % 251) as u8 as i8);
+        let scale = 0.5 + (row / 128 * 2 + col / 128) as f32;
+        assert_eq!(values[row * 256 + col], number * scale, "{row}, {col}");
+    }
+    tensors.last_mut().unwrap().3[0] = 1;
+    assert!(refusal(&tensors).contains("was trained with sparse-linear attention"));
+    for (name, _, shape, _) in &mut tensors {
+        if name.ends_with("ffn.0.scale") {
+            shape.reverse();
+        }
+    }
+    tensors.pop();
+    assert!(refusal(&tensors).contains("the scale of `blocks.0.ffn.0.weight` is [2, 4], not [4, 2]"));
 }
 
 #[test]

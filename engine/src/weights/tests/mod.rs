@@ -1,5 +1,7 @@
 //! The fixture's layouts load, and no broken file does more than give an error.
 
+mod gguf;
+mod hostile;
 mod layouts;
 
 use std::borrow::Cow;
@@ -257,7 +259,7 @@ fn other_models_are_named() {
         (wan22, "Wan2.2"),
         (flf2v, "FLF2V"),
         (lora, "LoRA"),
-        (diffusers, "diffusers"),
+        (diffusers, "not a Wan transformer"),
         (vec![("x".into(), "F32".into(), vec![1], vec![0; 4])], "not a Wan transformer"),
     ] {
         let text = sentence(open_dit(dit_folder(&tensors).path()));

@@ -28,6 +28,16 @@ const STORAGES: [(&str, DType); 10] = [
     ("BoolStorage", DType::Bool),
 ];
 
+/// The names of types that have no class of storage; storages of bytes hold their numbers.
+const NUMBERS: [(&str, DType); 6] = [
+    ("float8_e4m3fn", DType::F8E4m3),
+    ("float8_e5m2", DType::F8E5m2),
+    ("float8_e8m0fnu", DType::F8E8m0),
+    ("uint16", DType::U16),
+    ("uint32", DType::U32),
+    ("uint64", DType::U64),
+];
+
 /// Returns the class of a storage of numbers of this type, if torch has one.
 pub(crate) fn storage_class(dtype: DType) -> Option<&'static str> {
     STORAGES.iter().find(|(_, numbers)| *numbers == dtype).map(|(class, _)| *class)

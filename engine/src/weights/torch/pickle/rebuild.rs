@@ -2,7 +2,7 @@
 //! callable that tensors need has its meaning here, and every other one is refused by its name.
 
 use super::value::{Global, Id, Read, Value, broken};
-use super::{MAX_NAME, PickledTensor};
+use super::{DType, MAX_NAME, PickledTensor};
 
 /// Returns the global that a pickle asks for.
 pub(super) fn global(module: &str, name: &str) -> Read<Value> {
@@ -12,9 +12,7 @@ pub(super) fn global(module: &str, name: &str) -> Read<Value> {
     let full: String = format!("{module}.{name}").chars().take(100).collect();
     let full = full.escape_debug();
     Err(if module.split('.').next() == Some("torch") {
-        format!(
-            "it needs torch's `{full}`, which animd does not read; it reads plain F32, F16 and BF16 tensors"
-        )
+        format!("it needs torch's `{full}`, which animd does not read; it reads plain tensors")
     } else {
         format!("it wants to call `{full}`, which no tensor needs; a model file that runs code is not loaded")
     })
@@ -31,7 +29,14 @@ pub(super) fn call(values: &[Value], callable: Id, arguments: Id) -> Read<Value>
     match global {
         Global::OrderedDict if arguments.is_empty() => Ok(Value::Dict(Vec::new())),
         Global::OrderedDict => broken("a dictionary made from something"),
-        Global::RebuildTensor => tensor(values, arguments).map(Value::Tensor),
+        Global::RebuildTensor => tensor(values, arguments, None).map(Value::Tensor),
+        Global::RebuildTyped => match arguments.get(6).map(|id| &values[*id]) {
+            Some(Value::Global(Global::Numbers(dtype))) => {
+                tensor(values, arguments, Some(*dtype)).map(Value::Tensor)
+            }
+            _ => broken("a tensor without a type of numbers"),
+        },
+        Global::Numbers(dtype) => Err(format!("it calls the type `{}`", dtype.name())),
         Global::RebuildParameter => match arguments.first().map(|id| &values[*id]) {
             Some(Value::Tensor(tensor)) => Ok(Value::Tensor(tensor.clone())),
             _ => broken("a parameter without a tensor"),
@@ -40,22 +45,28 @@ pub(super) fn call(values: &[Value], callable: Id, arguments: Id) -> Read<Value>
     }
 }
 
-/// Rebuilds a tensor: `_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[, metadata])`.
-fn tensor(values: &[Value], arguments: &[Id]) -> Read<PickledTensor> {
+/// Rebuilds a tensor: `_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[, metadata])`; with
+/// `_rebuild_tensor_v3`, the storage is of bytes, and the numbers' type follows the hooks.
+fn tensor(values: &[Value], arguments: &[Id], numbers: Option<DType>) -> Read<PickledTensor> {
     let (4.., Some(storage)) = (arguments.len(), arguments.first()) else {
         return broken("a tensor with too few arguments");
     };
     let Value::Storage { dtype, key, elements } = &values[*storage] else {
         return broken("a tensor without a storage");
     };
+    let (dtype, elements) = match (numbers, dtype) {
+        (None, dtype) => (*dtype, *elements),
+        (Some(numbers), DType::U8) => (numbers, elements / numbers.bytes(1)),
+        (Some(_), _) => return broken("a type of numbers for a storage that has one"),
+    };
     let (shape, strides) = (extents(values, arguments[2])?, extents(values, arguments[3])?);
     if shape.len() != strides.len() {
         return broken("a tensor with other strides than extents");
     }
     Ok(PickledTensor {
-        dtype: *dtype,
+        dtype,
         key: key.clone(),
-        storage_elements: *elements,
+        storage_elements: elements,
         offset: size(values, arguments[1])?,
         shape,
         strides,

@@ -1,6 +1,6 @@
 //! The values of a pickle, which refer to each other by their index in one arena.
 
-use super::super::{DType, STORAGES};
+use super::super::{DType, NUMBERS, STORAGES};
 use super::PickledTensor;
 
 /// A value's index in the arena.
@@ -40,7 +40,11 @@ pub(super) enum Value {
 pub(super) enum Global {
     OrderedDict,
     RebuildTensor,
+    /// The same for a storage of bytes, with the type of the numbers as an argument.
+    RebuildTyped,
     RebuildParameter,
+    /// A type of numbers.
+    Numbers(DType),
     StorageClass(&'static str, DType),
 }
 
@@ -50,11 +54,16 @@ impl Global {
         match (module, name) {
             ("collections", "OrderedDict") => Some(Self::OrderedDict),
             ("torch._utils", "_rebuild_tensor_v2") => Some(Self::RebuildTensor),
+            ("torch._utils", "_rebuild_tensor_v3") => Some(Self::RebuildTyped),
+            ("torch.storage", "UntypedStorage") => Some(Self::StorageClass("UntypedStorage", DType::U8)),
             ("torch._utils", "_rebuild_parameter") => Some(Self::RebuildParameter),
-            ("torch", _) => STORAGES
-                .into_iter()
-                .find(|(class, _)| *class == name)
-                .map(|(class, dtype)| Self::StorageClass(class, dtype)),
+            ("torch", _) => {
+                let class = STORAGES.into_iter().find(|(class, _)| *class == name);
+                let numbers = || NUMBERS.into_iter().find(|(numbers, _)| *numbers == name);
+                class
+                    .map(|(class, dtype)| Self::StorageClass(class, dtype))
+                    .or_else(|| numbers().map(|(_, dtype)| Self::Numbers(dtype)))
+            }
             _ => None,
         }
     }

@@ -1,9 +1,15 @@
 //! umT5's tokenizer.
 
+mod build;
+
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 
+use crate::weights::{self, Vocabulary};
 use crate::{Error, Result};
 
+/// The longest `tokenizer.json` that is read; umT5's has 17 MB.
+const MAX_JSON: u64 = 128 << 20;
 /// The longest prompt in tokens, the final `</s>` included.
 pub const MAX_TOKENS: usize = 512;
 
@@ -12,7 +18,7 @@ const END: &str = "</s>";
 /// The token that [`Tokens::padded`] fills with.
 const PAD: &str = "<pad>";
 
-/// umT5's tokenizer, which the file `tokenizer.json` defines completely.
+/// umT5's tokenizer, which the file `tokenizer.json` or sentencepiece's vocabulary defines completely.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     end: u32,
@@ -39,14 +45,28 @@ impl Tokens {
 }
 
 impl Tokenizer {
-    /// Opens `tokenizer.json`, or the folder that contains it.
+    /// Opens `tokenizer.json`, or the folder that contains it; or a file with sentencepiece's vocabulary: its own
+    /// (`spiece.model`), or a text encoder that carries it. What a file is follows from its first bytes.
     ///
     /// # Errors
     /// [`Error::File`] if the file is missing, [`Error::Model`] if it is not a tokenizer or lacks `</s>` or `<pad>`.
     pub fn open(path: &Path) -> Result<Self> {
         let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
-        let bytes = std::fs::read(&file).map_err(Error::file("read", &file))?;
-        Self::read(bytes, &file.display().to_string())
+        let name = file.display().to_string();
+        match weights::text_bytes(&file, MAX_JSON) {
+            Ok(Some(bytes)) => Self::read(bytes, &name),
+            Ok(None) => Self::of_vocabulary(&weights::read_vocabulary(&file)?, &name),
+            Err(e) => Err(Error::file("read", &file)(e)),
+        }
+    }
+
+    /// Returns the tokenizer of a vocabulary; errors call it `name`.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if the vocabulary is not one of umT5's kind, or lacks `</s>` or `<pad>`.
+    pub fn of_vocabulary(vocabulary: &Vocabulary, name: &str) -> Result<Self> {
+        let inner = guarded(|| build::tokenizer(vocabulary)).map_err(|what| broken(name, &what))?;
+        Self::with(inner, name)
     }
 
     /// Reads the content of a `tokenizer.json`; errors call it `name`.
@@ -54,15 +74,16 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Model`] if it is not a tokenizer or lacks `</s>` or `<pad>`.
     pub fn read(bytes: impl AsRef<[u8]>, name: &str) -> Result<Self> {
-        let broken = |what: String| {
-            Error::Model(format!("`{name}` is not umT5's tokenizer: {what}; fetch the file again"))
-        };
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| broken(e.to_string()))?;
+        let read = || tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string());
+        Self::with(guarded(read).map_err(|what| broken(name, &what))?, name)
+    }
+
+    fn with(mut inner: tokenizers::Tokenizer, name: &str) -> Result<Self> {
         // The file can ask for cutting and for padding; animd does both itself, with the model's own lengths.
         inner.with_padding(None);
-        inner.with_truncation(None).map_err(|e| broken(e.to_string()))?;
+        inner.with_truncation(None).map_err(|e| broken(name, &e.to_string()))?;
         let id = |token: &str| {
-            inner.token_to_id(token).ok_or_else(|| broken(format!("it has no token `{token}`")))
+            inner.token_to_id(token).ok_or_else(|| broken(name, &format!("it has no token `{token}`")))
         };
         let (end, pad) = (id(END)?, id(PAD)?);
         Ok(Self { inner, end, pad })
@@ -73,9 +94,8 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Model`] if the tokenizer has no token for a part of the text, not even the one for unknown text.
     pub fn encode(&self, cleaned: &str) -> Result<Tokens> {
-        let encoding = self
-            .inner
-            .encode_fast(cleaned, false)
+        let encode = || self.inner.encode_fast(cleaned, false).map_err(|e| e.to_string());
+        let encoding = guarded(encode)
             .map_err(|e| Error::Model(format!("the tokenizer cannot cut the prompt into tokens: {e}")))?;
         let mut ids = encoding.get_ids().to_vec();
         let whole = ids.len() + 1;
@@ -83,6 +103,16 @@ impl Tokenizer {
         ids.push(self.end);
         Ok(Tokens { ids, whole, pad: self.pad })
     }
+}
+
+fn broken(name: &str, what: &str) -> Error {
+    Error::Model(format!("`{name}` is not umT5's tokenizer: {what}; fetch the file again"))
+}
+
+/// Returns what `f` returns. The library trusts the tables in a tokenizer's file and panics if they lead nowhere, which
+/// is an error of the file.
+fn guarded<T>(f: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    panic::catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err("its tables lead nowhere".to_owned()))
 }
 
 #[cfg(test)]
@@ -116,6 +146,29 @@ mod tests {
         assert_eq!(tokenizer.encode(&text).expect("it has tokens").whole, MAX_TOKENS);
         let longer = tokenizer.encode(&(text + " </s>")).expect("it has tokens");
         assert_eq!((longer.whole, longer.ids.len()), (MAX_TOKENS + 1, MAX_TOKENS));
+    }
+
+    #[test]
+    fn a_damaged_file_does_not_panic() {
+        let path = fixture("tiny-a/official/google/umt5-xxl/tokenizer.json");
+        let whole = std::fs::read(path).expect("the file");
+        let map = whole.windows(7).position(|w| w == b"charsma").expect("a table of characters");
+        // The beginning and the end of the file, and the first entries of the table.
+        let places = (0..600)
+            .step_by(23)
+            .chain((map..map + 3000).step_by(97))
+            .chain((1..2000).step_by(61).map(|i| whole.len() - i));
+        let mut refused = 0;
+        for (n, place) in places.enumerate() {
+            let mut file = whole.clone();
+            file[place] = [b'A', b'0', b'"', b'/', 0xff][n % 5];
+            match Tokenizer::read(&file, "x").and_then(|t| t.encode("A cat \u{ff26}\u{fb01} \u{1f642}")) {
+                Ok(tokens) => assert!(!tokens.ids.is_empty()),
+                Err(Error::Model(_)) => refused += 1,
+                Err(e) => panic!("not an error about a model: {e:?}"),
+            }
+        }
+        assert!(refused > 10, "{refused}");
     }
 
     #[test]

@@ -1,0 +1,104 @@
+//! What a LoRA's products are multiplied with, where its tensors do not say it: PEFT keeps that in a configuration, in
+//! the file's header or in a file beside it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use regex::Regex;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::super::stored::text_file;
+use crate::{Error, Result};
+
+/// The longest configuration that is read.
+const MAX_CONFIG: u64 = 1 << 20;
+/// The configuration beside a file that PEFT wrote.
+const BESIDE: &str = "adapter_config.json";
+/// What diffusers puts before the keys of the configuration in a header.
+const PREFIX: &str = "transformer.";
+
+#[derive(Deserialize)]
+struct Config {
+    r: Option<f64>,
+    lora_alpha: Option<f64>,
+    #[serde(default)]
+    use_rslora: bool,
+    #[serde(default)]
+    use_dora: bool,
+    peft_type: Option<String>,
+    #[serde(default)]
+    alpha_pattern: BTreeMap<String, f64>,
+}
+
+/// The rule by which products are scaled.
+#[derive(Default)]
+pub(super) struct Scaling {
+    config: Option<Config>,
+    patterns: Vec<(Regex, f64)>,
+}
+
+impl Scaling {
+    /// Reads the configuration in a file's header, or the one beside the file; a file that has none is scaled by 1.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if the configuration is broken or for another kind of adapter.
+    pub fn read(path: &Path, header: Option<&str>) -> Result<Self> {
+        let beside = path.with_file_name(BESIDE);
+        let (value, shown) = match header {
+            Some(text) => {
+                let all: Map<String, Value> = serde_json::from_str(text).map_err(|e| broken(path, &e))?;
+                let own = all
+                    .into_iter()
+                    .filter_map(|(key, value)| Some((key.strip_prefix(PREFIX)?.to_owned(), value)));
+                (Value::Object(own.collect()), path)
+            }
+            None => match text_file(&beside, MAX_CONFIG) {
+                Ok(text) => (serde_json::from_str(&text).map_err(|e| broken(&beside, &e))?, &*beside),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+                Err(e) => return Err(Error::file("read", &beside)(e)),
+            },
+        };
+        let config: Config = serde_json::from_value(value).map_err(|e| broken(shown, &e))?;
+        if config.use_dora {
+            return Err(Error::Model(format!(
+                "`{}` is DoRA, which animd does not read; it reads LoRA",
+                path.display()
+            )));
+        }
+        // Another program's file of the same name says nothing about a LoRA.
+        if config.peft_type.as_deref().is_some_and(|kind| kind != "LORA") {
+            return Ok(Self::default());
+        }
+        let pattern = |(pattern, alpha): (&String, &f64)| {
+            Ok((Regex::new(&format!(r"^(.*\.)?({pattern})$")).map_err(|e| broken(shown, &e))?, *alpha))
+        };
+        let patterns = config.alpha_pattern.iter().map(pattern).collect::<Result<_>>()?;
+        Ok(Self { config: Some(config), patterns })
+    }
+
+    /// Returns the scale of a layer's product: its alpha, or the configuration's, over the rank.
+    pub fn of(&self, layer: &str, alpha: Option<f64>, rank: usize) -> f32 {
+        let rank = rank as f64;
+        let scale = match (alpha, &self.config) {
+            (Some(alpha), _) => alpha / rank,
+            (None, None) => 1.0,
+            (None, Some(config)) => {
+                let own = self.patterns.iter().find(|(pattern, _)| pattern.is_match(layer)).map(|(_, a)| *a);
+                match own.or(config.lora_alpha).or(config.r) {
+                    Some(alpha) if config.use_rslora => alpha / rank.sqrt(),
+                    Some(alpha) => alpha / rank,
+                    None => 1.0,
+                }
+            }
+        };
+        scale as f32
+    }
+}
+
+fn broken(path: &Path, e: &dyn std::fmt::Display) -> Error {
+    Error::Model(format!(
+        "the configuration of a LoRA in `{}` cannot be read: {e}; copy it again",
+        path.display()
+    ))
+}
