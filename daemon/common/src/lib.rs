@@ -6,6 +6,7 @@ pub mod clock;
 pub mod config;
 mod error;
 pub mod files;
+pub mod home;
 pub mod keys;
 pub mod log;
 pub mod memory;

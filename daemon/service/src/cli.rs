@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use animd_common::config::{Given, Sources};
 use animd_common::files::show;
+use animd_common::home;
 use clap::{CommandFactory, Parser};
 
 use crate::error::Error;
@@ -87,13 +88,13 @@ impl Args {
             ("--state", "folders", "state", &self.state),
         ] {
             let Some(path) = path else { continue };
-            let full = std::path::absolute(path).map_err(Error::file("find", path))?;
+            let full = std::path::absolute(home::typed(path.clone())).map_err(Error::file("find", path))?;
             let text = full.into_os_string().into_string().map_err(|path| {
                 Error::config(format!("option {option}: `{}` is not valid UTF-8", show(path)))
             })?;
             options.push(Given { option, section, key, value: text.into() });
         }
         let vars = std::env::vars_os().collect();
-        Ok(Sources { file: self.config.clone(), user: self.user, options, vars })
+        Ok(Sources { file: self.config.clone().map(home::typed), user: self.user, options, vars })
     }
 }

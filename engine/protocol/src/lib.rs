@@ -7,11 +7,14 @@
 mod defaults;
 pub mod dims;
 mod error;
+pub mod given;
 mod limits;
 pub mod messages;
+pub mod nearest;
 pub mod plan;
 pub mod profile;
 pub mod progress;
+mod ranges;
 pub mod recipe;
 pub mod request;
 pub mod schedule;
