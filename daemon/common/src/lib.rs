@@ -16,6 +16,7 @@ pub mod places;
 pub mod profiles;
 pub mod tasks;
 pub mod text;
+pub mod users;
 pub mod watch;
 pub mod words;
 

@@ -6,7 +6,9 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    self, Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 
 use crate::InvalidSetting;
 use crate::nearest::nearest;
@@ -38,11 +40,8 @@ pub const NAMES: [&str; 17] = [
 const SHOWN: usize = 60;
 
 const RESIZE: [(&str, Resize); 2] = [("official", Resize::Official), ("adaptive", Resize::Adaptive)];
-const SAMPLER: [(&str, Sampler); 3] = [
-    ("unipc", Sampler::Unipc),
-    ("distill", Sampler::Distill),
-    ("distill-renoise", Sampler::DistillRenoise),
-];
+const SAMPLER: [(&str, Sampler); 3] =
+    [("unipc", Sampler::Unipc), ("distill", Sampler::Distill), ("distill-renoise", Sampler::DistillRenoise)];
 const STEP_CACHE: [(&str, StepCache); 4] = [
     ("none", StepCache::None),
     ("teacache", StepCache::Teacache),
@@ -264,6 +263,29 @@ impl<'de> DeserializeSeed<'de> for Next<'_> {
     }
 }
 
+/// Takes the name of a setting, and refuses any other key where it stands.
+struct Name;
+
+impl<'de> DeserializeSeed<'de> for Name {
+    type Value = &'static str;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<&'static str, D::Error> {
+        deserializer.deserialize_identifier(self)
+    }
+}
+
+impl Visitor<'_> for Name {
+    type Value = &'static str;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a setting")
+    }
+
+    fn visit_str<E: de::Error>(self, key: &str) -> Result<&'static str, E> {
+        NAMES.into_iter().find(|name| *name == key).ok_or_else(|| E::unknown_field(key, &NAMES))
+    }
+}
+
 impl<'de> Deserialize<'de> for Settings {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Map;
@@ -277,11 +299,8 @@ impl<'de> Deserialize<'de> for Settings {
 
             fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Settings, A::Error> {
                 let mut settings = Settings::default();
-                while let Some(name) = entries.next_key::<String>()? {
-                    if !NAMES.contains(&name.as_str()) {
-                        return Err(de::Error::unknown_field(&name, &NAMES));
-                    }
-                    entries.next_value_seed(Next(&mut settings, &name))?;
+                while let Some(name) = entries.next_key_seed(Name)? {
+                    entries.next_value_seed(Next(&mut settings, name))?;
                 }
                 Ok(settings)
             }
@@ -351,7 +370,10 @@ mod tests {
         let read: Settings = serde_json::from_value(json)?;
         assert_eq!(read.resolve(|| 8)?, all);
         let wrong = serde_json::from_str::<Settings>(r#"{"seed": [1]}"#).expect_err("a list").to_string();
-        assert!(wrong.starts_with("`seed` must be a whole number") && wrong.contains("not a list"), "{wrong}");
+        assert!(
+            wrong.starts_with("`seed` must be a whole number") && wrong.contains("not a list"),
+            "{wrong}"
+        );
         Ok(())
     }
 }

@@ -298,7 +298,8 @@ impl Request {
         }
         if self.step_cache != StepCache::None {
             return Err(InvalidSetting(
-                "`step_cache` saves nothing in the four steps of a distilled sampler; leave `step_cache` out".into(),
+                "`step_cache` saves nothing in the four steps of a distilled sampler; leave `step_cache` out"
+                    .into(),
             ));
         }
         Ok(())

@@ -8,7 +8,7 @@ use animd_common::profiles;
 use serde_json::json;
 
 use super::exit::{Exit, Failure, Result};
-use super::{On, print};
+use super::{On, path, print};
 
 /// Check or show the configuration.
 ///
@@ -35,6 +35,7 @@ enum Verb {
 )]
 struct Check {
     /// This file, and the files of conf.d beside it, in place of the usual one
+    #[arg(value_parser = path())]
     file: Option<PathBuf>,
 }
 
@@ -43,6 +44,7 @@ struct Check {
 #[command(after_help = "Example: animctl config show --origins\n\nJSON: an object of sections")]
 struct Show {
     /// This file, and the files of conf.d beside it, in place of the usual one
+    #[arg(value_parser = path())]
     file: Option<PathBuf>,
     /// Say behind each value where it comes from
     #[arg(long)]

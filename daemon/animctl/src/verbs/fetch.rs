@@ -10,8 +10,8 @@ use rustix::fs::{Access, access};
 use serde_json::json;
 use zbus::OwnedFd;
 
-use super::Ctl;
 use super::exit::{Exit, Failure, Result};
+use super::{Ctl, path};
 
 /// Copy a job's video, or a picture of it, into a file.
 ///
@@ -22,6 +22,7 @@ pub struct Args {
     /// The job's number
     id: u64,
     /// The file, which must not exist
+    #[arg(value_parser = path())]
     file: PathBuf,
     /// One frame of the finished video, a small JPEG
     #[arg(long)]

@@ -12,8 +12,8 @@ use zbus::Variant;
 use super::dropin::{Plan, apply, needs_root, real, service_user};
 use super::exit::{Exit, Failure, Result};
 use super::settings::finite;
-use super::table::{Side, show as table};
-use super::{On, config, json_of, print};
+use super::term::{width, wrap};
+use super::{On, config, json_of, path, print};
 use crate::doctor::sandbox::Sandbox;
 use crate::doctor::{READ, SEARCH, WRITE, refusal_from};
 
@@ -50,9 +50,10 @@ it), next"
 )]
 struct Add {
     /// The folder
+    #[arg(value_parser = path())]
     dir: PathBuf,
     /// Where its videos go [default: the configured outbox]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = path())]
     outbox: Option<PathBuf>,
     /// Seconds that a picture must lie unchanged
     #[arg(long, value_name = "SECONDS", value_parser = finite)]
@@ -78,6 +79,7 @@ struct List {}
 #[command(after_help = "Example: sudo animctl folder remove /srv/pictures\n\nJSON: path, next")]
 struct Remove {
     /// The folder
+    #[arg(value_parser = path())]
     dir: PathBuf,
 }
 
@@ -95,8 +97,8 @@ async fn add(args: &Add, on: On) -> Result {
     let plan = Plan::folder(&dir, outbox.as_deref(), args.stable, args.poll);
     let (inside, next) = if on.user || !plan.needs_unit() {
         let ctl = on.connect().await?;
-        let path = |path: &Path| path.to_str().unwrap_or_default().to_owned();
-        let outbox = outbox.as_deref().map(path);
+        let text = |path: &Path| path.to_str().unwrap_or_default().to_owned();
+        let outbox = outbox.as_deref().map(text);
         let mut options: HashMap<&str, Variant<'_>> = HashMap::new();
         if let Some(outbox) = &outbox {
             options.insert("outbox", outbox.as_str().into());
@@ -106,7 +108,7 @@ async fn add(args: &Add, on: On) -> Result {
                 options.insert(key, seconds.into());
             }
         }
-        ctl.manager.add_watch(&path(&dir), options).await?;
+        ctl.manager.add_watch(&text(&dir), options).await?;
         (dir.clone(), "pictures in it are taken from now on")
     } else {
         needs_root(&format!("animctl folder add '{}'", show(&dir)))?;
@@ -189,21 +191,24 @@ async fn list(on: On) -> Result {
         return Ok(Exit::Done);
     }
     let text = |folder: &Value, key: &str| folder[key].as_str().unwrap_or_default().to_owned();
-    let rows: Vec<_> = folders
-        .iter()
-        .map(|folder| {
-            let state = match folder["polled_seconds"].as_f64() {
-                Some(seconds) => format!("looked into every {seconds} s"),
-                None => "watched".to_owned(),
-            };
-            let trouble = folder["trouble"].as_str().map(|trouble| format!("not watched: {trouble}"));
-            [text(folder, "path"), text(folder, "outbox"), text(folder, "origin"), trouble.unwrap_or(state)]
-        })
-        .collect();
-    table(
-        [("FOLDER", Side::Left), ("OUTBOX", Side::Left), ("FROM", Side::Left), ("STATE", Side::Left)],
-        &rows,
-    );
+    for folder in &folders {
+        let state = match folder["polled_seconds"].as_f64() {
+            Some(seconds) => format!("watched, by a scan every {seconds} s"),
+            None => "watched".to_owned(),
+        };
+        let state = folder["trouble"].as_str().map_or(state, |trouble| format!("not watched: {trouble}"));
+        let from = match text(folder, "origin").as_str() {
+            "inbox" => "the inbox".to_owned(),
+            "bus" => "added by `animctl folder add`".to_owned(),
+            origin => format!("from the {origin}"),
+        };
+        // Paths are not cut, so that they can be copied.
+        print(text(folder, "path"));
+        let outbox = format!("videos go to {}", text(folder, "outbox"));
+        for line in [outbox, format!("{from}; {state}")].iter().flat_map(|text| wrap(text, width() - 4)) {
+            print(format!("    {line}"));
+        }
+    }
     Ok(Exit::Done)
 }
 

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::dropin::{Plan, apply, needs_root, real, service_user};
 use super::exit::{Exit, Failure, Result};
-use super::{On, print};
+use super::{On, path, print};
 use crate::doctor::{READ, refusal_from};
 
 /// Let the service see a model's folder, and use it.
@@ -39,6 +39,7 @@ enum Verb {
 )]
 struct Add {
     /// The folder
+    #[arg(value_parser = path())]
     dir: PathBuf,
 }
 

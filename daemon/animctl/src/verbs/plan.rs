@@ -8,7 +8,7 @@ use animd_options::SettingsOptions;
 use serde_json::Value;
 
 use super::exit::{Exit, Result};
-use super::{Ctl, json_of, print, settings, submit};
+use super::{Ctl, json_of, path, print, settings, submit};
 
 /// Say what a video would take, without making it.
 #[derive(clap::Args)]
@@ -19,8 +19,9 @@ seconds (of work, without waiting), memory (bytes)"
 )]
 pub struct Args {
     /// The picture, whose shape counts
+    #[arg(value_name = "PICTURE", value_parser = path())]
     image: Option<PathBuf>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Settings of the video")]
     settings: SettingsOptions,
 }
 

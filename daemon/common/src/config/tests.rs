@@ -124,15 +124,15 @@ fn mistakes_are_named_with_their_place() {
             "[queue]\nattempts = \"x\"\n",
             "animd.toml:2:12: queue.attempts must be a whole number, 0 or more, not \"x\"",
         ),
-        (
-            "[power]\ninhibit_sleep = 1",
-            "animd.toml:2:17: power.inhibit_sleep must be true or false, not `1`",
-        ),
+        ("[power]\ninhibit_sleep = 1", "animd.toml:2:17: power.inhibit_sleep must be true or false, not `1`"),
         ("queue = 3", "animd.toml:1:9: here must be a section, not `3`"),
         ("[queue]\nattempts = 0", "animd.toml:2:12: queue.attempts 0 is not from 1 to 100"),
         ("[inbox]\nstable_seconds = nan", "animd.toml:2:18: inbox.stable_seconds NaN is not from 0 to 3600"),
         ("[log]\nlevel = \"loud=x=y\"", "animd.toml:2:9: log.level `loud=x=y`"),
-        ("[defaults]\nseed = 1\nframes = 80\n", "animd.toml:3:10: `frames` must be 4n+1, up to 4093; the nearest to 80 is 81"),
+        (
+            "[defaults]\nseed = 1\nframes = 80\n",
+            "animd.toml:3:10: `frames` must be 4n+1, up to 4093; the nearest to 80 is 81",
+        ),
         (
             "[defaults]\nsampler = \"distil\"\n",
             "animd.toml:2:11: `sampler` must be `unipc`, `distill` or `distill-renoise`, not `distil`; did you mean `distill`?",
@@ -141,7 +141,10 @@ fn mistakes_are_named_with_their_place() {
             "[defaults]\nstep_cache = \"teacache\"\nsampler = \"distill\"",
             "animd.toml:2:14: [defaults]: `step_cache` saves nothing",
         ),
-        ("[folders]\ninbox = \"~/in\"", "animd.toml:2:9: folders.inbox `~/in`: `~` is nobody's home here; write the whole path"),
+        (
+            "[folders]\ninbox = \"~/in\"",
+            "animd.toml:2:9: folders.inbox `~/in`: `~` is nobody's home here; write the whole path",
+        ),
         ("[folders]\ninbox = \"\"", "animd.toml:2:9: folders.inbox is empty"),
         (
             "[folders]\noutbox = \"/a\"\nstate = \"/a/.\"",
@@ -174,10 +177,7 @@ fn mistakes_are_named_with_their_place() {
     let e = error("", &[], &[("ANIMD_QUEUE_FRE_MIB", "9")]);
     assert_eq!(e, "variable ANIMD_QUEUE_FRE_MIB: unknown key `fre_mib`; did you mean `free_mib`?");
     let e = error("", &[], &[("ANIMD_QUEUE_TOTAL", "many")]);
-    assert_eq!(
-        e,
-        "variable ANIMD_QUEUE_TOTAL: queue.total must be a whole number, 0 or more, not \"many\""
-    );
+    assert_eq!(e, "variable ANIMD_QUEUE_TOTAL: queue.total must be a whole number, 0 or more, not \"many\"");
     let e = error("", &[], &[("ANIMD_QUEUE_TOTAL", "0")]);
     assert_eq!(e, "variable ANIMD_QUEUE_TOTAL: queue.total 0 is not from 1 to 10000000");
     assert!(error("", &[], &[("ANIMD_WATCH_PATH", "/a")]).contains("cannot be variables"));

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use animd_common::files::{open_regular, show};
+use animd_common::users;
 use zbus::message::Header;
 use zbus::{Connection, OwnedFd, OwnedObjectPath, OwnedVariant, interface};
 
@@ -96,7 +97,7 @@ impl JobObject {
     ) -> Result<(), BusError> {
         let uid = self.authorized(&header, connection).await?;
         let id = self.id;
-        if self.hub.queue.cancel(id, format!("cancelled by user {uid}")).await? {
+        if self.hub.queue.cancel(id, format!("cancelled by {}", users::name(uid))).await? {
             return Ok(());
         }
         let state = self.job().await?.state.name();

@@ -194,21 +194,22 @@ fn given(value: &OwnedVariant) -> Given<'static> {
     }
 }
 
-/// Reads a list's filter: `state` s, `owner` u, `before` t, `limit` u, of which at most `most` are given.
+/// Returns the state with this name.
+fn state(name: &str) -> Result<State, BusError> {
+    State::from_name(name).ok_or_else(|| {
+        let states = State::ALL.map(State::name);
+        BusError::InvalidOption(format!("`state`: `{}` is none of {}", short(name), states.join(", ")))
+    })
+}
+
+/// Reads a list's filter: `state` s (one, or several with commas between them), `owner` u, `before` t, `limit` u, of which at most `most` are given.
 pub fn filter(options: &Options, most: u32) -> Result<Filter, BusError> {
-    let mut filter = Filter { state: None, owner: None, before: None, limit: 100.min(most) };
+    let mut filter = Filter { states: Vec::new(), owner: None, before: None, limit: 100.min(most) };
     for (key, value) in options {
         match key.as_str() {
             "state" => {
-                let name = word(key, value)?;
-                let states = State::ALL.map(State::name);
-                filter.state = Some(State::from_name(&name).ok_or_else(|| {
-                    BusError::InvalidOption(format!(
-                        "`state`: `{}` is none of {}",
-                        short(&name),
-                        states.join(", ")
-                    ))
-                })?);
+                let names = word(key, value)?;
+                filter.states = names.split(',').map(|name| state(name.trim())).collect::<Result<_, _>>()?;
             }
             "owner" => filter.owner = Some(number(key, value)?),
             // A number that SQLite cannot hold is larger than every job's.
@@ -359,7 +360,9 @@ mod tests {
             error(options([("promt", "a".into())]))
                 .ends_with("unknown option `promt`; did you mean `prompt`?")
         );
-        assert!(error(options([("seed", (-1_i32).into())])).contains("`seed` must be a whole number from 0 to "));
+        assert!(
+            error(options([("seed", (-1_i32).into())])).contains("`seed` must be a whole number from 0 to ")
+        );
         let both = error(options([("steps", 0_u8.into()), ("fps", "fast".into())]));
         assert!(both.contains("`fps` must be") && both.contains("; `steps` must be"), "{both}");
         assert!(error(options([("size", "800x601".into())])).contains("the nearest to 601 is 608"));

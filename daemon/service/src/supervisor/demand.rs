@@ -37,6 +37,7 @@ impl Supervisor {
         if running.cancel.is_none() {
             tracing::info!(job = id, "job {id} is being cancelled");
             running.cancel = Some(Cancel { text, deadline: Instant::now() + grace });
+            self.tools.events.set_canceling(id);
             if let Some(engine) = self.engine.engine_mut()
                 && let Err(e) = engine.send(&ToEngine::Cancel { job: id }).await
             {

@@ -2,6 +2,8 @@
 
 use animd_common::bus::ServiceState;
 
+use animd_protocol::progress::Stage;
+
 use super::Supervisor;
 use super::state::{Absence, EngineState, Trouble};
 
@@ -17,7 +19,8 @@ impl Supervisor {
         match &self.engine {
             EngineState::Busy { running, .. } => {
                 let id = running.job.id;
-                let stage = self.tools.events.live(id).map_or("load", |live| live.progress.stage.name());
+                let live = self.tools.events.live(id);
+                let stage = live.map_or_else(|| Stage::Load.name().into(), |live| live.progress.to_string());
                 let then = paused.map(|text| format!("; then {text}")).unwrap_or_default();
                 (ServiceState::Busy, format!("job {id} is being made: {stage}{then}"))
             }
@@ -51,8 +54,8 @@ impl Supervisor {
     fn paused_text(&self) -> Option<String> {
         let who = self.tools.holds.paused()?;
         let end = match self.tools.holds.paused_until_resumed() {
-            Some(_) => "`animctl resume` ends that",
-            None => "it goes on when that program ends",
+            Some(_) => "`animctl resume` continues it",
+            None => "it continues when that program ends",
         };
         Some(format!("the queue is paused {who}; {end}"))
     }
