@@ -114,8 +114,8 @@ fn the_queue_obeys() {
     place(2, 1);
     place(0, 3);
     let (code, why) = refused(&house, &["priority", &ids[0], "500"]);
-    assert_eq!(code, Some(1));
-    assert!(why.contains("500 is not from -100 to 100"), "{why}");
+    assert_eq!(code, Some(2));
+    assert!(why.contains("must be a whole number from -100 to 100, not 500"), "{why}");
     // Several jobs at once, one of which is unknown.
     let output = house.animctl(&["--json", "cancel", &ids[1], "99"]);
     assert_eq!(output.status.code(), Some(1));
@@ -244,8 +244,8 @@ fn plans_profiles_and_folders_are_listed() {
     assert_eq!((&plan["steps"], &plan["forwards"], &plan["profile"]), (&json!(7), &json!(14), &json!("cpu")));
     assert!(says(&house, &["plan"]).contains("40 steps, 80 passes"));
     let (code, why) = refused(&house, &["plan", "--frames", "80"]);
-    assert_eq!(code, Some(1));
-    assert!(why.contains("frames 80 is not 4n+1"), "{why}");
+    assert_eq!(code, Some(2));
+    assert!(why.contains("the nearest to 80 is 81"), "{why}");
 
     let profiles = house.json(&["profile"]);
     let cpu = profiles.as_array().unwrap().iter().find(|profile| profile["name"] == "cpu").unwrap();
@@ -383,7 +383,9 @@ fn codes_are_as_documented() {
     let why = text(&none.stderr);
     assert!(why.contains("`animd --user`") && why.contains("`systemctl start animd`"), "{why}");
     let help = says(&house, &["--help"]);
-    for line in ["  0  done", "  3  no animd can be reached", "  4  the job was cancelled"] {
+    for line in
+        ["  0    done", "  3    no animd can be reached", "  4    the job was cancelled", "  130  Ctrl-C"]
+    {
         assert!(help.contains(line), "{help}");
     }
 }

@@ -1,6 +1,7 @@
 //! `animctl`, the client of animd's bus interface: one file a verb.
 
 mod batch;
+mod bundle;
 mod cancel;
 mod config;
 mod doctor;
@@ -31,6 +32,7 @@ mod report;
 mod retry;
 mod settings;
 mod show;
+mod started;
 mod stats;
 mod status;
 mod submit;
