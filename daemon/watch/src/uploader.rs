@@ -269,7 +269,7 @@ impl Uploader {
             Ok::<_, Trouble>(waits)
         };
         if let Ok(true) = replaced.await {
-            tracing::info!("job {id} is made anew: its sidecar came late");
+            tracing::info!("job {id} is made again: its sidecar arrived late");
             self.jobs.remove(&id);
             self.waiting.push_back(ready.clone());
         }
@@ -329,7 +329,7 @@ impl Uploader {
 
     fn is_away(&mut self, text: &str) {
         if self.away == 0 {
-            tracing::warn!("animd cannot be reached; its jobs are kept, and it is asked again: {text}");
+            tracing::warn!("cannot reach animd; its jobs are kept, and animd-watch tries again: {text}");
         }
         let pause = (FIRST_PAUSE * 2u32.saturating_pow(self.away.min(16))).min(LONGEST_PAUSE);
         self.away += 1;
@@ -554,7 +554,7 @@ impl Uploader {
         match blocking(move || put_away(&picture, into, note.as_deref())).await {
             Ok(()) => true,
             Err(e) => {
-                tracing::error!("a picture cannot be moved away, and is not taken again: {}", reason(&e));
+                tracing::error!("cannot move a picture away, so it is not taken again: {}", reason(&e));
                 tracing::debug!("{e}");
                 self.stuck.insert(wish(ready));
                 false
@@ -583,7 +583,7 @@ async fn is_late(carried: &Carried) -> bool {
 }
 
 fn trouble_here(e: &Error) {
-    tracing::error!("a file cannot be used, and is tried again: {}", reason(e));
+    tracing::error!("cannot use a file; trying again: {}", reason(e));
     tracing::debug!("{e}");
 }
 

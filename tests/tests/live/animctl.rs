@@ -122,7 +122,7 @@ fn the_queue_obeys() {
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(told, json!([{"id": 2, "state": "canceled"}]));
     assert!(text(&output.stderr).contains("no job 99"));
-    assert_eq!(says(&house, &["resume"]), "jobs are started\n");
+    assert_eq!(says(&house, &["resume"]), "the queue continues\n");
     house.until_ended(3);
     let order = "SELECT group_concat(id) FROM (SELECT id FROM job WHERE state = 'done' ORDER BY started_us)";
     assert_eq!(house.text(order), "3,1");
@@ -230,7 +230,7 @@ fn what_was_done_is_told_in_every_form() {
     let (code, why) =
         refused(&house, &["fetch", "1", house.path("preview.jpg").to_str().unwrap(), "--preview"]);
     assert_eq!(code, Some(1));
-    assert!(why.contains("job 1 is done; it has no preview any more"), "{why}");
+    assert!(why.contains("job 1 is done; it no longer has a preview"), "{why}");
     let thumbnail = house.path("small.jpg");
     house.json(&["fetch", "1", thumbnail.to_str().unwrap(), "--thumbnail"]);
     assert_eq!(fs::read_to_string(thumbnail).unwrap(), "thumbnail of job 1\n");

@@ -132,7 +132,7 @@ fn what_is_no_picture_or_too_large_fails_in_words() {
     house.until_ended(3);
     let note =
         |name: &str| fs::read_to_string(house.path(&format!("inbox/failed/{name}.png.error.txt"))).unwrap();
-    assert!(note("note").contains("is not a picture that animd knows; give it a PNG"));
+    assert!(note("note").contains("is not a supported image; use a PNG"));
     assert!(note("empty").contains("is empty"));
     assert!(note("huge").contains("at most 256 MiB"));
 }

@@ -82,13 +82,13 @@ pub fn suspend(params: &str) -> Check {
     const NAME: &str = "suspend";
     let value = params.lines().find_map(|line| line.strip_prefix("PreserveVideoMemoryAllocations:"));
     match value.map(str::trim) {
-        Some("1") => Check::ok(NAME, "the driver keeps video memory while the machine sleeps"),
+        Some("1") => Check::ok(NAME, "the driver preserves video memory while the machine sleeps"),
         Some(_) => Check::warn(
             NAME,
-            "the driver forgets video memory when the machine sleeps; animd loads the model again after that, other programs may crash",
+            "the driver loses video memory when the machine sleeps; animd then loads the model again, but other programs may crash",
             "set `options nvidia NVreg_PreserveVideoMemoryAllocations=1` in /etc/modprobe.d/nvidia.conf and enable nvidia-suspend.service",
         ),
-        None => Check::ok(NAME, "no NVIDIA driver that could forget video memory"),
+        None => Check::ok(NAME, "there is no NVIDIA driver that could lose video memory"),
     }
 }
 

@@ -106,8 +106,8 @@ async fn checks(loaded: &animd_common::Result<Loaded>, on: On) -> Vec<Check> {
         }
         None => checks.push(Check::fail(
             "user",
-            "there is no user `animd`, whom the service runs as",
-            "install the package again, or ask for your own animd with --user",
+            "there is no user `animd`, which the service runs as",
+            "install the package again, or check your own animd with --user",
         )),
     }
     checks.push(doctor::disk(&config));
@@ -187,13 +187,13 @@ fn polkit(actions: &Path, there: bool) -> Check {
         (true, true) => Check::ok(NAME, "it has animd's actions"),
         (true, false) => Check::warn(
             NAME,
-            "it does not know animd's actions, so only root may manage",
+            "it does not have animd's actions, so only root can manage animd",
             "install the package again",
         ),
         (false, _) => Check::warn(
             NAME,
-            "it does not run, so only root may pause the queue, add folders or see others' jobs",
-            "`apt install polkitd`, unless that is as you want it",
+            "it is not running, so only root can pause the queue, add folders or see others' jobs",
+            "`apt install polkitd`, unless you want it so",
         ),
     }
 }

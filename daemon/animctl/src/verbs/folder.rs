@@ -20,7 +20,7 @@ use crate::doctor::{READ, SEARCH, WRITE, refusal_from};
 /// Manage the folders that are watched for pictures.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: sudo animctl folder add /srv/pictures\n\n`animctl watch` is something else: it shows jobs as they run."
+    after_help = "Example: sudo animctl folder add /srv/pictures\n\nTo see jobs as they run, use `animctl watch`."
 )]
 pub struct Args {
     #[command(subcommand)]
@@ -36,13 +36,13 @@ enum Verb {
 
 /// Watch one more folder.
 ///
-/// With all its subfolders, also after a restart.
+/// Its subfolders are watched too. It stays watched after a restart.
 ///
-/// The installed service's sandbox shows it no homes and lets it write to nothing but /var/lib/animd. For a folder elsewhere this
-/// writes two files, one that lets the sandbox into this folder
+/// The installed service runs in a sandbox, which hides home folders and only lets it write to /var/lib/animd. For any other folder
+/// this writes two files: one that opens the sandbox for this folder
 /// (/etc/systemd/system/animd.service.d/animctl-folder-NAME.conf), and one for the configuration
-/// (/etc/animd/conf.d/animctl-folder-NAME.toml), and the service is started again when no job runs. For your own folders
-/// animd-watch needs none of this.
+/// (/etc/animd/conf.d/animctl-folder-NAME.toml). The service restarts when no job runs. For folders of your own, use
+/// animd-watch, which needs none of this.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: sudo animctl folder add /srv/pictures --outbox /srv/videos\n\nJSON: path, inside (where the service sees \
@@ -55,10 +55,10 @@ struct Add {
     /// Where its videos go [default: the configured outbox]
     #[arg(long, value_name = "DIR", value_parser = path())]
     outbox: Option<PathBuf>,
-    /// Seconds that a picture must lie unchanged
+    /// Seconds that a picture must stay unchanged before it is taken
     #[arg(long, value_name = "SECONDS", value_parser = finite)]
     stable: Option<f64>,
-    /// Look into it this often, where the file system does not report changes
+    /// Scan it this often, for file systems that do not report changes
     #[arg(long, value_name = "SECONDS", value_parser = finite)]
     poll: Option<f64>,
 }
@@ -72,9 +72,9 @@ it is not watched)"
 )]
 struct List {}
 
-/// Watch a folder no longer.
+/// Stop watching a folder.
 ///
-/// Its jobs stay.
+/// Jobs of its pictures stay in the queue.
 #[derive(clap::Args)]
 #[command(after_help = "Example: sudo animctl folder remove /srv/pictures\n\nJSON: path, next")]
 struct Remove {
@@ -159,7 +159,7 @@ fn overlap(
 fn rights(dir: &Path) -> Result<()> {
     match service_user().and_then(|user| refusal_from(dir, dir, &user, READ | WRITE | SEARCH)) {
         None => Ok(()),
-        Some(why) => Err(Failure::new(format!("{why}; let it: `setfacl -m u:animd:rwx '{}'`", show(dir)))),
+        Some(why) => Err(Failure::new(format!("{why}; allow it: `setfacl -m u:animd:rwx '{}'`", show(dir)))),
     }
 }
 
@@ -175,11 +175,11 @@ async fn remove(dir: &Path, on: On) -> Result {
     } else {
         let ctl = on.connect().await?;
         ctl.manager.remove_watch(dir.to_str().unwrap_or_default()).await?;
-        "its jobs stay"
+        "its jobs stay in the queue"
     };
     match on.json {
         true => print(json!({"path": show(&dir), "next": next})),
-        false => print(format!("`{}` is watched no longer; {next}", show(&dir))),
+        false => print(format!("`{}` is no longer watched; {next}", show(&dir))),
     }
     Ok(Exit::Done)
 }

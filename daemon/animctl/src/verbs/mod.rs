@@ -223,8 +223,8 @@ impl On {
             Failure::unreachable(match self.system {
                 true => format!("the system bus cannot be reached: {e}"),
                 false => format!(
-                    "no animd runs on the session bus, and the system bus cannot be reached ({e}); start your own by \
-                     `animd --user`, or the machine's by `systemctl start animd`"
+                    "no animd runs on the session bus, and the system bus cannot be reached ({e}); start your own with \
+                     `animd --user`, or the machine's with `systemctl start animd`"
                 ),
             })
         })

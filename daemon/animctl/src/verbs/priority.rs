@@ -5,7 +5,7 @@ use serde_json::json;
 use super::Ctl;
 use super::exit::{Exit, Result};
 
-/// Give a waiting job another place in the queue.
+/// Move a queued job up or down the queue.
 ///
 /// The job with the larger priority runs first; of equal ones, the older.
 #[derive(clap::Args)]
@@ -16,7 +16,7 @@ animctl priority 7 -5\n\nJSON: id, priority"
 pub struct Args {
     /// The job's number
     id: u64,
-    /// From -100 to 100; jobs begin with 0
+    /// The new priority, from -100 to 100; a job starts with 0
     #[arg(allow_negative_numbers = true, value_name = "N", value_parser = in_range())]
     priority: i32,
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::Ctl;
 use super::exit::{Exit, Failure, Result};
 
-/// Let the service read its configuration again.
+/// Make the service read its configuration again.
 ///
 /// If it has a mistake, the old one stays in force.
 #[derive(clap::Args)]

@@ -19,16 +19,16 @@ use crate::report::{Entry, Report, Sum, page};
 /// The size of the largest thumbnail that goes into the report, in bytes.
 const MAX_THUMBNAIL: u64 = 1 << 20;
 
-/// Write what animd did as one HTML page.
+/// Write a report on what animd did, as one HTML page.
 ///
-/// It needs nothing else: sums, plots, and a card for each job.
+/// It has sums, plots and a card for each job, and needs no other files.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl report animd.html --days 30\n\nIt has your own jobs; for root it has everybody's, with prompts and \
 pictures. An existing file is replaced.\n\nJSON: file, jobs (how many have a card), bytes"
 )]
 pub struct Args {
-    /// The page
+    /// The HTML file to write
     #[arg(value_name = "OUT.html", value_parser = path())]
     file: PathBuf,
     /// Sum up only the last N days

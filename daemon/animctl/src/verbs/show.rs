@@ -25,7 +25,7 @@ steps [[seconds, computed]], samples [[time, watts, degrees, MHz, per cent, byte
 pub struct Args {
     /// The job's number
     id: u64,
-    /// Show what happened to it, and when, too
+    /// Also show what happened to it, and when
     #[arg(long)]
     timeline: bool,
 }

@@ -78,8 +78,8 @@ impl JobObject {
     }
 
     fn not_ready(job: &Job, what: &str) -> BusError {
-        let when = if job.state.is_open() { "yet" } else { "any more" };
-        BusError::NotReady(format!("job {} is {}; it has no {what} {when}", job.id, job.state.name()))
+        let has = if job.state.is_open() { "does not have a" } else { "no longer has a" };
+        BusError::NotReady(format!("job {} is {}; it {has} {what}", job.id, job.state.name()))
     }
 }
 

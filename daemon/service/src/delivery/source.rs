@@ -47,7 +47,10 @@ impl Delivery {
         };
         let id = job.id;
         if job.outcome != Some(Outcome::Canceled) && self.is_late(job) {
-            tracing::info!(job = id, "the picture of job {id} stays for another job: its sidecar came late");
+            tracing::info!(
+                job = id,
+                "the picture of job {id} stays for another job: its sidecar arrived late"
+            );
             return Ok(());
         }
         let root = self.watches.root_of(&source.path, Some(&target));

@@ -22,17 +22,18 @@ impl Supervisor {
                 let live = self.tools.events.live(id);
                 let stage = live.map_or_else(|| Stage::Load.name().into(), |live| live.progress.to_string());
                 let then = paused.map(|text| format!("; then {text}")).unwrap_or_default();
-                (ServiceState::Busy, format!("job {id} is being made: {stage}{then}"))
+                (ServiceState::Busy, format!("job {id} is running: {stage}{then}"))
             }
-            EngineState::Absent(Absence::Asleep { .. }) => {
-                (ServiceState::Paused, "the machine goes to sleep; the queue goes on when it wakes".into())
-            }
+            EngineState::Absent(Absence::Asleep { .. }) => (
+                ServiceState::Paused,
+                "the machine is going to sleep; the queue continues when it wakes".into(),
+            ),
             EngineState::Absent(absence) => match (&self.trouble, paused, absence) {
                 (Some(Trouble { state, text }), ..) => (*state, text.clone()),
                 (None, Some(text), _) => (ServiceState::Paused, text),
                 (None, None, Absence::Unloaded) => (
                     ServiceState::Idle,
-                    "waiting for pictures; the model is unloaded and comes back with the next job".into(),
+                    "waiting for pictures; the model is unloaded, and the next job loads it".into(),
                 ),
                 (None, None, _) => (ServiceState::Starting, "the service is starting".into()),
             },

@@ -262,7 +262,7 @@ impl Intake {
                 if !self.queue.ledger.call(move |db| db.set_request(id, &request, read_us)).await? {
                     return Ok(Fate::Waits);
                 }
-                tracing::info!(job = id, "job {id} has new settings: its sidecar came late");
+                tracing::info!(job = id, "job {id} has new settings, from a sidecar that arrived late");
             }
             Err(Error::Common(Common::Refused { code, text })) => {
                 self.queue.ledger.call(move |db| db.settings_read(id, read_us)).await?;
