@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use animd_protocol::messages::{Pictures, Report};
 use animd_protocol::profile::AttentionKind;
+use animd_protocol::recipe::Component;
 use animd_protocol::request::Request;
 use animd_protocol::step_cache::{self, StepPlan};
 
 use crate::backend::Backend;
+use crate::finite::Outputs;
 use crate::image::{self, Fitted, Picture};
 use crate::model::dit::{Blocks, Context, Inputs, Time};
 use crate::model::vae::{self, Footage};
@@ -126,11 +128,20 @@ impl<B: Backend> Pipeline<B> {
         let mut previews = Previews::new(pictures.preview.as_deref(), colours);
         let attention = self.setup().attention;
         let mut parts = self.parts()?;
-        let conditioning = condition(&mut parts, job, &mut clock)?;
+        let mut outputs = Outputs::default();
+        let conditioning = condition(&mut parts, job, &mut outputs, &mut clock)?;
 
         clock.stage(Stage::Denoise)?;
-        let (latents, plan) =
-            denoise(&parts, job, &sampler, attention, &conditioning, &mut previews, &mut clock)?;
+        let (latents, plan) = denoise(
+            &parts,
+            job,
+            &sampler,
+            attention,
+            &conditioning,
+            &mut previews,
+            &mut outputs,
+            &mut clock,
+        )?;
         drop(conditioning);
         let Parts { backend, recipe, models, .. } = parts;
         let (forwards_computed, forwards_skipped) = plan.forwards(recipe.uses_guidance(request));
@@ -149,6 +160,8 @@ impl<B: Backend> Pipeline<B> {
             // While frames are downloaded and written, the next ones are decoded.
             let mut on_their_way = None;
             let mut sink = |pixels: B::Tensor| {
+                // What the last step computed has arrived by now.
+                outputs.check()?;
                 let next = vae::fetch_u8(backend, &pixels)?;
                 on_their_way.replace(next).map_or(Ok(()), |before| write(before()?))
             };
@@ -209,6 +222,7 @@ impl<B: Backend> Pipeline<B> {
 fn condition<B: Backend>(
     parts: &mut Parts<'_, B>,
     job: &Job,
+    outputs: &mut Outputs,
     clock: &mut Clock<'_>,
 ) -> Result<Conditioning<B>> {
     let Parts { backend, tokenizer, recipe, models } = parts;
@@ -219,9 +233,13 @@ fn condition<B: Backend>(
         true => Some(models.text(backend, tokenizer, &request.negative_prompt)?),
         false => None,
     };
+    for text in std::iter::once(&positive).chain(&negative) {
+        outputs.watch(backend, Component::T5, None, text)?;
+    }
 
     clock.stage(Stage::Image)?;
     let picture = models.image_encoder()?.encode(backend, &job.clip_pixels, None)?;
+    outputs.watch(backend, Component::Clip, None, &picture)?;
     let contexts = models.experts().iter().map(|dit| {
         let context = |text| dit.context(backend, text, &picture);
         Ok(Contexts { positive: context(&positive)?, negative: negative.as_ref().map(context).transpose()? })
@@ -233,6 +251,7 @@ fn condition<B: Backend>(
     let first = backend.upload(first_frame, &[3, 1, *height, *width])?;
     let footage = Footage::Picture { picture: &first, latent_frames: request.latent_frames() };
     let latents = models.vae.encode(backend, footage, request.tiling, clock.observer(), None)?;
+    outputs.watch(backend, Component::Vae, None, &latents)?;
     Ok(Conditioning { y: vae::condition(backend, &latents)?, contexts })
 }
 
@@ -244,6 +263,7 @@ fn denoise<B: Backend>(
     attention: AttentionKind,
     conditioning: &Conditioning<B>,
     previews: &mut Previews<'_>,
+    outputs: &mut Outputs,
     clock: &mut Clock<'_>,
 ) -> Result<(B::Tensor, StepPlan)> {
     let &Parts { backend, recipe, ref models, .. } = parts;
@@ -296,6 +316,9 @@ fn denoise<B: Backend>(
             }
             _ => branches.remove(0),
         };
+        // Earlier outputs are looked at while the device still works on this step.
+        outputs.check()?;
+        outputs.watch(backend, Component::Dit, Some(step as u32 + 1), &velocity)?;
         previews.offer(backend, x, &velocity, sampler.sigmas()[step], observer)?;
         Ok(velocity)
     };

@@ -22,7 +22,7 @@ use crate::backend::loading::{ConvWeights, Group};
 use crate::backend::{Backend, Loader};
 use crate::progress::Observer;
 use crate::weights::{HostTensor, VaeConfig, WeightSource};
-use crate::{Error, Result};
+use crate::{Error, Result, finite};
 use animd_protocol::request::Tiling;
 
 pub use colours::Colours;
@@ -324,17 +324,22 @@ pub fn condition<B: Backend>(b: &B, latents: &B::Tensor) -> Result<B::Tensor> {
 /// # Errors
 /// Returns `Setting` for other extents, and the backend's errors.
 pub fn to_u8<B: Backend>(b: &B, frames: &B::Tensor) -> Result<Vec<u8>> {
-    fetch_u8(b, frames)?()
+    let [_, n, h, w] = extents(b, frames, 3, 1)?;
+    Ok(interleave(&b.download(frames)?, n * h * w))
 }
 
 /// Begins [`to_u8`] and returns a function that waits for the result.
 ///
 /// # Errors
-/// Returns the errors of [`to_u8`].
+/// Returns the errors of [`to_u8`]. The function returns [`crate::Error::Model`] for values that are not finite.
 pub fn fetch_u8<B: Backend>(b: &B, frames: &B::Tensor) -> Result<impl FnOnce() -> Result<Vec<u8>> + use<B>> {
     let [_, n, h, w] = extents(b, frames, 3, 1)?;
     let values = b.fetch(frames)?;
-    Ok(move || Ok(interleave(&values()?, n * h * w)))
+    Ok(move || {
+        let values = values()?;
+        finite::check_frames(&values)?;
+        Ok(interleave(&values, n * h * w))
+    })
 }
 
 /// The number of pixels that one thread converts at a time.
