@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod bench;
 pub mod error;
+mod finite;
 #[cfg(test)]
 mod goldens;
 pub mod image;

@@ -2,6 +2,7 @@
 
 pub mod doctor;
 pub mod report;
+mod tar;
 mod verbs;
 
 pub use verbs::{Exit, command, main};

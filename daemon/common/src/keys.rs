@@ -2,75 +2,33 @@
 
 use std::path::Path;
 
+use animd_protocol::given::{self, Given};
 use animd_protocol::request::Settings;
+use toml::de::{DeTable, DeValue};
 
 use crate::files::show;
 use crate::text;
 
 /// Every key of [`Settings`].
-pub const SETTINGS: [&str; 17] = [
-    "prompt",
-    "negative_prompt",
-    "seed",
-    "size",
-    "resize",
-    "frames",
-    "fps",
-    "quality",
-    "sampler",
-    "steps",
-    "shift",
-    "guidance",
-    "step_cache",
-    "step_cache_threshold",
-    "noise",
-    "noise_multiprocessors",
-    "tiling",
-];
+pub use animd_protocol::given::NAMES as SETTINGS;
+pub use animd_protocol::nearest::nearest;
 
-/// The longest wrong word that is compared with the right ones, in bytes: the work grows with it.
-const MAX_WORD: usize = 64;
+/// The longest wrong word that an error repeats, in characters.
+const MAX_SHOWN: usize = 64;
 /// The longest sentence about a wrong value, in characters; it may repeat what a caller wrote.
 const MAX_SENTENCE: usize = 400;
-
-/// Returns the key most like `wrong`, if one is like it at all.
-pub fn nearest<'a>(wrong: &str, keys: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    if wrong.len() > MAX_WORD {
-        return None;
-    }
-    keys.into_iter()
-        .map(|key| (distance(wrong, key), key))
-        .min()
-        .filter(|(d, key)| *d <= key.len().max(3) / 2)
-        .map(|(_, key)| key)
-}
 
 /// Returns "; did you mean `x`?", or an empty string if no key is similar.
 pub fn hint<'a>(wrong: &str, keys: impl IntoIterator<Item = &'a str>) -> String {
     nearest(wrong, keys).map(|key| format!("; did you mean `{key}`?")).unwrap_or_default()
 }
 
-/// Returns the Levenshtein distance, with hyphens and underscores treated as equal.
-fn distance(a: &str, b: &str) -> usize {
-    let fold = |s: &str| s.to_lowercase().replace('-', "_").chars().collect::<Vec<_>>();
-    let (a, b) = (fold(a), fold(b));
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let next = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], next);
-        }
-    }
-    row[b.len()]
-}
-
 /// Returns an error of the TOML reader as one sentence: file, line, what is wrong, and the nearest right key.
 pub fn explain(file: &Path, text: &str, error: &toml::de::Error) -> String {
-    let line =
-        error.span().map(|span| text.as_bytes()[..span.start.min(text.len())].split(|b| *b == b'\n').count());
-    let place = line.map_or_else(|| show(file), |line| format!("{}:{line}", show(file)));
+    let place = match error.span() {
+        Some(span) => format!("{}:{}", show(file), line(text, span.start)),
+        None => show(file),
+    };
     format!("{place}: {}", with_hint(error.message()))
 }
 
@@ -85,7 +43,7 @@ pub fn with_hint(message: &str) -> String {
             Some(key) => format!("; did you mean `{key}`?"),
             None => format!("; known are {}", known.join(", ")),
         };
-        return format!("unknown {what} `{}`{hint}", one_line(wrong, MAX_WORD));
+        return format!("unknown {what} `{}`{hint}", one_line(wrong, MAX_SHOWN));
     }
     one_line(message, MAX_SENTENCE)
 }
@@ -98,10 +56,48 @@ pub fn one_line(text: &str, most: usize) -> String {
     }
 }
 
-/// Reads [`Settings`] from the text of a sidecar or of a JSON object; `file` is named in the error.
+/// Reads [`Settings`] from the text of a sidecar; `file` is named in the error.
+///
+/// # Errors
+/// Returns one sentence for each mistake, with its line, all on one line.
 pub fn settings_from_toml(file: &Path, toml: &str) -> Result<Settings, String> {
-    let settings = toml::from_str(toml).map_err(|e| explain(file, toml, &e))?;
-    text::settings(settings).map_err(|e| format!("{}: {e}", show(file)))
+    let tree = DeTable::parse(toml).map_err(|e| explain(file, toml, &e))?;
+    let mut entries: Vec<_> = tree.get_ref().iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    let mut settings = Settings::default();
+    let mut mistakes: Vec<String> = Vec::new();
+    for (key, value) in entries {
+        if let Err(e) = given::set(&mut settings, key.get_ref(), &given(value.get_ref())) {
+            mistakes.push(format!("{}:{}: {e}", show(file), line(toml, key.span().start)));
+        }
+    }
+    match text::settings(settings) {
+        Ok(settings) if mistakes.is_empty() => return Ok(settings),
+        Ok(_) => {}
+        Err(e) => mistakes.push(format!("{}: {e}", show(file))),
+    }
+    Err(mistakes.join("; "))
+}
+
+/// Returns the line of a byte, counted from 1.
+fn line(text: &str, at: usize) -> usize {
+    text.as_bytes()[..at.min(text.len())].split(|byte| *byte == b'\n').count()
+}
+
+/// Returns a value of a TOML file as what a person gave.
+pub fn given<'a>(value: &'a DeValue<'_>) -> Given<'a> {
+    match value {
+        DeValue::String(text) => Given::Text(text.as_ref().into()),
+        DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
+            .map_or(Given::Other("a number without end"), Given::Whole),
+        DeValue::Float(number) => {
+            number.as_str().parse().map_or(Given::Other("a number without end"), Given::Real)
+        }
+        DeValue::Boolean(truth) => Given::Truth(*truth),
+        DeValue::Datetime(_) => Given::Other("a date"),
+        DeValue::Array(_) => Given::Other("a list"),
+        DeValue::Table(_) => Given::Other("a section"),
+    }
 }
 
 #[cfg(test)]
@@ -122,6 +118,22 @@ mod tests {
         assert_eq!(error, "photo.toml:3: unknown key `steeps`; did you mean `steps`?");
         assert_eq!(nearest("negative-prompt", SETTINGS), Some("negative_prompt"));
         assert_eq!(nearest("zzzzzzzz", SETTINGS), None);
+    }
+
+    #[test]
+    fn all_mistakes_of_a_file_are_told_at_once() {
+        let text = "seed = -1\nsampler = \"eular\"\nprompt = \"a\"\nsteps = 2.5\nsteeps = 1\nfps = [1]\n";
+        let error = settings_from_toml(Path::new("photo.toml"), text).expect_err("five mistakes");
+        assert_eq!(
+            error,
+            "photo.toml:1: `seed` must be a whole number from 0 to 9223372036854775807, not -1; leave it out to have one \
+             drawn; photo.toml:2: `sampler` must be `unipc`, `distill` or `distill-renoise`, not `eular`; photo.toml:4: \
+             `steps` must be a whole number from 1 to 1000, not 2.5; photo.toml:5: unknown key `steeps`; did you mean \
+             `steps`?; photo.toml:6: `fps` must be a whole number from 1 to 240, not a list"
+        );
+        let whole = "steps = 4.0\nseed = 0x10\nguidance = 3\n";
+        let read = settings_from_toml(Path::new("photo.toml"), whole).expect("valid settings");
+        assert_eq!((read.steps, read.seed, read.guidance), (Some(4), Some(16), Some(3.0)));
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod config;
 mod error;
 pub mod files;
+pub mod home;
 pub mod keys;
 pub mod log;
 pub mod memory;
@@ -15,6 +16,7 @@ pub mod places;
 pub mod profiles;
 pub mod tasks;
 pub mod text;
+pub mod users;
 pub mod watch;
 pub mod words;
 

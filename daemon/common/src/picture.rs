@@ -141,7 +141,7 @@ fn header(mut source: Source<'_>, what: &str) -> Result<Header> {
     let Some(format) = format(start) else {
         return refuse(match foreign(start) {
             Some(kind) => format!("is {kind}, which animd does not read; convert it to PNG or JPEG"),
-            None => "is not a picture that animd knows; give it a PNG, JPEG, GIF, WebP, BMP or TIFF".into(),
+            None => "is not a supported image; use a PNG, JPEG, GIF, WebP, BMP or TIFF".into(),
         });
     };
     let size = match format {
@@ -401,7 +401,7 @@ mod tests {
             ),
             (b"\0\0\0\x1cftypavif\0\0\0\0mif1avif", "it is an AVIF picture"),
             (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "it is an SVG drawing"),
-            (b"hello\n", "it is not a picture that animd knows; give it a PNG"),
+            (b"hello\n", "it is not a supported image; use a PNG"),
             (b"", "it is empty"),
             (&TINY[..20], "it is a PNG that ends too early; copy or download it again"),
             (&fixture("rgb.jpg")[..100], "it is a JPEG that ends too early"),

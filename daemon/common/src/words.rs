@@ -40,14 +40,14 @@ pub fn date_utc(us: u64) -> String {
     format(us, TimeZone::UTC, "%Y-%m-%d %H:%M UTC")
 }
 
-/// Returns microseconds since the epoch as date and time in the time zone of the machine.
+/// Returns microseconds since the epoch as date and time in the machine's time zone, with the zone.
 pub fn date(us: u64) -> String {
-    format(us, TimeZone::system(), "%Y-%m-%d %H:%M")
+    format(us, TimeZone::system(), "%Y-%m-%d %H:%M %Z")
 }
 
-/// Returns microseconds since the epoch as date and time to the second, in the time zone of the machine.
+/// Returns microseconds since the epoch as date and time to the second in the machine's time zone, with the zone.
 pub fn moment(us: u64) -> String {
-    format(us, TimeZone::system(), "%Y-%m-%d %H:%M:%S")
+    format(us, TimeZone::system(), "%Y-%m-%d %H:%M:%S %Z")
 }
 
 fn format(us: u64, zone: TimeZone, how: &str) -> String {

@@ -22,24 +22,30 @@ pub fn animd_page() -> String {
         vec![bold("SIGTERM"), roman(", "), bold("SIGINT")],
         "Stop. A running job goes back into the queue.",
     );
-    page.entry(vec![bold("SIGHUP")], "Read the configuration again; with a mistake in it the old one stays.");
+    page.entry(
+        vec![bold("SIGHUP")],
+        "Read the configuration again. If it has a mistake, the old one stays in force.",
+    );
     page.section("FILES");
     for (file, what) in [
         ("/etc/animd/animd.toml", "The configuration; see animd.toml(5)."),
-        ("/etc/animd/conf.d/*.toml", "More of it, which outranks it, in the order of the names."),
+        (
+            "/etc/animd/conf.d/*.toml",
+            "More configuration files, read in the order of their names; each overrides those before it.",
+        ),
         (
             "/etc/animd/profiles/*.toml",
-            "Profiles, besides those in /usr/share/animd/profiles, or in place of them.",
+            "Additional profiles; one with the name of a profile in /usr/share/animd/profiles replaces it.",
         ),
         ("/var/lib/animd/inbox", "Pictures dropped here become videos."),
         ("/var/lib/animd/outbox", "The videos."),
         ("/var/lib/animd/state/ledger.db", "The queue and the log of jobs, an SQLite file."),
-        ("~/Videos/animd, ~/.local/state/animd", "The same for `animd --user`."),
+        ("~/Videos/animd, ~/.local/state/animd", "The folders of `animd --user`."),
     ] {
         page.entry(vec![italic(file)], what);
     }
     page.section("EXAMPLES");
-    page.entry(vec![bold("journalctl JOB=7")], "What the service logged of one job.");
+    page.entry(vec![bold("journalctl JOB=7")], "The log of one job.");
     page.entry(
         vec![bold("animd --user --model ~/models/Wan2.1-I2V-14B-480P")],
         "A service of your own, on the session's bus.",
@@ -54,7 +60,7 @@ pub fn animctl_page() -> String {
     command.build();
     let mut page = head(&mut command, "1");
     page.section("OPTIONS");
-    page.text("These go with every verb.");
+    page.text("Every verb accepts these options.");
     options(&mut page, &command, false);
     page.section("VERBS");
     verbs(&mut page, &mut command);

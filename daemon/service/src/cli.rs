@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use animd_common::config::{Given, Sources};
 use animd_common::files::show;
+use animd_common::home;
 use clap::{CommandFactory, Parser};
 
 use crate::error::Error;
@@ -15,10 +16,10 @@ pub const EXIT_NEW_START: u8 = 75;
 
 /// All exit codes, and what they say.
 pub const EXITS: [(u8, &str); 5] = [
-    (0, "it was stopped"),
-    (1, "it failed"),
+    (0, "animd was stopped"),
+    (1, "animd failed"),
     (2, "wrong usage"),
-    (EXIT_NEW_START, "it is to be started again"),
+    (EXIT_NEW_START, "animd must be started again"),
     (EXIT_CONFIG, "the configuration is wrong"),
 ];
 
@@ -27,16 +28,16 @@ pub fn command() -> clap::Command {
     Args::command()
 }
 
-/// Turns pictures dropped into a folder, or sent over D-Bus, into videos.
+/// Makes videos from pictures that are dropped into a folder or sent over D-Bus.
 ///
-/// Settings come from the configuration file, then from the files of `conf.d` beside it, then from variables
-/// `ANIMD_SECTION_KEY`, then from these options. SIGHUP reads them again.
+/// The configuration comes from the configuration file, then the files of `conf.d` beside it, then environment variables
+/// `ANIMD_SECTION_KEY`, then these options; a later one overrides an earlier one. SIGHUP makes animd read them again.
 #[derive(Parser)]
 #[command(
     name = "animd",
     version,
     after_help = "Example: animd --user --model ~/models/Wan2.1-I2V-14B-480P\n\nExit codes: 0 stopped, 1 \
-failed, 2 wrong usage, 75 to be started again, 78 wrong configuration"
+failed, 2 wrong usage, 75 animd must be started again, 78 wrong configuration"
 )]
 pub struct Args {
     /// The configuration file [default: /etc/animd/animd.toml; with --user ~/.config/animd/animd.toml]
@@ -48,7 +49,7 @@ pub struct Args {
     /// The model's folder
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// The DiT's weights, where they are not the model folder's own
+    /// The DiT's weights, if they are not in the model's folder
     #[arg(long, value_name = "PATH")]
     dit: Option<PathBuf>,
     /// The engine's program
@@ -60,13 +61,13 @@ pub struct Args {
     /// The folder for videos
     #[arg(long, value_name = "DIR")]
     outbox: Option<PathBuf>,
-    /// The folder for the ledger
+    /// The folder for the ledger and for queued pictures
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Read the configuration, print it with everything filled in, and end
+    /// Read the configuration, print it with everything filled in, and exit
     #[arg(long)]
     pub check: bool,
-    /// With --check: say behind each value where it comes from
+    /// With --check: show where each value comes from
     #[arg(long, requires = "check")]
     pub origins: bool,
 }
@@ -87,13 +88,13 @@ impl Args {
             ("--state", "folders", "state", &self.state),
         ] {
             let Some(path) = path else { continue };
-            let full = std::path::absolute(path).map_err(Error::file("find", path))?;
+            let full = std::path::absolute(home::typed(path.clone())).map_err(Error::file("find", path))?;
             let text = full.into_os_string().into_string().map_err(|path| {
                 Error::config(format!("option {option}: `{}` is not valid UTF-8", show(path)))
             })?;
             options.push(Given { option, section, key, value: text.into() });
         }
         let vars = std::env::vars_os().collect();
-        Ok(Sources { file: self.config.clone(), user: self.user, options, vars })
+        Ok(Sources { file: self.config.clone().map(home::typed), user: self.user, options, vars })
     }
 }

@@ -1,6 +1,6 @@
 //! The running job's progress and the service's state, for everyone who shows them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -43,6 +43,8 @@ pub struct Live {
 pub struct Events {
     live: Arc<Mutex<HashMap<u64, Live>>>,
     changes: Arc<Mutex<Vec<mpsc::UnboundedSender<Change>>>>,
+    /// The running jobs that somebody has cancelled and that have not ended.
+    canceling: Arc<Mutex<HashSet<u64>>>,
     restarts: Arc<AtomicU64>,
     status: watch::Sender<Status>,
     notice: Arc<Mutex<Option<String>>>,
@@ -58,6 +60,7 @@ impl Default for Events {
         Self {
             live: Arc::default(),
             changes: Arc::default(),
+            canceling: Arc::default(),
             restarts: Arc::default(),
             status: watch::Sender::new(starting),
             notice: Arc::default(),
@@ -99,8 +102,22 @@ impl Events {
         let mut map = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         match live {
             Some(live) => _ = map.insert(id, live),
-            None => _ = map.remove(&id),
+            None => {
+                map.remove(&id);
+                self.canceling.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            }
         }
+    }
+
+    /// Notes that a running job is being cancelled, until [`Self::set_live`] says that it no longer runs.
+    pub fn set_canceling(&self, id: u64) {
+        self.canceling.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        self.tell(Change::Progress(id));
+    }
+
+    /// Returns whether a running job is being cancelled.
+    pub fn is_canceling(&self, id: u64) -> bool {
+        self.canceling.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
     }
 
     /// Returns a job's progress, if it runs.

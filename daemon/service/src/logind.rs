@@ -35,7 +35,7 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) {
     if let Err(e) = attend(system, config, events, commands, stop).await {
-        tracing::info!("nothing is known of the machine's sleep: logind does not answer ({e})");
+        tracing::info!("cannot watch for suspend: logind is not reachable ({e})");
     }
 }
 
@@ -103,7 +103,7 @@ impl Awake {
                 Err(e) => {
                     self.refused = true;
                     tracing::warn!(
-                        "the machine may fall asleep while a job runs: logind refuses to keep it awake ({e}); allow it \
+                        "the machine may go to sleep while a job runs: logind refuses to keep it awake ({e}); allow it \
                          with a rule of polkit for org.freedesktop.login1.inhibit-block-sleep, or set \
                          power.inhibit_sleep = false"
                     );

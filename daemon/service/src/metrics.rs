@@ -150,7 +150,7 @@ impl Writer {
         let written = blocking(move || put(&path, &text)).await;
         let trouble = written.err().map(|e| e.to_string());
         if let Some(trouble) = trouble.as_ref().filter(|_| trouble != self.trouble) {
-            tracing::warn!("the metrics are not written: {trouble}");
+            tracing::warn!("cannot write the metrics: {trouble}");
         }
         self.trouble = trouble;
     }

@@ -62,7 +62,7 @@ pub async fn plan(
     let why = choice.text();
     let Some(recipe) = profiles.recipe() else {
         let each = if request.uses_guidance() { 2 } else { 1 };
-        let seconds_why = "no engine has opened the model yet, so that its size is not known".into();
+        let seconds_why = "the engine has not opened the model so far, so its size is not known".into();
         return Ok(Plan {
             seconds: None,
             seconds_source: "unknown",
@@ -143,7 +143,10 @@ fn seconds(recipe: &Recipe, known: &[Known], wanted: f64) -> (Option<f64>, Strin
     let far = |ratio: f64| ratio.ln().abs();
     jobs.sort_by(|a, b| far(a.0).total_cmp(&far(b.0)));
     let Some((nearest, _)) = jobs.first().copied() else {
-        return (None, "no video was made with this profile yet, to judge by".into());
+        return (
+            None,
+            "no video has been made with this profile so far, so there is nothing to estimate from".into(),
+        );
     };
     let same: Vec<f64> = jobs.iter().filter(|(ratio, _)| far(*ratio) <= SAME).map(|(_, s)| *s).collect();
     if !same.is_empty() {

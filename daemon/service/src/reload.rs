@@ -86,7 +86,7 @@ impl Reloader {
             }
             Err(e) => {
                 tracing::error!("the configuration stays as it was: {e}");
-                self.events.set_notice(Some(format!("the changed configuration is not in force: {e}")));
+                self.events.set_notice(Some(format!("cannot apply the changed configuration: {e}")));
             }
         }
         notify(&[("READY", "1")]);

@@ -26,7 +26,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 pub async fn run(queue: Queue, mut stop: watch::Receiver<bool>) {
     loop {
         if let Err(e) = clean(&queue).await {
-            tracing::warn!("what is too old stays for another day: {e}");
+            tracing::warn!("cannot delete what is too old; trying again tomorrow: {e}");
         }
         tokio::select! {
             () = sleep(DAY) => {}

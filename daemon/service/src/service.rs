@@ -142,7 +142,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     // The outbox is made after the recovery, which must see that it is missing: its disk may not be mounted.
     // The service starts without an outbox: jobs then fail with a sentence.
     if let Err(e) = parts.watches.outbox(&folders.outbox).make() {
-        tracing::error!("the outbox `{}` cannot be made: {e}", show(&folders.outbox));
+        tracing::error!("cannot make the outbox `{}`: {e}", show(&folders.outbox));
     }
 
     // Signals are listened for before READY: one that comes early must not kill what it should stop.

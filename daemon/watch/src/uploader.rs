@@ -14,7 +14,7 @@ use animd_common::files::{Identity, show};
 use animd_common::notify::notify;
 use animd_common::tasks::blocking;
 use animd_common::watch::away::{self, Leaving};
-use animd_common::watch::{Ready, sidecar};
+use animd_common::watch::{Ready, names, sidecar};
 use animd_protocol::request::Settings;
 use futures_util::StreamExt;
 use serde_json::Value;
@@ -269,7 +269,7 @@ impl Uploader {
             Ok::<_, Trouble>(waits)
         };
         if let Ok(true) = replaced.await {
-            tracing::info!("job {id} is made anew: its sidecar came late");
+            tracing::info!("job {id} is made again: its sidecar arrived late");
             self.jobs.remove(&id);
             self.waiting.push_back(ready.clone());
         }
@@ -329,7 +329,7 @@ impl Uploader {
 
     fn is_away(&mut self, text: &str) {
         if self.away == 0 {
-            tracing::warn!("animd cannot be reached; its jobs are kept, and it is asked again: {text}");
+            tracing::warn!("cannot reach animd; its jobs are kept, and animd-watch tries again: {text}");
         }
         let pause = (FIRST_PAUSE * 2u32.saturating_pow(self.away.min(16))).min(LONGEST_PAUSE);
         self.away += 1;
@@ -497,7 +497,15 @@ impl Uploader {
         let late = is_late(carried).await;
         if state != "done" {
             let text = description["error_text"].as_str().unwrap_or("no reason is known");
-            return if late { Ok(Step::Again) } else { Err(Trouble::Picture(text.to_owned())) };
+            if late {
+                return Ok(Step::Again);
+            }
+            if state == "canceled" {
+                tracing::info!("job {id} was cancelled");
+                self.put_away(ready, names::CANCELED, None).await;
+                return Ok(Step::Over);
+            }
+            return Err(Trouble::Picture(text.to_owned()));
         }
         let job = self.job(id).await?;
         let video = match job.open_result().await {
@@ -520,7 +528,7 @@ impl Uploader {
         tracing::debug!("the video of job {id} is `{}`", show(&path));
         self.desktop.done(id, &ready.path, &path, thumbnail);
         // As long as the picture lies there, its job must be found again; a collected job would be made once more.
-        let over = late || self.put_away(ready, None).await;
+        let over = late || self.put_away(ready, names::DONE, None).await;
         if over && let Err(e) = job.collected().await {
             // animd keeps it for a week then, which does no harm.
             tracing::debug!("animd was not told that job {id} is collected: {e}");
@@ -536,17 +544,17 @@ impl Uploader {
     async fn fail(&mut self, ready: &Ready, text: &str) {
         tracing::warn!("a picture did not become a video; the note beside it says why");
         tracing::debug!("`{}`: {text}", show(&ready.path));
-        self.put_away(ready, Some(text.to_owned())).await;
+        self.put_away(ready, names::FAILED, Some(text.to_owned())).await;
         self.desktop.failed(&ready.path, text);
     }
 
-    /// Moves a picture away. Returns false if it cannot be moved; it is not taken again then.
-    async fn put_away(&mut self, ready: &Ready, note: Option<String>) -> bool {
+    /// Moves a picture into the folder `into`. Returns false if it cannot be moved; it is not taken again then.
+    async fn put_away(&mut self, ready: &Ready, into: &'static str, note: Option<String>) -> bool {
         let picture = ready.clone();
-        match blocking(move || put_away(&picture, note.as_deref())).await {
+        match blocking(move || put_away(&picture, into, note.as_deref())).await {
             Ok(()) => true,
             Err(e) => {
-                tracing::error!("a picture cannot be moved away, and is not taken again: {}", reason(&e));
+                tracing::error!("cannot move a picture away, so it is not taken again: {}", reason(&e));
                 tracing::debug!("{e}");
                 self.stuck.insert(wish(ready));
                 false
@@ -575,12 +583,12 @@ async fn is_late(carried: &Carried) -> bool {
 }
 
 fn trouble_here(e: &Error) {
-    tracing::error!("a file cannot be used, and is tried again: {}", reason(e));
+    tracing::error!("cannot use a file; trying again: {}", reason(e));
     tracing::debug!("{e}");
 }
 
-fn put_away(ready: &Ready, note: Option<&str>) -> Result<()> {
-    let Some(target) = away::target(&ready.root, &ready.path, note.is_none()) else { return Ok(()) };
+fn put_away(ready: &Ready, into: &str, note: Option<&str>) -> Result<()> {
+    let Some(target) = away::target(&ready.root, &ready.path, into) else { return Ok(()) };
     // Late sidecars are known by what they say.
     let sidecars_until_us = i64::MAX;
     let (root, source, identity) = (&ready.root, &*ready.path, ready.identity);

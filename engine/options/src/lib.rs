@@ -1,5 +1,7 @@
 //! The settings of a video as command-line options, which `animd-engine` and `animctl` share.
 
+use animd_protocol::InvalidSetting;
+use animd_protocol::given::{self, Given};
 use animd_protocol::request::{Noise, Resize, Sampler, Settings, Size, StepCache, Tiling};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use serde::de::value::Error;
@@ -8,53 +10,53 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 /// A user's settings, as typed.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct SettingsOptions {
-    /// What shall happen in the video
+    /// What should happen in the video
     #[arg(short, long, value_name = "TEXT")]
     pub prompt: Option<String>,
-    /// What shall not be in the video [default: the model's own list, in Chinese]
+    /// What to avoid in the video [default: the model's own list, in Chinese]
     #[arg(short, long, value_name = "TEXT")]
     pub negative_prompt: Option<String>,
     /// The number that the noise is drawn from; the same seed gives the same video [default: drawn]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = typed("seed", |s| s.seed))]
     pub seed: Option<u64>,
     /// `480p` or `720p` (about so many pixels, in the picture's shape), or `WIDTHxHEIGHT` [default: 480p]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = typed("size", |s| s.size))]
     pub size: Option<Size>,
     /// How the picture's shape is kept where the size is an area [default: official]
     #[arg(long, value_name = "RULE", value_parser = one_of::<Resize>(RESIZE))]
     pub resize: Option<Resize>,
     /// Frames of the video, 4n+1 [default: 81]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = typed("frames", |s| s.frames))]
     pub frames: Option<u32>,
     /// Frames a second [default: 16]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = typed("fps", |s| s.fps))]
     pub fps: Option<u32>,
     /// H.264 quality, from 1 (the best) to 51; 18 looks lossless [default: 18]
-    #[arg(long, value_name = "CRF")]
+    #[arg(long, value_name = "CRF", allow_negative_numbers = true, value_parser = typed("quality", |s| s.quality))]
     pub quality: Option<u32>,
     /// The sampler [default: unipc]
     #[arg(long, value_name = "NAME", value_parser = one_of::<Sampler>(SAMPLER))]
     pub sampler: Option<Sampler>,
     /// Denoising steps [default: 40; the distilled samplers always take 4]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = typed("steps", |s| s.steps))]
     pub steps: Option<u32>,
     /// How far the steps lean towards the noisy end [default: 3 at 480p, 5 at 720p and for the distilled samplers]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = typed("shift", |s| s.shift))]
     pub shift: Option<f64>,
     /// How strongly the prompt is followed; 1 halves the work [default: 5; the distilled samplers take 1]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = typed("guidance", |s| s.guidance))]
     pub guidance: Option<f64>,
     /// Which forwards are saved by reusing an earlier one's result [default: none]
     #[arg(long, value_name = "NAME", value_parser = one_of::<StepCache>(STEP_CACHE))]
     pub step_cache: Option<StepCache>,
     /// How much the step cache may err before it computes again [default: 0.2 for `TeaCache`, 0.12 for `MagCache`]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = typed("step_cache_threshold", |s| s.step_cache_threshold))]
     pub step_cache_threshold: Option<f64>,
     /// Whose random numbers the noise equals, for the same seed [default: cuda]
     #[arg(long, value_name = "NAME", value_parser = one_of::<Noise>(NOISE))]
     pub noise: Option<Noise>,
-    /// Multiprocessors of the card whose CUDA noise it shall be [default: 132, an H200's]
-    #[arg(long, value_name = "N")]
+    /// Multiprocessors of the card whose CUDA noise to match [default: 132, an H200's]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = typed("noise_multiprocessors", |s| s.noise_multiprocessors))]
     pub noise_multiprocessors: Option<u32>,
     /// Whether the VAE works on tiles [default: whole]
     #[arg(long, value_name = "HOW", value_parser = tiling())]
@@ -143,6 +145,18 @@ pub fn tiling() -> impl TypedValueParser<Value = Tiling> {
     one_of(TILING)
 }
 
+/// Returns a parser that reads the setting `name` as a sidecar or the bus does; `of` takes it out of all settings.
+fn typed<T>(
+    name: &'static str,
+    of: fn(&Settings) -> Option<T>,
+) -> impl Fn(&str) -> Result<T, InvalidSetting> + Clone {
+    move |word| {
+        let mut settings = Settings::default();
+        given::set(&mut settings, name, &Given::word(word))?;
+        of(&settings).ok_or_else(|| InvalidSetting(format!("`{name}` cannot be `{word}`")))
+    }
+}
+
 /// Returns a parser that reads a value by its name.
 fn one_of<T>(values: Values) -> impl TypedValueParser<Value = T>
 where
@@ -223,6 +237,16 @@ mod tests {
         };
         assert_eq!(settings, expected);
         assert!(read(&["--sampler=euler"]).is_err());
+        for (typed, sentence) in [
+            (&["--seed", "-1"][..], "`seed` must be a whole number from 0 to "),
+            (&["--frames", "80"], "`frames` must be 4n+1, up to 4093; the nearest to 80 is 81"),
+            (&["--steps=many"], "`steps` must be a whole number from 1 to 1000, not `many`"),
+            (&["--shift=inf"], "`shift` must be a number from 0.01 to 100, not inf"),
+            (&["--size=100x100"], "the nearest to 100 is 96"),
+        ] {
+            let error = read(typed).expect_err(sentence).to_string();
+            assert!(error.contains(sentence), "{error}");
+        }
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! How far a job has come.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// The stages of a job, in their order.
@@ -27,7 +29,7 @@ impl Stage {
     pub const ALL: [Self; 7] =
         [Self::Load, Self::Text, Self::Image, Self::VaeEncode, Self::Denoise, Self::VaeDecode, Self::Write];
 
-    /// Returns the name that the ledger, the bus and reports use, such as `vae-encode`.
+    /// Returns the name that everything uses: the ledger, the bus, reports, and what people read. `vae-encode` is one.
     pub fn name(self) -> &'static str {
         match self {
             Self::Load => "load",
@@ -54,6 +56,21 @@ pub struct Progress {
     pub fraction: f64,
     /// The expected remaining seconds, once there is enough to estimate them from.
     pub seconds_left: Option<f64>,
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&under_way(self.stage.name(), self.step, self.steps))
+    }
+}
+
+/// Returns what a job does at this moment, for people: `load`, or `denoise 1/4` while the first of four steps is computed.
+pub fn under_way(stage: &str, done: u32, steps: u32) -> String {
+    if stage == Stage::Denoise.name() && steps > 0 {
+        format!("{stage} {}/{steps}", done.saturating_add(1).min(steps))
+    } else {
+        stage.to_owned()
+    }
 }
 
 /// The cost of each stage of a job, in one unit: only the ratios matter.
@@ -86,6 +103,13 @@ impl Costs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_step_under_way_is_told() {
+        let of = |step| under_way("denoise", step, 4);
+        assert_eq!([of(0), of(3), of(4)], ["denoise 1/4", "denoise 4/4", "denoise 4/4"]);
+        assert_eq!([under_way("load", 0, 4), under_way("denoise", 0, 0)], ["load", "denoise"]);
+    }
 
     #[test]
     fn stages_count_by_what_they_cost() {

@@ -8,17 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::InvalidSetting;
 use crate::defaults::Defaults;
-use crate::size::ROPE_POSITIONS;
+use crate::ranges;
 
 pub use crate::defaults::NEGATIVE_PROMPT;
+pub use crate::ranges::{MAX_FRAMES, MAX_PROMPT_BYTES, MAX_SEED};
 pub use crate::size::{MAX_SIDE, Size};
-
-/// The longest prompt, in bytes of UTF-8. The model reads 512 tokens, which is far less.
-pub const MAX_PROMPT_BYTES: usize = 16 * 1024;
-/// The frames of the longest video: it has as many latent frames as the rotary embedding has positions.
-pub const MAX_FRAMES: u32 = 4 * (ROPE_POSITIONS - 1) + 1;
-/// The largest seed. SQLite, D-Bus and JSON all hold it.
-pub const MAX_SEED: u64 = i64::MAX as u64;
 
 /// The rule that fits a picture to a [`Size`] that is an area.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,13 +76,14 @@ pub enum Tiling {
 }
 
 /// The settings that a user has given. Every key may be missing; [`Settings::resolve`] fills in the defaults.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+///
+/// They are read by [`crate::given`], which refuses a wrong value with what would do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Settings {
     /// What should happen in the video
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
-    /// What should not be in the video [default: the model's own list, in Chinese]
+    /// What to avoid in the video [default: the model's own list, in Chinese]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub negative_prompt: Option<String>,
     /// The number that the noise is drawn from; the same seed gives the same video [default: drawn]
@@ -210,7 +205,7 @@ impl Settings {
     /// given.
     ///
     /// # Errors
-    /// Returns an [`InvalidSetting`] that names the first value that is out of its range or conflicts with another one.
+    /// Returns an [`InvalidSetting`] that names every value that is out of its range or conflicts with another one.
     pub fn resolve(self, draw_seed: impl FnOnce() -> u64) -> Result<Request, InvalidSetting> {
         self.resolve_for(&Defaults::wan21_i2v(), draw_seed)
     }
@@ -218,7 +213,7 @@ impl Settings {
     /// Fills in a family's defaults and checks every value. `draw_seed` is called when no seed is given.
     ///
     /// # Errors
-    /// Returns an [`InvalidSetting`] that names the first value that is out of its range or conflicts with another one.
+    /// Returns an [`InvalidSetting`] that names every value that is out of its range or conflicts with another one.
     pub fn resolve_for(
         self,
         defaults: &Defaults,
@@ -266,68 +261,46 @@ impl Request {
     /// Checks every value, for a request that comes from outside.
     ///
     /// # Errors
-    /// Returns an [`InvalidSetting`] that names the first value that is out of its range or conflicts with another one.
+    /// Returns an [`InvalidSetting`] that names every value that is out of its range or conflicts with another one.
     pub fn check(&self) -> Result<(), InvalidSetting> {
-        let refuse = |text: String| Err(InvalidSetting(text));
-        for (name, text) in [("prompt", &self.prompt), ("negative prompt", &self.negative_prompt)] {
-            if text.len() > MAX_PROMPT_BYTES {
-                return refuse(format!(
-                    "the {name} has {} bytes; shorten it to at most {MAX_PROMPT_BYTES} (the model reads 512 tokens, \
-                     about 2000 letters)",
-                    text.len()
-                ));
-            }
+        let mistakes: Vec<String> = [
+            ranges::prompt("prompt", &self.prompt),
+            ranges::prompt("negative_prompt", &self.negative_prompt),
+            ranges::SEED.check(self.seed.into()).map(drop),
+            ranges::frames(self.frames.into()).map(drop),
+            ranges::FPS.check(self.fps.into()).map(drop),
+            ranges::QUALITY.check(self.quality.into()).map(drop),
+            ranges::STEPS.check(self.steps.into()).map(drop),
+            ranges::NOISE_MULTIPROCESSORS.check(self.noise_multiprocessors.into()).map(drop),
+            ranges::SHIFT.check(self.shift).map(drop),
+            ranges::GUIDANCE.check(self.guidance).map(drop),
+            ranges::STEP_CACHE_THRESHOLD.check(self.step_cache_threshold).map(drop),
+            self.check_distilled(),
+        ]
+        .into_iter()
+        .filter_map(Result::err)
+        .map(|mistake| mistake.0)
+        .collect();
+        if mistakes.is_empty() { Ok(()) } else { Err(InvalidSetting(mistakes.join("; "))) }
+    }
+
+    /// Checks what only the released model's sampler can do.
+    fn check_distilled(&self) -> Result<(), InvalidSetting> {
+        let steps = DISTILL_TIMESTEPS.len() as u32;
+        if self.sampler == Sampler::Unipc {
+            return Ok(());
         }
-        if self.seed > MAX_SEED {
-            return refuse(format!("seed {} is above {MAX_SEED}", self.seed));
+        if self.steps != steps {
+            return Err(InvalidSetting(format!(
+                "`steps` must be {steps} for the distilled samplers, not {}; leave `steps` out, or set `sampler` to `unipc`",
+                self.steps
+            )));
         }
-        if self.frames % 4 != 1 || self.frames > MAX_FRAMES {
-            let near = (self.frames.min(MAX_FRAMES).saturating_sub(1) + 2) / 4 * 4 + 1;
-            return refuse(format!(
-                "frames {} is not 4n+1 from 1 to {MAX_FRAMES}; {near} is the nearest",
-                self.frames
-            ));
-        }
-        if self.quality == 0 {
-            return refuse(
-                "quality 0 is lossless in a profile that few players know; 1 is the best that all play"
+        if self.step_cache != StepCache::None {
+            return Err(InvalidSetting(
+                "`step_cache` saves nothing in the four steps of a distilled sampler; leave `step_cache` out"
                     .into(),
-            );
-        }
-        let whole = [
-            ("fps", self.fps, 1, 240),
-            ("quality", self.quality, 1, 51),
-            ("steps", self.steps, 1, 1000),
-            ("noise_multiprocessors", self.noise_multiprocessors, 1, 1024),
-        ];
-        for (name, value, low, high) in whole {
-            if !(low..=high).contains(&value) {
-                return refuse(format!("{name} {value} is not from {low} to {high}"));
-            }
-        }
-        let real = [
-            ("shift", self.shift, 0.01, 100.0),
-            ("guidance", self.guidance, 0.0, 100.0),
-            ("step_cache_threshold", self.step_cache_threshold, 0.0, 100.0),
-        ];
-        for (name, value, low, high) in real {
-            if !(low..=high).contains(&value) {
-                return refuse(format!("{name} {value} is not from {low} to {high}"));
-            }
-        }
-        if self.sampler != Sampler::Unipc {
-            let steps = DISTILL_TIMESTEPS.len() as u32;
-            if self.steps != steps {
-                return refuse(format!(
-                    "steps {}: the distilled samplers take {steps} steps; leave `steps` out, or use the sampler `unipc`",
-                    self.steps
-                ));
-            }
-            if self.step_cache != StepCache::None {
-                return refuse(
-                    "a step cache saves nothing in the four steps of a distilled sampler; leave `step_cache` out".into(),
-                );
-            }
+            ));
         }
         Ok(())
     }

@@ -79,7 +79,7 @@ impl FromStr for Size {
             "720p" => return Ok(Self::P720),
             _ => {}
         }
-        let bad = || InvalidSetting(format!("size `{text}` is neither `480p`, `720p` nor `WIDTHxHEIGHT`"));
+        let bad = || InvalidSetting(format!("`size` must be `480p`, `720p` or `WIDTHxHEIGHT`, not `{text}`"));
         let (width, height) = text.split_once('x').ok_or_else(bad)?;
         let width: u32 = width.parse().map_err(|_| bad())?;
         let height: u32 = height.parse().map_err(|_| bad())?;
@@ -87,7 +87,7 @@ impl FromStr for Size {
             if side == 0 || side % 16 != 0 || side > MAX_SIDE {
                 let near = (side.clamp(16, MAX_SIDE) + 8) / 16 * 16;
                 return Err(InvalidSetting(format!(
-                    "size `{text}`: the {name} {side} is not a multiple of 16 from 16 to {MAX_SIDE}; {near} is the nearest"
+                    "`size` {text}: the {name} must be a multiple of 16, up to {MAX_SIDE}; the nearest to {side} is {near}"
                 )));
             }
         }

@@ -44,14 +44,9 @@ impl Bar {
 
 fn label(p: &Progress) -> String {
     match p.stage {
-        Stage::Load => "loading the model".into(),
-        Stage::Text => "reading the prompt".into(),
-        Stage::Image => "looking at the picture".into(),
-        Stage::VaeEncode => "encoding the picture".into(),
-        Stage::Denoise => format!("denoising, step {}/{}", (p.step + 1).min(p.steps), p.steps),
-        Stage::VaeDecode => "decoding the frames".into(),
+        // A model that is being written has no steps.
         Stage::Write if p.steps == 0 => format!("writing, {:.0} % done", (p.fraction * 10.0).floor() * 10.0),
-        Stage::Write => "finishing the file".into(),
+        _ => p.to_string(),
     }
 }
 

@@ -189,9 +189,7 @@ fn format(bytes: &[u8], name: &str) -> Result<ImageFormat> {
     if start.starts_with('<') && start.contains("<svg") {
         return convert("an SVG drawing");
     }
-    Err(Error::Image(format!(
-        "`{name}` is not a picture that animd knows; give it a PNG, JPEG, GIF, WebP, BMP or TIFF"
-    )))
+    Err(Error::Image(format!("`{name}` is not a supported image; use a PNG, JPEG, GIF, WebP, BMP or TIFF")))
 }
 
 /// Returns whether a JPEG's segments and scans are complete up to its end marker. The decoder would fill up a cut file
@@ -381,8 +379,8 @@ mod tests {
             (b"%PDF-1.7\n", "a PDF document"),
             (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
             (b"\xef\xbb\xbf\n <svg/>", "an SVG drawing"),
-            (b"hello\n", "not a picture that animd knows"),
-            (b"\xff", "not a picture that animd knows"),
+            (b"hello\n", "not a supported image"),
+            (b"\xff", "not a supported image"),
             (b"", "is empty"),
         ];
         for (bytes, part) in known {

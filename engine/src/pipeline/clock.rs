@@ -10,7 +10,8 @@ pub struct Clock<'a> {
     observer: &'a dyn Observer,
     costs: Costs,
     progress: Progress,
-    began: Instant,
+    /// The seconds of the whole job at the pace of the last stage that told; `None` before.
+    pace: Option<f64>,
     /// When the current stage began; `None` before the first.
     stage_began: Option<Instant>,
     /// When the last step ended.
@@ -26,7 +27,7 @@ impl<'a> Clock<'a> {
             observer,
             costs,
             progress: Progress { stage: Stage::Load, step: 0, steps, fraction: 0.0, seconds_left: None },
-            began: Instant::now(),
+            pace: None,
             stage_began: None,
             step_ended: None,
             seconds: Vec::new(),
@@ -65,6 +66,16 @@ impl<'a> Clock<'a> {
         self.tell(f64::from(done) / f64::from(self.progress.steps.max(1)));
     }
 
+    /// Returns the seconds that the whole job takes at the pace of this stage, of which `part` is done. Only the two long
+    /// stages tell: loading reads a disk and computes nothing. `None` too from less than a twentieth of the work, which
+    /// would be a guess.
+    fn pace_of(&self, stage: Stage, part: f64) -> Option<f64> {
+        let done = self.costs.fraction(stage, part) - self.costs.fraction(stage, 0.0);
+        let long = matches!(stage, Stage::Denoise | Stage::VaeDecode);
+        let elapsed = self.stage_began?.elapsed().as_secs_f64();
+        (long && done > 0.05).then(|| elapsed / done)
+    }
+
     /// Returns the seconds of each step, and whether it was computed.
     pub fn steps(&self, computed: &[bool]) -> Vec<(f64, bool)> {
         self.steps.iter().copied().zip(computed.iter().copied()).collect()
@@ -91,10 +102,10 @@ impl<'a> Clock<'a> {
         let stage = self.progress.stage;
         let fraction = self.costs.fraction(stage, part);
         self.progress.fraction = fraction.clamp(self.progress.fraction, 1.0);
-        let elapsed = self.began.elapsed().as_secs_f64();
-        // An estimate from less than a twentieth of the work would be a guess.
-        self.progress.seconds_left = (self.progress.fraction > 0.05)
-            .then(|| elapsed / self.progress.fraction * (1.0 - self.progress.fraction));
+        if let Some(pace) = self.pace_of(stage, part) {
+            self.pace = Some(pace);
+        }
+        self.progress.seconds_left = self.pace.map(|pace| pace * (1.0 - self.progress.fraction));
         self.observer.progress(&self.progress);
     }
 }

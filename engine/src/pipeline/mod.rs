@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use animd_protocol::messages::{Pictures, Report};
 use animd_protocol::profile::AttentionKind;
+use animd_protocol::recipe::Component;
 use animd_protocol::request::Request;
 use animd_protocol::step_cache::{self, StepPlan};
 
 use crate::backend::Backend;
+use crate::finite::Outputs;
 use crate::image::{self, Fitted, Picture};
 use crate::model::dit::{Blocks, Context, Inputs, Time};
 use crate::model::vae;
@@ -129,11 +131,20 @@ impl<B: Backend> Pipeline<B> {
         let mut notes = Vec::new();
         let tile = self.plan(job).tile;
         let mut parts = self.parts()?;
-        let conditioning = condition(&mut parts, job, tile, &mut notes, &mut clock)?;
+        let mut outputs = Outputs::default();
+        let conditioning = condition(&mut parts, job, tile, &mut notes, &mut outputs, &mut clock)?;
 
         clock.stage(Stage::Denoise)?;
-        let (latents, plan) =
-            denoise(&parts, job, &sampler, attention, &conditioning, &mut previews, &mut clock)?;
+        let (latents, plan) = denoise(
+            &parts,
+            job,
+            &sampler,
+            attention,
+            &conditioning,
+            &mut previews,
+            &mut outputs,
+            &mut clock,
+        )?;
         drop(conditioning);
         let (forwards_computed, forwards_skipped) = plan.forwards(parts.recipe.uses_guidance(request));
 
@@ -142,6 +153,8 @@ impl<B: Backend> Pipeline<B> {
         let mut stills = Stills::new(pictures, width, height, request.frames);
         {
             let mut write = |done: f64, rgb: &[u8]| {
+                // What the last step computed has arrived by now.
+                outputs.check()?;
                 frames += (rgb.len() / (width * height * 3)) as u32;
                 clock.part(done);
                 stills.see(rgb);
@@ -208,6 +221,7 @@ fn condition<B: Backend>(
     job: &Job,
     tile: Option<usize>,
     notes: &mut Vec<String>,
+    outputs: &mut Outputs,
     clock: &mut Clock<'_>,
 ) -> Result<Conditioning<B>> {
     let Parts { backend, tokenizer, recipe, models, .. } = parts;
@@ -218,9 +232,13 @@ fn condition<B: Backend>(
         true => Some(models.text(backend, tokenizer, &request.negative_prompt)?),
         false => None,
     };
+    for text in std::iter::once(&positive).chain(&negative) {
+        outputs.watch(backend, Component::T5, None, text)?;
+    }
 
     clock.stage(Stage::Image)?;
     let picture = models.image_encoder()?.encode(backend, &job.clip_pixels, None)?;
+    outputs.watch(backend, Component::Clip, None, &picture)?;
     let contexts = models.experts().iter().map(|dit| {
         let context = |text| dit.context(backend, text, &picture);
         Ok(Contexts { positive: context(&positive)?, negative: negative.as_ref().map(context).transpose()? })
@@ -233,6 +251,7 @@ fn condition<B: Backend>(
     let rescue = parts.rescue(tile, clock.observer());
     let (latents, note) = rescue.encode(&first, request.latent_frames())?;
     notes.extend(note);
+    outputs.watch(backend, Component::Vae, None, &latents)?;
     Ok(Conditioning { y: vae::condition(backend, &latents)?, contexts })
 }
 
@@ -244,6 +263,7 @@ fn denoise<B: Backend>(
     attention: AttentionKind,
     conditioning: &Conditioning<B>,
     previews: &mut Previews<'_>,
+    outputs: &mut Outputs,
     clock: &mut Clock<'_>,
 ) -> Result<(B::Tensor, StepPlan)> {
     let &Parts { backend, recipe, ref models, .. } = parts;
@@ -296,6 +316,9 @@ fn denoise<B: Backend>(
             }
             _ => branches.remove(0),
         };
+        // Earlier outputs are looked at while the device still works on this step.
+        outputs.check()?;
+        outputs.watch(backend, Component::Dit, Some(step as u32 + 1), &velocity)?;
         previews.offer(backend, x, &velocity, sampler.sigmas()[step], observer)?;
         Ok(velocity)
     };

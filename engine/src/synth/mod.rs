@@ -283,7 +283,7 @@ impl Temporary {
             Ok(mut entries) => {
                 if entries.next().is_some() {
                     return Err(Error::Output(format!(
-                        "`{}` is not empty; name a folder that does not exist yet",
+                        "`{}` is not empty; name a folder that does not exist",
                         folder.display()
                     )));
                 }

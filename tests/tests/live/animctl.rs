@@ -114,15 +114,15 @@ fn the_queue_obeys() {
     place(2, 1);
     place(0, 3);
     let (code, why) = refused(&house, &["priority", &ids[0], "500"]);
-    assert_eq!(code, Some(1));
-    assert!(why.contains("500 is not from -100 to 100"), "{why}");
+    assert_eq!(code, Some(2));
+    assert!(why.contains("must be a whole number from -100 to 100, not 500"), "{why}");
     // Several jobs at once, one of which is unknown.
     let output = house.animctl(&["--json", "cancel", &ids[1], "99"]);
     assert_eq!(output.status.code(), Some(1));
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(told, json!([{"id": 2, "state": "canceled"}]));
     assert!(text(&output.stderr).contains("no job 99"));
-    assert_eq!(says(&house, &["resume"]), "jobs are started\n");
+    assert_eq!(says(&house, &["resume"]), "the queue continues\n");
     house.until_ended(3);
     let order = "SELECT group_concat(id) FROM (SELECT id FROM job WHERE state = 'done' ORDER BY started_us)";
     assert_eq!(house.text(order), "3,1");
@@ -230,7 +230,7 @@ fn what_was_done_is_told_in_every_form() {
     let (code, why) =
         refused(&house, &["fetch", "1", house.path("preview.jpg").to_str().unwrap(), "--preview"]);
     assert_eq!(code, Some(1));
-    assert!(why.contains("job 1 is done; it has no preview any more"), "{why}");
+    assert!(why.contains("job 1 is done; it no longer has a preview"), "{why}");
     let thumbnail = house.path("small.jpg");
     house.json(&["fetch", "1", thumbnail.to_str().unwrap(), "--thumbnail"]);
     assert_eq!(fs::read_to_string(thumbnail).unwrap(), "thumbnail of job 1\n");
@@ -244,8 +244,8 @@ fn plans_profiles_and_folders_are_listed() {
     assert_eq!((&plan["steps"], &plan["forwards"], &plan["profile"]), (&json!(7), &json!(14), &json!("cpu")));
     assert!(says(&house, &["plan"]).contains("40 steps, 80 passes"));
     let (code, why) = refused(&house, &["plan", "--frames", "80"]);
-    assert_eq!(code, Some(1));
-    assert!(why.contains("frames 80 is not 4n+1"), "{why}");
+    assert_eq!(code, Some(2));
+    assert!(why.contains("the nearest to 80 is 81"), "{why}");
 
     let profiles = house.json(&["profile"]);
     let cpu = profiles.as_array().unwrap().iter().find(|profile| profile["name"] == "cpu").unwrap();
@@ -383,7 +383,9 @@ fn codes_are_as_documented() {
     let why = text(&none.stderr);
     assert!(why.contains("`animd --user`") && why.contains("`systemctl start animd`"), "{why}");
     let help = says(&house, &["--help"]);
-    for line in ["  0  done", "  3  no animd can be reached", "  4  the job was cancelled"] {
+    for line in
+        ["  0    done", "  3    no animd can be reached", "  4    the job was cancelled", "  130  Ctrl-C"]
+    {
         assert!(help.contains(line), "{help}");
     }
 }

@@ -50,7 +50,7 @@ fn failures_and_wrong_calls_have_their_codes_and_sentences() {
     assert!(text.contains("job 1 failed: the video needs 80 GiB"), "{text}");
     let (code, text) = run(&["submit", &picture, "--frames", "80"]);
     assert_eq!(code, Some(1));
-    assert!(text.contains("frames 80 is not 4n+1"), "{text}");
+    assert!(text.contains("the nearest to 80 is 81"), "{text}");
     let (code, text) = run(&["show", "99"]);
     assert_eq!(code, Some(1));
     assert!(text.contains("there is no job 99"), "{text}");
@@ -119,11 +119,10 @@ fn jobs_are_cancelled_queued_or_running_or_deaf() {
     house.until("it runs", |house| !house.json(&["list", "--state", "running"])[0].is_null());
     house.json(&["cancel", "4"]);
     house.until_ended(4);
-    assert!(
-        fs::read_to_string(house.path("inbox/failed/photo.png.error.txt"))
-            .unwrap()
-            .contains("cancelled by user")
-    );
+    // Nobody wants a cancelled picture to be called failed.
+    assert_eq!(house.files("inbox/failed"), Vec::<String>::new());
+    assert_eq!(house.files("inbox/cancelled"), ["photo.png", "photo.txt"]);
+    assert!(house.text("SELECT error_text FROM job WHERE id = 4").starts_with("cancelled by "));
     assert!(house.files("outbox").is_empty());
 }
 

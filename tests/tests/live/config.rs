@@ -130,7 +130,8 @@ fn sighup_puts_in_force_what_can_change_and_systemd_is_told() {
     fs::write(house.path("conf.d/b.toml"), "[defaults]\nseed = 3\nframes = 80\n").unwrap();
     hang_up(&house);
     house.until("the state tells of the mistake", |house| {
-        state(house).contains("conf.d/b.toml:3:10: [defaults]: frames 80 is not 4n+1")
+        state(house)
+            .contains("conf.d/b.toml:3:10: `frames` must be 4n+1, up to 4093; the nearest to 80 is 81")
     });
     house.drop_picture("c.png", Some("a wave"));
     house.until_ended(3);

@@ -88,7 +88,7 @@ fn sidecars_set_and_bad_ones_fail_with_their_line() {
     let note =
         |name: &str| fs::read_to_string(house.path(&format!("inbox/failed/{name}.png.error.txt"))).unwrap();
     assert_eq!(note("bad"), "bad.toml:2: unknown key `sede`; did you mean `seed`?\n");
-    assert!(note("odd").starts_with("odd.toml: frames 80 is not 4n+1"));
+    assert!(note("odd").contains("`frames` must be 4n+1, up to 4093; the nearest to 80 is 81"));
     assert_eq!(note("latin"), "latin.txt:1: it is not valid UTF-8; save it as UTF-8\n");
     assert!(house.files("inbox").is_empty());
     assert_eq!(house.files("outbox"), ["good-7.mp4"]);
@@ -132,7 +132,7 @@ fn what_is_no_picture_or_too_large_fails_in_words() {
     house.until_ended(3);
     let note =
         |name: &str| fs::read_to_string(house.path(&format!("inbox/failed/{name}.png.error.txt"))).unwrap();
-    assert!(note("note").contains("is not a picture that animd knows; give it a PNG"));
+    assert!(note("note").contains("is not a supported image; use a PNG"));
     assert!(note("empty").contains("is empty"));
     assert!(note("huge").contains("at most 256 MiB"));
 }

@@ -28,5 +28,6 @@ mod queue;
 mod roots;
 mod sleep;
 mod text;
+mod told;
 mod user_watch;
 mod watch;

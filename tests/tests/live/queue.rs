@@ -133,7 +133,7 @@ fn a_pause_outlives_a_restart() {
     house.until("it is queued", |house| house.number("SELECT count(*) FROM job") == Some(1));
     let status = house.json(&["status"]);
     assert_eq!(status["state"], "paused");
-    assert_eq!(status["state_text"], "the queue is paused by user 7; `animctl resume` ends that");
+    assert_eq!(status["state_text"], "the queue is paused by user 7; `animctl resume` continues it");
     assert_eq!(house.text("SELECT state FROM job"), "queued");
     assert!(!lives.exists(), "nobody needs the GPU's memory");
     house.stop();

@@ -340,7 +340,7 @@ fn odd_files_hold_up_nobody() {
         inbox.join("done").join(odd).exists() && inbox.join("done/last.png").exists()
     });
     let note = fs::read_to_string(inbox.join("failed/note.png.error.txt")).unwrap();
-    assert!(note.contains("is not a picture that animd knows"), "{note}");
+    assert!(note.contains("is not a supported image"), "{note}");
     assert!(inbox.join("link.png").is_symlink());
     assert_eq!(house.files(&format!("{INBOX}/sub")), ["left.png", "left.png.error.txt", "left.png.tmp"]);
     assert_eq!(home.stop(), Some(0));

@@ -129,7 +129,7 @@ fn many_folders_polled_or_not_follow_a_reload() {
         assert_eq!(house.files(&format!("videos-{folder}/sub")).len(), 1);
     }
     let log = fs::read_to_string(house.path("log")).unwrap();
-    assert!(log.contains("two` is looked into every 200ms, as configured"), "{log}");
+    assert!(log.contains("two` is scanned every 200ms, as configured"), "{log}");
     // `one` goes, `three` comes.
     house.configure(&[watch("two", "poll_seconds = 0.2\n"), watch("three", "")].concat());
     house.write_config();

@@ -9,6 +9,11 @@ use animd_common::files::show;
 use super::rights::{READ, WRITE};
 use super::{Check, User, refusal};
 
+/// The oldest driver that animd works with.
+const OLDEST: u32 = 580;
+/// The remedy for a driver that is missing or too old. Debian's own is older than what animd needs.
+const INSTALL: &str = "install NVIDIA's driver 580 or newer from https://developer.nvidia.com/cuda-downloads";
+
 /// Checks the NVIDIA driver, given the text of `/proc/driver/nvidia/version`.
 pub fn driver(version: &str) -> Check {
     const NAME: &str = "driver";
@@ -16,14 +21,22 @@ pub fn driver(version: &str) -> Check {
         return Check::warn(
             NAME,
             "the NVIDIA driver is not loaded, so there is no GPU for animd",
-            "install the driver of your distribution (`apt install nvidia-driver`) and start the machine again",
+            format!("{INSTALL}, and start the machine again"),
         );
     };
     let number = line.split_whitespace().find(|word| {
         word.contains('.')
             && word.split('.').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
     });
-    Check::ok(NAME, format!("NVIDIA {}", number.unwrap_or("of an unknown version")))
+    let major = number.and_then(|number| number.split('.').next()?.parse::<u32>().ok());
+    match (number, major) {
+        (Some(number), Some(major)) if major < OLDEST => Check::warn(
+            NAME,
+            format!("NVIDIA {number}, and animd needs {OLDEST} or newer"),
+            format!("{INSTALL}, and start the machine again"),
+        ),
+        (number, _) => Check::ok(NAME, format!("NVIDIA {}", number.unwrap_or("of an unknown version"))),
+    }
 }
 
 /// Checks that the device files in `dev` exist and that the service's user can open them.
@@ -50,7 +63,13 @@ pub fn devices(dev: &Path, user: &User) -> Check {
             return Check::fail(NAME, why, remedy);
         }
     }
-    Check::ok(NAME, format!("{} of cards, nvidiactl and nvidia-uvm", names.len()))
+    Check::ok(
+        NAME,
+        format!(
+            "{}, nvidiactl and nvidia-uvm",
+            if names.len() == 1 { "1 card".into() } else { format!("{} cards", names.len()) }
+        ),
+    )
 }
 
 fn is_card(name: &str) -> bool {
@@ -63,13 +82,13 @@ pub fn suspend(params: &str) -> Check {
     const NAME: &str = "suspend";
     let value = params.lines().find_map(|line| line.strip_prefix("PreserveVideoMemoryAllocations:"));
     match value.map(str::trim) {
-        Some("1") => Check::ok(NAME, "the driver keeps video memory while the machine sleeps"),
+        Some("1") => Check::ok(NAME, "the driver preserves video memory while the machine sleeps"),
         Some(_) => Check::warn(
             NAME,
-            "the driver forgets video memory when the machine sleeps; animd loads the model again after that, other programs may crash",
+            "the driver loses video memory when the machine sleeps; animd then loads the model again, but other programs may crash",
             "set `options nvidia NVreg_PreserveVideoMemoryAllocations=1` in /etc/modprobe.d/nvidia.conf and enable nvidia-suspend.service",
         ),
-        None => Check::ok(NAME, "no NVIDIA driver that could forget video memory"),
+        None => Check::ok(NAME, "there is no NVIDIA driver that could lose video memory"),
     }
 }
 
@@ -83,6 +102,11 @@ mod tests {
         let open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\nGCC version: 12\n";
         assert_eq!(driver(open).message, "NVIDIA 580.95.05");
         assert_eq!(driver("").status, Status::Warn);
+        let old = driver("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Thu\n");
+        assert_eq!(
+            (old.status, old.message.as_str()),
+            (Status::Warn, "NVIDIA 550.163.01, and animd needs 580 or newer")
+        );
     }
 
     #[test]

@@ -95,7 +95,7 @@ pub fn engine(program: &Path) -> Check {
 /// Checks that ffmpeg is installed and can encode H.264.
 pub fn ffmpeg() -> Check {
     const NAME: &str = "ffmpeg";
-    let remedy = "install ffmpeg with x264 (`apt install ffmpeg`); the distributions' own has it";
+    let remedy = "install ffmpeg with x264; Debian's and Ubuntu's have it: `apt install ffmpeg`";
     let encoders = Command::new("ffmpeg").args(["-hide_banner", "-encoders"]).stdin(Stdio::null()).output();
     match encoders {
         Ok(output) if String::from_utf8_lossy(&output.stdout).contains(" libx264 ") => {
@@ -115,7 +115,7 @@ pub fn model(config: &Config, user: &User, sandbox: &Sandbox) -> Check {
         return Check::fail(
             NAME,
             "no model is configured",
-            "`animctl model add DIR` with the folder that the model was downloaded to, or `path` in [model] of animd.toml",
+            "run `animctl model add` with the folder that the model was downloaded to, or set `path` in [model] of animd.toml",
         );
     };
     for path in [Some(path), config.model.dit.as_ref()].into_iter().flatten() {
@@ -123,23 +123,37 @@ pub fn model(config: &Config, user: &User, sandbox: &Sandbox) -> Check {
             return Check::fail(
                 NAME,
                 format!("`{}` {why}", show(path)),
-                "`animctl model add DIR` lets the service see it",
+                format!("`sudo animctl model add '{}'` lets the service see it", show(path)),
             );
         }
         let (outside, start) = sandbox.outside(path);
         if let Some(why) = refusal_from(&start, &outside, user, READ) {
-            return Check::fail(NAME, why, format!("let user `{}` read it, or move the model", user.name));
+            return Check::fail(
+                NAME,
+                why,
+                format!("let user `{0}` read it: `setfacl -R -m u:{0}:rX '{1}'`", user.name, show(&outside)),
+            );
         }
     }
     let (outside, _) = sandbox.outside(path);
     let mut inspect = Command::new(config.engine_program());
     inspect.arg("inspect").arg(&outside);
     match inspect.stdin(Stdio::null()).output() {
-        Ok(output) if output.status.success() => Check::ok(NAME, format!("`{}` is whole", show(outside))),
+        Ok(output) if output.status.success() => {
+            Check::ok(NAME, format!("`{}`: all model files are present", show(outside)))
+        }
         Ok(output) => {
             let text = String::from_utf8_lossy(&output.stderr);
-            let text = text.lines().next().unwrap_or("`inspect` failed without a word").to_owned();
-            Check::fail(NAME, text, "`animd-engine inspect DIR` tells all that is missing or left over")
+            let text = text.lines().next().unwrap_or("`inspect` failed and gave no reason").to_owned();
+            let program = show(config.engine_program());
+            Check::fail(
+                NAME,
+                text,
+                format!(
+                    "`{program} inspect '{}'` lists everything that is missing or unexpected",
+                    show(&outside)
+                ),
+            )
         }
         Err(e) => Check::fail(NAME, format!("the engine cannot look at it: {e}"), "see `engine` above"),
     }
@@ -163,15 +177,17 @@ pub fn folders(config: &Config, user: &User, sandbox: &Sandbox) -> Vec<Check> {
 /// Checks one folder; `made` says that the service makes it where it is missing.
 fn folder(name: &'static str, dir: &Path, made: bool, user: &User, sandbox: &Sandbox) -> Check {
     if let Some(why) = sandbox.refusal(dir, true) {
-        let remedy =
-            "let the service into it with `animctl folder add DIR`, or choose one below /var/lib/animd";
+        let remedy = format!(
+            "let the service into it with `sudo animctl folder add '{}'`, or choose one below /var/lib/animd",
+            show(dir)
+        );
         return Check::fail(name, format!("`{}` {why}", show(dir)), remedy);
     }
     let (outside, start) = sandbox.outside(dir);
     if outside.exists() && !outside.is_dir() {
         return Check::fail(
             name,
-            format!("`{}` is no folder", show(&outside)),
+            format!("`{}` is not a folder", show(&outside)),
             "move it away, or choose another folder",
         );
     }
@@ -186,8 +202,9 @@ fn folder(name: &'static str, dir: &Path, made: bool, user: &User, sandbox: &San
             name,
             why,
             format!(
-                "let user `{0}` write to it: `setfacl -m u:{0}:rwx DIR`, or `install -d -o {0} DIR` for a new one",
-                user.name
+                "let user `{0}` write to it: `setfacl -m u:{0}:rwx '{1}'`, or make it: `install -d -o {0} '{1}'`",
+                user.name,
+                show(&outside)
             ),
         ),
     }
@@ -204,7 +221,7 @@ pub fn disk(config: &Config) -> Check {
             let free = free >> 20;
             let message = format!("{free} MiB are free for `{}`", show(outbox));
             if free < asked {
-                let why = format!("{message}; queue.free_mib asks for {asked}, so jobs fail");
+                let why = format!("{message}, and queue.free_mib asks for {asked}");
                 Check::fail(NAME, why, "make room, or move the outbox")
             } else {
                 Check::ok(NAME, message)

@@ -88,6 +88,7 @@ mod tests {
         let description = serde_json::json!({
             "id": 7, "state": "done", "name": "<b>cup</b>.jpg", "created": 1_700_000_000_000_000_u64,
             "settings": {"prompt": "steam & \"tea\"", "seed": 42},
+            "output": "/srv/my videos/cup-42.mp4", "source": "/srv/in/cup.jpg", "source_moved_to": "/srv/in/done/cup.jpg",
         });
         let failed =
             serde_json::json!({"id": 8, "state": "failed", "name": "x.png", "error_text": "it is empty"});
@@ -112,6 +113,8 @@ mod tests {
         assert!(html.contains("steam &amp; &quot;tea&quot;") && html.contains("it is empty"));
         assert!(html.contains("data:image/jpeg;base64,/9g="));
         assert_eq!(html.matches("<svg").count(), 4, "jobs and energy by day, power and steps of the job");
+        assert!(html.contains("<a href=\"file:///srv/my%20videos/cup-42.mp4\">the video</a>"), "{html}");
+        assert!(html.contains("<a href=\"file:///srv/in/done/cup.jpg\">its picture</a>"), "{html}");
         for elsewhere in ["src=\"http", "href=\"http", "<script", "@import", "url("] {
             assert!(!html.contains(elsewhere), "{elsewhere}");
         }
@@ -120,6 +123,6 @@ mod tests {
     #[test]
     fn a_page_without_jobs_says_so() {
         let html = page(&Report::default());
-        assert!(html.contains("No job has ended yet") && !html.contains("<svg"));
+        assert!(html.contains("No job has ended so far") && !html.contains("<svg"));
     }
 }

@@ -1,17 +1,18 @@
 //! `animctl cancel ID...`
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::exit::{Exit, Result};
-use super::{Ctl, json_of, print};
+use super::batch::Batch;
+use super::exit::Result;
+use super::{Ctl, json_of};
 
-/// Cancel jobs, waiting or running.
+/// Cancel jobs, queued or running.
 ///
-/// Their owner and root may.
+/// Only a job's owner and root can cancel it.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: animctl cancel 7\n\nA running job stops a little later; if its video is finished \
-first, the job is done all the same.\n\nJSON: id, state (canceled, canceling, or done or failed where that came first); of several \
+    after_help = "Example: animctl cancel 7 8\n\nA running job stops a little later; if its video is finished \
+first, the job is done all the same.\n\nJSON: id, state (canceled, canceling, or done or failed where that came first); for several \
 jobs an array of such objects"
 )]
 pub struct Args {
@@ -21,34 +22,18 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args, ctl: &Ctl) -> Result {
-    let (mut told, mut sentences, mut exit) = (Vec::new(), Vec::new(), Exit::Done);
+    let mut batch = Batch::new(args.ids.len());
     for &id in &args.ids {
-        match cancel(id, ctl).await {
-            Ok(state) => {
-                sentences.push(match state.as_str() {
-                    "canceled" => format!("job {id} is cancelled"),
-                    "canceling" => format!("job {id} is being cancelled"),
-                    ended => format!("job {id} is {ended}: that came before the cancel"),
-                });
-                told.push(json!({"id": id, "state": state}));
-            }
-            // A job that cannot be cancelled does not keep the others from being cancelled.
-            Err(e) if args.ids.len() > 1 => {
-                eprintln!("animctl: {}", e.text);
-                exit = e.exit;
-            }
-            Err(e) => return Err(e),
-        }
+        batch.add(cancel(id, ctl).await.map(|state| {
+            let sentence = match state.as_str() {
+                "canceled" => format!("job {id} is cancelled"),
+                "canceling" => format!("job {id} is being cancelled"),
+                ended => format!("job {id} is {ended}: it ended before it could be cancelled"),
+            };
+            (json!({"id": id, "state": state}), sentence)
+        }))?;
     }
-    if ctl.json {
-        print(match args.ids[..] {
-            [_] => told.remove(0),
-            _ => Value::Array(told),
-        });
-    } else {
-        sentences.iter().for_each(print);
-    }
-    Ok(exit)
+    Ok(batch.finish(ctl))
 }
 
 async fn cancel(id: u64, ctl: &Ctl) -> Result<String> {

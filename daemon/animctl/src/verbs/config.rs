@@ -8,11 +8,11 @@ use animd_common::profiles;
 use serde_json::json;
 
 use super::exit::{Exit, Failure, Result};
-use super::{On, print};
+use super::{On, path, print};
 
 /// Check or show the configuration.
 ///
-/// The installed service's, or with --user, or where an animd runs in your session, your own.
+/// This is the installed service's. With --user, or if an animd runs in your session, it is your own.
 #[derive(clap::Args)]
 #[command(after_help = "Example: animctl config check && animctl reload")]
 pub struct Args {
@@ -26,15 +26,16 @@ enum Verb {
     Show(Show),
 }
 
-/// Say what is wrong with the configuration, if anything is.
+/// Check the configuration for mistakes.
 ///
-/// It is read as animd does, and mistakes are named with file and line and the nearest right key.
+/// It is read as animd reads it. All mistakes are shown, each with its file and line and what would do.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: animctl config check\n\nJSON: ok, files (that were read), notes (what the profile asks for and has no effect), and error where it is wrong"
+    after_help = "Example: animctl config check\n\nJSON: ok, files (that were read), notes (keys of the profile that have no effect), and error if there are mistakes (a line for each)"
 )]
 struct Check {
-    /// This file, and the files of conf.d beside it, in place of the usual one
+    /// Read this file and the files of conf.d beside it instead of the usual one
+    #[arg(value_parser = path())]
     file: Option<PathBuf>,
 }
 
@@ -42,9 +43,10 @@ struct Check {
 #[derive(clap::Args)]
 #[command(after_help = "Example: animctl config show --origins\n\nJSON: an object of sections")]
 struct Show {
-    /// This file, and the files of conf.d beside it, in place of the usual one
+    /// Read this file and the files of conf.d beside it instead of the usual one
+    #[arg(value_parser = path())]
     file: Option<PathBuf>,
-    /// Say behind each value where it comes from
+    /// Show where each value comes from
     #[arg(long)]
     origins: bool,
 }
@@ -60,7 +62,7 @@ pub fn run(args: &Args, on: On) -> Result {
                 let files = files(&loaded);
                 print(match files.is_empty() {
                     true => "there is no configuration file; the defaults are in force".to_owned(),
-                    false => format!("right: {}", files.join(", ")),
+                    false => format!("{}: no mistakes found", files.join(", ")),
                 });
                 for note in notes {
                     print(note);

@@ -1,16 +1,18 @@
 //! `animctl doctor`
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use animd_common::bus::ServiceState;
-use animd_common::config::Config;
+use animd_common::config::{Config, Loaded};
+use animd_common::files::show;
 use serde_json::json;
 use zbus::fdo::DBusProxy;
 use zbus::{Connection, OwnedVariant};
 
 use super::exit::{Exit, Result};
-use super::{On, config, dropin, json_of, print};
+use super::term::{Color, paint, width, wrap};
+use super::{On, bundle, config, dropin, json_of, path, print, started};
 use crate::doctor::sandbox::Sandbox;
 use crate::doctor::{self, Check, Status, User, proc_text};
 
@@ -21,39 +23,72 @@ const POLKIT: &str = "org.freedesktop.PolicyKit1";
 /// Find out what keeps animd from working on this machine, and what would help.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: animctl doctor\n\nAs root it can look into folders that are closed to you.\n\nJSON: ok (nothing failed), \
-checks: an array of objects with name, status (ok, warn, fail), message, and remedy where there is something to do"
+    after_help = "Example: animctl doctor --bundle animd.tar\n\nAs root it can look into folders that are closed to you. A bundle has the \
+versions, these checks, the configuration, the service's log, the newest jobs without prompts and names, a plan, and the driver. It \
+is written to the file and sent nowhere.\n\nJSON: ok (nothing failed), \
+checks: an array of objects with name, status (ok, warn, fail), message, and remedy where there is something to do; with --bundle \
+file, bytes, contents (an array: name, bytes, what)"
 )]
-pub struct Args {}
+pub struct Args {
+    /// Pack what helps to find a fault into a tar archive, which must not exist
+    #[arg(long, value_name = "FILE", value_parser = path())]
+    bundle: Option<PathBuf>,
+}
 
-pub async fn run(_: &Args, on: On) -> Result {
-    let checks = checks(on).await;
+pub async fn run(args: &Args, on: On) -> Result {
+    let loaded = match started::sources(on).await {
+        Some(sources) => sources.load(),
+        None => config::load(None, on.user),
+    };
+    let checks = checks(&loaded, on).await;
+    if let Some(file) = &args.bundle {
+        return bundle::write(file, &checks, loaded.as_ref().ok(), on).await;
+    }
     let ok = checks.iter().all(|check| check.status != Status::Fail);
     if on.json {
         print(json!({"ok": ok, "checks": checks}));
     } else {
         for check in &checks {
-            print(format!("{:<4}  {:<15} {}", check.status.name(), check.name, check.message));
-            if let Some(remedy) = &check.remedy {
-                print(format!("{:22}{remedy}", ""));
+            let color = match check.status {
+                Status::Ok => Color::Green,
+                Status::Warn => Color::Yellow,
+                Status::Fail => Color::Red,
+            };
+            let status = paint(&format!("{:<4}", check.status.name()), Some(color));
+            let lines = [Some(&check.message), check.remedy.as_ref()];
+            let lines = lines.into_iter().flatten().flat_map(|text| wrap(text, width().saturating_sub(22)));
+            for (n, line) in lines.enumerate() {
+                match n {
+                    0 => print(format!("{status}  {:<15} {line}", check.name)),
+                    _ => print(format!("{:22}{line}", "")),
+                }
             }
         }
     }
     Ok(if ok { Exit::Done } else { Exit::Failed })
 }
 
-async fn checks(on: On) -> Vec<Check> {
+async fn checks(loaded: &animd_common::Result<Loaded>, on: On) -> Vec<Check> {
     let mut checks = Vec::new();
-    let config = match config::load(None, on.user) {
+    let config = match loaded {
         Ok(loaded) => {
-            checks.push(Check::ok("configuration", format!("{} files", loaded.files.len())));
-            loaded.config
+            let files = match &loaded.files[..] {
+                [] => "there is no configuration file; the defaults are in force".to_owned(),
+                [file] => format!("`{}`", show(file)),
+                files => format!(
+                    "{} files: {}",
+                    files.len(),
+                    files.iter().map(show).collect::<Vec<_>>().join(", ")
+                ),
+            };
+            checks.push(Check::ok("configuration", format!("{files}; no mistakes found")));
+            loaded.config.clone()
         }
         Err(e) => {
             checks.push(Check::fail(
                 "configuration",
                 e.to_string(),
-                "mend it; `animctl config check` looks again",
+                "correct it; `animctl config check` looks again",
             ));
             Config::default()
         }
@@ -71,8 +106,8 @@ async fn checks(on: On) -> Vec<Check> {
         }
         None => checks.push(Check::fail(
             "user",
-            "there is no user `animd`, whom the service runs as",
-            "install the package again, or ask for your own animd with --user",
+            "there is no user `animd`, which the service runs as",
+            "install the package again, or check your own animd with --user",
         )),
     }
     checks.push(doctor::disk(&config));
@@ -102,10 +137,10 @@ async fn service(on: On) -> Check {
         Ok::<_, super::exit::Failure>((version, state, manager.state_text().await?))
     };
     match asked.await {
-        Err(e) => Check::fail(NAME, e.text, "start it, or look into its log: `animctl logs`"),
+        Err(e) => Check::fail(NAME, e.text, "start it, or read its log: `animctl logs`"),
         Ok((version, _, _)) if version != env!("CARGO_PKG_VERSION") => Check::warn(
             NAME,
-            format!("animd {version} runs, and this is {}", env!("CARGO_PKG_VERSION")),
+            format!("animd {version} is running, and this is {}", env!("CARGO_PKG_VERSION")),
             "`systemctl restart animd` when no job runs",
         ),
         Ok((_, state, text)) if ServiceState::from_name(&state).is_some_and(ServiceState::is_trouble) => {
@@ -124,8 +159,14 @@ async fn watched(on: On) -> Vec<Check> {
     let folders = asked.await.unwrap_or_default();
     let trouble =
         |folder: &HashMap<String, OwnedVariant>| Some(json_of(folder)["trouble"].as_str()?.to_owned());
-    let remedy = "`animctl folder list` shows all folders, and `animctl folder remove DIR` ends the watch";
-    folders.iter().filter_map(trouble).map(|why| Check::warn("watched folder", why, remedy)).collect()
+    let warn = |folder| {
+        let path = json_of(folder)["path"].as_str().unwrap_or_default().to_owned();
+        let remedy = format!(
+            "`animctl folder list` shows all folders, and `animctl folder remove '{path}'` stops watching this one"
+        );
+        Some(Check::warn("watched folder", trouble(folder)?, remedy))
+    };
+    folders.iter().filter_map(warn).collect()
 }
 
 /// Returns whether polkit runs, or a call would start it.
@@ -143,16 +184,16 @@ async fn has_polkit() -> bool {
 fn polkit(actions: &Path, there: bool) -> Check {
     const NAME: &str = "polkit";
     match (there, actions.exists()) {
-        (true, true) => Check::ok(NAME, "it knows who may do what"),
+        (true, true) => Check::ok(NAME, "it has animd's actions"),
         (true, false) => Check::warn(
             NAME,
-            "it does not know animd's actions, so only root may manage",
+            "it does not have animd's actions, so only root can manage animd",
             "install the package again",
         ),
         (false, _) => Check::warn(
             NAME,
-            "it does not run, so only root may pause the queue, add folders or see others' jobs",
-            "`apt install polkitd`, unless that is as you want it",
+            "it is not running, so only root can pause the queue, add folders or see others' jobs",
+            "`apt install polkitd`, unless you want it so",
         ),
     }
 }

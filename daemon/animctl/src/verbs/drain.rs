@@ -12,17 +12,17 @@ use super::{Ctl, json_of, warm};
 /// The pause between two checks for a running job.
 const PACE: Duration = Duration::from_millis(500);
 
-/// Let the running job end and start no other.
+/// Let the running job finish, and start no other.
 ///
-/// What waits is kept.
+/// Queued jobs stay in the queue.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: sudo animctl drain -- apt upgrade\n\nWithout a command the queue stays paused until `animctl resume`; with \
-one it goes on when the command has ended. Asks polkit (configure, or unload with a command) where you are not root.\n\nJSON: \
-drained, paused; with a command nothing, standard output is the command's"
+one it continues when the command has ended. Asks polkit (configure, or unload with a command) where you are not root.\n\nJSON: \
+drained, paused; with a command nothing, since standard output is the command's"
 )]
 pub struct Args {
-    /// Wait at most so long for the running job; then fail, with the queue as it was for a command, and else paused
+    /// Wait at most this long for the running job, then fail; without a command the queue stays paused
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
     /// The command to run once nothing runs, and its arguments
@@ -43,11 +43,11 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
     while let Some(id) = running(ctl).await? {
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(Failure::new(format!(
-                "job {id} still runs; wait longer, or `animctl cancel {id}` (a restart of the service runs it again)"
+                "job {id} still runs; wait longer, or `animctl cancel {id}` (if you restart the service, the job runs again)"
             )));
         }
         if told != Some(id) {
-            eprintln!("job {id} is to end first");
+            eprintln!("waiting for job {id} to finish");
             told = Some(id);
         }
         sleep(PACE).await;
@@ -57,7 +57,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
     }
     ctl.tell(
         &json!({"drained": true, "paused": true}),
-        "nothing runs, and no job is started until `animctl resume`",
+        "no job is running, and the queue is paused; `animctl resume` continues it",
     );
     Ok(Exit::Done)
 }

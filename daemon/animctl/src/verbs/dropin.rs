@@ -174,7 +174,7 @@ fn toml(path: &Path) -> String {
 pub fn real(dir: &Path) -> Result<PathBuf> {
     let real = fs::canonicalize(dir).map_err(Failure::file("find", dir))?;
     if !real.is_dir() {
-        return Err(Failure::new(format!("`{}` is no folder", show(dir))));
+        return Err(Failure::new(format!("`{}` is not a folder", show(dir))));
     }
     if real.to_str().is_none() {
         return Err(Failure::new(format!("`{}` is not valid UTF-8; rename the folder", show(dir))));
@@ -187,7 +187,7 @@ pub fn needs_root(command: &str) -> Result<()> {
     match rustix::process::geteuid().is_root() {
         true => Ok(()),
         false => Err(Failure::new(format!(
-            "this changes the service's sandbox, which is for root: `sudo {command}`, or `pkexec {command}`"
+            "this changes the service's sandbox, which only root can do: `sudo {command}`, or `pkexec {command}`"
         ))),
     }
 }
@@ -210,10 +210,10 @@ pub fn apply() -> Result<&'static str> {
             .is_ok_and(|s| s.success())
     };
     if !quiet(&["is-active", "animd.service"]) {
-        return Ok("it is in force when the service is started: `systemctl start animd`");
+        return Ok("it takes effect when the service starts: `systemctl start animd`");
     }
     systemctl(&["start", "--no-block", "animd-handover.service"])?;
-    Ok("the service is started again for it as soon as no job runs")
+    Ok("the service restarts for it as soon as no job runs")
 }
 
 fn systemctl(args: &[&str]) -> Result<()> {

@@ -10,10 +10,10 @@ use super::On;
 use super::config::load;
 use super::exit::{Failure, Result};
 
-/// Say how long each stage of a video takes on this machine, even before a model is downloaded.
+/// Measure how long each stage of a video takes on this machine, even before a model is downloaded.
 ///
-/// It runs `animd-engine bench` as yourself; without a model its weights are made up, and how long they take is real. Let the
-/// service make nothing meanwhile, and give the card's memory back: `animctl unload`, then `animctl drain -- animctl bench`.
+/// It runs `animd-engine bench` as yourself; without a model it uses random weights, which take just as long. Keep the
+/// service from using the GPU meanwhile: `animctl unload`, then `animctl drain -- animctl bench`.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl bench --size 720p --rows fp8,distill\n\n`animctl bench -- --help` shows all options.\n\nJSON: \

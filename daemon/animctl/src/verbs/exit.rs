@@ -18,13 +18,16 @@ pub enum Exit {
     Unreachable,
     /// The job was cancelled.
     Canceled,
+    /// Ctrl-C ended the wait for a job, which goes on.
+    Interrupted,
     /// The exit code of a command that was run.
     Of(u8),
 }
 
 impl Exit {
     /// All outcomes that have an exit code of their own.
-    pub const ALL: [Self; 5] = [Self::Done, Self::Failed, Self::Usage, Self::Unreachable, Self::Canceled];
+    pub const ALL: [Self; 6] =
+        [Self::Done, Self::Failed, Self::Usage, Self::Unreachable, Self::Canceled, Self::Interrupted];
 
     /// Returns the exit code.
     pub fn code(self) -> u8 {
@@ -34,6 +37,7 @@ impl Exit {
             Self::Usage => 2,
             Self::Unreachable => 3,
             Self::Canceled => 4,
+            Self::Interrupted => 130,
             Self::Of(code) => code,
         }
     }
@@ -45,10 +49,11 @@ impl Exit {
             Self::Failed => {
                 "the job failed, the service refused, or `doctor` or `config check` found something wrong"
             }
-            Self::Usage => "wrong usage",
+            Self::Usage => "wrong usage, or a setting that cannot be used",
             Self::Unreachable => "no animd can be reached",
             Self::Canceled => "the job was cancelled",
-            Self::Of(_) => "of the command that `warm` or `drain` ran",
+            Self::Interrupted => "Ctrl-C ended the wait; the job goes on",
+            Self::Of(_) => "the exit code of the command that `warm` or `drain` ran",
         }
     }
 }
@@ -63,7 +68,7 @@ impl From<Exit> for ExitCode {
 pub fn table() -> String {
     let mut text = String::from("Exit codes:");
     for exit in Exit::ALL {
-        _ = write!(text, "\n  {}  {}", exit.code(), exit.meaning());
+        _ = write!(text, "\n  {:<3}  {}", exit.code(), exit.meaning());
     }
     text.push_str("\n`warm -- CMD` and `drain -- CMD` end with the code of CMD.");
     text
@@ -83,12 +88,19 @@ impl Failure {
         Self { exit: Exit::Failed, text: text.into() }
     }
 
+    /// Returns the failure of a command line that is wrong.
+    pub fn usage(text: impl Into<String>) -> Self {
+        Self { exit: Exit::Usage, text: text.into() }
+    }
+
     pub fn unreachable(text: impl Into<String>) -> Self {
         Self { exit: Exit::Unreachable, text: text.into() }
     }
 
     fn away() -> Self {
-        Self::unreachable("animd does not run: `systemctl start animd`, or `animd --user`")
+        Self::unreachable(
+            "animd is not running; start it with `systemctl start animd`, or your own with `animd --user`",
+        )
     }
 
     /// Wraps an I/O error with the action and the path that it belongs to.
@@ -118,10 +130,15 @@ impl From<zbus::Error> for Failure {
                 }
                 if name.as_str() == "org.freedesktop.DBus.Error.UnknownMethod" {
                     return Self::new(
-                        "the animd that runs does not know this; it may be older than animctl: restart it (`systemctl restart animd`)",
+                        "the running animd does not support this; it may be older than animctl: `systemctl restart animd`",
                     );
                 }
-                Self::new(text.unwrap_or_else(|| name.to_string()))
+                let text = text.unwrap_or_else(|| name.to_string());
+                // What the service finds wrong with an option is as wrong as what animctl finds itself.
+                match name.as_str().strip_prefix(animd_client::ERRORS) {
+                    Some("UnknownOption" | "InvalidOption") => Self::usage(text),
+                    _ => Self::new(text),
+                }
             }
             zbus::Error::FDO(e) => (*e).into(),
             zbus::Error::InputOutput(e) => Self::unreachable(format!("the message bus: {e}")),

@@ -8,17 +8,17 @@ use super::{Ctl, json_of, print};
 
 /// Write everything about your jobs to standard output.
 ///
-/// The newest first; root's has everybody's.
+/// The newest job comes first. For root it is everybody's jobs.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl export --csv > jobs.csv\n\nCSV: a line of names, then a line for each job; times are microseconds since \
-1970.\n\nJSON (also without --json): an array of what `animctl show` prints of each job; with --timeline as there"
+1970.\n\nJSON (also without --json): an array of what `animctl show` prints of each job; with --timeline as in `animctl show`"
 )]
 pub struct Args {
-    /// Comma-separated values
+    /// Write comma-separated values
     #[arg(long, conflicts_with = "timeline")]
     csv: bool,
-    /// With each job's events, stages, steps and samples
+    /// Add each job's events, stages, steps and samples
     #[arg(long)]
     timeline: bool,
     #[command(flatten)]

@@ -10,23 +10,24 @@ use rustix::fs::{Access, access};
 use serde_json::json;
 use zbus::OwnedFd;
 
-use super::Ctl;
 use super::exit::{Exit, Failure, Result};
+use super::{Ctl, path};
 
-/// Copy a job's video, or a picture of it, into a file.
+/// Copy a job's video, or a picture of it, to a file.
 ///
-/// Its owner and root may.
+/// Only the job's owner and root can do this.
 #[derive(clap::Args)]
 #[command(after_help = "Example: animctl fetch 7 cup.mp4\n\nJSON: id, file, bytes")]
 pub struct Args {
     /// The job's number
     id: u64,
-    /// The file, which must not exist
+    /// The new file, which must not exist
+    #[arg(value_parser = path())]
     file: PathBuf,
-    /// One frame of the finished video, a small JPEG
+    /// Copy one frame of the finished video, a small JPEG
     #[arg(long)]
     thumbnail: bool,
-    /// What the video of the running job is going to be, a small JPEG
+    /// Copy the preview of a running job, a small JPEG
     #[arg(long, conflicts_with = "thumbnail")]
     preview: bool,
 }

@@ -12,15 +12,15 @@ use zbus::Variant;
 use super::dropin::{Plan, apply, needs_root, real, service_user};
 use super::exit::{Exit, Failure, Result};
 use super::settings::finite;
-use super::table::{Side, show as table};
-use super::{On, config, json_of, print};
+use super::term::{width, wrap};
+use super::{On, config, json_of, path, print};
 use crate::doctor::sandbox::Sandbox;
 use crate::doctor::{READ, SEARCH, WRITE, refusal_from};
 
 /// Manage the folders that are watched for pictures.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: sudo animctl folder add /srv/pictures\n\n`animctl watch` is something else: it shows jobs as they run."
+    after_help = "Example: sudo animctl folder add /srv/pictures\n\nTo see jobs as they run, use `animctl watch`."
 )]
 pub struct Args {
     #[command(subcommand)]
@@ -36,13 +36,13 @@ enum Verb {
 
 /// Watch one more folder.
 ///
-/// With all its subfolders, also after a restart.
+/// Its subfolders are watched too. It stays watched after a restart.
 ///
-/// The installed service's sandbox shows it no homes and lets it write to nothing but /var/lib/animd. For a folder elsewhere this
-/// writes two files, one that lets the sandbox into this folder
+/// The installed service runs in a sandbox, which hides home folders and only lets it write to /var/lib/animd. For any other folder
+/// this writes two files: one that opens the sandbox for this folder
 /// (/etc/systemd/system/animd.service.d/animctl-folder-NAME.conf), and one for the configuration
-/// (/etc/animd/conf.d/animctl-folder-NAME.toml), and the service is started again when no job runs. For your own folders
-/// animd-watch needs none of this.
+/// (/etc/animd/conf.d/animctl-folder-NAME.toml). The service restarts when no job runs. For folders of your own, use
+/// animd-watch, which needs none of this.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: sudo animctl folder add /srv/pictures --outbox /srv/videos\n\nJSON: path, inside (where the service sees \
@@ -50,14 +50,15 @@ it), next"
 )]
 struct Add {
     /// The folder
+    #[arg(value_parser = path())]
     dir: PathBuf,
     /// Where its videos go [default: the configured outbox]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = path())]
     outbox: Option<PathBuf>,
-    /// Seconds that a picture must lie unchanged
+    /// Seconds that a picture must stay unchanged before it is taken
     #[arg(long, value_name = "SECONDS", value_parser = finite)]
     stable: Option<f64>,
-    /// Look into it this often, where the file system does not report changes
+    /// Scan it this often, for file systems that do not report changes
     #[arg(long, value_name = "SECONDS", value_parser = finite)]
     poll: Option<f64>,
 }
@@ -71,13 +72,14 @@ it is not watched)"
 )]
 struct List {}
 
-/// Watch a folder no longer.
+/// Stop watching a folder.
 ///
-/// Its jobs stay.
+/// Jobs of its pictures stay in the queue.
 #[derive(clap::Args)]
 #[command(after_help = "Example: sudo animctl folder remove /srv/pictures\n\nJSON: path, next")]
 struct Remove {
     /// The folder
+    #[arg(value_parser = path())]
     dir: PathBuf,
 }
 
@@ -95,8 +97,8 @@ async fn add(args: &Add, on: On) -> Result {
     let plan = Plan::folder(&dir, outbox.as_deref(), args.stable, args.poll);
     let (inside, next) = if on.user || !plan.needs_unit() {
         let ctl = on.connect().await?;
-        let path = |path: &Path| path.to_str().unwrap_or_default().to_owned();
-        let outbox = outbox.as_deref().map(path);
+        let text = |path: &Path| path.to_str().unwrap_or_default().to_owned();
+        let outbox = outbox.as_deref().map(text);
         let mut options: HashMap<&str, Variant<'_>> = HashMap::new();
         if let Some(outbox) = &outbox {
             options.insert("outbox", outbox.as_str().into());
@@ -106,7 +108,7 @@ async fn add(args: &Add, on: On) -> Result {
                 options.insert(key, seconds.into());
             }
         }
-        ctl.manager.add_watch(&path(&dir), options).await?;
+        ctl.manager.add_watch(&text(&dir), options).await?;
         (dir.clone(), "pictures in it are taken from now on")
     } else {
         needs_root(&format!("animctl folder add '{}'", show(&dir)))?;
@@ -157,7 +159,7 @@ fn overlap(
 fn rights(dir: &Path) -> Result<()> {
     match service_user().and_then(|user| refusal_from(dir, dir, &user, READ | WRITE | SEARCH)) {
         None => Ok(()),
-        Some(why) => Err(Failure::new(format!("{why}; let it: `setfacl -m u:animd:rwx '{}'`", show(dir)))),
+        Some(why) => Err(Failure::new(format!("{why}; allow it: `setfacl -m u:animd:rwx '{}'`", show(dir)))),
     }
 }
 
@@ -173,11 +175,11 @@ async fn remove(dir: &Path, on: On) -> Result {
     } else {
         let ctl = on.connect().await?;
         ctl.manager.remove_watch(dir.to_str().unwrap_or_default()).await?;
-        "its jobs stay"
+        "its jobs stay in the queue"
     };
     match on.json {
         true => print(json!({"path": show(&dir), "next": next})),
-        false => print(format!("`{}` is watched no longer; {next}", show(&dir))),
+        false => print(format!("`{}` is no longer watched; {next}", show(&dir))),
     }
     Ok(Exit::Done)
 }
@@ -189,21 +191,24 @@ async fn list(on: On) -> Result {
         return Ok(Exit::Done);
     }
     let text = |folder: &Value, key: &str| folder[key].as_str().unwrap_or_default().to_owned();
-    let rows: Vec<_> = folders
-        .iter()
-        .map(|folder| {
-            let state = match folder["polled_seconds"].as_f64() {
-                Some(seconds) => format!("looked into every {seconds} s"),
-                None => "watched".to_owned(),
-            };
-            let trouble = folder["trouble"].as_str().map(|trouble| format!("not watched: {trouble}"));
-            [text(folder, "path"), text(folder, "outbox"), text(folder, "origin"), trouble.unwrap_or(state)]
-        })
-        .collect();
-    table(
-        [("FOLDER", Side::Left), ("OUTBOX", Side::Left), ("FROM", Side::Left), ("STATE", Side::Left)],
-        &rows,
-    );
+    for folder in &folders {
+        let state = match folder["polled_seconds"].as_f64() {
+            Some(seconds) => format!("watched, by a scan every {seconds} s"),
+            None => "watched".to_owned(),
+        };
+        let state = folder["trouble"].as_str().map_or(state, |trouble| format!("not watched: {trouble}"));
+        let from = match text(folder, "origin").as_str() {
+            "inbox" => "the inbox".to_owned(),
+            "bus" => "added by `animctl folder add`".to_owned(),
+            origin => format!("from the {origin}"),
+        };
+        // Paths are not cut, so that they can be copied.
+        print(text(folder, "path"));
+        let outbox = format!("videos go to {}", text(folder, "outbox"));
+        for line in [outbox, format!("{from}; {state}")].iter().flat_map(|text| wrap(text, width() - 4)) {
+            print(format!("    {line}"));
+        }
+    }
     Ok(Exit::Done)
 }
 

@@ -11,12 +11,12 @@ use animd_common::bus::ServiceState;
 use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::time::timeout;
-use zbus::names::InterfaceName;
-use zbus::{OwnedVariant, fdo};
+use zbus::fdo;
 
-use super::Ctl;
 use super::exit::{Exit, Failure, Result};
+use super::facts::completed;
 use super::meter::{Meter, Moment};
+use super::{Ctl, json_of};
 
 /// How long to wait for a service that has gone away.
 const AWAY: Duration = Duration::from_secs(60);
@@ -24,19 +24,6 @@ const AWAY: Duration = Duration::from_secs(60);
 const PREVIEW: Duration = Duration::from_secs(2);
 /// The size of the largest preview, in bytes.
 const MAX_PREVIEW: u64 = 4 << 20;
-
-/// A job's properties by their names in JSON.
-const FACTS: [(&str, &str); 9] = [
-    ("Id", "id"),
-    ("Owner", "owner"),
-    ("State", "state"),
-    ("Stage", "stage"),
-    ("Step", "step"),
-    ("Progress", "progress"),
-    ("ExpectedEnd", "expected_end"),
-    ("Position", "position"),
-    ("Priority", "priority"),
-];
 
 /// Shows the job until it has ended, and returns its last state.
 pub async fn follow(id: u64, ctl: &Ctl, meter: &mut Meter) -> Result<String> {
@@ -50,7 +37,7 @@ pub async fn follow(id: u64, ctl: &Ctl, meter: &mut Meter) -> Result<String> {
     let mut away: Option<Instant> = None;
     let mut preview = Preview::default();
     loop {
-        match look(&bus, ctl).await {
+        match look(id, ctl).await {
             Ok(moment) => {
                 away = None;
                 meter.show(&moment);
@@ -64,11 +51,14 @@ pub async fn follow(id: u64, ctl: &Ctl, meter: &mut Meter) -> Result<String> {
             }
             Err(e) if e.exit == Exit::Unreachable || away.is_some() => {
                 let since = *away.get_or_insert_with(Instant::now);
-                meter.show(&Moment { facts: Value::Null, note: Some("animd is away".into()) });
+                meter.show(&Moment {
+                    facts: Value::Null,
+                    note: Some("animd has stopped; waiting for it".into()),
+                });
                 if since.elapsed() > AWAY {
                     meter.end();
                     return Err(Failure::unreachable(format!(
-                        "animd is away; job {id} is kept, `animctl show {id}` tells later what became of it"
+                        "animd has stopped; job {id} is kept, and `animctl show {id}` shows later what became of it"
                     )));
                 }
                 // A restarted service makes the job's object when it is asked for.
@@ -89,23 +79,23 @@ pub async fn follow(id: u64, ctl: &Ctl, meter: &mut Meter) -> Result<String> {
     }
 }
 
-async fn look(bus: &fdo::PropertiesProxy<'_>, ctl: &Ctl) -> Result<Moment> {
-    let interface = InterfaceName::from_static_str_unchecked("org.animd.Animd1.Job");
-    let facts = facts(&bus.get_all(interface).await?);
+async fn look(id: u64, ctl: &Ctl) -> Result<Moment> {
+    let facts = entry(id, ctl).await?.ok_or_else(|| Failure::new(format!("job {id} is forgotten")))?;
     let mut moment = Moment { facts, note: None };
     if moment.state() == "queued" {
         let service = ctl.manager.state().await?;
         if !ServiceState::from_name(&service).is_some_and(ServiceState::is_working) {
-            moment.note = Some(format!("waiting: {}", ctl.manager.state_text().await?));
+            moment.note = Some(format!("queued: {}", ctl.manager.state_text().await?));
         }
     }
     Ok(moment)
 }
 
-fn facts(properties: &HashMap<String, OwnedVariant>) -> Value {
-    let fact =
-        |(name, key): (&str, &str)| Some((key.to_owned(), animd_common::bus::json(properties.get(name)?)?));
-    FACTS.into_iter().filter_map(fact).collect()
+/// Returns a job's entry in the list of jobs; `None` where there is no such job.
+pub async fn entry(id: u64, ctl: &Ctl) -> Result<Option<Value>> {
+    let filter = HashMap::from([("before", id.saturating_add(1).into()), ("limit", 1_u32.into())]);
+    let newest = ctl.manager.list(filter).await?.first().map(json_of).filter(|job| job["id"] == id);
+    Ok(newest.map(completed))
 }
 
 /// The preview of a running job's video.

@@ -1,25 +1,33 @@
-//! `animctl forget ID`
+//! `animctl forget ID...`
 
 use serde_json::json;
 
 use super::Ctl;
-use super::exit::{Exit, Result};
+use super::batch::Batch;
+use super::exit::Result;
 
-/// Delete what animd knows of a job that has ended.
+/// Delete what animd knows of jobs that have ended.
 ///
-/// Its prompt, its pictures, its figures.
+/// That is the prompt, the pictures and the figures of each.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: animctl forget 7\n\nThe video in the outbox stays; one that was kept for you to fetch goes.\n\nJSON: id, \
-forgotten"
+    after_help = "Example: animctl forget 7 8\n\nThe video in the outbox stays; one that was kept for you to fetch is deleted.\n\nJSON: \
+id, forgotten; for several jobs an array of such objects"
 )]
 pub struct Args {
-    /// The job's number
-    id: u64,
+    /// The jobs' numbers
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<u64>,
 }
 
 pub async fn run(args: &Args, ctl: &Ctl) -> Result {
-    ctl.job(args.id).await?.forget().await?;
-    ctl.tell(&json!({"id": args.id, "forgotten": true}), &format!("job {} is forgotten", args.id));
-    Ok(Exit::Done)
+    let mut batch = Batch::new(args.ids.len());
+    for &id in &args.ids {
+        let forgotten = async {
+            ctl.job(id).await?.forget().await?;
+            Ok((json!({"id": id, "forgotten": true}), format!("job {id} is forgotten")))
+        };
+        batch.add(forgotten.await)?;
+    }
+    Ok(batch.finish(ctl))
 }

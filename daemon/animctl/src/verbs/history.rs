@@ -4,13 +4,14 @@ use animd_common::words::{date, energy, time};
 use serde_json::Value;
 
 use super::exit::{Exit, Result};
+use super::facts::{Facts, color, completed};
 use super::jobs::{Which, seconds};
-use super::table::{Side, show};
+use super::table::{Column, Table};
 use super::{Ctl, print};
 
-/// List your jobs with what they took, the newest first.
+/// List your jobs with their time and energy, the newest first.
 ///
-/// Root sees everybody's.
+/// For root it is everybody's jobs.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl history --state done --limit 50\n\nJSON: an array of what `animctl show` prints of each job"
@@ -18,7 +19,7 @@ use super::{Ctl, print};
 pub struct Args {
     #[command(flatten)]
     which: Which,
-    /// At most so many
+    /// Show at most this many jobs
     #[arg(long, value_name = "N", default_value_t = 20)]
     limit: u64,
 }
@@ -27,7 +28,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
     let mut jobs = Vec::new();
     args.which
         .each(ctl, Some(args.limit), |job| {
-            jobs.push(job);
+            jobs.push(completed(job));
             Ok(())
         })
         .await?;
@@ -35,19 +36,17 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
         print(Value::Array(jobs));
         return Ok(Exit::Done);
     }
-    show(
-        [
-            ("ID", Side::Right),
-            ("STATE", Side::Left),
-            ("ENDED", Side::Left),
-            ("TIME", Side::Right),
-            ("ENERGY", Side::Right),
-            ("SIZE", Side::Right),
-            ("PROFILE", Side::Left),
-            ("NAME", Side::Left),
-        ],
-        &jobs.iter().map(row).collect::<Vec<_>>(),
-    );
+    let head = [
+        Column::right("ID"),
+        Column::left("STATE"),
+        Column::left("ENDED"),
+        Column::right("TIME"),
+        Column::right("ENERGY"),
+        Column::right("SIZE"),
+        Column::flexible("PROFILE"),
+        Column::flexible("NAME"),
+    ];
+    Table { head, rows: jobs.iter().map(row).collect() }.print(&color);
     Ok(Exit::Done)
 }
 
@@ -59,7 +58,7 @@ fn row(job: &Value) -> [String; 8] {
     };
     [
         job["id"].to_string(),
-        text("state"),
+        Facts(job).state().to_owned(),
         job["finished"].as_u64().map(date).unwrap_or_default(),
         seconds(job).map(time).unwrap_or_default(),
         job["energy_joules"].as_f64().map(energy).unwrap_or_default(),

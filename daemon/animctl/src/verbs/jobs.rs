@@ -2,23 +2,33 @@
 
 use std::collections::HashMap;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use serde_json::Value;
 use zbus::Variant;
 
 use super::exit::Result;
-use super::{Ctl, json_of};
+use super::{Ctl, json_of, who};
 
 /// The most jobs that `History` returns in one reply.
 const PAGE: u64 = 200;
 
+/// The states of jobs, as an option takes them.
+const STATES: [&str; 5] = ["queued", "running", "finishing", "done", "failed"];
+
+/// Returns the parser of a state; people may write `cancelled` as well.
+fn state() -> PossibleValuesParser {
+    let canceled = PossibleValue::new("canceled").alias("cancelled");
+    PossibleValuesParser::new(STATES.map(PossibleValue::new).into_iter().chain([canceled]))
+}
+
 /// Which jobs.
 #[derive(clap::Args)]
 pub struct Which {
-    /// Only jobs in this state: queued, running, finishing, done, failed or canceled
-    #[arg(long, value_name = "STATE")]
-    pub state: Option<String>,
-    /// Only jobs of this user; root sees everybody's, others their own
-    #[arg(long, value_name = "UID")]
+    /// Only jobs in these states
+    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = state())]
+    pub state: Vec<String>,
+    /// Only jobs of this user, a name or a number
+    #[arg(long, value_name = "USER", value_parser = who::uid)]
     pub owner: Option<u32>,
     /// Only jobs with a smaller number
     #[arg(long, value_name = "ID")]
@@ -29,8 +39,8 @@ impl Which {
     /// Returns the filter for `List` and `History`.
     pub fn filter(&self) -> HashMap<&'static str, Variant<'_>> {
         let mut filter = HashMap::new();
-        if let Some(state) = &self.state {
-            filter.insert("state", state.as_str().into());
+        if !self.state.is_empty() {
+            filter.insert("state", self.state.join(",").into());
         }
         if let Some(owner) = self.owner {
             filter.insert("owner", owner.into());

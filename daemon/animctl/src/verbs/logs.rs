@@ -4,23 +4,23 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use super::On;
-use super::exit::{Failure, Result};
+use super::exit::{Exit, Failure, Result};
 
 /// Show the log of the service, or of one job.
 ///
-/// Out of systemd's journal.
+/// It is read from systemd's journal.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: animctl logs 7\n\nIt runs journalctl; members of the groups `adm` and `systemd-journal` and root may \
-see all of it.\n\nJSON: a line for each entry, as `journalctl -o json` writes them"
+    after_help = "Example: animctl logs 7\n\nIt runs journalctl; root and members of the groups `adm` and `systemd-journal` can \
+see all entries.\n\nJSON: a line for each entry, as `journalctl -o json` writes them"
 )]
 pub struct Args {
-    /// Only what concerns this job
+    /// Only entries of this job
     id: Option<u64>,
-    /// Go on with what is logged from here on
+    /// Keep showing new entries
     #[arg(short, long)]
     follow: bool,
-    /// Only the last so many entries
+    /// Only the last N entries
     #[arg(short = 'n', long, value_name = "N")]
     lines: Option<u32>,
     /// Only entries since then, such as `yesterday` or `2026-01-31 12:00`
@@ -29,8 +29,30 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, on: On) -> Result {
-    let e = Command::new("journalctl").args(options(args, on)).exec();
-    Err(Failure::new(format!("`journalctl` cannot be run: {e}; it is part of systemd")))
+    let failed = |e| Failure::new(format!("`journalctl` cannot be run: {e}; it is part of systemd"));
+    let options = options(args, on);
+    if !args.follow {
+        let first = Command::new("journalctl").args(&options).args(["--quiet", "--lines=1"]).output();
+        let first = first.map_err(failed)?;
+        if first.status.success() && first.stdout.is_empty() {
+            eprintln!("animctl: {}", nothing(args.id, on));
+            return Ok(Exit::Done);
+        }
+    }
+    let e = Command::new("journalctl").args(options).exec();
+    Err(failed(e))
+}
+
+/// Returns what to say where the journal has no entries, and why that may be so.
+fn nothing(id: Option<u64>, on: On) -> String {
+    let what = match (id, on.user) {
+        (Some(id), _) => format!("job {id}"),
+        (None, true) => "the user unit `animd`".to_owned(),
+        (None, false) => "the unit `animd`".to_owned(),
+    };
+    let why = "a service that is started by hand logs to its terminal, and others' entries are only shown to root and the groups `adm` \
+               and `systemd-journal`";
+    format!("the journal has no entries of {what} that you can read: {why}")
 }
 
 fn options(args: &Args, on: On) -> Vec<String> {

@@ -1,14 +1,13 @@
 //! How a job's progress is shown: a bar on a terminal, a line for each step elsewhere, objects for programs.
 
 use std::io::IsTerminal;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use animd_common::words::time;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
+use super::facts::Facts;
 use super::inline::Screen;
-use super::print;
+use super::{print, term};
 
 /// The state of a job at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -25,23 +24,12 @@ impl Moment {
     }
 
     fn fraction(&self) -> f64 {
-        self.facts["progress"].as_f64().unwrap_or(0.0)
+        Facts(&self.facts).fraction()
     }
 
     /// Returns the stage and its step; empty while the engine has not reported any.
     fn stage(&self) -> String {
-        let stage = self.facts["stage"].as_str().unwrap_or_default();
-        match (stage, &self.facts["step"][0], &self.facts["step"][1]) {
-            ("denoise", done, all) => format!("denoise {done}/{all}"),
-            _ => stage.to_owned(),
-        }
-    }
-
-    /// Returns the remaining time in words.
-    fn left(&self) -> Option<String> {
-        let end = self.facts["expected_end"].as_u64().filter(|end| *end > 0)?;
-        let left = (UNIX_EPOCH + Duration::from_micros(end)).duration_since(SystemTime::now()).ok()?;
-        Some(format!("{} left", time(left.as_secs_f64().ceil().max(1.0)).replace(".0 s", " s")))
+        Facts(&self.facts).stage()
     }
 
     /// Returns the moment as one line; `still` leaves out what changes all the time.
@@ -49,19 +37,18 @@ impl Moment {
         if let Some(note) = &self.note {
             return note.clone();
         }
-        match (self.state(), self.stage()) {
-            ("running", stage) if stage.is_empty() => "it starts".to_owned(),
-            ("running", stage) => match self.left().filter(|_| !still) {
-                Some(left) => format!("{stage}, {left}"),
-                None => stage,
-            },
+        let facts = Facts(&self.facts);
+        let now = match (facts.state(), facts.place(), self.stage()) {
+            ("running", _, stage) if stage.is_empty() => "starting".to_owned(),
+            ("running", _, stage) => stage,
             // A job that fails is finishing, too: its picture goes to `failed`.
-            ("finishing", _) => "its files are put in place".to_owned(),
-            ("queued", _) => match self.facts["position"].as_u64() {
-                Some(position @ 1..) => format!("waiting, number {position} in the queue"),
-                _ => "waiting".to_owned(),
-            },
-            (state, _) => state.to_owned(),
+            ("finishing", ..) => "saving the video".to_owned(),
+            ("queued", Some(place), _) => format!("queued, number {place} in the queue"),
+            (state, ..) => return state.to_owned(),
+        };
+        match facts.left().filter(|_| !still) {
+            Some(left) => format!("{now}, {left}"),
+            None => now,
         }
     }
 }
@@ -76,7 +63,7 @@ pub struct Meter {
 enum View {
     /// A progress bar on a terminal.
     Bar { bar: ProgressBar, screen: Option<Screen> },
-    /// Lines on standard error that is not a terminal.
+    /// Lines on standard error that is not a terminal, or one that can only append lines.
     Lines { last: String },
     /// One JSON object per line on standard output.
     Json { last: Value },
@@ -86,12 +73,14 @@ impl Meter {
     /// Returns a meter for people, on standard error; with pictures if `pictures` is set and the terminal can show
     /// them.
     pub fn new(id: u64, pictures: bool) -> Self {
-        if !std::io::stderr().is_terminal() {
+        if !std::io::stderr().is_terminal() || term::is_dumb() {
             return Self { view: View::Lines { last: String::new() }, worked: false };
         }
         let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::stderr());
-        if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:30.green} {percent:>3}% {wide_msg}") {
-            bar.set_style(style.progress_chars("━╸┄"));
+        let color = if term::allows_color() { ".green" } else { "" };
+        let template = format!("{{prefix}} {{bar:30{color}}} {{percent:>3}}% {{wide_msg}}");
+        if let Ok(style) = ProgressStyle::with_template(&template) {
+            bar.set_style(style.progress_chars(if term::has_utf8() { "━╸┄" } else { "=>-" }));
         }
         bar.set_prefix(format!("job {id}"));
         let screen = Screen::of_terminal().filter(|_| pictures);
@@ -162,6 +151,8 @@ impl Meter {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
     use serde_json::json;
 
     use super::*;
@@ -169,10 +160,10 @@ mod tests {
     #[test]
     fn moments_are_one_line() {
         let of = |facts: Value| Moment { facts, note: None }.words(true);
-        assert_eq!(of(json!({"state": "queued", "position": 3})), "waiting, number 3 in the queue");
-        assert_eq!(of(json!({"state": "running", "stage": "denoise", "step": [4, 20]})), "denoise 4/20");
-        assert_eq!(of(json!({"state": "running", "stage": ""})), "it starts");
-        assert_eq!(of(json!({"state": "finishing"})), "its files are put in place");
+        assert_eq!(of(json!({"state": "queued", "position": 3})), "queued, number 3 in the queue");
+        assert_eq!(of(json!({"state": "running", "stage": "denoise", "step": [4, 20]})), "denoise 5/20");
+        assert_eq!(of(json!({"state": "running", "stage": ""})), "starting");
+        assert_eq!(of(json!({"state": "finishing"})), "saving the video");
         let soon =
             SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970") + Duration::from_secs(7200);
         let facts = json!({"state": "running", "stage": "text", "expected_end": soon.as_micros() as u64});

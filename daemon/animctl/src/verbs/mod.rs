@@ -1,5 +1,7 @@
 //! `animctl`, the client of animd's bus interface: one file a verb.
 
+mod batch;
+mod bundle;
 mod cancel;
 mod config;
 mod doctor;
@@ -8,6 +10,7 @@ mod dropin;
 mod engine;
 mod exit;
 mod export;
+mod facts;
 mod fetch;
 mod folder;
 mod follow;
@@ -29,19 +32,24 @@ mod report;
 mod retry;
 mod settings;
 mod show;
+mod started;
 mod stats;
 mod status;
 mod submit;
 mod table;
+mod term;
 mod unload;
 mod warm;
 mod watch;
+mod who;
 
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use animd_client::{JobProxy, ManagerProxy};
 use animd_common::bus::NAME;
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::Value;
 use zbus::proxy::CacheProperties;
@@ -53,9 +61,9 @@ pub use exit::Exit;
 
 /// Sends pictures to animd and shows what becomes of them.
 ///
-/// Without --user or --system it asks the animd of this session, if one runs there, and else the system's.
+/// Without --user or --system it uses the animd of your session if one runs there, and otherwise the machine's.
 ///
-/// `watch` shows jobs as they run; the folders that animd watches are `folder`.
+/// `watch` shows jobs as they run; `folder` manages the folders that animd watches for pictures.
 #[derive(Parser)]
 #[command(
     name = "animctl",
@@ -64,13 +72,13 @@ pub use exit::Exit;
 )]
 pub struct Args {
     /// Print JSON: one object, or an array of them; each verb's --help names the keys
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 900)]
     json: bool,
-    /// Ask the animd on the session bus
-    #[arg(long, global = true, conflicts_with = "system")]
+    /// Use your own animd, on the session bus
+    #[arg(long, global = true, conflicts_with = "system", display_order = 901)]
     user: bool,
-    /// Ask the animd on the system bus
-    #[arg(long, global = true)]
+    /// Use the machine's animd, on the system bus
+    #[arg(long, global = true, display_order = 902)]
     system: bool,
     #[command(subcommand)]
     verb: Verb,
@@ -215,8 +223,8 @@ impl On {
             Failure::unreachable(match self.system {
                 true => format!("the system bus cannot be reached: {e}"),
                 false => format!(
-                    "no animd runs on the session bus, and the system bus cannot be reached ({e}); start your own by \
-                     `animd --user`, or the machine's by `systemctl start animd`"
+                    "no animd runs on the session bus, and the system bus cannot be reached ({e}); start your own with \
+                     `animd --user`, or the machine's with `systemctl start animd`"
                 ),
             })
         })
@@ -245,6 +253,11 @@ impl Ctl {
     fn tell(&self, object: &Value, sentence: &str) {
         if self.json { print(object) } else { print(sentence) }
     }
+}
+
+/// Returns the parser of a path on the command line, where `~` works also if the shell has not expanded it.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(animd_common::home::typed)
 }
 
 /// Returns a dictionary of the bus as JSON.

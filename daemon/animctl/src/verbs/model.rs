@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::dropin::{Plan, apply, needs_root, real, service_user};
 use super::exit::{Exit, Failure, Result};
-use super::{On, print};
+use super::{On, path, print};
 use crate::doctor::{READ, refusal_from};
 
 /// Let the service see a model's folder, and use it.
@@ -27,18 +27,19 @@ enum Verb {
 
 /// Use the model in this folder.
 ///
-/// In the layout that it was downloaded in. The files stay where they are.
+/// It can be in the layout in which it was downloaded. The files stay where they are.
 ///
-/// For the installed service it writes two files, one that lets its sandbox read this folder and nothing else around it
+/// For the installed service this writes two files: one that lets its sandbox read this folder and nothing around it
 /// (/etc/systemd/system/animd.service.d/animctl-model.conf), and one for its configuration
-/// (/etc/animd/conf.d/animctl-model.toml); the service is started again when no job runs. With --user it writes
-/// the configuration only.
+/// (/etc/animd/conf.d/animctl-model.toml). The service restarts when no job runs. With --user it writes only the
+/// configuration.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: sudo animctl model add ~/models/Wan2.1-I2V-14B-480P\n\nJSON: path, inside (where the service sees it), next"
 )]
 struct Add {
     /// The folder
+    #[arg(value_parser = path())]
     dir: PathBuf,
 }
 
@@ -73,7 +74,7 @@ fn for_system(dir: &Path) -> Result<(PathBuf, &'static str)> {
         && let Some(why) = refusal_from(dir, dir, &user, READ)
     {
         return Err(Failure::new(format!(
-            "{why}; let it: `chmod -R a+rX '{0}'`, or `setfacl -R -m u:animd:rX '{0}'`",
+            "{why}; allow it: `chmod -R a+rX '{0}'`, or `setfacl -R -m u:animd:rX '{0}'`",
             show(dir)
         )));
     }

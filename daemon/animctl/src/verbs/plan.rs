@@ -8,9 +8,9 @@ use animd_options::SettingsOptions;
 use serde_json::Value;
 
 use super::exit::{Exit, Result};
-use super::{Ctl, json_of, print, settings, submit};
+use super::{Ctl, json_of, path, print, settings, submit};
 
-/// Say what a video would take, without making it.
+/// Estimate time and memory of a video, without making it.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl plan photo.jpg --size 720p --steps 20\n\nJSON: size, frames, steps, forwards (passes through the \
@@ -19,9 +19,10 @@ backend, remedy, seconds (of work, without waiting), memory, host_memory (in whi
 pass; all in bytes)"
 )]
 pub struct Args {
-    /// The picture, whose shape counts
+    /// The picture, whose shape matters
+    #[arg(value_name = "PICTURE", value_parser = path())]
     image: Option<PathBuf>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Settings of the video")]
     settings: SettingsOptions,
 }
 

@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use super::exit::{Exit, Failure, Result};
-use super::table::{Side, show};
+use super::term::{Color, paint, width, wrap};
 use super::{Ctl, json_of, print};
 
-/// List the profiles, and which one is in use.
+/// List the profiles with the reason why each is or is not in use.
 ///
 /// A profile is a way to run the model on a machine.
 #[derive(clap::Args)]
@@ -15,7 +15,7 @@ use super::{Ctl, json_of, print};
 summary, fits (it would run here now), chosen, why; of one profile its object"
 )]
 pub struct Args {
-    /// Only this one, with the reason
+    /// Only this profile
     name: Option<String>,
 }
 
@@ -47,10 +47,13 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
         (false, true) => "fits",
         (false, false) => "does not fit",
     };
-    let rows: Vec<_> = profiles
-        .iter()
-        .map(|profile| [text(profile, "name"), mark(profile).to_owned(), text(profile, "summary")])
-        .collect();
-    show([("NAME", Side::Left), ("HERE", Side::Left), ("FOR", Side::Left)], &rows);
+    for profile in &profiles {
+        let color = if profile["chosen"] == true { Some(Color::Green) } else { None };
+        print(format!("{}: {}", text(profile, "name"), paint(mark(profile), color)));
+        let why = format!("why: {}", text(profile, "why"));
+        for line in [text(profile, "summary"), why].iter().flat_map(|text| wrap(text, width() - 4)) {
+            print(format!("    {line}"));
+        }
+    }
     Ok(Exit::Done)
 }

@@ -13,7 +13,9 @@ use zbus::message::Type;
 use zbus::{MatchRule, MessageStream};
 
 use super::exit::{Exit, Result};
-use super::{Ctl, json_of, list, print};
+use super::facts::{Facts, color, completed};
+use super::follow::entry;
+use super::{Ctl, json_of, list, print, term};
 
 /// The shortest pause between two reads of the queue.
 const PACE: Duration = Duration::from_millis(250);
@@ -40,15 +42,13 @@ pub async fn watch(until_idle: bool, ctl: &Ctl) -> Result {
             .collect();
         for (id, state) in &now {
             if known.get(id) != Some(state) {
-                view.event(*id, state);
+                let job = jobs.iter().find(|job| job["id"] == *id).cloned().unwrap_or_default();
+                view.event(*id, state, &job);
             }
         }
         for id in known.keys().filter(|id| !now.contains_key(id)) {
-            let state = match ctl.job(*id).await {
-                Ok(job) => job.state().await?,
-                Err(_) => "forgotten".into(),
-            };
-            view.event(*id, &state);
+            let job = entry(*id, ctl).await?.unwrap_or_else(|| json!({"state": "forgotten"}));
+            view.event(*id, job["state"].as_str().unwrap_or_default(), &job);
         }
         known = now;
         view.show(&ctl.manager.state_text().await?, &jobs);
@@ -73,10 +73,20 @@ async fn open(ctl: &Ctl) -> Result<Vec<Value>> {
     let mut jobs = Vec::new();
     for state in OPEN {
         let filter = HashMap::from([("state", state.into()), ("limit", 1000_u32.into())]);
-        jobs.extend(ctl.manager.list(filter).await?.iter().map(json_of));
+        jobs.extend(ctl.manager.list(filter).await?.iter().map(json_of).map(completed));
     }
     jobs.sort_by_key(|job| job["position"].as_u64());
     Ok(jobs)
+}
+
+/// Returns a line about a job: its state, whose it is and its name where they are known, and why it failed.
+fn sentence(id: u64, job: &Value) -> String {
+    let facts = Facts(job);
+    let whose = [facts.owner(), facts.name().to_owned()];
+    let whose: Vec<String> = whose.into_iter().filter(|word| !word.is_empty()).collect();
+    let whose = if whose.is_empty() { String::new() } else { format!(" ({})", whose.join(", ")) };
+    let reason = if facts.reason().is_empty() { String::new() } else { format!(": {}", facts.reason()) };
+    format!("job {id} {}{whose}{reason}", facts.state())
 }
 
 enum View {
@@ -91,7 +101,7 @@ impl View {
         if json {
             return Self::Json;
         }
-        if !std::io::stdout().is_terminal() {
+        if !std::io::stdout().is_terminal() || term::is_dumb() {
             return Self::Lines;
         }
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
@@ -101,11 +111,12 @@ impl View {
         Self::Table(bar)
     }
 
-    fn event(&self, id: u64, state: &str) {
+    /// Tells that a job has come to another state.
+    fn event(&self, id: u64, state: &str, job: &Value) {
         match self {
-            Self::Table(bar) if animd_client::has_ended(state) => bar.println(format!("job {id} {state}")),
+            Self::Table(bar) if animd_client::has_ended(state) => bar.println(sentence(id, job)),
             Self::Table(_) => {}
-            Self::Lines => print(format!("job {id} {state}")),
+            Self::Lines => print(sentence(id, job)),
             Self::Json => print(json!({"id": id, "state": state})),
         }
     }
@@ -114,7 +125,8 @@ impl View {
         let Self::Table(bar) = self else { return };
         let mut lines = vec![state.to_owned()];
         if !jobs.is_empty() {
-            lines.extend(list::rows(&jobs[..jobs.len().min(SHOWN)]));
+            let table = list::table(&jobs[..jobs.len().min(SHOWN)]);
+            lines.extend(table.lines(term::width(), &|state| term::paint(state, color(state))));
         }
         if jobs.len() > SHOWN {
             lines.push(format!("and {} more", jobs.len() - SHOWN));

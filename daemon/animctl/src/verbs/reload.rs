@@ -3,11 +3,11 @@
 use serde_json::json;
 
 use super::Ctl;
-use super::exit::{Exit, Result};
+use super::exit::{Exit, Failure, Result};
 
-/// Let the service read its configuration again.
+/// Make the service read its configuration again.
 ///
-/// With a mistake in it the old one stays.
+/// If it has a mistake, the old one stays in force.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl config check && animctl reload\n\nAsks polkit (configure) where you are not root.\n\n\
@@ -16,7 +16,8 @@ JSON: reloaded"
 pub struct Args {}
 
 pub async fn run(_: &Args, ctl: &Ctl) -> Result {
-    ctl.manager.reload().await?;
+    // The configuration is at fault, not the command line.
+    ctl.manager.reload().await.map_err(|e| Failure::new(Failure::from(e).text))?;
     ctl.tell(&json!({"reloaded": true}), "the configuration was read again");
     Ok(Exit::Done)
 }

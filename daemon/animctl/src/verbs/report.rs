@@ -13,32 +13,32 @@ use serde_json::{Value, json};
 use super::exit::{Exit, Failure, Result};
 use super::jobs::Which;
 use super::stats::{By, sum, sums};
-use super::{Ctl, json_of};
+use super::{Ctl, json_of, path, who};
 use crate::report::{Entry, Report, Sum, page};
 
 /// The size of the largest thumbnail that goes into the report, in bytes.
 const MAX_THUMBNAIL: u64 = 1 << 20;
 
-/// Write what animd did as one HTML page.
+/// Write a report on what animd did, as one HTML page.
 ///
-/// It needs nothing else: sums, plots, and a card for each job.
+/// It has sums, plots and a card for each job, and needs no other files.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: animctl report animd.html --days 30\n\nIt has your own jobs; root's has everybody's, prompts and pictures \
-included. A file that is there is replaced.\n\nJSON: file, jobs (how many have a card), bytes"
+    after_help = "Example: animctl report animd.html --days 30\n\nIt has your own jobs; for root it has everybody's, with prompts and \
+pictures. An existing file is replaced.\n\nJSON: file, jobs (how many have a card), bytes"
 )]
 pub struct Args {
-    /// The page
-    #[arg(value_name = "OUT.html")]
+    /// The HTML file to write
+    #[arg(value_name = "OUT.html", value_parser = path())]
     file: PathBuf,
-    /// Sums of the last so many days only
+    /// Sum up only the last N days
     #[arg(long, value_name = "N")]
     days: Option<u64>,
-    /// Cards for at most so many jobs, the newest
+    /// Show at most N jobs, the newest
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: u64,
-    /// Only jobs of this user
-    #[arg(long, value_name = "UID")]
+    /// Only jobs of this user, a name or a number
+    #[arg(long, value_name = "USER", value_parser = who::uid)]
     owner: Option<u32>,
 }
 
@@ -48,7 +48,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
         rows.into_iter().map(sum).collect::<Result<Vec<Sum>>>()
     };
     let mut jobs = Vec::new();
-    let which = Which { state: None, owner: args.owner, before: None };
+    let which = Which { state: Vec::new(), owner: args.owner, before: None };
     which
         .each(ctl, Some(args.limit), |job| {
             jobs.push(job);

@@ -9,13 +9,13 @@ use serde_json::Value;
 use zbus::Variant;
 
 use super::exit::{Exit, Failure, Result};
-use super::table::{Side, show};
-use super::{Ctl, json_of, print};
+use super::table::{Column, Table};
+use super::{Ctl, json_of, print, who};
 use crate::report::Sum;
 
 const DAY_US: u64 = 86_400_000_000;
 
-/// What sums are kept apart by.
+/// What sums are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum By {
     /// The day on which a job ended, in universal time
@@ -35,25 +35,34 @@ impl By {
             Self::Profile => "profile",
         }
     }
+
+    /// Returns the head of a column of them.
+    fn title(self) -> &'static str {
+        match self {
+            Self::Day => "DAY",
+            Self::Model => "MODEL",
+            Self::Profile => "PROFILE",
+        }
+    }
 }
 
-/// Sum your jobs up, by day, model or profile.
+/// Sum up your jobs by day, model or profile.
 ///
-/// Those that have ended; root sees everybody's.
+/// Only jobs that have ended count. For root it is everybody's jobs.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl stats --by model --days 30\n\nJSON: an array of objects with key (the day, model or profile; empty \
 where a job has none), done, failed, canceled (numbers of jobs), and of those with a video seconds, joules, frames"
 )]
 pub struct Args {
-    /// What the sums are kept apart by
+    /// What the sums are for
     #[arg(long, value_enum, default_value_t = By::Day)]
     by: By,
-    /// Only jobs of the last so many days
+    /// Only jobs of the last N days
     #[arg(long, value_name = "N")]
     days: Option<u64>,
-    /// Only jobs of this user
-    #[arg(long, value_name = "UID")]
+    /// Only jobs of this user, a name or a number
+    #[arg(long, value_name = "USER", value_parser = who::uid)]
     owner: Option<u32>,
 }
 
@@ -68,7 +77,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
         0 => String::new(),
         done => words(all / done as f64),
     };
-    let rows: Vec<_> = rows
+    let rows = rows
         .iter()
         .map(|row| {
             [
@@ -83,19 +92,17 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
             ]
         })
         .collect();
-    show(
-        [
-            (&args.by.name().to_uppercase(), Side::Left),
-            ("VIDEOS", Side::Right),
-            ("FAILED", Side::Right),
-            ("CANCELLED", Side::Right),
-            ("TIME", Side::Right),
-            ("A VIDEO", Side::Right),
-            ("ENERGY", Side::Right),
-            ("A VIDEO", Side::Right),
-        ],
-        &rows,
-    );
+    let head = [
+        Column::flexible(args.by.title()),
+        Column::right("VIDEOS"),
+        Column::right("FAILED"),
+        Column::right("CANCELLED"),
+        Column::right("TIME"),
+        Column::right("PER VIDEO"),
+        Column::right("ENERGY"),
+        Column::right("PER VIDEO"),
+    ];
+    Table { head, rows }.print(&|_| None);
     Ok(Exit::Done)
 }
 

@@ -5,12 +5,12 @@ use serde_json::json;
 use super::Ctl;
 use super::exit::{Exit, Result};
 
-/// Give the model's memory back now.
+/// Free the model's memory now.
 ///
-/// The next job loads it again.
+/// The next job loads the model again.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: animctl unload\n\nRefused while a job runs or waits: pause the queue first, or `animctl drain`. Asks \
+    after_help = "Example: animctl unload\n\nRefused while a job is running or queued: pause the queue first, or use `animctl drain`. Asks \
 polkit (unload) where you are not root.\n\nJSON: unloaded"
 )]
 pub struct Args {}

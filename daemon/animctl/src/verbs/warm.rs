@@ -10,14 +10,14 @@ use tokio::time::sleep;
 use super::Ctl;
 use super::exit::{Exit, Failure, Result};
 
-/// Keep the model in memory, while a command runs or until Ctrl-C.
+/// Keep the model in memory while a command runs, or until Ctrl-C.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl warm -- ./make-all-videos.sh\n\nExample: animctl warm --seconds 3600\n\nJSON: warm and seconds (0 \
-for until Ctrl-C), at the beginning; with a command nothing, standard output is the command's"
+means until Ctrl-C), at the beginning; with a command nothing, since standard output is the command's"
 )]
 pub struct Args {
-    /// Let go after so many seconds
+    /// Keep it for N seconds
     #[arg(long, value_name = "N", conflicts_with = "command")]
     seconds: Option<u64>,
     /// The command and its arguments
@@ -30,14 +30,14 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
         1 => "for 1 second".to_owned(),
         seconds => format!("for {seconds} seconds"),
     });
-    let by_hand = || span.as_deref().unwrap_or("until it is ended by hand");
+    let by_hand = || span.as_deref().unwrap_or("until Ctrl-C");
     let why = args.command.first().map_or_else(by_hand, String::as_str);
     let _hold = ctl.manager.inhibit("warm", "animctl", why).await?;
     if !args.command.is_empty() {
         return command(&args.command).await;
     }
     let sentence = match &span {
-        Some(span) => format!("the model is kept in memory {span}; Ctrl-C ends it earlier"),
+        Some(span) => format!("the model is kept in memory {span}; Ctrl-C stops earlier"),
         None => "the model is kept in memory until Ctrl-C".to_owned(),
     };
     ctl.tell(&json!({"warm": true, "seconds": args.seconds.unwrap_or(0)}), &sentence);

@@ -9,28 +9,23 @@ use super::{Config, Origins, Place as Origin};
 use crate::files::show;
 use crate::places::{self, Overlap, Place, Role};
 use crate::text;
-use crate::{Error, Result};
 
 /// The most that a `days` key may say: a thousand years.
 const MAX_DAYS: u32 = 365_250;
 
-/// Checks a configuration whose types are right.
-///
-/// # Errors
-/// [`Error::Config`] names the first wrong value with its place and the range it must be in.
-pub fn check(config: &Config, origins: &Origins, files: &[PathBuf]) -> Result<()> {
-    numbers(config, origins)?;
-    absolute(config, origins)?;
-    overlaps(config, origins, files)?;
-    level(config, origins)?;
-    defaults(&config.defaults, origins)
+/// Returns a sentence with its place for each value that is out of range or does not fit the others, of a configuration
+/// whose types are right.
+pub fn mistakes(config: &Config, origins: &Origins, files: &[PathBuf]) -> Vec<String> {
+    let mut mistakes = numbers(config, origins);
+    let relative = absolute(config, origins);
+    // Places can only be compared when all of them are known.
+    let overlap = if relative.is_empty() { overlaps(config, origins, files) } else { None };
+    mistakes.extend(relative.into_iter().chain(overlap));
+    mistakes.extend(level(config, origins).into_iter().chain(defaults(&config.defaults, origins)));
+    mistakes
 }
 
-fn refuse<T>(origins: &Origins, key: &str, sentence: &str) -> Result<T> {
-    Err(Error::Config(origins.say(key, sentence)))
-}
-
-fn numbers(config: &Config, origins: &Origins) -> Result<()> {
+fn numbers(config: &Config, origins: &Origins) -> Vec<String> {
     let Config { engine, inbox, queue, retention, .. } = config;
     let days = f64::from(MAX_DAYS);
     let mut numbers: Vec<(String, f64, f64, f64)> = [
@@ -63,12 +58,12 @@ fn numbers(config: &Config, origins: &Origins) -> Result<()> {
             numbers.push((format!("watch.{n}.poll_seconds"), seconds, 0.1, 3600.0));
         }
     }
-    for (key, value, low, high) in numbers {
-        if !(low..=high).contains(&value) {
-            return refuse(origins, &key, &format!("{} {value} is not from {low} to {high}", plain(&key)));
-        }
-    }
-    Ok(())
+    let wrong = numbers.into_iter().filter(|(_, value, low, high)| !(low..=high).contains(&value));
+    wrong
+        .map(|(key, value, low, high)| {
+            origins.say(&key, &format!("{} {value} is not from {low} to {high}", plain(&key)))
+        })
+        .collect()
 }
 
 /// Returns a key as people write it: `watch.path` for `watch.3.path`.
@@ -79,17 +74,17 @@ pub fn plain(key: &str) -> String {
     }
 }
 
-fn absolute(config: &Config, origins: &Origins) -> Result<()> {
+fn absolute(config: &Config, origins: &Origins) -> Vec<String> {
     let own = paths(config).into_iter().map(|(key, path, _)| (key.to_owned(), path));
     let more = [("engine.program", &config.engine.program), ("metrics.textfile", &config.metrics.textfile)];
     let more = more.into_iter().filter_map(|(key, path)| Some((key.to_owned(), path.as_deref()?)));
-    for (key, path) in own.chain(watched(config).map(|(key, path, _)| (key, path))).chain(more) {
-        if !path.is_absolute() {
-            let sentence = format!("{} `{}` is not an absolute path", plain(&key), show(path));
-            return refuse(origins, &key, &sentence);
-        }
-    }
-    Ok(())
+    own.chain(watched(config).map(|(key, path, _)| (key, path)))
+        .chain(more)
+        .filter(|(_, path)| !path.is_absolute())
+        .map(|(key, path)| {
+            origins.say(&key, &format!("{} `{}` is not an absolute path", plain(&key), show(path)))
+        })
+        .collect()
 }
 
 /// Returns the folders that the service has besides watched ones, and the inbox, with their keys.
@@ -131,7 +126,7 @@ pub fn file_place(path: &PathBuf) -> Place {
 /// Refuses folders that lie in each other but must not. If one of two is built in, the error names the configured one.
 /// An overlap that another user's link causes is not a mistake of the configuration; such a folder is checked on each
 /// use.
-fn overlaps(config: &Config, origins: &Origins, files: &[PathBuf]) -> Result<()> {
+fn overlaps(config: &Config, origins: &Origins, files: &[PathBuf]) -> Option<String> {
     let own = paths(config).into_iter().map(|(key, path, role)| (key.to_owned(), path, role));
     let (keys, mut all): (Vec<String>, Vec<Place>) = own
         .chain(watched(config))
@@ -144,23 +139,20 @@ fn overlaps(config: &Config, origins: &Origins, files: &[PathBuf]) -> Result<()>
         .unzip();
     all.extend(textfile(config).into_iter().chain(files.iter().map(file_place)));
     let mistake = places::overlaps(&[], &all).into_iter().find(|overlap| !overlap.by_others);
-    let Some(Overlap { new, other, sentence, .. }) = mistake else { return Ok(()) };
+    let Overlap { new, other, sentence, .. } = mistake?;
     let blamed = [new, other].into_iter().find(|at| all[*at].origin.is_some()).and_then(|at| keys.get(at));
-    refuse(origins, blamed.map_or("", String::as_str), &sentence)
+    Some(origins.say(blamed.map_or("", String::as_str), &sentence))
 }
 
-fn level(config: &Config, origins: &Origins) -> Result<()> {
-    crate::log::filter(&config.log.level).map(|_| ()).map_err(|e| match e {
-        Error::Config(text) => Error::Config(origins.say("log.level", &text)),
-        e => e,
-    })
+fn level(config: &Config, origins: &Origins) -> Option<String> {
+    crate::log::filter(&config.log.level).err().map(|e| origins.say("log.level", &e.to_string()))
 }
 
 /// Checks `[defaults]`, because a wrong default would fail every job.
-fn defaults(settings: &Settings, origins: &Origins) -> Result<()> {
+fn defaults(settings: &Settings, origins: &Origins) -> Option<String> {
     let resolve =
         |settings: Settings| text::settings(settings)?.resolve(|| 0).map(|_| ()).map_err(|e| e.to_string());
-    let Err(sentence) = resolve(settings.clone()) else { return Ok(()) };
+    let sentence = resolve(settings.clone()).err()?;
     // The value to blame is the one without which the rest is valid; among several, the one that the sentence names
     // first.
     let table = Table::try_from(settings).unwrap_or_default();
@@ -169,10 +161,8 @@ fn defaults(settings: &Settings, origins: &Origins) -> Result<()> {
         rest.remove(key);
         Value::Table(rest).try_into().is_ok_and(|rest: Settings| resolve(rest) != Err(sentence.clone()))
     };
-    let named = |key: &String| sentence.replace(' ', "_").find(key.as_str()).unwrap_or(usize::MAX);
+    let named = |key: &String| sentence.find(&format!("`{key}`")).unwrap_or(usize::MAX);
     let blamed = table.keys().filter(|key| mends(key)).min_by_key(|key| named(key));
-    match blamed {
-        Some(key) => refuse(origins, &format!("defaults.{key}"), &format!("[defaults]: {sentence}")),
-        None => Err(Error::Config(format!("[defaults]: {sentence}"))),
-    }
+    let key = blamed.map(|key| format!("defaults.{key}")).unwrap_or_default();
+    Some(origins.say(&key, &format!("[defaults]: {sentence}")))
 }

@@ -12,12 +12,14 @@ use std::path::{Path, PathBuf};
 
 use config::ConfigBuilder;
 use config::builder::DefaultState;
+use serde::Deserialize as _;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::check::plain;
 use super::{Config, Place};
 use crate::files::show;
+use crate::home;
 use crate::keys;
 use crate::text;
 use crate::{Error, Result};
@@ -46,6 +48,8 @@ pub struct Layer {
     pub values: Table,
     /// The place of each value.
     pub places: Vec<(String, Place)>,
+    /// A sentence for each value that cannot be used, with its place; `values` does not have them.
+    pub mistakes: Vec<String>,
 }
 
 /// Returns the configuration file if it is there, and the files of `conf.d` beside it, sorted by their names.
@@ -102,43 +106,87 @@ fn read_text(path: &Path) -> io::Result<Result<String>> {
     Ok(text::decode(bytes).map_err(|e| Error::Config(e.of(&show(path)))))
 }
 
-/// Returns the layer of a file.
+/// Returns the layer of a file; `home` is what `~` stands for.
 ///
 /// # Errors
-/// [`Error::Config`] names the line, what is wrong there, and the nearest right key or value.
-pub fn of_file(path: &Path, text: &str) -> Result<Layer> {
-    let refuse = |at: Option<usize>, sentence: &str| {
-        Error::Config(match at {
-            Some(at) => Place::in_file(path, text, at).say(sentence),
-            None => format!("{}: {sentence}", show(path)),
-        })
+/// [`Error::Config`] for a file that is not TOML. All other mistakes are in the layer: line, what is wrong there, and the
+/// nearest right key or value.
+pub fn of_file(path: &Path, text: &str, home: Option<&Path>) -> Result<Layer> {
+    let say = |at: Option<usize>, sentence: &str| match at {
+        Some(at) => Place::in_file(path, text, at).say(sentence),
+        None => format!("{}: {sentence}", show(path)),
     };
     let start = |e: &toml::de::Error| e.span().map(|span| span.start);
-    let tree = DeTable::parse(text).map_err(|e| refuse(start(&e), &keys::with_hint(e.message())))?;
+    let refuse = |e: &toml::de::Error| Error::Config(say(start(e), &keys::with_hint(e.message())));
+    let mut tree = DeTable::parse(text).map_err(|e| refuse(&e))?;
     let mut spans = Vec::new();
     for (section, value) in tree.get_ref() {
         leaves(section.get_ref(), value.get_ref(), &mut spans);
     }
-    // Parses into the type first, because only these errors know their line.
-    toml::from_str::<Config>(text).map_err(|e| {
+    let mut wrong = Vec::new();
+    // Reads into the type, because only these errors know their line; what is wrong is removed, to find what else is.
+    while let Err(e) = Config::deserialize(toml::Deserializer::from(tree.clone())) {
         let at = start(&e);
         let key = at.and_then(|at| spans.iter().find(|(_, span)| span.contains(&at)));
-        refuse(at, &explain(e.message(), key.map(|(key, _)| key.as_str())))
-    })?;
-    let mut values: Table = toml::from_str(text).map_err(|e| refuse(start(&e), e.message()))?;
-    let places: Vec<_> =
-        spans.into_iter().map(|(key, span)| (key, Place::in_file(path, text, span.start))).collect();
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    for (key, place) in &places {
-        if let Some(value) = leaf(&mut values, key) {
-            if let Value::String(value) = &*value {
-                text::without_zero(value)
-                    .map_err(|e| Error::Config(place.say(&format!("{}: {e}", plain(key)))))?;
-            }
-            make_absolute(key, value, dir).map_err(|e| Error::Config(place.say(&e)))?;
+        wrong.push((at, say(at, &explain(e.message(), key.map(|(key, _)| key.as_str())))));
+        if !at.is_some_and(|at| remove(tree.get_mut(), at)) {
+            break;
         }
     }
-    Ok(Layer { values, places })
+    let mut values = Table::deserialize(toml::Deserializer::from(tree)).map_err(|e| refuse(&e))?;
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let mut places = Vec::new();
+    for (key, span) in spans {
+        let place = Place::in_file(path, text, span.start);
+        if let Some(value) = leaf(&mut values, &key)
+            && let Err(e) = complete(&key, value, dir, home)
+        {
+            wrong.push((Some(span.start), place.say(&e)));
+            forget(&mut values, &key);
+        }
+        places.push((key, place));
+    }
+    wrong.sort_by_key(|(at, _)| *at);
+    Ok(Layer { values, places, mistakes: wrong.into_iter().map(|(_, mistake)| mistake).collect() })
+}
+
+/// Removes the entry whose key or value stands at this byte, and returns whether there was one.
+fn remove(tree: &mut DeTable<'_>, at: usize) -> bool {
+    let below = tree.iter_mut().any(|(_, value)| match value.get_mut() {
+        DeValue::Table(inner) => remove(inner, at),
+        DeValue::Array(items) => items.iter_mut().any(|item| match item.get_mut() {
+            DeValue::Table(inner) => remove(inner, at),
+            _ => false,
+        }),
+        _ => false,
+    });
+    if below {
+        return true;
+    }
+    let mut entries = tree.iter();
+    let here = entries.find(|(key, value)| key.span().contains(&at) || value.span().contains(&at));
+    let here = here.map(|(key, _)| key.get_ref().to_string());
+    here.is_some_and(|key| tree.remove(key.as_str()).is_some())
+}
+
+/// Checks a text of a file, and makes a path absolute.
+fn complete(key: &str, value: &mut Value, dir: &Path, home: Option<&Path>) -> Result<(), String> {
+    if let Value::String(text) = &*value {
+        text::without_zero(text).map_err(|e| format!("{}: {e}", plain(key)))?;
+    }
+    make_absolute(key, value, dir, home)
+}
+
+/// Removes the value of `section.key`; for a watched folder, which cannot do without its path, the whole folder.
+fn forget(values: &mut Table, key: &str) {
+    match key.split('.').collect::<Vec<_>>()[..] {
+        [section, key] => {
+            if let Some(Value::Table(section)) = values.get_mut(section) {
+                section.remove(key);
+            }
+        }
+        _ => _ = values.remove("watch"),
+    }
 }
 
 /// Collects where the values below `value` stand in the text.
@@ -173,7 +221,7 @@ fn leaf<'a>(values: &'a mut Table, key: &str) -> Option<&'a mut Value> {
     Some(value)
 }
 
-fn make_absolute(key: &str, value: &mut Value, dir: &Path) -> Result<(), String> {
+fn make_absolute(key: &str, value: &mut Value, dir: &Path, home: Option<&Path>) -> Result<(), String> {
     let Value::String(path) = value else { return Ok(()) };
     let plain = plain(key);
     let is_path = PATHS.contains(&plain.as_str()) || (plain == "profile.name" && path.contains('/'));
@@ -183,10 +231,9 @@ fn make_absolute(key: &str, value: &mut Value, dir: &Path) -> Result<(), String>
     if path.is_empty() {
         return Err(format!("{plain} is empty; give a path, or leave it out"));
     }
-    if path == "~" || path.starts_with("~/") {
-        return Err(format!("{plain} `{}`: `~` means nothing here; write the whole path", show(&*path)));
-    }
-    if let Some(full) = dir.join(&*path).to_str() {
+    let expanded =
+        home::expand(Path::new(&*path), home).map_err(|e| format!("{plain} `{}`: {e}", show(&*path)))?;
+    if let Some(full) = dir.join(expanded).to_str() {
         full.clone_into(path);
     }
     Ok(())
@@ -196,7 +243,7 @@ fn make_absolute(key: &str, value: &mut Value, dir: &Path) -> Result<(), String>
 ///
 /// # Errors
 /// [`Error::Config`] names the variable, and the nearest right one.
-pub fn of_variable(name: &str, value: &str) -> Result<Layer> {
+pub fn of_variable(name: &str, value: &str, home: Option<&Path>) -> Result<Layer> {
     let sections = super::reference::sections();
     let lower = name.strip_prefix("ANIMD_").unwrap_or(name).to_lowercase();
     if lower == "watch" || lower.starts_with("watch_") {
@@ -216,6 +263,14 @@ pub fn of_variable(name: &str, value: &str) -> Result<Layer> {
     let candidates = [value.trim().parse::<Value>().ok(), Some(Value::String(value.to_owned()))];
     let mut first = None;
     for value in candidates.into_iter().flatten() {
+        let mut value = value;
+        if let Value::String(text) = &mut value
+            && text.starts_with('~')
+        {
+            // A path with `/` before it is absolute already.
+            make_absolute(&format!("{section}.{key}"), &mut value, Path::new("/"), home)
+                .map_err(|e| Error::Config(place.say(&e)))?;
+        }
         let layer = single(section, key, value, place.clone());
         match layer.values.clone().try_into::<Config>() {
             Ok(_) => return Ok(layer),
@@ -232,6 +287,7 @@ pub fn single(section: &str, key: &str, value: Value, place: Place) -> Layer {
     Layer {
         values: Table::from_iter([(section.to_owned(), Value::Table(inner))]),
         places: vec![(format!("{section}.{key}"), place)],
+        mistakes: Vec::new(),
     }
 }
 
@@ -243,6 +299,8 @@ pub struct Stack {
     watches: Vec<Value>,
     /// The place of each value, the uppermost layer last.
     pub places: Vec<(String, Place)>,
+    /// The mistakes of all layers.
+    pub mistakes: Vec<String>,
 }
 
 impl Stack {
@@ -252,6 +310,7 @@ impl Stack {
     /// [`Error::Config`] if a value has a type that no configuration has.
     pub fn push(&mut self, mut layer: Layer) -> Result<()> {
         let first = self.watches.len();
+        self.mistakes.append(&mut layer.mistakes);
         for (key, place) in layer.places {
             let mut parts = key.splitn(3, '.');
             let key = match (parts.next(), parts.next().map(str::parse::<usize>), parts.next()) {
@@ -297,15 +356,14 @@ fn explain(message: &str, key: Option<&str>) -> String {
         && let Some((wrong, _)) = rest.split_once("`, expected ")
         && let Some(section) = super::reference::section_of(wrong)
     {
-        return format!("unknown key `{wrong}` here; it belongs into [{section}]");
+        return format!("unknown key `{wrong}` here; it belongs in [{section}]");
     }
-    let Some((found, expected)) =
-        message.strip_prefix("invalid type: ").and_then(|rest| rest.rsplit_once(", expected "))
-    else {
+    let found_type = message.strip_prefix("invalid type: ").or(message.strip_prefix("invalid value: "));
+    let Some((found, expected)) = found_type.and_then(|rest| rest.rsplit_once(", expected ")) else {
         return keys::with_hint(message);
     };
     let wanted = match expected {
-        "u32" | "u64" => "a whole number from 0 on",
+        "u32" | "u64" => "a whole number, 0 or more",
         "f64" => "a number",
         "a boolean" => "true or false",
         "a string" | "path string" => "text in quotes",
@@ -316,7 +374,10 @@ fn explain(message: &str, key: Option<&str>) -> String {
     let found = match found {
         "map" => "a section".to_owned(),
         "sequence" => "a list".to_owned(),
-        found => keys::one_line(found, 100),
+        found => {
+            let kinds = ["integer ", "floating point ", "boolean ", "string "];
+            keys::one_line(kinds.iter().find_map(|kind| found.strip_prefix(kind)).unwrap_or(found), 100)
+        }
     };
     match key {
         Some(key) => format!("{key} must be {wanted}, not {found}"),

@@ -105,15 +105,17 @@ impl Sources {
     /// Reads all layers.
     ///
     /// # Errors
-    /// [`Error::Config`] names the file and the line, the variable or the option, and the nearest right key.
+    /// [`Error::Config`] has a line for each mistake, which names the file and the line, the variable or the option, and
+    /// what would do.
     pub fn load(&self) -> Result<Loaded> {
         let texts = match self.main_file()? {
             Some((path, asked)) => layers::files(&path, asked)?,
             None => Vec::new(),
         };
         let mut over = Stack::default();
+        let home = self.home();
         for (path, text) in &texts {
-            over.push(layers::of_file(path, text)?)?;
+            over.push(layers::of_file(path, text, home.as_deref())?)?;
         }
         let mut vars: Vec<_> = self.vars.iter().collect();
         vars.sort();
@@ -125,7 +127,10 @@ impl Sources {
             let value = value
                 .to_str()
                 .ok_or_else(|| Error::Config(format!("variable {name}: it is not valid UTF-8")))?;
-            over.push(layers::of_variable(name, value)?)?;
+            match layers::of_variable(name, value, home.as_deref()) {
+                Ok(layer) => over.push(layer)?,
+                Err(e) => over.mistakes.push(e.to_string()),
+            }
         }
         for Given { option, section, key, value } in &self.options {
             let place = Place::Option((*option).to_owned());
@@ -145,8 +150,12 @@ impl Sources {
         for (key, place) in take(&mut over.places) {
             origins.set(key, place);
         }
+        let mut mistakes = take(&mut over.mistakes);
         let config = over.read(&built_in)?;
-        config.check(&origins, &files)?;
+        mistakes.extend(check::mistakes(&config, &origins, &files));
+        if !mistakes.is_empty() {
+            return Err(Error::Config(mistakes.join("\n")));
+        }
         Ok(Loaded { config, origins, files })
     }
 
@@ -176,6 +185,11 @@ impl Sources {
         Ok(base.map(|base| (base.join("animd/animd.toml"), false)))
     }
 
+    /// Returns what `~` stands for: the home of a user's own service. The system's has none, and could mean anybody's.
+    fn home(&self) -> Option<PathBuf> {
+        self.var("HOME").map(PathBuf::from).filter(|home| self.user && home.is_absolute())
+    }
+
     fn var(&self, name: &str) -> Option<OsString> {
         self.vars.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone())
     }
@@ -186,7 +200,7 @@ impl Sources {
 /// # Errors
 /// [`Error::Config`] names the line.
 pub fn from_text(path: &Path, text: &str) -> Result<Loaded> {
-    alone(layers::of_file(path, text)?)
+    alone(layers::of_file(path, text, None)?)
 }
 
 /// Reads one variable as a whole configuration.
@@ -194,7 +208,7 @@ pub fn from_text(path: &Path, text: &str) -> Result<Loaded> {
 /// # Errors
 /// [`Error::Config`] names the variable.
 pub fn from_variable(name: &str, value: &str) -> Result<Loaded> {
-    alone(layers::of_variable(name, value)?)
+    alone(layers::of_variable(name, value, None)?)
 }
 
 fn alone(layer: Layer) -> Result<Loaded> {
@@ -239,9 +253,10 @@ impl Config {
     /// Checks what the types cannot express; `files` are the configuration's own files. Reads the disk.
     ///
     /// # Errors
-    /// [`Error::Config`] names the first wrong value with its place and its range.
+    /// [`Error::Config`] has a line for each wrong value, with its place and its range.
     pub fn check(&self, origins: &Origins, files: &[PathBuf]) -> Result<()> {
-        check::check(self, origins, files)
+        let mistakes = check::mistakes(self, origins, files);
+        if mistakes.is_empty() { Ok(()) } else { Err(Error::Config(mistakes.join("\n"))) }
     }
 
     /// Returns what a service with this configuration keeps apart from watched folders.

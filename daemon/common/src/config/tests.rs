@@ -78,33 +78,73 @@ fn later_layers_win_and_the_rest_stays() -> Result<()> {
 }
 
 #[test]
+fn all_mistakes_are_told_at_once() {
+    let text = "[queue]\natempts = 5\nfree_mib = -1\ntotal = 0\n[defaults]\nseed = -1\nsteps = 0\n[queu]\nattempts = 1\n\
+                [folders]\ninbox = \"~/in\"\n";
+    let drop_ins = [("a.toml", "[inbox]\nstable_seconds = 9999\n[power]\ninhibit_sleep = \"no\"")];
+    let e = error(text, &drop_ins, &[("ANIMD_QUEUE_PER_USER", "x")]);
+    let lines: Vec<&str> = e.lines().collect();
+    for expected in [
+        "animd.toml:2:1: unknown key `atempts`; did you mean `attempts`?",
+        "animd.toml:3:12: queue.free_mib must be a whole number, 0 or more, not `-1`",
+        "animd.toml:6:8: `seed` must be a whole number from 0 to ",
+        "animd.toml:7:9: `steps` must be a whole number from 1 to 1000, not 0",
+        "animd.toml:8:2: unknown key `queu`; did you mean `queue`?",
+        "animd.toml:11:9: folders.inbox `~/in`: `~` is nobody's home here",
+        "conf.d/a.toml:4:17: power.inhibit_sleep must be true or false, not \"no\"",
+        "variable ANIMD_QUEUE_PER_USER: queue.per_user must be a whole number, 0 or more, not \"x\"",
+        "animd.toml:4:9: queue.total 0 is not from 1 to 10000000",
+        "conf.d/a.toml:2:18: inbox.stable_seconds 9999 is not from 0 to 3600",
+    ] {
+        assert!(e.contains(expected), "{expected}\n{e}");
+    }
+    assert_eq!(lines.len(), 10, "{e}");
+}
+
+#[test]
+fn a_home_is_known_to_a_users_own_service() -> Result<()> {
+    let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
+    let file = dir.path().join("animd.toml");
+    fs::write(&file, "[model]\npath = \"~/models/wan\"\n").map_err(Error::file("write", &file))?;
+    let vars = [("HOME", "/home/ann"), ("ANIMD_MODEL_DIT", "~/models/dit")];
+    let vars = vars.map(|(name, value)| (name.into(), value.into())).into();
+    let config = Sources { file: Some(file), user: true, options: Vec::new(), vars }.load()?.config;
+    assert_eq!(config.model.path.as_deref(), Some(Path::new("/home/ann/models/wan")));
+    assert_eq!(config.model.dit.as_deref(), Some(Path::new("/home/ann/models/dit")));
+    Ok(())
+}
+
+#[test]
 fn mistakes_are_named_with_their_place() {
     for (text, expected) in [
         ("[queue]\n\natempts = 5\n", "animd.toml:3:1: unknown key `atempts`; did you mean `attempts`?"),
         ("[queu]\nattempts = 5\n", "animd.toml:1:2: unknown key `queu`; did you mean `queue`?"),
-        ("attempts = 5\n", "animd.toml:1:1: unknown key `attempts` here; it belongs into [queue]"),
+        ("attempts = 5\n", "animd.toml:1:1: unknown key `attempts` here; it belongs in [queue]"),
         (
             "[queue]\nattempts = \"x\"\n",
-            "animd.toml:2:12: queue.attempts must be a whole number from 0 on, not string \"x\"",
+            "animd.toml:2:12: queue.attempts must be a whole number, 0 or more, not \"x\"",
         ),
-        (
-            "[power]\ninhibit_sleep = 1",
-            "animd.toml:2:17: power.inhibit_sleep must be true or false, not integer `1`",
-        ),
-        ("queue = 3", "animd.toml:1:9: here must be a section, not integer `3`"),
+        ("[power]\ninhibit_sleep = 1", "animd.toml:2:17: power.inhibit_sleep must be true or false, not `1`"),
+        ("queue = 3", "animd.toml:1:9: here must be a section, not `3`"),
         ("[queue]\nattempts = 0", "animd.toml:2:12: queue.attempts 0 is not from 1 to 100"),
         ("[inbox]\nstable_seconds = nan", "animd.toml:2:18: inbox.stable_seconds NaN is not from 0 to 3600"),
         ("[log]\nlevel = \"loud=x=y\"", "animd.toml:2:9: log.level `loud=x=y`"),
-        ("[defaults]\nseed = 1\nframes = 80\n", "animd.toml:3:10: [defaults]: frames 80 is not 4n+1"),
+        (
+            "[defaults]\nseed = 1\nframes = 80\n",
+            "animd.toml:3:10: `frames` must be 4n+1, up to 4093; the nearest to 80 is 81",
+        ),
         (
             "[defaults]\nsampler = \"distil\"\n",
-            "animd.toml:2:11: unknown value `distil`; did you mean `distill`?",
+            "animd.toml:2:11: `sampler` must be `unipc`, `distill` or `distill-renoise`, not `distil`; did you mean `distill`?",
         ),
         (
             "[defaults]\nstep_cache = \"teacache\"\nsampler = \"distill\"",
-            "animd.toml:2:14: [defaults]: a step cache saves nothing",
+            "animd.toml:2:14: [defaults]: `step_cache` saves nothing",
         ),
-        ("[folders]\ninbox = \"~/in\"", "animd.toml:2:9: folders.inbox `~/in`: `~` means nothing here"),
+        (
+            "[folders]\ninbox = \"~/in\"",
+            "animd.toml:2:9: folders.inbox `~/in`: `~` is nobody's home here; write the whole path",
+        ),
         ("[folders]\ninbox = \"\"", "animd.toml:2:9: folders.inbox is empty"),
         (
             "[folders]\noutbox = \"/a\"\nstate = \"/a/.\"",
@@ -137,10 +177,7 @@ fn mistakes_are_named_with_their_place() {
     let e = error("", &[], &[("ANIMD_QUEUE_FRE_MIB", "9")]);
     assert_eq!(e, "variable ANIMD_QUEUE_FRE_MIB: unknown key `fre_mib`; did you mean `free_mib`?");
     let e = error("", &[], &[("ANIMD_QUEUE_TOTAL", "many")]);
-    assert_eq!(
-        e,
-        "variable ANIMD_QUEUE_TOTAL: queue.total must be a whole number from 0 on, not string \"many\""
-    );
+    assert_eq!(e, "variable ANIMD_QUEUE_TOTAL: queue.total must be a whole number, 0 or more, not \"many\"");
     let e = error("", &[], &[("ANIMD_QUEUE_TOTAL", "0")]);
     assert_eq!(e, "variable ANIMD_QUEUE_TOTAL: queue.total 0 is not from 1 to 10000000");
     assert!(error("", &[], &[("ANIMD_WATCH_PATH", "/a")]).contains("cannot be variables"));

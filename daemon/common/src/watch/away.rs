@@ -1,4 +1,4 @@
-//! How a picture leaves the place where it waited: into `done/` or `failed/`, with its sidecars, and with a note that
+//! How a picture leaves the place where it waited: into `done/`, `failed/` or `cancelled/`, with its sidecars, and with a note that
 //! says what went wrong.
 
 use std::ffi::{OsStr, OsString};
@@ -7,7 +7,6 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::names::{DONE, FAILED};
 use super::root::{self, Dir, Root};
 use super::sidecar;
 use crate::files::{self, Identity, NAME_MAX, numbered, rename_new, show, split_name, sync_dir};
@@ -29,10 +28,11 @@ pub struct Leaving<'a> {
     pub sidecars_until_us: i64,
 }
 
-/// Returns where a picture goes whose watched folder is `root`: a name that is free, and whose note is free.
-pub fn target(root: &Root, source: &Path, done: bool) -> Option<PathBuf> {
+/// Returns where a picture goes whose watched folder is `root`: a name in its folder `into` (such as `done`) that is free,
+/// and whose note is free.
+pub fn target(root: &Root, source: &Path, into: &str) -> Option<PathBuf> {
     let below = source.parent()?.strip_prefix(root.path()).unwrap_or(Path::new(""));
-    let below = Path::new(if done { DONE } else { FAILED }).join(below);
+    let below = Path::new(into).join(below);
     let target = root.path().join(&below).join(source.file_name()?);
     // Where there is no such folder yet, every name is free.
     Some(match Dir::open(root, &below) {
@@ -244,17 +244,18 @@ pub fn warn_unsynced(dir: &Path, synced: io::Result<()>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::watch::names::{DONE, FAILED};
 
     #[test]
     fn subfolders_stay_below_done_and_failed() -> io::Result<()> {
         let dir = tempfile::tempdir()?;
         let root = Root::alone(dir.path());
         let source = dir.path().join("a/b/photo.png");
-        assert_eq!(target(&root, &source, true), Some(dir.path().join("done/a/b/photo.png")));
-        assert_eq!(target(&root, &source, false), Some(dir.path().join("failed/a/b/photo.png")));
+        assert_eq!(target(&root, &source, DONE), Some(dir.path().join("done/a/b/photo.png")));
+        assert_eq!(target(&root, &source, FAILED), Some(dir.path().join("failed/a/b/photo.png")));
         fs::create_dir_all(dir.path().join("done/a/b"))?;
         fs::write(dir.path().join("done/a/b/photo.png"), "")?;
-        assert_eq!(target(&root, &source, true), Some(dir.path().join("done/a/b/photo-2.png")));
+        assert_eq!(target(&root, &source, DONE), Some(dir.path().join("done/a/b/photo-2.png")));
         Ok(())
     }
 
@@ -297,7 +298,7 @@ mod tests {
             let written_down = dir.path().join("done/photo.png");
             let root = &Root::alone(dir.path());
             // A caller that wrote no target down asks for one again.
-            let target = if known { written_down } else { target(root, &source, true).unwrap_or_default() };
+            let target = if known { written_down } else { target(root, &source, "done").unwrap_or_default() };
             let identity = Identity::of(&fs::symlink_metadata(&source)?);
             let leaving =
                 Leaving { root, source: &source, identity, target, note: None, sidecars_until_us: i64::MAX };

@@ -10,6 +10,8 @@ use crate::files::split_name;
 pub const DONE: &str = "done";
 /// The folder at the root of a watched folder for pictures that have failed.
 pub const FAILED: &str = "failed";
+/// The folder at the root of a watched folder for pictures whose jobs were cancelled.
+pub const CANCELED: &str = "cancelled";
 /// The file with the settings of everything in its folder.
 pub const FOLDER_SETTINGS: &str = "folder.toml";
 
@@ -73,7 +75,7 @@ pub fn is_ignored_folder(below: &Path) -> bool {
     let lower = name.as_bytes().to_ascii_lowercase();
     lower.starts_with(b".")
         || LITTER_FOLDERS.iter().any(|l| l.as_bytes() == lower)
-        || (at_root && (name == DONE || name == FAILED))
+        || (at_root && [DONE, FAILED, CANCELED].iter().any(|own| name == *own))
 }
 
 /// Returns whether a path, relative to a watched folder's root, is one that the watch looks at.

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use animd_common::files::show;
 use zbus::Variant;
 
 use super::answer::{Answer, Dict};
@@ -68,8 +69,8 @@ impl Facts {
         }
     }
 
-    /// Returns the job's entry in `List`; `name` is given to callers who may know it.
-    pub fn dict(&self, position: u32, name: Option<String>) -> Dict {
+    /// Returns the job's entry in `List`; `canceling` says whether it runs and has been cancelled.
+    pub fn dict(&self, position: u32, canceling: bool) -> Dict {
         Answer::default()
             .with("id", self.id)
             .with("owner", self.owner)
@@ -83,7 +84,7 @@ impl Facts {
             .with("progress", self.progress)
             .with("expected_end", self.expected_end)
             .with("priority", self.priority)
-            .with("name", name)
+            .with("canceling", canceling)
             .dict()
     }
 
@@ -104,6 +105,15 @@ impl Facts {
         let old = before.properties();
         self.properties().into_iter().zip(old).filter(|(new, old)| new != old).map(|(new, _)| new).collect()
     }
+}
+
+/// Returns what an entry in `List` has besides for callers who may know it.
+pub fn private(job: &Job) -> Dict {
+    Answer::default()
+        .with("name", show(&job.name))
+        .with("error_code", job.error_code.clone())
+        .with("error_text", job.error_text.clone())
+        .dict()
 }
 
 /// The facts of one job's object. The object's properties read them, and the mirror keeps them up to date.

@@ -424,7 +424,7 @@ impl Inner {
                 let large = with.descriptors <= STRANGER_DESCRIPTORS
                     && self.stranger_bytes + call.cost.bytes <= STRANGERS_BYTES;
                 if !(small || large) || self.descriptors + call.cost.descriptors > self.most_descriptors {
-                    let text = "the bus has not said yet whose this connection is, and no more calls than these wait for \
+                    let text = "the bus has not said whose this connection is, and no more calls than these wait for \
                                 it; call again when one has been answered";
                     judged.outgoing.extend(call.refuse(BUSY, text));
                     return judged;
@@ -476,7 +476,7 @@ impl Inner {
         let user = self.users.entry(uid).or_default();
         let with = user.held.plus(call.cost);
         let busy = if !with.fits(MOST_BYTES, MOST_DESCRIPTORS) {
-            "your calls that are not answered yet are as many as one user may have; call again when some have been"
+            "you have as many unanswered calls as one user may have; call again when some are answered"
         } else if self.descriptors + call.cost.descriptors > self.most_descriptors {
             "as many pictures of all users together are being taken as files may be open; call again a little later"
         } else {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use animd_common::files::{open_regular, show};
+use animd_common::users;
 use zbus::message::Header;
 use zbus::{Connection, OwnedFd, OwnedObjectPath, OwnedVariant, interface};
 
@@ -77,8 +78,8 @@ impl JobObject {
     }
 
     fn not_ready(job: &Job, what: &str) -> BusError {
-        let when = if job.state.is_open() { "yet" } else { "any more" };
-        BusError::NotReady(format!("job {} is {}; it has no {what} {when}", job.id, job.state.name()))
+        let has = if job.state.is_open() { "does not have a" } else { "no longer has a" };
+        BusError::NotReady(format!("job {} is {}; it {has} {what}", job.id, job.state.name()))
     }
 }
 
@@ -96,7 +97,7 @@ impl JobObject {
     ) -> Result<(), BusError> {
         let uid = self.authorized(&header, connection).await?;
         let id = self.id;
-        if self.hub.queue.cancel(id, format!("cancelled by user {uid}")).await? {
+        if self.hub.queue.cancel(id, format!("cancelled by {}", users::name(uid))).await? {
             return Ok(());
         }
         let state = self.job().await?.state.name();

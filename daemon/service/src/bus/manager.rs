@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use animd_common::files::{Identity, show};
+use animd_common::users;
 use animd_common::watch::root::{self, Dir, Root};
 use animd_common::watch::{names, sidecar};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -22,11 +23,11 @@ use super::error::BusError;
 use super::gate::Leaving;
 use super::options::{self, Options, Submission};
 use super::rights::Action;
-use super::{Facts, Hub, hold, object_path, plan, stats, watches};
+use super::{Facts, Hub, facts, forecast, hold, object_path, plan, stats, watches};
 use crate::events::Change;
 use crate::queue::{self, Origin, draw_seed};
 use crate::store::Results;
-use crate::store::ledger::{Added, Job, Source};
+use crate::store::ledger::{Added, Job, Source, State};
 
 /// The most jobs that `List` returns at a time.
 const MOST_LISTED: u32 = 1000;
@@ -124,10 +125,21 @@ impl Manager {
         let filter = options::filter(&filter, MOST_LISTED)?;
         let jobs = self.hub.ledger.call(move |db| db.list(&filter)).await?;
         let all = self.hub.rights.trusted(uid);
+        let ends = match jobs.iter().any(|job| job.state == State::Queued) {
+            true => forecast::ends(&self.hub).await?,
+            false => HashMap::new(),
+        };
         let entry = |job: &Job| {
-            let facts = Facts::new(job, self.hub.events.live(job.id));
-            let name = (all || uid == job.owner).then(|| show(&job.name));
-            facts.dict(self.hub.cards.position(&facts), name)
+            let mut facts = Facts::new(job, self.hub.events.live(job.id));
+            if let Some(end) = ends.get(&job.id) {
+                facts.expected_end = *end;
+            }
+            let public = facts.dict(
+                self.hub.cards.position(&facts),
+                job.state == State::Running && self.hub.events.is_canceling(job.id),
+            );
+            let private = (all || uid == job.owner).then(|| facts::private(job));
+            public.into_iter().chain(private.into_iter().flatten()).collect()
         };
         Ok(jobs.iter().map(entry).collect())
     }
@@ -215,7 +227,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
         let uid = self.hub.rights.check(connection, &header, Action::Configure).await?;
-        self.hub.queue.pause(&format!("by user {uid}")).await?;
+        self.hub.queue.pause(&format!("by {}", users::name(uid))).await?;
         self.hub.look.notify_one();
         Ok(())
     }

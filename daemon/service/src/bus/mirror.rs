@@ -92,7 +92,7 @@ pub async fn mirror(
             }
         };
         if let Err(e) = done {
-            tracing::warn!("the bus could not be told of a change: {e}");
+            tracing::warn!("cannot announce a change on the bus: {e}");
         }
     }
 }

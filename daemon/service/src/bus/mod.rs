@@ -11,6 +11,7 @@ mod costs;
 mod describe;
 mod error;
 mod facts;
+mod forecast;
 mod gate;
 mod heap;
 mod hold;

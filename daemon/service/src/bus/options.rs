@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use animd_common::bus::json;
 use animd_common::keys;
 use animd_common::text;
+use animd_protocol::given::{self, Given};
 use animd_protocol::request::Settings;
 use serde_json::Value;
 use zbus::OwnedVariant;
@@ -63,8 +64,6 @@ const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
 const MAX_NAME: usize = 200;
 /// The largest side of a picture that a plan is made for.
 const MAX_PIXELS: u32 = 1 << 16;
-/// The longest value of a setting that is not a prompt, in bytes.
-const MAX_WORD: usize = 200;
 /// The longest wrong word that an error repeats, in characters.
 const MAX_SHOWN: usize = 60;
 const NEW_SEED: &str = "new_seed";
@@ -153,56 +152,64 @@ pub fn check_priority(priority: i32) -> Result<(), BusError> {
     }
 }
 
-/// Reads the settings out of options; `other` is given the keys of `others`.
+/// Reads the settings out of options; `other` is given the keys of `others`. All wrong settings are told at once.
 fn settings(
     options: &Options,
     others: &[&'static str],
     mut other: impl FnMut(&str, &OwnedVariant) -> Result<(), BusError>,
 ) -> Result<Settings, BusError> {
-    let mut settings = serde_json::Map::new();
+    let mut settings = Settings::default();
+    let mut mistakes = Vec::new();
+    let mut options: Vec<_> = options.iter().collect();
+    options.sort_by_key(|(key, _)| *key);
     for (key, value) in options {
         if others.contains(&key.as_str()) {
             other(key, value)?;
         } else if keys::SETTINGS.contains(&key.as_str()) {
-            let value = json(value)
-                .filter(|v| !v.is_array() && !v.is_object())
-                .ok_or_else(|| BusError::InvalidOption(format!("`{key}` is neither text nor a number")))?;
-            let long = value.as_str().is_some_and(|text| text.len() > MAX_WORD);
-            if long && !["prompt", "negative_prompt"].contains(&key.as_str()) {
-                return Err(BusError::InvalidOption(format!("`{key}` is longer than any value it can have")));
+            if let Err(mistake) = given::set(&mut settings, key, &given(value)) {
+                mistakes.push(mistake.0);
             }
-            // Each setting is checked by itself, so that the error can name its key.
-            let one = Value::Object([(key.clone(), value.clone())].into_iter().collect());
-            serde_json::from_value::<Settings>(one).map_err(|e| {
-                // Repeating a long value in full helps nobody.
-                let why: String = keys::with_hint(&e.to_string()).chars().take(500).collect();
-                BusError::InvalidOption(format!("`{key}`: {why}"))
-            })?;
-            settings.insert(key.clone(), value);
         } else {
             return Err(unknown(key, keys::SETTINGS.into_iter().chain(others.iter().copied())));
         }
     }
-    let settings = serde_json::from_value(Value::Object(settings));
-    let settings = settings.map_err(|e| BusError::InvalidOption(e.to_string()))?;
+    if !mistakes.is_empty() {
+        return Err(BusError::InvalidOption(mistakes.join("; ")));
+    }
     text::settings(settings).map_err(BusError::InvalidOption)
 }
 
-/// Reads a list's filter: `state` s, `owner` u, `before` t, `limit` u, of which at most `most` are given.
+/// Returns a value of the bus as what a person gave.
+fn given(value: &OwnedVariant) -> Given<'static> {
+    match json(value) {
+        Some(Value::String(text)) => Given::Text(text.into()),
+        Some(Value::Bool(truth)) => Given::Truth(truth),
+        Some(Value::Number(number)) => match (number.as_i128(), number.as_f64()) {
+            (Some(whole), _) => Given::Whole(whole),
+            (None, real) => Given::Real(real.unwrap_or(f64::NAN)),
+        },
+        Some(Value::Null | Value::Array(_) | Value::Object(_)) => Given::Other("a list"),
+        // JSON has no word for a number that is not finite.
+        None => Given::Other("a number that is not finite, or a descriptor"),
+    }
+}
+
+/// Returns the state with this name.
+fn state(name: &str) -> Result<State, BusError> {
+    State::from_name(name).ok_or_else(|| {
+        let states = State::ALL.map(State::name);
+        BusError::InvalidOption(format!("`state`: `{}` is none of {}", short(name), states.join(", ")))
+    })
+}
+
+/// Reads a list's filter: `state` s (one, or several with commas between them), `owner` u, `before` t, `limit` u, of which at most `most` are given.
 pub fn filter(options: &Options, most: u32) -> Result<Filter, BusError> {
-    let mut filter = Filter { state: None, owner: None, before: None, limit: 100.min(most) };
+    let mut filter = Filter { states: Vec::new(), owner: None, before: None, limit: 100.min(most) };
     for (key, value) in options {
         match key.as_str() {
             "state" => {
-                let name = word(key, value)?;
-                let states = State::ALL.map(State::name);
-                filter.state = Some(State::from_name(&name).ok_or_else(|| {
-                    BusError::InvalidOption(format!(
-                        "`state`: `{}` is none of {}",
-                        short(&name),
-                        states.join(", ")
-                    ))
-                })?);
+                let names = word(key, value)?;
+                filter.states = names.split(',').map(|name| state(name.trim())).collect::<Result<_, _>>()?;
             }
             "owner" => filter.owner = Some(number(key, value)?),
             // A number that SQLite cannot hold is larger than every job's.
@@ -332,6 +339,7 @@ mod tests {
             ("seed", 5_i32.into()),
             ("steps", 4_u64.into()),
             ("guidance", 3_u8.into()),
+            ("fps", 24.0_f64.into()),
             ("size", "720p".into()),
             ("name", "../../.etc/x\ny".into()),
         ]))?;
@@ -352,8 +360,12 @@ mod tests {
             error(options([("promt", "a".into())]))
                 .ends_with("unknown option `promt`; did you mean `prompt`?")
         );
-        assert!(error(options([("seed", (-1_i32).into())])).contains("`seed`: invalid value"));
-        assert!(error(options([("size", "800x601".into())])).contains("608 is the nearest"));
+        assert!(
+            error(options([("seed", (-1_i32).into())])).contains("`seed` must be a whole number from 0 to ")
+        );
+        let both = error(options([("steps", 0_u8.into()), ("fps", "fast".into())]));
+        assert!(both.contains("`fps` must be") && both.contains("; `steps` must be"), "{both}");
+        assert!(error(options([("size", "800x601".into())])).contains("the nearest to 601 is 608"));
         let error = |o: Options| filter(&o, 1000).expect_err("refused").to_string();
         assert!(error(options([("state", "quued".into())])).contains("none of queued"));
         assert!(error(options([("stat", "x".into())])).contains("did you mean `state`?"));

@@ -147,7 +147,7 @@ impl Delivery {
             let why = job.error_text.as_deref().unwrap_or("no reason known");
             // The reason may name files.
             let code = job.error_code.as_deref().unwrap_or("unknown");
-            tracing::warn!(job = id, "job {id} {how} ({code}); `animctl show {id}` tells its owner why");
+            tracing::warn!(job = id, "job {id} {how} ({code}); details: `animctl show {id}`");
             tracing::debug!(job = id, "job {id} ({}) {how}: {why}", show(&job.name));
         }
         self.events.tell(Change::State(id));

@@ -20,7 +20,7 @@ impl Delivery {
                 State::Finishing => {
                     tracing::info!(
                         job = id,
-                        "job {id} was being finished when the service ended; it is finished now"
+                        "job {id} was being finished when the service stopped; finishing it now"
                     );
                     self.settle_blocking(id)?;
                 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use animd_common::Error as Common;
 use animd_common::tasks::blocking;
 use animd_common::watch::away::{self, Leaving};
+use animd_common::watch::names::{CANCELED, DONE, FAILED};
 use animd_common::watch::sidecar;
 
 use super::Delivery;
@@ -15,7 +16,12 @@ impl Delivery {
     /// Returns where the source of a job goes when it ends like this.
     pub fn source_target(&self, job: &Job, outcome: Outcome) -> Option<PathBuf> {
         let source = &job.source.as_ref()?.path;
-        away::target(&self.watches.root_of(source, None), source, outcome == Outcome::Done)
+        let into = match outcome {
+            Outcome::Done => DONE,
+            Outcome::Failed => FAILED,
+            Outcome::Canceled => CANCELED,
+        };
+        away::target(&self.watches.root_of(source, None), source, into)
     }
 
     /// Returns whether a picture's sidecars say something else than its job has, since they were read.
@@ -41,7 +47,10 @@ impl Delivery {
         };
         let id = job.id;
         if job.outcome != Some(Outcome::Canceled) && self.is_late(job) {
-            tracing::info!(job = id, "the picture of job {id} stays for another job: its sidecar came late");
+            tracing::info!(
+                job = id,
+                "the picture of job {id} stays for another job: its sidecar arrived late"
+            );
             return Ok(());
         }
         let root = self.watches.root_of(&source.path, Some(&target));
@@ -50,7 +59,7 @@ impl Delivery {
             source: &source.path,
             identity: source.identity,
             target,
-            note: job.error_text.as_deref().filter(|_| job.outcome != Some(Outcome::Done)),
+            note: job.error_text.as_deref().filter(|_| job.outcome == Some(Outcome::Failed)),
             // A sidecar that changed since, but has the same settings, is moved as well.
             sidecars_until_us: match job.outcome {
                 Some(Outcome::Canceled) => source.read_us,

@@ -66,7 +66,7 @@ impl Delivery {
             copied => copied,
         };
         if let Err(e) = copied.and_then(|()| files::sync_dir(dir)) {
-            tracing::error!(job = id, "the video of job {id} cannot be kept elsewhere either: {e}");
+            tracing::error!(job = id, "cannot keep the video of job {id} anywhere else: {e}");
             return Ok(false);
         }
         tracing::error!(
@@ -108,7 +108,7 @@ impl Delivery {
                     let free = free_output(&to.path(), &job.name, seed);
                     output = dir.join(free.file_name().unwrap_or_default());
                     let (id, path) = (job.id, output.clone());
-                    tracing::info!(job = id, "the name of job {id}'s video is taken; it gets a number");
+                    tracing::info!(job = id, "the name of job {id}'s video is taken, so it gets a number");
                     self.ledger.call_blocking(move |db| db.set_output(id, &path))?;
                 }
                 // The video was renamed before, unless the file there is somebody else's.

@@ -76,7 +76,7 @@ impl Submission {
         match &self.origin {
             Origin::Bus { .. } => tracing::info!(job = id, "job {id} comes from user {}", self.owner),
             Origin::Folder => tracing::info!(job = id, "job {id} comes from a watched folder"),
-            Origin::Retry(of) => tracing::info!(job = id, "job {id} is another try at job {of}"),
+            Origin::Retry(of) => tracing::info!(job = id, "job {id} is a retry of job {of}"),
         }
         let file = self.source.as_ref().map_or_else(|| show(&self.name), |source| show(&source.path));
         tracing::debug!(job = id, "job {id} is of `{file}`");

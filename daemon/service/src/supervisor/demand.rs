@@ -37,6 +37,7 @@ impl Supervisor {
         if running.cancel.is_none() {
             tracing::info!(job = id, "job {id} is being cancelled");
             running.cancel = Some(Cancel { text, deadline: Instant::now() + grace });
+            self.tools.events.set_canceling(id);
             if let Some(engine) = self.engine.engine_mut()
                 && let Err(e) = engine.send(&ToEngine::Cancel { job: id }).await
             {
@@ -62,12 +63,12 @@ impl Supervisor {
         if let Some(running) = self.engine.running() {
             let id = running.job.id;
             return refuse(format!(
-                "job {id} is being made; cancel it, or pause the queue and wait for its end"
+                "job {id} is running; cancel it, or pause the queue and wait for it to finish"
             ));
         }
         if self.has_work().await? {
             return refuse(
-                "jobs wait, and the next one would bring the model back; pause the queue first".into(),
+                "jobs are queued, and the next one would load the model again; pause the queue first".into(),
             );
         }
         // A user who may ask for the memory outranks one who wants the model warm: otherwise one could keep the GPU for
@@ -89,7 +90,7 @@ impl Supervisor {
 
     /// Ends the engine because the machine is about to sleep, which no engine on a GPU survives.
     pub(super) async fn sleep(&mut self) {
-        tracing::info!("the machine goes to sleep: the engine is ended");
+        tracing::info!("the machine is going to sleep: stopping the engine");
         let left = self.engine.sleep();
         self.give_back(left, "the machine went to sleep").await;
     }

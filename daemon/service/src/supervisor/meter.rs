@@ -36,7 +36,7 @@ impl JobMeter {
             driver: card.and_then(|_| self.profiles.machine().driver().map(Into::into)),
         };
         if let Err(e) = self.ledger.call(move |db| db.placed(id, &placed)).await {
-            tracing::warn!(job = id, "the profile of job {id} is not written down: {e}");
+            tracing::warn!(job = id, "cannot record the profile of job {id}: {e}");
         }
         self.stage = None;
         self.running = card
@@ -68,7 +68,7 @@ impl JobMeter {
         };
         let written = self.ledger.call(move |db| db.spent(id, attempt, &spent, &stages)).await;
         if let Err(e) = written {
-            tracing::warn!(job = id, "the energy of job {id} is lost: {e}");
+            tracing::warn!(job = id, "cannot record the energy of job {id}: {e}");
         }
     }
 }

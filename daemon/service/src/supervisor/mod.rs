@@ -134,14 +134,14 @@ impl Supervisor {
         let mut holds = self.tools.holds.changes();
         loop {
             if let Err(e) = self.look().await {
-                tracing::error!("the profile is not looked at: {e}");
+                tracing::error!("cannot look for a better profile: {e}");
             }
             if let Err(e) = self.start_engine().await {
-                tracing::error!("the ledger does not say whether jobs wait: {e}");
+                tracing::error!("cannot read from the ledger whether jobs are queued: {e}");
                 self.next_start = Instant::now() + LEDGER_PAUSE;
             }
             if let Err(e) = self.start_job().await {
-                tracing::error!("the queue rests for {LEDGER_PAUSE:?}: {e}");
+                tracing::error!("the queue stops for {LEDGER_PAUSE:?}: {e}");
                 self.next_claim = Instant::now() + LEDGER_PAUSE;
             }
             self.show();
@@ -255,7 +255,7 @@ impl Supervisor {
         self.give_back(left, "the service was stopped").await;
         self.next_claim = Instant::now();
         if let Err(e) = self.settle().await {
-            tracing::error!("the next start puts right what could not be written down: {e}");
+            tracing::error!("the next start repairs what could not be written to the ledger: {e}");
         }
     }
 }

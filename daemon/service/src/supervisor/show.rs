@@ -2,6 +2,8 @@
 
 use animd_common::bus::ServiceState;
 
+use animd_protocol::progress::Stage;
+
 use super::Supervisor;
 use super::state::{Absence, EngineState, Trouble};
 
@@ -17,19 +19,21 @@ impl Supervisor {
         match &self.engine {
             EngineState::Busy { running, .. } => {
                 let id = running.job.id;
-                let stage = self.tools.events.live(id).map_or("load", |live| live.progress.stage.name());
+                let live = self.tools.events.live(id);
+                let stage = live.map_or_else(|| Stage::Load.name().into(), |live| live.progress.to_string());
                 let then = paused.map(|text| format!("; then {text}")).unwrap_or_default();
-                (ServiceState::Busy, format!("job {id} is being made: {stage}{then}"))
+                (ServiceState::Busy, format!("job {id} is running: {stage}{then}"))
             }
-            EngineState::Absent(Absence::Asleep { .. }) => {
-                (ServiceState::Paused, "the machine goes to sleep; the queue goes on when it wakes".into())
-            }
+            EngineState::Absent(Absence::Asleep { .. }) => (
+                ServiceState::Paused,
+                "the machine is going to sleep; the queue continues when it wakes".into(),
+            ),
             EngineState::Absent(absence) => match (&self.trouble, paused, absence) {
                 (Some(Trouble { state, text }), ..) => (*state, text.clone()),
                 (None, Some(text), _) => (ServiceState::Paused, text),
                 (None, None, Absence::Unloaded) => (
                     ServiceState::Idle,
-                    "waiting for pictures; the model is unloaded and comes back with the next job".into(),
+                    "waiting for pictures; the model is unloaded, and the next job loads it".into(),
                 ),
                 (None, None, _) => (ServiceState::Starting, "the service is starting".into()),
             },
@@ -51,8 +55,8 @@ impl Supervisor {
     fn paused_text(&self) -> Option<String> {
         let who = self.tools.holds.paused()?;
         let end = match self.tools.holds.paused_until_resumed() {
-            Some(_) => "`animctl resume` ends that",
-            None => "it goes on when that program ends",
+            Some(_) => "`animctl resume` continues it",
+            None => "it continues when that program ends",
         };
         Some(format!("the queue is paused {who}; {end}"))
     }

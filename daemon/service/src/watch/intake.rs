@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use animd_common::Error as Common;
 use animd_common::files::{Identity, show};
+use animd_common::watch::names::FAILED;
 use animd_common::watch::{Fate, Ready, Report, Take, Watched, away, root, sidecar};
 use animd_protocol::ErrorCode;
 use animd_protocol::request::Request;
@@ -142,7 +143,7 @@ impl Intake {
         code: ErrorCode,
         text: String,
     ) -> Coming<'a> {
-        let target = away::target(&ready.root, &ready.path, false);
+        let target = away::target(&ready.root, &ready.path, FAILED);
         self.coming(at, ready, read_us, Err(Refusal { code, text, target }))
     }
 
@@ -262,7 +263,7 @@ impl Intake {
                 if !self.queue.ledger.call(move |db| db.set_request(id, &request, read_us)).await? {
                     return Ok(Fate::Waits);
                 }
-                tracing::info!(job = id, "job {id} has new settings: its sidecar came late");
+                tracing::info!(job = id, "job {id} has new settings, from a sidecar that arrived late");
             }
             Err(Error::Common(Common::Refused { code, text })) => {
                 self.queue.ledger.call(move |db| db.settings_read(id, read_us)).await?;

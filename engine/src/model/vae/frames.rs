@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::{LATENT_CHANNELS, Vae, extents};
 use crate::backend::{Backend, Fetched};
 use crate::progress::Observer;
-use crate::{Error, Result};
+use crate::{Error, Result, finite};
 use animd_protocol::tiles::Area;
 
 /// Decoded frames of one tile, or of the whole frame if it is not divided.
@@ -34,7 +34,7 @@ impl<B: Backend> Vae<B> {
     /// wait in host memory, with 3 bytes a pixel, until its last tile is decoded.
     ///
     /// # Errors
-    /// Returns the errors of [`Vae::decode`] and of `sink`.
+    /// Returns the errors of [`Vae::decode`] and of `sink`, and [`Error::Model`] for values that are not finite.
     pub fn render(
         &self,
         b: &B,
@@ -45,7 +45,11 @@ impl<B: Backend> Vae<B> {
     ) -> Result<()> {
         let [_, count, h, w] = extents(b, latents, LATENT_CHANNELS, 1)?;
         let mut canvas = Canvas::new(4 * count - 3, [8 * h, 8 * w]);
-        let mut show = |(fetched, place): (Fetched, Piece<()>)| sink(canvas.draw(&fetched()?, &place)?);
+        let mut show = |(fetched, place): (Fetched, Piece<()>)| {
+            let values = fetched()?;
+            finite::check_frames(&values)?;
+            sink(canvas.draw(&values, &place)?)
+        };
         let mut on_its_way = None;
         let mut fetch = |piece: Piece<B::Tensor>| {
             let Piece { frames, first, area } = piece;

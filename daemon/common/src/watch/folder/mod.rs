@@ -208,7 +208,7 @@ impl<T: Take> Folder<T> {
                 if lost {
                     self.close_all();
                     tracing::info!(
-                        "file events of `{}` were lost; it is looked at as a whole",
+                        "file events of `{}` were lost; scanning all of it",
                         show(self.options.root.path())
                     );
                 }

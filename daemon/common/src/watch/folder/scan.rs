@@ -48,7 +48,7 @@ impl<T: Take> Folder<T> {
                     _ => "because its file system does not report changes made elsewhere",
                 };
                 tracing::warn!(
-                    "`{}` is looked into every {pause:?}, {why}; a look takes {:?}, and wakes the machine each time",
+                    "`{}` is scanned every {pause:?}, {why}; a scan takes {:?}, and wakes the machine each time",
                     show(self.options.root.path()),
                     start.elapsed()
                 );

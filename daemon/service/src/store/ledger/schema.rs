@@ -31,11 +31,11 @@ pub fn open(path: &Path) -> Result<Connection> {
     db.pragma_update(None, "secure_delete", true)?;
     migrate(&mut db, path, &MIGRATIONS)?;
     if db.pragma_query_value(None, "auto_vacuum", |row| row.get::<_, u32>(0))? != INCREMENTAL {
-        tracing::info!("the ledger is written anew once, so that it can give free space back");
+        tracing::info!("rewriting the ledger once, so that it can return free space");
         db.pragma_update(None, "auto_vacuum", INCREMENTAL)?;
         // VACUUM needs the file's size again on the disk for a moment; if it fails, the ledger only stays large.
         if let Err(e) = db.execute_batch("VACUUM") {
-            tracing::warn!("the ledger cannot be written anew, and keeps its free space: {e}");
+            tracing::warn!("cannot compact the ledger, so it keeps its free space: {e}");
         }
     }
     Ok(db)
@@ -74,7 +74,7 @@ fn migrate(db: &mut Connection, path: &Path, migrations: &[&str]) -> Result<()> 
         private(&copy)?;
         db.backup("main", &copy, None)?;
         tracing::info!(
-            "the ledger is brought from schema {found} to {}; a copy is `{}`",
+            "upgrading the ledger from schema {found} to {}; a copy is in `{}`",
             migrations.len(),
             show(&copy)
         );

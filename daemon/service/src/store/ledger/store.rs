@@ -17,8 +17,8 @@ use crate::error::{Error, Result};
 /// Which jobs a list should have.
 #[derive(Clone, Debug)]
 pub struct Filter {
-    /// Only jobs in this state.
-    pub state: Option<State>,
+    /// Only jobs in one of these states; all jobs where there is none.
+    pub states: Vec<State>,
     /// Only jobs of this user.
     pub owner: Option<u32>,
     /// Only jobs with a smaller number.
@@ -311,13 +311,15 @@ impl Store {
 
     /// Returns jobs as [`Self::list`] does, up to the first one for which `fits` returns false.
     pub fn list_while(&self, filter: &Filter, mut fits: impl FnMut(&Job) -> bool) -> Result<Vec<Job>> {
+        // The states between commas, so that no name is found in another one.
+        let states: String = filter.states.iter().map(|state| format!(",{},", state.name())).collect();
         let mut find = self.db.prepare_cached(
-            "SELECT * FROM job WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR owner_uid = ?2) AND (?3 IS NULL OR id < ?3)
+            "SELECT * FROM job WHERE (?1 = '' OR instr(?1, ',' || state || ',')) AND (?2 IS NULL OR owner_uid = ?2) AND (?3 IS NULL OR id < ?3)
              ORDER BY id DESC LIMIT ?4",
         )?;
         let jobs = find
             .query_map(
-                params![filter.state, filter.owner, filter.before.map(|id| id as i64), filter.limit],
+                params![states, filter.owner, filter.before.map(|id| id as i64), filter.limit],
                 Job::from_row,
             )?
             .take_while(|job| job.as_ref().map_or(true, &mut fits))

@@ -573,5 +573,5 @@ fn the_readme_has_the_answers() {
     let readme = include_str!("../../../../../README.md");
     let rows: Vec<String> = table().iter().filter(|row| !row.case.starts_with('[')).map(answer).collect();
     let missing = rows.iter().any(|row| !readme.contains(row.as_str()));
-    assert!(!missing, "README.md, section Profiles, shall have these rows:\n{}", rows.join("\n"));
+    assert!(!missing, "README.md, section Profiles, must have these rows:\n{}", rows.join("\n"));
 }

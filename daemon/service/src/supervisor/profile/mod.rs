@@ -76,10 +76,10 @@ impl Default for Profiles {
             profile: None,
             gpu: None,
             state: Verdict::Retry,
-            why: vec!["the driver has not been asked yet".into()],
+            why: vec!["the driver has not been asked so far".into()],
             remedy: None,
         };
-        let machine = Machine::NoDriver { why: "the driver has not been asked yet".into(), on_bus: 0 };
+        let machine = Machine::NoDriver { why: "the driver has not been asked so far".into(), on_bus: 0 };
         let kernels = Kernels::default();
         let state = State { profiles, machine, kernels, recipe: None, choice: Arc::new(choice) };
         Self {
