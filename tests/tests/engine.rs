@@ -34,8 +34,19 @@ fn generate(image: &Path, out: &Path, more: &[&str]) -> Command {
 /// Checks that the run failed with one sentence that has all these words, and left nothing in `folder` but `kept`.
 #[track_caller]
 fn refused(output: &Output, words: &[&str], folder: &Path, kept: &[&str]) {
+    ended(output, 1, words, folder, kept);
+}
+
+/// Checks what [`refused`] does of a run whose settings cannot be used.
+#[track_caller]
+fn wrong_setting(output: &Output, words: &[&str], folder: &Path, kept: &[&str]) {
+    ended(output, 2, words, folder, kept);
+}
+
+#[track_caller]
+fn ended(output: &Output, code: i32, words: &[&str], folder: &Path, kept: &[&str]) {
     let text = stderr(output);
-    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(output.status.code(), Some(code), "{text}");
     assert!(!text.contains("panicked"), "{text}");
     for word in words {
         assert!(text.contains(word), "no {word:?} in: {text}");
@@ -269,9 +280,14 @@ fn prompts_of_every_kind() {
     let mut from_file = generate(&image, &out, &[]);
     from_file.arg("--prompt-file").arg(&prompt);
     std::fs::write(&prompt, "long ".repeat(20_000)).expect("written");
-    refused(&run(&mut from_file), &["100000 bytes", "16384"], folder.path(), &["cat.png", "prompt.txt"]);
+    wrong_setting(
+        &run(&mut from_file),
+        &["100000 bytes", "16384"],
+        folder.path(),
+        &["cat.png", "prompt.txt"],
+    );
     std::fs::write(&prompt, b"good \xff bad").expect("written");
-    refused(&run(&mut from_file), &["UTF-8", "byte 5"], folder.path(), &["cat.png", "prompt.txt"]);
+    wrong_setting(&run(&mut from_file), &["UTF-8", "byte 5"], folder.path(), &["cat.png", "prompt.txt"]);
     // More than 512 tokens are cut, with a warning.
     std::fs::write(&prompt, "word ".repeat(2000)).expect("written");
     let output = run(&mut from_file);
@@ -288,16 +304,16 @@ fn prompts_of_every_kind() {
 fn settings_out_of_range_are_named() {
     let (folder, image) = scene();
     for (more, words) in [
-        (&["--frames", "80"][..], &["frames 80", "81"][..]),
-        (&["--quality", "52"], &["quality 52"]),
-        (&["--guidance", "NaN"], &["guidance NaN"]),
-        (&["--steps", "5"], &["steps 5", "4 steps"]),
-        (&["--step-cache", "magcache"], &["step cache"]),
+        (&["--frames", "80"][..], &["`frames` must be 4n+1", "81"][..]),
+        (&["--quality", "52"], &["`quality` must be a whole number from 1 to 51, not 52"]),
+        (&["--guidance", "NaN"], &["`guidance` must be a number from 0 to 100, not NaN"]),
+        (&["--steps", "5"], &["`steps` must be 4", "not 5"]),
+        (&["--step-cache", "magcache"], &["`step_cache` saves nothing"]),
     ] {
         let mut command = Command::new(program("animd-engine"));
         command.arg("generate").arg(&image).arg("--out").arg(folder.path().join("out.mp4"));
         command.arg("--model").arg(tiny_model()).args(["--sampler", "distill", "--size", "64x48"]).args(more);
-        refused(&run(&mut command), words, folder.path(), &["cat.png"]);
+        wrong_setting(&run(&mut command), words, folder.path(), &["cat.png"]);
     }
     let output = run(Command::new(program("animd-engine")).args(["generate", "x.png", "--size", "100x100"]));
     assert!(
@@ -483,13 +499,13 @@ fn a_plan_says_what_fits() {
     assert_eq!((&said["profile"], &said["plan"]["tokens"]), (&"mine".into(), &24.into()));
     assert_eq!(said["plan"]["forwards"]["computed"], 80);
 
-    for (args, words) in [
-        (&["--profile", "h2000"][..], &["h2000", "h200"][..]),
-        (&["--model", "/nonexistent"], &["/nonexistent"]),
-        (&["--frames", "80"], &["frames 80"]),
+    for (args, code, words) in [
+        (&["--profile", "h2000"][..], 2, &["h2000", "h200"][..]),
+        (&["--model", "/nonexistent"], 1, &["/nonexistent"]),
+        (&["--frames", "80"], 2, &["`frames` must be 4n+1"]),
     ] {
         let output = plan(args);
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(code));
         assert!(words.iter().all(|w| stderr(&output).contains(w)), "{}", stderr(&output));
     }
     assert_eq!(plan(&["--vram", "24GHz"]).status.code(), Some(2));
@@ -544,7 +560,7 @@ fn a_bench_of_a_made_up_model() {
         (&["--synthetic", "tiny", "--rows", "fp7"][..], 2, "fp7"),
         (&["--synthetic", "tiny", "--model", "/nonexistent"], 2, "--model"),
         (&["--model", "/nonexistent"], 1, "/nonexistent"),
-        (&["--synthetic", "tiny", "--profile", "h2000"], 1, "h2000"),
+        (&["--synthetic", "tiny", "--profile", "h2000"], 2, "h2000"),
     ] {
         let output = bench(args);
         assert_eq!(output.status.code(), Some(status), "{}", stderr(&output));

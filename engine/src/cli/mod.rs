@@ -23,7 +23,7 @@ use animd_engine::{Error, Result};
 #[command(
     version,
     after_help = "\
-Exit status: 0 done; 1 failed; 2 wrong usage; 130 stopped by Ctrl-C.
+Exit status: 0 done; 1 failed; 2 wrong usage, or a setting that cannot be used; 130 stopped by Ctrl-C.
 Every command takes --help, with an example."
 )]
 pub struct Args {
@@ -35,11 +35,11 @@ pub struct Args {
 enum Command {
     /// Make one video
     Generate(Box<generate::Generate>),
-    /// Say what model a folder holds, and what is missing from it
+    /// Show which model a folder holds, and what is missing from it
     Inspect(inspect::Inspect),
-    /// Say what a video will cost in operations and memory, without making it
+    /// Estimate the operations and memory of a video, without making it
     Plan(Box<plan::PlanArgs>),
-    /// Say how long each stage of a video takes on this machine
+    /// Measure how long each stage of a video takes on this machine
     Bench(bench::Bench),
     /// Check every operation on the GPU against the CPU
     Selftest(selftest::Selftest),
@@ -83,7 +83,8 @@ pub fn run(args: Args) -> ExitCode {
         }
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::FAILURE
+            // Two options that do not go together are as wrong as one that cannot be read.
+            if matches!(error, Error::Setting(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

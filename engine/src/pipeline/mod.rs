@@ -71,6 +71,8 @@ struct Conditioning<B: Backend> {
     y: B::Tensor,
     /// For each expert the context that it makes of text and picture.
     contexts: Vec<Contexts<B>>,
+    /// What the networks have computed, to be checked.
+    outputs: Outputs,
 }
 
 /// The contexts that one expert attends to.
@@ -131,21 +133,14 @@ impl<B: Backend> Pipeline<B> {
         let mut notes = Vec::new();
         let tile = self.plan(job).tile;
         let mut parts = self.parts()?;
-        let mut outputs = Outputs::default();
-        let conditioning = condition(&mut parts, job, tile, &mut notes, &mut outputs, &mut clock)?;
+        let mut conditioning = condition(&mut parts, job, tile, &mut notes, &mut clock)?;
 
         clock.stage(Stage::Denoise)?;
-        let (latents, plan) = denoise(
-            &parts,
-            job,
-            &sampler,
-            attention,
-            &conditioning,
-            &mut previews,
-            &mut outputs,
-            &mut clock,
-        )?;
-        drop(conditioning);
+        let (latents, plan) =
+            denoise(&parts, job, &sampler, attention, &mut conditioning, &mut previews, &mut clock)?;
+        let Conditioning { y, contexts, mut outputs } = conditioning;
+        // The decoder needs their memory.
+        drop((y, contexts));
         let (forwards_computed, forwards_skipped) = plan.forwards(parts.recipe.uses_guidance(request));
 
         clock.stage(Stage::VaeDecode)?;
@@ -221,11 +216,11 @@ fn condition<B: Backend>(
     job: &Job,
     tile: Option<usize>,
     notes: &mut Vec<String>,
-    outputs: &mut Outputs,
     clock: &mut Clock<'_>,
 ) -> Result<Conditioning<B>> {
     let Parts { backend, tokenizer, recipe, models, .. } = parts;
     let (backend, request) = (*backend, &job.request);
+    let mut outputs = Outputs::default();
     clock.stage(Stage::Text)?;
     let positive = models.text(backend, tokenizer, &request.prompt)?;
     let negative = match recipe.uses_guidance(request) {
@@ -252,7 +247,7 @@ fn condition<B: Backend>(
     let (latents, note) = rescue.encode(&first, request.latent_frames())?;
     notes.extend(note);
     outputs.watch(backend, Component::Vae, None, &latents)?;
-    Ok(Conditioning { y: vae::condition(backend, &latents)?, contexts })
+    Ok(Conditioning { y: vae::condition(backend, &latents)?, contexts, outputs })
 }
 
 /// Runs the sampler's loop over the DiT, from noise to latents.
@@ -261,12 +256,12 @@ fn denoise<B: Backend>(
     job: &Job,
     sampler: &SamplerConfig,
     attention: AttentionKind,
-    conditioning: &Conditioning<B>,
+    conditioning: &mut Conditioning<B>,
     previews: &mut Previews<'_>,
-    outputs: &mut Outputs,
     clock: &mut Clock<'_>,
 ) -> Result<(B::Tensor, StepPlan)> {
     let &Parts { backend, recipe, ref models, .. } = parts;
+    let Conditioning { y, contexts, outputs } = conditioning;
     let request = &job.request;
     let [t, h, w] = job.latent();
     let shape = [recipe.vae.config.z_dim, t, h, w];
@@ -290,7 +285,7 @@ fn denoise<B: Backend>(
     let mut velocity = |step: usize, x: &B::Tensor, _: f64| -> Result<B::Tensor> {
         let expert = experts[step];
         let dit = models.expert(expert)?;
-        let Contexts { positive, negative } = &conditioning.contexts[expert];
+        let Contexts { positive, negative } = &contexts[expert];
         let mut branches = Vec::with_capacity(residuals.len());
         for (context, residual) in std::iter::once(positive).chain(negative).zip(&mut residuals) {
             // The residual that is about to be replaced is freed first.
@@ -301,7 +296,7 @@ fn denoise<B: Backend>(
                 Some(residual) => Blocks::Reuse(residual),
                 None => Blocks::Compute { keep_residual: caching },
             };
-            let (y, time) = (&conditioning.y, &times[step]);
+            let (y, time) = (&*y, &times[step]);
             let inputs = Inputs { x, y, time, context, grid: &grid, attention };
             let out = dit.forward(backend, &inputs, blocks, observer, None)?;
             if out.residual.is_some() {

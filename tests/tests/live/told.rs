@@ -193,7 +193,7 @@ fn terminals_get_what_they_can_show() {
         println!("not run: there is no `script`");
         return;
     };
-    assert!(dumb.contains("% denoise 1/40") && !dumb.contains('\x1b'), "{dumb:?}");
+    assert!(dumb.contains("% denoise ") && !dumb.contains('\x1b'), "{dumb:?}");
     let ascii = on_a_terminal(&house, &submit, &[("TERM", "xterm"), ("LC_ALL", "C")]).unwrap();
     assert!(ascii.is_ascii() && ascii.contains("denoise ") && ascii.contains(">-"), "{ascii:?}");
     let boxes = on_a_terminal(&house, &submit, &[("TERM", "xterm"), ("LC_ALL", "C.UTF-8")]).unwrap();

@@ -83,6 +83,9 @@ pub fn engine(program: &Path) -> Check {
         Ok(line) if line.split_whitespace().last() == Some(env!("CARGO_PKG_VERSION")) => {
             Check::ok(NAME, format!("`{}`, {line}", show(program)))
         }
+        Ok(line) if line.is_empty() => {
+            Check::fail(NAME, format!("`{}` does not say its version", show(program)), reinstall)
+        }
         Ok(line) => Check::fail(
             NAME,
             format!("`{}` is {line}, and this is {}", show(program), env!("CARGO_PKG_VERSION")),

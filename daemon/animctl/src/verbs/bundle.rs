@@ -83,8 +83,8 @@ pub async fn write(file: &Path, checks: &[Check], loaded: Option<&Loaded>, on: O
             print(format!("{name:<26} {:>10}  {}", bytes(text.len() as u64), part.what));
         }
         print(format!(
-            "`{0}` is written, and nothing is sent. It has no prompts and no names of pictures; to read it before you\n\
-             pass it on: `tar xOf '{0}' | less`",
+            "`{0}` is written, and nothing is sent.\nIt has no prompts and no names of pictures. Read it before you pass it on:\n\
+             `tar xOf '{0}' | less`",
             show(file)
         ));
     }

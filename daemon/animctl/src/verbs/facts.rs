@@ -13,18 +13,18 @@ use super::who;
 #[derive(Clone, Copy)]
 pub struct Facts<'a>(pub &'a Value);
 
-impl Facts<'_> {
-    fn text(&self, key: &str) -> &str {
+impl<'a> Facts<'a> {
+    fn text(self, key: &str) -> &'a str {
         self.0[key].as_str().unwrap_or_default()
     }
 
     /// Returns the job's number.
-    pub fn id(&self) -> u64 {
+    pub fn id(self) -> u64 {
         self.0["id"].as_u64().unwrap_or(0)
     }
 
     /// Returns the state in a word.
-    pub fn state(&self) -> &str {
+    pub fn state(self) -> &'a str {
         match self.text("state") {
             "canceled" => "cancelled",
             "canceling" => "cancelling",
@@ -34,43 +34,43 @@ impl Facts<'_> {
     }
 
     /// Returns the colour of the state.
-    pub fn color(&self) -> Option<Color> {
+    pub fn color(self) -> Option<Color> {
         color(self.state())
     }
 
     /// Returns the name of its picture; empty for a job of somebody else.
-    pub fn name(&self) -> &str {
+    pub fn name(self) -> &'a str {
         self.text("name")
     }
 
     /// Returns whose it is.
-    pub fn owner(&self) -> String {
+    pub fn owner(self) -> String {
         self.0["owner"].as_u64().map(who::name).unwrap_or_default()
     }
 
     /// Returns the stage and the step under way; empty while no stage is.
-    pub fn stage(&self) -> String {
+    pub fn stage(self) -> String {
         let step = |n: usize| self.0["step"][n].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
         under_way(self.text("stage"), step(0), step(1))
     }
 
     /// Returns the fraction of the work that is done, from 0 to 1.
-    pub fn fraction(&self) -> f64 {
+    pub fn fraction(self) -> f64 {
         self.0["progress"].as_f64().unwrap_or(0.0)
     }
 
     /// Returns its place in the queue: 1 is the next job.
-    pub fn place(&self) -> Option<u64> {
+    pub fn place(self) -> Option<u64> {
         self.0["position"].as_u64().filter(|place| *place > 0)
     }
 
     /// Returns why it failed, where that is known and the job is the caller's own.
-    pub fn reason(&self) -> &str {
+    pub fn reason(self) -> &'a str {
         if self.state() == "failed" { self.text("error_text") } else { "" }
     }
 
     /// Returns what happens to it now, or why it failed.
-    pub fn doing(&self) -> String {
+    pub fn doing(self) -> String {
         match self.state() {
             "queued" => self.place().map(|place| format!("number {place} in the queue")).unwrap_or_default(),
             "running" if self.stage().is_empty() => "starting".to_owned(),
@@ -82,14 +82,14 @@ impl Facts<'_> {
     }
 
     /// Returns the remaining time in words, where it can be estimated.
-    pub fn left(&self) -> Option<String> {
+    pub fn left(self) -> Option<String> {
         let end = self.0["expected_end"].as_u64().filter(|end| *end > 0)?;
         let left = (UNIX_EPOCH + Duration::from_micros(end)).duration_since(SystemTime::now()).ok()?;
         Some(format!("{} left", time(left.as_secs_f64().ceil().max(1.0)).replace(".0 s", " s")))
     }
 
     /// Returns how long it will take, or when it ended.
-    pub fn when(&self) -> String {
+    pub fn when(self) -> String {
         match self.0["finished"].as_u64() {
             Some(finished @ 1..) => date(finished),
             _ => self.left().unwrap_or_default(),

@@ -117,7 +117,7 @@ impl Meter {
                 if *last != still {
                     match stage && moment.note.is_none() {
                         true => eprintln!("{:3.0}% {}", moment.fraction() * 100.0, moment.words(false)),
-                        false => eprintln!("{still}"),
+                        false => eprintln!("{}", moment.words(false)),
                     }
                     *last = still;
                 }

@@ -298,7 +298,7 @@ mod tests {
             let written_down = dir.path().join("done/photo.png");
             let root = &Root::alone(dir.path());
             // A caller that wrote no target down asks for one again.
-            let target = if known { written_down } else { target(root, &source, "done").unwrap_or_default() };
+            let target = if known { written_down } else { target(root, &source, DONE).unwrap_or_default() };
             let identity = Identity::of(&fs::symlink_metadata(&source)?);
             let leaving =
                 Leaving { root, source: &source, identity, target, note: None, sidecars_until_us: i64::MAX };

@@ -312,7 +312,7 @@ impl Store {
     /// Returns jobs as [`Self::list`] does, up to the first one for which `fits` returns false.
     pub fn list_while(&self, filter: &Filter, mut fits: impl FnMut(&Job) -> bool) -> Result<Vec<Job>> {
         // The states between commas, so that no name is found in another one.
-        let states: String = filter.states.iter().map(|state| format!(",{},", state.name())).collect();
+        let states: String = filter.states.iter().flat_map(|state| [",", state.name(), ","]).collect();
         let mut find = self.db.prepare_cached(
             "SELECT * FROM job WHERE (?1 = '' OR instr(?1, ',' || state || ',')) AND (?2 IS NULL OR owner_uid = ?2) AND (?3 IS NULL OR id < ?3)
              ORDER BY id DESC LIMIT ?4",
