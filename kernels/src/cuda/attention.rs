@@ -1,14 +1,12 @@
 //! Launchers of softmax(Q Kᵀ / √128) V, without a mask.
 
-use std::f32::consts::LOG2_E;
-use std::sync::Arc;
-
 use cudarc::driver::sys::CUdeviceptr;
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+use std::f32::consts::LOG2_E;
 
-use super::module::{fatbin, load, load_all, support};
+use super::module::{fatbin, load, load_all};
 use super::tensor_map::{MapElement, TensorMap};
-use super::{AnyAttention, AnyAttentionArguments, Batches, Error, Rows};
+use super::{AnyAttention, AnyAttentionArguments, Batches, Card, Error, Rows};
 use crate::Family;
 
 /// Channels of a head.
@@ -93,19 +91,19 @@ impl Attention {
     /// # Errors
     ///
     /// [`Error::Driver`] if the driver cannot load them.
-    pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
+    pub fn load(card: &Card) -> Result<Self, Error> {
         macro_rules! kernel {
             ($folder:literal, $name:literal, $shared:expr) => {
-                load(context, fatbin!($folder, $name), $name, $shared)?
+                load(card, fatbin!($folder, $name), $name, $shared)?
             };
         }
         let [key_of_96, key_of_128] = load_all(
-            context,
+            card,
             fatbin!("any", "attention_quantize_key"),
             ["attention_quantize_key_96", "attention_quantize_key_128"],
             0,
         )?;
-        let (kernels, eight_bit, quantize_key, quantize_value) = match support(context)?.family {
+        let (kernels, eight_bit, quantize_key, quantize_value) = match card.support().family {
             Family::Wgmma => (
                 Kernels::Hopper {
                     bf16: kernel!("sm90", "attention_bf16", BF16_SHARED),
@@ -116,7 +114,7 @@ impl Attention {
                 kernel!("sm90", "attention_quantize_value", 0),
             ),
             Family::MmaSync => (
-                Kernels::MmaSync { bf16: AnyAttention::load(context)? },
+                Kernels::MmaSync { bf16: AnyAttention::load(card)? },
                 kernel!("sm80", "attention_int8", INT8_SHARED),
                 key_of_128,
                 kernel!("sm80", "attention_quantize_value", 0),

@@ -1,15 +1,12 @@
 //! Launchers of attention of many queries to few keys.
 
+use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 use std::f32::consts::LOG2_E;
-use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
-
-use super::gemm::multiprocessors;
-use super::module::{fatbin, load, support};
+use super::module::{fatbin, load};
 use super::rows::refuse;
 use super::tensor_map::{MapElement, TensorMap};
-use super::{AnyAttention, AnyAttentionArguments, Batches, Error, HEAD_DIM, Rows};
+use super::{AnyAttention, AnyAttentionArguments, Batches, Card, Error, HEAD_DIM, Rows};
 use crate::Family;
 
 const KERNEL: &str = "cross_attention_bf16";
@@ -54,13 +51,13 @@ impl CrossAttention {
     /// # Errors
     ///
     /// [`Error::Driver`] if the driver cannot load it.
-    pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
-        Ok(Self(match support(context)?.family {
+    pub fn load(card: &Card) -> Result<Self, Error> {
+        Ok(Self(match card.support().family {
             Family::Wgmma => Kernel::Hopper {
-                function: load(context, fatbin!("sm90", "cross_attention_bf16"), KERNEL, SHARED)?,
-                multiprocessors: multiprocessors(context)?,
+                function: load(card, fatbin!("sm90", "cross_attention_bf16"), KERNEL, SHARED)?,
+                multiprocessors: card.multiprocessors()?,
             },
-            Family::MmaSync => Kernel::Any(AnyAttention::load(context)?),
+            Family::MmaSync => Kernel::Any(AnyAttention::load(card)?),
         }))
     }
 
