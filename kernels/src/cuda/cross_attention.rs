@@ -3,10 +3,11 @@
 use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 use std::f32::consts::LOG2_E;
 
+use super::attention_sync::SyncAttention;
 use super::module::{fatbin, load};
 use super::rows::refuse;
 use super::tensor_map::{MapElement, TensorMap};
-use super::{AnyAttention, AnyAttentionArguments, Batches, Card, Error, HEAD_DIM, Rows};
+use super::{Card, Error, HEAD_DIM, Rows};
 use crate::Family;
 
 const KERNEL: &str = "cross_attention_bf16";
@@ -42,7 +43,7 @@ pub struct CrossAttention(Kernel);
 #[derive(Debug)]
 enum Kernel {
     Hopper { function: CudaFunction, multiprocessors: usize },
-    Any(AnyAttention),
+    Sync(SyncAttention),
 }
 
 impl CrossAttention {
@@ -57,7 +58,7 @@ impl CrossAttention {
                 function: load(card, fatbin!("sm90", "cross_attention_bf16"), KERNEL, SHARED)?,
                 multiprocessors: card.multiprocessors()?,
             },
-            Family::MmaSync => Kernel::Any(AnyAttention::load(card)?),
+            Family::MmaSync => Kernel::Sync(SyncAttention::load(card)?),
         }))
     }
 
@@ -109,24 +110,12 @@ impl CrossAttention {
         }
         let (function, multiprocessors) = match &self.0 {
             Kernel::Hopper { function, multiprocessors } => (function, *multiprocessors),
-            Kernel::Any(any) => {
+            Kernel::Sync(attention) => {
                 // The sets come one after the other; each adds to the result of the sets before it.
                 let mut before = residual;
                 for set in sets {
-                    let arguments = AnyAttentionArguments {
-                        q: Batches::one(q),
-                        k: Batches::one(set.k),
-                        v: Batches::one(set.v),
-                        bias: None,
-                        residual: before.map(Batches::one),
-                        output: Batches::one(output),
-                        heads,
-                        width: HEAD_DIM,
-                        batches: 1,
-                        scale: 1.0 / (HEAD_DIM as f32).sqrt(),
-                    };
                     // SAFETY: the caller vouches for the memory.
-                    unsafe { any.run(stream, &arguments)? };
+                    unsafe { attention.run(stream, q, *set, before, output, heads)? };
                     before = Some(output);
                 }
                 return Ok(());

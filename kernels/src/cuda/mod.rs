@@ -6,6 +6,7 @@
 
 mod attention;
 mod attention_any;
+mod attention_sync;
 mod card;
 mod conv;
 mod copies;
