@@ -25,6 +25,8 @@ const INT8: Element = Element::Int8;
 
 /// Added to a number below 2^22, it leaves that number, rounded to even, in the low bits.
 const ROUNDING: f32 = 12_582_912.0;
+/// Tiles after which 8-bit attention takes what is left of the bias of its parts out of the output.
+const FLUSH: usize = 16;
 
 pub fn check(card: &Card, quick: bool) -> Result<bool> {
     let (norms, gemm, attention) = (Norms::load(card)?, Gemm::load(card)?, Attention::load(card)?);
@@ -608,7 +610,7 @@ fn compare_operands(case: &Case, prepared: &Prepared) -> Option<&'static str> {
                 for (place, given) in places.iter().enumerate() {
                     let row = tile * TILE + key_at(place);
                     let wanted = if row < case.keys {
-                        round(wide(&case.v, row, column) - mean_v[column], 1.0 / scale_v[column])
+                        round(wide(&case.v, row, column) - mean_v[column], sign(tile) / scale_v[column])
                     } else {
                         0
                     };
@@ -622,14 +624,26 @@ fn compare_operands(case: &Case, prepared: &Prepared) -> Option<&'static str> {
     None
 }
 
+/// Returns the sign of a tile of V's image, and of its weight in the output.
+fn sign(tile: usize) -> f32 {
+    if tile.is_multiple_of(2) { 1.0 } else { -1.0 }
+}
+
 /// Returns the key at a place of V's image: within 16, place 4c + 2b + a holds key 8b + 2c + a.
 fn key_at(place: usize) -> usize {
     let (a, b, c) = (place % 2, place / 2 % 2, place / 4 % 4);
     place / 16 * 16 + 8 * b + 2 * c + a
 }
 
+/// Returns a * b + c, rounded towards minus infinity.
+fn fma_down(a: f32, b: f32, c: f32) -> f32 {
+    let exact = f64::from(a).mul_add(f64::from(b), f64::from(c));
+    let near = exact as f32;
+    if f64::from(near) > exact { near.next_down() } else { near }
+}
+
 /// Returns the attention over the operands that were prepared, with P in whole numbers below 255 at the greatest of 128
-/// keys, in f64.
+/// keys, with the kernel's roundings.
 fn simulate(case: &Case, prepared: &Prepared) -> Vec<f64> {
     let (places, width) = (prepared.layout.places(), case.heads * HEAD_DIM);
     let tiles = case.keys.div_ceil(TILE);
@@ -643,8 +657,10 @@ fn simulate(case: &Case, prepared: &Prepared) -> Vec<f64> {
     by_rows(case.rows, width, |row, out| {
         for head in 0..case.heads {
             let q = &query[row * width + head * HEAD_DIM..][..HEAD_DIM];
-            // For each tile: its greatest exponent, and the sums of P and of P V relative to that exponent.
-            let mut parts = Vec::with_capacity(tiles);
+            // The greatest exponent so far and, relative to it, the sums of P, of P V with the bias of the parts, and how often
+            // that bias is in them.
+            let (mut maximum, mut whole, mut surplus) = (f32::NEG_INFINITY, 0.0f32, 0.0f32);
+            let mut o = [0.0f32; HEAD_DIM];
             for tile in 0..tiles {
                 let scale = (scale_q[head * case.rows + row] * scale_k[head * tiles + tile]).max(1e-30);
                 let count = TILE.min(case.keys - tile * TILE);
@@ -655,9 +671,10 @@ fn simulate(case: &Case, prepared: &Prepared) -> Vec<f64> {
                     })
                     .collect();
                 let top = scores.iter().copied().max().unwrap_or(0);
+                let shift = fma_down(-(top as f32 + ROUNDING), scale, 7.994_353_4);
                 let p: Vec<i32> = scores
                     .iter()
-                    .map(|s| ((s - top) as f32).mul_add(scale, 7.994_353_4))
+                    .map(|s| (*s as f32 + ROUNDING).mul_add(scale, shift))
                     .map(|x| f64::from(x).exp2().round_ties_even() as i32)
                     .collect();
                 let image = &value[(head * tiles + tile) * TILE * HEAD_DIM..][..TILE * HEAD_DIM];
@@ -668,15 +685,25 @@ fn simulate(case: &Case, prepared: &Prepared) -> Vec<f64> {
                         keys.filter(|(key, _)| *key < count).map(|(key, v)| p[key] * v).sum()
                     })
                     .collect();
-                parts.push((f64::from(top as f32 * scale), p.iter().sum::<i32>(), sums));
+                // From here on the sums are those of the kernel, in f32 and in its order.
+                let exponent = top as f32 * scale;
+                let next = maximum.max(exponent);
+                let rescale = (maximum - next).exp2();
+                maximum = next;
+                let weight = (exponent - maximum).exp2();
+                whole = (p.iter().sum::<i32>() as f32).mul_add(weight, whole * rescale);
+                surplus = surplus * rescale + sign(tile) * weight;
+                for (o, sum) in o.iter_mut().zip(&sums) {
+                    *o = (*sum as f32 + ROUNDING).mul_add(sign(tile) * weight, *o * rescale);
+                }
+                if tile % FLUSH == FLUSH - 1 || tile == tiles - 1 {
+                    o.iter_mut().for_each(|o| *o = surplus.mul_add(-ROUNDING, *o));
+                    surplus = 0.0;
+                }
             }
-            let most = parts.iter().fold(f64::NEG_INFINITY, |most, part| most.max(part.0));
-            let whole: f64 = parts.iter().map(|part| (part.0 - most).exp2() * f64::from(part.1)).sum();
-            for channel in 0..HEAD_DIM {
-                let sum: f64 =
-                    parts.iter().map(|part| (part.0 - most).exp2() * f64::from(part.2[channel])).sum();
+            for (channel, o) in o.iter().enumerate() {
                 let column = head * HEAD_DIM + channel;
-                out[column] = sum / whole * f64::from(scale_v[column]) + f64::from(mean_v[column]);
+                out[column] = f64::from(o / whole) * f64::from(scale_v[column]) + f64::from(mean_v[column]);
             }
         }
     })
