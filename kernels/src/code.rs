@@ -21,7 +21,7 @@ pub struct Folder {
 /// the driver would otherwise compile all kernels when animd first starts.
 pub const FOLDERS: [Folder; 4] = [
     Folder { name: "any", native: &[(8, 0), (8, 9), (9, 0), (12, 0)], only: false, ptx: Some((8, 9)) },
-    Folder { name: "sm80", native: &[(8, 0), (8, 6), (8, 9), (12, 0)], only: false, ptx: Some((8, 0)) },
+    Folder { name: "sm80", native: &[(8, 0), (8, 6), (8, 9), (12, 0)], only: false, ptx: Some((8, 6)) },
     Folder { name: "sm89", native: &[(8, 9), (12, 0)], only: false, ptx: Some((8, 9)) },
     Folder { name: "sm90", native: &[(9, 0)], only: true, ptx: None },
 ];
