@@ -15,41 +15,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::SystemTime;
 
+#[path = "src/code.rs"]
+mod code;
 #[path = "emulator/build.rs"]
 mod emulator;
 
-/// The folders of kernels, and what nvcc builds each for, as `-gencode` names it. `src/target.rs` says which card runs what.
-///
-/// `wgmma` exists for `sm_90a` alone, which is compatible with no other card: there is no PTX of it for newer cards.
-/// Newer cards run the PTX of older ones.
-const FOLDERS: &[(&str, &[&str])] = &[
-    (
-        "any",
-        &[
-            "arch=compute_80,code=sm_80",
-            "arch=compute_89,code=sm_89",
-            "arch=compute_90,code=sm_90",
-            "arch=compute_89,code=compute_89",
-        ],
-    ),
-    (
-        "sm80",
-        &[
-            "arch=compute_80,code=sm_80",
-            "arch=compute_86,code=sm_86",
-            "arch=compute_89,code=sm_89",
-            "arch=compute_80,code=compute_80",
-        ],
-    ),
-    ("sm89", &["arch=compute_89,code=sm_89", "arch=compute_89,code=compute_89"]),
-    ("sm90", &["arch=compute_90a,code=sm_90a"]),
-];
+use code::{FOLDERS, Folder};
 
-const MISSING: &str = "the feature `cuda` of animd-kernels needs nvcc 12.4 or newer: run `packaging/cuda-toolchain.sh`, \
+/// Returns the targets of a folder, as nvcc's option `-gencode` names them.
+fn targets(folder: &Folder) -> Vec<String> {
+    let suffix = if folder.only { "a" } else { "" };
+    let native = folder.native.iter().map(|(major, minor)| {
+        let target = format!("{major}{minor}{suffix}");
+        format!("arch=compute_{target},code=sm_{target}")
+    });
+    let ptx = folder.ptx.iter().map(|(major, minor)| {
+        let target = format!("{major}{minor}");
+        format!("arch=compute_{target},code=compute_{target}")
+    });
+    native.chain(ptx).collect()
+}
+
+const MISSING: &str = "the feature `cuda` of animd-kernels needs nvcc 12.8 or newer: run `packaging/cuda-toolchain.sh`, \
                        or set `CUDA_HOME`, or put nvcc on `PATH`";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/code.rs");
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return Ok(());
     }
@@ -67,23 +59,23 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     println!("cargo::rustc-env=ANIMD_CUDA_MAJOR={}", major(&nvcc)?);
     let mut jobs = Vec::new();
-    let common = newest(&[&nvcc, Path::new("build.rs")], headers()?)?;
-    for (folder, targets) in FOLDERS {
-        let to = out.join(folder);
+    let common = newest(&[&nvcc, Path::new("build.rs"), Path::new("src/code.rs")], headers()?)?;
+    for folder in &FOLDERS {
+        let to = out.join(folder.name);
         fs::create_dir_all(&to)?;
-        let folder = Path::new("cuda").join(folder);
-        for source in files(&folder, "cu")? {
+        let sources = Path::new("cuda").join(folder.name);
+        for source in files(&sources, "cu")? {
             let fatbin =
                 to.join(source.file_name().ok_or("a kernel without a name")?).with_extension("fatbin");
             let changed = newest(&[&source], Vec::new())?.max(common);
             if fs::metadata(&fatbin).and_then(|m| m.modified()).is_ok_and(|built| built > changed) {
                 continue;
             }
-            jobs.push((source, fatbin, *targets));
+            jobs.push((source, fatbin, targets(folder)));
         }
     }
 
-    side_by_side(jobs, |(source, fatbin, targets)| compile(&nvcc, &source, &fatbin, targets))
+    side_by_side(jobs, |(source, fatbin, targets)| compile(&nvcc, &source, &fatbin, &targets))
 }
 
 /// Does all jobs, as many at a time as cargo allows, and reports each that fails.
@@ -145,8 +137,8 @@ fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, Box<dyn Error>>
 /// Returns the headers of all kernels.
 fn headers() -> Result<Vec<PathBuf>, Box<dyn Error>> {
     let mut headers = files(Path::new("cuda/instructions"), "cuh")?;
-    for (folder, _) in FOLDERS {
-        headers.extend(files(&Path::new("cuda").join(folder), "cuh")?);
+    for folder in &FOLDERS {
+        headers.extend(files(&Path::new("cuda").join(folder.name), "cuh")?);
     }
     Ok(headers)
 }
@@ -159,11 +151,11 @@ fn newest(some: &[&Path], more: Vec<PathBuf>) -> Result<SystemTime, Box<dyn Erro
     Ok(newest)
 }
 
-fn compile(nvcc: &Path, source: &Path, fatbin: &Path, targets: &[&str]) -> Result<(), String> {
+fn compile(nvcc: &Path, source: &Path, fatbin: &Path, targets: &[String]) -> Result<(), String> {
     let partial = fatbin.with_extension("part");
     let output = Command::new(nvcc)
         .args(["-std=c++17", "-O3", "-I", "cuda", "-fatbin"])
-        .args(targets.iter().flat_map(|target| ["-gencode", target]))
+        .args(targets.iter().flat_map(|target| ["-gencode", target.as_str()]))
         .arg("-o")
         .arg(&partial)
         .arg(source)

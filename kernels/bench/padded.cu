@@ -1,13 +1,14 @@
-// Measures on an H200 what share of the tensor cores' peak the schedules of the int8 kernels would reach on a GeForce
-// card of compute capability 8.9.
+// Measures on an H200 what share of the tensor cores' peak the schedules of the kernels by mma.sync would reach on a
+// GeForce card of compute capability 8.9.
 //
 // A product of 16 x 8 x 32 holds a scheduler's tensor core for 16 clocks on 8.9, for some 6 on an H200. The kernels'
 // own sources are compiled with each product issued ISSUES times (include/instructions/base.cuh), which takes 6, 12 or
 // 18 clocks; between the last two lies what 16 would be. Schedulers, registers, shared memory and special functions are
 // alike per clock; the L2 cache is not. Clocks are counted on each multiprocessor, so that its frequency does not
-// matter.
+// matter. A product of bf16, 16 x 8 x 16, holds a tensor core for 32 clocks on 8.9 and for some 6 on an H200: five
+// issues are 30. -DPACK_BY_ADDING rounds P as cards older than 8.6 must.
 //
-//   for i in 1 2 3; do nvcc -std=c++17 -O3 -arch=sm_90 -DISSUES=$i -I kernels/bench/include -I kernels/cuda \
+//   for i in 1 2 3 5; do nvcc -std=c++17 -O3 -arch=sm_90 -DISSUES=$i -I kernels/bench/include -I kernels/cuda \
 //       -o padded$i kernels/bench/padded.cu; done
 #include <algorithm>
 #include <cstdint>
@@ -17,6 +18,7 @@
 
 #include <cuda_runtime.h>
 
+#include "../cuda/sm80/attention_bf16.cuh"
 #include "../cuda/sm80/attention_int8.cuh"
 #include "../cuda/sm80/gemm_int8.cuh"
 
@@ -53,6 +55,13 @@ __global__ void __launch_bounds__(int8_attention::kThreads)
     attention(const __grid_constant__ int8_attention::Arguments arguments, Clocks* clocks) {
     begin(clocks);
     int8_attention::run(arguments);
+    end(clocks);
+}
+
+__global__ void __launch_bounds__(attention_bf16::kThreads, 1)
+    exact_attention(const __grid_constant__ attention_bf16::Arguments arguments, Clocks* clocks) {
+    begin(clocks);
+    attention_bf16::run(arguments);
     end(clocks);
 }
 
@@ -134,7 +143,7 @@ std::vector<uint8_t> codes(size_t count, uint64_t seed) {
 }
 
 constexpr int kMultiprocessors = 132;
-constexpr double kAda = 16;  // clocks of a product
+constexpr double kAda = 16, kAdaBf16 = 32;  // clocks of a product
 Clocks* clocks;
 
 // Returns the median over launches of the clocks of the multiprocessor that takes longest.
@@ -159,11 +168,11 @@ double measure(Launch launch) {
 
 double peak_clocks;
 
-// Prints one line; `products` counts those of one scheduler of a multiprocessor.
-void report(const char* name, double products, double clocks) {
+// Prints one line; `products` counts those of one scheduler of a multiprocessor, which take `ada` clocks on 8.9.
+void report(const char* name, double products, double clocks, double ada = kAda) {
     std::printf("%-44s %d issues: %9.0f clocks, %6.2f a product, %5.1f %% of own peak, %5.1f %% at %.0f clocks\n", name,
                 gpu::kIssues, clocks, clocks / products, 100 * products * peak_clocks / clocks,
-                100 * products * kAda / clocks, kAda);
+                100 * products * ada / clocks, ada);
 }
 
 template <class Tile>
@@ -185,6 +194,15 @@ void time_attention(const char* name, const int8_attention::Arguments& arguments
     const double all = double(grid.x) * heads * kWarps * (arguments.keys / kKeys) * 128;
     report(name, all / kMultiprocessors / 4,
            measure([&] { attention<<<grid, kThreads, kSharedBytes>>>(arguments, clocks); }));
+}
+
+void time_exact_attention(const char* name, const attention_bf16::Arguments& arguments, int heads) {
+    using namespace attention_bf16;
+    check(cudaFuncSetAttribute(exact_attention, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kSharedBytes)));
+    const dim3 grid((arguments.rows + kRows - 1) / kRows, heads);
+    const double all = double(grid.x) * heads * kWarps * (arguments.keys / kKeys) * 128;
+    report(name, all / kMultiprocessors / 4,
+           measure([&] { exact_attention<<<grid, kThreads, kSharedBytes>>>(arguments, clocks); }), kAdaBf16);
 }
 
 }  // namespace
@@ -219,6 +237,13 @@ int main() {
     std::vector<float> query_scale(size_t(heads) * rows, 8.5e-5f), key_scale(heads * keys / 128, 1.f);
     const int8_attention::Arguments arguments{a, a + (most >> 1), b, device(query_scale), device(key_scale), ones, ones,
                                               static_cast<__nv_bfloat16*>(output), width, rows, keys};
-    time_attention("attention, 8192 keys", arguments, heads);
+    time_attention("attention in int8, 8192 keys", arguments, heads);
+    // Numbers of bf16 between 1 and 2: what they are does not matter. Whole waves again: 33 blocks of 128 rows, 40 heads.
+    std::vector<uint16_t> some(size_t(8192) * width);
+    for (size_t i = 0; i < some.size(); i++) some[i] = uint16_t(0x3f80 + i * 2654435761u % 128);
+    const auto* x = reinterpret_cast<const __nv_bfloat16*>(device(some));
+    const attention_bf16::Arguments exact{x, x, x, nullptr, static_cast<__nv_bfloat16*>(output), width, width, width, 0, width,
+                                          33 * 128, keys, 0.1275f};
+    time_exact_attention("attention in bf16, 8192 keys", exact, heads);
     return 0;
 }

@@ -26,9 +26,9 @@ pub fn build(out: &Path) -> Result<(), Box<dyn Error>> {
     let common = newest(&[Path::new("build.rs"), Path::new("emulator/build.rs")], all)?;
     let (mut jobs, mut objects) = (Vec::new(), Vec::new());
     let mut sources = files(Path::new("emulator"), "cpp")?;
-    for (folder, _) in FOLDERS {
-        fs::create_dir_all(out.join(folder))?;
-        sources.extend(files(&Path::new("cuda").join(folder), "cu")?);
+    for folder in &FOLDERS {
+        fs::create_dir_all(out.join(folder.name))?;
+        sources.extend(files(&Path::new("cuda").join(folder.name), "cu")?);
     }
     for source in sources {
         let (parent, name) = parent_and_name(&source)?;

@@ -10,10 +10,11 @@
 //!
 //! `NOTES.md` has the arithmetic of each kernel and the measurements.
 
+mod code;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod target;
 mod vocabulary;
 
-pub use target::{Family, Support, support};
+pub use target::{Family, Native, Support, native, ptx, support};
 pub use vocabulary::{Activation, Spatial, Time};

@@ -230,6 +230,19 @@ pub trait SequenceOps: TensorOps {
         activation: Activation,
     ) -> Result<Self::Tensor>;
 
+    /// Computes two linear layers with an activation between them, and the epilogue after the second one: the wide rows
+    /// between them exist only in the form that the second layer reads.
+    fn feed_forward(
+        &self,
+        x: Input<'_, Self::Tensor>,
+        [up, down]: [&Self::Linear; 2],
+        activation: Activation,
+        epilogue: &Epilogue<'_, Self::Tensor>,
+    ) -> Result<Self::Tensor> {
+        let inner = self.linear(x, up, &Epilogue { activation, ..Epilogue::default() })?;
+        self.linear(Input::Plain(&inner), down, epilogue)
+    }
+
     /// Computes a linear layer's output in `N` equal parts, each `[rows, out / N]`, with the norms and the rotary
     /// embedding of queries and keys.
     fn project<const N: usize>(

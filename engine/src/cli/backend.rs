@@ -61,13 +61,15 @@ pub fn setup(profile: Option<&Profile>) -> Setup {
     profile.map_or(Setup::CPU, Setup::from)
 }
 
-/// Returns the kernels that this build has.
+/// Returns the kernels that this build has, as the table of `animd-kernels` says.
 pub fn kernels() -> Kernels {
     #[cfg(feature = "cuda")]
     {
-        let target = |capability| Target { capability, exact: true, eight_bit_attention: true };
-        let native = vec![target((8, 9)), target((9, 0))];
-        Kernels { native, ptx: Some((8, 9)), driver: Some(OLDEST_DRIVER), offload: true }
+        let native = animd_kernels::native().into_iter().map(|animd_kernels::Native { capability, only }| {
+            Target { capability, exact: only, eight_bit_attention: true }
+        });
+        let (native, ptx) = (native.collect(), animd_kernels::ptx());
+        Kernels { native, ptx, driver: Some(OLDEST_DRIVER), offload: true }
     }
     #[cfg(not(feature = "cuda"))]
     Kernels::default()

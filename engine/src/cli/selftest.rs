@@ -22,12 +22,17 @@ use {
 Example:
   animd-engine selftest
   animd-engine selftest attention --json
+  animd-engine selftest --capability 8.9
 Exit status: 1 if an operation is wrong, or if there is no GPU that could be asked.")]
 pub struct Selftest {
     /// Operations to check [default: all]
     #[cfg(feature = "cuda")]
     #[arg(value_name = "OPERATIONS", value_enum)]
     groups: Vec<Group>,
+    /// Run the kernels of an older card, such as 8.9 (RTX 40 series), 8.6 or 8.0, on this one
+    #[cfg(feature = "cuda")]
+    #[arg(long, value_name = "X.Y", value_parser = capability)]
+    capability: Option<(u32, u32)>,
     /// Print every case as JSON
     #[arg(long)]
     json: bool,
@@ -46,9 +51,10 @@ impl Selftest {
     /// Runs the command.
     #[cfg(feature = "cuda")]
     pub fn run(self) -> Result<()> {
-        let gpu = Cuda::open(0, &Options::default(), 0, 0)?.gpu_name()?;
+        let gpu = Cuda::open(0, &Options { capability: self.capability, ..Options::default() }, 0, 0)?
+            .gpu_name()?;
         let groups = if self.groups.is_empty() { Group::ALL.to_vec() } else { self.groups };
-        let findings = conformance::run(0, &groups, &Watch(Stop::listen()?))?;
+        let findings = conformance::run(0, self.capability, &groups, &Watch(Stop::listen()?))?;
         if self.json {
             print_json(&serde_json::json!({ "gpu": gpu, "findings": findings }))?;
         } else {
@@ -56,6 +62,14 @@ impl Selftest {
         }
         verdict(&gpu, &findings)
     }
+}
+
+/// Returns a compute capability from text like `8.9`.
+#[cfg(feature = "cuda")]
+fn capability(text: &str) -> std::result::Result<(u32, u32), String> {
+    let parts =
+        text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    parts.ok_or_else(|| "a compute capability has the form 8.9".into())
 }
 
 /// Returns a table of the worst case of each operation, in the order in which the operations first appear.
@@ -128,6 +142,8 @@ mod tests {
 
     #[test]
     fn the_worst_case_speaks_for_its_operation() {
+        assert_eq!(capability("8.9"), Ok((8, 9)));
+        assert!(capability("89").is_err() && capability("8.x").is_err());
         let finding = |operation, case: &str, error: f64| Finding {
             operation,
             case: case.into(),

@@ -4,7 +4,7 @@
 //! from natural language supervision" (2021). The `DiT` was trained on the output of the last layer but one, without
 //! the norm that follows the last.
 
-use super::{Checkpoint, LayerNorm, Probe, activated, added, show};
+use super::{Checkpoint, LayerNorm, Probe, added, show};
 use crate::backend::loading::{Group, Role};
 use crate::backend::sequence::{Activation, Attention, Input, KeyValue, Projection};
 use crate::backend::{Backend, Loader};
@@ -138,7 +138,6 @@ impl<B: Backend> Block<B> {
         let h = b.attention(&Attention { q: &q, sets, heads, scale, kind })?;
         let x = b.linear(Input::Plain(&h), &self.proj, &added(x))?;
 
-        let h = b.linear(self.norm2.of(&x), &self.up, &activated(Activation::GeluErf))?;
-        b.linear(Input::Plain(&h), &self.down, &added(&x))
+        b.feed_forward(self.norm2.of(&x), [&self.up, &self.down], Activation::GeluErf, &added(&x))
     }
 }

@@ -471,10 +471,14 @@ impl<B: Backend> Block<B> {
         all: &Common<'_, B>,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
-        let [up, down] = &self.ffn;
-        let h = b.linear(modulated(&x, shift, scale, all.eps), up, &activated(Activation::GeluTanh))?;
-        show_branch(b, &h, down, probe, "ffn")?;
-        b.linear(Input::Plain(&h), down, &Epilogue { gate: Some(gate), ..added(&x) })
+        let branch = |epilogue: &Epilogue<'_, B::Tensor>| {
+            let normed = modulated(&x, shift, scale, all.eps);
+            b.feed_forward(normed, self.ffn.each_ref(), Activation::GeluTanh, epilogue)
+        };
+        if probe.is_some() {
+            show(probe, || "ffn".to_owned(), &branch(&Epilogue::default())?);
+        }
+        branch(&Epilogue { gate: Some(gate), ..added(&x) })
     }
 }
 

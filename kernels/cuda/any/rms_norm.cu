@@ -1,5 +1,6 @@
 // RMS norm over rows, then, with tables, the rotary embedding of adjacent pairs within each head. The queries and the
-// keys of a layer are two matrices of one launch.
+// keys of a layer are two matrices of one launch. The instances that write e4m3 or int8 quantise what the next product
+// reads, for int8 after a rotation.
 #include "rows.cuh"
 
 namespace {
@@ -10,10 +11,10 @@ struct Matrix {
     void* y;
 };
 
-template <class Input, class Output>
-__device__ __forceinline__ void rms_norm(
-    Matrix m, int64_t x_stride, int64_t y_stride, float* scale, const float* cosines, const float* sines, int pairs,
-    int columns, float eps) {
+// Returns the block's row of a matrix, normed and, with tables, rotated.
+template <class Input>
+__device__ __forceinline__ rows::Row rms_norm(
+    Matrix m, int64_t x_stride, const float* cosines, const float* sines, int pairs, int columns, float eps) {
     __shared__ float squares[32];
     rows::Row row(static_cast<const Input*>(m.x) + blockIdx.x * x_stride, columns);
     const float inverse = rsqrtf(rows::reduce<rows::Sum>(row.squares(0.f), squares) / columns + eps);
@@ -39,7 +40,7 @@ __device__ __forceinline__ void rms_norm(
             }
         }
     }
-    row.write(static_cast<Output*>(m.y) + blockIdx.x * y_stride, scale + blockIdx.x);
+    return row;
 }
 
 }  // namespace
@@ -52,7 +53,19 @@ __device__ __forceinline__ void rms_norm(
         NAME(const __grid_constant__ Matrix first, const __grid_constant__ Matrix second, int64_t x_stride,         \
              int64_t y_stride, float* scale, const float* cosines, const float* sines, int pairs, int columns,      \
              float eps) {                                                                                           \
-        rms_norm<INPUT, OUTPUT>(blockIdx.y == 0 ? first : second, x_stride, y_stride, scale, cosines, sines, pairs, \
-                                columns, eps);                                                                      \
+        const Matrix m = blockIdx.y == 0 ? first : second;                                                          \
+        rows::Row row = rms_norm<INPUT>(m, x_stride, cosines, sines, pairs, columns, eps);                          \
+        row.write(static_cast<OUTPUT*>(m.y) + blockIdx.x * y_stride, scale + blockIdx.x);                           \
     }
 ROW_KERNELS(RMS_NORM, rms_norm)
+
+// RMS norm of one matrix to int8, rotated by `group`; norm: 1 / sqrt(group).
+#define RMS_NORM_INT8(NAME, INPUT)                                                                                  \
+    extern "C" __global__ void __launch_bounds__(1024)                                                              \
+        NAME(const INPUT* x, int64_t x_stride, const float* weight, int8_t* y, int64_t y_stride, float* scale,      \
+             int columns, float eps, int group, float norm) {                                                       \
+        rows::Row row = rms_norm<INPUT>({x, weight, y}, x_stride, nullptr, nullptr, 4, columns, eps);               \
+        row.write_int8(y + blockIdx.x * y_stride, scale + blockIdx.x, group, norm);                                 \
+    }
+RMS_NORM_INT8(rms_norm_bf16_int8, __nv_bfloat16)
+RMS_NORM_INT8(rms_norm_f32_int8, float)

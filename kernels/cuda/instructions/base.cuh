@@ -182,6 +182,24 @@ __device__ __forceinline__ void hold_until_known(uint32_t x, uint32_t address) {
 __device__ __forceinline__ uint32_t gather_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
 }
+// Returns four numbers from 0 to 255, rounded to the nearest whole ones, the first in the lowest byte.
+__device__ __forceinline__ uint32_t pack_u8(float a, float b, float c, float d) {
+#if (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 860) || defined(PACK_BY_ADDING)
+    constexpr float kUnits = 8388608.f;  // 2^23: added to a smaller number, it leaves its rounding in the low bits
+    return gather_bytes(__float_as_uint(a + kUnits), __float_as_uint(b + kUnits), __float_as_uint(c + kUnits),
+                        __float_as_uint(d + kUnits));
+#else
+    // ptxas makes two instructions of this: each converts and packs two numbers.
+    uint32_t low, all;
+    asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, 0;" : "=r"(low) : "r"(__float2int_rn(d)), "r"(__float2int_rn(c)));
+    asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %3;"
+        : "=r"(all)
+        : "r"(__float2int_rn(b)), "r"(__float2int_rn(a)), "r"(low));
+    return all;
+#endif
+}
+// Returns a * b + c, rounded towards minus infinity.
+__device__ __forceinline__ float fma_down(float a, float b, float c) { return __fmaf_rd(a, b, c); }
 // Returns the sum of four unsigned bytes and `more`.
 __device__ __forceinline__ uint32_t sum_bytes(uint32_t bytes, uint32_t more) { return __dp4a(bytes, 0x01010101u, more); }
 

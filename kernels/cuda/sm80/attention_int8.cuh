@@ -5,6 +5,11 @@
 //
 // - Sums begin at the bits of 12582912 = 3 * 2^22, so that they are floats as they come: 128 * 127 * 127 < 2^21 for scores, and
 //   128 * 255 * 127 < 2^22 for a tile's part of the output. The first product of each sum has them as its summand.
+// - Exponents are one fma of such a float: the scaled bias is part of the summand, which is rounded down, so that P is at most
+//   255. That moves all exponents of a tile by less than two units of the scores.
+// - The output takes up the bias of its parts with them, so that a part costs one fma, too. Every other tile of V is negated and
+//   weighted negatively, which is right for its part and gives the bias the other sign: in the output biases cancel as far as two
+//   tiles weigh alike, and what is left of them is taken out at times and in the end.
 // - P is rounded to whole numbers below 255 at the greatest of its own tile: relative to the greatest so far, as a float
 //   would be, tiles of small scores would lose their bits. The tile's part of the output is weighted when it is added to
 //   the sum, in f32 by one fma. The sums of P are those of the rounded numbers.
@@ -27,6 +32,7 @@ using namespace gpu;
 constexpr int kHeadDim = 128;
 constexpr int kKeys = 128;  // of a tile: one scale of K, one image of V
 constexpr int kWarps = 12;
+constexpr int kFlush = 16;  // tiles after which what is left of their bias is taken out of the output
 constexpr int kThreads = 32 * kWarps;
 constexpr int kRows = 16 * kWarps;  // queries of a block
 constexpr uint32_t kRowBytes = 128;
@@ -36,7 +42,6 @@ constexpr uint32_t kSharedBytes = kQueryBytes + 4 * kTileBytes;
 
 constexpr int kBiasBits = 0x4b400000;
 constexpr float kBias = 12582912.f;
-constexpr float kUnits = 8388608.f;      // 2^23: added to a smaller number, it leaves its rounding in the low bits
 constexpr float kLog2Most = 7.9943534f;  // log2(255)
 // The least scale of scores, so that its product with minus infinity is minus infinity; scores of such a scale are 0
 // beside the others.
@@ -102,8 +107,9 @@ __device__ __forceinline__ void run(const Arguments& a) {
 
     int s[kKeys / 8][4];                  // scores, on the bits of kBias
     uint32_t p[kKeys / 32][4];            // P, as the left operand
-    float o[kHeadDim / 8][4] = {};        // in units of 2^maximum
-    float weight[2];                      // of the tile's part in o
+    float o[kHeadDim / 8][4] = {};        // in units of 2^maximum, with `surplus` times kBias
+    float weight[2];                      // of the tile's part in o, negative for every other tile
+    float surplus[2] = {0.f, 0.f};
     float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
 
     // Computes s = Q K^T of a tile.
@@ -158,7 +164,19 @@ __device__ __forceinline__ void run(const Arguments& a) {
             for (int i = 0; i < 4; i++)
 #pragma unroll
                 for (int j = 0; j < 4; j++)
-                    o[n + i][j] = fmaf(__int_as_float(part[i][j]) - kBias, weight[j / 2], o[n + i][j]);
+                    o[n + i][j] = fmaf(__int_as_float(part[i][j]), weight[j / 2], o[n + i][j]);
+        }
+    };
+
+    // Takes the bias of the parts out of o.
+    auto flush = [&] {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+#pragma unroll
+            for (int n = 0; n < kHeadDim / 8; n++)
+#pragma unroll
+                for (int j = 2 * r; j < 2 * r + 2; j++) o[n][j] = fmaf(-kBias, surplus[r], o[n][j]);
+            surplus[r] = 0.f;
         }
     };
 
@@ -190,6 +208,9 @@ __device__ __forceinline__ void run(const Arguments& a) {
             top[r] = fmaxf(top[r], __shfl_xor_sync(0xffffffffu, top[r], 1));
             top[r] = fmaxf(top[r], __shfl_xor_sync(0xffffffffu, top[r], 2));
         }
+        float shift[2];
+#pragma unroll
+        for (int r = 0; r < 2; r++) shift[r] = fma_down(-top[r], scale[r], kLog2Most);
         uint32_t count[2] = {0, 0};
 #pragma unroll
         for (int k = 0; k < kKeys / 32; k++)
@@ -197,13 +218,13 @@ __device__ __forceinline__ void run(const Arguments& a) {
             for (int half = 0; half < 2; half++)
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
-                    uint32_t x[4];
+                    float x[4];
 #pragma unroll
                     for (int j = 0; j < 4; j++) {
-                        const float below = __int_as_float(s[4 * k + 2 * half + j / 2][2 * r + j % 2]) - top[r];
-                        x[j] = __float_as_uint(exp2_fast(fmaf(below, scale[r], kLog2Most)) + kUnits);
+                        const float score = __int_as_float(s[4 * k + 2 * half + j / 2][2 * r + j % 2]);
+                        x[j] = exp2_fast(fmaf(score, scale[r], shift[r]));
                     }
-                    p[k][2 * half + r] = gather_bytes(x[0], x[1], x[2], x[3]);
+                    p[k][2 * half + r] = pack_u8(x[0], x[1], x[2], x[3]);
                     count[r] = sum_bytes(p[k][2 * half + r], count[r]);
                 }
         float exponent[2];
@@ -215,6 +236,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
                 const float next = fmaxf(maximum[r], exponent[r]), rescale = exp2_fast(maximum[r] - next);
                 maximum[r] = next;
                 sum[r] *= rescale;
+                surplus[r] *= rescale;
 #pragma unroll
                 for (int n = 0; n < kHeadDim / 8; n++) {
                     o[n][2 * r] *= rescale;
@@ -226,6 +248,8 @@ __device__ __forceinline__ void run(const Arguments& a) {
         for (int r = 0; r < 2; r++) {
             weight[r] = exp2_fast(exponent[r] - maximum[r]);
             sum[r] = fmaf(__int2float_rn(int(count[r])), weight[r], sum[r]);
+            if (tile % 2 != 0) weight[r] = -weight[r];
+            surplus[r] += weight[r];
         }
         // All of P must be computed in this phase.
         hold_until_known(count[0] | count[1], queries);
@@ -246,10 +270,12 @@ __device__ __forceinline__ void run(const Arguments& a) {
         // This barrier only keeps the phases apart.
         meet();
         add(values + tile % 2 * kTileBytes);
+        if (tile % kFlush == kFlush - 1) flush();
         copy_wait<0>();
         meet();
     }
     for (int i = third; i < 2; i++) meet();
+    flush();
 
 #pragma unroll
     for (int r = 0; r < 2; r++) {

@@ -7,7 +7,7 @@ using namespace eight_bit;
 
 // v: [keys, heads * 128], mean, scale: [heads * 128] f32 -> quantized: [heads, tiles, 128 channels, 128 places] s8, zero beyond
 // the last key. Within 16 keys, place 4c + 2b + a holds key 8b + 2c + a, so the accumulators of Q K^T, as a thread
-// holds them, are its part of the left operand of P V. Grid: (tiles, heads), 256 threads.
+// holds them, are its part of the left operand of P V. Every other tile is negated: see attention_int8.cuh. Grid: (tiles, heads), 256 threads.
 extern "C" __global__ void __launch_bounds__(kThreads) attention_quantize_value(
     const __nv_bfloat16* v, int64_t stride, const float* mean, const float* scale, uint8_t* quantized, int keys) {
     constexpr int kKeys = int8_attention::kKeys, kWords = kKeys / 4;
@@ -15,11 +15,12 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_quantize_value(
     __shared__ uint32_t image[kColumns][kLanes][kWords + 1];     // one more, against bank conflicts
     const int lane = threadIdx.x % kLanes, head = blockIdx.y;
     const int column = head * kHeadDim + lane * kColumns;
+    const float sign = blockIdx.x % 2 == 0 ? 1.f : -1.f;
     float center[kColumns], inverse[kColumns];
 #pragma unroll
     for (int i = 0; i < kColumns; i++) {
         center[i] = mean[column + i];
-        inverse[i] = 1.f / scale[column + i];
+        inverse[i] = sign / scale[column + i];
     }
 #pragma unroll
     for (int word = threadIdx.x / kLanes; word < kWords; word += kStep) {

@@ -1,14 +1,13 @@
 //! Launchers of softmax(Q Kᵀ / √128) V, without a mask.
 
-use std::f32::consts::LOG2_E;
-use std::sync::Arc;
-
 use cudarc::driver::sys::CUdeviceptr;
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+use std::f32::consts::LOG2_E;
 
-use super::module::{fatbin, load, load_all, support};
+use super::attention_sync::SyncAttention;
+use super::module::{fatbin, load, load_all};
 use super::tensor_map::{MapElement, TensorMap};
-use super::{AnyAttention, AnyAttentionArguments, Batches, Error, Rows};
+use super::{Card, Error, KeyValue, Rows};
 use crate::Family;
 
 /// Channels of a head.
@@ -48,8 +47,7 @@ const CHUNK: usize = 512;
 /// Q is `[rows, heads * 128]` bf16, K and V are `[keys, heads * 128]` bf16, the output is like Q; `rows` and `keys` are
 /// any numbers from 1. Softmax is computed in f32. The same input gives the same bits.
 ///
-/// Hopper cards have kernels of their own. On the others [`Self::bf16`] is [`AnyAttention`], and 8-bit attention has all
-/// operands in int8.
+/// Hopper cards have kernels of their own. On the others 8-bit attention has all operands in int8.
 #[derive(Debug)]
 pub struct Attention {
     kernels: Kernels,
@@ -65,7 +63,7 @@ pub struct Attention {
 #[derive(Debug)]
 enum Kernels {
     Hopper { bf16: CudaFunction, value_mean: CudaFunction },
-    MmaSync { bf16: AnyAttention },
+    MmaSync { bf16: SyncAttention },
 }
 
 /// The arguments of the int8 kernel: `int8_attention::Arguments` of `attention_int8.cuh`.
@@ -93,19 +91,19 @@ impl Attention {
     /// # Errors
     ///
     /// [`Error::Driver`] if the driver cannot load them.
-    pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
+    pub fn load(card: &Card) -> Result<Self, Error> {
         macro_rules! kernel {
             ($folder:literal, $name:literal, $shared:expr) => {
-                load(context, fatbin!($folder, $name), $name, $shared)?
+                load(card, fatbin!($folder, $name), $name, $shared)?
             };
         }
         let [key_of_96, key_of_128] = load_all(
-            context,
+            card,
             fatbin!("any", "attention_quantize_key"),
             ["attention_quantize_key_96", "attention_quantize_key_128"],
             0,
         )?;
-        let (kernels, eight_bit, quantize_key, quantize_value) = match support(context)?.family {
+        let (kernels, eight_bit, quantize_key, quantize_value) = match card.support().family {
             Family::Wgmma => (
                 Kernels::Hopper {
                     bf16: kernel!("sm90", "attention_bf16", BF16_SHARED),
@@ -116,7 +114,7 @@ impl Attention {
                 kernel!("sm90", "attention_quantize_value", 0),
             ),
             Family::MmaSync => (
-                Kernels::MmaSync { bf16: AnyAttention::load(context)? },
+                Kernels::MmaSync { bf16: SyncAttention::load(card)? },
                 kernel!("sm80", "attention_int8", INT8_SHARED),
                 key_of_128,
                 kernel!("sm80", "attention_quantize_value", 0),
@@ -164,20 +162,8 @@ impl Attention {
         let bf16 = match &self.kernels {
             Kernels::Hopper { bf16, .. } => bf16,
             Kernels::MmaSync { bf16 } => {
-                let arguments = AnyAttentionArguments {
-                    q: Batches::one(q),
-                    k: Batches::one(k),
-                    v: Batches::one(v),
-                    bias: None,
-                    residual: None,
-                    output: Batches::one(output),
-                    heads,
-                    width: HEAD_DIM,
-                    batches: 1,
-                    scale: 1.0 / (HEAD_DIM as f32).sqrt(),
-                };
                 // SAFETY: the caller vouches for the memory.
-                return unsafe { bf16.run(stream, &arguments) };
+                return unsafe { bf16.run(stream, q, KeyValue { k, v }, None, output, heads) };
             }
         };
         // [heads * 2][rows][64 channels]: a box of both halves of a head becomes two panels of 128-byte rows.

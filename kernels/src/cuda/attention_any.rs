@@ -1,13 +1,11 @@
 //! Attention for any width of heads, with an optional bias by distance.
 
-use std::sync::Arc;
-
 use cudarc::driver::sys::CUdeviceptr;
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
-use super::module::{fatbin, load, support};
+use super::module::{fatbin, load};
 use super::rows::{check_vector, refuse};
-use super::{Error, Rows};
+use super::{Card, Error, Rows};
 
 const KERNEL: &str = "attention_any";
 const ROWS: usize = 64;
@@ -95,14 +93,14 @@ impl AnyAttention {
     /// # Errors
     ///
     /// [`Error::Driver`] if the driver cannot load them.
-    pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
-        let (widest, name) = if support(context)?.large_shared {
+    pub fn load(card: &Card) -> Result<Self, Error> {
+        let (widest, name) = if card.support().large_shared {
             (SHAPES[2], "attention_any_384")
         } else {
             (NARROW, "attention_any_384_narrow")
         };
         let shapes = [SHAPES[0], SHAPES[1], widest];
-        let one = |name, shape| load(context, fatbin!("any", "attention_any"), name, shared_bytes(shape));
+        let one = |name, shape| load(card, fatbin!("any", "attention_any"), name, shared_bytes(shape));
         let functions =
             [one("attention_any_64", shapes[0])?, one("attention_any_128", shapes[1])?, one(name, widest)?];
         Ok(Self { functions, shapes })

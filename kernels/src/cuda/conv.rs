@@ -3,16 +3,14 @@
 //! This is one file because its last part is tests of private functions: they follow the kernel's walk over voxels and
 //! taps with the geometry that the launcher computes, and compare it with the convolution's definition.
 
-use std::sync::Arc;
-
 use cudarc::driver::sys::CUdeviceptr;
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, PushKernelArg};
 
-use super::gemm::{RawEpilogue, Shape, multiprocessors, persistent, sync_grid};
-use super::module::{fatbin, load_all, support};
+use super::gemm::{RawEpilogue, Shape, persistent, sync_grid};
+use super::module::{fatbin, load_all};
 use super::rows::{check_vector, refuse};
 use super::tensor_map::{MapElement, TensorMap};
-use super::{Element, Error};
+use super::{Card, Element, Error};
 use crate::{Family, Spatial, Time};
 
 const KERNEL: &str = "conv";
@@ -140,20 +138,20 @@ impl Conv {
     /// # Errors
     ///
     /// [`Error::Driver`] if the driver cannot load them.
-    pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
+    pub fn load(card: &Card) -> Result<Self, Error> {
         let few = ["conv_16", "conv_16_f32"];
         let tall = ["conv_96", "conv_96_normed", "conv_96_f32"];
         let wide = ["conv_192", "conv_192_normed", "conv_192_f32"];
         macro_rules! kernels {
             ($folder:literal, $few:expr, $tall:expr, $wide:expr) => {
                 (
-                    load_all(context, fatbin!($folder, "conv_16"), few, $few)?,
-                    load_all(context, fatbin!($folder, "conv_96"), tall, $tall)?,
-                    load_all(context, fatbin!($folder, "conv_192"), wide, $wide)?,
+                    load_all(card, fatbin!($folder, "conv_16"), few, $few)?,
+                    load_all(card, fatbin!($folder, "conv_96"), tall, $tall)?,
+                    load_all(card, fatbin!($folder, "conv_192"), wide, $wide)?,
                 )
             };
         }
-        let (family, multiprocessors) = (support(context)?.family, multiprocessors(context)?);
+        let (family, multiprocessors) = (card.support().family, card.multiprocessors()?);
         let (few, tall, wide) = match family {
             Family::Wgmma => {
                 kernels!("sm90", FEW.shared_bytes(), TALL.shared_bytes(), WIDE.shared_bytes())

@@ -1,15 +1,13 @@
 //! Launchers of copies from any layout to any other.
 
-use std::cmp::Reverse;
-use std::sync::Arc;
-
 use cudarc::driver::sys::CUdeviceptr;
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, PushKernelArg};
+use std::cmp::Reverse;
 
 use super::module::{fatbin, load_all};
 use super::norms::grid;
 use super::rows::refuse;
-use super::{Element, Error};
+use super::{Card, Element, Error};
 
 const THREADS: usize = 256;
 
@@ -49,9 +47,9 @@ impl Copies {
     /// # Errors
     ///
     /// [`Error::Driver`] if the driver cannot load them.
-    pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
+    pub fn load(card: &Card) -> Result<Self, Error> {
         let names = ["copy_bf16_bf16", "copy_bf16_f32", "copy_f32_bf16", "copy_f32_f32"];
-        Ok(Self { functions: load_all(context, fatbin!("any", "copy"), names, 0)? })
+        Ok(Self { functions: load_all(card, fatbin!("any", "copy"), names, 0)? })
     }
 
     /// Enqueues the copy of `extents` elements, with conversion where the types differ.

@@ -1,15 +1,13 @@
 //! Launchers of attention of many queries to few keys.
 
+use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 use std::f32::consts::LOG2_E;
-use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
-
-use super::gemm::multiprocessors;
-use super::module::{fatbin, load, support};
+use super::attention_sync::SyncAttention;
+use super::module::{fatbin, load};
 use super::rows::refuse;
 use super::tensor_map::{MapElement, TensorMap};
-use super::{AnyAttention, AnyAttentionArguments, Batches, Error, HEAD_DIM, Rows};
+use super::{Card, Error, HEAD_DIM, Rows};
 use crate::Family;
 
 const KERNEL: &str = "cross_attention_bf16";
@@ -45,7 +43,7 @@ pub struct CrossAttention(Kernel);
 #[derive(Debug)]
 enum Kernel {
     Hopper { function: CudaFunction, multiprocessors: usize },
-    Any(AnyAttention),
+    Sync(SyncAttention),
 }
 
 impl CrossAttention {
@@ -54,13 +52,13 @@ impl CrossAttention {
     /// # Errors
     ///
     /// [`Error::Driver`] if the driver cannot load it.
-    pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
-        Ok(Self(match support(context)?.family {
+    pub fn load(card: &Card) -> Result<Self, Error> {
+        Ok(Self(match card.support().family {
             Family::Wgmma => Kernel::Hopper {
-                function: load(context, fatbin!("sm90", "cross_attention_bf16"), KERNEL, SHARED)?,
-                multiprocessors: multiprocessors(context)?,
+                function: load(card, fatbin!("sm90", "cross_attention_bf16"), KERNEL, SHARED)?,
+                multiprocessors: card.multiprocessors()?,
             },
-            Family::MmaSync => Kernel::Any(AnyAttention::load(context)?),
+            Family::MmaSync => Kernel::Sync(SyncAttention::load(card)?),
         }))
     }
 
@@ -112,24 +110,12 @@ impl CrossAttention {
         }
         let (function, multiprocessors) = match &self.0 {
             Kernel::Hopper { function, multiprocessors } => (function, *multiprocessors),
-            Kernel::Any(any) => {
+            Kernel::Sync(attention) => {
                 // The sets come one after the other; each adds to the result of the sets before it.
                 let mut before = residual;
                 for set in sets {
-                    let arguments = AnyAttentionArguments {
-                        q: Batches::one(q),
-                        k: Batches::one(set.k),
-                        v: Batches::one(set.v),
-                        bias: None,
-                        residual: before.map(Batches::one),
-                        output: Batches::one(output),
-                        heads,
-                        width: HEAD_DIM,
-                        batches: 1,
-                        scale: 1.0 / (HEAD_DIM as f32).sqrt(),
-                    };
                     // SAFETY: the caller vouches for the memory.
-                    unsafe { any.run(stream, &arguments)? };
+                    unsafe { attention.run(stream, q, *set, before, output, heads)? };
                     before = Some(output);
                 }
                 return Ok(());

@@ -31,9 +31,20 @@ pub enum Error {
         /// The card's name, as the driver reports it.
         name: String,
         /// The major number of the compute capability.
-        major: i32,
+        major: u32,
         /// The minor number of the compute capability.
-        minor: i32,
+        minor: u32,
+    },
+    /// The GPU cannot run the kernels that it was to be served by.
+    #[error(
+        "a GPU of compute capability {}.{} cannot run the kernels of {}.{}: it runs those of its own compute capability and, \
+         from PTX, those of 8.0 to 8.9 that are older", .own.0, .own.1, .asked.0, .asked.1
+    )]
+    OtherKernels {
+        /// The GPU's compute capability (major, minor).
+        own: (u32, u32),
+        /// The compute capability that was asked for.
+        asked: (u32, u32),
     },
     /// The driver refused a call.
     #[error("the GPU driver failed: {0}")]

@@ -1,14 +1,14 @@
 //! Launchers of matrix products: output = epilogue(A Bᵀ).
 
-use std::sync::Arc;
+use std::sync::OnceLock;
 
-use cudarc::driver::sys::{CUdevice_attribute, CUdeviceptr};
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+use cudarc::driver::sys::CUdeviceptr;
+use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
-use super::module::{fatbin, load_all, support};
+use super::module::{fatbin, load_all};
 use super::rows::{check_vector, refuse};
 use super::tensor_map::{MapElement, TensorMap};
-use super::{Element, Error, Rows};
+use super::{Card, Element, Error, Rows};
 use crate::{Activation, Family};
 
 const KERNEL: &str = "gemm";
@@ -192,6 +192,18 @@ struct SyncOperands {
 // SAFETY: plain numbers in the layout of the kernels' structure.
 unsafe impl DeviceRepr for SyncOperands {}
 
+/// Loads the four kernels of a product.
+macro_rules! kernels {
+    ($card:expr, $folder:literal, $name:literal, $shared:expr) => {
+        load_all(
+            $card,
+            fatbin!($folder, $name),
+            [$name, concat!($name, "_f32"), concat!($name, "_activated"), concat!($name, "_activated_f32")],
+            $shared,
+        )
+    };
+}
+
 /// Matrix products, loaded for one GPU. The same input gives the same bits.
 #[derive(Debug)]
 pub struct Gemm {
@@ -199,7 +211,9 @@ pub struct Gemm {
     bf16: [CudaFunction; 4],
     /// The four kernels that add up in f32, then the four fast ones.
     e4m3: Option<[[CudaFunction; 4]; 2]>,
-    int8: Option<[CudaFunction; 4]>,
+    /// Loaded when they are first needed: Hopper cards have better ones, and would compile these from PTX.
+    int8: OnceLock<[CudaFunction; 4]>,
+    card: Card,
     family: Family,
     multiprocessors: usize,
 }
@@ -210,43 +224,31 @@ impl Gemm {
     /// # Errors
     ///
     /// [`Error::Driver`] if the driver cannot load them.
-    pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
-        macro_rules! kernels {
-            ($folder:literal, $name:literal, $shared:expr) => {
-                load_all(
-                    context,
-                    fatbin!($folder, $name),
-                    [
-                        $name,
-                        concat!($name, "_f32"),
-                        concat!($name, "_activated"),
-                        concat!($name, "_activated_f32"),
-                    ],
-                    $shared,
-                )?
-            };
-        }
-        let (support, multiprocessors) = (support(context)?, multiprocessors(context)?);
+    pub fn load(card: &Card) -> Result<Self, Error> {
+        let (support, multiprocessors) = (card.support(), card.multiprocessors()?);
         let (bf16, e4m3) = match support.family {
             Family::Wgmma => (
-                kernels!("sm90", "gemm_bf16", WIDE.shared_bytes()),
+                kernels!(card, "sm90", "gemm_bf16", WIDE.shared_bytes())?,
                 Some([
-                    kernels!("sm90", "gemm_e4m3", NARROW.shared_bytes()),
-                    kernels!("sm90", "gemm_e4m3_fast", WIDE.shared_bytes()),
+                    kernels!(card, "sm90", "gemm_e4m3", NARROW.shared_bytes())?,
+                    kernels!(card, "sm90", "gemm_e4m3_fast", WIDE.shared_bytes())?,
                 ]),
             ),
             Family::MmaSync => {
                 let shared = SYNC.sync_shared_bytes();
                 let e4m3 = if support.e4m3 {
-                    Some([kernels!("sm89", "gemm_e4m3", shared), kernels!("sm89", "gemm_e4m3_fast", shared)])
+                    Some([
+                        kernels!(card, "sm89", "gemm_e4m3", shared)?,
+                        kernels!(card, "sm89", "gemm_e4m3_fast", shared)?,
+                    ])
                 } else {
                     None
                 };
-                (kernels!("sm80", "gemm_bf16", shared), e4m3)
+                (kernels!(card, "sm80", "gemm_bf16", shared)?, e4m3)
             }
         };
-        let int8 = if support.int8 { Some(kernels!("sm80", "gemm_int8", INT8.shared_bytes())) } else { None };
-        Ok(Self { bf16, e4m3, int8, family: support.family, multiprocessors })
+        let (int8, family) = (OnceLock::new(), support.family);
+        Ok(Self { bf16, e4m3, int8, card: card.clone(), family, multiprocessors })
     }
 
     /// Returns whether this GPU has kernels for [`Operands::E4m3`].
@@ -254,9 +256,13 @@ impl Gemm {
         self.e4m3.is_some()
     }
 
-    /// Returns whether this GPU has kernels for [`Operands::Int8`].
-    pub fn has_int8(&self) -> bool {
-        self.int8.is_some()
+    /// Returns the kernels for [`Operands::Int8`], which every GPU has.
+    fn int8(&self) -> Result<&[CudaFunction; 4], Error> {
+        if let Some(functions) = self.int8.get() {
+            return Ok(functions);
+        }
+        let functions = kernels!(&self.card, "sm80", "gemm_int8", INT8.shared_bytes())?;
+        Ok(self.int8.get_or_init(|| functions))
     }
 
     /// Enqueues `output = epilogue(A Bᵀ)`: `output` is `[rows, columns]` of bf16 or f32, sums run over `inner`
@@ -298,9 +304,6 @@ impl Gemm {
                 (&e4m3[usize::from(fast)], shape, MapElement::U8, Element::E4m3, a, b)
             }
             Operands::Int8 { a, b, .. } => {
-                let Some(int8) = &self.int8 else {
-                    return refuse(KERNEL, "operands", "there is no int8 for Hopper cards; they have e4m3");
-                };
                 if inner > MOST_INT8 {
                     return refuse(
                         KERNEL,
@@ -308,7 +311,7 @@ impl Gemm {
                         format!("{inner} products of int8 are more than {MOST_INT8}"),
                     );
                 }
-                (int8, WIDE, MapElement::U8, Element::Int8, a, b)
+                (self.int8()?, WIDE, MapElement::U8, Element::Int8, a, b)
             }
         };
         let (rows, columns) = (a.rows, b.rows);
@@ -343,7 +346,7 @@ impl Gemm {
         };
         let activated = usize::from(epilogue.activation != Activation::None);
         let function = &functions[2 * activated + usize::from(element == Element::F32)];
-        if self.family == Family::MmaSync {
+        if self.family == Family::MmaSync || kind == Element::Int8 {
             let bytes = |elements: usize| (elements * kind.bytes()) as i64;
             let operands = SyncOperands {
                 a: a.address,
@@ -404,10 +407,6 @@ pub(super) fn persistent(tiles: usize, shape: Shape, multiprocessors: usize) -> 
         block_dim: (THREADS, 1, 1),
         shared_mem_bytes: shape.shared_bytes(),
     }
-}
-
-pub(super) fn multiprocessors(context: &Arc<CudaContext>) -> Result<usize, Error> {
-    Ok(context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize)
 }
 
 fn check(

@@ -6,6 +6,8 @@
 
 mod attention;
 mod attention_any;
+mod attention_sync;
+mod card;
 mod conv;
 mod copies;
 mod cross_attention;
@@ -20,18 +22,16 @@ mod volumes;
 pub use crate::{Activation, Spatial, Time};
 pub use attention::{Attention, Attention8bitLayout, Attention8bitPlaces, Attention8bitWorkspace, HEAD_DIM};
 pub use attention_any::{AnyAttention, AnyAttentionArguments, Batches};
+pub use card::Card;
 pub use conv::{Conv, ConvEpilogue, ConvLayer, Volume, fold_for_doubling};
 pub use copies::{Copies, Strided};
 pub use cross_attention::{CrossAttention, KeyValue};
 pub use cudarc;
 pub use error::Error;
 pub use gemm::{Epilogue, Gate, Gemm, MOST_INT8, Operands};
-pub use module::serve_as;
 pub use norms::{Affine, Int8Rows, Norms, RopeTables, Typed, rotation_group};
 pub use rows::{Element, Rows};
 pub use volumes::{Term, Volumes};
-
-use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
 
@@ -44,14 +44,15 @@ const CUDA_MAJOR: i32 = match env!("ANIMD_CUDA_MAJOR").as_bytes() {
 /// The oldest branch of NVIDIA's driver that runs the embedded code.
 pub const OLDEST_DRIVER: u32 = if CUDA_MAJOR < 13 { 525 } else { 580 };
 
-/// Opens the GPU of this number, which the embedded kernels must be able to run on.
+/// Opens the GPU of this number, to be served by the kernels of its own compute capability or, for checks and
+/// measurements, by those of an older one (major, minor).
 ///
 /// # Errors
 ///
 /// [`Error::NoDriver`] without NVIDIA's driver, [`Error::OldDriver`] if it is older than the embedded code,
 /// [`Error::Driver`] if there is no GPU of this number or it does not start, [`Error::UnsupportedGpu`] if no embedded code
-/// serves it.
-pub fn open(ordinal: usize) -> Result<Arc<CudaContext>, Error> {
+/// serves it, [`Error::OtherKernels`] if the GPU cannot run the ones that are asked for.
+pub fn open(ordinal: usize, capability: Option<(u32, u32)>) -> Result<Card, Error> {
     #[cfg(feature = "emulator")]
     emulate()?;
     // SAFETY: opens libcuda and looks at nothing in it; cudarc keeps it open. Asked first because cudarc panics at the
@@ -66,9 +67,7 @@ pub fn open(ordinal: usize) -> Result<Arc<CudaContext>, Error> {
         let (major, minor) = (version / 1000, version % 1000 / 10);
         return Err(Error::OldDriver { major, minor, needs: CUDA_MAJOR, branch: OLDEST_DRIVER });
     }
-    let context = CudaContext::new(ordinal)?;
-    module::support(&context)?;
-    Ok(context)
+    Card::new(CudaContext::new(ordinal)?, capability)
 }
 
 /// Opens the emulator, so that the search for NVIDIA's driver finds it: a library that is already open is found by its

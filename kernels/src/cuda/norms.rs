@@ -1,13 +1,11 @@
 //! Launchers of operations on rows: norms with what follows them, quantisation, splitting.
 
-use std::sync::Arc;
-
 use cudarc::driver::sys::CUdeviceptr;
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
-use super::module::{fatbin, load, load_all, support};
+use super::module::{fatbin, load, load_all};
 use super::rows::{check_vector, refuse};
-use super::{Element, Error, Rows};
+use super::{Activation, Card, Element, Error, Rows};
 
 /// The elements of a piece, and after it the pieces of a thread, as `rows.cuh` has them.
 const VECTOR: usize = 8;
@@ -101,9 +99,10 @@ pub struct Norms {
     /// The kernels from bf16 to bf16, f32 and e4m3, then those from f32; `rms_norm` likewise.
     layer_norm: [CudaFunction; 6],
     rms_norm: [CudaFunction; 6],
-    /// The kernels from bf16 and from f32; the two fields below likewise.
+    /// The kernels from bf16 and from f32; the three fields below likewise.
     quantize: [CudaFunction; 2],
     layer_norm_int8: [CudaFunction; 2],
+    rms_norm_int8: [CudaFunction; 2],
     quantize_int8: [CudaFunction; 2],
     /// Whether this GPU knows e4m3: the kernels that write it are there, but do nothing elsewhere.
     e4m3: bool,
@@ -119,11 +118,11 @@ impl Norms {
     /// # Errors
     ///
     /// [`Error::Driver`] if the driver cannot load them.
-    pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
+    pub fn load(card: &Card) -> Result<Self, Error> {
         macro_rules! six {
             ($name:literal) => {
                 load_all(
-                    context,
+                    card,
                     fatbin!("any", $name),
                     [
                         concat!($name, "_bf16_bf16"),
@@ -139,15 +138,17 @@ impl Norms {
         }
         let quantize = ["quantize_rows_bf16", "quantize_rows_f32"];
         let layer_norm_int8 = ["layer_norm_bf16_int8", "layer_norm_f32_int8"];
+        let rms_norm_int8 = ["rms_norm_bf16_int8", "rms_norm_f32_int8"];
         let quantize_int8 = ["quantize_rows_bf16_int8", "quantize_rows_f32_int8"];
         Ok(Self {
             layer_norm: six!("layer_norm"),
             rms_norm: six!("rms_norm"),
-            quantize: load_all(context, fatbin!("any", "quantize_rows"), quantize, 0)?,
-            layer_norm_int8: load_all(context, fatbin!("any", "layer_norm"), layer_norm_int8, 0)?,
-            quantize_int8: load_all(context, fatbin!("any", "quantize_rows"), quantize_int8, 0)?,
-            e4m3: support(context)?.e4m3,
-            split: load(context, fatbin!("any", "split_rows"), "split_rows", 0)?,
+            quantize: load_all(card, fatbin!("any", "quantize_rows"), quantize, 0)?,
+            layer_norm_int8: load_all(card, fatbin!("any", "layer_norm"), layer_norm_int8, 0)?,
+            rms_norm_int8: load_all(card, fatbin!("any", "rms_norm"), rms_norm_int8, 0)?,
+            quantize_int8: load_all(card, fatbin!("any", "quantize_rows"), quantize_int8, 0)?,
+            e4m3: card.support().e4m3,
+            split: load(card, fatbin!("any", "split_rows"), "split_rows", 0)?,
         })
     }
 
@@ -345,8 +346,49 @@ impl Norms {
         Ok(())
     }
 
+    /// Enqueues [`Self::rms_norm`] of one matrix, without a rotary embedding, to int8, as [`Self::layer_norm_int8`].
+    /// `weight` is `[columns]` f32.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::layer_norm_int8`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::layer_norm`].
+    pub unsafe fn rms_norm_int8(
+        &self,
+        stream: &CudaStream,
+        x: Typed,
+        weight: CUdeviceptr,
+        eps: f32,
+        y: Int8Rows,
+        columns: usize,
+    ) -> Result<(), Error> {
+        const KERNEL: &str = "rms_norm_int8";
+        let function = &self.rms_norm_int8[check_int8(KERNEL, x, y, columns)?];
+        check_vector(KERNEL, "weight", weight)?;
+        let (x_stride, y_stride, columns32) = (x.rows.stride as i64, y.rows.stride as i64, columns as i32);
+        let (group, norm) = rotation(y);
+        let mut launch = stream.launch_builder(function);
+        launch
+            .arg(&x.rows.address)
+            .arg(&x_stride)
+            .arg(&weight)
+            .arg(&y.rows.address)
+            .arg(&y_stride)
+            .arg(&y.scale)
+            .arg(&columns32)
+            .arg(&eps)
+            .arg(&group)
+            .arg(&norm);
+        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+        unsafe { launch.launch(row_grid(x.rows.rows, 1, columns))? };
+        Ok(())
+    }
+
     /// Enqueues the quantisation of rows of bf16 or f32 to int8, of activations and of weights alike: each row's greatest
-    /// magnitude, after the rotation, becomes 127. `columns` as of [`Self::layer_norm_int8`].
+    /// magnitude, after `activation` and the rotation, becomes 127. `columns` as of [`Self::layer_norm_int8`].
     ///
     /// # Errors
     ///
@@ -359,10 +401,12 @@ impl Norms {
         &self,
         stream: &CudaStream,
         x: Typed,
+        activation: Activation,
         y: Int8Rows,
         columns: usize,
     ) -> Result<(), Error> {
         let function = &self.quantize_int8[check_int8("quantize_rows_int8", x, y, columns)?];
+        let activation = activation as i32;
         let (x_stride, y_stride, columns32) = (x.rows.stride as i64, y.rows.stride as i64, columns as i32);
         let (group, norm) = rotation(y);
         let mut launch = stream.launch_builder(function);
@@ -373,6 +417,7 @@ impl Norms {
             .arg(&y_stride)
             .arg(&y.scale)
             .arg(&columns32)
+            .arg(&activation)
             .arg(&group)
             .arg(&norm);
         // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.

@@ -1,14 +1,12 @@
 //! Launchers of operations on volumes and latents: sums, patches, layouts, the VAE's norm.
 
-use std::sync::Arc;
-
 use cudarc::driver::sys::CUdeviceptr;
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
 use super::module::{fatbin, load, load_all};
 use super::norms::grid;
 use super::rows::{check_vector, refuse};
-use super::{Element, Error, Rows};
+use super::{Card, Element, Error, Rows};
 
 const TERMS: usize = 8;
 const THREADS: usize = 256;
@@ -63,10 +61,10 @@ impl Volumes {
     /// # Errors
     ///
     /// [`Error::Driver`] if the driver cannot load them.
-    pub fn load(context: &Arc<CudaContext>) -> Result<Self, Error> {
+    pub fn load(card: &Card) -> Result<Self, Error> {
         macro_rules! kernel {
             ($name:literal) => {
-                load(context, fatbin!("any", $name), $name, 0)?
+                load(card, fatbin!("any", $name), $name, 0)?
             };
         }
         let norms = [
@@ -81,12 +79,12 @@ impl Volumes {
         ];
         let first = ["channels_first_bf16", "channels_first_f32"];
         Ok(Self {
-            combine: load_all(context, fatbin!("any", "combine"), ["combine_bf16", "combine_f32"], 0)?,
+            combine: load_all(card, fatbin!("any", "combine"), ["combine_bf16", "combine_f32"], 0)?,
             patchify: kernel!("patchify"),
             unpatchify: kernel!("unpatchify"),
-            channel_norm: load_all(context, fatbin!("any", "channel_norm"), norms, 0)?,
+            channel_norm: load_all(card, fatbin!("any", "channel_norm"), norms, 0)?,
             channels_last: kernel!("channels_last"),
-            channels_first: load_all(context, fatbin!("any", "channels_first"), first, 0)?,
+            channels_first: load_all(card, fatbin!("any", "channels_first"), first, 0)?,
         })
     }
 

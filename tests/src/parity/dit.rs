@@ -1,6 +1,6 @@
 //! The diffusion transformer: tables, embeddings, every block's branches, and the quantised layouts.
 
-use animd_engine::backend::cpu::Cpu;
+use animd_engine::backend::cpu::{Cpu, Rounding};
 use animd_engine::backend::{Backend, Keeping, TensorOps};
 use animd_engine::model::Probe;
 use animd_engine::model::dit::{self, Blocks, Context, Dit, Inputs};
@@ -131,7 +131,7 @@ fn rope(goldens: &mut Goldens) -> Result<()> {
 /// Checks `dit.0.out_*`: the fp8 layouts, dequantised, and with simulated 8-bit activations.
 pub fn check_quantised(goldens: &mut Goldens) -> Result<()> {
     let exact = Cpu::new();
-    let simulated = Cpu { simulate_fp8: true };
+    let simulated = Cpu { simulate: Some(Rounding::Fp8) };
     for (name, layout, b, bound) in [
         ("dit.0.out_lightx2v_fp8_dequant", "lightx2v_fp8", &exact, MODEL),
         ("dit.0.out_comfy_fp8_dequant", "comfy_fp8", &exact, MODEL),

@@ -13,6 +13,9 @@ use crate::progress::Stage;
 use crate::recipe::{Component, Recipe};
 use crate::request::{Request, StepCache};
 
+/// The most rows between two layers in int8 that are in bf16 at once on a GPU.
+pub const BAND: usize = 2048;
+
 /// What a network has on the device during a stage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Held {
@@ -285,9 +288,11 @@ impl Estimate {
             let precision = setup.precision.of(component);
             let operand = size(precision).min(2);
             let attention = (stream + 4 * 2 + if eight_bit { 3 } else { 0 }) * dim;
-            let inner = if matches!(precision, Precision::Fp8 | Precision::Int8) { 3 } else { 2 };
-            let feed_forward = (2 * stream + operand) * dim + inner * ffn;
-            rows * attention.max(feed_forward)
+            let quantised = if matches!(precision, Precision::Fp8 | Precision::Int8) { ffn } else { 0 };
+            // Between layers in int8, a band of the inner rows at a time is in bf16.
+            let in_bf16 = if precision == Precision::Int8 { rows.min(BAND as u64) } else { rows };
+            let feed_forward = rows * ((2 * stream + operand) * dim + quantised) + in_bf16 * 2 * ffn;
+            (rows * attention).max(feed_forward)
         };
         let tokens = latent.iter().product::<usize>() / 4;
         let image = recipe.image_tokens();

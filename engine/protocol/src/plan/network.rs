@@ -10,7 +10,7 @@ use crate::recipe::{Component, Part, Recipe, Sizes};
 /// What the bytes of a tensor on a GPU are rounded up to.
 const ALIGNMENT: u64 = 256;
 /// The columns that int8 layers rotate together; matrices with other columns stay in bf16.
-const ROTATED: usize = 256;
+pub const ROTATED: usize = 256;
 
 /// The weights of one network.
 #[derive(Clone, Debug, PartialEq, Serialize)]

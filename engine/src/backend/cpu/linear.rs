@@ -4,48 +4,58 @@ use candle_core::Tensor;
 use candle_core::cpu::erf::erf_f32;
 use rayon::prelude::*;
 
+use super::rounding::Rounding;
 use super::{tensor, update, with_values};
-use crate::backend::loading::LinearWeights;
+use crate::backend::loading::{LinearWeights, Role};
 use crate::backend::sequence::{Activation, Epilogue};
-use crate::weights::{Encoding, Granularity, Matrix, e4m3};
+use crate::weights::{Encoding, Granularity, Matrix};
 use crate::{Error, Result};
+use animd_protocol::plan::network::ROTATED;
 
 /// A linear layer's weight and bias.
 #[derive(Debug)]
 pub struct Linear {
-    /// The values, `[out, in]`; without `scale` they are the real ones.
+    /// The values, `[out, in]`; without `rounding` they are the real ones.
     weight: Tensor,
-    /// With a scale, `[out]`, the inputs are rounded to 8 bits and the sums are multiplied with it.
-    scale: Option<Vec<f32>>,
+    /// How inputs are rounded, and the factor of each output's sum, `[out]`.
+    rounding: Option<(Rounding, Vec<f32>)>,
     /// The bias, `[out]`.
     bias: Option<Vec<f32>>,
 }
 
 impl Linear {
-    /// Returns a layer of weights. `simulate_fp8` keeps 8-bit values apart from their scales, if every layer has one
-    /// for each row.
-    pub(super) fn load(weights: &LinearWeights<'_>, simulate_fp8: bool) -> Result<Self> {
+    /// Returns a layer of weights. `simulate` keeps 8-bit values apart from their scales.
+    pub(super) fn load(weights: &LinearWeights<'_>, simulate: Option<Rounding>, role: Role) -> Result<Self> {
+        let (outputs, inputs) = (weights.outputs(), weights.inputs());
         let by_row = |m: &Matrix<'_>| matches!(m.encoding, Encoding::Scaled { by: Granularity::Row, .. });
-        let quantised = simulate_fp8 && weights.matrices().all(by_row);
-        let mut weight = Vec::with_capacity(weights.outputs() * weights.inputs());
-        let mut scale = Vec::new();
+        let rounding = simulate.filter(|rounding| match rounding {
+            Rounding::Fp8 => weights.matrices().all(by_row),
+            // The GPU computes sensitive and odd layers in more bits.
+            Rounding::Int8 => role == Role::Bulk && inputs.is_multiple_of(ROTATED),
+        });
+        let stored = rounding == Some(Rounding::Fp8);
+        let mut weight = Vec::with_capacity(outputs * inputs);
+        let mut scales = Vec::new();
         for matrix in weights.matrices() {
-            weight.append(&mut if quantised {
-                scale.extend_from_slice(&matrix.scales);
+            weight.append(&mut if stored {
+                scales.extend_from_slice(&matrix.scales);
                 matrix.numbers()
             } else {
                 matrix.to_f32()
             });
         }
-        let weight = tensor(weight, &[weights.outputs(), weights.inputs()])?;
-        Ok(Self { weight, scale: quantised.then_some(scale), bias: weights.bias() })
+        if rounding == Some(Rounding::Int8) {
+            scales = Rounding::Int8.round(&mut weight, inputs);
+        }
+        let weight = tensor(weight, &[outputs, inputs])?;
+        Ok(Self { weight, rounding: rounding.map(|rounding| (rounding, scales)), bias: weights.bias() })
     }
 
     /// Returns `residual + gate * activation(x W^T + b)`, with a gate `[out]`, `[1, out]` or `[rows, out]`.
     pub(super) fn forward(&self, x: &Tensor, epilogue: &Epilogue<'_, Tensor>) -> Result<Tensor> {
         let (rows, _) = x.dims2()?;
         let out = self.weight.dims2()?.0;
-        let rounded = self.scale.as_ref().map(|_| round_rows(x)).transpose()?;
+        let rounded = self.rounding.as_ref().map(|(rounding, _)| round_rows(x, *rounding)).transpose()?;
         let (x, row_scales) = match &rounded {
             Some((x, scales)) => (x, Some(scales)),
             None => (x, None),
@@ -62,7 +72,7 @@ impl Linear {
         let finish = |residual: Option<&[f32]>| {
             update(&y, |y| {
                 y.par_chunks_exact_mut(out).enumerate().for_each(|(r, y)| {
-                    if let (Some(scales), Some(columns)) = (row_scales, &self.scale) {
+                    if let (Some(scales), Some((_, columns))) = (row_scales, &self.rounding) {
                         y.iter_mut().zip(columns).for_each(|(y, column)| *y = *y * scales[r] * column);
                     }
                     if let Some(bias) = &self.bias {
@@ -116,18 +126,10 @@ fn gelu_erf(x: f32) -> f32 {
     0.5 * x * (1.0 + erf_f32(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
-/// Rounds each row to 8 bits and returns the rounded values and the scales. A scale maps the row's largest magnitude to
-/// the largest 8-bit value.
-fn round_rows(x: &Tensor) -> Result<(Tensor, Vec<f32>)> {
+/// Rounds each row to 8 bits and returns the rounded values and the scales.
+fn round_rows(x: &Tensor, rounding: Rounding) -> Result<(Tensor, Vec<f32>)> {
     let (rows, cols) = x.dims2()?;
-    let mut scales = vec![0.0; rows];
     let mut rounded = with_values(x, |x| Ok(x.to_vec()))?;
-    rounded.par_chunks_exact_mut(cols).zip(&mut scales).for_each(|(row, scale)| {
-        let largest = row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-        *scale = largest.max(1e-10) / e4m3::MAX;
-        for v in row {
-            *v = e4m3::decode(e4m3::encode(*v / *scale));
-        }
-    });
+    let scales = rounding.round(&mut rounded, cols);
     Ok((tensor(rounded, &[rows, cols])?, scales))
 }

@@ -7,6 +7,7 @@ mod conv;
 mod linear;
 #[cfg(test)]
 mod naive;
+mod rounding;
 mod sequence;
 
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor};
@@ -20,14 +21,14 @@ use animd_protocol::plan::Setup;
 
 pub use conv::{ChannelNorm, Conv};
 pub use linear::Linear;
+pub use rounding::Rounding;
 pub use sequence::Rope;
 
 /// The reference backend.
 #[derive(Clone, Debug, Default)]
 pub struct Cpu {
-    /// Rounds the inputs of layers whose weights have a scale for each row to 8 bits (e4m3 with one scale for each
-    /// row), as 8-bit matrix units see them; the sums stay f32.
-    pub simulate_fp8: bool,
+    /// Rounds the operands of large layers to 8 bits, as 8-bit matrix units see them; the sums stay f32.
+    pub simulate: Option<Rounding>,
 }
 
 impl Cpu {
@@ -137,7 +138,7 @@ impl Backend for Cpu {
     }
 
     fn loader_of(&self, _: &str, _: Keeping) -> Loader {
-        Loader { simulate_fp8: self.simulate_fp8 }
+        Loader { simulate: self.simulate }
     }
 
     fn enter(&self, (): &()) -> Result<()> {
@@ -147,12 +148,12 @@ impl Backend for Cpu {
 
 /// The loader, which makes tensors and layers of weights, all in f32.
 pub struct Loader {
-    simulate_fp8: bool,
+    simulate: Option<Rounding>,
 }
 
 impl loading::Loader<Cpu> for Loader {
-    fn linear(&self, weights: &LinearWeights<'_>, _: Role) -> Result<Linear> {
-        Linear::load(weights, self.simulate_fp8)
+    fn linear(&self, weights: &LinearWeights<'_>, role: Role) -> Result<Linear> {
+        Linear::load(weights, self.simulate, role)
     }
 
     fn conv(&self, weights: ConvWeights) -> Result<Conv> {

@@ -1,6 +1,6 @@
 //! Compares every sequence operation with its definition in f64, at sizes that are multiples of nothing.
 
-use super::{Cpu, Linear};
+use super::{Cpu, Linear, Rounding};
 use crate::Result;
 use crate::backend::loading::{LinearWeights, Role};
 use crate::backend::sequence::{Activation, Affine, Attention, Epilogue, Input, KeyValue, Norm, Projection};
@@ -144,7 +144,7 @@ fn quantised_weights_are_stored_times_scale() {
     let stored: Vec<f64> = codes.iter().map(|c| f64::from(e4m3::decode(*c))).collect();
     let input = upload(&x, &[rows, cols]);
     for simulate_fp8 in [false, true] {
-        let b = Cpu { simulate_fp8 };
+        let b = Cpu { simulate: simulate_fp8.then_some(Rounding::Fp8) };
         let per_row = load(&b, vec![(quantised(Granularity::Row, scales.clone()), None)]).unwrap();
         let per_tensor = load(&b, vec![(quantised(Granularity::Tensor, vec![0.01]), None)]).unwrap();
         // Inputs are rounded to 8 bits only where the weight has a scale for each row.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 use animd_kernels::cuda::{
-    self, AnyAttention, Attention, Conv, Copies, CrossAttention, Element, Gemm, Norms, Term, Volumes,
+    self, AnyAttention, Attention, Card, Conv, Copies, CrossAttention, Element, Gemm, Norms, Term, Volumes,
 };
 
 use super::error::{device, kernel};
@@ -50,6 +50,10 @@ pub(super) struct Gpu {
     pub long_context: usize,
     /// Whether 8-bit products are summed up in the tensor cores alone.
     pub fast_sums: bool,
+    /// The number of multiprocessors.
+    pub multiprocessors: usize,
+    /// Which kernels serve this GPU.
+    pub card: Card,
 }
 
 /// Allocates a contiguous tensor, the last axis innermost.

@@ -2,12 +2,13 @@
 
 use animd_kernels::cuda::{self, Element, Gate, Operands};
 
-use super::error::kernel;
+use super::error::{device, kernel};
 use super::gpu::Gpu;
 use super::norms::Quantised;
 use super::tensor::Tensor;
 use crate::backend::sequence::{Activation, Epilogue, Input};
 use crate::{Error, Result};
+use animd_protocol::plan::memory::BAND;
 use animd_protocol::profile::Precision;
 
 /// A linear layer's weight and bias on the GPU.
@@ -31,6 +32,8 @@ pub(super) enum Form {
     Bf16,
     /// e4m3 by e4m3, with a scale for each row of both.
     Fp8,
+    /// int8 by int8, both rotated within groups of columns, with a scale for each row of both.
+    Int8,
     /// Sums of two bf16 numbers, as near to f32 as 16 bits come: three times as wide.
     Split,
 }
@@ -41,9 +44,17 @@ impl Form {
         match weights {
             Precision::Bf16 => Self::Bf16,
             Precision::Fp8 => Self::Fp8,
-            // For now there is no other 8-bit form.
-            Precision::Int8 => Self::Bf16,
+            Precision::Int8 => Self::Int8,
             Precision::Fp32 => Self::Split,
+        }
+    }
+
+    /// Returns the type of both operands.
+    pub fn element(self) -> Element {
+        match self {
+            Self::Bf16 | Self::Split => Element::Bf16,
+            Self::Fp8 => Element::E4m3,
+            Self::Int8 => Element::Int8,
         }
     }
 }
@@ -56,14 +67,19 @@ impl Linear {
         x: Input<'_, Tensor>,
         epilogue: &Epilogue<'_, Tensor>,
     ) -> Result<Tensor> {
+        self.finish(gpu, &self.operand(gpu, x)?, epilogue)
+    }
+
+    /// Returns the product with everything that follows it.
+    fn finish(&self, gpu: &Gpu, operand: &Operand, epilogue: &Epilogue<'_, Tensor>) -> Result<Tensor> {
         // The kernel has either an activation or a residual.
         if epilogue.activation != Activation::None
             && let Some(residual) = epilogue.residual
         {
-            let inner = self.forward(gpu, x, &Epilogue { residual: None, ..*epilogue })?;
+            let inner = self.product(gpu, operand, &Epilogue { residual: None, ..*epilogue })?;
             return gpu.add(residual, &inner);
         }
-        self.product(gpu, &self.operand(gpu, x)?, epilogue)
+        self.product(gpu, operand, epilogue)
     }
 
     /// Returns `activation(gate(x)) * up(x)`.
@@ -80,6 +96,36 @@ impl Linear {
             true => gate.product(gpu, &operand, &epilogue),
             false => gate.product(gpu, &gate.operand(gpu, x)?, &epilogue),
         }
+    }
+
+    /// Returns `down(activation(up(x)))`, with an epilogue after the second layer.
+    ///
+    /// Between layers in int8 the wide rows exist as int8 alone: bands of them become bf16, in memory that the next band
+    /// reuses, and then activated, rotated int8. So they take a byte an element instead of three, and a band may still be
+    /// in the L2 cache when it is read. The result is the same to the bit whatever the bands.
+    pub(super) fn feed_forward(
+        gpu: &Gpu,
+        x: Input<'_, Tensor>,
+        [up, down]: [&Self; 2],
+        activation: Activation,
+        epilogue: &Epilogue<'_, Tensor>,
+    ) -> Result<Tensor> {
+        if down.form != Form::Int8 || up.outputs != down.inputs {
+            let activated = Epilogue { activation, ..Epilogue::default() };
+            let inner = up.forward(gpu, x, &activated)?;
+            return down.forward(gpu, Input::Plain(&inner), epilogue);
+        }
+        let operand = up.operand(gpu, x)?;
+        let rows = operand.rows();
+        let inner = Quantised::new(gpu, [rows, down.inputs], Element::Int8)?;
+        let band = band(rows, up.outputs, gpu.multiprocessors);
+        for first in (0..rows).step_by(band) {
+            let rows = band.min(rows - first);
+            let wide = up.product(gpu, &operand.part(first, rows), &Epilogue::default())?;
+            gpu.quantise(&wide, activation, inner.part(first, rows)?)?;
+        }
+        drop(operand);
+        down.finish(gpu, &Operand::Quantised(inner), epilogue)
     }
 
     /// Returns the input in the form that the product reads.
@@ -100,9 +146,9 @@ impl Linear {
                 gpu.split(&x, &split, false)?;
                 Operand::Rows(split)
             }
-            Form::Fp8 => Operand::Quantised(match &x {
-                Input::Plain(x) => gpu.quantised(x)?,
-                Input::Normed(x, norm) => gpu.quantised_norm(x, norm)?,
+            Form::Fp8 | Form::Int8 => Operand::Quantised(match &x {
+                Input::Plain(x) => gpu.quantised(x, self.form.element())?,
+                Input::Normed(x, norm) => gpu.quantised_norm(x, norm, self.form.element())?,
             }),
         })
     }
@@ -113,9 +159,13 @@ impl Linear {
         let (operands, inner, rows) = match operand {
             Operand::Rows(x) => (Operands::Bf16 { a: x.rows(), b }, self.weight.shape[1], x.shape[0]),
             Operand::Quantised(Quantised { values, scales }) => {
-                let scale = self.scale.as_ref().map_or(0, |scale| scale.address);
+                let b_scale = self.scale.as_ref().map_or(0, |scale| scale.address);
                 let (a, a_scale, fast) = (values.rows(), scales.address, gpu.fast_sums);
-                (Operands::E4m3 { a, a_scale, b, b_scale: scale, fast }, self.inputs, values.shape[0])
+                let operands = match self.form {
+                    Form::Int8 => Operands::Int8 { a, a_scale, b, b_scale },
+                    _ => Operands::E4m3 { a, a_scale, b, b_scale, fast },
+                };
+                (operands, self.inputs, values.shape[0])
             }
         };
         let out = self.outputs;
@@ -150,6 +200,45 @@ enum Operand {
     Quantised(Quantised),
 }
 
+impl Operand {
+    /// Returns the number of rows.
+    fn rows(&self) -> usize {
+        match self {
+            Self::Rows(x) => x.shape[0],
+            Self::Quantised(Quantised { values, .. }) => values.shape[0],
+        }
+    }
+
+    /// Returns some of the rows.
+    fn part(&self, first: usize, rows: usize) -> Self {
+        match self {
+            Self::Rows(x) => Self::Rows(x.slice(0, first, rows)),
+            Self::Quantised(Quantised { values, scales }) => Self::Quantised(Quantised {
+                values: values.slice(0, first, rows),
+                scales: scales.slice(0, first, rows),
+            }),
+        }
+    }
+}
+
+/// The rows and columns of a tile of products in int8.
+const TILE: [usize; 2] = [128, 256];
+
+/// Returns how many rows of a product of so many columns are computed at a time: whole tiles, whose last wave leaves as few
+/// multiprocessors idle as possible.
+fn band(rows: usize, columns: usize, multiprocessors: usize) -> usize {
+    if rows <= BAND {
+        return rows;
+    }
+    let across = columns.div_ceil(TILE[1]);
+    let idle = |down: usize| {
+        let tiles = down * across;
+        (tiles.next_multiple_of(multiprocessors.max(1)) - tiles) as f64 / tiles as f64
+    };
+    let bands = (1..=BAND / TILE[0]).rev();
+    bands.min_by(|a, b| idle(*a).total_cmp(&idle(*b))).map_or(rows, |down| down * TILE[0])
+}
+
 /// Returns a gate as the kernel takes it.
 enum Factors {
     Columns(Tensor),
@@ -166,6 +255,21 @@ impl Factors {
 }
 
 impl Gpu {
+    /// Checks that this GPU has kernels for layers of this form.
+    ///
+    /// # Errors
+    /// Returns [`Error::Device`] for e4m3 on a GPU that does not know it.
+    pub fn check_form(&self, form: Form) -> Result<()> {
+        if form != Form::Fp8 || self.card.support().e4m3 {
+            return Ok(());
+        }
+        let ((major, minor), name) = (self.card.capability(), self.context.name().map_err(device)?);
+        Err(Error::Device(format!(
+            "the GPU `{name}` (compute capability {major}.{minor}) cannot multiply in e4m3, which precision `fp8` needs; \
+             write `int8` or `bf16` in the profile, or use a GPU of compute capability 8.9 (RTX 40 series) or newer"
+        )))
+    }
+
     fn gate(&self, gate: &Tensor, rows: usize, out: usize) -> Result<Factors> {
         if gate.elements() == out {
             return Ok(Factors::Columns(self.vector(gate, out)?));
@@ -185,5 +289,26 @@ impl Gpu {
         let y = self.row_major(&a.shape, a.element)?;
         self.sum(&[(1.0, &a), (1.0, &b)], &y, y.elements())?;
         Ok(y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bands_fill_the_multiprocessors() {
+        // 14 rows of 54 tiles are 5.9 waves of an RTX 4090, and 11 are 4.5 of an H200.
+        assert_eq!(band(32_760, 13_824, 128), 14 * 128);
+        for multiprocessors in [1, 46, 82, 108, 128, 132, 170] {
+            let rows = band(32_760, 13_824, multiprocessors);
+            assert!(rows.is_multiple_of(128) && (128..=BAND).contains(&rows));
+            let tiles = rows / 128 * 54;
+            let waves = tiles.div_ceil(multiprocessors);
+            let idle = waves * multiprocessors - tiles;
+            assert!(20 * idle <= waves * multiprocessors, "{multiprocessors}: {rows} rows, {idle} idle");
+        }
+        assert_eq!(band(1, 13_824, 128), 1);
+        assert_eq!(band(2048, 512, 4), 2048);
     }
 }

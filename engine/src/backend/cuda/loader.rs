@@ -21,6 +21,7 @@ use crate::backend::conv::ConvShape;
 use crate::backend::loading::{self, Again, ConvWeights, Group, Keeping, LinearWeights, Role};
 use crate::weights::{DType, Encoding, HostTensor, Matrix, WeightSource};
 use crate::{Error, Result};
+use animd_protocol::plan::network::ROTATED;
 use animd_protocol::profile::{Place, Precision, Sensitive};
 
 /// Loads one network's weights to the GPU. There they stay, or they leave for host memory group by group.
@@ -115,18 +116,22 @@ impl loading::Loader<Cuda> for Loader {
             (Form::Fp8, result) if !inputs.is_multiple_of(16) || inputs > Norms::MOST_COLUMNS => {
                 (Form::Bf16, result)
             }
+            (Form::Int8, result) if !inputs.is_multiple_of(ROTATED) || inputs > Norms::MOST_COLUMNS => {
+                (Form::Bf16, result)
+            }
             other => other,
         };
         let (gpu, memory) = (&*self.gpu, &*self.memory());
+        gpu.check_form(form)?;
         let filled_up = inputs.next_multiple_of(8);
-        let (element, columns) = match form {
-            Form::Bf16 => (Element::Bf16, filled_up),
-            Form::Fp8 => (Element::E4m3, inputs),
-            Form::Split => (Element::Bf16, 3 * filled_up),
+        let columns = match form {
+            Form::Bf16 => filled_up,
+            Form::Fp8 | Form::Int8 => inputs,
+            Form::Split => 3 * filled_up,
         };
-        let weight = take(memory, outputs * columns, element, &[outputs, columns])?;
+        let weight = take(memory, outputs * columns, form.element(), &[outputs, columns])?;
         let scale = match form {
-            Form::Fp8 => Some(take(memory, outputs, Element::F32, &[outputs])?),
+            Form::Fp8 | Form::Int8 => Some(take(memory, outputs, Element::F32, &[outputs])?),
             _ => None,
         };
         let mut row = 0;
@@ -240,6 +245,7 @@ impl Destination<'_> {
         match form {
             Form::Bf16 => self.load_bf16(matrix),
             Form::Fp8 => self.load_fp8(matrix),
+            Form::Int8 => self.load_quantised(matrix, Element::Int8),
             Form::Split => self.load_split(matrix),
         }
     }
@@ -261,21 +267,30 @@ impl Destination<'_> {
 
     /// Copies values that are 8-bit as they are; others are rounded on the GPU.
     fn load_fp8(&self, matrix: &Matrix<'_>) -> Result<()> {
-        let gpu = self.gpu;
-        let Some(scale) = self.scale else {
-            return Err(Error::Internal("a weight in 8 bits has no scales".into()));
-        };
-        let scales = |first: usize, rows: usize| scale.slice(0, self.row + first, rows);
         if let Some((DType::F8E4m3, factors)) = matrix.scaled_rows() {
-            self.staging.send(gpu, &matrix.bytes, &self.rows(0, matrix.rows))?;
-            return gpu.send(&factors[..], &scales(0, matrix.rows));
+            self.staging.send(self.gpu, &matrix.bytes, &self.rows(0, matrix.rows))?;
+            return self.gpu.send(&factors[..], &self.scales(0, matrix.rows)?);
         }
+        self.load_quantised(matrix, Element::E4m3)
+    }
+
+    /// Rounds values on the GPU to e4m3 or, rotated, to int8, each row with its own scale.
+    fn load_quantised(&self, matrix: &Matrix<'_>, element: Element) -> Result<()> {
+        let gpu = self.gpu;
         each_chunk(matrix, |row, chunk| {
             // The scales are written one by one, but their first address must be aligned for a vector.
-            let own = gpu.quantised(&self.stage(chunk, chunk.cols)?)?;
+            let own = gpu.quantised(&self.stage(chunk, chunk.cols)?, element)?;
             gpu.move_bytes(&own.values, &self.rows(row, chunk.rows), chunk.rows * chunk.cols)?;
-            gpu.move_bytes(&own.scales, &scales(row, chunk.rows), 4 * chunk.rows)
+            gpu.move_bytes(&own.scales, &self.scales(row, chunk.rows)?, 4 * chunk.rows)
         })
+    }
+
+    /// Returns the scales of some of the weight's rows.
+    fn scales(&self, first: usize, rows: usize) -> Result<Tensor> {
+        match self.scale {
+            Some(scale) => Ok(scale.slice(0, self.row + first, rows)),
+            None => Err(Error::Internal("a weight in 8 bits has no scales".into())),
+        }
     }
 
     fn load_split(&self, matrix: &Matrix<'_>) -> Result<()> {

@@ -44,7 +44,7 @@ use animd_kernels::cuda::{
 };
 
 use super::{Backend, Keeping};
-use crate::{Error, Result};
+use crate::Result;
 use animd_protocol::plan::{self, Setup};
 use animd_protocol::profile::{Place, Profile};
 
@@ -124,15 +124,8 @@ impl Cuda {
     /// Returns [`crate::Error::Device`] without a driver, with one that is too old, and for a GPU that the kernels do
     /// not run on; [`crate::Error::Memory`] if it has too little memory.
     pub fn open(ordinal: usize, options: &Options, weights: usize, work: usize) -> Result<Self> {
-        let context = kernel(cuda::open(ordinal))?;
-        let gemm = kernel(Gemm::load(&context))?;
-        if !gemm.has_e4m3() {
-            let (major, minor) = context.compute_capability().map_err(device)?;
-            let name = context.name().map_err(device)?;
-            return Err(Error::Device(format!(
-                "the GPU `{name}` (compute capability {major}.{minor}) is not supported: for now the engine needs 8.9 (Ada) or newer"
-            )));
-        }
+        let card = kernel(cuda::open(ordinal, options.capability))?;
+        let context = card.context().clone();
         let stream = context.new_stream().map_err(device)?;
         let poison = options.poison.then(|| stream.clone());
         let supply = Supply::new(&context, options.leave);
@@ -140,14 +133,14 @@ impl Cuda {
         let gpu = Gpu {
             weights: arena("the weights", STEP),
             work: arena("the computations", 0),
-            gemm,
-            norms: kernel(Norms::load(&context))?,
-            attention: kernel(Attention::load(&context))?,
-            cross_attention: kernel(CrossAttention::load(&context))?,
-            any_attention: kernel(AnyAttention::load(&context))?,
-            conv: kernel(Conv::load(&context))?,
-            volumes: kernel(Volumes::load(&context))?,
-            copies: kernel(Copies::load(&context))?,
+            gemm: kernel(Gemm::load(&card))?,
+            norms: kernel(Norms::load(&card))?,
+            attention: kernel(Attention::load(&card))?,
+            cross_attention: kernel(CrossAttention::load(&card))?,
+            any_attention: kernel(AnyAttention::load(&card))?,
+            conv: kernel(Conv::load(&card))?,
+            volumes: kernel(Volumes::load(&card))?,
+            copies: kernel(Copies::load(&card))?,
             pace: Mutex::new([sleeping_event(&context)?, sleeping_event(&context)?]),
             landing: Mutex::default(),
             long_context: options.long_context,
@@ -156,6 +149,8 @@ impl Cuda {
             transfer: Transfer::new(&context, options.copy_rate)?,
             pinning: Arc::new(Pinning::new(options.pinned)),
             notes: Mutex::default(),
+            multiprocessors: kernel(card.multiprocessors())?,
+            card,
             context,
             stream,
             supply,
@@ -173,6 +168,11 @@ impl Cuda {
     /// Returns the bytes that are taken from the driver for weights and work.
     pub fn taken(&self) -> usize {
         self.gpu.supply.taken()
+    }
+
+    /// Returns whether layers can be in precision `fp8`; all GPUs have `int8`.
+    pub fn has_fp8(&self) -> bool {
+        self.gpu.card.support().e4m3
     }
 
     /// Returns the GPU's name, as its driver reports it.

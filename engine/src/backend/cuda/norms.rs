@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use animd_kernels::cuda::{self, Element, RopeTables, Typed};
+use animd_kernels::cuda::{self, Activation, Element, Int8Rows, RopeTables, Typed};
 
 use super::error::kernel;
 use super::gpu::Gpu;
 use super::tensor::{Tensor, row_major};
-use crate::Result;
 use crate::backend::sequence::{Affine, Norm};
+use crate::{Error, Result};
+use animd_protocol::plan::network::ROTATED;
 
 /// Cosines and sines of the rotary embedding, `[tokens, pairs]` each, f32.
 pub struct Rope {
@@ -30,15 +31,15 @@ impl Rope {
 
 /// Rows in 8 bits, with the factor of each row.
 pub(super) struct Quantised {
-    /// `[rows, columns]`, e4m3.
+    /// `[rows, columns]`, e4m3 or, rotated in groups of columns, int8.
     pub values: Tensor,
     /// `[rows]`, f32.
     pub scales: Tensor,
 }
 
 impl Quantised {
-    /// Allocates memory for so many rows.
-    pub fn new(gpu: &Gpu, rows: usize, columns: usize) -> Result<Self> {
+    /// Allocates memory for so many rows of e4m3 or int8.
+    pub fn new(gpu: &Gpu, [rows, columns]: [usize; 2], element: Element) -> Result<Self> {
         let bytes = (rows * columns).next_multiple_of(256);
         let piece = Arc::new(gpu.work.take(bytes + 4 * rows)?);
         let part = |offset: usize, element, shape: &[usize]| Tensor {
@@ -48,34 +49,91 @@ impl Quantised {
             shape: shape.to_vec(),
             strides: row_major(shape),
         };
-        let values = part(0, Element::E4m3, &[rows, columns]);
+        let values = part(0, element, &[rows, columns]);
         Ok(Self { values, scales: part(bytes, Element::F32, &[rows]) })
     }
 
-    fn typed(&self) -> Typed {
-        Typed::e4m3(self.values.rows(), self.scales.address)
+    /// Returns some of the rows, as a kernel writes them.
+    ///
+    /// # Errors
+    /// Returns [`Error::Internal`] if the first row's scale is not where a kernel can begin.
+    pub fn part(&self, first: usize, rows: usize) -> Result<Rows8> {
+        let (values, scale) = (self.values.slice(0, first, rows).rows(), self.scales.slice(0, first, rows));
+        match self.values.element {
+            Element::E4m3 => Ok(Rows8::E4m3(Typed::e4m3(values, scale.address))),
+            Element::Int8 => Ok(Rows8::Int8(Int8Rows { rows: values, scale: scale.address, group: ROTATED })),
+            other => Err(Error::Internal(format!("rows in 8 bits are not {other:?}"))),
+        }
     }
+
+    /// Returns all rows, as a kernel writes them.
+    fn all(&self) -> Result<Rows8> {
+        self.part(0, self.values.shape[0])
+    }
+}
+
+/// What a norm multiplies with and adds.
+enum Factors {
+    /// A layer norm's; the tensors are those of `affine`.
+    Layer { affine: cuda::Affine, eps: f32, _held: [Tensor; 2] },
+    /// An RMS norm's.
+    Rms { weight: Tensor, eps: f32 },
+}
+
+/// Rows in 8 bits, as kernels take them.
+#[derive(Clone, Copy)]
+pub(super) enum Rows8 {
+    E4m3(Typed),
+    Int8(Int8Rows),
 }
 
 impl Gpu {
     /// Returns a norm of a matrix, as bf16 or f32.
     pub fn norm(&self, x: &Tensor, norm: &Norm<'_, Tensor>, element: Element) -> Result<Tensor> {
-        let y = self.matrix(x.matrix()?, element)?;
-        self.norm_to(x, norm, y.typed())?;
+        let shape @ [_, columns] = x.matrix()?;
+        let (x, y) = (self.any_rows(x)?, self.matrix(shape, element)?);
+        match self.norm_factors(norm, columns)? {
+            Factors::Layer { affine, eps, .. } => {
+                // SAFETY: the tensors have these extents, and `y` is new; the order of the stream keeps them.
+                kernel(unsafe {
+                    self.norms.layer_norm(&self.stream, x.typed(), &affine, eps, y.typed(), columns)
+                })?;
+            }
+            Factors::Rms { weight, eps } => {
+                let matrices = [(x.typed(), weight.address, y.typed())];
+                // SAFETY: as above.
+                kernel(unsafe { self.norms.rms_norm(&self.stream, &matrices, eps, None, columns) })?;
+            }
+        }
         Ok(y)
     }
 
-    /// Returns a norm of a matrix, in 8 bits.
-    pub fn quantised_norm(&self, x: &Tensor, norm: &Norm<'_, Tensor>) -> Result<Quantised> {
-        let [rows, columns] = x.matrix()?;
-        let y = Quantised::new(self, rows, columns)?;
-        self.norm_to(x, norm, y.typed())?;
+    /// Returns a norm of a matrix in 8 bits: in e4m3, or rotated and in int8.
+    pub fn quantised_norm(&self, x: &Tensor, norm: &Norm<'_, Tensor>, element: Element) -> Result<Quantised> {
+        let shape @ [_, columns] = x.matrix()?;
+        let (from, y) = (self.any_rows(x)?, Quantised::new(self, shape, element)?);
+        let (x, stream) = (from.typed(), &self.stream);
+        // SAFETY: the tensors have these extents, and `y` is new; the order of the stream keeps them.
+        kernel(match (self.norm_factors(norm, columns)?, y.all()?) {
+            (Factors::Layer { affine, eps, .. }, Rows8::E4m3(y)) => unsafe {
+                self.norms.layer_norm(stream, x, &affine, eps, y, columns)
+            },
+            (Factors::Layer { affine, eps, .. }, Rows8::Int8(y)) => unsafe {
+                self.norms.layer_norm_int8(stream, x, &affine, eps, y, columns)
+            },
+            (Factors::Rms { weight, eps }, Rows8::E4m3(y)) => unsafe {
+                self.norms.rms_norm(stream, &[(x, weight.address, y)], eps, None, columns)
+            },
+            (Factors::Rms { weight, eps }, Rows8::Int8(y)) => unsafe {
+                self.norms.rms_norm_int8(stream, x, weight.address, eps, y, columns)
+            },
+        })?;
         Ok(y)
     }
 
-    fn norm_to(&self, x: &Tensor, norm: &Norm<'_, Tensor>, y: Typed) -> Result<()> {
-        let [_, columns] = x.matrix()?;
-        match *norm {
+    /// Returns what a norm multiplies with and adds, as kernels take it.
+    fn norm_factors(&self, norm: &Norm<'_, Tensor>, columns: usize) -> Result<Factors> {
+        Ok(match *norm {
             Norm::Layer { affine, eps } => {
                 let (factor, summand, modulated) = match affine {
                     Affine::Learned { weight, bias } => (weight, bias, false),
@@ -83,21 +141,12 @@ impl Gpu {
                 };
                 let (factor, summand) = (self.vector(factor, columns)?, self.vector(summand, columns)?);
                 let affine = cuda::Affine { factor: factor.address, summand: summand.address, modulated };
-                let x = self.any_rows(x)?;
-                // SAFETY: the tensors have these extents, and `y` is the callers' own; the order of the stream keeps
-                // them.
-                kernel(unsafe {
-                    self.norms.layer_norm(&self.stream, x.typed(), &affine, eps as f32, y, columns)
-                })
+                Factors::Layer { affine, eps: eps as f32, _held: [factor, summand] }
             }
             Norm::Rms { weight, eps } => {
-                let weight = self.vector(weight, columns)?;
-                let x = self.any_rows(x)?;
-                let matrices = [(x.typed(), weight.address, y)];
-                // SAFETY: as above.
-                kernel(unsafe { self.norms.rms_norm(&self.stream, &matrices, eps as f32, None, columns) })
+                Factors::Rms { weight: self.vector(weight, columns)?, eps: eps as f32 }
             }
-        }
+        })
     }
 
     /// Applies RMS norms to parts of one product, with a rotary embedding if there is one. Each part and its factors
@@ -135,14 +184,29 @@ impl Gpu {
         Ok(())
     }
 
-    /// Returns rows rounded to 8 bits, each with its own scale.
-    pub fn quantised(&self, x: &Tensor) -> Result<Quantised> {
-        let [rows, columns] = x.matrix()?;
-        let x = self.any_rows(x)?;
-        let y = Quantised::new(self, rows, columns)?;
-        // SAFETY: both have these extents; the order of the stream keeps them.
-        kernel(unsafe { self.norms.quantize(&self.stream, x.typed(), y.typed(), columns) })?;
+    /// Returns rows rounded to 8 bits, each with its own scale: in e4m3, or rotated and in int8.
+    pub fn quantised(&self, x: &Tensor, element: Element) -> Result<Quantised> {
+        let y = Quantised::new(self, x.matrix()?, element)?;
+        self.quantise(x, Activation::None, y.all()?)?;
         Ok(y)
+    }
+
+    /// Rounds rows to 8 bits, each with its own scale, after an activation, which only int8 can have.
+    pub fn quantise(&self, x: &Tensor, activation: Activation, to: Rows8) -> Result<()> {
+        let [_, columns] = x.matrix()?;
+        let x = self.any_rows(x)?;
+        // SAFETY: both have these extents; the order of the stream keeps them.
+        kernel(match to {
+            Rows8::Int8(y) => unsafe {
+                self.norms.quantize_int8(&self.stream, x.typed(), activation, y, columns)
+            },
+            Rows8::E4m3(y) if activation == Activation::None => unsafe {
+                self.norms.quantize(&self.stream, x.typed(), y, columns)
+            },
+            Rows8::E4m3(_) => {
+                return Err(Error::Internal(format!("{activation:?} of rows that become e4m3")));
+            }
+        })
     }
 
     /// Returns f32 rows as sums of two bf16 numbers, three times as wide: in the layout of an input, or of a weight.

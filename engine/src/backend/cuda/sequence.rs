@@ -36,6 +36,16 @@ impl SequenceOps for Cuda {
         Linear::gated(&self.gpu, x, [gate, up], activation)
     }
 
+    fn feed_forward(
+        &self,
+        x: Input<'_, Tensor>,
+        [up, down]: [&Linear; 2],
+        activation: Activation,
+        epilogue: &Epilogue<'_, Tensor>,
+    ) -> Result<Tensor> {
+        Linear::feed_forward(&self.gpu, x, [up, down], activation, epilogue)
+    }
+
     fn project<const N: usize>(
         &self,
         x: Input<'_, Tensor>,

@@ -1,12 +1,14 @@
-// The kernels' instructions, but each product of int8 is issued kIssues times, all but the first time into registers
+// The kernels' instructions, but each product of int8 or bf16 is issued kIssues times, all but the first time into registers
 // that nothing needs, so that the tensor cores take as long as slower ones would. See padded.cu.
 #pragma once
 
 #define multiply_s8 multiply_s8_once
 #define multiply_u8 multiply_u8_once
+#define multiply_bf16 multiply_bf16_once
 #include "../../../cuda/instructions/base.cuh"
 #undef multiply_s8
 #undef multiply_u8
+#undef multiply_bf16
 
 namespace gpu {
 
@@ -45,6 +47,19 @@ __device__ __forceinline__ void pad(const uint32_t (&a)[4], uint32_t b0, uint32_
 __device__ __forceinline__ void multiply_s8(int* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int (&c)[4]) {
     multiply_s8_once(d, a, b0, b1, c);
     pad(a, b0, b1);
+}
+// Adds bf16 products to the same sums: their bits are then those of floats, which nobody reads as numbers.
+__device__ __forceinline__ void multiply_bf16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    multiply_bf16_once(d, a, b0, b1);
+#pragma unroll
+    for (int i = 1; i < kIssues; i++)
+        asm volatile(
+            "{ .reg .f32 sum<4>; mov.b32 sum0, pad0; mov.b32 sum1, pad1; mov.b32 sum2, pad2; mov.b32 sum3, pad3;"
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {sum0, sum1, sum2, sum3}, {%0, %1, %2, %3}, {%4, %5}, "
+            "{sum0, sum1, sum2, sum3};"
+            "mov.b32 pad0, pad4; mov.b32 pad1, pad5; mov.b32 pad2, pad6; mov.b32 pad3, pad7;"
+            "mov.b32 pad4, sum0; mov.b32 pad5, sum1; mov.b32 pad6, sum2; mov.b32 pad7, sum3; }" ::"r"(a[0]),
+            "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 __device__ __forceinline__ void multiply_u8(int* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int (&c)[4]) {
     multiply_u8_once(d, a, b0, b1, c);

@@ -81,6 +81,15 @@ inline void hold_until_known(uint32_t, uint32_t) {}
 inline uint32_t gather_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return (a & 0xff) | (b & 0xff) << 8 | (c & 0xff) << 16 | d << 24;
 }
+inline uint32_t pack_u8(float a, float b, float c, float d) {
+    const auto round = [](float x) { return uint32_t(std::fmin(std::fmax(std::nearbyint(x), 0.f), 255.f)); };
+    return gather_bytes(round(a), round(b), round(c), round(d));
+}
+inline float fma_down(float a, float b, float c) {
+    const double exact = double(a) * double(b) + double(c);
+    const float near = float(exact);
+    return double(near) > exact ? std::nextafter(near, -INFINITY) : near;
+}
 inline uint32_t sum_bytes(uint32_t bytes, uint32_t more) {
     for (int i = 0; i < 4; i++) more += bytes >> (8 * i) & 0xff;
     return more;

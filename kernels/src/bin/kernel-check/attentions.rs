@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaStream};
+use animd_kernels::cuda::cudarc::driver::CudaStream;
 use animd_kernels::cuda::{
-    AnyAttention, AnyAttentionArguments, Batches, CrossAttention, Element, KeyValue, Rows,
+    AnyAttention, AnyAttentionArguments, Batches, Card, CrossAttention, Element, KeyValue, Rows,
 };
 
 use super::bench::{Input, Output, by_rows, verdict};
@@ -15,9 +15,9 @@ const BF16: Element = Element::Bf16;
 /// result of the first of two sets once more.
 const LIMIT: f64 = 2.0 / 512.0;
 
-pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
-    let (cross, any) = (CrossAttention::load(context)?, AnyAttention::load(context)?);
-    let stream = context.default_stream();
+pub fn check(card: &Card, quick: bool) -> Result<bool> {
+    let (cross, any) = (CrossAttention::load(card)?, AnyAttention::load(card)?);
+    let stream = card.default_stream();
     let mut good = true;
     println!("\nother attentions                                                  error    worst    limit");
     // Rows, keys of each set (0: no set), heads, gap. The last case has more blocks of rows than the GPU runs blocks.
@@ -168,9 +168,9 @@ fn add(
 }
 
 /// Prints milliseconds and TFLOP/s on the models' shapes.
-pub fn time(context: &Arc<CudaContext>) -> Result<()> {
-    let (cross, any) = (CrossAttention::load(context)?, AnyAttention::load(context)?);
-    let stream = context.default_stream();
+pub fn time(card: &Card) -> Result<()> {
+    let (cross, any) = (CrossAttention::load(card)?, AnyAttention::load(card)?);
+    let stream = card.default_stream();
     let rows = 32_760;
     let some: Vec<u16> = normal(1 << 22, 1).iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
     let bits: Vec<u16> = some.iter().copied().cycle().take(rows * 5120).collect();

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaStream};
-use animd_kernels::cuda::{Conv, ConvEpilogue, ConvLayer, Element, Spatial, Time, Volume, fold_for_doubling};
+use animd_kernels::cuda::cudarc::driver::CudaStream;
+use animd_kernels::cuda::{
+    Card, Conv, ConvEpilogue, ConvLayer, Element, Spatial, Time, Volume, fold_for_doubling,
+};
 use half::bf16;
 
 use super::bench::{BF16_ROUNDING, Input, Output, by_rows, verdict};
@@ -44,9 +46,9 @@ const PLAIN: Case = Case {
     element: Element::Bf16,
 };
 
-pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
-    let conv = Conv::load(context)?;
-    let stream = context.default_stream();
+pub fn check(card: &Card, quick: bool) -> Result<bool> {
+    let conv = Conv::load(card)?;
+    let stream = card.default_stream();
     let cases = [
         PLAIN,
         Case { parts: &[1], size: [1, 1], ..PLAIN },
@@ -252,9 +254,9 @@ fn exact(x: f32) -> f32 {
 }
 
 /// Prints milliseconds and TFLOP/s on the model's shapes, 8 frames of 480P.
-pub fn time(context: &Arc<CudaContext>) -> Result<()> {
-    let conv = Conv::load(context)?;
-    let stream = context.default_stream();
+pub fn time(card: &Card) -> Result<()> {
+    let conv = Conv::load(card)?;
+    let stream = card.default_stream();
     println!("\nconvolutions 3x3x3, 8 frames after 2         ms  TFLOP/s");
     let most = 10 * 480 * 832 * 96;
     let some: Vec<u16> = normal(1 << 22, 1).iter().map(|x| bf16::from_f32(*x).to_bits()).collect();

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
-use animd_kernels::cuda::{Activation, Element, Epilogue, Gate, Gemm, Operands, Rows};
+use animd_kernels::cuda::cudarc::driver::{CudaSlice, CudaStream};
+use animd_kernels::cuda::{Activation, Card, Element, Epilogue, Gate, Gemm, Operands, Rows};
 
 use super::bench::{BF16_ROUNDING, Input, Output, by_rows, verdict};
 use super::{Result, address, median, normal};
@@ -95,9 +95,9 @@ impl Follows {
     }
 }
 
-pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
-    let gemm = Gemm::load(context)?;
-    let stream = context.default_stream();
+pub fn check(card: &Card, quick: bool) -> Result<bool> {
+    let gemm = Gemm::load(card)?;
+    let stream = card.default_stream();
     // Rows, columns, inner, elements between rows. The third from the end takes more tiles than a GPU has blocks, and
     // some of its tiles lie outside; the second from the end has more than one band of rows; the last has the model's
     // length of sums.
@@ -235,9 +235,9 @@ fn erf(x: f64) -> f64 {
 }
 
 /// Prints milliseconds and TFLOP/s on the model's shapes.
-pub fn time(context: &Arc<CudaContext>) -> Result<()> {
-    let gemm = Gemm::load(context)?;
-    let stream = context.default_stream();
+pub fn time(card: &Card) -> Result<()> {
+    let gemm = Gemm::load(card)?;
+    let stream = card.default_stream();
     println!("\nmatrix products              rows columns   inner       ms  TFLOP/s");
     let (most, rows) = (13_824, 32_760);
     // Random codes below NaN, in both signs; read as bf16, the same bytes would not be normal numbers.

@@ -7,9 +7,9 @@
 
 use std::sync::Arc;
 
-use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
+use animd_kernels::cuda::cudarc::driver::{CudaSlice, CudaStream};
 use animd_kernels::cuda::{
-    Activation, Affine, Attention, Attention8bitLayout, Element, Epilogue, Gate, Gemm, Int8Rows, Norms,
+    Activation, Affine, Attention, Attention8bitLayout, Card, Element, Epilogue, Gate, Gemm, Int8Rows, Norms,
     Operands, Rows, Typed, rotation_group,
 };
 use half::bf16;
@@ -25,10 +25,12 @@ const INT8: Element = Element::Int8;
 
 /// Added to a number below 2^22, it leaves that number, rounded to even, in the low bits.
 const ROUNDING: f32 = 12_582_912.0;
+/// Tiles after which 8-bit attention takes what is left of the bias of its parts out of the output.
+const FLUSH: usize = 16;
 
-pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
-    let (norms, gemm, attention) = (Norms::load(context)?, Gemm::load(context)?, Attention::load(context)?);
-    let stream = context.default_stream();
+pub fn check(card: &Card, quick: bool) -> Result<bool> {
+    let (norms, gemm, attention) = (Norms::load(card)?, Gemm::load(card)?, Attention::load(card)?);
+    let stream = card.default_stream();
     let mut good = rotation_is_that_of_files();
     println!("\nint8                                                              error    worst    limit");
     for (rows, columns, gap) in [
@@ -51,17 +53,19 @@ pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
                 good &= quantize(&norms, &stream, [rows, columns, gap], from, group)?;
             }
             good &= layer_norm(&norms, &stream, [rows, columns, gap], from)?;
+            good &= rms_norm(&norms, &stream, [rows, columns, gap], from)?;
+            for activation in [Activation::Silu, Activation::GeluTanh, Activation::GeluErf] {
+                good &= activated(&norms, &stream, [rows, columns, gap], from, activation)?;
+            }
         }
     }
-    if gemm.has_int8() {
-        good &= products(&gemm, &stream, quick)?;
-        for outliers in [1.0, 5.0, 30.0] {
-            let inner = if quick { 1024 } else { 5120 };
-            good &= linear(&norms, &gemm, &stream, [150, 264, inner], outliers)?;
-        }
+    good &= products(&gemm, &stream, quick)?;
+    for outliers in [1.0, 5.0, 30.0] {
+        let inner = if quick { 1024 } else { 5120 };
+        good &= linear(&norms, &gemm, &stream, [150, 264, inner], outliers)?;
     }
     if attention.is_int8() {
-        good &= attentions(&attention, context, quick)?;
+        good &= attentions(&attention, card, quick)?;
     }
     Ok(good)
 }
@@ -144,7 +148,7 @@ fn quantize(
         let y = to.typed(stream);
         let y = Int8Rows { rows: y.rows, scale: y.scale, group };
         // SAFETY: the buffers have these sizes and live until the output has been read.
-        unsafe { norms.quantize_int8(stream, x.typed(stream), y, columns)? };
+        unsafe { norms.quantize_int8(stream, x.typed(stream), Activation::None, y, columns)? };
         Ok((to.read(stream)?, to.scales(stream)?))
     };
     let ((given, scales), (again, _)) = (run()?, run()?);
@@ -164,6 +168,69 @@ fn quantize(
         println!("{name}: other scales  WRONG");
     }
     Ok(verdict(&name, &given, &again, &values, 0.0) && same_scales)
+}
+
+/// Checks the quantisation of activated rows.
+fn activated(
+    norms: &Norms,
+    stream: &Arc<CudaStream>,
+    [rows, columns, gap]: [usize; 3],
+    from: Element,
+    activation: Activation,
+) -> Result<bool> {
+    let values: Vec<f32> = normal(rows * columns, 104).iter().map(|x| 2.0 * x).collect();
+    let x = Input::new(stream, &values, columns, gap, from)?;
+    let group = rotation_group(columns);
+    let run = || -> Result<Vec<f64>> {
+        let to = Output::new(stream, [rows, columns, gap], INT8)?;
+        let y = to.typed(stream);
+        let y = Int8Rows { rows: y.rows, scale: y.scale, group };
+        // SAFETY: the buffers have these sizes and live until the output has been read.
+        unsafe { norms.quantize_int8(stream, x.typed(stream), activation, y, columns)? };
+        to.read(stream)
+    };
+    let (given, again) = (run()?, run()?);
+    let wanted = by_rows(rows, columns, |r, out| {
+        let x = &x.values[r * columns..][..columns];
+        rotated(x.iter().map(|x| activate(*x, activation)), group, out);
+    });
+    let name = format!("quantisation {rows}x{columns} {from:?}, {activation:?}, rotated by {group}");
+    Ok(verdict(&name, &given, &again, &wanted, limit(INT8)))
+}
+
+fn rms_norm(
+    norms: &Norms,
+    stream: &Arc<CudaStream>,
+    [rows, columns, gap]: [usize; 3],
+    from: Element,
+) -> Result<bool> {
+    let x = Input::random(stream, [rows, columns, gap], from, 105)?;
+    let weight = Input::random(stream, [1, columns, 0], F32, 106)?;
+    let group = rotation_group(columns);
+    let run = || -> Result<Vec<f64>> {
+        let to = Output::new(stream, [rows, columns, gap], INT8)?;
+        let y = to.typed(stream);
+        let y = Int8Rows { rows: y.rows, scale: y.scale, group };
+        // SAFETY: as above.
+        unsafe { norms.rms_norm_int8(stream, x.typed(stream), weight.at(stream), 1e-6, y, columns)? };
+        to.read(stream)
+    };
+    let (given, again) = (run()?, run()?);
+    let wanted = by_rows(rows, columns, |r, out| {
+        let x = &x.values[r * columns..][..columns];
+        let mean = x.iter().map(|x| x * x).sum::<f64>() / columns as f64;
+        rotated(x.iter().zip(&weight.values).map(|(x, w)| x / (mean + 1e-6).sqrt() * w), group, out);
+    });
+    let name = format!("RMS norm {rows}x{columns} {from:?} to int8, rotated by {group}");
+    Ok(verdict(&name, &given, &again, &wanted, limit(INT8)))
+}
+
+/// Sets `out` to a row, rotated by `group` and normalised.
+fn rotated(row: impl Iterator<Item = f64>, group: usize, out: &mut [f64]) {
+    let mut row: Vec<f32> = row.map(|x| x as f32).collect();
+    rotate(&mut row, group);
+    let norm = 1.0 / (group as f64).sqrt();
+    out.iter_mut().zip(&row).for_each(|(out, x)| *out = f64::from(*x) * norm);
 }
 
 fn layer_norm(
@@ -193,13 +260,9 @@ fn layer_norm(
         let x = &x.values[r * columns..][..columns];
         let mean = x.iter().sum::<f64>() / columns as f64;
         let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / columns as f64;
-        let mut row: Vec<f32> = (0..columns)
-            .map(|c| (x[c] - mean) / (variance + 1e-6).sqrt() * (one + factor.values[c]) + summand.values[c])
-            .map(|x| x as f32)
-            .collect();
-        rotate(&mut row, group);
-        let norm = 1.0 / (group as f64).sqrt();
-        out.iter_mut().zip(&row).for_each(|(out, x)| *out = f64::from(*x) * norm);
+        let row = (0..columns)
+            .map(|c| (x[c] - mean) / (variance + 1e-6).sqrt() * (one + factor.values[c]) + summand.values[c]);
+        rotated(row, group, out);
     });
     let name =
         format!("layer norm {rows}x{columns} {from:?} to int8, rotated by {group}, modulated: {modulated}");
@@ -342,12 +405,12 @@ fn linear(
             (Output::new(stream, [rows, inner, 0], INT8)?, Output::new(stream, [columns, inner, 0], INT8)?);
         let to = Output::new(stream, [rows, columns, 0], F32)?;
         let (a, b) = (a.typed(stream), b.typed(stream));
-        let rotated = |y: Typed| Int8Rows { rows: y.rows, scale: y.scale, group };
+        let int8 = |y: Typed| Int8Rows { rows: y.rows, scale: y.scale, group };
         let operands = Operands::Int8 { a: a.rows, a_scale: a.scale, b: b.rows, b_scale: b.scale };
         // SAFETY: the buffers have these sizes and live until the output has been read.
         unsafe {
-            norms.quantize_int8(stream, x.typed(stream), rotated(a), inner)?;
-            norms.quantize_int8(stream, w.typed(stream), rotated(b), inner)?;
+            norms.quantize_int8(stream, x.typed(stream), Activation::None, int8(a), inner)?;
+            norms.quantize_int8(stream, w.typed(stream), Activation::None, int8(b), inner)?;
             gemm.run(stream, &operands, inner, &Epilogue::default(), to.rows(stream), F32)?;
         }
         to.read(stream)
@@ -386,7 +449,7 @@ impl Prepared {
     }
 }
 
-fn attentions(attention: &Attention, context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
+fn attentions(attention: &Attention, card: &Card, quick: bool) -> Result<bool> {
     println!("\nint8 attention      rows   keys heads kind      operands    same bits    error    limit");
     let mut good = true;
     for (rows, keys, heads, gap) in [
@@ -406,7 +469,7 @@ fn attentions(attention: &Attention, context: &Arc<CudaContext>, quick: bool) ->
             continue;
         }
         for kind in [Kind::Noise, Kind::Outliers, Kind::Flat] {
-            good &= one_attention(attention, context, [rows, keys, heads, gap], kind)?;
+            good &= one_attention(attention, card, [rows, keys, heads, gap], kind)?;
         }
     }
     Ok(good)
@@ -416,13 +479,13 @@ fn attentions(attention: &Attention, context: &Arc<CudaContext>, quick: bool) ->
 /// kernel.
 fn one_attention(
     attention: &Attention,
-    context: &Arc<CudaContext>,
+    card: &Card,
     [rows, keys, heads, gap]: [usize; 4],
     kind: Kind,
 ) -> Result<bool> {
     let case = Case::new(rows, keys, heads, gap, kind, (rows * 37 + keys * 5 + heads) as u64);
-    let given = case.run(context, attention, super::Kernel::EightBit { int8: true })?;
-    let stream = context.default_stream();
+    let given = case.run(card, attention, super::Kernel::EightBit { int8: true })?;
+    let stream = card.default_stream();
     let inputs = [stream.clone_htod(&case.q)?, stream.clone_htod(&case.k)?, stream.clone_htod(&case.v)?];
     let of = |x: &CudaSlice<u16>, rows| Rows { address: address(x, &stream), rows, stride: case.stride };
     let [q, k, v] = [of(&inputs[0], rows), of(&inputs[1], keys), of(&inputs[2], keys)];
@@ -547,7 +610,7 @@ fn compare_operands(case: &Case, prepared: &Prepared) -> Option<&'static str> {
                 for (place, given) in places.iter().enumerate() {
                     let row = tile * TILE + key_at(place);
                     let wanted = if row < case.keys {
-                        round(wide(&case.v, row, column) - mean_v[column], 1.0 / scale_v[column])
+                        round(wide(&case.v, row, column) - mean_v[column], sign(tile) / scale_v[column])
                     } else {
                         0
                     };
@@ -561,14 +624,26 @@ fn compare_operands(case: &Case, prepared: &Prepared) -> Option<&'static str> {
     None
 }
 
+/// Returns the sign of a tile of V's image, and of its weight in the output.
+fn sign(tile: usize) -> f32 {
+    if tile.is_multiple_of(2) { 1.0 } else { -1.0 }
+}
+
 /// Returns the key at a place of V's image: within 16, place 4c + 2b + a holds key 8b + 2c + a.
 fn key_at(place: usize) -> usize {
     let (a, b, c) = (place % 2, place / 2 % 2, place / 4 % 4);
     place / 16 * 16 + 8 * b + 2 * c + a
 }
 
+/// Returns a * b + c, rounded towards minus infinity.
+fn fma_down(a: f32, b: f32, c: f32) -> f32 {
+    let exact = f64::from(a).mul_add(f64::from(b), f64::from(c));
+    let near = exact as f32;
+    if f64::from(near) > exact { near.next_down() } else { near }
+}
+
 /// Returns the attention over the operands that were prepared, with P in whole numbers below 255 at the greatest of 128
-/// keys, in f64.
+/// keys, with the kernel's roundings.
 fn simulate(case: &Case, prepared: &Prepared) -> Vec<f64> {
     let (places, width) = (prepared.layout.places(), case.heads * HEAD_DIM);
     let tiles = case.keys.div_ceil(TILE);
@@ -582,8 +657,10 @@ fn simulate(case: &Case, prepared: &Prepared) -> Vec<f64> {
     by_rows(case.rows, width, |row, out| {
         for head in 0..case.heads {
             let q = &query[row * width + head * HEAD_DIM..][..HEAD_DIM];
-            // For each tile: its greatest exponent, and the sums of P and of P V relative to that exponent.
-            let mut parts = Vec::with_capacity(tiles);
+            // The greatest exponent so far and, relative to it, the sums of P, of P V with the bias of the parts, and how often
+            // that bias is in them.
+            let (mut maximum, mut whole, mut surplus) = (f32::NEG_INFINITY, 0.0f32, 0.0f32);
+            let mut o = [0.0f32; HEAD_DIM];
             for tile in 0..tiles {
                 let scale = (scale_q[head * case.rows + row] * scale_k[head * tiles + tile]).max(1e-30);
                 let count = TILE.min(case.keys - tile * TILE);
@@ -594,9 +671,10 @@ fn simulate(case: &Case, prepared: &Prepared) -> Vec<f64> {
                     })
                     .collect();
                 let top = scores.iter().copied().max().unwrap_or(0);
+                let shift = fma_down(-(top as f32 + ROUNDING), scale, 7.994_353_4);
                 let p: Vec<i32> = scores
                     .iter()
-                    .map(|s| ((s - top) as f32).mul_add(scale, 7.994_353_4))
+                    .map(|s| (*s as f32 + ROUNDING).mul_add(scale, shift))
                     .map(|x| f64::from(x).exp2().round_ties_even() as i32)
                     .collect();
                 let image = &value[(head * tiles + tile) * TILE * HEAD_DIM..][..TILE * HEAD_DIM];
@@ -607,15 +685,25 @@ fn simulate(case: &Case, prepared: &Prepared) -> Vec<f64> {
                         keys.filter(|(key, _)| *key < count).map(|(key, v)| p[key] * v).sum()
                     })
                     .collect();
-                parts.push((f64::from(top as f32 * scale), p.iter().sum::<i32>(), sums));
+                // From here on the sums are those of the kernel, in f32 and in its order.
+                let exponent = top as f32 * scale;
+                let next = maximum.max(exponent);
+                let rescale = (maximum - next).exp2();
+                maximum = next;
+                let weight = (exponent - maximum).exp2();
+                whole = (p.iter().sum::<i32>() as f32).mul_add(weight, whole * rescale);
+                surplus = surplus * rescale + sign(tile) * weight;
+                for (o, sum) in o.iter_mut().zip(&sums) {
+                    *o = (*sum as f32 + ROUNDING).mul_add(sign(tile) * weight, *o * rescale);
+                }
+                if tile % FLUSH == FLUSH - 1 || tile == tiles - 1 {
+                    o.iter_mut().for_each(|o| *o = surplus.mul_add(-ROUNDING, *o));
+                    surplus = 0.0;
+                }
             }
-            let most = parts.iter().fold(f64::NEG_INFINITY, |most, part| most.max(part.0));
-            let whole: f64 = parts.iter().map(|part| (part.0 - most).exp2() * f64::from(part.1)).sum();
-            for channel in 0..HEAD_DIM {
-                let sum: f64 =
-                    parts.iter().map(|part| (part.0 - most).exp2() * f64::from(part.2[channel])).sum();
+            for (channel, o) in o.iter().enumerate() {
                 let column = head * HEAD_DIM + channel;
-                out[column] = sum / whole * f64::from(scale_v[column]) + f64::from(mean_v[column]);
+                out[column] = f64::from(o / whole) * f64::from(scale_v[column]) + f64::from(mean_v[column]);
             }
         }
     })
@@ -624,9 +712,9 @@ fn simulate(case: &Case, prepared: &Prepared) -> Vec<f64> {
 // ---- Times
 
 /// Prints the times of the row kernels and the products on the model's shapes.
-pub fn time(context: &Arc<CudaContext>) -> Result<()> {
-    let (norms, gemm) = (Norms::load(context)?, Gemm::load(context)?);
-    let stream = context.default_stream();
+pub fn time(card: &Card) -> Result<()> {
+    let (norms, gemm) = (Norms::load(card)?, Gemm::load(card)?);
+    let stream = card.default_stream();
     let rows = 32_760;
     let some: Vec<u16> = normal(1 << 22, 1).iter().map(|x| bf16::from_f32(*x).to_bits()).collect();
     let wide: Vec<u16> = some.iter().copied().cycle().take(rows * 13_824).collect();
@@ -654,15 +742,15 @@ pub fn time(context: &Arc<CudaContext>) -> Result<()> {
         })?;
         report(name, bytes * rows * 5120, ms);
     }
-    for columns in [5120, 13_824] {
+    for (columns, activation) in
+        [(5120, Activation::None), (13_824, Activation::None), (13_824, Activation::GeluTanh)]
+    {
         // SAFETY: as above.
         let ms = median(&stream, || unsafe {
-            norms.quantize_int8(&stream, Typed::bf16(matrix(x, columns)), to(columns), columns)
+            let from = Typed::bf16(matrix(x, columns));
+            norms.quantize_int8(&stream, from, activation, to(columns), columns)
         })?;
-        report(&format!("quantisation of {columns} columns"), 3 * rows * columns, ms);
-    }
-    if !gemm.has_int8() {
-        return Ok(());
+        report(&format!("quantisation of {columns} columns, {activation:?}"), 3 * rows * columns, ms);
     }
     println!("\nint8 products                rows columns   inner       ms     TOPS");
     let output: CudaSlice<u16> = stream.alloc_zeros(rows * 15_360)?;

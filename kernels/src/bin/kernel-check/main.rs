@@ -20,16 +20,16 @@ use std::sync::Arc;
 use std::thread;
 
 use animd_kernels::cuda::cudarc::driver::sys::CUevent_flags;
-use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr};
-use animd_kernels::cuda::{self, Attention, Attention8bitLayout, Rows, open};
+use animd_kernels::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr};
+use animd_kernels::cuda::{self, Attention, Attention8bitLayout, Card, Rows, open};
 use half::bf16;
 
 const HEAD_DIM: usize = 128;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-type Check = fn(&Arc<CudaContext>, bool) -> Result<bool>;
-type Time = fn(&Arc<CudaContext>) -> Result<()>;
+type Check = fn(&Card, bool) -> Result<bool>;
+type Time = fn(&Card) -> Result<()>;
 
 /// The groups of kernels that are checked and timed together.
 const GROUPS: [(&str, Check, Time); 6] = [
@@ -47,12 +47,13 @@ fn main() -> ExitCode {
     let value_of = |flag: &str| arguments.iter().skip_while(|a| *a != flag).nth(1);
     let only = value_of("--only");
     let run = || -> Result<bool> {
-        if let Some(capability) = value_of("--capability") {
-            let (major, minor) = capability.split_once('.').ok_or("a compute capability is like 8.9")?;
-            cuda::serve_as(major.parse()?, minor.parse()?)?;
-        }
-        let context = open(0)?;
-        println!("{}", context.name()?);
+        let capability = match value_of("--capability").map(|value| value.split_once('.')) {
+            None => None,
+            Some(Some((major, minor))) => Some((major.parse()?, minor.parse()?)),
+            Some(None) => return Err("a compute capability is like 8.9".into()),
+        };
+        let card = open(0, capability)?;
+        println!("{}", card.name()?);
         let groups: Vec<_> =
             GROUPS.iter().filter(|(name, ..)| only.is_none_or(|only| only == name)).collect();
         if groups.is_empty() {
@@ -62,13 +63,13 @@ fn main() -> ExitCode {
         if !has("--times-only") {
             // A failure does not keep the other groups from running.
             for (_, check, _) in &groups {
-                good &= check(&context, has("--quick"))?;
+                good &= check(&card, has("--quick"))?;
             }
             println!("\n{}", if good { "all right" } else { "FAILED" });
         }
         if good && !has("--checks-only") {
             for (_, _, time) in &groups {
-                time(&context)?;
+                time(&card)?;
             }
         }
         Ok(good)
@@ -121,8 +122,8 @@ impl Kernel {
     }
 }
 
-fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
-    let attention = Attention::load(context)?;
+fn check(card: &Card, quick: bool) -> Result<bool> {
+    let attention = Attention::load(card)?;
     // Rows, keys, heads, elements between rows beyond the heads.
     let shapes = [
         (1, 1, 1, 0),
@@ -155,8 +156,8 @@ fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
             let reference = case.reference();
             for kernel in [Kernel::Bf16, Kernel::EightBit { int8: attention.is_int8() }] {
                 let name = if matches!(kernel, Kernel::Bf16) { "bf16" } else { "8-bit" };
-                let first = case.run(context, &attention, kernel)?;
-                let again = case.run(context, &attention, kernel)?;
+                let first = case.run(card, &attention, kernel)?;
+                let again = case.run(card, &attention, kernel)?;
                 let (error, cosine) = compare(&first, &reference);
                 let mut verdict = String::new();
                 if error.is_nan() || error > kernel.tolerance(kind) {
@@ -225,8 +226,8 @@ impl Case {
         Self { rows, keys, heads, stride, q: bits(q), k: bits(k), v: bits(v) }
     }
 
-    fn run(&self, context: &Arc<CudaContext>, attention: &Attention, kernel: Kernel) -> Result<Vec<u16>> {
-        let stream = context.default_stream();
+    fn run(&self, card: &Card, attention: &Attention, kernel: Kernel) -> Result<Vec<u16>> {
+        let stream = card.default_stream();
         let inputs = [stream.clone_htod(&self.q)?, stream.clone_htod(&self.k)?, stream.clone_htod(&self.v)?];
         let output = stream.clone_htod(&vec![u16::MAX; (self.rows + 1) * self.stride])?;
         let of = |x: &CudaSlice<u16>, rows| Rows { address: address(x, &stream), rows, stride: self.stride };
@@ -311,9 +312,9 @@ fn compare(given: &[u16], wanted: &[f64]) -> (f64, f64) {
     ((difference / wanted2).sqrt(), dot / (given2 * wanted2).sqrt())
 }
 
-fn time(context: &Arc<CudaContext>) -> Result<()> {
-    let attention = Attention::load(context)?;
-    let stream = context.default_stream();
+fn time(card: &Card) -> Result<()> {
+    let attention = Attention::load(card)?;
+    let stream = card.default_stream();
     let heads = 40;
     println!("\n40 heads of 128             rows   keys       ms  TFLOP/s");
     for rows in [32_760, 75_600] {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaStream};
-use animd_kernels::cuda::{Affine, Element, Gemm, Norms, RopeTables, Rows, Term, Typed, Volumes};
+use animd_kernels::cuda::cudarc::driver::CudaStream;
+use animd_kernels::cuda::{Affine, Card, Element, Gemm, Norms, RopeTables, Rows, Term, Typed, Volumes};
 
 use super::bench::{BF16_ROUNDING, Input, Output, by_rows, verdict};
 use super::{Result, address, median, normal};
@@ -24,10 +24,10 @@ pub fn limit(element: Element) -> f64 {
     }
 }
 
-pub fn check(context: &Arc<CudaContext>, quick: bool) -> Result<bool> {
-    let (norms, volumes) = (Norms::load(context)?, Volumes::load(context)?);
-    let has_e4m3 = Gemm::load(context)?.has_e4m3();
-    let stream = context.default_stream();
+pub fn check(card: &Card, quick: bool) -> Result<bool> {
+    let (norms, volumes) = (Norms::load(card)?, Volumes::load(card)?);
+    let has_e4m3 = Gemm::load(card)?.has_e4m3();
+    let stream = card.default_stream();
     let mut good = true;
     println!("\nrows and volumes                                                  error    worst    limit");
     for (rows, columns, gap) in
@@ -354,9 +354,9 @@ fn layouts(volumes: &Volumes, stream: &Arc<CudaStream>) -> Result<bool> {
 }
 
 /// Prints milliseconds and TB/s of the kernels that are bound by memory.
-pub fn time(context: &Arc<CudaContext>) -> Result<()> {
-    let (norms, volumes) = (Norms::load(context)?, Volumes::load(context)?);
-    let stream = context.default_stream();
+pub fn time(card: &Card) -> Result<()> {
+    let (norms, volumes) = (Norms::load(card)?, Volumes::load(card)?);
+    let stream = card.default_stream();
     let rows = 32_760;
     let some: Vec<u16> = normal(1 << 22, 1).iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
     let x: Vec<u16> = some.iter().copied().cycle().take(rows * 15_360).collect();

@@ -1,10 +1,13 @@
 //! Linear layers: every type of weight, every epilogue.
 
-use super::{BF16, Both, Check, FP8, IN_BF16, IN_FP8, Options, Pair, ROUNDED, SPLIT, noise};
+use super::{
+    BF16, Both, Check, FP8, IN_BF16, IN_FP8, IN_INT8, INT8, Options, Pair, ROUNDED, SIMULATED, SPLIT,
+    distance, noise,
+};
 use crate::Result;
 use crate::backend::loading::Role;
-use crate::backend::sequence::Activation;
-use crate::backend::{Keeping, SequenceOps};
+use crate::backend::sequence::{Activation, Epilogue};
+use crate::backend::{Keeping, SequenceOps, TensorOps};
 use crate::weights::{DType, Encoding, Granularity, HostTensor, Matrix, e4m3};
 
 pub(super) fn check(check: &Check) -> Result<()> {
@@ -28,17 +31,105 @@ pub(super) fn check(check: &Check) -> Result<()> {
     split.run(DType::F32, 17, 588, &[160])?;
     split.run(DType::F32, 1, 256, &[64])?;
 
-    let fp8 = Layers { both: &in_fp8, operation: "linear, fp8", tolerance: FP8, ..bf16 };
-    for dtype in types {
-        fp8.run(dtype, 5, 64, &[24, 16])?;
+    if cuda.has_fp8() {
+        let fp8 = Layers { both: &in_fp8, operation: "linear, fp8", tolerance: FP8, ..bf16 };
+        for dtype in types {
+            fp8.run(dtype, 5, 64, &[24, 16])?;
+        }
+        fp8.run(DType::Bf16, 130, 272, &[136])?;
+        fp8.gated(9, 64, 24)?;
     }
-    fp8.run(DType::Bf16, 130, 272, &[136])?;
-    fp8.gated(9, 64, 24)?;
+    let in_int8 = both(IN_INT8).simulating_int8();
+    let int8 = Layers { both: &in_int8, operation: "linear, int8", tolerance: SIMULATED, ..bf16 };
+    for dtype in types {
+        int8.run(dtype, 5, 256, &[24, 16])?;
+    }
+    int8.run(DType::Bf16, 130, 768, &[136])?;
+    int8.run(DType::F32, 1, 1024, &[264])?;
+    int8.run(DType::Bf16, 131, 512, &[256, 8])?;
+    int8.gated(9, 256, 24)?;
+    sharp(&in_int8, &both(IN_INT8))?;
     // These sizes do not suit the 8-bit kernels.
     Layers { both: &in_fp8, ..bf16 }.run(DType::F32, 4, 40, &[8])?;
+    Layers { both: &in_int8, ..bf16 }.run(DType::F32, 4, 272, &[8])?;
+    for (keeping, tolerance) in [(IN_BF16, BF16), (IN_FP8, FP8), (Keeping::F32, SPLIT)] {
+        if keeping != IN_FP8 || cuda.has_fp8() {
+            // The first layer's error is in what the second one reads, and the rows between them are rounded once more.
+            feed_forwards(&both(keeping), 2f64.sqrt() * tolerance + ROUNDED)?;
+        }
+    }
+    // The rows between the layers are rounded to bf16 before they become int8: 0.05 units, where the largest of a row are 4
+    // deviations and 127 units. So 0.04 of them are rounded to a neighbour, and the root of that is 6.5e-3 of a deviation.
+    feed_forwards(&in_int8, 8e-3)?;
     // Sensitive layers do not have the network's type.
     Layers { both: &in_fp8, ..split }.run(DType::F32, 3, 64, &[16])?;
     Layers { both: &both(Keeping::F32), role: Role::Bulk, ..split }.run(DType::F32, 3, 64, &[16])
+}
+
+/// Checks layers in int8 whose inputs and weights have a few columns much larger than the others: the error against f32 may
+/// be 1.15 times that of a simulation.
+fn sharp(simulated: &Both<'_>, exact: &Both<'_>) -> Result<()> {
+    let (rows, cols, out) = (67, 1280, 136);
+    for (peak, width) in [(5.0, 32), (30.0, 32), (100.0, 256)] {
+        let sharpen = |values: Vec<f32>, every: usize, at: usize| -> Vec<f32> {
+            let column = |i: usize| if i % cols % every == at { peak } else { 1.0 };
+            values.into_iter().enumerate().map(|(i, v)| v * column(i)).collect()
+        };
+        let bytes =
+            sharpen(noise(out * cols, 21), 3 * width, 7).iter().flat_map(|v| v.to_le_bytes()).collect();
+        let layers = || vec![(Matrix::plain(out, cols, DType::F32, Vec::clone(&bytes)), None)];
+        let x = simulated.upload(&sharpen(noise(rows * cols, 22), width, 5), &[rows, cols])?;
+        let result = |both: &Both<'_>| -> Result<Pair> {
+            let layer = both.load(layers(), Role::Bulk)?;
+            both.linear(x.plain(), &layer, Activation::None, [None; 2])
+        };
+        let (simulation, given) = (result(simulated)?, result(exact)?);
+        let want = exact.cpu.download(&given.cpu)?;
+        let apart = distance(&simulated.cpu.download(&simulation.cpu)?, &want);
+        let case = format!("{rows}x{cols}x{out}, columns of {peak}; a simulation: {apart:.2e}");
+        exact.compare("linear, int8, sharp inputs", case, &given, 1.15 * apart)?;
+    }
+    // Without large columns, the error is what rounding to 1/127 of the largest adds up to.
+    let plain =
+        Layers { both: exact, operation: "linear, int8, against f32", role: Role::Bulk, tolerance: INT8 };
+    plain.run(DType::Bf16, 33, 1280, &[264])
+}
+
+/// Checks two layers with an activation between them, with more rows than are computed at a time.
+fn feed_forwards(both: &Both<'_>, tolerance: f64) -> Result<()> {
+    for (rows, width, inner) in [(5, 64, 144), (33, 256, 512), (2200, 16, 256)] {
+        let layer = |outputs, inputs, seed| {
+            let weight = weight(outputs, inputs, DType::Bf16, seed);
+            both.load(vec![(weight, Some(bias(outputs, seed + 1)))], Role::Bulk)
+        };
+        let (up, down) = (layer(inner, width, 31)?, layer(width, inner, 33)?);
+        let x = both.noise(&[rows, width], 35)?;
+        let (gate, residual) = (both.noise(&[1, width], 36)?, both.noise(&[rows, width], 37)?);
+        for (name, activation, gate, residual) in [
+            ("gelu", Activation::GeluTanh, None, None),
+            ("erf, gate and residual", Activation::GeluErf, Some(&gate), Some(&residual)),
+            ("silu, residual", Activation::Silu, None, Some(&residual)),
+        ] {
+            let (cpu, cuda) = (&both.cpu, both.cuda);
+            let on_cpu = Epilogue {
+                gate: gate.map(|g| &g.cpu),
+                residual: residual.map(|r| &r.cpu),
+                ..Epilogue::default()
+            };
+            let on_cuda = Epilogue {
+                gate: gate.map(|g| &g.cuda),
+                residual: residual.map(|r| &r.cuda),
+                ..Epilogue::default()
+            };
+            let result = Pair {
+                cpu: cpu.feed_forward(x.plain().cpu, [&up.cpu, &down.cpu], activation, &on_cpu)?,
+                cuda: cuda.feed_forward(x.plain().cuda, [&up.cuda, &down.cuda], activation, &on_cuda)?,
+            };
+            let case = format!("{rows}x{width}x{inner}, {name}");
+            both.compare("feed-forward", case, &result, tolerance)?;
+        }
+    }
+    Ok(())
 }
 
 /// Returns a weight `[rows, cols]` as it is stored in files.

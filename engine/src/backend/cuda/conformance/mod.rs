@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::{Cuda, Options};
 use crate::Result;
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{Cpu, Rounding};
 use crate::backend::loading::{LinearWeights, Role};
 use crate::backend::sequence::{Activation, Epilogue, Input};
 use crate::backend::{Backend, Keeping, Loader, SequenceOps, TensorOps};
@@ -35,13 +35,19 @@ const BF16: f64 = 4e-3;
 const ATTENTION: f64 = 6e-3;
 /// The tolerance of both operands rounded to e4m3, by 0.026 in the root mean square.
 const FP8: f64 = 0.045;
+/// The tolerance of the result of a layer in int8 against a simulation of it: one rounding to bf16; and where an operand
+/// differs in its last bit, it may be rounded to int8 the other way.
+const SIMULATED: f64 = 2.5e-3;
+/// The tolerance of both operands rounded to int8: by 1/127 of a row's largest value over the root of 12, which is up to 4
+/// deviations of rotated rows; the root of two times that.
+const INT8: f64 = 0.0145;
 
 /// A group of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Group {
     /// Parts, wholes, sums, patches: what only moves values
     Moves,
-    /// Linear layers, in bf16, in 8 bits and as near to f32 as 16 bits
+    /// Linear layers, in bf16, in both types of 8 bits and as near to f32 as 16 bits
     Linear,
     /// Layer norms and RMS norms, with the rotary embedding
     Norms,
@@ -73,12 +79,17 @@ pub struct Finding {
     pub passed: bool,
 }
 
-/// Runs groups on the GPU of this number.
+/// Runs groups on the GPU of this number, by the kernels of its own compute capability or of an older one (major, minor).
 ///
 /// # Errors
 /// Returns the error that keeps the GPU from being opened or an operation from running; [`crate::Error::Canceled`].
-pub fn run(ordinal: usize, groups: &[Group], observer: &dyn Observer) -> Result<Vec<Finding>> {
-    let check = Check { ordinal, findings: RefCell::default() };
+pub fn run(
+    ordinal: usize,
+    capability: Option<(u32, u32)>,
+    groups: &[Group],
+    observer: &dyn Observer,
+) -> Result<Vec<Finding>> {
+    let check = Check { ordinal, capability, findings: RefCell::default() };
     for group in groups {
         observer.check()?;
         match group {
@@ -95,12 +106,14 @@ pub fn run(ordinal: usize, groups: &[Group], observer: &dyn Observer) -> Result<
 /// The state of a running check.
 struct Check {
     ordinal: usize,
+    capability: Option<(u32, u32)>,
     findings: RefCell<Vec<Finding>>,
 }
 
 impl Check {
     fn open(&self, options: &Options) -> Result<Cuda> {
-        Cuda::open(self.ordinal, &Options { poison: true, ..*options }, 0, WORK)
+        let options = Options { poison: true, capability: self.capability, ..*options };
+        Cuda::open(self.ordinal, &options, 0, WORK)
     }
 }
 
@@ -108,6 +121,8 @@ impl Check {
 const IN_BF16: Keeping = Keeping { weights: Precision::Bf16, ..Keeping::F32 };
 /// Weights with large matrices in 8 bits.
 const IN_FP8: Keeping = Keeping { weights: Precision::Fp8, ..Keeping::F32 };
+/// Weights with large matrices in rotated whole numbers of 8 bits.
+const IN_INT8: Keeping = Keeping { weights: Precision::Int8, ..Keeping::F32 };
 
 /// Returns values without a pattern, about -1 to 1.
 pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -173,6 +188,12 @@ struct Both<'a> {
 impl<'a> Both<'a> {
     fn new(check: &'a Check, cuda: &'a Cuda, keeping: Keeping) -> Self {
         Self { check, cpu: Cpu::new(), cuda, keeping }
+    }
+
+    /// Makes the CPU round the operands of layers to int8, as the GPU does, so that only the roundings after the sums are
+    /// different.
+    fn simulating_int8(self) -> Self {
+        Self { cpu: Cpu { simulate: Some(Rounding::Int8) }, keeping: IN_INT8, ..self }
     }
 
     fn load(&self, layers: Vec<(Matrix<'_>, Option<HostTensor>)>, role: Role) -> Result<Layer> {

@@ -1,7 +1,7 @@
 //! Norms of rows: on their own, as a product reads them, and of the parts of a product.
 
 use super::linear::{bias, weight};
-use super::{BF16, Both, Check, FP8, IN_BF16, IN_FP8, Options, Pair, Read, noise};
+use super::{BF16, Both, Check, FP8, IN_BF16, IN_FP8, IN_INT8, Options, Pair, Read, noise};
 use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Cuda;
@@ -15,18 +15,24 @@ const NORM: f64 = 1e-5;
 
 pub(super) fn check(check: &Check) -> Result<()> {
     let cuda = check.open(&Options::default())?;
-    for (keeping, through, tolerance) in
-        [(IN_BF16, "norm to bf16 product", BF16), (IN_FP8, "norm to 8-bit product", FP8)]
-    {
-        let both = Both::new(check, &cuda, keeping);
+    let both = |keeping| Both::new(check, &cuda, keeping);
+    // Layers and the tolerances of a product and of the parts of one.
+    let mut layers = vec![
+        (both(IN_BF16), "norm to bf16 product", BF16, BF16),
+        (both(IN_INT8).simulating_int8(), "norm to int8 product", BF16, BF16),
+    ];
+    if cuda.has_fp8() {
+        layers.push((both(IN_FP8), "norm to fp8 product", FP8, FP8));
+    }
+    for (both, through, tolerance, _) in &layers {
         for (rows, features) in [(1, 16), (3, 80), (72, 256), (5, 1104)] {
-            norms(&both, rows, features, through, tolerance)?;
+            norms(both, rows, features, through, *tolerance)?;
         }
     }
-    for (keeping, tolerance) in [(IN_BF16, BF16), (IN_FP8, FP8), (Keeping::F32, BF16)] {
-        let both = Both::new(check, &cuda, keeping);
+    layers.push((both(Keeping::F32), "", BF16, BF16));
+    for (both, _, _, tolerance) in &layers {
         for (rows, heads, pairs) in [(1, 1, 4), (5, 3, 8), (72, 2, 64)] {
-            projections(&both, rows, heads, pairs, tolerance)?;
+            projections(both, rows, heads, pairs, *tolerance)?;
         }
     }
     Ok(())
@@ -65,9 +71,9 @@ fn norms(both: &Both<'_>, rows: usize, features: usize, through: &'static str, t
 fn projections(both: &Both<'_>, rows: usize, heads: usize, pairs: usize, tolerance: f64) -> Result<()> {
     let features = 2 * heads * pairs;
     let (on_cpu, on_cuda) = rope(both, rows, pairs)?;
-    let weights = (0..3).map(|i| (weight(features, 64, DType::F32, i), Some(bias(features, 7 + i))));
+    let weights = (0..3).map(|i| (weight(features, 256, DType::F32, i), Some(bias(features, 7 + i))));
     let layer = both.load(weights.collect(), Role::Bulk)?;
-    let x = both.noise(&[rows, 64], 6)?;
+    let x = both.noise(&[rows, 256], 6)?;
     let (q, k) = (both.noise(&[features], 2)?, both.noise(&[features], 3)?);
     for (name, count, rotated) in
         [("both, rotated", 2, true), ("both", 2, false), ("queries", 1, false), ("none", 0, false)]

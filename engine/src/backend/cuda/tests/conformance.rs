@@ -4,7 +4,7 @@ use super::super::conformance::{self, Group};
 use super::{Cuda, Options, noise, open};
 use crate::backend::cuda::Linear;
 use crate::backend::loading::{LinearWeights, Role};
-use crate::backend::sequence::{Affine, Attention, Epilogue, Input, KeyValue, Norm, Projection};
+use crate::backend::sequence::{Activation, Affine, Attention, Epilogue, Input, KeyValue, Norm, Projection};
 use crate::backend::{Backend, Keeping, Loader, SequenceOps, TensorOps};
 use crate::progress::Quiet;
 use crate::weights::{DType, Matrix};
@@ -12,7 +12,12 @@ use animd_protocol::profile::{AttentionKind, Precision};
 
 /// Runs the cases of `selftest`; every case is printed, and must pass.
 fn passes(group: Group) {
-    let findings = conformance::run(0, &[group], &Quiet).expect("it runs");
+    passes_on(None, group);
+}
+
+/// Runs the cases by the kernels of this compute capability.
+fn passes_on(capability: Option<(u32, u32)>, group: Group) {
+    let findings = conformance::run(0, capability, &[group], &Quiet).expect("it runs");
     for f in &findings {
         println!("{:30} {:60} {:.1e} {:.1e} of {:.0e}", f.operation, f.case, f.error, f.most, f.tolerance);
     }
@@ -50,6 +55,35 @@ fn volumes() {
     passes(Group::Volumes);
 }
 
+/// Cards without e4m3 have all operations but layers in `fp8`.
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+fn cards_without_e4m3() {
+    for group in [Group::Linear, Group::Norms, Group::Attention] {
+        passes_on(Some((8, 6)), group);
+    }
+    let b = open(&Options { capability: Some((8, 6)), ..Options::default() });
+    let weight = Matrix::plain(8, 16, DType::F32, vec![0; 4 * 8 * 16]);
+    let weights = LinearWeights::new(vec![(weight, None)]).expect("a weight");
+    let refusal = b.loader(IN_FP8).linear(&weights, Role::Bulk).err().expect("a refusal").to_string();
+    assert!(refusal.contains("8.6") && refusal.contains("`int8`"), "{refusal}");
+    // Sensitive layers are not in the network's precision.
+    assert!(b.loader(IN_FP8).linear(&weights, Role::Sensitive).is_ok());
+}
+
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+fn the_kernels_of_another_card() {
+    passes_on(Some((8, 9)), Group::Attention);
+    let open = |capability| {
+        let options = Options { capability: Some(capability), ..Options::default() };
+        Cuda::open(0, &options, 0, 1 << 20).err().map(|e| e.to_string())
+    };
+    assert_eq!(open((8, 0)), None);
+    assert!(open((12, 0)).is_some_and(|e| e.contains("cannot run the kernels of 12.0")));
+    assert!(open((7, 5)).is_some_and(|e| e.contains("7.5")));
+}
+
 fn tensor(b: &Cuda, shape: &[usize], seed: u64) -> <Cuda as TensorOps>::Tensor {
     b.upload(&noise(shape.iter().product(), seed), shape).expect("there is room")
 }
@@ -64,6 +98,7 @@ fn layer(b: &Cuda, keeping: Keeping, outputs: usize, inputs: usize) -> Linear {
 
 const IN_BF16: Keeping = Keeping { weights: Precision::Bf16, ..Keeping::F32 };
 const IN_FP8: Keeping = Keeping { weights: Precision::Fp8, ..Keeping::F32 };
+const IN_INT8: Keeping = Keeping { weights: Precision::Int8, ..Keeping::F32 };
 
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
@@ -116,9 +151,8 @@ fn norms_come_in_the_form_that_the_reader_wants() {
     let b = open(&Options::default());
     let (rows, features, outputs) = (72, 256, 24);
     let (x, a) = (tensor(&b, &[rows, features], 1), tensor(&b, &[features], 2));
-    let result = taken(2 * rows * outputs);
-    for (keeping, form) in
-        [(IN_BF16, taken(2 * rows * features)), (IN_FP8, taken(rows * features + 4 * rows))]
+    let (result, eight_bit) = (taken(2 * rows * outputs), taken(rows * features + 4 * rows));
+    for (keeping, form) in [(IN_BF16, taken(2 * rows * features)), (IN_FP8, eight_bit), (IN_INT8, eight_bit)]
     {
         let layer = layer(&b, keeping, outputs, features);
         let learned = Affine::Learned { weight: &a, bias: &a };
@@ -128,6 +162,22 @@ fn norms_come_in_the_form_that_the_reader_wants() {
             assert_eq!(most, form + result, "{:?}", keeping.weights);
         }
     }
+}
+
+/// Between layers in int8, the wide rows exist as int8 and a band of them as bf16.
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+fn a_feed_forward_takes_a_byte_for_each_wide_element() {
+    let b = open(&Options::default());
+    let (rows, features, wide) = (2500, 256, 1024);
+    let (up, down) = (layer(&b, IN_INT8, wide, features), layer(&b, IN_INT8, features, wide));
+    let x = tensor(&b, &[rows, features], 1);
+    let run = || b.feed_forward(Input::Plain(&x), [&up, &down], Activation::GeluTanh, &Epilogue::default());
+    let (most, _) = most(&b, run);
+    let inner = taken(rows * wide + 4 * rows);
+    let band = taken(2 * 2048 * wide);
+    let input = taken((rows * features).next_multiple_of(256) + 4 * rows);
+    assert_eq!(most, inner + band + input);
 }
 
 /// This is attention as in the `DiT`: text and picture in one kernel, which needs no memory but the result's.

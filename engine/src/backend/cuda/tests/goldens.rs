@@ -21,16 +21,24 @@ type Tensor = <Cuda as TensorOps>::Tensor;
 /// The root mean square of the relative error of rounding to bf16, and to e4m3 with a scale for each row.
 pub(super) const TO_BF16: f64 = 1.7e-3;
 pub(super) const TO_E4M3: f64 = 0.026;
+/// The root mean square error of rounding rotated rows to int8, relative to theirs: units of 1/127 of the largest, which is 4
+/// deviations, over the root of 12.
+pub(super) const TO_INT8: f64 = 4.0 / 127.0 / 3.46;
 
 /// Returns the error that a branch of a transformer may have, before it is added to the stream, with so many roundings
 /// to bf16 and to e4m3 on its way.
+pub(super) fn branch(to_bf16: u32, to_e4m3: u32) -> f64 {
+    branch_of(to_bf16, to_e4m3, TO_E4M3)
+}
+
+/// Returns the error that a branch may have with so many roundings to bf16, and so many with this error each.
 ///
 /// Independent errors add up by their squares, to R. A stream that grows by independent branches, each of which brings
 /// its own R and the relative error E that the stream had, follows dE² = (E² + R²) ds, where s is the logarithm of the
 /// stream's squares. All three tiny networks grow by less than e: by 2.5 (the `DiT`, from 0.952 to 1.510), 2.5 and 2.5.
 /// So E² stays below (e - 1) R², and a branch below (E² + R²) = e R².
-pub(super) fn branch(to_bf16: u32, to_e4m3: u32) -> f64 {
-    let squares = f64::from(to_bf16) * TO_BF16.powi(2) + f64::from(to_e4m3) * TO_E4M3.powi(2);
+fn branch_of(to_bf16: u32, roundings: u32, each: f64) -> f64 {
+    let squares = f64::from(to_bf16) * TO_BF16.powi(2) + f64::from(roundings) * each.powi(2);
     (std::f64::consts::E * squares).sqrt()
 }
 
@@ -111,6 +119,7 @@ impl Judge<'_> {
 
 const IN_BF16: Keeping = Keeping { weights: Precision::Bf16, ..Keeping::F32 };
 const IN_FP8: Keeping = Keeping { weights: Precision::Fp8, ..Keeping::F32 };
+const IN_INT8: Keeping = Keeping { weights: Precision::Int8, ..Keeping::F32 };
 
 /// A way to run the `DiT`.
 #[derive(Clone, Copy)]
@@ -188,6 +197,9 @@ fn the_dit_in_8_bits() {
     let attention = EIGHT_BIT * (1.0f64 / 3.0).exp().sqrt();
     let eight = Way { attention: AttentionKind::EightBit, long_context: 1, ..bf16() };
     forward(&Way { what: "fp8 8bit", keeping: IN_FP8, limit: limit.hypot(attention), ..eight });
+    let limit = branch_of(CROSS_ATTENTION, OPERANDS, TO_INT8);
+    forward(&Way { what: "int8 exact", keeping: IN_INT8, limit, ..bf16() });
+    forward(&Way { what: "int8 8bit", keeping: IN_INT8, limit: limit.hypot(attention), ..eight });
     forward(&Way { what: "bf16 8bit", limit: bf16().limit.hypot(attention), ..eight });
 }
 
@@ -231,9 +243,11 @@ fn the_dit_from_files_in_8_bits() {
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn the_text_encoder() {
-    for (what, keeping, limit) in
-        [("bf16", IN_BF16, branch(ENCODER_BLOCK, 0)), ("fp8", IN_FP8, branch(ENCODER_BLOCK, GATED_OPERANDS))]
-    {
+    for (what, keeping, limit) in [
+        ("bf16", IN_BF16, branch(ENCODER_BLOCK, 0)),
+        ("fp8", IN_FP8, branch(ENCODER_BLOCK, GATED_OPERANDS)),
+        ("int8", IN_INT8, branch_of(ENCODER_BLOCK, GATED_OPERANDS, TO_INT8)),
+    ] {
         let cuda = open(&Options::default());
         let golden = Golden::open();
         let judge = Judge { cuda: &cuda, golden: &golden, what, limit };

@@ -120,6 +120,8 @@ fn the_plan_is_near_what_is_taken() {
         (Precision::Bf16, AttentionKind::Exact),
         (Precision::Fp8, AttentionKind::Exact),
         (Precision::Fp8, AttentionKind::EightBit),
+        (Precision::Int8, AttentionKind::Exact),
+        (Precision::Int8, AttentionKind::EightBit),
     ] {
         let b = opened(4 * WORK);
         let mut setup = Setup { attention, ..Setup::from(&Profile::built_in("h200").expect("a profile")) };
