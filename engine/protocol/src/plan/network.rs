@@ -185,12 +185,11 @@ fn bytes(e: &Expected, component: Component, setup: &Setup) -> u64 {
         Component::Dit => of(sensitive),
         Component::T5 if e.name.contains(".attn.") || e.name.contains(".ffn.") => large(),
         Component::T5 => of(4),
-        Component::Clip => large(),
         // For upsampling, a GPU also stores a 3x3 convolution of single frames as four of 2x2.
         Component::Vae if cuda && e.shape.len() == 4 && e.shape.ends_with(&[3, 3]) => {
             large() + stored(large() * 16 / 9)
         }
-        Component::Vae => large(),
+        Component::Clip | Component::Vae => large(),
     }
 }
 
