@@ -188,8 +188,9 @@ fn operations(capability: (u32, u32), professional: bool) -> Option<[f64; 3]> {
     })
 }
 
-/// GB/s of pinned copies to the device, by the generation and lanes of PCI Express. Measured: 4 x16 23.9 to 26.4 (NVIDIA/nvbandwidth#15), 5 x16 56.3
-/// (tinygrad/open-gpu-kernel-modules#29), an H200 55. Half as many lanes have half the rate.
+/// GB/s of pinned copies to the device, by the generation and lanes of PCI Express. Measured: 4 x16 23.9 to 26.4
+/// (NVIDIA/nvbandwidth#15), 5 x16 56.3 (tinygrad/open-gpu-kernel-modules#29), an H200 55. Half as many lanes have half the
+/// rate.
 const PCIE4_X16: f64 = 25.0;
 const PCIE4_X8: f64 = 12.0;
 const PCIE5_X16: f64 = 55.0;
