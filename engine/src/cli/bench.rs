@@ -33,8 +33,8 @@ Examples:
   animd-engine bench --size 720p --rows fp8,distill --json
   animd-engine bench --synthetic tiny --size 320x192 --frames 9
   animd-engine bench -m ~/models/Wan2.1-I2V-14B-480P --rows fp8-teacache --whole
-  animd-engine bench --report rtx4090.json                what to send to others: measured beside predicted
-  animd-engine bench --pretend rtx4090 --rows int8-distill  that card's kernels, memory and bus on a larger card")]
+  animd-engine bench --report rtx4090.json                measured beside predicted, to send to others
+  animd-engine bench --pretend rtx4090                    its kernels, memory and bus on a larger card")]
 pub struct Bench {
     /// Take this model's weights, with the folder as downloaded
     #[arg(short, long, value_name = "DIR")]
@@ -45,8 +45,7 @@ pub struct Bench {
     /// Make weights up, of a model of this size [default: full, without a model's folder]
     #[arg(long, value_name = "SIZE", value_enum, num_args = 0..=1, default_missing_value = "full", conflicts_with = "model")]
     synthetic: Option<synth::Size>,
-    /// The name of a profile, or a profile's file; rows say themselves how the DiT is computed [default: everything on the
-    /// device, or the profile of the card that is pretended]
+    /// The name of a profile, or a profile's file; rows say themselves how the DiT is computed [default: the card's own]
     #[arg(long, value_name = "NAME-OR-FILE")]
     profile: Option<String>,
     /// Run the kernels of a smaller card, held to its memory and its bus's rate. It is not that card: what it would take
@@ -105,6 +104,8 @@ impl Bench {
             #[cfg(feature = "cuda")]
             Chosen::Cuda(b) => {
                 let (name, here) = (b.gpu_name()?, b.card()?);
+                let own = here.as_ref().filter(|_| self.profile.is_none() && self.pretend.is_none());
+                let profile = own.map_or(Ok(profile), |card| super::plan::profile_for(card, card.memory))?;
                 let cards = self.cards(here)?;
                 self.with(b, &profile, name, cards, stop)?
             }

@@ -40,7 +40,7 @@ enum Command {
     /// Estimate the operations and memory of a video, without making it
     Plan(Box<plan::PlanArgs>),
     /// Measure how long each stage of a video takes on this machine
-    Bench(bench::Bench),
+    Bench(Box<bench::Bench>),
     /// Check every operation on the GPU against the CPU
     Selftest(selftest::Selftest),
     /// Write the DiT in 8 bits beside its own files, for faster starts

@@ -171,7 +171,7 @@ impl Facts<'_> {
 }
 
 /// Returns the operations a clock and multiprocessor in bf16, int8 and e4m3 (0 without it), with sums in 32 bits, or
-/// `None` for a card without kernels. GeForce cards have half the rate where sums are f32.
+/// `None` for a card without kernels. `GeForce` cards have half the rate where sums are f32.
 ///
 /// 8.0, 8.6 and 8.9: NVIDIA's architecture papers; s8 and e4m3 of a 4080 and a 5090: ReinForce-II/mmapeak#5 and
 /// main-horse.github.io/posts/5090-mm-perf, which agree with them.
@@ -188,8 +188,9 @@ fn operations(capability: (u32, u32), professional: bool) -> Option<[f64; 3]> {
     })
 }
 
-/// GB/s of pinned copies to the device. Measured: PCIe 4 x16 23.9 to 26.4 (NVIDIA/nvbandwidth#15), PCIe 5 x16 56.3
-/// (tinygrad/open-gpu-kernel-modules#29), an H200 55. Half as many lanes have half the rate.
+/// GB/s of pinned copies to the device, by the generation and lanes of PCI Express. Measured: 4 x16 23.9 to 26.4
+/// (NVIDIA/nvbandwidth#15), 5 x16 56.3 (tinygrad/open-gpu-kernel-modules#29), an H200 55. Half as many lanes have half the
+/// rate.
 const PCIE4_X16: f64 = 25.0;
 const PCIE4_X8: f64 = 12.0;
 const PCIE5_X16: f64 = 55.0;

@@ -25,7 +25,7 @@ use crate::request::{Request, StepCache};
 use crate::step_cache::{self, StepPlan};
 
 pub use memory::Memory;
-pub use network::{Network, Placement};
+pub use network::{Held, Network, Placement};
 pub use predict::{ForwardSeconds, Prediction};
 pub use refusal::{Refusal, refusal};
 pub use vae::{SMALLEST_TILE, largest_tile, tile, vae_activations};
