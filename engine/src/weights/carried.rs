@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::stored::Mapped;
 use super::vocabulary::Vocabulary;
-use super::{container, gguf, sentencepiece};
+use super::{container, gguf, safetensors, sentencepiece};
 use crate::{Error, Result};
 
 /// The tensor in which `ComfyUI`'s text encoders carry the bytes of sentencepiece's own file.
@@ -29,8 +29,8 @@ pub fn read_vocabulary(path: &Path) -> Result<Vocabulary> {
     let file = Mapped::open(path)?;
     let vocabulary = match &file.bytes[..] {
         bytes if bytes.starts_with(gguf::MAGIC) => gguf::vocabulary(bytes).map_err(refused)?,
-        // sentencepiece's file begins with its first piece; a safetensors header of as many bytes begins with `{`.
-        bytes @ [0x0a, ..] if bytes.get(8) != Some(&b'{') => {
+        // sentencepiece's file begins with its first piece.
+        bytes @ [0x0a, ..] if !safetensors::begins(bytes) => {
             Some(sentencepiece::read(bytes).map_err(refused)?)
         }
         _ => match container::read_file(path)?.tensors.get(SPIECE_MODEL) {

@@ -14,6 +14,8 @@ pub(super) fn read_file(path: &Path) -> Result<Content> {
     }
     let file = Mapped::open(path)?;
     match &file.bytes[..] {
+        // The length of a header can look like the beginning of any other kind of file, so this is asked first.
+        bytes if safetensors::begins(bytes) => safetensors::read(&file),
         [b'P', b'K', ..] => Ok(Content { tensors: torch::read(&file)?, ..Content::default() }),
         bytes if bytes.starts_with(gguf::MAGIC) => gguf::read(&file),
         bytes => match refusals::container(bytes, path) {

@@ -50,7 +50,9 @@ pub(super) fn rotate(values: &mut [f32], group: usize) {
             }
             step *= 4;
         }
-        values.iter_mut().for_each(|value| *value *= norm);
+        for value in values {
+            *value *= norm;
+        }
     });
 }
 

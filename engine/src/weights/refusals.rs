@@ -42,8 +42,7 @@ pub(super) fn unfinished(path: &Path) -> Option<&'static str> {
 /// Returns what kind of file this is, by its first bytes, if it is of no kind that animd reads.
 pub(super) fn container(bytes: &[u8], path: &Path) -> Option<&'static str> {
     match bytes {
-        // The length of a safetensors header can begin with the same bytes; `{` follows it.
-        [0x80, 2..=5, ..] if bytes.get(8) != Some(&b'{') => {
+        [0x80, 2..=5, ..] => {
             Some("in torch's format from before version 1.6; save it again with a newer torch")
         }
         _ if bytes.starts_with(b"version https://git-lfs") => {

@@ -112,6 +112,13 @@ pub(crate) fn header<'a>(tensors: impl Iterator<Item = (&'a str, DType, &'a [usi
     bytes
 }
 
+/// Returns whether bytes are the beginning of a safetensors file: the length of a header, and the header's first
+/// character.
+pub(super) fn begins(bytes: &[u8]) -> bool {
+    let length = bytes.first_chunk::<8>().map(|b| u64::from_le_bytes(*b));
+    length.is_some_and(|length| length <= MAX_HEADER as u64) && bytes.get(8) == Some(&b'{')
+}
+
 /// Returns the tensors of a safetensors file, and what its header says about their quantisation.
 ///
 /// # Errors

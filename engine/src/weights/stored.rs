@@ -86,7 +86,7 @@ pub fn text_bytes(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = vec![0; 8.min(meta.len() as usize)];
     file.read_exact_at(&mut bytes, 0)?;
     // A tokenizer that is empty or no object is for the reader of JSON to refuse.
-    let binary = bytes.iter().any(|b| *b == 0) || bytes.first() == Some(&0x0a) || bytes.starts_with(b"GGUF");
+    let binary = bytes.contains(&0) || bytes.first() == Some(&0x0a) || bytes.starts_with(b"GGUF");
     if meta.len() > limit || binary || bytes.starts_with(b"PK\x03\x04") {
         return Ok(None);
     }

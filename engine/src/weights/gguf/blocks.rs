@@ -194,8 +194,8 @@ mod tests {
         let number = |i: usize| if i < 16 { i as f32 } else { 31.0 - i as f32 };
         let with = |front: &[&[u8]]| [&front.concat()[..], &qs].concat();
         // Every third value has its fifth bit.
-        let high: u32 = (0..32).filter(|i| i % 3 == 0).map(|i| 1 << i).sum();
-        let five = |i: usize| number(i) + if i % 3 == 0 { 16.0 } else { 0.0 };
+        let high: u32 = (0..32u32).filter(|i| i.is_multiple_of(3)).map(|i| 1 << i).sum();
+        let five = |i: usize| number(i) + if i.is_multiple_of(3) { 16.0 } else { 0.0 };
         for (packing, block, expected) in [
             (&Q4_0, with(&[&TWO]), Box::new(|i| 2.0 * (number(i) - 8.0)) as Box<dyn Fn(usize) -> f32>),
             (&Q4_1, with(&[&TWO, &HALF]), Box::new(|i| 2.0 * number(i) + 0.5)),

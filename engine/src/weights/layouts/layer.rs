@@ -70,7 +70,7 @@ impl Layer {
 /// All tensors of a file.
 pub(super) struct Layers {
     /// The weights and other tensors.
-    pub layers: Vec<Layer>,
+    pub all: Vec<Layer>,
     /// Tensors of quantisations whose weights are missing, by the names of the weights.
     pub orphans: BTreeMap<String, Stored>,
     /// A tensor that only older quantised files of `ComfyUI` have: the marker, or a scale of activations.
@@ -78,22 +78,22 @@ pub(super) struct Layers {
 }
 
 /// Puts the tensors of a file together; `described` has what its header says about layers.
-pub(super) fn gather(tensors: Tensors, mut described: BTreeMap<String, Value>) -> Layers {
+pub(super) fn gather(tensors: &Tensors, mut described: BTreeMap<String, Value>) -> Layers {
     let old_mark = |name: &&String| *name == MARKER || name.ends_with(".scale_input");
-    let mut all = Layers {
-        layers: Vec::new(),
+    let mut layers = Layers {
+        all: Vec::new(),
         orphans: BTreeMap::new(),
         old_mark: tensors.keys().find(old_mark).cloned(),
     };
     let mut beside: BTreeMap<String, BTreeMap<Beside, (String, Stored)>> = BTreeMap::new();
     let mut weights = Vec::new();
-    for (name, stored) in &tensors {
+    for (name, stored) in tensors {
         if name == MARKER || UNUSED.iter().any(|suffix| name.ends_with(suffix)) {
             continue;
         }
         match purpose(name) {
             // Other tensors may be called so, too: they are beside a weight only if there is a weight.
-            Some((layer, Beside::Alpha | Beside::SquareScale)) if weight_of(layer, &tensors).is_none() => {
+            Some((layer, Beside::Alpha | Beside::SquareScale)) if weight_of(layer, tensors).is_none() => {
                 weights.push((name.clone(), stored.clone()));
             }
             Some((layer, purpose)) => {
@@ -109,14 +109,14 @@ pub(super) fn gather(tensors: Tensors, mut described: BTreeMap<String, Value>) -
             None => (BTreeMap::new(), None),
         };
         let weight = layer.map_or_else(|| name.clone(), |layer| format!("{layer}.weight"));
-        all.layers.push(Layer { weight, stored, beside, described });
+        layers.all.push(Layer { weight, stored, beside, described });
     }
     for (layer, beside) in beside {
         if let Some((_, stored)) = beside.into_values().next() {
-            all.orphans.insert(format!("{layer}.weight"), stored);
+            layers.orphans.insert(format!("{layer}.weight"), stored);
         }
     }
-    all
+    layers
 }
 
 /// Returns the layer and the purpose of a tensor beside a weight.

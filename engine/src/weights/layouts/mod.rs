@@ -18,7 +18,7 @@ use super::coded::Coded;
 use super::content::Content;
 use super::names::{self, Naming, Place};
 use super::stored::{Stored, Tensors};
-use super::{Component, DType, Encoding};
+use super::{Component, DType, Encoding, Granularity};
 
 /// The suffix of a scale's name, after the name of its weight, in files with a scale for each row. animd writes its
 /// prepared copies in this way, too.
@@ -120,7 +120,7 @@ pub(super) fn describe(naming: &Naming, content: Content) -> Result<(Layout, Con
     let tensors = if naming.component == Component::Dit { without_sparse_branch(tensors)? } else { tensors };
     let described =
         described.into_iter().map(|(name, value)| (names::without_prefix(&name).to_owned(), value)).collect();
-    let layers = layer::gather(tensors, described);
+    let layers = layer::gather(&tensors, described);
     let marks = Marks::of(&layers);
     marks.check(&layers)?;
     let scaled = marks.any();
@@ -128,7 +128,7 @@ pub(super) fn describe(naming: &Naming, content: Content) -> Result<(Layout, Con
     // Parts of a tensor come in the order of their names, and are put in the order of their indices.
     let mut parts: BTreeMap<String, BTreeMap<usize, Described>> = BTreeMap::new();
     let mut expected: BTreeMap<String, usize> = BTreeMap::new();
-    for layer in &layers.layers {
+    for layer in &layers.all {
         let tensor = Described::of(encode::encode(layer, scaled), layer);
         match naming.place(&layer.weight) {
             Place::Unused => {}
@@ -189,7 +189,7 @@ impl Described {
     fn followed_by(mut self, next: Self) -> Self {
         match (self.shape.split_first_mut(), next.shape.split_first()) {
             (Some((rows, cols)), Some((more, others))) if cols == others => {
-                *rows = rows.saturating_add(*more)
+                *rows = rows.saturating_add(*more);
             }
             _ => self.misfits.push(Misfit::Misshapen(format!(
                 "parts of one tensor are {:?} and {:?}",
@@ -222,7 +222,7 @@ impl Marks {
             Self { comfy_quant: None, comfy_fp8: layers.old_mark.clone(), lightx2v: None, turbo: None };
         // A scale is a better mark than the marker of the whole file.
         let mut scale = None;
-        for layer in &layers.layers {
+        for layer in &layers.all {
             let name = |purpose| layer.beside.get(&purpose).map(|(name, _)| name.clone());
             let described = name(Beside::ComfyQuant).or_else(|| {
                 layer.described.is_some().then(|| format!("the description of {}", layer.weight))
@@ -257,7 +257,7 @@ impl Marks {
     /// Checks that only one program wrote the file.
     fn check(&self, layers: &Layers) -> Result<(), String> {
         // A matrix with two scales says most plainly what is wrong.
-        for layer in &layers.layers {
+        for layer in &layers.all {
             if let (Some((one, _)), Some((other, _))) =
                 (layer.beside.get(&Beside::WeightScale), layer.beside.get(&Beside::ScaleWeight))
             {
@@ -274,34 +274,35 @@ impl Marks {
 
     /// Returns the layout that the marks and the encodings show, if the file is quantised.
     fn layout(&self, contents: &Contents) -> Option<Layout> {
-        let any = |of_it: fn(Encoding) -> bool| {
-            contents.tensors.values().flat_map(|tensor| &tensor.parts).any(|part| of_it(part.encoding))
+        let encodings =
+            || contents.tensors.values().flat_map(|tensor| &tensor.parts).map(|part| part.encoding);
+        let scaled = |wanted: DType, cols: Option<usize>| {
+            encodings().any(|encoding| {
+                let Encoding::Scaled { dtype, by } = encoding else { return false };
+                let of_blocks = match by {
+                    Granularity::Block { cols, .. } => Some(cols),
+                    _ => None,
+                };
+                dtype == wanted && (cols.is_none() || of_blocks == cols)
+            })
         };
-        let has = |dtype: DType| {
-            contents.tensors.values().flat_map(|tensor| &tensor.parts).any(
-                |part| matches!(part.encoding, Encoding::Scaled { dtype: numbers, .. } if numbers == dtype),
-            )
-        };
-        let blocks = |encoding: Encoding| {
-            matches!(encoding, Encoding::Scaled { by: super::Granularity::Block { cols: 32, .. }, .. })
-        };
+        let cast = |encoding| matches!(encoding, Encoding::Plain(DType::F8E4m3 | DType::F8E5m2));
         if self.comfy_quant.is_some() {
             Some(Layout::COMFY_QUANT)
         } else if self.comfy_fp8.is_some() {
             Some(Layout::COMFY_FP8)
         } else if self.turbo.is_some() {
             Some(Layout::TURBO)
-        } else if self.lightx2v.is_some() {
-            Some(match () {
-                () if has(DType::F4E2m1) => Layout::LIGHTX2V_NVFP4,
-                () if any(blocks) => Layout::LIGHTX2V_MXFP8,
-                () if has(DType::I8) => Layout::LIGHTX2V_INT8,
-                () => Layout::LIGHTX2V_FP8,
-            })
-        } else if any(|encoding| matches!(encoding, Encoding::Plain(DType::F8E4m3 | DType::F8E5m2))) {
-            Some(Layout::FP8_CAST)
+        } else if self.lightx2v.is_none() {
+            encodings().any(cast).then_some(Layout::FP8_CAST)
+        } else if scaled(DType::F4E2m1, None) {
+            Some(Layout::LIGHTX2V_NVFP4)
+        } else if scaled(DType::F8E4m3, Some(32)) {
+            Some(Layout::LIGHTX2V_MXFP8)
+        } else if scaled(DType::I8, None) {
+            Some(Layout::LIGHTX2V_INT8)
         } else {
-            None
+            Some(Layout::LIGHTX2V_FP8)
         }
     }
 }

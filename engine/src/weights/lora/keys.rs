@@ -1,4 +1,4 @@
-//! What the tensors of a LoRA are called: every trainer has its own way.
+//! What the tensors of a `LoRA` are called: every trainer has its own way.
 //!
 //! A name is a prefix, the name of a layer, and an ending. The layer's name can be the released one or that of
 //! diffusers, and its dots can be underscores. All these names are made of the model's own, so that none needs to be
@@ -10,7 +10,7 @@ use animd_protocol::dims::schema::Expected;
 
 use super::super::names;
 
-/// What a tensor of a LoRA is for.
+/// What a tensor of a `LoRA` is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Part {
     /// The matrix that is applied first, `[rank, cols]`.
@@ -61,7 +61,7 @@ const PREFIXES: [&str; 11] = [
     "lora_transformer_",
 ];
 
-/// Parts of names that show another kind of adapter than a LoRA, and its name.
+/// Parts of names that show another kind of adapter than a `LoRA`, and its name.
 const OTHERS: [(&str, &str); 11] = [
     ("dora_scale", "DoRA"),
     ("lora_magnitude_vector", "DoRA"),
@@ -76,18 +76,18 @@ const OTHERS: [(&str, &str); 11] = [
     (".w_norm", "a LyCORIS norm adapter (`w_norm`)"),
 ];
 
-/// Returns the kind of adapter that a name shows, if it is not a LoRA.
+/// Returns the kind of adapter that a name shows, if it is not a `LoRA`.
 pub(super) fn other_kind(name: &str) -> Option<&'static str> {
     OTHERS.iter().find(|(part, _)| name.contains(part)).map(|(_, kind)| *kind)
 }
 
-/// The names that layers of a model can have in a LoRA.
+/// The names that layers of a model can have in a `LoRA`.
 pub(super) struct Layers {
     /// Each name, and the official one of the layer, without `.weight`.
     names: BTreeMap<String, String>,
 }
 
-/// A tensor of a LoRA.
+/// A tensor of a `LoRA`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Key {
     /// The official name of the tensor that it changes.

@@ -1,4 +1,4 @@
-//! `LoRA`s: small files that change a model (Hu et al., "LoRA: low-rank adaptation of large language models", 2021).
+//! `LoRA`s: small files that change a model (Hu et al., "Low-rank adaptation of large language models", 2021).
 //!
 //! A [`Lora`] has been matched with the model that it is for: each of its tensors changes one of the model's, or the
 //! file is refused. [`Merged`] is the model with the changes.

@@ -1,4 +1,4 @@
-//! Opening a LoRA: each of its tensors is matched with one of the model's, and nothing is left over.
+//! Opening a `LoRA`: each of its tensors is matched with one of the model's, and nothing is left over.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,11 +26,11 @@ struct Pair {
 }
 
 impl Lora {
-    /// Opens a LoRA for a diffusion transformer of these sizes. Only the header and the numbers that scale are read.
+    /// Opens a `LoRA` for a diffusion transformer of these sizes. Only the header and the numbers that scale are read.
     ///
     /// # Errors
-    /// [`Error::Model`] if the file is no LoRA, of a kind that animd does not read, or for another model: if any of its
-    /// tensors does not fit one of the model's.
+    /// [`Error::Model`] if the file is no `LoRA`, of a kind that animd does not read, or for another model: if any of
+    /// its tensors does not fit one of the model's.
     pub fn open(path: &Path, model: &DitConfig) -> Result<Self> {
         let content = container::read_file(path)?;
         let refused = |what: String| Error::Model(format!("`{}` {what}", path.display()));

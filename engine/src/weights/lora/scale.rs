@@ -1,5 +1,5 @@
-//! What a LoRA's products are multiplied with, where its tensors do not say it: PEFT keeps that in a configuration, in
-//! the file's header or in a file beside it.
+//! What a `LoRA`'s products are multiplied with, where its tensors do not say it: PEFT keeps that in a configuration,
+//! in the file's header or in a file beside it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,13 +22,10 @@ const PREFIX: &str = "transformer.";
 struct Config {
     r: Option<f64>,
     lora_alpha: Option<f64>,
-    #[serde(default)]
-    use_rslora: bool,
-    #[serde(default)]
-    use_dora: bool,
+    use_rslora: Option<bool>,
+    use_dora: Option<bool>,
     peft_type: Option<String>,
-    #[serde(default)]
-    alpha_pattern: BTreeMap<String, f64>,
+    alpha_pattern: Option<BTreeMap<String, f64>>,
 }
 
 /// The rule by which products are scaled.
@@ -60,7 +57,7 @@ impl Scaling {
             },
         };
         let config: Config = serde_json::from_value(value).map_err(|e| broken(shown, &e))?;
-        if config.use_dora {
+        if config.use_dora == Some(true) {
             return Err(Error::Model(format!(
                 "`{}` is DoRA, which animd does not read; it reads LoRA",
                 path.display()
@@ -73,7 +70,7 @@ impl Scaling {
         let pattern = |(pattern, alpha): (&String, &f64)| {
             Ok((Regex::new(&format!(r"^(.*\.)?({pattern})$")).map_err(|e| broken(shown, &e))?, *alpha))
         };
-        let patterns = config.alpha_pattern.iter().map(pattern).collect::<Result<_>>()?;
+        let patterns = config.alpha_pattern.iter().flatten().map(pattern).collect::<Result<_>>()?;
         Ok(Self { config: Some(config), patterns })
     }
 
@@ -86,7 +83,7 @@ impl Scaling {
             (None, Some(config)) => {
                 let own = self.patterns.iter().find(|(pattern, _)| pattern.is_match(layer)).map(|(_, a)| *a);
                 match own.or(config.lora_alpha).or(config.r) {
-                    Some(alpha) if config.use_rslora => alpha / rank.sqrt(),
+                    Some(alpha) if config.use_rslora == Some(true) => alpha / rank.sqrt(),
                     Some(alpha) => alpha / rank,
                     None => 1.0,
                 }

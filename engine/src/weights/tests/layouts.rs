@@ -222,7 +222,9 @@ fn a_file_without_any_scale_was_only_rounded() {
     for (name, dtype, _, bytes) in &mut cast {
         // Weights that were not scaled are far from the largest value of their type.
         if dtype == "F8_E4M3" {
-            bytes.iter_mut().for_each(|b| *b &= 0xbf);
+            for byte in bytes {
+                *byte &= 0xbf;
+            }
         } else if name == "blocks.0.norm3.bias" {
             *dtype = "F8_E4M3".into();
             *bytes = vec![0x20; 256];
@@ -249,18 +251,20 @@ fn a_file_without_any_scale_was_only_rounded() {
 }
 
 #[test]
-fn the_length_of_a_header_is_not_taken_for_a_pickle() {
-    let tensors = vec![f32s("norm.weight", &[1])];
-    let (_dir, path) = file(&tensors);
+fn the_length_of_a_header_is_not_taken_for_another_kind_of_file() {
+    let (_dir, path) = file(&vec![f32s("norm.weight", &[1])]);
     let bytes = fs::read(&path).unwrap();
-    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    // 640 is 80 02 in bytes, as a pickle begins.
-    let mut longer = 640u64.to_le_bytes().to_vec();
-    longer.extend(&bytes[8..8 + header]);
-    longer.resize(8 + 640, b' ');
-    longer.extend(&bytes[8 + header..]);
-    fs::write(&path, longer).unwrap();
-    assert!(sentence(open_dit(&path)).contains("is not a Wan transformer"));
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    // As bytes, these lengths are the beginnings of a pickle, a web page, a zip archive and a vocabulary.
+    for length in [0x280u64, 0x13c, 0x4b50, 0x10a] {
+        let mut longer = length.to_le_bytes().to_vec();
+        longer.extend(&bytes[8..header]);
+        longer.resize(8 + length as usize, b' ');
+        longer.extend(&bytes[header..]);
+        fs::write(&path, longer).unwrap();
+        assert!(sentence(open_dit(&path)).contains("is not a Wan transformer"));
+        assert!(sentence(read_vocabulary(&path)).contains("carries no tokenizer"));
+    }
 }
 
 #[test]

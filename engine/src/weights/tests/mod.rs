@@ -308,6 +308,28 @@ fn everything_missing_of_a_folder_is_said_at_once() {
     assert_eq!(Model::open(dir.path(), Some(&elsewhere)).unwrap().dit.0.layout().name(), "lightx2v-fp8");
 }
 
+#[test]
+fn a_tree_of_comfyui_with_one_model_of_each_kind_is_a_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let put = |from: &str, to: &str| {
+        let to = dir.path().join(to);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(fixture().join(from), to).unwrap();
+    };
+    put("comfy_fp8/wan2.1_i2v_tiny_fp8_scaled.safetensors", "models/diffusion_models/a.safetensors");
+    put("official/models_t5_umt5-xxl-enc-bf16.pth", "models/text_encoders/b.pth");
+    put("official/models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", "models/clip_vision/c.pth");
+    put("official/Wan2.1_VAE.pth", "models/vae/d.pth");
+    put("official/google/umt5-xxl/tokenizer.json", "tokenizer/tokenizer.json");
+    fs::write(dir.path().join("models/vae/put_vae_here"), "").unwrap();
+    let model = Model::open(dir.path(), None).unwrap();
+    assert_eq!(model.dit.0.layout().name(), "comfy-fp8");
+    assert_eq!(model.tokenizer, dir.path().join("tokenizer/tokenizer.json"));
+    put("official/diffusion_pytorch_model.safetensors", "models/diffusion_models/e.safetensors");
+    let text = sentence(Model::open(dir.path(), None));
+    assert!(text.contains("both hold a") && text.contains("name the file"), "{text}");
+}
+
 /// Cuts a file at many lengths; none of the cut files may load, and each error must name the file.
 fn cut_everywhere(path: &Path, open: impl Fn() -> Option<String>) {
     let whole = fs::read(path).unwrap();

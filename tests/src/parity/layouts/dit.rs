@@ -30,9 +30,9 @@ impl Blind {
             (Some("0.weight" | "0.bias" | "1.bias"), _) => vec![i],
             (Some("1.weight"), _) => vec![i, i],
             (Some("3.weight"), _) => vec![d, i],
-            (Some("3.bias" | "4.weight" | "4.bias"), _) => vec![d],
             (_, Some((_, "k_img.weight" | "v_img.weight"))) => vec![d, d],
-            (_, Some((_, "k_img.bias" | "v_img.bias" | "norm_k_img.weight"))) => vec![d],
+            (Some("3.bias" | "4.weight" | "4.bias"), _)
+            | (_, Some((_, "k_img.bias" | "v_img.bias" | "norm_k_img.weight"))) => vec![d],
             _ => return None,
         })
     }

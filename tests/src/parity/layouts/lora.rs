@@ -51,7 +51,7 @@ impl Checks {
         Ok(())
     }
 
-    /// Returns the words with which a LoRA is refused for the model that the others are for.
+    /// Returns the words with which a `LoRA` is refused for the model that the others are for.
     pub(super) fn refusal_of_lora(&self, path: &std::path::Path) -> Result<String> {
         let base = self.files.get(&self.entries[self.find(BASE)?].path)?;
         let (_, config) = open_dit(&base.path)?;

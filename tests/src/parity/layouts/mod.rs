@@ -40,7 +40,7 @@ struct Entry {
     worst_rel_l2_of_a_tensor: Option<f64>,
     /// The transformers of a folder.
     dit: Option<Value>,
-    /// The number of tensors that a LoRA changes.
+    /// The number of tensors that a `LoRA` changes.
     merged_tensors: Option<usize>,
     /// Why an adapter is not to be read, which begins with its kind.
     refuse: Option<String>,
