@@ -47,6 +47,14 @@ impl Error {
         Self::Common(animd_common::Error::Config(text.into()))
     }
 
+    /// Returns the sentence without any path, for the log.
+    pub fn without_path(&self) -> String {
+        match self {
+            Self::Common(e) => e.without_path(),
+            e => e.to_string(),
+        }
+    }
+
     /// Returns what went wrong, for the ledger and for programs.
     pub fn code(&self) -> ErrorCode {
         match self {

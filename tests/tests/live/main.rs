@@ -28,5 +28,6 @@ mod queue;
 mod roots;
 mod sleep;
 mod text;
+mod troubles;
 mod user_watch;
 mod watch;

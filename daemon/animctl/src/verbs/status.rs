@@ -11,7 +11,7 @@ use super::{Ctl, json_of, list, print};
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl status --json\n\nJSON: version, state (starting, loading, idle, busy, paused, no-weights, no-gpu, \
-no-engine, stopping), state_text, queued (jobs that wait), paused, profile, gpu (name, uuid, index, driver, memory_total, used; \
+no-engine, no-output, stopping), state_text, queued (jobs that wait), paused, profile, gpu (name, uuid, index, driver, memory_total, used; \
 empty without one), running (what `animctl list` has of the running jobs)"
 )]
 pub struct Args {}

@@ -45,7 +45,7 @@ impl Take for Intake {
     async fn take(&mut self, pictures: &[Ready]) -> Vec<Fate> {
         let mut fates = vec![Fate::Waits; pictures.len()];
         if let Err(e) = self.admit(pictures, &mut fates).await {
-            let why = reason(&e);
+            let why = e.without_path();
             for fate in fates.iter_mut().filter(|fate| **fate == Fate::Waits) {
                 *fate = Fate::Later(why.clone());
             }
@@ -289,14 +289,6 @@ fn later(e: &Error) -> Fate {
         {
             Fate::Changed
         }
-        e => Fate::Later(reason(e)),
-    }
-}
-
-/// Returns an error's text for the log, without names.
-fn reason(e: &Error) -> String {
-    match e {
-        Error::Common(e) => e.without_path(),
-        e => e.to_string(),
+        e => Fate::Later(e.without_path()),
     }
 }

@@ -81,15 +81,29 @@ impl Store {
             .optional()?)
     }
 
-    /// Takes the next job: it is `running` from here on.
-    pub fn claim(&mut self) -> Result<Option<Job>> {
+    /// Returns the job that runs next among those whose outbox, as the ledger has it, is `open`.
+    pub fn next(&self, open: impl Fn(Option<&Path>) -> bool) -> Result<Option<Job>> {
+        let mut find = self
+            .db
+            .prepare_cached("SELECT id, outbox FROM job WHERE state = 'queued' ORDER BY priority DESC, id")?;
+        let mut rows = find.query([])?;
+        while let Some(row) = rows.next()? {
+            let outbox = row.get::<_, Option<Vec<u8>>>(1)?.map(path_from);
+            if open(outbox.as_deref()) {
+                return self.job(row.get::<_, i64>(0)? as u64);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes a job that waits: it is `running` from here on. `None` if it no longer waits.
+    pub fn claim(&mut self, id: u64) -> Result<Option<Job>> {
         self.change(|db| {
             let job = db
                 .query_row(
                     "UPDATE job SET state = 'running', attempt = attempt + 1, started_us = ?1
-                     WHERE id = (SELECT id FROM job WHERE state = 'queued' ORDER BY priority DESC, id LIMIT 1)
-                     RETURNING *",
-                    params![now_us()],
+                     WHERE id = ?2 AND state = 'queued' RETURNING *",
+                    params![now_us(), id as i64],
                     Job::from_row,
                 )
                 .optional()?;
@@ -139,7 +153,7 @@ impl Store {
         self.change(|db| {
             db.execute(
                 "UPDATE job SET state = 'queued', outcome = NULL, output_path = NULL, output_sha256 = NULL,
-                   output_bytes = NULL, source_target = NULL WHERE id = ?1 AND state = 'finishing'",
+                   output_bytes = NULL, source_target = NULL, outbox_dev = NULL, outbox_ino = NULL WHERE id = ?1 AND state = 'finishing'",
                 params![id as i64],
             )?;
             event(db, id, "requeued", Some("its finished file was gone"))
@@ -164,7 +178,7 @@ impl Store {
                         "UPDATE job SET state = 'finishing', outcome = 'done', source_target = :target,
                            output_path = :path, output_bytes = :bytes, output_sha256 = :sha, width = :width, height = :height,
                            frames = :frames, forwards_computed = :computed, forwards_skipped = :skipped,
-                           gpu_peak_bytes = :gpu, ram_peak_bytes = :ram
+                           gpu_peak_bytes = :gpu, ram_peak_bytes = :ram, outbox_dev = :dev, outbox_ino = :ino
                          WHERE id = :id AND state = :from",
                         named_params! {
                             ":id": id as i64,
@@ -180,6 +194,8 @@ impl Store {
                             ":skipped": report.forwards_skipped,
                             ":gpu": report.peak_gpu_bytes as i64,
                             ":ram": report.peak_ram_bytes as i64,
+                            ":dev": done.folder.0,
+                            ":ino": done.folder.1,
                         },
                     )?;
                     if changed == 1 {
@@ -225,41 +241,55 @@ impl Store {
         Ok(())
     }
 
-    /// Makes a finishing job fail after all, because its video could not be put in place.
-    pub fn fail_delivery(
+    /// Gives a finishing job with a video another end, because its video could not be put in place or is no longer wanted.
+    /// Returns false if it has no video, or is not finishing.
+    pub fn give_up_delivery(
         &mut self,
         id: u64,
-        code: ErrorCode,
-        text: &str,
+        outcome: Outcome,
+        (code, text): (ErrorCode, &str),
         source_target: Option<&Path>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         self.change(|db| {
-            db.execute(
-                "UPDATE job SET outcome = 'failed', error_code = ?2, error_text = ?3, output_path = NULL, output_bytes = NULL,
-                   output_sha256 = NULL, source_target = ?4 WHERE id = ?1 AND state = 'finishing'",
-                params![id as i64, code.name(), text, source_target.map(|p| p.as_os_str().as_bytes())],
+            let changed = db.execute(
+                "UPDATE job SET outcome = ?5, error_code = ?2, error_text = ?3, output_path = NULL, output_bytes = NULL,
+                   output_sha256 = NULL, source_target = ?4 WHERE id = ?1 AND state = 'finishing' AND outcome = 'done'",
+                params![
+                    id as i64,
+                    code.name(),
+                    text,
+                    source_target.map(|p| p.as_os_str().as_bytes()),
+                    outcome
+                ],
             )?;
-            event(db, id, "undelivered", Some(text))
+            if changed == 1 {
+                event(db, id, "undelivered", Some(text))?;
+            }
+            Ok(changed == 1)
         })
     }
 
-    /// Commits a job's end. `left` says why its source could not be moved, if that is so.
-    pub fn close(&mut self, id: u64, left: Option<&str>) -> Result<()> {
+    /// Commits a job's end: whether its source was moved, or why that was not possible.
+    pub fn close(&mut self, id: u64, moved: Result<bool, &str>) -> Result<()> {
         self.change(|db| {
             db.execute(
-                "UPDATE job SET state = outcome, finished_us = ?2, source_left = ?3 WHERE id = ?1 AND state = 'finishing'",
-                params![id as i64, now_us(), left.is_some()],
+                "UPDATE job SET state = outcome, finished_us = ?2, source_left = ?3,
+                   source_target = CASE WHEN ?4 THEN source_target END WHERE id = ?1 AND state = 'finishing'",
+                params![id as i64, now_us(), moved.is_err(), moved != Ok(false)],
             )?;
-            if let Some(text) = left {
+            if let Err(text) = moved {
                 event(db, id, "source-left", Some(text))?;
             }
             event(db, id, "ended", None)
         })
     }
 
-    /// Takes note that a source which had been left was moved after all.
-    pub fn source_moved(&mut self, id: u64) -> Result<()> {
-        self.db.execute("UPDATE job SET source_left = 0 WHERE id = ?1", params![id as i64])?;
+    /// Takes note that a source which had been left was moved after all, or is not there any more.
+    pub fn source_moved(&mut self, id: u64, moved: bool) -> Result<()> {
+        self.db.execute(
+            "UPDATE job SET source_left = 0, source_target = CASE WHEN ?2 THEN source_target END WHERE id = ?1",
+            params![id as i64, moved],
+        )?;
         Ok(())
     }
 
