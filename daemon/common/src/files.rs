@@ -190,7 +190,11 @@ pub fn free_space(path: &Path) -> io::Result<u64> {
 
 /// Reads a small regular file; more than `limit` bytes is an error of kind `FileTooLarge`.
 pub fn read_small(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let (file, _) = open_regular(path)?;
+    read_limited(open_regular(path)?.0, limit)
+}
+
+/// Reads the rest of an open file; more than `limit` bytes is an error of kind `FileTooLarge`.
+pub fn read_limited(file: File, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {

@@ -31,3 +31,4 @@ mod text;
 mod troubles;
 mod user_watch;
 mod watch;
+mod words;

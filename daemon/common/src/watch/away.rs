@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::names::{DONE, FAILED};
 use super::root::{self, Dir, Root};
-use super::sidecar;
+use super::sidecar::{self, find};
 use crate::files::{self, Identity, NAME_MAX, numbered, rename_new, show, split_name, sync_dir};
 use crate::{Error, Result};
 
@@ -167,7 +167,9 @@ impl Leaving<'_> {
     }
 
     fn move_sidecars(&self, to: &Dir, from: &Dir) {
-        for held in sidecar::paths(&from.at(self.source)).into_iter().flatten() {
+        let owner = find::owner(to, self.target.file_name().unwrap_or_default());
+        for sidecar in find::found(from, self.source.file_name().unwrap_or_default(), owner) {
+            let held = from.at(Path::new(&sidecar.name));
             let Ok(meta) = fs::symlink_metadata(&held) else { continue };
             let own = Identity::of(&meta);
             if meta.is_file()
