@@ -61,6 +61,11 @@ pub async fn clean(queue: &Queue) -> Result<()> {
             let is_poster = |name: &OsStr| name.as_bytes().ends_with(b"-poster.jpg");
             drop_old_files(pictures.dir(), DAY * days.pictures_days, is_poster)?;
         }
+        for (id, video) in ledger.call_blocking(|db| db.kept_results())? {
+            if fs::symlink_metadata(video).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+                ledger.call_blocking(move |db| db.result_gone(id))?;
+            }
+        }
         sweep_spool(&ledger, &spool)
     })
     .await?;

@@ -1,12 +1,12 @@
 //! The service as systemd sees it: readiness, status, watchdog, a quick and lossless stop.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use animd_common::config::{Config, Loaded, Sources};
-use animd_common::files::show;
+use animd_common::files::{open_private, show};
 use animd_common::notify::notify;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -26,7 +26,7 @@ use crate::queue::Queue;
 use crate::reload::Reloader;
 use crate::retention;
 use crate::store::ledger::PAUSED;
-use crate::store::{Ledger, PictureFiles, Results, Spool, Watches};
+use crate::store::{Ledger, PictureFiles, Results, Spool, Watches, release_unheld};
 use crate::supervisor::commands::{Command, Commands};
 use crate::supervisor::gpu::nvml::Driver;
 use crate::supervisor::profile::Profiles;
@@ -175,6 +175,8 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     let system = (!user).then(|| connection.clone());
     let logind = tokio::spawn(logind::run(system, config.clone(), events.clone(), commands, stopped.clone()));
     let metrics = tokio::spawn(metrics::run(config, ledger, events.clone(), stopped.clone()));
+    let unheld = release_unheld(queue.ledger.clone(), queue.spool.clone(), stopped.clone());
+    let unheld = tokio::spawn(unheld);
     let retention = tokio::spawn(retention::run(queue, stopped.clone()));
     let waiting = tokio::spawn(delivery::deliver_waiting(delivery, delivery::AWAY, stopped));
     notify(&[("READY", "1")]);
@@ -206,7 +208,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     _ = supervisor.await;
     // None of these tasks holds anything that is not in the ledger; a picture that is being copied is still in the
     // inbox.
-    for task in [mirror, watchers, logind, metrics, retention, waiting] {
+    for task in [mirror, watchers, logind, metrics, unheld, retention, waiting] {
         _ = timeout(Duration::from_secs(2), task).await;
     }
     if *profiles.new_start().borrow() {
@@ -220,13 +222,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
 /// Locks the state folder, so that only one service uses it.
 fn lock(state: &std::path::Path) -> Result<fs::File> {
     let path = state.join("lock");
-    let file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(Error::file("create", &path))?;
+    let file = open_private(&path).map_err(Error::file("open", &path))?;
     // A service that was killed while it started a program has left a child that holds the lock until it ends.
     let start = Instant::now();
     let mut locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);

@@ -111,7 +111,10 @@ impl Delivery {
                     self.wait(id, &e.without_path());
                     return Ok(());
                 }
-                Err(e) if self.save_video(&job, &e)? => {}
+                Err(e) if self.save_video(&job, &e)? => {
+                    let Some(saved) = find()? else { return Ok(()) };
+                    job = saved;
+                }
                 Err(e) => {
                     let text = format!("the video could not be put into the outbox: {e}");
                     let target = self.source_target(&job, Outcome::Failed);
@@ -139,7 +142,9 @@ impl Delivery {
             tracing::warn!(job = id, "the picture of job {id} stays in the inbox and is not taken again");
             tracing::debug!(job = id, "the picture of job {id} stays: {text}");
         }
-        self.ledger.call_blocking(move |db| db.close(id, moved.as_ref().map_err(String::as_str).copied()))?;
+        let kept = self.results.video(&job).is_some();
+        self.ledger
+            .call_blocking(move |db| db.close(id, moved.as_ref().map_err(String::as_str).copied(), kept))?;
         self.waiting.remove(id);
         if let Some(sha) = job.image_sha256 {
             release_picture(&self.ledger, &self.spool, sha)?;

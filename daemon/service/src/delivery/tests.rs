@@ -71,6 +71,7 @@ impl Place {
             per_user: u32::MAX,
             name: "photo.png".into(),
             source: Some(Source { path, identity: Identity::of(&meta), read_us: now_us() }),
+            picture_bytes: spooled.bytes,
             work: Ok((spooled.sha256, Box::new(Settings::default().resolve(|| 7)?))),
         };
         let added = self.delivery.ledger.call_blocking(move |db| db.add(&new, || true))?;
@@ -365,6 +366,7 @@ fn the_same_file_makes_one_job() -> Result<()> {
             per_user: u32::MAX,
             name: "photo.png".into(),
             source: Some(source),
+            picture_bytes: 0,
             work: Ok((
                 job.image_sha256.expect("spooled"),
                 Box::new(Settings::default().resolve(|| 99).expect("valid")),

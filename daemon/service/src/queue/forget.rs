@@ -85,7 +85,12 @@ impl Queue {
         let results = self.results.clone();
         let removed = blocking(move || results.remove(&job)).await?;
         if removed {
-            self.ledger.call(move |db| db.event(id, "collected", "its video was fetched")).await?;
+            self.ledger
+                .call(move |db| {
+                    db.result_gone(id)?;
+                    db.event(id, "collected", "its video was fetched")
+                })
+                .await?;
         }
         Ok(())
     }

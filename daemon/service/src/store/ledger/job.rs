@@ -142,6 +142,8 @@ pub struct NewJob {
     pub outbox: Option<PathBuf>,
     /// The job that it is another try of.
     pub retry_of: Option<u64>,
+    /// The size of the spooled picture, if there is one.
+    pub picture_bytes: u64,
     /// The spooled picture and the resolved settings, or why there is none.
     pub work: Result<(/* sha256 */ [u8; 32], Box<Request>), Refusal>,
 }
@@ -164,6 +166,15 @@ pub struct Refusal {
     pub target: Option<PathBuf>,
 }
 
+/// The share that a user has used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quota {
+    /// `queue.disk_mib_per_user`.
+    Disk,
+    /// `queue.ledger_mib_per_user`.
+    Ledger,
+}
+
 /// What became of a [`NewJob`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Added {
@@ -175,6 +186,8 @@ pub enum Added {
     Unspooled,
     /// Its owner has as many open jobs as one may have.
     Full,
+    /// Its owner's jobs take as much of the disk as one user's may.
+    Over(Quota),
 }
 
 /// A job that the engine finished.

@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 
 use super::job::{Added, Ended, Job, NewJob, Outcome, Source, State};
 use super::schema;
+use super::shares::{Limits, Shares, row_bytes};
 use super::text::text;
 use crate::error::{Error, Result};
 
@@ -30,13 +31,13 @@ pub struct Filter {
 /// The connection, on the ledger's own thread.
 pub struct Store {
     pub(super) db: Connection,
-    /// The limit that [`Self::set_total`] sets.
-    pub(super) total: u32,
+    /// What [`Self::set_limits`] has set.
+    pub(super) limits: Limits,
 }
 
 impl Store {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        Ok(Self { db: schema::open(path)?, total: u32::MAX })
+        Ok(Self { db: schema::open(path)?, limits: Limits::default() })
     }
 
     pub(super) fn change<T>(&mut self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
@@ -49,13 +50,19 @@ impl Store {
     /// Writes a job down, queued, or with a [`super::Refusal`] as `finishing`. `spooled` says whether the picture is
     /// still there.
     pub fn add(&mut self, new: &NewJob, spooled: impl FnOnce() -> bool) -> Result<Added> {
-        let total = self.total;
-        self.change(|db| insert(db, total, new, spooled))
+        let limits = self.limits;
+        self.change(|db| insert(db, limits, &mut Shares::new(limits), new, spooled))
     }
 
     /// Returns what [`Self::add`] would say without the picture: the job that the key names, or that there is no
     /// room.
-    pub fn foresee(&self, owner: u32, key: Option<&str>, per_user: u32) -> Result<Option<Added>> {
+    pub fn foresee(
+        &self,
+        owner: u32,
+        key: Option<&str>,
+        per_user: u32,
+        picture_bytes: u64,
+    ) -> Result<Option<Added>> {
         if let Some(key) = key
             && let Some(id) = keyed(&self.db, owner, key)?
         {
@@ -64,8 +71,8 @@ impl Store {
         if open_of(&self.db, owner)? >= per_user {
             return Ok(Some(Added::Full));
         }
-        room(&self.db, self.total)?;
-        Ok(None)
+        room(&self.db, self.limits.total)?;
+        Ok(self.room_for(&[(owner, picture_bytes)])?[0].map(Added::Over))
     }
 
     /// Returns the open job that this state of a file belongs to, if it has one.
@@ -269,13 +276,16 @@ impl Store {
         })
     }
 
-    /// Commits a job's end: whether its source was moved, or why that was not possible.
-    pub fn close(&mut self, id: u64, moved: Result<bool, &str>) -> Result<()> {
+    /// Commits a job's end: whether its source was moved, or why that was not possible, and whether its video is kept for
+    /// its caller.
+    pub fn close(&mut self, id: u64, moved: Result<bool, &str>, kept: bool) -> Result<()> {
         self.change(|db| {
             db.execute(
                 "UPDATE job SET state = outcome, finished_us = ?2, source_left = ?3,
-                   source_target = CASE WHEN ?4 THEN source_target END WHERE id = ?1 AND state = 'finishing'",
-                params![id as i64, now_us(), moved.is_err(), moved != Ok(false)],
+                   source_target = CASE WHEN ?4 THEN source_target END,
+                   result_bytes = CASE WHEN ?5 AND outcome = 'done' THEN coalesce(output_bytes, 0) ELSE 0 END
+                 WHERE id = ?1 AND state = 'finishing'",
+                params![id as i64, now_us(), moved.is_err(), moved != Ok(false), kept],
             )?;
             if let Err(text) = moved {
                 event(db, id, "source-left", Some(text))?;
@@ -387,7 +397,8 @@ impl Store {
 /// Writes one job down, within a transaction.
 pub(super) fn insert(
     db: &Connection,
-    total: u32,
+    limits: Limits,
+    shares: &mut Shares,
     new: &NewJob,
     spooled: impl FnOnce() -> bool,
 ) -> Result<Added> {
@@ -405,10 +416,13 @@ pub(super) fn insert(
         return Ok(Added::Full);
     }
     if !new.watched {
-        room(db, total)?;
+        room(db, limits.total)?;
     }
     if new.work.is_ok() && !spooled() {
         return Ok(Added::Unspooled);
+    }
+    if let Some(quota) = shares.take(db, new)? {
+        return Ok(Added::Over(quota));
     }
     let (sha, request) = match &new.work {
         Ok((sha, request)) => (Some(sha), Some(request)),
@@ -422,9 +436,11 @@ pub(super) fn insert(
     let mut insert = db.prepare_cached(
         "INSERT INTO job (uuid, state, outcome, created_us, owner_uid, origin, idempotency_key, name, source_path,
            source_dev, source_ino, source_mtime_ns, source_target, image_sha256, settings_json, seed, frames, steps,
-           version, error_code, error_text, priority, outbox, retry_of, settings_us)
+           version, error_code, error_text, priority, outbox, retry_of, settings_us,
+           image_bytes, row_bytes)
          VALUES (:uuid, :state, :outcome, :now, :owner, :origin, :key, :name, :path, :dev, :ino, :mtime, :target, :sha,
-           :json, :seed, :frames, :steps, :version, :code, :text, :priority, :outbox, :retry_of, :read)",
+           :json, :seed, :frames, :steps, :version, :code, :text, :priority, :outbox, :retry_of, :read, :image_bytes,
+           :row_bytes)",
     )?;
     insert.execute(named_params! {
         ":uuid": uuid::Uuid::new_v4().to_string(),
@@ -452,6 +468,8 @@ pub(super) fn insert(
         ":outbox": new.outbox.as_ref().map(|p| p.as_os_str().as_bytes()),
         ":retry_of": new.retry_of.map(|id| id as i64),
         ":read": source.map(|s| s.read_us),
+        ":image_bytes": sha.map_or(0, |_| new.picture_bytes as i64),
+        ":row_bytes": row_bytes(new) as i64,
     })?;
     let id = db.last_insert_rowid() as u64;
     event(db, id, "queued", None)?;
