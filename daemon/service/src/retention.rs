@@ -21,6 +21,7 @@ use crate::store::ledger::{Kind, Store};
 use crate::store::sweep_spool;
 
 const DAY: Duration = Duration::from_secs(86_400);
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Cleans up now and every day until `stop` turns true.
 pub async fn run(queue: Queue, mut stop: watch::Receiver<bool>) {
@@ -28,9 +29,15 @@ pub async fn run(queue: Queue, mut stop: watch::Receiver<bool>) {
         if let Err(e) = clean(&queue).await {
             tracing::warn!("what is too old stays for another day: {e}");
         }
-        tokio::select! {
-            () = sleep(DAY) => {}
-            () = stopped(&mut stop) => return,
+        for _ in 0..24 {
+            // The copy goes when something is forgotten.
+            if let Err(e) = queue.ledger.call(Store::make_missing_copy).await {
+                tracing::warn!("there is no copy of the ledger: {e}");
+            }
+            tokio::select! {
+                () = sleep(HOUR) => {}
+                () = stopped(&mut stop) => return,
+            }
         }
     }
 }
@@ -72,7 +79,8 @@ pub async fn clean(queue: &Queue) -> Result<()> {
     if removed {
         while queue.ledger.call(Store::shrink).await? {}
     }
-    queue.ledger.call(Store::optimize).await
+    queue.ledger.call(Store::optimize).await?;
+    queue.ledger.call(Store::make_copy).await
 }
 
 /// Forgets jobs that ended before `before_us`. Returns true if there were any.

@@ -25,7 +25,7 @@ use crate::metrics;
 use crate::queue::Queue;
 use crate::reload::Reloader;
 use crate::retention;
-use crate::store::ledger::PAUSED;
+use crate::store::ledger::{PAUSED, damage};
 use crate::store::{Ledger, PictureFiles, Results, Spool, Watches, release_unheld};
 use crate::supervisor::commands::{Command, Commands};
 use crate::supervisor::gpu::nvml::Driver;
@@ -126,10 +126,12 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
         .create(&folders.state)
         .map_err(Error::file("create", &folders.state))?;
     let _lock = lock(&folders.state)?;
-    let parts = Parts::new(config, sources)?;
+    let ledger_file = folders.state.join(LEDGER);
+    let explain = |e| damage::explain(&ledger_file, e);
+    let parts = Parts::new(config, sources).map_err(explain)?;
     // The list and the recovery come before anything can be claimed, scanned or asked for.
     parts.watches.keep_apart(&files);
-    parts.recover()?;
+    parts.recover().map_err(explain)?;
     // The outbox is made after the recovery, which must see that it is missing: its disk may not be mounted.
     // The service starts without an outbox: jobs then fail with a sentence.
     if let Err(e) = parts.watches.outbox(&folders.outbox).make() {
@@ -217,6 +219,16 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
         ));
     }
     lost.map_or(Ok(()), |why| Err(Error::NewStart(why.into())))
+}
+
+/// Sets a damaged ledger aside and goes on with its copy; see [`damage::restore`]. Blocks.
+///
+/// # Errors
+/// The errors of [`damage::restore`], and of a state folder that a service uses.
+pub fn restore_ledger(config: &Config) -> Result<String> {
+    let state = &config.folders.state;
+    let _lock = lock(state)?;
+    damage::restore(&state.join(LEDGER))
 }
 
 /// Locks the state folder, so that only one service uses it.

@@ -21,6 +21,7 @@ mod client;
 mod common;
 mod config;
 mod crashes;
+mod damage;
 mod gpu;
 mod harness;
 mod inbox;

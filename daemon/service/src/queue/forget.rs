@@ -9,7 +9,7 @@ use animd_protocol::ErrorCode;
 use super::Queue;
 use crate::error::{Error, Result};
 use crate::events::Change;
-use crate::store::ledger::{Job, Store};
+use crate::store::ledger::Job;
 use crate::store::release_picture;
 
 impl Queue {
@@ -37,7 +37,12 @@ impl Queue {
             }
         }
         self.forget_files(job).await?;
-        self.ledger.call(Store::checkpoint).await?;
+        self.ledger
+            .call(|db| {
+                db.drop_copy()?;
+                db.checkpoint()
+            })
+            .await?;
         tracing::info!(job = id, "job {id} is forgotten");
         self.events.tell(Change::State(id));
         Ok(())

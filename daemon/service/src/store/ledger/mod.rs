@@ -4,6 +4,7 @@
 //! Every change of a job's state is committed here, with `synchronous=FULL`, before anyone is told of it.
 
 mod costs;
+pub mod damage;
 mod job;
 mod keep;
 mod quota;

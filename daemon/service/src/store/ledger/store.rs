@@ -31,13 +31,15 @@ pub struct Filter {
 /// The connection, on the ledger's own thread.
 pub struct Store {
     pub(super) db: Connection,
+    /// The ledger's file.
+    pub(super) path: PathBuf,
     /// What [`Self::set_limits`] has set.
     pub(super) limits: Limits,
 }
 
 impl Store {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        Ok(Self { db: schema::open(path)?, limits: Limits::default() })
+        Ok(Self { db: schema::open(path)?, path: path.to_owned(), limits: Limits::default() })
     }
 
     pub(super) fn change<T>(&mut self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
