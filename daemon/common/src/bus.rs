@@ -25,13 +25,15 @@ pub enum ServiceState {
     NoGpu,
     /// The engine cannot work.
     NoEngine,
+    /// No video could be encoded or put into its folder now: the queue rests until it can.
+    NoOutput,
     /// The service is about to end.
     Stopping,
 }
 
 impl ServiceState {
     /// All states.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Starting,
         Self::Loading,
         Self::Idle,
@@ -40,6 +42,7 @@ impl ServiceState {
         Self::NoWeights,
         Self::NoGpu,
         Self::NoEngine,
+        Self::NoOutput,
         Self::Stopping,
     ];
 
@@ -54,6 +57,7 @@ impl ServiceState {
             Self::NoWeights => "no-weights",
             Self::NoGpu => "no-gpu",
             Self::NoEngine => "no-engine",
+            Self::NoOutput => "no-output",
             Self::Stopping => "stopping",
         }
     }
@@ -65,7 +69,7 @@ impl ServiceState {
 
     /// Returns whether jobs cannot run until a person repairs something.
     pub fn is_trouble(self) -> bool {
-        matches!(self, Self::NoWeights | Self::NoGpu | Self::NoEngine)
+        matches!(self, Self::NoWeights | Self::NoGpu | Self::NoEngine | Self::NoOutput)
     }
 
     /// Returns whether waiting jobs run one after the other, with nothing in their way.

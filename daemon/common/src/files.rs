@@ -102,14 +102,42 @@ pub fn copy_new(from: &Path, to: &Path) -> io::Result<()> {
 /// Does what [`rename_new`] does, within one file system.
 fn rename_within(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // NFS and some FUSE file systems do not support the flag. A crash between link and unlink leaves both names:
-        // the next attempt finds that `to` is the same file.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            fs::hard_link(from, to)?;
-            fs::remove_file(from)
-        }
+        // NFS and some FUSE file systems do not support the flag.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => rename_by_link(from, to),
         renamed => renamed.map_err(Into::into),
     }
+}
+
+/// Renames by a second name. A crash between link and unlink leaves both names: the next attempt finds that `to` is the
+/// same file.
+fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::link(from, to) {
+        Ok(()) => fs::remove_file(from),
+        // FAT, `rclone mount` and other FUSE file systems have no hard links.
+        Err(Errno::PERM | Errno::ACCESS | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::MLINK) => {
+            rename_over_claim(from, to)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Renames over an empty file that claims the name: whoever makes a file of that name meanwhile comes too late. A crash
+/// between the two leaves the empty file, which the next attempt takes for its own.
+fn rename_over_claim(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::OpenOptions::new().write(true).create_new(true).open(to) {
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && is_empty_file(to) => {}
+        Err(e) => return Err(e),
+    }
+    let renamed = fs::rename(from, to);
+    if renamed.is_err() && is_empty_file(to) {
+        _ = fs::remove_file(to);
+    }
+    renamed
+}
+
+fn is_empty_file(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0)
 }
 
 /// Writes a whole file under a temporary name, syncs it and puts it in place of whatever is there.
@@ -130,6 +158,30 @@ pub fn write_atomic(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     sync_dir(dir)
 }
 
+/// Opens or makes a file of the program's own for writing, readable for nobody else, and keeps its contents. A link, a
+/// pipe or a device in its place is an error of kind `InvalidInput`, and nothing waits for its other end.
+pub fn open_private(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as i32;
+    let open = || {
+        fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(flags)
+            .open(path)
+    };
+    match fs::symlink_metadata(path) {
+        Ok(meta) if !meta.is_file() => Err(not_regular(kind(&meta))),
+        _ => {
+            let file = open()?;
+            let meta = file.metadata()?;
+            if meta.is_file() { Ok(file) } else { Err(not_regular(kind(&meta))) }
+        }
+    }
+}
+
 /// Returns how many bytes this user can still write on the disk of `path`.
 pub fn free_space(path: &Path) -> io::Result<u64> {
     let disk = rustix::fs::statvfs(path)?;
@@ -138,7 +190,11 @@ pub fn free_space(path: &Path) -> io::Result<u64> {
 
 /// Reads a small regular file; more than `limit` bytes is an error of kind `FileTooLarge`.
 pub fn read_small(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let (file, _) = open_regular(path)?;
+    read_limited(open_regular(path)?.0, limit)
+}
+
+/// Reads the rest of an open file; more than `limit` bytes is an error of kind `FileTooLarge`.
+pub fn read_limited(file: File, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
@@ -269,6 +325,24 @@ mod tests {
         fs::write(&b, "b")?;
         assert_eq!(rename_new(&a, &b).map_err(|e| e.kind()), Err(io::ErrorKind::AlreadyExists));
         assert_eq!(fs::read(&b)?, b"b");
+        Ok(())
+    }
+
+    #[test]
+    fn a_name_is_claimed_where_a_file_system_has_no_links() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (a, b, c) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("c"));
+        fs::write(&a, "a")?;
+        fs::write(&b, "b")?;
+        assert_eq!(rename_over_claim(&a, &b).map_err(|e| e.kind()), Err(io::ErrorKind::AlreadyExists));
+        assert_eq!((fs::read(&a)?, fs::read(&b)?), (b"a".to_vec(), b"b".to_vec()));
+        // What an attempt left that was cut short after the claim.
+        fs::write(&c, "")?;
+        rename_over_claim(&a, &c)?;
+        assert_eq!(fs::read(&c)?, b"a");
+        // A claim whose rename fails does not stay.
+        assert!(rename_over_claim(&a, &dir.path().join("d")).is_err());
+        assert!(!a.exists() && !dir.path().join("d").exists());
         Ok(())
     }
 

@@ -100,6 +100,17 @@ pub fn given<'a>(value: &'a DeValue<'_>) -> Given<'a> {
     }
 }
 
+/// Reads [`Settings`] from the text of a sidecar that is a JSON object; `file` is named in the error.
+pub fn settings_from_json(file: &Path, json: &str) -> Result<Settings, String> {
+    let settings = serde_json::from_str(json).map_err(|e| {
+        let said = e.to_string();
+        // The line is named in front of the sentence.
+        let what = said.rsplit_once(" at line ").map_or(&*said, |(what, _)| what);
+        format!("{}:{}: {}", show(file), e.line().max(1), with_hint(what))
+    })?;
+    text::settings(settings).map_err(|e| format!("{}: {e}", show(file)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,9 @@
 //! Nothing is decoded and nothing large is read. A file that the engine certainly cannot use is refused here, with the
 //! engine's own message; where a header is odd but not provably wrong, the engine decides.
 
+pub mod cut;
+mod tiff;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -10,6 +13,7 @@ use std::os::unix::fs::FileExt;
 use animd_protocol::ErrorCode;
 
 use crate::{Error, Result};
+use tiff::Tiff;
 
 /// The largest picture file, in bytes.
 pub const MAX_BYTES: u64 = 256 << 20;
@@ -89,6 +93,8 @@ enum Trouble {
     Early,
     /// The header does not follow the format's definition, or is too long to be followed here.
     Odd,
+    /// It is a picture of this kind, which the engine does not read.
+    Foreign(&'static str),
     Io(io::Error),
 }
 
@@ -140,7 +146,7 @@ fn header(mut source: Source<'_>, what: &str) -> Result<Header> {
     }
     let Some(format) = format(start) else {
         return refuse(match foreign(start) {
-            Some(kind) => format!("is {kind}, which animd does not read; convert it to PNG or JPEG"),
+            Some(kind) => not_read(kind),
             None => "is not a supported image; use a PNG, JPEG, GIF, WebP, BMP or TIFF".into(),
         });
     };
@@ -150,11 +156,12 @@ fn header(mut source: Source<'_>, what: &str) -> Result<Header> {
         Format::Gif => gif(&mut source),
         Format::WebP => webp(&mut source),
         Format::Bmp => bmp(&mut source),
-        Format::Tiff => tiff(&mut source),
+        Format::Tiff => Tiff::open(&mut source).and_then(|tiff| tiff.size(&mut source)),
     };
     let (width, height) = match size {
         Ok(size) => size,
         Err(Trouble::Odd) => return Ok(Header { format, size: None }),
+        Err(Trouble::Foreign(kind)) => return refuse(not_read(kind)),
         Err(Trouble::Early) => {
             let name = format.name();
             return refuse(format!("is a {name} that ends too early; copy or download it again"));
@@ -180,21 +187,30 @@ fn header(mut source: Source<'_>, what: &str) -> Result<Header> {
     Ok(Header { format, size: Some((width, height)) })
 }
 
+fn not_read(kind: &str) -> String {
+    format!("is {kind}, which animd does not read; convert it to PNG or JPEG")
+}
+
+/// How files of most formats begin.
+const MAGICS: [(&[u8], Format); 7] = [
+    (b"\x89PNG\r\n\x1a\n", Format::Png),
+    (b"\xff\xd8\xff", Format::Jpeg),
+    (b"GIF87a", Format::Gif),
+    (b"GIF89a", Format::Gif),
+    (b"BM", Format::Bmp),
+    (b"II*\0", Format::Tiff),
+    (b"MM\0*", Format::Tiff),
+];
+
 fn format(start: &[u8]) -> Option<Format> {
-    let known: [(&[u8], Format); 7] = [
-        (b"\x89PNG\r\n\x1a\n", Format::Png),
-        (b"\xff\xd8\xff", Format::Jpeg),
-        (b"GIF87a", Format::Gif),
-        (b"GIF89a", Format::Gif),
-        (b"BM", Format::Bmp),
-        (b"II*\0", Format::Tiff),
-        (b"MM\0*", Format::Tiff),
-    ];
     if start.starts_with(b"RIFF") && start.get(8..12) == Some(b"WEBP") {
         return Some(Format::WebP);
     }
-    known.into_iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, format)| format)
+    MAGICS.into_iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, format)| format)
 }
+
+/// The name of the many formats of cameras.
+const RAW: &str = "a camera's raw picture";
 
 /// Returns the name of a format that people take for a picture and that the engine does not read.
 fn foreign(start: &[u8]) -> Option<&'static str> {
@@ -204,11 +220,21 @@ fn foreign(start: &[u8]) -> Option<&'static str> {
             b"avif" | b"avis" => "an AVIF picture",
             b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1" => "a HEIC picture",
             b"jxl " => "a JPEG XL picture",
-            b"crx " => "a camera's raw picture",
+            b"crx " => RAW,
             _ => "a video or another media file",
         });
     }
-    let known: [(&[u8], &str); 11] = [
+    let known: [(&[u8], &str); 21] = [
+        (b"IIRO", RAW),
+        (b"IIRS", RAW),
+        (b"MMOR", RAW),
+        (b"IIU\0", RAW),
+        (b"II\x1a\0\0\0HEAPCCDR", RAW),
+        (b"FUJIFILMCCD-RAW", RAW),
+        (b"FOVb", RAW),
+        (b"\0MRM", RAW),
+        (b"II+\0", "a TIFF for more than 4 GiB"),
+        (b"MM\0+", "a TIFF for more than 4 GiB"),
         (b"%PDF", "a PDF document"),
         (b"\xff\x0a", "a JPEG XL picture"),
         (b"\0\0\0\x0cJXL ", "a JPEG XL picture"),
@@ -298,34 +324,6 @@ fn bmp(source: &mut Source<'_>) -> Size {
     }
 }
 
-/// Reads a TIFF's size from the first page's directory, which may lie anywhere.
-fn tiff(source: &mut Source<'_>) -> Size {
-    let little = source.get(0)? == *b"II";
-    let word = |bytes: [u8; 2]| if little { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) };
-    let long = |bytes: [u8; 4]| if little { u32::from_le_bytes(bytes) } else { u32::from_be_bytes(bytes) };
-    let directory = u64::from(long(source.get(4)?));
-    let entries = word(source.get(directory)?);
-    let (mut width, mut height) = (None, None);
-    for entry in 0..u64::from(entries) {
-        let [tag1, tag2, kind1, kind2, _, _, _, _, a, b, c, d] = source.get(directory + 2 + 12 * entry)?;
-        let side = match word([tag1, tag2]) {
-            256 => &mut width,
-            257 => &mut height,
-            _ => continue,
-        };
-        *side = match word([kind1, kind2]) {
-            1 => Some(a.into()),
-            3 => Some(word([a, b]).into()),
-            4 => Some(long([a, b, c, d])),
-            _ => None,
-        };
-        if let (Some(width), Some(height)) = (width, height) {
-            return Ok((width, height));
-        }
-    }
-    Err(Trouble::Odd)
-}
-
 /// The smallest complete picture, for tests: one grey pixel.
 pub const TINY: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU\
 \0\0\0\nIDATx\xdach\0\0\0\x82\0\x81\xdaE\x08;\0\0\0\0IEND\xaeB`\x82";
@@ -390,6 +388,53 @@ mod tests {
         let long = [&b"\xff\xd8"[..], &b"\xff\xe1\0\x02".repeat(5000)].concat();
         assert_eq!(size(&long)?, None);
         Ok(())
+    }
+
+    /// Returns a TIFF of one directory with these fields of one long each, and another directory below it.
+    fn tiff_of(fields: &[(u16, u32)], below: Option<&[(u16, u32)]>) -> Vec<u8> {
+        let count = fields.len() + usize::from(below.is_some());
+        let end = 8 + 2 + 12 * count + 4;
+        let mut all: Vec<(u16, u32)> = fields.to_vec();
+        all.extend(below.map(|_| (330, end as u32)));
+        let directory = |fields: &[(u16, u32)]| {
+            let mut bytes = (fields.len() as u16).to_le_bytes().to_vec();
+            for (tag, value) in fields {
+                bytes.extend_from_slice(&tag.to_le_bytes());
+                bytes.extend_from_slice(&[4, 0, 1, 0, 0, 0]);
+                bytes.extend_from_slice(&value.to_le_bytes());
+            }
+            bytes.extend_from_slice(&[0; 4]);
+            bytes
+        };
+        let mut bytes = b"II*\0\x08\0\0\0".to_vec();
+        bytes.extend(directory(&all));
+        bytes.extend(below.map(directory).unwrap_or_default());
+        bytes
+    }
+
+    #[test]
+    fn a_cameras_raw_picture_is_refused_whatever_it_calls_itself() {
+        let size = [(256, 40), (257, 24)];
+        let with = |more: &[(u16, u32)], below| tiff_of(&[more, &size].concat(), below);
+        assert_eq!(of_bytes(&with(&[], None), "it").ok().and_then(|h| h.size), Some((40, 24)));
+        assert_eq!(of_bytes(&with(&[], Some(&[(262, 2)])), "it").ok().and_then(|h| h.size), Some((40, 24)));
+        let raw = "it is a camera's raw picture, which animd does not read; convert it to PNG or JPEG";
+        for bytes in [
+            // DNG, Nikon and Sony, Pentax, a linear DNG, and a thumbnail of a camera's.
+            with(&[(50_706, 4)], None),
+            with(&[(254, 1), (271, 0)], Some(&[(262, 32_803)])),
+            with(&[(262, 32_803)], None),
+            with(&[], Some(&[(262, 34_892)])),
+            with(&[(254, 1), (271, 0)], Some(&[])),
+            b"II*\0\x10\0\0\0CR\x02\0\0\0\0\0\0\0".to_vec(),
+            b"FUJIFILMCCD-RAW 0201".to_vec(),
+            b"IIRO\x08\0\0\0".to_vec(),
+            b"IIU\0\x18\0\0\0".to_vec(),
+        ] {
+            assert_eq!(refusal(&bytes), raw, "{bytes:?}");
+        }
+        let thumbnail = refusal(&with(&[(254, 1)], None));
+        assert!(thumbnail.contains("a TIFF whose first page is a thumbnail"), "{thumbnail}");
     }
 
     #[test]

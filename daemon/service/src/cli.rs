@@ -14,11 +14,15 @@ pub const EXIT_CONFIG: u8 = 78;
 /// Something appeared that only a new start may use: the driver's devices. `EX_TEMPFAIL` of sysexits.
 pub const EXIT_NEW_START: u8 = 75;
 
+/// The ledger is damaged, and a person has to decide. `EX_IOERR` of sysexits.
+pub const EXIT_DAMAGED: u8 = 74;
+
 /// All exit codes, and what they say.
-pub const EXITS: [(u8, &str); 5] = [
+pub const EXITS: [(u8, &str); 6] = [
     (0, "animd was stopped"),
     (1, "animd failed"),
     (2, "wrong usage"),
+    (EXIT_DAMAGED, "the ledger is damaged; see --restore-ledger"),
     (EXIT_NEW_START, "animd must be started again"),
     (EXIT_CONFIG, "the configuration is wrong"),
 ];
@@ -37,8 +41,9 @@ pub fn command() -> clap::Command {
     name = "animd",
     version,
     after_help = "Example: animd --user --model ~/models/Wan2.1-I2V-14B-480P\n\nExit codes: 0 stopped, 1 \
-failed, 2 wrong usage, 75 animd must be started again, 78 wrong configuration"
+failed, 2 wrong usage, 74 damaged ledger, 75 animd must be started again, 78 wrong configuration"
 )]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch that a person types")]
 pub struct Args {
     /// The configuration file [default: /etc/animd/animd.toml; with --user ~/.config/animd/animd.toml]
     #[arg(long, value_name = "FILE")]
@@ -70,6 +75,9 @@ pub struct Args {
     /// With --check: show where each value comes from
     #[arg(long, requires = "check")]
     pub origins: bool,
+    /// Set a damaged ledger aside, go on with its copy, and end; the service must not run
+    #[arg(long, conflicts_with = "check")]
+    pub restore_ledger: bool,
 }
 
 impl Args {

@@ -16,6 +16,9 @@ pub enum Error {
     /// The ledger's file is not one that this program can use.
     #[error("{0}")]
     Schema(String),
+    /// The ledger's file is damaged; the sentence has its path and the remedy.
+    #[error("{0}")]
+    Damaged(String),
     /// The service has to be started again, and says why.
     #[error("{0}")]
     NewStart(String),
@@ -47,11 +50,19 @@ impl Error {
         Self::Common(animd_common::Error::Config(text.into()))
     }
 
+    /// Returns the sentence without any path, for the log.
+    pub fn without_path(&self) -> String {
+        match self {
+            Self::Common(e) => e.without_path(),
+            e => e.to_string(),
+        }
+    }
+
     /// Returns what went wrong, for the ledger and for programs.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Common(e) => e.code(),
-            Self::Ledger(_) | Self::Schema(_) => ErrorCode::Ledger,
+            Self::Ledger(_) | Self::Schema(_) | Self::Damaged(_) => ErrorCode::Ledger,
             Self::NewStart(_) => ErrorCode::Stopping,
             Self::Bus(_) => ErrorCode::Bus,
         }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use animd::cli::{Args, EXIT_CONFIG, EXIT_NEW_START};
+use animd::cli::{Args, EXIT_CONFIG, EXIT_DAMAGED, EXIT_NEW_START};
 use animd::{Error, service};
 use animd_common::{log, profiles};
 use clap::Parser;
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
             eprintln!("animd: {e}");
             match e {
                 Error::Common(animd_common::Error::Config(_)) => ExitCode::from(EXIT_CONFIG),
+                Error::Damaged(_) => ExitCode::from(EXIT_DAMAGED),
                 Error::NewStart(_) => ExitCode::from(EXIT_NEW_START),
                 _ => ExitCode::FAILURE,
             }
@@ -31,6 +32,10 @@ fn start(args: &Args) -> Result<(), Error> {
             eprintln!("animd: {note}");
         }
         print!("{}", loaded.print(args.origins));
+        return Ok(());
+    }
+    if args.restore_ledger {
+        println!("animd: {}", service::restore_ledger(&loaded.config)?);
         return Ok(());
     }
     log::start(&loaded.config.log.level)?;

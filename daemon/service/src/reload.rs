@@ -12,6 +12,7 @@ use toml::{Table, Value};
 use crate::config::CurrentConfig;
 use crate::error::{Error, Result};
 use crate::events::Events;
+use crate::store::ledger::Limits;
 use crate::store::{Ledger, Spool, Watches};
 use crate::supervisor::profile::Profiles;
 
@@ -109,9 +110,13 @@ impl Reloader {
     pub fn apply(&self, config: Config) {
         self.spool.set_keep(config.retention.pictures_days);
         self.spool.set_reserve(config.queue.free_mib);
-        let total = config.queue.total;
-        // This is not awaited: a busy ledger must not hold up the reload, and every later job sees the new limit.
-        self.ledger.tell(move |db| db.set_total(total));
+        let limits = Limits {
+            total: config.queue.total,
+            disk_bytes: config.queue.disk_mib_per_user << 20,
+            ledger_bytes: config.queue.ledger_mib_per_user << 20,
+        };
+        // This is not awaited: a busy ledger must not hold up the reload, and every later job sees the new limits.
+        self.ledger.tell(move |db| db.set_limits(limits));
         let config = Arc::new(config);
         let before = self.config.replace(config.clone());
         if before.model != config.model {

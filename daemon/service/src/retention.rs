@@ -21,6 +21,7 @@ use crate::store::ledger::{Kind, Store};
 use crate::store::sweep_spool;
 
 const DAY: Duration = Duration::from_secs(86_400);
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Cleans up now and every day until `stop` turns true.
 pub async fn run(queue: Queue, mut stop: watch::Receiver<bool>) {
@@ -28,9 +29,15 @@ pub async fn run(queue: Queue, mut stop: watch::Receiver<bool>) {
         if let Err(e) = clean(&queue).await {
             tracing::warn!("cannot delete what is too old; trying again tomorrow: {e}");
         }
-        tokio::select! {
-            () = sleep(DAY) => {}
-            () = stopped(&mut stop) => return,
+        for _ in 0..24 {
+            // The copy goes when something is forgotten.
+            if let Err(e) = queue.ledger.call(Store::make_missing_copy).await {
+                tracing::warn!("there is no copy of the ledger: {e}");
+            }
+            tokio::select! {
+                () = sleep(HOUR) => {}
+                () = stopped(&mut stop) => return,
+            }
         }
     }
 }
@@ -61,13 +68,19 @@ pub async fn clean(queue: &Queue) -> Result<()> {
             let is_poster = |name: &OsStr| name.as_bytes().ends_with(b"-poster.jpg");
             drop_old_files(pictures.dir(), DAY * days.pictures_days, is_poster)?;
         }
+        for (id, video) in ledger.call_blocking(|db| db.kept_results())? {
+            if fs::symlink_metadata(video).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+                ledger.call_blocking(move |db| db.result_gone(id))?;
+            }
+        }
         sweep_spool(&ledger, &spool)
     })
     .await?;
     if removed {
         while queue.ledger.call(Store::shrink).await? {}
     }
-    queue.ledger.call(Store::optimize).await
+    queue.ledger.call(Store::optimize).await?;
+    queue.ledger.call(Store::make_copy).await
 }
 
 /// Forgets jobs that ended before `before_us`. Returns true if there were any.

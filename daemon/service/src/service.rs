@@ -1,12 +1,12 @@
 //! The service as systemd sees it: readiness, status, watchdog, a quick and lossless stop.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use animd_common::config::{Config, Loaded, Sources};
-use animd_common::files::show;
+use animd_common::files::{open_private, show};
 use animd_common::notify::notify;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -25,8 +25,8 @@ use crate::metrics;
 use crate::queue::Queue;
 use crate::reload::Reloader;
 use crate::retention;
-use crate::store::ledger::PAUSED;
-use crate::store::{Ledger, PictureFiles, Results, Spool, Watches};
+use crate::store::ledger::{PAUSED, damage};
+use crate::store::{Ledger, PictureFiles, Results, Spool, Watches, release_unheld};
 use crate::supervisor::commands::{Command, Commands};
 use crate::supervisor::gpu::nvml::Driver;
 use crate::supervisor::profile::Profiles;
@@ -135,10 +135,12 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
         .create(&folders.state)
         .map_err(Error::file("create", &folders.state))?;
     let _lock = lock(&folders.state)?;
-    let parts = Parts::new(config, sources)?;
+    let ledger_file = folders.state.join(LEDGER);
+    let explain = |e| damage::explain(&ledger_file, e);
+    let parts = Parts::new(config, sources).map_err(explain)?;
     // The list and the recovery come before anything can be claimed, scanned or asked for.
     parts.watches.keep_apart(&files);
-    parts.recover()?;
+    parts.recover().map_err(explain)?;
     // The outbox is made after the recovery, which must see that it is missing: its disk may not be mounted.
     // The service starts without an outbox: jobs then fail with a sentence.
     if let Err(e) = parts.watches.outbox(&folders.outbox).make() {
@@ -184,6 +186,8 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     let system = (!user).then(|| connection.clone());
     let logind = tokio::spawn(logind::run(system, config.clone(), events.clone(), commands, stopped.clone()));
     let metrics = tokio::spawn(metrics::run(config, ledger, events.clone(), stopped.clone()));
+    let unheld = release_unheld(queue.ledger.clone(), queue.spool.clone(), stopped.clone());
+    let unheld = tokio::spawn(unheld);
     let retention = tokio::spawn(retention::run(queue, stopped.clone()));
     let waiting = tokio::spawn(delivery::deliver_waiting(delivery, delivery::AWAY, stopped));
     notify(&[("READY", "1")]);
@@ -215,7 +219,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     _ = supervisor.await;
     // None of these tasks holds anything that is not in the ledger; a picture that is being copied is still in the
     // inbox.
-    for task in [mirror, watchers, logind, metrics, retention, waiting] {
+    for task in [mirror, watchers, logind, metrics, unheld, retention, waiting] {
         _ = timeout(Duration::from_secs(2), task).await;
     }
     if *profiles.new_start().borrow() {
@@ -226,16 +230,20 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     lost.map_or(Ok(()), |why| Err(Error::NewStart(why.into())))
 }
 
+/// Sets a damaged ledger aside and goes on with its copy; see [`damage::restore`]. Blocks.
+///
+/// # Errors
+/// The errors of [`damage::restore`], and of a state folder that a service uses.
+pub fn restore_ledger(config: &Config) -> Result<String> {
+    let state = &config.folders.state;
+    let _lock = lock(state)?;
+    damage::restore(&state.join(LEDGER))
+}
+
 /// Locks the state folder, so that only one service uses it.
 fn lock(state: &std::path::Path) -> Result<fs::File> {
     let path = state.join("lock");
-    let file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(Error::file("create", &path))?;
+    let file = open_private(&path).map_err(Error::file("open", &path))?;
     // A service that was killed while it started a program has left a child that holds the lock until it ends.
     let start = Instant::now();
     let mut locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);

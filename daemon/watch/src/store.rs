@@ -75,11 +75,25 @@ pub fn open(ready: &Ready, sidecars: &Contents) -> Result<Option<Opened>> {
 
 /// Returns the hash of all of a picture's sidecars together.
 pub fn sidecars(picture: &Ready) -> Contents {
+    let found = sidecar::beside(&picture.root, &picture.path);
+    let read = |path: &Path| root::read_small(&picture.root, path, sidecar::MAX_BYTES).ok();
     let mut all = Sha256::new();
-    for path in sidecar::beside(&picture.root, &picture.path) {
-        let bytes = path.and_then(|path| root::read_small(&picture.root, &path, sidecar::MAX_BYTES).ok());
+    let mut add = |bytes: Option<Vec<u8>>| {
         all.update(bytes.as_ref().map_or(u64::MAX, |bytes| bytes.len() as u64).to_le_bytes());
         all.update(bytes.unwrap_or_default());
+    };
+    // The first two are always there, so that a picture with these sidecars or none has the keys that earlier versions gave.
+    let first = ["toml", "txt"].map(|ending| {
+        let plain = picture.path.with_extension(ending);
+        let is_plain = |path: &&PathBuf| path.as_os_str().eq_ignore_ascii_case(&plain);
+        found.iter().find(is_plain)
+    });
+    for path in first {
+        add(path.and_then(|path| read(path)));
+    }
+    for path in found.iter().filter(|path| !first.contains(&Some(path))) {
+        add(Some(path.file_name().unwrap_or_default().as_bytes().to_vec()));
+        add(read(path));
     }
     all.finalize().into()
 }

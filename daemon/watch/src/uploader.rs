@@ -593,7 +593,7 @@ fn put_away(ready: &Ready, into: &str, note: Option<&str>) -> Result<()> {
     let sidecars_until_us = i64::MAX;
     let (root, source, identity) = (&ready.root, &*ready.path, ready.identity);
     let leaving = Leaving { root, source, identity, target, note, sidecars_until_us };
-    leaving.put_away(|_| Ok(()))
+    leaving.put_away(|_| Ok(())).map(|_| ())
 }
 
 fn reason(e: &Error) -> String {

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use animd::cli::EXIT_CONFIG;
@@ -192,6 +193,182 @@ async fn one_users_submissions_leave_room_for_others_and_end_with_their_clients(
     let made = house.number(&format!("SELECT count(*) FROM job WHERE owner_uid = {BOB}")).unwrap();
     assert!(made < 300, "{made} jobs of calls that nobody waits for");
     alice_is_served(&house).await;
+}
+
+/// Returns a picture of about a MiB, unlike any other.
+fn large_picture(house: &House, n: u32) -> File {
+    let path = house.path("large.png");
+    let pixel = [PICTURE, &n.to_le_bytes()[..], &vec![0; 1 << 20]].concat();
+    fs::write(&path, pixel).unwrap();
+    File::open(path).unwrap()
+}
+
+/// Submits and cancels jobs that have begun until the service refuses one, and returns its sentence.
+async fn until_refused(
+    house: &House,
+    user: &Connection,
+    options: impl Fn(u32) -> HashMap<&'static str, Variant<'static>>,
+    picture: impl Fn(u32) -> File,
+) -> String {
+    let manager = manager(user).await;
+    for n in 0..200 {
+        let path = match manager.submit(picture(n).as_fd().into(), options(n)).await {
+            Ok(path) => path,
+            Err(e) => {
+                assert_eq!(error_name(&e), Some("QueueFull"), "{e}");
+                return e.to_string();
+            }
+        };
+        let job = animd_client::JobProxy::builder(user).path(path);
+        let job = job.cache_properties(zbus::proxy::CacheProperties::No).build().await.unwrap();
+        house.until("it begins", |house| {
+            house.number("SELECT count(*) FROM job WHERE state = 'running'") == Some(1)
+        });
+        job.cancel().await.unwrap();
+        house.until("it ends", |house| {
+            house.number("SELECT count(*) FROM job WHERE state IN ('running', 'finishing')") == Some(0)
+        });
+    }
+    panic!("nothing is refused");
+}
+
+#[tokio::test]
+async fn cancelled_jobs_do_not_fill_the_disk() {
+    if !others() {
+        return;
+    }
+    let house = House::system("[queue]\ndisk_mib_per_user = 4\n");
+    let bob = house.connect_as(BOB).await;
+    let slow = |_| HashMap::from([("prompt", Variant::from("slow=1000"))]);
+    let said = until_refused(&house, &bob, slow, |n| large_picture(&house, n)).await;
+    assert!(said.contains("queue.disk_mib_per_user") && said.contains("4 MiB"), "{said}");
+    let spool = || -> u64 {
+        let files = fs::read_dir(house.path("state/spool")).unwrap().flatten();
+        files.map(|file| file.metadata().map_or(0, |meta| meta.len())).sum()
+    };
+    assert!((3 << 20..5 << 20).contains(&spool()), "{} bytes", spool());
+    alice_is_served(&house).await;
+    // His share is his again when what he had is gone.
+    let count = house.number(&format!("SELECT count(*) FROM job WHERE owner_uid = {BOB}")).unwrap();
+    for id in 1..=count {
+        assert!(house.animctl(&["forget", &id.to_string()]).status.success());
+    }
+    manager(&bob).await.submit(large_picture(&house, 999).as_fd().into(), HashMap::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn long_prompts_do_not_fill_the_ledger() {
+    if !others() {
+        return;
+    }
+    let house = House::system("[queue]\nledger_mib_per_user = 1\n");
+    let bob = house.connect_as(BOB).await;
+    let picture = house.picture();
+    let long = |n| {
+        let prompt = format!("slow=1000 {n} {}", "p".repeat(15_000));
+        HashMap::from([("prompt", prompt.into()), ("negative_prompt", "n".repeat(16_000).into())])
+    };
+    let said = until_refused(&house, &bob, long, |_| File::open(&picture).unwrap()).await;
+    assert!(said.contains("queue.ledger_mib_per_user"), "{said}");
+    assert!(house.number("SELECT count(*) FROM job") < Some(40));
+    alice_is_served(&house).await;
+}
+
+#[tokio::test]
+async fn a_picture_that_gave_no_job_does_not_stay() {
+    if !others() {
+        return;
+    }
+    let house = paused(House::closed_system("[queue]\ntotal = 1\n")).await;
+    alice_is_served(&house).await;
+    let bob = manager(&house.connect_as(BOB).await).await;
+    for n in 0..3 {
+        let refused = bob.submit(large_picture(&house, n).as_fd().into(), HashMap::new()).await;
+        assert!(refused.unwrap_err().to_string().contains("queue.total"));
+    }
+    house.until("only Alice's stays", |house| house.files("state/spool").len() == 1);
+}
+
+/// A polkit that asks its user and waits for ever, and notes the questions that are taken back.
+#[derive(Clone, Default)]
+struct SilentPolkit {
+    asked: Arc<AtomicUsize>,
+    taken_back: Arc<AtomicUsize>,
+}
+
+#[zbus::interface(name = "org.freedesktop.PolicyKit1.Authority")]
+impl SilentPolkit {
+    async fn check_authorization(
+        &self,
+        _subject: (String, HashMap<String, zbus::OwnedVariant>),
+        _action: String,
+        _details: HashMap<String, String>,
+        _flags: u32,
+        _cancellation: String,
+    ) -> (bool, bool, HashMap<String, String>) {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        std::future::pending().await
+    }
+
+    fn cancel_check_authorization(&self, _cancellation: String) {
+        self.taken_back.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn one_users_questions_keep_nobody_elses_from_polkit() {
+    if !others() {
+        return;
+    }
+    let house = house().await;
+    let polkit = SilentPolkit::default();
+    let bus = house.connect().await;
+    bus.object_server().at("/org/freedesktop/PolicyKit1/Authority", polkit.clone()).await.unwrap();
+    bus.request_name("org.freedesktop.PolicyKit1").await.unwrap();
+    // This thread answers as polkit meanwhile.
+    let reaches = async |counter: &AtomicUsize, count: usize| {
+        let start = std::time::Instant::now();
+        while counter.load(Ordering::SeqCst) < count && start.elapsed() < PATIENCE {
+            tokio::time::sleep(PAUSE).await;
+        }
+        counter.load(Ordering::SeqCst) == count
+    };
+    let bobs = join_all((0..5).map(|_| house.connect_as(BOB))).await;
+    let bob = manager(&bobs[0]).await;
+    // A wrong call is refused before anybody is asked.
+    for path in ["not/absolute", "/a/../b", &format!("/x{}", "y".repeat(1 << 20))] {
+        let refused = bob.add_watch(path, HashMap::new()).await.unwrap_err();
+        assert_eq!(error_name(&refused), Some("InvalidOption"), "{refused}");
+        let refused = bob.remove_watch(path).await.unwrap_err();
+        assert_eq!(error_name(&refused), Some("InvalidOption"), "{refused}");
+    }
+    assert_eq!(polkit.asked.load(Ordering::SeqCst), 0);
+    let mut calls = JoinSet::new();
+    for bob in &bobs {
+        let bob = manager(bob).await;
+        for _ in 0..10 {
+            let bob = bob.clone();
+            calls.spawn(async move { bob.add_watch("/srv/pictures", HashMap::new()).await });
+        }
+    }
+    // All but a few are refused at once.
+    let mut busy = 0;
+    while busy < 46 {
+        let answer = timeout(PATIENCE, calls.join_next()).await.expect("answered").unwrap().unwrap();
+        assert_eq!(error_name(&answer.unwrap_err()), Some("Busy"));
+        busy += 1;
+    }
+    assert!(reaches(&polkit.asked, 4).await);
+    let alice = manager(&house.connect_as(ALICE).await).await;
+    let question = tokio::spawn(async move { alice.add_watch("/srv/other", HashMap::new()).await });
+    assert!(reaches(&polkit.asked, 5).await, "Alice's question is asked");
+    alice_is_served(&house).await;
+    assert!(house.memory("VmHWM") < MOST_MEMORY);
+    // Bob goes, and his questions with him.
+    calls.shutdown().await;
+    drop((bob, bobs));
+    assert!(reaches(&polkit.taken_back, 4).await, "they are taken back");
+    question.abort();
 }
 
 #[tokio::test]

@@ -197,7 +197,12 @@ impl House {
 
     /// Starts the service and waits until it has its name.
     pub fn start(&mut self) {
-        self.spawn();
+        self.start_by(self.service());
+    }
+
+    /// Starts the service by this command, which is [`Self::service`] with changes, and waits until it has its name.
+    pub fn start_by(&mut self, mut service: Command) {
+        self.service = Some(service.spawn().unwrap());
         for _ in 0..600 {
             if self.animctl(&["status"]).status.success() {
                 return;
@@ -380,6 +385,12 @@ impl House {
     pub fn text(&self, sql: &str) -> String {
         let db = Connection::open(self.path("state/ledger.db")).unwrap();
         db.query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+
+    /// Returns a text from the ledger; `None` while it has none or cannot be read.
+    pub fn text_if(&self, sql: &str) -> Option<String> {
+        let db = Connection::open(self.path("state/ledger.db")).ok()?;
+        db.query_row(sql, [], |row| row.get(0)).ok()
     }
 
     /// Returns the files of a folder, sorted, as text.

@@ -124,38 +124,12 @@ fn what_is_no_picture_or_too_large_fails_in_words() {
     let house = House::started("");
     fs::write(house.path("inbox/note.png"), "not a picture").unwrap();
     house.until_ended(1);
-    fs::write(house.path("inbox/empty.png"), "").unwrap();
-    house.until_ended(2);
     let huge = fs::File::create(house.path("huge.png")).unwrap();
     huge.set_len((256 << 20) + 1).unwrap();
     fs::rename(house.path("huge.png"), house.path("inbox/huge.png")).unwrap();
-    house.until_ended(3);
+    house.until_ended(2);
     let note =
         |name: &str| fs::read_to_string(house.path(&format!("inbox/failed/{name}.png.error.txt"))).unwrap();
     assert!(note("note").contains("is not a supported image; use a PNG"));
-    assert!(note("empty").contains("is empty"));
     assert!(note("huge").contains("at most 256 MiB"));
-}
-
-#[test]
-fn an_outbox_that_refuses_fails_the_job_and_keeps_the_picture() {
-    let house = House::started("");
-    // Root may write anywhere, so that a file in the folder's place stands for one that refuses.
-    fs::remove_dir(house.path("outbox")).unwrap();
-    fs::write(house.path("outbox"), "in the way").unwrap();
-    house.drop_picture("photo.png", None);
-    house.until_ended(1);
-    assert_eq!(house.files("inbox/failed"), ["photo.png", "photo.png.error.txt"]);
-    let note = fs::read_to_string(house.path("inbox/failed/photo.png.error.txt")).unwrap();
-    assert!(note.contains("the outbox `") && note.contains("takes no file"), "{note}");
-}
-
-#[test]
-fn a_full_disk_is_seen_before_the_work() {
-    let house = House::started("[queue]\nfree_mib = 1000000000\n");
-    house.drop_picture("photo.png", None);
-    house.until_ended(1);
-    let note = fs::read_to_string(house.path("inbox/failed/photo.png.error.txt")).unwrap();
-    assert!(note.contains("MiB left, and queue.free_mib asks for 1000000000"), "{note}");
-    assert!(house.files("outbox").is_empty());
 }

@@ -17,7 +17,7 @@ const SHOWN: usize = 12;
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl status --json\n\nJSON: version, state (starting, loading, idle, busy, paused, no-weights, no-gpu, \
-no-engine, stopping), state_text, queued (how many jobs wait), paused, profile, gpu (name, uuid, index, driver, memory_total, used; \
+no-engine, no-output, stopping), state_text, queued (how many jobs wait), paused, profile, gpu (name, uuid, index, driver, memory_total, used; \
 empty without one), running and waiting (what `animctl list` has of these jobs), last (the same of the newest job that has ended)"
 )]
 pub struct Args {}

@@ -41,6 +41,8 @@ fn numbers(config: &Config, origins: &Origins) -> Vec<String> {
         ("queue.free_mib", queue.free_mib as f64, 0.0, 1e9),
         ("queue.per_user", queue.per_user.into(), 1.0, 1e6),
         ("queue.total", queue.total.into(), 1.0, 1e7),
+        ("queue.disk_mib_per_user", queue.disk_mib_per_user as f64, 1.0, 1e9),
+        ("queue.ledger_mib_per_user", queue.ledger_mib_per_user as f64, 1.0, 1e6),
         ("retention.pictures_days", retention.pictures_days.into(), 0.0, days),
         ("retention.results_days", retention.results_days.into(), 0.0, days),
         ("retention.steps_days", retention.steps_days.into(), 0.0, days),

@@ -225,11 +225,23 @@ pub struct Queue {
     pub per_user: u32,
     /// The most open jobs of all users together; beyond it the bus accepts no more.
     pub total: u32,
+    /// MiB that the pictures and the kept videos of one user's jobs may take, of ended jobs as well.
+    pub disk_mib_per_user: u64,
+    /// MiB that the records of one user's jobs may take in the ledger.
+    pub ledger_mib_per_user: u64,
 }
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { attempts: 3, interruptions: 20, free_mib: 256, per_user: 100, total: 10_000 }
+        Self {
+            attempts: 3,
+            interruptions: 20,
+            free_mib: 256,
+            per_user: 100,
+            total: 10_000,
+            disk_mib_per_user: 8192,
+            ledger_mib_per_user: 256,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::root::{self, Dir, Root};
-use super::sidecar;
+use super::sidecar::{self, find};
 use crate::files::{self, Identity, NAME_MAX, numbered, rename_new, show, split_name, sync_dir};
 use crate::{Error, Result};
 
@@ -50,38 +50,39 @@ pub fn common<'a>(source: &'a Path, target: &Path) -> &'a Path {
 }
 
 impl Leaving<'_> {
-    /// Moves the picture and its sidecars. `renamed` must record a different target before it is used.
+    /// Moves the picture and its sidecars. `renamed` must record a different target before it is used. Returns whether
+    /// the picture is at its target now: one that was replaced or taken away meanwhile stays where it is.
     pub fn put_away<E: From<Error>>(
         mut self,
         mut renamed: impl FnMut(&Path) -> Result<(), E>,
-    ) -> Result<(), E> {
+    ) -> Result<bool, E> {
         let from = match self.root.check().and_then(|_| Dir::of(self.root, self.source)) {
             Ok(from) => from,
             // The picture's folder is gone, or a link that leads elsewhere has taken its name.
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Ok(());
+                return Ok(false);
             }
             Err(e) => return Err(Error::file("look at", self.source)(e).into()),
         };
         match fs::symlink_metadata(from.at(self.source)) {
             Ok(meta) if meta.is_file() && Identity::of(&meta) == self.identity => {}
             // The picture was replaced or removed meanwhile: what lies there now is a new request.
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(false),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 // The picture was moved before a power cut: the note and the sidecars still have to follow.
-                if let Ok(to) = Dir::of(self.root, &self.target)
-                    && is(&to.at(&self.target), self.identity)
-                {
-                    self.follow(&to, &from);
+                let to = Dir::of(self.root, &self.target).ok();
+                let moved = to.filter(|to| is(&to.at(&self.target), self.identity));
+                if let Some(to) = &moved {
+                    self.follow(to, &from);
                 }
-                return Ok(());
+                return Ok(moved.is_some());
             }
             Err(e) => return Err(Error::file("look at", self.source)(e).into()),
         }
         match self.rename(&from, &mut renamed)? {
-            Ok(to) => {
+            Ok((to, moved)) => {
                 self.follow(&to, &from);
-                Ok(())
+                Ok(moved)
             }
             Err(e) => {
                 self.note_beside(&from);
@@ -104,13 +105,14 @@ impl Leaving<'_> {
         }
     }
 
-    /// Moves the picture and returns the folder that it is in then, or why it could not be moved. The outer error is
-    /// that of `renamed`, which leaves everything as it was.
+    /// Moves the picture and returns the folder of its target, and whether it is there: somebody may have moved it
+    /// elsewhere. The inner error is why it could not be moved, the outer one that of `renamed`, which leaves everything
+    /// as it was.
     fn rename<E>(
         &mut self,
         from: &Dir,
         renamed: &mut impl FnMut(&Path) -> Result<(), E>,
-    ) -> Result<Result<Dir>, E> {
+    ) -> Result<Result<(Dir, bool)>, E> {
         let root = self.root.path();
         let dir = self.target.parent().unwrap_or(root).to_owned();
         let below = dir.strip_prefix(root).unwrap_or(Path::new(""));
@@ -126,7 +128,7 @@ impl Leaving<'_> {
                 return Ok(Err(Error::file("write", error_note(&self.target))(e)));
             }
             match move_new(&from.at(self.source), &to.at(&self.target), self.identity) {
-                Ok(()) => return Ok(Ok(to)),
+                Ok(()) => return Ok(Ok((to, true))),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                     self.remove_note(&note);
                     let name = self.source.file_name().unwrap_or_default();
@@ -138,7 +140,7 @@ impl Leaving<'_> {
                     self.remove_note(&note);
                     // Somebody has moved the picture elsewhere.
                     if e.kind() == io::ErrorKind::NotFound {
-                        return Ok(Ok(to));
+                        return Ok(Ok((to, false)));
                     }
                     return Ok(Err(Error::file("move", self.source)(e)));
                 }
@@ -165,7 +167,9 @@ impl Leaving<'_> {
     }
 
     fn move_sidecars(&self, to: &Dir, from: &Dir) {
-        for held in sidecar::paths(&from.at(self.source)).into_iter().flatten() {
+        let owner = find::owner(to, self.target.file_name().unwrap_or_default());
+        for sidecar in find::found(from, self.source.file_name().unwrap_or_default(), owner) {
+            let held = from.at(Path::new(&sidecar.name));
             let Ok(meta) = fs::symlink_metadata(&held) else { continue };
             let own = Identity::of(&meta);
             if meta.is_file()
@@ -279,7 +283,7 @@ mod tests {
         };
         let error = put_away(&root.join("ours.png"), "done/ours.png").map_err(|e| e.to_string());
         assert!(error.is_err_and(|text| text.contains("a symbolic link or a file is in the place")));
-        put_away(&root.join("sub/theirs.png"), "failed/sub/theirs.png")?;
+        assert!(!put_away(&root.join("sub/theirs.png"), "failed/sub/theirs.png")?);
         assert!(root.join("ours.png").exists() && !root.join("failed").exists());
         assert!(elsewhere.join("theirs.png").exists() && !elsewhere.join("ours.png").exists());
         Ok(())
@@ -302,8 +306,8 @@ mod tests {
             let identity = Identity::of(&fs::symlink_metadata(&source)?);
             let leaving =
                 Leaving { root, source: &source, identity, target, note: None, sidecars_until_us: i64::MAX };
-            leaving.put_away(|_| Ok(())).map_err(|e: Error| io::Error::other(e.to_string()))?;
-            assert!(!source.exists() && !sidecar.exists());
+            let moved = leaving.put_away(|_| Ok(())).map_err(|e: Error| io::Error::other(e.to_string()))?;
+            assert!(moved && !source.exists() && !sidecar.exists());
             let mut names: Vec<OsString> =
                 fs::read_dir(dir.path().join("done"))?.flatten().map(|entry| entry.file_name()).collect();
             names.sort();

@@ -4,17 +4,18 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use notify::event::{
     AccessKind, AccessMode, CreateKind, Event, EventKind, ModifyKind, RemoveKind, RenameMode,
 };
 use notify::{Config, ErrorKind, INotifyWatcher, RecursiveMode, Watcher};
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 
 use super::root::Dir;
 
-/// The most events that are handed over at once.
-const BATCH: usize = 2048;
+/// The most events that wait. When there are more, they are dropped, and everything is scanned in their place.
+const MOST: usize = 4096;
 
 /// A file event; paths are relative to the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub enum Seen {
 /// The watches on the folders.
 pub struct Events {
     watcher: INotifyWatcher,
-    news: mpsc::UnboundedReceiver<io::Result<Seen>>,
+    news: Arc<News>,
     /// Kept open so that the path leads to this folder and to no other one.
     _dir: Dir,
     root: PathBuf,
@@ -42,20 +43,83 @@ pub struct Events {
     dirs: HashSet<PathBuf>,
 }
 
+/// Events on their way from the thread of `notify`: a bounded number, however many come.
+#[derive(Default)]
+struct News {
+    waiting: Mutex<Waiting>,
+    some: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    seen: Vec<Seen>,
+    /// The folders that have come or gone, to notice those that do so again and again.
+    folders: HashSet<PathBuf>,
+    lost: bool,
+    failed: Option<io::Error>,
+}
+
+impl News {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.lock().lost
+    }
+
+    /// Adds an event. A folder that comes again before anybody has looked at it is scanned with everything else, because
+    /// its events may go on for ever.
+    fn add(&self, seen: Seen) {
+        let mut waiting = self.lock();
+        if waiting.lost {
+            return;
+        }
+        let again = matches!(&seen, Seen::Folder(path) if !waiting.folders.insert(path.clone()));
+        if again || seen == Seen::Lost || waiting.seen.len() >= MOST {
+            *waiting = Waiting { lost: true, failed: waiting.failed.take(), ..Waiting::default() };
+        } else {
+            waiting.seen.push(seen);
+        }
+        drop(waiting);
+        self.some.notify_one();
+    }
+
+    fn fail(&self, e: io::Error) {
+        self.lock().failed = Some(e);
+        self.some.notify_one();
+    }
+
+    /// Takes all that has come; `None` if nothing has.
+    fn take(&self) -> Option<io::Result<Vec<Seen>>> {
+        let Waiting { mut seen, lost, failed, .. } = std::mem::take(&mut *self.lock());
+        if let Some(e) = failed {
+            return Some(Err(e));
+        }
+        if lost {
+            seen.push(Seen::Lost);
+        }
+        (!seen.is_empty()).then_some(Ok(seen))
+    }
+}
+
 impl Events {
     /// Returns the events of a folder, without any watch.
     pub fn new(dir: Dir) -> io::Result<Self> {
-        let (told, news) = mpsc::unbounded_channel();
+        let news = Arc::new(News::default());
+        let told = news.clone();
         let root = dir.path();
         let above = root.clone();
         // Filters in the thread of `notify`, so that unimportant events such as reads wake no other thread.
         let tell = move |event: notify::Result<Event>| match event {
+            // What is lost anyway need not be looked at.
+            Ok(_) if told.is_lost() => {}
             Ok(event) => {
                 if let Some(seen) = translate(&above, &event) {
-                    _ = told.send(Ok(seen));
+                    told.add(seen);
                 }
             }
-            Err(e) => _ = told.send(Err(plain(e))),
+            Err(e) => told.fail(plain(e)),
         };
         let watcher = INotifyWatcher::new(tell, Config::default()).map_err(plain)?;
         Ok(Self { watcher, news, _dir: dir, root, dirs: HashSet::new() })
@@ -80,11 +144,12 @@ impl Events {
 
     /// Waits for events.
     pub async fn next(&mut self) -> io::Result<Vec<Seen>> {
-        let mut news = Vec::new();
-        if self.news.recv_many(&mut news, BATCH).await == 0 {
-            return Err(io::Error::other("the watcher has ended"));
+        loop {
+            if let Some(news) = self.news.take() {
+                return news;
+            }
+            self.news.some.notified().await;
         }
-        news.into_iter().collect()
     }
 
     fn full(&self, below: &Path) -> PathBuf {
@@ -151,6 +216,28 @@ mod tests {
         assert_eq!(see(closed, &root.join("sub/a.png")), Some(Seen::Whole("sub/a.png".into())));
         assert_eq!(see(EventKind::Access(AccessKind::Open(AccessMode::Any)), &root.join("a.png")), None);
         assert_eq!(see(closed, Path::new("/elsewhere/a.png")), None);
+    }
+
+    #[test]
+    fn a_storm_is_one_look_however_long_it_lasts() {
+        let news = News::default();
+        for n in 0..3 * MOST {
+            news.add(Seen::Whole(format!("{n}.png").into()));
+        }
+        assert!(news.is_lost());
+        assert!(matches!(news.take(), Some(Ok(seen)) if seen == [Seen::Lost]));
+        assert!(news.take().is_none());
+        // Two folders that change names.
+        for _ in 0..2 {
+            news.add(Seen::FolderGone("a".into()));
+            news.add(Seen::Folder("a".into()));
+        }
+        assert!(matches!(news.take(), Some(Ok(seen)) if seen == [Seen::Lost]));
+        news.add(Seen::Folder("a".into()));
+        news.add(Seen::Folder("b".into()));
+        assert!(matches!(news.take(), Some(Ok(seen)) if seen.len() == 2));
+        news.fail(io::Error::other("it has ended"));
+        assert!(matches!(news.take(), Some(Err(_))));
     }
 
     #[tokio::test]

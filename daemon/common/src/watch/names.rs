@@ -1,8 +1,8 @@
 //! Which names in a watched folder may be pictures.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::files::split_name;
 
@@ -15,11 +15,13 @@ pub const CANCELED: &str = "cancelled";
 /// The file with the settings of everything in its folder.
 pub const FOLDER_SETTINGS: &str = "folder.toml";
 
-/// Endings of sidecars, of unfinished files of browsers, editors and copying programs, and of what photo programs write
-/// beside a picture.
-const ENDINGS: [&str; 20] = [
-    "toml",
-    "txt",
+/// Endings of sidecars with settings.
+pub const SETTINGS: [&str; 2] = ["toml", "json"];
+/// Endings of sidecars with a prompt: captioning tools have their own.
+pub const TEXTS: [&str; 4] = ["txt", "text", "caption", "prompt"];
+
+/// Endings of unfinished files of browsers, editors and copying programs.
+const UNFINISHED: [&str; 26] = [
     "part",
     "partial",
     "filepart",
@@ -27,24 +29,42 @@ const ENDINGS: [&str; 20] = [
     "opdownload",
     "download",
     "aria2",
+    "aria2__temp",
     "!qb",
     "!ut",
+    "!bt",
+    "!sync",
+    "bc!",
+    "dctmp",
+    "td",
+    "xltd",
+    "uploading",
     "tmp",
     "temp",
     "swp",
+    "swo",
     "swx",
+    "bak",
     "lock",
-    "lnk",
-    "url",
-    "xmp",
-    "aae",
+    "lck",
+    "ytdl",
+];
+
+/// Endings of what photo programs, shells and download managers write beside a picture.
+const BESIDE: [&str; 17] = [
+    "lnk", "url", "webloc", "xmp", "aae", "pp3", "dop", "nksc", "thm", "md5", "sha1", "sha256", "sha512",
+    "sfv", "torrent", "icloud", "ini",
 ];
 
 /// Files that file managers leave.
-const LITTER: [&str; 4] = ["thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"];
+const LITTER: [&str; 6] =
+    ["thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "icon\r", "zbthumbnail.info", "4913"];
+
+/// How names of Windows' notes on where a file comes from end, in whichever way the colon before it was copied.
+const STREAM: &[u8] = b"zone.identifier";
 
 /// Folders that network storage, synchronisation and file managers leave.
-const LITTER_FOLDERS: [&str; 9] = [
+const LITTER_FOLDERS: [&str; 12] = [
     "@eadir",
     "#recycle",
     "@recycle",
@@ -54,6 +74,9 @@ const LITTER_FOLDERS: [&str; 9] = [
     "system volume information",
     "lost+found",
     "__macosx",
+    "network trash folder",
+    "temporary items",
+    "recycler",
 ];
 
 /// Returns whether a file is not a picture by its name: it is hidden, temporary, a sidecar, or litter.
@@ -63,8 +86,14 @@ pub fn is_ignored(name: &OsStr) -> bool {
     lower.starts_with(b".")
         || lower.starts_with(b"~$")
         || lower.ends_with(b"~")
+        || (lower.starts_with(b"#") && lower.ends_with(b"#"))
+        || lower.ends_with(STREAM)
+        || lower.ends_with(b":$data")
         || LITTER.iter().any(|l| l.as_bytes() == lower)
-        || ending.is_some_and(|ending| ENDINGS.iter().any(|e| e.as_bytes() == ending))
+        || ending.is_some_and(|ending| {
+            let mut endings = SETTINGS.iter().chain(&TEXTS).chain(&UNFINISHED).chain(&BESIDE);
+            endings.any(|e| e.as_bytes() == ending)
+        })
 }
 
 /// Returns whether a folder below a watched one is not looked into: hidden, litter, or at the root the place for what
@@ -85,24 +114,23 @@ pub fn is_watched(below: &Path) -> bool {
     !is_ignored(name) && !folders.filter(|dir| !dir.as_os_str().is_empty()).any(is_ignored_folder)
 }
 
-/// Returns the paths of the pictures that a sidecar may belong to, one for each ending that pictures have.
-pub fn pictures_of(sidecar: &Path) -> Vec<PathBuf> {
-    const PICTURES: [&str; 12] =
-        ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif", "PNG", "JPG", "JPEG", "WEBP"];
-    let (stem, tail) = split_name(sidecar.file_name().unwrap_or_default());
-    let tail = tail.as_bytes().to_ascii_lowercase();
-    if (tail != b".toml" && tail != b".txt") || sidecar.file_name() == Some(OsStr::new(FOLDER_SETTINGS)) {
-        return Vec::new();
-    }
-    PICTURES
-        .iter()
-        .map(|ending| {
-            let mut name = stem.to_owned();
-            name.push(".");
-            name.push(ending);
-            sidecar.with_file_name(name)
-        })
-        .collect()
+/// Returns the name of a sidecar without its ending, which is the name of its picture, with or without the picture's own
+/// ending; `None` for a file that is no sidecar of pictures.
+pub fn of_sidecar(name: &OsStr) -> Option<&OsStr> {
+    let (stem, tail) = split_name(name);
+    let ending = tail.as_bytes().strip_prefix(b".")?.to_ascii_lowercase();
+    let is_sidecar = SETTINGS.iter().chain(&TEXTS).any(|e| e.as_bytes() == ending);
+    (is_sidecar && name != FOLDER_SETTINGS).then_some(stem)
+}
+
+/// Returns the ends of the names beside a picture that say that it is being downloaded.
+pub fn downloads(picture: &OsStr) -> impl Iterator<Item = OsString> {
+    ["aria2", "part", "partial", "crdownload", "xltd", "td"].into_iter().map(move |ending| {
+        let mut name = picture.to_owned();
+        name.push(".");
+        name.push(ending);
+        name
+    })
 }
 
 #[cfg(test)]
@@ -123,6 +151,18 @@ mod tests {
             "a.txt",
             "a.TOML",
             "a.png.xmp",
+            "a.png:Zone.Identifier",
+            "a.pngZone.Identifier",
+            "a.png\u{f03a}Zone.Identifier",
+            "a.png:Zone.Identifier:$DATA",
+            "#a.png#",
+            "a.png.json",
+            "a.caption",
+            "a.png.md5",
+            "a.png.bak",
+            "DESKTOP.INI",
+            ".DS_Store",
+            "a.png.!ut",
         ] {
             assert!(is_ignored(OsStr::new(name)), "{name}");
         }
@@ -143,10 +183,13 @@ mod tests {
     }
 
     #[test]
-    fn a_sidecar_names_its_pictures() {
-        assert!(pictures_of(Path::new("sub/a.b.txt")).contains(&"sub/a.b.png".into()));
-        assert!(
-            pictures_of(Path::new("folder.toml")).is_empty() && pictures_of(Path::new("a.png")).is_empty()
-        );
+    fn a_sidecar_names_its_picture() {
+        let of = |name| of_sidecar(OsStr::new(name)).map(OsStr::to_owned);
+        assert_eq!(of("a.b.txt").as_deref(), Some(OsStr::new("a.b")));
+        assert_eq!(of("a.Png.TXT").as_deref(), Some(OsStr::new("a.Png")));
+        assert_eq!(of("a.caption").as_deref(), Some(OsStr::new("a")));
+        for name in ["folder.toml", "a.png", "a", ".txt"] {
+            assert_eq!(of(name), None, "{name}");
+        }
     }
 }

@@ -291,6 +291,12 @@ impl Dir {
         Ok(Self(dir))
     }
 
+    /// Returns the numbers of the folder's device and inode.
+    pub fn id(&self) -> io::Result<(i64, i64)> {
+        let stat = rustix::fs::fstat(&*self.0)?;
+        Ok((stat.st_dev as i64, stat.st_ino as i64))
+    }
+
     /// Returns a path to the folder itself, for as long as it is held.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))

@@ -39,7 +39,7 @@ pub fn size(job: &Job) -> usize {
 /// Returns the answer of `Describe`. Values that are not known are left out.
 pub fn description(whole: Whole) -> Dict {
     let Whole { job, stages, costs } = whole;
-    let moved_to = job.source_target.as_ref().filter(|_| !job.state.is_open());
+    let moved_to = job.source_target.as_ref().filter(|_| !job.state.is_open() && !job.source_left);
     let mut answer = Answer::default()
         .with("id", job.id)
         .with("uuid", job.uuid)

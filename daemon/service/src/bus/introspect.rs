@@ -10,6 +10,7 @@ use zbus::message::Header;
 use zbus::object_server::{Interface, ObjectServer};
 use zbus::{Connection, fdo, interface};
 
+use super::guarded::Guarded;
 use super::{Hub, Manager, PATH};
 
 /// The interface that every node has. The library does not publish its own description of it.
@@ -79,7 +80,7 @@ impl Node {
         write_interface::<fdo::Properties>(server, path, &mut xml).await?;
         if path == PATH {
             write_interface::<fdo::ObjectManager>(server, path, &mut xml).await?;
-            write_interface::<Manager>(server, path, &mut xml).await?;
+            write_interface::<Guarded<Manager>>(server, path, &mut xml).await?;
         }
         let jobs = format!("{PATH}/job");
         if path == jobs {

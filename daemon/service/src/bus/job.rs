@@ -194,8 +194,8 @@ impl JobObject {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, BusError> {
-        self.authorized(&header, connection).await?;
         let retry = options::retry(&options)?;
+        self.authorized(&header, connection).await?;
         if self.card.facts().priority > 0 {
             self.hub.rights.check(connection, &header, Action::RaisePriority).await?;
         }

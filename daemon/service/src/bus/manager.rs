@@ -265,8 +265,9 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
+        let wish = watches::checked(&path, &options)?;
         let uid = self.hub.rights.check(connection, &header, Action::Configure).await?;
-        watches::add(&self.hub, &path, &options, uid).await
+        watches::add(&self.hub, wish, uid).await
     }
 
     async fn remove_watch(
@@ -275,6 +276,7 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), BusError> {
+        let path = watches::checked(&path, &Options::new())?.path;
         self.hub.rights.check(connection, &header, Action::Configure).await?;
         watches::remove(&self.hub, &path).await
     }
@@ -394,9 +396,11 @@ impl Manager {
             ))
         };
         // This saves copying the picture in vain. The check that decides is made when the job is written to the ledger.
-        match hub.queue.foresee(uid, submission.idempotency_key.clone()).await? {
+        let bytes = file.metadata().map_or(0, |meta| meta.len());
+        match hub.queue.foresee(uid, submission.idempotency_key.clone(), bytes).await? {
             Some(Added::Known(id)) => return self.known(connection, id).await,
             Some(Added::Full) if source.is_none() => return Err(full()),
+            Some(Added::Over(quota)) => return Err(BusError::QueueFull(hub.queue.over(quota, uid))),
             _ => {}
         }
         let results = submission.kept_for_caller.then(|| hub.queue.results.clone());
@@ -425,6 +429,7 @@ impl Manager {
                 Added::New(id) => return Ok(object_path(id)),
                 Added::Known(id) => return self.known(connection, id).await,
                 Added::Full => return Err(full()),
+                Added::Over(quota) => return Err(BusError::QueueFull(hub.queue.over(quota, uid))),
                 Added::Unspooled => {}
             }
         }

@@ -13,6 +13,7 @@ mod error;
 mod facts;
 mod forecast;
 mod gate;
+mod guarded;
 mod heap;
 mod hold;
 mod introspect;
@@ -45,6 +46,7 @@ use crate::supervisor::commands::Commands;
 use crate::supervisor::profile::Profiles;
 use copies::Copies;
 use gate::Gate;
+use guarded::Guarded;
 use rights::Rights;
 
 pub use error::BusError;
@@ -104,7 +106,7 @@ impl Hub {
     /// Makes a job's object if it does not exist.
     async fn serve(self: &Arc<Self>, connection: &Connection, job: &Job) -> zbus::Result<()> {
         let card = self.cards.card(Facts::new(job, self.events.live(job.id)));
-        let object = JobObject::new(card, self.clone());
+        let object = Guarded(JobObject::new(card, self.clone()));
         connection.object_server().at(object_path(job.id), object).await?;
         self.tree.grown(connection, self).await
     }
@@ -121,7 +123,7 @@ impl Hub {
     /// Removes a job's object.
     async fn withdraw(&self, connection: &Connection, id: u64) -> zbus::Result<()> {
         self.cards.remove(id);
-        let removed = connection.object_server().remove::<JobObject, _>(object_path(id)).await;
+        let removed = connection.object_server().remove::<Guarded<JobObject>, _>(object_path(id)).await;
         self.tree.shrunk(self.cards.is_empty());
         match removed {
             Ok(_) | Err(zbus::Error::InterfaceNotFound) => Ok(()),
@@ -163,7 +165,7 @@ pub async fn connect(user: bool, served: Served) -> Result<(Connection, Arc<Hub>
         tree: introspect::Tree::default(),
         look: Notify::new(),
     });
-    let connection = builder.serve_at(PATH, Manager { hub: hub.clone() }).build().await?;
+    let connection = builder.serve_at(PATH, Guarded(Manager { hub: hub.clone() })).build().await?;
     tokio::spawn(speak(connection.clone(), outgoing));
     tokio::spawn(heap::give_back(gate));
     watch_leaving(&connection).await?;

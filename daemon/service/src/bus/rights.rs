@@ -4,8 +4,10 @@
 //! only; on the system bus polkit decides, with a password prompt only where the caller's message allows one.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use tokio::time::timeout;
 use zbus::Connection;
 use zbus::message::{Flags, Header};
 use zbus::names::UniqueName;
@@ -49,17 +51,60 @@ impl Action {
     }
 }
 
+/// The most questions to polkit that wait for an answer on behalf of one user.
+const MOST_ASKED: usize = 4;
+/// How long polkit may take to answer: somebody types a password.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long polkit may take to hear that nobody waits for an answer any more.
+const TAKING_BACK: Duration = Duration::from_secs(5);
+
 /// Tells who calls, and asks polkit what they may do.
 pub struct Rights {
     system: bool,
     own_uid: u32,
     gate: Arc<Gate>,
+    asking: Asking,
+}
+
+/// How many questions each user has with polkit. One user's questions must not keep polkit from the others'.
+#[derive(Clone, Default)]
+struct Asking(Arc<Mutex<HashMap<u32, usize>>>);
+
+impl Asking {
+    /// Counts a question until the returned value is dropped; `None` if the user has as many as one may have.
+    fn begin(&self, uid: u32) -> Option<Asked> {
+        let mut asking = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = asking.entry(uid).or_default();
+        if *count >= MOST_ASKED {
+            return None;
+        }
+        *count += 1;
+        Some(Asked { uid, asking: self.clone() })
+    }
+}
+
+/// A question to polkit.
+struct Asked {
+    uid: u32,
+    asking: Asking,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let mut asking = self.asking.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = asking.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                asking.remove(&self.uid);
+            }
+        }
+    }
 }
 
 impl Rights {
     /// Returns the rights of a service on the system bus if `system`, and else on a session bus.
     pub fn new(system: bool, gate: Arc<Gate>) -> Self {
-        Self { system, own_uid: rustix::process::geteuid().as_raw(), gate }
+        Self { system, own_uid: rustix::process::geteuid().as_raw(), gate, asking: Asking::default() }
     }
 
     /// Returns whether `uid` may do everything: root, and the service's own user.
@@ -125,14 +170,32 @@ impl Rights {
             true => CheckAuthorizationFlags::ALLOW_USER_INTERACTION,
             false => CheckAuthorizationFlags::empty(),
         };
+        let Some(_asked) = self.asking.begin(uid) else {
+            return Err(BusError::Busy(format!(
+                "polkit is being asked {MOST_ASKED} questions for you already; answer them, or call again later"
+            )));
+        };
+        let question = uuid::Uuid::new_v4().to_string();
         let answer = async {
-            let authority =
-                AuthorityProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
+            let authority = authority(connection).await?;
             let subject =
                 Subject::new_for_message_header(header).map_err(|e| zbus::Error::Failure(e.to_string()))?;
-            authority.check_authorization(&subject, action.id(), &HashMap::new(), flags, "").await
+            authority.check_authorization(&subject, action.id(), &HashMap::new(), flags, &question).await
         };
-        match answer.await {
+        let mut leaving = self.leaving(header)?;
+        let answer = tokio::select! {
+            answer = timeout(PATIENCE, answer) => answer.ok(),
+            () = leaving.left() => None,
+        };
+        let Some(answer) = answer else {
+            tokio::spawn(timeout(TAKING_BACK, take_back(connection.clone(), question)));
+            return refuse(format!(
+                "polkit has not said within {} seconds whether you may ({}); call again, and answer its question",
+                PATIENCE.as_secs(),
+                action.id()
+            ));
+        };
+        match answer {
             Ok(answer) if answer.is_authorized => Ok(uid),
             Ok(answer) if answer.is_challenge && !interactive => refuse(format!(
                 "{words} asks for a password ({}), and the call does not allow that: run it with sudo, or let the call allow \
@@ -156,6 +219,36 @@ impl Rights {
     }
 }
 
+async fn authority(connection: &Connection) -> zbus::Result<AuthorityProxy<'_>> {
+    AuthorityProxy::builder(connection).cache_properties(CacheProperties::No).build().await
+}
+
+/// Tells polkit that nobody waits for the answer to a question any more, so that it takes a dialog off the screen.
+async fn take_back(connection: Connection, question: String) {
+    let taken_back = async { authority(&connection).await?.cancel_check_authorization(&question).await };
+    if let Err(e) = taken_back.await {
+        tracing::debug!("polkit keeps a question that nobody waits for: {e}");
+    }
+}
+
 fn sender<'h>(header: &'h Header<'_>) -> Result<&'h UniqueName<'h>, BusError> {
     header.sender().ok_or_else(|| BusError::NotAuthorized("the call has no sender".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_users_questions_keep_nobody_elses_from_polkit() {
+        let asking = Asking::default();
+        let mut asked: Vec<_> = (0..MOST_ASKED).filter_map(|_| asking.begin(1)).collect();
+        assert_eq!(asked.len(), MOST_ASKED);
+        assert!(asking.begin(1).is_none());
+        assert!(asking.begin(2).is_some());
+        asked.pop();
+        assert!(asking.begin(1).is_some(), "an answer makes room");
+        asked.clear();
+        assert!(asking.0.lock().is_ok_and(|asking| asking.is_empty()), "nothing is kept of who asks nothing");
+    }
 }

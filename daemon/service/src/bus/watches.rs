@@ -10,18 +10,23 @@ use super::answer::{Answer, Dict};
 use super::error::BusError;
 use super::options::{self, Options};
 use crate::store::Watches;
-use crate::store::watches;
+use crate::store::watches::{self, Wish};
 
-/// Adds a watched folder for this user. Options: `outbox` s, `stable_seconds` d, `poll_seconds` d.
-pub async fn add(hub: &Hub, path: &str, options: &Options, uid: u32) -> Result<(), BusError> {
-    let how = options::how(options)?;
-    watches::add(&hub.watches, &hub.ledger, Path::new(path), how, uid).await?;
+/// Returns the folder that a caller asks for. Nobody is asked for a password for a call that is wrong. Options: `outbox`
+/// s, `stable_seconds` d, `poll_seconds` d.
+pub fn checked(path: &str, options: &Options) -> Result<Wish, BusError> {
+    Ok(watches::checked(Path::new(path), options::how(options)?)?)
+}
+
+/// Adds a watched folder for this user.
+pub async fn add(hub: &Hub, wish: Wish, uid: u32) -> Result<(), BusError> {
+    watches::add(&hub.watches, &hub.ledger, wish, uid).await?;
     Ok(())
 }
 
 /// Stops watching a folder.
-pub async fn remove(hub: &Hub, path: &str) -> Result<(), BusError> {
-    Ok(watches::remove(&hub.watches, &hub.ledger, Path::new(path)).await?)
+pub async fn remove(hub: &Hub, path: &Path) -> Result<(), BusError> {
+    Ok(watches::remove(&hub.watches, &hub.ledger, path).await?)
 }
 
 /// Returns all watched folders: `path`, `outbox`, `origin` s, `owner` u for one that came over the bus,

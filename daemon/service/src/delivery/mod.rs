@@ -17,6 +17,7 @@ use animd_common::files::show;
 use animd_common::tasks::blocking;
 use animd_protocol::ErrorCode;
 use animd_protocol::messages::Report;
+use rustix::io::Errno;
 
 use crate::config::{CurrentConfig, Defaults};
 use crate::error::{Error, Result};
@@ -65,9 +66,12 @@ impl Delivery {
     }
 
     /// Looks at the finished file of a running job and says where its video goes.
+    ///
+    /// # Errors
+    /// [`Common::File`] while the outbox is away, with the finished file in it.
     pub async fn examine(&self, job: Job, report: Report) -> Result<Ended> {
         let delivery = self.clone();
-        blocking(move || Ok(delivery.examine_blocking(&job, report))).await
+        blocking(move || delivery.examine_blocking(&job, report)).await
     }
 
     fn end_blocking(&self, id: u64, from: State, ended: &Ended) -> Result<bool> {
@@ -89,6 +93,11 @@ impl Delivery {
         if job.outcome == Some(Outcome::Done) {
             match self.put_video(&job) {
                 Ok(true) => {}
+                // A disk that is not mounted, whose mount point is a folder as well.
+                Ok(false) if self.is_elsewhere(&job) => {
+                    self.wait(id, "another folder is in its place; is its disk mounted?");
+                    return Ok(());
+                }
                 Ok(false) => {
                     tracing::warn!(job = id, "the finished file of job {id} is gone; it runs again");
                     self.ledger.call_blocking(move |db| db.vanished(id))?;
@@ -97,23 +106,22 @@ impl Delivery {
                     return Ok(());
                 }
                 Err(e @ (Error::Ledger(_) | Error::Common(Common::Stopping))) => return Err(e),
-                // A disk that is not mounted yet: making the folder, or the video again, would be worse than to wait.
-                Err(e) if !self.outbox_is_there(&job) => {
-                    if self.waiting.insert(id) {
-                        tracing::error!(
-                            job = id,
-                            "the video of job {id} waits until its outbox is there again ({e})"
-                        );
-                    }
+                // Making the folder, or the video again, would be worse than to wait.
+                Err(e) if may_pass(&e) || !self.outbox_is_there(&job) => {
+                    self.wait(id, &e.without_path());
                     return Ok(());
                 }
-                Err(e) if self.save_video(&job, &e)? => {}
+                Err(e) if self.save_video(&job, &e)? => {
+                    let Some(saved) = find()? else { return Ok(()) };
+                    job = saved;
+                }
                 Err(e) => {
                     let text = format!("the video could not be put into the outbox: {e}");
                     let target = self.source_target(&job, Outcome::Failed);
                     let told = text.clone();
                     self.ledger.call_blocking(move |db| {
-                        db.fail_delivery(id, ErrorCode::Output, &told, target.as_deref())
+                        let why = (ErrorCode::Output, &*told);
+                        db.give_up_delivery(id, Outcome::Failed, why, target.as_deref())
                     })?;
                     let Some(changed) = find()? else { return Ok(()) };
                     job = changed;
@@ -125,16 +133,18 @@ impl Delivery {
             self.remove_part(&job);
             self.pictures.remove_all(&job);
         }
-        let left = match self.put_source(&job) {
-            Ok(()) => None,
+        let moved = match self.put_source(&job) {
+            Ok(moved) => Ok(moved),
             Err(e @ (Error::Ledger(_) | Error::Common(Common::Stopping))) => return Err(e),
-            Err(e) => Some(e.to_string()),
+            Err(e) => Err(e.to_string()),
         };
-        if let Some(text) = &left {
+        if let Err(text) = &moved {
             tracing::warn!(job = id, "the picture of job {id} stays in the inbox and is not taken again");
             tracing::debug!(job = id, "the picture of job {id} stays: {text}");
         }
-        self.ledger.call_blocking(move |db| db.close(id, left.as_deref()))?;
+        let kept = self.results.video(&job).is_some();
+        self.ledger
+            .call_blocking(move |db| db.close(id, moved.as_ref().map_err(String::as_str).copied(), kept))?;
         self.waiting.remove(id);
         if let Some(sha) = job.image_sha256 {
             release_picture(&self.ledger, &self.spool, sha)?;
@@ -153,4 +163,55 @@ impl Delivery {
         self.events.tell(Change::State(id));
         Ok(())
     }
+
+    /// Takes note that a finished video cannot be delivered now: [`deliver_waiting`] tries again.
+    fn wait(&self, id: u64, why: &str) {
+        if self.waiting.insert(id, why.to_owned()) {
+            tracing::error!(job = id, "the finished video of job {id} waits for its outbox: {why}");
+            // The state tells of it.
+            self.events.queued.notify_one();
+        }
+    }
+
+    /// Cancels a finished job whose video waits for its outbox. False if it does not wait.
+    pub async fn abandon(&self, id: u64, text: String) -> Result<bool> {
+        if !self.waiting.has(id) {
+            return Ok(false);
+        }
+        let delivery = self.clone();
+        blocking(move || {
+            let Some(job) = delivery.ledger.call_blocking(move |db| db.job(id))? else { return Ok(false) };
+            let target = delivery.source_target(&job, Outcome::Canceled);
+            let given_up = delivery.ledger.call_blocking(move |db| {
+                db.give_up_delivery(id, Outcome::Canceled, (ErrorCode::Canceled, &text), target.as_deref())
+            })?;
+            delivery.settle_blocking(id)?;
+            Ok(given_up)
+        })
+        .await
+    }
+}
+
+/// Returns whether an outbox that gives this error may take the video later: somebody makes room, mounts a disk or
+/// changes rights.
+fn may_pass(e: &Error) -> bool {
+    let Error::Common(Common::File { source, .. }) = e else { return false };
+    let Some(number) = source.raw_os_error() else { return false };
+    [
+        Errno::ACCESS,
+        Errno::BUSY,
+        Errno::DQUOT,
+        Errno::HOSTDOWN,
+        Errno::HOSTUNREACH,
+        Errno::IO,
+        Errno::NODEV,
+        Errno::NOSPC,
+        Errno::NOTCONN,
+        Errno::NXIO,
+        Errno::PERM,
+        Errno::ROFS,
+        Errno::STALE,
+        Errno::TIMEDOUT,
+    ]
+    .contains(&Errno::from_raw_os_error(number))
 }

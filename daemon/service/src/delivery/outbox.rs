@@ -44,6 +44,12 @@ impl Delivery {
         }
     }
 
+    /// Returns whether another folder is at the place where a finished job's unfinished video was written.
+    pub(super) fn is_elsewhere(&self, job: &Job) -> bool {
+        let now = self.outbox_dir(&self.outbox(job)).and_then(|outbox| outbox.id());
+        job.outbox_id.is_some_and(|id| now.is_ok_and(|now| now != id))
+    }
+
     /// Returns whether the folder that a job's video goes into is there, and is one to use.
     pub(super) fn outbox_is_there(&self, job: &Job) -> bool {
         job.output.as_deref().and_then(Path::parent).is_some_and(|dir| self.outbox_dir(dir).is_ok())

@@ -40,10 +40,10 @@ impl Delivery {
     }
 
     /// Moves the picture and its sidecars out of the watched folder, if it is still the one that was taken. A picture
-    /// with a sidecar that came late stays, and gets a new job.
-    pub(super) fn put_source(&self, job: &Job) -> Result<()> {
+    /// with a sidecar that came late stays, and gets a new job. Returns whether the picture was moved.
+    pub(super) fn put_source(&self, job: &Job) -> Result<bool> {
         let (Some(source), Some(target)) = (&job.source, job.source_target.clone()) else {
-            return Ok(());
+            return Ok(false);
         };
         let id = job.id;
         if job.outcome != Some(Outcome::Canceled) && self.is_late(job) {
@@ -51,7 +51,7 @@ impl Delivery {
                 job = id,
                 "the picture of job {id} stays for another job: its sidecar arrived late"
             );
-            return Ok(());
+            return Ok(false);
         }
         let root = self.watches.root_of(&source.path, Some(&target));
         let leaving = Leaving {
@@ -77,8 +77,8 @@ impl Delivery {
         let delivery = self.clone();
         blocking(move || {
             let id = job.id;
-            delivery.put_source(&job)?;
-            delivery.ledger.call_blocking(move |db| db.source_moved(id))
+            let moved = delivery.put_source(&job)?;
+            delivery.ledger.call_blocking(move |db| db.source_moved(id, moved))
         })
         .await
     }

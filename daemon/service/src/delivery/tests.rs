@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::*;
-use crate::store::ledger::{Added, NewJob, Source, Store};
+use crate::store::ledger::{Added, NewJob, Source};
 
 struct Place {
     _dir: tempfile::TempDir,
@@ -71,20 +71,19 @@ impl Place {
             per_user: u32::MAX,
             name: "photo.png".into(),
             source: Some(Source { path, identity: Identity::of(&meta), read_us: now_us() }),
+            picture_bytes: spooled.bytes,
             work: Ok((spooled.sha256, Box::new(Settings::default().resolve(|| 7)?))),
         };
-        assert!(matches!(
-            self.delivery.ledger.call_blocking(move |db| db.add(&new, || true))?,
-            Added::New(_)
-        ));
-        Ok(self.delivery.ledger.call_blocking(Store::claim)?.expect("it was just queued"))
+        let added = self.delivery.ledger.call_blocking(move |db| db.add(&new, || true))?;
+        let Added::New(id) = added else { panic!("{added:?}") };
+        Ok(self.delivery.ledger.call_blocking(move |db| db.claim(id))?.expect("it was just queued"))
     }
 
     /// Returns a picture in the inbox and its job, up to the commit of `finishing`.
     fn finishing(&self) -> Result<Job> {
         let job = self.running()?;
         fs::write(self.delivery.part(&job), "video").map_err(Error::file("write", "part"))?;
-        let ended = self.delivery.examine_blocking(&job, report());
+        let ended = self.delivery.examine_blocking(&job, report())?;
         let target = self.delivery.source_target(&job, ended.outcome());
         let id = job.id;
         assert!(self.delivery.ledger.call_blocking(move |db| db.finishing(
@@ -170,7 +169,7 @@ fn a_video_that_its_outbox_refuses_is_kept() -> Result<()> {
     let job = place.running()?;
     let part = place.delivery.part(&job);
     fs::write(&part, "video").map_err(Error::file("write", &part))?;
-    let Ended::Done(mut done) = place.delivery.examine_blocking(&job, report()) else {
+    let Ended::Done(mut done) = place.delivery.examine_blocking(&job, report())? else {
         panic!("the file is there")
     };
     // A name that no file system takes stands for an outbox that refuses.
@@ -198,6 +197,72 @@ fn a_video_waits_for_an_outbox_that_is_away() -> Result<()> {
     assert_eq!(place.job(job.id).state, State::Done);
     assert_eq!(place.names("../outbox"), ["photo-7.mp4"]);
     Ok(())
+}
+
+#[test]
+fn an_empty_mount_point_is_no_outbox_whose_video_vanished() -> Result<()> {
+    let place = place()?;
+    let job = place.finishing()?;
+    let (outbox, away) = (place.outbox(), place.inbox.with_file_name("away"));
+    let rename = |from: &PathBuf, to: &PathBuf| fs::rename(from, to).map_err(Error::file("rename", from));
+    rename(&outbox, &away)?;
+    fs::create_dir(&outbox).map_err(Error::file("create", &outbox))?;
+    place.delivery.recover()?;
+    assert_eq!(place.job(job.id).state, State::Finishing);
+    let told = place.delivery.waiting.sentence().unwrap_or_default();
+    assert!(told.contains("another folder is in its place"), "{told}");
+    fs::remove_dir(&outbox).map_err(Error::file("remove", &outbox))?;
+    rename(&away, &outbox)?;
+    place.delivery.recover()?;
+    assert_eq!(place.job(job.id).state, State::Done);
+    assert_eq!(place.names("../outbox"), ["photo-7.mp4"]);
+    assert_eq!(place.delivery.waiting.sentence(), None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_video_that_waits_can_be_cancelled() -> Result<()> {
+    let (place, id) = blocking(|| {
+        let place = place()?;
+        let job = place.finishing()?;
+        fs::rename(place.outbox(), place.inbox.with_file_name("away"))
+            .map_err(Error::file("rename", "outbox"))?;
+        place.delivery.settle_blocking(job.id)?;
+        Ok::<_, Error>((place, job.id))
+    })
+    .await?;
+    assert!(!place.delivery.abandon(id + 1, "by somebody".into()).await?);
+    assert!(place.delivery.abandon(id, "by somebody".into()).await?);
+    blocking(move || {
+        let ended = place.job(id);
+        assert_eq!((ended.state, ended.output), (State::Canceled, None));
+        assert_eq!(place.delivery.waiting.sentence(), None);
+        assert_eq!(place.names(FAILED), ["photo.png", "photo.png.error.txt"]);
+        Ok(())
+    })
+    .await
+}
+
+#[test]
+fn what_is_told_of_the_picture_is_what_happened() -> Result<()> {
+    let place = place()?;
+    let job = place.finishing()?;
+    fs::write(place.inbox.join("photo.png"), "another picture").map_err(Error::file("write", "photo"))?;
+    place.delivery.settle_blocking(job.id)?;
+    assert_eq!(place.job(job.id).source_target, None, "it was not moved");
+    Ok(())
+}
+
+#[test]
+fn only_errors_that_may_pass_are_waited_for() {
+    let error = |number: Errno| Error::file("create", "/outbox/x.mp4")(number.into());
+    for passing in [Errno::ROFS, Errno::NOSPC, Errno::DQUOT, Errno::ACCESS, Errno::STALE, Errno::IO] {
+        assert!(may_pass(&error(passing)), "{passing}");
+    }
+    for lasting in [Errno::NAMETOOLONG, Errno::INVAL, Errno::ILSEQ] {
+        assert!(!may_pass(&error(lasting)), "{lasting}");
+    }
+    assert!(!may_pass(&Error::STOPPING));
 }
 
 #[tokio::test]
@@ -263,7 +328,7 @@ fn a_running_job_runs_again_until_it_is_hopeless() -> Result<()> {
         place.delivery.recover()?;
         assert_eq!((place.job(job.id).state, place.job(job.id).interruptions), (State::Queued, n));
         assert_eq!(place.names("../outbox"), Vec::<String>::new());
-        place.delivery.ledger.call_blocking(Store::claim)?;
+        place.delivery.ledger.call_blocking(move |db| db.claim(job.id))?;
     }
     place.delivery.recover()?;
     assert_eq!(place.job(job.id).error_code.as_deref(), Some("crashed"));
@@ -301,6 +366,7 @@ fn the_same_file_makes_one_job() -> Result<()> {
             per_user: u32::MAX,
             name: "photo.png".into(),
             source: Some(source),
+            picture_bytes: 0,
             work: Ok((
                 job.image_sha256.expect("spooled"),
                 Box::new(Settings::default().resolve(|| 99).expect("valid")),

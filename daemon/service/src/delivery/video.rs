@@ -17,25 +17,29 @@ use crate::error::{Error, Result};
 use crate::store::ledger::{Ended, Job, Succeeded};
 
 impl Delivery {
-    pub(super) fn examine_blocking(&self, job: &Job, report: Report) -> Ended {
+    /// As [`Self::examine`]; blocks.
+    pub(super) fn examine_blocking(&self, job: &Job, report: Report) -> Result<Ended> {
         let part = self.part(job);
+        let outbox = self.outbox(job);
+        let outbox = self.outbox_dir(&outbox).map_err(Error::file("find", outbox))?;
+        Ok(self.examine_in(&outbox, &part, job, report))
+    }
+
+    fn examine_in(&self, outbox: &Dir, part: &Path, job: &Job, report: Report) -> Ended {
         let failed = |text: String| Ended::Failed { code: ErrorCode::Output, text };
-        let opened = self.outbox_dir(&self.outbox(job)).and_then(|outbox| {
-            let (file, meta) = files::open_regular(&outbox.at(&part))?;
-            Ok((outbox, file, meta))
-        });
-        let (outbox, mut file, meta) = match opened {
+        let opened = outbox.id().and_then(|id| Ok((id, files::open_regular(&outbox.at(part))?)));
+        let (folder, (mut file, meta)) = match opened {
             Ok(open) => open,
-            Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
+            Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(part))),
         };
         if meta.len() == 0 {
-            return failed(format!("the engine left `{}` empty; {LOOK}", show(&part)));
+            return failed(format!("the engine left `{}` empty; {LOOK}", show(part)));
         }
         if meta.len() != report.bytes {
             return failed(format!(
                 "the engine wrote {} bytes, and `{}` has {}; is another program at work in the outbox? {LOOK}",
                 report.bytes,
-                show(&part),
+                show(part),
                 meta.len()
             ));
         }
@@ -46,12 +50,12 @@ impl Delivery {
         });
         let sha256 = match hashed {
             Ok(sha) => sha,
-            Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(&part))),
+            Err(e) => return failed(format!("the engine's file `{}` cannot be read: {e}", show(part))),
         };
         let seed = job.request.as_ref().map_or(report.seed, |r| r.seed);
         let free = free_output(&outbox.path(), &job.name, seed);
         let output = self.outbox(job).join(free.file_name().unwrap_or_default());
-        Ended::Done(Box::new(Succeeded { report, output, bytes: meta.len(), sha256 }))
+        Ended::Done(Box::new(Succeeded { report, output, folder, bytes: meta.len(), sha256 }))
     }
 
     /// Copies a finished video that its outbox refuses to where videos for callers lie. False if that fails, too.

@@ -9,7 +9,7 @@ use animd_protocol::ErrorCode;
 use super::Queue;
 use crate::error::{Error, Result};
 use crate::events::Change;
-use crate::store::ledger::{Job, Store};
+use crate::store::ledger::Job;
 use crate::store::release_picture;
 
 impl Queue {
@@ -37,7 +37,12 @@ impl Queue {
             }
         }
         self.forget_files(job).await?;
-        self.ledger.call(Store::checkpoint).await?;
+        self.ledger
+            .call(|db| {
+                db.drop_copy()?;
+                db.checkpoint()
+            })
+            .await?;
         tracing::info!(job = id, "job {id} is forgotten");
         self.events.tell(Change::State(id));
         Ok(())
@@ -85,7 +90,12 @@ impl Queue {
         let results = self.results.clone();
         let removed = blocking(move || results.remove(&job)).await?;
         if removed {
-            self.ledger.call(move |db| db.event(id, "collected", "its video was fetched")).await?;
+            self.ledger
+                .call(move |db| {
+                    db.result_gone(id)?;
+                    db.event(id, "collected", "its video was fetched")
+                })
+                .await?;
         }
         Ok(())
     }

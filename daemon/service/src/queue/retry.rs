@@ -64,6 +64,7 @@ impl Queue {
                     self.config.get().queue.per_user
                 ),
             )),
+            Added::Over(quota) => Err(Error::refused(ErrorCode::QueueFull, self.over(quota, job.owner))),
             Added::Known(_) | Added::Unspooled => Err(gone("the service's copy of the picture is gone")),
         }
     }

@@ -4,15 +4,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use animd_common::files::show;
-use animd_common::tasks::blocking;
 use animd_protocol::ErrorCode;
 use animd_protocol::request::Request;
 
 use super::Queue;
 use crate::error::{Error, Result};
 use crate::events::Change;
-use crate::store::ledger::{Added, Job, NewJob, Refusal, Source};
-use crate::store::{Spooled, release_picture};
+use crate::store::Spooled;
+use crate::store::ledger::{Added, Job, NewJob, Quota, Refusal, Source};
 
 /// Who wants a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +63,7 @@ impl Submission {
             priority: self.priority,
             outbox: self.outbox.clone(),
             retry_of,
+            picture_bytes: self.work.as_ref().map_or(0, |(spooled, _)| spooled.bytes),
             work: match &self.work {
                 Ok((spooled, request)) => Ok((spooled.sha256, Box::new(request.clone()))),
                 Err(refusal) => Err(refusal.clone()),
@@ -84,14 +84,37 @@ impl Submission {
 }
 
 impl Queue {
-    /// Returns, before a picture is copied, what [`Self::submit`] would return for a submission over the bus, if that
-    /// is [`Added::Known`] or [`Added::Full`].
+    /// Returns, before a picture of so many bytes is copied, what [`Self::submit`] would return for a submission over the
+    /// bus, if that gives no new job.
     ///
     /// # Errors
     /// What the ledger says.
-    pub async fn foresee(&self, owner: u32, idempotency_key: Option<String>) -> Result<Option<Added>> {
+    pub async fn foresee(
+        &self,
+        owner: u32,
+        idempotency_key: Option<String>,
+        bytes: u64,
+    ) -> Result<Option<Added>> {
         let per_user = self.config.get().queue.per_user;
-        self.ledger.call(move |db| db.foresee(owner, idempotency_key.as_deref(), per_user)).await
+        self.ledger.call(move |db| db.foresee(owner, idempotency_key.as_deref(), per_user, bytes)).await
+    }
+
+    /// Returns a sentence for a user whose jobs take too much, with the limit's name and what to do.
+    pub fn over(&self, quota: Quota, owner: u32) -> String {
+        let queue = &self.config.get().queue;
+        match quota {
+            Quota::Disk => format!(
+                "the pictures and kept videos of user {owner} would take more than {} MiB, which is the limit \
+                 (queue.disk_mib_per_user); wait until jobs are done, fetch finished videos, or remove ended jobs with \
+                 `animctl forget`",
+                queue.disk_mib_per_user
+            ),
+            Quota::Ledger => format!(
+                "the records of user {owner}'s jobs would take more than {} MiB, which is the limit \
+                 (queue.ledger_mib_per_user); remove ended jobs with `animctl forget`",
+                queue.ledger_mib_per_user
+            ),
+        }
     }
 
     /// Refuses a video that this machine can never make, before its picture is copied.
@@ -106,7 +129,7 @@ impl Queue {
     }
 
     /// Queues a job, calls `ready` with it, and then announces it. The picture of a submission that gives no new job is
-    /// released.
+    /// released by [`crate::store::release_unheld`].
     ///
     /// # Errors
     /// The error of the ledger or of `ready`.
@@ -116,17 +139,13 @@ impl Queue {
     {
         let row = submission.row(self.config.get().queue.per_user);
         let (added, job) = self.ledger.add(row, &self.spool).await?;
-        match added {
-            Added::New(id) => {
-                submission.log(id);
-                drop(submission);
-                if let Some(job) = job {
-                    ready(job).await?;
-                }
-                self.events.tell(Change::Added(id));
+        if let Added::New(id) = added {
+            submission.log(id);
+            drop(submission);
+            if let Some(job) = job {
+                ready(job).await?;
             }
-            Added::Known(_) | Added::Full => self.let_go(submission).await?,
-            Added::Unspooled => {}
+            self.events.tell(Change::Added(id));
         }
         Ok(added)
     }
@@ -147,17 +166,6 @@ impl Queue {
             }
         }
         Ok(added)
-    }
-
-    /// Releases the picture of a submission over the bus that gave no new job: the known job's may be another one.
-    async fn let_go(&self, submission: Submission) -> Result<()> {
-        let (Origin::Bus { .. }, Ok((spooled, _))) = (&submission.origin, &submission.work) else {
-            return Ok(());
-        };
-        let sha256 = spooled.sha256;
-        drop(submission);
-        let (spool, ledger) = (self.spool.clone(), self.ledger.clone());
-        blocking(move || release_picture(&ledger, &spool, sha256)).await
     }
 }
 

@@ -12,7 +12,10 @@ use std::io;
 use std::path::Path;
 
 use animd_common::files::open_regular;
+use animd_common::tasks::{blocking, stopped};
 use animd_common::watch::root::Dir;
+
+use tokio::sync::watch;
 
 use crate::error::Result;
 
@@ -34,13 +37,37 @@ pub fn open_video(results: &Results, watches: &Watches, path: &Path) -> io::Resu
 
 /// Removes a spooled picture if no open or newly ended job needs it. Blocks.
 pub fn release_picture(ledger: &Ledger, spool: &Spool, sha256: [u8; 32]) -> Result<()> {
-    spool.release(sha256, |since_us| ledger.call_blocking(move |db| db.needs_image(&sha256, since_us)))
+    let needed = |since_us| ledger.call_blocking(move |db| db.needs_image(&sha256, since_us));
+    if spool.release(sha256, needed)? {
+        ledger.call_blocking(move |db| db.picture_gone(&sha256))?;
+    }
+    Ok(())
+}
+
+/// Releases the pictures that nobody holds any more and no job needs: their submissions were refused, came to nothing, or
+/// took so long that their callers were told to go. Ends with the service.
+pub async fn release_unheld(ledger: Ledger, spool: Spool, mut stop: watch::Receiver<bool>) {
+    let mut unheld = spool.unheld();
+    loop {
+        let sha256 = tokio::select! {
+            Some(sha256) = unheld.recv() => sha256,
+            () = stopped(&mut stop) => return,
+        };
+        let (ledger, spool) = (ledger.clone(), spool.clone());
+        if let Err(e) = blocking(move || release_picture(&ledger, &spool, sha256)).await {
+            tracing::warn!("a picture stays in the spool until the next clean-up: {e}");
+        }
+    }
 }
 
 /// Removes every spooled picture that no job needs any more, and what an interrupted run left. Blocks.
 pub fn sweep_spool(ledger: &Ledger, spool: &Spool) -> Result<()> {
+    let mut left = Vec::new();
     for sha256 in spool.sweep()? {
         release_picture(ledger, spool, sha256)?;
+        if let Ok(meta) = std::fs::symlink_metadata(spool.path(&sha256)) {
+            left.push((sha256, meta.len()));
+        }
     }
-    Ok(())
+    ledger.call_blocking(move |db| db.pictures_are(&left))
 }

@@ -14,6 +14,7 @@ use animd_common::files::{free_space, hex, rename_new, sync_dir};
 use animd_common::picture::{self, MAX_BYTES};
 use animd_protocol::ErrorCode;
 use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
 
 use crate::error::{Error, Result};
 
@@ -35,6 +36,8 @@ pub struct Spool {
     pins: Arc<Mutex<HashMap<Sha, u32>>>,
     keep_days: Arc<AtomicU32>,
     reserve_mib: Arc<AtomicU64>,
+    /// Told of each picture that nobody holds any more.
+    unheld: Arc<Mutex<Option<mpsc::UnboundedSender<Sha>>>>,
     names: Arc<Names>,
 }
 
@@ -75,6 +78,11 @@ impl Drop for Spooled {
             *count -= 1;
             if *count == 0 {
                 pins.remove(&self.sha256);
+                drop(pins);
+                let unheld = self.spool.unheld.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(unheld) = &*unheld {
+                    _ = unheld.send(self.sha256);
+                }
             }
         }
     }
@@ -84,8 +92,16 @@ impl Spool {
     /// Opens the spool in this folder, which is made if it is missing.
     pub fn open(dir: PathBuf) -> Result<Self> {
         fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
-        let (pins, keep_days, reserve_mib, names) = Default::default();
-        Ok(Self { dir, run: uuid::Uuid::new_v4(), pins, keep_days, reserve_mib, names })
+        let (pins, keep_days, reserve_mib, unheld, names) = Default::default();
+        Ok(Self { dir, run: uuid::Uuid::new_v4(), pins, keep_days, reserve_mib, unheld, names })
+    }
+
+    /// Returns a receiver that is told of each picture that nobody holds any more, whatever has become of its submission:
+    /// one that no job needs is to be released.
+    pub fn unheld(&self) -> mpsc::UnboundedReceiver<[u8; 32]> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        *self.unheld.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
     }
 
     /// Returns the path of the picture with this hash.
@@ -263,19 +279,19 @@ impl Spool {
     }
 
     /// Removes a picture, unless somebody holds it or it is `needed` by a job that is open or has ended since the given
-    /// time, in microseconds since the epoch. Blocks.
-    pub fn release(&self, sha256: Sha, needed: impl FnOnce(i64) -> Result<bool>) -> Result<()> {
+    /// time, in microseconds since the epoch. Returns whether it is gone. Blocks.
+    pub fn release(&self, sha256: Sha, needed: impl FnOnce(i64) -> Result<bool>) -> Result<bool> {
         let since_us = days_ago_us(self.keep_days.load(Ordering::Relaxed));
         // The lock is held until the file is gone, so that nobody can count on the picture in between.
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         if pins.contains_key(&sha256) || needed(since_us)? {
-            return Ok(());
+            return Ok(false);
         }
         match fs::remove_file(self.path(&sha256)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::file("remove", self.path(&sha256))(e))
             }
-            _ => Ok(()),
+            _ => Ok(true),
         }
     }
 
@@ -318,7 +334,10 @@ mod tests {
     fn a_picture_is_kept_while_it_is_held_and_swept_afterwards() -> Result<()> {
         let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
         let spool = Spool::open(dir.path().join("spool"))?;
-        let sweep = || spool.sweep()?.into_iter().try_for_each(|sha256| spool.release(sha256, |_| Ok(false)));
+        let sweep = || -> Result<()> {
+            spool.sweep()?.into_iter().try_for_each(|sha256| spool.release(sha256, |_| Ok(false)).map(|_| ()))
+        };
+        let mut unheld = spool.unheld();
         let source = dir.path().join("a.png");
         fs::write(&source, picture::TINY).map_err(Error::file("write", &source))?;
         let file = File::open(&source).map_err(Error::file("open", &source))?;
@@ -329,7 +348,10 @@ mod tests {
         drop(again);
         sweep()?;
         assert_eq!(fs::read(&path).ok().as_deref(), Some(picture::TINY));
+        assert!(unheld.try_recv().is_err(), "somebody holds it");
+        let sha256 = held.sha256;
         drop(held);
+        assert_eq!(unheld.try_recv(), Ok(sha256));
         let written = dir.path().join("spool").join(format!("{}1.part", spool.unfinished()));
         for part in [&dir.path().join("spool/.x.part"), &written] {
             fs::write(part, "torn").map_err(Error::file("write", part))?;

@@ -16,6 +16,9 @@ use tokio::sync::watch;
 use super::ledger::{AddedWatch, Ledger};
 use crate::error::{Error, Result};
 
+/// The longest path that Linux takes, in bytes.
+const MOST_PATH: usize = 4095;
+
 /// How to watch a folder that is added.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct How {
@@ -286,15 +289,26 @@ impl List {
     }
 }
 
-/// Watches one more folder from now on, also after a restart. Whether `by` may ask for that is the caller's question.
+/// A folder that somebody wants watched, whose path and options are possible ones.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wish {
+    /// The folder's path, without trailing and doubled slashes, so that it is found again.
+    pub path: PathBuf,
+    how: How,
+}
+
+/// Returns a wish if its path and options can be right, without a look at any folder.
 ///
 /// # Errors
-/// [`Error::Refused`](animd_common::Error::Refused) with `invalid-setting`: the folder overlaps another one, or may not
-/// be used by the service.
-pub async fn add(watches: &Watches, ledger: &Ledger, path: &Path, how: How, by: u32) -> Result<Arc<Watched>> {
+/// [`Error::Refused`](animd_common::Error::Refused) with `invalid-setting`.
+pub fn checked(path: &Path, how: How) -> Result<Wish> {
     let refuse = |text: String| Error::refused(ErrorCode::InvalidSetting, text);
     for (name, path) in [("the folder", Some(path)), ("outbox", how.outbox.as_deref())] {
         let Some(path) = path else { continue };
+        let length = path.as_os_str().len();
+        if length > MOST_PATH {
+            return Err(refuse(format!("{name} has a path of {length} bytes; {MOST_PATH} are the most")));
+        }
         if !path.is_absolute() || path.components().any(|part| matches!(part, Component::ParentDir)) {
             return Err(refuse(format!("{name} `{}` is not an absolute path without `..`", show(path))));
         }
@@ -306,9 +320,18 @@ pub async fn add(watches: &Watches, ledger: &Ledger, path: &Path, how: How, by: 
             return Err(refuse(format!("{name} {} is not from {low} to 3600", value.unwrap_or_default())));
         }
     }
+    Ok(Wish { path: path.components().collect(), how })
+}
+
+/// Watches one more folder from now on, also after a restart. Whether `by` may ask for that is the caller's question.
+///
+/// # Errors
+/// [`Error::Refused`](animd_common::Error::Refused) with `invalid-setting`: the folder overlaps another one, or may not
+/// be used by the service.
+pub async fn add(watches: &Watches, ledger: &Ledger, wish: Wish, by: u32) -> Result<Arc<Watched>> {
+    let Wish { path, how } = wish;
     let added = AddedWatch {
-        // Trailing and doubled slashes go, so that the path is found again.
-        path: path.components().collect(),
+        path,
         outbox: how.outbox,
         stable_seconds: how.stable_seconds,
         poll_seconds: how.poll_seconds,

@@ -1,17 +1,13 @@
 //! One attempt at a job: from the queue to the engine, until the engine reports its end or dies.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use animd_common::Error as Common;
 use animd_common::bus::ServiceState;
-use animd_common::files::{free_space, show};
+use animd_common::files::show;
 use animd_common::tasks::blocking;
-use animd_common::watch::root::Dir;
 use animd_protocol::ErrorCode;
 use animd_protocol::messages::{FromEngine, PROTOCOL, Report, ToEngine};
 use animd_protocol::progress::Progress;
@@ -21,11 +17,10 @@ use tokio::time::Instant;
 use super::engine::{Engine, Exit, Hello};
 use super::state::{Absence, Cancel, Loss, Running, Trouble};
 use super::{LEDGER_PAUSE, Supervisor, Tools};
-use crate::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::events::{Change, Live};
 use crate::store::Picture;
-use crate::store::ledger::{Ended, Job, State, Store};
+use crate::store::ledger::{Ended, Job, State};
 
 /// How long an engine that has closed its socket may take to exit: the driver frees its memory first.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
@@ -35,6 +30,8 @@ const MEMORY: &str = "close other programs, add memory or swap, or choose a smal
 /// What the ledger has not taken of a job that has stopped.
 #[derive(Clone)]
 pub(super) enum Unsettled {
+    /// The job was running, and the outbox with its finished file is away.
+    Finished(Box<(Job, Report)>),
     /// The job was running and has ended.
     Ended(Ended),
     /// The ledger has the job's outcome, or the job still waits.
@@ -51,31 +48,50 @@ impl Supervisor {
         if Instant::now() < self.next_claim {
             return Ok(());
         }
+        let mut away = Vec::new();
         while let Some((id, left)) = self.unsettled.first().cloned() {
-            let Tools { delivery, ledger, .. } = self.tools.clone();
-            self.patiently(async move {
-                match left {
-                    Unsettled::Ended(ended) => {
-                        // False means that the ledger has the outcome, and only the job's files are still to be put in
-                        // place.
-                        if delivery.end(id, State::Running, ended).await? {
-                            Ok(())
-                        } else {
-                            delivery.settle(id).await
-                        }
-                    }
-                    Unsettled::Finishing => delivery.settle(id).await,
-                    Unsettled::GivenBack => {
-                        ledger.call(move |db| db.give_back(id, "it could not be started")).await
-                    }
-                    Unsettled::Crashed(why) => ledger.call(move |db| db.crashed(id, &why)).await,
+            match self.settle_one(id, left.clone()).await {
+                Ok(()) => self.tools.events.tell(Change::State(id)),
+                // The others do not wait for this one's disk.
+                Err(Error::Common(Common::File { .. })) if matches!(left, Unsettled::Finished(_)) => {
+                    away.push((id, left));
                 }
-            })
-            .await?;
+                Err(e) => {
+                    self.unsettled.extend(away);
+                    return Err(e);
+                }
+            }
             self.unsettled.remove(0);
-            self.tools.events.tell(Change::State(id));
         }
+        self.unsettled = away;
         Ok(())
+    }
+
+    async fn settle_one(&mut self, id: u64, left: Unsettled) -> Result<()> {
+        let Tools { delivery, ledger, .. } = self.tools.clone();
+        let settled = async move {
+            let end = async |ended| {
+                // False means that the ledger has the outcome, and only the job's files are still to be put in place.
+                if delivery.end(id, State::Running, ended).await? {
+                    Ok(())
+                } else {
+                    delivery.settle(id).await
+                }
+            };
+            match left {
+                Unsettled::Finished(finished) => {
+                    let (job, report) = *finished;
+                    end(delivery.examine(job, report).await?).await
+                }
+                Unsettled::Ended(ended) => end(ended).await,
+                Unsettled::Finishing => delivery.settle(id).await,
+                Unsettled::GivenBack => {
+                    ledger.call(move |db| db.give_back(id, "it could not be started")).await
+                }
+                Unsettled::Crashed(why) => ledger.call(move |db| db.crashed(id, &why)).await,
+            }
+        };
+        self.patiently(settled).await
     }
 
     /// Keeps what the ledger refused for [`Self::settle`].
@@ -93,7 +109,7 @@ impl Supervisor {
             && self.tools.holds.paused().is_none()
         {
             let Some(hello) = self.engine.hello().cloned() else { return Ok(()) };
-            let Some(job) = self.tools.ledger.call(Store::claim).await? else { return Ok(()) };
+            let Some(job) = self.claim().await? else { return Ok(()) };
             let id = job.id;
             self.tools.events.tell(Change::State(id));
             match self.prepare(&job, &hello).await {
@@ -139,7 +155,7 @@ impl Supervisor {
         Some(running)
     }
 
-    /// Checks before the work that the picture exists, and that the outbox takes a file and has room.
+    /// Checks before the work that the job can be given to the engine; that its outbox takes a file is known.
     async fn prepare(&mut self, job: &Job, hello: &Hello) -> Result<ToEngine> {
         let Some((request, sha256)) = job.request.clone().zip(job.image_sha256) else {
             let text = "its settings were stored by another version of animd; submit the picture again";
@@ -160,9 +176,6 @@ impl Supervisor {
             );
             return Err(Error::refused(ErrorCode::Output, text));
         }
-        let delivery = self.tools.delivery.clone();
-        let (outbox, part) = (delivery.outbox(job), output.clone());
-        blocking(move || check_outbox(&delivery, &outbox, &part)).await?;
         let (id, hello) = (job.id, hello.clone());
         self.tools.ledger.call(move |db| db.engine(id, &hello.version, &hello.backend, &hello.model)).await?;
         let request: Box<Request> = Box::new(request);
@@ -221,10 +234,11 @@ impl Supervisor {
         let Some(running) = self.attempt_ends(id) else { return };
         self.failures = 0;
         let (delivery, job) = (self.tools.delivery.clone(), running.job);
+        let finished = Unsettled::Finished(Box::new((Job::clone(&job), report.clone())));
         match self.patiently(async move { delivery.examine(*job, report).await }).await {
             // A cancel that came too late changes nothing, because there is a video.
             Ok(ended) => self.conclude(id, ended).await,
-            Err(e) => self.keep(id, Unsettled::GivenBack, &e),
+            Err(e) => self.keep(id, finished, &e),
         }
     }
 
@@ -238,6 +252,16 @@ impl Supervisor {
             // Somebody other than the supervisor told the engine to end, and it is about to.
             (ErrorCode::Canceled, None) => {
                 self.requeue(*running.job, "the engine was told to end", false).await;
+            }
+            // The video could not be encoded or written: the disk is short, or a program is gone.
+            (ErrorCode::Output, None) if running.job.crashes + 1 < self.tools.config.get().queue.attempts => {
+                tracing::warn!(job = id, "the video of job {id} could not be saved; the job runs again");
+                self.remove_part(&running.job).await;
+                let why = text.clone();
+                if let Err(e) = self.tools.ledger.call(move |db| db.crashed(id, &why)).await {
+                    self.keep(id, Unsettled::Crashed(text), &e);
+                }
+                self.tools.events.tell(Change::State(id));
             }
             _ => {
                 // The engine knows the picture by the name of its copy in the spool, which tells a user nothing.
@@ -346,36 +370,4 @@ impl Supervisor {
         let removed = blocking(move || fs::remove_file(&part).map_err(Error::file("remove", &part)));
         _ = self.patiently(removed).await;
     }
-}
-
-/// Makes the job's unfinished file, so that an outbox which refuses it is noticed before the work and not after it.
-fn check_outbox(delivery: &Delivery, outbox: &Path, part: &Path) -> Result<()> {
-    let refuse = |text: String| Error::refused(ErrorCode::Output, text);
-    let make = |dir: Dir| {
-        let part = dir.at(part);
-        match fs::remove_file(&part) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&part)?;
-        Ok((dir, part))
-    };
-    let (dir, part) = delivery.make_outbox(outbox).and_then(make).map_err(|e| {
-        refuse(format!(
-            "cannot write to the outbox `{}`: {e}; make it a folder that animd may write to",
-            show(outbox)
-        ))
-    })?;
-    let free = free_space(&dir.path()).map_err(|e| {
-        refuse(format!("the outbox `{}` does not say how much space is free: {e}", show(outbox)))
-    })? >> 20;
-    let free_mib = delivery.config.get().queue.free_mib;
-    if free < free_mib {
-        _ = fs::remove_file(part);
-        return Err(refuse(format!(
-            "the disk of the outbox `{}` has {free} MiB free, and queue.free_mib requires {free_mib}; free some space",
-            show(outbox)
-        )));
-    }
-    Ok(())
 }

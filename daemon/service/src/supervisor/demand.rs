@@ -49,12 +49,17 @@ impl Supervisor {
 
     async fn cancel_queued(&mut self, id: u64, text: String) -> Result<bool> {
         let delivery = self.tools.delivery.clone();
-        let ended = async move { delivery.end(id, State::Queued, Ended::Canceled { text }).await };
+        let told = text.clone();
+        let ended = async move { delivery.end(id, State::Queued, Ended::Canceled { text: told }).await };
         let ended = self.patiently(ended).await;
-        if let Err(e) = &ended {
-            self.keep(id, Unsettled::Finishing, e);
+        match ended {
+            Ok(false) => self.tools.delivery.abandon(id, text).await,
+            Ok(true) => Ok(true),
+            Err(e) => {
+                self.keep(id, Unsettled::Finishing, &e);
+                Err(e)
+            }
         }
-        ended
     }
 
     /// Ends the engine because somebody wants its memory.

@@ -3,10 +3,12 @@
 mod attempt;
 pub mod commands;
 mod demand;
+mod encoder;
 pub mod engine;
 pub mod gpu;
 mod meter;
 pub mod profile;
+mod rest;
 mod show;
 mod start;
 mod state;
@@ -32,9 +34,11 @@ use crate::store::ledger::Ledger;
 use crate::store::{PictureFiles, Spool};
 use attempt::Unsettled;
 use commands::Command;
+use encoder::Encoder;
 use engine::{Launch, Program};
 use meter::JobMeter;
 use profile::monitor::ProfileMonitor;
+use rest::Rest;
 use state::{Absence, EngineState, Loss, Trouble};
 
 /// How long no job is started after the ledger refused something.
@@ -80,6 +84,9 @@ pub struct Supervisor {
     wanted: bool,
     /// The queue is not looked at before this.
     next_claim: Instant,
+    /// The outboxes that jobs wait for.
+    rest: Rest,
+    encoder: Encoder,
     /// What the ledger refused; it is offered again before anything is started.
     unsettled: Vec<(u64, Unsettled)>,
     watchdog: Option<(Duration, Instant)>,
@@ -112,6 +119,8 @@ impl Supervisor {
         // Whoever paused the queue before the restart may want the GPU.
         let absence = if tools.holds.paused().is_some() { Absence::Unloaded } else { Absence::Due };
         Self {
+            rest: Rest::new(tools.config.get()),
+            encoder: Encoder::default(),
             meter: JobMeter::new(monitor.driver(), tools.profiles.clone(), tools.ledger.clone()),
             monitor,
             tools,
@@ -194,6 +203,7 @@ impl Supervisor {
             self.idle_ends(),
             self.monitor.due().filter(|_| !is_working),
             (self.next_claim > now && (!is_working || !self.unsettled.is_empty())).then_some(self.next_claim),
+            self.rest.ends().filter(|_| !is_working),
             self.engine.cancel_ends(),
             self.watchdog.map(|(_, next)| next),
         ];

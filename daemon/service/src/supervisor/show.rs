@@ -15,6 +15,17 @@ impl Supervisor {
     }
 
     fn status(&self) -> (ServiceState, String) {
+        let (state, text) = self.engine_status();
+        let rests = self.rest.sentence().map(|why| format!("jobs wait, because {why}"));
+        let waits = self.tools.delivery.waiting.sentence();
+        let Some(trouble) = rests.or(waits) else { return (state, text) };
+        match state {
+            ServiceState::Idle => (ServiceState::NoOutput, format!("{trouble}; it is tried again by itself")),
+            state => (state, format!("{text}; {trouble}")),
+        }
+    }
+
+    fn engine_status(&self) -> (ServiceState, String) {
         let paused = self.paused_text();
         match &self.engine {
             EngineState::Busy { running, .. } => {

@@ -158,6 +158,7 @@ impl House {
             priority: 0,
             outbox: None,
             retry_of: None,
+            picture_bytes: spooled.bytes,
             work: Ok((spooled.sha256, Box::new(Settings::default().resolve(|| 7).expect("valid")))),
         };
         let (added, _) = self.tools.ledger.add(new, &self.tools.spool).await.expect("writable");

@@ -46,7 +46,7 @@ impl Take for Intake {
     async fn take(&mut self, pictures: &[Ready]) -> Vec<Fate> {
         let mut fates = vec![Fate::Waits; pictures.len()];
         if let Err(e) = self.admit(pictures, &mut fates).await {
-            let why = reason(&e);
+            let why = e.without_path();
             for fate in fates.iter_mut().filter(|fate| **fate == Fate::Waits) {
                 *fate = Fate::Later(why.clone());
             }
@@ -71,6 +71,7 @@ impl Intake {
                 None => new.push((at, ready)),
             }
         }
+        let new = self.fitting(new).await?;
         let coming = self.spool(&new, fates)?;
         if coming.is_empty() {
             return Ok(());
@@ -92,10 +93,22 @@ impl Intake {
                     None => Fate::Changed,
                 },
                 Added::Unspooled => Fate::Changed,
-                Added::Full => Fate::Waits,
+                Added::Full | Added::Over(_) => Fate::Waits,
             };
         }
         Ok(())
+    }
+
+    /// Returns the pictures whose owners have room for them. The others wait where they are.
+    async fn fitting<'a>(&self, new: Vec<(usize, &'a Ready)>) -> Result<Vec<(usize, &'a Ready)>> {
+        let bytes = |ready: &Ready| root::metadata(&ready.root, &ready.path).map_or(0, |meta| meta.len());
+        let pictures: Vec<_> = new.iter().map(|(_, ready)| (ready.owner, bytes(ready))).collect();
+        let room = self.queue.ledger.call(move |db| db.room_for(&pictures)).await?;
+        if let Some((quota, (_, ready))) = room.iter().zip(&new).find_map(|(over, new)| Some(((*over)?, new)))
+        {
+            tracing::warn!("pictures stay in a watched folder: {}", self.queue.over(quota, ready.owner));
+        }
+        Ok(new.into_iter().zip(room).filter(|(_, over)| over.is_none()).map(|(new, _)| new).collect())
     }
 
     /// Reads settings and copies pictures. A picture whose error may pass is left out, and its fate is set.
@@ -291,14 +304,6 @@ fn later(e: &Error) -> Fate {
         {
             Fate::Changed
         }
-        e => Fate::Later(reason(e)),
-    }
-}
-
-/// Returns an error's text for the log, without names.
-fn reason(e: &Error) -> String {
-    match e {
-        Error::Common(e) => e.without_path(),
-        e => e.to_string(),
+        e => Fate::Later(e.without_path()),
     }
 }

@@ -6,6 +6,7 @@ mod scan;
 mod tests;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::mem::take;
@@ -29,6 +30,20 @@ const BATCH: usize = 64;
 const RETRY: Duration = Duration::from_secs(30);
 /// The longest pause between two checks of a file that keeps changing.
 const LONGEST: Duration = Duration::from_secs(16);
+/// How long events are left alone after some were lost.
+const FIRST_QUIET: Duration = Duration::from_millis(500);
+/// How long no event may be lost until a storm counts as over.
+const CALM: Duration = Duration::from_secs(10);
+/// The pause after a sidecar has come, in which others may come.
+const LATE: Duration = Duration::from_millis(500);
+/// The most sidecars that are remembered; when more come, the whole folder is scanned.
+const MOST_LATE: usize = 10_000;
+/// How long after the last write a picture is waited for that ends too early, or that somebody downloads.
+const WRITTEN: Duration = Duration::from_secs(60);
+/// How long a sidecar may lie without a picture before the log says so.
+const ORPHAN: Duration = Duration::from_secs(60);
+/// The pause before such a picture is looked at again.
+const UNFINISHED: Duration = Duration::from_secs(2);
 /// How long a file may keep changing before the log says so.
 const RESTLESS: Duration = Duration::from_secs(600);
 /// The pause after `done/` or `failed/` has gone: perhaps the whole folder is being removed, and a new `done/` would be
@@ -104,8 +119,16 @@ pub struct Report {
     pub swapped: bool,
 }
 
-/// The metadata of a file and its sidecars, for comparison.
-type Prints = [Option<(u64, u64, i64, i64, i64)>; 3];
+/// The metadata of a file, for comparison.
+type Print = (u64, u64, i64, i64, i64);
+
+/// The metadata of a picture and its sidecars.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Prints {
+    /// The picture's own; `None` before the first look.
+    picture: Option<Print>,
+    beside: Vec<Print>,
+}
 
 struct Pending {
     prints: Prints,
@@ -132,6 +155,11 @@ pub struct Folder<T> {
     due: BTreeSet<(Instant, Name)>,
     /// Names that were taken, with their inodes, so that a poll can skip them. A rescan does not skip them.
     taken: HashMap<Name, u64>,
+    /// Sidecars that have come, as the folder and the name without its ending: the pictures of these names are looked at
+    /// again.
+    late: HashSet<(PathBuf, OsString)>,
+    /// When to look at them. Many sidecars that come together cost one look.
+    late_due: Option<Instant>,
     /// Names that were already logged, so that the log names each problem once.
     told: HashSet<Name>,
     events: Option<Events>,
@@ -162,6 +190,8 @@ impl<T: Take> Folder<T> {
             pending: HashMap::new(),
             due: BTreeSet::new(),
             taken: HashMap::new(),
+            late: HashSet::new(),
+            late_due: None,
             told: HashSet::new(),
             events: None,
             no_events: None,
@@ -176,12 +206,14 @@ impl<T: Take> Folder<T> {
         let mut there = self.begin();
         let mut rescan = Instant::now() + self.options.rescan;
         let mut scan = self.next_scan(there, rescan);
+        let mut storm = Storm::default();
         loop {
             let due = self.due.first().map_or(scan, |(due, _)| (*due).min(scan));
+            let due = self.late_due.map_or(due, |late| late.min(due));
             let seen = tokio::select! {
                 biased;
                 () = stopped(&mut stop) => return,
-                seen = next(&mut self.events) => Some(seen),
+                seen = next(&mut self.events, storm.quiet_until()) => Some(seen),
                 () = sleep_until(due) => None,
             };
             let mut lost = false;
@@ -207,10 +239,12 @@ impl<T: Take> Folder<T> {
                 let whole = lost || now >= rescan || !there || self.options.root.check().is_err();
                 if lost {
                     self.close_all();
-                    tracing::info!(
-                        "file events of `{}` were lost; scanning all of it",
-                        show(self.options.root.path())
-                    );
+                    if storm.begins() {
+                        tracing::info!(
+                            "file events of `{}` were lost; scanning all of it",
+                            show(self.options.root.path())
+                        );
+                    }
                 }
                 there = if whole { self.begin() } else { self.scan(false) };
                 if whole {
@@ -218,6 +252,7 @@ impl<T: Take> Folder<T> {
                 }
                 scan = self.next_scan(there, rescan);
             }
+            self.hear_late();
             if !self.look().await {
                 there = self.begin();
                 scan = self.next_scan(there, rescan);
@@ -252,10 +287,40 @@ impl<T: Take> Folder<T> {
     }
 }
 
-async fn next(events: &mut Option<Events>) -> io::Result<Vec<Seen>> {
+/// Waits for events, which are left alone for a while after a storm of them.
+async fn next(events: &mut Option<Events>, quiet_until: Option<Instant>) -> io::Result<Vec<Seen>> {
     match events {
-        Some(events) => events.next().await,
+        Some(events) => {
+            if let Some(until) = quiet_until {
+                sleep_until(until).await;
+            }
+            events.next().await
+        }
         None => std::future::pending().await,
+    }
+}
+
+/// Storms of events, such as two folders that change names for ever. Each is answered by one scan of the folder, and the
+/// pauses between two such scans grow while it lasts.
+#[derive(Default)]
+struct Storm {
+    last: Option<Instant>,
+    pause: Duration,
+}
+
+impl Storm {
+    /// Takes note that events were lost. Returns false if they were lost a moment ago as well.
+    fn begins(&mut self) -> bool {
+        let now = Instant::now();
+        let again = self.last.is_some_and(|last| now - last < CALM + self.pause);
+        self.pause = if again { (self.pause * 2).min(LONGEST) } else { FIRST_QUIET };
+        self.last = Some(now);
+        !again
+    }
+
+    /// Returns until when events are left alone.
+    fn quiet_until(&self) -> Option<Instant> {
+        self.last.map(|last| last + self.pause)
     }
 }
 

@@ -1,20 +1,28 @@
 //! Names that wait: found by a scan or an event, examined when their time comes, handed over when complete.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::mem::take;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::{AtFlags, Stat, statat};
 use tokio::time::Instant;
 
-use super::{BATCH, Fate, Folder, LONGEST, Name, Pending, Prints, RESTLESS, RETRY, Ready, Take};
-use crate::files::{self, Identity};
+use super::{
+    BATCH, Fate, Folder, LATE, LONGEST, MOST_LATE, Name, Pending, Print, Prints, RESTLESS, RETRY, Ready,
+    Take, UNFINISHED, WRITTEN,
+};
+use crate::clock::now_us;
+use crate::files::{self, Identity, split_name};
+use crate::picture::cut;
 use crate::watch::events::Seen;
-use crate::watch::names::{DONE, FAILED, is_ignored_folder, is_watched, pictures_of};
+use crate::watch::names::{DONE, FAILED, downloads, is_ignored_folder, is_watched, of_sidecar};
 use crate::watch::root::{self, Dir};
-use crate::watch::sidecar;
+use crate::watch::sidecar::find;
 
 impl<T: Take> Folder<T> {
     /// Notes a file that a scan found.
@@ -56,7 +64,7 @@ impl<T: Take> Folder<T> {
                 }
             }
             Seen::Whole(path) if is_watched(&path) => self.note(path.into(), true),
-            Seen::Whole(path) => self.see_sidecar(&path),
+            Seen::Whole(path) => return self.see_sidecar(&path),
             Seen::Begun(path) if is_watched(&path) => {
                 // No close will follow for a hard link of a finished file, or for something that is not a file.
                 let whole = self.metadata(&path).is_ok_and(|meta| !meta.is_file() || meta.nlink() > 1);
@@ -76,14 +84,42 @@ impl<T: Take> Folder<T> {
         }
     }
 
-    /// Looks again at the pictures of a sidecar, which may already wait in the queue.
-    pub(super) fn see_sidecar(&mut self, path: &Path) {
-        for picture in pictures_of(path) {
-            if !self.pending.contains_key(&*picture)
-                && is_watched(&picture)
-                && self.metadata(&picture).is_ok_and(|meta| meta.is_file())
-            {
-                self.note(picture.into(), true);
+    /// Remembers a sidecar whose picture may already wait in the queue. Returns true if there are too many.
+    fn see_sidecar(&mut self, path: &Path) -> bool {
+        let Some(name) = path.file_name().and_then(of_sidecar) else { return false };
+        if self.late.len() >= MOST_LATE {
+            self.late.clear();
+            self.late_due = None;
+            return true;
+        }
+        let folder = path.parent().unwrap_or(Path::new(""));
+        self.late.insert((folder.to_owned(), name.to_owned()));
+        self.late_due.get_or_insert_with(|| Instant::now() + LATE);
+        false
+    }
+
+    /// Looks again at the pictures of the sidecars that have come, whatever their endings.
+    pub(super) fn hear_late(&mut self) {
+        if self.late_due.is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        self.late_due = None;
+        let late = take(&mut self.late);
+        let folders: HashSet<&Path> = late.iter().map(|(folder, _)| &**folder).collect();
+        for folder in folders {
+            let dir = Dir::open(&self.options.root, folder);
+            let Ok(entries) = dir.and_then(|dir| fs::read_dir(dir.path())) else { continue };
+            for entry in entries.flatten() {
+                let name = entry.file_name();
+                let is_meant = |name: &OsStr| late.contains(&(folder.to_owned(), name.to_owned()));
+                let path = folder.join(&name);
+                if (is_meant(&name) || is_meant(split_name(&name).0))
+                    && !self.pending.contains_key(&*path)
+                    && is_watched(&path)
+                    && entry.file_type().is_ok_and(|kind| kind.is_file())
+                {
+                    self.note(path.into(), true);
+                }
             }
         }
     }
@@ -96,7 +132,7 @@ impl<T: Take> Folder<T> {
     pub(super) fn note(&mut self, name: Name, closed: bool) {
         let now = Instant::now();
         let pending = self.pending.entry(name.clone()).or_insert(Pending {
-            prints: [None; 3],
+            prints: Prints::default(),
             since: now,
             first: now,
             closed,
@@ -158,7 +194,7 @@ impl<T: Take> Folder<T> {
                 }
                 Fate::Changed => {
                     if let Some(pending) = self.pending.get_mut(name) {
-                        pending.prints = [None; 3];
+                        pending.prints = Prints::default();
                     }
                     // It is not looked at again at once, even where nothing has to lie still, because it may go on changing.
                     self.set_due(name, Instant::now() + Duration::from_millis(200));
@@ -181,12 +217,11 @@ impl<T: Take> Folder<T> {
     pub(super) fn examine(&mut self, name: &Name) -> Option<Ready> {
         let path = self.options.root.path().join(name);
         let found = Dir::of(&self.options.root, &path).and_then(|dir| {
-            let path = dir.at(&path);
-            let meta = fs::symlink_metadata(&path)?;
-            Ok((prints(&path, &meta), meta))
+            let meta = fs::symlink_metadata(dir.at(&path))?;
+            Ok((dir, meta))
         });
-        let (prints, meta) = match found {
-            Ok((prints, meta)) if meta.is_file() => (prints, meta),
+        let (dir, meta) = match found {
+            Ok((dir, meta)) if meta.is_file() => (dir, meta),
             Ok((_, meta)) => {
                 if !meta.is_dir() {
                     let kind = files::kind(&meta);
@@ -207,11 +242,17 @@ impl<T: Take> Folder<T> {
                 return None;
             }
         };
+        // Some programs make the name first and write the picture later. Whatever is written is found again.
+        if meta.len() == 0 {
+            self.forget(name);
+            return None;
+        }
+        let prints = prints(&dir, &path, &meta);
         let (stable, rescan) = (self.stable(), self.options.rescan);
         let now = Instant::now();
         let pending = self.pending.get_mut(name)?;
         if pending.prints != prints {
-            if pending.prints[0].is_some() {
+            if pending.prints.picture.is_some() {
                 pending.changes += 1;
             }
             pending.prints = prints;
@@ -228,6 +269,10 @@ impl<T: Take> Folder<T> {
             self.set_due(name, due);
             return None;
         }
+        if let Some(due) = self.unfinished(name, &dir, &meta) {
+            self.set_due(name, due);
+            return None;
+        }
         Some(Ready {
             below: name.parent().unwrap_or(Path::new("")).to_owned(),
             root: self.options.root.clone(),
@@ -236,20 +281,49 @@ impl<T: Take> Folder<T> {
             owner: meta.uid(),
         })
     }
+
+    /// Returns when to look again at a picture that is not complete although nobody has it open: it ends too early and
+    /// was just written to, as scanners and slow networks do, or a program that downloads it says so.
+    fn unfinished(&mut self, name: &Name, dir: &Dir, meta: &fs::Metadata) -> Option<Instant> {
+        let file = name.file_name().unwrap_or_default();
+        if downloads(file).any(|beside| statat(dir, beside, AtFlags::SYMLINK_NOFOLLOW).is_ok()) {
+            let text = "a picture in a watched folder is being downloaded and is waited for; if nobody does, remove the \
+                        unfinished file beside it";
+            self.once(name, text, "a file beside it says that it is being downloaded");
+            return Some(Instant::now() + self.options.rescan.min(WRITTEN));
+        }
+        let written_us = now_us().saturating_sub(files::changed_us(meta)).unsigned_abs();
+        if u128::from(written_us) > WRITTEN.as_micros() {
+            return None;
+        }
+        let cut_short = files::open_regular(&dir.at(name)).and_then(|(file, _)| cut::is_cut_short(&file));
+        cut_short.unwrap_or(false).then(|| Instant::now() + UNFINISHED)
+    }
 }
 
-fn prints(picture: &Path, meta: &fs::Metadata) -> Prints {
-    let print = |meta: &fs::Metadata| {
-        let ns = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
-        (
-            meta.ino(),
-            meta.len(),
-            ns(meta.mtime(), meta.mtime_nsec()),
-            ns(meta.ctime(), meta.ctime_nsec()),
-            i64::from(meta.mode()),
-        )
-    };
-    let beside = |path: Option<PathBuf>| fs::symlink_metadata(path?).ok().map(|meta| print(&meta));
-    let [toml, txt] = sidecar::paths(picture);
-    [Some(print(meta)), beside(toml), beside(txt)]
+fn prints(dir: &Dir, picture: &Path, meta: &fs::Metadata) -> Prints {
+    let own = (
+        meta.ino(),
+        meta.len(),
+        nanoseconds(meta.mtime(), meta.mtime_nsec()),
+        nanoseconds(meta.ctime(), meta.ctime_nsec()),
+        i64::from(meta.mode()),
+    );
+    let found = find::found(dir, picture.file_name().unwrap_or_default(), Some(meta.uid()));
+    Prints { picture: Some(own), beside: found.iter().map(|sidecar| print(&sidecar.stat)).collect() }
+}
+
+#[expect(clippy::unnecessary_cast, reason = "the types differ between architectures")]
+fn print(stat: &Stat) -> Print {
+    (
+        stat.st_ino as u64,
+        stat.st_size as u64,
+        nanoseconds(stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+        nanoseconds(stat.st_ctime as i64, stat.st_ctime_nsec as i64),
+        i64::from(stat.st_mode),
+    )
+}
+
+fn nanoseconds(seconds: i64, rest: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }

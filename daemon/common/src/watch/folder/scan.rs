@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,10 +12,11 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use tokio::time::Instant;
 
-use super::{AWAY, Folder, Name, NoEvents, Report, Take};
-use crate::files::show;
+use super::{AWAY, Folder, Name, NoEvents, ORPHAN, Report, Take};
+use crate::clock::now_us;
+use crate::files::{changed_us, show, split_name};
 use crate::watch::events::Events;
-use crate::watch::names::{DONE, FAILED, is_ignored, is_ignored_folder};
+use crate::watch::names::{DONE, FAILED, is_ignored, is_ignored_folder, of_sidecar};
 use crate::watch::root::{self, Dir};
 use crate::watch::{access, mounts};
 
@@ -188,6 +190,7 @@ impl<T: Take> Folder<T> {
                     continue;
                 }
             };
+            let (mut pictures, mut sidecars) = (HashSet::new(), Vec::new());
             for entry in entries.flatten() {
                 let path = below.join(entry.file_name());
                 if entry.file_type().is_ok_and(|t| t.is_dir()) {
@@ -195,13 +198,37 @@ impl<T: Take> Folder<T> {
                         folders.push(path);
                     }
                 } else if !is_ignored(&entry.file_name()) {
+                    if whole {
+                        pictures.insert(entry.file_name());
+                        pictures.insert(split_name(&entry.file_name()).0.to_owned());
+                    }
                     let name: Name = path.into();
                     self.find(&name, entry.ino(), whole);
                     found.insert(name);
+                } else if whole && of_sidecar(&entry.file_name()).is_some() {
+                    sidecars.push(entry.file_name());
+                }
+            }
+            for name in sidecars {
+                if of_sidecar(&name).is_some_and(|of| !pictures.contains(of)) {
+                    let path: Name = below.join(name).into();
+                    self.tell_of_orphan(&path);
+                    found.insert(path);
                 }
             }
         }
         there
+    }
+
+    /// Says that a sidecar which has lain there for a while belongs to no picture.
+    fn tell_of_orphan(&mut self, name: &Name) {
+        let is_note = name.as_os_str().as_bytes().ends_with(b".error.txt");
+        let age_us = self.metadata(name).map_or(0, |meta| now_us().saturating_sub(changed_us(&meta)));
+        if !is_note && u128::from(age_us.unsigned_abs()) > ORPHAN.as_micros() {
+            let text = "a file in a watched folder looks like the text or the settings of a picture and belongs to none; \
+                        give it the picture's name, as in `photo.png.txt` or `photo.txt`";
+            self.once(name, text, "no picture here has this name");
+        }
     }
 
     pub(super) fn watch(&mut self, below: &Path) {

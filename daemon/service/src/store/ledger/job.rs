@@ -142,6 +142,8 @@ pub struct NewJob {
     pub outbox: Option<PathBuf>,
     /// The job that it is another try of.
     pub retry_of: Option<u64>,
+    /// The size of the spooled picture, if there is one.
+    pub picture_bytes: u64,
     /// The spooled picture and the resolved settings, or why there is none.
     pub work: Result<(/* sha256 */ [u8; 32], Box<Request>), Refusal>,
 }
@@ -164,6 +166,15 @@ pub struct Refusal {
     pub target: Option<PathBuf>,
 }
 
+/// The share that a user has used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quota {
+    /// `queue.disk_mib_per_user`.
+    Disk,
+    /// `queue.ledger_mib_per_user`.
+    Ledger,
+}
+
 /// What became of a [`NewJob`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Added {
@@ -175,6 +186,8 @@ pub enum Added {
     Unspooled,
     /// Its owner has as many open jobs as one may have.
     Full,
+    /// Its owner's jobs take as much of the disk as one user's may.
+    Over(Quota),
 }
 
 /// A job that the engine finished.
@@ -184,6 +197,8 @@ pub struct Succeeded {
     pub report: Report,
     /// Where the video goes.
     pub output: PathBuf,
+    /// The device and the inode of the folder that the unfinished video lies in.
+    pub folder: (i64, i64),
     /// The file's size.
     pub bytes: u64,
     /// The file's hash.
@@ -259,6 +274,10 @@ pub struct Job {
     pub request: Option<Request>,
     /// The folder for its video; `None` is the configured one.
     pub outbox: Option<PathBuf>,
+    /// The device and the inode of the folder that its unfinished video was written to, once it is finished.
+    pub outbox_id: Option<(i64, i64)>,
+    /// Whether its source could not be moved.
+    pub source_left: bool,
     /// The job that it is another try of.
     pub retry_of: Option<u64>,
     /// The video.
@@ -342,6 +361,8 @@ impl Job {
             // Settings of a version that had other keys: the job cannot be run, but its row can be shown.
             request: request.and_then(|json| serde_json::from_str(&json).ok()).map(text::old_request),
             outbox: path("outbox")?,
+            outbox_id: row.get::<_, Option<i64>>("outbox_dev")?.zip(row.get::<_, Option<i64>>("outbox_ino")?),
+            source_left: row.get("source_left")?,
             retry_of: whole("retry_of")?,
             output: path("output_path")?,
             output_bytes: whole("output_bytes")?,

@@ -4,9 +4,12 @@
 //! Every change of a job's state is committed here, with `synchronous=FULL`, before anyone is told of it.
 
 mod costs;
+pub mod damage;
 mod job;
 mod keep;
+mod quota;
 mod schema;
+mod shares;
 mod stats;
 mod store;
 mod text;
@@ -21,8 +24,9 @@ use std::thread;
 use tokio::sync::oneshot;
 
 pub use costs::{Costs, Energy, EnergyMethod, GpuSample, Known, Placed, Spent};
-pub use job::{Added, Ended, Job, NewJob, Outcome, Refusal, Source, State, Succeeded};
+pub use job::{Added, Ended, Job, NewJob, Outcome, Quota, Refusal, Source, State, Succeeded};
 pub use keep::Kind;
+pub use shares::Limits;
 pub use stats::{By, Sum};
 pub use store::{Filter, PART_PREFIX, PART_SUFFIX, Store};
 pub use timeline::{Event, Sample, StageCost, StepCost, Timeline};
@@ -162,6 +166,7 @@ mod tests {
             per_user: 100,
             name: "photo.png".into(),
             source: None,
+            picture_bytes: 9,
             work: Ok((picture, Box::new(Settings::default().resolve(|| 7)?))),
         })
     }
@@ -200,7 +205,7 @@ mod tests {
         let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
         let ledger = Ledger::open(&dir.path().join("ledger.db"))?;
         let spool = Spool::open(dir.path().join("spool"))?;
-        ledger.tell(|store| store.set_total(2));
+        ledger.tell(|store| store.set_limits(Limits { total: 2, ..Limits::default() }));
         let jobs = (1..=3).map(|n| job(&spool, &n.to_string(), [n; 32])).collect::<Result<Vec<_>>>()?;
         let (go, wait) = mpsc::channel::<()>();
         ledger.tell(move |_| _ = wait.recv());

@@ -1,20 +1,25 @@
 //! The ledger's tables, and the migration of older ledgers to this version of them.
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use animd_common::files::show;
+use animd_common::files::{open_private, show};
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::error::{Error, Result};
 
 /// The migrations: the first one leads to version 1, and so on. A released migration is never changed.
-const MIGRATIONS: [&str; 2] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
+const MIGRATIONS: [&str; 3] =
+    [include_str!("schema-1.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
 /// The value of `PRAGMA auto_vacuum` with which free pages are given back on request.
 pub(super) const INCREMENTAL: u32 = 2;
+
+/// The largest ledger that is read as a whole when it is opened, in bytes: that takes a fraction of a second. Damage of a
+/// larger one is noticed when it is met.
+const CHECKED: u64 = 64 << 20;
 
 /// Opens or makes the file, and migrates it to this version.
 pub fn open(path: &Path) -> Result<Connection> {
@@ -29,6 +34,7 @@ pub fn open(path: &Path) -> Result<Connection> {
     db.pragma_update(None, "foreign_keys", true)?;
     // What is forgotten is overwritten: prompts are private.
     db.pragma_update(None, "secure_delete", true)?;
+    check(&db, path)?;
     migrate(&mut db, path, &MIGRATIONS)?;
     if db.pragma_query_value(None, "auto_vacuum", |row| row.get::<_, u32>(0))? != INCREMENTAL {
         tracing::info!("rewriting the ledger once, so that it can return free space");
@@ -41,17 +47,30 @@ pub fn open(path: &Path) -> Result<Connection> {
     Ok(db)
 }
 
+/// Reads a ledger of moderate size as a whole.
+///
+/// # Errors
+/// The error of SQLite for a damaged one.
+fn check(db: &Connection, path: &Path) -> Result<()> {
+    if fs::metadata(path).is_ok_and(|meta| meta.len() > CHECKED) {
+        return Ok(());
+    }
+    let said: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    match said.as_str() {
+        "ok" => Ok(()),
+        _ => {
+            let corrupt = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+            Err(rusqlite::Error::SqliteFailure(corrupt, Some(said)).into())
+        }
+    }
+}
+
 /// Makes the file readable for nobody but the service: it holds everybody's prompts. SQLite gives its own files beside
 /// it the same rights.
 fn private(path: &Path) -> Result<()> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
+    open_private(path)
         .and_then(|_| fs::set_permissions(path, Permissions::from_mode(0o600)))
-        .map_err(Error::file("create", path))
+        .map_err(Error::file("open", path))
 }
 
 fn version(db: &Connection) -> Result<usize> {

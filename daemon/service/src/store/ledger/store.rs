@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 
 use super::job::{Added, Ended, Job, NewJob, Outcome, Source, State};
 use super::schema;
+use super::shares::{Limits, Shares, row_bytes};
 use super::text::text;
 use crate::error::{Error, Result};
 
@@ -30,13 +31,15 @@ pub struct Filter {
 /// The connection, on the ledger's own thread.
 pub struct Store {
     pub(super) db: Connection,
-    /// The limit that [`Self::set_total`] sets.
-    pub(super) total: u32,
+    /// The ledger's file.
+    pub(super) path: PathBuf,
+    /// What [`Self::set_limits`] has set.
+    pub(super) limits: Limits,
 }
 
 impl Store {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        Ok(Self { db: schema::open(path)?, total: u32::MAX })
+        Ok(Self { db: schema::open(path)?, path: path.to_owned(), limits: Limits::default() })
     }
 
     pub(super) fn change<T>(&mut self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
@@ -49,13 +52,19 @@ impl Store {
     /// Writes a job down, queued, or with a [`super::Refusal`] as `finishing`. `spooled` says whether the picture is
     /// still there.
     pub fn add(&mut self, new: &NewJob, spooled: impl FnOnce() -> bool) -> Result<Added> {
-        let total = self.total;
-        self.change(|db| insert(db, total, new, spooled))
+        let limits = self.limits;
+        self.change(|db| insert(db, limits, &mut Shares::new(limits), new, spooled))
     }
 
     /// Returns what [`Self::add`] would say without the picture: the job that the key names, or that there is no
     /// room.
-    pub fn foresee(&self, owner: u32, key: Option<&str>, per_user: u32) -> Result<Option<Added>> {
+    pub fn foresee(
+        &self,
+        owner: u32,
+        key: Option<&str>,
+        per_user: u32,
+        picture_bytes: u64,
+    ) -> Result<Option<Added>> {
         if let Some(key) = key
             && let Some(id) = keyed(&self.db, owner, key)?
         {
@@ -64,8 +73,8 @@ impl Store {
         if open_of(&self.db, owner)? >= per_user {
             return Ok(Some(Added::Full));
         }
-        room(&self.db, self.total)?;
-        Ok(None)
+        room(&self.db, self.limits.total)?;
+        Ok(self.room_for(&[(owner, picture_bytes)])?[0].map(Added::Over))
     }
 
     /// Returns the open job that this state of a file belongs to, if it has one.
@@ -81,15 +90,29 @@ impl Store {
             .optional()?)
     }
 
-    /// Takes the next job: it is `running` from here on.
-    pub fn claim(&mut self) -> Result<Option<Job>> {
+    /// Returns the job that runs next among those whose outbox, as the ledger has it, is `open`.
+    pub fn next(&self, open: impl Fn(Option<&Path>) -> bool) -> Result<Option<Job>> {
+        let mut find = self
+            .db
+            .prepare_cached("SELECT id, outbox FROM job WHERE state = 'queued' ORDER BY priority DESC, id")?;
+        let mut rows = find.query([])?;
+        while let Some(row) = rows.next()? {
+            let outbox = row.get::<_, Option<Vec<u8>>>(1)?.map(path_from);
+            if open(outbox.as_deref()) {
+                return self.job(row.get::<_, i64>(0)? as u64);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes a job that waits: it is `running` from here on. `None` if it no longer waits.
+    pub fn claim(&mut self, id: u64) -> Result<Option<Job>> {
         self.change(|db| {
             let job = db
                 .query_row(
                     "UPDATE job SET state = 'running', attempt = attempt + 1, started_us = ?1
-                     WHERE id = (SELECT id FROM job WHERE state = 'queued' ORDER BY priority DESC, id LIMIT 1)
-                     RETURNING *",
-                    params![now_us()],
+                     WHERE id = ?2 AND state = 'queued' RETURNING *",
+                    params![now_us(), id as i64],
                     Job::from_row,
                 )
                 .optional()?;
@@ -139,7 +162,7 @@ impl Store {
         self.change(|db| {
             db.execute(
                 "UPDATE job SET state = 'queued', outcome = NULL, output_path = NULL, output_sha256 = NULL,
-                   output_bytes = NULL, source_target = NULL WHERE id = ?1 AND state = 'finishing'",
+                   output_bytes = NULL, source_target = NULL, outbox_dev = NULL, outbox_ino = NULL WHERE id = ?1 AND state = 'finishing'",
                 params![id as i64],
             )?;
             event(db, id, "requeued", Some("its finished file was gone"))
@@ -164,7 +187,7 @@ impl Store {
                         "UPDATE job SET state = 'finishing', outcome = 'done', source_target = :target,
                            output_path = :path, output_bytes = :bytes, output_sha256 = :sha, width = :width, height = :height,
                            frames = :frames, forwards_computed = :computed, forwards_skipped = :skipped,
-                           gpu_peak_bytes = :gpu, ram_peak_bytes = :ram
+                           gpu_peak_bytes = :gpu, ram_peak_bytes = :ram, outbox_dev = :dev, outbox_ino = :ino
                          WHERE id = :id AND state = :from",
                         named_params! {
                             ":id": id as i64,
@@ -180,6 +203,8 @@ impl Store {
                             ":skipped": report.forwards_skipped,
                             ":gpu": report.peak_gpu_bytes as i64,
                             ":ram": report.peak_ram_bytes as i64,
+                            ":dev": done.folder.0,
+                            ":ino": done.folder.1,
                         },
                     )?;
                     if changed == 1 {
@@ -225,41 +250,58 @@ impl Store {
         Ok(())
     }
 
-    /// Makes a finishing job fail after all, because its video could not be put in place.
-    pub fn fail_delivery(
+    /// Gives a finishing job with a video another end, because its video could not be put in place or is no longer wanted.
+    /// Returns false if it has no video, or is not finishing.
+    pub fn give_up_delivery(
         &mut self,
         id: u64,
-        code: ErrorCode,
-        text: &str,
+        outcome: Outcome,
+        (code, text): (ErrorCode, &str),
         source_target: Option<&Path>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         self.change(|db| {
-            db.execute(
-                "UPDATE job SET outcome = 'failed', error_code = ?2, error_text = ?3, output_path = NULL, output_bytes = NULL,
-                   output_sha256 = NULL, source_target = ?4 WHERE id = ?1 AND state = 'finishing'",
-                params![id as i64, code.name(), text, source_target.map(|p| p.as_os_str().as_bytes())],
+            let changed = db.execute(
+                "UPDATE job SET outcome = ?5, error_code = ?2, error_text = ?3, output_path = NULL, output_bytes = NULL,
+                   output_sha256 = NULL, source_target = ?4 WHERE id = ?1 AND state = 'finishing' AND outcome = 'done'",
+                params![
+                    id as i64,
+                    code.name(),
+                    text,
+                    source_target.map(|p| p.as_os_str().as_bytes()),
+                    outcome
+                ],
             )?;
-            event(db, id, "undelivered", Some(text))
+            if changed == 1 {
+                event(db, id, "undelivered", Some(text))?;
+            }
+            Ok(changed == 1)
         })
     }
 
-    /// Commits a job's end. `left` says why its source could not be moved, if that is so.
-    pub fn close(&mut self, id: u64, left: Option<&str>) -> Result<()> {
+    /// Commits a job's end: whether its source was moved, or why that was not possible, and whether its video is kept for
+    /// its caller.
+    pub fn close(&mut self, id: u64, moved: Result<bool, &str>, kept: bool) -> Result<()> {
         self.change(|db| {
             db.execute(
-                "UPDATE job SET state = outcome, finished_us = ?2, source_left = ?3 WHERE id = ?1 AND state = 'finishing'",
-                params![id as i64, now_us(), left.is_some()],
+                "UPDATE job SET state = outcome, finished_us = ?2, source_left = ?3,
+                   source_target = CASE WHEN ?4 THEN source_target END,
+                   result_bytes = CASE WHEN ?5 AND outcome = 'done' THEN coalesce(output_bytes, 0) ELSE 0 END
+                 WHERE id = ?1 AND state = 'finishing'",
+                params![id as i64, now_us(), moved.is_err(), moved != Ok(false), kept],
             )?;
-            if let Some(text) = left {
+            if let Err(text) = moved {
                 event(db, id, "source-left", Some(text))?;
             }
             event(db, id, "ended", None)
         })
     }
 
-    /// Takes note that a source which had been left was moved after all.
-    pub fn source_moved(&mut self, id: u64) -> Result<()> {
-        self.db.execute("UPDATE job SET source_left = 0 WHERE id = ?1", params![id as i64])?;
+    /// Takes note that a source which had been left was moved after all, or is not there any more.
+    pub fn source_moved(&mut self, id: u64, moved: bool) -> Result<()> {
+        self.db.execute(
+            "UPDATE job SET source_left = 0, source_target = CASE WHEN ?2 THEN source_target END WHERE id = ?1",
+            params![id as i64, moved],
+        )?;
         Ok(())
     }
 
@@ -359,7 +401,8 @@ impl Store {
 /// Writes one job down, within a transaction.
 pub(super) fn insert(
     db: &Connection,
-    total: u32,
+    limits: Limits,
+    shares: &mut Shares,
     new: &NewJob,
     spooled: impl FnOnce() -> bool,
 ) -> Result<Added> {
@@ -377,10 +420,13 @@ pub(super) fn insert(
         return Ok(Added::Full);
     }
     if !new.watched {
-        room(db, total)?;
+        room(db, limits.total)?;
     }
     if new.work.is_ok() && !spooled() {
         return Ok(Added::Unspooled);
+    }
+    if let Some(quota) = shares.take(db, new)? {
+        return Ok(Added::Over(quota));
     }
     let (sha, request) = match &new.work {
         Ok((sha, request)) => (Some(sha), Some(request)),
@@ -394,9 +440,11 @@ pub(super) fn insert(
     let mut insert = db.prepare_cached(
         "INSERT INTO job (uuid, state, outcome, created_us, owner_uid, origin, idempotency_key, name, source_path,
            source_dev, source_ino, source_mtime_ns, source_target, image_sha256, settings_json, seed, frames, steps,
-           version, error_code, error_text, priority, outbox, retry_of, settings_us)
+           version, error_code, error_text, priority, outbox, retry_of, settings_us,
+           image_bytes, row_bytes)
          VALUES (:uuid, :state, :outcome, :now, :owner, :origin, :key, :name, :path, :dev, :ino, :mtime, :target, :sha,
-           :json, :seed, :frames, :steps, :version, :code, :text, :priority, :outbox, :retry_of, :read)",
+           :json, :seed, :frames, :steps, :version, :code, :text, :priority, :outbox, :retry_of, :read, :image_bytes,
+           :row_bytes)",
     )?;
     insert.execute(named_params! {
         ":uuid": uuid::Uuid::new_v4().to_string(),
@@ -424,6 +472,8 @@ pub(super) fn insert(
         ":outbox": new.outbox.as_ref().map(|p| p.as_os_str().as_bytes()),
         ":retry_of": new.retry_of.map(|id| id as i64),
         ":read": source.map(|s| s.read_us),
+        ":image_bytes": sha.map_or(0, |_| new.picture_bytes as i64),
+        ":row_bytes": row_bytes(new) as i64,
     })?;
     let id = db.last_insert_rowid() as u64;
     event(db, id, "queued", None)?;

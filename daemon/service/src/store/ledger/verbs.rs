@@ -61,9 +61,4 @@ impl Store {
         };
         Ok(())
     }
-
-    /// Sets how many jobs that came over the bus may be open at a time, all users together.
-    pub fn set_total(&mut self, total: u32) {
-        self.total = total;
-    }
 }

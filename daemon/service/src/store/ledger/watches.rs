@@ -10,6 +10,7 @@ use animd_protocol::request::Request;
 use rusqlite::params;
 
 use super::job::{Added, Job, NewJob};
+use super::shares::Shares;
 use super::store::{Store, event, insert};
 use crate::error::{Error, Result};
 
@@ -73,8 +74,11 @@ impl Store {
 
     /// Adds many jobs as [`Self::add`] does, in one transaction with one sync of the disk.
     pub fn add_all(&mut self, new: &[NewJob], spooled: impl Fn(&NewJob) -> bool) -> Result<Vec<Added>> {
-        let total = self.total;
-        self.change(|db| new.iter().map(|new| insert(db, total, new, || spooled(new))).collect())
+        let limits = self.limits;
+        let mut shares = Shares::new(limits);
+        self.change(|db| {
+            new.iter().map(|new| insert(db, limits, &mut shares, new, || spooled(new))).collect()
+        })
     }
 
     /// Returns for each of many files what [`Self::taken`] returns.
