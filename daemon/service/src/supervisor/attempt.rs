@@ -80,7 +80,7 @@ impl Supervisor {
 
     /// Keeps what the ledger refused for [`Self::settle`].
     pub(super) fn keep(&mut self, id: u64, left: Unsettled, e: &Error) {
-        tracing::error!(job = id, "cannot write job {id} to the ledger; trying again: {e}");
+        tracing::error!(job = id, "job {id} cannot be written down now, which is tried again: {e}");
         self.unsettled.push((id, left));
         self.next_claim = Instant::now() + LEDGER_PAUSE;
     }
@@ -142,7 +142,7 @@ impl Supervisor {
     /// Checks before the work that the picture exists, and that the outbox takes a file and has room.
     async fn prepare(&mut self, job: &Job, hello: &Hello) -> Result<ToEngine> {
         let Some((request, sha256)) = job.request.clone().zip(job.image_sha256) else {
-            let text = "its settings were stored by another version of animd; submit the picture again";
+            let text = "its settings were written down by another version of animd; submit the picture again";
             return Err(Error::refused(ErrorCode::InvalidSetting, text));
         };
         let image = self.tools.spool.path(&sha256);
@@ -362,18 +362,18 @@ fn check_outbox(delivery: &Delivery, outbox: &Path, part: &Path) -> Result<()> {
     };
     let (dir, part) = delivery.make_outbox(outbox).and_then(make).map_err(|e| {
         refuse(format!(
-            "cannot write to the outbox `{}`: {e}; make it a folder that animd may write to",
+            "the outbox `{}` takes no file: {e}; make it a folder that animd may write to",
             show(outbox)
         ))
     })?;
     let free = free_space(&dir.path()).map_err(|e| {
-        refuse(format!("the outbox `{}` does not say how much space is free: {e}", show(outbox)))
+        refuse(format!("the outbox `{}` cannot be asked for its free space: {e}", show(outbox)))
     })? >> 20;
     let free_mib = delivery.config.get().queue.free_mib;
     if free < free_mib {
         _ = fs::remove_file(part);
         return Err(refuse(format!(
-            "the disk of the outbox `{}` has {free} MiB free, and queue.free_mib requires {free_mib}; free some space",
+            "the disk of the outbox `{}` has {free} MiB left, and queue.free_mib asks for {free_mib}; make room",
             show(outbox)
         )));
     }
