@@ -21,11 +21,11 @@ def jobs() -> list[dict]:
 
 
 def describe(job: dict) -> str:
-    """`denoise 2/4`, or the state of a job that is not running."""
+    """`denoise 2/4` during the second step, or the state of a job that is not running."""
     if not job["stage"]:
         return job["state"]
     done, steps = job["step"]
-    return f"{job['stage']} {done}/{steps}" if job["stage"] == "denoise" else job["stage"]
+    return f"{job['stage']} {min(done + 1, steps)}/{steps}" if job["stage"] == "denoise" else job["stage"]
 
 
 def main() -> int:

@@ -250,7 +250,7 @@ mod tests {
         assert!(e.contains("animd.toml:2:12: queue.attempts 400"), "{e}");
         assert_eq!(reloader.config.get(), config);
         reloader.events.set_status(ServiceState::Idle, "waiting for pictures");
-        assert!(reloader.events.status().borrow().text.contains("is not in force: "));
+        assert!(reloader.events.status().borrow().text.contains("cannot apply the changed configuration: "));
         write(text)?;
         reloader.reload_blocking()?;
         reloader.events.set_status(ServiceState::Idle, "waiting for pictures");

@@ -513,7 +513,7 @@ vae = "device"
             (
                 "vae = \"device\"",
                 "vae = \"device\"\n[settings]\nframes = 80",
-                19,
+                20,
                 "`frames` must be 4n+1, up to 4093; the nearest to 80 is 81",
             ),
             (

@@ -49,7 +49,7 @@ fn failures_and_wrong_calls_have_their_codes_and_sentences() {
     assert_eq!(code, Some(1));
     assert!(text.contains("job 1 failed: the video needs 80 GiB"), "{text}");
     let (code, text) = run(&["submit", &picture, "--frames", "80"]);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(2));
     assert!(text.contains("the nearest to 80 is 81"), "{text}");
     let (code, text) = run(&["show", "99"]);
     assert_eq!(code, Some(1));
@@ -186,7 +186,7 @@ fn a_video_that_cannot_be_copied_can_still_be_fetched() {
     let output = client.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("`animctl fetch 1 FILE` gets it"), "{text}");
+    assert!(text.contains("`animctl fetch 1 FILE` copies it"), "{text}");
     let copy = house.path("copy.mp4");
     assert_eq!(house.json(&["fetch", "1", copy.to_str().unwrap()])["id"], 1);
 }

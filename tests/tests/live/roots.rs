@@ -440,7 +440,7 @@ fn folders_in_each_other_are_refused_everywhere() {
         let said = String::from_utf8_lossy(&reloaded.stderr).into_owned();
         assert!(said.contains(sentence), "{said} has not {sentence}");
         let state = house.json(&["status"])["state_text"].as_str().unwrap().to_owned();
-        assert!(state.contains("is not in force"), "{state}");
+        assert!(state.contains("cannot apply the changed configuration"), "{state}");
     }
     put(&house, "inbox/a.png");
     house.until_ended(1);

@@ -197,7 +197,9 @@ mod tests {
             .filter_map(|part| {
                 let (tag, rest) = part.split_once('>')?;
                 let x = attribute(tag, "x")?.parse().ok()?;
-                let anchor = attribute(tag, "text-anchor").unwrap_or_default();
+                // A text that is turned takes its length on the y axis.
+                let turned = tag.contains("rotate");
+                let anchor = attribute(tag, "text-anchor").filter(|_| !turned).unwrap_or_default();
                 Some((x, anchor, rest.split('<').next()?.trim().to_owned()))
             })
             .collect()

@@ -40,7 +40,8 @@ impl Which {
     pub fn filter(&self) -> HashMap<&'static str, Variant<'_>> {
         let mut filter = HashMap::new();
         if !self.state.is_empty() {
-            filter.insert("state", self.state.join(",").into());
+            // The parser leaves the other spelling as it was typed.
+            filter.insert("state", self.state.join(",").replace("cancelled", "canceled").into());
         }
         if let Some(owner) = self.owner {
             filter.insert("owner", owner.into());

@@ -5,6 +5,8 @@ use super::term::{self, Color, columns, shorten};
 
 /// The fewest columns that a flexible column of a table keeps.
 const LEAST: usize = 8;
+/// How far the last column is cut before any other one is.
+const LAST: usize = 12;
 
 /// The alignment of a column.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,10 +77,11 @@ impl<const N: usize> Table<N> {
             let cells = self.rows.iter().map(|row| columns(&row[n]));
             *width = cells.chain([self.head[n].name.len()]).max().unwrap_or(0);
         }
-        // The widest column that can be cut gives way first.
+        // The last column, a name, gives way first, and then the widest one that can be cut.
         while widths.iter().sum::<usize>() + 2 * N.saturating_sub(1) > most {
             let flexible = (0..N).filter(|n| self.head[*n].flexible && widths[*n] > LEAST);
-            let Some(widest) = flexible.max_by_key(|n| widths[*n]) else { break };
+            let gives_way = |n: &usize| (*n + 1 == N && widths[*n] > LAST, widths[*n]);
+            let Some(widest) = flexible.max_by_key(gives_way) else { break };
             widths[widest] -= 1;
         }
         widths

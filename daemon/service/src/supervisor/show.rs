@@ -30,8 +30,9 @@ impl Supervisor {
         match &self.engine {
             EngineState::Busy { running, .. } => {
                 let id = running.job.id;
+                // Not with the step: the sentence is sent to systemd whenever it changes.
                 let live = self.tools.events.live(id);
-                let stage = live.map_or_else(|| Stage::Load.name().into(), |live| live.progress.to_string());
+                let stage = live.map_or(Stage::Load, |live| live.progress.stage).name();
                 let then = paused.map(|text| format!("; then {text}")).unwrap_or_default();
                 (ServiceState::Busy, format!("job {id} is running: {stage}{then}"))
             }
