@@ -90,6 +90,7 @@ impl<B: Backend> Pipeline<B> {
     /// Returns [`Error::Memory`] if there is not enough memory, [`Error::Canceled`], and errors of the model or the
     /// backend.
     pub(crate) fn prepare(&mut self, job: &Job, observer: &dyn Observer) -> Result<()> {
+        self.begin();
         self.check(job)?;
         let mut clock = Clock::start(observer, job.request.steps, self.costs(job));
         self.load(&mut clock)
@@ -98,9 +99,28 @@ impl<B: Backend> Pipeline<B> {
     /// Makes the video of `job` and writes it to `out`, complete and synced, with the `pictures` beside it. An error
     /// leaves no file but the preview, which the caller removes.
     ///
+    /// Where a GPU's memory does not suffice although the plan says so, the job begins again, once, with fewer weights
+    /// there at a time.
+    ///
     /// # Errors
     /// Returns [`Error::Canceled`] soon after the observer says so; otherwise the error of the stage that failed.
     pub fn run(
+        &mut self,
+        job: &Job,
+        out: &Path,
+        pictures: &Pictures,
+        observer: &dyn Observer,
+    ) -> Result<Report> {
+        self.begin();
+        match self.run_once(job, out, pictures, observer) {
+            Err(Error::Memory(shortage)) if self.makes_do_with_less(job, &shortage) => {
+                self.run_once(job, out, pictures, observer)
+            }
+            result => result,
+        }
+    }
+
+    fn run_once(
         &mut self,
         job: &Job,
         out: &Path,

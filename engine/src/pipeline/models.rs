@@ -41,6 +41,8 @@ pub struct Pipeline<B: Backend> {
     places: BTreeMap<String, Place>,
     /// The budget of the current job where there is less memory than the setup counts on.
     budget: Option<u64>,
+    /// The budget of a job that begins again because its memory did not suffice.
+    ceiling: Option<u64>,
     /// What there is to say about the current job's memory.
     notes: Vec<String>,
     load_seconds: LoadSeconds,
@@ -176,8 +178,20 @@ impl<B: Backend> Pipeline<B> {
 
     fn with(backend: B, wanted: &Setup, name: String, tokenizer: Tokenizer, sources: Sources) -> Self {
         let (setup, load_seconds) = (backend.resolve(wanted), LoadSeconds::default());
-        let (places, budget, notes) = (BTreeMap::new(), None, Vec::new());
-        Self { backend, setup, name, tokenizer, sources, models: None, places, budget, notes, load_seconds }
+        let (places, budget, ceiling, notes) = (BTreeMap::new(), None, None, Vec::new());
+        Self {
+            backend,
+            setup,
+            name,
+            tokenizer,
+            sources,
+            models: None,
+            places,
+            budget,
+            ceiling,
+            notes,
+            load_seconds,
+        }
     }
 
     /// Returns the folder's name.
@@ -306,8 +320,7 @@ impl<B: Backend> Pipeline<B> {
 
     /// Reserves a GPU's memory as the plan of `job` says, or as another plan does for the memory that there is.
     fn reserve(&mut self, job: &Job) -> Result<()> {
-        self.take_notes();
-        self.budget = None;
+        self.budget = self.ceiling;
         let mut memory = self.plan(job).memory;
         if let Some(room) = self.backend.room()
             && memory.total() > room.saturating_add(memory.context)
@@ -323,7 +336,7 @@ impl<B: Backend> Pipeline<B> {
                 ));
                 memory = anew;
             } else {
-                self.budget = None;
+                self.budget = self.ceiling;
             }
         }
         let places = memory.networks.iter().map(|network| (network.name.clone(), network.placement.place));
@@ -345,6 +358,28 @@ impl<B: Backend> Pipeline<B> {
             Some(_) => {}
         }
         self.backend.reserve(&memory)
+    }
+
+    /// Forgets what was said of earlier jobs' memory.
+    pub(super) fn begin(&mut self) {
+        self.ceiling = None;
+        self.take_notes();
+    }
+
+    /// Returns whether a job that had too little memory can begin again with less of it, and prepares for that.
+    pub(super) fn makes_do_with_less(&mut self, job: &Job, shortage: &str) -> bool {
+        let Some(room) = self.backend.room() else { return false };
+        let context = self.plan(job).memory.context;
+        // What stays free is for what the plan did not count.
+        self.ceiling = Some(room - room / 8 + context);
+        self.budget = self.ceiling;
+        let fits = self.plan(job).memory.fits();
+        if fits {
+            self.note(format!("the job begins again, with fewer weights on the GPU at a time: {shortage}"));
+        } else {
+            (self.ceiling, self.budget) = (None, None);
+        }
+        fits
     }
 
     /// Tells the log, and the job's report, something about memory.

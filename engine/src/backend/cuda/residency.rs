@@ -246,7 +246,8 @@ impl Network {
             member.on_its_way = false;
         }
         member.entered += 1;
-        self.look_ahead(&mut state, group)
+        self.prefetch(&mut state, group);
+        Ok(())
     }
 
     fn leave(&self, group: usize) {
@@ -261,7 +262,13 @@ impl Network {
             // A driver that fails here has failed for good, and the next call says so.
             let _ = slots[slot].left.record(&self.gpu.stream);
         }
-        if let Err(e) = self.look_ahead(&mut state, group) {
+        self.prefetch(&mut state, group);
+    }
+
+    /// Enqueues the copies of the groups that follow. Where that fails, the group is copied when it is entered, which says
+    /// what is wrong.
+    fn prefetch(&self, state: &mut State, group: usize) {
+        if let Err(e) = self.look_ahead(state, group) {
             tracing::debug!("no copy ahead of the computations: {e}");
         }
     }
