@@ -83,7 +83,8 @@ impl Rates {
         Self {
             bf16_linear: 685e12,
             fp8_linear: Some(1180e12),
-            int8_linear: None,
+            // By `mma.sync` (2026-11-29): Hopper has no faster int8 here.
+            int8_linear: Some(805e12),
             exact_attention: 650e12,
             eight_bit_attention: 1010e12,
             // The decoder takes 0.56 s at 832x480.
@@ -97,7 +98,6 @@ impl Rates {
         Self {
             bf16_linear: 275e12,
             fp8_linear: Some(275e12),
-            int8_linear: Some(805e12),
             exact_attention: 107e12,
             eight_bit_attention: 460e12,
             convolutions: 150e12,
@@ -132,11 +132,19 @@ impl Facts<'_> {
         let [bf16, int8, e4m3] = operations(self.capability, professional)?;
         if self.capability == (9, 0) {
             let scale = f64::from(self.multiprocessors) / 132.0;
-            let Rates { bf16_linear, fp8_linear, exact_attention, eight_bit_attention, convolutions, .. } =
-                Rates::hopper(self.bandwidth);
+            let Rates {
+                bf16_linear,
+                fp8_linear,
+                int8_linear,
+                exact_attention,
+                eight_bit_attention,
+                convolutions,
+                ..
+            } = Rates::hopper(self.bandwidth);
             return Some(Rates {
                 bf16_linear: scale * bf16_linear,
                 fp8_linear: fp8_linear.map(|rate| scale * rate),
+                int8_linear: int8_linear.map(|rate| scale * rate),
                 exact_attention: scale * exact_attention,
                 eight_bit_attention: scale * eight_bit_attention,
                 convolutions: scale * convolutions,

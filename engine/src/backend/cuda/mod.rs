@@ -13,6 +13,7 @@
 mod attention;
 pub mod conformance;
 mod error;
+mod facts;
 mod gpu;
 mod linear;
 mod loader;
@@ -63,16 +64,25 @@ pub struct Options {
     pub fast_sums: bool,
     /// The bytes of the GPU's memory that are left to others.
     pub leave: usize,
+    /// The bytes per second that copies of weights keep to, to measure how a slower link would do.
+    pub copy_rate: Option<u64>,
+    /// The compute capability (major, minor) whose kernels are used, if not the GPU's own: an older one, for tests and
+    /// measurements.
+    pub capability: Option<(u32, u32)>,
     /// Fills memory with NaN before its use, to find reads of memory that nobody wrote.
     pub poison: bool,
-    /// The compute capability (major, minor) whose kernels are used, if not the GPU's own: an older one, for tests and
-    /// measurements of cards that are not there.
-    pub capability: Option<(u32, u32)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { long_context: 1024, fast_sums: true, leave: 0, poison: false, capability: None }
+        Self {
+            long_context: 1024,
+            fast_sums: true,
+            leave: 0,
+            copy_rate: None,
+            capability: None,
+            poison: false,
+        }
     }
 }
 
