@@ -45,6 +45,8 @@ fn products_on_ampere() {
 fn int8() {
     check("int8", AMPERE);
     check("int8", A100);
+    // Products in int8 are there, and 8-bit attention is another.
+    check("int8", HOPPER);
 }
 
 /// The kernels of this group are the same on all cards.

@@ -221,7 +221,7 @@ impl Attention {
 
     /// Enqueues the preparation of 8-bit attention: Q, rotated, to int8 with a scale a row; K, without its
     /// mean and rotated, to int8 with a scale for a tile of keys, 96 on Hopper cards and 128 on others; V, without its mean, to
-    /// e4m3 or int8 with a scale a channel. Reads K and V twice, Q once.
+    /// e4m3 or int8 with a scale a channel, in int8 every other tile of 128 keys negated. Reads K and V twice, Q once.
     ///
     /// # Errors
     ///

@@ -35,7 +35,9 @@ fn largest(row: &[f32]) -> f32 {
 
 fn to_e4m3(row: &mut [f32]) -> f32 {
     let scale = largest(row) / e4m3::MAX;
-    row.iter_mut().for_each(|v| *v = e4m3::decode(e4m3::encode(*v / scale)));
+    for v in row {
+        *v = e4m3::decode(e4m3::encode(*v / scale));
+    }
     scale
 }
 
@@ -46,7 +48,9 @@ fn to_int8(row: &mut [f32]) -> f32 {
     rotate(row, ROTATED);
     let largest = largest(row);
     let inverse = MAX / largest;
-    row.iter_mut().for_each(|v| *v = v.mul_add(inverse, ROUNDING) - ROUNDING);
+    for v in row {
+        *v = v.mul_add(inverse, ROUNDING) - ROUNDING;
+    }
     largest / MAX / (ROTATED as f32).sqrt()
 }
 

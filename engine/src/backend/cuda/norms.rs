@@ -112,21 +112,23 @@ impl Gpu {
     pub fn quantised_norm(&self, x: &Tensor, norm: &Norm<'_, Tensor>, element: Element) -> Result<Quantised> {
         let shape @ [_, columns] = x.matrix()?;
         let (from, y) = (self.any_rows(x)?, Quantised::new(self, shape, element)?);
-        let (x, stream) = (from.typed(), &self.stream);
+        let (x, stream, norms) = (from.typed(), &self.stream, &self.norms);
         // SAFETY: the tensors have these extents, and `y` is new; the order of the stream keeps them.
-        kernel(match (self.norm_factors(norm, columns)?, y.all()?) {
-            (Factors::Layer { affine, eps, .. }, Rows8::E4m3(y)) => unsafe {
-                self.norms.layer_norm(stream, x, &affine, eps, y, columns)
-            },
-            (Factors::Layer { affine, eps, .. }, Rows8::Int8(y)) => unsafe {
-                self.norms.layer_norm_int8(stream, x, &affine, eps, y, columns)
-            },
-            (Factors::Rms { weight, eps }, Rows8::E4m3(y)) => unsafe {
-                self.norms.rms_norm(stream, &[(x, weight.address, y)], eps, None, columns)
-            },
-            (Factors::Rms { weight, eps }, Rows8::Int8(y)) => unsafe {
-                self.norms.rms_norm_int8(stream, x, weight.address, eps, y, columns)
-            },
+        kernel(unsafe {
+            match (self.norm_factors(norm, columns)?, y.all()?) {
+                (Factors::Layer { affine, eps, .. }, Rows8::E4m3(y)) => {
+                    norms.layer_norm(stream, x, &affine, eps, y, columns)
+                }
+                (Factors::Layer { affine, eps, .. }, Rows8::Int8(y)) => {
+                    norms.layer_norm_int8(stream, x, &affine, eps, y, columns)
+                }
+                (Factors::Rms { weight, eps }, Rows8::E4m3(y)) => {
+                    norms.rms_norm(stream, &[(x, weight.address, y)], eps, None, columns)
+                }
+                (Factors::Rms { weight, eps }, Rows8::Int8(y)) => {
+                    norms.rms_norm_int8(stream, x, weight.address, eps, y, columns)
+                }
+            }
         })?;
         Ok(y)
     }
@@ -196,15 +198,15 @@ impl Gpu {
         let [_, columns] = x.matrix()?;
         let x = self.any_rows(x)?;
         // SAFETY: both have these extents; the order of the stream keeps them.
-        kernel(match to {
-            Rows8::Int8(y) => unsafe {
-                self.norms.quantize_int8(&self.stream, x.typed(), activation, y, columns)
-            },
-            Rows8::E4m3(y) if activation == Activation::None => unsafe {
-                self.norms.quantize(&self.stream, x.typed(), y, columns)
-            },
-            Rows8::E4m3(_) => {
-                return Err(Error::Internal(format!("{activation:?} of rows that become e4m3")));
+        kernel(unsafe {
+            match to {
+                Rows8::Int8(y) => self.norms.quantize_int8(&self.stream, x.typed(), activation, y, columns),
+                Rows8::E4m3(y) if activation == Activation::None => {
+                    self.norms.quantize(&self.stream, x.typed(), y, columns)
+                }
+                Rows8::E4m3(_) => {
+                    return Err(Error::Internal(format!("{activation:?} of rows that become e4m3")));
+                }
             }
         })
     }

@@ -14,7 +14,7 @@ pub struct Tensor {
     pub(super) piece: Arc<Piece>,
     /// The address of the first element.
     pub(super) address: u64,
-    /// bf16 or f32; weights and the operands of 8-bit products can be e4m3, too.
+    /// bf16 or f32; weights and the operands of 8-bit products can be e4m3 or int8, too.
     pub(super) element: Element,
     /// Extents, outermost first.
     pub(super) shape: Vec<usize>,

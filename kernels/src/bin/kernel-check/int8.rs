@@ -697,7 +697,9 @@ fn simulate(case: &Case, prepared: &Prepared) -> Vec<f64> {
                     *o = (*sum as f32 + ROUNDING).mul_add(sign(tile) * weight, *o * rescale);
                 }
                 if tile % FLUSH == FLUSH - 1 || tile == tiles - 1 {
-                    o.iter_mut().for_each(|o| *o = surplus.mul_add(-ROUNDING, *o));
+                    for o in &mut o {
+                        *o = surplus.mul_add(-ROUNDING, *o);
+                    }
                     surplus = 0.0;
                 }
             }
