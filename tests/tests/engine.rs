@@ -442,9 +442,32 @@ fn a_plan_says_what_fits() {
     let output = plan(&["--size", "480p", "--vram", "48GiB"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("32760 tokens") && text.contains("fits"), "{text}");
-    let output = plan(&["--size", "480p", "--profile", "h200", "--vram", "24GB"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("are needed"), "{}", stderr(&output));
+    // What does not stay on a card passes through it; that, too, needs room.
+    assert!(plan(&["--size", "480p", "--profile", "h200", "--vram", "24GB"]).status.success());
+    for (args, words) in [
+        (&["--size", "480p", "--vram", "8GB"][..], &["needs", " GiB weights + ", "can be used: "][..]),
+        (&["--size", "16384x16384", "--frames", "4093"], &["16384x16384 with 4093 frames needs", " fits"]),
+        (&["--gpu", "rtx3060", "--host-memory", "8GB"], &["of the machine's memory", "can be used"]),
+        (&["--gpu", "rtx3090", "--profile", "h100"], &["`fp8`", "8.6", "int8"]),
+    ] {
+        let output = plan(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(words.iter().all(|w| stderr(&output).contains(w)), "{}", stderr(&output));
+    }
+    let output = plan(&["--gpu", "RTX 4090", "--size", "720p", "--sampler", "distill", "--json"]);
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(
+        (&said["profile"], &said["gpu"], &said["fits"]),
+        (&"rtx4090".into(), &"rtx4090".into(), &true.into())
+    );
+    let dit = &said["plan"]["memory"]["networks"][0];
+    assert_eq!((&dit["place"], &dit["slots"]), (&"host".into(), &2.into()));
+    assert!(
+        said["prediction"]["seconds"].as_f64().is_some_and(|seconds| seconds > 50.0),
+        "{}",
+        said["prediction"]
+    );
+    assert_eq!(plan(&["--gpu", "rtx4091"]).status.code(), Some(2));
 
     // Another model and a custom profile.
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -1,7 +1,11 @@
-//! Estimates what a video would cost: its time from earlier videos, its memory from the engine's plan, and its profile
-//! as it is chosen now.
+//! Estimates what a video would cost: its time from earlier videos or the card's rates, its memory from the engine's plan,
+//! and its profile as it is chosen now; and says which videos no plan fits.
 
-use animd_protocol::plan::{self, Setup, Work};
+use std::sync::Arc;
+
+use animd_common::memory::total_memory;
+use animd_protocol::plan::cards;
+use animd_protocol::plan::{self, Prediction, Setup, Work};
 use animd_protocol::recipe::Recipe;
 use animd_protocol::request::{Request, Size};
 
@@ -20,6 +24,8 @@ const SAME: f64 = 0.08;
 pub struct Plan {
     /// Seconds of work, without waiting and without loading the model; `None` while there is nothing to judge by.
     pub seconds: Option<f64>,
+    /// Where the seconds come from: `history`, `prediction` or `unknown`.
+    pub seconds_source: &'static str,
     /// Where the seconds come from, as a sentence.
     pub seconds_why: String,
     /// Forwards of the DiT that are computed, at the most.
@@ -27,6 +33,10 @@ pub struct Plan {
     /// Bytes of memory that the model takes with this profile, on the GPU if it uses one; `None` without a profile,
     /// or while the model is not known.
     pub memory_bytes: Option<u64>,
+    /// Bytes of the machine's memory in which weights wait for the GPU.
+    pub host_bytes: Option<u64>,
+    /// Bytes of weights that are copied to the GPU in each forward.
+    pub streamed_bytes: Option<u64>,
     /// The profile's name; `None` while jobs wait for one.
     pub profile: Option<String>,
     /// Why this profile, as a sentence.
@@ -55,26 +65,52 @@ pub async fn plan(
         let seconds_why = "no engine has opened the model yet, so that its size is not known".into();
         return Ok(Plan {
             seconds: None,
+            seconds_source: "unknown",
             seconds_why,
             forwards: each * request.steps,
             memory_bytes: None,
+            host_bytes: None,
+            streamed_bytes: None,
             profile,
             why,
         });
     };
     let size = size(request, picture);
-    let kernels = profiles.kernels();
-    let setup = choice.profile.as_ref().map(|profile| Setup::of(profile, &kernels));
-    let plan = plan::Plan::new(&recipe, request, size, &setup.unwrap_or(Setup::CPU));
+    let setup = profiles.at_best(total_memory());
+    let planned = setup.unwrap_or(Setup::CPU);
+    let plan = plan::Plan::new(&recipe, request, size, &planned);
     let (seconds, seconds_why) = seconds(&recipe, &known, plan.work.flops());
+    let card = choice.used_gpu().and_then(|gpu| cards::named(&gpu.name));
+    let predicted = card.and_then(|card| Prediction::new(&recipe, &plan, &planned, &card));
+    let (seconds, seconds_source, seconds_why) = match (seconds, predicted) {
+        (Some(seconds), _) => (Some(seconds), "history", seconds_why),
+        (None, Some(prediction)) => {
+            let why = format!("predicted by the rates of {}: {seconds_why}", prediction.card);
+            (Some(prediction.seconds), "prediction", why)
+        }
+        (None, None) => (None, "unknown", seconds_why),
+    };
+    let dit = plan.memory.networks.first();
     Ok(Plan {
         seconds,
+        seconds_source,
         seconds_why,
         forwards: plan.forwards.computed,
-        memory_bytes: setup.map(|setup| plan.memory.peak().0 + setup.reserve),
+        memory_bytes: setup.map(|setup| plan.memory.total() + setup.reserve),
+        host_bytes: setup.map(|_| plan.memory.host.pinned).filter(|bytes| *bytes > 0),
+        streamed_bytes: dit.map(|dit| dit.placement.streamed_bytes()).filter(|bytes| *bytes > 0),
         profile,
         why,
     })
+}
+
+/// Returns why a video can never be made on this machine, with the nearest that can; `None` while that is not known.
+/// What other programs hold of the memory does not count: they may give it back.
+pub fn refusal(profiles: &Profiles, request: &Request, picture: Option<(u32, u32)>) -> Option<String> {
+    let setup = profiles.at_best(total_memory())?;
+    // Of a model that no engine has opened yet, it is known what every model of its family takes.
+    let recipe = profiles.recipe().unwrap_or_else(|| Arc::new(Recipe::wan21_i2v_least()));
+    plan::refusal(&recipe, request, size(request, picture), &setup).map(|refusal| refusal.to_string())
 }
 
 /// Width and height. For an area its own shape, or that on its side: the picture's shape makes few per cent.
@@ -133,10 +169,40 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use animd_protocol::messages::Kernels;
+    use animd_protocol::request::Settings;
+
     use super::*;
+    use crate::supervisor::gpu::Machine;
+    use crate::supervisor::profile::Wish;
 
     fn known(width: u32, height: u32, frames: u32, forwards: u32, seconds: f64) -> Known {
         Known { width, height, frames, forwards, seconds }
+    }
+
+    #[test]
+    fn a_video_larger_than_the_machine_is_refused_whatever_the_model() {
+        let profiles = Profiles::default();
+        let request = |size: &str, frames| {
+            let settings = Settings { size: size.parse().ok(), frames: Some(frames), ..Settings::default() };
+            settings.resolve(|| 1).expect("valid settings")
+        };
+        let huge = request("16384x16384", 4093);
+        assert_eq!(refusal(&profiles, &huge, None), None, "nothing is known of the machine");
+        let machine = Machine::NoDriver { why: "there is no driver".into(), on_bus: 0 };
+        profiles.decide(machine, Kernels::default(), None, &Wish::default());
+        let text = refusal(&profiles, &huge, None).expect("no machine has so much memory");
+        assert!(text.starts_with("16384x16384 with 4093 frames needs ") && text.contains(" fits"), "{text}");
+        assert_eq!(refusal(&profiles, &request("320x192", 9), None), None, "a small model may make it");
+        // The 14B model in float32 has 85 GB of weights.
+        profiles.set_recipe(Some(Arc::new(Recipe::wan21_i2v_14b())));
+        if total_memory().is_some_and(|bytes| bytes < 70 << 30) {
+            let text = refusal(&profiles, &request("320x192", 9), None).expect("its weights do not fit");
+            assert!(
+                text.ends_with("no size fits; use a smaller model, or a machine with more memory"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -97,8 +97,17 @@ impl Parts {
             watches: watches.clone(),
         };
         reloader.apply(config);
-        let queue =
-            Queue { config: current.clone(), ledger, spool, results, pictures, events, holds, commands };
+        let queue = Queue {
+            config: current.clone(),
+            ledger,
+            spool,
+            results,
+            pictures,
+            events,
+            holds,
+            commands,
+            profiles: profiles.clone(),
+        };
         Ok(Self { config: current, defaults, profiles, watches, queue, delivery, reloader, commanded })
     }
 

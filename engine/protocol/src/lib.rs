@@ -4,6 +4,7 @@
 //!
 //! The crate is plain data and arithmetic: it knows no tensor library, no GPU, no D-Bus and no SQLite.
 
+mod capability;
 mod defaults;
 pub mod dims;
 mod error;
@@ -19,4 +20,4 @@ mod size;
 pub mod step_cache;
 
 pub use error::{ErrorCode, InvalidSetting};
-pub use limits::limits;
+pub use limits::{limits, missing};

@@ -1,7 +1,7 @@
 //! The limits of an engine: what a profile asks for that the engine does not do. They are shown with a profile or plan.
 
 use crate::messages::Kernels;
-use crate::profile::{AttentionKind, Place, Profile, key};
+use crate::profile::{AttentionKind, Place, Precision, Profile, key};
 use crate::recipe::Component;
 
 /// Returns a sentence, without a full stop, for each thing that a profile asks for and an engine with these kernels
@@ -11,6 +11,26 @@ pub fn limits(profile: &Profile, kernels: &Kernels, capability: Option<(u32, u32
         return Vec::new();
     }
     [residency(profile, kernels), attention(profile, kernels, capability)].into_iter().flatten().collect()
+}
+
+/// Returns why a card of this compute capability cannot run a profile at all, and what to write instead; `None` if there
+/// are kernels for everything.
+pub fn missing(profile: &Profile, capability: (u32, u32)) -> Option<[String; 2]> {
+    // Cards before Ada have no products in e4m3.
+    if !profile.on_gpu() || capability >= (8, 9) {
+        return None;
+    }
+    let network =
+        [Component::Dit, Component::T5].into_iter().find(|c| profile.precision.of(*c) == Precision::Fp8)?;
+    let (name, network, (major, minor)) = (&profile.name, key(network), capability);
+    Some([
+        format!(
+            "precision.{network} `fp8` of the profile `{name}` needs compute capability 8.9, and it has {major}.{minor}"
+        ),
+        format!(
+            "write `{network} = \"int8\"`, which is as small and runs on it, or set profile.name to `auto`"
+        ),
+    ])
 }
 
 fn residency(profile: &Profile, kernels: &Kernels) -> Option<String> {
@@ -60,7 +80,10 @@ mod tests {
     #[test]
     fn what_has_no_effect_is_said() {
         let of = |name: &str, offload, capability| {
-            let profile = Profile::built_in(name).expect("it comes with animd");
+            let mut profile = Profile::built_in(name).expect("it comes with animd");
+            if name == "rtx4090" {
+                (profile.residency.text, profile.residency.clip) = (Place::Host, Place::Disk);
+            }
             limits(&profile, &kernels(offload), capability)
         };
         assert_eq!(of("h200", false, Some((9, 0))), Vec::<String>::new());
@@ -75,6 +98,18 @@ mod tests {
         );
         assert_eq!(of("l40s", true, Some((8, 9))).len(), 1);
         assert_eq!(of("h200", true, None).len(), 1);
+    }
+
+    #[test]
+    fn fp8_needs_ada() {
+        let mut profile = Profile::built_in("rtx3090").expect("it comes with animd");
+        assert_eq!(missing(&profile, (8, 6)), None);
+        profile.precision.text = Precision::Fp8;
+        let [why, remedy] = missing(&profile, (8, 6)).expect("it has no e4m3");
+        assert!(why.contains("precision.text `fp8`") && why.ends_with("and it has 8.6"), "{why}");
+        assert!(remedy.contains("text = \"int8\""), "{remedy}");
+        assert_eq!(missing(&profile, (8, 9)), None);
+        assert_eq!(missing(&Profile::built_in("cpu").expect("it comes with animd"), (7, 5)), None);
     }
 
     #[test]

@@ -9,13 +9,20 @@ use serde::{Deserialize, Serialize};
 use crate::recipe::Component;
 use crate::request::Settings;
 
+pub use crate::capability::Capability;
+
 /// The profiles that come with animd, as name and text; the most demanding comes first.
-pub const BUILT_IN: [(&str, &str); 6] = [
+pub const BUILT_IN: [(&str, &str); 11] = [
     ("h200", include_str!("../../../configs/h200.toml")),
-    ("h100", include_str!("../../../configs/h100.toml")),
+    ("rtxpro6000", include_str!("../../../configs/rtxpro6000.toml")),
+    ("a100", include_str!("../../../configs/a100.toml")),
     ("l40s", include_str!("../../../configs/l40s.toml")),
+    ("rtx5090", include_str!("../../../configs/rtx5090.toml")),
+    ("h100", include_str!("../../../configs/h100.toml")),
     ("rtx4090", include_str!("../../../configs/rtx4090.toml")),
+    ("rtx3090", include_str!("../../../configs/rtx3090.toml")),
     ("rtx4060ti", include_str!("../../../configs/rtx4060ti.toml")),
+    ("rtx3060", include_str!("../../../configs/rtx3060.toml")),
     ("cpu", include_str!("../../../configs/cpu.toml")),
 ];
 
@@ -44,7 +51,7 @@ pub struct Profile {
 }
 
 /// The device that a profile is for.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Device {
     /// The device that computes.
@@ -52,6 +59,9 @@ pub struct Device {
     /// The GPU memory in GiB that must be free; 0 for the CPU.
     #[serde(default)]
     pub min_memory_gib: f64,
+    /// The compute capabilities of the GPUs that the profile is chosen for; all of them if there is none here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<Capability>,
 }
 
 /// The device that computes.
@@ -264,6 +274,12 @@ impl Profile {
         self.device.backend == Backend::Cuda
     }
 
+    /// Returns whether the profile is meant for cards of this compute capability.
+    pub fn is_for(&self, capability: (u32, u32)) -> bool {
+        let wanted = &self.device.capabilities;
+        wanted.is_empty() || wanted.iter().any(|wanted| wanted.matches(capability))
+    }
+
     /// Returns the bytes of GPU memory that must be free.
     pub fn min_memory(&self) -> u64 {
         (self.device.min_memory_gib * (1u64 << 30) as f64) as u64
@@ -409,12 +425,19 @@ vae = "device"
             let profile =
                 Profile::read(text).unwrap_or_else(|e| panic!("{name}: {e}, line {:?}", e.line(text)));
             assert_eq!(profile.name, name);
-            assert!(profile.device.min_memory_gib < before, "{name}");
+            assert!(profile.device.min_memory_gib <= before, "{name}");
             before = profile.device.min_memory_gib;
             // Every key is listed, if only commented out: nobody would find a key that is left out.
-            for key in
-                ["min_memory_gib", "reserve_mib", "sensitive", "tiling", "sampler", "step_cache", "size"]
-            {
+            for key in [
+                "min_memory_gib",
+                "capabilities",
+                "reserve_mib",
+                "budget_mib",
+                "sensitive",
+                "tiling",
+                "sampler",
+                "size",
+            ] {
                 assert!(text.contains(key), "{name} does not mention {key}");
             }
             for line in text.lines().filter(|l| !l.is_empty()) {
@@ -428,19 +451,40 @@ vae = "device"
 
     #[test]
     fn each_profile_asks_for_as_much_memory_as_its_work_takes() {
-        use crate::plan::{Plan, Setup};
+        use crate::plan::{Plan, Setup, refusal};
         for (name, _) in BUILT_IN {
             let profile = Profile::built_in(name).expect("it comes with animd");
+            if !profile.on_gpu() {
+                continue;
+            }
             let request = profile.settings.clone().resolve(|| 1).expect("valid settings");
-            let (setup, recipe) = (Setup::from(&profile), crate::recipe::Recipe::wan21_i2v_14b());
-            // The size is the one that the profile uses when a job asks for no other.
-            let (bytes, stage) = Plan::new(&recipe, &request, [832, 480], &setup).memory.peak();
-            let asked = profile.min_memory();
-            assert!(
-                !profile.on_gpu() || bytes + setup.reserve <= asked,
-                "{name}: 480p takes {bytes} bytes while it is at {stage:?}, and {asked} are asked for"
-            );
+            let mut setup = Setup::from(&profile);
+            setup.budget = Some(profile.min_memory() - setup.reserve);
+            let recipe = crate::recipe::Recipe::wan21_i2v_14b();
+            // 480p, the size of a job that asks for no other, runs on every card; both ways round.
+            for size in [[832, 480], [480, 832]] {
+                let refused = refusal(&recipe, &request, size, &setup).map(|refusal| refusal.to_string());
+                assert_eq!(refused, None, "{name}");
+            }
+            // 8-bit weights wait in at most 20 GB of the machine's memory.
+            let memory = Plan::new(&recipe, &request, [1280, 720], &setup).memory;
+            assert!(memory.host.pinned <= 20_000_000_000, "{name}: {} bytes are pinned", memory.host.pinned);
         }
+    }
+
+    #[test]
+    fn a_profile_is_for_the_cards_that_it_lists() {
+        let text =
+            GOOD.replace("min_memory_gib = 22.0", "min_memory_gib = 22.0\ncapabilities = [\"8.9\", \"12\"]");
+        let profile = Profile::read(&text).expect("a good profile");
+        assert!(profile.is_for((8, 9)) && profile.is_for((12, 1)) && !profile.is_for((8, 6)));
+        assert!(
+            Profile::read(GOOD).is_ok_and(|profile| profile.is_for((7, 5))),
+            "without any, it is for all"
+        );
+        // A list without a table is written and read again as it was.
+        let written = toml::to_string(&profile).expect("a profile can be written");
+        assert_eq!(Profile::read(&written), Ok(profile));
     }
 
     #[test]
@@ -456,6 +500,14 @@ vae = "device"
             ("\"mine\"", "\"my card\"", 1, "name `my card`"),
             ("\"a card of mine\"", "\"\"", 2, "summary is not one line"),
             ("vae = \"bf16\"", "vae = \"fp8\"", 11, "precision.vae `fp8` is for `dit` and `text` alone"),
+            ("clip = \"bf16\"", "clip = \"int8\"", 10, "precision.clip `int8` is for `dit` and `text` alone"),
+            ("22.0", "22.0\ncapabilities = [\"ada\"]", 6, "`ada` is no compute capability"),
+            (
+                "vae = \"device\"",
+                "vae = \"device\"\n[memory]\nbudget_mib = 0",
+                20,
+                "memory.budget_mib 0 is not from 1 to",
+            ),
             ("\"cuda\"", "\"cpu\"", 5, "needs no GPU memory"),
             ("vae = \"device\"", "vae = \"device\"\n[settings]\nsteeps = 3", 20, "unknown field `steeps`"),
             (
@@ -483,7 +535,7 @@ vae = "device"
             assert_eq!(mistake.line(&text), Some(line), "{to}: {mistake}");
             assert!(mistake.message.contains(expected), "{to}: {mistake}");
         }
-        let cpu = BUILT_IN[5].1.replacen("dit = \"fp32\"", "dit = \"bf16\"", 1);
+        let cpu = BUILT_IN[BUILT_IN.len() - 1].1.replacen("dit = \"fp32\"", "dit = \"bf16\"", 1);
         assert!(Profile::read(&cpu).is_err_and(|e| e.message.contains("computes in float32 alone")));
     }
 }

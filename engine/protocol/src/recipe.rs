@@ -208,6 +208,28 @@ impl Recipe {
         Self::wan21_i2v(dit, t5, clip, vae)
     }
 
+    /// Returns the recipe of a Wan2.1 image-to-video model that is smaller than any that somebody would use. What it takes,
+    /// every model of the family takes.
+    pub fn wan21_i2v_least() -> Self {
+        let dit = DitConfig {
+            dim: 128,
+            ffn_dim: 128,
+            freq_dim: 256,
+            in_dim: 36,
+            out_dim: 16,
+            num_heads: 1,
+            num_layers: 1,
+            eps: 1e-6,
+            text_len: 1,
+            text_dim: 8,
+            image_dim: Some(8),
+        };
+        let t5 = T5Config { dim: 8, rows: 8, heads: 1, inner: 8, ffn_dim: 8, layers: 1, buckets: 32 };
+        let clip = ClipConfig { dim: 8, patch: 14, image_size: 14, heads: 1, mlp_dim: 8, layers: 1 };
+        let vae = VaeConfig { base: 8, z_dim: 16, multipliers: vec![1, 2, 4, 4] };
+        Self::wan21_i2v(dit, t5, clip, vae)
+    }
+
     /// Returns all networks: the experts, the text encoder, the image encoder if there is one, the autoencoder.
     pub fn networks(&self) -> impl Iterator<Item = Part<'_>> {
         let part = |name, sizes| Part { name, sizes };

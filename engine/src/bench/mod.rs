@@ -3,6 +3,7 @@
 //! A stage is measured warm, alone, from the call until its result can be read; its inputs are noise of fixed seeds.
 //! Its time does not depend on the weights' values, so the weights can be made up.
 
+mod compare;
 mod measure;
 mod outputs;
 mod rows;
@@ -26,6 +27,7 @@ use crate::progress::Observer;
 use crate::sampler::SamplerConfig;
 use crate::{Error, Result, video};
 
+pub use compare::{Cards, Compared, Comparison};
 use measure::{Around, Measured};
 use outputs::Outputs;
 pub use rows::Row;
@@ -57,6 +59,8 @@ pub struct Options {
     pub made_up: bool,
     /// The device that computes, by its own name.
     pub device: String,
+    /// The cards to predict times for.
+    pub cards: Cards,
 }
 
 /// The seconds of several runs.
@@ -107,6 +111,12 @@ pub struct Outcome {
     pub tiling: Tiling,
     /// The rows that could be measured.
     pub rows: Vec<Measurement>,
+    /// The same rows beside what is predicted, if the card's rates are known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub comparisons: Vec<Comparison>,
+    /// The card that the device stood in for, by its name. Its figures are predictions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pretended: Option<String>,
     /// Notes that explain the table.
     pub notes: Vec<String>,
 }
@@ -170,7 +180,7 @@ pub fn run<B: Backend>(
     let mut bench = Bench::new(pipeline, options, observer, say)?;
     let (mut rows, mut misfits) = (Vec::new(), Vec::new());
     // The wider weights come first: memory that holds them also holds the narrower ones.
-    for weights in [Precision::Bf16, Precision::Fp8] {
+    for weights in [Precision::Bf16, Precision::Fp8, Precision::Int8] {
         for attention in [AttentionKind::Exact, AttentionKind::EightBit] {
             let alike = |row: &&Row| row.weights() == weights && row.attention() == attention;
             let group: Vec<Row> = options.rows.iter().filter(alike).copied().collect();
@@ -191,8 +201,10 @@ pub fn run<B: Backend>(
         return Err(Error::Memory(misfits.join("; ")));
     }
     bench.notes.append(&mut misfits);
-    rows.sort_by_key(|m: &Measurement| options.rows.iter().position(|row| *row == m.row));
-    let Bench { pipeline, job, notes, .. } = bench;
+    let place = |of: Row| options.rows.iter().position(|row| *row == of);
+    rows.sort_by_key(|m: &Measurement| place(m.row));
+    let Bench { pipeline, job, notes, mut comparisons, .. } = bench;
+    comparisons.sort_by_key(|comparison| place(comparison.row));
     Ok(Outcome {
         version: env!("CARGO_PKG_VERSION"),
         device: options.device.clone(),
@@ -205,6 +217,8 @@ pub fn run<B: Backend>(
         runs: options.runs,
         tiling: options.tiling,
         rows,
+        comparisons,
+        pretended: options.cards.pretended.as_ref().map(|card| card.name.clone()),
         notes,
     })
 }
@@ -220,6 +234,7 @@ struct Bench<'a, B: Backend> {
     job: Job,
     outputs: Outputs,
     around: Option<Around>,
+    comparisons: Vec<Comparison>,
     notes: Vec<String>,
 }
 
@@ -246,7 +261,8 @@ impl<'a, B: Backend> Bench<'a, B> {
             notes.push("load: made-up weights are made, not read from a disk".into());
         }
         let outputs = Outputs::into(options.outputs.clone())?;
-        Ok(Self { pipeline, options, observer, say, picture, job, outputs, around: None, notes })
+        let (around, comparisons) = (None, Vec::new());
+        Ok(Self { pipeline, options, observer, say, picture, job, outputs, around, comparisons, notes })
     }
 
     /// Measures rows that have the same forward.
@@ -321,8 +337,21 @@ impl<'a, B: Backend> Bench<'a, B> {
                 _ => plan(b, recipe, models, &request)?.compute,
             };
             let size = [self.job.width(), self.job.height()];
-            let planned = Plan::new(recipe, &request, size, &setup).memory.peak().0;
-            measured.push(figures.row(&setup, row, &request, &StepPlan { compute }, planned));
+            let planned = Plan::new(recipe, &request, size, &setup);
+            let most = planned.memory.peak().0;
+            let figures = figures.row(&setup, row, &request, &StepPlan { compute }, most);
+            if options.cards.here.is_some() || options.cards.pretended.is_some() {
+                let branches = if planned.guidance { 2.0 } else { 1.0 };
+                self.comparisons.push(Comparison::new(
+                    &options.cards,
+                    recipe,
+                    &planned,
+                    &setup,
+                    &figures,
+                    branches,
+                ));
+            }
+            measured.push(figures);
         }
         if options.whole {
             for row in &mut measured {

@@ -24,12 +24,19 @@ pub enum Row {
     Fp8Magcache,
     /// The four steps of a step-distilled model, without guidance
     Distill,
+    /// The DiT's matrices in int8, self-attention in 8 bits; 40 steps with guidance
+    Int8,
+    /// The four steps of a step-distilled model in int8
+    Int8Distill,
 }
 
 impl Row {
     /// The rows that are measured by default.
     pub const USUAL: [Self; 6] =
         [Self::Bf16Exact, Self::Bf16EightBit, Self::Fp8, Self::Fp8Teacache, Self::Fp8Magcache, Self::Distill];
+
+    /// The rows that are measured by default where a profile has the DiT in int8.
+    pub const USUAL_IN_INT8: [Self; 2] = [Self::Int8, Self::Int8Distill];
 
     /// Returns the row's name in options, tables and JSON.
     pub fn name(self) -> &'static str {
@@ -41,6 +48,8 @@ impl Row {
             Self::Fp8Teacache => "fp8-teacache",
             Self::Fp8Magcache => "fp8-magcache",
             Self::Distill => "distill",
+            Self::Int8 => "int8",
+            Self::Int8Distill => "int8-distill",
         }
     }
 
@@ -51,6 +60,7 @@ impl Row {
             Self::Fp8Exact | Self::Fp8 | Self::Fp8Teacache | Self::Fp8Magcache | Self::Distill => {
                 Precision::Fp8
             }
+            Self::Int8 | Self::Int8Distill => Precision::Int8,
         }
     }
 
@@ -65,7 +75,7 @@ impl Row {
     /// Returns the settings of the row's job, apart from size, frames and tiling.
     pub fn settings(self) -> Settings {
         let (sampler, step_cache) = match self {
-            Self::Distill => (Sampler::Distill, StepCache::None),
+            Self::Distill | Self::Int8Distill => (Sampler::Distill, StepCache::None),
             Self::Fp8Teacache => (Sampler::Unipc, StepCache::Teacache),
             Self::Fp8Magcache => (Sampler::Unipc, StepCache::Magcache),
             _ => (Sampler::Unipc, StepCache::None),

@@ -4,7 +4,7 @@ use std::fmt;
 
 use animd_protocol::request::Tiling;
 
-use super::Outcome;
+use super::{Compared, Comparison, Outcome};
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -63,11 +63,38 @@ impl fmt::Display for Outcome {
                 }
             }
         }
+        for comparison in &self.comparisons {
+            comparison.table(f, self.pretended.as_deref())?;
+        }
         let last = self.notes.len();
         for (i, note) in self.notes.iter().enumerate() {
             let before = if i == 0 { "\n" } else { "" };
             write!(f, "{before}{note}{}", if i + 1 < last { "\n" } else { "" })?;
         }
         Ok(())
+    }
+}
+
+impl Comparison {
+    /// Writes a line for each stage.
+    fn table(&self, f: &mut fmt::Formatter<'_>, pretended: Option<&str>) -> fmt::Result {
+        let there = pretended.map_or(String::new(), |name| format!("   predicted for {name}"));
+        writeln!(f, "\n{:16}   measured   predicted{there}", self.row.name())?;
+        let cell = |seconds: Option<f64>| seconds.map_or("-".to_owned(), |seconds| format!("{seconds:.3}"));
+        for Compared { what, measured, predicted, pretended: there } in &self.stages {
+            write!(f, "  {what:14} {measured:>10.3} {:>11}", cell(*predicted))?;
+            match pretended {
+                Some(_) => writeln!(f, "   {:>13}", cell(*there))?,
+                None => writeln!(f)?,
+            }
+        }
+        match self.streamed_per_forward {
+            0 => Ok(()),
+            bytes => writeln!(
+                f,
+                "  {:.2} GiB of weights are copied to the GPU in each forward",
+                bytes as f64 / f64::from(1 << 30)
+            ),
+        }
     }
 }

@@ -8,6 +8,7 @@ use animd_protocol::messages::Kernels;
 #[cfg(feature = "cuda")]
 use animd_protocol::messages::Target;
 use animd_protocol::plan::Setup;
+use animd_protocol::plan::cards::Card;
 use animd_protocol::profile::Profile;
 
 /// A backend that is ready for a model; [`setup`] says how to run the model.
@@ -23,17 +24,36 @@ pub enum Chosen {
 ///
 /// # Errors
 /// Whatever keeps the GPU from computing.
-#[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "a GPU can be missing"))]
 pub fn choose(profile: Option<&Profile>) -> Result<Chosen> {
+    choose_as(profile, None)
+}
+
+/// Returns the backend that a profile asks for; a GPU stands in for the card `pretend`, if there is one: with its kernels,
+/// and no faster copies of weights.
+///
+/// # Errors
+/// Whatever keeps the GPU from computing.
+#[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "a GPU can be missing"))]
+#[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only a GPU can stand in for a card"))]
+pub fn choose_as(profile: Option<&Profile>, pretend: Option<&Card>) -> Result<Chosen> {
     match profile {
         #[cfg(feature = "cuda")]
         Some(profile) if profile.on_gpu() => {
-            let options = Options::of(profile);
+            let options = Options {
+                copy_rate: pretend.map(|card| card.copy_rate as u64),
+                capability: pretend.map(kernels_of),
+                ..Options::of(profile)
+            };
             // Memory is allocated when the first job says how much it needs.
             Cuda::open(0, &options, 0, 0).map(Chosen::Cuda)
         }
         _ => Ok(Chosen::Cpu(Cpu::new())),
     }
+}
+
+/// Returns the compute capability whose kernels a card runs: cards after Hopper run those of Ada, compiled for them.
+pub fn kernels_of(card: &Card) -> (u32, u32) {
+    if card.capability > (9, 0) { (8, 9) } else { card.capability }
 }
 
 /// Returns how a profile wants the model run; without a profile, it runs on the processor.

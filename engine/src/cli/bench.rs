@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use animd_engine::backend::Backend;
-use animd_engine::bench::{self, Options, Row, SEED};
+use animd_engine::bench::{self, Cards, Options, Row, SEED};
 use animd_engine::pipeline::Pipeline;
 use animd_engine::progress::{Observer, Progress};
 use animd_engine::{Error, Result, synth};
-use animd_protocol::profile::Profile;
+use animd_protocol::plan::cards::Card;
+use animd_protocol::plan::gib;
+use animd_protocol::profile::{Precision, Profile};
 use animd_protocol::request::{Size, Tiling};
 
 use super::backend::{self, Chosen};
@@ -30,7 +32,9 @@ Examples:
   animd-engine bench                                      the 14B model at 480p, before it is downloaded
   animd-engine bench --size 720p --rows fp8,distill --json
   animd-engine bench --synthetic tiny --size 320x192 --frames 9
-  animd-engine bench -m ~/models/Wan2.1-I2V-14B-480P --rows fp8-teacache --whole")]
+  animd-engine bench -m ~/models/Wan2.1-I2V-14B-480P --rows fp8-teacache --whole
+  animd-engine bench --report rtx4090.json                measured beside predicted, to send to others
+  animd-engine bench --pretend rtx4090                    its kernels, memory and bus on a larger card")]
 pub struct Bench {
     /// Take this model's weights, with the folder as downloaded
     #[arg(short, long, value_name = "DIR")]
@@ -41,10 +45,17 @@ pub struct Bench {
     /// Make weights up, of a model of this size [default: full, without a model's folder]
     #[arg(long, value_name = "SIZE", value_enum, num_args = 0..=1, default_missing_value = "full", conflicts_with = "model")]
     synthetic: Option<synth::Size>,
-    /// The name of a profile, or a profile's file; rows say themselves how the DiT is computed
-    #[arg(long, value_name = "NAME-OR-FILE", default_value = PROFILE)]
-    profile: String,
-    /// What to measure [default: all but `fp8-exact`]
+    /// The name of a profile, or a profile's file; rows say themselves how the DiT is computed [default: the card's own]
+    #[arg(long, value_name = "NAME-OR-FILE")]
+    profile: Option<String>,
+    /// Run the kernels of a smaller card, held to its memory and its bus's rate. It is not that card: what it would take
+    /// is predicted beside what is measured
+    #[arg(long, value_name = "GPU", value_parser = super::plan::card)]
+    pretend: Option<Card>,
+    /// Write all figures as JSON into this file, too
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// What to measure [default: all but `fp8-exact`; with a profile in int8 `int8,int8-distill`]
     #[arg(long, value_name = "NAMES", value_enum, value_delimiter = ',')]
     rows: Vec<Row>,
     /// `480p`, here exactly 832x480, `720p`, 1280x720, or `WIDTHxHEIGHT`
@@ -73,21 +84,54 @@ pub struct Bench {
 impl Bench {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
-        let profile = profile::open(&self.profile)?;
+        let profile = match (&self.profile, &self.pretend) {
+            (Some(name), _) => profile::open(name)?,
+            (None, Some(card)) => super::plan::profile_for(card, card.memory)?,
+            (None, None) => profile::open(PROFILE)?,
+        };
         let stop = Stop::listen()?;
-        let chosen = backend::choose(Some(&profile)).map_err(|e| match e {
+        let chosen = backend::choose_as(Some(&profile), self.pretend.as_ref()).map_err(|e| match e {
             Error::Device(text) => Error::Device(format!("{text}; `--profile cpu` measures the processor")),
             e => e,
         })?;
         let outcome = match chosen {
-            Chosen::Cpu(b) => self.with(b, &profile, "the CPU".into(), stop)?,
+            Chosen::Cpu(_) if self.pretend.is_some() => {
+                return Err(Error::Device(
+                    "the CPU cannot stand in for a card; leave `--pretend` out".into(),
+                ));
+            }
+            Chosen::Cpu(b) => self.with(b, &profile, "the CPU".into(), Cards::default(), stop)?,
             #[cfg(feature = "cuda")]
             Chosen::Cuda(b) => {
-                let name = b.gpu_name()?;
-                self.with(b, &profile, name, stop)?
+                let (name, here) = (b.gpu_name()?, b.card()?);
+                let own = here.as_ref().filter(|_| self.profile.is_none() && self.pretend.is_none());
+                let profile = own.map_or(Ok(profile), |card| super::plan::profile_for(card, card.memory))?;
+                let cards = self.cards(here)?;
+                self.with(b, &profile, name, cards, stop)?
             }
         };
+        if let Some(path) = &self.report {
+            let text = serde_json::to_string_pretty(&outcome).map_err(|e| Error::Internal(e.to_string()))?;
+            std::fs::write(path, text + "\n").map_err(Error::file("write", path))?;
+        }
         if self.json { print_json(&outcome) } else { print(outcome.to_string().trim_end()) }
+    }
+
+    /// Returns the cards to predict times for, of which `here` is the one that measures.
+    #[cfg(feature = "cuda")]
+    fn cards(&self, here: Option<Card>) -> Result<Cards> {
+        let Some(pretended) = &self.pretend else { return Ok(Cards { here, pretended: None }) };
+        if let Some(here) = here.as_ref().filter(|here| here.memory < pretended.memory) {
+            return Err(Error::Setting(format!(
+                "`{}` has {}, and this GPU {}: take a card that is smaller than this one",
+                pretended.name,
+                gib(pretended.memory),
+                gib(here.memory)
+            )));
+        }
+        let kernels = backend::kernels_of(pretended);
+        let here = here.and_then(|here| here.with_kernels_of(kernels));
+        Ok(Cards { here, pretended: Some(pretended.clone()) })
     }
 
     fn with<B: Backend>(
@@ -95,15 +139,33 @@ impl Bench {
         backend: B,
         profile: &Profile,
         device: String,
+        cards: Cards,
         stop: Stop,
     ) -> Result<bench::Outcome> {
-        let setup = backend::setup(Some(profile));
+        let mut setup = backend::setup(Some(profile));
+        let mut notes = Vec::new();
+        if let Some(card) = &self.pretend {
+            let budget = card.memory.saturating_sub(setup.reserve);
+            setup.budget = Some(setup.budget.map_or(budget, |own| own.min(budget)));
+            let (major, minor) = backend::kernels_of(card);
+            notes.push(format!(
+                "this is not `{}`: {device} runs the kernels of compute capability {major}.{minor} within {} of memory, and                  weights come at {:.0} GB/s; what `{}` would take is predicted",
+                card.name,
+                gib(budget),
+                card.copy_rate / 1e9,
+                card.name
+            ));
+        }
         let mut pipeline = match &self.model {
             Some(folder) => Pipeline::open_original(backend, &setup, folder, self.dit.as_deref())?,
             None => Pipeline::made_up(backend, &setup, self.synthetic.unwrap_or(synth::Size::Full), SEED)?,
         };
         let options = Options {
-            rows: if self.rows.is_empty() { Row::USUAL.to_vec() } else { self.rows.clone() },
+            rows: match (&self.rows[..], setup.precision.dit) {
+                ([], Precision::Int8) => Row::USUAL_IN_INT8.to_vec(),
+                ([], _) => Row::USUAL.to_vec(),
+                (rows, _) => rows.to_vec(),
+            },
             size: self.size,
             frames: self.frames,
             tiling: self.tiling.or(profile.settings.tiling).unwrap_or_default(),
@@ -112,8 +174,11 @@ impl Bench {
             outputs: self.outputs.clone(),
             made_up: self.model.is_none(),
             device,
+            cards,
         };
-        bench::run(&mut pipeline, &options, &Watch(stop), &|text| eprintln!("{text}"))
+        let mut outcome = bench::run(&mut pipeline, &options, &Watch(stop), &|text| eprintln!("{text}"))?;
+        notes.append(&mut outcome.notes);
+        Ok(bench::Outcome { notes, ..outcome })
     }
 }
 

@@ -40,7 +40,7 @@ enum Command {
     /// Say what a video will cost in operations and memory, without making it
     Plan(Box<plan::PlanArgs>),
     /// Say how long each stage of a video takes on this machine
-    Bench(bench::Bench),
+    Bench(Box<bench::Bench>),
     /// Check every operation on the GPU against the CPU
     Selftest(selftest::Selftest),
     /// Write the DiT in 8 bits beside its own files, for faster starts

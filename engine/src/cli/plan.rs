@@ -5,35 +5,44 @@ use std::path::PathBuf;
 use animd_engine::weights::Model;
 use animd_engine::{Error, Result};
 use animd_options::SettingsOptions;
-use animd_protocol::limits;
-use animd_protocol::plan::{Plan, Setup, gib};
+use animd_protocol::plan::cards::{self, Card};
+use animd_protocol::plan::{Plan, Prediction, Setup, gib, refusal};
 use animd_protocol::profile::{BUILT_IN, Profile};
 use animd_protocol::recipe::Recipe;
 use animd_protocol::request::{Settings, Size};
+use animd_protocol::{limits, missing};
 
 use super::backend::kernels;
 use super::{print, print_json};
 
-/// Say what a video will cost in operations and memory, without making it.
+/// Say what a video will cost in operations, memory and time, without making it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  animd-engine plan --size 720p --profile h200                   the 14B model on a large card
-  animd-engine plan --profile ./mine.toml --vram 24GiB           whether a profile fits a card
+  animd-engine plan --gpu rtx4090 --size 720p --sampler distill  what is where on a card, and how long each stage takes
+  animd-engine plan --gpu rtx3060 --host-memory 32GB             beside a machine's memory, too
+  animd-engine plan --profile ./mine.toml --vram 24GiB           whether a profile fits into so much
   animd-engine plan --model ~/models/Wan2.1-I2V-14B-480P --json
-Exit status: 1 if it does not fit.")]
+Exit status: 1 if it does not fit. The error says what is missing and what fits.")]
 pub struct PlanArgs {
     #[command(flatten)]
     settings: SettingsOptions,
     /// The model's folder, for its sizes [default: the sizes of the released 14B model]
     #[arg(short, long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// A profile of animd's own, or a file
-    #[arg(long, value_name = "NAME|FILE", default_value = "h200")]
-    profile: String,
-    /// Memory of the GPU (with the profile `cpu`: of the machine), as `24GiB` or `80GB`: does it fit?
+    /// A card, which need not be there, by its name: `rtx4090`, `a100`, `rtx6000ada` [default: the profile's, without --vram]
+    #[arg(long, value_name = "NAME", value_parser = card)]
+    gpu: Option<Card>,
+    /// A profile of animd's own, or a file [default: the one for the card, else h200]
+    #[arg(long, value_name = "NAME|FILE")]
+    profile: Option<String>,
+    /// Memory of the GPU that is free (with the profile `cpu`: of the machine), as `24GiB` or `80GB` [default: all of the
+    /// card's]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     vram: Option<u64>,
+    /// Memory of the machine in which weights may wait for the GPU, as `32GB` [default: as much as they take]
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    host_memory: Option<u64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -42,7 +51,14 @@ pub struct PlanArgs {
 impl PlanArgs {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
-        let profile = profile(&self.profile)?;
+        let profile = self.profile()?;
+        // A profile of animd's own has the name of a card, with which it is planned if nothing else is given.
+        let own = || self.vram.is_none().then(|| cards::named(&profile.name)).flatten();
+        let gpu = self.gpu.clone().or_else(own);
+        let capability = gpu.as_ref().map(|card| card.capability);
+        if let Some([why, remedy]) = capability.and_then(|capability| missing(&profile, capability)) {
+            return Err(Error::Setting(format!("{why}: {remedy}")));
+        }
         let recipe = match &self.model {
             Some(folder) => Model::open(folder, None)?.recipe(),
             None => Recipe::wan21_i2v_14b(),
@@ -54,37 +70,62 @@ impl PlanArgs {
             Size::P720 => [1280, 720],
             Size::Exact { width, height } => [width as usize, height as usize],
         };
-        let setup = Setup::of(&profile, &kernels());
-        let notes = limits(&profile, &kernels(), None);
+        // A card's plan is that of an engine that serves it; this build may be without any GPU code.
+        let wanted = if gpu.is_some() { Setup::from(&profile) } else { Setup::of(&profile, &kernels()) };
+        let free = self.vram.or(gpu.as_ref().map(|card| card.memory));
+        let budget = [wanted.budget, free.map(|free| free.saturating_sub(wanted.reserve))];
+        let budget = budget.into_iter().flatten().min();
+        let setup = Setup { budget, host_memory: self.host_memory, ..wanted };
+        let notes = if gpu.is_some() { Vec::new() } else { limits(&profile, &kernels(), None) };
         let plan = Plan::new(&recipe, &request, size, &setup);
-        let needed = plan.memory.peak().0 + setup.reserve;
-        let fits = self.vram.map(|vram| needed <= vram);
+        let refused = refusal(&recipe, &request, size, &setup);
+        let card = gpu.as_ref().filter(|_| refused.is_none());
+        let prediction = card.and_then(|card| Prediction::new(&recipe, &plan, &setup, card));
+        let fits = budget.or(self.host_memory).map(|_| refused.is_none());
         if self.json {
             print_json(&serde_json::json!({
-                "profile": profile.name, "request": request, "plan": plan, "peak": needed, "fits": fits,
-                "notes": notes,
+                "profile": profile.name, "gpu": gpu.as_ref().map(|card| &card.name), "request": request,
+                "plan": plan, "needed": plan.memory.total() + setup.reserve, "fits": fits, "refused": refused,
+                "prediction": prediction, "notes": notes,
             }))?;
         } else {
-            print(&format!("{plan}"))?;
+            print(&format!("profile {}\n{plan}", profile.name))?;
+            if let Some(prediction) = &prediction {
+                print(&format!("\n{prediction}"))?;
+            }
             for note in notes {
                 print(&note)?;
             }
-            if let Some((vram, true)) = self.vram.zip(fits) {
-                print(&format!("fits into {}", gib(vram)))?;
+            if let Some((free, true)) = free.zip(fits) {
+                let (reserve, free) = (gib(setup.reserve), gib(free));
+                print(&format!("fits into {free}, of which {reserve} are left alone"))?;
             }
         }
-        match self.vram.filter(|_| fits == Some(false)) {
-            Some(vram) => Err(Error::Memory(format!(
-                "{} are needed ({} of them kept free by the profile `{}`), and there are {}: use a smaller size or fewer \
-                 frames, `--tiling tiled`, or a profile that keeps less on the device",
-                gib(needed),
-                gib(setup.reserve),
-                profile.name,
-                gib(vram)
-            ))),
-            None => Ok(()),
+        refused.map_or(Ok(()), |refused| Err(Error::Memory(refused.to_string())))
+    }
+
+    /// Returns the profile that was asked for, or the one that the card would get.
+    fn profile(&self) -> Result<Profile> {
+        match (&self.profile, &self.gpu) {
+            (Some(name), _) => profile(name),
+            (None, None) => profile("h200"),
+            (None, Some(card)) => profile_for(card, self.vram.unwrap_or(card.memory)),
         }
     }
+}
+
+/// Returns the most demanding profile of animd's own that a card with so many bytes free gets; the least demanding one if
+/// they are too few for any.
+///
+/// # Errors
+/// [`Error::Device`] if no profile is for such cards.
+pub fn profile_for(card: &Card, free: u64) -> Result<Profile> {
+    let all = BUILT_IN.iter().filter_map(|(name, _)| Profile::built_in(name));
+    let meant: Vec<Profile> =
+        all.filter(|profile| profile.on_gpu() && profile.is_for(card.capability)).collect();
+    let fitting = meant.iter().find(|profile| profile.min_memory() <= free);
+    let none = || Error::Device(format!("no profile is for the card `{}`", card.name));
+    fitting.or(meant.last()).cloned().ok_or_else(none)
 }
 
 /// Returns a built-in profile by its name, or the profile in a file.
@@ -103,6 +144,12 @@ fn profile(name: &str) -> Result<Profile> {
         let line = e.line(&text).map_or_else(String::new, |line| format!(", line {line}"));
         Error::Setting(format!("`{name}`{line}: {e}"))
     })
+}
+
+/// Returns a card by its name.
+pub fn card(name: &str) -> std::result::Result<Card, String> {
+    cards::named(name)
+        .ok_or_else(|| format!("no such card is known; known are {}", cards::names().join(", ")))
 }
 
 /// Reads `24GiB`, `80GB`, `512MiB`, or a plain number of bytes.

@@ -5,8 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use animd_protocol::plan::memory::Phase;
-use animd_protocol::plan::{Plan, Setup, gib};
+use animd_protocol::plan::{Plan, Setup, gib, refusal};
 use animd_protocol::profile::{AttentionKind, Backend as Kind, Place, Precision, Precisions};
 use animd_protocol::recipe::{Component, Network, Recipe};
 use animd_protocol::request::Tiling;
@@ -401,6 +400,7 @@ impl<B: Backend> Pipeline<B> {
     /// memory.
     pub(super) fn check(&mut self, job: &Job) -> Result<()> {
         self.sources.recipe.check(&job.request)?;
+        self.refuse(job, self.setup.budget)?;
         if self.setup.backend == Kind::Cuda {
             // Cached embeddings could split memory that a larger job needs in one piece; a GPU recomputes them quickly.
             if let Some(models) = &mut self.models {
@@ -410,23 +410,19 @@ impl<B: Backend> Pipeline<B> {
         }
         let memory = self.plan(job).memory;
         let Some(available) = available_ram() else { return Ok(()) };
-        let weights = memory.phases.iter().map(Phase::weights).max().unwrap_or_default();
-        let weights = if self.is_loaded() { 0 } else { weights };
-        let activations = memory.phases.iter().map(|p| p.kept + p.activations).max().unwrap_or_default();
-        if weights + activations <= available {
-            return Ok(());
+        // Weights that are loaded are available no more, and need not be.
+        let available = available + if self.is_loaded() { memory.weights_to_take() } else { 0 };
+        let budget = self.setup.budget.map_or(available, |budget| budget.min(available));
+        self.refuse(job, Some(budget))
+    }
+
+    /// Refuses a job that fits no plan within so many bytes of working memory.
+    fn refuse(&self, job: &Job, budget: Option<u64>) -> Result<()> {
+        let setup = Setup { budget, ..self.setup };
+        match refusal(&self.sources.recipe, &job.request, [job.width(), job.height()], &setup) {
+            Some(refused) => Err(Error::Memory(refused.to_string())),
+            None => Ok(()),
         }
-        Err(Error::Memory(format!(
-            "this job needs about {} of memory ({} of weights as f32, {} of activations at {}x{}, {} frames) and {} are \
-             free: use a smaller size or fewer frames, a smaller model, or a machine with more",
-            gib(weights + activations),
-            gib(weights),
-            gib(activations),
-            job.width(),
-            job.height(),
-            job.request.frames,
-            gib(available)
-        )))
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::harness::House;
 use animd::supervisor::gpu::nvml::Driver;
 use animd::supervisor::gpu::{Card, Machine, Process};
+use animd_protocol::profile::BUILT_IN;
 
 /// A fake driver library, and the file that it reads.
 struct Fake {
@@ -212,7 +213,7 @@ fn jobs_wait_while_another_program_holds_the_card() {
         submit(house);
         house.number("SELECT count(*) FROM job WHERE state = 'done'") > Some(0)
     });
-    assert_eq!(house.number("SELECT count(*) FROM job WHERE state = 'done' AND profile != 'l40s'"), Some(0));
+    assert_eq!(house.number("SELECT count(*) FROM job WHERE state = 'done' AND profile != 'h100'"), Some(0));
 }
 
 #[test]
@@ -250,9 +251,16 @@ fn a_profile_may_be_asked_for() {
     house.start();
     house.json(&["submit", &house.picture(), "-p", "a", "--wait"]);
     assert_eq!(house.text("SELECT profile FROM job"), "rtx4090");
-    // The profile's settings are the job's defaults, because nothing else sets them.
-    assert_eq!(house.json(&["show", "1"])["settings"]["tiling"], "tiled");
     done(&house, 1);
+    house.stop();
+    // The settings of a profile are the defaults of jobs, where nothing else sets them.
+    let (_, text) = BUILT_IN.iter().find(|(name, _)| *name == "rtx4090").expect("it comes with animd");
+    let own = house.path("mine.toml");
+    fs::write(&own, text.replacen("#tiling", "tiling", 1)).expect("written");
+    house.configure(&format!("[profile]\nname = \"{}\"\n", own.display()));
+    house.start();
+    house.json(&["submit", &house.picture(), "-p", "a", "--wait"]);
+    assert_eq!(house.json(&["show", "2"])["settings"]["tiling"], "tiled");
     house.stop();
     house.configure("[profile]\nname = \"rtx409\"\n");
     house.start();

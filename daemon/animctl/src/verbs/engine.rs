@@ -18,7 +18,7 @@ use super::exit::{Failure, Result};
 #[command(
     after_help = "Example: animctl bench --size 720p --rows fp8,distill\n\n`animctl bench -- --help` shows all options.\n\nJSON: \
 version, device, backend, model, width, height, frames, tokens, runs, tiling, rows (an array: row, weights, attention, and \
-seconds by stage), notes"
+seconds by stage), notes, and for known cards comparisons (an array: row, stages with measured and predicted seconds)"
 )]
 pub struct Bench {
     /// Options of the engine's `bench`

@@ -14,8 +14,9 @@ use super::{Ctl, json_of, print, settings, submit};
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl plan photo.jpg --size 720p --steps 20\n\nJSON: size, frames, steps, forwards (passes through the \
-model), seconds_source (history, unknown), seconds_why, why (the reasons for the profile), and where known profile, backend, remedy, \
-seconds (of work, without waiting), memory (bytes)"
+model), seconds_source (history, prediction, unknown), seconds_why, why (the reasons for the profile), and where known profile, \
+backend, remedy, seconds (of work, without waiting), memory, host_memory (in which weights wait for the GPU), streamed (in each \
+pass; all in bytes)"
 )]
 pub struct Args {
     /// The picture, whose shape counts
@@ -51,6 +52,11 @@ pub async fn run(args: Args, ctl: &Ctl) -> Result {
     let seconds = plan["seconds"].as_f64().map_or_else(|| "not known".to_owned(), time);
     line("time", Some(format!("{seconds}: {}", text("seconds_why").unwrap_or_default())));
     line("memory", plan["memory"].as_u64().map(bytes));
+    line(
+        "host",
+        plan["host_memory"].as_u64().map(|n| format!("{} of weights wait in the machine's memory", bytes(n))),
+    );
+    line("streamed", plan["streamed"].as_u64().map(|n| format!("{} to the GPU in each pass", bytes(n))));
     line("profile", text("profile").map(|name| format!("{name} ({})", text("backend").unwrap_or_default())));
     for why in plan["why"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         line("", Some(why.to_owned()));

@@ -374,6 +374,7 @@ impl Manager {
             .or(hub.defaults.get())
             .resolve(draw_seed)
             .map_err(|e| BusError::InvalidOption(e.to_string()))?;
+        hub.queue.admit(&request)?;
         let full = || {
             let limit = hub.queue.config.get().queue.per_user;
             BusError::QueueFull(format!(

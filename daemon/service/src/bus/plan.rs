@@ -18,20 +18,24 @@ pub async fn plan(hub: &Hub, of: PlanOf) -> Result<Dict, BusError> {
         .or(hub.defaults.get())
         .resolve(|| 0)
         .map_err(|e| BusError::InvalidOption(e.to_string()))?;
+    if let Some(text) = crate::plan::refusal(&hub.profiles, &request, of.picture) {
+        return Err(BusError::NotEnoughMemory(text));
+    }
     let plan = crate::plan::plan(&hub.ledger, &hub.profiles, &request, of.picture).await?;
     let choice = hub.profiles.choice();
     let remedy = choice.remedy.clone().or_else(|| too_large(&plan, choice.profile.as_ref()?.device.backend));
     let backend = choice.profile.as_ref().map(|profile| profile.device.backend.name());
-    let source = if plan.seconds.is_some() { "history" } else { "unknown" };
     Ok(Answer::default()
         .with("profile", plan.profile)
         .with("backend", backend)
         .with("why", choice.why.iter().map(|why| Text::from(why.as_str())).collect::<Vec<_>>())
         .with("remedy", remedy)
         .with("seconds", plan.seconds)
-        .with("seconds_source", source)
+        .with("seconds_source", plan.seconds_source)
         .with("seconds_why", plan.seconds_why)
         .with("memory", plan.memory_bytes)
+        .with("host_memory", plan.host_bytes)
+        .with("streamed", plan.streamed_bytes)
         .with("size", request.size.to_string())
         .with("frames", request.frames)
         .with("steps", request.steps)

@@ -14,6 +14,7 @@ use crate::holds::Holds;
 use crate::store::ledger::{Job, Ledger, PAUSED};
 use crate::store::{PictureFiles, Results, Spool};
 use crate::supervisor::commands::Commands;
+use crate::supervisor::profile::Profiles;
 
 pub use retry::Retry;
 pub use submit::{Origin, Submission, draw_seed};
@@ -37,6 +38,8 @@ pub struct Queue {
     pub holds: Holds,
     /// Commands to the supervisor, which has the running job.
     pub commands: Commands,
+    /// The chosen profile and the model, which say what this machine can make.
+    pub profiles: Profiles,
 }
 
 impl Queue {

@@ -25,7 +25,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`Error::Refused`] with `not-found`; `not-ready` for an open job, or one without settings or picture;
-    /// `invalid-setting`; `queue-full`.
+    /// `invalid-setting`; `memory`; `queue-full`.
     pub async fn retry(&self, id: u64, retry: Retry) -> Result<u64> {
         let job = self.ended(id, "retried").await?;
         let gone = |what: &str| {
@@ -40,6 +40,7 @@ impl Queue {
             .as_ref()
             .ok_or_else(|| gone("the settings of this job cannot be read, or never could"))?;
         let request = overridden(request, retry)?;
+        self.admit(&request)?;
         let spooled = job
             .image_sha256
             .and_then(|sha256| self.spool.hold(sha256))

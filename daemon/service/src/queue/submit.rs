@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use animd_common::files::show;
 use animd_common::tasks::blocking;
+use animd_protocol::ErrorCode;
 use animd_protocol::request::Request;
 
 use super::Queue;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::events::Change;
 use crate::store::ledger::{Added, Job, NewJob, Refusal, Source};
 use crate::store::{Spooled, release_picture};
@@ -91,6 +92,17 @@ impl Queue {
     pub async fn foresee(&self, owner: u32, idempotency_key: Option<String>) -> Result<Option<Added>> {
         let per_user = self.config.get().queue.per_user;
         self.ledger.call(move |db| db.foresee(owner, idempotency_key.as_deref(), per_user)).await
+    }
+
+    /// Refuses a video that this machine can never make, before its picture is copied.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `memory`: what it would need, what there is, and the nearest settings that fit.
+    pub fn admit(&self, request: &Request) -> Result<()> {
+        match crate::plan::refusal(&self.profiles, request, None) {
+            Some(text) => Err(Error::refused(ErrorCode::Memory, text)),
+            None => Ok(()),
+        }
     }
 
     /// Queues a job, calls `ready` with it, and then announces it. The picture of a submission that gives no new job is

@@ -183,6 +183,7 @@ impl Intake {
                 ),
             ));
         }
+        self.queue.admit(&request)?;
         Ok(request)
     }
 

@@ -1,7 +1,6 @@
 //! The choice of what stays on the device: weights leave it one network after the other until a job fits its budget.
 
-use super::memory::Held;
-use super::network::{Network, Placement};
+use super::network::{Held, Network, Placement};
 use crate::profile::Place;
 use crate::recipe::Component;
 

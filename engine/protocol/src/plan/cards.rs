@@ -83,7 +83,8 @@ impl Rates {
         Self {
             bf16_linear: 685e12,
             fp8_linear: Some(1180e12),
-            int8_linear: None,
+            // By `mma.sync` (2026-11-29): Hopper has no faster int8 here.
+            int8_linear: Some(805e12),
             exact_attention: 650e12,
             eight_bit_attention: 1010e12,
             // The decoder takes 0.56 s at 832x480.
@@ -97,7 +98,6 @@ impl Rates {
         Self {
             bf16_linear: 275e12,
             fp8_linear: Some(275e12),
-            int8_linear: Some(805e12),
             exact_attention: 107e12,
             eight_bit_attention: 460e12,
             convolutions: 150e12,
@@ -132,11 +132,19 @@ impl Facts<'_> {
         let [bf16, int8, e4m3] = operations(self.capability, professional)?;
         if self.capability == (9, 0) {
             let scale = f64::from(self.multiprocessors) / 132.0;
-            let Rates { bf16_linear, fp8_linear, exact_attention, eight_bit_attention, convolutions, .. } =
-                Rates::hopper(self.bandwidth);
+            let Rates {
+                bf16_linear,
+                fp8_linear,
+                int8_linear,
+                exact_attention,
+                eight_bit_attention,
+                convolutions,
+                ..
+            } = Rates::hopper(self.bandwidth);
             return Some(Rates {
                 bf16_linear: scale * bf16_linear,
                 fp8_linear: fp8_linear.map(|rate| scale * rate),
+                int8_linear: int8_linear.map(|rate| scale * rate),
                 exact_attention: scale * exact_attention,
                 eight_bit_attention: scale * eight_bit_attention,
                 convolutions: scale * convolutions,
@@ -163,7 +171,7 @@ impl Facts<'_> {
 }
 
 /// Returns the operations a clock and multiprocessor in bf16, int8 and e4m3 (0 without it), with sums in 32 bits, or
-/// `None` for a card without kernels. GeForce cards have half the rate where sums are f32.
+/// `None` for a card without kernels. `GeForce` cards have half the rate where sums are f32.
 ///
 /// 8.0, 8.6 and 8.9: NVIDIA's architecture papers; s8 and e4m3 of a 4080 and a 5090: ReinForce-II/mmapeak#5 and
 /// main-horse.github.io/posts/5090-mm-perf, which agree with them.
@@ -180,8 +188,9 @@ fn operations(capability: (u32, u32), professional: bool) -> Option<[f64; 3]> {
     })
 }
 
-/// GB/s of pinned copies to the device. Measured: PCIe 4 x16 23.9 to 26.4 (NVIDIA/nvbandwidth#15), PCIe 5 x16 56.3
-/// (tinygrad/open-gpu-kernel-modules#29), an H200 55. Half as many lanes have half the rate.
+/// GB/s of pinned copies to the device, by the generation and lanes of PCI Express. Measured: 4 x16 23.9 to 26.4
+/// (NVIDIA/nvbandwidth#15), 5 x16 56.3 (tinygrad/open-gpu-kernel-modules#29), an H200 55. Half as many lanes have half the
+/// rate.
 const PCIE4_X16: f64 = 25.0;
 const PCIE4_X8: f64 = 12.0;
 const PCIE5_X16: f64 = 55.0;

@@ -5,56 +5,13 @@
 
 use serde::Serialize;
 
-use super::network::{self, Network, size};
+use super::network::{self, Held, Network, size};
 use super::{Setup, budget, vae};
 use crate::dims::{DitConfig, STRIDE};
 use crate::profile::{AttentionKind, Backend, Place, Precision, Sensitive};
 use crate::progress::Stage;
 use crate::recipe::{Component, Recipe};
 use crate::request::{Request, StepCache};
-
-/// What a network has on the device during a stage.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Held {
-    /// The network's name in the recipe.
-    pub network: String,
-    /// The number of its leading groups that stay on the device during the stage.
-    pub resident: usize,
-    /// The number of slots that its other groups pass through; 0 if they are all there, or not needed.
-    pub slots: usize,
-    /// All its bytes on the device.
-    pub bytes: u64,
-}
-
-impl Held {
-    /// A network that is on the device with all its groups.
-    pub(super) fn whole(network: &Network) -> Self {
-        let resident = network.placement.groups.len();
-        Self { network: network.name.clone(), resident, slots: 0, bytes: network.bytes }
-    }
-
-    /// A network at work.
-    pub(super) fn working(network: &Network) -> Self {
-        let placement = &network.placement;
-        let (resident, slots) = (placement.resident, placement.slots);
-        Self { network: network.name.clone(), resident, slots, bytes: placement.working() }
-    }
-
-    /// A network that does not work, of which as many leading groups stay as `room` bytes hold.
-    pub(super) fn kept(network: &Network, room: u64) -> Self {
-        let (mut resident, mut bytes) = (0, 0);
-        let placement = &network.placement;
-        for group in placement.groups.iter().take(placement.resident) {
-            // What is around the groups stays with them.
-            let more = group + if resident == 0 { placement.around } else { 0 };
-            if bytes + more > room {
-                break;
-            }
-            (resident, bytes) = (resident + 1, bytes + more);
-        }
-        Self { network: network.name.clone(), resident, slots: 0, bytes }
-    }
-}
 
 /// The working memory of one stage.
 #[derive(Clone, Debug, PartialEq, Serialize)]

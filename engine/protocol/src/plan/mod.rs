@@ -25,7 +25,7 @@ use crate::request::{Request, StepCache};
 use crate::step_cache::{self, StepPlan};
 
 pub use memory::Memory;
-pub use network::{Network, Placement};
+pub use network::{Held, Network, Placement};
 pub use predict::{ForwardSeconds, Prediction};
 pub use refusal::{Refusal, refusal};
 pub use vae::{largest_tile, tile};
@@ -222,11 +222,15 @@ impl fmt::Display for Plan {
             writeln!(f, "  {name:28} {flops:8.2e}")?;
         }
 
-        writeln!(f, "\nweights            parameters        bytes  place   at work")?;
+        writeln!(f, "\nweights            parameters        bytes  kept in       at work  of its groups")?;
         for Network { name, parameters, bytes, placement, .. } in &self.memory.networks {
             let (place, bytes, working) = (placement.place, gib(*bytes), gib(placement.working()));
             let place = format!("{place:?}").to_lowercase();
-            writeln!(f, "  {name:12} {parameters:14} {bytes:>12}  {place:6}  {working}")?;
+            let groups = match (placement.resident, placement.slots, placement.groups.len()) {
+                (_, 0, _) => "all".to_owned(),
+                (resident, slots, all) => format!("{resident} of {all} stay, {slots} slots"),
+            };
+            writeln!(f, "  {name:12} {parameters:14} {bytes:>12}  {place:7} {working:>12}  {groups}")?;
         }
 
         writeln!(f, "\nmemory at work                 weights         kept  activations        total")?;
@@ -236,11 +240,25 @@ impl fmt::Display for Plan {
             let stage = what(phase.stage);
             writeln!(f, "  {stage:22} {weights:>13} {kept:>12} {activations:>12} {total:>12}")?;
         }
-        let (peak, stage) = self.memory.peak();
-        write!(f, "\nat most {} while {}; activations are an estimate", gib(peak), what(stage))?;
-        match self.memory.host.pinned {
+        let memory = &self.memory;
+        let [total, weights, work, context] =
+            [memory.total(), memory.weights_to_take(), memory.work_to_take(), memory.context].map(gib);
+        write!(f, "\n{total} in all: {weights} for weights, {work} for the work")?;
+        if memory.context > 0 {
+            write!(f, ", {context} for the driver")?;
+        }
+        if let Some(budget) = memory.budget {
+            write!(f, "; {} may be used", gib(budget))?;
+        }
+        if let Some(side) = self.tile {
+            write!(f, "\nthe VAE works on tiles of {0}x{0} pixels", 8 * side)?;
+        }
+        if memory.host.pinned > 0 {
+            write!(f, "\n{} of weights wait in the machine's memory", gib(memory.host.pinned))?;
+        }
+        match memory.host.page_cache {
             0 => Ok(()),
-            pinned => write!(f, "\n{} of weights wait in the machine's memory", gib(pinned)),
+            read => write!(f, "\n{} are read from the model's files in each job", gib(read)),
         }
     }
 }

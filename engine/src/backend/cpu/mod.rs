@@ -132,8 +132,8 @@ impl Backend for Cpu {
         "cpu"
     }
 
-    fn resolve(&self, _: &Setup) -> Setup {
-        Setup::CPU
+    fn resolve(&self, wanted: &Setup) -> Setup {
+        Setup { budget: wanted.budget, ..Setup::CPU }
     }
 
     fn loader_of(&self, _: &str, _: Keeping) -> Loader {

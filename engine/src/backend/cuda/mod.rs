@@ -17,6 +17,7 @@ mod assembly;
 mod attention;
 pub mod conformance;
 mod error;
+mod facts;
 mod gpu;
 mod linear;
 mod loader;
@@ -80,13 +81,24 @@ pub struct Options {
     pub pinned: Option<usize>,
     /// The bytes per second that copies of weights keep to, to measure how a slower link would do.
     pub copy_rate: Option<u64>,
+    /// The compute capability (major, minor) whose kernels are used, if not the GPU's own: an older one, for tests and
+    /// measurements.
+    pub capability: Option<(u32, u32)>,
     /// Fills memory with NaN before its use, to find reads of memory that nobody wrote.
     pub poison: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { long_context: 1024, fast_sums: true, leave: 0, pinned: None, copy_rate: None, poison: false }
+        Self {
+            long_context: 1024,
+            fast_sums: true,
+            leave: 0,
+            pinned: None,
+            copy_rate: None,
+            capability: None,
+            poison: false,
+        }
     }
 }
 

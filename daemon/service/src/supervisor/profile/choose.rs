@@ -4,12 +4,12 @@
 use std::cmp::Reverse;
 use std::fmt::Write;
 
-use animd_protocol::limits;
 use animd_protocol::messages::Kernels;
 use animd_protocol::plan::{Plan, Setup};
 use animd_protocol::profile::Profile;
 use animd_protocol::recipe::Recipe;
 use animd_protocol::request::Settings;
+use animd_protocol::{limits, missing};
 
 use crate::supervisor::gpu::{Card, Machine, gib};
 
@@ -194,7 +194,7 @@ impl<'a> Case<'a> {
                 Fit::Busy { .. } => (1, 0, false),
                 Fit::No { .. } => (0, 0, false),
             };
-            Reverse((class, memory, native, card.memory_free, card.capability, Reverse(card.index)))
+            Reverse((class, memory, native, card.capability, card.memory_free, Reverse(card.index)))
         });
         match &fits[0] {
             (card, Fit::Yes { profile, native }) => {
@@ -247,9 +247,12 @@ impl<'a> Case<'a> {
             let remedy = format!("`sudo nvidia-smi -i {} -mig 0` makes it whole", card.index);
             return Fit::No { why, remedy };
         }
+        if let Some([why, remedy]) = wished.and_then(|profile| missing(profile, card.capability)) {
+            return Fit::No { why: format!("{title}: {why}"), remedy };
+        }
         let candidates: Vec<&Profile> = match wished {
             Some(profile) => vec![profile],
-            None => self.profiles.iter().filter(|p| p.on_gpu()).collect(),
+            None => self.profiles.iter().filter(|p| is_meant(p, card)).collect(),
         };
         let mut best: Option<&Profile> = None;
         for profile in candidates.iter().copied().filter(|p| self.needs(p) <= card.memory_free) {
@@ -261,7 +264,8 @@ impl<'a> Case<'a> {
             return Fit::Yes { profile, native };
         }
         let Some(least) = candidates.iter().min_by_key(|p| self.needs(p)) else {
-            let why = format!("{title}: no profile is for GPUs");
+            let (major, minor) = card.capability;
+            let why = format!("{title}: no profile is for compute capability {major}.{minor}");
             return Fit::No { why, remedy: "put the profiles that come with animd back".into() };
         };
         let needs = format!("`{}` needs {}{}", least.name, gib(self.needs(least)), self.because(least));
@@ -282,13 +286,13 @@ impl<'a> Case<'a> {
 
     /// Returns how many bytes of a card's memory a profile needs with this engine.
     fn needs(&self, profile: &Profile) -> u64 {
-        let setup = Setup::of(profile, self.kernels);
-        let Some(recipe) = self.recipe.filter(|_| setup.residency != profile.residency) else {
+        let Some(recipe) = self.recipe.filter(|_| !self.kernels.offload) else {
             return profile.min_memory();
         };
         let Ok(request) = Settings::default().resolve_for(&recipe.defaults, || 0) else {
             return profile.min_memory();
         };
+        let setup = Setup::of(profile, self.kernels);
         let plan = Plan::new(recipe, &request, [832, 480], &setup);
         profile.min_memory().max(plan.memory.total() + setup.reserve)
     }
@@ -298,7 +302,9 @@ impl<'a> Case<'a> {
         let larger = self
             .profiles
             .iter()
-            .filter(|p| p.on_gpu() && self.needs(p) > self.needs(taken) && self.needs(p) <= card.memory_total)
+            .filter(|p| {
+                is_meant(p, card) && self.needs(p) > self.needs(taken) && self.needs(p) <= card.memory_total
+            })
             .max_by_key(|p| self.needs(p))?;
         let needs = gib(self.needs(larger));
         (!wished).then(|| format!("`{}` would need {needs} free; {}", larger.name, users(card)))
@@ -387,6 +393,11 @@ impl<'a> Case<'a> {
     }
 }
 
+/// Returns whether `auto` may choose a profile for a card.
+fn is_meant(profile: &Profile, card: &Card) -> bool {
+    profile.on_gpu() && profile.is_for(card.capability) && missing(profile, card.capability).is_none()
+}
+
 /// Returns whether `wish` means this card.
 fn is_asked(card: &Card, wish: &str) -> bool {
     wish == AUTO || wish == card.uuid || wish.parse() == Ok(card.index)
@@ -432,6 +443,9 @@ fn compared(taken: (&Card, &Profile, bool), (card, fit): &(&Card, Fit<'_>)) -> S
                 format!("it would take `{}`", profile.name)
             } else if *native != best_native {
                 "its code would have to be compiled from PTX".into()
+            } else if card.capability != best.capability {
+                let (major, minor) = card.capability;
+                format!("its compute capability is {major}.{minor}")
             } else if card.memory_free != best.memory_free {
                 format!("it has less memory free ({})", gib(card.memory_free))
             } else {

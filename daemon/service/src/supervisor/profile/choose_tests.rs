@@ -14,8 +14,8 @@ const MIB: u64 = 1 << 20;
 /// Returns what the GPU backend is meant to be built for.
 fn built() -> Kernels {
     let native =
-        |major, minor, exact| Target { capability: (major, minor), exact, eight_bit_attention: major == 9 };
-    let native = vec![native(8, 9, false), native(9, 0, true)];
+        |major, minor| Target { capability: (major, minor), exact: major == 9, eight_bit_attention: true };
+    let native = vec![native(8, 0), native(8, 6), native(8, 9), native(9, 0), native(12, 0)];
     Kernels { native, ptx: Some((8, 9)), driver: Some(580), offload: true }
 }
 
@@ -54,6 +54,12 @@ fn rtx_4090() -> Card {
 }
 fn rtx_3090() -> Card {
     card("GeForce RTX 3090", (8, 6), 24_576)
+}
+fn rtx_5090() -> Card {
+    card("GeForce RTX 5090", (12, 0), 32_607)
+}
+fn rtx_2080_ti() -> Card {
+    card("GeForce RTX 2080 Ti", (7, 5), 11_264)
 }
 
 fn with(mut cards: Vec<Card>) -> Machine {
@@ -118,7 +124,7 @@ fn wish(profile: &str, gpu: &str) -> Wish {
 fn table() -> Vec<Row> {
     use Verdict::{CannotServe, NoGpu, Ready, Retry};
     let none = Kernels::default;
-    let only_hopper = || Kernels { native: vec![built().native[1]], ptx: None, ..built() };
+    let only_hopper = || Kernels { native: vec![built().native[3]], ptx: None, ..built() };
     let all_stays = || Kernels { offload: false, ..built() };
     let cpu = Some("cpu");
     vec![
@@ -135,23 +141,50 @@ fn table() -> Vec<Row> {
             "H100, 80 GB",
             with(vec![card("H100 80GB HBM3", (9, 0), 81_559)]),
             (Ready, Some("h100"), Some(0)),
-            &["`h100` needs 60.0 GiB"],
+            &["`h100` needs 24.0 GiB"],
         ),
         row(
-            "A100",
+            "RTX PRO 6000, 96 GB",
+            with(vec![card("RTX PRO 6000 Blackwell Workstation Edition", (12, 0), 97_887)]),
+            (Ready, Some("rtxpro6000"), Some(0)),
+            &["machine code for it (compute capability 12.0)"],
+        ),
+        row(
+            "[B200]",
+            with(vec![card("B200", (10, 0), 183_359)]),
+            (Ready, Some("rtxpro6000"), Some(0)),
+            &["compiles the engine's code for it (compute capability 10.0) from PTX 8.9"],
+        ),
+        row(
+            "A100, 80 GB",
             with(vec![card("A100-SXM4-80GB", (8, 0), 81_920)]),
-            (CannotServe, cpu, Some(0)),
-            &[
-                "needs compute capability 8.9, and it has 8.0",
-                "use a card with compute capability 8.9 or newer",
-            ],
+            (Ready, Some("a100"), Some(0)),
+            &["`a100` needs 60.0 GiB", "machine code for it (compute capability 8.0)"],
+        ),
+        row(
+            "A100, 40 GB",
+            with(vec![card("A100-PCIE-40GB", (8, 0), 40_960)]),
+            (Ready, Some("l40s"), Some(0)),
+            &["`l40s` needs 36.0 GiB"],
         ),
         row("L40S", with(vec![l40s()]), (Ready, Some("l40s"), Some(0)), &["machine code", "8.9"]),
         row(
-            "RTX 5090",
-            with(vec![card("GeForce RTX 5090", (12, 0), 32_607)]),
+            "RTX 6000 Ada, 48 GB",
+            with(vec![card("RTX 6000 Ada Generation", (8, 9), 49_140)]),
             (Ready, Some("l40s"), Some(0)),
-            &["compiles the engine's code for it (compute capability 12.0) from PTX 8.9"],
+            &[],
+        ),
+        row(
+            "RTX A6000, 48 GB",
+            with(vec![card("RTX A6000", (8, 6), 49_140)]),
+            (Ready, Some("l40s"), Some(0)),
+            &["machine code for it (compute capability 8.6)"],
+        ),
+        row(
+            "RTX 5090",
+            with(vec![rtx_5090()]),
+            (Ready, Some("rtx5090"), Some(0)),
+            &["31.3 GiB of 31.8 GiB are free, `rtx5090` needs 26.0 GiB"],
         ),
         row(
             "RTX 4090",
@@ -162,20 +195,44 @@ fn table() -> Vec<Row> {
         row(
             "RTX 3090",
             with(vec![rtx_3090()]),
-            (CannotServe, cpu, Some(0)),
-            &["needs compute capability 8.9, and it has 8.6"],
+            (Ready, Some("rtx3090"), Some(0)),
+            &["`rtx3090` needs 20.0 GiB"],
+        ),
+        row(
+            "RTX 5080, 16 GB",
+            with(vec![card("GeForce RTX 5080", (12, 0), 16_303)]),
+            (Ready, Some("rtx4060ti"), Some(0)),
+            &["machine code for it (compute capability 12.0)"],
         ),
         row(
             "RTX 4060 Ti, 16 GB",
             with(vec![card("GeForce RTX 4060 Ti", (8, 9), 16_380)]),
             (Ready, Some("rtx4060ti"), Some(0)),
-            &["`rtx4060ti` needs 14.5 GiB"],
+            &["`rtx4060ti` needs 13.0 GiB"],
+        ),
+        row(
+            "RTX 3060, 12 GB",
+            with(vec![card("GeForce RTX 3060", (8, 6), 12_288)]),
+            (Ready, Some("rtx3060"), Some(0)),
+            &["`rtx3060` needs 9.0 GiB"],
+        ),
+        row(
+            "RTX 3080, 10 GB",
+            with(vec![card("GeForce RTX 3080", (8, 6), 10_240)]),
+            (Ready, Some("rtx3060"), Some(0)),
+            &[],
         ),
         row(
             "RTX 4060 Ti, 8 GB",
             with(vec![card("GeForce RTX 4060 Ti", (8, 9), 8_188)]),
             (CannotServe, cpu, Some(0)),
-            &["it has 8.0 GiB of memory, and `rtx4060ti` needs 14.5 GiB", "a card with more memory"],
+            &["it has 8.0 GiB of memory, and `rtx3060` needs 9.0 GiB", "a card with more memory"],
+        ),
+        row(
+            "RTX 2080 Ti",
+            with(vec![rtx_2080_ti()]),
+            (CannotServe, cpu, Some(0)),
+            &["needs compute capability 8.0, and it has 7.5", "compute capability 8.0 or newer"],
         ),
         row(
             "an RTX 4090 and an L40S",
@@ -188,9 +245,15 @@ fn table() -> Vec<Row> {
         ),
         row(
             "[native before PTX]",
-            with(vec![card("GeForce RTX 5090", (12, 0), 32_607), l40s()]),
-            (Ready, Some("l40s"), Some(1)),
-            &["NVIDIA GeForce RTX 5090 (GPU 0): not taken, its code would have to be compiled from PTX"],
+            with(vec![card("of Blackwell", (10, 0), 16_380), card("GeForce RTX 4080", (8, 9), 16_376)]),
+            (Ready, Some("rtx4060ti"), Some(1)),
+            &["NVIDIA of Blackwell (GPU 0): not taken, its code would have to be compiled from PTX"],
+        ),
+        row(
+            "[the newer one of two for the same profile]",
+            with(vec![card("GeForce RTX 3060", (8, 6), 12_288), card("GeForce RTX 4070", (8, 9), 12_282)]),
+            (Ready, Some("rtx3060"), Some(1)),
+            &["NVIDIA GeForce RTX 3060 (GPU 0): not taken, its compute capability is 8.6"],
         ),
         row(
             "[two alike]",
@@ -208,23 +271,29 @@ fn table() -> Vec<Row> {
             "an RTX 3090 and an RTX 4090",
             with(vec![rtx_3090(), rtx_4090()]),
             (Ready, Some("rtx4090"), Some(1)),
-            &["NVIDIA GeForce RTX 3090 (GPU 0): the engine's code needs compute capability 8.9"],
+            &["NVIDIA GeForce RTX 3090 (GPU 0): not taken, it would take `rtx3090`"],
         ),
         row(
             "an H200 of which another program holds 100 GiB",
             with(vec![held(h200(), 40_000)]),
-            (Ready, Some("l40s"), Some(0)),
+            (Ready, Some("h100"), Some(0)),
             &[
-                "39.1 GiB of 140.4 GiB are free, `l40s` needs 30.0 GiB",
+                "39.1 GiB of 140.4 GiB are free, `h100` needs 24.0 GiB",
                 "`h200` would need 100.0 GiB free; `python3`, process 4242, holds 100.8 GiB",
             ],
+        ),
+        row(
+            "an RTX 4090 of which another program holds 10 GiB",
+            with(vec![held(rtx_4090(), 13_724)]),
+            (Ready, Some("rtx4060ti"), Some(0)),
+            &["`rtx4060ti` needs 13.0 GiB", "`rtx4090` would need 20.0 GiB free; `python3`"],
         ),
         row(
             "an RTX 4090 of which another program holds 20 GiB",
             with(vec![held(rtx_4090(), 3_500)]),
             (Retry, None, Some(0)),
             &[
-                "3.4 GiB of 24.0 GiB are free, and `rtx4060ti` needs 14.5 GiB",
+                "3.4 GiB of 24.0 GiB are free, and `rtx3060` needs 9.0 GiB",
                 "`python3`, process 4242, holds 20.0 GiB",
                 "jobs wait",
                 "looks again by itself",
@@ -285,7 +354,7 @@ fn table() -> Vec<Row> {
             kernels: all_stays(),
             ..row(
                 "[no offload, RTX 5090]",
-                with(vec![card("GeForce RTX 5090", (12, 0), 32_607)]),
+                with(vec![rtx_5090()]),
                 (CannotServe, cpu, Some(0)),
                 &["it has 31.8 GiB of memory, and `", "GiB, as this engine keeps all weights on the GPU"],
             )
@@ -367,7 +436,7 @@ fn table() -> Vec<Row> {
             kernels: only_hopper(),
             ..row(
                 "[newer than all code, no PTX]",
-                with(vec![card("GeForce RTX 5090", (12, 0), 32_607)]),
+                with(vec![rtx_5090()]),
                 (CannotServe, cpu, Some(0)),
                 &["has code for compute capability 9.0, and it has 12.0", "a newer animd"],
             )
@@ -391,6 +460,18 @@ fn table() -> Vec<Row> {
             )
         },
         Row {
+            wish: wish("h100", AUTO),
+            ..row(
+                "`profile.name = \"h100\"` on an RTX A6000",
+                with(vec![card("RTX A6000", (8, 6), 49_140)]),
+                (CannotServe, None, Some(0)),
+                &[
+                    "precision.dit `fp8` of the profile `h100` needs compute capability 8.9",
+                    "`dit = \"int8\"`",
+                ],
+            )
+        },
+        Row {
             wish: wish("cpu", AUTO),
             ..row(
                 "`profile.name = \"cpu\"`",
@@ -405,7 +486,7 @@ fn table() -> Vec<Row> {
                 "[an unknown profile]",
                 with(vec![h200()]),
                 (CannotServe, None, None),
-                &["there is no profile `h20`; did you mean `h200`?", "one of h200, h100"],
+                &["there is no profile `h20`; did you mean `h200`?", "one of h200, rtxpro6000"],
             )
         },
         Row {
@@ -434,9 +515,9 @@ fn table() -> Vec<Row> {
             wish: wish(AUTO, "0"),
             ..row(
                 "[a GPU that cannot serve, asked for]",
-                with(vec![rtx_3090(), rtx_4090()]),
+                with(vec![rtx_2080_ti(), rtx_4090()]),
                 (CannotServe, None, Some(0)),
-                &["8.6"],
+                &["7.5"],
             )
         },
     ]

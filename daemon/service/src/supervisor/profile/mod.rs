@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use animd_common::profiles::load;
 use animd_protocol::messages::Kernels;
+use animd_protocol::plan::Setup;
 use animd_protocol::profile::Profile;
 use animd_protocol::recipe::Recipe;
 use animd_protocol::request::Settings;
@@ -140,6 +141,32 @@ impl Profiles {
         self.choice().profile.as_ref().map(|p| p.settings.clone()).unwrap_or_default()
     }
 
+    /// Returns how a job is run here at best: by the chosen profile, or while jobs wait for a GPU by the one that it will
+    /// run, with all memory of the GPU and of the machine, of which `memory` says how much there is. `None` while no
+    /// profile is known that jobs could wait for.
+    pub fn at_best(&self, memory: Option<u64>) -> Option<Setup> {
+        self.with(|state| {
+            let card = state.choice.gpu.as_ref();
+            let profile = state.choice.profile.as_ref().or_else(|| {
+                let card = card?;
+                let runs = |profile: &&Profile| {
+                    profile.on_gpu()
+                        && profile.is_for(card.capability)
+                        && profile.min_memory() <= card.memory_total
+                };
+                state.profiles.iter().filter(runs).max_by_key(|profile| profile.min_memory())
+            })?;
+            let setup = Setup::of(profile, &state.kernels);
+            let limit = match (profile.on_gpu(), card) {
+                (true, Some(card)) => Some(card.memory_total.saturating_sub(setup.reserve)),
+                (true, None) => None,
+                (false, _) => memory,
+            };
+            let budget = [setup.budget, limit].into_iter().flatten().min();
+            Some(Setup { budget, host_memory: memory, ..setup })
+        })
+    }
+
     /// Returns the GPU that the choice is about, if there is one.
     pub fn gpu(&self) -> Option<GpuFacts> {
         self.with(|state| {
@@ -219,6 +246,42 @@ impl Profiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supervisor::gpu::Card;
+    use animd_protocol::profile::Precision;
+
+    #[test]
+    fn jobs_are_run_with_all_memory_at_best() {
+        const GIB: u64 = 1 << 30;
+        let profiles = Profiles::default();
+        assert_eq!(profiles.at_best(Some(64 * GIB)), None, "nothing is known of the machine");
+        let card = Card {
+            index: 0,
+            uuid: "GPU-1".into(),
+            name: "NVIDIA GeForce RTX 4090".into(),
+            bus_id: String::new(),
+            capability: (8, 9),
+            memory_total: 24 * GIB,
+            memory_free: 23 * GIB,
+            mig: false,
+            processes: Vec::new(),
+            power_limit_mw: None,
+        };
+        let kernels = Kernels { ptx: Some((8, 9)), offload: true, ..Kernels::default() };
+        // Whether another program holds the card for now makes no difference.
+        for (free, profile) in [(23, Some("rtx4090")), (3, None)] {
+            let card = Card { memory_free: free * GIB, ..card.clone() };
+            let machine = Machine::Driver { version: "580.1".into(), cards: vec![card] };
+            let choice = profiles.decide(machine, kernels.clone(), None, &Wish::default());
+            assert_eq!(choice.profile.as_ref().map(|p| p.name.as_str()), profile);
+            let setup = profiles.at_best(Some(64 * GIB)).expect("a profile is known");
+            assert_eq!(setup.budget, Some(24 * GIB - (768 << 20)));
+            assert_eq!(setup.host_memory, Some(64 * GIB));
+            assert_eq!(setup.precision.dit, Precision::Int8);
+        }
+        let machine = Machine::NoDriver { why: "there is no driver".into(), on_bus: 0 };
+        profiles.decide(machine, Kernels::default(), None, &Wish::default());
+        assert_eq!(profiles.at_best(Some(64 * GIB)).and_then(|setup| setup.budget), Some(64 * GIB));
+    }
 
     #[test]
     fn the_list_says_of_each_whether_it_fits() {
