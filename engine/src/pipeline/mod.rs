@@ -178,7 +178,9 @@ impl<B: Backend> Pipeline<B> {
             };
             notes.extend(parts.rescue(tile, observer).decode(&latents, &mut write)?);
         }
-        notes.into_iter().for_each(|note| self.note(note));
+        for note in notes {
+            self.note(note);
+        }
         clock.stage(Stage::Write)?;
         let bytes = writer.finish()?;
         stills.finish();

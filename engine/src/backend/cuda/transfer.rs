@@ -155,7 +155,7 @@ impl Pace {
             let left = free.saturating_duration_since(Instant::now());
             match left {
                 Duration::ZERO => break,
-                left if left > 2 * AWAKE => std::thread::sleep(left - AWAKE),
+                left if left > 2 * AWAKE => std::thread::sleep(left.saturating_sub(AWAKE)),
                 _ => std::hint::spin_loop(),
             }
         }

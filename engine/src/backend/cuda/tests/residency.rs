@@ -58,7 +58,7 @@ impl Model {
             |shape: [usize; 2], seed| b.upload(&noise(shape[0] * shape[1], seed), &shape).expect("room");
         let (text, image) = (upload([20, config.text_dim], 3), upload([9, image_dim], 4));
         let context = dit.context(&b, &text, &image).expect("a context");
-        Self { dit, context, b }
+        Self { b, dit, context }
     }
 
     /// Computes a job of two forwards at a latent of this size.

@@ -25,7 +25,7 @@ use animd_protocol::request::Settings;
 
 /// The budgets in GiB: all that a GPU has, then those of cards of 24, 16 and 12 GB.
 const BUDGETS: [Option<u64>; 4] = [None, Some(22), Some(15), Some(11)];
-/// The bytes per second of PCIe 4 with sixteen lanes, and with eight.
+/// The bytes per second of `PCIe` 4 with sixteen lanes, and with eight.
 const RATES: [Option<u64>; 3] = [None, Some(25_000_000_000), Some(12_000_000_000)];
 
 /// Matrices of noise, each from another part of one pattern, so that a wrong block's weights show.
