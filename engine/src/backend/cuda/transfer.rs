@@ -6,7 +6,7 @@
 
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 
@@ -19,10 +19,8 @@ use crate::Result;
 const PART: usize = 16 << 20;
 /// The number of buffers.
 const PARTS: usize = 3;
-/// The bytes that are copied at a time where the rate is limited.
-const PACED: usize = 4 << 20;
-/// The time before a deadline that a thread spends awake, because sleeping threads wake late.
-const AWAKE: Duration = Duration::from_micros(150);
+/// The bytes of the copies by which the link's own rate is measured, and their number.
+const PROBE: [usize; 2] = [64 << 20, 4];
 
 /// The stream of copies.
 pub(super) struct Transfer {
@@ -31,7 +29,8 @@ pub(super) struct Transfer {
     filling: Arc<CudaStream>,
     /// `None` once the system has refused the ring.
     ring: Mutex<Option<Ring>>,
-    pace: Option<Arc<Pace>>,
+    /// How many times as long as the link itself copies take; `None` if they are as fast as the link.
+    slowness: Option<f64>,
 }
 
 /// Buffers between ordinary memory and the device.
@@ -47,24 +46,18 @@ struct Buffer {
     copied: CudaEvent,
 }
 
-/// A rate that copies keep to.
-struct Pace {
-    bytes_per_second: f64,
-    /// When the link is free again.
-    free: Mutex<Instant>,
-}
-
 impl Transfer {
-    /// Opens the streams. With a rate in bytes per second, copies take as long as they would at that rate.
+    /// Opens the streams. With a rate in bytes per second, copies take as long as they would at that rate: parts of them
+    /// are made again. A slower link needs no host to wait for it, and neither must this.
     ///
     /// # Errors
-    /// Returns [`crate::Error::Device`] if the driver has failed.
+    /// Returns [`crate::Error::Device`] if the driver has failed, and [`crate::Error::Memory`] without memory to measure
+    /// the link's own rate.
     pub fn new(context: &Arc<CudaContext>, rate: Option<u64>) -> Result<Self> {
         let stream = || context.new_stream().map_err(device);
-        let pace = rate.map(|rate| {
-            Arc::new(Pace { bytes_per_second: rate.max(1) as f64, free: Mutex::new(Instant::now()) })
-        });
-        Ok(Self { stream: stream()?, filling: stream()?, ring: Mutex::new(Some(Ring::default())), pace })
+        let (stream, filling, ring) = (stream()?, stream()?, Mutex::new(Some(Ring::default())));
+        let slowness = rate.map(|rate| rate_of(&stream).map(|own| own / rate.max(1) as f64)).transpose()?;
+        Ok(Self { stream, filling, ring, slowness })
     }
 
     /// Enqueues a copy of a slab to the device.
@@ -77,14 +70,20 @@ impl Transfer {
             // SAFETY: the caller vouches for both.
             return unsafe { self.send_through(slab.bytes(), to) };
         }
-        let part = if self.pace.is_some() { PACED } else { usize::MAX };
-        let parts = slab.bytes().chunks(part.min(slab.bytes().len().max(1)));
-        for (bytes, to) in parts.zip((to..).step_by(PACED)) {
-            self.keep_pace(bytes.len())?;
+        // SAFETY: the caller vouches for both.
+        unsafe { self.copy(slab.bytes(), to) }
+    }
+
+    /// Enqueues a copy, and again as much of it as a slower link would take the time for.
+    unsafe fn copy(&self, bytes: &[u8], to: u64) -> Result<()> {
+        let mut left = (bytes.len() as f64 * self.slowness.unwrap_or(1.0).max(1.0)) as usize;
+        while left > 0 {
+            let part = &bytes[..left.min(bytes.len())];
             // SAFETY: the caller vouches for both.
-            unsafe { result::memcpy_htod_async(to, bytes, self.stream.cu_stream()) }.map_err(device)?;
+            unsafe { result::memcpy_htod_async(to, part, self.stream.cu_stream()) }.map_err(device)?;
+            left -= part.len();
         }
-        self.keep_pace(0)
+        Ok(())
     }
 
     /// Waits until all copies are done.
@@ -121,22 +120,11 @@ impl Transfer {
             unsafe { call(&self.filling, Box::new(move || fill.run()))? };
             buffer.filled.record(&self.filling).map_err(device)?;
             self.stream.wait(&buffer.filled).map_err(device)?;
-            self.keep_pace(part.len())?;
             // SAFETY: the buffer has as many bytes, and is filled again only behind the next event.
-            unsafe {
-                let part = std::slice::from_raw_parts(buffer.memory.address(), part.len());
-                result::memcpy_htod_async(to, part, self.stream.cu_stream()).map_err(device)?;
-            }
+            unsafe { self.copy(std::slice::from_raw_parts(buffer.memory.address(), part.len()), to)? };
             buffer.copied.record(&self.stream).map_err(device)?;
         }
-        self.keep_pace(0)
-    }
-
-    /// Enqueues a wait until the link would be free at the rate that copies keep to.
-    fn keep_pace(&self, bytes: usize) -> Result<()> {
-        let Some(pace) = self.pace.clone() else { return Ok(()) };
-        // SAFETY: the closure owns all that it uses.
-        unsafe { call(&self.stream, Box::new(move || pace.wait(bytes))) }
+        Ok(())
     }
 }
 
@@ -147,22 +135,26 @@ impl Drop for Transfer {
     }
 }
 
-impl Pace {
-    /// Waits until the link is free, and takes it for so many bytes.
-    fn wait(&self, bytes: usize) {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let left = free.saturating_duration_since(Instant::now());
-            match left {
-                Duration::ZERO => break,
-                left if left > 2 * AWAKE => std::thread::sleep(left.saturating_sub(AWAKE)),
-                _ => std::hint::spin_loop(),
-            }
-        }
-        // A short delay of this thread is made up for: the next copies begin as if it had not been.
-        let begin = (*free).max(Instant::now().checked_sub(AWAKE).unwrap_or(*free));
-        *free = begin + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second);
-    }
+/// Returns the bytes per second that pinned memory is copied with.
+fn rate_of(stream: &CudaStream) -> Result<f64> {
+    let [bytes, copies] = PROBE;
+    let context = stream.context();
+    let mut from = Pinned::new(context, bytes)?;
+    // SAFETY: a context is current.
+    let to = unsafe { result::malloc_sync(bytes) }.map_err(device)?;
+    let mut copy = || {
+        // SAFETY: both have as many bytes, and the copy is waited for before they go.
+        unsafe { from.send(stream, bytes, to) }.and_then(|()| stream.synchronize().map_err(device))
+    };
+    let mut timed = || {
+        let began = Instant::now();
+        copy().map(|()| began.elapsed().as_secs_f64())
+    };
+    let seconds = (0..copies).map(|_| timed()).collect::<Result<Vec<_>>>();
+    // SAFETY: nothing copies there any more.
+    unsafe { result::free_sync(to) }.map_err(device)?;
+    let shortest = seconds?.into_iter().fold(f64::INFINITY, f64::min);
+    Ok(bytes as f64 / shortest)
 }
 
 /// A copy within the host's memory.
