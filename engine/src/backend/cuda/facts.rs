@@ -7,7 +7,7 @@ use super::Cuda;
 use super::error::device;
 use crate::Result;
 
-/// Bytes a second that pinned memory reaches a card with of which that is not known: eight lanes of PCIe 4.
+/// Bytes a second that pinned memory reaches a card with of which that is not known: eight lanes of `PCIe` 4.
 const COPY_RATE: f64 = 12e9;
 
 impl Cuda {
