@@ -7,7 +7,7 @@ use std::time::Duration;
 use animd_common::clock::now_us;
 use animd_common::config::Config;
 use animd_common::files::{self, Identity};
-use animd_common::watch::names::{DONE, FAILED};
+use animd_common::watch::names::{CANCELED, DONE, FAILED};
 use animd_protocol::request::Settings;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -237,7 +237,7 @@ async fn a_video_that_waits_can_be_cancelled() -> Result<()> {
         let ended = place.job(id);
         assert_eq!((ended.state, ended.output), (State::Canceled, None));
         assert_eq!(place.delivery.waiting.sentence(), None);
-        assert_eq!(place.names(FAILED), ["photo.png", "photo.png.error.txt"]);
+        assert_eq!(place.names(CANCELED), ["photo.png"]);
         Ok(())
     })
     .await

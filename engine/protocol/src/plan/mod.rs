@@ -28,6 +28,7 @@ pub use memory::Memory;
 pub use network::{Held, Network, Placement};
 pub use predict::{ForwardSeconds, Prediction};
 pub use refusal::{Refusal, refusal};
+use vae::CHEAP_TILE;
 pub use vae::{SMALLEST_TILE, largest_tile, tile, vae_activations};
 pub use work::Work;
 
@@ -150,10 +151,16 @@ impl Plan {
         let mut tile = tile(&recipe.vae.config, latent, request.tiling, setup);
         let mut memory = plan_memory(tile);
         if let Some(room) = memory.room_for_vae() {
-            // Tiles give the same frames, so that a budget may ask for smaller ones.
-            let fitting = largest_tile(&recipe.vae.config, latent, setup, room);
-            tile = fitting.or(Some(SMALLEST_TILE)).filter(|&side| latent[1].max(latent[2]) > side);
-            memory = plan_memory(tile);
+            // Tiles give the same frames, so that weights may have their room: down to a size whose halos are a third of
+            // the work, and to the smallest where nothing else fits.
+            let fitting = largest_tile(&recipe.vae.config, latent, setup, room).unwrap_or_default();
+            for side in [fitting.max(CHEAP_TILE), SMALLEST_TILE] {
+                tile = Some(side).filter(|&side| latent[1].max(latent[2]) > side);
+                memory = plan_memory(tile);
+                if memory.fits() {
+                    break;
+                }
+            }
         }
         let by_expert = steps.forwards_of(&step_cache::experts(recipe, request), guidance);
         Self {
