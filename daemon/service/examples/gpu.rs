@@ -44,12 +44,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         native: vec![native(8, 9, false), native(9, 0, true)],
         ptx: Some((8, 9)),
         driver: Some(580),
-        offload: true,
     };
     let (profiles, mistakes) = load(&[]);
     assert!(mistakes.is_empty());
     for kernels in [kernels, Kernels::default()] {
-        let choice = choose(&machine, &kernels, None, &Wish::default(), &profiles);
+        let choice = choose(&machine, &kernels, &Wish::default(), &profiles);
         let name = choice.profile.as_ref().map_or("none", |p| &p.name);
         println!("{name} ({}): {}", choice.state.name(), choice.text());
     }

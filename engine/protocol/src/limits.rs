@@ -1,7 +1,7 @@
 //! The limits of an engine: what a profile asks for that the engine does not do. They are shown with a profile or plan.
 
 use crate::messages::Kernels;
-use crate::profile::{AttentionKind, Place, Precision, Profile, key};
+use crate::profile::{AttentionKind, Precision, Profile, key};
 use crate::recipe::Component;
 
 /// Returns a sentence, without a full stop, for each thing that a profile asks for and an engine with these kernels
@@ -10,7 +10,7 @@ pub fn limits(profile: &Profile, kernels: &Kernels, capability: Option<(u32, u32
     if !profile.on_gpu() {
         return Vec::new();
     }
-    [residency(profile, kernels), attention(profile, kernels, capability)].into_iter().flatten().collect()
+    attention(profile, kernels, capability).into_iter().collect()
 }
 
 /// Returns why a card of this compute capability cannot run a profile at all, and what to write instead; `None` if there
@@ -31,20 +31,6 @@ pub fn missing(profile: &Profile, capability: (u32, u32)) -> Option<[String; 2]>
             "write `{network} = \"int8\"`, which is as small and runs on it, or set profile.name to `auto`"
         ),
     ])
-}
-
-fn residency(profile: &Profile, kernels: &Kernels) -> Option<String> {
-    let away =
-        Component::ALL.into_iter().filter(|component| profile.residency.of(*component) != Place::Device);
-    let keys: Vec<_> = away.map(|component| format!("residency.{}", key(component))).collect();
-    if kernels.offload || keys.is_empty() {
-        return None;
-    }
-    let (keys, has) = (keys.join(", "), if keys.len() == 1 { "has" } else { "have" });
-    Some(format!(
-        "for now all weights stay on the GPU: {keys} {has} no effect in the profile `{}`",
-        profile.name
-    ))
 }
 
 fn attention(profile: &Profile, kernels: &Kernels, capability: Option<(u32, u32)>) -> Option<String> {
@@ -71,33 +57,28 @@ mod tests {
     use super::*;
     use crate::messages::Target;
 
-    fn kernels(offload: bool) -> Kernels {
+    fn kernels() -> Kernels {
         let target =
             |capability, eight_bit_attention| Target { capability, exact: true, eight_bit_attention };
-        Kernels { native: vec![target((8, 9), false), target((9, 0), true)], offload, ..Kernels::default() }
+        Kernels { native: vec![target((8, 9), false), target((9, 0), true)], ..Kernels::default() }
     }
 
     #[test]
     fn what_has_no_effect_is_said() {
-        let of = |name: &str, offload, capability| {
-            let mut profile = Profile::built_in(name).expect("it comes with animd");
-            if name == "rtx4090" {
-                (profile.residency.text, profile.residency.clip) = (Place::Host, Place::Disk);
-            }
-            limits(&profile, &kernels(offload), capability)
+        let of = |name: &str, capability| {
+            limits(&Profile::built_in(name).expect("it comes with animd"), &kernels(), capability)
         };
-        assert_eq!(of("h200", false, Some((9, 0))), Vec::<String>::new());
-        assert_eq!(of("cpu", false, None), Vec::<String>::new());
+        assert_eq!(of("h200", Some((9, 0))), Vec::<String>::new());
+        assert_eq!(of("cpu", None), Vec::<String>::new());
         assert_eq!(
-            of("rtx4090", false, Some((8, 9))),
+            of("rtx4090", Some((8, 9))),
             [
-                "for now all weights stay on the GPU: residency.text, residency.clip have no effect in the profile `rtx4090`",
                 "for now attention is exact, and slower, on compute capability 8.9: attention.kind \"8bit\" has no effect in \
                  the profile `rtx4090`",
             ]
         );
-        assert_eq!(of("l40s", true, Some((8, 9))).len(), 1);
-        assert_eq!(of("h200", true, None).len(), 1);
+        assert_eq!(of("l40s", Some((8, 9))).len(), 1);
+        assert_eq!(of("h200", None).len(), 1);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::recipe::Recipe;
 use crate::request::Request;
 
 /// The version of these messages. It rises with every change that the other side would misread.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 /// The maximum length of a line, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
 /// The seconds between two heartbeats.
@@ -136,9 +136,6 @@ pub struct Kernels {
     /// The oldest branch of NVIDIA's driver that runs the code, such as 535 or 580.
     #[serde(default)]
     pub driver: Option<u32>,
-    /// Whether weights can leave the GPU between their uses. Otherwise all of them stay there, whatever a profile says.
-    #[serde(default)]
-    pub offload: bool,
 }
 
 /// An architecture that machine code is built for.

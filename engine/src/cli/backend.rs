@@ -69,7 +69,7 @@ pub fn kernels() -> Kernels {
             Target { capability, exact: only, eight_bit_attention: true }
         });
         let (native, ptx) = (native.collect(), animd_kernels::ptx());
-        Kernels { native, ptx, driver: Some(OLDEST_DRIVER), offload: true }
+        Kernels { native, ptx, driver: Some(OLDEST_DRIVER) }
     }
     #[cfg(not(feature = "cuda"))]
     Kernels::default()

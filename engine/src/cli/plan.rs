@@ -70,8 +70,7 @@ impl PlanArgs {
             Size::P720 => [1280, 720],
             Size::Exact { width, height } => [width as usize, height as usize],
         };
-        // A card's plan is that of an engine that serves it; this build may be without any GPU code.
-        let wanted = if gpu.is_some() { Setup::from(&profile) } else { Setup::of(&profile, &kernels()) };
+        let wanted = Setup::from(&profile);
         let free = self.vram.or(gpu.as_ref().map(|card| card.memory));
         let budget = [wanted.budget, free.map(|free| free.saturating_sub(wanted.reserve))];
         let budget = budget.into_iter().flatten().min();
