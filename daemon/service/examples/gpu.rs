@@ -38,8 +38,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             card.processes.len()
         );
     }
-    let native =
-        |major, minor, exact| Target { capability: (major, minor), exact, eight_bit_attention: major == 9 };
+    let native = |major, minor, exact| Target { capability: (major, minor), exact };
     let kernels = Kernels {
         native: vec![native(8, 9, false), native(9, 0, true)],
         ptx: Some((8, 9)),

@@ -5,8 +5,8 @@ use std::cmp::Reverse;
 use std::fmt::Write;
 
 use animd_protocol::messages::Kernels;
+use animd_protocol::missing;
 use animd_protocol::profile::Profile;
-use animd_protocol::{limits, missing};
 
 use crate::supervisor::gpu::{Card, Machine, gib};
 
@@ -192,7 +192,6 @@ impl<'a> Case<'a> {
                     why[0] = format!("profile.name asks for `{}`; {}", profile.name, why[0]);
                 }
                 why.extend(self.smaller(card, profile, wished.is_some()));
-                why.extend(limits(profile, self.kernels, Some(card.capability)));
                 why.extend(fits[1..].iter().map(|other| compared((card, profile, *native), other)));
                 Choice {
                     profile: Some((*profile).clone()),

@@ -12,8 +12,7 @@ const MIB: u64 = 1 << 20;
 
 /// Returns what the GPU backend is meant to be built for.
 fn built() -> Kernels {
-    let native =
-        |major, minor| Target { capability: (major, minor), exact: major == 9, eight_bit_attention: true };
+    let native = |major, minor| Target { capability: (major, minor), exact: major == 9 };
     let native = vec![native(8, 0), native(8, 6), native(8, 9), native(9, 0), native(12, 0)];
     Kernels { native, ptx: Some((8, 9)), driver: Some(580) }
 }
