@@ -4,8 +4,6 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use animd_protocol::limits;
-use animd_protocol::messages::Kernels;
 use animd_protocol::profile::{BUILT_IN, Mistake, Profile};
 
 use crate::config::Loaded;
@@ -70,27 +68,22 @@ pub fn is_file(name: &str) -> bool {
     name.contains('/') || Path::new(name).extension().is_some_and(|e| e == "toml")
 }
 
-/// Checks that the configured profile exists, which the service finds out when it chooses one. Returns a sentence for each
-/// thing that the profile asks for and the engine does not do, for now.
+/// Checks that the configured profile exists, which the service only finds out when it chooses one.
 ///
 /// # Errors
 /// [`Error::Config`] with the value's place, and the nearest right name or what is wrong with its file.
-pub fn check(loaded: &Loaded) -> Result<Vec<String>, Error> {
+pub fn check(loaded: &Loaded) -> Result<(), Error> {
     let name = &loaded.config.profile.name;
     let found = if is_file(name) {
-        read(name.as_ref()).map(Some)
+        read(name.as_ref()).map(drop)
     } else {
         let (profiles, _) = load(&FOLDERS.map(PathBuf::from));
         match profiles.iter().find(|p| p.name == *name) {
             None if name != AUTO => Err(unknown(name, &profiles)),
-            profile => Ok(profile.cloned()),
+            _ => Ok(()),
         }
     };
-    match found {
-        // What the engine was built for is not known here; it says so itself when it runs.
-        Ok(profile) => Ok(profile.map_or_else(Vec::new, |p| limits(&p, &Kernels::default(), None))),
-        Err(mistake) => Err(Error::Config(loaded.origins.say("profile.name", &mistake))),
-    }
+    found.map_err(|mistake| Error::Config(loaded.origins.say("profile.name", &mistake)))
 }
 
 /// Returns a sentence about a name that no profile has.

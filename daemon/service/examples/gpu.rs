@@ -38,18 +38,16 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             card.processes.len()
         );
     }
-    let native =
-        |major, minor, exact| Target { capability: (major, minor), exact, eight_bit_attention: major == 9 };
+    let native = |major, minor, exact| Target { capability: (major, minor), exact };
     let kernels = Kernels {
         native: vec![native(8, 9, false), native(9, 0, true)],
         ptx: Some((8, 9)),
         driver: Some(580),
-        offload: true,
     };
     let (profiles, mistakes) = load(&[]);
     assert!(mistakes.is_empty());
     for kernels in [kernels, Kernels::default()] {
-        let choice = choose(&machine, &kernels, None, &Wish::default(), &profiles);
+        let choice = choose(&machine, &kernels, &Wish::default(), &profiles);
         let name = choice.profile.as_ref().map_or("none", |p| &p.name);
         println!("{name} ({}): {}", choice.state.name(), choice.text());
     }

@@ -28,9 +28,7 @@ fn start(args: &Args) -> Result<(), Error> {
     let sources = args.sources()?;
     let loaded = sources.load()?;
     if args.check {
-        for note in profiles::check(&loaded)? {
-            eprintln!("animd: {note}");
-        }
+        profiles::check(&loaded)?;
         print!("{}", loaded.print(args.origins));
         return Ok(());
     }

@@ -193,7 +193,7 @@ mod tests {
         let huge = request("16384x16384", 4093);
         assert_eq!(refusal(&profiles, &huge, None), None, "nothing is known of the machine");
         let machine = Machine::NoDriver { why: "there is no driver".into(), on_bus: 0 };
-        profiles.decide(machine, Kernels::default(), None, &Wish::default());
+        profiles.decide(machine, Kernels::default(), &Wish::default());
         let text = refusal(&profiles, &huge, None).expect("no machine has so much memory");
         assert!(text.starts_with("16384x16384 with 4093 frames needs ") && text.contains(" fits"), "{text}");
         assert_eq!(refusal(&profiles, &request("320x192", 9), None), None, "a small model may make it");

@@ -9,8 +9,8 @@ mod defaults;
 pub mod dims;
 mod error;
 pub mod given;
-mod limits;
 pub mod messages;
+mod missing;
 pub mod nearest;
 pub mod plan;
 pub mod profile;
@@ -24,4 +24,4 @@ pub mod step_cache;
 pub mod tiles;
 
 pub use error::{ErrorCode, InvalidSetting};
-pub use limits::{limits, missing};
+pub use missing::missing;

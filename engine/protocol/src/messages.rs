@@ -16,7 +16,7 @@ use crate::recipe::Recipe;
 use crate::request::Request;
 
 /// The version of these messages. It rises with every change that the other side would misread.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 /// The maximum length of a line, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
 /// The seconds between two heartbeats.
@@ -136,9 +136,6 @@ pub struct Kernels {
     /// The oldest branch of NVIDIA's driver that runs the code, such as 535 or 580.
     #[serde(default)]
     pub driver: Option<u32>,
-    /// Whether weights can leave the GPU between their uses. Otherwise all of them stay there, whatever a profile says.
-    #[serde(default)]
-    pub offload: bool,
 }
 
 /// An architecture that machine code is built for.
@@ -148,9 +145,6 @@ pub struct Target {
     pub capability: (u32, u32),
     /// Whether the code runs on exactly this version (`sm_90a`), and not on later minor ones too (`sm_80` on 8.6).
     pub exact: bool,
-    /// Whether the code has 8-bit attention. Without it attention is exact, whatever a profile says.
-    #[serde(default)]
-    pub eight_bit_attention: bool,
 }
 
 impl Target {
@@ -160,17 +154,6 @@ impl Target {
             true => self.capability == (major, minor),
             false => self.capability.0 == major && self.capability.1 <= minor,
         }
-    }
-}
-
-impl Kernels {
-    /// Returns whether a card of this compute capability gets 8-bit attention where a profile asks for it.
-    pub fn has_eight_bit_attention(&self, capability: (u32, u32)) -> bool {
-        let native = self.native.iter().find(|target| target.runs_on(capability));
-        // The PTX is the code of one card, and a newer card runs what the driver compiles from it.
-        let ptx = self.ptx.filter(|ptx| *ptx <= capability);
-        let served = native.or_else(|| self.native.iter().find(|target| Some(target.capability) == ptx));
-        served.is_some_and(|target| target.eight_bit_attention)
     }
 }
 
@@ -202,4 +185,18 @@ pub struct Report {
     /// What went otherwise than planned, in sentences: less of the GPU's memory was free, for example.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Target;
+
+    #[test]
+    fn code_of_an_earlier_minor_version_runs_unless_it_is_for_one_card() {
+        let ampere = Target { capability: (8, 0), exact: false };
+        assert!(ampere.runs_on((8, 0)) && ampere.runs_on((8, 6)) && !ampere.runs_on((9, 0)));
+        assert!(!Target { capability: (8, 6), ..ampere }.runs_on((8, 0)));
+        let hopper = Target { capability: (9, 0), exact: true };
+        assert!(hopper.runs_on((9, 0)) && !hopper.runs_on((9, 1)) && !hopper.runs_on((10, 0)));
+    }
 }

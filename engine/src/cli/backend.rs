@@ -65,11 +65,11 @@ pub fn setup(profile: Option<&Profile>) -> Setup {
 pub fn kernels() -> Kernels {
     #[cfg(feature = "cuda")]
     {
-        let native = animd_kernels::native().into_iter().map(|animd_kernels::Native { capability, only }| {
-            Target { capability, exact: only, eight_bit_attention: true }
-        });
+        let native = animd_kernels::native()
+            .into_iter()
+            .map(|animd_kernels::Native { capability, only }| Target { capability, exact: only });
         let (native, ptx) = (native.collect(), animd_kernels::ptx());
-        Kernels { native, ptx, driver: Some(OLDEST_DRIVER), offload: true }
+        Kernels { native, ptx, driver: Some(OLDEST_DRIVER) }
     }
     #[cfg(not(feature = "cuda"))]
     Kernels::default()

@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use animd_engine::weights::Model;
 use animd_engine::{Error, Result};
 use animd_options::SettingsOptions;
+use animd_protocol::missing;
 use animd_protocol::plan::cards::{self, Card};
 use animd_protocol::plan::{Plan, Prediction, Setup, gib, refusal};
 use animd_protocol::profile::{BUILT_IN, Profile};
 use animd_protocol::recipe::Recipe;
 use animd_protocol::request::{Settings, Size};
-use animd_protocol::{limits, missing};
 
-use super::backend::kernels;
 use super::{print, print_json};
 
 /// Say what a video will cost in operations, memory and time, without making it.
@@ -70,13 +69,11 @@ impl PlanArgs {
             Size::P720 => [1280, 720],
             Size::Exact { width, height } => [width as usize, height as usize],
         };
-        // A card's plan is that of an engine that serves it; this build may be without any GPU code.
-        let wanted = if gpu.is_some() { Setup::from(&profile) } else { Setup::of(&profile, &kernels()) };
+        let wanted = Setup::from(&profile);
         let free = self.vram.or(gpu.as_ref().map(|card| card.memory));
         let budget = [wanted.budget, free.map(|free| free.saturating_sub(wanted.reserve))];
         let budget = budget.into_iter().flatten().min();
         let setup = Setup { budget, host_memory: self.host_memory, ..wanted };
-        let notes = if gpu.is_some() { Vec::new() } else { limits(&profile, &kernels(), None) };
         let plan = Plan::new(&recipe, &request, size, &setup);
         let refused = refusal(&recipe, &request, size, &setup);
         let card = gpu.as_ref().filter(|_| refused.is_none());
@@ -86,15 +83,12 @@ impl PlanArgs {
             print_json(&serde_json::json!({
                 "profile": profile.name, "gpu": gpu.as_ref().map(|card| &card.name), "request": request,
                 "plan": plan, "needed": plan.memory.total() + setup.reserve, "fits": fits, "refused": refused,
-                "prediction": prediction, "notes": notes,
+                "prediction": prediction,
             }))?;
         } else {
             print(&format!("profile {}\n{plan}", profile.name))?;
             if let Some(prediction) = &prediction {
                 print(&format!("\n{prediction}"))?;
-            }
-            for note in notes {
-                print(&note)?;
             }
             if let Some((free, true)) = free.zip(fits) {
                 let (reserve, free) = (gib(setup.reserve), gib(free));

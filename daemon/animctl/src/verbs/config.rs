@@ -31,7 +31,7 @@ enum Verb {
 /// It is read as animd reads it. All mistakes are shown, each with its file and line and what would do.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: animctl config check\n\nJSON: ok, files (that were read), notes (keys of the profile that have no effect), and error if there are mistakes (a line for each)"
+    after_help = "Example: animctl config check\n\nJSON: ok, files (that were read), and error if there are mistakes (a line for each)"
 )]
 struct Check {
     /// Read this file and the files of conf.d beside it instead of the usual one
@@ -54,19 +54,16 @@ struct Show {
 pub fn run(args: &Args, on: On) -> Result {
     match &args.verb {
         Verb::Check(Check { file }) => match (check(file.as_ref(), on.user), on.json) {
-            (Ok((loaded, notes)), true) => {
-                print(json!({"ok": true, "files": files(&loaded), "notes": notes}));
+            (Ok(loaded), true) => {
+                print(json!({"ok": true, "files": files(&loaded)}));
                 Ok(Exit::Done)
             }
-            (Ok((loaded, notes)), false) => {
+            (Ok(loaded), false) => {
                 let files = files(&loaded);
                 print(match files.is_empty() {
                     true => "there is no configuration file; the defaults are in force".to_owned(),
                     false => format!("{}: no mistakes found", files.join(", ")),
                 });
-                for note in notes {
-                    print(note);
-                }
                 Ok(Exit::Done)
             }
             (Err(e), true) => {
@@ -93,11 +90,11 @@ pub fn load(file: Option<&PathBuf>, user: bool) -> animd_common::Result<Loaded> 
     Sources { file: file.cloned(), user, options: Vec::new(), vars }.load()
 }
 
-/// Returns the configuration, and a sentence for each thing that its profile asks for in vain.
-fn check(file: Option<&PathBuf>, user: bool) -> animd_common::Result<(Loaded, Vec<String>)> {
+/// Returns the configuration if there are no mistakes in it and the profile that it names exists.
+fn check(file: Option<&PathBuf>, user: bool) -> animd_common::Result<Loaded> {
     let loaded = load(file, user)?;
-    let notes = profiles::check(&loaded)?;
-    Ok((loaded, notes))
+    profiles::check(&loaded)?;
+    Ok(loaded)
 }
 
 fn files(loaded: &Loaded) -> Vec<String> {

@@ -118,7 +118,7 @@ fn main() -> io::Result<()> {
     }
     let mut kernels = Kernels::default();
     if std::env::var_os("SIM_KERNELS").is_some() {
-        kernels.native.push(Target { capability: (9, 0), exact: true, eight_bit_attention: true });
+        kernels.native.push(Target { capability: (9, 0), exact: true });
         kernels.driver = Some(535);
     }
     let visible = std::env::var_os("CUDA_VISIBLE_DEVICES").is_some_and(|gpu| !gpu.is_empty());

@@ -195,11 +195,10 @@ impl Supervisor {
             }
             FromEngine::Hello { version, backend, model, kernels, recipe, .. } => {
                 tracing::info!("the engine {version} is ready: {model} on {backend}");
-                let recipe = recipe.map(Arc::from);
-                self.tools.profiles.set_recipe(recipe.clone());
+                self.tools.profiles.set_recipe(recipe.map(Arc::from));
                 self.trouble = None;
                 self.engine.greeted(Hello { version, backend, model }, Instant::now());
-                self.monitor.hello(&kernels, recipe, self.engine.pid()).await;
+                self.monitor.hello(&kernels, self.engine.pid()).await;
             }
             // A preview is not signalled: a client that wants one asks for it.
             FromEngine::Alive | FromEngine::Preview { .. } => {}

@@ -17,7 +17,6 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::messages::Kernels;
 use crate::profile::{AttentionKind, Backend, Place, Precision, Precisions, Profile, Residency, Sensitive};
 use crate::progress::Stage;
 use crate::recipe::Recipe;
@@ -63,18 +62,6 @@ impl Setup {
         budget: None,
         host_memory: None,
     };
-}
-
-impl Setup {
-    /// Returns how an engine with these kernels runs a profile. An engine that cannot keep weights elsewhere keeps all
-    /// of them on the GPU.
-    pub fn of(profile: &Profile, kernels: &Kernels) -> Self {
-        let setup = Self::from(profile);
-        match setup.backend == Backend::Cuda && !kernels.offload {
-            true => Self { residency: Residency::all(Place::Device), ..setup },
-            false => setup,
-        }
-    }
 }
 
 impl From<&Profile> for Setup {

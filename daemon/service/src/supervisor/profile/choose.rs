@@ -5,11 +5,8 @@ use std::cmp::Reverse;
 use std::fmt::Write;
 
 use animd_protocol::messages::Kernels;
-use animd_protocol::plan::{Plan, Setup};
+use animd_protocol::missing;
 use animd_protocol::profile::Profile;
-use animd_protocol::recipe::Recipe;
-use animd_protocol::request::Settings;
-use animd_protocol::{limits, missing};
 
 use crate::supervisor::gpu::{Card, Machine, gib};
 
@@ -88,16 +85,9 @@ impl Choice {
     }
 }
 
-/// Returns the choice. `recipe` is the model's, once an engine has opened it. `profiles` are tried in the order of what
-/// they ask for; of equals the first is taken.
-pub fn choose(
-    machine: &Machine,
-    kernels: &Kernels,
-    recipe: Option<&Recipe>,
-    wish: &Wish,
-    profiles: &[Profile],
-) -> Choice {
-    let case = Case { kernels, recipe, wish, profiles };
+/// Returns the choice. `profiles` are tried in the order of what they ask for; of equals the first is taken.
+pub fn choose(machine: &Machine, kernels: &Kernels, wish: &Wish, profiles: &[Profile]) -> Choice {
+    let case = Case { kernels, wish, profiles };
     let wished = match profiles.iter().find(|p| p.name == wish.profile) {
         None if wish.profile != AUTO => {
             let known = profiles.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -148,7 +138,6 @@ pub fn choose(
 /// The inputs that are the same for every card.
 struct Case<'a> {
     kernels: &'a Kernels,
-    recipe: Option<&'a Recipe>,
     wish: &'a Wish,
     profiles: &'a [Profile],
 }
@@ -190,7 +179,7 @@ impl<'a> Case<'a> {
         // The best card comes first. Of the cards that run nothing, a busy one comes first, then the largest.
         fits.sort_by_key(|(card, fit)| {
             let (class, memory, native) = match fit {
-                Fit::Yes { profile, native } => (2, self.needs(profile), *native),
+                Fit::Yes { profile, native } => (2, profile.min_memory(), *native),
                 Fit::Busy { .. } => (1, 0, false),
                 Fit::No { .. } => (0, 0, false),
             };
@@ -203,7 +192,6 @@ impl<'a> Case<'a> {
                     why[0] = format!("profile.name asks for `{}`; {}", profile.name, why[0]);
                 }
                 why.extend(self.smaller(card, profile, wished.is_some()));
-                why.extend(limits(profile, self.kernels, Some(card.capability)));
                 why.extend(fits[1..].iter().map(|other| compared((card, profile, *native), other)));
                 Choice {
                     profile: Some((*profile).clone()),
@@ -255,21 +243,21 @@ impl<'a> Case<'a> {
             None => self.profiles.iter().filter(|p| is_meant(p, card)).collect(),
         };
         let mut best: Option<&Profile> = None;
-        for profile in candidates.iter().copied().filter(|p| self.needs(p) <= card.memory_free) {
-            if best.is_none_or(|best| self.needs(best) < self.needs(profile)) {
+        for profile in candidates.iter().copied().filter(|p| p.min_memory() <= card.memory_free) {
+            if best.is_none_or(|best| best.min_memory() < profile.min_memory()) {
                 best = Some(profile);
             }
         }
         if let Some(profile) = best {
             return Fit::Yes { profile, native };
         }
-        let Some(least) = candidates.iter().min_by_key(|p| self.needs(p)) else {
+        let Some(least) = candidates.iter().min_by_key(|p| p.min_memory()) else {
             let (major, minor) = card.capability;
             let why = format!("{title}: no profile is for compute capability {major}.{minor}");
             return Fit::No { why, remedy: "put the profiles that come with animd back".into() };
         };
-        let needs = format!("`{}` needs {}{}", least.name, gib(self.needs(least)), self.because(least));
-        if self.needs(least) <= card.memory_total {
+        let needs = format!("`{}` needs {}", least.name, gib(least.min_memory()));
+        if least.min_memory() <= card.memory_total {
             let why = format!(
                 "{title}: {} of {} are free, and {needs}; {}",
                 gib(card.memory_free),
@@ -284,39 +272,19 @@ impl<'a> Case<'a> {
         Fit::No { why, remedy: "use a card with more memory".into() }
     }
 
-    /// Returns how many bytes of a card's memory a profile needs with this engine.
-    fn needs(&self, profile: &Profile) -> u64 {
-        let Some(recipe) = self.recipe.filter(|_| !self.kernels.offload) else {
-            return profile.min_memory();
-        };
-        let Ok(request) = Settings::default().resolve_for(&recipe.defaults, || 0) else {
-            return profile.min_memory();
-        };
-        let setup = Setup::of(profile, self.kernels);
-        let plan = Plan::new(recipe, &request, [832, 480], &setup);
-        profile.min_memory().max(plan.memory.total() + setup.reserve)
-    }
-
     /// Returns a sentence if other programs on the card are the reason why no larger profile was taken.
     fn smaller(&self, card: &Card, taken: &Profile, wished: bool) -> Option<String> {
         let larger = self
             .profiles
             .iter()
             .filter(|p| {
-                is_meant(p, card) && self.needs(p) > self.needs(taken) && self.needs(p) <= card.memory_total
+                is_meant(p, card)
+                    && p.min_memory() > taken.min_memory()
+                    && p.min_memory() <= card.memory_total
             })
-            .max_by_key(|p| self.needs(p))?;
-        let needs = gib(self.needs(larger));
+            .max_by_key(|p| p.min_memory())?;
+        let needs = gib(larger.min_memory());
         (!wished).then(|| format!("`{}` would need {needs} free; {}", larger.name, users(card)))
-    }
-
-    /// Returns why the need is larger than the profile itself says, if it is.
-    fn because(&self, profile: &Profile) -> &'static str {
-        if self.needs(profile) > profile.min_memory() {
-            ", as this engine keeps all weights on the GPU"
-        } else {
-            ""
-        }
     }
 
     /// Returns whether the engine has machine code (true) or PTX (false) for a compute capability; otherwise why not,
@@ -370,7 +338,7 @@ impl<'a> Case<'a> {
             gib(card.memory_free),
             gib(card.memory_total),
             profile.name,
-            gib(self.needs(profile))
+            gib(profile.min_memory())
         )
     }
 

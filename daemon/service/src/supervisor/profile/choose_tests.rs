@@ -4,7 +4,6 @@ use std::fmt::Write;
 
 use animd_protocol::messages::{Kernels, Target};
 use animd_protocol::profile::{BUILT_IN, Profile};
-use animd_protocol::recipe::Recipe;
 
 use super::*;
 use crate::supervisor::gpu::Process;
@@ -13,10 +12,9 @@ const MIB: u64 = 1 << 20;
 
 /// Returns what the GPU backend is meant to be built for.
 fn built() -> Kernels {
-    let native =
-        |major, minor| Target { capability: (major, minor), exact: major == 9, eight_bit_attention: true };
+    let native = |major, minor| Target { capability: (major, minor), exact: major == 9 };
     let native = vec![native(8, 0), native(8, 6), native(8, 9), native(9, 0), native(12, 0)];
-    Kernels { native, ptx: Some((8, 9)), driver: Some(580), offload: true }
+    Kernels { native, ptx: Some((8, 9)), driver: Some(580) }
 }
 
 fn profiles() -> Vec<Profile> {
@@ -125,7 +123,6 @@ fn table() -> Vec<Row> {
     use Verdict::{CannotServe, NoGpu, Ready, Retry};
     let none = Kernels::default;
     let only_hopper = || Kernels { native: vec![built().native[3]], ptx: None, ..built() };
-    let all_stays = || Kernels { offload: false, ..built() };
     let cpu = Some("cpu");
     vec![
         row(
@@ -342,28 +339,6 @@ fn table() -> Vec<Row> {
             &["the driver 550.163.01 is older than 580", "install NVIDIA's driver 580 or newer"],
         ),
         Row {
-            kernels: all_stays(),
-            ..row(
-                "[no offload, RTX 4090]",
-                with(vec![rtx_4090()]),
-                (CannotServe, cpu, Some(0)),
-                &["GiB, as this engine keeps all weights on the GPU"],
-            )
-        },
-        Row {
-            kernels: all_stays(),
-            ..row(
-                "[no offload, RTX 5090]",
-                with(vec![rtx_5090()]),
-                (CannotServe, cpu, Some(0)),
-                &["it has 31.8 GiB of memory, and `", "GiB, as this engine keeps all weights on the GPU"],
-            )
-        },
-        Row {
-            kernels: all_stays(),
-            ..row("[no offload, L40S]", with(vec![l40s()]), (Ready, Some("l40s"), Some(0)), &[])
-        },
-        Row {
             kernels: Kernels { driver: Some(525), ..built() },
             ..row(
                 "[driver 550, kernels that need 525]",
@@ -535,9 +510,8 @@ fn answer(row: &Row) -> String {
 #[test]
 fn every_machine_has_its_answer() {
     let mut wrong = String::new();
-    let recipe = Recipe::wan21_i2v_14b();
     for row in table() {
-        let got = choose(&row.machine, &row.kernels, Some(&recipe), &row.wish, &profiles());
+        let got = choose(&row.machine, &row.kernels, &row.wish, &profiles());
         let found =
             (got.state, got.profile.as_ref().map(|p| p.name.as_str()), got.gpu.as_ref().map(|gpu| gpu.index));
         let expected = (row.state, row.profile, row.gpu);

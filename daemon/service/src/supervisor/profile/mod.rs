@@ -54,7 +54,6 @@ struct State {
     profiles: Vec<Profile>,
     machine: Machine,
     kernels: Kernels,
-    recipe: Option<Arc<Recipe>>,
     choice: Arc<Choice>,
 }
 
@@ -81,7 +80,7 @@ impl Default for Profiles {
         };
         let machine = Machine::NoDriver { why: "the driver has not been asked so far".into(), on_bus: 0 };
         let kernels = Kernels::default();
-        let state = State { profiles, machine, kernels, recipe: None, choice: Arc::new(choice) };
+        let state = State { profiles, machine, kernels, choice: Arc::new(choice) };
         Self {
             state: Arc::new(Mutex::new(state)),
             model: Arc::default(),
@@ -156,7 +155,7 @@ impl Profiles {
                 };
                 state.profiles.iter().filter(runs).max_by_key(|profile| profile.min_memory())
             })?;
-            let setup = Setup::of(profile, &state.kernels);
+            let setup = Setup::from(profile);
             let limit = match (profile.on_gpu(), card) {
                 (true, Some(card)) => Some(card.memory_total.saturating_sub(setup.reserve)),
                 (true, None) => None,
@@ -197,10 +196,7 @@ impl Profiles {
                     // memory.
                     let choice = match this {
                         true => (*state.choice).clone(),
-                        false => {
-                            let recipe = state.recipe.as_deref();
-                            choose(&state.machine, &state.kernels, recipe, &wish, &state.profiles)
-                        }
+                        false => choose(&state.machine, &state.kernels, &wish, &state.profiles),
                     };
                     Listed {
                         name: profile.name.clone(),
@@ -220,19 +216,12 @@ impl Profiles {
     }
 
     /// Chooses again, and tells everybody if the choice has changed.
-    pub fn decide(
-        &self,
-        machine: Machine,
-        kernels: Kernels,
-        recipe: Option<Arc<Recipe>>,
-        wish: &Wish,
-    ) -> Arc<Choice> {
+    pub fn decide(&self, machine: Machine, kernels: Kernels, wish: &Wish) -> Arc<Choice> {
         let (choice, changed) = self.with(|state| {
-            let choice = Arc::new(choose(&machine, &kernels, recipe.as_deref(), wish, &state.profiles));
+            let choice = Arc::new(choose(&machine, &kernels, wish, &state.profiles));
             let changed = *state.choice != *choice;
             state.machine = machine;
             state.kernels = kernels;
-            state.recipe = recipe;
             state.choice = choice.clone();
             (choice, changed)
         });
@@ -266,12 +255,12 @@ mod tests {
             processes: Vec::new(),
             power_limit_mw: None,
         };
-        let kernels = Kernels { ptx: Some((8, 9)), offload: true, ..Kernels::default() };
+        let kernels = Kernels { ptx: Some((8, 9)), ..Kernels::default() };
         // Whether another program holds the card for now makes no difference.
         for (free, profile) in [(23, Some("rtx4090")), (3, None)] {
             let card = Card { memory_free: free * GIB, ..card.clone() };
             let machine = Machine::Driver { version: "580.1".into(), cards: vec![card] };
-            let choice = profiles.decide(machine, kernels.clone(), None, &Wish::default());
+            let choice = profiles.decide(machine, kernels.clone(), &Wish::default());
             assert_eq!(choice.profile.as_ref().map(|p| p.name.as_str()), profile);
             let setup = profiles.at_best(Some(64 * GIB)).expect("a profile is known");
             assert_eq!(setup.budget, Some(24 * GIB - (768 << 20)));
@@ -279,7 +268,7 @@ mod tests {
             assert_eq!(setup.precision.dit, Precision::Int8);
         }
         let machine = Machine::NoDriver { why: "there is no driver".into(), on_bus: 0 };
-        profiles.decide(machine, Kernels::default(), None, &Wish::default());
+        profiles.decide(machine, Kernels::default(), &Wish::default());
         assert_eq!(profiles.at_best(Some(64 * GIB)).and_then(|setup| setup.budget), Some(64 * GIB));
     }
 
@@ -288,11 +277,11 @@ mod tests {
         let profiles = Profiles::default();
         let mut told = profiles.changes();
         let machine = Machine::NoDriver { why: "there is no driver".into(), on_bus: 0 };
-        let choice = profiles.decide(machine.clone(), Kernels::default(), None, &Wish::default());
+        let choice = profiles.decide(machine.clone(), Kernels::default(), &Wish::default());
         assert_eq!(choice.profile.as_ref().map(|p| p.name.as_str()), Some("cpu"));
         assert!(told.has_changed().is_ok_and(|changed| changed));
         told.mark_unchanged();
-        profiles.decide(machine, Kernels::default(), None, &Wish::default());
+        profiles.decide(machine, Kernels::default(), &Wish::default());
         assert!(told.has_changed().is_ok_and(|changed| !changed), "the same choice is no news");
         for listed in profiles.list() {
             assert_eq!(

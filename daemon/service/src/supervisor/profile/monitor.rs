@@ -12,7 +12,6 @@ use animd_common::config;
 use animd_common::profiles::{FOLDERS, is_file, load, read};
 use animd_protocol::messages::Kernels;
 use animd_protocol::profile::Profile;
-use animd_protocol::recipe::Recipe;
 use tokio::time::Instant;
 
 use super::{Choice, Profiles, Verdict, Wish};
@@ -38,8 +37,6 @@ pub struct ProfileMonitor {
     driver: Driver,
     /// What the engine was built for; `None` until an engine has said so.
     kernels: Option<Kernels>,
-    /// The model that the engine has opened last.
-    recipe: Option<Arc<Recipe>>,
     /// `[profile]` of the configuration at the last look.
     asked: Option<config::Profile>,
     /// What the running engine was started with.
@@ -72,7 +69,6 @@ impl ProfileMonitor {
             profiles,
             driver,
             kernels: None,
-            recipe: None,
             asked: None,
             started: None,
             looked: None,
@@ -92,7 +88,7 @@ impl ProfileMonitor {
         let machine = self.driver.look(engine).await;
         let before = self.profiles.choice();
         let kernels = self.kernels.clone().unwrap_or_default();
-        let choice = self.profiles.decide(machine, kernels, self.recipe.clone(), &wish);
+        let choice = self.profiles.decide(machine, kernels, &wish);
         self.defaults.set_profile(self.profiles.settings());
         self.looked = Some(Instant::now());
         self.there_at_first.get_or_insert(!matches!(self.profiles.machine(), Machine::NoDriver { .. }));
@@ -196,11 +192,10 @@ impl ProfileMonitor {
         self.started != self.wanted()
     }
 
-    /// Takes what the engine reports of its build and its model, and chooses again if that may change the choice.
-    pub async fn hello(&mut self, kernels: &Kernels, recipe: Option<Arc<Recipe>>, engine: Option<u32>) {
-        if self.kernels.as_ref() != Some(kernels) || self.recipe != recipe {
+    /// Takes what the engine reports of its build, and chooses again if that may change the choice.
+    pub async fn hello(&mut self, kernels: &Kernels, engine: Option<u32>) {
+        if self.kernels.as_ref() != Some(kernels) {
             self.kernels = Some(kernels.clone());
-            self.recipe = recipe;
             self.look(engine).await;
         }
     }
