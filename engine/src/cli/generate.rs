@@ -38,8 +38,8 @@ pub struct Generate {
     model: ModelArgs,
     #[command(flatten)]
     settings: SettingsOptions,
-    /// How to run it, with defaults for the settings: the name of a profile (`h200` for a GPU that holds all weights), or a
-    /// profile's file [default: on the CPU]
+    /// How to run it, with defaults for the settings: the name of a profile, such as `rtx4090`, or a profile's file [default:
+    /// on the CPU]
     #[arg(long, value_name = "NAME-OR-FILE")]
     profile: Option<String>,
     /// Read the prompt from a file

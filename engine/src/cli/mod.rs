@@ -43,7 +43,7 @@ enum Command {
     Bench(Box<bench::Bench>),
     /// Check every operation on the GPU against the CPU
     Selftest(selftest::Selftest),
-    /// Write the DiT in 8 bits beside its own files, for faster starts
+    /// Write the DiT in fp8 beside its own files, for faster starts
     Prepare(prepare::Prepare),
     /// Write a model of random weights in the official layout, for tests and measurements
     SynthModel(synth::SynthModel),
@@ -55,10 +55,10 @@ enum Command {
 /// Where the model is.
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// The model's folder, as downloaded: the DiT, `models_t5_*`, `models_clip_*`, `Wan2.1_VAE.pth`, `google/umt5-xxl/`
+    /// The model's folder, as downloaded: the released one, or one of ComfyUI, LightX2V, diffusers or the Hugging Face cache
     #[arg(short, long, value_name = "DIR", env = "ANIMD_MODEL_PATH")]
     model: PathBuf,
-    /// Take the DiT from this folder or file instead, for one in another layout (fp8) or a distilled one
+    /// Take the DiT from this folder or file instead, such as a GGUF file or a distilled one
     #[arg(long, value_name = "PATH", env = "ANIMD_MODEL_DIT")]
     dit: Option<PathBuf>,
 }

@@ -9,10 +9,11 @@ use super::bar::Bar;
 use super::stop::Stop;
 use super::{print, print_json};
 
-/// Write the DiT in 8 bits beside its own files, for profiles that run it so: later starts read half as much and round nothing.
+/// Write the DiT in fp8 beside its own files, for profiles that ask for it: later starts read half as much and round nothing.
 ///
-/// The copy lies in `animd-fp8` in the DiT's folder (beside a single file: `NAME.animd-fp8`), and every profile with `dit = "fp8"` takes it from there, for as long as the
-/// files that it was made of do not change. It takes about 17 GB for the 14B model; removing it loses nothing else.
+/// The copy lies in `animd-fp8` in the DiT's folder (beside a single file: `NAME.animd-fp8`), and every profile with `dit = "fp8"`
+/// takes it from there, for as long as the files that it was made of do not change. Profiles with `dit = "int8"` do not use it.
+/// It takes about 17 GB for the 14B model; removing it loses nothing else.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

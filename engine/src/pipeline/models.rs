@@ -133,7 +133,7 @@ impl<B: Backend> Parts<'_, B> {
 
 impl<B: Backend> Pipeline<B> {
     /// Finds and checks the files of the model in `dir`. The DiT comes from `dit` if that is given. If the
-    /// backend runs the DiT in 8 bits and its prepared copy ([`weights::prepare`]) exists, the copy is used instead.
+    /// backend runs the DiT in fp8 and its prepared copy ([`weights::prepare`]) exists, the copy is used instead.
     /// Only headers are read.
     ///
     /// # Errors

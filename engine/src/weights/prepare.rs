@@ -1,4 +1,4 @@
-//! A DiT prepared for the GPU: its large matrices are rounded to 8 bits once, as the GPU would round them at every
+//! A DiT prepared for the GPU: its large matrices are rounded to fp8 once, as the GPU would round them at every
 //! start, so that later starts read half as much and round nothing. The copy lies in a folder of its own beside the
 //! DiT's files, in `LightX2V`'s layout, which other programs read, too.
 

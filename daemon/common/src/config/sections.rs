@@ -13,7 +13,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// The model's folder, in the official layout; without one, jobs wait.
+    /// The model's folder, in any layout that the engine reads; without one, jobs wait.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// The DiT's weights, if not those in the folder.
