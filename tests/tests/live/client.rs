@@ -65,7 +65,7 @@ fn failures_and_wrong_calls_have_their_codes_and_sentences() {
         for verb in ["submit", "plan"] {
             let (code, text) = run(&[verb, &picture, &format!("--shift={wrong}")]);
             assert_eq!(code, Some(2));
-            assert!(text.contains("`--shift`"), "{text}");
+            assert!(text.contains("`shift` must be a number from 0.01 to 100"), "{text}");
         }
     }
     let (code, text) = run(&["folder", "add", house.dir.path().to_str().unwrap(), "--poll", "nan"]);

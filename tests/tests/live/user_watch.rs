@@ -345,7 +345,7 @@ fn odd_files_hold_up_nobody() {
     assert_eq!(house.files(&format!("{INBOX}/sub")), ["left.png", "left.png.error.txt", "left.png.tmp"]);
     assert_eq!(home.stop(), Some(0));
     let log = fs::read_to_string(house.path("home/log")).unwrap();
-    assert_eq!(log.matches("cannot be moved away").count(), 1, "{log}");
+    assert_eq!(log.matches("cannot move a picture away").count(), 1, "{log}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `animctl doctor`
 
 use std::collections::HashMap;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use animd_common::bus::ServiceState;
@@ -48,6 +49,8 @@ pub async fn run(args: &Args, on: On) -> Result {
     if on.json {
         print(json!({"ok": ok, "checks": checks}));
     } else {
+        // Away from a terminal each finding stays on its line, for programs that search them.
+        let most = if std::io::stdout().is_terminal() { width().saturating_sub(22) } else { usize::MAX };
         for check in &checks {
             let color = match check.status {
                 Status::Ok => Color::Green,
@@ -56,7 +59,7 @@ pub async fn run(args: &Args, on: On) -> Result {
             };
             let status = paint(&format!("{:<4}", check.status.name()), Some(color));
             let lines = [Some(&check.message), check.remedy.as_ref()];
-            let lines = lines.into_iter().flatten().flat_map(|text| wrap(text, width().saturating_sub(22)));
+            let lines = lines.into_iter().flatten().flat_map(|text| wrap(text, most));
             for (n, line) in lines.enumerate() {
                 match n {
                     0 => print(format!("{status}  {:<15} {line}", check.name)),
