@@ -48,7 +48,7 @@ fn a_job_that_ends_while_the_ledger_refuses_is_settled_later() {
     .unwrap();
     house.drop_picture("photo.png", None);
     house.until("the ledger refuses", |house| {
-        fs::read_to_string(house.path("log")).unwrap().contains("cannot be written down now")
+        fs::read_to_string(house.path("log")).unwrap().contains("cannot write job 1 to the ledger")
     });
     assert_eq!(house.text("SELECT state FROM job"), "running");
     db.execute_batch("DROP TRIGGER full").unwrap();
