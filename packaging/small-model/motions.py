@@ -179,7 +179,8 @@ def cut(photograph, size, rng, jitter=True, turn=True):
     """
     _, ph, pw = photograph.shape
     h, w = (2 * round(MARGIN * n / 2) for n in size)
-    widest = min(pw / w, ph / h)
+    # Small frames do not show more of a photograph than large ones: it would be finer than anything to come.
+    widest = min(pw / w, ph / h, max(1.0, pw / (MARGIN * 320)))
     scale = widest * math.exp(rng.uniform(math.log(0.5), 0.0))
     ch, cw = (min(round(n * scale), m) for n, m in ((h, ph), (w, pw)))
     top, left = rng.randint(0, ph - ch), rng.randint(0, pw - cw)
@@ -196,3 +197,13 @@ def cut(photograph, size, rng, jitter=True, turn=True):
     gain = torch.tensor([rng.uniform(0.85, 1.15) for _ in range(3)], device=canvas.device).view(3, 1, 1)
     canvas = (canvas * gain * rng.uniform(0.75, 1.15)).clamp(0, 1) ** rng.uniform(0.8, 1.25)
     return canvas[rng.sample(range(3), 3)] if rng.random() < 0.1 else canvas
+
+
+def visible(motions, size, frames=FRAMES, device="cpu"):
+    """Returns where a true frame shows what the first one shows, `[T, H, W]`: elsewhere a model has to guess."""
+    grid = pixels(size, device)
+    grid = torch.cat([grid, torch.ones_like(grid[..., :1])], dim=-1)
+    progress = torch.arange(frames, device=device) / (FRAMES - 1)
+    places = torch.einsum("fij,hwj->fhwi", camera(motions, progress), grid)
+    edge = torch.tensor([(size[1] - 1) / 2, (size[0] - 1) / 2], device=device)
+    return (places.abs() <= edge).all(-1)

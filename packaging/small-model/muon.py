@@ -1,6 +1,6 @@
 """The optimizer Muon: momentum, made orthogonal by Newton-Schulz iterations.
 
-Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024). Matrices of one shape are handled as one
+Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024). Weights of one shape are handled as one
 stack, because a small model's step would otherwise wait for thousands of small kernels.
 """
 
@@ -24,12 +24,13 @@ def orthogonal(stack):
 
 
 class Muon(torch.optim.Optimizer):
-    """`lr` is meant as for `AdamW`: updates have the size that `AdamW`'s typically have."""
+    """`lr` is meant as for `AdamW`: updates have the size that `AdamW`'s typically have. Of a convolution's weight, all
+    axes but the first are the columns."""
 
-    def __init__(self, matrices, lr, momentum=0.95, weight_decay=0.01):
+    def __init__(self, weights, lr, momentum=0.95, weight_decay=0.01):
         shapes = {}
-        for matrix in matrices:
-            shapes.setdefault(tuple(matrix.shape), []).append(matrix)
+        for weight in weights:
+            shapes.setdefault(tuple(weight.shape), []).append(weight)
         groups = [{"params": same} for same in shapes.values()]
         super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
@@ -37,7 +38,7 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             parameters = group["params"]
-            slopes = torch.stack([p.grad for p in parameters])
+            slopes = torch.stack([p.grad.flatten(1) for p in parameters])
             state = self.state[parameters[0]]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(slopes)
@@ -45,4 +46,4 @@ class Muon(torch.optim.Optimizer):
             update = orthogonal(slopes.lerp(state["momentum"], group["momentum"]))
             size = 0.2 * max(update.shape[1:]) ** 0.5 * group["lr"]
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(parameters, list(update.unbind()), alpha=-size)
+            torch._foreach_add_(parameters, [u.view(p.shape) for u, p in zip(update, parameters)], alpha=-size)

@@ -31,8 +31,7 @@ class Run:
         self.device = torch.device(arguments.device)
         self.budget = {"vae": arguments.vae_seconds, "dit": arguments.dit_seconds}
         self.ends = time.monotonic() + arguments.seconds
-        self.compile_dit = arguments.compile in ("dit", "all")
-        self.compile_all = arguments.compile == "all"
+        self.compile = arguments.compile
         self.size = self.scale((192, 320), (64, 96))
         self.frames = self.scale(81, 9)
         (self.out / "local").mkdir(parents=True, exist_ok=True)
@@ -49,9 +48,6 @@ class Run:
         self.vae, self.clip = Vae(base=8).to(self.device), Clip().to(self.device)
         self.dit, self.t5 = Dit().to(self.device), T5(self.tokenizer.rows).to(self.device)
         self.round_to_file(self.clip)
-        if self.device.type == "cuda":
-            # The kernels for narrow convolutions want the channels last.
-            self.vae.to(memory_format=torch.channels_last_3d)
         if loaded is not None:
             for name, network in self.networks().items():
                 network.load_state_dict(loaded[name])
@@ -96,6 +92,19 @@ class Run:
     def rate(self, stage):
         """Returns the factor of the learning rates: it rises for a few steps, and falls to a hundredth."""
         return min(1.0, (self.state["steps"][stage] + 1) / WARM_UP) * max(0.01, 1 - self.done(stage) ** 1.5)
+
+    def update(self, stage, loss, optimizers):
+        """Takes a step against the loss, at the rate of the moment, and moves the averaged weights."""
+        for one in optimizers:
+            one.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters(stage), 1.0)
+        for one in optimizers:
+            for group in one.param_groups:
+                group.setdefault("full", group["lr"])
+                group["lr"] = group["full"] * self.rate(stage)
+            one.step()
+        self.average(stage)
 
     def synchronize(self):
         if self.device.type == "cuda":

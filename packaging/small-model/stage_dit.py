@@ -9,14 +9,14 @@ from muon import Muon
 from sampling import SHIFT, SIGMAS, advance, generate, psnr, timestep
 
 # Sizes (height, width) with their share of the batches. The first is small, and makes the beginning fast.
-SMALL, SMALL_UNTIL = (128, 224), 0.3
+SMALL, SMALL_UNTIL = (128, 224), 0.35
 SIZES = {(192, 320): 0.66, (224, 288): 0.12, (256, 384): 0.14, (320, 480): 0.08}
 CAPACITY = 4096  # videos of the main size that are kept; of others, as many as take the same room
 BATCH = 32  # videos of the main size; of others, as many as have the same number of tokens
 RATE, MUON_RATE = 1e-3, 2e-3
 # The part of the time that goes into new videos, and the part of the stage from which half of the batches start from
 # what the model itself made of the noise in its earlier steps.
-FRESH, ROLLOUTS_FROM = 0.3, 0.5
+FRESH, ROLLOUTS_FROM = 0.25, 0.5
 EVALUATE = 100.0  # seconds
 
 
@@ -111,13 +111,11 @@ def train(run):
     held_out = pool.load_photographs(run.photographs, True, run.device)
     judged = pool.Judged(run.vae, run.clip, held_out, run.size, run.frames, run.device)
     both = optimizers(run)
-    rates = [[group["lr"] for group in one.param_groups] for one in both]
     run.restore_optimizers("dit", both)
-    if run.compile_dit:
+    if run.compile:
         for block in run.dit.blocks:
             block.compile(dynamic=True)
     pools = Sizes(run)
-    parameters = [*run.dit.parameters(), *run.t5.parameters()]
     recent, fresh, spent, evaluated = [], 0.0, 0.0, time.monotonic()
     while not run.over("dit"):
         began = time.monotonic()
@@ -131,15 +129,7 @@ def train(run):
             spent += time.monotonic() - start
         step = time.monotonic()
         loss = loss_of(run, size, pools)
-        for one, base in zip(both, rates):
-            for group, rate in zip(one.param_groups, base):
-                group["lr"] = rate * run.rate("dit")
-            one.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for one in both:
-            one.step()
-        run.average("dit")
+        run.update("dit", loss, both)
         recent.append(loss.item())
         spent += time.monotonic() - step
         run.tick("dit", time.monotonic() - began)

@@ -8,26 +8,51 @@ import torch.nn.functional as F
 import motions
 import pool
 import prompts
+from muon import Muon
 from networks.vae import LATENT_CHANNELS
 from sampling import psnr
 
-CLIP = (160, 192, 17)  # height, width, frames
-BATCH = 16
-RATE = 2e-3
+# Clips (height, width, frames) and how many make a batch: short ones with much picture, and long ones with little.
+SHAPES = {(128, 128, 17): 10, (192, 320, 5): 9, (64, 64, 81): 8}
+SHARES = (0.5, 0.35, 0.15)
+BANK = 256  # rendered clips of each shape that are kept; each step renders FRESH new ones
+FRESH = 2
+RATE, MUON_RATE = 2e-3, 3e-3
 KL = 1e-4
 
 
-def draw(pictures, batch, clip, rng, generator, device):
-    """Renders short videos from anywhere in the motions; a tenth of them is a picture before grey frames, which is what
-    the transformer's conditioning is made of."""
-    size, frames = clip[:2], clip[2]
-    canvases = torch.stack([pool.canvas(pictures, size, rng) for _ in range(batch)])
-    plane = torch.randn(batch, 21, size[0] // 8, size[1] // 8, generator=generator, device=device)
-    start = 0 if rng.random() < 0.4 else 4 * rng.randrange((motions.FRAMES - frames) // 4 + 1)
-    drawn = [prompts.draw_motions(rng) for _ in range(batch)]
-    video = motions.render(canvases, drawn, plane, size, frames, start)
-    video[: batch // 10, :, 1:] = 0
-    return video
+class Bank:
+    """Rendered clips of one shape. The oldest give way to new ones."""
+
+    def __init__(self, run, shape, batch):
+        self.run, self.shape, self.batch = run, shape, batch
+        h, w, frames = shape
+        store = torch.bfloat16 if run.device.type == "cuda" else torch.float32
+        self.clips = torch.empty(run.scale(BANK, 8), 3, frames, h, w, dtype=store, device=run.device)
+        self.filled = self.next = 0
+
+    def refill(self):
+        """Renders clips from anywhere in the motions; a tenth of them is a picture before grey frames, which is what
+        the transformer's conditioning is made of."""
+        run, (h, w, frames) = self.run, self.shape
+        canvases = torch.stack([pool.canvas(run.pictures, (h, w), run.rng) for _ in range(FRESH)])
+        plane = torch.randn(FRESH, *pool.latent_shape((h, w), motions.FRAMES), generator=run.generator,
+                            device=run.device)
+        start = 0 if run.rng.random() < 0.4 else 4 * run.rng.randrange((motions.FRAMES - frames) // 4 + 1)
+        drawn = [prompts.draw_motions(run.rng) for _ in range(FRESH)]
+        video = motions.render(canvases, drawn, plane, (h, w), frames, start)
+        if run.rng.random() < 0.1:
+            video[:, :, 1:] = 0
+        for clip in video:
+            self.clips[self.next] = clip
+            self.next = (self.next + 1) % len(self.clips)
+            self.filled = min(self.filled + 1, len(self.clips))
+
+    def draw(self):
+        while self.filled < min(2 * self.batch, len(self.clips)):
+            self.refill()
+        self.refill()
+        return self.clips[[self.run.rng.randrange(self.filled) for _ in range(self.batch)]].float()
 
 
 def edges(x):
@@ -66,37 +91,42 @@ def round_trip(vae, pictures, size, device):
     return torch.cat(values).mean().item()
 
 
+def optimizers(vae):
+    """Muon for the kernels, `AdamW` for everything else."""
+    kernels = [p for n, p in vae.named_parameters() if p.ndim >= 4 and n.endswith("weight")]
+    chosen = {id(p) for p in kernels}
+    rest = [p for p in vae.parameters() if id(p) not in chosen]
+    return [Muon(kernels, lr=MUON_RATE), torch.optim.AdamW(rest, lr=RATE, betas=(0.9, 0.97), weight_decay=1e-4)]
+
+
+def step(run, bank, both):
+    """Takes one step and returns the loss and the PSNR of the first frames, both still on the device."""
+    video = bank.draw()
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
+        loss, quality = loss_of(run.vae, video, run.generator)
+    run.update("vae", loss, both)
+    return torch.stack([loss.detach(), quality.detach()])
+
+
 def train(run):
     """Trains until the stage's time or the session's time is over, and returns whether the stage is done."""
-    vae, device = run.vae, run.device
-    clip, batch = run.scale(CLIP, (64, 64, 9)), run.scale(BATCH, 2)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=RATE, betas=(0.9, 0.97), weight_decay=1e-4)
-    run.restore_optimizers("vae", [optimizer])
-    if run.compile_all:
-        vae.encoder.compile()
-        vae.decoder.compile()
+    banks = [Bank(run, shape, batch) for shape, batch in run.scale(SHAPES, {(48, 64, 9): 2}).items()]
+    both = optimizers(run.vae)
+    run.restore_optimizers("vae", both)
     recent = []
     while not run.over("vae"):
         began = time.monotonic()
-        video = draw(run.pictures, batch, clip, run.rng, run.generator, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss, quality = loss_of(vae, video, run.generator)
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * run.rate("vae")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        run.average("vae")
-        recent.append((loss.item(), quality.item()))
-        run.tick("vae", time.monotonic() - began)
+        bank = run.rng.choices(banks, SHARES[:len(banks)])[0]
+        recent.append(step(run, bank, both))
         if len(recent) == run.scale(50, 2):
-            mean = torch.tensor(recent).mean(0).tolist()
+            mean = torch.stack(recent).mean(0).tolist()
             run.log("vae", loss=mean[0], first_frame_psnr=mean[1])
             recent = []
-        run.checkpoint_if_due("vae", [optimizer])
+        run.tick("vae", time.monotonic() - began)
+        run.checkpoint_if_due("vae", both)
+    run.synchronize()
     if not run.stage_is_over("vae"):
-        run.checkpoint("vae", [optimizer])
+        run.checkpoint("vae", both)
         return False
     finish(run)
     return True

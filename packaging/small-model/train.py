@@ -27,7 +27,7 @@ def main():
     parser.add_argument("--dit-seconds", type=float, default=840, help="the transformer's time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--compile", choices=["none", "dit", "all"], default="all")
+    parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
     parser.add_argument("--toy", action="store_true", help="everything small, to try the commands out on a CPU")
     arguments = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

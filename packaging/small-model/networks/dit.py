@@ -14,7 +14,7 @@ EPS = 1e-6
 
 
 def rotary(grid, device):
-    """Returns cosine and sine `[tokens, 64]` of the rotary embedding of a grid (frames, rows, columns) of tokens."""
+    """Returns the rotary embedding `[tokens, 64]` of a grid (frames, rows, columns) of tokens, as complex numbers."""
     parts = []
     side = 2 * (HEAD // 6)
     for axis, (extent, width) in enumerate(zip(grid, (HEAD - 2 * side, side, side))):
@@ -24,13 +24,13 @@ def rotary(grid, device):
         shape[axis] = extent
         parts.append(angle.view(shape).expand(*grid, -1))
     angle = torch.cat(parts, dim=-1).flatten(0, 2)
-    return angle.cos().float(), angle.sin().float()
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 
 
-def rotate(x, cos, sin):
-    """Rotates the pairs of neighbouring channels of `x` `[B, heads, tokens, 128]`."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+def rotate(x, rope):
+    """Rotates the pairs of neighbouring channels of `x` `[B, heads, tokens, 128]` by complex numbers of length one."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)
 
 
 def sinusoid(t, width):
@@ -46,8 +46,8 @@ class RmsNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x):
-        x32 = x.float()
-        return (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + EPS)).to(x.dtype) * self.weight.to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), EPS)
 
 
 def heads(x):
@@ -61,7 +61,7 @@ class SelfAttention(nn.Module):
         self.norm_q, self.norm_k = RmsNorm(dim), RmsNorm(dim)
 
     def forward(self, x, rope):
-        q, k = rotate(heads(self.norm_q(self.q(x))), *rope), rotate(heads(self.norm_k(self.k(x))), *rope)
+        q, k = rotate(heads(self.norm_q(self.q(x))), rope), rotate(heads(self.norm_k(self.k(x))), rope)
         return self.o(F.scaled_dot_product_attention(q, k, heads(self.v(x))).transpose(1, 2).flatten(2))
 
 
@@ -87,6 +87,13 @@ class CrossAttention(nn.Module):
         return self.o(mixed.transpose(1, 2).flatten(2))
 
 
+def modulated(x, shift, scale):
+    """Returns the norm of `x`, scaled and shifted, in the type in which the next layer computes."""
+    x = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 class Block(nn.Module):
     def __init__(self, dim, ffn):
         super().__init__()
@@ -98,10 +105,9 @@ class Block(nn.Module):
 
     def forward(self, x, e0, rope, text, weight, image):
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + e0).float().chunk(6, dim=1)
-        norm = lambda x: F.layer_norm(x, x.shape[-1:], eps=EPS)
-        x = x + gate1 * self.self_attn(norm(x) * (1 + scale1) + shift1, rope)
+        x = torch.addcmul(x, gate1, self.self_attn(modulated(x, shift1, scale1), rope).float())
         x = x + self.cross_attn(self.norm3(x), text, weight, image)
-        return x + gate2 * self.ffn(norm(x) * (1 + scale2) + shift2)
+        return torch.addcmul(x, gate2, self.ffn(modulated(x, shift2, scale2)).float())
 
 
 class ImageEmbedding(nn.Module):
@@ -122,7 +128,7 @@ class Head(nn.Module):
 
     def forward(self, x, e):
         shift, scale = (self.modulation + e[:, None]).float().chunk(2, dim=1)
-        return self.head(F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift)
+        return self.head(modulated(x, shift, scale))
 
 
 class Dit(nn.Module):

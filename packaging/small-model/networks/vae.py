@@ -17,15 +17,37 @@ LATENT_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
               3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
 
 
+def to_frames(x):
+    """Returns `[B * T, C, H, W]` of `[B, C, T, H, W]`: a view, where channels lie last."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def to_video(frames, batch):
+    """The inverse of `to_frames`."""
+    return frames.view(batch, -1, *frames.shape[1:]).transpose(1, 2)
+
+
 class CausalConv(nn.Conv3d):
-    """A convolution whose kernel reaches back in time only. Zeros stand before the first frame."""
+    """A convolution whose kernel reaches back in time only. Zeros stand before the first frame.
+
+    It is computed as a convolution of frames whose channels are those of the kernel's frames one after the other: on a
+    GPU, convolutions in three dimensions of few channels are several times slower.
+    """
 
     def __init__(self, inputs, outputs, kernel):
         super().__init__(inputs, outputs, kernel, padding=(0, *(k // 2 for k in kernel[1:])))
-        self.past = kernel[0] - 1
 
     def forward(self, x):
-        return super().forward(F.pad(x, (0, 0, 0, 0, self.past, 0)) if self.past else x)
+        taps, (b, _, t) = self.kernel_size[0], x.shape[:3]
+        if taps > 1:
+            padded = F.pad(x, (0, 0, 0, 0, taps - 1, 0))
+            x = torch.cat([padded[:, :, k:k + t] for k in range(taps)], dim=1)
+        return to_video(F.conv2d(to_frames(x), flat_kernel(self.weight), self.bias, padding=self.padding[1:]), b)
+
+
+def flat_kernel(weight):
+    """Returns a kernel `[outputs, inputs, T, H, W]` as one of frames, `[outputs, T * inputs, H, W]`."""
+    return weight.transpose(1, 2).flatten(1, 2)
 
 
 class ChannelNorm(nn.Module):
@@ -37,7 +59,8 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x):
         gamma = self.gamma.view(-1, *[1] * (x.ndim - 2))
-        return F.normalize(x.float(), dim=1).to(x.dtype) * (x.shape[1] ** 0.5) * gamma.to(x.dtype)
+        inverse = torch.rsqrt((x * x).mean(1, keepdim=True).clamp(min=1e-24))
+        return x * inverse.to(x.dtype) * gamma.to(x.dtype)
 
 
 class Residual(nn.Module):
@@ -63,19 +86,10 @@ class FrameAttention(nn.Module):
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x):
-        b, c, t, h, w = x.shape
-        frames = x.transpose(1, 2).reshape(b * t, c, h, w)
+        frames = to_frames(x)
         q, k, v = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2).chunk(3, dim=2)
         mixed = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        mixed = self.proj(mixed.transpose(1, 2).reshape(b * t, c, h, w))
-        return x + mixed.view(b, t, c, h, w).transpose(1, 2)
-
-
-def per_frame(conv, x):
-    """Applies a two-dimensional layer to every frame of `x` `[B, C, T, H, W]`."""
-    b, _, t = x.shape[:3]
-    y = conv(x.transpose(1, 2).flatten(0, 1))
-    return y.view(b, t, *y.shape[1:]).transpose(1, 2)
+        return x + to_video(self.proj(mixed.transpose(1, 2).reshape(frames.shape)), len(x))
 
 
 class Down(nn.Module):
@@ -87,10 +101,12 @@ class Down(nn.Module):
         self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if time else None
 
     def forward(self, x):
-        x = per_frame(self.resample, x)
+        x = to_video(self.resample(to_frames(x)), len(x))
         if self.time_conv is None or x.shape[2] == 1:
             return x
-        return torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
+        threes = torch.cat([x[:, :, :-2:2], x[:, :, 1:-1:2], x[:, :, 2::2]], dim=1)
+        joined = F.conv2d(to_frames(threes), flat_kernel(self.time_conv.weight), self.time_conv.bias)
+        return torch.cat([x[:, :, :1], to_video(joined, len(x))], dim=2)
 
 
 class Up(nn.Module):
@@ -105,10 +121,10 @@ class Up(nn.Module):
     def forward(self, x):
         if self.time_conv is not None and x.shape[2] > 1:
             first, rest = x[:, :, :1], self.time_conv(x[:, :, 1:])
-            b, c, t, h, w = rest.shape
-            rest = rest.view(b, 2, c // 2, t, h, w).permute(0, 2, 3, 1, 4, 5).reshape(b, c // 2, 2 * t, h, w)
+            # The first half of the channels is the earlier one of two frames.
+            rest = torch.stack(rest.chunk(2, dim=1), dim=3).flatten(2, 3)
             x = torch.cat([first, rest], dim=2)
-        return per_frame(self.resample, x)
+        return to_video(self.resample(to_frames(x)), len(x))
 
 
 def middle(channels):
@@ -170,11 +186,18 @@ class Vae(nn.Module):
         self.decoder = Decoder(base)
         self.register_buffer("mean", torch.tensor(LATENT_MEAN).view(-1, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(LATENT_STD).view(-1, 1, 1, 1), persistent=False)
-        # Blocks begin as the identity, which keeps a deep stack of them trainable at a high rate.
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self):
+        """Keeps the size of what passes through; blocks begin near the identity."""
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+                nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, Residual):
-                with torch.no_grad():
-                    module.residual[6].weight.mul_(0.1)
+                module.residual[6].weight *= 0.3
 
     def moments(self, video):
         """Returns mean and logarithm of the variance of the latents, before normalisation."""

@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""Judges the small model on photographs and wordings that it was not trained on, and prints the table of its card.
+
+    judge.py --data DATA --model MODEL                            in PyTorch, on a GPU or a CPU
+    judge.py --data DATA --model MODEL --engine animd-engine      with the engine, on a CPU
+
+DATA is the folder that packaging/small-model/photographs.py makes. 24 videos by default: two of each camera motion and
+of each effect. Needs torch, opencv, scikit-learn and, with --engine, ffmpeg.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import cases as made
+from cases import EFFECTS, FRAMES, LIGHT, SIZE
+from measures import CAMERA, EffectClassifier, direction, features, register
+
+import generate
+import motions
+import pool
+import stage_vae
+from sampling import psnr
+
+LEARNED = 16  # true videos of each effect that the classifier learns from
+
+
+def with_torch(model, device):
+    maker = generate.Generator(model, device)
+    return lambda case: maker.video(case.picture, case.prompt, case.noise(), FRAMES).cpu()
+
+
+def with_engine(model, engine):
+    """Returns a function that has the engine make a video, and reads it back."""
+    from PIL import Image
+
+    def video(case):
+        with tempfile.TemporaryDirectory() as folder:
+            picture, out = Path(folder, "picture.png"), Path(folder, "video.mp4")
+            pixels = ((case.picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(picture)
+            subprocess.run([engine, "generate", picture, "-p", case.prompt, "-m", model, "-o", out, "-s",
+                            str(case.seed), "--sampler", "distill", "--size", f"{SIZE[1]}x{SIZE[0]}", "--noise", "cpu",
+                            "--quality", "1"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            raw = subprocess.run(["ffmpeg", "-v", "error", "-i", out, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"],
+                                 check=True, capture_output=True).stdout
+        frames = torch.from_numpy(np.frombuffer(raw, np.uint8).copy()).view(-1, *SIZE, 3)
+        return frames.permute(3, 0, 1, 2).float() / 127.5 - 1
+
+    return video
+
+
+def learn_effects(photographs):
+    """Trains the classifier on true videos of the photographs that the model was trained with."""
+    rng, generator = random.Random(7), torch.Generator().manual_seed(7)
+    learned, names = [], []
+    for kind in EFFECTS * LEARNED:
+        canvas = pool.canvas(photographs, SIZE, rng, turn=False)
+        plane = torch.randn(1, *pool.latent_shape(SIZE, FRAMES), generator=generator)
+        asked = [rng.choice(LIGHT) if kind == "light" else kind]
+        video = motions.render(canvas[None], [asked], plane, SIZE, FRAMES)[0]
+        if rng.random() < 0.5:
+            # A model's videos are softer than true ones; what tells effects apart must not be sharpness.
+            video = soften(video)
+        learned.append(features(video))
+        names.append(kind)
+    return EffectClassifier(learned, names)
+
+
+def soften(video):
+    small = torch.nn.functional.interpolate(video.transpose(0, 1), scale_factor=0.6, mode="bilinear", antialias=True)
+    return torch.nn.functional.interpolate(small, size=SIZE, mode="bilinear").transpose(0, 1)
+
+
+def judge(case, video, classifier):
+    """Returns what the table is made of, for one video."""
+    truth = case.truth()
+    result = {"kind": case.kind, "prompt": case.prompt,
+              "first_frame": psnr(video[:, :1], truth[:, :1], over=(0, 1, 2, 3)).item(),
+              "truth": psnr(video, truth, over=(0, 1, 2, 3), weight=case.visible()[None].float()).item(),
+              "still": psnr(truth[:, :1].expand_as(truth), truth, over=(0, 1, 2, 3),
+                            weight=case.visible()[None].float()).item()}
+    if case.kind in CAMERA:
+        moved = register(video)
+        result |= {"moved": [round(float(m), 2) for m in moved], "found": direction(moved),
+                   "found_in_truth": direction(register(truth))}
+    else:
+        result |= {"found": classifier.name(features(video)), "found_in_truth": classifier.name(features(truth))}
+    return result
+
+
+def share(results, key="found"):
+    return f"{sum(r[key] == r['kind'] for r in results)} of {len(results)}"
+
+
+def table(results, round_trip, device):
+    values = lambda key: np.array([r[key] for r in results])
+    spread = lambda v: f"{v.mean():.1f} dB (from {v.min():.1f} to {v.max():.1f})"
+    camera = [r for r in results if r["kind"] in CAMERA]
+    effects = [r for r in results if r["kind"] in EFFECTS]
+    rows = [
+        ("first frame against the picture", "27 dB", spread(values("first_frame"))),
+        ("camera prompts that move the asked way", "95 of 100",
+         f"{share(camera)} (true videos: {share(camera, 'found_in_truth')})"),
+        ("frames against the true motion, where the picture shows it", "20 dB",
+         f"{spread(values('truth'))}; a still picture would have {values('still').mean():.1f} dB"),
+        ("effects told apart", "80 of 100", f"{share(effects)} (true videos: {share(effects, 'found_in_truth')})"),
+        ("the autoencoder's round trip of photographs", "30 dB", f"{round_trip:.1f} dB"),
+    ]
+    print(f"\n{len(results)} videos of {SIZE[1]}x{SIZE[0]}, {FRAMES} frames, four steps, {device}\n")
+    print("| what | at least | reached |\n| --- | --- | --- |")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--model", required=True, type=Path)
+    parser.add_argument("--engine", help="the program animd-engine; PyTorch without it")
+    parser.add_argument("--device", default="cpu", help="PyTorch's device")
+    parser.add_argument("--each", type=int, default=2, help="videos of each motion and effect")
+    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--sheet", type=Path, help="where to write a picture of frames of the videos")
+    arguments = parser.parse_args()
+
+    held_out = pool.load_photographs(arguments.data, True, "cpu")
+    trained = pool.load_photographs(arguments.data, False, "cpu")
+    classifier = learn_effects(trained)
+    maker = (with_engine(arguments.model, arguments.engine) if arguments.engine
+             else with_torch(arguments.model, arguments.device))
+    results, rows = [], []
+    for case in made.draw(held_out, arguments.each):
+        began = time.monotonic()
+        video = maker(case)
+        seconds = time.monotonic() - began
+        results.append(judge(case, video, classifier) | {"seconds": round(seconds, 2)})
+        print(json.dumps(results[-1]), flush=True)
+        rows.append(torch.cat([video[:, t] for t in (0, 20, 40, 60, 80)], dim=2))
+    vae = generate.Generator(arguments.model, arguments.device).vae
+    round_trip = stage_vae.round_trip(vae, held_out, SIZE, arguments.device)
+    table(results, round_trip, "the engine" if arguments.engine else f"PyTorch on {arguments.device}, f32")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"round_trip": round_trip, "videos": results}, indent=1) + "\n")
+    if arguments.sheet:
+        from PIL import Image
+
+        pixels = ((torch.cat(rows[:24], dim=1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).resize((pixels.shape[1] // 2, pixels.shape[0] // 2)).save(arguments.sheet)
+
+
+if __name__ == "__main__":
+    main()
