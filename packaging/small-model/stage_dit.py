@@ -12,11 +12,11 @@ from sampling import SHIFT, SIGMAS, advance, generate, psnr, timestep
 SMALL, SMALL_UNTIL = (128, 224), 0.35
 SIZES = {(192, 320): 0.66, (224, 288): 0.12, (256, 384): 0.14, (320, 480): 0.08}
 CAPACITY = 4096  # videos of the main size that are kept; of others, as many as take the same room
-BATCH = 32  # videos of the main size; of others, as many as have the same number of tokens
+BATCH = 16  # videos of the main size; of others, as many as have the same number of tokens
 RATE, MUON_RATE = 1e-3, 2e-3
 # The part of the time that goes into new videos, and the part of the stage from which half of the batches start from
 # what the model itself made of the noise in its earlier steps.
-FRESH, ROLLOUTS_FROM = 0.25, 0.5
+FRESH, ROLLOUTS_FROM = 0.25, 0.7
 EVALUATE = 100.0  # seconds
 
 

@@ -32,8 +32,8 @@ class Case:
     picture: torch.Tensor
     canvas: torch.Tensor
 
-    def noise(self):
-        return generate.noise(self.seed, SIZE, FRAMES)
+    def noise(self, frames=FRAMES):
+        return generate.noise(self.seed, SIZE, frames)
 
     def truth(self):
         """Returns the true video `[3, T, H, W]` in -1..1."""

@@ -32,12 +32,13 @@ from sampling import psnr
 LEARNED = 16  # true videos of each effect that the classifier learns from
 
 
-def with_torch(model, device):
+def with_torch(model, device, frames=FRAMES):
+    """Returns a function that makes a case's video in PyTorch."""
     maker = generate.Generator(model, device)
-    return lambda case: maker.video(case.picture, case.prompt, case.noise(), FRAMES).cpu()
+    return lambda case: maker.video(case.picture, case.prompt, case.noise(frames), frames).cpu()
 
 
-def with_engine(model, engine):
+def with_engine(model, engine, frames=FRAMES):
     """Returns a function that has the engine make a video, and reads it back."""
     from PIL import Image
 
@@ -48,11 +49,11 @@ def with_engine(model, engine):
             Image.fromarray(pixels).save(picture)
             subprocess.run([engine, "generate", picture, "-p", case.prompt, "-m", model, "-o", out, "-s",
                             str(case.seed), "--sampler", "distill", "--size", f"{SIZE[1]}x{SIZE[0]}", "--noise", "cpu",
-                            "--quality", "1"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                            "--frames", str(frames), "--quality", "1"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             raw = subprocess.run(["ffmpeg", "-v", "error", "-i", out, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"],
                                  check=True, capture_output=True).stdout
-        frames = torch.from_numpy(np.frombuffer(raw, np.uint8).copy()).view(-1, *SIZE, 3)
-        return frames.permute(3, 0, 1, 2).float() / 127.5 - 1
+        decoded = torch.from_numpy(np.frombuffer(raw, np.uint8).copy()).view(-1, *SIZE, 3)
+        return decoded.permute(3, 0, 1, 2).float() / 127.5 - 1
 
     return video
 
