@@ -1,13 +1,14 @@
 """The optimizer Muon: momentum, made orthogonal by Newton-Schulz iterations.
 
-Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024). Weights of one shape are handled as one
-stack, because a small model's step would otherwise wait for thousands of small kernels.
+Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024). Weights are handled in
+stacks, because a small model's step would otherwise wait for thousands of small kernels.
 """
 
 import torch
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
+LARGE = 128  # matrices with fewer rows or columns share a stack
 
 
 def orthogonal(stack):
@@ -28,22 +29,29 @@ class Muon(torch.optim.Optimizer):
     axes but the first are the columns."""
 
     def __init__(self, weights, lr, momentum=0.95, weight_decay=0.01):
-        shapes = {}
+        stacks = {}
         for weight in weights:
-            shapes.setdefault(tuple(weight.shape), []).append(weight)
-        groups = [{"params": same} for same in shapes.values()]
-        super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+            shape = weight.flatten(1).shape
+            # Zeros around a matrix change nothing, so that all small ones can go into one stack.
+            stacks.setdefault(shape if min(shape) >= LARGE else None, []).append(weight)
+        super().__init__([{"params": one} for one in stacks.values()],
+                         dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             parameters = group["params"]
-            slopes = torch.stack([p.grad.flatten(1) for p in parameters])
+            matrices = [p.grad.flatten(1) for p in parameters]
+            rows, columns = (max(m.shape[axis] for m in matrices) for axis in (0, 1))
+            slopes = matrices[0].new_zeros(len(matrices), rows, columns)
+            for slope, matrix in zip(slopes, matrices):
+                slope[:matrix.shape[0], :matrix.shape[1]] = matrix
             state = self.state[parameters[0]]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(slopes)
             state["momentum"].lerp_(slopes, 1 - group["momentum"])
-            update = orthogonal(slopes.lerp(state["momentum"], group["momentum"]))
-            size = 0.2 * max(update.shape[1:]) ** 0.5 * group["lr"]
+            stack = orthogonal(slopes.lerp(state["momentum"], group["momentum"]))
+            updates = [u[:m.shape[0], :m.shape[1]].reshape(p.shape) for u, m, p in zip(stack, matrices, parameters)]
+            torch._foreach_mul_(updates, [-0.2 * group["lr"] * max(m.shape) ** 0.5 for m in matrices])
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(parameters, [u.view(p.shape) for u, p in zip(update, parameters)], alpha=-size)
+            torch._foreach_add_(parameters, updates)

@@ -10,9 +10,9 @@ from sampling import SHIFT, SIGMAS, advance, generate, psnr, timestep
 
 # Sizes (height, width) with their share of the batches. The first is small, and makes the beginning fast.
 SMALL, SMALL_UNTIL = (128, 224), 0.35
-SIZES = {(192, 320): 0.66, (224, 288): 0.12, (256, 384): 0.14, (320, 480): 0.08}
+SIZES = {(192, 320): 0.74, (224, 288): 0.08, (256, 384): 0.11, (320, 480): 0.07}
 CAPACITY = 4096  # videos of the main size that are kept; of others, as many as take the same room
-BATCH = 16  # videos of the main size; of others, as many as have the same number of tokens
+BATCH = 24  # videos of the main size; of others, as many as have the same number of tokens
 RATE, MUON_RATE = 1e-3, 2e-3
 # The part of the time that goes into new videos, and the part of the stage from which half of the batches start from
 # what the model itself made of the noise in its earlier steps.
@@ -31,7 +31,7 @@ class Sizes:
         small = run.scale([SMALL], [])
         count = lambda n, size: max(4, int(n / area(size)))
         self.batch = {size: count(run.scale(BATCH, 2), size) for size in [*shares, *small]}
-        self.pools = {size: pool.Pool(size, count(run.scale(CAPACITY, 8) * shares.get(size, 0.3) / 0.66, size),
+        self.pools = {size: pool.Pool(size, count(run.scale(CAPACITY, 8) * shares.get(size, 0.3) / SIZES[192, 320], size),
                                       run.frames, run.device)
                       for size in [*shares, *small]}
 
@@ -124,17 +124,16 @@ def train(run):
         while fresh < FRESH * spent or target.filled < min(run.scale(32, 4), target.capacity):
             start = time.monotonic()
             pools.refill(size)
-            run.synchronize()
             fresh += time.monotonic() - start
             spent += time.monotonic() - start
         step = time.monotonic()
         loss = loss_of(run, size, pools)
         run.update("dit", loss, both)
-        recent.append(loss.item())
+        recent.append(loss.detach())
         spent += time.monotonic() - step
         run.tick("dit", time.monotonic() - began)
         if len(recent) == run.scale(50, 2):
-            run.log("dit", loss=sum(recent) / len(recent), videos=sum(p.filled for p in pools.pools.values()))
+            run.log("dit", loss=torch.stack(recent).mean().item(), videos=sum(p.filled for p in pools.pools.values()))
             recent = []
         if time.monotonic() - evaluated > run.scale(EVALUATE, 5.0):
             evaluated = time.monotonic()

@@ -13,10 +13,11 @@ from networks.vae import LATENT_CHANNELS
 from sampling import psnr
 
 # Clips (height, width, frames) and how many make a batch: short ones with much picture, and long ones with little.
-SHAPES = {(128, 128, 17): 10, (192, 320, 5): 9, (64, 64, 81): 8}
+SHAPES = {(128, 128, 17): 12, (192, 320, 5): 11, (64, 96, 65): 8}
 SHARES = (0.5, 0.35, 0.15)
-BANK = 256  # rendered clips of each shape that are kept; each step renders FRESH new ones
-FRESH = 2
+# Rendered clips of each shape that are kept, and how many new ones every so many steps render: the processor, which
+# starts the GPU's work, is busier with them than the GPU.
+BANK, FRESH, EVERY = 256, 2, 3
 RATE, MUON_RATE = 2e-3, 3e-3
 KL = 1e-4
 
@@ -29,7 +30,7 @@ class Bank:
         h, w, frames = shape
         store = torch.bfloat16 if run.device.type == "cuda" else torch.float32
         self.clips = torch.empty(run.scale(BANK, 8), 3, frames, h, w, dtype=store, device=run.device)
-        self.filled = self.next = 0
+        self.filled = self.next = self.drawn = 0
 
     def refill(self):
         """Renders clips from anywhere in the motions; a tenth of them is a picture before grey frames, which is what
@@ -51,7 +52,9 @@ class Bank:
     def draw(self):
         while self.filled < min(2 * self.batch, len(self.clips)):
             self.refill()
-        self.refill()
+        self.drawn += 1
+        if self.drawn % EVERY == 0:
+            self.refill()
         return self.clips[[self.run.rng.randrange(self.filled) for _ in range(self.batch)]].float()
 
 

@@ -31,7 +31,8 @@ def main():
     parser.add_argument("--toy", action="store_true", help="everything small, to try the commands out on a CPU")
     arguments = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
+    # Trying all of cuDNN's ways of every convolution would take a part of the time that is there for training.
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 3
     # Where code cannot be compiled, it runs as it is.
     torch._dynamo.config.suppress_errors = True
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import fused
+
 LATENT_CHANNELS = 16
 # What the official model divides its latents by and subtracts from them. The engine does so for every model, which is
 # why `adopt_statistics` brings a trained autoencoder's latents to these figures.
@@ -38,11 +40,19 @@ class CausalConv(nn.Conv3d):
         super().__init__(inputs, outputs, kernel, padding=(0, *(k // 2 for k in kernel[1:])))
 
     def forward(self, x):
-        taps, (b, _, t) = self.kernel_size[0], x.shape[:3]
-        if taps > 1:
-            padded = F.pad(x, (0, 0, 0, 0, taps - 1, 0))
-            x = torch.cat([padded[:, :, k:k + t] for k in range(taps)], dim=1)
-        return to_video(F.conv2d(to_frames(x), flat_kernel(self.weight), self.bias, padding=self.padding[1:]), b)
+        return self.of_taps(taps(x, self.kernel_size[0]))
+
+    def of_taps(self, x):
+        """Convolves what `taps` returns."""
+        return to_video(F.conv2d(to_frames(x), flat_kernel(self.weight), self.bias, padding=self.padding[1:]), len(x))
+
+
+def taps(x, count):
+    """Returns `[B, count * C, T, H, W]`: for each frame, the frames that a causal kernel reads, the earliest first."""
+    if count == 1:
+        return x
+    padded = F.pad(x, (0, 0, 0, 0, count - 1, 0))
+    return torch.cat([padded[:, :, k:k + x.shape[2]] for k in range(count)], dim=1)
 
 
 def flat_kernel(weight):
@@ -63,17 +73,26 @@ class ChannelNorm(nn.Module):
         return x * inverse.to(x.dtype) * gamma.to(x.dtype)
 
 
+def activated_conv(norm, conv, x):
+    """Returns the causal convolution of the SiLU of the norm of `x`."""
+    if x.is_cuda and fused.works():
+        return conv.of_taps(fused.activated_taps(x, norm.gamma))
+    return conv(F.silu(norm(x)))
+
+
 class Residual(nn.Module):
     def __init__(self, inputs, outputs):
         super().__init__()
         kernel = (3, 3, 3)
-        self.residual = nn.Sequential(
-            ChannelNorm(inputs, 3), nn.SiLU(), CausalConv(inputs, outputs, kernel),
-            ChannelNorm(outputs, 3), nn.SiLU(), nn.Identity(), CausalConv(outputs, outputs, kernel))
+        self.residual = nn.ModuleDict({
+            "0": ChannelNorm(inputs, 3), "2": CausalConv(inputs, outputs, kernel),
+            "3": ChannelNorm(outputs, 3), "6": CausalConv(outputs, outputs, kernel)})
         self.shortcut = CausalConv(inputs, outputs, (1, 1, 1)) if inputs != outputs else nn.Identity()
 
     def forward(self, x):
-        return self.shortcut(x) + self.residual(x)
+        layers = self.residual
+        h = activated_conv(layers["3"], layers["6"], activated_conv(layers["0"], layers["2"], x))
+        return self.shortcut(x) + h
 
 
 class FrameAttention(nn.Module):
@@ -131,8 +150,12 @@ def middle(channels):
     return nn.Sequential(Residual(channels, channels), FrameAttention(channels), Residual(channels, channels))
 
 
-def head(channels, outputs):
-    return nn.Sequential(ChannelNorm(channels, 3), nn.SiLU(), CausalConv(channels, outputs, (3, 3, 3)))
+class Head(nn.ModuleDict):
+    def __init__(self, channels, outputs):
+        super().__init__({"0": ChannelNorm(channels, 3), "2": CausalConv(channels, outputs, (3, 3, 3))})
+
+    def forward(self, x):
+        return activated_conv(self["0"], self["2"], x)
 
 
 class Encoder(nn.Module):
@@ -148,7 +171,7 @@ class Encoder(nn.Module):
                 layers.append(Down(out, time=stage > 0))
         self.downsamples = nn.Sequential(*layers)
         self.middle = middle(width)
-        self.head = head(width, 2 * LATENT_CHANNELS)
+        self.head = Head(width, 2 * LATENT_CHANNELS)
 
     def forward(self, x):
         return self.head(self.middle(self.downsamples(self.conv1(x))))
@@ -169,7 +192,7 @@ class Decoder(nn.Module):
                 layers.append(Up(out, time=stage < 2))
                 width = out // 2
         self.upsamples = nn.Sequential(*layers)
-        self.head = head(width, 3)
+        self.head = Head(width, 3)
 
     def forward(self, z):
         return self.head(self.upsamples(self.middle(self.conv1(z))))
@@ -197,7 +220,7 @@ class Vae(nn.Module):
                 nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, Residual):
-                module.residual[6].weight *= 0.3
+                module.residual["6"].weight *= 0.3
 
     def moments(self, video):
         """Returns mean and logarithm of the variance of the latents, before normalisation."""
