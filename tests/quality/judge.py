@@ -10,10 +10,13 @@ of each effect. Needs torch, opencv, scikit-learn and, with --engine, ffmpeg.
 
 import argparse
 import json
+import multiprocessing
+import pickle
 import random
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,7 @@ import pool
 import stage_vae
 from sampling import psnr
 
-LEARNED = 16  # true videos of each effect that the classifier learns from
+LEARNED = 12  # true videos of each effect that the classifier learns from
 
 
 def with_torch(model, device, frames=FRAMES):
@@ -58,21 +61,20 @@ def with_engine(model, engine, frames=FRAMES):
     return video
 
 
-def learn_effects(photographs):
-    """Trains the classifier on true videos of the photographs that the model was trained with."""
+def true_effects(photographs):
+    """Yields what the classifier learns from, of the photographs that the model was trained with: an effect, what
+    `render` takes for it, and whether the video is to be softened. A model's videos are softer than true ones; what
+    tells effects apart must not be sharpness."""
     rng, generator = random.Random(7), torch.Generator().manual_seed(7)
-    learned, names = [], []
     for kind in EFFECTS * LEARNED:
         canvas = pool.canvas(photographs, SIZE, rng, turn=False)
         plane = torch.randn(1, *pool.latent_shape(SIZE, FRAMES), generator=generator)
-        asked = [rng.choice(LIGHT) if kind == "light" else kind]
-        video = motions.render(canvas[None], [asked], plane, SIZE, FRAMES)[0]
-        if rng.random() < 0.5:
-            # A model's videos are softer than true ones; what tells effects apart must not be sharpness.
-            video = soften(video)
-        learned.append(features(video))
-        names.append(kind)
-    return EffectClassifier(learned, names)
+        yield kind, (canvas[None], [[rng.choice(LIGHT) if kind == "light" else kind]], plane), rng.random() < 0.5
+
+
+def effect_features(scene, softened):
+    video = motions.render(*scene, SIZE, FRAMES)[0]
+    return features(soften(video) if softened else video)
 
 
 def soften(video):
@@ -80,21 +82,26 @@ def soften(video):
     return torch.nn.functional.interpolate(small, size=SIZE, mode="bilinear").transpose(0, 1)
 
 
-def judge(case, video, classifier):
-    """Returns what the table is made of, for one video."""
-    truth = case.truth()
+def judge(case, pixels):
+    """Returns what the table is made of, for one video of 8 bits `[3, T, H, W]`. Effects are given as features."""
+    video, truth = pixels.float() / 127.5 - 1, case.truth()
+    over, shown = (0, 1, 2, 3), case.visible()[None].float()
     result = {"kind": case.kind, "prompt": case.prompt,
-              "first_frame": psnr(video[:, :1], truth[:, :1], over=(0, 1, 2, 3)).item(),
-              "truth": psnr(video, truth, over=(0, 1, 2, 3), weight=case.visible()[None].float()).item(),
-              "still": psnr(truth[:, :1].expand_as(truth), truth, over=(0, 1, 2, 3),
-                            weight=case.visible()[None].float()).item()}
+              "first_frame": psnr(video[:, :1], truth[:, :1], over=over).item(),
+              "truth": psnr(video, truth, over=over, weight=shown).item(),
+              "still": psnr(truth[:, :1].expand_as(truth), truth, over=over, weight=shown).item()}
     if case.kind in CAMERA:
         moved = register(video)
-        result |= {"moved": [round(float(m), 2) for m in moved], "found": direction(moved),
-                   "found_in_truth": direction(register(truth))}
-    else:
-        result |= {"found": classifier.name(features(video)), "found_in_truth": classifier.name(features(truth))}
-    return result
+        return result | {"moved": [round(float(m), 2) for m in moved], "found": direction(moved),
+                         "found_in_truth": direction(register(truth))}
+    return result | {"found": features(video), "found_in_truth": features(truth)}
+
+
+def call(packed):
+    """Calls a function in a worker. What it is called with comes as bytes, because tensors would go through shared
+    memory, which containers have little of."""
+    function, arguments = pickle.loads(packed)
+    return function(*arguments)
 
 
 def share(results, key="found"):
@@ -128,23 +135,34 @@ def main():
     parser.add_argument("--engine", help="the program animd-engine; PyTorch without it")
     parser.add_argument("--device", default="cpu", help="PyTorch's device")
     parser.add_argument("--each", type=int, default=2, help="videos of each motion and effect")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that measure meanwhile")
     parser.add_argument("--json", type=Path, help="where to write all figures")
     parser.add_argument("--sheet", type=Path, help="where to write a picture of frames of the videos")
     arguments = parser.parse_args()
 
+    torch.backends.cudnn.allow_tf32 = False
     held_out = pool.load_photographs(arguments.data, True, "cpu")
     trained = pool.load_photographs(arguments.data, False, "cpu")
-    classifier = learn_effects(trained)
     maker = (with_engine(arguments.model, arguments.engine) if arguments.engine
              else with_torch(arguments.model, arguments.device))
     results, rows = [], []
-    for case in made.draw(held_out, arguments.each):
-        began = time.monotonic()
-        video = maker(case)
-        seconds = time.monotonic() - began
-        results.append(judge(case, video, classifier) | {"seconds": round(seconds, 2)})
-        print(json.dumps(results[-1]), flush=True)
-        rows.append(torch.cat([video[:, t] for t in (0, 20, 40, 60, 80)], dim=2))
+    workers = ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn"),
+                                  initializer=torch.set_num_threads, initargs=(1,))
+    submit = lambda function, *given: workers.submit(call, pickle.dumps((function, given)))
+    with workers:
+        learned = [(kind, submit(effect_features, *scene)) for kind, *scene in true_effects(trained)]
+        for case in made.draw(held_out, arguments.each):
+            began = time.monotonic()
+            pixels = ((maker(case) + 1) * 127.5).round().byte()
+            seconds = round(time.monotonic() - began, 2)
+            results.append((seconds, submit(judge, case, pixels)))
+            rows.append(torch.cat([pixels[:, t] for t in (0, 20, 40, 60, 80)], dim=2))
+        classifier = EffectClassifier([future.result() for _, future in learned], [kind for kind, _ in learned])
+        results = [future.result() | {"seconds": seconds} for seconds, future in results]
+    for result in results:
+        if result["kind"] in EFFECTS:
+            result |= {key: classifier.name(result[key]) for key in ("found", "found_in_truth")}
+        print(json.dumps(result), flush=True)
     vae = generate.Generator(arguments.model, arguments.device).vae
     round_trip = stage_vae.round_trip(vae, held_out, SIZE, arguments.device)
     table(results, round_trip, "the engine" if arguments.engine else f"PyTorch on {arguments.device}, f32")
@@ -153,8 +171,8 @@ def main():
     if arguments.sheet:
         from PIL import Image
 
-        pixels = ((torch.cat(rows[:24], dim=1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).resize((pixels.shape[1] // 2, pixels.shape[0] // 2)).save(arguments.sheet)
+        pixels = torch.cat(rows[:24], dim=1).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).resize((pixels.shape[1] // 2, pixels.shape[0] // 2)).save(arguments.sheet, quality=88)
 
 
 if __name__ == "__main__":
