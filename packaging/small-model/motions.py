@@ -172,15 +172,15 @@ def render(canvas, motions, plane, size, frames=FRAMES, start=0):
     return video.clamp(0, 1) * 2 - 1
 
 
-def cut(photograph, size, rng, jitter=True, turn=True):
+def cut(photograph, size, rng, jitter=True, turn=True, view=MARGIN * 320):
     """Cuts a canvas `[3, MARGIN * H, MARGIN * W]` at a random place and scale out of `[3, H', W']` in 0..1.
 
-    `jitter` mirrors it and changes its colours; `turn` allows quarter turns, which teach the autoencoder alone.
+    `jitter` mirrors it and changes its colours; `turn` allows quarter turns, which teach the autoencoder alone. At the
+    widest, `view` pixels of the canvas would show the whole width of the photograph.
     """
     _, ph, pw = photograph.shape
     h, w = (2 * round(MARGIN * n / 2) for n in size)
-    # Small frames do not show more of a photograph than large ones: it would be finer than anything to come.
-    widest = min(pw / w, ph / h, max(1.0, pw / (MARGIN * 320)))
+    widest = min(pw / w, ph / h, max(1.0, pw / view))
     scale = widest * math.exp(rng.uniform(math.log(0.5), 0.0))
     ch, cw = (min(round(n * scale), m) for n, m in ((h, ph), (w, pw)))
     top, left = rng.randint(0, ph - ch), rng.randint(0, pw - cw)

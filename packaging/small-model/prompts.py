@@ -57,6 +57,7 @@ WORDINGS = {
 }
 CAMERA = ["closer", "away", "left", "right", "up", "down", "clockwise", "anticlockwise"]
 EFFECTS = ["fade", "warm", "snow", "rain", "ripples", "haze", "shadow"]
+SHARES = [1, 1, 2, 2, 1, 1, 1]  # of the effects; flakes and streaks are small, and take longest to learn
 JOINTS = ["{}, {}", "{} and {}", "{} while {}", "{}. {}."]
 # The official negative prompt. A few samples have it in place of their prompt, so that guidance has something to
 # compare with that knows of no motion in particular.
@@ -82,9 +83,9 @@ def draw_motions(rng):
     if u < 0.48:
         return [rng.choice(CAMERA)]
     if u < 0.76:
-        return [rng.choice(EFFECTS)]
+        return rng.choices(EFFECTS, SHARES)
     if u < 0.94:
-        return [rng.choice(CAMERA), rng.choice(EFFECTS)]
+        return [rng.choice(CAMERA), *rng.choices(EFFECTS, SHARES)]
     return rng.sample(EFFECTS, 2)
 
 

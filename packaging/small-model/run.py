@@ -37,7 +37,7 @@ class Run:
         (self.out / "local").mkdir(parents=True, exist_ok=True)
 
         torch.manual_seed(arguments.seed)
-        self.state = {"stage": "vae", "elapsed": {"vae": 0.0, "dit": 0.0}, "steps": {"vae": 0, "dit": 0},
+        self.state = {"elapsed": {"vae": 0.0, "dit": 0.0}, "steps": {"vae": 0, "dit": 0},
                       "seed": arguments.seed, "tokenizer": None, "curves": []}
         loaded = self.read_checkpoint()
         if loaded is None:

@@ -18,6 +18,7 @@ SHARES = (0.5, 0.35, 0.15)
 # Rendered clips of each shape that are kept, and how many new ones every so many steps render: the processor, which
 # starts the GPU's work, is busier with them than the GPU.
 BANK, FRESH, EVERY = 256, 2, 3
+VIEW = 320  # pixels that show a photograph's whole width at the finest, as where a user's picture becomes a frame
 RATE, MUON_RATE = 2e-3, 3e-3
 KL = 1e-4
 
@@ -36,7 +37,7 @@ class Bank:
         """Renders clips from anywhere in the motions; a tenth of them is a picture before grey frames, which is what
         the transformer's conditioning is made of."""
         run, (h, w, frames) = self.run, self.shape
-        canvases = torch.stack([pool.canvas(run.pictures, (h, w), run.rng) for _ in range(FRESH)])
+        canvases = torch.stack([pool.canvas(run.pictures, (h, w), run.rng, view=VIEW) for _ in range(FRESH)])
         plane = torch.randn(FRESH, *pool.latent_shape((h, w), motions.FRAMES), generator=run.generator,
                             device=run.device)
         start = 0 if run.rng.random() < 0.4 else 4 * run.rng.randrange((motions.FRAMES - frames) // 4 + 1)

@@ -3,7 +3,8 @@
 
     photographs.py DATA
     train.py --data DATA --out RUN                  one GPU, 20 minutes
-    train.py --data DATA --out RUN --seconds 500    stops in time; the same command goes on
+    train.py --data DATA --out RUN --seconds 500    stops in time; the same command goes on, and with more
+                                                    --vae-seconds or --dit-seconds a finished run does, too
 
 RUN/model is the model's folder. RUN/state-*.bin are the checkpoint, RUN/curves.json what was measured meanwhile.
 """
@@ -31,21 +32,18 @@ def main():
     parser.add_argument("--toy", action="store_true", help="everything small, to try the commands out on a CPU")
     arguments = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    # Trying all of cuDNN's ways of every convolution would take a part of the time that is there for training.
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 3
     # Where code cannot be compiled, it runs as it is.
     torch._dynamo.config.suppress_errors = True
 
     run = Run(arguments)
-    for stage, train, following in (("vae", stage_vae.train, "dit"), ("dit", stage_dit.train, "done")):
-        if run.state["stage"] == stage:
+    for stage, train in (("vae", stage_vae.train), ("dit", stage_dit.train)):
+        if not run.stage_is_over(stage):
             if not train(run):
                 break
-            run.state["stage"] = following
             run.checkpoint()
     export.write(run.networks(), run.state["tokenizer"], run.out / "model")
     run.write_curves()
-    print(f"{run.out}: {run.state['stage']}, after {run.state['elapsed']} seconds of training")
+    print(f"{run.out}: after {run.state['elapsed']} seconds of training")
 
 
 if __name__ == "__main__":

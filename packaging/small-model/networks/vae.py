@@ -248,5 +248,6 @@ class Vae(nn.Module):
         rows = slice(0, LATENT_CHANNELS)
         self.conv1.weight[rows] *= gain.view(-1, 1, 1, 1, 1)
         self.conv1.bias[rows] = (self.conv1.bias[rows] - mean) * gain + target_mean
+        self.conv1.bias[LATENT_CHANNELS:] += 2 * gain.log()
         self.conv2.bias += self.conv2.weight[:, :, 0, 0, 0] @ (mean - target_mean / gain)
         self.conv2.weight /= gain.view(1, -1, 1, 1, 1)
