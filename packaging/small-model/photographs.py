@@ -5,8 +5,7 @@
     photographs.py --table    prints the table of the model card
 
 Nothing is installed: the packages are unpacked in a temporary folder. `photographs.json` names each photograph with its
-author and licence, which the package's copyright file or, in `plasma-workspace-wallpapers`, the metadata beside the
-photograph gives.
+author and licence; the model card says where these are from.
 """
 
 import argparse
