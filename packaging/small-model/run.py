@@ -23,7 +23,7 @@ DECAY = 0.998
 
 
 class Run:
-    """What the stages share. `seconds` limits this session, `budget` each stage over all sessions."""
+    """What the stages share. `seconds` limits this run, `budget` each stage over all runs that go on from it."""
 
     def __init__(self, arguments):
         self.out, self.toy = Path(arguments.out), arguments.toy

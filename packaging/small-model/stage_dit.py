@@ -107,7 +107,7 @@ def judge(run, judged):
 
 
 def train(run):
-    """Trains until the stage's time or the session's time is over, and returns whether the stage is done."""
+    """Trains until the stage's time or the run's time is over, and returns whether the stage is done."""
     held_out = pool.load_photographs(run.photographs, True, run.device)
     judged = pool.Judged(run.vae, run.clip, held_out, run.size, run.frames, run.device)
     both = optimizers(run)

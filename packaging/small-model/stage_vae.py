@@ -113,7 +113,7 @@ def step(run, bank, both):
 
 
 def train(run):
-    """Trains until the stage's time or the session's time is over, and returns whether the stage is done."""
+    """Trains until the stage's time or the run's time is over, and returns whether the stage is done."""
     banks = [Bank(run, shape, batch) for shape, batch in run.scale(SHAPES, {(48, 64, 9): 2}).items()]
     both = optimizers(run.vae)
     run.restore_optimizers("vae", both)
