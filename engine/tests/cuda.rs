@@ -71,7 +71,7 @@ fn a_selftest_tells_each_operation() -> Result<(), Box<dyn std::error::Error>> {
     let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{text}{errors}");
     for operation in
-        ["slice", "concat", "linear combination", "patchify", "layer norm", "norm to 8-bit product"]
+        ["slice", "concat", "linear combination", "patchify", "layer norm", "norm to int8 product"]
     {
         assert!(text.contains(operation), "no {operation} in {text}");
     }
