@@ -24,6 +24,7 @@ mod names;
 mod open;
 mod prepare;
 mod refusals;
+pub(crate) mod rounding;
 pub(crate) mod safetensors;
 mod sentencepiece;
 mod source;
