@@ -46,7 +46,7 @@ pub use matrix::{HostTensor, Matrix};
 pub use model::Model;
 pub(crate) use model::tokenizer;
 pub use open::{open_clip, open_dit, open_expert, open_t5, open_vae};
-pub use prepare::{FOLDER as PREPARED, Prepared, find_prepared, prepare};
+pub use prepare::{Prepared, find_prepared, prepare};
 pub use source::{WeightSource, Weights};
 pub(crate) use stored::text_bytes;
 pub use summary::Summary;
