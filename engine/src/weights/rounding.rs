@@ -93,7 +93,9 @@ mod tests {
         let halves: Vec<f32> = (0..512).map(|i| (i % 509) as f32 / 2.0 - 127.0).collect();
         let mut row = halves.clone();
         rotate(&mut row, ROTATED);
-        row.iter_mut().for_each(|value| *value /= ROTATED as f32);
+        for value in &mut row {
+            *value /= ROTATED as f32;
+        }
         assert_eq!(to_int8(&mut row), 1.0 / 16.0);
         assert_eq!(row, halves.iter().map(|value| value.round_ties_even()).collect::<Vec<_>>());
     }
