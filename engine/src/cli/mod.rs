@@ -43,7 +43,7 @@ enum Command {
     Bench(Box<bench::Bench>),
     /// Check every operation on the GPU against the CPU
     Selftest(selftest::Selftest),
-    /// Write the DiT in fp8 beside its own files, for faster starts
+    /// Write the DiT in 8 bits beside its own files, for faster starts
     Prepare(prepare::Prepare),
     /// Write a model of random weights in the official layout, for tests and measurements
     SynthModel(synth::SynthModel),

@@ -3,26 +3,33 @@
 use std::path::PathBuf;
 
 use animd_engine::progress::{Observer, Progress, Stage};
-use animd_engine::{Result, weights};
+use animd_engine::{Error, Result, weights};
+use animd_protocol::profile::Precision;
 
 use super::bar::Bar;
 use super::stop::Stop;
 use super::{print, print_json};
 
-/// Write the DiT in fp8 beside its own files, for profiles that ask for it: later starts read half as much and round nothing.
+/// Write the DiT in 8 bits beside its own files: later starts read half as much and round nothing.
 ///
-/// The copy lies in `animd-fp8` in the DiT's folder (beside a single file: `NAME.animd-fp8`), and every profile with `dit = "fp8"`
-/// takes it from there, for as long as the files that it was made of do not change. Profiles with `dit = "int8"` do not use it.
-/// It takes about 17 GB for the 14B model; removing it loses nothing else.
+/// The copy lies in `animd-int8` or `animd-fp8` in the DiT's folder (beside a single file: `NAME.animd-int8`), and every profile
+/// with `dit = "int8"` or `dit = "fp8"` takes the one in its precision from there, for as long as the files that it was made of
+/// do not change. The weights on the GPU are the same as without it; what `--lora` adds is then added to rounded values. Each
+/// copy takes about 17 GB for the 14B model; removing it loses nothing else.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  animd-engine prepare ~/models/Wan2.1-I2V-14B-480P
+  animd-engine prepare ~/models/Wan2.1-I2V-14B-480P                    for this machine's GPU
+  animd-engine prepare ~/models/Wan2.1-I2V-14B-480P --precision int8   for another machine's
   animd-engine prepare ~/models/distilled/dit.safetensors --json       a DiT in a file of its own")]
 pub struct Prepare {
     /// The model's folder as downloaded, or a DiT's folder or file
     #[arg(value_name = "MODEL")]
     dit: PathBuf,
+    /// The precision of the profiles that will read the copy: `fp8` for those of Hopper cards (H100, H200), `int8` for all
+    /// other cards' [default: that of the profile for this machine's GPU]
+    #[arg(long, value_name = "int8|fp8", value_parser = precision)]
+    precision: Option<Precision>,
     /// Print JSON: folder, before and after (bytes)
     #[arg(long)]
     json: bool,
@@ -31,24 +38,70 @@ pub struct Prepare {
 impl Prepare {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
+        let precision = self.precision.map_or_else(precision_here, Ok)?;
         let bar = Bar::new(self.json, Stop::listen()?);
         let mut wrote = |done: u64, all: u64| {
             let fraction = done as f64 / all.max(1) as f64;
             bar.progress(&Progress { stage: Stage::Write, step: 0, steps: 0, fraction, seconds_left: None });
             bar.check()
         };
-        let prepared = weights::prepare(&self.dit, &mut wrote);
+        let prepared = weights::prepare(&self.dit, precision, &mut wrote);
         bar.finish();
         let prepared = prepared?;
         if self.json {
             return print_json(&prepared);
         }
         let gb = |bytes: u64| bytes as f64 / 1e9;
+        let name = if precision == Precision::Int8 { "int8" } else { "fp8" };
         print(&format!(
-            "{}: {:.1} GB of {:.1} GB; profiles with an fp8 DiT read it from here",
+            "{}: {:.1} GB of {:.1} GB; profiles with `dit = \"{name}\"` read it from here",
             prepared.folder.display(),
             gb(prepared.after),
             gb(prepared.before)
         ))
+    }
+}
+
+/// Reads the name of a precision that copies are prepared in.
+fn precision(text: &str) -> std::result::Result<Precision, String> {
+    match text {
+        "int8" => Ok(Precision::Int8),
+        "fp8" => Ok(Precision::Fp8),
+        _ => Err("a DiT is prepared in `int8` or `fp8`".into()),
+    }
+}
+
+/// Returns the precision of the profile that this machine's GPU gets.
+///
+/// # Errors
+/// [`Error::Setting`] if no GPU says it.
+fn precision_here() -> Result<Precision> {
+    let unknown = |why: &str| {
+        Error::Setting(format!(
+            "which precision this machine needs is not known: {why}; add `--precision fp8` for a Hopper card (H100, \
+             H200), or `--precision int8` for any other"
+        ))
+    };
+    #[cfg(feature = "cuda")]
+    {
+        use animd_engine::backend::cuda::{Cuda, Options};
+        let card = Cuda::open(0, &Options::default(), 0, 0).and_then(|cuda| cuda.card());
+        let card = card.map_err(|e| unknown(&e.to_string()))?;
+        let card = card.ok_or_else(|| unknown("there are no kernels for its GPU"))?;
+        Ok(super::plan::profile_for(&card, card.memory)?.precision.dit)
+    }
+    #[cfg(not(feature = "cuda"))]
+    Err(unknown("this build has no code for GPUs"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_8_bits_are_prepared() {
+        assert_eq!(precision("int8"), Ok(Precision::Int8));
+        assert_eq!(precision("fp8"), Ok(Precision::Fp8));
+        assert!(precision("bf16").is_err_and(|e| e.contains("`int8` or `fp8`")));
     }
 }

@@ -133,17 +133,14 @@ impl<B: Backend> Parts<'_, B> {
 
 impl<B: Backend> Pipeline<B> {
     /// Finds and checks the files of the model in `dir`. The DiT comes from `dit` if that is given. If the
-    /// backend runs the DiT in fp8 and its prepared copy ([`weights::prepare`]) exists, the copy is used instead.
-    /// Only headers are read.
+    /// backend runs the DiT in 8 bits and a copy prepared in that precision ([`weights::prepare`]) exists, the copy is
+    /// used instead. Only headers are read.
     ///
     /// # Errors
     /// Returns [`Error::Model`], which lists everything that is wrong with the files.
     pub fn open(backend: B, wanted: &Setup, dir: &Path, dit: Option<&Path>) -> Result<Self> {
         let wanted = &backend.resolve(wanted);
-        let prepared = match wanted.precision.dit {
-            Precision::Fp8 => weights::find_prepared(dit.unwrap_or(dir)),
-            _ => None,
-        };
+        let prepared = weights::find_prepared(dit.unwrap_or(dir), wanted.precision.dit);
         let mut pipeline = Self::open_original(backend, wanted, dir, prepared.as_deref().or(dit))?;
         pipeline.name = file_name(dit.unwrap_or(dir));
         Ok(pipeline)

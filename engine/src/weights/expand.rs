@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::encoding::Packing;
+use super::rounding;
 
 /// Multiplies all values by one scale.
 pub(super) fn by_tensor(values: &mut [f32], scale: f32) {
@@ -36,20 +37,7 @@ pub(super) fn by_block(values: &mut [f32], cols: usize, [height, width]: [usize;
 pub(super) fn rotate(values: &mut [f32], group: usize) {
     let norm = 1.0 / (group as f32).sqrt();
     values.par_chunks_mut(group.max(1)).for_each(|values| {
-        let mut step = 1;
-        while step < group {
-            for quads in values.chunks_exact_mut(4 * step) {
-                for i in 0..step {
-                    let quad = [0, 1, 2, 3].map(|j| quads[i + j * step]);
-                    let sum: f32 = quad.iter().sum();
-                    // The row that has -1 for a value is the sum without twice that value.
-                    for j in 0..4 {
-                        quads[i + j * step] = sum - 2.0 * quad[3 - j];
-                    }
-                }
-            }
-            step *= 4;
-        }
+        rounding::rotate(values, group);
         for value in values {
             *value *= norm;
         }

@@ -1,6 +1,7 @@
-//! A DiT prepared for the GPU: its large matrices are rounded to fp8 once, as the GPU would round them at every
-//! start, so that later starts read half as much and round nothing. The copy lies in a folder of its own beside the
-//! DiT's files, in `LightX2V`'s layout, which other programs read, too.
+//! A DiT prepared for the GPU: its large matrices are rounded to 8 bits once, as the GPU would round them at every
+//! start, so that later starts read half as much and round nothing. A copy lies in a folder of its own beside the
+//! DiT's files, one for each precision: fp8 in `LightX2V`'s layout, and rotated int8 with `ComfyUI`'s descriptions,
+//! which other programs read, too.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -10,19 +11,19 @@ use std::time::UNIX_EPOCH;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::layouts::SCALE_SUFFIX;
-use super::{Component, DType, Encoding, Matrix, WeightSource, Weights, e4m3, find, open_dit, safetensors};
+use super::layouts::{DESCRIPTION_SUFFIX, ROTATED_INT8, SCALE_SUFFIX};
+use super::{
+    Component, DType, Encoding, Matrix, WeightSource, Weights, find, open_dit, rounding, safetensors,
+};
 use crate::{Error, Result};
 use animd_protocol::dims::schema;
+use animd_protocol::plan::network::ROTATED;
+use animd_protocol::profile::Precision;
 
-/// The folder's name. For a DiT that is a single file, that file's name comes before it.
-pub const FOLDER: &str = "animd-fp8";
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 const CONFIG: &str = "config.json";
 /// The file that says which DiT the copy was made of. It is written last.
 const SOURCES: &str = "sources.json";
-/// The least magnitude that a row is assumed to have, so that a row of zeros has a scale, too.
-const LEAST: f32 = 1e-10;
 /// The number of bytes that are rounded before they are written.
 const PART: usize = 64 << 20;
 
@@ -45,17 +46,29 @@ pub struct Prepared {
     pub after: u64,
 }
 
-/// Returns the path of the prepared copy of a DiT, which is given by its folder or file.
-fn folder(dit: &Path) -> PathBuf {
-    match dit.file_stem() {
-        Some(stem) if !dit.is_dir() => dit.with_file_name(format!("{}.{FOLDER}", stem.to_string_lossy())),
-        _ => dit.join(FOLDER),
+/// Returns the name of the folder of copies in this precision; `None` for one that none are made in.
+fn name_of(precision: Precision) -> Option<&'static str> {
+    match precision {
+        Precision::Fp8 => Some("animd-fp8"),
+        Precision::Int8 => Some("animd-int8"),
+        Precision::Bf16 | Precision::Fp32 => None,
     }
 }
 
-/// Returns the prepared copy of a DiT, if there is one and the DiT's files have not changed since it was made.
-pub fn find_prepared(dit: &Path) -> Option<PathBuf> {
-    let folder = folder(dit);
+/// Returns the path of the copy in this precision of a DiT, which is given by its folder or file. For a file, the
+/// file's name comes before the folder's.
+fn folder(dit: &Path, precision: Precision) -> Option<PathBuf> {
+    let name = name_of(precision)?;
+    Some(match dit.file_stem() {
+        Some(stem) if !dit.is_dir() => dit.with_file_name(format!("{}.{name}", stem.to_string_lossy())),
+        _ => dit.join(name),
+    })
+}
+
+/// Returns the copy of a DiT that is prepared in this precision, if there is one and the DiT's files have not changed
+/// since it was made. Copies in other precisions do not matter.
+pub fn find_prepared(dit: &Path, precision: Precision) -> Option<PathBuf> {
+    let folder = folder(dit, precision)?;
     let text = match fs::read_to_string(folder.join(SOURCES)) {
         Ok(text) => text,
         Err(e) => {
@@ -80,16 +93,24 @@ pub fn find_prepared(dit: &Path) -> Option<PathBuf> {
     Some(folder)
 }
 
-/// Reads a DiT (a folder or a file) and writes its prepared copy, which appears complete or not at all. An older copy
-/// is replaced. `wrote` receives the bytes written so far and the total, and can stop the work.
+/// Reads a DiT (a folder or a file) and writes its copy in fp8 or int8, which appears complete or not at all. An older
+/// copy in this precision is replaced. `wrote` receives the bytes written so far and the total, and can stop the work.
 ///
 /// # Errors
-/// [`Error::Model`] if the DiT has a mistake or is already in 8 bits; [`Error::File`] if writing fails.
-pub fn prepare(dit: &Path, wrote: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<Prepared> {
+/// [`Error::Setting`] for another precision; [`Error::Model`] if the DiT has a mistake or is already in 8 bits;
+/// [`Error::File`] if writing fails.
+pub fn prepare(
+    dit: &Path,
+    precision: Precision,
+    wrote: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<Prepared> {
+    let Some(folder) = folder(dit, precision) else {
+        return Err(Error::Setting("a DiT is prepared in 8 bits: `int8` or `fp8`".into()));
+    };
     let files = find::files(dit, Component::Dit)?;
     let made_of = sources(&files)?;
     let (weights, config) = open_dit(dit)?;
-    let large: Vec<String> =
+    let mut large: Vec<String> =
         schema::dit(&config).into_iter().filter(|e| e.quantisable).map(|e| e.name).collect();
     if !large.iter().all(|name| weights.encoding(name).is_some_and(Encoding::is_plain)) {
         return Err(Error::Model(format!(
@@ -97,13 +118,18 @@ pub fn prepare(dit: &Path, wrote: &mut dyn FnMut(u64, u64) -> Result<()>) -> Res
             dit.display()
         )));
     }
+    if precision == Precision::Int8 {
+        // Matrices with other columns stay in bf16 on the GPU.
+        large.retain(|name| {
+            weights.shape(name).and_then(<[_]>::last).is_some_and(|cols| cols.is_multiple_of(ROTATED))
+        });
+    }
 
-    let folder = folder(dit);
     let part = unfinished(&folder);
     let result = (|| {
         remove(&part)?;
         fs::create_dir(&part).map_err(Error::file("create", &part))?;
-        let after = write(&weights, &large, &part.join(WEIGHTS), wrote)?;
+        let after = write(&weights, &large, precision, &part.join(WEIGHTS), wrote)?;
         let beside = files.first().and_then(|file| file.parent()).unwrap_or(Path::new("")).join(CONFIG);
         if beside.exists() {
             fs::copy(&beside, part.join(CONFIG)).map_err(Error::file("copy", &beside))?;
@@ -165,16 +191,26 @@ fn sources(files: &[PathBuf]) -> Result<Vec<Source>> {
 fn write(
     weights: &Weights,
     large: &[String],
+    precision: Precision,
     path: &Path,
     wrote: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<u64> {
     let is_large = |name: &str| large.iter().any(|other| other == name);
+    let (dtype, description) = match precision {
+        Precision::Int8 => (DType::I8, Some(ROTATED_INT8)),
+        _ => (DType::F8E4m3, None),
+    };
     let mut entries = Vec::new();
     for name in weights.names() {
         let shape = weights.shape(name).unwrap_or_default().to_vec();
         if is_large(name) {
-            entries.push((format!("{name}{SCALE_SUFFIX}"), DType::F32, vec![shape[0], 1]));
-            entries.push((name.to_owned(), DType::F8E4m3, shape));
+            let rows = shape[0];
+            entries.push((name.to_owned(), dtype, shape));
+            entries.push((format!("{name}{SCALE_SUFFIX}"), DType::F32, vec![rows, 1]));
+            if let Some(description) = description {
+                let layer = name.strip_suffix(".weight").unwrap_or(name);
+                entries.push((format!("{layer}{DESCRIPTION_SUFFIX}"), DType::U8, vec![description.len()]));
+            }
         } else if let Some(Encoding::Plain(dtype)) = weights.encoding(name) {
             entries.push((name.to_owned(), dtype, shape));
         }
@@ -191,18 +227,20 @@ fn write(
     for name in weights.names() {
         let matrix = weights.matrix(name)?;
         if is_large(name) {
-            let tops = tops(&matrix);
-            let scales: Vec<u8> = tops.iter().flat_map(|top| (top / e4m3::MAX).to_le_bytes()).collect();
-            out.write_all(&scales).map_err(failed())?;
-            done += scales.len() as u64;
+            let mut scales = Vec::with_capacity(4 * matrix.rows);
             let rows = (PART / matrix.cols.max(1)).max(1);
             for first in (0..matrix.rows).step_by(rows) {
-                let part = matrix.part(first, rows.min(matrix.rows - first));
-                let bytes = rounded(&part, &tops[first..]);
-                out.write_all(&bytes).map_err(failed())?;
-                done += bytes.len() as u64;
+                let (codes, of_rows) = rounded(&matrix.part(first, rows.min(matrix.rows - first)), precision);
+                scales.extend(of_rows.into_iter().flat_map(f32::to_le_bytes));
+                out.write_all(&codes).map_err(failed())?;
+                done += codes.len() as u64;
                 wrote(done, all)?;
             }
+            for bytes in [&scales[..], description.unwrap_or_default().as_bytes()] {
+                out.write_all(bytes).map_err(failed())?;
+                done += bytes.len() as u64;
+            }
+            wrote(done, all)?;
         } else {
             out.write_all(&matrix.bytes).map_err(failed())?;
             done += matrix.bytes.len() as u64;
@@ -214,25 +252,22 @@ fn write(
     Ok(all)
 }
 
-/// Returns the greatest magnitude of each row.
-fn tops(matrix: &Matrix<'_>) -> Vec<f32> {
-    let top = |row: usize| {
-        matrix.part(row, 1).to_f32().into_iter().fold(LEAST, |top: f32, value| top.max(value.abs()))
-    };
-    (0..matrix.rows).into_par_iter().map(top).collect()
-}
-
-/// Returns rows in 8 bits, each scaled so that its greatest magnitude becomes e4m3's, as the kernels' `quantize_rows`
-/// does.
-fn rounded(matrix: &Matrix<'_>, tops: &[f32]) -> Vec<u8> {
-    let mut bytes = vec![0; matrix.rows * matrix.cols];
-    bytes.par_chunks_mut(matrix.cols.max(1)).enumerate().for_each(|(row, out)| {
-        let inverse = e4m3::MAX / tops[row];
-        for (to, value) in out.iter_mut().zip(matrix.part(row, 1).to_f32()) {
-            *to = e4m3::encode(value * inverse);
+/// Returns rows in 8 bits and the scale of each, as the kernels' `quantize_rows` gives them.
+fn rounded(matrix: &Matrix<'_>, precision: Precision) -> (Vec<u8>, Vec<f32>) {
+    let (mut codes, mut scales) = (vec![0; matrix.rows * matrix.cols], vec![0.0; matrix.rows]);
+    let rows = codes.par_chunks_mut(matrix.cols.max(1)).zip(&mut scales).enumerate();
+    rows.for_each(|(row, (codes, scale))| {
+        let mut values = matrix.part(row, 1).to_f32();
+        if precision == Precision::Int8 {
+            *scale = rounding::to_int8(&mut values);
+            for (code, value) in codes.iter_mut().zip(values) {
+                *code = (value as i8).cast_unsigned();
+            }
+        } else {
+            *scale = rounding::to_e4m3(&values, codes);
         }
     });
-    bytes
+    (codes, scales)
 }
 
 #[cfg(test)]
@@ -244,69 +279,127 @@ mod tests {
         synth_model(folder, Size::Tiny, DType::F32, Some(Component::Dit), 3, &mut |_, _| Ok(())).unwrap();
     }
 
+    const BOTH: [Precision; 2] = [Precision::Fp8, Precision::Int8];
+
+    /// Returns the greatest error that rounding a row in this precision may have at one of its values.
+    fn allowed(row: &[f32], value: f32, precision: Precision) -> f32 {
+        let top = row.iter().fold(0f32, |top, value| top.max(value.abs()));
+        match precision {
+            // Half a step of e4m3 (2^-4 of a normal number, 2^-10 of the scale below) and f32's own roundings.
+            Precision::Fp8 => (value.abs() / 16.0).max(top / 448.0 / 1024.0) * 1.000_001,
+            // Half a unit of each of 256 rotated numbers, whose greatest is at most 16 times the row's: the rotation
+            // back keeps the root of the sum of squares.
+            _ => (16.0 * top / 127.0) / 2.0 * 16.0,
+        }
+    }
+
     #[test]
     fn a_prepared_dit_is_the_same_but_for_the_rounding() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("model");
         model(&folder);
-        assert_eq!(find_prepared(&folder), None);
-        let mut last = (0, 0);
-        let prepared = prepare(&folder, &mut |done, all| {
-            last = (done, all);
-            Ok(())
-        })
-        .unwrap();
-        assert_eq!((last.0, last.1), (prepared.after, prepared.after));
-        assert_eq!(find_prepared(&folder).as_deref(), Some(&*prepared.folder));
+        for (precision, layout) in BOTH.into_iter().zip(["lightx2v-fp8", "comfy-quant"]) {
+            assert_eq!(find_prepared(&folder, precision), None);
+            let mut last = (0, 0);
+            let prepared = prepare(&folder, precision, &mut |done, all| {
+                last = (done, all);
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!((last.0, last.1), (prepared.after, prepared.after));
+            assert_eq!(find_prepared(&folder, precision).as_deref(), Some(&*prepared.folder));
 
-        let (official, config) = open_dit(&folder).unwrap();
-        let (copy, same) = open_dit(&prepared.folder).unwrap();
-        assert_eq!((copy.layout().name(), &same), ("lightx2v-fp8", &config));
-        assert!(copy.names().eq(official.names()));
-        let mut rounded = 0;
-        for name in official.names() {
-            let (a, b) = (official.matrix(name).unwrap(), copy.matrix(name).unwrap());
-            if b.encoding.is_plain() {
-                assert_eq!((a.encoding, &a.bytes), (b.encoding, &b.bytes), "{name}");
-                continue;
-            }
-            rounded += 1;
-            let (a, b) = (a.to_f32(), b.to_f32());
-            for (a, b) in a.chunks(copy.shape(name).unwrap()[1]).zip(b.chunks(copy.shape(name).unwrap()[1])) {
-                let top = a.iter().fold(0f32, |top, value| top.max(value.abs()));
-                for (a, b) in a.iter().zip(b) {
-                    // The bound is half a step of e4m3 (2^-4 of a normal number, 2^-10 of the scale below) and f32's
-                    // own roundings.
-                    let step = (a.abs() / 16.0).max(top / 448.0 / 1024.0) * 1.000_001;
-                    assert!((a - b).abs() <= step, "{name}: {a} became {b}, at most {top}");
+            let (official, config) = open_dit(&folder).unwrap();
+            let (copy, same) = open_dit(&prepared.folder).unwrap();
+            assert_eq!((copy.layout().name(), &same), (layout, &config));
+            assert!(copy.names().eq(official.names()));
+            let mut large = 0;
+            for name in official.names() {
+                let (a, b) = (official.matrix(name).unwrap(), copy.matrix(name).unwrap());
+                if b.encoding.is_plain() {
+                    assert_eq!((a.encoding, &a.bytes), (b.encoding, &b.bytes), "{name}");
+                    continue;
                 }
+                large += 1;
+                let (a, b, cols) = (a.to_f32(), b.to_f32(), a.cols);
+                let (mut squares, mut of_values) = (0.0, 0.0);
+                for (a, b) in a.chunks(cols).zip(b.chunks(cols)) {
+                    for (x, y) in a.iter().zip(b) {
+                        let allowed = allowed(a, *x, precision);
+                        assert!((x - y).abs() <= allowed, "{name}: {x} became {y}, {allowed} allowed");
+                        squares += f64::from(x - y).powi(2);
+                        of_values += f64::from(*x).powi(2);
+                    }
+                }
+                // Rounding to 3 bits of mantissa errs by 2^-4 at most, evenly spread: 2^-4 / sqrt(3) of the values. Int8
+                // errs less.
+                assert!(squares.sqrt() <= of_values.sqrt() * 0.0361, "{name}: {squares} of {of_values}");
             }
+            assert_eq!(large, schema::dit(&config).iter().filter(|e| e.quantisable).count());
         }
-        assert_eq!(rounded, schema::dit(&config).iter().filter(|e| e.quantisable).count());
+    }
+
+    /// The copy holds the numbers and scales of the rounding that backends do when they load, not others close to them.
+    #[test]
+    fn an_int8_copy_is_taken_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        model(dir.path());
+        let prepared = prepare(dir.path(), Precision::Int8, &mut |_, _| Ok(())).unwrap();
+        let ((official, _), (copy, _)) = (open_dit(dir.path()).unwrap(), open_dit(&prepared.folder).unwrap());
+        for name in copy.names() {
+            let matrix = copy.matrix(name).unwrap();
+            let Some((dtype, scales, group)) = matrix.rotated_rows() else { continue };
+            assert_eq!((dtype, group), (DType::I8, ROTATED));
+            let mut values = official.matrix(name).unwrap().to_f32();
+            let wanted: Vec<f32> = values.chunks_mut(matrix.cols).map(rounding::to_int8).collect();
+            assert!(scales[..] == wanted && matrix.numbers() == values, "{name}");
+        }
+    }
+
+    #[test]
+    fn copies_in_both_precisions_lie_side_by_side() {
+        let dir = tempfile::tempdir().unwrap();
+        model(dir.path());
+        let whole = find::files(dir.path(), Component::Dit).unwrap();
+        let int8 = prepare(dir.path(), Precision::Int8, &mut |_, _| Ok(())).unwrap().folder;
+        assert_eq!(find_prepared(dir.path(), Precision::Fp8), None);
+        let fp8 = prepare(dir.path(), Precision::Fp8, &mut |_, _| Ok(())).unwrap().folder;
+        assert_eq!(find_prepared(dir.path(), Precision::Int8), Some(int8));
+        assert_eq!(find_prepared(dir.path(), Precision::Fp8), Some(fp8));
+        assert_eq!(find_prepared(dir.path(), Precision::Bf16), None);
+        assert_eq!(find::files(dir.path(), Component::Dit).unwrap(), whole);
+        let refused = prepare(dir.path(), Precision::Bf16, &mut |_, _| Ok(()));
+        assert!(matches!(refused, Err(Error::Setting(_))), "{refused:?}");
     }
 
     #[test]
     fn a_copy_of_other_files_is_not_taken() {
-        let dir = tempfile::tempdir().unwrap();
-        model(dir.path());
-        let prepared = prepare(dir.path(), &mut |_, _| Ok(())).unwrap();
-        let file = &find::files(dir.path(), Component::Dit).unwrap()[0];
-        let earlier = UNIX_EPOCH + std::time::Duration::from_secs(1);
-        File::options().write(true).open(file).unwrap().set_modified(earlier).unwrap();
-        assert_eq!(find_prepared(dir.path()), None);
-        // A second copy replaces the first.
-        assert_eq!(prepare(dir.path(), &mut |_, _| Ok(())).unwrap().folder, prepared.folder);
-        assert_eq!(find_prepared(dir.path()), Some(prepared.folder.clone()));
-        let again = prepare(&prepared.folder, &mut |_, _| Ok(())).unwrap_err().to_string();
-        assert!(again.contains("in 8 bits already"), "{again}");
+        for precision in BOTH {
+            let dir = tempfile::tempdir().unwrap();
+            model(dir.path());
+            let prepare = |dit: &Path| prepare(dit, precision, &mut |_, _| Ok(()));
+            let prepared = prepare(dir.path()).unwrap();
+            let file = &find::files(dir.path(), Component::Dit).unwrap()[0];
+            let earlier = UNIX_EPOCH + std::time::Duration::from_secs(1);
+            File::options().write(true).open(file).unwrap().set_modified(earlier).unwrap();
+            assert_eq!(find_prepared(dir.path(), precision), None);
+            // A second copy replaces the first.
+            assert_eq!(prepare(dir.path()).unwrap().folder, prepared.folder);
+            assert_eq!(find_prepared(dir.path(), precision), Some(prepared.folder.clone()));
+            let again = prepare(&prepared.folder).unwrap_err().to_string();
+            assert!(again.contains("in 8 bits already"), "{again}");
+        }
     }
 
     #[test]
     fn what_is_stopped_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         model(dir.path());
-        let stopped = prepare(dir.path(), &mut |_, _| Err(Error::Canceled));
-        assert!(matches!(stopped, Err(Error::Canceled)));
-        assert!(!dir.path().join(FOLDER).exists() && !unfinished(&dir.path().join(FOLDER)).exists());
+        for precision in BOTH {
+            let stopped = prepare(dir.path(), precision, &mut |_, _| Err(Error::Canceled));
+            assert!(matches!(stopped, Err(Error::Canceled)));
+            let folder = folder(dir.path(), precision).unwrap();
+            assert!(!folder.exists() && !unfinished(&folder).exists());
+        }
     }
 }

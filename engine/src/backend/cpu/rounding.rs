@@ -1,9 +1,9 @@
 //! Rounding of rows to 8 bits, as 8-bit matrix units see them.
 
-use animd_protocol::plan::network::ROTATED;
 use rayon::prelude::*;
 
 use crate::weights::e4m3;
+use crate::weights::rounding::{largest, to_int8};
 
 /// How the operands of large layers are rounded to 8 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +29,6 @@ impl Rounding {
     }
 }
 
-fn largest(row: &[f32]) -> f32 {
-    row.iter().fold(1e-10f32, |largest, v| largest.max(v.abs()))
-}
-
 fn to_e4m3(row: &mut [f32]) -> f32 {
     let scale = largest(row) / e4m3::MAX;
     for v in row {
@@ -41,55 +37,9 @@ fn to_e4m3(row: &mut [f32]) -> f32 {
     scale
 }
 
-fn to_int8(row: &mut [f32]) -> f32 {
-    const MAX: f32 = 127.0;
-    /// Added to a number below 2^22, it rounds that number to a whole one.
-    const ROUNDING: f32 = 12_582_912.0;
-    rotate(row, ROTATED);
-    let largest = largest(row);
-    let inverse = MAX / largest;
-    for v in row {
-        *v = v.mul_add(inverse, ROUNDING) - ROUNDING;
-    }
-    largest / MAX / (ROTATED as f32).sqrt()
-}
-
-/// Rotates each `group` elements by the Kronecker power of [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]],
-/// which multiplies lengths by the root of `group`.
-fn rotate(row: &mut [f32], group: usize) {
-    let mut step = 1;
-    while step < group {
-        for block in row.chunks_exact_mut(4 * step) {
-            for i in 0..step {
-                let [a, b, c, d] = [0, 1, 2, 3].map(|digit| block[i + digit * step]);
-                let (outer, inner) = (a + d, b + c);
-                block[i] = (a - d) + inner;
-                block[i + step] = (b - c) + outer;
-                block[i + 2 * step] = (c - b) + outer;
-                block[i + 3 * step] = (d - a) + inner;
-            }
-        }
-        step *= 4;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The rotation is symmetric and, over the root of its size, its own inverse.
-    #[test]
-    fn rotating_twice_multiplies_by_the_group() {
-        for group in [4, 16, 64, 256] {
-            let original: Vec<f32> = (0..512).map(|i| ((i * i) % 37) as f32).collect();
-            let mut row = original.clone();
-            rotate(&mut row, group);
-            assert_ne!(row, original);
-            rotate(&mut row, group);
-            let wanted: Vec<f32> = original.iter().map(|v| v * group as f32).collect();
-            assert_eq!(row, wanted);
-        }
-    }
 
     #[test]
     fn one_large_column_is_spread_over_its_group() {

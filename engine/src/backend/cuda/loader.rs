@@ -245,7 +245,7 @@ impl Destination<'_> {
         match form {
             Form::Bf16 => self.load_bf16(matrix),
             Form::Fp8 => self.load_fp8(matrix),
-            Form::Int8 => self.load_quantised(matrix, Element::Int8),
+            Form::Int8 => self.load_int8(matrix),
             Form::Split => self.load_split(matrix),
         }
     }
@@ -268,10 +268,23 @@ impl Destination<'_> {
     /// Copies values that are 8-bit as they are; others are rounded on the GPU.
     fn load_fp8(&self, matrix: &Matrix<'_>) -> Result<()> {
         if let Some((DType::F8E4m3, factors)) = matrix.scaled_rows() {
-            self.staging.send(self.gpu, &matrix.bytes, &self.rows(0, matrix.rows))?;
-            return self.gpu.send(&factors[..], &self.scales(0, matrix.rows)?);
+            return self.send_rows(matrix, &factors);
         }
         self.load_quantised(matrix, Element::E4m3)
+    }
+
+    /// Copies int8 values that are rotated as the kernels rotate them as they are; others are rounded on the GPU.
+    fn load_int8(&self, matrix: &Matrix<'_>) -> Result<()> {
+        if let Some((DType::I8, factors, ROTATED)) = matrix.rotated_rows() {
+            return self.send_rows(matrix, &factors);
+        }
+        self.load_quantised(matrix, Element::Int8)
+    }
+
+    /// Copies 8-bit values as they are, and the factor of each row.
+    fn send_rows(&self, matrix: &Matrix<'_>, factors: &[f32]) -> Result<()> {
+        self.staging.send(self.gpu, &matrix.bytes, &self.rows(0, matrix.rows))?;
+        self.gpu.send(factors, &self.scales(0, matrix.rows)?)
     }
 
     /// Rounds values on the GPU to e4m3 or, rotated, to int8, each row with its own scale.

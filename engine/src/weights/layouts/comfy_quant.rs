@@ -6,11 +6,18 @@ use serde_json::Value;
 
 use super::layer::{Beside, Layer};
 use crate::weights::DType;
+use animd_protocol::plan::network::ROTATED;
 
 /// The longest description that is read.
 const MAX_BYTES: usize = 4096;
 /// The number of columns that are rotated together if a description does not say it.
 const GROUP: usize = 256;
+
+/// The description of a layer in int8 that is rotated in groups of [`GROUP`] columns. Its length keeps what follows it
+/// in a file aligned.
+pub(in crate::weights) const ROTATED_INT8: &str =
+    r#"{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 256}"#;
+const _: () = assert!(ROTATED_INT8.len().is_multiple_of(8) && GROUP == ROTATED);
 
 /// A format that animd reads.
 pub(super) enum Format {

@@ -29,6 +29,8 @@ pub(super) enum Beside {
     ComfyQuant,
 }
 
+/// The suffix of the name of a layer's description by `ComfyUI`, after the name of the layer.
+pub(in crate::weights) const DESCRIPTION_SUFFIX: &str = ".comfy_quant";
 /// The suffixes of names, after the name of the layer.
 const SUFFIXES: [(&str, Beside); 9] = [
     (".weight_scale", Beside::WeightScale),
@@ -39,7 +41,7 @@ const SUFFIXES: [(&str, Beside); 9] = [
     (".input_global_scale", Beside::InputGlobalScale),
     (".scale", Beside::SquareScale),
     (".pre_quant_scale", Beside::PreQuantScale),
-    (".comfy_quant", Beside::ComfyQuant),
+    (DESCRIPTION_SUFFIX, Beside::ComfyQuant),
 ];
 
 /// Suffixes of tensors that only matter to programs that quantise activations.

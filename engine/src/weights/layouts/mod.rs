@@ -13,6 +13,8 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+pub(super) use self::comfy_quant::ROTATED_INT8;
+pub(super) use self::layer::DESCRIPTION_SUFFIX;
 use self::layer::{Beside, Layer, Layers};
 use super::coded::Coded;
 use super::content::Content;

@@ -98,11 +98,11 @@ impl Judge<'_> {
         self.cuda.upload(&values, &self.golden.shape(name)).expect("there is room")
     }
 
-    /// Returns the result of the DiT in this folder, with large matrices in 8 bits, for the goldens' inputs.
-    fn velocity(&self, path: &Path) -> Tensor {
+    /// Returns the result of the DiT in this folder, kept so, for the goldens' inputs.
+    fn velocity(&self, path: &Path, keeping: Keeping) -> Tensor {
         let cuda = self.cuda;
         let (source, config) = weights::open_dit(path).unwrap();
-        let dit = Dit::load(&cuda.loader(IN_FP8), &source, &config).unwrap();
+        let dit = Dit::load(&cuda.loader(keeping), &source, &config).unwrap();
         let fact = |key: &str| self.golden.json.pointer(&format!("/dit/0/{key}")).unwrap();
         let tensor = |key: &str| self.upload(fact(key).as_str().unwrap());
         let x = tensor("x");
@@ -216,10 +216,12 @@ fn a_prepared_dit_is_the_same_to_the_last_bit() {
             std::fs::copy(entry.path(), dir.path().join(name)).unwrap();
         }
     }
-    let prepared = weights::prepare(dir.path(), &mut |_, _| Ok(())).unwrap();
     let judge = Judge { cuda: &cuda, golden: &golden, what: "prepared", limit: 0.0 };
-    let velocity = |path: &Path| cuda.download(&judge.velocity(path)).unwrap();
-    assert!(velocity(dir.path()) == velocity(&prepared.folder));
+    for keeping in [IN_FP8, IN_INT8] {
+        let prepared = weights::prepare(dir.path(), keeping.weights, &mut |_, _| Ok(())).unwrap();
+        let velocity = |path: &Path| cuda.download(&judge.velocity(path, keeping)).unwrap();
+        assert!(velocity(dir.path()) == velocity(&prepared.folder), "{:?}", keeping.weights);
+    }
 }
 
 /// The weights are 8-bit, and the reference rounds inputs to 8 bits.
@@ -236,7 +238,7 @@ fn the_dit_from_files_in_8_bits() {
         ("comfy_fp8", "dit.0.out_comfy_fp8_dequant", branch(CROSS_ATTENTION, OPERANDS / 2)),
     ] {
         let judge = Judge { cuda: &cuda, golden: &golden, what: "fp8 files", limit };
-        judge.see(key, &judge.velocity(&folder().join(layout)));
+        judge.see(key, &judge.velocity(&folder().join(layout), IN_FP8));
     }
 }
 

@@ -9,6 +9,7 @@ mod goldens;
 mod made_up;
 mod memory;
 mod residency;
+mod rounding;
 mod shortage;
 mod speed;
 mod streaming;
