@@ -53,7 +53,7 @@ fn a_picture_goes_where_the_newest_try_at_it_ended() -> Result<()> {
     let place = place()?;
     let first = place.failed()?;
     let note = || fs::read_to_string(place.inbox.join(FAILED).join("photo.png.error.txt")).ok();
-    // Of two tries, each is of the first job; then one is a try of a try.
+    // The first tries are of the first job, later ones of a try that was cancelled.
     let mut of = first.clone();
     for (outcome, folder) in [
         (Outcome::Failed, FAILED),
