@@ -80,7 +80,7 @@ pub fn settings_from_toml(file: &Path, toml: &str) -> Result<Settings, String> {
 }
 
 /// Returns the line of a byte, counted from 1.
-fn line(text: &str, at: usize) -> usize {
+pub fn line(text: &str, at: usize) -> usize {
     text.as_bytes()[..at.min(text.len())].split(|byte| *byte == b'\n').count()
 }
 

@@ -6,8 +6,10 @@ use std::io;
 use std::mem::take;
 use std::path::{Path, PathBuf};
 
+use animd_common::config::tolerant;
 use animd_common::files::show;
 use animd_common::keys;
+use animd_common::log;
 use animd_common::places::{self, Role};
 use animd_common::text;
 use animd_common::watch::access;
@@ -112,7 +114,7 @@ impl Config {
     /// Reads the file, if there is one, and fills everything in.
     ///
     /// # Errors
-    /// [`Error::Config`] names the file and the line, or the folder that cannot be watched.
+    /// [`Error::Config`] has a line for each mistake, which names the file and the line, or the folder that cannot be watched.
     pub fn load(sources: &Sources, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Self> {
         let absolute = |name: &str| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let home = absolute("HOME").ok_or_else(|| Error::config("HOME is not set; set it"))?;
@@ -120,8 +122,7 @@ impl Config {
         let file = sources.file.clone().unwrap_or_else(|| {
             absolute("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config")).join("animd/watch.toml")
         });
-        let written = read(&file, sources.file.is_some())?;
-        check(&file, &written)?;
+        let Read { written, mut mistakes } = read(&file, sources.file.is_some())?;
         let outbox = sources.outbox.clone().unwrap_or_else(|| videos.join("outbox"));
         let place = |path: PathBuf| Place {
             path,
@@ -146,11 +147,18 @@ impl Config {
             watch.push(place(videos.join("inbox")));
         }
         let places: Vec<_> = watch.iter().flat_map(Place::places).collect();
-        if let Some(overlap) = places::overlap(&[], &places) {
-            return Err(Error::config(match sources.folders.is_empty() && file.exists() {
+        for overlap in places::overlaps(&[], &places) {
+            let mistake = match sources.folders.is_empty() && file.exists() {
                 true => format!("{}: {}", show(&file), overlap.sentence),
                 false => overlap.sentence,
-            }));
+            };
+            // Folders can share an outbox, which is then compared with the others as often.
+            if !mistakes.contains(&mistake) {
+                mistakes.push(mistake);
+            }
+        }
+        if !mistakes.is_empty() {
+            return Err(Error::config(mistakes.join("\n")));
         }
         Ok(Self {
             watch,
@@ -179,47 +187,79 @@ impl Config {
     }
 }
 
-fn read(file: &Path, asked: bool) -> Result<Written> {
+/// The file, as far as it can be read.
+#[derive(Default)]
+struct Read {
+    written: Written,
+    /// A sentence for each mistake, with its place.
+    mistakes: Vec<String>,
+}
+
+fn read(file: &Path, asked: bool) -> Result<Read> {
     let bytes = match fs::read(file) {
         Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound && !asked => return Ok(Written::default()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !asked => return Ok(Read::default()),
         Err(e) => {
             return Err(Error::config(format!("cannot read the configuration `{}`: {e}", show(file))));
         }
     };
     let text = text::decode(bytes).map_err(|e| Error::config(e.of(&show(file))))?;
-    let mut written: Written =
-        toml::from_str(&text).map_err(|e| Error::config(keys::explain(file, &text, &e)))?;
-    for place in &mut written.watch {
-        let refuse =
-            |e: String| Error::config(format!("{}: [[watch]] `{}`: {e}", show(file), show(&place.path)));
-        place.settings = text::settings(take(&mut place.settings)).map_err(refuse)?;
-        for (key, path) in [("path", Some(&place.path)), ("outbox", place.outbox.as_ref())] {
-            let Some(path) = path else { continue };
-            text::without_zero(path).map_err(|e| refuse(format!("`{key}`: {e}")))?;
-        }
-    }
-    Ok(written)
+    let mut read = tolerant::read::<Written>(&text, |_| None)
+        .map_err(|e| Error::config(keys::explain(file, &text, &e)))?;
+    read.mistakes.sort_by_key(|(at, _)| *at);
+    let say = |(at, sentence): (Option<usize>, String)| match at {
+        Some(at) => format!("{}:{}: {sentence}", show(file), keys::line(&text, at)),
+        None => format!("{}: {sentence}", show(file)),
+    };
+    let mut mistakes: Vec<String> = read.mistakes.into_iter().map(say).collect();
+    let mut written = read.value.unwrap_or_default();
+    mistakes.extend(check(&mut written).into_iter().map(|mistake| format!("{}: {mistake}", show(file))));
+    Ok(Read { written, mistakes })
 }
 
-fn check(file: &Path, written: &Written) -> Result<()> {
-    let mut numbers = vec![
-        ("per_user", written.per_user as f64, 1.0, 1e6),
-        ("stable_seconds", written.stable_seconds, 0.0, 3600.0),
-        ("poll_seconds", written.poll_seconds, 0.1, 3600.0),
-        ("rescan_seconds", written.rescan_seconds, 1.0, 86_400.0),
-    ];
-    for place in &written.watch {
-        numbers.extend(place.stable_seconds.map(|x| ("watch.stable_seconds", x, 0.0, 3600.0)));
-        numbers.extend(place.poll_seconds.map(|x| ("watch.poll_seconds", x, 0.1, 3600.0)));
-    }
-    match numbers.into_iter().find(|(_, value, low, high)| !(low..=high).contains(&value)) {
-        Some((name, value, low, high)) => {
-            let text = format!("{}: {name} {value} is not from {low} to {high}", show(file));
-            Err(Error::config(text))
+/// Returns a sentence for each value that no type excludes and that cannot be used, and puts the settings of folders in
+/// order.
+fn check(written: &mut Written) -> Vec<String> {
+    let mut mistakes = Vec::new();
+    let mut number = |of: &str, name: &str, value: f64, low: f64, high: f64| {
+        if !(low..=high).contains(&value) {
+            mistakes.push(format!("{of}{name} {value} is not from {low} to {high}"));
         }
-        None => Ok(()),
+    };
+    number("", "per_user", written.per_user as f64, 1.0, 1e6);
+    number("", "stable_seconds", written.stable_seconds, 0.0, 3600.0);
+    number("", "poll_seconds", written.poll_seconds, 0.1, 3600.0);
+    number("", "rescan_seconds", written.rescan_seconds, 1.0, 86_400.0);
+    for place in &written.watch {
+        let of = of_place(place);
+        if let Some(seconds) = place.stable_seconds {
+            number(&of, "watch.stable_seconds", seconds, 0.0, 3600.0);
+        }
+        if let Some(seconds) = place.poll_seconds {
+            number(&of, "watch.poll_seconds", seconds, 0.1, 3600.0);
+        }
     }
+    for place in &mut written.watch {
+        let of = of_place(place);
+        match text::settings(take(&mut place.settings)) {
+            Ok(settings) => place.settings = settings,
+            Err(e) => mistakes.push(format!("{of}{e}")),
+        }
+        for (key, path) in [("path", Some(&place.path)), ("outbox", place.outbox.as_ref())] {
+            if let Some(Err(e)) = path.map(text::without_zero) {
+                mistakes.push(format!("{of}`{key}`: {e}"));
+            }
+        }
+    }
+    if let Err(e) = log::filter(&written.log_level) {
+        mistakes.push(e.to_string().replacen("log.level", "log_level", 1));
+    }
+    mistakes
+}
+
+/// Returns the beginning of a sentence about a watched folder.
+fn of_place(place: &WrittenPlace) -> String {
+    format!("[[watch]] `{}`: ", show(&place.path))
 }
 
 /// Returns `~/x` or `x` as a path in the home folder.
@@ -280,6 +320,32 @@ mod tests {
         assert_eq!(place.outbox, Path::new("/home/ann/Videos/animate"));
         assert_eq!(place.settings.frames, Some(81));
         Ok(())
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let text = "per_user = 0\nnotification = false\nlog_level = \"inof\"\npoll_seconds = \"often\"\n\
+                    [[watch]]\npath = \"~/a\"\nstable_seconds = -1.0\n[watch.settings]\nsteeps = 4\nprompt = \"a\\u0000\"\n\
+                    [[watch]]\noutbox = \"~/b\"\n[[watch]]\npath = \"~/a/c\"\npoll_seconds = 0.0\n";
+        let error = load(text, &[]).expect_err("refused").to_string();
+        let lines: Vec<&str> =
+            error.lines().map(|line| line.split_once("watch.toml:").map_or(line, |(_, rest)| rest)).collect();
+        let expected = [
+            "2: unknown key `notification`; did you mean `notifications`?",
+            "4: poll_seconds must be a number, not \"often\"",
+            "9: unknown key `steeps`; did you mean `steps`?",
+            "11: missing field `path`",
+            " per_user 0 is not from 1 to 1000000",
+            " [[watch]] `~/a`: watch.stable_seconds -1 is not from 0 to 3600",
+            " [[watch]] `~/a/c`: watch.poll_seconds 0 is not from 0.1 to 3600",
+            " [[watch]] `~/a`: `prompt`: it has the control character U+0000",
+            " log_level `inof` is no level; did you mean `info`?",
+            " `/home/ann/a/c` (watch.path) lies in the watched folder `/home/ann/a` (watch.path)",
+        ];
+        assert_eq!(lines.len(), expected.len(), "{error}");
+        for (line, expected) in lines.iter().zip(expected) {
+            assert!(line.starts_with(expected), "{line}\n{expected}");
+        }
     }
 
     #[test]

@@ -133,3 +133,45 @@ fn what_is_no_picture_or_too_large_fails_in_words() {
     assert!(note("note").contains("is not a supported image; use a PNG"));
     assert!(note("huge").contains("at most 256 MiB"));
 }
+
+#[test]
+fn a_picture_goes_where_the_newest_try_at_it_ended() {
+    let mut house = House::started("[defaults]\nseed = 7\n");
+    fs::create_dir(house.path("inbox/sub")).unwrap();
+    house.drop_picture("sub/photo.png", Some("fail"));
+    house.until_ended(1);
+    let there = |folder: &str| house.files(&format!("inbox/{folder}/sub"));
+    assert_eq!(there("failed"), ["photo.png", "photo.png.error.txt", "photo.txt"]);
+    let note = house.path("inbox/failed/sub/photo.png.error.txt");
+    fs::write(&note, "an old note").unwrap();
+    // The same trouble again has a new note.
+    assert_eq!(house.animctl(&["retry", "1", "--wait"]).status.code(), Some(1));
+    assert_eq!(there("failed"), ["photo.png", "photo.png.error.txt", "photo.txt"]);
+    assert!(fs::read_to_string(&note).unwrap().contains("the video needs 80 GiB"));
+    // Two tries wait at once; one is cancelled, the other one makes the video after a crash of the service.
+    house.json(&["pause"]);
+    house.json(&["retry", "1", "-p", "slow=20"]);
+    house.json(&["retry", "1", "-p", "a wave"]);
+    house.json(&["cancel", "4"]);
+    house.until_ended(3);
+    assert_eq!((there("failed"), there("cancelled")), (vec![], vec!["photo.png".into(), "photo.txt".into()]));
+    house.json(&["resume"]);
+    house.until("it runs", |house| {
+        house.number("SELECT count(*) FROM job WHERE state = 'running'") == Some(1)
+    });
+    house.kill();
+    house.start();
+    house.until_ended(4);
+    let there = |folder: &str| house.files(&format!("inbox/{folder}/sub"));
+    assert_eq!((there("cancelled"), there("done")), (vec![], vec!["photo.png".into(), "photo.txt".into()]));
+    assert_eq!(house.files("outbox/sub"), ["photo-7.mp4"]);
+    let moved = house.path("inbox/done/sub/photo.png");
+    assert_eq!(house.json(&["show", "3"])["source_moved_to"], moved.to_str().unwrap());
+    // Whoever has moved the picture elsewhere keeps it there.
+    house.drop_picture("mine.png", Some("fail"));
+    house.until_ended(5);
+    fs::rename(house.path("inbox/failed/mine.png"), house.path("mine.png")).unwrap();
+    house.json(&["retry", "5", "-p", "a wave", "--wait"]);
+    assert_eq!(house.files("inbox/failed"), ["mine.png.error.txt", "mine.txt"]);
+    assert!(house.path("mine.png").exists() && house.files("inbox/done").is_empty());
+}

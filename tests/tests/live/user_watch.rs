@@ -473,5 +473,20 @@ fn wrong_configurations_end_it_in_words() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains(what), "{said}");
     }
+    // All mistakes are told at once.
+    fs::write(
+        &file,
+        "per_user = 0\npoll_seconds = \"often\"\n[[watch]]\npath = \"/x\"\nstabel_seconds = 1.0\n",
+    )
+    .unwrap();
+    let output = run(&["--check", "--config", config]);
+    assert_eq!(output.status.code(), Some(78));
+    let said = String::from_utf8_lossy(&output.stderr);
+    let expected = [
+        format!("animd-watch: {config}:2: poll_seconds must be a number, not \"often\""),
+        format!("{config}:5: unknown key `stabel_seconds`; did you mean `stable_seconds`?"),
+        format!("{config}: per_user 0 is not from 1 to 1000000"),
+    ];
+    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
     assert_eq!(run(&["--nonsense"]).status.code(), Some(2));
 }

@@ -70,10 +70,8 @@ fn numbers(config: &Config, origins: &Origins) -> Vec<String> {
 
 /// Returns a key as people write it: `watch.path` for `watch.3.path`.
 pub fn plain(key: &str) -> String {
-    match key.split('.').collect::<Vec<_>>()[..] {
-        [section, _, key] => format!("{section}.{key}"),
-        _ => key.to_owned(),
-    }
+    let names: Vec<&str> = key.split('.').filter(|part| part.parse::<usize>().is_err()).collect();
+    names.join(".")
 }
 
 fn absolute(config: &Config, origins: &Origins) -> Vec<String> {

@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 use config::ConfigBuilder;
 use config::builder::DefaultState;
 use serde::Deserialize as _;
-use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::check::plain;
+use super::reference::section_of;
+use super::tolerant::{self, Tolerated};
 use super::{Config, Place};
 use crate::files::show;
 use crate::home;
@@ -116,23 +117,12 @@ pub fn of_file(path: &Path, text: &str, home: Option<&Path>) -> Result<Layer> {
         Some(at) => Place::in_file(path, text, at).say(sentence),
         None => format!("{}: {sentence}", show(path)),
     };
-    let start = |e: &toml::de::Error| e.span().map(|span| span.start);
-    let refuse = |e: &toml::de::Error| Error::Config(say(start(e), &keys::with_hint(e.message())));
-    let mut tree = DeTable::parse(text).map_err(|e| refuse(&e))?;
-    let mut spans = Vec::new();
-    for (section, value) in tree.get_ref() {
-        leaves(section.get_ref(), value.get_ref(), &mut spans);
-    }
-    let mut wrong = Vec::new();
-    // Reads into the type, because only these errors know their line; what is wrong is removed, to find what else is.
-    while let Err(e) = Config::deserialize(toml::Deserializer::from(tree.clone())) {
-        let at = start(&e);
-        let key = at.and_then(|at| spans.iter().find(|(_, span)| span.contains(&at)));
-        wrong.push((at, say(at, &explain(e.message(), key.map(|(key, _)| key.as_str())))));
-        if !at.is_some_and(|at| remove(tree.get_mut(), at)) {
-            break;
-        }
-    }
+    let refuse = |e: &toml::de::Error| {
+        Error::Config(say(e.span().map(|span| span.start), &keys::with_hint(e.message())))
+    };
+    let read = tolerant::read::<Config>(text, section_of).map_err(|e| refuse(&e))?;
+    let Tolerated { tree, spans, mistakes, .. } = read;
+    let mut wrong: Vec<_> = mistakes.into_iter().map(|(at, sentence)| (at, say(at, &sentence))).collect();
     let mut values = Table::deserialize(toml::Deserializer::from(tree)).map_err(|e| refuse(&e))?;
     let dir = path.parent().unwrap_or(Path::new("/"));
     let mut places = Vec::new();
@@ -148,25 +138,6 @@ pub fn of_file(path: &Path, text: &str, home: Option<&Path>) -> Result<Layer> {
     }
     wrong.sort_by_key(|(at, _)| *at);
     Ok(Layer { values, places, mistakes: wrong.into_iter().map(|(_, mistake)| mistake).collect() })
-}
-
-/// Removes the entry whose key or value stands at this byte, and returns whether there was one.
-fn remove(tree: &mut DeTable<'_>, at: usize) -> bool {
-    let below = tree.iter_mut().any(|(_, value)| match value.get_mut() {
-        DeValue::Table(inner) => remove(inner, at),
-        DeValue::Array(items) => items.iter_mut().any(|item| match item.get_mut() {
-            DeValue::Table(inner) => remove(inner, at),
-            _ => false,
-        }),
-        _ => false,
-    });
-    if below {
-        return true;
-    }
-    let mut entries = tree.iter();
-    let here = entries.find(|(key, value)| key.span().contains(&at) || value.span().contains(&at));
-    let here = here.map(|(key, _)| key.get_ref().to_string());
-    here.is_some_and(|key| tree.remove(key.as_str()).is_some())
 }
 
 /// Checks a text of a file, and makes a path absolute.
@@ -186,24 +157,6 @@ fn forget(values: &mut Table, key: &str) {
             }
         }
         _ => _ = values.remove("watch"),
-    }
-}
-
-/// Collects where the values below `value` stand in the text.
-fn leaves(key: &str, value: &DeValue<'_>, found: &mut Vec<(String, std::ops::Range<usize>)>) {
-    let mut below = |inner: &str, value: &toml::Spanned<DeValue<'_>>| {
-        let key = format!("{key}.{inner}");
-        if !matches!(value.get_ref(), DeValue::Table(_)) {
-            found.push((key.clone(), value.span()));
-        }
-        leaves(&key, value.get_ref(), found);
-    };
-    match value {
-        DeValue::Table(table) => table.iter().for_each(|(inner, value)| below(inner.get_ref(), value)),
-        DeValue::Array(items) => {
-            items.iter().enumerate().for_each(|(n, value)| below(&n.to_string(), value));
-        }
-        _ => {}
     }
 }
 
@@ -277,7 +230,9 @@ pub fn of_variable(name: &str, value: &str, home: Option<&Path>) -> Result<Layer
             Err(e) => _ = first.get_or_insert(e),
         }
     }
-    let why = first.map(|e| explain(e.message(), Some(&format!("{section}.{key}")))).unwrap_or_default();
+    let why = first
+        .map(|e| tolerant::explain(e.message(), Some(&format!("{section}.{key}")), section_of))
+        .unwrap_or_default();
     Err(Error::Config(place.say(&why)))
 }
 
@@ -348,39 +303,4 @@ impl Stack {
 
 fn unfit(e: impl Display) -> Error {
     Error::Config(format!("the configuration does not fit together: {e}"))
-}
-
-/// Returns the message of the TOML reader in plain words; `key` is the key that the message is about, if there is one.
-fn explain(message: &str, key: Option<&str>) -> String {
-    if let Some(rest) = message.strip_prefix("unknown field `")
-        && let Some((wrong, _)) = rest.split_once("`, expected ")
-        && let Some(section) = super::reference::section_of(wrong)
-    {
-        return format!("unknown key `{wrong}` here; it belongs in [{section}]");
-    }
-    let found_type = message.strip_prefix("invalid type: ").or(message.strip_prefix("invalid value: "));
-    let Some((found, expected)) = found_type.and_then(|rest| rest.rsplit_once(", expected ")) else {
-        return keys::with_hint(message);
-    };
-    let wanted = match expected {
-        "u32" | "u64" => "a whole number, 0 or more",
-        "f64" => "a number",
-        "a boolean" => "true or false",
-        "a string" | "path string" => "text in quotes",
-        _ if expected.starts_with("struct ") => "a section",
-        "a sequence" => "a list",
-        other => other,
-    };
-    let found = match found {
-        "map" => "a section".to_owned(),
-        "sequence" => "a list".to_owned(),
-        found => {
-            let kinds = ["integer ", "floating point ", "boolean ", "string "];
-            keys::one_line(kinds.iter().find_map(|kind| found.strip_prefix(kind)).unwrap_or(found), 100)
-        }
-    };
-    match key {
-        Some(key) => format!("{key} must be {wanted}, not {found}"),
-        None => format!("here must be {wanted}, not {found}"),
-    }
 }

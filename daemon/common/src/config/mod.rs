@@ -6,6 +6,7 @@ mod layers;
 mod origin;
 pub mod reference;
 mod sections;
+pub mod tolerant;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;

@@ -125,7 +125,7 @@ fn mistakes_are_named_with_their_place() {
             "animd.toml:2:12: queue.attempts must be a whole number, 0 or more, not \"x\"",
         ),
         ("[power]\ninhibit_sleep = 1", "animd.toml:2:17: power.inhibit_sleep must be true or false, not `1`"),
-        ("queue = 3", "animd.toml:1:9: here must be a section, not `3`"),
+        ("queue = 3", "animd.toml:1:9: queue must be a section, not `3`"),
         ("[queue]\nattempts = 0", "animd.toml:2:12: queue.attempts 0 is not from 1 to 100"),
         ("[inbox]\nstable_seconds = nan", "animd.toml:2:18: inbox.stable_seconds NaN is not from 0 to 3600"),
         ("[log]\nlevel = \"loud=x=y\"", "animd.toml:2:9: log.level `loud=x=y`"),
@@ -277,4 +277,19 @@ fn the_shipped_file_is_the_defaults() -> Result<()> {
     let shipped = from_text(Path::new("/animd.toml"), reference::SHIPPED)?;
     assert_eq!(shipped.origins, Origins::default());
     Ok(())
+}
+
+#[test]
+fn a_watched_folder_without_its_path_hides_no_other_mistake() {
+    let text =
+        "[[watch]]\noutbox = \"/a\"\n[[watch]]\npath = \"/b\"\npoll_seconds = 0.0\n[queue]\nattempts = 0\n";
+    let told = error(text, &[], &[]);
+    let lines: Vec<&str> =
+        told.lines().map(|line| line.split_once("animd.toml:").map_or(line, |(_, rest)| rest)).collect();
+    let expected = [
+        "1:1: missing field `path`",
+        "7:12: queue.attempts 0 is not from 1 to 100",
+        "5:16: watch.poll_seconds 0 is not from 0.1 to 3600",
+    ];
+    assert_eq!(lines, expected);
 }

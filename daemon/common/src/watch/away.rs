@@ -1,5 +1,5 @@
 //! How a picture leaves the place where it waited: into `done/`, `failed/` or `cancelled/`, with its sidecars, and with a note that
-//! says what went wrong.
+//! says what went wrong. From there it may go on to another of the three, when a retry ends.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::names::{CANCELED, DONE, FAILED};
 use super::root::{self, Dir, Root};
 use super::sidecar::{self, find};
 use crate::files::{self, Identity, NAME_MAX, numbered, rename_new, show, split_name, sync_dir};
@@ -29,10 +30,11 @@ pub struct Leaving<'a> {
 }
 
 /// Returns where a picture goes whose watched folder is `root`: a name in its folder `into` (such as `done`) that is free,
-/// and whose note is free.
+/// and whose note is free. A picture that is in `into` already stays where it is.
 pub fn target(root: &Root, source: &Path, into: &str) -> Option<PathBuf> {
     let below = source.parent()?.strip_prefix(root.path()).unwrap_or(Path::new(""));
-    let below = Path::new(into).join(below);
+    let left = outcome_folder(root, source).and_then(|folder| below.strip_prefix(folder).ok());
+    let below = Path::new(into).join(left.unwrap_or(below));
     let target = root.path().join(&below).join(source.file_name()?);
     // Where there is no such folder yet, every name is free.
     Some(match Dir::open(root, &below) {
@@ -42,6 +44,12 @@ pub fn target(root: &Root, source: &Path, into: &str) -> Option<PathBuf> {
         }
         Err(_) => target,
     })
+}
+
+/// Returns which of `done`, `failed` and `cancelled` a picture lies in whose watched folder is `root`.
+pub fn outcome_folder(root: &Root, picture: &Path) -> Option<&'static str> {
+    let below = picture.parent()?.strip_prefix(root.path()).ok()?;
+    [DONE, FAILED, CANCELED].into_iter().find(|folder| below.starts_with(folder))
 }
 
 /// Returns the folder that holds both a picture and its `target`: the one that was watched when the target was chosen.
@@ -79,6 +87,9 @@ impl Leaving<'_> {
             }
             Err(e) => return Err(Error::file("look at", self.source)(e).into()),
         }
+        if self.target == self.source {
+            return Ok(self.renew_note(&from).map(|()| true)?);
+        }
         match self.rename(&from, &mut renamed)? {
             Ok((to, moved)) => {
                 self.follow(&to, &from);
@@ -91,9 +102,18 @@ impl Leaving<'_> {
         }
     }
 
-    /// Moves the sidecars and writes the note, after the picture has been moved.
+    /// Writes the note of a picture that stays in the folder of its outcome, in place of the note of an earlier job.
+    fn renew_note(&self, from: &Dir) -> Result<()> {
+        let Some(text) = self.note else { return Ok(()) };
+        let note = error_note(self.source);
+        files::write_atomic(&from.at(&note), &line(text), 0o644).map_err(Error::file("write", note))
+    }
+
+    /// Moves the sidecars and removes notes that no longer hold, after the picture has been moved.
     fn follow(&self, to: &Dir, from: &Dir) {
-        if let Some(text) = self.note {
+        if outcome_folder(self.root, self.source) == Some(FAILED) {
+            _ = fs::remove_file(from.at(&error_note(self.source)));
+        } else if let Some(text) = self.note {
             let beside = from.at(&error_note(self.source));
             if files::read_small(&beside, sidecar::MAX_BYTES).is_ok_and(|old| old == line(text)) {
                 _ = fs::remove_file(beside);
@@ -248,7 +268,6 @@ pub fn warn_unsynced(dir: &Path, synced: io::Result<()>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::names::{DONE, FAILED};
 
     #[test]
     fn subfolders_stay_below_done_and_failed() -> io::Result<()> {

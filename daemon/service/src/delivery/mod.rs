@@ -75,7 +75,7 @@ impl Delivery {
     }
 
     fn end_blocking(&self, id: u64, from: State, ended: &Ended) -> Result<bool> {
-        let Some(job) = self.ledger.call_blocking(move |db| db.job(id))? else { return Ok(false) };
+        let Some(job) = self.ledger.call_blocking(move |db| db.adopt_source(id))? else { return Ok(false) };
         let target = self.source_target(&job, ended.outcome());
         let ended = ended.clone();
         if !self.ledger.call_blocking(move |db| db.finishing(id, from, &ended, target.as_deref()))? {

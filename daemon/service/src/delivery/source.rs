@@ -9,25 +9,33 @@ use animd_common::watch::names::{CANCELED, DONE, FAILED};
 use animd_common::watch::sidecar;
 
 use super::Delivery;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::ledger::{Job, Outcome};
 
 impl Delivery {
-    /// Returns where the source of a job goes when it ends like this.
+    /// Returns where the source of a job goes when it ends like this. A retry moves pictures of watched folders only.
     pub fn source_target(&self, job: &Job, outcome: Outcome) -> Option<PathBuf> {
         let source = &job.source.as_ref()?.path;
+        let root = self.watches.root_of(source, None);
+        if job.retry_of.is_some() && away::outcome_folder(&root, source).is_none() {
+            return None;
+        }
         let into = match outcome {
             Outcome::Done => DONE,
             Outcome::Failed => FAILED,
             Outcome::Canceled => CANCELED,
         };
-        away::target(&self.watches.root_of(source, None), source, into)
+        away::target(&root, source, into)
     }
 
-    /// Returns whether a picture's sidecars say something else than its job has, since they were read.
+    /// Returns whether a picture's sidecars say something else than its job has, since they were read. Nothing is read
+    /// again beside a picture that has left the place where it waited.
     pub fn is_late(&self, job: &Job) -> bool {
         let Some(source) = &job.source else { return false };
         let root = self.watches.root_of(&source.path, None);
+        if away::outcome_folder(&root, &source.path).is_some() {
+            return false;
+        }
         if sidecar::changed_us(&root, &source.path).is_none_or(|changed_us| changed_us <= source.read_us) {
             return false;
         }
@@ -39,8 +47,9 @@ impl Delivery {
         }
     }
 
-    /// Moves the picture and its sidecars out of the watched folder, if it is still the one that was taken. A picture
-    /// with a sidecar that came late stays, and gets a new job. Returns whether the picture was moved.
+    /// Moves the picture and its sidecars out of the watched folder, if it is still the one that was taken, or from the
+    /// folder of an earlier outcome to that of a retry's. A picture with a sidecar that came late stays, and gets a new
+    /// job. Returns whether the picture was moved.
     pub(super) fn put_source(&self, job: &Job) -> Result<bool> {
         let (Some(source), Some(target)) = (&job.source, job.source_target.clone()) else {
             return Ok(false);
@@ -54,6 +63,7 @@ impl Delivery {
             return Ok(false);
         }
         let root = self.watches.root_of(&source.path, Some(&target));
+        let has_left = away::outcome_folder(&root, &source.path).is_some();
         let leaving = Leaving {
             root: &root,
             source: &source.path,
@@ -62,14 +72,26 @@ impl Delivery {
             note: job.error_text.as_deref().filter(|_| job.outcome == Some(Outcome::Failed)),
             // A sidecar that changed since, but has the same settings, is moved as well.
             sidecars_until_us: match job.outcome {
-                Some(Outcome::Canceled) => source.read_us,
+                Some(Outcome::Canceled) if !has_left => source.read_us,
                 _ => i64::MAX,
             },
         };
-        leaving.put_away(|target| {
+        let moved = leaving.put_away(|target| {
             let path = target.to_owned();
             self.ledger.call_blocking(move |db| db.set_source_target(id, &path))
-        })
+        });
+        match moved {
+            // Nothing takes the picture again from where it is, so nothing has to be kept from that.
+            Err(Error::Common(e)) if has_left && !matches!(e, Common::Stopping) => {
+                tracing::warn!(
+                    job = id,
+                    "the picture of job {id} stays in the folder of an earlier outcome: {}",
+                    e.without_path()
+                );
+                Ok(false)
+            }
+            moved => moved,
+        }
     }
 
     /// Tries once more to move a picture away whose job has ended.

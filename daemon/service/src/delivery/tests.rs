@@ -1,5 +1,7 @@
 //! Tests of how jobs end, from every point at which the machine may stop.
 
+mod retry;
+
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -59,7 +61,13 @@ impl Place {
     fn running(&self) -> Result<Job> {
         let path = self.inbox.join("photo.png");
         fs::write(&path, animd_common::picture::TINY).map_err(Error::file("write", &path))?;
-        let (file, meta) = files::open_regular(&path).map_err(Error::file("open", &path))?;
+        let (_, meta) = files::open_regular(&path).map_err(Error::file("open", &path))?;
+        self.queue(Source { path, identity: Identity::of(&meta), read_us: now_us() })
+    }
+
+    /// Returns the job of a picture in the inbox, claimed.
+    fn queue(&self, source: Source) -> Result<Job> {
+        let (file, _) = files::open_regular(&source.path).map_err(Error::file("open", &source.path))?;
         let spooled = self.delivery.spool.put(&file, "the picture")?;
         let new = NewJob {
             owner: 0,
@@ -70,10 +78,15 @@ impl Place {
             retry_of: None,
             per_user: u32::MAX,
             name: "photo.png".into(),
-            source: Some(Source { path, identity: Identity::of(&meta), read_us: now_us() }),
+            source: Some(source),
             picture_bytes: spooled.bytes,
             work: Ok((spooled.sha256, Box::new(Settings::default().resolve(|| 7)?))),
         };
+        self.claimed(new)
+    }
+
+    /// Queues and claims a job.
+    fn claimed(&self, new: NewJob) -> Result<Job> {
         let added = self.delivery.ledger.call_blocking(move |db| db.add(&new, || true))?;
         let Added::New(id) = added else { panic!("{added:?}") };
         Ok(self.delivery.ledger.call_blocking(move |db| db.claim(id))?.expect("it was just queued"))

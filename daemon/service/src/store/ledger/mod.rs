@@ -5,6 +5,7 @@
 
 mod costs;
 pub mod damage;
+mod family;
 mod job;
 mod keep;
 mod quota;
