@@ -25,7 +25,7 @@ use crate::metrics;
 use crate::queue::Queue;
 use crate::reload::Reloader;
 use crate::retention;
-use crate::store::ledger::{PAUSED, damage};
+use crate::store::ledger::{PAUSED, Store, damage};
 use crate::store::{Ledger, PictureFiles, Results, Spool, Watches, release_unheld};
 use crate::supervisor::commands::{Command, Commands};
 use crate::supervisor::gpu::nvml::Driver;
@@ -185,7 +185,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     let watchers = tokio::spawn(folders_watched.run(stopped.clone()));
     let system = (!user).then(|| connection.clone());
     let logind = tokio::spawn(logind::run(system, config.clone(), events.clone(), commands, stopped.clone()));
-    let metrics = tokio::spawn(metrics::run(config, ledger, events.clone(), stopped.clone()));
+    let metrics = tokio::spawn(metrics::run(config, ledger.clone(), events.clone(), stopped.clone()));
     let unheld = release_unheld(queue.ledger.clone(), queue.spool.clone(), stopped.clone());
     let unheld = tokio::spawn(unheld);
     let retention = tokio::spawn(retention::run(queue, stopped.clone()));
@@ -222,6 +222,8 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     for task in [mirror, watchers, logind, metrics, unheld, retention, waiting] {
         _ = timeout(Duration::from_secs(2), task).await;
     }
+    // After a stop, the ledger is one file, which a person may copy without its log. A disk without room keeps the log.
+    _ = timeout(Duration::from_secs(2), ledger.call(Store::checkpoint)).await;
     if *profiles.new_start().borrow() {
         return Err(Error::NewStart(
             "the NVIDIA driver has appeared, and its devices need a new start of the service".into(),
