@@ -80,7 +80,8 @@ fn a_watched_job_ends_with_its_own_code() {
 fn the_queue_is_watched_until_it_is_empty() {
     let house = House::started("");
     house.json(&["pause"]);
-    let (first, second) = (submit(&house, "slow=10"), submit(&house, "fail"));
+    // Slow enough for a client that starts late on a busy machine.
+    let (first, second) = (submit(&house, "slow=100"), submit(&house, "fail"));
     let client =
         house.animctl_command(&["--json", "watch", "--until-idle"]).stdout(Stdio::piped()).spawn().unwrap();
     house.json(&["resume"]);
