@@ -3,6 +3,7 @@
 mod page;
 mod plots;
 
+use animd_common::words::{energy, time};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -25,6 +26,31 @@ pub struct Sum {
     pub joules: f64,
     /// Frames of all videos.
     pub frames: u64,
+}
+
+impl Sum {
+    /// Returns what the row sums up, in words.
+    pub fn name(&self) -> &str {
+        if self.key.is_empty() { "not known" } else { &self.key }
+    }
+
+    /// Returns the row's figures: jobs with a video, failed and cancelled ones, then the time and the energy, each in all
+    /// and per video.
+    pub fn figures(&self) -> [String; 7] {
+        let each = |all: f64, show: fn(f64) -> String| match self.done {
+            0 => String::new(),
+            done => show(all / done as f64),
+        };
+        [
+            self.done.to_string(),
+            self.failed.to_string(),
+            self.canceled.to_string(),
+            time(self.seconds),
+            each(self.seconds, time),
+            energy(self.joules),
+            each(self.joules, energy),
+        ]
+    }
 }
 
 /// The reply of `Timeline`.

@@ -74,8 +74,8 @@ fn sums(what: &str, rows: &[Sum]) -> Markup {
                 tr { th { (what) } @for name in NAMES { th { (name) } } }
                 @for row in rows {
                     tr {
-                        td { @if row.key.is_empty() { "not known" } @else { (row.key) } }
-                        @for (name, cell) in NAMES.into_iter().zip(cells(row)) { td data-name=(name) { (cell) } }
+                        td { (row.name()) }
+                        @for (name, cell) in NAMES.into_iter().zip(row.figures()) { td data-name=(name) { (cell) } }
                     }
                 }
             }
@@ -86,18 +86,6 @@ fn sums(what: &str, rows: &[Sum]) -> Markup {
 /// The columns of the sums. On a narrow screen each value stands behind its name.
 const NAMES: [&str; 7] =
     ["videos", "failed", "cancelled", "time", "time per video", "energy", "energy per video"];
-
-fn cells(row: &Sum) -> [String; 7] {
-    [
-        row.done.to_string(),
-        row.failed.to_string(),
-        row.canceled.to_string(),
-        time(row.seconds),
-        each(row, row.seconds, time),
-        energy(row.joules),
-        each(row, row.joules, energy),
-    ]
-}
 
 /// Returns the address of a file of this machine.
 fn address(path: &str) -> String {
@@ -115,10 +103,6 @@ fn links(job: &Entry) -> Vec<(&'static str, String)> {
     let picture = text("source_moved_to").or(text("source"));
     let files = [("the video", text("output")), ("its picture", picture)];
     files.into_iter().filter_map(|(name, path)| Some((name, address(path?)))).collect()
-}
-
-fn each(row: &Sum, total: f64, show: impl Fn(f64) -> String) -> String {
-    if row.done == 0 { String::new() } else { show(total / row.done as f64) }
 }
 
 fn card(job: &Entry) -> Markup {

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use animd_common::words::{energy, time};
 use clap::ValueEnum;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -73,23 +72,11 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
         return Ok(Exit::Done);
     }
     let rows: Vec<Sum> = rows.into_iter().map(sum).collect::<Result<_>>()?;
-    let each = |row: &Sum, all: f64, words: fn(f64) -> String| match row.done {
-        0 => String::new(),
-        done => words(all / done as f64),
-    };
     let rows = rows
         .iter()
         .map(|row| {
-            [
-                if row.key.is_empty() { "not known".to_owned() } else { row.key.clone() },
-                row.done.to_string(),
-                row.failed.to_string(),
-                row.canceled.to_string(),
-                time(row.seconds),
-                each(row, row.seconds, time),
-                energy(row.joules),
-                each(row, row.joules, energy),
-            ]
+            let [done, failed, canceled, time, each, energy, each_energy] = row.figures();
+            [row.name().to_owned(), done, failed, canceled, time, each, energy, each_energy]
         })
         .collect();
     let head = [

@@ -81,8 +81,8 @@ fn fits(networks: &[Network], room: u64) -> bool {
 
 /// Returns the placement with as many leading groups on the device as have room.
 fn most(least: &Placement, room: u64) -> Placement {
-    let choices = (0..=least.groups.len()).rev().map(|resident| least.streamed(resident, SLOTS));
-    choices.into_iter().find(|placement| placement.working() <= room).unwrap_or_else(|| least.clone())
+    let mut choices = (0..=least.groups.len()).rev().map(|resident| least.streamed(resident, SLOTS));
+    choices.find(|placement| placement.working() <= room).unwrap_or_else(|| least.clone())
 }
 
 /// Returns what is on the device while the networks of a kind work. What those that take turns with them had there stays
