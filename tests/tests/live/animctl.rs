@@ -5,22 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
-use crate::harness::{House, PICTURE, program};
+use crate::harness::{House, PICTURE, program, says, text};
 use serde_json::{Value, json};
 
 /// A user that every Linux knows.
 const ALICE: u32 = 1;
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Runs a verb, which must succeed, and returns what it prints.
-fn says(house: &House, args: &[&str]) -> String {
-    let output = house.animctl(args);
-    assert!(output.status.success(), "animctl {args:?}: {}", text(&output.stderr));
-    text(&output.stdout)
-}
 
 /// Runs a verb, and returns its exit code and its error message.
 fn refused(house: &House, args: &[&str]) -> (Option<i32>, String) {

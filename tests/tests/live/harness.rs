@@ -399,6 +399,18 @@ impl House {
     }
 }
 
+/// Returns what a program printed.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs a verb, which must succeed, and returns what it prints.
+pub fn says(house: &House, args: &[&str]) -> String {
+    let output = house.animctl(args);
+    assert!(output.status.success(), "animctl {args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
 pub fn files(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(folder)
         .map(|dir| {

@@ -4,18 +4,8 @@
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
-use crate::harness::{House, PICTURE};
+use crate::harness::{House, PICTURE, says, text};
 use serde_json::{Value, json};
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn says(house: &House, args: &[&str]) -> String {
-    let output = house.animctl(args);
-    assert!(output.status.success(), "animctl {args:?}: {}", text(&output.stderr));
-    text(&output.stdout)
-}
 
 fn line_of(table: &str, id: &str) -> String {
     let line = table.lines().find(|line| line.split_whitespace().next() == Some(id));
