@@ -37,15 +37,22 @@ pub struct SettingsOptions {
     /// The sampler [default: unipc]
     #[arg(long, value_name = "NAME", value_parser = one_of::<Sampler>(SAMPLER))]
     pub sampler: Option<Sampler>,
-    /// Denoising steps [default: 40; the distilled samplers always take 4]
+    /// Denoising steps [default: 40; the distilled samplers take 4, and 1 to 8 if asked]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = typed("steps", |s| s.steps))]
     pub steps: Option<u32>,
+    /// Steps of the high-noise expert of a model with two [default: those from timestep 900 on; half of the steps of a
+    /// distilled sampler]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = typed("steps_high", |s| s.steps_high))]
+    pub steps_high: Option<u32>,
     /// How far the steps lean towards the noisy end [default: 3 at 480p, 5 at 720p and for the distilled samplers]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = typed("shift", |s| s.shift))]
     pub shift: Option<f64>,
     /// How strongly the prompt is followed; 1 halves the work [default: 5; the distilled samplers take 1]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = typed("guidance", |s| s.guidance))]
     pub guidance: Option<f64>,
+    /// The guidance in the steps of the low-noise expert of a model with two [default: as `guidance` says]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = typed("guidance_low", |s| s.guidance_low))]
+    pub guidance_low: Option<f64>,
     /// Which forwards are saved by reusing an earlier one's result [default: none]
     #[arg(long, value_name = "NAME", value_parser = one_of::<StepCache>(STEP_CACHE))]
     pub step_cache: Option<StepCache>,
@@ -76,8 +83,10 @@ impl From<SettingsOptions> for Settings {
             quality,
             sampler,
             steps,
+            steps_high,
             shift,
             guidance,
+            guidance_low,
             step_cache,
             step_cache_threshold,
             noise,
@@ -95,8 +104,10 @@ impl From<SettingsOptions> for Settings {
             quality,
             sampler,
             steps,
+            steps_high,
             shift,
             guidance,
+            guidance_low,
             step_cache,
             step_cache_threshold,
             noise,
@@ -119,7 +130,10 @@ const RESIZE: Values = &[
 
 const SAMPLER: Values = &[
     ("unipc", "`UniPC` of order 2, for the released model"),
-    ("distill", "Deterministic Euler over four steps, for the step-distilled model"),
+    (
+        "distill",
+        "Deterministic Euler over a few steps, four unless asked otherwise, for the step-distilled model",
+    ),
     ("distill-renoise", "The distilled model with new noise between its steps"),
 ];
 
@@ -209,6 +223,8 @@ mod tests {
             "--steps=4",
             "--shift=2.5",
             "--guidance=1",
+            "--steps-high=2",
+            "--guidance-low=2",
             "--step-cache=teacache-ret",
             "--step-cache-threshold=0.1",
             "--noise=cpu",
@@ -229,6 +245,8 @@ mod tests {
             steps: Some(4),
             shift: Some(2.5),
             guidance: Some(1.0),
+            steps_high: Some(2),
+            guidance_low: Some(2.0),
             step_cache: Some(StepCache::TeacacheRet),
             step_cache_threshold: Some(0.1),
             noise: Some(Noise::Cpu),

@@ -9,6 +9,11 @@ pub const NEGATIVE_PROMPT: &str = "镜头晃动，色调艳丽，过曝，静态
 最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，\
 手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走";
 
+/// Returns the negative prompt that Wan2.2 image-to-video was released with: it says nothing of a shaking camera.
+fn negative_prompt_wan22() -> String {
+    NEGATIVE_PROMPT.trim_start_matches("镜头晃动，").to_owned()
+}
+
 /// A value for each of the two areas that a family was trained at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ByArea<T> {
@@ -58,6 +63,16 @@ impl Defaults {
             guidance: 5.0,
             distilled_shift: 5.0,
             distilled_guidance: 1.0,
+        }
+    }
+
+    /// Returns the defaults that Wan2.2 image-to-video was released with, and those of its step-distilled variants.
+    pub fn wan22_i2v() -> Self {
+        Self {
+            negative_prompt: negative_prompt_wan22(),
+            shift: ByArea { p480: 5.0, p720: 5.0 },
+            guidance: 3.5,
+            ..Self::wan21_i2v()
         }
     }
 }

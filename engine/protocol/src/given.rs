@@ -16,7 +16,7 @@ use crate::ranges::{self, Real, Whole};
 use crate::request::{Noise, Resize, Sampler, Settings, Size, StepCache, Tiling};
 
 /// The names of all settings.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 19] = [
     "prompt",
     "negative_prompt",
     "seed",
@@ -27,8 +27,10 @@ pub const NAMES: [&str; 17] = [
     "quality",
     "sampler",
     "steps",
+    "steps_high",
     "shift",
     "guidance",
+    "guidance_low",
     "step_cache",
     "step_cache_threshold",
     "noise",
@@ -120,8 +122,10 @@ pub fn set(settings: &mut Settings, name: &str, given: &Given<'_>) -> Result<(),
         "quality" => settings.quality = Some(small(&ranges::QUALITY, given)?),
         "sampler" => settings.sampler = Some(word("sampler", &SAMPLER, given)?),
         "steps" => settings.steps = Some(small(&ranges::STEPS, given)?),
+        "steps_high" => settings.steps_high = Some(small(&ranges::STEPS_HIGH, given)?),
         "shift" => settings.shift = Some(real(&ranges::SHIFT, given)?),
         "guidance" => settings.guidance = Some(real(&ranges::GUIDANCE, given)?),
+        "guidance_low" => settings.guidance_low = Some(real(&ranges::GUIDANCE_LOW, given)?),
         "step_cache" => settings.step_cache = Some(word("step_cache", &STEP_CACHE, given)?),
         "step_cache_threshold" => {
             settings.step_cache_threshold = Some(real(&ranges::STEP_CACHE_THRESHOLD, given)?);

@@ -10,12 +10,15 @@ use crate::InvalidSetting;
 use crate::dims::schema::{self, Expected};
 use crate::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 use crate::request::{Request, Sampler, StepCache};
+use crate::schedule::SamplerConfig;
 use crate::step_cache::{magcache, teacache};
 
 pub use crate::defaults::{ByArea, Defaults};
 
 /// The number of timesteps in training, and the timestep of pure noise.
 const TIMESTEPS: f64 = 1000.0;
+/// The share of the timesteps from which on Wan2.2's high-noise expert computes a step.
+const WAN22_BOUNDARY: f64 = 0.9;
 
 /// A kind of network. A profile says for each kind in which precision and place its networks are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -62,6 +65,37 @@ impl<C> Network<C> {
     }
 }
 
+/// Which of a family's two diffusion transformers something is for: files, a `LoRA`, a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExpertName {
+    /// The one that computes the first steps, which have the most noise.
+    HighNoise,
+    /// The one that computes the other steps.
+    LowNoise,
+}
+
+impl ExpertName {
+    /// Both, in the order of their steps.
+    pub const ALL: [Self; 2] = [Self::HighNoise, Self::LowNoise];
+
+    /// Returns the place of the transformer in [`Recipe::experts`] of a family with two.
+    pub fn index(self) -> usize {
+        match self {
+            Self::HighNoise => 0,
+            Self::LowNoise => 1,
+        }
+    }
+
+    /// Returns the name of the transformer's network in a recipe, for tables.
+    pub fn network(self) -> &'static str {
+        match self {
+            Self::HighNoise => "DiT, high",
+            Self::LowNoise => "DiT, low",
+        }
+    }
+}
+
 /// A diffusion transformer that computes some of the steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Expert {
@@ -94,6 +128,10 @@ pub struct StepCaches {
     pub teacache_ret: Option<ByArea<Vec<f64>>>,
     /// The ratios of `MagCache`, one for each step of the published schedule.
     pub magcache: Option<ByArea<Vec<f64>>>,
+    /// The ratios of `MagCache` where it decides for each forward, in families with two transformers: with the prompt and
+    /// with the negative prompt, one for each step of the published schedule.
+    #[serde(default)]
+    pub magcache_by_forward: Option<[Vec<f64>; 2]>,
 }
 
 /// A family of models, or one member of a family.
@@ -181,19 +219,7 @@ impl Recipe {
 
     /// Returns the recipe of Wan2.1-I2V-14B, as released for 480P and 720P.
     pub fn wan21_i2v_14b() -> Self {
-        let dit = DitConfig {
-            dim: 5120,
-            ffn_dim: 13_824,
-            freq_dim: 256,
-            in_dim: 36,
-            out_dim: 16,
-            num_heads: 40,
-            num_layers: 40,
-            eps: 1e-6,
-            text_len: 512,
-            text_dim: 4096,
-            image_dim: Some(1280),
-        };
+        let dit = dit_14b();
         let t5 = T5Config {
             dim: 4096,
             rows: 256_384,
@@ -206,6 +232,35 @@ impl Recipe {
         let clip = ClipConfig { dim: 1280, patch: 14, image_size: 224, heads: 16, mlp_dim: 5120, layers: 32 };
         let vae = VaeConfig { base: 96, z_dim: 16, multipliers: vec![1, 2, 4, 4] };
         Self::wan21_i2v(dit, t5, clip, vae)
+    }
+
+    /// Returns the recipe of Wan2.2 image-to-video with networks of these sizes; the experts are the high-noise and the
+    /// low-noise one.
+    pub fn wan22_i2v(experts: [DitConfig; 2], t5: T5Config, vae: VaeConfig) -> Self {
+        let defaults = Defaults::wan22_i2v();
+        let from = [WAN22_BOUNDARY, 0.0];
+        let experts = ExpertName::ALL.into_iter().zip(experts).zip(from);
+        let expert = |((name, config), from): ((ExpertName, _), _)| Expert {
+            network: Network::new(name.network(), config),
+            from,
+            guidance: defaults.guidance,
+        };
+        Self {
+            family: "Wan2.2 image-to-video".into(),
+            experts: experts.map(expert).collect(),
+            text_encoder: Network::new("umT5", t5),
+            conditioning: Conditioning { mask_channels: 4, image_encoder: None, last_frame: true },
+            vae: Network::new("VAE", vae),
+            defaults,
+            step_caches: StepCaches::wan22_i2v(),
+        }
+    }
+
+    /// Returns the recipe of Wan2.2-I2V-A14B, as released.
+    pub fn wan22_i2v_a14b() -> Self {
+        let expert = DitConfig { image_dim: None, ..dit_14b() };
+        let Self { text_encoder, vae, .. } = Self::wan21_i2v_14b();
+        Self::wan22_i2v([expert.clone(), expert], text_encoder.config, vae.config)
     }
 
     /// Returns the recipe of a Wan2.1 image-to-video model that is smaller than any that somebody would use. What it takes,
@@ -252,15 +307,36 @@ impl Recipe {
         self.conditioning.image_encoder.as_ref().map_or(0, |n| n.config.tokens())
     }
 
+    /// Returns, for each step of a request, the index of the expert that computes it.
+    ///
+    /// The released experts take turns by the timestep. Those of step-distilled models do so by the number of the step, half
+    /// of them each, whatever the timesteps are; and `steps_high` says so for any sampler.
+    pub fn step_experts(&self, request: &Request) -> Vec<usize> {
+        // A resolved request has a schedule.
+        let timesteps = SamplerConfig::new(request).map(|sampler| sampler.timesteps()).unwrap_or_default();
+        let several = self.experts.len() > 1;
+        let distilled = (request.sampler != Sampler::Unipc).then(|| timesteps.len().div_ceil(2));
+        let high = request.steps_high.map(|steps| steps as usize).or(distilled).filter(|_| several);
+        let expert = |(step, timestep)| match high {
+            Some(high) => usize::from(step >= high),
+            None => self.expert_at(timestep),
+        };
+        timesteps.into_iter().enumerate().map(expert).collect()
+    }
+
     /// Returns the index of the expert that computes a step with this timestep.
     pub fn expert_at(&self, timestep: f64) -> usize {
         let at = self.experts.iter().position(|e| timestep >= e.from * TIMESTEPS);
         at.unwrap_or(self.experts.len().saturating_sub(1))
     }
 
-    /// Returns the guidance scale in an expert's steps: the expert's own where the request has the family's default.
+    /// Returns the guidance scale in an expert's steps: the expert's own where the request has the family's default. The last
+    /// of several experts has `guidance_low`, if that is given.
     #[expect(clippy::float_cmp, reason = "a default is recognised by being the same number")]
     pub fn guidance(&self, expert: usize, request: &Request) -> f64 {
+        if let Some(low) = request.guidance_low.filter(|_| expert > 0) {
+            return low;
+        }
         let default = request.sampler == Sampler::Unipc && request.guidance == self.defaults.guidance;
         self.experts.get(expert).filter(|_| default).map_or(request.guidance, |e| e.guidance)
     }
@@ -269,6 +345,31 @@ impl Recipe {
     #[expect(clippy::float_cmp, reason = "exactly 1 makes the second forward cancel out")]
     pub fn uses_guidance(&self, request: &Request) -> bool {
         (0..self.experts.len()).any(|expert| self.guidance(expert, request) != 1.0)
+    }
+
+    /// Returns the number of forwards that a step of an expert takes: two with guidance, for the negative prompt.
+    #[expect(clippy::float_cmp, reason = "exactly 1 makes the second forward cancel out")]
+    pub fn branches(&self, expert: usize, request: &Request) -> usize {
+        if self.guidance(expert, request) == 1.0 { 1 } else { 2 }
+    }
+
+    /// Returns what a user should know of a request that the family supports, if there is anything.
+    #[expect(clippy::float_cmp, reason = "the published schedule has exactly this shift")]
+    pub fn remark(&self, request: &Request) -> Option<String> {
+        let ratios = self.step_caches.magcache_by_forward.as_ref()?;
+        let published = request.steps as usize == ratios[0].len()
+            && request.shift == *self.defaults.shift.of(request.size)
+            && request.steps_high.is_none();
+        (request.step_cache == StepCache::Magcache && !published).then(|| {
+            format!(
+                "the ratios by which MagCache skips forwards were measured at {} steps with a shift of {}, and not for {} steps \
+                 with a shift of {}: compare a video with one that was made without a step cache",
+                ratios[0].len(),
+                self.defaults.shift.of(request.size),
+                request.steps,
+                request.shift
+            )
+        })
     }
 
     /// Refuses settings that the family does not support.
@@ -280,7 +381,9 @@ impl Recipe {
             StepCache::None => true,
             StepCache::Teacache => self.step_caches.teacache.is_some(),
             StepCache::TeacacheRet => self.step_caches.teacache_ret.is_some(),
-            StepCache::Magcache => self.step_caches.magcache.is_some(),
+            StepCache::Magcache => {
+                self.step_caches.magcache.is_some() || self.step_caches.magcache_by_forward.is_some()
+            }
         };
         if has {
             return Ok(());
@@ -289,6 +392,23 @@ impl Recipe {
             "the step cache has no figures for {}; leave `step_cache` out, or use a model that it has some for",
             self.family
         )))
+    }
+}
+
+/// Returns the sizes of the transformer of Wan2.1-I2V-14B.
+fn dit_14b() -> DitConfig {
+    DitConfig {
+        dim: 5120,
+        ffn_dim: 13_824,
+        freq_dim: 256,
+        in_dim: 36,
+        out_dim: 16,
+        num_heads: 40,
+        num_layers: 40,
+        eps: 1e-6,
+        text_len: 512,
+        text_dim: 4096,
+        image_dim: Some(1280),
     }
 }
 
@@ -301,7 +421,18 @@ impl StepCaches {
         };
         let magcache =
             ByArea { p480: magcache::ratios(true).to_vec(), p720: magcache::ratios(false).to_vec() };
-        Self { teacache: Some(teacache(false)), teacache_ret: Some(teacache(true)), magcache: Some(magcache) }
+        Self {
+            teacache: Some(teacache(false)),
+            teacache_ret: Some(teacache(true)),
+            magcache: Some(magcache),
+            magcache_by_forward: None,
+        }
+    }
+
+    /// Returns the figures published for Wan2.2 image-to-video.
+    pub fn wan22_i2v() -> Self {
+        let ratios = magcache::WAN22_RATIOS.map(|branch| branch.to_vec());
+        Self { magcache_by_forward: Some(ratios), ..Self::default() }
     }
 }
 

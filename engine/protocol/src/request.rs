@@ -32,7 +32,7 @@ pub enum Sampler {
     /// `UniPC` of order 2, for the released model.
     #[default]
     Unipc,
-    /// Deterministic Euler over four steps, for the step-distilled model.
+    /// Deterministic Euler over a few steps, four unless asked otherwise, for the step-distilled model.
     Distill,
     /// The distilled model with new noise between its steps.
     DistillRenoise,
@@ -107,15 +107,22 @@ pub struct Settings {
     /// The sampler [default: unipc]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sampler: Option<Sampler>,
-    /// Denoising steps [default: 40; the distilled samplers always take 4]
+    /// Denoising steps [default: 40; the distilled samplers take 4, and 1 to 8 if asked]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u32>,
+    /// Steps of the high-noise expert of a model with two [default: those from timestep 900 on; half of the steps of a
+    /// distilled sampler]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps_high: Option<u32>,
     /// How far the steps lean towards the noisy end [default: 3 at 480p, 5 at 720p and for the distilled samplers]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shift: Option<f64>,
     /// How strongly the prompt is followed; 1 halves the work [default: 5; the distilled samplers take 1]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
+    /// The guidance in the steps of the low-noise expert of a model with two [default: as `guidance` says]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_low: Option<f64>,
     /// Which forwards are saved by reusing an earlier one's result [default: none]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_cache: Option<StepCache>,
@@ -157,10 +164,16 @@ pub struct Request {
     pub sampler: Sampler,
     /// Denoising steps.
     pub steps: u32,
+    /// The steps of the high-noise expert of a model with two; without it, the model's own rule decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps_high: Option<u32>,
     /// The schedule's shift.
     pub shift: f64,
     /// The guidance scale; at 1 the negative prompt is not used.
     pub guidance: f64,
+    /// The guidance scale in the steps of the low-noise expert of a model with two, where it differs from `guidance`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance_low: Option<f64>,
     /// The step cache.
     pub step_cache: StepCache,
     /// The step cache's threshold; 0 without a step cache.
@@ -175,6 +188,13 @@ pub struct Request {
 
 /// The steps of the distilled samplers: the model was distilled for these four timesteps.
 pub const DISTILL_TIMESTEPS: [u32; 4] = [1000, 750, 500, 250];
+/// The most steps of the distilled samplers.
+pub const MAX_DISTILL_STEPS: u32 = 8;
+
+/// Returns the timesteps of a distilled sampler with another number of steps, evenly from 1000 down, before the shift.
+pub fn distill_timesteps(steps: u32) -> Vec<u32> {
+    (0..steps).map(|i| (1000 * (steps - i) + steps / 2) / steps).collect()
+}
 
 impl Settings {
     /// Returns these settings, with the values of `defaults` where one is missing.
@@ -191,8 +211,10 @@ impl Settings {
             quality: self.quality.or(defaults.quality),
             sampler: self.sampler.or(defaults.sampler),
             steps: self.steps.or(defaults.steps),
+            steps_high: self.steps_high.or(defaults.steps_high),
             shift: self.shift.or(defaults.shift),
             guidance: self.guidance.or(defaults.guidance),
+            guidance_low: self.guidance_low.or(defaults.guidance_low),
             step_cache: self.step_cache.or(defaults.step_cache),
             step_cache_threshold: self.step_cache_threshold.or(defaults.step_cache_threshold),
             noise: self.noise.or(defaults.noise),
@@ -244,8 +266,10 @@ impl Settings {
             quality: self.quality.unwrap_or(18),
             sampler,
             steps: self.steps.unwrap_or(steps),
+            steps_high: self.steps_high,
             shift: self.shift.unwrap_or(shift),
             guidance: self.guidance.unwrap_or(guidance),
+            guidance_low: self.guidance_low,
             step_cache,
             step_cache_threshold: threshold,
             noise: self.noise.unwrap_or_default(),
@@ -274,6 +298,8 @@ impl Request {
             ranges::NOISE_MULTIPROCESSORS.check(self.noise_multiprocessors.into()).map(drop),
             ranges::SHIFT.check(self.shift).map(drop),
             ranges::GUIDANCE.check(self.guidance).map(drop),
+            self.guidance_low.map_or(Ok(()), |low| ranges::GUIDANCE_LOW.check(low).map(drop)),
+            self.check_steps_high(),
             ranges::STEP_CACHE_THRESHOLD.check(self.step_cache_threshold).map(drop),
             self.check_distilled(),
         ]
@@ -284,21 +310,31 @@ impl Request {
         if mistakes.is_empty() { Ok(()) } else { Err(InvalidSetting(mistakes.join("; "))) }
     }
 
+    /// Checks that the high-noise expert has no more steps than there are.
+    fn check_steps_high(&self) -> Result<(), InvalidSetting> {
+        match self.steps_high {
+            Some(high) if high > self.steps => Err(InvalidSetting(format!(
+                "`steps_high` is {high}, and there are {} steps in all; set `steps_high` to at most that, or raise `steps`",
+                self.steps
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Checks what only the released model's sampler can do.
     fn check_distilled(&self) -> Result<(), InvalidSetting> {
-        let steps = DISTILL_TIMESTEPS.len() as u32;
         if self.sampler == Sampler::Unipc {
             return Ok(());
         }
-        if self.steps != steps {
+        if !(1..=MAX_DISTILL_STEPS).contains(&self.steps) {
             return Err(InvalidSetting(format!(
-                "`steps` must be {steps} for the distilled samplers, not {}; leave `steps` out, or set `sampler` to `unipc`",
+                "`steps` must be from 1 to {MAX_DISTILL_STEPS} for the distilled samplers, not {}; leave `steps` out, or set `sampler` to `unipc`",
                 self.steps
             )));
         }
         if self.step_cache != StepCache::None {
             return Err(InvalidSetting(
-                "`step_cache` saves nothing in the four steps of a distilled sampler; leave `step_cache` out"
+                "`step_cache` saves nothing in the few steps of a distilled sampler; leave `step_cache` out"
                     .into(),
             ));
         }

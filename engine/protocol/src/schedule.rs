@@ -1,7 +1,7 @@
 //! Noise levels (sigma, 1 is pure noise) and the timesteps that the model is given.
 
 use crate::InvalidSetting;
-use crate::request::{DISTILL_TIMESTEPS, Request, Sampler};
+use crate::request::{Request, Sampler, distill_timesteps};
 
 /// The number of timesteps in training, and the first timestep of a distilled model.
 const MAX_DISTILL_TIMESTEP: u32 = 1000;
@@ -41,7 +41,7 @@ impl SamplerConfig {
     /// # Errors
     /// Returns the errors of [`distill`].
     pub fn new(request: &Request) -> Result<Self, InvalidSetting> {
-        let distilled = || distill(&DISTILL_TIMESTEPS, request.shift);
+        let distilled = || distill(&distill_timesteps(request.steps), request.shift);
         Ok(match request.sampler {
             Sampler::Unipc => Self::Unipc(unipc(request.steps as usize, request.shift)),
             Sampler::Distill => Self::Euler(distilled()?),

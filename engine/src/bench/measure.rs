@@ -100,9 +100,13 @@ pub fn around<B: Backend>(
 
     let side = 224;
     let pixels = noise(SEED, "input.pixels", 1.0, 3 * side * side);
-    let clip = models.image_encoder()?;
-    let image = measure(b, runs, observer, || wait(b, &clip.encode(b, &pixels, None)?))?;
-    outputs.save("image", &[("image", b, &clip.encode(b, &pixels, None)?)])?;
+    let image = match models.image_encoder() {
+        Some(clip) => {
+            outputs.save("image", &[("image", b, &clip.encode(b, &pixels, None)?)])?;
+            measure(b, runs, observer, || wait(b, &clip.encode(b, &pixels, None)?))?
+        }
+        None => Measured { seconds: Seconds::of(vec![0.0; runs]), memory: 0 },
+    };
 
     let (width, height) = (job.width(), job.height());
     let picture = noise(SEED, "input.picture", 0.4, 3 * height * width);
@@ -231,11 +235,14 @@ pub fn inputs<B: Backend>(
         |name: &str, shape: &[usize]| b.upload(&noise(SEED, name, 1.0, shape.iter().product()), shape);
     let image_dim = recipe.conditioning.image_encoder.as_ref().map_or(0, |n| n.config.dim);
     let text = upload("input.text", &[TEXT_ROWS, recipe.text_encoder.config.dim])?;
-    let image = upload("input.image", &[recipe.image_tokens(), image_dim])?;
+    let image = match recipe.image_tokens() {
+        0 => None,
+        tokens => Some(upload("input.image", &[tokens, image_dim])?),
+    };
     let dit = models.expert(EXPERT)?;
     let mut context = None;
     let took = measure(b, runs, observer, || {
-        let made = dit.context(b, &text, &image)?;
+        let made = dit.context(b, &text, image.as_ref())?;
         let waited = made.last().map_or(Ok(()), |last| wait(b, last));
         context = Some(made);
         waited

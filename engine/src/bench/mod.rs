@@ -334,7 +334,7 @@ impl<'a, B: Backend> Bench<'a, B> {
                         2 * computed,
                         2 * all
                     ));
-                    (0..request.steps as usize).map(|i| i * computed % all < computed).collect()
+                    (0..request.steps as usize).map(|i| vec![i * computed % all < computed; 2]).collect()
                 }
                 _ => plan(b, recipe, models, &request)?.compute,
             };
@@ -419,7 +419,7 @@ impl Figures<'_> {
     ) -> Measurement {
         let &Self { load, resident, around, context, .. } = self;
         let guidance = self.recipe.uses_guidance(request);
-        let (computed, skipped) = plan.forwards(guidance);
+        let (computed, skipped) = plan.forwards();
         let cached = self.cached.filter(|_| request.step_cache != StepCache::None);
         let forward = cached.map_or(self.forward, |[computed, _]| computed);
         let saved = cached.map(|[_, saved]| saved);

@@ -35,13 +35,19 @@ pub struct Dit<B: Backend> {
 struct Around<B: Backend> {
     patch_embedding: B::Linear,
     text: [B::Linear; 2],
-    image_norms: [LayerNorm<B>; 2],
-    image: [B::Linear; 2],
+    /// What embeds the picture, in models that attend to one.
+    image: Option<ImageEmbedding<B>>,
     time: [B::Linear; 2],
     time_projection: B::Linear,
     head: B::Linear,
     /// The shift and scale, `[1, dim]` each.
     head_modulation: [B::Tensor; 2],
+}
+
+/// The layers that embed the picture's tokens.
+struct ImageEmbedding<B: Backend> {
+    norms: [LayerNorm<B>; 2],
+    layers: [B::Linear; 2],
 }
 
 struct Block<B: Backend> {
@@ -60,7 +66,8 @@ struct CrossAttention<B: Backend> {
     q: B::Linear,
     norm_q: B::Tensor,
     text: ContextLayer<B>,
-    image: ContextLayer<B>,
+    /// Only models that attend to a picture have it.
+    image: Option<ContextLayer<B>>,
     o: B::Linear,
 }
 
@@ -84,17 +91,17 @@ struct Common<'a, B: Backend> {
 
 /// The context that the blocks attend to: the text and the picture of one branch.
 pub struct Context<B: Backend> {
-    /// The keys and values of the text and of the picture, for each block.
-    blocks: Vec<[[B::Tensor; 2]; 2]>,
+    /// The keys and values of the text and, if the model attends to it, of the picture, for each block.
+    blocks: Vec<Vec<[B::Tensor; 2]>>,
     /// The embedded text and picture, for the probe.
     text: B::Tensor,
-    image: B::Tensor,
+    image: Option<B::Tensor>,
 }
 
 impl<B: Backend> Context<B> {
     /// Returns the values of the last block, the part that is computed last.
     pub fn last(&self) -> Option<&B::Tensor> {
-        self.blocks.last().map(|[_, [_, v]]| v)
+        self.blocks.last()?.last().map(|[_, v]| v)
     }
 }
 
@@ -179,17 +186,30 @@ impl<B: Backend> Dit<B> {
         })
     }
 
-    /// Embeds a prompt `[n, text_dim]` (without padding) and a picture `[257, image_dim]`.
+    /// Embeds a prompt `[n, text_dim]` (without padding) and, for a model that attends to it, a picture `[257, image_dim]`.
     ///
     /// # Errors
-    /// Returns [`Error::Internal`] for a prompt that is too long, and the backend's errors.
-    pub fn context(&self, b: &B, text: &B::Tensor, image: &B::Tensor) -> Result<Context<B>> {
+    /// Returns [`Error::Internal`] for a prompt that is too long, for a picture that is missing or that the model does not
+    /// attend to, and the backend's errors.
+    pub fn context(&self, b: &B, text: &B::Tensor, image: Option<&B::Tensor>) -> Result<Context<B>> {
         let around = self.around.enter(b)?;
-        let (text, image) = (around.embed_text(b, text, &self.config)?, around.embed_image(b, image)?);
+        let text = around.embed_text(b, text, &self.config)?;
+        let image = match (&around.image, image) {
+            (Some(embedding), Some(image)) => Some(embedding.embed(b, image)?),
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err(Error::Internal("the model attends to a picture, and got none".into()));
+            }
+            (None, Some(_)) => return Err(Error::Internal("the model does not attend to a picture".into())),
+        };
         let eps = self.config.eps;
         let blocks = self.blocks.iter().map(|block| {
-            let CrossAttention { text: of_text, image: of_image, .. } = &block.enter(b)?.cross;
-            Ok([of_text.keys_and_values(b, &text, eps)?, of_image.keys_and_values(b, &image, eps)?])
+            let cross = &block.enter(b)?.cross;
+            let mut sets = vec![cross.text.keys_and_values(b, &text, eps)?];
+            if let (Some(layer), Some(image)) = (&cross.image, &image) {
+                sets.push(layer.keys_and_values(b, image, eps)?);
+            }
+            Ok(sets)
         });
         Ok(Context { blocks: blocks.collect::<Result<_>>()?, text, image })
     }
@@ -258,7 +278,9 @@ impl<B: Backend> Dit<B> {
         show(&mut probe, || "e".into(), &time.e);
         show(&mut probe, || "e0".into(), &time.e0);
         show(&mut probe, || "context_text".into(), &context.text);
-        show(&mut probe, || "context_img".into(), &context.image);
+        if let Some(image) = &context.image {
+            show(&mut probe, || "context_img".into(), image);
+        }
 
         let (after, residual) = match blocks {
             Blocks::Reuse(residual) => {
@@ -331,8 +353,7 @@ impl<B: Backend> Around<B> {
         Ok(Self {
             patch_embedding: linear("patch_embedding")?,
             text: [linear("text_embedding.0")?, linear("text_embedding.2")?],
-            image_norms: [root.norm("img_emb.proj.0", IMAGE_EPS)?, root.norm("img_emb.proj.4", IMAGE_EPS)?],
-            image: [linear("img_emb.proj.1")?, linear("img_emb.proj.3")?],
+            image: config.image_dim.map(|_| ImageEmbedding::load(root)).transpose()?,
             time: [linear("time_embedding.0")?, linear("time_embedding.2")?],
             time_projection: linear("time_projection.1")?,
             head: linear("head.head")?,
@@ -364,19 +385,29 @@ impl<B: Backend> Around<B> {
         b.linear(Input::Plain(&h), down, &Epilogue::default())
     }
 
-    fn embed_image(&self, b: &B, image: &B::Tensor) -> Result<B::Tensor> {
-        let ([up, down], [first, last]) = (&self.image, &self.image_norms);
-        let h = b.linear(first.of(image), up, &activated(Activation::GeluErf))?;
-        let h = b.linear(Input::Plain(&h), down, &Epilogue::default())?;
-        b.norm(&h, &last.norm())
-    }
-
     /// Returns the patches of the velocity from tokens.
     fn head(&self, b: &B, tokens: &B::Tensor, e: &B::Tensor, eps: f64) -> Result<B::Tensor> {
         let [shift, scale] = &self.head_modulation;
         let shift = &b.linear_combination(&[(1.0, shift), (1.0, e)])?;
         let scale = &b.linear_combination(&[(1.0, scale), (1.0, e)])?;
         b.linear(modulated(tokens, shift, scale, eps), &self.head, &Epilogue::default())
+    }
+}
+
+impl<B: Backend> ImageEmbedding<B> {
+    fn load(root: &Checkpoint<'_, B>) -> Result<Self> {
+        let linear = |name| root.linear(&[name], Role::Sensitive);
+        Ok(Self {
+            norms: [root.norm("img_emb.proj.0", IMAGE_EPS)?, root.norm("img_emb.proj.4", IMAGE_EPS)?],
+            layers: [linear("img_emb.proj.1")?, linear("img_emb.proj.3")?],
+        })
+    }
+
+    fn embed(&self, b: &B, image: &B::Tensor) -> Result<B::Tensor> {
+        let ([up, down], [first, last]) = (&self.layers, &self.norms);
+        let h = b.linear(first.of(image), up, &activated(Activation::GeluErf))?;
+        let h = b.linear(Input::Plain(&h), down, &Epilogue::default())?;
+        b.norm(&h, &last.norm())
     }
 }
 
@@ -397,10 +428,7 @@ impl<B: Backend> Block<B> {
                     kv: linear(&["cross_attn.k", "cross_attn.v"])?,
                     norm_k: l.vector("cross_attn.norm_k.weight")?,
                 },
-                image: ContextLayer {
-                    kv: linear(&["cross_attn.k_img", "cross_attn.v_img"])?,
-                    norm_k: l.vector("cross_attn.norm_k_img.weight")?,
-                },
+                image: config.image_dim.map(|_| ContextLayer::of_image(l)).transpose()?,
                 o: linear(&["cross_attn.o"])?,
             },
             ffn: [linear(&["ffn.0"])?, linear(&["ffn.2"])?],
@@ -411,7 +439,7 @@ impl<B: Backend> Block<B> {
         &self,
         b: &B,
         x: B::Tensor,
-        context: &[[B::Tensor; 2]; 2],
+        context: &[[B::Tensor; 2]],
         all: &Common<'_, B>,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
@@ -447,7 +475,7 @@ impl<B: Backend> Block<B> {
         &self,
         b: &B,
         x: B::Tensor,
-        context: &[[B::Tensor; 2]; 2],
+        context: &[[B::Tensor; 2]],
         all: &Common<'_, B>,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
@@ -456,7 +484,7 @@ impl<B: Backend> Block<B> {
         let h = {
             let projection = Projection { norms: [Some(norm_q)], eps, rope: None };
             let [q] = b.project(self.norm3.of(&x), q, &projection)?;
-            let sets = &context.each_ref().map(|[k, v]| KeyValue::new(k, v));
+            let sets = &context.iter().map(|[k, v]| KeyValue::new(k, v)).collect::<Vec<_>>();
             b.attention(&Attention { q: &q, sets, heads, scale, kind: AttentionKind::Exact })?
         };
         show_branch(b, &h, o, probe, "cross_attn")?;
@@ -483,6 +511,14 @@ impl<B: Backend> Block<B> {
 }
 
 impl<B: Backend> ContextLayer<B> {
+    /// Loads the layers that make keys and values of the picture.
+    fn of_image(l: &Checkpoint<'_, B>) -> Result<Self> {
+        Ok(Self {
+            kv: l.linear(&["cross_attn.k_img", "cross_attn.v_img"], Role::Bulk)?,
+            norm_k: l.vector("cross_attn.norm_k_img.weight")?,
+        })
+    }
+
     fn keys_and_values(&self, b: &B, x: &B::Tensor, eps: f64) -> Result<[B::Tensor; 2]> {
         let projection = Projection { norms: [Some(&self.norm_k), None], eps, rope: None };
         b.project(Input::Plain(x), &self.kv, &projection)

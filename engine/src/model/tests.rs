@@ -61,7 +61,7 @@ impl Recorded {
     }
 
     fn context(&self, b: &Cpu, dit: &Dit<Cpu>) -> Context<Cpu> {
-        dit.context(b, &self.text, &self.image).unwrap()
+        dit.context(b, &self.text, Some(&self.image)).unwrap()
     }
 
     fn forward(

@@ -6,6 +6,7 @@ mod pictures;
 mod rescue;
 mod watched;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use animd_protocol::messages::{Pictures, Report};
 use animd_protocol::profile::AttentionKind;
 use animd_protocol::recipe::Component;
 use animd_protocol::request::Request;
-use animd_protocol::step_cache::{self, StepPlan};
+use animd_protocol::step_cache::StepPlan;
 
 use crate::backend::Backend;
 use crate::finite::Outputs;
@@ -69,18 +70,47 @@ impl Job {
 struct Conditioning<B: Backend> {
     /// The mask and the picture's latents, `[20, t, h, w]`.
     y: B::Tensor,
-    /// For each expert the context that it makes of text and picture.
-    contexts: Vec<Contexts<B>>,
+    embeddings: Embeddings<B>,
     /// What the networks have computed, to be checked.
     outputs: Outputs,
 }
 
-/// The contexts that one expert attends to.
-struct Contexts<B: Backend> {
-    /// The prompt's context.
-    positive: Context<B>,
-    /// The negative prompt's context; `None` without guidance.
-    negative: Option<Context<B>>,
+/// What an expert makes its contexts of.
+struct Embeddings<B: Backend> {
+    /// The prompt.
+    positive: B::Tensor,
+    /// The negative prompt; `None` without guidance.
+    negative: Option<B::Tensor>,
+    /// The picture, for models that attend to one.
+    picture: Option<B::Tensor>,
+}
+
+/// What one expert needs for its steps. It is made when its first step begins, so that the weights of one expert at a time are
+/// needed.
+struct Turn<B: Backend> {
+    expert: usize,
+    /// The context of the prompt and, with guidance in this expert's steps, that of the negative prompt.
+    contexts: Vec<Context<B>>,
+    /// The time of each of the expert's steps, by the steps' indices.
+    times: BTreeMap<usize, Time<B>>,
+}
+
+impl<B: Backend> Turn<B> {
+    fn begin(
+        parts: &Parts<'_, B>,
+        request: &Request,
+        embeddings: &Embeddings<B>,
+        expert: usize,
+        steps: impl Iterator<Item = (usize, f64)>,
+    ) -> Result<Self> {
+        let &Parts { backend, recipe, ref models, .. } = parts;
+        let dit = models.expert(expert)?;
+        let texts = std::iter::once(&embeddings.positive).chain(&embeddings.negative);
+        let texts = texts.take(recipe.branches(expert, request));
+        let contexts = texts.map(|text| dit.context(backend, text, embeddings.picture.as_ref()));
+        let times = steps.map(|(step, timestep)| Ok((step, dit.time(backend, timestep)?)));
+        Ok(Self { expert, contexts: contexts.collect::<Result<_>>()?, times: times.collect::<Result<_>>()? })
+    }
 }
 
 impl<B: Backend> Pipeline<B> {
@@ -150,7 +180,7 @@ impl<B: Backend> Pipeline<B> {
         let colours = pictures.preview.is_some().then(|| self.colours()).transpose()?;
         let mut previews = Previews::new(pictures.preview.as_deref(), colours);
         let attention = self.setup().attention;
-        let mut notes = Vec::new();
+        let mut notes: Vec<String> = self.recipe().remark(request).into_iter().collect();
         let tile = self.plan(job).tile;
         let mut parts = self.parts()?;
         let mut conditioning = condition(&mut parts, job, tile, &mut notes, &mut clock)?;
@@ -158,10 +188,10 @@ impl<B: Backend> Pipeline<B> {
         clock.stage(Stage::Denoise)?;
         let (latents, plan) =
             denoise(&parts, job, &sampler, attention, &mut conditioning, &mut previews, &mut clock)?;
-        let Conditioning { y, contexts, mut outputs } = conditioning;
+        let Conditioning { y, embeddings, mut outputs } = conditioning;
         // The decoder needs their memory.
-        drop((y, contexts));
-        let (forwards_computed, forwards_skipped) = plan.forwards(parts.recipe.uses_guidance(request));
+        drop((y, embeddings));
+        let (forwards_computed, forwards_skipped) = plan.forwards();
 
         clock.stage(Stage::VaeDecode)?;
         let mut frames = 0;
@@ -184,7 +214,7 @@ impl<B: Backend> Pipeline<B> {
         clock.stage(Stage::Write)?;
         let bytes = writer.finish()?;
         stills.finish();
-        let steps = clock.steps(&plan.compute);
+        let steps = clock.steps(&plan.computed_steps());
         Ok(Report {
             width: width as u32,
             height: height as u32,
@@ -253,14 +283,16 @@ fn condition<B: Backend>(
         outputs.watch(backend, Component::T5, None, text)?;
     }
 
-    clock.stage(Stage::Image)?;
-    let picture = models.image_encoder()?.encode(backend, &job.clip_pixels, None)?;
-    outputs.watch(backend, Component::Clip, None, &picture)?;
-    let contexts = models.experts().iter().map(|dit| {
-        let context = |text| dit.context(backend, text, &picture);
-        Ok(Contexts { positive: context(&positive)?, negative: negative.as_ref().map(context).transpose()? })
-    });
-    let contexts = contexts.collect::<Result<_>>()?;
+    let picture = match models.image_encoder() {
+        Some(encoder) => {
+            clock.stage(Stage::Image)?;
+            let picture = encoder.encode(backend, &job.clip_pixels, None)?;
+            outputs.watch(backend, Component::Clip, None, &picture)?;
+            Some(picture)
+        }
+        None => None,
+    };
+    let embeddings = Embeddings { positive, negative, picture };
 
     clock.stage(Stage::VaeEncode)?;
     let Fitted { width, height, first_frame } = &job.fitted;
@@ -269,7 +301,7 @@ fn condition<B: Backend>(
     let (latents, note) = rescue.encode(&first, request.latent_frames())?;
     notes.extend(note);
     outputs.watch(backend, Component::Vae, None, &latents)?;
-    Ok(Conditioning { y: vae::condition(backend, &latents)?, contexts, outputs })
+    Ok(Conditioning { y: vae::condition(backend, &latents)?, embeddings, outputs })
 }
 
 /// Runs the sampler's loop over the DiT, from noise to latents.
@@ -283,42 +315,52 @@ fn denoise<B: Backend>(
     clock: &mut Clock<'_>,
 ) -> Result<(B::Tensor, StepPlan)> {
     let &Parts { backend, recipe, ref models, .. } = parts;
-    let Conditioning { y, contexts, outputs } = conditioning;
+    let Conditioning { y, embeddings, outputs } = conditioning;
     let request = &job.request;
     let [t, h, w] = job.latent();
     let shape = [recipe.vae.config.z_dim, t, h, w];
     let mut generator = noise::Generator::new(request);
     let first = backend.upload(&generator.randn(shape.iter().product()), &shape)?;
-    // All experts have the same positions.
-    let grid = models.expert(0)?.grid(backend, t, h, w)?;
-    let experts = step_cache::experts(recipe, request);
+    let experts = recipe.step_experts(request);
     let timesteps = sampler.timesteps();
-    let times = experts.iter().zip(&timesteps).map(|(&expert, &t)| models.expert(expert)?.time(backend, t));
-    let times: Vec<Time<B>> = times.collect::<Result<_>>()?;
+    // All experts have the same positions.
+    let grid = models.expert(*experts.first().unwrap_or(&0))?.grid(backend, t, h, w)?;
     let plan = StepPlan::new(recipe, request, |modulation| {
-        let embedded = |t: &Time<B>| if modulation { t.e0_host.clone() } else { t.e_host.clone() };
-        Ok::<_, Error>(times.iter().map(embedded).collect())
+        let embedded = |(&expert, &t): (&usize, &f64)| {
+            let time = models.expert(expert)?.time(backend, t)?;
+            Ok::<_, Error>(if modulation { time.e0_host } else { time.e_host })
+        };
+        experts.iter().zip(&timesteps).map(embedded).collect()
     })?;
 
     let observer = clock.observer();
     // These are the sums that the blocks added at the last computed step, for each branch: two with guidance.
     let mut residuals: [Option<B::Tensor>; 2] = [None, None];
-    let caching = plan.compute.contains(&false);
+    let caching = plan.skips();
+    let mut turn: Option<Turn<B>> = None;
     let mut velocity = |step: usize, x: &B::Tensor, _: f64| -> Result<B::Tensor> {
         let expert = experts[step];
+        if turn.as_ref().is_none_or(|turn| turn.expert != expert) {
+            // Their memory is needed for those of the next expert.
+            drop(turn.take());
+            let steps = timesteps.iter().copied().enumerate().filter(|(step, _)| experts[*step] == expert);
+            turn = Some(Turn::begin(parts, request, embeddings, expert, steps)?);
+        }
+        let Some(Turn { contexts, times, .. }) = &turn else {
+            return Err(Error::Internal("no expert has its turn".into()));
+        };
         let dit = models.expert(expert)?;
-        let Contexts { positive, negative } = &contexts[expert];
+        let time = times.get(&step).ok_or_else(|| Error::Internal(format!("step {step} has no time")))?;
         let mut branches = Vec::with_capacity(residuals.len());
-        for (context, residual) in std::iter::once(positive).chain(negative).zip(&mut residuals) {
+        for ((context, residual), &compute) in contexts.iter().zip(&mut residuals).zip(&plan.compute[step]) {
             // The residual that is about to be replaced is freed first.
-            if plan.compute[step] {
+            if compute {
                 *residual = None;
             }
             let blocks = match residual {
                 Some(residual) => Blocks::Reuse(residual),
                 None => Blocks::Compute { keep_residual: caching },
             };
-            let (y, time) = (&*y, &times[step]);
             let inputs = Inputs { x, y, time, context, grid: &grid, attention };
             let out = dit.forward(backend, &inputs, blocks, observer, None)?;
             if out.residual.is_some() {

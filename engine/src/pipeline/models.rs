@@ -69,13 +69,12 @@ impl Sources {
 impl From<weights::Model> for Sources {
     fn from(files: weights::Model) -> Self {
         let (recipe, parameters) = (files.recipe(), files.parameters());
-        let mut found: BTreeMap<Component, Arc<dyn WeightSource + Send>> = BTreeMap::new();
-        found.insert(Component::Dit, Arc::new(files.dit.0));
-        found.insert(Component::T5, Arc::new(files.t5.0));
-        found.insert(Component::Clip, Arc::new(files.clip.0));
-        found.insert(Component::Vae, Arc::new(files.vae.0));
-        let parts = recipe.networks().map(|part| (part.name.to_owned(), part.component()));
-        let weights = parts.filter_map(|(name, component)| Some((name, found.remove(&component)?))).collect();
+        // These are in the order of the recipe's networks.
+        let dits = std::iter::once(files.dit.0).chain(files.low_noise.map(|(weights, _)| weights));
+        let clip = files.clip.map(|(weights, _)| weights);
+        let all = dits.chain([files.t5.0]).chain(clip).chain([files.vae.0]);
+        let all = all.map(|weights| -> Arc<dyn WeightSource + Send> { Arc::new(weights) });
+        let weights = recipe.networks().map(|part| part.name.to_owned()).zip(all).collect();
         Self { recipe, weights, parameters }
     }
 }
@@ -431,19 +430,9 @@ impl<B: Backend> Models<B> {
         self.experts.get(index).ok_or_else(|| Error::Internal(format!("there is no expert {index}")))
     }
 
-    /// Returns all transformers, in the recipe's order.
-    pub fn experts(&self) -> &[Dit<B>] {
-        &self.experts
-    }
-
-    /// Returns the image encoder.
-    ///
-    /// # Errors
-    /// Returns [`Error::Model`] for a model without one: transformers that attend to text alone are not implemented.
-    pub fn image_encoder(&self) -> Result<&Clip<B>> {
-        self.image_encoder.as_ref().ok_or_else(|| {
-            Error::Model("for now, animd only runs models that have an image encoder".to_owned())
-        })
+    /// Returns the image encoder, if the model has one.
+    pub fn image_encoder(&self) -> Option<&Clip<B>> {
+        self.image_encoder.as_ref()
     }
 
     /// Returns the prompt's embedding `[n, text_dim]`, from the cache if it was asked for before.

@@ -35,7 +35,7 @@ fn has_extension(name: &str, extensions: &[&str]) -> bool {
 }
 
 /// Folders in which programs keep a component below a model's folder, besides the folder itself.
-fn below(component: Component) -> Vec<PathBuf> {
+pub(super) fn below(component: Component) -> Vec<PathBuf> {
     // The folders of diffusers, of `ComfyUI`, and of `LightX2V`.
     let (diffusers, comfy): (&str, &[&str]) = match component {
         Component::Dit => ("transformer", &["diffusion_models", "unet", "checkpoints"]),
@@ -87,7 +87,7 @@ pub(super) fn files(path: &Path, component: Component) -> Result<Vec<PathBuf>> {
 
 /// Returns the folder that holds the files of a repository in the cache of the Hugging Face hub; any other folder as it
 /// is.
-fn snapshot(path: &Path) -> Result<PathBuf> {
+pub(super) fn snapshot(path: &Path) -> Result<PathBuf> {
     let snapshots = path.join("snapshots");
     if !snapshots.is_dir() || !path.join("refs").is_dir() {
         return Ok(path.to_owned());
@@ -254,11 +254,16 @@ fn numbered_files(path: &Path, names: &[String]) -> Result<Option<Vec<PathBuf>>>
 /// Endings of model files' names. A file with another one is read only if it is named itself.
 const EXTENSIONS: [&str; 5] = ["safetensors", "sft", "pth", "pt", "gguf"];
 
+/// Returns whether a file's name is one of a model file.
+pub(super) fn is_model(name: &str) -> bool {
+    has_extension(name, &EXTENSIONS)
+}
+
 /// Looks through a folder's files for the one that holds a component.
 fn scan(folder: &Path, names: &[String], component: Component) -> Result<Option<PathBuf>> {
     let mut found = Vec::new();
     let mut broken = None;
-    for name in names.iter().filter(|n| has_extension(n, &EXTENSIONS)) {
+    for name in names.iter().filter(|n| is_model(n)) {
         let path = folder.join(name);
         let content = read_file(&path).and_then(|content| {
             let twice = |name| Error::Model(format!("`{}` has `{name}` twice", path.display()));

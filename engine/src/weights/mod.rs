@@ -14,6 +14,7 @@ mod dtype;
 pub mod e4m3;
 mod encoding;
 mod expand;
+mod experts;
 mod find;
 mod gguf;
 mod layouts;

@@ -2,21 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
-use super::open::{open_clip, open_dit, open_t5, open_vae};
+use super::open::{open_clip, open_dit, open_expert, open_t5, open_vae};
 use super::source::Weights;
-use super::{carried, find, refusals};
+use super::{carried, experts, find, refusals};
 use crate::{Error, Result};
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 use animd_protocol::recipe::Recipe;
 
 /// A whole model, all of it checked.
 pub struct Model {
-    /// The DiT.
+    /// The DiT; of Wan2.2 the high-noise expert.
     pub dit: (Weights, DitConfig),
+    /// The low-noise expert of Wan2.2.
+    pub low_noise: Option<(Weights, DitConfig)>,
     /// The `umT5` encoder.
     pub t5: (Weights, T5Config),
-    /// The CLIP tower.
-    pub clip: (Weights, ClipConfig),
+    /// The CLIP tower; Wan2.2 has none.
+    pub clip: Option<(Weights, ClipConfig)>,
     /// The VAE.
     pub vae: (Weights, VaeConfig),
     /// The file with the tokenizer: its own, or the text encoder's.
@@ -31,8 +33,8 @@ pub(crate) fn tokenizer(folder: &Path, encoder: Option<&Path>) -> Option<PathBuf
 }
 
 impl Model {
-    /// Opens a model folder as it is downloaded. The DiT can be in a folder or file of its own, which `dit` names. Only
-    /// headers are read.
+    /// Opens a model folder as it is downloaded. The DiT can be in a folder or file of its own, which `dit` names; Wan2.2's two
+    /// experts are found there or in the model's folder. Only headers are read.
     ///
     /// # Errors
     /// One [`Error::Model`] for everything that is wrong: files that are missing, half-copied or of another model.
@@ -48,14 +50,27 @@ impl Model {
         }
         // An empty folder, or one for another program, is one problem and not five.
         let files = find::list(folder)?;
-        if dit.is_none() && !files.iter().any(|n| n.starts_with("models_") || n.starts_with("Wan2.1_VAE")) {
+        let pair = experts::pair(dit.unwrap_or(folder))?;
+        if dit.is_none()
+            && pair.is_none()
+            && !files.iter().any(|n| n.starts_with("models_") || n.starts_with("Wan2.1_VAE"))
+        {
             open_dit(folder)?;
         }
         let mut errors = Vec::new();
         let mut note = |e| errors.push(e);
-        let dit = open_dit(dit.unwrap_or(folder)).map_err(&mut note).ok();
+        let (dit, low_noise) = match &pair {
+            None => (open_dit(dit.unwrap_or(folder)).map_err(&mut note).ok(), None),
+            Some([high, low]) => {
+                let [high, low] = [high, low].map(|path| open_expert(path).map_err(&mut note).ok());
+                (high, low)
+            }
+        };
         let t5 = open_t5(folder).map_err(&mut note).ok();
-        let clip = open_clip(folder).map_err(&mut note).ok();
+        let clip = match pair {
+            None => open_clip(folder).map_err(&mut note).ok(),
+            Some(_) => None,
+        };
         let vae = open_vae(folder).map_err(&mut note).ok();
         let tokenizer = tokenizer(folder, t5.as_ref().and_then(|(weights, _)| weights.file()));
         if tokenizer.is_none() {
@@ -79,21 +94,38 @@ impl Model {
                 }
             }
         }
+        if let (Some((_, high)), Some((weights, low))) = (&dit, &low_noise)
+            && high != low
+        {
+            let path = weights.file().map_or(folder, |p| p).display();
+            note(Error::Model(format!(
+                "the low-noise transformer `{path}` has other sizes than the high-noise one: they are of different models"
+            )));
+        }
         refusals::merge(errors)?;
-        let (Some(dit), Some(t5), Some(clip), Some(vae), Some(tokenizer)) = (dit, t5, clip, vae, tokenizer)
-        else {
+        let (Some(dit), Some(t5), Some(vae), Some(tokenizer)) = (dit, t5, vae, tokenizer) else {
             return Err(Error::Internal("a part of the model is neither found nor missing".to_owned()));
         };
-        Ok(Self { dit, t5, clip, vae, tokenizer })
+        Ok(Self { dit, low_noise, t5, clip, vae, tokenizer })
     }
 
     /// Returns the model as a value.
     pub fn recipe(&self) -> Recipe {
-        Recipe::wan21_i2v(self.dit.1.clone(), self.t5.1.clone(), self.clip.1.clone(), self.vae.1.clone())
+        let (dit, t5, vae) = (self.dit.1.clone(), self.t5.1.clone(), self.vae.1.clone());
+        match (&self.low_noise, &self.clip) {
+            (None, Some((_, clip))) => Recipe::wan21_i2v(dit, t5, clip.clone(), vae),
+            (low, _) => {
+                let low = low.as_ref().map_or_else(|| dit.clone(), |(_, low)| low.clone());
+                Recipe::wan22_i2v([dit, low], t5, vae)
+            }
+        }
     }
 
-    /// Returns the number of parameters of all four networks.
+    /// Returns the number of parameters of all networks.
     pub fn parameters(&self) -> usize {
-        [&self.dit.0, &self.t5.0, &self.clip.0, &self.vae.0].into_iter().map(Weights::parameters).sum()
+        let always = [&self.dit.0, &self.t5.0, &self.vae.0].into_iter();
+        let low = self.low_noise.iter().map(|(weights, _)| weights);
+        let clip = self.clip.iter().map(|(weights, _)| weights);
+        always.chain(low).chain(clip).map(Weights::parameters).sum()
     }
 }

@@ -18,7 +18,7 @@ type Tensor = <Cpu as TensorOps>::Tensor;
 pub fn context(goldens: &Goldens, dit: &Dit<Cpu>, b: &Cpu, text: &str, clip: &str) -> Result<Context<Cpu>> {
     let text = goldens.get(text)?;
     let clip = goldens.get(clip)?;
-    Ok(dit.context(b, &b.upload(&text.f32(), &text.shape)?, &b.upload(&clip.f32(), &clip.shape)?)?)
+    Ok(dit.context(b, &b.upload(&text.f32(), &text.shape)?, Some(&b.upload(&clip.f32(), &clip.shape)?))?)
 }
 
 /// Runs a forward as `golden.json`'s `dit/INDEX` describes it; intermediates go to `probe`.

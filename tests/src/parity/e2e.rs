@@ -42,7 +42,7 @@ impl<'a> Scene<'a> {
         let clip = model.clip.encode(b, &animd_engine::image::clip_pixels(&picture), None)?;
         let prompts = [goldens.count("spec/e2e_prompt")?, super::text::negative(goldens)?];
         let context = |index| -> Result<_> {
-            Ok(model.dit.context(b, &super::text::embedding(goldens, model, index)?, &clip)?)
+            Ok(model.dit.context(b, &super::text::embedding(goldens, model, index)?, Some(&clip))?)
         };
         let shape = [16, frames, lat_h, lat_w];
         let seed = goldens.count("spec/e2e_seed")? as u64;

@@ -12,6 +12,7 @@ mod schedule;
 mod teacache;
 mod text;
 mod vae;
+mod wan22;
 
 use std::path::Path;
 
@@ -49,7 +50,8 @@ impl Model {
     fn load(dir: &Path) -> Result<Self> {
         let backend = Cpu::new();
         let loader = backend.loader(Keeping::F32);
-        let weights::Model { dit, t5, clip, vae, tokenizer } = weights::Model::open(dir, None)?;
+        let weights::Model { dit, t5, clip, vae, tokenizer, .. } = weights::Model::open(dir, None)?;
+        let clip = clip.context("there is no CLIP tower")?;
         Ok(Self {
             tokenizer: Tokenizer::open(&tokenizer)?,
             dit: Dit::load(&loader, &dit.0, &dit.1)?,
@@ -70,6 +72,10 @@ pub fn run(dir: &Path) -> Result<Vec<Item>> {
         return layouts::run(dir);
     }
     let mut goldens = Goldens::open(dir)?;
+    if dir.join("official/high_noise_model").exists() {
+        wan22::check(&mut goldens)?;
+        return Ok(goldens.finish());
+    }
     let model = Model::load(&dir.join("official")).context("cannot load official/")?;
     text::check(&mut goldens, &model).context("text")?;
     image::check(&mut goldens).context("image")?;

@@ -266,9 +266,9 @@ impl Estimate {
         };
         let experts = || recipe.experts.iter().map(|expert| &expert.network.config);
         let branches = u64::from(branches);
-        // The context of every expert stays until the job ends.
-        let keys: u64 =
-            experts().map(|dit| ((dit.text_len + image) * 2 * dit.dim * dit.num_layers) as u64).sum();
+        // Only the expert whose turn it is has contexts.
+        let keys = experts().map(|dit| ((dit.text_len + image) * 2 * dit.dim * dit.num_layers) as u64);
+        let keys = keys.max().unwrap_or_default();
         // Only one expert at a time has its step cache's residuals.
         let residuals = match request.step_cache {
             StepCache::None => 0,

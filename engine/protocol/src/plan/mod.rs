@@ -21,7 +21,7 @@ use crate::profile::{AttentionKind, Backend, Place, Precision, Precisions, Profi
 use crate::progress::Stage;
 use crate::recipe::Recipe;
 use crate::request::{Request, StepCache};
-use crate::step_cache::{self, StepPlan};
+use crate::step_cache::StepPlan;
 
 pub use memory::Memory;
 pub use network::{Held, Network, Placement};
@@ -131,9 +131,9 @@ impl Plan {
                 let Ok(plan) = StepPlan::new(recipe, request, |_| Ok::<_, Infallible>(Vec::new()));
                 plan
             }
-            false => StepPlan { compute: vec![true; request.steps as usize] },
+            false => StepPlan::whole(recipe, request),
         };
-        let (computed, skipped) = steps.forwards(guidance);
+        let (computed, skipped) = steps.forwards();
         let plan_memory = |tile| Memory::new(recipe, request, latent, branches, tile, setup);
         let mut tile = tile(&recipe.vae.config, latent, request.tiling, setup);
         let mut memory = plan_memory(tile);
@@ -149,7 +149,7 @@ impl Plan {
                 }
             }
         }
-        let by_expert = steps.forwards_of(&step_cache::experts(recipe, request), guidance);
+        let by_expert = steps.forwards_of(&recipe.step_experts(request));
         Self {
             width,
             height,

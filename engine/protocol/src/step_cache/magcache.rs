@@ -16,6 +16,23 @@ const RATIOS_720P: [f64; 40] = [
     0.94649, 0.93397, 0.91636, 0.89088, 0.8679,
 ];
 
+/// The ratios published for Wan2.2 image-to-video with 40 steps at a shift of 5 (`MagCache4Wan2.2`): with the prompt, and with
+/// the negative prompt. They dip where the experts change.
+pub const WAN22_RATIOS: [[f64; 40]; 2] = [
+    [
+        1.0, 0.99191, 0.99356, 0.99326, 0.99251, 0.99393, 0.9943, 0.99276, 0.99389, 0.99274, 0.99316,
+        0.99379, 0.99268, 0.99222, 0.99175, 0.91076, 0.98931, 0.99087, 0.98852, 0.98895, 0.98806, 0.9871,
+        0.98613, 0.98434, 0.983, 0.98185, 0.98131, 0.9783, 0.97619, 0.97264, 0.97088, 0.96568, 0.96045,
+        0.95322, 0.94579, 0.93297, 0.91699, 0.89174, 0.8541, 0.79823,
+    ],
+    [
+        1.0, 0.99144, 0.99337, 0.99285, 0.99264, 0.99366, 0.9943, 0.99288, 0.99393, 0.99289, 0.9931, 0.99377,
+        0.99271, 0.99227, 0.9916, 0.91046, 0.98933, 0.99088, 0.98855, 0.98896, 0.98808, 0.98711, 0.98618,
+        0.98435, 0.98307, 0.98187, 0.98131, 0.97835, 0.9762, 0.9727, 0.97098, 0.9658, 0.96055, 0.95335,
+        0.94594, 0.93311, 0.9172, 0.89202, 0.85446, 0.79902,
+    ],
+];
+
 /// The share of steps at the start that are always computed.
 pub const RETENTION: f64 = 0.2;
 
@@ -35,27 +52,87 @@ pub fn max_skips(threshold: f64) -> usize {
     }
 }
 
+/// Returns the share of the low-noise expert's forwards that [`plan_by_forward`] always computes, from the recommended
+/// triples: a tenth up to a threshold of 0.06, else a fifth.
+pub fn retention_by_forward(threshold: f64) -> f64 {
+    if threshold <= 0.06 { 0.1 } else { RETENTION }
+}
+
+/// Decides which forwards are computed where two experts take turns: of each step the one with the prompt and the one with the
+/// negative prompt. All those of the `high` first steps are, and the first `retention` of the others; then the rule of [`plan`]
+/// applies to each branch on its own.
+pub fn plan_by_forward(
+    steps: usize,
+    high: usize,
+    ratios: [&[f64]; 2],
+    threshold: f64,
+    max_skips: usize,
+    retention: f64,
+) -> ForwardPlan {
+    let first = (2.0 * high as f64 + (2 * steps - 2 * high) as f64 * retention) as usize;
+    let mut plan = ForwardPlan { first, compute: Default::default(), errors: Default::default() };
+    for (branch, ratios) in ratios.into_iter().enumerate() {
+        let mut rule = Rule { threshold, max_skips, ..Rule::default() };
+        for i in 0..steps {
+            let decided =
+                (2 * i + branch >= first).then(|| rule.decide(ratios[nearest(i, steps, ratios.len())]));
+            plan.compute[branch].push(decided.is_none_or(|(compute, _)| compute));
+            plan.errors[branch].push(decided.map(|(_, error)| error));
+        }
+    }
+    plan
+}
+
+/// Which forwards are computed, and the figures behind each decision.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ForwardPlan {
+    /// The first forward that may be skipped, counted over both branches.
+    pub first: usize,
+    /// For each branch and step, whether the forward is computed.
+    pub compute: [Vec<bool>; 2],
+    /// For each branch and step, the error that was compared with the threshold; none where a forward is always computed.
+    pub errors: [Vec<Option<f64>>; 2],
+}
+
+/// What has accumulated since the last computed forward.
+struct Rule {
+    threshold: f64,
+    max_skips: usize,
+    ratio: f64,
+    error: f64,
+    skipped: usize,
+}
+
+impl Default for Rule {
+    fn default() -> Self {
+        Self { threshold: 0.0, max_skips: 0, ratio: 1.0, error: 0.0, skipped: 0 }
+    }
+}
+
+impl Rule {
+    /// Returns whether the next forward is computed, whose residual has this ratio to the one before, and the error that
+    /// decided.
+    fn decide(&mut self, ratio: f64) -> (bool, f64) {
+        self.ratio *= ratio;
+        self.error += f64::abs(1.0 - self.ratio);
+        self.skipped += 1;
+        let error = self.error;
+        let compute = !(error < self.threshold && self.skipped <= self.max_skips);
+        if compute {
+            (self.ratio, self.error, self.skipped) = (1.0, 0.0, 0);
+        }
+        (compute, error)
+    }
+}
+
 /// Decides which of `steps` steps are computed: all in the first `retention` of them (at least one), then each whose
 /// accumulated error reaches `threshold` or that would be skipped after `max_skips` others.
 /// Where the number of steps differs from that of `ratios`, each step takes the ratio at its place in the schedule.
 pub fn plan(steps: usize, ratios: &[f64], threshold: f64, max_skips: usize, retention: f64) -> Vec<bool> {
     // The first step has no residual to repeat.
     let retained = ((steps as f64 * retention) as usize).max(1);
-    let (mut ratio, mut error, mut skipped) = (1.0, 0.0, 0);
-    let mut decide = |i: usize| {
-        if i < retained {
-            return true;
-        }
-        ratio *= ratios[nearest(i, steps, ratios.len())];
-        error += f64::abs(1.0 - ratio);
-        skipped += 1;
-        let compute = !(error < threshold && skipped <= max_skips);
-        if compute {
-            (ratio, error, skipped) = (1.0, 0.0, 0);
-        }
-        compute
-    };
-    (0..steps).map(&mut decide).collect()
+    let mut rule = Rule { threshold, max_skips, ..Rule::default() };
+    (0..steps).map(|i| i < retained || rule.decide(ratios[nearest(i, steps, ratios.len())]).0).collect()
 }
 
 /// Returns the index among `published` ratios for step `i` of `steps`: the nearest one, where both ends match.

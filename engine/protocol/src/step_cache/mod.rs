@@ -5,13 +5,14 @@ pub mod teacache;
 
 use crate::recipe::Recipe;
 use crate::request::{Request, StepCache};
-use crate::schedule::SamplerConfig;
 
-/// Which steps run the model, decided before the first one. A skipped step adds the residual of the last computed step.
+/// Which forwards run the model's blocks, decided before the first step. A skipped forward adds the residual of the last
+/// computed one with the same prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepPlan {
-    /// For each step, whether its forwards are computed.
-    pub compute: Vec<bool>,
+    /// For each step whether its forwards are computed: the one with the prompt and, under guidance, the one with the negative
+    /// prompt.
+    pub compute: Vec<Vec<bool>>,
 }
 
 impl StepPlan {
@@ -27,64 +28,82 @@ impl StepPlan {
         embeddings: impl FnOnce(bool) -> Result<Vec<Vec<f32>>, E>,
     ) -> Result<Self, E> {
         let (tables, size, threshold) = (&recipe.step_caches, request.size, request.step_cache_threshold);
-        let steps = request.steps as usize;
-        let all = || vec![true; steps];
-        let compute = match request.step_cache {
+        let (steps, experts) = (request.steps as usize, recipe.step_experts(request));
+        let both = |steps: Vec<bool>| [steps.clone(), steps];
+        let all = || both(vec![true; steps]);
+        let decided = match request.step_cache {
             StepCache::None => all(),
             StepCache::Teacache | StepCache::TeacacheRet => {
                 let ret = request.step_cache == StepCache::TeacacheRet;
                 let table = if ret { &tables.teacache_ret } else { &tables.teacache };
                 match table {
-                    Some(table) => teacache::plan(&embeddings(ret)?, table.of(size), threshold, ret).compute,
+                    Some(table) => {
+                        both(teacache::plan(&embeddings(ret)?, table.of(size), threshold, ret).compute)
+                    }
                     None => all(),
                 }
             }
-            StepCache::Magcache => match &tables.magcache {
-                Some(table) => magcache::plan(
-                    steps,
-                    table.of(size),
-                    threshold,
-                    magcache::max_skips(threshold),
-                    magcache::RETENTION,
-                ),
-                None => all(),
-            },
+            StepCache::Magcache => {
+                let skips = magcache::max_skips(threshold);
+                match (&tables.magcache_by_forward, &tables.magcache) {
+                    (Some(ratios), _) => {
+                        magcache::plan_by_forward(
+                            steps,
+                            experts.iter().filter(|&&expert| expert == 0).count(),
+                            ratios.each_ref().map(Vec::as_slice),
+                            threshold,
+                            skips,
+                            magcache::retention_by_forward(threshold),
+                        )
+                        .compute
+                    }
+                    (None, Some(table)) => {
+                        both(magcache::plan(steps, table.of(size), threshold, skips, magcache::RETENTION))
+                    }
+                    (None, None) => all(),
+                }
+            }
         };
-        let mut plan = Self { compute };
-        plan.compute_where_experts_change(&experts(recipe, request));
-        Ok(plan)
+        let mut seen = [None; 2];
+        let compute = experts.iter().enumerate().map(|(step, &expert)| {
+            let branches = decided.iter().zip(&mut seen).take(recipe.branches(expert, request));
+            // A forward cannot repeat what another expert's blocks added, nor what was never computed.
+            branches.map(|(decided, seen)| seen.replace(expert) != Some(expert) || decided[step]).collect()
+        });
+        Ok(Self { compute: compute.collect() })
     }
 
-    /// A step cannot repeat what another expert's blocks added.
-    fn compute_where_experts_change(&mut self, experts: &[usize]) {
-        for (compute, pair) in self.compute.iter_mut().skip(1).zip(experts.windows(2)) {
-            *compute |= pair[0] != pair[1];
-        }
+    /// Returns a plan without a step cache.
+    pub fn whole(recipe: &Recipe, request: &Request) -> Self {
+        let experts = recipe.step_experts(request);
+        Self { compute: experts.iter().map(|&expert| vec![true; recipe.branches(expert, request)]).collect() }
     }
 
-    /// Returns the numbers of computed and of skipped forwards, with two forwards a step under guidance.
-    pub fn forwards(&self, guidance: bool) -> (u32, u32) {
-        let each = if guidance { 2 } else { 1 };
-        let computed = self.compute.iter().filter(|&&compute| compute).count() as u32;
-        (each * computed, each * (self.compute.len() as u32 - computed))
+    /// Returns the numbers of computed and of skipped forwards.
+    pub fn forwards(&self) -> (u32, u32) {
+        let count =
+            |wanted| self.compute.iter().flatten().filter(|&&compute| compute == wanted).count() as u32;
+        (count(true), count(false))
+    }
+
+    /// Returns whether any forward is skipped.
+    pub fn skips(&self) -> bool {
+        self.forwards().1 > 0
+    }
+
+    /// Returns for each step whether any of its forwards is computed.
+    pub fn computed_steps(&self) -> Vec<bool> {
+        self.compute.iter().map(|step| step.contains(&true)).collect()
     }
 
     /// Returns the number of forwards that each expert computes, where `experts` has each step's expert.
-    pub fn forwards_of(&self, experts: &[usize], guidance: bool) -> Vec<u32> {
-        let each = if guidance { 2 } else { 1 };
+    pub fn forwards_of(&self, experts: &[usize]) -> Vec<u32> {
         let mut forwards = vec![0; experts.iter().max().map_or(0, |last| last + 1)];
-        for (expert, _) in experts.iter().zip(&self.compute).filter(|(_, compute)| **compute) {
-            forwards[*expert] += each;
+        for (expert, step) in experts.iter().zip(&self.compute) {
+            forwards[*expert] += step.iter().filter(|&&compute| compute).count() as u32;
         }
         forwards
     }
-}
-
-/// Returns, for each step of a request, the index of the expert that computes it.
-pub fn experts(recipe: &Recipe, request: &Request) -> Vec<usize> {
-    // A resolved request has a schedule.
-    let timesteps = SamplerConfig::new(request).map(|sampler| sampler.timesteps()).unwrap_or_default();
-    timesteps.into_iter().map(|timestep| recipe.expert_at(timestep)).collect()
 }
 
 #[cfg(test)]
@@ -98,12 +117,13 @@ mod tests {
         let recipe = Recipe::wan21_i2v_14b();
         let request = Settings::default().resolve(|| 1)?;
         let none = |_| Err(InvalidSetting("not asked for".into()));
-        assert_eq!(StepPlan::new(&recipe, &request, none)?.forwards(true), (80, 0));
+        assert_eq!(StepPlan::new(&recipe, &request, none)?.forwards(), (80, 0));
 
         let cached =
             Settings { step_cache: Some(StepCache::Magcache), ..Settings::default() }.resolve(|| 1)?;
-        assert_eq!(StepPlan::new(&recipe, &cached, none)?.forwards(true), (34, 46));
-        assert_eq!(StepPlan::new(&recipe, &cached, none)?.forwards(false), (17, 23));
+        assert_eq!(StepPlan::new(&recipe, &cached, none)?.forwards(), (34, 46));
+        let alone = Request { guidance: 1.0, ..cached };
+        assert_eq!(StepPlan::new(&recipe, &alone, none)?.forwards(), (17, 23));
 
         let cached =
             Settings { step_cache: Some(StepCache::TeacacheRet), ..Settings::default() }.resolve(|| 1)?;
@@ -112,7 +132,7 @@ mod tests {
             Ok(vec![vec![1.0]; 40])
         })?;
         // The embeddings do not move: only the polynomial's constant accumulates, 0.1325 a step.
-        assert_eq!(plan.compute[..9], [true, true, true, true, true, false, true, false, true]);
+        assert_eq!(plan.computed_steps()[..9], [true, true, true, true, true, false, true, false, true]);
         Ok(())
     }
 }

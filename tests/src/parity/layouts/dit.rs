@@ -82,7 +82,7 @@ pub(super) fn forward(source: &dyn WeightSource, config: &DitConfig, goldens: &G
         Ok(b.upload(&tensor.f32(), &tensor.shape)?)
     };
     let (x, y) = (input("in.x")?, input("in.y")?);
-    let context = dit.context(&b, &input("in.context")?, &input("in.clip")?)?;
+    let context = dit.context(&b, &input("in.context")?, Some(&input("in.clip")?))?;
     let time = dit.time(&b, goldens.real("dit_input/t")?)?;
     let shape = goldens.get("in.x")?.shape.clone();
     let grid = dit.grid(&b, shape[1], shape[2], shape[3])?;

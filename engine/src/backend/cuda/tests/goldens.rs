@@ -106,7 +106,7 @@ impl Judge<'_> {
         let fact = |key: &str| self.golden.json.pointer(&format!("/dit/0/{key}")).unwrap();
         let tensor = |key: &str| self.upload(fact(key).as_str().unwrap());
         let x = tensor("x");
-        let context = &dit.context(cuda, &tensor("context"), &tensor("clip")).unwrap();
+        let context = &dit.context(cuda, &tensor("context"), Some(&tensor("clip"))).unwrap();
         let time = &dit.time(cuda, fact("t").as_f64().unwrap()).unwrap();
         let [f, h, w] = [1, 2, 3].map(|i| cuda.shape(&x)[i]);
         let grid = &dit.grid(cuda, f, h, w).unwrap();
@@ -144,7 +144,7 @@ fn forward(way: &Way) {
     let fact = |key: &str| golden.json.pointer(&format!("/dit/0/{key}")).unwrap();
     let tensor = |key: &str| judge.upload(fact(key).as_str().unwrap());
     let (x, y, text, image) = (tensor("x"), tensor("y"), tensor("context"), tensor("clip"));
-    let context = dit.context(cuda, &text, &image).unwrap();
+    let context = dit.context(cuda, &text, Some(&image)).unwrap();
     let time = dit.time(cuda, fact("t").as_f64().unwrap()).unwrap();
     let [f, h, w] = [1, 2, 3].map(|i| cuda.shape(&x)[i]);
     let grid = dit.grid(cuda, f, h, w).unwrap();

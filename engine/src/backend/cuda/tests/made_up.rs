@@ -53,7 +53,7 @@ fn velocity<B: Backend>(
     let upload = |shape: &[usize], seed| b.upload(&noise(shape.iter().product(), seed), shape).unwrap();
     let (x, y) = (&upload(&[16, t, h, w], 1), &upload(&[20, t, h, w], 2));
     let (text, image) = (upload(&[60, config.text_dim], 3), upload(&[257, config.image_dim.unwrap()], 4));
-    let context = &dit.context(b, &text, &image).unwrap();
+    let context = &dit.context(b, &text, Some(&image)).unwrap();
     let (time, grid) = (&dit.time(b, 500.0).unwrap(), &dit.grid(b, t, h, w).unwrap());
     let inputs = Inputs { x, y, time, context, grid, attention };
     let blocks = Blocks::Compute { keep_residual: false };

@@ -137,7 +137,7 @@ fn the_plan_is_near_what_is_taken() {
         let (x, y) = (of(16).expect("there is room"), of(20).expect("there is room"));
         let text = b.upload(&noise(7 * 64, 2), &[7, 64]).expect("there is room");
         let image = b.upload(&noise(257 * 160, 3), &[257, 160]).expect("there is room");
-        let context = dit.context(&b, &text, &image).expect("they fit");
+        let context = dit.context(&b, &text, Some(&image)).expect("they fit");
         let (time, grid) = (dit.time(&b, 500.0).expect("a time"), dit.grid(&b, t, h, w).expect("a grid"));
         let forward = |blocks| {
             let inputs = Inputs { x: &x, y: &y, time: &time, context: &context, grid: &grid, attention };

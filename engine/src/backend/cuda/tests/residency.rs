@@ -57,7 +57,7 @@ impl Model {
         let upload =
             |shape: [usize; 2], seed| b.upload(&noise(shape[0] * shape[1], seed), &shape).expect("room");
         let (text, image) = (upload([20, config.text_dim], 3), upload([9, image_dim], 4));
-        let context = dit.context(&b, &text, &image).expect("a context");
+        let context = dit.context(&b, &text, Some(&image)).expect("a context");
         Self { b, dit, context }
     }
 

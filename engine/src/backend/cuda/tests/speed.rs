@@ -158,7 +158,7 @@ fn speed_of_blocks() {
         let text = b.upload(&noise(60 * config.text_dim, 2), &[60, config.text_dim]).unwrap();
         let image_dim = config.image_dim.unwrap();
         let image = b.upload(&noise(257 * image_dim, 3), &[257, image_dim]).unwrap();
-        let context = dit.context(&b, &text, &image).unwrap();
+        let context = dit.context(&b, &text, Some(&image)).unwrap();
         let (time, grid) = (dit.time(&b, 500.0).unwrap(), dit.grid(&b, t, h, w).unwrap());
         let forward = |blocks: Blocks<'_, Cuda>| {
             let inputs = Inputs { x: &x, y: &y, time: &time, context: &context, grid: &grid, attention };

@@ -111,7 +111,7 @@ fn speed_of_streaming() {
             let (x, y) = (&upload(&[16, t, h, w], 1), &upload(&[20, t, h, w], 2));
             let text = upload(&[60, config.text_dim], 3);
             let image = upload(&[257, config.image_dim.expect("it reads pictures")], 4);
-            let context = &dit.context(&b, &text, &image).expect("a context");
+            let context = &dit.context(&b, &text, Some(&image)).expect("a context");
             let (time, grid) =
                 (&dit.time(&b, 500.0).expect("a time"), &dit.grid(&b, t, h, w).expect("a grid"));
             let forward = || {

@@ -1,0 +1,176 @@
+//! Finds the two transformers of Wan2.2 in the layouts that programs keep them in.
+//!
+//! No file says which of the two it is, so the names of folders and files have to.
+
+use std::path::{Path, PathBuf};
+
+use super::{Component, find};
+use crate::{Error, Result};
+
+/// The folders that hold the high-noise and the low-noise transformer: those of the official layout and of diffusers.
+const FOLDERS: [[&str; 2]; 2] = [["high_noise_model", "low_noise_model"], ["transformer", "transformer_2"]];
+
+/// Returns the places of the high-noise and of the low-noise transformer below a folder: two folders, or two files of which one
+/// has `high` in its name and the other one `low`. `None` if the folder does not hold such a pair.
+///
+/// # Errors
+/// [`Error::Model`] if it is not clear which two files belong together.
+pub(super) fn pair(path: &Path) -> Result<Option<[PathBuf; 2]>> {
+    if !path.is_dir() {
+        return Ok(None);
+    }
+    let path = &find::snapshot(path)?;
+    let below = find::below(Component::Dit);
+    for folder in std::iter::once(path.clone()).chain(below.iter().map(|name| path.join(name))) {
+        if !folder.is_dir() {
+            continue;
+        }
+        for names in FOLDERS {
+            let places = names.map(|name| folder.join(name));
+            if places.iter().all(|place| place.is_dir()) {
+                return Ok(Some(places));
+            }
+        }
+        if let Some(files) = files(&folder)? {
+            return Ok(Some(files));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns the two files of a folder whose names tell them apart, if there are two.
+fn files(folder: &Path) -> Result<Option<[PathBuf; 2]>> {
+    let names = find::list(folder)?;
+    let models = names.iter().filter(|name| find::is_model(name) && !name.to_lowercase().contains("lora"));
+    let (mut high, mut low): (Vec<_>, Vec<_>) =
+        models.filter_map(|name| Some((name, noise(name)?))).partition(|(_, noise)| *noise == Noise::High);
+    // A folder of many models has pairs of several kinds; the names of one pair differ in that one word.
+    if high.len() > 1 || low.len() > 1 {
+        high.retain(|(name, _)| low.iter().any(|(other, _)| same_but_for_noise(name, other)));
+        low.retain(|(name, _)| high.iter().any(|(other, _)| same_but_for_noise(other, name)));
+    }
+    match (&high[..], &low[..]) {
+        ([(high, _)], [(low, _)]) => Ok(Some([folder.join(high), folder.join(low)])),
+        ([], _) | (_, []) => Ok(None),
+        _ => {
+            let list = |names: &[(&String, Noise)]| {
+                names.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+            };
+            Err(Error::Model(format!(
+                "`{}` holds several pairs of transformers ({} and {}); keep one pair in a folder, or name the files of one in a \
+                 model file",
+                folder.display(),
+                list(&high),
+                list(&low)
+            )))
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Noise {
+    High,
+    Low,
+}
+
+/// Returns which of the two a file's name says that it is.
+fn noise(name: &str) -> Option<Noise> {
+    match (words(name).any(|word| is(&word, "high")), words(name).any(|word| is(&word, "low"))) {
+        (true, false) => Some(Noise::High),
+        (false, true) => Some(Noise::Low),
+        _ => None,
+    }
+}
+
+/// Returns whether two names are the same when `high` in one is read as `low`.
+fn same_but_for_noise(high: &str, low: &str) -> bool {
+    let read = |word: String| if is(&word, "high") { word.replacen("high", "low", 1) } else { word };
+    words(high).map(read).eq(words(low))
+}
+
+fn is(word: &str, noise: &str) -> bool {
+    word == noise || word.strip_prefix(noise) == Some("noise")
+}
+
+fn words(name: &str) -> impl Iterator<Item = String> {
+    name.split(|c: char| !c.is_alphanumeric()).map(str::to_lowercase)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(names: &[&str]) -> Result<Option<[String; 2]>> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for name in names {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("it can be made");
+            std::fs::write(path, b"").expect("it can be written");
+        }
+        let relative = |path: PathBuf| {
+            path.strip_prefix(folder.path()).expect("below the folder").to_string_lossy().into_owned()
+        };
+        Ok(pair(folder.path())?.map(|both| both.map(relative)))
+    }
+
+    #[test]
+    fn each_layout_has_its_pair() {
+        for (names, pair) in [
+            (
+                ["high_noise_model/a.safetensors", "low_noise_model/a.safetensors"],
+                ["high_noise_model", "low_noise_model"],
+            ),
+            (["transformer/a.safetensors", "transformer_2/a.safetensors"], ["transformer", "transformer_2"]),
+            (
+                [
+                    "distill_models/high_noise_model/a.safetensors",
+                    "distill_models/low_noise_model/a.safetensors",
+                ],
+                ["distill_models/high_noise_model", "distill_models/low_noise_model"],
+            ),
+            (
+                [
+                    "diffusion_models/wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors",
+                    "diffusion_models/wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors",
+                ],
+                [
+                    "diffusion_models/wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors",
+                    "diffusion_models/wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors",
+                ],
+            ),
+            (
+                ["Wan2.2-I2V-A14B-HighNoise-Q4_K_M.gguf", "Wan2.2-I2V-A14B-LowNoise-Q4_K_M.gguf"],
+                ["Wan2.2-I2V-A14B-HighNoise-Q4_K_M.gguf", "Wan2.2-I2V-A14B-LowNoise-Q4_K_M.gguf"],
+            ),
+        ] {
+            assert_eq!(found(&names).expect("it is clear"), Some(pair.map(str::to_owned)));
+        }
+    }
+
+    #[test]
+    fn one_transformer_is_no_pair() {
+        for names in [
+            &["a.safetensors"][..],
+            &["wan_high_noise.gguf"],
+            &["high_noise_model/a.safetensors"],
+            &["flow.gguf", "slow.gguf"],
+        ] {
+            assert_eq!(found(names).expect("it is clear"), None, "{names:?}");
+        }
+    }
+
+    #[test]
+    fn a_pair_is_found_among_single_files_and_several_pairs_are_refused() {
+        let names = [
+            "x_high_noise_v2.gguf",
+            "y_low_noise.gguf",
+            "y_high_noise.gguf",
+            "y_high_noise_lora.safetensors",
+        ];
+        let pair = ["y_high_noise.gguf", "y_low_noise.gguf"].map(str::to_owned);
+        assert_eq!(found(&names).expect("it is clear"), Some(pair));
+        let error =
+            found(&["x_high.gguf", "x_low.gguf", "y_high.gguf", "y_low.gguf"]).expect_err("two pairs");
+        assert!(error.to_string().contains("several pairs"), "{error}");
+    }
+}
