@@ -147,6 +147,17 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_room_or_was_not_measured_is_left_out() {
+        let html = page(&report());
+        assert!(html.contains(">denoise</div>") && html.contains("<dt>load</dt>"), "{html}");
+        assert!(!html.contains(">load</div>"), "half a second of 80 is too narrow for a word");
+        assert!(html.contains("energy per video"));
+        let mut report = report();
+        report.days.iter_mut().chain(&mut report.models).for_each(|sum| sum.joules = 0.0);
+        assert!(!page(&report).contains("energy per video"), "there was no meter");
+    }
+
+    #[test]
     fn a_page_without_jobs_says_so() {
         let html = page(&Report::default());
         assert!(html.contains("No job has ended so far") && !html.contains("<svg"));

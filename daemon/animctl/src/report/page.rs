@@ -68,14 +68,17 @@ pub fn page(report: &Report) -> String {
 }
 
 fn sums(what: &str, rows: &[Sum]) -> Markup {
+    // Without a meter there is no energy to show.
+    let metered = rows.iter().any(|row| row.joules > 0.0);
+    let names = if metered { &NAMES[..] } else { &NAMES[..FIRST_OF_ENERGY] };
     html! {
         @if !rows.is_empty() {
             table {
-                tr { th { (what) } @for name in NAMES { th { (name) } } }
+                tr { th { (what) } @for name in names { th { (name) } } }
                 @for row in rows {
                     tr {
                         td { (row.name()) }
-                        @for (name, cell) in NAMES.into_iter().zip(row.figures()) { td data-name=(name) { (cell) } }
+                        @for (name, cell) in names.iter().zip(row.figures()) { td data-name=(name) { (cell) } }
                     }
                 }
             }
@@ -83,9 +86,21 @@ fn sums(what: &str, rows: &[Sum]) -> Markup {
     }
 }
 
+/// Returns the name of a stage that takes `share` of its job, or nothing where the stage's part of the bar is too narrow
+/// for it on a narrow screen. The list below the bar has every name.
+fn label(name: &str, share: f64) -> &str {
+    const BAR: f64 = 290.0;
+    const LETTER: f64 = 7.5;
+    const PADDING: f64 = 12.0;
+    if share * BAR >= name.len() as f64 * LETTER + PADDING { name } else { "" }
+}
+
 /// The columns of the sums. On a narrow screen each value stands behind its name.
 const NAMES: [&str; 7] =
     ["videos", "failed", "cancelled", "time", "time per video", "energy", "energy per video"];
+
+/// Where the columns of energy begin in [`NAMES`].
+const FIRST_OF_ENERGY: usize = 5;
 
 /// Returns the address of a file of this machine.
 fn address(path: &str) -> String {
@@ -134,7 +149,7 @@ fn card(job: &Entry) -> Markup {
             @if all > 0.0 {
                 div.stages {
                     @for (name, seconds, _) in &job.timeline.stages {
-                        div style={ "flex: " (format!("{:.4}", seconds / all)) } title={ (name) ": " (time(*seconds)) } { (name) }
+                        div style={ "flex: " (format!("{:.4}", seconds / all)) } title={ (name) ": " (time(*seconds)) } { (label(name, seconds / all)) }
                     }
                 }
                 dl {

@@ -5,7 +5,8 @@ use plotters::prelude::*;
 
 use super::{Sum, Timeline};
 
-const WIDTH: u32 = 720;
+/// As wide as a telephone's page, so that no browser makes the letters smaller.
+const WIDTH: u32 = 400;
 const GOOD: RGBColor = RGBColor(46, 125, 90);
 const BAD: RGBColor = RGBColor(190, 70, 60);
 const LINE: RGBColor = RGBColor(60, 110, 190);
@@ -14,6 +15,10 @@ const AXIS: RGBColor = RGBColor(128, 128, 128);
 const FONT: &str = "sans-serif";
 /// The room on the right of a plot, for half of the last label.
 const RIGHT: u32 = 44;
+/// The room on the left of a plot, for the labels of its y axis and what they show.
+const LEFT: u32 = 64;
+/// The height of the letters. None of this font is wider than 0.7 of it.
+const LETTERS: u32 = 12;
 /// Half the width of a bar; two bars are 1 apart.
 const HALF: f64 = 0.4;
 
@@ -67,13 +72,15 @@ fn plot(axes: &Axes<'_>, shapes: Vec<Shape>) -> String {
             .margin(10)
             .margin_right(RIGHT)
             .x_label_area_size(44)
-            .y_label_area_size(64)
+            .y_label_area_size(LEFT)
             .build_cartesian_2d(axes.x.clone(), 0.0..top)?;
         let count = (axes.x.end - axes.x.start).round() as usize;
+        let widest = (axes.x_label)(count).len().max(1) as f64 * 0.7 * f64::from(LETTERS);
+        let labels = (f64::from(WIDTH - LEFT - RIGHT) / widest).clamp(2.0, 6.0) as usize;
         chart
             .configure_mesh()
             .disable_x_mesh()
-            .x_labels((count + 1).min(6))
+            .x_labels((count + 1).min(labels))
             .x_label_formatter(&|x| whole(*x).map(axes.x_label).unwrap_or_default())
             .x_desc(axes.x_name)
             .y_labels(5)
@@ -82,8 +89,8 @@ fn plot(axes: &Axes<'_>, shapes: Vec<Shape>) -> String {
             .axis_style(AXIS)
             .light_line_style(TRANSPARENT)
             .bold_line_style(AXIS.mix(0.3))
-            .label_style((FONT, 13).into_font().color(&AXIS))
-            .axis_desc_style((FONT, 13).into_font().color(&AXIS))
+            .label_style((FONT, LETTERS).into_font().color(&AXIS))
+            .axis_desc_style((FONT, LETTERS).into_font().color(&AXIS))
             .draw()?;
         for shape in shapes {
             match shape {
@@ -205,6 +212,11 @@ mod tests {
             .collect()
     }
 
+    /// Returns half the width of a text.
+    fn half_of(text: &str) -> f64 {
+        0.35 * f64::from(LETTERS) * text.len() as f64
+    }
+
     fn day(n: usize, done: u64) -> Sum {
         Sum { key: format!("2026-01-{n:02}"), done, joules: 10.0 * done as f64, ..Sum::default() }
     }
@@ -234,9 +246,15 @@ mod tests {
             assert!(numbers.filter(|(_, _, text)| !text.is_empty()).count() >= 2, "{texts:?}");
             assert!(!texts.iter().any(|(_, _, text)| text.contains('.')), "{texts:?}");
             for (x, anchor, text) in &texts {
-                // No letter of this font is wider than 0.7 of its height.
-                let half = if anchor == "middle" { 0.35 * 13.0 * text.len() as f64 } else { 0.0 };
+                let half = if anchor == "middle" { half_of(text) } else { 0.0 };
                 assert!(x - half >= 0.0 && x + half <= f64::from(WIDTH), "{x} {text}");
+            }
+            // The labels below the plot stand apart, or a row of dates could not be read.
+            let mut below: Vec<_> = texts.iter().filter(|(_, anchor, _)| anchor == "middle").collect();
+            below.retain(|(_, _, text)| !text.is_empty() && !names.contains(&text.as_str()));
+            below.sort_by(|a, b| a.0.total_cmp(&b.0));
+            for pair in below.windows(2) {
+                assert!(pair[0].0 + half_of(&pair[0].2) <= pair[1].0 - half_of(&pair[1].2), "{pair:?}");
             }
         }
         assert!(jobs(&one).contains("2026-01-01"));
