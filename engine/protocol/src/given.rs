@@ -366,7 +366,8 @@ mod tests {
 
     #[test]
     fn every_setting_can_be_read_and_is_written_again() -> Result<(), Box<dyn std::error::Error>> {
-        let all = Settings::default().resolve(|| 7)?;
+        let two_experts = Settings { steps_high: Some(3), guidance_low: Some(2.0), ..Settings::default() };
+        let all = two_experts.resolve(|| 7)?;
         let json = serde_json::to_value(&all)?;
         let names: Vec<&String> = json.as_object().into_iter().flat_map(|map| map.keys()).collect();
         assert_eq!(names.len(), NAMES.len());
