@@ -307,7 +307,7 @@ fn settings_out_of_range_are_named() {
         (&["--frames", "80"][..], &["`frames` must be 4n+1", "81"][..]),
         (&["--quality", "52"], &["`quality` must be a whole number from 1 to 51, not 52"]),
         (&["--guidance", "NaN"], &["`guidance` must be a number from 0 to 100, not NaN"]),
-        (&["--steps", "5"], &["`steps` must be 4", "not 5"]),
+        (&["--steps", "9"], &["`steps` must be from 1 to 8", "not 9"]),
         (&["--step-cache", "magcache"], &["`step_cache` saves nothing"]),
     ] {
         let mut command = Command::new(program("animd-engine"));

@@ -123,7 +123,10 @@ fn the_same_mistake_has_the_same_answer_everywhere() {
         (&["--sampler", "distil"], "distill"),
         (&["--size", "800x601"], "the nearest to 601 is 608"),
         // What does not fit together only the service can say.
-        (&["--sampler", "distill", "--steps", "3"], "`steps` must be 4 for the distilled samplers, not 3"),
+        (
+            &["--sampler", "distill", "--steps", "9"],
+            "`steps` must be from 1 to 8 for the distilled samplers, not 9",
+        ),
     ] {
         for verb in [&["submit", &picture][..], &["plan", &picture], &["retry", "1"]] {
             let (code, why) = told(&[verb, mistake].concat());

@@ -257,7 +257,14 @@ fn the_shipped_file_is_the_defaults() -> Result<()> {
     let defaults = take(&mut read.defaults);
     assert_eq!(read, Config::default());
 
-    let built_in = Settings { prompt: Some(NEUTRAL_PROMPT.into()), seed: Some(42), ..Settings::default() };
+    // These have no value of their own where a job does not set them.
+    let built_in = Settings {
+        prompt: Some(NEUTRAL_PROMPT.into()),
+        seed: Some(42),
+        steps_high: Some(15),
+        guidance_low: Some(3.5),
+        ..Settings::default()
+    };
     assert_eq!(defaults.clone().resolve(|| 0)?, built_in.resolve(|| 0)?);
     let table = |config: &Config| Table::try_from(config).map_err(|e| Error::Config(e.to_string()));
     assert_eq!(
