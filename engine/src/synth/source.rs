@@ -77,7 +77,7 @@ mod tests {
             let files = match part.component() {
                 Component::Dit => &files.dit.0,
                 Component::T5 => &files.t5.0,
-                Component::Clip => &files.clip.0,
+                Component::Clip => &files.clip.as_ref().unwrap().0,
                 Component::Vae => &files.vae.0,
             };
             let source = Source::new(&part, DType::Bf16, 3);

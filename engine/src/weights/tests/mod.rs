@@ -105,7 +105,7 @@ fn the_official_folder_loads_with_its_sizes() {
     let T5Config { dim, rows, heads, inner, ffn_dim, layers, buckets } = config;
     assert_eq!((dim, rows, heads, inner, ffn_dim, layers, buckets), (64, 1280, 4, 64, 160, 3, 32));
     assert_eq!(t5.encoding("norm.weight"), Some(Encoding::Plain(DType::Bf16)));
-    let (clip, config) = model.clip;
+    let (clip, config) = model.clip.unwrap();
     let ClipConfig { dim, patch, image_size, heads, mlp_dim, layers } = config;
     assert_eq!((dim, patch, image_size, heads, mlp_dim, layers), (160, 14, 224, 2, 192, 3));
     assert_eq!(clip.encoding("visual.cls_embedding"), Some(Encoding::Plain(DType::F16)));
