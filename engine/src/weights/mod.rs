@@ -40,6 +40,8 @@ pub use animd_protocol::recipe::Component;
 pub use carried::read_vocabulary;
 pub use dtype::DType;
 pub use encoding::{Encoding, Granularity, Packing};
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) use gguf::PACKINGS;
 pub use layouts::Layout;
 pub use lora::{Lora, Merged};
 pub use matrix::{HostTensor, Matrix};
