@@ -515,7 +515,7 @@ fn file_name(path: &Path) -> String {
 }
 
 /// Returns a field of a `/proc` file in bytes; the files give kB.
-fn proc_bytes(path: &str, field: &str) -> Option<u64> {
+pub(crate) fn proc_bytes(path: &str, field: &str) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix(field))?;
     line.trim_start_matches(':').trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kb| kb * 1024)
