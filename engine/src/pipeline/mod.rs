@@ -28,7 +28,7 @@ use crate::{Error, Result};
 
 use clock::Clock;
 pub use models::Pipeline;
-pub(crate) use models::{Models, Parts};
+pub(crate) use models::{Models, Parts, proc_bytes};
 use pictures::{Previews, Stills};
 
 /// A job whose picture is fitted and whose request is checked: all refusals that need no model have been made.

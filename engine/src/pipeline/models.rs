@@ -17,7 +17,7 @@ use crate::model::vae::{Colours, Vae};
 use crate::progress::Observer;
 use crate::synth::{self, Source};
 use crate::text::{self, MAX_TOKENS, Tokenizer};
-use crate::weights::{self, DType, WeightSource};
+use crate::weights::{self, DType, ReadAhead, WeightSource};
 use crate::{Error, Result};
 
 use super::Job;
@@ -63,6 +63,22 @@ impl Sources {
             Some(weights) => Ok(weights),
             None => Err(Error::Internal(format!("nobody knows where the weights of {} are", network.name))),
         }
+    }
+}
+
+impl Sources {
+    /// Starts to read the files of the networks that are about to be loaded, in the order of loading: the transformers', and
+    /// before them, for `all` networks, the others'. Networks that are read each time that they are used are left out.
+    fn read_ahead(&self, all: bool, places: &BTreeMap<String, Place>) -> ReadAhead {
+        let (mut experts, mut others) = (Vec::new(), Vec::new());
+        for part in self.recipe.networks().filter(|part| places.get(part.name) != Some(&Place::Disk)) {
+            let Some(weights) = self.weights.get(part.name) else { continue };
+            if part.component() == Component::Dit { &mut experts } else { &mut others }
+                .push(weights.places());
+        }
+        others.retain(|_| all);
+        others.append(&mut experts);
+        ReadAhead::start(&others, available_ram())
     }
 }
 
@@ -219,6 +235,7 @@ impl<B: Backend> Pipeline<B> {
         }
         let Self { backend, setup, sources, places, load_seconds, .. } = self;
         let (recipe, count) = (&sources.recipe, Count::new(clock, sources.parameters));
+        let _ahead = sources.read_ahead(self.models.is_none(), places);
         let mut loading = Loading { backend, setup, places, sources, seconds: load_seconds };
         let mut models = match self.models.take() {
             Some(models) => models,
@@ -498,7 +515,7 @@ fn file_name(path: &Path) -> String {
 }
 
 /// Returns a field of a `/proc` file in bytes; the files give kB.
-fn proc_bytes(path: &str, field: &str) -> Option<u64> {
+pub(crate) fn proc_bytes(path: &str, field: &str) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix(field))?;
     line.trim_start_matches(':').trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kb| kb * 1024)

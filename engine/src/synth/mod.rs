@@ -5,6 +5,7 @@
 //! videos stay within their range. The videos are noise, but they take as long as real ones.
 
 mod files;
+mod formats;
 mod source;
 mod values;
 
@@ -22,6 +23,7 @@ use crate::weights::DType;
 use crate::{Error, Result};
 
 use files::Plan;
+pub use formats::{Format, synth_dit};
 pub use source::{Source, noise};
 use values::{Fill, Spread};
 

@@ -4,6 +4,7 @@
 //! type; it hands them out one at a time, straight from the memory-mapped file. The backend decides where a weight then
 //! lives and what precision it gets.
 
+mod ahead;
 mod carried;
 mod check;
 mod coded;
@@ -35,11 +36,14 @@ mod tests;
 pub(crate) mod torch;
 mod vocabulary;
 
+pub use ahead::{Places, ReadAhead};
 pub use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 pub use animd_protocol::recipe::Component;
 pub use carried::read_vocabulary;
 pub use dtype::DType;
 pub use encoding::{Encoding, Granularity, Packing};
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) use gguf::PACKINGS;
 pub use layouts::Layout;
 pub use lora::{Lora, Merged};
 pub use matrix::{HostTensor, Matrix};
