@@ -39,6 +39,7 @@ pub enum Follows {
     Nothing,
     Bias,
     GateAndResidual,
+    Residual,
     ElementGate,
     Activation(Activation),
 }
@@ -85,6 +86,9 @@ impl Follows {
                 residual: Some(addends.residual.rows(stream)),
                 ..with_bias
             },
+            Self::Residual => {
+                Epilogue { residual: Some(addends.residual.rows(stream)), ..Epilogue::default() }
+            }
             Self::ElementGate => Epilogue {
                 gate: Some(Gate::Elements(addends.gates.rows(stream))),
                 activation: Activation::GeluTanh,
@@ -115,6 +119,7 @@ pub fn check(card: &Card, quick: bool) -> Result<bool> {
         Follows::Nothing,
         Follows::Bias,
         Follows::GateAndResidual,
+        Follows::Residual,
         Follows::ElementGate,
         Follows::Activation(Activation::Silu),
         Follows::Activation(Activation::GeluTanh),
@@ -132,8 +137,11 @@ pub fn check(card: &Card, quick: bool) -> Result<bool> {
                 continue;
             }
             for (j, follows) in follows.into_iter().enumerate() {
-                // Two shapes are checked with all epilogues, the others with one or two.
-                if i == 3 || (i == 4 && !quick) || j % shapes.len() == i || (i == 5 && j == 2) {
+                // Two shapes are checked with all epilogues, the others with one or two. Blocks that compute several tiles
+                // are checked with a residual, which takes its turn in their ring.
+                let residual = matches!(follows, Follows::GateAndResidual | Follows::Residual);
+                let several = i == 5 || i == 6;
+                if i == 3 || (i == 4 && !quick) || j % shapes.len() == i || (several && residual) {
                     for output in [Element::Bf16, Element::F32] {
                         good &= one(&gemm, &stream, kind, shape, follows, output)?;
                     }
@@ -200,6 +208,7 @@ fn one(
             x = activate(x, epilogue.activation);
             *out = match follows {
                 Follows::GateAndResidual => residual.values[r * columns + c] + gate.values[c] * x,
+                Follows::Residual => residual.values[r * columns + c] + x,
                 Follows::ElementGate => gates.values[r * columns + c] * x,
                 _ => x,
             };
