@@ -21,7 +21,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use zbus::proxy::CacheProperties;
-use zbus::{Connection, Variant, fdo};
+use zbus::{Connection, Fd, Variant, fdo};
 
 use super::config::Config;
 use super::desktop::Desktop;
@@ -355,9 +355,11 @@ impl Uploader {
             // First what they are compared with later: what comes in between is then seen as late.
             let sidecars = store::sidecars(&picture);
             let settings = sidecar::settings(&root, &picture.path)?.or(settings);
-            Ok::<_, Error>((store::open(&picture, &sidecars)?, sidecars, settings))
+            let last =
+                sidecar::open_last(&root, &picture.path, settings.last.as_deref().unwrap_or_default())?;
+            Ok::<_, Error>((store::open(&picture, &sidecars)?, sidecars, settings, last))
         };
-        let (Some(opened), sidecars, settings) = blocking(read).await? else { return Ok(None) };
+        let (Some(opened), sidecars, settings, last) = blocking(read).await? else { return Ok(None) };
         let carried = Carried { ready: ready.clone(), sidecars, contents: opened.contents, missing: false };
         // Written once more as it was, as synchronisation programs do.
         let same = |old: &Carried| {
@@ -369,7 +371,7 @@ impl Uploader {
             return Ok(Some((*id, carried)));
         }
         for n in 0..MOST_WISHES {
-            let id = self.ask(ready, &opened, &settings, n).await?;
+            let id = self.ask(ready, &opened, &settings, last.as_ref(), n).await?;
             if self.jobs.contains_key(&id) {
                 // Another name of a file whose job is under way. It is found again when that has ended.
                 return Ok(None);
@@ -401,13 +403,26 @@ impl Uploader {
         }
     }
 
-    async fn ask(&self, ready: &Ready, opened: &Opened, settings: &Settings, n: u32) -> Result<u64, Trouble> {
+    async fn ask(
+        &self,
+        ready: &Ready,
+        opened: &Opened,
+        settings: &Settings,
+        last: Option<&File>,
+        n: u32,
+    ) -> Result<u64, Trouble> {
+        let last_name = settings.last.as_deref().unwrap_or_default();
         let settings = serde_json::to_value(settings).unwrap_or_default();
         let mut options: HashMap<&str, Variant<'_>> = HashMap::new();
         for (key, value) in settings.as_object().into_iter().flatten() {
-            if let Some(value) = bus::variant(value) {
+            if let Some(value) = bus::variant(value).filter(|_| key != "last") {
                 options.insert(key, value);
             }
+        }
+        // The name of a picture says nothing to animd, which gets the picture itself.
+        if let Some(last) = last {
+            options.insert("last", Fd::from(last.as_fd()).into());
+            options.insert("last_name", last_name.into());
         }
         let name = show(ready.path.file_name().unwrap_or_default());
         options.insert("name", name.into());

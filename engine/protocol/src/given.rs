@@ -16,7 +16,7 @@ use crate::ranges::{self, Real, Whole};
 use crate::request::{Noise, Resize, Sampler, Settings, Size, StepCache, Tiling};
 
 /// The names of all settings.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 20] = [
     "prompt",
     "negative_prompt",
     "seed",
@@ -24,6 +24,9 @@ pub const NAMES: [&str; 17] = [
     "resize",
     "frames",
     "fps",
+    "seconds",
+    "last",
+    "loop",
     "quality",
     "sampler",
     "steps",
@@ -117,6 +120,9 @@ pub fn set(settings: &mut Settings, name: &str, given: &Given<'_>) -> Result<(),
             settings.frames = Some(ranges::frames(number)?);
         }
         "fps" => settings.fps = Some(small(&ranges::FPS, given)?),
+        "seconds" => settings.seconds = Some(real(&ranges::SECONDS, given)?),
+        "last" => settings.last = Some(last(given)?),
+        "loop" => settings.looped = Some(truth("loop", given)?),
         "quality" => settings.quality = Some(small(&ranges::QUALITY, given)?),
         "sampler" => settings.sampler = Some(word("sampler", &SAMPLER, given)?),
         "steps" => settings.steps = Some(small(&ranges::STEPS, given)?),
@@ -148,6 +154,23 @@ fn prompt(name: &str, given: &Given<'_>) -> Result<String, InvalidSetting> {
     };
     ranges::prompt(name, text)?;
     Ok(text.clone().into_owned())
+}
+
+fn last(given: &Given<'_>) -> Result<String, InvalidSetting> {
+    let Given::Text(name) = given else {
+        return Err(InvalidSetting(format!("`last` must be the name of a picture in quotes, not {given}")));
+    };
+    ranges::last(name)?;
+    Ok(name.clone().into_owned())
+}
+
+fn truth(name: &str, given: &Given<'_>) -> Result<bool, InvalidSetting> {
+    match given {
+        Given::Truth(truth) => Ok(*truth),
+        Given::Text(text) if text == "true" => Ok(true),
+        Given::Text(text) if text == "false" => Ok(false),
+        _ => Err(InvalidSetting(format!("`{name}` must be true or false, not {given}"))),
+    }
 }
 
 fn whole(range: &Whole, given: &Given<'_>) -> Result<u64, InvalidSetting> {

@@ -12,6 +12,7 @@ pub mod given;
 pub mod messages;
 mod missing;
 pub mod nearest;
+pub mod parts;
 pub mod plan;
 pub mod profile;
 pub mod progress;

@@ -37,6 +37,8 @@ struct Around<B: Backend> {
     text: [B::Linear; 2],
     image_norms: [LayerNorm<B>; 2],
     image: [B::Linear; 2],
+    /// The positions of the image tokens, `[514, image_dim]`, in models that see two pictures.
+    image_positions: Option<B::Tensor>,
     time: [B::Linear; 2],
     time_projection: B::Linear,
     head: B::Linear,
@@ -179,7 +181,8 @@ impl<B: Backend> Dit<B> {
         })
     }
 
-    /// Embeds a prompt `[n, text_dim]` (without padding) and a picture `[257, image_dim]`.
+    /// Embeds a prompt `[n, text_dim]` (without padding) and a picture `[257, image_dim]`; or two pictures, the first and the
+    /// last one, `[514, image_dim]`, in a model that has positions for them.
     ///
     /// # Errors
     /// Returns [`Error::Internal`] for a prompt that is too long, and the backend's errors.
@@ -310,6 +313,14 @@ impl<B: Backend> Dit<B> {
     }
 }
 
+/// Loads the positions of two pictures' tokens, `[image_positions, image_dim]`, if the model has them.
+fn image_positions<B: Backend>(root: &Checkpoint<'_, B>, config: &DitConfig) -> Result<Option<B::Tensor>> {
+    let Some((rows, width)) = config.image_positions.zip(config.image_dim) else { return Ok(None) };
+    let mut positions = root.host("img_emb.emb_pos", &[1, rows, width])?;
+    positions.shape.remove(0);
+    root.loader.tensor(positions).map(Some)
+}
+
 /// Returns the tokens plus the residual of an earlier forward's blocks.
 fn sum<B: Backend>(b: &B, tokens: B::Tensor, residual: &B::Tensor) -> Result<B::Tensor> {
     b.linear_combination(&[(1.0, &tokens), (1.0, residual)])
@@ -333,6 +344,7 @@ impl<B: Backend> Around<B> {
             text: [linear("text_embedding.0")?, linear("text_embedding.2")?],
             image_norms: [root.norm("img_emb.proj.0", IMAGE_EPS)?, root.norm("img_emb.proj.4", IMAGE_EPS)?],
             image: [linear("img_emb.proj.1")?, linear("img_emb.proj.3")?],
+            image_positions: image_positions(root, config)?,
             time: [linear("time_embedding.0")?, linear("time_embedding.2")?],
             time_projection: linear("time_projection.1")?,
             head: linear("head.head")?,
@@ -366,6 +378,20 @@ impl<B: Backend> Around<B> {
 
     fn embed_image(&self, b: &B, image: &B::Tensor) -> Result<B::Tensor> {
         let ([up, down], [first, last]) = (&self.image, &self.image_norms);
+        let positioned = match &self.image_positions {
+            Some(positions) if b.shape(positions) == b.shape(image) => {
+                Some(b.linear_combination(&[(1.0, image), (1.0, positions)])?)
+            }
+            Some(positions) => {
+                return Err(Error::Internal(format!(
+                    "image tokens {:?} for a model with positions {:?}: it needs two pictures",
+                    b.shape(image),
+                    b.shape(positions)
+                )));
+            }
+            None => None,
+        };
+        let image = positioned.as_ref().unwrap_or(image);
         let h = b.linear(first.of(image), up, &activated(Activation::GeluErf))?;
         let h = b.linear(Input::Plain(&h), down, &Epilogue::default())?;
         b.norm(&h, &last.norm())

@@ -3,6 +3,7 @@
 mod clip;
 mod dit;
 mod e2e;
+mod flf;
 mod goldens;
 mod image;
 mod layouts;
@@ -70,6 +71,10 @@ pub fn run(dir: &Path) -> Result<Vec<Item>> {
         return layouts::run(dir);
     }
     let mut goldens = Goldens::open(dir)?;
+    if dir.join("flf2v").exists() {
+        flf::check(&mut goldens).context("first and last frame")?;
+        return Ok(goldens.finish());
+    }
     let model = Model::load(&dir.join("official")).context("cannot load official/")?;
     text::check(&mut goldens, &model).context("text")?;
     image::check(&mut goldens).context("image")?;

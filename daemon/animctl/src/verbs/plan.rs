@@ -13,7 +13,7 @@ use super::{Ctl, json_of, path, print, settings, submit};
 /// Estimate time and memory of a video, without making it.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: animctl plan photo.jpg --size 720p --steps 20\n\nJSON: size, frames, steps, forwards (passes through the \
+    after_help = "Example: animctl plan photo.jpg --size 720p --steps 20\n\nJSON: size, frames, parts (in which a long video is made), steps, forwards (passes through the \
 model), seconds_source (history, prediction, unknown), seconds_why, why (the reasons for the profile), and where known profile, \
 backend, remedy, seconds (of work, without waiting), memory, host_memory (in which weights wait for the GPU), streamed (in each \
 pass; all in bytes)"
@@ -48,7 +48,11 @@ pub async fn run(args: Args, ctl: &Ctl) -> Result {
             print(format!("{name:<9} {value}"));
         }
     };
-    line("video", Some(format!("{}, {} frames", text("size").unwrap_or_default(), plan["frames"])));
+    let parts = match plan["parts"].as_u64() {
+        Some(parts @ 2..) => format!(" in {parts} parts, each continuing the one before"),
+        _ => String::new(),
+    };
+    line("video", Some(format!("{}, {} frames{parts}", text("size").unwrap_or_default(), plan["frames"])));
     line("work", Some(format!("{} steps, {} passes through the model", plan["steps"], plan["forwards"])));
     let seconds = plan["seconds"].as_f64().map_or_else(|| "not known".to_owned(), time);
     line("time", Some(format!("{seconds}: {}", text("seconds_why").unwrap_or_default())));

@@ -146,7 +146,7 @@ fn main() -> io::Result<()> {
         match serde_json::from_str(&text?)? {
             ToEngine::Hello { .. } => {}
             ToEngine::Cancel { job } => canceled.store(job, Ordering::SeqCst),
-            ToEngine::Generate { job, image, output, pictures, request } => {
+            ToEngine::Generate { job, image, output, pictures, request, .. } => {
                 let (line, hung, canceled) = (line.clone(), hung.clone(), canceled.clone());
                 thread::spawn(move || {
                     let work = (&*image, &*output, &pictures, &*request);

@@ -4,6 +4,7 @@ use std::future::ready;
 
 use animd_common::files::show;
 use animd_protocol::ErrorCode;
+use animd_protocol::recipe::Defaults;
 use animd_protocol::request::{Request, Sampler, Settings, StepCache};
 
 use super::{Origin, Queue, Submission, draw_seed};
@@ -39,12 +40,18 @@ impl Queue {
             .request
             .as_ref()
             .ok_or_else(|| gone("the settings of this job cannot be read, or never could"))?;
-        let request = overridden(request, retry)?;
+        let request = overridden(request, retry, &self.family())?;
         self.admit(&request)?;
         let spooled = job
             .image_sha256
             .and_then(|sha256| self.spool.hold(sha256))
             .ok_or_else(|| gone("the service's copy of the picture is gone (retention.pictures_days)"))?;
+        let last = match request.last.is_empty() {
+            true => None,
+            false => Some(job.last_sha256.and_then(|sha256| self.spool.hold(sha256)).ok_or_else(|| {
+                gone("the service's copy of the last picture is gone (retention.pictures_days)")
+            })?),
+        };
         let submission = Submission {
             owner: job.owner,
             name: job.name.clone(),
@@ -53,6 +60,7 @@ impl Queue {
             outbox: job.outbox.clone(),
             source: None,
             work: Ok((spooled, request)),
+            last,
         };
         match self.submit(submission, |_| ready(Ok(()))).await? {
             Added::New(new) => Ok(new),
@@ -72,7 +80,7 @@ impl Queue {
 
 /// Returns a request with some settings changed. A setting that depends on a changed one and is not given is resolved
 /// anew.
-fn overridden(request: &Request, retry: Retry) -> Result<Request> {
+fn overridden(request: &Request, retry: Retry, family: &Defaults) -> Result<Request> {
     let unreadable =
         |e| Error::refused(ErrorCode::InvalidSetting, format!("its settings cannot be read: {e}"));
     let mut old: Settings =
@@ -92,10 +100,13 @@ fn overridden(request: &Request, retry: Retry) -> Result<Request> {
     {
         old.step_cache_threshold = None;
     }
+    if new.looped == Some(true) && !request.looped {
+        (old.last, old.shift) = (None, None);
+    }
     if new_seed {
         old.seed = None;
     }
-    Ok(new.or(old).resolve(draw_seed)?)
+    Ok(new.or(old).resolve_for(family, draw_seed)?)
 }
 
 #[cfg(test)]
@@ -104,6 +115,8 @@ mod tests {
 
     #[test]
     fn another_try_is_the_same_but_for_what_is_asked() -> Result<()> {
+        let family = Defaults::wan21_i2v();
+        let overridden = |request: &Request, retry| overridden(request, retry, &family);
         let with = |settings: Settings| Retry { settings, new_seed: false };
         let first = Settings { prompt: Some("a".into()), seed: Some(7), ..Settings::default() };
         let first = first.resolve(|| 0)?;

@@ -23,7 +23,7 @@ use crate::config::Defaults;
 use crate::delivery::Waiting;
 use crate::error::Result;
 use crate::store::ledger::{Added, Job, NewJob, State};
-use crate::store::{Results, Watches};
+use crate::store::{PartFolders, Results, Watches};
 
 /// Seconds that no test reaches.
 const NEVER: u64 = 1_000_000;
@@ -120,6 +120,7 @@ impl House {
             ledger: ledger.clone(),
             spool: spool.clone(),
             pictures: pictures.clone(),
+            parts: PartFolders::new(dir.path()),
             results: Results::new(dir.path()),
             events: events.clone(),
             watches: Watches::default(),
@@ -159,6 +160,8 @@ impl House {
             outbox: None,
             retry_of: None,
             picture_bytes: spooled.bytes,
+            last: None,
+            parts_bytes: 0,
             work: Ok((spooled.sha256, Box::new(Settings::default().resolve(|| 7).expect("valid")))),
         };
         let (added, _) = self.tools.ledger.add(new, &self.tools.spool).await.expect("writable");

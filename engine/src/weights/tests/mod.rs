@@ -97,7 +97,8 @@ fn the_official_folder_loads_with_its_sizes() {
             eps: 1e-6,
             text_len: 512,
             text_dim: 64,
-            image_dim: Some(160)
+            image_dim: Some(160),
+            image_positions: None,
         }
     );
     assert_eq!((dit.layout().name(), dit.names().count()), ("official", 119));
@@ -223,11 +224,21 @@ fn a_config_that_disagrees_is_an_error() {
     assert!(sentence(open_dit(dir.path())).contains("`text_len` 123456789"));
     fs::write(&path, &config[..40]).unwrap();
     assert!(sentence(open_dit(dir.path())).contains("config.json"));
-    for (model_type, word) in [("t2v", "text-to-video"), ("flf2v", "first-and-last"), ("vace", "vace")] {
+    for (model_type, word) in [("t2v", "text-to-video"), ("vace", "vace")] {
         fs::write(&path, config.replace("i2v", model_type)).unwrap();
         let text = sentence(open_dit(dir.path()));
         assert!(text.contains(word), "{text}");
     }
+}
+
+#[test]
+fn positions_of_two_pictures_make_a_first_and_last_frame_model() {
+    let mut flf2v = official_dit();
+    flf2v.push(("img_emb.emb_pos".into(), "F32".into(), vec![1, 514, 160], vec![0; 4 * 514 * 160]));
+    let (_, config) = open_dit(dit_folder(&flf2v).path()).expect("a supported model");
+    assert_eq!(config.image_positions, Some(514));
+    let (_, config) = open_dit(dit_folder(&official_dit()).path()).expect("a supported model");
+    assert_eq!(config.image_positions, None);
 }
 
 #[test]
@@ -245,8 +256,6 @@ fn other_models_are_named() {
             bytes.truncate(2 * 256 * 16 * 4);
         }
     }
-    let mut flf2v = official_dit();
-    flf2v.push(("img_emb.emb_pos".into(), "F32".into(), vec![1, 2, 160], vec![0; 4 * 320]));
     let lora = vec![(
         "diffusion_model.blocks.0.self_attn.q.lora_down.weight".into(),
         "F32".into(),
@@ -257,7 +266,6 @@ fn other_models_are_named() {
     for (tensors, word) in [
         (t2v, "text-to-video"),
         (wan22, "Wan2.2"),
-        (flf2v, "FLF2V"),
         (lora, "LoRA"),
         (diffusers, "not a Wan transformer"),
         (vec![("x".into(), "F32".into(), vec![1], vec![0; 4])], "not a Wan transformer"),

@@ -39,8 +39,12 @@ impl Store {
 
     /// Takes note that a picture has left the spool.
     pub fn picture_gone(&mut self, sha256: &[u8; 32]) -> Result<()> {
-        let sql = "UPDATE job SET image_bytes = 0 WHERE image_sha256 = ?1 AND image_bytes > 0";
-        self.db.prepare_cached(sql)?.execute(params![sha256])?;
+        for sql in [
+            "UPDATE job SET image_bytes = 0 WHERE image_sha256 = ?1 AND image_bytes > 0",
+            "UPDATE job SET last_bytes = 0 WHERE last_sha256 = ?1 AND last_bytes > 0",
+        ] {
+            self.db.prepare_cached(sql)?.execute(params![sha256])?;
+        }
         Ok(())
     }
 
@@ -50,16 +54,23 @@ impl Store {
         self.change(|db| {
             let there: HashMap<&[u8; 32], u64> = pictures.iter().map(|(sha, bytes)| (sha, *bytes)).collect();
             let gone: Vec<[u8; 32]> = db
-                .prepare("SELECT DISTINCT image_sha256 FROM job WHERE image_bytes > 0")?
+                .prepare(
+                    "SELECT image_sha256 FROM job WHERE image_bytes > 0
+                     UNION SELECT last_sha256 FROM job WHERE last_bytes > 0",
+                )?
                 .query_map([], |row| row.get(0))?
                 .collect::<Result<_, _>>()?;
-            let mut set =
-                db.prepare("UPDATE job SET image_bytes = ?2 WHERE image_sha256 = ?1 AND image_bytes <> ?2")?;
-            for sha256 in gone.iter().filter(|sha256| !there.contains_key(*sha256)) {
-                set.execute(params![sha256, 0])?;
-            }
-            for (sha256, bytes) in there {
-                set.execute(params![sha256, bytes as i64])?;
+            for sql in [
+                "UPDATE job SET image_bytes = ?2 WHERE image_sha256 = ?1 AND image_bytes <> ?2",
+                "UPDATE job SET last_bytes = ?2 WHERE last_sha256 = ?1 AND last_bytes <> ?2",
+            ] {
+                let mut set = db.prepare(sql)?;
+                for sha256 in gone.iter().filter(|sha256| !there.contains_key(*sha256)) {
+                    set.execute(params![sha256, 0])?;
+                }
+                for (sha256, bytes) in &there {
+                    set.execute(params![sha256, *bytes as i64])?;
+                }
             }
             Ok(())
         })
@@ -105,6 +116,8 @@ mod tests {
             name: "photo.png".into(),
             source: None,
             picture_bytes: 100,
+            last: None,
+            parts_bytes: 0,
             work: Ok(([picture; 32], Box::new(settings.resolve(|| 7).expect("valid")))),
         }
     }
