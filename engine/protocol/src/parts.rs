@@ -2,11 +2,13 @@
 //!
 //! Each part starts from the last frame of the one before, which the film then has once.
 
+use serde::Serialize;
+
 use crate::ranges::MAX_SEED;
 use crate::request::{Request, Size};
 
 /// A part of a video.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Part {
     /// The frames that the model makes, 4n+1. All parts but the first begin with a frame that the film has already.
     pub frames: u32,

@@ -194,7 +194,10 @@ fn settings(
                 mistakes.push(mistake.0);
             }
         } else {
-            return Err(unknown(key, keys::SETTINGS.into_iter().chain(others.iter().copied())));
+            return Err(unknown(
+                key,
+                keys::SETTINGS.into_iter().filter(|known| *known != LAST).chain(others.iter().copied()),
+            ));
         }
     }
     if !mistakes.is_empty() {
