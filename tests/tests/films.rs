@@ -61,7 +61,8 @@ fn times(video: &Path, fps: f64) -> Vec<i64> {
         .arg(video));
     assert!(output.status.success(), "{}", stderr(&output));
     let times = text(&output.stdout);
-    let seconds = times.lines().map(|line| line.trim_end_matches(',').parse::<f64>().expect("a time"));
+    let lines = times.lines().map(|line| line.trim_end_matches(',')).filter(|line| !line.is_empty());
+    let seconds = lines.map(|line| line.parse::<f64>().expect("a time"));
     seconds.map(|seconds| (seconds * fps).round() as i64).collect()
 }
 

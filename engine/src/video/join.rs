@@ -45,9 +45,9 @@ fn write(
     let inputs = videos.iter().map(|path| File::open(path).map_err(Error::file("open", path)));
     let inputs = inputs.collect::<Result<Vec<File>>>()?;
     // All files are given by number: every user of the machine could read a path on the command line.
-    let entries: String =
+    let entries: Vec<String> =
         inputs.iter().map(|input| format!("file '{}'\n", ffmpeg::inherited(input))).collect();
-    let list = in_memory("animd-parts", &entries)?;
+    let list = in_memory("animd-parts", &entries.concat())?;
     let tags = metadata::file(comment)?;
     let (stderr, target) = (in_memory("animd-join", "")?, copy(output)?);
     let mut command = Command::new(ffmpeg::PROGRAM);

@@ -394,6 +394,24 @@ mod tests {
     }
 
     #[test]
+    fn a_last_picture_is_a_descriptor_with_a_name() {
+        let file = tempfile::tempfile().expect("a file");
+        let last = || Variant::from(zbus::Fd::from(file.as_fd()));
+        let read =
+            submission(&options([("last", last()), ("last_name", "a/end.png".into())])).expect("valid");
+        assert!(read.last.is_some());
+        assert_eq!(read.settings.last.as_deref(), Some("end.png"));
+        let read = submission(&options([("last", last())])).expect("valid");
+        assert_eq!(read.settings.last.as_deref(), Some("picture"));
+        let error = |o: Options| submission(&o).expect_err("refused").to_string();
+        assert!(error(options([("last", "end.png".into())])).contains("must be a descriptor of a picture"));
+        assert!(error(options([("last_name", "end.png".into())])).contains("comes without `last`"));
+        let text =
+            retry(&options([("last", "end.png".into())])).expect_err("a retry keeps its picture").to_string();
+        assert!(text.contains("unknown option `last`"), "{text}");
+    }
+
+    #[test]
     fn wrong_options_are_refused_by_name() {
         let error = |o: Options| submission(&o).expect_err("refused").to_string();
         assert!(
