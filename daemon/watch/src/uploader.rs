@@ -10,6 +10,7 @@ use std::time::Duration;
 use animd_client::{JobProxy, ManagerProxy, error_name, has_ended, id_of};
 use animd_common::Error as Common;
 use animd_common::bus;
+use animd_common::clock::now_us;
 use animd_common::files::{Identity, show};
 use animd_common::notify::notify;
 use animd_common::tasks::blocking;
@@ -36,6 +37,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const FULL_PAUSE: Duration = Duration::from_secs(30);
 /// The pause before a video is fetched again after an error of the user's own disk.
 const DISK_PAUSE: Duration = Duration::from_secs(60);
+/// How long a picture that animd refuses without a last one is tried again, for the second one of a pair to come.
+const PAIR_PATIENCE: Duration = Duration::from_secs(60);
+/// The pause before such a picture is tried again.
+const PAIR_PAUSE: Duration = Duration::from_secs(5);
 /// How long a picture that was gone when its job ended may take to appear under another name.
 const RENAMED_PAUSE: Duration = Duration::from_secs(10);
 /// The pause between two checks of all jobs, in case a signal is lost.
@@ -305,6 +310,11 @@ impl Uploader {
                 }
                 // It is gone, or another one, or with animd under another name.
                 Ok(None) => self.release(&ready),
+                // The second picture of a pair may be on its way to a model that needs it.
+                Err(Trouble::Picture(text)) if may_become_a_pair(&ready, &text) => {
+                    tracing::debug!("`{}` waits for a last picture: {text}", show(&ready.path));
+                    self.later.push((Instant::now() + PAIR_PAUSE, ready));
+                }
                 Err(Trouble::Picture(text)) => {
                     self.fail(&ready, &text).await;
                     self.release(&ready);
@@ -595,6 +605,13 @@ async fn is_late(carried: &Carried) -> bool {
     let ready = carried.ready.clone();
     let now: Result<_> = blocking(move || Ok(store::sidecars(&ready))).await;
     now.is_ok_and(|now| now != carried.sidecars) && !store::is_gone(&carried.ready)
+}
+
+/// Returns whether a picture that was refused with this sentence, about its `last`, came so lately that its last picture may be
+/// on its way.
+fn may_become_a_pair(ready: &Ready, text: &str) -> bool {
+    let since_us = now_us() - PAIR_PATIENCE.as_micros() as i64;
+    text.contains("`last`") && store::changed_us(ready).is_some_and(|changed_us| changed_us > since_us)
 }
 
 fn trouble_here(e: &Error) {

@@ -2,11 +2,13 @@
 //!
 //! Each part starts from the last frame of the one before, which the film then has once.
 
+use serde::Serialize;
+
 use crate::ranges::MAX_SEED;
 use crate::request::{Request, Size};
 
 /// A part of a video.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Part {
     /// The frames that the model makes, 4n+1. All parts but the first begin with a frame that the film has already.
     pub frames: u32,
@@ -40,6 +42,7 @@ impl Request {
 
     /// Returns what the model is asked for in the part `index`; only the last part aims at a last picture. Parts after the
     /// first have the exact `size`, width and height, of the frame that they start from.
+    #[must_use]
     pub fn of_part(&self, index: usize, size: (u32, u32)) -> Self {
         let parts = self.parts();
         let is_last = index + 1 >= parts.len();
@@ -56,6 +59,7 @@ impl Request {
     }
 
     /// Returns the part that takes the most time and memory, as a request of its own.
+    #[must_use]
     pub fn largest_part(&self) -> Self {
         let frames = self.parts().iter().map(|part| part.frames).max().unwrap_or(self.frames);
         Self { frames, seconds: 0.0, ..self.clone() }

@@ -353,8 +353,12 @@ impl Profile {
                 }
             }
         }
-        if settings.seed.is_some() || settings.prompt.is_some() {
-            let key = if settings.seed.is_some() { "seed" } else { "prompt" };
+        let of_a_picture = [
+            ("seed", settings.seed.is_some()),
+            ("prompt", settings.prompt.is_some()),
+            ("last", settings.last.is_some()),
+        ];
+        if let Some((key, _)) = of_a_picture.into_iter().find(|(_, given)| *given) {
             let text = format!("settings.{key} belongs to a picture and not to a machine; leave it out");
             return Err((path("settings", key), text));
         }
@@ -364,7 +368,7 @@ impl Profile {
 
 /// The paths that [`Profile::check`] builds from a section and a key.
 fn path(section: &str, key: &str) -> &'static [&'static str] {
-    const PATHS: [&[&str]; 10] = [
+    const PATHS: [&[&str]; 11] = [
         &["precision", "dit"],
         &["precision", "text"],
         &["precision", "clip"],
@@ -375,6 +379,7 @@ fn path(section: &str, key: &str) -> &'static [&'static str] {
         &["residency", "vae"],
         &["settings", "seed"],
         &["settings", "prompt"],
+        &["settings", "last"],
     ];
     PATHS.into_iter().find(|path| **path == [section, key]).unwrap_or_default()
 }

@@ -87,6 +87,7 @@ impl<B: Backend> Pipeline<B> {
         let made = self.parts_of(film, &store, pictures, observer).and_then(|reports| {
             let videos: Vec<PathBuf> = (0..count).map(|index| store.video(index)).collect();
             let bytes = video::join_parts(&videos, out, &self.metadata(&film.request)?, observer)?;
+            store.place_stills(pictures);
             Ok(sum(&film.request, reports, bytes))
         });
         if parts.is_none() {
@@ -124,11 +125,10 @@ impl<B: Backend> Pipeline<B> {
                     &later
                 }
             };
-            // The poster is a frame from the middle, as that of a short video.
-            let pictures = match index == count / 3 {
-                true => pictures.clone(),
-                false => Pictures { preview: pictures.preview.clone(), ..Pictures::default() },
-            };
+            // The poster is a frame from the middle, as that of a short video. It waits with the parts, because an
+            // interrupted job loses what lies elsewhere.
+            let stills = if index == count / 3 { store.stills(pictures) } else { Pictures::default() };
+            let pictures = Pictures { preview: pictures.preview.clone(), ..stills };
             let last_frame = store.last_frame(index);
             let framing =
                 Framing { continues: index > 0, last_frame: (index + 1 < count).then_some(&*last_frame) };

@@ -288,14 +288,18 @@ impl<B: Backend> Pipeline<B> {
 
     /// Returns the settings that made the video, for its metadata.
     fn metadata(&self, request: &Request) -> Result<String> {
-        serde_json::to_string(&serde_json::json!({
+        let mut metadata = serde_json::json!({
             "program": "animd",
             "version": env!("CARGO_PKG_VERSION"),
             "model": self.model_name(),
             "backend": self.backend_name(),
             "request": request,
-        }))
-        .map_err(|e| Error::Internal(e.to_string()))
+        });
+        let parts = request.parts();
+        if parts.len() > 1 {
+            metadata["parts"] = serde_json::json!(parts);
+        }
+        serde_json::to_string(&metadata).map_err(|e| Error::Internal(e.to_string()))
     }
 
     /// Returns how long the work may go without asking its observer: the slowest of one block of the DiT, four frames

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use animd_protocol::messages::Report;
+use animd_protocol::messages::{Pictures, Report};
 use animd_protocol::request::Request;
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,28 @@ impl PartStore {
     /// Returns the last frame of the part `index`.
     pub fn last_frame(&self, index: usize) -> PathBuf {
         self.dir.join(format!("part-{}.png", index + 1))
+    }
+
+    /// Returns where the film's poster and thumbnail wait for its end, as far as `wanted` has them.
+    pub fn stills(&self, wanted: &Pictures) -> Pictures {
+        let kept = |wanted: &Option<PathBuf>, name| wanted.as_ref().map(|_| self.dir.join(name));
+        Pictures {
+            poster: kept(&wanted.poster, "poster.jpg"),
+            thumbnail: kept(&wanted.thumbnail, "thumbnail.jpg"),
+            preview: None,
+        }
+    }
+
+    /// Puts the poster and the thumbnail in their places. A picture that cannot be written does not fail the film.
+    pub fn place_stills(&self, wanted: &Pictures) {
+        let kept = self.stills(wanted);
+        for (from, to) in [(kept.poster, &wanted.poster), (kept.thumbnail, &wanted.thumbnail)] {
+            let Some((from, to)) = from.zip(to.as_ref()) else { continue };
+            let place = || fs::copy(&from, to).and_then(|_| File::open(to)?.sync_all());
+            if let Err(e) = place() {
+                tracing::warn!("the video has no `{}`: {e}", to.display());
+            }
+        }
     }
 
     fn record(&self, index: usize) -> PathBuf {

@@ -45,23 +45,23 @@ fn write(
     let inputs = videos.iter().map(|path| File::open(path).map_err(Error::file("open", path)));
     let inputs = inputs.collect::<Result<Vec<File>>>()?;
     // All files are given by number: every user of the machine could read a path on the command line.
-    let entries: String =
+    let entries: Vec<String> =
         inputs.iter().map(|input| format!("file '{}'\n", ffmpeg::inherited(input))).collect();
-    let list = in_memory("animd-parts", &entries)?;
+    let list = in_memory("animd-parts", &entries.concat())?;
     let tags = metadata::file(comment)?;
-    let stderr = in_memory("animd-join", "")?;
+    let (stderr, target) = (in_memory("animd-join", "")?, copy(output)?);
     let mut command = Command::new(ffmpeg::PROGRAM);
     command
         .args(["-nostdin", "-hide_banner", "-loglevel", "error", "-nostats", "-y", "-xerror"])
         .args(["-f", "concat", "-safe", "0", "-i", &ffmpeg::inherited(&list)])
         .args(["-f", "ffmetadata", "-i", &ffmpeg::inherited(&tags)])
         .args(["-map", "0:v:0", "-map_metadata", "1", "-c", "copy"])
-        .args(["-movflags", "+faststart", "-f", "mp4", &ffmpeg::inherited(output)])
+        .args(["-movflags", "+faststart", "-f", "mp4", &ffmpeg::inherited(&target)])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(copy(&stderr)?);
     let mut files = inputs;
-    files.extend([list, tags, copy(output)?]);
+    files.extend([list, tags, target]);
     ffmpeg::inherit(&mut command, files);
     let child = command.spawn().map_err(|e| ffmpeg::not_started(OsStr::new(ffmpeg::PROGRAM), &e))?;
     // The list and the inputs are open in the child.

@@ -1,11 +1,13 @@
 //! `animctl plan`
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use animd_common::files::show;
 use animd_common::words::{bytes, time};
 use animd_options::SettingsOptions;
 use serde_json::Value;
+use zbus::Fd;
 
 use super::exit::{Exit, Result};
 use super::{Ctl, json_of, path, print, settings, submit};
@@ -22,6 +24,9 @@ pub struct Args {
     /// The picture, whose shape matters
     #[arg(value_name = "PICTURE", value_parser = path())]
     image: Option<PathBuf>,
+    /// The picture that the video ends at
+    #[arg(long, value_name = "PICTURE", value_parser = path(), conflicts_with = "looped")]
+    last: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Settings of the video")]
     settings: SettingsOptions,
 }
@@ -36,6 +41,10 @@ pub async fn run(args: Args, ctl: &Ctl) -> Result {
             options.insert("width", width.into());
             options.insert("height", height.into());
         }
+    }
+    let last = args.last.as_deref().map(submit::open).transpose()?;
+    if let Some(last) = &last {
+        options.insert("last", Fd::from(last.as_fd()).into());
     }
     let plan = json_of(&ctl.manager.plan(options).await?);
     if ctl.json {

@@ -194,7 +194,10 @@ fn settings(
                 mistakes.push(mistake.0);
             }
         } else {
-            return Err(unknown(key, keys::SETTINGS.into_iter().chain(others.iter().copied())));
+            return Err(unknown(
+                key,
+                keys::SETTINGS.into_iter().filter(|known| *known != LAST).chain(others.iter().copied()),
+            ));
         }
     }
     if !mistakes.is_empty() {
@@ -388,6 +391,24 @@ mod tests {
         assert_eq!(file_name("... ..photo.png "), file_name("photo.png"));
         assert_eq!(file_name(". .. "), super::super::DEFAULT_NAME);
         Ok(())
+    }
+
+    #[test]
+    fn a_last_picture_is_a_descriptor_with_a_name() {
+        let file = tempfile::tempfile().expect("a file");
+        let last = || Variant::from(zbus::Fd::from(file.as_fd()));
+        let read =
+            submission(&options([("last", last()), ("last_name", "a/end.png".into())])).expect("valid");
+        assert!(read.last.is_some());
+        assert_eq!(read.settings.last.as_deref(), Some("end.png"));
+        let read = submission(&options([("last", last())])).expect("valid");
+        assert_eq!(read.settings.last.as_deref(), Some("picture"));
+        let error = |o: Options| submission(&o).expect_err("refused").to_string();
+        assert!(error(options([("last", "end.png".into())])).contains("must be a descriptor of a picture"));
+        assert!(error(options([("last_name", "end.png".into())])).contains("comes without `last`"));
+        let text =
+            retry(&options([("last", "end.png".into())])).expect_err("a retry keeps its picture").to_string();
+        assert!(text.contains("unknown option `last`"), "{text}");
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Queue {
         if let Some(recipe) = self.profiles.recipe() {
             recipe.check(request)?;
         }
-        let reserve = u64::from(self.config.get().queue.free_mib) << 20;
+        let reserve = self.config.get().queue.free_mib << 20;
         self.parts.check_room(request, reserve).map_err(|text| Error::refused(ErrorCode::Output, text))?;
         match crate::plan::refusal(&self.profiles, request, None) {
             Some(text) => Err(Error::refused(ErrorCode::Memory, text)),

@@ -160,6 +160,40 @@ mod tests {
     }
 
     #[test]
+    fn last_pictures_and_parts_count_like_the_first_picture() -> Result<()> {
+        let (_dir, mut store) = store(Limits { disk_bytes: 250, ..Limits::default() })?;
+        let with = |picture, last: Option<u8>, parts_bytes| NewJob {
+            last: last.map(|last| ([last; 32], 100)),
+            parts_bytes,
+            ..job(ANN, picture, "a")
+        };
+        assert!(matches!(store.add(&with(1, Some(2), 0), || true)?, Added::New(_)));
+        assert_eq!(store.add(&with(3, None, 0), || true)?, Added::Over(Quota::Disk));
+        // The last picture of one job may be the first one of another: it is there once.
+        assert!(matches!(store.add(&with(2, Some(1), 0), || true)?, Added::New(_)));
+        assert!(store.needs_image(&[2; 32], i64::MAX)?, "open jobs need both");
+        let cancel = |store: &mut Store, id| -> Result<()> {
+            let text = "cancelled".into();
+            assert!(store.finishing(id, State::Queued, &Ended::Canceled { text }, None)?);
+            store.close(id, Ok(false), false)
+        };
+        cancel(&mut store, 1)?;
+        cancel(&mut store, 2)?;
+        assert!(!store.needs_image(&[2; 32], i64::MAX)?);
+        store.picture_gone(&[2; 32])?;
+        // What is set aside for parts is free again when the job has ended.
+        assert_eq!(store.add(&with(1, None, 200), || true)?, Added::Over(Quota::Disk));
+        assert!(matches!(store.add(&with(1, None, 150), || true)?, Added::New(3)));
+        assert_eq!(store.foresee(ANN, None, 100, 1)?, Some(Added::Over(Quota::Disk)));
+        cancel(&mut store, 3)?;
+        assert_eq!(store.foresee(ANN, None, 100, 150)?, None);
+        // What the spool has decides of last pictures, too.
+        store.pictures_are(&[([2; 32], 1000)])?;
+        assert_eq!(store.foresee(ANN, None, 100, 0)?, Some(Added::Over(Quota::Disk)));
+        Ok(())
+    }
+
+    #[test]
     fn rows_count_with_their_texts_also_within_one_transaction() -> Result<()> {
         let (_dir, mut store) = store(Limits { ledger_bytes: 100_000, ..Limits::default() })?;
         let long = "p".repeat(15_000);
