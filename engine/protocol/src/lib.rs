@@ -11,6 +11,7 @@ mod error;
 pub mod given;
 pub mod messages;
 mod missing;
+pub mod model_file;
 pub mod nearest;
 pub mod parts;
 pub mod plan;

@@ -55,8 +55,9 @@ enum Command {
 /// Where the model is.
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// The model's folder, as downloaded: the released one, or one of ComfyUI, LightX2V, diffusers or the Hugging Face cache
-    #[arg(short, long, value_name = "DIR", env = "ANIMD_MODEL_PATH")]
+    /// The model's folder, as downloaded: the released one, or one of ComfyUI, LightX2V, diffusers or the Hugging Face
+    /// cache; or a model file (`NAME.toml`), which says where each part lies
+    #[arg(short, long, value_name = "PATH", env = "ANIMD_MODEL_PATH")]
     model: PathBuf,
     /// Take the DiT from this folder or file instead, such as a GGUF file or a distilled one
     #[arg(long, value_name = "PATH", env = "ANIMD_MODEL_DIT")]

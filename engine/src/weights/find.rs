@@ -109,6 +109,19 @@ fn snapshot(path: &Path) -> Result<PathBuf> {
     }
 }
 
+/// Returns the name of a model in a folder or file. In the cache of the Hugging Face hub that is the name of the
+/// repository, because its snapshots are called after commits.
+pub(crate) fn title(path: &Path) -> String {
+    let name = |path: &Path| Some(path.file_name()?.to_string_lossy().into_owned());
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let snapshots = real.parent().filter(|parent| parent.ends_with("snapshots"));
+    let repository = snapshots.and_then(Path::parent).unwrap_or(&real);
+    let repository =
+        name(repository).and_then(|name| Some(name.strip_prefix("models--")?.replace("--", "/")));
+    let repository = repository.and_then(|name| name.rsplit('/').next().map(str::to_owned));
+    repository.or_else(|| name(path)).or_else(|| name(&real)).unwrap_or_default()
+}
+
 /// Returns the name under which an encoder or the VAE was released.
 fn official(component: Component) -> Option<&'static str> {
     match component {

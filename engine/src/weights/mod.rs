@@ -42,13 +42,14 @@ pub use animd_protocol::recipe::Component;
 pub use carried::read_vocabulary;
 pub use dtype::DType;
 pub use encoding::{Encoding, Granularity, Packing};
+pub(crate) use find::title;
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use gguf::PACKINGS;
 pub use layouts::Layout;
 pub use lora::{Lora, Merged};
 pub use matrix::{HostTensor, Matrix};
 pub use model::Model;
-pub(crate) use model::tokenizer;
+pub(crate) use model::{model_file, tokenizer};
 pub use open::{open_clip, open_dit, open_expert, open_t5, open_vae};
 pub use prepare::{Prepared, find_prepared, prepare};
 pub use source::{WeightSource, Weights};

@@ -338,6 +338,55 @@ fn a_tree_of_comfyui_with_one_model_of_each_kind_is_a_model() {
     assert!(text.contains("both hold a") && text.contains("name the file"), "{text}");
 }
 
+#[test]
+fn a_model_file_names_parts_that_lie_in_many_places() {
+    let dir = tempfile::tempdir().unwrap();
+    let official = fs::canonicalize(fixture().join("official")).unwrap();
+    let write = |parts: &str| {
+        let path = dir.path().join("model.toml");
+        fs::write(&path, format!("name = \"tiny\"\n[parts]\n{parts}")).unwrap();
+        path
+    };
+    let encoders = format!(
+        "text = {:?}\nvae = {:?}\n",
+        official.join("models_t5_umt5-xxl-enc-bf16.pth"),
+        official.join("Wan2.1_VAE.pth")
+    );
+    let rest = format!("{encoders}clip = {official:?}\n");
+    let dit = fs::canonicalize(fixture().join("lightx2v_fp8")).unwrap();
+    let whole = write(&format!("dit = {dit:?}\n{rest}"));
+    for path in [&whole, dir.path()] {
+        let model = Model::open(path, None).unwrap();
+        assert_eq!(model.dit.0.layout().name(), "lightx2v-fp8");
+        assert_eq!(model.tokenizer, official.join("google/umt5-xxl/tokenizer.json"));
+    }
+    assert_eq!(Model::open(&whole, Some(&official)).unwrap().dit.0.layout().name(), "official");
+    for (parts, said) in [
+        (format!("dit = {dit:?}\n{encoders}"), "names no `clip` in [parts]"),
+        (format!("high_noise = {dit:?}\nlow_noise = {dit:?}\n{rest}"), "names two transformers"),
+        (format!("dit = \"/gone\"\n{rest}"), "`/gone`"),
+        (format!("dit = {official:?}\n{rest}[[lora]]\nfile = \"/l\"\n"), "LoRA"),
+        (format!("dit = {official:?}\n"), "line 2: `vae` is missing in [parts]"),
+    ] {
+        let sentence = Model::open(&write(&parts), None).err().unwrap().to_string();
+        assert!(sentence.contains(said), "{sentence}");
+    }
+    let gone = sentence(Model::open(&dir.path().join("gone.toml"), None));
+    assert!(gone.contains("gone.toml") && gone.contains("cannot read"), "{gone}");
+}
+
+#[test]
+fn a_snapshot_has_the_name_of_its_repository() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = dir.path().join("models--Wan-AI--Wan2.1-I2V-14B-480P");
+    let snapshot = repository.join("snapshots/6f1b24a0c5d7e8b9");
+    fs::create_dir_all(&snapshot).unwrap();
+    for path in [&repository, &snapshot] {
+        assert_eq!(super::title(path), "Wan2.1-I2V-14B-480P");
+    }
+    assert_eq!(super::title(&dir.path().join("wan.gguf")), "wan.gguf");
+}
+
 /// Cuts a file at many lengths; none of the cut files may load, and each error must name the file.
 fn cut_everywhere(path: &Path, open: impl Fn() -> Option<String>) {
     let whole = fs::read(path).unwrap();
