@@ -8,10 +8,10 @@ namespace {
 template <class Input>
 __device__ __forceinline__ rows::Row layer_norm(
     const Input* x, int64_t x_stride, const float* factor, const float* summand, float one, int columns, float eps) {
+    __shared__ float sums[32], squares[32];
     rows::Row row(x + blockIdx.x * x_stride, columns);
-    float mean, squared;
-    row.moments(mean, squared);
-    const float inverse = rsqrtf(squared / columns + eps);
+    const float mean = rows::reduce<rows::Sum>(row.sum(), sums) / columns;
+    const float inverse = rsqrtf(rows::reduce<rows::Sum>(row.squares(mean), squares) / columns + eps);
 #pragma unroll
     for (int i = 0; i < rows::kPieces; i++) {
         if (row.piece(i) >= row.pieces) continue;

@@ -52,24 +52,20 @@ struct Greatest {
     __device__ static __forceinline__ float of(float a, float b) { return fmaxf(a, b); }
 };
 
-// Reduces x over the lanes of a warp; all of them get the result.
-template <class Operation>
-__device__ __forceinline__ float over_lanes(float x) {
-#pragma unroll
-    for (int i = 16; i > 0; i /= 2) x = Operation::of(x, __shfl_xor_sync(0xffffffffu, x, i));
-    return x;
-}
-
 // Reduces x over all threads of the block; all of them get the result. Each use in a kernel needs a `shared` of its
 // own.
 template <class Operation>
 __device__ __forceinline__ float reduce(float x, float (&shared)[32]) {
-    x = over_lanes<Operation>(x);
+#pragma unroll
+    for (int i = 16; i > 0; i /= 2) x = Operation::of(x, __shfl_xor_sync(0xffffffffu, x, i));
     const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
     if (warps == 1) return x;
     if (lane == 0) shared[threadIdx.x / 32] = x;
     __syncthreads();
-    return over_lanes<Operation>(lane < warps ? shared[lane] : Operation::kNone);
+    x = lane < warps ? shared[lane] : Operation::kNone;
+#pragma unroll
+    for (int i = 16; i > 0; i /= 2) x = Operation::of(x, __shfl_xor_sync(0xffffffffu, x, i));
+    return x;
 }
 
 // This thread's pieces of a row: those with the numbers threadIdx.x and threadIdx.x + blockDim.x, if the row has them.
@@ -89,28 +85,13 @@ struct Row {
         }
     }
 
-    // Finds the mean of the row and the sum of the squared differences from it, for all threads of the block. Each warp
-    // takes its own mean first, so that one barrier is enough and nothing cancels however far the mean is from zero.
-    __device__ __forceinline__ void moments(float& mean, float& squared) const {
-        __shared__ float sums[32], squares_of[32];
-        const int warps = blockDim.x / 32, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        float own = 0.f;
+    __device__ __forceinline__ float sum() const {
+        float sum = 0.f;
 #pragma unroll
         for (int i = 0; i < kPieces; i++)
 #pragma unroll
-            for (int j = 0; j < kVector; j++) own += x[i][j];
-        const float sum = over_lanes<Sum>(own);
-        const float differences = over_lanes<Sum>(squares(sum / fmaxf(elements(warp), 1.f)));
-        if (lane == 0) {
-            sums[warp] = sum;
-            squares_of[warp] = differences;
-        }
-        __syncthreads();
-        const bool there = lane < warps;
-        const float count = there ? elements(lane) : 0.f, part = there ? sums[lane] : 0.f;
-        mean = over_lanes<Sum>(part) / (pieces * kVector);
-        const float apart = count > 0.f ? part / count - mean : 0.f;
-        squared = over_lanes<Sum>(fmaf(count * apart, apart, there ? squares_of[lane] : 0.f));
+            for (int j = 0; j < kVector; j++) sum += x[i][j];
+        return sum;
     }
 
     // Returns the sum of the squared differences from `mean` over this thread's pieces.
@@ -214,14 +195,6 @@ struct Row {
     }
 
   private:
-    // Returns how many elements of the row the warp with this number has.
-    __device__ __forceinline__ float elements(int warp) const {
-        int count = 0;
-#pragma unroll
-        for (int i = 0; i < kPieces; i++) count += max(min(pieces - int(i * blockDim.x) - 32 * warp, 32), 0);
-        return count * kVector;
-    }
-
     // Rotates by the digit of two bits of the lane, of which `kStep` is the lower one.
     template <int kStep>
     __device__ __forceinline__ static void rotate_lanes(float (&p)[kVector]) {
