@@ -16,7 +16,7 @@ use crate::recipe::Recipe;
 use crate::request::Request;
 
 /// The version of these messages. It rises with every change that the other side would misread.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 /// The maximum length of a line, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
 /// The seconds between two heartbeats.

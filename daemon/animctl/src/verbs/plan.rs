@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use animd_common::files::show;
 use animd_common::words::{bytes, time};
-use animd_options::SettingsOptions;
 use serde_json::Value;
 
 use super::exit::{Exit, Result};
@@ -23,7 +22,7 @@ pub struct Args {
     #[arg(value_name = "PICTURE", value_parser = path())]
     image: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Settings of the video")]
-    settings: SettingsOptions,
+    settings: settings::JobOptions,
 }
 
 pub async fn run(args: Args, ctl: &Ctl) -> Result {

@@ -40,7 +40,7 @@ impl Delivery {
             return false;
         }
         let seed = || job.request.as_ref().map_or(0, |request| request.seed);
-        match sidecar::request(&root, &source.path, self.defaults.get(), seed) {
+        match sidecar::request(&root, &source.path, |own| self.defaults.complete(own), seed) {
             Ok(request) => job.request.as_ref() != Some(&request),
             Err(Common::Refused { text, .. }) => job.error_text != Some(text.into()),
             Err(_) => false,

@@ -39,7 +39,7 @@ impl Queue {
             .request
             .as_ref()
             .ok_or_else(|| gone("the settings of this job cannot be read, or never could"))?;
-        let request = overridden(request, retry)?;
+        let request = overridden(request, retry, |settings| self.config.get().with_models(settings))?;
         self.admit(&request)?;
         let spooled = job
             .image_sha256
@@ -72,12 +72,21 @@ impl Queue {
 
 /// Returns a request with some settings changed. A setting that depends on a changed one and is not given is resolved
 /// anew.
-fn overridden(request: &Request, retry: Retry) -> Result<Request> {
+fn overridden(
+    request: &Request,
+    retry: Retry,
+    with_models: impl FnOnce(Settings) -> Settings,
+) -> Result<Request> {
     let unreadable =
         |e| Error::refused(ErrorCode::InvalidSetting, format!("its settings cannot be read: {e}"));
     let mut old: Settings =
         serde_json::to_value(request).and_then(serde_json::from_value).map_err(unreadable)?;
     let Retry { settings: new, new_seed } = retry;
+    if new.model.is_some() && new.model != request.model {
+        // Another model may need another sampler.
+        (old.sampler, old.steps, old.shift, old.guidance) = (None, None, None, None);
+        (old.step_cache, old.step_cache_threshold) = (None, None);
+    }
     if new.sampler.is_some_and(|sampler| sampler != request.sampler) {
         (old.steps, old.shift, old.guidance) = (None, None, None);
         if new.sampler != Some(Sampler::Unipc) {
@@ -95,12 +104,16 @@ fn overridden(request: &Request, retry: Retry) -> Result<Request> {
     if new_seed {
         old.seed = None;
     }
-    Ok(new.or(old).resolve(draw_seed)?)
+    Ok(with_models(new.or(old)).resolve(draw_seed)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn overridden(request: &Request, retry: Retry) -> Result<Request> {
+        super::overridden(request, retry, |settings| settings)
+    }
 
     #[test]
     fn another_try_is_the_same_but_for_what_is_asked() -> Result<()> {

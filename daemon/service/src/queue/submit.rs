@@ -117,15 +117,26 @@ impl Queue {
         }
     }
 
-    /// Refuses a video that this machine can never make, before its picture is copied.
+    /// Refuses a video that this machine can never make, or whose model nobody knows, before its picture is copied.
     ///
     /// # Errors
-    /// [`Error::Refused`] with `memory`: what it would need, what there is, and the nearest settings that fit.
+    /// [`Error::Refused`] with `memory`: what it would need, what there is, and the nearest settings that fit. The errors of
+    /// [`Self::knows_model`].
     pub fn admit(&self, request: &Request) -> Result<()> {
+        self.knows_model(request)?;
         match crate::plan::refusal(&self.profiles, request, None) {
             Some(text) => Err(Error::refused(ErrorCode::Memory, text)),
             None => Ok(()),
         }
+    }
+
+    /// Refuses a video of a model that has no such name.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `invalid-setting` and the nearest name.
+    pub fn knows_model(&self, request: &Request) -> Result<()> {
+        let found = self.config.get().model_path(request.model.as_deref());
+        found.map(drop).map_err(|why| Error::refused(ErrorCode::InvalidSetting, format!("`model`: {why}")))
     }
 
     /// Queues a job, calls `ready` with it, and then announces it. The picture of a submission that gives no new job is

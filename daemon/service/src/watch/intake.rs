@@ -183,8 +183,8 @@ impl Intake {
     }
 
     fn request(&self, ready: &Ready) -> Result<Request> {
-        let defaults = self.delivery.defaults.get();
-        let request = sidecar::request(&ready.root, &ready.path, defaults, draw_seed)?;
+        let complete = |own| self.delivery.defaults.complete(own);
+        let request = sidecar::request(&ready.root, &ready.path, complete, draw_seed)?;
         if let Some(outbox) = self.outbox(ready)
             && self.watches.find(&outbox).is_some()
         {

@@ -107,16 +107,16 @@ pub fn read_us(root: &Root, picture: &Path) -> i64 {
     changed_us(root, picture).unwrap_or_default().max(now_us() - TICK_US)
 }
 
-/// Returns the settings of [`settings`] with defaults under them, and everything filled in.
+/// Returns the settings of [`settings`], completed with defaults by `complete`, and everything filled in.
 pub fn request(
     root: &Root,
     picture: &Path,
-    defaults: Settings,
+    complete: impl FnOnce(Settings) -> Settings,
     draw_seed: impl FnOnce() -> u64,
 ) -> Result<Request> {
     let own = settings(root, picture)?;
     let exists = |path: &PathBuf| root::metadata(root, path).is_ok();
-    own.or(defaults).resolve(draw_seed).map_err(|e| {
+    complete(own).resolve(draw_seed).map_err(|e| {
         let beside = beside(root, picture).into_iter().next();
         let above = || {
             let mut folders =
