@@ -63,6 +63,11 @@ impl Defaults {
         *self.family.write().unwrap_or_else(PoisonError::into_inner) = Some(family);
     }
 
+    /// Returns a job's settings, with those of its model and then the defaults where the job has none.
+    pub fn complete(&self, settings: Settings) -> Settings {
+        self.config.get().with_models(settings).or(self.get())
+    }
+
     /// Sets the settings of the profile in use.
     pub fn set_profile(&self, settings: Settings) {
         *self.profile.write().unwrap_or_else(PoisonError::into_inner) = settings;

@@ -93,6 +93,7 @@ impl From<SettingsOptions> for Settings {
             tiling,
         } = options;
         Self {
+            model: None,
             prompt,
             negative_prompt,
             seed,
@@ -231,6 +232,7 @@ mod tests {
         ];
         let settings = read(&typed)?;
         let expected = Settings {
+            model: None,
             prompt: Some("p".into()),
             negative_prompt: Some("n".into()),
             seed: Some(1),

@@ -11,12 +11,14 @@ use serde::de::{
 };
 
 use crate::InvalidSetting;
+use crate::model_file::check_name;
 use crate::nearest::nearest;
 use crate::ranges::{self, Real, Whole};
 use crate::request::{Noise, Resize, Sampler, Settings, Size, StepCache, Tiling};
 
 /// The names of all settings.
-pub const NAMES: [&str; 20] = [
+pub const NAMES: [&str; 21] = [
+    "model",
     "prompt",
     "negative_prompt",
     "seed",
@@ -110,6 +112,7 @@ impl fmt::Display for Given<'_> {
 /// Returns an [`InvalidSetting`] for an unknown name, and for a value of the wrong type or out of its range.
 pub fn set(settings: &mut Settings, name: &str, given: &Given<'_>) -> Result<(), InvalidSetting> {
     match name {
+        "model" => settings.model = Some(model(given)?),
         "prompt" => settings.prompt = Some(prompt("prompt", given)?),
         "negative_prompt" => settings.negative_prompt = Some(prompt("negative_prompt", given)?),
         "seed" => settings.seed = Some(whole(&ranges::SEED, given)?),
@@ -146,6 +149,17 @@ pub fn set(settings: &mut Settings, name: &str, given: &Given<'_>) -> Result<(),
         }
     }
     Ok(())
+}
+
+fn model(given: &Given<'_>) -> Result<String, InvalidSetting> {
+    let name = match given {
+        Given::Text(name) => name.to_string(),
+        // A command line, and a person in a hurry, write a name of digits as a number.
+        Given::Whole(number) => number.to_string(),
+        _ => return Err(InvalidSetting(format!("`model` must be a model's name in quotes, not {given}"))),
+    };
+    check_name(&name).map_err(|why| InvalidSetting(format!("`model`: {why}")))?;
+    Ok(name)
 }
 
 fn prompt(name: &str, given: &Given<'_>) -> Result<String, InvalidSetting> {

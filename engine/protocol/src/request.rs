@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::InvalidSetting;
 use crate::defaults::Defaults;
+use crate::model_file::check_name;
 use crate::ranges;
 
 pub use crate::defaults::NEGATIVE_PROMPT;
@@ -80,6 +81,9 @@ pub enum Tiling {
 /// They are read by [`crate::given`], which refuses a wrong value with what would do.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Settings {
+    /// The name of the model [default: the configured one]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// What should happen in the video
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
@@ -146,6 +150,9 @@ pub struct Settings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
+    /// The name of the model; `None` is the one that the service is configured with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// What should happen in the video.
     pub prompt: String,
     /// What should not be in the video.
@@ -199,6 +206,7 @@ impl Settings {
     #[must_use]
     pub fn or(self, defaults: Self) -> Self {
         Self {
+            model: self.model.or(defaults.model),
             prompt: self.prompt.or(defaults.prompt),
             negative_prompt: self.negative_prompt.or(defaults.negative_prompt),
             seed: self.seed.or(defaults.seed),
@@ -257,6 +265,7 @@ impl Settings {
             StepCache::Magcache => self.step_cache_threshold.unwrap_or(0.12),
         };
         let request = Request {
+            model: self.model,
             prompt: self.prompt.unwrap_or_default(),
             negative_prompt: self.negative_prompt.unwrap_or_else(|| defaults.negative_prompt.clone()),
             seed: self.seed.unwrap_or_else(draw_seed),
@@ -290,6 +299,7 @@ impl Request {
     /// Returns an [`InvalidSetting`] that names every value that is out of its range or conflicts with another one.
     pub fn check(&self) -> Result<(), InvalidSetting> {
         let mistakes: Vec<String> = [
+            self.model.as_deref().map_or(Ok(()), check_name).map_err(InvalidSetting),
             ranges::prompt("prompt", &self.prompt),
             ranges::prompt("negative_prompt", &self.negative_prompt),
             ranges::SEED.check(self.seed.into()).map(drop),

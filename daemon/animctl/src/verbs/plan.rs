@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use animd_common::files::show;
 use animd_common::words::{bytes, time};
-use animd_options::SettingsOptions;
 use serde_json::Value;
 use zbus::Fd;
 
@@ -28,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "PICTURE", value_parser = path(), conflicts_with = "looped")]
     last: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Settings of the video")]
-    settings: SettingsOptions,
+    settings: settings::JobOptions,
 }
 
 pub async fn run(args: Args, ctl: &Ctl) -> Result {

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use animd_client::{has_ended, id_of};
 use animd_common::files::{open_regular, show};
-use animd_options::SettingsOptions;
 use serde_json::{Map, Value, json};
 use tokio::signal::ctrl_c;
 use zbus::Fd;
@@ -49,7 +48,7 @@ pub struct Args {
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     #[command(flatten, next_help_heading = "Settings of the video")]
-    settings: SettingsOptions,
+    settings: settings::JobOptions,
 }
 
 /// A job that this command has submitted.

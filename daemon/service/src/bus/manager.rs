@@ -383,9 +383,9 @@ impl Manager {
         source: Option<Source>,
     ) -> Result<OwnedObjectPath, BusError> {
         let (uid, hub) = (caller.uid, &self.hub);
-        let request = submission
-            .settings
-            .or(hub.defaults.get())
+        let request = hub
+            .defaults
+            .complete(submission.settings)
             .resolve_for(&hub.queue.family(), draw_seed)
             .map_err(|e| BusError::InvalidOption(e.to_string()))?;
         hub.queue.admit(&request)?;

@@ -13,11 +13,12 @@ use crate::supervisor::profile::Profiles;
 
 /// Returns the plan of a submission.
 pub async fn plan(hub: &Hub, of: PlanOf) -> Result<Dict, BusError> {
-    let request = of
-        .settings
-        .or(hub.defaults.get())
+    let request = hub
+        .defaults
+        .complete(of.settings)
         .resolve_for(&hub.queue.family(), || 0)
         .map_err(|e| BusError::InvalidOption(e.to_string()))?;
+    hub.queue.knows_model(&request)?;
     if let Some(recipe) = hub.profiles.recipe() {
         recipe.check(&request).map_err(|e| BusError::InvalidOption(e.to_string()))?;
     }

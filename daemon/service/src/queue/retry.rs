@@ -40,7 +40,8 @@ impl Queue {
             .request
             .as_ref()
             .ok_or_else(|| gone("the settings of this job cannot be read, or never could"))?;
-        let request = overridden(request, retry, &self.family())?;
+        let with_models = |settings| self.config.get().with_models(settings);
+        let request = overridden(request, retry, &self.family(), with_models)?;
         self.admit(&request)?;
         let spooled = job
             .image_sha256
@@ -80,12 +81,22 @@ impl Queue {
 
 /// Returns a request with some settings changed. A setting that depends on a changed one and is not given is resolved
 /// anew.
-fn overridden(request: &Request, retry: Retry, family: &Defaults) -> Result<Request> {
+fn overridden(
+    request: &Request,
+    retry: Retry,
+    family: &Defaults,
+    with_models: impl FnOnce(Settings) -> Settings,
+) -> Result<Request> {
     let unreadable =
         |e| Error::refused(ErrorCode::InvalidSetting, format!("its settings cannot be read: {e}"));
     let mut old: Settings =
         serde_json::to_value(request).and_then(serde_json::from_value).map_err(unreadable)?;
     let Retry { settings: new, new_seed } = retry;
+    if new.model.is_some() && new.model != request.model {
+        // Another model may need another sampler.
+        (old.sampler, old.steps, old.shift, old.guidance) = (None, None, None, None);
+        (old.step_cache, old.step_cache_threshold) = (None, None);
+    }
     if new.sampler.is_some_and(|sampler| sampler != request.sampler) {
         (old.steps, old.shift, old.guidance) = (None, None, None);
         if new.sampler != Some(Sampler::Unipc) {
@@ -106,12 +117,16 @@ fn overridden(request: &Request, retry: Retry, family: &Defaults) -> Result<Requ
     if new_seed {
         old.seed = None;
     }
-    Ok(new.or(old).resolve_for(family, draw_seed)?)
+    Ok(with_models(new.or(old)).resolve_for(family, draw_seed)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn overridden(request: &Request, retry: Retry, family: &Defaults) -> Result<Request> {
+        super::overridden(request, retry, family, |settings| settings)
+    }
 
     #[test]
     fn another_try_is_the_same_but_for_what_is_asked() -> Result<()> {

@@ -121,12 +121,14 @@ impl Queue {
         }
     }
 
-    /// Refuses a video that this machine or its model can never make, before its picture is copied.
+    /// Refuses a video that this machine or its model can never make, or whose model nobody knows, before its picture is copied.
     ///
     /// # Errors
     /// [`Error::Refused`] with `memory`: what it would need, what there is, and the nearest settings that fit; with
-    /// `invalid-setting` for what the model cannot do; with `output` where the parts of a long video have no room.
+    /// `invalid-setting` for what the model cannot do; with `output` where the parts of a long video have no room. The errors of
+    /// [`Self::knows_model`].
     pub fn admit(&self, request: &Request) -> Result<()> {
+        self.knows_model(request)?;
         // What no engine has opened so far is refused by the engine, in the same words.
         if let Some(recipe) = self.profiles.recipe() {
             recipe.check(request)?;
@@ -137,6 +139,15 @@ impl Queue {
             Some(text) => Err(Error::refused(ErrorCode::Memory, text)),
             None => Ok(()),
         }
+    }
+
+    /// Refuses a video of a model that has no such name.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `invalid-setting` and the nearest name.
+    pub fn knows_model(&self, request: &Request) -> Result<()> {
+        let found = self.config.get().model_path(request.model.as_deref());
+        found.map(drop).map_err(|why| Error::refused(ErrorCode::InvalidSetting, format!("`model`: {why}")))
     }
 
     /// Queues a job, calls `ready` with it, and then announces it. The picture of a submission that gives no new job is

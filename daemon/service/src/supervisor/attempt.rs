@@ -220,10 +220,21 @@ impl Supervisor {
                     ErrorCode::Device => ServiceState::NoGpu,
                     _ => ServiceState::NoEngine,
                 };
-                self.trouble = Some(Trouble { state, text: message });
+                if state != ServiceState::NoWeights || !self.refuses_model(&message).await {
+                    self.trouble = Some(Trouble { state, text: message });
+                }
             }
             FromEngine::Failed { job, code, message } => self.failed(job, code, message).await,
         }
+    }
+
+    /// Fails the job that asked for a model which the engine cannot use. Returns false if no job did.
+    async fn refuses_model(&mut self, why: &str) -> bool {
+        // What the ledger does not take now is found again when the next engine is started.
+        self.refuse_model(why).await.unwrap_or_else(|e| {
+            tracing::error!("cannot write to the ledger that a model cannot be used: {e}");
+            true
+        })
     }
 
     fn progress(&mut self, job: u64, progress: &Progress) {

@@ -199,14 +199,9 @@ impl Intake {
     }
 
     fn request(&self, ready: &Ready) -> Result<Request> {
-        let defaults = self.delivery.defaults.get();
-        let request = sidecar::request(
-            &ready.root,
-            &ready.path,
-            defaults,
-            &self.delivery.defaults.family(),
-            draw_seed,
-        )?;
+        let complete = |own| self.delivery.defaults.complete(own);
+        let family = self.delivery.defaults.family();
+        let request = sidecar::request(&ready.root, &ready.path, complete, &family, draw_seed)?;
         if let Some(outbox) = self.outbox(ready)
             && self.watches.find(&outbox).is_some()
         {

@@ -382,9 +382,9 @@ fn a_snapshot_has_the_name_of_its_repository() {
     let snapshot = repository.join("snapshots/6f1b24a0c5d7e8b9");
     fs::create_dir_all(&snapshot).unwrap();
     for path in [&repository, &snapshot] {
-        assert_eq!(super::title(path), "Wan2.1-I2V-14B-480P");
+        assert_eq!(title(path), "Wan2.1-I2V-14B-480P");
     }
-    assert_eq!(super::title(&dir.path().join("wan.gguf")), "wan.gguf");
+    assert_eq!(title(&dir.path().join("wan.gguf")), "wan.gguf");
 }
 
 /// Cuts a file at many lengths; none of the cut files may load, and each error must name the file.

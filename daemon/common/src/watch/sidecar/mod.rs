@@ -120,18 +120,18 @@ pub fn read_us(root: &Root, picture: &Path) -> i64 {
     changed_us(root, picture).unwrap_or_default().max(now_us() - TICK_US)
 }
 
-/// Returns the settings of [`settings`] with defaults under them, and everything filled in, at last with the defaults of the
-/// model's family.
+/// Returns the settings of [`settings`], completed with defaults by `complete`, and everything filled in, at last with the
+/// defaults of the model's family.
 pub fn request(
     root: &Root,
     picture: &Path,
-    defaults: Settings,
+    complete: impl FnOnce(Settings) -> Settings,
     family: &Defaults,
     draw_seed: impl FnOnce() -> u64,
 ) -> Result<Request> {
     let own = settings(root, picture)?;
     let exists = |path: &PathBuf| root::metadata(root, path).is_ok();
-    own.or(defaults).resolve_for(family, draw_seed).map_err(|e| {
+    complete(own).resolve_for(family, draw_seed).map_err(|e| {
         let beside = beside(root, picture).into_iter().next();
         let above = || {
             let mut folders =
