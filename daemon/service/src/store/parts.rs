@@ -15,9 +15,10 @@ use crate::store::ledger::Job;
 /// The folder in the state folder.
 const PARTS: &str = "parts";
 
-/// The bytes that a pixel of a finished part takes at most in its encoded video. At quality 1 x264 takes less than one for
-/// anything but noise, and noise is what a made-up model gives.
+/// The bytes that are set aside for a pixel of a part's encoded video at the best quality: more than half of raw 4:2:0.
 const VIDEO_BYTES_PER_PIXEL: u64 = 2;
+/// The steps of quality (x264's CRF) that halve a video, by x264's own rule.
+const HALVING: u32 = 6;
 /// The bytes that a pixel of the last frame takes: PNG makes it larger by less than the kilobyte beside it.
 const FRAME_BYTES_PER_PIXEL: u64 = 3;
 /// What the records beside a part take.
@@ -108,7 +109,7 @@ fn remove(path: &Path) {
     }
 }
 
-/// Returns the most bytes that the finished parts of a video take; 0 for a video of one part.
+/// Returns the bytes that are set aside for the finished parts of a video; 0 for a video of one part.
 pub fn bytes(request: &Request) -> u64 {
     let parts = request.parts();
     if parts.len() == 1 {
@@ -120,5 +121,41 @@ pub fn bytes(request: &Request) -> u64 {
     };
     let frames: u64 = parts.iter().map(|part| u64::from(part.frames)).sum();
     // Two last frames are there while a part is being finished. The joined video lies in the outbox.
-    pixels * (VIDEO_BYTES_PER_PIXEL * frames + 2 * FRAME_BYTES_PER_PIXEL) + RECORDS * parts.len() as u64
+    let video = (VIDEO_BYTES_PER_PIXEL * pixels * frames) >> (request.quality / HALVING);
+    video + 2 * FRAME_BYTES_PER_PIXEL * pixels + RECORDS * parts.len() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use animd_protocol::request::Settings;
+
+    use super::*;
+
+    fn request(seconds: f64, quality: u32) -> Request {
+        let settings = Settings { seconds: Some(seconds), quality: Some(quality), ..Settings::default() };
+        settings.resolve(|| 7).expect("valid settings")
+    }
+
+    #[test]
+    fn room_is_set_aside_for_several_parts_and_by_quality() {
+        assert_eq!((bytes(&request(0.0, 18)), bytes(&request(5.0, 18))), (0, 0));
+        let mib = |seconds, quality| bytes(&request(seconds, quality)) >> 20;
+        // Two parts of 81 frames of about 400,000 pixels, a quarter of a byte each.
+        assert_eq!((mib(10.0, 18), mib(10.0, 1)), (17, 125));
+        assert!(mib(60.0, 18) > 5 * mib(10.0, 18));
+    }
+
+    #[test]
+    fn a_folder_goes_with_its_job_and_what_no_job_owns_is_swept() -> Result<()> {
+        let state = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
+        let folders = PartFolders::new(state.path());
+        let stray = state.path().join(PARTS).join("stray");
+        fs::create_dir_all(&stray).map_err(Error::file("create", &stray))?;
+        folders.sweep(&[]);
+        assert!(!stray.exists());
+        let said = folders.check_room(&request(60.0, 18), u64::MAX >> 1).expect_err("no disk has so much");
+        assert!(said.starts_with("60 s are made in 12 parts, which take up to "), "{said}");
+        assert_eq!(folders.check_room(&request(5.0, 18), u64::MAX >> 1), Ok(()));
+        Ok(())
+    }
 }
