@@ -17,6 +17,7 @@ mod encoding;
 mod expand;
 mod find;
 mod gguf;
+mod identity;
 mod layouts;
 mod lora;
 mod matrix;
