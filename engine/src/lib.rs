@@ -18,6 +18,7 @@ pub mod progress;
 pub mod sampler;
 pub mod synth;
 pub mod text;
+pub mod verify;
 pub mod video;
 pub mod weights;
 

@@ -12,6 +12,7 @@ mod selftest;
 mod serve;
 mod stop;
 mod synth;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,6 +44,8 @@ enum Command {
     Bench(Box<bench::Bench>),
     /// Check every operation on the GPU against the CPU
     Selftest(selftest::Selftest),
+    /// Check a model's files, tensor by tensor
+    Verify(verify::Verify),
     /// Write the DiT in 8 bits beside its own files, for faster starts
     Prepare(prepare::Prepare),
     /// Write a model of random weights in the official layout, for tests and measurements
@@ -71,6 +74,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Plan(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Selftest(command) => command.run(),
+        Command::Verify(command) => command.run(),
         Command::Prepare(command) => command.run(),
         Command::SynthModel(command) => command.run(),
         Command::Serve(command) => return command.run(),

@@ -1,8 +1,8 @@
 //! Where a network's weights come from.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use super::check::ignorable;
 use super::coded::Coded;
@@ -85,6 +85,13 @@ impl Weights {
     /// Returns the component's file, or the first of several.
     pub fn file(&self) -> Option<&Path> {
         self.tensors.values().next()?.parts.first().map(|part| &*part.stored.file.path)
+    }
+
+    /// Returns all files that tensors or scales are read from.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let parts = self.tensors.values().flat_map(|tensor| &tensor.parts);
+        let files: BTreeSet<_> = parts.flat_map(Coded::parts).map(|stored| &stored.file.path).collect();
+        files.into_iter().cloned().collect()
     }
 
     fn find(&self, name: &str) -> Result<&Described> {
