@@ -3,6 +3,7 @@
 mod backend;
 mod bar;
 mod bench;
+mod check;
 mod generate;
 mod inspect;
 mod plan;
@@ -46,6 +47,8 @@ enum Command {
     Selftest(selftest::Selftest),
     /// Check a model's files, tensor by tensor
     Verify(verify::Verify),
+    /// Check a model by what it computes, on this machine
+    Check(Box<check::Check>),
     /// Write the DiT in 8 bits beside its own files, for faster starts
     Prepare(prepare::Prepare),
     /// Write a model of random weights in the official layout, for tests and measurements
@@ -75,6 +78,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Bench(command) => command.run(),
         Command::Selftest(command) => command.run(),
         Command::Verify(command) => command.run(),
+        Command::Check(command) => command.run(),
         Command::Prepare(command) => command.run(),
         Command::SynthModel(command) => command.run(),
         Command::Serve(command) => return command.run(),
