@@ -144,6 +144,8 @@ pub enum Blocks<'a, B: Backend> {
     },
     /// It adds the residual of an earlier forward's blocks to the tokens.
     Reuse(&'a B::Tensor),
+    /// It computes all blocks but one, to see what that one is worth.
+    Without(usize),
 }
 
 #[expect(
@@ -270,10 +272,13 @@ impl<B: Backend> Dit<B> {
                 (sum(b, before, residual)?, None)
             }
             Blocks::Compute { keep_residual: false } => {
-                (self.run_blocks(b, before, inputs, observer, &mut probe)?, None)
+                (self.run_blocks(b, before, inputs, None, observer, &mut probe)?, None)
+            }
+            Blocks::Without(block) => {
+                (self.run_blocks(b, before, inputs, Some(block), observer, &mut probe)?, None)
             }
             Blocks::Compute { keep_residual: true } => {
-                let after = self.run_blocks(b, before.clone(), inputs, observer, &mut probe)?;
+                let after = self.run_blocks(b, before.clone(), inputs, None, observer, &mut probe)?;
                 let residual = difference(b, &after, before)?;
                 (after, Some(residual))
             }
@@ -286,12 +291,13 @@ impl<B: Backend> Dit<B> {
         Ok(Velocity { velocity, residual })
     }
 
-    /// Returns the tokens after all blocks.
+    /// Returns the tokens after all blocks but one, or after all.
     fn run_blocks(
         &self,
         b: &B,
         mut tokens: B::Tensor,
         inputs: &Inputs<'_, B>,
+        without: Option<usize>,
         observer: &dyn Observer,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
@@ -300,6 +306,9 @@ impl<B: Backend> Dit<B> {
         let &Inputs { time, context, grid, attention: kind, .. } = inputs;
         let all = Common { e0: &time.e0, rope: &grid.rope, heads, scale, eps, kind };
         for (i, (block, context)) in self.blocks.iter().zip(&context.blocks).enumerate() {
+            if without == Some(i) {
+                continue;
+            }
             observer.check()?;
             b.throttle()?;
             let mut of_block = probe.as_mut().map(|probe| {

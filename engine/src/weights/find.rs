@@ -85,6 +85,20 @@ pub(super) fn files(path: &Path, component: Component) -> Result<Vec<PathBuf>> {
     }))
 }
 
+/// Returns whether there are files of a component at a path, whole or not.
+pub(crate) fn is_there(path: &Path, component: Component) -> bool {
+    if !path.is_dir() {
+        let read = read_file(path).ok();
+        return read.and_then(|c| super::names::find(&c.tensors).map(|n| n.component)) == Some(component);
+    }
+    // An index names files, although some of them may be missing.
+    let indexed = || {
+        let names = list(path).ok()?;
+        Some(component == Component::Dit && !matches!(index_file(path, &names), Ok(None)))
+    };
+    files(path, component).is_ok() || indexed() == Some(true)
+}
+
 /// Returns the folder that holds the files of a repository in the cache of the Hugging Face hub; any other folder as it
 /// is.
 fn snapshot(path: &Path) -> Result<PathBuf> {

@@ -43,7 +43,7 @@ pub use animd_protocol::recipe::Component;
 pub use carried::read_vocabulary;
 pub use dtype::DType;
 pub use encoding::{Encoding, Granularity, Packing};
-pub(crate) use find::title;
+pub(crate) use find::{is_there, title};
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use gguf::PACKINGS;
 pub use layouts::Layout;
@@ -57,3 +57,8 @@ pub use source::{WeightSource, Weights};
 pub(crate) use stored::text_bytes;
 pub use summary::Summary;
 pub use vocabulary::{Kind as PieceKind, Piece, Vocabulary};
+
+/// Returns the files of a component at a path; none where they cannot be found.
+pub(crate) fn files(path: &std::path::Path, component: Component) -> Vec<std::path::PathBuf> {
+    find::files(path, component).unwrap_or_default().into_iter().filter(|file| file.is_file()).collect()
+}

@@ -13,7 +13,7 @@ use super::stored::{Mapped, Stored};
 use super::{DType, Encoding};
 use crate::{Error, Result};
 
-#[cfg(test)]
+#[cfg(all(test, feature = "cuda"))]
 pub(crate) use blocks::PACKINGS;
 pub(super) use vocabulary::{has_vocabulary, vocabulary};
 
