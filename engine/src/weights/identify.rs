@@ -39,7 +39,7 @@ pub enum Kind {
     Clip,
     /// An autoencoder.
     Vae,
-    /// A LoRA.
+    /// A `LoRA`.
     Lora,
     /// Something else, or a file that is damaged.
     Other,

@@ -126,7 +126,6 @@ fn words(value: &[u8]) -> Vec<Vec<OsString>> {
                 rest = &rest[1..];
             }
             (byte, Some(open)) if byte == open => quote = None,
-            (byte, Some(_)) => part.push(byte),
             (b'"' | b'\'', None) => quote = Some(*first),
             (b':', None) => parts.push(OsString::from_vec(std::mem::take(&mut part))),
             (byte, None) if byte.is_ascii_whitespace() => {
@@ -135,7 +134,7 @@ fn words(value: &[u8]) -> Vec<Vec<OsString>> {
                     words.push(std::mem::take(&mut parts));
                 }
             }
-            (byte, None) => part.push(byte),
+            (byte, _) => part.push(byte),
         }
     }
     if !part.is_empty() || !parts.is_empty() {
