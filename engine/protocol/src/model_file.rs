@@ -1,7 +1,7 @@
 //! `model.toml`: a file that names a model and says where each of its parts lies.
 //!
 //! Parts of one model often lie in several folders, and one folder often holds parts of several models. A model file says
-//! which belong together, which LoRAs are merged into them, and what no file of the model says itself:
+//! which belong together, which `LoRAs` are merged into them, and what no file of the model says itself:
 //!
 //! ```toml
 //! name = "wan-480p"
@@ -42,7 +42,7 @@ pub struct ModelFile {
     pub name: String,
     /// Where its parts lie.
     pub parts: PartPaths,
-    /// The LoRAs that are merged into it, in their order.
+    /// The `LoRAs` that are merged into it, in their order.
     pub loras: Vec<LoraEntry>,
     /// How it is sampled, where its files do not say.
     pub sampling: Sampling,
@@ -83,7 +83,7 @@ impl PartPaths {
     }
 }
 
-/// A LoRA that belongs to a model.
+/// A `LoRA` that belongs to a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraEntry {
     /// Its file.
@@ -299,7 +299,7 @@ impl Reader<'_> {
                 Err(why) => self.refuse(Some(span), why),
             },
             None if !document.contains_key("name") => {
-                self.refuse(None, "`name` is missing: what jobs call the model")
+                self.refuse(None, "`name` is missing: what jobs call the model");
             }
             None => {}
         }

@@ -74,7 +74,7 @@ pub(super) fn networks(model: &Model, known: Option<&Known>) -> Vec<Network> {
         }
         let files = weights.files().into_iter().map(|file| {
             let bytes = file.metadata().map_or(0, |found| found.len());
-            (bytes, known.and_then(|known| known.hash(&file)).map(str::to_owned))
+            (bytes, known.and_then(|known| known.hash(file)).map(str::to_owned))
         });
         let (component, layout) = (weights.component(), weights.layout().name());
         Network { component, layout, sizes, types, files: files.collect() }

@@ -123,6 +123,22 @@ fn snapshot(path: &Path) -> Result<PathBuf> {
     }
 }
 
+/// Returns the files in a folder that are the shards of one part, by their index or their numbers, if there are such files.
+pub(super) fn shards(folder: &Path) -> Result<Option<Vec<PathBuf>>> {
+    let names = list(folder)?;
+    if let Some(index) = index_file(folder, &names)? {
+        let files = indexed_files(&folder.join(index))?;
+        if files.iter().all(|file| names.contains(file)) {
+            return Ok(Some(files.iter().map(|file| folder.join(file)).collect()));
+        }
+    }
+    match numbered_files(folder, &names)? {
+        Some(files) => Ok(Some(files)),
+        None if names.iter().any(|name| name == "non_block.safetensors") => dit_files(folder, &names),
+        None => Ok(None),
+    }
+}
+
 /// Returns the name of a model in a folder or file. In the cache of the Hugging Face hub that is the name of the
 /// repository, because its snapshots are called after commits.
 pub(crate) fn title(path: &Path) -> String {

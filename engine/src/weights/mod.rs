@@ -17,6 +17,7 @@ mod encoding;
 mod expand;
 mod find;
 mod gguf;
+mod identify;
 mod identity;
 mod layouts;
 mod lora;
@@ -46,6 +47,7 @@ pub use encoding::{Encoding, Granularity, Packing};
 pub(crate) use find::{is_there, title};
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use gguf::PACKINGS;
+pub use identify::{Identified, Kind as IdentifiedKind, identify};
 pub use layouts::Layout;
 pub use lora::{Lora, Merged};
 pub use matrix::{HostTensor, Matrix};

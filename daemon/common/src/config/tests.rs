@@ -258,11 +258,12 @@ fn the_shipped_file_is_the_defaults() -> Result<()> {
     let [watch] = take(&mut read.watch).try_into().expect("one example");
     assert!(watch.outbox.is_some() && watch.stable_seconds.is_some() && watch.poll_seconds.is_some());
     let mut defaults = take(&mut read.defaults);
-    assert!(defaults.model.take().is_some());
     assert_eq!(read, Config::default());
 
     let built_in = Settings { prompt: Some(NEUTRAL_PROMPT.into()), seed: Some(42), ..Settings::default() };
+    let example = defaults.model.take();
     assert_eq!(defaults.clone().resolve(|| 0)?, built_in.resolve(|| 0)?);
+    defaults.model = example;
     let table = |config: &Config| Table::try_from(config).map_err(|e| Error::Config(e.to_string()));
     assert_eq!(
         Table::try_from(&defaults).map_or(0, |table| table.len()),
