@@ -11,6 +11,7 @@ mod error;
 pub mod given;
 pub mod messages;
 mod missing;
+mod mistake;
 pub mod model_file;
 pub mod nearest;
 pub mod parts;
@@ -27,3 +28,4 @@ pub mod tiles;
 
 pub use error::{ErrorCode, InvalidSetting};
 pub use missing::missing;
+pub use mistake::Mistake;

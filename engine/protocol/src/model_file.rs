@@ -27,8 +27,8 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
+use crate::mistake::Mistake;
 use crate::nearest::nearest;
-use crate::profile::Mistake;
 
 /// The longest model file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 18;

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mistake::Mistake;
 use crate::recipe::Component;
 use crate::request::Settings;
 
@@ -224,30 +225,6 @@ pub struct Memory {
     /// The MiB of GPU memory that the engine may use at the most, whatever is free.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget_mib: Option<u64>,
-}
-
-/// An error in a profile's text.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Mistake {
-    /// What is wrong, with which value, and what to do.
-    pub message: String,
-    /// The range of bytes of the text that has the error, where it is known.
-    pub span: Option<Range<usize>>,
-}
-
-impl From<toml::de::Error> for Mistake {
-    fn from(e: toml::de::Error) -> Self {
-        Self { message: e.message().lines().next().unwrap_or_default().to_owned(), span: e.span() }
-    }
-}
-
-impl Mistake {
-    /// Returns the line of `text` that has the error, counted from 1.
-    pub fn line(&self, text: &str) -> Option<usize> {
-        let start = self.span.as_ref()?.start.min(text.len());
-        Some(text.as_bytes()[..start].split(|b| *b == b'\n').count())
-    }
 }
 
 impl Profile {

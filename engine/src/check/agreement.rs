@@ -131,7 +131,7 @@ fn blocks<B: Backend>(
     };
     let x = up("x", 1.0, &[config.out_dim, 2, h, w])?;
     let latents = up("y", 1.0, &[config.out_dim, 2, h, w])?;
-    let y = vae::condition(b, &latents)?;
+    let y = vae::condition(b, &latents, false)?;
     // umT5's values are small, and CLIP's about 1.
     let text = up("text", 0.1, &[config.text_len.min(16), config.text_dim])?;
     let image = up("image", 1.0, &[model.recipe().image_tokens(), model.clip.1.dim])?;

@@ -8,6 +8,7 @@
 mod agreement;
 mod clip;
 mod denoise;
+mod findings;
 mod report;
 mod rounding;
 #[cfg(test)]
@@ -31,7 +32,8 @@ use crate::{Result, image, text};
 use clip::Motion;
 use denoise::{LEVELS, Loss, Sample};
 
-pub use report::{Device, Findings, Ground, Latents, Network, Prompt, Report, Worth};
+pub use findings::{Findings, Latents, Prompt, Worth};
+pub use report::{Device, Ground, Network, Report};
 pub use verdict::{Judged, Verdict};
 
 /// The most parameters with which the CPU denoises a whole video; a larger model gets five frames of it.
@@ -158,6 +160,11 @@ fn compute<B: Backend>(
     let observer = clock.observer;
     let photograph = clip::photograph()?;
     let plane = height * width;
+    let frame = |video: &[f32], n: usize| -> Vec<f32> {
+        let channels = video.chunks_exact(frames * plane);
+        channels.flat_map(|channel| channel[n * plane..][..plane].to_vec()).collect()
+    };
+    let ends = recipe.needs_last_frame();
     let grid_size = [1 + frames / 4, height / 8, width / 8];
     let [t, h, w] = grid_size;
     let mut latents = None;
@@ -166,10 +173,9 @@ fn compute<B: Backend>(
         let video = clip::video(photograph, motion, frames);
         let uploaded = b.upload(&video, &[3, frames, height, width])?;
         let encoded = models.vae.encode(b, Footage::Video(&uploaded), None, observer, None)?;
-        let first: Vec<f32> =
-            video.chunks_exact(frames * plane).flat_map(|channel| channel[..plane].to_vec()).collect();
-        let picture = b.upload(&first, &[3, 1, height, width])?;
-        let footage = Footage::Picture { picture: &picture, latent_frames: t };
+        let picture = b.upload(&frame(&video, 0), &[3, 1, height, width])?;
+        let last = ends.then(|| b.upload(&frame(&video, frames - 1), &[3, 1, height, width])).transpose()?;
+        let footage = Footage::Picture { picture: &picture, last: last.as_ref(), latent_frames: t };
         let given = models.vae.encode(b, footage, None, observer, None)?;
         if latents.is_none() {
             let mut decoded = Vec::new();
@@ -178,9 +184,9 @@ fn compute<B: Backend>(
                 observer.check()
             };
             models.vae.decode(b, &encoded, None, observer, &mut take, None)?;
-            latents = Some(report::latents(&b.download(&encoded)?, &video, &decoded, [frames, plane]));
+            latents = Some(findings::latents(&b.download(&encoded)?, &video, &decoded, [frames, plane]));
         }
-        videos.push((motion, vae::condition(b, &given)?, b.download(&encoded)?));
+        videos.push((motion, vae::condition(b, &given, ends)?, b.download(&encoded)?));
         clock.at(4, (i + 1) as f64 / Motion::ALL.len() as f64)?;
     }
     clock.at(5, 0.0)?;
@@ -188,7 +194,10 @@ fn compute<B: Backend>(
     let embedded =
         |prompt: &str| models.text_encoder.encode(b, &tokenizer.encode(&text::clean(prompt))?.ids, None);
     let pixels = image::clip_pixels(photograph);
-    let seen = models.image_encoder()?.encode(b, &pixels, None)?;
+    let mut seen = models.image_encoder()?.encode(b, &pixels, None)?;
+    if ends {
+        seen = b.concat(&[&seen, &seen], 0)?;
+    }
     let grid = models.expert(0)?.grid(b, t, h, w)?;
     let mut sample = Sample {
         b,

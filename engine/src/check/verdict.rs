@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::agreement::Agreement;
 use super::denoise::Loss;
-use super::report::{Findings, Suspect};
+use super::findings::{Findings, Suspect};
 use super::rounding::Rounded;
 
 /// What a figure, or all figures together, come to.
@@ -207,7 +207,7 @@ fn blocks(findings: &Findings) -> Option<Judged> {
 
 fn prompts(findings: &Findings) -> Judged {
     let prompts = &findings.prompts;
-    let sum = |of: fn(&super::report::Prompt) -> f64| prompts.iter().map(of).sum::<f64>();
+    let sum = |of: fn(&super::findings::Prompt) -> f64| prompts.iter().map(of).sum::<f64>();
     let gain = (sum(|p| p.wrong) - sum(|p| p.right)) / sum(|p| p.right);
     let better = prompts.iter().filter(|p| p.right < p.wrong).count();
     let of = prompts.len();
@@ -256,7 +256,7 @@ fn outliers(rounding: &[Rounded]) -> Option<Judged> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::{Latents, Prompt, Worth};
+    use super::super::findings::{Latents, Prompt, Worth};
     use super::*;
 
     fn loss(expert: usize, level: f64, loss: f64) -> Loss {

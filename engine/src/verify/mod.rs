@@ -150,7 +150,9 @@ impl Opened {
             Err(Error::Model(what)) => (None, weights::files(path, component), vec![Mistake::of_part(what)]),
             Err(e) => return Err(e),
         };
-        let files = weights.as_ref().map_or(files, Weights::files);
+        let opened =
+            weights.as_ref().map(|weights| weights.files().into_iter().map(Path::to_owned).collect());
+        let files = opened.unwrap_or(files);
         Ok(Self { name: name.to_owned(), component, files, weights, mistakes, found: Vec::new() })
     }
 
