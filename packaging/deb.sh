@@ -73,11 +73,17 @@ for file in configs/*.toml; do
     [ "$file" = configs/animd.toml ] || put 644 "$file" "usr/share/animd/profiles/${file##*/}"
 done
 
+# ---- the small model ----
+(cd packaging/small-model/files && find . -type f -printf '%P\n') | while read -r file; do
+    put 644 "packaging/small-model/files/$file" "usr/share/animd/models/small/$file"
+done
+
 # ---- documents ----
 doc=usr/share/doc/animd
 put 644 packaging/debian/copyright "$doc/copyright"
 pack README.md "$doc/README.md.gz"
 pack CHANGELOG.md "$doc/CHANGELOG.md.gz"
+pack packaging/small-model/README.md "$doc/small-model.md.gz"
 packaging/third-party.py >"$target/deb/third-party"
 pack "$target/deb/third-party" "$doc/third-party.gz"
 if [ -d packaging/examples ]; then

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Shows the whole path on this machine: builds animd, makes a tiny model, starts the service on a bus of its own, drops
-# a photograph into its inbox, and waits for the video. Writes only below target/demo. SIZE and FRAMES can be set.
+# Shows the whole path on this machine: builds animd, starts the service with the small model on a bus of its own, drops
+# a photograph into its inbox, waits for the video, and makes a contact sheet of it. Writes only below target/demo.
+# SIZE, FRAMES and PROMPT can be set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 size=${SIZE:-320x192}
 frames=${FRAMES:-81}
+prompt=${PROMPT:-The camera moves slowly closer.}
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 export PATH=$target/release:$PATH
 # The user's own animd, if any, has nothing to do with this one.
@@ -57,17 +59,10 @@ fail() {
 }
 
 echo "Building animd (a first build takes some minutes)"
-cargo build --release --locked --workspace
+# Only what the demo runs, and with the features that a build of all of the workspace has, so that the two share it.
+cargo build --release --locked --workspace --bin animd --bin animctl --bin animd-engine
 
-model=$target/demo/model
-if [ ! -d "$model" ]; then
-    echo "Making a tiny model with random weights in $model"
-    rm -rf "$model.part"
-    mkdir -p "$target/demo"
-    animd-engine synth-model "$model.part" --size tiny >/dev/null
-    mv "$model.part" "$model"
-fi
-
+mkdir -p "$target/demo"
 run=$(mktemp -d "$target/demo/$(date +%Y%m%d-%H%M%S)-XXXX")
 cat >"$run/bus.conf" <<'END'
 <!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
@@ -86,7 +81,7 @@ cat >"$run/bus.conf" <<'END'
 END
 cat >"$run/animd.toml" <<END
 [model]
-path = "../model"
+path = "$PWD/packaging/small-model/files"
 
 [folders]
 inbox = "inbox"
@@ -122,7 +117,7 @@ done
 animctl status >/dev/null || fail "the service did not answer within 10 s"
 
 echo "Dropping photo.jpg and photo.txt into $run/inbox"
-echo "Steam rises from the cup; the camera moves slowly closer." >"$run/inbox/photo.txt"
+echo "$prompt" >"$run/inbox/photo.txt"
 cp packaging/demo/photo.jpg "$run/inbox/"
 if ! packaging/demo/follow.py 3>"$run/job"; then
     if [ -s "$run/job" ]; then animctl show "$(cat "$run/job")" || true; fi
@@ -137,6 +132,12 @@ echo
 echo "What ffprobe says of the video:"
 ffprobe -v error -select_streams v:0 -of compact=print_section=0 \
     -show_entries stream=codec_name,profile,width,height,pix_fmt,color_space,avg_frame_rate,nb_frames,duration "$video"
+# Six frames from the first to the last, in two rows.
+sheet=$run/outbox/photo-42.jpg
+ffmpeg -v error -i "$video" -frames:v 1 -q:v 3 \
+    -vf "select='eq(n,0)+gte(n-prev_selected_n,($frames-1)/5)',scale=320:-2,tile=3x2" "$sheet"
+
 echo
-echo "The weights are random, so the picture is noise; a real model goes through the same path."
+echo "The small model knows a few motions of the camera and of the light; it shows how animd works, not how well Wan 14B does."
 echo "The video: $video"
+echo "A sheet of six of its frames: $sheet"

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use animd_protocol::model_file::ModelFile;
 use animd_protocol::recipe::{Component, Part, Recipe, Sizes};
 use serde::Serialize;
 
@@ -32,17 +33,32 @@ pub struct Inspection {
     pub bytes: u64,
 }
 
-/// Describes a model folder, or a folder or file that holds only a DiT. Reads headers only.
+/// Describes a model folder, the model of a model file, or a folder or file that holds only a DiT. Reads headers only.
 pub fn inspect(path: &Path) -> Inspection {
     let recipe = Recipe::wan21_i2v_14b();
-    let parts: Vec<Summary> = recipe.networks().map(|part| Summary::of(path, part.component())).collect();
     let mut problems = Vec::new();
+    let named =
+        weights::model_file(path).and_then(|file| ModelFile::read(&file).map_err(|e| problems.push(e)).ok());
+    let place = |component| match (&named, component) {
+        (None, _) => Some(path),
+        (Some(named), Component::Dit) => named.parts.dit.as_deref(),
+        (Some(named), Component::T5) => Some(&*named.parts.text),
+        (Some(named), Component::Clip) => named.parts.clip.as_deref(),
+        (Some(named), Component::Vae) => Some(&*named.parts.vae),
+    };
+    let found = |part: Part<'_>| Some(Summary::of(place(part.component())?, part.component()));
+    let parts: Vec<Summary> = recipe.networks().filter_map(found).collect();
+    if let Err(e) = named.as_ref().map_or(Ok(()), |_| weights::Model::open(path, None).map(drop)) {
+        problems.push(e.to_string());
+    }
     if !path.exists() {
         problems.push(format!("`{}` does not exist", path.display()));
     }
     let encoder =
         parts.iter().find(|part| part.component == Component::T5).and_then(|part| part.files.first());
-    let tokenizer = weights::tokenizer(path, encoder.map(PathBuf::as_path));
+    let own = named.as_ref().and_then(|named| named.parts.tokenizer.clone());
+    let beside = named.as_ref().map_or(path, |named| named.parts.text.parent().unwrap_or(path));
+    let tokenizer = own.or_else(|| weights::tokenizer(beside, encoder.map(PathBuf::as_path)));
     if tokenizer.is_none() {
         problems.push(
             "`google/umt5-xxl/tokenizer.json` is missing, and the text encoder carries no tokenizer"

@@ -5,6 +5,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod check;
 pub mod error;
 mod finite;
 #[cfg(test)]
@@ -18,6 +19,7 @@ pub mod progress;
 pub mod sampler;
 pub mod synth;
 pub mod text;
+pub mod verify;
 pub mod video;
 pub mod weights;
 

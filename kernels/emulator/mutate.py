@@ -91,6 +91,24 @@ MUTATIONS = [
      """        __syncwarp();
         const uint32_t scales""",
      "        const uint32_t scales"),
+    ("residual: slice not waited for", "9.0", "products", "sm90/gemm.cuh", ["sm90/gemm_e4m3_fast"],
+     """                        barrier_wait(barriers.full(ring.stage), ring.parity);
+                        ResidualSlice""",
+     "                        ResidualSlice"),
+    ("residual: slot released before all warps have read", "9.0", "products", "sm90/gemm.cuh", ["sm90/gemm_e4m3_fast"],
+     "                        named_sync(1 + consumer, kWarpgroup);\n",
+     ""),
+    ("residual: slot filled before it is free", "9.0", "products", "sm90/gemm.cuh", ["sm90/gemm_e4m3_fast"],
+     """                        barrier_wait(barriers.empty(ring.stage), ring.parity ^ 1);
+                        barrier_expect(barriers.full(ring.stage), Slice::kBytes);""",
+     "                        barrier_expect(barriers.full(ring.stage), Slice::kBytes);"),
+    ("residual: released only in the own block", "9.0", "products", "sm90/gemm.cuh", ["sm90/gemm_e4m3_fast"],
+     """                        release<Shape::kCluster>(barriers.empty(ring.stage), thread);
+                        ring.next();
+                        residual""",
+     """                        release<1>(barriers.empty(ring.stage), thread);
+                        ring.next();
+                        residual"""),
     ("attention: no wait for values", "9.0", "attention", "sm90/attention_bf16.cu", ["sm90/attention_bf16"],
      """            barrier_wait(slots.value_full(value.stage), value.parity);
             pin(o);""",

@@ -74,7 +74,7 @@ pub fn error_name(error: &zbus::Error) -> Option<&str> {
     default_path = "/org/animd/Animd1"
 )]
 pub trait Manager {
-    /// Submits an open picture.
+    /// Submits an open picture. The option `last` is a descriptor of the picture that the video ends at.
     #[zbus(allow_interactive_auth)]
     fn submit(&self, image: Fd<'_>, options: Options<'_>) -> zbus::Result<OwnedObjectPath>;
     /// Submits a picture in a watched folder.

@@ -152,7 +152,7 @@ mod tests {
         for text in ["\"a\\nb\\u0007\" = 1".to_owned(), format!("{} = 1", "a".repeat(100_000))] {
             let error = settings_from_toml(Path::new("photo.toml"), &text).expect_err("no such key");
             assert!(error.len() < 500 && !error.contains(char::is_control), "{error:?}");
-            assert!(error.contains("; known are prompt, "), "{error:?}");
+            assert!(error.contains("; known are model, prompt, "), "{error:?}");
         }
         let text = format!("size = \"{}\\n\"", "a".repeat(100_000));
         let error = settings_from_toml(Path::new("photo.toml"), &text).expect_err("no such size");

@@ -10,6 +10,7 @@ pub mod home;
 pub mod keys;
 pub mod log;
 pub mod memory;
+pub mod models;
 pub mod notify;
 pub mod picture;
 pub mod places;

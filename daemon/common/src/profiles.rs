@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use animd_protocol::profile::{BUILT_IN, Mistake, Profile};
+use animd_protocol::Mistake;
+use animd_protocol::profile::{BUILT_IN, Profile};
 
 use crate::config::Loaded;
 use crate::files::show;

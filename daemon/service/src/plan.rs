@@ -28,6 +28,8 @@ pub struct Plan {
     pub seconds_source: &'static str,
     /// Where the seconds come from, as a sentence.
     pub seconds_why: String,
+    /// The number of parts that the video is made in, one after the other.
+    pub parts: u32,
     /// Forwards of the DiT that are computed, at the most.
     pub forwards: u32,
     /// Bytes of memory that the model takes with this profile, on the GPU if it uses one; `None` without a profile,
@@ -53,6 +55,8 @@ pub async fn plan(
     request: &Request,
     picture: Option<(u32, u32)>,
 ) -> Result<Plan> {
+    // Parts differ by four frames at most.
+    let (parts, request) = (request.parts().len() as u32, &request.largest_part());
     let choice = profiles.choice();
     let profile = choice.profile.as_ref().map(|p| p.name.clone());
     let known = match profile.clone() {
@@ -67,7 +71,8 @@ pub async fn plan(
             seconds: None,
             seconds_source: "unknown",
             seconds_why,
-            forwards: each * request.steps,
+            parts,
+            forwards: parts * each * request.steps,
             memory_bytes: None,
             host_bytes: None,
             streamed_bytes: None,
@@ -90,12 +95,18 @@ pub async fn plan(
         }
         (None, None) => (None, "unknown", seconds_why),
     };
+    let seconds = seconds.map(|seconds| f64::from(parts) * seconds);
+    let seconds_why = match parts {
+        1 => seconds_why,
+        _ => format!("{parts} parts of at most {} frames; for each {seconds_why}", request.frames),
+    };
     let dit = plan.memory.networks.first();
     Ok(Plan {
         seconds,
         seconds_source,
         seconds_why,
-        forwards: plan.forwards.computed,
+        parts,
+        forwards: parts * plan.forwards.computed,
         memory_bytes: setup.map(|setup| plan.memory.total() + setup.reserve),
         host_bytes: setup.map(|_| plan.memory.host.pinned).filter(|bytes| *bytes > 0),
         streamed_bytes: dit.map(|dit| dit.placement.streamed_bytes()).filter(|bytes| *bytes > 0),
@@ -110,7 +121,8 @@ pub fn refusal(profiles: &Profiles, request: &Request, picture: Option<(u32, u32
     let setup = profiles.at_best(total_memory())?;
     // Of a model that no engine has opened yet, it is known what every model of its family takes.
     let recipe = profiles.recipe().unwrap_or_else(|| Arc::new(Recipe::wan21_i2v_least()));
-    plan::refusal(&recipe, request, size(request, picture), &setup).map(|refusal| refusal.to_string())
+    let part = request.largest_part();
+    plan::refusal(&recipe, &part, size(request, picture), &setup).map(|refusal| refusal.to_string())
 }
 
 /// Width and height. For an area its own shape, or that on its side: the picture's shape makes few per cent.

@@ -26,7 +26,7 @@ use crate::queue::Queue;
 use crate::reload::Reloader;
 use crate::retention;
 use crate::store::ledger::{PAUSED, Store, damage};
-use crate::store::{Ledger, PictureFiles, Results, Spool, Watches, release_unheld};
+use crate::store::{Ledger, PartFolders, PictureFiles, Results, Spool, Watches, release_unheld};
 use crate::supervisor::commands::{Command, Commands};
 use crate::supervisor::gpu::nvml::Driver;
 use crate::supervisor::profile::Profiles;
@@ -70,7 +70,8 @@ impl Parts {
         let state = &config.folders.state;
         let ledger = Ledger::open(&state.join(LEDGER))?;
         let spool = Spool::open(state.join("spool"))?;
-        let (pictures, results) = (PictureFiles::new(state), Results::new(state));
+        let (pictures, parts, results) =
+            (PictureFiles::new(state), PartFolders::new(state), Results::new(state));
         let (events, holds) = (Events::default(), Holds::default());
         let (profiles, watches) = (Profiles::default(), Watches::default());
         let (commands, commanded) = Commands::channel();
@@ -82,6 +83,7 @@ impl Parts {
             ledger: ledger.clone(),
             spool: spool.clone(),
             pictures: pictures.clone(),
+            parts: parts.clone(),
             results: results.clone(),
             events: events.clone(),
             watches: watches.clone(),
@@ -103,6 +105,7 @@ impl Parts {
             spool,
             results,
             pictures,
+            parts,
             events,
             holds,
             commands,

@@ -10,7 +10,7 @@ use animd_common::files::hex;
 use animd_common::files::output_name;
 use animd_common::files::{self, Identity, rename_new};
 use animd_common::watch::away::sync_or_warn;
-use animd_common::watch::{Ready, mounts, root, sidecar};
+use animd_common::watch::{Ready, mounts, names, root, sidecar};
 use animd_protocol::ErrorCode;
 use sha2::{Digest, Sha256};
 
@@ -76,7 +76,11 @@ pub fn open(ready: &Ready, sidecars: &Contents) -> Result<Option<Opened>> {
 /// Returns the hash of all of a picture's sidecars together.
 pub fn sidecars(picture: &Ready) -> Contents {
     let found = sidecar::beside(&picture.root, &picture.path);
-    let read = |path: &Path| root::read_small(&picture.root, path, sidecar::MAX_BYTES).ok();
+    let read = |path: &Path| {
+        let is_last = path.file_name().and_then(names::of_last).is_some();
+        let most = if is_last { animd_common::picture::MAX_BYTES } else { sidecar::MAX_BYTES };
+        root::read_small(&picture.root, path, most).ok()
+    };
     let mut all = Sha256::new();
     let mut add = |bytes: Option<Vec<u8>>| {
         all.update(bytes.as_ref().map_or(u64::MAX, |bytes| bytes.len() as u64).to_le_bytes());

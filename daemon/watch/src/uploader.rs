@@ -10,6 +10,7 @@ use std::time::Duration;
 use animd_client::{JobProxy, ManagerProxy, error_name, has_ended, id_of};
 use animd_common::Error as Common;
 use animd_common::bus;
+use animd_common::clock::now_us;
 use animd_common::files::{Identity, show};
 use animd_common::notify::notify;
 use animd_common::tasks::blocking;
@@ -21,7 +22,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use zbus::proxy::CacheProperties;
-use zbus::{Connection, Variant, fdo};
+use zbus::{Connection, Fd, Variant, fdo};
 
 use super::config::Config;
 use super::desktop::Desktop;
@@ -36,6 +37,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const FULL_PAUSE: Duration = Duration::from_secs(30);
 /// The pause before a video is fetched again after an error of the user's own disk.
 const DISK_PAUSE: Duration = Duration::from_secs(60);
+/// How long a picture that animd refuses without a last one is tried again, for the second one of a pair to come.
+const PAIR_PATIENCE: Duration = Duration::from_secs(60);
+/// The pause before such a picture is tried again.
+const PAIR_PAUSE: Duration = Duration::from_secs(5);
 /// How long a picture that was gone when its job ended may take to appear under another name.
 const RENAMED_PAUSE: Duration = Duration::from_secs(10);
 /// The pause between two checks of all jobs, in case a signal is lost.
@@ -305,6 +310,11 @@ impl Uploader {
                 }
                 // It is gone, or another one, or with animd under another name.
                 Ok(None) => self.release(&ready),
+                // The second picture of a pair may be on its way to a model that needs it.
+                Err(Trouble::Picture(text)) if may_become_a_pair(&ready, &text) => {
+                    tracing::debug!("`{}` waits for a last picture: {text}", show(&ready.path));
+                    self.later.push((Instant::now() + PAIR_PAUSE, ready));
+                }
                 Err(Trouble::Picture(text)) => {
                     self.fail(&ready, &text).await;
                     self.release(&ready);
@@ -355,9 +365,11 @@ impl Uploader {
             // First what they are compared with later: what comes in between is then seen as late.
             let sidecars = store::sidecars(&picture);
             let settings = sidecar::settings(&root, &picture.path)?.or(settings);
-            Ok::<_, Error>((store::open(&picture, &sidecars)?, sidecars, settings))
+            let last =
+                sidecar::open_last(&root, &picture.path, settings.last.as_deref().unwrap_or_default())?;
+            Ok::<_, Error>((store::open(&picture, &sidecars)?, sidecars, settings, last))
         };
-        let (Some(opened), sidecars, settings) = blocking(read).await? else { return Ok(None) };
+        let (Some(opened), sidecars, settings, last) = blocking(read).await? else { return Ok(None) };
         let carried = Carried { ready: ready.clone(), sidecars, contents: opened.contents, missing: false };
         // Written once more as it was, as synchronisation programs do.
         let same = |old: &Carried| {
@@ -369,7 +381,7 @@ impl Uploader {
             return Ok(Some((*id, carried)));
         }
         for n in 0..MOST_WISHES {
-            let id = self.ask(ready, &opened, &settings, n).await?;
+            let id = self.ask(ready, &opened, &settings, last.as_ref(), n).await?;
             if self.jobs.contains_key(&id) {
                 // Another name of a file whose job is under way. It is found again when that has ended.
                 return Ok(None);
@@ -401,13 +413,26 @@ impl Uploader {
         }
     }
 
-    async fn ask(&self, ready: &Ready, opened: &Opened, settings: &Settings, n: u32) -> Result<u64, Trouble> {
+    async fn ask(
+        &self,
+        ready: &Ready,
+        opened: &Opened,
+        settings: &Settings,
+        last: Option<&File>,
+        n: u32,
+    ) -> Result<u64, Trouble> {
+        let last_name = settings.last.as_deref().unwrap_or_default();
         let settings = serde_json::to_value(settings).unwrap_or_default();
         let mut options: HashMap<&str, Variant<'_>> = HashMap::new();
         for (key, value) in settings.as_object().into_iter().flatten() {
-            if let Some(value) = bus::variant(value) {
+            if let Some(value) = bus::variant(value).filter(|_| key != "last") {
                 options.insert(key, value);
             }
+        }
+        // The name of a picture says nothing to animd, which gets the picture itself.
+        if let Some(last) = last {
+            options.insert("last", Fd::from(last.as_fd()).into());
+            options.insert("last_name", last_name.into());
         }
         let name = show(ready.path.file_name().unwrap_or_default());
         options.insert("name", name.into());
@@ -580,6 +605,13 @@ async fn is_late(carried: &Carried) -> bool {
     let ready = carried.ready.clone();
     let now: Result<_> = blocking(move || Ok(store::sidecars(&ready))).await;
     now.is_ok_and(|now| now != carried.sidecars) && !store::is_gone(&carried.ready)
+}
+
+/// Returns whether a picture that was refused with this sentence, about its `last`, came so lately that its last picture may be
+/// on its way.
+fn may_become_a_pair(ready: &Ready, text: &str) -> bool {
+    let since_us = now_us() - PAIR_PATIENCE.as_micros() as i64;
+    text.contains("`last`") && store::changed_us(ready).is_some_and(|changed_us| changed_us > since_us)
 }
 
 fn trouble_here(e: &Error) {

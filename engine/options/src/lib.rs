@@ -31,6 +31,12 @@ pub struct SettingsOptions {
     /// Frames a second [default: 16]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = typed("fps", |s| s.fps))]
     pub fps: Option<u32>,
+    /// Length of the video; what is longer than `frames` is made in parts [default: as `frames` says]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = typed("seconds", |s| s.seconds))]
+    pub seconds: Option<f64>,
+    /// End the video at the picture that it starts from
+    #[arg(long = "loop", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub looped: Option<bool>,
     /// H.264 quality, from 1 (the best) to 51; 18 looks lossless [default: 18]
     #[arg(long, value_name = "CRF", allow_negative_numbers = true, value_parser = typed("quality", |s| s.quality))]
     pub quality: Option<u32>,
@@ -80,6 +86,8 @@ impl From<SettingsOptions> for Settings {
             resize,
             frames,
             fps,
+            seconds,
+            looped,
             quality,
             sampler,
             steps,
@@ -94,6 +102,7 @@ impl From<SettingsOptions> for Settings {
             tiling,
         } = options;
         Self {
+            model: None,
             prompt,
             negative_prompt,
             seed,
@@ -101,6 +110,10 @@ impl From<SettingsOptions> for Settings {
             resize,
             frames,
             fps,
+            seconds,
+            // The picture is an option of the commands that take a first one.
+            last: None,
+            looped,
             quality,
             sampler,
             steps,
@@ -218,6 +231,8 @@ mod tests {
             "--resize=adaptive",
             "--frames=5",
             "--fps=24",
+            "--seconds=7.5",
+            "--loop",
             "--quality=20",
             "--sampler=distill",
             "--steps=4",
@@ -233,6 +248,7 @@ mod tests {
         ];
         let settings = read(&typed)?;
         let expected = Settings {
+            model: None,
             prompt: Some("p".into()),
             negative_prompt: Some("n".into()),
             seed: Some(1),
@@ -240,6 +256,9 @@ mod tests {
             resize: Some(Resize::Adaptive),
             frames: Some(5),
             fps: Some(24),
+            seconds: Some(7.5),
+            last: None,
+            looped: Some(true),
             quality: Some(20),
             sampler: Some(Sampler::Distill),
             steps: Some(4),

@@ -9,6 +9,11 @@ pub const NEGATIVE_PROMPT: &str = "镜头晃动，色调艳丽，过曝，静态
 最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，\
 手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走";
 
+/// The negative prompt that Wan2.1 first-and-last-frame was released with: the one of image-to-video, and no cuts.
+fn negative_prompt_flf2v() -> String {
+    format!("镜头切换，{NEGATIVE_PROMPT}")
+}
+
 /// Returns the negative prompt that Wan2.2 image-to-video was released with: it says nothing of a shaking camera.
 fn negative_prompt_wan22() -> String {
     NEGATIVE_PROMPT.trim_start_matches("镜头晃动，").to_owned()
@@ -43,6 +48,9 @@ pub struct Defaults {
     pub steps: u32,
     /// The shift of the released model's schedule.
     pub shift: ByArea<f64>,
+    /// The shift of either schedule for a video that ends at a given picture; none where that changes nothing.
+    #[serde(default)]
+    pub last_frame_shift: Option<f64>,
     /// The guidance scale of the released model.
     pub guidance: f64,
     /// The shift of the step-distilled model's schedule.
@@ -60,9 +68,21 @@ impl Defaults {
             fps: 16,
             steps: 40,
             shift: ByArea { p480: 3.0, p720: 5.0 },
+            last_frame_shift: None,
             guidance: 5.0,
             distilled_shift: 5.0,
             distilled_guidance: 1.0,
+        }
+    }
+
+    /// Returns the defaults that Wan2.1 first-and-last-frame was released with.
+    pub fn wan21_flf2v() -> Self {
+        Self {
+            negative_prompt: negative_prompt_flf2v(),
+            steps: 50,
+            shift: ByArea { p480: 16.0, p720: 16.0 },
+            last_frame_shift: Some(16.0),
+            ..Self::wan21_i2v()
         }
     }
 
@@ -72,6 +92,7 @@ impl Defaults {
             negative_prompt: negative_prompt_wan22(),
             shift: ByArea { p480: 5.0, p720: 5.0 },
             guidance: 3.5,
+            last_frame_shift: Some(16.0),
             ..Self::wan21_i2v()
         }
     }

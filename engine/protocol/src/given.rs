@@ -11,12 +11,14 @@ use serde::de::{
 };
 
 use crate::InvalidSetting;
+use crate::model_file::check_name;
 use crate::nearest::nearest;
 use crate::ranges::{self, Real, Whole};
 use crate::request::{Noise, Resize, Sampler, Settings, Size, StepCache, Tiling};
 
 /// The names of all settings.
-pub const NAMES: [&str; 19] = [
+pub const NAMES: [&str; 23] = [
+    "model",
     "prompt",
     "negative_prompt",
     "seed",
@@ -24,6 +26,9 @@ pub const NAMES: [&str; 19] = [
     "resize",
     "frames",
     "fps",
+    "seconds",
+    "last",
+    "loop",
     "quality",
     "sampler",
     "steps",
@@ -109,6 +114,7 @@ impl fmt::Display for Given<'_> {
 /// Returns an [`InvalidSetting`] for an unknown name, and for a value of the wrong type or out of its range.
 pub fn set(settings: &mut Settings, name: &str, given: &Given<'_>) -> Result<(), InvalidSetting> {
     match name {
+        "model" => settings.model = Some(model(given)?),
         "prompt" => settings.prompt = Some(prompt("prompt", given)?),
         "negative_prompt" => settings.negative_prompt = Some(prompt("negative_prompt", given)?),
         "seed" => settings.seed = Some(whole(&ranges::SEED, given)?),
@@ -119,6 +125,9 @@ pub fn set(settings: &mut Settings, name: &str, given: &Given<'_>) -> Result<(),
             settings.frames = Some(ranges::frames(number)?);
         }
         "fps" => settings.fps = Some(small(&ranges::FPS, given)?),
+        "seconds" => settings.seconds = Some(real(&ranges::SECONDS, given)?),
+        "last" => settings.last = Some(last(given)?),
+        "loop" => settings.looped = Some(truth("loop", given)?),
         "quality" => settings.quality = Some(small(&ranges::QUALITY, given)?),
         "sampler" => settings.sampler = Some(word("sampler", &SAMPLER, given)?),
         "steps" => settings.steps = Some(small(&ranges::STEPS, given)?),
@@ -146,12 +155,40 @@ pub fn set(settings: &mut Settings, name: &str, given: &Given<'_>) -> Result<(),
     Ok(())
 }
 
+fn model(given: &Given<'_>) -> Result<String, InvalidSetting> {
+    let name = match given {
+        Given::Text(name) => name.to_string(),
+        // A command line, and a person in a hurry, write a name of digits as a number.
+        Given::Whole(number) => number.to_string(),
+        _ => return Err(InvalidSetting(format!("`model` must be a model's name in quotes, not {given}"))),
+    };
+    check_name(&name).map_err(|why| InvalidSetting(format!("`model`: {why}")))?;
+    Ok(name)
+}
+
 fn prompt(name: &str, given: &Given<'_>) -> Result<String, InvalidSetting> {
     let Given::Text(text) = given else {
         return Err(InvalidSetting(format!("`{name}` must be text in quotes, not {given}")));
     };
     ranges::prompt(name, text)?;
     Ok(text.clone().into_owned())
+}
+
+fn last(given: &Given<'_>) -> Result<String, InvalidSetting> {
+    let Given::Text(name) = given else {
+        return Err(InvalidSetting(format!("`last` must be the name of a picture in quotes, not {given}")));
+    };
+    ranges::last(name)?;
+    Ok(name.clone().into_owned())
+}
+
+fn truth(name: &str, given: &Given<'_>) -> Result<bool, InvalidSetting> {
+    match given {
+        Given::Truth(truth) => Ok(*truth),
+        Given::Text(text) if text == "true" => Ok(true),
+        Given::Text(text) if text == "false" => Ok(false),
+        _ => Err(InvalidSetting(format!("`{name}` must be true or false, not {given}"))),
+    }
 }
 
 fn whole(range: &Whole, given: &Given<'_>) -> Result<u64, InvalidSetting> {

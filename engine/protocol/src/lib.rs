@@ -11,7 +11,10 @@ mod error;
 pub mod given;
 pub mod messages;
 mod missing;
+mod mistake;
+pub mod model_file;
 pub mod nearest;
+pub mod parts;
 pub mod plan;
 pub mod profile;
 pub mod progress;
@@ -25,3 +28,4 @@ pub mod tiles;
 
 pub use error::{ErrorCode, InvalidSetting};
 pub use missing::missing;
+pub use mistake::Mistake;

@@ -16,7 +16,7 @@ use crate::recipe::Recipe;
 use crate::request::Request;
 
 /// The version of these messages. It rises with every change that the other side would misread.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 /// The maximum length of a line, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
 /// The seconds between two heartbeats.
@@ -39,6 +39,13 @@ pub enum ToEngine {
         job: u64,
         /// The path of the picture.
         image: PathBuf,
+        /// The path of the picture that the video ends at, if the request names one; not of a loop.
+        #[serde(default)]
+        last: Option<PathBuf>,
+        /// The folder for the finished parts of a video that is made in several; parts that are there already are used. The
+        /// daemon removes it.
+        #[serde(default)]
+        parts: Option<PathBuf>,
         /// The file that the engine writes and syncs; the daemon renames it. An existing file is replaced.
         output: PathBuf,
         /// The pictures that the engine writes beside the video.

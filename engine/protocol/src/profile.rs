@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mistake::Mistake;
 use crate::recipe::Component;
 use crate::request::Settings;
 
@@ -226,30 +227,6 @@ pub struct Memory {
     pub budget_mib: Option<u64>,
 }
 
-/// An error in a profile's text.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Mistake {
-    /// What is wrong, with which value, and what to do.
-    pub message: String,
-    /// The range of bytes of the text that has the error, where it is known.
-    pub span: Option<Range<usize>>,
-}
-
-impl From<toml::de::Error> for Mistake {
-    fn from(e: toml::de::Error) -> Self {
-        Self { message: e.message().lines().next().unwrap_or_default().to_owned(), span: e.span() }
-    }
-}
-
-impl Mistake {
-    /// Returns the line of `text` that has the error, counted from 1.
-    pub fn line(&self, text: &str) -> Option<usize> {
-        let start = self.span.as_ref()?.start.min(text.len());
-        Some(text.as_bytes()[..start].split(|b| *b == b'\n').count())
-    }
-}
-
 impl Profile {
     /// Reads a profile and checks every value of it.
     ///
@@ -353,8 +330,12 @@ impl Profile {
                 }
             }
         }
-        if settings.seed.is_some() || settings.prompt.is_some() {
-            let key = if settings.seed.is_some() { "seed" } else { "prompt" };
+        let of_a_picture = [
+            ("seed", settings.seed.is_some()),
+            ("prompt", settings.prompt.is_some()),
+            ("last", settings.last.is_some()),
+        ];
+        if let Some((key, _)) = of_a_picture.into_iter().find(|(_, given)| *given) {
             let text = format!("settings.{key} belongs to a picture and not to a machine; leave it out");
             return Err((path("settings", key), text));
         }
@@ -364,7 +345,7 @@ impl Profile {
 
 /// The paths that [`Profile::check`] builds from a section and a key.
 fn path(section: &str, key: &str) -> &'static [&'static str] {
-    const PATHS: [&[&str]; 10] = [
+    const PATHS: [&[&str]; 11] = [
         &["precision", "dit"],
         &["precision", "text"],
         &["precision", "clip"],
@@ -375,6 +356,7 @@ fn path(section: &str, key: &str) -> &'static [&'static str] {
         &["residency", "vae"],
         &["settings", "seed"],
         &["settings", "prompt"],
+        &["settings", "last"],
     ];
     PATHS.into_iter().find(|path| **path == [section, key]).unwrap_or_default()
 }

@@ -9,6 +9,10 @@ use crate::size::ROPE_POSITIONS;
 pub const MAX_PROMPT_BYTES: usize = 16 * 1024;
 /// The frames of the longest video: it has as many latent frames as the rotary embedding has positions.
 pub const MAX_FRAMES: u32 = 4 * (ROPE_POSITIONS - 1) + 1;
+/// The longest video, in seconds: each part starts from the last frame of the one before, and so drifts a little.
+pub const MAX_SECONDS: f64 = 600.0;
+/// The longest name of a file.
+const MAX_NAME_BYTES: usize = 255;
 /// The largest seed. SQLite, D-Bus and JSON all hold it.
 pub const MAX_SEED: u64 = i64::MAX as u64;
 
@@ -38,6 +42,7 @@ pub const STEPS: Whole = Whole { name: "steps", low: 1, high: 1000, hint: "" };
 pub const STEPS_HIGH: Whole = Whole { name: "steps_high", low: 0, high: 1000, hint: "" };
 pub const NOISE_MULTIPROCESSORS: Whole =
     Whole { name: "noise_multiprocessors", low: 1, high: 1024, hint: "" };
+pub const SECONDS: Real = Real { name: "seconds", low: 0.0, high: MAX_SECONDS };
 pub const SHIFT: Real = Real { name: "shift", low: 0.01, high: 100.0 };
 pub const GUIDANCE: Real = Real { name: "guidance", low: 0.0, high: 100.0 };
 pub const GUIDANCE_LOW: Real = Real { name: "guidance_low", low: 0.0, high: 100.0 };
@@ -95,6 +100,21 @@ pub fn frames(number: i128) -> Result<u32, InvalidSetting> {
 /// Returns the sentence that refuses frames that are no whole number.
 pub fn refuse_frames(given: impl Display) -> InvalidSetting {
     InvalidSetting(format!("`frames` must be a whole number, 4n+1, up to {MAX_FRAMES}, not {given}"))
+}
+
+/// Checks the name of the picture that a video ends at: a file in the folder of the first picture.
+///
+/// # Errors
+/// Returns an [`InvalidSetting`] for what is no plain name of a file.
+pub fn last(name: &str) -> Result<(), InvalidSetting> {
+    let plain = !name.contains(['/', '\0']) && !matches!(name, "." | "..") && name.len() <= MAX_NAME_BYTES;
+    if plain {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(60).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    Err(InvalidSetting(format!(
+        "`last` must be the name of a picture in the same folder, without `/`, not `{shown}`"
+    )))
 }
 
 /// Checks the length of a prompt, the setting `name`.

@@ -198,18 +198,23 @@ impl Part<'_> {
 }
 
 impl Recipe {
-    /// Returns the recipe of Wan2.1 image-to-video with networks of these sizes.
+    /// Returns the recipe of Wan2.1 image-to-video with networks of these sizes; of Wan2.1 first-and-last-frame if the
+    /// transformer has positions for two pictures.
     pub fn wan21_i2v(dit: DitConfig, t5: T5Config, clip: ClipConfig, vae: VaeConfig) -> Self {
-        let defaults = Defaults::wan21_i2v();
+        let last_frame = dit.image_positions.is_some();
+        let (family, defaults) = match last_frame {
+            true => ("Wan2.1 first-and-last-frame", Defaults::wan21_flf2v()),
+            false => ("Wan2.1 image-to-video", Defaults::wan21_i2v()),
+        };
         let guidance = defaults.guidance;
         Self {
-            family: "Wan2.1 image-to-video".into(),
+            family: family.into(),
             experts: vec![Expert { network: Network::new("DiT", dit), from: 0.0, guidance }],
             text_encoder: Network::new("umT5", t5),
             conditioning: Conditioning {
                 mask_channels: 4,
                 image_encoder: Some(Network::new("CLIP", clip)),
-                last_frame: false,
+                last_frame,
             },
             vae: Network::new("VAE", vae),
             defaults,
@@ -278,6 +283,7 @@ impl Recipe {
             text_len: 1,
             text_dim: 8,
             image_dim: Some(8),
+            image_positions: None,
         };
         let t5 = T5Config { dim: 8, rows: 8, heads: 1, inner: 8, ffn_dim: 8, layers: 1, buckets: 32 };
         let clip = ClipConfig { dim: 8, patch: 14, image_size: 14, heads: 1, mlp_dim: 8, layers: 1 };
@@ -302,9 +308,15 @@ impl Recipe {
         2 * self.vae.config.z_dim + self.conditioning.mask_channels
     }
 
-    /// Returns the number of the picture's tokens that the transformers attend to.
+    /// Returns the number of the pictures' tokens that the transformers attend to.
     pub fn image_tokens(&self) -> usize {
-        self.conditioning.image_encoder.as_ref().map_or(0, |n| n.config.tokens())
+        let pictures = if self.needs_last_frame() { 2 } else { 1 };
+        self.conditioning.image_encoder.as_ref().map_or(0, |n| pictures * n.config.tokens())
+    }
+
+    /// Returns whether the family makes no video without a last picture: its transformers attend to the tokens of two.
+    pub fn needs_last_frame(&self) -> bool {
+        self.experts.iter().any(|expert| expert.network.config.image_positions.is_some())
     }
 
     /// Returns, for each step of a request, the index of the expert that computes it.
@@ -385,13 +397,34 @@ impl Recipe {
                 self.step_caches.magcache.is_some() || self.step_caches.magcache_by_forward.is_some()
             }
         };
-        if has {
-            return Ok(());
+        if !has {
+            return Err(InvalidSetting(format!(
+                "the step cache has no figures for {}; leave `step_cache` out, or use a model that it has some for",
+                self.family
+            )));
         }
-        Err(InvalidSetting(format!(
-            "the step cache has no figures for {}; leave `step_cache` out, or use a model that it has some for",
-            self.family
-        )))
+        self.check_last_frame(request)
+    }
+
+    /// Refuses a last picture for a family that cannot aim at one, and none for a family that cannot do without.
+    fn check_last_frame(&self, request: &Request) -> Result<(), InvalidSetting> {
+        let family = &self.family;
+        let refuse = |why: String| Err(InvalidSetting(why));
+        match (self.conditioning.last_frame, request.has_last_frame()) {
+            (false, true) => refuse(format!(
+                "{family} cannot end at a given picture; leave `last` and `loop` out, or use a model that can, such as \
+                 Wan2.1-FLF2V-14B-720P or Wan2.2-I2V-A14B"
+            )),
+            (true, false) if self.needs_last_frame() => refuse(format!(
+                "{family} makes a video between two pictures and needs the second one: give `last`, or set `loop` to true; or \
+                 use an image-to-video model"
+            )),
+            (true, true) if self.needs_last_frame() && request.parts().len() > 1 => refuse(format!(
+                "{family} needs a last picture in every part of a longer video, and only the last part has one; leave \
+                 `seconds` out, or use a model that can continue, such as Wan2.2-I2V-A14B"
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -409,6 +442,7 @@ fn dit_14b() -> DitConfig {
         text_len: 512,
         text_dim: 4096,
         image_dim: Some(1280),
+        image_positions: None,
     }
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::InvalidSetting;
 use crate::defaults::Defaults;
+use crate::model_file::check_name;
 use crate::ranges;
 
 pub use crate::defaults::NEGATIVE_PROMPT;
@@ -80,6 +81,9 @@ pub enum Tiling {
 /// They are read by [`crate::given`], which refuses a wrong value with what would do.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Settings {
+    /// The name of the model [default: the configured one]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// What should happen in the video
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
@@ -101,6 +105,15 @@ pub struct Settings {
     /// Frames a second [default: 16]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fps: Option<u32>,
+    /// Length of the video; what is longer than `frames` is made in parts [default: as `frames` says]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    /// The name of the picture that the video ends at [default: none]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last: Option<String>,
+    /// Whether the video ends at the picture that it starts from [default: false]
+    #[serde(rename = "loop", skip_serializing_if = "Option::is_none")]
+    pub looped: Option<bool>,
     /// H.264 quality, from 1 (the best) to 51; 18 looks lossless [default: 18]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quality: Option<u32>,
@@ -144,6 +157,9 @@ pub struct Settings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
+    /// The name of the model; `None` is the one that the service is configured with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// What should happen in the video.
     pub prompt: String,
     /// What should not be in the video.
@@ -158,6 +174,15 @@ pub struct Request {
     pub frames: u32,
     /// Frames a second.
     pub fps: u32,
+    /// The length of the video in seconds; 0 where `frames` says it. See [`Request::parts`].
+    #[serde(default)]
+    pub seconds: f64,
+    /// The name of the picture that the video ends at; empty without one.
+    #[serde(default)]
+    pub last: String,
+    /// Whether the video ends at the picture that it starts from.
+    #[serde(default, rename = "loop")]
+    pub looped: bool,
     /// x264's constant rate factor, 1 to 51. 0 is not allowed: it is lossless in a profile that few players support.
     pub quality: u32,
     /// The sampler.
@@ -201,6 +226,7 @@ impl Settings {
     #[must_use]
     pub fn or(self, defaults: Self) -> Self {
         Self {
+            model: self.model.or(defaults.model),
             prompt: self.prompt.or(defaults.prompt),
             negative_prompt: self.negative_prompt.or(defaults.negative_prompt),
             seed: self.seed.or(defaults.seed),
@@ -208,6 +234,9 @@ impl Settings {
             resize: self.resize.or(defaults.resize),
             frames: self.frames.or(defaults.frames),
             fps: self.fps.or(defaults.fps),
+            seconds: self.seconds.or(defaults.seconds),
+            last: self.last.or(defaults.last),
+            looped: self.looped.or(defaults.looped),
             quality: self.quality.or(defaults.quality),
             sampler: self.sampler.or(defaults.sampler),
             steps: self.steps.or(defaults.steps),
@@ -249,6 +278,8 @@ impl Settings {
                 (DISTILL_TIMESTEPS.len() as u32, defaults.distilled_shift, defaults.distilled_guidance)
             }
         };
+        let (last, looped) = (self.last.unwrap_or_default(), self.looped.unwrap_or_default());
+        let shift = defaults.last_frame_shift.filter(|_| looped || !last.is_empty()).unwrap_or(shift);
         let step_cache = self.step_cache.unwrap_or_default();
         let threshold = match step_cache {
             StepCache::None => 0.0,
@@ -256,6 +287,7 @@ impl Settings {
             StepCache::Magcache => self.step_cache_threshold.unwrap_or(0.12),
         };
         let request = Request {
+            model: self.model,
             prompt: self.prompt.unwrap_or_default(),
             negative_prompt: self.negative_prompt.unwrap_or_else(|| defaults.negative_prompt.clone()),
             seed: self.seed.unwrap_or_else(draw_seed),
@@ -263,6 +295,9 @@ impl Settings {
             resize: self.resize.unwrap_or_default(),
             frames: self.frames.unwrap_or(defaults.frames),
             fps: self.fps.unwrap_or(defaults.fps),
+            seconds: self.seconds.unwrap_or_default(),
+            last,
+            looped,
             quality: self.quality.unwrap_or(18),
             sampler,
             steps: self.steps.unwrap_or(steps),
@@ -288,11 +323,15 @@ impl Request {
     /// Returns an [`InvalidSetting`] that names every value that is out of its range or conflicts with another one.
     pub fn check(&self) -> Result<(), InvalidSetting> {
         let mistakes: Vec<String> = [
+            self.model.as_deref().map_or(Ok(()), check_name).map_err(InvalidSetting),
             ranges::prompt("prompt", &self.prompt),
             ranges::prompt("negative_prompt", &self.negative_prompt),
             ranges::SEED.check(self.seed.into()).map(drop),
             ranges::frames(self.frames.into()).map(drop),
             ranges::FPS.check(self.fps.into()).map(drop),
+            ranges::SECONDS.check(self.seconds).map(drop),
+            ranges::last(&self.last),
+            self.check_ends(),
             ranges::QUALITY.check(self.quality.into()).map(drop),
             ranges::STEPS.check(self.steps.into()).map(drop),
             ranges::NOISE_MULTIPROCESSORS.check(self.noise_multiprocessors.into()).map(drop),
@@ -308,6 +347,22 @@ impl Request {
         .map(|mistake| mistake.0)
         .collect();
         if mistakes.is_empty() { Ok(()) } else { Err(InvalidSetting(mistakes.join("; "))) }
+    }
+
+    /// Checks what the video ends at.
+    fn check_ends(&self) -> Result<(), InvalidSetting> {
+        if self.looped && !self.last.is_empty() {
+            return Err(InvalidSetting(
+                "`loop` ends the video at its first picture, and `last` at another one; leave one of them out"
+                    .into(),
+            ));
+        }
+        if self.has_last_frame() && self.parts().last().is_some_and(|part| part.frames < 5) {
+            return Err(InvalidSetting(
+                "a video between two pictures needs `frames` to be at least 5".into(),
+            ));
+        }
+        Ok(())
     }
 
     /// Checks that the high-noise expert has no more steps than there are.
@@ -346,6 +401,11 @@ impl Request {
         (self.frames as usize - 1) / 4 + 1
     }
 
+    /// Returns whether a given picture is the last frame.
+    pub fn has_last_frame(&self) -> bool {
+        self.looped || !self.last.is_empty()
+    }
+
     /// Returns whether each step takes a second forward, for the negative prompt.
     #[expect(clippy::float_cmp, reason = "exactly 1 makes the second forward cancel out")]
     pub fn uses_guidance(&self) -> bool {
@@ -371,13 +431,13 @@ mod tests {
         // Ledgers, sidecars and scripts use these names.
         assert_eq!(
             resolved(Settings::default()),
-            r#"fps=16 frames=81 guidance=5.0 noise="cuda" noise_multiprocessors=132 prompt="" quality=18 resize="official" sampler="unipc" seed=7 shift=3.0 size="480p" step_cache="none" step_cache_threshold=0.0 steps=40 tiling="whole""#
+            r#"fps=16 frames=81 guidance=5.0 last="" loop=false noise="cuda" noise_multiprocessors=132 prompt="" quality=18 resize="official" sampler="unipc" seconds=0.0 seed=7 shift=3.0 size="480p" step_cache="none" step_cache_threshold=0.0 steps=40 tiling="whole""#
         );
         let distilled =
             Settings { sampler: Some(Sampler::Distill), size: Some(Size::P720), ..Settings::default() };
         assert_eq!(
             resolved(distilled),
-            r#"fps=16 frames=81 guidance=1.0 noise="cuda" noise_multiprocessors=132 prompt="" quality=18 resize="official" sampler="distill" seed=7 shift=5.0 size="720p" step_cache="none" step_cache_threshold=0.0 steps=4 tiling="whole""#
+            r#"fps=16 frames=81 guidance=1.0 last="" loop=false noise="cuda" noise_multiprocessors=132 prompt="" quality=18 resize="official" sampler="distill" seconds=0.0 seed=7 shift=5.0 size="720p" step_cache="none" step_cache_threshold=0.0 steps=4 tiling="whole""#
         );
         let cached = |step_cache| {
             let settings =

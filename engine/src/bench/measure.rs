@@ -112,7 +112,7 @@ pub fn around<B: Backend>(
     let picture = noise(SEED, "input.picture", 0.4, 3 * height * width);
     let picture = b.upload(&picture, &[3, 1, height, width])?;
     let latent_frames = job.request.latent_frames();
-    let footage = || Footage::Picture { picture: &picture, latent_frames };
+    let footage = || Footage::Picture { picture: &picture, last: None, latent_frames };
     let encoded = || models.vae.encode(b, footage(), tile, observer, None);
     let encode = measure(b, runs, observer, || wait(b, &encoded()?))?;
     if outputs.wanted() {
@@ -249,7 +249,7 @@ pub fn inputs<B: Backend>(
     })?;
     let context = context.ok_or_else(|| Error::Internal("a context was lost".into()))?;
     let x = upload("input.noise", &[16, t, h, w])?;
-    let y = vae::condition(b, &upload("input.condition", &[16, t, h, w])?)?;
+    let y = vae::condition(b, &upload("input.condition", &[16, t, h, w])?, false)?;
     let (time, grid) = (dit.time(b, TIME)?, dit.grid(b, t, h, w)?);
     Ok((took, Inputs { x, y, time, context, grid, attention }))
 }

@@ -4,6 +4,7 @@
 //! Its time does not depend on the weights' values, so the weights can be made up.
 
 mod compare;
+mod load;
 mod measure;
 mod outputs;
 mod rows;
@@ -28,6 +29,7 @@ use crate::sampler::SamplerConfig;
 use crate::{Error, Result, video};
 
 pub use compare::{Cards, Compared, Comparison};
+pub use load::{Loaded, Loads, load};
 use measure::{Around, Measured};
 use outputs::Outputs;
 pub use rows::Row;

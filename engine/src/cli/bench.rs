@@ -1,5 +1,6 @@
 //! `animd-engine bench`.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 
 use animd_engine::backend::Backend;
@@ -11,6 +12,7 @@ use animd_protocol::plan::cards::Card;
 use animd_protocol::plan::gib;
 use animd_protocol::profile::{Precision, Profile};
 use animd_protocol::request::{Size, Tiling};
+use serde::Serialize;
 
 use super::backend::{self, Chosen};
 use super::stop::Stop;
@@ -34,6 +36,7 @@ Examples:
   animd-engine bench --synthetic tiny --size 320x192 --frames 9
   animd-engine bench -m ~/models/Wan2.1-I2V-14B-480P --rows fp8-teacache --whole
   animd-engine bench --report rtx4090.json                measured beside predicted, to send to others
+  animd-engine bench --load ~/models/dit.gguf             how fast files are loaded, beside the disk's own speed
   animd-engine bench --pretend rtx4090                    its kernels, memory and bus on a larger card")]
 pub struct Bench {
     /// Take this model's weights, with the folder as downloaded
@@ -42,6 +45,10 @@ pub struct Bench {
     /// Take the DiT from this folder or file instead
     #[arg(long, value_name = "PATH", requires = "model")]
     dit: Option<PathBuf>,
+    /// Measure only how each network of this model's folder, or a DiT's file, is loaded: from the disk, whose cache is
+    /// emptied of the files before
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["model", "synthetic", "pretend", "rows", "whole", "outputs"])]
+    load: Option<PathBuf>,
     /// Make weights up, of a model of this size [default: full, without a model's folder]
     #[arg(long, value_name = "SIZE", value_enum, num_args = 0..=1, default_missing_value = "full", conflicts_with = "model")]
     synthetic: Option<synth::Size>,
@@ -94,6 +101,15 @@ impl Bench {
             Error::Device(text) => Error::Device(format!("{text}; `--profile cpu` measures the processor")),
             e => e,
         })?;
+        if let Some(path) = &self.load {
+            let setup = backend::setup(Some(&profile));
+            let loads = match chosen {
+                Chosen::Cpu(b) => bench::load(&b, &setup, path)?,
+                #[cfg(feature = "cuda")]
+                Chosen::Cuda(b) => bench::load(&b, &setup, path)?,
+            };
+            return self.show(&loads);
+        }
         let outcome = match chosen {
             Chosen::Cpu(_) if self.pretend.is_some() => {
                 return Err(Error::Device(
@@ -110,11 +126,16 @@ impl Bench {
                 self.with(b, &profile, name, cards, stop)?
             }
         };
+        self.show(&outcome)
+    }
+
+    /// Prints figures, as a table or as JSON, and writes them into the report's file.
+    fn show(&self, figures: &(impl Serialize + Display)) -> Result<()> {
         if let Some(path) = &self.report {
-            let text = serde_json::to_string_pretty(&outcome).map_err(|e| Error::Internal(e.to_string()))?;
+            let text = serde_json::to_string_pretty(figures).map_err(|e| Error::Internal(e.to_string()))?;
             std::fs::write(path, text + "\n").map_err(Error::file("write", path))?;
         }
-        if self.json { print_json(&outcome) } else { print(outcome.to_string().trim_end()) }
+        if self.json { print_json(figures) } else { print(figures.to_string().trim_end()) }
     }
 
     /// Returns the cards to predict times for, of which `here` is the one that measures.

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use animd_engine::backend::Backend;
-use animd_engine::pipeline::{Job, Pipeline};
-use animd_engine::{Error, Result, image, video};
+use animd_engine::pipeline::{Film, Pipeline};
+use animd_engine::{Error, Result, image, video, weights};
 use animd_options::SettingsOptions;
 use animd_protocol::messages::{Pictures, Report};
 use animd_protocol::plan::Setup;
@@ -25,6 +25,9 @@ Example:
 pub struct Generate {
     /// The picture: JPEG, PNG, WebP, GIF (its first frame), BMP or TIFF
     image: PathBuf,
+    /// The picture that the video ends at; one of another size is cropped to cover the first one's shape
+    #[arg(long, value_name = "IMAGE", conflicts_with = "looped")]
+    last: Option<PathBuf>,
     /// The video; an existing file is not replaced [default: the picture's name and the seed, in this folder]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -69,8 +72,14 @@ impl Generate {
         if let Some(profile) = &profile {
             settings = settings.or(profile.settings.clone());
         }
-        let request = settings.resolve(super::draw_seed)?;
+        if let Some(last) = &self.last {
+            settings.last = last.file_name().map(|name| name.to_string_lossy().into_owned());
+        }
+        let model = weights::Model::open(&self.model.model, self.model.dit.as_deref())?.recipe();
+        let request = settings.resolve_for(&model.defaults, super::draw_seed)?;
+        model.check(&request)?;
         let picture = image::decode(&self.image)?;
+        let last = self.last.as_deref().map(image::decode).transpose()?;
         let out = self.out.unwrap_or_else(|| {
             let mut name = self.image.file_stem().unwrap_or_default().to_owned();
             name.push(format!("-{}.mp4", request.seed));
@@ -83,11 +92,10 @@ impl Generate {
         }
 
         let stop = Stop::listen()?;
-        let job = Job::new(&picture, request)?;
-        drop(picture);
+        let film = Film::new(picture, last, request)?;
         let part = video::part_path(&out)?;
         let setup = backend::setup(profile.as_ref());
-        let run = Run { model: &self.model, setup: &setup, job: &job, part: &part, pictures: &pictures };
+        let run = Run { model: &self.model, setup: &setup, film: &film, part: &part, pictures: &pictures };
         let (report, bar) = match backend::choose(profile.as_ref())? {
             Chosen::Cpu(backend) => run.with(backend, stop, self.json)?,
             #[cfg(feature = "cuda")]
@@ -106,7 +114,7 @@ impl Generate {
             )));
         }
         if self.json {
-            print_json(&serde_json::json!({ "video": out, "request": job.request, "report": report }))
+            print_json(&serde_json::json!({ "video": out, "request": film.request(), "report": report }))
         } else {
             let total: f64 = report.seconds.iter().map(|(_, s)| s).sum();
             print(&format!(
@@ -125,7 +133,7 @@ impl Generate {
 struct Run<'a> {
     model: &'a ModelArgs,
     setup: &'a Setup,
-    job: &'a Job,
+    film: &'a Film,
     part: &'a Path,
     pictures: &'a Pictures,
 }
@@ -135,7 +143,7 @@ impl Run<'_> {
         let mut pipeline = Pipeline::open(backend, self.setup, &self.model.model, self.model.dit.as_deref())?;
         stop.unfinished(self.part);
         let bar = Bar::new(quiet, stop);
-        Ok((pipeline.run(self.job, self.part, self.pictures, &bar), bar))
+        Ok((pipeline.film(self.film, self.part, self.pictures, None, &bar), bar))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use animd_engine::weights::identify;
 use animd_engine::{Error, Result, inspect};
 
 use super::{print, print_json};
@@ -11,10 +12,15 @@ use super::{print, print_json};
 #[command(after_help = "\
 Example:
   animd-engine inspect ~/models/Wan2.1-I2V-14B-480P
+  animd-engine inspect --each --json ~/ComfyUI/models/*/*.safetensors
 Exit status: 1 if the folder holds no model that can be used.")]
 pub struct Inspect {
-    /// The folder
-    dir: PathBuf,
+    /// The folder, or the model file (`NAME.toml`)
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// Say of each file, or of each folder with the shards of one part, what it is by itself
+    #[arg(long)]
+    each: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -23,7 +29,15 @@ pub struct Inspect {
 impl Inspect {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
-        let found = inspect::inspect(&self.dir);
+        if self.each {
+            return each(&self.paths, self.json);
+        }
+        let [dir] = &self.paths[..] else {
+            return Err(Error::Setting(
+                "one folder is inspected at a time; add --each for several files".into(),
+            ));
+        };
+        let found = inspect::inspect(dir);
         if self.json {
             print_json(&found)?;
         } else {
@@ -32,7 +46,24 @@ impl Inspect {
         if found.usable {
             Ok(())
         } else {
-            Err(Error::Model(format!("`{}` holds no complete model", self.dir.display())))
+            Err(Error::Model(format!("`{}` holds no complete model", dir.display())))
         }
     }
+}
+
+/// Says of each file what it is.
+fn each(paths: &[PathBuf], json: bool) -> Result<()> {
+    let found: Vec<_> = paths.iter().map(|path| identify(path)).collect();
+    if json {
+        return print_json(&found);
+    }
+    for one in &found {
+        let what = match (&one.part, &one.refusal) {
+            (_, Some(why)) => why.clone(),
+            (Some(part), None) => format!("{}, {:.2} GB", part.component.title(), part.bytes as f64 / 1e9),
+            (None, None) => "a LoRA".to_owned(),
+        };
+        print(&format!("{}: {what}", one.path.display()))?;
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 mod backend;
 mod bar;
 mod bench;
+mod check;
 mod generate;
 mod inspect;
 mod plan;
@@ -12,6 +13,7 @@ mod selftest;
 mod serve;
 mod stop;
 mod synth;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,6 +45,10 @@ enum Command {
     Bench(Box<bench::Bench>),
     /// Check every operation on the GPU against the CPU
     Selftest(selftest::Selftest),
+    /// Check a model's files, tensor by tensor
+    Verify(verify::Verify),
+    /// Check a model by what it computes, on this machine
+    Check(Box<check::Check>),
     /// Write the DiT in 8 bits beside its own files, for faster starts
     Prepare(prepare::Prepare),
     /// Write a model of random weights in the official layout, for tests and measurements
@@ -55,8 +61,9 @@ enum Command {
 /// Where the model is.
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// The model's folder, as downloaded: the released one, or one of ComfyUI, LightX2V, diffusers or the Hugging Face cache
-    #[arg(short, long, value_name = "DIR", env = "ANIMD_MODEL_PATH")]
+    /// The model's folder, as downloaded: the released one, or one of ComfyUI, LightX2V, diffusers or the Hugging Face
+    /// cache; or a model file (`NAME.toml`), which says where each part lies
+    #[arg(short, long, value_name = "PATH", env = "ANIMD_MODEL_PATH")]
     model: PathBuf,
     /// Take the DiT from this folder or file instead, such as a GGUF file or a distilled one
     #[arg(long, value_name = "PATH", env = "ANIMD_MODEL_DIT")]
@@ -71,6 +78,8 @@ pub fn run(args: Args) -> ExitCode {
         Command::Plan(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Selftest(command) => command.run(),
+        Command::Verify(command) => command.run(),
+        Command::Check(command) => command.run(),
         Command::Prepare(command) => command.run(),
         Command::SynthModel(command) => command.run(),
         Command::Serve(command) => return command.run(),

@@ -62,7 +62,9 @@ impl PlanArgs {
             Some(folder) => Model::open(folder, None)?.recipe(),
             None => Recipe::wan21_i2v_14b(),
         };
-        let request = Settings::from(self.settings).or(profile.settings.clone()).resolve(|| 0)?;
+        let settings = Settings::from(self.settings).or(profile.settings.clone());
+        let whole = settings.resolve_for(&recipe.defaults, || 0)?;
+        let (parts, request) = (whole.parts().len(), whole.largest_part());
         // The picture has the shape of the area.
         let size = match request.size {
             Size::P480 => [832, 480],
@@ -81,12 +83,15 @@ impl PlanArgs {
         let fits = budget.or(self.host_memory).map(|_| refused.is_none());
         if self.json {
             print_json(&serde_json::json!({
-                "profile": profile.name, "gpu": gpu.as_ref().map(|card| &card.name), "request": request,
+                "profile": profile.name, "gpu": gpu.as_ref().map(|card| &card.name), "request": whole, "parts": parts,
                 "plan": plan, "needed": plan.memory.total() + setup.reserve, "fits": fits, "refused": refused,
                 "prediction": prediction,
             }))?;
         } else {
             print(&format!("profile {}\n{plan}", profile.name))?;
+            if parts > 1 {
+                print(&format!("\nthis is one of {parts} parts, which take {parts} times its seconds"))?;
+            }
             if let Some(prediction) = &prediction {
                 print(&format!("\n{prediction}"))?;
             }

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use animd_engine::backend::Backend;
-use animd_engine::pipeline::{Job, Pipeline};
+use animd_engine::pipeline::{Film, Pipeline};
 use animd_engine::progress::{Observer, Progress};
 use animd_engine::{Error, Result, image};
 use animd_protocol::ErrorCode;
@@ -227,20 +227,23 @@ fn unusable(shared: &Shared, e: &Error) -> ExitCode {
 }
 
 fn one<B: Backend>(pipeline: &mut Pipeline<B>, shared: &Shared, order: Order) -> Result<Report> {
-    let Order { job, image, output, pictures, request } = order;
+    let Order { job, image, last, parts, output, pictures, request } = order;
     request.check()?;
     let picture = image::decode(&image)?;
-    let order = Job::new(&picture, *request)?;
-    drop(picture);
-    let reporter = Reporter { shared, job, patience: pipeline.patience(&order), last: Mutex::new(None) };
+    let last = last.map(|last| image::decode(&last)).transpose()?;
+    let film = Film::new(picture, last, *request)?;
+    let patience = pipeline.patience(film.largest_part());
+    let reporter = Reporter { shared, job, patience, last: Mutex::new(None) };
     reporter.check()?;
-    pipeline.run(&order, &output, &pictures, &reporter)
+    pipeline.film(&film, &output, &pictures, parts.as_deref(), &reporter)
 }
 
 /// The content of a [`ToEngine::Generate`].
 struct Order {
     job: u64,
     image: PathBuf,
+    last: Option<PathBuf>,
+    parts: Option<PathBuf>,
     output: PathBuf,
     pictures: Pictures,
     request: Box<Request>,
@@ -269,14 +272,14 @@ fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>
                     env!("CARGO_PKG_VERSION")
                 ));
             }
-            Ok(ToEngine::Generate { job, image, output, pictures, request }) => {
+            Ok(ToEngine::Generate { job, image, last, parts, output, pictures, request }) => {
                 // An earlier attempt at this job may have been cancelled.
                 let _ = shared.cancel.compare_exchange(job, 0, Ordering::SeqCst, Ordering::SeqCst);
                 // A second job would wait while the first one runs, and the parent would take that for work.
                 if !shared.begin() {
                     let e = Error::Internal("the engine has a job already".into());
                     shared.send(&FromEngine::Failed { job, code: e.code(), message: e.to_string() });
-                } else if jobs.send(Order { job, image, output, pictures, request }).is_err() {
+                } else if jobs.send(Order { job, image, last, parts, output, pictures, request }).is_err() {
                     return 0;
                 }
             }
@@ -304,6 +307,8 @@ mod tests {
         let order = ToEngine::Generate {
             job: 7,
             image: "photo.png".into(),
+            last: None,
+            parts: None,
             output: "video.mp4".into(),
             pictures: Pictures::default(),
             request: Box::new(Settings::default().resolve(|| 1)?),

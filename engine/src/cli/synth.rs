@@ -16,7 +16,8 @@ use super::stop::Stop;
 Examples:
   animd-engine synth-model /tmp/tiny --size tiny                 12 MB, runs on any CPU
   animd-engine synth-model /data/full --size full                46 GB, the 14B model's exact shapes
-  animd-engine synth-model /data/dit --size full --only dit      the DiT alone")]
+  animd-engine synth-model /data/dit --size full --only dit      the DiT alone
+  animd-engine synth-model /data/q4 --size full --format q4_k    a DiT as GGUF, to measure how fast it is loaded")]
 pub struct SynthModel {
     /// The folder to make; it must not exist, or be empty
     dir: PathBuf,
@@ -29,6 +30,12 @@ pub struct SynthModel {
     /// One component only
     #[arg(long, value_enum)]
     only: Option<Only>,
+    /// Write the DiT alone, as one file in this format
+    #[arg(long, value_enum, conflicts_with_all = ["dtype", "only"])]
+    format: Option<synth::Format>,
+    /// Give the DiT so many blocks instead of the size's own
+    #[arg(long, value_name = "N", requires = "format", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    layers: Option<u16>,
     /// The number that the weights are drawn from
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -75,7 +82,13 @@ impl SynthModel {
             bar.progress(&Progress { stage: Stage::Write, step: 0, steps: 0, fraction, seconds_left: None });
             bar.check()
         };
-        let result = synth::synth_model(&self.dir, self.size, dtype, only, self.seed, &mut wrote);
+        let result = match self.format {
+            Some(format) => {
+                let layers = self.layers.map(usize::from);
+                synth::synth_dit(&self.dir, self.size, format, layers, self.seed, &mut wrote).map(drop)
+            }
+            None => synth::synth_model(&self.dir, self.size, dtype, only, self.seed, &mut wrote),
+        };
         bar.finish();
         result?;
         print(&format!("{}: {:.1} MB", self.dir.display(), total as f64 / 1e6))

@@ -1,16 +1,47 @@
-//! Writes pixels to JPEG files.
+//! Writes pixels to JPEG and PNG files.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use image::ExtendedColorType;
+use image::ImageEncoder;
 use image::codecs::jpeg::JpegEncoder;
+use image::codecs::png::PngEncoder;
 
 use super::{Crop, Picture, bicubic_antialiased};
 use crate::{Error, Result};
 
 impl Picture {
+    /// Returns a part of the picture.
+    #[must_use]
+    pub fn cropped(&self, crop: Crop) -> Self {
+        let row = |y: u32| {
+            let start = 3 * (y as usize * self.width as usize + crop.left as usize);
+            &self.rgb[start..][..3 * crop.width as usize]
+        };
+        let rgb = (crop.top..crop.top + crop.height).flat_map(row).copied().collect();
+        Self { width: crop.width, height: crop.height, rgb }
+    }
+
+    /// Writes the picture as a PNG, without loss, and syncs it. An existing file is replaced; half a file may be left.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the file system refuses; [`Error::Output`] if the picture is too large for a PNG.
+    pub fn write_png(&self, path: &Path) -> Result<()> {
+        let failed = || Error::file("write", path);
+        let file = File::create(path).map_err(failed())?;
+        let mut out = BufWriter::new(&file);
+        let encoder = PngEncoder::new(&mut out);
+        match encoder.write_image(&self.rgb, self.width, self.height, ExtendedColorType::Rgb8) {
+            Err(image::ImageError::IoError(e)) => return Err(failed()(e)),
+            encoded => encoded.map_err(|e| Error::Output(format!("`{}`: {e}", path.display())))?,
+        }
+        out.flush().map_err(failed())?;
+        drop(out);
+        file.sync_all().map_err(failed())
+    }
+
     /// Returns the picture filtered to another size.
     #[must_use]
     pub fn resized(&self, width: u32, height: u32) -> Self {

@@ -48,6 +48,8 @@ struct Around<B: Backend> {
 struct ImageEmbedding<B: Backend> {
     norms: [LayerNorm<B>; 2],
     layers: [B::Linear; 2],
+    /// The positions of the image tokens, `[514, image_dim]`, in models that see two pictures.
+    positions: Option<B::Tensor>,
 }
 
 struct Block<B: Backend> {
@@ -149,6 +151,8 @@ pub enum Blocks<'a, B: Backend> {
     },
     /// It adds the residual of an earlier forward's blocks to the tokens.
     Reuse(&'a B::Tensor),
+    /// It computes all blocks but one, to see what that one is worth.
+    Without(usize),
 }
 
 #[expect(
@@ -186,7 +190,8 @@ impl<B: Backend> Dit<B> {
         })
     }
 
-    /// Embeds a prompt `[n, text_dim]` (without padding) and, for a model that attends to it, a picture `[257, image_dim]`.
+    /// Embeds a prompt `[n, text_dim]` (without padding) and, for a model that attends to it, a picture `[257, image_dim]`; or two
+    /// pictures, the first and the last one, `[514, image_dim]`, in a model that has positions for them.
     ///
     /// # Errors
     /// Returns [`Error::Internal`] for a prompt that is too long, for a picture that is missing or that the model does not
@@ -289,10 +294,13 @@ impl<B: Backend> Dit<B> {
                 (sum(b, before, residual)?, None)
             }
             Blocks::Compute { keep_residual: false } => {
-                (self.run_blocks(b, before, inputs, observer, &mut probe)?, None)
+                (self.run_blocks(b, before, inputs, None, observer, &mut probe)?, None)
+            }
+            Blocks::Without(block) => {
+                (self.run_blocks(b, before, inputs, Some(block), observer, &mut probe)?, None)
             }
             Blocks::Compute { keep_residual: true } => {
-                let after = self.run_blocks(b, before.clone(), inputs, observer, &mut probe)?;
+                let after = self.run_blocks(b, before.clone(), inputs, None, observer, &mut probe)?;
                 let residual = difference(b, &after, before)?;
                 (after, Some(residual))
             }
@@ -305,12 +313,13 @@ impl<B: Backend> Dit<B> {
         Ok(Velocity { velocity, residual })
     }
 
-    /// Returns the tokens after all blocks.
+    /// Returns the tokens after all blocks but one, or after all.
     fn run_blocks(
         &self,
         b: &B,
         mut tokens: B::Tensor,
         inputs: &Inputs<'_, B>,
+        without: Option<usize>,
         observer: &dyn Observer,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
@@ -319,6 +328,9 @@ impl<B: Backend> Dit<B> {
         let &Inputs { time, context, grid, attention: kind, .. } = inputs;
         let all = Common { e0: &time.e0, rope: &grid.rope, heads, scale, eps, kind };
         for (i, (block, context)) in self.blocks.iter().zip(&context.blocks).enumerate() {
+            if without == Some(i) {
+                continue;
+            }
             observer.check()?;
             b.throttle()?;
             let mut of_block = probe.as_mut().map(|probe| {
@@ -330,6 +342,14 @@ impl<B: Backend> Dit<B> {
         }
         Ok(tokens)
     }
+}
+
+/// Loads the positions of two pictures' tokens, `[image_positions, image_dim]`, if the model has them.
+fn image_positions<B: Backend>(root: &Checkpoint<'_, B>, config: &DitConfig) -> Result<Option<B::Tensor>> {
+    let Some((rows, width)) = config.image_positions.zip(config.image_dim) else { return Ok(None) };
+    let mut positions = root.host("img_emb.emb_pos", &[1, rows, width])?;
+    positions.shape.remove(0);
+    root.loader.tensor(positions).map(Some)
 }
 
 /// Returns the tokens plus the residual of an earlier forward's blocks.
@@ -353,7 +373,7 @@ impl<B: Backend> Around<B> {
         Ok(Self {
             patch_embedding: linear("patch_embedding")?,
             text: [linear("text_embedding.0")?, linear("text_embedding.2")?],
-            image: config.image_dim.map(|_| ImageEmbedding::load(root)).transpose()?,
+            image: config.image_dim.map(|_| ImageEmbedding::load(root, config)).transpose()?,
             time: [linear("time_embedding.0")?, linear("time_embedding.2")?],
             time_projection: linear("time_projection.1")?,
             head: linear("head.head")?,
@@ -395,16 +415,31 @@ impl<B: Backend> Around<B> {
 }
 
 impl<B: Backend> ImageEmbedding<B> {
-    fn load(root: &Checkpoint<'_, B>) -> Result<Self> {
+    fn load(root: &Checkpoint<'_, B>, config: &DitConfig) -> Result<Self> {
         let linear = |name| root.linear(&[name], Role::Sensitive);
         Ok(Self {
             norms: [root.norm("img_emb.proj.0", IMAGE_EPS)?, root.norm("img_emb.proj.4", IMAGE_EPS)?],
             layers: [linear("img_emb.proj.1")?, linear("img_emb.proj.3")?],
+            positions: image_positions(root, config)?,
         })
     }
 
     fn embed(&self, b: &B, image: &B::Tensor) -> Result<B::Tensor> {
         let ([up, down], [first, last]) = (&self.layers, &self.norms);
+        let positioned = match &self.positions {
+            Some(positions) if b.shape(positions) == b.shape(image) => {
+                Some(b.linear_combination(&[(1.0, image), (1.0, positions)])?)
+            }
+            Some(positions) => {
+                return Err(Error::Internal(format!(
+                    "image tokens {:?} for a model with positions {:?}: it needs two pictures",
+                    b.shape(image),
+                    b.shape(positions)
+                )));
+            }
+            None => None,
+        };
+        let image = positioned.as_ref().unwrap_or(image);
         let h = b.linear(first.of(image), up, &activated(Activation::GeluErf))?;
         let h = b.linear(Input::Plain(&h), down, &Epilogue::default())?;
         b.norm(&h, &last.norm())

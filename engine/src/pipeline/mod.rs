@@ -1,7 +1,9 @@
 //! From a picture and a request to an H.264 file: the stages, in their order.
 
 mod clock;
+mod film;
 mod models;
+mod part_store;
 mod pictures;
 mod rescue;
 mod watched;
@@ -28,8 +30,9 @@ use crate::video::{VideoOptions, VideoWriter};
 use crate::{Error, Result};
 
 use clock::Clock;
+pub use film::Film;
 pub use models::Pipeline;
-pub(crate) use models::{Models, Parts};
+pub(crate) use models::{Models, Parts, proc_bytes};
 use pictures::{Previews, Stills};
 
 /// A job whose picture is fitted and whose request is checked: all refusals that need no model have been made.
@@ -37,6 +40,15 @@ pub struct Job {
     /// The request.
     pub request: Request,
     fitted: Fitted,
+    clip_pixels: Vec<f32>,
+    /// The picture that the video ends at, if there is one.
+    last: Option<Last>,
+}
+
+/// A picture that a video ends at, fitted to the video's size.
+struct Last {
+    /// The values [3, height, width], as those of [`Fitted::first_frame`].
+    frame: Vec<f32>,
     clip_pixels: Vec<f32>,
 }
 
@@ -46,8 +58,32 @@ impl Job {
     /// # Errors
     /// Returns [`Error::Image`] for a picture whose shape fits no size.
     pub fn new(picture: &Picture, request: Request) -> Result<Self> {
+        Self::between(picture, None, request)
+    }
+
+    /// Fits the picture, and the one that the video ends at, to the size that the request asks for. A request for a loop
+    /// that gets no last picture ends at the first one.
+    ///
+    /// # Errors
+    /// Returns [`Error::Image`] for a picture whose shape fits no size, and [`Error::Setting`] if the request says of a last
+    /// picture that there is one and none is given, or the other way round.
+    pub fn between(picture: &Picture, last: Option<&Picture>, request: Request) -> Result<Self> {
         let fitted = image::fit(picture, &request.size, request.resize)?;
-        Ok(Self { clip_pixels: image::clip_pixels(picture), fitted, request })
+        let last = last.or(request.looped.then_some(picture));
+        if request.has_last_frame() != last.is_some() {
+            let (said, given) = match last {
+                Some(_) => ("names none", "one is"),
+                None => ("names one", "none is"),
+            };
+            return Err(Error::Setting(format!(
+                "the request {said} in `last`, and {given} given: give the picture and its name together"
+            )));
+        }
+        let last = match last {
+            Some(last) => Some(Last::new(last, picture, &fitted, &request)?),
+            None => None,
+        };
+        Ok(Self { clip_pixels: image::clip_pixels(picture), fitted, last, request })
     }
 
     /// Returns the width in pixels.
@@ -64,6 +100,31 @@ impl Job {
     pub(crate) fn latent(&self) -> [usize; 3] {
         [self.request.latent_frames(), self.fitted.height / 8, self.fitted.width / 8]
     }
+}
+
+impl Last {
+    /// Fits the last picture as the first one was; one of another size is resized to cover the frame and cropped to its
+    /// centre.
+    fn new(last: &Picture, first: &Picture, fitted: &Fitted, request: &Request) -> Result<Self> {
+        if (last.width, last.height) == (first.width, first.height) {
+            let frame = image::fit(last, &request.size, request.resize)?.first_frame;
+            return Ok(Self { frame, clip_pixels: image::clip_pixels(last) });
+        }
+        let covering = image::centre(last.width, last.height, fitted.width as u32, fitted.height as u32);
+        let cropped = last.cropped(covering);
+        let whole = image::Crop { top: 0, left: 0, width: cropped.width, height: cropped.height };
+        let frame = image::bicubic_antialiased(&cropped, whole, fitted.height, fitted.width);
+        Ok(Self { frame, clip_pixels: image::clip_pixels(&cropped) })
+    }
+}
+
+/// What becomes of a job's frames beside the video.
+#[derive(Clone, Copy, Default)]
+struct Framing<'a> {
+    /// Whether the film has the first frame already, as the last one of the part before.
+    continues: bool,
+    /// The file for the last frame, lossless, from which the next part starts.
+    last_frame: Option<&'a Path>,
 }
 
 /// The inputs that the sampler's steps need from earlier stages.
@@ -141,10 +202,22 @@ impl<B: Backend> Pipeline<B> {
         pictures: &Pictures,
         observer: &dyn Observer,
     ) -> Result<Report> {
+        self.run_framed(job, out, pictures, Framing::default(), observer)
+    }
+
+    /// Does what [`Self::run`] does, for a video or a part of one.
+    fn run_framed(
+        &mut self,
+        job: &Job,
+        out: &Path,
+        pictures: &Pictures,
+        framing: Framing<'_>,
+        observer: &dyn Observer,
+    ) -> Result<Report> {
         self.begin();
-        match self.run_once(job, out, pictures, observer) {
+        match self.run_once(job, out, pictures, framing, observer) {
             Err(Error::Memory(shortage)) if self.makes_do_with_less(job, &shortage) => {
-                self.run_once(job, out, pictures, observer)
+                self.run_once(job, out, pictures, framing, observer)
             }
             result => result,
         }
@@ -155,6 +228,7 @@ impl<B: Backend> Pipeline<B> {
         job: &Job,
         out: &Path,
         pictures: &Pictures,
+        framing: Framing<'_>,
         observer: &dyn Observer,
     ) -> Result<Report> {
         let request = &job.request;
@@ -194,14 +268,22 @@ impl<B: Backend> Pipeline<B> {
         let (forwards_computed, forwards_skipped) = plan.forwards();
 
         clock.stage(Stage::VaeDecode)?;
-        let mut frames = 0;
+        let (mut frames, mut last_frame) = (0, Vec::new());
         let mut stills = Stills::new(pictures, width, height, request.frames);
         {
+            let mut begun = false;
             let mut write = |done: f64, rgb: &[u8]| {
                 // What the last step computed has arrived by now.
                 outputs.check()?;
-                frames += (rgb.len() / (width * height * 3)) as u32;
                 clock.part(done);
+                let frame = width * height * 3;
+                if framing.last_frame.is_some() && rgb.len() >= frame {
+                    last_frame = rgb[rgb.len() - frame..].to_vec();
+                }
+                let known = if framing.continues && !begun { frame.min(rgb.len()) } else { 0 };
+                begun |= !rgb.is_empty();
+                let rgb = &rgb[known..];
+                frames += (rgb.len() / frame) as u32;
                 stills.see(rgb);
                 writer.write(rgb)?;
                 clock.observer().check()
@@ -213,6 +295,9 @@ impl<B: Backend> Pipeline<B> {
         }
         clock.stage(Stage::Write)?;
         let bytes = writer.finish()?;
+        if let Some(path) = framing.last_frame {
+            Picture { width: width as u32, height: height as u32, rgb: last_frame }.write_png(path)?;
+        }
         stills.finish();
         let steps = clock.steps(&plan.computed_steps());
         Ok(Report {
@@ -233,14 +318,18 @@ impl<B: Backend> Pipeline<B> {
 
     /// Returns the settings that made the video, for its metadata.
     fn metadata(&self, request: &Request) -> Result<String> {
-        serde_json::to_string(&serde_json::json!({
+        let mut metadata = serde_json::json!({
             "program": "animd",
             "version": env!("CARGO_PKG_VERSION"),
             "model": self.model_name(),
             "backend": self.backend_name(),
             "request": request,
-        }))
-        .map_err(|e| Error::Internal(e.to_string()))
+        });
+        let parts = request.parts();
+        if parts.len() > 1 {
+            metadata["parts"] = serde_json::json!(parts);
+        }
+        serde_json::to_string(&metadata).map_err(|e| Error::Internal(e.to_string()))
     }
 
     /// Returns how long the work may go without asking its observer: the slowest of one block of the DiT, four frames
@@ -286,7 +375,11 @@ fn condition<B: Backend>(
     let picture = match models.image_encoder() {
         Some(encoder) => {
             clock.stage(Stage::Image)?;
-            let picture = encoder.encode(backend, &job.clip_pixels, None)?;
+            let mut picture = encoder.encode(backend, &job.clip_pixels, None)?;
+            if let Some(last) = job.last.as_ref().filter(|_| recipe.needs_last_frame()) {
+                let last = encoder.encode(backend, &last.clip_pixels, None)?;
+                picture = backend.concat(&[&picture, &last], 0)?;
+            }
             outputs.watch(backend, Component::Clip, None, &picture)?;
             Some(picture)
         }
@@ -297,11 +390,13 @@ fn condition<B: Backend>(
     clock.stage(Stage::VaeEncode)?;
     let Fitted { width, height, first_frame } = &job.fitted;
     let first = backend.upload(first_frame, &[3, 1, *height, *width])?;
+    let last = job.last.as_ref().map(|last| backend.upload(&last.frame, &[3, 1, *height, *width]));
+    let last = last.transpose()?;
     let rescue = parts.rescue(tile, clock.observer());
-    let (latents, note) = rescue.encode(&first, request.latent_frames())?;
+    let (latents, note) = rescue.encode(&first, last.as_ref(), request.latent_frames())?;
     notes.extend(note);
     outputs.watch(backend, Component::Vae, None, &latents)?;
-    Ok(Conditioning { y: vae::condition(backend, &latents)?, embeddings, outputs })
+    Ok(Conditioning { y: vae::condition(backend, &latents, last.is_some())?, embeddings, outputs })
 }
 
 /// Runs the sampler's loop over the DiT, from noise to latents.

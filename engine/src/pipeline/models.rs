@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use animd_protocol::model_file::ModelFile;
 use animd_protocol::plan::{Plan, Setup, gib, refusal};
 use animd_protocol::profile::{AttentionKind, Backend as Kind, Place, Precision, Precisions};
 use animd_protocol::recipe::{Component, Network, Recipe};
@@ -17,7 +18,7 @@ use crate::model::vae::{Colours, Vae};
 use crate::progress::Observer;
 use crate::synth::{self, Source};
 use crate::text::{self, MAX_TOKENS, Tokenizer};
-use crate::weights::{self, DType, WeightSource};
+use crate::weights::{self, DType, ReadAhead, WeightSource};
 use crate::{Error, Result};
 
 use super::Job;
@@ -63,6 +64,22 @@ impl Sources {
             Some(weights) => Ok(weights),
             None => Err(Error::Internal(format!("nobody knows where the weights of {} are", network.name))),
         }
+    }
+}
+
+impl Sources {
+    /// Starts to read the files of the networks that are about to be loaded, in the order of loading: the transformers', and
+    /// before them, for `all` networks, the others'. Networks that are read each time that they are used are left out.
+    fn read_ahead(&self, all: bool, places: &BTreeMap<String, Place>) -> ReadAhead {
+        let (mut experts, mut others) = (Vec::new(), Vec::new());
+        for part in self.recipe.networks().filter(|part| places.get(part.name) != Some(&Place::Disk)) {
+            let Some(weights) = self.weights.get(part.name) else { continue };
+            if part.component() == Component::Dit { &mut experts } else { &mut others }
+                .push(weights.places());
+        }
+        others.retain(|_| all);
+        others.append(&mut experts);
+        ReadAhead::start(&others, available_ram())
     }
 }
 
@@ -131,17 +148,19 @@ impl<B: Backend> Parts<'_, B> {
 }
 
 impl<B: Backend> Pipeline<B> {
-    /// Finds and checks the files of the model in `dir`. The DiT comes from `dit` if that is given. If the
-    /// backend runs the DiT in 8 bits and a copy prepared in that precision ([`weights::prepare`]) exists, the copy is
+    /// Finds and checks the files of a model, given by its folder or its model file. The DiT comes from `dit` if that is
+    /// given. If the backend runs the DiT in 8 bits and a copy prepared in that precision ([`weights::prepare`]) exists, the copy is
     /// used instead. Only headers are read.
     ///
     /// # Errors
     /// Returns [`Error::Model`], which lists everything that is wrong with the files.
-    pub fn open(backend: B, wanted: &Setup, dir: &Path, dit: Option<&Path>) -> Result<Self> {
+    pub fn open(backend: B, wanted: &Setup, model: &Path, dit: Option<&Path>) -> Result<Self> {
         let wanted = &backend.resolve(wanted);
-        let prepared = weights::find_prepared(dit.unwrap_or(dir), wanted.precision.dit);
-        let mut pipeline = Self::open_original(backend, wanted, dir, prepared.as_deref().or(dit))?;
-        pipeline.name = file_name(dit.unwrap_or(dir));
+        let named = named(model)?;
+        let own = named.as_ref().and_then(|named| named.parts.dit.as_deref()).unwrap_or(model);
+        let prepared = weights::find_prepared(dit.unwrap_or(own), wanted.precision.dit);
+        let mut pipeline = Self::open_original(backend, wanted, model, prepared.as_deref().or(dit))?;
+        pipeline.name = name_of(model, dit, named);
         Ok(pipeline)
     }
 
@@ -149,9 +168,9 @@ impl<B: Backend> Pipeline<B> {
     ///
     /// # Errors
     /// Returns the errors of [`Self::open`].
-    pub fn open_original(backend: B, wanted: &Setup, dir: &Path, dit: Option<&Path>) -> Result<Self> {
-        let name = file_name(dit.unwrap_or(dir));
-        let files = weights::Model::open(dir, dit)?;
+    pub fn open_original(backend: B, wanted: &Setup, model: &Path, dit: Option<&Path>) -> Result<Self> {
+        let name = name_of(model, dit, named(model)?);
+        let files = weights::Model::open(model, dit)?;
         let tokenizer = Tokenizer::open(&files.tokenizer)?;
         Ok(Self::with(backend, wanted, name, tokenizer, files.into()))
     }
@@ -190,7 +209,7 @@ impl<B: Backend> Pipeline<B> {
         }
     }
 
-    /// Returns the folder's name.
+    /// Returns the name that a model file gives the model, or else that of the folder, repository or file that it is in.
     pub fn model_name(&self) -> &str {
         &self.name
     }
@@ -218,6 +237,7 @@ impl<B: Backend> Pipeline<B> {
         }
         let Self { backend, setup, sources, places, load_seconds, .. } = self;
         let (recipe, count) = (&sources.recipe, Count::new(clock, sources.parameters));
+        let _ahead = sources.read_ahead(self.models.is_none(), places);
         let mut loading = Loading { backend, setup, places, sources, seconds: load_seconds };
         let mut models = match self.models.take() {
             Some(models) => models,
@@ -482,12 +502,21 @@ impl<B: Backend> Loading<'_, B> {
     }
 }
 
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+/// Returns the content of the model file that a path leads to, if it leads to one.
+fn named(model: &Path) -> Result<Option<ModelFile>> {
+    weights::model_file(model).map(|file| ModelFile::read(&file).map_err(Error::Model)).transpose()
+}
+
+/// Returns the name of a model: that of its model file, or else that of the folder, repository or file that has the DiT.
+fn name_of(model: &Path, dit: Option<&Path>, named: Option<ModelFile>) -> String {
+    match (dit, named) {
+        (None, Some(named)) => named.name,
+        _ => weights::title(dit.unwrap_or(model)),
+    }
 }
 
 /// Returns a field of a `/proc` file in bytes; the files give kB.
-fn proc_bytes(path: &str, field: &str) -> Option<u64> {
+pub(crate) fn proc_bytes(path: &str, field: &str) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix(field))?;
     line.trim_start_matches(':').trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kb| kb * 1024)

@@ -33,20 +33,26 @@ enum Way {
 }
 
 impl<B: Backend> Rescue<'_, B> {
-    /// Encodes a picture as [`Vae::encode`] does. The second result says how that went otherwise than asked for.
+    /// Encodes a picture, and the one at the video's end if there is one, as [`Vae::encode`] does. The second result says how that went otherwise than asked for.
     ///
     /// # Errors
     /// Returns the errors of [`Vae::encode`].
-    pub fn encode(&self, picture: &B::Tensor, latent_frames: usize) -> Result<(B::Tensor, Option<String>)> {
+    pub fn encode(
+        &self,
+        picture: &B::Tensor,
+        last: Option<&B::Tensor>,
+        latent_frames: usize,
+    ) -> Result<(B::Tensor, Option<String>)> {
         self.attempt("encode the picture", |way| match way {
             Way::Here(tile) => {
-                let footage = Footage::Picture { picture, latent_frames };
+                let footage = Footage::Picture { picture, last, latent_frames };
                 self.vae.encode(self.backend, footage, tile, self.observer, None)
             }
             Way::OnCpu => {
                 let (cpu, vae) = self.on_cpu()?;
                 let picture = &self.moved(picture, &cpu)?;
-                let footage = Footage::Picture { picture, latent_frames };
+                let last = last.map(|last| self.moved(last, &cpu)).transpose()?;
+                let footage = Footage::Picture { picture, last: last.as_ref(), latent_frames };
                 let latents = vae.encode(&cpu, footage, Some(SMALLEST_TILE), self.observer, None)?;
                 self.backend.upload(&cpu.download(&latents)?, &cpu.shape(&latents))
             }
@@ -204,16 +210,16 @@ mod tests {
         with_vae(64 << 20, |b, rescue, _| {
             let (picture, shape) = (crate::synth::noise(1, "picture", 0.4, 3 * 32 * 48), [3, 1, 32, 48]);
             let first = b.upload(&picture, &shape).expect("there is room");
-            assert_eq!(rescue.encode(&first, 2).expect("there is room").1, None);
+            assert_eq!(rescue.encode(&first, None, 2).expect("there is room").1, None);
 
             let mut taken = fill(b);
             // There is room for the latents alone.
             taken.iter().position(|piece| b.shape(piece) == [1 << 14]).map(|small| taken.remove(small));
-            let (latents, note) = rescue.encode(&first, 2).expect("the processor has room");
+            let (latents, note) = rescue.encode(&first, None, 2).expect("the processor has room");
             assert!(note.is_some_and(|note| note.contains("the processor did it")));
             let (cpu, vae) = rescue.on_cpu().expect("there is room");
             let first = &cpu.upload(&picture, &shape).expect("there is room");
-            let footage = Footage::Picture { picture: first, latent_frames: 2 };
+            let footage = Footage::Picture { picture: first, last: None, latent_frames: 2 };
             let right = vae.encode(&cpu, footage, Some(SMALLEST_TILE), &Quiet, None).expect("there is room");
             let right = cpu.download(&right).expect("it can be read");
             assert_eq!(b.download(&latents).expect("it can be read"), right);

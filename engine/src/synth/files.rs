@@ -31,7 +31,7 @@ impl Plan {
     }
 
     /// Returns the number of positions in a row, which has all axes but the first.
-    fn columns(&self) -> usize {
+    pub fn columns(&self) -> usize {
         self.shape.get(1..).map_or(1, |rest| rest.iter().product::<usize>().max(1))
     }
 

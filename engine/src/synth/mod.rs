@@ -5,6 +5,7 @@
 //! videos stay within their range. The videos are noise, but they take as long as real ones.
 
 mod files;
+mod formats;
 mod source;
 mod values;
 
@@ -22,6 +23,7 @@ use crate::weights::DType;
 use crate::{Error, Result};
 
 use files::Plan;
+pub use formats::{Format, synth_dit};
 pub use source::{Source, noise};
 use values::{Fill, Spread};
 
@@ -31,6 +33,10 @@ use values::{Fill, Spread};
 pub enum Size {
     /// Runs on a CPU: three blocks of width 256.
     Tiny,
+    /// As `tiny`, of the model that makes a video between two pictures.
+    #[serde(rename = "tiny-flf2v")]
+    #[value(name = "tiny-flf2v")]
+    TinyFlf2v,
     /// The released 14B model's shapes: 46 GB in bf16.
     Full,
 }
@@ -62,6 +68,13 @@ impl Size {
                 ClipConfig { dim: 160, patch: 14, image_size: 224, heads: 2, mlp_dim: 192, layers: 3 };
         }
         tiny.vae.config.base = 8;
+        if self == Self::TinyFlf2v
+            && let (Some(expert), Some(clip)) = (tiny.experts.first(), &tiny.conditioning.image_encoder)
+        {
+            let (mut dit, clip) = (expert.network.config.clone(), clip.config.clone());
+            dit.image_positions = Some(2 * clip.tokens());
+            return Recipe::wan21_i2v(dit, tiny.text_encoder.config, clip, tiny.vae.config);
+        }
         tiny
     }
 }
@@ -266,9 +279,10 @@ pub fn synth_model(
 }
 
 fn config_json(c: &DitConfig) -> String {
+    let model_type = if c.image_positions.is_some() { "flf2v" } else { "i2v" };
     let config = json!({
         "_class_name": "WanModel", "_diffusers_version": "0.30.0", "dim": c.dim, "eps": c.eps, "ffn_dim": c.ffn_dim,
-        "freq_dim": c.freq_dim, "in_dim": c.in_dim, "model_type": "i2v", "num_heads": c.num_heads,
+        "freq_dim": c.freq_dim, "in_dim": c.in_dim, "model_type": model_type, "num_heads": c.num_heads,
         "num_layers": c.num_layers, "out_dim": c.out_dim, "text_len": c.text_len,
     });
     format!("{config:#}\n")

@@ -104,6 +104,14 @@ fn bell(seed: u64, index: usize) -> f32 {
     (sum as f32 - 131_070.0) * (1.732_050_8 / 65_536.0)
 }
 
+/// Fills `out` with random bytes, those from `start` on, a multiple of eight.
+pub(super) fn noise_bytes(out: &mut [u8], seed: u64, start: usize) {
+    for (i, bytes) in out.chunks_mut(8).enumerate() {
+        let word = mix(seed.wrapping_add(((start / 8 + i) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
+    }
+}
+
 /// The number of values that one thread makes at a time.
 const CHUNK: usize = 1 << 15;
 

@@ -40,7 +40,6 @@ const STDERR_BYTES: i64 = 4096;
 pub fn command(program: &OsStr, options: &VideoOptions, output: File, metadata: File) -> Command {
     let VideoOptions { width, height, fps, quality, .. } = options;
     // Both files are given by number: every user of the machine could read a path on the command line.
-    let inherited = |file: &File| format!("file:/proc/self/fd/{}", file.as_raw_fd());
     let mut command = Command::new(program);
     command
         .args(["-nostdin", "-hide_banner", "-loglevel", "error", "-nostats", "-y"])
@@ -61,15 +60,27 @@ pub fn command(program: &OsStr, options: &VideoOptions, output: File, metadata: 
         .args(["-g", &(KEY_FRAME_SECONDS * fps).to_string()])
         .args(["-movflags", "+faststart", "-f", "mp4", &inherited(&output)])
         .env("AV_LOG_FORCE_NOCOLOR", "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null());
+    inherit(&mut command, vec![output, metadata]);
+    command
+}
+
+/// Returns how ffmpeg names a file that it inherits.
+pub fn inherited(file: &File) -> String {
+    format!("file:/proc/self/fd/{}", file.as_raw_fd())
+}
+
+/// Gives these files to the process of a command, and ends it with the thread that starts it.
+pub fn inherit(command: &mut Command, files: Vec<File>) {
+    command
         // With this variable ffmpeg would write a report, prompts included, into the working folder.
         .env_remove("FFREPORT")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
         // Ctrl-C in a terminal must not reach the encoder: animd ends it in good order.
         .process_group(0);
     let parent = getpid();
     let prepare = move || {
-        for file in [&output, &metadata] {
+        for file in &files {
             fcntl_setfd(file, FdFlags::empty())?;
         }
         set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -78,7 +89,6 @@ pub fn command(program: &OsStr, options: &VideoOptions, output: File, metadata: 
     };
     // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
     unsafe { command.pre_exec(prepare) };
-    command
 }
 
 /// Checks that `ffmpeg` is installed and knows libx264.
@@ -146,10 +156,24 @@ impl Encoder {
             .wait()
             .map_err(|e| Error::Output(format!("cannot wait for `{}`: {e}", self.program)))?;
         match written {
-            Ok(()) if status.success() && mp4::is_whole(file).map_err(Error::file("read", part))? => Ok(()),
-            _ => Err(Error::Output(last_words(&self.program, status, &tail(&mut self.stderr), part))),
+            Ok(()) => check_result(&self.program, status, file, self.stderr, part),
+            Err(_) => Err(Error::Output(last_words(&self.program, status, &tail(&mut self.stderr), part))),
         }
     }
+}
+
+/// Checks what a process that has ended with `status` wrote to `file`, which is `part`.
+pub fn check_result(
+    program: &str,
+    status: ExitStatus,
+    file: &File,
+    mut stderr: File,
+    part: &Path,
+) -> Result<()> {
+    if status.success() && mp4::is_whole(file).map_err(Error::file("read", part))? {
+        return Ok(());
+    }
+    Err(Error::Output(last_words(program, status, &tail(&mut stderr), part)))
 }
 
 /// Returns the end of the encoder's messages.
@@ -183,7 +207,8 @@ fn last_words(program: &str, status: ExitStatus, stderr: &str, part: &Path) -> S
     format!("`{program}` {end} while it wrote `{part}`; {said}")
 }
 
-fn not_started(program: &OsStr, e: &std::io::Error) -> Error {
+/// Returns the error sentence for a program that cannot be started.
+pub fn not_started(program: &OsStr, e: &std::io::Error) -> Error {
     let program = program.display();
     Error::Output(match e.kind() {
         ErrorKind::NotFound => {

@@ -4,6 +4,7 @@
 //! separate program does not end the job.
 
 mod ffmpeg;
+mod join;
 mod metadata;
 mod mp4;
 mod place;
@@ -19,6 +20,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::{Error, Result};
 
+pub use join::join_parts;
 pub use place::{part_path, place};
 
 /// The bytes of frames that can wait for the encoder; at least [`MIN_WAITING`] frames always can.

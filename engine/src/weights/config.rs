@@ -166,6 +166,10 @@ pub(super) fn dit(sizes: &mut Sizes<'_>, file: Option<&ConfigFile>) -> DitConfig
         text_len,
         text_dim: sizes.vote(&[("text_embedding.0.weight", 1)]),
         image_dim: has_image.then_some(image_dim),
+        image_positions: sizes
+            .tensors
+            .get("img_emb.emb_pos")
+            .map(|tensor| tensor.shape.get(1).copied().unwrap_or(0)),
     }
 }
 

@@ -85,6 +85,20 @@ pub(super) fn files(path: &Path, component: Component) -> Result<Vec<PathBuf>> {
     }))
 }
 
+/// Returns whether there are files of a component at a path, whole or not.
+pub(crate) fn is_there(path: &Path, component: Component) -> bool {
+    if !path.is_dir() {
+        let read = read_file(path).ok();
+        return read.and_then(|c| super::names::find(&c.tensors).map(|n| n.component)) == Some(component);
+    }
+    // An index names files, although some of them may be missing.
+    let indexed = || {
+        let names = list(path).ok()?;
+        Some(component == Component::Dit && !matches!(index_file(path, &names), Ok(None)))
+    };
+    files(path, component).is_ok() || indexed() == Some(true)
+}
+
 /// Returns the folder that holds the files of a repository in the cache of the Hugging Face hub; any other folder as it
 /// is.
 pub(super) fn snapshot(path: &Path) -> Result<PathBuf> {
@@ -107,6 +121,35 @@ pub(super) fn snapshot(path: &Path) -> Result<PathBuf> {
             commits.len()
         ))),
     }
+}
+
+/// Returns the files in a folder that are the shards of one part, by their index or their numbers, if there are such files.
+pub(super) fn shards(folder: &Path) -> Result<Option<Vec<PathBuf>>> {
+    let names = list(folder)?;
+    if let Some(index) = index_file(folder, &names)? {
+        let files = indexed_files(&folder.join(index))?;
+        if files.iter().all(|file| names.contains(file)) {
+            return Ok(Some(files.iter().map(|file| folder.join(file)).collect()));
+        }
+    }
+    match numbered_files(folder, &names)? {
+        Some(files) => Ok(Some(files)),
+        None if names.iter().any(|name| name == "non_block.safetensors") => dit_files(folder, &names),
+        None => Ok(None),
+    }
+}
+
+/// Returns the name of a model in a folder or file. In the cache of the Hugging Face hub that is the name of the
+/// repository, because its snapshots are called after commits.
+pub(crate) fn title(path: &Path) -> String {
+    let name = |path: &Path| Some(path.file_name()?.to_string_lossy().into_owned());
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let snapshots = real.parent().filter(|parent| parent.ends_with("snapshots"));
+    let repository = snapshots.and_then(Path::parent).unwrap_or(&real);
+    let repository =
+        name(repository).and_then(|name| Some(name.strip_prefix("models--")?.replace("--", "/")));
+    let repository = repository.and_then(|name| name.rsplit('/').next().map(str::to_owned));
+    repository.or_else(|| name(path)).or_else(|| name(&real)).unwrap_or_default()
 }
 
 /// Returns the name under which an encoder or the VAE was released.

@@ -4,6 +4,7 @@
 //! type; it hands them out one at a time, straight from the memory-mapped file. The backend decides where a weight then
 //! lives and what precision it gets.
 
+mod ahead;
 mod carried;
 mod check;
 mod coded;
@@ -17,6 +18,8 @@ mod expand;
 mod experts;
 mod find;
 mod gguf;
+mod identify;
+mod identity;
 mod layouts;
 mod lora;
 mod matrix;
@@ -36,19 +39,29 @@ mod tests;
 pub(crate) mod torch;
 mod vocabulary;
 
+pub use ahead::{Places, ReadAhead};
 pub use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 pub use animd_protocol::recipe::Component;
 pub use carried::read_vocabulary;
 pub use dtype::DType;
 pub use encoding::{Encoding, Granularity, Packing};
+pub(crate) use find::{is_there, title};
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) use gguf::PACKINGS;
+pub use identify::{Identified, Kind as IdentifiedKind, identify};
 pub use layouts::Layout;
 pub use lora::{Lora, Merged};
 pub use matrix::{HostTensor, Matrix};
 pub use model::Model;
-pub(crate) use model::tokenizer;
+pub(crate) use model::{model_file, tokenizer};
 pub use open::{open_clip, open_dit, open_expert, open_t5, open_vae};
 pub use prepare::{Prepared, find_prepared, prepare};
 pub use source::{WeightSource, Weights};
 pub(crate) use stored::text_bytes;
 pub use summary::Summary;
 pub use vocabulary::{Kind as PieceKind, Piece, Vocabulary};
+
+/// Returns the files of a component at a path; none where they cannot be found.
+pub(crate) fn files(path: &std::path::Path, component: Component) -> Vec<std::path::PathBuf> {
+    find::files(path, component).unwrap_or_default().into_iter().filter(|file| file.is_file()).collect()
+}

@@ -1,4 +1,4 @@
-//! A whole model in a folder.
+//! A whole model: in a folder, or in the files that a model file names.
 
 use std::path::{Path, PathBuf};
 
@@ -7,6 +7,7 @@ use super::source::Weights;
 use super::{carried, experts, find, refusals};
 use crate::{Error, Result};
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
+use animd_protocol::model_file::{ModelFile, PartPaths};
 use animd_protocol::recipe::Recipe;
 
 /// A whole model, all of it checked.
@@ -32,19 +33,36 @@ pub(crate) fn tokenizer(folder: &Path, encoder: Option<&Path>) -> Option<PathBuf
         .or_else(|| encoder.filter(|file| carried::is_carried_by(file)).map(Path::to_owned))
 }
 
-impl Model {
-    /// Opens a model folder as it is downloaded. The DiT can be in a folder or file of its own, which `dit` names; Wan2.2's two
-    /// experts are found there or in the model's folder. Only headers are read.
-    ///
-    /// # Errors
-    /// One [`Error::Model`] for everything that is wrong: files that are missing, half-copied or of another model.
-    pub fn open(folder: &Path, dit: Option<&Path>) -> Result<Self> {
+/// Where the parts of a model are looked for.
+struct Places {
+    dit: PathBuf,
+    /// The low-noise transformer of a model that has two; `dit` is the high-noise one then, and there is no CLIP.
+    low_noise: Option<PathBuf>,
+    text: PathBuf,
+    clip: PathBuf,
+    vae: PathBuf,
+    /// The tokenizer's own file, if a model file names one.
+    tokenizer: Option<PathBuf>,
+    /// The folder of the model, or of its text encoder.
+    folder: PathBuf,
+}
+
+/// Returns the model file that a path leads to: `path` itself, or `model.toml` in the folder `path`.
+pub(crate) fn model_file(path: &Path) -> Option<PathBuf> {
+    let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("toml")) && !path.is_dir();
+    let inside = path.join("model.toml");
+    if named { Some(path.to_owned()) } else { inside.is_file().then_some(inside) }
+}
+
+impl Places {
+    /// Returns the places that a model's folder has, with the DiT elsewhere if `dit` says so.
+    fn of_folder(folder: &Path, dit: Option<&Path>) -> Result<Self> {
         if !folder.exists() {
             return Err(Error::Model(format!("the model folder `{}` does not exist", folder.display())));
         }
         if !folder.is_dir() {
             return Err(Error::Model(format!(
-                "`{}` is a file; name the folder of the model",
+                "`{}` is a file; name the folder of the model, or a model file (`NAME.toml`)",
                 folder.display()
             )));
         }
@@ -57,23 +75,79 @@ impl Model {
         {
             open_dit(folder)?;
         }
-        let mut errors = Vec::new();
-        let mut note = |e| errors.push(e);
-        let (dit, low_noise) = match &pair {
-            None => (open_dit(dit.unwrap_or(folder)).map_err(&mut note).ok(), None),
-            Some([high, low]) => {
-                let [high, low] = [high, low].map(|path| open_expert(path).map_err(&mut note).ok());
-                (high, low)
+        let own = || folder.to_owned();
+        let (dit, low_noise) = match pair {
+            Some([high, low]) => (high, Some(low)),
+            None => (dit.unwrap_or(folder).to_owned(), None),
+        };
+        Ok(Self { dit, low_noise, text: own(), clip: own(), vae: own(), tokenizer: None, folder: own() })
+    }
+
+    /// Returns the places that a model file names, with the DiT elsewhere if `dit` says so.
+    fn of_file(path: &Path, dit: Option<&Path>) -> Result<Self> {
+        let refuse = |what: &str| Err(Error::Model(format!("`{}` {what}", path.display())));
+        let ModelFile { parts, loras, .. } = ModelFile::read(path).map_err(Error::Model)?;
+        if !loras.is_empty() {
+            return refuse("names a LoRA in `[[lora]]`, and animd does not merge LoRAs into a model so far");
+        }
+        let given = match dit {
+            Some(dit) => experts::pair(dit)?,
+            None => parts.high_noise.clone().zip(parts.low_noise.clone()).map(<[PathBuf; 2]>::from),
+        };
+        let (dit, low_noise) = match (given, dit.map(Path::to_owned).or(parts.dit)) {
+            (Some([high, low]), _) => (high, Some(low)),
+            (None, Some(dit)) => (dit, None),
+            (None, None) => {
+                return refuse("names no transformer in [parts]: `dit`, or `high_noise` and `low_noise`");
             }
         };
-        let t5 = open_t5(folder).map_err(&mut note).ok();
-        let clip = match pair {
-            None => open_clip(folder).map_err(&mut note).ok(),
-            Some(_) => None,
+        // A model of two transformers takes pictures without CLIP.
+        let clip = match (parts.clip, &low_noise) {
+            (Some(clip), _) => clip,
+            (None, Some(_)) => parts.text.clone(),
+            (None, None) => return refuse("names no `clip` in [parts]; Wan2.1 takes pictures by CLIP"),
         };
-        let vae = open_vae(folder).map_err(&mut note).ok();
-        let tokenizer = tokenizer(folder, t5.as_ref().and_then(|(weights, _)| weights.file()));
-        if tokenizer.is_none() {
+        let folder = if parts.text.is_dir() { Some(&*parts.text) } else { parts.text.parent() };
+        let folder = folder.unwrap_or(Path::new(".")).to_owned();
+        let PartPaths { text, vae, tokenizer, .. } = parts;
+        Ok(Self { dit, low_noise, text, clip, vae, tokenizer, folder })
+    }
+
+    /// Returns the file with the tokenizer, given that of the text encoder.
+    fn tokenizer(&self, encoder: Option<&Path>) -> Option<PathBuf> {
+        match &self.tokenizer {
+            Some(named) if named.is_file() => Some(named.clone()),
+            Some(named) => find::tokenizer(named),
+            None => tokenizer(&self.folder, encoder),
+        }
+    }
+}
+
+impl Model {
+    /// Opens a model: its folder as it is downloaded, or the file that names its parts ([`ModelFile`]), or a folder with such
+    /// a file, `model.toml`. The DiT can be in a folder or file of its own, which `dit` names. Only headers are read.
+    ///
+    /// # Errors
+    /// One [`Error::Model`] for everything that is wrong: files that are missing, half-copied or of another model.
+    pub fn open(path: &Path, dit: Option<&Path>) -> Result<Self> {
+        let places = match model_file(path) {
+            Some(file) => Places::of_file(&file, dit)?,
+            None => Places::of_folder(path, dit)?,
+        };
+        let mut errors = Vec::new();
+        let mut note = |e| errors.push(e);
+        let (dit, low_noise, clip) = match &places.low_noise {
+            None => (open_dit(&places.dit), None, Some(open_clip(&places.clip))),
+            Some(low) => (open_expert(&places.dit), Some(open_expert(low)), None),
+        };
+        let dit = dit.map_err(&mut note).ok();
+        let low_noise = low_noise.and_then(|low| low.map_err(&mut note).ok());
+        let t5 = open_t5(&places.text).map_err(&mut note).ok();
+        let clip = clip.and_then(|clip| clip.map_err(&mut note).ok());
+        let vae = open_vae(&places.vae).map_err(&mut note).ok();
+        let tokenizer = places.tokenizer(t5.as_ref().and_then(|(weights, _)| weights.file()));
+        let folder = &*places.folder;
+        if tokenizer.is_none() && (t5.is_some() || path.is_dir()) {
             note(Error::Model(format!(
                 "`{}` holds no `google/umt5-xxl/tokenizer.json`, and its text encoder carries no tokenizer",
                 folder.display()

@@ -6,11 +6,11 @@
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use super::identity::Identity;
 use super::layouts::{DESCRIPTION_SUFFIX, ROTATED_INT8, SCALE_SUFFIX};
 use super::{
     Component, DType, Encoding, Matrix, WeightSource, Weights, find, open_dit, rounding, safetensors,
@@ -26,14 +26,6 @@ const CONFIG: &str = "config.json";
 const SOURCES: &str = "sources.json";
 /// The number of bytes that are rounded before they are written.
 const PART: usize = 64 << 20;
-
-/// A file that the copy was made of.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Source {
-    name: String,
-    bytes: u64,
-    modified_ns: u64,
-}
 
 /// The result of preparing a DiT.
 #[derive(Clone, Debug, Serialize)]
@@ -81,11 +73,12 @@ pub fn find_prepared(dit: &Path, precision: Precision) -> Option<PathBuf> {
             return None;
         }
     };
-    let made_of: Vec<Source> = serde_json::from_str(&text).ok()?;
+    let made_of: Option<Vec<Identity>> = serde_json::from_str(&text).ok();
     let now = sources(&find::files(dit, Component::Dit).ok()?).ok()?;
-    if made_of != now {
+    // An older version's list says less of the files, which is not enough.
+    if made_of.is_none_or(|made_of| made_of != now) {
         tracing::warn!(
-            "`{}` is not of these files any more and is not used; run `animd-engine prepare` again, or remove it",
+            "`{}` is not known to be of these files and is not used; run `animd-engine prepare` again, or remove it",
             folder.display()
         );
         return None;
@@ -176,15 +169,8 @@ fn remove(folder: &Path) -> Result<()> {
     }
 }
 
-fn sources(files: &[PathBuf]) -> Result<Vec<Source>> {
-    let source = |path: &PathBuf| {
-        let meta = fs::metadata(path).map_err(Error::file("read", path))?;
-        let modified = meta.modified().map_err(Error::file("read", path))?;
-        let since = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Source { name, bytes: meta.len(), modified_ns: since.as_nanos() as u64 })
-    };
-    files.iter().map(source).collect()
+fn sources(files: &[PathBuf]) -> Result<Vec<Identity>> {
+    files.iter().map(|path| Identity::of(path)).collect()
 }
 
 /// Writes all tensors in the order of their names; those in `large` are written in 8 bits with a scale for each row.
@@ -380,12 +366,23 @@ mod tests {
             let prepare = |dit: &Path| prepare(dit, precision, &mut |_, _| Ok(()));
             let prepared = prepare(dir.path()).unwrap();
             let file = &find::files(dir.path(), Component::Dit).unwrap()[0];
-            let earlier = UNIX_EPOCH + std::time::Duration::from_secs(1);
+            let earlier = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1);
             File::options().write(true).open(file).unwrap().set_modified(earlier).unwrap();
             assert_eq!(find_prepared(dir.path(), precision), None);
             // A second copy replaces the first.
             assert_eq!(prepare(dir.path()).unwrap().folder, prepared.folder);
             assert_eq!(find_prepared(dir.path(), precision), Some(prepared.folder.clone()));
+            // So does one in place of a copy whose list an older version wrote.
+            fs::write(prepared.folder.join(SOURCES), r#"[{"name": "a", "bytes": 1, "modified_ns": 2}]"#)
+                .unwrap();
+            assert_eq!(find_prepared(dir.path(), precision), None);
+            prepare(dir.path()).unwrap();
+            // Other values in the same place, with the size and the time of those before.
+            let (of, end) = (file.metadata().unwrap(), file.metadata().unwrap().len() - 4);
+            let open = File::options().write(true).open(file).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&open, &[0; 4], end).unwrap();
+            open.set_modified(of.modified().unwrap()).unwrap();
+            assert_eq!(find_prepared(dir.path(), precision), None);
             let again = prepare(&prepared.folder).unwrap_err().to_string();
             assert!(again.contains("in 8 bits already"), "{again}");
         }

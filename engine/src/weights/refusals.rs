@@ -81,13 +81,10 @@ pub(super) fn folder(path: &Path, names: &[String]) -> String {
 /// Returns the name of another model, by its `config.json`.
 pub(super) fn config(file: &ConfigFile) -> Option<String> {
     match file.model_type.as_deref() {
-        None | Some("i2v") => None,
+        None | Some("i2v" | "flf2v") => None,
         Some("t2v") => {
             Some("says `t2v`: this is the text-to-video model; animd needs Wan2.1 image-to-video".to_owned())
         }
-        Some("flf2v") => Some(
-            "says `flf2v`: this is the first-and-last-frame model; animd needs image-to-video".to_owned(),
-        ),
         Some("ti2v") => Some("says `ti2v`: this is Wan2.2 5B; animd needs Wan2.1 image-to-video".to_owned()),
         Some(other) => Some(format!("says model type `{other}`; animd needs Wan2.1 image-to-video (`i2v`)")),
     }
@@ -138,9 +135,8 @@ pub(super) fn component(component: Component, content: &Content) -> String {
 }
 
 /// Tensors that only one variant of Wan's transformer has, and the variant.
-const VARIANTS: [(&str, &str); 10] = [
+const VARIANTS: [(&str, &str); 9] = [
     ("vace_", "Wan2.1 VACE"),
-    ("img_emb.emb_pos", "the first-and-last-frame model (FLF2V)"),
     ("ref_conv.", "Wan Fun Control"),
     ("control_adapter.", "Wan Fun with camera control"),
     ("pose_patch_embedding", "Wan2.2 Animate"),

@@ -3,10 +3,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::ahead::{Places, Region};
 use super::check::ignorable;
 use super::coded::Coded;
 use super::layouts::{Contents, Described, Layout};
+use super::stored::Stored;
 use super::{Component, DType, Encoding, Granularity, HostTensor, Matrix};
 use crate::{Error, Result};
 
@@ -25,6 +29,11 @@ pub trait WeightSource: Sync {
     /// # Errors
     /// The errors are those of [`WeightSource::tensor`].
     fn matrix(&self, name: &str) -> Result<Matrix<'_>>;
+
+    /// Returns where the tensors lie in files, for reading ahead; nowhere if they are made up.
+    fn places(&self) -> Places {
+        Places::default()
+    }
 }
 
 /// The checked tensors of one component, read straight from its memory-mapped files.
@@ -32,6 +41,8 @@ pub struct Weights {
     component: Component,
     layout: Layout,
     tensors: BTreeMap<String, Described>,
+    /// The bytes of tensors that were handed out so far.
+    handed: Arc<AtomicU64>,
 }
 
 impl Weights {
@@ -42,7 +53,7 @@ impl Weights {
         if let Some((name, _)) = tensors.iter().find(|(_, tensor)| !tensor.misfits.is_empty()) {
             return Err(Error::Internal(format!("`{name}` was let through, and cannot be read")));
         }
-        Ok(Self { component, layout, tensors })
+        Ok(Self { component, layout, tensors, handed: Arc::default() })
     }
 
     /// Returns which part of the model this is.
@@ -87,14 +98,39 @@ impl Weights {
         self.tensors.values().next()?.parts.first().map(|part| &*part.stored.file.path)
     }
 
+    /// Returns the component's files, each once.
+    pub fn files(&self) -> Vec<&Path> {
+        let stored = self.tensors.values().flat_map(|tensor| &tensor.parts).flat_map(Coded::parts);
+        let mut files: Vec<&Path> = stored.map(|stored| &*stored.file.path).collect();
+        files.sort_unstable();
+        files.dedup();
+        files
+    }
+
+    /// Returns a tensor that is about to be read.
     fn find(&self, name: &str) -> Result<&Described> {
-        self.tensors
-            .get(name)
-            .ok_or_else(|| Error::Internal(format!("the {} has no tensor `{name}`", self.component.title())))
+        let found = self.tensors.get(name).ok_or_else(|| {
+            Error::Internal(format!("the {} has no tensor `{name}`", self.component.title()))
+        })?;
+        self.handed.fetch_add(found.stored_bytes(), Ordering::Relaxed);
+        Ok(found)
     }
 }
 
+/// Returns the number of the block that a tensor belongs to. Networks load what is around their blocks first, then block
+/// by block.
+fn block_of(name: &str) -> Option<usize> {
+    let (before, rest) = name.split_once("blocks.").or_else(|| name.split_once("transformer."))?;
+    let whole = before.is_empty() || before.ends_with('.');
+    rest.split('.').next().filter(|_| whole)?.parse().ok()
+}
+
 impl Described {
+    /// Returns the bytes that the tensor takes in its files.
+    fn stored_bytes(&self) -> u64 {
+        self.parts.iter().flat_map(Coded::parts).map(|stored| stored.size as u64).sum()
+    }
+
     /// Returns the tensor as a matrix: the first axis gives the rows, the others together the columns.
     fn matrix(&self, name: &str) -> Result<Matrix<'_>> {
         let cols = self.shape.get(1..).map_or(1, |rest| rest.iter().product());
@@ -147,5 +183,33 @@ impl WeightSource for Weights {
             return Err(Error::Internal(format!("`{name}` is a scalar, not a matrix")));
         }
         tensor.matrix(name)
+    }
+
+    fn places(&self) -> Places {
+        let mut stored: Vec<(Option<usize>, &Stored)> = Vec::new();
+        for (name, tensor) in &self.tensors {
+            stored.extend(tensor.parts.iter().flat_map(Coded::parts).map(|part| (block_of(name), part)));
+        }
+        stored.sort_by(|(a, x), (b, y)| (a, &x.file.path, x.start).cmp(&(b, &y.file.path, y.start)));
+        let region = |(_, x): (_, &Stored)| Region { file: x.file.clone(), start: x.start, bytes: x.size };
+        Places::new(stored.into_iter().map(region).collect(), self.handed.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_of_blocks_are_told_from_those_around() {
+        for (name, block) in [
+            ("blocks.12.ffn.0.weight", Some(12)),
+            ("visual.transformer.3.attn.proj.bias", Some(3)),
+            ("img_emb.proj.1.weight", None),
+            ("token_embedding.weight", None),
+            ("decoder.middle.0.residual.0.gamma", None),
+        ] {
+            assert_eq!(block_of(name), block, "{name}");
+        }
     }
 }

@@ -42,6 +42,11 @@ impl Mapped {
         Ok(Arc::new(Self { path: path.to_owned(), bytes, file }))
     }
 
+    /// Returns the open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Checks that the file has not been cut since it was opened.
     fn check(&self) -> Result<()> {
         let length = self.file.metadata().map_err(Error::file("read", &self.path))?.len();

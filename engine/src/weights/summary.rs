@@ -65,7 +65,7 @@ impl Summary {
         }
     }
 
-    fn new<C>(examined: &Examined<C>, sizes: Vec<(&'static str, usize)>) -> Self {
+    pub(super) fn new<C>(examined: &Examined<C>, sizes: Vec<(&'static str, usize)>) -> Self {
         let mut summary = Self { sizes, layout: Some(examined.layout), ..Self::empty(examined.component) };
         for (name, Described { parts, .. }) in &examined.contents.tensors {
             if check::ignorable(examined.component, name) {

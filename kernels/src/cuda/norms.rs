@@ -518,7 +518,7 @@ fn check(kernel: &'static str, x: Typed, y: Typed, columns: usize) -> Result<usi
 }
 
 /// Returns a grid with a block for each row of each matrix, and a thread for each 16 elements of the row.
-fn row_grid(rows: usize, matrices: usize, columns: usize) -> LaunchConfig {
+pub(super) fn row_grid(rows: usize, matrices: usize, columns: usize) -> LaunchConfig {
     grid(rows, matrices, columns.div_ceil(PIECES * VECTOR).next_multiple_of(32) as u32)
 }
 

@@ -22,6 +22,7 @@ const DIT: DitConfig = DitConfig {
     text_len: 512,
     text_dim: 64,
     image_dim: Some(80),
+    image_positions: None,
 };
 
 fuzz_target!(|data: &[u8]| {

@@ -61,9 +61,9 @@ fn decoded(bytes: &[u8]) -> Option<Options> {
 
 /// Returns options from entries of a key, a type, a length and a value each.
 fn built(mut bytes: &[u8]) -> Options {
-    const OTHERS: [&str; 14] = [
+    const OTHERS: [&str; 15] = [
         "name", "idempotency_key", "priority", "keep", "width", "height", "new_seed", "state", "owner", "before",
-        "limit", "outbox", "stable_seconds", "poll_seconds",
+        "limit", "outbox", "last_name", "stable_seconds", "poll_seconds",
     ];
     let mut options = Options::new();
     while let [key, kind, length, rest @ ..] = bytes {

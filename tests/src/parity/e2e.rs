@@ -36,7 +36,7 @@ impl<'a> Scene<'a> {
         let b = &model.backend;
         let (first, lat_h, lat_w) = super::vae::first_frame(goldens, model)?;
         let frames = super::vae::latent_frames(goldens)?;
-        let footage = Footage::Picture { picture: &first, latent_frames: frames };
+        let footage = Footage::Picture { picture: &first, last: None, latent_frames: frames };
         let latents = model.vae.encode(b, footage, None, &Quiet, None)?;
         let picture = animd_engine::image::decode(&goldens.dir.join(goldens.text("clip/0/file")?))?;
         let clip = model.clip.encode(b, &animd_engine::image::clip_pixels(&picture), None)?;
@@ -48,7 +48,7 @@ impl<'a> Scene<'a> {
         let seed = goldens.count("spec/e2e_seed")? as u64;
         Ok(Self {
             model,
-            y: vae::condition(b, &latents)?,
+            y: vae::condition(b, &latents, false)?,
             contexts: [context(prompts[0])?, context(prompts[1])?],
             noise: noise::cpu(seed).randn(shape.iter().product()),
             shape,

@@ -3,6 +3,7 @@
 mod clip;
 mod dit;
 mod e2e;
+mod flf;
 mod goldens;
 mod image;
 mod layouts;
@@ -73,7 +74,10 @@ pub fn run(dir: &Path) -> Result<Vec<Item>> {
     }
     let mut goldens = Goldens::open(dir)?;
     if dir.join("official/high_noise_model").exists() {
-        wan22::check(&mut goldens)?;
+        wan22::check(&mut goldens).context("two experts")?;
+        if dir.join("flf2v").exists() {
+            flf::check(&mut goldens).context("first and last frame")?;
+        }
         return Ok(goldens.finish());
     }
     let model = Model::load(&dir.join("official")).context("cannot load official/")?;

@@ -64,12 +64,12 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     let video = b.concat(&[&first, &zeros], 1)?;
     model.vae.encode(b, Footage::Video(&video), None, &Quiet, Some(&mut probe))?;
     chunks.check(goldens, b)?;
-    let footage = Footage::Picture { picture: &first, latent_frames: latent_frames(goldens)? };
+    let footage = Footage::Picture { picture: &first, last: None, latent_frames: latent_frames(goldens)? };
     let latents = model.vae.encode(b, footage, None, &Quiet, None)?;
     let values = b.download(&latents)?;
     goldens.relative("vae.enc.out", &values, MODEL)?;
     goldens.number("vae/enc_out_std", std(&values), MODEL)?;
-    goldens.relative("y", &b.download(&vae::condition(b, &latents)?)?, MODEL)?;
+    goldens.relative("y", &b.download(&vae::condition(b, &latents, false)?)?, MODEL)?;
 
     let video = goldens.input("vae.enc2.in")?;
     let video = b.upload(&video.f32(), &video.shape)?;

@@ -237,7 +237,7 @@ impl<'a> Scene<'a> {
         let pixels = image::bicubic(&picture, lat_h * 8, lat_w * 8);
         goldens.relative("y.first_frame", &pixels, MODEL)?;
         let first = b.upload(&pixels, &[3, 1, lat_h * 8, lat_w * 8])?;
-        let footage = Footage::Picture { picture: &first, latent_frames };
+        let footage = Footage::Picture { picture: &first, last: None, latent_frames };
         let latents = model.vae.encode(b, footage, None, &Quiet, None)?;
         // Latents are what the encoder gives, normalised for each channel.
         let per_channel = latent_frames * lat_h * lat_w;
@@ -251,7 +251,7 @@ impl<'a> Scene<'a> {
             })
             .collect();
         goldens.relative("y.mu", &mu, MODEL)?;
-        let y = vae::condition(b, &latents)?;
+        let y = vae::condition(b, &latents, false)?;
         goldens.relative("y", &b.download(&y)?, MODEL)?;
 
         let shape = [16, latent_frames, lat_h, lat_w];

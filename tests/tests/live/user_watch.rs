@@ -155,6 +155,20 @@ fn desktop(house: &House) -> Shown {
 }
 
 #[test]
+fn a_pair_is_handed_over_as_two_open_files() {
+    let house = House::started("[defaults]\nseed = 7\n");
+    let _home = Home::start(&house, "");
+    fs::write(house.path(INBOX).join("cup.last.png"), [PICTURE, b"x"].concat()).unwrap();
+    fs::write(house.path(INBOX).join("cup.png"), PICTURE).unwrap();
+    house.until("the video is there", |house| house.files(OUTBOX) == ["cup-7.mp4"]);
+    assert_eq!(house.text("SELECT settings_json ->> 'last' FROM job"), "cup.last.png");
+    assert_eq!(house.number("SELECT count(*) FROM job WHERE last_sha256 IS NOT image_sha256"), Some(1));
+    house.until("both are moved", |house| {
+        house.files(&format!("{INBOX}/done")) == ["cup.last.png", "cup.png"]
+    });
+}
+
+#[test]
 fn pictures_of_a_home_become_videos_there_and_the_desktop_is_told() {
     let house = House::started("[defaults]\nseed = 7\n");
     let shown = desktop(&house);

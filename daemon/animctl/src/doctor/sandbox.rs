@@ -2,9 +2,8 @@
 //! `animctl model add`, `animctl folder add` or an administrator have written.
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::fs;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 /// Where the drop-ins of the unit lie, below the root.
@@ -55,10 +54,9 @@ impl Sandbox {
         for line in text.split(|b| *b == b'\n') {
             let Some(at) = line.iter().position(|b| *b == b'=') else { continue };
             let (key, values) = (line[..at].trim_ascii(), &line[at + 1..]);
-            for value in values.split(u8::is_ascii_whitespace).filter(|value| !value.is_empty()) {
-                let value = value.strip_prefix(b"-").unwrap_or(value);
-                let mut parts = split(value).into_iter().map(PathBuf::from);
-                let Some(source) = parts.next() else { continue };
+            for mut parts in words(values).into_iter().map(Vec::into_iter) {
+                let Some(source) = parts.next().map(plain) else { continue };
+                let mut parts = parts.map(PathBuf::from);
                 match key {
                     b"BindPaths" | b"BindReadOnlyPaths" => {
                         let target = parts.next().unwrap_or_else(|| source.clone());
@@ -105,50 +103,65 @@ impl Sandbox {
     }
 }
 
-/// Returns the parts of `SOURCE:TARGET`, unescaped.
-fn split(value: &[u8]) -> Vec<OsString> {
-    let (mut parts, mut part) = (Vec::new(), Vec::new());
-    let mut rest = value;
-    while let [first, after @ ..] = rest {
-        rest = after;
-        match (first, after) {
-            (b'\\', [b'x', high, low, after @ ..]) => {
-                let hex = [*high, *low];
-                let byte = std::str::from_utf8(&hex).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok());
-                part.push(byte.unwrap_or(b'?'));
-                rest = after;
-            }
-            (b'\\', [escaped, after @ ..]) => {
-                part.push(*escaped);
-                rest = after;
-            }
-            (b'%', [b'%', after @ ..]) => {
-                part.push(b'%');
-                rest = after;
-            }
-            (b':', _) => parts.push(OsString::from_vec(std::mem::take(&mut part))),
-            (b'"', _) => {}
-            (byte, _) => part.push(*byte),
-        }
-    }
-    parts.push(OsString::from_vec(part));
-    parts
+/// Returns a path without the `-` for one that may be missing.
+fn plain(source: OsString) -> PathBuf {
+    let bytes = source.into_vec();
+    PathBuf::from(OsString::from_vec(bytes.strip_prefix(b"-").map(<[u8]>::to_vec).unwrap_or(bytes)))
 }
 
-/// Returns a path as the value of a systemd directive, with systemd's special characters escaped.
-pub fn escape(path: &Path) -> String {
-    let mut text = String::new();
-    for &byte in path.as_os_str().as_bytes() {
-        match byte {
-            b'%' => text.push_str("%%"),
-            b':' => text.push_str("\\:"),
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' | b'+' | b',' | b'@' => {
-                text.push(byte.into());
+/// Returns the words of a directive's value, each as the parts of its `SOURCE:TARGET`, as systemd splits them: quotes keep
+/// separators together, and a backslash stands for nothing but keeps the character after it.
+fn words(value: &[u8]) -> Vec<Vec<OsString>> {
+    let (mut words, mut parts, mut part) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut quote, mut rest) = (None, value);
+    while let [first, after @ ..] = rest {
+        rest = after;
+        match (*first, quote) {
+            (b'\\', _) => {
+                part.extend(rest.first());
+                rest = rest.get(1..).unwrap_or_default();
             }
-            byte => _ = write!(text, "\\x{byte:02x}"),
+            (b'%', _) if rest.first() == Some(&b'%') => {
+                part.push(b'%');
+                rest = &rest[1..];
+            }
+            (byte, Some(open)) if byte == open => quote = None,
+            (b'"' | b'\'', None) => quote = Some(*first),
+            (b':', None) => parts.push(OsString::from_vec(std::mem::take(&mut part))),
+            (byte, None) if byte.is_ascii_whitespace() => {
+                if !part.is_empty() || !parts.is_empty() {
+                    parts.push(OsString::from_vec(std::mem::take(&mut part)));
+                    words.push(std::mem::take(&mut parts));
+                }
+            }
+            (byte, _) => part.push(byte),
         }
     }
-    text
+    if !part.is_empty() || !parts.is_empty() {
+        parts.push(OsString::from_vec(part));
+        words.push(parts);
+    }
+    words
+}
+
+/// Returns a path as the value of a systemd directive. What is not plain stands in quotes, because systemd has no escape for
+/// a single character there: of `\x20` it drops the backslash.
+pub fn escape(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,@".contains(c);
+    if text.chars().all(is_plain) {
+        return text.into_owned();
+    }
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            '%' => quoted.push_str("%%"),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
 }
 
 #[cfg(test)]
@@ -157,8 +170,9 @@ mod tests {
 
     #[test]
     fn drop_ins_are_read_as_systemd_reads_them() {
-        let path = Path::new("/home/ann/my models: 100%/wan");
-        assert_eq!(escape(path), "/home/ann/my\\x20models\\:\\x20100%%/wan");
+        let path = Path::new("/home/ann/my models: 100%/\"wän\" \\x20");
+        assert_eq!(escape(path), r#""/home/ann/my models: 100%%/\"wän\" \\x20""#);
+        assert_eq!(escape(Path::new("/srv/a-b_c.d")), "/srv/a-b_c.d");
         let mut sandbox = Sandbox { on: true, ..Sandbox::default() };
         let text = format!(
             "[Service]\nBindReadOnlyPaths=-{}:/var/lib/animd/models/wan\nReadWritePaths=/srv/a /srv/b\n# BindPaths=/x\n",

@@ -31,13 +31,16 @@ pub struct Plan {
 impl Plan {
     /// Returns the files that let the service read a model's folder, and that configure this model.
     pub fn model(dir: &Path) -> Self {
-        let inside = match dir.starts_with(HOME) {
-            true => dir.to_owned(),
-            false => Path::new(MODELS).join(name(dir)),
+        let shown = repository(dir).unwrap_or(dir);
+        let target = Path::new(MODELS).join(name(shown));
+        let inside = match (dir.starts_with(HOME), dir.strip_prefix(shown)) {
+            (false, Ok(below)) if !below.as_os_str().is_empty() => target.join(below),
+            (false, _) => target.clone(),
+            (true, _) => dir.to_owned(),
         };
         let mut files = vec![(config("model"), format!("[model]\npath = {}\n", toml(&inside)))];
         if inside != dir {
-            let bind = format!("BindReadOnlyPaths=-{}:{}", escape(dir), escape(&inside));
+            let bind = format!("BindReadOnlyPaths=-{}:{}", escape(shown), escape(&target));
             files.push((drop_in("model"), unit(&[bind])));
         }
         Self { files, inside }
@@ -119,6 +122,14 @@ impl Plan {
     pub fn needs_unit(&self) -> bool {
         self.files.iter().any(|(path, _)| path.starts_with(DROP_INS))
     }
+}
+
+/// Returns the repository of the Hugging Face hub's cache that a folder is a snapshot of: the snapshot's files are links into
+/// the repository's `blobs`.
+fn repository(dir: &Path) -> Option<&Path> {
+    let is_named =
+        |path: &&Path| path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"models--"));
+    dir.ancestors().find(is_named).filter(|repository| repository.join("snapshots").is_dir())
 }
 
 /// Returns where the service sees a folder, and the directives that its unit needs to write there.
@@ -244,6 +255,22 @@ mod tests {
         assert!(plan.needs_unit());
         let own = Plan::model(Path::new("/var/lib/animd/models/wan"));
         assert!(!own.needs_unit() && own.files.len() == 1);
+    }
+
+    #[test]
+    fn of_a_snapshot_the_whole_repository_is_shown() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Failure::file("make", "a folder"))?;
+        let repository = dir.path().join("my hub/models--Wan-AI--Wan2.1");
+        let snapshot = repository.join("snapshots/6f1b24");
+        fs::create_dir_all(&snapshot).map_err(Failure::file("make", &snapshot))?;
+        let plan = Plan::model(&snapshot);
+        let target = Path::new(MODELS).join(name(&repository));
+        assert_eq!(plan.inside, target.join("snapshots/6f1b24"));
+        let bind = format!("BindReadOnlyPaths=-\"{}\":{}\n", repository.display(), target.display());
+        assert!(text(&plan, ".conf").ends_with(&bind), "{}", text(&plan, ".conf"));
+        plan.write(dir.path())?;
+        assert_eq!(Sandbox::read(dir.path()).outside(&plan.inside), (snapshot, repository));
+        Ok(())
     }
 
     #[test]

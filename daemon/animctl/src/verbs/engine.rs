@@ -49,7 +49,7 @@ pub fn selftest(args: &Selftest, on: On) -> Result {
 }
 
 /// Replaces this process with the configured engine.
-fn run(verb: &str, options: &[OsString], on: On) -> Result {
+pub fn run(verb: &str, options: &[OsString], on: On) -> Result {
     let engine = load(None, on.user)?.config.engine_program();
     let mut command = Command::new(&engine);
     command.arg(verb).args(options.iter().filter(|option| *option != "--"));

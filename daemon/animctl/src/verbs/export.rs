@@ -56,7 +56,9 @@ const COLUMNS: [&str; 24] = [
 pub async fn run(args: &Args, ctl: &Ctl) -> Result {
     if args.csv {
         let settings = animd_common::keys::SETTINGS;
-        let names = COLUMNS.into_iter().chain(["seconds"]).chain(settings);
+        // The seconds that a job took have their name; those of its video need another one.
+        let named = settings.map(|key| if key == "seconds" { "video_seconds" } else { key });
+        let names = COLUMNS.into_iter().chain(["seconds"]).chain(named);
         print(names.collect::<Vec<_>>().join(","));
         args.which
             .each(ctl, None, |job| {

@@ -1,5 +1,6 @@
-//! `animctl model add DIR`
+//! `animctl model add DIR`, `verify` and `check`
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -7,12 +8,13 @@ use animd_common::config::{Config, Sources};
 use animd_common::files::{show, write_atomic};
 use serde_json::json;
 
+use super::config::load;
 use super::dropin::{Plan, apply, needs_root, real, service_user};
 use super::exit::{Exit, Failure, Result};
-use super::{On, path, print};
+use super::{On, engine, path, print};
 use crate::doctor::{READ, refusal_from};
 
-/// Let the service see a model's folder, and use it.
+/// Let the service see a model's folder, use it, and check its files.
 #[derive(clap::Args)]
 #[command(after_help = "Example: sudo animctl model add ~/models/Wan2.1-I2V-14B-480P")]
 pub struct Args {
@@ -23,6 +25,42 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Verb {
     Add(Add),
+    Verify(Verify),
+    Check(Check),
+}
+
+/// Check the model's files, tensor by tensor.
+///
+/// It runs `animd-engine verify` as yourself: each file's SHA-256 is compared with the last time's, and each tensor must be
+/// finite and of a plausible size. This finds scales that are missing or applied twice, parts that were not copied, and bytes
+/// in another order.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: animctl model verify\n\n`animctl model verify -- --help` shows all options.\n\nJSON: files (an \
+ array: path, bytes, sha256, change, seen), parts (an array: name, tensors, mistakes)"
+)]
+struct Verify {
+    /// The model's folder or file, and options of the engine's `verify` [default: the configured model]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "MODEL")]
+    options: Vec<OsString>,
+}
+
+/// Check the model by what it computes on this machine.
+///
+/// It runs `animd-engine check` as yourself: does the model denoise a video that it has never seen, does each block help, does
+/// the prompt, does the VAE give back what it gets, does the GPU compute what the CPU does, and what do 8 bits cost each layer?
+/// It takes minutes. Keep the service from using the GPU meanwhile: `animctl unload`, then `animctl drain -- animctl model
+/// check`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: animctl model check --report check.json\n\n`animctl model check -- --help` shows all options. The \
+ report has no pictures, prompts, names of users or paths.\n\nJSON: verdict (sound, doubtful, wrong), sentence, judged, \
+ version, device, networks, frames, suspects, rounding, agreement, findings"
+)]
+struct Check {
+    /// The model's folder, and options of the engine's `check` [default: the configured model]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "MODEL")]
+    options: Vec<OsString>,
 }
 
 /// Use the model in this folder.
@@ -44,7 +82,11 @@ struct Add {
 }
 
 pub async fn run(args: &Args, on: On) -> Result {
-    let Verb::Add(Add { dir }) = &args.verb;
+    let dir = match &args.verb {
+        Verb::Add(Add { dir }) => dir,
+        Verb::Verify(Verify { options }) => return engine::run("verify", &with_model(options, on)?, on),
+        Verb::Check(Check { options }) => return engine::run("check", &with_model(options, on)?, on),
+    };
     let dir = real(dir)?;
     inspect(&dir)?;
     let (inside, next) = if on.user { for_user(&dir, on).await? } else { for_system(&dir)? };
@@ -53,6 +95,24 @@ pub async fn run(args: &Args, on: On) -> Result {
         false => print(format!("the model is `{}`; {next}", show(&dir))),
     }
     Ok(Exit::Done)
+}
+
+/// Returns the engine's options, with the configured model where none is named.
+fn with_model(options: &[OsString], on: On) -> Result<Vec<OsString>> {
+    let options: Vec<OsString> = options.iter().filter(|option| *option != "--").cloned().collect();
+    // The model comes first; `--help` needs none.
+    let named = options.first().is_some_and(|first| {
+        !first.as_encoded_bytes().starts_with(b"-") || first == "--help" || first == "-h"
+    });
+    if named {
+        return Ok(options);
+    }
+    let model = load(None, on.user)?.config.model;
+    let Some(path) = model.path else {
+        return Err(Failure::new("no model is configured; name one, or add one: `animctl model add DIR`"));
+    };
+    let dit = model.dit.into_iter().flat_map(|dit| [OsString::from("--dit"), dit.into()]);
+    Ok(std::iter::once(path.into()).chain(dit).chain(options).collect())
 }
 
 /// Checks with the engine that the folder holds a model.

@@ -1,11 +1,12 @@
 //! `animctl plan`
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use animd_common::files::show;
 use animd_common::words::{bytes, time};
-use animd_options::SettingsOptions;
 use serde_json::Value;
+use zbus::Fd;
 
 use super::exit::{Exit, Result};
 use super::{Ctl, json_of, path, print, settings, submit};
@@ -13,7 +14,7 @@ use super::{Ctl, json_of, path, print, settings, submit};
 /// Estimate time and memory of a video, without making it.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: animctl plan photo.jpg --size 720p --steps 20\n\nJSON: size, frames, steps, forwards (passes through the \
+    after_help = "Example: animctl plan photo.jpg --size 720p --steps 20\n\nJSON: size, frames, parts (in which a long video is made), steps, forwards (passes through the \
 model), seconds_source (history, prediction, unknown), seconds_why, why (the reasons for the profile), and where known profile, \
 backend, remedy, seconds (of work, without waiting), memory, host_memory (in which weights wait for the GPU), streamed (in each \
 pass; all in bytes)"
@@ -22,8 +23,11 @@ pub struct Args {
     /// The picture, whose shape matters
     #[arg(value_name = "PICTURE", value_parser = path())]
     image: Option<PathBuf>,
+    /// The picture that the video ends at
+    #[arg(long, value_name = "PICTURE", value_parser = path(), conflicts_with = "looped")]
+    last: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Settings of the video")]
-    settings: SettingsOptions,
+    settings: settings::JobOptions,
 }
 
 pub async fn run(args: Args, ctl: &Ctl) -> Result {
@@ -37,6 +41,10 @@ pub async fn run(args: Args, ctl: &Ctl) -> Result {
             options.insert("height", height.into());
         }
     }
+    let last = args.last.as_deref().map(submit::open).transpose()?;
+    if let Some(last) = &last {
+        options.insert("last", Fd::from(last.as_fd()).into());
+    }
     let plan = json_of(&ctl.manager.plan(options).await?);
     if ctl.json {
         print(plan);
@@ -48,7 +56,11 @@ pub async fn run(args: Args, ctl: &Ctl) -> Result {
             print(format!("{name:<9} {value}"));
         }
     };
-    line("video", Some(format!("{}, {} frames", text("size").unwrap_or_default(), plan["frames"])));
+    let parts = match plan["parts"].as_u64() {
+        Some(parts @ 2..) => format!(" in {parts} parts, each continuing the one before"),
+        _ => String::new(),
+    };
+    line("video", Some(format!("{}, {} frames{parts}", text("size").unwrap_or_default(), plan["frames"])));
     line("work", Some(format!("{} steps, {} passes through the model", plan["steps"], plan["forwards"])));
     let seconds = plan["seconds"].as_f64().map_or_else(|| "not known".to_owned(), time);
     line("time", Some(format!("{seconds}: {}", text("seconds_why").unwrap_or_default())));

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use animd_client::id_of;
-use animd_options::SettingsOptions;
 use serde_json::json;
 
 use super::batch::Batch;
@@ -34,7 +33,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE", value_parser = path())]
     output: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Settings of the video")]
-    settings: SettingsOptions,
+    settings: settings::JobOptions,
 }
 
 pub async fn run(args: Args, ctl: &Ctl) -> Result {

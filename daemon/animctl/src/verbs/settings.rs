@@ -10,9 +10,19 @@ use zbus::Variant;
 
 use super::exit::{Failure, Result};
 
+/// A job's settings, as typed.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct JobOptions {
+    /// The name of the model, as `animctl model list` shows it [default: the configured one]
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    #[command(flatten)]
+    settings: SettingsOptions,
+}
+
 /// Returns the settings that were given, by name.
-pub fn given(settings: SettingsOptions) -> Result<Map<String, Value>> {
-    let Ok(Value::Object(map)) = serde_json::to_value(Settings::from(settings)) else {
+pub fn given(JobOptions { model, settings }: JobOptions) -> Result<Map<String, Value>> {
+    let Ok(Value::Object(map)) = serde_json::to_value(Settings { model, ..settings.into() }) else {
         return Err(Failure::new("the settings cannot be sent"));
     };
     Ok(map)

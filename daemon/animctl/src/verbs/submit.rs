@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use animd_client::{has_ended, id_of};
 use animd_common::files::{open_regular, show};
-use animd_options::SettingsOptions;
 use serde_json::{Map, Value, json};
 use tokio::signal::ctrl_c;
+use zbus::Fd;
 
 use super::batch::Batch;
 use super::exit::{Exit, Failure, Result};
@@ -29,6 +29,9 @@ pub struct Args {
     /// The pictures
     #[arg(required = true, value_name = "PICTURE", value_parser = path())]
     pictures: Vec<PathBuf>,
+    /// End the video at this picture; one of another size is cropped to cover the first one's shape
+    #[arg(long, value_name = "PICTURE", value_parser = path(), conflicts_with = "looped")]
+    last: Option<PathBuf>,
     /// Wait until the video is ready, and show the progress
     #[arg(short, long)]
     wait: bool,
@@ -45,7 +48,7 @@ pub struct Args {
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     #[command(flatten, next_help_heading = "Settings of the video")]
-    settings: SettingsOptions,
+    settings: settings::JobOptions,
 }
 
 /// A job that this command has submitted.
@@ -90,10 +93,15 @@ pub async fn run(args: Args, ctl: &Ctl) -> Result {
 /// Submits one picture, and returns the job's number and state.
 async fn submit(picture: &Path, args: &Args, given: &Map<String, Value>, ctl: &Ctl) -> Result<(u64, String)> {
     let file = open(picture)?;
+    let last = args.last.as_deref().map(open).transpose()?;
     let mut options = settings::options(given);
     let name = args.name.clone().or_else(|| picture.file_name().map(show));
     if let Some(name) = &name {
         options.insert("name", name.as_str().into());
+    }
+    if let Some((last, path)) = last.as_ref().zip(args.last.as_deref()) {
+        options.insert("last", Fd::from(last.as_fd()).into());
+        options.insert("last_name", path.file_name().map(show).unwrap_or_default().into());
     }
     if let Some(key) = &args.idempotency_key {
         options.insert("idempotency_key", key.as_str().into());

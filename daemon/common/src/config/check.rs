@@ -150,8 +150,14 @@ fn level(config: &Config, origins: &Origins) -> Option<String> {
 
 /// Checks `[defaults]`, because a wrong default would fail every job.
 fn defaults(settings: &Settings, origins: &Origins) -> Option<String> {
-    let resolve =
-        |settings: Settings| text::settings(settings)?.resolve(|| 0).map(|_| ()).map_err(|e| e.to_string());
+    let resolve = |settings: Settings| {
+        if settings.last.as_deref().is_some_and(|last| !last.is_empty()) {
+            return Err(
+                "`last` names the picture of one job and has no default; name it in a sidecar".to_owned()
+            );
+        }
+        text::settings(settings)?.resolve(|| 0).map(|_| ()).map_err(|e| e.to_string())
+    };
     let sentence = resolve(settings.clone()).err()?;
     // The value to blame is the one without which the rest is valid; among several, the one that the sentence names
     // first.

@@ -17,6 +17,7 @@ use animd_protocol::request::Settings;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::models::{self, Models};
 use crate::{Error, Result, places};
 use layers::{Layer, Stack};
 
@@ -59,6 +60,9 @@ pub struct Config {
     /// `[[watch]]`: watched folders besides the inbox.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub watch: Vec<Watch>,
+    /// The models that have names; where they lie follows from where the configuration lies.
+    #[serde(skip)]
+    pub models: Models,
 }
 
 /// Where to look for the configuration. This stays the same when the configuration is read again.
@@ -152,7 +156,10 @@ impl Sources {
             origins.set(key, place);
         }
         let mut mistakes = take(&mut over.mistakes);
-        let config = over.read(&built_in)?;
+        let mut config = over.read(&built_in)?;
+        if let Some(folder) = self.main_file()?.as_ref().and_then(|(path, _)| path.parent()) {
+            config.models = Models::beside(folder);
+        }
         mistakes.extend(check::mistakes(&config, &origins, &files));
         if !mistakes.is_empty() {
             return Err(Error::Config(mistakes.join("\n")));
@@ -268,6 +275,29 @@ impl Config {
     /// Returns what an engine is started with. An engine that was started with something else must be replaced.
     pub fn engine_identity(&self) -> (PathBuf, &Model, &Profile) {
         (self.engine_program(), &self.model, &self.profile)
+    }
+
+    /// Returns the model of jobs that ask for this name, or of jobs that ask for none. `None` if none is configured.
+    ///
+    /// # Errors
+    /// A sentence with the nearest name.
+    pub fn model_path(&self, name: Option<&str>) -> Result<Option<PathBuf>, String> {
+        match name {
+            Some(name) => self.models.find(name).map(Some),
+            None => Ok(self.model.path.clone()),
+        }
+    }
+
+    /// Returns a job's settings, with what its model's file says of sampling where the job says nothing.
+    #[must_use]
+    pub fn with_models(&self, settings: Settings) -> Settings {
+        let name = settings.model.as_deref().or(self.defaults.model.as_deref());
+        let path = self.model_path(name).ok().flatten();
+        // A file that cannot be read is told when the engine opens it.
+        match path.and_then(|path| models::model_file(&path).ok().flatten()) {
+            Some(file) => models::with_sampling(settings, &file.sampling),
+            None => settings,
+        }
     }
 
     /// Returns the engine's program.

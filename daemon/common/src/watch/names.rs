@@ -20,6 +20,11 @@ pub const SETTINGS: [&str; 2] = ["toml", "json"];
 /// Endings of sidecars with a prompt: captioning tools have their own.
 pub const TEXTS: [&str; 4] = ["txt", "text", "caption", "prompt"];
 
+/// Endings of pictures, in names such as `photo.last.jpg`.
+pub const PICTURES: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
+/// What comes before the ending in the name of a picture that a video ends at.
+pub const LAST: &str = "last";
+
 /// Endings of unfinished files of browsers, editors and copying programs.
 const UNFINISHED: [&str; 26] = [
     "part",
@@ -79,7 +84,18 @@ const LITTER_FOLDERS: [&str; 12] = [
     "recycler",
 ];
 
-/// Returns whether a file is not a picture by its name: it is hidden, temporary, a sidecar, or litter.
+/// Returns the name of the picture whose video ends at the picture of this name: `photo` of `photo.last.jpg`. `None` for any
+/// other name.
+pub fn of_last(name: &OsStr) -> Option<&OsStr> {
+    let (stem, tail) = split_name(name);
+    let ending = tail.as_bytes().strip_prefix(b".")?.to_ascii_lowercase();
+    let (first, mark) = split_name(stem);
+    let is_last = mark.as_bytes().strip_prefix(b".")?.eq_ignore_ascii_case(LAST.as_bytes());
+    (is_last && PICTURES.iter().any(|e| e.as_bytes() == ending)).then_some(first)
+}
+
+/// Returns whether a file is not a picture that a video is made of, by its name: it is hidden, temporary, a sidecar, the last
+/// picture of a pair, or litter.
 pub fn is_ignored(name: &OsStr) -> bool {
     let lower = name.as_bytes().to_ascii_lowercase();
     let ending = split_name(OsStr::from_bytes(&lower)).1.as_bytes().strip_prefix(b".");
@@ -90,6 +106,7 @@ pub fn is_ignored(name: &OsStr) -> bool {
         || lower.ends_with(STREAM)
         || lower.ends_with(b":$data")
         || LITTER.iter().any(|l| l.as_bytes() == lower)
+        || of_last(name).is_some()
         || ending.is_some_and(|ending| {
             let mut endings = SETTINGS.iter().chain(&TEXTS).chain(&UNFINISHED).chain(&BESIDE);
             endings.any(|e| e.as_bytes() == ending)
@@ -115,8 +132,11 @@ pub fn is_watched(below: &Path) -> bool {
 }
 
 /// Returns the name of a sidecar without its ending, which is the name of its picture, with or without the picture's own
-/// ending; `None` for a file that is no sidecar of pictures.
+/// ending; `None` for a file that is no sidecar of pictures. The last picture of a pair is a sidecar of the first.
 pub fn of_sidecar(name: &OsStr) -> Option<&OsStr> {
+    if let Some(first) = of_last(name) {
+        return Some(first);
+    }
     let (stem, tail) = split_name(name);
     let ending = tail.as_bytes().strip_prefix(b".")?.to_ascii_lowercase();
     let is_sidecar = SETTINGS.iter().chain(&TEXTS).any(|e| e.as_bytes() == ending);
@@ -188,6 +208,14 @@ mod tests {
         assert_eq!(of("a.b.txt").as_deref(), Some(OsStr::new("a.b")));
         assert_eq!(of("a.Png.TXT").as_deref(), Some(OsStr::new("a.Png")));
         assert_eq!(of("a.caption").as_deref(), Some(OsStr::new("a")));
+        for name in ["a.last.jpg", "a.LAST.Png", "a.b.last.webp"] {
+            assert!(is_ignored(OsStr::new(name)), "{name}");
+        }
+        assert_eq!(of("a.b.last.webp").as_deref(), Some(OsStr::new("a.b")));
+        assert_eq!(of("a.jpg.Last.TIFF").as_deref(), Some(OsStr::new("a.jpg")));
+        for name in ["last.jpg", ".last.jpg", "a.last", "a.last.mp4", "alast.jpg", "a.last.b.jpg"] {
+            assert_eq!(of_last(OsStr::new(name)), None, "{name}");
+        }
         for name in ["folder.toml", "a.png", "a", ".txt"] {
             assert_eq!(of(name), None, "{name}");
         }

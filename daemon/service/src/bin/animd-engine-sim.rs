@@ -94,6 +94,13 @@ impl Words {
     }
 }
 
+/// Returns the simulated model: it can end a video at a given picture, and need not.
+fn recipe() -> Recipe {
+    let mut recipe = Recipe::wan21_i2v_least();
+    recipe.conditioning.last_frame = true;
+    recipe
+}
+
 fn main() -> io::Result<()> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let line = Line(Arc::new(Mutex::new(socket.try_clone()?)));
@@ -129,7 +136,7 @@ fn main() -> io::Result<()> {
         model: "simulated".into(),
         kernels,
         // A small model: the service refuses what the machine's memory does not hold.
-        recipe: Some(Box::new(Recipe::wan21_i2v_least())),
+        recipe: Some(Box::new(recipe())),
     });
     let hung = Arc::new(AtomicBool::new(false));
     let canceled = Arc::new(AtomicU64::new(0));
@@ -146,7 +153,7 @@ fn main() -> io::Result<()> {
         match serde_json::from_str(&text?)? {
             ToEngine::Hello { .. } => {}
             ToEngine::Cancel { job } => canceled.store(job, Ordering::SeqCst),
-            ToEngine::Generate { job, image, output, pictures, request } => {
+            ToEngine::Generate { job, image, output, pictures, request, .. } => {
                 let (line, hung, canceled) = (line.clone(), hung.clone(), canceled.clone());
                 thread::spawn(move || {
                     let work = (&*image, &*output, &pictures, &*request);

@@ -55,7 +55,7 @@ fn jobs(db: &mut Store) -> crate::error::Result<(Vec<Job>, Vec<Job>)> {
     Ok((db.list(&running)?, waiting))
 }
 
-/// What makes two jobs take the same time: size, frames, steps, guidance and step cache.
+/// What makes two jobs take the same time: size, frames of each part and of all, steps, guidance and step cache.
 type Kind = String;
 
 /// Returns the seconds that a job is expected to take; plans are made once for each kind of job.
@@ -66,9 +66,10 @@ async fn seconds(
 ) -> Result<Option<f64>, BusError> {
     let Some(request) = &job.request else { return Ok(None) };
     let kind = format!(
-        "{} {} {} {} {:?}",
+        "{} {} {} {} {} {:?}",
         request.size,
         request.frames,
+        request.total_frames(),
         request.steps,
         request.uses_guidance(),
         request.step_cache

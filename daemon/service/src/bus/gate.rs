@@ -49,7 +49,7 @@ const HEAVY: [&str; 9] = [
     "Statistics",
     "Timeline",
 ];
-/// The one method that takes a descriptor.
+/// The method that takes descriptors as an argument: a picture, and in its options perhaps one that the video ends at.
 const TAKES_DESCRIPTOR: &str = "Submit";
 
 /// The name of the bus itself, as a sender and as a destination.
@@ -384,11 +384,20 @@ impl Inner {
         };
         let member = header.member().map_or("", |member| member.as_str());
         let kind = Kind::of(member);
-        let takes = usize::from(member == TAKES_DESCRIPTOR);
+        let takes = match member {
+            TAKES_DESCRIPTOR => 2,
+            // Its options are those of a submission.
+            "Plan" => 1,
+            _ => 0,
+        };
         let cost =
             Cost { bytes: message.data().bytes().len() + OVERHEAD, descriptors: message.data().fds().len() };
         let wrong = if cost.descriptors > takes {
-            let takes = if takes == 1 { "one file descriptor" } else { "no file descriptor" };
+            let takes = match takes {
+                2 => "two file descriptors at most",
+                1 => "one file descriptor at most",
+                _ => "no file descriptor",
+            };
             Some(format!("{member} takes {takes}, and the call has {}", cost.descriptors))
         } else if cost.bytes > MOST_BYTES {
             Some(format!("a call may have {} MiB, and this one has more", MOST_BYTES >> 20))

@@ -383,10 +383,10 @@ impl Manager {
         source: Option<Source>,
     ) -> Result<OwnedObjectPath, BusError> {
         let (uid, hub) = (caller.uid, &self.hub);
-        let request = submission
-            .settings
-            .or(hub.defaults.get())
-            .resolve(draw_seed)
+        let request = hub
+            .defaults
+            .complete(submission.settings)
+            .resolve_for(&hub.queue.family(), draw_seed)
             .map_err(|e| BusError::InvalidOption(e.to_string()))?;
         hub.queue.admit(&request)?;
         let full = || {
@@ -396,7 +396,8 @@ impl Manager {
             ))
         };
         // This saves copying the picture in vain. The check that decides is made when the job is written to the ledger.
-        let bytes = file.metadata().map_or(0, |meta| meta.len());
+        let length = |fd: &StdOwnedFd| rustix::fs::fstat(fd).map_or(0, |stat| stat.st_size.unsigned_abs());
+        let bytes = file.metadata().map_or(0, |meta| meta.len()) + submission.last.as_ref().map_or(0, length);
         match hub.queue.foresee(uid, submission.idempotency_key.clone(), bytes).await? {
             Some(Added::Known(id)) => return self.known(connection, id).await,
             Some(Added::Full) if source.is_none() => return Err(full()),
@@ -405,15 +406,19 @@ impl Manager {
         }
         let results = submission.kept_for_caller.then(|| hub.queue.results.clone());
         let file = Arc::new(file);
+        let last = submission.last.map(|last| Arc::new(File::from(last)));
         let name = submission.name.unwrap_or_else(|| super::DEFAULT_NAME.into());
         for _ in 0..3 {
             let (spool, copied, kept) = (hub.queue.spool.clone(), file.clone(), results.clone());
+            let last = last.clone();
             let copy = move |turn: &Turn| {
-                let _alone = turn.alone(copied.metadata().map_or(0, |meta| meta.len()));
+                let length = |file: &File| file.metadata().map_or(0, |meta| meta.len());
+                let _alone = turn.alone(length(&copied) + last.as_deref().map_or(0, length));
                 kept.as_ref().map_or(Ok(()), Results::make)?;
-                spool.put(&copied, "the picture")
+                let last = last.map(|last| spool.put(&last, "the last picture")).transpose()?;
+                Ok((spool.put(&copied, "the picture")?, last))
             };
-            let spooled =
+            let (spooled, last) =
                 hub.copies.run(uid, caller.leaving.left(), copy).await?.map_err(BusError::of_picture)?;
             let job = queue::Submission {
                 owner: uid,
@@ -423,6 +428,7 @@ impl Manager {
                 outbox: results.as_ref().map(|results| results.dir().to_owned()),
                 source: source.clone(),
                 work: Ok((spooled, request.clone())),
+                last,
             };
             let serve = |job: Job| async move { Ok(hub.serve(connection, &job).await?) };
             match hub.queue.submit(job, serve).await? {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
 
 use animd_common::bus::json;
 use animd_common::keys;
@@ -9,7 +10,7 @@ use animd_common::text;
 use animd_protocol::given::{self, Given};
 use animd_protocol::request::Settings;
 use serde_json::Value;
-use zbus::OwnedVariant;
+use zbus::{OwnedVariant, Variant};
 
 use super::error::BusError;
 use crate::queue::Retry;
@@ -20,7 +21,7 @@ use crate::store::watches::How;
 pub type Options = HashMap<String, OwnedVariant>;
 
 /// The options of a submission.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub struct Submission {
     /// The settings of the video.
     pub settings: Settings,
@@ -30,6 +31,8 @@ pub struct Submission {
     pub idempotency_key: Option<String>,
     /// The priority: a waiting job with a larger one runs first.
     pub priority: i32,
+    /// The picture that the video ends at.
+    pub last: Option<OwnedFd>,
     /// Whether the service keeps the video for its caller to fetch, instead of putting it in the outbox.
     pub kept_for_caller: bool,
 }
@@ -58,6 +61,8 @@ const NAME: &str = "name";
 const IDEMPOTENCY_KEY: &str = "idempotency_key";
 const PRIORITY: &str = "priority";
 const KEEP: &str = "keep";
+const LAST: &str = "last";
+const LAST_NAME: &str = "last_name";
 /// The lowest and the highest priority.
 const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
 /// The longest name and key, in bytes.
@@ -68,50 +73,68 @@ const MAX_PIXELS: u32 = 1 << 16;
 const MAX_SHOWN: usize = 60;
 const NEW_SEED: &str = "new_seed";
 
-/// Reads a submission's options: every key of [`Settings`], `name`, `idempotency_key`, `priority` and `keep`.
+/// Reads a submission's options: every key of [`Settings`], `last` as a descriptor with its `last_name`, `name`,
+/// `idempotency_key`, `priority` and `keep`.
 pub fn submission(options: &Options) -> Result<Submission, BusError> {
     let mut read = Submission::default();
-    read.settings = settings(options, &[NAME, IDEMPOTENCY_KEY, PRIORITY, KEEP], |key, value| {
-        match key {
-            NAME => read.name = Some(file_name(&word(key, value)?)),
-            PRIORITY => {
-                read.priority = number(key, value)?;
-                check_priority(read.priority)?;
-            }
-            KEEP => {
-                read.kept_for_caller = match word(key, value)?.as_str() {
-                    "outbox" => false,
-                    "caller" => true,
-                    other => {
+    let mut last_name = None;
+    read.settings =
+        settings(options, &[LAST, LAST_NAME, NAME, IDEMPOTENCY_KEY, PRIORITY, KEEP], |key, value| {
+            match key {
+                LAST => read.last = Some(descriptor(key, value)?),
+                LAST_NAME => last_name = Some(file_name(&word(key, value)?)),
+                NAME => read.name = Some(file_name(&word(key, value)?)),
+                PRIORITY => {
+                    read.priority = number(key, value)?;
+                    check_priority(read.priority)?;
+                }
+                KEEP => {
+                    read.kept_for_caller = match word(key, value)?.as_str() {
+                        "outbox" => false,
+                        "caller" => true,
+                        other => {
+                            return Err(BusError::InvalidOption(format!(
+                                "`{key}`: `{}` is neither `outbox` nor `caller`",
+                                short(other)
+                            )));
+                        }
+                    };
+                }
+                _ => {
+                    let given = word(key, value)?;
+                    if given.is_empty() || given.len() > MAX_NAME {
                         return Err(BusError::InvalidOption(format!(
-                            "`{key}`: `{}` is neither `outbox` nor `caller`",
-                            short(other)
+                            "`{key}` has {} bytes; give 1 to {MAX_NAME}",
+                            given.len()
                         )));
                     }
-                };
-            }
-            _ => {
-                let given = word(key, value)?;
-                if given.is_empty() || given.len() > MAX_NAME {
-                    return Err(BusError::InvalidOption(format!(
-                        "`{key}` has {} bytes; give 1 to {MAX_NAME}",
-                        given.len()
-                    )));
+                    read.idempotency_key = Some(given);
                 }
-                read.idempotency_key = Some(given);
             }
-        }
-        Ok(())
-    })?;
+            Ok(())
+        })?;
+    if read.last.is_some() {
+        let name = last_name.unwrap_or_else(|| "picture".into());
+        read.settings.last = Some(name.to_string_lossy().into_owned());
+    } else if last_name.is_some() {
+        let text = format!("`{LAST_NAME}` comes without `{LAST}`; give both, or neither");
+        return Err(BusError::InvalidOption(text));
+    }
     Ok(read)
 }
 
 /// Reads a plan's options: those of a submission, `width` and `height` of the picture.
 pub fn plan(options: &Options) -> Result<PlanOf, BusError> {
     let (mut width, mut height) = (None, None);
-    let others = [NAME, IDEMPOTENCY_KEY, PRIORITY, KEEP, "width", "height"];
-    let settings = settings(options, &others, |key, value| {
+    let others = [LAST, LAST_NAME, NAME, IDEMPOTENCY_KEY, PRIORITY, KEEP, "width", "height"];
+    let mut last = None;
+    let mut settings = settings(options, &others, |key, value| {
         let side = match key {
+            // Nothing is opened for a plan: the name alone would do.
+            LAST | LAST_NAME => {
+                last = Some("picture".to_owned());
+                return Ok(());
+            }
             "width" => &mut width,
             "height" => &mut height,
             _ => return Ok(()),
@@ -123,6 +146,7 @@ pub fn plan(options: &Options) -> Result<PlanOf, BusError> {
             })?);
         Ok(())
     })?;
+    settings.last = last;
     match (width, height) {
         (None, Some(_)) => Err(BusError::InvalidOption("`height` comes without `width`; give both".into())),
         (Some(_), None) => Err(BusError::InvalidOption("`width` comes without `height`; give both".into())),
@@ -165,12 +189,15 @@ fn settings(
     for (key, value) in options {
         if others.contains(&key.as_str()) {
             other(key, value)?;
-        } else if keys::SETTINGS.contains(&key.as_str()) {
+        } else if key != LAST && keys::SETTINGS.contains(&key.as_str()) {
             if let Err(mistake) = given::set(&mut settings, key, &given(value)) {
                 mistakes.push(mistake.0);
             }
         } else {
-            return Err(unknown(key, keys::SETTINGS.into_iter().chain(others.iter().copied())));
+            return Err(unknown(
+                key,
+                keys::SETTINGS.into_iter().filter(|known| *known != LAST).chain(others.iter().copied()),
+            ));
         }
     }
     if !mistakes.is_empty() {
@@ -282,6 +309,19 @@ fn seconds(key: &str, value: &OwnedVariant) -> Result<f64, BusError> {
         .ok_or_else(|| BusError::InvalidOption(format!("`{key}` is not a number of seconds")))
 }
 
+fn descriptor(key: &str, value: &OwnedVariant) -> Result<OwnedFd, BusError> {
+    match &**value {
+        Variant::Fd(fd) => fd
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|e| BusError::InvalidOption(format!("`{key}` cannot be used: {e}"))),
+        _ => Err(BusError::InvalidOption(format!(
+            "`{key}` must be a descriptor of a picture that is open for reading, not {}",
+            given(value)
+        ))),
+    }
+}
+
 fn word(key: &str, value: &OwnedVariant) -> Result<String, BusError> {
     match json(value) {
         Some(Value::String(word)) => {
@@ -351,6 +391,24 @@ mod tests {
         assert_eq!(file_name("... ..photo.png "), file_name("photo.png"));
         assert_eq!(file_name(". .. "), super::super::DEFAULT_NAME);
         Ok(())
+    }
+
+    #[test]
+    fn a_last_picture_is_a_descriptor_with_a_name() {
+        let file = tempfile::tempfile().expect("a file");
+        let last = || Variant::from(zbus::Fd::from(file.as_fd()));
+        let read =
+            submission(&options([("last", last()), ("last_name", "a/end.png".into())])).expect("valid");
+        assert!(read.last.is_some());
+        assert_eq!(read.settings.last.as_deref(), Some("end.png"));
+        let read = submission(&options([("last", last())])).expect("valid");
+        assert_eq!(read.settings.last.as_deref(), Some("picture"));
+        let error = |o: Options| submission(&o).expect_err("refused").to_string();
+        assert!(error(options([("last", "end.png".into())])).contains("must be a descriptor of a picture"));
+        assert!(error(options([("last_name", "end.png".into())])).contains("comes without `last`"));
+        let text =
+            retry(&options([("last", "end.png".into())])).expect_err("a retry keeps its picture").to_string();
+        assert!(text.contains("unknown option `last`"), "{text}");
     }
 
     #[test]

@@ -13,11 +13,15 @@ use crate::supervisor::profile::Profiles;
 
 /// Returns the plan of a submission.
 pub async fn plan(hub: &Hub, of: PlanOf) -> Result<Dict, BusError> {
-    let request = of
-        .settings
-        .or(hub.defaults.get())
-        .resolve(|| 0)
+    let request = hub
+        .defaults
+        .complete(of.settings)
+        .resolve_for(&hub.queue.family(), || 0)
         .map_err(|e| BusError::InvalidOption(e.to_string()))?;
+    hub.queue.knows_model(&request)?;
+    if let Some(recipe) = hub.profiles.recipe() {
+        recipe.check(&request).map_err(|e| BusError::InvalidOption(e.to_string()))?;
+    }
     if let Some(text) = crate::plan::refusal(&hub.profiles, &request, of.picture) {
         return Err(BusError::NotEnoughMemory(text));
     }
@@ -37,7 +41,8 @@ pub async fn plan(hub: &Hub, of: PlanOf) -> Result<Dict, BusError> {
         .with("host_memory", plan.host_bytes)
         .with("streamed", plan.streamed_bytes)
         .with("size", request.size.to_string())
-        .with("frames", request.frames)
+        .with("frames", request.total_frames())
+        .with("parts", plan.parts)
         .with("steps", request.steps)
         .with("forwards", plan.forwards)
         .dict())

@@ -23,7 +23,7 @@ use crate::config::{CurrentConfig, Defaults};
 use crate::error::{Error, Result};
 use crate::events::{Change, Events};
 use crate::store::ledger::{Ended, Job, Ledger, Outcome, State};
-use crate::store::{Picture, PictureFiles, Results, Spool, Watches, release_picture};
+use crate::store::{PartFolders, Picture, PictureFiles, Results, Spool, Watches, release_pictures};
 
 pub use waiting::{AWAY, Waiting, deliver_waiting};
 
@@ -42,6 +42,8 @@ pub struct Delivery {
     pub spool: Spool,
     /// The pictures of videos, which go with jobs that have none.
     pub pictures: PictureFiles,
+    /// The finished parts of long videos, which go when their job ends.
+    pub parts: PartFolders,
     /// Where a video goes that its outbox refuses.
     pub results: Results,
     /// Where changes are announced.
@@ -146,9 +148,8 @@ impl Delivery {
         self.ledger
             .call_blocking(move |db| db.close(id, moved.as_ref().map_err(String::as_str).copied(), kept))?;
         self.waiting.remove(id);
-        if let Some(sha) = job.image_sha256 {
-            release_picture(&self.ledger, &self.spool, sha)?;
-        }
+        self.parts.remove(&job);
+        release_pictures(&self.ledger, &self.spool, &job)?;
         if let (Some(Outcome::Done), Some(path)) = (&job.outcome, &job.output) {
             tracing::info!(job = id, "job {id} is done");
             tracing::debug!(job = id, "the video of job {id} is `{}`", show(path));

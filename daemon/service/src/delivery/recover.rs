@@ -49,6 +49,7 @@ impl Delivery {
         sweep_spool(&self.ledger, &self.spool)?;
         self.remove_parts();
         self.pictures.sweep();
+        self.parts.sweep(&self.ledger.call_blocking(|db| db.open_jobs())?);
         Ok(())
     }
 

@@ -40,7 +40,8 @@ impl Delivery {
             return false;
         }
         let seed = || job.request.as_ref().map_or(0, |request| request.seed);
-        match sidecar::request(&root, &source.path, self.defaults.get(), seed) {
+        let complete = |own| self.defaults.complete(own);
+        match sidecar::request(&root, &source.path, complete, &self.defaults.family(), seed) {
             Ok(request) => job.request.as_ref() != Some(&request),
             Err(Common::Refused { text, .. }) => job.error_text != Some(text.into()),
             Err(_) => false,

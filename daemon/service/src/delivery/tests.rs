@@ -43,6 +43,7 @@ fn place() -> Result<Place> {
         ledger,
         spool: Spool::open(dir.path().join("spool"))?,
         pictures: PictureFiles::new(&state),
+        parts: PartFolders::new(&state),
         results: Results::new(&state),
         events: Events::default(),
         watches,
@@ -80,6 +81,8 @@ impl Place {
             name: "photo.png".into(),
             source: Some(source),
             picture_bytes: spooled.bytes,
+            last: None,
+            parts_bytes: 0,
             work: Ok((spooled.sha256, Box::new(Settings::default().resolve(|| 7)?))),
         };
         self.claimed(new)
@@ -380,6 +383,8 @@ fn the_same_file_makes_one_job() -> Result<()> {
             name: "photo.png".into(),
             source: Some(source),
             picture_bytes: 0,
+            last: None,
+            parts_bytes: 0,
             work: Ok((
                 job.image_sha256.expect("spooled"),
                 Box::new(Settings::default().resolve(|| 99).expect("valid")),

@@ -10,7 +10,7 @@ use super::Queue;
 use crate::error::{Error, Result};
 use crate::events::Change;
 use crate::store::ledger::Job;
-use crate::store::release_picture;
+use crate::store::release_pictures;
 
 impl Queue {
     /// Forgets an ended job: its row and all that hangs on it, the copy of its picture if no other job needs that, and
@@ -58,10 +58,7 @@ impl Queue {
             pictures.remove_all(&job);
             let id = job.id;
             ledger.call_blocking(move |db| db.forget(id))?;
-            match job.image_sha256 {
-                Some(sha256) => release_picture(&ledger, &spool, sha256),
-                None => Ok(()),
-            }
+            release_pictures(&ledger, &spool, &job)
         })
         .await
     }

@@ -6,13 +6,14 @@ mod retry;
 mod submit;
 
 use animd_protocol::ErrorCode;
+use animd_protocol::recipe::Defaults as FamilyDefaults;
 
 use crate::config::CurrentConfig;
 use crate::error::{Error, Result};
 use crate::events::{Change, Events};
 use crate::holds::Holds;
 use crate::store::ledger::{Job, Ledger, PAUSED};
-use crate::store::{PictureFiles, Results, Spool};
+use crate::store::{PartFolders, PictureFiles, Results, Spool};
 use crate::supervisor::commands::Commands;
 use crate::supervisor::profile::Profiles;
 
@@ -32,6 +33,8 @@ pub struct Queue {
     pub results: Results,
     /// The pictures of videos, which are forgotten with their jobs.
     pub pictures: PictureFiles,
+    /// The finished parts of long videos, which need room on the disk.
+    pub parts: PartFolders,
     /// Where changes are announced.
     pub events: Events,
     /// The holds, among them who paused the queue.
@@ -43,6 +46,12 @@ pub struct Queue {
 }
 
 impl Queue {
+    /// Returns the defaults of the configured model's family; those of Wan2.1 image-to-video while no engine has opened the
+    /// model.
+    pub fn family(&self) -> FamilyDefaults {
+        self.profiles.recipe().map_or_else(FamilyDefaults::wan21_i2v, |recipe| recipe.defaults.clone())
+    }
+
     /// Returns the job with this number.
     async fn known(&self, id: u64) -> Result<Job> {
         let job = self.ledger.call(move |db| db.job(id)).await?;

@@ -4,6 +4,7 @@ use std::future::ready;
 
 use animd_common::files::show;
 use animd_protocol::ErrorCode;
+use animd_protocol::recipe::Defaults;
 use animd_protocol::request::{Request, Sampler, Settings, StepCache};
 
 use super::{Origin, Queue, Submission, draw_seed};
@@ -39,12 +40,19 @@ impl Queue {
             .request
             .as_ref()
             .ok_or_else(|| gone("the settings of this job cannot be read, or never could"))?;
-        let request = overridden(request, retry)?;
+        let with_models = |settings| self.config.get().with_models(settings);
+        let request = overridden(request, retry, &self.family(), with_models)?;
         self.admit(&request)?;
         let spooled = job
             .image_sha256
             .and_then(|sha256| self.spool.hold(sha256))
             .ok_or_else(|| gone("the service's copy of the picture is gone (retention.pictures_days)"))?;
+        let last = match request.last.is_empty() {
+            true => None,
+            false => Some(job.last_sha256.and_then(|sha256| self.spool.hold(sha256)).ok_or_else(|| {
+                gone("the service's copy of the last picture is gone (retention.pictures_days)")
+            })?),
+        };
         let submission = Submission {
             owner: job.owner,
             name: job.name.clone(),
@@ -53,6 +61,7 @@ impl Queue {
             outbox: job.outbox.clone(),
             source: None,
             work: Ok((spooled, request)),
+            last,
         };
         match self.submit(submission, |_| ready(Ok(()))).await? {
             Added::New(new) => Ok(new),
@@ -72,12 +81,22 @@ impl Queue {
 
 /// Returns a request with some settings changed. A setting that depends on a changed one and is not given is resolved
 /// anew.
-fn overridden(request: &Request, retry: Retry) -> Result<Request> {
+fn overridden(
+    request: &Request,
+    retry: Retry,
+    family: &Defaults,
+    with_models: impl FnOnce(Settings) -> Settings,
+) -> Result<Request> {
     let unreadable =
         |e| Error::refused(ErrorCode::InvalidSetting, format!("its settings cannot be read: {e}"));
     let mut old: Settings =
         serde_json::to_value(request).and_then(serde_json::from_value).map_err(unreadable)?;
     let Retry { settings: new, new_seed } = retry;
+    if new.model.is_some() && new.model != request.model {
+        // Another model may need another sampler.
+        (old.sampler, old.steps, old.shift, old.guidance) = (None, None, None, None);
+        (old.step_cache, old.step_cache_threshold) = (None, None);
+    }
     if new.sampler.is_some_and(|sampler| sampler != request.sampler) {
         (old.steps, old.shift, old.guidance) = (None, None, None);
         if new.sampler != Some(Sampler::Unipc) {
@@ -92,18 +111,27 @@ fn overridden(request: &Request, retry: Retry) -> Result<Request> {
     {
         old.step_cache_threshold = None;
     }
+    if new.looped == Some(true) && !request.looped {
+        (old.last, old.shift) = (None, None);
+    }
     if new_seed {
         old.seed = None;
     }
-    Ok(new.or(old).resolve(draw_seed)?)
+    Ok(with_models(new.or(old)).resolve_for(family, draw_seed)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn overridden(request: &Request, retry: Retry, family: &Defaults) -> Result<Request> {
+        super::overridden(request, retry, family, |settings| settings)
+    }
+
     #[test]
     fn another_try_is_the_same_but_for_what_is_asked() -> Result<()> {
+        let family = Defaults::wan21_i2v();
+        let overridden = |request: &Request, retry| overridden(request, retry, &family);
         let with = |settings: Settings| Retry { settings, new_seed: false };
         let first = Settings { prompt: Some("a".into()), seed: Some(7), ..Settings::default() };
         let first = first.resolve(|| 0)?;

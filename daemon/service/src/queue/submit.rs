@@ -10,8 +10,8 @@ use animd_protocol::request::Request;
 use super::Queue;
 use crate::error::{Error, Result};
 use crate::events::Change;
-use crate::store::Spooled;
 use crate::store::ledger::{Added, Job, NewJob, Quota, Refusal, Source};
+use crate::store::{Spooled, parts};
 
 /// Who wants a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub struct Submission {
     pub source: Option<Source>,
     /// The spooled picture and the resolved settings, or why there is none.
     pub work: Result<(Spooled, Request), Refusal>,
+    /// The spooled picture that the video ends at, if the settings name one.
+    pub last: Option<Spooled>,
 }
 
 impl Submission {
@@ -64,6 +66,8 @@ impl Submission {
             outbox: self.outbox.clone(),
             retry_of,
             picture_bytes: self.work.as_ref().map_or(0, |(spooled, _)| spooled.bytes),
+            last: self.last.as_ref().map(|last| (last.sha256, last.bytes)),
+            parts_bytes: self.work.as_ref().map_or(0, |(_, request)| parts::bytes(request)),
             work: match &self.work {
                 Ok((spooled, request)) => Ok((spooled.sha256, Box::new(request.clone()))),
                 Err(refusal) => Err(refusal.clone()),
@@ -117,15 +121,33 @@ impl Queue {
         }
     }
 
-    /// Refuses a video that this machine can never make, before its picture is copied.
+    /// Refuses a video that this machine or its model can never make, or whose model nobody knows, before its picture is copied.
     ///
     /// # Errors
-    /// [`Error::Refused`] with `memory`: what it would need, what there is, and the nearest settings that fit.
+    /// [`Error::Refused`] with `memory`: what it would need, what there is, and the nearest settings that fit; with
+    /// `invalid-setting` for what the model cannot do; with `output` where the parts of a long video have no room. The errors of
+    /// [`Self::knows_model`].
     pub fn admit(&self, request: &Request) -> Result<()> {
+        self.knows_model(request)?;
+        // What no engine has opened so far is refused by the engine, in the same words.
+        if let Some(recipe) = self.profiles.recipe() {
+            recipe.check(request)?;
+        }
+        let reserve = self.config.get().queue.free_mib << 20;
+        self.parts.check_room(request, reserve).map_err(|text| Error::refused(ErrorCode::Output, text))?;
         match crate::plan::refusal(&self.profiles, request, None) {
             Some(text) => Err(Error::refused(ErrorCode::Memory, text)),
             None => Ok(()),
         }
+    }
+
+    /// Refuses a video of a model that has no such name.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `invalid-setting` and the nearest name.
+    pub fn knows_model(&self, request: &Request) -> Result<()> {
+        let found = self.config.get().model_path(request.model.as_deref());
+        found.map(drop).map_err(|why| Error::refused(ErrorCode::InvalidSetting, format!("`model`: {why}")))
     }
 
     /// Queues a job, calls `ready` with it, and then announces it. The picture of a submission that gives no new job is

@@ -2,6 +2,7 @@
 //! which folders are watched.
 
 pub mod ledger;
+pub mod parts;
 pub mod pictures;
 pub mod results;
 pub mod spool;
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 use crate::error::Result;
 
 pub use ledger::Ledger;
+pub use parts::PartFolders;
 pub use pictures::{Picture, PictureFiles};
 pub use results::Results;
 pub use spool::{Spool, Spooled};
@@ -58,6 +60,14 @@ pub async fn release_unheld(ledger: Ledger, spool: Spool, mut stop: watch::Recei
             tracing::warn!("a picture stays in the spool until the next clean-up: {e}");
         }
     }
+}
+
+/// Removes the spooled pictures of a job that no open or newly ended job needs: its first and its last one. Blocks.
+pub fn release_pictures(ledger: &Ledger, spool: &Spool, job: &ledger::Job) -> Result<()> {
+    for sha256 in [job.image_sha256, job.last_sha256].into_iter().flatten() {
+        release_picture(ledger, spool, sha256)?;
+    }
+    Ok(())
 }
 
 /// Removes every spooled picture that no job needs any more, and what an interrupted run left. Blocks.

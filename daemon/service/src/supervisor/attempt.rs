@@ -161,12 +161,18 @@ impl Supervisor {
             let text = "its settings were stored by another version of animd; submit the picture again";
             return Err(Error::refused(ErrorCode::InvalidSetting, text));
         };
-        let image = self.tools.spool.path(&sha256);
-        if !image.exists() {
-            let text =
-                format!("the service's copy of `{}` is gone; submit the picture again", show(&job.name));
-            return Err(Error::refused(ErrorCode::File, text));
-        }
+        let copy = |sha256: [u8; 32], name: String| {
+            let copy = self.tools.spool.path(&sha256);
+            if copy.exists() {
+                return Ok(copy);
+            }
+            let text = format!("the service's copy of `{name}` is gone; submit the picture again");
+            Err(Error::refused(ErrorCode::File, text))
+        };
+        let image = copy(sha256, show(&job.name))?;
+        let last = job.last_sha256.filter(|_| !request.last.is_empty());
+        let last = last.map(|sha256| copy(sha256, show(&request.last))).transpose()?;
+        let parts = self.tools.delivery.parts.prepare(job, &request)?;
         let output = self.tools.delivery.part(job);
         // The engine's messages are JSON, which holds UTF-8 names only.
         if output.to_str().is_none() {
@@ -180,7 +186,7 @@ impl Supervisor {
         self.tools.ledger.call(move |db| db.engine(id, &hello.version, &hello.backend, &hello.model)).await?;
         let request: Box<Request> = Box::new(request);
         let pictures = self.tools.pictures.prepare(job)?;
-        Ok(ToEngine::Generate { job: id, image, output, pictures, request })
+        Ok(ToEngine::Generate { job: id, image, last, parts, output, pictures, request })
     }
 
     pub(super) async fn take(&mut self, message: FromEngine) {
@@ -195,6 +201,9 @@ impl Supervisor {
             }
             FromEngine::Hello { version, backend, model, kernels, recipe, .. } => {
                 tracing::info!("the engine {version} is ready: {model} on {backend}");
+                if let Some(recipe) = &recipe {
+                    self.tools.delivery.defaults.set_family(recipe.defaults.clone());
+                }
                 self.tools.profiles.set_recipe(recipe.map(Arc::from));
                 self.trouble = None;
                 self.engine.greeted(Hello { version, backend, model }, Instant::now());
@@ -211,10 +220,21 @@ impl Supervisor {
                     ErrorCode::Device => ServiceState::NoGpu,
                     _ => ServiceState::NoEngine,
                 };
-                self.trouble = Some(Trouble { state, text: message });
+                if state != ServiceState::NoWeights || !self.refuses_model(&message).await {
+                    self.trouble = Some(Trouble { state, text: message });
+                }
             }
             FromEngine::Failed { job, code, message } => self.failed(job, code, message).await,
         }
+    }
+
+    /// Fails the job that asked for a model which the engine cannot use. Returns false if no job did.
+    async fn refuses_model(&mut self, why: &str) -> bool {
+        // What the ledger does not take now is found again when the next engine is started.
+        self.refuse_model(why).await.unwrap_or_else(|e| {
+            tracing::error!("cannot write to the ledger that a model cannot be used: {e}");
+            true
+        })
     }
 
     fn progress(&mut self, job: u64, progress: &Progress) {
@@ -264,13 +284,18 @@ impl Supervisor {
             }
             _ => {
                 // The engine knows the picture by the name of its copy in the spool, which tells a user nothing.
-                let text = match running.job.image_sha256 {
-                    Some(sha256) => {
-                        let copy = self.tools.spool.path(&sha256);
-                        text.replace(&*copy.to_string_lossy(), &show(&running.job.name))
+                let job = &running.job;
+                let last = job.request.as_ref().map(|request| show(&request.last));
+                let names = [(job.image_sha256, Some(show(&job.name))), (job.last_sha256, last)];
+                let named = |text: String, (sha256, name): (Option<[u8; 32]>, Option<String>)| match sha256
+                    .zip(name)
+                {
+                    Some((sha256, name)) => {
+                        text.replace(&*self.tools.spool.path(&sha256).to_string_lossy(), &name)
                     }
                     None => text,
                 };
+                let text = names.into_iter().fold(text, named);
                 self.conclude(id, Ended::Failed { code, text }).await;
             }
         }

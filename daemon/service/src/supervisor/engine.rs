@@ -108,7 +108,9 @@ pub struct Program;
 
 impl Launch for Program {
     fn launch(&self, config: &Config, model: &Path, start: &Start) -> Result<Engine> {
-        let dit = config.model.dit.as_deref();
+        // `model.dit` belongs to the configured model, and not to one that a job names.
+        let is_configured = config.model.path.as_deref() == Some(model);
+        let dit = config.model.dit.as_deref().filter(|_| is_configured);
         Engine::start(&config.engine_program(), model, dit, start, &config.log.level)
     }
 }

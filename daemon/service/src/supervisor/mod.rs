@@ -7,6 +7,7 @@ mod encoder;
 pub mod engine;
 pub mod gpu;
 mod meter;
+mod model;
 pub mod profile;
 mod rest;
 mod show;
@@ -37,6 +38,7 @@ use commands::Command;
 use encoder::Encoder;
 use engine::{Launch, Program};
 use meter::JobMeter;
+use model::Chosen;
 use profile::monitor::ProfileMonitor;
 use rest::Rest;
 use state::{Absence, EngineState, Loss, Trouble};
@@ -74,6 +76,8 @@ pub struct Supervisor {
     stop: watch::Receiver<bool>,
     launch: Box<dyn Launch>,
     engine: EngineState,
+    /// The model that the engine has, or is to have.
+    model: Chosen,
     /// The reason why no job can run, if there is one.
     trouble: Option<Trouble>,
     /// How often the engine has ended since a job last ended properly.
@@ -128,6 +132,7 @@ impl Supervisor {
             stop,
             launch: Box::new(Program),
             engine: EngineState::Absent(absence),
+            model: Chosen::default(),
             trouble: None,
             failures: 0,
             next_start: now,

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use super::Supervisor;
 use super::encoder::Encoder;
+use super::model::Model;
 use crate::delivery::Delivery;
 use crate::error::Result;
 use crate::store::ledger::Job;
@@ -89,17 +90,25 @@ impl Rest {
 }
 
 impl Supervisor {
+    /// Returns the next job whose outbox is not known to be closed.
+    pub(super) async fn next_job(&self) -> Result<Option<Job>> {
+        let closed: Vec<PathBuf> = self.rest.closed.keys().cloned().collect();
+        let default = self.tools.config.get().folders.outbox.clone();
+        let open = move |outbox: Option<&Path>| !closed.iter().any(|c| c == outbox.unwrap_or(&default));
+        self.tools.ledger.call(move |db| db.next(open)).await
+    }
+
     /// Takes the next job whose video could be saved: it is running from here on.
     pub(super) async fn claim(&mut self) -> Result<Option<Job>> {
         self.rest.begin(self.tools.config.get());
         loop {
-            let closed: Vec<PathBuf> = self.rest.closed.keys().cloned().collect();
-            let default = self.tools.config.get().folders.outbox.clone();
-            let open = move |outbox: Option<&Path>| !closed.iter().any(|c| c == outbox.unwrap_or(&default));
-            let Some(job) = self.tools.ledger.call(move |db| db.next(open)).await? else {
-                return Ok(None);
-            };
+            let Some(job) = self.next_job().await? else { return Ok(None) };
             let id = job.id;
+            match self.prepare_model(&job).await? {
+                Model::Loaded => {}
+                Model::Loading => return Ok(None),
+                Model::Unusable => continue,
+            }
             let outbox = self.tools.delivery.outbox(&job);
             let (delivery, encoder) = (self.tools.delivery.clone(), self.encoder.clone());
             let tried = blocking(move || Ok::<_, crate::error::Error>(obstacle(&delivery, &encoder, &job)));

@@ -30,15 +30,15 @@ impl Supervisor {
             self.tools.profiles.ask_new_start();
         }
         if self.engine.absence().is_none() && self.monitor.outdated() {
-            self.replace_engine().await;
+            self.replace_engine("another profile or model is configured").await;
         }
         Ok(())
     }
 
     /// Ends an idle engine, so that another one is started at once.
-    async fn replace_engine(&mut self) {
+    pub(super) async fn replace_engine(&mut self, why: &str) {
         if let (Some(engine), _) = self.engine.take(Absence::Due) {
-            tracing::info!("the engine is ended: another profile is chosen");
+            tracing::info!("the engine is ended: {why}");
             self.patiently(engine.end(Duration::ZERO)).await;
             self.next_start = Instant::now();
         }
@@ -51,8 +51,8 @@ impl Supervisor {
         }
         self.wanted = false;
         let config = &self.tools.config.get();
-        let Some(model) = &config.model.path else {
-            let text = "no model is configured: set `path` in [model] of animd.toml, or start animd with --model DIR";
+        let Some(model) = &self.choose_model().await? else {
+            let text = "no model is configured: `animctl model add PATH` finds one's files and sets it";
             self.trouble = Some(Trouble { state: ServiceState::NoWeights, text: text.into() });
             return Ok(());
         };

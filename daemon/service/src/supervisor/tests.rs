@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use animd_common::bus::ServiceState;
 use animd_common::config::Config;
+use animd_common::models::Models;
 use animd_common::picture::TINY;
 use animd_protocol::ErrorCode;
 use animd_protocol::messages::{Kernels, ToEngine};
@@ -23,13 +24,13 @@ use crate::config::Defaults;
 use crate::delivery::Waiting;
 use crate::error::Result;
 use crate::store::ledger::{Added, Job, NewJob, State};
-use crate::store::{Results, Watches};
+use crate::store::{PartFolders, Results, Watches};
 
 /// Seconds that no test reaches.
 const NEVER: u64 = 1_000_000;
 
-/// The engine's end of the socket.
-struct Remote(BufReader<UnixStream>);
+/// The engine's end of the socket, and the model that the engine was started with.
+struct Remote(BufReader<UnixStream>, PathBuf);
 
 impl Remote {
     /// Returns the supervisor's next message; `None` when it has closed its end.
@@ -78,9 +79,9 @@ impl Remote {
 struct Sockets(mpsc::UnboundedSender<Remote>);
 
 impl Launch for Sockets {
-    fn launch(&self, _: &Config, _: &Path, _: &Start) -> Result<Engine> {
+    fn launch(&self, _: &Config, model: &Path, _: &Start) -> Result<Engine> {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-        _ = self.0.send(Remote(BufReader::new(theirs)));
+        _ = self.0.send(Remote(BufReader::new(theirs), model.to_owned()));
         Ok(Engine::on(ours, None))
     }
 }
@@ -120,6 +121,7 @@ impl House {
             ledger: ledger.clone(),
             spool: spool.clone(),
             pictures: pictures.clone(),
+            parts: PartFolders::new(dir.path()),
             results: Results::new(dir.path()),
             events: events.clone(),
             watches: Watches::default(),
@@ -144,6 +146,11 @@ impl House {
 
     /// Queues a job and gives its number.
     async fn queue(&self) -> u64 {
+        self.queue_with(Settings::default()).await
+    }
+
+    /// Queues a job with these settings and gives its number.
+    async fn queue_with(&self, settings: Settings) -> u64 {
         let path: PathBuf = self.dir.path().join("photo.png");
         std::fs::write(&path, TINY).expect("written");
         let file = std::fs::File::open(&path).expect("it is there");
@@ -159,7 +166,9 @@ impl House {
             outbox: None,
             retry_of: None,
             picture_bytes: spooled.bytes,
-            work: Ok((spooled.sha256, Box::new(Settings::default().resolve(|| 7).expect("valid")))),
+            last: None,
+            parts_bytes: 0,
+            work: Ok((spooled.sha256, Box::new(settings.resolve(|| 7).expect("valid")))),
         };
         let (added, _) = self.tools.ledger.add(new, &self.tools.spool).await.expect("writable");
         let Added::New(id) = added else { panic!("{added:?}") };
@@ -351,4 +360,68 @@ async fn a_stop_gives_the_job_back() {
     (&mut house.running).await.expect("it ends");
     assert_eq!(house.job(id).await.state, State::Queued);
     assert_eq!(house.tools.events.status().borrow().state, ServiceState::Stopping);
+}
+
+/// Returns settings that choose a model.
+fn of_model(name: &str) -> Settings {
+    Settings { model: Some(name.into()), ..Settings::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_of_another_model_gets_an_engine_with_that_model() {
+    let models = tempfile::tempdir().expect("a folder");
+    let other = models.path().join("models/other");
+    std::fs::create_dir_all(&other).expect("made");
+    let mut house = House::new(|config| config.models = Models::beside(models.path()));
+    let mut first = house.engine().await;
+    assert_eq!(first.1, Path::new("/model"));
+    first.hello().await;
+    house.until(ServiceState::Idle).await;
+    let [a, b, c] = [of_model("other"), of_model("other"), Settings::default()];
+    let [a, b, c] = [house.queue_with(a).await, house.queue_with(b).await, house.queue_with(c).await];
+    let mut second = house.engine().await;
+    assert_eq!(first.next().await, None, "one model at a time");
+    assert_eq!(second.1, other);
+    second.hello().await;
+    for id in [a, b] {
+        assert_eq!(second.job().await, id);
+        second.fail(id, ErrorCode::InvalidImage).await;
+    }
+    let mut third = house.engine().await;
+    assert_eq!(third.1, Path::new("/model"));
+    third.hello().await;
+    assert_eq!(third.job().await, c);
+    house.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_cannot_be_used_fails_its_own_jobs_only() {
+    let models = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir_all(models.path().join("models/broken")).expect("made");
+    let mut house = House::new(|config| config.models = Models::beside(models.path()));
+    let gone = house.queue_with(of_model("gone")).await;
+    let broken = house.queue_with(of_model("broken")).await;
+    let good = house.queue().await;
+    let mut engine = house.engine().await;
+    while engine.1 != models.path().join("models/broken") {
+        // The supervisor may have started the first engine before the jobs came.
+        engine.hello().await;
+        engine = house.engine().await;
+    }
+    assert!(matches!(engine.next().await, Some(ToEngine::Hello { .. })));
+    engine.say(&FromEngine::Failed { job: 0, code: ErrorCode::Model, message: "it is torn".into() }).await;
+    drop(engine);
+    let mut next = house.engine().await;
+    assert_eq!(next.1, Path::new("/model"));
+    next.hello().await;
+    assert_eq!(next.job().await, good);
+    for (id, said) in
+        [(gone, "no model is called `gone`"), (broken, "its model `broken` cannot be used: it is torn")]
+    {
+        let job = house.job(id).await;
+        assert_eq!((job.state, job.error_code.as_deref()), (State::Failed, Some("model")));
+        let text = job.error_text.map(String::from).unwrap_or_default();
+        assert!(text.contains(said), "{text}");
+    }
+    house.end().await;
 }

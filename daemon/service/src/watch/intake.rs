@@ -17,7 +17,7 @@ use crate::config::CurrentConfig;
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::queue::{Origin, Queue, Submission, draw_seed};
-use crate::store::ledger::{Added, Ended, Job, Refusal, Source, State};
+use crate::store::ledger::{Added, Ended, Job, Refusal, Source, State, Store};
 use crate::store::{Spooled, Watches};
 
 /// Queues the pictures of one watched folder.
@@ -117,13 +117,17 @@ impl Intake {
         let mut coming = Vec::new();
         let mut copies: Vec<(usize, &Ready, i64, Request)> = Vec::new();
         let mut open: Vec<(File, String)> = Vec::new();
+        // For each of them its last picture's place in `open`, if it has one; those come after all first ones.
+        let mut lasts: Vec<Option<(File, String)>> = Vec::new();
         for &(at, ready) in new {
             // The time is read first, so that a change in between counts as late.
             let read_us = sidecar::read_us(&ready.root, &ready.path);
             match self.read(ready) {
-                Ok((request, file)) => {
+                Ok((request, file, last)) => {
+                    let name = request.last.clone();
                     copies.push((at, ready, read_us, request));
                     open.push((file, what(&ready.path)));
+                    lasts.push(last.map(|last| (last, what_last(&name))));
                 }
                 Err(Error::Common(Common::Refused { code, text })) => {
                     coming.push(self.refused(at, ready, read_us, code, text));
@@ -131,11 +135,22 @@ impl Intake {
                 Err(e) => fates[at] = later(&e),
             }
         }
-        let copied = self.queue.spool.put_all(&open);
+        let with_last: Vec<bool> = lasts.iter().map(Option::is_some).collect();
+        let count = open.len();
+        open.extend(lasts.into_iter().flatten());
+        let mut copied = self.queue.spool.put_all(&open);
+        let mut lasts = copied.split_off(count).into_iter();
+        let copied = copied.into_iter().zip(with_last).map(|(copied, with_last)| {
+            let last = if with_last { lasts.next().transpose() } else { Ok(None) };
+            Ok((copied?, last?))
+        });
+        let copied: Vec<Result<(Spooled, Option<Spooled>)>> = copied.collect();
         for (((at, ready, read_us, request), (file, _)), copied) in copies.into_iter().zip(&open).zip(copied)
         {
             match copied {
-                Ok(spooled) => coming.push(self.coming(at, ready, read_us, Ok((spooled, request)))),
+                Ok((spooled, last)) => {
+                    coming.push(self.coming(at, ready, read_us, Ok((spooled, request)), last));
+                }
                 Err(Error::Common(Common::Refused { .. })) if changed(file, ready) => {
                     fates[at] = Fate::Changed;
                 }
@@ -157,12 +172,12 @@ impl Intake {
         text: String,
     ) -> Coming<'a> {
         let target = away::target(&ready.root, &ready.path, FAILED);
-        self.coming(at, ready, read_us, Err(Refusal { code, text, target }))
+        self.coming(at, ready, read_us, Err(Refusal { code, text, target }), None)
     }
 
-    /// Returns the picture's settings, and the picture itself, open. [`Error::Refused`] is final, anything else may
-    /// pass.
-    fn read(&self, ready: &Ready) -> Result<(Request, File)> {
+    /// Returns the picture's settings, and the picture itself and the one that its video ends at, open. [`Error::Refused`] is
+    /// final, anything else may pass.
+    fn read(&self, ready: &Ready) -> Result<(Request, File, Option<File>)> {
         let request = self.request(ready)?;
         let what = what(&ready.path);
         let (file, meta) = root::open_regular(&ready.root, &ready.path).map_err(|e| match e.kind() {
@@ -179,12 +194,14 @@ impl Intake {
         if Identity::of(&meta) != ready.identity {
             return Err(Error::file("read", &ready.path)(io::ErrorKind::NotFound.into()));
         }
-        Ok((request, file))
+        let last = sidecar::open_last(&ready.root, &ready.path, &request.last)?;
+        Ok((request, file, last))
     }
 
     fn request(&self, ready: &Ready) -> Result<Request> {
-        let defaults = self.delivery.defaults.get();
-        let request = sidecar::request(&ready.root, &ready.path, defaults, draw_seed)?;
+        let complete = |own| self.delivery.defaults.complete(own);
+        let family = self.delivery.defaults.family();
+        let request = sidecar::request(&ready.root, &ready.path, complete, &family, draw_seed)?;
         if let Some(outbox) = self.outbox(ready)
             && self.watches.find(&outbox).is_some()
         {
@@ -196,6 +213,14 @@ impl Intake {
                     show(&outbox)
                 ),
             ));
+        }
+        // The second picture of a pair may be on its way.
+        if !request.has_last_frame()
+            && self.queue.profiles.recipe().is_some_and(|recipe| recipe.needs_last_frame())
+        {
+            let why = "the model makes videos between two pictures; the second one is called as the first, with `.last` \
+                       before its ending";
+            return Err(Error::file("find the last picture of", &ready.path)(io::Error::other(why)));
         }
         self.queue.admit(&request)?;
         Ok(request)
@@ -217,6 +242,7 @@ impl Intake {
         ready: &'a Ready,
         read_us: i64,
         work: Result<(Spooled, Request), Refusal>,
+        last: Option<Spooled>,
     ) -> Coming<'a> {
         let submission = Submission {
             owner: ready.owner,
@@ -226,6 +252,7 @@ impl Intake {
             outbox: self.outbox(ready),
             source: Some(Source { path: ready.path.clone(), identity: ready.identity, read_us }),
             work,
+            last,
         };
         Coming { at, ready, submission }
     }
@@ -267,13 +294,30 @@ impl Intake {
         }
     }
 
+    /// Copies the picture that a request's video ends at, if it names one.
+    fn last(&self, ready: &Ready, request: &Request) -> Result<Option<Spooled>> {
+        let last = sidecar::open_last(&ready.root, &ready.path, &request.last)?;
+        last.map(|last| self.queue.spool.put(&last, &what_last(&request.last))).transpose()
+    }
+
     /// Gives a queued job the settings of a sidecar that came late, and returns what becomes of the picture.
     async fn hear_late(&self, job: &Job, ready: &Ready) -> Result<Fate> {
         let id = job.id;
         let read_us = sidecar::read_us(&ready.root, &ready.path);
         match self.request(ready) {
             Ok(request) => {
-                if !self.queue.ledger.call(move |db| db.set_request(id, &request, read_us)).await? {
+                let last = match self.last(ready, &request) {
+                    Ok(last) => last,
+                    Err(Error::Common(Common::Refused { code, text })) => {
+                        self.queue.ledger.call(move |db| db.settings_read(id, read_us)).await?;
+                        self.delivery.end(id, State::Queued, Ended::Failed { code, text }).await?;
+                        return Ok(Fate::Taken);
+                    }
+                    Err(e) => return Ok(later(&e)),
+                };
+                let with = last.as_ref().map(|last| (last.sha256, last.bytes));
+                let set = move |db: &mut Store| db.set_request(id, &request, with, read_us);
+                if !self.queue.ledger.call(set).await? {
                     return Ok(Fate::Waits);
                 }
                 tracing::info!(job = id, "job {id} has new settings, from a sidecar that arrived late");
@@ -290,6 +334,10 @@ impl Intake {
 
 fn what(path: &Path) -> String {
     format!("the picture `{}`", show(path.file_name().unwrap_or_default()))
+}
+
+fn what_last(name: &str) -> String {
+    format!("the last picture `{}`", show(name))
 }
 
 fn changed(file: &File, ready: &Ready) -> bool {

@@ -29,6 +29,10 @@ pub struct DitConfig {
     pub text_dim: usize,
     /// Width of an image token; none where the transformer attends to text alone.
     pub image_dim: Option<usize>,
+    /// Learned positions of the image tokens, those of the first picture and then of the last one: 514. None in models that
+    /// see one picture.
+    #[serde(default)]
+    pub image_positions: Option<usize>,
 }
 
 /// Sizes of the `umT5` encoder.
@@ -108,7 +112,9 @@ impl DitConfig {
             ("text_len", self.text_len),
             ("text_dim", self.text_dim),
         ];
-        sizes.into_iter().chain(self.image_dim.map(|dim| ("image_dim", dim))).collect()
+        let image = self.image_dim.map(|dim| ("image_dim", dim));
+        let positions = self.image_positions.map(|rows| ("image_positions", rows));
+        sizes.into_iter().chain(image).chain(positions).collect()
     }
 }
 

@@ -34,7 +34,8 @@ impl List {
     }
 }
 
-/// Returns the diffusion transformer's tensors: 23 and 32 for each block with an image embedding, else 15 and 27.
+/// Returns the diffusion transformer's tensors: 23 and 32 for each block with an image embedding, else 15 and 27; one more
+/// with positions of two pictures.
 pub fn dit(c: &DitConfig) -> Vec<Expected> {
     let (d, f) = (c.dim, c.ffn_dim);
     let mut list = List::default();
@@ -49,6 +50,9 @@ pub fn dit(c: &DitConfig) -> Vec<Expected> {
         list.layer("img_emb.proj.1", &[i, i]);
         list.layer("img_emb.proj.3", &[d, i]);
         list.layer("img_emb.proj.4", &[d]);
+        if let Some(positions) = c.image_positions {
+            list.add("img_emb.emb_pos", &[1, positions, i]);
+        }
     }
     for n in 0..c.num_layers {
         let block = format!("blocks.{n}");

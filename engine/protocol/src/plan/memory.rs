@@ -282,7 +282,7 @@ impl Estimate {
                 let c = &network.config;
                 transformer(image, c.dim, c.mlp_dim, Component::Clip, false)
             }),
-            vae_encode: vae::encoder(vae, latent, tile, volumes).bytes,
+            vae_encode: vae::encoder(vae, latent, tile, volumes, request.has_last_frame()).bytes,
             denoise: experts().map(denoise).max().unwrap_or_default(),
             vae_decode: vae::decoder(vae, latent, tile, volumes).bytes,
             context: branches * if cpu { act * keys } else { act * keys * 3 / 2 },

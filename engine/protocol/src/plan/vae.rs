@@ -83,7 +83,7 @@ pub fn largest_tile(c: &VaeConfig, latent: [usize; 3], setup: &Setup, room: u64)
 /// Returns the bytes of activations of encoding and of decoding, in tiles of a side in latent pixels.
 pub fn vae_activations(c: &VaeConfig, latent: [usize; 3], tile: Option<usize>, setup: &Setup) -> [u64; 2] {
     let volumes = Volumes::of(setup);
-    [encoder(c, latent, tile, volumes).bytes, decoder(c, latent, tile, volumes).bytes]
+    [encoder(c, latent, tile, volumes, false).bytes, decoder(c, latent, tile, volumes).bytes]
 }
 
 /// The totals of the layers of one pass: over the whole frame, or over one tile.
@@ -95,6 +95,8 @@ struct Walk {
     /// The most values that are alive beside the kept ones.
     live: usize,
     repeating: bool,
+    /// Whether other frames come after the repeated ones: a last picture.
+    resumed: bool,
     volumes: Volumes,
 }
 
@@ -105,7 +107,7 @@ fn padded(channels: usize) -> usize {
 
 impl Walk {
     fn new(repeating: bool, volumes: Volumes) -> Self {
-        Self { flops: 0.0, kept: 0, live: 0, repeating, volumes }
+        Self { flops: 0.0, kept: 0, live: 0, repeating, resumed: false, volumes }
     }
 
     /// Returns the values at the largest moment, each as often as the backend has it.
@@ -124,11 +126,11 @@ impl Walk {
     }
 
     /// Notes a kernel that reaches back to so many frames; returns the values of those of the previous chunk, which are
-    /// still alive while it runs. Where frames repeat, only the second chunk has many, and one frame precedes it.
+    /// still alive while it runs. Where frames repeat to the end, only the second chunk has many, and one frame precedes it.
     fn remember(&mut self, frames: usize, channels: usize, pixels: usize, time: &Time) -> usize {
         let values = frames.min(time.all) * padded(channels) * pixels;
         self.kept += values;
-        if self.repeating { values / 2 } else { values }
+        if self.repeating && !self.resumed { values / 2 } else { values }
     }
 
     /// Adds a causal 3x3x3 convolution; returns the values of its past and of its copies. Where frames repeat from some
@@ -185,13 +187,19 @@ impl Time {
 }
 
 /// Counts the encoder on a picture and the black frames after it, in tiles of a side; it gives latents of `[t, h, w]`.
-pub(super) fn encoder(c: &VaeConfig, [t, h, w]: [usize; 3], side: Option<usize>, volumes: Volumes) -> Cost {
+pub(super) fn encoder(
+    c: &VaeConfig,
+    [t, h, w]: [usize; 3],
+    side: Option<usize>,
+    volumes: Volumes,
+    last: bool,
+) -> Cost {
     let frame = h * w;
     let all = 4 * t - 3;
     let first = Time { all, moving: all.min(2), chunk: 4 };
     let (mut flops, mut peak, mut time) = (0.0, 0, first);
     for tile in Grid::new([h, w], side).tiles() {
-        let mut walk = Walk::new(true, volumes);
+        let mut walk = Walk { resumed: last, ..Walk::new(true, volumes) };
         time = first;
         encode_tile(&mut walk, c, &tile, &mut time);
         (flops, peak) = (flops + walk.flops, peak.max(walk.peak()));
@@ -199,7 +207,7 @@ pub(super) fn encoder(c: &VaeConfig, [t, h, w]: [usize; 3], side: Option<usize>,
     let [.., from, width] = c.channels()[..] else { return Cost::default() };
     // All features are there in the end and, while the tiles of one frame are joined, that frame twice.
     let features = (time.moving + 1) * from * frame;
-    let mut walk = Walk::new(true, volumes);
+    let mut walk = Walk { resumed: last, ..Walk::new(true, volumes) };
     walk.residual([from, width], frame, &mut time);
     walk.residual([width; 2], frame, &mut time);
     walk.middle(width, frame, &mut time);
@@ -321,8 +329,9 @@ mod tests {
         for latent in LATENTS {
             let side = tile(&c, latent, Tiling::Tiled, &setup);
             assert!(side.is_some());
-            let flops =
-                |side| [encoder(&c, latent, side, Volumes::F32), decoder(&c, latent, side, Volumes::F32)];
+            let flops = |side| {
+                [encoder(&c, latent, side, Volumes::F32, false), decoder(&c, latent, side, Volumes::F32)]
+            };
             for (tiled, whole) in flops(side).into_iter().zip(flops(None)) {
                 let ratio = tiled.flops / whole.flops;
                 assert!((1.0..1.2).contains(&ratio), "{latent:?} in tiles of {side:?}: {ratio}");

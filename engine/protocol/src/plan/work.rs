@@ -60,11 +60,12 @@ impl Work {
         let forward = |c| forward(c, tokens, image_tokens);
         let largest = experts().map(forward).max_by(|a, b| a.flops().total_cmp(&b.flops()));
         let rows = experts().map(|c| c.text_len).max().unwrap_or_default();
+        let pictures = if recipe.needs_last_frame() { 2.0 } else { 1.0 };
         let context: f64 = experts().map(|c| context(c, image_tokens)).sum();
         Self {
             text: f64::from(branches) * (text(&recipe.text_encoder.config, rows) + context),
-            clip: recipe.conditioning.image_encoder.as_ref().map_or(0.0, |n| clip(&n.config)),
-            vae_encode: vae::encoder(&recipe.vae.config, latent, tile, vae::Volumes::F32).flops,
+            clip: recipe.conditioning.image_encoder.as_ref().map_or(0.0, |n| pictures * clip(&n.config)),
+            vae_encode: vae::encoder(&recipe.vae.config, latent, tile, vae::Volumes::F32, false).flops,
             forward: largest.unwrap_or_default(),
             denoise: experts().zip(forwards).map(|(c, n)| f64::from(*n) * forward(c).flops()).sum(),
             vae_decode: vae::decoder(&recipe.vae.config, latent, tile, vae::Volumes::F32).flops,

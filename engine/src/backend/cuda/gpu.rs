@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use animd_kernels::cuda::cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 use animd_kernels::cuda::{
-    self, AnyAttention, Attention, Card, Conv, Copies, CrossAttention, Element, Gemm, Norms, Term, Volumes,
+    self, AnyAttention, Attention, Card, Conv, Copies, CrossAttention, Element, Expand, Gemm, Norms, Term,
+    Volumes,
 };
 
 use super::error::{device, kernel};
@@ -41,6 +42,7 @@ pub(super) struct Gpu {
     pub any_attention: AnyAttention,
     pub conv: Conv,
     pub volumes: Volumes,
+    pub expand: Expand,
     pub copies: Copies,
     /// The events of the last calls of [`super::super::TensorOps::throttle`], the oldest first.
     pub pace: Mutex<[CudaEvent; 2]>,

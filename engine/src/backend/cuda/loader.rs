@@ -314,8 +314,8 @@ impl Destination<'_> {
         })
     }
 
-    /// Returns the file's values if they are bf16 or f32 and fill the columns; otherwise converts them to f32 here,
-    /// with zeros after them.
+    /// Returns the file's values if they are bf16 or f32 and fill the columns. Others travel as they are stored and become
+    /// f32 on the device; the CPU expands those that the kernels do not know, and rows that need zeros after them.
     fn stage(&self, chunk: &Matrix<'_>, columns: usize) -> Result<Tensor> {
         let as_it_is = match chunk.encoding {
             _ if chunk.cols != columns => None,
@@ -323,6 +323,12 @@ impl Destination<'_> {
             Encoding::Plain(DType::F32) => Some(Element::F32),
             _ => None,
         };
+        if as_it_is.is_none()
+            && chunk.cols == columns
+            && let Some(expanded) = self.gpu.expanded(self.staging, chunk)?
+        {
+            return Ok(expanded);
+        }
         let staged = self.gpu.row_major(&[chunk.rows, columns], as_it_is.unwrap_or(Element::F32))?;
         match as_it_is {
             Some(_) => self.staging.send(self.gpu, &chunk.bytes, &staged)?,

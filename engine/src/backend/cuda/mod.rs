@@ -8,7 +8,8 @@
 //!   convolution made them, latents and frames outermost.
 //! - [`gpu`] allocates, copies and converts them; [`moves`], [`norms`], [`linear`], [`attention`], [`sequence`] and
 //!   [`volumes`] are the operations.
-//! - [`loader`] loads weights to the device; [`assembly`] takes those that do not stay.
+//! - [`loader`] loads weights to the device; [`expand`] makes values of stored numbers there; [`assembly`] takes weights
+//!   that do not stay.
 //!
 //! All work is enqueued on one stream, in the order of the calls, and copies of weights on another, which events keep in
 //! step with it. Only downloads wait for the work, and [`super::TensorOps::throttle`] for work that is two blocks old.
@@ -17,6 +18,7 @@ mod assembly;
 mod attention;
 pub mod conformance;
 mod error;
+mod expand;
 mod facts;
 mod gpu;
 mod linear;
@@ -40,7 +42,7 @@ mod volumes;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use animd_kernels::cuda::{
-    self, AnyAttention, Attention, Conv, Copies, CrossAttention, Gemm, Norms, Volumes,
+    self, AnyAttention, Attention, Conv, Copies, CrossAttention, Expand, Gemm, Norms, Volumes,
 };
 
 use super::{Backend, Keeping};
@@ -140,6 +142,7 @@ impl Cuda {
             any_attention: kernel(AnyAttention::load(&card))?,
             conv: kernel(Conv::load(&card))?,
             volumes: kernel(Volumes::load(&card))?,
+            expand: kernel(Expand::load(&card))?,
             copies: kernel(Copies::load(&card))?,
             pace: Mutex::new([sleeping_event(&context)?, sleeping_event(&context)?]),
             landing: Mutex::default(),

@@ -63,10 +63,12 @@ fn see<T>(probe: &mut Probe<'_, T>, name: &str, chunk: &Chunk<T>) {
 pub enum Footage<'a, T> {
     /// A video `[3, 1 + 4n, h, w]` in -1..1.
     Video(&'a T),
-    /// A picture `[3, 1, h, w]` with black (zero) frames after it.
+    /// A picture `[3, 1, h, w]` with black (zero) frames after it and, if there is one, a last picture at the end.
     Picture {
         /// The picture.
         picture: &'a T,
+        /// The picture that is the last frame, `[3, 1, h, w]`.
+        last: Option<&'a T>,
         /// Returns the number of latent frames of the whole input.
         latent_frames: usize,
     },
@@ -137,14 +139,24 @@ impl<B: Backend> Vae<B> {
                 let [_, frames, h, w] = extents(b, video, 3, 8)?;
                 (video_chunks(b, video, frames)?, false, [h, w])
             }
-            Footage::Picture { picture, latent_frames } => {
+            Footage::Picture { picture, last, latent_frames } => {
                 let [_, frames, h, w] = extents(b, picture, 3, 8)?;
                 if frames != 1 || latent_frames == 0 {
                     return Err(Error::Setting(format!(
                         "a picture of {frames} frames cannot start a video of {latent_frames} latent frames: both need 1"
                     )));
                 }
-                (picture_chunks(b, picture, latent_frames, [h, w])?, true, [h, w])
+                if let Some(last) = last
+                    && (b.shape(last) != b.shape(picture) || latent_frames < 2)
+                {
+                    return Err(Error::Setting(format!(
+                        "a last picture of {:?} cannot end a video of {latent_frames} latent frames that starts with one of \
+                         {:?}: both must be equal in size, and the video needs 5 frames or more",
+                        b.shape(last),
+                        b.shape(picture)
+                    )));
+                }
+                (picture_chunks(b, picture, last, latent_frames, [h, w])?, true, [h, w])
             }
         };
         let grid = Grid::new([h / 8, w / 8], tile);
@@ -235,17 +247,20 @@ fn video_chunks<B: Backend>(b: &B, video: &B::Tensor, frames: usize) -> Result<V
     (0..=frames / 4).map(chunk).collect()
 }
 
-/// Returns a picture's chunks: the picture itself, then black frames, which repeat.
+/// Returns a picture's chunks: the picture itself, then black frames, which repeat; the last frame may be a picture again.
 fn picture_chunks<B: Backend>(
     b: &B,
     picture: &B::Tensor,
+    last: Option<&B::Tensor>,
     latent_frames: usize,
     [h, w]: [usize; 2],
 ) -> Result<Vec<Chunk<B::Tensor>>> {
     let black = b.upload(&vec![0.0; 3 * h * w], &[3, 1, h, w])?;
-    let chunk = |i| match i {
-        0 => Chunk::new(picture.clone()),
-        1 => Chunk { frames: Some(black.clone()), repeats: 3 },
+    let end = last.map(|last| b.concat(&[&black, &black, &black, last], 1)).transpose()?;
+    let chunk = |i| match (i, &end) {
+        (0, _) => Chunk::new(picture.clone()),
+        (i, Some(end)) if i + 1 == latent_frames => Chunk::new(end.clone()),
+        (1, _) => Chunk { frames: Some(black.clone()), repeats: 3 },
         _ => Chunk { frames: None, repeats: 4 },
     };
     Ok((0..latent_frames).map(chunk).collect())
@@ -298,13 +313,17 @@ fn normalize<B: Backend>(b: &B, mu: &B::Tensor) -> Result<B::Tensor> {
 }
 
 /// Returns the DiT's conditioning `[20, t, h, w]` from the latents `[16, t, h, w]` of the picture and its zero frames.
-/// The first four channels are 1 on the given frame and 0 elsewhere.
+/// The first four channels, one for each frame that a latent frame stands for, are 1 on given frames and 0 elsewhere:
+/// the first latent frame is given as a whole and, with a last picture, the last frame of the last one.
 ///
 /// # Errors
 /// Returns `Setting` for other extents, and the backend's errors.
-pub fn condition<B: Backend>(b: &B, latents: &B::Tensor) -> Result<B::Tensor> {
+pub fn condition<B: Backend>(b: &B, latents: &B::Tensor, last: bool) -> Result<B::Tensor> {
     let [_, t, h, w] = extents(b, latents, LATENT_CHANNELS, 1)?;
     let mut mask = vec![0.0; 4 * t * h * w];
     mask.chunks_exact_mut(t * h * w).for_each(|channel| channel[..h * w].fill(1.0));
+    if last {
+        mask[(4 * t - 1) * h * w..].fill(1.0);
+    }
     b.concat(&[&b.upload(&mask, &[4, t, h, w])?, latents], 0)
 }

@@ -64,7 +64,7 @@ fn encode_picture(
     latent_frames: usize,
     tile: Option<usize>,
 ) -> Result<Tensor> {
-    vae.encode(&Cpu::new(), Footage::Picture { picture, latent_frames }, tile, &Quiet, None)
+    vae.encode(&Cpu::new(), Footage::Picture { picture, last: None, latent_frames }, tile, &Quiet, None)
 }
 
 /// Returns the frames of all tiles.
@@ -100,7 +100,7 @@ fn encoding_is_the_references() {
     }
     let latents = encode_picture(&vae, &picture, latent_frames, None).unwrap();
     compare(&golden, "vae.enc.out", &latents);
-    compare(&golden, "y", &condition(&b, &latents).unwrap());
+    compare(&golden, "y", &condition(&b, &latents, false).unwrap());
     let latents = encode(&vae, &golden.upload("vae.enc2.in"), None).unwrap();
     compare(&golden, "vae.enc2.out", &latents);
 }
@@ -174,7 +174,7 @@ fn layers_stop_computing_once_their_input_rests() {
         computed += if name == "enc.downsamples5" { x.dims()[1] } else { 0 };
     };
     let picture = &noise(&[3, 1, 16, 16], 5);
-    let footage = Footage::Picture { picture, latent_frames: 21 };
+    let footage = Footage::Picture { picture, last: None, latent_frames: 21 };
     vae.encode(&b, footage, None, &Quiet, Some(&mut probe)).unwrap();
     // Zeros from frame 1 on, and nine convolutions that reach back two frames each: frame 19 is the last that differs
     // from the one before, which makes half as many and one more, and one for the pair that it is in.
@@ -258,13 +258,47 @@ fn encoded_tiles_are_the_whole() {
 fn conditioning_marks_the_first_latent_frame() {
     let b = Cpu::new();
     let latents = noise(&[16, 3, 2, 5], 8);
-    let y = condition(&b, &latents).unwrap();
+    let y = condition(&b, &latents, false).unwrap();
     assert_eq!(y.dims(), [20, 3, 2, 5]);
     let y = values(&y);
     for (i, v) in y[..4 * 30].iter().enumerate() {
         assert_eq!(*v, if i % 30 < 10 { 1.0 } else { 0.0 });
     }
     assert_eq!(y[4 * 30..], values(&latents));
+}
+
+#[test]
+fn conditioning_marks_the_last_frame_of_the_last_latent_frame() {
+    let b = Cpu::new();
+    let latents = noise(&[16, 3, 2, 5], 8);
+    let y = values(&condition(&b, &latents, true).unwrap());
+    for (i, v) in y[..4 * 30].iter().enumerate() {
+        let (channel, frame) = (i / 30, i % 30 / 10);
+        let given = frame == 0 || (frame == 2 && channel == 3);
+        assert_eq!(*v, if given { 1.0 } else { 0.0 }, "channel {channel}, latent frame {frame}");
+    }
+    assert_eq!(y[4 * 30..], values(&latents));
+}
+
+#[test]
+fn a_last_picture_is_encoded_as_in_the_whole_video() {
+    let (b, vae) = load();
+    for (latent_frames, tile) in [(2, None), (3, None), (3, Some(2)), (4, None), (9, None), (21, Some(2))] {
+        let [first, last] = [15, 16].map(|seed| noise(&[3, 1, 24, 40], seed));
+        let between =
+            b.upload(&vec![0.0; 3 * (4 * latent_frames - 5) * 24 * 40], &[3, 4 * latent_frames - 5, 24, 40]);
+        let video = b.concat(&[&first, &between.unwrap(), &last], 1).unwrap();
+        let whole = encode(&vae, &video, tile).unwrap();
+        let footage = Footage::Picture { picture: &first, last: Some(&last), latent_frames };
+        let short = vae.encode(&b, footage, tile, &Quiet, None).unwrap();
+        assert!(values(&whole) == values(&short), "{latent_frames} latent frames in tiles of {tile:?}");
+    }
+    let (first, small) = (noise(&[3, 1, 24, 40], 15), noise(&[3, 1, 24, 32], 16));
+    for (last, latent_frames) in [(&small, 3), (&first, 1)] {
+        let footage = Footage::Picture { picture: &first, last: Some(last), latent_frames };
+        let refused = vae.encode(&b, footage, None, &Quiet, None);
+        assert!(matches!(refused, Err(Error::Setting(_))));
+    }
 }
 
 #[test]
@@ -288,7 +322,7 @@ fn wrong_extents_and_cancelling_are_errors() {
     assert!(refused(&picture, 0) && refused(&noise(&[3, 5, 16, 16], 1), 2));
     let latents = noise(&[16, 3, 2, 2], 1);
     for tile in [None, Some(1)] {
-        let footage = Footage::Picture { picture: &picture, latent_frames: 2 };
+        let footage = Footage::Picture { picture: &picture, last: None, latent_frames: 2 };
         assert!(matches!(vae.encode(&b, footage, tile, &Stop, None), Err(Error::Canceled)));
         let mut sink = |_| -> Result<()> { unreachable!("frames of a job that was cancelled") };
         assert!(matches!(vae.decode(&b, &latents, tile, &Stop, &mut sink, None), Err(Error::Canceled)));

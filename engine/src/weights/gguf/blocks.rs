@@ -28,6 +28,11 @@ pub(super) static Q5_K: Packing = Packing { name: "Q5_K", values: 256, bytes: 17
 /// 256 values in groups of 16, each with a signed 8-bit scale, and 6-bit numbers around 32.
 pub(super) static Q6_K: Packing = Packing { name: "Q6_K", values: 256, bytes: 210, expand: q6_k };
 
+/// All formats of blocks.
+#[cfg(test)]
+pub(crate) const PACKINGS: [&Packing; 10] =
+    [&Q4_0, &Q4_1, &Q5_0, &Q5_1, &Q8_0, &Q2_K, &Q3_K, &Q4_K, &Q5_K, &Q6_K];
+
 /// Returns the half-precision number at an offset.
 fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
@@ -166,8 +171,6 @@ fn q6_k(block: &[u8], values: &mut [f32]) {
 mod tests {
     use super::*;
 
-    const ALL: [&Packing; 10] = [&Q4_0, &Q4_1, &Q5_0, &Q5_1, &Q8_0, &Q2_K, &Q3_K, &Q4_K, &Q5_K, &Q6_K];
-
     fn values(packing: &Packing, block: &[u8]) -> Vec<f32> {
         assert_eq!(block.len(), packing.bytes, "{}", packing.name);
         let mut values = vec![f32::NAN; packing.values];
@@ -182,7 +185,7 @@ mod tests {
 
     #[test]
     fn every_value_of_any_block_is_set_and_blocks_are_as_long_as_they_say() {
-        for packing in ALL {
+        for packing in PACKINGS {
             let block: Vec<u8> = (0..packing.bytes).map(|i| (i * 37 % 61) as u8).collect();
             assert!(values(packing, &block).iter().all(|v| v.is_finite()), "{}", packing.name);
         }

@@ -13,6 +13,8 @@ use super::stored::{Mapped, Stored};
 use super::{DType, Encoding};
 use crate::{Error, Result};
 
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) use blocks::PACKINGS;
 pub(super) use vocabulary::{has_vocabulary, vocabulary};
 
 /// The first bytes of a file.

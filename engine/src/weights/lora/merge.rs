@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::super::stored::Stored;
-use super::super::{DType, HostTensor, Matrix, WeightSource, dtype};
+use super::super::{DType, HostTensor, Matrix, Places, WeightSource, dtype};
 use super::{Change, Lora, Product};
 use crate::{Error, Result};
 
@@ -89,5 +89,9 @@ impl<S: WeightSource> WeightSource for Merged<S> {
         let (rows, cols, mut values) = (matrix.rows, matrix.cols, matrix.to_f32());
         Self::add(name, &mut values, cols, &changes)?;
         Ok(Matrix::plain(rows, cols, DType::F32, bytemuck::cast_slice::<f32, u8>(&values).to_vec()))
+    }
+
+    fn places(&self) -> Places {
+        self.inner.places()
     }
 }

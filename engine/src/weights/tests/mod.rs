@@ -97,7 +97,8 @@ fn the_official_folder_loads_with_its_sizes() {
             eps: 1e-6,
             text_len: 512,
             text_dim: 64,
-            image_dim: Some(160)
+            image_dim: Some(160),
+            image_positions: None,
         }
     );
     assert_eq!((dit.layout().name(), dit.names().count()), ("official", 119));
@@ -223,11 +224,21 @@ fn a_config_that_disagrees_is_an_error() {
     assert!(sentence(open_dit(dir.path())).contains("`text_len` 123456789"));
     fs::write(&path, &config[..40]).unwrap();
     assert!(sentence(open_dit(dir.path())).contains("config.json"));
-    for (model_type, word) in [("t2v", "text-to-video"), ("flf2v", "first-and-last"), ("vace", "vace")] {
+    for (model_type, word) in [("t2v", "text-to-video"), ("vace", "vace")] {
         fs::write(&path, config.replace("i2v", model_type)).unwrap();
         let text = sentence(open_dit(dir.path()));
         assert!(text.contains(word), "{text}");
     }
+}
+
+#[test]
+fn positions_of_two_pictures_make_a_first_and_last_frame_model() {
+    let mut flf2v = official_dit();
+    flf2v.push(("img_emb.emb_pos".into(), "F32".into(), vec![1, 514, 160], vec![0; 4 * 514 * 160]));
+    let (_, config) = open_dit(dit_folder(&flf2v).path()).expect("a supported model");
+    assert_eq!(config.image_positions, Some(514));
+    let (_, config) = open_dit(dit_folder(&official_dit()).path()).expect("a supported model");
+    assert_eq!(config.image_positions, None);
 }
 
 #[test]
@@ -245,8 +256,6 @@ fn other_models_are_named() {
             bytes.truncate(2 * 256 * 16 * 4);
         }
     }
-    let mut flf2v = official_dit();
-    flf2v.push(("img_emb.emb_pos".into(), "F32".into(), vec![1, 2, 160], vec![0; 4 * 320]));
     let lora = vec![(
         "diffusion_model.blocks.0.self_attn.q.lora_down.weight".into(),
         "F32".into(),
@@ -257,7 +266,6 @@ fn other_models_are_named() {
     for (tensors, word) in [
         (t2v, "text-to-video"),
         (wan22, "Wan2.2"),
-        (flf2v, "FLF2V"),
         (lora, "LoRA"),
         (diffusers, "not a Wan transformer"),
         (vec![("x".into(), "F32".into(), vec![1], vec![0; 4])], "not a Wan transformer"),
@@ -328,6 +336,55 @@ fn a_tree_of_comfyui_with_one_model_of_each_kind_is_a_model() {
     put("official/diffusion_pytorch_model.safetensors", "models/diffusion_models/e.safetensors");
     let text = sentence(Model::open(dir.path(), None));
     assert!(text.contains("both hold a") && text.contains("name the file"), "{text}");
+}
+
+#[test]
+fn a_model_file_names_parts_that_lie_in_many_places() {
+    let dir = tempfile::tempdir().unwrap();
+    let official = fs::canonicalize(fixture().join("official")).unwrap();
+    let write = |parts: &str| {
+        let path = dir.path().join("model.toml");
+        fs::write(&path, format!("name = \"tiny\"\n[parts]\n{parts}")).unwrap();
+        path
+    };
+    let encoders = format!(
+        "text = {:?}\nvae = {:?}\n",
+        official.join("models_t5_umt5-xxl-enc-bf16.pth"),
+        official.join("Wan2.1_VAE.pth")
+    );
+    let rest = format!("{encoders}clip = {official:?}\n");
+    let dit = fs::canonicalize(fixture().join("lightx2v_fp8")).unwrap();
+    let whole = write(&format!("dit = {dit:?}\n{rest}"));
+    for path in [&whole, dir.path()] {
+        let model = Model::open(path, None).unwrap();
+        assert_eq!(model.dit.0.layout().name(), "lightx2v-fp8");
+        assert_eq!(model.tokenizer, official.join("google/umt5-xxl/tokenizer.json"));
+    }
+    assert_eq!(Model::open(&whole, Some(&official)).unwrap().dit.0.layout().name(), "official");
+    for (parts, said) in [
+        (format!("dit = {dit:?}\n{encoders}"), "names no `clip` in [parts]"),
+        (format!("high_noise = {dit:?}\nlow_noise = {dit:?}\n{rest}"), "names two transformers"),
+        (format!("dit = \"/gone\"\n{rest}"), "`/gone`"),
+        (format!("dit = {official:?}\n{rest}[[lora]]\nfile = \"/l\"\n"), "LoRA"),
+        (format!("dit = {official:?}\n"), "line 2: `vae` is missing in [parts]"),
+    ] {
+        let sentence = Model::open(&write(&parts), None).err().unwrap().to_string();
+        assert!(sentence.contains(said), "{sentence}");
+    }
+    let gone = sentence(Model::open(&dir.path().join("gone.toml"), None));
+    assert!(gone.contains("gone.toml") && gone.contains("cannot read"), "{gone}");
+}
+
+#[test]
+fn a_snapshot_has_the_name_of_its_repository() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = dir.path().join("models--Wan-AI--Wan2.1-I2V-14B-480P");
+    let snapshot = repository.join("snapshots/6f1b24a0c5d7e8b9");
+    fs::create_dir_all(&snapshot).unwrap();
+    for path in [&repository, &snapshot] {
+        assert_eq!(title(path), "Wan2.1-I2V-14B-480P");
+    }
+    assert_eq!(title(&dir.path().join("wan.gguf")), "wan.gguf");
 }
 
 /// Cuts a file at many lengths; none of the cut files may load, and each error must name the file.

@@ -290,6 +290,7 @@ fn products(gemm: &Gemm, stream: &Arc<CudaStream>, quick: bool) -> Result<bool> 
         Follows::Nothing,
         Follows::Bias,
         Follows::GateAndResidual,
+        Follows::Residual,
         Follows::ElementGate,
         Follows::Activation(Activation::Silu),
         Follows::Activation(Activation::GeluTanh),
@@ -366,6 +367,7 @@ fn product(
             let x = activate(f64::from(x), epilogue.activation);
             *out = match follows {
                 Follows::GateAndResidual => residual.values[r * columns + c] + gate.values[c] * x,
+                Follows::Residual => residual.values[r * columns + c] + x,
                 Follows::ElementGate => gates.values[r * columns + c] * x,
                 _ => x,
             };

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use super::Checks;
 
 /// Words that the refusal of an entry must have, by the ends of its name.
-const WORDS: [(&str, &[&str]); 38] = [
+const WORDS: [(&str, &[&str]); 37] = [
     ("scales-missing", &["missing: the scale of `blocks.0.self_attn.", "missing"]),
     ("scales-twice", &["weight_scale`", "scale_weight`", "not clear which scales"]),
     ("scale-shape", &["the scale of `blocks.0.ffn.0.weight` is ["]),
@@ -35,7 +35,6 @@ const WORDS: [(&str, &[&str]); 38] = [
     ("1.3b", &["text-to-video"]),
     ("t2v", &["t2v"]),
     ("vace", &["VACE"]),
-    ("flf2v", &["FLF2V"]),
     ("fun-control", &["Fun Control"]),
     ("ti2v-5b", &["TI2V-5B"]),
     ("animate", &["Animate"]),
@@ -79,6 +78,12 @@ impl Checks {
         let entry = &self.entries[index];
         let id = entry.id.clone();
         let found = self.files.get(&entry.path)?;
+        // The suite is older than animd's support of this model.
+        if id.ends_with("-flf2v") {
+            let (_, config) = open_dit(&found.path)?;
+            self.fact(&format!("{id}: is read"), config.image_positions == Some(514));
+            return Ok(());
+        }
         let refusal = match id.contains("-lora-") && !id.ends_with("-as-model") {
             true => self.refusal_of_lora(&found.path)?,
             false => refusal(&found.path, &id)?,

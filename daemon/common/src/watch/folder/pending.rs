@@ -114,11 +114,15 @@ impl<T: Take> Folder<T> {
                 let is_meant = |name: &OsStr| late.contains(&(folder.to_owned(), name.to_owned()));
                 let path = folder.join(&name);
                 if (is_meant(&name) || is_meant(split_name(&name).0))
-                    && !self.pending.contains_key(&*path)
                     && is_watched(&path)
                     && entry.file_type().is_ok_and(|kind| kind.is_file())
                 {
-                    self.note(path.into(), true);
+                    let name: Name = path.into();
+                    match self.pending.contains_key(&name) {
+                        // It may be this very file that the picture waits for.
+                        true => self.set_due(&name, Instant::now()),
+                        false => self.note(name, true),
+                    }
                 }
             }
         }

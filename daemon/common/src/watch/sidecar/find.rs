@@ -1,10 +1,11 @@
 //! Finds the sidecars of a picture by every name that people and tools give them, and leaves out those that do not count.
 //!
 //! `photo.png` has the sidecars `photo.png.txt` and `photo.txt`, with any ending of [`SETTINGS`] and [`TEXTS`], in small or
-//! capital letters. In a folder that several users write in, a sidecar counts only from somebody who may decide: the
+//! capital letters, and `photo.last.png`, the picture that its video ends at, with any ending of [`PICTURES`]. In a folder that several users write in, a sidecar counts only from somebody who may decide: the
 //! picture's owner, the owner of the sidecar's folder, root, and the user that this program runs as.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use rustix::fs::{AtFlags, FileType, Stat, fstat, statat};
 use rustix::io::Errno;
 
 use crate::files::{self, NAME_MAX, split_name};
-use crate::watch::names::{FOLDER_SETTINGS, SETTINGS, TEXTS};
+use crate::watch::names::{FOLDER_SETTINGS, LAST, PICTURES, SETTINGS, TEXTS};
 use crate::watch::root::{Dir, Root};
 
 /// What a sidecar holds.
@@ -25,6 +26,8 @@ pub enum Kind {
     Json,
     /// The prompt.
     Text,
+    /// The picture that the video ends at.
+    Last,
 }
 
 /// A sidecar that is there and counts.
@@ -54,6 +57,15 @@ impl Deciders {
     /// What the folder says.
     pub fn new(picture: Option<u32>, dir: &Dir) -> io::Result<Self> {
         Ok(Self { picture, folder: fstat(dir)?.st_uid })
+    }
+
+    /// Opens a picture of the folder `dir` if it belongs to one of these users; `None` if it does not.
+    ///
+    /// # Errors
+    /// The errors of [`files::open_regular`].
+    pub fn open(&self, dir: &Dir, name: &OsStr) -> io::Result<Option<File>> {
+        let (file, meta) = files::open_regular(&dir.at(Path::new(name)))?;
+        Ok(self.have(std::os::unix::fs::MetadataExt::uid(&meta)).then_some(file))
     }
 
     fn have(&self, uid: u32) -> bool {
@@ -97,8 +109,9 @@ pub fn found(dir: &Dir, picture: &OsStr, owner: Option<u32>) -> Vec<Sidecar> {
         if exact && stem == picture {
             continue;
         }
-        for ending in SETTINGS.iter().chain(&TEXTS) {
-            for ending in spellings(ending) {
+        let texts = SETTINGS.iter().chain(&TEXTS).map(|ending| (*ending).to_owned());
+        for ending in texts.chain(PICTURES.iter().map(|ending| format!("{LAST}.{ending}"))) {
+            for ending in spellings(&ending) {
                 let Some(name) = with_ending(base, &ending) else { continue };
                 // A picture called `folder.png` does not own its folder's settings.
                 if name == FOLDER_SETTINGS {
@@ -131,10 +144,13 @@ pub fn beside(root: &Root, picture: &Path) -> Vec<PathBuf> {
     found.into_iter().map(|sidecar| picture.with_file_name(sidecar.name)).collect()
 }
 
-/// Returns an ending as people spell it: `txt`, `TXT` and `Txt`.
+/// Returns an ending as people and cameras spell it: `txt`, `TXT` and `Txt`; of two, such as `last.jpg`, the last one.
 fn spellings(ending: &str) -> [String; 3] {
+    let at = ending.rfind('.').map_or(0, |at| at + 1);
+    let (before, ending) = ending.split_at(at);
     let (first, rest) = ending.split_at(1);
     [ending.to_owned(), ending.to_uppercase(), first.to_uppercase() + rest]
+        .map(|ending| format!("{before}{ending}"))
 }
 
 fn with_ending(base: &OsStr, ending: &str) -> Option<OsString> {
@@ -146,6 +162,7 @@ fn with_ending(base: &OsStr, ending: &str) -> Option<OsString> {
 
 fn kind(ending: &str) -> Kind {
     match ending.to_ascii_lowercase().as_str() {
+        ending if PICTURES.iter().any(|picture| ending.ends_with(picture)) => Kind::Last,
         "toml" => Kind::Toml,
         "json" => Kind::Json,
         _ => Kind::Text,

@@ -1,11 +1,13 @@
 //! Reads the sidecars of a picture, and the `folder.toml` of its folder and the ones above. [`find`] has their names.
 
 pub mod find;
+mod last;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use animd_protocol::ErrorCode;
+use animd_protocol::recipe::Defaults;
 use animd_protocol::request::{Request, Settings};
 use find::{Deciders, Kind, Sidecar};
 
@@ -18,6 +20,7 @@ use crate::text;
 use crate::{Error, Result};
 
 pub use find::beside;
+pub use last::open_last;
 
 /// The largest sidecar, in bytes.
 pub const MAX_BYTES: u64 = 1 << 20;
@@ -70,6 +73,16 @@ pub fn settings(root: &Root, picture: &Path) -> Result<Settings> {
             settings.prompt = Some(prompt.trim().to_owned());
         }
     }
+    let pair = last::beside(root, picture, &settings)?;
+    if pair.is_some() {
+        settings.last = pair;
+    }
+    // What a picture's own files say of its end outranks what the folders' files say of it, in either way.
+    if settings.last.is_some() {
+        settings.looped.get_or_insert(false);
+    } else if settings.looped == Some(true) {
+        settings.last = Some(String::new());
+    }
     for folder in picture.ancestors().skip(1).take_while(|folder| folder.starts_with(root.path())) {
         let path = folder.join(FOLDER_SETTINGS);
         if let Some(text) = read(root, &path, owner)? {
@@ -107,16 +120,18 @@ pub fn read_us(root: &Root, picture: &Path) -> i64 {
     changed_us(root, picture).unwrap_or_default().max(now_us() - TICK_US)
 }
 
-/// Returns the settings of [`settings`] with defaults under them, and everything filled in.
+/// Returns the settings of [`settings`], completed with defaults by `complete`, and everything filled in, at last with the
+/// defaults of the model's family.
 pub fn request(
     root: &Root,
     picture: &Path,
-    defaults: Settings,
+    complete: impl FnOnce(Settings) -> Settings,
+    family: &Defaults,
     draw_seed: impl FnOnce() -> u64,
 ) -> Result<Request> {
     let own = settings(root, picture)?;
     let exists = |path: &PathBuf| root::metadata(root, path).is_ok();
-    own.or(defaults).resolve(draw_seed).map_err(|e| {
+    complete(own).resolve_for(family, draw_seed).map_err(|e| {
         let beside = beside(root, picture).into_iter().next();
         let above = || {
             let mut folders =

@@ -16,6 +16,8 @@ impl Place {
             name: "photo.png".into(),
             source: None,
             picture_bytes: 0,
+            last: None,
+            parts_bytes: 0,
             work: Ok((of.image_sha256.expect("spooled"), Box::new(Settings::default().resolve(|| 7)?))),
         };
         self.claimed(new)

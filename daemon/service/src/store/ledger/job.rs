@@ -144,14 +144,19 @@ pub struct NewJob {
     pub retry_of: Option<u64>,
     /// The size of the spooled picture, if there is one.
     pub picture_bytes: u64,
+    /// The hash and the size of the spooled picture that the video ends at, if there is one.
+    pub last: Option<([u8; 32], u64)>,
+    /// The bytes that are set aside for finished parts while the job is open.
+    pub parts_bytes: u64,
     /// The spooled picture and the resolved settings, or why there is none.
     pub work: Result<(/* sha256 */ [u8; 32], Box<Request>), Refusal>,
 }
 
 impl NewJob {
-    /// Returns whether the spool has its picture.
+    /// Returns whether the spool has its pictures.
     pub fn has_picture(&self, spool: &Spool) -> bool {
         self.work.as_ref().is_ok_and(|(sha256, _)| spool.has(sha256))
+            && self.last.is_none_or(|(sha256, _)| spool.has(&sha256))
     }
 }
 
@@ -270,6 +275,8 @@ pub struct Job {
     pub source_target: Option<PathBuf>,
     /// The spooled picture's hash.
     pub image_sha256: Option<[u8; 32]>,
+    /// The hash of the spooled picture that the video ends at.
+    pub last_sha256: Option<[u8; 32]>,
     /// What to make; missing if it was refused before.
     pub request: Option<Request>,
     /// The folder for its video; `None` is the configured one.
@@ -358,6 +365,7 @@ impl Job {
             source,
             source_target: path("source_target")?,
             image_sha256: row.get("image_sha256")?,
+            last_sha256: row.get("last_sha256")?,
             // Settings of a version that had other keys: the job cannot be run, but its row can be shown.
             request: request.and_then(|json| serde_json::from_str(&json).ok()).map(text::old_request),
             outbox: path("outbox")?,

@@ -168,6 +168,8 @@ mod tests {
             name: "photo.png".into(),
             source: None,
             picture_bytes: 9,
+            last: None,
+            parts_bytes: 0,
             work: Ok((picture, Box::new(Settings::default().resolve(|| 7)?))),
         })
     }

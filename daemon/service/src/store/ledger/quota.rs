@@ -39,8 +39,12 @@ impl Store {
 
     /// Takes note that a picture has left the spool.
     pub fn picture_gone(&mut self, sha256: &[u8; 32]) -> Result<()> {
-        let sql = "UPDATE job SET image_bytes = 0 WHERE image_sha256 = ?1 AND image_bytes > 0";
-        self.db.prepare_cached(sql)?.execute(params![sha256])?;
+        for sql in [
+            "UPDATE job SET image_bytes = 0 WHERE image_sha256 = ?1 AND image_bytes > 0",
+            "UPDATE job SET last_bytes = 0 WHERE last_sha256 = ?1 AND last_bytes > 0",
+        ] {
+            self.db.prepare_cached(sql)?.execute(params![sha256])?;
+        }
         Ok(())
     }
 
@@ -50,16 +54,23 @@ impl Store {
         self.change(|db| {
             let there: HashMap<&[u8; 32], u64> = pictures.iter().map(|(sha, bytes)| (sha, *bytes)).collect();
             let gone: Vec<[u8; 32]> = db
-                .prepare("SELECT DISTINCT image_sha256 FROM job WHERE image_bytes > 0")?
+                .prepare(
+                    "SELECT image_sha256 FROM job WHERE image_bytes > 0
+                     UNION SELECT last_sha256 FROM job WHERE last_bytes > 0",
+                )?
                 .query_map([], |row| row.get(0))?
                 .collect::<Result<_, _>>()?;
-            let mut set =
-                db.prepare("UPDATE job SET image_bytes = ?2 WHERE image_sha256 = ?1 AND image_bytes <> ?2")?;
-            for sha256 in gone.iter().filter(|sha256| !there.contains_key(*sha256)) {
-                set.execute(params![sha256, 0])?;
-            }
-            for (sha256, bytes) in there {
-                set.execute(params![sha256, bytes as i64])?;
+            for sql in [
+                "UPDATE job SET image_bytes = ?2 WHERE image_sha256 = ?1 AND image_bytes <> ?2",
+                "UPDATE job SET last_bytes = ?2 WHERE last_sha256 = ?1 AND last_bytes <> ?2",
+            ] {
+                let mut set = db.prepare(sql)?;
+                for sha256 in gone.iter().filter(|sha256| !there.contains_key(*sha256)) {
+                    set.execute(params![sha256, 0])?;
+                }
+                for (sha256, bytes) in &there {
+                    set.execute(params![sha256, *bytes as i64])?;
+                }
             }
             Ok(())
         })
@@ -105,6 +116,8 @@ mod tests {
             name: "photo.png".into(),
             source: None,
             picture_bytes: 100,
+            last: None,
+            parts_bytes: 0,
             work: Ok(([picture; 32], Box::new(settings.resolve(|| 7).expect("valid")))),
         }
     }
@@ -143,6 +156,40 @@ mod tests {
         assert_eq!(store.foresee(ANN, None, 100, 0)?, Some(Added::Over(Quota::Disk)));
         store.pictures_are(&[])?;
         assert_eq!(store.foresee(ANN, None, 100, 250)?, None);
+        Ok(())
+    }
+
+    #[test]
+    fn last_pictures_and_parts_count_like_the_first_picture() -> Result<()> {
+        let (_dir, mut store) = store(Limits { disk_bytes: 250, ..Limits::default() })?;
+        let with = |picture, last: Option<u8>, parts_bytes| NewJob {
+            last: last.map(|last| ([last; 32], 100)),
+            parts_bytes,
+            ..job(ANN, picture, "a")
+        };
+        assert!(matches!(store.add(&with(1, Some(2), 0), || true)?, Added::New(_)));
+        assert_eq!(store.add(&with(3, None, 0), || true)?, Added::Over(Quota::Disk));
+        // The last picture of one job may be the first one of another: it is there once.
+        assert!(matches!(store.add(&with(2, Some(1), 0), || true)?, Added::New(_)));
+        assert!(store.needs_image(&[2; 32], i64::MAX)?, "open jobs need both");
+        let cancel = |store: &mut Store, id| -> Result<()> {
+            let text = "cancelled".into();
+            assert!(store.finishing(id, State::Queued, &Ended::Canceled { text }, None)?);
+            store.close(id, Ok(false), false)
+        };
+        cancel(&mut store, 1)?;
+        cancel(&mut store, 2)?;
+        assert!(!store.needs_image(&[2; 32], i64::MAX)?);
+        store.picture_gone(&[2; 32])?;
+        // What is set aside for parts is free again when the job has ended.
+        assert_eq!(store.add(&with(1, None, 200), || true)?, Added::Over(Quota::Disk));
+        assert!(matches!(store.add(&with(1, None, 150), || true)?, Added::New(3)));
+        assert_eq!(store.foresee(ANN, None, 100, 1)?, Some(Added::Over(Quota::Disk)));
+        cancel(&mut store, 3)?;
+        assert_eq!(store.foresee(ANN, None, 100, 150)?, None);
+        // What the spool has decides of last pictures, too.
+        store.pictures_are(&[([2; 32], 1000)])?;
+        assert_eq!(store.foresee(ANN, None, 100, 0)?, Some(Added::Over(Quota::Disk)));
         Ok(())
     }
 

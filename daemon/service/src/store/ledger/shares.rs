@@ -40,7 +40,7 @@ pub(super) struct Shares {
 /// The bytes that a user has.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Used {
-    /// Of pictures and kept videos.
+    /// Of pictures, what is set aside for parts of videos, and kept videos.
     pub disk: u64,
     /// Of rows.
     pub ledger: u64,
@@ -66,6 +66,12 @@ impl Shares {
         {
             used.disk += new.picture_bytes;
         }
+        if let Some((sha256, bytes)) = &new.last
+            && !has_picture(db, new.owner, sha256)?
+        {
+            used.disk += bytes;
+        }
+        used.disk += new.parts_bytes;
         let over = self.limits.over(used);
         if over.is_none() {
             self.used.insert(new.owner, used);
@@ -105,17 +111,21 @@ pub(super) fn used_by(db: &Connection, owner: u32) -> Result<Used> {
         let bytes: i64 = db.prepare_cached(sql)?.query_row(params![owner], |row| row.get(0))?;
         Ok(bytes.unsigned_abs())
     };
-    let pictures = sum("SELECT coalesce(sum(bytes), 0) FROM (SELECT max(image_bytes) AS bytes FROM job
-           WHERE owner_uid = ?1 AND image_bytes > 0 GROUP BY image_sha256)")?;
+    let pictures = sum("SELECT coalesce(sum(bytes), 0) FROM (SELECT max(bytes) AS bytes FROM (
+           SELECT image_sha256 AS sha256, image_bytes AS bytes FROM job WHERE owner_uid = ?1 AND image_bytes > 0
+           UNION ALL SELECT last_sha256, last_bytes FROM job WHERE owner_uid = ?1 AND last_bytes > 0) GROUP BY sha256)")?;
+    let parts =
+        sum("SELECT coalesce(sum(parts_bytes), 0) FROM job WHERE owner_uid = ?1 AND parts_bytes > 0")?;
     let results =
         sum("SELECT coalesce(sum(result_bytes), 0) FROM job WHERE owner_uid = ?1 AND result_bytes > 0")?;
     let ledger = sum("SELECT coalesce(sum(row_bytes), 0) FROM job WHERE owner_uid = ?1")?;
-    Ok(Used { disk: pictures + results, ledger })
+    Ok(Used { disk: pictures + parts + results, ledger })
 }
 
 fn has_picture(db: &Connection, owner: u32, sha256: &[u8; 32]) -> Result<bool> {
     let mut find = db.prepare_cached(
-        "SELECT EXISTS (SELECT 1 FROM job WHERE owner_uid = ?1 AND image_sha256 = ?2 AND image_bytes > 0)",
+        "SELECT EXISTS (SELECT 1 FROM job WHERE owner_uid = ?1 AND image_sha256 = ?2 AND image_bytes > 0)
+           OR EXISTS (SELECT 1 FROM job WHERE owner_uid = ?1 AND last_sha256 = ?2 AND last_bytes > 0)",
     )?;
     Ok(find.query_row(params![owner, sha256], |row| row.get(0))?)
 }

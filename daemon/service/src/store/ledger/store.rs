@@ -283,7 +283,7 @@ impl Store {
     pub fn close(&mut self, id: u64, moved: Result<bool, &str>, kept: bool) -> Result<()> {
         self.change(|db| {
             db.execute(
-                "UPDATE job SET state = outcome, finished_us = ?2, source_left = ?3,
+                "UPDATE job SET state = outcome, finished_us = ?2, source_left = ?3, parts_bytes = 0,
                    source_target = CASE WHEN ?4 THEN source_target END,
                    result_bytes = CASE WHEN ?5 AND outcome = 'done' THEN coalesce(output_bytes, 0) ELSE 0 END
                  WHERE id = ?1 AND state = 'finishing'",
@@ -385,7 +385,7 @@ impl Store {
     /// retried. Not one that never started, or whose picture is none: who submits and cancels must not fill the disk.
     pub fn needs_image(&self, sha256: &[u8; 32], since_us: i64) -> Result<bool> {
         let mut find = self.db.prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM job WHERE image_sha256 = ?1
+            "SELECT EXISTS (SELECT 1 FROM job WHERE (image_sha256 = ?1 OR last_sha256 = ?1)
                AND (state IN ('queued','running','finishing')
                  OR (finished_us > ?2 AND attempt > 0 AND error_code IS NOT 'invalid-image')))",
         )?;
@@ -441,10 +441,10 @@ pub(super) fn insert(
         "INSERT INTO job (uuid, state, outcome, created_us, owner_uid, origin, idempotency_key, name, source_path,
            source_dev, source_ino, source_mtime_ns, source_target, image_sha256, settings_json, seed, frames, steps,
            version, error_code, error_text, priority, outbox, retry_of, settings_us,
-           image_bytes, row_bytes)
+           image_bytes, row_bytes, last_sha256, last_bytes, parts_bytes)
          VALUES (:uuid, :state, :outcome, :now, :owner, :origin, :key, :name, :path, :dev, :ino, :mtime, :target, :sha,
            :json, :seed, :frames, :steps, :version, :code, :text, :priority, :outbox, :retry_of, :read, :image_bytes,
-           :row_bytes)",
+           :row_bytes, :last, :last_bytes, :parts_bytes)",
     )?;
     insert.execute(named_params! {
         ":uuid": uuid::Uuid::new_v4().to_string(),
@@ -474,6 +474,9 @@ pub(super) fn insert(
         ":read": source.map(|s| s.read_us),
         ":image_bytes": sha.map_or(0, |_| new.picture_bytes as i64),
         ":row_bytes": row_bytes(new) as i64,
+        ":last": new.last.map(|(sha256, _)| sha256),
+        ":last_bytes": new.last.map_or(0, |(_, bytes)| bytes as i64),
+        ":parts_bytes": new.parts_bytes as i64,
     })?;
     let id = db.last_insert_rowid() as u64;
     event(db, id, "queued", None)?;

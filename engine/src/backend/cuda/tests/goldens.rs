@@ -296,10 +296,11 @@ fn autoencoder(what: &'static str, keeping: Keeping, limit: f64) {
 
     let shape = golden.shape("vae.enc.first_frame");
     let picture = cuda.upload(&golden.f32("vae.enc.first_frame"), &[3, 1, shape[1], shape[2]]).unwrap();
-    let footage = Footage::Picture { picture: &picture, latent_frames: golden.shape("vae.enc.mu")[1] };
+    let footage =
+        Footage::Picture { picture: &picture, last: None, latent_frames: golden.shape("vae.enc.mu")[1] };
     let latents = vae.encode(&cuda, footage, None, &Quiet, None).unwrap();
     judge.see("vae.enc.out", &latents);
-    judge.see("y", &vae::condition(&cuda, &latents).unwrap());
+    judge.see("y", &vae::condition(&cuda, &latents, false).unwrap());
     let video = judge.upload("vae.enc2.in");
     let latents = vae.encode(&cuda, Footage::Video(&video), None, &Quiet, None).unwrap();
     judge.see("vae.enc2.out", &latents);
@@ -370,7 +371,7 @@ fn in_tiles(keeping: Keeping, cases: &[([usize; 2], usize, usize)]) {
 
         let picture = b.upload(&noise(3, 64, 4), &[3, 1, 8 * h, 8 * w]).unwrap();
         let [got, want] = [Some(side), None].map(|side| {
-            let footage = Footage::Picture { picture: &picture, latent_frames };
+            let footage = Footage::Picture { picture: &picture, last: None, latent_frames };
             b.download(&vae.encode(&b, footage, side, &Quiet, None).unwrap()).unwrap()
         });
         assert!(got == want, "{what}: encoded");

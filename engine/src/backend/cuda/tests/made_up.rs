@@ -18,7 +18,11 @@ const LATENT: [usize; 3] = [4, 22, 24];
 const LONG_CONTEXT: usize = 520;
 
 fn source() -> Source {
-    let recipe = Size::Tiny.recipe();
+    source_of(Size::Tiny)
+}
+
+fn source_of(size: Size) -> Source {
+    let recipe = size.recipe();
     let dit = recipe.networks().find(|part| part.component() == Component::Dit).unwrap();
     Source::new(&dit, DType::Bf16, 1)
 }
@@ -47,12 +51,25 @@ fn velocity<B: Backend>(
     weights: &dyn WeightSource,
     attention: AttentionKind,
 ) -> Vec<f32> {
-    let config = Size::Tiny.recipe().experts.remove(0).network.config;
+    velocity_of(Size::Tiny, b, keeping, weights, attention)
+}
+
+/// Returns the velocity at inputs of noise, of a made-up model of this kind.
+fn velocity_of<B: Backend>(
+    size: Size,
+    b: &B,
+    keeping: Keeping,
+    weights: &dyn WeightSource,
+    attention: AttentionKind,
+) -> Vec<f32> {
+    let recipe = size.recipe();
+    let config = recipe.experts[0].network.config.clone();
     let dit = Dit::load(&b.loader(keeping), weights, &config).unwrap();
     let [t, h, w] = LATENT;
     let upload = |shape: &[usize], seed| b.upload(&noise(shape.iter().product(), seed), shape).unwrap();
     let (x, y) = (&upload(&[16, t, h, w], 1), &upload(&[20, t, h, w], 2));
-    let (text, image) = (upload(&[60, config.text_dim], 3), upload(&[257, config.image_dim.unwrap()], 4));
+    let (text, image) =
+        (upload(&[60, config.text_dim], 3), upload(&[recipe.image_tokens(), config.image_dim.unwrap()], 4));
     let context = &dit.context(b, &text, Some(&image)).unwrap();
     let (time, grid) = (&dit.time(b, 500.0).unwrap(), &dit.grid(b, t, h, w).unwrap());
     let inputs = Inputs { x, y, time, context, grid, attention };
@@ -112,4 +129,37 @@ fn sharp_attention_in_the_shipped_modes() {
         let apart = distance(&eight, &exact);
         assert!(apart > TO_BF16, "{name}: exact and 8-bit attention are only {apart:.1e} apart");
     }
+}
+
+/// The same model without the positions of its two pictures.
+struct Unplaced(Source);
+
+impl WeightSource for Unplaced {
+    fn tensor(&self, name: &str) -> Result<HostTensor> {
+        let mut tensor = self.0.tensor(name)?;
+        if name == "img_emb.emb_pos" {
+            tensor.data.fill(0.0);
+        }
+        Ok(tensor)
+    }
+
+    fn matrix(&self, name: &str) -> Result<Matrix<'_>> {
+        self.0.matrix(name)
+    }
+}
+
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+fn two_pictures_have_their_positions() {
+    let (cpu, size) = (Cpu::new(), Size::TinyFlf2v);
+    let exact = AttentionKind::Exact;
+    let right = velocity_of(size, &cpu, Keeping::F32, &source_of(size), exact);
+    let unplaced = velocity_of(size, &cpu, Keeping::F32, &Unplaced(source_of(size)), exact);
+    let cuda: Cuda = open(&Options { long_context: LONG_CONTEXT, ..Options::default() });
+    let keeping = Keeping { weights: Precision::Bf16, ..Keeping::F32 };
+    let got = velocity_of(size, &cuda, keeping, &source_of(size), exact);
+    let (off, limit) = (distance(&got, &right), products(0.0));
+    println!("two pictures {off:.1e} of {limit:.1e}; without positions {:.1e}", distance(&unplaced, &right));
+    assert!(off <= limit, "{off:.1e} away, {limit:.1e} allowed");
+    assert!(distance(&got, &unplaced) > distance(&unplaced, &right) / 2.0, "positions change nothing");
 }

@@ -188,7 +188,7 @@ fn plan_of_the_vae(weights: Precision, size: [usize; 2], frames: usize, tile: Op
         b.upload(&noise(3 * size[0] * size[1], 1), &[3, 1, size[1], size[0]]).expect("there is room");
     let latents = b.upload(&noise(16 * t * h * w, 2), &[16, t, h, w]).expect("there is room");
     let (before, _) = (b.usage()[1].used, b.peak_memory());
-    let footage = Footage::Picture { picture: &picture, latent_frames: t };
+    let footage = Footage::Picture { picture: &picture, last: None, latent_frames: t };
     vae.encode(&b, footage, tile, &Quiet, None).expect("there is room");
     let encoding = b.usage()[1].peak - before;
     let _ = b.peak_memory();

@@ -5,6 +5,7 @@
 //! memory shows as NaN.
 
 mod conformance;
+mod expand;
 mod goldens;
 mod made_up;
 mod memory;

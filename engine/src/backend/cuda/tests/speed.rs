@@ -242,7 +242,7 @@ fn vae_in(weights: Precision, size: [usize; 2]) {
     let picture = b.upload(&noise(3 * size[0] * size[1], 1), &[3, 1, size[1], size[0]]).unwrap();
     let latents = b.upload(&noise(16 * t * h * w, 2), &[16, t, h, w]).unwrap();
     let encode_in = |plan: &Plan| {
-        let footage = Footage::Picture { picture: &picture, latent_frames: t };
+        let footage = Footage::Picture { picture: &picture, last: None, latent_frames: t };
         vae.encode(&b, footage, plan.tile, &Quiet, None).unwrap()
     };
     let decode_in = |plan: &Plan| vae.decode(&b, &latents, plan.tile, &Quiet, &mut |_| Ok(()), None).unwrap();

@@ -1,0 +1,193 @@
+//! Whole models, sound ones and each kind of wrong one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensors, serialize};
+
+use super::*;
+use crate::progress::Quiet;
+use crate::weights::DType;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
+}
+
+fn run(path: &Path, list: Option<&Path>) -> Verification {
+    verify(path, None, list, &Quiet, &|_| ()).expect("it can be read")
+}
+
+/// Returns the transformer of the tiny model, with `change` made to the tensors' bytes.
+fn changed(change: impl Fn(&str, &mut Vec<u8>)) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let from = fixture("tiny-a/comfy_fp8");
+    for entry in fs::read_dir(&from).expect("a fixture") {
+        let path = entry.expect("an entry").path();
+        let to = folder.path().join(path.file_name().expect("a name"));
+        let bytes = fs::read(&path).expect("readable");
+        if path.extension().is_none_or(|extension| extension != "safetensors") {
+            fs::write(to, bytes).expect("writable");
+            continue;
+        }
+        let tensors = SafeTensors::deserialize(&bytes).expect("a model");
+        let tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = tensors
+            .tensors()
+            .into_iter()
+            .map(|(name, view)| {
+                let mut data = view.data().to_vec();
+                change(&name, &mut data);
+                (name, view.dtype(), view.shape().to_vec(), data)
+            })
+            .collect();
+        let views = tensors.iter().map(|(name, dtype, shape, data)| {
+            (name, TensorView::new(*dtype, shape.clone(), data).expect("as long as before"))
+        });
+        fs::write(to, serialize(views, None).expect("it can be written")).expect("writable");
+    }
+    folder
+}
+
+/// Applies a function to the f32 in some bytes.
+fn each(data: &mut [u8], f: impl Fn(f32) -> f32) {
+    for bytes in data.as_chunks_mut::<4>().0 {
+        *bytes = f(f32::from_le_bytes(*bytes)).to_le_bytes();
+    }
+}
+
+#[track_caller]
+fn says(folder: &tempfile::TempDir, tensor: &str, words: &str) {
+    let found = run(folder.path(), None);
+    assert!(!found.is_sound());
+    let mistakes = &found.parts[0].mistakes;
+    let said = mistakes.iter().find(|m| m.tensor.as_deref() == Some(tensor));
+    let said = said.unwrap_or_else(|| panic!("nothing of {tensor}: {found}"));
+    assert!(said.what.contains(words), "{said}");
+}
+
+const SCALE: &str = "blocks.1.ffn.0.scale_weight";
+const WEIGHT: &str = "blocks.1.ffn.0.weight";
+
+#[test]
+fn sound_models_are_sound() {
+    let found = run(&fixture("tiny-a/official"), None);
+    assert!(found.is_sound(), "{found}");
+    assert_eq!(found.parts.len(), 4);
+    assert_eq!(found.parts[0].tensors, 119);
+    assert!(found.files.iter().all(|file| file.change == Change::New && file.sha256.len() == 64));
+    assert!(run(changed(|_, _| ()).path(), None).is_sound());
+}
+
+#[test]
+fn models_that_are_made_up_are_sound() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let target = folder.path().join("tiny");
+    crate::synth::synth_model(&target, crate::synth::Size::Tiny, DType::Bf16, None, 3, &mut |_, _| Ok(()))
+        .expect("it can be written");
+    let found = run(&target, None);
+    assert!(found.is_sound(), "{found}");
+}
+
+#[test]
+fn wrong_scales_are_named() {
+    let scales = |f: fn(f32) -> f32| {
+        changed(move |name, data| {
+            if name == SCALE {
+                each(data, f)
+            }
+        })
+    };
+    says(&scales(|_| 1.0), WEIGHT, "without its scale");
+    says(&scales(|s| s * s), WEIGHT, "applied twice");
+    says(&scales(|s| 1.0 / s), WEIGHT, "inverted");
+    says(&scales(|_| f32::NAN), WEIGHT, "NaN");
+    // All layers of a file: no other block is right.
+    let all = changed(|name, data| {
+        if name.ends_with(".scale_weight") {
+            each(data, |_| 1.0)
+        }
+    });
+    says(&all, "blocks.0.self_attn.q.weight", "without its scale");
+}
+
+#[test]
+fn parts_that_were_not_copied_are_named() {
+    let zeroed = changed(|name, data| {
+        if name == WEIGHT {
+            data[1000..].fill(0)
+        }
+    });
+    says(&zeroed, WEIGHT, "zeros in a row");
+    let gone = changed(|name, data| {
+        if name == "blocks.2.norm3.weight" {
+            data.fill(0)
+        }
+    });
+    says(&gone, "blocks.2.norm3.weight", "all zeros");
+    let swapped = changed(|name, data| {
+        if name == "patch_embedding.weight" {
+            data.as_chunks_mut::<4>().0.iter_mut().for_each(|bytes| bytes.reverse());
+        }
+    });
+    assert!(!run(swapped.path(), None).is_sound());
+}
+
+#[test]
+fn a_file_that_is_cut_is_hashed_and_named() {
+    let folder = changed(|_, _| ());
+    let file = fs::read_dir(folder.path()).expect("readable").map(|e| e.expect("an entry").path());
+    let file =
+        file.into_iter().find(|p| p.extension().is_some_and(|e| e == "safetensors")).expect("the model");
+    let bytes = fs::read(&file).expect("readable");
+    // Under its released name it is known for what it is although it cannot be read.
+    fs::remove_file(&file).expect("removable");
+    let file = folder.path().join("diffusion_pytorch_model.safetensors");
+    fs::write(&file, &bytes[..bytes.len() - 1000]).expect("writable");
+    let found = run(folder.path(), None);
+    assert!(found.verdict().is_some_and(|what| what.contains("only partly there")), "{found}");
+    assert_eq!(found.files.len(), 1);
+    // The same length again, filled up with zeros, opens.
+    fs::write(&file, [&bytes[..bytes.len() / 2], &vec![0; bytes.len() - bytes.len() / 2]].concat())
+        .expect("writable");
+    let found = run(folder.path(), None);
+    assert!(found.parts[0].mistakes.iter().any(|m| m.what.contains("zeros")), "{found}");
+}
+
+#[test]
+fn a_change_since_the_last_time_is_said() {
+    let state = tempfile::tempdir().expect("a temporary folder");
+    let list = state.path().join("hashes.json");
+    let folder = changed(|_, _| ());
+    let changes = |found: &Verification| found.files.iter().map(|file| file.change).collect::<Vec<_>>();
+    assert_eq!(changes(&run(folder.path(), Some(&list))), [Change::New]);
+    assert_eq!(changes(&run(folder.path(), Some(&list))), [Change::Same]);
+    let other = changed(|name, data| {
+        if name == SCALE {
+            each(data, |s| s * 1.5)
+        }
+    });
+    for entry in fs::read_dir(other.path()).expect("readable") {
+        let path = entry.expect("an entry").path();
+        fs::copy(&path, folder.path().join(path.file_name().expect("a name"))).expect("copied");
+    }
+    let found = run(folder.path(), Some(&list));
+    assert_eq!(changes(&found), [Change::Replaced]);
+    assert!(found.is_sound(), "a plausible change is no mistake");
+}
+
+#[test]
+fn work_can_be_stopped_and_nothing_is_an_error() {
+    struct Stopped;
+    impl Observer for Stopped {
+        fn progress(&self, _: &crate::progress::Progress) {}
+        fn canceled(&self) -> bool {
+            true
+        }
+    }
+    let stopped = verify(&fixture("tiny-a/official"), None, None, &Stopped, &|_| ());
+    assert!(matches!(stopped, Err(Error::Canceled)));
+    let empty = tempfile::tempdir().expect("a temporary folder");
+    assert!(
+        verify(empty.path(), None, None, &Quiet, &|_| ()).is_err_and(|e| e.to_string().contains("empty"))
+    );
+}
