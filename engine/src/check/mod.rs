@@ -8,6 +8,7 @@
 mod agreement;
 mod clip;
 mod denoise;
+mod findings;
 mod report;
 mod rounding;
 #[cfg(test)]
@@ -31,7 +32,8 @@ use crate::{Result, image, text};
 use clip::Motion;
 use denoise::{LEVELS, Loss, Sample};
 
-pub use report::{Device, Findings, Ground, Latents, Network, Prompt, Report, Worth};
+pub use findings::{Findings, Latents, Prompt, Suspect, Worth};
+pub use report::{Device, Ground, Network, Report};
 pub use verdict::{Judged, Verdict};
 
 /// The most parameters with which the CPU denoises a whole video; a larger model gets five frames of it.
@@ -178,7 +180,7 @@ fn compute<B: Backend>(
                 observer.check()
             };
             models.vae.decode(b, &encoded, None, observer, &mut take, None)?;
-            latents = Some(report::latents(&b.download(&encoded)?, &video, &decoded, [frames, plane]));
+            latents = Some(findings::latents(&b.download(&encoded)?, &video, &decoded, [frames, plane]));
         }
         videos.push((motion, vae::condition(b, &given)?, b.download(&encoded)?));
         clock.at(4, (i + 1) as f64 / Motion::ALL.len() as f64)?;
@@ -224,7 +226,7 @@ fn compute<B: Backend>(
         step()?;
         for block in 0..expert.network.config.num_layers {
             let without = sample.loss(dit, index, level, &context, Blocks::Without(block))?;
-            worth.push(Worth { expert: index, block, with: whole.loss, without: without.loss });
+            worth.push(Worth { expert: index, block, with: whole.predicted, without: without.predicted });
             step()?;
         }
     }
@@ -236,7 +238,7 @@ fn compute<B: Backend>(
         let mut loss = |prompt: &str| {
             let context = dit.context(b, &embedded(prompt)?, &seen)?;
             step()?;
-            Ok::<_, crate::Error>(sample.loss(dit, index, NOISY, &context, all)?.loss)
+            Ok::<_, crate::Error>(sample.loss(dit, index, NOISY, &context, all)?.predicted)
         };
         prompts.push(Prompt { right: loss(motion.prompt())?, wrong: loss(motion.opposite().prompt())? });
     }
