@@ -259,7 +259,10 @@ fn a_film_is_planned_as_a_whole_and_leaves_nothing_when_it_is_cancelled() {
     assert!(canceled.status.success(), "{}", text(&canceled.stderr));
     house.until_ended(1);
     assert_eq!(house.text("SELECT state FROM job"), "canceled");
-    assert!(names(&house.path("state/parts")).is_empty() && names(&house.path("outbox")).is_empty());
+    // The files go after the ledger has the outcome.
+    house.until("its files are gone", |house| {
+        names(&house.path("state/parts")).is_empty() && names(&house.path("outbox")).is_empty()
+    });
     assert_eq!(house.number("SELECT parts_bytes FROM job"), Some(0));
 }
 

@@ -41,7 +41,7 @@ pub struct Branch {
     /// The block's number in the model.
     pub block: usize,
     /// `self_attn`, `cross_attn` or `ffn`.
-    pub branch: String,
+    pub name: String,
     /// In bf16.
     pub bf16: f64,
     /// In the precision that jobs run in.
@@ -68,7 +68,7 @@ pub fn compare<B: Backend>(
     let all = wanted.iter().zip(bf16).zip(jobs);
     let branches = all.map(|(((block, branch, wanted), (_, _, bf16)), (_, _, jobs))| Branch {
         block: *block,
-        branch: branch.clone(),
+        name: branch.clone(),
         bf16: distance(&bf16, wanted),
         jobs: distance(&jobs, wanted),
     });

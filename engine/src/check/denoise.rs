@@ -31,8 +31,8 @@ pub struct Loss {
     pub level: f64,
     /// The transformer that predicted, in the recipe's order.
     pub expert: usize,
-    /// Its loss.
-    pub loss: f64,
+    /// The loss of its prediction.
+    pub predicted: f64,
     /// Its loss in the first latent frame, which the given picture shows.
     pub given: f64,
     /// The loss of predicting no velocity.
@@ -44,7 +44,7 @@ pub struct Loss {
 impl Loss {
     /// Returns the loss as a share of the blind guess's. What is no number counts as infinitely bad.
     pub fn share(&self) -> f64 {
-        let share = self.loss / self.blind.max(f64::MIN_POSITIVE);
+        let share = self.predicted / self.blind.max(f64::MIN_POSITIVE);
         if share.is_finite() { share } else { f64::INFINITY }
     }
 }
@@ -101,7 +101,7 @@ impl<B: Backend> Sample<'_, B> {
         Ok(Loss {
             level,
             expert,
-            loss: sum / count,
+            predicted: sum / count,
             given: given / (channels * h * w) as f64,
             nothing: wanted().map(|v| v * v).sum::<f64>() / count,
             blind: blind(clean, channels, level),
@@ -161,8 +161,8 @@ mod tests {
 
     #[test]
     fn a_loss_that_is_no_number_is_the_worst() {
-        let loss = Loss { level: 0.5, expert: 0, loss: f64::NAN, given: 0.0, nothing: 1.0, blind: 1.0 };
+        let loss = Loss { level: 0.5, expert: 0, predicted: f64::NAN, given: 0.0, nothing: 1.0, blind: 1.0 };
         assert_eq!(loss.share(), f64::INFINITY);
-        assert_eq!(Loss { loss: 0.25, ..loss }.share(), 0.25);
+        assert_eq!(Loss { predicted: 0.25, ..loss }.share(), 0.25);
     }
 }

@@ -1,4 +1,4 @@
-//! What the checks of a model find, as figures.
+//! The figures that checking a model gives.
 
 use serde::Serialize;
 

@@ -32,7 +32,7 @@ use crate::{Result, image, text};
 use clip::Motion;
 use denoise::{LEVELS, Loss, Sample};
 
-pub use findings::{Findings, Latents, Prompt, Worth};
+pub use findings::{Findings, Latents, Prompt, Suspect, Worth};
 pub use report::{Device, Ground, Network, Report};
 pub use verdict::{Judged, Verdict};
 
@@ -233,7 +233,7 @@ fn compute<B: Backend>(
         step()?;
         for block in 0..expert.network.config.num_layers {
             let without = sample.loss(dit, index, level, &context, Blocks::Without(block))?;
-            worth.push(Worth { expert: index, block, with: whole.loss, without: without.loss });
+            worth.push(Worth { expert: index, block, with: whole.predicted, without: without.predicted });
             step()?;
         }
     }
@@ -245,7 +245,7 @@ fn compute<B: Backend>(
         let mut loss = |prompt: &str| {
             let context = dit.context(b, &embedded(prompt)?, seen.as_ref())?;
             step()?;
-            Ok::<_, crate::Error>(sample.loss(dit, index, NOISY, &context, all)?.loss)
+            Ok::<_, crate::Error>(sample.loss(dit, index, NOISY, &context, all)?.predicted)
         };
         prompts.push(Prompt { right: loss(motion.prompt())?, wrong: loss(motion.opposite().prompt())? });
     }

@@ -141,8 +141,8 @@ impl fmt::Display for Report {
         writeln!(f, "{}, {} frames of 320x192", self.ground.device.name, self.ground.frames)?;
         writeln!(f, "\nVAE: {:.1} dB after encoding and decoding a photograph that moves", latents.psnr)?;
         writeln!(f, "\ndenoising        loss     blind guess   no guess")?;
-        for Loss { level, loss, blind, nothing, .. } in losses {
-            writeln!(f, "  noise {level:.1}    {loss:>8.4}    {blind:>8.4}     {nothing:>8.4}")?;
+        for Loss { level, predicted, blind, nothing, .. } in losses {
+            writeln!(f, "  noise {level:.1}    {predicted:>8.4}    {blind:>8.4}     {nothing:>8.4}")?;
         }
         let least = worth.iter().min_by(|a, b| (a.without / a.with).total_cmp(&(b.without / b.with)));
         if let Some(Worth { block, with, without, .. }) = least {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::agreement::Agreement;
 use super::denoise::Loss;
-use super::findings::{Findings, Suspect};
+use super::findings::{Findings, Prompt, Suspect};
 use super::rounding::Rounded;
 
 /// What a figure, or all figures together, come to.
@@ -170,8 +170,8 @@ fn experts(losses: &[Loss]) -> Option<Judged> {
     };
     let levels = || losses.iter().map(|loss| loss.level);
     let (least, most) = (levels().reduce(f64::min)?, levels().reduce(f64::max)?);
-    let noisy = at(0, most)?.loss / at(1, most)?.loss;
-    let clear = at(1, least)?.loss / at(0, least)?.loss;
+    let noisy = at(0, most)?.predicted / at(1, most)?.predicted;
+    let clear = at(1, least)?.predicted / at(0, least)?.predicted;
     if noisy > 1.0 && clear > 1.0 {
         let what = "each of the two transformers is better where the other one computes: they are in each other's place";
         return Some(Judged { verdict: Verdict::Wrong, what: what.into() });
@@ -186,7 +186,7 @@ fn blocks(findings: &Findings) -> Option<Judged> {
     }
     let harmful: Vec<String> = all
         .iter()
-        .filter(|worth| !(worth.without >= HARM * worth.with))
+        .filter(|worth| worth.without.is_nan() || worth.without < HARM * worth.with)
         .map(|worth| {
             format!("block {} ({:.4} with it, {:.4} without)", worth.block, worth.with, worth.without)
         })
@@ -207,7 +207,7 @@ fn blocks(findings: &Findings) -> Option<Judged> {
 
 fn prompts(findings: &Findings) -> Judged {
     let prompts = &findings.prompts;
-    let sum = |of: fn(&super::findings::Prompt) -> f64| prompts.iter().map(of).sum::<f64>();
+    let sum = |of: fn(&Prompt) -> f64| prompts.iter().map(of).sum::<f64>();
     let gain = (sum(|p| p.wrong) - sum(|p| p.right)) / sum(|p| p.right);
     let better = prompts.iter().filter(|p| p.right < p.wrong).count();
     let of = prompts.len();
@@ -256,11 +256,11 @@ fn outliers(rounding: &[Rounded]) -> Option<Judged> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::findings::{Latents, Prompt, Worth};
+    use super::super::findings::{Latents, Worth};
     use super::*;
 
     fn loss(expert: usize, level: f64, loss: f64) -> Loss {
-        Loss { level, expert, loss, given: loss, nothing: 2.0, blind: 1.0 }
+        Loss { level, expert, predicted: loss, given: loss, nothing: 2.0, blind: 1.0 }
     }
 
     /// Returns the figures of a sound model.
@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn a_device_that_is_off_is_not_blamed_on_the_model() {
         let branch =
-            |bf16, jobs| super::super::agreement::Branch { block: 0, branch: "ffn".into(), bf16, jobs };
+            |bf16, jobs| super::super::agreement::Branch { block: 0, name: "ffn".into(), bf16, jobs };
         let of = |bf16, jobs| {
             device(&Agreement { branches: vec![branch(bf16, jobs)], encoded: 0.01, decoded: 0.01 })
         };

@@ -29,7 +29,7 @@ pub struct Verify {
     #[arg(long, value_name = "PATH")]
     dit: Option<PathBuf>,
     /// The list of the files that were seen, which is compared with and written [default: model-hashes.json in
-    /// $STATE_DIRECTORY, else in $XDG_STATE_HOME/animd, else in ~/.local/state/animd]
+    /// `$STATE_DIRECTORY`, else in `$XDG_STATE_HOME/animd`, else in ~/.local/state/animd]
     #[arg(long, value_name = "FILE")]
     hashes: Option<PathBuf>,
     /// Print JSON: files (an array: path, bytes, sha256, change, seen), parts (an array: name, tensors, mistakes)

@@ -1,4 +1,4 @@
-//! Made-up DiTs in the formats that people have: plain numbers, 8 and 4 bits with scales, GGUF's blocks. They are as large
+//! Made-up `DiT`s in the formats that people have: plain numbers, 8 and 4 bits with scales, GGUF's blocks. They are as large
 //! as real ones, and are written by all cores at once, so that loading can be measured where nobody has the files.
 //!
 //! Numbers of quantised matrices are random bits. Their scales make values of the deviation that keeps activations near

@@ -4,6 +4,7 @@
 //! and inode; its hash then says whether its content is what it was.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
@@ -170,7 +171,11 @@ pub fn sum(path: &Path, read: &dyn Fn(usize) -> Result<()>) -> Result<Sum> {
             path.display()
         )));
     }
-    let sha256 = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = hasher.finalize().iter().fold(String::new(), |mut digits, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    });
     Ok(Sum { identity, sha256 })
 }
 

@@ -191,7 +191,7 @@ impl Opened {
 
     fn report(self) -> Part {
         let tensors = self.weights.as_ref().map_or(0, |weights| weights.names().count());
-        let layout = self.weights.as_ref().map(|weights| weights.layout());
+        let layout = self.weights.as_ref().map(Weights::layout);
         Part { name: self.name, component: self.component, layout, tensors, mistakes: self.mistakes }
     }
 }

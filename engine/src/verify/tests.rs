@@ -93,7 +93,7 @@ fn wrong_scales_are_named() {
     let scales = |f: fn(f32) -> f32| {
         changed(move |name, data| {
             if name == SCALE {
-                each(data, f)
+                each(data, f);
             }
         })
     };
@@ -104,7 +104,7 @@ fn wrong_scales_are_named() {
     // All layers of a file: no other block is right.
     let all = changed(|name, data| {
         if name.ends_with(".scale_weight") {
-            each(data, |_| 1.0)
+            each(data, |_| 1.0);
         }
     });
     says(&all, "blocks.0.self_attn.q.weight", "without its scale");
@@ -114,13 +114,13 @@ fn wrong_scales_are_named() {
 fn parts_that_were_not_copied_are_named() {
     let zeroed = changed(|name, data| {
         if name == WEIGHT {
-            data[1000..].fill(0)
+            data[1000..].fill(0);
         }
     });
     says(&zeroed, WEIGHT, "zeros in a row");
     let gone = changed(|name, data| {
         if name == "blocks.2.norm3.weight" {
-            data.fill(0)
+            data.fill(0);
         }
     });
     says(&gone, "blocks.2.norm3.weight", "all zeros");
@@ -163,7 +163,7 @@ fn a_change_since_the_last_time_is_said() {
     assert_eq!(changes(&run(folder.path(), Some(&list))), [Change::Same]);
     let other = changed(|name, data| {
         if name == SCALE {
-            each(data, |s| s * 1.5)
+            each(data, |s| s * 1.5);
         }
     });
     for entry in fs::read_dir(other.path()).expect("readable") {

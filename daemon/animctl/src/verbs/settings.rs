@@ -13,7 +13,7 @@ use super::exit::{Failure, Result};
 /// A job's settings, as typed.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct JobOptions {
-    /// The name of the model, as `animctl model list` shows it [default: the configured one]
+    /// The name of the model: that of its file in `/etc/animd/models` or `~/.config/animd/models`, or `small` [default: the configured one]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
     #[command(flatten)]
