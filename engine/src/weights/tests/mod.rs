@@ -363,7 +363,10 @@ fn a_model_file_names_parts_that_lie_in_many_places() {
     assert_eq!(Model::open(&whole, Some(&official)).unwrap().dit.0.layout().name(), "official");
     for (parts, said) in [
         (format!("dit = {dit:?}\n{encoders}"), "names no `clip` in [parts]"),
-        (format!("high_noise = {dit:?}\nlow_noise = {dit:?}\n{rest}"), "names two transformers"),
+        (
+            format!("high_noise = {dit:?}\nlow_noise = {dit:?}\n{rest}"),
+            "not one of Wan2.2's two transformers",
+        ),
         (format!("dit = \"/gone\"\n{rest}"), "`/gone`"),
         (format!("dit = {official:?}\n{rest}[[lora]]\nfile = \"/l\"\n"), "LoRA"),
         (format!("dit = {official:?}\n"), "line 2: `vae` is missing in [parts]"),
