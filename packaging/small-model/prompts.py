@@ -57,7 +57,7 @@ WORDINGS = {
 }
 CAMERA = ["closer", "away", "left", "right", "up", "down", "clockwise", "anticlockwise"]
 EFFECTS = ["fade", "warm", "snow", "rain", "ripples", "haze", "shadow"]
-SHARES = [1, 1, 2, 2, 1, 1, 1]  # of the effects; flakes and streaks are small, and take longest to learn
+SHARES = [1, 1, 5, 2, 1, 1, 1]  # of the effects; flakes and streaks are small, and falling flakes take longest to learn
 JOINTS = ["{}, {}", "{} and {}", "{} while {}", "{}. {}."]
 # The official negative prompt. A few samples have it in place of their prompt, so that guidance has something to
 # compare with that knows of no motion in particular.
