@@ -23,12 +23,11 @@ enum On {
     Cuda,
 }
 
-/// Check a model by what it computes: on your own files, with your own card.
+/// Check a model by what it computes, on your own files.
 ///
 /// It denoises videos made of a bundled photograph, leaves out one block after the other, compares prompts, encodes and
-/// decodes a video, compares a few blocks and the whole VAE on the GPU with the CPU, and says what 8 bits cost each layer. A
-/// file that was read in the wrong format, is damaged, or does not belong to the others stands out. It sees neither a layer
-/// whose error is small nor a damaged image encoder for certain. It takes minutes.
+/// decodes a video, and says what 8 bits cost each layer. A file that was read in the wrong format, is damaged, or does not
+/// belong to the others stands out. It sees neither a layer whose error is small nor a damaged image encoder for certain.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -43,7 +42,7 @@ pub struct Check {
     /// Take the DiT from this folder or file instead
     #[arg(long, value_name = "PATH")]
     dit: Option<PathBuf>,
-    /// What computes [default: cuda, if this build has it]
+    /// What computes [default: cpu]
     #[arg(long, value_name = "cuda|cpu", value_enum)]
     device: Option<On>,
     /// The name of a profile, or a profile's file, for the GPU [default: the card's own]
@@ -66,7 +65,7 @@ pub struct Check {
 impl Check {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
-        let on = self.device.unwrap_or(if cfg!(feature = "cuda") { On::Cuda } else { On::Cpu });
+        let on = self.device.unwrap_or(On::Cpu);
         let profile = match (on, &self.profile) {
             (On::Cpu, _) => None,
             (On::Cuda, Some(name)) => Some(profile::open(name)?),
