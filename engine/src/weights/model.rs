@@ -36,10 +36,11 @@ pub(crate) fn tokenizer(folder: &Path, encoder: Option<&Path>) -> Option<PathBuf
 /// Where the parts of a model are looked for.
 struct Places {
     dit: PathBuf,
-    /// The low-noise transformer of a model that has two; `dit` is the high-noise one then, and there is no CLIP.
+    /// The low-noise transformer of a model that has two; `dit` is the high-noise one then.
     low_noise: Option<PathBuf>,
     text: PathBuf,
-    clip: PathBuf,
+    /// A model of two transformers takes pictures without it.
+    clip: Option<PathBuf>,
     vae: PathBuf,
     /// The tokenizer's own file, if a model file names one.
     tokenizer: Option<PathBuf>,
@@ -80,7 +81,8 @@ impl Places {
             Some([high, low]) => (high, Some(low)),
             None => (dit.unwrap_or(folder).to_owned(), None),
         };
-        Ok(Self { dit, low_noise, text: own(), clip: own(), vae: own(), tokenizer: None, folder: own() })
+        let clip = low_noise.is_none().then(own);
+        Ok(Self { dit, low_noise, text: own(), clip, vae: own(), tokenizer: None, folder: own() })
     }
 
     /// Returns the places that a model file names, with the DiT elsewhere if `dit` says so.
@@ -92,7 +94,7 @@ impl Places {
         }
         let given = match dit {
             Some(dit) => experts::pair(dit)?,
-            None => parts.high_noise.clone().zip(parts.low_noise.clone()).map(<[PathBuf; 2]>::from),
+            None => parts.high_noise.zip(parts.low_noise).map(<[PathBuf; 2]>::from),
         };
         let (dit, low_noise) = match (given, dit.map(Path::to_owned).or(parts.dit)) {
             (Some([high, low]), _) => (high, Some(low)),
@@ -101,12 +103,10 @@ impl Places {
                 return refuse("names no transformer in [parts]: `dit`, or `high_noise` and `low_noise`");
             }
         };
-        // A model of two transformers takes pictures without CLIP.
-        let clip = match (parts.clip, &low_noise) {
-            (Some(clip), _) => clip,
-            (None, Some(_)) => parts.text.clone(),
-            (None, None) => return refuse("names no `clip` in [parts]; Wan2.1 takes pictures by CLIP"),
-        };
+        let clip = parts.clip.filter(|_| low_noise.is_none());
+        if clip.is_none() && low_noise.is_none() {
+            return refuse("names no `clip` in [parts]; Wan2.1 takes pictures by CLIP");
+        }
         let folder = if parts.text.is_dir() { Some(&*parts.text) } else { parts.text.parent() };
         let folder = folder.unwrap_or(Path::new(".")).to_owned();
         let PartPaths { text, vae, tokenizer, .. } = parts;
@@ -136,14 +136,14 @@ impl Model {
         };
         let mut errors = Vec::new();
         let mut note = |e| errors.push(e);
-        let (dit, low_noise, clip) = match &places.low_noise {
-            None => (open_dit(&places.dit), None, Some(open_clip(&places.clip))),
-            Some(low) => (open_expert(&places.dit), Some(open_expert(low)), None),
+        let (dit, low_noise) = match &places.low_noise {
+            None => (open_dit(&places.dit), None),
+            Some(low) => (open_expert(&places.dit), Some(open_expert(low))),
         };
         let dit = dit.map_err(&mut note).ok();
         let low_noise = low_noise.and_then(|low| low.map_err(&mut note).ok());
         let t5 = open_t5(&places.text).map_err(&mut note).ok();
-        let clip = clip.and_then(|clip| clip.map_err(&mut note).ok());
+        let clip = places.clip.as_deref().and_then(|clip| open_clip(clip).map_err(&mut note).ok());
         let vae = open_vae(&places.vae).map_err(&mut note).ok();
         let tokenizer = places.tokenizer(t5.as_ref().and_then(|(weights, _)| weights.file()));
         let folder = &*places.folder;
