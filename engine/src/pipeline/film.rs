@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use animd_protocol::messages::{Pictures, Report};
 use animd_protocol::request::Request;
 
+use crate::Result;
 use crate::backend::Backend;
 use crate::image::Picture;
 use crate::progress::{Observer, Progress};
 use crate::video;
-use crate::{Error, Result};
 
 use super::part_store::PartStore;
-use super::{Framing, Job, Pipeline};
+use super::{Framing, Job, Pipeline, ends_at};
 
 /// A film whose pictures are fitted and whose request is checked.
 pub struct Film {
@@ -38,10 +38,8 @@ impl Film {
             return Ok(Self { request, first, last: None });
         }
         let first = Job::new(&picture, request.of_part(0, (0, 0)))?;
+        ends_at(&picture, last.as_ref(), &request)?;
         let last = last.or(request.looped.then_some(picture));
-        if request.has_last_frame() != last.is_some() {
-            return Err(Error::Setting("the picture that `last` names is not given".into()));
-        }
         Ok(Self { request, first, last })
     }
 

@@ -69,17 +69,7 @@ impl Job {
     /// picture that there is one and none is given, or the other way round.
     pub fn between(picture: &Picture, last: Option<&Picture>, request: Request) -> Result<Self> {
         let fitted = image::fit(picture, &request.size, request.resize)?;
-        let last = last.or(request.looped.then_some(picture));
-        if request.has_last_frame() != last.is_some() {
-            let (said, given) = match last {
-                Some(_) => ("names none", "one is"),
-                None => ("names one", "none is"),
-            };
-            return Err(Error::Setting(format!(
-                "the request {said} in `last`, and {given} given: give the picture and its name together"
-            )));
-        }
-        let last = match last {
+        let last = match ends_at(picture, last, &request)? {
             Some(last) => Some(Last::new(last, picture, &fitted, &request)?),
             None => None,
         };
@@ -100,6 +90,29 @@ impl Job {
     pub(crate) fn latent(&self) -> [usize; 3] {
         [self.request.latent_frames(), self.fitted.height / 8, self.fitted.width / 8]
     }
+}
+
+/// Returns the picture that a video ends at: `last`, or in a loop the `first` one.
+///
+/// # Errors
+/// Returns [`Error::Setting`] if the request says of a last picture that there is one and none is given, or the other way
+/// round.
+fn ends_at<'a>(
+    first: &'a Picture,
+    last: Option<&'a Picture>,
+    request: &Request,
+) -> Result<Option<&'a Picture>> {
+    let last = last.or(request.looped.then_some(first));
+    if request.has_last_frame() == last.is_some() {
+        return Ok(last);
+    }
+    let (said, given) = match last {
+        Some(_) => ("names none", "one is"),
+        None => ("names one", "none is"),
+    };
+    Err(Error::Setting(format!(
+        "the request {said} in `last`, and {given} given: give the picture and its name together"
+    )))
 }
 
 impl Last {
