@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use crate::weights::{DType, e4m3};
+use crate::weights::{DType, FNV_BASIS, e4m3, fnv1a};
 
 /// One number for the whole tensor, or one for each row (first axis) or column (all other axes together).
 #[derive(Clone, Debug)]
@@ -79,11 +79,7 @@ pub(super) fn attention(name: &str, features: usize) -> Option<Fill> {
 
 /// Returns the seed of a tensor, which depends on the model's seed and the tensor's name.
 pub(super) fn tensor_seed(seed: u64, name: &str) -> u64 {
-    // The name's FNV-1a hash is mixed with the model's seed.
-    let hash = name
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    mix(hash ^ mix(seed))
+    mix(fnv1a(FNV_BASIS, name.as_bytes()) ^ mix(seed))
 }
 
 /// Returns the output of `SplitMix64`'s finaliser (Steele, Lea, Flood, 2014).

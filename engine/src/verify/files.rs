@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::weights::Stamp;
 use crate::{Error, Result};
 
 /// The bytes that are read and hashed at a time.
@@ -51,19 +51,11 @@ pub struct Hashed {
     pub seen: Option<u64>,
 }
 
-/// What tells whether a file was written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Identity {
-    bytes: u64,
-    modified_ns: i64,
-    inode: u64,
-}
-
 /// A file in the list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     #[serde(flatten)]
-    identity: Identity,
+    stamp: Stamp,
     sha256: String,
     /// Seconds since 1970.
     seen: u64,
@@ -111,35 +103,35 @@ impl Known {
     pub fn hash(&self, path: &Path) -> Option<&str> {
         let path = path.canonicalize().ok()?;
         let entry = self.0.get(&path)?;
-        (Identity::of(&std::fs::metadata(&path).ok()?) == entry.identity).then_some(&*entry.sha256)
+        (Stamp::of(&std::fs::metadata(&path).ok()?) == entry.stamp).then_some(&*entry.sha256)
     }
 
     /// Compares a file with the list, and puts it in.
     ///
     /// The bytes of a content that has decayed are not put in: later times should not compare with them.
     pub fn note(&mut self, hashed: &(PathBuf, Sum)) -> Hashed {
-        let (path, Sum { identity, sha256 }) = hashed;
+        let (path, Sum { stamp, sha256 }) = hashed;
         let key = path.canonicalize().unwrap_or_else(|_| path.clone());
         let before = self.0.get(&key);
         let change = match before {
             None => Change::New,
             Some(entry) if entry.sha256 == *sha256 => Change::Same,
-            Some(entry) if entry.identity == *identity => Change::Decayed,
+            Some(entry) if entry.stamp == *stamp => Change::Decayed,
             Some(_) => Change::Replaced,
         };
         let seen = before.map(|entry| entry.seen);
         // A content that has decayed is not what later times should compare with.
         if change != Change::Decayed {
-            let entry = Entry { identity: identity.clone(), sha256: sha256.clone(), seen: now() };
+            let entry = Entry { stamp: stamp.clone(), sha256: sha256.clone(), seen: now() };
             self.0.insert(key, entry);
         }
-        Hashed { path: path.clone(), bytes: identity.bytes, sha256: sha256.clone(), change, seen }
+        Hashed { path: path.clone(), bytes: stamp.bytes, sha256: sha256.clone(), change, seen }
     }
 }
 
 /// The content of a file, summed up.
 pub struct Sum {
-    identity: Identity,
+    stamp: Stamp,
     sha256: String,
 }
 
@@ -151,7 +143,7 @@ pub struct Sum {
 pub fn sum(path: &Path, read: &dyn Fn(usize) -> Result<()>) -> Result<Sum> {
     let mut file = File::open(path).map_err(Error::file("open", path))?;
     let stat = |file: &File| file.metadata().map_err(Error::file("read", path));
-    let identity = Identity::of(&stat(&file)?);
+    let stamp = Stamp::of(&stat(&file)?);
     let (mut hasher, mut block) = (Sha256::new(), vec![0; BLOCK]);
     loop {
         let n = match file.read(&mut block) {
@@ -165,7 +157,7 @@ pub fn sum(path: &Path, read: &dyn Fn(usize) -> Result<()>) -> Result<Sum> {
         hasher.update(&block[..n]);
         read(n)?;
     }
-    if Identity::of(&stat(&file)?) != identity {
+    if Stamp::of(&stat(&file)?) != stamp {
         return Err(Error::Model(format!(
             "`{}` was written while it was read; try again when it is complete",
             path.display()
@@ -176,14 +168,7 @@ pub fn sum(path: &Path, read: &dyn Fn(usize) -> Result<()>) -> Result<Sum> {
         let _ = write!(digits, "{byte:02x}");
         digits
     });
-    Ok(Sum { identity, sha256 })
-}
-
-impl Identity {
-    fn of(found: &std::fs::Metadata) -> Self {
-        let modified_ns = found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec());
-        Self { bytes: found.len(), modified_ns, inode: found.ino() }
-    }
+    Ok(Sum { stamp, sha256 })
 }
 
 fn now() -> u64 {

@@ -15,15 +15,34 @@ const HEAD: u64 = 1 << 20;
 const SAMPLES: u64 = 64;
 const SAMPLE: u64 = 4 << 10;
 
+/// The hash of no bytes at all, which [`fnv1a`] begins with.
+pub(crate) const FNV_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// What tells whether a file was written or replaced, as far as nobody hides it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stamp {
+    /// The file's size.
+    pub bytes: u64,
+    /// The time of the last change of the content, in nanoseconds since 1970.
+    modified_ns: i64,
+    inode: u64,
+}
+
+impl Stamp {
+    /// Returns the stamp of a file by what the file system says of it.
+    pub fn of(found: &Metadata) -> Self {
+        let modified_ns = found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec());
+        Self { bytes: found.len(), modified_ns, inode: found.ino() }
+    }
+}
+
 /// What tells a file from another one: a file that was replaced, or written to, has another identity, also where size and
 /// time were kept.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Identity {
     name: String,
-    bytes: u64,
-    /// The time of the last change of the content, in nanoseconds since 1970.
-    modified_ns: i128,
-    inode: u64,
+    #[serde(flatten)]
+    stamp: Stamp,
     /// A hash of the header and of samples of the content, in hexadecimal.
     content: String,
 }
@@ -39,9 +58,7 @@ impl Identity {
         let meta = file.metadata().map_err(read())?;
         Ok(Self {
             name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            bytes: meta.len(),
-            modified_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
-            inode: meta.ino(),
+            stamp: Stamp::of(&meta),
             content: content(&file, &meta).map_err(read())?,
         })
     }
@@ -52,7 +69,7 @@ fn content(file: &File, meta: &Metadata) -> io::Result<String> {
     let len = meta.len();
     let mut buffer = vec![0; HEAD.min(len) as usize];
     file.read_exact_at(&mut buffer, 0)?;
-    let mut hash = fnv1a(0xcbf2_9ce4_8422_2325, &buffer);
+    let mut hash = fnv1a(FNV_BASIS, &buffer);
     let rest = len.saturating_sub(HEAD);
     let last = rest.saturating_sub(SAMPLE);
     for sample in 0..SAMPLES {
@@ -65,7 +82,7 @@ fn content(file: &File, meta: &Metadata) -> io::Result<String> {
 }
 
 /// Continues a hash (FNV-1a with 64 bits), which is against accidents and not against anybody.
-fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
+pub(crate) fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 

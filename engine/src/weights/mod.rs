@@ -49,6 +49,7 @@ pub(crate) use find::{is_there, title};
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use gguf::PACKINGS;
 pub use identify::{Identified, Kind as IdentifiedKind, identify};
+pub(crate) use identity::{FNV_BASIS, Stamp, fnv1a};
 pub use layouts::Layout;
 pub use lora::{Lora, Merged};
 pub use matrix::{HostTensor, Matrix};
