@@ -201,10 +201,11 @@ impl Supervisor {
             }
             FromEngine::Hello { version, backend, model, kernels, recipe, .. } => {
                 tracing::info!("the engine {version} is ready: {model} on {backend}");
-                if let Some(recipe) = &recipe {
+                let name = self.model.name().map(str::to_owned);
+                if let (Some(recipe), None) = (&recipe, &name) {
                     self.tools.delivery.defaults.set_family(recipe.defaults.clone());
                 }
-                self.tools.profiles.set_recipe(recipe.map(Arc::from));
+                self.tools.profiles.set_recipe(recipe.map(|recipe| (name, Arc::from(recipe))));
                 self.trouble = None;
                 self.engine.greeted(Hello { version, backend, model }, Instant::now());
                 self.monitor.hello(&kernels, self.engine.pid()).await;
@@ -216,13 +217,12 @@ impl Supervisor {
             FromEngine::Failed { job: 0, code, message } => {
                 tracing::error!("the engine cannot work: {message}");
                 let state = match code {
-                    ErrorCode::Model => ServiceState::NoWeights,
+                    ErrorCode::Model if self.refuses_model(&message).await => return,
+                    ErrorCode::Model => return self.configured_model_is_unusable(message),
                     ErrorCode::Device => ServiceState::NoGpu,
                     _ => ServiceState::NoEngine,
                 };
-                if state != ServiceState::NoWeights || !self.refuses_model(&message).await {
-                    self.trouble = Some(Trouble { state, text: message });
-                }
+                self.trouble = Some(Trouble { state, text: message });
             }
             FromEngine::Failed { job, code, message } => self.failed(job, code, message).await,
         }
@@ -323,7 +323,8 @@ impl Supervisor {
         };
         tracing::warn!("the engine has ended: {why}");
         self.tools.events.engine_lost();
-        if self.trouble.is_none() {
+        let is_explained = self.trouble.is_some() || (self.model.name().is_none() && self.unusable.is_some());
+        if !is_explained {
             let remedy = if exit.is_memory() { format!("; {MEMORY}") } else { String::new() };
             self.trouble = Some(Trouble::no_engine(format!("the engine is started again: {why}{remedy}")));
         }

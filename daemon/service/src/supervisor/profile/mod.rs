@@ -62,7 +62,7 @@ struct State {
 pub struct Profiles {
     state: Arc<Mutex<State>>,
     /// The configured model, once its engine has opened it.
-    model: Arc<Mutex<Option<Arc<Recipe>>>>,
+    model: Arc<Mutex<Option<(Option<String>, Arc<Recipe>)>>>,
     changed: watch::Sender<()>,
     new_start: watch::Sender<bool>,
 }
@@ -110,13 +110,15 @@ impl Profiles {
         self.with(|state| state.kernels.clone())
     }
 
-    /// Returns the configured model, once its engine has opened it.
-    pub fn recipe(&self) -> Option<Arc<Recipe>> {
-        self.model.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns the recipe of the model with this name, of which `None` is the configured one, if it is the one that the engine
+    /// has opened.
+    pub fn recipe_of(&self, model: Option<&str>) -> Option<Arc<Recipe>> {
+        let opened = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.as_ref().filter(|(name, _)| name.as_deref() == model).map(|(_, recipe)| recipe.clone())
     }
 
-    /// Sets the configured model: its recipe once the engine has opened it, `None` after another model was configured.
-    pub fn set_recipe(&self, recipe: Option<Arc<Recipe>>) {
+    /// Sets the model that the engine has opened: its name and recipe. `None` while an engine with another model is started.
+    pub fn set_recipe(&self, recipe: Option<(Option<String>, Arc<Recipe>)>) {
         *self.model.lock().unwrap_or_else(PoisonError::into_inner) = recipe;
     }
 
