@@ -193,7 +193,7 @@ mod tests {
 
     use super::*;
     use crate::supervisor::gpu::Machine;
-    use crate::supervisor::profile::Wish;
+    use crate::supervisor::profile::{Opened, Wish};
 
     fn known(width: u32, height: u32, frames: u32, forwards: u32, seconds: f64) -> Known {
         Known { width, height, frames, forwards, seconds }
@@ -214,7 +214,10 @@ mod tests {
         assert!(text.starts_with("16384x16384 with 4093 frames needs ") && text.contains(" fits"), "{text}");
         assert_eq!(refusal(&profiles, &request("320x192", 9), None), None, "a small model may make it");
         // The 14B model in float32 has 85 GB of weights.
-        profiles.set_recipe(Some((None, Arc::new(Recipe::wan21_i2v_14b()))));
+        let whole = Opened { name: None, recipe: Arc::new(Recipe::wan21_i2v_14b()) };
+        profiles.set_opened(Some(whole));
+        let other = Request { model: Some("small".into()), ..request("320x192", 9) };
+        assert_eq!(refusal(&profiles, &other, None), None, "it says nothing of other models");
         if total_memory().is_some_and(|bytes| bytes < 70 << 30) {
             let text = refusal(&profiles, &request("320x192", 9), None).expect("its weights do not fit");
             assert!(

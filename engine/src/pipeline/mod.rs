@@ -2,6 +2,7 @@
 
 mod clock;
 mod film;
+mod frames;
 mod models;
 mod part_store;
 mod pictures;
@@ -31,6 +32,7 @@ use crate::{Error, Result};
 
 use clock::Clock;
 pub use film::Film;
+pub use frames::Frames;
 pub(crate) use models::{Models, Parts, proc_bytes};
 pub use models::{Pipeline, named as model_file};
 use pictures::{Previews, Stills};

@@ -15,6 +15,7 @@ use animd_protocol::request::Request;
 use tokio::time::Instant;
 
 use super::engine::{Engine, Exit, Hello};
+use super::profile::Opened;
 use super::state::{Absence, Cancel, Loss, Running, Trouble};
 use super::{LEDGER_PAUSE, Supervisor, Tools};
 use crate::error::{Error, Result};
@@ -205,7 +206,8 @@ impl Supervisor {
                 if let (Some(recipe), None) = (&recipe, &name) {
                     self.tools.delivery.defaults.set_family(recipe.defaults.clone());
                 }
-                self.tools.profiles.set_recipe(recipe.map(|recipe| (name, Arc::from(recipe))));
+                let opened = recipe.map(|recipe| Opened { name, recipe: Arc::from(recipe) });
+                self.tools.profiles.set_opened(opened);
                 self.trouble = None;
                 self.engine.greeted(Hello { version, backend, model }, Instant::now());
                 self.monitor.hello(&kernels, self.engine.pid()).await;

@@ -55,9 +55,13 @@ impl Chosen {
         self.name.as_deref()
     }
 
-    /// Returns the model that a waiting job asks for, with its path; `None` is the configured model.
+    /// Returns the model that a waiting job asks for, or without one the model that most jobs will ask for, with its path; `None`
+    /// is the configured model.
     fn of(job: Option<&Job>, config: &Config) -> (Self, Result<Option<PathBuf>, String>) {
-        let name = job.and_then(|job| job.request.as_ref()?.model.clone());
+        let name = match job {
+            Some(job) => job.request.as_ref().and_then(|request| request.model.clone()),
+            None => config.defaults.model.clone(),
+        };
         let path = config.model_path(name.as_deref());
         let file = path.as_ref().ok().and_then(Option::as_deref).filter(|path| path.is_file());
         let written = file.and_then(|file| file.metadata().ok()?.modified().ok());
@@ -100,9 +104,9 @@ impl Supervisor {
     /// Returns why jobs of the configured model wait, and what to do, if they do.
     pub(super) fn configured_model_trouble(&self) -> Option<String> {
         let config = self.tools.config.get();
-        let why = match &config.model.path {
-            None => "no model is configured: `animctl model add PATH` finds one's files and sets it",
-            Some(_) => &self.unusable.as_ref().filter(|found| Arc::ptr_eq(&found.config, &config))?.why,
+        let why = match (&config.model.path, &config.defaults.model) {
+            (None, None) => "no model is configured: `animctl model add PATH` finds one's files and sets it",
+            _ => &self.unusable.as_ref().filter(|found| Arc::ptr_eq(&found.config, &config))?.why,
         };
         Some(match config.models.demonstrates() {
             true => format!("{why}; meanwhile `animctl demo` shows what animd does, with a small model"),
@@ -118,7 +122,12 @@ impl Supervisor {
             self.model = chosen;
             match path {
                 Ok(path) => return Ok(path),
-                Err(why) => _ = self.refuse_model(&why).await?,
+                Err(why) => {
+                    if !self.refuse_model(&why).await? {
+                        self.configured_model_is_unusable(why);
+                        return Ok(None);
+                    }
+                }
             }
         }
     }
@@ -135,7 +144,7 @@ impl Supervisor {
         if (&wanted.name, wanted.written) == (&self.model.name, self.model.written) {
             return Ok(Model::Loaded);
         }
-        self.tools.profiles.set_recipe(None);
+        self.tools.profiles.set_opened(None);
         self.replace_engine("the next job is for another model").await;
         Ok(Model::Loading)
     }
