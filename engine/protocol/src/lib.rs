@@ -13,6 +13,7 @@ pub mod messages;
 mod missing;
 mod mistake;
 pub mod model_file;
+pub mod model_settings;
 pub mod nearest;
 pub mod parts;
 pub mod plan;

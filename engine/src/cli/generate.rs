@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use animd_engine::backend::Backend;
-use animd_engine::pipeline::{Film, Pipeline};
+use animd_engine::pipeline::{Film, Pipeline, model_file};
 use animd_engine::{Error, Result, image, video, weights};
 use animd_options::SettingsOptions;
 use animd_protocol::messages::{Pictures, Report};
+use animd_protocol::model_settings::with_model;
 use animd_protocol::plan::Setup;
 use animd_protocol::request::Settings;
 
@@ -69,6 +70,12 @@ impl Generate {
         }
         let profile = self.profile.as_deref().map(super::profile::open).transpose()?;
         let mut settings = Settings::from(self.settings);
+        // Another DiT may be of another model.
+        if self.model.dit.is_none()
+            && let Some(model) = model_file(&self.model.model)?
+        {
+            settings = with_model(settings, &model);
+        }
         if let Some(profile) = &profile {
             settings = settings.or(profile.settings.clone());
         }

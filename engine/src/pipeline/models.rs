@@ -35,6 +35,8 @@ pub struct Pipeline<B: Backend> {
     /// How the backend runs the model.
     setup: Setup,
     name: String,
+    /// What the model's file says that it is.
+    about: Option<String>,
     tokenizer: Tokenizer,
     sources: Sources,
     models: Option<Models<B>>,
@@ -160,6 +162,7 @@ impl<B: Backend> Pipeline<B> {
         let own = named.as_ref().and_then(|named| named.parts.dit.as_deref()).unwrap_or(model);
         let prepared = weights::find_prepared(dit.unwrap_or(own), wanted.precision.dit);
         let mut pipeline = Self::open_original(backend, wanted, model, prepared.as_deref().or(dit))?;
+        pipeline.about = named.as_ref().filter(|_| dit.is_none()).and_then(|named| named.about.clone());
         pipeline.name = name_of(model, dit, named);
         Ok(pipeline)
     }
@@ -198,6 +201,7 @@ impl<B: Backend> Pipeline<B> {
             backend,
             setup,
             name,
+            about: None,
             tokenizer,
             sources,
             models: None,
@@ -212,6 +216,11 @@ impl<B: Backend> Pipeline<B> {
     /// Returns the name that a model file gives the model, or else that of the folder, repository or file that it is in.
     pub fn model_name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns what the model's file says that the model is.
+    pub(super) fn about(&self) -> Option<&str> {
+        self.about.as_deref()
     }
 
     /// Returns the model's recipe.
@@ -503,7 +512,10 @@ impl<B: Backend> Loading<'_, B> {
 }
 
 /// Returns the content of the model file that a path leads to, if it leads to one.
-fn named(model: &Path) -> Result<Option<ModelFile>> {
+///
+/// # Errors
+/// Returns [`Error::Model`] with every mistake in the file.
+pub fn named(model: &Path) -> Result<Option<ModelFile>> {
     weights::model_file(model).map(|file| ModelFile::read(&file).map_err(Error::Model)).transpose()
 }
 

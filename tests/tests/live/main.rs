@@ -22,6 +22,7 @@ mod common;
 mod config;
 mod crashes;
 mod damage;
+mod demo;
 mod gpu;
 mod harness;
 mod inbox;

@@ -4,6 +4,7 @@ mod batch;
 mod bundle;
 mod cancel;
 mod config;
+mod demo;
 mod doctor;
 mod drain;
 mod dropin;
@@ -89,6 +90,7 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Verb {
     Submit(Box<submit::Args>),
+    Demo(demo::Args),
     Status(status::Args),
     List(list::Args),
     Show(show::Args),
@@ -156,6 +158,7 @@ async fn run(args: Args) -> Result {
         Verb::Model(verb) => model::run(&verb, on).await,
         Verb::Folder(verb) => folder::run(&verb, on).await,
         Verb::Submit(verb) => submit::run(*verb, &on.connect().await?).await,
+        Verb::Demo(verb) => demo::run(&verb, &on.connect().await?).await,
         Verb::Status(verb) => status::run(&verb, &on.connect().await?).await,
         Verb::List(verb) => list::run(&verb, &on.connect().await?).await,
         Verb::Show(verb) => show::run(&verb, &on.connect().await?).await,

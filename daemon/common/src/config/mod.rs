@@ -13,6 +13,7 @@ use std::fmt::Write as _;
 use std::mem::take;
 use std::path::{Path, PathBuf};
 
+use animd_protocol::model_settings::with_model;
 use animd_protocol::request::Settings;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -288,14 +289,14 @@ impl Config {
         }
     }
 
-    /// Returns a job's settings, with what its model's file says of sampling where the job says nothing.
+    /// Returns a job's settings, with what its model's file says where the job says nothing.
     #[must_use]
     pub fn with_models(&self, settings: Settings) -> Settings {
         let name = settings.model.as_deref().or(self.defaults.model.as_deref());
         let path = self.model_path(name).ok().flatten();
         // A file that cannot be read is told when the engine opens it.
         match path.and_then(|path| models::model_file(&path).ok().flatten()) {
-            Some(file) => models::with_sampling(settings, &file.sampling),
+            Some(file) => with_model(settings, &file),
             None => settings,
         }
     }
