@@ -5,6 +5,7 @@
 //! lives and what precision it gets.
 
 mod ahead;
+mod cache;
 mod carried;
 mod check;
 mod coded;
@@ -26,7 +27,6 @@ mod matrix;
 mod model;
 mod names;
 mod open;
-mod prepare;
 mod refusals;
 pub(crate) mod rounding;
 pub(crate) mod safetensors;
@@ -42,6 +42,7 @@ mod vocabulary;
 pub use ahead::{Places, ReadAhead};
 pub use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 pub use animd_protocol::recipe::Component;
+pub use cache::{Cache, CachedCopy, Lease, Prepared, State as CopyState, prepare};
 pub use carried::read_vocabulary;
 pub use dtype::DType;
 pub use encoding::{Encoding, Granularity, Packing};
@@ -56,7 +57,6 @@ pub use matrix::{HostTensor, Matrix};
 pub use model::Model;
 pub(crate) use model::{model_file, tokenizer};
 pub use open::{open_clip, open_dit, open_expert, open_t5, open_vae};
-pub use prepare::{Prepared, find_prepared, prepare};
 pub use source::{WeightSource, Weights};
 pub(crate) use stored::text_bytes;
 pub use summary::Summary;

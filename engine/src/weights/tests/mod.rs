@@ -29,9 +29,9 @@ fn sentence<T>(result: Result<T>) -> String {
 }
 
 /// Returns a safetensors file in memory: dtype, shape and bytes of each tensor, in the order of the data.
-type Raw = Vec<(String, String, Vec<usize>, Vec<u8>)>;
+pub(super) type Raw = Vec<(String, String, Vec<usize>, Vec<u8>)>;
 
-fn load(path: &Path) -> Raw {
+pub(super) fn load(path: &Path) -> Raw {
     let bytes = fs::read(path).unwrap();
     let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: BTreeMap<String, Value> = serde_json::from_slice(&bytes[8..data]).unwrap();
@@ -44,7 +44,7 @@ fn load(path: &Path) -> Raw {
     tensors
 }
 
-fn store(path: &Path, tensors: &Raw) {
+pub(super) fn store(path: &Path, tensors: &Raw) {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, dtype, shape, bytes) in tensors {
         let from = data.len();
@@ -61,7 +61,7 @@ fn store(path: &Path, tensors: &Raw) {
     fs::write(path, file).unwrap();
 }
 
-fn official_dit() -> Raw {
+pub(super) fn official_dit() -> Raw {
     load(&fixture().join("official/diffusion_pytorch_model.safetensors"))
 }
 
