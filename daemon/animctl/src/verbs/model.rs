@@ -1,4 +1,6 @@
-//! `animctl model add DIR`, `verify` and `check`
+//! `animctl model add DIR`, `verify`, `check`, `prepare` and `cache`
+
+pub mod cache;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,7 @@ use super::config::load;
 use super::dropin::{Plan, apply, needs_root, real, service_user};
 use super::exit::{Exit, Failure, Result};
 use super::{On, engine, path, print};
+use crate::doctor::sandbox::Sandbox;
 use crate::doctor::{READ, refusal_from};
 
 /// Let the service see a model's folder, use it, and check its files.
@@ -27,6 +30,8 @@ enum Verb {
     Add(Add),
     Verify(Verify),
     Check(Check),
+    Prepare(cache::Prepare),
+    Cache(cache::Cache),
 }
 
 /// Check the model's files, tensor by tensor.
@@ -86,6 +91,8 @@ pub async fn run(args: &Args, on: On) -> Result {
         Verb::Add(Add { dir }) => dir,
         Verb::Verify(Verify { options }) => return engine::run("verify", &with_model(options, on)?, on),
         Verb::Check(Check { options }) => return engine::run("check", &with_model(options, on)?, on),
+        Verb::Prepare(args) => return cache::prepare(args, on),
+        Verb::Cache(args) => return cache::cache(args, on).await,
     };
     let dir = real(dir)?;
     inspect(&dir)?;
@@ -99,20 +106,37 @@ pub async fn run(args: &Args, on: On) -> Result {
 
 /// Returns the engine's options, with the configured model where none is named.
 fn with_model(options: &[OsString], on: On) -> Result<Vec<OsString>> {
-    let options: Vec<OsString> = options.iter().filter(|option| *option != "--").cloned().collect();
-    // The model comes first; `--help` needs none.
-    let named = options.first().is_some_and(|first| {
-        !first.as_encoded_bytes().starts_with(b"-") || first == "--help" || first == "-h"
-    });
-    if named {
+    let options = words(options);
+    if names_model(&options) {
         return Ok(options);
     }
+    let (path, dit) = configured(on)?;
+    let dit = dit.into_iter().flat_map(|dit| [OsString::from("--dit"), dit.into()]);
+    Ok(std::iter::once(path.into()).chain(dit).chain(options).collect())
+}
+
+/// Returns the options without the `--` before them.
+fn words(options: &[OsString]) -> Vec<OsString> {
+    options.iter().filter(|option| *option != "--").cloned().collect()
+}
+
+/// Returns whether options need no model besides: it comes first, and `--help` needs none.
+fn names_model(options: &[OsString]) -> bool {
+    options.first().is_some_and(|first| {
+        !first.as_encoded_bytes().starts_with(b"-") || first == "--help" || first == "-h"
+    })
+}
+
+/// Returns where the configured model lies, and its transformer if that lies elsewhere.
+fn configured(on: On) -> Result<(PathBuf, Option<PathBuf>)> {
     let model = load(None, on.user)?.config.model;
     let Some(path) = model.path else {
         return Err(Failure::new("no model is configured; name one, or add one: `animctl model add DIR`"));
     };
-    let dit = model.dit.into_iter().flat_map(|dit| [OsString::from("--dit"), dit.into()]);
-    Ok(std::iter::once(path.into()).chain(dit).chain(options).collect())
+    // Where the service sees a folder is not always where it lies.
+    let sandbox = if on.user { Sandbox::default() } else { Sandbox::read(Path::new("/")) };
+    let outside = |path: PathBuf| sandbox.outside(&path).0;
+    Ok((outside(path), model.dit.map(outside)))
 }
 
 /// Checks with the engine that the folder holds a model.

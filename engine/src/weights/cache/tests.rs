@@ -282,8 +282,12 @@ fn a_copy_in_use_stays() {
     assert!(bench.limited(1).keep_limit().unwrap().is_empty());
     let (dropped, kept) = bench.cache.clear(None).unwrap();
     assert_eq!((dropped.len(), kept.len()), (0, 1));
-    let refused =
-        prepare(&bench.dit, Precision::Int8, &bench.limited(dir_bytes(&copy) + 1_000_000), &mut |_, _| Ok(()));
+    let refused = prepare(
+        &bench.dit,
+        Precision::Int8,
+        &bench.limited(dir_bytes(&copy) + 1_000_000),
+        &mut |_, _| Ok(()),
+    );
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("engines use now"), "{refused}");
     drop(lease);
