@@ -24,6 +24,7 @@ pub mod recipe;
 pub mod request;
 pub mod schedule;
 mod size;
+pub mod sources;
 pub mod step_cache;
 pub mod tiles;
 
