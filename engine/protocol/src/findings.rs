@@ -2,11 +2,15 @@
 //!
 //! `animd-engine find --json` prints it, and `animctl model add` makes a model file of it.
 
+mod words;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::model_file::{Expert, PartPaths};
+
+pub use words::in_units;
 
 /// What a search has found.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -125,9 +129,9 @@ pub struct Missing {
 pub struct Fetch {
     /// The command that fetches it.
     pub command: String,
-    /// The bytes of its files.
-    pub bytes: u64,
-    /// Its licence.
+    /// The bytes of its files, where they are known.
+    pub bytes: Option<u64>,
+    /// Its licence, in words.
     pub licence: String,
 }
 

@@ -188,8 +188,18 @@ mod tests {
     #[test]
     fn names_of_files_and_folders_say_which_it_is() {
         for (path, expert, pattern_of, name) in [
-            ("/m/wan2.2_i2v_high_noise_14B_fp8.safetensors", Some(Expert::High), "/m/wan2.2_i2v_low_noise_14B_fp8.safetensors", "wan2.2_i2v_14B_fp8.safetensors"),
-            ("/m/HighNoise/Wan2.2-HighNoise-Q4.gguf", Some(Expert::High), "/m/LowNoise/Wan2.2-LowNoise-Q4.gguf", "Wan2.2-Q4.gguf"),
+            (
+                "/m/wan2.2_i2v_high_noise_14B_fp8.safetensors",
+                Some(Expert::High),
+                "/m/wan2.2_i2v_low_noise_14B_fp8.safetensors",
+                "wan2.2_i2v_14B_fp8.safetensors",
+            ),
+            (
+                "/m/HighNoise/Wan2.2-HighNoise-Q4.gguf",
+                Some(Expert::High),
+                "/m/LowNoise/Wan2.2-LowNoise-Q4.gguf",
+                "Wan2.2-Q4.gguf",
+            ),
             ("/m/low/x/model.gguf", Some(Expert::Low), "/m/HIGH/x/model.gguf", "model.gguf"),
             ("/high/a/b/model.gguf", None, "/low/a/b/model.gguf", "model.gguf"),
             ("/m/transformer_2", Some(Expert::Low), "/m/transformer", "transformer_2"),

@@ -83,6 +83,11 @@ fn numbers(name: &str) -> Option<(&str, usize, usize)> {
     Some((base, number.parse().ok()?, total.parse().ok()?))
 }
 
+/// Returns whether a file's name says that it is one of several that are one part together.
+pub(crate) fn is_numbered(name: &str) -> bool {
+    numbers(name).is_some_and(|(_, _, total)| total > 1)
+}
+
 /// Returns the numbered files of this name and count, all of which must be there.
 fn all_numbered(folder: &Path, names: &[String], base: &str, total: usize) -> Result<Vec<PathBuf>> {
     let of_it = |name: &&String| numbers(name).is_some_and(|(b, _, t)| (b, t) == (base, total));
@@ -99,7 +104,7 @@ fn all_numbered(folder: &Path, names: &[String], base: &str, total: usize) -> Re
 
 /// Returns the files that a file stands for: an index for the files that it names, one of several numbered files for all of
 /// them, and any other file for itself.
-pub(super) fn of_file(path: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn of_file(path: &Path) -> Result<Vec<PathBuf>> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
         return Ok(vec![path.to_owned()]);
     };
@@ -110,6 +115,15 @@ pub(super) fn of_file(path: &Path) -> Result<Vec<PathBuf>> {
         return Ok(vec![path.to_owned()]);
     };
     all_numbered(folder, &list(folder)?, base, total)
+}
+
+/// Returns the index in a folder that names these files, if they are several.
+pub(crate) fn index_of(folder: &Path, files: &[PathBuf]) -> Option<PathBuf> {
+    let named: BTreeSet<String> =
+        files.iter().filter_map(|file| Some(file.file_name()?.to_str()?.to_owned())).collect();
+    let indices = list(folder).ok()?.into_iter().filter(|name| files.len() > 1 && name.ends_with(INDEX));
+    let mut indices = indices.map(|name| folder.join(name));
+    indices.find(|index| indexed_files(index).is_ok_and(|files| files == named))
 }
 
 /// Files of a folder that are one part together.
@@ -188,7 +202,8 @@ mod tests {
         fs::write(dir.path().join("model.safetensors.index.json"), index).expect("written");
         let half = r#"{"weight_map": {"a": "there.safetensors", "b": "gone.safetensors"}}"#;
         fs::write(dir.path().join("half.safetensors.index.json"), half).expect("written");
-        fs::write(dir.path().join("none.safetensors.index.json"), half.replace("there", "away")).expect("written");
+        fs::write(dir.path().join("none.safetensors.index.json"), half.replace("there", "away"))
+            .expect("written");
         let names = names(&[
             "model.safetensors.index.json",
             "half.safetensors.index.json",
@@ -208,11 +223,8 @@ mod tests {
             path.strip_prefix(dir.path()).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
         };
         let said: Vec<_> = whole.iter().map(|group| (short(&group.path), group.files.len())).collect();
-        let expected = [
-            ("model.safetensors.index.json", 2),
-            ("other-00001-of-00002.safetensors", 2),
-            ("", 2),
-        ];
+        let expected =
+            [("model.safetensors.index.json", 2), ("other-00001-of-00002.safetensors", 2), ("", 2)];
         assert_eq!(said, expected.map(|(path, count)| (path.to_owned(), count)));
         assert_eq!(broken.len(), 2, "{broken:?}");
         assert!(broken[0].1.contains("lacks 1 of the 2 files") && broken[0].1.contains("`gone.safetensors`"));
@@ -223,11 +235,15 @@ mod tests {
     fn one_of_several_files_stands_for_all() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = |name: &str| dir.path().join(name);
-        for name in ["a-1-of-2.safetensors", "a-2-of-2.safetensors", "b-1-of-2.safetensors", "c.safetensors"] {
+        for name in ["a-1-of-2.safetensors", "a-2-of-2.safetensors", "b-1-of-2.safetensors", "c.safetensors"]
+        {
             fs::write(path(name), "").expect("written");
         }
         let of = |name: &str| of_file(&path(name)).map_err(|e| e.to_string());
-        assert_eq!(of("a-2-of-2.safetensors"), Ok(vec![path("a-1-of-2.safetensors"), path("a-2-of-2.safetensors")]));
+        assert_eq!(
+            of("a-2-of-2.safetensors"),
+            Ok(vec![path("a-1-of-2.safetensors"), path("a-2-of-2.safetensors")])
+        );
         assert_eq!(of("c.safetensors"), Ok(vec![path("c.safetensors")]));
         assert!(of("b-1-of-2.safetensors").is_err_and(|e| e.contains("has 1 of the 2 files")));
     }
