@@ -5,6 +5,7 @@ mod bar;
 mod bench;
 mod cache;
 mod check;
+mod find;
 mod generate;
 mod inspect;
 mod plan;
@@ -40,6 +41,8 @@ enum Command {
     Generate(Box<generate::Generate>),
     /// Show which model a folder holds, and what is missing from it
     Inspect(inspect::Inspect),
+    /// Find models in folders, and say which parts fit together and what is missing
+    Find(Box<find::Find>),
     /// Estimate the operations and memory of a video, without making it
     Plan(Box<plan::PlanArgs>),
     /// Measure how long each stage of a video takes on this machine
@@ -78,6 +81,7 @@ pub fn run(args: Args) -> ExitCode {
     let result = match args.command {
         Command::Generate(command) => command.run(),
         Command::Inspect(command) => command.run(),
+        Command::Find(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Selftest(command) => command.run(),

@@ -31,6 +31,7 @@ mod refusals;
 pub(crate) mod rounding;
 pub(crate) mod safetensors;
 mod sentencepiece;
+mod shards;
 mod source;
 mod stored;
 mod summary;
@@ -46,7 +47,8 @@ pub use cache::{Cache, CachedCopy, Lease, Prepared, State as CopyState, prepare}
 pub use carried::read_vocabulary;
 pub use dtype::DType;
 pub use encoding::{Encoding, Granularity, Packing};
-pub(crate) use find::{is_there, title};
+pub(crate) use experts::{pattern, said_by, without_noise};
+pub(crate) use find::{is_model, is_there, snapshot, title};
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use gguf::PACKINGS;
 pub use identify::{Identified, Kind as IdentifiedKind, identify};
@@ -57,8 +59,9 @@ pub use matrix::{HostTensor, Matrix};
 pub use model::Model;
 pub(crate) use model::{model_file, tokenizer};
 pub use open::{open_clip, open_dit, open_expert, open_t5, open_vae};
+pub(crate) use shards::{Group, groups, index_of, is_numbered, of_file as shards_of};
 pub use source::{WeightSource, Weights};
-pub(crate) use stored::text_bytes;
+pub(crate) use stored::{text_bytes, text_file};
 pub use summary::Summary;
 pub use vocabulary::{Kind as PieceKind, Piece, Vocabulary};
 

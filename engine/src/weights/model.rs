@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::open::{open_clip, open_dit, open_expert, open_t5, open_vae};
 use super::source::Weights;
-use super::{Cache, Lease, carried, experts, find, refusals};
+use super::{Cache, Lease, carried, experts, find, refusals, shards};
 use crate::{Error, Result};
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 use animd_protocol::model_file::{ModelFile, PartPaths};
@@ -96,7 +96,7 @@ impl Places {
             )));
         }
         // An empty folder, or one for another program, is one problem and not five.
-        let files = find::list(folder)?;
+        let files = shards::list(folder)?;
         let pair = experts::pair(dit.unwrap_or(folder))?;
         if dit.is_none()
             && pair.is_none()
