@@ -131,12 +131,10 @@ impl Cache {
     /// Returns the copy in this precision of a transformer, which is given by its folder or file, if there is one of its
     /// files as they are now. The copy counts as used now.
     pub fn find(&self, dit: &Path, precision: Precision) -> Option<Lease> {
-        name_of(precision)?;
-        if !self.folder.is_dir() {
-            return None;
-        }
+        // Nothing is read of the transformer where there is no copy at all.
+        name_of(precision).filter(|_| self.folder.is_dir())?;
         let now = sources(&find::files(dit, Component::Dit).ok()?).ok()?;
-        let folder = self.folder.join(name(dit, &now, precision)?);
+        let folder = self.copy(&key(&now, precision)?)?;
         let (origin, lock) = match open(&folder) {
             Ok(found) => found?,
             Err(e) => {
@@ -168,6 +166,15 @@ impl Cache {
             self.folders()?.iter().filter_map(|folder| CachedCopy::read(folder)).collect();
         copies.sort_by(|a, b| b.last_used.cmp(&a.last_used).then_with(|| a.name.cmp(&b.name)));
         Ok(copies)
+    }
+
+    /// Returns the folder of the copy with this key.
+    fn copy(&self, key: &str) -> Option<PathBuf> {
+        let is_it = |folder: &PathBuf| {
+            let name = folder.file_name().unwrap_or_default().to_string_lossy();
+            name.ends_with(key) && !name.starts_with('.')
+        };
+        self.folders().ok()?.into_iter().find(is_it)
     }
 
     /// Returns all folders in the cache; a cache that does not exist has none.
@@ -248,17 +255,23 @@ fn name_of(precision: Precision) -> Option<&'static str> {
     }
 }
 
-/// Returns the name of the copy of a transformer: its own name, a hash of what its files hold, and the precision.
-fn name(dit: &Path, files: &[Identity], precision: Precision) -> Option<String> {
-    let precision = name_of(precision)?;
+/// Returns the end of the name of a copy, by which it is found: a hash of what the transformer's files hold, and the
+/// precision. Where the files lie does not matter, because a sandbox shows them elsewhere. `None` for a precision that no
+/// copies are made in.
+fn key(files: &[Identity], precision: Precision) -> Option<String> {
+    let hash = files.iter().fold(FNV_BASIS, |hash, file| fnv1a(hash, file.content().as_bytes()));
+    Some(format!("-{hash:016x}-{}", name_of(precision)?))
+}
+
+/// Returns what people call a transformer, in characters that every file system has: the beginning of its copy's name.
+fn stem(dit: &Path) -> String {
     let real = fs::canonicalize(dit).unwrap_or_else(|_| dit.to_owned());
     // A link has the name that people know; the blob that it leads to has none.
     let named = if dit.is_dir() { real.file_name() } else { dit.file_stem() };
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
     let stem: String =
         named.unwrap_or_default().to_string_lossy().chars().map(plain).take(MAX_STEM).collect();
-    let hash = files.iter().fold(FNV_BASIS, |hash, file| fnv1a(hash, file.content().as_bytes()));
-    Some(format!("{}-{hash:016x}-{precision}", stem.trim_start_matches('.')))
+    stem.trim_start_matches('.').to_owned()
 }
 
 fn sources(files: &[PathBuf]) -> Result<Vec<Identity>> {

@@ -12,7 +12,7 @@ use rustix::fs::statvfs;
 use serde::Serialize;
 
 use super::room::{UNFINISHED, Writing, remove};
-use super::{Cache, Origin, SOURCES, name, sources};
+use super::{Cache, Origin, SOURCES, key, sources, stem};
 use crate::weights::layouts::{DESCRIPTION_SUFFIX, ROTATED_INT8, SCALE_SUFFIX};
 use crate::weights::model::transformers;
 use crate::weights::open::{open_dit, open_expert};
@@ -139,9 +139,10 @@ impl Job {
     ) -> Result<Prepared> {
         let Self { expert, dit, files, weights, .. } = self;
         let made_of = sources(files)?;
-        let name = name(dit, &made_of, precision)
+        let key = key(&made_of, precision)
             .ok_or_else(|| Error::Internal("a copy in this precision has no name".into()))?;
-        let folder = cache.folder().join(&name);
+        let folder = cache.copy(&key).unwrap_or_else(|| cache.folder().join(stem(dit) + &key));
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
         let part = cache.folder().join(format!(".{name}{UNFINISHED}"));
         let result = (|| {
             remove(&part)?;

@@ -322,6 +322,20 @@ fn copies_are_cleared_by_name_and_leftovers_with_them() {
     assert!(none.keep_limit().unwrap().is_empty() && !none.folder().exists());
 }
 
+/// A sandbox shows a model's folder under another name.
+#[test]
+fn a_copy_is_found_wherever_its_files_are_seen() {
+    let bench = Bench::new();
+    let made = bench.prepare(Precision::Fp8);
+    let elsewhere = bench.dit.with_file_name("home-ann-models");
+    fs::rename(&bench.dit, &elsewhere).unwrap();
+    let found = bench.cache.find(&elsewhere, Precision::Fp8).unwrap();
+    assert_eq!(found.folder(), made.folder);
+    drop(found);
+    let again = prepare(&elsewhere, Precision::Fp8, &bench.cache, &mut |_, _| Ok(())).unwrap();
+    assert_eq!((&again[0].folder, bench.cache.list().unwrap().len()), (&made.folder, 1));
+}
+
 /// A link in the Hugging Face cache has a name, and the blob that it leads to has none: the copy has the link's.
 #[test]
 fn a_copy_has_the_name_of_the_file_that_was_given() {
