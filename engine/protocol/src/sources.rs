@@ -229,7 +229,7 @@ fn command(repository: &str, files: &[&str], folder: &Path) -> String {
 }
 
 /// Returns a word as a shell takes it: in single quotes, where it needs them.
-fn quoted(word: &str) -> String {
+pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();
