@@ -51,9 +51,10 @@ impl fmt::Display for FoundModel {
                 write!(f, "\n{:14}{because}", "")?;
             }
             if !others.is_empty() {
-                let others: Vec<String> =
-                    others.iter().take(LISTED).map(|part| Shown(part).to_string()).collect();
-                write!(f, "; --{} takes another one: {}", key.replace('_', "-"), others.join(", "))?;
+                let mut names: Vec<String> =
+                    others.iter().take(OTHERS).map(|part| Shown(part).to_string()).collect();
+                names.extend((others.len() > OTHERS).then(|| format!("{} more", others.len() - OTHERS)));
+                write!(f, "; --{} takes another one: {}", key.replace('_', "-"), names.join(", "))?;
             }
         }
         for Missing { key, sentence, source } in &self.missing {

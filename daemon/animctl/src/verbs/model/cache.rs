@@ -10,6 +10,7 @@ use super::super::config::load;
 use super::super::dropin::needs_root;
 use super::super::exit::{Failure, Result};
 use super::super::{On, engine};
+use super::checks::with_model;
 
 /// Where the installed service keeps copies: systemd makes this folder for it.
 const SERVICE: &str = "/var/cache/animd/prepared";
@@ -73,13 +74,9 @@ pub fn prepare(args: &Prepare, on: On) -> Result {
     if !on.user {
         needs_root("animctl model prepare")?;
     }
-    let mut options = super::words(&args.options);
-    if !super::names_model(&options) {
-        let (path, dit) = super::configured(on)?;
-        options.insert(0, dit.unwrap_or(path).into());
-    }
-    options.extend(place(&load(None, on.user)?, on));
-    engine::run("prepare", &options, on)
+    let options: Vec<OsString> =
+        args.options.iter().cloned().chain(place(&load(None, on.user)?, on)).collect();
+    with_model("prepare", &options, on, |model, dit| vec![dit.unwrap_or_else(|| model.to_owned()).into()])
 }
 
 /// Returns the engine's options that say where copies lie and how much room they may take.

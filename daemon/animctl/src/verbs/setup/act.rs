@@ -39,7 +39,7 @@ const WAITS: &str = "when the model's files are there";
 /// Returns the paths of the configured model on this machine: its folder, or the parts that its model file names.
 pub fn configured(loaded: &Loaded, on: On) -> Vec<PathBuf> {
     let Some(path) = &loaded.config.model.path else { return Vec::new() };
-    let sandbox = if on.user { Sandbox::default() } else { Sandbox::read(Path::new("/")) };
+    let sandbox = Sandbox::of(on.user);
     let outside = |path: &Path| sandbox.outside(path).0;
     let path = outside(path);
     match models::model_file(&path) {

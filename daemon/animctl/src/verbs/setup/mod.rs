@@ -3,7 +3,7 @@
 mod act;
 mod fetch;
 mod machine;
-mod search;
+mod places;
 mod step;
 
 use std::io::{BufRead, IsTerminal, Write as _};
@@ -19,6 +19,7 @@ use serde_json::json;
 
 use super::config::load;
 use super::exit::{Exit, Failure, Result};
+use super::model::search::Search;
 use super::{On, path, print};
 use act::Scene;
 use fetch::Missing;
@@ -80,9 +81,14 @@ pub async fn run(args: &Args, on: On) -> Result {
     let machine = Machine::ask(on).await;
     let configured = act::configured(&loaded, on);
     let homes = homes();
-    let usual = search::places(&|name| std::env::var_os(name), &homes);
+    let usual = places::usual(&|name| std::env::var_os(name), &homes);
     let places: Vec<PathBuf> = args.places.iter().chain(&configured).cloned().chain(usual).collect();
-    let findings = search::search(&loaded.config.engine_program(), &places)?;
+    let findings = match places.is_empty() {
+        true => Findings::default(),
+        false => {
+            Search { paths: places.clone(), ..Search::default() }.run(&loaded.config.engine_program())?
+        }
+    };
     let fits = |model: &FoundModel| args.family.is_none_or(|family| fetch::family_of(model) == family);
     let model = act::choose(&findings, &configured, fits);
     let family = args.family.or(model.map(fetch::family_of)).unwrap_or(Family::Wan21I2v480p);

@@ -1,14 +1,8 @@
-//! Where model files usually lie, and what the engine finds there.
+//! The usual places of model files.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-
-use animd_common::files::show;
-use animd_protocol::findings::Findings;
-
-use super::super::exit::{Failure, Result};
 
 /// Folders of machines that keep models for everybody.
 const SHARED: [&str; 4] = ["/models", "/srv", "/opt/ComfyUI/models", "/var/lib/animd/models"];
@@ -18,7 +12,7 @@ const IN_HOME: [&str; 4] = ["models", "Models", "Downloads", ".local/share/animd
 const MAX_NAMES: usize = 2000;
 
 /// Returns the usual places that exist, given the environment and the homes of the people who may have fetched models.
-pub fn places(env: &dyn Fn(&str) -> Option<OsString>, homes: &[PathBuf]) -> Vec<PathBuf> {
+pub fn usual(env: &dyn Fn(&str) -> Option<OsString>, homes: &[PathBuf]) -> Vec<PathBuf> {
     let absolute = |name: &str| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let hub = absolute("HF_HUB_CACHE").or_else(|| Some(absolute("HF_HOME")?.join("hub")));
     let mut places: Vec<PathBuf> = hub.into_iter().chain(absolute("XDG_DOWNLOAD_DIR")).collect();
@@ -54,25 +48,6 @@ fn comfy(home: &Path) -> Vec<PathBuf> {
     found.into_iter().map(|folder| folder.join("models")).filter(|models| models.is_dir()).collect()
 }
 
-/// Searches places for models with the engine, which reads headers only and ends by itself.
-pub fn search(engine: &Path, places: &[PathBuf]) -> Result<Findings> {
-    if places.is_empty() {
-        return Ok(Findings::default());
-    }
-    let mut find = Command::new(engine);
-    find.args(["find", "--json"]).args(places).stdin(Stdio::null()).stderr(Stdio::piped());
-    let output = find.output().map_err(Failure::file("run", engine))?;
-    // Without a whole model it fails, and still says what it has found.
-    serde_json::from_slice(&output.stdout).map_err(|e| {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.trim().trim_start_matches("error: ");
-        Failure::new(match said.is_empty() {
-            true => format!("`{} find` cannot be understood: {e}; install animd again", show(engine)),
-            false => said.to_owned(),
-        })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,7 +69,7 @@ mod tests {
         }
         std::fs::create_dir_all(&other)?;
         let env = |name: &str| (name == "HF_HUB_CACHE").then(|| other.clone().into_os_string());
-        let found = places(&env, std::slice::from_ref(&home));
+        let found = usual(&env, std::slice::from_ref(&home));
         let inside: Vec<_> = found.iter().filter(|path| path.starts_with(dir.path())).collect();
         let wanted = [
             other.clone(),
@@ -106,7 +81,7 @@ mod tests {
         assert_eq!(inside, wanted.iter().collect::<Vec<_>>());
         // A place that another name leads to is searched once.
         std::os::unix::fs::symlink(home.join("models"), home.join("Models"))?;
-        assert_eq!(places(&env, &[home.clone(), home]).len(), found.len());
+        assert_eq!(usual(&env, &[home.clone(), home]).len(), found.len());
         Ok(())
     }
 }
