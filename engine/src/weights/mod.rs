@@ -36,7 +36,7 @@ mod source;
 mod stored;
 mod summary;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod torch;
 mod vocabulary;
 
@@ -57,7 +57,7 @@ pub use layouts::Layout;
 pub use lora::{Lora, Merged};
 pub use matrix::{HostTensor, Matrix};
 pub use model::Model;
-pub(crate) use model::{model_file, tokenizer};
+pub(crate) use model::{model_file, tokenizer, transformers};
 pub use open::{open_clip, open_dit, open_expert, open_t5, open_vae};
 pub(crate) use shards::{Group, groups, index_of, is_numbered, of_file as shards_of};
 pub use source::{WeightSource, Weights};

@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::*;
 use crate::Error;
 use crate::synth::{Size, synth_model};
-use crate::weights::tests::{load, official_dit, store};
+use crate::weights::tests::{expert, load};
 use crate::weights::{DType, Model, WeightSource, open_dit, open_expert, rounding};
 use animd_protocol::dims::schema;
 use animd_protocol::plan::network::ROTATED;
@@ -180,23 +180,17 @@ fn what_is_stopped_leaves_nothing() {
     }
 }
 
-/// Writes an expert of Wan2.2: a transformer without what looks at CLIP's tokens.
-fn expert(folder: &Path, seed: u8) {
-    let mut tensors = official_dit();
-    tensors.retain(|(name, ..)| !["img_emb.", "k_img", "v_img"].iter().any(|part| name.contains(part)));
-    // Two experts differ in their values.
-    let bias = tensors.iter_mut().find(|(name, ..)| name == "head.head.bias").unwrap();
-    bias.3[0] ^= seed;
-    fs::create_dir_all(folder).unwrap();
-    store(&folder.join("diffusion_pytorch_model.safetensors"), &tensors);
-}
-
 #[test]
 fn both_experts_of_a_pair_are_prepared_and_taken() {
     let bench = Bench::new();
     let model = bench.dit.with_file_name("Wan2.2");
     for (name, seed) in [("high_noise_model", 0), ("low_noise_model", 1)] {
-        expert(&model.join(name), seed);
+        let folder = model.join(name);
+        fs::create_dir_all(&folder).unwrap();
+        // Two experts differ in their values.
+        expert(&folder.join("diffusion_pytorch_model.safetensors"), |tensors| {
+            tensors.iter_mut().find(|(name, ..)| name == "head.head.bias").unwrap().3[0] ^= seed;
+        });
     }
     let mut steps = Vec::new();
     let mut wrote = |done, all| {

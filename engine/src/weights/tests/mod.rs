@@ -2,6 +2,7 @@
 
 mod gguf;
 mod hostile;
+mod identify;
 mod layouts;
 
 use std::borrow::Cow;
@@ -29,7 +30,7 @@ fn sentence<T>(result: Result<T>) -> String {
 }
 
 /// Returns a safetensors file in memory: dtype, shape and bytes of each tensor, in the order of the data.
-pub(super) type Raw = Vec<(String, String, Vec<usize>, Vec<u8>)>;
+pub(crate) type Raw = Vec<(String, String, Vec<usize>, Vec<u8>)>;
 
 pub(super) fn load(path: &Path) -> Raw {
     let bytes = fs::read(path).unwrap();
@@ -63,6 +64,14 @@ pub(super) fn store(path: &Path, tensors: &Raw) {
 
 pub(super) fn official_dit() -> Raw {
     load(&fixture().join("official/diffusion_pytorch_model.safetensors"))
+}
+
+/// Writes an expert of Wan2.2, a transformer without what looks at CLIP's tokens, after a change of its tensors.
+pub(crate) fn expert(path: &Path, change: impl FnOnce(&mut Raw)) {
+    let mut tensors = official_dit();
+    tensors.retain(|(name, ..)| !["img_emb.", "k_img", "v_img"].iter().any(|part| name.contains(part)));
+    change(&mut tensors);
+    store(path, &tensors);
 }
 
 /// Returns a folder with a DiT of these tensors, and the fixture's `config.json`.
