@@ -6,6 +6,7 @@
 //! long as the copy is needed, and who drops one takes the list's exclusive lock first. The lock of the whole folder is held
 //! while a copy is written or dropped.
 
+mod draft;
 mod prepare;
 mod room;
 

@@ -4,13 +4,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use rustix::fs::statvfs;
 use serde::Serialize;
 
+use super::draft::Draft;
 use super::room::{UNFINISHED, Writing, remove};
 use super::{Cache, Origin, SOURCES, key, sources, stem};
 use crate::weights::layouts::{DESCRIPTION_SUFFIX, ROTATED_INT8, SCALE_SUFFIX};
@@ -143,59 +143,37 @@ impl Job {
             .ok_or_else(|| Error::Internal("a copy in this precision has no name".into()))?;
         let folder = cache.copy(&key).unwrap_or_else(|| cache.folder().join(stem(dit) + &key));
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        let part = cache.folder().join(format!(".{name}{UNFINISHED}"));
+        let draft = Draft::begin(cache.folder().join(format!(".{name}{UNFINISHED}")))?;
         let result = (|| {
-            remove(&part)?;
-            fs::create_dir(&part).map_err(Error::file("create", &part))?;
-            self.write(precision, &part.join(WEIGHTS), wrote)?;
+            let mut made =
+                vec![self.write(precision, draft.create(WEIGHTS)?, &draft.path().join(WEIGHTS), wrote)?];
             let beside = files.first().and_then(|file| file.parent()).unwrap_or(Path::new("")).join(CONFIG);
+            let mut texts = Vec::new();
             if beside.exists() {
-                fs::copy(&beside, part.join(CONFIG)).map_err(Error::file("copy", &beside))?;
+                texts.push((CONFIG, fs::read(&beside).map_err(Error::file("read", &beside))?));
             }
             let real = fs::canonicalize(dit).map_err(Error::file("find", dit))?;
             // A link into the Hugging Face cache has a name, and what it leads to has none.
             let dit = if dit.is_dir() { real } else { std::path::absolute(dit).unwrap_or(real) };
             let origin = Origin { dit, precision, bytes: weights.stored_bytes() as u64, files: made_of };
             let text = serde_json::to_string_pretty(&origin).map_err(|e| Error::Internal(e.to_string()))?;
-            let path = part.join(SOURCES);
-            fs::write(&path, text + "\n").map_err(Error::file("write", &path))?;
-            for name in [CONFIG, SOURCES] {
-                if let Ok(file) = File::open(part.join(name)) {
-                    file.sync_all().map_err(Error::file("sync", &part))?;
-                }
+            texts.push((SOURCES, (text + "\n").into_bytes()));
+            for (name, text) in texts {
+                let mut file = draft.create(name)?;
+                let written = file.write_all(&text).and_then(|()| file.sync_all());
+                written.map_err(Error::file("write", &draft.path().join(name)))?;
+                made.push(file);
             }
-            // Everyone who can read the DiT can read its copy.
-            for (of, to) in [(files.first().unwrap_or(&origin.dit), part.join(WEIGHTS))]
-                .into_iter()
-                .chain([(&beside.parent().unwrap_or(&origin.dit).to_owned(), part.clone())])
-            {
-                let mode = fs::metadata(of).map_err(Error::file("read", of))?.permissions();
-                fs::set_permissions(&to, mode).map_err(Error::file("set the rights of", &to))?;
-            }
-            hand_over(&part, cache.folder())?;
-            cache.put(writing, &part, &folder)
+            draft.finish(&made, cache.folder(), files.first().unwrap_or(&origin.dit))?;
+            cache.put(writing, draft.path(), &folder)
         })();
         if let Err(e) = result {
             // Nobody needs what is left of the copy, and the error already says what matters.
-            let _ = remove(&part);
+            let _ = remove(draft.path());
             return Err(e);
         }
         Ok(Prepared { expert: *expert, folder, before: weights.stored_bytes() as u64, after: self.bytes() })
     }
-}
-
-/// Gives a copy that root has written to the owner of the cache, so that the service can note its use and drop it.
-fn hand_over(copy: &Path, cache: &Path) -> Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let of = fs::metadata(cache).map_err(Error::file("read", cache))?;
-    let files = fs::read_dir(copy).map_err(Error::file("read", copy))?.flatten().map(|file| file.path());
-    for path in files.chain([copy.to_owned()]) {
-        let change = std::os::unix::fs::lchown(&path, Some(of.uid()), Some(of.gid()));
-        change.map_err(Error::file("set the owner of", &path))?;
-    }
-    Ok(())
 }
 
 /// Returns the tensors of a copy, in the order of their names; those in `large` are in 8 bits with a scale for each row.
@@ -228,18 +206,18 @@ fn written_as(precision: Precision) -> (DType, Option<&'static str>) {
 }
 
 impl Job {
-    /// Writes all tensors.
+    /// Writes all tensors to a new file, and returns it; `path` is where it lies.
     fn write(
         &self,
         precision: Precision,
+        file: File,
         path: &Path,
         wrote: &mut dyn FnMut(u64, u64) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<File> {
         let (_, description) = written_as(precision);
         let all = self.bytes();
         let failed = || Error::file("write", path);
-        let mut out =
-            BufWriter::with_capacity(1 << 20, File::create_new(path).map_err(Error::file("create", path))?);
+        let mut out = BufWriter::with_capacity(1 << 20, file);
         out.write_all(&safetensors::header(
             self.entries.iter().map(|(name, dtype, shape)| (&**name, *dtype, &**shape)),
         ))
@@ -270,7 +248,8 @@ impl Job {
             }
         }
         let file = out.into_inner().map_err(|e| failed()(e.into_error()))?;
-        file.sync_all().map_err(failed())
+        file.sync_all().map_err(failed())?;
+        Ok(file)
     }
 }
 

@@ -2,6 +2,7 @@
 //! names. A copy that is in use stays.
 
 use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -25,7 +26,16 @@ impl Cache {
     /// [`Error::File`] if the folder cannot be made or read, or if somebody else holds the lock.
     pub(super) fn lock(&self) -> Result<Writing> {
         let folder = self.folder();
-        fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+        if !folder.is_dir() {
+            fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+            // What root makes in the service's cache is the service's, which has to drop copies from it.
+            if rustix::process::geteuid().is_root() {
+                let parent = folder.parent().unwrap_or(folder);
+                let of = fs::metadata(parent).map_err(Error::file("read", parent))?;
+                lchown(folder, Some(of.uid()), Some(of.gid()))
+                    .map_err(Error::file("set the owner of", folder))?;
+            }
+        }
         let lock = File::open(folder).map_err(Error::file("open", folder))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Writing { _lock: lock }),

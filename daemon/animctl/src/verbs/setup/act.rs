@@ -121,7 +121,12 @@ pub fn verify(scene: &Scene<'_>) -> Step {
     let fresh = networks.filter(|chosen| {
         !chosen.part.files.iter().filter(|file| is_weights(file)).all(|file| seen.has(file))
     });
-    let paths: Vec<&Path> = fresh.map(|chosen| folder_of(&chosen.part.path, &chosen.part.files)).collect();
+    let mut paths: Vec<&Path> =
+        fresh.map(|chosen| folder_of(&chosen.part.path, &chosen.part.files)).collect();
+    // A folder of shards is verified with the other parts in it.
+    let folders: Vec<&Path> = paths.iter().copied().filter(|path| path.is_dir()).collect();
+    paths.retain(|path| !path.parent().is_some_and(|parent| folders.contains(&parent)));
+    paths.dedup();
     if paths.is_empty() {
         return Step::done(NAME, "the files are those that were verified before");
     }
@@ -193,12 +198,13 @@ pub fn prepare(scene: &Scene<'_>) -> Step {
     let place = cache::place(scene.loaded, scene.on);
     let copies = copies(&scene.loaded.config.engine_program(), &place);
     let is_prepared = |files: &[PathBuf]| {
-        let real: Vec<PathBuf> = files.iter().filter_map(|file| fs::canonicalize(file).ok()).collect();
         copies.iter().any(|copy| {
-            let of = copy["of"].as_str().and_then(|of| fs::canonicalize(of).ok());
+            let of = copy["of"].as_str().and_then(|of| place_of(Path::new(of)));
             copy["state"] == "current"
                 && copy["precision"] == word
-                && of.is_some_and(|of| real.iter().any(|file| file.starts_with(&of)))
+                && of.is_some_and(|of| {
+                    files.iter().filter_map(|file| place_of(file)).any(|file| file.starts_with(&of))
+                })
         })
     };
     let missing = transformers.iter().filter(|part| !is_prepared(&part.files));
@@ -219,6 +225,15 @@ pub fn prepare(scene: &Scene<'_>) -> Step {
         runs,
         !scene.on.user,
     )
+}
+
+/// Returns the real path of a folder, or of a name in a folder. A link into the Hugging Face cache stays a link: the blob that
+/// it leads to is in no folder of the model.
+fn place_of(path: &Path) -> Option<PathBuf> {
+    if path.is_dir() {
+        return fs::canonicalize(path).ok();
+    }
+    Some(fs::canonicalize(path.parent()?).ok()?.join(path.file_name()?))
 }
 
 /// Returns the prepared copies that this user sees.
