@@ -8,6 +8,7 @@ mod capability;
 mod defaults;
 pub mod dims;
 mod error;
+pub mod findings;
 pub mod given;
 pub mod messages;
 mod missing;
@@ -24,6 +25,7 @@ pub mod recipe;
 pub mod request;
 pub mod schedule;
 mod size;
+pub mod sources;
 pub mod step_cache;
 pub mod tiles;
 

@@ -28,6 +28,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
 use crate::InvalidSetting;
@@ -105,11 +106,13 @@ pub struct LoraEntry {
 }
 
 /// One of a model's two transformers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Expert {
     /// The one of the noisy steps.
+    #[serde(rename = "high_noise")]
     High,
     /// The one of the last steps.
+    #[serde(rename = "low_noise")]
     Low,
 }
 

@@ -178,7 +178,7 @@ impl Bench {
             ));
         }
         let mut pipeline = match &self.model {
-            Some(folder) => Pipeline::open_original(backend, &setup, folder, self.dit.as_deref())?,
+            Some(folder) => Pipeline::open(backend, &setup, folder, self.dit.as_deref(), None)?,
             None => Pipeline::made_up(backend, &setup, self.synthetic.unwrap_or(synth::Size::Full), SEED)?,
         };
         let options = Options {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use animd_engine::backend::Backend;
 use animd_engine::pipeline::{Film, Pipeline, model_file};
+use animd_engine::weights::Cache;
 use animd_engine::{Error, Result, image, video, weights};
 use animd_options::SettingsOptions;
 use animd_protocol::messages::{Pictures, Report};
@@ -147,7 +148,9 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn with<B: Backend>(&self, backend: B, stop: Stop, quiet: bool) -> Result<(Result<Report>, Bar)> {
-        let mut pipeline = Pipeline::open(backend, self.setup, &self.model.model, self.model.dit.as_deref())?;
+        let ModelArgs { model, dit } = self.model;
+        let cache = Cache::default_folder().map(|folder| Cache::new(folder, Cache::DEFAULT_GIB));
+        let mut pipeline = Pipeline::open(backend, self.setup, model, dit.as_deref(), cache.as_ref())?;
         stop.unfinished(self.part);
         let bar = Bar::new(quiet, stop);
         Ok((pipeline.film(self.film, self.part, self.pictures, None, &bar), bar))

@@ -28,6 +28,7 @@ mod harness;
 mod inbox;
 mod queue;
 mod roots;
+mod setup;
 mod sleep;
 mod text;
 mod told;

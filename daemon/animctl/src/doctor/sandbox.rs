@@ -50,6 +50,24 @@ impl Sandbox {
         sandbox
     }
 
+    /// Returns the installed service's sandbox, or none for a user's own service.
+    pub fn of(user: bool) -> Self {
+        if user { Self::default() } else { Self::read(Path::new("/")) }
+    }
+
+    /// Returns the files that the service sees one by one in a folder: their names there, and where they lie.
+    pub fn files_in(&self, dir: &Path) -> Vec<(PathBuf, PathBuf)> {
+        let of_it = |bind: &Bind| {
+            let name = bind.target.strip_prefix(dir).ok()?;
+            let is_file = name.components().count() == 1 && !bind.source.is_dir();
+            is_file.then(|| (name.to_owned(), bind.source.clone()))
+        };
+        let mut files: Vec<_> = self.binds.iter().filter_map(of_it).collect();
+        files.sort();
+        files.dedup();
+        files
+    }
+
     fn take(&mut self, text: &[u8]) {
         for line in text.split(|b| *b == b'\n') {
             let Some(at) = line.iter().position(|b| *b == b'=') else { continue };

@@ -274,8 +274,9 @@ impl Config {
     }
 
     /// Returns what an engine is started with. An engine that was started with something else must be replaced.
-    pub fn engine_identity(&self) -> (PathBuf, &Model, &Profile) {
-        (self.engine_program(), &self.model, &self.profile)
+    pub fn engine_identity(&self) -> (PathBuf, [Option<&Path>; 2], &Profile) {
+        let Model { path, dit, cache_gib: _ } = &self.model;
+        (self.engine_program(), [path.as_deref(), dit.as_deref()], &self.profile)
     }
 
     /// Returns the model of jobs that ask for this name, or of jobs that ask for none. `None` if none is configured.

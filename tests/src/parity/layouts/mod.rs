@@ -3,7 +3,7 @@
 
 mod dit;
 mod encoders;
-mod files;
+pub mod files;
 mod folders;
 mod lora;
 mod wrong;
