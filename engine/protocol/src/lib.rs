@@ -9,6 +9,8 @@ mod defaults;
 pub mod dims;
 mod error;
 pub mod given;
+pub mod lora;
+pub mod lora_files;
 pub mod messages;
 mod missing;
 mod mistake;

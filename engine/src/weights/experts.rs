@@ -1,8 +1,10 @@
 //! Finds the two transformers of Wan2.2 in the layouts that programs keep them in.
 //!
-//! No file says which of the two it is, so the names of folders and files have to.
+//! No model file says which of the two it is, so the names of folders and files have to.
 
 use std::path::{Path, PathBuf};
+
+use animd_protocol::recipe::ExpertName;
 
 use super::{Component, find};
 use crate::{Error, Result};
@@ -42,8 +44,9 @@ pub(super) fn pair(path: &Path) -> Result<Option<[PathBuf; 2]>> {
 fn files(folder: &Path) -> Result<Option<[PathBuf; 2]>> {
     let names = find::list(folder)?;
     let models = names.iter().filter(|name| find::is_model(name) && !name.to_lowercase().contains("lora"));
-    let (mut high, mut low): (Vec<_>, Vec<_>) =
-        models.filter_map(|name| Some((name, noise(name)?))).partition(|(_, noise)| *noise == Noise::High);
+    let (mut high, mut low): (Vec<_>, Vec<_>) = models
+        .filter_map(|name| Some((name, told(name)?)))
+        .partition(|(_, expert)| *expert == ExpertName::HighNoise);
     // A folder of many models has pairs of several kinds; the names of one pair differ in that one word.
     if high.len() > 1 || low.len() > 1 {
         high.retain(|(name, _)| low.iter().any(|(other, _)| same_but_for_noise(name, other)));
@@ -53,7 +56,7 @@ fn files(folder: &Path) -> Result<Option<[PathBuf; 2]>> {
         ([(high, _)], [(low, _)]) => Ok(Some([folder.join(high), folder.join(low)])),
         ([], _) | (_, []) => Ok(None),
         _ => {
-            let list = |names: &[(&String, Noise)]| {
+            let list = |names: &[(&String, ExpertName)]| {
                 names.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ")
             };
             Err(Error::Model(format!(
@@ -67,17 +70,11 @@ fn files(folder: &Path) -> Result<Option<[PathBuf; 2]>> {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Noise {
-    High,
-    Low,
-}
-
-/// Returns which of the two a file's name says that it is.
-fn noise(name: &str) -> Option<Noise> {
+/// Returns which of the two transformers a file's name says that it is, or is for.
+pub(crate) fn told(name: &str) -> Option<ExpertName> {
     match (words(name).any(|word| is(&word, "high")), words(name).any(|word| is(&word, "low"))) {
-        (true, false) => Some(Noise::High),
-        (false, true) => Some(Noise::Low),
+        (true, false) => Some(ExpertName::HighNoise),
+        (false, true) => Some(ExpertName::LowNoise),
         _ => None,
     }
 }

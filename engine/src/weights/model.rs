@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use super::open::{open_clip, open_dit, open_expert, open_t5, open_vae};
 use super::source::Weights;
-use super::{carried, experts, find, refusals};
+use super::{Adapter, Strength, carried, experts, find, refusals};
 use crate::{Error, Result};
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
-use animd_protocol::model_file::{ModelFile, PartPaths};
-use animd_protocol::recipe::Recipe;
+use animd_protocol::model_file::{Expert, LoraEntry, ModelFile, PartPaths};
+use animd_protocol::recipe::{ExpertName, Recipe};
 
 /// A whole model, all of it checked.
 pub struct Model {
@@ -24,6 +24,8 @@ pub struct Model {
     pub vae: (Weights, VaeConfig),
     /// The file with the tokenizer: its own, or the text encoder's.
     pub tokenizer: PathBuf,
+    /// The `LoRA`s that the model file names for the transformers.
+    pub loras: Vec<Adapter>,
 }
 
 /// Returns the file that has the tokenizer of a model: one of its own in the folder, or the text encoder's file if that
@@ -44,6 +46,8 @@ struct Places {
     vae: PathBuf,
     /// The tokenizer's own file, if a model file names one.
     tokenizer: Option<PathBuf>,
+    /// The `LoRA`s that a model file names.
+    loras: Vec<LoraEntry>,
     /// The folder of the model, or of its text encoder.
     folder: PathBuf,
 }
@@ -82,16 +86,14 @@ impl Places {
             None => (dit.unwrap_or(folder).to_owned(), None),
         };
         let clip = low_noise.is_none().then(own);
-        Ok(Self { dit, low_noise, text: own(), clip, vae: own(), tokenizer: None, folder: own() })
+        let (tokenizer, loras) = (None, Vec::new());
+        Ok(Self { dit, low_noise, text: own(), clip, vae: own(), tokenizer, loras, folder: own() })
     }
 
     /// Returns the places that a model file names, with the DiT elsewhere if `dit` says so.
     fn of_file(path: &Path, dit: Option<&Path>) -> Result<Self> {
         let refuse = |what: &str| Err(Error::Model(format!("`{}` {what}", path.display())));
         let ModelFile { parts, loras, .. } = ModelFile::read(path).map_err(Error::Model)?;
-        if !loras.is_empty() {
-            return refuse("names a LoRA in `[[lora]]`, and animd does not merge LoRAs into a model so far");
-        }
         let given = match dit {
             Some(dit) => experts::pair(dit)?,
             None => parts.high_noise.zip(parts.low_noise).map(<[PathBuf; 2]>::from),
@@ -104,13 +106,18 @@ impl Places {
             }
         };
         let clip = parts.clip.filter(|_| low_noise.is_none());
+        if low_noise.is_none() && loras.iter().any(|lora| lora.expert.is_some()) {
+            return refuse(
+                "gives `expert` in [[lora]], and its model has one transformer; leave `expert` out",
+            );
+        }
         if clip.is_none() && low_noise.is_none() {
             return refuse("names no `clip` in [parts]; Wan2.1 takes pictures by CLIP");
         }
         let folder = if parts.text.is_dir() { Some(&*parts.text) } else { parts.text.parent() };
         let folder = folder.unwrap_or(Path::new(".")).to_owned();
         let PartPaths { text, vae, tokenizer, .. } = parts;
-        Ok(Self { dit, low_noise, text, clip, vae, tokenizer, folder })
+        Ok(Self { dit, low_noise, text, clip, vae, tokenizer, loras, folder })
     }
 
     /// Returns the file with the tokenizer, given that of the text encoder.
@@ -176,11 +183,23 @@ impl Model {
                 "the low-noise transformer `{path}` has other sizes than the high-noise one: they are of different models"
             )));
         }
+        let transformers = 1 + usize::from(places.low_noise.is_some());
+        let mut loras = Vec::new();
+        if let Some((_, config)) = &dit {
+            for LoraEntry { file, strength, expert } in &places.loras {
+                let wanted = match expert {
+                    Some(Expert::High) => Strength::Of(ExpertName::HighNoise, *strength),
+                    Some(Expert::Low) => Strength::Of(ExpertName::LowNoise, *strength),
+                    None => Strength::All(*strength),
+                };
+                loras.extend(Adapter::open(file, config, transformers, wanted).map_err(&mut note));
+            }
+        }
         refusals::merge(errors)?;
         let (Some(dit), Some(t5), Some(vae), Some(tokenizer)) = (dit, t5, vae, tokenizer) else {
             return Err(Error::Internal("a part of the model is neither found nor missing".to_owned()));
         };
-        Ok(Self { dit, low_noise, t5, clip, vae, tokenizer })
+        Ok(Self { dit, low_noise, t5, clip, vae, tokenizer, loras })
     }
 
     /// Returns the model as a value.
