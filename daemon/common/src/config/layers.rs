@@ -30,9 +30,10 @@ pub const DROP_INS: &str = "conf.d";
 /// The largest configuration file, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 /// Keys that hold a path, which may be relative to its file.
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 10] = [
     "model.path",
     "model.dit",
+    "lora.folders",
     "engine.program",
     "folders.inbox",
     "folders.outbox",
@@ -175,6 +176,9 @@ fn leaf<'a>(values: &'a mut Table, key: &str) -> Option<&'a mut Value> {
 }
 
 fn make_absolute(key: &str, value: &mut Value, dir: &Path, home: Option<&Path>) -> Result<(), String> {
+    if let Value::Array(items) = value {
+        return items.iter_mut().try_for_each(|item| make_absolute(key, item, dir, home));
+    }
     let Value::String(path) = value else { return Ok(()) };
     let plain = plain(key);
     let is_path = PATHS.contains(&plain.as_str()) || (plain == "profile.name" && path.contains('/'));
