@@ -14,7 +14,7 @@ use super::{print, print_json};
 ///
 /// The copy lies in `animd-int8` or `animd-fp8` in the DiT's folder (beside a single file: `NAME.animd-int8`), and every profile
 /// with `dit = "int8"` or `dit = "fp8"` takes the one in its precision from there, for as long as the files that it was made of
-/// do not change. The weights on the GPU are the same as without it; what `--lora` adds is then added to rounded values. Each
+/// do not change. The weights on the GPU are the same as without it; what LoRAs change is made of the DiT's own files. Each
 /// copy takes about 17 GB for the 14B model; removing it loses nothing else.
 #[derive(clap::Args)]
 #[command(after_help = "\
