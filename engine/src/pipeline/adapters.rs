@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use animd_protocol::dims::{DitConfig, schema};
+use animd_protocol::dims::DitConfig;
+use animd_protocol::dims::schema::{self, Expected};
 use animd_protocol::lora::LoraChoice;
 use animd_protocol::profile::Precision;
 
@@ -39,6 +40,21 @@ pub(super) struct Transformer {
 }
 
 impl Transformer {
+    /// Returns the number of parameters that are to be loaded again.
+    pub fn stale_parameters(&self) -> usize {
+        self.count(|tensor| self.stale.contains(&tensor.name))
+    }
+
+    /// Returns the number of all parameters.
+    pub fn parameters(&self) -> usize {
+        self.count(|_| true)
+    }
+
+    fn count(&self, which: impl Fn(&Expected) -> bool) -> usize {
+        let tensors = schema::dit(&self.config).into_iter().filter(|tensor| which(tensor));
+        tensors.map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+    }
+
     fn merged(&self) -> Merged<Shared> {
         Merged::new(self.exact.clone(), self.loras.clone()).beside(self.prepared.clone())
     }
@@ -121,10 +137,6 @@ impl Adapters {
 
     /// Returns the number of parameters that are to be loaded again.
     pub fn stale_parameters(&self) -> usize {
-        let of = |t: &Transformer| -> usize {
-            let all = schema::dit(&t.config).into_iter().filter(|tensor| t.stale.contains(&tensor.name));
-            all.map(|tensor| tensor.shape.iter().product::<usize>()).sum()
-        };
-        self.transformers.iter().map(of).sum()
+        self.transformers.iter().map(Transformer::stale_parameters).sum()
     }
 }

@@ -12,9 +12,10 @@ use animd_protocol::request::{MAX_DISTILL_STEPS, Request, Sampler};
 use serde_json::{Value, json};
 
 use super::clock::Clock;
-use super::models::{Pipeline, Sources};
+use super::models::{Pipeline, Sources, available_ram};
 use super::watched::Count;
 use crate::backend::{Backend, Keeping, Loader};
+use crate::weights::ReadAhead;
 use crate::{Error, Result};
 
 /// Words in the names of `LoRA`s that distil a model.
@@ -100,6 +101,9 @@ impl<B: Backend> Pipeline<B> {
                 continue;
             };
             let source = sources.weights[&transformer.name].clone();
+            // Of files that are needed in part, reading ahead would read too much.
+            let mostly = 2 * transformer.stale_parameters() > transformer.parameters();
+            let _ahead = mostly.then(|| ReadAhead::start(&[source.places()], available_ram()));
             let loader = backend.loader_of(&transformer.name, keeping).reading(source.clone());
             if !dit.load_again(&loader, &count.of(&*source), &transformer.stale)? {
                 tracing::info!(

@@ -545,7 +545,7 @@ pub(crate) fn proc_bytes(path: &str, field: &str) -> Option<u64> {
 }
 
 /// Returns the bytes of memory that the machine has available.
-fn available_ram() -> Option<u64> {
+pub(super) fn available_ram() -> Option<u64> {
     proc_bytes("/proc/meminfo", "MemAvailable")
 }
 

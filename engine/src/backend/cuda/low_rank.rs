@@ -5,6 +5,7 @@
 //! to f32 as on the host.
 
 use animd_kernels::cuda::Element;
+use rayon::prelude::*;
 
 use super::gpu::{Gpu, take};
 use super::linear::{Form, Linear};
@@ -48,11 +49,12 @@ fn layer(gpu: &Gpu, product: &LowRank, columns: usize) -> Result<Linear> {
     let (rank, cols) = (product.rank(), product.down.shape[1]);
     let inputs = rank.next_multiple_of(8);
     let mut transposed = vec![0.0; columns * inputs];
-    for (r, row) in product.down.data.chunks_exact(cols).enumerate() {
-        for (c, value) in row.iter().enumerate() {
-            transposed[c * inputs + r] = *value;
+    let down = &product.down.data;
+    transposed.par_chunks_mut(inputs).take(cols).enumerate().for_each(|(c, column)| {
+        for (r, value) in column.iter_mut().take(rank).enumerate() {
+            *value = down[r * cols + c];
         }
-    }
+    });
     let dense = gpu.upload(&gpu.work, &transposed, &[columns, inputs])?;
     let weight = take(&gpu.work, columns * 3 * inputs, Element::Bf16, &[columns, 3 * inputs])?;
     gpu.split(&dense, &weight, true)?;

@@ -1,12 +1,20 @@
 //! Products of low rank that the device adds to weights, against the sums that the host makes.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use super::super::linear::{Form, Linear};
 use super::super::low_rank::Products;
 use super::{Cuda, Options, noise, open};
 use crate::backend::loading::{LinearWeights, Loader as _, Role};
 use crate::backend::{Backend, Keeping, TensorOps};
-use crate::weights::{DType, HostTensor, LowRank, Matrix};
-use animd_protocol::profile::{Precision, Sensitive};
+use crate::goldens::folder;
+use crate::model::dit::{Blocks, Dit, Inputs};
+use crate::progress::Quiet;
+use crate::weights::{
+    self, DType, DitConfig, HostTensor, Lora, LowRank, Matrix, Merged, WeightSource, made_up_lora,
+};
+use animd_protocol::profile::{AttentionKind, Place, Precision, Sensitive};
 
 /// Ranks: one, one that fills no vector of the kernels, one that does.
 const RANKS: [usize; 3] = [1, 5, 16];
@@ -191,4 +199,53 @@ fn products_of_other_extents_are_refused() {
     for products in [vec![], vec![vec![product([16, 8], 2, 1)]], vec![vec![product([8, 15], 2, 1)]]] {
         assert!(layer().plus(products).is_err());
     }
+}
+
+/// Returns what the network computes from noise.
+fn velocity(cuda: &Cuda, dit: &Dit<Cuda>, config: &DitConfig) -> Vec<f32> {
+    let upload = |shape: &[usize], seed| cuda.upload(&noise(shape.iter().product(), seed), shape).unwrap();
+    let image = config.image_dim.map(|dim| upload(&[257, dim], 1));
+    let context = &dit.context(cuda, &upload(&[5, config.text_dim], 2), image.as_ref()).unwrap();
+    let (time, grid) = (&dit.time(cuda, 500.0).unwrap(), &dit.grid(cuda, 1, 4, 4).unwrap());
+    let (x, y) = (&upload(&[16, 1, 4, 4], 3), &upload(&[20, 1, 4, 4], 4));
+    let inputs = Inputs { x, y, time, context, grid, attention: AttentionKind::Exact };
+    let blocks = Blocks::Compute { keep_residual: false };
+    cuda.download(&dit.forward(cuda, &inputs, blocks, &Quiet, None).unwrap().velocity).unwrap()
+}
+
+/// A network of which some weights are loaded again is the one that was loaded so, to the bit, and back.
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+fn a_network_is_loaded_again_in_part() {
+    let cuda = &open(&Options::default());
+    let (source, config) = weights::open_dit(&folder().join("official")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let products = [
+        ("blocks.0.self_attn.k", [256, 256]),
+        ("blocks.2.ffn.2", [256, 512]),
+        ("text_embedding.0", [256, 64]),
+    ];
+    let path =
+        made_up_lora::write(dir.path(), "l.safetensors", &products, &[("blocks.1.diff_m", 6 * 256)], 1);
+    let lora = Arc::new(Lora::open(&path, &config).unwrap());
+    let stale: BTreeSet<String> = lora.names().map(str::to_owned).collect();
+    let source: Arc<dyn WeightSource + Send> = Arc::new(source);
+    let merged = Merged::new(source.clone(), vec![(lora, 0.5)]);
+    for weights in [Precision::Bf16, Precision::Int8] {
+        let keeping = Keeping { weights, ..Keeping::F32 };
+        let loader = cuda.loader(keeping);
+        let mut dit = Dit::<Cuda>::load(&loader, &*source, &config).unwrap();
+        let plain = velocity(cuda, &dit, &config);
+        assert!(dit.load_again(&loader, &merged, &stale).unwrap());
+        let changed = velocity(cuda, &dit, &config);
+        assert!(changed != plain, "{weights:?}: nothing has changed");
+        let fresh = Dit::load(&cuda.loader(keeping), &merged, &config).unwrap();
+        assert!(changed == velocity(cuda, &fresh, &config), "{weights:?}: loaded again, and loaded so");
+        assert!(dit.load_again(&loader, &*source, &stale).unwrap());
+        assert!(plain == velocity(cuda, &dit, &config), "{weights:?}: something is left");
+    }
+    // Weights that come and go wait elsewhere, where nothing is changed.
+    let leaving = cuda.loader(Keeping { place: Place::Host, ..Keeping::F32 });
+    let mut dit = Dit::<Cuda>::load(&leaving, &*source, &config).unwrap();
+    assert!(!dit.load_again(&cuda.loader(Keeping::F32), &merged, &stale).unwrap());
 }
