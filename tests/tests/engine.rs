@@ -144,6 +144,7 @@ fn a_parent_process_gets_pictures_and_previews() {
     send(&ToEngine::Generate {
         job: 3,
         last: None,
+        loras: Vec::new(),
         parts: None,
         image,
         output: folder.path().join("out.part"),

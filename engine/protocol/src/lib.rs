@@ -10,6 +10,8 @@ pub mod dims;
 mod error;
 pub mod findings;
 pub mod given;
+pub mod lora;
+pub mod lora_files;
 pub mod messages;
 mod missing;
 mod mistake;

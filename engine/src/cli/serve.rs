@@ -252,8 +252,9 @@ fn unusable(shared: &Shared, e: &Error) -> ExitCode {
 }
 
 fn one<B: Backend>(pipeline: &mut Pipeline<B>, shared: &Shared, order: Order) -> Result<Report> {
-    let Order { job, image, last, parts, output, pictures, request } = order;
+    let Order { job, image, last, loras, parts, output, pictures, request } = order;
     request.check()?;
+    pipeline.adapt(&request.lora, &loras)?;
     let picture = image::decode(&image)?;
     let last = last.map(|last| image::decode(&last)).transpose()?;
     let film = Film::new(picture, last, *request)?;
@@ -268,6 +269,7 @@ struct Order {
     job: u64,
     image: PathBuf,
     last: Option<PathBuf>,
+    loras: Vec<PathBuf>,
     parts: Option<PathBuf>,
     output: PathBuf,
     pictures: Pictures,
@@ -297,15 +299,18 @@ fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>
                     env!("CARGO_PKG_VERSION")
                 ));
             }
-            Ok(ToEngine::Generate { job, image, last, parts, output, pictures, request }) => {
+            Ok(ToEngine::Generate { job, image, last, loras, parts, output, pictures, request }) => {
                 // An earlier attempt at this job may have been cancelled.
                 let _ = shared.cancel.compare_exchange(job, 0, Ordering::SeqCst, Ordering::SeqCst);
                 // A second job would wait while the first one runs, and the parent would take that for work.
                 if !shared.begin() {
                     let e = Error::Internal("the engine has a job already".into());
                     shared.send(&FromEngine::Failed { job, code: e.code(), message: e.to_string() });
-                } else if jobs.send(Order { job, image, last, parts, output, pictures, request }).is_err() {
-                    return 0;
+                } else {
+                    let order = Order { job, image, last, loras, parts, output, pictures, request };
+                    if jobs.send(order).is_err() {
+                        return 0;
+                    }
                 }
             }
             Ok(ToEngine::Cancel { job }) => shared.cancel.store(job, Ordering::SeqCst),
@@ -333,6 +338,7 @@ mod tests {
             job: 7,
             image: "photo.png".into(),
             last: None,
+            loras: Vec::new(),
             parts: None,
             output: "video.mp4".into(),
             pictures: Pictures::default(),

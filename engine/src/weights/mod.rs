@@ -47,14 +47,16 @@ pub use cache::{Cache, CachedCopy, Lease, Prepared, State as CopyState, prepare}
 pub use carried::read_vocabulary;
 pub use dtype::DType;
 pub use encoding::{Encoding, Granularity, Packing};
-pub(crate) use experts::{pattern, said_by, without_noise};
+pub(crate) use experts::{pattern, said_by, told as told_expert, without_noise};
 pub(crate) use find::{is_model, is_there, snapshot, title};
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use gguf::PACKINGS;
 pub use identify::{Identified, Kind as IdentifiedKind, identify};
 pub(crate) use identity::{FNV_BASIS, Stamp, fnv1a};
 pub use layouts::Layout;
-pub use lora::{Lora, Merged};
+#[cfg(test)]
+pub(crate) use lora::made_up as made_up_lora;
+pub use lora::{Adapter, Lora, LowRank, Merged, RoundedAgain, Strength};
 pub use matrix::{HostTensor, Matrix};
 pub use model::Model;
 pub(crate) use model::{model_file, tokenizer, transformers};

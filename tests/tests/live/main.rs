@@ -26,6 +26,7 @@ mod demo;
 mod gpu;
 mod harness;
 mod inbox;
+mod loras;
 mod queue;
 mod roots;
 mod setup;

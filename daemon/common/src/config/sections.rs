@@ -29,6 +29,15 @@ impl Default for Model {
     }
 }
 
+/// `[lora]`: which files change a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lora {
+    /// The folders whose files jobs may name; without them, the model's own folders called `loras` and one of the service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub folders: Option<Vec<PathBuf>>,
+}
+
 /// `[engine]`: the engine's process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -227,14 +227,16 @@ fn both_experts_of_a_pair_are_prepared_and_taken() {
     let tokenizer = "google/umt5-xxl/tokenizer.json";
     fs::copy(official.join(tokenizer), model.join(tokenizer)).unwrap();
     let whole = Model::open_prepared(&model, None, &bench.cache, Precision::Fp8).unwrap();
-    assert!(whole.dit.0.file().unwrap().starts_with(&made[0].folder));
-    assert!(whole.low_noise.as_ref().unwrap().0.file().unwrap().starts_with(&made[1].folder));
+    for (copy, made) in whole.copies.iter().zip(&made) {
+        assert!(copy.as_ref().unwrap().1.file().unwrap().starts_with(&made.folder));
+    }
+    assert_eq!(whole.copies.len(), 2);
     let in_use = || bench.cache.list().unwrap().iter().filter(|copy| copy.in_use).count();
     assert_eq!(in_use(), 2);
     drop(whole);
     assert_eq!(in_use(), 0);
     let plain = Model::open_prepared(&model, None, &bench.cache, Precision::Bf16).unwrap();
-    assert!(plain.dit.0.file().unwrap().starts_with(&model));
+    assert!(plain.copies.iter().all(Option::is_none));
 }
 
 #[test]

@@ -377,7 +377,11 @@ fn a_model_file_names_parts_that_lie_in_many_places() {
             "not one of Wan2.2's two transformers",
         ),
         (format!("dit = \"/gone\"\n{rest}"), "`/gone`"),
-        (format!("dit = {official:?}\n{rest}[[lora]]\nfile = \"/l\"\n"), "LoRA"),
+        (format!("dit = {official:?}\n{rest}[[lora]]\nfile = \"/l\"\n"), "`/l`"),
+        (
+            format!("dit = {official:?}\n{rest}[[lora]]\nfile = \"/l\"\nexpert = \"low_noise\"\n"),
+            "its model has one transformer; leave `expert` out",
+        ),
         (format!("dit = {official:?}\n"), "line 2: `vae` is missing in [parts]"),
     ] {
         let sentence = Model::open(&write(&parts), None).err().unwrap().to_string();
