@@ -172,18 +172,18 @@ fn compute<B: Backend>(
     for (i, motion) in Motion::ALL.into_iter().enumerate() {
         let video = clip::video(photograph, motion, frames);
         let uploaded = b.upload(&video, &[3, frames, height, width])?;
-        let encoded = models.vae.encode(b, Footage::Video(&uploaded), None, observer, None)?;
+        let encoded = models.vae()?.encode(b, Footage::Video(&uploaded), None, observer, None)?;
         let picture = b.upload(&frame(&video, 0), &[3, 1, height, width])?;
         let last = ends.then(|| b.upload(&frame(&video, frames - 1), &[3, 1, height, width])).transpose()?;
         let footage = Footage::Picture { picture: &picture, last: last.as_ref(), latent_frames: t };
-        let given = models.vae.encode(b, footage, None, observer, None)?;
+        let given = models.vae()?.encode(b, footage, None, observer, None)?;
         if latents.is_none() {
             let mut decoded = Vec::new();
             let mut take = |piece: vae::Piece<B::Tensor>| {
                 decoded.push((piece.first, b.download(&piece.frames)?));
                 observer.check()
             };
-            models.vae.decode(b, &encoded, None, observer, &mut take, None)?;
+            models.vae()?.decode(b, &encoded, None, observer, &mut take, None)?;
             latents = Some(findings::latents(&b.download(&encoded)?, &video, &decoded, [frames, plane]));
         }
         videos.push((motion, vae::condition(b, &given, ends)?, b.download(&encoded)?));
@@ -192,7 +192,7 @@ fn compute<B: Backend>(
     clock.at(5, 0.0)?;
 
     let embedded =
-        |prompt: &str| models.text_encoder.encode(b, &tokenizer.encode(&text::clean(prompt))?.ids, None);
+        |prompt: &str| models.text_encoder()?.encode(b, &tokenizer.encode(&text::clean(prompt))?.ids, None);
     let pixels = image::clip_pixels(photograph);
     let mut seen = models.image_encoder().map(|encoder| encoder.encode(b, &pixels, None)).transpose()?;
     if ends && let Some(picture) = &seen {

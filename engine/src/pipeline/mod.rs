@@ -2,6 +2,7 @@
 
 mod clock;
 mod film;
+mod load;
 mod models;
 mod part_store;
 mod pictures;
@@ -197,7 +198,7 @@ impl<B: Backend> Pipeline<B> {
         self.begin();
         self.check(job)?;
         let mut clock = Clock::start(observer, job.request.steps, self.costs(job));
-        self.load(&mut clock)
+        self.load_all(&mut clock)
     }
 
     /// Makes the video of `job` and writes it to `out`, complete and synced, with the `pictures` beside it. An error
@@ -263,14 +264,16 @@ impl<B: Backend> Pipeline<B> {
         )?;
 
         clock.stage(Stage::Load)?;
-        self.load(&mut clock)?;
-        let colours = pictures.preview.is_some().then(|| self.colours()).transpose()?;
-        let mut previews = Previews::new(pictures.preview.as_deref(), colours);
         let attention = self.setup().attention;
         let mut notes: Vec<String> = self.recipe().remark(request).into_iter().collect();
         let tile = self.plan(job).tile;
-        let mut parts = self.parts()?;
-        let mut conditioning = condition(&mut parts, job, tile, &mut notes, &mut clock)?;
+        let ahead = self.read_ahead();
+        let mut conditioning = self.condition(job, tile, &mut notes, &mut clock)?;
+        let colours = pictures.preview.is_some().then(|| self.colours()).transpose()?;
+        let mut previews = Previews::new(pictures.preview.as_deref(), colours);
+        self.load(Component::Dit, &mut clock)?;
+        drop(ahead);
+        let parts = self.parts()?;
 
         clock.stage(Stage::Denoise)?;
         let (latents, plan) =
@@ -301,7 +304,7 @@ impl<B: Backend> Pipeline<B> {
                 writer.write(rgb)?;
                 clock.observer().check()
             };
-            notes.extend(parts.rescue(tile, observer).decode(&latents, &mut write)?);
+            notes.extend(parts.rescue(tile, observer)?.decode(&latents, &mut write)?);
         }
         for note in notes {
             self.note(note);
@@ -327,6 +330,59 @@ impl<B: Backend> Pipeline<B> {
             peak_gpu_bytes: self.peak_gpu(),
             notes: self.take_notes(),
         })
+    }
+
+    /// Computes the embeddings of text and picture, and the picture's latents. Each network is loaded before its work.
+    fn condition(
+        &mut self,
+        job: &Job,
+        tile: Option<usize>,
+        notes: &mut Vec<String>,
+        clock: &mut Clock<'_>,
+    ) -> Result<Conditioning<B>> {
+        let (request, mut outputs) = (&job.request, Outputs::default());
+        self.load(Component::T5, clock)?;
+        clock.stage(Stage::Text)?;
+        let Parts { backend, tokenizer, recipe, models, .. } = self.parts()?;
+        let positive = models.text(backend, tokenizer, &request.prompt)?;
+        let negative = match recipe.uses_guidance(request) {
+            true => Some(models.text(backend, tokenizer, &request.negative_prompt)?),
+            false => None,
+        };
+        for text in std::iter::once(&positive).chain(&negative) {
+            outputs.watch(backend, Component::T5, None, text)?;
+        }
+
+        self.load(Component::Clip, clock)?;
+        let Parts { backend, recipe, models, .. } = self.parts()?;
+        let picture = match models.image_encoder() {
+            Some(encoder) => {
+                clock.stage(Stage::Image)?;
+                let mut picture = encoder.encode(backend, &job.clip_pixels, None)?;
+                if let Some(last) = job.last.as_ref().filter(|_| recipe.needs_last_frame()) {
+                    let last = encoder.encode(backend, &last.clip_pixels, None)?;
+                    picture = backend.concat(&[&picture, &last], 0)?;
+                }
+                outputs.watch(backend, Component::Clip, None, &picture)?;
+                Some(picture)
+            }
+            None => None,
+        };
+        let embeddings = Embeddings { positive, negative, picture };
+
+        self.load(Component::Vae, clock)?;
+        clock.stage(Stage::VaeEncode)?;
+        let parts = self.parts()?;
+        let backend = parts.backend;
+        let Fitted { width, height, first_frame } = &job.fitted;
+        let first = backend.upload(first_frame, &[3, 1, *height, *width])?;
+        let last = job.last.as_ref().map(|last| backend.upload(&last.frame, &[3, 1, *height, *width]));
+        let last = last.transpose()?;
+        let rescue = parts.rescue(tile, clock.observer())?;
+        let (latents, note) = rescue.encode(&first, last.as_ref(), request.latent_frames())?;
+        notes.extend(note);
+        outputs.watch(backend, Component::Vae, None, &latents)?;
+        Ok(Conditioning { y: vae::condition(backend, &latents, last.is_some())?, embeddings, outputs })
     }
 
     /// Returns the settings that made the video, for its metadata.
@@ -359,57 +415,9 @@ impl<B: Backend> Pipeline<B> {
     /// Returns the cost of each stage, for the progress.
     fn costs(&self, job: &Job) -> Costs {
         // A parameter costs about as much to load as a few dozen operations.
-        let load = if self.is_loaded() { 0.0 } else { 30.0 * self.parameters() as f64 };
+        let load = 30.0 * self.parameters_to_load() as f64;
         self.plan(job).work.costs(load)
     }
-}
-
-/// Computes the embeddings of text and picture, and the picture's latents.
-fn condition<B: Backend>(
-    parts: &mut Parts<'_, B>,
-    job: &Job,
-    tile: Option<usize>,
-    notes: &mut Vec<String>,
-    clock: &mut Clock<'_>,
-) -> Result<Conditioning<B>> {
-    let Parts { backend, tokenizer, recipe, models, .. } = parts;
-    let (backend, request) = (*backend, &job.request);
-    let mut outputs = Outputs::default();
-    clock.stage(Stage::Text)?;
-    let positive = models.text(backend, tokenizer, &request.prompt)?;
-    let negative = match recipe.uses_guidance(request) {
-        true => Some(models.text(backend, tokenizer, &request.negative_prompt)?),
-        false => None,
-    };
-    for text in std::iter::once(&positive).chain(&negative) {
-        outputs.watch(backend, Component::T5, None, text)?;
-    }
-
-    let picture = match models.image_encoder() {
-        Some(encoder) => {
-            clock.stage(Stage::Image)?;
-            let mut picture = encoder.encode(backend, &job.clip_pixels, None)?;
-            if let Some(last) = job.last.as_ref().filter(|_| recipe.needs_last_frame()) {
-                let last = encoder.encode(backend, &last.clip_pixels, None)?;
-                picture = backend.concat(&[&picture, &last], 0)?;
-            }
-            outputs.watch(backend, Component::Clip, None, &picture)?;
-            Some(picture)
-        }
-        None => None,
-    };
-    let embeddings = Embeddings { positive, negative, picture };
-
-    clock.stage(Stage::VaeEncode)?;
-    let Fitted { width, height, first_frame } = &job.fitted;
-    let first = backend.upload(first_frame, &[3, 1, *height, *width])?;
-    let last = job.last.as_ref().map(|last| backend.upload(&last.frame, &[3, 1, *height, *width]));
-    let last = last.transpose()?;
-    let rescue = parts.rescue(tile, clock.observer());
-    let (latents, note) = rescue.encode(&first, last.as_ref(), request.latent_frames())?;
-    notes.extend(note);
-    outputs.watch(backend, Component::Vae, None, &latents)?;
-    Ok(Conditioning { y: vae::condition(backend, &latents, last.is_some())?, embeddings, outputs })
 }
 
 /// Runs the sampler's loop over the DiT, from noise to latents.

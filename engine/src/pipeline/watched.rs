@@ -20,9 +20,9 @@ struct State<'a, 'c> {
 }
 
 impl<'a, 'c> Count<'a, 'c> {
-    /// Returns a counter for `total` parameters.
-    pub fn new(clock: &'a mut Clock<'c>, total: usize) -> Self {
-        Self { state: Mutex::new(State { clock, done: 0, told: 0 }), total }
+    /// Returns a counter for `total` parameters, of which so many are loaded.
+    pub fn new(clock: &'a mut Clock<'c>, done: usize, total: usize) -> Self {
+        Self { state: Mutex::new(State { clock, done, told: done }), total }
     }
 
     /// Returns the source of one network's weights, which counts towards the total.
