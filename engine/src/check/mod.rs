@@ -120,26 +120,29 @@ pub fn check<B: Backend>(
         clock.at(1, seen as f64 / large as f64)
     })?;
     clock.at(2, 0.0)?;
-    let agreement = match backend.name() {
-        // The CPU is what devices are compared with.
-        "cpu" => None,
-        _ => Some(agreement::compare(&backend, setup, &files, observer)?),
-    };
-
     let mut ground = Ground::new(&backend.resolve(setup), &options.device, backend.name());
     ground.networks = report::networks(&files, options.hashes.map(Known::read).as_ref());
     let usual = if backend.name() == "cpu" && files.parameters() > SMALL { 5 } else { 81 };
     ground.frames = options.frames.unwrap_or(usual);
     let frames = ground.frames;
-    drop(files);
-
-    clock.at(3, 0.0)?;
     let [height, width] = clip::SIZE;
     let size = Size::Exact { width: width as u32, height: height as u32 };
     let settings =
         Settings { size: Some(size), frames: Some(frames), guidance: Some(1.0), ..Settings::default() };
     let job = Job::new(clip::photograph()?, settings.resolve(|| 0)?)?;
-    let mut pipeline = Pipeline::open_original(backend, setup, options.model, options.dit)?;
+    let mut pipeline = Pipeline::open_original(backend.clone(), setup, options.model, options.dit)?;
+    let agreement = match backend.name() {
+        // The CPU is what devices are compared with.
+        "cpu" => None,
+        _ => {
+            // The comparison works with less than the videos, in the memory that these are going to have.
+            pipeline.reserve_for(&job)?;
+            Some(agreement::compare(&backend, setup, &files, observer)?)
+        }
+    };
+    drop(files);
+
+    clock.at(3, 0.0)?;
     pipeline.prepare(&job, &Silent(observer))?;
     let attention = pipeline.setup().attention;
     let parts = pipeline.parts()?;

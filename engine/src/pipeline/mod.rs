@@ -189,14 +189,23 @@ impl<B: Backend> Turn<B> {
 }
 
 impl<B: Backend> Pipeline<B> {
+    /// Reserves the memory that `job` needs, as each job does before it begins.
+    ///
+    /// # Errors
+    /// Returns [`Error::Memory`] if there is not enough memory, and [`Error::Setting`] for a job that the model does not
+    /// support.
+    pub(crate) fn reserve_for(&mut self, job: &Job) -> Result<()> {
+        self.begin();
+        self.check(job)
+    }
+
     /// Reserves the memory that `job` needs, and loads the weights.
     ///
     /// # Errors
     /// Returns [`Error::Memory`] if there is not enough memory, [`Error::Canceled`], and errors of the model or the
     /// backend.
     pub(crate) fn prepare(&mut self, job: &Job, observer: &dyn Observer) -> Result<()> {
-        self.begin();
-        self.check(job)?;
+        self.reserve_for(job)?;
         let mut clock = Clock::start(observer, job.request.steps, self.costs(job));
         self.load_all(&mut clock)
     }

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::clock::Clock;
 use crate::Result;
-use crate::weights::{HostTensor, Matrix, WeightSource};
+use crate::weights::{HostTensor, Matrix, RowTable, WeightSource};
 
 /// Counts the parameters of all networks as they are loaded.
 pub struct Count<'a, 'c> {
@@ -59,5 +59,10 @@ impl WeightSource for Watched<'_, '_, '_> {
         let matrix = self.weights.matrix(name)?;
         self.count.add(matrix.rows * matrix.cols)?;
         Ok(matrix)
+    }
+
+    fn row_table(&self, name: &str) -> Result<RowTable> {
+        self.count.add(0)?;
+        self.weights.row_table(name)
     }
 }

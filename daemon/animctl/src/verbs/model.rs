@@ -1,11 +1,12 @@
 //! `animctl model add DIR`, `verify` and `check`
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use animd_common::config::{Config, Sources};
 use animd_common::files::{show, write_atomic};
+use animd_protocol::model_file::check_name;
 use serde_json::json;
 
 use super::config::load;
@@ -40,7 +41,7 @@ enum Verb {
  array: path, bytes, sha256, change, seen), parts (an array: name, tensors, mistakes)"
 )]
 struct Verify {
-    /// The model's folder or file, and options of the engine's `verify` [default: the configured model]
+    /// The model's name, folder or file, and options of the engine's `verify` [default: the configured model]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "MODEL")]
     options: Vec<OsString>,
 }
@@ -58,7 +59,7 @@ struct Verify {
  version, device, networks, frames, suspects, rounding, agreement, findings"
 )]
 struct Check {
-    /// The model's folder, and options of the engine's `check` [default: the configured model]
+    /// The model's name, folder or file, and options of the engine's `check` [default: the configured model]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "MODEL")]
     options: Vec<OsString>,
 }
@@ -99,12 +100,16 @@ pub async fn run(args: &Args, on: On) -> Result {
 
 /// Returns the engine's options, with the configured model where none is named.
 fn with_model(options: &[OsString], on: On) -> Result<Vec<OsString>> {
-    let options: Vec<OsString> = options.iter().filter(|option| *option != "--").cloned().collect();
+    let mut options: Vec<OsString> = options.iter().filter(|option| *option != "--").cloned().collect();
     // The model comes first; `--help` needs none.
     let named = options.first().is_some_and(|first| {
         !first.as_encoded_bytes().starts_with(b"-") || first == "--help" || first == "-h"
     });
     if named {
+        if let Some(model) = options.first_mut().filter(|model| is_name(model)) {
+            let config = load(None, on.user)?.config;
+            *model = config.models.find(&model.to_string_lossy()).map_err(Failure::new)?.into();
+        }
         return Ok(options);
     }
     let model = load(None, on.user)?.config.model;
@@ -113,6 +118,11 @@ fn with_model(options: &[OsString], on: On) -> Result<Vec<OsString>> {
     };
     let dit = model.dit.into_iter().flat_map(|dit| [OsString::from("--dit"), dit.into()]);
     Ok(std::iter::once(path.into()).chain(dit).chain(options).collect())
+}
+
+/// Returns whether a word is the name of a model: it could be one, and nothing is called so here.
+fn is_name(word: &OsStr) -> bool {
+    word.to_str().is_some_and(|word| check_name(word).is_ok()) && !Path::new(word).exists()
 }
 
 /// Checks with the engine that the folder holds a model.
