@@ -93,13 +93,9 @@ impl<'a> Clock<'a> {
         self.steps.iter().copied().zip(computed.iter().copied()).collect()
     }
 
-    /// Returns the seconds of each stage.
-    pub fn finish(mut self) -> Vec<(String, f64)> {
-        self.close();
-        self.progress.fraction = 1.0;
-        self.progress.seconds_left = Some(0.0);
-        self.observer.progress(&self.progress);
-        self.seconds
+    /// Returns the seconds of the stages that have ended, when the current one began, and how far the job is.
+    pub fn leave(self) -> (Vec<(String, f64)>, Instant, Progress) {
+        (self.seconds, self.stage_began.unwrap_or_else(Instant::now), self.progress)
     }
 
     /// Notes the seconds of the current stage, if any.

@@ -292,10 +292,14 @@ mod tests {
     #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
     fn each_network_is_loaded_before_its_work_by_cuda() {
         use crate::backend::cuda::{Cuda, Options};
-        use animd_protocol::profile::Profile;
+        use animd_protocol::profile::{Precision, Profile};
         let profile = Profile::built_in("h200").unwrap();
-        let cuda = Cuda::open(0, &Options { poison: true, ..Options::of(&profile) }, 0, 0).unwrap();
-        each_network_is_loaded_before_its_work(cuda, &Setup::from(&profile));
+        for text in [Precision::Bf16, Precision::Int8, Precision::Fp8] {
+            let mut setup = Setup::from(&profile);
+            setup.precision.text = text;
+            let cuda = Cuda::open(0, &Options { poison: true, ..Options::of(&profile) }, 0, 0).unwrap();
+            each_network_is_loaded_before_its_work(cuda, &setup);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From a picture and a request to an H.264 file: the stages, in their order.
 
 mod clock;
+mod computed;
 mod film;
 mod load;
 mod models;
@@ -31,6 +32,8 @@ use crate::video::{VideoOptions, VideoWriter};
 use crate::{Error, Result};
 
 use clock::Clock;
+pub use computed::Computed;
+use computed::Unfinished;
 pub use film::Film;
 pub use models::Pipeline;
 pub(crate) use models::{Models, Parts, proc_bytes};
@@ -225,35 +228,35 @@ impl<B: Backend> Pipeline<B> {
         pictures: &Pictures,
         observer: &dyn Observer,
     ) -> Result<Report> {
-        self.run_framed(job, out, pictures, Framing::default(), observer)
+        self.compute(job, out, pictures, Framing::default(), observer)?.save(observer)
     }
 
-    /// Does what [`Self::run`] does, for a video or a part of one.
-    fn run_framed(
+    /// Computes all frames of a video or of a part of one, which go to the encoder one after the other.
+    fn compute(
         &mut self,
         job: &Job,
         out: &Path,
         pictures: &Pictures,
         framing: Framing<'_>,
         observer: &dyn Observer,
-    ) -> Result<Report> {
+    ) -> Result<Computed> {
         self.begin();
-        match self.run_once(job, out, pictures, framing, observer) {
+        match self.compute_once(job, out, pictures, framing, observer) {
             Err(Error::Memory(shortage)) if self.makes_do_with_less(job, &shortage) => {
-                self.run_once(job, out, pictures, framing, observer)
+                self.compute_once(job, out, pictures, framing, observer)
             }
             result => result,
         }
     }
 
-    fn run_once(
+    fn compute_once(
         &mut self,
         job: &Job,
         out: &Path,
         pictures: &Pictures,
         framing: Framing<'_>,
         observer: &dyn Observer,
-    ) -> Result<Report> {
+    ) -> Result<Computed> {
         let request = &job.request;
         let (width, height) = (job.width(), job.height());
         self.check(job)?;
@@ -319,26 +322,25 @@ impl<B: Backend> Pipeline<B> {
             self.note(note);
         }
         clock.stage(Stage::Write)?;
-        let bytes = writer.finish()?;
-        if let Some(path) = framing.last_frame {
-            Picture { width: width as u32, height: height as u32, rgb: last_frame }.write_png(path)?;
-        }
-        stills.finish();
+        let last_frame = framing.last_frame.map(|path| {
+            (path.to_owned(), Picture { width: width as u32, height: height as u32, rgb: last_frame })
+        });
         let steps = clock.steps(&plan.computed_steps());
-        Ok(Report {
+        let (seconds, began, progress) = clock.leave();
+        let report = Report {
             width: width as u32,
             height: height as u32,
             frames,
             seed: request.seed,
             forwards_computed,
             forwards_skipped,
-            seconds: clock.finish(),
+            seconds,
             steps,
-            bytes,
-            peak_ram_bytes: models::peak_ram(),
             peak_gpu_bytes: self.peak_gpu(),
             notes: self.take_notes(),
-        })
+            ..Report::default()
+        };
+        Ok(Computed::new(report, progress, Unfinished { writer, stills, last_frame, began }))
     }
 
     /// Computes the embeddings of text and picture, and the picture's latents. Each network is loaded before its work.
