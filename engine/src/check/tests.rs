@@ -33,6 +33,25 @@ fn made_up_weights_do_not_denoise() {
     assert!(!text.contains('/') && !text.contains("tiny-a") && !text.contains("camera"), "{text}");
 }
 
+#[cfg(feature = "cuda")]
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+fn a_gpu_has_memory_for_the_comparison_and_computes_what_the_cpu_does() {
+    use crate::backend::cuda::{Cuda, Options as CudaOptions};
+    use animd_protocol::profile::Profile;
+    let profile = Profile::built_in("h200").expect("it comes with animd");
+    let b = Cuda::open(0, &CudaOptions { poison: true, ..CudaOptions::of(&profile) }, 0, 0).expect("a GPU");
+    let (model, device) = (&*official(), "the GPU".to_owned());
+    let options = Options { model, dit: None, hashes: None, device, frames: Some(FRAMES) };
+    let report = check(b, &Setup::from(&profile), &options, &Quiet, &|_, _| ()).expect("it runs");
+    let agreement = report.agreement.as_ref().expect("a GPU is compared with the CPU");
+    assert_eq!(agreement.branches.len(), 9, "three branches of three blocks");
+    assert!(agreement.branches.iter().all(|branch| branch.bf16 > 0.0), "bf16 rounds: {agreement:?}");
+    let sound = "the device computes what the CPU does";
+    assert!(report.judged.iter().any(|judged| judged.what == sound), "{report}");
+    assert!(report.to_string().starts_with("the GPU, 5 frames"), "{report}");
+}
+
 #[test]
 fn a_check_can_be_stopped() {
     struct Stopped;

@@ -31,10 +31,13 @@ pub use statistics::Statistics;
 /// The folders of the two transformers of Wan2.2, in the layouts of its makers and of diffusers.
 const EXPERTS: [[&str; 2]; 2] = [["high_noise_model", "low_noise_model"], ["transformer", "transformer_2"]];
 
+/// What the two transformers of Wan2.2 are called.
+const TITLES: [&str; 2] = ["DiT for high noise", "DiT for low noise"];
+
 /// Receives how much of the work is done, from 0 to 1.
 pub type Told<'a> = &'a (dyn Fn(f64) + Sync);
 
-/// Verifies the model in a folder, or the network in a file. The list of hashes is read from `list` and written there;
+/// Verifies the model in a folder, the model of a model file, or the network in a file. The list of hashes is read from `list` and written there;
 /// without one, files are hashed and compared with nothing.
 ///
 /// Files are hashed beside each other, and beside the look at the tensors, so that the disk reads what both need once.
@@ -103,30 +106,67 @@ struct Opened {
     found: Vec<Found>,
 }
 
-/// Opens everything that is found at a path.
+/// Opens every network of a model file, or everything that is found at any other path.
 fn open_parts(path: &Path, dit: Option<&Path>) -> Result<Vec<Opened>> {
+    match weights::model_file(path) {
+        Some(file) => named_parts(&weights::PartPlaces::of_file(&file, dit)?),
+        None => found_parts(path, dit),
+    }
+}
+
+/// Opens every network that a model file names.
+fn named_parts(places: &weights::PartPlaces) -> Result<Vec<Opened>> {
+    let mut parts = match &places.low_noise {
+        None => {
+            let dit = &places.dit;
+            vec![Opened::new(Component::Dit.title(), Component::Dit, dit, opened(dit, Component::Dit))?]
+        }
+        Some(low) => {
+            let experts = TITLES.iter().zip([&places.dit, low]);
+            let opened = experts.map(|(title, path)| {
+                let weights = open_expert(path).map(|(weights, _)| weights);
+                Opened::new(title, Component::Dit, path, weights)
+            });
+            opened.collect::<Result<_>>()?
+        }
+    };
+    let text = Some((Component::T5, &places.text));
+    let image = places.clip.as_ref().map(|clip| (Component::Clip, clip));
+    for (component, path) in text.into_iter().chain(image).chain([(Component::Vae, &places.vae)]) {
+        parts.push(Opened::new(component.title(), component, path, opened(path, component))?);
+    }
+    Ok(parts)
+}
+
+/// Opens the network of a kind at a path.
+fn opened(path: &Path, component: Component) -> Result<Weights> {
+    match component {
+        Component::Dit => open_dit(path).map(|(weights, _)| weights),
+        Component::T5 => open_t5(path).map(|(weights, _)| weights),
+        Component::Clip => open_clip(path).map(|(weights, _)| weights),
+        Component::Vae => open_vae(path).map(|(weights, _)| weights),
+    }
+}
+
+/// Opens everything that is found at a path.
+fn found_parts(path: &Path, dit: Option<&Path>) -> Result<Vec<Opened>> {
     let mut parts = Vec::new();
     let experts = EXPERTS.iter().map(|names| names.map(|name| path.join(name)));
     let experts = experts.into_iter().find(|[first, second]| first.is_dir() && second.is_dir());
     if let (Some(experts), None) = (experts, dit) {
-        for (folder, name) in experts.iter().zip(["DiT for high noise", "DiT for low noise"]) {
+        for (folder, name) in experts.iter().zip(TITLES) {
             let opened = open_expert(folder).map(|(weights, _)| weights);
             parts.push(Opened::new(name, Component::Dit, folder, opened)?);
         }
     } else {
         let path = dit.unwrap_or(path);
-        let opened = open_dit(path).map(|(weights, _)| weights);
+        let opened = opened(path, Component::Dit);
         // A transformer that attends to text alone is one of Wan2.2's two.
         let opened = opened.or_else(|e| open_expert(path).map(|(weights, _)| weights).map_err(|_| e));
         parts.extend(found(path, Component::Dit, opened)?);
     }
     for component in [Component::T5, Component::Clip, Component::Vae] {
-        let opened = match component {
-            Component::T5 => open_t5(path).map(|(weights, _)| weights),
-            Component::Clip => open_clip(path).map(|(weights, _)| weights),
-            Component::Vae | Component::Dit => open_vae(path).map(|(weights, _)| weights),
-        };
-        parts.extend(found(path, component, opened)?);
+        parts.extend(found(path, component, opened(path, component))?);
     }
     match parts.is_empty() {
         true => Err(open_dit(dit.unwrap_or(path)).err().unwrap_or_else(|| {

@@ -109,6 +109,10 @@ impl Supervisor {
             && Instant::now() >= self.next_claim
             && self.tools.holds.paused().is_none()
         {
+            // Another profile takes another engine, which is started when this one has finished its last file.
+            if self.engine.is_working() && self.monitor.outdated() {
+                return Ok(());
+            }
             let Some(hello) = self.engine.hello().cloned() else { return Ok(()) };
             let Some(job) = self.claim().await? else { return Ok(()) };
             let id = job.id;
@@ -144,7 +148,7 @@ impl Supervisor {
 
     /// Ends an attempt, whatever its outcome; no other function does.
     fn attempt_ended(&mut self, running: &Running) {
-        self.meter.attempt_ends();
+        self.meter.attempt_ends(running.job.id);
         self.tools.events.set_live(running.job.id, None);
         self.tools.pictures.remove(&running.job, Picture::Preview);
     }
@@ -221,6 +225,11 @@ impl Supervisor {
             // A preview is not signalled: a client that wants one asks for it.
             FromEngine::Alive | FromEngine::Preview { .. } => {}
             FromEngine::Progress { job, progress } => self.progress(job, &progress),
+            FromEngine::Saving { job } => {
+                if self.engine.saves(job, Instant::now()) {
+                    self.meter.attempt_ends(job);
+                }
+            }
             FromEngine::Done { job, report } => self.done(job, report).await,
             FromEngine::Failed { job: 0, code, message } => {
                 tracing::error!("the engine cannot work: {message}");
@@ -246,10 +255,10 @@ impl Supervisor {
     }
 
     fn progress(&mut self, job: u64, progress: &Progress) {
-        if self.engine.running().is_none_or(|r| r.job.id != job) {
+        if !self.engine.jobs().any(|running| running.job.id == job) {
             return;
         }
-        self.meter.stage(progress.stage);
+        self.meter.stage(job, progress.stage);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let left = progress.seconds_left.and_then(|s| Duration::try_from_secs_f64(s).ok());
         let expected_end_us = left.map(|left| (now + left).as_micros() as u64);
@@ -317,9 +326,10 @@ impl Supervisor {
         }
     }
 
-    /// Ends an engine that is lost. Its job runs again, unless it has taken engines down too often.
+    /// Ends an engine that is lost. Its jobs run again, unless they have taken engines down too often: of two jobs it is not
+    /// known which one did.
     pub(super) async fn lost(&mut self, why: Loss) {
-        let (Some(engine), running) = self.engine.take(Absence::Due) else { return };
+        let (Some(engine), jobs) = self.engine.take(Absence::Due) else { return };
         // An engine that has closed its socket is about to exit by itself, and its exit status tells why.
         let grace = if matches!(why, Loss::Closed) { EXIT_PATIENCE } else { Duration::ZERO };
         let exit = self.patiently(engine.end(grace)).await;
@@ -337,40 +347,41 @@ impl Supervisor {
             self.trouble = Some(Trouble::no_engine(format!("the engine is started again: {why}{remedy}")));
         }
         self.pause();
-        if let Some(running) = &running {
-            self.attempt_ended(running);
-        }
-        match running {
-            Some(Running { job, cancel: Some(Cancel { text, .. }) }) => {
-                self.conclude(job.id, Ended::Canceled { text }).await;
+        for running in jobs {
+            self.attempt_ended(&running);
+            match running {
+                Running { job, cancel: Some(Cancel { text, .. }) } => {
+                    self.conclude(job.id, Ended::Canceled { text }).await;
+                }
+                Running { job, cancel: None } => self.requeue(*job, &why, exit.is_memory()).await,
             }
-            Some(Running { job, cancel: None }) => self.requeue(*job, &why, exit.is_memory()).await,
-            None => {}
         }
     }
 
-    /// Ends an engine at once; its job goes back into the queue as if it had not been started.
+    /// Ends an engine at once; its jobs go back into the queue as if they had not been started.
     pub(super) async fn give_back(
         &mut self,
-        (engine, running): (Option<Engine>, Option<Running>),
+        (engine, jobs): (Option<Engine>, Vec<Running>),
         why: &'static str,
     ) {
         if let Some(engine) = engine {
             // The engine holds nothing durable, and a polite end may take as long as a denoising step.
             self.patiently(engine.end(Duration::ZERO)).await;
         }
-        let Some(running) = running else { return };
-        self.attempt_ended(&running);
-        let id = running.job.id;
-        if let Some(Cancel { text, .. }) = running.cancel {
-            return self.conclude(id, Ended::Canceled { text }).await;
+        for running in jobs {
+            self.attempt_ended(&running);
+            let id = running.job.id;
+            if let Some(Cancel { text, .. }) = running.cancel {
+                self.conclude(id, Ended::Canceled { text }).await;
+                continue;
+            }
+            tracing::info!(job = id, "job {id} goes back into the queue: {why}");
+            if let Err(e) = self.tools.ledger.call(move |db| db.give_back(id, why)).await {
+                self.keep(id, Unsettled::GivenBack, &e);
+            }
+            self.remove_part(&running.job).await;
+            self.tools.events.tell(Change::State(id));
         }
-        tracing::info!(job = id, "job {id} goes back into the queue: {why}");
-        if let Err(e) = self.tools.ledger.call(move |db| db.give_back(id, why)).await {
-            self.keep(id, Unsettled::GivenBack, &e);
-        }
-        self.remove_part(&running.job).await;
-        self.tools.events.tell(Change::State(id));
     }
 
     /// Queues a job again after its engine went down, for lack of memory or otherwise; one that did so too often fails.

@@ -31,7 +31,7 @@ impl Supervisor {
 
     pub(super) async fn cancel(&mut self, id: u64, text: String) -> Result<bool> {
         let grace = Duration::from_secs(self.tools.config.get().engine.cancel_seconds);
-        let Some(running) = self.engine.running_mut().filter(|running| running.job.id == id) else {
+        let Some(running) = self.engine.job_mut(id) else {
             return self.cancel_queued(id, text).await;
         };
         if running.cancel.is_none() {
@@ -65,7 +65,7 @@ impl Supervisor {
     /// Ends the engine because somebody wants its memory.
     pub(super) async fn unload(&mut self) -> Result<()> {
         let refuse = |text: String| Err(Error::refused(ErrorCode::Busy, text));
-        if let Some(running) = self.engine.running() {
+        if let Some(running) = self.engine.jobs().next() {
             let id = running.job.id;
             return refuse(format!(
                 "job {id} is running; cancel it, or pause the queue and wait for it to finish"
