@@ -8,7 +8,10 @@ mod capability;
 mod defaults;
 pub mod dims;
 mod error;
+pub mod findings;
 pub mod given;
+pub mod lora;
+pub mod lora_files;
 pub mod messages;
 mod missing;
 mod mistake;
@@ -24,6 +27,7 @@ pub mod recipe;
 pub mod request;
 pub mod schedule;
 mod size;
+pub mod sources;
 pub mod step_cache;
 pub mod tiles;
 

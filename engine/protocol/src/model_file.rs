@@ -28,12 +28,14 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
 use crate::InvalidSetting;
 use crate::mistake::Mistake;
 use crate::nearest::nearest;
 use crate::ranges;
+use crate::recipe::ExpertName;
 use crate::size::Size;
 
 /// The longest model file that is read, in bytes.
@@ -105,12 +107,23 @@ pub struct LoraEntry {
 }
 
 /// One of a model's two transformers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Expert {
     /// The one of the noisy steps.
+    #[serde(rename = "high_noise")]
     High,
     /// The one of the last steps.
+    #[serde(rename = "low_noise")]
     Low,
+}
+
+impl From<Expert> for ExpertName {
+    fn from(expert: Expert) -> Self {
+        match expert {
+            Expert::High => Self::HighNoise,
+            Expert::Low => Self::LowNoise,
+        }
+    }
 }
 
 impl Expert {
@@ -176,13 +189,7 @@ impl ModelFile {
     pub fn read(path: &Path) -> Result<Self, String> {
         let text = text_of(path).map_err(|e| format!("cannot read `{}`: {e}", path.display()))?;
         let base = path.parent().unwrap_or(Path::new(""));
-        Self::parse(&text, base).map_err(|mistakes| {
-            let each = mistakes.iter().map(|mistake| match mistake.line(&text) {
-                Some(line) => format!("line {line}: {}", mistake.message),
-                None => mistake.message.clone(),
-            });
-            format!("`{}` is no model file: {}", path.display(), each.collect::<Vec<_>>().join("; "))
-        })
+        Self::parse(&text, base).map_err(|mistakes| said(path, "is no model file", &text, &mistakes))
     }
 
     /// Reads the text of a model file that lies in the folder `base`.
@@ -234,6 +241,30 @@ impl ModelFile {
         }
         text
     }
+}
+
+/// Reads a file that says how something is sampled: it has the section `[sampling]` of a model file, and nothing else.
+///
+/// # Errors
+/// The errors of [`ModelFile::read`].
+pub fn sampling_of(path: &Path) -> Result<Sampling, String> {
+    let text = text_of(path).map_err(|e| format!("cannot read `{}`: {e}", path.display()))?;
+    let read = DeTable::parse(&text).map_err(|e| vec![Mistake::from(e)]).and_then(|document| {
+        let mut reader = Reader { base: Path::new(""), mistakes: Vec::new() };
+        reader.only(document.get_ref(), "", &["sampling"]);
+        let sampling = reader.sampling_section(document.get_ref());
+        if reader.mistakes.is_empty() { Ok(sampling) } else { Err(reader.mistakes) }
+    });
+    read.map_err(|mistakes| said(path, "does not say how a LoRA is sampled", &text, &mistakes))
+}
+
+/// Returns what is wrong with a file, each mistake with its line.
+fn said(path: &Path, what: &str, text: &str, mistakes: &[Mistake]) -> String {
+    let each = mistakes.iter().map(|mistake| match mistake.line(text) {
+        Some(line) => format!("line {line}: {}", mistake.message),
+        None => mistake.message.clone(),
+    });
+    format!("`{}` {what}: {}", path.display(), each.collect::<Vec<_>>().join("; "))
 }
 
 /// Returns the text of a file that is a regular one and not too long.
@@ -354,17 +385,22 @@ impl Reader<'_> {
             Some((_, span)) => self.refuse(Some(span), "`lora` must be a list of sections: write `[[lora]]`"),
             None => {}
         }
-        match document.get("sampling").map(|sampling| (sampling.get_ref(), sampling.span())) {
-            Some((DeValue::Table(table), _)) => model.sampling = self.sampling(table),
-            Some((_, span)) => self.refuse(Some(span), "`sampling` must be a section: write `[sampling]`"),
-            None => {}
-        }
+        model.sampling = self.sampling_section(document);
         match document.get("defaults").map(|defaults| (defaults.get_ref(), defaults.span())) {
             Some((DeValue::Table(table), _)) => model.defaults = self.defaults(table),
             Some((_, span)) => self.refuse(Some(span), "`defaults` must be a section: write `[defaults]`"),
             None => {}
         }
         model
+    }
+
+    fn sampling_section(&mut self, document: &Table<'_>) -> Sampling {
+        match document.get("sampling").map(|sampling| (sampling.get_ref(), sampling.span())) {
+            Some((DeValue::Table(table), _)) => return self.sampling(table),
+            Some((_, span)) => self.refuse(Some(span), "`sampling` must be a section: write `[sampling]`"),
+            None => {}
+        }
+        Sampling::default()
     }
 
     fn parts(&mut self, table: &Table<'_>, span: Range<usize>) -> PartPaths {

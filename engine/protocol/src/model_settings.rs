@@ -1,11 +1,10 @@
 //! What a model's file says of its jobs, for jobs that leave it open.
 
-use crate::model_file::ModelFile;
+use crate::model_file::{ModelFile, Sampling};
 use crate::request::{DISTILL_TIMESTEPS, Sampler, Settings};
 
 /// Returns a job's settings, with those of its model's file where the job has none: they outrank the service's defaults and
-/// the profile's, because a distilled model gives noise with another model's sampler. A job that chooses its own sampler also
-/// gets that sampler's steps, shift and guidance.
+/// the profile's.
 #[must_use]
 pub fn with_model(settings: Settings, model: &ModelFile) -> Settings {
     let defaults = Settings {
@@ -14,34 +13,35 @@ pub fn with_model(settings: Settings, model: &ModelFile) -> Settings {
         frames: model.defaults.frames,
         ..Settings::default()
     };
-    let sampling = if settings.sampler.is_none() { sampling(model) } else { Settings::default() };
-    settings.or(sampling).or(defaults)
+    with_sampling(settings, &model.sampling).or(defaults)
 }
 
-/// Returns the sampler that a model's file names, with what belongs to it.
-fn sampling(model: &ModelFile) -> Settings {
-    let sampling = &model.sampling;
+/// Returns a job's settings, with what the file of its model or of a `LoRA` remembers of sampling where the job says nothing,
+/// because a distilled model gives noise with another model's sampler. A job that chooses its own sampler also gets that
+/// sampler's steps, shift and guidance.
+#[must_use]
+pub fn with_sampling(settings: Settings, sampling: &Sampling) -> Settings {
+    if settings.sampler.is_some() {
+        return settings;
+    }
     let distilled = sampling.distilled == Some(true);
-    Settings {
+    settings.or(Settings {
         sampler: sampling.distilled.map(|yes| if yes { Sampler::Distill } else { Sampler::Unipc }),
         steps: sampling.steps.or(distilled.then_some(DISTILL_TIMESTEPS.len() as u32)),
         shift: sampling.shift.or(distilled.then_some(5.0)),
         guidance: sampling.guidance.or(distilled.then_some(1.0)),
         ..Settings::default()
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model_file::{JobDefaults, Sampling};
+    use crate::model_file::JobDefaults;
     use crate::request::Size;
 
     #[test]
     fn what_is_remembered_of_a_model_fills_in_what_a_job_leaves_open() {
-        let with_sampling = |settings, sampling: &Sampling| {
-            with_model(settings, &ModelFile { sampling: *sampling, ..ModelFile::default() })
-        };
         let distilled = Sampling { distilled: Some(true), ..Sampling::default() };
         let filled = with_sampling(Settings::default(), &distilled);
         assert_eq!(

@@ -1,6 +1,8 @@
 //! From a picture and a request to an H.264 file: the stages, in their order.
 
+mod adapters;
 mod clock;
+mod exchange;
 mod film;
 mod frames;
 mod models;
@@ -269,7 +271,8 @@ impl<B: Backend> Pipeline<B> {
         let colours = pictures.preview.is_some().then(|| self.colours()).transpose()?;
         let mut previews = Previews::new(pictures.preview.as_deref(), colours);
         let attention = self.setup().attention;
-        let mut notes: Vec<String> = self.recipe().remark(request).into_iter().collect();
+        let remarks = self.recipe().remark(request).into_iter().chain(exchange::remark(request));
+        let mut notes: Vec<String> = remarks.collect();
         let tile = self.plan(job).tile;
         let mut parts = self.parts()?;
         let mut conditioning = condition(&mut parts, job, tile, &mut notes, &mut clock)?;
@@ -343,6 +346,9 @@ impl<B: Backend> Pipeline<B> {
         if let Some(about) = self.about() {
             metadata["about"] = about.into();
         }
+        if !request.lora.is_empty() {
+            metadata["loras"] = exchange::facts(request);
+        }
         let parts = request.parts();
         if parts.len() > 1 {
             metadata["parts"] = serde_json::json!(parts);
@@ -364,8 +370,7 @@ impl<B: Backend> Pipeline<B> {
     /// Returns the cost of each stage, for the progress.
     fn costs(&self, job: &Job) -> Costs {
         // A parameter costs about as much to load as a few dozen operations.
-        let load = if self.is_loaded() { 0.0 } else { 30.0 * self.parameters() as f64 };
-        self.plan(job).work.costs(load)
+        self.plan(job).work.costs(30.0 * self.to_load() as f64)
     }
 }
 

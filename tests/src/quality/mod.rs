@@ -45,7 +45,7 @@ impl<'a> Comparison<'a> {
         let made: Mutex<Vec<Option<Frames>>> = Mutex::new(vec![None; cases.all.len()]);
         let next = AtomicUsize::new(0);
         let work = || -> Result<()> {
-            let mut pipeline = Pipeline::open_original(Cpu::new(), &Setup::CPU, model, None)?;
+            let mut pipeline = Pipeline::open(Cpu::new(), &Setup::CPU, model, None, None)?;
             while let Some((at, case)) = take(&next, &cases.all) {
                 eprintln!("exact: {} of {}", at + 1, cases.all.len());
                 let frames = pipeline.frames(&cases.job(case, model)?, None, &Quiet)?;
@@ -78,7 +78,7 @@ impl<'a> Comparison<'a> {
     /// # Errors
     /// Returns why a video could not be made, as when the device does not have a precision.
     pub fn row<B: Backend>(&self, row: &Row, backend: B) -> Result<Vec<Measures>> {
-        let mut pipeline = Pipeline::open_original(backend, &row.setup, self.model, None)?;
+        let mut pipeline = Pipeline::open(backend, &row.setup, self.model, None, None)?;
         let jobs: Vec<Job> =
             self.cases.all.iter().map(|case| self.cases.job(case, self.model)).collect::<Result<_>>()?;
         thread::scope(|scope| {

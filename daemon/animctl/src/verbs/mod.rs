@@ -32,6 +32,7 @@ mod reload;
 mod report;
 mod retry;
 mod settings;
+mod setup;
 mod show;
 mod started;
 mod stats;
@@ -89,6 +90,7 @@ pub struct Args {
 // verb's own --help.
 #[derive(Subcommand)]
 enum Verb {
+    Setup(setup::Args),
     Submit(Box<submit::Args>),
     Demo(demo::Args),
     Status(status::Args),
@@ -154,6 +156,7 @@ async fn run(args: Args) -> Result {
         Verb::Logs(verb) => logs::run(&verb, on),
         Verb::Bench(verb) => engine::bench(&verb, on),
         Verb::Selftest(verb) => engine::selftest(&verb, on),
+        Verb::Setup(verb) => setup::run(&verb, on).await,
         Verb::Doctor(verb) => doctor::run(&verb, on).await,
         Verb::Model(verb) => model::run(&verb, on).await,
         Verb::Folder(verb) => folder::run(&verb, on).await,

@@ -12,6 +12,7 @@ use crate::config::CurrentConfig;
 use crate::error::{Error, Result};
 use crate::events::{Change, Events};
 use crate::holds::Holds;
+use crate::loras::Loras;
 use crate::store::ledger::{Job, Ledger, PAUSED};
 use crate::store::{PartFolders, PictureFiles, Results, Spool};
 use crate::supervisor::commands::Commands;
@@ -43,6 +44,8 @@ pub struct Queue {
     pub commands: Commands,
     /// The chosen profile and the model, which say what this machine can make.
     pub profiles: Profiles,
+    /// The files of jobs' `LoRAs`.
+    pub loras: Loras,
 }
 
 impl Queue {

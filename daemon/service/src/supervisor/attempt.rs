@@ -158,7 +158,7 @@ impl Supervisor {
 
     /// Checks before the work that the job can be given to the engine; that its outbox takes a file is known.
     async fn prepare(&mut self, job: &Job, hello: &Hello) -> Result<ToEngine> {
-        let Some((request, sha256)) = job.request.clone().zip(job.image_sha256) else {
+        let Some((mut request, sha256)) = job.request.clone().zip(job.image_sha256) else {
             let text = "its settings were stored by another version of animd; submit the picture again";
             return Err(Error::refused(ErrorCode::InvalidSetting, text));
         };
@@ -173,6 +173,8 @@ impl Supervisor {
         let image = copy(sha256, show(&job.name))?;
         let last = job.last_sha256.filter(|_| !request.last.is_empty());
         let last = last.map(|sha256| copy(sha256, show(&request.last))).transpose()?;
+        let loras;
+        (request, loras) = self.tools.loras.pin(request).await?;
         let parts = self.tools.delivery.parts.prepare(job, &request)?;
         let output = self.tools.delivery.part(job);
         // The engine's messages are JSON, which holds UTF-8 names only.
@@ -185,9 +187,13 @@ impl Supervisor {
         }
         let (id, hello) = (job.id, hello.clone());
         self.tools.ledger.call(move |db| db.engine(id, &hello.version, &hello.backend, &hello.model)).await?;
+        if !loras.is_empty() {
+            let pinned = request.clone();
+            self.tools.ledger.call(move |db| db.pin_loras(id, &pinned)).await?;
+        }
         let request: Box<Request> = Box::new(request);
         let pictures = self.tools.pictures.prepare(job)?;
-        Ok(ToEngine::Generate { job: id, image, last, parts, output, pictures, request })
+        Ok(ToEngine::Generate { job: id, image, last, loras, parts, output, pictures, request })
     }
 
     pub(super) async fn take(&mut self, message: FromEngine) {

@@ -31,6 +31,7 @@ use crate::config::CurrentConfig;
 use crate::delivery::Delivery;
 use crate::events::Events;
 use crate::holds::{Holds, What};
+use crate::loras::Loras;
 use crate::store::ledger::Ledger;
 use crate::store::{PictureFiles, Spool};
 use attempt::Unsettled;
@@ -65,6 +66,8 @@ pub struct Tools {
     pub holds: Holds,
     /// How jobs end.
     pub delivery: Delivery,
+    /// The files of jobs' `LoRAs`.
+    pub loras: Loras,
     /// The choice of a profile, for everybody who shows it.
     pub profiles: profile::Profiles,
 }

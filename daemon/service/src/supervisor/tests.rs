@@ -23,6 +23,7 @@ use super::*;
 use crate::config::Defaults;
 use crate::delivery::Waiting;
 use crate::error::Result;
+use crate::loras::Loras;
 use crate::store::ledger::{Added, Job, NewJob, State};
 use crate::store::{PartFolders, Results, Watches};
 
@@ -130,7 +131,9 @@ impl House {
         let machine = Machine::NoDriver { why: "there is no driver".into(), on_bus: 0 };
         let monitor =
             ProfileMonitor::new(current.clone(), defaults, profiles.clone(), Driver::answering(machine));
-        let tools = Tools { config: current, ledger, spool, pictures, events, holds, delivery, profiles };
+        let loras = Loras::new(current.clone());
+        let tools =
+            Tools { config: current, ledger, spool, pictures, events, holds, delivery, loras, profiles };
         let (commands, commanded) = Commands::channel();
         let (stop, stopped) = watch::channel(false);
         let (sender, engines) = mpsc::unbounded_channel();

@@ -77,9 +77,9 @@ impl Intake {
             return Ok(());
         }
 
-        let (places, submissions): (Vec<_>, Vec<_>) =
+        let (places, mut submissions): (Vec<_>, Vec<_>) =
             coming.into_iter().map(|coming| ((coming.at, coming.ready), coming.submission)).unzip();
-        let added = self.queue.submit_all(&submissions).await?;
+        let added = self.queue.submit_all(&mut submissions).await?;
         for (((at, ready), submission), added) in places.into_iter().zip(&submissions).zip(added) {
             fates[at] = match added {
                 Added::New(id) => {
