@@ -3,6 +3,7 @@
 mod backend;
 mod bar;
 mod bench;
+mod cache;
 mod check;
 mod find;
 mod generate;
@@ -52,8 +53,10 @@ enum Command {
     Verify(verify::Verify),
     /// Check a model by what it computes, on this machine
     Check(Box<check::Check>),
-    /// Write the DiT in 8 bits beside its own files, for faster starts
+    /// Write a copy of the DiT in 8 bits, for faster starts
     Prepare(prepare::Prepare),
+    /// Show the prepared copies, and drop them
+    Cache(cache::CacheCommand),
     /// Write a model of random weights in the official layout, for tests and measurements
     SynthModel(synth::SynthModel),
     /// Take jobs from a parent process on standard input, a socket; this is how animd runs the engine
@@ -85,6 +88,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Verify(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Prepare(command) => command.run(),
+        Command::Cache(command) => command.run(),
         Command::SynthModel(command) => command.run(),
         Command::Serve(command) => return command.run(),
     };

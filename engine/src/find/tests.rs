@@ -98,16 +98,11 @@ fn names(found: &Findings) -> Vec<&str> {
 
 /// Opens a model by the model file that would be written for it.
 fn open(model: &FoundModel) -> Model {
-    use animd_protocol::model_file::{ModelFile, Sampling};
+    use animd_protocol::model_file::ModelFile;
     assert!(model.is_whole(), "{model}");
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("model.toml");
-    let text = ModelFile {
-        name: model.name.clone(),
-        parts: model.paths(),
-        loras: Vec::new(),
-        sampling: Sampling::default(),
-    };
+    let text = ModelFile { name: model.name.clone(), parts: model.paths(), ..ModelFile::default() };
     fs::write(&file, text.to_toml()).expect("written");
     Model::open(&file, None).expect("what was found can be opened")
 }

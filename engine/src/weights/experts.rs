@@ -1,8 +1,10 @@
 //! Finds the two transformers of Wan2.2 in the layouts that programs keep them in.
 //!
-//! No file says which of the two it is, so the names of folders and files have to.
+//! No model file says which of the two it is, so the names of folders and files have to.
 
 use std::path::{Path, PathBuf};
+
+use animd_protocol::recipe::ExpertName;
 
 use super::{Component, find, shards};
 use crate::{Error, Result};
@@ -75,6 +77,11 @@ fn noise(name: &str) -> Option<Expert> {
         (false, true) => Some(Expert::Low),
         _ => None,
     }
+}
+
+/// Returns which of the two transformers a file is for by its name.
+pub(crate) fn told(name: &str) -> Option<ExpertName> {
+    noise(name).map(ExpertName::from)
 }
 
 /// How many folders above a file may say which of the two transformers it is.

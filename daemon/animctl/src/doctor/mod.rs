@@ -115,8 +115,19 @@ pub fn ffmpeg() -> Check {
     }
 }
 
-/// Checks that a model is configured, that the service's user can reach it, and that all its files are present.
+/// Checks that a model is configured, that the service's user can reach it, and that all its files are present. Where there is
+/// none that works, the remedy also names what works meanwhile.
 pub fn model(config: &Config, user: &User, sandbox: &Sandbox) -> Check {
+    let mut check = configured_model(config, user, sandbox);
+    if let (Status::Fail, Some(remedy), true) =
+        (check.status, &mut check.remedy, config.models.demonstrates())
+    {
+        remedy.push_str("; meanwhile `animctl demo` shows what animd does, with a small model");
+    }
+    check
+}
+
+fn configured_model(config: &Config, user: &User, sandbox: &Sandbox) -> Check {
     const NAME: &str = "model";
     let Some(path) = &config.model.path else {
         return Check::fail(

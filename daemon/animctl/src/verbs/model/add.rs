@@ -163,7 +163,7 @@ fn addition(args: &Add, found: FoundModel, person: &Person, notes: &mut Vec<Stri
         }
     }
     let sampling = Sampling { distilled, ..Sampling::default() };
-    let file = ModelFile { name, parts: found.paths(), loras: Vec::new(), sampling };
+    let file = ModelFile { name, parts: found.paths(), sampling, ..ModelFile::default() };
     Ok(Addition { found, file, place: PathBuf::new(), shown: Shown::default() })
 }
 

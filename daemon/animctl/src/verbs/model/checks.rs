@@ -1,6 +1,7 @@
 //! `animctl model verify` and `check`: the engine's checks of a model, which is the configured one if none is named.
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use super::super::exit::{Failure, Result};
 use super::super::{On, config, engine};
@@ -42,15 +43,26 @@ pub struct Check {
 }
 
 pub fn verify(args: &Verify, on: On) -> Result {
-    with_model("verify", &args.options, on)
+    with_model("verify", &args.options, on, with_dit)
 }
 
 pub fn check(args: &Check, on: On) -> Result {
-    with_model("check", &args.options, on)
+    with_model("check", &args.options, on, with_dit)
 }
 
-/// Runs the engine on the model that its options name, or else on the configured one.
-fn with_model(verb: &str, options: &[OsString], on: On) -> Result {
+/// Returns the words for a model and its transformer, if that lies elsewhere.
+fn with_dit(model: &Path, dit: Option<PathBuf>) -> Vec<OsString> {
+    let dit = dit.into_iter().flat_map(|dit| [OsString::from("--dit"), dit.into()]);
+    std::iter::once(model.into()).chain(dit).collect()
+}
+
+/// Runs the engine on the model that its options name, or else on the configured one, which `words` gives to the engine.
+pub fn with_model(
+    verb: &str,
+    options: &[OsString],
+    on: On,
+    words: impl FnOnce(&Path, Option<PathBuf>) -> Vec<OsString>,
+) -> Result {
     let options: Vec<OsString> = options.iter().filter(|option| *option != "--").cloned().collect();
     // The model comes first; `--help` needs none.
     let is_named = options.first().is_some_and(|first| {
@@ -65,8 +77,8 @@ fn with_model(verb: &str, options: &[OsString], on: On) -> Result {
     };
     let sandbox = Sandbox::of(on.user);
     let outside = Outside::of(&path, &sandbox).map_err(Failure::new)?;
-    let dit = model.dit.into_iter().flat_map(|dit| [OsString::from("--dit"), sandbox.outside(&dit).0.into()]);
-    let options: Vec<OsString> = std::iter::once(outside.path().into()).chain(dit).chain(options).collect();
+    let dit = model.dit.map(|dit| sandbox.outside(&dit).0);
+    let options: Vec<OsString> = words(outside.path(), dit).into_iter().chain(options).collect();
     // The engine reads files that end with this process if the service sees the model at another place.
     if outside.is_made() { engine::call(verb, &options, on) } else { engine::run(verb, &options, on) }
 }

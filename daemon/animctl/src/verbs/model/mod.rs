@@ -2,11 +2,12 @@
 
 mod add;
 mod ask;
+pub mod cache;
 mod checks;
 mod list;
 mod place;
 mod remove;
-mod search;
+pub mod search;
 mod shown;
 mod switch;
 mod trial;
@@ -14,7 +15,7 @@ mod trial;
 use super::On;
 use super::exit::Result;
 
-/// Find, name and choose models, and check their files.
+/// Find, name and choose models, check their files, and prepare them.
 #[derive(clap::Args)]
 #[command(after_help = "Example: sudo animctl model add ~/ComfyUI")]
 pub struct Args {
@@ -31,6 +32,8 @@ enum Verb {
     Remove(remove::Remove),
     Verify(checks::Verify),
     Check(checks::Check),
+    Prepare(cache::Prepare),
+    Cache(cache::Cache),
 }
 
 pub async fn run(args: &Args, on: On) -> Result {
@@ -42,5 +45,7 @@ pub async fn run(args: &Args, on: On) -> Result {
         Verb::Remove(args) => remove::run(args, on).await,
         Verb::Verify(args) => checks::verify(args, on),
         Verb::Check(args) => checks::check(args, on),
+        Verb::Prepare(args) => cache::prepare(args, on),
+        Verb::Cache(args) => cache::cache(args, on).await,
     }
 }
