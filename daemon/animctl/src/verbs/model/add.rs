@@ -35,6 +35,7 @@ use crate::doctor::{READ, refusal_from};
 name, file, parts (by key: path, inside), distilled), next, notes (an array); with --dry-run models, parts, unclear, passed_over and \
 notes, as `animd-engine find --json` prints them"
 )]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch that a person types")]
 pub struct Add {
     #[command(flatten)]
     search: Search,
