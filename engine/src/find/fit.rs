@@ -120,8 +120,12 @@ fn choose(
     }
     let bits = |one: &Candidate| if kind == PartKind::Text { one.bits().min(TEXT_BITS) } else { one.bits() };
     let near = |one: &Candidate| nearness(&one.part.path, &transformer.part.path);
-    fitting
-        .sort_by_key(|one| (Reverse(near(one)), Reverse(bits(one)), one.part.bytes, one.part.path.clone()));
+    // A tokenizer's two files say the same, and `tokenizer.json` needs no rebuilding.
+    let rebuilt = |one: &Candidate| kind == PartKind::Tokenizer && !one.part.path.ends_with("tokenizer.json");
+    fitting.sort_by_key(|one| {
+        let path = one.part.path.clone();
+        (Reverse(near(one)), Reverse(bits(one)), rebuilt(one), one.part.bytes, path)
+    });
     let [best, others @ ..] = &fitting[..] else {
         let title = kind.title();
         return Err(match refusals.len() {

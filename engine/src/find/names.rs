@@ -102,7 +102,6 @@ mod tests {
             ("/m/wan2.2_i2v_high_noise_14B_fp8.safetensors", "wan2.2_i2v_14B_fp8"),
             ("/m/Wan2.2-I2V-A14B/high_noise_model", "Wan2.2-I2V-A14B"),
             ("/m/HighNoise/Wan2.2-I2V-A14B-HighNoise-Q4_K_M.gguf", "Wan2.2-I2V-A14B-Q4_K_M"),
-            ("/hub/models--Wan-AI--Wan2.1-I2V-14B-720P/snapshots/abc", "Wan2.1-I2V-14B-720P"),
             ("/m/my \"best\" model (2).gguf", "my--best--model--2"),
             ("/models/model.gguf", "wan"),
             ("/m/läuft.gguf", "läuft"),

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -11,7 +12,7 @@ use animd_common::files::{show, write_atomic};
 
 use super::exit::{Failure, Result};
 use crate::doctor::User;
-use crate::doctor::sandbox::{DROP_INS, HOME, Sandbox, escape};
+use crate::doctor::sandbox::{DROP_INS, HOME, LINKS, Sandbox, escape, is_plain};
 
 /// The folder below which the folders of other users appear for the service.
 const FOLDERS: &str = "/var/lib/animd/folders";
@@ -25,6 +26,8 @@ pub struct Plan {
     pub files: Vec<(PathBuf, String)>,
     /// The paths below the root of files that are to go.
     pub gone: Vec<PathBuf>,
+    /// Links of plain names below the root, and what they lead to.
+    pub links: Vec<(PathBuf, PathBuf)>,
     /// Where the service will see the folder.
     pub inside: PathBuf,
 }
@@ -33,10 +36,11 @@ impl Plan {
     /// Returns the files that let the service watch a folder, and write its videos to `outbox` if that is given.
     pub fn folder(dir: &Path, outbox: Option<&Path>, stable: Option<f64>, poll: Option<f64>) -> Self {
         let id = format!("folder-{}", name(dir));
-        let (inside, mut lines) = seen(dir);
+        let mut links = Vec::new();
+        let (inside, mut lines) = seen(dir, &mut links);
         let mut text = format!("[[watch]]\npath = {}\n", toml(&inside));
         if let Some(outbox) = outbox {
-            let (outbox, more) = seen(outbox);
+            let (outbox, more) = seen(outbox, &mut links);
             _ = writeln!(text, "outbox = {}", toml(&outbox));
             lines.extend(more);
         }
@@ -49,11 +53,22 @@ impl Plan {
         if !lines.is_empty() {
             files.push((drop_in(&id), unit(&lines)));
         }
-        Self { files, gone: Vec::new(), inside }
+        Self { files, gone: Vec::new(), links, inside }
     }
 
     /// Writes the files below `root`, and removes those that are to go.
     pub fn write(&self, root: &Path) -> Result<()> {
+        for (link, source) in &self.links {
+            let link = root.join(link);
+            if fs::read_link(&link).is_ok_and(|known| known == *source) {
+                continue;
+            }
+            if let Some(dir) = link.parent() {
+                fs::create_dir_all(dir).map_err(Failure::file("make", dir))?;
+            }
+            _ = fs::remove_file(&link);
+            symlink(source, &link).map_err(Failure::file("write", &link))?;
+        }
         for (path, text) in &self.files {
             let path = root.join(path);
             if let Some(dir) = path.parent() {
@@ -61,12 +76,16 @@ impl Plan {
             }
             write_atomic(&path, text.as_bytes(), 0o644).map_err(Failure::file("write", &path))?;
         }
-        remove(root, self.gone.iter()).map(drop)
+        remove(root, self.gone.iter())?;
+        tidy_links(root);
+        Ok(())
     }
 
     /// Removes the files below `root`; returns false if there were none.
     pub fn remove(&self, root: &Path) -> Result<bool> {
-        remove(root, self.files.iter().map(|(path, _)| path))
+        let any = remove(root, self.files.iter().map(|(path, _)| path))?;
+        tidy_links(root);
+        Ok(any)
     }
 
     /// Runs `change`, which changes the files below `root`; if it fails, restores them.
@@ -87,7 +106,7 @@ impl Plan {
             };
             files.push((path, bytes));
         }
-        Ok(Before { files })
+        Ok(Before { root: root.to_owned(), files })
     }
 
     /// Returns whether the unit changes, and not only animd's configuration.
@@ -98,6 +117,7 @@ impl Plan {
 
 /// Files as they were before a change.
 pub struct Before {
+    root: PathBuf,
     files: Vec<(PathBuf, Option<Vec<u8>>)>,
 }
 
@@ -111,6 +131,7 @@ impl Before {
                 None => fs::remove_file(&path),
             };
         }
+        tidy_links(&self.root);
         Failure { exit: e.exit, text: format!("{}; nothing is changed", e.text.trim_end()) }
     }
 }
@@ -129,14 +150,39 @@ fn remove<'a>(root: &Path, paths: impl Iterator<Item = &'a PathBuf>) -> Result<b
     Ok(any)
 }
 
+/// Removes the links that no drop-in names.
+fn tidy_links(root: &Path) {
+    let entries = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten();
+    let texts: Vec<String> =
+        entries(root.join(DROP_INS)).filter_map(|entry| fs::read_to_string(entry.path()).ok()).collect();
+    for link in entries(root.join(&LINKS[1..])) {
+        let name = format!("{LINKS}/{}:", link.file_name().to_string_lossy());
+        if link.path().is_symlink() && !texts.iter().any(|text| text.contains(&name)) {
+            // One that stays does no harm.
+            _ = fs::remove_file(link.path());
+        }
+    }
+}
+
+/// Returns the path by which a unit names a file or folder that it shows to the service: its own, or a link's, which is added to
+/// `links`.
+pub fn source(path: &Path, links: &mut Vec<(PathBuf, PathBuf)>) -> PathBuf {
+    if is_plain(path) {
+        return path.to_owned();
+    }
+    let link = Path::new(LINKS).join(name(path));
+    links.push((link.strip_prefix("/").unwrap_or(&link).to_owned(), path.to_owned()));
+    link
+}
+
 /// Returns where the service sees a folder, and the directives that its unit needs to write there.
-fn seen(dir: &Path) -> (PathBuf, Vec<String>) {
+fn seen(dir: &Path, links: &mut Vec<(PathBuf, PathBuf)>) -> (PathBuf, Vec<String>) {
     if dir.starts_with(HOME) {
         return (dir.to_owned(), Vec::new());
     }
     if Sandbox::hides(dir) {
         let inside = Path::new(FOLDERS).join(name(dir));
-        let bind = format!("BindPaths=-{}:{}", escape(dir), escape(&inside));
+        let bind = format!("BindPaths=-{}:{}", escape(&source(dir, links)), escape(&inside));
         return (inside, vec![bind]);
     }
     (dir.to_owned(), vec![format!("ReadWritePaths=-{}", escape(dir))])
@@ -287,6 +333,26 @@ mod tests {
         let unique: std::collections::HashSet<&String> = names.iter().collect();
         assert_eq!(unique.len(), names.len(), "{names:?}");
         assert!(name(Path::new(&"/x".repeat(2000))).len() < 120);
+    }
+
+    #[test]
+    fn a_folder_of_any_name_is_shown_by_a_link() -> Result<()> {
+        let root = tempfile::tempdir().map_err(Failure::file("make", "a folder"))?;
+        let root = root.path();
+        let dir = Path::new("/home/ann/it's \"100%\"");
+        let plan = Plan::folder(dir, None, None, None);
+        plan.write(root)?;
+        let unit = text(&plan, ".conf");
+        let bind = unit.lines().find(|line| line.starts_with("BindPaths=")).unwrap_or_default();
+        assert!(
+            bind.starts_with("BindPaths=-/etc/animd/links/home-ann-it-s") && !bind.contains('"'),
+            "{unit}"
+        );
+        assert_eq!(Sandbox::read(root).outside(&plan.inside).0, dir);
+        plan.remove(root)?;
+        let left = fs::read_dir(root.join(&LINKS[1..])).map_err(Failure::file("read", LINKS))?.count();
+        assert_eq!(left, 0, "the link goes with the drop-in");
+        Ok(())
     }
 
     #[test]

@@ -195,6 +195,7 @@ async fn for_system(
         }
         all.files.extend(plan.files);
         all.gone.extend(plan.gone);
+        all.links.extend(plan.links);
     }
     if !trial::has_systemd() {
         if let Some(why) = additions.iter().find_map(|addition| unreadable(&addition.shown)) {
@@ -220,7 +221,7 @@ async fn put_in_force(all: &Plan, additions: &[Addition], program: &Path) -> Res
     all.write(root)?;
     reread()?;
     for Addition { file, shown, .. } in additions {
-        trial::read_back(&shown.binds).await?;
+        trial::read_back(&shown.written().0).await?;
         let refused =
             |e: Failure| match e.text.contains("Permission denied").then(|| unreadable(shown)).flatten() {
                 Some(why) => Failure { text: why, ..e },

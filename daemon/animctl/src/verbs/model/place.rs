@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use animd_common::files::show;
 use animd_protocol::findings::FoundPart;
 use animd_protocol::model_file::ModelFile;
 
-use super::super::dropin::{self, Plan, config, drop_in, name, unit, writable};
+use super::super::dropin::{self, Plan, config, drop_in, name, source, unit, writable};
 use super::super::exit::{Failure, Result};
-use crate::doctor::sandbox::{HOME, escape};
+use crate::doctor::sandbox::{HOME, escape, is_plain};
 
 /// The folder below which the service sees model files from elsewhere.
 const MODELS: &str = "/var/lib/animd/models";
@@ -57,10 +58,20 @@ impl Shown {
         }
         let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("/")) };
         let target = Path::new(MODELS).join(name(path));
-        for (file, source) in files {
-            self.show(source, below(&target, file, folder));
+        let has_index = files
+            .iter()
+            .any(|(file, _)| file.extension().is_some_and(|end| end == "json") && files.len() > 2);
+        for (file, source) in &files {
+            if has_index && file.file_name().is_some_and(|name| !is_plain(name.as_ref())) {
+                return Err(Failure::new(format!(
+                    "`{}` is one of several files that an index names, and has characters in its name that systemd cannot \
+                     show the service; rename it, or copy the files that the links lead to into a folder",
+                    show(file)
+                )));
+            }
+            self.show(source.clone(), plain(&below(&target, file, folder)));
         }
-        Ok(below(&target, path, folder))
+        Ok(plain(&below(&target, path, folder)))
     }
 
     fn show(&mut self, source: PathBuf, target: PathBuf) {
@@ -69,13 +80,19 @@ impl Shown {
         }
     }
 
-    /// Returns the directives of the service's unit.
-    pub fn directives(&self) -> Vec<String> {
-        let bind = |(source, target): &(PathBuf, PathBuf)| {
-            format!("BindReadOnlyPaths=-{}:{}", escape(source), escape(target))
-        };
-        self.binds.iter().map(bind).collect()
+    /// Returns the pairs of paths by which the service's unit names what it shows, and the links that these need.
+    pub fn written(&self) -> (Vec<(PathBuf, PathBuf)>, Vec<(PathBuf, PathBuf)>) {
+        let mut links = Vec::new();
+        let pair = |(path, target): &(PathBuf, PathBuf)| (source(path, &mut links), target.clone());
+        (self.binds.iter().map(pair).collect(), links)
     }
+}
+
+/// Returns a path with plain characters in its last name; its other names are plain.
+fn plain(path: &Path) -> PathBuf {
+    let Some(name) = path.file_name().filter(|name| !is_plain(name.as_ref())) else { return path.to_owned() };
+    let as_plain = |c: char| if c.is_ascii_alphanumeric() || "._-+".contains(c) { c } else { '-' };
+    path.with_file_name(name.to_string_lossy().chars().map(as_plain).collect::<String>())
 }
 
 /// Returns the path below `target` that a path has below `folder`.
@@ -101,7 +118,13 @@ pub fn plan(model: &ModelFile, shown: &Shown) -> Plan {
     let path = model_file(&model.name);
     let mut plan = Plan { inside: Path::new("/").join(&path), ..Plan::default() };
     plan.files.push((path, model.to_toml()));
-    let (drop_in, lines) = (drop_in(&id(&model.name)), shown.directives());
+    let (pairs, links) = shown.written();
+    let bind = |(source, target): &(PathBuf, PathBuf)| {
+        format!("BindReadOnlyPaths=-{}:{}", escape(source), escape(target))
+    };
+    let lines: Vec<String> = pairs.iter().map(bind).collect();
+    plan.links = links;
+    let drop_in = drop_in(&id(&model.name));
     if lines.is_empty() {
         plan.gone.push(drop_in);
     } else {
@@ -195,7 +218,8 @@ mod tests {
         write(&dir.join("private"));
         let mut shown = Shown::default();
         let inside = shown.add(&part(&dit, &[dit.clone(), config.clone()])).expect("it can be shown");
-        assert_eq!(inside.file_name(), dit.file_name());
+        // systemd cannot show a name with a quote in it.
+        assert!(inside.ends_with("it-s.gguf"), "{}", inside.display());
         assert_eq!(shown.binds, [(dit, inside.clone()), (config, inside.with_file_name("config.json"))]);
         assert!(inside.starts_with(MODELS));
     }
