@@ -219,8 +219,9 @@ fn a_model_with_mistakes_is_never_verified() {
 fn a_command_that_fails_ends_with_its_step() {
     let home = Home::new();
     home.comfy(&PARTS);
-    // The place of the user's configuration is taken by a file.
-    fs::write(home.path().join(".config"), "").unwrap();
+    // The place of the user's models is taken by a file.
+    fs::create_dir_all(home.path().join(".config/animd")).unwrap();
+    fs::write(home.path().join(".config/animd/models"), "").unwrap();
     let (said, code) = home.setup(None, &["--yes", "--skip", "verify,prepare,video"]);
     assert_eq!(code, Some(1));
     let add = step(&said, "add");

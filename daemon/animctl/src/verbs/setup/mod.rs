@@ -37,7 +37,7 @@ use step::{Run, State, Step};
 #[command(
     after_help = "Examples:\n  sudo animctl setup\n  animctl --user setup --picture photo.jpg --yes\n  animctl setup /mnt/models --files \
 gguf-q4 --json\n\nExit code 1: something is left to do.\n\nJSON: ok (nothing is left), steps: an array of objects with name, state (done, todo, skipped, \
-failed), message, commands (an array), and more by step: machine profile, state, gpu, seconds; files models, places; fetch family, \
+failed), message, commands (an array), and more by step: machine profile, service (its state), gpu, seconds; files models, places; fetch family, \
 kind, bytes, folder, free, parts"
 )]
 pub struct Args {
