@@ -33,7 +33,7 @@ fn flf_model() -> &'static Path {
         let made = run(Command::new(program("animd-engine"))
             .arg("synth-model")
             .arg(&path)
-            .args(["--size", "tiny-flf2v"]));
+            .args(["--size", "tiny", "--family", "flf2v"]));
         assert!(made.status.success(), "{}", stderr(&made));
         (folder, path)
     });

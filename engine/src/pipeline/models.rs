@@ -179,9 +179,9 @@ impl<B: Backend> Pipeline<B> {
     ///
     /// # Errors
     /// There are none in a sound build.
-    pub fn made_up(backend: B, wanted: &Setup, size: synth::Size, seed: u64) -> Result<Self> {
-        let (recipe, mut weights, mut parameters) = (size.recipe(), BTreeMap::new(), 0);
-        for part in recipe.networks() {
+    pub fn made_up(backend: B, wanted: &Setup, model: impl Into<Recipe>, seed: u64) -> Result<Self> {
+        let (recipe, mut weights, mut parameters) = (model.into(), BTreeMap::new(), 0);
+        for (part, seed) in synth::networks(&recipe, seed) {
             let source = Source::new(&part, DType::Bf16, seed);
             parameters += source.parameters();
             let source: Arc<dyn WeightSource + Send> = Arc::new(source);

@@ -45,6 +45,7 @@ pub use animd_protocol::recipe::Component;
 pub use carried::read_vocabulary;
 pub use dtype::DType;
 pub use encoding::{Encoding, Granularity, Packing};
+pub(crate) use experts::released_folder;
 pub(crate) use find::{is_there, title};
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use gguf::PACKINGS;
