@@ -2,6 +2,7 @@
 
 mod clock;
 mod film;
+mod handovers;
 mod models;
 mod part_store;
 mod pictures;
@@ -31,6 +32,7 @@ use crate::{Error, Result};
 
 use clock::Clock;
 pub use film::Film;
+use handovers::Handovers;
 pub use models::Pipeline;
 pub(crate) use models::{Models, Parts, proc_bytes};
 use pictures::{Previews, Stills};
@@ -445,6 +447,7 @@ fn denoise<B: Backend>(
     // These are the sums that the blocks added at the last computed step, for each branch: two with guidance.
     let mut residuals: [Option<B::Tensor>; 2] = [None, None];
     let caching = plan.skips();
+    let handovers = Handovers::new(&experts, &plan);
     let mut turn: Option<Turn<B>> = None;
     let mut velocity = |step: usize, x: &B::Tensor, _: f64| -> Result<B::Tensor> {
         let expert = experts[step];
@@ -460,7 +463,8 @@ fn denoise<B: Backend>(
         let dit = models.expert(expert)?;
         let time = times.get(&step).ok_or_else(|| Error::Internal(format!("step {step} has no time")))?;
         let mut branches = Vec::with_capacity(residuals.len());
-        for ((context, residual), &compute) in contexts.iter().zip(&mut residuals).zip(&plan.compute[step]) {
+        let computed = plan.compute[step].iter().enumerate();
+        for ((context, residual), (branch, &compute)) in contexts.iter().zip(&mut residuals).zip(computed) {
             // The residual that is about to be replaced is freed first.
             if compute {
                 *residual = None;
@@ -469,6 +473,9 @@ fn denoise<B: Backend>(
                 Some(residual) => Blocks::Reuse(residual),
                 None => Blocks::Compute { keep_residual: caching },
             };
+            if let Some(next) = handovers.after(step, branch) {
+                models.expert(next)?.comes_next(backend);
+            }
             let inputs = Inputs { x, y, time, context, grid: &grid, attention };
             let out = dit.forward(backend, &inputs, blocks, observer, None)?;
             if out.residual.is_some() {
