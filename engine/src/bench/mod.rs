@@ -25,7 +25,6 @@ use crate::backend::Backend;
 use crate::image::Picture;
 use crate::pipeline::{Job, Models, Parts, Pipeline};
 use crate::progress::Observer;
-use crate::sampler::SamplerConfig;
 use crate::{Error, Result, video};
 
 pub use compare::{Cards, Compared, Comparison};
@@ -515,12 +514,12 @@ fn request(options: &Options, picture: &Picture, row: Row, recipe: &Recipe) -> R
 /// Returns the plan of which steps of a job are computed.
 fn plan<B: Backend>(b: &B, recipe: &Recipe, models: &Models<B>, request: &Request) -> Result<StepPlan> {
     StepPlan::new(recipe, request, |modulation| {
-        let times = SamplerConfig::new(request)?.timesteps();
+        let sampler = recipe.sampler(request)?;
         let embedded = |(expert, t)| {
             let time = models.expert(expert)?.time(b, t)?;
             Ok(if modulation { time.e0_host } else { time.e_host })
         };
-        recipe.step_experts(request).into_iter().zip(times).map(embedded).collect()
+        recipe.step_experts(request).into_iter().zip(sampler.timesteps().to_vec()).map(embedded).collect()
     })
 }
 

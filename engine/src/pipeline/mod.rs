@@ -251,7 +251,7 @@ impl<B: Backend> Pipeline<B> {
         self.check(job)?;
         // The peak of an earlier job that failed must not count for this one.
         self.peak_gpu();
-        let sampler = SamplerConfig::new(request)?;
+        let sampler = self.recipe().sampler(request)?;
         let mut clock = Clock::start(observer, request.steps, self.costs(job));
         let mut writer = VideoWriter::create(
             out,
@@ -440,7 +440,7 @@ fn denoise<B: Backend>(
             let time = models.expert(expert)?.time(backend, t)?;
             Ok::<_, Error>(if modulation { time.e0_host } else { time.e_host })
         };
-        experts.iter().zip(&timesteps).map(embedded).collect()
+        experts.iter().zip(timesteps).map(embedded).collect()
     })?;
 
     let observer = clock.observer();
