@@ -216,16 +216,16 @@ impl Bench {
             let size = self.synthetic.unwrap_or(synth::Size::Full);
             return Pipeline::made_up(backend, setup, size.recipe_of(family), SEED);
         };
-        let pipeline = Pipeline::open_original(backend, setup, folder, self.dit.as_deref())?;
+        let pipeline = Pipeline::open(backend, setup, folder, self.dit.as_deref(), None)?;
         let experts = family.experts();
         if pipeline.recipe().experts.len() != experts {
             let names: Vec<_> = rows.iter().map(|row| row.name()).collect();
             return Err(Error::Setting(format!(
-                "`{}` is a model of {}, and {} {} for models with {experts} of its transformers: choose other `--rows`",
+                "`{}` is a model of {}, whose number of transformers is not the {experts} that these rows are for: {}; choose \
+                 other `--rows`",
                 folder.display(),
                 pipeline.recipe().family,
-                names.join(", "),
-                if names.len() == 1 { "is" } else { "are" }
+                names.join(", ")
             )));
         }
         Ok(pipeline)

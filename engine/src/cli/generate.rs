@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use animd_engine::backend::Backend;
-use animd_engine::pipeline::{Film, Pipeline};
+use animd_engine::pipeline::{Film, Pipeline, model_file};
+use animd_engine::weights::Cache;
 use animd_engine::{Error, Result, image, video, weights};
 use animd_options::SettingsOptions;
 use animd_protocol::messages::{Pictures, Report};
+use animd_protocol::model_settings::with_model;
 use animd_protocol::plan::Setup;
 use animd_protocol::request::Settings;
 
@@ -69,6 +71,12 @@ impl Generate {
         }
         let profile = self.profile.as_deref().map(super::profile::open).transpose()?;
         let mut settings = Settings::from(self.settings);
+        // Another DiT may be of another model.
+        if self.model.dit.is_none()
+            && let Some(model) = model_file(&self.model.model)?
+        {
+            settings = with_model(settings, &model);
+        }
         if let Some(profile) = &profile {
             settings = settings.or(profile.settings.clone());
         }
@@ -140,7 +148,9 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn with<B: Backend>(&self, backend: B, stop: Stop, quiet: bool) -> Result<(Result<Report>, Bar)> {
-        let mut pipeline = Pipeline::open(backend, self.setup, &self.model.model, self.model.dit.as_deref())?;
+        let ModelArgs { model, dit } = self.model;
+        let cache = Cache::default_folder().map(|folder| Cache::new(folder, Cache::DEFAULT_GIB));
+        let mut pipeline = Pipeline::open(backend, self.setup, model, dit.as_deref(), cache.as_ref())?;
         stop.unfinished(self.part);
         let bar = Bar::new(quiet, stop);
         Ok((pipeline.film(self.film, self.part, self.pictures, None, &bar), bar))

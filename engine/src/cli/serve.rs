@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use animd_engine::backend::Backend;
 use animd_engine::pipeline::{Film, Pipeline};
 use animd_engine::progress::{Observer, Progress};
+use animd_engine::weights::Cache;
 use animd_engine::{Error, Result, image};
 use animd_protocol::ErrorCode;
 use animd_protocol::messages::{
@@ -22,6 +23,7 @@ use animd_protocol::request::Request;
 
 use super::ModelArgs;
 use super::backend::{self, Chosen};
+use super::cache::CacheArgs;
 
 /// Take jobs from a parent process on standard input, a socket.
 #[derive(clap::Args)]
@@ -31,6 +33,8 @@ pub struct Serve {
     /// How to run it: the name of a profile, or a profile's file
     #[arg(long, value_name = "NAME-OR-FILE")]
     profile: Option<String>,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 /// The exit status if the parent spoke another version of the protocol.
@@ -125,6 +129,21 @@ impl Observer for Reporter<'_> {
     }
 }
 
+/// Drops prepared copies beyond the limit, which may be lower than it was. No job waits or fails for that.
+fn keep_limit(cache: &Cache) {
+    match cache.keep_limit() {
+        Ok(dropped) => {
+            for copy in dropped {
+                tracing::info!(
+                    "the prepared copy `{}` is dropped: the cache was larger than its limit",
+                    copy.name
+                );
+            }
+        }
+        Err(e) => tracing::debug!("the limit of the prepared copies is not looked at: {e}"),
+    }
+}
+
 impl Serve {
     /// Runs the command; see [`animd_protocol::messages`].
     pub fn run(self) -> ExitCode {
@@ -179,7 +198,13 @@ impl Serve {
         reading: UnixStream,
         shared: &'static Shared,
     ) -> ExitCode {
-        let opened = Pipeline::open(backend, setup, &self.model.model, self.model.dit.as_deref());
+        let cache = self.cache.cache();
+        let ModelArgs { model, dit } = &self.model;
+        let opened = Pipeline::open(backend, setup, model, dit.as_deref(), cache.as_ref());
+        // The copies of this model are in use by now, so they stay.
+        if let Some(cache) = &cache {
+            keep_limit(cache);
+        }
         let mut pipeline = match opened {
             Ok(pipeline) => pipeline,
             Err(e) => return unusable(shared, &e),

@@ -2,6 +2,7 @@
 
 mod clock;
 mod film;
+mod frames;
 mod handovers;
 mod models;
 mod part_store;
@@ -32,9 +33,10 @@ use crate::{Error, Result};
 
 use clock::Clock;
 pub use film::Film;
+pub use frames::Frames;
 use handovers::Handovers;
-pub use models::Pipeline;
 pub(crate) use models::{Models, Parts, proc_bytes};
+pub use models::{Pipeline, named as model_file};
 use pictures::{Previews, Stills};
 
 /// A job whose picture is fitted and whose request is checked: all refusals that need no model have been made.
@@ -340,6 +342,9 @@ impl<B: Backend> Pipeline<B> {
             "backend": self.backend_name(),
             "request": request,
         });
+        if let Some(about) = self.about() {
+            metadata["about"] = about.into();
+        }
         let parts = request.parts();
         if parts.len() > 1 {
             metadata["parts"] = serde_json::json!(parts);

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use super::open::{open_clip, open_dit, open_expert, open_t5, open_vae};
 use super::source::Weights;
-use super::{carried, experts, find, refusals};
+use super::{Cache, Lease, carried, experts, find, refusals, shards};
 use crate::{Error, Result};
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 use animd_protocol::model_file::{ModelFile, PartPaths};
-use animd_protocol::recipe::Recipe;
+use animd_protocol::profile::Precision;
+use animd_protocol::recipe::{ExpertName, Recipe};
 
 /// A whole model, all of it checked.
 pub struct Model {
@@ -24,6 +25,8 @@ pub struct Model {
     pub vae: (Weights, VaeConfig),
     /// The file with the tokenizer: its own, or the text encoder's.
     pub tokenizer: PathBuf,
+    /// The prepared copies that transformers are read from.
+    pub leases: Vec<Lease>,
 }
 
 /// Returns the file that has the tokenizer of a model: one of its own in the folder, or the text encoder's file if that
@@ -55,6 +58,31 @@ pub(crate) fn model_file(path: &Path) -> Option<PathBuf> {
     if named { Some(path.to_owned()) } else { inside.is_file().then_some(inside) }
 }
 
+/// Returns the places of a model's transformers: of the one, or of both of Wan2.2. The model is given by its folder or its
+/// model file; a transformer's own folder or file is its place.
+///
+/// # Errors
+/// [`Error::Model`] if a model file has a mistake, or if it is not clear which two files belong together.
+pub(crate) fn transformers(path: &Path) -> Result<Vec<(Option<ExpertName>, PathBuf)>> {
+    let (pair, one) = match model_file(path) {
+        Some(file) => {
+            let parts = ModelFile::read(&file).map_err(Error::Model)?.parts;
+            (parts.high_noise.zip(parts.low_noise).map(<[PathBuf; 2]>::from), parts.dit)
+        }
+        None => (experts::pair(path)?, Some(path.to_owned())),
+    };
+    if let Some(pair) = pair {
+        return Ok(ExpertName::ALL.into_iter().map(Some).zip(pair).collect());
+    }
+    let one = one.ok_or_else(|| {
+        let path = path.display();
+        Error::Model(format!(
+            "`{path}` names no transformer in [parts]: `dit`, or `high_noise` and `low_noise`"
+        ))
+    })?;
+    Ok(vec![(None, one)])
+}
+
 impl Places {
     /// Returns the places that a model's folder has, with the DiT elsewhere if `dit` says so.
     fn of_folder(folder: &Path, dit: Option<&Path>) -> Result<Self> {
@@ -68,7 +96,7 @@ impl Places {
             )));
         }
         // An empty folder, or one for another program, is one problem and not five.
-        let files = find::list(folder)?;
+        let files = shards::list(folder)?;
         let pair = experts::pair(dit.unwrap_or(folder))?;
         if dit.is_none()
             && pair.is_none()
@@ -113,6 +141,17 @@ impl Places {
         Ok(Self { dit, low_noise, text, clip, vae, tokenizer, folder })
     }
 
+    /// Replaces each transformer by its prepared copy in this precision, where there is one.
+    fn take_prepared(&mut self, cache: &Cache, precision: Precision) -> Vec<Lease> {
+        let all = std::iter::once(&mut self.dit).chain(&mut self.low_noise);
+        let take = |dit: &mut PathBuf| {
+            let lease = cache.find(dit, precision)?;
+            lease.folder().clone_into(dit);
+            Some(lease)
+        };
+        all.filter_map(take).collect()
+    }
+
     /// Returns the file with the tokenizer, given that of the text encoder.
     fn tokenizer(&self, encoder: Option<&Path>) -> Option<PathBuf> {
         match &self.tokenizer {
@@ -130,10 +169,30 @@ impl Model {
     /// # Errors
     /// One [`Error::Model`] for everything that is wrong: files that are missing, half-copied or of another model.
     pub fn open(path: &Path, dit: Option<&Path>) -> Result<Self> {
-        let places = match model_file(path) {
+        Self::open_with(path, dit, None)
+    }
+
+    /// Does what [`Self::open`] does, but takes transformers from their copies that are prepared in this precision, where
+    /// the cache has some.
+    ///
+    /// # Errors
+    /// The errors are those of [`Self::open`].
+    pub fn open_prepared(
+        path: &Path,
+        dit: Option<&Path>,
+        cache: &Cache,
+        precision: Precision,
+    ) -> Result<Self> {
+        Self::open_with(path, dit, Some((cache, precision)))
+    }
+
+    fn open_with(path: &Path, dit: Option<&Path>, prepared: Option<(&Cache, Precision)>) -> Result<Self> {
+        let mut places = match model_file(path) {
             Some(file) => Places::of_file(&file, dit)?,
             None => Places::of_folder(path, dit)?,
         };
+        let taken = prepared.map(|(cache, precision)| places.take_prepared(cache, precision));
+        let leases = taken.unwrap_or_default();
         let mut errors = Vec::new();
         let mut note = |e| errors.push(e);
         let (dit, low_noise) = match &places.low_noise {
@@ -180,7 +239,7 @@ impl Model {
         let (Some(dit), Some(t5), Some(vae), Some(tokenizer)) = (dit, t5, vae, tokenizer) else {
             return Err(Error::Internal("a part of the model is neither found nor missing".to_owned()));
         };
-        Ok(Self { dit, low_noise, t5, clip, vae, tokenizer })
+        Ok(Self { dit, low_noise, t5, clip, vae, tokenizer, leases })
     }
 
     /// Returns the model as a value.

@@ -26,9 +26,10 @@ pub fn mistakes(config: &Config, origins: &Origins, files: &[PathBuf]) -> Vec<St
 }
 
 fn numbers(config: &Config, origins: &Origins) -> Vec<String> {
-    let Config { engine, inbox, queue, retention, .. } = config;
+    let Config { model, engine, inbox, queue, retention, .. } = config;
     let days = f64::from(MAX_DAYS);
     let mut numbers: Vec<(String, f64, f64, f64)> = [
+        ("model.cache_gib", model.cache_gib as f64, 0.0, 1e6),
         ("engine.heartbeat_seconds", engine.heartbeat_seconds as f64, 5.0, 3600.0),
         ("engine.start_seconds", engine.start_seconds as f64, 1.0, 3600.0),
         ("engine.cancel_seconds", engine.cancel_seconds as f64, 1.0, 3600.0),

@@ -13,6 +13,7 @@ use std::fmt::Write as _;
 use std::mem::take;
 use std::path::{Path, PathBuf};
 
+use animd_protocol::model_settings::with_model;
 use animd_protocol::request::Settings;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -273,8 +274,9 @@ impl Config {
     }
 
     /// Returns what an engine is started with. An engine that was started with something else must be replaced.
-    pub fn engine_identity(&self) -> (PathBuf, &Model, &Profile) {
-        (self.engine_program(), &self.model, &self.profile)
+    pub fn engine_identity(&self) -> (PathBuf, [Option<&Path>; 2], &Profile) {
+        let Model { path, dit, cache_gib: _ } = &self.model;
+        (self.engine_program(), [path.as_deref(), dit.as_deref()], &self.profile)
     }
 
     /// Returns the model of jobs that ask for this name, or of jobs that ask for none. `None` if none is configured.
@@ -288,14 +290,14 @@ impl Config {
         }
     }
 
-    /// Returns a job's settings, with what its model's file says of sampling where the job says nothing.
+    /// Returns a job's settings, with what its model's file says where the job says nothing.
     #[must_use]
     pub fn with_models(&self, settings: Settings) -> Settings {
         let name = settings.model.as_deref().or(self.defaults.model.as_deref());
         let path = self.model_path(name).ok().flatten();
         // A file that cannot be read is told when the engine opens it.
         match path.and_then(|path| models::model_file(&path).ok().flatten()) {
-            Some(file) => models::with_sampling(settings, &file.sampling),
+            Some(file) => with_model(settings, &file),
             None => settings,
         }
     }

@@ -46,10 +46,11 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Returns the defaults of the configured model's family; those of Wan2.1 image-to-video while no engine has opened the
-    /// model.
-    pub fn family(&self) -> FamilyDefaults {
-        self.profiles.recipe().map_or_else(FamilyDefaults::wan21_i2v, |recipe| recipe.defaults.clone())
+    /// Returns the defaults of the family of the model with this name, of which `None` is the configured one; those of Wan2.1
+    /// image-to-video unless the engine has opened this model.
+    pub fn family_of(&self, model: Option<&str>) -> FamilyDefaults {
+        let recipe = self.profiles.recipe_of(model);
+        recipe.map_or_else(FamilyDefaults::wan21_i2v, |recipe| recipe.defaults.clone())
     }
 
     /// Returns the job with this number.

@@ -41,7 +41,9 @@ impl Queue {
             .as_ref()
             .ok_or_else(|| gone("the settings of this job cannot be read, or never could"))?;
         let with_models = |settings| self.config.get().with_models(settings);
-        let request = overridden(request, retry, &self.family(), with_models)?;
+        let model = retry.settings.model.as_deref().or(request.model.as_deref());
+        let family = self.family_of(model);
+        let request = overridden(request, retry, &family, with_models)?;
         self.admit(&request)?;
         let spooled = job
             .image_sha256
@@ -85,17 +87,19 @@ fn overridden(
     request: &Request,
     retry: Retry,
     family: &Defaults,
-    with_models: impl FnOnce(Settings) -> Settings,
+    with_models: impl Fn(Settings) -> Settings,
 ) -> Result<Request> {
     let unreadable =
         |e| Error::refused(ErrorCode::InvalidSetting, format!("its settings cannot be read: {e}"));
     let mut old: Settings =
         serde_json::to_value(request).and_then(serde_json::from_value).map_err(unreadable)?;
-    let Retry { settings: new, new_seed } = retry;
+    let Retry { settings: mut new, new_seed } = retry;
     if new.model.is_some() && new.model != request.model {
-        // Another model may need another sampler.
+        // Another model may need another sampler, and another size and length of the video; what should happen stays.
         (old.sampler, old.steps, old.shift, old.guidance) = (None, None, None, None);
         (old.step_cache, old.step_cache_threshold) = (None, None);
+        new.prompt = new.prompt.or_else(|| old.prompt.take());
+        new = with_models(new);
     }
     if new.sampler.is_some_and(|sampler| sampler != request.sampler) {
         (old.steps, old.shift, old.guidance) = (None, None, None);

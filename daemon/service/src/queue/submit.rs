@@ -130,7 +130,7 @@ impl Queue {
     pub fn admit(&self, request: &Request) -> Result<()> {
         self.knows_model(request)?;
         // What no engine has opened so far is refused by the engine, in the same words.
-        if let Some(recipe) = self.profiles.recipe() {
+        if let Some(recipe) = self.profiles.recipe_of(request.model.as_deref()) {
             recipe.check(request)?;
         }
         let reserve = self.config.get().queue.free_mib << 20;

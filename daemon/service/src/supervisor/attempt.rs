@@ -15,6 +15,7 @@ use animd_protocol::request::Request;
 use tokio::time::Instant;
 
 use super::engine::{Engine, Exit, Hello};
+use super::profile::Opened;
 use super::state::{Absence, Cancel, Loss, Running, Trouble};
 use super::{LEDGER_PAUSE, Supervisor, Tools};
 use crate::error::{Error, Result};
@@ -201,10 +202,12 @@ impl Supervisor {
             }
             FromEngine::Hello { version, backend, model, kernels, recipe, .. } => {
                 tracing::info!("the engine {version} is ready: {model} on {backend}");
-                if let Some(recipe) = &recipe {
+                let name = self.model.name().map(str::to_owned);
+                if let (Some(recipe), None) = (&recipe, &name) {
                     self.tools.delivery.defaults.set_family(recipe.defaults.clone());
                 }
-                self.tools.profiles.set_recipe(recipe.map(Arc::from));
+                let opened = recipe.map(|recipe| Opened { name, recipe: Arc::from(recipe) });
+                self.tools.profiles.set_opened(opened);
                 self.trouble = None;
                 self.engine.greeted(Hello { version, backend, model }, Instant::now());
                 self.monitor.hello(&kernels, self.engine.pid()).await;
@@ -216,13 +219,12 @@ impl Supervisor {
             FromEngine::Failed { job: 0, code, message } => {
                 tracing::error!("the engine cannot work: {message}");
                 let state = match code {
-                    ErrorCode::Model => ServiceState::NoWeights,
+                    ErrorCode::Model if self.refuses_model(&message).await => return,
+                    ErrorCode::Model => return self.configured_model_is_unusable(message),
                     ErrorCode::Device => ServiceState::NoGpu,
                     _ => ServiceState::NoEngine,
                 };
-                if state != ServiceState::NoWeights || !self.refuses_model(&message).await {
-                    self.trouble = Some(Trouble { state, text: message });
-                }
+                self.trouble = Some(Trouble { state, text: message });
             }
             FromEngine::Failed { job, code, message } => self.failed(job, code, message).await,
         }
@@ -323,7 +325,8 @@ impl Supervisor {
         };
         tracing::warn!("the engine has ended: {why}");
         self.tools.events.engine_lost();
-        if self.trouble.is_none() {
+        let is_explained = self.trouble.is_some() || (self.model.name().is_none() && self.unusable.is_some());
+        if !is_explained {
             let remedy = if exit.is_memory() { format!("; {MEMORY}") } else { String::new() };
             self.trouble = Some(Trouble::no_engine(format!("the engine is started again: {why}{remedy}")));
         }

@@ -216,7 +216,11 @@ impl Intake {
         }
         // The second picture of a pair may be on its way.
         if !request.has_last_frame()
-            && self.queue.profiles.recipe().is_some_and(|recipe| recipe.needs_last_frame())
+            && self
+                .queue
+                .profiles
+                .recipe_of(request.model.as_deref())
+                .is_some_and(|recipe| recipe.needs_last_frame())
         {
             let why = "the model makes videos between two pictures; the second one is called as the first, with `.last` \
                        before its ending";

@@ -90,12 +90,15 @@ impl Store {
             .optional()?)
     }
 
-    /// Returns the job that runs next among those whose outbox, as the ledger has it, is `open`.
-    pub fn next(&self, open: impl Fn(Option<&Path>) -> bool) -> Result<Option<Job>> {
-        let mut find = self
-            .db
-            .prepare_cached("SELECT id, outbox FROM job WHERE state = 'queued' ORDER BY priority DESC, id")?;
-        let mut rows = find.query([])?;
+    /// Returns the job that runs next among those whose outbox, as the ledger has it, is `open`. With `named` it is one among
+    /// those that name their model.
+    pub fn next(&self, named: bool, open: impl Fn(Option<&Path>) -> bool) -> Result<Option<Job>> {
+        let mut find = self.db.prepare_cached(
+            "SELECT id, outbox FROM job WHERE state = 'queued'
+               AND (NOT ?1 OR json_extract(settings_json, '$.model') IS NOT NULL)
+             ORDER BY priority DESC, id",
+        )?;
+        let mut rows = find.query([named])?;
         while let Some(row) = rows.next()? {
             let outbox = row.get::<_, Option<Vec<u8>>>(1)?.map(path_from);
             if open(outbox.as_deref()) {
