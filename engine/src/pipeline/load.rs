@@ -294,12 +294,11 @@ mod tests {
         use crate::backend::cuda::{Cuda, Options};
         use animd_protocol::profile::{Precision, Profile};
         let profile = Profile::built_in("h200").unwrap();
-        for text in [Precision::Bf16, Precision::Int8, Precision::Fp8] {
-            let mut setup = Setup::from(&profile);
-            setup.precision.text = text;
-            let cuda = Cuda::open(0, &Options { poison: true, ..Options::of(&profile) }, 0, 0).unwrap();
-            each_network_is_loaded_before_its_work(cuda, &setup);
-        }
+        let mut setup = Setup::from(&profile);
+        // The text encoder in 8 bits too, which no profile of animd's own asks for.
+        setup.precision.text = Precision::Fp8;
+        let cuda = Cuda::open(0, &Options { poison: true, ..Options::of(&profile) }, 0, 0).unwrap();
+        each_network_is_loaded_before_its_work(cuda, &setup);
     }
 
     #[test]
