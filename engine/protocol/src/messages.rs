@@ -43,6 +43,9 @@ pub enum ToEngine {
         /// The path of the picture that the video ends at, if the request names one; not of a loop.
         #[serde(default)]
         last: Option<PathBuf>,
+        /// The files of the request's `LoRAs`, in their order.
+        #[serde(default)]
+        loras: Vec<PathBuf>,
         /// The folder for the finished parts of a video that is made in several; parts that are there already are used. The
         /// daemon removes it.
         #[serde(default)]

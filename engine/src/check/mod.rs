@@ -130,7 +130,7 @@ pub fn check<B: Backend>(
     let settings =
         Settings { size: Some(size), frames: Some(frames), guidance: Some(1.0), ..Settings::default() };
     let job = Job::new(clip::photograph()?, settings.resolve(|| 0)?)?;
-    let mut pipeline = Pipeline::open_original(backend.clone(), setup, options.model, options.dit)?;
+    let mut pipeline = Pipeline::open(backend.clone(), setup, options.model, options.dit, None)?;
     let agreement = match backend.name() {
         // The CPU is what devices are compared with.
         "cpu" => None,

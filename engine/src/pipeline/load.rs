@@ -17,10 +17,11 @@ use crate::model::dit::Dit;
 use crate::model::t5::T5;
 use crate::model::vae::Vae;
 use crate::progress::Stage;
-use crate::weights::{self, ReadAhead, WeightSource};
+use crate::weights::{self, Adapter, Lease, ReadAhead, WeightSource};
 use crate::{Error, Result};
 
 use super::Pipeline;
+use super::adapters::{Adapters, Shared};
 use super::clock::Clock;
 use super::models::{Models, available_ram};
 use super::watched::Count;
@@ -32,38 +33,45 @@ const ORDER: [Component; 4] = [Component::T5, Component::Clip, Component::Vae, C
 pub(super) struct Sources {
     pub recipe: Recipe,
     /// The source of each network's weights, by the names of the recipe's networks.
-    networks: BTreeMap<String, Stored>,
-}
-
-/// The weights of one network.
-struct Stored {
-    weights: Arc<dyn WeightSource + Send>,
-    /// The number of its parameters.
-    parameters: usize,
+    pub weights: BTreeMap<String, Shared>,
+    /// The changes of the transformers, which are in `weights`, too.
+    pub adapters: Adapters,
+    /// The number of each network's parameters.
+    parameters: BTreeMap<String, usize>,
+    /// Keeps the prepared copies that weights come from in their cache.
+    leases: Vec<Lease>,
 }
 
 impl Sources {
-    /// Returns the sources of all networks, with their numbers of parameters, in the order of [`Recipe::networks`].
-    pub fn new(
-        recipe: Recipe,
-        weights: impl IntoIterator<Item = (Arc<dyn WeightSource + Send>, usize)>,
-    ) -> Self {
-        let stored = weights.into_iter().map(|(weights, parameters)| Stored { weights, parameters });
-        let networks = recipe.networks().map(|part| part.name.to_owned()).zip(stored).collect();
-        Self { recipe, networks }
+    /// Returns the sources of all networks, with their numbers of parameters, in the order of [`Recipe::networks`]; `own` are
+    /// the changes that belong to the model.
+    pub fn new(recipe: Recipe, stored: impl IntoIterator<Item = (Shared, usize)>, own: Vec<Adapter>) -> Self {
+        let (mut weights, mut parameters) = (BTreeMap::new(), BTreeMap::new());
+        for (part, (source, count)) in recipe.networks().zip(stored) {
+            weights.insert(part.name.to_owned(), source);
+            parameters.insert(part.name.to_owned(), count);
+        }
+        let transformers = recipe.experts.iter().filter_map(|expert| {
+            let Network { name, config } = &expert.network;
+            Some((name.clone(), config.clone(), weights.get(name)?.clone()))
+        });
+        let adapters = Adapters::new(own, transformers);
+        let mut sources = Self { recipe, weights, adapters, parameters, leases: Vec::new() };
+        sources.weights.extend(sources.adapters.sources());
+        sources
     }
 
     /// Returns the source of a network's weights.
-    pub fn of<C>(&self, network: &Network<C>) -> Result<&Arc<dyn WeightSource + Send>> {
-        match self.networks.get(&network.name) {
-            Some(stored) => Ok(&stored.weights),
+    pub fn of<C>(&self, network: &Network<C>) -> Result<&Shared> {
+        match self.weights.get(&network.name) {
+            Some(weights) => Ok(weights),
             None => Err(Error::Internal(format!("nobody knows where the weights of {} are", network.name))),
         }
     }
 
     /// Returns the number of parameters of all networks.
     pub fn parameters(&self) -> usize {
-        self.networks.values().map(|stored| stored.parameters).sum()
+        self.parameters.values().sum()
     }
 }
 
@@ -73,11 +81,18 @@ impl From<weights::Model> for Sources {
         let dits = std::iter::once(files.dit.0).chain(files.low_noise.map(|(weights, _)| weights));
         let clip = files.clip.map(|(weights, _)| weights);
         let all = dits.chain([files.t5.0]).chain(clip).chain([files.vae.0]);
-        let all = all.map(|weights| -> (Arc<dyn WeightSource + Send>, usize) {
+        let all = all.map(|weights| -> (Shared, usize) {
             let parameters = weights.parameters();
             (Arc::new(weights), parameters)
         });
-        Self::new(recipe, all)
+        let mut sources = Self::new(recipe, all, files.loras);
+        for (transformer, copy) in files.copies.into_iter().enumerate() {
+            let Some((lease, weights)) = copy else { continue };
+            sources.adapters.prepare(transformer, Arc::new(weights));
+            sources.leases.push(lease);
+        }
+        sources.weights.extend(sources.adapters.sources());
+        sources
     }
 }
 
@@ -106,8 +121,8 @@ impl<B: Backend> Pipeline<B> {
         let kept = |part: &Part<'_>| self.places.get(part.name) != Some(&Place::Disk);
         let missing: Vec<Part<'_>> = self.missing().filter(kept).collect();
         let of = |component| missing.iter().filter(move |part| part.component() == component);
-        let stored = ORDER.into_iter().flat_map(of).filter_map(|part| self.sources.networks.get(part.name));
-        let places: Vec<_> = stored.map(|stored| stored.weights.places()).collect();
+        let stored = ORDER.into_iter().flat_map(of).filter_map(|part| self.sources.weights.get(part.name));
+        let places: Vec<_> = stored.map(|weights| weights.places()).collect();
         ReadAhead::start(&places, available_ram())
     }
 
@@ -117,8 +132,11 @@ impl<B: Backend> Pipeline<B> {
         ORDER.into_iter().try_for_each(|component| self.load(component, clock))
     }
 
-    /// Loads the networks of a kind that are not loaded.
+    /// Loads the networks of a kind that are not loaded, and what differs in the transformers from those that are.
     pub(super) fn load(&mut self, component: Component, clock: &mut Clock<'_>) -> Result<()> {
+        if component == Component::Dit {
+            self.exchange_loras(clock)?;
+        }
         if !self.missing().any(|part| part.component() == component) {
             return Ok(());
         }
@@ -142,6 +160,7 @@ impl<B: Backend> Pipeline<B> {
                 for expert in recipe.experts.iter().skip(models.experts.len()) {
                     models.experts.push(loading.load(component, &expert.network, Dit::load)?);
                 }
+                self.sources.adapters.loaded();
             }
         }
         Ok(())
@@ -169,8 +188,7 @@ impl<B: Backend> Pipeline<B> {
 
     /// Returns the number of parameters of the networks that are not loaded.
     pub(super) fn parameters_to_load(&self) -> usize {
-        let stored = self.missing().filter_map(|part| self.sources.networks.get(part.name));
-        stored.map(|stored| stored.parameters).sum()
+        self.missing().filter_map(|part| self.sources.parameters.get(part.name)).sum()
     }
 }
 
@@ -321,7 +339,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("model");
         synth_model(&folder, synth::Size::Tiny, DType::Bf16, None, 3, &mut |_, _| Ok(())).unwrap();
-        let mut pipeline = Pipeline::open(Cpu::new(), &Setup::CPU, &folder, None).unwrap();
+        let mut pipeline = Pipeline::open(Cpu::new(), &Setup::CPU, &folder, None, None).unwrap();
         let file = folder.join("diffusion_pytorch_model.safetensors");
         let content = std::fs::read(&file).unwrap();
         let write = |bytes: &[u8]| {

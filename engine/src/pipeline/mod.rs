@@ -1,8 +1,11 @@
 //! From a picture and a request to an H.264 file: the stages, in their order.
 
+mod adapters;
 mod clock;
 mod computed;
+mod exchange;
 mod film;
+mod frames;
 mod load;
 mod models;
 mod part_store;
@@ -35,8 +38,9 @@ use clock::Clock;
 pub use computed::Computed;
 use computed::Unfinished;
 pub use film::Film;
-pub use models::Pipeline;
+pub use frames::Frames;
 pub(crate) use models::{Models, Parts, proc_bytes};
+pub use models::{Pipeline, named as model_file};
 use pictures::{Previews, Stills};
 
 /// A job whose picture is fitted and whose request is checked: all refusals that need no model have been made.
@@ -277,7 +281,8 @@ impl<B: Backend> Pipeline<B> {
 
         clock.stage(Stage::Load)?;
         let attention = self.setup().attention;
-        let mut notes: Vec<String> = self.recipe().remark(request).into_iter().collect();
+        let remarks = self.recipe().remark(request).into_iter().chain(exchange::remark(request));
+        let mut notes: Vec<String> = remarks.collect();
         let tile = self.plan(job).tile;
         let ahead = self.read_ahead();
         let mut conditioning = self.condition(job, tile, &mut notes, &mut clock)?;
@@ -405,6 +410,12 @@ impl<B: Backend> Pipeline<B> {
             "backend": self.backend_name(),
             "request": request,
         });
+        if let Some(about) = self.about() {
+            metadata["about"] = about.into();
+        }
+        if !request.lora.is_empty() {
+            metadata["loras"] = exchange::facts(request);
+        }
         let parts = request.parts();
         if parts.len() > 1 {
             metadata["parts"] = serde_json::json!(parts);
@@ -426,8 +437,7 @@ impl<B: Backend> Pipeline<B> {
     /// Returns the cost of each stage, for the progress.
     fn costs(&self, job: &Job) -> Costs {
         // A parameter costs about as much to load as a few dozen operations.
-        let load = 30.0 * self.parameters_to_load() as f64;
-        self.plan(job).work.costs(load)
+        self.plan(job).work.costs(30.0 * self.to_load() as f64)
     }
 }
 

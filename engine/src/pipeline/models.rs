@@ -18,10 +18,11 @@ use crate::model::vae::{Colours, Vae};
 use crate::progress::Observer;
 use crate::synth::{self, Source};
 use crate::text::{self, MAX_TOKENS, Tokenizer};
-use crate::weights::{self, DType, WeightSource};
+use crate::weights::{self, Cache, DType, WeightSource};
 use crate::{Error, Result};
 
 use super::Job;
+use super::adapters::Shared;
 use super::load::{LoadSeconds, Sources};
 use super::rescue::Rescue;
 
@@ -34,6 +35,8 @@ pub struct Pipeline<B: Backend> {
     /// How the backend runs the model.
     pub(super) setup: Setup,
     name: String,
+    /// What the model's file says that it is.
+    about: Option<String>,
     tokenizer: Tokenizer,
     pub(super) sources: Sources,
     pub(super) models: Models<B>,
@@ -94,30 +97,33 @@ impl<B: Backend> Parts<'_, B> {
 
 impl<B: Backend> Pipeline<B> {
     /// Finds and checks the files of a model, given by its folder or its model file. The DiT comes from `dit` if that is
-    /// given. If the backend runs the DiT in 8 bits and a copy prepared in that precision ([`weights::prepare`]) exists, the copy is
-    /// used instead. Only headers are read.
+    /// given. Only headers are read.
+    ///
+    /// If the backend runs the DiT in 8 bits and the cache has a copy prepared in that precision ([`weights::prepare`]),
+    /// the copy is used instead of everything that no `LoRA` changes. Callers that load the DiT in several precisions give
+    /// no cache.
     ///
     /// # Errors
     /// Returns [`Error::Model`], which lists everything that is wrong with the files.
-    pub fn open(backend: B, wanted: &Setup, model: &Path, dit: Option<&Path>) -> Result<Self> {
-        let wanted = &backend.resolve(wanted);
+    pub fn open(
+        backend: B,
+        wanted: &Setup,
+        model: &Path,
+        dit: Option<&Path>,
+        cache: Option<&Cache>,
+    ) -> Result<Self> {
         let named = named(model)?;
-        let own = named.as_ref().and_then(|named| named.parts.dit.as_deref()).unwrap_or(model);
-        let prepared = weights::find_prepared(dit.unwrap_or(own), wanted.precision.dit);
-        let mut pipeline = Self::open_original(backend, wanted, model, prepared.as_deref().or(dit))?;
-        pipeline.name = name_of(model, dit, named);
-        Ok(pipeline)
-    }
-
-    /// Does what [`Self::open`] does, but ignores a prepared copy: for callers that load the DiT in several precisions.
-    ///
-    /// # Errors
-    /// Returns the errors of [`Self::open`].
-    pub fn open_original(backend: B, wanted: &Setup, model: &Path, dit: Option<&Path>) -> Result<Self> {
-        let name = name_of(model, dit, named(model)?);
-        let files = weights::Model::open(model, dit)?;
+        let about = named.as_ref().filter(|_| dit.is_none()).and_then(|named| named.about.clone());
+        let name = name_of(model, dit, named);
+        let precision = backend.resolve(wanted).precision.dit;
+        let files = match cache {
+            Some(cache) => weights::Model::open_prepared(model, dit, cache, precision)?,
+            None => weights::Model::open(model, dit)?,
+        };
         let tokenizer = Tokenizer::open(&files.tokenizer)?;
-        Ok(Self::with(backend, wanted, name, tokenizer, files.into()))
+        let mut pipeline = Self::with(backend, wanted, name, tokenizer, files.into());
+        pipeline.about = about;
+        Ok(pipeline)
     }
 
     /// Returns a made-up model without files: what `synth-model` would write with this seed.
@@ -126,14 +132,20 @@ impl<B: Backend> Pipeline<B> {
     /// There are none in a sound build.
     pub fn made_up(backend: B, wanted: &Setup, size: synth::Size, seed: u64) -> Result<Self> {
         let recipe = size.recipe();
-        let made_up = recipe.networks().map(|part| -> (Arc<dyn WeightSource + Send>, usize) {
+        let made_up = recipe.networks().map(|part| -> (Shared, usize) {
             let source = Source::new(&part, DType::Bf16, seed);
             let parameters = source.parameters();
             (Arc::new(source), parameters)
         });
         let made_up = made_up.collect::<Vec<_>>();
         let tokenizer = Tokenizer::read(synth::TOKENIZER, "tokenizer.json")?;
-        Ok(Self::with(backend, wanted, "made-up".into(), tokenizer, Sources::new(recipe, made_up)))
+        Ok(Self::with(
+            backend,
+            wanted,
+            "made-up".into(),
+            tokenizer,
+            Sources::new(recipe, made_up, Vec::new()),
+        ))
     }
 
     fn with(backend: B, wanted: &Setup, name: String, tokenizer: Tokenizer, sources: Sources) -> Self {
@@ -143,6 +155,7 @@ impl<B: Backend> Pipeline<B> {
             backend,
             setup,
             name,
+            about: None,
             tokenizer,
             sources,
             models: Models::default(),
@@ -157,6 +170,11 @@ impl<B: Backend> Pipeline<B> {
     /// Returns the name that a model file gives the model, or else that of the folder, repository or file that it is in.
     pub fn model_name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns what the model's file says that the model is.
+    pub(super) fn about(&self) -> Option<&str> {
+        self.about.as_deref()
     }
 
     /// Returns the model's recipe.
@@ -389,7 +407,10 @@ impl<B: Backend> Models<B> {
 }
 
 /// Returns the content of the model file that a path leads to, if it leads to one.
-fn named(model: &Path) -> Result<Option<ModelFile>> {
+///
+/// # Errors
+/// Returns [`Error::Model`] with every mistake in the file.
+pub fn named(model: &Path) -> Result<Option<ModelFile>> {
     weights::model_file(model).map(|file| ModelFile::read(&file).map_err(Error::Model)).transpose()
 }
 
@@ -417,3 +438,6 @@ pub(super) fn available_ram() -> Option<u64> {
 pub(super) fn peak_ram() -> u64 {
     proc_bytes("/proc/self/status", "VmHWM").unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

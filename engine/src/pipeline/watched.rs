@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::clock::Clock;
 use crate::Result;
-use crate::weights::{HostTensor, Matrix, RowTable, WeightSource};
+use crate::weights::{HostTensor, LowRank, Matrix, RowTable, WeightSource};
 
 /// Counts the parameters of all networks as they are loaded.
 pub struct Count<'a, 'c> {
@@ -64,5 +64,11 @@ impl WeightSource for Watched<'_, '_, '_> {
     fn row_table(&self, name: &str) -> Result<RowTable> {
         self.count.add(0)?;
         self.weights.row_table(name)
+    }
+
+    fn with_products(&self, name: &str) -> Result<(Matrix<'_>, Vec<LowRank>)> {
+        let (matrix, products) = self.weights.with_products(name)?;
+        self.count.add(matrix.rows * matrix.cols)?;
+        Ok((matrix, products))
     }
 }

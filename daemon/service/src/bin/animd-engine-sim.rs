@@ -21,7 +21,7 @@
 //! The words from `fail` to `stray` act half-way through denoising, or in the stage that they name: `crash@load`,
 //! `hang@vae-decode`.
 //! The variable `SIM_START` has words for the start: `slow=MS` loads for so long, `model` and `device` refuse the model and
-//! the GPU, `protocol` speaks another version, `mute` says nothing, `crash` aborts. `SIM_LIVES=FILE` is a file to which each
+//! the GPU, `model=END` refuses a model whose path ends so, `protocol` speaks another version, `mute` says nothing, `crash` aborts. `SIM_LIVES=FILE` is a file to which each
 //! start adds a byte. With `SIM_KERNELS` it claims code for compute capability 9.0, and to run on the
 //! GPU that it is given.
 
@@ -109,10 +109,12 @@ fn main() -> io::Result<()> {
         fs::OpenOptions::new().create(true).append(true).open(lives)?.write_all(b".")?;
     }
     thread::sleep(start.millis("slow").unwrap_or_default());
+    let model = std::env::args().skip_while(|word| word != "--model").nth(1).unwrap_or_default();
+    let is_named = |code: ErrorCode| start.value(code.name()).is_some_and(|end| model.ends_with(end));
     for (code, message) in
         [(ErrorCode::Model, "the model folder is empty"), (ErrorCode::Device, "there is no GPU")]
     {
-        if start.has(code.name()) {
+        if start.has(code.name()) || is_named(code) {
             line.send(&FromEngine::Failed { job: 0, code, message: message.into() });
             process::exit(1);
         }

@@ -77,9 +77,9 @@ impl Intake {
             return Ok(());
         }
 
-        let (places, submissions): (Vec<_>, Vec<_>) =
+        let (places, mut submissions): (Vec<_>, Vec<_>) =
             coming.into_iter().map(|coming| ((coming.at, coming.ready), coming.submission)).unzip();
-        let added = self.queue.submit_all(&submissions).await?;
+        let added = self.queue.submit_all(&mut submissions).await?;
         for (((at, ready), submission), added) in places.into_iter().zip(&submissions).zip(added) {
             fates[at] = match added {
                 Added::New(id) => {
@@ -216,7 +216,11 @@ impl Intake {
         }
         // The second picture of a pair may be on its way.
         if !request.has_last_frame()
-            && self.queue.profiles.recipe().is_some_and(|recipe| recipe.needs_last_frame())
+            && self
+                .queue
+                .profiles
+                .recipe_of(request.model.as_deref())
+                .is_some_and(|recipe| recipe.needs_last_frame())
         {
             let why = "the model makes videos between two pictures; the second one is called as the first, with `.last` \
                        before its ending";

@@ -3,7 +3,7 @@
 
 mod dit;
 mod encoders;
-mod files;
+pub mod files;
 mod folders;
 mod lora;
 mod wrong;
@@ -31,6 +31,9 @@ struct Entry {
     family: Option<String>,
     /// The name of the forward's expected result.
     forward: Option<String>,
+    /// The same of the two transformers of a folder of diffusers.
+    forward_high: Option<String>,
+    forward_low: Option<String>,
     /// Tensors whose values are known.
     #[serde(default)]
     goldens: BTreeMap<String, Golden>,

@@ -10,6 +10,7 @@ mod job;
 mod keep;
 mod quota;
 mod schema;
+mod settings;
 mod shares;
 mod stats;
 mod store;

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use animd_common::clock::now_us;
 use animd_common::files::{Identity, path_from};
-use animd_protocol::ErrorCode;
 use animd_protocol::request::Request;
 use rusqlite::params;
 
 use super::job::{Added, Job, NewJob};
+use super::settings;
 use super::shares::Shares;
 use super::store::{Store, event, insert};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::store::parts;
 
 /// A watched folder that was added over the bus.
@@ -110,9 +110,7 @@ impl Store {
         last: Option<([u8; 32], u64)>,
         read_us: i64,
     ) -> Result<bool> {
-        let json = serde_json::to_string(request).map_err(|e| {
-            Error::refused(ErrorCode::InvalidSetting, format!("the settings cannot be written down: {e}"))
-        })?;
+        let json = settings::json(request)?;
         self.change(|db| {
             let changed = db.execute(
                 "UPDATE job SET settings_json = ?2, seed = ?3, frames = ?4, steps = ?5, settings_us = ?6,
@@ -131,6 +129,7 @@ impl Store {
                 ],
             )?;
             if changed == 1 {
+                settings::set_loras(db, id, request)?;
                 event(db, id, "settings-changed", Some("its sidecar came after it was queued"))?;
             }
             Ok(changed == 1)
