@@ -202,8 +202,8 @@ fn a_job_is_taken_while_the_file_of_the_one_before_is_finished() {
         };
         send(&ToEngine::Generate {
             job,
-            loras: Vec::new(),
             last: None,
+            loras: Vec::new(),
             parts: None,
             image: image.clone(),
             output: folder.path().join(format!("{job}.part")),

@@ -59,7 +59,10 @@ pub(super) fn remark(request: &Request) -> Option<String> {
 impl<B: Backend> Pipeline<B> {
     /// Returns the number of parameters that are loaded before the next job computes.
     pub(crate) fn to_load(&self) -> usize {
-        if self.is_loaded() { self.sources.adapters.stale_parameters() } else { self.parameters_to_load() }
+        match self.is_loaded() {
+            true => self.sources.adapters.stale_parameters(),
+            false => self.parameters_to_load(),
+        }
     }
 
     /// Chooses the `LoRA`s of the jobs that follow, with the file of each. They are opened now; the weights that change are
@@ -73,15 +76,16 @@ impl<B: Backend> Pipeline<B> {
             let (wanted, files) = (wanted.len(), files.len());
             return Err(Error::Internal(format!("{wanted} LoRAs are chosen and {files} files given")));
         }
-        let opened = self.sources.adapters.open(wanted, files)?;
+        let Sources { adapters, weights, .. } = &mut self.sources;
+        let opened = adapters.open(wanted, files)?;
         for adapter in &opened {
             let (tensors, strengths) = (adapter.lora().names().count(), adapter.strengths());
             tracing::info!(tensors, ?strengths, "a LoRA is added");
             tracing::debug!("it is `{}`", adapter.lora().path().display());
         }
-        self.sources.adapters.set(opened);
-        self.sources.take_changes();
-        self.sources.adapters.tell_rounding(self.setup.precision.dit)
+        adapters.set(opened);
+        weights.extend(adapters.sources());
+        adapters.tell_rounding(self.setup.precision.dit)
     }
 
     /// Loads what differs between the loaded transformers and those with the current `LoRA`s. Transformers that cannot be
@@ -97,12 +101,11 @@ impl<B: Backend> Pipeline<B> {
         let count = Count::new(clock, 0, parameters);
         // Weights that do not stay are left as they are, so nothing is loaded to another place.
         let keeping = Keeping { place: Place::Device, ..Keeping::of(setup, Component::Dit) };
-        let Sources { adapters, networks, .. } = sources;
-        for (i, transformer) in adapters.transformers.iter_mut().enumerate() {
+        for (i, transformer) in sources.adapters.transformers.iter_mut().enumerate() {
             let Some(dit) = models.experts.get_mut(i).filter(|_| !transformer.stale.is_empty()) else {
                 continue;
             };
-            let source = networks[&transformer.name].weights.clone();
+            let source = sources.weights[&transformer.name].clone();
             // Of files that are needed in part, reading ahead would read too much.
             let mostly = 2 * transformer.stale_parameters() > transformer.parameters();
             let _ahead = mostly.then(|| ReadAhead::start(&[source.places()], available_ram()));

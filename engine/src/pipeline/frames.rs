@@ -37,8 +37,10 @@ impl<B: Backend> Pipeline<B> {
         clock.stage(Stage::Load)?;
         let attention = self.setup().attention;
         let tile = tile.or(self.plan(job).tile);
+        let ahead = self.read_ahead();
         let mut conditioning = self.condition(job, tile, &mut Vec::new(), &mut clock)?;
         self.load(Component::Dit, &mut clock)?;
+        drop(ahead);
         let parts = self.parts()?;
         clock.stage(Stage::Denoise)?;
         let mut previews = Previews::new(None::<&Path>, None);

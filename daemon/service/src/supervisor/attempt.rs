@@ -109,8 +109,9 @@ impl Supervisor {
             && Instant::now() >= self.next_claim
             && self.tools.holds.paused().is_none()
         {
-            // Another profile takes another engine, which is started when this one has finished its last file.
-            if self.engine.is_working() && self.monitor.outdated() {
+            // The choice of the profile is looked at, and an outdated engine replaced, when the last file is finished. Without
+            // this a queue that is never empty would put that off for ever.
+            if self.engine.is_working() && self.monitor.needs_rest() {
                 return Ok(());
             }
             let Some(hello) = self.engine.hello().cloned() else { return Ok(()) };

@@ -1,6 +1,7 @@
 //! Tests of the supervisor with engines that are tasks of the test, on a clock that the tests move.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use animd_common::bus::ServiceState;
 use animd_common::config::Config;
@@ -504,7 +505,10 @@ const A_WHILE: Duration = Duration::from_millis(300);
 
 /// Starts a supervisor whose engine finishes the file of the first of two jobs, and computes the second one.
 async fn saving_one_and_computing_another(change: impl FnOnce(&mut Config)) -> (House, Remote, u64, u64) {
-    let mut house = House::new(change);
+    let mut house = House::new(|config| {
+        config.profile.name = "cpu".into();
+        change(config);
+    });
     let (first, second) = (house.queue().await, house.queue().await);
     let mut engine = house.engine().await;
     engine.hello().await;
@@ -613,5 +617,25 @@ async fn another_model_waits_until_the_last_file_is_finished() {
     assert_eq!(next.1, models.path().join("models/other"));
     next.hello().await;
     assert_eq!(next.job().await, other);
+    house.end().await;
+}
+
+#[tokio::test]
+async fn a_choice_that_is_due_waits_for_the_last_file_and_no_longer() {
+    let (house, mut engine, first, second) = saving_one_and_computing_another(|_| ()).await;
+    let third = house.queue().await;
+    engine.fail(first, ErrorCode::InvalidImage).await;
+    let mut config = Config::clone(&house.tools.config.get());
+    config.profile.name = "cpu-of-another-name".into();
+    house.tools.config.replace(Arc::new(config));
+    engine.say(&FromEngine::Saving { job: second }).await;
+    assert!(tokio::time::timeout(A_WHILE, engine.next()).await.is_err(), "no job before the choice is made");
+    assert_eq!(house.job(third).await.state, State::Queued);
+    let looked = house.tools.profiles.choice();
+    engine.fail(second, ErrorCode::InvalidImage).await;
+    // Whatever comes of it, the choice is made again now.
+    while *house.tools.profiles.choice() == *looked {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     house.end().await;
 }
