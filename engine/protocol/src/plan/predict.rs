@@ -89,7 +89,7 @@ impl Exchange {
         let bytes = dit.exchanged_bytes();
         let around = if dit.turns == Some(0) { dit.around } else { 0 };
         let groups = bytes.saturating_sub(around);
-        let last = dit.groups.iter().take(dit.resident).last().copied().unwrap_or_default().min(groups);
+        let last = dit.groups.iter().take(dit.resident).next_back().copied().unwrap_or_default().min(groups);
         let [groups, last, around] = [groups, last, around].map(|bytes| bytes as f64 / copy_rate);
         let waiting = around + last.max(groups - compute);
         Self { bytes: turns as u64 * bytes, waiting: (turns as f64 - 1.0) * waiting }
