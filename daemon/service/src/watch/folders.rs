@@ -8,7 +8,7 @@ use std::time::Duration;
 use animd_common::config::Config;
 use animd_common::files::show;
 use animd_common::tasks::stopped;
-use animd_common::watch::folder::{self, Options, POLL_STABLE};
+use animd_common::watch::folder::{self, EARLY, Options, POLL_STABLE};
 use animd_common::watch::{Origin, Watched};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
@@ -128,6 +128,7 @@ impl Folders {
             root: self.watches.root(&watched.path),
             create: watched.origin == Origin::Inbox,
             stable: own.unwrap_or(stable),
+            early: EARLY,
             poll_stable: own.unwrap_or(stable.max(POLL_STABLE)),
             poll: watched.poll_seconds.map(Duration::from_secs_f64),
             default_poll: config.inbox.poll(),
