@@ -25,6 +25,7 @@ mod damage;
 mod gpu;
 mod harness;
 mod inbox;
+mod late;
 mod queue;
 mod roots;
 mod sleep;

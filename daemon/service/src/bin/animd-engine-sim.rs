@@ -154,6 +154,8 @@ fn main() -> io::Result<()> {
             ToEngine::Hello { .. } => {}
             ToEngine::Cancel { job } => canceled.store(job, Ordering::SeqCst),
             ToEngine::Generate { job, image, output, pictures, request, .. } => {
+                // An earlier attempt at this job may have been cancelled.
+                _ = canceled.compare_exchange(job, 0, Ordering::SeqCst, Ordering::SeqCst);
                 let (line, hung, canceled) = (line.clone(), hung.clone(), canceled.clone());
                 thread::spawn(move || {
                     let work = (&*image, &*output, &pictures, &*request);

@@ -150,6 +150,9 @@ impl Supervisor {
 
     /// Runs until it is told to stop. Then it ends the engine and puts its job back in the queue.
     pub async fn run(mut self) {
+        // The first job does not wait for the encoder to describe itself.
+        let encoder = self.encoder.clone();
+        drop(tokio::task::spawn_blocking(move || encoder.trouble()));
         let mut holds = self.tools.holds.changes();
         loop {
             if let Err(e) = self.look().await {

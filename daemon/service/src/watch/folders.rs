@@ -13,7 +13,7 @@ use animd_common::watch::{Origin, Watched};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
-use super::intake::Intake;
+use super::intake::{Intake, Recent};
 use super::tell_of_swapped;
 use crate::config::CurrentConfig;
 use crate::delivery::Delivery;
@@ -115,6 +115,7 @@ impl Folders {
             queue: self.queue.clone(),
             delivery: self.delivery.clone(),
             watched: watched.clone(),
+            recent: Recent::default(),
         };
         let end = folder::spawn(options.clone(), intake, stopped)
             .map_err(Error::file("start a thread for", &watched.path))?;

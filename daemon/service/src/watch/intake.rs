@@ -1,9 +1,11 @@
 //! What the service does with complete pictures: a copy in the spool, a row in the ledger, many at a time.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use animd_common::Error as Common;
 use animd_common::files::{Identity, changed_us, show};
@@ -32,6 +34,32 @@ pub struct Intake {
     pub delivery: Delivery,
     /// The folder.
     pub watched: Arc<Watched>,
+    /// The jobs of pictures that were taken early.
+    pub recent: Recent,
+}
+
+/// The jobs of pictures whose time to lie unchanged is not over: a picture that is written once more within it replaces the
+/// first. After a restart of the service it is another one.
+#[derive(Default)]
+pub struct Recent {
+    jobs: HashMap<PathBuf, (u64, Instant)>,
+}
+
+impl Recent {
+    fn insert(&mut self, path: PathBuf, job: u64, stable: Duration) {
+        self.jobs.insert(path, (job, Instant::now() + stable));
+    }
+
+    /// Returns the job of the picture that was taken early from this place.
+    fn at(&self, path: &Path) -> Option<u64> {
+        self.jobs.get(path).map(|(job, _)| *job)
+    }
+
+    /// Forgets the pictures whose time is over.
+    fn prune(&mut self) {
+        let now = Instant::now();
+        self.jobs.retain(|_, (_, end)| *end > now);
+    }
 }
 
 /// A picture on its way into the queue.
@@ -45,6 +73,7 @@ struct Coming<'a> {
 impl Take for Intake {
     async fn take(&mut self, pictures: &[Ready]) -> Vec<Fate> {
         let mut fates = vec![Fate::Waits; pictures.len()];
+        self.recent.prune();
         if let Err(e) = self.admit(pictures, &mut fates).await {
             let why = e.without_path();
             for fate in fates.iter_mut().filter(|fate| **fate == Fate::Waits) {
@@ -61,7 +90,7 @@ impl Take for Intake {
 }
 
 impl Intake {
-    async fn admit(&self, pictures: &[Ready], fates: &mut [Fate]) -> Result<()> {
+    async fn admit(&mut self, pictures: &[Ready], fates: &mut [Fate]) -> Result<()> {
         let identities: Vec<Identity> = pictures.iter().map(|ready| ready.identity).collect();
         let taken = self.queue.ledger.call(move |db| db.taken_all(&identities)).await?;
         let mut new = Vec::new();
@@ -86,6 +115,10 @@ impl Intake {
                 Added::New(id) => {
                     if submission.work.is_err() {
                         self.delivery.settle(id).await?;
+                    } else if ready.early {
+                        let own = self.watched.stable_seconds.map(Duration::from_secs_f64);
+                        let stable = own.unwrap_or_else(|| self.config.get().inbox.stable());
+                        self.recent.insert(ready.path.clone(), id, stable);
                     }
                     Fate::Taken
                 }
@@ -231,7 +264,7 @@ impl Intake {
     }
 
     /// Returns the folder for the picture's video: the picture's own subfolder, in the outbox.
-    fn outbox(&self, ready: &Ready) -> Option<std::path::PathBuf> {
+    fn outbox(&self, ready: &Ready) -> Option<PathBuf> {
         let own = self.watched.outbox.as_ref();
         if ready.below.as_os_str().is_empty() {
             return own.cloned();
@@ -310,12 +343,15 @@ impl Intake {
     async fn renewed<'a>(&self, coming: Vec<Coming<'a>>, fates: &mut [Fate]) -> Result<Vec<Coming<'a>>> {
         let mut others = Vec::new();
         for mut coming in coming {
-            let path = coming.ready.path.clone();
-            let job = self.queue.ledger.call(move |db| db.open_at(&path)).await?;
+            let job = match self.recent.at(&coming.ready.path) {
+                Some(id) => self.queue.ledger.call(move |db| db.job(id)).await?,
+                None => None,
+            };
             let written_us =
                 root::metadata(&coming.ready.root, &coming.ready.path).map(|meta| changed_us(&meta));
             let job = job.filter(|job| {
-                coming.submission.work.as_ref().is_ok_and(|work| is_other(job, work))
+                matches!(job.state, State::Queued | State::Running)
+                    && coming.submission.work.as_ref().is_ok_and(|work| is_other(job, work))
                     && written_us.is_ok_and(|written_us| self.is_renewable(job, written_us))
             });
             match (job, coming.submission.work) {

@@ -1,14 +1,11 @@
 //! A picture's newer words, or the picture itself once more, for a job that is still open.
 
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-
 use animd_common::files::Identity;
 use animd_protocol::ErrorCode;
 use animd_protocol::request::Request;
-use rusqlite::{OptionalExtension, named_params, params};
+use rusqlite::named_params;
 
-use super::job::{Job, State};
+use super::job::State;
 use super::store::{Store, event};
 use crate::error::{Error, Result};
 use crate::store::{Spooled, parts};
@@ -73,13 +70,5 @@ impl Store {
             }
             Ok(changed == 1)
         })
-    }
-
-    /// Returns the newest job that waits or runs for a picture at this place.
-    pub fn open_at(&self, path: &Path) -> Result<Option<Job>> {
-        let mut find = self.db.prepare_cached(
-            "SELECT * FROM job WHERE source_path = ?1 AND state IN ('queued','running') ORDER BY id DESC LIMIT 1",
-        )?;
-        Ok(find.query_row(params![path.as_os_str().as_bytes()], Job::from_row).optional()?)
     }
 }
