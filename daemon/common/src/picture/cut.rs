@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::tiff::Tiff;
-use super::{Format, MAGICS, Source, Trouble, format};
+use super::{Format, MAGICS, Segment, Source, Trouble, format};
 
 /// The most reads for one picture: a PNG of 256 MiB has 32,768 pieces of the usual size.
 const READS: u32 = 1 << 16;
@@ -105,13 +105,11 @@ fn png(source: &mut Source<'_>, length: u64) -> Result<bool, Trouble> {
 fn jpeg(source: &mut Source<'_>, length: u64) -> Result<bool, Trouble> {
     let mut at = 2;
     let scan = loop {
-        let [mark, kind, high, low] = source.get(at)?;
-        match (mark, kind) {
-            (0xff, 0xda) => break at,
-            (0xff, 0xd9) => return Ok(true),
-            (0xff, 0x01 | 0xd0..=0xd8) => at += 2,
-            (0xff, 0x02..=0xfe) => at += 2 + u64::from(u16::from_be_bytes([high, low]).max(2)),
-            _ => at += 1,
+        let segment = Segment::find(source, at)?;
+        match segment.marker {
+            0xda => break segment.at,
+            0xd9 => return Ok(true),
+            _ => at = segment.end,
         }
     };
     let from = scan.max(length.saturating_sub(TAIL));

@@ -63,6 +63,17 @@ impl Delivery {
         Some((job.created_us as i64).saturating_add(left.as_micros() as i64))
     }
 
+    /// Returns whether what came beside a job's picture in time says something else than the job has, so that the watcher of
+    /// the folder is about to bring it. Blocks.
+    pub fn is_awaited(&self, job: &Job) -> bool {
+        let Some((source, until_us)) = job.source.as_ref().zip(self.renewable_until_us(job)) else {
+            return false;
+        };
+        let root = self.watches.root_of(&source.path, None);
+        sidecar::changed_us(&root, &source.path).is_some_and(|changed_us| changed_us <= until_us)
+            && self.is_late(job)
+    }
+
     /// Gives an open job other settings and perhaps another picture, and releases what it had before. Returns false if it is
     /// not in state `from` any more.
     pub async fn renew(&self, job: Job, from: State, renewal: Arc<Renewal>) -> Result<bool> {

@@ -18,7 +18,8 @@ use super::state::{Stop, Then};
 use crate::error::Error;
 use crate::store::ledger::{Ended, Job, Renewal, State};
 
-/// How long a job is held further whose newer words are there: the watcher of their folder is about to bring them.
+/// How long a job is held whose newer words are there, besides the time that a picture should lie unchanged: the watcher of
+/// its folder is about to bring them.
 const BRINGING: Duration = Duration::from_secs(3);
 /// The pause before a held job with newer words is looked at again.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -27,10 +28,10 @@ const AGAIN: Duration = Duration::from_millis(100);
 pub(super) struct Held {
     job: Job,
     finished: Finished,
-    /// When words no longer count.
-    end: Instant,
-    /// When to look at the job.
+    /// When to look at the job: words no longer count from then on.
     due: Instant,
+    /// When the job ends although newer words are there.
+    end: Instant,
 }
 
 /// What the engine has made of a job.
@@ -45,14 +46,22 @@ impl Supervisor {
     /// Ends a job that the engine has done with, or holds it while newer words for it may come.
     pub(super) async fn finish(&mut self, job: Job, finished: Finished) {
         let until_us = self.tools.delivery.renewable_until_us(&job).unwrap_or_default();
-        let left = u64::try_from(until_us.saturating_sub(now_us())).unwrap_or_default();
+        let micros = |us: i64| Duration::from_micros(u64::try_from(us).unwrap_or_default());
+        let whole = micros(until_us.saturating_sub(job.created_us as i64));
         // The clock may have been set back meanwhile.
-        let whole = u64::try_from(until_us.saturating_sub(job.created_us as i64)).unwrap_or_default();
-        if left == 0 {
+        let left = micros(until_us.saturating_sub(now_us())).min(whole);
+        if left.is_zero() && !self.is_awaited(&job).await {
             return self.end_finished(job, finished).await;
         }
-        let end = Instant::now() + Duration::from_micros(left.min(whole));
-        self.held.push(Held { job, finished, end, due: end });
+        let due = Instant::now() + left;
+        self.held.push(Held { job, finished, due, end: due + whole + BRINGING });
+    }
+
+    /// Returns whether newer words for a job are there.
+    async fn is_awaited(&mut self, job: &Job) -> bool {
+        let (delivery, job) = (self.tools.delivery.clone(), job.clone());
+        let awaited = blocking(move || Ok::<_, Error>(delivery.is_awaited(&job)));
+        self.patiently(awaited).await.unwrap_or(false)
     }
 
     async fn end_finished(&mut self, job: Job, finished: Finished) {
@@ -71,10 +80,7 @@ impl Supervisor {
     pub(super) async fn release_due(&mut self) {
         while let Some(at) = self.held.iter().position(|held| held.due <= Instant::now()) {
             let mut held = self.held.remove(at);
-            let (delivery, job) = (self.tools.delivery.clone(), held.job.clone());
-            let is_late = blocking(move || Ok::<_, Error>(delivery.is_late(&job)));
-            let is_late = self.patiently(is_late).await.unwrap_or(false);
-            if is_late && Instant::now() < held.end + BRINGING {
+            if Instant::now() < held.end && self.is_awaited(&held.job).await {
                 held.due = Instant::now() + AGAIN;
                 self.held.push(held);
             } else {
