@@ -26,6 +26,7 @@ mod gpu;
 mod harness;
 mod inbox;
 mod late;
+mod models;
 mod queue;
 mod roots;
 mod sleep;

@@ -22,13 +22,14 @@
 //! `hang@vae-decode`.
 //! The variable `SIM_START` has words for the start: `slow=MS` loads for so long, `model` and `device` refuse the model and
 //! the GPU, `protocol` speaks another version, `mute` says nothing, `crash` aborts. `SIM_LIVES=FILE` is a file to which each
-//! start adds a byte. With `SIM_KERNELS` it claims code for compute capability 9.0, and to run on the
+//! start adds a byte. A model in a folder called `models` has its name, any other is called `simulated`; one with a file
+//! `refuse` in it is refused. With `SIM_KERNELS` it claims code for compute capability 9.0, and to run on the
 //! GPU that it is given.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -101,6 +102,19 @@ fn recipe() -> Recipe {
     recipe
 }
 
+/// Returns the path of the model that the service asks for.
+fn model() -> PathBuf {
+    let mut args = std::env::args_os().skip_while(|arg| arg != "--model");
+    args.nth(1).unwrap_or_default().into()
+}
+
+/// Returns what a model at this path is called.
+fn name(model: &Path) -> String {
+    let is_named = model.parent().is_some_and(|folder| folder.ends_with("models"));
+    let name = model.file_stem().filter(|_| is_named);
+    name.map_or_else(|| "simulated".into(), |name| name.to_string_lossy().into_owned())
+}
+
 fn main() -> io::Result<()> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let line = Line(Arc::new(Mutex::new(socket.try_clone()?)));
@@ -112,7 +126,7 @@ fn main() -> io::Result<()> {
     for (code, message) in
         [(ErrorCode::Model, "the model folder is empty"), (ErrorCode::Device, "there is no GPU")]
     {
-        if start.has(code.name()) {
+        if start.has(code.name()) || (code == ErrorCode::Model && model().join("refuse").exists()) {
             line.send(&FromEngine::Failed { job: 0, code, message: message.into() });
             process::exit(1);
         }
@@ -133,7 +147,7 @@ fn main() -> io::Result<()> {
         protocol: PROTOCOL + u32::from(start.has("protocol")),
         version: env!("CARGO_PKG_VERSION").into(),
         backend: if visible { "cuda" } else { "cpu" }.into(),
-        model: "simulated".into(),
+        model: name(&model()),
         kernels,
         // A small model: the service refuses what the machine's memory does not hold.
         recipe: Some(Box::new(recipe())),
