@@ -15,7 +15,7 @@ use super::{Checks, relative};
 
 /// A transformer of Wan2.2, which sees no picture, as one of Wan2.1 whose picture says nothing: the values of its
 /// attention to the picture are zero. The engine runs Wan2.1, and the result is the same.
-struct Blind {
+pub(super) struct Blind {
     inner: Weights,
     dim: usize,
     image_dim: usize,
@@ -68,9 +68,15 @@ pub(super) fn open(
     }
     let (inner, config) = open_expert(path)?;
     let layout = inner.layout().name();
+    let (blind, config) = blind(inner, &config, goldens)?;
+    Ok((Box::new(blind), config, layout))
+}
+
+/// Returns a transformer of Wan2.2 with a picture that says nothing, for [`forward`].
+pub(super) fn blind(inner: Weights, config: &DitConfig, goldens: &Goldens) -> Result<(Blind, DitConfig)> {
     let image_dim = goldens.get("in.clip")?.shape[1];
-    let config = DitConfig { image_dim: Some(image_dim), ..config };
-    Ok((Box::new(Blind { inner, dim: config.dim, image_dim }), config, layout))
+    let config = DitConfig { image_dim: Some(image_dim), ..config.clone() };
+    Ok((Blind { inner, dim: config.dim, image_dim }, config))
 }
 
 /// Returns the output of a forward on the directory's inputs.
