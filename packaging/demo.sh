@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # Shows the whole path on this machine: builds animd, starts the service with the small model on a bus of its own, drops
 # a photograph into its inbox, waits for the video, and makes a contact sheet of it. Writes only below target/demo.
-# SIZE, FRAMES and PROMPT can be set.
+# PROMPT, SIZE and FRAMES can be set; the model's own file has what is not.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-size=${SIZE:-320x192}
 frames=${FRAMES:-81}
 prompt=${PROMPT:-The camera moves slowly closer.}
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
@@ -89,9 +88,6 @@ outbox = "outbox"
 state = "state"
 
 [defaults]
-size = "$size"
-frames = $frames
-sampler = "distill"
 seed = 42
 END
 
@@ -118,6 +114,11 @@ animctl status >/dev/null || fail "the service did not answer within 10 s"
 
 echo "Dropping photo.jpg and photo.txt into $run/inbox"
 echo "$prompt" >"$run/inbox/photo.txt"
+# A folder's settings outrank those that the model's file has for all of its jobs.
+{
+    [ -z "${SIZE:-}" ] || printf 'size = "%s"\n' "$SIZE"
+    [ -z "${FRAMES:-}" ] || printf 'frames = %s\n' "$FRAMES"
+} >"$run/inbox/folder.toml"
 cp packaging/demo/photo.jpg "$run/inbox/"
 if ! packaging/demo/follow.py 3>"$run/job"; then
     if [ -s "$run/job" ]; then animctl show "$(cat "$run/job")" || true; fi

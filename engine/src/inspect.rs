@@ -35,10 +35,20 @@ pub struct Inspection {
 
 /// Describes a model folder, the model of a model file, or a folder or file that holds only a DiT. Reads headers only.
 pub fn inspect(path: &Path) -> Inspection {
-    let recipe = Recipe::wan21_i2v_14b();
     let mut problems = Vec::new();
     let named =
         weights::model_file(path).and_then(|file| ModelFile::read(&file).map_err(|e| problems.push(e)).ok());
+    // A model file with a mistake has said so, and names no transformer.
+    let experts: Vec<Summary> = match weights::transformers(path) {
+        Ok(found) => {
+            found.iter().filter_map(|(expert, dit)| Some(Summary::of_expert(dit, (*expert)?))).collect()
+        }
+        Err(e) => {
+            problems.extend((!problems.contains(&e.to_string())).then(|| e.to_string()));
+            Vec::new()
+        }
+    };
+    let recipe = if experts.is_empty() { Recipe::wan21_i2v_14b() } else { Recipe::wan22_i2v_a14b() };
     let place = |component| match (&named, component) {
         (None, _) => Some(path),
         (Some(named), Component::Dit) => named.parts.dit.as_deref(),
@@ -46,9 +56,15 @@ pub fn inspect(path: &Path) -> Inspection {
         (Some(named), Component::Clip) => named.parts.clip.as_deref(),
         (Some(named), Component::Vae) => Some(&*named.parts.vae),
     };
+    let is_pair = !experts.is_empty();
+    let other = |part: &Part<'_>| !is_pair || part.component() != Component::Dit;
     let found = |part: Part<'_>| Some(Summary::of(place(part.component())?, part.component()));
-    let parts: Vec<Summary> = recipe.networks().filter_map(found).collect();
-    if let Err(e) = named.as_ref().map_or(Ok(()), |_| weights::Model::open(path, None).map(drop)) {
+    let parts: Vec<Summary> =
+        experts.into_iter().chain(recipe.networks().filter(other).filter_map(found)).collect();
+    // Whether the parts fit together is for whoever opens them to say.
+    if (named.is_some() || (is_pair && parts.iter().all(|part| part.usable)))
+        && let Err(e) = weights::Model::open(path, None)
+    {
         problems.push(e.to_string());
     }
     if !path.exists() {
@@ -135,7 +151,7 @@ impl fmt::Display for Inspection {
         writeln!(f, "{} parameters, {}", grouped(self.parameters), in_units(self.bytes))?;
         for part in &self.parts {
             let state = if part.usable { "ok" } else { "not usable" };
-            writeln!(f, "\n{}: {state}", part.component.title())?;
+            writeln!(f, "\n{}: {state}", part.title())?;
             if let Some(layout) = part.layout {
                 let (tensors, parameters) = (part.tensors, grouped(part.parameters));
                 let (layout, bytes) = (layout.title(), in_units(part.bytes));
@@ -233,5 +249,56 @@ mod tests {
     fn numbers_are_readable() {
         assert_eq!([0, 999, 1000, 1234567].map(grouped), ["0", "999", "1 000", "1 234 567"]);
         assert_eq!([12, 1500, 45_915_000_000].map(in_units), ["12 B", "1.5 kB", "45.9 GB"]);
+    }
+
+    /// Makes a folder with both experts of Wan2.2, one of which has lost a tensor if `broken` says so.
+    fn pair(broken: bool) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (folder, lost) in
+            [("high_noise_model", ""), ("low_noise_model", if broken { "head.head.bias" } else { "" })]
+        {
+            let folder = dir.path().join(folder);
+            fs::create_dir(&folder).unwrap();
+            let file = folder.join("diffusion_pytorch_model.safetensors");
+            weights::tests::expert(&file, |tensors| tensors.retain(|(name, ..)| name != lost));
+        }
+        for name in ["Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl/tokenizer.json"] {
+            let to = dir.path().join(name);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(fixture("official").join(name), to).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn both_experts_of_a_pair_are_described() {
+        let dir = pair(false);
+        let inspection = inspect(dir.path());
+        assert!(inspection.usable, "{inspection}");
+        let titles: Vec<_> = inspection.parts.iter().map(Summary::title).collect();
+        assert_eq!(titles, ["DiT, high", "DiT, low", "umT5 encoder", "VAE"]);
+        assert_eq!(inspection.model, "Wan2.2 image-to-video, 3 blocks of width 256");
+        assert!(inspection.parts[0].files[0].starts_with(dir.path().join("high_noise_model")));
+        let json = serde_json::to_value(&inspection).unwrap();
+        assert_eq!(
+            (&json["parts"][1]["expert"], &json["parts"][2]["expert"]),
+            (&"low-noise".into(), &().into())
+        );
+
+        let dir = pair(true);
+        let inspection = inspect(dir.path());
+        assert!(!inspection.usable && inspection.parts[0].usable && !inspection.parts[1].usable);
+        assert!(inspection.parts[1].problems[0].contains("head.head.bias"), "{inspection}");
+        assert!(inspection.to_string().contains("\nDiT, low: not usable\n"), "{inspection}");
+    }
+
+    #[test]
+    fn two_pairs_in_one_folder_are_a_problem_of_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["x_high.gguf", "x_low.gguf", "y_high.gguf", "y_low.gguf"] {
+            fs::write(dir.path().join(name), b"").unwrap();
+        }
+        let inspection = inspect(dir.path());
+        assert!(!inspection.usable && inspection.problems[0].contains("several pairs"), "{inspection}");
     }
 }

@@ -7,6 +7,7 @@ pub mod backend;
 pub mod bench;
 pub mod check;
 pub mod error;
+pub mod find;
 mod finite;
 #[cfg(test)]
 mod goldens;

@@ -144,6 +144,7 @@ fn a_parent_process_gets_pictures_and_previews() {
     send(&ToEngine::Generate {
         job: 3,
         last: None,
+        loras: Vec::new(),
         parts: None,
         image,
         output: folder.path().join("out.part"),
@@ -585,7 +586,7 @@ fn a_selftest_without_a_gpu_is_a_sentence() {
 
 #[test]
 fn help_has_an_example_for_every_command() {
-    for command in ["generate", "inspect", "plan", "bench", "selftest", "synth-model"] {
+    for command in ["generate", "inspect", "plan", "bench", "selftest", "synth-model", "prepare", "cache"] {
         let output = run(Command::new(program("animd-engine")).args([command, "--help"]));
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(
@@ -605,4 +606,44 @@ fn help_has_an_example_for_every_command() {
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{}", stderr(&output));
     let _ = std::io::stderr().flush();
+}
+
+#[test]
+fn prepared_copies_are_shown_limited_and_cleared() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, cache) = (folder.path().join("tiny"), folder.path().join("cache"));
+    let engine =
+        |args: &[&str]| run(Command::new(program("animd-engine")).args(args).env("CACHE_DIRECTORY", &cache));
+    let json = |args: &[&str]| {
+        let output = engine(args);
+        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")
+    };
+    let path = model.to_str().expect("UTF-8");
+    assert!(engine(&["synth-model", path, "--size", "tiny"]).status.success());
+    let none = json(&["cache", "--json"]);
+    assert_eq!((&none["bytes"], &none["copies"]), (&0.into(), &serde_json::json!([])));
+    assert!(!cache.exists(), "looking makes nothing");
+    let made = json(&["prepare", path, "--precision", "fp8", "--json"]);
+    let listed = json(&["cache", "--json"]);
+    let copy = &listed["copies"][0];
+    assert_eq!(
+        (&copy["precision"], &copy["state"], &copy["in_use"]),
+        (&"fp8".into(), &"current".into(), &false.into())
+    );
+    assert!(
+        made[0]["folder"].as_str().is_some_and(|made| made.ends_with(copy["name"].as_str().unwrap_or("?")))
+    );
+    assert_eq!(listed["limit"], 64u64 << 30);
+    let shown = String::from_utf8_lossy(&engine(&["cache"]).stdout).into_owned();
+    assert!(shown.contains("of 64 GiB") && shown.contains("last used just now"), "{shown}");
+    assert_eq!(json(&["cache", "--limit", "1", "--json"])["dropped"], serde_json::json!([]));
+    let refused = engine(&["cache", "--clear", "other"]);
+    assert!(
+        refused.status.code() == Some(2) && stderr(&refused).contains("no prepared copy"),
+        "{}",
+        stderr(&refused)
+    );
+    let cleared = json(&["cache", "--clear", "--json"]);
+    assert_eq!((&cleared["dropped"][0]["name"], &cleared["copies"]), (&copy["name"], &serde_json::json!([])));
 }

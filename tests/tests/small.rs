@@ -75,9 +75,8 @@ fn shift(frame: &[u8], picture: &[u8]) -> i32 {
 
 #[test]
 fn a_video_begins_with_its_picture_and_moves_as_the_prompt_says() {
-    let mut house = House::new(
-        "[defaults]\nseed = 7\nsize = \"320x192\"\nframes = 81\nsampler = \"distill\"\nquality = 10\n",
-    );
+    // Its size, frames and sampler are in the model's own file.
+    let mut house = House::new("[defaults]\nseed = 7\nquality = 10\n");
     house.use_real_engine(&packaging("small-model/files"));
     house.start();
     // Two pictures that differ: the upper part of the photograph, and its lower part, mirrored.
@@ -108,4 +107,47 @@ fn a_video_begins_with_its_picture_and_moves_as_the_prompt_says() {
         assert!(likeness >= LEAST_LIKENESS, "{name}: the first frame has {likeness:.1} dB of the picture");
         assert!((moved - expected).abs() <= PAN / 2, "{name}: {prompt} moved {moved} pixels, not {expected}");
     }
+}
+
+/// Copies the small model and cuts its transformer in half.
+fn torn_model(to: &Path) {
+    let from = packaging("small-model/files");
+    let copied = run(Command::new("cp").arg("-r").arg(from).arg(to));
+    assert!(copied.status.success(), "{}", stderr(&copied));
+    let transformer = to.join("diffusion_pytorch_model.safetensors");
+    let file = std::fs::OpenOptions::new().write(true).open(transformer).expect("it was copied");
+    file.set_len(file.metadata().expect("readable").len() / 2).expect("cut");
+}
+
+#[test]
+fn a_demo_says_what_it_is_and_takes_nobodys_place() {
+    let mut house = House::new("");
+    house.install_small_model();
+    torn_model(&house.path("torn"));
+    house.use_real_engine(&house.path("torn"));
+    house.start();
+    std::fs::copy(packaging("demo/photo.jpg"), house.path("inbox/photo.jpg")).expect("copied");
+    let waits = |house: &House| {
+        let status = house.json(&["status"]);
+        let text = status["state_text"].as_str().unwrap_or_default().to_owned();
+        status["state"] == "no-weights" && text.contains("torn") && text.contains("`animctl demo`")
+    };
+    house.until("the state says what is wrong", waits);
+    let video = house.path("demo.mp4");
+    let demo = house.animctl(&["demo", "-p", "Slow pan to the left.", "-o", video.to_str().expect("text")]);
+    assert!(demo.status.success(), "{}", stderr(&demo));
+    assert_eq!(green(&video).len(), FRAMES * WIDTH * HEIGHT);
+    let probe = ["-v", "error", "-show_entries", "format_tags=comment", "-of", "default=nk=1:nw=1"];
+    let comment = run(Command::new("ffprobe").args(probe).arg(&video)).stdout;
+    let comment: serde_json::Value = serde_json::from_slice(&comment).expect("the comment is JSON");
+    assert_eq!((&comment["model"], &comment["request"]["model"]), (&"small".into(), &"small".into()));
+    let about = comment["about"].as_str().unwrap_or_default();
+    assert!(about.contains("small model of animd") && about.contains("no measure of Wan 14B"), "{about}");
+    house.until("the configured model is still broken", waits);
+    assert_eq!(house.number("SELECT count(*) FROM job WHERE state = 'queued' AND attempt = 0"), Some(1));
+    assert!(house.files("inbox").contains(&"photo.jpg".to_owned()));
+    assert!(
+        house.files("outbox").iter().all(|video| video.starts_with("animd-demo")),
+        "nobody named a model for it"
+    );
 }

@@ -111,7 +111,7 @@ pub fn json(value: &Variant<'_>) -> Option<Value> {
     })
 }
 
-/// Returns a JSON value as an option of a bus call: a string, a whole number, a float or a boolean. `None` for every
+/// Returns a JSON value as an option of a bus call: a string, a whole number, a float, a boolean or a list of strings. `None` for every
 /// other value.
 pub fn variant(value: &Value) -> Option<Variant<'_>> {
     match value {
@@ -121,6 +121,11 @@ pub fn variant(value: &Value) -> Option<Variant<'_>> {
             Some(whole) => Some(whole.into()),
             None => number.as_f64().map(Into::into),
         },
-        Value::Null | Value::Array(_) | Value::Object(_) => None,
+        Value::Array(items) => {
+            let texts: Option<Vec<String>> =
+                items.iter().map(|item| Some(item.as_str()?.to_owned())).collect();
+            texts.map(Variant::new)
+        }
+        Value::Null | Value::Object(_) => None,
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use animd_protocol::given::{self, Given};
 use animd_protocol::request::Settings;
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::files::show;
@@ -95,9 +96,18 @@ pub fn given<'a>(value: &'a DeValue<'_>) -> Given<'a> {
         }
         DeValue::Boolean(truth) => Given::Truth(*truth),
         DeValue::Datetime(_) => Given::Other("a date"),
-        DeValue::Array(_) => Given::Other("a list"),
+        DeValue::Array(items) => texts(items).map_or(Given::Other("a list"), Given::Texts),
         DeValue::Table(_) => Given::Other("a section"),
     }
+}
+
+/// Returns the texts of a list that has nothing else.
+fn texts(items: &[Spanned<DeValue<'_>>]) -> Option<Vec<String>> {
+    let text = |item: &Spanned<DeValue<'_>>| match item.get_ref() {
+        DeValue::String(text) => Some(text.as_ref().to_owned()),
+        _ => None,
+    };
+    items.iter().map(text).collect()
 }
 
 /// Reads [`Settings`] from the text of a sidecar that is a JSON object; `file` is named in the error.
@@ -152,7 +162,7 @@ mod tests {
         for text in ["\"a\\nb\\u0007\" = 1".to_owned(), format!("{} = 1", "a".repeat(100_000))] {
             let error = settings_from_toml(Path::new("photo.toml"), &text).expect_err("no such key");
             assert!(error.len() < 500 && !error.contains(char::is_control), "{error:?}");
-            assert!(error.contains("; known are model, prompt, "), "{error:?}");
+            assert!(error.contains("; known are model, lora, prompt, "), "{error:?}");
         }
         let text = format!("size = \"{}\\n\"", "a".repeat(100_000));
         let error = settings_from_toml(Path::new("photo.toml"), &text).expect_err("no such size");

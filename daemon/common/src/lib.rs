@@ -9,6 +9,7 @@ pub mod files;
 pub mod home;
 pub mod keys;
 pub mod log;
+pub mod loras;
 pub mod memory;
 pub mod models;
 pub mod notify;

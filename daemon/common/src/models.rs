@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use animd_protocol::model_file::{ModelFile, Sampling, check_name};
+use animd_protocol::model_file::{ModelFile, check_name};
 use animd_protocol::nearest::nearest;
-use animd_protocol::request::{DISTILL_TIMESTEPS, Sampler, Settings};
 
 use crate::files::show;
 
 /// The models that come with animd.
 const PACKAGED: &str = "/usr/share/animd/models";
+/// The name of the small model that comes with animd. It is there to try animd with; a job must name it.
+pub const SMALL: &str = "small";
 /// The models that an administrator has added.
 const SYSTEM: &str = "/etc/animd/models";
 /// The name of the folder of models beside a configuration.
@@ -42,6 +43,11 @@ impl Models {
     /// Returns the folder for models that are added.
     pub fn own(&self) -> &Path {
         &self.folders[1]
+    }
+
+    /// Returns whether there is the small model that `animctl demo` uses.
+    pub fn demonstrates(&self) -> bool {
+        self.find(SMALL).is_ok()
     }
 
     /// Returns what a name stands for: a model file or a model's folder.
@@ -107,25 +113,6 @@ pub fn model_file(path: &Path) -> Result<Option<ModelFile>, String> {
     file.map(|file| ModelFile::read(&file).map_err(|e| show(&e))).transpose()
 }
 
-/// Returns a job's settings, with those of its model's file where the job has none: they outrank the service's defaults,
-/// because a distilled model gives noise with another model's sampler. A job that chooses its own sampler also gets that
-/// sampler's steps, shift and guidance.
-#[must_use]
-pub fn with_sampling(settings: Settings, sampling: &Sampling) -> Settings {
-    if settings.sampler.is_some() {
-        return settings;
-    }
-    let distilled = sampling.distilled == Some(true);
-    let remembered = Settings {
-        sampler: sampling.distilled.map(|yes| if yes { Sampler::Distill } else { Sampler::Unipc }),
-        steps: sampling.steps.or(distilled.then_some(DISTILL_TIMESTEPS.len() as u32)),
-        shift: sampling.shift.or(distilled.then_some(5.0)),
-        guidance: sampling.guidance.or(distilled.then_some(1.0)),
-        ..Settings::default()
-    };
-    settings.or(remembered)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,21 +138,5 @@ mod tests {
             assert!(models.find(wrong).is_err_and(|e| e.contains("letters, digits")), "{wrong}");
         }
         assert_eq!(models.list().into_keys().collect::<Vec<_>>(), ["both", "wan-480p", "wan-720p"]);
-    }
-
-    #[test]
-    fn what_is_remembered_of_a_model_fills_in_what_a_job_leaves_open() {
-        let distilled = Sampling { distilled: Some(true), ..Sampling::default() };
-        let filled = with_sampling(Settings::default(), &distilled);
-        assert_eq!(
-            (filled.sampler, filled.steps, filled.guidance),
-            (Some(Sampler::Distill), Some(4), Some(1.0))
-        );
-        let own = Settings { sampler: Some(Sampler::Unipc), ..Settings::default() };
-        assert_eq!(with_sampling(own.clone(), &distilled), own);
-        let shifted = Sampling { shift: Some(8.0), ..Sampling::default() };
-        let filled = with_sampling(Settings { steps: Some(9), ..Settings::default() }, &shifted);
-        assert_eq!((filled.sampler, filled.steps, filled.shift), (None, Some(9), Some(8.0)));
-        assert_eq!(with_sampling(Settings::default(), &Sampling::default()), Settings::default());
     }
 }

@@ -1,6 +1,7 @@
 //! The users of this machine by name.
 
 use std::fs;
+use std::path::PathBuf;
 
 /// The file that has them.
 const PASSWD: &str = "/etc/passwd";
@@ -20,6 +21,11 @@ pub fn uid(name: &str) -> Option<u32> {
     uid_in(&fs::read_to_string(PASSWD).ok()?, name)
 }
 
+/// Returns a user's home, if the machine's file has the user.
+pub fn home(uid: u32) -> Option<PathBuf> {
+    home_in(&fs::read_to_string(PASSWD).ok()?, uid)
+}
+
 /// Returns the name in a text such as `/etc/passwd`.
 pub fn name_in(passwd: &str, uid: u32) -> Option<String> {
     entries(passwd).find(|(_, known)| *known == uid).map(|(name, _)| name.to_owned())
@@ -28,6 +34,12 @@ pub fn name_in(passwd: &str, uid: u32) -> Option<String> {
 /// Returns the number in a text such as `/etc/passwd`.
 pub fn uid_in(passwd: &str, name: &str) -> Option<u32> {
     entries(passwd).find(|(known, _)| *known == name).map(|(_, uid)| uid)
+}
+
+/// Returns the home in a text such as `/etc/passwd`.
+pub fn home_in(passwd: &str, uid: u32) -> Option<PathBuf> {
+    let line = passwd.lines().find(|line| line.split(':').nth(2).and_then(|id| id.parse().ok()) == Some(uid));
+    line?.split(':').nth(5).map(PathBuf::from).filter(|home| home.is_absolute())
 }
 
 fn entries(passwd: &str) -> impl Iterator<Item = (&str, u32)> {
@@ -47,6 +59,8 @@ mod tests {
         assert_eq!(name_in(passwd, 1000).as_deref(), Some("ann"));
         assert_eq!(uid_in(passwd, "root"), Some(0));
         assert_eq!((name_in(passwd, 7), uid_in(passwd, "bob")), (None, None));
+        assert_eq!(home_in(passwd, 1000), Some(PathBuf::from("/home/ann")));
+        assert_eq!(home_in(passwd, 7), None);
         assert_eq!(name(0), "root");
         assert_eq!(name(u32::MAX - 1), "user 4294967294");
     }

@@ -40,7 +40,11 @@ pub fn animd_page() -> String {
         ("/var/lib/animd/inbox", "Pictures dropped here become videos."),
         ("/var/lib/animd/outbox", "The videos."),
         ("/var/lib/animd/state/ledger.db", "The queue and the log of jobs, an SQLite file."),
-        ("~/Videos/animd, ~/.local/state/animd", "The folders of `animd --user`."),
+        (
+            "/var/cache/animd/prepared",
+            "The prepared copies of models; `animctl model cache` shows and drops them.",
+        ),
+        ("~/Videos/animd, ~/.local/state/animd, ~/.cache/animd", "The folders of `animd --user`."),
     ] {
         page.entry(vec![italic(file)], what);
     }

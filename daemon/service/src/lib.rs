@@ -11,6 +11,7 @@ mod error;
 pub mod events;
 pub mod holds;
 pub mod logind;
+pub mod loras;
 pub mod metrics;
 pub mod plan;
 pub mod queue;

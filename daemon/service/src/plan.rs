@@ -60,11 +60,14 @@ pub async fn plan(
     let choice = profiles.choice();
     let profile = choice.profile.as_ref().map(|p| p.name.clone());
     let known = match profile.clone() {
-        Some(profile) => ledger.call(move |db| db.known(&profile, LOOKED_AT)).await?,
+        Some(profile) => {
+            let model = request.model.clone();
+            ledger.call(move |db| db.known(&profile, model.as_deref(), LOOKED_AT)).await?
+        }
         None => Vec::new(),
     };
     let why = choice.text();
-    let Some(recipe) = profiles.recipe() else {
+    let Some(recipe) = profiles.recipe_of(request.model.as_deref()) else {
         let each = if request.uses_guidance() { 2 } else { 1 };
         let seconds_why = "the engine has not opened the model so far, so its size is not known".into();
         return Ok(Plan {
@@ -120,7 +123,8 @@ pub async fn plan(
 pub fn refusal(profiles: &Profiles, request: &Request, picture: Option<(u32, u32)>) -> Option<String> {
     let setup = profiles.at_best(total_memory())?;
     // Of a model that no engine has opened yet, it is known what every model of its family takes.
-    let recipe = profiles.recipe().unwrap_or_else(|| Arc::new(Recipe::wan21_i2v_least()));
+    let recipe =
+        profiles.recipe_of(request.model.as_deref()).unwrap_or_else(|| Arc::new(Recipe::wan21_i2v_least()));
     let part = request.largest_part();
     plan::refusal(&recipe, &part, size(request, picture), &setup).map(|refusal| refusal.to_string())
 }
@@ -189,7 +193,7 @@ mod tests {
 
     use super::*;
     use crate::supervisor::gpu::Machine;
-    use crate::supervisor::profile::Wish;
+    use crate::supervisor::profile::{Opened, Wish};
 
     fn known(width: u32, height: u32, frames: u32, forwards: u32, seconds: f64) -> Known {
         Known { width, height, frames, forwards, seconds }
@@ -210,7 +214,10 @@ mod tests {
         assert!(text.starts_with("16384x16384 with 4093 frames needs ") && text.contains(" fits"), "{text}");
         assert_eq!(refusal(&profiles, &request("320x192", 9), None), None, "a small model may make it");
         // The 14B model in float32 has 85 GB of weights.
-        profiles.set_recipe(Some(Arc::new(Recipe::wan21_i2v_14b())));
+        let whole = Opened { name: None, recipe: Arc::new(Recipe::wan21_i2v_14b()) };
+        profiles.set_opened(Some(whole));
+        let other = Request { model: Some("small".into()), ..request("320x192", 9) };
+        assert_eq!(refusal(&profiles, &other, None), None, "it says nothing of other models");
         if total_memory().is_some_and(|bytes| bytes < 70 << 30) {
             let text = refusal(&profiles, &request("320x192", 9), None).expect("its weights do not fit");
             assert!(

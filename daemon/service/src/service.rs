@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::holds::Holds;
 use crate::logind;
+use crate::loras::Loras;
 use crate::metrics;
 use crate::queue::Queue;
 use crate::reload::Reloader;
@@ -110,6 +111,7 @@ impl Parts {
             holds,
             commands,
             profiles: profiles.clone(),
+            loras: Loras::new(current.clone()),
         };
         Ok(Self { config: current, defaults, profiles, watches, queue, delivery, reloader, commanded })
     }
@@ -180,6 +182,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
         events: events.clone(),
         holds,
         delivery: delivery.clone(),
+        loras: queue.loras.clone(),
         profiles: profiles.clone(),
     };
     let supervisor = Supervisor::new(tools, monitor, commanded, stopped.clone(), watchdog);

@@ -2,6 +2,7 @@
 
 use animd_protocol::InvalidSetting;
 use animd_protocol::given::{self, Given};
+use animd_protocol::lora::{self, LoraChoice};
 use animd_protocol::request::{Noise, Resize, Sampler, Settings, Size, StepCache, Tiling};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use serde::de::value::Error;
@@ -10,6 +11,10 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 /// A user's settings, as typed.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct SettingsOptions {
+    /// Change the model by a LoRA, as strongly as it was trained or STRENGTH times that; in a model of two transformers,
+    /// `NAME:HIGH:LOW` for each of them. Several are added up; `--lora ''` asks for none [default: none]
+    #[arg(long, value_name = "NAME[:STRENGTH]", value_parser = loras)]
+    pub lora: Option<Vec<Loras>>,
     /// What should happen in the video
     #[arg(short, long, value_name = "TEXT")]
     pub prompt: Option<String>,
@@ -79,6 +84,7 @@ pub struct SettingsOptions {
 impl From<SettingsOptions> for Settings {
     fn from(options: SettingsOptions) -> Self {
         let SettingsOptions {
+            lora,
             prompt,
             negative_prompt,
             seed,
@@ -103,6 +109,7 @@ impl From<SettingsOptions> for Settings {
         } = options;
         Self {
             model: None,
+            lora: lora.map(|each| each.into_iter().flat_map(|loras| loras.0).collect()),
             prompt,
             negative_prompt,
             seed,
@@ -128,6 +135,14 @@ impl From<SettingsOptions> for Settings {
             tiling,
         }
     }
+}
+
+/// The `LoRAs` that one option names: none, one, or several with commas between them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loras(Vec<LoraChoice>);
+
+fn loras(text: &str) -> Result<Loras, InvalidSetting> {
+    lora::parse(text).map(Loras)
 }
 
 /// The names that are a setting's values, each with its meaning.
@@ -224,6 +239,8 @@ mod tests {
     fn what_is_typed_arrives() -> Result<(), clap::Error> {
         assert_eq!(read(&[])?, Settings::default());
         let typed = [
+            "--lora=a:0.5",
+            "--lora=b,c:1:0",
             "-p=p",
             "-n=n",
             "-s=1",
@@ -249,6 +266,11 @@ mod tests {
         let settings = read(&typed)?;
         let expected = Settings {
             model: None,
+            lora: Some(vec![
+                "a:0.5".parse().expect("a LoRA"),
+                "b".parse().expect("a LoRA"),
+                "c:1:0".parse().expect("a LoRA"),
+            ]),
             prompt: Some("p".into()),
             negative_prompt: Some("n".into()),
             seed: Some(1),

@@ -11,14 +11,16 @@ use serde::de::{
 };
 
 use crate::InvalidSetting;
+use crate::lora::{self, LoraChoice};
 use crate::model_file::check_name;
 use crate::nearest::nearest;
 use crate::ranges::{self, Real, Whole};
 use crate::request::{Noise, Resize, Sampler, Settings, Size, StepCache, Tiling};
 
 /// The names of all settings.
-pub const NAMES: [&str; 23] = [
+pub const NAMES: [&str; 24] = [
     "model",
+    "lora",
     "prompt",
     "negative_prompt",
     "seed",
@@ -43,6 +45,8 @@ pub const NAMES: [&str; 23] = [
     "tiling",
 ];
 
+/// The most texts of a list that are kept; no setting takes as many.
+const MAX_ITEMS: usize = 256;
 /// The most characters of a wrong value that a sentence repeats.
 const SHOWN: usize = 60;
 
@@ -69,6 +73,8 @@ pub enum Given<'a> {
     Real(f64),
     /// `true` or `false`.
     Truth(bool),
+    /// Several texts.
+    Texts(Vec<String>),
     /// Something that no setting takes, in words, such as "a list".
     Other(&'static str),
 }
@@ -103,6 +109,7 @@ impl fmt::Display for Given<'_> {
             Self::Whole(number) => number.fmt(f),
             Self::Real(number) => number.fmt(f),
             Self::Truth(truth) => truth.fmt(f),
+            Self::Texts(_) => f.write_str("a list"),
             Self::Other(what) => f.write_str(what),
         }
     }
@@ -115,6 +122,7 @@ impl fmt::Display for Given<'_> {
 pub fn set(settings: &mut Settings, name: &str, given: &Given<'_>) -> Result<(), InvalidSetting> {
     match name {
         "model" => settings.model = Some(model(given)?),
+        "lora" => settings.lora = Some(loras(given)?),
         "prompt" => settings.prompt = Some(prompt("prompt", given)?),
         "negative_prompt" => settings.negative_prompt = Some(prompt("negative_prompt", given)?),
         "seed" => settings.seed = Some(whole(&ranges::SEED, given)?),
@@ -164,6 +172,22 @@ fn model(given: &Given<'_>) -> Result<String, InvalidSetting> {
     };
     check_name(&name).map_err(|why| InvalidSetting(format!("`model`: {why}")))?;
     Ok(name)
+}
+
+fn loras(given: &Given<'_>) -> Result<Vec<LoraChoice>, InvalidSetting> {
+    let choices = match given {
+        Given::Text(text) => lora::parse(text)?,
+        Given::Texts(texts) => texts.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
+        // A name of digits is written as a number by a command line, and by a person in a hurry.
+        Given::Whole(number) => lora::parse(&number.to_string())?,
+        _ => {
+            return Err(InvalidSetting(format!(
+                "`lora` must be a name in quotes, perhaps with `:` and its strength, or a list of such names, not {given}"
+            )));
+        }
+    };
+    lora::check(&choices)?;
+    Ok(choices)
 }
 
 fn prompt(name: &str, given: &Given<'_>) -> Result<String, InvalidSetting> {
@@ -283,8 +307,14 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-        while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Given::Other("a list"))
+        let (mut texts, mut others) = (Vec::new(), false);
+        while let Some(item) = items.next_element::<Given<'static>>()? {
+            match item {
+                Given::Text(text) if texts.len() < MAX_ITEMS => texts.push(text.into_owned()),
+                _ => others = true,
+            }
+        }
+        Ok(if others { Given::Other("a list") } else { Given::Texts(texts) })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
@@ -406,6 +436,7 @@ mod tests {
         // These are written only where a job has them.
         let own = Settings {
             model: Some("wan".into()),
+            lora: Some(lora::parse("detail:0.8, pair:1:0")?),
             steps_high: Some(3),
             guidance_low: Some(2.0),
             ..Settings::default()

@@ -16,7 +16,7 @@ use crate::recipe::Recipe;
 use crate::request::Request;
 
 /// The version of these messages. It rises with every change that the other side would misread.
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 /// The maximum length of a line, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
 /// The seconds between two heartbeats.
@@ -42,6 +42,9 @@ pub enum ToEngine {
         /// The path of the picture that the video ends at, if the request names one; not of a loop.
         #[serde(default)]
         last: Option<PathBuf>,
+        /// The files of the request's `LoRAs`, in their order.
+        #[serde(default)]
+        loras: Vec<PathBuf>,
         /// The folder for the finished parts of a video that is made in several; parts that are there already are used. The
         /// daemon removes it.
         #[serde(default)]

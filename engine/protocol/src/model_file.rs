@@ -17,6 +17,9 @@
 //!
 //! [sampling]
 //! distilled = true
+//!
+//! [defaults]
+//! size = "480p"
 //! ```
 
 use std::fmt::Write as _;
@@ -25,10 +28,15 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
+use crate::InvalidSetting;
 use crate::mistake::Mistake;
 use crate::nearest::nearest;
+use crate::ranges;
+use crate::recipe::ExpertName;
+use crate::size::Size;
 
 /// The longest model file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 18;
@@ -40,12 +48,16 @@ pub const MAX_NAME: usize = 64;
 pub struct ModelFile {
     /// What jobs call it.
     pub name: String,
+    /// What the model is, in a sentence. The metadata of its videos have it.
+    pub about: Option<String>,
     /// Where its parts lie.
     pub parts: PartPaths,
     /// The `LoRAs` that are merged into it, in their order.
     pub loras: Vec<LoraEntry>,
     /// How it is sampled, where its files do not say.
     pub sampling: Sampling,
+    /// The settings of its jobs, where a job says nothing.
+    pub defaults: JobDefaults,
 }
 
 /// The path of each part: a file, or a folder that holds the part and may hold others.
@@ -95,12 +107,23 @@ pub struct LoraEntry {
 }
 
 /// One of a model's two transformers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Expert {
     /// The one of the noisy steps.
+    #[serde(rename = "high_noise")]
     High,
     /// The one of the last steps.
+    #[serde(rename = "low_noise")]
     Low,
+}
+
+impl From<Expert> for ExpertName {
+    fn from(expert: Expert) -> Self {
+        match expert {
+            Expert::High => Self::HighNoise,
+            Expert::Low => Self::LowNoise,
+        }
+    }
 }
 
 impl Expert {
@@ -124,6 +147,17 @@ pub struct Sampling {
     pub shift: Option<f64>,
     /// The guidance scale.
     pub guidance: Option<f64>,
+}
+
+/// What a model was made for, where that is not what Wan was released with: jobs that say nothing else get it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobDefaults {
+    /// The prompt of a job without one. It may be empty.
+    pub prompt: Option<String>,
+    /// The size of the video.
+    pub size: Option<Size>,
+    /// The number of frames of the video, 4n+1.
+    pub frames: Option<u32>,
 }
 
 /// Returns why a word cannot be a model's name: names stand in file names, on command lines and in settings.
@@ -155,13 +189,7 @@ impl ModelFile {
     pub fn read(path: &Path) -> Result<Self, String> {
         let text = text_of(path).map_err(|e| format!("cannot read `{}`: {e}", path.display()))?;
         let base = path.parent().unwrap_or(Path::new(""));
-        Self::parse(&text, base).map_err(|mistakes| {
-            let each = mistakes.iter().map(|mistake| match mistake.line(&text) {
-                Some(line) => format!("line {line}: {}", mistake.message),
-                None => mistake.message.clone(),
-            });
-            format!("`{}` is no model file: {}", path.display(), each.collect::<Vec<_>>().join("; "))
-        })
+        Self::parse(&text, base).map_err(|mistakes| said(path, "is no model file", &text, &mistakes))
     }
 
     /// Reads the text of a model file that lies in the folder `base`.
@@ -178,7 +206,11 @@ impl ModelFile {
     /// Returns the text of the file.
     pub fn to_toml(&self) -> String {
         let quoted = |path: &Path| toml::Value::from(path.to_string_lossy().into_owned()).to_string();
-        let mut text = format!("name = {}\n\n[parts]\n", toml::Value::from(self.name.clone()));
+        let mut text = format!("name = {}\n", toml::Value::from(self.name.clone()));
+        if let Some(about) = &self.about {
+            _ = writeln!(text, "about = {}", toml::Value::from(about.clone()));
+        }
+        text.push_str("\n[parts]\n");
         for (key, path) in self.parts.named() {
             _ = writeln!(text, "{key} = {}", quoted(path));
         }
@@ -195,12 +227,44 @@ impl ModelFile {
             shift.map(|shift| format!("shift = {shift:?}")),
             guidance.map(|guidance| format!("guidance = {guidance:?}")),
         ];
-        let entries: Vec<String> = entries.into_iter().flatten().collect();
-        if !entries.is_empty() {
-            _ = write!(text, "\n[sampling]\n{}\n", entries.join("\n"));
+        let JobDefaults { prompt, size, frames } = &self.defaults;
+        let defaults = [
+            prompt.as_ref().map(|prompt| format!("prompt = {}", toml::Value::from(prompt.clone()))),
+            size.map(|size| format!("size = \"{size}\"")),
+            frames.map(|frames| format!("frames = {frames}")),
+        ];
+        for (section, entries) in [("sampling", &entries[..]), ("defaults", &defaults[..])] {
+            let entries: Vec<&str> = entries.iter().flatten().map(String::as_str).collect();
+            if !entries.is_empty() {
+                _ = write!(text, "\n[{section}]\n{}\n", entries.join("\n"));
+            }
         }
         text
     }
+}
+
+/// Reads a file that says how something is sampled: it has the section `[sampling]` of a model file, and nothing else.
+///
+/// # Errors
+/// The errors of [`ModelFile::read`].
+pub fn sampling_of(path: &Path) -> Result<Sampling, String> {
+    let text = text_of(path).map_err(|e| format!("cannot read `{}`: {e}", path.display()))?;
+    let read = DeTable::parse(&text).map_err(|e| vec![Mistake::from(e)]).and_then(|document| {
+        let mut reader = Reader { base: Path::new(""), mistakes: Vec::new() };
+        reader.only(document.get_ref(), "", &["sampling"]);
+        let sampling = reader.sampling_section(document.get_ref());
+        if reader.mistakes.is_empty() { Ok(sampling) } else { Err(reader.mistakes) }
+    });
+    read.map_err(|mistakes| said(path, "does not say how a LoRA is sampled", &text, &mistakes))
+}
+
+/// Returns what is wrong with a file, each mistake with its line.
+fn said(path: &Path, what: &str, text: &str, mistakes: &[Mistake]) -> String {
+    let each = mistakes.iter().map(|mistake| match mistake.line(text) {
+        Some(line) => format!("line {line}: {}", mistake.message),
+        None => mistake.message.clone(),
+    });
+    format!("`{}` {what}: {}", path.display(), each.collect::<Vec<_>>().join("; "))
 }
 
 /// Returns the text of a file that is a regular one and not too long.
@@ -291,7 +355,7 @@ impl Reader<'_> {
     }
 
     fn model(&mut self, document: &Table<'_>) -> ModelFile {
-        self.only(document, "", &["name", "parts", "lora", "sampling"]);
+        self.only(document, "", &["name", "about", "parts", "lora", "sampling", "defaults"]);
         let mut model = ModelFile::default();
         match self.text(document, "name") {
             Some((name, span)) => match check_name(&name) {
@@ -303,6 +367,7 @@ impl Reader<'_> {
             }
             None => {}
         }
+        model.about = self.text(document, "about").map(|(about, _)| about);
         match document.get("parts").map(|parts| (parts.get_ref(), parts.span())) {
             Some((DeValue::Table(parts), span)) => model.parts = self.parts(parts, span),
             Some((_, span)) => self.refuse(Some(span), "`parts` must be a section: write `[parts]`"),
@@ -320,12 +385,22 @@ impl Reader<'_> {
             Some((_, span)) => self.refuse(Some(span), "`lora` must be a list of sections: write `[[lora]]`"),
             None => {}
         }
-        match document.get("sampling").map(|sampling| (sampling.get_ref(), sampling.span())) {
-            Some((DeValue::Table(table), _)) => model.sampling = self.sampling(table),
-            Some((_, span)) => self.refuse(Some(span), "`sampling` must be a section: write `[sampling]`"),
+        model.sampling = self.sampling_section(document);
+        match document.get("defaults").map(|defaults| (defaults.get_ref(), defaults.span())) {
+            Some((DeValue::Table(table), _)) => model.defaults = self.defaults(table),
+            Some((_, span)) => self.refuse(Some(span), "`defaults` must be a section: write `[defaults]`"),
             None => {}
         }
         model
+    }
+
+    fn sampling_section(&mut self, document: &Table<'_>) -> Sampling {
+        match document.get("sampling").map(|sampling| (sampling.get_ref(), sampling.span())) {
+            Some((DeValue::Table(table), _)) => return self.sampling(table),
+            Some((_, span)) => self.refuse(Some(span), "`sampling` must be a section: write `[sampling]`"),
+            None => {}
+        }
+        Sampling::default()
     }
 
     fn parts(&mut self, table: &Table<'_>, span: Range<usize>) -> PartPaths {
@@ -389,6 +464,28 @@ impl Reader<'_> {
             guidance: self.number(table, "guidance", 0.0, 100.0),
         }
     }
+
+    fn defaults(&mut self, table: &Table<'_>) -> JobDefaults {
+        self.only(table, " in [defaults]", &["prompt", "size", "frames"]);
+        let prompt = self.text(table, "prompt");
+        let prompt = prompt
+            .and_then(|(text, span)| self.checked(span, ranges::prompt("prompt", &text)).map(|()| text));
+        let size = self.text(table, "size").and_then(|(text, span)| self.checked(span, text.parse()));
+        let frames = table.get("frames").and_then(|value| {
+            let number = match value.get_ref() {
+                DeValue::Integer(number) if number.radix() == 10 => number.as_str().parse::<i128>().ok(),
+                _ => None,
+            };
+            let frames = number.ok_or_else(|| ranges::refuse_frames("this")).and_then(ranges::frames);
+            self.checked(value.span(), frames)
+        });
+        JobDefaults { prompt, size, frames }
+    }
+
+    /// Notes why a setting cannot be used.
+    fn checked<T>(&mut self, span: Range<usize>, value: Result<T, InvalidSetting>) -> Option<T> {
+        value.map_err(|mistake| self.refuse(Some(span), mistake.0)).ok()
+    }
 }
 
 #[cfg(test)]
@@ -405,6 +502,7 @@ mod tests {
         let path = |text: &str| Some(PathBuf::from(text));
         let model = ModelFile {
             name: "wan-480p".into(),
+            about: Some("a model of \"mine\"\nfor trials".into()),
             parts: PartPaths {
                 high_noise: path("/a b/\"high\".gguf"),
                 low_noise: path("/a b/100 % läuft.gguf"),
@@ -418,6 +516,11 @@ mod tests {
                 LoraEntry { file: "/l/both".into(), strength: -1.0, expert: None },
             ],
             sampling: Sampling { distilled: Some(true), steps: Some(4), shift: Some(5.0), guidance: None },
+            defaults: JobDefaults {
+                prompt: Some(String::new()),
+                size: Some(Size::Exact { width: 320, height: 192 }),
+                frames: Some(81),
+            },
         };
         assert_eq!(ModelFile::parse(&model.to_toml(), Path::new("/elsewhere")), Ok(model.clone()));
         let keys: Vec<&str> = model.parts.named().map(|(key, _)| key).collect();
@@ -441,7 +544,7 @@ mod tests {
                  \"low\"\n[sampling]\nsteps = 2.5\nshift = nan\ndistilled = 1\n"
             ),
             [
-                "2: unknown key `steps`; known are name, parts, lora, sampling",
+                "2: unknown key `steps`; known are name, about, parts, lora, sampling, defaults",
                 "1: a model's name has 1 to 64 letters, digits, `-`, `_` and `.`, and begins with a letter or digit; `a b` \
                  does not",
                 "4: unknown key `di` in [parts]; did you mean `dit`?",
@@ -464,6 +567,18 @@ mod tests {
                 "0: `[parts]` is missing: the paths of the model's parts",
                 "1: `lora` must be a list of sections: write `[[lora]]`",
                 "2: `sampling` must be a section: write `[sampling]`",
+            ]
+        );
+        assert_eq!(
+            mistakes(
+                "name = \"a\"\n[parts]\ndit = \"d\"\nvae = \"v\"\ntext = \"t\"\n[defaults]\nfps = 1\nprompt = 1\nsize = \
+                 \"320x190\"\nframes = 80\n"
+            ),
+            [
+                "7: unknown key `fps` in [defaults]; known are prompt, size, frames",
+                "8: `prompt` must be text in quotes",
+                "9: `size` 320x190: the height must be a multiple of 16, up to 16384; the nearest to 190 is 192",
+                "10: `frames` must be 4n+1, up to 4093; the nearest to 80 is 81",
             ]
         );
         let both = "name = \"a\"\n[parts]\ndit = \"a\"\nlow_noise = \"b\"\nvae = \"c\"\ntext = \"d\"\n";

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::InvalidSetting;
 use crate::defaults::Defaults;
+use crate::lora::{self, LoraChoice};
 use crate::model_file::check_name;
 use crate::ranges;
 
@@ -84,6 +85,9 @@ pub struct Settings {
     /// The name of the model [default: the configured one]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// The `LoRAs` that change the model, each with its strength [default: none]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Vec<LoraChoice>>,
     /// What should happen in the video
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
@@ -160,6 +164,9 @@ pub struct Request {
     /// The name of the model; `None` is the one that the service is configured with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// The `LoRAs` that change the model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lora: Vec<LoraChoice>,
     /// What should happen in the video.
     pub prompt: String,
     /// What should not be in the video.
@@ -227,6 +234,7 @@ impl Settings {
     pub fn or(self, defaults: Self) -> Self {
         Self {
             model: self.model.or(defaults.model),
+            lora: self.lora.or(defaults.lora),
             prompt: self.prompt.or(defaults.prompt),
             negative_prompt: self.negative_prompt.or(defaults.negative_prompt),
             seed: self.seed.or(defaults.seed),
@@ -288,6 +296,7 @@ impl Settings {
         };
         let request = Request {
             model: self.model,
+            lora: self.lora.unwrap_or_default(),
             prompt: self.prompt.unwrap_or_default(),
             negative_prompt: self.negative_prompt.unwrap_or_else(|| defaults.negative_prompt.clone()),
             seed: self.seed.unwrap_or_else(draw_seed),
@@ -324,6 +333,7 @@ impl Request {
     pub fn check(&self) -> Result<(), InvalidSetting> {
         let mistakes: Vec<String> = [
             self.model.as_deref().map_or(Ok(()), check_name).map_err(InvalidSetting),
+            lora::check(&self.lora),
             ranges::prompt("prompt", &self.prompt),
             ranges::prompt("negative_prompt", &self.negative_prompt),
             ranges::SEED.check(self.seed.into()).map(drop),

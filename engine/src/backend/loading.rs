@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::Backend;
 use super::conv::ConvShape;
-use crate::weights::{Component, HostTensor, Matrix, WeightSource};
+use crate::weights::{Component, HostTensor, LowRank, Matrix, WeightSource};
 use crate::{Error, Result};
 use animd_protocol::plan::Setup;
 use animd_protocol::profile::{Place, Precision, Sensitive};
@@ -61,6 +61,20 @@ pub trait Loader<B: Backend> {
     /// # Errors
     /// Returns [`Error::Memory`] if there is no room, and an error for a layer that the backend does not support.
     fn linear(&self, weights: &LinearWeights<'_>, role: Role) -> Result<B::Linear>;
+
+    /// Loads a linear layer again, with other weights of the same sizes, in the place of a loaded one.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Loader::linear`]; the layer then has weights of either kind.
+    fn replace(&self, layer: &mut B::Linear, weights: &LinearWeights<'_>, role: Role) -> Result<()> {
+        *layer = self.linear(weights, role)?;
+        Ok(())
+    }
+
+    /// Returns whether this loader adds products of low rank to weights; otherwise they come with the products in them.
+    fn adds_products(&self) -> bool {
+        false
+    }
 
     /// Loads a convolution.
     ///
@@ -131,6 +145,11 @@ impl<B: Backend, T> Group<B, T> {
         Self { weights, residence }
     }
 
+    /// Returns the weights, to put others in their place, if they stay where operations compute.
+    pub fn resident_mut(&mut self) -> Option<&mut T> {
+        B::stays(&self.residence).then_some(&mut self.weights)
+    }
+
     /// Returns the weights for operations that are called from now on, until the result is dropped.
     ///
     /// # Errors
@@ -165,6 +184,8 @@ impl<B: Backend, T> Drop for Entered<'_, B, T> {
 /// side by side.
 pub struct LinearWeights<'a> {
     layers: Vec<(Matrix<'a>, Option<HostTensor>)>,
+    /// What is to be added to each matrix, for loaders that add.
+    products: Vec<Vec<LowRank>>,
     inputs: usize,
     outputs: usize,
 }
@@ -187,7 +208,27 @@ impl<'a> LinearWeights<'a> {
             }
         }
         let outputs = layers.iter().map(|(matrix, _)| matrix.rows).sum();
-        Ok(Self { layers, inputs, outputs })
+        let products = layers.iter().map(|_| Vec::new()).collect();
+        Ok(Self { layers, products, inputs, outputs })
+    }
+
+    /// Adds products of low rank to the layers' matrices, which a loader that [`Loader::adds_products`] computes.
+    ///
+    /// # Errors
+    /// Returns [`Error::Internal`] for a product of other extents than its matrix.
+    pub fn plus(mut self, products: Vec<Vec<LowRank>>) -> Result<Self> {
+        let fits = |matrix: &Matrix<'_>, product: &LowRank| {
+            let (rows, cols, rank) = (matrix.rows, matrix.cols, product.rank());
+            rank > 0 && product.up.shape == [rows, rank] && product.down.shape == [rank, cols]
+        };
+        let mut pairs = self.layers.iter().zip(&products);
+        if products.len() != self.layers.len()
+            || !pairs.all(|((matrix, _), products)| products.iter().all(|product| fits(matrix, product)))
+        {
+            return Err(Error::Internal("a product of low rank that does not fit its weight".into()));
+        }
+        self.products = products;
+        Ok(self)
     }
 
     /// Returns the number of features of the input.
@@ -203,6 +244,11 @@ impl<'a> LinearWeights<'a> {
     /// Returns the layers' weights.
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix<'a>> {
         self.layers.iter().map(|(matrix, _)| matrix)
+    }
+
+    /// Returns the layers' weights, each with the products that are to be added to it.
+    pub fn sums(&self) -> impl Iterator<Item = (&Matrix<'a>, &[LowRank])> {
+        self.matrices().zip(self.products.iter().map(Vec::as_slice))
     }
 
     /// Returns the layers' biases, `[out]`, with zeros for a layer without one; `None` if no layer has one.

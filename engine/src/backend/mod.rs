@@ -50,6 +50,11 @@ pub trait Backend: SequenceOps + ConvOps + Clone + Send + Sync + 'static {
     /// Returns the error that keeps the weights from getting there.
     fn enter(&self, residence: &Self::Residence) -> Result<()>;
 
+    /// Returns whether a group of weights is always where operations compute.
+    fn stays(_: &Self::Residence) -> bool {
+        true
+    }
+
     /// Says that operations that are called from now on do not need a group that was entered, unless it is entered again.
     fn leave(&self, _: &Self::Residence) {}
 

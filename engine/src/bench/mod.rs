@@ -8,6 +8,7 @@ mod load;
 mod measure;
 mod outputs;
 mod rows;
+mod swap;
 mod table;
 
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ pub use load::{Loaded, Loads, load};
 use measure::{Around, Measured};
 use outputs::Outputs;
 pub use rows::Row;
+pub use swap::{Swap, Swaps, swap};
 
 /// The seed of made-up weights and of all inputs.
 pub const SEED: u64 = 1;

@@ -139,7 +139,7 @@ pub fn check<B: Backend>(
     let settings =
         Settings { size: Some(size), frames: Some(frames), guidance: Some(1.0), ..Settings::default() };
     let job = Job::new(clip::photograph()?, settings.resolve(|| 0)?)?;
-    let mut pipeline = Pipeline::open_original(backend, setup, options.model, options.dit)?;
+    let mut pipeline = Pipeline::open(backend, setup, options.model, options.dit, None)?;
     pipeline.prepare(&job, &Silent(observer))?;
     let attention = pipeline.setup().attention;
     let parts = pipeline.parts()?;

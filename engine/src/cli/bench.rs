@@ -37,6 +37,7 @@ Examples:
   animd-engine bench -m ~/models/Wan2.1-I2V-14B-480P --rows fp8-teacache --whole
   animd-engine bench --report rtx4090.json                measured beside predicted, to send to others
   animd-engine bench --load ~/models/dit.gguf             how fast files are loaded, beside the disk's own speed
+  animd-engine bench -m ~/models/wan --swap               how fast LoRAs are exchanged between jobs
   animd-engine bench --pretend rtx4090                    its kernels, memory and bus on a larger card")]
 pub struct Bench {
     /// Take this model's weights, with the folder as downloaded
@@ -49,6 +50,10 @@ pub struct Bench {
     /// emptied of the files before
     #[arg(long, value_name = "PATH", conflicts_with_all = ["model", "synthetic", "pretend", "rows", "whole", "outputs"])]
     load: Option<PathBuf>,
+    /// Measure only how LoRAs are exchanged while the model stays loaded: those of these files, or one that is made up and changes
+    /// every large matrix
+    #[arg(long, value_name = "FILE", num_args = 0.., requires = "model", conflicts_with_all = ["load", "pretend", "rows", "whole", "outputs"])]
+    swap: Option<Vec<PathBuf>>,
     /// Make weights up, of a model of this size [default: full, without a model's folder]
     #[arg(long, value_name = "SIZE", value_enum, num_args = 0..=1, default_missing_value = "full", conflicts_with = "model")]
     synthetic: Option<synth::Size>,
@@ -109,6 +114,15 @@ impl Bench {
                 Chosen::Cuda(b) => bench::load(&b, &setup, path)?,
             };
             return self.show(&loads);
+        }
+        if let Some((files, model)) = self.swap.as_ref().zip(self.model.as_deref()) {
+            let (setup, dit) = (backend::setup(Some(&profile)), self.dit.as_deref());
+            let swaps = match chosen {
+                Chosen::Cpu(b) => bench::swap(b, &setup, model, dit, files, &Watch(stop))?,
+                #[cfg(feature = "cuda")]
+                Chosen::Cuda(b) => bench::swap(b, &setup, model, dit, files, &Watch(stop))?,
+            };
+            return self.show(&swaps);
         }
         let outcome = match chosen {
             Chosen::Cpu(_) if self.pretend.is_some() => {
@@ -178,7 +192,7 @@ impl Bench {
             ));
         }
         let mut pipeline = match &self.model {
-            Some(folder) => Pipeline::open_original(backend, &setup, folder, self.dit.as_deref())?,
+            Some(folder) => Pipeline::open(backend, &setup, folder, self.dit.as_deref(), None)?,
             None => Pipeline::made_up(backend, &setup, self.synthetic.unwrap_or(synth::Size::Full), SEED)?,
         };
         let options = Options {

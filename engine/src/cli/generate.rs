@@ -3,12 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use animd_engine::backend::Backend;
-use animd_engine::pipeline::{Film, Pipeline};
-use animd_engine::{Error, Result, image, video, weights};
+use animd_engine::pipeline::{Film, Pipeline, model_file};
+use animd_engine::weights::Cache;
+use animd_engine::{Error, Result, image, verify, video, weights};
 use animd_options::SettingsOptions;
+use animd_protocol::lora_files;
 use animd_protocol::messages::{Pictures, Report};
+use animd_protocol::model_settings::with_model;
 use animd_protocol::plan::Setup;
-use animd_protocol::request::Settings;
+use animd_protocol::request::{Request, Settings};
 
 use super::backend::{self, Chosen};
 use super::bar::Bar;
@@ -41,6 +44,9 @@ pub struct Generate {
     model: ModelArgs,
     #[command(flatten)]
     settings: SettingsOptions,
+    /// A folder whose LoRAs `--lora` names; several are looked into in their order, and then the model's own `loras` folders
+    #[arg(long, value_name = "FOLDER")]
+    lora_folder: Vec<PathBuf>,
     /// How to run it, with defaults for the settings: the name of a profile, such as `rtx4090`, or a profile's file [default:
     /// on the CPU]
     #[arg(long, value_name = "NAME-OR-FILE")]
@@ -69,6 +75,13 @@ impl Generate {
         }
         let profile = self.profile.as_deref().map(super::profile::open).transpose()?;
         let mut settings = Settings::from(self.settings);
+        let (lora_folders, model_folders) = (&self.lora_folder, lora_files::folders_of(&self.model.model));
+        // Another DiT may be of another model.
+        if self.model.dit.is_none()
+            && let Some(model) = model_file(&self.model.model)?
+        {
+            settings = with_model(settings, &model);
+        }
         if let Some(profile) = &profile {
             settings = settings.or(profile.settings.clone());
         }
@@ -76,8 +89,10 @@ impl Generate {
             settings.last = last.file_name().map(|name| name.to_string_lossy().into_owned());
         }
         let model = weights::Model::open(&self.model.model, self.model.dit.as_deref())?.recipe();
-        let request = settings.resolve_for(&model.defaults, super::draw_seed)?;
+        let mut request = settings.resolve_for(&model.defaults, super::draw_seed)?;
         model.check(&request)?;
+        let folders = [lora_folders.as_slice(), &model_folders].concat();
+        let loras = loras(&mut request, &folders)?;
         let picture = image::decode(&self.image)?;
         let last = self.last.as_deref().map(image::decode).transpose()?;
         let out = self.out.unwrap_or_else(|| {
@@ -95,7 +110,8 @@ impl Generate {
         let film = Film::new(picture, last, request)?;
         let part = video::part_path(&out)?;
         let setup = backend::setup(profile.as_ref());
-        let run = Run { model: &self.model, setup: &setup, film: &film, part: &part, pictures: &pictures };
+        let (setup, loras) = (&setup, &loras[..]);
+        let run = Run { model: &self.model, setup, loras, film: &film, part: &part, pictures: &pictures };
         let (report, bar) = match backend::choose(profile.as_ref())? {
             Chosen::Cpu(backend) => run.with(backend, stop, self.json)?,
             #[cfg(feature = "cuda")]
@@ -133,6 +149,7 @@ impl Generate {
 struct Run<'a> {
     model: &'a ModelArgs,
     setup: &'a Setup,
+    loras: &'a [PathBuf],
     film: &'a Film,
     part: &'a Path,
     pictures: &'a Pictures,
@@ -140,11 +157,32 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn with<B: Backend>(&self, backend: B, stop: Stop, quiet: bool) -> Result<(Result<Report>, Bar)> {
-        let mut pipeline = Pipeline::open(backend, self.setup, &self.model.model, self.model.dit.as_deref())?;
+        let ModelArgs { model, dit } = self.model;
+        let cache = Cache::default_folder().map(|folder| Cache::new(folder, Cache::DEFAULT_GIB));
+        let mut pipeline = Pipeline::open(backend, self.setup, model, dit.as_deref(), cache.as_ref())?;
+        pipeline.adapt(&self.film.request().lora, self.loras)?;
         stop.unfinished(self.part);
         let bar = Bar::new(quiet, stop);
         Ok((pipeline.film(self.film, self.part, self.pictures, None, &bar), bar))
     }
+}
+
+/// Returns the files of the request's `LoRA`s, and puts their hashes into the request.
+fn loras(request: &mut Request, folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let files =
+        request.lora.iter().map(|choice| lora_files::find(folders, &choice.name).map_err(Error::Setting));
+    let files = files.collect::<Result<Vec<_>>>()?;
+    for (choice, file) in request.lora.iter_mut().zip(&files) {
+        let hash = verify::hash_of(file)?;
+        if choice.sha256.as_ref().is_some_and(|wanted| *wanted != hash) {
+            return Err(Error::Setting(format!(
+                "the LoRA `{}` has the SHA-256 {hash}, another one than asked for",
+                choice.name
+            )));
+        }
+        choice.sha256 = Some(hash);
+    }
+    Ok(files)
 }
 
 /// Returns an error if the file exists already, or if its folder does not exist.

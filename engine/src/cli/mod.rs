@@ -3,7 +3,9 @@
 mod backend;
 mod bar;
 mod bench;
+mod cache;
 mod check;
+mod find;
 mod generate;
 mod inspect;
 mod plan;
@@ -39,6 +41,8 @@ enum Command {
     Generate(Box<generate::Generate>),
     /// Show which model a folder holds, and what is missing from it
     Inspect(inspect::Inspect),
+    /// Find models in folders, and say which parts fit together and what is missing
+    Find(Box<find::Find>),
     /// Estimate the operations and memory of a video, without making it
     Plan(Box<plan::PlanArgs>),
     /// Measure how long each stage of a video takes on this machine
@@ -49,8 +53,10 @@ enum Command {
     Verify(verify::Verify),
     /// Check a model by what it computes, on this machine
     Check(Box<check::Check>),
-    /// Write the DiT in 8 bits beside its own files, for faster starts
+    /// Write a copy of the DiT in 8 bits, for faster starts
     Prepare(prepare::Prepare),
+    /// Show the prepared copies, and drop them
+    Cache(cache::CacheCommand),
     /// Write a model of random weights in the official layout, for tests and measurements
     SynthModel(synth::SynthModel),
     /// Take jobs from a parent process on standard input, a socket; this is how animd runs the engine
@@ -75,12 +81,14 @@ pub fn run(args: Args) -> ExitCode {
     let result = match args.command {
         Command::Generate(command) => command.run(),
         Command::Inspect(command) => command.run(),
+        Command::Find(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Selftest(command) => command.run(),
         Command::Verify(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Prepare(command) => command.run(),
+        Command::Cache(command) => command.run(),
         Command::SynthModel(command) => command.run(),
         Command::Serve(command) => return command.run(),
     };

@@ -7,15 +7,16 @@ use animd_engine::{Error, Result, weights};
 use animd_protocol::profile::Precision;
 
 use super::bar::Bar;
+use super::cache::CacheArgs;
 use super::stop::Stop;
 use super::{print, print_json};
 
-/// Write the DiT in 8 bits beside its own files: later starts read half as much and round nothing.
+/// Write a copy of the DiT in 8 bits, of both experts of Wan2.2: later starts read half as much and round nothing.
 ///
-/// The copy lies in `animd-int8` or `animd-fp8` in the DiT's folder (beside a single file: `NAME.animd-int8`), and every profile
-/// with `dit = "int8"` or `dit = "fp8"` takes the one in its precision from there, for as long as the files that it was made of
-/// do not change. The weights on the GPU are the same as without it; what `--lora` adds is then added to rounded values. Each
-/// copy takes about 17 GB for the 14B model; removing it loses nothing else.
+/// Every profile with `dit = "int8"` or `dit = "fp8"` takes the copy in its precision, for as long as the files that it was made
+/// of do not change. The weights on the GPU are the same as without it; what LoRAs change is made of the DiT's own files. Copies lie together in one folder, which `animd-engine
+/// cache` shows, and those that were not used for the longest time are dropped where it would be larger than --cache-gib. A copy
+/// takes about 17 GB for the 14B model of Wan2.1, 15 GB for each expert of Wan2.2; dropping it loses nothing else.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -23,14 +24,16 @@ Examples:
   animd-engine prepare ~/models/Wan2.1-I2V-14B-480P --precision int8   for another machine's
   animd-engine prepare ~/models/distilled/dit.safetensors --json       a DiT in a file of its own")]
 pub struct Prepare {
-    /// The model's folder as downloaded, or a DiT's folder or file
+    /// The model's folder as downloaded, its model file, or a DiT's folder or file
     #[arg(value_name = "MODEL")]
-    dit: PathBuf,
+    model: PathBuf,
     /// The precision of the profiles that will read the copy: `fp8` for those of Hopper cards (H100, H200), `int8` for all
     /// other cards' [default: that of the profile for this machine's GPU]
     #[arg(long, value_name = "int8|fp8", value_parser = precision)]
     precision: Option<Precision>,
-    /// Print JSON: folder, before and after (bytes)
+    #[command(flatten)]
+    cache: CacheArgs,
+    /// Print JSON: an array of objects with folder, before and after (bytes), and expert where there are two
     #[arg(long)]
     json: bool,
 }
@@ -39,13 +42,14 @@ impl Prepare {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
         let precision = self.precision.map_or_else(precision_here, Ok)?;
+        let cache = self.cache.required()?;
         let bar = Bar::new(self.json, Stop::listen()?);
         let mut wrote = |done: u64, all: u64| {
             let fraction = done as f64 / all.max(1) as f64;
             bar.progress(&Progress { stage: Stage::Write, step: 0, steps: 0, fraction, seconds_left: None });
             bar.check()
         };
-        let prepared = weights::prepare(&self.dit, precision, &mut wrote);
+        let prepared = weights::prepare(&self.model, precision, &cache, &mut wrote);
         bar.finish();
         let prepared = prepared?;
         if self.json {
@@ -53,12 +57,14 @@ impl Prepare {
         }
         let gb = |bytes: u64| bytes as f64 / 1e9;
         let name = if precision == Precision::Int8 { "int8" } else { "fp8" };
-        print(&format!(
-            "{}: {:.1} GB of {:.1} GB; profiles with `dit = \"{name}\"` read it from here",
-            prepared.folder.display(),
-            gb(prepared.after),
-            gb(prepared.before)
-        ))
+        prepared.iter().try_for_each(|copy| {
+            print(&format!(
+                "{}: {:.1} GB of {:.1} GB; profiles with `dit = \"{name}\"` read it from here",
+                copy.folder.display(),
+                gb(copy.after),
+                gb(copy.before)
+            ))
+        })
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use animd_engine::backend::Backend;
 use animd_engine::pipeline::{Film, Pipeline};
 use animd_engine::progress::{Observer, Progress};
+use animd_engine::weights::Cache;
 use animd_engine::{Error, Result, image};
 use animd_protocol::ErrorCode;
 use animd_protocol::messages::{
@@ -22,6 +23,7 @@ use animd_protocol::request::Request;
 
 use super::ModelArgs;
 use super::backend::{self, Chosen};
+use super::cache::CacheArgs;
 
 /// Take jobs from a parent process on standard input, a socket.
 #[derive(clap::Args)]
@@ -31,6 +33,8 @@ pub struct Serve {
     /// How to run it: the name of a profile, or a profile's file
     #[arg(long, value_name = "NAME-OR-FILE")]
     profile: Option<String>,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 /// The exit status if the parent spoke another version of the protocol.
@@ -125,6 +129,21 @@ impl Observer for Reporter<'_> {
     }
 }
 
+/// Drops prepared copies beyond the limit, which may be lower than it was. No job waits or fails for that.
+fn keep_limit(cache: &Cache) {
+    match cache.keep_limit() {
+        Ok(dropped) => {
+            for copy in dropped {
+                tracing::info!(
+                    "the prepared copy `{}` is dropped: the cache was larger than its limit",
+                    copy.name
+                );
+            }
+        }
+        Err(e) => tracing::debug!("the limit of the prepared copies is not looked at: {e}"),
+    }
+}
+
 impl Serve {
     /// Runs the command; see [`animd_protocol::messages`].
     pub fn run(self) -> ExitCode {
@@ -179,7 +198,13 @@ impl Serve {
         reading: UnixStream,
         shared: &'static Shared,
     ) -> ExitCode {
-        let opened = Pipeline::open(backend, setup, &self.model.model, self.model.dit.as_deref());
+        let cache = self.cache.cache();
+        let ModelArgs { model, dit } = &self.model;
+        let opened = Pipeline::open(backend, setup, model, dit.as_deref(), cache.as_ref());
+        // The copies of this model are in use by now, so they stay.
+        if let Some(cache) = &cache {
+            keep_limit(cache);
+        }
         let mut pipeline = match opened {
             Ok(pipeline) => pipeline,
             Err(e) => return unusable(shared, &e),
@@ -227,8 +252,9 @@ fn unusable(shared: &Shared, e: &Error) -> ExitCode {
 }
 
 fn one<B: Backend>(pipeline: &mut Pipeline<B>, shared: &Shared, order: Order) -> Result<Report> {
-    let Order { job, image, last, parts, output, pictures, request } = order;
+    let Order { job, image, last, loras, parts, output, pictures, request } = order;
     request.check()?;
+    pipeline.adapt(&request.lora, &loras)?;
     let picture = image::decode(&image)?;
     let last = last.map(|last| image::decode(&last)).transpose()?;
     let film = Film::new(picture, last, *request)?;
@@ -243,6 +269,7 @@ struct Order {
     job: u64,
     image: PathBuf,
     last: Option<PathBuf>,
+    loras: Vec<PathBuf>,
     parts: Option<PathBuf>,
     output: PathBuf,
     pictures: Pictures,
@@ -272,15 +299,18 @@ fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>
                     env!("CARGO_PKG_VERSION")
                 ));
             }
-            Ok(ToEngine::Generate { job, image, last, parts, output, pictures, request }) => {
+            Ok(ToEngine::Generate { job, image, last, loras, parts, output, pictures, request }) => {
                 // An earlier attempt at this job may have been cancelled.
                 let _ = shared.cancel.compare_exchange(job, 0, Ordering::SeqCst, Ordering::SeqCst);
                 // A second job would wait while the first one runs, and the parent would take that for work.
                 if !shared.begin() {
                     let e = Error::Internal("the engine has a job already".into());
                     shared.send(&FromEngine::Failed { job, code: e.code(), message: e.to_string() });
-                } else if jobs.send(Order { job, image, last, parts, output, pictures, request }).is_err() {
-                    return 0;
+                } else {
+                    let order = Order { job, image, last, loras, parts, output, pictures, request };
+                    if jobs.send(order).is_err() {
+                        return 0;
+                    }
                 }
             }
             Ok(ToEngine::Cancel { job }) => shared.cancel.store(job, Ordering::SeqCst),
@@ -308,6 +338,7 @@ mod tests {
             job: 7,
             image: "photo.png".into(),
             last: None,
+            loras: Vec::new(),
             parts: None,
             output: "video.mp4".into(),
             pictures: Pictures::default(),

@@ -8,12 +8,14 @@
 
 #![expect(clippy::needless_pass_by_value, reason = "tokens that a part takes end with it")]
 
+mod again;
+
 use super::{Checkpoint, LayerNorm, Probe, activated, added, show};
 use crate::backend::loading::{Group, Role};
 use crate::backend::sequence::{Activation, Affine, Attention, Epilogue, Input, KeyValue, Norm, Projection};
 use crate::backend::{Backend, Loader};
 use crate::progress::Observer;
-use crate::weights::{DitConfig, HostTensor, WeightSource};
+use crate::weights::{DitConfig, WeightSource};
 use crate::{Error, Result};
 use animd_protocol::profile::AttentionKind;
 
@@ -365,11 +367,6 @@ fn difference<B: Backend>(b: &B, after: &B::Tensor, before: B::Tensor) -> Result
 impl<B: Backend> Around<B> {
     fn load(root: &Checkpoint<'_, B>, config: &DitConfig) -> Result<Self> {
         let linear = |name| root.linear(&[name], Role::Sensitive);
-        let modulation = root.host("head.modulation", &[2, config.dim])?.data;
-        let half = |i: usize| {
-            let data = modulation[i * config.dim..][..config.dim].to_vec();
-            root.loader.tensor(HostTensor { shape: vec![1, config.dim], data })
-        };
         Ok(Self {
             patch_embedding: linear("patch_embedding")?,
             text: [linear("text_embedding.0")?, linear("text_embedding.2")?],
@@ -377,7 +374,7 @@ impl<B: Backend> Around<B> {
             time: [linear("time_embedding.0")?, linear("time_embedding.2")?],
             time_projection: linear("time_projection.1")?,
             head: linear("head.head")?,
-            head_modulation: [half(0)?, half(1)?],
+            head_modulation: Self::head_modulation(root, config)?,
         })
     }
 
@@ -450,7 +447,7 @@ impl<B: Backend> Block<B> {
     fn load(l: &Checkpoint<'_, B>, config: &DitConfig) -> Result<Self> {
         let linear = |names: &[&str]| l.linear(names, Role::Bulk);
         Ok(Self {
-            modulation: l.loader.tensor(l.host("modulation", &[6, config.dim])?)?,
+            modulation: Self::modulation(l)?,
             qkv: linear(&["self_attn.q", "self_attn.k", "self_attn.v"])?,
             norm_q: l.vector("self_attn.norm_q.weight")?,
             norm_k: l.vector("self_attn.norm_k.weight")?,

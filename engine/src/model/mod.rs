@@ -106,12 +106,22 @@ impl<'a, B: Backend> Checkpoint<'a, B> {
     }
 
     fn layers(&self, names: &[&str], bias: bool, role: Role) -> Result<B::Linear> {
-        let layers = names.iter().map(|name| {
-            let weight = self.weights.matrix(&format!("{}{name}.weight", self.prefix))?;
-            let bias = bias.then(|| self.tensor(&format!("{name}.bias"))).transpose()?;
-            Ok((weight, bias))
-        });
-        self.loader.linear(&LinearWeights::new(layers.collect::<Result<_>>()?)?, role)
+        self.loader.linear(&self.linear_weights(names, bias)?, role)
+    }
+
+    /// Reads layers that stand side by side.
+    fn linear_weights(&self, names: &[&str], bias: bool) -> Result<LinearWeights<'a>> {
+        let (mut layers, mut products) = (Vec::new(), Vec::new());
+        for name in names {
+            let weight = format!("{}{name}.weight", self.prefix);
+            let (matrix, added) = match self.loader.adds_products() {
+                true => self.weights.with_products(&weight)?,
+                false => (self.weights.matrix(&weight)?, Vec::new()),
+            };
+            layers.push((matrix, bias.then(|| self.tensor(&format!("{name}.bias"))).transpose()?));
+            products.push(added);
+        }
+        LinearWeights::new(layers)?.plus(products)
     }
 
     /// Loads a convolution with `weight` and `bias`.

@@ -1,7 +1,10 @@
 //! From a picture and a request to an H.264 file: the stages, in their order.
 
+mod adapters;
 mod clock;
+mod exchange;
 mod film;
+mod frames;
 mod models;
 mod part_store;
 mod pictures;
@@ -31,8 +34,9 @@ use crate::{Error, Result};
 
 use clock::Clock;
 pub use film::Film;
-pub use models::Pipeline;
+pub use frames::Frames;
 pub(crate) use models::{Models, Parts, proc_bytes};
+pub use models::{Pipeline, named as model_file};
 use pictures::{Previews, Stills};
 
 /// A job whose picture is fitted and whose request is checked: all refusals that need no model have been made.
@@ -267,7 +271,8 @@ impl<B: Backend> Pipeline<B> {
         let colours = pictures.preview.is_some().then(|| self.colours()).transpose()?;
         let mut previews = Previews::new(pictures.preview.as_deref(), colours);
         let attention = self.setup().attention;
-        let mut notes: Vec<String> = self.recipe().remark(request).into_iter().collect();
+        let remarks = self.recipe().remark(request).into_iter().chain(exchange::remark(request));
+        let mut notes: Vec<String> = remarks.collect();
         let tile = self.plan(job).tile;
         let mut parts = self.parts()?;
         let mut conditioning = condition(&mut parts, job, tile, &mut notes, &mut clock)?;
@@ -338,6 +343,12 @@ impl<B: Backend> Pipeline<B> {
             "backend": self.backend_name(),
             "request": request,
         });
+        if let Some(about) = self.about() {
+            metadata["about"] = about.into();
+        }
+        if !request.lora.is_empty() {
+            metadata["loras"] = exchange::facts(request);
+        }
         let parts = request.parts();
         if parts.len() > 1 {
             metadata["parts"] = serde_json::json!(parts);
@@ -359,8 +370,7 @@ impl<B: Backend> Pipeline<B> {
     /// Returns the cost of each stage, for the progress.
     fn costs(&self, job: &Job) -> Costs {
         // A parameter costs about as much to load as a few dozen operations.
-        let load = if self.is_loaded() { 0.0 } else { 30.0 * self.parameters() as f64 };
-        self.plan(job).work.costs(load)
+        self.plan(job).work.costs(30.0 * self.to_load() as f64)
     }
 }
 

@@ -18,10 +18,11 @@ use crate::model::vae::{Colours, Vae};
 use crate::progress::Observer;
 use crate::synth::{self, Source};
 use crate::text::{self, MAX_TOKENS, Tokenizer};
-use crate::weights::{self, DType, ReadAhead, WeightSource};
+use crate::weights::{self, Adapter, Cache, DType, Lease, ReadAhead, WeightSource};
 use crate::{Error, Result};
 
 use super::Job;
+use super::adapters::{Adapters, Shared};
 use super::clock::Clock;
 use super::rescue::Rescue;
 use super::watched::Count;
@@ -31,13 +32,15 @@ const KEPT_PROMPTS: usize = 16;
 
 /// A model on a backend, ready to run one job after the other.
 pub struct Pipeline<B: Backend> {
-    backend: B,
+    pub(super) backend: B,
     /// How the backend runs the model.
-    setup: Setup,
+    pub(super) setup: Setup,
     name: String,
+    /// What the model's file says that it is.
+    about: Option<String>,
     tokenizer: Tokenizer,
-    sources: Sources,
-    models: Option<Models<B>>,
+    pub(super) sources: Sources,
+    pub(super) models: Option<Models<B>>,
     /// Where the plan of the current job keeps each network, by its name in the recipe.
     places: BTreeMap<String, Place>,
     /// The budget of the current job where there is less memory than the setup counts on.
@@ -50,16 +53,32 @@ pub struct Pipeline<B: Backend> {
 }
 
 /// The source of the weights.
-struct Sources {
+pub(super) struct Sources {
     recipe: Recipe,
     /// The source of each network's weights, by the names of the recipe's networks.
-    weights: BTreeMap<String, Arc<dyn WeightSource + Send>>,
+    pub(super) weights: BTreeMap<String, Shared>,
+    /// The changes of the transformers, which are in `weights`, too.
+    pub(super) adapters: Adapters,
     /// The number of parameters of all networks.
     parameters: usize,
+    /// Keeps the prepared copies that weights come from in their cache.
+    leases: Vec<Lease>,
 }
 
 impl Sources {
-    fn of<C>(&self, network: &Network<C>) -> Result<&Arc<dyn WeightSource + Send>> {
+    /// Returns the sources of a recipe's networks, where each has its weights in `weights`.
+    fn new(recipe: Recipe, weights: BTreeMap<String, Shared>, own: Vec<Adapter>, parameters: usize) -> Self {
+        let transformers = recipe.experts.iter().filter_map(|expert| {
+            let Network { name, config } = &expert.network;
+            Some((name.clone(), config.clone(), weights.get(name)?.clone()))
+        });
+        let adapters = Adapters::new(own, transformers);
+        let mut sources = Self { recipe, weights, adapters, parameters, leases: Vec::new() };
+        sources.weights.extend(sources.adapters.sources());
+        sources
+    }
+
+    fn of<C>(&self, network: &Network<C>) -> Result<&Shared> {
         match self.weights.get(&network.name) {
             Some(weights) => Ok(weights),
             None => Err(Error::Internal(format!("nobody knows where the weights of {} are", network.name))),
@@ -90,9 +109,16 @@ impl From<weights::Model> for Sources {
         let dits = std::iter::once(files.dit.0).chain(files.low_noise.map(|(weights, _)| weights));
         let clip = files.clip.map(|(weights, _)| weights);
         let all = dits.chain([files.t5.0]).chain(clip).chain([files.vae.0]);
-        let all = all.map(|weights| -> Arc<dyn WeightSource + Send> { Arc::new(weights) });
+        let all = all.map(|weights| -> Shared { Arc::new(weights) });
         let weights = recipe.networks().map(|part| part.name.to_owned()).zip(all).collect();
-        Self { recipe, weights, parameters }
+        let mut sources = Self::new(recipe, weights, files.loras, parameters);
+        for (transformer, copy) in files.copies.into_iter().enumerate() {
+            let Some((lease, weights)) = copy else { continue };
+            sources.adapters.prepare(transformer, Arc::new(weights));
+            sources.leases.push(lease);
+        }
+        sources.weights.extend(sources.adapters.sources());
+        sources
     }
 }
 
@@ -117,7 +143,7 @@ impl LoadSeconds {
 /// The loaded networks.
 pub struct Models<B: Backend> {
     /// The diffusion transformers, in the recipe's order.
-    experts: Vec<Dit<B>>,
+    pub(super) experts: Vec<Dit<B>>,
     /// The text encoder.
     pub text_encoder: T5<B>,
     /// The image encoder, if the recipe has one.
@@ -149,30 +175,33 @@ impl<B: Backend> Parts<'_, B> {
 
 impl<B: Backend> Pipeline<B> {
     /// Finds and checks the files of a model, given by its folder or its model file. The DiT comes from `dit` if that is
-    /// given. If the backend runs the DiT in 8 bits and a copy prepared in that precision ([`weights::prepare`]) exists, the copy is
-    /// used instead. Only headers are read.
+    /// given. Only headers are read.
+    ///
+    /// If the backend runs the DiT in 8 bits and the cache has a copy prepared in that precision ([`weights::prepare`]),
+    /// the copy is used instead of everything that no `LoRA` changes. Callers that load the DiT in several precisions give
+    /// no cache.
     ///
     /// # Errors
     /// Returns [`Error::Model`], which lists everything that is wrong with the files.
-    pub fn open(backend: B, wanted: &Setup, model: &Path, dit: Option<&Path>) -> Result<Self> {
-        let wanted = &backend.resolve(wanted);
+    pub fn open(
+        backend: B,
+        wanted: &Setup,
+        model: &Path,
+        dit: Option<&Path>,
+        cache: Option<&Cache>,
+    ) -> Result<Self> {
         let named = named(model)?;
-        let own = named.as_ref().and_then(|named| named.parts.dit.as_deref()).unwrap_or(model);
-        let prepared = weights::find_prepared(dit.unwrap_or(own), wanted.precision.dit);
-        let mut pipeline = Self::open_original(backend, wanted, model, prepared.as_deref().or(dit))?;
-        pipeline.name = name_of(model, dit, named);
-        Ok(pipeline)
-    }
-
-    /// Does what [`Self::open`] does, but ignores a prepared copy: for callers that load the DiT in several precisions.
-    ///
-    /// # Errors
-    /// Returns the errors of [`Self::open`].
-    pub fn open_original(backend: B, wanted: &Setup, model: &Path, dit: Option<&Path>) -> Result<Self> {
-        let name = name_of(model, dit, named(model)?);
-        let files = weights::Model::open(model, dit)?;
+        let about = named.as_ref().filter(|_| dit.is_none()).and_then(|named| named.about.clone());
+        let name = name_of(model, dit, named);
+        let precision = backend.resolve(wanted).precision.dit;
+        let files = match cache {
+            Some(cache) => weights::Model::open_prepared(model, dit, cache, precision)?,
+            None => weights::Model::open(model, dit)?,
+        };
         let tokenizer = Tokenizer::open(&files.tokenizer)?;
-        Ok(Self::with(backend, wanted, name, tokenizer, files.into()))
+        let mut pipeline = Self::with(backend, wanted, name, tokenizer, files.into());
+        pipeline.about = about;
+        Ok(pipeline)
     }
 
     /// Returns a made-up model without files: what `synth-model` would write with this seed.
@@ -184,11 +213,12 @@ impl<B: Backend> Pipeline<B> {
         for part in recipe.networks() {
             let source = Source::new(&part, DType::Bf16, seed);
             parameters += source.parameters();
-            let source: Arc<dyn WeightSource + Send> = Arc::new(source);
+            let source: Shared = Arc::new(source);
             weights.insert(part.name.to_owned(), source);
         }
         let tokenizer = Tokenizer::read(synth::TOKENIZER, "tokenizer.json")?;
-        Ok(Self::with(backend, wanted, "made-up".into(), tokenizer, Sources { recipe, weights, parameters }))
+        let sources = Sources::new(recipe, weights, Vec::new(), parameters);
+        Ok(Self::with(backend, wanted, "made-up".into(), tokenizer, sources))
     }
 
     fn with(backend: B, wanted: &Setup, name: String, tokenizer: Tokenizer, sources: Sources) -> Self {
@@ -198,6 +228,7 @@ impl<B: Backend> Pipeline<B> {
             backend,
             setup,
             name,
+            about: None,
             tokenizer,
             sources,
             models: None,
@@ -212,6 +243,11 @@ impl<B: Backend> Pipeline<B> {
     /// Returns the name that a model file gives the model, or else that of the folder, repository or file that it is in.
     pub fn model_name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns what the model's file says that the model is.
+    pub(super) fn about(&self) -> Option<&str> {
+        self.about.as_deref()
     }
 
     /// Returns the model's recipe.
@@ -231,6 +267,7 @@ impl<B: Backend> Pipeline<B> {
 
     /// Loads all weights that are not loaded.
     pub(super) fn load(&mut self, clock: &mut Clock<'_>) -> Result<()> {
+        self.exchange_loras(clock)?;
         let missing = self.models.as_ref().is_none_or(|models| models.experts.is_empty());
         if !missing {
             return Ok(());
@@ -268,6 +305,7 @@ impl<B: Backend> Pipeline<B> {
             models.experts.push(loading.load(Component::Dit, &expert.network, load)?);
         }
         self.models = Some(models);
+        self.sources.adapters.loaded();
         Ok(())
     }
 
@@ -503,7 +541,10 @@ impl<B: Backend> Loading<'_, B> {
 }
 
 /// Returns the content of the model file that a path leads to, if it leads to one.
-fn named(model: &Path) -> Result<Option<ModelFile>> {
+///
+/// # Errors
+/// Returns [`Error::Model`] with every mistake in the file.
+pub fn named(model: &Path) -> Result<Option<ModelFile>> {
     weights::model_file(model).map(|file| ModelFile::read(&file).map_err(Error::Model)).transpose()
 }
 
@@ -523,7 +564,7 @@ pub(crate) fn proc_bytes(path: &str, field: &str) -> Option<u64> {
 }
 
 /// Returns the bytes of memory that the machine has available.
-fn available_ram() -> Option<u64> {
+pub(super) fn available_ram() -> Option<u64> {
     proc_bytes("/proc/meminfo", "MemAvailable")
 }
 
@@ -531,3 +572,6 @@ fn available_ram() -> Option<u64> {
 pub(super) fn peak_ram() -> u64 {
     proc_bytes("/proc/self/status", "VmHWM").unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::clock::Clock;
 use crate::Result;
-use crate::weights::{HostTensor, Matrix, WeightSource};
+use crate::weights::{HostTensor, LowRank, Matrix, WeightSource};
 
 /// Counts the parameters of all networks as they are loaded.
 pub struct Count<'a, 'c> {
@@ -59,5 +59,11 @@ impl WeightSource for Watched<'_, '_, '_> {
         let matrix = self.weights.matrix(name)?;
         self.count.add(matrix.rows * matrix.cols)?;
         Ok(matrix)
+    }
+
+    fn with_products(&self, name: &str) -> Result<(Matrix<'_>, Vec<LowRank>)> {
+        let (matrix, products) = self.weights.with_products(name)?;
+        self.count.add(matrix.rows * matrix.cols)?;
+        Ok((matrix, products))
     }
 }

@@ -135,6 +135,14 @@ pub struct Sum {
     sha256: String,
 }
 
+/// Returns the SHA-256 of a file in hexadecimal.
+///
+/// # Errors
+/// The errors of [`sum`].
+pub fn hash_of(path: &Path) -> Result<String> {
+    Ok(sum(path, &|_| Ok(()))?.sha256)
+}
+
 /// Hashes a file from its beginning to its end.
 ///
 /// # Errors

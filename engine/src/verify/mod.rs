@@ -23,7 +23,7 @@ use crate::weights::{
 use crate::{Error, Result};
 
 pub use expected::Role;
-pub use files::{Change, Hashed, Known};
+pub use files::{Change, Hashed, Known, hash_of};
 pub use report::{Mistake, Part, Verification};
 use siblings::Found;
 pub use statistics::Statistics;

@@ -15,6 +15,8 @@ pub(super) struct Content {
     pub described: BTreeMap<String, Value>,
     /// What a header says about a `LoRA`'s scale.
     pub adapter: Option<String>,
+    /// What a header says about a training that was confined to some timesteps: the least and the greatest.
+    pub timesteps: Option<String>,
     /// The architecture that a GGUF file names; empty if it names none.
     pub architecture: Option<String>,
 }

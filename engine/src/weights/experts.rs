@@ -1,11 +1,14 @@
 //! Finds the two transformers of Wan2.2 in the layouts that programs keep them in.
 //!
-//! No file says which of the two it is, so the names of folders and files have to.
+//! No model file says which of the two it is, so the names of folders and files have to.
 
 use std::path::{Path, PathBuf};
 
-use super::{Component, find};
+use animd_protocol::recipe::ExpertName;
+
+use super::{Component, find, shards};
 use crate::{Error, Result};
+use animd_protocol::model_file::Expert;
 
 /// The folders that hold the high-noise and the low-noise transformer: those of the official layout and of diffusers.
 const FOLDERS: [[&str; 2]; 2] = [["high_noise_model", "low_noise_model"], ["transformer", "transformer_2"]];
@@ -40,10 +43,10 @@ pub(super) fn pair(path: &Path) -> Result<Option<[PathBuf; 2]>> {
 
 /// Returns the two files of a folder whose names tell them apart, if there are two.
 fn files(folder: &Path) -> Result<Option<[PathBuf; 2]>> {
-    let names = find::list(folder)?;
+    let names = shards::list(folder)?;
     let models = names.iter().filter(|name| find::is_model(name) && !name.to_lowercase().contains("lora"));
     let (mut high, mut low): (Vec<_>, Vec<_>) =
-        models.filter_map(|name| Some((name, noise(name)?))).partition(|(_, noise)| *noise == Noise::High);
+        models.filter_map(|name| Some((name, noise(name)?))).partition(|(_, noise)| *noise == Expert::High);
     // A folder of many models has pairs of several kinds; the names of one pair differ in that one word.
     if high.len() > 1 || low.len() > 1 {
         high.retain(|(name, _)| low.iter().any(|(other, _)| same_but_for_noise(name, other)));
@@ -53,7 +56,7 @@ fn files(folder: &Path) -> Result<Option<[PathBuf; 2]>> {
         ([(high, _)], [(low, _)]) => Ok(Some([folder.join(high), folder.join(low)])),
         ([], _) | (_, []) => Ok(None),
         _ => {
-            let list = |names: &[(&String, Noise)]| {
+            let list = |names: &[(&String, Expert)]| {
                 names.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ")
             };
             Err(Error::Model(format!(
@@ -67,25 +70,67 @@ fn files(folder: &Path) -> Result<Option<[PathBuf; 2]>> {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Noise {
-    High,
-    Low,
-}
-
 /// Returns which of the two a file's name says that it is.
-fn noise(name: &str) -> Option<Noise> {
+fn noise(name: &str) -> Option<Expert> {
     match (words(name).any(|word| is(&word, "high")), words(name).any(|word| is(&word, "low"))) {
-        (true, false) => Some(Noise::High),
-        (false, true) => Some(Noise::Low),
+        (true, false) => Some(Expert::High),
+        (false, true) => Some(Expert::Low),
         _ => None,
     }
 }
 
+/// Returns which of the two transformers a file is for by its name.
+pub(crate) fn told(name: &str) -> Option<ExpertName> {
+    noise(name).map(ExpertName::from)
+}
+
+/// How many folders above a file may say which of the two transformers it is.
+const ABOVE: usize = 2;
+
+/// Returns which of the two a path says that it is: its last name, or else the nearest folder around it whose name does.
+pub(crate) fn said_by(path: &Path) -> Option<Expert> {
+    path.ancestors().take(1 + ABOVE).find_map(|path| {
+        let name = path.file_name()?.to_str()?;
+        let second = path.with_file_name("transformer_2");
+        noise(name).or_else(|| match name {
+            "transformer_2" => Some(Expert::Low),
+            "transformer" if second.is_dir() => Some(Expert::High),
+            _ => None,
+        })
+    })
+}
+
+/// Returns a text that is the same for the paths of the two transformers of one model, if their names follow one pattern.
+pub(crate) fn pattern(path: &Path) -> String {
+    let names = path.iter().map(|name| match name.to_string_lossy() {
+        name if name == "transformer_2" => "transformer".to_owned(),
+        name => words(&name).map(as_low).collect::<Vec<_>>().join(" "),
+    });
+    names.collect::<Vec<_>>().join("/")
+}
+
+/// Returns a name without the words that say which of the two transformers it is.
+pub(crate) fn without_noise(name: &str) -> String {
+    let pieces = name.split_inclusive(|c: char| !c.is_alphanumeric() && c != '.').collect::<Vec<_>>();
+    let word = |piece: &str| piece.trim_end_matches(|c: char| !c.is_alphanumeric()).to_lowercase();
+    let says = |piece: &str| is(&word(piece), "high") || is(&word(piece), "low");
+    let mut kept = String::new();
+    for (n, piece) in pieces.iter().enumerate() {
+        let is_noise = word(piece) == "noise" && n > 0 && says(pieces[n - 1]);
+        if !says(piece) && !is_noise {
+            kept.push_str(piece);
+        }
+    }
+    kept.trim_end_matches(|c: char| !c.is_alphanumeric()).to_owned()
+}
+
 /// Returns whether two names are the same when `high` in one is read as `low`.
 fn same_but_for_noise(high: &str, low: &str) -> bool {
-    let read = |word: String| if is(&word, "high") { word.replacen("high", "low", 1) } else { word };
-    words(high).map(read).eq(words(low))
+    words(high).map(as_low).eq(words(low))
+}
+
+fn as_low(word: String) -> String {
+    if is(&word, "high") { word.replacen("high", "low", 1) } else { word }
 }
 
 fn is(word: &str, noise: &str) -> bool {
@@ -145,6 +190,34 @@ mod tests {
         ] {
             assert_eq!(found(&names).expect("it is clear"), Some(pair.map(str::to_owned)));
         }
+    }
+
+    #[test]
+    fn names_of_files_and_folders_say_which_it_is() {
+        for (path, expert, pattern_of, name) in [
+            (
+                "/m/wan2.2_i2v_high_noise_14B_fp8.safetensors",
+                Some(Expert::High),
+                "/m/wan2.2_i2v_low_noise_14B_fp8.safetensors",
+                "wan2.2_i2v_14B_fp8.safetensors",
+            ),
+            (
+                "/m/HighNoise/Wan2.2-HighNoise-Q4.gguf",
+                Some(Expert::High),
+                "/m/LowNoise/Wan2.2-LowNoise-Q4.gguf",
+                "Wan2.2-Q4.gguf",
+            ),
+            ("/m/low/x/model.gguf", Some(Expert::Low), "/m/HIGH/x/model.gguf", "model.gguf"),
+            ("/high/a/b/model.gguf", None, "/low/a/b/model.gguf", "model.gguf"),
+            ("/m/transformer_2", Some(Expert::Low), "/m/transformer", "transformer_2"),
+            ("/m/flow-slow.gguf", None, "/m/flow-slow.gguf", "flow-slow.gguf"),
+        ] {
+            assert_eq!(said_by(Path::new(path)), expert, "{path}");
+            assert_eq!(pattern(Path::new(path)), pattern(Path::new(pattern_of)), "{path}");
+            let last = path.rsplit('/').next().unwrap_or_default();
+            assert_eq!(without_noise(last), name);
+        }
+        assert_ne!(pattern(Path::new("/m/a_high.gguf")), pattern(Path::new("/m/b_low.gguf")));
     }
 
     #[test]

@@ -1,34 +1,12 @@
 //! Finds the files of a folder that hold a component.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
 use super::container::{read_file, read_files};
+use super::shards::{self, index_file, indexed_files, list, numbered_files};
 use super::stored::text_file;
 use super::{Component, refusals};
 use crate::{Error, Result};
-
-/// The longest index that is read; a real one, with a thousand tensors, has 100 kB.
-const MAX_INDEX: u64 = 16 << 20;
-
-/// Returns the names of a folder's files, sorted.
-pub(super) fn list(folder: &Path) -> Result<Vec<String>> {
-    let entries = fs::read_dir(folder).map_err(Error::file("read", folder))?;
-    let mut names = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(Error::file("read", folder))?.file_name();
-        if let Ok(name) = name.into_string()
-            && !name.starts_with('.')
-        {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(names)
-}
 
 fn has_extension(name: &str, extensions: &[&str]) -> bool {
     Path::new(name).extension().is_some_and(|e| extensions.iter().any(|x| e.eq_ignore_ascii_case(x)))
@@ -50,14 +28,14 @@ pub(super) fn below(component: Component) -> Vec<PathBuf> {
     std::iter::once(PathBuf::from(diffusers)).chain(comfy).chain(lightx2v.map(PathBuf::from)).collect()
 }
 
-/// Returns the files of a component: `path` itself, or the files in the folder `path` or where programs keep the
-/// component below it.
+/// Returns the files of a component: `path` itself, with its shards if it is one or their index; or the files in the folder
+/// `path`, or where programs keep the component below it.
 ///
 /// # Errors
 /// [`Error::Model`] if there are no files, if a file of an index is missing, or if it is not clear which file is meant.
 pub(super) fn files(path: &Path, component: Component) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
+        return shards::of_file(path);
     }
     let path = &snapshot(path)?;
     let names = list(path)?;
@@ -101,7 +79,7 @@ pub(crate) fn is_there(path: &Path, component: Component) -> bool {
 
 /// Returns the folder that holds the files of a repository in the cache of the Hugging Face hub; any other folder as it
 /// is.
-pub(super) fn snapshot(path: &Path) -> Result<PathBuf> {
+pub(crate) fn snapshot(path: &Path) -> Result<PathBuf> {
     let snapshots = path.join("snapshots");
     if !snapshots.is_dir() || !path.join("refs").is_dir() {
         return Ok(path.to_owned());
@@ -124,7 +102,7 @@ pub(super) fn snapshot(path: &Path) -> Result<PathBuf> {
 }
 
 /// Returns the files in a folder that are the shards of one part, by their index or their numbers, if there are such files.
-pub(super) fn shards(folder: &Path) -> Result<Option<Vec<PathBuf>>> {
+pub(super) fn shards_in(folder: &Path) -> Result<Option<Vec<PathBuf>>> {
     let names = list(folder)?;
     if let Some(index) = index_file(folder, &names)? {
         let files = indexed_files(&folder.join(index))?;
@@ -234,71 +212,11 @@ pub(super) fn tokenizer(path: &Path) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
-/// Returns the name of the folder's index; the official name comes first.
-fn index_file(path: &Path, names: &[String]) -> Result<Option<String>> {
-    let official = "diffusion_pytorch_model.safetensors.index.json";
-    let indices: Vec<&String> = names.iter().filter(|n| n.ends_with(".safetensors.index.json")).collect();
-    match indices[..] {
-        [] => Ok(None),
-        [one] => Ok(Some(one.clone())),
-        _ if indices.iter().any(|n| *n == official) => Ok(Some(official.to_owned())),
-        [first, second, ..] => Err(Error::Model(format!(
-            "`{}` has more than one index: `{first}`, `{second}`; keep one model in a folder",
-            path.display()
-        ))),
-    }
-}
-
-/// Returns the files that an index names.
-fn indexed_files(path: &Path) -> Result<BTreeSet<String>> {
-    let text = text_file(path, MAX_INDEX).map_err(Error::file("read", path))?;
-    let broken = |what: String| {
-        Error::Model(format!("`{}` is not an index of tensors: {what}; copy it again", path.display()))
-    };
-    let index: Index = serde_json::from_str(&text).map_err(|e| broken(e.to_string()))?;
-    let files: BTreeSet<String> = index.weight_map.into_values().collect();
-    // An index can only name files of its own folder.
-    if let Some(file) = files.iter().find(|f| Path::new(f).file_name().is_none_or(|n| n != f.as_str())) {
-        return Err(broken(format!("`{}` is not the name of a file beside it", file.escape_debug())));
-    }
-    if files.is_empty() {
-        return Err(broken("it names no file".to_owned()));
-    }
-    Ok(files)
-}
-
-/// Returns all files called `NAME-00001-of-00007.safetensors`, if there are any.
-fn numbered_files(path: &Path, names: &[String]) -> Result<Option<Vec<PathBuf>>> {
-    let parse = |name: &String| {
-        let (rest, total) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
-        let (base, number) = rest.rsplit_once('-')?;
-        Some((base.to_owned(), number.parse::<usize>().ok()?, total.parse::<usize>().ok()?))
-    };
-    let parsed: Vec<_> = names.iter().filter_map(|n| parse(n).map(|p| (n, p))).collect();
-    let Some((_, (base, _, total))) = parsed.first().cloned() else {
-        return Ok(None);
-    };
-    let files: Vec<_> = parsed.iter().filter(|(_, (b, _, t))| (b, t) == (&base, &total)).collect();
-    if files.len() != total {
-        return Err(Error::Model(format!(
-            "`{}` has {} of the {total} files `{base}-*-of-{total:05}.safetensors`; copy the others too",
-            path.display(),
-            files.len()
-        )));
-    }
-    Ok(Some(files.iter().map(|(n, _)| path.join(n)).collect()))
-}
-
 /// Endings of model files' names. A file with another one is read only if it is named itself.
 const EXTENSIONS: [&str; 5] = ["safetensors", "sft", "pth", "pt", "gguf"];
 
 /// Returns whether a file's name is one of a model file.
-pub(super) fn is_model(name: &str) -> bool {
+pub(crate) fn is_model(name: &str) -> bool {
     has_extension(name, &EXTENSIONS)
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::open::{self, Examined};
 use super::refusals::{self, Asked};
-use super::{Component, Summary, carried, container, find, names};
+use super::{Component, Summary, carried, container, find, names, shards};
 
 /// What a file or folder holds.
 #[derive(Clone, Debug, Serialize)]
@@ -41,11 +41,13 @@ pub enum Kind {
     Vae,
     /// A `LoRA`.
     Lora,
-    /// Something else, or a file that is damaged.
+    /// Something else.
     Other,
+    /// A file that cannot be read: one that is not whole, or of a format that animd does not know.
+    Damaged,
 }
 
-/// Describes a file, or the shards in a folder. Reads headers only, and never fails: what cannot be used is described by its
+/// Describes a file with its shards if it is one of several, or the shards in a folder. Reads headers only, and never fails: what cannot be used is described by its
 /// refusal.
 pub fn identify(path: &Path) -> Identified {
     let refused = |kind, why: String| Identified {
@@ -56,22 +58,25 @@ pub fn identify(path: &Path) -> Identified {
         refusal: Some(why),
     };
     let files = match path.is_dir() {
-        true => match find::shards(path) {
+        true => match find::shards_in(path) {
             Ok(Some(files)) => files,
             Ok(None) => {
                 return refused(Kind::Other, format!("`{}` holds no shards of one part", path.display()));
             }
-            Err(e) => return refused(Kind::Other, e.to_string()),
+            Err(e) => return refused(Kind::Damaged, e.to_string()),
         },
-        false => vec![path.to_owned()],
+        false => match shards::of_file(path) {
+            Ok(files) => files,
+            Err(e) => return refused(Kind::Damaged, e.to_string()),
+        },
     };
     let mut content = match container::read_files(&files) {
         Ok(content) => content,
-        Err(e) => return refused(Kind::Other, e.to_string()),
+        Err(e) => return refused(Kind::Damaged, e.to_string()),
     };
     content.tensors = match names::without_prefixes(content.tensors) {
         Ok(tensors) => tensors,
-        Err(name) => return refused(Kind::Other, format!("`{}` has `{name}` twice", path.display())),
+        Err(name) => return refused(Kind::Damaged, format!("`{}` has `{name}` twice", path.display())),
     };
     let Some(naming) = names::find(&content.tensors) else {
         let what = refusals::component(Component::Dit, &content);

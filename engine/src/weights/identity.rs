@@ -48,6 +48,11 @@ pub(super) struct Identity {
 }
 
 impl Identity {
+    /// Returns the hash of the content, in hexadecimal.
+    pub fn content(&self) -> &str {
+        &self.content
+    }
+
     /// Returns the identity of a file; at most 1.3 MB of it are read.
     ///
     /// # Errors

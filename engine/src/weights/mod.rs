@@ -5,6 +5,7 @@
 //! lives and what precision it gets.
 
 mod ahead;
+mod cache;
 mod carried;
 mod check;
 mod coded;
@@ -26,39 +27,43 @@ mod matrix;
 mod model;
 mod names;
 mod open;
-mod prepare;
 mod refusals;
 pub(crate) mod rounding;
 pub(crate) mod safetensors;
 mod sentencepiece;
+mod shards;
 mod source;
 mod stored;
 mod summary;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod torch;
 mod vocabulary;
 
 pub use ahead::{Places, ReadAhead};
 pub use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
 pub use animd_protocol::recipe::Component;
+pub use cache::{Cache, CachedCopy, Lease, Prepared, State as CopyState, prepare};
 pub use carried::read_vocabulary;
 pub use dtype::DType;
 pub use encoding::{Encoding, Granularity, Packing};
-pub(crate) use find::{is_there, title};
+pub(crate) use experts::{pattern, said_by, told as told_expert, without_noise};
+pub(crate) use find::{is_model, is_there, snapshot, title};
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use gguf::PACKINGS;
 pub use identify::{Identified, Kind as IdentifiedKind, identify};
 pub(crate) use identity::{FNV_BASIS, Stamp, fnv1a};
 pub use layouts::Layout;
-pub use lora::{Lora, Merged};
+#[cfg(test)]
+pub(crate) use lora::made_up as made_up_lora;
+pub use lora::{Adapter, Lora, LowRank, Merged, RoundedAgain, Strength};
 pub use matrix::{HostTensor, Matrix};
 pub use model::Model;
-pub(crate) use model::{model_file, tokenizer};
+pub(crate) use model::{model_file, tokenizer, transformers};
 pub use open::{open_clip, open_dit, open_expert, open_t5, open_vae};
-pub use prepare::{Prepared, find_prepared, prepare};
+pub(crate) use shards::{Group, groups, index_of, is_numbered, of_file as shards_of};
 pub use source::{WeightSource, Weights};
-pub(crate) use stored::text_bytes;
+pub(crate) use stored::{text_bytes, text_file};
 pub use summary::Summary;
 pub use vocabulary::{Kind as PieceKind, Piece, Vocabulary};
 

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use super::open::{open_clip, open_dit, open_expert, open_t5, open_vae};
 use super::source::Weights;
-use super::{carried, experts, find, refusals};
+use super::{Adapter, Cache, Lease, Strength, carried, experts, find, refusals, shards};
 use crate::{Error, Result};
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config, VaeConfig};
-use animd_protocol::model_file::{ModelFile, PartPaths};
-use animd_protocol::recipe::Recipe;
+use animd_protocol::model_file::{LoraEntry, ModelFile, PartPaths};
+use animd_protocol::profile::Precision;
+use animd_protocol::recipe::{ExpertName, Recipe};
 
 /// A whole model, all of it checked.
 pub struct Model {
@@ -24,6 +25,10 @@ pub struct Model {
     pub vae: (Weights, VaeConfig),
     /// The file with the tokenizer: its own, or the text encoder's.
     pub tokenizer: PathBuf,
+    /// The `LoRA`s that the model file names for the transformers.
+    pub loras: Vec<Adapter>,
+    /// For each transformer its prepared copy, and what keeps it in the cache.
+    pub copies: Vec<Option<(Lease, Weights)>>,
 }
 
 /// Returns the file that has the tokenizer of a model: one of its own in the folder, or the text encoder's file if that
@@ -44,6 +49,8 @@ struct Places {
     vae: PathBuf,
     /// The tokenizer's own file, if a model file names one.
     tokenizer: Option<PathBuf>,
+    /// The `LoRA`s that a model file names.
+    loras: Vec<LoraEntry>,
     /// The folder of the model, or of its text encoder.
     folder: PathBuf,
 }
@@ -53,6 +60,31 @@ pub(crate) fn model_file(path: &Path) -> Option<PathBuf> {
     let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("toml")) && !path.is_dir();
     let inside = path.join("model.toml");
     if named { Some(path.to_owned()) } else { inside.is_file().then_some(inside) }
+}
+
+/// Returns the places of a model's transformers: of the one, or of both of Wan2.2. The model is given by its folder or its
+/// model file; a transformer's own folder or file is its place.
+///
+/// # Errors
+/// [`Error::Model`] if a model file has a mistake, or if it is not clear which two files belong together.
+pub(crate) fn transformers(path: &Path) -> Result<Vec<(Option<ExpertName>, PathBuf)>> {
+    let (pair, one) = match model_file(path) {
+        Some(file) => {
+            let parts = ModelFile::read(&file).map_err(Error::Model)?.parts;
+            (parts.high_noise.zip(parts.low_noise).map(<[PathBuf; 2]>::from), parts.dit)
+        }
+        None => (experts::pair(path)?, Some(path.to_owned())),
+    };
+    if let Some(pair) = pair {
+        return Ok(ExpertName::ALL.into_iter().map(Some).zip(pair).collect());
+    }
+    let one = one.ok_or_else(|| {
+        let path = path.display();
+        Error::Model(format!(
+            "`{path}` names no transformer in [parts]: `dit`, or `high_noise` and `low_noise`"
+        ))
+    })?;
+    Ok(vec![(None, one)])
 }
 
 impl Places {
@@ -68,7 +100,7 @@ impl Places {
             )));
         }
         // An empty folder, or one for another program, is one problem and not five.
-        let files = find::list(folder)?;
+        let files = shards::list(folder)?;
         let pair = experts::pair(dit.unwrap_or(folder))?;
         if dit.is_none()
             && pair.is_none()
@@ -82,16 +114,14 @@ impl Places {
             None => (dit.unwrap_or(folder).to_owned(), None),
         };
         let clip = low_noise.is_none().then(own);
-        Ok(Self { dit, low_noise, text: own(), clip, vae: own(), tokenizer: None, folder: own() })
+        let (tokenizer, loras) = (None, Vec::new());
+        Ok(Self { dit, low_noise, text: own(), clip, vae: own(), tokenizer, loras, folder: own() })
     }
 
     /// Returns the places that a model file names, with the DiT elsewhere if `dit` says so.
     fn of_file(path: &Path, dit: Option<&Path>) -> Result<Self> {
         let refuse = |what: &str| Err(Error::Model(format!("`{}` {what}", path.display())));
         let ModelFile { parts, loras, .. } = ModelFile::read(path).map_err(Error::Model)?;
-        if !loras.is_empty() {
-            return refuse("names a LoRA in `[[lora]]`, and animd does not merge LoRAs into a model so far");
-        }
         let given = match dit {
             Some(dit) => experts::pair(dit)?,
             None => parts.high_noise.zip(parts.low_noise).map(<[PathBuf; 2]>::from),
@@ -104,13 +134,29 @@ impl Places {
             }
         };
         let clip = parts.clip.filter(|_| low_noise.is_none());
+        if low_noise.is_none() && loras.iter().any(|lora| lora.expert.is_some()) {
+            return refuse(
+                "gives `expert` in [[lora]], and its model has one transformer; leave `expert` out",
+            );
+        }
         if clip.is_none() && low_noise.is_none() {
             return refuse("names no `clip` in [parts]; Wan2.1 takes pictures by CLIP");
         }
         let folder = if parts.text.is_dir() { Some(&*parts.text) } else { parts.text.parent() };
         let folder = folder.unwrap_or(Path::new(".")).to_owned();
         let PartPaths { text, vae, tokenizer, .. } = parts;
-        Ok(Self { dit, low_noise, text, clip, vae, tokenizer, folder })
+        Ok(Self { dit, low_noise, text, clip, vae, tokenizer, loras, folder })
+    }
+
+    /// Opens the copy of each transformer that is prepared in this precision, where there is one.
+    fn prepared(&self, cache: &Cache, precision: Precision) -> Vec<Result<Option<(Lease, Weights)>>> {
+        let open = if self.low_noise.is_some() { open_expert } else { open_dit };
+        let copy = |dit: &PathBuf| {
+            let Some(lease) = cache.find(dit, precision) else { return Ok(None) };
+            let (weights, _) = open(lease.folder())?;
+            Ok(Some((lease, weights)))
+        };
+        std::iter::once(&self.dit).chain(&self.low_noise).map(copy).collect()
     }
 
     /// Returns the file with the tokenizer, given that of the text encoder.
@@ -130,6 +176,24 @@ impl Model {
     /// # Errors
     /// One [`Error::Model`] for everything that is wrong: files that are missing, half-copied or of another model.
     pub fn open(path: &Path, dit: Option<&Path>) -> Result<Self> {
+        Self::open_with(path, dit, None)
+    }
+
+    /// Does what [`Self::open`] does, and opens the copies of the transformers that are prepared in this precision, where the
+    /// cache has some.
+    ///
+    /// # Errors
+    /// The errors are those of [`Self::open`].
+    pub fn open_prepared(
+        path: &Path,
+        dit: Option<&Path>,
+        cache: &Cache,
+        precision: Precision,
+    ) -> Result<Self> {
+        Self::open_with(path, dit, Some((cache, precision)))
+    }
+
+    fn open_with(path: &Path, dit: Option<&Path>, prepared: Option<(&Cache, Precision)>) -> Result<Self> {
         let places = match model_file(path) {
             Some(file) => Places::of_file(&file, dit)?,
             None => Places::of_folder(path, dit)?,
@@ -176,11 +240,24 @@ impl Model {
                 "the low-noise transformer `{path}` has other sizes than the high-noise one: they are of different models"
             )));
         }
+        let transformers = 1 + usize::from(places.low_noise.is_some());
+        let mut loras = Vec::new();
+        if let Some((_, config)) = &dit {
+            for LoraEntry { file, strength, expert } in &places.loras {
+                let wanted = match expert {
+                    Some(expert) => Strength::Of(ExpertName::from(*expert), *strength),
+                    None => Strength::All(*strength),
+                };
+                loras.extend(Adapter::open(file, config, transformers, wanted).map_err(&mut note));
+            }
+        }
+        let copies = prepared.map(|(cache, precision)| places.prepared(cache, precision)).unwrap_or_default();
+        let copies = copies.into_iter().map(|copy| copy.map_err(&mut note).ok().flatten()).collect();
         refusals::merge(errors)?;
         let (Some(dit), Some(t5), Some(vae), Some(tokenizer)) = (dit, t5, vae, tokenizer) else {
             return Err(Error::Internal("a part of the model is neither found nor missing".to_owned()));
         };
-        Ok(Self { dit, low_noise, t5, clip, vae, tokenizer })
+        Ok(Self { dit, low_noise, t5, clip, vae, tokenizer, loras, copies })
     }
 
     /// Returns the model as a value.

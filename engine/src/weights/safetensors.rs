@@ -44,6 +44,9 @@ struct Metadata {
     /// How diffusers says that a `LoRA` is scaled.
     #[serde(rename = "lora_adapter_metadata")]
     adapter: Option<String>,
+    /// How trainers say which timesteps they trained for, as Stability AI's model metadata standard has it.
+    #[serde(rename = "modelspec.timestep_range")]
+    timesteps: Option<Value>,
 }
 
 impl<'de> Deserialize<'de> for Entries {
@@ -187,6 +190,7 @@ pub(super) fn read(file: &Arc<Mapped>) -> Result<Content> {
         content.tensors.insert(name, stored(dtype, info));
     }
     content.adapter = metadata.adapter;
+    content.timesteps = metadata.timesteps.as_ref().and_then(Value::as_str).map(str::to_owned);
     if let Some(text) = metadata.quantisation {
         content.described = described(&text).map_err(broken)?;
     }

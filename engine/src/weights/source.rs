@@ -11,7 +11,7 @@ use super::check::ignorable;
 use super::coded::Coded;
 use super::layouts::{Contents, Described, Layout};
 use super::stored::Stored;
-use super::{Component, DType, Encoding, Granularity, HostTensor, Matrix};
+use super::{Component, DType, Encoding, Granularity, HostTensor, LowRank, Matrix};
 use crate::{Error, Result};
 
 /// The checked tensors of one component, under their official names.
@@ -30,9 +30,36 @@ pub trait WeightSource: Sync {
     /// The errors are those of [`WeightSource::tensor`].
     fn matrix(&self, name: &str) -> Result<Matrix<'_>>;
 
+    /// Returns a weight as [`Self::matrix`] does, but without the products of low rank that are to be added to it, and these,
+    /// for a device that adds them faster than the host does.
+    ///
+    /// # Errors
+    /// The errors are those of [`WeightSource::tensor`].
+    fn with_products(&self, name: &str) -> Result<(Matrix<'_>, Vec<LowRank>)> {
+        Ok((self.matrix(name)?, Vec::new()))
+    }
+
     /// Returns where the tensors lie in files, for reading ahead; nowhere if they are made up.
     fn places(&self) -> Places {
         Places::default()
+    }
+}
+
+impl<S: WeightSource + Send + ?Sized> WeightSource for Arc<S> {
+    fn tensor(&self, name: &str) -> Result<HostTensor> {
+        (**self).tensor(name)
+    }
+
+    fn matrix(&self, name: &str) -> Result<Matrix<'_>> {
+        (**self).matrix(name)
+    }
+
+    fn with_products(&self, name: &str) -> Result<(Matrix<'_>, Vec<LowRank>)> {
+        (**self).with_products(name)
+    }
+
+    fn places(&self) -> Places {
+        (**self).places()
     }
 }
 

@@ -67,7 +67,7 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Reads a short text beside a model, of at most so many bytes.
-pub(super) fn text_file(path: &Path, limit: u64) -> io::Result<String> {
+pub(crate) fn text_file(path: &Path, limit: u64) -> io::Result<String> {
     let file = open(path)?;
     let length = file.metadata()?;
     if !length.is_file() || length.len() > limit {

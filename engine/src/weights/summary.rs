@@ -10,12 +10,17 @@ use super::layouts::Described;
 use super::open::{self, Examined};
 use super::refusals::Asked;
 use super::{Component, Layout};
+use animd_protocol::dims::DitConfig;
+use animd_protocol::recipe::ExpertName;
 
 /// One component of a model folder.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     /// Which component this is.
     pub component: Component,
+    /// Which of a model's two transformers it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expert: Option<ExpertName>,
     /// Whether the component is complete and correct.
     pub usable: bool,
     /// The component's files, as far as they are known.
@@ -50,9 +55,24 @@ impl Summary {
         described.unwrap_or_else(|e| Self { problems: vec![e.to_string()], ..Self::empty(component) })
     }
 
+    /// Describes one of the two transformers of Wan2.2. Reads headers only.
+    pub fn of_expert(path: &Path, expert: ExpertName) -> Self {
+        let described =
+            open::examine_dit(path, Asked::Wan22Expert).map(|e| Self::new(&e, DitConfig::sizes(&e.config)));
+        let summary = described
+            .unwrap_or_else(|e| Self { problems: vec![e.to_string()], ..Self::empty(Component::Dit) });
+        Self { expert: Some(expert), ..summary }
+    }
+
+    /// Returns the name of the component in sentences.
+    pub fn title(&self) -> &'static str {
+        self.expert.map_or_else(|| self.component.title(), ExpertName::network)
+    }
+
     fn empty(component: Component) -> Self {
         Self {
             component,
+            expert: None,
             usable: false,
             files: Vec::new(),
             layout: None,

@@ -128,6 +128,20 @@ pub enum Operands {
     },
 }
 
+impl Operands {
+    /// Returns the addresses of the scales of A's and of B's rows; zero for bf16, which has none.
+    fn scales(&self) -> Result<(CUdeviceptr, CUdeviceptr), Error> {
+        match *self {
+            Self::Bf16 { .. } => Ok((0, 0)),
+            Self::E4m3 { a_scale, b_scale, .. } | Self::Int8 { a_scale, b_scale, .. } => {
+                check_vector(KERNEL, "a_scale", a_scale)?;
+                check_vector(KERNEL, "b_scale", b_scale)?;
+                Ok((a_scale, b_scale))
+            }
+        }
+    }
+}
+
 /// The greatest `inner` of [`Operands::Int8`]: a sum of so many products of 127 and 127 stays within 32 bits.
 pub const MOST_INT8: usize = 131_072;
 
@@ -316,13 +330,7 @@ impl Gemm {
         };
         let (rows, columns) = (a.rows, b.rows);
         check(a, b, inner, kind, epilogue, output, element)?;
-        let (mut row_scale, mut column_scale) = (0, 0);
-        if let Operands::E4m3 { a_scale, b_scale, .. } | Operands::Int8 { a_scale, b_scale, .. } = *operands {
-            check_vector(KERNEL, "a_scale", a_scale)?;
-            check_vector(KERNEL, "b_scale", b_scale)?;
-            (row_scale, column_scale) = (a_scale, b_scale);
-        }
-
+        let (row_scale, column_scale) = operands.scales()?;
         let (gate, element_gate) = match epilogue.gate {
             Some(Gate::Columns(gate)) => (gate, None),
             Some(Gate::Elements(gate)) => (0, Some(gate)),

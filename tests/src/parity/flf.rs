@@ -17,7 +17,8 @@ use super::{ABSOLUTE, Goldens, LATENTS, MODEL};
 
 type Tensor = <Cpu as TensorOps>::Tensor;
 
-/// Checks `flf.*` and `flf21.*`, but for the last frames of another size, which the references distort.
+/// Checks `flf.*` and `flf21.*`. Last frames of another size are cut by rules that animd does not follow, because they distort
+/// or pad the picture: what the references made of them is taken as given, and what follows from it is checked.
 pub fn check(goldens: &mut Goldens) -> Result<()> {
     let b = Cpu::new();
     let loader = b.loader(Keeping::F32);
@@ -31,6 +32,7 @@ pub fn check(goldens: &mut Goldens) -> Result<()> {
     let (weights, config) = open_dit(&folder)?;
     let dit = Dit::load(&loader, &weights, &config).context("the transformer")?;
     let images = clip_tokens(goldens, &b, &clip)?;
+    other_sizes(goldens, &b, &vae, &clip)?;
     forward(goldens, &b, &dit)?;
     sampling(goldens, &b, &dit, &y, &images)
 }
@@ -50,8 +52,8 @@ fn conditioning(goldens: &mut Goldens, b: &Cpu, vae: &Vae<Cpu>) -> Result<Tensor
     let [first, last] = [first, last].map(|picture| image::bicubic(&picture, h, w));
     goldens.relative("flf.last_frame", &last, MODEL)?;
     let (first, last) = (b.upload(&first, &[3, 1, h, w])?, b.upload(&last, &[3, 1, h, w])?);
-    let latent_frames = (goldens.count("images/frames")? - 1) / 4 + 1;
-    let footage = Footage::Picture { picture: &first, last: Some(&last), latent_frames };
+    let footage =
+        Footage::Picture { picture: &first, last: Some(&last), latent_frames: latent_frames(goldens)? };
     let mut mu = Vec::new();
     let mut probe = |name: &str, t: &Tensor| {
         if name == "enc.mu" {
@@ -65,6 +67,35 @@ fn conditioning(goldens: &mut Goldens, b: &Cpu, vae: &Vae<Cpu>) -> Result<Tensor
     let y = vae::condition(b, &latents, true)?;
     goldens.relative("flf.y", &b.download(&y)?, MODEL)?;
     Ok(y)
+}
+
+fn latent_frames(goldens: &Goldens) -> Result<usize> {
+    Ok((goldens.count("images/frames")? - 1) / 4 + 1)
+}
+
+/// Checks `flf.other.*.y` from the references' own last frames, and CLIP of the picture.
+fn other_sizes(goldens: &mut Goldens, b: &Cpu, vae: &Vae<Cpu>, clip: &Clip<Cpu>) -> Result<()> {
+    let first = picture(goldens, "first")?;
+    for rule in ["official", "lightx2v"] {
+        let name = format!("flf.other.{rule}.last_frame");
+        goldens.given(&format!("images/other_cropped_hw/{rule}"))?;
+        let last = goldens.taken(&name)?;
+        let (h, w) = (last.shape[1], last.shape[2]);
+        let first = b.upload(&image::bicubic(&first, h, w), &[3, 1, h, w])?;
+        let last = b.upload(&last.f32(), &[3, 1, h, w])?;
+        let footage =
+            Footage::Picture { picture: &first, last: Some(&last), latent_frames: latent_frames(goldens)? };
+        let y = vae::condition(b, &vae.encode(b, footage, None, &Quiet, None)?, true)?;
+        goldens.relative(&format!("flf.other.{rule}.y"), &b.download(&y)?, MODEL)?;
+    }
+    // LightX2V shows CLIP the whole picture, which checks a picture of another shape; animd shows CLIP what the video ends with.
+    let tokens = clip.encode(b, &image::clip_pixels(&picture(goldens, "other")?), None)?;
+    let every = b.shape(&tokens)[0].div_ceil(goldens.get("flf21.clip.other_lightx2v_rows")?.shape[0]);
+    let rows: Vec<f32> =
+        b.download(&tokens)?.chunks(b.shape(&tokens)[1]).step_by(every).flatten().copied().collect();
+    goldens.relative("flf21.clip.other_lightx2v_rows", &rows, MODEL)?;
+    goldens.taken("flf21.clip.other_official_rows")?;
+    Ok(())
 }
 
 /// Checks `flf21.clip.out`; returns the tokens of both pictures.
@@ -131,7 +162,9 @@ fn sampling(goldens: &mut Goldens, b: &Cpu, dit: &Dit<Cpu>, y: &Tensor, images: 
             .context("a prompt of the run is not among the prompts")
     };
     let negative = goldens.text("flf21/negative")?.to_owned();
-    goldens.fact("flf21/negative", Defaults::wan21_flf2v().negative_prompt)?;
+    for path in ["flf21/negative", "prompt_rules/flf21_default_negative"] {
+        goldens.fact(path, Defaults::wan21_flf2v().negative_prompt)?;
+    }
     let positive = prompts(goldens, goldens.text("flf21/prompt")?)?;
     let negative = prompts(goldens, &negative)?;
     let [positive, negative] =

@@ -6,7 +6,7 @@ mod e2e;
 mod flf;
 mod goldens;
 mod image;
-mod layouts;
+pub mod layouts;
 mod noise;
 mod quantised;
 mod schedule;

@@ -233,15 +233,31 @@ impl House {
         self.engine = (program("animd-engine"), model.into());
     }
 
+    /// Configures no model.
+    #[allow(dead_code, reason = "not every program of tests calls it")]
+    pub fn use_no_model(&mut self) {
+        self.engine.1 = PathBuf::new();
+    }
+
+    /// Gives the small model its name, as the package does.
+    #[allow(dead_code, reason = "not every program of tests calls it")]
+    pub fn install_small_model(&self) {
+        let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/small-model/files");
+        fs::create_dir_all(self.path("models")).unwrap();
+        std::os::unix::fs::symlink(files, self.path("models/small")).unwrap();
+    }
+
     /// Writes the service's configuration, for its start or for a reload.
     pub fn write_config(&self) -> PathBuf {
         let file = self.path("animd.toml");
+        let model = match self.engine.1.as_os_str().is_empty() {
+            true => String::new(),
+            false => format!("[model]\npath = \"{}\"\n", self.engine.1.display()),
+        };
         let text = format!(
-            "[model]\npath = \"{}\"\n[folders]\ninbox = \"inbox\"\noutbox = \"outbox\"\nstate = \"state\"\n\
+            "{model}[folders]\ninbox = \"inbox\"\noutbox = \"outbox\"\nstate = \"state\"\n\
              [inbox]\nstable_seconds = {}\n{}",
-            self.engine.1.display(),
-            self.stable_seconds,
-            self.config
+            self.stable_seconds, self.config
         );
         fs::write(&file, text).unwrap();
         file

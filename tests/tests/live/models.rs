@@ -26,7 +26,7 @@ fn each_job_has_its_model_and_a_broken_one_fails_its_own_jobs_only() {
     for model in ["small", "large", "broken"] {
         fs::create_dir_all(house.path("models").join(model)).unwrap();
     }
-    fs::write(house.path("models/broken/refuse"), "").unwrap();
+    house.set_env("SIM_START", "model=broken");
     let lives = house.path("lives");
     house.set_env("SIM_LIVES", lives.to_str().unwrap());
     house.start();

@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 pub const DROP_INS: &str = "etc/systemd/system/animd.service.d";
 /// The folder that the service may write to without any drop-in.
 pub const HOME: &str = "/var/lib/animd";
+/// Links of plain characters to folders and files of any name, which only root may change. systemd 256 and newer cannot show
+/// the service a path with a quote in it, however it is written.
+pub const LINKS: &str = "/etc/animd/links";
 /// Folders that are hidden from the service, or that are another folder for it.
 const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
 
@@ -47,7 +50,33 @@ impl Sandbox {
         for text in files.iter().filter_map(|file| fs::read(file).ok()) {
             sandbox.take(&text);
         }
+        for bind in &mut sandbox.binds {
+            let link = root.join(bind.source.strip_prefix("/").unwrap_or(&bind.source));
+            if bind.source.starts_with(LINKS)
+                && let Ok(source) = fs::read_link(link)
+            {
+                bind.source = source;
+            }
+        }
         sandbox
+    }
+
+    /// Returns the installed service's sandbox, or none for a user's own service.
+    pub fn of(user: bool) -> Self {
+        if user { Self::default() } else { Self::read(Path::new("/")) }
+    }
+
+    /// Returns the files that the service sees one by one in a folder: their names there, and where they lie.
+    pub fn files_in(&self, dir: &Path) -> Vec<(PathBuf, PathBuf)> {
+        let of_it = |bind: &Bind| {
+            let name = bind.target.strip_prefix(dir).ok()?;
+            let is_file = name.components().count() == 1 && !bind.source.is_dir();
+            is_file.then(|| (name.to_owned(), bind.source.clone()))
+        };
+        let mut files: Vec<_> = self.binds.iter().filter_map(of_it).collect();
+        files.sort();
+        files.dedup();
+        files
     }
 
     fn take(&mut self, text: &[u8]) {
@@ -144,12 +173,16 @@ fn words(value: &[u8]) -> Vec<Vec<OsString>> {
     words
 }
 
+/// Returns whether a path has only characters that mean nothing else to systemd.
+pub fn is_plain(path: &Path) -> bool {
+    path.to_string_lossy().chars().all(|c| c.is_ascii_alphanumeric() || "/._-+,@".contains(c))
+}
+
 /// Returns a path as the value of a systemd directive. What is not plain stands in quotes, because systemd has no escape for
 /// a single character there: of `\x20` it drops the backslash.
 pub fn escape(path: &Path) -> String {
     let text = path.to_string_lossy();
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,@".contains(c);
-    if text.chars().all(is_plain) {
+    if is_plain(path) {
         return text.into_owned();
     }
     let mut quoted = String::from("\"");

@@ -8,7 +8,7 @@ use animd_common::files::show;
 
 use super::On;
 use super::config::load;
-use super::exit::{Failure, Result};
+use super::exit::{Exit, Failure, Result};
 
 /// Measure how long each stage of a video takes on this machine, even before a model is downloaded.
 ///
@@ -50,12 +50,32 @@ pub fn selftest(args: &Selftest, on: On) -> Result {
 
 /// Replaces this process with the configured engine.
 pub fn run(verb: &str, options: &[OsString], on: On) -> Result {
-    let engine = load(None, on.user)?.config.engine_program();
-    let mut command = Command::new(&engine);
+    let mut command = command(verb, options, on)?;
+    let e = command.exec();
+    Err(cannot(&command, &e))
+}
+
+/// Runs the configured engine, and ends as it does.
+pub fn call(verb: &str, options: &[OsString], on: On) -> Result {
+    let mut command = command(verb, options, on)?;
+    let status = command.status().map_err(|e| cannot(&command, &e))?;
+    Ok(match status.code() {
+        Some(0) => Exit::Done,
+        // Only Ctrl-C ends it by a signal, and ends this program, too.
+        code => Exit::Of(code.map_or(130, |code| u8::try_from(code).unwrap_or(1))),
+    })
+}
+
+fn command(verb: &str, options: &[OsString], on: On) -> Result<Command> {
+    let mut command = Command::new(load(None, on.user)?.config.engine_program());
     command.arg(verb).args(options.iter().filter(|option| *option != "--"));
     if on.json {
         command.arg("--json");
     }
-    let e = command.exec();
-    Err(Failure::new(format!("the engine `{}` cannot be run: {e}; install animd again", show(&engine))))
+    Ok(command)
+}
+
+fn cannot(command: &Command, e: &std::io::Error) -> Failure {
+    let engine = show(command.get_program());
+    Failure::new(format!("the engine `{engine}` cannot be run: {e}; install animd again"))
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use animd_common::config::Config;
 use animd_common::files::show;
 use animd_common::places::{self, Place, Role};
+use animd_protocol::sources::quoted;
 use serde_json::{Value, json};
 use zbus::Variant;
 
@@ -111,7 +112,7 @@ async fn add(args: &Add, on: On) -> Result {
         ctl.manager.add_watch(&text(&dir), options).await?;
         (dir.clone(), "pictures in it are taken from now on")
     } else {
-        needs_root(&format!("animctl folder add '{}'", show(&dir)))?;
+        needs_root(&format!("animctl folder add {}", quoted(&show(&dir))))?;
         rights(&dir)?;
         if let Some(outbox) = &outbox {
             rights(outbox)?;
@@ -159,7 +160,9 @@ fn overlap(
 fn rights(dir: &Path) -> Result<()> {
     match service_user().and_then(|user| refusal_from(dir, dir, &user, READ | WRITE | SEARCH)) {
         None => Ok(()),
-        Some(why) => Err(Failure::new(format!("{why}; allow it: `setfacl -m u:animd:rwx '{}'`", show(dir)))),
+        Some(why) => {
+            Err(Failure::new(format!("{why}; allow it: `setfacl -m u:animd:rwx {}`", quoted(&show(dir)))))
+        }
     }
 }
 
@@ -169,7 +172,7 @@ async fn remove(dir: &Path, on: On) -> Result {
     let plan = Plan::folder(&dir, None, None, None);
     let written = !on.user && plan.files.iter().any(|(path, _)| Path::new("/").join(path).exists());
     let next = if written {
-        needs_root(&format!("animctl folder remove '{}'", show(&dir)))?;
+        needs_root(&format!("animctl folder remove {}", quoted(&show(&dir))))?;
         let root = Path::new("/");
         plan.or_undo(root, || plan.remove(root).and_then(|_| apply()))?
     } else {

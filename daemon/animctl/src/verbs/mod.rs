@@ -4,6 +4,7 @@ mod batch;
 mod bundle;
 mod cancel;
 mod config;
+mod demo;
 mod doctor;
 mod drain;
 mod dropin;
@@ -31,6 +32,7 @@ mod reload;
 mod report;
 mod retry;
 mod settings;
+mod setup;
 mod show;
 mod started;
 mod stats;
@@ -88,7 +90,9 @@ pub struct Args {
 // verb's own --help.
 #[derive(Subcommand)]
 enum Verb {
+    Setup(setup::Args),
     Submit(Box<submit::Args>),
+    Demo(demo::Args),
     Status(status::Args),
     List(list::Args),
     Show(show::Args),
@@ -152,10 +156,12 @@ async fn run(args: Args) -> Result {
         Verb::Logs(verb) => logs::run(&verb, on),
         Verb::Bench(verb) => engine::bench(&verb, on),
         Verb::Selftest(verb) => engine::selftest(&verb, on),
+        Verb::Setup(verb) => setup::run(&verb, on).await,
         Verb::Doctor(verb) => doctor::run(&verb, on).await,
         Verb::Model(verb) => model::run(&verb, on).await,
         Verb::Folder(verb) => folder::run(&verb, on).await,
         Verb::Submit(verb) => submit::run(*verb, &on.connect().await?).await,
+        Verb::Demo(verb) => demo::run(&verb, &on.connect().await?).await,
         Verb::Status(verb) => status::run(&verb, &on.connect().await?).await,
         Verb::List(verb) => list::run(&verb, &on.connect().await?).await,
         Verb::Show(verb) => show::run(&verb, &on.connect().await?).await,

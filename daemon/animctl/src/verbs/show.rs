@@ -17,7 +17,7 @@ use super::{Ctl, json_of, print};
     after_help = "Example: animctl show 7 --json\n\nJSON: id, uuid, state, owner, owner_name, name, priority, created, attempt, and where \
 known stage, step, progress, position, expected_end, \
 started, finished (microseconds since 1970), retry_of, source, source_moved_to, output, output_bytes, width, height, model, backend, \
-profile, gpu, gpu_uuid, driver, energy_joules, energy_method (counter, sampled), stage_joules [[name, joules]], \
+profile, gpu, gpu_uuid, driver, loras [[name, [strengths], sha256]], energy_joules, energy_method (counter, sampled), stage_joules [[name, joules]], \
 forwards_computed, forwards_skipped, ram_peak_bytes, gpu_peak_bytes, error_code, error_text, stages [[name, seconds]], settings \
 (every setting with its value); with --timeline also timeline: events [[time, kind, text]], stages [[name, seconds, joules]], \
 steps [[seconds, computed]], samples [[time, watts, degrees, MHz, per cent, bytes]]"
@@ -58,7 +58,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
 }
 
 /// The values of a description, the most important first.
-const ORDER: [&str; 28] = [
+const ORDER: [&str; 29] = [
     "id",
     "state",
     "now",
@@ -79,6 +79,7 @@ const ORDER: [&str; 28] = [
     "width",
     "height",
     "model",
+    "loras",
     "backend",
     "profile",
     "gpu",
@@ -134,6 +135,7 @@ fn value(key: &str, description: &Value) -> Option<String> {
     match key {
         "state" => return Some(paint(facts.state(), facts.color())),
         "owner" => return Some(facts.owner()),
+        "loras" => return loras(&description[key]),
         "now" if description["finished"].is_null() => {
             let words: Vec<String> = [Some(facts.doing()), facts.left()].into_iter().flatten().collect();
             let words = words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(", ");
@@ -155,6 +157,18 @@ fn value(key: &str, description: &Value) -> Option<String> {
         }
         value => Some(value.to_string()),
     }
+}
+
+/// Returns the `LoRAs` of a job in words: each with its strengths, and with so much of its hash as tells files apart.
+fn loras(rows: &Value) -> Option<String> {
+    let one = |row: &Value| {
+        let strengths = row[1].as_array().into_iter().flatten().map(Value::to_string).collect::<Vec<_>>();
+        let hash: String = row[2].as_str().unwrap_or_default().chars().take(12).collect();
+        let name = row[0].as_str().unwrap_or_default();
+        format!("{name} x {} {hash}", strengths.join(" and ")).trim_end().to_owned()
+    };
+    let all: Vec<String> = rows.as_array()?.iter().map(one).collect();
+    Some(all.join(", ")).filter(|text| !text.is_empty())
 }
 
 /// Returns a text in lines behind its head, each line as far to the right as the first.
@@ -184,10 +198,15 @@ mod tests {
             "id": 7, "state": "failed", "error_text": "a reason that goes on and on ".repeat(9), "owner": 0,
             "source": format!("/srv/{}", "pictures/".repeat(20)),
             "settings": {"prompt": "蒸汽从杯中升起 ".repeat(30)},
+            "loras": [["detail", [0.5], "0f".repeat(32)], ["pair", [1.0, 0.0], ""]],
         });
         let lines = lines(&description, 80);
         assert!(lines.len() > 12 && lines.iter().all(|line| columns(line) <= 80), "{lines:#?}");
         assert!(lines.iter().any(|line| line.starts_with("owner") && line.ends_with(" root")), "{lines:#?}");
+        assert!(
+            lines.iter().any(|line| line.ends_with(" detail x 0.5 0f0f0f0f0f0f, pair x 1.0 and 0.0")),
+            "{lines:#?}"
+        );
         assert!(lines[3].starts_with(&" ".repeat(19)), "{lines:#?}");
     }
 }

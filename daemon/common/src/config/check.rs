@@ -26,9 +26,10 @@ pub fn mistakes(config: &Config, origins: &Origins, files: &[PathBuf]) -> Vec<St
 }
 
 fn numbers(config: &Config, origins: &Origins) -> Vec<String> {
-    let Config { engine, inbox, queue, retention, .. } = config;
+    let Config { model, engine, inbox, queue, retention, .. } = config;
     let days = f64::from(MAX_DAYS);
     let mut numbers: Vec<(String, f64, f64, f64)> = [
+        ("model.cache_gib", model.cache_gib as f64, 0.0, 1e6),
         ("engine.heartbeat_seconds", engine.heartbeat_seconds as f64, 5.0, 3600.0),
         ("engine.start_seconds", engine.start_seconds as f64, 1.0, 3600.0),
         ("engine.cancel_seconds", engine.cancel_seconds as f64, 1.0, 3600.0),
@@ -78,8 +79,10 @@ fn absolute(config: &Config, origins: &Origins) -> Vec<String> {
     let own = paths(config).into_iter().map(|(key, path, _)| (key.to_owned(), path));
     let more = [("engine.program", &config.engine.program), ("metrics.textfile", &config.metrics.textfile)];
     let more = more.into_iter().filter_map(|(key, path)| Some((key.to_owned(), path.as_deref()?)));
+    let loras = config.lora.folders.iter().flatten().map(|path| ("lora.folders".to_owned(), path.as_path()));
     own.chain(watched(config).map(|(key, path, _)| (key, path)))
         .chain(more)
+        .chain(loras)
         .filter(|(_, path)| !path.is_absolute())
         .map(|(key, path)| {
             origins.say(&key, &format!("{} `{}` is not an absolute path", plain(&key), show(path)))

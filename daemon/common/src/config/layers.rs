@@ -2,6 +2,7 @@
 //!
 //! Each layer is read by itself first, because only the TOML reader knows lines; then the `config` crate merges them.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::fs::{self, File};
@@ -30,9 +31,10 @@ pub const DROP_INS: &str = "conf.d";
 /// The largest configuration file, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 /// Keys that hold a path, which may be relative to its file.
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 10] = [
     "model.path",
     "model.dit",
+    "lora.folders",
     "engine.program",
     "folders.inbox",
     "folders.outbox",
@@ -175,6 +177,9 @@ fn leaf<'a>(values: &'a mut Table, key: &str) -> Option<&'a mut Value> {
 }
 
 fn make_absolute(key: &str, value: &mut Value, dir: &Path, home: Option<&Path>) -> Result<(), String> {
+    if let Value::Array(items) = value {
+        return items.iter_mut().try_for_each(|item| make_absolute(key, item, dir, home));
+    }
     let Value::String(path) = value else { return Ok(()) };
     let plain = plain(key);
     let is_path = PATHS.contains(&plain.as_str()) || (plain == "profile.name" && path.contains('/'));
@@ -252,6 +257,9 @@ pub struct Stack {
     layers: ConfigBuilder<DefaultState>,
     /// The watched folders of all layers.
     watches: Vec<Value>,
+    /// The lists of the uppermost layer that has each, by their keys. The `config` crate would merge lists item by item, and
+    /// forgets empty ones.
+    lists: BTreeMap<String, Value>,
     /// The place of each value, the uppermost layer last.
     pub places: Vec<(String, Place)>,
     /// The mistakes of all layers.
@@ -277,9 +285,25 @@ impl Stack {
         if let Some(Value::Array(watches)) = layer.values.remove("watch") {
             self.watches.extend(watches);
         }
+        self.take_lists(&mut layer.values);
         let source = config::Config::try_from(&layer.values).map_err(unfit)?;
         self.layers = take(&mut self.layers).add_source(source);
         Ok(())
+    }
+
+    /// Takes the lists out of a layer; any other value takes the place of a list below it.
+    fn take_lists(&mut self, values: &mut Table) {
+        for (section, values) in values {
+            let Value::Table(values) = values else { continue };
+            values.retain(|key, value| {
+                let (key, is_list) = (format!("{section}.{key}"), value.is_array());
+                match is_list {
+                    true => _ = self.lists.insert(key, value.clone()),
+                    false => _ = self.lists.remove(&key),
+                }
+                !is_list
+            });
+        }
     }
 
     /// Returns whether a layer has the key `section.key`.
@@ -296,6 +320,10 @@ impl Stack {
         if !self.watches.is_empty() {
             let watches: config::Value = Value::Array(self.watches).try_into().map_err(unfit)?;
             layers = layers.set_override("watch", watches).map_err(unfit)?;
+        }
+        for (key, list) in self.lists {
+            let list: config::Value = list.try_into().map_err(unfit)?;
+            layers = layers.set_override(key, list).map_err(unfit)?;
         }
         layers.build().and_then(config::Config::try_deserialize).map_err(unfit)
     }

@@ -13,10 +13,13 @@ use std::fmt::Write as _;
 use std::mem::take;
 use std::path::{Path, PathBuf};
 
+use animd_protocol::lora_files;
+use animd_protocol::model_settings::{with_model, with_sampling};
 use animd_protocol::request::Settings;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::loras;
 use crate::models::{self, Models};
 use crate::{Error, Result, places};
 use layers::{Layer, Stack};
@@ -24,7 +27,9 @@ use layers::{Layer, Stack};
 pub use check::file_place;
 pub use layers::DROP_INS;
 pub use origin::{Origins, Place};
-pub use sections::{Engine, Folders, Inbox, Log, Metrics, Model, Power, Profile, Queue, Retention, Watch};
+pub use sections::{
+    Engine, Folders, Inbox, Log, Lora, Metrics, Model, Power, Profile, Queue, Retention, Watch,
+};
 
 /// The file that is read without `--config`, if it exists.
 pub const SYSTEM_FILE: &str = "/etc/animd/animd.toml";
@@ -37,6 +42,8 @@ const CONFIG_VARIABLE: &str = "ANIMD_CONFIG";
 pub struct Config {
     /// `[model]`
     pub model: Model,
+    /// `[lora]`
+    pub lora: Lora,
     /// `[engine]`
     pub engine: Engine,
     /// `[profile]`
@@ -63,6 +70,19 @@ pub struct Config {
     /// The models that have names; where they lie follows from where the configuration lies.
     #[serde(skip)]
     pub models: Models,
+    /// The folder of `LoRAs` that is looked into where none are configured.
+    #[serde(skip)]
+    pub loras: LoraFolder,
+}
+
+/// A folder of `LoRAs`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoraFolder(pub PathBuf);
+
+impl Default for LoraFolder {
+    fn default() -> Self {
+        Self("/var/lib/animd/loras".into())
+    }
 }
 
 /// Where to look for the configuration. This stays the same when the configuration is read again.
@@ -160,6 +180,9 @@ impl Sources {
         if let Some(folder) = self.main_file()?.as_ref().and_then(|(path, _)| path.parent()) {
             config.models = Models::beside(folder);
         }
+        if let Some(data) = self.data_folder() {
+            config.loras = LoraFolder(data.join("animd/loras"));
+        }
         mistakes.extend(check::mistakes(&config, &origins, &files));
         if !mistakes.is_empty() {
             return Err(Error::Config(mistakes.join("\n")));
@@ -191,6 +214,13 @@ impl Sources {
         }
         let base = absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")));
         Ok(base.map(|base| (base.join("animd/animd.toml"), false)))
+    }
+
+    /// Returns the folder for the data of a user's own service; the system's has its own place.
+    fn data_folder(&self) -> Option<PathBuf> {
+        let absolute = |name| self.var(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let home = || Some(absolute("HOME")?.join(".local/share"));
+        absolute("XDG_DATA_HOME").or_else(home).filter(|_| self.user)
     }
 
     /// Returns what `~` stands for: the home of a user's own service. The system's has none, and could mean anybody's.
@@ -273,8 +303,9 @@ impl Config {
     }
 
     /// Returns what an engine is started with. An engine that was started with something else must be replaced.
-    pub fn engine_identity(&self) -> (PathBuf, &Model, &Profile) {
-        (self.engine_program(), &self.model, &self.profile)
+    pub fn engine_identity(&self) -> (PathBuf, [Option<&Path>; 2], &Profile) {
+        let Model { path, dit, cache_gib: _ } = &self.model;
+        (self.engine_program(), [path.as_deref(), dit.as_deref()], &self.profile)
     }
 
     /// Returns the model of jobs that ask for this name, or of jobs that ask for none. `None` if none is configured.
@@ -288,14 +319,36 @@ impl Config {
         }
     }
 
-    /// Returns a job's settings, with what its model's file says of sampling where the job says nothing.
+    /// Returns the folders whose files jobs of a model may name as `LoRAs`.
+    pub fn lora_folders(&self, model: Option<&str>) -> Vec<PathBuf> {
+        if let Some(folders) = &self.lora.folders {
+            return folders.clone();
+        }
+        let model = self.model_path(model).ok().flatten();
+        let mut folders = model.map(|model| lora_files::folders_of(&model)).unwrap_or_default();
+        folders.push(self.loras.0.clone());
+        folders
+    }
+
+    /// Returns a job's settings, with what the files of its `LoRAs` and of its model say of sampling where the job says
+    /// nothing. A `LoRA` outranks the model that it changes.
     #[must_use]
     pub fn with_models(&self, settings: Settings) -> Settings {
+        let model = settings.model.as_deref().or(self.defaults.model.as_deref());
+        let wanted = settings.lora.as_ref().or(self.defaults.lora.as_ref());
+        let mut sampled = Vec::new();
+        if let Some(wanted) = wanted.filter(|wanted| !wanted.is_empty()) {
+            let folders = self.lora_folders(model);
+            // A name that stands for no file is refused when the job is admitted.
+            let files = wanted.iter().filter_map(|choice| lora_files::find(&folders, &choice.name).ok());
+            sampled = files.filter_map(|file| loras::sampling(&file).ok().flatten()).collect();
+        }
+        let settings = sampled.iter().fold(settings, with_sampling);
         let name = settings.model.as_deref().or(self.defaults.model.as_deref());
         let path = self.model_path(name).ok().flatten();
         // A file that cannot be read is told when the engine opens it.
         match path.and_then(|path| models::model_file(&path).ok().flatten()) {
-            Some(file) => models::with_sampling(settings, &file.sampling),
+            Some(file) => with_model(settings, &file),
             None => settings,
         }
     }

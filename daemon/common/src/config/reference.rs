@@ -13,7 +13,7 @@ pub struct KeyDoc {
     pub section: &'static str,
     /// Its name.
     pub key: &'static str,
-    /// `text`, `path`, `whole number`, `number` or `true or false`.
+    /// `text`, `path`, `list`, `whole number`, `number` or `true or false`.
     pub kind: &'static str,
     /// The value in the shipped file as TOML: the default, or an example.
     pub value: &'static str,
@@ -77,6 +77,7 @@ fn kind(key: &str, value: &str) -> &'static str {
     match value.as_bytes() {
         [b'"', b'/', ..] if key != "name" => "path",
         [b'"', ..] => "text",
+        [b'[', ..] => "list",
         b"true" | b"false" => "true or false",
         _ if value.contains('.') => "number",
         _ => "whole number",

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::{Error, Result};
 
 /// `[model]`: where the model is.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
     /// The model's folder, in any layout that the engine reads; without one, jobs wait.
@@ -19,6 +19,23 @@ pub struct Model {
     /// The DiT's weights, if not those in the folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dit: Option<PathBuf>,
+    /// GiB that all prepared copies may take together; 0 is without limit.
+    pub cache_gib: u64,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self { path: None, dit: None, cache_gib: 64 }
+    }
+}
+
+/// `[lora]`: which files change a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lora {
+    /// The folders whose files jobs may name; without them, the model's own folders called `loras` and one of the service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub folders: Option<Vec<PathBuf>>,
 }
 
 /// `[engine]`: the engine's process.

@@ -1,6 +1,6 @@
 use std::fs;
 
-use animd_protocol::request::Size;
+use animd_protocol::request::{Sampler, Size};
 
 use super::*;
 use crate::keys;
@@ -253,6 +253,7 @@ fn the_shipped_file_is_the_defaults() -> Result<()> {
     let mut read: Config = toml::from_str(&text)
         .map_err(|e| Error::Config(keys::explain(Path::new("animd.toml"), &text, &e)))?;
     assert!(read.model.path.take().is_some());
+    assert!(read.lora.folders.take().is_some());
     assert!(read.model.dit.take().is_some() && read.engine.program.take().is_some());
     assert!(read.metrics.textfile.take().is_some());
     let [watch] = take(&mut read.watch).try_into().expect("one example");
@@ -304,4 +305,50 @@ fn a_watched_folder_without_its_path_hides_no_other_mistake() {
         "5:16: watch.poll_seconds 0 is not from 0.1 to 3600",
     ];
     assert_eq!(lines, expected);
+}
+
+#[test]
+fn loras_come_from_the_folders_that_are_allowed() -> Result<()> {
+    let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
+    let root = dir.path();
+    let make = |path: &Path| fs::create_dir_all(path).map_err(Error::file("make", path));
+    let (model, file) = (root.join("wan"), root.join("config/animd.toml"));
+    make(&model.join("loras"))?;
+    make(&root.join("config"))?;
+    let read = |text: &str, user: bool| -> Result<Config> {
+        fs::write(&file, text).map_err(Error::file("write", &file))?;
+        let vars = vec![("HOME".into(), "/home/ann".into())];
+        Ok(Sources { file: Some(file.clone()), user, options: Vec::new(), vars }.load()?.config)
+    };
+    let configured = format!("[model]\npath = {model:?}\n");
+    let own = model.join("loras");
+    assert_eq!(read(&configured, false)?.lora_folders(None), [own.clone(), "/var/lib/animd/loras".into()]);
+    let of_user = [own, "/home/ann/.local/share/animd/loras".into()];
+    assert_eq!(read(&configured, true)?.lora_folders(None), of_user);
+    let settings = |text: &str| -> Result<Settings> {
+        let lora = Some(animd_protocol::lora::parse(text).map_err(|e| Error::Config(e.to_string()))?);
+        Ok(Settings { lora, ..Settings::default() })
+    };
+    // Configured ones stand in the place of all others.
+    let named = read(&format!("{configured}[lora]\nfolders = [\"~/loras\", \"more\"]\n"), true)?;
+    assert_eq!(named.lora_folders(None), [PathBuf::from("/home/ann/loras"), root.join("config/more")]);
+    assert!(read(&format!("{configured}[lora]\nfolders = []\n"), false)?.lora_folders(None).is_empty());
+    // A list takes the place of a longer one below it, and so does a text.
+    let text = "[lora]\nfolders = [\"/a\", \"/b\"]\n[defaults]\nlora = [\"a\", \"b\"]\n";
+    let over = [("1.toml", "[lora]\nfolders = [\"/c\"]\n[defaults]\nlora = \"c\"\n")];
+    let merged = load(text, &over, &[])?.config;
+    assert_eq!(merged.lora.folders, Some(vec!["/c".into()]));
+    assert_eq!(merged.defaults.lora, settings("c")?.lora);
+
+    // What a file beside a LoRA says goes before what the model's file says.
+    let write = |path: &Path, text: &str| fs::write(path, text).map_err(Error::file("write", path));
+    write(&model.join("loras/fast.safetensors"), "")?;
+    write(&model.join("loras/fast.toml"), "[sampling]\ndistilled = true\nsteps = 6\n")?;
+    let config = read(&configured, false)?;
+    let fast = config.with_models(settings("fast:0.5")?);
+    assert_eq!((fast.sampler, fast.steps), (Some(Sampler::Distill), Some(6)));
+    let own = Settings { sampler: Some(Sampler::Unipc), ..settings("fast")? };
+    assert_eq!(config.with_models(own.clone()), own);
+    assert_eq!(config.with_models(settings("other")?), settings("other")?);
+    Ok(())
 }

@@ -21,15 +21,15 @@
 //! The words from `fail` to `stray` act half-way through denoising, or in the stage that they name: `crash@load`,
 //! `hang@vae-decode`.
 //! The variable `SIM_START` has words for the start: `slow=MS` loads for so long, `model` and `device` refuse the model and
-//! the GPU, `protocol` speaks another version, `mute` says nothing, `crash` aborts. `SIM_LIVES=FILE` is a file to which each
-//! start adds a byte. A model in a folder called `models` has its name, any other is called `simulated`; one with a file
-//! `refuse` in it is refused. With `SIM_KERNELS` it claims code for compute capability 9.0, and to run on the
+//! the GPU, `model=END` refuses a model whose path ends so, `protocol` speaks another version, `mute` says nothing, `crash` aborts.
+//! `SIM_LIVES=FILE` is a file to which each start adds a byte. A model in a folder called `models` has its name, any other is called
+//! `simulated`. With `SIM_KERNELS` it claims code for compute capability 9.0, and to run on the
 //! GPU that it is given.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -102,12 +102,6 @@ fn recipe() -> Recipe {
     recipe
 }
 
-/// Returns the path of the model that the service asks for.
-fn model() -> PathBuf {
-    let mut args = std::env::args_os().skip_while(|arg| arg != "--model");
-    args.nth(1).unwrap_or_default().into()
-}
-
 /// Returns what a model at this path is called.
 fn name(model: &Path) -> String {
     let is_named = model.parent().is_some_and(|folder| folder.ends_with("models"));
@@ -123,10 +117,12 @@ fn main() -> io::Result<()> {
         fs::OpenOptions::new().create(true).append(true).open(lives)?.write_all(b".")?;
     }
     thread::sleep(start.millis("slow").unwrap_or_default());
+    let model = std::env::args().skip_while(|word| word != "--model").nth(1).unwrap_or_default();
+    let is_refused = |code: ErrorCode| start.value(code.name()).is_some_and(|end| model.ends_with(end));
     for (code, message) in
         [(ErrorCode::Model, "the model folder is empty"), (ErrorCode::Device, "there is no GPU")]
     {
-        if start.has(code.name()) || (code == ErrorCode::Model && model().join("refuse").exists()) {
+        if start.has(code.name()) || is_refused(code) {
             line.send(&FromEngine::Failed { job: 0, code, message: message.into() });
             process::exit(1);
         }
@@ -147,7 +143,7 @@ fn main() -> io::Result<()> {
         protocol: PROTOCOL + u32::from(start.has("protocol")),
         version: env!("CARGO_PKG_VERSION").into(),
         backend: if visible { "cuda" } else { "cpu" }.into(),
-        model: name(&model()),
+        model: name(Path::new(&model)),
         kernels,
         // A small model: the service refuses what the machine's memory does not hold.
         recipe: Some(Box::new(recipe())),

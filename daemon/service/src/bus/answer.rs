@@ -58,11 +58,15 @@ impl Fact for &str {
     }
 }
 
-/// A JSON value: a string, a number or a boolean.
+/// A JSON value: a string, a number, a boolean or a list of strings.
 impl Fact for serde_json::Value {
     fn variant(self) -> Option<Variant<'static>> {
         match self {
             Self::String(text) => text.variant(),
+            Self::Array(items) => {
+                let text = |item| if let Self::String(text) = item { Some(Text::from(text)) } else { None };
+                items.into_iter().map(text).collect::<Option<Vec<Text>>>().variant()
+            }
             value => animd_common::bus::variant(&value)?.try_into_owned().ok().map(Into::into),
         }
     }
@@ -95,6 +99,7 @@ facts!(
     Vec<Text>,
     Vec<(Text, f64)>,
     Vec<(Text, f64, f64)>,
+    Vec<(Text, Vec<f64>, Text)>,
     Vec<(u64, Text, Text)>,
     Vec<(f64, bool)>,
     Vec<(u64, f64, u32, u32, u32, u64)>,

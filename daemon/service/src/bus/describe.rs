@@ -5,7 +5,7 @@ use animd_common::text::Text;
 use animd_protocol::request::Request;
 
 use super::answer::{Answer, Dict};
-use super::costs;
+use super::{costs, facts};
 use crate::error::Result;
 use crate::store::ledger::{Costs, Job, Store};
 
@@ -30,10 +30,13 @@ impl Whole {
 pub fn size(job: &Job) -> usize {
     let request =
         job.request.as_ref().map_or(0, |request| request.prompt.len() + request.negative_prompt.len());
+    // Each is told twice, with its hash.
+    let loras = job.request.iter().flat_map(|request| &request.lora);
+    let loras: usize = loras.map(|choice| 2 * (choice.name.len() + 128)).sum();
     let paths = [job.source.as_ref().map(|s| &s.path), job.source_target.as_ref(), job.output.as_ref()];
     let paths: usize = paths.into_iter().flatten().map(|path| path.as_os_str().len()).sum();
     let error = job.error_text.as_ref().map_or(0, |text| text.len());
-    SHORT_VALUES + request + paths + error + job.name.len()
+    SHORT_VALUES + request + loras + paths + error + job.name.len()
 }
 
 /// Returns the answer of `Describe`. Values that are not known are left out.
@@ -42,6 +45,7 @@ pub fn description(whole: Whole) -> Dict {
     let moved_to = job.source_target.as_ref().filter(|_| !job.state.is_open() && !job.source_left);
     let mut answer = Answer::default()
         .with("id", job.id)
+        .with("loras", facts::loras(&job))
         .with("uuid", job.uuid)
         .with("state", job.state.name())
         .with("owner", job.owner)

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use animd_common::files::show;
+use animd_common::text::Text;
+use animd_protocol::lora::LoraChoice;
 use zbus::Variant;
 
 use super::answer::{Answer, Dict};
@@ -113,7 +115,19 @@ pub fn private(job: &Job) -> Dict {
         .with("name", show(&job.name))
         .with("error_code", job.error_code.clone())
         .with("error_text", job.error_text.clone())
+        .with("loras", loras(job))
         .dict()
+}
+
+/// Returns the `LoRAs` of a job that has any: the name, one strength or one for each of two transformers, and the SHA-256 of
+/// the file in hexadecimal, which is empty while it is not known.
+pub fn loras(job: &Job) -> Option<Vec<(Text, Vec<f64>, Text)>> {
+    let wanted = job.request.as_ref().map(|request| &request.lora).filter(|wanted| !wanted.is_empty())?;
+    let row = |choice: &LoraChoice| {
+        let strengths = std::iter::once(choice.strength).chain(choice.strength_low).collect();
+        (choice.name.as_str().into(), strengths, choice.sha256.clone().unwrap_or_default().into())
+    };
+    Some(wanted.iter().map(row).collect())
 }
 
 /// The facts of one job's object. The object's properties read them, and the mirror keeps them up to date.

@@ -383,11 +383,10 @@ impl Manager {
         source: Option<Source>,
     ) -> Result<OwnedObjectPath, BusError> {
         let (uid, hub) = (caller.uid, &self.hub);
-        let request = hub
-            .defaults
-            .complete(submission.settings)
-            .resolve_for(&hub.queue.family(), draw_seed)
-            .map_err(|e| BusError::InvalidOption(e.to_string()))?;
+        let settings = hub.defaults.complete(submission.settings);
+        let family = hub.queue.family_of(settings.model.as_deref());
+        let request =
+            settings.resolve_for(&family, draw_seed).map_err(|e| BusError::InvalidOption(e.to_string()))?;
         hub.queue.admit(&request)?;
         let full = || {
             let limit = hub.queue.config.get().queue.per_user;

@@ -215,7 +215,12 @@ fn given(value: &OwnedVariant) -> Given<'static> {
             (Some(whole), _) => Given::Whole(whole),
             (None, real) => Given::Real(real.unwrap_or(f64::NAN)),
         },
-        Some(Value::Null | Value::Array(_) | Value::Object(_)) => Given::Other("a list"),
+        Some(Value::Array(items)) => {
+            let text = |item: Value| if let Value::String(text) = item { Some(text) } else { None };
+            let texts: Option<Vec<String>> = items.into_iter().map(text).collect();
+            texts.map_or(Given::Other("a list"), Given::Texts)
+        }
+        Some(Value::Null | Value::Object(_)) => Given::Other("a list"),
         // JSON has no word for a number that is not finite.
         None => Given::Other("a number that is not finite, or a descriptor"),
     }

@@ -10,6 +10,7 @@ use animd_common::watch::away::{self, Leaving};
 use animd_common::watch::folder::EARLY;
 use animd_common::watch::names::{CANCELED, DONE, FAILED};
 use animd_common::watch::sidecar;
+use animd_protocol::request::Request;
 
 use super::Delivery;
 use crate::error::{Error, Result};
@@ -47,7 +48,7 @@ impl Delivery {
         let seed = || job.request.as_ref().map_or(0, |request| request.seed);
         let complete = |own| self.defaults.complete(own);
         match sidecar::request(&root, &source.path, complete, &self.defaults.family(), seed) {
-            Ok(request) => job.request.as_ref() != Some(&request),
+            Ok(request) => !job.request.as_ref().is_some_and(|known| is_same_wish(known, &request)),
             Err(Common::Refused { text, .. }) => job.error_text != Some(text.into()),
             Err(_) => false,
         }
@@ -152,4 +153,14 @@ impl Delivery {
         })
         .await
     }
+}
+
+/// Returns whether two requests ask for the same. A `LoRA`'s hash is asked for by nobody: a job has it once its file was read.
+pub fn is_same_wish(one: &Request, other: &Request) -> bool {
+    let asked = |request: &Request| {
+        let mut request = request.clone();
+        request.lora.iter_mut().for_each(|choice| choice.sha256 = None);
+        request
+    };
+    asked(one) == asked(other)
 }

@@ -12,6 +12,7 @@ use crate::config::CurrentConfig;
 use crate::error::{Error, Result};
 use crate::events::{Change, Events};
 use crate::holds::Holds;
+use crate::loras::Loras;
 use crate::store::ledger::{Job, Ledger, PAUSED};
 use crate::store::{PartFolders, PictureFiles, Results, Spool};
 use crate::supervisor::commands::Commands;
@@ -43,13 +44,16 @@ pub struct Queue {
     pub commands: Commands,
     /// The chosen profile and the model, which say what this machine can make.
     pub profiles: Profiles,
+    /// The files of jobs' `LoRAs`.
+    pub loras: Loras,
 }
 
 impl Queue {
-    /// Returns the defaults of the configured model's family; those of Wan2.1 image-to-video while no engine has opened the
-    /// model.
-    pub fn family(&self) -> FamilyDefaults {
-        self.profiles.recipe().map_or_else(FamilyDefaults::wan21_i2v, |recipe| recipe.defaults.clone())
+    /// Returns the defaults of the family of the model with this name, of which `None` is the configured one; those of Wan2.1
+    /// image-to-video unless the engine has opened this model.
+    pub fn family_of(&self, model: Option<&str>) -> FamilyDefaults {
+        let recipe = self.profiles.recipe_of(model);
+        recipe.map_or_else(FamilyDefaults::wan21_i2v, |recipe| recipe.defaults.clone())
     }
 
     /// Returns the job with this number.

@@ -4,6 +4,7 @@ use std::future::ready;
 
 use animd_common::files::show;
 use animd_protocol::ErrorCode;
+use animd_protocol::lora::LoraChoice;
 use animd_protocol::recipe::Defaults;
 use animd_protocol::request::{Request, Sampler, Settings, StepCache};
 
@@ -41,7 +42,9 @@ impl Queue {
             .as_ref()
             .ok_or_else(|| gone("the settings of this job cannot be read, or never could"))?;
         let with_models = |settings| self.config.get().with_models(settings);
-        let request = overridden(request, retry, &self.family(), with_models)?;
+        let model = retry.settings.model.as_deref().or(request.model.as_deref());
+        let family = self.family_of(model);
+        let request = overridden(request, retry, &family, with_models)?;
         self.admit(&request)?;
         let spooled = job
             .image_sha256
@@ -85,17 +88,26 @@ fn overridden(
     request: &Request,
     retry: Retry,
     family: &Defaults,
-    with_models: impl FnOnce(Settings) -> Settings,
+    with_models: impl Fn(Settings) -> Settings,
 ) -> Result<Request> {
     let unreadable =
         |e| Error::refused(ErrorCode::InvalidSetting, format!("its settings cannot be read: {e}"));
     let mut old: Settings =
         serde_json::to_value(request).and_then(serde_json::from_value).map_err(unreadable)?;
-    let Retry { settings: new, new_seed } = retry;
-    if new.model.is_some() && new.model != request.model {
-        // Another model may need another sampler.
+    let Retry { settings: mut new, new_seed } = retry;
+    // Another model may need another sampler, and another size and length of the video; what should happen stays. Another LoRA
+    // may need another sampler, too.
+    let sampling = |lora: &Option<Vec<LoraChoice>>| {
+        let settings = Settings { model: old.model.clone(), lora: lora.clone(), ..Settings::default() };
+        let Settings { sampler, steps, shift, guidance, .. } = with_models(settings);
+        (sampler, steps, shift, guidance)
+    };
+    let resampled = new.lora.is_some() && sampling(&new.lora) != sampling(&Some(request.lora.clone()));
+    if resampled || (new.model.is_some() && new.model != request.model) {
         (old.sampler, old.steps, old.shift, old.guidance) = (None, None, None, None);
         (old.step_cache, old.step_cache_threshold) = (None, None);
+        new.prompt = new.prompt.or_else(|| old.prompt.take());
+        new = with_models(new);
     }
     if new.sampler.is_some_and(|sampler| sampler != request.sampler) {
         (old.steps, old.shift, old.guidance) = (None, None, None);
@@ -145,6 +157,23 @@ mod tests {
         assert_eq!(overridden(&first, with(cached))?.step_cache_threshold, 0.12);
         let large = Settings { size: Some(animd_protocol::request::Size::P720), ..Settings::default() };
         assert_eq!(overridden(&first, with(large))?.shift, 5.0);
+        // LoRAs stay with their hashes, and others bring their sampler.
+        let named = |text: &str| -> Result<Settings> {
+            Ok(Settings { lora: Some(animd_protocol::lora::parse(text)?), ..Settings::default() })
+        };
+        let pinned = format!("detail:0.5#{}", "0f".repeat(32));
+        let adapted = named(&pinned)?.or(Settings { seed: Some(7), ..Settings::default() }).resolve(|| 0)?;
+        assert_eq!(overridden(&adapted, Retry::default())?, adapted);
+        let distils = |settings: Settings| match &settings.lora {
+            Some(wanted) if wanted.iter().any(|choice| choice.name == "fast") => {
+                settings.or(Settings { sampler: Some(Sampler::Distill), ..Settings::default() })
+            }
+            _ => settings,
+        };
+        let other = super::overridden(&adapted, with(named("fast")?), &family, distils)?;
+        assert_eq!((other.lora.len(), other.sampler, other.steps), (1, Sampler::Distill, 4));
+        let other = super::overridden(&adapted, with(named("style")?), &family, distils)?;
+        assert_eq!((&*other.lora[0].name, other.sampler, other.steps), ("style", Sampler::Unipc, 40));
         let drawn = overridden(&first, Retry { new_seed: true, ..Retry::default() })?;
         assert!(drawn.seed != 7);
         assert!(overridden(&first, with(Settings { steps: Some(0), ..Settings::default() })).is_err());

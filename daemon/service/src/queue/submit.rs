@@ -121,16 +121,18 @@ impl Queue {
         }
     }
 
-    /// Refuses a video that this machine or its model can never make, or whose model nobody knows, before its picture is copied.
+    /// Refuses a video that this machine or its model can never make, or whose model or `LoRA` nobody knows, before its picture is
+    /// copied.
     ///
     /// # Errors
     /// [`Error::Refused`] with `memory`: what it would need, what there is, and the nearest settings that fit; with
     /// `invalid-setting` for what the model cannot do; with `output` where the parts of a long video have no room. The errors of
-    /// [`Self::knows_model`].
+    /// [`Self::knows_model`] and of [`Loras::find`](crate::loras::Loras::find).
     pub fn admit(&self, request: &Request) -> Result<()> {
         self.knows_model(request)?;
+        self.loras.find(request)?;
         // What no engine has opened so far is refused by the engine, in the same words.
-        if let Some(recipe) = self.profiles.recipe() {
+        if let Some(recipe) = self.profiles.recipe_of(request.model.as_deref()) {
             recipe.check(request)?;
         }
         let reserve = self.config.get().queue.free_mib << 20;
@@ -154,11 +156,14 @@ impl Queue {
     /// released by [`crate::store::release_unheld`].
     ///
     /// # Errors
-    /// The error of the ledger or of `ready`.
-    pub async fn submit<F>(&self, submission: Submission, ready: impl FnOnce(Job) -> F) -> Result<Added>
+    /// The error of the ledger or of `ready`, and that of [`Loras::pin`](crate::loras::Loras::pin).
+    pub async fn submit<F>(&self, mut submission: Submission, ready: impl FnOnce(Job) -> F) -> Result<Added>
     where
         F: Future<Output = Result<()>> + Send,
     {
+        if let Ok((_, request)) = &mut submission.work {
+            *request = self.loras.pin(request.clone()).await?.0;
+        }
         let row = submission.row(self.config.get().queue.per_user);
         let (added, job) = self.ledger.add(row, &self.spool).await?;
         if let Added::New(id) = added {
@@ -172,11 +177,19 @@ impl Queue {
         Ok(added)
     }
 
-    /// Queues the pictures of watched folders, many at a time, and announces the new jobs.
+    /// Queues the pictures of watched folders, many at a time, and announces the new jobs. A `LoRA` that cannot be read fails its job
+    /// when that starts.
     ///
     /// # Errors
     /// What the ledger says.
-    pub async fn submit_all(&self, submissions: &[Submission]) -> Result<Vec<Added>> {
+    pub async fn submit_all(&self, submissions: &mut [Submission]) -> Result<Vec<Added>> {
+        for submission in &mut *submissions {
+            if let Ok((_, request)) = &mut submission.work
+                && let Ok((pinned, _)) = self.loras.pin(request.clone()).await
+            {
+                *request = pinned;
+            }
+        }
         let per_user = self.config.get().queue.per_user;
         let rows: Vec<NewJob> = submissions.iter().map(|submission| submission.row(per_user)).collect();
         let spool = self.spool.clone();

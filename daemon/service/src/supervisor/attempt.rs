@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::engine::{Engine, Exit, Hello};
 use super::late::Finished;
+use super::profile::Opened;
 use super::state::{Absence, Loss, Running, Stop, Then, Trouble};
 use super::{LEDGER_PAUSE, Supervisor, Tools};
 use crate::error::{Error, Result};
@@ -163,7 +164,7 @@ impl Supervisor {
 
     /// Checks before the work that the job can be given to the engine; that its outbox takes a file is known.
     async fn prepare(&mut self, job: &Job, hello: &Hello) -> Result<ToEngine> {
-        let Some((request, sha256)) = job.request.clone().zip(job.image_sha256) else {
+        let Some((mut request, sha256)) = job.request.clone().zip(job.image_sha256) else {
             let text = "its settings were stored by another version of animd; submit the picture again";
             return Err(Error::refused(ErrorCode::InvalidSetting, text));
         };
@@ -178,6 +179,8 @@ impl Supervisor {
         let image = copy(sha256, show(&job.name))?;
         let last = job.last_sha256.filter(|_| !request.last.is_empty());
         let last = last.map(|sha256| copy(sha256, show(&request.last))).transpose()?;
+        let loras;
+        (request, loras) = self.tools.loras.pin(request).await?;
         let parts = self.tools.delivery.parts.prepare(job, &request)?;
         let output = self.tools.delivery.part(job);
         // The engine's messages are JSON, which holds UTF-8 names only.
@@ -190,9 +193,13 @@ impl Supervisor {
         }
         let (id, hello) = (job.id, hello.clone());
         self.tools.ledger.call(move |db| db.engine(id, &hello.version, &hello.backend, &hello.model)).await?;
+        if !loras.is_empty() {
+            let pinned = request.clone();
+            self.tools.ledger.call(move |db| db.pin_loras(id, &pinned)).await?;
+        }
         let request: Box<Request> = Box::new(request);
         let pictures = self.tools.pictures.prepare(job)?;
-        Ok(ToEngine::Generate { job: id, image, last, parts, output, pictures, request })
+        Ok(ToEngine::Generate { job: id, image, last, loras, parts, output, pictures, request })
     }
 
     pub(super) async fn take(&mut self, message: FromEngine) {
@@ -207,10 +214,12 @@ impl Supervisor {
             }
             FromEngine::Hello { version, backend, model, kernels, recipe, .. } => {
                 tracing::info!("the engine {version} is ready: {model} on {backend}");
-                if let Some(recipe) = &recipe {
+                let name = self.model.name().map(str::to_owned);
+                if let (Some(recipe), None) = (&recipe, &name) {
                     self.tools.delivery.defaults.set_family(recipe.defaults.clone());
                 }
-                self.tools.profiles.set_recipe(recipe.map(Arc::from));
+                let opened = recipe.map(|recipe| Opened { name, recipe: Arc::from(recipe) });
+                self.tools.profiles.set_opened(opened);
                 self.trouble = None;
                 self.engine.greeted(Hello { version, backend, model }, Instant::now());
                 self.monitor.hello(&kernels, self.engine.pid()).await;
@@ -222,13 +231,12 @@ impl Supervisor {
             FromEngine::Failed { job: 0, code, message } => {
                 tracing::error!("the engine cannot work: {message}");
                 let state = match code {
-                    ErrorCode::Model => ServiceState::NoWeights,
+                    ErrorCode::Model if self.refuses_model(&message).await => return,
+                    ErrorCode::Model => return self.configured_model_is_unusable(message),
                     ErrorCode::Device => ServiceState::NoGpu,
                     _ => ServiceState::NoEngine,
                 };
-                if state != ServiceState::NoWeights || !self.refuses_model(&message).await {
-                    self.trouble = Some(Trouble { state, text: message });
-                }
+                self.trouble = Some(Trouble { state, text: message });
             }
             FromEngine::Failed { job, code, message } => self.failed(job, code, message).await,
         }
@@ -338,7 +346,8 @@ impl Supervisor {
         };
         tracing::warn!("the engine has ended: {why}");
         self.tools.events.engine_lost();
-        if self.trouble.is_none() {
+        let is_explained = self.trouble.is_some() || (self.model.name().is_none() && self.unusable.is_some());
+        if !is_explained {
             let remedy = if exit.is_memory() { format!("; {MEMORY}") } else { String::new() };
             self.trouble = Some(Trouble::no_engine(format!("the engine is started again: {why}{remedy}")));
         }

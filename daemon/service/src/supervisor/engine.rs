@@ -111,7 +111,8 @@ impl Launch for Program {
         // `model.dit` belongs to the configured model, and not to one that a job names.
         let is_configured = config.model.path.as_deref() == Some(model);
         let dit = config.model.dit.as_deref().filter(|_| is_configured);
-        Engine::start(&config.engine_program(), model, dit, start, &config.log.level)
+        let Config { log, model: configured, .. } = config;
+        Engine::start(&config.engine_program(), model, dit, start, &log.level, configured.cache_gib)
     }
 }
 
@@ -139,6 +140,7 @@ impl Engine {
         dit: Option<&Path>,
         start: &Start,
         log_level: &str,
+        cache_gib: u64,
     ) -> Result<Self> {
         let failed = |e: io::Error| Error::file("start the engine", program)(e);
         let (ours, theirs) = StdUnixStream::pair().map_err(failed)?;
@@ -151,8 +153,9 @@ impl Engine {
             .arg("--profile")
             .arg(&start.file)
             .env("CUDA_VISIBLE_DEVICES", &start.visible)
-            // This variable sets the service's own level as well, and outranks the configuration file.
+            // These variables are the service's own as well, and outrank the configuration file.
             .env("ANIMD_LOG_LEVEL", log_level)
+            .env("ANIMD_MODEL_CACHE_GIB", cache_gib.to_string())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .kill_on_drop(true);
         if let Some(dit) = dit {

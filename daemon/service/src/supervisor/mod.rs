@@ -32,6 +32,7 @@ use crate::config::CurrentConfig;
 use crate::delivery::Delivery;
 use crate::events::Events;
 use crate::holds::{Holds, What};
+use crate::loras::Loras;
 use crate::store::ledger::Ledger;
 use crate::store::{PictureFiles, Spool};
 use attempt::Unsettled;
@@ -40,7 +41,7 @@ use encoder::Encoder;
 use engine::{Launch, Program};
 use late::Held;
 use meter::JobMeter;
-use model::Chosen;
+use model::{Chosen, Unusable};
 use profile::monitor::ProfileMonitor;
 use rest::Rest;
 use state::{Absence, EngineState, Loss, Trouble};
@@ -67,6 +68,8 @@ pub struct Tools {
     pub holds: Holds,
     /// How jobs end.
     pub delivery: Delivery,
+    /// The files of jobs' `LoRAs`.
+    pub loras: Loras,
     /// The choice of a profile, for everybody who shows it.
     pub profiles: profile::Profiles,
 }
@@ -80,6 +83,8 @@ pub struct Supervisor {
     engine: EngineState,
     /// The model that the engine has, or is to have.
     model: Chosen,
+    /// Why the configured model cannot be used, if that was tried in vain.
+    unusable: Option<Unusable>,
     /// The reason why no job can run, if there is one.
     trouble: Option<Trouble>,
     /// How often the engine has ended since a job last ended properly.
@@ -137,6 +142,7 @@ impl Supervisor {
             launch: Box::new(Program),
             engine: EngineState::Absent(absence),
             model: Chosen::default(),
+            unusable: None,
             trouble: None,
             failures: 0,
             next_start: now,
@@ -213,7 +219,8 @@ impl Supervisor {
         let is_working = self.engine.running().is_some();
         let times = [
             self.engine.silence_ends(config),
-            (self.engine.absence().is_some() && self.wanted).then_some(self.next_start),
+            (self.engine.absence().is_some() && self.wanted).then(|| self.start_due()),
+            self.configured_model_is_due().filter(|due| *due > now && !is_working),
             self.idle_ends(),
             self.monitor.due().filter(|_| !is_working),
             (self.next_claim > now && (!is_working || !self.unsettled.is_empty())).then_some(self.next_claim),

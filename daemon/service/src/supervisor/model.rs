@@ -2,10 +2,12 @@
 //! long as it lives, so another model takes another engine: the memory of the first is then free to the last byte.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use animd_common::config::Config;
 use animd_protocol::ErrorCode;
+use tokio::time::Instant;
 
 use super::Supervisor;
 use crate::error::Error;
@@ -35,10 +37,31 @@ pub(super) enum Model {
     Unusable,
 }
 
+/// Why the configured model cannot be used, as far as it was tried. Its jobs wait, and those of other models go on: no other
+/// model takes its place.
+#[derive(Clone, Debug)]
+pub(super) struct Unusable {
+    /// What the engine said.
+    why: String,
+    /// The configuration with which it was tried: another one may have mended it.
+    config: Arc<Config>,
+    /// When it is tried again.
+    again: Instant,
+}
+
 impl Chosen {
-    /// Returns the model that a waiting job asks for, with its path; `None` is the configured model.
+    /// Returns the model's name; `None` for the configured one.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Returns the model that a waiting job asks for, or without one the model that most jobs will ask for, with its path; `None`
+    /// is the configured model.
     fn of(job: Option<&Job>, config: &Config) -> (Self, Result<Option<PathBuf>, String>) {
-        let name = job.and_then(|job| job.request.as_ref()?.model.clone());
+        let name = match job {
+            Some(job) => job.request.as_ref().and_then(|request| request.model.clone()),
+            None => config.defaults.model.clone(),
+        };
         let path = config.model_path(name.as_deref());
         let file = path.as_ref().ok().and_then(Option::as_deref).filter(|path| path.is_file());
         let written = file.and_then(|file| file.metadata().ok()?.modified().ok());
@@ -47,6 +70,50 @@ impl Chosen {
 }
 
 impl Supervisor {
+    /// Notes that the engine cannot use the configured model, whose jobs wait.
+    pub(super) fn configured_model_is_unusable(&mut self, why: String) {
+        let config = self.tools.config.get();
+        self.unusable = Some(Unusable { why, config, again: Instant::now() });
+        self.trouble = None;
+    }
+
+    /// Puts off the next try of a configured model that cannot be used. Returns false if the engine that has ended had another
+    /// model, or if nothing is wrong with the configured one.
+    pub(super) fn configured_model_rests_until(&mut self, again: Instant) -> bool {
+        match &mut self.unusable {
+            Some(unusable) if self.model.name.is_none() => {
+                unusable.again = again;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Returns when the configured model is tried again, if it could not be used.
+    pub(super) fn configured_model_is_due(&self) -> Option<Instant> {
+        let now = self.tools.config.get();
+        self.unusable.as_ref().filter(|found| Arc::ptr_eq(&found.config, &now)).map(|found| found.again)
+    }
+
+    /// Returns whether no job of the configured model can run now.
+    pub(super) fn configured_model_rests(&self) -> bool {
+        self.tools.config.get().model.path.is_none()
+            || self.configured_model_is_due().is_some_and(|again| Instant::now() < again)
+    }
+
+    /// Returns why jobs of the configured model wait, and what to do, if they do.
+    pub(super) fn configured_model_trouble(&self) -> Option<String> {
+        let config = self.tools.config.get();
+        let why = match (&config.model.path, &config.defaults.model) {
+            (None, None) => "no model is configured: `animctl model add PATH` finds one's files and sets it",
+            _ => &self.unusable.as_ref().filter(|found| Arc::ptr_eq(&found.config, &config))?.why,
+        };
+        Some(match config.models.demonstrates() {
+            true => format!("{why}; meanwhile `animctl demo` shows what animd does, with a small model"),
+            false => why.to_owned(),
+        })
+    }
+
     /// Returns the model to start an engine with: that of the next job, or the configured one. `None` if there is neither.
     pub(super) async fn choose_model(&mut self) -> Result<Option<PathBuf>> {
         loop {
@@ -55,7 +122,12 @@ impl Supervisor {
             self.model = chosen;
             match path {
                 Ok(path) => return Ok(path),
-                Err(why) => _ = self.refuse_model(&why).await?,
+                Err(why) => {
+                    if !self.refuse_model(&why).await? {
+                        self.configured_model_is_unusable(why);
+                        return Ok(None);
+                    }
+                }
             }
         }
     }
@@ -72,7 +144,7 @@ impl Supervisor {
         if (&wanted.name, wanted.written) == (&self.model.name, self.model.written) {
             return Ok(Model::Loaded);
         }
-        self.tools.profiles.set_recipe(None);
+        self.tools.profiles.set_opened(None);
         self.replace_engine("the next job is for another model").await;
         Ok(Model::Loading)
     }

@@ -90,12 +90,13 @@ impl Rest {
 }
 
 impl Supervisor {
-    /// Returns the next job whose outbox is not known to be closed.
+    /// Returns the next job whose outbox is not known to be closed, and whose model is not known to be unusable.
     pub(super) async fn next_job(&self) -> Result<Option<Job>> {
+        let named = self.configured_model_rests();
         let closed: Vec<PathBuf> = self.rest.closed.keys().cloned().collect();
         let default = self.tools.config.get().folders.outbox.clone();
         let open = move |outbox: Option<&Path>| !closed.iter().any(|c| c == outbox.unwrap_or(&default));
-        self.tools.ledger.call(move |db| db.next(open)).await
+        self.tools.ledger.call(move |db| db.next(named, open)).await
     }
 
     /// Takes the next job whose video could be saved: it is running from here on.

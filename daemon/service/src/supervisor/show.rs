@@ -27,6 +27,7 @@ impl Supervisor {
 
     fn engine_status(&self) -> (ServiceState, String) {
         let paused = self.paused_text();
+        let unusable = self.configured_model_trouble();
         match &self.engine {
             EngineState::Busy { running, .. } => {
                 let id = running.job.id;
@@ -40,22 +41,25 @@ impl Supervisor {
                 ServiceState::Paused,
                 "the machine is going to sleep; the queue continues when it wakes".into(),
             ),
-            EngineState::Absent(absence) => match (&self.trouble, paused, absence) {
+            EngineState::Absent(absence) => match (&self.trouble, unusable, paused, absence) {
                 (Some(Trouble { state, text }), ..) => (*state, text.clone()),
-                (None, Some(text), _) => (ServiceState::Paused, text),
-                (None, None, Absence::Unloaded) => (
+                (None, Some(text), ..) => (ServiceState::NoWeights, text),
+                (None, None, Some(text), _) => (ServiceState::Paused, text),
+                (None, None, None, Absence::Unloaded) => (
                     ServiceState::Idle,
                     "waiting for pictures; the model is unloaded, and the next job loads it".into(),
                 ),
-                (None, None, _) => (ServiceState::Starting, "the service is starting".into()),
+                (None, None, None, _) => (ServiceState::Starting, "the service is starting".into()),
             },
             EngineState::Starting(_) => match paused {
                 Some(text) => (ServiceState::Paused, text),
                 None => (ServiceState::Loading, "the engine is starting".into()),
             },
-            EngineState::Idle { hello, .. } => match paused {
-                Some(text) => (ServiceState::Paused, text),
-                None => (
+            EngineState::Idle { hello, .. } => match (paused, unusable) {
+                (Some(text), _) => (ServiceState::Paused, text),
+                // The engine has another model, and jobs of the configured one wait.
+                (None, Some(text)) => (ServiceState::NoWeights, text),
+                (None, None) => (
                     ServiceState::Idle,
                     format!("waiting for pictures; {} on {}", hello.model, hello.backend),
                 ),

@@ -51,13 +51,10 @@ impl Supervisor {
         }
         self.wanted = false;
         let config = &self.tools.config.get();
-        let Some(model) = &self.choose_model().await? else {
-            let text = "no model is configured: `animctl model add PATH` finds one's files and sets it";
-            self.trouble = Some(Trouble { state: ServiceState::NoWeights, text: text.into() });
-            return Ok(());
-        };
+        // Without a model nothing is started; the state says so.
+        let Some(model) = &self.choose_model().await? else { return Ok(()) };
         self.wanted = self.is_wanted().await?;
-        if !self.wanted || Instant::now() < self.next_start {
+        if !self.wanted || Instant::now() < self.start_due() {
             return Ok(());
         }
         if !self.monitor.is_fresh() {
@@ -79,6 +76,9 @@ impl Supervisor {
             }
         };
         self.engine = EngineState::Absent(Absence::Due);
+        if self.model.name().is_none() {
+            self.unusable = None;
+        }
         let greeted = match self.launch.launch(config, model, &start) {
             Ok(mut engine) => match engine.greet().await {
                 Ok(()) => Ok(engine),
@@ -97,10 +97,20 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Starts no engine for a while, which grows with every end of an engine.
+    /// Returns when the next engine may be started with the chosen model.
+    pub(super) fn start_due(&self) -> Instant {
+        let configured = self.configured_model_is_due().filter(|_| self.model.name().is_none());
+        configured.map_or(self.next_start, |due| due.max(self.next_start))
+    }
+
+    /// Starts no engine for a while, which grows with every end of an engine. After an end for a configured model that cannot be
+    /// used, an engine with another model is started at once.
     pub(super) fn pause(&mut self) {
         let pause = (FIRST_PAUSE * 2u32.saturating_pow(self.failures.min(16))).min(LONGEST_PAUSE);
         self.failures += 1;
-        self.next_start = Instant::now() + pause;
+        let end = Instant::now() + pause;
+        if !self.configured_model_rests_until(end) {
+            self.next_start = end;
+        }
     }
 }

@@ -23,6 +23,7 @@ use super::*;
 use crate::config::Defaults;
 use crate::delivery::Waiting;
 use crate::error::Result;
+use crate::loras::Loras;
 use crate::store::ledger::{Added, Job, NewJob, State};
 use crate::store::{PartFolders, Results, Watches};
 
@@ -130,7 +131,9 @@ impl House {
         let machine = Machine::NoDriver { why: "there is no driver".into(), on_bus: 0 };
         let monitor =
             ProfileMonitor::new(current.clone(), defaults, profiles.clone(), Driver::answering(machine));
-        let tools = Tools { config: current, ledger, spool, pictures, events, holds, delivery, profiles };
+        let loras = Loras::new(current.clone());
+        let tools =
+            Tools { config: current, ledger, spool, pictures, events, holds, delivery, loras, profiles };
         let (commands, commanded) = Commands::channel();
         let (stop, stopped) = watch::channel(false);
         let (sender, engines) = mpsc::unbounded_channel();
@@ -391,6 +394,75 @@ async fn a_job_of_another_model_gets_an_engine_with_that_model() {
     assert_eq!(third.1, Path::new("/model"));
     third.hello().await;
     assert_eq!(third.job().await, c);
+    house.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_configured_model_jobs_that_name_one_run_and_others_wait() {
+    let models = tempfile::tempdir().expect("a folder");
+    let small = models.path().join("models/small");
+    std::fs::create_dir_all(&small).expect("made");
+    let mut house = House::new(|config| {
+        config.model.path = None;
+        config.models = Models::beside(models.path());
+    });
+    let first = house.queue().await;
+    let said = house.until(ServiceState::NoWeights).await;
+    assert!(said.starts_with("no model is configured: ") && said.contains("`animctl demo`"), "{said}");
+    let named = house.queue_with(of_model("small")).await;
+    let mut engine = house.engine().await;
+    assert_eq!(engine.1, small);
+    engine.hello().await;
+    assert_eq!(engine.job().await, named);
+    assert!(
+        house.tools.profiles.recipe_of(None).is_none(),
+        "another model says nothing of the configured one"
+    );
+    engine.fail(named, ErrorCode::InvalidImage).await;
+    assert_eq!(house.until(ServiceState::NoWeights).await, said);
+    let job = house.job(first).await;
+    assert_eq!((job.state, job.attempt), (State::Queued, 0));
+    house.end().await;
+}
+
+/// Refuses the model of an engine that was just started.
+async fn refuse_model(mut engine: Remote) {
+    assert!(matches!(engine.next().await, Some(ToEngine::Hello { .. })));
+    engine.say(&FromEngine::Failed { job: 0, code: ErrorCode::Model, message: "it is torn".into() }).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_configured_model_that_cannot_be_used_holds_up_its_own_jobs_only() {
+    let models = tempfile::tempdir().expect("a folder");
+    let other = models.path().join("models/other");
+    std::fs::create_dir_all(&other).expect("made");
+    let mut house = House::new(|config| config.models = Models::beside(models.path()));
+    let first = house.queue().await;
+    // The pauses between the tries grow to a minute.
+    for _ in 0..8 {
+        let engine = house.engine().await;
+        assert_eq!(engine.1, Path::new("/model"));
+        refuse_model(engine).await;
+    }
+    assert_eq!(house.until(ServiceState::NoWeights).await, "it is torn");
+    let named = house.queue_with(of_model("other")).await;
+    let mut engine = house.engine().await;
+    while engine.1 != other {
+        // The clock moves on while the ledger works, so that another try may have begun.
+        refuse_model(engine).await;
+        engine = house.engine().await;
+    }
+    engine.hello().await;
+    assert_eq!(engine.job().await, named);
+    engine.fail(named, ErrorCode::InvalidImage).await;
+    assert_eq!(house.until(ServiceState::NoWeights).await, "it is torn");
+    // The configured model is tried again all the same, and nobody else makes its videos.
+    let idle = Instant::now();
+    let mut engine = house.engine().await;
+    assert_eq!(engine.1, Path::new("/model"));
+    assert!(seconds_since(idle) <= 60);
+    engine.hello().await;
+    assert_eq!(engine.job().await, first);
     house.end().await;
 }
 

@@ -16,7 +16,7 @@ use animd_protocol::request::Request;
 
 use super::tell_of_swapped;
 use crate::config::CurrentConfig;
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, is_same_wish};
 use crate::error::{Error, Result};
 use crate::queue::{Origin, Queue, Submission, draw_seed};
 use crate::store::ledger::{Added, Ended, Job, Refusal, Renewal, Source, State};
@@ -107,9 +107,9 @@ impl Intake {
             return Ok(());
         }
 
-        let (places, submissions): (Vec<_>, Vec<_>) =
+        let (places, mut submissions): (Vec<_>, Vec<_>) =
             coming.into_iter().map(|coming| ((coming.at, coming.ready), coming.submission)).unzip();
-        let added = self.queue.submit_all(&submissions).await?;
+        let added = self.queue.submit_all(&mut submissions).await?;
         for (((at, ready), submission), added) in places.into_iter().zip(&submissions).zip(added) {
             fates[at] = match added {
                 Added::New(id) => {
@@ -253,7 +253,11 @@ impl Intake {
         }
         // The second picture of a pair may be on its way.
         if !request.has_last_frame()
-            && self.queue.profiles.recipe().is_some_and(|recipe| recipe.needs_last_frame())
+            && self
+                .queue
+                .profiles
+                .recipe_of(request.model.as_deref())
+                .is_some_and(|recipe| recipe.needs_last_frame())
         {
             let why = "the model makes videos between two pictures; the second one is called as the first, with `.last` \
                        before its ending";
@@ -412,8 +416,11 @@ impl Intake {
 
 /// Returns whether a picture and its settings are other ones than a job has, apart from the seed, which may have been drawn.
 fn is_other(job: &Job, (spooled, request): &(Spooled, Request)) -> bool {
-    let known = job.request.as_ref().map(|known| Request { seed: request.seed, ..known.clone() });
-    job.image_sha256 != Some(spooled.sha256) || known.as_ref() != Some(request)
+    let is_same = job
+        .request
+        .as_ref()
+        .is_some_and(|known| is_same_wish(&Request { seed: request.seed, ..known.clone() }, request));
+    job.image_sha256 != Some(spooled.sha256) || !is_same
 }
 
 fn what(path: &Path) -> String {

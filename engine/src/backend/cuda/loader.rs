@@ -11,6 +11,7 @@ use super::Cuda;
 use super::assembly::Assembly;
 use super::gpu::{Gpu, take};
 use super::linear::{Form, Linear};
+use super::low_rank::Products;
 use super::memory::Memory;
 use super::residency::{Network, Source};
 use super::slab::Slab;
@@ -97,6 +98,21 @@ impl Loader {
         }
     }
 
+    /// Enqueues all work that fills a layer's weight.
+    fn fill(&self, layer: &Linear, weights: &LinearWeights<'_>) -> Result<()> {
+        let (gpu, staging) = (&*self.gpu, &self.staging);
+        let Linear { form, weight, scale, .. } = layer;
+        let columns = if *form == Form::Split { weight.shape[1] / 3 } else { weight.shape[1] };
+        let mut row = 0;
+        for (matrix, products) in weights.sums() {
+            let products = Products::new(gpu, products, columns)?;
+            let to = Destination { gpu, staging, weight, scale: scale.as_ref(), row, products };
+            to.load(matrix, *form)?;
+            row += matrix.rows;
+        }
+        Ok(())
+    }
+
     /// Returns whether volumes are in f32.
     fn in_f32(&self) -> bool {
         self.keeping.weights == Precision::Fp32
@@ -134,14 +150,34 @@ impl loading::Loader<Cuda> for Loader {
             Form::Fp8 | Form::Int8 => Some(take(memory, outputs, Element::F32, &[outputs])?),
             _ => None,
         };
-        let mut row = 0;
-        for matrix in weights.matrices().take_while(|_| !self.only_addresses.get()) {
-            let staging = &self.staging;
-            Destination { gpu, staging, weight: &weight, scale: scale.as_ref(), row }.load(matrix, form)?;
-            row += matrix.rows;
-        }
         let bias = weights.bias().map(|bias| self.upload(&bias, &[outputs])).transpose()?;
-        Ok(Linear { form, weight, scale, bias, inputs, outputs, result })
+        let layer = Linear { form, weight, scale, bias, inputs, outputs, result };
+        if !self.only_addresses.get() {
+            self.fill(&layer, weights)?;
+        }
+        Ok(layer)
+    }
+
+    fn replace(&self, layer: &mut Linear, weights: &LinearWeights<'_>, _: Role) -> Result<()> {
+        let bias = weights.bias();
+        let same = (layer.inputs, layer.outputs) == (weights.inputs(), weights.outputs());
+        if !same || layer.bias.is_some() != bias.is_some() {
+            return Err(Error::Internal(format!(
+                "a layer of {} features from {} in the place of one of {} from {}",
+                weights.outputs(),
+                weights.inputs(),
+                layer.outputs,
+                layer.inputs
+            )));
+        }
+        if let Some((to, bias)) = layer.bias.as_ref().zip(bias) {
+            self.gpu.send(&bias, to)?;
+        }
+        self.fill(layer, weights)
+    }
+
+    fn adds_products(&self) -> bool {
+        true
     }
 
     fn conv(&self, weights: ConvWeights) -> Result<Conv> {
@@ -237,6 +273,8 @@ struct Destination<'a> {
     weight: &'a Tensor,
     scale: Option<&'a Tensor>,
     row: usize,
+    /// What is added to the matrix.
+    products: Products<'a>,
 }
 
 impl Destination<'_> {
@@ -257,17 +295,20 @@ impl Destination<'_> {
 
     fn load_bf16(&self, matrix: &Matrix<'_>) -> Result<()> {
         let columns = self.weight.shape[1];
-        if matrix.encoding == Encoding::Plain(DType::Bf16) && columns == matrix.cols {
+        let as_it_is = matrix.encoding == Encoding::Plain(DType::Bf16) && columns == matrix.cols;
+        if as_it_is && self.products.is_empty() {
             return self.staging.send(self.gpu, &matrix.bytes, &self.rows(0, matrix.rows));
         }
         each_chunk(matrix, |row, chunk| {
-            self.gpu.copy(&self.stage(chunk, columns)?, &self.rows(row, chunk.rows))
+            self.gpu.copy(&self.sum(row, chunk, columns)?, &self.rows(row, chunk.rows))
         })
     }
 
     /// Copies values that are 8-bit as they are; others are rounded on the GPU.
     fn load_fp8(&self, matrix: &Matrix<'_>) -> Result<()> {
-        if let Some((DType::F8E4m3, factors)) = matrix.scaled_rows() {
+        if let Some((DType::F8E4m3, factors)) = matrix.scaled_rows()
+            && self.products.is_empty()
+        {
             return self.send_rows(matrix, &factors);
         }
         self.load_quantised(matrix, Element::E4m3)
@@ -275,7 +316,9 @@ impl Destination<'_> {
 
     /// Copies int8 values that are rotated as the kernels rotate them as they are; others are rounded on the GPU.
     fn load_int8(&self, matrix: &Matrix<'_>) -> Result<()> {
-        if let Some((DType::I8, factors, ROTATED)) = matrix.rotated_rows() {
+        if let Some((DType::I8, factors, ROTATED)) = matrix.rotated_rows()
+            && self.products.is_empty()
+        {
             return self.send_rows(matrix, &factors);
         }
         self.load_quantised(matrix, Element::Int8)
@@ -292,7 +335,7 @@ impl Destination<'_> {
         let gpu = self.gpu;
         each_chunk(matrix, |row, chunk| {
             // The scales are written one by one, but their first address must be aligned for a vector.
-            let own = gpu.quantised(&self.stage(chunk, chunk.cols)?, element)?;
+            let own = gpu.quantised(&self.sum(row, chunk, chunk.cols)?, element)?;
             gpu.move_bytes(&own.values, &self.rows(row, chunk.rows), chunk.rows * chunk.cols)?;
             gpu.move_bytes(&own.scales, &self.scales(row, chunk.rows)?, 4 * chunk.rows)
         })
@@ -309,9 +352,14 @@ impl Destination<'_> {
     fn load_split(&self, matrix: &Matrix<'_>) -> Result<()> {
         let (gpu, columns) = (self.gpu, self.weight.shape[1] / 3);
         each_chunk(matrix, |row, chunk| {
-            let staged = gpu.dense(&self.stage(chunk, columns)?, Element::F32)?;
+            let staged = gpu.dense(&self.sum(row, chunk, columns)?, Element::F32)?;
             gpu.split(&staged, &self.rows(row, chunk.rows), true)
         })
+    }
+
+    /// Returns rows of the matrix, from `row` on, with the products that are added to them.
+    fn sum(&self, row: usize, chunk: &Matrix<'_>, columns: usize) -> Result<Tensor> {
+        self.products.added(self.gpu, self.stage(chunk, columns)?, row)
     }
 
     /// Returns the file's values if they are bf16 or f32 and fill the columns. Others travel as they are stored and become

@@ -8,8 +8,8 @@
 //!   convolution made them, latents and frames outermost.
 //! - [`gpu`] allocates, copies and converts them; [`moves`], [`norms`], [`linear`], [`attention`], [`sequence`] and
 //!   [`volumes`] are the operations.
-//! - [`loader`] loads weights to the device; [`expand`] makes values of stored numbers there; [`assembly`] takes weights
-//!   that do not stay.
+//! - [`loader`] loads weights to the device; [`expand`] makes values of stored numbers there, and [`low_rank`] adds products to
+//!   them; [`assembly`] takes weights that do not stay.
 //!
 //! All work is enqueued on one stream, in the order of the calls, and copies of weights on another, which events keep in
 //! step with it. Only downloads wait for the work, and [`super::TensorOps::throttle`] for work that is two blocks old.
@@ -23,6 +23,7 @@ mod facts;
 mod gpu;
 mod linear;
 mod loader;
+mod low_rank;
 mod mapping;
 mod memory;
 mod moves;
@@ -218,6 +219,10 @@ impl Backend for Cuda {
 
     fn enter(&self, residence: &Self::Residence) -> Result<()> {
         residence.as_ref().map_or(Ok(()), residency::Place::enter)
+    }
+
+    fn stays(residence: &Self::Residence) -> bool {
+        residence.is_none()
     }
 
     fn leave(&self, residence: &Self::Residence) {

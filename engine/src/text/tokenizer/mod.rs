@@ -89,6 +89,17 @@ impl Tokenizer {
         Ok(Self { inner, end, pad })
     }
 
+    /// Returns the number of tokens that it knows.
+    pub fn size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Returns whether the tokens that pad and end a text have umT5's numbers, 0 and 1. Other models' tokenizers have the
+    /// same tokens under other numbers.
+    pub fn is_numbered_as_umt5(&self) -> bool {
+        (self.pad, self.end) == (0, 1)
+    }
+
     /// Cuts a text that [`clean`](super::clean) has cleaned into tokens, and ends them with `</s>`.
     ///
     /// # Errors

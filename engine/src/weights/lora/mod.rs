@@ -1,23 +1,40 @@
 //! `LoRA`s: small files that change a model (Hu et al., "Low-rank adaptation of large language models", 2021).
 //!
 //! A [`Lora`] has been matched with the model that it is for: each of its tensors changes one of the model's, or the
-//! file is refused. [`Merged`] is the model with the changes.
+//! file is refused. An [`Adapter`] says how strongly each of the model's transformers is changed, and [`Merged`] is a
+//! transformer with the changes.
 
+mod adapter;
+mod again;
 mod keys;
+#[cfg(test)]
+pub(crate) mod made_up;
 mod merge;
 mod open;
+mod product;
 mod scale;
 
+pub use adapter::{Adapter, Strength};
+pub use again::RoundedAgain;
 pub use merge::Merged;
+pub use product::LowRank;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use animd_protocol::recipe::ExpertName;
+
+use super::identity::Stamp;
 use super::stored::Stored;
 
 /// The changes that a file makes to a model's tensors.
 pub struct Lora {
     path: PathBuf,
+    /// The file as it was when it was opened.
+    stamp: Stamp,
+    /// The transformer that the file says it is for, in a model that has two.
+    expert: Option<ExpertName>,
     /// The changes of each tensor, by its official name.
     changes: BTreeMap<String, Change>,
 }
@@ -43,6 +60,11 @@ impl Lora {
     /// Returns the file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns whether the file is still what it was when it was opened.
+    fn is_current(&self) -> bool {
+        fs::metadata(&self.path).is_ok_and(|meta| Stamp::of(&meta) == self.stamp)
     }
 
     /// Returns the official names of the tensors that change, in order.

@@ -1,13 +1,17 @@
 //! Opening a `LoRA`: each of its tensors is matched with one of the model's, and nothing is left over.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
 use std::path::Path;
 
 use animd_protocol::dims::DitConfig;
 use animd_protocol::dims::schema::{self, Expected};
+use animd_protocol::recipe::ExpertName;
 
+use super::super::identity::Stamp;
 use super::super::stored::{Stored, Tensors};
-use super::super::{DType, container, dtype};
+use super::super::{DType, container, dtype, experts};
 use super::keys::{self, Key, Layers, Part};
 use super::scale::Scaling;
 use super::{Change, Lora, Product};
@@ -32,15 +36,35 @@ impl Lora {
     /// [`Error::Model`] if the file is no `LoRA`, of a kind that animd does not read, or for another model: if any of
     /// its tensors does not fit one of the model's.
     pub fn open(path: &Path, model: &DitConfig) -> Result<Self> {
+        let stamp = Stamp::of(&fs::metadata(path).map_err(Error::file("read", path))?);
         let content = container::read_file(path)?;
         let refused = |what: String| Error::Model(format!("`{}` {what}", path.display()));
         if let Some(kind) = content.tensors.keys().find_map(|name| keys::other_kind(name)) {
             return Err(refused(format!("is {kind}, which animd does not read; it reads LoRA")));
         }
         let scaling = Scaling::read(path, content.adapter.as_deref())?;
+        let expert = trained_for(content.timesteps.as_deref()).or_else(|| named_for(path));
         let changes = changes(content.tensors, &schema::dit(model), &scaling).map_err(refused)?;
-        Ok(Self { path: path.to_owned(), changes })
+        Ok(Self { path: path.to_owned(), stamp, expert, changes })
     }
+}
+
+/// Returns the transformer that a range of timesteps, `LEAST,GREATEST`, belongs to. Those of Wan2.2 hand over at 900; trainers
+/// choose ranges that lie a little to either side of that.
+fn trained_for(range: Option<&str>) -> Option<ExpertName> {
+    let (least, greatest) = range?.split_once(',')?;
+    let (least, greatest) = (least.trim().parse::<f64>().ok()?, greatest.trim().parse::<f64>().ok()?);
+    match (least >= 800.0, greatest <= 950.0) {
+        (true, false) => Some(ExpertName::HighNoise),
+        (false, true) => Some(ExpertName::LowNoise),
+        _ => None,
+    }
+}
+
+/// Returns the transformer that the name of a file, or of the folder that it lies in, says that it is for.
+fn named_for(path: &Path) -> Option<ExpertName> {
+    let of = |name: Option<&OsStr>| experts::told(&name?.to_string_lossy());
+    of(path.file_name()).or_else(|| of(path.parent()?.file_name()))
 }
 
 fn changes(

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use animd_protocol::profile::Precision;
 use serde_json::{Map, Value, json};
 
 use super::*;
@@ -220,4 +221,48 @@ fn values_that_are_not_finite_are_noticed() {
     let path = file(dir.path(), &tensors, json!({}));
     let error = merged(&path, 1.0).matrix(&format!("{LAYER}.weight")).unwrap_err().to_string();
     assert!(error.contains(LAYER) && error.contains("NaN"), "{error}");
+}
+
+#[test]
+fn a_file_says_which_transformer_it_is_for() {
+    let base = base().1;
+    let range = |range: &str| json!({"modelspec.timestep_range": range});
+    for (folder, metadata, expert) in [
+        ("x", range("900,1000"), Some(ExpertName::HighNoise)),
+        ("x", range("0, 875"), Some(ExpertName::LowNoise)),
+        ("x", range("0,1000"), None),
+        ("x", range("many"), None),
+        ("x", json!({}), None),
+        ("wan_high_noise", json!({}), Some(ExpertName::HighNoise)),
+        ("LowNoise", json!({}), Some(ExpertName::LowNoise)),
+        // What the trainer has written says more than a name.
+        ("wan_high_noise", range("0,900"), Some(ExpertName::LowNoise)),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join(folder);
+        fs::create_dir(&folder).unwrap();
+        let path = file(&folder, &pair(LAYER, PEFT, 256), metadata);
+        assert_eq!(Lora::open(&path, &base).unwrap().expert, expert, "{}", path.display());
+    }
+}
+
+#[test]
+fn what_rounding_once_more_costs_is_known() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-a");
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path(), &pair(LAYER, PEFT, 256), json!({}));
+    let cost = |folder: &str, precision| {
+        let (weights, config) = open_dit(&fixtures.join(folder)).unwrap();
+        let lora = Lora::open(&path, &config).unwrap();
+        Merged::new(weights, vec![(lora, 0.5)]).rounded_again(precision).unwrap()
+    };
+    let fp8 = cost("lightx2v_fp8", Precision::Fp8).unwrap();
+    assert_eq!(fp8.name, format!("{LAYER}.weight"));
+    // Three bits of mantissa err by 2^-4 of a value at most, evenly spread, and by at least half of that on average.
+    assert!((0.018..0.0361).contains(&fp8.error), "{fp8:?}");
+    // Units of 1/127 of the largest of 256 rotated values, which is 2 to 5 deviations, evenly spread.
+    let int8 = cost("lightx2v_fp8", Precision::Int8).unwrap();
+    assert!((2.0 / 127.0 / 3.47..5.0 / 127.0 / 3.46).contains(&int8.error), "{int8:?}");
+    assert_eq!(cost("lightx2v_fp8", Precision::Bf16), None);
+    assert_eq!(cost("official", Precision::Fp8), None);
 }

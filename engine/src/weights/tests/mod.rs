@@ -3,6 +3,7 @@
 mod every_reader;
 mod gguf;
 mod hostile;
+mod identify;
 mod layouts;
 
 use std::borrow::Cow;
@@ -30,9 +31,9 @@ fn sentence<T>(result: Result<T>) -> String {
 }
 
 /// Returns a safetensors file in memory: dtype, shape and bytes of each tensor, in the order of the data.
-type Raw = Vec<(String, String, Vec<usize>, Vec<u8>)>;
+pub(crate) type Raw = Vec<(String, String, Vec<usize>, Vec<u8>)>;
 
-fn load(path: &Path) -> Raw {
+pub(super) fn load(path: &Path) -> Raw {
     let bytes = fs::read(path).unwrap();
     let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: BTreeMap<String, Value> = serde_json::from_slice(&bytes[8..data]).unwrap();
@@ -45,7 +46,7 @@ fn load(path: &Path) -> Raw {
     tensors
 }
 
-fn store(path: &Path, tensors: &Raw) {
+pub(super) fn store(path: &Path, tensors: &Raw) {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, dtype, shape, bytes) in tensors {
         let from = data.len();
@@ -62,8 +63,16 @@ fn store(path: &Path, tensors: &Raw) {
     fs::write(path, file).unwrap();
 }
 
-fn official_dit() -> Raw {
+pub(super) fn official_dit() -> Raw {
     load(&fixture().join("official/diffusion_pytorch_model.safetensors"))
+}
+
+/// Writes an expert of Wan2.2, a transformer without what looks at CLIP's tokens, after a change of its tensors.
+pub(crate) fn expert(path: &Path, change: impl FnOnce(&mut Raw)) {
+    let mut tensors = official_dit();
+    tensors.retain(|(name, ..)| !["img_emb.", "k_img", "v_img"].iter().any(|part| name.contains(part)));
+    change(&mut tensors);
+    store(path, &tensors);
 }
 
 /// Returns a folder with a DiT of these tensors, and the fixture's `config.json`.
@@ -369,7 +378,11 @@ fn a_model_file_names_parts_that_lie_in_many_places() {
             "not one of Wan2.2's two transformers",
         ),
         (format!("dit = \"/gone\"\n{rest}"), "`/gone`"),
-        (format!("dit = {official:?}\n{rest}[[lora]]\nfile = \"/l\"\n"), "LoRA"),
+        (format!("dit = {official:?}\n{rest}[[lora]]\nfile = \"/l\"\n"), "`/l`"),
+        (
+            format!("dit = {official:?}\n{rest}[[lora]]\nfile = \"/l\"\nexpert = \"low_noise\"\n"),
+            "its model has one transformer; leave `expert` out",
+        ),
         (format!("dit = {official:?}\n"), "line 2: `vae` is missing in [parts]"),
     ] {
         let sentence = Model::open(&write(&parts), None).err().unwrap().to_string();

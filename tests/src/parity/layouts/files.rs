@@ -13,9 +13,15 @@ pub enum Files {
     /// They lie in this directory.
     Plain(PathBuf),
     /// They are put together when they are needed.
-    Packed { list: List, pool: Vec<u8> },
+    Packed {
+        /// Which pieces make which file.
+        list: List,
+        /// All pieces.
+        pool: Vec<u8>,
+    },
 }
 
+/// The files and links, by their paths.
 #[derive(Deserialize)]
 pub struct List {
     files: BTreeMap<String, Pieces>,
@@ -31,6 +37,7 @@ struct Pieces {
 
 /// A file or folder that is there as long as this lives.
 pub struct Found {
+    /// Its path.
     pub path: PathBuf,
     /// The folder that it was put together in.
     _folder: Option<TempDir>,

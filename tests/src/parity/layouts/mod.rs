@@ -3,7 +3,7 @@
 
 mod dit;
 mod encoders;
-mod files;
+pub mod files;
 mod folders;
 mod lora;
 mod wrong;
@@ -31,7 +31,7 @@ struct Entry {
     family: Option<String>,
     /// The name of the forward's expected result.
     forward: Option<String>,
-    /// Those of the two forwards of a folder with two transformers.
+    /// The same of the two transformers of a folder of diffusers.
     forward_high: Option<String>,
     forward_low: Option<String>,
     /// Tensors whose values are known.
@@ -47,19 +47,6 @@ struct Entry {
     merged_tensors: Option<usize>,
     /// Why an adapter is not to be read, which begins with its kind.
     refuse: Option<String>,
-}
-
-impl Entry {
-    /// Returns the names of the expected results of a folder's two transformers; `None` unless it has both.
-    fn experts(&self) -> Option<[String; 2]> {
-        if let Some((high, low)) = self.forward_high.clone().zip(self.forward_low.clone()) {
-            return Some([high, low]);
-        }
-        let (high, low) = self.dit.as_ref()?.as_str()?.split_once(", ")?;
-        let is_pair =
-            self.model.as_deref() == Some("2.2") && high.ends_with("-high") && low.ends_with("-low");
-        is_pair.then(|| [high, low].map(|id| format!("{id}.out")))
-    }
 }
 
 /// What is known of a tensor: all of it, or some rows and the sums over its rows and columns.

@@ -199,20 +199,23 @@ impl Store {
         Ok(Costs { placed, energy: Some(Energy { joules: total as f64 / 1e3, method, stages }) })
     }
 
-    /// Returns the newest finished jobs of a profile, of the model that the newest of them had; at most so many. Videos of
-    /// `seconds`, which may have been made in several parts and over several attempts, are left out.
-    pub fn known(&self, profile: &str, limit: u32) -> Result<Vec<Known>> {
+    /// Returns the newest finished jobs of a profile that name this model, of which `None` is the configured one; at most so
+    /// many. Of several models that were configured, it is the one that the newest of these jobs had. Videos of `seconds`, which may
+    /// have been made in several parts and over several attempts, are left out.
+    pub fn known(&self, profile: &str, model: Option<&str>, limit: u32) -> Result<Vec<Known>> {
         let mut find = self.db.prepare_cached(
             "SELECT width, height, frames, forwards_computed,
                (finished_us - started_us - coalesce((SELECT sum(wall_us) FROM stage WHERE stage.job = job.id
                  AND stage.attempt = job.attempt AND name = 'load'), 0)) / 1e6
              FROM job WHERE state = 'done' AND profile = ?1 AND forwards_computed > 0 AND width IS NOT NULL
                AND coalesce(json_extract(settings_json, '$.seconds'), 0) = 0
-               AND model IS (SELECT model FROM job WHERE state = 'done' AND profile = ?1 ORDER BY id DESC LIMIT 1)
+               AND json_extract(settings_json, '$.model') IS ?3
+               AND model IS (SELECT model FROM job WHERE state = 'done' AND profile = ?1
+                 AND json_extract(settings_json, '$.model') IS ?3 ORDER BY id DESC LIMIT 1)
              ORDER BY id DESC LIMIT ?2",
         )?;
         let known = find
-            .query_map(params![profile, limit], |row| {
+            .query_map(params![profile, limit, model], |row| {
                 Ok(Known {
                     width: row.get(0)?,
                     height: row.get(1)?,

@@ -11,6 +11,7 @@ mod keep;
 mod quota;
 mod renew;
 mod schema;
+mod settings;
 mod shares;
 mod stats;
 mod store;

@@ -1,13 +1,13 @@
 //! A picture's newer words, or the picture itself once more, for a job that is still open.
 
 use animd_common::files::Identity;
-use animd_protocol::ErrorCode;
 use animd_protocol::request::Request;
 use rusqlite::named_params;
 
 use super::job::State;
+use super::settings;
 use super::store::{Store, event};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::store::{Spooled, parts};
 
 /// What an open job is to be made of instead.
@@ -27,9 +27,7 @@ impl Store {
     /// waits again, as if it had not been started. Returns false if it is in another state by now.
     pub fn renew(&mut self, id: u64, from: State, renewal: &Renewal) -> Result<bool> {
         let request = &renewal.request;
-        let json = serde_json::to_string(request).map_err(|e| {
-            Error::refused(ErrorCode::InvalidSetting, format!("the settings cannot be written down: {e}"))
-        })?;
+        let json = settings::json(request)?;
         let picture = renewal.picture.as_ref();
         let identity = picture.map(|(_, identity)| identity);
         self.change(|db| {
@@ -59,6 +57,7 @@ impl Store {
                 },
             )?;
             if changed == 1 {
+                settings::set_loras(db, id, request)?;
                 let what = match picture {
                     Some(_) => "its picture was written once more",
                     None => "its sidecar came after it was queued",

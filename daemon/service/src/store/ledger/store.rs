@@ -7,10 +7,12 @@ use animd_common::clock::now_us;
 use animd_common::files::{Identity, path_from};
 use animd_common::text::Text;
 use animd_protocol::ErrorCode;
+use animd_protocol::request::Request;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, named_params, params};
 
 use super::job::{Added, Ended, Job, NewJob, Outcome, Source, State};
 use super::schema;
+use super::settings;
 use super::shares::{Limits, Shares, row_bytes};
 use super::text::text;
 use crate::error::{Error, Result};
@@ -90,12 +92,15 @@ impl Store {
             .optional()?)
     }
 
-    /// Returns the job that runs next among those whose outbox, as the ledger has it, is `open`.
-    pub fn next(&self, open: impl Fn(Option<&Path>) -> bool) -> Result<Option<Job>> {
-        let mut find = self
-            .db
-            .prepare_cached("SELECT id, outbox FROM job WHERE state = 'queued' ORDER BY priority DESC, id")?;
-        let mut rows = find.query([])?;
+    /// Returns the job that runs next among those whose outbox, as the ledger has it, is `open`. With `named` it is one among
+    /// those that name their model.
+    pub fn next(&self, named: bool, open: impl Fn(Option<&Path>) -> bool) -> Result<Option<Job>> {
+        let mut find = self.db.prepare_cached(
+            "SELECT id, outbox FROM job WHERE state = 'queued'
+               AND (NOT ?1 OR json_extract(settings_json, '$.model') IS NOT NULL)
+             ORDER BY priority DESC, id",
+        )?;
+        let mut rows = find.query([named])?;
         while let Some(row) = rows.next()? {
             let outbox = row.get::<_, Option<Vec<u8>>>(1)?.map(path_from);
             if open(outbox.as_deref()) {
@@ -130,6 +135,15 @@ impl Store {
             params![id as i64, version, backend, model],
         )?;
         Ok(())
+    }
+
+    /// Writes down with which files of its `LoRAs` a job runs: its request has their hashes now.
+    pub fn pin_loras(&mut self, id: u64, request: &Request) -> Result<()> {
+        let json = settings::json(request)?;
+        self.change(|db| {
+            db.execute("UPDATE job SET settings_json = ?2 WHERE id = ?1", params![id as i64, json])?;
+            settings::set_loras(db, id, request)
+        })
     }
 
     /// Puts a running job back in the queue without counting its start, because the service was told to stop.
@@ -433,9 +447,7 @@ pub(super) fn insert(
         Err(_) => (None, None),
     };
     let refusal = new.work.as_ref().err();
-    let json = request.map(serde_json::to_string).transpose().map_err(|e| {
-        Error::refused(ErrorCode::InvalidSetting, format!("the settings cannot be written down: {e}"))
-    })?;
+    let json = request.map(|request| settings::json(request)).transpose()?;
     let source = new.source.as_ref();
     let mut insert = db.prepare_cached(
         "INSERT INTO job (uuid, state, outcome, created_us, owner_uid, origin, idempotency_key, name, source_path,
@@ -480,6 +492,9 @@ pub(super) fn insert(
     })?;
     let id = db.last_insert_rowid() as u64;
     event(db, id, "queued", None)?;
+    if let Some(request) = request {
+        settings::set_loras(db, id, request)?;
+    }
     if let Some(refusal) = refusal {
         event(db, id, "refused", Some(&refusal.text))?;
     }
@@ -547,7 +562,7 @@ fn taken(db: &Connection, source: &Source, new: &NewJob) -> Result<Option<u64>> 
         .optional()?;
     let Some((id, json)) = again else { return Ok(None) };
     // The seed may have been drawn; everything else must be the same for it to be the same wish.
-    let known: Option<animd_protocol::request::Request> = serde_json::from_str(&json).ok();
+    let known: Option<Request> = serde_json::from_str(&json).ok();
     if known.is_none_or(|mut known| {
         known.seed = request.seed;
         known != **request

@@ -49,6 +49,15 @@ pub struct GpuFacts {
     pub used: bool,
 }
 
+/// The model that the engine has opened.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// Its name; `None` for the configured one.
+    pub name: Option<String>,
+    /// What it is.
+    pub recipe: Arc<Recipe>,
+}
+
 /// Everything that the choice was made from.
 struct State {
     profiles: Vec<Profile>,
@@ -62,7 +71,7 @@ struct State {
 pub struct Profiles {
     state: Arc<Mutex<State>>,
     /// The configured model, once its engine has opened it.
-    model: Arc<Mutex<Option<Arc<Recipe>>>>,
+    model: Arc<Mutex<Option<Opened>>>,
     changed: watch::Sender<()>,
     new_start: watch::Sender<bool>,
 }
@@ -110,14 +119,16 @@ impl Profiles {
         self.with(|state| state.kernels.clone())
     }
 
-    /// Returns the configured model, once its engine has opened it.
-    pub fn recipe(&self) -> Option<Arc<Recipe>> {
-        self.model.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns the recipe of the model with this name, of which `None` is the configured one, if it is the one that the engine
+    /// has opened.
+    pub fn recipe_of(&self, model: Option<&str>) -> Option<Arc<Recipe>> {
+        let opened = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.as_ref().filter(|opened| opened.name.as_deref() == model).map(|opened| opened.recipe.clone())
     }
 
-    /// Sets the configured model: its recipe once the engine has opened it, `None` after another model was configured.
-    pub fn set_recipe(&self, recipe: Option<Arc<Recipe>>) {
-        *self.model.lock().unwrap_or_else(PoisonError::into_inner) = recipe;
+    /// Sets the model that the engine has opened; `None` while an engine with another model is started.
+    pub fn set_opened(&self, model: Option<Opened>) {
+        *self.model.lock().unwrap_or_else(PoisonError::into_inner) = model;
     }
 
     /// Returns a receiver that is told of every new choice.

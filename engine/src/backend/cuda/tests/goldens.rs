@@ -217,10 +217,11 @@ fn a_prepared_dit_is_the_same_to_the_last_bit() {
         }
     }
     let judge = Judge { cuda: &cuda, golden: &golden, what: "prepared", limit: 0.0 };
+    let cache = weights::Cache::new(dir.path().join("cache"), 0);
     for keeping in [IN_FP8, IN_INT8] {
-        let prepared = weights::prepare(dir.path(), keeping.weights, &mut |_, _| Ok(())).unwrap();
+        let prepared = weights::prepare(dir.path(), keeping.weights, &cache, &mut |_, _| Ok(())).unwrap();
         let velocity = |path: &Path| cuda.download(&judge.velocity(path, keeping)).unwrap();
-        assert!(velocity(dir.path()) == velocity(&prepared.folder), "{:?}", keeping.weights);
+        assert!(velocity(dir.path()) == velocity(&prepared[0].folder), "{:?}", keeping.weights);
     }
 }
 

@@ -7,6 +7,7 @@
 mod conformance;
 mod expand;
 mod goldens;
+mod low_rank;
 mod made_up;
 mod memory;
 mod residency;

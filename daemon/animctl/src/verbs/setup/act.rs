@@ -1,0 +1,280 @@
+//! The steps that `animctl setup` does itself, by running other verbs: adding a model, verifying its files, preparing
+//! its copies, and a first video. Each finds out whether its result is there.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use animd_common::config::Loaded;
+use animd_common::files::show;
+use animd_common::models;
+use animd_protocol::findings::{Findings, FoundModel, PartKind};
+use animd_protocol::profile::Precision;
+use serde::Deserialize;
+use serde_json::Value;
+use zbus::Variant;
+
+use super::super::model::cache;
+use super::super::{On, json_of};
+use super::machine::Machine;
+use super::step::{Run, Step};
+use crate::doctor::sandbox::Sandbox;
+
+/// Everything that the steps look at.
+pub struct Scene<'a> {
+    pub on: On,
+    pub loaded: &'a Loaded,
+    pub machine: &'a Machine,
+    pub model: Option<&'a FoundModel>,
+    /// The picture of the first video, if one was given.
+    pub picture: Option<&'a Path>,
+}
+
+/// The sentence of steps that need a model first.
+const WAITS: &str = "when the model's files are there";
+
+/// Returns the paths of the configured model on this machine: its folder, or the parts that its model file names.
+pub fn configured(loaded: &Loaded, on: On) -> Vec<PathBuf> {
+    let Some(path) = &loaded.config.model.path else { return Vec::new() };
+    let sandbox = Sandbox::of(on.user);
+    let outside = |path: &Path| sandbox.outside(path).0;
+    let path = outside(path);
+    match models::model_file(&path) {
+        Ok(Some(file)) => file.parts.named().map(|(_, part)| outside(part)).collect(),
+        _ => vec![path],
+    }
+}
+
+/// Returns the model to set up: the configured one, or else the first whole one that fits.
+pub fn choose<'a>(
+    findings: &'a Findings,
+    configured: &[PathBuf],
+    fits: impl Fn(&FoundModel) -> bool,
+) -> Option<&'a FoundModel> {
+    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let configured: Vec<PathBuf> = configured.iter().map(|path| real(path)).collect();
+    let transformer = |model: &FoundModel| {
+        let part = model.part("dit").or_else(|| model.part("high_noise"));
+        part.map(|chosen| real(&chosen.part.path))
+    };
+    let is_configured = |model: &&FoundModel| {
+        transformer(model).is_some_and(|path| configured.iter().any(|one| path.starts_with(one)))
+    };
+    let whole = || findings.models.iter().filter(|model| model.is_whole());
+    whole().find(is_configured).or_else(|| whole().find(|model| fits(model)))
+}
+
+/// Returns the step that makes a model the configured one.
+pub fn add(scene: &Scene<'_>) -> Step {
+    const NAME: &str = "add";
+    if let Some(path) = &scene.loaded.config.model.path {
+        return match &scene.machine.state {
+            Some((state, text)) if state == "no-weights" => {
+                Step::todo(NAME, text.clone(), vec!["animctl doctor".to_owned()])
+            }
+            _ => Step::done(NAME, format!("`{}` is the configured model", show(path))),
+        };
+    }
+    let Some(model) = scene.model else { return Step::todo(NAME, WAITS, Vec::new()) };
+    let distilled = model.called_distilled.then(|| ["--distilled", "yes"].map(OsString::from));
+    let paths = roots(model).into_iter().map(PathBuf::into_os_string);
+    let run = Run::new(&["model", "add"], paths.chain(distilled.into_iter().flatten()));
+    Step::runs(NAME, format!("let animd use `{}`", model.name), vec![run], !scene.on.user)
+}
+
+/// Returns the paths that stand for a model: its folder if all parts are in the folder that has the transformer, else each
+/// part's.
+fn roots(model: &FoundModel) -> Vec<PathBuf> {
+    let paths: Vec<&Path> = model.parts.iter().map(|chosen| &*chosen.part.path).collect();
+    let first = paths.first().and_then(|path| if path.is_dir() { Some(*path) } else { path.parent() });
+    let folder = first.into_iter().flat_map(|folder| [Some(folder), folder.parent()]).flatten();
+    let has_name = |folder: &Path, name: &str| {
+        fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().starts_with(name))
+    };
+    // The layouts of the released models hold one model each; in other folders there may be more.
+    let one = folder
+        .filter(|folder| paths.iter().all(|path| path.starts_with(folder)))
+        .find(|folder| has_name(folder, "models_t5_") || has_name(folder, "model_index.json"));
+    match one {
+        Some(folder) => vec![folder.to_owned()],
+        None => {
+            let mut paths: Vec<PathBuf> = paths.into_iter().map(Path::to_owned).collect();
+            paths.dedup();
+            paths
+        }
+    }
+}
+
+/// Returns the step that checks every tensor and keeps the files' hashes.
+pub fn verify(scene: &Scene<'_>) -> Step {
+    const NAME: &str = "verify";
+    let Some(model) = scene.model else { return Step::todo(NAME, WAITS, Vec::new()) };
+    let seen = Seen::read();
+    let networks = model.parts.iter().filter(|chosen| chosen.part.kind != PartKind::Tokenizer);
+    let fresh = networks.filter(|chosen| {
+        !chosen.part.files.iter().filter(|file| is_weights(file)).all(|file| seen.has(file))
+    });
+    let mut paths: Vec<&Path> =
+        fresh.map(|chosen| folder_of(&chosen.part.path, &chosen.part.files)).collect();
+    // A folder of shards is verified with the other parts in it.
+    let folders: Vec<&Path> = paths.iter().copied().filter(|path| path.is_dir()).collect();
+    paths.retain(|path| !path.parent().is_some_and(|parent| folders.contains(&parent)));
+    paths.dedup();
+    if paths.is_empty() {
+        return Step::done(NAME, "the files are those that were verified before");
+    }
+    let runs = paths.into_iter().map(|path| Run::new(&["model", "verify"], [path.into()])).collect();
+    Step::runs(NAME, "check every tensor, and keep the files' hashes; this reads all files once", runs, false)
+}
+
+/// Returns what stands for a part on a command line: the folder of shards, else the file.
+fn folder_of<'a>(path: &'a Path, files: &[PathBuf]) -> &'a Path {
+    let shards = files.iter().filter(|file| is_weights(file)).count();
+    match path.parent() {
+        Some(folder) if shards > 1 && !path.is_dir() => folder,
+        _ => path,
+    }
+}
+
+/// Returns whether a file has tensors; an index and a configuration have none.
+fn is_weights(file: &Path) -> bool {
+    !file.extension().is_some_and(|end| end.eq_ignore_ascii_case("json"))
+}
+
+/// The files that the engine has verified, by their real paths.
+#[derive(Default, Deserialize)]
+#[serde(transparent)]
+struct Seen(BTreeMap<PathBuf, Stamp>);
+
+/// What tells whether a file was written since.
+#[derive(Deserialize, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    modified_ns: i64,
+    inode: u64,
+}
+
+impl Seen {
+    /// Reads this user's list.
+    fn read() -> Self {
+        let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let state = folder("XDG_STATE_HOME").or_else(|| Some(folder("HOME")?.join(".local/state")));
+        let text = state.and_then(|state| fs::read_to_string(state.join("animd/model-hashes.json")).ok());
+        text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+    }
+
+    fn has(&self, file: &Path) -> bool {
+        let stamp = fs::canonicalize(file).ok().and_then(|real| {
+            let meta = fs::metadata(&real).ok()?;
+            let modified_ns = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
+            Some((real, Stamp { bytes: meta.len(), modified_ns, inode: meta.ino() }))
+        });
+        stamp.is_some_and(|(real, stamp)| self.0.get(&real) == Some(&stamp))
+    }
+}
+
+/// Returns the step that writes copies of the transformers in 8 bits.
+pub fn prepare(scene: &Scene<'_>) -> Step {
+    const NAME: &str = "prepare";
+    let Some(model) = scene.model else { return Step::todo(NAME, WAITS, Vec::new()) };
+    let precision = match scene.machine.precision() {
+        Some(precision @ (Precision::Int8 | Precision::Fp8)) => precision,
+        Some(_) => return Step::skipped(NAME, "this machine's profile does not compute in 8 bits"),
+        None => return Step::skipped(NAME, "this machine's profile is not known"),
+    };
+    let word = if precision == Precision::Int8 { "int8" } else { "fp8" };
+    let keys = ["dit", "high_noise", "low_noise"].into_iter();
+    let transformers: Vec<_> = keys.filter_map(|key| model.part(key)).map(|chosen| &chosen.part).collect();
+    if transformers.iter().any(|part| !["BF16", "F16", "F32"].contains(&&*part.precision)) {
+        return Step::skipped(NAME, "the transformer is in 8 bits already, or in fewer");
+    }
+    let place = cache::place(scene.loaded, scene.on);
+    let copies = copies(&scene.loaded.config.engine_program(), &place);
+    let is_prepared = |files: &[PathBuf]| {
+        copies.iter().any(|copy| {
+            let of = copy["of"].as_str().and_then(|of| place_of(Path::new(of)));
+            copy["state"] == "current"
+                && copy["precision"] == word
+                && of.is_some_and(|of| {
+                    files.iter().filter_map(|file| place_of(file)).any(|file| file.starts_with(&of))
+                })
+        })
+    };
+    let missing = transformers.iter().filter(|part| !is_prepared(&part.files));
+    let runs: Vec<Run> = missing
+        .map(|part| {
+            let path = folder_of(&part.path, &part.files).into();
+            Run::new(&["model", "prepare"], [path, "--precision".into(), word.into()])
+        })
+        .collect();
+    if runs.is_empty() {
+        return Step::done(NAME, format!("the copy in {word} is there"));
+    }
+    Step::runs(
+        NAME,
+        format!(
+            "write a copy in {word}, so that the engine starts faster; it takes about half of the files' room"
+        ),
+        runs,
+        !scene.on.user,
+    )
+}
+
+/// Returns the real path of a folder, or of a name in a folder. A link into the Hugging Face cache stays a link: the blob that
+/// it leads to is in no folder of the model.
+fn place_of(path: &Path) -> Option<PathBuf> {
+    if path.is_dir() {
+        return fs::canonicalize(path).ok();
+    }
+    Some(fs::canonicalize(path.parent()?).ok()?.join(path.file_name()?))
+}
+
+/// Returns the prepared copies that this user sees.
+fn copies(engine: &Path, place: &[OsString]) -> Vec<Value> {
+    let mut list = Command::new(engine);
+    let output =
+        list.arg("cache").args(place).arg("--json").stdin(Stdio::null()).stderr(Stdio::null()).output();
+    let listed: Option<Value> = output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok());
+    listed.and_then(|listed| listed["copies"].as_array().cloned()).unwrap_or_default()
+}
+
+/// Returns the step that makes a first video: of a picture that was given, with the configured model, else with the small
+/// model that comes with animd.
+pub async fn video(scene: &Scene<'_>) -> Step {
+    const NAME: &str = "video";
+    if let Some(id) = newest_done(scene.on).await {
+        return Step::done(NAME, format!("job {id} has made one; `animctl history` lists them"));
+    }
+    if scene.machine.state.is_none() {
+        return Step::todo(NAME, "when animd runs", Vec::new());
+    }
+    match scene.picture.filter(|_| scene.loaded.config.model.path.is_some()) {
+        Some(picture) => {
+            let run = Run::new(&["submit"], [picture.into(), "--wait".into()]);
+            Step::runs(NAME, "make a first video", vec![run], false)
+        }
+        None => {
+            let run = Run::new(&["demo"], []);
+            Step::runs(
+                NAME,
+                "make a first video with the small model, which shows that everything works",
+                vec![run],
+                false,
+            )
+        }
+    }
+}
+
+/// Returns the number of this user's newest job that has made a video.
+async fn newest_done(on: On) -> Option<u64> {
+    let filter: HashMap<&str, Variant<'_>> = HashMap::from([("state", "done".into())]);
+    let jobs = on.connect().await.ok()?.manager.history(filter).await.ok()?;
+    json_of(jobs.first()?)["id"].as_u64()
+}

@@ -1,0 +1,88 @@
+//! The settings of a job: as JSON in its row, and its `LoRAs` in rows of their own, to be asked for by name and hash.
+
+use animd_protocol::ErrorCode;
+use animd_protocol::request::Request;
+use rusqlite::{Connection, params};
+
+use crate::error::{Error, Result};
+
+/// Returns settings as JSON.
+///
+/// # Errors
+/// [`Error::Refused`] with `invalid-setting` for what JSON cannot say.
+pub(super) fn json(request: &Request) -> Result<String> {
+    serde_json::to_string(request).map_err(|e| {
+        Error::refused(ErrorCode::InvalidSetting, format!("the settings cannot be written down: {e}"))
+    })
+}
+
+/// Writes a job's `LoRAs` down, in the place of those that it had.
+pub(super) fn set_loras(db: &Connection, id: u64, request: &Request) -> Result<()> {
+    db.prepare_cached("DELETE FROM job_lora WHERE job = ?1")?.execute(params![id as i64])?;
+    let mut insert = db.prepare_cached(
+        "INSERT INTO job_lora (job, n, name, strength, strength_low, sha256) VALUES (?1, ?2, ?3, ?4, ?5, unhex(?6))",
+    )?;
+    for (n, choice) in request.lora.iter().enumerate() {
+        let (name, sha256) = (&choice.name, &choice.sha256);
+        insert.execute(params![id as i64, n as i64, name, choice.strength, choice.strength_low, sha256])?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use animd_protocol::lora;
+    use animd_protocol::request::Settings;
+
+    use super::super::{Added, NewJob, Store};
+    use super::*;
+
+    type Row = (i64, String, f64, Option<f64>, Option<Vec<u8>>);
+
+    fn rows(store: &Store, id: u64) -> Result<Vec<Row>> {
+        let mut find = store.db.prepare(
+            "SELECT n, name, strength, strength_low, sha256 FROM job_lora WHERE job = ?1 ORDER BY n",
+        )?;
+        let rows = find.query_map([id as i64], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    #[test]
+    fn loras_have_rows_of_their_own() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
+        let mut store = Store::open(&dir.path().join("ledger.db"))?;
+        let request = |text: &str| -> Result<Request> {
+            Ok(Settings { lora: Some(lora::parse(text)?), ..Settings::default() }.resolve(|| 7)?)
+        };
+        let first = request("detail:0.5, pair:1:-0.25")?;
+        let new = NewJob {
+            owner: 1000,
+            watched: false,
+            idempotency_key: None,
+            priority: 0,
+            outbox: None,
+            retry_of: None,
+            per_user: 100,
+            name: "photo.png".into(),
+            source: None,
+            picture_bytes: 9,
+            last: None,
+            parts_bytes: 0,
+            work: Ok(([1; 32], Box::new(first))),
+        };
+        let Added::New(id) = store.add(&new, || true)? else { panic!("it is new") };
+        let unknown = [(0, "detail".into(), 0.5, None, None), (1, "pair".into(), 1.0, Some(-0.25), None)];
+        assert_eq!(rows(&store, id)?, unknown);
+
+        let hash = "0f".repeat(32);
+        let pinned = request(&format!("detail:0.5#{hash}"))?;
+        store.pin_loras(id, &pinned)?;
+        assert_eq!(rows(&store, id)?, [(0, "detail".into(), 0.5, None, Some(vec![15; 32]))]);
+        assert_eq!(store.job(id)?.and_then(|job| job.request), Some(pinned));
+        store.db.execute("DELETE FROM job", [])?;
+        assert!(rows(&store, id)?.is_empty(), "they go with their job");
+        Ok(())
+    }
+}

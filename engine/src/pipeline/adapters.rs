@@ -1,0 +1,142 @@
+//! The `LoRA`s of a model's transformers, and what differs from those that are loaded.
+//!
+//! A job's `LoRA`s come after those of the model's own file. Each change is made of the file's own values, never of changed ones, so
+//! that no job leaves traces in the next.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use animd_protocol::dims::DitConfig;
+use animd_protocol::dims::schema::{self, Expected};
+use animd_protocol::lora::LoraChoice;
+use animd_protocol::profile::Precision;
+
+use crate::weights::{Adapter, Lora, Merged, RoundedAgain, Strength, WeightSource, told_expert};
+use crate::{Error, Result};
+
+/// The source of a network's weights.
+pub(super) type Shared = Arc<dyn WeightSource + Send>;
+
+/// The `LoRA`s of a model's transformers.
+pub(super) struct Adapters {
+    /// Those of the model's own file.
+    own: Vec<Adapter>,
+    /// Those of the current job.
+    of_job: Vec<Adapter>,
+    pub(super) transformers: Vec<Transformer>,
+}
+
+/// One transformer: its weights without any `LoRA`, and what has changed since they were loaded.
+pub(super) struct Transformer {
+    pub name: String,
+    config: DitConfig,
+    exact: Shared,
+    /// The same weights as the device rounds them.
+    prepared: Option<Shared>,
+    loras: Vec<(Arc<Lora>, f32)>,
+    /// The loaded tensors that are not those of the current `LoRA`s.
+    pub stale: BTreeSet<String>,
+}
+
+impl Transformer {
+    /// Returns the number of parameters that are to be loaded again.
+    pub fn stale_parameters(&self) -> usize {
+        self.count(|tensor| self.stale.contains(&tensor.name))
+    }
+
+    /// Returns the number of all parameters.
+    pub fn parameters(&self) -> usize {
+        self.count(|_| true)
+    }
+
+    fn count(&self, which: impl Fn(&Expected) -> bool) -> usize {
+        let tensors = schema::dit(&self.config).into_iter().filter(|tensor| which(tensor));
+        tensors.map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+    }
+
+    fn merged(&self) -> Merged<Shared> {
+        Merged::new(self.exact.clone(), self.loras.clone()).beside(self.prepared.clone())
+    }
+}
+
+impl Adapters {
+    /// Returns the `LoRA`s of a model, given its transformers by their names in the recipe.
+    pub fn new(own: Vec<Adapter>, transformers: impl Iterator<Item = (String, DitConfig, Shared)>) -> Self {
+        let start = |(name, config, exact)| {
+            let (loras, stale) = (Vec::new(), BTreeSet::new());
+            Transformer { name, config, exact, prepared: None, loras, stale }
+        };
+        let mut adapters = Self { own, of_job: Vec::new(), transformers: transformers.map(start).collect() };
+        adapters.set(Vec::new());
+        adapters
+    }
+
+    /// Takes what no `LoRA` changes in a transformer from a copy whose values are rounded as the device has them.
+    pub fn prepare(&mut self, transformer: usize, prepared: Shared) {
+        if let Some(transformer) = self.transformers.get_mut(transformer) {
+            transformer.prepared = Some(prepared);
+        }
+    }
+
+    /// Returns the weights of each transformer with all changes, by the names of the recipe's networks.
+    pub fn sources(&self) -> impl Iterator<Item = (String, Shared)> {
+        self.transformers.iter().map(|t| -> (String, Shared) { (t.name.clone(), Arc::new(t.merged())) })
+    }
+
+    /// Opens the `LoRA`s that a job chooses, whose files are `files`.
+    pub fn open(&self, wanted: &[LoraChoice], files: &[PathBuf]) -> Result<Vec<Adapter>> {
+        let open = |(choice, file): (&LoraChoice, &PathBuf)| {
+            let strength = match choice.strength_low {
+                Some(low) => Strength::Each([choice.strength, low]),
+                None => Strength::AsTold(choice.strength, told_expert(&choice.name)),
+            };
+            for known in &self.of_job {
+                if let Some(again) = known.again(file, strength)? {
+                    return Ok(again);
+                }
+            }
+            let Some(Transformer { config, .. }) = self.transformers.first() else {
+                return Err(Error::Internal("the model has no transformer".into()));
+            };
+            Adapter::open(file, config, self.transformers.len(), strength)
+        };
+        wanted.iter().zip(files).map(open).collect()
+    }
+
+    /// Sets the `LoRA`s of the current job.
+    pub fn set(&mut self, of_job: Vec<Adapter>) {
+        for (i, transformer) in self.transformers.iter_mut().enumerate() {
+            let all = self.own.iter().chain(&of_job);
+            let loras: Vec<_> = all.map(|adapter| (adapter.lora().clone(), adapter.strength(i))).collect();
+            transformer.stale.extend(transformer.merged().differs(&loras));
+            transformer.loras = loras;
+        }
+        self.of_job = of_job;
+    }
+
+    /// Tells the log what it costs that quantised weights are rounded once more, if they are.
+    pub fn tell_rounding(&self, precision: Precision) -> Result<()> {
+        for transformer in self.transformers.iter().filter(|transformer| !transformer.stale.is_empty()) {
+            if let Some(again) = transformer.merged().rounded_again(precision)? {
+                let (network, RoundedAgain { name, stored, error }) = (&transformer.name, again);
+                tracing::info!(
+                    "{network} is stored as {stored}: what LoRAs change is expanded, changed in f32 and rounded to {precision:?} again, \
+                     which is {:.1} % off at `{name}`",
+                    100.0 * error
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that everything has been loaded as it is to be.
+    pub fn loaded(&mut self) {
+        self.transformers.iter_mut().for_each(|transformer| transformer.stale.clear());
+    }
+
+    /// Returns the number of parameters that are to be loaded again.
+    pub fn stale_parameters(&self) -> usize {
+        self.transformers.iter().map(Transformer::stale_parameters).sum()
+    }
+}

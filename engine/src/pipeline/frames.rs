@@ -1,0 +1,59 @@
+//! A job's latents and frames as numbers, for measurements: without a video file, and so without a video encoder.
+
+use std::path::Path;
+
+use animd_protocol::progress::Stage;
+
+use super::clock::Clock;
+use super::pictures::Previews;
+use super::{Conditioning, Job, Parts, Pipeline, condition, denoise};
+use crate::Result;
+use crate::backend::Backend;
+use crate::progress::Observer;
+use crate::sampler::SamplerConfig;
+
+/// What a job computes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Frames {
+    /// The last step's latents, `[16, t, h, w]`.
+    pub latents: Vec<f32>,
+    /// The frames that the video encoder would get, `[frames, height, width, 3]`.
+    pub rgb: Vec<u8>,
+    /// How often a step cache has saved a forward of the DiT.
+    pub forwards_skipped: u32,
+}
+
+impl<B: Backend> Pipeline<B> {
+    /// Makes the frames of `job`, and keeps them in memory. The VAE works on tiles with sides of at most `tile` latent pixels, or
+    /// as the job's plan says.
+    ///
+    /// # Errors
+    /// Returns those of [`Self::run`], apart from those of the file.
+    pub fn frames(&mut self, job: &Job, tile: Option<usize>, observer: &dyn Observer) -> Result<Frames> {
+        self.begin();
+        self.check(job)?;
+        let sampler = SamplerConfig::new(&job.request)?;
+        let mut clock = Clock::start(observer, job.request.steps, self.costs(job));
+        clock.stage(Stage::Load)?;
+        self.load(&mut clock)?;
+        let attention = self.setup().attention;
+        let tile = tile.or(self.plan(job).tile);
+        let mut parts = self.parts()?;
+        let mut notes = Vec::new();
+        let mut conditioning = condition(&mut parts, job, tile, &mut notes, &mut clock)?;
+        clock.stage(Stage::Denoise)?;
+        let mut previews = Previews::new(None::<&Path>, None);
+        let (latents, plan) =
+            denoise(&parts, job, &sampler, attention, &mut conditioning, &mut previews, &mut clock)?;
+        let Conditioning { mut outputs, .. } = conditioning;
+        clock.stage(Stage::VaeDecode)?;
+        let mut rgb = Vec::new();
+        let mut keep = |_, frames: &[u8]| {
+            rgb.extend_from_slice(frames);
+            outputs.check()
+        };
+        parts.rescue(tile, observer).decode(&latents, &mut keep)?;
+        let Parts { backend, .. } = parts;
+        Ok(Frames { latents: backend.download(&latents)?, rgb, forwards_skipped: plan.forwards().1 })
+    }
+}
