@@ -21,6 +21,9 @@ use rustix::process::{Pid, Signal, kill_process};
 /// How many pictures wait or run at a time.
 const LOAD: i64 = 12;
 
+/// Seconds that a picture should lie unchanged. Some words come after their picture, within this time.
+const STABLE: f64 = 2.0;
+
 /// Pseudo-random numbers, the same for the same seed.
 struct Dice(u64);
 
@@ -64,11 +67,21 @@ impl Load {
         for _ in open..LOAD {
             let n = self.dropped;
             let slow = [0, 2, 5, 15, 40][self.dice.roll(5) as usize];
-            fs::write(self.house.path(&format!("inbox/p{n}.txt")), format!("slow={slow}")).unwrap();
+            let words = |house: &House| {
+                fs::write(house.path(&format!("inbox/p{n}.txt")), format!("slow={slow}")).unwrap();
+            };
+            let come_late = self.dice.roll(3) == 0;
+            if !come_late {
+                words(&self.house);
+            }
             let picture = [PICTURE, format!("{n}").as_bytes()].concat();
             // Writes the picture elsewhere and moves it in complete, as a careful program does.
             fs::write(self.house.path("whole"), picture).unwrap();
             fs::rename(self.house.path("whole"), self.house.path(&format!("inbox/p{n}.png"))).unwrap();
+            if come_late {
+                std::thread::sleep(Duration::from_millis(self.dice.roll(600)));
+                words(&self.house);
+            }
             self.dropped += 1;
         }
     }
@@ -82,6 +95,7 @@ fn main() -> ExitCode {
     let mut load = Load { house: House::new(config), dice: Dice(seed), dropped: 0 };
     let mut kills = Kills::default();
     let start = Instant::now();
+    load.house.set_stable(STABLE);
     load.house.start();
     for n in 0..count {
         load.fill();
@@ -127,6 +141,7 @@ fn report(load: &Load, kills: &Kills, took: Duration, seed: u64) -> ExitCode {
         }
     }
     let rows = number("SELECT count(*) FROM job");
+    let wordless = number("SELECT count(*) FROM job WHERE settings_json ->> 'prompt' NOT LIKE 'slow=%'");
     let done = number("SELECT count(*) FROM job WHERE state = 'done'");
     for (what, value) in [
         ("seed", seed as i64),
@@ -146,10 +161,15 @@ fn report(load: &Load, kills: &Kills, took: Duration, seed: u64) -> ExitCode {
         ("videos", videos.len() as i64),
         ("jobs lost", lost as i64),
         ("videos doubled", doubled as i64),
+        ("jobs without their words", wordless),
+        (
+            "jobs that began again with late words",
+            number("SELECT count(*) FROM event WHERE text = 'it begins again with them'"),
+        ),
         ("files left behind", litter as i64),
     ] {
         println!("{what:42} {value:6}");
     }
-    let fine = rows == load.dropped && done == rows && lost + doubled + litter == 0;
+    let fine = rows == load.dropped && done == rows && lost + doubled + litter == 0 && wordless == 0;
     if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -268,24 +268,51 @@ fn gif(source: &mut Source<'_>) -> Size {
     Ok((source.le16(6)?, source.le16(8)?))
 }
 
-/// Reads a JPEG's size from its frame header, behind any number of segments and any length of padding.
+/// Reads a JPEG's size from its frame header, behind any number of segments.
 fn jpeg(source: &mut Source<'_>) -> Size {
     let mut at = 2;
     loop {
-        let [mark, kind, high, low] = source.get(at)?;
-        match (mark, kind) {
-            // C4, C8 and CC are not frame headers.
-            (0xff, 0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf) => {
-                let [h1, h2, w1, w2] = source.get(at + 5)?;
+        let segment = Segment::find(source, at)?;
+        match segment.marker {
+            // The frames that the engine's decoder knows; it passes over others, which are lossless or arithmetic.
+            0xc0..=0xc2 => {
+                let [h1, h2, w1, w2] = source.get(segment.at + 5)?;
                 return Ok((u16::from_be_bytes([w1, w2]).into(), u16::from_be_bytes([h1, h2]).into()));
             }
             // A scan or the end comes before any frame.
-            (0xff, 0xd9 | 0xda) => return Err(Trouble::Odd),
-            // Markers without a length.
-            (0xff, 0x01 | 0xd0..=0xd8) => at += 2,
-            (0xff, 0x02..=0xfe) => at += 2 + u64::from(u16::from_be_bytes([high, low]).max(2)),
-            // Padding before a marker.
-            _ => at += 1,
+            0xd9 | 0xda => return Err(Trouble::Odd),
+            _ => at = segment.end,
+        }
+    }
+}
+
+/// A segment of a JPEG's head.
+struct Segment {
+    marker: u8,
+    /// The position of the marker.
+    at: u64,
+    /// The position behind the segment.
+    end: u64,
+}
+
+impl Segment {
+    /// Finds the segment that begins at `at`, or behind padding and other bytes that belong to none.
+    ///
+    /// # Errors
+    /// [`Trouble::Odd`] where decoders disagree on what follows: a zero behind a padding byte, and a marker that has no length
+    /// by the standard and no business in the head.
+    fn find(source: &mut Source<'_>, mut at: u64) -> Result<Self, Trouble> {
+        loop {
+            let [mark, marker] = source.get(at)?;
+            match (mark, marker) {
+                (0xff, 0x00 | 0x01 | 0xd0..=0xd8) => return Err(Trouble::Odd),
+                (0xff, 0xd9) => return Ok(Self { marker, at, end: at + 2 }),
+                (0xff, 0x02..=0xfe) => {
+                    let length = u64::from(u16::from_be_bytes(source.get(at + 2)?).max(2));
+                    return Ok(Self { marker, at, end: at + 2 + length });
+                }
+                _ => at += 1,
+            }
         }
     }
 }
@@ -376,10 +403,20 @@ mod tests {
         // A header of OS/2.
         let bmp = b"BM\0\0\0\0\0\0\0\0\x1a\0\0\0\x0c\0\0\0\x34\0\x24\0\x01\0\x18\0";
         assert_eq!(size(bmp)?, Some((52, 36)));
-        // Padding before a marker, and a marker without a length.
-        let mut jpeg = fixture("rgb.jpg");
-        jpeg.splice(2..2, [0xff, 0xff, 0xff, 0x01, 0xff]);
-        assert_eq!(size(&jpeg)?, Some((52, 36)));
+        // Padding before a marker.
+        let jpeg = |more: &[u8]| {
+            let mut jpeg = fixture("rgb.jpg");
+            jpeg.splice(2..2, more.iter().copied());
+            jpeg
+        };
+        assert_eq!(size(&jpeg(&[b'x', 0xff, 0xff]))?, Some((52, 36)));
+        // The engine's decoder gives these markers a length, and the standard gives them none.
+        for marker in [0x00, 0x01, 0xd0, 0xd3, 0xd8] {
+            assert_eq!(size(&jpeg(&[0xff, marker, 0, 4, 1, 2]))?, None, "{marker:x}");
+        }
+        // The decoder passes over frames that it does not know.
+        let lossless = [0xff, 0xc3, 0, 17, 8, 0xff, 0xff, 0xff, 0xff, 3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1];
+        assert_eq!(size(&jpeg(&lossless))?, Some((52, 36)));
         // Bits that ask for scaling.
         let mut webp = fixture("lossy.webp");
         webp[27] |= 0x40;

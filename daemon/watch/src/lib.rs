@@ -65,10 +65,13 @@ pub async fn run(config: Config, bus: Bus) -> Result<()> {
     let places: places::Shared = Arc::new(RwLock::new(config.watch.iter().flat_map(Place::places).collect()));
     for place in &config.watch {
         let [inbox, _] = place.places();
+        let stable = Duration::from_secs_f64(place.stable_seconds.unwrap_or(config.stable_seconds));
         let options = Options {
             root: Root::new(inbox, places.clone()),
             create: true,
-            stable: Duration::from_secs_f64(place.stable_seconds.unwrap_or(config.stable_seconds)),
+            stable,
+            // A job over the bus has its words for good.
+            early: stable,
             poll_stable: Duration::from_secs_f64(
                 place.stable_seconds.unwrap_or(config.stable_seconds.max(folder::POLL_STABLE.as_secs_f64())),
             ),

@@ -171,7 +171,7 @@ mod tests {
     fn ready(path: PathBuf) -> Result<Ready> {
         let meta = fs::metadata(&path).map_err(Error::file("read", &path))?;
         let root = Root::alone(path.parent().unwrap_or(Path::new("/")));
-        Ok(Ready { identity: Identity::of(&meta), owner: 0, below: PathBuf::new(), root, path })
+        Ok(Ready { identity: Identity::of(&meta), owner: 0, below: PathBuf::new(), root, path, early: false })
     }
 
     #[test]

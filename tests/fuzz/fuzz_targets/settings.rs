@@ -24,7 +24,8 @@ fuzz_target!(|data: &[u8]| {
                 let again = config::from_text(Path::new("/animd.toml"), &printed).expect("it can be read again");
                 assert_eq!(again.config, loaded.config, "{printed}");
             }
-            Err(e) => one_line(&e.to_string()),
+            // A file's mistakes are told together, each on a line.
+            Err(e) => e.to_string().lines().for_each(one_line),
         },
         _ => {
             let (name, value) = text.split_once('=').unwrap_or((text, ""));

@@ -43,6 +43,8 @@ pub struct House {
     address: String,
     service: Option<Child>,
     config: String,
+    /// `inbox.stable_seconds`: short, so that pictures are not taken earlier than that.
+    stable_seconds: f64,
     env: Vec<(String, String)>,
     /// Whether the service treats the bus as the system's.
     system: bool,
@@ -99,6 +101,7 @@ impl House {
             address: address.trim().into(),
             service: None,
             config: config.into(),
+            stable_seconds: 0.2,
             env: Vec::new(),
             system: false,
             uid: None,
@@ -253,8 +256,8 @@ impl House {
         };
         let text = format!(
             "{model}[folders]\ninbox = \"inbox\"\noutbox = \"outbox\"\nstate = \"state\"\n\
-             [inbox]\nstable_seconds = 0.2\n{}",
-            self.config
+             [inbox]\nstable_seconds = {}\n{}",
+            self.stable_seconds, self.config
         );
         fs::write(&file, text).unwrap();
         file
@@ -300,6 +303,12 @@ impl House {
     /// Sets the additional TOML for the next start of the service.
     pub fn configure(&mut self, config: &str) {
         self.config = config.into();
+    }
+
+    /// Sets `inbox.stable_seconds` for the next start of the service.
+    #[allow(dead_code, reason = "not every program with this harness calls it")]
+    pub fn set_stable(&mut self, seconds: f64) {
+        self.stable_seconds = seconds;
     }
 
     /// Ends the bus, as at the end of a session.

@@ -1,14 +1,14 @@
 //! Whether a picture ends before its own end, as one does that is still being written or was copied in part.
 //!
-//! Nothing is decoded: each format says where it ends, or with what. Where that cannot be told in a few reads, a picture
-//! counts as complete, and the engine decides.
+//! Nothing is decoded: each format says where it ends, or with what. Where that cannot be told in a few reads, the engine
+//! decides.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::tiff::Tiff;
-use super::{Format, MAGICS, Source, Trouble, format};
+use super::{Format, MAGICS, Segment, Source, Trouble, format};
 
 /// The most reads for one picture: a PNG of 256 MiB has 32,768 pieces of the usual size.
 const READS: u32 = 1 << 16;
@@ -17,30 +17,42 @@ const TAIL: u64 = 64 << 10;
 /// The number of bytes at the start that must identify the format.
 const START: usize = 16;
 
-/// Returns whether a file is a picture that ends too early. Blocks.
+/// What a file's head and end say of the picture in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The picture ends too early.
+    Early,
+    /// The picture is there to its end.
+    Complete,
+    /// It cannot be told: the file is odd, or no picture.
+    Unknown,
+}
+
+/// Returns what a file says of its own end. Blocks.
 ///
 /// # Errors
 /// What reading says.
-pub fn is_cut_short(file: &File) -> io::Result<bool> {
+pub fn end(file: &File) -> io::Result<End> {
     let length = file.metadata()?.len();
     let read_at = |buffer: &mut [u8], at: u64| file.read_at(buffer, at);
-    is_cut(&mut Source { read_at: &read_at, left: READS }, length)
+    end_of(&mut Source { read_at: &read_at, left: READS }, length)
 }
 
-fn is_cut(source: &mut Source<'_>, length: u64) -> io::Result<bool> {
+fn end_of(source: &mut Source<'_>, length: u64) -> io::Result<End> {
     match whole(source, length) {
-        Ok(whole) => Ok(!whole),
-        Err(Trouble::Early) => Ok(true),
-        Err(Trouble::Odd | Trouble::Foreign(_)) => Ok(false),
+        Ok(Some(true)) => Ok(End::Complete),
+        Ok(Some(false)) | Err(Trouble::Early) => Ok(End::Early),
+        Ok(None) | Err(Trouble::Odd | Trouble::Foreign(_)) => Ok(End::Unknown),
         Err(Trouble::Io(e)) => Err(e),
     }
 }
 
-fn whole(source: &mut Source<'_>, length: u64) -> Result<bool, Trouble> {
+/// Returns whether the picture is complete; `None` for a file that does not say it.
+fn whole(source: &mut Source<'_>, length: u64) -> Result<Option<bool>, Trouble> {
     let mut start = [0; START];
     let read = source.fill(&mut start, 0)?;
     let start = &start[..read];
-    match format(start) {
+    let whole = match format(start) {
         Some(Format::Png) => png(source, length),
         Some(Format::Jpeg) => jpeg(source, length),
         Some(Format::Gif) => gif(source, length),
@@ -50,15 +62,21 @@ fn whole(source: &mut Source<'_>, length: u64) -> Result<bool, Trouble> {
         }
         Some(Format::Bmp) => {
             let whole = u32::from_le_bytes(source.get(2)?);
+            // Some programs leave the length open.
+            if whole == 0 {
+                return Ok(None);
+            }
             Ok(u64::from(whole) <= length)
         }
         Some(Format::Tiff) => Tiff::open(source)?.ends_within(source, length),
         // A few bytes that a picture could begin with.
         None => {
             let begins = |magic: &[u8]| magic.len() > read && magic.starts_with(start);
-            Ok(!(MAGICS.iter().any(|(magic, _)| begins(magic)) || begins(b"RIFF") || is_riff(start)))
+            let begun = MAGICS.iter().any(|(magic, _)| begins(magic)) || begins(b"RIFF") || is_riff(start);
+            return Ok(begun.then_some(false));
         }
-    }
+    };
+    whole.map(Some)
 }
 
 /// Returns whether this is the beginning of a WebP, without the name of the format.
@@ -87,13 +105,11 @@ fn png(source: &mut Source<'_>, length: u64) -> Result<bool, Trouble> {
 fn jpeg(source: &mut Source<'_>, length: u64) -> Result<bool, Trouble> {
     let mut at = 2;
     let scan = loop {
-        let [mark, kind, high, low] = source.get(at)?;
-        match (mark, kind) {
-            (0xff, 0xda) => break at,
-            (0xff, 0xd9) => return Ok(true),
-            (0xff, 0x01 | 0xd0..=0xd8) => at += 2,
-            (0xff, 0x02..=0xfe) => at += 2 + u64::from(u16::from_be_bytes([high, low]).max(2)),
-            _ => at += 1,
+        let segment = Segment::find(source, at)?;
+        match segment.marker {
+            0xda => break segment.at,
+            0xd9 => return Ok(true),
+            _ => at = segment.end,
         }
     };
     let from = scan.max(length.saturating_sub(TAIL));
@@ -115,7 +131,7 @@ mod tests {
     use super::*;
     use crate::picture::TINY;
 
-    fn is_cut_at(bytes: &[u8], length: usize) -> bool {
+    fn end_at(bytes: &[u8], length: usize) -> End {
         let bytes = &bytes[..length];
         let read_at = |buffer: &mut [u8], at: u64| {
             let rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
@@ -123,7 +139,7 @@ mod tests {
             buffer[..n].copy_from_slice(&rest[..n]);
             Ok(n)
         };
-        is_cut(&mut Source { read_at: &read_at, left: READS }, length as u64).expect("readable")
+        end_of(&mut Source { read_at: &read_at, left: READS }, length as u64).expect("readable")
     }
 
     #[test]
@@ -144,19 +160,26 @@ mod tests {
         ] {
             let path = format!("{}/../../tests/fixtures/images/{name}", env!("CARGO_MANIFEST_DIR"));
             let bytes = std::fs::read(path).expect("it is there");
-            assert!(!is_cut_at(&bytes, bytes.len()), "{name}");
+            assert_eq!(end_at(&bytes, bytes.len()), End::Complete, "{name}");
             for part in [1, 2, 5, 9, bytes.len() / 3, bytes.len() / 2, bytes.len() - 20] {
-                assert!(is_cut_at(&bytes, part), "{name}: {part} of {}", bytes.len());
+                assert_eq!(end_at(&bytes, part), End::Early, "{name}: {part} of {}", bytes.len());
             }
         }
-        assert!(!is_cut_at(TINY, TINY.len()) && is_cut_at(TINY, TINY.len() - 1));
+        assert_eq!((end_at(TINY, TINY.len()), end_at(TINY, TINY.len() - 1)), (End::Complete, End::Early));
     }
 
     #[test]
     fn what_follows_a_picture_does_not_matter_and_what_is_none_is_not_cut() {
-        for bytes in [&[TINY, b"more"].concat()[..], b"not a picture", b"%PDF-1.7", b"\0", b"II"] {
-            let cut = is_cut_at(bytes, bytes.len());
-            assert_eq!(cut, bytes == b"II", "{bytes:?}");
+        for (bytes, end) in [
+            (&[TINY, b"more"].concat()[..], End::Complete),
+            (b"not a picture", End::Unknown),
+            (b"%PDF-1.7", End::Unknown),
+            (b"\0", End::Unknown),
+            (b"II", End::Early),
+            // A bitmap that leaves its length open.
+            (b"BM\0\0\0\0\0\0\0\0\x1a\0\0\0\x0c\0\0\0\x34\0\x24\0\x01\0\x18\0", End::Unknown),
+        ] {
+            assert_eq!(end_at(bytes, bytes.len()), end, "{bytes:?}");
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Watched folders, whoever watches them: a picture that is complete is handed over once.
 //!
 //! There is no list of files that were seen: what lies in a folder is what is to do. A picture is complete when it was
-//! moved in, or closed after writing, and has then lain unchanged, with its sidecar, for the configured time.
+//! moved in, or closed after writing, and has then lain unchanged, with its sidecar, for the configured time. A taker for
+//! which later words still count gets it earlier, if its head and its end are there.
 //!
 //! [`Folder`] looks at one folder with everything below it and hands complete pictures to a [`Take`]: the service
 //! queues them, and `animd-watch` sends them over the bus.

@@ -21,8 +21,9 @@
 //! The words from `fail` to `stray` act half-way through denoising, or in the stage that they name: `crash@load`,
 //! `hang@vae-decode`.
 //! The variable `SIM_START` has words for the start: `slow=MS` loads for so long, `model` and `device` refuse the model and
-//! the GPU, `model=END` refuses a model whose path ends so, `protocol` speaks another version, `mute` says nothing, `crash` aborts. `SIM_LIVES=FILE` is a file to which each
-//! start adds a byte. With `SIM_KERNELS` it claims code for compute capability 9.0, and to run on the
+//! the GPU, `model=END` refuses a model whose path ends so, `protocol` speaks another version, `mute` says nothing, `crash` aborts.
+//! `SIM_LIVES=FILE` is a file to which each start adds a byte. A model in a folder called `models` has its name, any other is called
+//! `simulated`. With `SIM_KERNELS` it claims code for compute capability 9.0, and to run on the
 //! GPU that it is given.
 
 use std::io::{self, BufRead, BufReader, Write};
@@ -101,6 +102,13 @@ fn recipe() -> Recipe {
     recipe
 }
 
+/// Returns what a model at this path is called.
+fn name(model: &Path) -> String {
+    let is_named = model.parent().is_some_and(|folder| folder.ends_with("models"));
+    let name = model.file_stem().filter(|_| is_named);
+    name.map_or_else(|| "simulated".into(), |name| name.to_string_lossy().into_owned())
+}
+
 fn main() -> io::Result<()> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let line = Line(Arc::new(Mutex::new(socket.try_clone()?)));
@@ -110,11 +118,11 @@ fn main() -> io::Result<()> {
     }
     thread::sleep(start.millis("slow").unwrap_or_default());
     let model = std::env::args().skip_while(|word| word != "--model").nth(1).unwrap_or_default();
-    let is_named = |code: ErrorCode| start.value(code.name()).is_some_and(|end| model.ends_with(end));
+    let is_refused = |code: ErrorCode| start.value(code.name()).is_some_and(|end| model.ends_with(end));
     for (code, message) in
         [(ErrorCode::Model, "the model folder is empty"), (ErrorCode::Device, "there is no GPU")]
     {
-        if start.has(code.name()) || is_named(code) {
+        if start.has(code.name()) || is_refused(code) {
             line.send(&FromEngine::Failed { job: 0, code, message: message.into() });
             process::exit(1);
         }
@@ -135,7 +143,7 @@ fn main() -> io::Result<()> {
         protocol: PROTOCOL + u32::from(start.has("protocol")),
         version: env!("CARGO_PKG_VERSION").into(),
         backend: if visible { "cuda" } else { "cpu" }.into(),
-        model: "simulated".into(),
+        model: name(Path::new(&model)),
         kernels,
         // A small model: the service refuses what the machine's memory does not hold.
         recipe: Some(Box::new(recipe())),
@@ -156,6 +164,8 @@ fn main() -> io::Result<()> {
             ToEngine::Hello { .. } => {}
             ToEngine::Cancel { job } => canceled.store(job, Ordering::SeqCst),
             ToEngine::Generate { job, image, output, pictures, request, .. } => {
+                // An earlier attempt at this job may have been cancelled.
+                _ = canceled.compare_exchange(job, 0, Ordering::SeqCst, Ordering::SeqCst);
                 let (line, hung, canceled) = (line.clone(), hung.clone(), canceled.clone());
                 thread::spawn(move || {
                     let work = (&*image, &*output, &pictures, &*request);

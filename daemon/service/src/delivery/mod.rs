@@ -25,6 +25,7 @@ use crate::events::{Change, Events};
 use crate::store::ledger::{Ended, Job, Ledger, Outcome, State};
 use crate::store::{PartFolders, Picture, PictureFiles, Results, Spool, Watches, release_pictures};
 
+pub use source::is_same_wish;
 pub use waiting::{AWAY, Waiting, deliver_waiting};
 
 const LOOK: &str = "look into the service's log (`journalctl -u animd`, or its standard error)";

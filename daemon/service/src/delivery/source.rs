@@ -1,18 +1,24 @@
 //! The picture in the watched folder: whether its settings have changed, and where it goes when its job has ended.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use animd_common::Error as Common;
 use animd_common::files::hash;
 use animd_common::tasks::blocking;
 use animd_common::watch::away::{self, Leaving};
+use animd_common::watch::folder::EARLY;
 use animd_common::watch::names::{CANCELED, DONE, FAILED};
 use animd_common::watch::root::Root;
 use animd_common::watch::sidecar;
+use animd_protocol::request::Request;
 
 use super::Delivery;
 use crate::error::{Error, Result};
-use crate::store::ledger::{Job, Outcome};
+use crate::events::Change;
+use crate::store::ledger::{Job, Outcome, Renewal, State};
+use crate::store::release_pictures;
 
 impl Delivery {
     /// Returns where the source of a job goes when it ends like this. A retry moves pictures of watched folders only.
@@ -44,10 +50,55 @@ impl Delivery {
         let seed = || job.request.as_ref().map_or(0, |request| request.seed);
         let complete = |own| self.defaults.complete(own);
         match sidecar::request(&root, &source.path, complete, &self.defaults.family(), seed) {
-            Ok(request) => job.request.as_ref() != Some(&request) || ends_elsewhere(job, &root),
+            Ok(request) => {
+                let same = job.request.as_ref().is_some_and(|known| is_same_wish(known, &request));
+                !same || ends_elsewhere(job, &root)
+            }
             Err(Common::Refused { text, .. }) => job.error_text != Some(text.into()),
             Err(_) => false,
         }
+    }
+
+    /// Returns until when newer words for a job, or its picture once more, make it begin again, in microseconds since the
+    /// epoch: a picture is taken before the time is over that it should lie unchanged. `None` for a job that is not a watched
+    /// folder's.
+    pub fn renewable_until_us(&self, job: &Job) -> Option<i64> {
+        let source = job.source.as_ref().filter(|_| job.retry_of.is_none())?;
+        let own = self.watches.find(&source.path)?.stable_seconds.map(Duration::from_secs_f64);
+        let left = own.unwrap_or_else(|| self.config.get().inbox.stable()).checked_sub(EARLY)?;
+        Some((job.created_us as i64).saturating_add(left.as_micros() as i64))
+    }
+
+    /// Returns whether what came beside a job's picture in time says something else than the job has, so that the watcher of
+    /// the folder is about to bring it. Blocks.
+    pub fn is_awaited(&self, job: &Job) -> bool {
+        let Some((source, until_us)) = job.source.as_ref().zip(self.renewable_until_us(job)) else {
+            return false;
+        };
+        let root = self.watches.root_of(&source.path, None);
+        sidecar::changed_us(&root, &source.path).is_some_and(|changed_us| changed_us <= until_us)
+            && self.is_late(job)
+    }
+
+    /// Gives an open job other settings and perhaps another picture, and releases what it had before. Returns false if it is
+    /// not in state `from` any more.
+    pub async fn renew(&self, job: Job, from: State, renewal: Arc<Renewal>) -> Result<bool> {
+        let (delivery, id) = (self.clone(), job.id);
+        let renewed = blocking(move || -> Result<bool> {
+            let kept = renewal.clone();
+            let renewed = delivery.ledger.call_blocking(move |db| db.renew(id, from, &kept))?;
+            if renewed {
+                delivery.parts.remove(&job);
+                release_pictures(&delivery.ledger, &delivery.spool, &job)?;
+            }
+            Ok(renewed)
+        });
+        let renewed = renewed.await?;
+        if renewed {
+            tracing::info!(job = id, "job {id} has new settings, from what arrived late beside its picture");
+            self.events.tell(Change::State(id));
+        }
+        Ok(renewed)
     }
 
     /// Moves the picture and its sidecars out of the watched folder, if it is still the one that was taken, or from the
@@ -119,4 +170,14 @@ fn ends_elsewhere(job: &Job, root: &Root) -> bool {
     let Ok(Some(last)) = sidecar::open_last(root, &source.path, &request.last) else { return false };
     let changed = rustix::fs::fstat(&last).is_ok_and(|stat| sidecar::stat_changed_us(&stat) > source.read_us);
     changed && hash(&last, |_| Ok(())).is_ok_and(|now| now != copied)
+}
+
+/// Returns whether two requests ask for the same. A `LoRA`'s hash is asked for by nobody: a job has it once its file was read.
+pub fn is_same_wish(one: &Request, other: &Request) -> bool {
+    let asked = |request: &Request| {
+        let mut request = request.clone();
+        request.lora.iter_mut().for_each(|choice| choice.sha256 = None);
+        request
+    };
+    asked(one) == asked(other)
 }

@@ -15,13 +15,14 @@ use animd_protocol::request::Request;
 use tokio::time::Instant;
 
 use super::engine::{Engine, Exit, Hello};
+use super::late::Finished;
 use super::profile::Opened;
-use super::state::{Absence, Cancel, Loss, Running, Trouble};
+use super::state::{Absence, Loss, Running, Stop, Then, Trouble};
 use super::{LEDGER_PAUSE, Supervisor, Tools};
 use crate::error::{Error, Result};
 use crate::events::{Change, Live};
 use crate::store::Picture;
-use crate::store::ledger::{Ended, Job, State};
+use crate::store::ledger::{Ended, Job, Renewal, State};
 
 /// How long an engine that has closed its socket may take to exit: the driver frees its memory first.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
@@ -41,6 +42,8 @@ pub(super) enum Unsettled {
     GivenBack,
     /// The job runs again because the engine died while working on it.
     Crashed(String),
+    /// The job begins again with other settings.
+    Renewed(Box<Job>, Arc<Renewal>),
 }
 
 impl Supervisor {
@@ -88,6 +91,9 @@ impl Supervisor {
                 Unsettled::Finishing => delivery.settle(id).await,
                 Unsettled::GivenBack => {
                     ledger.call(move |db| db.give_back(id, "it could not be started")).await
+                }
+                Unsettled::Renewed(job, renewal) => {
+                    delivery.renew(*job, State::Running, renewal).await.map(|_| ())
                 }
                 Unsettled::Crashed(why) => ledger.call(move |db| db.crashed(id, &why)).await,
             }
@@ -270,10 +276,18 @@ impl Supervisor {
     async fn done(&mut self, id: u64, report: Report) {
         let Some(running) = self.attempt_ends(id) else { return };
         self.failures = 0;
-        let (delivery, job) = (self.tools.delivery.clone(), running.job);
-        let finished = Unsettled::Finished(Box::new((Job::clone(&job), report.clone())));
-        match self.patiently(async move { delivery.examine(*job, report).await }).await {
+        match running.stop {
+            Some(Stop { then: Then::Renew(renewal), .. }) => self.begin_again(*running.job, renewal).await,
             // A cancel that came too late changes nothing, because there is a video.
+            _ => self.finish(*running.job, Finished::Done(report)).await,
+        }
+    }
+
+    /// Delivers the video of a job.
+    pub(super) async fn deliver(&mut self, job: Job, report: Report) {
+        let (delivery, id) = (self.tools.delivery.clone(), job.id);
+        let finished = Unsettled::Finished(Box::new((job.clone(), report.clone())));
+        match self.patiently(async move { delivery.examine(job, report).await }).await {
             Ok(ended) => self.conclude(id, ended).await,
             Err(e) => self.keep(id, finished, &e),
         }
@@ -282,10 +296,11 @@ impl Supervisor {
     async fn failed(&mut self, id: u64, code: ErrorCode, text: String) {
         let Some(running) = self.attempt_ends(id) else { return };
         self.failures = 0;
-        match (code, running.cancel) {
-            (ErrorCode::Canceled, Some(Cancel { text, .. })) => {
+        match (code, running.stop.map(|stop| stop.then)) {
+            (ErrorCode::Canceled, Some(Then::Cancel(text))) => {
                 self.conclude(id, Ended::Canceled { text }).await;
             }
+            (_, Some(Then::Renew(renewal))) => self.begin_again(*running.job, renewal).await,
             // Somebody other than the supervisor told the engine to end, and it is about to.
             (ErrorCode::Canceled, None) => {
                 self.requeue(*running.job, "the engine was told to end", false).await;
@@ -314,12 +329,12 @@ impl Supervisor {
                     None => text,
                 };
                 let text = names.into_iter().fold(text, named);
-                self.conclude(id, Ended::Failed { code, text }).await;
+                self.finish(*running.job, Finished::Failed { code, text }).await;
             }
         }
     }
 
-    async fn conclude(&mut self, id: u64, ended: Ended) {
+    pub(super) async fn conclude(&mut self, id: u64, ended: Ended) {
         self.meter.job_ends(id, &ended).await;
         let (delivery, told) = (self.tools.delivery.clone(), ended.clone());
         if let Err(e) = self.patiently(async move { delivery.end(id, State::Running, told).await }).await {
@@ -350,11 +365,11 @@ impl Supervisor {
         self.pause();
         for running in jobs {
             self.attempt_ended(&running);
-            match running {
-                Running { job, cancel: Some(Cancel { text, .. }) } => {
-                    self.conclude(job.id, Ended::Canceled { text }).await;
-                }
-                Running { job, cancel: None } => self.requeue(*job, &why, exit.is_memory()).await,
+            let Running { job, stop } = running;
+            match stop.map(|stop| stop.then) {
+                Some(Then::Cancel(text)) => self.conclude(job.id, Ended::Canceled { text }).await,
+                Some(Then::Renew(renewal)) => self.begin_again(*job, renewal).await,
+                None => self.requeue(*job, &why, exit.is_memory()).await,
             }
         }
     }
@@ -371,17 +386,20 @@ impl Supervisor {
         }
         for running in jobs {
             self.attempt_ended(&running);
-            let id = running.job.id;
-            if let Some(Cancel { text, .. }) = running.cancel {
-                self.conclude(id, Ended::Canceled { text }).await;
-                continue;
+            let Running { job, stop } = running;
+            let id = job.id;
+            match stop.map(|stop| stop.then) {
+                Some(Then::Cancel(text)) => self.conclude(id, Ended::Canceled { text }).await,
+                Some(Then::Renew(renewal)) => self.begin_again(*job, renewal).await,
+                None => {
+                    tracing::info!(job = id, "job {id} goes back into the queue: {why}");
+                    if let Err(e) = self.tools.ledger.call(move |db| db.give_back(id, why)).await {
+                        self.keep(id, Unsettled::GivenBack, &e);
+                    }
+                    self.remove_part(&job).await;
+                    self.tools.events.tell(Change::State(id));
+                }
             }
-            tracing::info!(job = id, "job {id} goes back into the queue: {why}");
-            if let Err(e) = self.tools.ledger.call(move |db| db.give_back(id, why)).await {
-                self.keep(id, Unsettled::GivenBack, &e);
-            }
-            self.remove_part(&running.job).await;
-            self.tools.events.tell(Change::State(id));
         }
     }
 
@@ -410,7 +428,7 @@ impl Supervisor {
     }
 
     /// Removes a job's unfinished file, and feeds the watchdog meanwhile, because its disk may hang.
-    async fn remove_part(&mut self, job: &Job) {
+    pub(super) async fn remove_part(&mut self, job: &Job) {
         let part = self.tools.delivery.part(job);
         let removed = blocking(move || fs::remove_file(&part).map_err(Error::file("remove", &part)));
         _ = self.patiently(removed).await;

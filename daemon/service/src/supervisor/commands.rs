@@ -1,8 +1,11 @@
 //! Commands to the supervisor, which alone touches the engine and the running job.
 
+use std::sync::Arc;
+
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{Error, Result};
+use crate::store::ledger::Renewal;
 
 /// A command, with the place for its answer.
 pub enum Command {
@@ -14,6 +17,15 @@ pub enum Command {
         text: String,
         /// Whether there was something to cancel.
         reply: oneshot::Sender<Result<bool>>,
+    },
+    /// Lets the running job begin again with other settings.
+    Renew {
+        /// The job.
+        id: u64,
+        /// The settings.
+        renewal: Arc<Renewal>,
+        /// The answer: whether the job still runs.
+        reply: oneshot::Sender<bool>,
     },
     /// Ends an idle engine, which gives all its memory back; it comes again with the next job.
     Unload {
@@ -49,6 +61,15 @@ impl Commands {
     pub async fn cancel(&self, id: u64, text: String) -> Result<bool> {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::Cancel { id, text, reply }, answer).await?
+    }
+
+    /// Lets a running job begin again with other settings; false if it runs no longer, or is being cancelled.
+    ///
+    /// # Errors
+    /// [`Error::STOPPING`].
+    pub async fn renew(&self, id: u64, renewal: Arc<Renewal>) -> Result<bool> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Renew { id, renewal, reply }, answer).await
     }
 
     /// Ends the engine; the next job starts it again.

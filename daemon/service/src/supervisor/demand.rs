@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Supervisor;
 use super::attempt::Unsettled;
-use super::state::{Absence, Cancel, Loss};
+use super::state::{Absence, Loss, Stop, Then};
 use crate::error::{Error, Result};
 use crate::holds::What;
 use crate::store::ledger::{Ended, State};
@@ -31,20 +31,38 @@ impl Supervisor {
 
     pub(super) async fn cancel(&mut self, id: u64, text: String) -> Result<bool> {
         let grace = Duration::from_secs(self.tools.config.get().engine.cancel_seconds);
+        if self.release(id).await {
+            return Ok(true);
+        }
         let Some(running) = self.engine.job_mut(id) else {
             return self.cancel_queued(id, text).await;
         };
-        if running.cancel.is_none() {
-            tracing::info!(job = id, "job {id} is being cancelled");
-            running.cancel = Some(Cancel { text, deadline: Instant::now() + grace });
-            self.tools.events.set_canceling(id);
-            if let Some(engine) = self.engine.engine_mut()
-                && let Err(e) = engine.send(&ToEngine::Cancel { job: id }).await
-            {
-                self.lost(Loss::Deaf(e)).await;
+        let told = match &mut running.stop {
+            Some(Stop { then: Then::Cancel(_), .. }) => return Ok(true),
+            Some(stop) => {
+                stop.then = Then::Cancel(text);
+                true
             }
+            stop => {
+                *stop = Some(Stop { then: Then::Cancel(text), deadline: Instant::now() + grace });
+                false
+            }
+        };
+        tracing::info!(job = id, "job {id} is being cancelled");
+        self.tools.events.set_canceling(id);
+        if !told {
+            self.tell_to_stop(id).await;
         }
         Ok(true)
+    }
+
+    /// Tells the engine to stop its job.
+    pub(super) async fn tell_to_stop(&mut self, id: u64) {
+        if let Some(engine) = self.engine.engine_mut()
+            && let Err(e) = engine.send(&ToEngine::Cancel { job: id }).await
+        {
+            self.lost(Loss::Deaf(e)).await;
+        }
     }
 
     async fn cancel_queued(&mut self, id: u64, text: String) -> Result<bool> {

@@ -6,6 +6,7 @@ mod demand;
 mod encoder;
 pub mod engine;
 pub mod gpu;
+mod late;
 mod meter;
 mod model;
 pub mod profile;
@@ -38,6 +39,7 @@ use attempt::Unsettled;
 use commands::Command;
 use encoder::Encoder;
 use engine::{Launch, Program};
+use late::Held;
 use meter::JobMeter;
 use model::{Chosen, Unusable};
 use profile::monitor::ProfileMonitor;
@@ -98,6 +100,8 @@ pub struct Supervisor {
     encoder: Encoder,
     /// What the ledger refused; it is offered again before anything is started.
     unsettled: Vec<(u64, Unsettled)>,
+    /// Jobs that the engine has done with, and for which newer words may come.
+    held: Vec<Held>,
     watchdog: Option<(Duration, Instant)>,
     monitor: ProfileMonitor,
     meter: JobMeter,
@@ -145,12 +149,16 @@ impl Supervisor {
             wanted: false,
             next_claim: now,
             unsettled: Vec::new(),
+            held: Vec::new(),
             watchdog: watchdog.map(|period| (period, now)),
         }
     }
 
     /// Runs until it is told to stop. Then it ends the engine and puts its job back in the queue.
     pub async fn run(mut self) {
+        // The first job does not wait for the encoder to describe itself.
+        let encoder = self.encoder.clone();
+        drop(tokio::task::spawn_blocking(move || encoder.trouble()));
         let mut holds = self.tools.holds.changes();
         loop {
             if let Err(e) = self.look().await {
@@ -194,6 +202,7 @@ impl Supervisor {
     async fn obey(&mut self, command: Command) {
         match command {
             Command::Cancel { id, text, reply } => _ = reply.send(self.cancel(id, text).await),
+            Command::Renew { id, renewal, reply } => _ = reply.send(self.renew(id, renewal).await),
             Command::Unload { reply } => _ = reply.send(self.unload().await),
             Command::Sleep { reply } => {
                 self.sleep().await;
@@ -216,7 +225,8 @@ impl Supervisor {
             self.monitor.due().filter(|_| !is_working),
             (self.next_claim > now && (!is_working || !self.unsettled.is_empty())).then_some(self.next_claim),
             self.rest.ends().filter(|_| !is_working),
-            self.engine.cancel_ends(),
+            self.engine.stop_ends(),
+            self.held_until(),
             self.watchdog.map(|(_, next)| next),
         ];
         times.into_iter().flatten().min().unwrap_or(now + FAR)
@@ -262,9 +272,10 @@ impl Supervisor {
             let silent = self.engine.engine().map_or(0, |engine| engine.heard.elapsed().as_secs());
             self.lost(Loss::Silent(silent)).await;
         }
-        if is_over(self.engine.cancel_ends()) {
-            self.lost(Loss::IgnoresCancel).await;
+        if is_over(self.engine.stop_ends()) {
+            self.lost(Loss::IgnoresStop).await;
         }
+        self.release_due().await;
         if is_over(self.idle_ends()) {
             self.rest("it was idle for engine.idle_unload_seconds").await;
         }
@@ -275,6 +286,7 @@ impl Supervisor {
         self.tools.events.set_status(animd_common::bus::ServiceState::Stopping, "the service is stopping");
         let left = self.engine.take(Absence::Unloaded);
         self.give_back(left, "the service was stopped").await;
+        self.release_all().await;
         self.next_claim = Instant::now();
         if let Err(e) = self.settle().await {
             tracing::error!("the next start repairs what could not be written to the ledger: {e}");

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use animd_common::bus::ServiceState;
@@ -9,7 +10,7 @@ use animd_common::config;
 use tokio::time::Instant;
 
 use super::engine::{Engine, Hello};
-use crate::store::ledger::Job;
+use crate::store::ledger::{Job, Renewal};
 
 /// The state of the engine.
 pub enum EngineState {
@@ -59,16 +60,24 @@ pub enum Absence {
 pub struct Running {
     /// The job.
     pub job: Box<Job>,
-    /// The cancel, if somebody has cancelled the job.
-    pub cancel: Option<Cancel>,
+    /// The stop that the engine was told of, if it was.
+    pub stop: Option<Stop>,
 }
 
-/// A cancel that the engine was told of.
-pub struct Cancel {
-    /// Who cancelled it, for the ledger.
-    pub text: String,
+/// A stop of the running job that the engine was told of.
+pub struct Stop {
+    /// What becomes of the job.
+    pub then: Then,
     /// The time at which the engine is ended if it still works on the job.
     pub deadline: Instant,
+}
+
+/// What becomes of a job that the engine was told to stop.
+pub enum Then {
+    /// It is cancelled, by somebody whom this sentence names for the ledger.
+    Cancel(String),
+    /// It begins again with other settings.
+    Renew(Arc<Renewal>),
 }
 
 /// The reason why no job can run, for everybody who asks for the service's state.
@@ -100,8 +109,8 @@ pub enum Loss {
     Deaf(io::Error),
     /// The engine has sent nothing for so many seconds.
     Silent(u64),
-    /// The engine goes on with a job that was cancelled.
-    IgnoresCancel,
+    /// The engine goes on with a job that it was told to stop.
+    IgnoresStop,
     /// The engine speaks another version of the protocol.
     Protocol(String),
 }
@@ -114,7 +123,7 @@ impl fmt::Display for Loss {
             Self::RefusesJob(e) => write!(f, "it does not take its job: {e}"),
             Self::Deaf(e) => write!(f, "it does not listen: {e}"),
             Self::Silent(seconds) => write!(f, "it has not been heard for {seconds} seconds"),
-            Self::IgnoresCancel => f.write_str("it does not stop its cancelled job"),
+            Self::IgnoresStop => f.write_str("it does not stop its job"),
             Self::Protocol(text) => f.write_str(text),
         }
     }
@@ -216,7 +225,7 @@ impl EngineState {
     pub fn begins(&mut self, job: Job) {
         *self = match std::mem::replace(self, Self::Absent(Absence::Due)) {
             Self::Idle { engine, hello, saving, .. } => {
-                Self::Busy { engine, hello, running: Running { job: Box::new(job), cancel: None }, saving }
+                Self::Busy { engine, hello, running: Running { job: Box::new(job), stop: None }, saving }
             }
             other => other,
         };
@@ -310,7 +319,7 @@ impl EngineState {
     }
 
     /// Returns when an engine that was told to stop a job should have done so.
-    pub fn cancel_ends(&self) -> Option<Instant> {
-        self.jobs().filter_map(|running| Some(running.cancel.as_ref()?.deadline)).min()
+    pub fn stop_ends(&self) -> Option<Instant> {
+        self.jobs().filter_map(|running| Some(running.stop.as_ref()?.deadline)).min()
     }
 }

@@ -8,12 +8,12 @@ use std::time::Duration;
 use animd_common::config::Config;
 use animd_common::files::show;
 use animd_common::tasks::stopped;
-use animd_common::watch::folder::{self, Options, POLL_STABLE};
+use animd_common::watch::folder::{self, EARLY, Options, POLL_STABLE};
 use animd_common::watch::{Origin, Watched};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
-use super::intake::Intake;
+use super::intake::{Intake, Recent};
 use super::tell_of_swapped;
 use crate::config::CurrentConfig;
 use crate::delivery::Delivery;
@@ -115,6 +115,7 @@ impl Folders {
             queue: self.queue.clone(),
             delivery: self.delivery.clone(),
             watched: watched.clone(),
+            recent: Recent::default(),
         };
         let end = folder::spawn(options.clone(), intake, stopped)
             .map_err(Error::file("start a thread for", &watched.path))?;
@@ -128,6 +129,7 @@ impl Folders {
             root: self.watches.root(&watched.path),
             create: watched.origin == Origin::Inbox,
             stable: own.unwrap_or(stable),
+            early: EARLY,
             poll_stable: own.unwrap_or(stable.max(POLL_STABLE)),
             poll: watched.poll_seconds.map(Duration::from_secs_f64),
             default_poll: config.inbox.poll(),

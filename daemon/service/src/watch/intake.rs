@@ -1,12 +1,14 @@
 //! What the service does with complete pictures: a copy in the spool, a row in the ledger, many at a time.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use animd_common::Error as Common;
-use animd_common::files::{Identity, show};
+use animd_common::files::{Identity, changed_us, show};
 use animd_common::watch::names::FAILED;
 use animd_common::watch::{Fate, Ready, Report, Take, Watched, away, root, sidecar};
 use animd_protocol::ErrorCode;
@@ -14,10 +16,10 @@ use animd_protocol::request::Request;
 
 use super::tell_of_swapped;
 use crate::config::CurrentConfig;
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, is_same_wish};
 use crate::error::{Error, Result};
 use crate::queue::{Origin, Queue, Submission, draw_seed};
-use crate::store::ledger::{Added, Ended, Job, Refusal, Source, State, Store};
+use crate::store::ledger::{Added, Ended, Job, Refusal, Renewal, Source, State};
 use crate::store::{Spooled, Watches};
 
 /// Queues the pictures of one watched folder.
@@ -32,6 +34,32 @@ pub struct Intake {
     pub delivery: Delivery,
     /// The folder.
     pub watched: Arc<Watched>,
+    /// The jobs of pictures that were taken early.
+    pub recent: Recent,
+}
+
+/// The jobs of pictures whose time to lie unchanged is not over: a picture that is written once more within it replaces the
+/// first. After a restart of the service it is another one.
+#[derive(Default)]
+pub struct Recent {
+    jobs: HashMap<PathBuf, (u64, Instant)>,
+}
+
+impl Recent {
+    fn insert(&mut self, path: PathBuf, job: u64, stable: Duration) {
+        self.jobs.insert(path, (job, Instant::now() + stable));
+    }
+
+    /// Returns the job of the picture that was taken early from this place.
+    fn at(&self, path: &Path) -> Option<u64> {
+        self.jobs.get(path).map(|(job, _)| *job)
+    }
+
+    /// Forgets the pictures whose time is over.
+    fn prune(&mut self) {
+        let now = Instant::now();
+        self.jobs.retain(|_, (_, end)| *end > now);
+    }
 }
 
 /// A picture on its way into the queue.
@@ -45,6 +73,7 @@ struct Coming<'a> {
 impl Take for Intake {
     async fn take(&mut self, pictures: &[Ready]) -> Vec<Fate> {
         let mut fates = vec![Fate::Waits; pictures.len()];
+        self.recent.prune();
         if let Err(e) = self.admit(pictures, &mut fates).await {
             let why = e.without_path();
             for fate in fates.iter_mut().filter(|fate| **fate == Fate::Waits) {
@@ -61,7 +90,7 @@ impl Take for Intake {
 }
 
 impl Intake {
-    async fn admit(&self, pictures: &[Ready], fates: &mut [Fate]) -> Result<()> {
+    async fn admit(&mut self, pictures: &[Ready], fates: &mut [Fate]) -> Result<()> {
         let identities: Vec<Identity> = pictures.iter().map(|ready| ready.identity).collect();
         let taken = self.queue.ledger.call(move |db| db.taken_all(&identities)).await?;
         let mut new = Vec::new();
@@ -73,6 +102,7 @@ impl Intake {
         }
         let new = self.fitting(new).await?;
         let coming = self.spool(&new, fates)?;
+        let coming = self.renewed(coming, fates).await?;
         if coming.is_empty() {
             return Ok(());
         }
@@ -85,6 +115,10 @@ impl Intake {
                 Added::New(id) => {
                     if submission.work.is_err() {
                         self.delivery.settle(id).await?;
+                    } else if ready.early {
+                        let own = self.watched.stable_seconds.map(Duration::from_secs_f64);
+                        let stable = own.unwrap_or_else(|| self.config.get().inbox.stable());
+                        self.recent.insert(ready.path.clone(), id, stable);
                     }
                     Fate::Taken
                 }
@@ -129,6 +163,8 @@ impl Intake {
                     open.push((file, what(&ready.path)));
                     lasts.push(last.map(|last| (last, what_last(&name))));
                 }
+                // More words may make it right.
+                Err(Error::Common(Common::Refused { .. })) if ready.early => fates[at] = Fate::TooEarly,
                 Err(Error::Common(Common::Refused { code, text })) => {
                     coming.push(self.refused(at, ready, read_us, code, text));
                 }
@@ -154,6 +190,7 @@ impl Intake {
                 Err(Error::Common(Common::Refused { .. })) if changed(file, ready) => {
                     fates[at] = Fate::Changed;
                 }
+                Err(Error::Common(Common::Refused { .. })) if ready.early => fates[at] = Fate::TooEarly,
                 Err(Error::Common(Common::Refused { code, text })) => {
                     coming.push(self.refused(at, ready, read_us, code, text));
                 }
@@ -231,7 +268,7 @@ impl Intake {
     }
 
     /// Returns the folder for the picture's video: the picture's own subfolder, in the outbox.
-    fn outbox(&self, ready: &Ready) -> Option<std::path::PathBuf> {
+    fn outbox(&self, ready: &Ready) -> Option<PathBuf> {
         let own = self.watched.outbox.as_ref();
         if ready.below.as_os_str().is_empty() {
             return own.cloned();
@@ -291,11 +328,53 @@ impl Intake {
         if !self.delivery.is_late(&job) {
             return Ok(Fate::Taken);
         }
+        let changed_us = sidecar::changed_us(&ready.root, &ready.path).unwrap_or_default();
         match job.state {
-            State::Queued => self.hear_late(&job, ready).await,
+            State::Queued => self.hear_late(job, ready).await,
+            State::Running if self.is_renewable(&job, changed_us) => self.hear_late(job, ready).await,
             // The picture stays when its job has ended, and is found again then.
             _ => Ok(Fate::Waits),
         }
+    }
+
+    /// Returns whether what changed at this time beside the picture of a running job makes it begin again.
+    fn is_renewable(&self, job: &Job, changed_us: i64) -> bool {
+        self.delivery.renewable_until_us(job).is_some_and(|until_us| changed_us <= until_us)
+    }
+
+    /// Gives the pictures to their jobs that were written once more while they could still be: the newer one counts.
+    /// Returns the others.
+    async fn renewed<'a>(&self, coming: Vec<Coming<'a>>, fates: &mut [Fate]) -> Result<Vec<Coming<'a>>> {
+        let mut others = Vec::new();
+        for mut coming in coming {
+            let job = match self.recent.at(&coming.ready.path) {
+                Some(id) => self.queue.ledger.call(move |db| db.job(id)).await?,
+                None => None,
+            };
+            let written_us =
+                root::metadata(&coming.ready.root, &coming.ready.path).map(|meta| changed_us(&meta));
+            let job = job.filter(|job| {
+                matches!(job.state, State::Queued | State::Running)
+                    && coming.submission.work.as_ref().is_ok_and(|work| is_other(job, work))
+                    && written_us.is_ok_and(|written_us| self.is_renewable(job, written_us))
+            });
+            match (job, coming.submission.work) {
+                (Some(job), Ok((spooled, request))) => {
+                    let renewal = Renewal {
+                        request,
+                        read_us: coming.submission.source.as_ref().map_or(0, |source| source.read_us),
+                        last: coming.submission.last.take(),
+                        picture: Some((spooled, coming.ready.identity)),
+                    };
+                    fates[coming.at] = self.renew(job, renewal).await?;
+                }
+                (_, work) => {
+                    coming.submission.work = work;
+                    others.push(coming);
+                }
+            }
+        }
+        Ok(others)
     }
 
     /// Copies the picture that a request's video ends at, if it names one.
@@ -304,36 +383,44 @@ impl Intake {
         last.map(|last| self.queue.spool.put(&last, &what_last(&request.last))).transpose()
     }
 
-    /// Gives a queued job the settings of a sidecar that came late, and returns what becomes of the picture.
-    async fn hear_late(&self, job: &Job, ready: &Ready) -> Result<Fate> {
-        let id = job.id;
+    /// Gives an open job the settings of a sidecar that came late, and returns what becomes of the picture.
+    async fn hear_late(&self, job: Job, ready: &Ready) -> Result<Fate> {
         let read_us = sidecar::read_us(&ready.root, &ready.path);
-        match self.request(ready) {
-            Ok(request) => {
-                let last = match self.last(ready, &request) {
-                    Ok(last) => last,
-                    Err(Error::Common(Common::Refused { code, text })) => {
-                        self.queue.ledger.call(move |db| db.settings_read(id, read_us)).await?;
-                        self.delivery.end(id, State::Queued, Ended::Failed { code, text }).await?;
-                        return Ok(Fate::Taken);
-                    }
-                    Err(e) => return Ok(later(&e)),
-                };
-                let with = last.as_ref().map(|last| (last.sha256, last.bytes));
-                let set = move |db: &mut Store| db.set_request(id, &request, with, read_us);
-                if !self.queue.ledger.call(set).await? {
-                    return Ok(Fate::Waits);
-                }
-                tracing::info!(job = id, "job {id} has new settings, from a sidecar that arrived late");
-            }
+        let read = self.request(ready).and_then(|request| Ok((self.last(ready, &request)?, request)));
+        match read {
+            Ok((last, request)) => self.renew(job, Renewal { request, read_us, last, picture: None }).await,
+            Err(Error::Common(Common::Refused { .. })) if ready.early => Ok(Fate::TooEarly),
+            // The picture stays when its job has ended, and is refused then.
+            Err(Error::Common(Common::Refused { .. })) if job.state == State::Running => Ok(Fate::Waits),
             Err(Error::Common(Common::Refused { code, text })) => {
+                let id = job.id;
                 self.queue.ledger.call(move |db| db.settings_read(id, read_us)).await?;
                 self.delivery.end(id, State::Queued, Ended::Failed { code, text }).await?;
+                Ok(Fate::Taken)
             }
-            Err(e) => return Err(e),
+            Err(e) => Ok(later(&e)),
         }
-        Ok(Fate::Taken)
     }
+
+    /// Gives an open job other settings and perhaps another picture.
+    async fn renew(&self, job: Job, renewal: Renewal) -> Result<Fate> {
+        let renewal = Arc::new(renewal);
+        let renewed = match job.state {
+            State::Running => self.queue.commands.renew(job.id, renewal).await?,
+            _ => self.delivery.renew(job, State::Queued, renewal).await?,
+        };
+        // The job has been started or has ended meanwhile.
+        Ok(if renewed { Fate::Taken } else { Fate::Changed })
+    }
+}
+
+/// Returns whether a picture and its settings are other ones than a job has, apart from the seed, which may have been drawn.
+fn is_other(job: &Job, (spooled, request): &(Spooled, Request)) -> bool {
+    let is_same = job
+        .request
+        .as_ref()
+        .is_some_and(|known| is_same_wish(&Request { seed: request.seed, ..known.clone() }, request));
+    job.image_sha256 != Some(spooled.sha256) || !is_same
 }
 
 fn what(path: &Path) -> String {

@@ -1,5 +1,6 @@
 //! The fixture's layouts load, and no broken file does more than give an error.
 
+mod every_reader;
 mod gguf;
 mod hostile;
 mod identify;

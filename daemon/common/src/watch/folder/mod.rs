@@ -22,6 +22,9 @@ use super::root::Root;
 use crate::files::{Identity, show};
 use crate::tasks::stopped;
 
+/// How long a complete picture lies after its writer has closed it, where later words still count: programs that set its
+/// times or write its metadata do so at once.
+pub const EARLY: Duration = Duration::from_millis(300);
 /// How long a picture in a polled folder must lie unchanged by default.
 pub const POLL_STABLE: Duration = Duration::from_secs(5);
 /// The most pictures that are handed over at once.
@@ -61,6 +64,9 @@ pub struct Options {
     pub create: bool,
     /// How long a picture and its sidecar must lie unchanged.
     pub stable: Duration,
+    /// How long they must lie unchanged if the picture is complete and its writer was seen to close it. Only a taker for
+    /// which later words still count has this shorter than `stable`.
+    pub early: Duration,
     /// How long they must lie unchanged where the folder is polled.
     pub poll_stable: Duration,
     /// The interval to poll it at, without events, whatever its file system.
@@ -84,6 +90,8 @@ pub struct Ready {
     pub identity: Identity,
     /// The user that the file belongs to.
     pub owner: u32,
+    /// Whether it has lain there for [`Options::early`] only, so that more words may come.
+    pub early: bool,
 }
 
 /// What became of a picture that was handed over.
@@ -93,6 +101,8 @@ pub enum Fate {
     Taken,
     /// The picture changed just now, and is waited for as if it were new.
     Changed,
+    /// The picture came early and would be refused as it is; it is to lie for its whole time first.
+    TooEarly,
     /// The picture cannot be taken for now, for a reason that the log already has or does not need.
     Waits,
     /// The picture cannot be taken for now, for this reason, which is for the log and holds no names.
@@ -136,11 +146,23 @@ struct Pending {
     since: Instant,
     /// Since when the file is known.
     first: Instant,
-    /// Whether its writer has closed it.
-    closed: bool,
+    writer: Writer,
     /// How often the file has changed.
     changes: u32,
+    /// Whether it is to lie for its whole time, however complete it looks.
+    whole_time: bool,
     due: Instant,
+}
+
+/// What is known of the program that writes a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writer {
+    /// It has the file open.
+    Open,
+    /// It was seen to close the file or to move it in.
+    Closed,
+    /// Nothing: the file was found by a scan, or its close may have been lost.
+    Unseen,
 }
 
 /// A path below the root, shared by all the collections that hold it.

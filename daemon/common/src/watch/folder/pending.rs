@@ -14,11 +14,11 @@ use tokio::time::Instant;
 
 use super::{
     BATCH, Fate, Folder, LATE, LONGEST, MOST_LATE, Name, Pending, Print, Prints, RESTLESS, RETRY, Ready,
-    Take, UNFINISHED, WRITTEN,
+    Take, UNFINISHED, WRITTEN, Writer,
 };
 use crate::clock::now_us;
 use crate::files::{self, Identity, split_name};
-use crate::picture::cut;
+use crate::picture::cut::{self, End};
 use crate::watch::events::Seen;
 use crate::watch::names::{DONE, FAILED, downloads, is_ignored_folder, is_watched, of_sidecar};
 use crate::watch::root::{self, Dir};
@@ -30,8 +30,9 @@ impl<T: Take> Folder<T> {
         let interval = if self.events.is_some() { self.options.rescan } else { self.poll() };
         if let Some(pending) = self.pending.get_mut(name) {
             // The file was found twice, unchanged, a whole interval apart: the event of its writer's close was lost.
-            if !pending.closed && pending.since.elapsed() + Duration::from_secs(1) >= interval {
-                pending.closed = true;
+            let is_open = pending.writer == Writer::Open;
+            if is_open && pending.since.elapsed() + Duration::from_secs(1) >= interval {
+                pending.writer = Writer::Unseen;
                 self.set_due(name, Instant::now());
             }
             return;
@@ -40,7 +41,7 @@ impl<T: Take> Folder<T> {
             return;
         }
         self.taken.remove(name);
-        self.note(name.clone(), true);
+        self.note(name.clone(), Writer::Unseen);
     }
 
     /// Handles an event. Returns true if everything must be scanned.
@@ -63,12 +64,12 @@ impl<T: Take> Folder<T> {
                     self.forget(&name);
                 }
             }
-            Seen::Whole(path) if is_watched(&path) => self.note(path.into(), true),
+            Seen::Whole(path) if is_watched(&path) => self.note(path.into(), Writer::Closed),
             Seen::Whole(path) => return self.see_sidecar(&path),
             Seen::Begun(path) if is_watched(&path) => {
                 // No close will follow for a hard link of a finished file, or for something that is not a file.
                 let whole = self.metadata(&path).is_ok_and(|meta| !meta.is_file() || meta.nlink() > 1);
-                self.note(path.into(), whole);
+                self.note(path.into(), if whole { Writer::Unseen } else { Writer::Open });
             }
             Seen::Begun(_) => {}
         }
@@ -78,9 +79,9 @@ impl<T: Take> Folder<T> {
     /// Treats all files as closed after events were lost, because a close may be among them: from now on it is enough
     /// that a file lies unchanged.
     pub(super) fn close_all(&mut self) {
-        let open = self.pending.iter().filter(|(_, pending)| !pending.closed);
+        let open = self.pending.iter().filter(|(_, pending)| pending.writer == Writer::Open);
         for name in open.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
-            self.note(name, true);
+            self.note(name, Writer::Unseen);
         }
     }
 
@@ -121,7 +122,8 @@ impl<T: Take> Folder<T> {
                     match self.pending.contains_key(&name) {
                         // It may be this very file that the picture waits for.
                         true => self.set_due(&name, Instant::now()),
-                        false => self.note(name, true),
+                        // The picture has been taken, so somebody has closed it.
+                        false => self.note(name, Writer::Closed),
                     }
                 }
             }
@@ -133,17 +135,18 @@ impl<T: Take> Folder<T> {
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "callers have made it for this")]
-    pub(super) fn note(&mut self, name: Name, closed: bool) {
+    pub(super) fn note(&mut self, name: Name, writer: Writer) {
         let now = Instant::now();
         let pending = self.pending.entry(name.clone()).or_insert(Pending {
             prints: Prints::default(),
             since: now,
             first: now,
-            closed,
+            writer,
             changes: 0,
+            whole_time: false,
             due: now,
         });
-        pending.closed = closed;
+        pending.writer = writer;
         self.set_due(&name, now);
     }
 
@@ -203,6 +206,14 @@ impl<T: Take> Folder<T> {
                     // It is not looked at again at once, even where nothing has to lie still, because it may go on changing.
                     self.set_due(name, Instant::now() + Duration::from_millis(200));
                 }
+                Fate::TooEarly => {
+                    let stable = self.stable();
+                    if let Some(pending) = self.pending.get_mut(name) {
+                        pending.whole_time = true;
+                        let due = pending.since + stable;
+                        self.set_due(name, due);
+                    }
+                }
                 Fate::Waits => self.set_due(name, Instant::now() + RETRY),
                 Fate::Later(why) => {
                     self.once(
@@ -261,15 +272,26 @@ impl<T: Take> Folder<T> {
             }
             pending.prints = prints;
             pending.since = now;
+            pending.whole_time = false;
         }
         let wait = stable.max((stable * 2u32.saturating_pow(pending.changes.min(16))).min(LONGEST));
-        let due = if pending.closed { pending.since + wait } else { now + rescan };
-        let restless = pending.closed && pending.changes > 3 && pending.first.elapsed() > RESTLESS;
+        let whole_time = pending.since + wait;
+        // A file that was written to once more may be so again.
+        let may_be_early = pending.writer == Writer::Closed && pending.changes == 0 && !pending.whole_time;
+        let due = match pending.writer {
+            Writer::Open => now + rescan,
+            _ if may_be_early && self.events.is_some() => {
+                (pending.since + self.options.early).min(whole_time)
+            }
+            _ => whole_time,
+        };
+        let restless =
+            pending.writer != Writer::Open && pending.changes > 3 && pending.first.elapsed() > RESTLESS;
         if restless {
             let text = "a file in a watched folder keeps changing and is waited for; if nobody writes it, move it out";
             self.once(name, text, "it keeps changing");
         }
-        if due > now || !self.pending[name].closed {
+        if due > now || self.pending[name].writer == Writer::Open {
             self.set_due(name, due);
             return None;
         }
@@ -277,7 +299,13 @@ impl<T: Take> Folder<T> {
             self.set_due(name, due);
             return None;
         }
+        let early = whole_time > now;
+        if early && !are_complete(&dir, name, meta.uid()) {
+            self.set_due(name, whole_time);
+            return None;
+        }
         Some(Ready {
+            early,
             below: name.parent().unwrap_or(Path::new("")).to_owned(),
             root: self.options.root.clone(),
             path,
@@ -300,9 +328,22 @@ impl<T: Take> Folder<T> {
         if u128::from(written_us) > WRITTEN.as_micros() {
             return None;
         }
-        let cut_short = files::open_regular(&dir.at(name)).and_then(|(file, _)| cut::is_cut_short(&file));
-        cut_short.unwrap_or(false).then(|| Instant::now() + UNFINISHED)
+        (end(dir, file) == End::Early).then(|| Instant::now() + UNFINISHED)
     }
+}
+
+/// Returns what a picture says of its own end.
+fn end(dir: &Dir, picture: &OsStr) -> End {
+    let end = files::open_regular(&dir.at(Path::new(picture))).and_then(|(file, _)| cut::end(&file));
+    end.unwrap_or(End::Unknown)
+}
+
+/// Returns whether a picture of `owner`'s, and the one beside it that its video ends at, are certainly complete.
+fn are_complete(dir: &Dir, name: &Name, owner: u32) -> bool {
+    let picture = name.file_name().unwrap_or_default();
+    let mut lasts = find::found(dir, picture, Some(owner));
+    lasts.retain(|sidecar| sidecar.kind == find::Kind::Last);
+    end(dir, picture) == End::Complete && lasts.iter().all(|last| end(dir, &last.name) == End::Complete)
 }
 
 fn prints(dir: &Dir, picture: &Path, meta: &fs::Metadata) -> Prints {

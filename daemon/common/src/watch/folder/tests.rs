@@ -67,6 +67,7 @@ fn options(root: &Path) -> Options {
         root: Root::alone(root),
         create: false,
         stable: Duration::ZERO,
+        early: Duration::ZERO,
         poll_stable: Duration::from_secs(5),
         poll: Some(Duration::from_secs(1)),
         default_poll: Duration::from_secs(1),

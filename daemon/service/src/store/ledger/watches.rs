@@ -5,15 +5,12 @@ use std::path::{Path, PathBuf};
 
 use animd_common::clock::now_us;
 use animd_common::files::{Identity, path_from};
-use animd_protocol::request::Request;
 use rusqlite::params;
 
 use super::job::{Added, Job, NewJob};
-use super::settings;
 use super::shares::Shares;
 use super::store::{Store, event, insert};
 use crate::error::Result;
-use crate::store::parts;
 
 /// A watched folder that was added over the bus.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,41 +95,6 @@ impl Store {
                 event(db, id, "source-renamed", None)?;
             }
             Ok(())
-        })
-    }
-
-    /// Gives a waiting job the settings of a late sidecar, read at `read_us`, and the spooled picture that its video ends at,
-    /// by hash and bytes. Returns false if the job no longer waits.
-    pub fn set_request(
-        &mut self,
-        id: u64,
-        request: &Request,
-        last: Option<([u8; 32], u64)>,
-        read_us: i64,
-    ) -> Result<bool> {
-        let json = settings::json(request)?;
-        self.change(|db| {
-            let changed = db.execute(
-                "UPDATE job SET settings_json = ?2, seed = ?3, frames = ?4, steps = ?5, settings_us = ?6,
-                   last_sha256 = ?7, last_bytes = ?8, parts_bytes = ?9
-                 WHERE id = ?1 AND state = 'queued'",
-                params![
-                    id as i64,
-                    json,
-                    request.seed as i64,
-                    request.frames,
-                    request.steps,
-                    read_us,
-                    last.map(|(sha256, _)| sha256),
-                    last.map_or(0, |(_, bytes)| bytes as i64),
-                    parts::bytes(request) as i64,
-                ],
-            )?;
-            if changed == 1 {
-                settings::set_loras(db, id, request)?;
-                event(db, id, "settings-changed", Some("its sidecar came after it was queued"))?;
-            }
-            Ok(changed == 1)
         })
     }
 
