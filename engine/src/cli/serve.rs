@@ -303,14 +303,14 @@ fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>
                 // An earlier attempt at this job may have been cancelled.
                 let _ = shared.cancel.compare_exchange(job, 0, Ordering::SeqCst, Ordering::SeqCst);
                 // A second job would wait while the first one runs, and the parent would take that for work.
-                if !shared.begin() {
-                    let e = Error::Internal("the engine has a job already".into());
-                    shared.send(&FromEngine::Failed { job, code: e.code(), message: e.to_string() });
-                } else {
+                if shared.begin() {
                     let order = Order { job, image, last, loras, parts, output, pictures, request };
                     if jobs.send(order).is_err() {
                         return 0;
                     }
+                } else {
+                    let e = Error::Internal("the engine has a job already".into());
+                    shared.send(&FromEngine::Failed { job, code: e.code(), message: e.to_string() });
                 }
             }
             Ok(ToEngine::Cancel { job }) => shared.cancel.store(job, Ordering::SeqCst),
