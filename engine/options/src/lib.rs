@@ -11,6 +11,7 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 /// A user's settings, as typed.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct SettingsOptions {
+    #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
     /// Change the model by a LoRA, as strongly as it was trained or STRENGTH times that; in a model of two transformers,
     /// `NAME:HIGH:LOW` for each of them. Several are added up; `--lora ''` asks for none [default: none]
     #[arg(long, value_name = "NAME[:STRENGTH]", value_parser = loras)]

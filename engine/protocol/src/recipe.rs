@@ -14,6 +14,7 @@ use crate::schedule::SamplerConfig;
 use crate::step_cache::{magcache, teacache};
 
 pub use crate::defaults::{ByArea, Defaults};
+pub use crate::expert::ExpertName;
 
 /// The number of timesteps in training, and the timestep of pure noise.
 const TIMESTEPS: f64 = 1000.0;
@@ -62,37 +63,6 @@ impl<C> Network<C> {
     /// Returns a network of this name and these sizes.
     pub fn new(name: &str, config: C) -> Self {
         Self { name: name.to_owned(), config }
-    }
-}
-
-/// Which of a family's two diffusion transformers something is for: files, a `LoRA`, a setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExpertName {
-    /// The one that computes the first steps, which have the most noise.
-    HighNoise,
-    /// The one that computes the other steps.
-    LowNoise,
-}
-
-impl ExpertName {
-    /// Both, in the order of their steps.
-    pub const ALL: [Self; 2] = [Self::HighNoise, Self::LowNoise];
-
-    /// Returns the place of the transformer in [`Recipe::experts`] of a family with two.
-    pub fn index(self) -> usize {
-        match self {
-            Self::HighNoise => 0,
-            Self::LowNoise => 1,
-        }
-    }
-
-    /// Returns the name of the transformer's network in a recipe, for tables.
-    pub fn network(self) -> &'static str {
-        match self {
-            Self::HighNoise => "DiT, high",
-            Self::LowNoise => "DiT, low",
-        }
     }
 }
 

@@ -52,6 +52,7 @@ pub struct Bench {
     /// emptied of the files before
     #[arg(long, value_name = "PATH", conflicts_with_all = ["model", "synthetic", "pretend", "rows", "whole", "outputs"])]
     load: Option<PathBuf>,
+    #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
     /// Measure only how LoRAs are exchanged while the model stays loaded: those of these files, or one that is made up and changes
     /// every large matrix
     #[arg(long, value_name = "FILE", num_args = 0.., requires = "model", conflicts_with_all = ["load", "pretend", "rows", "whole", "outputs"])]

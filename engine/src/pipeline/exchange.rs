@@ -12,8 +12,8 @@ use animd_protocol::request::{MAX_DISTILL_STEPS, Request, Sampler};
 use serde_json::{Value, json};
 
 use super::clock::Clock;
-use super::load::Sources;
 use super::models::{Pipeline, available_ram};
+use super::sources::Sources;
 use super::watched::Count;
 use crate::backend::{Backend, Keeping, Loader};
 use crate::progress::Stage;

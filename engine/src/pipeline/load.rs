@@ -4,115 +4,29 @@
 //! are there. The disk meanwhile never rests: the files of all networks are read ahead in the same order.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Instant;
 
 use animd_protocol::plan::Setup;
 use animd_protocol::profile::Place;
-use animd_protocol::recipe::{Component, Network, Part, Recipe};
+use animd_protocol::recipe::{Component, Network, Part};
 
+use crate::Result;
 use crate::backend::{Backend, Keeping, Loader};
 use crate::model::clip::Clip;
 use crate::model::dit::Dit;
 use crate::model::t5::T5;
 use crate::model::vae::Vae;
 use crate::progress::Stage;
-use crate::weights::{self, Adapter, Lease, ReadAhead, WeightSource};
-use crate::{Error, Result};
+use crate::weights::{ReadAhead, WeightSource};
 
 use super::Pipeline;
-use super::adapters::{Adapters, Shared};
 use super::clock::Clock;
 use super::models::{Models, available_ram};
+use super::sources::{LoadSeconds, Sources};
 use super::watched::Count;
 
 /// The networks in the order in which a job uses them.
 const ORDER: [Component; 4] = [Component::T5, Component::Clip, Component::Vae, Component::Dit];
-
-/// The source of the weights.
-pub(super) struct Sources {
-    pub recipe: Recipe,
-    /// The source of each network's weights, by the names of the recipe's networks.
-    pub weights: BTreeMap<String, Shared>,
-    /// The changes of the transformers, which are in `weights`, too.
-    pub adapters: Adapters,
-    /// The number of each network's parameters.
-    parameters: BTreeMap<String, usize>,
-    /// Keeps the prepared copies that weights come from in their cache.
-    leases: Vec<Lease>,
-}
-
-impl Sources {
-    /// Returns the sources of all networks, with their numbers of parameters, in the order of [`Recipe::networks`]; `own` are
-    /// the changes that belong to the model.
-    pub fn new(recipe: Recipe, stored: impl IntoIterator<Item = (Shared, usize)>, own: Vec<Adapter>) -> Self {
-        let (mut weights, mut parameters) = (BTreeMap::new(), BTreeMap::new());
-        for (part, (source, count)) in recipe.networks().zip(stored) {
-            weights.insert(part.name.to_owned(), source);
-            parameters.insert(part.name.to_owned(), count);
-        }
-        let transformers = recipe.experts.iter().filter_map(|expert| {
-            let Network { name, config } = &expert.network;
-            Some((name.clone(), config.clone(), weights.get(name)?.clone()))
-        });
-        let adapters = Adapters::new(own, transformers);
-        let mut sources = Self { recipe, weights, adapters, parameters, leases: Vec::new() };
-        sources.weights.extend(sources.adapters.sources());
-        sources
-    }
-
-    /// Returns the source of a network's weights.
-    pub fn of<C>(&self, network: &Network<C>) -> Result<&Shared> {
-        match self.weights.get(&network.name) {
-            Some(weights) => Ok(weights),
-            None => Err(Error::Internal(format!("nobody knows where the weights of {} are", network.name))),
-        }
-    }
-
-    /// Returns the number of parameters of all networks.
-    pub fn parameters(&self) -> usize {
-        self.parameters.values().sum()
-    }
-}
-
-impl From<weights::Model> for Sources {
-    fn from(files: weights::Model) -> Self {
-        let recipe = files.recipe();
-        let dits = std::iter::once(files.dit.0).chain(files.low_noise.map(|(weights, _)| weights));
-        let clip = files.clip.map(|(weights, _)| weights);
-        let all = dits.chain([files.t5.0]).chain(clip).chain([files.vae.0]);
-        let all = all.map(|weights| -> (Shared, usize) {
-            let parameters = weights.parameters();
-            (Arc::new(weights), parameters)
-        });
-        let mut sources = Self::new(recipe, all, files.loras);
-        for (transformer, copy) in files.copies.into_iter().enumerate() {
-            let Some((lease, weights)) = copy else { continue };
-            sources.adapters.prepare(transformer, Arc::new(weights));
-            sources.leases.push(lease);
-        }
-        sources.weights.extend(sources.adapters.sources());
-        sources
-    }
-}
-
-/// The seconds that each network took to load, in the order of loading.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct LoadSeconds(Vec<(String, f64)>);
-
-impl LoadSeconds {
-    /// Returns the networks with their seconds.
-    pub fn networks(&self) -> &[(String, f64)] {
-        &self.0
-    }
-
-    fn note(&mut self, name: &str, seconds: f64) {
-        match self.0.iter_mut().find(|(known, _)| known == name) {
-            Some((_, noted)) => *noted = seconds,
-            None => self.0.push((name.to_owned(), seconds)),
-        }
-    }
-}
 
 impl<B: Backend> Pipeline<B> {
     /// Starts to read the files of the networks that are not loaded, in the order in which they will be, until the result
@@ -141,7 +55,7 @@ impl<B: Backend> Pipeline<B> {
             return Ok(());
         }
         clock.stage(Stage::Load)?;
-        let (total, left) = (self.sources.parameters(), self.parameters_to_load());
+        let (total, left) = (self.sources.all_parameters(), self.parameters_to_load());
         let count = Count::new(clock, total - left, total);
         let Self { backend, setup, sources, places, load_seconds, models, .. } = self;
         let recipe = &sources.recipe;
@@ -325,7 +239,7 @@ mod tests {
         let mut pipeline = Pipeline::made_up(Cpu::new(), &Setup::CPU, synth::Size::Tiny, 1).unwrap();
         let all = pipeline.parameters_to_load();
         let stopped = Seen { stop: Some((VaeEncode, 1)), ..Seen::default() };
-        assert!(matches!(run(&mut pipeline, &stopped), Err(Error::Canceled)));
+        assert!(matches!(run(&mut pipeline, &stopped), Err(crate::Error::Canceled)));
         let left = pipeline.parameters_to_load();
         assert!(left > 0 && left < all && !pipeline.is_loaded());
         let next = Seen::default();

@@ -12,6 +12,7 @@ mod models;
 mod part_store;
 mod pictures;
 mod rescue;
+mod sources;
 mod watched;
 
 use std::collections::BTreeMap;

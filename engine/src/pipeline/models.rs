@@ -23,8 +23,8 @@ use crate::{Error, Result};
 
 use super::Job;
 use super::adapters::Shared;
-use super::load::{LoadSeconds, Sources};
 use super::rescue::Rescue;
+use super::sources::{LoadSeconds, Sources};
 
 /// The number of prompts whose embeddings are kept: the negative prompt and a few users' favourites.
 const KEPT_PROMPTS: usize = 16;
@@ -242,7 +242,7 @@ impl<B: Backend> Pipeline<B> {
 
     /// Returns the number of parameters of all networks.
     pub(super) fn parameters(&self) -> usize {
-        self.sources.parameters()
+        self.sources.all_parameters()
     }
 
     /// Returns the number of the DiT's blocks; with several experts, that of the one with the fewest.

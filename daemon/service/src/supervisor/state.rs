@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use animd_common::bus::ServiceState;
 use animd_common::config;
+use animd_protocol::ErrorCode;
+use animd_protocol::messages::Report;
 use tokio::time::Instant;
 
 use super::engine::{Engine, Hello};
@@ -78,6 +80,14 @@ pub enum Then {
     Cancel(String),
     /// It begins again with other settings.
     Renew(Arc<Renewal>),
+}
+
+/// What the engine has made of a job.
+pub enum Finished {
+    /// A video.
+    Done(Report),
+    /// Nothing, for this reason.
+    Failed { code: ErrorCode, text: String },
 }
 
 /// The reason why no job can run, for everybody who asks for the service's state.
