@@ -1,7 +1,9 @@
 //! `animctl model verify` and `check`: the engine's checks of a model, which is the configured one if none is named.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+
+use animd_protocol::model_file::check_name;
 
 use super::super::exit::{Failure, Result};
 use super::super::{On, config, engine};
@@ -19,7 +21,7 @@ use crate::doctor::sandbox::Sandbox;
  array: path, bytes, sha256, change, seen), parts (an array: name, tensors, mistakes)"
 )]
 pub struct Verify {
-    /// The model's folder or file, and options of the engine's `verify` [default: the configured model]
+    /// The model's name, folder or file, and options of the engine's `verify` [default: the configured model]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "MODEL")]
     options: Vec<OsString>,
 }
@@ -37,7 +39,7 @@ pub struct Verify {
  version, device, networks, frames, suspects, rounding, agreement, findings"
 )]
 pub struct Check {
-    /// The model's folder, and options of the engine's `check` [default: the configured model]
+    /// The model's name, folder or file, and options of the engine's `check` [default: the configured model]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "MODEL")]
     options: Vec<OsString>,
 }
@@ -56,6 +58,11 @@ fn with_dit(model: &Path, dit: Option<PathBuf>) -> Vec<OsString> {
     std::iter::once(model.into()).chain(dit).collect()
 }
 
+/// Returns whether a word is the name of a model: it could be one, and no file is called so here.
+fn is_name(word: &OsStr) -> bool {
+    word.to_str().is_some_and(|word| check_name(word).is_ok()) && !Path::new(word).exists()
+}
+
 /// Runs the engine on the model that its options name, or else on the configured one, which `words` gives to the engine.
 pub fn with_model(
     verb: &str,
@@ -63,15 +70,22 @@ pub fn with_model(
     on: On,
     words: impl FnOnce(&Path, Option<PathBuf>) -> Vec<OsString>,
 ) -> Result {
-    let options: Vec<OsString> = options.iter().filter(|option| *option != "--").cloned().collect();
+    let mut options: Vec<OsString> = options.iter().filter(|option| *option != "--").cloned().collect();
     // The model comes first; `--help` needs none.
     let is_named = options.first().is_some_and(|first| {
         !first.as_encoded_bytes().starts_with(b"-") || first == "--help" || first == "-h"
     });
-    if is_named {
+    let name = options.first().filter(|first| is_named && is_name(first)).cloned();
+    if is_named && name.is_none() {
         return engine::run(verb, &options, on);
     }
-    let model = config::load(None, on.user)?.config.model;
+    let config = config::load(None, on.user)?.config;
+    let mut model = config.model;
+    if let Some(name) = name {
+        let path = config.models.find(&name.to_string_lossy()).map_err(Failure::new)?;
+        (model.path, model.dit) = (Some(path), None);
+        options.remove(0);
+    }
     let Some(path) = model.path else {
         return Err(Failure::new("no model is configured; name one, or add one: `animctl model add PATH`"));
     };
