@@ -58,11 +58,6 @@ fn with_dit(model: &Path, dit: Option<PathBuf>) -> Vec<OsString> {
     std::iter::once(model.into()).chain(dit).collect()
 }
 
-/// Returns whether a word is the name of a model: it could be one, and no file is called so here.
-fn is_name(word: &OsStr) -> bool {
-    word.to_str().is_some_and(|word| check_name(word).is_ok()) && !Path::new(word).exists()
-}
-
 /// Runs the engine on the model that its options name, or else on the configured one, which `words` gives to the engine.
 pub fn with_model(
     verb: &str,
@@ -75,17 +70,14 @@ pub fn with_model(
     let is_named = options.first().is_some_and(|first| {
         !first.as_encoded_bytes().starts_with(b"-") || first == "--help" || first == "-h"
     });
-    let name = options.first().filter(|first| is_named && is_name(first)).cloned();
-    if is_named && name.is_none() {
+    if is_named {
+        if let Some(model) = options.first_mut().filter(|model| is_name(model)) {
+            let models = config::load(None, on.user)?.config.models;
+            *model = models.find(&model.to_string_lossy()).map_err(Failure::new)?.into();
+        }
         return engine::run(verb, &options, on);
     }
-    let config = config::load(None, on.user)?.config;
-    let mut model = config.model;
-    if let Some(name) = name {
-        let path = config.models.find(&name.to_string_lossy()).map_err(Failure::new)?;
-        (model.path, model.dit) = (Some(path), None);
-        options.remove(0);
-    }
+    let model = config::load(None, on.user)?.config.model;
     let Some(path) = model.path else {
         return Err(Failure::new("no model is configured; name one, or add one: `animctl model add PATH`"));
     };
@@ -95,4 +87,9 @@ pub fn with_model(
     let options: Vec<OsString> = words(outside.path(), dit).into_iter().chain(options).collect();
     // The engine reads files that end with this process if the service sees the model at another place.
     if outside.is_made() { engine::call(verb, &options, on) } else { engine::run(verb, &options, on) }
+}
+
+/// Returns whether a word is the name of a model: it could be one, and nothing is called so here.
+fn is_name(word: &OsStr) -> bool {
+    word.to_str().is_some_and(|word| check_name(word).is_ok()) && !Path::new(word).exists()
 }
