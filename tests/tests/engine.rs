@@ -143,8 +143,8 @@ fn a_parent_process_gets_pictures_and_previews() {
     let pictures = Pictures { poster: path("p.jpg"), thumbnail: path("t.jpg"), preview: path("v.jpg") };
     send(&ToEngine::Generate {
         job: 3,
-        last: None,
         loras: Vec::new(),
+        last: None,
         parts: None,
         image,
         output: folder.path().join("out.part"),

@@ -11,7 +11,6 @@ use super::{Conditioning, Job, Parts, Pipeline, denoise};
 use crate::Result;
 use crate::backend::Backend;
 use crate::progress::Observer;
-use crate::sampler::SamplerConfig;
 
 /// What a job computes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,7 +32,7 @@ impl<B: Backend> Pipeline<B> {
     pub fn frames(&mut self, job: &Job, tile: Option<usize>, observer: &dyn Observer) -> Result<Frames> {
         self.begin();
         self.check(job)?;
-        let sampler = SamplerConfig::new(&job.request)?;
+        let sampler = self.recipe().sampler(&job.request)?;
         let mut clock = Clock::start(observer, job.request.steps, self.costs(job));
         clock.stage(Stage::Load)?;
         let attention = self.setup().attention;

@@ -6,6 +6,7 @@ mod computed;
 mod exchange;
 mod film;
 mod frames;
+mod handovers;
 mod load;
 mod models;
 mod part_store;
@@ -39,6 +40,7 @@ pub use computed::Computed;
 use computed::Unfinished;
 pub use film::Film;
 pub use frames::Frames;
+use handovers::Handovers;
 pub(crate) use models::{Models, Parts, proc_bytes};
 pub use models::{Pipeline, named as model_file};
 use pictures::{Previews, Stills};
@@ -266,7 +268,7 @@ impl<B: Backend> Pipeline<B> {
         self.check(job)?;
         // The peak of an earlier job that failed must not count for this one.
         self.peak_gpu();
-        let sampler = SamplerConfig::new(request)?;
+        let sampler = self.recipe().sampler(request)?;
         let mut clock = Clock::start(observer, request.steps, self.costs(job));
         let mut writer = VideoWriter::create(
             out,
@@ -467,13 +469,14 @@ fn denoise<B: Backend>(
             let time = models.expert(expert)?.time(backend, t)?;
             Ok::<_, Error>(if modulation { time.e0_host } else { time.e_host })
         };
-        experts.iter().zip(&timesteps).map(embedded).collect()
+        experts.iter().zip(timesteps).map(embedded).collect()
     })?;
 
     let observer = clock.observer();
     // These are the sums that the blocks added at the last computed step, for each branch: two with guidance.
     let mut residuals: [Option<B::Tensor>; 2] = [None, None];
     let caching = plan.skips();
+    let handovers = Handovers::new(&experts, &plan);
     let mut turn: Option<Turn<B>> = None;
     let mut velocity = |step: usize, x: &B::Tensor, _: f64| -> Result<B::Tensor> {
         let expert = experts[step];
@@ -489,7 +492,8 @@ fn denoise<B: Backend>(
         let dit = models.expert(expert)?;
         let time = times.get(&step).ok_or_else(|| Error::Internal(format!("step {step} has no time")))?;
         let mut branches = Vec::with_capacity(residuals.len());
-        for ((context, residual), &compute) in contexts.iter().zip(&mut residuals).zip(&plan.compute[step]) {
+        let computed = plan.compute[step].iter().enumerate();
+        for ((context, residual), (branch, &compute)) in contexts.iter().zip(&mut residuals).zip(computed) {
             // The residual that is about to be replaced is freed first.
             if compute {
                 *residual = None;
@@ -498,6 +502,9 @@ fn denoise<B: Backend>(
                 Some(residual) => Blocks::Reuse(residual),
                 None => Blocks::Compute { keep_residual: caching },
             };
+            if let Some(next) = handovers.after(step, branch) {
+                models.expert(next)?.comes_next(backend);
+            }
             let inputs = Inputs { x, y, time, context, grid: &grid, attention };
             let out = dit.forward(backend, &inputs, blocks, observer, None)?;
             if out.residual.is_some() {

@@ -130,9 +130,9 @@ impl<B: Backend> Pipeline<B> {
     ///
     /// # Errors
     /// There are none in a sound build.
-    pub fn made_up(backend: B, wanted: &Setup, size: synth::Size, seed: u64) -> Result<Self> {
-        let recipe = size.recipe();
-        let made_up = recipe.networks().map(|part| -> (Shared, usize) {
+    pub fn made_up(backend: B, wanted: &Setup, model: impl Into<Recipe>, seed: u64) -> Result<Self> {
+        let recipe = model.into();
+        let made_up = synth::networks(&recipe, seed).map(|(part, seed)| -> (Shared, usize) {
             let source = Source::new(&part, DType::Bf16, seed);
             let parameters = source.parameters();
             (Arc::new(source), parameters)

@@ -61,14 +61,14 @@ impl WeightSource for Watched<'_, '_, '_> {
         Ok(matrix)
     }
 
-    fn row_table(&self, name: &str) -> Result<RowTable> {
-        self.count.add(0)?;
-        self.weights.row_table(name)
-    }
-
     fn with_products(&self, name: &str) -> Result<(Matrix<'_>, Vec<LowRank>)> {
         let (matrix, products) = self.weights.with_products(name)?;
         self.count.add(matrix.rows * matrix.cols)?;
         Ok((matrix, products))
+    }
+
+    fn row_table(&self, name: &str) -> Result<RowTable> {
+        self.count.add(0)?;
+        self.weights.row_table(name)
     }
 }

@@ -71,12 +71,19 @@ pub fn verify(
     let look = || parts.iter_mut().try_for_each(|part| part.look(&count));
     let (sums, looked) = rayon::join(hash, look);
     looked?;
+    let (mut reports, mut mistaken) = (Vec::new(), BTreeSet::new());
+    for part in parts {
+        let files = part.files.clone();
+        let report = part.report();
+        mistaken.extend(files.into_iter().filter(|_| !report.mistakes.is_empty()));
+        reports.push(report);
+    }
     let mut known = list.map(Known::read).unwrap_or_default();
-    let files = sums?.iter().map(|sum| known.note(sum)).collect();
+    let files = sums?.iter().map(|sum| known.note(sum, !mistaken.contains(&sum.0))).collect();
     if let Some(list) = list {
         known.write(list)?;
     }
-    Ok(Verification { files, parts: parts.into_iter().map(Opened::report).collect() })
+    Ok(Verification { files, parts: reports })
 }
 
 /// Looks at every tensor of a model as [`verify`] does, and hashes nothing.

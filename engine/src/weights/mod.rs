@@ -48,7 +48,7 @@ pub use cache::{Cache, CachedCopy, Lease, Prepared, State as CopyState, prepare}
 pub use carried::read_vocabulary;
 pub use dtype::DType;
 pub use encoding::{Encoding, Granularity, Packing};
-pub(crate) use experts::{pattern, said_by, told as told_expert, without_noise};
+pub(crate) use experts::{pattern, released_folder, said_by, told as told_expert, without_noise};
 pub(crate) use find::{is_model, is_there, snapshot, title};
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use gguf::PACKINGS;

@@ -31,14 +31,6 @@ pub trait WeightSource: Sync {
     /// The errors are those of [`WeightSource::tensor`].
     fn matrix(&self, name: &str) -> Result<Matrix<'_>>;
 
-    /// Returns a weight of which a few rows at a time are needed.
-    ///
-    /// # Errors
-    /// The errors are those of [`WeightSource::tensor`].
-    fn row_table(&self, name: &str) -> Result<RowTable> {
-        Ok(RowTable::of(self.matrix(name)?.into_owned()))
-    }
-
     /// Returns a weight as [`Self::matrix`] does, but without the products of low rank that are to be added to it, and these,
     /// for a device that adds them faster than the host does.
     ///
@@ -46,6 +38,14 @@ pub trait WeightSource: Sync {
     /// The errors are those of [`WeightSource::tensor`].
     fn with_products(&self, name: &str) -> Result<(Matrix<'_>, Vec<LowRank>)> {
         Ok((self.matrix(name)?, Vec::new()))
+    }
+
+    /// Returns a weight of which a few rows at a time are needed.
+    ///
+    /// # Errors
+    /// The errors are those of [`WeightSource::tensor`].
+    fn row_table(&self, name: &str) -> Result<RowTable> {
+        Ok(RowTable::of(self.matrix(name)?.into_owned()))
     }
 
     /// Returns where the tensors lie in files, for reading ahead; nowhere if they are made up.

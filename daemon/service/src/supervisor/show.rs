@@ -27,6 +27,7 @@ impl Supervisor {
 
     fn engine_status(&self) -> (ServiceState, String) {
         let paused = self.paused_text();
+        let unusable = self.configured_model_trouble();
         if let Some(running) = self.engine.jobs().next() {
             let id = running.job.id;
             // Not with the step: the sentence is sent to systemd whenever it changes.
@@ -35,7 +36,6 @@ impl Supervisor {
             let then = paused.map(|text| format!("; then {text}")).unwrap_or_default();
             return (ServiceState::Busy, format!("job {id} is running: {stage}{then}"));
         }
-        let unusable = self.configured_model_trouble();
         match &self.engine {
             EngineState::Absent(Absence::Asleep { .. }) => (
                 ServiceState::Paused,

@@ -455,8 +455,8 @@ fn every_format_gives_its_rows_one_by_one() {
     let dir = tempfile::tempdir().unwrap();
     for format in Format::value_variants() {
         let folder = dir.path().join(format!("{format:?}"));
-        let path = synth_dit(&folder, Size::Tiny, *format, Some(1), 5, &mut |_, _| Ok(())).unwrap();
-        let (weights, _) = open_dit(&path).unwrap();
+        let paths = synth_dit(&folder, Size::Tiny, *format, 5, &mut |_, _| Ok(())).unwrap();
+        let (weights, _) = open_dit(&paths[0]).unwrap();
         for name in ["blocks.0.ffn.0.weight", "blocks.0.ffn.2.weight", "patch_embedding.weight"] {
             let (matrix, table) = (weights.matrix(name).unwrap(), weights.row_table(name).unwrap());
             assert_eq!(table.rows, matrix.rows, "{format:?} {name}");
