@@ -29,6 +29,7 @@ use crate::verify::{self, Known};
 use crate::weights;
 use crate::{Result, image, text};
 
+use agreement::Agreement;
 use clip::Motion;
 use denoise::{LEVELS, Loss, Sample};
 
@@ -131,15 +132,7 @@ pub fn check<B: Backend>(
         Settings { size: Some(size), frames: Some(frames), guidance: Some(1.0), ..Settings::default() };
     let job = Job::new(clip::photograph()?, settings.resolve(|| 0)?)?;
     let mut pipeline = Pipeline::open(backend.clone(), setup, options.model, options.dit, None)?;
-    let agreement = match backend.name() {
-        // The CPU is what devices are compared with.
-        "cpu" => None,
-        _ => {
-            // The comparison works with less than the videos, in the memory that these are going to have.
-            pipeline.reserve_for(&job)?;
-            Some(agreement::compare(&backend, setup, &files, observer)?)
-        }
-    };
+    let agreement = compared(&backend, &mut pipeline, &job, &files, observer)?;
     drop(files);
 
     clock.at(3, 0.0)?;
@@ -149,6 +142,23 @@ pub fn check<B: Backend>(
     clock.at(4, 0.0)?;
     let findings = compute(&parts, attention, frames as usize, &clock)?;
     Ok(Report::new(ground, looked, rounding, agreement, findings))
+}
+
+/// Compares a device with the CPU, which is what devices are compared with.
+fn compared<B: Backend>(
+    backend: &B,
+    pipeline: &mut Pipeline<B>,
+    job: &Job,
+    files: &weights::Model,
+    observer: &dyn Observer,
+) -> Result<Option<Agreement>> {
+    if backend.name() == "cpu" {
+        return Ok(None);
+    }
+    // The comparison works with less than the videos, in the memory that these are going to have.
+    pipeline.reserve_for(job)?;
+    let setup = pipeline.setup();
+    agreement::compare(backend, &setup, files, observer).map(Some)
 }
 
 /// Computes everything that takes the whole model.

@@ -41,15 +41,17 @@ fn a_gpu_has_memory_for_the_comparison_and_computes_what_the_cpu_does() {
     use animd_protocol::profile::Profile;
     let profile = Profile::built_in("h200").expect("it comes with animd");
     let b = Cuda::open(0, &CudaOptions { poison: true, ..CudaOptions::of(&profile) }, 0, 0).expect("a GPU");
-    let (model, device) = (&*official(), "the GPU".to_owned());
-    let options = Options { model, dit: None, hashes: None, device, frames: Some(FRAMES) };
-    let report = check(b, &Setup::from(&profile), &options, &Quiet, &|_, _| ()).expect("it runs");
-    let agreement = report.agreement.as_ref().expect("a GPU is compared with the CPU");
+    let files = weights::Model::open(&official(), None).expect("a model");
+    let setup = Setup::from(&profile);
+    let mut pipeline = Pipeline::open(b.clone(), &setup, &official(), None, None).expect("a model");
+    let settings = Settings { frames: Some(FRAMES), guidance: Some(1.0), ..Settings::default() };
+    let request = settings.resolve(|| 0).expect("valid settings");
+    let job = Job::new(clip::photograph().expect("it is bundled"), request).expect("it fits");
+    let agreement = compared(&b, &mut pipeline, &job, &files, &Quiet).expect("there is memory");
+    let agreement = agreement.expect("a GPU is compared with the CPU");
     assert_eq!(agreement.branches.len(), 9, "three branches of three blocks");
     assert!(agreement.branches.iter().all(|branch| branch.bf16 > 0.0), "bf16 rounds: {agreement:?}");
-    let sound = "the device computes what the CPU does";
-    assert!(report.judged.iter().any(|judged| judged.what == sound), "{report}");
-    assert!(report.to_string().starts_with("the GPU, 5 frames"), "{report}");
+    assert_eq!(verdict::device(&agreement).verdict, Verdict::Sound, "{agreement:?}");
 }
 
 #[test]
