@@ -32,7 +32,10 @@ impl Network {
             if let Some(holder) = slot.holder {
                 if state.groups[holder].entered > 0 {
                     // What is around a network is left last, and what follows need not wait for that.
-                    if state.is_around(next) { continue } else { break }
+                    if state.is_around(next) {
+                        continue;
+                    }
+                    break;
                 }
                 if state.groups[holder].there && following[..distance].contains(&holder) {
                     break;

@@ -31,7 +31,7 @@ impl Network {
         }
         for members in state.arounds() {
             if state.slots_of(&members).is_empty() {
-                let slot = self.slot(state, &members).map_err(|refusal| self.refused(refusal, state))?;
+                let slot = self.slot(state, &members).map_err(|refusal| Self::refused(refusal, state))?;
                 state.share(&members, slot)?;
             }
         }
@@ -57,7 +57,7 @@ impl Network {
                     ));
                     break;
                 }
-                Err(refusal) => return Err(self.refused(refusal, state)),
+                Err(refusal) => return Err(Self::refused(refusal, state)),
             }
         }
         if state.leading.len() < ranks && state.passing.is_empty() {
@@ -109,7 +109,7 @@ impl Network {
                         }
                         return Ok(());
                     }
-                    Err(refusal) => return Err(self.refused(refusal, state)),
+                    Err(refusal) => return Err(Self::refused(refusal, state)),
                 }
             }
         }
@@ -130,7 +130,7 @@ impl Network {
     fn make_passing(&self, state: &mut State, count: usize) -> Result<()> {
         let all: Vec<usize> = state.lanes.iter().flat_map(|lane| lane.order.clone()).collect();
         while state.passing.len() < count {
-            let slot = self.slot(state, &all).map_err(|refusal| self.refused(refusal, state))?;
+            let slot = self.slot(state, &all).map_err(|refusal| Self::refused(refusal, state))?;
             state.passing.push(slot);
         }
         Ok(())
@@ -147,7 +147,7 @@ impl Network {
         Ok(id)
     }
 
-    fn refused(&self, refusal: Refusal, state: &State) -> Error {
+    fn refused(refusal: Refusal, state: &State) -> Error {
         let largest = state.groups.iter().map(|member| member.source.bytes()).max().unwrap_or_default();
         refusal.error(&format!("the weights of {}", state.names()), largest, 0)
     }

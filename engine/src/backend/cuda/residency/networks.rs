@@ -101,12 +101,12 @@ impl Networks {
     #[cfg(test)]
     pub fn traffic(&self, name: &str) -> Traffic {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = known.networks.iter().filter_map(Weak::upgrade);
+        let mut all = known.networks.iter().filter_map(Weak::upgrade);
         let traffic = |network: Arc<Network>| {
             let state = network.state();
             state.lanes.iter().any(|lane| lane.name == name).then_some(state.traffic)
         };
-        all.filter_map(traffic).next().unwrap_or_default()
+        all.find_map(traffic).unwrap_or_default()
     }
 }
 
