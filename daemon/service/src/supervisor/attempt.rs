@@ -15,9 +15,8 @@ use animd_protocol::request::Request;
 use tokio::time::Instant;
 
 use super::engine::{Engine, Exit, Hello};
-use super::late::Finished;
 use super::profile::Opened;
-use super::state::{Absence, Loss, Running, Stop, Then, Trouble};
+use super::state::{Absence, Finished, Loss, Running, Stop, Then, Trouble};
 use super::{LEDGER_PAUSE, Supervisor, Tools};
 use crate::error::{Error, Result};
 use crate::events::{Change, Live};

@@ -8,13 +8,11 @@ use std::time::Duration;
 
 use animd_common::clock::now_us;
 use animd_common::tasks::blocking;
-use animd_protocol::ErrorCode;
-use animd_protocol::messages::Report;
 use tokio::time::Instant;
 
 use super::Supervisor;
 use super::attempt::Unsettled;
-use super::state::{Stop, Then};
+use super::state::{Finished, Stop, Then};
 use crate::error::Error;
 use crate::store::ledger::{Ended, Job, Renewal, State};
 
@@ -32,14 +30,6 @@ pub(super) struct Held {
     due: Instant,
     /// When the job ends although newer words are there.
     end: Instant,
-}
-
-/// What the engine has made of a job.
-pub(super) enum Finished {
-    /// A video.
-    Done(Report),
-    /// Nothing, for this reason.
-    Failed { code: ErrorCode, text: String },
 }
 
 impl Supervisor {

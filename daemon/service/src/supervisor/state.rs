@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use animd_common::bus::ServiceState;
 use animd_common::config;
+use animd_protocol::ErrorCode;
+use animd_protocol::messages::Report;
 use tokio::time::Instant;
 
 use super::engine::{Engine, Hello};
@@ -66,6 +68,19 @@ pub struct Stop {
     pub then: Then,
     /// The time at which the engine is ended if it still works on the job.
     pub deadline: Instant,
+}
+
+/// What the engine has made of a job.
+pub enum Finished {
+    /// A video.
+    Done(Report),
+    /// Nothing, for this reason.
+    Failed {
+        /// The stable code.
+        code: ErrorCode,
+        /// The sentence.
+        text: String,
+    },
 }
 
 /// What becomes of a job that the engine was told to stop.
