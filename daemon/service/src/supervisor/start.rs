@@ -82,6 +82,8 @@ impl Supervisor {
         let greeted = match self.launch.launch(config, model, &start) {
             Ok(mut engine) => match engine.greet().await {
                 Ok(()) => Ok(engine),
+                // It has ended already, and what it said before that is still to be read.
+                Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(engine),
                 Err(e) => Err(format!("the engine does not listen: {e}")),
             },
             Err(e) => Err(e.to_string()),

@@ -74,6 +74,19 @@ pub struct Stop {
     pub deadline: Instant,
 }
 
+/// What the engine has made of a job.
+pub enum Finished {
+    /// A video.
+    Done(Report),
+    /// Nothing, for this reason.
+    Failed {
+        /// The stable code.
+        code: ErrorCode,
+        /// The sentence.
+        text: String,
+    },
+}
+
 /// What becomes of a job that the engine was told to stop.
 pub enum Then {
     /// It is cancelled, by somebody whom this sentence names for the ledger.
