@@ -95,14 +95,6 @@ pub enum Then {
     Renew(Arc<Renewal>),
 }
 
-/// What the engine has made of a job.
-pub enum Finished {
-    /// A video.
-    Done(Report),
-    /// Nothing, for this reason.
-    Failed { code: ErrorCode, text: String },
-}
-
 /// The reason why no job can run, for everybody who asks for the service's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
