@@ -62,10 +62,10 @@ pub struct CacheCommand {
     #[arg(long, value_name = "GIB", conflicts_with = "clear")]
     limit: Option<u64>,
     /// Drop the copy of this name, or all
-    #[arg(long, value_name = "NAME", num_args = 0..=1)]
-    clear: Option<Option<String>>,
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
+    clear: Option<String>,
     /// Print JSON: folder, limit (bytes; absent without one), bytes (of all copies), copies and dropped (arrays: name, of,
-    /// precision, bytes, last_used, in_use, state)
+    /// precision, bytes, `last_used`, `in_use`, state)
     #[arg(long)]
     json: bool,
 }
@@ -79,7 +79,7 @@ impl CacheCommand {
             None => cache,
         };
         let (dropped, kept) = match (&self.clear, self.limit) {
-            (Some(name), _) => cache.clear(name.as_deref())?,
+            (Some(name), _) => cache.clear(Some(&**name).filter(|name| !name.is_empty()))?,
             (None, Some(_)) => (cache.keep_limit()?, Vec::new()),
             (None, None) => Default::default(),
         };

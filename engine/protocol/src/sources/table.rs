@@ -251,7 +251,7 @@ pub(super) fn sources(family: Family, part: ModelPart) -> &'static [Source] {
         (ModelPart::Tokenizer, Wan21I2v480p) => TOKENIZER_480P,
         (ModelPart::Tokenizer, Wan21I2v720p) => TOKENIZER_720P,
         (ModelPart::Tokenizer, Wan22I2vA14b) => TOKENIZER_22,
-        (ModelPart::Dit | ModelPart::Clip, Wan22I2vA14b) => &[],
-        (ModelPart::HighNoise | ModelPart::LowNoise, Wan21I2v480p | Wan21I2v720p) => &[],
+        (ModelPart::Dit | ModelPart::Clip, Wan22I2vA14b)
+        | (ModelPart::HighNoise | ModelPart::LowNoise, Wan21I2v480p | Wan21I2v720p) => &[],
     }
 }

@@ -135,27 +135,28 @@ impl Cache {
         // Nothing is read of the transformer where there is no copy at all.
         name_of(precision).filter(|_| self.folder.is_dir())?;
         let now = sources(&find::files(dit, Component::Dit).ok()?).ok()?;
-        let folder = self.copy(&key(&now, precision)?)?;
-        let (origin, lock) = match open(&folder) {
-            Ok(found) => found?,
-            Err(e) => {
-                tracing::warn!(
+        let mut others = Vec::new();
+        for folder in self.with_key(&key(&now, precision)?) {
+            match open(&folder) {
+                Ok(Some((origin, lock))) if origin.files == now => {
+                    // Where this may not be noted, the copy keeps the time of an earlier use.
+                    let _ = lock.set_modified(SystemTime::now());
+                    return Some(Lease { folder, _lock: lock });
+                }
+                Ok(_) => others.push(folder),
+                Err(e) => tracing::warn!(
                     "the prepared copy in `{}` is not used: it cannot be read: {e}",
                     folder.display()
-                );
-                return None;
+                ),
             }
-        };
-        if origin.files != now {
+        }
+        for folder in others {
             tracing::warn!(
                 "`{}` is not known to be of these files and is not used; run `animd-engine prepare` again, or remove it",
                 folder.display()
             );
-            return None;
         }
-        // Where this may not be noted, the copy keeps the time of an earlier use.
-        let _ = lock.set_modified(SystemTime::now());
-        Some(Lease { folder, _lock: lock })
+        None
     }
 
     /// Returns all copies, the one first that was used last.
@@ -169,13 +170,28 @@ impl Cache {
         Ok(copies)
     }
 
-    /// Returns the folder of the copy with this key.
-    fn copy(&self, key: &str) -> Option<PathBuf> {
+    /// Returns the folder for a copy of these files: that of an older copy of the same transformer, if there is one.
+    fn place(&self, dit: &Path, files: &[Identity], precision: Precision) -> Option<PathBuf> {
+        let key = key(files, precision)?;
+        let is_older = |folder: &PathBuf| {
+            let origin = open(folder).ok().flatten().map(|(origin, _)| origin);
+            origin.is_some_and(|origin| origin.files == files || origin.dit == dit)
+        };
+        Some(
+            self.with_key(&key)
+                .into_iter()
+                .find(is_older)
+                .unwrap_or_else(|| self.folder.join(stem(dit) + &key)),
+        )
+    }
+
+    /// Returns the folders of copies with this key. Files whose samples are equal may still be others.
+    fn with_key(&self, key: &str) -> Vec<PathBuf> {
         let is_it = |folder: &PathBuf| {
             let name = folder.file_name().unwrap_or_default().to_string_lossy();
             name.ends_with(key) && !name.starts_with('.')
         };
-        self.folders().ok()?.into_iter().find(is_it)
+        self.folders().unwrap_or_default().into_iter().filter(is_it).collect()
     }
 
     /// Returns all folders in the cache; a cache that does not exist has none.

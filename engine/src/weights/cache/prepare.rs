@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::draft::Draft;
 use super::room::{UNFINISHED, Writing, remove};
-use super::{Cache, Origin, SOURCES, key, sources, stem};
+use super::{Cache, Origin, SOURCES, sources};
 use crate::weights::layouts::{DESCRIPTION_SUFFIX, ROTATED_INT8, SCALE_SUFFIX};
 use crate::weights::model::transformers;
 use crate::weights::open::{open_dit, open_expert};
@@ -139,9 +139,12 @@ impl Job {
     ) -> Result<Prepared> {
         let Self { expert, dit, files, weights, .. } = self;
         let made_of = sources(files)?;
-        let key = key(&made_of, precision)
+        let real = fs::canonicalize(dit).map_err(Error::file("find", dit))?;
+        // A link into the Hugging Face cache has a name, and what it leads to has none.
+        let dit = if dit.is_dir() { real } else { std::path::absolute(dit).unwrap_or(real) };
+        let folder = cache
+            .place(&dit, &made_of, precision)
             .ok_or_else(|| Error::Internal("a copy in this precision has no name".into()))?;
-        let folder = cache.copy(&key).unwrap_or_else(|| cache.folder().join(stem(dit) + &key));
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         let draft = Draft::begin(cache.folder().join(format!(".{name}{UNFINISHED}")))?;
         let result = (|| {
@@ -152,9 +155,6 @@ impl Job {
             if beside.exists() {
                 texts.push((CONFIG, fs::read(&beside).map_err(Error::file("read", &beside))?));
             }
-            let real = fs::canonicalize(dit).map_err(Error::file("find", dit))?;
-            // A link into the Hugging Face cache has a name, and what it leads to has none.
-            let dit = if dit.is_dir() { real } else { std::path::absolute(dit).unwrap_or(real) };
             let origin = Origin { dit, precision, bytes: weights.stored_bytes() as u64, files: made_of };
             let text = serde_json::to_string_pretty(&origin).map_err(|e| Error::Internal(e.to_string()))?;
             texts.push((SOURCES, (text + "\n").into_bytes()));

@@ -32,8 +32,8 @@ pub struct Cache {
     #[arg(long, value_name = "GIB", conflicts_with = "clear", value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     limit: Option<u64>,
     /// Drop the copy of this name, or all
-    #[arg(long, value_name = "NAME", num_args = 0..=1)]
-    clear: Option<Option<String>>,
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
+    clear: Option<String>,
 }
 
 /// Write a copy of the model's transformers in 8 bits, so that the engine starts faster.
@@ -63,7 +63,7 @@ pub async fn cache(args: &Cache, on: On) -> Result {
         }
         (None, Some(name)) => {
             options.push("--clear".into());
-            options.extend(name.as_ref().map(OsString::from));
+            options.extend(Some(name).filter(|name| !name.is_empty()).map(OsString::from));
         }
         (None, None) => {}
     }

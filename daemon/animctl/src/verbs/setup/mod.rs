@@ -111,7 +111,7 @@ pub async fn run(args: &Args, on: On) -> Result {
         let again = if step.state == State::Done { look(name, args, model, on).await? } else { step.clone() };
         told.tell(if again.is_settled() { again } else { step });
     }
-    told.end()
+    Ok(told.end())
 }
 
 /// Returns a step as it is now: each one before it may have changed the configuration and the service's state.
@@ -141,12 +141,12 @@ impl Told {
         self.steps.push(step);
     }
 
-    fn end(self) -> Result {
+    fn end(self) -> Exit {
         let ok = self.steps.iter().all(Step::is_settled);
         if self.on.json {
             print(json!({"ok": ok, "steps": self.steps}));
         }
-        Ok(if ok { Exit::Done } else { Exit::Failed })
+        if ok { Exit::Done } else { Exit::Failed }
     }
 }
 
