@@ -104,7 +104,7 @@ impl Observer for Silent<'_> {
 /// Returns [`crate::Error::Model`] for a model that cannot be opened, [`crate::Error::Canceled`], and errors of the
 /// device. What is wrong with a model that can be opened is no error: the report says it.
 pub fn check<B: Backend>(
-    backend: B,
+    backend: &B,
     setup: &Setup,
     options: &Options<'_>,
     observer: &dyn Observer,
@@ -132,7 +132,7 @@ pub fn check<B: Backend>(
         Settings { size: Some(size), frames: Some(frames), guidance: Some(1.0), ..Settings::default() };
     let job = Job::new(clip::photograph()?, settings.resolve(|| 0)?)?;
     let mut pipeline = Pipeline::open(backend.clone(), setup, options.model, options.dit, None)?;
-    let agreement = compared(&backend, &mut pipeline, &job, &files, observer)?;
+    let agreement = compared(backend, &mut pipeline, &job, &files, observer)?;
     drop(files);
 
     clock.at(3, 0.0)?;

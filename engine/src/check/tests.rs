@@ -12,7 +12,7 @@ const FRAMES: u32 = 5;
 
 fn run(model: &Path, observer: &dyn Observer) -> Result<Report> {
     let options = Options { model, dit: None, hashes: None, device: "the CPU".into(), frames: Some(FRAMES) };
-    check(Cpu::new(), &Setup::CPU, &options, observer, &|_, _| ())
+    check(&Cpu::new(), &Setup::CPU, &options, observer, &|_, _| ())
 }
 
 fn official() -> PathBuf {

@@ -133,14 +133,14 @@ impl Bench {
                     "the CPU cannot stand in for a card; leave `--pretend` out".into(),
                 ));
             }
-            Chosen::Cpu(b) => self.with(b, &profile, "the CPU".into(), Cards::default(), stop)?,
+            Chosen::Cpu(b) => self.with(&b, &profile, "the CPU", &Cards::default(), &stop)?,
             #[cfg(feature = "cuda")]
             Chosen::Cuda(b) => {
                 let (name, here) = (b.gpu_name()?, b.card()?);
                 let own = here.as_ref().filter(|_| self.profile.is_none() && self.pretend.is_none());
                 let profile = own.map_or(Ok(profile), |card| super::plan::profile_for(card, card.memory))?;
                 let cards = self.cards(here)?;
-                self.with(b, &profile, name, cards, stop)?
+                self.with(&b, &profile, &name, &cards, &stop)?
             }
         };
         self.show(&outcome)
@@ -174,11 +174,11 @@ impl Bench {
 
     fn with<B: Backend>(
         &self,
-        backend: B,
+        backend: &B,
         profile: &Profile,
-        device: String,
-        cards: Cards,
-        stop: Stop,
+        device: &str,
+        cards: &Cards,
+        stop: &Stop,
     ) -> Result<bench::Outcome> {
         let mut setup = backend::setup(Some(profile));
         let mut notes = Vec::new();
@@ -187,7 +187,7 @@ impl Bench {
             setup.budget = Some(setup.budget.map_or(budget, |own| own.min(budget)));
             let (major, minor) = backend::kernels_of(card);
             notes.push(format!(
-                "this is not `{}`: {device} runs the kernels of compute capability {major}.{minor} within {} of memory, and                  weights come at {:.0} GB/s; what `{}` would take is predicted",
+                "this is not `{}`: {device} runs the kernels of compute capability {major}.{minor} within {} of memory, and weights come at {:.0} GB/s; what `{}` would take is predicted",
                 card.name,
                 gib(budget),
                 card.copy_rate / 1e9,
@@ -206,7 +206,7 @@ impl Bench {
                 continue;
             }
             let mut pipeline = self.pipeline(backend.clone(), &setup, family, &rows)?;
-            let options = self.options(rows, profile, device.clone(), cards.clone());
+            let options = self.options(rows, profile, device.to_owned(), cards.clone());
             let watch = Watch(stop.clone());
             let measured = bench::run(&mut pipeline, &options, &watch, &|text| eprintln!("{text}"))?;
             outcome = Some(match outcome {

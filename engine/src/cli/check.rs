@@ -69,11 +69,11 @@ impl Check {
         let profile = self.place()?;
         let stop = Stop::listen()?;
         let report = match backend::choose(profile.as_ref())? {
-            Chosen::Cpu(b) => self.with(b, profile.as_ref(), "the CPU".into(), stop)?,
+            Chosen::Cpu(b) => self.with(&b, profile.as_ref(), "the CPU".into(), stop)?,
             #[cfg(feature = "cuda")]
             Chosen::Cuda(b) => {
                 let name = b.gpu_name()?;
-                self.with(b, profile.as_ref(), name, stop)?
+                self.with(&b, profile.as_ref(), name, stop)?
             }
         };
         if let Some(path) = &self.report {
@@ -115,7 +115,7 @@ impl Check {
 
     fn with<B: Backend>(
         &self,
-        backend: B,
+        backend: &B,
         profile: Option<&Profile>,
         device: String,
         stop: Stop,

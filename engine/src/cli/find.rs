@@ -72,7 +72,7 @@ impl Find {
         } else {
             print(&found.to_string())?;
         }
-        if found.models.iter().any(|model| model.is_whole()) {
+        if found.models.iter().any(animd_protocol::findings::FoundModel::is_whole) {
             Ok(())
         } else {
             Err(Error::Model("no whole model was found".into()))

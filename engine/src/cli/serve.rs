@@ -359,14 +359,14 @@ fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>
                 // An earlier attempt at this job may have been cancelled.
                 shared.canceled().remove(&job);
                 // A second job would wait while the first one computes, and the parent would take that for work.
-                if !shared.begin(job) {
-                    let e = Error::Internal("the engine has a job already".into());
-                    shared.send(&FromEngine::Failed { job, code: e.code(), message: e.to_string() });
-                } else {
+                if shared.begin(job) {
                     let order = Order { job, image, last, loras, parts, output, pictures, request };
                     if jobs.send(order).is_err() {
                         return 0;
                     }
+                } else {
+                    let e = Error::Internal("the engine has a job already".into());
+                    shared.send(&FromEngine::Failed { job, code: e.code(), message: e.to_string() });
                 }
             }
             Ok(ToEngine::Cancel { job }) => _ = shared.canceled().insert(job),

@@ -75,12 +75,10 @@ pub(super) fn model(transformers: Transformers<'_>, all: &[Candidate], folder: &
         }
     }
     match tokenizer {
-        // The encoder carries it.
-        Some(Ok(None)) => {}
+        // The encoder carries it, or there is none, and which tokenizer fits is asked when there is one.
+        Some(Ok(None)) | None => {}
         Some(Ok(Some(tokenizer))) => parts.push(tokenizer),
         Some(Err(sentence)) => lacks("tokenizer", sentence),
-        // Which tokenizer fits is asked when there is an encoder.
-        None => {}
     }
     let paths = transformers.named().map(|(_, one)| &*one.part.path);
     let called_distilled = transformers.named().any(|(_, one)| names::says_distilled(&one.part.path));

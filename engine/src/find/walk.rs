@@ -235,7 +235,7 @@ impl Walk {
                     "is not fetched to its end; let the program that fetches it finish, or fetch it again",
                 );
             }
-            () if name.ends_with(".toml") => self.pass(
+            () if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("toml")) => self.pass(
                 path,
                 "is a model file already; in the folder `models` beside animd's configuration, `animctl model use` chooses it",
             ),

@@ -36,7 +36,7 @@ impl<B: Backend> Pipeline<B> {
         let missing: Vec<Part<'_>> = self.missing().filter(kept).collect();
         let of = |component| missing.iter().filter(move |part| part.component() == component);
         let stored = ORDER.into_iter().flat_map(of).filter_map(|part| self.sources.weights.get(part.name));
-        let places: Vec<_> = stored.map(|weights| weights.places()).collect();
+        let places: Vec<_> = stored.map(WeightSource::places).collect();
         ReadAhead::start(&places, available_ram())
     }
 

@@ -91,7 +91,7 @@ impl Plan {
     /// Runs `change`, which changes the files below `root`; if it fails, restores them.
     pub fn or_undo<T>(&self, root: &Path, change: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = self.before(root)?;
-        change().map_err(|e| before.undo(e))
+        change().map_err(|e| before.undo(&e))
     }
 
     /// Returns the files below `root` as they are before a change.
@@ -123,7 +123,7 @@ pub struct Before {
 
 impl Before {
     /// Restores the files after a change that failed, and returns the failure in words that say so.
-    pub fn undo(self, e: Failure) -> Failure {
+    pub fn undo(self, e: &Failure) -> Failure {
         for (path, bytes) in self.files {
             // The first error is the one to report.
             _ = match bytes {

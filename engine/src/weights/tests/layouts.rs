@@ -481,7 +481,9 @@ fn a_vocabulary_stays_in_its_file() {
         let mut cast: Raw = comfy().into_iter().filter(|(name, ..)| !name.contains("scale")).collect();
         for (_, dtype, _, bytes) in &mut cast {
             if dtype == "F8_E4M3" {
-                bytes.iter_mut().for_each(|byte| *byte &= 0xbf);
+                for byte in bytes.iter_mut() {
+                    *byte &= 0xbf;
+                }
                 *bytes.last_mut().unwrap() = byte;
             }
         }

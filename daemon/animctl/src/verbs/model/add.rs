@@ -211,7 +211,7 @@ async fn for_system(
     }
     let before = all.before(root)?;
     if let Err(e) = put_in_force(&all, additions, program).await {
-        let e = before.undo(e);
+        let e = before.undo(&e);
         // The files are as they were, and systemd should know them so.
         reread()?;
         return Err(e);

@@ -11,6 +11,9 @@ use super::super::dropin::{self, Plan, config, drop_in, name, source, unit, writ
 use super::super::exit::{Failure, Result};
 use crate::doctor::sandbox::{HOME, escape, is_plain};
 
+/// Paths with the paths that stand for them.
+type Pairs = Vec<(PathBuf, PathBuf)>;
+
 /// The folder below which the service sees model files from elsewhere.
 const MODELS: &str = "/var/lib/animd/models";
 /// animd's folder of models that have names, below the root.
@@ -81,7 +84,7 @@ impl Shown {
     }
 
     /// Returns the pairs of paths by which the service's unit names what it shows, and the links that these need.
-    pub fn written(&self) -> (Vec<(PathBuf, PathBuf)>, Vec<(PathBuf, PathBuf)>) {
+    pub fn written(&self) -> (Pairs, Pairs) {
         let mut links = Vec::new();
         let pair = |(path, target): &(PathBuf, PathBuf)| (source(path, &mut links), target.clone());
         (self.binds.iter().map(pair).collect(), links)

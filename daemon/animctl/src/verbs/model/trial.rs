@@ -48,11 +48,8 @@ pub fn has_systemd() -> bool {
 /// # Errors
 /// A sentence with the file that it would not show, and what it shows instead.
 pub async fn read_back(binds: &[(PathBuf, PathBuf)]) -> Result<()> {
-    let shown: Vec<(String, String, bool, u64)> = unit(&Connection::system().await?)
-        .await?
-        .get_property("BindReadOnlyPaths")
-        .await
-        .map_err(zbus::Error::from)?;
+    let shown: Vec<(String, String, bool, u64)> =
+        unit(&Connection::system().await?).await?.get_property("BindReadOnlyPaths").await?;
     for (source, target) in binds {
         let is_it = |(from, to, ..): &(String, String, bool, u64)| {
             Path::new(from) == source && Path::new(to) == target
