@@ -185,7 +185,7 @@ impl Supervisor {
                 () = sleep_until(due) => Event::Due,
             };
             match event {
-                Event::Stop => return self.end().await,
+                Event::Stop => return Box::pin(self.end()).await,
                 Event::Command(command) => self.obey(command).await,
                 Event::Message(Ok(Some(message))) => self.take(message).await,
                 Event::Message(Ok(None)) => self.lost(Loss::Closed).await,
