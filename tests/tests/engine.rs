@@ -143,8 +143,8 @@ fn a_parent_process_gets_pictures_and_previews() {
     let pictures = Pictures { poster: path("p.jpg"), thumbnail: path("t.jpg"), preview: path("v.jpg") };
     send(&ToEngine::Generate {
         job: 3,
-        last: None,
         loras: Vec::new(),
+        last: None,
         parts: None,
         image,
         output: folder.path().join("out.part"),
@@ -173,6 +173,77 @@ fn a_parent_process_gets_pictures_and_previews() {
     let size = |name: &str| image::image_dimensions(folder.path().join(name)).expect("a picture");
     assert_eq!((size("p.jpg"), size("t.jpg"), size("v.jpg")), ((64, 48), (64, 48), (32, 24)));
     assert_eq!(names(folder.path()), ["cat.png", "out.part", "p.jpg", "t.jpg", "v.jpg"]);
+    drop(heard);
+    ours.shutdown(std::net::Shutdown::Both).expect("open");
+    assert!(child.wait().expect("it ends").success());
+}
+
+#[test]
+fn a_job_is_taken_while_the_file_of_the_one_before_is_finished() {
+    let (folder, image) = scene();
+    let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+    let mut child = Command::new(program("animd-engine"))
+        .args(["serve", "--model"])
+        .arg(tiny_model())
+        .stdin(std::os::fd::OwnedFd::from(theirs))
+        .spawn()
+        .unwrap_or_else(|e| panic!("cannot start: {e}"));
+    let send = |message: &ToEngine| {
+        let line = serde_json::to_string(message).expect("plain data");
+        writeln!(&ours, "{line}").expect("it listens");
+    };
+    // The first file has so many pixels that the encoder is not done when the last frame is.
+    let generate = |job: u64, size: &str| {
+        let settings = Settings {
+            size: Some(size.parse().expect("a size")),
+            frames: Some(5),
+            sampler: Some(Sampler::Distill),
+            ..Settings::default()
+        };
+        send(&ToEngine::Generate {
+            job,
+            last: None,
+            loras: Vec::new(),
+            parts: None,
+            image: image.clone(),
+            output: folder.path().join(format!("{job}.part")),
+            pictures: Pictures::default(),
+            request: Box::new(settings.resolve(|| 1).expect("valid")),
+        });
+    };
+    send(&ToEngine::Hello { protocol: PROTOCOL, version: "test".into() });
+    generate(1, "256x256");
+    let mut heard = BufReader::new(&ours)
+        .lines()
+        .map(|line| serde_json::from_str(&line.expect("it speaks")).expect("its language"));
+    let (mut told, mut reports) = (Vec::new(), Vec::new());
+    while reports.len() < 3 {
+        match heard.next().expect("it goes on") {
+            FromEngine::Saving { job } => {
+                told.push((job, "saving"));
+                match job {
+                    1 => generate(2, "64x48"),
+                    2 => generate(3, "64x48"),
+                    _ => {}
+                }
+            }
+            FromEngine::Done { job, report } => {
+                told.push((job, "done"));
+                assert!(report.seconds.iter().any(|(stage, _)| stage == "write"), "{report:?}");
+                let written = folder.path().join(format!("{job}.part")).metadata().expect("a file").len();
+                assert_eq!(report.bytes, written);
+                reports.push(report);
+            }
+            FromEngine::Failed { job, message, .. } => panic!("{job}: {message}"),
+            _ => {}
+        }
+    }
+    let at = |what| told.iter().position(|told| *told == what).expect("it was told");
+    for job in 1..=3 {
+        assert!(at((job, "saving")) < at((job, "done")), "{told:?}");
+        // A file is finished before the next one is.
+        assert!(job == 1 || at((job - 1, "done")) < at((job, "saving")), "{told:?}");
+    }
     drop(heard);
     ours.shutdown(std::net::Shutdown::Both).expect("open");
     assert!(child.wait().expect("it ends").success());

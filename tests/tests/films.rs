@@ -33,7 +33,7 @@ fn flf_model() -> &'static Path {
         let made = run(Command::new(program("animd-engine"))
             .arg("synth-model")
             .arg(&path)
-            .args(["--size", "tiny-flf2v"]));
+            .args(["--size", "tiny", "--family", "flf2v"]));
         assert!(made.status.success(), "{}", stderr(&made));
         (folder, path)
     });
@@ -121,6 +121,11 @@ fn a_last_picture_that_comes_late_counts_while_the_first_one_waits() {
     });
     assert_eq!(settings(&house, 1)["last"], "late.last.png");
     assert_eq!(house.files("state/spool").len(), 2, "both pictures are spooled");
+    // Another picture of the same name is another end.
+    let bytes = house.number("SELECT last_bytes FROM job");
+    picture(&inbox.join("late.last.png"), 90, 70);
+    house.until("noticed", |house| house.number("SELECT last_bytes FROM job") != bytes);
+    house.until("one copy is given up", |house| house.files("state/spool").len() == 2);
     house.animctl(&["resume"]);
     house.until("made", |house| house.number(DONE) == Some(1));
     assert_eq!(house.number("SELECT count(*) FROM job"), Some(1));

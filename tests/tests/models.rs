@@ -117,6 +117,7 @@ fn a_released_folder_is_added_by_one_command_wherever_it_lies() {
     copy(&tiny_model(), folder);
     let name = home.json(&["add", folder.to_str().expect("UTF-8"), "--name", "wan"]);
     assert_eq!(name["models"][0]["name"], "wan");
+    assert_eq!(name["models"][0]["file"], home.file("wan").to_str().expect("UTF-8"));
     let model = home.read("wan");
     assert!(model.parts.named().all(|(_, path)| path.starts_with(folder) && path.exists()), "{model:?}");
     assert!(home.configured().contains("models/wan.toml"));
@@ -260,6 +261,9 @@ fn what_cannot_be_used_changes_nothing() {
     assert!(said.contains("is a transformer, and not a VAE"), "{said}");
     assert!(home.refused(&["add", "/nowhere/at all"]).contains("`/nowhere/at all` cannot be found"));
     assert!(home.refused(&["add"]).contains("name a folder or a file"));
+    let file = home.place("m/model.toml");
+    fs::write(&file, "name = \"a\"\n").expect("written");
+    assert!(home.refused(&["add", file.to_str().expect("UTF-8")]).contains("is a model file already"));
     assert!(!home.path(".config").exists(), "nothing is written");
 }
 

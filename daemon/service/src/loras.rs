@@ -128,7 +128,7 @@ mod tests {
         let loras = Loras::new(CurrentConfig::new(config));
 
         let (pinned, files) = loras.pin(request("detail:0.5")?).await?;
-        assert_eq!(files, [file.clone()]);
+        assert_eq!(files, std::slice::from_ref(&file));
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(pinned.lora[0].to_string(), format!("detail:0.5#{abc}"));
         assert_eq!(loras.pin(pinned.clone()).await?.0, pinned);

@@ -11,6 +11,7 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 /// A user's settings, as typed.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct SettingsOptions {
+    #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
     /// Change the model by a LoRA, as strongly as it was trained or STRENGTH times that; in a model of two transformers,
     /// `NAME:HIGH:LOW` for each of them. Several are added up; `--lora ''` asks for none [default: none]
     #[arg(long, value_name = "NAME[:STRENGTH]", value_parser = loras)]
@@ -48,6 +49,9 @@ pub struct SettingsOptions {
     /// The sampler [default: unipc]
     #[arg(long, value_name = "NAME", value_parser = one_of::<Sampler>(SAMPLER))]
     pub sampler: Option<Sampler>,
+    /// The sampler in the steps of the low-noise expert of a model with two [default: as `sampler` says]
+    #[arg(long, value_name = "NAME", value_parser = one_of::<Sampler>(SAMPLER), hide_possible_values = true)]
+    pub sampler_low: Option<Sampler>,
     /// Denoising steps [default: 40; the distilled samplers take 4, and 1 to 8 if asked]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = typed("steps", |s| s.steps))]
     pub steps: Option<u32>,
@@ -58,6 +62,9 @@ pub struct SettingsOptions {
     /// How far the steps lean towards the noisy end [default: 3 at 480p, 5 at 720p and for the distilled samplers]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = typed("shift", |s| s.shift))]
     pub shift: Option<f64>,
+    /// The shift of the steps of the low-noise expert of a model with two [default: as `shift` says]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = typed("shift_low", |s| s.shift_low))]
+    pub shift_low: Option<f64>,
     /// How strongly the prompt is followed; 1 halves the work [default: 5; the distilled samplers take 1]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = typed("guidance", |s| s.guidance))]
     pub guidance: Option<f64>,
@@ -96,9 +103,11 @@ impl From<SettingsOptions> for Settings {
             looped,
             quality,
             sampler,
+            sampler_low,
             steps,
             steps_high,
             shift,
+            shift_low,
             guidance,
             guidance_low,
             step_cache,
@@ -123,9 +132,11 @@ impl From<SettingsOptions> for Settings {
             looped,
             quality,
             sampler,
+            sampler_low,
             steps,
             steps_high,
             shift,
+            shift_low,
             guidance,
             guidance_low,
             step_cache,
@@ -256,6 +267,8 @@ mod tests {
             "--shift=2.5",
             "--guidance=1",
             "--steps-high=2",
+            "--sampler-low=distill-renoise",
+            "--shift-low=1.5",
             "--guidance-low=2",
             "--step-cache=teacache-ret",
             "--step-cache-threshold=0.1",
@@ -287,6 +300,8 @@ mod tests {
             shift: Some(2.5),
             guidance: Some(1.0),
             steps_high: Some(2),
+            sampler_low: Some(Sampler::DistillRenoise),
+            shift_low: Some(1.5),
             guidance_low: Some(2.0),
             step_cache: Some(StepCache::TeacacheRet),
             step_cache_threshold: Some(0.1),

@@ -18,7 +18,7 @@ use crate::ranges::{self, Real, Whole};
 use crate::request::{Noise, Resize, Sampler, Settings, Size, StepCache, Tiling};
 
 /// The names of all settings.
-pub const NAMES: [&str; 24] = [
+pub const NAMES: [&str; 26] = [
     "model",
     "lora",
     "prompt",
@@ -33,9 +33,11 @@ pub const NAMES: [&str; 24] = [
     "loop",
     "quality",
     "sampler",
+    "sampler_low",
     "steps",
     "steps_high",
     "shift",
+    "shift_low",
     "guidance",
     "guidance_low",
     "step_cache",
@@ -138,9 +140,11 @@ pub fn set(settings: &mut Settings, name: &str, given: &Given<'_>) -> Result<(),
         "loop" => settings.looped = Some(truth("loop", given)?),
         "quality" => settings.quality = Some(small(&ranges::QUALITY, given)?),
         "sampler" => settings.sampler = Some(word("sampler", &SAMPLER, given)?),
+        "sampler_low" => settings.sampler_low = Some(word("sampler_low", &SAMPLER, given)?),
         "steps" => settings.steps = Some(small(&ranges::STEPS, given)?),
         "steps_high" => settings.steps_high = Some(small(&ranges::STEPS_HIGH, given)?),
         "shift" => settings.shift = Some(real(&ranges::SHIFT, given)?),
+        "shift_low" => settings.shift_low = Some(real(&ranges::SHIFT_LOW, given)?),
         "guidance" => settings.guidance = Some(real(&ranges::GUIDANCE, given)?),
         "guidance_low" => settings.guidance_low = Some(real(&ranges::GUIDANCE_LOW, given)?),
         "step_cache" => settings.step_cache = Some(word("step_cache", &STEP_CACHE, given)?),
@@ -438,6 +442,8 @@ mod tests {
             model: Some("wan".into()),
             lora: Some(lora::parse("detail:0.8, pair:1:0")?),
             steps_high: Some(3),
+            sampler_low: Some(Sampler::Unipc),
+            shift_low: Some(2.5),
             guidance_low: Some(2.0),
             ..Settings::default()
         };

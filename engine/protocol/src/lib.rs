@@ -8,6 +8,7 @@ mod capability;
 mod defaults;
 pub mod dims;
 mod error;
+pub mod expert;
 pub mod findings;
 pub mod given;
 pub mod lora;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::model_file::ModelFile;
+use crate::model_file::{ModelFile, PartPaths};
 use crate::nearest::nearest;
 
 /// The name of the folders that programs keep `LoRAs` in, beside a model's other files.
@@ -31,7 +31,7 @@ pub fn folders_of(model: &Path) -> Vec<PathBuf> {
     // A file that cannot be read is told when the model is opened.
     let parts = file.and_then(|file| ModelFile::read(&file).ok()).map(|file| file.parts);
     let parts: Vec<PathBuf> =
-        parts.iter().flat_map(|parts| parts.named()).map(|(_, path)| path.to_owned()).collect();
+        parts.iter().flat_map(PartPaths::named).map(|(_, path)| path.to_owned()).collect();
     let above = parts.iter().flat_map(|part| part.ancestors().take(1 + ABOVE));
     let candidates = std::iter::once(model).chain(above).map(|folder| folder.join(FOLDER));
     let mut folders: Vec<PathBuf> = Vec::new();

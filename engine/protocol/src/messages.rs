@@ -2,7 +2,8 @@
 //!
 //! The child's standard input is one end of a socket pair. Both sides send [`serde_json`] objects, one on each line of
 //! at most [`MAX_LINE`] bytes. Each side begins with a `Hello`; a side that receives another [`PROTOCOL`] says so and
-//! exits. When the daemon's end closes, the child cancels its job and exits. One job runs at a time. The child sends
+//! exits. When the daemon's end closes, the child cancels its job and exits. One job computes at a time; while its file is
+//! being finished ([`FromEngine::Saving`]), the next one may. The child sends
 //! [`FromEngine::Alive`] every [`HEARTBEAT_SECONDS`] from a thread of its own, which stops when the work that it
 //! watches stops.
 
@@ -33,7 +34,7 @@ pub enum ToEngine {
         /// The daemon's version.
         version: String,
     },
-    /// Make one video. The engine answers with `Progress`, then `Done` or `Failed`.
+    /// Make one video. The engine answers with `Progress`, perhaps with `Saving`, then with `Done` or `Failed`.
     Generate {
         /// The daemon's number of the job.
         job: u64,
@@ -100,6 +101,12 @@ pub enum FromEngine {
         job: u64,
         /// 1 for the job's first preview, and one more for each later one.
         n: u32,
+    },
+    /// All frames of the job are computed, and its file is being finished; `Done` or `Failed` follows. The engine takes
+    /// another job meanwhile.
+    Saving {
+        /// The daemon's number of the job.
+        job: u64,
     },
     /// The video is at `output`, complete and synced. So are the poster and the thumbnail, if they could be written.
     Done {

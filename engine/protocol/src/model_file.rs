@@ -32,10 +32,10 @@ use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
 use crate::InvalidSetting;
+use crate::expert::ExpertName;
 use crate::mistake::Mistake;
 use crate::nearest::nearest;
 use crate::ranges;
-use crate::recipe::ExpertName;
 use crate::size::Size;
 
 /// The longest model file that is read, in bytes.

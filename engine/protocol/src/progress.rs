@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The stages of a job, in their order.
+/// The stages of a job, in their order. Each network is loaded just before it is first needed, so a job that finds the
+/// weights missing returns to [`Stage::Load`] between the encoders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
@@ -90,13 +91,10 @@ impl Costs {
         self.stages.iter().filter(|(known, _)| *known == stage).map(|(_, cost)| cost).sum()
     }
 
-    /// Returns the fraction of the whole job, from 0 to 1, that is done when all earlier stages and `part` of this one
-    /// are.
-    pub fn fraction(&self, stage: Stage, part: f64) -> f64 {
-        let sum = |stages: &[Stage]| stages.iter().map(|&stage| self.of(stage)).sum::<f64>();
-        let before =
-            Stage::ALL.iter().position(|&other| other == stage).map_or(0.0, |i| sum(&Stage::ALL[..i]));
-        (before + part.min(1.0) * self.of(stage)) / sum(&Stage::ALL).max(f64::MIN_POSITIVE)
+    /// Returns the share of the whole job, from 0 to 1, that a stage is.
+    pub fn share(&self, stage: Stage) -> f64 {
+        let all: f64 = self.stages.iter().map(|(_, cost)| cost).sum();
+        self.of(stage) / all.max(f64::MIN_POSITIVE)
     }
 }
 
@@ -114,11 +112,9 @@ mod tests {
     #[test]
     fn stages_count_by_what_they_cost() {
         let costs = Costs::new([(Stage::Denoise, 6.0), (Stage::Text, 1.0), (Stage::VaeDecode, 3.0)]);
-        assert_eq!(costs.fraction(Stage::Load, 1.0), 0.0);
-        assert_eq!(costs.fraction(Stage::Text, 0.5), 0.05);
-        assert_eq!(costs.fraction(Stage::Denoise, 0.5), 0.4);
-        assert_eq!(costs.fraction(Stage::Denoise, 7.0), 0.7);
-        assert_eq!(costs.fraction(Stage::Write, 0.0), 1.0);
-        assert_eq!(Costs::new([]).fraction(Stage::Write, 1.0), 0.0);
+        let shares =
+            [Stage::Load, Stage::Text, Stage::Denoise, Stage::VaeDecode].map(|stage| costs.share(stage));
+        assert_eq!(shares, [0.0, 0.1, 0.6, 0.3]);
+        assert_eq!(Costs::new([]).share(Stage::Write), 0.0);
     }
 }

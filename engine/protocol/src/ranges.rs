@@ -44,6 +44,7 @@ pub const NOISE_MULTIPROCESSORS: Whole =
     Whole { name: "noise_multiprocessors", low: 1, high: 1024, hint: "" };
 pub const SECONDS: Real = Real { name: "seconds", low: 0.0, high: MAX_SECONDS };
 pub const SHIFT: Real = Real { name: "shift", low: 0.01, high: 100.0 };
+pub const SHIFT_LOW: Real = Real { name: "shift_low", low: 0.01, high: 100.0 };
 pub const GUIDANCE: Real = Real { name: "guidance", low: 0.0, high: 100.0 };
 pub const GUIDANCE_LOW: Real = Real { name: "guidance_low", low: 0.0, high: 100.0 };
 pub const STEP_CACHE_THRESHOLD: Real = Real { name: "step_cache_threshold", low: 0.0, high: 100.0 };

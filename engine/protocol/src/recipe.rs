@@ -14,6 +14,7 @@ use crate::schedule::SamplerConfig;
 use crate::step_cache::{magcache, teacache};
 
 pub use crate::defaults::{ByArea, Defaults};
+pub use crate::expert::ExpertName;
 
 /// The number of timesteps in training, and the timestep of pure noise.
 const TIMESTEPS: f64 = 1000.0;
@@ -62,37 +63,6 @@ impl<C> Network<C> {
     /// Returns a network of this name and these sizes.
     pub fn new(name: &str, config: C) -> Self {
         Self { name: name.to_owned(), config }
-    }
-}
-
-/// Which of a family's two diffusion transformers something is for: files, a `LoRA`, a setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExpertName {
-    /// The one that computes the first steps, which have the most noise.
-    HighNoise,
-    /// The one that computes the other steps.
-    LowNoise,
-}
-
-impl ExpertName {
-    /// Both, in the order of their steps.
-    pub const ALL: [Self; 2] = [Self::HighNoise, Self::LowNoise];
-
-    /// Returns the place of the transformer in [`Recipe::experts`] of a family with two.
-    pub fn index(self) -> usize {
-        match self {
-            Self::HighNoise => 0,
-            Self::LowNoise => 1,
-        }
-    }
-
-    /// Returns the name of the transformer's network in a recipe, for tables.
-    pub fn network(self) -> &'static str {
-        match self {
-            Self::HighNoise => "DiT, high",
-            Self::LowNoise => "DiT, low",
-        }
     }
 }
 
@@ -319,13 +289,30 @@ impl Recipe {
         self.experts.iter().any(|expert| expert.network.config.image_positions.is_some())
     }
 
+    /// Returns the steps of a request. The low-noise expert of a model with two can have a sampler and a shift of its own: its
+    /// steps are then the last ones of its own schedule.
+    ///
+    /// # Errors
+    /// Returns an [`InvalidSetting`] for a schedule that a checked request does not have.
+    pub fn sampler(&self, request: &Request) -> Result<SamplerConfig, InvalidSetting> {
+        let first = SamplerConfig::of(request.sampler, request.steps, request.shift)?;
+        let high = self.step_experts(request).iter().take_while(|expert| **expert == 0).count();
+        if self.experts.len() < 2 || high == first.timesteps().len() {
+            return Ok(first);
+        }
+        let (sampler, shift) =
+            (request.sampler_low.unwrap_or(request.sampler), request.shift_low.unwrap_or(request.shift));
+        Ok(first.then(high, SamplerConfig::of(sampler, request.steps, shift)?))
+    }
+
     /// Returns, for each step of a request, the index of the expert that computes it.
     ///
     /// The released experts take turns by the timestep. Those of step-distilled models do so by the number of the step, half
     /// of them each, whatever the timesteps are; and `steps_high` says so for any sampler.
     pub fn step_experts(&self, request: &Request) -> Vec<usize> {
         // A resolved request has a schedule.
-        let timesteps = SamplerConfig::new(request).map(|sampler| sampler.timesteps()).unwrap_or_default();
+        let schedule = SamplerConfig::of(request.sampler, request.steps, request.shift);
+        let timesteps = schedule.map(|sampler| sampler.timesteps().to_vec()).unwrap_or_default();
         let several = self.experts.len() > 1;
         let distilled = (request.sampler != Sampler::Unipc).then(|| timesteps.len().div_ceil(2));
         let high = request.steps_high.map(|steps| steps as usize).or(distilled).filter(|_| several);
@@ -343,11 +330,19 @@ impl Recipe {
     }
 
     /// Returns the guidance scale in an expert's steps: the expert's own where the request has the family's default. The last
-    /// of several experts has `guidance_low`, if that is given.
+    /// of several experts has `guidance_low`, if that is given, and else what its own sampler asks for.
     #[expect(clippy::float_cmp, reason = "a default is recognised by being the same number")]
     pub fn guidance(&self, expert: usize, request: &Request) -> f64 {
         if let Some(low) = request.guidance_low.filter(|_| expert > 0) {
             return low;
+        }
+        match request
+            .sampler_low
+            .filter(|low| expert > 0 && low.is_distilled() != request.sampler.is_distilled())
+        {
+            Some(low) if low.is_distilled() => return self.defaults.distilled_guidance,
+            Some(_) => return self.experts.get(expert).map_or(self.defaults.guidance, |e| e.guidance),
+            None => {}
         }
         let default = request.sampler == Sampler::Unipc && request.guidance == self.defaults.guidance;
         self.experts.get(expert).filter(|_| default).map_or(request.guidance, |e| e.guidance)
@@ -366,12 +361,31 @@ impl Recipe {
     }
 
     /// Returns what a user should know of a request that the family supports, if there is anything.
-    #[expect(clippy::float_cmp, reason = "the published schedule has exactly this shift")]
     pub fn remark(&self, request: &Request) -> Option<String> {
+        self.remark_on_low(request).or_else(|| self.remark_on_ratios(request))
+    }
+
+    /// Says which settings of a request have no meaning for a family with one transformer.
+    fn remark_on_low(&self, request: &Request) -> Option<String> {
+        let given = [
+            ("steps_high", request.steps_high.is_some()),
+            ("sampler_low", request.sampler_low.is_some()),
+            ("shift_low", request.shift_low.is_some()),
+            ("guidance_low", request.guidance_low.is_some()),
+        ];
+        let names: Vec<String> =
+            given.into_iter().filter(|(_, given)| *given).map(|(name, _)| format!("`{name}`")).collect();
+        (self.experts.len() < 2 && !names.is_empty())
+            .then(|| format!("{} has one transformer, so {} changed nothing", self.family, names.join(", ")))
+    }
+
+    #[expect(clippy::float_cmp, reason = "the published schedule has exactly this shift")]
+    fn remark_on_ratios(&self, request: &Request) -> Option<String> {
         let ratios = self.step_caches.magcache_by_forward.as_ref()?;
         let published = request.steps as usize == ratios[0].len()
             && request.shift == *self.defaults.shift.of(request.size)
-            && request.steps_high.is_none();
+            && request.steps_high.is_none()
+            && request.shift_low.is_none_or(|low| low == request.shift);
         (request.step_cache == StepCache::Magcache && !published).then(|| {
             format!(
                 "the ratios by which MagCache skips forwards were measured at {} steps with a shift of {}, and not for {} steps \
@@ -403,7 +417,23 @@ impl Recipe {
                 self.family
             )));
         }
-        self.check_last_frame(request)
+        self.check_last_frame(request)?;
+        self.check_levels(request)
+    }
+
+    /// Refuses a change of experts at which the noise would have to grow.
+    fn check_levels(&self, request: &Request) -> Result<(), InvalidSetting> {
+        let sampler = self.sampler(request)?;
+        let (sigmas, high) =
+            (sampler.sigmas(), self.step_experts(request).iter().filter(|e| **e == 0).count());
+        match sigmas.get(high.wrapping_sub(1)).zip(sigmas.get(high)) {
+            Some((before, after)) if after >= before => Err(InvalidSetting(format!(
+                "the high-noise expert's last step begins at a noise level of {before:.3}, and with `shift_low` {} the \
+                 low-noise expert would begin at {after:.3}, which must be less: lower `shift_low`, or leave it out",
+                request.shift_low.unwrap_or(request.shift)
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses a last picture for a family that cannot aim at one, and none for a family that cannot do without.

@@ -40,6 +40,13 @@ pub enum Sampler {
     DistillRenoise,
 }
 
+impl Sampler {
+    /// Returns whether the sampler is for step-distilled models.
+    pub fn is_distilled(self) -> bool {
+        self != Self::Unipc
+    }
+}
+
 /// The method that saves forwards of the DiT.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -124,6 +131,9 @@ pub struct Settings {
     /// The sampler [default: unipc]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sampler: Option<Sampler>,
+    /// The sampler in the steps of the low-noise expert of a model with two [default: as `sampler` says]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampler_low: Option<Sampler>,
     /// Denoising steps [default: 40; the distilled samplers take 4, and 1 to 8 if asked]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u32>,
@@ -134,6 +144,9 @@ pub struct Settings {
     /// How far the steps lean towards the noisy end [default: 3 at 480p, 5 at 720p and for the distilled samplers]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shift: Option<f64>,
+    /// The shift of the steps of the low-noise expert of a model with two [default: as `shift` says]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shift_low: Option<f64>,
     /// How strongly the prompt is followed; 1 halves the work [default: 5; the distilled samplers take 1]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
@@ -194,6 +207,9 @@ pub struct Request {
     pub quality: u32,
     /// The sampler.
     pub sampler: Sampler,
+    /// The sampler in the steps of the low-noise expert of a model with two, where it differs from `sampler`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampler_low: Option<Sampler>,
     /// Denoising steps.
     pub steps: u32,
     /// The steps of the high-noise expert of a model with two; without it, the model's own rule decides.
@@ -201,6 +217,9 @@ pub struct Request {
     pub steps_high: Option<u32>,
     /// The schedule's shift.
     pub shift: f64,
+    /// The shift in the steps of the low-noise expert of a model with two, where it differs from `shift`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shift_low: Option<f64>,
     /// The guidance scale; at 1 the negative prompt is not used.
     pub guidance: f64,
     /// The guidance scale in the steps of the low-noise expert of a model with two, where it differs from `guidance`.
@@ -247,9 +266,11 @@ impl Settings {
             looped: self.looped.or(defaults.looped),
             quality: self.quality.or(defaults.quality),
             sampler: self.sampler.or(defaults.sampler),
+            sampler_low: self.sampler_low.or(defaults.sampler_low),
             steps: self.steps.or(defaults.steps),
             steps_high: self.steps_high.or(defaults.steps_high),
             shift: self.shift.or(defaults.shift),
+            shift_low: self.shift_low.or(defaults.shift_low),
             guidance: self.guidance.or(defaults.guidance),
             guidance_low: self.guidance_low.or(defaults.guidance_low),
             step_cache: self.step_cache.or(defaults.step_cache),
@@ -286,6 +307,9 @@ impl Settings {
                 (DISTILL_TIMESTEPS.len() as u32, defaults.distilled_shift, defaults.distilled_guidance)
             }
         };
+        // A sampler of few steps among others still has few.
+        let mixed = self.sampler_low.is_some_and(|low| low.is_distilled() != sampler.is_distilled());
+        let steps = if mixed { MAX_DISTILL_STEPS } else { steps };
         let (last, looped) = (self.last.unwrap_or_default(), self.looped.unwrap_or_default());
         let shift = defaults.last_frame_shift.filter(|_| looped || !last.is_empty()).unwrap_or(shift);
         let step_cache = self.step_cache.unwrap_or_default();
@@ -298,7 +322,11 @@ impl Settings {
             model: self.model,
             lora: self.lora.unwrap_or_default(),
             prompt: self.prompt.unwrap_or_default(),
-            negative_prompt: self.negative_prompt.unwrap_or_else(|| defaults.negative_prompt.clone()),
+            // As in the official code, an empty one says nothing.
+            negative_prompt: self
+                .negative_prompt
+                .filter(|prompt| !prompt.is_empty())
+                .unwrap_or_else(|| defaults.negative_prompt.clone()),
             seed: self.seed.unwrap_or_else(draw_seed),
             size,
             resize: self.resize.unwrap_or_default(),
@@ -309,9 +337,11 @@ impl Settings {
             looped,
             quality: self.quality.unwrap_or(18),
             sampler,
+            sampler_low: self.sampler_low,
             steps: self.steps.unwrap_or(steps),
             steps_high: self.steps_high,
             shift: self.shift.unwrap_or(shift),
+            shift_low: self.shift_low,
             guidance: self.guidance.unwrap_or(guidance),
             guidance_low: self.guidance_low,
             step_cache,
@@ -346,6 +376,7 @@ impl Request {
             ranges::STEPS.check(self.steps.into()).map(drop),
             ranges::NOISE_MULTIPROCESSORS.check(self.noise_multiprocessors.into()).map(drop),
             ranges::SHIFT.check(self.shift).map(drop),
+            self.shift_low.map_or(Ok(()), |low| ranges::SHIFT_LOW.check(low).map(drop)),
             ranges::GUIDANCE.check(self.guidance).map(drop),
             self.guidance_low.map_or(Ok(()), |low| ranges::GUIDANCE_LOW.check(low).map(drop)),
             self.check_steps_high(),
@@ -388,12 +419,14 @@ impl Request {
 
     /// Checks what only the released model's sampler can do.
     fn check_distilled(&self) -> Result<(), InvalidSetting> {
-        if self.sampler == Sampler::Unipc {
-            return Ok(());
-        }
+        let name = match self.sampler_low {
+            _ if self.sampler.is_distilled() => "sampler",
+            Some(low) if low.is_distilled() => "sampler_low",
+            _ => return Ok(()),
+        };
         if !(1..=MAX_DISTILL_STEPS).contains(&self.steps) {
             return Err(InvalidSetting(format!(
-                "`steps` must be from 1 to {MAX_DISTILL_STEPS} for the distilled samplers, not {}; leave `steps` out, or set `sampler` to `unipc`",
+                "`steps` must be from 1 to {MAX_DISTILL_STEPS} for the distilled samplers, not {}; leave `steps` out, or set `{name}` to `unipc`",
                 self.steps
             )));
         }

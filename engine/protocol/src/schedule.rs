@@ -1,7 +1,7 @@
 //! Noise levels (sigma, 1 is pure noise) and the timesteps that the model is given.
 
 use crate::InvalidSetting;
-use crate::request::{Request, Sampler, distill_timesteps};
+use crate::request::{Sampler, distill_timesteps};
 
 /// The number of timesteps in training, and the first timestep of a distilled model.
 const MAX_DISTILL_TIMESTEP: u32 = 1000;
@@ -24,47 +24,80 @@ pub struct DistillSchedule {
     pub timesteps: Vec<f32>,
 }
 
-/// The solver of the denoising loop, with its schedule.
+/// The steps of the denoising loop: the noise level, the timestep and the solver of each.
 #[derive(Clone, Debug, PartialEq)]
-pub enum SamplerConfig {
-    /// `UniPC` of order 2.
-    Unipc(Schedule),
-    /// Deterministic Euler.
-    Euler(DistillSchedule),
-    /// Steps to the clean sample, with new noise on top.
-    Renoise(DistillSchedule),
+pub struct SamplerConfig {
+    sigmas: Vec<f32>,
+    timesteps: Vec<f64>,
+    samplers: Vec<Sampler>,
 }
 
 impl SamplerConfig {
-    /// Returns the sampler that a request asks for.
+    /// Returns steps that are all of one sampler.
     ///
     /// # Errors
     /// Returns the errors of [`distill`].
-    pub fn new(request: &Request) -> Result<Self, InvalidSetting> {
-        let distilled = || distill(&distill_timesteps(request.steps), request.shift);
-        Ok(match request.sampler {
-            Sampler::Unipc => Self::Unipc(unipc(request.steps as usize, request.shift)),
-            Sampler::Distill => Self::Euler(distilled()?),
-            Sampler::DistillRenoise => Self::Renoise(distilled()?),
+    pub fn of(sampler: Sampler, steps: u32, shift: f64) -> Result<Self, InvalidSetting> {
+        let distilled = || distill(&distill_timesteps(steps), shift);
+        Ok(match sampler {
+            Sampler::Unipc => Self::unipc(unipc(steps as usize, shift)),
+            Sampler::Distill => Self::euler(distilled()?),
+            Sampler::DistillRenoise => Self::renoise(distilled()?),
         })
     }
 
-    /// Returns the timestep that the model is given in each step.
-    pub fn timesteps(&self) -> Vec<f64> {
-        match self {
-            Self::Unipc(schedule) => schedule.timesteps.iter().map(|&timestep| timestep as f64).collect(),
-            Self::Euler(schedule) | Self::Renoise(schedule) => {
-                schedule.timesteps.iter().map(|&timestep| f64::from(timestep)).collect()
-            }
+    /// Returns the steps of a schedule by `UniPC` of order 2.
+    pub fn unipc(schedule: Schedule) -> Self {
+        let timesteps: Vec<f64> = schedule.timesteps.iter().map(|&timestep| timestep as f64).collect();
+        let samplers = vec![Sampler::Unipc; timesteps.len()];
+        Self { sigmas: schedule.sigmas, timesteps, samplers }
+    }
+
+    /// Returns the steps of a schedule by deterministic Euler.
+    pub fn euler(schedule: DistillSchedule) -> Self {
+        Self::distilled(schedule, Sampler::Distill)
+    }
+
+    /// Returns steps to the clean sample, with new noise on top.
+    pub fn renoise(schedule: DistillSchedule) -> Self {
+        Self::distilled(schedule, Sampler::DistillRenoise)
+    }
+
+    fn distilled(schedule: DistillSchedule, sampler: Sampler) -> Self {
+        let timesteps: Vec<f64> = schedule.timesteps.iter().map(|&timestep| f64::from(timestep)).collect();
+        let sigmas = schedule.sigmas.into_iter().chain([0.0]).collect();
+        Self { sigmas, samplers: vec![sampler; timesteps.len()], timesteps }
+    }
+
+    /// Returns the first `steps` of these and, from there on, those of `later`, which has as many in all: the step between
+    /// them goes from the noise level of one to that of the other.
+    #[must_use]
+    pub fn then(self, steps: usize, later: Self) -> Self {
+        fn join<T>(mut first: Vec<T>, steps: usize, mut later: Vec<T>) -> Vec<T> {
+            first.truncate(steps);
+            first.extend(later.drain(first.len()..));
+            first
+        }
+        Self {
+            sigmas: join(self.sigmas, steps, later.sigmas),
+            timesteps: join(self.timesteps, steps, later.timesteps),
+            samplers: join(self.samplers, steps, later.samplers),
         }
     }
 
-    /// Returns the noise level of the sample before each step, from 1 to 0.
+    /// Returns the timestep that the model is given in each step.
+    pub fn timesteps(&self) -> &[f64] {
+        &self.timesteps
+    }
+
+    /// Returns the noise level of the sample before each step, from 1 down, and 0 after the last one.
     pub fn sigmas(&self) -> &[f32] {
-        match self {
-            Self::Unipc(schedule) => &schedule.sigmas,
-            Self::Euler(schedule) | Self::Renoise(schedule) => &schedule.sigmas,
-        }
+        &self.sigmas
+    }
+
+    /// Returns the solver of each step.
+    pub fn samplers(&self) -> &[Sampler] {
+        &self.samplers
     }
 }
 
@@ -109,7 +142,6 @@ fn distill_sigma(index: usize, shift: f64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Settings;
 
     #[test]
     fn unipc_schedules_of_few_steps() {
@@ -143,14 +175,58 @@ mod tests {
     }
 
     #[test]
-    fn a_request_picks_its_sampler() -> Result<(), InvalidSetting> {
-        let request = Settings::default().resolve(|| 1)?;
-        assert_eq!(SamplerConfig::new(&request)?, SamplerConfig::Unipc(unipc(40, 3.0)));
-        let distilled = Settings { sampler: Some(Sampler::Distill), ..Settings::default() }.resolve(|| 1)?;
-        assert_eq!(
-            SamplerConfig::new(&distilled)?.timesteps(),
-            [1000.0, 937.5, f64::from(833.3333_f32), 625.0]
-        );
+    fn a_sampler_has_its_steps() -> Result<(), InvalidSetting> {
+        let released = SamplerConfig::of(Sampler::Unipc, 40, 3.0)?;
+        assert_eq!(released, SamplerConfig::unipc(unipc(40, 3.0)));
+        assert_eq!((released.sigmas().len(), released.samplers()), (41, &[Sampler::Unipc; 40][..]));
+        let distilled = SamplerConfig::of(Sampler::Distill, 4, 5.0)?;
+        assert_eq!(distilled.timesteps(), [1000.0, 937.5, f64::from(833.3333_f32), 625.0]);
+        assert_eq!(distilled.sigmas().last(), Some(&0.0));
+        Ok(())
+    }
+
+    #[test]
+    fn published_schedules_of_distilled_models() -> Result<(), InvalidSetting> {
+        // LightX2V's configurations: Wan2.2 distilled, its NVFP4-sparse experts, and between two pictures.
+        for (shift, sigmas) in [
+            (5.0, [1.0, 0.9375, 0.833_333, 0.625]),
+            (7.0, [1.0, 0.954_545, 0.875, 0.7]),
+            (16.0, [1.0, 0.979_592, 0.941_176, 0.842_105]),
+        ] {
+            let steps = SamplerConfig::of(Sampler::Distill, 4, shift)?;
+            assert!(
+                steps.sigmas().iter().zip(sigmas).all(|(got, want)| (f64::from(*got) - want).abs() < 1e-6),
+                "shift {shift}: {:?}",
+                steps.sigmas()
+            );
+        }
+        // With another number of steps, the levels before the shift are as even.
+        for steps in 5..=8u32 {
+            let sampler = SamplerConfig::of(Sampler::Distill, steps, 7.0)?;
+            for (i, sigma) in sampler.sigmas().iter().take(steps as usize).enumerate() {
+                let even = f64::from((1000.0 * (1.0 - i as f64 / f64::from(steps))).round() as u32) / 1000.0;
+                let want = 7.0 * even / (1.0 + 6.0 * even);
+                assert!(
+                    (f64::from(*sigma) - want).abs() < 1e-6,
+                    "{steps} steps, step {i}: {sigma} is not {want}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn steps_of_two_samplers_join_at_their_levels() -> Result<(), InvalidSetting> {
+        let (first, second) =
+            (SamplerConfig::of(Sampler::Unipc, 8, 5.0)?, SamplerConfig::of(Sampler::Distill, 8, 7.0)?);
+        let both = first.clone().then(3, second.clone());
+        assert_eq!(both.sigmas()[..3], first.sigmas()[..3]);
+        assert_eq!(both.sigmas()[3..], second.sigmas()[3..]);
+        assert_eq!(both.timesteps()[2..4], [first.timesteps()[2], second.timesteps()[3]]);
+        assert_eq!(both.samplers()[2..4], [Sampler::Unipc, Sampler::Distill]);
+        assert_eq!((both.sigmas().len(), both.timesteps().len()), (9, 8));
+        assert_eq!(first.clone().then(8, second.clone()).timesteps(), first.timesteps());
+        assert_eq!(first.then(0, second.clone()), second);
         Ok(())
     }
 }

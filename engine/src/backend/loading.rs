@@ -158,6 +158,11 @@ impl<B: Backend, T> Group<B, T> {
         backend.enter(&self.residence)?;
         Ok(Entered { group: self, backend })
     }
+
+    /// Says that this group's network computes after the next pass of another one; see [`Backend::comes_next`].
+    pub fn comes_next(&self, backend: &B) {
+        backend.comes_next(&self.residence);
+    }
 }
 
 /// A group's weights, which stay where operations compute while this lives.

@@ -58,6 +58,10 @@ pub trait Backend: SequenceOps + ConvOps + Clone + Send + Sync + 'static {
     /// Says that operations that are called from now on do not need a group that was entered, unless it is entered again.
     fn leave(&self, _: &Self::Residence) {}
 
+    /// Says that the network of this group computes as soon as the pass that is about to begin, of another network, is over. Its
+    /// weights may come to where operations compute meanwhile.
+    fn comes_next(&self, _: &Self::Residence) {}
+
     /// Reserves the memory of a job, so that the job need not allocate from the driver while it runs.
     ///
     /// # Errors

@@ -43,7 +43,7 @@ pub struct Loaded {
     pub files: Vec<PathBuf>,
     /// How the files store and name the network.
     pub layout: String,
-    /// The bytes of the network's tensors in its files.
+    /// The bytes that loading reads of the network's files.
     pub bytes: u64,
     /// The seconds from the first read until the network can compute.
     pub seconds: f64,
@@ -128,7 +128,7 @@ fn one<B: Backend>(backend: &B, setup: &Setup, recipe: &Recipe, weights: Weights
     let part = recipe.networks().find(|part| part.component() == component);
     let name = part.map(|part| part.name.to_owned()).unwrap_or_default();
     let files: Vec<PathBuf> = weights.files().into_iter().map(Path::to_owned).collect();
-    let (layout, bytes) = (weights.layout().name().to_owned(), weights.stored_bytes() as u64);
+    let (layout, bytes) = (weights.layout().name().to_owned(), weights.places().bytes());
     let disk = read_speed(&files)?;
     let weights = Arc::new(weights);
     let loader = backend.loader_of(&name, Keeping::of(setup, component)).reading(weights.clone());

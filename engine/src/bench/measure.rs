@@ -95,8 +95,8 @@ pub fn around<B: Backend>(
     observer: &dyn Observer,
 ) -> Result<Around> {
     let ids = ids(recipe.text_encoder.config.rows);
-    let text = measure(b, runs, observer, || wait(b, &models.text_encoder.encode(b, &ids, None)?))?;
-    outputs.save("text", &[("text", b, &models.text_encoder.encode(b, &ids, None)?)])?;
+    let text = measure(b, runs, observer, || wait(b, &models.text_encoder()?.encode(b, &ids, None)?))?;
+    outputs.save("text", &[("text", b, &models.text_encoder()?.encode(b, &ids, None)?)])?;
 
     let side = 224;
     let pixels = noise(SEED, "input.pixels", 1.0, 3 * side * side);
@@ -113,7 +113,7 @@ pub fn around<B: Backend>(
     let picture = b.upload(&picture, &[3, 1, height, width])?;
     let latent_frames = job.request.latent_frames();
     let footage = || Footage::Picture { picture: &picture, last: None, latent_frames };
-    let encoded = || models.vae.encode(b, footage(), tile, observer, None);
+    let encoded = || models.vae()?.encode(b, footage(), tile, observer, None);
     let encode = measure(b, runs, observer, || wait(b, &encoded()?))?;
     if outputs.wanted() {
         outputs.save("vae-encode", &[("latents", b, &encoded()?)])?;
@@ -122,7 +122,7 @@ pub fn around<B: Backend>(
     let [t, h, w] = job.latent();
     let latents = b.upload(&noise(SEED, "input.latents", 1.0, 16 * t * h * w), &[16, t, h, w])?;
     let decoded = |sink: &mut dyn FnMut(Piece<B::Tensor>) -> Result<()>| {
-        models.vae.decode(b, &latents, tile, observer, sink, None)
+        models.vae()?.decode(b, &latents, tile, observer, sink, None)
     };
     let decode = measure(b, runs, observer, || {
         let mut last = None;
@@ -163,7 +163,7 @@ pub fn around<B: Backend>(
             rest = later;
             writer.as_mut().map_or(Ok(()), |writer| writer.write(now))
         };
-        models.vae.render(b, &latents, tile, observer, &mut |part| put(&part.frames))?;
+        models.vae()?.render(b, &latents, tile, observer, &mut |part| put(&part.frames))?;
         writer.map_or(Ok(()), |writer| writer.finish().map(drop))
     });
     // The file may never have been written.

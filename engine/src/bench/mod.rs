@@ -26,7 +26,6 @@ use crate::backend::Backend;
 use crate::image::Picture;
 use crate::pipeline::{Job, Models, Parts, Pipeline};
 use crate::progress::Observer;
-use crate::sampler::SamplerConfig;
 use crate::{Error, Result, video};
 
 pub use compare::{Cards, Compared, Comparison};
@@ -125,6 +124,18 @@ pub struct Outcome {
     pub notes: Vec<String>,
 }
 
+impl Outcome {
+    /// Returns this outcome with the rows of another one, of another model on the same device, behind its own.
+    #[must_use]
+    pub fn and(mut self, mut other: Self) -> Self {
+        self.rows.append(&mut other.rows);
+        self.comparisons.append(&mut other.comparisons);
+        other.notes.retain(|note| !self.notes.contains(note));
+        self.notes.append(&mut other.notes);
+        self
+    }
+}
+
 /// The figures of one row, in seconds and bytes.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measurement {
@@ -162,6 +173,9 @@ pub struct Measurement {
     /// A real job from the request to the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job_measured: Option<f64>,
+    /// The seconds by which the first step of the second expert's turn takes longer than its other steps, in a real job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exchange_measured: Option<f64>,
     /// The most bytes of a GPU's memory in use at once in any stage alone, with all networks loaded; 0 without a GPU.
     pub peak_bytes: u64,
     /// The most bytes of a GPU's memory in use at once in a real job.
@@ -234,7 +248,7 @@ struct Bench<'a, B: Backend> {
     observer: &'a dyn Observer,
     say: &'a dyn Fn(&str),
     picture: Picture,
-    /// A job with guidance and a step cache, which takes the most memory.
+    /// The job of the row that takes the most memory.
     job: Job,
     outputs: Outputs,
     around: Option<Around>,
@@ -256,7 +270,9 @@ impl<'a, B: Backend> Bench<'a, B> {
         };
         let rgb = measure::stand_in(width as usize, height as usize, 0);
         let picture = Picture { width, height, rgb };
-        let job = Job::new(&picture, request(options, &picture, Row::Fp8Magcache)?)?;
+        let largest = options.rows.iter().copied().max_by_key(|row| row.memory());
+        let largest = largest.ok_or_else(|| Error::Internal("there is nothing to measure".into()))?;
+        let job = Job::new(&picture, request(options, &picture, largest, pipeline.recipe())?)?;
         let mut notes = Vec::new();
         if pipeline.setup().backend == profile::Backend::Cpu {
             notes.push("the CPU computes in float32 in every row".into());
@@ -327,7 +343,7 @@ impl<'a, B: Backend> Bench<'a, B> {
         };
         let mut measured = Vec::new();
         for &row in rows {
-            let request = request(options, &self.picture, row)?;
+            let request = request(options, &self.picture, row, recipe)?;
             let compute = match (row, options.made_up) {
                 (Row::Fp8Teacache, true) => {
                     let (computed, all) = TEACACHE;
@@ -363,8 +379,9 @@ impl<'a, B: Backend> Bench<'a, B> {
             for row in &mut measured {
                 match self.whole(row.row) {
                     Ok(None) => {}
-                    Ok(Some((seconds, peak))) => {
+                    Ok(Some(Whole { seconds, peak, exchange })) => {
                         (row.job_measured, row.peak_bytes_measured) = (Some(seconds), Some(peak));
+                        row.exchange_measured = exchange;
                     }
                     Err(e @ Error::Memory(_)) => {
                         self.notes.push(format!("the real job of {}: {e}", row.row.name()));
@@ -376,8 +393,8 @@ impl<'a, B: Backend> Bench<'a, B> {
         Ok(measured)
     }
 
-    /// Runs a real job, from the request to the file. Returns its seconds and the most bytes of a GPU's memory in use.
-    fn whole(&mut self, row: Row) -> Result<Option<(f64, u64)>> {
+    /// Runs a real job, from the request to the file; `None` where there is nothing to measure.
+    fn whole(&mut self, row: Row) -> Result<Option<Whole>> {
         if row == Row::Fp8Teacache && self.options.made_up {
             return Ok(None);
         }
@@ -385,18 +402,36 @@ impl<'a, B: Backend> Bench<'a, B> {
             return Ok(None);
         }
         (self.say)(&format!("a whole job of {}", row.name()));
+        let request = request(self.options, &self.picture, row, self.pipeline.recipe())?;
+        let experts = self.pipeline.recipe().step_experts(&request);
         let began = Instant::now();
-        let job = Job::new(&self.picture, request(self.options, &self.picture, row)?)?;
+        let job = Job::new(&self.picture, request)?;
         let out = std::env::temp_dir().join(format!("animd-bench-{}-{}.mp4", std::process::id(), row.name()));
         let result = self.pipeline.run(&job, &out, &Pictures::default(), self.observer);
         let seconds = began.elapsed().as_secs_f64();
         // After an error there is no file.
         let _ = std::fs::remove_file(&out);
         let report = result?;
-        let steps: f64 = report.steps.iter().map(|(seconds, _)| seconds).sum();
-        (self.say)(&format!("{seconds:.2} s, of them {steps:.2} s of denoising"));
-        Ok(Some((seconds, report.peak_gpu_bytes)))
+        let steps: Vec<f64> = report.steps.iter().map(|(seconds, _)| *seconds).collect();
+        (self.say)(&format!("{seconds:.2} s, of them {:.2} s of denoising", steps.iter().sum::<f64>()));
+        Ok(Some(Whole { seconds, peak: report.peak_gpu_bytes, exchange: exchange(&experts, &steps) }))
     }
+}
+
+/// What a real job took.
+struct Whole {
+    seconds: f64,
+    /// The most bytes of a GPU's memory in use.
+    peak: u64,
+    exchange: Option<f64>,
+}
+
+/// Returns the seconds by which the first step of the second expert takes longer than the median of its other ones; `None` if
+/// there are none.
+fn exchange(experts: &[usize], steps: &[f64]) -> Option<f64> {
+    let first = experts.iter().position(|expert| *expert > 0)?;
+    let (began, others) = steps.get(first..)?.split_first()?;
+    (!others.is_empty()).then(|| began - Seconds::of(others.to_vec()).median)
 }
 
 /// The figures that rows with the same forward share.
@@ -456,6 +491,7 @@ impl Figures<'_> {
             vae_decode_and_write: seconds(&around.write),
             job,
             job_measured: None,
+            exchange_measured: None,
             peak_bytes: resident + most,
             peak_bytes_measured: None,
             planned_bytes,
@@ -464,7 +500,7 @@ impl Figures<'_> {
 }
 
 /// Returns the request of a row's job.
-fn request(options: &Options, picture: &Picture, row: Row) -> Result<Request> {
+fn request(options: &Options, picture: &Picture, row: Row, recipe: &Recipe) -> Result<Request> {
     let size = Size::Exact { width: picture.width, height: picture.height };
     let settings = Settings {
         prompt: Some("a boat on a lake, moved by the wind".into()),
@@ -474,17 +510,29 @@ fn request(options: &Options, picture: &Picture, row: Row) -> Result<Request> {
         tiling: Some(options.tiling),
         ..row.settings()
     };
-    Ok(settings.resolve(|| SEED)?)
+    Ok(settings.resolve_for(&recipe.defaults, || SEED)?)
 }
 
 /// Returns the plan of which steps of a job are computed.
 fn plan<B: Backend>(b: &B, recipe: &Recipe, models: &Models<B>, request: &Request) -> Result<StepPlan> {
     StepPlan::new(recipe, request, |modulation| {
-        let times = SamplerConfig::new(request)?.timesteps();
-        let embedded = |t| {
-            let time = models.expert(recipe.expert_at(t))?.time(b, t)?;
+        let sampler = recipe.sampler(request)?;
+        let embedded = |(expert, t)| {
+            let time = models.expert(expert)?.time(b, t)?;
             Ok(if modulation { time.e0_host } else { time.e_host })
         };
-        times.into_iter().map(embedded).collect()
+        recipe.step_experts(request).into_iter().zip(sampler.timesteps().to_vec()).map(embedded).collect()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turns_first_step_is_compared_with_its_others() {
+        assert_eq!(exchange(&[0, 0, 1, 1, 1, 1], &[2.0, 2.0, 3.0, 1.0, 9.0, 1.5]), Some(1.5));
+        assert_eq!(exchange(&[0, 1], &[2.0, 3.0]), None, "it has no other step");
+        assert_eq!(exchange(&[0, 0], &[2.0, 3.0]), None);
+    }
 }

@@ -4,7 +4,9 @@ use animd_protocol::profile::{AttentionKind, Precision};
 use animd_protocol::request::{Sampler, Settings, StepCache};
 use serde::{Deserialize, Serialize};
 
-/// A way to run a job.
+use crate::synth::Family;
+
+/// A way to run a job. Rows are of Wan2.1 where they say nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Row {
@@ -28,6 +30,10 @@ pub enum Row {
     Int8,
     /// The four steps of a step-distilled model in int8
     Int8Distill,
+    /// The two transformers of Wan2.2, with matrices in fp8 and self-attention in 8 bits; 40 steps with guidance
+    Wan22Fp8,
+    /// The four steps of a step-distilled Wan2.2, two by each transformer
+    Wan22Distill,
 }
 
 impl Row {
@@ -50,6 +56,16 @@ impl Row {
             Self::Distill => "distill",
             Self::Int8 => "int8",
             Self::Int8Distill => "int8-distill",
+            Self::Wan22Fp8 => "wan22-fp8",
+            Self::Wan22Distill => "wan22-distill",
+        }
+    }
+
+    /// Returns the family of the models that the row is of.
+    pub fn family(self) -> Family {
+        match self {
+            Self::Wan22Fp8 | Self::Wan22Distill => Family::Wan22,
+            _ => Family::Wan21,
         }
     }
 
@@ -57,9 +73,13 @@ impl Row {
     pub fn weights(self) -> Precision {
         match self {
             Self::Bf16Exact | Self::Bf16EightBit => Precision::Bf16,
-            Self::Fp8Exact | Self::Fp8 | Self::Fp8Teacache | Self::Fp8Magcache | Self::Distill => {
-                Precision::Fp8
-            }
+            Self::Fp8Exact
+            | Self::Fp8
+            | Self::Fp8Teacache
+            | Self::Fp8Magcache
+            | Self::Distill
+            | Self::Wan22Fp8
+            | Self::Wan22Distill => Precision::Fp8,
             Self::Int8 | Self::Int8Distill => Precision::Int8,
         }
     }
@@ -72,10 +92,16 @@ impl Row {
         }
     }
 
+    /// Returns by how much more memory than other rows' the row's job takes: with residuals to keep, with two prompts.
+    pub fn memory(self) -> impl Ord {
+        let Settings { sampler, step_cache, .. } = self.settings();
+        (step_cache != Some(StepCache::None), sampler == Some(Sampler::Unipc))
+    }
+
     /// Returns the settings of the row's job, apart from size, frames and tiling.
     pub fn settings(self) -> Settings {
         let (sampler, step_cache) = match self {
-            Self::Distill | Self::Int8Distill => (Sampler::Distill, StepCache::None),
+            Self::Distill | Self::Int8Distill | Self::Wan22Distill => (Sampler::Distill, StepCache::None),
             Self::Fp8Teacache => (Sampler::Unipc, StepCache::Teacache),
             Self::Fp8Magcache => (Sampler::Unipc, StepCache::Magcache),
             _ => (Sampler::Unipc, StepCache::None),

@@ -56,6 +56,9 @@ impl fmt::Display for Outcome {
         for (i, (row, seconds)) in whole.enumerate() {
             let before = if i == 0 { "\nreal jobs, from the request to the file:\n" } else { "" };
             write!(f, "{before}{:13}{seconds:>8.2} s", row.row.name())?;
+            if let Some(seconds) = row.exchange_measured {
+                write!(f, ", {seconds:.3} s of them because the transformers take turns")?;
+            }
             match row.peak_bytes_measured {
                 None | Some(0) => writeln!(f)?,
                 Some(peak) => {

@@ -29,6 +29,7 @@ use crate::verify::{self, Known};
 use crate::weights;
 use crate::{Result, image, text};
 
+use agreement::Agreement;
 use clip::Motion;
 use denoise::{LEVELS, Loss, Sample};
 
@@ -120,32 +121,44 @@ pub fn check<B: Backend>(
         clock.at(1, seen as f64 / large as f64)
     })?;
     clock.at(2, 0.0)?;
-    let agreement = match backend.name() {
-        // The CPU is what devices are compared with.
-        "cpu" => None,
-        _ => Some(agreement::compare(&backend, setup, &files, observer)?),
-    };
-
     let mut ground = Ground::new(&backend.resolve(setup), &options.device, backend.name());
     ground.networks = report::networks(&files, options.hashes.map(Known::read).as_ref());
     let usual = if backend.name() == "cpu" && files.parameters() > SMALL { 5 } else { 81 };
     ground.frames = options.frames.unwrap_or(usual);
     let frames = ground.frames;
-    drop(files);
-
-    clock.at(3, 0.0)?;
     let [height, width] = clip::SIZE;
     let size = Size::Exact { width: width as u32, height: height as u32 };
     let settings =
         Settings { size: Some(size), frames: Some(frames), guidance: Some(1.0), ..Settings::default() };
     let job = Job::new(clip::photograph()?, settings.resolve(|| 0)?)?;
-    let mut pipeline = Pipeline::open(backend, setup, options.model, options.dit, None)?;
+    let mut pipeline = Pipeline::open(backend.clone(), setup, options.model, options.dit, None)?;
+    let agreement = compared(&backend, &mut pipeline, &job, &files, observer)?;
+    drop(files);
+
+    clock.at(3, 0.0)?;
     pipeline.prepare(&job, &Silent(observer))?;
     let attention = pipeline.setup().attention;
     let parts = pipeline.parts()?;
     clock.at(4, 0.0)?;
     let findings = compute(&parts, attention, frames as usize, &clock)?;
     Ok(Report::new(ground, looked, rounding, agreement, findings))
+}
+
+/// Compares a device with the CPU, which is what devices are compared with.
+fn compared<B: Backend>(
+    backend: &B,
+    pipeline: &mut Pipeline<B>,
+    job: &Job,
+    files: &weights::Model,
+    observer: &dyn Observer,
+) -> Result<Option<Agreement>> {
+    if backend.name() == "cpu" {
+        return Ok(None);
+    }
+    // The comparison works with less than the videos, in the memory that these are going to have.
+    pipeline.reserve_for(job)?;
+    let setup = pipeline.setup();
+    agreement::compare(backend, &setup, files, observer).map(Some)
 }
 
 /// Computes everything that takes the whole model.
@@ -172,18 +185,18 @@ fn compute<B: Backend>(
     for (i, motion) in Motion::ALL.into_iter().enumerate() {
         let video = clip::video(photograph, motion, frames);
         let uploaded = b.upload(&video, &[3, frames, height, width])?;
-        let encoded = models.vae.encode(b, Footage::Video(&uploaded), None, observer, None)?;
+        let encoded = models.vae()?.encode(b, Footage::Video(&uploaded), None, observer, None)?;
         let picture = b.upload(&frame(&video, 0), &[3, 1, height, width])?;
         let last = ends.then(|| b.upload(&frame(&video, frames - 1), &[3, 1, height, width])).transpose()?;
         let footage = Footage::Picture { picture: &picture, last: last.as_ref(), latent_frames: t };
-        let given = models.vae.encode(b, footage, None, observer, None)?;
+        let given = models.vae()?.encode(b, footage, None, observer, None)?;
         if latents.is_none() {
             let mut decoded = Vec::new();
             let mut take = |piece: vae::Piece<B::Tensor>| {
                 decoded.push((piece.first, b.download(&piece.frames)?));
                 observer.check()
             };
-            models.vae.decode(b, &encoded, None, observer, &mut take, None)?;
+            models.vae()?.decode(b, &encoded, None, observer, &mut take, None)?;
             latents = Some(findings::latents(&b.download(&encoded)?, &video, &decoded, [frames, plane]));
         }
         videos.push((motion, vae::condition(b, &given, ends)?, b.download(&encoded)?));
@@ -192,7 +205,7 @@ fn compute<B: Backend>(
     clock.at(5, 0.0)?;
 
     let embedded =
-        |prompt: &str| models.text_encoder.encode(b, &tokenizer.encode(&text::clean(prompt))?.ids, None);
+        |prompt: &str| models.text_encoder()?.encode(b, &tokenizer.encode(&text::clean(prompt))?.ids, None);
     let pixels = image::clip_pixels(photograph);
     let mut seen = models.image_encoder().map(|encoder| encoder.encode(b, &pixels, None)).transpose()?;
     if ends && let Some(picture) = &seen {

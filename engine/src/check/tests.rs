@@ -33,6 +33,27 @@ fn made_up_weights_do_not_denoise() {
     assert!(!text.contains('/') && !text.contains("tiny-a") && !text.contains("camera"), "{text}");
 }
 
+#[cfg(feature = "cuda")]
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+fn a_gpu_has_memory_for_the_comparison_and_computes_what_the_cpu_does() {
+    use crate::backend::cuda::{Cuda, Options as CudaOptions};
+    use animd_protocol::profile::Profile;
+    let profile = Profile::built_in("h200").expect("it comes with animd");
+    let b = Cuda::open(0, &CudaOptions { poison: true, ..CudaOptions::of(&profile) }, 0, 0).expect("a GPU");
+    let files = weights::Model::open(&official(), None).expect("a model");
+    let setup = Setup::from(&profile);
+    let mut pipeline = Pipeline::open(b.clone(), &setup, &official(), None, None).expect("a model");
+    let settings = Settings { frames: Some(FRAMES), guidance: Some(1.0), ..Settings::default() };
+    let request = settings.resolve(|| 0).expect("valid settings");
+    let job = Job::new(clip::photograph().expect("it is bundled"), request).expect("it fits");
+    let agreement = compared(&b, &mut pipeline, &job, &files, &Quiet).expect("there is memory");
+    let agreement = agreement.expect("a GPU is compared with the CPU");
+    assert_eq!(agreement.branches.len(), 9, "three branches of three blocks");
+    assert!(agreement.branches.iter().all(|branch| branch.bf16 > 0.0), "bf16 rounds: {agreement:?}");
+    assert_eq!(verdict::device(&agreement).verdict, Verdict::Sound, "{agreement:?}");
+}
+
 #[test]
 fn a_check_can_be_stopped() {
     struct Stopped;

@@ -222,7 +222,8 @@ fn prompts(findings: &Findings) -> Judged {
     Judged { verdict: Verdict::Doubtful, what }
 }
 
-fn device(agreement: &Agreement) -> Judged {
+/// Judges how far a device is from the CPU.
+pub(super) fn device(agreement: &Agreement) -> Judged {
     let worst =
         |of: fn(&super::agreement::Branch) -> f64| agreement.branches.iter().map(of).fold(0.0, f64::max);
     let (bf16, jobs) = (worst(|b| b.bf16), worst(|b| b.jobs));

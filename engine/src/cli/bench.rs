@@ -7,9 +7,10 @@ use animd_engine::backend::Backend;
 use animd_engine::bench::{self, Cards, Options, Row, SEED};
 use animd_engine::pipeline::Pipeline;
 use animd_engine::progress::{Observer, Progress};
-use animd_engine::{Error, Result, synth};
+use animd_engine::synth::{self, Family};
+use animd_engine::{Error, Result};
 use animd_protocol::plan::cards::Card;
-use animd_protocol::plan::gib;
+use animd_protocol::plan::{Setup, gib};
 use animd_protocol::profile::{Precision, Profile};
 use animd_protocol::request::{Size, Tiling};
 use serde::Serialize;
@@ -35,6 +36,7 @@ Examples:
   animd-engine bench --size 720p --rows fp8,distill --json
   animd-engine bench --synthetic tiny --size 320x192 --frames 9
   animd-engine bench -m ~/models/Wan2.1-I2V-14B-480P --rows fp8-teacache --whole
+  animd-engine bench --rows wan22-fp8,wan22-distill --whole     Wan2.2's two transformers
   animd-engine bench --report rtx4090.json                measured beside predicted, to send to others
   animd-engine bench --load ~/models/dit.gguf             how fast files are loaded, beside the disk's own speed
   animd-engine bench -m ~/models/wan --swap               how fast LoRAs are exchanged between jobs
@@ -50,6 +52,7 @@ pub struct Bench {
     /// emptied of the files before
     #[arg(long, value_name = "PATH", conflicts_with_all = ["model", "synthetic", "pretend", "rows", "whole", "outputs"])]
     load: Option<PathBuf>,
+    #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
     /// Measure only how LoRAs are exchanged while the model stays loaded: those of these files, or one that is made up and changes
     /// every large matrix
     #[arg(long, value_name = "FILE", num_args = 0.., requires = "model", conflicts_with_all = ["load", "pretend", "rows", "whole", "outputs"])]
@@ -191,16 +194,61 @@ impl Bench {
                 card.name
             ));
         }
-        let mut pipeline = match &self.model {
-            Some(folder) => Pipeline::open(backend, &setup, folder, self.dit.as_deref(), None)?,
-            None => Pipeline::made_up(backend, &setup, self.synthetic.unwrap_or(synth::Size::Full), SEED)?,
+        let rows = match (&self.rows[..], setup.precision.dit) {
+            ([], Precision::Int8) => Row::USUAL_IN_INT8.to_vec(),
+            ([], _) => Row::USUAL.to_vec(),
+            (rows, _) => rows.to_vec(),
         };
-        let options = Options {
-            rows: match (&self.rows[..], setup.precision.dit) {
-                ([], Precision::Int8) => Row::USUAL_IN_INT8.to_vec(),
-                ([], _) => Row::USUAL.to_vec(),
-                (rows, _) => rows.to_vec(),
-            },
+        let mut outcome: Option<bench::Outcome> = None;
+        for family in [Family::Wan21, Family::Wan22] {
+            let rows: Vec<Row> = rows.iter().filter(|row| row.family() == family).copied().collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let mut pipeline = self.pipeline(backend.clone(), &setup, family, &rows)?;
+            let options = self.options(rows, profile, device.clone(), cards.clone());
+            let watch = Watch(stop.clone());
+            let measured = bench::run(&mut pipeline, &options, &watch, &|text| eprintln!("{text}"))?;
+            outcome = Some(match outcome {
+                Some(before) => before.and(measured),
+                None => measured,
+            });
+        }
+        let mut outcome = outcome.ok_or_else(|| Error::Internal("no rows were measured".into()))?;
+        notes.append(&mut outcome.notes);
+        Ok(bench::Outcome { notes, ..outcome })
+    }
+
+    /// Opens or makes up the model that these rows of a family measure.
+    fn pipeline<B: Backend>(
+        &self,
+        backend: B,
+        setup: &Setup,
+        family: Family,
+        rows: &[Row],
+    ) -> Result<Pipeline<B>> {
+        let Some(folder) = &self.model else {
+            let size = self.synthetic.unwrap_or(synth::Size::Full);
+            return Pipeline::made_up(backend, setup, size.recipe_of(family), SEED);
+        };
+        let pipeline = Pipeline::open(backend, setup, folder, self.dit.as_deref(), None)?;
+        let experts = family.experts();
+        if pipeline.recipe().experts.len() != experts {
+            let names: Vec<_> = rows.iter().map(|row| row.name()).collect();
+            return Err(Error::Setting(format!(
+                "`{}` is a model of {}, whose number of transformers is not the {experts} that these rows are for: {}; choose \
+                 other `--rows`",
+                folder.display(),
+                pipeline.recipe().family,
+                names.join(", ")
+            )));
+        }
+        Ok(pipeline)
+    }
+
+    fn options(&self, rows: Vec<Row>, profile: &Profile, device: String, cards: Cards) -> Options {
+        Options {
+            rows,
             size: self.size,
             frames: self.frames,
             tiling: self.tiling.or(profile.settings.tiling).unwrap_or_default(),
@@ -210,10 +258,7 @@ impl Bench {
             made_up: self.model.is_none(),
             device,
             cards,
-        };
-        let mut outcome = bench::run(&mut pipeline, &options, &Watch(stop), &|text| eprintln!("{text}"))?;
-        notes.append(&mut outcome.notes);
-        Ok(bench::Outcome { notes, ..outcome })
+        }
     }
 }
 

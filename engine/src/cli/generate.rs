@@ -44,6 +44,7 @@ pub struct Generate {
     model: ModelArgs,
     #[command(flatten)]
     settings: SettingsOptions,
+    #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
     /// A folder whose LoRAs `--lora` names; several are looked into in their order, and then the model's own `loras` folders
     #[arg(long, value_name = "FOLDER")]
     lora_folder: Vec<PathBuf>,

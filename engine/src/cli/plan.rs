@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use animd_engine::synth::{self, Family};
 use animd_engine::weights::Model;
 use animd_engine::{Error, Result};
 use animd_options::SettingsOptions;
@@ -9,7 +10,6 @@ use animd_protocol::missing;
 use animd_protocol::plan::cards::{self, Card};
 use animd_protocol::plan::{Plan, Prediction, Setup, gib, refusal};
 use animd_protocol::profile::{BUILT_IN, Profile};
-use animd_protocol::recipe::Recipe;
 use animd_protocol::request::{Settings, Size};
 
 use super::{print, print_json};
@@ -20,6 +20,7 @@ use super::{print, print_json};
 Examples:
   animd-engine plan --gpu rtx4090 --size 720p --sampler distill  what is where on a card, and how long each stage takes
   animd-engine plan --gpu rtx3060 --host-memory 32GB             beside a machine's memory, too
+  animd-engine plan --gpu rtx4090 --family wan22 --host-memory 48GB  Wan2.2's two transformers, where one has room
   animd-engine plan --profile ./mine.toml --vram 24GiB           whether a profile fits into so much
   animd-engine plan --model ~/models/Wan2.1-I2V-14B-480P --json
 Exit status: 1 if it does not fit. The error says what is missing and what fits.")]
@@ -29,6 +30,9 @@ pub struct PlanArgs {
     /// The model's folder, for its sizes [default: the sizes of the released 14B model]
     #[arg(short, long, value_name = "DIR")]
     model: Option<PathBuf>,
+    /// The family whose released 14B model is meant
+    #[arg(long, value_name = "NAME", value_enum, default_value = "wan21", conflicts_with = "model")]
+    family: Family,
     /// A card, which need not be there, by its name: `rtx4090`, `a100`, `rtx6000ada` [default: the profile's, without --vram]
     #[arg(long, value_name = "NAME", value_parser = card)]
     gpu: Option<Card>,
@@ -60,7 +64,7 @@ impl PlanArgs {
         }
         let recipe = match &self.model {
             Some(folder) => Model::open(folder, None)?.recipe(),
-            None => Recipe::wan21_i2v_14b(),
+            None => synth::Size::Full.recipe_of(self.family),
         };
         let settings = Settings::from(self.settings).or(profile.settings.clone());
         let whole = settings.resolve_for(&recipe.defaults, || 0)?;

@@ -14,7 +14,7 @@ use super::{print, print_json};
 /// Write a copy of the DiT in 8 bits, of both experts of Wan2.2: later starts read half as much and round nothing.
 ///
 /// Every profile with `dit = "int8"` or `dit = "fp8"` takes the copy in its precision, for as long as the files that it was made
-/// of do not change. The weights on the GPU are the same as without it; what LoRAs change is made of the DiT's own files. Copies lie together in one folder, which `animd-engine
+/// of do not change. The weights on the GPU are the same as without it; what a `LoRA` changes is made of the DiT's own files. Copies lie together in one folder, which `animd-engine
 /// cache` shows, and those that were not used for the longest time are dropped where it would be larger than --cache-gib. A copy
 /// takes about 17 GB for the 14B model of Wan2.1, 15 GB for each expert of Wan2.2; dropping it loses nothing else.
 #[derive(clap::Args)]

@@ -1,16 +1,18 @@
 //! `animd-engine serve`, which animd runs as its child process.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use animd_engine::backend::Backend;
-use animd_engine::pipeline::{Film, Pipeline};
+use animd_engine::pipeline::{Computed, Film, Pipeline};
 use animd_engine::progress::{Observer, Progress};
 use animd_engine::weights::Cache;
 use animd_engine::{Error, Result, image};
@@ -48,16 +50,23 @@ const PREPARATION: Duration = Duration::from_secs(120);
 /// The state that the reading thread, the heartbeat and the work share.
 struct Shared {
     socket: Mutex<UnixStream>,
-    /// The job to stop; 0 for none, `u64::MAX` for the job that runs, whichever it is.
-    cancel: AtomicU64,
-    /// The time by which the work must give its next sign of life; `None` while there is no work. After that time the
-    /// heartbeat stops, and the parent replaces this process.
-    believed: Mutex<Option<Instant>>,
-    /// Whether there is a job.
+    /// The jobs to stop.
+    canceled: Mutex<BTreeSet<u64>>,
+    /// Whether the parent is gone: then all jobs should stop.
+    alone: AtomicBool,
+    /// The time by which the work on each job must give its next sign of life. After that time the heartbeat stops, and the
+    /// parent replaces this process.
+    believed: Mutex<BTreeMap<u64, Instant>>,
+    /// Whether a job computes.
     busy: AtomicBool,
 }
 
 impl Shared {
+    fn new(socket: UnixStream) -> Self {
+        let (socket, busy, alone) = (Mutex::new(socket), AtomicBool::new(false), AtomicBool::new(false));
+        Self { socket, canceled: Mutex::default(), alone, believed: Mutex::default(), busy }
+    }
+
     /// Sends one message. If the parent is gone, sending fails silently: the reading thread notices that and ends.
     fn send(&self, message: &FromEngine) {
         let Ok(mut line) = serde_json::to_vec(message) else { return };
@@ -66,31 +75,49 @@ impl Shared {
         let _ = socket.write_all(&line);
     }
 
-    /// Records a sign of life of the work; the next one can take up to `patience`.
-    fn alive(&self, patience: Duration) {
-        *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now().checked_add(patience);
+    fn canceled(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.canceled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a job, and returns true, unless there is a job already.
-    fn begin(&self) -> bool {
+    fn believed(&self) -> MutexGuard<'_, BTreeMap<u64, Instant>> {
+        self.believed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records a sign of life of the work on a job; the next one can take up to `patience`.
+    fn alive(&self, job: u64, patience: Duration) {
+        if let Some(until) = Instant::now().checked_add(patience) {
+            self.believed().insert(job, until);
+        }
+    }
+
+    /// Begins a job, and returns true, unless one computes already.
+    fn begin(&self, job: u64) -> bool {
         let begins = !self.busy.swap(true, Ordering::SeqCst);
         if begins {
-            self.alive(PREPARATION);
+            self.alive(job, PREPARATION);
         }
         begins
     }
 
-    /// Records that there is no work.
+    /// Records that no job computes.
     fn rest(&self) {
-        *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.busy.store(false, Ordering::SeqCst);
+    }
+
+    /// Tells the parent how a job has ended.
+    fn end(&self, job: u64, result: Result<Report>) {
+        self.believed().remove(&job);
+        self.send(&match result {
+            Ok(report) => FromEngine::Done { job, report },
+            Err(e) => FromEngine::Failed { job, code: e.code(), message: e.to_string() },
+        });
     }
 
     fn beat(&self) {
         loop {
-            std::thread::sleep(Duration::from_secs(HEARTBEAT_SECONDS));
-            let believed = *self.believed.lock().unwrap_or_else(PoisonError::into_inner);
-            if believed.is_none_or(|until| Instant::now() < until) {
+            thread::sleep(Duration::from_secs(HEARTBEAT_SECONDS));
+            let now = Instant::now();
+            if self.believed().values().all(|until| now < *until) {
                 self.send(&FromEngine::Alive);
             }
         }
@@ -98,17 +125,17 @@ impl Shared {
 }
 
 /// Reports one job to the parent.
-struct Reporter<'a> {
-    shared: &'a Shared,
+struct Reporter {
+    shared: &'static Shared,
     job: u64,
     /// The longest time that the slowest part of the work can go without a sign of life.
     patience: Duration,
     last: Mutex<Option<(Instant, Progress)>>,
 }
 
-impl Observer for Reporter<'_> {
+impl Observer for Reporter {
     fn progress(&self, progress: &Progress) {
-        self.shared.alive(self.patience);
+        self.shared.alive(self.job, self.patience);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let due =
             last.is_none_or(|(at, p)| at.elapsed() > Duration::from_millis(100) || p.stage != progress.stage);
@@ -123,9 +150,8 @@ impl Observer for Reporter<'_> {
     }
 
     fn canceled(&self) -> bool {
-        self.shared.alive(self.patience);
-        let cancel = self.shared.cancel.load(Ordering::SeqCst);
-        cancel == self.job || cancel == u64::MAX
+        self.shared.alive(self.job, self.patience);
+        self.shared.alone.load(Ordering::SeqCst) || self.shared.canceled().contains(&self.job)
     }
 }
 
@@ -167,12 +193,7 @@ impl Serve {
                 return ExitCode::FAILURE;
             }
         };
-        let shared = Shared {
-            socket: Mutex::new(socket),
-            cancel: AtomicU64::new(0),
-            believed: Mutex::new(None),
-            busy: AtomicBool::new(false),
-        };
+        let shared = Shared::new(socket);
         // All that outlives the work ends with the process.
         let shared: &'static Shared = Box::leak(Box::new(shared));
         self.work(reading, shared)
@@ -218,30 +239,59 @@ impl Serve {
             recipe: Some(Box::new(pipeline.recipe().clone())),
         });
         let (jobs, queue) = mpsc::sync_channel(1);
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             let status = read(BufReader::new(reading), shared, &jobs);
-            shared.cancel.store(u64::MAX, Ordering::SeqCst);
+            shared.alone.store(true, Ordering::SeqCst);
             drop(jobs);
             if status != 0 {
                 std::process::exit(status.into());
             }
         });
-        std::thread::spawn(|| shared.beat());
+        thread::spawn(|| shared.beat());
+        let mut saving = Saving::default();
         while let Ok(order) = queue.recv() {
             let job = order.job;
-            let result = one(&mut pipeline, shared, order);
-            shared.rest();
-            // After such an error nothing works on the GPU until the process ends: the parent starts another and tries again.
-            if let Err(e @ Error::Device(_)) = &result {
-                tracing::error!("{e}");
-                return ExitCode::FAILURE;
+            let computed = compute(&mut pipeline, shared, order);
+            saving.wait();
+            match computed {
+                Ok((computed, reporter)) => saving.start(computed, reporter),
+                // After such an error nothing works on the GPU until the process ends: the parent starts another and tries
+                // again.
+                Err(e @ Error::Device(_)) => {
+                    tracing::error!("{e}");
+                    return ExitCode::FAILURE;
+                }
+                Err(e) => {
+                    shared.rest();
+                    shared.end(job, Err(e));
+                }
             }
-            shared.send(&match result {
-                Ok(report) => FromEngine::Done { job, report },
-                Err(e) => FromEngine::Failed { job, code: e.code(), message: e.to_string() },
-            });
         }
+        saving.wait();
         ExitCode::SUCCESS
+    }
+}
+
+/// The thread that finishes a job's file, one at a time, while the next job computes.
+#[derive(Default)]
+struct Saving(Option<JoinHandle<()>>);
+
+impl Saving {
+    /// Finishes a job's file, and lets the parent give the next job meanwhile.
+    fn start(&mut self, computed: Computed, reporter: Reporter) {
+        let Reporter { shared, job, patience, .. } = reporter;
+        shared.alive(job, patience);
+        shared.rest();
+        shared.send(&FromEngine::Saving { job });
+        self.0 = Some(thread::spawn(move || shared.end(job, computed.save(&reporter))));
+    }
+
+    /// Waits until the file is finished.
+    fn wait(&mut self) {
+        if self.0.take().is_some_and(|thread| thread.join().is_err()) {
+            // The job stops giving signs of life, and the parent tries it again with another engine.
+            tracing::error!("the thread that finishes a video panicked");
+        }
     }
 }
 
@@ -251,7 +301,12 @@ fn unusable(shared: &Shared, e: &Error) -> ExitCode {
     ExitCode::from(EXIT_UNUSABLE)
 }
 
-fn one<B: Backend>(pipeline: &mut Pipeline<B>, shared: &Shared, order: Order) -> Result<Report> {
+/// Computes a job's video.
+fn compute<B: Backend>(
+    pipeline: &mut Pipeline<B>,
+    shared: &'static Shared,
+    order: Order,
+) -> Result<(Computed, Reporter)> {
     let Order { job, image, last, loras, parts, output, pictures, request } = order;
     request.check()?;
     pipeline.adapt(&request.lora, &loras)?;
@@ -261,7 +316,8 @@ fn one<B: Backend>(pipeline: &mut Pipeline<B>, shared: &Shared, order: Order) ->
     let patience = pipeline.patience(film.largest_part());
     let reporter = Reporter { shared, job, patience, last: Mutex::new(None) };
     reporter.check()?;
-    pipeline.film(&film, &output, &pictures, parts.as_deref(), &reporter)
+    let computed = pipeline.compute_film(&film, &output, &pictures, parts.as_deref(), &reporter)?;
+    Ok((computed, reporter))
 }
 
 /// The content of a [`ToEngine::Generate`].
@@ -301,9 +357,9 @@ fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>
             }
             Ok(ToEngine::Generate { job, image, last, loras, parts, output, pictures, request }) => {
                 // An earlier attempt at this job may have been cancelled.
-                let _ = shared.cancel.compare_exchange(job, 0, Ordering::SeqCst, Ordering::SeqCst);
-                // A second job would wait while the first one runs, and the parent would take that for work.
-                if !shared.begin() {
+                shared.canceled().remove(&job);
+                // A second job would wait while the first one computes, and the parent would take that for work.
+                if !shared.begin(job) {
                     let e = Error::Internal("the engine has a job already".into());
                     shared.send(&FromEngine::Failed { job, code: e.code(), message: e.to_string() });
                 } else {
@@ -313,7 +369,7 @@ fn read(mut input: impl BufRead, shared: &Shared, jobs: &mpsc::SyncSender<Order>
                     }
                 }
             }
-            Ok(ToEngine::Cancel { job }) => shared.cancel.store(job, Ordering::SeqCst),
+            Ok(ToEngine::Cancel { job }) => _ = shared.canceled().insert(job),
             Err(e) => return refuse(format!("a message that is not understood: {e}")),
         }
     }
@@ -328,12 +384,7 @@ mod tests {
     #[test]
     fn a_job_has_a_deadline_before_its_first_sign_of_life() -> Result<()> {
         let (socket, _parent) = UnixStream::pair().map_err(|e| Error::Internal(e.to_string()))?;
-        let shared = Shared {
-            socket: Mutex::new(socket),
-            cancel: AtomicU64::new(0),
-            believed: Mutex::new(None),
-            busy: AtomicBool::new(false),
-        };
+        let shared = Shared::new(socket);
         let order = ToEngine::Generate {
             job: 7,
             image: "photo.png".into(),
@@ -348,12 +399,14 @@ mod tests {
         let (jobs, queue) = mpsc::sync_channel(1);
         assert_eq!(read(&line[..], &shared, &jobs), 0);
         assert_eq!(queue.recv().map(|order| order.job), Ok(7));
-        let believed = *shared.believed.lock().unwrap_or_else(PoisonError::into_inner);
+        let believed = shared.believed().get(&7).copied();
         assert!(believed.is_some_and(|until| until <= Instant::now() + PREPARATION));
-        assert!(!shared.begin(), "there is a job");
+        assert!(!shared.begin(8), "there is a job");
         shared.rest();
-        assert_eq!(*shared.believed.lock().unwrap_or_else(PoisonError::into_inner), None);
-        assert!(shared.begin());
+        assert!(shared.begin(8), "the file of the first one may still be finished");
+        assert_eq!(shared.believed().len(), 2, "each has a deadline of its own");
+        shared.end(7, Err(Error::Canceled));
+        assert_eq!(shared.believed().keys().copied().collect::<Vec<_>>(), [8]);
         Ok(())
     }
 }

@@ -17,6 +17,7 @@ Examples:
   animd-engine synth-model /tmp/tiny --size tiny                 12 MB, runs on any CPU
   animd-engine synth-model /data/full --size full                46 GB, the 14B model's exact shapes
   animd-engine synth-model /data/dit --size full --only dit      the DiT alone
+  animd-engine synth-model /data/two --size full --family wan22 --layers 4    Wan2.2's two transformers, of four blocks each
   animd-engine synth-model /data/q4 --size full --format q4_k    a DiT as GGUF, to measure how fast it is loaded")]
 pub struct SynthModel {
     /// The folder to make; it must not exist, or be empty
@@ -24,17 +25,20 @@ pub struct SynthModel {
     /// How large
     #[arg(long, value_enum)]
     size: synth::Size,
+    /// Which family of models it belongs to
+    #[arg(long, value_enum, default_value = "wan21")]
+    family: synth::Family,
     /// The type of the DiT's weights
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: Type,
     /// One component only
     #[arg(long, value_enum)]
     only: Option<Only>,
-    /// Write the DiT alone, as one file in this format
+    /// Write the DiT alone in this format, each transformer as one file
     #[arg(long, value_enum, conflicts_with_all = ["dtype", "only"])]
     format: Option<synth::Format>,
     /// Give the DiT so many blocks instead of the size's own
-    #[arg(long, value_name = "N", requires = "format", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     layers: Option<u16>,
     /// The number that the weights are drawn from
     #[arg(long, default_value_t = 1)]
@@ -82,12 +86,13 @@ impl SynthModel {
             bar.progress(&Progress { stage: Stage::Write, step: 0, steps: 0, fraction, seconds_left: None });
             bar.check()
         };
+        let mut recipe = self.size.recipe_of(self.family);
+        if let Some(layers) = self.layers {
+            synth::cut(&mut recipe, layers.into());
+        }
         let result = match self.format {
-            Some(format) => {
-                let layers = self.layers.map(usize::from);
-                synth::synth_dit(&self.dir, self.size, format, layers, self.seed, &mut wrote).map(drop)
-            }
-            None => synth::synth_model(&self.dir, self.size, dtype, only, self.seed, &mut wrote),
+            Some(format) => synth::synth_dit(&self.dir, recipe, format, self.seed, &mut wrote).map(drop),
+            None => synth::synth_model(&self.dir, recipe, dtype, only, self.seed, &mut wrote),
         };
         bar.finish();
         result?;

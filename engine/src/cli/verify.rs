@@ -22,7 +22,7 @@ Examples:
   animd-engine verify ~/models/distilled/dit.safetensors --json
 Exit status: 1 if something is wrong.")]
 pub struct Verify {
-    /// The model's folder, or one network's file
+    /// The model's folder, a model file (`NAME.toml`), or one network's file
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// Take the DiT from this folder or file instead

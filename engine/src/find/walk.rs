@@ -235,6 +235,10 @@ impl Walk {
                     "is not fetched to its end; let the program that fetches it finish, or fetch it again",
                 );
             }
+            () if name.ends_with(".toml") => self.pass(
+                path,
+                "is a model file already; in the folder `models` beside animd's configuration, `animctl model use` chooses it",
+            ),
             () if is_tokenizer(&name) => self.tokenizers.push(unit),
             () if named => match weights::shards_of(path) {
                 Ok(files) => self.units.push(Unit { files, ..unit }),

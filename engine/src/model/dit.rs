@@ -221,6 +221,11 @@ impl<B: Backend> Dit<B> {
         Ok(Context { blocks: blocks.collect::<Result<_>>()?, text, image })
     }
 
+    /// Says that this transformer computes as soon as the next forward, of another one, is over.
+    pub fn comes_next(&self, b: &B) {
+        self.around.comes_next(b);
+    }
+
     /// Embeds a time from 0 (clean) to 1000 (noise); it may have a fraction.
     ///
     /// # Errors

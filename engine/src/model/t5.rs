@@ -8,7 +8,7 @@ use super::{Checkpoint, Probe, added, show};
 use crate::backend::Backend;
 use crate::backend::loading::{Group, Role};
 use crate::backend::sequence::{Activation, Attention, Input, KeyValue, Norm, Projection};
-use crate::weights::{HostTensor, Matrix, T5Config, WeightSource};
+use crate::weights::{EMBEDDING, HostTensor, RowTable, T5Config, WeightSource};
 use crate::{Error, Result};
 use animd_protocol::profile::AttentionKind;
 
@@ -20,8 +20,9 @@ const MAX_DISTANCE: f32 = 128.0;
 
 /// The encoder.
 pub struct T5<B: Backend> {
-    /// The embedding stays in host memory in the type of the file, because a prompt needs only a few of its many rows.
-    embedding: Matrix<'static>,
+    /// The embedding stays in its file, because a prompt needs only a few of its many rows.
+    embedding: RowTable,
+    dim: usize,
     blocks: Vec<Group<B, Block<B>>>,
     norm: Group<B, B::Tensor>,
     heads: usize,
@@ -58,7 +59,8 @@ impl<B: Backend> T5<B> {
             root.below(&format!("blocks.{i}")).reread(move |l| Block::load(l, &config))
         };
         Ok(Self {
-            embedding: weights.matrix("token_embedding.weight")?.into_owned(),
+            embedding: weights.row_table(EMBEDDING)?,
+            dim: config.dim,
             blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
             norm: root.around(|root| root.vector("norm.weight"))?,
             heads: config.heads,
@@ -86,8 +88,8 @@ impl<B: Backend> T5<B> {
     }
 
     fn embed(&self, b: &B, ids: &[u32]) -> Result<B::Tensor> {
-        let Matrix { rows, cols, .. } = self.embedding;
-        let mut data = Vec::with_capacity(ids.len() * cols);
+        let rows = self.embedding.rows;
+        let mut data = Vec::with_capacity(ids.len() * self.dim);
         for &id in ids {
             let row = id as usize;
             if row >= rows {
@@ -95,9 +97,9 @@ impl<B: Backend> T5<B> {
                     "the tokenizer gave token {id}, but the text encoder knows {rows}: use the tokenizer of this model"
                 )));
             }
-            data.append(&mut self.embedding.part(row, 1).to_f32());
+            data.append(&mut self.embedding.row(row)?);
         }
-        b.upload(&data, &[ids.len(), cols])
+        b.upload(&data, &[ids.len(), self.dim])
     }
 }
 

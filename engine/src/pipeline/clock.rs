@@ -9,6 +9,8 @@ use crate::progress::{Costs, Observer, Progress, Stage};
 pub struct Clock<'a> {
     observer: &'a dyn Observer,
     costs: Costs,
+    /// The part of each stage that is done, from 0 to 1, in the order of [`Stage::ALL`].
+    done: [f64; Stage::ALL.len()],
     progress: Progress,
     /// The seconds of the whole job at the pace of the last stage that told; `None` before.
     pace: Option<f64>,
@@ -26,6 +28,7 @@ impl<'a> Clock<'a> {
         Self {
             observer,
             costs,
+            done: [0.0; Stage::ALL.len()],
             progress: Progress { stage: Stage::Load, step: 0, steps, fraction: 0.0, seconds_left: None },
             pace: None,
             stage_began: None,
@@ -40,15 +43,24 @@ impl<'a> Clock<'a> {
         self.observer
     }
 
-    /// Ends the previous stage and begins this one.
+    /// Ends the previous stage and begins this one, or goes on with it: weights are loaded in turn with the encoders that
+    /// need them. Nothing happens if this stage runs already.
     ///
     /// # Errors
     /// Returns [`crate::Error::Canceled`] if the work should stop.
     pub fn stage(&mut self, stage: Stage) -> Result<()> {
-        self.close();
-        self.stage_began = Some(Instant::now());
-        self.progress.stage = stage;
-        self.tell(0.0);
+        if self.stage_began.is_none() || self.progress.stage != stage {
+            self.close();
+            self.stage_began = Some(Instant::now());
+            self.progress.stage = stage;
+            for (done, before) in self.done.iter_mut().zip(Stage::ALL) {
+                // All weights are there when the transformer begins.
+                if before < stage && (before != Stage::Load || stage >= Stage::Denoise) {
+                    *done = 1.0;
+                }
+            }
+        }
+        self.tell(self.done[stage as usize]);
         self.observer.check()
     }
 
@@ -70,7 +82,7 @@ impl<'a> Clock<'a> {
     /// stages tell: loading reads a disk and computes nothing. `None` too from less than a twentieth of the work, which
     /// would be a guess.
     fn pace_of(&self, stage: Stage, part: f64) -> Option<f64> {
-        let done = self.costs.fraction(stage, part) - self.costs.fraction(stage, 0.0);
+        let done = part.min(1.0) * self.costs.share(stage);
         let long = matches!(stage, Stage::Denoise | Stage::VaeDecode);
         let elapsed = self.stage_began?.elapsed().as_secs_f64();
         (long && done > 0.05).then(|| elapsed / done)
@@ -81,27 +93,29 @@ impl<'a> Clock<'a> {
         self.steps.iter().copied().zip(computed.iter().copied()).collect()
     }
 
-    /// Returns the seconds of each stage.
-    pub fn finish(mut self) -> Vec<(String, f64)> {
-        self.close();
-        self.progress.fraction = 1.0;
-        self.progress.seconds_left = Some(0.0);
-        self.observer.progress(&self.progress);
-        self.seconds
+    /// Returns the seconds of the stages that have ended, when the current one began, and how far the job is.
+    pub fn leave(self) -> (Vec<(String, f64)>, Instant, Progress) {
+        (self.seconds, self.stage_began.unwrap_or_else(Instant::now), self.progress)
     }
 
     /// Notes the seconds of the current stage, if any.
     fn close(&mut self) {
         let now = Instant::now();
-        if let Some(began) = self.stage_began.take() {
-            self.seconds.push((self.progress.stage.name().to_owned(), (now - began).as_secs_f64()));
+        let Some(began) = self.stage_began.take() else { return };
+        let (name, seconds) = (self.progress.stage.name(), (now - began).as_secs_f64());
+        match self.seconds.iter_mut().find(|(known, _)| known == name) {
+            Some((_, sum)) => *sum += seconds,
+            None => self.seconds.push((name.to_owned(), seconds)),
         }
     }
 
     fn tell(&mut self, part: f64) {
         let stage = self.progress.stage;
-        let fraction = self.costs.fraction(stage, part);
-        self.progress.fraction = fraction.clamp(self.progress.fraction, 1.0);
+        self.done[stage as usize] = part.min(1.0);
+        let fraction: f64 =
+            Stage::ALL.iter().zip(self.done).map(|(stage, done)| done * self.costs.share(*stage)).sum();
+        // A job that begins again has done what it did before.
+        self.progress.fraction = fraction.min(1.0).max(self.progress.fraction);
         if let Some(pace) = self.pace_of(stage, part) {
             self.pace = Some(pace);
         }

@@ -12,9 +12,11 @@ use animd_protocol::request::{MAX_DISTILL_STEPS, Request, Sampler};
 use serde_json::{Value, json};
 
 use super::clock::Clock;
-use super::models::{Pipeline, Sources, available_ram};
+use super::models::{Pipeline, available_ram};
+use super::sources::Sources;
 use super::watched::Count;
 use crate::backend::{Backend, Keeping, Loader};
+use crate::progress::Stage;
 use crate::weights::ReadAhead;
 use crate::{Error, Result};
 
@@ -57,7 +59,10 @@ pub(super) fn remark(request: &Request) -> Option<String> {
 impl<B: Backend> Pipeline<B> {
     /// Returns the number of parameters that are loaded before the next job computes.
     pub(crate) fn to_load(&self) -> usize {
-        if self.is_loaded() { self.sources.adapters.stale_parameters() } else { self.parameters() }
+        match self.is_loaded() {
+            true => self.sources.adapters.stale_parameters(),
+            false => self.parameters_to_load(),
+        }
     }
 
     /// Chooses the `LoRA`s of the jobs that follow, with the file of each. They are opened now; the weights that change are
@@ -88,12 +93,12 @@ impl<B: Backend> Pipeline<B> {
     pub(super) fn exchange_loras(&mut self, clock: &mut Clock<'_>) -> Result<()> {
         let Self { backend, setup, sources, models, .. } = self;
         let parameters = sources.adapters.stale_parameters();
-        let Some(models) = models.as_mut().filter(|models| parameters > 0 && !models.experts.is_empty())
-        else {
+        if parameters == 0 || models.experts.is_empty() {
             return Ok(());
-        };
+        }
+        clock.stage(Stage::Load)?;
         let began = Instant::now();
-        let count = Count::new(clock, parameters);
+        let count = Count::new(clock, 0, parameters);
         // Weights that do not stay are left as they are, so nothing is loaded to another place.
         let keeping = Keeping { place: Place::Device, ..Keeping::of(setup, Component::Dit) };
         for (i, transformer) in sources.adapters.transformers.iter_mut().enumerate() {

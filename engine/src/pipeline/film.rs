@@ -15,7 +15,7 @@ use crate::progress::{Observer, Progress};
 use crate::video;
 
 use super::part_store::PartStore;
-use super::{Framing, Job, Pipeline, ends_at};
+use super::{Computed, Framing, Job, Pipeline, ends_at};
 
 /// A film whose pictures are fitted and whose request is checked.
 pub struct Film {
@@ -74,9 +74,25 @@ impl<B: Backend> Pipeline<B> {
         parts: Option<&Path>,
         observer: &dyn Observer,
     ) -> Result<Report> {
+        self.compute_film(film, out, pictures, parts, observer)?.save(observer)
+    }
+
+    /// Does what [`Pipeline::film`] does, except for what the model is not needed for: finishing the file of a film of one
+    /// part, which another job need not wait for.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::run`].
+    pub fn compute_film(
+        &mut self,
+        film: &Film,
+        out: &Path,
+        pictures: &Pictures,
+        parts: Option<&Path>,
+        observer: &dyn Observer,
+    ) -> Result<Computed> {
         let count = film.request.parts().len();
         if count == 1 {
-            return self.run(&film.first, out, pictures, observer);
+            return self.compute(&film.first, out, pictures, Framing::default(), observer);
         }
         // The model refuses what it cannot do with the whole film before it begins with a part.
         self.recipe().check(&film.request)?;
@@ -91,7 +107,7 @@ impl<B: Backend> Pipeline<B> {
         if parts.is_none() {
             store.remove();
         }
-        made
+        made.map(Computed::saved)
     }
 
     /// Makes the parts that are not finished, and returns the reports of all.
@@ -131,7 +147,7 @@ impl<B: Backend> Pipeline<B> {
             let framing =
                 Framing { continues: index > 0, last_frame: (index + 1 < count).then_some(&*last_frame) };
             let part = PartOf { film: observer, index, count };
-            let report = self.run_framed(job, &store.video(index), &pictures, framing, &part)?;
+            let report = self.compute(job, &store.video(index), &pictures, framing, &part)?.save(&part)?;
             store.finish(index, &request, &report)?;
             reports.push(report);
         }

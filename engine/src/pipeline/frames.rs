@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use animd_protocol::progress::Stage;
+use animd_protocol::recipe::Component;
 
 use super::clock::Clock;
 use super::pictures::Previews;
-use super::{Conditioning, Job, Parts, Pipeline, condition, denoise};
+use super::{Conditioning, Job, Parts, Pipeline, denoise};
 use crate::Result;
 use crate::backend::Backend;
 use crate::progress::Observer;
-use crate::sampler::SamplerConfig;
 
 /// What a job computes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,15 +32,16 @@ impl<B: Backend> Pipeline<B> {
     pub fn frames(&mut self, job: &Job, tile: Option<usize>, observer: &dyn Observer) -> Result<Frames> {
         self.begin();
         self.check(job)?;
-        let sampler = SamplerConfig::new(&job.request)?;
+        let sampler = self.recipe().sampler(&job.request)?;
         let mut clock = Clock::start(observer, job.request.steps, self.costs(job));
         clock.stage(Stage::Load)?;
-        self.load(&mut clock)?;
         let attention = self.setup().attention;
         let tile = tile.or(self.plan(job).tile);
-        let mut parts = self.parts()?;
-        let mut notes = Vec::new();
-        let mut conditioning = condition(&mut parts, job, tile, &mut notes, &mut clock)?;
+        let ahead = self.read_ahead();
+        let mut conditioning = self.condition(job, tile, &mut Vec::new(), &mut clock)?;
+        self.load(Component::Dit, &mut clock)?;
+        drop(ahead);
+        let parts = self.parts()?;
         clock.stage(Stage::Denoise)?;
         let mut previews = Previews::new(None::<&Path>, None);
         let (latents, plan) =
@@ -52,7 +53,7 @@ impl<B: Backend> Pipeline<B> {
             rgb.extend_from_slice(frames);
             outputs.check()
         };
-        parts.rescue(tile, observer).decode(&latents, &mut keep)?;
+        parts.rescue(tile, observer)?.decode(&latents, &mut keep)?;
         let Parts { backend, .. } = parts;
         Ok(Frames { latents: backend.download(&latents)?, rgb, forwards_skipped: plan.forwards().1 })
     }

@@ -2,13 +2,17 @@
 
 mod adapters;
 mod clock;
+mod computed;
 mod exchange;
 mod film;
 mod frames;
+mod handovers;
+mod load;
 mod models;
 mod part_store;
 mod pictures;
 mod rescue;
+mod sources;
 mod watched;
 
 use std::collections::BTreeMap;
@@ -33,8 +37,11 @@ use crate::video::{VideoOptions, VideoWriter};
 use crate::{Error, Result};
 
 use clock::Clock;
+pub use computed::Computed;
+use computed::Unfinished;
 pub use film::Film;
 pub use frames::Frames;
+use handovers::Handovers;
 pub(crate) use models::{Models, Parts, proc_bytes};
 pub use models::{Pipeline, named as model_file};
 use pictures::{Previews, Stills};
@@ -192,16 +199,25 @@ impl<B: Backend> Turn<B> {
 }
 
 impl<B: Backend> Pipeline<B> {
+    /// Reserves the memory that `job` needs, as each job does before it begins.
+    ///
+    /// # Errors
+    /// Returns [`Error::Memory`] if there is not enough memory, and [`Error::Setting`] for a job that the model does not
+    /// support.
+    pub(crate) fn reserve_for(&mut self, job: &Job) -> Result<()> {
+        self.begin();
+        self.check(job)
+    }
+
     /// Reserves the memory that `job` needs, and loads the weights.
     ///
     /// # Errors
     /// Returns [`Error::Memory`] if there is not enough memory, [`Error::Canceled`], and errors of the model or the
     /// backend.
     pub(crate) fn prepare(&mut self, job: &Job, observer: &dyn Observer) -> Result<()> {
-        self.begin();
-        self.check(job)?;
+        self.reserve_for(job)?;
         let mut clock = Clock::start(observer, job.request.steps, self.costs(job));
-        self.load(&mut clock)
+        self.load_all(&mut clock)
     }
 
     /// Makes the video of `job` and writes it to `out`, complete and synced, with the `pictures` beside it. An error
@@ -219,41 +235,41 @@ impl<B: Backend> Pipeline<B> {
         pictures: &Pictures,
         observer: &dyn Observer,
     ) -> Result<Report> {
-        self.run_framed(job, out, pictures, Framing::default(), observer)
+        self.compute(job, out, pictures, Framing::default(), observer)?.save(observer)
     }
 
-    /// Does what [`Self::run`] does, for a video or a part of one.
-    fn run_framed(
+    /// Computes all frames of a video or of a part of one, which go to the encoder one after the other.
+    fn compute(
         &mut self,
         job: &Job,
         out: &Path,
         pictures: &Pictures,
         framing: Framing<'_>,
         observer: &dyn Observer,
-    ) -> Result<Report> {
+    ) -> Result<Computed> {
         self.begin();
-        match self.run_once(job, out, pictures, framing, observer) {
+        match self.compute_once(job, out, pictures, framing, observer) {
             Err(Error::Memory(shortage)) if self.makes_do_with_less(job, &shortage) => {
-                self.run_once(job, out, pictures, framing, observer)
+                self.compute_once(job, out, pictures, framing, observer)
             }
             result => result,
         }
     }
 
-    fn run_once(
+    fn compute_once(
         &mut self,
         job: &Job,
         out: &Path,
         pictures: &Pictures,
         framing: Framing<'_>,
         observer: &dyn Observer,
-    ) -> Result<Report> {
+    ) -> Result<Computed> {
         let request = &job.request;
         let (width, height) = (job.width(), job.height());
         self.check(job)?;
         // The peak of an earlier job that failed must not count for this one.
         self.peak_gpu();
-        let sampler = SamplerConfig::new(request)?;
+        let sampler = self.recipe().sampler(request)?;
         let mut clock = Clock::start(observer, request.steps, self.costs(job));
         let mut writer = VideoWriter::create(
             out,
@@ -267,15 +283,17 @@ impl<B: Backend> Pipeline<B> {
         )?;
 
         clock.stage(Stage::Load)?;
-        self.load(&mut clock)?;
-        let colours = pictures.preview.is_some().then(|| self.colours()).transpose()?;
-        let mut previews = Previews::new(pictures.preview.as_deref(), colours);
         let attention = self.setup().attention;
         let remarks = self.recipe().remark(request).into_iter().chain(exchange::remark(request));
         let mut notes: Vec<String> = remarks.collect();
         let tile = self.plan(job).tile;
-        let mut parts = self.parts()?;
-        let mut conditioning = condition(&mut parts, job, tile, &mut notes, &mut clock)?;
+        let ahead = self.read_ahead();
+        let mut conditioning = self.condition(job, tile, &mut notes, &mut clock)?;
+        let colours = pictures.preview.is_some().then(|| self.colours()).transpose()?;
+        let mut previews = Previews::new(pictures.preview.as_deref(), colours);
+        self.load(Component::Dit, &mut clock)?;
+        drop(ahead);
+        let parts = self.parts()?;
 
         clock.stage(Stage::Denoise)?;
         let (latents, plan) =
@@ -306,32 +324,84 @@ impl<B: Backend> Pipeline<B> {
                 writer.write(rgb)?;
                 clock.observer().check()
             };
-            notes.extend(parts.rescue(tile, observer).decode(&latents, &mut write)?);
+            notes.extend(parts.rescue(tile, observer)?.decode(&latents, &mut write)?);
         }
         for note in notes {
             self.note(note);
         }
         clock.stage(Stage::Write)?;
-        let bytes = writer.finish()?;
-        if let Some(path) = framing.last_frame {
-            Picture { width: width as u32, height: height as u32, rgb: last_frame }.write_png(path)?;
-        }
-        stills.finish();
+        let last_frame = framing.last_frame.map(|path| {
+            (path.to_owned(), Picture { width: width as u32, height: height as u32, rgb: last_frame })
+        });
         let steps = clock.steps(&plan.computed_steps());
-        Ok(Report {
+        let (seconds, began, progress) = clock.leave();
+        let report = Report {
             width: width as u32,
             height: height as u32,
             frames,
             seed: request.seed,
             forwards_computed,
             forwards_skipped,
-            seconds: clock.finish(),
+            seconds,
             steps,
-            bytes,
-            peak_ram_bytes: models::peak_ram(),
             peak_gpu_bytes: self.peak_gpu(),
             notes: self.take_notes(),
-        })
+            ..Report::default()
+        };
+        Ok(Computed::new(report, progress, Unfinished { writer, stills, last_frame, began }))
+    }
+
+    /// Computes the embeddings of text and picture, and the picture's latents. Each network is loaded before its work.
+    fn condition(
+        &mut self,
+        job: &Job,
+        tile: Option<usize>,
+        notes: &mut Vec<String>,
+        clock: &mut Clock<'_>,
+    ) -> Result<Conditioning<B>> {
+        let (request, mut outputs) = (&job.request, Outputs::default());
+        self.load(Component::T5, clock)?;
+        clock.stage(Stage::Text)?;
+        let Parts { backend, tokenizer, recipe, models, .. } = self.parts()?;
+        let positive = models.text(backend, tokenizer, &request.prompt)?;
+        let negative = match recipe.uses_guidance(request) {
+            true => Some(models.text(backend, tokenizer, &request.negative_prompt)?),
+            false => None,
+        };
+        for text in std::iter::once(&positive).chain(&negative) {
+            outputs.watch(backend, Component::T5, None, text)?;
+        }
+
+        self.load(Component::Clip, clock)?;
+        let Parts { backend, recipe, models, .. } = self.parts()?;
+        let picture = match models.image_encoder() {
+            Some(encoder) => {
+                clock.stage(Stage::Image)?;
+                let mut picture = encoder.encode(backend, &job.clip_pixels, None)?;
+                if let Some(last) = job.last.as_ref().filter(|_| recipe.needs_last_frame()) {
+                    let last = encoder.encode(backend, &last.clip_pixels, None)?;
+                    picture = backend.concat(&[&picture, &last], 0)?;
+                }
+                outputs.watch(backend, Component::Clip, None, &picture)?;
+                Some(picture)
+            }
+            None => None,
+        };
+        let embeddings = Embeddings { positive, negative, picture };
+
+        self.load(Component::Vae, clock)?;
+        clock.stage(Stage::VaeEncode)?;
+        let parts = self.parts()?;
+        let backend = parts.backend;
+        let Fitted { width, height, first_frame } = &job.fitted;
+        let first = backend.upload(first_frame, &[3, 1, *height, *width])?;
+        let last = job.last.as_ref().map(|last| backend.upload(&last.frame, &[3, 1, *height, *width]));
+        let last = last.transpose()?;
+        let rescue = parts.rescue(tile, clock.observer())?;
+        let (latents, note) = rescue.encode(&first, last.as_ref(), request.latent_frames())?;
+        notes.extend(note);
+        outputs.watch(backend, Component::Vae, None, &latents)?;
+        Ok(Conditioning { y: vae::condition(backend, &latents, last.is_some())?, embeddings, outputs })
     }
 
     /// Returns the settings that made the video, for its metadata.
@@ -374,54 +444,6 @@ impl<B: Backend> Pipeline<B> {
     }
 }
 
-/// Computes the embeddings of text and picture, and the picture's latents.
-fn condition<B: Backend>(
-    parts: &mut Parts<'_, B>,
-    job: &Job,
-    tile: Option<usize>,
-    notes: &mut Vec<String>,
-    clock: &mut Clock<'_>,
-) -> Result<Conditioning<B>> {
-    let Parts { backend, tokenizer, recipe, models, .. } = parts;
-    let (backend, request) = (*backend, &job.request);
-    let mut outputs = Outputs::default();
-    clock.stage(Stage::Text)?;
-    let positive = models.text(backend, tokenizer, &request.prompt)?;
-    let negative = match recipe.uses_guidance(request) {
-        true => Some(models.text(backend, tokenizer, &request.negative_prompt)?),
-        false => None,
-    };
-    for text in std::iter::once(&positive).chain(&negative) {
-        outputs.watch(backend, Component::T5, None, text)?;
-    }
-
-    let picture = match models.image_encoder() {
-        Some(encoder) => {
-            clock.stage(Stage::Image)?;
-            let mut picture = encoder.encode(backend, &job.clip_pixels, None)?;
-            if let Some(last) = job.last.as_ref().filter(|_| recipe.needs_last_frame()) {
-                let last = encoder.encode(backend, &last.clip_pixels, None)?;
-                picture = backend.concat(&[&picture, &last], 0)?;
-            }
-            outputs.watch(backend, Component::Clip, None, &picture)?;
-            Some(picture)
-        }
-        None => None,
-    };
-    let embeddings = Embeddings { positive, negative, picture };
-
-    clock.stage(Stage::VaeEncode)?;
-    let Fitted { width, height, first_frame } = &job.fitted;
-    let first = backend.upload(first_frame, &[3, 1, *height, *width])?;
-    let last = job.last.as_ref().map(|last| backend.upload(&last.frame, &[3, 1, *height, *width]));
-    let last = last.transpose()?;
-    let rescue = parts.rescue(tile, clock.observer());
-    let (latents, note) = rescue.encode(&first, last.as_ref(), request.latent_frames())?;
-    notes.extend(note);
-    outputs.watch(backend, Component::Vae, None, &latents)?;
-    Ok(Conditioning { y: vae::condition(backend, &latents, last.is_some())?, embeddings, outputs })
-}
-
 /// Runs the sampler's loop over the DiT, from noise to latents.
 fn denoise<B: Backend>(
     parts: &Parts<'_, B>,
@@ -448,13 +470,14 @@ fn denoise<B: Backend>(
             let time = models.expert(expert)?.time(backend, t)?;
             Ok::<_, Error>(if modulation { time.e0_host } else { time.e_host })
         };
-        experts.iter().zip(&timesteps).map(embedded).collect()
+        experts.iter().zip(timesteps).map(embedded).collect()
     })?;
 
     let observer = clock.observer();
     // These are the sums that the blocks added at the last computed step, for each branch: two with guidance.
     let mut residuals: [Option<B::Tensor>; 2] = [None, None];
     let caching = plan.skips();
+    let handovers = Handovers::new(&experts, &plan);
     let mut turn: Option<Turn<B>> = None;
     let mut velocity = |step: usize, x: &B::Tensor, _: f64| -> Result<B::Tensor> {
         let expert = experts[step];
@@ -470,7 +493,8 @@ fn denoise<B: Backend>(
         let dit = models.expert(expert)?;
         let time = times.get(&step).ok_or_else(|| Error::Internal(format!("step {step} has no time")))?;
         let mut branches = Vec::with_capacity(residuals.len());
-        for ((context, residual), &compute) in contexts.iter().zip(&mut residuals).zip(&plan.compute[step]) {
+        let computed = plan.compute[step].iter().enumerate();
+        for ((context, residual), (branch, &compute)) in contexts.iter().zip(&mut residuals).zip(computed) {
             // The residual that is about to be replaced is freed first.
             if compute {
                 *residual = None;
@@ -479,6 +503,9 @@ fn denoise<B: Backend>(
                 Some(residual) => Blocks::Reuse(residual),
                 None => Blocks::Compute { keep_residual: caching },
             };
+            if let Some(next) = handovers.after(step, branch) {
+                models.expert(next)?.comes_next(backend);
+            }
             let inputs = Inputs { x, y, time, context, grid: &grid, attention };
             let out = dit.forward(backend, &inputs, blocks, observer, None)?;
             if out.residual.is_some() {

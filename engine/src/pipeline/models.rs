@@ -8,9 +8,9 @@ use std::time::Instant;
 use animd_protocol::model_file::ModelFile;
 use animd_protocol::plan::{Plan, Setup, gib, refusal};
 use animd_protocol::profile::{AttentionKind, Backend as Kind, Place, Precision, Precisions};
-use animd_protocol::recipe::{Component, Network, Recipe};
+use animd_protocol::recipe::Recipe;
 
-use crate::backend::{Backend, Keeping, Loader};
+use crate::backend::Backend;
 use crate::model::clip::Clip;
 use crate::model::dit::Dit;
 use crate::model::t5::T5;
@@ -18,14 +18,13 @@ use crate::model::vae::{Colours, Vae};
 use crate::progress::Observer;
 use crate::synth::{self, Source};
 use crate::text::{self, MAX_TOKENS, Tokenizer};
-use crate::weights::{self, Adapter, Cache, DType, Lease, ReadAhead, WeightSource};
+use crate::weights::{self, Cache, DType, WeightSource};
 use crate::{Error, Result};
 
 use super::Job;
-use super::adapters::{Adapters, Shared};
-use super::clock::Clock;
+use super::adapters::Shared;
 use super::rescue::Rescue;
-use super::watched::Count;
+use super::sources::{LoadSeconds, Sources};
 
 /// The number of prompts whose embeddings are kept: the negative prompt and a few users' favourites.
 const KEPT_PROMPTS: usize = 16;
@@ -40,119 +39,35 @@ pub struct Pipeline<B: Backend> {
     about: Option<String>,
     tokenizer: Tokenizer,
     pub(super) sources: Sources,
-    pub(super) models: Option<Models<B>>,
+    pub(super) models: Models<B>,
     /// Where the plan of the current job keeps each network, by its name in the recipe.
-    places: BTreeMap<String, Place>,
+    pub(super) places: BTreeMap<String, Place>,
     /// The budget of the current job where there is less memory than the setup counts on.
     budget: Option<u64>,
     /// The budget of a job that begins again because its memory did not suffice.
     ceiling: Option<u64>,
     /// What there is to say about the current job's memory.
     notes: Vec<String>,
-    load_seconds: LoadSeconds,
+    pub(super) load_seconds: LoadSeconds,
 }
 
-/// The source of the weights.
-pub(super) struct Sources {
-    recipe: Recipe,
-    /// The source of each network's weights, by the names of the recipe's networks.
-    pub(super) weights: BTreeMap<String, Shared>,
-    /// The changes of the transformers, which are in `weights`, too.
-    pub(super) adapters: Adapters,
-    /// The number of parameters of all networks.
-    parameters: usize,
-    /// Keeps the prepared copies that weights come from in their cache.
-    leases: Vec<Lease>,
-}
-
-impl Sources {
-    /// Returns the sources of a recipe's networks, where each has its weights in `weights`.
-    fn new(recipe: Recipe, weights: BTreeMap<String, Shared>, own: Vec<Adapter>, parameters: usize) -> Self {
-        let transformers = recipe.experts.iter().filter_map(|expert| {
-            let Network { name, config } = &expert.network;
-            Some((name.clone(), config.clone(), weights.get(name)?.clone()))
-        });
-        let adapters = Adapters::new(own, transformers);
-        let mut sources = Self { recipe, weights, adapters, parameters, leases: Vec::new() };
-        sources.weights.extend(sources.adapters.sources());
-        sources
-    }
-
-    fn of<C>(&self, network: &Network<C>) -> Result<&Shared> {
-        match self.weights.get(&network.name) {
-            Some(weights) => Ok(weights),
-            None => Err(Error::Internal(format!("nobody knows where the weights of {} are", network.name))),
-        }
-    }
-}
-
-impl Sources {
-    /// Starts to read the files of the networks that are about to be loaded, in the order of loading: the transformers', and
-    /// before them, for `all` networks, the others'. Networks that are read each time that they are used are left out.
-    fn read_ahead(&self, all: bool, places: &BTreeMap<String, Place>) -> ReadAhead {
-        let (mut experts, mut others) = (Vec::new(), Vec::new());
-        for part in self.recipe.networks().filter(|part| places.get(part.name) != Some(&Place::Disk)) {
-            let Some(weights) = self.weights.get(part.name) else { continue };
-            if part.component() == Component::Dit { &mut experts } else { &mut others }
-                .push(weights.places());
-        }
-        others.retain(|_| all);
-        others.append(&mut experts);
-        ReadAhead::start(&others, available_ram())
-    }
-}
-
-impl From<weights::Model> for Sources {
-    fn from(files: weights::Model) -> Self {
-        let (recipe, parameters) = (files.recipe(), files.parameters());
-        // These are in the order of the recipe's networks.
-        let dits = std::iter::once(files.dit.0).chain(files.low_noise.map(|(weights, _)| weights));
-        let clip = files.clip.map(|(weights, _)| weights);
-        let all = dits.chain([files.t5.0]).chain(clip).chain([files.vae.0]);
-        let all = all.map(|weights| -> Shared { Arc::new(weights) });
-        let weights = recipe.networks().map(|part| part.name.to_owned()).zip(all).collect();
-        let mut sources = Self::new(recipe, weights, files.loras, parameters);
-        for (transformer, copy) in files.copies.into_iter().enumerate() {
-            let Some((lease, weights)) = copy else { continue };
-            sources.adapters.prepare(transformer, Arc::new(weights));
-            sources.leases.push(lease);
-        }
-        sources.weights.extend(sources.adapters.sources());
-        sources
-    }
-}
-
-/// The seconds that each network took to load, in the order of loading.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct LoadSeconds(Vec<(String, f64)>);
-
-impl LoadSeconds {
-    /// Returns the networks with their seconds.
-    pub fn networks(&self) -> &[(String, f64)] {
-        &self.0
-    }
-
-    fn note(&mut self, name: &str, seconds: f64) {
-        match self.0.iter_mut().find(|(known, _)| known == name) {
-            Some((_, noted)) => *noted = seconds,
-            None => self.0.push((name.to_owned(), seconds)),
-        }
-    }
-}
-
-/// The loaded networks.
+/// The networks that are loaded: each is loaded when it is first needed, and kept.
 pub struct Models<B: Backend> {
     /// The diffusion transformers, in the recipe's order.
     pub(super) experts: Vec<Dit<B>>,
-    /// The text encoder.
-    pub text_encoder: T5<B>,
-    /// The image encoder, if the recipe has one.
-    image_encoder: Option<Clip<B>>,
-    /// The autoencoder.
-    pub vae: Vae<B>,
+    pub(super) text_encoder: Option<T5<B>>,
+    pub(super) image_encoder: Option<Clip<B>>,
+    pub(super) vae: Option<Vae<B>>,
     texts: HashMap<String, B::Tensor>,
     /// The colours of latents, fitted when first needed.
     colours: Option<Colours>,
+}
+
+impl<B: Backend> Default for Models<B> {
+    fn default() -> Self {
+        let (experts, texts, colours) = (Vec::new(), HashMap::new(), None);
+        Self { experts, text_encoder: None, image_encoder: None, vae: None, texts, colours }
+    }
 }
 
 /// The parts that a loaded pipeline works with.
@@ -167,9 +82,16 @@ pub struct Parts<'a, B: Backend> {
 
 impl<B: Backend> Parts<'_, B> {
     /// Returns the VAE, which finds a way where there is too little memory.
-    pub(super) fn rescue<'a>(&'a self, tile: Option<usize>, observer: &'a dyn Observer) -> Rescue<'a, B> {
-        let (backend, config) = (self.backend, &self.recipe.vae.config);
-        Rescue { backend, vae: &self.models.vae, config, weights: self.vae, tile, observer }
+    ///
+    /// # Errors
+    /// Returns [`Error::Internal`] if the VAE is not loaded.
+    pub(super) fn rescue<'a>(
+        &'a self,
+        tile: Option<usize>,
+        observer: &'a dyn Observer,
+    ) -> Result<Rescue<'a, B>> {
+        let (backend, config, vae) = (self.backend, &self.recipe.vae.config, self.models.vae()?);
+        Ok(Rescue { backend, vae, config, weights: self.vae, tile, observer })
     }
 }
 
@@ -208,17 +130,22 @@ impl<B: Backend> Pipeline<B> {
     ///
     /// # Errors
     /// There are none in a sound build.
-    pub fn made_up(backend: B, wanted: &Setup, size: synth::Size, seed: u64) -> Result<Self> {
-        let (recipe, mut weights, mut parameters) = (size.recipe(), BTreeMap::new(), 0);
-        for part in recipe.networks() {
+    pub fn made_up(backend: B, wanted: &Setup, model: impl Into<Recipe>, seed: u64) -> Result<Self> {
+        let recipe = model.into();
+        let made_up = synth::networks(&recipe, seed).map(|(part, seed)| -> (Shared, usize) {
             let source = Source::new(&part, DType::Bf16, seed);
-            parameters += source.parameters();
-            let source: Shared = Arc::new(source);
-            weights.insert(part.name.to_owned(), source);
-        }
+            let parameters = source.parameters();
+            (Arc::new(source), parameters)
+        });
+        let made_up = made_up.collect::<Vec<_>>();
         let tokenizer = Tokenizer::read(synth::TOKENIZER, "tokenizer.json")?;
-        let sources = Sources::new(recipe, weights, Vec::new(), parameters);
-        Ok(Self::with(backend, wanted, "made-up".into(), tokenizer, sources))
+        Ok(Self::with(
+            backend,
+            wanted,
+            "made-up".into(),
+            tokenizer,
+            Sources::new(recipe, made_up, Vec::new()),
+        ))
     }
 
     fn with(backend: B, wanted: &Setup, name: String, tokenizer: Tokenizer, sources: Sources) -> Self {
@@ -231,7 +158,7 @@ impl<B: Backend> Pipeline<B> {
             about: None,
             tokenizer,
             sources,
-            models: None,
+            models: Models::default(),
             places,
             budget,
             ceiling,
@@ -265,50 +192,6 @@ impl<B: Backend> Pipeline<B> {
         self.backend.name()
     }
 
-    /// Loads all weights that are not loaded.
-    pub(super) fn load(&mut self, clock: &mut Clock<'_>) -> Result<()> {
-        self.exchange_loras(clock)?;
-        let missing = self.models.as_ref().is_none_or(|models| models.experts.is_empty());
-        if !missing {
-            return Ok(());
-        }
-        let Self { backend, setup, sources, places, load_seconds, .. } = self;
-        let (recipe, count) = (&sources.recipe, Count::new(clock, sources.parameters));
-        let _ahead = sources.read_ahead(self.models.is_none(), places);
-        let mut loading = Loading { backend, setup, places, sources, seconds: load_seconds };
-        let mut models = match self.models.take() {
-            Some(models) => models,
-            None => {
-                let network = &recipe.text_encoder;
-                let weights = count.of(&**sources.of(network)?);
-                let text_encoder = loading
-                    .load(Component::T5, network, |loader, config| T5::load(loader, &weights, config))?;
-                let image_encoder = match &recipe.conditioning.image_encoder {
-                    Some(network) => {
-                        let weights = count.of(&**sources.of(network)?);
-                        let load = |loader: &B::Loader, config: &_| Clip::load(loader, &weights, config);
-                        Some(loading.load(Component::Clip, network, load)?)
-                    }
-                    None => None,
-                };
-                let network = &recipe.vae;
-                let weights = count.of(&**sources.of(network)?);
-                let load = |loader: &B::Loader, config: &_| Vae::load(loader, &weights, config);
-                let vae = loading.load(Component::Vae, network, load)?;
-                let (experts, texts) = (Vec::new(), HashMap::new());
-                Models { experts, text_encoder, image_encoder, vae, texts, colours: None }
-            }
-        };
-        for expert in &recipe.experts {
-            let weights = count.of(&**sources.of(&expert.network)?);
-            let load = |loader: &B::Loader, config: &_| Dit::load(loader, &weights, config);
-            models.experts.push(loading.load(Component::Dit, &expert.network, load)?);
-        }
-        self.models = Some(models);
-        self.sources.adapters.loaded();
-        Ok(())
-    }
-
     /// Changes how the DiT runs from now on. If that takes other weights, the loaded ones are dropped; the next
     /// [`Self::prepare`] or [`Self::run`] loads them anew. The other networks stay.
     pub(crate) fn exchange_dit(&mut self, dit: Precision, attention: AttentionKind) {
@@ -316,8 +199,8 @@ impl<B: Backend> Pipeline<B> {
         let setup = self.backend.resolve(&Setup { precision, attention, ..self.setup });
         let same = setup.precision == self.setup.precision;
         self.setup = setup;
-        if let Some(models) = self.models.as_mut().filter(|_| !same) {
-            models.experts.clear();
+        if !same {
+            self.models.experts.clear();
         }
     }
 
@@ -331,28 +214,24 @@ impl<B: Backend> Pipeline<B> {
         &self.load_seconds
     }
 
-    /// Returns the parts that a loaded pipeline works with.
+    /// Returns the parts that the pipeline works with, as far as they are loaded.
     pub(crate) fn parts(&mut self) -> Result<Parts<'_, B>> {
-        let models = self.models.as_mut().ok_or_else(|| Error::Internal("the model is not loaded".into()))?;
-        let Self { backend, tokenizer, sources, .. } = self;
+        let Self { backend, tokenizer, sources, models, .. } = self;
         let vae = &**sources.of(&sources.recipe.vae)?;
         Ok(Parts { backend, tokenizer, recipe: &sources.recipe, models, vae })
     }
 
-    /// Returns the colours of the loaded model's latents.
+    /// Returns the colours of the model's latents, whose VAE is loaded.
     pub(super) fn colours(&mut self) -> Result<Colours> {
         let Parts { backend, models, .. } = self.parts()?;
         if let Some(known) = &models.colours {
             return Ok(known.clone());
         }
         let began = Instant::now();
-        let colours = models.colours.insert(models.vae.colours(backend)?).clone();
+        let colours = models.vae()?.colours(backend)?;
+        models.colours = Some(colours.clone());
         tracing::debug!("the latents' colours in {:?}", began.elapsed());
         Ok(colours)
-    }
-
-    pub(super) fn is_loaded(&self) -> bool {
-        self.models.as_ref().is_some_and(|models| !models.experts.is_empty())
     }
 
     /// Returns the plan of a job.
@@ -363,7 +242,7 @@ impl<B: Backend> Pipeline<B> {
 
     /// Returns the number of parameters of all networks.
     pub(super) fn parameters(&self) -> usize {
-        self.sources.parameters
+        self.sources.all_parameters()
     }
 
     /// Returns the number of the DiT's blocks; with several experts, that of the one with the fewest.
@@ -396,21 +275,17 @@ impl<B: Backend> Pipeline<B> {
         let places = memory.networks.iter().map(|network| (network.name.clone(), network.placement.place));
         let places: BTreeMap<_, _> = places.collect();
         // Weights that were loaded to stay cannot leave the device; others can be there all the time.
-        let leaves = |(name, before): (&String, &Place)| {
-            *before == Place::Device && places.get(name).is_some_and(|now| *now != Place::Device)
+        let leaves = |name: &str| {
+            let [before, now] = [&self.places, &places].map(|places| places.get(name));
+            before == Some(&Place::Device) && now.is_some_and(|now| *now != Place::Device)
         };
-        if self.is_loaded() && self.places.iter().any(leaves) {
-            self.models = None;
+        let missing: Vec<&str> = self.missing().map(|part| part.name).collect();
+        let mut loaded = self.sources.recipe.networks().filter(|part| !missing.contains(&part.name));
+        if loaded.any(|part| leaves(part.name)) {
+            self.models = Models::default();
         }
-        match &self.models {
-            None => self.places = places,
-            Some(models) if models.experts.is_empty() => {
-                let experts = self.sources.recipe.experts.iter().map(|expert| &expert.network.name);
-                let moved = experts.filter_map(|name| Some((name.clone(), *places.get(name)?)));
-                self.places.extend(moved);
-            }
-            Some(_) => {}
-        }
+        let missing: Vec<String> = self.missing().map(|part| part.name.to_owned()).collect();
+        self.places.extend(places.into_iter().filter(|(name, _)| missing.contains(name)));
         self.backend.reserve(&memory)
     }
 
@@ -429,6 +304,10 @@ impl<B: Backend> Pipeline<B> {
         self.budget = self.ceiling;
         let fits = self.plan(job).memory.fits();
         if fits {
+            if !self.is_loaded() {
+                // What is there was loaded for the plan that took too much.
+                self.models = Models::default();
+            }
             self.note(format!("the job begins again, with fewer weights on the GPU at a time: {shortage}"));
         } else {
             (self.ceiling, self.budget) = (None, None);
@@ -456,15 +335,15 @@ impl<B: Backend> Pipeline<B> {
         self.refuse(job, self.setup.budget)?;
         if self.setup.backend == Kind::Cuda {
             // Cached embeddings could split memory that a larger job needs in one piece; a GPU recomputes them quickly.
-            if let Some(models) = &mut self.models {
-                models.texts.clear();
-            }
+            self.models.texts.clear();
             return self.reserve(job);
         }
         let memory = self.plan(job).memory;
         let Some(available) = available_ram() else { return Ok(()) };
         // Weights that are loaded are available no more, and need not be.
-        let available = available + if self.is_loaded() { memory.weights_to_take() } else { 0 };
+        let missing: Vec<&str> = self.missing().map(|part| part.name).collect();
+        let loaded = memory.networks.iter().filter(|network| !missing.contains(&&*network.name));
+        let available = available + loaded.map(|network| network.bytes).sum::<u64>();
         let budget = self.setup.budget.map_or(available, |budget| budget.min(available));
         self.refuse(job, Some(budget))
     }
@@ -483,14 +362,30 @@ impl<B: Backend> Models<B> {
     /// Returns the transformer that computes the steps of an expert.
     ///
     /// # Errors
-    /// Returns [`Error::Internal`] for an expert that the recipe does not have.
+    /// Returns [`Error::Internal`] for an expert that the recipe does not have, or that is not loaded.
     pub fn expert(&self, index: usize) -> Result<&Dit<B>> {
         self.experts.get(index).ok_or_else(|| Error::Internal(format!("there is no expert {index}")))
     }
 
-    /// Returns the image encoder, if the model has one.
+    /// Returns the text encoder.
+    ///
+    /// # Errors
+    /// Returns [`Error::Internal`] if it is not loaded.
+    pub fn text_encoder(&self) -> Result<&T5<B>> {
+        self.text_encoder.as_ref().ok_or_else(|| Error::Internal("the text encoder is not loaded".into()))
+    }
+
+    /// Returns the image encoder, if the model has one and it is loaded.
     pub fn image_encoder(&self) -> Option<&Clip<B>> {
         self.image_encoder.as_ref()
+    }
+
+    /// Returns the autoencoder.
+    ///
+    /// # Errors
+    /// Returns [`Error::Internal`] if it is not loaded.
+    pub fn vae(&self) -> Result<&Vae<B>> {
+        self.vae.as_ref().ok_or_else(|| Error::Internal("the VAE is not loaded".into()))
     }
 
     /// Returns the prompt's embedding `[n, text_dim]`, from the cache if it was asked for before.
@@ -502,41 +397,12 @@ impl<B: Backend> Models<B> {
         if tokens.whole > MAX_TOKENS {
             tracing::warn!("the prompt has {} tokens; the model reads the first {MAX_TOKENS}", tokens.whole);
         }
-        let embedding = self.text_encoder.encode(backend, &tokens.ids, None)?;
+        let embedding = self.text_encoder()?.encode(backend, &tokens.ids, None)?;
         if self.texts.len() >= KEPT_PROMPTS {
             self.texts.clear();
         }
         self.texts.insert(prompt.to_owned(), embedding.clone());
         Ok(embedding)
-    }
-}
-
-/// Loads one network after the other, and notes how long each takes.
-struct Loading<'a, B> {
-    backend: &'a B,
-    setup: &'a Setup,
-    places: &'a BTreeMap<String, Place>,
-    sources: &'a Sources,
-    seconds: &'a mut LoadSeconds,
-}
-
-impl<B: Backend> Loading<'_, B> {
-    fn load<C, N>(
-        &mut self,
-        component: Component,
-        network: &Network<C>,
-        load: impl FnOnce(&B::Loader, &C) -> Result<N>,
-    ) -> Result<N> {
-        let began = Instant::now();
-        let mut keeping = Keeping::of(self.setup, component);
-        if let Some(place) = self.places.get(&network.name) {
-            keeping.place = *place;
-        }
-        let loader =
-            self.backend.loader_of(&network.name, keeping).reading(self.sources.of(network)?.clone());
-        let loaded = load(&loader, &network.config);
-        self.seconds.note(&network.name, began.elapsed().as_secs_f64());
-        loaded
     }
 }
 

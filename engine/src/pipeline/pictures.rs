@@ -30,8 +30,8 @@ fn chosen(frames: usize) -> usize {
 
 /// The poster and the thumbnail, taken from the frames as they pass. Dropped before [`Stills::finish`], it removes
 /// them.
-pub struct Stills<'a> {
-    pictures: &'a Pictures,
+pub struct Stills {
+    pictures: Pictures,
     size: [usize; 2],
     /// The index of the frame to take, counted from the next one.
     wanted: Option<usize>,
@@ -40,11 +40,12 @@ pub struct Stills<'a> {
     finished: bool,
 }
 
-impl<'a> Stills<'a> {
+impl Stills {
     /// Returns the stills of a video of `frames` frames of `width` x `height` pixels.
-    pub fn new(pictures: &'a Pictures, width: usize, height: usize, frames: u32) -> Self {
+    pub fn new(pictures: &Pictures, width: usize, height: usize, frames: u32) -> Self {
         let asked = pictures.poster.is_some() || pictures.thumbnail.is_some();
         let wanted = asked.then(|| chosen(frames as usize));
+        let pictures = pictures.clone();
         Self { pictures, size: [width, height], wanted, writing: None, finished: false }
     }
 
@@ -87,7 +88,7 @@ impl<'a> Stills<'a> {
     }
 }
 
-impl Drop for Stills<'_> {
+impl Drop for Stills {
     fn drop(&mut self) {
         self.wait();
         if !self.finished && self.wanted.is_none() {

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::clock::Clock;
 use crate::Result;
-use crate::weights::{HostTensor, LowRank, Matrix, WeightSource};
+use crate::weights::{HostTensor, LowRank, Matrix, RowTable, WeightSource};
 
 /// Counts the parameters of all networks as they are loaded.
 pub struct Count<'a, 'c> {
@@ -20,9 +20,9 @@ struct State<'a, 'c> {
 }
 
 impl<'a, 'c> Count<'a, 'c> {
-    /// Returns a counter for `total` parameters.
-    pub fn new(clock: &'a mut Clock<'c>, total: usize) -> Self {
-        Self { state: Mutex::new(State { clock, done: 0, told: 0 }), total }
+    /// Returns a counter for `total` parameters, of which so many are loaded.
+    pub fn new(clock: &'a mut Clock<'c>, done: usize, total: usize) -> Self {
+        Self { state: Mutex::new(State { clock, done, told: done }), total }
     }
 
     /// Returns the source of one network's weights, which counts towards the total.
@@ -65,5 +65,10 @@ impl WeightSource for Watched<'_, '_, '_> {
         let (matrix, products) = self.weights.with_products(name)?;
         self.count.add(matrix.rows * matrix.cols)?;
         Ok((matrix, products))
+    }
+
+    fn row_table(&self, name: &str) -> Result<RowTable> {
+        self.count.add(0)?;
+        self.weights.row_table(name)
     }
 }

@@ -7,10 +7,11 @@ pub mod distill;
 mod testing;
 pub mod unipc;
 
+use animd_protocol::request::Sampler;
 pub use animd_protocol::schedule::{self, SamplerConfig};
 
+use crate::Result;
 use crate::backend::TensorOps;
-use crate::{Error, Result};
 
 use unipc::UniPc;
 
@@ -20,8 +21,9 @@ pub type Velocity<'a, T> = dyn FnMut(usize, &T, f64) -> Result<T> + 'a;
 
 /// Runs the sampler from `noise` to a clean latent.
 ///
-/// `draw` returns new noise, as many values as `noise` has; it is called with [`SamplerConfig::Renoise`] only, after
-/// each step but the last. `on_step` is called after each step with the sample after it; an error from it ends the run.
+/// `draw` returns new noise, as many values as `noise` has; it is called in steps with new noise only, and not after the last
+/// one. `on_step` is called after each step with the sample after it; an error from it ends the run. A solver whose steps
+/// follow those of another one begins without history.
 pub fn run<B: TensorOps>(
     b: &B,
     config: &SamplerConfig,
@@ -30,28 +32,23 @@ pub fn run<B: TensorOps>(
     draw: &mut dyn FnMut() -> Vec<f32>,
     on_step: &mut dyn FnMut(usize, &B::Tensor) -> Result<()>,
 ) -> Result<B::Tensor> {
-    let mut solver = match config {
-        SamplerConfig::Unipc(schedule) => Some(UniPc::new(schedule.clone())),
-        SamplerConfig::Euler(_) | SamplerConfig::Renoise(_) => None,
-    };
+    let (sigmas, timesteps, samplers) = (config.sigmas(), config.timesteps(), config.samplers());
+    let mut unipc: Option<UniPc<B::Tensor>> = None;
     let mut sample = noise;
-    for (i, timestep) in config.timesteps().into_iter().enumerate() {
+    for (i, (&sampler, &timestep)) in samplers.iter().zip(timesteps).enumerate() {
         let v = velocity(i, &sample, timestep)?;
-        sample = match (config, &mut solver) {
-            (SamplerConfig::Unipc(_), Some(solver)) => solver.step(b, &v, &sample)?,
-            (SamplerConfig::Unipc(_), None) => return Err(Error::Internal("UniPC has no solver".into())),
-            (SamplerConfig::Euler(schedule) | SamplerConfig::Renoise(schedule), _) => {
-                let sigma = schedule.sigmas[i];
-                match (config, schedule.sigmas.get(i + 1)) {
-                    (_, None) => distill::euler(b, sigma, 0.0, &v, &sample)?,
-                    (SamplerConfig::Renoise(_), Some(&next)) => {
-                        let fresh = b.upload(&draw(), &b.shape(&sample))?;
-                        distill::renoise(b, sigma, next, &v, &sample, &fresh)?
-                    }
-                    (_, Some(&next)) => distill::euler(b, sigma, next, &v, &sample)?,
-                }
+        let (sigma, next, is_last) = (sigmas[i], sigmas[i + 1], i + 1 == timesteps.len());
+        sample = match sampler {
+            Sampler::Unipc => {
+                unipc.get_or_insert_with(|| UniPc::new(sigmas[i..].to_vec())).step(b, &v, &sample)?
             }
+            Sampler::DistillRenoise if !is_last => {
+                let fresh = b.upload(&draw(), &b.shape(&sample))?;
+                distill::renoise(b, sigma, next, &v, &sample, &fresh)?
+            }
+            Sampler::Distill | Sampler::DistillRenoise => distill::euler(b, sigma, next, &v, &sample)?,
         };
+        unipc = unipc.filter(|_| sampler == Sampler::Unipc);
         on_step(i, &sample)?;
     }
     Ok(sample)
@@ -77,6 +74,7 @@ impl Guidance {
 mod tests {
     use super::testing::{Host, HostTensor, relative_l2};
     use super::*;
+    use crate::Error;
     use crate::goldens::Golden;
     use animd_protocol::request::DISTILL_TIMESTEPS;
 
@@ -125,7 +123,7 @@ mod tests {
             let [cond, uncond] = [&cond, &uncond].map(|all| Host.upload(&all[part.clone()], &shape));
             guidance.apply(&Host, &cond?, &uncond?)
         };
-        let config = SamplerConfig::Unipc(schedule::unipc(6, 3.0));
+        let config = SamplerConfig::unipc(schedule::unipc(6, 3.0));
         let got = replay(&config, &noise, &shape, velocity, Vec::new)?;
         assert_near(&got, &golden.f32("e2e.unipc.latents"), 2e-5);
         Ok(())
@@ -136,7 +134,7 @@ mod tests {
         let golden = Golden::open();
         let noise = golden.f32("e2e.noise");
         let pred = golden.f32("e2e.distill.euler.pred");
-        let config = SamplerConfig::Euler(schedule::distill(&DISTILL_TIMESTEPS, 5.0)?);
+        let config = SamplerConfig::euler(schedule::distill(&DISTILL_TIMESTEPS, 5.0)?);
         let velocity = |i: usize| Host.upload(&pred[i * noise.len()..(i + 1) * noise.len()], &[16, 3, 8, 12]);
         let got = replay(&config, &noise, &[16, 3, 8, 12], velocity, Vec::new)?;
         assert_near(&got, &golden.f32("e2e.distill.euler.latents"), 2e-5);
@@ -162,16 +160,70 @@ mod tests {
         };
         let mut drawn = draws.chunks(n);
         let draw = || drawn.next().expect("one draw less than steps").to_vec();
-        let config = SamplerConfig::Renoise(schedule::distill(&DISTILL_TIMESTEPS, 5.0)?);
+        let config = SamplerConfig::renoise(schedule::distill(&DISTILL_TIMESTEPS, 5.0)?);
         let got = replay(&config, &latents[..n], &[n], velocity, draw)?;
         assert_near(&got, &latents, 2e-5);
         assert!(drawn.next().is_none());
         Ok(())
     }
 
+    /// Returns the velocity towards a clean sample of zeros, at which every solver is exact whatever its steps are.
+    fn towards_zero(sigma: f32, x: &HostTensor) -> Result<HostTensor> {
+        Host.linear_combination(&[(1.0 / sigma, x)])
+    }
+
+    #[test]
+    fn two_solvers_meet_at_one_noise_level() -> Result<()> {
+        let of = |sampler, shift| SamplerConfig::of(sampler, 8, shift);
+        let samplers = [Sampler::Unipc, Sampler::Distill, Sampler::DistillRenoise];
+        for (first, second) in samplers.into_iter().flat_map(|a| samplers.map(|b| (a, b))) {
+            let config = of(first, 5.0)?.then(3, of(second, 3.0)?);
+            // Noise as strong as the first level says, of a clean sample of zeros; new noise is as strong.
+            let noise = vec![config.sigmas()[0]; 4];
+            let sigmas = config.sigmas().to_vec();
+            let mut levels = Vec::new();
+            let last = run(
+                &Host,
+                &config,
+                Host.upload(&noise, &[4])?,
+                &mut |i, x, _| towards_zero(sigmas[i], x),
+                &mut || vec![1.0; 4],
+                &mut |_, x| {
+                    levels.push(Host.download(x)?[0]);
+                    Ok(())
+                },
+            )?;
+            for (i, (got, want)) in levels.iter().zip(&sigmas[1..]).enumerate() {
+                assert!(
+                    (got - want).abs() < 1e-5,
+                    "{first:?} then {second:?}, step {i}: {got} is not {want}"
+                );
+            }
+            assert!(Host.download(&last)?.iter().all(|v| v.abs() < 1e-6));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_solver_that_takes_over_has_no_history() -> Result<()> {
+        // The last steps of both are those of UniPC alone from the sample that it gets.
+        let of = |sampler| SamplerConfig::of(sampler, 8, 5.0);
+        let config = of(Sampler::Distill)?.then(4, of(Sampler::Unipc)?);
+        let velocity = |i: usize| Host.upload(&[(i as f32 * 1.7).sin(), (i as f32).cos()], &[2]);
+        let start = [0.3, -0.8];
+        let got = replay(&config, &start, &[2], velocity, Vec::new)?;
+        let mut alone = UniPc::new(config.sigmas()[4..].to_vec());
+        let mut sample = Host.upload(&got[4], &[2])?;
+        for (i, want) in got.iter().enumerate().skip(5) {
+            sample = alone.step(&Host, &velocity(i - 1)?, &sample)?;
+            assert_eq!(&Host.download(&sample)?, want);
+        }
+        Ok(())
+    }
+
     #[test]
     fn an_observer_ends_the_walk() -> Result<()> {
-        let config = SamplerConfig::Unipc(schedule::unipc(5, 3.0));
+        let config = SamplerConfig::unipc(schedule::unipc(5, 3.0));
         let mut calls = 0;
         let result = run(
             &Host,

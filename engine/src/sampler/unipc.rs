@@ -4,14 +4,13 @@
 //! Each step corrects its sample with the prediction made from it, then predicts the next sample. Both are weighted
 //! sums of a few latents; the weights are computed in f64.
 
-use animd_protocol::schedule::Schedule;
-
 use crate::backend::TensorOps;
 use crate::{Error, Result};
 
 /// The solver with its history of earlier steps: at most three latents.
 pub struct UniPc<T> {
-    schedule: Schedule,
+    /// The noise level before each step, and 0 after the last one.
+    sigmas: Vec<f32>,
     /// The index of the next step.
     step: usize,
     /// The corrected sample at the previous step.
@@ -21,9 +20,9 @@ pub struct UniPc<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> UniPc<T> {
-    /// Returns a solver at the start of `schedule`.
-    pub fn new(schedule: Schedule) -> Self {
-        Self { schedule, step: 0, last_sample: None, predictions: [None, None] }
+    /// Returns a solver that goes through these noise levels, the last of which is 0.
+    pub fn new(sigmas: Vec<f32>) -> Self {
+        Self { sigmas, step: 0, last_sample: None, predictions: [None, None] }
     }
 
     /// Takes one step: from `sample` and the model's `velocity` there (noise minus clean sample) to the next sample.
@@ -33,12 +32,12 @@ impl<T: Clone + Send + Sync + 'static> UniPc<T> {
     /// Returns `Internal` if the schedule is at its end, and the errors of `linear_combination`.
     pub fn step<B: TensorOps<Tensor = T>>(&mut self, b: &B, velocity: &T, sample: &T) -> Result<T> {
         let k = self.step;
-        let steps = self.schedule.timesteps.len();
+        let steps = self.sigmas.len().saturating_sub(1);
         if k >= steps {
             return Err(Error::Internal(format!("a schedule of {steps} steps was asked for step {}", k + 1)));
         }
         self.step += 1;
-        let clean = b.linear_combination(&[(1.0, sample), (-self.schedule.sigmas[k], velocity)])?;
+        let clean = b.linear_combination(&[(1.0, sample), (-self.sigmas[k], velocity)])?;
         let [before, older] = std::mem::take(&mut self.predictions);
         let last_sample = self.last_sample.take();
         if k + 1 == steps {
@@ -47,7 +46,7 @@ impl<T: Clone + Send + Sync + 'static> UniPc<T> {
         }
         let corrected = match (&last_sample, &before) {
             (Some(last), Some(before)) => {
-                let w = corrector(&self.schedule.sigmas[..=k]);
+                let w = corrector(&self.sigmas[..=k]);
                 let mut terms =
                     vec![(w.sample as f32, last), (w.now as f32, &clean), (w.before as f32, before)];
                 terms.extend(older.as_ref().map(|older| (w.older as f32, older)));
@@ -56,7 +55,7 @@ impl<T: Clone + Send + Sync + 'static> UniPc<T> {
             _ => sample.clone(),
         };
         drop((last_sample, older));
-        let w = predictor(&self.schedule.sigmas[..=k + 1]);
+        let w = predictor(&self.sigmas[..=k + 1]);
         let mut terms = vec![(w.sample as f32, &corrected), (w.now as f32, &clean)];
         terms.extend(before.as_ref().map(|before| (w.before as f32, before)));
         let next = b.linear_combination(&terms)?;
@@ -132,7 +131,7 @@ mod tests {
     fn toy_trajectory(golden: &Golden, steps: usize, shift: f64) -> Result<Vec<Vec<f32>>> {
         let c = golden.f32("toy.c");
         let schedule = schedule::unipc(steps, shift);
-        let mut solver = UniPc::new(schedule.clone());
+        let mut solver = UniPc::new(schedule.sigmas.clone());
         let mut trajectory = vec![golden.f32("toy.x")];
         for &timestep in &schedule.timesteps {
             let x = Host.upload(&trajectory[trajectory.len() - 1], &[4, 2, 3, 3])?;
@@ -181,7 +180,7 @@ mod tests {
 
     #[test]
     fn one_step_too_many_is_an_error() -> Result<()> {
-        let mut solver = UniPc::new(schedule::unipc(1, 3.0));
+        let mut solver = UniPc::new(schedule::unipc(1, 3.0).sigmas);
         let x = Host.upload(&[1.0], &[1])?;
         solver.step(&Host, &x, &x)?;
         assert!(solver.step(&Host, &x, &x).is_err());

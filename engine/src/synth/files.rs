@@ -37,8 +37,13 @@ impl Plan {
 
     /// Returns all values as bytes, as files have them.
     pub fn make(&self, seed: u64) -> Vec<u8> {
-        let mut bytes = vec![0; self.dtype.bytes(self.elements())];
-        fill(&mut bytes, self.dtype, tensor_seed(seed, &self.name), 0, self.columns(), &self.fill);
+        self.make_part(seed, 0, self.elements())
+    }
+
+    /// Returns `count` values from `start` on as bytes.
+    pub fn make_part(&self, seed: u64, start: usize, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; self.dtype.bytes(count)];
+        fill(&mut bytes, self.dtype, tensor_seed(seed, &self.name), start, self.columns(), &self.fill);
         bytes
     }
 

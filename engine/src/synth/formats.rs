@@ -9,12 +9,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use animd_protocol::dims::schema::Expected;
-use animd_protocol::recipe::Component;
+use animd_protocol::recipe::{Component, ExpertName, Part, Recipe};
 use half::f16;
 use rayon::prelude::*;
 
 use super::values::{fill, noise_bytes, tensor_seed};
-use super::{Size, Temporary, check_room, dit_rule, files::Plan};
+use super::{Temporary, check_room, dit_rule, expert_of, files::Plan, networks};
 use crate::weights::{DType, safetensors};
 use crate::{Error, Result};
 
@@ -255,69 +255,97 @@ fn gguf_header(entries: &[Entry]) -> Vec<u8> {
 const PART: usize = 4 << 20;
 const PARTS: usize = 64;
 
-/// Writes a made-up DiT in this format into a folder, as one file, and returns the file's path. With `layers` it has so many
-/// blocks. `progress` receives the bytes written and the total, and can stop the work with an error. The folder
-/// appears when everything is written, or not at all.
+/// Writes a model's made-up DiT in this format into a folder, as one file; two transformers are two files, whose names have
+/// `high_noise` and `low_noise`. Returns the files' paths. `progress` receives the bytes written and the total, and can stop
+/// the work with an error. The folder appears when everything is written, or not at all.
 ///
 /// # Errors
 /// The errors are those of [`super::synth_model`].
 pub fn synth_dit(
     folder: &Path,
-    size: Size,
+    model: impl Into<Recipe>,
     format: Format,
-    layers: Option<usize>,
     seed: u64,
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
-) -> Result<PathBuf> {
-    let mut recipe = size.recipe();
-    for expert in &mut recipe.experts {
-        let config = &mut expert.network.config;
-        config.num_layers = layers.unwrap_or(config.num_layers);
-    }
-    let part = recipe.networks().find(|part| part.component() == Component::Dit);
-    let expected = part.map(|part| part.schema()).unwrap_or_default();
-    let mut entries: Vec<Entry> = expected.into_iter().flat_map(|e| entries(e, format, seed)).collect();
-    if format == Format::Fp8Scaled {
-        entries.push(Entry::constant("scaled_fp8".into(), DType::F8E4m3, vec![0], Vec::new()));
-    }
-    let is_gguf = format.blocks().is_some();
-    let (name, alignment, header) = match is_gguf {
-        true => ("dit.gguf", ALIGNMENT, gguf_header(&entries)),
-        false => {
-            let list = entries.iter().map(|entry| (&*entry.name, entry.dtype, &*entry.shape));
-            ("dit.safetensors", 1, safetensors::header(list))
-        }
-    };
-    let total =
-        entries.iter().map(|entry| entry.bytes.next_multiple_of(alignment)).sum::<usize>() + header.len();
+) -> Result<Vec<PathBuf>> {
+    let recipe = model.into();
+    let parts = networks(&recipe, seed).filter(|(part, _)| part.component() == Component::Dit);
+    let files: Vec<Written> =
+        parts.map(|(part, seed)| Written::new(&part, expert_of(&recipe, part.name), format, seed)).collect();
+    let total = files.iter().map(|file| file.bytes as u64).sum();
     let temporary = Temporary::beside(folder)?;
-    check_room(&temporary.0, folder, total as u64)?;
-    let path = temporary.0.join(name);
-    let file = File::create_new(&path).map_err(Error::file("create", &path))?;
-    file.set_len(total as u64).map_err(Error::file("write", &path))?;
-    file.write_all_at(&header, 0).map_err(Error::file("write", &path))?;
-    let mut at = header.len();
-    let mut parts = Vec::new();
-    for entry in &entries {
-        let step = (PART / entry.unit).max(1) * entry.unit;
-        parts.extend(
-            (0..entry.bytes).step_by(step).map(|start| (entry, at, start, step.min(entry.bytes - start))),
-        );
-        at += entry.bytes.next_multiple_of(alignment);
-    }
-    let mut written = header.len() as u64;
-    for some in parts.chunks(PARTS) {
-        some.par_iter().try_for_each_init(Vec::new, |buffer, (entry, at, start, bytes)| {
-            buffer.resize(*bytes, 0);
-            (entry.make)(*start, buffer);
-            file.write_all_at(buffer, (at + start) as u64).map_err(Error::file("write", &path))
+    check_room(&temporary.0, folder, total)?;
+    let mut written = 0;
+    for file in &files {
+        file.write(&temporary.0, &mut |bytes| {
+            written += bytes;
+            progress(written, total)
         })?;
-        written += some.iter().map(|(.., bytes)| *bytes as u64).sum::<u64>();
-        progress(written, total as u64)?;
     }
-    file.sync_all().map_err(Error::file("write", &path))?;
     temporary.rename(folder)?;
-    Ok(folder.join(name))
+    Ok(files.into_iter().map(|file| folder.join(file.name)).collect())
+}
+
+/// A file of a made-up DiT.
+struct Written {
+    name: String,
+    entries: Vec<Entry>,
+    header: Vec<u8>,
+    /// What the first byte of each tensor's data is a multiple of.
+    alignment: usize,
+    bytes: usize,
+}
+
+impl Written {
+    fn new(part: &Part<'_>, expert: Option<ExpertName>, format: Format, seed: u64) -> Self {
+        let mut entries: Vec<Entry> =
+            part.schema().into_iter().flat_map(|e| entries(e, format, seed)).collect();
+        if format == Format::Fp8Scaled {
+            entries.push(Entry::constant("scaled_fp8".into(), DType::F8E4m3, vec![0], Vec::new()));
+        }
+        let (kind, alignment, header) = match format.blocks() {
+            Some(_) => ("gguf", ALIGNMENT, gguf_header(&entries)),
+            None => {
+                let list = entries.iter().map(|entry| (&*entry.name, entry.dtype, &*entry.shape));
+                ("safetensors", 1, safetensors::header(list))
+            }
+        };
+        let data = entries.iter().map(|entry| entry.bytes.next_multiple_of(alignment)).sum::<usize>();
+        let name = match expert {
+            Some(ExpertName::HighNoise) => format!("dit_high_noise.{kind}"),
+            Some(ExpertName::LowNoise) => format!("dit_low_noise.{kind}"),
+            None => format!("dit.{kind}"),
+        };
+        Self { name, entries, alignment, bytes: header.len() + data, header }
+    }
+
+    /// Writes the file, and tells the bytes of each part.
+    fn write(&self, folder: &Path, wrote: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
+        let Self { name, entries, header, alignment, bytes } = self;
+        let path = folder.join(name);
+        let file = File::create_new(&path).map_err(Error::file("create", &path))?;
+        file.set_len(*bytes as u64).map_err(Error::file("write", &path))?;
+        file.write_all_at(header, 0).map_err(Error::file("write", &path))?;
+        wrote(header.len() as u64)?;
+        let mut at = header.len();
+        let mut parts = Vec::new();
+        for entry in entries {
+            let step = (PART / entry.unit).max(1) * entry.unit;
+            parts.extend(
+                (0..entry.bytes).step_by(step).map(|start| (entry, at, start, step.min(entry.bytes - start))),
+            );
+            at += entry.bytes.next_multiple_of(*alignment);
+        }
+        for some in parts.chunks(PARTS) {
+            some.par_iter().try_for_each_init(Vec::new, |buffer, (entry, at, start, bytes)| {
+                buffer.resize(*bytes, 0);
+                (entry.make)(*start, buffer);
+                file.write_all_at(buffer, (at + start) as u64).map_err(Error::file("write", &path))
+            })?;
+            wrote(some.iter().map(|(.., bytes)| *bytes as u64).sum())?;
+        }
+        file.sync_all().map_err(Error::file("write", &path))
+    }
 }
 
 #[cfg(test)]
@@ -325,11 +353,14 @@ mod tests {
     use clap::ValueEnum;
 
     use super::*;
-    use crate::weights::{WeightSource, open_dit};
+    use crate::synth::{Family, Size, cut};
+    use crate::weights::{WeightSource, open_dit, open_expert};
 
     #[test]
     fn every_format_is_read_and_keeps_activations_near_one() {
         let dir = tempfile::tempdir().unwrap();
+        let mut recipe = Size::Tiny.recipe();
+        cut(&mut recipe, 2);
         for format in Format::value_variants() {
             let name = format.to_possible_value().unwrap();
             let folder = dir.path().join(name.get_name());
@@ -338,9 +369,9 @@ mod tests {
                 last = (done, all);
                 Ok(())
             };
-            let path = synth_dit(&folder, Size::Tiny, *format, Some(2), 5, &mut progress).unwrap();
+            let paths = synth_dit(&folder, recipe.clone(), *format, 5, &mut progress).unwrap();
             assert!(last.0 > 0 && last.0 <= last.1, "{format:?}: {last:?}");
-            let (weights, config) = open_dit(&path).unwrap_or_else(|e| panic!("{format:?}: {e}"));
+            let (weights, config) = open_dit(&paths[0]).unwrap_or_else(|e| panic!("{format:?}: {e}"));
             assert_eq!(config.num_layers, 2);
             for name in weights.names() {
                 let values = weights.tensor(name).unwrap().data;
@@ -355,5 +386,20 @@ mod tests {
             assert!((0.5..2.0).contains(&deviation), "{format:?}: {deviation}");
             assert!(matrix.bytes[..512] != matrix.bytes[512..1024], "{format:?} repeats itself");
         }
+    }
+    #[test]
+    fn two_transformers_are_a_pair_of_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut recipe = Size::Tiny.recipe_of(Family::Wan22);
+        cut(&mut recipe, 1);
+        let folder = dir.path().join("pair");
+        let paths = synth_dit(&folder, recipe, Format::Q4_K, 5, &mut |_, _| Ok(())).unwrap();
+        assert_eq!(paths, ["dit_high_noise.gguf", "dit_low_noise.gguf"].map(|name| folder.join(name)));
+        let first = |path: &PathBuf| {
+            let (weights, config) = open_expert(path).unwrap();
+            assert_eq!(config.image_dim, None);
+            weights.tensor("blocks.0.ffn.0.weight").unwrap().data
+        };
+        assert!(first(&paths[0]) != first(&paths[1]), "each has weights of its own");
     }
 }

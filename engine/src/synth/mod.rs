@@ -14,12 +14,12 @@ use std::path::{Path, PathBuf};
 
 use animd_protocol::dims::schema::Expected;
 use animd_protocol::dims::{ClipConfig, DitConfig, T5Config};
-use animd_protocol::recipe::{Component, Part, Recipe, Sizes};
+use animd_protocol::recipe::{Component, ExpertName, Part, Recipe, Sizes};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::model::vae::{LATENT_MEAN, LATENT_STD};
-use crate::weights::DType;
+use crate::weights::{self, DType};
 use crate::{Error, Result};
 
 use files::Plan;
@@ -33,12 +33,21 @@ use values::{Fill, Spread};
 pub enum Size {
     /// Runs on a CPU: three blocks of width 256.
     Tiny,
-    /// As `tiny`, of the model that makes a video between two pictures.
-    #[serde(rename = "tiny-flf2v")]
-    #[value(name = "tiny-flf2v")]
-    TinyFlf2v,
-    /// The released 14B model's shapes: 46 GB in bf16.
+    /// The released 14B model's shapes: 46 GB in bf16; with two transformers 69 GB.
     Full,
+}
+
+/// The family that a made-up model belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// Wan2.1 image-to-video: one transformer, which attends to the picture.
+    #[default]
+    Wan21,
+    /// Wan2.1 first-and-last-frame: as `wan21`, between two pictures.
+    Flf2v,
+    /// Wan2.2 image-to-video: two transformers that take turns, and no image encoder.
+    Wan22,
 }
 
 /// The small tokenizer of made-up models.
@@ -47,36 +56,79 @@ pub(crate) const TOKENIZER: &str = include_str!("../../assets/tokenizer.json");
 /// A rule that returns the filling of a tensor.
 type Rule = Box<dyn Fn(&Expected) -> Fill>;
 
+impl Family {
+    /// Returns the number of transformers that a model of the family has.
+    pub fn experts(self) -> usize {
+        match self {
+            Self::Wan21 | Self::Flf2v => 1,
+            Self::Wan22 => 2,
+        }
+    }
+}
+
 impl Size {
-    /// Returns the model as a value.
+    /// Returns a model of Wan2.1 image-to-video as a value.
     pub fn recipe(self) -> Recipe {
-        let full = Recipe::wan21_i2v_14b();
-        if self == Self::Full {
-            return full;
+        self.recipe_of(Family::Wan21)
+    }
+
+    /// Returns a model of a family as a value.
+    pub fn recipe_of(self, family: Family) -> Recipe {
+        let mut recipe = match family {
+            Family::Wan21 | Family::Flf2v => Recipe::wan21_i2v_14b(),
+            Family::Wan22 => Recipe::wan22_i2v_a14b(),
+        };
+        if self == Self::Tiny {
+            shrink(&mut recipe);
         }
-        let mut tiny = full;
-        for expert in &mut tiny.experts {
-            let config = &mut expert.network.config;
-            (config.dim, config.ffn_dim, config.num_heads, config.num_layers) = (256, 512, 2, 3);
-            (config.text_dim, config.image_dim) = (64, config.image_dim.map(|_| 160));
-        }
-        // The small tokenizer has 808 tokens, filled up to a multiple of 128 as in the released embedding.
-        tiny.text_encoder.config =
-            T5Config { dim: 64, rows: 896, heads: 4, inner: 64, ffn_dim: 160, layers: 3, buckets: 32 };
-        if let Some(network) = &mut tiny.conditioning.image_encoder {
-            network.config =
-                ClipConfig { dim: 160, patch: 14, image_size: 224, heads: 2, mlp_dim: 192, layers: 3 };
-        }
-        tiny.vae.config.base = 8;
-        if self == Self::TinyFlf2v
-            && let (Some(expert), Some(clip)) = (tiny.experts.first(), &tiny.conditioning.image_encoder)
+        if family == Family::Flf2v
+            && let (Some(expert), Some(clip)) = (recipe.experts.first(), &recipe.conditioning.image_encoder)
         {
             let (mut dit, clip) = (expert.network.config.clone(), clip.config.clone());
             dit.image_positions = Some(2 * clip.tokens());
-            return Recipe::wan21_i2v(dit, tiny.text_encoder.config, clip, tiny.vae.config);
+            return Recipe::wan21_i2v(dit, recipe.text_encoder.config, clip, recipe.vae.config);
         }
-        tiny
+        recipe
     }
+}
+
+/// Gives a recipe the sizes of a model that runs on any CPU.
+fn shrink(recipe: &mut Recipe) {
+    for expert in &mut recipe.experts {
+        let config = &mut expert.network.config;
+        (config.dim, config.ffn_dim, config.num_heads, config.num_layers) = (256, 512, 2, 3);
+        (config.text_dim, config.image_dim) = (64, config.image_dim.map(|_| 160));
+    }
+    // The small tokenizer has 808 tokens, filled up to a multiple of 128 as in the released embedding.
+    recipe.text_encoder.config =
+        T5Config { dim: 64, rows: 896, heads: 4, inner: 64, ffn_dim: 160, layers: 3, buckets: 32 };
+    if let Some(network) = &mut recipe.conditioning.image_encoder {
+        network.config =
+            ClipConfig { dim: 160, patch: 14, image_size: 224, heads: 2, mlp_dim: 192, layers: 3 };
+    }
+    recipe.vae.config.base = 8;
+}
+
+/// Gives all transformers of a recipe so many blocks.
+pub fn cut(recipe: &mut Recipe, layers: usize) {
+    for expert in &mut recipe.experts {
+        expert.network.config.num_layers = layers;
+    }
+}
+
+impl From<Size> for Recipe {
+    fn from(size: Size) -> Self {
+        size.recipe()
+    }
+}
+
+/// Returns the networks of a made-up model, each with the seed of its weights: two transformers differ.
+pub(crate) fn networks(recipe: &Recipe, seed: u64) -> impl Iterator<Item = (Part<'_>, u64)> {
+    let mut others = 0..;
+    recipe.networks().map(move |part| match part.component() {
+        Component::Dit => (part, seed.wrapping_add(others.next().unwrap_or_default())),
+        _ => (part, seed),
+    })
 }
 
 /// Returns the tensors of a network and what fills them; `dtype` is the type of a DiT's tensors. As in the released
@@ -225,24 +277,25 @@ fn vae_rule(e: &Expected) -> Fill {
     }
 }
 
-/// Writes a made-up model into a folder: all of it, or one component. `progress` receives the bytes written and the
-/// total, and can stop the work with an error. The folder appears when everything is written, or not at all.
+/// Writes a made-up model into a folder: all of it, or one component. Two transformers have a folder each, as in the released
+/// layout. `progress` receives the bytes written and the total, and can stop the work with an error. The folder appears
+/// when everything is written, or not at all.
 ///
 /// # Errors
 /// [`Error::Output`] if the folder is not empty or the disk has no room; [`Error::File`] if writing fails; any error
 /// that `progress` returns.
 pub fn synth_model(
     folder: &Path,
-    size: Size,
+    model: impl Into<Recipe>,
     dtype: DType,
     only: Option<Component>,
     seed: u64,
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<()> {
-    let recipe = size.recipe();
-    let parts = recipe.networks().filter(|part| only.is_none_or(|one| one == part.component()));
-    let plans: Vec<_> = parts.map(|part| (part, plan(&part, dtype))).collect();
-    let total: u64 = plans.iter().flat_map(|(_, plans)| plans).map(Plan::bytes).sum();
+    let recipe = model.into();
+    let parts = networks(&recipe, seed).filter(|(part, _)| only.is_none_or(|one| one == part.component()));
+    let plans: Vec<_> = parts.map(|(part, seed)| (part, seed, plan(&part, dtype))).collect();
+    let total: u64 = plans.iter().flat_map(|(_, _, plans)| plans).map(Plan::bytes).sum();
     let temporary = Temporary::beside(folder)?;
     check_room(&temporary.0, folder, total)?;
     let mut written = 0;
@@ -250,10 +303,15 @@ pub fn synth_model(
         written += bytes;
         progress(written, total)
     };
-    for (part, plans) in &plans {
-        let out = &temporary.0;
+    for (part, seed, plans) in &plans {
+        let (out, seed) = (&temporary.0, *seed);
         match part.sizes {
             Sizes::Dit(config) => {
+                let out = &match expert_of(&recipe, part.name) {
+                    Some(name) => out.join(weights::released_folder(name)),
+                    None => out.clone(),
+                };
+                fs::create_dir_all(out).map_err(Error::file("create", out))?;
                 files::safetensors(out, "diffusion_pytorch_model", plans, seed, &mut wrote)?;
                 files::write_text(&out.join("config.json"), &config_json(config))?;
             }
@@ -276,6 +334,12 @@ pub fn synth_model(
         }
     }
     temporary.rename(folder)
+}
+
+/// Returns which of a recipe's two transformers has this network; `None` in a recipe with one.
+fn expert_of(recipe: &Recipe, network: &str) -> Option<ExpertName> {
+    let index = recipe.experts.iter().position(|expert| expert.network.name == network)?;
+    ExpertName::ALL.into_iter().find(|name| name.index() == index).filter(|_| recipe.experts.len() > 1)
 }
 
 fn config_json(c: &DitConfig) -> String {
@@ -401,13 +465,22 @@ mod tests {
 
     #[test]
     fn the_full_shapes_are_the_released_ones() {
-        let recipe = Size::Full.recipe();
-        let counts = recipe.networks().map(|part| {
-            let plans = plan(&part, DType::Bf16);
-            (part.component(), plans.len(), plans.iter().map(Plan::elements).sum::<usize>())
-        });
+        let counts = |family| {
+            let recipe = Size::Full.recipe_of(family);
+            let counts = recipe.networks().map(|part| {
+                let plans = plan(&part, DType::Bf16);
+                (part.component(), plans.len(), plans.iter().map(Plan::elements).sum::<usize>())
+            });
+            counts.collect::<Vec<_>>()
+        };
+        let wan22 = counts(Family::Wan22);
+        assert_eq!(wan22[..2], [(Component::Dit, 1095, 14_288_901_184); 2]);
         assert_eq!(
-            counts.collect::<Vec<_>>(),
+            wan22[2..].iter().map(|(of, ..)| *of).collect::<Vec<_>>(),
+            [Component::T5, Component::Vae]
+        );
+        assert_eq!(
+            counts(Family::Wan21),
             [
                 (Component::Dit, 1303, 16_394_878_784),
                 (Component::T5, 242, 5_680_910_336),
@@ -415,6 +488,23 @@ mod tests {
                 (Component::Vae, 194, 126_892_531),
             ]
         );
+    }
+
+    #[test]
+    fn two_transformers_are_two_in_their_folders() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("model");
+        let mut recipe = Size::Tiny.recipe_of(Family::Wan22);
+        cut(&mut recipe, 1);
+        synth_model(&folder, recipe.clone(), DType::Bf16, None, 1, &mut |_, _| Ok(())).unwrap();
+        let model = Model::open(&folder, None).unwrap();
+        assert_eq!(model.recipe(), recipe);
+        let low = model.low_noise.as_ref().map(|(weights, _)| weights).expect("the second one");
+        let of = |weights: &dyn WeightSource| weights.tensor("patch_embedding.weight").unwrap();
+        assert!(of(&model.dit.0) != of(low), "each has weights of its own");
+        for (name, (part, seed)) in [&model.dit.0, low].into_iter().zip(networks(&recipe, 1)) {
+            assert!(of(name) == of(&Source::new(&part, DType::Bf16, seed)), "files have the made-up values");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use animd_protocol::recipe::{Component, Part};
 
-use crate::weights::{DType, HostTensor, Matrix, WeightSource};
+use crate::weights::{DType, HostTensor, Matrix, RowTable, WeightSource};
 use crate::{Error, Result};
 
 use super::files::Plan;
@@ -52,6 +52,15 @@ impl WeightSource for Source {
         };
         Ok(Matrix::plain(*rows, rest.iter().product(), plan.dtype, plan.make(self.seed)))
     }
+
+    fn row_table(&self, name: &str) -> Result<RowTable> {
+        let (plan, seed) = (self.find(name)?.clone(), self.seed);
+        let cols = plan.columns();
+        Ok(RowTable::new(plan.elements() / cols, move |row| {
+            let bytes = plan.make_part(seed, row * cols, cols);
+            Ok(Matrix::plain(1, cols, plan.dtype, bytes).to_f32())
+        }))
+    }
 }
 
 /// Returns made-up inputs for comparisons: the values that a tensor of this name would have, with a mean of 0.
@@ -90,6 +99,10 @@ mod tests {
                     "{name}"
                 );
                 assert!(made.bytes == stored.bytes, "{name}");
+                let (rows, values) = (source.row_table(name).unwrap(), stored.to_f32());
+                for (row, values) in values.chunks_exact(stored.cols).enumerate() {
+                    assert!(rows.row(row).unwrap() == values, "row {row} of {name}");
+                }
             }
             assert!(source.tensor("nonsense").is_err());
         }

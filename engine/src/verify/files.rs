@@ -59,6 +59,9 @@ struct Entry {
     sha256: String,
     /// Seconds since 1970.
     seen: u64,
+    /// Whether nothing was wrong with the network in it.
+    #[serde(default)]
+    sound: bool,
 }
 
 /// The list of the files that were seen, by their paths.
@@ -106,10 +109,10 @@ impl Known {
         (Stamp::of(&std::fs::metadata(&path).ok()?) == entry.stamp).then_some(&*entry.sha256)
     }
 
-    /// Compares a file with the list, and puts it in.
+    /// Compares a file with the list, and puts it in with whether the network in it was `sound`.
     ///
     /// The bytes of a content that has decayed are not put in: later times should not compare with them.
-    pub fn note(&mut self, hashed: &(PathBuf, Sum)) -> Hashed {
+    pub fn note(&mut self, hashed: &(PathBuf, Sum), sound: bool) -> Hashed {
         let (path, Sum { stamp, sha256 }) = hashed;
         let key = path.canonicalize().unwrap_or_else(|_| path.clone());
         let before = self.0.get(&key);
@@ -122,7 +125,7 @@ impl Known {
         let seen = before.map(|entry| entry.seen);
         // A content that has decayed is not what later times should compare with.
         if change != Change::Decayed {
-            let entry = Entry { stamp: stamp.clone(), sha256: sha256.clone(), seen: now() };
+            let entry = Entry { stamp: stamp.clone(), sha256: sha256.clone(), seen: now(), sound };
             self.0.insert(key, entry);
         }
         Hashed { path: path.clone(), bytes: stamp.bytes, sha256: sha256.clone(), change, seen }
@@ -191,7 +194,7 @@ mod tests {
 
     fn note(known: &mut Known, path: &Path) -> Hashed {
         let sum = sum(path, &|_| Ok(())).expect("it can be read");
-        known.note(&(path.to_owned(), sum))
+        known.note(&(path.to_owned(), sum), true)
     }
 
     #[test]

@@ -31,10 +31,13 @@ pub use statistics::Statistics;
 /// The folders of the two transformers of Wan2.2, in the layouts of its makers and of diffusers.
 const EXPERTS: [[&str; 2]; 2] = [["high_noise_model", "low_noise_model"], ["transformer", "transformer_2"]];
 
+/// What the two transformers of Wan2.2 are called.
+const TITLES: [&str; 2] = ["DiT for high noise", "DiT for low noise"];
+
 /// Receives how much of the work is done, from 0 to 1.
 pub type Told<'a> = &'a (dyn Fn(f64) + Sync);
 
-/// Verifies the model in a folder, or the network in a file. The list of hashes is read from `list` and written there;
+/// Verifies the model in a folder, the model of a model file, or the network in a file. The list of hashes is read from `list` and written there;
 /// without one, files are hashed and compared with nothing.
 ///
 /// Files are hashed beside each other, and beside the look at the tensors, so that the disk reads what both need once.
@@ -68,12 +71,19 @@ pub fn verify(
     let look = || parts.iter_mut().try_for_each(|part| part.look(&count));
     let (sums, looked) = rayon::join(hash, look);
     looked?;
+    let (mut reports, mut mistaken) = (Vec::new(), BTreeSet::new());
+    for part in parts {
+        let files = part.files.clone();
+        let report = part.report();
+        mistaken.extend(files.into_iter().filter(|_| !report.mistakes.is_empty()));
+        reports.push(report);
+    }
     let mut known = list.map(Known::read).unwrap_or_default();
-    let files = sums?.iter().map(|sum| known.note(sum)).collect();
+    let files = sums?.iter().map(|sum| known.note(sum, !mistaken.contains(&sum.0))).collect();
     if let Some(list) = list {
         known.write(list)?;
     }
-    Ok(Verification { files, parts: parts.into_iter().map(Opened::report).collect() })
+    Ok(Verification { files, parts: reports })
 }
 
 /// Looks at every tensor of a model as [`verify`] does, and hashes nothing.
@@ -103,30 +113,67 @@ struct Opened {
     found: Vec<Found>,
 }
 
-/// Opens everything that is found at a path.
+/// Opens every network of a model file, or everything that is found at any other path.
 fn open_parts(path: &Path, dit: Option<&Path>) -> Result<Vec<Opened>> {
+    match weights::model_file(path) {
+        Some(file) => named_parts(&weights::PartPlaces::of_file(&file, dit)?),
+        None => found_parts(path, dit),
+    }
+}
+
+/// Opens every network that a model file names.
+fn named_parts(places: &weights::PartPlaces) -> Result<Vec<Opened>> {
+    let mut parts = match &places.low_noise {
+        None => {
+            let dit = &places.dit;
+            vec![Opened::new(Component::Dit.title(), Component::Dit, dit, opened(dit, Component::Dit))?]
+        }
+        Some(low) => {
+            let experts = TITLES.iter().zip([&places.dit, low]);
+            let opened = experts.map(|(title, path)| {
+                let weights = open_expert(path).map(|(weights, _)| weights);
+                Opened::new(title, Component::Dit, path, weights)
+            });
+            opened.collect::<Result<_>>()?
+        }
+    };
+    let text = Some((Component::T5, &places.text));
+    let image = places.clip.as_ref().map(|clip| (Component::Clip, clip));
+    for (component, path) in text.into_iter().chain(image).chain([(Component::Vae, &places.vae)]) {
+        parts.push(Opened::new(component.title(), component, path, opened(path, component))?);
+    }
+    Ok(parts)
+}
+
+/// Opens the network of a kind at a path.
+fn opened(path: &Path, component: Component) -> Result<Weights> {
+    match component {
+        Component::Dit => open_dit(path).map(|(weights, _)| weights),
+        Component::T5 => open_t5(path).map(|(weights, _)| weights),
+        Component::Clip => open_clip(path).map(|(weights, _)| weights),
+        Component::Vae => open_vae(path).map(|(weights, _)| weights),
+    }
+}
+
+/// Opens everything that is found at a path.
+fn found_parts(path: &Path, dit: Option<&Path>) -> Result<Vec<Opened>> {
     let mut parts = Vec::new();
     let experts = EXPERTS.iter().map(|names| names.map(|name| path.join(name)));
     let experts = experts.into_iter().find(|[first, second]| first.is_dir() && second.is_dir());
     if let (Some(experts), None) = (experts, dit) {
-        for (folder, name) in experts.iter().zip(["DiT for high noise", "DiT for low noise"]) {
+        for (folder, name) in experts.iter().zip(TITLES) {
             let opened = open_expert(folder).map(|(weights, _)| weights);
             parts.push(Opened::new(name, Component::Dit, folder, opened)?);
         }
     } else {
         let path = dit.unwrap_or(path);
-        let opened = open_dit(path).map(|(weights, _)| weights);
+        let opened = opened(path, Component::Dit);
         // A transformer that attends to text alone is one of Wan2.2's two.
         let opened = opened.or_else(|e| open_expert(path).map(|(weights, _)| weights).map_err(|_| e));
         parts.extend(found(path, Component::Dit, opened)?);
     }
     for component in [Component::T5, Component::Clip, Component::Vae] {
-        let opened = match component {
-            Component::T5 => open_t5(path).map(|(weights, _)| weights),
-            Component::Clip => open_clip(path).map(|(weights, _)| weights),
-            Component::Vae | Component::Dit => open_vae(path).map(|(weights, _)| weights),
-        };
-        parts.extend(found(path, component, opened)?);
+        parts.extend(found(path, component, opened(path, component))?);
     }
     match parts.is_empty() {
         true => Err(open_dit(dit.unwrap_or(path)).err().unwrap_or_else(|| {

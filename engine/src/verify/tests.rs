@@ -191,3 +191,29 @@ fn work_can_be_stopped_and_nothing_is_an_error() {
         verify(empty.path(), None, None, &Quiet, &|_| ()).is_err_and(|e| e.to_string().contains("empty"))
     );
 }
+
+#[test]
+fn a_model_file_is_verified_by_the_parts_that_it_names() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let official = fixture("tiny-a/official").canonicalize().expect("a fixture");
+    let dit = changed(|name, data| {
+        if name == "blocks.1.norm3.bias" {
+            each(data, |v| 1e4 * (v + 1.0));
+        }
+    });
+    let (dit, path) = (dit.path(), folder.path().join("tiny.toml"));
+    let text = format!(
+        "name = \"tiny\"\n[parts]\ndit = {dit:?}\ntext = {official:?}\nclip = {official:?}\nvae = {official:?}\n"
+    );
+    fs::write(&path, text).expect("writable");
+    let found = run(&path, None);
+    let components: Vec<_> = found.parts.iter().map(|part| part.component).collect();
+    assert_eq!(components, [Component::Dit, Component::T5, Component::Clip, Component::Vae]);
+    assert_eq!(found.files.len(), 4, "{found}");
+    let wrong: Vec<_> = found.parts.iter().filter(|part| !part.mistakes.is_empty()).collect();
+    assert_eq!(wrong.len(), 1, "{found}");
+    assert_eq!(wrong[0].component, Component::Dit);
+    assert!(found.verdict().is_some());
+    fs::write(&path, "name = \"tiny\"\n[parts]\ndit = \"gone\"\n").expect("writable");
+    assert!(verify(&path, None, None, &Quiet, &|_| ()).is_err());
+}

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 
 use rayon::prelude::*;
 
+use super::matrix::scales_of_part;
 use super::stored::Stored;
-use super::{DType, Encoding, Matrix, dtype};
+use super::{DType, Encoding, Matrix, RowTable, dtype};
 use crate::{Error, Result};
 
 /// The bytes that one thread checks or changes at a time.
@@ -99,31 +100,67 @@ impl Coded {
         Ok(matrix)
     }
 
+    /// Returns whether the numbers are looked at before they are used.
+    pub fn is_checked(&self) -> bool {
+        self.small_float().is_some()
+    }
+
+    /// Returns whether rows can be read one by one, without the others.
+    pub fn has_rows_apart(&self) -> bool {
+        self.stored.strides.is_none()
+    }
+
+    /// Returns the tensor as a table of so many rows and columns, each row of which is read when it is asked for; errors
+    /// call it `name`. The tensor's [`Self::has_rows_apart`] must be true.
+    ///
+    /// # Errors
+    /// The errors are those of [`Self::matrix`].
+    pub fn row_table(&self, name: &str, rows: usize, cols: usize) -> Result<RowTable> {
+        let bytes = self.stored.bytes()?;
+        self.check(name, &bytes)?;
+        let (coded, scales) = (self.clone(), self.scales(name, rows, cols)?);
+        let row_bytes = coded.encoding.row_bytes(cols);
+        let row_bytes = row_bytes.filter(|row| row.checked_mul(rows) == Some(bytes.len()));
+        let (Some(row_bytes), true) = (row_bytes, scales.len() == coded.encoding.scales(rows, cols)) else {
+            return Err(Error::Internal(format!("`{name}` does not have the bytes of its encoding")));
+        };
+        Ok(RowTable::new(rows, move |row| {
+            let all = coded.stored.bytes()?;
+            let bytes = &all[row * row_bytes..][..row_bytes];
+            let bytes = if coded.upper_first { Cow::Owned(exchanged(bytes)) } else { Cow::Borrowed(bytes) };
+            let (encoding, scales) = scales_of_part(coded.encoding, cols, &scales, [row, 1]);
+            Ok(Matrix { rows: 1, cols, encoding, bytes, scales }.to_f32())
+        }))
+    }
+
+    /// Returns the type of the numbers if it is one of the 8-bit floats.
+    fn small_float(&self) -> Option<DType> {
+        match self.encoding {
+            Encoding::Plain(dtype) | Encoding::Scaled { dtype, .. } | Encoding::Rotated { dtype, .. } => {
+                Some(dtype).filter(|dtype| matches!(dtype, DType::F8E4m3 | DType::F8E5m2))
+            }
+            Encoding::Packed(_) => None,
+        }
+    }
+
     /// Checks that 8-bit floats are finite, and that those without scales are not as large as only scaled ones are.
     fn check(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let any = |bad: fn(u8) -> bool| bytes.par_chunks(CHUNK).any(|part| part.iter().any(|b| bad(*b)));
-        let (Encoding::Plain(dtype) | Encoding::Scaled { dtype, .. } | Encoding::Rotated { dtype, .. }) =
-            self.encoding
-        else {
-            return Ok(());
-        };
+        let Some(dtype) = self.small_float() else { return Ok(()) };
         let file = self.stored.file.path.display();
-        let infinite = match dtype {
-            DType::F8E4m3 => any(|b| b & 0x7f == 0x7f),
-            DType::F8E5m2 => any(|b| b & 0x7f >= 0x7c),
-            _ => false,
+        // Without its sign, a code is the greater the larger its value is. A maximum without an early end takes whole
+        // vectors at a time.
+        let most_of = |part: &[u8]| part.iter().fold(0, |most: u8, code| most.max(code & 0x7f));
+        let most = bytes.par_chunks(CHUNK).map(most_of).max().unwrap_or_default();
+        let (finite, last) = match dtype {
+            DType::F8E5m2 => (most < 0x7c, 0x7b),
+            _ => (most < 0x7f, 0x7e),
         };
-        if infinite {
+        if !finite {
             return Err(Error::Model(format!(
                 "`{file}` has values in `{name}` that are not finite; copy it again"
             )));
         }
-        let largest = match self.encoding {
-            Encoding::Plain(DType::F8E4m3) => any(|b| b & 0x7f == 0x7e),
-            Encoding::Plain(DType::F8E5m2) => any(|b| b & 0x7f == 0x7b),
-            _ => false,
-        };
-        if largest {
+        if matches!(self.encoding, Encoding::Plain(_)) && most == last {
             return Err(Error::Model(format!(
                 "`{file}` has `{name}` in {} without a scale, and yet with the largest value of that type, as only \
                  scaled weights have it: the scales were lost; get a file that has them",

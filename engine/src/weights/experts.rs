@@ -13,6 +13,11 @@ use animd_protocol::model_file::Expert;
 /// The folders that hold the high-noise and the low-noise transformer: those of the official layout and of diffusers.
 const FOLDERS: [[&str; 2]; 2] = [["high_noise_model", "low_noise_model"], ["transformer", "transformer_2"]];
 
+/// Returns the folder of a transformer in the released layout.
+pub fn released_folder(expert: ExpertName) -> &'static str {
+    FOLDERS[0][expert.index()]
+}
+
 /// Returns the places of the high-noise and of the low-noise transformer below a folder: two folders, or two files of which one
 /// has `high` in its name and the other one `low`. `None` if the folder does not hold such a pair.
 ///

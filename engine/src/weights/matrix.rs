@@ -99,35 +99,44 @@ impl<'a> Matrix<'a> {
     pub fn part(&self, first: usize, rows: usize) -> Matrix<'_> {
         let row = self.bytes.len() / self.rows.max(1);
         let bytes = Cow::Borrowed(&self.bytes[first * row..][..rows * row]);
-        let of_rows = |by: Granularity| match by {
-            Granularity::Tensor => (by, self.scales.clone()),
-            Granularity::Row => (by, self.scales[first..][..rows].to_vec()),
-            // The part can begin within a rectangle, so each of its rows gets the scales of the rectangle that it is
-            // in.
-            Granularity::Block { rows: height, cols } => {
-                let across = self.cols.div_ceil(cols);
-                let of_row = |row: usize| &self.scales[row / height * across..][..across];
-                let scales = (first..first + rows).flat_map(of_row).copied().collect();
-                (Granularity::Block { rows: 1, cols }, scales)
-            }
-        };
-        let (encoding, scales) = match self.encoding {
-            Encoding::Scaled { dtype, by } => {
-                let (by, scales) = of_rows(by);
-                (Encoding::Scaled { dtype, by }, scales)
-            }
-            Encoding::Rotated { dtype, by, group } => {
-                let (by, scales) = of_rows(by);
-                (Encoding::Rotated { dtype, by, group }, scales)
-            }
-            encoding @ (Encoding::Plain(_) | Encoding::Packed(_)) => (encoding, Vec::new()),
-        };
+        let (encoding, scales) = scales_of_part(self.encoding, self.cols, &self.scales, [first, rows]);
         Matrix { rows, cols: self.cols, encoding, bytes, scales }
     }
 
     /// Returns the same matrix with its bytes in memory of its own.
     pub fn into_owned(self) -> Matrix<'static> {
         Matrix { bytes: Cow::Owned(self.bytes.into_owned()), ..self }
+    }
+}
+
+/// Returns the encoding and the scales of some rows of a matrix, the first one and their number, from those of the matrix.
+pub(super) fn scales_of_part(
+    encoding: Encoding,
+    cols: usize,
+    scales: &[f32],
+    [first, rows]: [usize; 2],
+) -> (Encoding, Vec<f32>) {
+    let of_rows = |by: Granularity| match by {
+        Granularity::Tensor => (by, scales.to_vec()),
+        Granularity::Row => (by, scales[first..][..rows].to_vec()),
+        // The part can begin within a rectangle, so each of its rows gets the scales of the rectangle that it is in.
+        Granularity::Block { rows: height, cols: width } => {
+            let across = cols.div_ceil(width);
+            let of_row = |row: usize| &scales[row / height * across..][..across];
+            let scales = (first..first + rows).flat_map(of_row).copied().collect();
+            (Granularity::Block { rows: 1, cols: width }, scales)
+        }
+    };
+    match encoding {
+        Encoding::Scaled { dtype, by } => {
+            let (by, scales) = of_rows(by);
+            (Encoding::Scaled { dtype, by }, scales)
+        }
+        Encoding::Rotated { dtype, by, group } => {
+            let (by, scales) = of_rows(by);
+            (Encoding::Rotated { dtype, by, group }, scales)
+        }
+        Encoding::Plain(_) | Encoding::Packed(_) => (encoding, Vec::new()),
     }
 }
 

@@ -29,6 +29,7 @@ mod names;
 mod open;
 mod refusals;
 pub(crate) mod rounding;
+mod rows;
 pub(crate) mod safetensors;
 mod sentencepiece;
 mod shards;
@@ -47,7 +48,7 @@ pub use cache::{Cache, CachedCopy, Lease, Prepared, State as CopyState, prepare}
 pub use carried::read_vocabulary;
 pub use dtype::DType;
 pub use encoding::{Encoding, Granularity, Packing};
-pub(crate) use experts::{pattern, said_by, told as told_expert, without_noise};
+pub(crate) use experts::{pattern, released_folder, said_by, told as told_expert, without_noise};
 pub(crate) use find::{is_model, is_there, snapshot, title};
 #[cfg(all(test, feature = "cuda"))]
 pub(crate) use gguf::PACKINGS;
@@ -59,8 +60,10 @@ pub(crate) use lora::made_up as made_up_lora;
 pub use lora::{Adapter, Lora, LowRank, Merged, RoundedAgain, Strength};
 pub use matrix::{HostTensor, Matrix};
 pub use model::Model;
-pub(crate) use model::{model_file, tokenizer, transformers};
+pub(crate) use model::{Places as PartPlaces, model_file, tokenizer, transformers};
+pub(crate) use names::EMBEDDING;
 pub use open::{open_clip, open_dit, open_expert, open_t5, open_vae};
+pub use rows::RowTable;
 pub(crate) use shards::{Group, groups, index_of, is_numbered, of_file as shards_of};
 pub use source::{WeightSource, Weights};
 pub(crate) use stored::{text_bytes, text_file};

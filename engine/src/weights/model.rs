@@ -39,14 +39,14 @@ pub(crate) fn tokenizer(folder: &Path, encoder: Option<&Path>) -> Option<PathBuf
 }
 
 /// Where the parts of a model are looked for.
-struct Places {
-    dit: PathBuf,
+pub(crate) struct Places {
+    pub dit: PathBuf,
     /// The low-noise transformer of a model that has two; `dit` is the high-noise one then.
-    low_noise: Option<PathBuf>,
-    text: PathBuf,
+    pub low_noise: Option<PathBuf>,
+    pub text: PathBuf,
     /// A model of two transformers takes pictures without it.
-    clip: Option<PathBuf>,
-    vae: PathBuf,
+    pub clip: Option<PathBuf>,
+    pub vae: PathBuf,
     /// The tokenizer's own file, if a model file names one.
     tokenizer: Option<PathBuf>,
     /// The `LoRA`s that a model file names.
@@ -119,7 +119,10 @@ impl Places {
     }
 
     /// Returns the places that a model file names, with the DiT elsewhere if `dit` says so.
-    fn of_file(path: &Path, dit: Option<&Path>) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`Error::Model`] for a file that is no model file, or that lacks a part.
+    pub fn of_file(path: &Path, dit: Option<&Path>) -> Result<Self> {
         let refuse = |what: &str| Err(Error::Model(format!("`{}` {what}", path.display())));
         let ModelFile { parts, loras, .. } = ModelFile::read(path).map_err(Error::Model)?;
         let given = match dit {

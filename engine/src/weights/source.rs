@@ -10,8 +10,9 @@ use super::ahead::{Places, Region};
 use super::check::ignorable;
 use super::coded::Coded;
 use super::layouts::{Contents, Described, Layout};
+use super::names;
 use super::stored::Stored;
-use super::{Component, DType, Encoding, Granularity, HostTensor, LowRank, Matrix};
+use super::{Component, DType, Encoding, Granularity, HostTensor, LowRank, Matrix, RowTable};
 use crate::{Error, Result};
 
 /// The checked tensors of one component, under their official names.
@@ -37,6 +38,14 @@ pub trait WeightSource: Sync {
     /// The errors are those of [`WeightSource::tensor`].
     fn with_products(&self, name: &str) -> Result<(Matrix<'_>, Vec<LowRank>)> {
         Ok((self.matrix(name)?, Vec::new()))
+    }
+
+    /// Returns a weight of which a few rows at a time are needed.
+    ///
+    /// # Errors
+    /// The errors are those of [`WeightSource::tensor`].
+    fn row_table(&self, name: &str) -> Result<RowTable> {
+        Ok(RowTable::of(self.matrix(name)?.into_owned()))
     }
 
     /// Returns where the tensors lie in files, for reading ahead; nowhere if they are made up.
@@ -158,6 +167,14 @@ impl Described {
         self.parts.iter().flat_map(Coded::parts).map(|stored| stored.size as u64).sum()
     }
 
+    /// Returns the tensor's only part, if its rows can be read one by one.
+    fn rows_apart(&self) -> Option<&Coded> {
+        match &self.parts[..] {
+            [one] if one.has_rows_apart() => Some(one),
+            _ => None,
+        }
+    }
+
     /// Returns the tensor as a matrix: the first axis gives the rows, the others together the columns.
     fn matrix(&self, name: &str) -> Result<Matrix<'_>> {
         let cols = self.shape.get(1..).map_or(1, |rest| rest.iter().product());
@@ -212,9 +229,26 @@ impl WeightSource for Weights {
         tensor.matrix(name)
     }
 
+    fn row_table(&self, name: &str) -> Result<RowTable> {
+        let found = self.tensors.get(name);
+        match found.and_then(|tensor| Some((tensor.rows_apart()?, &tensor.shape[..]))) {
+            Some((part, [rows, rest @ ..])) => {
+                if part.is_checked() {
+                    self.find(name)?;
+                }
+                part.row_table(name, *rows, rest.iter().product())
+            }
+            _ => Ok(RowTable::of(self.matrix(name)?.into_owned())),
+        }
+    }
+
     fn places(&self) -> Places {
+        // A prompt takes a few rows of a vocabulary, which would cost more to read ahead than all that it saves.
+        let by_rows = |name: &str, tensor: &Described| {
+            name == names::EMBEDDING && tensor.rows_apart().is_some_and(|part| !part.is_checked())
+        };
         let mut stored: Vec<(Option<usize>, &Stored)> = Vec::new();
-        for (name, tensor) in &self.tensors {
+        for (name, tensor) in self.tensors.iter().filter(|(name, tensor)| !by_rows(name, tensor)) {
             stored.extend(tensor.parts.iter().flat_map(Coded::parts).map(|part| (block_of(name), part)));
         }
         stored.sort_by(|(a, x), (b, y)| (a, &x.file.path, x.start).cmp(&(b, &y.file.path, y.start)));

@@ -118,7 +118,7 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
     let guide = Guidance { scale: goldens.real("spec/e2e_guide")? };
     let steps = goldens.count("spec/e2e_steps")?;
     let schedule = schedule::unipc(steps, goldens.real("spec/e2e_shift")?);
-    let config = SamplerConfig::Unipc(schedule.clone());
+    let config = SamplerConfig::unipc(schedule.clone());
     let mut guided = |x: &Tensor, t: f64| {
         let (cond, _) = scene.forward(x, t, 0, None)?;
         let (uncond, _) = scene.forward(x, t, 1, None)?;
@@ -155,7 +155,7 @@ fn distilled(goldens: &mut Goldens, scene: &Scene<'_>, volume: usize) -> Result<
     let seed = goldens.count("spec/e2e_seed")? as u64;
     for kind in ["euler", "renoise"] {
         let renoising = kind == "renoise";
-        let kind_of = if renoising { SamplerConfig::Renoise } else { SamplerConfig::Euler };
+        let kind_of = if renoising { SamplerConfig::renoise } else { SamplerConfig::euler };
         let config = kind_of(schedule.clone());
         let mut predictions = Vec::new();
         let mut plain = |x: &Tensor, t: f64| {

@@ -193,7 +193,7 @@ fn sampling(goldens: &mut Goldens, b: &Cpu, dit: &Dit<Cpu>, y: &Tensor, images: 
         trajectory.push(b.download(x)?);
         Ok(())
     };
-    let config = SamplerConfig::Unipc(schedule.clone());
+    let config = SamplerConfig::unipc(schedule.clone());
     sampler::run(b, &config, b.upload(&noise, &shape)?, &mut guided, &mut Vec::new, &mut after)?;
     goldens.relative("flf21.unipc.latents", &trajectory.concat(), LATENTS)?;
     for (i, latents) in trajectory.iter().enumerate() {

@@ -22,7 +22,7 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
         goldens.equal(&format!("{name}.timesteps"), &schedule.timesteps)?;
 
         let timesteps = schedule.timesteps.clone();
-        let mut solver = UniPc::new(schedule);
+        let mut solver = UniPc::new(schedule.sigmas.clone());
         let mut sample = b.upload(&start, &shape)?;
         let mut trajectory = start.clone();
         for t in timesteps {

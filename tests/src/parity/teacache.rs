@@ -38,7 +38,7 @@ pub fn check(goldens: &mut Goldens, model: &Model) -> Result<()> {
             .collect::<Result<Vec<_>>>()?;
         let plan = teacache::plan(&embeddings, coefficients, threshold, ret);
 
-        let mut solver = UniPc::new(schedule);
+        let mut solver = UniPc::new(schedule.sigmas.clone());
         let mut x = b.upload(&scene.noise, &scene.shape)?;
         let mut residuals = [None, None];
         for (step, &t) in timesteps.iter().enumerate() {

@@ -346,7 +346,7 @@ impl<'a> Scene<'a> {
             let (uncond, _) = self.forward(expert, x, t, 1, None)?;
             guides[expert].apply(b, &cond, &uncond)
         };
-        let run = self.sample(&SamplerConfig::Unipc(schedule.clone()), &mut guided)?;
+        let run = self.sample(&SamplerConfig::unipc(schedule.clone()), &mut guided)?;
         self.compare(goldens, tensors, json, &run, true)?;
         given(goldens, json)?;
         if !branches {
@@ -383,7 +383,7 @@ impl<'a> Scene<'a> {
         let experts = self.model.recipe.step_experts(&request);
         let names: String = experts.iter().map(|&e| if e == 0 { 'H' } else { 'L' }).collect();
         goldens.fact(&at("experts"), names)?;
-        let config = SamplerConfig::Euler(schedule::distill(&list, shift)?);
+        let config = SamplerConfig::euler(schedule::distill(&list, shift)?);
         let mut seen = Vec::new();
         let mut plain = |step: usize, x: &Tensor, t: f64| {
             let (v, _) = self.forward(experts[step], x, t, 0, None)?;
@@ -510,7 +510,7 @@ fn cached(
         }
         guides[expert].apply(b, &branches[0], &branches[1])
     };
-    let run = scene.sample(&SamplerConfig::Unipc(schedule), &mut velocity)?;
+    let run = scene.sample(&SamplerConfig::unipc(schedule), &mut velocity)?;
     let last = run.last().context("a sampling without latents")?;
     goldens.relative(&format!("magcache.{index}.latent"), last, LATENTS)
 }

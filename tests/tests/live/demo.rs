@@ -127,3 +127,18 @@ fn ctrl_c_ends_the_wait_for_a_demo_and_its_job_goes_on() {
     assert_eq!(house.text("SELECT state FROM job"), "done");
     assert!(!video.exists());
 }
+
+#[test]
+fn the_time_of_a_demo_says_nothing_of_the_configured_model() {
+    let mut house = House::new("");
+    house.install_small_model();
+    house.start();
+    let picture = house.picture();
+    assert!(house.animctl(&["submit", &picture, "--model", "small", "--wait"]).status.success());
+    // A job that fails opens the configured model.
+    assert_eq!(house.animctl(&["submit", &picture, "-p", "fail", "--wait"]).status.code(), Some(1));
+    let source = |house: &House| house.json(&["plan", &picture])["seconds_source"].clone();
+    assert_eq!(source(&house), "unknown");
+    assert!(house.animctl(&["submit", &picture, "--wait"]).status.success());
+    assert_eq!(source(&house), "history");
+}

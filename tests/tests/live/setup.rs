@@ -7,7 +7,7 @@ use std::process::Command;
 use animd_tests::parity::layouts::files::Files;
 use serde_json::Value;
 
-use crate::common::{fixture, picture};
+use crate::common::{fixture, picture, tiny_model};
 use crate::harness::{House, program, text};
 
 /// A home of its own, with nothing of the machine's in its environment.
@@ -32,6 +32,22 @@ impl Home {
             fs::create_dir_all(&to).unwrap();
             let found = files.get(from).unwrap();
             fs::copy(&found.path, to.join(found.path.file_name().unwrap())).unwrap();
+        }
+    }
+
+    /// Puts a model's folder into the cache of the hub as this repository.
+    fn hub(&self, model: &Path, repository: &str) {
+        let repository = self.path().join("hub").join(format!("models--{}", repository.replace('/', "--")));
+        let (snapshot, blobs) = (repository.join("snapshots/c0ffee"), repository.join("blobs"));
+        fs::create_dir_all(&blobs).unwrap();
+        fs::create_dir_all(repository.join("refs")).unwrap();
+        fs::write(repository.join("refs/main"), "c0ffee").unwrap();
+        for (n, (file, _)) in modified(model).into_iter().enumerate() {
+            let (blob, link) =
+                (blobs.join(format!("{n:040x}")), snapshot.join(file.strip_prefix(model).unwrap()));
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            fs::copy(&file, &blob).unwrap();
+            std::os::unix::fs::symlink(&blob, &link).unwrap();
         }
     }
 
@@ -107,10 +123,11 @@ fn an_empty_home_is_told_what_to_fetch() {
     );
 }
 
+/// A whole model in the Hugging Face cache: links into blobs without names.
 #[test]
-fn a_model_of_another_program_is_set_up_and_then_found_done() {
+fn a_model_in_the_hubs_cache_is_set_up_and_then_found_done() {
     let (house, home) = (House::started(""), Home::new());
-    home.comfy(&PARTS);
+    home.hub(&tiny_model(), "Wan-AI/Wan2.1-I2V-14B-480P");
     let photo = home.path().join("photo.png");
     picture(&photo, 64, 48);
     let (said, code) = home.setup(Some(&house), &[]);
@@ -120,8 +137,7 @@ fn a_model_of_another_program_is_set_up_and_then_found_done() {
         [("machine", "done"), ("files", "done"), ("fetch", "done"), ("add", "todo")]
     );
     let add = step(&said, "add")["commands"][0].as_str().unwrap();
-    assert!(add.starts_with("animctl model add ") && add.contains("clip_vision_h"), "{add}");
-    assert!(add.ends_with("--distilled yes"), "its name says so: {add}");
+    assert!(add.starts_with("animctl model add ") && add.ends_with("/snapshots/c0ffee"), "{add}");
     assert!(!home.path().join(".config").exists(), "nobody agreed");
 
     let args = ["--yes", "--picture", photo.to_str().unwrap()];
@@ -147,7 +163,7 @@ fn a_model_of_another_program_is_set_up_and_then_found_done() {
     assert_eq!((states(&said), code), (all.to_vec(), Some(0)), "{said}");
     assert_eq!(modified(home.path()), before);
     assert_eq!(house.number("SELECT count(*) FROM job"), Some(1));
-    assert!(step(&said, "verify")["message"].as_str().unwrap().contains("verified before"));
+    assert!(step(&said, "verify")["message"].as_str().unwrap().contains("were verified"));
 }
 
 /// Returns all files below a folder with the times of their last change.
@@ -182,12 +198,30 @@ fn a_model_that_is_not_whole_is_completed() {
     assert_eq!(missing, ["clip", "vae"]);
 }
 
+/// The tiny transformers of the fixture share values, which `verify` takes for copies.
+#[test]
+fn a_model_with_mistakes_is_never_verified() {
+    let home = Home::new();
+    home.comfy(&PARTS);
+    for _ in 0..2 {
+        let (said, code) = home.setup(None, &["--yes", "--skip", "prepare,video"]);
+        assert_eq!((code, &step(&said, "add")["state"]), (Some(1), &"done".into()), "{said}");
+        assert_eq!(step(&said, "verify")["state"], "failed", "{said}");
+    }
+    let (said, _) = home.setup(None, &["--skip", "prepare,video"]);
+    let add = fs::read_dir(home.path().join(".config/animd/models")).unwrap().flatten().next().unwrap();
+    let text = fs::read_to_string(add.path()).unwrap();
+    assert!(text.contains("distilled = true"), "its name says so: {text}");
+    assert_eq!(step(&said, "verify")["state"], "todo", "only the transformer is left");
+}
+
 #[test]
 fn a_command_that_fails_ends_with_its_step() {
     let home = Home::new();
     home.comfy(&PARTS);
-    // The place of the user's configuration is taken by a file.
-    fs::write(home.path().join(".config"), "").unwrap();
+    // The place of the user's models is taken by a file.
+    fs::create_dir_all(home.path().join(".config/animd")).unwrap();
+    fs::write(home.path().join(".config/animd/models"), "").unwrap();
     let (said, code) = home.setup(None, &["--yes", "--skip", "verify,prepare,video"]);
     assert_eq!(code, Some(1));
     let add = step(&said, "add");

@@ -266,6 +266,8 @@ fn the_shipped_file_is_the_defaults() -> Result<()> {
         prompt: Some(NEUTRAL_PROMPT.into()),
         seed: Some(42),
         steps_high: Some(15),
+        sampler_low: Some(Sampler::Unipc),
+        shift_low: Some(5.0),
         guidance_low: Some(3.5),
         ..Settings::default()
     };

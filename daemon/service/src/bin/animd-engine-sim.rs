@@ -213,6 +213,9 @@ fn generate(
             let seconds_left = Some(f64::from(steps - done) * pause.as_secs_f64());
             let progress = Progress { stage, step: done, steps, fraction, seconds_left };
             line.send(&FromEngine::Progress { job, progress });
+            if stage == Stage::Write {
+                line.send(&FromEngine::Saving { job });
+            }
             if let Some(preview) = pictures.preview.as_deref().filter(|_| step > 0) {
                 write(preview, &format!("preview {step} of job {job}\n"))?;
                 line.send(&FromEngine::Preview { job, n: step });

@@ -47,7 +47,7 @@ pub async fn ends(hub: &Hub) -> Result<HashMap<u64, u64>, BusError> {
 
 /// Returns the running jobs, and the first ones of the queue in its order.
 fn jobs(db: &mut Store) -> crate::error::Result<(Vec<Job>, Vec<Job>)> {
-    let running = Filter { states: vec![State::Running], owner: None, before: None, limit: 1 };
+    let running = Filter { states: vec![State::Running], owner: None, before: None, limit: 2 };
     let mut waiting = Vec::new();
     for id in db.queue()?.into_iter().take(LOOKED_AT) {
         waiting.extend(db.job(id)?);

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use animd_common::Error as Common;
+use animd_common::files::hash;
 use animd_common::tasks::blocking;
 use animd_common::watch::away::{self, Leaving};
 use animd_common::watch::folder::EARLY;
 use animd_common::watch::names::{CANCELED, DONE, FAILED};
+use animd_common::watch::root::Root;
 use animd_common::watch::sidecar;
 use animd_protocol::request::Request;
 
@@ -34,8 +36,8 @@ impl Delivery {
         away::target(&root, source, into)
     }
 
-    /// Returns whether a picture's sidecars say something else than its job has, since they were read. Nothing is read
-    /// again beside a picture that has left the place where it waited.
+    /// Returns whether a picture's sidecars say something else than its job has, since they were read, or the picture that its
+    /// video ends at has become another one. Nothing is read again beside a picture that has left the place where it waited.
     pub fn is_late(&self, job: &Job) -> bool {
         let Some(source) = &job.source else { return false };
         let root = self.watches.root_of(&source.path, None);
@@ -43,12 +45,15 @@ impl Delivery {
             return false;
         }
         if sidecar::changed_us(&root, &source.path).is_none_or(|changed_us| changed_us <= source.read_us) {
-            return false;
+            return ends_elsewhere(job, &root);
         }
         let seed = || job.request.as_ref().map_or(0, |request| request.seed);
         let complete = |own| self.defaults.complete(own);
         match sidecar::request(&root, &source.path, complete, &self.defaults.family(), seed) {
-            Ok(request) => !job.request.as_ref().is_some_and(|known| is_same_wish(known, &request)),
+            Ok(request) => {
+                let same = job.request.as_ref().is_some_and(|known| is_same_wish(known, &request));
+                !same || ends_elsewhere(job, &root)
+            }
             Err(Common::Refused { text, .. }) => job.error_text != Some(text.into()),
             Err(_) => false,
         }
@@ -153,6 +158,18 @@ impl Delivery {
         })
         .await
     }
+}
+
+/// Returns whether the picture that a job's video ends at has another content than the service's copy, since the settings were
+/// read.
+fn ends_elsewhere(job: &Job, root: &Root) -> bool {
+    let (Some(source), Some(request), Some(copied)) = (&job.source, &job.request, job.last_sha256) else {
+        return false;
+    };
+    // A picture that cannot be opened now may come back.
+    let Ok(Some(last)) = sidecar::open_last(root, &source.path, &request.last) else { return false };
+    let changed = rustix::fs::fstat(&last).is_ok_and(|stat| sidecar::stat_changed_us(&stat) > source.read_us);
+    changed && hash(&last, |_| Ok(())).is_ok_and(|now| now != copied)
 }
 
 /// Returns whether two requests ask for the same. A `LoRA`'s hash is asked for by nobody: a job has it once its file was read.

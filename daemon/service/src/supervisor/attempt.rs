@@ -114,6 +114,11 @@ impl Supervisor {
             && Instant::now() >= self.next_claim
             && self.tools.holds.paused().is_none()
         {
+            // The choice of the profile is looked at, and an outdated engine replaced, when the last file is finished. Without
+            // this a queue that is never empty would put that off for ever.
+            if self.engine.is_working() && self.monitor.needs_rest() {
+                return Ok(());
+            }
             let Some(hello) = self.engine.hello().cloned() else { return Ok(()) };
             let Some(job) = self.claim().await? else { return Ok(()) };
             let id = job.id;
@@ -149,7 +154,7 @@ impl Supervisor {
 
     /// Ends an attempt, whatever its outcome; no other function does.
     fn attempt_ended(&mut self, running: &Running) {
-        self.meter.attempt_ends();
+        self.meter.attempt_ends(running.job.id);
         self.tools.events.set_live(running.job.id, None);
         self.tools.pictures.remove(&running.job, Picture::Preview);
     }
@@ -226,6 +231,11 @@ impl Supervisor {
             // A preview is not signalled: a client that wants one asks for it.
             FromEngine::Alive | FromEngine::Preview { .. } => {}
             FromEngine::Progress { job, progress } => self.progress(job, &progress),
+            FromEngine::Saving { job } => {
+                if self.engine.saves(job, Instant::now()) {
+                    self.meter.attempt_ends(job);
+                }
+            }
             FromEngine::Done { job, report } => self.done(job, report).await,
             FromEngine::Failed { job: 0, code, message } => {
                 tracing::error!("the engine cannot work: {message}");
@@ -251,10 +261,10 @@ impl Supervisor {
     }
 
     fn progress(&mut self, job: u64, progress: &Progress) {
-        if self.engine.running().is_none_or(|r| r.job.id != job) {
+        if !self.engine.jobs().any(|running| running.job.id == job) {
             return;
         }
-        self.meter.stage(progress.stage);
+        self.meter.stage(job, progress.stage);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let left = progress.seconds_left.and_then(|s| Duration::try_from_secs_f64(s).ok());
         let expected_end_us = left.map(|left| (now + left).as_micros() as u64);
@@ -331,9 +341,10 @@ impl Supervisor {
         }
     }
 
-    /// Ends an engine that is lost. Its job runs again, unless it has taken engines down too often.
+    /// Ends an engine that is lost. Its jobs run again, unless they have taken engines down too often: of two jobs it is not
+    /// known which one did.
     pub(super) async fn lost(&mut self, why: Loss) {
-        let (Some(engine), running) = self.engine.take(Absence::Due) else { return };
+        let (Some(engine), jobs) = self.engine.take(Absence::Due) else { return };
         // An engine that has closed its socket is about to exit by itself, and its exit status tells why.
         let grace = if matches!(why, Loss::Closed) { EXIT_PATIENCE } else { Duration::ZERO };
         let exit = self.patiently(engine.end(grace)).await;
@@ -351,41 +362,44 @@ impl Supervisor {
             self.trouble = Some(Trouble::no_engine(format!("the engine is started again: {why}{remedy}")));
         }
         self.pause();
-        if let Some(running) = &running {
-            self.attempt_ended(running);
-        }
-        let Some(Running { job, stop }) = running else { return };
-        match stop.map(|stop| stop.then) {
-            Some(Then::Cancel(text)) => self.conclude(job.id, Ended::Canceled { text }).await,
-            Some(Then::Renew(renewal)) => self.begin_again(*job, renewal).await,
-            None => self.requeue(*job, &why, exit.is_memory()).await,
+        for running in jobs {
+            self.attempt_ended(&running);
+            let Running { job, stop } = running;
+            match stop.map(|stop| stop.then) {
+                Some(Then::Cancel(text)) => self.conclude(job.id, Ended::Canceled { text }).await,
+                Some(Then::Renew(renewal)) => self.begin_again(*job, renewal).await,
+                None => self.requeue(*job, &why, exit.is_memory()).await,
+            }
         }
     }
 
-    /// Ends an engine at once; its job goes back into the queue as if it had not been started.
+    /// Ends an engine at once; its jobs go back into the queue as if they had not been started.
     pub(super) async fn give_back(
         &mut self,
-        (engine, running): (Option<Engine>, Option<Running>),
+        (engine, jobs): (Option<Engine>, Vec<Running>),
         why: &'static str,
     ) {
         if let Some(engine) = engine {
             // The engine holds nothing durable, and a polite end may take as long as a denoising step.
             self.patiently(engine.end(Duration::ZERO)).await;
         }
-        let Some(running) = running else { return };
-        self.attempt_ended(&running);
-        let id = running.job.id;
-        match running.stop.map(|stop| stop.then) {
-            Some(Then::Cancel(text)) => return self.conclude(id, Ended::Canceled { text }).await,
-            Some(Then::Renew(renewal)) => return self.begin_again(*running.job, renewal).await,
-            None => {}
+        for running in jobs {
+            self.attempt_ended(&running);
+            let Running { job, stop } = running;
+            let id = job.id;
+            match stop.map(|stop| stop.then) {
+                Some(Then::Cancel(text)) => self.conclude(id, Ended::Canceled { text }).await,
+                Some(Then::Renew(renewal)) => self.begin_again(*job, renewal).await,
+                None => {
+                    tracing::info!(job = id, "job {id} goes back into the queue: {why}");
+                    if let Err(e) = self.tools.ledger.call(move |db| db.give_back(id, why)).await {
+                        self.keep(id, Unsettled::GivenBack, &e);
+                    }
+                    self.remove_part(&job).await;
+                    self.tools.events.tell(Change::State(id));
+                }
+            }
         }
-        tracing::info!(job = id, "job {id} goes back into the queue: {why}");
-        if let Err(e) = self.tools.ledger.call(move |db| db.give_back(id, why)).await {
-            self.keep(id, Unsettled::GivenBack, &e);
-        }
-        self.remove_part(&running.job).await;
-        self.tools.events.tell(Change::State(id));
     }
 
     /// Queues a job again after its engine went down, for lack of memory or otherwise; one that did so too often fails.

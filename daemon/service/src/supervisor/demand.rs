@@ -34,7 +34,7 @@ impl Supervisor {
         if self.release(id).await {
             return Ok(true);
         }
-        let Some(running) = self.engine.running_mut().filter(|running| running.job.id == id) else {
+        let Some(running) = self.engine.job_mut(id) else {
             return self.cancel_queued(id, text).await;
         };
         let told = match &mut running.stop {
@@ -83,7 +83,7 @@ impl Supervisor {
     /// Ends the engine because somebody wants its memory.
     pub(super) async fn unload(&mut self) -> Result<()> {
         let refuse = |text: String| Err(Error::refused(ErrorCode::Busy, text));
-        if let Some(running) = self.engine.running() {
+        if let Some(running) = self.engine.jobs().next() {
             let id = running.job.id;
             return refuse(format!(
                 "job {id} is running; cancel it, or pause the queue and wait for it to finish"

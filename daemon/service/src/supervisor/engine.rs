@@ -252,7 +252,10 @@ fn fit(mut message: FromEngine) -> FromEngine {
         }
         FromEngine::Failed { message, .. } => fit(message),
         FromEngine::Done { report, .. } => report.seconds.iter_mut().for_each(|(stage, _)| fit(stage)),
-        FromEngine::Alive | FromEngine::Progress { .. } | FromEngine::Preview { .. } => {}
+        FromEngine::Alive
+        | FromEngine::Progress { .. }
+        | FromEngine::Preview { .. }
+        | FromEngine::Saving { .. } => {}
     }
     message
 }

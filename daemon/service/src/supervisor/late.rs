@@ -94,7 +94,7 @@ impl Supervisor {
         true
     }
 
-    /// Lets the running job begin again with other settings. Returns false if job `id` does not run, or is being cancelled.
+    /// Lets one of the engine's jobs begin again with other settings. Returns false if job `id` does not run, or is being cancelled.
     pub(super) async fn renew(&mut self, id: u64, renewal: Arc<Renewal>) -> bool {
         if let Some(at) = self.held.iter().position(|held| held.job.id == id) {
             let held = self.held.remove(at);
@@ -102,7 +102,7 @@ impl Supervisor {
             return true;
         }
         let grace = Duration::from_secs(self.tools.config.get().engine.cancel_seconds);
-        let Some(running) = self.engine.running_mut().filter(|running| running.job.id == id) else {
+        let Some(running) = self.engine.job_mut(id) else {
             return false;
         };
         match &mut running.stop {

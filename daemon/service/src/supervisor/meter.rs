@@ -14,15 +14,15 @@ pub struct JobMeter {
     ledger: Ledger,
     /// The job and the attempt that run, with their meter.
     running: Option<(u64, u32, Meter)>,
-    /// The job and the attempt that ran last, with what they spent.
-    ended: Option<(u64, u32, Ending)>,
+    /// The jobs and attempts that ran last, with what they spent: the file of one may be finished while another runs.
+    ended: Vec<(u64, u32, Ending)>,
     stage: Option<Stage>,
 }
 
 impl JobMeter {
     /// Returns a meter that asks this driver.
     pub fn new(driver: Driver, profiles: Profiles, ledger: Ledger) -> Self {
-        Self { driver, profiles, ledger, running: None, ended: None, stage: None }
+        Self { driver, profiles, ledger, running: None, ended: Vec::new(), stage: None }
     }
 
     /// Writes to the ledger what a job runs on, and starts to meter it.
@@ -44,24 +44,29 @@ impl JobMeter {
             .map(|meter| (id, attempt, meter));
     }
 
-    /// Takes note of the stage that the engine has come to.
-    pub fn stage(&mut self, stage: Stage) {
-        if self.stage.replace(stage) != Some(stage)
-            && let Some((_, _, meter)) = &self.running
+    /// Takes note of the stage that the engine has come to with a job.
+    pub fn stage(&mut self, id: u64, stage: Stage) {
+        let running = self.running.as_ref().filter(|(job, ..)| *job == id);
+        if let Some((_, _, meter)) = running
+            && self.stage.replace(stage) != Some(stage)
         {
             meter.stage(stage);
         }
     }
 
-    /// Ends the metering of the attempt that runs.
-    pub fn attempt_ends(&mut self) {
-        self.ended = self.running.take().map(|(id, attempt, meter)| (id, attempt, meter.end()));
+    /// Ends the metering of an attempt at a job, if it is the one that is metered.
+    pub fn attempt_ends(&mut self, id: u64) {
+        let Some((id, attempt, meter)) = self.running.take_if(|(job, ..)| *job == id) else { return };
+        // Attempts that end without their jobs are forgotten here.
+        self.ended.drain(..self.ended.len().saturating_sub(1));
+        self.ended.push((id, attempt, meter.end()));
     }
 
     /// Writes to the ledger what a job with this end has cost.
     pub async fn job_ends(&mut self, id: u64, ended: &Ended) {
-        let Some((job, attempt, spent)) = self.ended.take() else { return };
-        let Some(spent) = spent.sum().await.filter(|_| job == id) else { return };
+        let Some(at) = self.ended.iter().rposition(|(job, ..)| *job == id) else { return };
+        let (_, attempt, spent) = self.ended.swap_remove(at);
+        let Some(spent) = spent.sum().await else { return };
         let stages = match ended {
             Ended::Done(done) => done.report.seconds.iter().map(|(name, _)| name.clone()).collect(),
             _ => Vec::new(),

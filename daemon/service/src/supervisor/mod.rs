@@ -216,7 +216,7 @@ impl Supervisor {
     fn due(&self) -> Instant {
         let config = &self.tools.config.get().engine;
         let now = Instant::now();
-        let is_working = self.engine.running().is_some();
+        let is_working = self.engine.is_working();
         let times = [
             self.engine.silence_ends(config),
             (self.engine.absence().is_some() && self.wanted).then(|| self.start_due()),

@@ -144,6 +144,10 @@ impl Supervisor {
         if (&wanted.name, wanted.written) == (&self.model.name, self.model.written) {
             return Ok(Model::Loaded);
         }
+        if self.engine.is_working() {
+            // The engine is replaced when the file of its last job is finished.
+            return Ok(Model::Loading);
+        }
         self.tools.profiles.set_opened(None);
         self.replace_engine("the next job is for another model").await;
         Ok(Model::Loading)

@@ -28,15 +28,15 @@ impl Supervisor {
     fn engine_status(&self) -> (ServiceState, String) {
         let paused = self.paused_text();
         let unusable = self.configured_model_trouble();
+        if let Some(running) = self.engine.jobs().next() {
+            let id = running.job.id;
+            // Not with the step: the sentence is sent to systemd whenever it changes.
+            let live = self.tools.events.live(id);
+            let stage = live.map_or(Stage::Load, |live| live.progress.stage).name();
+            let then = paused.map(|text| format!("; then {text}")).unwrap_or_default();
+            return (ServiceState::Busy, format!("job {id} is running: {stage}{then}"));
+        }
         match &self.engine {
-            EngineState::Busy { running, .. } => {
-                let id = running.job.id;
-                // Not with the step: the sentence is sent to systemd whenever it changes.
-                let live = self.tools.events.live(id);
-                let stage = live.map_or(Stage::Load, |live| live.progress.stage).name();
-                let then = paused.map(|text| format!("; then {text}")).unwrap_or_default();
-                (ServiceState::Busy, format!("job {id} is running: {stage}{then}"))
-            }
             EngineState::Absent(Absence::Asleep { .. }) => (
                 ServiceState::Paused,
                 "the machine is going to sleep; the queue continues when it wakes".into(),
@@ -55,7 +55,7 @@ impl Supervisor {
                 Some(text) => (ServiceState::Paused, text),
                 None => (ServiceState::Loading, "the engine is starting".into()),
             },
-            EngineState::Idle { hello, .. } => match (paused, unusable) {
+            EngineState::Idle { hello, .. } | EngineState::Busy { hello, .. } => match (paused, unusable) {
                 (Some(text), _) => (ServiceState::Paused, text),
                 // The engine has another model, and jobs of the configured one wait.
                 (None, Some(text)) => (ServiceState::NoWeights, text),

@@ -18,7 +18,7 @@ impl Supervisor {
     /// Makes the choice of the profile again when it may have changed, and ends an idle engine that no longer matches
     /// it.
     pub(super) async fn look(&mut self) -> Result<()> {
-        if self.engine.running().is_some() {
+        if self.engine.is_working() {
             return Ok(());
         }
         let job = self.monitor.is_stale() && self.has_work().await?;

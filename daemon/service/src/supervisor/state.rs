@@ -20,7 +20,7 @@ pub enum EngineState {
     Absent(Absence),
     /// The engine was started and has not sent its greeting.
     Starting(Engine),
-    /// The engine has nothing to do.
+    /// The engine computes nothing, and takes a job.
     Idle {
         /// The process.
         engine: Engine,
@@ -28,6 +28,8 @@ pub enum EngineState {
         hello: Hello,
         /// When it became idle.
         since: Instant,
+        /// The job whose file it finishes, if there is one.
+        saving: Option<Running>,
     },
     /// The engine makes a video.
     Busy {
@@ -37,6 +39,8 @@ pub enum EngineState {
         hello: Hello,
         /// The job that it works on.
         running: Running,
+        /// The job before, while its file is being finished.
+        saving: Option<Running>,
     },
 }
 
@@ -170,7 +174,7 @@ impl EngineState {
         }
     }
 
-    /// Returns the job that the engine works on.
+    /// Returns the job that the engine computes.
     pub fn running(&self) -> Option<&Running> {
         match self {
             Self::Busy { running, .. } => Some(running),
@@ -178,12 +182,28 @@ impl EngineState {
         }
     }
 
-    /// Returns the job that the engine works on, to be cancelled.
-    pub fn running_mut(&mut self) -> Option<&mut Running> {
-        match self {
-            Self::Busy { running, .. } => Some(running),
-            _ => None,
-        }
+    /// Returns the jobs that the engine has: the one that it computes, then the one whose file it finishes.
+    pub fn jobs(&self) -> impl Iterator<Item = &Running> {
+        let saving = match self {
+            Self::Idle { saving, .. } | Self::Busy { saving, .. } => saving.as_ref(),
+            Self::Absent(_) | Self::Starting(_) => None,
+        };
+        self.running().into_iter().chain(saving)
+    }
+
+    /// Returns one of the engine's jobs, to be cancelled.
+    pub fn job_mut(&mut self, id: u64) -> Option<&mut Running> {
+        let (running, saving) = match self {
+            Self::Absent(_) | Self::Starting(_) => return None,
+            Self::Idle { saving, .. } => (None, saving),
+            Self::Busy { running, saving, .. } => (Some(running), saving),
+        };
+        running.into_iter().chain(saving).find(|running| running.job.id == id)
+    }
+
+    /// Returns whether the engine has a job.
+    pub fn is_working(&self) -> bool {
+        self.jobs().next().is_some()
     }
 
     /// Returns why there is no process.
@@ -194,12 +214,15 @@ impl EngineState {
         }
     }
 
-    /// Returns the process and its job, and leaves none, for the reason `absence`.
-    pub fn take(&mut self, absence: Absence) -> (Option<Engine>, Option<Running>) {
+    /// Returns the process and its jobs, the older one first, and leaves none, for the reason `absence`.
+    pub fn take(&mut self, absence: Absence) -> (Option<Engine>, Vec<Running>) {
         match std::mem::replace(self, Self::Absent(absence)) {
-            Self::Absent(_) => (None, None),
-            Self::Starting(engine) | Self::Idle { engine, .. } => (Some(engine), None),
-            Self::Busy { engine, running, .. } => (Some(engine), Some(running)),
+            Self::Absent(_) => (None, Vec::new()),
+            Self::Starting(engine) => (Some(engine), Vec::new()),
+            Self::Idle { engine, saving, .. } => (Some(engine), saving.into_iter().collect()),
+            Self::Busy { engine, running, saving, .. } => {
+                (Some(engine), saving.into_iter().chain([running]).collect())
+            }
         }
     }
 
@@ -207,28 +230,54 @@ impl EngineState {
     pub fn greeted(&mut self, hello: Hello, now: Instant) {
         *self = match std::mem::replace(self, Self::Absent(Absence::Due)) {
             Self::Absent(absence) => Self::Absent(absence),
-            Self::Starting(engine) | Self::Idle { engine, .. } => Self::Idle { engine, hello, since: now },
-            Self::Busy { engine, running, .. } => Self::Busy { engine, hello, running },
+            Self::Starting(engine) => Self::Idle { engine, hello, since: now, saving: None },
+            Self::Idle { engine, saving, .. } => Self::Idle { engine, hello, since: now, saving },
+            Self::Busy { engine, running, saving, .. } => Self::Busy { engine, hello, running, saving },
         };
     }
 
     /// Gives an idle engine a job. Nothing happens in any other state.
     pub fn begins(&mut self, job: Job) {
         *self = match std::mem::replace(self, Self::Absent(Absence::Due)) {
-            Self::Idle { engine, hello, .. } => {
-                Self::Busy { engine, hello, running: Running { job: Box::new(job), stop: None } }
+            Self::Idle { engine, hello, saving, .. } => {
+                Self::Busy { engine, hello, running: Running { job: Box::new(job), stop: None }, saving }
             }
             other => other,
         };
     }
 
+    /// Takes note that the engine has computed job `id` and finishes its file; false if it does not compute that job, or
+    /// still finishes another one.
+    pub fn saves(&mut self, id: u64, now: Instant) -> bool {
+        match std::mem::replace(self, Self::Absent(Absence::Due)) {
+            Self::Busy { engine, hello, running, saving: None } if running.job.id == id => {
+                *self = Self::Idle { engine, hello, since: now, saving: Some(running) };
+                true
+            }
+            other => {
+                *self = other;
+                false
+            }
+        }
+    }
+
     /// Takes note that the engine has stopped working on job `id`, and returns the job; `None` if it did not work on
     /// it.
     pub fn ends(&mut self, id: u64, now: Instant) -> Option<Running> {
+        if let Self::Idle { saving, since, .. } = self {
+            let saved = saving.take_if(|saving| saving.job.id == id)?;
+            *since = now;
+            return Some(saved);
+        }
+        if let Self::Busy { saving, .. } = self
+            && let Some(saved) = saving.take_if(|saving| saving.job.id == id)
+        {
+            return Some(saved);
+        }
         self.running().filter(|running| running.job.id == id)?;
         match std::mem::replace(self, Self::Absent(Absence::Due)) {
-            Self::Busy { engine, hello, running } => {
-                *self = Self::Idle { engine, hello, since: now };
+            Self::Busy { engine, hello, running, saving } => {
+                *self = Self::Idle { engine, hello, since: now, saving };
                 Some(running)
             }
             other => {
@@ -254,8 +303,8 @@ impl EngineState {
         self.take(absence).0
     }
 
-    /// Takes note that the machine goes to sleep, and returns the engine and its job.
-    pub fn sleep(&mut self) -> (Option<Engine>, Option<Running>) {
+    /// Takes note that the machine goes to sleep, and returns the engine and its jobs.
+    pub fn sleep(&mut self) -> (Option<Engine>, Vec<Running>) {
         let unloaded = matches!(self.absence(), Some(Absence::Unloaded | Absence::Asleep { unloaded: true }));
         self.take(Absence::Asleep { unloaded })
     }
@@ -279,13 +328,13 @@ impl EngineState {
     /// Returns when an engine that is idle, and that nobody keeps warm, has been idle long enough.
     pub fn idle_ends(&self, config: &config::Engine) -> Option<Instant> {
         match self {
-            Self::Idle { since, .. } => Some(*since + config.idle_unload()?),
+            Self::Idle { since, saving: None, .. } => Some(*since + config.idle_unload()?),
             _ => None,
         }
     }
 
-    /// Returns when an engine that was told to stop its job should have done so.
+    /// Returns when an engine that was told to stop a job should have done so.
     pub fn stop_ends(&self) -> Option<Instant> {
-        Some(self.running()?.stop.as_ref()?.deadline)
+        self.jobs().filter_map(|running| Some(running.stop.as_ref()?.deadline)).min()
     }
 }

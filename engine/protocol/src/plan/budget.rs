@@ -29,7 +29,7 @@ pub(super) fn place(networks: &mut [Network], prompts: u32, room: Option<u64>, h
     if let Some(host) = host {
         spare(networks, host);
     }
-    let Some(room) = room else { return };
+    let Some(room) = room else { return share(networks, 0) };
     for (component, place) in LEAVING {
         if fits(networks, room) {
             break;
@@ -40,18 +40,64 @@ pub(super) fn place(networks: &mut [Network], prompts: u32, room: Option<u64>, h
             }
         }
     }
-    let fixed = fixed(networks);
+    let left = room.saturating_sub(fixed(networks));
     for network in networks.iter_mut().filter(|n| n.placement.place != Place::Device) {
         let passes = match network.component {
-            Component::Dit => u32::MAX,
+            // All experts together, below.
+            Component::Dit => 0,
             Component::T5 => prompts,
             Component::Clip | Component::Vae => 1,
         };
         // A network that works once is copied once in any case; its slots leave more to the DiT.
         if passes > 1 {
-            network.placement = most(&network.placement, room.saturating_sub(fixed));
+            network.placement = most(&network.placement, left);
         }
     }
+    share(networks, left);
+}
+
+/// Places the experts that are not kept on a device with `room` bytes for them: as many leading groups as have room stay while
+/// their expert works, in the same memory for all experts; and if that is all of them, as many as have room then stay all the
+/// time.
+fn share(networks: &mut [Network], room: u64) {
+    let visits = |n: &&mut Network| n.component == Component::Dit && n.placement.place != Place::Device;
+    let mut experts: Vec<&mut Placement> =
+        networks.iter_mut().filter(visits).map(|n| &mut n.placement).collect();
+    let Some(together) = largest(&experts) else { return };
+    let together = most(&together, room);
+    let mut left = room.saturating_sub(together.working());
+    let mut own = 0;
+    while together.slots == 0 && own < together.groups.len() {
+        let of = |placement: &Placement, own| Placement { turns: Some(own), ..placement.clone() }.own_bytes();
+        let more = |own| experts.iter().map(|e| of(e, own)).sum::<u64>() - of(&together, own);
+        let next = more(own + 1) - more(own);
+        if next > left {
+            break;
+        }
+        (left, own) = (left - next, own + 1);
+    }
+    let several = experts.len() > 1;
+    for placement in &mut experts {
+        let resident = together.resident.min(placement.groups.len());
+        let slots = if resident < placement.groups.len() { together.slots } else { 0 };
+        let turns = several.then_some(own.min(resident));
+        **placement = Placement { resident, slots, turns, ..placement.clone() };
+    }
+}
+
+/// Returns a placement with room for any of some: its groups are the largest that have the same number.
+fn largest(placements: &[&mut Placement]) -> Option<Placement> {
+    let mut all = placements.iter();
+    let mut largest = Placement::clone(all.next()?);
+    for placement in all {
+        largest.around = largest.around.max(placement.around);
+        let ranks = largest.groups.len().max(placement.groups.len());
+        largest.groups.resize(ranks, 0);
+        for (group, other) in largest.groups.iter_mut().zip(&placement.groups) {
+            *group = (*group).max(*other);
+        }
+    }
+    Some(largest.streamed(0, SLOTS))
 }
 
 /// Moves encoders from pinned memory to their files until at most `host` bytes are pinned.
@@ -90,17 +136,29 @@ fn most(least: &Placement, room: u64) -> Placement {
 pub(super) fn held(networks: &[Network], at_work: Component, room: Option<u64>, all_stay: bool) -> Vec<Held> {
     let stays = |n: &&Network| all_stay || n.placement.place == Place::Device;
     let mut held: Vec<Held> = networks.iter().filter(stays).map(Held::whole).collect();
-    // Several experts take turns.
+    // Several experts take turns: the largest one works, and the others have what is theirs alone.
     let working = networks.iter().filter(|n| !stays(n) && n.component == at_work);
-    held.extend(working.max_by_key(|n| n.placement.working()).map(Held::working));
+    let largest = working.clone().max_by_key(|n| n.placement.working());
+    held.extend(largest.map(Held::working));
+    let others = working.filter(|n| largest.is_none_or(|largest| largest.name != n.name));
+    held.extend(others.map(Held::own).filter(|held| held.bytes > 0));
     let used: u64 = held.iter().map(|held| held.bytes).sum();
     let mut left = room.unwrap_or_default().saturating_sub(used);
+    let mut whole = true;
     for network in
         networks.iter().filter(|n| !stays(n) && n.component != at_work && n.component == Component::Dit)
     {
-        let kept = Held::kept(network, left);
+        // What experts share stays with the first one; what is theirs alone goes before it.
+        let (first, own) = (held.iter().all(|h| !is_expert(networks, h)), network.placement.turns);
+        let most = if first { network.placement.resident } else { own.unwrap_or_default() };
+        let kept = Held::kept(network, if whole { most } else { 0 }, left);
+        whole &= kept.resident == most;
         left -= kept.bytes;
         held.extend((kept.bytes > 0).then_some(kept));
     }
     held
+}
+
+fn is_expert(networks: &[Network], held: &Held) -> bool {
+    networks.iter().any(|n| n.name == held.network && n.component == Component::Dit)
 }

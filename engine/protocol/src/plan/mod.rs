@@ -25,7 +25,7 @@ use crate::step_cache::StepPlan;
 
 pub use memory::Memory;
 pub use network::{Held, Network, Placement};
-pub use predict::{ForwardSeconds, Prediction};
+pub use predict::{Exchange, ForwardSeconds, Prediction};
 pub use refusal::{Refusal, refusal};
 use vae::CHEAP_TILE;
 pub use vae::{SMALLEST_TILE, largest_tile, tile, vae_activations};
@@ -111,6 +111,8 @@ pub struct Plan {
     pub guidance: bool,
     /// The DiT's forwards, two a step with guidance.
     pub forwards: Forwards,
+    /// The forwards that each of the DiT's experts computes.
+    pub forwards_of: Vec<u32>,
     /// The operations.
     pub work: Work,
     /// The memory.
@@ -161,6 +163,7 @@ impl Plan {
             guidance,
             forwards: Forwards { computed, skipped, exact },
             work: Work::new(recipe, latent, branches, &by_expert, tile),
+            forwards_of: by_expert,
             memory,
         }
     }
@@ -198,6 +201,9 @@ impl fmt::Display for Plan {
             "{} steps: {most}{computed} forwards of the DiT, {skipped} saved by the step cache",
             self.steps
         )?;
+        if let [high, low] = self.forwards_of[..] {
+            writeln!(f, "{high} of them by the high-noise expert, {low} by the low-noise expert")?;
+        }
 
         let (work, forward) = (&self.work, &self.work.forward);
         writeln!(f, "\noperations                       FLOP")?;
@@ -220,9 +226,13 @@ impl fmt::Display for Plan {
         for Network { name, parameters, bytes, placement, .. } in &self.memory.networks {
             let (place, bytes, working) = (placement.place, gib(*bytes), gib(placement.working()));
             let place = format!("{place:?}").to_lowercase();
-            let groups = match (placement.resident, placement.slots, placement.groups.len()) {
-                (_, 0, _) => "all".to_owned(),
-                (resident, slots, all) => format!("{resident} of {all} stay, {slots} slots"),
+            let all = placement.groups.len();
+            let groups = match (placement.slots, placement.turns) {
+                (0, None) => "all".to_owned(),
+                (0, Some(own)) if own == all => "all".to_owned(),
+                (0, Some(own)) => format!("all, {} of {all} in turns", all - own),
+                (slots, None) => format!("{} of {all} stay, {slots} slots", placement.resident),
+                (slots, Some(_)) => format!("{} of {all} stay in turns, {slots} slots", placement.resident),
             };
             writeln!(f, "  {name:12} {parameters:14} {bytes:>12}  {place:7} {working:>12}  {groups}")?;
         }
@@ -259,5 +269,7 @@ impl fmt::Display for Plan {
 
 #[cfg(test)]
 mod budget_tests;
+#[cfg(test)]
+mod experts_tests;
 #[cfg(test)]
 mod tests;

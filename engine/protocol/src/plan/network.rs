@@ -34,6 +34,9 @@ pub struct Network {
 /// A network is a list of groups, which the model enters one after the other, and what belongs to no group. Of a network
 /// that is not kept on the device, the first `resident` groups stay there as long as it works; the others pass through
 /// `slots`, each with room for the largest of them.
+///
+/// Experts that take turns have their leading groups in the same memory: the group `i` of one, then that of the other. `turns`
+/// says how many of them have memory of their own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Placement {
     /// Where the weights are kept between their uses.
@@ -47,12 +50,16 @@ pub struct Placement {
     pub resident: usize,
     /// The number of slots that the other groups pass through; 0 if all groups stay.
     pub slots: usize,
+    /// For an expert that takes turns with others in the same memory: the number of leading groups that stay on the device
+    /// while the others work, too. What is around the groups stays with the first of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub turns: Option<usize>,
 }
 
 impl Placement {
     /// Returns the placement of a network all of whose groups are on the device.
     pub fn whole(place: Place, groups: Vec<u64>, around: u64) -> Self {
-        Self { place, resident: groups.len(), slots: 0, groups, around }
+        Self { place, resident: groups.len(), slots: 0, turns: None, groups, around }
     }
 
     /// Returns this placement with at most so many leading groups on the device, and `slots` for the others.
@@ -85,6 +92,22 @@ impl Placement {
     /// Returns the bytes on the device while the network works.
     pub fn working(&self) -> u64 {
         self.around + self.resident_bytes() + self.slots as u64 * self.slot_bytes()
+    }
+
+    /// Returns the bytes of an expert that takes turns which stay on the device while the others work.
+    pub fn own_bytes(&self) -> u64 {
+        match self.turns {
+            None | Some(0) => 0,
+            Some(own) => self.around + self.groups.iter().take(own).sum::<u64>(),
+        }
+    }
+
+    /// Returns the bytes of an expert that takes turns which come to the device when its turn begins.
+    pub fn exchanged_bytes(&self) -> u64 {
+        match self.turns {
+            None => 0,
+            Some(_) => self.around + self.resident_bytes() - self.own_bytes(),
+        }
     }
 
     /// Returns the bytes that are copied to the device in one pass over all groups.
@@ -120,11 +143,18 @@ impl Held {
         Self { network: network.name.clone(), resident, slots, bytes: placement.working() }
     }
 
-    /// A network that does not work, of which as many leading groups stay as `room` bytes hold.
-    pub(super) fn kept(network: &Network, room: u64) -> Self {
+    /// What an expert has on the device while another one works.
+    pub(super) fn own(network: &Network) -> Self {
+        let placement = &network.placement;
+        let (resident, bytes) = (placement.turns.unwrap_or_default(), placement.own_bytes());
+        Self { network: network.name.clone(), resident, slots: 0, bytes }
+    }
+
+    /// A network that does not work, of whose leading groups at most `most` stay, and no more than `room` bytes hold.
+    pub(super) fn kept(network: &Network, most: usize, room: u64) -> Self {
         let (mut resident, mut bytes) = (0, 0);
         let placement = &network.placement;
-        for group in placement.groups.iter().take(placement.resident) {
+        for group in placement.groups.iter().take(most) {
             // What is around the groups stays with them.
             let more = group + if resident == 0 { placement.around } else { 0 };
             if bytes + more > room {

@@ -61,12 +61,39 @@ pub struct Prediction {
     pub stages: Vec<(Stage, f64)>,
     /// One forward of the DiT.
     pub forward: ForwardSeconds,
+    /// What it takes that experts take turns; `None` for a job of one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exchange: Option<Exchange>,
     /// The bytes of weights that are copied to the device in each forward.
     pub streamed_per_forward: u64,
     /// The bytes of weights that are copied to the device in the whole job.
     pub streamed: u64,
     /// The sum of all stages.
     pub seconds: f64,
+}
+
+/// What it takes that experts which have no room beside each other take turns.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Exchange {
+    /// The bytes of weights that come to the device because another expert's turn begins. Those of the first expert come back
+    /// for the next job.
+    pub bytes: u64,
+    /// The seconds of these copies that no computation hides.
+    pub waiting: f64,
+}
+
+impl Exchange {
+    /// The groups of the next expert come while the last forward before its turn leaves their place; the last group, and what is
+    /// around the groups, come after it.
+    fn new(dit: &Placement, turns: usize, copy_rate: f64, compute: f64) -> Self {
+        let bytes = dit.exchanged_bytes();
+        let around = if dit.turns == Some(0) { dit.around } else { 0 };
+        let groups = bytes.saturating_sub(around);
+        let last = dit.groups.iter().take(dit.resident).next_back().copied().unwrap_or_default().min(groups);
+        let [groups, last, around] = [groups, last, around].map(|bytes| bytes as f64 / copy_rate);
+        let waiting = around + last.max(groups - compute);
+        Self { bytes: turns as u64 * bytes, waiting: (turns as f64 - 1.0) * waiting }
+    }
 }
 
 impl Prediction {
@@ -78,11 +105,15 @@ impl Prediction {
 
         let dit = &of(Component::Dit).next()?.placement;
         let forward = forward(recipe, plan, setup, card, dit)?;
-        // The keys and values of the context take one pass over the blocks for each prompt, which computes next to
+        // The keys and values of the context take one pass over the blocks for each prompt and expert, which computes next to
         // nothing. The first pass also brings the blocks whose place another network had.
         let gone = dit.resident_bytes().saturating_sub(kept_before(plan, dit));
-        let context = branches * dit.streamed_bytes() as f64 + gone as f64;
-        let denoise = context / card.copy_rate + f64::from(plan.forwards.computed) * forward.total();
+        let turns = plan.forwards_of.iter().filter(|forwards| **forwards > 0).count().max(1);
+        let context = turns as f64 * branches * dit.streamed_bytes() as f64 + gone as f64;
+        let exchange = (turns > 1).then(|| Exchange::new(dit, turns, card.copy_rate, forward.compute()));
+        let waiting = exchange.map_or(0.0, |exchange| exchange.waiting);
+        let denoise =
+            context / card.copy_rate + waiting + f64::from(plan.forwards.computed) * forward.total();
 
         // An encoder is read once for each prompt or picture, and computes while it is read.
         let visit = |component: Component, passes: f64, flops: f64| -> Option<f64> {
@@ -111,9 +142,12 @@ impl Prediction {
         let streamed_per_forward = dit.streamed_bytes();
         let encoders = memory.networks.iter().filter(|n| n.component != Component::Dit);
         let visits: f64 = encoders.map(|n| passes(n.component) * visited_bytes(n) as f64).sum();
-        let streamed = u64::from(plan.forwards.computed) * streamed_per_forward + (visits + context) as u64;
+        let exchanged = exchange.map_or(0, |exchange| exchange.bytes);
+        let streamed =
+            u64::from(plan.forwards.computed) * streamed_per_forward + exchanged + (visits + context) as u64;
         let seconds = stages.iter().map(|(_, seconds)| seconds).sum();
-        Some(Self { card: card.name.clone(), stages, forward, streamed_per_forward, streamed, seconds })
+        let card = card.name.clone();
+        Some(Self { card, stages, forward, exchange, streamed_per_forward, streamed, seconds })
     }
 
     /// Returns whether copies take no time of their own: whether a forward waits for less than a hundredth of its time.
@@ -203,6 +237,13 @@ impl fmt::Display for Prediction {
              cross-attention {cross_attention:.2}, rows {rows:.2}",
             self.forward.total()
         )?;
+        if let Some(Exchange { bytes, waiting }) = self.exchange.filter(|exchange| exchange.bytes > 0) {
+            let bytes = super::gib(bytes);
+            write!(
+                f,
+                "\n{bytes} are copied to the GPU because experts take turns, for which it waits {waiting:.2} s"
+            )?;
+        }
         let streamed = super::gib(self.streamed_per_forward);
         match (self.streamed_per_forward, self.streaming_is_hidden()) {
             (0, _) => Ok(()),
@@ -290,6 +331,7 @@ mod tests {
             around: 0,
             resident,
             slots,
+            turns: None,
         };
         // All stay; copies and work take the same time; copies twice as long, without and with resident groups.
         assert_eq!(waiting(&dit(10, 0), 10.0, 0.0), 0.0);

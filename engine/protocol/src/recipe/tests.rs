@@ -139,13 +139,11 @@ fn progress_runs_over_all_stages() {
     let request = request(&recipe, Settings::default());
     let work = Plan::new(&recipe, &request, SIZE, &Setup::CPU).work;
     let costs = work.costs(0.0);
-    assert_eq!((costs.of(Stage::Image), costs.fraction(Stage::Load, 1.0)), (0.0, 0.0));
-    let before = costs.fraction(Stage::Denoise, 0.0);
-    assert_eq!(before, costs.fraction(Stage::VaeEncode, 1.0));
+    assert_eq!((costs.of(Stage::Image), costs.share(Stage::Load)), (0.0, 0.0));
     let total = work.flops() + 0.01 * work.vae_decode;
-    let half = costs.fraction(Stage::Denoise, 0.5) - before;
-    assert!((half / (0.5 * work.denoise / total) - 1.0).abs() < 1e-9);
-    assert_eq!(costs.fraction(Stage::Write, 1.0), 1.0);
+    assert!((costs.share(Stage::Denoise) / (work.denoise / total) - 1.0).abs() < 1e-9);
+    let all: f64 = Stage::ALL.map(|stage| costs.share(stage)).iter().sum();
+    assert!((all - 1.0).abs() < 1e-9);
 }
 
 #[test]
@@ -190,5 +188,116 @@ fn it_crosses_to_the_service_and_back() {
         assert!(text.len() < crate::messages::MAX_LINE / 8, "{}", text.len());
         let back: Recipe = serde_json::from_str(&text).expect("plain data");
         assert_eq!(back, recipe);
+    }
+}
+
+#[test]
+fn turns_are_those_of_the_published_schedules() {
+    let recipe = Recipe::wan22_i2v_a14b();
+    let high = |settings: Settings| {
+        let experts = recipe.step_experts(&request(&recipe, settings));
+        experts.iter().filter(|expert| **expert == 0).count()
+    };
+    let released =
+        |steps, shift| high(Settings { steps: Some(steps), shift: Some(shift), ..Settings::default() });
+    for (steps, shift, wanted) in
+        [(40, 5.0, 15), (40, 3.0, 10), (40, 16.0, 26), (50, 5.0, 18), (30, 5.0, 11), (20, 5.0, 8)]
+    {
+        assert_eq!(released(steps, shift), wanted, "{steps} steps, shift {shift}");
+    }
+    // Of these, a step has exactly the timestep 900, and is the high-noise expert's.
+    for steps in [31, 45, 48, 59] {
+        let settings = Settings { steps: Some(steps), ..Settings::default() };
+        let timesteps = recipe.sampler(&request(&recipe, settings)).expect("a schedule").timesteps().to_vec();
+        let at = timesteps.iter().position(|timestep| *timestep == 900.0).expect("it has that step");
+        assert_eq!(released(steps, 5.0), at + 1, "{steps} steps");
+    }
+    // Distilled, the halves of the steps, whatever the timesteps are: between two pictures the third one is above 900.
+    for (steps, shift) in [(4, 5.0), (4, 7.0), (4, 16.0), (5, 7.0), (6, 7.0), (8, 7.0)] {
+        let settings = Settings {
+            sampler: Some(Sampler::Distill),
+            steps: Some(steps),
+            shift: Some(shift),
+            ..Settings::default()
+        };
+        assert_eq!(high(settings), steps.div_ceil(2) as usize, "{steps} steps, shift {shift}");
+    }
+}
+
+#[test]
+fn the_low_noise_expert_can_have_a_schedule_of_its_own() {
+    let recipe = Recipe::wan22_i2v_a14b();
+    let of = |settings| {
+        let request = request(&recipe, settings);
+        (recipe.sampler(&request).expect("a schedule"), request)
+    };
+    let mixed = Settings { sampler_low: Some(Sampler::Distill), steps_high: Some(3), ..Settings::default() };
+    let (sampler, asked) = of(mixed.clone());
+    // Few steps are enough if one of the experts is distilled; each expert has the guidance that its sampler asks for.
+    assert_eq!((asked.steps, sampler.samplers()[2..4].to_vec()), (8, vec![Sampler::Unipc, Sampler::Distill]));
+    assert_eq!([0, 1].map(|expert| recipe.guidance(expert, &asked)), [3.5, 1.0]);
+    assert_eq!([0, 1].map(|expert| recipe.branches(expert, &asked)), [2, 1]);
+    let (_, other) = of(Settings {
+        sampler: Some(Sampler::Distill),
+        sampler_low: Some(Sampler::Unipc),
+        ..Settings::default()
+    });
+    assert_eq!([0, 1].map(|expert| recipe.guidance(expert, &other)), [1.0, 3.5]);
+    let (_, asked) = of(Settings { guidance_low: Some(2.0), ..mixed.clone() });
+    assert_eq!(recipe.guidance(1, &asked), 2.0);
+
+    // The high-noise expert's turn follows from its own schedule.
+    let (plain, _) = of(Settings::default());
+    let (sampler, _) = of(Settings { shift_low: Some(3.0), ..Settings::default() });
+    let low = SamplerConfig::of(Sampler::Unipc, 40, 3.0).expect("a schedule");
+    assert_eq!(
+        (&sampler.sigmas()[..15], &sampler.sigmas()[15..]),
+        (&plain.sigmas()[..15], &low.sigmas()[15..])
+    );
+    // What says the same changes nothing.
+    let (same, _) =
+        of(Settings { shift_low: Some(5.0), sampler_low: Some(Sampler::Unipc), ..Settings::default() });
+    assert_eq!(same, plain);
+
+    // A family with one transformer has one schedule, and says so.
+    let single = Recipe::wan21_i2v_14b();
+    let asked =
+        request(&single, Settings { shift_low: Some(1.0), guidance_low: Some(2.0), ..Settings::default() });
+    assert_eq!(
+        single.sampler(&asked).expect("a schedule"),
+        SamplerConfig::of(Sampler::Unipc, 40, 3.0).expect("one")
+    );
+    let remark = single.remark(&asked).expect("two settings change nothing");
+    assert!(remark.contains("one transformer, so `shift_low`, `guidance_low` changed nothing"), "{remark}");
+    assert_eq!(single.remark(&request(&single, Settings::default())), None);
+}
+
+#[test]
+fn settings_of_both_experts_that_contradict_are_refused() {
+    let recipe = Recipe::wan22_i2v_a14b();
+    let rising = request(
+        &recipe,
+        Settings { shift: Some(1.0), shift_low: Some(100.0), steps_high: Some(15), ..Settings::default() },
+    );
+    let error = recipe.check(&rising).expect_err("the noise would grow").to_string();
+    assert!(error.contains("lower `shift_low`, or leave it out"), "{error}");
+    // Without a step before or after it, there is no such change.
+    for high in [0, 40] {
+        assert_eq!(recipe.check(&Request { steps_high: Some(high), ..rising.clone() }), Ok(()), "{high}");
+    }
+    assert_eq!(recipe.check(&Request { shift_low: Some(0.9), ..rising }), Ok(()));
+    let many = Settings { sampler_low: Some(Sampler::Distill), steps: Some(9), ..Settings::default() };
+    let error = many.resolve_for(&recipe.defaults, || 1).expect_err("too many steps").to_string();
+    assert!(error.contains("from 1 to 8") && error.contains("set `sampler_low` to `unipc`"), "{error}");
+}
+
+#[test]
+fn an_empty_negative_prompt_is_the_models_own() {
+    for recipe in [Recipe::wan22_i2v_a14b(), Recipe::wan21_i2v_14b()] {
+        let of = |text: &str| {
+            request(&recipe, Settings { negative_prompt: Some(text.into()), ..Settings::default() })
+                .negative_prompt
+        };
+        assert_eq!((of(""), of("snow")), (recipe.defaults.negative_prompt.clone(), "snow".to_owned()));
     }
 }

@@ -13,7 +13,7 @@ use super::gpu::{Gpu, take};
 use super::linear::{Form, Linear};
 use super::low_rank::Products;
 use super::memory::Memory;
-use super::residency::{Network, Source};
+use super::residency::{Lane, Source};
 use super::slab::Slab;
 use super::staging::{STAGED, Staging};
 use super::tensor::{Tensor, padded};
@@ -31,7 +31,7 @@ pub struct Loader {
     keeping: Keeping,
     staging: Arc<Staging>,
     /// The network, if its weights do not stay.
-    network: Option<Arc<Network>>,
+    network: Option<Lane>,
     /// The source of weights that are read each time that they are needed.
     source: Option<Arc<dyn WeightSource + Send>>,
     /// The group that is being loaded, if it does not stay.
@@ -41,7 +41,7 @@ pub struct Loader {
 }
 
 impl Loader {
-    pub(super) fn new(gpu: Arc<Gpu>, keeping: Keeping, network: Option<Arc<Network>>) -> Self {
+    pub(super) fn new(gpu: Arc<Gpu>, keeping: Keeping, network: Option<Lane>) -> Self {
         let (staging, group, only_addresses) = (Arc::default(), RefCell::default(), Cell::new(false));
         Self { gpu, keeping, staging, network, source: None, group, only_addresses }
     }

@@ -231,6 +231,12 @@ impl Backend for Cuda {
         }
     }
 
+    fn comes_next(&self, residence: &Self::Residence) {
+        if let Some(place) = residence {
+            place.is_next();
+        }
+    }
+
     fn reserve(&self, memory: &plan::Memory) -> Result<()> {
         let Gpu { weights, work, supply, .. } = &*self.gpu;
         supply.set_limit(memory.budget.map(|budget| budget.saturating_sub(memory.context) as usize));
@@ -281,9 +287,11 @@ impl Cuda {
     fn lay_out(&self, memory: &plan::Memory) {
         let layout = |network: &plan::Network| match network.placement.place {
             Place::Device => Layout::WHOLE,
-            Place::Host | Place::Disk => {
-                Layout { resident: network.placement.resident, slots: network.placement.slots }
-            }
+            Place::Host | Place::Disk => Layout {
+                resident: network.placement.resident,
+                slots: network.placement.slots,
+                turns: network.placement.turns,
+            },
         };
         let layouts = memory.networks.iter().map(|network| (network.name.clone(), layout(network)));
         self.networks.plan(layouts.collect());

@@ -1,9 +1,13 @@
-//! The weights of one network that waits in host memory, or in its files: which of its groups are on the device, and how the others come
-//! there in time.
+//! The weights of networks that wait in host memory, or in their files: which of their groups are on the device, and how the others
+//! come there in time.
 //!
 //! The leading groups stay on the device. The others take turns in a few slots: group `i` always in slot `i % slots`, so
 //! that neighbours never share one. Every group has addresses of its own (see [`super::mapping`]), behind which there is
-//! memory of its own, a slot's, or none.
+//! memory of its own, that of a slot, or none.
+//!
+//! Networks that take turns, such as the two transformers of Wan2.2, are the [`Lane`]s of one memory: the leading group `i` of
+//! each has the same slot, as far as there is no room for both. While the last forward of one runs, the groups of the next one
+//! come into the slots that it leaves ([`ahead`]), so that the change costs neither memory nor time.
 //!
 //! Two events order copies and computing, and the host waits for neither: a copy waits until the stream of computations
 //! has left the group that was in the slot before, and the first computation with a group waits for its copy. When a
@@ -13,7 +17,9 @@
 //! A network at rest keeps its memory until somebody else needs it (see [`super::supply`]), and takes it again when its
 //! next group is entered. Only then, and when a plan changes, does the host wait for the device.
 
+mod ahead;
 mod layout;
+mod networks;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +27,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use animd_kernels::cuda::cudarc::driver::CudaEvent;
 
-use super::assembly::Assembly;
 use super::error::device;
 use super::gpu::Gpu;
 use super::mapping::{Physical, Range};
@@ -29,67 +34,18 @@ use super::slab::Slab;
 use super::supply::Lender;
 use crate::{Error, Result};
 
-/// The most groups whose copies are enqueued ahead of the computations.
-const AHEAD: usize = 4;
-/// The slots of a network that has to give up memory that was planned to stay.
+pub(super) use networks::{Lane, Layout, Networks};
+
+/// The slots of networks that have to give up memory that was planned to stay.
 const SLOTS: usize = 2;
-
-/// What of a network is on the device while it works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Layout {
-    /// The number of leading groups that stay.
-    pub resident: usize,
-    /// The number of slots that the other groups pass through.
-    pub slots: usize,
-}
-
-impl Layout {
-    /// Everything stays.
-    pub const WHOLE: Self = Self { resident: usize::MAX, slots: 0 };
-}
 
 /// The number of times that any group was entered.
 static USES: AtomicU64 = AtomicU64::new(0);
 
-/// All networks of a GPU whose weights do not stay there, and what plans say of them.
-#[derive(Default)]
-pub(super) struct Networks(Mutex<Known>);
-
-#[derive(Default)]
-struct Known {
-    networks: Vec<Weak<Network>>,
-    /// The layouts of the current plan, by the networks' names.
-    layouts: BTreeMap<String, Layout>,
-}
-
-impl Networks {
-    /// Starts a network with the layout that the current plan has for it, or else with all of its groups on the device.
-    pub fn start(&self, gpu: &Arc<Gpu>, granularity: usize, name: &str) -> Arc<Network> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let layout = known.layouts.get(name).copied().unwrap_or(Layout::WHOLE);
-        let network = Network::new(gpu, granularity, name, layout);
-        known.networks.retain(|network| network.strong_count() > 0);
-        known.networks.push(Arc::downgrade(&network));
-        network
-    }
-
-    /// Gives networks the layouts of another plan, now or when they are started.
-    pub fn plan(&self, layouts: BTreeMap<String, Layout>) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for network in known.networks.iter().filter_map(Weak::upgrade) {
-            if let Some(layout) = layouts.get(&network.name) {
-                network.plan(*layout);
-            }
-        }
-        known.layouts = layouts;
-    }
-}
-
-/// The groups of one network.
+/// The groups of one network, or of several that take turns.
 pub(super) struct Network {
     gpu: Arc<Gpu>,
     granularity: usize,
-    name: String,
     /// The value of [`USES`] when a group was last entered.
     last_used: AtomicU64,
     state: Mutex<State>,
@@ -97,21 +53,53 @@ pub(super) struct Network {
 
 struct State {
     groups: Vec<Member>,
-    /// The groups that are entered one after the other; the others are around them.
-    order: Vec<usize>,
-    slots: Vec<Slot>,
+    /// The networks' groups.
+    lanes: Vec<LaneGroups>,
+    slots: BTreeMap<SlotId, Slot>,
+    /// The slots of the leading groups that stay while their network works: for group `i` of all lanes together one slot, or
+    /// one for each lane.
+    leading: Vec<Vec<SlotId>>,
+    /// The slots that the other groups pass through.
+    passing: Vec<SlotId>,
     /// What the plan says.
     planned: Layout,
-    /// The number of leading groups in `order` that have memory of their own.
-    resident: usize,
     /// Whether the planned layout is to be made before the next computation.
     unsettled: bool,
+    /// The lane whose turn is next, if the pass that is under way is the last one of the current lane.
+    next: Option<usize>,
+    traffic: Traffic,
+}
+
+/// The groups of one network.
+struct LaneGroups {
+    /// The network's name in the recipe.
+    name: String,
+    /// The groups that are entered one after the other.
+    order: Vec<usize>,
+    /// The groups that are on the device whenever the network works.
+    around: Vec<usize>,
+}
+
+impl LaneGroups {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), order: Vec::new(), around: Vec::new() }
+    }
+}
+
+/// How often groups came to the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Traffic {
+    /// The number of groups that were copied or read.
+    pub brought: usize,
+    /// Those of them whose copy began only when the group was entered.
+    pub late: usize,
 }
 
 struct Member {
     range: Arc<Range>,
     source: Source,
-    home: Home,
+    /// The slot whose memory is behind its addresses.
+    home: Option<SlotId>,
     /// Whether its weights are on the device, or on their way.
     there: bool,
     /// Whether computations must wait for the copy.
@@ -140,14 +128,10 @@ impl Source {
     }
 }
 
-/// The memory behind a group's addresses.
-enum Home {
-    Nowhere,
-    Own(Physical),
-    /// That of the slot with this number.
-    Slot(usize),
-}
+/// The number of a slot among those that there are.
+type SlotId = usize;
 
+/// Memory behind the addresses of one group, or of several that take turns there.
 struct Slot {
     memory: Physical,
     /// The group whose weights are there, or on their way.
@@ -158,9 +142,37 @@ struct Slot {
 
 impl State {
     /// Returns the state of a network without groups.
-    fn empty() -> Self {
-        let (planned, resident, unsettled) = (Layout::WHOLE, 0, true);
-        Self { groups: Vec::new(), order: Vec::new(), slots: Vec::new(), planned, resident, unsettled }
+    fn empty(planned: Layout) -> Self {
+        Self {
+            groups: Vec::new(),
+            lanes: Vec::new(),
+            slots: BTreeMap::new(),
+            leading: Vec::new(),
+            passing: Vec::new(),
+            planned,
+            unsettled: true,
+            next: None,
+            traffic: Traffic::default(),
+        }
+    }
+
+    /// Returns the number of groups of the longest lane.
+    fn ranks(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.order.len()).max().unwrap_or_default()
+    }
+
+    /// Returns the lanes' names, for messages.
+    fn names(&self) -> String {
+        self.lanes.iter().map(|lane| &*lane.name).collect::<Vec<_>>().join(" and ")
+    }
+
+    /// Returns the lane that a group belongs to.
+    fn lane_of(&self, group: usize) -> Option<usize> {
+        self.lanes.iter().position(|lane| lane.order.contains(&group) || lane.around.contains(&group))
+    }
+
+    fn works(&self) -> bool {
+        self.groups.iter().any(|member| member.entered > 0)
     }
 }
 
@@ -178,57 +190,29 @@ impl Place {
     pub(super) fn leave(&self) {
         self.network.leave(self.group);
     }
+
+    /// Says that the pass that is about to begin is the last one of its network's turn, and that the turn of this group's
+    /// network comes then.
+    pub(super) fn is_next(&self) {
+        let mut state = self.network.state();
+        let lane = state.lane_of(self.group);
+        // A network alone comes after itself anyway.
+        state.next = lane.filter(|_| state.lanes.len() > 1);
+    }
 }
 
 impl Network {
     /// Returns a network without groups.
-    fn new(gpu: &Arc<Gpu>, granularity: usize, name: &str, planned: Layout) -> Arc<Self> {
-        let state = State { planned, ..State::empty() };
+    fn new(gpu: &Arc<Gpu>, granularity: usize, planned: Layout) -> Arc<Self> {
         let network = Arc::new(Self {
             gpu: gpu.clone(),
             granularity,
-            name: name.to_owned(),
             last_used: AtomicU64::new(0),
-            state: Mutex::new(state),
+            state: Mutex::new(State::empty(planned)),
         });
         let lender: Weak<Self> = Arc::downgrade(&network);
         gpu.supply.add_lender(lender);
         network
-    }
-
-    /// Starts a group; see [`Assembly::new`].
-    ///
-    /// # Errors
-    /// Returns [`Error::Device`] if the driver has failed.
-    pub fn start(&self, with_memory: bool) -> Result<Assembly> {
-        Assembly::new(&self.gpu, self.granularity, with_memory)
-    }
-
-    /// Adds a group with tensors in this range of addresses. A group that is `around` the others is on the device whenever
-    /// the network works.
-    ///
-    /// # Errors
-    /// Returns [`Error::Device`] if the driver has failed.
-    pub fn add(self: &Arc<Self>, range: &Arc<Range>, source: Source, around: bool) -> Result<Place> {
-        let copied = self.gpu.context.new_event(None).map_err(device)?;
-        let (range, home, there, on_its_way, entered) = (range.clone(), Home::Nowhere, false, false, 0);
-        let mut state = self.state();
-        let group = state.groups.len();
-        state.groups.push(Member { range, source, home, there, on_its_way, copied, entered });
-        if !around {
-            state.order.push(group);
-        }
-        state.unsettled = true;
-        drop(state);
-        Ok(Place { network: self.clone(), group })
-    }
-
-    /// Sets what is to be on the device from the next computation on.
-    fn plan(&self, planned: Layout) {
-        let mut state = self.state();
-        let wanted = planned.resident.min(state.order.len());
-        state.unsettled |= planned != state.planned || state.resident != wanted;
-        state.planned = planned;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -241,7 +225,10 @@ impl Network {
         if state.unsettled {
             self.settle(&mut state)?;
         }
-        self.bring(&mut state, group)?;
+        if !state.groups[group].there {
+            state.traffic.late += 1;
+            self.bring(&mut state, group)?;
+        }
         let member = &mut state.groups[group];
         if member.on_its_way {
             self.gpu.stream.wait(&member.copied).map_err(device)?;
@@ -260,49 +247,32 @@ impl Network {
         if member.entered > 0 {
             return;
         }
-        if let Home::Slot(slot) = member.home {
+        if let Some(slot) = member.home.and_then(|home| slots.get(&home)) {
             // A driver that fails here has failed for good, and the next call says so.
-            let _ = slots[slot].left.record(&self.gpu.stream);
+            let _ = slot.left.record(&self.gpu.stream);
         }
         self.prefetch(&mut state, group);
     }
 
-    /// Enqueues the copies of the groups that follow. Where that fails, the group is copied when it is entered, which says
-    /// what is wrong.
-    fn prefetch(&self, state: &mut State, group: usize) {
-        if let Err(e) = self.look_ahead(state, group) {
-            tracing::debug!("no copy ahead of the computations: {e}");
-        }
-    }
-
     /// Enqueues the copy of a group that is not on the device.
     fn bring(&self, state: &mut State, group: usize) -> Result<()> {
-        let State { groups, slots, .. } = state;
-        if groups[group].there {
-            return Ok(());
-        }
         let transfer = &self.gpu.transfer;
-        match groups[group].home {
-            Home::Nowhere => {
-                return Err(Error::Internal(format!("group {group} of {} has no memory", self.name)));
+        let home = state.groups[group].home.and_then(|home| state.slots.get_mut(&home));
+        let Some(slot) = home else {
+            return Err(Error::Internal(format!("group {group} of {} has no memory", state.names())));
+        };
+        if let Some(holder) = slot.holder.filter(|holder| *holder != group) {
+            if state.groups[holder].entered > 0 {
+                return Err(Error::Internal(format!(
+                    "groups {holder} and {group} of {} are used at once, and share a slot",
+                    state.names()
+                )));
             }
-            Home::Own(_) => {}
-            Home::Slot(slot) => {
-                let slot = &mut slots[slot];
-                if let Some(holder) = slot.holder.replace(group).filter(|holder| *holder != group) {
-                    if groups[holder].entered > 0 {
-                        slot.holder = Some(holder);
-                        return Err(Error::Internal(format!(
-                            "groups {holder} and {group} of {} are used at once, and share a slot",
-                            self.name
-                        )));
-                    }
-                    groups[holder].there = false;
-                }
-                transfer.stream.wait(&slot.left).map_err(device)?;
-            }
+            state.groups[holder].there = false;
         }
-        let member = &mut groups[group];
+        slot.holder = Some(group);
+        transfer.stream.wait(&slot.left).map_err(device)?;
+        let member = &mut state.groups[group];
         match &member.source {
             Source::Slab(slab) => {
                 // SAFETY: the slab lives as long as this network, which waits for all copies before its end, and the
@@ -316,42 +286,7 @@ impl Network {
             Source::File { read, .. } => read()?,
         }
         member.there = true;
-        Ok(())
-    }
-
-    /// Enqueues the copies of the groups that follow, until one would have to go where another is needed sooner.
-    fn look_ahead(&self, state: &mut State, group: usize) -> Result<()> {
-        let count = state.order.len();
-        let Some(at) = state.order.iter().position(|g| *g == group) else { return Ok(()) };
-        let mut copies = 0;
-        for distance in 1..count {
-            let next = state.order[(at + distance) % count];
-            let member = &state.groups[next];
-            if member.there {
-                continue;
-            }
-            // Reading a file takes the host's time, which the computations of this group should get first.
-            if matches!(member.source, Source::File { .. }) {
-                break;
-            }
-            let holder = match member.home {
-                Home::Nowhere => break,
-                Home::Own(_) => None,
-                Home::Slot(slot) => state.slots[slot].holder,
-            };
-            if let Some(holder) = holder {
-                let turn = state.order.iter().position(|g| *g == holder).unwrap_or_default();
-                let sooner = (1..distance).contains(&((turn + count - at) % count));
-                if state.groups[holder].entered > 0 || (sooner && state.groups[holder].there) {
-                    break;
-                }
-            }
-            self.bring(state, next)?;
-            copies += 1;
-            if copies == AHEAD {
-                break;
-            }
-        }
+        state.traffic.brought += 1;
         Ok(())
     }
 }
@@ -360,9 +295,8 @@ impl Lender for Network {
     fn give_back(&self, bytes: usize, in_need: bool) -> usize {
         // A network that is locked is the one that asks.
         let Ok(mut state) = self.state.try_lock() else { return 0 };
-        let works = state.groups.iter().any(|member| member.entered > 0);
-        let has = state.groups.iter().any(|member| !matches!(member.home, Home::Nowhere));
-        if !has || (works && !in_need) {
+        let works = state.works();
+        if state.slots.is_empty() || (works && !in_need) {
             return 0;
         }
         let freed = self.quiesce().and_then(|()| match works {
@@ -370,7 +304,7 @@ impl Lender for Network {
             false => state.lend(bytes),
         });
         freed.unwrap_or_else(|e| {
-            tracing::warn!("{} keeps its memory on the GPU: {e}", self.name);
+            tracing::warn!("{} keeps its memory on the GPU: {e}", state.names());
             0
         })
     }
@@ -384,7 +318,7 @@ impl Drop for Network {
     fn drop(&mut self) {
         // A driver that fails here has failed for good, and the next call says so.
         let _ = self.quiesce();
-        let mut state = std::mem::replace(&mut *self.state(), State::empty());
+        let mut state = std::mem::replace(&mut *self.state(), State::empty(Layout::WHOLE));
         let all = state.groups.len();
         for group in 0..all {
             let _ = state.unmap(group);

@@ -123,7 +123,7 @@ fn only_what_differs_is_loaded_again() -> Tested {
     velocity(&mut pipeline)?;
     let stale = |pipeline: &Pipeline<Cpu>| pipeline.sources.adapters.transformers[0].stale.clone();
     assert!(stale(&pipeline).is_empty());
-    pipeline.adapt(&choices("first")?, &[first.clone()])?;
+    pipeline.adapt(&choices("first")?, std::slice::from_ref(&first))?;
     assert_eq!(stale(&pipeline).len(), 14);
     velocity(&mut pipeline)?;
     assert!(stale(&pipeline).is_empty());
@@ -133,7 +133,7 @@ fn only_what_differs_is_loaded_again() -> Tested {
     assert_eq!(stale(&pipeline).into_iter().collect::<Vec<_>>(), names);
     assert_eq!(pipeline.sources.adapters.stale_parameters(), 256 + 256 * 256 + 512 * 256);
     // Nothing was loaded meanwhile, so what the second one would have changed may be stale or not.
-    pipeline.adapt(&choices("first")?, &[first.clone()])?;
+    pipeline.adapt(&choices("first")?, std::slice::from_ref(&first))?;
     velocity(&mut pipeline)?;
     // A file that was written anew is another LoRA, whatever its name is.
     made_up_lora::write(folder.path(), "first.safetensors", &[("blocks.0.self_attn.q", [256, 256])], &[], 3);

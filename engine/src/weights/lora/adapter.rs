@@ -88,7 +88,8 @@ impl Strength {
                 );
             }
             (Self::AsTold(strength, _) | Self::All(strength), _, Some(expert))
-            | (Self::AsTold(strength, Some(expert)), _, None) => one(expert, strength),
+            | (Self::AsTold(strength, Some(expert)), _, None)
+            | (Self::Of(expert, strength), ..) => one(expert, strength),
             (Self::AsTold(_, None), _, None) => {
                 return refused(
                     "does not say which of the model's two transformers it is for; give two strengths, the high-noise one's \
@@ -96,7 +97,6 @@ impl Strength {
                 );
             }
             (Self::All(strength), ..) => vec![strength; transformers],
-            (Self::Of(expert, strength), ..) => one(expert, strength),
             (Self::Each(both), ..) => both.to_vec(),
         };
         Ok(strengths.into_iter().map(|strength| strength as f32).collect())

@@ -10,6 +10,9 @@ use super::{Change, Lora, LowRank};
 use crate::weights::{DType, HostTensor, Matrix, Places, WeightSource};
 use crate::{Error, Result};
 
+/// A `LoRA` and its strength.
+type Added = (Arc<Lora>, f32);
+
 /// A transformer's weights with the changes of `LoRA`s, each with a strength. A tensor that none of them changes stays as it
 /// is stored; a quantised one that changes is given as f32, for the loader to round once.
 pub struct Merged<S> {
@@ -45,7 +48,7 @@ impl<S: WeightSource> Merged<S> {
             loras.iter().flat_map(|(lora, _)| lora.names()).map(str::to_owned).collect()
         };
         // Sums are rounded in their order, so changes that both begin with are no difference.
-        let same = |((a, s), (b, t)): &(&(Arc<Lora>, f32), &(Arc<Lora>, f32))| Arc::ptr_eq(a, b) && s == t;
+        let same = |((a, s), (b, t)): &(&Added, &Added)| Arc::ptr_eq(a, b) && s == t;
         let common = mine.iter().zip(&other).take_while(same).count();
         of(&mine[common..]).union(&of(&other[common..])).cloned().collect()
     }

@@ -22,7 +22,9 @@ impl LowRank {
         let Product { down, up, rank, scale } = product;
         let (down, mut up) = (numbers(down)?, numbers(up)?);
         let factor = scale * strength;
-        up.iter_mut().for_each(|value| *value *= factor);
+        for value in &mut up {
+            *value *= factor;
+        }
         let shape = |values: &[f32]| values.len() / (*rank).max(1);
         Ok(Self {
             up: HostTensor { shape: vec![shape(&up), *rank], data: up },

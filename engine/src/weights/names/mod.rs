@@ -9,6 +9,7 @@ mod t5;
 mod vae;
 
 pub(super) use dit::in_diffusers as dit_in_diffusers;
+pub use t5::EMBEDDING;
 pub(super) use t5::biases as t5_biases;
 
 use super::Component;

@@ -4,6 +4,9 @@ use super::{DIFFUSERS, Naming, OFFICIAL as RELEASED, Place, any, numbered};
 use crate::weights::Component;
 use crate::weights::stored::Tensors;
 
+/// The embedding of the vocabulary, of which a prompt takes a few rows.
+pub const EMBEDDING: &str = "token_embedding.weight";
+
 pub(super) static OFFICIAL: Naming = Naming {
     component: Component::T5,
     layout: RELEASED,
@@ -18,7 +21,7 @@ pub(super) static TRANSFORMERS: Naming = Naming {
     place: |name| match name {
         // The tokenizer, and the embedding a second time.
         "spiece_model" | "encoder.embed_tokens.weight" => Place::Unused,
-        "shared.weight" => Place::whole("token_embedding.weight"),
+        "shared.weight" => Place::whole(EMBEDDING),
         "encoder.final_layer_norm.weight" => Place::whole("norm.weight"),
         _ => in_block(name, "encoder.block.", &TRANSFORMERS_LAYERS),
     },
@@ -29,7 +32,7 @@ pub(super) static GGML: Naming = Naming {
     layout: DIFFUSERS,
     recognises: |tensors| biases_everywhere(tensors, "enc.blk.", "attn_rel_b.weight"),
     place: |name| match name {
-        "token_embd.weight" => Place::whole("token_embedding.weight"),
+        "token_embd.weight" => Place::whole(EMBEDDING),
         "enc.output_norm.weight" => Place::whole("norm.weight"),
         _ => in_block(name, "enc.blk.", &GGML_LAYERS),
     },

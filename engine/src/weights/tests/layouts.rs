@@ -446,3 +446,51 @@ fn a_scale_without_its_matrix_or_the_other_way_round_is_an_error() {
     let (dit, _) = open_dit(&path).unwrap();
     assert!(matches!(dit.matrix("blocks.0.ffn.0.weight"), Err(Error::Model(_))));
 }
+
+#[test]
+fn every_format_gives_its_rows_one_by_one() {
+    use clap::ValueEnum;
+
+    use crate::synth::{Format, Size, synth_dit};
+    let dir = tempfile::tempdir().unwrap();
+    for format in Format::value_variants() {
+        let folder = dir.path().join(format!("{format:?}"));
+        let paths = synth_dit(&folder, Size::Tiny, *format, 5, &mut |_, _| Ok(())).unwrap();
+        let (weights, _) = open_dit(&paths[0]).unwrap();
+        for name in ["blocks.0.ffn.0.weight", "blocks.0.ffn.2.weight", "patch_embedding.weight"] {
+            let (matrix, table) = (weights.matrix(name).unwrap(), weights.row_table(name).unwrap());
+            assert_eq!(table.rows, matrix.rows, "{format:?} {name}");
+            for (row, values) in matrix.to_f32().chunks_exact(matrix.cols).enumerate() {
+                assert!(table.row(row).unwrap() == values, "row {row} of {name} in {format:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_vocabulary_stays_in_its_file() {
+    let (text, config) = open_t5(&fixture().join("official")).unwrap();
+    let embedding = text.matrix(EMBEDDING).unwrap();
+    assert!(matches!(embedding.bytes, Cow::Borrowed(_)));
+    assert_eq!(text.places().bytes(), (text.stored_bytes() - embedding.bytes.len()) as u64);
+    let table = text.row_table(EMBEDDING).unwrap();
+    assert_eq!((table.rows, table.row(7).unwrap().len()), (config.rows, config.dim));
+    assert_eq!(table.row(7).unwrap(), embedding.part(7, 1).to_f32());
+    // A table of 8-bit floats is checked when it is opened, and read ahead for that.
+    for (byte, words) in [(0x7f, Some("not finite")), (0x7e, Some("the scales were lost")), (0x3f, None)] {
+        let mut cast: Raw = comfy().into_iter().filter(|(name, ..)| !name.contains("scale")).collect();
+        for (_, dtype, _, bytes) in &mut cast {
+            if dtype == "F8_E4M3" {
+                bytes.iter_mut().for_each(|byte| *byte &= 0xbf);
+                *bytes.last_mut().unwrap() = byte;
+            }
+        }
+        let (_dir, path) = file(&cast);
+        let (dit, _) = open_dit(&path).unwrap();
+        let opened = dit.row_table("blocks.0.ffn.0.weight");
+        match words {
+            Some(words) => assert!(sentence(opened).contains(words)),
+            None => assert!(opened.is_ok()),
+        }
+    }
+}

@@ -35,6 +35,7 @@ use crate::doctor::{READ, refusal_from};
 name, file, parts (by key: path, inside), distilled), next, notes (an array); with --dry-run models, parts, unclear, passed_over and \
 notes, as `animd-engine find --json` prints them"
 )]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch that a person types")]
 pub struct Add {
     #[command(flatten)]
     search: Search,
@@ -66,6 +67,8 @@ fn name(text: &str) -> std::result::Result<String, String> {
 struct Addition {
     found: FoundModel,
     file: ModelFile,
+    /// Where the model file is written.
+    place: PathBuf,
     shown: Shown,
 }
 
@@ -162,7 +165,7 @@ fn addition(args: &Add, found: FoundModel, person: &Person, notes: &mut Vec<Stri
     }
     let sampling = Sampling { distilled, ..Sampling::default() };
     let file = ModelFile { name, parts: found.paths(), sampling, ..ModelFile::default() };
-    Ok(Addition { found, file, shown: Shown::default() })
+    Ok(Addition { found, file, place: PathBuf::new(), shown: Shown::default() })
 }
 
 /// Refuses to replace another model of the same name, unless that is wanted.
@@ -185,10 +188,11 @@ async fn for_system(
 ) -> Result<&'static str> {
     let root = Path::new("/");
     let mut all = Plan::default();
-    for (n, Addition { found, file, shown }) in additions.iter_mut().enumerate() {
+    for (n, Addition { found, file, place, shown }) in additions.iter_mut().enumerate() {
         file.parts = inside(found, shown)?;
         let mut plan = place::plan(file, shown);
         check_replaced(args, &plan.inside, file)?;
+        place.clone_from(&plan.inside);
         if n == 0 && !args.no_use {
             place::choose(&mut plan);
             notes.extend(switch::overruled(&config::load(None, false)?));
@@ -268,16 +272,17 @@ async fn for_user(args: &Add, additions: &mut [Addition], on: On) -> Result<&'st
     let loaded = config::load(None, true)?;
     let folder = loaded.config.models.own().to_owned();
     std::fs::create_dir_all(&folder).map_err(Failure::file("make", &folder))?;
-    for Addition { file, .. } in additions.iter() {
-        let path = folder.join(format!("{}.toml", file.name));
-        check_replaced(args, &path, file)?;
-        let before = std::fs::read(&path).ok();
-        write_atomic(&path, file.to_toml().as_bytes(), 0o644).map_err(Failure::file("write", &path))?;
-        if let Err(e) = search::open(&loaded.config.engine_program(), &path) {
+    for Addition { file, place: path, .. } in additions.iter_mut() {
+        *path = folder.join(format!("{}.toml", file.name));
+        let path = &*path;
+        check_replaced(args, path, file)?;
+        let before = std::fs::read(path).ok();
+        write_atomic(path, file.to_toml().as_bytes(), 0o644).map_err(Failure::file("write", path))?;
+        if let Err(e) = search::open(&loaded.config.engine_program(), path) {
             // The first error is the one to report.
             _ = match before {
-                Some(bytes) => write_atomic(&path, &bytes, 0o644),
-                None => std::fs::remove_file(&path),
+                Some(bytes) => write_atomic(path, &bytes, 0o644),
+                None => std::fs::remove_file(path),
             };
             return Err(Failure { text: format!("{}; nothing is changed", e.text), ..e });
         }
@@ -286,7 +291,7 @@ async fn for_user(args: &Add, additions: &mut [Addition], on: On) -> Result<&'st
         return Ok("jobs choose it by its name");
     };
     let sources = Sources { user: true, vars: std::env::vars_os().collect(), ..Sources::default() };
-    switch::choose_for_user(&sources, &folder.join(format!("{}.toml", first.file.name)), on).await
+    switch::choose_for_user(&sources, &first.place, on).await
 }
 
 fn tell(additions: &[Addition], next: &str, notes: &[String], on: On) {
@@ -306,7 +311,7 @@ fn tell(additions: &[Addition], next: &str, notes: &[String], on: On) {
     print(format!("the engine has opened it; {next}"));
 }
 
-fn described(Addition { found, file, .. }: &Addition) -> Value {
+fn described(Addition { found, file, place, .. }: &Addition) -> Value {
     let parts: serde_json::Map<String, Value> = found
         .parts
         .iter()
@@ -315,5 +320,5 @@ fn described(Addition { found, file, .. }: &Addition) -> Value {
             (chosen.key.clone(), json!({"path": show(&chosen.part.path), "inside": inside}))
         })
         .collect();
-    json!({"name": file.name, "parts": parts, "distilled": file.sampling.distilled})
+    json!({"name": file.name, "file": show(place), "parts": parts, "distilled": file.sampling.distilled})
 }

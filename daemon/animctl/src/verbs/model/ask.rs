@@ -77,10 +77,9 @@ impl Person {
     /// # Errors
     /// Nobody is there to choose: the sentence has the options that do.
     pub fn which(&self, models: Vec<FoundModel>) -> Result<Vec<FoundModel>> {
-        let mut lines = String::new();
-        for (n, model) in models.iter().enumerate() {
-            lines += &format!("  {}  {}, {}\n", n + 1, model.name, model.family);
-        }
+        let line =
+            |(n, model): (usize, &FoundModel)| format!("  {}  {}, {}\n", n + 1, model.name, model.family);
+        let lines: String = models.iter().enumerate().map(line).collect();
         let question = format!(
             "{} models are there:\n{lines}Which one should be added (a number, or `all`)?",
             models.len()
@@ -100,15 +99,15 @@ impl Person {
 
 /// Returns the options that choose among several models.
 fn several(models: &[FoundModel]) -> String {
-    let mut text = format!("{} models are there; add all of them with --all, or choose one:", models.len());
-    for model in models {
+    let line = |model: &FoundModel| {
         let options = ["dit", "high_noise", "low_noise"].into_iter().filter_map(|key| {
             let path = &model.part(key)?.part.path;
             Some(format!("--{} {}", key.replace('_', "-"), quoted(&show(path))))
         });
-        text += &format!("\n  {}", options.collect::<Vec<_>>().join(" "));
-    }
-    text
+        format!("\n  {}", options.collect::<Vec<_>>().join(" "))
+    };
+    let lines: String = models.iter().map(line).collect();
+    format!("{} models are there; add all of them with --all, or choose one:{lines}", models.len())
 }
 
 /// Returns why no model can be added, with everything that was found.

@@ -1,7 +1,9 @@
 //! `animctl model verify` and `check`: the engine's checks of a model, which is the configured one if none is named.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+
+use animd_protocol::model_file::check_name;
 
 use super::super::exit::{Failure, Result};
 use super::super::{On, config, engine};
@@ -19,7 +21,7 @@ use crate::doctor::sandbox::Sandbox;
  array: path, bytes, sha256, change, seen), parts (an array: name, tensors, mistakes)"
 )]
 pub struct Verify {
-    /// The model's folder or file, and options of the engine's `verify` [default: the configured model]
+    /// The model's name, folder or file, and options of the engine's `verify` [default: the configured model]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "MODEL")]
     options: Vec<OsString>,
 }
@@ -37,7 +39,7 @@ pub struct Verify {
  version, device, networks, frames, suspects, rounding, agreement, findings"
 )]
 pub struct Check {
-    /// The model's folder, and options of the engine's `check` [default: the configured model]
+    /// The model's name, folder or file, and options of the engine's `check` [default: the configured model]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "MODEL")]
     options: Vec<OsString>,
 }
@@ -63,12 +65,16 @@ pub fn with_model(
     on: On,
     words: impl FnOnce(&Path, Option<PathBuf>) -> Vec<OsString>,
 ) -> Result {
-    let options: Vec<OsString> = options.iter().filter(|option| *option != "--").cloned().collect();
+    let mut options: Vec<OsString> = options.iter().filter(|option| *option != "--").cloned().collect();
     // The model comes first; `--help` needs none.
     let is_named = options.first().is_some_and(|first| {
         !first.as_encoded_bytes().starts_with(b"-") || first == "--help" || first == "-h"
     });
     if is_named {
+        if let Some(model) = options.first_mut().filter(|model| is_name(model)) {
+            let models = config::load(None, on.user)?.config.models;
+            *model = models.find(&model.to_string_lossy()).map_err(Failure::new)?.into();
+        }
         return engine::run(verb, &options, on);
     }
     let model = config::load(None, on.user)?.config.model;
@@ -81,4 +87,9 @@ pub fn with_model(
     let options: Vec<OsString> = words(outside.path(), dit).into_iter().chain(options).collect();
     // The engine reads files that end with this process if the service sees the model at another place.
     if outside.is_made() { engine::call(verb, &options, on) } else { engine::run(verb, &options, on) }
+}
+
+/// Returns whether a word is the name of a model: it could be one, and nothing is called so here.
+fn is_name(word: &OsStr) -> bool {
+    word.to_str().is_some_and(|word| check_name(word).is_ok()) && !Path::new(word).exists()
 }

@@ -57,7 +57,7 @@ impl Search {
     ///
     /// # Errors
     /// What is named for a part is not that part; or the engine cannot be run.
-    pub fn run(&self, program: &PathBuf) -> Result<Findings> {
+    pub fn run(&self, program: &Path) -> Result<Findings> {
         if self.paths.is_empty() && self.named().next().is_none() {
             return Err(Failure::usage("name a folder or a file: `animctl model add PATH`"));
         }

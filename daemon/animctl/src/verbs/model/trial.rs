@@ -54,10 +54,10 @@ pub async fn read_back(binds: &[(PathBuf, PathBuf)]) -> Result<()> {
         .await
         .map_err(zbus::Error::from)?;
     for (source, target) in binds {
-        let is_it = |(from, to, ..): &&(String, String, bool, u64)| {
+        let is_it = |(from, to, ..): &(String, String, bool, u64)| {
             Path::new(from) == source && Path::new(to) == target
         };
-        if shown.iter().find(is_it).is_none() {
+        if !shown.iter().any(is_it) {
             let instead: Vec<&str> = shown
                 .iter()
                 .filter(|(_, to, ..)| Path::new(to) == target)

@@ -128,7 +128,7 @@ pub fn verify(scene: &Scene<'_>) -> Step {
     paths.retain(|path| !path.parent().is_some_and(|parent| folders.contains(&parent)));
     paths.dedup();
     if paths.is_empty() {
-        return Step::done(NAME, "the files are those that were verified before");
+        return Step::done(NAME, "the files were verified, and have not changed since");
     }
     let runs = paths.into_iter().map(|path| Run::new(&["model", "verify"], [path.into()])).collect();
     Step::runs(NAME, "check every tensor, and keep the files' hashes; this reads all files once", runs, false)
@@ -153,12 +153,14 @@ fn is_weights(file: &Path) -> bool {
 #[serde(transparent)]
 struct Seen(BTreeMap<PathBuf, Stamp>);
 
-/// What tells whether a file was written since.
+/// What tells whether a file was written since, and whether it was as it should be.
 #[derive(Deserialize, PartialEq, Eq)]
 struct Stamp {
     bytes: u64,
     modified_ns: i64,
     inode: u64,
+    #[serde(default)]
+    sound: bool,
 }
 
 impl Seen {
@@ -174,7 +176,7 @@ impl Seen {
         let stamp = fs::canonicalize(file).ok().and_then(|real| {
             let meta = fs::metadata(&real).ok()?;
             let modified_ns = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
-            Some((real, Stamp { bytes: meta.len(), modified_ns, inode: meta.ino() }))
+            Some((real, Stamp { bytes: meta.len(), modified_ns, inode: meta.ino(), sound: true }))
         });
         stamp.is_some_and(|(real, stamp)| self.0.get(&real) == Some(&stamp))
     }
@@ -277,4 +279,103 @@ async fn newest_done(on: On) -> Option<u64> {
     let filter: HashMap<&str, Variant<'_>> = HashMap::from([("state", "done".into())]);
     let jobs = on.connect().await.ok()?.manager.history(filter).await.ok()?;
     json_of(jobs.first()?)["id"].as_u64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use animd_protocol::findings::{Chosen, FoundPart};
+
+    fn model(name: &str, parts: &[(&str, PartKind, &Path)]) -> FoundModel {
+        let chosen = parts.iter().map(|(key, kind, path)| Chosen {
+            key: (*key).into(),
+            part: FoundPart {
+                path: path.to_path_buf(),
+                kind: *kind,
+                files: vec![path.to_path_buf()],
+                layout: "official".into(),
+                precision: "BF16".into(),
+                bytes: 1,
+                noise: None,
+            },
+            others: Vec::new(),
+            because: None,
+        });
+        let parts = chosen.collect();
+        FoundModel {
+            name: name.into(),
+            family: String::new(),
+            parts,
+            missing: Vec::new(),
+            called_distilled: false,
+        }
+    }
+
+    #[test]
+    fn a_released_folder_stands_for_its_model_and_parts_of_others_for_themselves() -> std::io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let at = |name: &str| dir.path().join(name);
+        let files =
+            ["diffusion_pytorch_model.safetensors", "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"]
+                .map(at);
+        for file in &files {
+            fs::write(file, "")?;
+        }
+        let kinds = [("dit", PartKind::Dit), ("text", PartKind::Text), ("vae", PartKind::Vae)];
+        let of = |files: &[PathBuf; 3]| {
+            let parts: Vec<_> =
+                kinds.iter().zip(files).map(|((key, kind), path)| (*key, *kind, &**path)).collect();
+            roots(&model("wan", &parts))
+        };
+        assert_eq!(of(&files), [dir.path()]);
+        // With a part from elsewhere, the folder is not the model.
+        let mut apart = files.clone();
+        apart[2] = PathBuf::from("/models/vae.safetensors");
+        assert_eq!(of(&apart), apart);
+        // Of Wan2.2, the transformers lie in folders of the model's.
+        fs::create_dir(at("high_noise_model"))?;
+        let mut pair = files;
+        pair[0] = at("high_noise_model");
+        assert_eq!(of(&pair), [dir.path()]);
+        Ok(())
+    }
+
+    #[test]
+    fn the_configured_model_is_chosen_before_the_first_one() {
+        let dit = |name: &str, path: &str| model(name, &[("dit", PartKind::Dit, Path::new(path))]);
+        let mut broken = dit("broken", "/m/broken");
+        broken.missing.push(animd_protocol::findings::Missing {
+            key: "vae".into(),
+            sentence: "no VAE was found".into(),
+            source: None,
+        });
+        let findings = Findings {
+            models: vec![broken, dit("one", "/m/one/a"), dit("two", "/m/two/a")],
+            ..Findings::default()
+        };
+        let chosen = |configured: &[&str], fits: &dyn Fn(&FoundModel) -> bool| {
+            let configured: Vec<PathBuf> = configured.iter().map(PathBuf::from).collect();
+            choose(&findings, &configured, fits).map(|model| model.name.clone())
+        };
+        assert_eq!(chosen(&[], &|_| true).as_deref(), Some("one"));
+        assert_eq!(chosen(&["/m/two"], &|_| true).as_deref(), Some("two"));
+        assert_eq!(chosen(&["/m/three"], &|model| model.name == "two").as_deref(), Some("two"));
+        assert_eq!(chosen(&[], &|_| false), None);
+    }
+
+    #[test]
+    fn shards_are_named_by_their_folder() {
+        let files = |names: &[&str]| -> Vec<PathBuf> {
+            names.iter().map(|name| Path::new("/m").join(name)).collect()
+        };
+        let index = Path::new("/m/model.safetensors.index.json");
+        let shards = files(&[
+            "model.safetensors.index.json",
+            "a-00001-of-00002.safetensors",
+            "a-00002-of-00002.safetensors",
+        ]);
+        assert_eq!(folder_of(index, &shards), Path::new("/m"));
+        let one = Path::new("/m/a.safetensors");
+        assert_eq!(folder_of(one, &files(&["a.safetensors", "config.json"])), one);
+    }
 }

@@ -92,7 +92,7 @@ impl Machine {
         };
         let known = ServiceState::from_name(state);
         let usable = !matches!(known, Some(ServiceState::NoGpu | ServiceState::NoEngine));
-        let facts = |step: Step| step.with("profile", self.profile.clone()).with("state", state.clone());
+        let facts = |step: Step| step.with("profile", self.profile.clone()).with("service", state.clone());
         let Some((card, memory)) = &self.card else {
             return facts(match usable {
                 true => Step::done(

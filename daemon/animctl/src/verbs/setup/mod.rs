@@ -37,7 +37,7 @@ use step::{Run, State, Step};
 #[command(
     after_help = "Examples:\n  sudo animctl setup\n  animctl --user setup --picture photo.jpg --yes\n  animctl setup /mnt/models --files \
 gguf-q4 --json\n\nExit code 1: something is left to do.\n\nJSON: ok (nothing is left), steps: an array of objects with name, state (done, todo, skipped, \
-failed), message, commands (an array), and more by step: machine profile, state, gpu, seconds; files models, places; fetch family, \
+failed), message, commands (an array), and more by step: machine profile, service (its state), gpu, seconds; files models, places; fetch family, \
 kind, bytes, folder, free, parts"
 )]
 pub struct Args {
@@ -82,12 +82,11 @@ pub async fn run(args: &Args, on: On) -> Result {
     let configured = act::configured(&loaded, on);
     let homes = homes();
     let usual = places::usual(&|name| std::env::var_os(name), &homes);
-    let places: Vec<PathBuf> = args.places.iter().chain(&configured).cloned().chain(usual).collect();
+    let looked: Vec<PathBuf> = args.places.iter().cloned().chain(usual).collect();
+    let places: Vec<PathBuf> = configured.iter().chain(&looked).cloned().collect();
     let findings = match places.is_empty() {
         true => Findings::default(),
-        false => {
-            Search { paths: places.clone(), ..Search::default() }.run(&loaded.config.engine_program())?
-        }
+        false => Search { paths: places, ..Search::default() }.run(&loaded.config.engine_program())?,
     };
     let fits = |model: &FoundModel| args.family.is_none_or(|family| fetch::family_of(model) == family);
     let model = act::choose(&findings, &configured, fits);
@@ -95,7 +94,7 @@ pub async fn run(args: &Args, on: On) -> Result {
 
     let mut told = Told { on, steps: Vec::new() };
     told.tell(machine.step(family, on));
-    told.tell(files(&findings, model, &places));
+    told.tell(files(&findings, model, &looked));
     told.tell(match model {
         Some(model) => fetch::nothing(model),
         None => {
@@ -107,19 +106,25 @@ pub async fn run(args: &Args, on: On) -> Result {
     });
     let skipped = |name: &str| args.skip.iter().any(|skip| skip == name);
     for name in ["add", "verify", "prepare", "video"].into_iter().filter(|name| !skipped(name)) {
-        // Adding a model changes the configuration and the service's state.
-        let (loaded, machine) = (load(None, on.user)?, Machine::ask(on).await);
-        let picture = args.picture.as_deref();
-        let scene = Scene { on, loaded: &loaded, machine: &machine, model, picture };
-        let step = match name {
-            "add" => act::add(&scene),
-            "verify" => act::verify(&scene),
-            "prepare" => act::prepare(&scene),
-            _ => act::video(&scene).await,
-        };
-        told.tell(perform(step, args.yes, on)?);
+        let step = perform(look(name, args, model, on).await?, args.yes, on)?;
+        // What was done is looked at again, and said as the next time will.
+        let again = if step.state == State::Done { look(name, args, model, on).await? } else { step.clone() };
+        told.tell(if again.is_settled() { again } else { step });
     }
     told.end()
+}
+
+/// Returns a step as it is now: each one before it may have changed the configuration and the service's state.
+async fn look(name: &str, args: &Args, model: Option<&FoundModel>, on: On) -> Result<Step> {
+    let (loaded, machine) = (load(None, on.user)?, Machine::ask(on).await);
+    let picture = args.picture.as_deref();
+    let scene = Scene { on, loaded: &loaded, machine: &machine, model, picture };
+    Ok(match name {
+        "add" => act::add(&scene),
+        "verify" => act::verify(&scene),
+        "prepare" => act::prepare(&scene),
+        _ => act::video(&scene).await,
+    })
 }
 
 /// The steps that were told so far.
@@ -172,7 +177,8 @@ fn files(findings: &Findings, model: Option<&FoundModel>, places: &[PathBuf]) ->
             findings.parts.iter().map(|part| format!("  {}: `{}`", part.kind.title(), show(&part.path)));
         lines.extend(parts);
     }
-    lines.extend(findings.notes.iter().cloned());
+    // What to fetch is a step of its own.
+    lines.extend(findings.notes.iter().filter(|note| !note.contains("hf download")).cloned());
     lines.push(searched);
     let message = lines.join("\n");
     let step = match model {

@@ -192,6 +192,11 @@ impl ProfileMonitor {
         self.started != self.wanted()
     }
 
+    /// Returns whether no job should start before the engine has none: the choice may be another one by now.
+    pub fn needs_rest(&self) -> bool {
+        self.outdated() || self.is_due() || self.is_stale()
+    }
+
     /// Takes what the engine reports of its build, and chooses again if that may change the choice.
     pub async fn hello(&mut self, kernels: &Kernels, engine: Option<u32>) {
         if self.kernels.as_ref() != Some(kernels) {

@@ -8,9 +8,10 @@ use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Keeping};
 use crate::model::dit::{Blocks, Dit, Inputs};
 use crate::progress::Quiet;
-use crate::synth::{Size, Source};
+use crate::synth::{Family, Size, Source};
 use crate::weights::{Component, DType, HostTensor, Matrix, WeightSource};
 use animd_protocol::profile::{AttentionKind, Precision};
+use animd_protocol::recipe::Recipe;
 
 /// The frames, height and width of the latent: 528 tokens.
 const LATENT: [usize; 3] = [4, 22, 24];
@@ -18,11 +19,10 @@ const LATENT: [usize; 3] = [4, 22, 24];
 const LONG_CONTEXT: usize = 520;
 
 fn source() -> Source {
-    source_of(Size::Tiny)
+    source_of(&Size::Tiny.recipe())
 }
 
-fn source_of(size: Size) -> Source {
-    let recipe = size.recipe();
+fn source_of(recipe: &Recipe) -> Source {
     let dit = recipe.networks().find(|part| part.component() == Component::Dit).unwrap();
     Source::new(&dit, DType::Bf16, 1)
 }
@@ -51,18 +51,17 @@ fn velocity<B: Backend>(
     weights: &dyn WeightSource,
     attention: AttentionKind,
 ) -> Vec<f32> {
-    velocity_of(Size::Tiny, b, keeping, weights, attention)
+    velocity_of(&Size::Tiny.recipe(), b, keeping, weights, attention)
 }
 
 /// Returns the velocity at inputs of noise, of a made-up model of this kind.
 fn velocity_of<B: Backend>(
-    size: Size,
+    recipe: &Recipe,
     b: &B,
     keeping: Keeping,
     weights: &dyn WeightSource,
     attention: AttentionKind,
 ) -> Vec<f32> {
-    let recipe = size.recipe();
     let config = recipe.experts[0].network.config.clone();
     let dit = Dit::load(&b.loader(keeping), weights, &config).unwrap();
     let [t, h, w] = LATENT;
@@ -151,13 +150,13 @@ impl WeightSource for Unplaced {
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn two_pictures_have_their_positions() {
-    let (cpu, size) = (Cpu::new(), Size::TinyFlf2v);
+    let (cpu, flf2v) = (Cpu::new(), &Size::Tiny.recipe_of(Family::Flf2v));
     let exact = AttentionKind::Exact;
-    let right = velocity_of(size, &cpu, Keeping::F32, &source_of(size), exact);
-    let unplaced = velocity_of(size, &cpu, Keeping::F32, &Unplaced(source_of(size)), exact);
+    let right = velocity_of(flf2v, &cpu, Keeping::F32, &source_of(flf2v), exact);
+    let unplaced = velocity_of(flf2v, &cpu, Keeping::F32, &Unplaced(source_of(flf2v)), exact);
     let cuda: Cuda = open(&Options { long_context: LONG_CONTEXT, ..Options::default() });
     let keeping = Keeping { weights: Precision::Bf16, ..Keeping::F32 };
-    let got = velocity_of(size, &cuda, keeping, &source_of(size), exact);
+    let got = velocity_of(flf2v, &cuda, keeping, &source_of(flf2v), exact);
     let (off, limit) = (distance(&got, &right), products(0.0));
     println!("two pictures {off:.1e} of {limit:.1e}; without positions {:.1e}", distance(&unplaced, &right));
     assert!(off <= limit, "{off:.1e} away, {limit:.1e} allowed");

@@ -6,6 +6,7 @@
 
 mod conformance;
 mod expand;
+mod experts;
 mod goldens;
 mod low_rank;
 mod made_up;

@@ -93,7 +93,8 @@ impl Model {
 }
 
 fn lay_out(b: &Cuda, layouts: &[(&str, usize, usize)]) {
-    let layout = |&(name, resident, slots): &(&str, _, _)| (name.to_owned(), Layout { resident, slots });
+    let layout =
+        |&(name, resident, slots): &(&str, _, _)| (name.to_owned(), Layout { resident, slots, turns: None });
     b.networks.plan(layouts.iter().map(layout).collect::<BTreeMap<_, _>>());
 }
 

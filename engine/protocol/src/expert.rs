@@ -1,0 +1,34 @@
+//! The names of the two diffusion transformers of families that have two.
+
+use serde::{Deserialize, Serialize};
+
+/// Which of a family's two diffusion transformers something is for: files, a `LoRA`, a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExpertName {
+    /// The one that computes the first steps, which have the most noise.
+    HighNoise,
+    /// The one that computes the other steps.
+    LowNoise,
+}
+
+impl ExpertName {
+    /// Both, in the order of their steps.
+    pub const ALL: [Self; 2] = [Self::HighNoise, Self::LowNoise];
+
+    /// Returns the place of the transformer in [`crate::recipe::Recipe::experts`] of a family with two.
+    pub fn index(self) -> usize {
+        match self {
+            Self::HighNoise => 0,
+            Self::LowNoise => 1,
+        }
+    }
+
+    /// Returns the name of the transformer's network in a recipe, for tables.
+    pub fn network(self) -> &'static str {
+        match self {
+            Self::HighNoise => "DiT, high",
+            Self::LowNoise => "DiT, low",
+        }
+    }
+}
