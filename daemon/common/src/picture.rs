@@ -403,13 +403,13 @@ mod tests {
         // A header of OS/2.
         let bmp = b"BM\0\0\0\0\0\0\0\0\x1a\0\0\0\x0c\0\0\0\x34\0\x24\0\x01\0\x18\0";
         assert_eq!(size(bmp)?, Some((52, 36)));
-        // Padding before a marker.
+        // Padding before a marker, and a byte behind a segment that belongs to none.
         let jpeg = |more: &[u8]| {
             let mut jpeg = fixture("rgb.jpg");
             jpeg.splice(2..2, more.iter().copied());
             jpeg
         };
-        assert_eq!(size(&jpeg(&[b'x', 0xff, 0xff]))?, Some((52, 36)));
+        assert_eq!(size(&jpeg(&[0xff, 0xff, 0xff, 0xfe, 0, 2, b'x']))?, Some((52, 36)));
         // The engine's decoder gives these markers a length, and the standard gives them none.
         for marker in [0x00, 0x01, 0xd0, 0xd3, 0xd8] {
             assert_eq!(size(&jpeg(&[0xff, marker, 0, 4, 1, 2]))?, None, "{marker:x}");
