@@ -215,7 +215,7 @@ fn a_ledger_of_the_first_version_is_taken_over() {
     house.until_ended(6);
     assert_eq!(house.text("SELECT group_concat(state) FROM job"), "done,done,done,done,failed,canceled");
     assert_eq!(house.files("outbox"), ["1-7.mp4", "2-7.mp4", "3-7.mp4", "4-7.mp4"]);
-    assert_eq!(house.number("PRAGMA user_version"), Some(4));
+    assert_eq!(house.number("PRAGMA user_version"), Some(5));
     assert_eq!(house.number("PRAGMA auto_vacuum"), Some(2));
     let copy = Connection::open(house.path("state/ledger.db.schema-1")).unwrap();
     let queued = copy.query_row("SELECT state FROM job WHERE id = 1", [], |row| row.get::<_, String>(0));
