@@ -176,7 +176,7 @@ mod tests {
     fn every_verb_has_an_example_and_names_its_json() {
         verbs(&animctl::command(), "animctl", &mut |name, verb| {
             let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.starts_with("Example: "), "{name}: {help}");
+            assert!(help.starts_with("Example: ") || help.starts_with("Examples:\n"), "{name}: {help}");
             assert!(help.contains(name), "{name}: {help}");
             assert!(verb.has_subcommands() || help.contains("JSON"), "{name}: {help}");
         });
