@@ -363,14 +363,22 @@ impl Supervisor {
         }
         self.pause();
         for running in jobs {
-            self.attempt_ended(&running);
-            let Running { job, stop } = running;
-            match stop.map(|stop| stop.then) {
-                Some(Then::Cancel(text)) => self.conclude(job.id, Ended::Canceled { text }).await,
-                Some(Then::Renew(renewal)) => self.begin_again(*job, renewal).await,
-                None => self.requeue(*job, &why, exit.is_memory()).await,
+            if let Some(job) = self.stopped(running).await {
+                self.requeue(job, &why, exit.is_memory()).await;
             }
         }
+    }
+
+    /// Lets become of a job whose engine is gone what it was stopped for. Returns the job if nobody had stopped it.
+    async fn stopped(&mut self, running: Running) -> Option<Job> {
+        self.attempt_ended(&running);
+        let Running { job, stop } = running;
+        match stop.map(|stop| stop.then) {
+            Some(Then::Cancel(text)) => self.conclude(job.id, Ended::Canceled { text }).await,
+            Some(Then::Renew(renewal)) => self.begin_again(*job, renewal).await,
+            None => return Some(*job),
+        }
+        None
     }
 
     /// Ends an engine at once; its jobs go back into the queue as if they had not been started.
@@ -384,21 +392,14 @@ impl Supervisor {
             self.patiently(engine.end(Duration::ZERO)).await;
         }
         for running in jobs {
-            self.attempt_ended(&running);
-            let Running { job, stop } = running;
+            let Some(job) = self.stopped(running).await else { continue };
             let id = job.id;
-            match stop.map(|stop| stop.then) {
-                Some(Then::Cancel(text)) => self.conclude(id, Ended::Canceled { text }).await,
-                Some(Then::Renew(renewal)) => self.begin_again(*job, renewal).await,
-                None => {
-                    tracing::info!(job = id, "job {id} goes back into the queue: {why}");
-                    if let Err(e) = self.tools.ledger.call(move |db| db.give_back(id, why)).await {
-                        self.keep(id, Unsettled::GivenBack, &e);
-                    }
-                    self.remove_part(&job).await;
-                    self.tools.events.tell(Change::State(id));
-                }
+            tracing::info!(job = id, "job {id} goes back into the queue: {why}");
+            if let Err(e) = self.tools.ledger.call(move |db| db.give_back(id, why)).await {
+                self.keep(id, Unsettled::GivenBack, &e);
             }
+            self.remove_part(&job).await;
+            self.tools.events.tell(Change::State(id));
         }
     }
 
