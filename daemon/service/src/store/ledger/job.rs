@@ -153,6 +153,26 @@ pub struct NewJob {
 }
 
 impl NewJob {
+    /// Returns a job of user 1000 over the bus, for tests.
+    #[cfg(test)]
+    pub fn made_up(picture: [u8; 32], request: Request) -> Self {
+        Self {
+            owner: 1000,
+            watched: false,
+            idempotency_key: None,
+            priority: 0,
+            outbox: None,
+            retry_of: None,
+            per_user: 100,
+            name: "photo.png".into(),
+            source: None,
+            picture_bytes: 9,
+            last: None,
+            parts_bytes: 0,
+            work: Ok((picture, Box::new(request))),
+        }
+    }
+
     /// Returns whether the spool has its pictures.
     pub fn has_picture(&self, spool: &Spool) -> bool {
         self.work.as_ref().is_ok_and(|(sha256, _)| spool.has(sha256))

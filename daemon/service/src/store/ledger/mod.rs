@@ -160,21 +160,8 @@ mod tests {
     /// Returns a job over the bus, of a picture that the spool has.
     fn job(spool: &Spool, key: &str, picture: [u8; 32]) -> Result<NewJob> {
         std::fs::write(spool.path(&picture), "a picture").map_err(Error::file("write", "a picture"))?;
-        Ok(NewJob {
-            owner: 1000,
-            watched: false,
-            idempotency_key: Some(key.into()),
-            priority: 0,
-            outbox: None,
-            retry_of: None,
-            per_user: 100,
-            name: "photo.png".into(),
-            source: None,
-            picture_bytes: 9,
-            last: None,
-            parts_bytes: 0,
-            work: Ok((picture, Box::new(Settings::default().resolve(|| 7)?))),
-        })
+        let new = NewJob::made_up(picture, Settings::default().resolve(|| 7)?);
+        Ok(NewJob { idempotency_key: Some(key.into()), ..new })
     }
 
     #[tokio::test]

@@ -105,21 +105,8 @@ mod tests {
 
     fn job(owner: u32, picture: u8, prompt: &str) -> NewJob {
         let settings = Settings { prompt: Some(prompt.into()), ..Settings::default() };
-        NewJob {
-            owner,
-            watched: false,
-            idempotency_key: None,
-            priority: 0,
-            outbox: None,
-            retry_of: None,
-            per_user: 100,
-            name: "photo.png".into(),
-            source: None,
-            picture_bytes: 100,
-            last: None,
-            parts_bytes: 0,
-            work: Ok(([picture; 32], Box::new(settings.resolve(|| 7).expect("valid")))),
-        }
+        let new = NewJob::made_up([picture; 32], settings.resolve(|| 7).expect("valid"));
+        NewJob { owner, picture_bytes: 100, ..new }
     }
 
     fn store(limits: Limits) -> Result<(tempfile::TempDir, Store)> {

@@ -57,21 +57,7 @@ mod tests {
             Ok(Settings { lora: Some(lora::parse(text)?), ..Settings::default() }.resolve(|| 7)?)
         };
         let first = request("detail:0.5, pair:1:-0.25")?;
-        let new = NewJob {
-            owner: 1000,
-            watched: false,
-            idempotency_key: None,
-            priority: 0,
-            outbox: None,
-            retry_of: None,
-            per_user: 100,
-            name: "photo.png".into(),
-            source: None,
-            picture_bytes: 9,
-            last: None,
-            parts_bytes: 0,
-            work: Ok(([1; 32], Box::new(first))),
-        };
+        let new = NewJob::made_up([1; 32], first);
         let Added::New(id) = store.add(&new, || true)? else { panic!("it is new") };
         let unknown = [(0, "detail".into(), 0.5, None, None), (1, "pair".into(), 1.0, Some(-0.25), None)];
         assert_eq!(rows(&store, id)?, unknown);
