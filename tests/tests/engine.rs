@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use animd_protocol::messages::{FromEngine, Kernels, PROTOCOL, Pictures, ToEngine};
@@ -21,6 +21,30 @@ fn scene() -> (TempDir, PathBuf) {
     let path = folder.path().join("cat.png");
     picture(&path, 120, 80);
     (folder, path)
+}
+
+/// Starts an engine that serves the tiny model, and returns it with this side of its socket.
+fn serving() -> (Child, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+    let child = Command::new(program("animd-engine"))
+        .args(["serve", "--model"])
+        .arg(tiny_model())
+        .stdin(std::os::fd::OwnedFd::from(theirs))
+        .spawn()
+        .unwrap_or_else(|e| panic!("cannot start: {e}"));
+    (child, ours)
+}
+
+fn send(mut engine: &UnixStream, message: &ToEngine) {
+    let line = serde_json::to_string(message).expect("plain data");
+    writeln!(engine, "{line}").expect("it listens");
+}
+
+/// Returns what the engine says, message by message.
+fn heard(engine: &UnixStream) -> impl Iterator<Item = FromEngine> {
+    BufReader::new(engine)
+        .lines()
+        .map(|line| serde_json::from_str(&line.expect("it speaks")).expect("its language"))
 }
 
 /// Returns a `generate` command with settings that take a second.
@@ -122,17 +146,8 @@ fn a_poster_and_a_thumbnail_lie_beside_the_video() {
 fn a_parent_process_gets_pictures_and_previews() {
     let (folder, image) = scene();
     let path = |name: &str| Some(folder.path().join(name));
-    let (ours, theirs) = UnixStream::pair().expect("a socket pair");
-    let mut child = Command::new(program("animd-engine"))
-        .args(["serve", "--model"])
-        .arg(tiny_model())
-        .stdin(std::os::fd::OwnedFd::from(theirs))
-        .spawn()
-        .unwrap_or_else(|e| panic!("cannot start: {e}"));
-    let send = |message: &ToEngine| {
-        let line = serde_json::to_string(message).expect("plain data");
-        writeln!(&ours, "{line}").expect("it listens");
-    };
+    let (mut child, ours) = serving();
+    let send = |message: &ToEngine| send(&ours, message);
     send(&ToEngine::Hello { protocol: PROTOCOL, version: "test".into() });
     let settings = Settings {
         size: Some("64x48".parse().expect("a size")),
@@ -151,9 +166,7 @@ fn a_parent_process_gets_pictures_and_previews() {
         pictures,
         request: Box::new(settings.resolve(|| 1).expect("valid")),
     });
-    let mut heard = BufReader::new(&ours)
-        .lines()
-        .map(|line| serde_json::from_str(&line.expect("it speaks")).expect("its language"));
+    let mut heard = heard(&ours);
     let hello = heard.next();
     assert!(
         matches!(&hello, Some(FromEngine::Hello { protocol: PROTOCOL, kernels, recipe: Some(_), .. })
@@ -181,17 +194,8 @@ fn a_parent_process_gets_pictures_and_previews() {
 #[test]
 fn a_job_is_taken_while_the_file_of_the_one_before_is_finished() {
     let (folder, image) = scene();
-    let (ours, theirs) = UnixStream::pair().expect("a socket pair");
-    let mut child = Command::new(program("animd-engine"))
-        .args(["serve", "--model"])
-        .arg(tiny_model())
-        .stdin(std::os::fd::OwnedFd::from(theirs))
-        .spawn()
-        .unwrap_or_else(|e| panic!("cannot start: {e}"));
-    let send = |message: &ToEngine| {
-        let line = serde_json::to_string(message).expect("plain data");
-        writeln!(&ours, "{line}").expect("it listens");
-    };
+    let (mut child, ours) = serving();
+    let send = |message: &ToEngine| send(&ours, message);
     // The first file has so many pixels that the encoder is not done when the last frame is.
     let generate = |job: u64, size: &str| {
         let settings = Settings {
@@ -213,9 +217,7 @@ fn a_job_is_taken_while_the_file_of_the_one_before_is_finished() {
     };
     send(&ToEngine::Hello { protocol: PROTOCOL, version: "test".into() });
     generate(1, "256x256");
-    let mut heard = BufReader::new(&ours)
-        .lines()
-        .map(|line| serde_json::from_str(&line.expect("it speaks")).expect("its language"));
+    let mut heard = heard(&ours);
     let (mut told, mut reports) = (Vec::new(), Vec::new());
     while reports.len() < 3 {
         match heard.next().expect("it goes on") {
