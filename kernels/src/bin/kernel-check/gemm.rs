@@ -304,9 +304,8 @@ pub fn time(card: &Card) -> Result<()> {
                 continue;
             }
             // SAFETY: the buffers have these sizes and outlive the waits in `median`.
-            let ms = median(&stream, || unsafe {
-                gemm.run(&stream, operands, inner, epilogue, to, Element::Bf16)
-            })?;
+            let ms =
+                median(&stream, || unsafe { gemm.run(&stream, operands, inner, epilogue, to, element) })?;
             let flop = 2.0 * rows as f64 * columns as f64 * inner as f64;
             println!("{name:27}{rows:8}{columns:8}{inner:8}{ms:9.3}{:9.0}", flop / f64::from(ms) / 1e9);
         }

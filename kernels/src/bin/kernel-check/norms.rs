@@ -381,6 +381,13 @@ pub fn time(card: &Card) -> Result<()> {
         norms.layer_norm(&stream, Typed::bf16(from), &affine, 1e-6, Typed::e4m3(to, vectors), 5120)
     })?;
     report("layer norm bf16 to e4m3", 3 * whole, ms);
+    // The model's: two numbers of bf16 are one of f32.
+    let wide = Typed::f32(matrix(x, 5120));
+    // SAFETY: as above.
+    let ms = median(&stream, || unsafe {
+        norms.layer_norm(&stream, wide, &affine, 1e-6, Typed::e4m3(to, vectors), 5120)
+    })?;
+    report("layer norm f32 to e4m3", 5 * whole, ms);
     let rope = RopeTables { cosines: vectors, sines: vectors, pairs: 64 };
     let part = |i: u64| Typed::bf16(matrix(x + 10_240 * i, 15_360));
     let both = [(part(0), vectors, part(0)), (part(1), vectors, part(1))];
