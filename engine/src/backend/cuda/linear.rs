@@ -186,6 +186,7 @@ impl Linear {
             activation: epilogue.activation,
             gate: gate.as_ref().map(Factors::gate),
             residual: residual.as_ref().map(Tensor::rows),
+            squares: None,
         };
         // SAFETY: all tensors have these extents; the order of the stream keeps them.
         kernel(unsafe { gpu.gemm.run(&gpu.stream, &operands, inner, &last, y.rows(), element) })?;
