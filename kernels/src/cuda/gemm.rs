@@ -203,6 +203,35 @@ pub(super) struct RawEpilogue {
 // SAFETY: plain numbers in the layout of the kernels' structure.
 unsafe impl DeviceRepr for RawEpilogue {}
 
+impl RawEpilogue {
+    /// Returns what follows a matrix product whose rows and columns have scales at these addresses.
+    fn new((row_scale, column_scale): (CUdeviceptr, CUdeviceptr), epilogue: &Epilogue, output: Rows) -> Self {
+        let (gate, element_gate) = match epilogue.gate {
+            Some(Gate::Columns(gate)) => (gate, None),
+            Some(Gate::Elements(gate)) => (0, Some(gate)),
+            None => (0, None),
+        };
+        Self {
+            row_scale,
+            column_scale,
+            bias: epilogue.bias.unwrap_or(0),
+            gate,
+            element_gate: element_gate.map_or(0, |g| g.address),
+            gamma: 0,
+            residual: epilogue.residual.map_or(0, |r| r.address),
+            output: output.address,
+            squares: epilogue.squares.map_or(0, |squares| squares.to),
+            gate_stride: element_gate.map_or(0, |g| g.stride as i64),
+            residual_stride: epilogue.residual.map_or(0, |r| r.stride as i64),
+            output_stride: output.stride as i64,
+            width: i32::MAX,
+            half_step: 0,
+            activation: epilogue.activation as i32,
+            squared: epilogue.squares.map_or(0, |squares| squares.tiles as i32),
+        }
+    }
+}
+
 /// The operands on cards other than Hopper: `sm80::Operands` of `sm80/gemm.cuh`, and `int8::Operands` of
 /// `sm80/gemm_int8.cuh`.
 #[repr(C)]
@@ -371,30 +400,7 @@ impl Gemm {
         };
         let (rows, columns) = (a.rows, b.rows);
         check(a, b, inner, kind, epilogue, output, element)?;
-        let (row_scale, column_scale) = operands.scales()?;
-        let (gate, element_gate) = match epilogue.gate {
-            Some(Gate::Columns(gate)) => (gate, None),
-            Some(Gate::Elements(gate)) => (0, Some(gate)),
-            None => (0, None),
-        };
-        let raw = RawEpilogue {
-            row_scale,
-            column_scale,
-            bias: epilogue.bias.unwrap_or(0),
-            gate,
-            element_gate: element_gate.map_or(0, |g| g.address),
-            gamma: 0,
-            residual: epilogue.residual.map_or(0, |r| r.address),
-            output: output.address,
-            squares: epilogue.squares.map_or(0, |squares| squares.to),
-            gate_stride: element_gate.map_or(0, |g| g.stride as i64),
-            residual_stride: epilogue.residual.map_or(0, |r| r.stride as i64),
-            output_stride: output.stride as i64,
-            width: i32::MAX,
-            half_step: 0,
-            activation: epilogue.activation as i32,
-            squared: epilogue.squares.map_or(0, |squares| squares.tiles as i32),
-        };
+        let raw = RawEpilogue::new(operands.scales()?, epilogue, output);
         let activated = usize::from(epilogue.activation != Activation::None);
         let function = match epilogue.squares {
             None => &functions[2 * activated + usize::from(element == Element::F32)],

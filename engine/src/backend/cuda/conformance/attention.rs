@@ -124,7 +124,12 @@ fn to_itself(check: &Check) -> Result<()> {
         let way = if raw_heads { "raw heads" } else { "normed heads" };
         // The layer's own error is that of its values, and moves scores of about 1 by as much again.
         let tolerance = if keeping == IN_FP8 { EIGHT_BIT.hypot(1.5 * FP8) } else { EIGHT_BIT };
-        both.compare("attention, 8 bits", format!("self-attention, {way}, {keeping:?}"), &y, tolerance)?;
+        both.compare(
+            "attention, 8 bits",
+            format!("self-attention, {way}, {:?}", keeping.weights),
+            &y,
+            tolerance,
+        )?;
     }
     Ok(())
 }
