@@ -26,6 +26,13 @@ fn attention() {
     check("attention", ADA);
 }
 
+/// Other cards have no kernels for them, and say so.
+#[test]
+fn raw_heads() {
+    check("raw-heads", HOPPER);
+    check("raw-heads", ADA);
+}
+
 #[test]
 fn products() {
     check("products", HOPPER);

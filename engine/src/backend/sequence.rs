@@ -179,6 +179,32 @@ impl<T> Attention<'_, T> {
     }
 }
 
+/// Attention of a layer's queries to keys and values of the same layer and input.
+pub struct SelfAttention<'a, B: SequenceOps> {
+    /// The layer whose outputs are queries, keys and values.
+    pub layer: &'a B::Linear,
+    /// What follows the layer.
+    pub projection: Projection<'a, B, 3>,
+    /// The number of heads.
+    pub heads: usize,
+    /// The factor of the products.
+    pub scale: f64,
+    /// The precision of attention over long sequences.
+    pub kind: AttentionKind,
+}
+
+impl<B: SequenceOps> SelfAttention<'_, B> {
+    /// Computes the parts by [`SequenceOps::project`], and then attention as of any queries, keys and values.
+    ///
+    /// # Errors
+    /// Returns what the two operations return.
+    pub(super) fn in_two_steps(&self, b: &B, x: Input<'_, B::Tensor>) -> Result<B::Tensor> {
+        let &Self { layer, ref projection, heads, scale, kind } = self;
+        let [q, k, v] = b.project(x, layer, projection)?;
+        b.attention(&Attention { q: &q, sets: &[KeyValue::new(&k, &v)], heads, scale, kind })
+    }
+}
+
 /// Returns the number of pairs of a head that a rotary embedding's tables are for.
 ///
 /// # Errors
@@ -262,6 +288,19 @@ pub trait SequenceOps: TensorOps {
 
     /// Computes [`Attention`].
     fn attention(&self, attention: &Attention<'_, Self::Tensor>) -> Result<Self::Tensor>;
+
+    /// Computes [`SelfAttention`] of an input `[rows, in]`; the result is `[rows, out / 3]`. Queries and keys may exist only
+    /// in the form that attention reads.
+    fn self_attention(
+        &self,
+        x: Input<'_, Self::Tensor>,
+        attention: &SelfAttention<'_, Self>,
+    ) -> Result<Self::Tensor>
+    where
+        Self: Sized,
+    {
+        attention.in_two_steps(self, x)
+    }
 
     /// Turns `[channels, frames, height, width]` into tokens `[frames * height/2 * width/2, channels * 4]`: tokens in
     /// the order frame, row, column; features in the order channel, row, column within the 2x2 patch.

@@ -12,7 +12,9 @@ mod again;
 
 use super::{Checkpoint, LayerNorm, Probe, activated, added, show};
 use crate::backend::loading::{Group, Role};
-use crate::backend::sequence::{Activation, Affine, Attention, Epilogue, Input, KeyValue, Norm, Projection};
+use crate::backend::sequence::{
+    Activation, Affine, Attention, Epilogue, Input, KeyValue, Norm, Projection, SelfAttention,
+};
 use crate::backend::{Backend, Loader};
 use crate::progress::Observer;
 use crate::weights::{DitConfig, WeightSource};
@@ -499,9 +501,8 @@ impl<B: Backend> Block<B> {
         let h = {
             let norms = [Some(&self.norm_q), Some(&self.norm_k), None];
             let projection = Projection { norms, eps, rope: Some(rope) };
-            let [q, k, v] = b.project(modulated(&x, shift, scale, eps), &self.qkv, &projection)?;
-            let sets = &[KeyValue::new(&k, &v)];
-            b.attention(&Attention { q: &q, sets, heads, scale: all.scale, kind })?
+            let attention = SelfAttention { layer: &self.qkv, projection, heads, scale: all.scale, kind };
+            b.self_attention(modulated(&x, shift, scale, eps), &attention)?
         };
         show_branch(b, &h, &self.o, probe, "self_attn")?;
         let epilogue = Epilogue { gate: Some(gate), ..added(&x) };

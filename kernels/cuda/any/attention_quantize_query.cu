@@ -9,9 +9,6 @@ namespace {
 constexpr int kRows = 96;  // of a block
 constexpr int kRowThreads = 4 * kRows;
 
-// This is log2(e) / sqrt(128), divided by the 128 by which the rotation multiplies scores.
-constexpr float kLogit = 1.4426950408889634f * 0.08838834764831845f / 128.f;
-
 }  // namespace
 
 // q: [rows, heads * 128] -> quantized: the same shape, dense; scale: [heads, rows] f32, kLogit included, so that scores

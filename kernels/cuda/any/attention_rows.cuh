@@ -15,6 +15,10 @@ constexpr int kLanes = kHeadDim / kColumns;
 constexpr int kStep = kThreads / kLanes;  // rows that a block reads at once
 constexpr float kLeast = 1e-20f;          // greatest magnitude assumed of zeros, so that they have a scale
 
+// The factor that makes a score of rotated rows an exponent of 2: log2(e) / sqrt(128), divided by the 128 by which the
+// rotation multiplies scores.
+constexpr float kLogit = 1.4426950408889634f * 0.08838834764831845f / 128.f;
+
 __device__ __forceinline__ void unpack(float (&x)[kColumns], uint4 bits) {
     const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll

@@ -4,10 +4,11 @@
 using namespace eight_bit;
 
 // partial: [chunks, 4, heads * 128] -> key_mean, value_mean, value_scale: [heads * 128] f32, the last the greatest
-// |v - mean| of a channel over `most`, the greatest number of the type that V gets. Grid: heads * 2, 256 threads.
+// |v - mean| of a channel over `most`, the greatest number of the type that V gets. The sums of K are of `summed` keys.
+// Grid: heads * 2, 256 threads.
 extern "C" __global__ void __launch_bounds__(kThreads) attention_statistics_final(
-    const float* partial, float* key_mean, float* value_mean, float* value_scale, int rows, int chunks,
-    float most) {
+    const float* partial, float* key_mean, float* value_mean, float* value_scale, int rows, int summed,
+    int chunks, float most) {
     constexpr int kWidth = kHeadDim / 2, kParts = kThreads / kWidth;
     __shared__ float shared[4][kParts][kWidth];
     const int x = threadIdx.x % kWidth, part = threadIdx.x / kWidth;
@@ -32,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) attention_statistics_fina
         total[3] = fmaxf(total[3], shared[3][p][x]);
     }
     const float mean = total[1] / rows;
-    key_mean[column] = total[0] / rows;
+    key_mean[column] = total[0] / summed;
     value_mean[column] = mean;
     value_scale[column] = fmaxf(fmaxf(total[3] - mean, mean - total[2]), kLeast) / most;
 }

@@ -12,8 +12,9 @@ using namespace gpu;
 // How a product ends; in all of them y = row_scale * column_scale * product + bias.
 //   kPlain      residual + gate * y
 //   kActivated  gate * activation(y)
+//   kSquared    y, and the sum of its squares over a tile's columns of each row; whole tiles only
 //   kNormed     silu(gamma * sqrt(columns) * y / max(|y|, 1e-12)), |y| over a row, all of which is in one tile; no scales
-enum EpilogueKind { kPlain, kActivated, kNormed };
+enum EpilogueKind { kPlain, kActivated, kNormed, kSquared };
 
 // The arguments of an epilogue; absent parts are null. If the output is narrower than the product (`width` < columns),
 // each further `width` columns go `half_step` rows further down.
@@ -26,12 +27,14 @@ struct Epilogue {
     const float* gamma;                // [columns]
     const void* residual;              // of the output's type and shape
     void* output;
+    float* squares;                    // [rows, squared], of kSquared
     int64_t gate_stride;
     int64_t residual_stride;
     int64_t output_stride;
     int width;
     int half_step;
     int activation;
+    int squared;  // tiles of columns, from the first on, whose squares are summed up
 };
 
 __device__ __forceinline__ void widen(float (&x)[4], float4 bits) {

@@ -279,9 +279,10 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
                 for (int part = 0; part < Shape::kParts; part++)
                     prefetch_residual<Shape, Output>(problem, place, epilogue, first(part), lane);
             }
-            const bool whole = Problem::kMatrix && column + Shape::kColumns <= problem.columns() &&
-                               epilogue.residual == nullptr && epilogue.gate == nullptr &&
-                               epilogue.element_gate == nullptr;
+            const bool whole = kKind == kSquared ||
+                               (Problem::kMatrix && column + Shape::kColumns <= problem.columns() &&
+                                epilogue.residual == nullptr && epilogue.gate == nullptr &&
+                                epilogue.element_gate == nullptr);
             const bool added = sliced(column);
             TwoRows rows;
             if constexpr (Problem::kMatrix) {
@@ -325,9 +326,11 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
                     continue;
                 }
             }
+            if constexpr (kKind != kSquared) {
 #pragma unroll
-            for (int part = 0; part < Shape::kParts; part++)
-                finish<Shape, kKind, Output>(problem, place, epilogue, sum[part], first(part), chunk, lane);
+                for (int part = 0; part < Shape::kParts; part++)
+                    finish<Shape, kKind, Output>(problem, place, epilogue, sum[part], first(part), chunk, lane);
+            }
         }
     }
     // A block whose neighbour may still arrive at its barriers must not go.

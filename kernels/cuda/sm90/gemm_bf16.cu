@@ -3,3 +3,4 @@
 
 using Wide = gemm::Shape<1, 256, 2>;
 GEMM_KERNELS(gemm_bf16, Wide, true, false)
+GEMM_KERNEL(gemm_bf16_squared, Wide, true, false, kSquared, __nv_bfloat16)

@@ -3,3 +3,4 @@
 
 using Wide = gemm::Shape<1, 256, 2>;
 GEMM_KERNELS(gemm_e4m3_fast, Wide, false, false)
+GEMM_KERNEL(gemm_e4m3_fast_squared, Wide, false, false, kSquared, __nv_bfloat16)

@@ -72,13 +72,14 @@ __device__ __forceinline__ void trade(uint32_t (&word)[4], int lane) {
 
 // Writes 16 rows of all columns of a tile that a warp has as accumulators: 4j, 4j + 1 are columns 8j + 2 (lane % 4) and the
 // next of the first of a thread's rows, and 4j + 2, 4j + 3 are these columns of the second. There are neither gates nor
-// a residual.
+// a residual. With kSquared it also writes the sums of squares of the rows.
 template <class Shape, EpilogueKind kKind, bool kScaled, class Output, class Vectors>
 __device__ __forceinline__ void finish_whole(
     const Epilogue& e, const float (&sum)[Shape::kSums], const TwoRows& rows, int first, const Vectors& vectors, int lane) {
     constexpr bool kWide = sizeof(Output) == 4;
     constexpr int kGroup = 4;  // eights of columns at once: as many as a row has threads
     static_assert(kKind != kNormed && Shape::kColumns % (8 * kGroup) == 0);
+    float square[2] = {0.f, 0.f};
 
     const int pair = lane % 4 * 2;
     const uint32_t scales = opaque(vectors.base + 4 * pair), biases = scales + 4 * Shape::kColumns;
@@ -104,6 +105,12 @@ __device__ __forceinline__ void finish_whole(
             }
         }
         if constexpr (kKind == kActivated) activate(x, e.activation);
+        if constexpr (kKind == kSquared) {
+#pragma unroll
+            for (int j = 0; j < kGroup; j++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) square[i / 2] = fmaf(x[j][i], x[j][i], square[i / 2]);
+        }
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             if constexpr (kWide) {
@@ -119,6 +126,16 @@ __device__ __forceinline__ void finish_whole(
                 if (rows.row[r] >= 0)
                     store_global(to[r] + group * kGroup * 8, make_uint4(word[0], word[1], word[2], word[3]));
             }
+        }
+    }
+    if constexpr (kKind == kSquared) {
+        const int tile = first / Shape::kColumns;
+        if (tile >= e.squared) return;
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            square[r] += __shfl_xor_sync(0xffffffffu, square[r], 1);
+            square[r] += __shfl_xor_sync(0xffffffffu, square[r], 2);
+            if (lane % 4 == 0 && rows.row[r] >= 0) e.squares[int64_t(rows.row[r]) * e.squared + tile] = square[r];
         }
     }
 }

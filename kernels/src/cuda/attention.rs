@@ -4,6 +4,7 @@ use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 use std::f32::consts::LOG2_E;
 
+use super::attention_raw::RawKernels;
 use super::attention_sync::SyncAttention;
 use super::module::{fatbin, load, load_all};
 use super::tensor_map::{MapElement, TensorMap};
@@ -22,7 +23,7 @@ const BF16_SHARED: u32 = 32_768 + 4 * 32_768 + 8 * 9 + 1024;
 /// The rows of Q of a block of `attention_8bit.cu`. After it come the keys of a tile and the dynamic shared memory: Q,
 /// four tiles of K, four of V with their ones, sums, 17 barriers, alignment.
 const EIGHT_BIT_ROWS: usize = 192;
-const EIGHT_BIT_KEYS: usize = 96;
+pub(super) const EIGHT_BIT_KEYS: usize = 96;
 const EIGHT_BIT_SHARED: u32 = 24_576 + 4 * 12_288 + 4 * (12_288 + 768) + 192 * 136 * 4 + 8 * 17 + 1024;
 
 /// The rows of Q of a block of `attention_int8.cuh`. After it come its threads, the keys of a tile and the dynamic
@@ -36,11 +37,11 @@ const INT8_SHARED: u32 = 192 * 128 + 2 * 2 * 128 * 128;
 const QUERY_ROWS: usize = 96;
 /// Threads that share a row of Q or K while it is quantised; after it the threads of a block of the other preparing
 /// kernels.
-const ROW_THREADS: usize = 4;
-const THREADS: u32 = 256;
+pub(super) const ROW_THREADS: usize = 4;
+pub(super) const THREADS: u32 = 256;
 
 /// Rows that a block of `attention_statistics.cu` adds up.
-const CHUNK: usize = 512;
+pub(super) const CHUNK: usize = 512;
 
 /// Attention over heads of 128 channels, loaded for one GPU.
 ///
@@ -50,7 +51,7 @@ const CHUNK: usize = 512;
 /// Hopper cards have kernels of their own. On the others 8-bit attention has all operands in int8.
 #[derive(Debug)]
 pub struct Attention {
-    kernels: Kernels,
+    pub(super) kernels: Kernels,
     eight_bit: CudaFunction,
     statistics: CudaFunction,
     statistics_final: CudaFunction,
@@ -61,8 +62,8 @@ pub struct Attention {
 
 /// The kernels that differ between the families of cards.
 #[derive(Debug)]
-enum Kernels {
-    Hopper { bf16: CudaFunction, value_mean: CudaFunction },
+pub(super) enum Kernels {
+    Hopper { bf16: CudaFunction, value_mean: CudaFunction, raw: RawKernels },
     MmaSync { bf16: SyncAttention },
 }
 
@@ -108,6 +109,7 @@ impl Attention {
                 Kernels::Hopper {
                     bf16: kernel!("sm90", "attention_bf16", BF16_SHARED),
                     value_mean: kernel!("sm90", "attention_value_mean", 0),
+                    raw: RawKernels::load(card)?,
                 },
                 kernel!("sm90", "attention_8bit", EIGHT_BIT_SHARED),
                 key_of_96,
@@ -249,17 +251,10 @@ impl Attention {
         let at = |offset: usize| address + offset as u64;
         let (q_stride, k_stride, v_stride) = (q.stride as i64, k.stride as i64, v.stride as i64);
         let (rows32, keys32, chunk) = (rows as i32, keys as i32, CHUNK as i32);
-        let (tile, most) = match self.kernels {
-            Kernels::Hopper { .. } => (EIGHT_BIT_KEYS, 448.0f32),
-            Kernels::MmaSync { .. } => (INT8_KEYS, 127.0),
-        };
-        let (chunks, tiles) = (keys.div_ceil(CHUNK), keys.div_ceil(tile));
-        let (chunks32, tiles32) = (chunks as i32, tiles as i32);
         let (partial, key_mean) = (at(layout.partial), at(layout.key_mean));
-        let (value_mean, value_scale) = (at(layout.value_mean), at(layout.value_scale));
         let (query, query_scale) = (at(layout.query), at(layout.query_scale));
         let (key, key_scale) = (at(layout.key), at(layout.key_scale));
-        let (value, residual) = (at(layout.value), at(layout.residual));
+        let tile = self.tile();
 
         let mut statistics = stream.launch_builder(&self.statistics);
         statistics
@@ -270,32 +265,88 @@ impl Attention {
             .arg(&partial)
             .arg(&keys32)
             .arg(&chunk);
+        let mut queries = stream.launch_builder(&self.quantize_query);
+        queries.arg(&q.address).arg(&q_stride).arg(&query).arg(&query_scale).arg(&rows32);
+        let mut key_tiles = stream.launch_builder(&self.quantize_key);
+        key_tiles.arg(&k.address).arg(&k_stride).arg(&key_mean).arg(&key).arg(&key_scale).arg(&keys32);
+        // SAFETY: the arguments are those of the kernels' signatures; the caller vouches for the memory.
+        unsafe {
+            statistics.launch(grid(heads, keys.div_ceil(CHUNK), THREADS, 0))?;
+            self.finish_statistics(stream, workspace, keys)?;
+            queries.launch(grid(rows.div_ceil(QUERY_ROWS), heads, (ROW_THREADS * QUERY_ROWS) as u32, 0))?;
+            key_tiles.launch(grid(keys.div_ceil(tile), heads, (ROW_THREADS * tile) as u32, 0))?;
+            self.quantize_values(stream, v, workspace)
+        }
+    }
+
+    /// Returns the number of keys of a tile.
+    fn tile(&self) -> usize {
+        match self.kernels {
+            Kernels::Hopper { .. } => EIGHT_BIT_KEYS,
+            Kernels::MmaSync { .. } => INT8_KEYS,
+        }
+    }
+
+    /// Enqueues the second half of the statistics, of which those of K are over `summed` keys.
+    ///
+    /// # Safety
+    ///
+    /// What [`Self::quantize_8bit`] asks for.
+    pub(super) unsafe fn finish_statistics(
+        &self,
+        stream: &CudaStream,
+        workspace: &Attention8bitWorkspace,
+        summed: usize,
+    ) -> Result<(), Error> {
+        let Attention8bitWorkspace { layout, address } = *workspace;
+        let at = |offset: usize| address + offset as u64;
+        let most = match self.kernels {
+            Kernels::Hopper { .. } => 448.0f32,
+            Kernels::MmaSync { .. } => 127.0,
+        };
+        let (partial, key_mean) = (at(layout.partial), at(layout.key_mean));
+        let (value_mean, value_scale) = (at(layout.value_mean), at(layout.value_scale));
+        let (keys, summed, chunks) = (layout.keys as i32, summed as i32, layout.keys.div_ceil(CHUNK) as i32);
         let mut last = stream.launch_builder(&self.statistics_final);
         last.arg(&partial)
             .arg(&key_mean)
             .arg(&value_mean)
             .arg(&value_scale)
-            .arg(&keys32)
-            .arg(&chunks32)
+            .arg(&keys)
+            .arg(&summed)
+            .arg(&chunks)
             .arg(&most);
-        let mut queries = stream.launch_builder(&self.quantize_query);
-        queries.arg(&q.address).arg(&q_stride).arg(&query).arg(&query_scale).arg(&rows32);
-        let mut key_tiles = stream.launch_builder(&self.quantize_key);
-        key_tiles.arg(&k.address).arg(&k_stride).arg(&key_mean).arg(&key).arg(&key_scale).arg(&keys32);
+        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+        unsafe { last.launch(grid(2 * layout.heads, 1, THREADS, 0))? };
+        Ok(())
+    }
+
+    /// Enqueues the quantisation of V, after the statistics.
+    ///
+    /// # Safety
+    ///
+    /// What [`Self::quantize_8bit`] asks for.
+    pub(super) unsafe fn quantize_values(
+        &self,
+        stream: &CudaStream,
+        v: Rows,
+        workspace: &Attention8bitWorkspace,
+    ) -> Result<(), Error> {
+        let Attention8bitWorkspace { layout, address } = *workspace;
+        let Attention8bitLayout { keys, heads, .. } = layout;
+        let at = |offset: usize| address + offset as u64;
+        let (value_mean, value_scale) = (at(layout.value_mean), at(layout.value_scale));
+        let (value, residual) = (at(layout.value), at(layout.residual));
+        let tiles = keys.div_ceil(self.tile());
+        let (v_stride, keys32, tiles32) = (v.stride as i64, keys as i32, tiles as i32);
         let mut values = stream.launch_builder(&self.quantize_value);
         values.arg(&v.address).arg(&v_stride).arg(&value_mean).arg(&value_scale).arg(&value);
         if matches!(self.kernels, Kernels::Hopper { .. }) {
             values.arg(&residual);
         }
         values.arg(&keys32);
-        // SAFETY: the arguments are those of the kernels' signatures; the caller vouches for the memory.
-        unsafe {
-            statistics.launch(grid(heads, chunks, THREADS, 0))?;
-            last.launch(grid(2 * heads, 1, THREADS, 0))?;
-            queries.launch(grid(rows.div_ceil(QUERY_ROWS), heads, (ROW_THREADS * QUERY_ROWS) as u32, 0))?;
-            key_tiles.launch(grid(tiles, heads, (ROW_THREADS * tile) as u32, 0))?;
-            values.launch(grid(tiles, heads, THREADS, 0))?;
-        }
+        // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
+        unsafe { values.launch(grid(tiles, heads, THREADS, 0))? };
         if let Kernels::Hopper { value_mean: function, .. } = &self.kernels {
             let mut means = stream.launch_builder(function);
             means.arg(&residual).arg(&value_scale).arg(&value_mean).arg(&keys32).arg(&tiles32);
@@ -383,18 +434,18 @@ impl Attention {
 /// on all cards, so it has room for the largest tiles and for the most tiles that any card needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attention8bitLayout {
-    rows: usize,
-    keys: usize,
-    heads: usize,
-    query: usize,
-    key: usize,
+    pub(super) rows: usize,
+    pub(super) keys: usize,
+    pub(super) heads: usize,
+    pub(super) query: usize,
+    pub(super) key: usize,
     value: usize,
-    query_scale: usize,
-    key_scale: usize,
-    key_mean: usize,
+    pub(super) query_scale: usize,
+    pub(super) key_scale: usize,
+    pub(super) key_mean: usize,
     value_mean: usize,
     value_scale: usize,
-    partial: usize,
+    pub(super) partial: usize,
     residual: usize,
     bytes: usize,
 }
@@ -478,11 +529,18 @@ pub struct Attention8bitPlaces {
 /// Device memory for the operands of one 8-bit attention; made by [`Attention8bitLayout::at`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attention8bitWorkspace {
-    layout: Attention8bitLayout,
-    address: CUdeviceptr,
+    pub(super) layout: Attention8bitLayout,
+    pub(super) address: CUdeviceptr,
 }
 
-fn check(kernel: &'static str, q: Rows, k: Rows, v: Rows, output: Rows, heads: usize) -> Result<(), Error> {
+pub(super) fn check(
+    kernel: &'static str,
+    q: Rows,
+    k: Rows,
+    v: Rows,
+    output: Rows,
+    heads: usize,
+) -> Result<(), Error> {
     if heads == 0 || heads > 65_535 {
         let problem = format!("{heads} heads are not between 1 and 65535");
         return Err(Error::Argument { kernel, argument: "heads", problem });
@@ -494,7 +552,7 @@ fn check(kernel: &'static str, q: Rows, k: Rows, v: Rows, output: Rows, heads: u
     same(kernel, "output", "rows", output.rows, q.rows)
 }
 
-fn same(
+pub(super) fn same(
     kernel: &'static str,
     argument: &'static str,
     what: &str,
@@ -507,7 +565,7 @@ fn same(
     Err(Error::Argument { kernel, argument, problem: format!("{given} {what} instead of {wanted}") })
 }
 
-fn grid(x: usize, y: usize, threads: u32, shared_mem_bytes: u32) -> LaunchConfig {
+pub(super) fn grid(x: usize, y: usize, threads: u32, shared_mem_bytes: u32) -> LaunchConfig {
     LaunchConfig { grid_dim: (x as u32, y as u32, 1), block_dim: (threads, 1, 1), shared_mem_bytes }
 }
 

@@ -229,12 +229,14 @@ impl Conv {
             gamma: epilogue.norm.unwrap_or(0),
             residual: epilogue.residual.unwrap_or(0),
             output,
+            squares: 0,
             gate_stride: 0,
             residual_stride: channels as i64,
             output_stride: channels as i64,
             width: channels as i32,
             half_step: (height * width) as i32,
             activation: 0,
+            squared: 0,
         };
         debug_assert!(frames > 0);
         for corner in 0..if spatial == Spatial::Double { 4 } else { 1 } {

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
-use super::module::{fatbin, load_all};
+use super::module::{fatbin, load, load_all};
 use super::rows::{check_vector, refuse};
 use super::tensor_map::{MapElement, TensorMap};
 use super::{Card, Element, Error, Rows};
@@ -165,6 +165,17 @@ pub struct Epilogue {
     pub gate: Option<Gate>,
     /// A matrix of the output's type and shape that is added. It may be the output itself.
     pub residual: Option<Rows>,
+    /// Where the sums of squares of the results go; it cannot be combined with anything but `bias`.
+    pub squares: Option<Squares>,
+}
+
+/// Where a product leaves sums of squares of its results, so that a norm over the rows need not read these first.
+#[derive(Clone, Copy, Debug)]
+pub struct Squares {
+    /// `[rows, tiles]` f32: of each row the sums over its first, second, ... [`Gemm::SQUARED`] columns.
+    pub to: CUdeviceptr,
+    /// How many times so many columns are summed up, from the first column on.
+    pub tiles: usize,
 }
 
 /// The kernels' argument for what follows a product: `gemm::Epilogue` of `epilogue.cuh`.
@@ -179,16 +190,47 @@ pub(super) struct RawEpilogue {
     pub gamma: CUdeviceptr,
     pub residual: CUdeviceptr,
     pub output: CUdeviceptr,
+    pub squares: CUdeviceptr,
     pub gate_stride: i64,
     pub residual_stride: i64,
     pub output_stride: i64,
     pub width: i32,
     pub half_step: i32,
     pub activation: i32,
+    pub squared: i32,
 }
 
 // SAFETY: plain numbers in the layout of the kernels' structure.
 unsafe impl DeviceRepr for RawEpilogue {}
+
+impl RawEpilogue {
+    /// Returns what follows a matrix product whose rows and columns have scales at these addresses.
+    fn new((row_scale, column_scale): (CUdeviceptr, CUdeviceptr), epilogue: &Epilogue, output: Rows) -> Self {
+        let (gate, element_gate) = match epilogue.gate {
+            Some(Gate::Columns(gate)) => (gate, None),
+            Some(Gate::Elements(gate)) => (0, Some(gate)),
+            None => (0, None),
+        };
+        Self {
+            row_scale,
+            column_scale,
+            bias: epilogue.bias.unwrap_or(0),
+            gate,
+            element_gate: element_gate.map_or(0, |g| g.address),
+            gamma: 0,
+            residual: epilogue.residual.map_or(0, |r| r.address),
+            output: output.address,
+            squares: epilogue.squares.map_or(0, |squares| squares.to),
+            gate_stride: element_gate.map_or(0, |g| g.stride as i64),
+            residual_stride: epilogue.residual.map_or(0, |r| r.stride as i64),
+            output_stride: output.stride as i64,
+            width: i32::MAX,
+            half_step: 0,
+            activation: epilogue.activation as i32,
+            squared: epilogue.squares.map_or(0, |squares| squares.tiles as i32),
+        }
+    }
+}
 
 /// The operands on cards other than Hopper: `sm80::Operands` of `sm80/gemm.cuh`, and `int8::Operands` of
 /// `sm80/gemm_int8.cuh`.
@@ -227,6 +269,8 @@ pub struct Gemm {
     e4m3: Option<[[CudaFunction; 4]; 2]>,
     /// Loaded when they are first needed: Hopper cards have better ones, and would compile these from PTX.
     int8: OnceLock<[CudaFunction; 4]>,
+    /// The kernels that leave sums of squares: of bf16, and the fast one of e4m3.
+    squared: Option<[CudaFunction; 2]>,
     card: Card,
     family: Family,
     multiprocessors: usize,
@@ -240,12 +284,21 @@ impl Gemm {
     /// [`Error::Driver`] if the driver cannot load them.
     pub fn load(card: &Card) -> Result<Self, Error> {
         let (support, multiprocessors) = (card.support(), card.multiprocessors()?);
-        let (bf16, e4m3) = match support.family {
+        let (bf16, e4m3, squared) = match support.family {
             Family::Wgmma => (
                 kernels!(card, "sm90", "gemm_bf16", WIDE.shared_bytes())?,
                 Some([
                     kernels!(card, "sm90", "gemm_e4m3", NARROW.shared_bytes())?,
                     kernels!(card, "sm90", "gemm_e4m3_fast", WIDE.shared_bytes())?,
+                ]),
+                Some([
+                    load(card, fatbin!("sm90", "gemm_bf16"), "gemm_bf16_squared", WIDE.shared_bytes())?,
+                    load(
+                        card,
+                        fatbin!("sm90", "gemm_e4m3_fast"),
+                        "gemm_e4m3_fast_squared",
+                        WIDE.shared_bytes(),
+                    )?,
                 ]),
             ),
             Family::MmaSync => {
@@ -258,16 +311,33 @@ impl Gemm {
                 } else {
                     None
                 };
-                (kernels!(card, "sm80", "gemm_bf16", shared)?, e4m3)
+                (kernels!(card, "sm80", "gemm_bf16", shared)?, e4m3, None)
             }
         };
         let (int8, family) = (OnceLock::new(), support.family);
-        Ok(Self { bf16, e4m3, int8, card: card.clone(), family, multiprocessors })
+        Ok(Self { bf16, e4m3, int8, squared, card: card.clone(), family, multiprocessors })
     }
 
     /// Returns whether this GPU has kernels for [`Operands::E4m3`].
     pub fn has_e4m3(&self) -> bool {
         self.e4m3.is_some()
+    }
+
+    /// The columns of a tile, over which [`Epilogue::squares`] sums up.
+    pub const SQUARED: usize = WIDE.columns;
+
+    /// Returns whether a product of these operands can have [`Epilogue::squares`].
+    pub fn has_squares(&self, operands: &Operands) -> bool {
+        self.squared(operands).is_some()
+    }
+
+    fn squared(&self, operands: &Operands) -> Option<&CudaFunction> {
+        let [bf16, fast] = self.squared.as_ref()?;
+        match operands {
+            Operands::Bf16 { .. } => Some(bf16),
+            Operands::E4m3 { fast: true, .. } => Some(fast),
+            Operands::E4m3 { .. } | Operands::Int8 { .. } => None,
+        }
     }
 
     /// Returns the kernels for [`Operands::Int8`], which every GPU has.
@@ -330,30 +400,15 @@ impl Gemm {
         };
         let (rows, columns) = (a.rows, b.rows);
         check(a, b, inner, kind, epilogue, output, element)?;
-        let (row_scale, column_scale) = operands.scales()?;
-        let (gate, element_gate) = match epilogue.gate {
-            Some(Gate::Columns(gate)) => (gate, None),
-            Some(Gate::Elements(gate)) => (0, Some(gate)),
-            None => (0, None),
-        };
-        let raw = RawEpilogue {
-            row_scale,
-            column_scale,
-            bias: epilogue.bias.unwrap_or(0),
-            gate,
-            element_gate: element_gate.map_or(0, |g| g.address),
-            gamma: 0,
-            residual: epilogue.residual.map_or(0, |r| r.address),
-            output: output.address,
-            gate_stride: element_gate.map_or(0, |g| g.stride as i64),
-            residual_stride: epilogue.residual.map_or(0, |r| r.stride as i64),
-            output_stride: output.stride as i64,
-            width: i32::MAX,
-            half_step: 0,
-            activation: epilogue.activation as i32,
-        };
+        let raw = RawEpilogue::new(operands.scales()?, epilogue, output);
         let activated = usize::from(epilogue.activation != Activation::None);
-        let function = &functions[2 * activated + usize::from(element == Element::F32)];
+        let function = match epilogue.squares {
+            None => &functions[2 * activated + usize::from(element == Element::F32)],
+            Some(_) => match self.squared(operands) {
+                Some(function) => function,
+                None => return refuse(KERNEL, "squares", "these operands have no kernel for them"),
+            },
+        };
         if self.family == Family::MmaSync || kind == Element::Int8 {
             let bytes = |elements: usize| (elements * kind.bytes()) as i64;
             let operands = SyncOperands {
@@ -453,6 +508,18 @@ fn check(
     if epilogue.activation != Activation::None && epilogue.residual.is_some() {
         return refuse(KERNEL, "residual", "there is an activation, too");
     }
+    if let Some(Squares { to, tiles }) = epilogue.squares {
+        let alone = epilogue.activation == Activation::None
+            && epilogue.gate.is_none()
+            && epilogue.residual.is_none()
+            && element == Element::Bf16;
+        if !alone || !columns.is_multiple_of(Gemm::SQUARED) {
+            return refuse(KERNEL, "squares", format!("{columns} columns of {element:?} and {epilogue:?}"));
+        }
+        if tiles == 0 || tiles * Gemm::SQUARED > columns || to == 0 || !to.is_multiple_of(4) {
+            return refuse(KERNEL, "squares", format!("{tiles} tiles of {columns} columns at {to:#x}"));
+        }
+    }
     let same_rows = |argument, x: Rows| {
         if x.rows == rows {
             return Ok(());
@@ -506,8 +573,8 @@ mod tests {
 
     #[test]
     fn the_ending_has_the_kernels_layout() {
-        assert_eq!(size_of::<RawEpilogue>(), 104);
-        assert_eq!(std::mem::offset_of!(RawEpilogue, width), 88);
+        assert_eq!(size_of::<RawEpilogue>(), 112);
+        assert_eq!(std::mem::offset_of!(RawEpilogue, width), 96);
     }
 
     #[test]
@@ -534,5 +601,15 @@ mod tests {
         let gate = Epilogue { gate: Some(Gate::Elements(Rows { rows: 1, ..y })), ..end };
         assert!(check(a, b, 64, bf16, &gate, y, bf16).is_err());
         assert!(check(a, b, 64, bf16, &Epilogue { bias: Some(4), ..end }, y, bf16).is_err());
+
+        let (b, y) = (Rows { rows: 512, ..b }, Rows::dense(4096, 7, 512));
+        let squares = |tiles| Epilogue { squares: Some(Squares { to: 4096, tiles }), ..end };
+        assert!(check(a, b, 64, bf16, &squares(1), y, bf16).is_ok());
+        assert!(check(a, b, 64, bf16, &squares(2), y, bf16).is_ok());
+        assert!(check(a, b, 64, bf16, &squares(3), y, bf16).is_err());
+        assert!(check(a, b, 64, bf16, &squares(0), y, bf16).is_err());
+        assert!(check(a, b, 64, bf16, &squares(1), y, Element::F32).is_err());
+        assert!(check(a, b, 64, bf16, &Epilogue { residual: Some(y), ..squares(1) }, y, bf16).is_err());
+        assert!(check(a, Rows { rows: 264, ..b }, 64, bf16, &squares(1), y, bf16).is_err());
     }
 }

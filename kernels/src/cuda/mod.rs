@@ -6,6 +6,7 @@
 
 mod attention;
 mod attention_any;
+mod attention_raw;
 mod attention_sync;
 mod card;
 mod conv;
@@ -23,6 +24,7 @@ mod volumes;
 pub use crate::{Activation, Spatial, Time};
 pub use attention::{Attention, Attention8bitLayout, Attention8bitPlaces, Attention8bitWorkspace, HEAD_DIM};
 pub use attention_any::{AnyAttention, AnyAttentionArguments, Batches};
+pub use attention_raw::RawHeads;
 pub use card::Card;
 pub use conv::{Conv, ConvEpilogue, ConvLayer, Volume, fold_for_doubling};
 pub use copies::{Copies, Strided};
@@ -30,7 +32,7 @@ pub use cross_attention::{CrossAttention, KeyValue};
 pub use cudarc;
 pub use error::Error;
 pub use expand::{Block, BlockScales, Expand, Number};
-pub use gemm::{Epilogue, Gate, Gemm, MOST_INT8, Operands};
+pub use gemm::{Epilogue, Gate, Gemm, MOST_INT8, Operands, Squares};
 pub use norms::{Affine, Int8Rows, Norms, RopeTables, Typed, rotation_group};
 pub use rows::{Element, Rows};
 pub use volumes::{Term, Volumes};

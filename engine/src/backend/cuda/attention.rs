@@ -12,7 +12,7 @@ use crate::backend::sequence::{Attention, KeyValue};
 use animd_protocol::profile::AttentionKind;
 
 /// The scale that the kernels for heads of 128 channels use: the root of 1 / 128.
-const SCALE: f64 = FRAC_1_SQRT_2 / 8.0;
+pub(super) const SCALE: f64 = FRAC_1_SQRT_2 / 8.0;
 
 impl Gpu {
     /// Computes [`Attention`]. Each kernel adds to the result of the one before.

@@ -50,6 +50,8 @@ pub(super) struct Gpu {
     pub landing: Mutex<Vec<Pinned>>,
     /// The number of keys from which on attention counts as self-attention.
     pub long_context: usize,
+    /// Whether 8-bit self-attention quantises queries and keys as their product leaves them.
+    pub raw_heads: bool,
     /// Whether 8-bit products are summed up in the tensor cores alone.
     pub fast_sums: bool,
     /// The number of multiprocessors.

@@ -1,6 +1,6 @@
 //! Linear layers: products in bf16, in 8 bits, or, for the sensitive ones, of sums of two bf16 numbers.
 
-use animd_kernels::cuda::{self, Element, Gate, Operands};
+use animd_kernels::cuda::{self, Element, Gate, Operands, Squares};
 
 use super::error::{device, kernel};
 use super::gpu::Gpu;
@@ -129,7 +129,7 @@ impl Linear {
     }
 
     /// Returns the input in the form that the product reads.
-    fn operand(&self, gpu: &Gpu, x: Input<'_, Tensor>) -> Result<Operand> {
+    pub(super) fn operand(&self, gpu: &Gpu, x: Input<'_, Tensor>) -> Result<Operand> {
         let shape = &x.tensor().shape;
         if shape.len() != 2 || shape[1] != self.inputs || shape[0] == 0 {
             return Err(Error::Internal(format!("{shape:?} for a layer of {} features", self.inputs)));
@@ -153,10 +153,10 @@ impl Linear {
         })
     }
 
-    /// Returns the product, with a gate for each column or each element, and an activation or a residual.
-    fn product(&self, gpu: &Gpu, operand: &Operand, epilogue: &Epilogue<'_, Tensor>) -> Result<Tensor> {
+    /// Returns the operands of the product as the kernels take them, how many products a sum has, and the rows.
+    fn operands(&self, gpu: &Gpu, operand: &Operand) -> (Operands, usize, usize) {
         let b = self.weight.rows();
-        let (operands, inner, rows) = match operand {
+        match operand {
             Operand::Rows(x) => (Operands::Bf16 { a: x.rows(), b }, self.weight.shape[1], x.shape[0]),
             Operand::Quantised(Quantised { values, scales }) => {
                 let b_scale = self.scale.as_ref().map_or(0, |scale| scale.address);
@@ -167,7 +167,31 @@ impl Linear {
                 };
                 (operands, self.inputs, values.shape[0])
             }
+        }
+    }
+
+    /// Returns the product in bf16, and of each row the sums of squares over its first `tiles` times [`Gemm::SQUARED`]
+    /// columns, `[rows, tiles]` f32.
+    ///
+    /// # Errors
+    /// Returns [`Error::Internal`] if the kernels leave no such sums of a product of this kind.
+    pub(super) fn squared(&self, gpu: &Gpu, operand: &Operand, tiles: usize) -> Result<[Tensor; 2]> {
+        let (operands, inner, rows) = self.operands(gpu, operand);
+        let y = gpu.matrix([rows, self.outputs], Element::Bf16)?;
+        let squares = gpu.row_major(&[rows, tiles], Element::F32)?;
+        let last = cuda::Epilogue {
+            bias: self.bias.as_ref().map(|bias| bias.address),
+            squares: Some(Squares { to: squares.address, tiles }),
+            ..cuda::Epilogue::default()
         };
+        // SAFETY: all tensors have these extents; the order of the stream keeps them.
+        kernel(unsafe { gpu.gemm.run(&gpu.stream, &operands, inner, &last, y.rows(), Element::Bf16) })?;
+        Ok([y, squares])
+    }
+
+    /// Returns the product, with a gate for each column or each element, and an activation or a residual.
+    fn product(&self, gpu: &Gpu, operand: &Operand, epilogue: &Epilogue<'_, Tensor>) -> Result<Tensor> {
+        let (operands, inner, rows) = self.operands(gpu, operand);
         let out = self.outputs;
         let gate = epilogue.gate.map(|gate| gpu.gate(gate, rows, out)).transpose()?;
         let residual = epilogue.residual.map(|residual| gpu.any_rows(residual)).transpose()?;
@@ -186,6 +210,7 @@ impl Linear {
             activation: epilogue.activation,
             gate: gate.as_ref().map(Factors::gate),
             residual: residual.as_ref().map(Tensor::rows),
+            squares: None,
         };
         // SAFETY: all tensors have these extents; the order of the stream keeps them.
         kernel(unsafe { gpu.gemm.run(&gpu.stream, &operands, inner, &last, y.rows(), element) })?;
@@ -194,7 +219,7 @@ impl Linear {
 }
 
 /// A linear layer's input in the form that its product reads.
-enum Operand {
+pub(super) enum Operand {
     /// bf16, or sums of two bf16 numbers, as wide as the weight.
     Rows(Tensor),
     Quantised(Quantised),

@@ -29,6 +29,7 @@ mod memory;
 mod moves;
 mod norms;
 mod pinned;
+mod raw_heads;
 mod residency;
 mod sequence;
 mod slab;
@@ -76,6 +77,9 @@ const STEP: usize = 64 << 20;
 pub struct Options {
     /// The number of keys from which on attention counts as self-attention; with fewer keys its kind has no effect.
     pub long_context: usize,
+    /// Quantises queries and keys of 8-bit self-attention as their product leaves them, instead of norming them in memory
+    /// first. For now only if `ANIMD_RAW_HEADS` is set, until both ways have been measured on a GPU.
+    pub raw_heads: bool,
     /// Sums 8-bit products up in the tensor cores alone, which keep some 14 bits, instead of in f32 every 128 products.
     pub fast_sums: bool,
     /// The bytes of the GPU's memory that are left to others.
@@ -95,6 +99,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             long_context: 1024,
+            raw_heads: std::env::var_os("ANIMD_RAW_HEADS").is_some(),
             fast_sums: true,
             leave: 0,
             pinned: None,
@@ -148,6 +153,7 @@ impl Cuda {
             pace: Mutex::new([sleeping_event(&context)?, sleeping_event(&context)?]),
             landing: Mutex::default(),
             long_context: options.long_context,
+            raw_heads: options.raw_heads,
             fast_sums: options.fast_sums,
             granularity: mapping::granularity(&context)?,
             transfer: Transfer::new(&context, options.copy_rate)?,

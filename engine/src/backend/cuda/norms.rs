@@ -24,7 +24,7 @@ impl Rope {
     }
 
     /// Returns the tables as the kernels take them.
-    fn tables(&self) -> RopeTables {
+    pub(super) fn tables(&self) -> RopeTables {
         RopeTables { cosines: self.cosines.address, sines: self.sines.address, pairs: self.cosines.shape[1] }
     }
 }

@@ -6,10 +6,11 @@ use super::Cuda;
 use super::error::kernel;
 use super::linear::Linear;
 use super::norms::Rope;
+use super::raw_heads::RawHeads;
 use super::tensor::Tensor;
 use crate::backend::SequenceOps;
 use crate::backend::sequence::{
-    Activation, Attention, Epilogue, Input, Norm, Projection, part_width, rope_pairs,
+    Activation, Attention, Epilogue, Input, Norm, Projection, SelfAttention, part_width, rope_pairs,
 };
 use crate::{Error, Result};
 
@@ -76,6 +77,13 @@ impl SequenceOps for Cuda {
 
     fn attention(&self, attention: &Attention<'_, Tensor>) -> Result<Tensor> {
         self.gpu.attend(attention)
+    }
+
+    fn self_attention(&self, x: Input<'_, Tensor>, attention: &SelfAttention<'_, Self>) -> Result<Tensor> {
+        match RawHeads::of(&self.gpu, &x, attention) {
+            Some(raw) => raw.attend(&self.gpu, x),
+            None => attention.in_two_steps(self, x),
+        }
     }
 
     fn patchify(&self, x: &Tensor) -> Result<Tensor> {

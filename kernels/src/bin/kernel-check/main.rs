@@ -1,7 +1,7 @@
 //! Checks every kernel against a reference in f64 on this machine's GPU, then times them.
 //!
 //! `kernel-check [--checks-only] [--times-only] [--quick] [--only GROUP] [--capability X.Y]`; ends with 1 if a check fails.
-//! Groups are `attention`, `products`, `rows`, `convolutions`, `other-attentions`, `int8`; `--quick` leaves out the largest
+//! Groups are `attention`, `products`, `rows`, `convolutions`, `other-attentions`, `int8`, `raw-heads`; `--quick` leaves out the largest
 //! cases, which take minutes where the GPU is the emulator. `--capability` runs the kernels of another compute capability, as
 //! far as this GPU can: the driver compiles the PTX of an older one. Inputs are fresh random numbers of a
 //! fixed seed; outputs and workspaces are poisoned with NaN before each run, and a row behind each output must stay
@@ -13,6 +13,7 @@ mod conv;
 mod gemm;
 mod int8;
 mod norms;
+mod raw;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -32,13 +33,14 @@ type Check = fn(&Card, bool) -> Result<bool>;
 type Time = fn(&Card) -> Result<()>;
 
 /// The groups of kernels that are checked and timed together.
-const GROUPS: [(&str, Check, Time); 6] = [
+const GROUPS: [(&str, Check, Time); 7] = [
     ("attention", check, time),
     ("products", gemm::check, gemm::time),
     ("rows", norms::check, norms::time),
     ("convolutions", conv::check, conv::time),
     ("other-attentions", attentions::check, attentions::time),
     ("int8", int8::check, int8::time),
+    ("raw-heads", raw::check, raw::time),
 ];
 
 fn main() -> ExitCode {

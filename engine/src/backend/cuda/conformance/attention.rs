@@ -2,11 +2,11 @@
 
 use super::linear::weight;
 use super::norms::rope;
-use super::{ATTENTION, Both, Check, IN_BF16, Options, Pair};
+use super::{ATTENTION, Both, Check, FP8, IN_BF16, IN_FP8, Options, Pair};
 use crate::Result;
 use crate::backend::SequenceOps;
 use crate::backend::loading::Role;
-use crate::backend::sequence::{Attention, Input, KeyValue, Projection};
+use crate::backend::sequence::{Attention, Input, KeyValue, Projection, SelfAttention};
 use crate::weights::DType;
 use animd_protocol::profile::AttentionKind;
 
@@ -37,6 +37,7 @@ pub(super) fn check(check: &Check) -> Result<()> {
         attention(&both, "attention, bf16", &case(72, sets, 128), ATTENTION)?;
     }
     with_projections(&both)?;
+    to_itself(check)?;
 
     let in_8_bits = |rows, sets| Case { kind: AttentionKind::EightBit, ..case(rows, sets, 128) };
     for (rows, sets) in [(72, vec![one(130)]), (3, vec![one(100)]), (100, vec![one(200), one(40)])] {
@@ -96,6 +97,41 @@ fn attend(
         cpu: both.cpu.attention(&Attention { q: &q.cpu, sets: &on_cpu, heads, scale, kind })?,
         cuda: both.cuda.attention(&Attention { q: &q.cuda, sets: &on_cuda, heads, scale, kind })?,
     })
+}
+
+/// Checks 8-bit attention of a layer to itself, in one step where the GPU can and in two.
+fn to_itself(check: &Check) -> Result<()> {
+    for (keeping, raw_heads) in [(IN_BF16, false), (IN_BF16, true), (IN_FP8, true)] {
+        let cuda = check.open(&Options { long_context: 100, raw_heads, ..Options::default() })?;
+        if keeping == IN_FP8 && !cuda.has_fp8() {
+            continue;
+        }
+        let both = Both::new(check, &cuda, keeping);
+        let (rows, heads, features) = (130, 2, 256);
+        let (w, x) = (both.noise(&[features], 2)?, both.noise(&[rows, 64], 6)?);
+        let (on_cpu, on_cuda) = rope(&both, rows, 64)?;
+        let layer = both.load(vec![(weight(3 * features, 64, DType::F32, 1), None)], Role::Bulk)?;
+        let (scale, kind, eps) = (128f64.powf(-0.5), AttentionKind::EightBit, 1e-6);
+        let projection = Projection { norms: [Some(&w.cpu), Some(&w.cpu), None], eps, rope: Some(&on_cpu) };
+        let cpu = SelfAttention { layer: &layer.cpu, projection, heads, scale, kind };
+        let projection =
+            Projection { norms: [Some(&w.cuda), Some(&w.cuda), None], eps, rope: Some(&on_cuda) };
+        let on_cuda = SelfAttention { layer: &layer.cuda, projection, heads, scale, kind };
+        let y = Pair {
+            cpu: both.cpu.self_attention(Input::Plain(&x.cpu), &cpu)?,
+            cuda: both.cuda.self_attention(Input::Plain(&x.cuda), &on_cuda)?,
+        };
+        let way = if raw_heads { "raw heads" } else { "normed heads" };
+        // The layer's own error is that of its values, and moves scores of about 1 by as much again.
+        let tolerance = if keeping == IN_FP8 { EIGHT_BIT.hypot(1.5 * FP8) } else { EIGHT_BIT };
+        both.compare(
+            "attention, 8 bits",
+            format!("self-attention, {way}, {:?}", keeping.weights),
+            &y,
+            tolerance,
+        )?;
+    }
+    Ok(())
 }
 
 /// Checks attention as in the `DiT`: queries, keys and values of one product, with their norms.

@@ -3,8 +3,11 @@
 use super::super::conformance::{self, Group};
 use super::{Cuda, Options, noise, open};
 use crate::backend::cuda::Linear;
+use crate::backend::cuda::raw_heads::RawHeads;
 use crate::backend::loading::{LinearWeights, Role};
-use crate::backend::sequence::{Activation, Affine, Attention, Epilogue, Input, KeyValue, Norm, Projection};
+use crate::backend::sequence::{
+    Activation, Affine, Attention, Epilogue, Input, KeyValue, Norm, Projection, SelfAttention,
+};
 use crate::backend::{Backend, Keeping, Loader, SequenceOps, TensorOps};
 use crate::progress::Quiet;
 use crate::weights::{DType, Matrix};
@@ -196,6 +199,33 @@ fn attentions_become_one_kernel() {
     let (scale, kind) = (128f64.powf(-0.5), AttentionKind::Exact);
     let (most, _) = most(&b, || b.attention(&Attention { q: &q, sets, heads: 2, scale, kind }));
     assert_eq!(most, taken(2 * rows * features));
+}
+
+/// Queries and keys go straight from their product to 8 bits where the kernels can do so, and nowhere else.
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+fn raw_heads_are_those_that_the_kernels_take() {
+    let b = open(&Options { long_context: 100, raw_heads: true, ..Options::default() });
+    let (rows, features) = (130, 256);
+    let (w, layer) = (tensor(&b, &[features], 2), layer(&b, IN_BF16, 3 * features, 64));
+    let tables = vec![0.5; rows * 64];
+    let rope = b.load_rope(&tables, &tables, rows).expect("tables");
+    let raw = |b: &Cuda, rows: usize, heads: usize, kind, norm_k| {
+        let projection = Projection { norms: [Some(&w), norm_k, None], eps: 1e-6, rope: Some(&rope) };
+        let (scale, layer) = (128f64.powf(-0.5), &layer);
+        let x = tensor(b, &[rows, 64], 6);
+        let attention = SelfAttention { layer, projection, heads, scale, kind };
+        RawHeads::of(&b.gpu, &Input::Plain(&x), &attention).is_some()
+    };
+    let eight = AttentionKind::EightBit;
+    let hopper = b.gpu.attention.takes_raw(2);
+    assert_eq!(raw(&b, rows, 2, eight, Some(&w)), hopper);
+    assert!(!raw(&b, rows, 2, AttentionKind::Exact, Some(&w)));
+    assert!(!raw(&b, rows, 2, eight, None));
+    assert!(!raw(&b, rows, 1, eight, Some(&w)));
+    assert!(!raw(&b, rows - 1, 2, eight, Some(&w)));
+    let usual = open(&Options { long_context: 100, raw_heads: false, ..Options::default() });
+    assert!(!raw(&usual, rows, 2, eight, Some(&w)));
 }
 
 /// These are the norms of the `DiT`: queries and keys are normed in place of what the product made.
