@@ -31,8 +31,8 @@ pub(super) fn load_all<const N: usize>(
     let mut functions = Vec::with_capacity(N);
     for name in names {
         let function = module.load_function(name)?;
-        // A block can have up to 48 KiB without asking.
-        if shared_bytes > 48 << 10 {
+        // A block can have 48 KiB without asking, its static shared memory included.
+        if shared_bytes > 0 {
             function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes as i32)?;
         }
         functions.push(function);
