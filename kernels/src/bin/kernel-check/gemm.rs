@@ -6,7 +6,7 @@ use animd_kernels::cuda::cudarc::driver::{CudaSlice, CudaStream};
 use animd_kernels::cuda::{Activation, Card, Element, Epilogue, Gate, Gemm, Operands, Rows};
 
 use super::bench::{BF16_ROUNDING, Input, Output, by_rows, verdict};
-use super::{Result, address, median, normal};
+use super::{Result, address, median_of, normal};
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
@@ -290,6 +290,7 @@ pub fn time(card: &Card) -> Result<()> {
             ("bf16", &bf16, &plain, Element::Bf16),
             ("bf16, gate, residual", &bf16, &gated, Element::Bf16),
             ("bf16, the same in f32", &bf16, &gated, Element::F32),
+            ("bf16, gelu", &bf16, &gelu, Element::Bf16),
             ("e4m3 fast", &fp8(true), &plain, Element::Bf16),
             ("e4m3 fast, gate, residual", &fp8(true), &gated, Element::Bf16),
             ("e4m3 fast, the same in f32", &fp8(true), &gated, Element::F32),
@@ -303,9 +304,11 @@ pub fn time(card: &Card) -> Result<()> {
             if matches!(operands, Operands::E4m3 { .. }) && !gemm.has_e4m3() {
                 continue;
             }
+            let written = (to.address, rows * columns * element.bytes());
             // SAFETY: the buffers have these sizes and outlive the waits in `median`.
-            let ms =
-                median(&stream, || unsafe { gemm.run(&stream, operands, inner, epilogue, to, element) })?;
+            let ms = median_of(&stream, written, || unsafe {
+                gemm.run(&stream, operands, inner, epilogue, to, element)
+            })?;
             let flop = 2.0 * rows as f64 * columns as f64 * inner as f64;
             println!("{name:27}{rows:8}{columns:8}{inner:8}{ms:9.3}{:9.0}", flop / f64::from(ms) / 1e9);
         }

@@ -18,14 +18,19 @@ mod raw;
 use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use animd_kernels::cuda::cudarc::driver::result::{memcpy_dtoh_sync, memset_d8_async};
 use animd_kernels::cuda::cudarc::driver::sys::CUevent_flags;
 use animd_kernels::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr};
 use animd_kernels::cuda::{self, Attention, Attention8bitLayout, Card, Rows, open};
 use half::bf16;
 
 const HEAD_DIM: usize = 128;
+
+/// How often a kernel of full size is run to see that it gives the same bits.
+const REPEATS: usize = 10;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -74,7 +79,7 @@ fn main() -> ExitCode {
                 time(&card)?;
             }
         }
-        Ok(good)
+        Ok(good && !DIFFERENT.load(Ordering::Relaxed))
     };
     match run() {
         Ok(true) => ExitCode::SUCCESS,
@@ -335,8 +340,9 @@ fn time(card: &Card) -> Result<()> {
         };
         for keys in [rows, 512, 257] {
             let (q, k, v, o) = (of(0, rows), of(1, keys), of(2, keys), of(3, rows));
+            let written = (o.address, rows * heads * HEAD_DIM * 2);
             // SAFETY: the buffers have these sizes and outlive the waits in `median`.
-            let ms = median(&stream, || unsafe { attention.bf16(&stream, q, k, v, o, heads) })?;
+            let ms = median_of(&stream, written, || unsafe { attention.bf16(&stream, q, k, v, o, heads) })?;
             report("bf16", keys, ms);
             if keys != rows {
                 continue;
@@ -345,17 +351,58 @@ fn time(card: &Card) -> Result<()> {
             let memory: CudaSlice<u8> = stream.alloc_zeros(layout.bytes())?;
             let workspace = layout.at(address(&memory, &stream))?;
             // SAFETY: as above, for the workspace, too.
-            let all = median(&stream, || unsafe { attention.eight_bit(&stream, q, k, v, o, &workspace) })?;
+            let all = median_of(&stream, written, || unsafe {
+                attention.eight_bit(&stream, q, k, v, o, &workspace)
+            })?;
             // SAFETY: as above, and the line before has filled the workspace.
-            let product = median(&stream, || unsafe { attention.multiply_8bit(&stream, o, &workspace) })?;
+            let product =
+                median_of(&stream, written, || unsafe { attention.multiply_8bit(&stream, o, &workspace) })?;
             // SAFETY: as above.
-            let first = median(&stream, || unsafe { attention.quantize_8bit(&stream, q, k, v, &workspace) })?;
+            let prepared = (address(&memory, &stream), layout.bytes());
+            let first = median_of(&stream, prepared, || unsafe {
+                attention.quantize_8bit(&stream, q, k, v, &workspace)
+            })?;
             report("8-bit", keys, all);
             report("  without quantisation", keys, product);
             println!("{:24}{rows:8}{keys:7}{first:9.3}", "  quantisation");
         }
     }
     Ok(())
+}
+
+/// Memory that a kernel writes: its address and bytes.
+type Written = (u64, usize);
+
+/// Whether a kernel gave other bits another time, at a size where all of the GPU is busy.
+static DIFFERENT: AtomicBool = AtomicBool::new(false);
+
+/// Returns [`median`], and says if the same inputs do not give the same bits each time. `written` must not be read by
+/// the launch, and is poisoned before each of some more runs.
+fn median_of(
+    stream: &Arc<CudaStream>,
+    written: Written,
+    mut launch: impl FnMut() -> std::result::Result<(), cuda::Error>,
+) -> Result<f32> {
+    let ms = median(stream, &mut launch)?;
+    let (address, bytes) = written;
+    let (mut first, mut again) = (Vec::new(), vec![0u8; bytes]);
+    for run in 0..REPEATS {
+        // SAFETY: the caller vouches for the memory, and the stream has passed all that writes to it.
+        unsafe { memset_d8_async(address, 0xff, bytes, stream.cu_stream())? };
+        launch()?;
+        stream.synchronize()?;
+        // SAFETY: as above.
+        unsafe { memcpy_dtoh_sync(&mut again, address)? };
+        if run == 0 {
+            first.clone_from(&again);
+        } else if first != again {
+            DIFFERENT.store(true, Ordering::Relaxed);
+            let mut others = (0..bytes).filter(|&i| first[i] != again[i]);
+            let (at, count) = (others.next().unwrap_or_default(), 1 + others.count());
+            println!("NOT REPEATABLE: run {run} has {count} of {bytes} other bytes, the first at {at}");
+        }
+    }
+    Ok(ms)
 }
 
 /// Returns milliseconds: the median of 15 runs. At least 5 runs and a quarter of a second come before them, so that the

@@ -11,7 +11,7 @@ use animd_kernels::cuda::{
 };
 
 use super::bench::{BF16_ROUNDING, Input, Output, by_rows, verdict};
-use super::{HEAD_DIM, Result, address, median, normal};
+use super::{HEAD_DIM, Result, address, median, median_of, normal};
 
 const BF16: Element = Element::Bf16;
 const F32: Element = Element::F32;
@@ -371,6 +371,7 @@ pub fn time(card: &Card) -> Result<()> {
         let layout = Attention8bitLayout::new(rows, rows, heads);
         let memory: CudaSlice<u8> = stream.alloc_zeros(layout.bytes())?;
         let workspace = layout.at(address(&memory, &stream))?;
+        let prepared = (address(&memory, &stream), layout.bytes());
         let (qkv, operands) = (address(&qkv, &stream), address(&operands, &stream));
         let (ones, tables) = (address(&ones, &stream), address(&tables, &stream));
         let part = |i: u64| Rows { address: qkv + 2 * i * width as u64, rows, stride: 3 * width };
@@ -404,13 +405,16 @@ pub fn time(card: &Card) -> Result<()> {
             })?;
             report("norms, then quantisation", ms);
             // SAFETY: as above.
-            let ms = median(&stream, || unsafe { attention.quantize_8bit_raw(&stream, &raw, &workspace) })?;
+            let ms = median_of(&stream, prepared, || unsafe {
+                attention.quantize_8bit_raw(&stream, &raw, &workspace)
+            })?;
             report("quantisation of raw heads", ms);
         }
         for _ in 0..2 {
             for (name, epilogue) in [("e4m3 fast, bias", &plain), ("e4m3 fast, bias, squares", &squared)] {
                 // SAFETY: as above; the product overwrites what the others read.
-                let ms = median(&stream, || unsafe {
+                let written = (qkv, rows * 3 * width * 2);
+                let ms = median_of(&stream, written, || unsafe {
                     gemm.run(&stream, &factors, width, epilogue, Rows { rows, ..part(0) }, BF16)
                 })?;
                 report(name, ms);

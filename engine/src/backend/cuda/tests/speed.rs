@@ -133,6 +133,7 @@ fn speed_of_blocks() {
     recipe.experts[0].network.config.num_layers = BLOCKS;
     let config = recipe.experts[0].network.config.clone();
     let source = MadeUp::on_disk(schema::dit(&config));
+    let mut same = true;
     for (weights, attention) in [
         (Precision::Fp8, AttentionKind::EightBit),
         (Precision::Bf16, AttentionKind::EightBit),
@@ -200,9 +201,15 @@ fn speed_of_blocks() {
             "looking for numbers that are none: the stream is kept {copied:.2?} a forward, a thread of the host {:.1?}",
             began.elapsed() / RUNS
         );
-        let again = b.download(&forward(compute)).unwrap();
-        assert!(again == out, "the same twice is not the same");
+        for _ in 0..4 {
+            let again = b.download(&forward(compute)).unwrap();
+            let other: Vec<usize> = (0..out.len()).filter(|&i| again[i] != out[i]).collect();
+            let most = other.iter().map(|&i| (again[i] - out[i]).abs()).fold(0.0, f32::max);
+            println!("{} of {} other numbers, by at most {most:e}", other.len(), out.len());
+            same &= other.is_empty();
+        }
     }
+    assert!(same, "the same inputs do not give the same numbers each time");
 }
 
 #[test]
