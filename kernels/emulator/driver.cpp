@@ -214,7 +214,6 @@ API cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address, co
     made.address = uint64_t(address);
     switch (type) {
         case 0: made.element = 1; break;  // UINT8
-        case 7: made.element = 4; break;  // FLOAT32
         case 9: made.element = 2; break;  // BFLOAT16
         default: return kInvalid;
     }

@@ -4,8 +4,7 @@
 // 128 rows each. The blocks of a cluster compute tiles that lie below each other and so need the same tile of B: each
 // block copies its share of that tile to both blocks. What follows the product goes through shared memory in f32, a few
 // columns at a time, so that every access to global memory is 8 or 16 bytes a thread with whole sectors; whole tiles of
-// matrices have shorter ways: matrix_epilogue.cuh without gates and residual, residual_epilogue.cuh with a residual in
-// f32, which comes through the ring of tiles like one more block or two of K.
+// matrices without gates and a residual have a shorter way: matrix_epilogue.cuh.
 //
 // A `Problem` says which tiles there are, how K is cut, and where rows lie:
 //   int tiles()                                    tiles of a cluster, all columns of all rows
@@ -17,7 +16,6 @@
 //   int column(place), int columns()               first column of the tile, and how many columns there are
 //   kScaled                                        whether there are scales
 //   kMatrix                                        whether the output is a matrix as wide as the product, not a volume
-//   void load_residual(place, slice, to, barrier)  of a matrix: enqueues the copies of a slice of the tile's residual
 #pragma once
 
 #include <cuda_bf16.h>
@@ -25,7 +23,6 @@
 #include "../any/epilogue.cuh"
 #include "hopper.cuh"
 #include "matrix_epilogue.cuh"
-#include "residual_epilogue.cuh"
 
 namespace gemm {
 
@@ -68,7 +65,7 @@ struct Shape {
     static_assert(kColumns % (8 * kCluster) == 0, "each block of a cluster copies whole groups of 8 rows of B");
     static_assert(kSharedBytes <= kMaxShared, "a block of Hopper has 227 KiB of shared memory");
     static_assert(kStages >= 3, "a copy must have time to arrive");
-    static_assert(ColumnVectors<kColumns, true>::kBytes <= kWarpBytes, "they use the same memory, in turn");
+    static_assert(ColumnVectors<kColumns>::kBytes <= kWarpBytes, "they use the same memory, in turn");
 };
 
 // Position in a ring of slots; `parity` flips at each turn.
@@ -91,7 +88,8 @@ struct Barriers {
 };
 
 // Tells the producers of all blocks of the cluster that a slot can be filled again: one thread of each warpgroup
-// arrives for each block.
+// arrives for each block. Only products may have read the slot: an arrival at another block waits for no ordinary load,
+// which the next copy could overtake.
 template <int kCluster>
 __device__ __forceinline__ void release(uint32_t empty, int thread) {
     if constexpr (kCluster == 1) {
@@ -204,12 +202,6 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
     const int thread = threadIdx.x % kWarpgroup;
     const int rank = Shape::kCluster == 1 ? 0 : int(cluster_rank());
     const int cluster = blockIdx.x / Shape::kCluster, clusters = gridDim.x / Shape::kCluster;
-    // Whether the residual of a tile with this first column comes through the ring. Both blocks of a cluster agree.
-    constexpr bool kSliced = Problem::kMatrix && kKind == kPlain && sizeof(Output) == 4;
-    auto sliced = [&](int column) {
-        return kSliced && epilogue.residual != nullptr && epilogue.element_gate == nullptr &&
-               column + Shape::kColumns <= problem.columns();
-    };
 
     if (threadIdx.x == 0) {
         problem.prefetch_maps();
@@ -242,17 +234,6 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
                     problem.next(cursor);
                     ring.next();
                 }
-                if constexpr (kSliced) {
-                    if (!sliced(problem.column(place))) continue;
-                    using Slice = ResidualSlice<Shape>;
-                    for (int slice = 0; slice < Slice::kCount; slice++) {
-                        barrier_wait(barriers.empty(ring.stage), ring.parity ^ 1);
-                        barrier_expect(barriers.full(ring.stage), Slice::kBytes);
-                        problem.load_residual(place, slice, base + ring.stage * Shape::kStageBytes,
-                                              barriers.full(ring.stage));
-                        ring.next();
-                    }
-                }
             }
         }
     } else {
@@ -269,7 +250,7 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
             const int lead = min(Shape::kLead, problem.place(cluster, rank).blocks - 1);
             barrier_wait(barriers.full(lead), 0);
         }
-        const ColumnVectors<Shape::kColumns, kSliced> vectors{chunk};
+        const ColumnVectors<Shape::kColumns> vectors{chunk};
         for (int tile = cluster; tile < problem.tiles(); tile += clusters) {
             const auto place = problem.place(tile, rank);
             const int column = problem.column(place);
@@ -283,10 +264,9 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
                                (Problem::kMatrix && column + Shape::kColumns <= problem.columns() &&
                                 epilogue.residual == nullptr && epilogue.gate == nullptr &&
                                 epilogue.element_gate == nullptr);
-            const bool added = sliced(column);
             TwoRows rows;
             if constexpr (Problem::kMatrix) {
-                if (whole || added) {
+                if (whole) {
 #pragma unroll
                     for (int r = 0; r < 2; r++) {
                         const int row = problem.row(place, first(0) + lane / 4 + 8 * r);
@@ -305,24 +285,6 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
                 if (whole) {
                     vectors.arrive();
                     finish_whole<Shape, kKind, Problem::kScaled, Output>(epilogue, sum[0], rows, column, vectors, lane);
-                    continue;
-                }
-            }
-            if constexpr (kSliced) {
-                if (added) {
-                    vectors.arrive();
-                    const uint32_t first_row = uint32_t(first(0) + lane / 4);
-#pragma unroll
-                    for (int slice = 0; slice < ResidualSlice<Shape>::kCount; slice++) {
-                        barrier_wait(barriers.full(ring.stage), ring.parity);
-                        ResidualSlice<Shape> residual;
-                        residual.read(base + ring.stage * Shape::kStageBytes + first_row * kRowBytes, lane);
-                        // All four warps must have read their rows.
-                        named_sync(1 + consumer, kWarpgroup);
-                        release<Shape::kCluster>(barriers.empty(ring.stage), thread);
-                        ring.next();
-                        residual.template finish<Problem::kScaled>(epilogue, sum[0], slice, rows, column, vectors, lane);
-                    }
                     continue;
                 }
             }

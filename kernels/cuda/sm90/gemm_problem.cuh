@@ -9,7 +9,6 @@ template <class Shape, int kElementBytes>
 struct Product {
     const CUtensorMap& a_map;  // [rows, K], boxes of [Shape::kRows][128 bytes]
     const CUtensorMap& b_map;  // [columns, K], boxes of [Shape::kColumns / Shape::kCluster][128 bytes]
-    const CUtensorMap& residual_map;  // [rows, columns] f32, boxes of [Shape::kRows][128 bytes]; unused without one
     int rows, all_columns, blocks;
 
     static constexpr bool kScaled = kElementBytes == 1;
@@ -53,13 +52,6 @@ struct Product {
             load_2d_multicast(to_b + rank * kShare * kRowBytes, &b_map, barrier, (1 << Shape::kCluster) - 1, cursor,
                               place.column + rank * kShare);
     }
-    // Enqueues the copies of a slice of a tile's residual: see residual_epilogue.cuh.
-    __device__ __forceinline__ void load_residual(const Place& place, int slice, uint32_t to, uint32_t barrier) const {
-        using Slice = ResidualSlice<Shape>;
-        for (int box = 0; box < Slice::kBoxes; box++)
-            load_2d(to + box * Slice::kBoxBytes, &residual_map, barrier,
-                    place.column + slice * Slice::kColumns + box * Slice::kBoxColumns, place.row);
-    }
     __device__ __forceinline__ int row(const Place& place, int i) const {
         return place.row + i < rows ? place.row + i : -1;
     }
@@ -74,9 +66,8 @@ struct Product {
 #define GEMM_KERNEL(NAME, SHAPE, BF16, APART, ENDING, OUTPUT)                                                               \
     extern "C" __global__ void __cluster_dims__(SHAPE::kCluster, 1, 1) __launch_bounds__(gemm::kThreads, 1)         \
         NAME(const __grid_constant__ CUtensorMap a_map, const __grid_constant__ CUtensorMap b_map,                  \
-             const __grid_constant__ CUtensorMap residual_map, const __grid_constant__ gemm::Epilogue epilogue,     \
-             int rows, int columns, int blocks) {                                                                   \
-        const gemm::Product<SHAPE, BF16 ? 2 : 1> product{a_map, b_map, residual_map, rows, columns, blocks};        \
+             const __grid_constant__ gemm::Epilogue epilogue, int rows, int columns, int blocks) {                  \
+        const gemm::Product<SHAPE, BF16 ? 2 : 1> product{a_map, b_map, rows, columns, blocks};                      \
         gemm::run<SHAPE, BF16, APART, gemm::ENDING, OUTPUT>(product, epilogue);                                     \
     }
 

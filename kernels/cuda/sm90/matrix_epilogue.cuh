@@ -10,13 +10,13 @@
 
 namespace gemm {
 
-// Scales and biases of a tile's columns, and with kGated their gates, for one warp.
-template <int kColumns, bool kGated>
+// Scales and biases of a tile's columns, for one warp.
+template <int kColumns>
 struct ColumnVectors {
     uint32_t base;  // of shared memory, kBytes
-    static constexpr uint32_t kBytes = (kGated ? 3 : 2) * 4 * kColumns;
+    static constexpr uint32_t kBytes = 2 * 4 * kColumns;
 
-    // Starts to copy what belongs to the columns from `first` on. An absent bias is 0, an absent gate 1.
+    // Starts to copy the scales and biases of the columns from `first` on. An absent bias is 0.
     template <bool kScaled>
     __device__ __forceinline__ void bring(const Epilogue& e, int first, int lane) const {
         static_assert(kColumns % (4 * 32) == 0, "all lanes bring as much");
@@ -31,13 +31,6 @@ struct ColumnVectors {
                 copy_async(biases + 4 * i, e.bias + column + i, true);
             else
                 store_shared(biases + 4 * i, make_float4(0.f, 0.f, 0.f, 0.f));
-            if constexpr (kGated) {
-                const uint32_t gates = biases + 4 * kColumns;
-                if (e.gate != nullptr)
-                    copy_async(gates + 4 * i, e.gate + column + i, true);
-                else
-                    store_shared(gates + 4 * i, make_float4(1.f, 1.f, 1.f, 1.f));
-            }
         }
         copy_commit();
     }
@@ -73,9 +66,10 @@ __device__ __forceinline__ void trade(uint32_t (&word)[4], int lane) {
 // Writes 16 rows of all columns of a tile that a warp has as accumulators: 4j, 4j + 1 are columns 8j + 2 (lane % 4) and the
 // next of the first of a thread's rows, and 4j + 2, 4j + 3 are these columns of the second. There are neither gates nor
 // a residual. With kSquared it also writes the sums of squares of the rows.
-template <class Shape, EpilogueKind kKind, bool kScaled, class Output, class Vectors>
+template <class Shape, EpilogueKind kKind, bool kScaled, class Output>
 __device__ __forceinline__ void finish_whole(
-    const Epilogue& e, const float (&sum)[Shape::kSums], const TwoRows& rows, int first, const Vectors& vectors, int lane) {
+    const Epilogue& e, const float (&sum)[Shape::kSums], const TwoRows& rows, int first,
+    const ColumnVectors<Shape::kColumns>& vectors, int lane) {
     constexpr bool kWide = sizeof(Output) == 4;
     constexpr int kGroup = 4;  // eights of columns at once: as many as a row has threads
     static_assert(kKind != kNormed && Shape::kColumns % (8 * kGroup) == 0);

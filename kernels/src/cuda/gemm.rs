@@ -443,21 +443,10 @@ impl Gemm {
             )
         };
         let (a_map, b_map) = (map(a, shape.rows())?, map(b, shape.columns / shape.cluster)?);
-        // Products without a residual in f32 do not read its map.
-        let residual_map = match epilogue.residual {
-            Some(residual) if element == Element::F32 => TensorMap::new(
-                MapElement::F32,
-                residual.address,
-                [columns as u64, rows as u64],
-                &[(residual.stride * Element::F32.bytes()) as u64],
-                [(ROW_BYTES / Element::F32.bytes()) as u32, shape.rows() as u32],
-            )?,
-            _ => a_map,
-        };
         let tiles = rows.div_ceil(shape.rows() * shape.cluster) * columns.div_ceil(shape.columns);
         let (rows, columns, blocks) = (rows as i32, columns as i32, inner.div_ceil(block) as i32);
         let mut launch = stream.launch_builder(function);
-        launch.arg(&a_map).arg(&b_map).arg(&residual_map).arg(&raw).arg(&rows).arg(&columns).arg(&blocks);
+        launch.arg(&a_map).arg(&b_map).arg(&raw).arg(&rows).arg(&columns).arg(&blocks);
         // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
         unsafe { launch.launch(persistent(tiles, shape, self.multiprocessors))? };
         Ok(())

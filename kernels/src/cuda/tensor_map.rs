@@ -19,7 +19,6 @@ unsafe impl DeviceRepr for TensorMap {}
 pub(super) enum MapElement {
     U8,
     Bf16,
-    F32,
 }
 
 impl TensorMap {
@@ -50,7 +49,6 @@ impl TensorMap {
         let element = match element {
             MapElement::U8 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
             MapElement::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            MapElement::F32 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
         };
         let mut map = MaybeUninit::<Self>::uninit();
         // SAFETY: the driver writes the whole map, which is aligned to 64 bytes, and reads N (N - 1 for strides)
