@@ -4,15 +4,14 @@ use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 use std::f32::consts::LOG2_E;
 
-use super::attention_raw::RawKernels;
+use super::attention_layout::{
+    Attention8bitLayout, Attention8bitWorkspace, CHUNK, EIGHT_BIT_KEYS, HEAD_DIM, INT8_KEYS,
+};
 use super::attention_sync::SyncAttention;
 use super::module::{fatbin, load, load_all};
 use super::tensor_map::{MapElement, TensorMap};
 use super::{Card, Error, KeyValue, Rows};
 use crate::Family;
-
-/// Channels of a head.
-pub const HEAD_DIM: usize = 128;
 
 /// The rows of Q of a block of `attention_bf16.cu`. After it come the keys of a tile and the dynamic shared memory: Q,
 /// two tiles each of K and V, nine barriers, alignment.
@@ -20,17 +19,15 @@ const BF16_ROWS: usize = 128;
 const BF16_KEYS: usize = 128;
 const BF16_SHARED: u32 = 32_768 + 4 * 32_768 + 8 * 9 + 1024;
 
-/// The rows of Q of a block of `attention_8bit.cu`. After it come the keys of a tile and the dynamic shared memory: Q,
+/// The rows of Q of a block of `attention_8bit.cu`. After it comes the dynamic shared memory: Q,
 /// four tiles of K, four of V with their ones, sums, 17 barriers, alignment.
 const EIGHT_BIT_ROWS: usize = 192;
-pub(super) const EIGHT_BIT_KEYS: usize = 96;
 const EIGHT_BIT_SHARED: u32 = 24_576 + 4 * 12_288 + 4 * (12_288 + 768) + 192 * 136 * 4 + 8 * 17 + 1024;
 
-/// The rows of Q of a block of `attention_int8.cuh`. After it come its threads, the keys of a tile and the dynamic
-/// shared memory: Q, and two stages of a tile of K and one of V.
+/// The rows of Q of a block of `attention_int8.cuh`. After it come its threads and the dynamic shared memory: Q, and
+/// two stages of a tile of K and one of V.
 const INT8_ROWS: usize = 192;
 const INT8_THREADS: u32 = 384;
-const INT8_KEYS: usize = 128;
 const INT8_SHARED: u32 = 192 * 128 + 2 * 2 * 128 * 128;
 
 /// Rows of a block of `attention_quantize_query.cu`.
@@ -40,8 +37,8 @@ const QUERY_ROWS: usize = 96;
 pub(super) const ROW_THREADS: usize = 4;
 pub(super) const THREADS: u32 = 256;
 
-/// Rows that a block of `attention_statistics.cu` adds up.
-pub(super) const CHUNK: usize = 512;
+/// The dynamic shared memory of a block that quantises raw rows: a thread's cosines and sines of 16 pairs.
+pub(super) const RAW_SHARED: u32 = (ROW_THREADS * EIGHT_BIT_KEYS * 2 * 16 * 4) as u32;
 
 /// Attention over heads of 128 channels, loaded for one GPU.
 ///
@@ -85,6 +82,24 @@ struct Int8Arguments {
 
 // SAFETY: plain numbers in the layout of the kernel's structure.
 unsafe impl DeviceRepr for Int8Arguments {}
+
+/// The kernels that read rows as their product leaves them; `attention_raw.rs` launches them.
+#[derive(Debug)]
+pub(super) struct RawKernels {
+    pub statistics: CudaFunction,
+    pub query: CudaFunction,
+    pub key: CudaFunction,
+}
+
+impl RawKernels {
+    pub fn load(card: &Card) -> Result<Self, Error> {
+        let statistics = fatbin!("sm90", "attention_statistics_raw");
+        let quantize = fatbin!("sm90", "attention_quantize_raw");
+        let names = ["attention_quantize_raw_query", "attention_quantize_raw_key"];
+        let [query, key] = load_all(card, quantize, names, RAW_SHARED)?;
+        Ok(Self { statistics: load(card, statistics, "attention_statistics_raw", 0)?, query, key })
+    }
+}
 
 impl Attention {
     /// Loads the kernels.
@@ -430,109 +445,6 @@ impl Attention {
     }
 }
 
-/// The places of 8-bit operands, scales and means in one piece of device memory, for one shape. The layout is the same
-/// on all cards, so it has room for the largest tiles and for the most tiles that any card needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attention8bitLayout {
-    pub(super) rows: usize,
-    pub(super) keys: usize,
-    pub(super) heads: usize,
-    pub(super) query: usize,
-    pub(super) key: usize,
-    value: usize,
-    pub(super) query_scale: usize,
-    pub(super) key_scale: usize,
-    pub(super) key_mean: usize,
-    value_mean: usize,
-    value_scale: usize,
-    pub(super) partial: usize,
-    residual: usize,
-    bytes: usize,
-}
-
-impl Attention8bitLayout {
-    /// Returns the layout for `rows` of Q, `keys` of K and V and `heads` heads of 128.
-    pub fn new(rows: usize, keys: usize, heads: usize) -> Self {
-        let width = heads * HEAD_DIM;
-        let tiles = keys.div_ceil(EIGHT_BIT_KEYS);
-        let padded = (tiles * EIGHT_BIT_KEYS).max(keys.next_multiple_of(INT8_KEYS));
-        let mut bytes = 0;
-        let mut take = |size: usize| {
-            let offset = bytes;
-            bytes += size.next_multiple_of(256);
-            offset
-        };
-        Self {
-            rows,
-            keys,
-            heads,
-            query: take(rows * width),
-            key: take(padded * width),
-            value: take(padded * width),
-            query_scale: take(4 * heads * rows),
-            key_scale: take(4 * heads * tiles),
-            key_mean: take(4 * width),
-            value_mean: take(4 * width),
-            value_scale: take(4 * width),
-            partial: take(4 * 4 * width * keys.div_ceil(CHUNK)),
-            residual: take(4 * width * tiles),
-            bytes,
-        }
-    }
-
-    /// Returns where the operands are, for checks.
-    pub fn places(&self) -> Attention8bitPlaces {
-        let Self { query, key, value, query_scale, key_scale, key_mean, value_mean, value_scale, .. } = *self;
-        Attention8bitPlaces { query, key, value, query_scale, key_scale, key_mean, value_mean, value_scale }
-    }
-
-    /// Returns how many bytes of device memory a workspace takes; its address must be a multiple of 256.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Returns a workspace of this layout at a device address.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Argument`] if the address is no multiple of 256.
-    pub fn at(&self, address: CUdeviceptr) -> Result<Attention8bitWorkspace, Error> {
-        if address == 0 || !address.is_multiple_of(256) {
-            let problem = format!("its address {address:#x} is no multiple of 256");
-            return Err(Error::Argument { kernel: "attention_8bit", argument: "workspace", problem });
-        }
-        Ok(Attention8bitWorkspace { layout: *self, address })
-    }
-}
-
-/// Offsets in bytes in the memory of an [`Attention8bitLayout`]. Tiles are of 96 keys on Hopper cards, of 128 on others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attention8bitPlaces {
-    /// `[rows, heads * 128]` int8.
-    pub query: usize,
-    /// `[keys, heads * 128]` int8 on Hopper cards, `[heads, tiles, 128, 128]` on others.
-    pub key: usize,
-    /// An image of V for each head and tile, as `attention_quantize_value.cu` of the card's folder describes it.
-    pub value: usize,
-    /// `[heads, rows]` f32, log2(e) / sqrt(128) included.
-    pub query_scale: usize,
-    /// `[heads, tiles]` f32.
-    pub key_scale: usize,
-    /// `[heads * 128]` f32.
-    pub key_mean: usize,
-    /// `[heads * 128]` f32.
-    pub value_mean: usize,
-    /// `[heads * 128]` f32.
-    pub value_scale: usize,
-}
-
-/// Device memory for the operands of one 8-bit attention; made by [`Attention8bitLayout::at`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attention8bitWorkspace {
-    pub(super) layout: Attention8bitLayout,
-    pub(super) address: CUdeviceptr,
-}
-
 pub(super) fn check(
     kernel: &'static str,
     q: Rows,
@@ -583,33 +495,6 @@ mod tests {
     }
 
     #[test]
-    fn workspace_has_no_overlaps() {
-        for (rows, keys, heads) in [(1, 1, 1), (32_760, 32_760, 40), (75_600, 75_600, 40), (1000, 97, 3)] {
-            let w = Attention8bitLayout::new(rows, keys, heads);
-            let (width, tiles) = (heads * 128, keys.div_ceil(96));
-            let mut pieces = [
-                (w.query, rows * width),
-                (w.key, keys.div_ceil(128) * 128 * width),
-                (w.value, (tiles * 96).max(keys.div_ceil(128) * 128) * width),
-                (w.query_scale, 4 * heads * rows),
-                (w.key_scale, 4 * heads * tiles),
-                (w.key_mean, 4 * width),
-                (w.value_mean, 4 * width),
-                (w.value_scale, 4 * width),
-                (w.partial, 16 * width * keys.div_ceil(512)),
-                (w.residual, 4 * width * tiles),
-            ];
-            pieces.sort_unstable();
-            for pair in pieces.windows(2) {
-                assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{w:?}");
-                assert!(pair[1].0.is_multiple_of(256));
-            }
-            let last = pieces[pieces.len() - 1];
-            assert!(last.0 + last.1 <= w.bytes());
-        }
-    }
-
-    #[test]
     fn shapes_must_agree() {
         let x = Rows::dense(4096, 10, 256);
         assert!(check("k", x, x, x, x, 2).is_ok());
@@ -618,8 +503,5 @@ mod tests {
         assert!(check("k", x, x, x, longer, 2).is_err());
         assert!(check("k", x, x, x, x, 0).is_err());
         assert!(check("k", x, x, x, x, 3).is_err());
-        let layout = Attention8bitLayout::new(10, 10, 2);
-        assert!(layout.at(4096).is_ok());
-        assert!(layout.at(4096 + 128).is_err());
     }
 }

@@ -2,23 +2,17 @@
 //! the rotary embedding are applied where rows are quantised.
 
 use cudarc::driver::sys::CUdeviceptr;
-use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, PushKernelArg};
+use cudarc::driver::{CudaStream, DeviceRepr, PushKernelArg};
 
-use super::attention::{
-    Attention, Attention8bitLayout, Attention8bitWorkspace, CHUNK, EIGHT_BIT_KEYS, HEAD_DIM, Kernels,
-    ROW_THREADS, THREADS, check, grid, same,
-};
-use super::module::{fatbin, load, load_all};
+use super::attention::{Attention, Kernels, RAW_SHARED, ROW_THREADS, THREADS, check, grid, same};
+use super::attention_layout::{Attention8bitLayout, Attention8bitWorkspace, CHUNK, EIGHT_BIT_KEYS, HEAD_DIM};
 use super::rows::{check_vector, refuse};
-use super::{Card, Error, Gemm, RopeTables, Rows};
+use super::{Error, Gemm, RopeTables, Rows};
 
 const KERNEL: &str = "attention_quantize_raw";
 
 /// Heads that a block takes one after the other, so that it reads its rows' cosines and sines once.
 const HEADS: usize = 8;
-
-/// The dynamic shared memory of a block: a thread's cosines and sines of 16 pairs.
-const SHARED: u32 = (ROW_THREADS * EIGHT_BIT_KEYS * 2 * 16 * 4) as u32;
 
 /// The least number of keys that give the mean that is taken from all: it then differs from the mean of all keys by 2 % of
 /// their deviation, which adds 0.05 % to the squares of what is quantised.
@@ -59,24 +53,6 @@ struct RawNorm {
 
 // SAFETY: plain numbers in the layout of the kernels' structure.
 unsafe impl DeviceRepr for RawNorm {}
-
-/// The kernels that read raw rows.
-#[derive(Debug)]
-pub(super) struct RawKernels {
-    statistics: CudaFunction,
-    query: CudaFunction,
-    key: CudaFunction,
-}
-
-impl RawKernels {
-    pub fn load(card: &Card) -> Result<Self, Error> {
-        let statistics = fatbin!("sm90", "attention_statistics_raw");
-        let quantize = fatbin!("sm90", "attention_quantize_raw");
-        let names = ["attention_quantize_raw_query", "attention_quantize_raw_key"];
-        let [query, key] = load_all(card, quantize, names, SHARED)?;
-        Ok(Self { statistics: load(card, statistics, "attention_statistics_raw", 0)?, query, key })
-    }
-}
 
 impl Attention {
     /// Returns whether [`Self::quantize_8bit_raw`] serves this GPU and so many heads.
@@ -147,8 +123,8 @@ impl Attention {
         unsafe {
             statistics.launch(grid(heads, keys.div_ceil(CHUNK), THREADS, 0))?;
             self.finish_statistics(stream, workspace, keys.div_ceil(every))?;
-            queries.launch(grid(rows.div_ceil(EIGHT_BIT_KEYS), groups, threads, SHARED))?;
-            tiles.launch(grid(keys.div_ceil(EIGHT_BIT_KEYS), groups, threads, SHARED))?;
+            queries.launch(grid(rows.div_ceil(EIGHT_BIT_KEYS), groups, threads, RAW_SHARED))?;
+            tiles.launch(grid(keys.div_ceil(EIGHT_BIT_KEYS), groups, threads, RAW_SHARED))?;
             self.quantize_values(stream, v, workspace)
         }
     }

@@ -6,6 +6,7 @@
 
 mod attention;
 mod attention_any;
+mod attention_layout;
 mod attention_raw;
 mod attention_sync;
 mod card;
@@ -22,8 +23,9 @@ mod tensor_map;
 mod volumes;
 
 pub use crate::{Activation, Spatial, Time};
-pub use attention::{Attention, Attention8bitLayout, Attention8bitPlaces, Attention8bitWorkspace, HEAD_DIM};
+pub use attention::Attention;
 pub use attention_any::{AnyAttention, AnyAttentionArguments, Batches};
+pub use attention_layout::{Attention8bitLayout, Attention8bitPlaces, Attention8bitWorkspace, HEAD_DIM};
 pub use attention_raw::RawHeads;
 pub use card::Card;
 pub use conv::{Conv, ConvEpilogue, ConvLayer, Volume, fold_for_doubling};

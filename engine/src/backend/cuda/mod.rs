@@ -78,7 +78,7 @@ pub struct Options {
     /// The number of keys from which on attention counts as self-attention; with fewer keys its kind has no effect.
     pub long_context: usize,
     /// Quantises queries and keys of 8-bit self-attention as their product leaves them, instead of norming them in memory
-    /// first. For now only if `ANIMD_RAW_HEADS` is set, until both ways have been measured on a GPU.
+    /// first, where the kernels can.
     pub raw_heads: bool,
     /// Sums 8-bit products up in the tensor cores alone, which keep some 14 bits, instead of in f32 every 128 products.
     pub fast_sums: bool,
@@ -99,7 +99,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             long_context: 1024,
-            raw_heads: std::env::var_os("ANIMD_RAW_HEADS").is_some(),
+            raw_heads: true,
             fast_sums: true,
             leave: 0,
             pinned: None,
