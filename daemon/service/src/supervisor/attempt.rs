@@ -168,6 +168,8 @@ impl Supervisor {
             FromEngine::Failed { job: 0, code, message } => {
                 tracing::error!("the engine cannot work: {message}");
                 let state = match code {
+                    // A file of the model was cut or written during a job. The engine is about to exit.
+                    ErrorCode::Model if self.engine.is_working() => return self.torn = Some(message),
                     ErrorCode::Model if self.refuses_model(&message).await => return,
                     ErrorCode::Model => return self.configured_model_is_unusable(message),
                     ErrorCode::Device => ServiceState::NoGpu,
@@ -278,14 +280,20 @@ impl Supervisor {
         // An engine that has closed its socket is about to exit by itself, and its exit status tells why.
         let grace = if matches!(why, Loss::Closed) { EXIT_PATIENCE } else { Duration::ZERO };
         let exit = self.patiently(engine.end(grace)).await;
-        let why = match exit {
-            exit if exit.is_memory() => exit.to_string(),
+        let torn = self.torn.take();
+        let why = match (exit, &torn) {
+            (_, Some(torn)) => torn.clone(),
+            (exit, _) if exit.is_memory() => exit.to_string(),
             // The exit status of an engine that the supervisor killed says nothing.
-            Exit::Ended => why.to_string(),
-            exit => format!("{why} ({exit})"),
+            (Exit::Ended, _) => why.to_string(),
+            (exit, _) => format!("{why} ({exit})"),
         };
         tracing::warn!("the engine has ended: {why}");
         self.tools.events.engine_lost();
+        let waits = torn.is_some() && self.model.name().is_none();
+        if waits {
+            self.configured_model_is_unusable(why.clone());
+        }
         let is_explained = self.trouble.is_some() || (self.model.name().is_none() && self.unusable.is_some());
         if !is_explained {
             let remedy = if exit.is_memory() { format!("; {MEMORY}") } else { String::new() };
@@ -293,8 +301,11 @@ impl Supervisor {
         }
         self.pause();
         for running in jobs {
-            if let Some(job) = self.stopped(running).await {
-                self.requeue(job, &why, exit.is_memory()).await;
+            match self.stopped(running).await {
+                // Its model's files are at fault, and it waits for them as all jobs of the configured model do.
+                Some(job) if waits => self.put_back(job, &why).await,
+                Some(job) => self.requeue(job, &why, exit.is_memory()).await,
+                None => {}
             }
         }
     }

@@ -84,6 +84,8 @@ pub struct Supervisor {
     model: Chosen,
     /// Why the configured model cannot be used, if that was tried in vain.
     unusable: Option<Unusable>,
+    /// What an engine with a job has said of its model's files, before it exits.
+    torn: Option<String>,
     /// The reason why no job can run, if there is one.
     trouble: Option<Trouble>,
     /// How often the engine has ended since a job last ended properly.
@@ -146,6 +148,7 @@ impl Supervisor {
             engine: EngineState::Absent(absence),
             model: Chosen::default(),
             unusable: None,
+            torn: None,
             trouble: None,
             failures: 0,
             next_start: now,
