@@ -105,6 +105,7 @@ async fn checks(loaded: &animd_common::Result<Loaded>, on: On) -> Vec<Check> {
         Some(user) => {
             let sandbox = if on.user { Sandbox::default() } else { Sandbox::read(Path::new("/")) };
             checks.push(doctor::model(&config, user, &sandbox));
+            checks.extend(doctor::named_models(&config, user, &sandbox));
             checks.extend(doctor::folders(&config, user, &sandbox));
         }
         None => checks.push(Check::fail(
