@@ -254,3 +254,17 @@ fn doctor_looks_at_what_the_running_service_uses() {
     );
     assert!(!told.to_string().contains(" DIR"), "{told}");
 }
+
+#[test]
+fn a_name_that_turns_the_text_is_shown_in_its_own_order() {
+    let house = House::started("");
+    let turned = "\u{202e}gnp.exe";
+    house.drop_picture(format!("{turned}.png"), Some(&format!("a {turned} prompt fail")));
+    house.until_ended(1);
+    for args in [&["list"][..], &["show", "1"], &["history"], &["--json", "show", "1"], &["export"]] {
+        let said = says(&house, args);
+        assert!(said.contains("202e") && !said.contains('\u{202e}'), "{args:?}: {said}");
+    }
+    // Programs get the prompt as it was written.
+    assert_eq!(house.json(&["show", "1"])["settings"]["prompt"], format!("a {turned} prompt fail"));
+}

@@ -51,6 +51,7 @@ use std::process::ExitCode;
 
 use animd_client::{JobProxy, ManagerProxy};
 use animd_common::bus::NAME;
+use animd_common::text::harmless;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::Value;
@@ -142,7 +143,7 @@ pub fn main() -> ExitCode {
     match runtime.block_on(run(args)) {
         Ok(exit) => exit.into(),
         Err(Failure { exit, text }) => {
-            eprintln!("animctl: {text}");
+            eprintln!("animctl: {}", harmless(&text));
             exit.into()
         }
     }
@@ -274,7 +275,7 @@ fn json_of(dict: &animd_client::Dict) -> Value {
 /// Prints a line of data. A reader that has gone away is not an error; if the line cannot be written for another
 /// reason, the program ends.
 fn print(line: impl std::fmt::Display) {
-    if let Err(e) = writeln!(io::stdout(), "{line}")
+    if let Err(e) = writeln!(io::stdout(), "{}", harmless(&line.to_string()))
         && e.kind() != io::ErrorKind::BrokenPipe
     {
         eprintln!("animctl: cannot write to standard output: {e}");
