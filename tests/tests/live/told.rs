@@ -256,6 +256,27 @@ fn doctor_looks_at_what_the_running_service_uses() {
 }
 
 #[test]
+fn numbers_on_the_command_line_are_asked_for_in_words() {
+    let house = House::new("");
+    let job = "a job has a whole number; `animctl list` shows the jobs";
+    for (args, words) in [
+        (&["show", "first"][..], job),
+        (&["show", "99999999999999999999"], job),
+        (&["cancel", "1", "all"], job),
+        (&["history", "--before", "yesterday"], job),
+        (&["list", "--limit", "0"], "must be a whole number, 1 or more, not 0"),
+        (&["report", "x.html", "--limit", "few"], "must be a whole number, 1 or more, not few"),
+        (&["stats", "--days", "1.5"], "must be a whole number, 0 or more, not 1.5"),
+        (&["drain", "--timeout", "5m"], "must be a whole number, 0 or more, not 5m"),
+    ] {
+        let output = house.animctl(args);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert!(said.contains(words) && !said.contains("digit"), "{args:?}: {said}");
+    }
+}
+
+#[test]
 fn a_name_that_turns_the_text_is_shown_in_its_own_order() {
     let house = House::started("");
     let turned = "\u{202e}gnp.exe";

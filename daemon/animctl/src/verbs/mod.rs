@@ -48,6 +48,7 @@ mod who;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use animd_client::{JobProxy, ManagerProxy};
 use animd_common::bus::NAME;
@@ -265,6 +266,22 @@ impl Ctl {
 /// Returns the parser of a path on the command line, where `~` works also if the shell has not expanded it.
 fn path() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().map(animd_common::home::typed)
+}
+
+/// Parses the number of a job on the command line.
+fn job_number(text: &str) -> std::result::Result<u64, String> {
+    text.parse().map_err(|_| "a job has a whole number; `animctl list` shows the jobs".into())
+}
+
+/// Parses a whole number on the command line.
+fn whole<T: FromStr>(text: &str) -> std::result::Result<T, String> {
+    text.parse().map_err(|_| format!("must be a whole number, 0 or more, not {text}"))
+}
+
+/// Parses a number of things on the command line of which there should be some.
+fn count<T: FromStr + Default + PartialEq>(text: &str) -> std::result::Result<T, String> {
+    let number = text.parse().ok().filter(|number| *number != T::default());
+    number.ok_or_else(|| format!("must be a whole number, 1 or more, not {text}"))
 }
 
 /// Returns a dictionary of the bus as JSON.
