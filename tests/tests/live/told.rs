@@ -289,3 +289,11 @@ fn a_name_that_turns_the_text_is_shown_in_its_own_order() {
     // Programs get the prompt as it was written.
     assert_eq!(house.json(&["show", "1"])["settings"]["prompt"], format!("a {turned} prompt fail"));
 }
+
+#[test]
+fn models_are_those_of_the_running_service() {
+    let house = House::started("");
+    fs::create_dir_all(house.path("models/one")).unwrap();
+    assert_eq!(house.json(&["model", "list"])[0]["name"], "one");
+    assert!(text(&house.animctl(&["model", "show", "two"]).stderr).contains("known are one"));
+}
