@@ -163,6 +163,11 @@ fn reachable(path: &Path, user: &User, sandbox: &Sandbox) -> Result<(), Fault> {
         .find_map(|(outside, start)| Some((refusal_from(&start, &outside, user, READ)?, outside)));
     match refused {
         None => Ok(()),
+        Some((why, outside)) if !outside.exists() => Err(Fault {
+            message: why,
+            remedy: "mount its disk if it is on one, or say where the files are now with `animctl model add`"
+                .into(),
+        }),
         Some((why, outside)) => Err(Fault {
             message: why,
             remedy: format!(
@@ -224,7 +229,12 @@ exit 1
         assert!(message.ends_with("models/torn/vae.pth` is cut"), "{message}");
         assert!(remedy.starts_with("`animctl model show torn` lists"), "{remedy}");
         assert!(of("mute").0.ends_with("`inspect` failed and gave no reason"));
-        assert!(of("wrong").0.contains("wrong.toml") && of("moved").0.contains("`/nowhere"));
+        assert!(of("wrong").0.contains("wrong.toml"));
+        let (message, remedy) = of("moved");
+        assert!(
+            message.ends_with("there is no `/nowhere`") && remedy.starts_with("mount its disk"),
+            "{remedy}"
+        );
         assert_eq!(checks.len(), 5, "{told:?}");
         // The same of the configured one keeps animd from working.
         config.model.path = Some(own.join("torn"));
