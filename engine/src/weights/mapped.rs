@@ -4,14 +4,16 @@
 //! sends SIGBUS, which [`super::fault`] turns into a sentence. What was written or replaced is read as it is now, so that a
 //! model is half of one file and half of another: [`unchanged`] is asked before each job.
 
-use std::fs::{File, Metadata};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use memmap2::Mmap;
+use rustix::fs::OFlags;
 
-use super::stored::open;
+use super::identity::Stamp;
 use crate::{Error, Result};
 
 /// All files that are mapped, to find the one that an address belongs to.
@@ -25,21 +27,9 @@ pub(crate) struct Mapped {
     pub bytes: Mmap,
     /// The open file, to see what becomes of it.
     file: File,
-    /// The file as it was opened.
-    stamp: Stamp,
-}
-
-/// What tells whether a file is still the one that was opened.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    id: (u64, u64),
-    written: (i64, i64),
-}
-
-impl Stamp {
-    fn of(meta: &Metadata) -> Self {
-        Self { id: (meta.dev(), meta.ino()), written: (meta.mtime(), meta.mtime_nsec()) }
-    }
+    /// The file as it was opened; `None` where the file system says one thing of the open file and another of its name, so
+    /// that nothing can be told by either.
+    stamp: Option<Stamp>,
 }
 
 impl Mapped {
@@ -56,7 +46,9 @@ impl Mapped {
         // SAFETY: the mapping is private and read-only. Model files should not be written while they are in use. One that is
         // gives other numbers, which are valid in every type that is read from it, or SIGBUS, which ends the process.
         let bytes = unsafe { Mmap::map(&file) }.map_err(Error::file("map", path))?;
-        let mapped = Arc::new(Self { path: path.to_owned(), bytes, file, stamp: Stamp::of(&meta) });
+        let named = std::fs::metadata(path).map_err(Error::file("read", path))?;
+        let stamp = Some(Stamp::of(&meta)).filter(|stamp| *stamp == Stamp::of(&named));
+        let mapped = Arc::new(Self { path: path.to_owned(), bytes, file, stamp });
         let mut all = all();
         all.retain(|mapped| mapped.strong_count() > 0);
         all.push(Arc::downgrade(&mapped));
@@ -85,19 +77,17 @@ impl Mapped {
     /// name is gone stays what it was.
     fn unchanged(&self) -> Result<()> {
         self.check()?;
+        let Some(stamp) = &self.stamp else { return Ok(()) };
         let meta = self.file.metadata().map_err(Error::file("read", &self.path))?;
-        let is_replaced = std::fs::metadata(&self.path).is_ok_and(|now| Stamp::of(&now).id != self.stamp.id);
-        match (Stamp::of(&meta) == self.stamp, is_replaced) {
-            (true, false) => Ok(()),
-            (_, true) => Err(Error::Model(format!(
-                "`{}` is another file than when the model was opened; the model is opened again",
-                self.path.display()
-            ))),
-            (false, false) => Err(Error::Model(format!(
-                "`{}` was written since the model was opened; the model is opened again",
-                self.path.display()
-            ))),
-        }
+        let named = std::fs::metadata(&self.path).ok();
+        let what = match () {
+            () if Stamp::of(&meta) != *stamp => "was written since the model was opened",
+            () if named.is_some_and(|now| Stamp::of(&now) != *stamp) => {
+                "is another file than when the model was opened"
+            }
+            () => return Ok(()),
+        };
+        Err(Error::Model(format!("`{}` {what}; the model is opened again", self.path.display())))
     }
 
     /// Returns why the byte at `offset` could not be read from memory.
@@ -117,6 +107,11 @@ impl Mapped {
             )),
         }
     }
+}
+
+/// Opens a file for reading. Opening a pipe without the flag would wait for somebody who writes to it.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
 }
 
 fn all() -> MutexGuard<'static, Vec<Weak<Mapped>>> {

@@ -2,22 +2,14 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::OFlags;
-
-use super::mapped::Mapped;
+use super::mapped::{Mapped, open};
 use super::{DType, Encoding};
 use crate::{Error, Result};
-
-/// Opens a file for reading. Opening a pipe without the flag would wait for somebody who writes to it.
-pub(super) fn open(path: &Path) -> io::Result<File> {
-    File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
-}
 
 /// Reads a short text beside a model, of at most so many bytes.
 pub(crate) fn text_file(path: &Path, limit: u64) -> io::Result<String> {
