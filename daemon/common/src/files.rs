@@ -13,16 +13,18 @@ use rustix::fs::{CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
+use crate::text::turns_text;
+
 /// The longest file name that Linux file systems take, in bytes.
 pub const NAME_MAX: usize = 255;
 
-/// Returns a path or name for messages: control characters and bytes that are not UTF-8 are escaped, so that it stays
-/// one line.
+/// Returns a path or name for messages: control characters, those that turn the text's direction, and bytes that are not
+/// UTF-8 are escaped, so that it stays one line in its own order.
 pub fn show(path: impl AsRef<OsStr>) -> String {
     let mut out = String::new();
     for chunk in path.as_ref().as_bytes().utf8_chunks() {
         for c in chunk.valid().chars() {
-            if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+            if c.is_control() || turns_text(c) { out.extend(c.escape_default()) } else { out.push(c) }
         }
         for byte in chunk.invalid() {
             _ = write!(out, "\\x{byte:02x}");
@@ -294,6 +296,12 @@ pub fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_shown_in_its_own_order() {
+        assert_eq!(show("a\u{202e}gnp.exe"), "a\\u{202e}gnp.exe");
+        assert_eq!(show("שלום \u{200f}é\n"), "שלום \u{200f}é\\n");
+    }
 
     #[test]
     fn names_are_shown_on_one_line() {

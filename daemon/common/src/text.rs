@@ -4,6 +4,7 @@
 //! No D-Bus string may hold U+0000; a bus cuts a program off that sends one. Other control characters are no text
 //! either: they move a terminal's cursor and break lines of tables.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fmt;
 use std::ops::Deref;
@@ -72,6 +73,21 @@ impl fmt::Display for Text {
 
 fn is_text(c: char) -> bool {
     !c.is_control() || c == '\n' || c == '\t'
+}
+
+/// Returns whether a character turns the direction of the text after it, so that a terminal shows it in another order.
+pub fn turns_text(c: char) -> bool {
+    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Returns text for a terminal, whose order nothing in it turns: such characters are written as JSON escapes them, which means
+/// the same where the text is JSON.
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    if !text.contains(turns_text) {
+        return text.into();
+    }
+    let escaped = |c: char| if turns_text(c) { format!("\\u{:04x}", u32::from(c)) } else { c.into() };
+    text.chars().map(escaped).collect::<String>().into()
 }
 
 /// Returns the text with line feeds for the line ends of Windows and of old Macs.
@@ -303,5 +319,13 @@ mod tests {
         let request = Settings { prompt: Some("l\0e\0a\0f\0 \x1b".into()), ..Settings::default() };
         let request = request.resolve(|| 0).expect("a request");
         assert_eq!(old_request(request).prompt, "leaf \x1b");
+    }
+
+    #[test]
+    fn nothing_turns_the_text_of_a_terminal() {
+        let name = "a\u{202e}gnp.exe \u{2067}x\u{2069} \u{200f}שלום e\u{301}";
+        assert_eq!(harmless(name), "a\\u202egnp.exe \\u2067x\\u2069 \u{200f}שלום e\u{301}");
+        let json = serde_json::json!({"name": name});
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&harmless(&json.to_string())).ok(), Some(json));
     }
 }

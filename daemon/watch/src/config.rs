@@ -334,7 +334,7 @@ mod tests {
             "2: unknown key `notification`; did you mean `notifications`?",
             "4: poll_seconds must be a number, not \"often\"",
             "9: unknown key `steeps`; did you mean `steps`?",
-            "11: missing field `path`",
+            "11: `path` is missing, and must be given",
             " per_user 0 is not from 1 to 1000000",
             " [[watch]] `~/a`: watch.stable_seconds -1 is not from 0 to 3600",
             " [[watch]] `~/a/c`: watch.poll_seconds 0 is not from 0.1 to 3600",

@@ -78,6 +78,16 @@ pub struct ModelArgs {
 
 /// Runs the command and prints its error, if there is one.
 pub fn run(args: Args) -> ExitCode {
+    // `serve` tells its parent.
+    if !matches!(args.command, Command::Serve(_)) {
+        let report = |e: Error| {
+            eprintln!("error: {e}");
+            1
+        };
+        if let Err(e) = animd_engine::weights::on_fault(report) {
+            tracing::warn!("{e}");
+        }
+    }
     let result = match args.command {
         Command::Generate(command) => command.run(),
         Command::Inspect(command) => command.run(),

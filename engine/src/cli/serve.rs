@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use animd_engine::backend::Backend;
 use animd_engine::pipeline::{Computed, Film, Pipeline};
 use animd_engine::progress::{Observer, Progress};
-use animd_engine::weights::Cache;
+use animd_engine::weights::{self, Cache};
 use animd_engine::{Error, Result, image};
 use animd_protocol::ErrorCode;
 use animd_protocol::messages::{
@@ -196,6 +196,13 @@ impl Serve {
         let shared = Shared::new(socket);
         // All that outlives the work ends with the process.
         let shared: &'static Shared = Box::leak(Box::new(shared));
+        let report = move |e: Error| {
+            shared.send(&FromEngine::Failed { job: 0, code: e.code(), message: e.to_string() });
+            EXIT_UNUSABLE
+        };
+        if let Err(e) = weights::on_fault(report) {
+            tracing::warn!("{e}");
+        }
         self.work(reading, shared)
     }
 
@@ -262,6 +269,12 @@ impl Serve {
                     return ExitCode::FAILURE;
                 }
                 Err(e) => {
+                    // It is the model that is wrong then: the parent keeps the job, and starts another engine.
+                    if !matches!(e, Error::Canceled)
+                        && let Err(changed) = weights::unchanged()
+                    {
+                        return unusable(shared, &changed);
+                    }
                     shared.rest();
                     shared.end(job, Err(e));
                 }
@@ -310,6 +323,7 @@ fn compute<B: Backend>(
     let Order { job, image, last, loras, parts, output, pictures, request } = order;
     request.check()?;
     pipeline.adapt(&request.lora, &loras)?;
+    weights::unchanged()?;
     let picture = image::decode(&image)?;
     let last = last.map(|last| image::decode(&last)).transpose()?;
     let film = Film::new(picture, last, *request)?;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use memmap2::Advice as MapAdvice;
 use rustix::fs::{Advice, fadvise};
 
-use super::stored::Mapped;
+use super::mapped::Mapped;
 
 /// The bytes that a thread asks the disk for at a time.
 const PIECE: usize = 8 << 20;

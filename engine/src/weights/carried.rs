@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::stored::Mapped;
+use super::mapped::Mapped;
 use super::vocabulary::Vocabulary;
 use super::{container, gguf, safetensors, sentencepiece};
 use crate::{Error, Result};

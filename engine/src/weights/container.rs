@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::content::Content;
-use super::stored::Mapped;
+use super::mapped::Mapped;
 use super::{gguf, refusals, safetensors, torch};
 use crate::{Error, Result};
 

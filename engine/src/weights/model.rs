@@ -91,7 +91,10 @@ impl Places {
     /// Returns the places that a model's folder has, with the DiT elsewhere if `dit` says so.
     fn of_folder(folder: &Path, dit: Option<&Path>) -> Result<Self> {
         if !folder.exists() {
-            return Err(Error::Model(format!("the model folder `{}` does not exist", folder.display())));
+            return Err(Error::Model(format!(
+                "the model folder `{}` does not exist; mount its disk, or name the folder where the model is now",
+                folder.display()
+            )));
         }
         if !folder.is_dir() {
             return Err(Error::Model(format!(

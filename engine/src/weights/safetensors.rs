@@ -10,7 +10,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
 use super::content::Content;
-use super::stored::{Mapped, Stored};
+use super::mapped::Mapped;
+use super::stored::Stored;
 use super::{DType, Encoding};
 use crate::{Error, Result};
 

@@ -2,69 +2,14 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
-use rustix::fs::OFlags;
-
+use super::mapped::{Mapped, open};
 use super::{DType, Encoding};
 use crate::{Error, Result};
-
-/// A memory-mapped model file.
-pub(crate) struct Mapped {
-    /// The file's path.
-    pub path: PathBuf,
-    /// The file's content; the kernel loads pages as they are touched.
-    pub bytes: Mmap,
-    /// The open file, to see whether it still has its length.
-    file: File,
-}
-
-impl Mapped {
-    /// Maps a file, which must not be empty.
-    pub fn open(path: &Path) -> Result<Arc<Self>> {
-        let file = open(path).map_err(Error::file("open", path))?;
-        let meta = file.metadata().map_err(Error::file("read", path))?;
-        if !meta.is_file() {
-            return Err(Error::Model(format!("`{}` is not a file", path.display())));
-        }
-        if meta.len() == 0 {
-            return Err(Error::Model(format!("`{}` is empty; copy it again", path.display())));
-        }
-        // SAFETY: the mapping is private and read-only. Model files are not written while they are in use. A file that
-        // was cut meanwhile is noticed before each tensor is read; if it is cut at that very moment, the kernel ends
-        // the process and the daemon starts a new engine.
-        let bytes = unsafe { Mmap::map(&file) }.map_err(Error::file("map", path))?;
-        Ok(Arc::new(Self { path: path.to_owned(), bytes, file }))
-    }
-
-    /// Returns the open file.
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// Checks that the file has not been cut since it was opened.
-    fn check(&self) -> Result<()> {
-        let length = self.file.metadata().map_err(Error::file("read", &self.path))?.len();
-        if length < self.bytes.len() as u64 {
-            return Err(Error::Model(format!(
-                "`{}` had {} bytes when it was opened and now has {length}; copy it again",
-                self.path.display(),
-                self.bytes.len()
-            )));
-        }
-        Ok(())
-    }
-}
-
-/// Opens a file for reading. Opening a pipe without the flag would wait for somebody who writes to it.
-fn open(path: &Path) -> io::Result<File> {
-    File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
-}
 
 /// Reads a short text beside a model, of at most so many bytes.
 pub(crate) fn text_file(path: &Path, limit: u64) -> io::Result<String> {

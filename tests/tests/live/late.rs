@@ -41,8 +41,13 @@ fn until_it_is_held(house: &House) {
     // The file is made empty before the job starts.
     let is_written = |path: &PathBuf| fs::metadata(path).is_ok_and(|meta| meta.len() > 0);
     house.until("it is held", |house| {
-        parts(house).iter().any(is_written) && house.json(&["status"])["state"] == "idle"
+        let status = house.json(&["status"]);
+        parts(house).iter().any(is_written)
+            && status["state_text"].as_str().is_some_and(|text| text.contains("is made; it is saved when"))
     });
+    // Neither idle nor starting: what is told is what happened.
+    let status = house.json(&["status"]);
+    assert_eq!((&status["state"], &status["running"][0]["stage"]), (&"busy".into(), &"write".into()));
 }
 
 fn prompt(house: &House) -> String {

@@ -35,6 +35,7 @@ mod setup;
 mod sleep;
 mod text;
 mod told;
+mod torn;
 mod troubles;
 mod user_watch;
 mod watch;

@@ -306,7 +306,9 @@ fn a_swapped_outbox_gets_no_video() {
     let before = below(&house, "state");
     swap(&house, "ann/videos", "state");
     house.until("its end waits", |house| {
-        fs::read_to_string(house.path("log")).unwrap().contains("cannot write job 5 to the ledger")
+        fs::read_to_string(house.path("log"))
+            .unwrap()
+            .contains("the finished video of job 5 waits for its folder")
     });
     swap_back(&house, "ann/videos");
     house.until_ended(5);

@@ -254,3 +254,46 @@ fn doctor_looks_at_what_the_running_service_uses() {
     );
     assert!(!told.to_string().contains(" DIR"), "{told}");
 }
+
+#[test]
+fn numbers_on_the_command_line_are_asked_for_in_words() {
+    let house = House::new("");
+    let job = "a job has a whole number; `animctl list` shows the jobs";
+    for (args, words) in [
+        (&["show", "first"][..], job),
+        (&["show", "99999999999999999999"], job),
+        (&["cancel", "1", "all"], job),
+        (&["history", "--before", "yesterday"], job),
+        (&["list", "--limit", "0"], "must be a whole number, 1 or more, not 0"),
+        (&["report", "x.html", "--limit", "few"], "must be a whole number, 1 or more, not few"),
+        (&["stats", "--days", "1.5"], "must be a whole number, 0 or more, not 1.5"),
+        (&["drain", "--timeout", "5m"], "must be a whole number, 0 or more, not 5m"),
+    ] {
+        let output = house.animctl(args);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert!(said.contains(words) && !said.contains("digit"), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn a_name_that_turns_the_text_is_shown_in_its_own_order() {
+    let house = House::started("");
+    let turned = "\u{202e}gnp.exe";
+    house.drop_picture(format!("{turned}.png"), Some(&format!("a {turned} prompt fail")));
+    house.until_ended(1);
+    for args in [&["list"][..], &["show", "1"], &["history"], &["--json", "show", "1"], &["export"]] {
+        let said = says(&house, args);
+        assert!(said.contains("202e") && !said.contains('\u{202e}'), "{args:?}: {said}");
+    }
+    // Programs get the prompt as it was written.
+    assert_eq!(house.json(&["show", "1"])["settings"]["prompt"], format!("a {turned} prompt fail"));
+}
+
+#[test]
+fn models_are_those_of_the_running_service() {
+    let house = House::started("");
+    fs::create_dir_all(house.path("models/one")).unwrap();
+    assert_eq!(house.json(&["model", "list"])[0]["name"], "one");
+    assert!(text(&house.animctl(&["model", "show", "two"]).stderr).contains("known are one"));
+}

@@ -4,6 +4,7 @@
 //! can be tested without the machine that would give them.
 
 mod driver;
+mod models;
 pub mod outside;
 mod rights;
 pub mod sandbox;
@@ -15,14 +16,13 @@ use std::process::{Command, Stdio};
 use animd_common::config::Config;
 use animd_common::files::{free_space, show};
 use animd_common::memory::meminfo;
-use animd_common::models::model_file;
 use animd_protocol::sources::quoted;
 use serde::Serialize;
 
-use outside::Outside;
 use sandbox::Sandbox;
 
 pub use driver::{devices, driver, suspend};
+pub use models::{model, named_models};
 pub use rights::{READ, SEARCH, User, WRITE, refusal, refusal_from};
 
 /// The result of a check.
@@ -112,80 +112,6 @@ pub fn ffmpeg() -> Check {
         }
         Ok(_) => Check::fail(NAME, "it has no libx264, so no video can be written", remedy),
         Err(e) => Check::fail(NAME, format!("it does not start: {e}"), remedy),
-    }
-}
-
-/// Checks that a model is configured, that the service's user can reach it, and that all its files are present. Where there is
-/// none that works, the remedy also names what works meanwhile.
-pub fn model(config: &Config, user: &User, sandbox: &Sandbox) -> Check {
-    let mut check = configured_model(config, user, sandbox);
-    if let (Status::Fail, Some(remedy), true) =
-        (check.status, &mut check.remedy, config.models.demonstrates())
-    {
-        remedy.push_str("; meanwhile `animctl demo` shows what animd does, with a small model");
-    }
-    check
-}
-
-fn configured_model(config: &Config, user: &User, sandbox: &Sandbox) -> Check {
-    const NAME: &str = "model";
-    let Some(path) = &config.model.path else {
-        return Check::fail(
-            NAME,
-            "no model is configured",
-            "run `animctl model add` with the folder that the model was downloaded to, or set `path` in [model] of animd.toml",
-        );
-    };
-    let file = model_file(&sandbox.outside(path).0).ok().flatten();
-    let parts =
-        file.iter().flat_map(|file| file.parts.named().map(|(_, path)| path.to_owned()).collect::<Vec<_>>());
-    for path in [path.clone()].into_iter().chain(config.model.dit.clone()).chain(parts) {
-        if let Some(why) = sandbox.refusal(&path, false) {
-            return Check::fail(
-                NAME,
-                format!("`{}` {why}", show(&path)),
-                format!("`sudo animctl model add {}` lets the service see it", quoted(&show(&path))),
-            );
-        }
-        let together = [Some(&*path), path.parent()].into_iter().flatten();
-        let one_by_one = together.map(|dir| sandbox.files_in(dir)).find(|files| !files.is_empty());
-        let places = match one_by_one {
-            Some(files) => files.into_iter().map(|(_, source)| (source.clone(), source)).collect(),
-            None => vec![sandbox.outside(&path)],
-        };
-        let refused = places
-            .into_iter()
-            .find_map(|(outside, start)| Some((refusal_from(&start, &outside, user, READ)?, outside)));
-        if let Some((why, outside)) = refused {
-            let remedy = format!(
-                "let user `{0}` read it: `setfacl -R -m u:{0}:rX {1}`",
-                user.name,
-                quoted(&show(&outside))
-            );
-            return Check::fail(NAME, why, remedy);
-        }
-    }
-    let outside = match Outside::of(path, sandbox) {
-        Ok(outside) => outside,
-        Err(e) => return Check::fail(NAME, e, "correct the file, or write it anew with `animctl model add`"),
-    };
-    let mut inspect = Command::new(config.engine_program());
-    inspect.arg("inspect").arg(outside.path());
-    match inspect.stdin(Stdio::null()).output() {
-        Ok(output) if output.status.success() => {
-            let shown = if outside.is_made() { show(path) } else { show(outside.path()) };
-            Check::ok(NAME, format!("`{shown}`: all model files are present"))
-        }
-        Ok(output) => {
-            let text = String::from_utf8_lossy(&output.stderr);
-            let text = text.lines().next().unwrap_or("`inspect` failed and gave no reason");
-            Check::fail(
-                NAME,
-                outside.words(text),
-                "`animctl model show` lists everything that is missing or unexpected",
-            )
-        }
-        Err(e) => Check::fail(NAME, format!("the engine cannot look at it: {e}"), "see `engine` above"),
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use animd_common::files::show;
+use animd_common::users;
 
 /// The right to read.
 pub const READ: u32 = 4;
@@ -51,8 +52,7 @@ impl User {
         let mut groups: Vec<u32> =
             rustix::process::getgroups().unwrap_or_default().iter().map(|gid| gid.as_raw()).collect();
         groups.push(rustix::process::getegid().as_raw());
-        let name = std::env::var("USER").unwrap_or_else(|_| uid.to_string());
-        Self { name, uid, groups }
+        Self { name: users::known(uid).unwrap_or_else(|| uid.to_string()), uid, groups }
     }
 
     /// Returns whether the mode bits of a file of this owner and group give all of `wanted`. Access control lists are

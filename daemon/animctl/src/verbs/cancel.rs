@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::batch::Batch;
 use super::exit::Result;
-use super::{Ctl, json_of};
+use super::{Ctl, job_number, json_of};
 
 /// Cancel jobs, queued or running.
 ///
@@ -17,7 +17,7 @@ jobs an array of such objects"
 )]
 pub struct Args {
     /// The jobs' numbers
-    #[arg(required = true, value_name = "ID")]
+    #[arg(required = true, value_name = "ID", value_parser = job_number)]
     ids: Vec<u64>,
 }
 

@@ -8,7 +8,7 @@ use animd_common::profiles;
 use serde_json::json;
 
 use super::exit::{Exit, Failure, Result};
-use super::{On, path, print};
+use super::{On, path, print, started};
 
 /// Check or show the configuration.
 ///
@@ -88,6 +88,14 @@ pub fn run(args: &Args, on: On) -> Result {
 pub fn load(file: Option<&PathBuf>, user: bool) -> animd_common::Result<Loaded> {
     let vars = std::env::vars_os().collect();
     Sources { file: file.cloned(), user, options: Vec::new(), vars }.load()
+}
+
+/// Returns the configuration of the running service; without one, that of one that would be started.
+pub async fn of_service(on: On) -> animd_common::Result<Loaded> {
+    match started::sources(on).await {
+        Some(sources) => sources.load(),
+        None => load(None, on.user),
+    }
 }
 
 /// Returns the configuration if there are no mistakes in it and the profile that it names exists.

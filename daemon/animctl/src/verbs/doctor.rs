@@ -13,7 +13,7 @@ use zbus::{Connection, OwnedVariant};
 
 use super::exit::{Exit, Result};
 use super::term::{Color, paint, width, wrap};
-use super::{On, bundle, config, dropin, json_of, path, print, started};
+use super::{On, bundle, config, dropin, json_of, path, print};
 use crate::doctor::sandbox::Sandbox;
 use crate::doctor::{self, Check, Status, User, proc_text};
 
@@ -37,10 +37,7 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args, on: On) -> Result {
-    let loaded = match started::sources(on).await {
-        Some(sources) => sources.load(),
-        None => config::load(None, on.user),
-    };
+    let loaded = config::of_service(on).await;
     let checks = checks(&loaded, on).await;
     if let Some(file) = &args.bundle {
         return bundle::write(file, &checks, loaded.as_ref().ok(), on).await;
@@ -105,6 +102,7 @@ async fn checks(loaded: &animd_common::Result<Loaded>, on: On) -> Vec<Check> {
         Some(user) => {
             let sandbox = if on.user { Sandbox::default() } else { Sandbox::read(Path::new("/")) };
             checks.push(doctor::model(&config, user, &sandbox));
+            checks.extend(doctor::named_models(&config, user, &sandbox));
             checks.extend(doctor::folders(&config, user, &sandbox));
         }
         None => checks.push(Check::fail(

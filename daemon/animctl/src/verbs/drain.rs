@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::exit::{Exit, Failure, Result};
-use super::{Ctl, json_of, warm};
+use super::{Ctl, json_of, warm, whole};
 
 /// The pause between two checks for a running job.
 const PACE: Duration = Duration::from_millis(500);
@@ -23,7 +23,7 @@ drained, paused; with a command nothing, since standard output is the command's"
 )]
 pub struct Args {
     /// Wait at most this long for the running job, then fail; without a command the queue stays paused
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = whole::<u64>)]
     timeout: Option<u64>,
     /// The command to run once nothing runs, and its arguments
     #[arg(last = true, value_name = "CMD")]

@@ -121,9 +121,21 @@ fn no_service(error: &str) -> bool {
     }
 }
 
+/// Returns whether the bus has refused a call because the service has not read earlier ones.
+pub fn is_full(error: &zbus::Error) -> bool {
+    match error {
+        zbus::Error::MethodError(name, ..) => name.as_str() == "org.freedesktop.DBus.Error.LimitsExceeded",
+        zbus::Error::FDO(e) => matches!(**e, fdo::Error::LimitsExceeded(_)),
+        _ => false,
+    }
+}
+
 impl From<zbus::Error> for Failure {
     fn from(e: zbus::Error) -> Self {
         match e {
+            e if is_full(&e) => {
+                Self::new("the message bus takes no more calls for animd at the moment; try again")
+            }
             zbus::Error::MethodError(name, text, _) => {
                 if no_service(name.as_str()) {
                     return Self::away();

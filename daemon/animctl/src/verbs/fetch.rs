@@ -11,7 +11,7 @@ use serde_json::json;
 use zbus::OwnedFd;
 
 use super::exit::{Exit, Failure, Result};
-use super::{Ctl, path};
+use super::{Ctl, job_number, path};
 
 /// Copy a job's video, or a picture of it, to a file.
 ///
@@ -20,6 +20,7 @@ use super::{Ctl, path};
 #[command(after_help = "Example: animctl fetch 7 cup.mp4\n\nJSON: id, file, bytes")]
 pub struct Args {
     /// The job's number
+    #[arg(value_parser = job_number)]
     id: u64,
     /// The new file, which must not exist
     #[arg(value_parser = path())]

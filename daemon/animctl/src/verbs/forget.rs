@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use super::Ctl;
 use super::batch::Batch;
 use super::exit::Result;
+use super::{Ctl, job_number};
 
 /// Delete what animd knows of jobs that have ended.
 ///
@@ -16,7 +16,7 @@ id, forgotten; for several jobs an array of such objects"
 )]
 pub struct Args {
     /// The jobs' numbers
-    #[arg(required = true, value_name = "ID")]
+    #[arg(required = true, value_name = "ID", value_parser = job_number)]
     ids: Vec<u64>,
 }
 

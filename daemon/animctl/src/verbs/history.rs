@@ -7,7 +7,7 @@ use super::exit::{Exit, Result};
 use super::facts::{Facts, color, completed};
 use super::jobs::{Which, seconds};
 use super::table::{Column, Table};
-use super::{Ctl, print};
+use super::{Ctl, count, print};
 
 /// List your jobs with their time and energy, the newest first.
 ///
@@ -20,7 +20,7 @@ pub struct Args {
     #[command(flatten)]
     which: Which,
     /// Show at most this many jobs
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = count::<u64>)]
     limit: u64,
 }
 

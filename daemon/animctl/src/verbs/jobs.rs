@@ -7,7 +7,7 @@ use serde_json::Value;
 use zbus::Variant;
 
 use super::exit::Result;
-use super::{Ctl, json_of, who};
+use super::{Ctl, job_number, json_of, who};
 
 /// The most jobs that `History` returns in one reply.
 const PAGE: u64 = 200;
@@ -31,7 +31,7 @@ pub struct Which {
     #[arg(long, value_name = "USER", value_parser = who::uid)]
     pub owner: Option<u32>,
     /// Only jobs with a smaller number
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = job_number)]
     pub before: Option<u64>,
 }
 

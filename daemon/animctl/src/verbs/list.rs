@@ -6,7 +6,7 @@ use super::exit::{Exit, Result};
 use super::facts::{Facts, color, completed};
 use super::jobs::Which;
 use super::table::{Column, Table};
-use super::{Ctl, json_of, print};
+use super::{Ctl, count, json_of, print};
 
 /// List jobs, the newest first.
 ///
@@ -22,7 +22,7 @@ pub struct Args {
     #[command(flatten)]
     which: Which,
     /// Show at most this many jobs
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = count::<u32>)]
     limit: u32,
 }
 

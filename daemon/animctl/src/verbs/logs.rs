@@ -3,8 +3,8 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use super::On;
 use super::exit::{Exit, Failure, Result};
+use super::{On, job_number};
 
 /// Show the log of the service, or of one job.
 ///
@@ -16,6 +16,7 @@ see all entries.\n\nJSON: a line for each entry, as `journalctl -o json` writes 
 )]
 pub struct Args {
     /// Only entries of this job
+    #[arg(value_parser = job_number)]
     id: Option<u64>,
     /// Keep showing new entries
     #[arg(short, long)]

@@ -48,9 +48,11 @@ mod who;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use animd_client::{JobProxy, ManagerProxy};
 use animd_common::bus::NAME;
+use animd_common::text::harmless;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::Value;
@@ -142,7 +144,7 @@ pub fn main() -> ExitCode {
     match runtime.block_on(run(args)) {
         Ok(exit) => exit.into(),
         Err(Failure { exit, text }) => {
-            eprintln!("animctl: {text}");
+            eprintln!("animctl: {}", harmless(&text));
             exit.into()
         }
     }
@@ -266,6 +268,22 @@ fn path() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().map(animd_common::home::typed)
 }
 
+/// Parses the number of a job on the command line.
+fn job_number(text: &str) -> std::result::Result<u64, String> {
+    text.parse().map_err(|_| "a job has a whole number; `animctl list` shows the jobs".into())
+}
+
+/// Parses a whole number on the command line.
+fn whole<T: FromStr>(text: &str) -> std::result::Result<T, String> {
+    text.parse().map_err(|_| format!("must be a whole number, 0 or more, not {text}"))
+}
+
+/// Parses a number of things on the command line of which there should be some.
+fn count<T: FromStr + Default + PartialEq>(text: &str) -> std::result::Result<T, String> {
+    let number = text.parse().ok().filter(|number| *number != T::default());
+    number.ok_or_else(|| format!("must be a whole number, 1 or more, not {text}"))
+}
+
 /// Returns a dictionary of the bus as JSON.
 fn json_of(dict: &animd_client::Dict) -> Value {
     dict.iter().filter_map(|(key, value)| Some((key.clone(), animd_common::bus::json(value)?))).collect()
@@ -274,7 +292,7 @@ fn json_of(dict: &animd_client::Dict) -> Value {
 /// Prints a line of data. A reader that has gone away is not an error; if the line cannot be written for another
 /// reason, the program ends.
 fn print(line: impl std::fmt::Display) {
-    if let Err(e) = writeln!(io::stdout(), "{line}")
+    if let Err(e) = writeln!(io::stdout(), "{}", harmless(&line.to_string()))
         && e.kind() != io::ErrorKind::BrokenPipe
     {
         eprintln!("animctl: cannot write to standard output: {e}");

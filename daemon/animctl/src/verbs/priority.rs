@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::Ctl;
 use super::exit::{Exit, Result};
+use super::{Ctl, job_number};
 
 /// Move a queued job up or down the queue.
 ///
@@ -15,6 +15,7 @@ animctl priority 7 -5\n\nJSON: id, priority"
 )]
 pub struct Args {
     /// The job's number
+    #[arg(value_parser = job_number)]
     id: u64,
     /// The new priority, from -100 to 100; a job starts with 0
     #[arg(allow_negative_numbers = true, value_name = "N", value_parser = in_range())]

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::exit::{Exit, Failure, Result};
 use super::jobs::Which;
 use super::stats::{By, sum, sums};
-use super::{Ctl, json_of, path, who};
+use super::{Ctl, count, json_of, path, who, whole};
 use crate::report::{Entry, Report, Sum, page};
 
 /// The size of the largest thumbnail that goes into the report, in bytes.
@@ -32,10 +32,10 @@ pub struct Args {
     #[arg(value_name = "OUT.html", value_parser = path())]
     file: PathBuf,
     /// Sum up only the last N days
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     days: Option<u64>,
     /// Show at most N jobs, the newest
-    #[arg(long, value_name = "N", default_value_t = 50)]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = count::<u64>)]
     limit: u64,
     /// Only jobs of this user, a name or a number
     #[arg(long, value_name = "USER", value_parser = who::uid)]

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::batch::Batch;
 use super::exit::{Failure, Result};
 use super::submit::{Submitted, finish};
-use super::{Ctl, fetch, path, settings};
+use super::{Ctl, fetch, job_number, path, settings};
 
 /// Make videos again from the pictures of jobs that have ended.
 ///
@@ -21,7 +21,7 @@ show` prints; for several jobs an array of such objects"
 )]
 pub struct Args {
     /// The jobs' numbers
-    #[arg(required = true, value_name = "ID")]
+    #[arg(required = true, value_name = "ID", value_parser = job_number)]
     ids: Vec<u64>,
     /// Draw another seed, for a different video
     #[arg(long, conflicts_with = "seed")]

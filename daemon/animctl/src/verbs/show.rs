@@ -7,7 +7,7 @@ use super::exit::{Exit, Result};
 use super::facts::{Facts, completed};
 use super::follow::entry;
 use super::term::{paint, width, wrap};
-use super::{Ctl, json_of, print};
+use super::{Ctl, job_number, json_of, print};
 
 /// Show everything about a job.
 ///
@@ -24,6 +24,7 @@ steps [[seconds, computed]], samples [[time, watts, degrees, MHz, per cent, byte
 )]
 pub struct Args {
     /// The job's number
+    #[arg(value_parser = job_number)]
     id: u64,
     /// Also show what happened to it, and when
     #[arg(long)]
@@ -121,12 +122,21 @@ fn lines(description: &Value, most: usize) -> Vec<String> {
     }
     if let Value::Object(settings) = &description["settings"] {
         lines.push("settings".to_owned());
-        for (key, value) in settings {
+        for (key, value) in settings.iter().filter(|(key, value)| !is_unset(key, value)) {
             let text = value.as_str().map_or_else(|| value.to_string(), |text| format!("{text:?}"));
             lines.extend(hanging(&format!("  {key:<22} "), &text, most));
         }
     }
     lines
+}
+
+/// Returns whether a setting has the value that stands for none: nobody asked for a video of 0 seconds.
+fn is_unset(key: &str, value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.is_empty() && key != "prompt",
+        Value::Array(items) => items.is_empty(),
+        value => ["seconds", "step_cache_threshold"].contains(&key) && value.as_f64() == Some(0.0),
+    }
 }
 
 /// Returns one value of a description in words; `None` where there is nothing to tell.

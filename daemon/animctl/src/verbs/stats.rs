@@ -9,7 +9,7 @@ use zbus::Variant;
 
 use super::exit::{Exit, Failure, Result};
 use super::table::{Column, Table};
-use super::{Ctl, json_of, print, who};
+use super::{Ctl, json_of, print, who, whole};
 use crate::report::Sum;
 
 const DAY_US: u64 = 86_400_000_000;
@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = By::Day)]
     by: By,
     /// Only jobs of the last N days
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     days: Option<u64>,
     /// Only jobs of this user, a name or a number
     #[arg(long, value_name = "USER", value_parser = who::uid)]

@@ -3,19 +3,25 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use animd_client::{has_ended, id_of};
 use animd_common::files::{open_regular, show};
 use serde_json::{Map, Value, json};
 use tokio::signal::ctrl_c;
+use tokio::time::{Instant, sleep};
 use zbus::Fd;
 
 use super::batch::Batch;
-use super::exit::{Exit, Failure, Result};
+use super::exit::{Exit, Failure, Result, is_full};
 use super::facts::Facts;
 use super::follow::follow;
 use super::meter::Meter;
 use super::{Ctl, fetch, json_of, path, settings};
+
+/// How long a call is tried again that the bus has no room for, and the pause between two tries.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Make videos of pictures.
 #[derive(clap::Args)]
@@ -94,22 +100,25 @@ pub async fn run(args: Args, ctl: &Ctl) -> Result {
 async fn submit(picture: &Path, args: &Args, given: &Map<String, Value>, ctl: &Ctl) -> Result<(u64, String)> {
     let file = open(picture)?;
     let last = args.last.as_deref().map(open).transpose()?;
-    let mut options = settings::options(given);
     let name = args.name.clone().or_else(|| picture.file_name().map(show));
-    if let Some(name) = &name {
-        options.insert("name", name.as_str().into());
-    }
-    if let Some((last, path)) = last.as_ref().zip(args.last.as_deref()) {
-        options.insert("last", Fd::from(last.as_fd()).into());
-        options.insert("last_name", path.file_name().map(show).unwrap_or_default().into());
-    }
-    if let Some(key) = &args.idempotency_key {
-        options.insert("idempotency_key", key.as_str().into());
-    }
-    if let Some(priority) = args.priority {
-        options.insert("priority", priority.into());
-    }
-    let path = ctl.manager.submit(file.as_fd().into(), options).await?;
+    let options = || {
+        let mut options = settings::options(given);
+        if let Some(name) = &name {
+            options.insert("name", name.as_str().into());
+        }
+        if let Some((last, path)) = last.as_ref().zip(args.last.as_deref()) {
+            options.insert("last", Fd::from(last.as_fd()).into());
+            options.insert("last_name", path.file_name().map(show).unwrap_or_default().into());
+        }
+        if let Some(key) = &args.idempotency_key {
+            options.insert("idempotency_key", key.as_str().into());
+        }
+        if let Some(priority) = args.priority {
+            options.insert("priority", priority.into());
+        }
+        options
+    };
+    let path = patiently(async || ctl.manager.submit(file.as_fd().into(), options()).await).await?;
     let id = id_of(&path).unwrap_or(0);
     // A known key returns an existing job, which may be in any state.
     let state = match args.idempotency_key {
@@ -117,6 +126,18 @@ async fn submit(picture: &Path, args: &Args, given: &Map<String, Value>, ctl: &C
         None => None,
     };
     Ok((id, state.unwrap_or_else(|| "queued".into())))
+}
+
+/// Calls until the bus takes the call, or for as long as a person waits. The bus refuses messages while the service has not
+/// read earlier ones, which another user may have sent.
+async fn patiently<T>(mut call: impl AsyncFnMut() -> zbus::Result<T>) -> zbus::Result<T> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match call().await {
+            Err(e) if is_full(&e) && Instant::now() < until => sleep(PAUSE).await,
+            answer => return answer,
+        }
+    }
 }
 
 fn sentence(id: u64, state: &str) -> String {
@@ -198,4 +219,34 @@ async fn wait(id: u64, output: Option<&Path>, ctl: &Ctl) -> Result<(Value, Strin
         }
     };
     Ok((description, line, exit))
+}
+
+#[cfg(test)]
+mod tests {
+    use zbus::fdo;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_bus_is_waited_for_and_no_other_error() {
+        let full = || zbus::Error::from(fdo::Error::LimitsExceeded("a full message queue".into()));
+        let mut calls = 0;
+        let answer = patiently(async || {
+            calls += 1;
+            if calls < 4 { Err(full()) } else { Ok(7) }
+        });
+        assert_eq!((answer.await.ok(), calls), (Some(7), 4));
+        let began = Instant::now();
+        let never: zbus::Result<()> = patiently(async || Err(full())).await;
+        assert!(never.is_err() && began.elapsed() >= PATIENCE);
+        let said = Failure::from(full()).text;
+        assert!(said.contains("try again"), "{said}");
+        let mut calls = 0;
+        let other: zbus::Result<()> = patiently(async || {
+            calls += 1;
+            Err(fdo::Error::AccessDenied("no".into()).into())
+        })
+        .await;
+        assert_eq!((other.is_err(), calls), (true, 1));
+    }
 }

@@ -1,4 +1,4 @@
-//! Tables for people. A table is never wider than its terminal.
+//! Tables for people. A table is never wider than its terminal: where its columns have no room, each row takes several lines.
 
 use super::print;
 use super::term::{self, Color, columns, shorten};
@@ -7,6 +7,9 @@ use super::term::{self, Color, columns, shorten};
 const LEAST: usize = 8;
 /// How far the last column is cut before any other one is.
 const LAST: usize = 12;
+
+/// The indentation of the further lines of a row that takes several.
+const INDENT: usize = 4;
 
 /// The alignment of a column.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,6 +55,9 @@ impl<const N: usize> Table<N> {
     /// the column `STATE`, once its width is settled.
     pub fn lines(&self, most: usize, paint: &dyn Fn(&str) -> String) -> Vec<String> {
         let widths = self.widths(most);
+        if width_of(&widths) > most {
+            return self.rows.iter().flat_map(|row| self.folded(row, most, paint)).collect();
+        }
         let line = |cells: [&str; N], is_head: bool| {
             let mut text = String::new();
             for (n, cell) in cells.into_iter().enumerate() {
@@ -71,6 +77,33 @@ impl<const N: usize> Table<N> {
         lines
     }
 
+    /// Returns a row in lines without a head: numbers after their columns' names, and nothing for empty cells.
+    fn folded(&self, row: &[String; N], most: usize, paint: &dyn Fn(&str) -> String) -> Vec<String> {
+        let mut lines: Vec<(usize, String)> = Vec::new();
+        for (n, (column, cell)) in
+            self.head.iter().zip(row).enumerate().filter(|(_, (_, cell))| !cell.is_empty())
+        {
+            let name = match (n, column.side) {
+                (1.., Side::Right) => format!("{} ", column.name.to_lowercase()),
+                _ => String::new(),
+            };
+            let cell = shorten(cell, most.saturating_sub(INDENT + name.len()));
+            let width = name.len() + columns(&cell);
+            let cell = if column.name == "STATE" { paint(&cell) } else { cell };
+            match lines.last_mut() {
+                Some((used, line)) if *used + 2 + width <= most => {
+                    *used += 2 + width;
+                    line.extend(["  ", &name, &cell]);
+                }
+                last => {
+                    let indent = if last.is_some() { INDENT } else { 0 };
+                    lines.push((indent + width, format!("{:indent$}{name}{cell}", "")));
+                }
+            }
+        }
+        lines.into_iter().map(|(_, line)| line).collect()
+    }
+
     fn widths(&self, most: usize) -> [usize; N] {
         let mut widths = [0; N];
         for (n, width) in widths.iter_mut().enumerate() {
@@ -78,7 +111,7 @@ impl<const N: usize> Table<N> {
             *width = cells.chain([self.head[n].name.len()]).max().unwrap_or(0);
         }
         // The last column, a name, gives way first, and then the widest one that can be cut.
-        while widths.iter().sum::<usize>() + 2 * N.saturating_sub(1) > most {
+        while width_of(&widths) > most {
             let flexible = (0..N).filter(|n| self.head[*n].flexible && widths[*n] > LEAST);
             let gives_way = |n: &usize| (*n + 1 == N && widths[*n] > LAST, widths[*n]);
             let Some(widest) = flexible.max_by_key(gives_way) else { break };
@@ -91,6 +124,11 @@ impl<const N: usize> Table<N> {
     pub fn print(&self, color: &dyn Fn(&str) -> Option<Color>) {
         self.lines(term::width(), &|state| term::paint(state, color(state))).iter().for_each(print);
     }
+}
+
+/// Returns the width of a line whose columns have these.
+fn width_of(widths: &[usize]) -> usize {
+    widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1)
 }
 
 #[cfg(test)]
@@ -118,5 +156,34 @@ mod tests {
             let plain = lines[1].replace("\x1b[1m", "").replace("\x1b[0m", "");
             assert!(columns(&plain) <= most && plain.contains("..."), "{most}: {plain}");
         }
+    }
+
+    #[test]
+    fn a_row_takes_several_lines_where_the_columns_have_no_room() {
+        let head = [
+            Column::right("ID"),
+            Column::left("STATE"),
+            Column::flexible("NOW"),
+            Column::left("TIME"),
+            Column::right("JOULES"),
+            Column::flexible("NAME"),
+        ];
+        let row = |now: &str, name: &str| {
+            ["17", "done", now, "2026-11-30 12:44 UTC", "12", name].map(str::to_owned)
+        };
+        let table = Table { head, rows: vec![row("", "émoji😀.png"), row("a reason", &"x".repeat(50))] };
+        let painted = table.lines(40, &|state| format!("\x1b[1m{state}\x1b[0m"));
+        let plain: Vec<_> = painted.iter().map(|l| l.replace("\x1b[1m", "").replace("\x1b[0m", "")).collect();
+        assert!(plain.iter().all(|line| columns(line) <= 40), "{plain:#?}");
+        assert_eq!(
+            plain[..2],
+            ["17  done  2026-11-30 12:44 UTC", "    joules 12  émoji😀.png"].map(String::from)
+        );
+        assert_eq!(
+            plain[2..4],
+            ["17  done  a reason  2026-11-30 12:44 UTC", "    joules 12"].map(String::from)
+        );
+        assert!(plain[4].ends_with("xxx...") && plain.len() == 5, "{plain:#?}");
+        assert_eq!(table.lines(80, &str::to_owned).len(), 3, "there is room for a head and two rows");
     }
 }

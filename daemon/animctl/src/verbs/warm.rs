@@ -7,8 +7,8 @@ use tokio::process::Command;
 use tokio::signal::ctrl_c;
 use tokio::time::sleep;
 
-use super::Ctl;
 use super::exit::{Exit, Failure, Result};
+use super::{Ctl, whole};
 
 /// Keep the model in memory while a command runs, or until Ctrl-C.
 #[derive(clap::Args)]
@@ -18,7 +18,7 @@ means until Ctrl-C), at the beginning; with a command nothing, since standard ou
 )]
 pub struct Args {
     /// Keep it for N seconds
-    #[arg(long, value_name = "N", conflicts_with = "command")]
+    #[arg(long, value_name = "N", conflicts_with = "command", value_parser = whole::<u64>)]
     seconds: Option<u64>,
     /// The command and its arguments
     #[arg(last = true, value_name = "CMD")]

@@ -7,7 +7,7 @@ use super::facts::Facts;
 use super::follow::{entry, follow};
 use super::meter::Meter;
 use super::submit::goes_on_without_us;
-use super::{Ctl, queue};
+use super::{Ctl, job_number, queue};
 
 /// Show a job, or the queue, as it runs.
 ///
@@ -21,6 +21,7 @@ change: what `animctl list` has of the job, and note where nothing happens; for 
 )]
 pub struct Args {
     /// The job's number
+    #[arg(value_parser = job_number)]
     id: Option<u64>,
     /// Stop when no job is queued or running
     #[arg(long, conflicts_with = "id")]

@@ -150,7 +150,7 @@ fn mistakes_are_named_with_their_place() {
             "[folders]\noutbox = \"/a\"\nstate = \"/a/.\"",
             "animd.toml:3:9: `/a` (folders.state) and `/a` (folders.outbox, ",
         ),
-        ("[[watch]]\noutbox = \"/a\"", "animd.toml:1:1: missing field `path`"),
+        ("[[watch]]\noutbox = \"/a\"", "animd.toml:1:1: `path` is missing, and must be given"),
         (
             "[[watch]]\npath = \"/a\"\npol_seconds = 5",
             "animd.toml:3:1: unknown key `pol_seconds`; did you mean `poll",
@@ -302,7 +302,7 @@ fn a_watched_folder_without_its_path_hides_no_other_mistake() {
     let lines: Vec<&str> =
         told.lines().map(|line| line.split_once("animd.toml:").map_or(line, |(_, rest)| rest)).collect();
     let expected = [
-        "1:1: missing field `path`",
+        "1:1: `path` is missing, and must be given",
         "7:12: queue.attempts 0 is not from 1 to 100",
         "5:16: watch.poll_seconds 0 is not from 0.1 to 3600",
     ];

@@ -122,6 +122,9 @@ pub fn explain(
     {
         return format!("unknown key `{wrong}` here; it belongs in [{section}]");
     }
+    if let Some(missing) = message.strip_prefix("missing field ") {
+        return format!("{missing} is missing, and must be given");
+    }
     let found_type = message.strip_prefix("invalid type: ").or(message.strip_prefix("invalid value: "));
     let Some((found, expected)) = found_type.and_then(|rest| rest.rsplit_once(", expected ")) else {
         return keys::with_hint(message);

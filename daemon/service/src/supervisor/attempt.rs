@@ -14,102 +14,30 @@ use animd_protocol::progress::Progress;
 use animd_protocol::request::Request;
 use tokio::time::Instant;
 
+use super::Supervisor;
 use super::engine::{Engine, Exit, Hello};
 use super::profile::Opened;
 use super::state::{Absence, Finished, Loss, Running, Stop, Then, Trouble};
-use super::{LEDGER_PAUSE, Supervisor, Tools};
+use super::unsettled::Unsettled;
 use crate::error::{Error, Result};
 use crate::events::{Change, Live};
 use crate::store::Picture;
-use crate::store::ledger::{Ended, Job, Renewal, State};
+use crate::store::ledger::{Ended, Job, State};
 
 /// How long an engine that has closed its socket may take to exit: the driver frees its memory first.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 /// The remedy when memory ran out.
 const MEMORY: &str = "close other programs, add memory or swap, or choose a smaller `size` or fewer `frames`";
 
-/// What the ledger has not taken of a job that has stopped.
-#[derive(Clone)]
-pub(super) enum Unsettled {
-    /// The job was running, and the outbox with its finished file is away.
-    Finished(Box<(Job, Report)>),
-    /// The job was running and has ended.
-    Ended(Ended),
-    /// The ledger has the job's outcome, or the job still waits.
-    Finishing,
-    /// The job runs again, and its start does not count.
-    GivenBack,
-    /// The job runs again because the engine died while working on it.
-    Crashed(String),
-    /// The job begins again with other settings.
-    Renewed(Box<Job>, Arc<Renewal>),
-}
-
 impl Supervisor {
-    /// Tries once more to write what the ledger refused.
-    pub(super) async fn settle(&mut self) -> Result<()> {
-        if Instant::now() < self.next_claim {
-            return Ok(());
-        }
-        let mut away = Vec::new();
-        while let Some((id, left)) = self.unsettled.first().cloned() {
-            match self.settle_one(id, left.clone()).await {
-                Ok(()) => self.tools.events.tell(Change::State(id)),
-                // The others do not wait for this one's disk.
-                Err(Error::Common(Common::File { .. })) if matches!(left, Unsettled::Finished(_)) => {
-                    away.push((id, left));
-                }
-                Err(e) => {
-                    self.unsettled.extend(away);
-                    return Err(e);
-                }
-            }
-            self.unsettled.remove(0);
-        }
-        self.unsettled = away;
-        Ok(())
-    }
-
-    async fn settle_one(&mut self, id: u64, left: Unsettled) -> Result<()> {
-        let Tools { delivery, ledger, .. } = self.tools.clone();
-        let settled = async move {
-            let end = async |ended| {
-                // False means that the ledger has the outcome, and only the job's files are still to be put in place.
-                if delivery.end(id, State::Running, ended).await? {
-                    Ok(())
-                } else {
-                    delivery.settle(id).await
-                }
-            };
-            match left {
-                Unsettled::Finished(finished) => {
-                    let (job, report) = *finished;
-                    end(delivery.examine(job, report).await?).await
-                }
-                Unsettled::Ended(ended) => end(ended).await,
-                Unsettled::Finishing => delivery.settle(id).await,
-                Unsettled::GivenBack => {
-                    ledger.call(move |db| db.give_back(id, "it could not be started")).await
-                }
-                Unsettled::Renewed(job, renewal) => {
-                    delivery.renew(*job, State::Running, renewal).await.map(|_| ())
-                }
-                Unsettled::Crashed(why) => ledger.call(move |db| db.crashed(id, &why)).await,
-            }
-        };
-        self.patiently(settled).await
-    }
-
-    /// Keeps what the ledger refused for [`Self::settle`].
-    pub(super) fn keep(&mut self, id: u64, left: Unsettled, e: &Error) {
-        tracing::error!(job = id, "cannot write job {id} to the ledger; trying again: {e}");
-        self.unsettled.push((id, left));
-        self.next_claim = Instant::now() + LEDGER_PAUSE;
-    }
-
     /// Gives the next job to the engine, if there are both.
     pub(super) async fn start_job(&mut self) -> Result<()> {
         self.settle().await?;
+        if Instant::now() < self.next_claim {
+            return Ok(());
+        }
+        // Whatever is refused from here on says so again.
+        self.refused = None;
         while self.engine.running().is_none()
             && Instant::now() >= self.next_claim
             && self.tools.holds.paused().is_none()
@@ -137,7 +65,7 @@ impl Supervisor {
                     self.conclude(id, Ended::Failed { code, text }).await;
                 }
                 Err(e) => {
-                    self.keep(id, Unsettled::GivenBack, &e);
+                    self.keep(id, Unsettled::GivenBack("it could not be started".into()), &e);
                     return Err(e);
                 }
             }
@@ -240,6 +168,8 @@ impl Supervisor {
             FromEngine::Failed { job: 0, code, message } => {
                 tracing::error!("the engine cannot work: {message}");
                 let state = match code {
+                    // A file of the model was cut or written during a job. The engine is about to exit.
+                    ErrorCode::Model if self.engine.is_working() => return self.torn = Some(message),
                     ErrorCode::Model if self.refuses_model(&message).await => return,
                     ErrorCode::Model => return self.configured_model_is_unusable(message),
                     ErrorCode::Device => ServiceState::NoGpu,
@@ -273,12 +203,13 @@ impl Supervisor {
     }
 
     async fn done(&mut self, id: u64, report: Report) {
+        let live = self.tools.events.live(id);
         let Some(running) = self.attempt_ends(id) else { return };
         self.failures = 0;
         match running.stop {
             Some(Stop { then: Then::Renew(renewal), .. }) => self.begin_again(*running.job, renewal).await,
             // A cancel that came too late changes nothing, because there is a video.
-            _ => self.finish(*running.job, Finished::Done(report)).await,
+            _ => self.finish(*running.job, Finished::Done(report), live).await,
         }
     }
 
@@ -293,6 +224,7 @@ impl Supervisor {
     }
 
     async fn failed(&mut self, id: u64, code: ErrorCode, text: String) {
+        let live = self.tools.events.live(id);
         let Some(running) = self.attempt_ends(id) else { return };
         self.failures = 0;
         match (code, running.stop.map(|stop| stop.then)) {
@@ -328,7 +260,7 @@ impl Supervisor {
                     None => text,
                 };
                 let text = names.into_iter().fold(text, named);
-                self.finish(*running.job, Finished::Failed { code, text }).await;
+                self.finish(*running.job, Finished::Failed { code, text }, live).await;
             }
         }
     }
@@ -348,14 +280,20 @@ impl Supervisor {
         // An engine that has closed its socket is about to exit by itself, and its exit status tells why.
         let grace = if matches!(why, Loss::Closed) { EXIT_PATIENCE } else { Duration::ZERO };
         let exit = self.patiently(engine.end(grace)).await;
-        let why = match exit {
-            exit if exit.is_memory() => exit.to_string(),
+        let torn = self.torn.take();
+        let why = match (exit, &torn) {
+            (_, Some(torn)) => torn.clone(),
+            (exit, _) if exit.is_memory() => exit.to_string(),
             // The exit status of an engine that the supervisor killed says nothing.
-            Exit::Ended => why.to_string(),
-            exit => format!("{why} ({exit})"),
+            (Exit::Ended, _) => why.to_string(),
+            (exit, _) => format!("{why} ({exit})"),
         };
         tracing::warn!("the engine has ended: {why}");
         self.tools.events.engine_lost();
+        let waits = torn.is_some() && self.model.name().is_none();
+        if waits {
+            self.configured_model_is_unusable(why.clone());
+        }
         let is_explained = self.trouble.is_some() || (self.model.name().is_none() && self.unusable.is_some());
         if !is_explained {
             let remedy = if exit.is_memory() { format!("; {MEMORY}") } else { String::new() };
@@ -363,8 +301,11 @@ impl Supervisor {
         }
         self.pause();
         for running in jobs {
-            if let Some(job) = self.stopped(running).await {
-                self.requeue(job, &why, exit.is_memory()).await;
+            match self.stopped(running).await {
+                // Its model's files are at fault, and it waits for them as all jobs of the configured model do.
+                Some(job) if waits => self.put_back(job, &why).await,
+                Some(job) => self.requeue(job, &why, exit.is_memory()).await,
+                None => {}
             }
         }
     }
@@ -392,15 +333,21 @@ impl Supervisor {
             self.patiently(engine.end(Duration::ZERO)).await;
         }
         for running in jobs {
-            let Some(job) = self.stopped(running).await else { continue };
-            let id = job.id;
-            tracing::info!(job = id, "job {id} goes back into the queue: {why}");
-            if let Err(e) = self.tools.ledger.call(move |db| db.give_back(id, why)).await {
-                self.keep(id, Unsettled::GivenBack, &e);
+            if let Some(job) = self.stopped(running).await {
+                self.put_back(job, why).await;
             }
-            self.remove_part(&job).await;
-            self.tools.events.tell(Change::State(id));
         }
+    }
+
+    /// Puts a job back into the queue as if it had not been started.
+    async fn put_back(&mut self, job: Job, why: &str) {
+        let (id, told) = (job.id, why.to_owned());
+        tracing::info!(job = id, "job {id} goes back into the queue: {why}");
+        if let Err(e) = self.tools.ledger.call(move |db| db.give_back(id, &told)).await {
+            self.keep(id, Unsettled::GivenBack(why.to_owned()), &e);
+        }
+        self.remove_part(&job).await;
+        self.tools.events.tell(Change::State(id));
     }
 
     /// Queues a job again after its engine went down, for lack of memory or otherwise; one that did so too often fails.

@@ -7,8 +7,8 @@ use animd_protocol::messages::ToEngine;
 use tokio::time::Instant;
 
 use super::Supervisor;
-use super::attempt::Unsettled;
 use super::state::{Absence, Loss, Stop, Then};
+use super::unsettled::Unsettled;
 use crate::error::{Error, Result};
 use crate::holds::What;
 use crate::store::ledger::{Ended, State};
@@ -32,6 +32,10 @@ impl Supervisor {
     pub(super) async fn cancel(&mut self, id: u64, text: String) -> Result<bool> {
         let grace = Duration::from_secs(self.tools.config.get().engine.cancel_seconds);
         if self.release(id).await {
+            return Ok(true);
+        }
+        if self.leaves_its_video(id) {
+            self.conclude(id, Ended::Canceled { text }).await;
             return Ok(true);
         }
         let Some(running) = self.engine.job_mut(id) else {

@@ -11,9 +11,10 @@ use animd_common::tasks::blocking;
 use tokio::time::Instant;
 
 use super::Supervisor;
-use super::attempt::Unsettled;
 use super::state::{Finished, Stop, Then};
+use super::unsettled::Unsettled;
 use crate::error::Error;
+use crate::events::Live;
 use crate::store::ledger::{Ended, Job, Renewal, State};
 
 /// How long a job is held whose newer words are there, besides the time that a picture should lie unchanged: the watcher of
@@ -33,8 +34,9 @@ pub(super) struct Held {
 }
 
 impl Supervisor {
-    /// Ends a job that the engine has done with, or holds it while newer words for it may come.
-    pub(super) async fn finish(&mut self, job: Job, finished: Finished) {
+    /// Ends a job that the engine has done with, or holds it while newer words for it may come. `last` is what the engine
+    /// reported last: it is what is told of a job that is held.
+    pub(super) async fn finish(&mut self, job: Job, finished: Finished, last: Option<Live>) {
         let until_us = self.tools.delivery.renewable_until_us(&job).unwrap_or_default();
         let micros = |us: i64| Duration::from_micros(u64::try_from(us).unwrap_or_default());
         let whole = micros(until_us.saturating_sub(job.created_us as i64));
@@ -44,6 +46,8 @@ impl Supervisor {
             return self.end_finished(job, finished).await;
         }
         let due = Instant::now() + left;
+        let live = last.map(|live| Live { expected_end_us: Some(until_us.max(now_us()) as u64), ..live });
+        self.tools.events.set_live(job.id, live);
         self.held.push(Held { job, finished, due, end: due + whole + BRINGING });
     }
 
@@ -55,10 +59,27 @@ impl Supervisor {
     }
 
     async fn end_finished(&mut self, job: Job, finished: Finished) {
+        self.tools.events.set_live(job.id, None);
         match finished {
             Finished::Done(report) => self.deliver(job, report).await,
             Finished::Failed { code, text } => self.conclude(job.id, Ended::Failed { code, text }).await,
         }
+    }
+
+    /// Returns a sentence about the job that is held, if there is one.
+    pub(super) fn held_text(&self) -> Option<String> {
+        let Held { job, finished, .. } = self.held.iter().min_by_key(|held| held.due)?;
+        let id = job.id;
+        Some(match finished {
+            Finished::Done(_) => {
+                format!(
+                    "the video of job {id} is made; it is saved when nothing more can come beside its picture"
+                )
+            }
+            Finished::Failed { .. } => {
+                format!("job {id} has failed; it begins again if something new comes beside its picture now")
+            }
+        })
     }
 
     /// Returns when the first of the held jobs is due.
@@ -118,6 +139,7 @@ impl Supervisor {
 
     /// Puts a job that was running back into the queue with other settings, as if it had not been started.
     pub(super) async fn begin_again(&mut self, job: Job, renewal: Arc<Renewal>) {
+        self.tools.events.set_live(job.id, None);
         self.remove_part(&job).await;
         self.tools.pictures.remove_all(&job);
         let (delivery, told, kept) = (self.tools.delivery.clone(), job.clone(), renewal.clone());

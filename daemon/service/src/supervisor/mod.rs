@@ -16,6 +16,7 @@ mod start;
 mod state;
 #[cfg(test)]
 mod tests;
+mod unsettled;
 
 use std::future::pending;
 use std::io;
@@ -35,7 +36,6 @@ use crate::holds::{Holds, What};
 use crate::loras::Loras;
 use crate::store::ledger::Ledger;
 use crate::store::{PictureFiles, Spool};
-use attempt::Unsettled;
 use commands::Command;
 use encoder::Encoder;
 use engine::{Launch, Program};
@@ -45,9 +45,8 @@ use model::{Chosen, Unusable};
 use profile::monitor::ProfileMonitor;
 use rest::Rest;
 use state::{Absence, EngineState, Loss, Trouble};
+use unsettled::{Kept, LEDGER_PAUSE};
 
-/// How long no job is started after the ledger refused something.
-const LEDGER_PAUSE: Duration = Duration::from_secs(5);
 /// How long the supervisor waits when nothing is due.
 const FAR: Duration = Duration::from_secs(3600);
 
@@ -85,6 +84,8 @@ pub struct Supervisor {
     model: Chosen,
     /// Why the configured model cannot be used, if that was tried in vain.
     unusable: Option<Unusable>,
+    /// What an engine with a job has said of its model's files, before it exits.
+    torn: Option<String>,
     /// The reason why no job can run, if there is one.
     trouble: Option<Trouble>,
     /// How often the engine has ended since a job last ended properly.
@@ -98,8 +99,12 @@ pub struct Supervisor {
     /// The outboxes that jobs wait for.
     rest: Rest,
     encoder: Encoder,
-    /// What the ledger refused; it is offered again before anything is started.
-    unsettled: Vec<(u64, Unsettled)>,
+    /// What was refused of jobs that have stopped; it is offered again before anything is started.
+    unsettled: Vec<Kept>,
+    /// What was refused is not offered before this.
+    next_settle: Instant,
+    /// What the ledger, or the folder of the service's state, said when it last refused something.
+    refused: Option<String>,
     /// Jobs that the engine has done with, and for which newer words may come.
     held: Vec<Held>,
     watchdog: Option<(Duration, Instant)>,
@@ -143,12 +148,15 @@ impl Supervisor {
             engine: EngineState::Absent(absence),
             model: Chosen::default(),
             unusable: None,
+            torn: None,
             trouble: None,
             failures: 0,
             next_start: now,
             wanted: false,
             next_claim: now,
             unsettled: Vec::new(),
+            next_settle: now,
+            refused: None,
             held: Vec::new(),
             watchdog: watchdog.map(|period| (period, now)),
         }
@@ -170,7 +178,7 @@ impl Supervisor {
             }
             if let Err(e) = self.start_job().await {
                 tracing::error!("the queue stops for {LEDGER_PAUSE:?}: {e}");
-                self.next_claim = Instant::now() + LEDGER_PAUSE;
+                self.refuses(&e);
             }
             self.show();
             let due = self.due();
@@ -223,7 +231,8 @@ impl Supervisor {
             self.configured_model_is_due().filter(|due| *due > now && !is_working),
             self.idle_ends(),
             self.monitor.due().filter(|_| !is_working),
-            (self.next_claim > now && (!is_working || !self.unsettled.is_empty())).then_some(self.next_claim),
+            (self.next_claim > now && !is_working).then_some(self.next_claim),
+            (!self.unsettled.is_empty()).then_some(self.next_settle),
             self.rest.ends().filter(|_| !is_working),
             self.engine.stop_ends(),
             self.held_until(),
@@ -287,7 +296,7 @@ impl Supervisor {
         let left = self.engine.take(Absence::Unloaded);
         self.give_back(left, "the service was stopped").await;
         self.release_all().await;
-        self.next_claim = Instant::now();
+        self.next_settle = Instant::now();
         if let Err(e) = self.settle().await {
             tracing::error!("the next start repairs what could not be written to the ledger: {e}");
         }

@@ -18,7 +18,7 @@ impl Supervisor {
         let (state, text) = self.engine_status();
         let rests = self.rest.sentence().map(|why| format!("jobs wait, because {why}"));
         let waits = self.tools.delivery.waiting.sentence();
-        let Some(trouble) = rests.or(waits) else { return (state, text) };
+        let Some(trouble) = self.refusal().or(rests).or(waits) else { return (state, text) };
         match state {
             ServiceState::Idle => (ServiceState::NoOutput, format!("{trouble}; it is tried again by itself")),
             state => (state, format!("{text}; {trouble}")),
@@ -35,6 +35,9 @@ impl Supervisor {
             let stage = live.map_or(Stage::Load, |live| live.progress.stage).name();
             let then = paused.map(|text| format!("; then {text}")).unwrap_or_default();
             return (ServiceState::Busy, format!("job {id} is running: {stage}{then}"));
+        }
+        if let Some(text) = self.held_text() {
+            return (ServiceState::Busy, text);
         }
         match &self.engine {
             EngineState::Absent(Absence::Asleep { .. }) => (

@@ -1,5 +1,8 @@
 //! Tests of the supervisor with engines that are tasks of the test, on a clock that the tests move.
 
+mod refused;
+mod torn;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

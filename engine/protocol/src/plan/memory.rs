@@ -46,7 +46,7 @@ impl Phase {
     }
 }
 
-/// The bytes of the machine's memory that a GPU's job takes.
+/// The bytes of the machine's memory that a job takes beside its working memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Host {
     /// The bytes of weights that wait there for the GPU, pinned where the system allows it.
@@ -57,7 +57,8 @@ pub struct Host {
 }
 
 impl Host {
-    fn of(networks: &[Network], embedding: u64) -> Self {
+    /// Returns what a GPU's job takes.
+    fn of_gpu(networks: &[Network], embedding: u64) -> Self {
         let at = |place| networks.iter().filter(move |n| n.placement.place == place);
         // Files have the encoders in 16 bits.
         let read: u64 = at(Place::Disk).map(|n| 2 * n.parameters).sum();
@@ -75,7 +76,7 @@ pub struct Memory {
     pub networks: Vec<Network>,
     /// The stages that compute, in their order.
     pub phases: Vec<Phase>,
-    /// The machine's memory that waiting weights take; nothing on the CPU, whose working memory it is.
+    /// The machine's memory for waiting weights, of which a CPU has none, and for what is read from files.
     pub host: Host,
     /// The bytes of the working memory that the job may take.
     pub budget: Option<u64>,
@@ -166,12 +167,7 @@ impl Memory {
         let (embedding, mut networks) = network::networks(recipe, setup);
         let most_work = work_to_take(work.iter().map(|(_, _, bytes)| *bytes));
         let room = setup.budget.map(|budget| budget.saturating_sub(context_bytes + most_work));
-        if cpu {
-            // A CPU computes where the weights are.
-            networks.iter_mut().filter(|n| n.component == Component::T5).for_each(|n| {
-                n.bytes += embedding;
-            });
-        } else {
+        if !cpu {
             budget::place(&mut networks, branches, room, setup.host_memory);
         }
         let phases = work.into_iter().map(|(stage, component, [kept, activations])| Phase {
@@ -180,7 +176,11 @@ impl Memory {
             kept,
             activations,
         });
-        let host = if cpu { Host::default() } else { Host::of(&networks, embedding) };
+        // A CPU computes where the weights are, and reads the rows of the embedding that it needs as a GPU's engine does.
+        let host = match cpu {
+            true => Host { pinned: 0, page_cache: embedding },
+            false => Host::of_gpu(&networks, embedding),
+        };
         let (budget, host_budget) = (setup.budget, setup.host_memory);
         Self { phases: phases.collect(), host, networks, budget, host_budget, context: context_bytes }
     }

@@ -183,7 +183,7 @@ pub(super) fn networks(recipe: &Recipe, setup: &Setup) -> (u64, Vec<Network>) {
         match part.sizes {
             Sizes::T5(_) => tensors.retain(|e| {
                 let rows = e.name == "token_embedding.weight";
-                // Every backend keeps the embedding in bf16, the type of the released file.
+                // Every backend reads its rows from the file, which has them in bf16 as released.
                 embedding += if rows { 2 * elements(e) } else { 0 };
                 !rows
             }),

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use self::header::{Header, Info};
 use super::content::Content;
-use super::stored::{Mapped, Stored};
+use super::mapped::Mapped;
+use super::stored::Stored;
 use super::{DType, Encoding};
 use crate::{Error, Result};
 

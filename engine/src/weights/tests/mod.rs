@@ -285,7 +285,9 @@ fn other_models_are_named() {
     }
     let dir = tempfile::tempdir().unwrap();
     assert!(sentence(Model::open(dir.path(), None)).contains("is empty"));
-    assert!(sentence(Model::open(&dir.path().join("gone"), None)).contains("does not exist"));
+    assert!(
+        sentence(Model::open(&dir.path().join("gone"), None)).contains("does not exist; mount its disk, or")
+    );
     fs::create_dir(dir.path().join("transformer")).unwrap();
     assert!(sentence(Model::open(dir.path(), None)).contains("diffusers"));
     assert!(

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use zip::{CompressionMethod, ZipArchive};
 
 use self::pickle::PickledTensor;
-use super::stored::{Mapped, Stored, Tensors};
+use super::mapped::Mapped;
+use super::stored::{Stored, Tensors};
 use super::{DType, Encoding};
 use crate::{Error, Result};
 

@@ -20,8 +20,8 @@ array of keys), distilled, error (why its file cannot be read)"
 )]
 pub struct List {}
 
-pub fn run(_: &List, on: On) -> Result {
-    let config = config::load(None, on.user)?.config;
+pub async fn run(_: &List, on: On) -> Result {
+    let config = config::of_service(on).await?.config;
     let models = models(&config);
     if on.json {
         print(Value::Array(models));

@@ -39,8 +39,8 @@ enum Verb {
 pub async fn run(args: &Args, on: On) -> Result {
     match &args.verb {
         Verb::Add(args) => add::run(args, on).await,
-        Verb::List(args) => list::run(args, on),
-        Verb::Show(args) => shown::run(args, on),
+        Verb::List(args) => list::run(args, on).await,
+        Verb::Show(args) => shown::run(args, on).await,
         Verb::Use(args) => switch::run(args, on).await,
         Verb::Remove(args) => remove::run(args, on).await,
         Verb::Verify(args) => checks::verify(args, on),

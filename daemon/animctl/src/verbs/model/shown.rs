@@ -25,8 +25,8 @@ pub struct Show {
     name: Option<String>,
 }
 
-pub fn run(args: &Show, on: On) -> Result {
-    let config = config::load(None, on.user)?.config;
+pub async fn run(args: &Show, on: On) -> Result {
+    let config = config::of_service(on).await?.config;
     let path: PathBuf = match &args.name {
         Some(name) => config.models.find(name).map_err(Failure::new)?,
         None => config.model.path.clone().ok_or_else(|| {
