@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model_file::{Expert, PartPaths};
+use crate::expert::ExpertName;
+use crate::model_file::PartPaths;
 
 pub use words::in_units;
 
@@ -74,7 +75,7 @@ pub struct FoundPart {
     pub bytes: u64,
     /// Which of two transformers it is, by its name or by the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub noise: Option<Expert>,
+    pub noise: Option<ExpertName>,
 }
 
 /// What a file is.

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use animd_protocol::dims::{DitConfig, schema};
 use animd_protocol::findings::{Findings, FoundModel, PartKind};
-use animd_protocol::model_file::Expert;
-use animd_protocol::recipe::Recipe;
+use animd_protocol::recipe::{ExpertName, Recipe};
 
 use super::{Named, find};
 use crate::weights::safetensors;
@@ -179,7 +178,7 @@ fn both_transformers_are_found_and_paired() {
     for (model, stem) in found.models[1..].iter().zip(["other", "wan2.2"]) {
         let part = |key| model.part(key).expect("there is one").part.clone();
         let (high, low) = (part("high_noise"), part("low_noise"));
-        assert_eq!((high.noise, low.noise), (Some(Expert::High), Some(Expert::Low)));
+        assert_eq!((high.noise, low.noise), (Some(ExpertName::HighNoise), Some(ExpertName::LowNoise)));
         for path in [&high.path, &low.path] {
             assert!(path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(stem)), "{model}");
         }
