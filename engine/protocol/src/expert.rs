@@ -32,6 +32,14 @@ impl ExpertName {
         }
     }
 
+    /// Returns the name in sentences.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::HighNoise => "high-noise",
+            Self::LowNoise => "low-noise",
+        }
+    }
+
     /// Returns the name of the transformer's network in a recipe, for tables.
     pub fn network(self) -> &'static str {
         match self {

@@ -62,6 +62,11 @@ impl Lora {
         &self.path
     }
 
+    /// Returns the transformer that the file says it is for, in a model that has two.
+    pub fn expert(&self) -> Option<ExpertName> {
+        self.expert
+    }
+
     /// Returns whether the file is still what it was when it was opened.
     fn is_current(&self) -> bool {
         fs::metadata(&self.path).is_ok_and(|meta| Stamp::of(&meta) == self.stamp)

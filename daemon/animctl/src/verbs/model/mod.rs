@@ -5,6 +5,7 @@ mod ask;
 pub mod cache;
 mod checks;
 mod list;
+pub mod loras;
 mod place;
 mod remove;
 pub mod search;

@@ -10,12 +10,12 @@ use std::process::{Command, Stdio};
 use animd_common::config::Loaded;
 use animd_common::files::show;
 use animd_common::models;
-use animd_protocol::findings::{Findings, FoundModel, PartKind};
+use animd_protocol::findings::{Findings, FoundLora, FoundModel, PartKind};
 use animd_protocol::profile::Precision;
 use serde_json::Value;
 use zbus::Variant;
 
-use super::super::model::cache;
+use super::super::model::{cache, loras};
 use super::super::{On, json_of};
 use super::machine::Machine;
 use super::step::{Run, Step};
@@ -27,6 +27,9 @@ pub struct Scene<'a> {
     pub loaded: &'a Loaded,
     pub machine: &'a Machine,
     pub model: Option<&'a FoundModel>,
+    /// The `LoRAs` that were found, where these places were searched.
+    pub loras: &'a [FoundLora],
+    pub searched: &'a [PathBuf],
     /// The picture of the first video, if one was given.
     pub picture: Option<&'a Path>,
 }
@@ -73,14 +76,34 @@ pub fn add(scene: &Scene<'_>) -> Step {
             Some((state, text)) if state == "no-weights" => {
                 Step::todo(NAME, text.clone(), vec!["animctl doctor".to_owned()])
             }
-            _ => Step::done(NAME, format!("`{}` is the configured model", show(path))),
+            _ => match new_loras(scene) {
+                loras if loras.is_empty() => {
+                    Step::done(NAME, format!("`{}` is the configured model", show(path)))
+                }
+                loras => {
+                    let run = Run::new(&["model", "add"], loras.into_iter().map(PathBuf::into_os_string));
+                    Step::runs(
+                        NAME,
+                        "let jobs use the LoRAs that go with the model",
+                        vec![run],
+                        !scene.on.user,
+                    )
+                }
+            },
         };
     }
     let Some(model) = scene.model else { return Step::todo(NAME, WAITS, Vec::new()) };
     let distilled = model.called_distilled.then(|| ["--distilled", "yes"].map(OsString::from));
-    let paths = roots(model).into_iter().map(PathBuf::into_os_string);
+    let paths = roots(model).into_iter().chain(new_loras(scene)).map(PathBuf::into_os_string);
     let run = Run::new(&["model", "add"], paths.chain(distilled.into_iter().flatten()));
     Step::runs(NAME, format!("let animd use `{}`", model.name), vec![run], !scene.on.user)
+}
+
+/// Returns the folders and files of `LoRAs` that go with the model, and that jobs cannot choose so far.
+fn new_loras(scene: &Scene<'_>) -> BTreeSet<PathBuf> {
+    let goes_with = |lora: &&FoundLora| scene.model.is_some_and(|model| lora.models.contains(&model.name));
+    let (config, sandbox) = (&scene.loaded.config, Sandbox::of(scene.on.user));
+    loras::unknown(scene.loras.iter().filter(goes_with), scene.searched, config, &sandbox)
 }
 
 /// Returns the paths that stand for a model: its folder if all parts are in the folder that has the transformer, else each
