@@ -12,6 +12,7 @@ use animd_protocol::dims::schema::{self, Expected};
 use animd_protocol::lora::LoraChoice;
 use animd_protocol::profile::Precision;
 
+use super::own_loras::OwnLoras;
 use crate::weights::{Adapter, Lora, Merged, RoundedAgain, Strength, WeightSource, told_expert};
 use crate::{Error, Result};
 
@@ -22,6 +23,8 @@ pub(super) type Shared = Arc<dyn WeightSource + Send>;
 pub(super) struct Adapters {
     /// Those of the model's own file.
     own: Vec<Adapter>,
+    /// What these are.
+    pub(super) identity: OwnLoras,
     /// Those of the current job.
     of_job: Vec<Adapter>,
     pub(super) transformers: Vec<Transformer>,
@@ -67,7 +70,8 @@ impl Adapters {
             let (loras, stale) = (Vec::new(), BTreeSet::new());
             Transformer { name, config, exact, prepared: None, loras, stale }
         };
-        let mut adapters = Self { own, of_job: Vec::new(), transformers: transformers.map(start).collect() };
+        let (identity, transformers) = (OwnLoras::of(&own), transformers.map(start).collect());
+        let mut adapters = Self { own, identity, of_job: Vec::new(), transformers };
         adapters.set(Vec::new());
         adapters
     }

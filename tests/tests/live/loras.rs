@@ -94,6 +94,19 @@ fn names_are_no_paths_and_changed_files_are_noticed() {
     assert!(hash.as_str().is_some_and(|hash| hash.len() == 64 && hash != ABC), "{hash}");
 }
 
+#[test]
+fn the_loras_of_a_model_are_kept_beside_those_of_the_job() {
+    let house = house();
+    says(&house, &["submit", &house.picture(), "--lora", "detail", "-p", "model-lora=four_steps", "--wait"]);
+    let shown = house.json(&["show", "1"]);
+    assert_eq!(shown["model_loras"], json!([["four_steps", [0.8, 0.5], "ab".repeat(32)]]));
+    assert_eq!(shown["loras"].as_array().unwrap().len(), 1);
+    assert!(says(&house, &["show", "1"]).contains("four_steps x 0.8 and 0.5 abababababab"));
+    assert_eq!(house.number("SELECT count(*) FROM job_lora WHERE sha256 = unhex(hex(sha256))"), Some(2));
+    says(&house, &["submit", &house.picture(), "--wait"]);
+    assert!(house.json(&["show", "2"])["model_loras"].is_null());
+}
+
 /// Writes a `LoRA` for one square layer of so wide a transformer.
 fn write_lora(path: &Path, width: usize) {
     let bytes = 4 * 2 * width;
