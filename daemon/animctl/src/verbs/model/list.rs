@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::super::exit::{Exit, Result};
 use super::super::{On, config, print};
-use super::loras;
+use super::known_loras;
 use crate::doctor::sandbox::Sandbox;
 
 /// List the models that have names, and the LoRAs.
@@ -25,7 +25,7 @@ pub struct List {}
 
 pub fn run(_: &List, on: On) -> Result {
     let config = config::load(None, on.user)?.config;
-    let (models, loras) = (models(&config), loras::list(&config, &Sandbox::of(on.user)));
+    let (models, loras) = (models(&config), known_loras::list(&config, &Sandbox::of(on.user)));
     if on.json {
         let one = |(name, path): (&String, &PathBuf)| json!({"kind": "lora", "name": name, "path": show(path), "configured": false});
         print(Value::Array(models.into_iter().chain(loras.iter().map(one)).collect()));

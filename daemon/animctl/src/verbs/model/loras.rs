@@ -1,4 +1,4 @@
-//! `LoRAs` that are added: which of those that were found, where the service sees them, and how they are listed and removed.
+//! `LoRAs` that are added: which of those that were found, and where the service sees them.
 //!
 //! A folder called `loras` is added as a whole, so that what is put into it later can be used too; any other file is added by itself.
 //! Each has a file of animd's configuration, and a drop-in of the unit if the sandbox hides it.
@@ -7,23 +7,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use animd_common::config::Config;
 use animd_common::files::{show, write_atomic};
 use animd_protocol::findings::{Findings, FoundLora, FoundPart, PartKind};
 use animd_protocol::lora_files;
 use animd_protocol::recipe::ExpertName;
-use serde::Deserialize;
+use animd_protocol::sources::quoted;
 use serde_json::{Value, json};
 
 use super::super::dropin::{self, Plan};
 use super::super::exit::{Failure, Result};
 use super::place::{self, Shown};
-use crate::doctor::sandbox::Sandbox;
 
 /// The name of the folders that programs keep `LoRAs` in.
 const FOLDER: &str = "loras";
 /// The beginning of the ids of files that animctl writes for `LoRAs`.
-const ID: &str = "lora";
+pub(super) const ID: &str = "lora";
 /// The most `LoRAs` that are told one by one.
 const TOLD: usize = 24;
 
@@ -155,11 +153,11 @@ impl Loras {
             .filter(|lora| lora.noise != Some(ExpertName::LowNoise) || lora.partner.is_none())
         {
             let models = lora.models.join(", ");
-            let name = animd_protocol::sources::quoted(&lora.name);
+            let name = quoted(&lora.name);
             let mut line = match (&lora.partner, lora.noise) {
                 (Some(low), _) => format!(
                     "    --lora {name} --lora {}  a pair for both transformers of {models}",
-                    animd_protocol::sources::quoted(low)
+                    quoted(low)
                 ),
                 (None, Some(noise)) => format!(
                     "    --lora {name}  for {models}; of two transformers for the {} one",
@@ -225,7 +223,7 @@ impl Place {
 
 /// Returns what is added for a file: the folder called `loras` that it was found in, or the file itself if it was named, or if it is
 /// a link that leads out of that folder.
-fn place_of(file: &Path, searched: &[PathBuf]) -> PathBuf {
+pub(super) fn place_of(file: &Path, searched: &[PathBuf]) -> PathBuf {
     let is_loras = |folder: &&Path| {
         folder.file_name().is_some_and(|name| name.eq_ignore_ascii_case(FOLDER))
             && !searched.iter().any(|path| path != folder && path.starts_with(folder))
@@ -238,20 +236,6 @@ fn place_of(file: &Path, searched: &[PathBuf]) -> PathBuf {
     folder.filter(holds).unwrap_or(file).to_owned()
 }
 
-/// Returns what `animctl model add` would add for these, without what jobs can choose from already.
-pub fn unknown<'a>(
-    loras: impl Iterator<Item = &'a FoundLora>,
-    searched: &[PathBuf],
-    config: &Config,
-    sandbox: &Sandbox,
-) -> BTreeSet<PathBuf> {
-    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let known: Vec<PathBuf> =
-        config.lora_places(None).iter().map(|place| real(&sandbox.outside(place).0)).collect();
-    let is_new = |lora: &&FoundLora| !known.iter().any(|place| real(&lora.path).starts_with(place));
-    loras.filter(is_new).map(|lora| place_of(&lora.path, searched)).collect()
-}
-
 fn id(path: &Path) -> String {
     format!("{ID}-{}", dropin::name(path))
 }
@@ -261,83 +245,15 @@ fn text(inside: &Path) -> String {
     format!("[lora]\nadded = [{}]\n", dropin::toml(inside))
 }
 
-/// Returns the names of all `LoRAs` that jobs of the configured model can choose, with the file of each as it lies on this machine.
-pub fn list(config: &Config, sandbox: &Sandbox) -> BTreeMap<String, PathBuf> {
-    let mut all = BTreeMap::new();
-    // What comes first outranks the rest.
-    for place in config.lora_places(None).iter().rev() {
-        let outside = sandbox.outside(place).0;
-        let single = sandbox.files_in(place);
-        match lora_files::name_of(place) {
-            Some(name) if outside.is_file() => _ = all.insert(name.to_owned(), outside),
-            _ if single.is_empty() => all.extend(lora_files::list(&[outside])),
-            _ => all.extend(
-                single
-                    .into_iter()
-                    .filter_map(|(name, file)| Some((lora_files::name_of(&name)?.to_owned(), file))),
-            ),
-        }
-    }
-    all
-}
-
-/// A place that was added before.
-pub struct Added {
-    /// The file of the configuration that adds it.
-    pub file: PathBuf,
-    /// The drop-in that shows it to the installed service, below the root; it need not exist.
-    pub drop_in: PathBuf,
-    /// Where it lies.
-    pub path: PathBuf,
-}
-
-/// Returns the place that `animctl model add` has added in this folder of configuration files and that a word means: the name of a
-/// `LoRA`, or the place's path.
-///
-/// # Errors
-/// A sentence if the word names a `LoRA` in a folder that was added as a whole.
-pub fn added(word: &str, folder: &Path, sandbox: &Sandbox) -> Result<Option<Added>> {
-    #[derive(Deserialize)]
-    struct File {
-        lora: Section,
-    }
-    #[derive(Deserialize)]
-    struct Section {
-        added: Vec<PathBuf>,
-    }
-    let meant = std::path::absolute(word).unwrap_or_else(|_| word.into());
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let (file, name) = (entry.path(), entry.file_name());
-        let id = name.to_str().and_then(|name| name.strip_prefix("animctl-")?.strip_suffix(".toml"));
-        let Some(id) = id.filter(|id| id.starts_with(ID)) else { continue };
-        let text = fs::read_to_string(&file).map_err(Failure::file("read", &file))?;
-        let Some(inside) =
-            toml::from_str(&text).ok().and_then(|file: File| file.lora.added.into_iter().next())
-        else {
-            continue;
-        };
-        let path = sandbox.outside(&inside).0;
-        if path == meant || inside == meant || lora_files::name_of(&inside) == Some(word) {
-            let drop_in = dropin::drop_in(id);
-            return Ok(Some(Added { file, drop_in, path }));
-        }
-        if path.is_dir() && lora_files::list(std::slice::from_ref(&path)).contains_key(word) {
-            let shown = show(&path);
-            return Err(Failure::new(format!(
-                "the LoRA `{word}` is in `{shown}`, which was added as a whole; take the file out of it, or remove all with \
-                 `animctl model remove {}`",
-                animd_protocol::sources::quoted(&shown)
-            )));
-        }
-    }
-    Ok(None)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use animd_common::config::Config;
+
+    use super::super::known_loras::{added, list};
     use super::*;
+    use crate::doctor::sandbox::Sandbox;
 
     fn found(path: &Path, noise: Option<ExpertName>, partner: Option<&str>) -> FoundLora {
         FoundLora {

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::super::dropin::{Plan, config as config_file, is_active, needs_root, reread, restart};
 use super::super::exit::{Exit, Failure, Result};
 use super::super::{On, config, print};
-use super::{loras, place, trial};
+use super::{known_loras, place, trial};
 use crate::doctor::sandbox::Sandbox;
 
 /// Forget a model that was added, or LoRAs.
@@ -84,7 +84,7 @@ async fn remove_lora(name: &str, why: String, on: On) -> Result {
         false => root.join(config_file("model")),
     };
     let folder = conf.parent().unwrap_or(root);
-    let Some(added) = loras::added(name, folder, &Sandbox::of(on.user))? else {
+    let Some(added) = known_loras::added(name, folder, &Sandbox::of(on.user))? else {
         return Err(Failure::new(format!(
             "{why}; nor was a LoRA of this name or path added by `animctl model add`"
         )));

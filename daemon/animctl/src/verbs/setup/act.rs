@@ -15,7 +15,7 @@ use animd_protocol::profile::Precision;
 use serde_json::Value;
 use zbus::Variant;
 
-use super::super::model::{cache, loras};
+use super::super::model::{cache, known_loras};
 use super::super::{On, json_of};
 use super::machine::Machine;
 use super::step::{Run, Step};
@@ -103,7 +103,7 @@ pub fn add(scene: &Scene<'_>) -> Step {
 fn new_loras(scene: &Scene<'_>) -> BTreeSet<PathBuf> {
     let goes_with = |lora: &&FoundLora| scene.model.is_some_and(|model| lora.models.contains(&model.name));
     let (config, sandbox) = (&scene.loaded.config, Sandbox::of(scene.on.user));
-    loras::unknown(scene.loras.iter().filter(goes_with), scene.searched, config, &sandbox)
+    known_loras::unknown(scene.loras.iter().filter(goes_with), scene.searched, config, &sandbox)
 }
 
 /// Returns the paths that stand for a model: its folder if all parts are in the folder that has the transformer, else each
