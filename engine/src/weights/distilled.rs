@@ -1,6 +1,16 @@
 //! What a name says about distillation: no file says itself that a model, or a `LoRA`, was distilled to few steps.
 //!
 //! A name is a hint and no proof, so nothing is decided by it that a person cannot change.
+//!
+//! What a model computes is no proof either. A model that was trained to many steps predicts the mean of all videos that fit a noisy
+//! one, which is blurred where there is much noise; one that was distilled by comparing distributions or along its own path predicts a
+//! sharp video from there. So one forward at two noise levels should tell them apart, by how much of the clean latents each leaves open:
+//! about the same for a distilled model, and much more at the noisier level for another. That was tried on the small model, which is
+//! right in four steps: of a photograph that moves it leaves open 4 % of the latents' mean square at noise 0.3 and 23 % at 0.9 on 81 frames,
+//! 7 % and 60 % on 21, and would be called a model of many steps. It was trained by flow matching to begin with, and four steps do
+//! because picture and prompt leave little open in its own videos. Made-up weights leave open what the blind guess of
+//! [`crate::check`] does, or more, at either level. So this tells how a model was trained and what it is shown, and not how many steps
+//! suffice; it decides nothing here.
 
 use std::path::Path;
 
