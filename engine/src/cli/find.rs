@@ -46,6 +46,7 @@ pub struct Find {
     /// Take this one as the tokenizer
     #[arg(long, value_name = "PATH")]
     tokenizer: Option<PathBuf>,
+    #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
     /// Say of LoRAs whether they go with this model, too: its folder or its model file
     #[arg(long, value_name = "MODEL")]
     known: Vec<PathBuf>,

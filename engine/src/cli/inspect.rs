@@ -22,9 +22,11 @@ pub struct Inspect {
     /// Say of each file, or of each folder with the shards of one part, what it is by itself
     #[arg(long)]
     each: bool,
+    #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
     /// Say also whether the model can be used with this LoRA, which a job would choose by this name
     #[arg(long, value_name = "NAME", conflicts_with = "each")]
     lora: Vec<String>,
+    #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
     /// A folder of LoRAs, or a single one, besides the model's own
     #[arg(long, value_name = "PATH")]
     lora_folder: Vec<PathBuf>,

@@ -17,7 +17,7 @@
 //! | `deaf` | does not stop when it is told to |
 //! | `nothing` | reports a video that it has not written |
 //! | `short` | reports more bytes than it has written |
-//! | `model-lora=NAME` | reports that the model's own file names this LoRA |
+//! | `model-lora=NAME` | reports that the model's own file names this `LoRA` |
 //!
 //! The words from `fail` to `stray` act half-way through denoising, or in the stage that they name: `crash@load`,
 //! `hang@vae-decode`.

@@ -80,10 +80,10 @@ impl fmt::Display for FoundLora {
         }
         match (noise, partner) {
             (Some(noise), Some(partner)) => {
-                write!(f, "; the {} one of a pair with {partner}", noise.words())?
+                write!(f, "; the {} one of a pair with {partner}", noise.words())?;
             }
             (Some(noise), None) => {
-                write!(f, "; in a model of two transformers for the {} one", noise.words())?
+                write!(f, "; in a model of two transformers for the {} one", noise.words())?;
             }
             (None, _) => {}
         }

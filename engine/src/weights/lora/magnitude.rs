@@ -39,7 +39,9 @@ impl Magnitude {
         if self.of_rows {
             rows.zip(&lengths).for_each(|(row, length)| {
                 let factor = factor(*length, row.iter().map(|value| f64::from(*value).powi(2)).sum());
-                row.iter_mut().for_each(|value| *value *= factor);
+                for value in row {
+                    *value *= factor;
+                }
             });
             return Ok(());
         }

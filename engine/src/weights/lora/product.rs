@@ -11,7 +11,7 @@ pub(super) enum Product {
     /// `scale * up * down`, `[rows, rank]` and `[rank, cols]`.
     LowRank { down: Stored, up: Stored, rank: usize, scale: f32 },
     /// `scale` times two products of `[rows, rank]` and `[rank, cols]`, multiplied element by element: `LoHa`
-    /// (Hyeon-Woo et al., "FedPara", 2021).
+    /// (Hyeon-Woo et al., "`FedPara`", 2021).
     Hadamard { factors: [Factor; 2], scale: f32 },
     /// `scale` times the Kronecker product of a small matrix and a larger one: `LoKr` (Yeh et al., "Navigating text-to-image
     /// customization", 2023).

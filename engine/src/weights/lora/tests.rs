@@ -373,11 +373,14 @@ fn lohas_are_products_element_by_element() {
 
 #[test]
 fn lokrs_are_kronecker_products() {
+    /// The pieces of a file, the two matrices that they make, and their scale.
+    type Case = (Vec<Piece>, Vec<f64>, Vec<f64>, f64);
+
     let whole = |piece: &Piece| piece.2.iter().map(|value| f64::from(*value)).collect::<Vec<f64>>();
     let (first, second) = (piece(".lokr_w1", [8, 4], 1), piece(".lokr_w2", [32, 64], 2));
     let pair1 = [piece(".lokr_w1_a", [8, 2], 3), piece(".lokr_w1_b", [2, 4], 4)];
     let pair2 = [piece(".lokr_w2_a", [32, 3], 5), piece(".lokr_w2_b", [3, 64], 6)];
-    let cases: [(Vec<Piece>, Vec<f64>, Vec<f64>, f64); 4] = [
+    let cases: [Case; 4] = [
         // Matrices that are no products have no scale, whatever the alpha is.
         (vec![first.clone(), second.clone()], whole(&first), whole(&second), 1.0),
         (

@@ -22,6 +22,7 @@ use crate::doctor::outside::Outside;
 use crate::doctor::sandbox::Sandbox;
 use crate::doctor::{READ, refusal_from};
 
+#[allow(clippy::doc_markdown, reason = "the words are the help of the command")]
 /// Find a model's files, name the model, and let the service use it.
 ///
 /// A PATH is a model's folder as it was downloaded, ComfyUI's folder, a Hugging Face cache or a repository in it, or a single file;
@@ -58,6 +59,7 @@ pub struct Add {
     /// Leave the configured model as it is; jobs choose this one by `--model NAME`
     #[arg(long)]
     no_use: bool,
+    #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
     /// Leave LoRAs that are found where they are, and add models only
     #[arg(long)]
     no_loras: bool,

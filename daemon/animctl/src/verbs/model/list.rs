@@ -12,6 +12,7 @@ use super::super::{On, config, print};
 use super::known_loras;
 use crate::doctor::sandbox::Sandbox;
 
+#[allow(clippy::doc_markdown, reason = "the words are the help of the command")]
 /// List the models that have names, and the LoRAs.
 ///
 /// Jobs choose a model by `--model NAME`; those that choose none get the configured one. They choose LoRAs by `--lora NAME`; those in

@@ -29,7 +29,7 @@ const TOLD: usize = 24;
 #[derive(Debug, Default)]
 pub struct Loras {
     /// Each with the name that jobs choose it by.
-    loras: Vec<FoundLora>,
+    named: Vec<FoundLora>,
     pub places: Vec<Place>,
     /// What there is to say about some that jobs cannot choose.
     pub notes: Vec<String>,
@@ -62,11 +62,11 @@ impl Loras {
             let mut lora = found.clone();
             lora.models.retain(|model| models.contains(model));
             if !lora.models.is_empty() {
-                all.loras.push(lora);
+                all.named.push(lora);
             }
         }
         let mut places: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
-        for lora in &all.loras {
+        for lora in &all.named {
             places.entry(place_of(&lora.path, &searched)).or_default().push(lora.path.clone());
         }
         for (path, files) in places {
@@ -78,14 +78,14 @@ impl Loras {
 
     /// Gives each the name that the service knows it by, and leaves out those that share a name.
     fn name(&mut self) {
-        for lora in &mut self.loras {
+        for lora in &mut self.named {
             let inside = self.places.iter().find(|place| place.path == lora.path).map(|place| &place.inside);
             if let Some(name) = inside.and_then(|inside| lora_files::name_of(inside)) {
                 name.clone_into(&mut lora.name);
             }
         }
         let mut by_name: BTreeMap<&str, Vec<&FoundLora>> = BTreeMap::new();
-        for lora in &self.loras {
+        for lora in &self.named {
             by_name.entry(&lora.name).or_default().push(lora);
         }
         let mut shared: BTreeSet<String> = BTreeSet::new();
@@ -98,7 +98,7 @@ impl Loras {
             ));
             shared.insert((*name).to_owned());
         }
-        self.loras.retain(|lora| !shared.contains(&lora.name));
+        self.named.retain(|lora| !shared.contains(&lora.name));
     }
 
     /// Returns whether there is none.
@@ -108,12 +108,12 @@ impl Loras {
 
     /// Returns for each the names of the models that it goes with.
     pub fn models(&self) -> impl Iterator<Item = &[String]> {
-        self.loras.iter().map(|lora| &*lora.models)
+        self.named.iter().map(|lora| &*lora.models)
     }
 
     /// Returns the words by which the engine opens them with a model, as its jobs will; none if none goes with it.
     pub fn arguments(&self, model: &str) -> Vec<String> {
-        let of_it = self.loras.iter().filter(|lora| lora.models.iter().any(|one| one == model));
+        let of_it = self.named.iter().filter(|lora| lora.models.iter().any(|one| one == model));
         let names: Vec<String> = of_it.map(|lora| format!("--lora={}", lora.name)).collect();
         if names.is_empty() {
             return names;
@@ -148,7 +148,7 @@ impl Loras {
     pub fn words(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for lora in self
-            .loras
+            .named
             .iter()
             .filter(|lora| lora.noise != Some(ExpertName::LowNoise) || lora.partner.is_none())
         {
@@ -192,7 +192,7 @@ impl Loras {
                 "called_distilled": lora.called_distilled,
             })
         };
-        self.loras.iter().map(one).collect()
+        self.named.iter().map(one).collect()
     }
 }
 
@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(binds[0][0].0, comfy.join("loras"));
         assert_eq!((&binds[1][0].0, &*binds[1][0].1), (&blob, &*loras.places[1].inside));
         assert_eq!(binds[2].len(), 2);
-        let names: Vec<&str> = loras.loras.iter().map(|lora| &*lora.name).collect();
+        let names: Vec<&str> = loras.named.iter().map(|lora| &*lora.name).collect();
         assert_eq!(names, ["detail", "oil-paint", "hub"], "systemd shows plain names");
         assert_eq!(loras.arguments("wan")[..3], ["--lora=detail", "--lora=oil-paint", "--lora=hub"]);
         assert_eq!(loras.arguments("wan").len(), 6);

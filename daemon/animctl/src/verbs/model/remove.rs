@@ -14,6 +14,7 @@ use super::super::{On, config, print};
 use super::{known_loras, place, trial};
 use crate::doctor::sandbox::Sandbox;
 
+#[allow(clippy::doc_markdown, reason = "the words are the help of the command")]
 /// Forget a model that was added, or LoRAs.
 ///
 /// The files themselves stay. The service no longer sees them.
@@ -22,6 +23,7 @@ use crate::doctor::sandbox::Sandbox;
     after_help = "Examples:\n  sudo animctl model remove wan-480p\n  sudo animctl model remove ~/ComfyUI/models/loras\n\nJSON: name, next"
 )]
 pub struct Remove {
+    #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
     /// The name of the model or LoRA, which `animctl model list` shows; or the path of a folder of LoRAs
     name: String,
 }

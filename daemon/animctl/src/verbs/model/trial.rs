@@ -151,7 +151,7 @@ impl Trial {
     /// Returns what the trial's unit does instead of the service.
     fn text(&self, program: &Path, model: &Path, more: &[String]) -> String {
         let word = |path: &Path| exec_word(&path.to_string_lossy());
-        let more: String = more.iter().map(|more| format!(" {}", exec_word(more))).collect();
+        let more = more.iter().flat_map(|more| [" ".to_owned(), exec_word(more)]).collect::<String>();
         format!(
             "[Unit]\nDescription=Trial of a model for the image-to-video service\nStartLimitIntervalSec=0\n[Service]\nType=oneshot\n\
              ExecStart={} inspect {}{more}\nTimeoutStartSec={PATIENCE}s\nStandardOutput=truncate:{}\nStandardError=inherit\n",
