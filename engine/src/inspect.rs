@@ -282,7 +282,7 @@ mod tests {
         let json = serde_json::to_value(&inspection).unwrap();
         assert_eq!(
             (&json["parts"][1]["expert"], &json["parts"][2]["expert"]),
-            (&"low-noise".into(), &().into())
+            (&"low_noise".into(), &().into())
         );
 
         let dir = pair(true);

@@ -42,11 +42,11 @@ impl Loras {
         if request.lora.is_empty() {
             return Ok(Vec::new());
         }
-        let folders = self.config.get().lora_folders(request.model.as_deref());
+        let places = self.config.get().lora_places(request.model.as_deref());
         let refused =
             |why: String| Error::refused(ErrorCode::InvalidSetting, format!("`lora`: {}", show(why)));
         let find = |choice: &LoraChoice| {
-            let file = lora_files::find(&folders, &choice.name).map_err(refused)?;
+            let file = lora_files::find(&places, &choice.name).map_err(refused)?;
             loras::sampling(&file).map_err(refused)?;
             Ok(file)
         };

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Which of a family's two diffusion transformers something is for: files, a `LoRA`, a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 pub enum ExpertName {
     /// The one that computes the first steps, which have the most noise.
     HighNoise,
@@ -21,6 +21,22 @@ impl ExpertName {
         match self {
             Self::HighNoise => 0,
             Self::LowNoise => 1,
+        }
+    }
+
+    /// Returns the name in model files, in JSON and, with `-` for `_`, in options.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::HighNoise => "high_noise",
+            Self::LowNoise => "low_noise",
+        }
+    }
+
+    /// Returns the name in sentences.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::HighNoise => "high-noise",
+            Self::LowNoise => "low-noise",
         }
     }
 

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model_file::{Expert, PartPaths};
+use crate::expert::ExpertName;
+use crate::model_file::PartPaths;
 
 pub use words::in_units;
 
@@ -17,6 +18,8 @@ pub use words::in_units;
 pub struct Findings {
     /// The models that the parts make, those that lack something too.
     pub models: Vec<FoundModel>,
+    /// The `LoRAs`, those first that go with a model.
+    pub loras: Vec<FoundLora>,
     /// Every part of a model that can be used.
     pub parts: Vec<FoundPart>,
     /// Transformers of which no name says whether they are for the noisy steps or for the last ones.
@@ -74,7 +77,31 @@ pub struct FoundPart {
     pub bytes: u64,
     /// Which of two transformers it is, by its name or by the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub noise: Option<Expert>,
+    pub noise: Option<ExpertName>,
+}
+
+/// A `LoRA`, and the models that it goes with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FoundLora {
+    /// The name by which jobs choose it: that of its file, without the ending.
+    pub name: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// The file's bytes.
+    pub bytes: u64,
+    /// The names of the models that it can be added to: of those that were found, and of those that were known before.
+    pub models: Vec<String>,
+    /// Which of two transformers it is for, by what the file says or by its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise: Option<ExpertName>,
+    /// The name of the one for the other transformer, if there are both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partner: Option<String>,
+    /// Whether its name says that it distils a model to few steps. Nothing else says so.
+    pub called_distilled: bool,
+    /// Why it goes with none of the models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// What a file is.

@@ -34,6 +34,20 @@ pub struct LoraChoice {
     pub sha256: Option<String>,
 }
 
+/// A `LoRA` that a model's own file names, as a job's record and a video's metadata have it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelLora {
+    /// The name of its file, without the ending.
+    pub name: String,
+    /// How strongly it is added; in a model of two transformers to the one of the noisy steps.
+    pub strength: f64,
+    /// How strongly it is added to the transformer of the last steps, in a model of two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength_low: Option<f64>,
+    /// The hash of its file, in hexadecimal.
+    pub sha256: String,
+}
+
 impl LoraChoice {
     /// Returns why a word cannot be the name of a `LoRA`.
     ///

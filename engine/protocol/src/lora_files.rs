@@ -1,4 +1,4 @@
-//! Which file a `LoRA`'s name stands for: one in a folder that the administrator has allowed.
+//! Which file a `LoRA`'s name stands for: one that the administrator has allowed, or one in a folder that is allowed.
 //!
 //! A name is never a path, and a link is followed only where it leads to a file of the same folder, so that nobody can have a
 //! file opened by its name that nobody has allowed.
@@ -43,7 +43,8 @@ pub fn folders_of(model: &Path) -> Vec<PathBuf> {
     folders
 }
 
-/// Returns the file that a name stands for, looked for in one folder after the other: its links are followed.
+/// Returns the file that a name stands for, looked for in one place after the other, each a folder or a single file: its links
+/// are followed.
 ///
 /// # Errors
 /// A sentence with the nearest name, or with the names that there are; or with two files of this name in one folder.
@@ -90,6 +91,12 @@ pub fn list(folders: &[PathBuf]) -> BTreeMap<String, PathBuf> {
     all.map(|(file, path)| (stem(&file).to_owned(), path)).collect()
 }
 
+/// Returns the name by which jobs choose a file: its own, without the ending. `None` for a file that has no ending of a `LoRA`.
+pub fn name_of(file: &Path) -> Option<&str> {
+    let name = file.file_name()?.to_str()?;
+    Some(stem(name)).filter(|stem| *stem != name)
+}
+
 /// Returns a file's name without the ending.
 fn stem(file: &str) -> &str {
     let split =
@@ -97,9 +104,14 @@ fn stem(file: &str) -> &str {
     split.map_or(file, |(stem, _)| stem)
 }
 
-/// Returns the names and the real paths of the files of a folder, and of the folders in it, that can be `LoRAs`.
+/// Returns the names and the real paths of the files of a folder, and of the folders in it, that can be `LoRAs`. A file stands
+/// for itself: who has allowed it by its own path has allowed what its link leads to.
 fn files(folder: &Path) -> Vec<(String, PathBuf)> {
     let Ok(root) = folder.canonicalize() else { return Vec::new() };
+    if root.is_file() {
+        let name = name_of(folder).and(folder.file_name()).and_then(|name| name.to_str());
+        return name.map(|name| (name.to_owned(), root)).into_iter().collect();
+    }
     let (mut found, mut looked) = (Vec::new(), 0);
     let mut waiting = vec![(root.clone(), 0)];
     while let Some((dir, depth)) = waiting.pop() {
@@ -160,6 +172,7 @@ mod tests {
         symlink(root.join("secret.safetensors"), root.join("own/leak.safetensors"))?;
         symlink(&root, root.join("own/up"))?;
         symlink("detail.safetensors", root.join("own/alias.safetensors"))?;
+        symlink(root.join("secret.safetensors"), root.join("allowed.safetensors"))?;
         let find_in = find;
         let find = |name: &str| find_in(&folders, name);
         assert_eq!(find("detail"), Ok(root.join("own/detail.safetensors")));
@@ -175,6 +188,10 @@ mod tests {
         }
         assert_eq!(find("detial"), Err("no LoRA is called `detial`; did you mean `detail`?".into()));
         assert!(find("zzzzzzzz").is_err_and(|e| e.ends_with("known are Oil Paint, alias, both, detail")));
+        // A file that is allowed itself stands for its own name, whatever its link leads to.
+        let places = [root.join("allowed.safetensors"), root.join("own/notes.txt")];
+        assert_eq!(find_in(&places, "allowed"), Ok(root.join("secret.safetensors")));
+        assert_eq!(list(&places).into_keys().collect::<Vec<_>>(), ["allowed"]);
         assert!(find_in(&folders[2..], "x").is_err_and(|e| e.contains("there are none in `/")));
         Ok(())
     }

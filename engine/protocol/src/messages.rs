@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::ErrorCode;
+use crate::lora::ModelLora;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::request::Request;
@@ -199,6 +200,9 @@ pub struct Report {
     pub peak_ram_bytes: u64,
     /// The peak memory use on the GPU, in bytes; 0 without a GPU.
     pub peak_gpu_bytes: u64,
+    /// The `LoRAs` that the model's own file names, which were added before those of the job.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub model_loras: Vec<ModelLora>,
     /// What went otherwise than planned, in sentences: less of the GPU's memory was free, for example.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,

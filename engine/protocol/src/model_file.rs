@@ -28,7 +28,6 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
 use crate::InvalidSetting;
@@ -103,37 +102,7 @@ pub struct LoraEntry {
     /// How strongly it is merged; 1 is as it was trained.
     pub strength: f64,
     /// The transformer that it is for, in a model that has two; `None` is for both, or for the only one.
-    pub expert: Option<Expert>,
-}
-
-/// One of a model's two transformers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Expert {
-    /// The one of the noisy steps.
-    #[serde(rename = "high_noise")]
-    High,
-    /// The one of the last steps.
-    #[serde(rename = "low_noise")]
-    Low,
-}
-
-impl From<Expert> for ExpertName {
-    fn from(expert: Expert) -> Self {
-        match expert {
-            Expert::High => Self::HighNoise,
-            Expert::Low => Self::LowNoise,
-        }
-    }
-}
-
-impl Expert {
-    /// Returns the name in a model file.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::High => "high_noise",
-            Self::Low => "low_noise",
-        }
-    }
+    pub expert: Option<ExpertName>,
 }
 
 /// How a model is sampled, where a person or a check has said so.
@@ -443,7 +412,7 @@ impl Reader<'_> {
         let strength = self.number(table, "strength", -16.0, 16.0).unwrap_or(1.0);
         let mut expert = None;
         if let Some((name, span)) = self.text(table, "expert") {
-            expert = [Expert::High, Expert::Low].into_iter().find(|expert| expert.name() == name);
+            expert = ExpertName::ALL.into_iter().find(|expert| expert.name() == name);
             if expert.is_none() {
                 self.refuse(Some(span), "`expert` must be `high_noise` or `low_noise`");
             }
@@ -512,7 +481,7 @@ mod tests {
                 ..PartPaths::default()
             },
             loras: vec![
-                LoraEntry { file: "/l/high".into(), strength: 0.75, expert: Some(Expert::High) },
+                LoraEntry { file: "/l/high".into(), strength: 0.75, expert: Some(ExpertName::HighNoise) },
                 LoraEntry { file: "/l/both".into(), strength: -1.0, expert: None },
             ],
             sampling: Sampling { distilled: Some(true), steps: Some(4), shift: Some(5.0), guidance: None },

@@ -4,10 +4,19 @@
 //! a video that it has never seen, whether each of its blocks helps with that, whether the prompt does, whether the VAE
 //! gives back what it is given, and whether the device computes what the CPU does. The yardsticks need no other copy of
 //! the model; see [`denoise`]. A report has figures alone: no pictures, prompts, paths or names.
+//!
+//! What a model computes does not tell every mistake. Taking back in turn what may have happened to a file (q and k of one block
+//! exchanged, one layer scaled) and looking whether the model denoises better then was tried on the small model, whose weights are
+//! sound. On 81 frames, as it was trained, exchanging q and k of its first block makes it err 1.6 to 2.4 times as much, so that a mistake
+//! would be seen when it is taken back. On nine frames the same exchange makes it err 10 % less at noise 0.9, and scaling some layers by
+//! two to four up to 17 % less: training makes the loss least over its own videos, and what a check shows is a photograph that moves. How
+//! far a large model is from its own videos there, nobody has measured; so q and k in each other's place are not looked for, and
+//! layers are compared with their neighbours by size alone, as a matter of doubt; see [`depth`].
 
 mod agreement;
 mod clip;
 mod denoise;
+mod depth;
 mod findings;
 mod report;
 mod rounding;
@@ -33,6 +42,7 @@ use agreement::Agreement;
 use clip::Motion;
 use denoise::{LEVELS, Loss, Sample};
 
+pub use depth::Apart;
 pub use findings::{Findings, Latents, Prompt, Suspect, Worth};
 pub use report::{Device, Ground, Network, Report};
 pub use verdict::{Judged, Verdict};

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::agreement::Agreement;
 use super::denoise::Loss;
+use super::depth::{self, Apart};
 use super::findings::{Findings, Suspect, Worth};
 use super::rounding::Rounded;
 use super::verdict::{self, Judged, Verdict};
@@ -101,6 +102,8 @@ pub struct Report {
     ground: Ground,
     /// The tensors that are implausible by themselves.
     pub suspects: Vec<Suspect>,
+    /// The transformers' matrices that are apart from those of the blocks around them.
+    pub apart: Vec<Apart>,
     /// What the transformer's matrices lose in 8 bits.
     pub rounding: Vec<Rounded>,
     /// The device and the CPU, if the device is not the CPU.
@@ -117,6 +120,8 @@ impl Report {
         agreement: Option<Agreement>,
         findings: Findings,
     ) -> Self {
+        let transformers = looked.iter().filter(|part| part.component == Component::Dit);
+        let apart: Vec<Apart> = transformers.flat_map(|part| depth::apart(&part.rms)).collect();
         let suspects: Vec<Suspect> = looked
             .into_iter()
             .flat_map(|part| {
@@ -129,9 +134,10 @@ impl Report {
                 })
             })
             .collect();
-        let judged = verdict::judge(&suspects, &rounding, agreement.as_ref(), &findings);
+        let mut judged = verdict::judge(&suspects, &rounding, agreement.as_ref(), &findings);
+        judged.extend(verdict::depth(&apart));
         let (verdict, sentence) = verdict::sum_up(&judged);
-        Self { verdict, sentence, judged, ground, suspects, rounding, agreement, findings }
+        Self { verdict, sentence, judged, ground, suspects, apart, rounding, agreement, findings }
     }
 }
 

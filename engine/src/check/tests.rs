@@ -33,6 +33,28 @@ fn made_up_weights_do_not_denoise() {
     assert!(!text.contains('/') && !text.contains("tiny-a") && !text.contains("camera"), "{text}");
 }
 
+/// The only trained transformer that there is here: none of its layers is apart, and each would be if it were doubled or halved.
+#[test]
+fn a_doubled_layer_of_a_trained_model_is_apart() {
+    let small = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/small-model/files");
+    let looked = verify::look(&small, None, &Quiet, &|_| ()).expect("it can be read");
+    let sizes =
+        &looked.iter().find(|part| part.component == weights::Component::Dit).expect("there is one").rms;
+    assert_eq!(depth::apart(sizes), []);
+    let of_blocks = (0..sizes.len()).filter(|i| sizes[*i].0.starts_with("blocks."));
+    assert!(of_blocks.clone().count() >= 48, "twelve matrices in each of four blocks");
+    for i in of_blocks {
+        for factor in [2.0, 0.5] {
+            let mut changed = sizes.clone();
+            changed[i].1 *= factor;
+            let found = depth::apart(&changed);
+            let [one] = &found[..] else { panic!("{} times {factor}: {found:?}", sizes[i].0) };
+            assert_eq!(one.tensor, sizes[i].0);
+            assert!((0.75..1.34).contains(&(one.factor / factor)), "{one:?}");
+        }
+    }
+}
+
 #[cfg(feature = "cuda")]
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]

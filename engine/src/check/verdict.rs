@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::agreement::Agreement;
 use super::denoise::Loss;
+use super::depth::Apart;
 use super::findings::{Findings, Prompt, Suspect};
 use super::rounding::Rounded;
 
@@ -205,6 +206,21 @@ fn blocks(findings: &Findings) -> Option<Judged> {
     })
 }
 
+/// Judges the matrices that are apart from their neighbours; `None` if there are none.
+pub(super) fn depth(apart: &[Apart]) -> Option<Judged> {
+    let first = apart.first()?;
+    let Apart { tensor, factor, usual } = first;
+    let more = match apart.len() - 1 {
+        0 => String::new(),
+        n => format!(", and {n} more like that"),
+    };
+    let what = format!(
+        "`{tensor}` is {factor:.2} times as large as the blocks around it lead to expect, which are off by at most {usual:.2} themselves{more}: \
+         unless training has made it so, it was scaled by mistake"
+    );
+    Some(Judged { verdict: Verdict::Doubtful, what })
+}
+
 fn prompts(findings: &Findings) -> Judged {
     let prompts = &findings.prompts;
     let sum = |of: fn(&Prompt) -> f64| prompts.iter().map(of).sum::<f64>();
@@ -318,6 +334,16 @@ mod tests {
         comes_to(&Findings { worth, ..findings() }, Verdict::Doubtful, "block 7 (0.3000 with it");
         let prompts = vec![Prompt { right: 0.21, wrong: 0.2 }; 4];
         comes_to(&Findings { prompts, ..findings() }, Verdict::Doubtful, "only 0 of 4");
+    }
+
+    #[test]
+    fn a_layer_apart_from_its_neighbours_is_doubtful() {
+        assert!(depth(&[]).is_none());
+        let one = Apart { tensor: "blocks.1.ffn.0.weight".into(), factor: 2.031, usual: 1.02 };
+        let judged = depth(&[one.clone(), one]).expect("there are two");
+        assert_eq!(judged.verdict, Verdict::Doubtful);
+        assert!(judged.what.contains("`blocks.1.ffn.0.weight` is 2.03 times as large"), "{}", judged.what);
+        assert!(judged.what.contains("and 1 more"), "{}", judged.what);
     }
 
     #[test]

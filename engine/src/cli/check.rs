@@ -27,8 +27,9 @@ enum On {
 ///
 /// It denoises videos made of a bundled photograph, leaves out one block after the other, compares prompts, encodes and
 /// decodes a video, compares a few blocks and the whole VAE on the GPU with the CPU, and says what 8 bits cost each layer. A
-/// file that was read in the wrong format, is damaged, or does not belong to the others stands out. It sees neither a layer
-/// whose error is small nor a damaged image encoder for certain. It takes minutes.
+/// file that was read in the wrong format, is damaged, or does not belong to the others stands out. A layer of another size than those
+/// around it is doubted. It sees neither a layer whose error is small, such as q and k in each other's place, nor a damaged image encoder
+/// for certain. It takes minutes.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

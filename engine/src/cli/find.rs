@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use animd_engine::find::{Named, find};
 use animd_engine::{Error, Result};
 
+use animd_protocol::findings::FoundModel;
+
 use super::{print, print_json};
 
 /// Find models in folders, ComfyUI's trees and the Hugging Face cache: which parts there are, which fit together, and what is
@@ -18,7 +20,7 @@ Examples:
   animd-engine find ~/ComfyUI ~/.cache/huggingface/hub
   animd-engine find ~/models --json
   animd-engine find ~/ComfyUI/models --dit wan2.1_i2v_480p_14B_fp16.safetensors
-Exit status: 1 if no whole model was found.")]
+Exit status: 1 if no whole model was found, nor LoRAs alone for a known model.")]
 pub struct Find {
     /// Folders and files to search
     #[arg(value_name = "PATH")]
@@ -44,6 +46,10 @@ pub struct Find {
     /// Take this one as the tokenizer
     #[arg(long, value_name = "PATH")]
     tokenizer: Option<PathBuf>,
+    #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
+    /// Say of LoRAs whether they go with this model, too: its folder or its model file
+    #[arg(long, value_name = "MODEL")]
+    known: Vec<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -66,16 +72,17 @@ impl Find {
         if self.paths.is_empty() && named.is_empty() {
             return Err(Error::Setting("name a folder or a file to search".into()));
         }
-        let found = find(&self.paths, &named)?;
+        let found = find(&self.paths, &named, &self.known)?;
         if self.json {
             print_json(&found)?;
         } else {
             print(&found.to_string())?;
         }
-        if found.models.iter().any(animd_protocol::findings::FoundModel::is_whole) {
-            Ok(())
-        } else {
-            Err(Error::Model("no whole model was found".into()))
+        let is_useful = found.models.iter().any(FoundModel::is_whole)
+            || (found.models.is_empty() && found.loras.iter().any(|lora| !lora.models.is_empty()));
+        match is_useful {
+            true => Ok(()),
+            false => Err(Error::Model("no whole model was found".into())),
         }
     }
 }

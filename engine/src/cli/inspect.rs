@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use animd_engine::find::{Usable, by_names};
 use animd_engine::weights::identify;
 use animd_engine::{Error, Result, inspect};
 
@@ -21,6 +22,14 @@ pub struct Inspect {
     /// Say of each file, or of each folder with the shards of one part, what it is by itself
     #[arg(long)]
     each: bool,
+    #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
+    /// Say also whether the model can be used with this LoRA, which a job would choose by this name
+    #[arg(long, value_name = "NAME", conflicts_with = "each")]
+    lora: Vec<String>,
+    #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
+    /// A folder of LoRAs, or a single one, besides the model's own
+    #[arg(long, value_name = "PATH")]
+    lora_folder: Vec<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -38,10 +47,21 @@ impl Inspect {
             ));
         };
         let found = inspect::inspect(dir);
+        let loras = match found.usable && !self.lora.is_empty() {
+            true => by_names(dir, &self.lora, &self.lora_folder)?,
+            false => Vec::new(),
+        };
         if self.json {
-            print_json(&found)?;
+            let mut json = serde_json::to_value(&found).map_err(|e| Error::Internal(e.to_string()))?;
+            if !self.lora.is_empty() {
+                json["loras"] = serde_json::to_value(&loras).map_err(|e| Error::Internal(e.to_string()))?;
+            }
+            print_json(&json)?;
         } else {
             print(&found.to_string())?;
+            for Usable { name, path, tensors } in &loras {
+                print(&format!("\nLoRA {name}: ok, changes {tensors} tensors\n  file: {}", path.display()))?;
+            }
         }
         if found.usable {
             Ok(())

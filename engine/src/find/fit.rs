@@ -4,13 +4,13 @@ use std::cmp::Reverse;
 use std::path::Path;
 
 use animd_protocol::findings::{Chosen, FoundModel, FoundPart, Missing, PartKind};
-use animd_protocol::model_file::Expert;
-use animd_protocol::recipe::Recipe;
+use animd_protocol::recipe::{ExpertName, Recipe};
 
 use super::candidates::Candidate;
 use super::missing;
 use super::names;
 use super::pairs::{HIGH, LOW, Transformers};
+use crate::weights;
 
 /// More bits than this add nothing to a text encoder, which was released in 16 bits.
 const TEXT_BITS: u64 = 16;
@@ -81,14 +81,14 @@ pub(super) fn model(transformers: Transformers<'_>, all: &[Candidate], folder: &
         Some(Err(sentence)) => lacks("tokenizer", sentence),
     }
     let paths = transformers.named().map(|(_, one)| &*one.part.path);
-    let called_distilled = transformers.named().any(|(_, one)| names::says_distilled(&one.part.path));
+    let called_distilled = transformers.named().any(|(_, one)| weights::path_says_distilled(&one.part.path));
     Some(FoundModel { name: names::of_model(paths), family: recipe.family, parts, missing, called_distilled })
 }
 
 fn transformer(key: &str, one: &Candidate) -> Chosen {
     let noise = match key {
-        HIGH => Some(Expert::High),
-        LOW => Some(Expert::Low),
+        HIGH => Some(ExpertName::HighNoise),
+        LOW => Some(ExpertName::LowNoise),
         _ => None,
     };
     let part = FoundPart { noise, ..one.part.clone() };

@@ -2,13 +2,14 @@
 //! is follows from what is in it. Parts that fit together make models.
 //!
 //! A search goes in four steps, each in a file of its own: [`walk`] gathers files, [`candidates`] looks into them, [`pairs`] puts
-//! transformers together, and [`fit`] adds the other parts. It reads headers only, follows links, and its time and number of
+//! transformers together, and [`fit`] adds the other parts. Then [`loras`] says which `LoRA`s go with the models. It reads headers only, follows links, and its time and number of
 //! files are bounded.
 
 mod candidates;
 mod comfy;
 mod fit;
 mod hub;
+mod loras;
 mod missing;
 mod names;
 mod pairs;
@@ -23,6 +24,7 @@ use animd_protocol::findings::{Findings, PartKind, PassedOver};
 
 use crate::{Error, Result};
 use candidates::Candidate;
+pub use loras::{Usable, by_names};
 use walk::Walk;
 
 /// A file or folder that was named for one part of the model.
@@ -47,11 +49,12 @@ fn kinds(key: &str) -> &'static [PartKind] {
     }
 }
 
-/// Searches files and folders for models. What is `named` for a part is taken for it.
+/// Searches files and folders for models. What is `named` for a part is taken for it. `LoRA`s are matched with what is found, and
+/// with the models that were `known` before, each given by its folder or model file.
 ///
 /// # Errors
 /// [`Error::Model`] if what is named for a part is not that part. Everything else that cannot be used is in the findings.
-pub fn find(paths: &[PathBuf], named: &[Named]) -> Result<Findings> {
+pub fn find(paths: &[PathBuf], named: &[Named], known: &[PathBuf]) -> Result<Findings> {
     let mut walk = Walk::new();
     for Named { key, path } in named {
         walk.root(path, Some(key));
@@ -75,8 +78,10 @@ pub fn find(paths: &[PathBuf], named: &[Named]) -> Result<Findings> {
             model.name = format!("{}-{count}", model.name);
         }
     }
+    let loras = loras::all(&candidates, &models, known);
     let mut notes = walk.notes;
-    if models.is_empty() && unclear.is_empty() {
+    let uses_known = loras.iter().any(|lora| !lora.models.is_empty());
+    if models.is_empty() && unclear.is_empty() && !uses_known {
         notes.push(match missing::transformer(&folder) {
             Some(fetch) => format!("no transformer was found; this fetches one: {}", fetch.command),
             None => "no transformer was found".to_owned(),
@@ -86,10 +91,11 @@ pub fn find(paths: &[PathBuf], named: &[Named]) -> Result<Findings> {
     notes.dedup();
     let mut passed_over = walk.passed_over;
     passed_over.sort_by(|a, b| (a.other_model, &a.path).cmp(&(b.other_model, &b.path)));
-    let mut parts: Vec<_> = candidates.iter().map(|one| one.part.clone()).collect();
+    let parts = candidates.iter().filter(|one| one.part.kind != PartKind::Lora);
+    let mut parts: Vec<_> = parts.map(|one| one.part.clone()).collect();
     parts.sort_by(|a, b| (a.kind, &a.path).cmp(&(b.kind, &b.path)));
     let unclear = unclear.into_iter().map(|one| one.part.path.clone()).collect();
-    Ok(Findings { models, parts, unclear, passed_over, notes })
+    Ok(Findings { models, loras, parts, unclear, passed_over, notes })
 }
 
 /// Checks that what was named for a part is one such part.

@@ -1,4 +1,4 @@
-//! What files and folders are called: a model's name comes from its transformer's, and so does the word that it is distilled.
+//! What models are called: a model's name comes from its transformer's.
 
 use std::path::Path;
 
@@ -29,10 +29,6 @@ const PLAIN: [&str; 20] = [
     "distill_int8",
     "snapshots",
 ];
-
-/// Words in names that say that a model was distilled to few steps.
-const DISTILLED: [&str; 8] =
-    ["lightx2v", "4step", "4steps", "distill", "distilled", "stepdistill", "cfgdistill", "lightning"];
 
 /// Returns a name for a model with these transformers.
 pub(super) fn of_model<'a>(mut paths: impl Iterator<Item = &'a Path>) -> String {
@@ -73,17 +69,6 @@ fn allowed(name: &str) -> String {
     if name.is_empty() { "wan".to_owned() } else { name.to_owned() }
 }
 
-/// Returns whether the path of a transformer says that it was distilled: its own name, or that of its model's folder.
-pub(super) fn says_distilled(path: &Path) -> bool {
-    let names = path.ancestors().take(3).map(weights::title);
-    names.flat_map(|name| words(&name)).any(|word| DISTILLED.contains(&&*word) || word.ends_with("distill"))
-        || path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("TurboWan"))
-}
-
-fn words(name: &str) -> Vec<String> {
-    name.split(|c: char| !c.is_alphanumeric()).map(str::to_lowercase).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,18 +95,5 @@ mod tests {
         }
         let long = format!("/m/{}.gguf", "x".repeat(200));
         assert_eq!(of_model([Path::new(&long)].into_iter()).len(), MAX_NAME);
-    }
-
-    #[test]
-    fn names_say_that_a_model_is_distilled() {
-        for (path, is) in [
-            ("/m/wan2.1_i2v_480p_int8_lightx2v_4step.safetensors", true),
-            ("/m/Wan2.1-I2V-14B-480P-StepDistill-CfgDistill-Lightx2v/distill_fp8", true),
-            ("/m/TurboWan2.2-I2V-A14B-high-720P.pth", true),
-            ("/m/diffusion_models/wan2.1_i2v_480p_14B_fp8_scaled.safetensors", false),
-            ("/distilled/a/b/c/wan.gguf", false),
-        ] {
-            assert_eq!(says_distilled(Path::new(path)), is, "{path}");
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! Which transformers make a model: one of Wan2.1, or two of Wan2.2 that belong together.
 
 use animd_protocol::findings::PartKind;
-use animd_protocol::model_file::Expert;
+use animd_protocol::recipe::ExpertName;
 
 use super::candidates::Candidate;
 use crate::weights;
@@ -31,8 +31,8 @@ impl<'a> Transformers<'a> {
     }
 }
 
-pub(super) const HIGH: &str = "high_noise";
-pub(super) const LOW: &str = "low_noise";
+pub(super) const HIGH: &str = ExpertName::HighNoise.name();
+pub(super) const LOW: &str = ExpertName::LowNoise.name();
 
 /// Puts transformers together. Those that were named for a part (`Candidate::key`) come alone, in their models only. The
 /// second value has the transformers of which nothing says which of the two they are.
@@ -51,7 +51,7 @@ pub(super) fn transformers(candidates: &[Candidate]) -> (Vec<Transformers<'_>>, 
         let of_it = |candidate: &&&Candidate| candidate.part.noise == Some(expert);
         experts.iter().filter(of_it).copied().collect::<Vec<_>>()
     };
-    let (mut highs, mut lows) = (said(Expert::High), said(Expert::Low));
+    let (mut highs, mut lows) = (said(ExpertName::HighNoise), said(ExpertName::LowNoise));
     let mut unclear: Vec<&Candidate> =
         experts.iter().filter(|one| one.part.noise.is_none()).copied().collect();
     // Where one is named, what says nothing can be the other one.

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 
 use animd_protocol::dims::{DitConfig, schema};
 use animd_protocol::findings::{Findings, FoundModel, PartKind};
-use animd_protocol::model_file::Expert;
-use animd_protocol::recipe::Recipe;
+use animd_protocol::recipe::{ExpertName, Recipe};
 
-use super::{Named, find};
+use super::Named;
 use crate::weights::safetensors;
-use crate::weights::{DType, Model};
+use crate::weights::{DType, Model, made_up_lora};
+
+fn find(paths: &[PathBuf], named: &[Named]) -> crate::Result<Findings> {
+    super::find(paths, named, &[])
+}
 
 const COMFY: &str = "comfy_fp8/wan2.1_i2v_tiny_fp8_scaled.safetensors";
 const TEXT: &str = "official/models_t5_umt5-xxl-enc-bf16.pth";
@@ -179,7 +182,7 @@ fn both_transformers_are_found_and_paired() {
     for (model, stem) in found.models[1..].iter().zip(["other", "wan2.2"]) {
         let part = |key| model.part(key).expect("there is one").part.clone();
         let (high, low) = (part("high_noise"), part("low_noise"));
-        assert_eq!((high.noise, low.noise), (Some(Expert::High), Some(Expert::Low)));
+        assert_eq!((high.noise, low.noise), (Some(ExpertName::HighNoise), Some(ExpertName::LowNoise)));
         for path in [&high.path, &low.path] {
             assert!(path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(stem)), "{model}");
         }
@@ -434,4 +437,87 @@ fn what_is_named_for_a_part_must_be_one() {
     tree.put(COMFY, "models/diffusion_models/wan-b.safetensors");
     let many = refused("dit", "models/diffusion_models");
     assert!(many.contains("holds 2 of the kind transformer; name the file"), "{many}");
+}
+
+/// Writes a `LoRA` for one square layer of so wide a transformer.
+fn put_lora(path: &Path, width: usize) {
+    let folder = path.parent().expect("a folder");
+    fs::create_dir_all(folder).expect("made");
+    let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
+    made_up_lora::write(folder, name, &[("blocks.0.self_attn.q", [width, width])], &[], 7);
+}
+
+#[test]
+fn loras_are_matched_with_the_models_that_were_found() {
+    let tree = Tree::new();
+    tree.comfy();
+    put_lora(&tree.path("models/loras/wan/detail.safetensors"), 256);
+    put_lora(&tree.path("models/loras/wide_lightx2v_4steps.safetensors"), 512);
+    put_lora(&tree.path("models/loras/a,b.safetensors"), 256);
+    let found = tree.find();
+    let models: Vec<_> = found.loras.iter().map(|lora| (&*lora.name, &lora.models[..])).collect();
+    let wan = ["wan-a".to_owned()];
+    assert_eq!(models, [("detail", &wan[..]), ("a,b", &[]), ("wide_lightx2v_4steps", &[])], "{found}");
+    assert!(found.parts.iter().all(|part| part.kind != PartKind::Lora));
+    assert!(found.loras[1].why.as_ref().is_some_and(|why| why.contains("must be renamed")), "{found}");
+    let wide = &found.loras[2];
+    assert!(
+        wide.called_distilled && wide.why.as_ref().is_some_and(|why| why.contains("for another one")),
+        "{found}"
+    );
+    assert!(found.to_string().contains("detail.safetensors`, for wan-a\n"), "{found}");
+}
+
+#[test]
+fn a_pair_of_loras_goes_with_the_models_of_two_transformers() {
+    let tree = Tree::new();
+    tree.comfy();
+    for noise in ["high", "low"] {
+        put_expert(&tree.path(&format!("models/diffusion_models/wan22_{noise}.safetensors")), &expert());
+        put_lora(&tree.path(&format!("models/loras/four_{noise}_noise.safetensors")), 256);
+    }
+    put_lora(&tree.path("models/loras/low_poly.safetensors"), 256);
+    let found = tree.find();
+    let told: Vec<_> = found
+        .loras
+        .iter()
+        .map(|lora| (&*lora.name, lora.noise, lora.partner.as_deref(), lora.models.len()))
+        .collect();
+    let (high, low) = (Some(ExpertName::HighNoise), Some(ExpertName::LowNoise));
+    assert_eq!(
+        told,
+        [
+            ("four_high_noise", high, Some("four_low_noise"), 1),
+            ("four_low_noise", low, Some("four_high_noise"), 1),
+            // A name may say `low` of something else.
+            ("low_poly", low, None, 2),
+        ],
+        "{found}"
+    );
+    assert_eq!(found.loras[0].models, ["wan22"]);
+}
+
+#[test]
+fn loras_alone_are_matched_with_models_that_are_known() {
+    let tree = Tree::new();
+    let (lora, other) = (tree.path("detail.safetensors"), tree.path("other.safetensors"));
+    put_lora(&lora, 256);
+    put_lora(&other, 128);
+    let known = [fixture("official"), tree.path("gone.toml")];
+    let found = super::find(&[lora.clone(), other], &[], &known).expect("a search");
+    assert_eq!(found.loras.iter().map(|lora| lora.models.len()).collect::<Vec<_>>(), [1, 0], "{found}");
+    assert_eq!(found.loras[0].models, ["official"]);
+    assert!(!found.to_string().contains("no transformer"), "{found}");
+    let alone = super::find(std::slice::from_ref(&lora), &[], &[]).expect("a search");
+    assert!(alone.loras[0].why.is_none() && alone.to_string().contains("when there is one"), "{alone}");
+
+    let model = &known[0];
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let places = [tree.0.path().to_owned()];
+    let usable = super::by_names(model, &names(&["detail"]), &places).expect("it fits");
+    assert_eq!((&usable[0].path, usable[0].tensors), (&lora.canonicalize().expect("it is there"), 1));
+    let refused =
+        |name: &str| super::by_names(model, &names(&[name]), &places).expect_err("refused").to_string();
+    assert!(refused("other").contains("for another one"));
+    assert!(refused("detial").contains("did you mean `detail`?"));
 }

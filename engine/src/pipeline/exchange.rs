@@ -17,11 +17,8 @@ use super::sources::Sources;
 use super::watched::Count;
 use crate::backend::{Backend, Keeping, Loader};
 use crate::progress::Stage;
-use crate::weights::ReadAhead;
+use crate::weights::{ReadAhead, says_distilled};
 use crate::{Error, Result};
-
-/// Words in the names of `LoRA`s that distil a model.
-const DISTILLED: [&str; 7] = ["lightx2v", "4step", "8step", "distill", "lightning", "turbo", "causvid"];
 
 /// Returns a request's `LoRA`s for a video's metadata: names, strengths, hashes.
 pub(super) fn facts(request: &Request) -> Value {
@@ -44,10 +41,7 @@ pub(super) fn remark(request: &Request) -> Option<String> {
     if request.sampler != Sampler::Unipc || request.steps <= MAX_DISTILL_STEPS {
         return None;
     }
-    let distils = |choice: &&LoraChoice| {
-        let name = choice.name.to_lowercase();
-        DISTILLED.iter().any(|word| name.contains(word))
-    };
+    let distils = |choice: &&LoraChoice| says_distilled(&choice.name);
     let LoraChoice { name, .. } = request.lora.iter().find(distils)?;
     Some(format!(
         "the LoRA `{name}` is called as one that distils the model to a few steps, and the video has {} steps of `unipc`: if it is \

@@ -172,6 +172,8 @@ fn sum(request: &Request, parts: Vec<Report>, bytes: u64) -> Report {
             }
         }
         whole.steps.extend(part.steps);
+        // All parts are of one model.
+        whole.model_loras = part.model_loras;
         for note in part.notes {
             if !whole.notes.contains(&note) {
                 whole.notes.push(note);

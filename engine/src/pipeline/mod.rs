@@ -9,6 +9,7 @@ mod frames;
 mod handovers;
 mod load;
 mod models;
+mod own_loras;
 mod part_store;
 mod pictures;
 mod rescue;
@@ -345,6 +346,7 @@ impl<B: Backend> Pipeline<B> {
             seconds,
             steps,
             peak_gpu_bytes: self.peak_gpu(),
+            model_loras: self.sources.adapters.identity.get()?.to_vec(),
             notes: self.take_notes(),
             ..Report::default()
         };
@@ -405,7 +407,7 @@ impl<B: Backend> Pipeline<B> {
     }
 
     /// Returns the settings that made the video, for its metadata.
-    fn metadata(&self, request: &Request) -> Result<String> {
+    fn metadata(&mut self, request: &Request) -> Result<String> {
         let mut metadata = serde_json::json!({
             "program": "animd",
             "version": env!("CARGO_PKG_VERSION"),
@@ -415,6 +417,10 @@ impl<B: Backend> Pipeline<B> {
         });
         if let Some(about) = self.about() {
             metadata["about"] = about.into();
+        }
+        let own = self.sources.adapters.identity.get()?;
+        if !own.is_empty() {
+            metadata["model_loras"] = serde_json::json!(own);
         }
         if !request.lora.is_empty() {
             metadata["loras"] = exchange::facts(request);

@@ -109,6 +109,15 @@ impl Known {
         (Stamp::of(&std::fs::metadata(&path).ok()?) == entry.stamp).then_some(&*entry.sha256)
     }
 
+    /// Returns whether a file was verified, the network in it was sound, and the file has not been written since. Of the file
+    /// itself nothing is read.
+    pub fn is_sound(&self, path: &Path) -> bool {
+        let now = path.canonicalize().and_then(|path| Ok((Stamp::of(&std::fs::metadata(&path)?), path)));
+        now.is_ok_and(|(stamp, path)| {
+            self.0.get(&path).is_some_and(|entry| entry.sound && entry.stamp == stamp)
+        })
+    }
+
     /// Compares a file with the list, and puts it in with whether the network in it was `sound`.
     ///
     /// The bytes of a content that has decayed are not put in: later times should not compare with them.

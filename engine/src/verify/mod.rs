@@ -26,6 +26,7 @@ pub use expected::Role;
 pub use files::{Change, Hashed, Known, hash_of};
 pub use report::{Mistake, Part, Verification};
 use siblings::Found;
+pub(crate) use siblings::place;
 pub use statistics::Statistics;
 
 /// The folders of the two transformers of Wan2.2, in the layouts of its makers and of diffusers.
@@ -239,7 +240,9 @@ impl Opened {
     fn report(self) -> Part {
         let tensors = self.weights.as_ref().map_or(0, |weights| weights.names().count());
         let layout = self.weights.as_ref().map(Weights::layout);
-        Part { name: self.name, component: self.component, layout, tensors, mistakes: self.mistakes }
+        let matrices = self.found.into_iter().filter(|found| found.role == Role::Matrix);
+        let rms = matrices.map(|found| (found.name, found.statistics.rms())).collect();
+        Part { name: self.name, component: self.component, layout, tensors, mistakes: self.mistakes, rms }
     }
 }
 

@@ -53,6 +53,9 @@ pub struct Part {
     pub tensors: usize,
     /// What is wrong.
     pub mistakes: Vec<Mistake>,
+    /// The root of the mean square of each matrix that is plausible by itself.
+    #[serde(skip)]
+    pub rms: Vec<(String, f64)>,
 }
 
 /// What verifying a model has shown.

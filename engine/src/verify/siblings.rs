@@ -62,7 +62,7 @@ pub fn mistakes(found: &[Found]) -> Vec<Mistake> {
 }
 
 /// Returns a name without its numbers of blocks: what all blocks have alike.
-fn place(name: &str) -> String {
+pub(crate) fn place(name: &str) -> String {
     let parts: Vec<&str> = name.split('.').collect();
     let numbered = |i: usize| {
         i > 0

@@ -161,6 +161,9 @@ fn a_change_since_the_last_time_is_said() {
     let changes = |found: &Verification| found.files.iter().map(|file| file.change).collect::<Vec<_>>();
     assert_eq!(changes(&run(folder.path(), Some(&list))), [Change::New]);
     assert_eq!(changes(&run(folder.path(), Some(&list))), [Change::Same]);
+    let file = run(folder.path(), None).files.remove(0).path;
+    let is_sound = || Known::read(&list).is_sound(&file);
+    assert!(is_sound());
     let other = changed(|name, data| {
         if name == SCALE {
             each(data, |s| s * 1.5);
@@ -170,9 +173,18 @@ fn a_change_since_the_last_time_is_said() {
         let path = entry.expect("an entry").path();
         fs::copy(&path, folder.path().join(path.file_name().expect("a name"))).expect("copied");
     }
+    assert!(!is_sound(), "it has been written since");
     let found = run(folder.path(), Some(&list));
     assert_eq!(changes(&found), [Change::Replaced]);
     assert!(found.is_sound(), "a plausible change is no mistake");
+    assert!(is_sound());
+    let broken = changed(|name, data| {
+        if name == SCALE {
+            each(data, |s| s * s);
+        }
+    });
+    let of_broken = run(broken.path(), Some(&list)).files.remove(0).path;
+    assert!(is_sound() && !Known::read(&list).is_sound(&of_broken), "it was seen, and is not sound");
 }
 
 #[test]

@@ -8,7 +8,6 @@ use animd_protocol::recipe::ExpertName;
 
 use super::{Component, find, shards};
 use crate::{Error, Result};
-use animd_protocol::model_file::Expert;
 
 /// The folders that hold the high-noise and the low-noise transformer: those of the official layout and of diffusers.
 const FOLDERS: [[&str; 2]; 2] = [["high_noise_model", "low_noise_model"], ["transformer", "transformer_2"]];
@@ -50,8 +49,9 @@ pub(super) fn pair(path: &Path) -> Result<Option<[PathBuf; 2]>> {
 fn files(folder: &Path) -> Result<Option<[PathBuf; 2]>> {
     let names = shards::list(folder)?;
     let models = names.iter().filter(|name| find::is_model(name) && !name.to_lowercase().contains("lora"));
-    let (mut high, mut low): (Vec<_>, Vec<_>) =
-        models.filter_map(|name| Some((name, noise(name)?))).partition(|(_, noise)| *noise == Expert::High);
+    let (mut high, mut low): (Vec<_>, Vec<_>) = models
+        .filter_map(|name| Some((name, told(name)?)))
+        .partition(|(_, noise)| *noise == ExpertName::HighNoise);
     // A folder of many models has pairs of several kinds; the names of one pair differ in that one word.
     if high.len() > 1 || low.len() > 1 {
         high.retain(|(name, _)| low.iter().any(|(other, _)| same_but_for_noise(name, other)));
@@ -61,7 +61,7 @@ fn files(folder: &Path) -> Result<Option<[PathBuf; 2]>> {
         ([(high, _)], [(low, _)]) => Ok(Some([folder.join(high), folder.join(low)])),
         ([], _) | (_, []) => Ok(None),
         _ => {
-            let list = |names: &[(&String, Expert)]| {
+            let list = |names: &[(&String, ExpertName)]| {
                 names.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ")
             };
             Err(Error::Model(format!(
@@ -75,31 +75,26 @@ fn files(folder: &Path) -> Result<Option<[PathBuf; 2]>> {
     }
 }
 
-/// Returns which of the two a file's name says that it is.
-fn noise(name: &str) -> Option<Expert> {
-    match (words(name).any(|word| is(&word, "high")), words(name).any(|word| is(&word, "low"))) {
-        (true, false) => Some(Expert::High),
-        (false, true) => Some(Expert::Low),
-        _ => None,
-    }
-}
-
 /// Returns which of the two transformers a file is for by its name.
 pub(crate) fn told(name: &str) -> Option<ExpertName> {
-    noise(name).map(ExpertName::from)
+    match (words(name).any(|word| is(&word, "high")), words(name).any(|word| is(&word, "low"))) {
+        (true, false) => Some(ExpertName::HighNoise),
+        (false, true) => Some(ExpertName::LowNoise),
+        _ => None,
+    }
 }
 
 /// How many folders above a file may say which of the two transformers it is.
 const ABOVE: usize = 2;
 
 /// Returns which of the two a path says that it is: its last name, or else the nearest folder around it whose name does.
-pub(crate) fn said_by(path: &Path) -> Option<Expert> {
+pub(crate) fn said_by(path: &Path) -> Option<ExpertName> {
     path.ancestors().take(1 + ABOVE).find_map(|path| {
         let name = path.file_name()?.to_str()?;
         let second = path.with_file_name("transformer_2");
-        noise(name).or_else(|| match name {
-            "transformer_2" => Some(Expert::Low),
-            "transformer" if second.is_dir() => Some(Expert::High),
+        told(name).or_else(|| match name {
+            "transformer_2" => Some(ExpertName::LowNoise),
+            "transformer" if second.is_dir() => Some(ExpertName::HighNoise),
             _ => None,
         })
     })
@@ -202,19 +197,19 @@ mod tests {
         for (path, expert, pattern_of, name) in [
             (
                 "/m/wan2.2_i2v_high_noise_14B_fp8.safetensors",
-                Some(Expert::High),
+                Some(ExpertName::HighNoise),
                 "/m/wan2.2_i2v_low_noise_14B_fp8.safetensors",
                 "wan2.2_i2v_14B_fp8.safetensors",
             ),
             (
                 "/m/HighNoise/Wan2.2-HighNoise-Q4.gguf",
-                Some(Expert::High),
+                Some(ExpertName::HighNoise),
                 "/m/LowNoise/Wan2.2-LowNoise-Q4.gguf",
                 "Wan2.2-Q4.gguf",
             ),
-            ("/m/low/x/model.gguf", Some(Expert::Low), "/m/HIGH/x/model.gguf", "model.gguf"),
+            ("/m/low/x/model.gguf", Some(ExpertName::LowNoise), "/m/HIGH/x/model.gguf", "model.gguf"),
             ("/high/a/b/model.gguf", None, "/low/a/b/model.gguf", "model.gguf"),
-            ("/m/transformer_2", Some(Expert::Low), "/m/transformer", "transformer_2"),
+            ("/m/transformer_2", Some(ExpertName::LowNoise), "/m/transformer", "transformer_2"),
             ("/m/flow-slow.gguf", None, "/m/flow-slow.gguf", "flow-slow.gguf"),
         ] {
             assert_eq!(said_by(Path::new(path)), expert, "{path}");

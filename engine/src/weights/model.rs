@@ -251,7 +251,7 @@ impl Model {
         if let Some((_, config)) = &dit {
             for LoraEntry { file, strength, expert } in &places.loras {
                 let wanted = match expert {
-                    Some(expert) => Strength::Of(ExpertName::from(*expert), *strength),
+                    Some(expert) => Strength::Of(*expert, *strength),
                     None => Strength::All(*strength),
                 };
                 loras.extend(Adapter::open(file, config, transformers, wanted).map_err(&mut note));

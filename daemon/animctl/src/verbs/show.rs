@@ -17,7 +17,7 @@ use super::{Ctl, job_number, json_of, print};
     after_help = "Example: animctl show 7 --json\n\nJSON: id, uuid, state, owner, owner_name, name, priority, created, attempt, and where \
 known stage, step, progress, position, expected_end, \
 started, finished (microseconds since 1970), retry_of, source, source_moved_to, output, output_bytes, width, height, model, backend, \
-profile, gpu, gpu_uuid, driver, loras [[name, [strengths], sha256]], energy_joules, energy_method (counter, sampled), stage_joules [[name, joules]], \
+profile, gpu, gpu_uuid, driver, loras [[name, [strengths], sha256]], model_loras (as loras), energy_joules, energy_method (counter, sampled), stage_joules [[name, joules]], \
 forwards_computed, forwards_skipped, ram_peak_bytes, gpu_peak_bytes, error_code, error_text, stages [[name, seconds]], settings \
 (every setting with its value); with --timeline also timeline: events [[time, kind, text]], stages [[name, seconds, joules]], \
 steps [[seconds, computed]], samples [[time, watts, degrees, MHz, per cent, bytes]]"
@@ -59,7 +59,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
 }
 
 /// The values of a description, the most important first.
-const ORDER: [&str; 29] = [
+const ORDER: [&str; 30] = [
     "id",
     "state",
     "now",
@@ -81,6 +81,7 @@ const ORDER: [&str; 29] = [
     "height",
     "model",
     "loras",
+    "model_loras",
     "backend",
     "profile",
     "gpu",
@@ -145,7 +146,7 @@ fn value(key: &str, description: &Value) -> Option<String> {
     match key {
         "state" => return Some(paint(facts.state(), facts.color())),
         "owner" => return Some(facts.owner()),
-        "loras" => return loras(&description[key]),
+        "loras" | "model_loras" => return loras(&description[key]),
         "now" if description["finished"].is_null() => {
             let words: Vec<String> = [Some(facts.doing()), facts.left()].into_iter().flatten().collect();
             let words = words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(", ");
@@ -209,12 +210,19 @@ mod tests {
             "source": format!("/srv/{}", "pictures/".repeat(20)),
             "settings": {"prompt": "蒸汽从杯中升起 ".repeat(30)},
             "loras": [["detail", [0.5], "0f".repeat(32)], ["pair", [1.0, 0.0], ""]],
+            "model_loras": [["four", [1.0], "ab".repeat(32)]],
         });
         let lines = lines(&description, 80);
         assert!(lines.len() > 12 && lines.iter().all(|line| columns(line) <= 80), "{lines:#?}");
         assert!(lines.iter().any(|line| line.starts_with("owner") && line.ends_with(" root")), "{lines:#?}");
         assert!(
             lines.iter().any(|line| line.ends_with(" detail x 0.5 0f0f0f0f0f0f, pair x 1.0 and 0.0")),
+            "{lines:#?}"
+        );
+        assert!(
+            lines
+                .iter()
+                .any(|line| line.starts_with("model loras") && line.ends_with(" four x 1.0 abababababab")),
             "{lines:#?}"
         );
         assert!(lines[3].starts_with(&" ".repeat(19)), "{lines:#?}");

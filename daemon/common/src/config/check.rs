@@ -79,7 +79,9 @@ fn absolute(config: &Config, origins: &Origins) -> Vec<String> {
     let own = paths(config).into_iter().map(|(key, path, _)| (key.to_owned(), path));
     let more = [("engine.program", &config.engine.program), ("metrics.textfile", &config.metrics.textfile)];
     let more = more.into_iter().filter_map(|(key, path)| Some((key.to_owned(), path.as_deref()?)));
-    let loras = config.lora.folders.iter().flatten().map(|path| ("lora.folders".to_owned(), path.as_path()));
+    let folders = config.lora.folders.iter().flatten().map(|path| ("lora.folders", path));
+    let loras = folders.chain(config.lora.added.iter().map(|path| ("lora.added", path)));
+    let loras = loras.map(|(key, path)| (key.to_owned(), path.as_path()));
     own.chain(watched(config).map(|(key, path, _)| (key, path)))
         .chain(more)
         .chain(loras)

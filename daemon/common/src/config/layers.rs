@@ -31,10 +31,11 @@ pub const DROP_INS: &str = "conf.d";
 /// The largest configuration file, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 /// Keys that hold a path, which may be relative to its file.
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 11] = [
     "model.path",
     "model.dit",
     "lora.folders",
+    "lora.added",
     "engine.program",
     "folders.inbox",
     "folders.outbox",
@@ -43,6 +44,9 @@ const PATHS: [&str; 10] = [
     "watch.path",
     "watch.outbox",
 ];
+
+/// Lists whose items of all layers count together, as watched folders do.
+const GATHERED: [&str; 1] = ["lora.added"];
 
 /// Values with their places. A key is `section.key`, or `watch.N.key` for a watched folder.
 #[derive(Debug, Default)]
@@ -291,15 +295,19 @@ impl Stack {
         Ok(())
     }
 
-    /// Takes the lists out of a layer; any other value takes the place of a list below it.
+    /// Takes the lists out of a layer; any other value takes the place of a list below it, and so does a list, unless the items
+    /// of all layers count.
     fn take_lists(&mut self, values: &mut Table) {
         for (section, values) in values {
             let Value::Table(values) = values else { continue };
             values.retain(|key, value| {
                 let (key, is_list) = (format!("{section}.{key}"), value.is_array());
-                match is_list {
-                    true => _ = self.lists.insert(key, value.clone()),
-                    false => _ = self.lists.remove(&key),
+                match (value.as_array(), self.lists.get_mut(&key)) {
+                    (Some(items), Some(Value::Array(below))) if GATHERED.contains(&&*key) => {
+                        below.extend_from_slice(items);
+                    }
+                    (Some(_), _) => _ = self.lists.insert(key, value.clone()),
+                    (None, _) => _ = self.lists.remove(&key),
                 }
                 !is_list
             });

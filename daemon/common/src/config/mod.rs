@@ -319,15 +319,17 @@ impl Config {
         }
     }
 
-    /// Returns the folders whose files jobs of a model may name as `LoRAs`.
-    pub fn lora_folders(&self, model: Option<&str>) -> Vec<PathBuf> {
-        if let Some(folders) = &self.lora.folders {
-            return folders.clone();
-        }
-        let model = self.model_path(model).ok().flatten();
-        let mut folders = model.map(|model| lora_files::folders_of(&model)).unwrap_or_default();
-        folders.push(self.loras.0.clone());
-        folders
+    /// Returns the folders whose files jobs of a model may name as `LoRAs`, and single files, those first that were added by their
+    /// own paths.
+    pub fn lora_places(&self, model: Option<&str>) -> Vec<PathBuf> {
+        let folders = || {
+            let model = self.model_path(model).ok().flatten();
+            let mut folders = model.map(|model| lora_files::folders_of(&model)).unwrap_or_default();
+            folders.push(self.loras.0.clone());
+            folders
+        };
+        let folders = self.lora.folders.clone().unwrap_or_else(folders);
+        [&self.lora.added[..], &folders].concat()
     }
 
     /// Returns a job's settings, with what the files of its `LoRAs` and of its model say of sampling where the job says
@@ -338,9 +340,9 @@ impl Config {
         let wanted = settings.lora.as_ref().or(self.defaults.lora.as_ref());
         let mut sampled = Vec::new();
         if let Some(wanted) = wanted.filter(|wanted| !wanted.is_empty()) {
-            let folders = self.lora_folders(model);
+            let places = self.lora_places(model);
             // A name that stands for no file is refused when the job is admitted.
-            let files = wanted.iter().filter_map(|choice| lora_files::find(&folders, &choice.name).ok());
+            let files = wanted.iter().filter_map(|choice| lora_files::find(&places, &choice.name).ok());
             sampled = files.filter_map(|file| loras::sampling(&file).ok().flatten()).collect();
         }
         let settings = sampled.iter().fold(settings, with_sampling);

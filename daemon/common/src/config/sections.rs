@@ -36,6 +36,8 @@ pub struct Lora {
     /// The folders whose files jobs may name; without them, the model's own folders called `loras` and one of the service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub folders: Option<Vec<PathBuf>>,
+    /// Folders and single files besides these; what all configuration files name counts together.
+    pub added: Vec<PathBuf>,
 }
 
 /// `[engine]`: the engine's process.

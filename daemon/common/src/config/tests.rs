@@ -324,23 +324,28 @@ fn loras_come_from_the_folders_that_are_allowed() -> Result<()> {
     };
     let configured = format!("[model]\npath = {model:?}\n");
     let own = model.join("loras");
-    assert_eq!(read(&configured, false)?.lora_folders(None), [own.clone(), "/var/lib/animd/loras".into()]);
+    assert_eq!(read(&configured, false)?.lora_places(None), [own.clone(), "/var/lib/animd/loras".into()]);
     let of_user = [own, "/home/ann/.local/share/animd/loras".into()];
-    assert_eq!(read(&configured, true)?.lora_folders(None), of_user);
+    assert_eq!(read(&configured, true)?.lora_places(None), of_user);
     let settings = |text: &str| -> Result<Settings> {
         let lora = Some(animd_protocol::lora::parse(text).map_err(|e| Error::Config(e.to_string()))?);
         Ok(Settings { lora, ..Settings::default() })
     };
     // Configured ones stand in the place of all others.
     let named = read(&format!("{configured}[lora]\nfolders = [\"~/loras\", \"more\"]\n"), true)?;
-    assert_eq!(named.lora_folders(None), [PathBuf::from("/home/ann/loras"), root.join("config/more")]);
-    assert!(read(&format!("{configured}[lora]\nfolders = []\n"), false)?.lora_folders(None).is_empty());
+    assert_eq!(named.lora_places(None), [PathBuf::from("/home/ann/loras"), root.join("config/more")]);
+    assert!(read(&format!("{configured}[lora]\nfolders = []\n"), false)?.lora_places(None).is_empty());
     // A list takes the place of a longer one below it, and so does a text.
     let text = "[lora]\nfolders = [\"/a\", \"/b\"]\n[defaults]\nlora = [\"a\", \"b\"]\n";
     let over = [("1.toml", "[lora]\nfolders = [\"/c\"]\n[defaults]\nlora = \"c\"\n")];
     let merged = load(text, &over, &[])?.config;
     assert_eq!(merged.lora.folders, Some(vec!["/c".into()]));
     assert_eq!(merged.defaults.lora, settings("c")?.lora);
+    // What is added counts with all that is added elsewhere, and with the folders.
+    let text = "[lora]\nfolders = [\"/a\"]\nadded = [\"/one.safetensors\"]\n";
+    let over = [("1.toml", "[lora]\nadded = [\"/two\", \"/three\"]\n"), ("2.toml", "[lora]\nadded = []\n")];
+    let added = ["/one.safetensors", "/two", "/three", "/a"].map(PathBuf::from);
+    assert_eq!(load(text, &over, &[])?.config.lora_places(None), added);
 
     // What a file beside a LoRA says goes before what the model's file says.
     let write = |path: &Path, text: &str| fs::write(path, text).map_err(Error::file("write", path));

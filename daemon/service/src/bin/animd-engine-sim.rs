@@ -17,6 +17,7 @@
 //! | `deaf` | does not stop when it is told to |
 //! | `nothing` | reports a video that it has not written |
 //! | `short` | reports more bytes than it has written |
+//! | `model-lora=NAME` | reports that the model's own file names this `LoRA` |
 //!
 //! The words from `fail` to `stray` act half-way through denoising, or in the stage that they name: `crash@load`,
 //! `hang@vae-decode`.
@@ -36,6 +37,7 @@ use std::time::Duration;
 use std::{fs, process, thread};
 
 use animd_protocol::ErrorCode;
+use animd_protocol::lora::ModelLora;
 use animd_protocol::messages::{
     FromEngine, HEARTBEAT_SECONDS, Kernels, MAX_LINE, PROTOCOL, Pictures, Report, Target, ToEngine,
 };
@@ -247,8 +249,14 @@ fn generate(
         steps: vec![(pause.as_secs_f64(), true); steps as usize],
         bytes: video.len() as u64,
         peak_ram_bytes: 1 << 20,
+        model_loras: words.value("model-lora").map(model_lora).into_iter().collect(),
         ..Report::default()
     })
+}
+
+/// Returns a `LoRA` of this name that the model's own file names.
+fn model_lora(name: &str) -> ModelLora {
+    ModelLora { name: name.to_owned(), strength: 0.8, strength_low: Some(0.5), sha256: "ab".repeat(32) }
 }
 
 /// Does what `words` ask for if `now` says that it is time: the words of the table that may name a stage.

@@ -7,7 +7,7 @@ use animd_protocol::request::Request;
 use super::answer::{Answer, Dict};
 use super::{costs, facts};
 use crate::error::Result;
-use crate::store::ledger::{Costs, Job, Store};
+use crate::store::ledger::{Costs, Job, Store, ToldLora};
 
 /// The approximate size in bytes of all values in a description whose length is bounded.
 const SHORT_VALUES: usize = 3 << 10;
@@ -16,13 +16,16 @@ const SHORT_VALUES: usize = 3 << 10;
 pub struct Whole {
     job: Job,
     stages: Vec<(Text, f64)>,
+    /// The `LoRAs` of the model's own file.
+    model_loras: Vec<ToldLora>,
     costs: Costs,
 }
 
 impl Whole {
     /// Reads a job's rows from the ledger.
     pub fn of(job: Job, db: &Store) -> Result<Self> {
-        Ok(Self { stages: db.stages(job.id)?, costs: db.costs(job.id)?, job })
+        let (stages, model_loras, costs) = (db.stages(job.id)?, db.model_loras(job.id)?, db.costs(job.id)?);
+        Ok(Self { job, stages, model_loras, costs })
     }
 }
 
@@ -41,11 +44,12 @@ pub fn size(job: &Job) -> usize {
 
 /// Returns the answer of `Describe`. Values that are not known are left out.
 pub fn description(whole: Whole) -> Dict {
-    let Whole { job, stages, costs } = whole;
+    let Whole { job, stages, model_loras, costs } = whole;
     let moved_to = job.source_target.as_ref().filter(|_| !job.state.is_open() && !job.source_left);
     let mut answer = Answer::default()
         .with("id", job.id)
         .with("loras", facts::loras(&job))
+        .with("model_loras", Some(model_loras).filter(|loras| !loras.is_empty()))
         .with("uuid", job.uuid)
         .with("state", job.state.name())
         .with("owner", job.owner)

@@ -5,13 +5,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use animd_common::files::show;
-use animd_common::text::Text;
 use animd_protocol::lora::LoraChoice;
 use zbus::Variant;
 
 use super::answer::{Answer, Dict};
 use crate::events::Live;
-use crate::store::ledger::{Job, Outcome, State};
+use crate::store::ledger::{Job, Outcome, State, ToldLora};
 
 /// The public facts of one job.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,7 +120,7 @@ pub fn private(job: &Job) -> Dict {
 
 /// Returns the `LoRAs` of a job that has any: the name, one strength or one for each of two transformers, and the SHA-256 of
 /// the file in hexadecimal, which is empty while it is not known.
-pub fn loras(job: &Job) -> Option<Vec<(Text, Vec<f64>, Text)>> {
+pub fn loras(job: &Job) -> Option<Vec<ToldLora>> {
     let wanted = job.request.as_ref().map(|request| &request.lora).filter(|wanted| !wanted.is_empty())?;
     let row = |choice: &LoraChoice| {
         let strengths = std::iter::once(choice.strength).chain(choice.strength_low).collect();

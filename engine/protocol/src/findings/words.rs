@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Chosen, Findings, FoundModel, FoundPart, Missing, PartKind};
+use super::{Chosen, Findings, FoundLora, FoundModel, FoundPart, Missing};
 
 /// The most files of one kind that are listed; the others are counted.
 const LISTED: usize = 12;
@@ -20,9 +20,8 @@ impl fmt::Display for Findings {
                 self.unclear.iter().map(|path| format!("`{}`", path.display())),
             ));
         }
-        let loras: Vec<&FoundPart> = self.parts.iter().filter(|part| part.kind == PartKind::Lora).collect();
-        if !loras.is_empty() {
-            sections.push(list("LoRAs:", loras.iter().map(|part| format!("`{}`", part.path.display()))));
+        if !self.loras.is_empty() {
+            sections.push(list("LoRAs:", self.loras.iter().map(FoundLora::to_string)));
         }
         let (others, unusable): (Vec<_>, Vec<_>) =
             self.passed_over.iter().partition(|passed| passed.other_model);
@@ -65,6 +64,30 @@ impl fmt::Display for FoundModel {
             }
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for FoundLora {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, path, models, noise, partner, called_distilled, why, .. } = self;
+        if let Some(why) = why {
+            return f.write_str(why);
+        }
+        write!(f, "{name}: `{}`", path.display())?;
+        match &models[..] {
+            [] => f.write_str(", which can be matched with a model when there is one")?,
+            models => write!(f, ", for {}", models.join(", "))?,
+        }
+        match (noise, partner) {
+            (Some(noise), Some(partner)) => {
+                write!(f, "; the {} one of a pair with {partner}", noise.words())?;
+            }
+            (Some(noise), None) => {
+                write!(f, "; in a model of two transformers for the {} one", noise.words())?;
+            }
+            (None, _) => {}
+        }
+        f.write_str(if *called_distilled { "; by its name it distils a model to few steps" } else { "" })
     }
 }
 

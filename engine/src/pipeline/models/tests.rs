@@ -3,7 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use animd_protocol::request::Settings;
+
+use super::super::own_loras::OwnLoras;
 use super::*;
+use crate::backend::cpu::Cpu;
 
 #[test]
 fn a_lora_of_a_model_file_is_merged_into_the_transformer() -> Result<(), Box<dyn std::error::Error>> {
@@ -34,5 +38,23 @@ fn a_lora_of_a_model_file_is_merged_into_the_transformer() -> Result<(), Box<dyn
     // One sum in f32, of the same operands on both sides.
     let expected: Vec<f32> = before.iter().map(|value| value + 0.5).collect();
     assert_eq!(after, expected);
+
+    // What it was is in the metadata of the model's videos, as for a LoRA that a job chooses.
+    let mut pipeline = Pipeline::open(Cpu::new(), &Setup::CPU, folder.path(), None, None)?;
+    let metadata: serde_json::Value =
+        serde_json::from_str(&pipeline.metadata(&Settings::default().resolve(|| 1)?)?)?;
+    let own = &metadata["model_loras"][0];
+    assert_eq!(
+        (&own["name"], &own["strength"], &own["strength_low"]),
+        (&"lora".into(), &0.5.into(), &().into())
+    );
+    assert_eq!(own["sha256"], crate::verify::hash_of(&lora)?);
+    // A file that is gone before it was read is an error of every job, not only of the first.
+    let adapter = weights::Model::open(folder.path(), None)?.loras;
+    fs::remove_file(&lora)?;
+    let mut own = OwnLoras::of(&adapter);
+    for _ in 0..2 {
+        assert!(own.get().is_err_and(|e| e.to_string().contains("lora.safetensors")));
+    }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use animd_protocol::plan::network::ROTATED;
 use animd_protocol::profile::Precision;
 
-use super::{LowRank, Merged};
+use super::Merged;
 use crate::Result;
 use crate::weights::{Encoding, WeightSource, e4m3, rounding};
 
@@ -35,10 +35,16 @@ impl<S: WeightSource> Merged<S> {
         if matrix.encoding.is_plain() || matrix.rows == 0 {
             return Ok(None);
         }
-        let mut values = matrix.part(0, ROWS.min(matrix.rows)).to_f32();
+        let rows = ROWS.min(matrix.rows);
+        let mut values = matrix.part(0, rows).to_f32();
         for (_, change, strength) in self.changes(name) {
-            if let Some(product) = &change.product {
-                LowRank::read(product, strength)?.add_to(&mut values, 0);
+            match change.low_rank(strength)? {
+                Some(product) => product.add_to(&mut values, 0),
+                // The whole matrix may be needed for a part of it.
+                None => {
+                    values = self.matrix(name)?.part(0, rows).to_f32();
+                    break;
+                }
             }
         }
         let (mut off, mut all) = (0.0, 0.0);

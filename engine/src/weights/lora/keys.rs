@@ -19,6 +19,22 @@ pub(super) enum Part {
     Up,
     /// The number that is divided by the rank to scale the product.
     Alpha,
+    /// The lengths of the rows or columns of the changed matrix.
+    Magnitude,
+    /// The first product of two that are multiplied element by element: `[rows, rank]` and `[rank, cols]`.
+    Hadamard1A,
+    Hadamard1B,
+    /// The second one.
+    Hadamard2A,
+    Hadamard2B,
+    /// The first matrix of a Kronecker product, as it is or as a product of two.
+    Kronecker1,
+    Kronecker1A,
+    Kronecker1B,
+    /// The second one.
+    Kronecker2,
+    Kronecker2A,
+    Kronecker2B,
     /// A tensor to be added.
     Difference,
 }
@@ -31,7 +47,7 @@ enum Target {
     Modulation,
 }
 
-const ENDINGS: [(&str, Part, Target); 12] = [
+const ENDINGS: [(&str, Part, Target); 26] = [
     (".lora_down.weight", Part::Down, Target::Weight),
     (".lora_up.weight", Part::Up, Target::Weight),
     (".lora_A.weight", Part::Down, Target::Weight),
@@ -41,6 +57,20 @@ const ENDINGS: [(&str, Part, Target); 12] = [
     (".lora.down.weight", Part::Down, Target::Weight),
     (".lora.up.weight", Part::Up, Target::Weight),
     (".alpha", Part::Alpha, Target::Weight),
+    (".dora_scale", Part::Magnitude, Target::Weight),
+    (".lora_magnitude_vector", Part::Magnitude, Target::Weight),
+    (".lora_magnitude_vector.weight", Part::Magnitude, Target::Weight),
+    (".lora_magnitude_vector.default.weight", Part::Magnitude, Target::Weight),
+    (".hada_w1_a", Part::Hadamard1A, Target::Weight),
+    (".hada_w1_b", Part::Hadamard1B, Target::Weight),
+    (".hada_w2_a", Part::Hadamard2A, Target::Weight),
+    (".hada_w2_b", Part::Hadamard2B, Target::Weight),
+    (".lokr_w1", Part::Kronecker1, Target::Weight),
+    (".lokr_w1_a", Part::Kronecker1A, Target::Weight),
+    (".lokr_w1_b", Part::Kronecker1B, Target::Weight),
+    (".lokr_w2", Part::Kronecker2, Target::Weight),
+    (".lokr_w2_a", Part::Kronecker2A, Target::Weight),
+    (".lokr_w2_b", Part::Kronecker2B, Target::Weight),
     (".diff", Part::Difference, Target::Weight),
     (".diff_b", Part::Difference, Target::Bias),
     (".diff_m", Part::Difference, Target::Modulation),
@@ -61,12 +91,10 @@ const PREFIXES: [&str; 11] = [
     "lora_transformer_",
 ];
 
-/// Parts of names that show another kind of adapter than a `LoRA`, and its name.
-const OTHERS: [(&str, &str); 11] = [
-    ("dora_scale", "DoRA"),
-    ("lora_magnitude_vector", "DoRA"),
-    ("lokr_w", "LoKr"),
-    ("hada_w", "LoHa"),
+/// Parts of names that show a kind of adapter that is not read, and its name.
+const OTHERS: [(&str, &str); 9] = [
+    ("lokr_t2", "a LoKr of convolutions (`lokr_t2`)"),
+    ("hada_t", "a LoHa of convolutions (`hada_t1`)"),
     ("oft_blocks", "OFT"),
     ("oft_diag", "BOFT"),
     (".a1.weight", "GLoRA"),
@@ -76,7 +104,7 @@ const OTHERS: [(&str, &str); 11] = [
     (".w_norm", "a LyCORIS norm adapter (`w_norm`)"),
 ];
 
-/// Returns the kind of adapter that a name shows, if it is not a `LoRA`.
+/// Returns the kind of adapter that a name shows, if it is one that is not read.
 pub(super) fn other_kind(name: &str) -> Option<&'static str> {
     OTHERS.iter().find(|(part, _)| name.contains(part)).map(|(_, kind)| *kind)
 }

@@ -64,11 +64,19 @@ impl<S: WeightSource> Merged<S> {
         self.prepared.as_ref().unwrap_or(&self.exact)
     }
 
-    /// Adds changes to the values of a tensor.
-    fn add(name: &str, values: &mut [f32], changes: &[(&Lora, &Change, f32)]) -> Result<()> {
+    /// Adds changes to the values of a tensor with so many columns.
+    fn add(name: &str, values: &mut [f32], cols: usize, changes: &[(&Lora, &Change, f32)]) -> Result<()> {
         for (lora, change, strength) in changes {
-            if let Some(product) = &change.product {
-                LowRank::read(product, *strength)?.add_to(values, 0);
+            match (&change.product, &change.magnitude) {
+                (Some(product), None) => product.add_to(values, cols, *strength)?,
+                (Some(product), Some(magnitude)) => {
+                    let mut changed = values.to_vec();
+                    product.add_to(&mut changed, cols, 1.0)?;
+                    magnitude.give_to(&mut changed, cols)?;
+                    let pairs = values.par_iter_mut().zip(changed);
+                    pairs.for_each(|(value, changed)| *value += strength * (changed - *value));
+                }
+                (None, _) => {}
             }
             if let Some(difference) = &change.difference {
                 let difference = numbers(difference)?;
@@ -99,7 +107,8 @@ impl<S: WeightSource> WeightSource for Merged<S> {
             return self.unchanged().tensor(name);
         }
         let mut tensor = self.exact.tensor(name)?;
-        Self::add(name, &mut tensor.data, &changes)?;
+        let cols = tensor.shape.get(1..).map_or(1, |rest| rest.iter().product());
+        Self::add(name, &mut tensor.data, cols, &changes)?;
         Ok(tensor)
     }
 
@@ -110,26 +119,23 @@ impl<S: WeightSource> WeightSource for Merged<S> {
         }
         let matrix = self.exact.matrix(name)?;
         let (rows, cols, mut values) = (matrix.rows, matrix.cols, matrix.to_f32());
-        Self::add(name, &mut values, &changes)?;
+        Self::add(name, &mut values, cols, &changes)?;
         Ok(Matrix::plain(rows, cols, DType::F32, bytemuck::cast_slice::<f32, u8>(&values).to_vec()))
     }
 
     fn with_products(&self, name: &str) -> Result<(Matrix<'_>, Vec<LowRank>)> {
-        let changes = self.changes(name);
-        if changes.is_empty() || changes.iter().any(|(_, change, _)| change.difference.is_some()) {
-            return Ok((self.matrix(name)?, Vec::new()));
+        let mut products = Vec::new();
+        for (lora, change, strength) in self.changes(name) {
+            // What is no matrix of low rank is added on the host, with all that is added to the same weight.
+            let Some(product) = change.low_rank(strength)? else {
+                return Ok((self.matrix(name)?, Vec::new()));
+            };
+            finite(lora, name, &product.up.data)?;
+            finite(lora, name, &product.down.data)?;
+            products.push(product);
         }
-        let product = |(lora, change, strength): &(&Lora, &Change, f32)| {
-            let product =
-                change.product.as_ref().map(|product| LowRank::read(product, *strength)).transpose()?;
-            if let Some(LowRank { up, down }) = &product {
-                finite(lora, name, &up.data)?;
-                finite(lora, name, &down.data)?;
-            }
-            Ok(product)
-        };
-        let products = changes.iter().map(product).collect::<Result<Vec<_>>>()?;
-        Ok((self.exact.matrix(name)?, products.into_iter().flatten().collect()))
+        let source = if products.is_empty() { self.unchanged() } else { &self.exact };
+        Ok((source.matrix(name)?, products))
     }
 
     fn places(&self) -> Places {

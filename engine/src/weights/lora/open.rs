@@ -10,24 +10,16 @@ use animd_protocol::dims::schema::{self, Expected};
 use animd_protocol::recipe::ExpertName;
 
 use super::super::identity::Stamp;
-use super::super::stored::{Stored, Tensors};
-use super::super::{DType, container, dtype, experts};
+use super::super::stored::Tensors;
+use super::super::{DType, container, experts};
 use super::keys::{self, Key, Layers, Part};
+use super::pieces::Pieces;
 use super::scale::Scaling;
-use super::{Change, Lora, Product};
+use super::{Change, Lora};
 use crate::{Error, Result};
 
 /// The number of names that an error lists.
 const NAMED: usize = 8;
-
-/// The tensors of one product, as they are found.
-#[derive(Default)]
-struct Pair {
-    layer: String,
-    down: Option<Stored>,
-    up: Option<Stored>,
-    alpha: Option<Stored>,
-}
 
 impl Lora {
     /// Opens a `LoRA` for a diffusion transformer of these sizes. Only the header and the numbers that scale are read.
@@ -40,7 +32,9 @@ impl Lora {
         let content = container::read_file(path)?;
         let refused = |what: String| Error::Model(format!("`{}` {what}", path.display()));
         if let Some(kind) = content.tensors.keys().find_map(|name| keys::other_kind(name)) {
-            return Err(refused(format!("is {kind}, which animd does not read; it reads LoRA")));
+            return Err(refused(format!(
+                "is {kind}, which animd does not read; it reads LoRA, LoHa, LoKr and DoRA"
+            )));
         }
         let scaling = Scaling::read(path, content.adapter.as_deref())?;
         let expert = trained_for(content.timesteps.as_deref()).or_else(|| named_for(path));
@@ -75,7 +69,7 @@ fn changes(
     let (layers, shapes) = (Layers::of(model), shapes(model));
     let all = tensors.len();
     let mut changes: BTreeMap<String, Change> = BTreeMap::new();
-    let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
+    let mut pieces: BTreeMap<String, Pieces> = BTreeMap::new();
     let mut unknown = Vec::new();
     let twice = |name: &str| format!("has two changes of one kind for one tensor (`{name}`)");
     for (name, stored) in tensors {
@@ -87,19 +81,15 @@ fn changes(
         if !stored.dtype().is_some_and(DType::is_plain_float) {
             return Err(format!("has `{name}` in {}, not in F32, F16 or BF16", stored.encoding));
         }
-        let before = match part {
-            Part::Difference => changes.entry(tensor).or_default().difference.replace(stored),
-            _ => {
-                let pair = pairs.entry(tensor).or_default();
-                pair.layer = layer;
-                match part {
-                    Part::Down => pair.down.replace(stored),
-                    Part::Up => pair.up.replace(stored),
-                    _ => pair.alpha.replace(stored),
-                }
+        let is_first = match part {
+            Part::Difference => changes.entry(tensor).or_default().difference.replace(stored).is_none(),
+            part => {
+                let pieces = pieces.entry(tensor).or_default();
+                pieces.layer = layer;
+                pieces.put(part, stored)
             }
         };
-        if before.is_some() {
+        if !is_first {
             return Err(twice(&name));
         }
     }
@@ -114,9 +104,15 @@ fn changes(
             ),
         });
     }
-    for (tensor, pair) in pairs {
-        let product = product(&tensor, pair, shapes[&*tensor], scaling)?;
-        changes.entry(tensor).or_default().product = Some(product);
+    for (tensor, pieces) in pieces {
+        let (product, magnitude) = pieces.product(&tensor, shapes[&*tensor], scaling)?;
+        if scaling.is_dora() && magnitude.is_none() {
+            return Err(format!(
+                "is DoRA by its configuration, and has no lengths for `{tensor}`; copy it again"
+            ));
+        }
+        let change = changes.entry(tensor).or_default();
+        (change.product, change.magnitude) = (Some(product), magnitude);
     }
     for (tensor, change) in &changes {
         let elements: usize = shapes[&**tensor].iter().product();
@@ -135,46 +131,4 @@ fn changes(
 
 fn shapes(model: &[Expected]) -> BTreeMap<&str, &[usize]> {
     model.iter().map(|expected| (&*expected.name, &*expected.shape)).collect()
-}
-
-/// Checks that two matrices make up a change of a tensor.
-fn product(tensor: &str, pair: Pair, shape: &[usize], scaling: &Scaling) -> Result<Product, String> {
-    let (down, up) = match (pair.down, pair.up) {
-        (Some(down), Some(up)) => (down, up),
-        (Some(_), None) => {
-            return Err(format!("has the first matrix of `{tensor}` (A, down) without the second (B, up)"));
-        }
-        (None, Some(_)) => {
-            return Err(format!("has the second matrix of `{tensor}` (B, up) without the first (A, down)"));
-        }
-        (None, None) => return Err(format!("has an alpha of `{tensor}` without its matrices")),
-    };
-    let rows = shape.first().copied().unwrap_or(1);
-    let cols: usize = shape.get(1..).map_or(1, |rest| rest.iter().product());
-    let rank = down.shape.first().copied().unwrap_or(0);
-    // A convolution's matrices have extents of 1 behind their own.
-    let fits = rank > 0
-        && down.elements().checked_div(rank) == Some(cols)
-        && up.shape.first() == Some(&rows)
-        && up.elements() == rows.saturating_mul(rank);
-    if !fits {
-        let (down, up) = (&down.shape, &up.shape);
-        return Err(format!(
-            "changes `{tensor}` by {up:?} times {down:?}, where the model has {shape:?}: it is for another one"
-        ));
-    }
-    let alpha = pair.alpha.map(|stored| number(tensor, &stored)).transpose()?;
-    let scale = scaling.of(&pair.layer, alpha, rank);
-    if !scale.is_finite() {
-        return Err(format!("scales `{tensor}` by {scale}; copy it again"));
-    }
-    Ok(Product { down, up, rank, scale })
-}
-
-/// Returns the only number of a tensor.
-fn number(tensor: &str, stored: &Stored) -> Result<f64, String> {
-    let dtype = stored.dtype().filter(|_| stored.elements() == 1);
-    let dtype = dtype.ok_or_else(|| format!("has an alpha of `{tensor}` that is not one number"))?;
-    let bytes = stored.bytes().map_err(|e| e.to_string())?;
-    Ok(f64::from(dtype::to_f32(dtype, &bytes)[0]))
 }

@@ -23,7 +23,12 @@ struct Config {
     r: Option<f64>,
     lora_alpha: Option<f64>,
     use_rslora: Option<bool>,
+    /// What `LoHa` calls `lora_alpha`.
+    alpha: Option<f64>,
     use_dora: Option<bool>,
+    /// `LoHa` in another parametrisation, with two scales.
+    use_khatri_rao: Option<Value>,
+    init_weights: Option<Value>,
     peft_type: Option<String>,
     alpha_pattern: Option<BTreeMap<String, f64>>,
 }
@@ -57,21 +62,31 @@ impl Scaling {
             },
         };
         let config: Config = serde_json::from_value(value).map_err(|e| broken(shown, &e))?;
-        if config.use_dora == Some(true) {
-            return Err(Error::Model(format!(
-                "`{}` is DoRA, which animd does not read; it reads LoRA",
-                path.display()
-            )));
-        }
-        // Another program's file of the same name says nothing about a LoRA.
-        if config.peft_type.as_deref().is_some_and(|kind| kind != "LORA") {
-            return Ok(Self::default());
+        match config.peft_type.as_deref() {
+            None | Some("LORA") => {}
+            Some("LOHA") => {
+                let is_abba = config.init_weights.as_ref().is_some_and(|kind| kind == "abba")
+                    || config.use_khatri_rao == Some(Value::Bool(true));
+                if is_abba {
+                    return Err(Error::Model(format!(
+                        "`{}` is ABBA, a LoHa of two scales, which animd does not read; it reads LoRA, LoHa, LoKr and DoRA",
+                        path.display()
+                    )));
+                }
+            }
+            // PEFT scales no LoKr; another program's file of the same name says nothing about a LoRA.
+            Some(_) => return Ok(Self::default()),
         }
         let pattern = |(pattern, alpha): (&String, &f64)| {
             Ok((Regex::new(&format!(r"^(.*\.)?({pattern})$")).map_err(|e| broken(shown, &e))?, *alpha))
         };
         let patterns = config.alpha_pattern.iter().flatten().map(pattern).collect::<Result<_>>()?;
         Ok(Self { config: Some(config), patterns })
+    }
+
+    /// Returns whether the file's products have lengths beside them.
+    pub fn is_dora(&self) -> bool {
+        self.config.as_ref().is_some_and(|config| config.use_dora == Some(true))
     }
 
     /// Returns the scale of a layer's product: its alpha, or the configuration's, over the rank.
@@ -82,7 +97,7 @@ impl Scaling {
             (None, None) => 1.0,
             (None, Some(config)) => {
                 let own = self.patterns.iter().find(|(pattern, _)| pattern.is_match(layer)).map(|(_, a)| *a);
-                match own.or(config.lora_alpha).or(config.r) {
+                match own.or(config.lora_alpha).or(config.alpha).or(config.r) {
                     Some(alpha) if config.use_rslora == Some(true) => alpha / rank.sqrt(),
                     Some(alpha) => alpha / rank,
                     None => 1.0,

@@ -200,10 +200,31 @@ fn what_does_not_fit_is_refused_in_words() {
         (with(one("blocks.0.self_attn.q.alpha", &[])), "an alpha of `blocks.0.self_attn.q.weight` without"),
         (with(one("blocks.0.ffn.0.diff_b", &[3])), "changes `blocks.0.ffn.0.bias` by [3]"),
         (with(pair(&format!("diffusion_model.{LAYER}"), KOHYA, 256)), "has two changes of one kind"),
-        (with(one(&format!("{LAYER}.dora_scale"), &[256, 1])), "is DoRA, which animd does not read"),
-        (with(one("lora_unet_x.hada_w1_a", &[1])), "is LoHa"),
-        (with(one("lycoris_x.lokr_w1", &[1])), "is LoKr"),
-        (with(one("x.oft_blocks", &[1])), "is OFT"),
+        (
+            with(one(&format!("{LAYER}.dora_scale"), &[255, 1])),
+            "the lengths [255, 1], where the model has [256, 256]",
+        ),
+        (one(&format!("{LAYER}.dora_scale"), &[256, 1]), "has lengths of the rows or columns"),
+        (one(&format!("{LAYER}.hada_w1_a"), &[256, 2]), "lacks a part of the change"),
+        (one(&format!("{LAYER}.lokr_w1"), &[2, 2]), "lacks a part of the change"),
+        (
+            [one(&format!("{LAYER}.lokr_w1"), &[2, 2]), one(&format!("{LAYER}.lokr_w2"), &[128, 64])]
+                .concat(),
+            "by [[2, 2]] with [[128, 64]], where the model has [256, 256]",
+        ),
+        (
+            with(
+                [one(&format!("{LAYER}.lokr_w1"), &[2, 2]), one(&format!("{LAYER}.lokr_w2"), &[128, 128])]
+                    .concat(),
+            ),
+            "in two ways at once",
+        ),
+        (with(one("lora_unet_x.hada_t1", &[1])), "is a LoHa of convolutions"),
+        (with(one("lycoris_x.lokr_t2", &[1])), "is a LoKr of convolutions"),
+        (
+            with(one("x.oft_blocks", &[1])),
+            "is OFT, which animd does not read; it reads LoRA, LoHa, LoKr and DoRA",
+        ),
         (Vec::new(), "has no tensors"),
     ] {
         let dir = tempfile::tempdir().unwrap();
@@ -265,4 +286,175 @@ fn what_rounding_once_more_costs_is_known() {
     assert!((2.0 / 127.0 / 3.47..5.0 / 127.0 / 3.46).contains(&int8.error), "{int8:?}");
     assert_eq!(cost("lightx2v_fp8", Precision::Bf16), None);
     assert_eq!(cost("official", Precision::Fp8), None);
+}
+
+/// A tensor of a file: its name's ending, its shape and its values.
+type Piece = (&'static str, [usize; 2], Vec<f32>);
+
+fn piece(ending: &'static str, shape: [usize; 2], salt: usize) -> Piece {
+    (ending, shape, (0..shape[0] * shape[1]).map(|i| value(i, salt)).collect())
+}
+
+/// Returns the product of two pieces in f64.
+fn times((_, [rows, rank], left): &Piece, (_, [_, cols], right): &Piece) -> Vec<f64> {
+    let at = |values: &[f32], i: usize| f64::from(values[i]);
+    let one =
+        |i: usize| (0..*rank).map(|r| at(left, i / cols * rank + r) * at(right, r * cols + i % cols)).sum();
+    (0..rows * cols).map(one).collect()
+}
+
+/// Returns the Kronecker product of two matrices with so many columns, whose rows are `height` in the second one.
+fn kronecker(first: &[f64], blocks: usize, second: &[f64], width: usize) -> Vec<f64> {
+    let height = second.len() / width;
+    let cols = blocks * width;
+    let rows = first.len() / blocks * height;
+    let one = |i: usize| {
+        let (row, col) = (i / cols, i % cols);
+        first[row / height * blocks + col / width] * second[row % height * width + col % width]
+    };
+    (0..rows * cols).map(one).collect()
+}
+
+/// Writes a file with these pieces for [`LAYER`], and returns the merged weight of it.
+fn merged_with(pieces: &[Piece], alpha: Option<f32>, strength: f32, prefix: &str) -> Vec<f32> {
+    let dir = tempfile::tempdir().unwrap();
+    let named =
+        |(ending, shape, values): &Piece| (format!("{prefix}{ending}"), shape.to_vec(), values.clone());
+    let mut tensors: Vec<_> = pieces.iter().map(named).collect();
+    tensors.extend(alpha.map(|alpha| (format!("{prefix}.alpha"), vec![], vec![alpha])));
+    let path = file(dir.path(), &tensors, json!({}));
+    let merged = merged(&path, strength);
+    let weight = format!("{LAYER}.weight");
+    let values = merged.tensor(&weight).unwrap().data;
+    assert_eq!(merged.matrix(&weight).unwrap().to_f32(), values);
+    // Where it is no product of two matrices, it is given as the changed weight.
+    let (matrix, products) = merged.with_products(&weight).unwrap();
+    let is_low_rank = pieces.len() == 2 && pieces[0].0.contains("lora");
+    assert_eq!((products.len(), matrix.to_f32() == values), (usize::from(is_low_rank), !is_low_rank));
+    values
+}
+
+/// Compares with what is stored plus a difference in f64, each value of which is rounded so many times to 24 bits.
+#[track_caller]
+fn adds_up(merged: &[f32], difference: &[f64], scale: f64, roundings: f64) {
+    let stored = base().0.tensor(&format!("{LAYER}.weight")).unwrap().data;
+    let largest = difference.iter().fold(0.0f64, |most, d| most.max((scale * d).abs()));
+    assert!(largest > 1e-5, "the change is too small to be seen");
+    for ((merged, stored), difference) in merged.iter().zip(stored).zip(difference) {
+        let exact = f64::from(stored) + scale * difference;
+        let bound = (roundings * largest + exact.abs()) * f64::from(f32::EPSILON);
+        assert!((f64::from(*merged) - exact).abs() <= bound, "{merged} is not {exact}, within {bound}");
+    }
+}
+
+#[test]
+fn lohas_are_products_element_by_element() {
+    let hada = |rank| {
+        [
+            piece(".hada_w1_a", [256, rank], 1),
+            piece(".hada_w1_b", [rank, 256], 2),
+            piece(".hada_w2_a", [256, rank], 3),
+            piece(".hada_w2_b", [rank, 256], 4),
+        ]
+    };
+    for (prefix, rank, alpha, scale) in [
+        (LAYER.to_owned(), 5, None, 1.0),
+        (format!("lycoris_{}", LAYER.replace('.', "_")), 4, Some(2.0), 0.5),
+        (format!("diffusion_model.{LAYER}"), 1, Some(3.0), 3.0),
+    ] {
+        let pieces = hada(rank);
+        let [first, second] = [times(&pieces[0], &pieces[1]), times(&pieces[2], &pieces[3])];
+        let difference: Vec<f64> = first.iter().zip(&second).map(|(a, b)| a * b).collect();
+        let merged = merged_with(&pieces, alpha, 0.75, &prefix);
+        // Two sums of at most five products each, whose terms are no larger than twice the largest sum, and four more products.
+        adds_up(&merged, &difference, 0.75 * scale, 4.0 * (2.0 * rank as f64 + 4.0));
+    }
+}
+
+#[test]
+fn lokrs_are_kronecker_products() {
+    /// The pieces of a file, the two matrices that they make, and their scale.
+    type Case = (Vec<Piece>, Vec<f64>, Vec<f64>, f64);
+
+    let whole = |piece: &Piece| piece.2.iter().map(|value| f64::from(*value)).collect::<Vec<f64>>();
+    let (first, second) = (piece(".lokr_w1", [8, 4], 1), piece(".lokr_w2", [32, 64], 2));
+    let pair1 = [piece(".lokr_w1_a", [8, 2], 3), piece(".lokr_w1_b", [2, 4], 4)];
+    let pair2 = [piece(".lokr_w2_a", [32, 3], 5), piece(".lokr_w2_b", [3, 64], 6)];
+    let cases: [Case; 4] = [
+        // Matrices that are no products have no scale, whatever the alpha is.
+        (vec![first.clone(), second.clone()], whole(&first), whole(&second), 1.0),
+        (
+            vec![first.clone(), pair2[0].clone(), pair2[1].clone()],
+            whole(&first),
+            times(&pair2[0], &pair2[1]),
+            6.0 / 3.0,
+        ),
+        (
+            vec![pair1[0].clone(), pair1[1].clone(), second.clone()],
+            times(&pair1[0], &pair1[1]),
+            whole(&second),
+            6.0 / 2.0,
+        ),
+        (
+            [pair1.clone(), pair2.clone()].concat(),
+            times(&pair1[0], &pair1[1]),
+            times(&pair2[0], &pair2[1]),
+            6.0 / 3.0,
+        ),
+    ];
+    for (pieces, first, second, scale) in cases {
+        let merged = merged_with(&pieces, Some(6.0), -0.5, &format!("lycoris_{}", LAYER.replace('.', "_")));
+        // Sums of two and three products, and three more products.
+        adds_up(&merged, &kronecker(&first, 4, &second, 64), -0.5 * scale, 32.0);
+    }
+}
+
+#[test]
+fn doras_have_the_lengths_that_were_trained() {
+    let stored = base().0.tensor(&format!("{LAYER}.weight")).unwrap().data;
+    let matrices = [piece(".lora_down.weight", [RANK, 256], 1), piece(".lora_up.weight", [256, RANK], 2)];
+    let product = times(&matrices[1], &matrices[0]);
+    let lengths: Vec<f32> = (0..256).map(|i| 0.5 + (i % 7) as f32 / 4.0).collect();
+    for (ending, shape, of_rows, strength) in [
+        (".dora_scale", [256, 1], true, 1.0),
+        (".dora_scale", [1, 256], false, 1.0),
+        (".lora_magnitude_vector.weight", [256, 1], true, 0.25),
+    ] {
+        let pieces = [&matrices[..], &[(ending, shape, lengths.clone())]].concat();
+        let merged = merged_with(&pieces, Some(1.5), strength, LAYER);
+        let changed: Vec<f64> = stored.iter().zip(&product).map(|(w, p)| f64::from(*w) + 0.5 * p).collect();
+        let line = |i: usize| if of_rows { i / 256 } else { i % 256 };
+        let mut squares = vec![0.0; 256];
+        changed.iter().enumerate().for_each(|(i, value)| squares[line(i)] += value * value);
+        let difference: Vec<f64> = (0..changed.len())
+            .map(|i| {
+                changed[i] * f64::from(lengths[line(i)]) / squares[line(i)].sqrt() - f64::from(stored[i])
+            })
+            .collect();
+        // The changed value, its factor, their product and the difference are each rounded once.
+        adds_up(&merged, &difference, f64::from(strength), 16.0);
+    }
+    // The configuration says that there are lengths.
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path(), &pair(LAYER, PEFT, 256), json!({}));
+    fs::write(dir.path().join("adapter_config.json"), r#"{"peft_type": "LORA", "r": 3, "use_dora": true}"#)
+        .unwrap();
+    let error = Lora::open(&path, &base().1).err().expect("refused").to_string();
+    assert!(error.contains("is DoRA by its configuration"), "{error}");
+}
+
+#[test]
+fn rows_without_values_keep_no_length() {
+    // A row of zeros has no direction, and stays what it is instead of becoming no number.
+    let lengths: Vec<u8> = [2.0f32, 3.0].iter().flat_map(|length| length.to_le_bytes()).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    let header = r#"{"m":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]}}"#;
+    fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &lengths].concat())
+        .unwrap();
+    let stored = crate::weights::container::read_file(&path).unwrap().tensors.remove("m").unwrap();
+    let magnitude = Magnitude::new(stored, &[2, 3]).ok().expect("one for each row");
+    let mut values = [0.0, 0.0, 0.0, 0.0, 4.0, 3.0];
+    magnitude.give_to(&mut values, 3).unwrap();
+    near(&values, &[0.0, 0.0, 0.0, 0.0, 2.4, 1.8]);
 }

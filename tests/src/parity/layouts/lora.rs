@@ -1,13 +1,16 @@
 //! `LoRA`s: known tensors and the forward of the model with the changes, and those that are refused.
 
-use animd_engine::weights::{Lora, Merged, open_dit};
-use anyhow::{Context as _, Result};
+use animd_engine::weights::{Lora, Merged, WeightSource as _, open_dit};
+use anyhow::{Context as _, Result, bail};
 
 use super::Checks;
 use super::wrong::says;
 
 /// The transformer, in f32, that the expected results of `LoRA`s are for.
 const BASE: &str = "official-fp32";
+
+/// Kinds that lists name as ones to be refused unless they are read, and that are. The lists have no values for them.
+const READ: [&str; 3] = ["DoRA", "LoHa", "LoKr"];
 
 impl Checks {
     /// Checks the merged model, or that another kind of adapter is refused by its name.
@@ -29,10 +32,24 @@ impl Checks {
         };
         let opened = Lora::open(&found.path, &config);
         if let Some(why) = refuse {
-            let refusal = opened.err().map(|e| e.to_string()).context("it should have been refused")?;
             // The list's sentence begins with the name of the kind.
             let kind = why.split([' ', ':']).next().unwrap_or_default();
-            says(self, &id, &refusal, &[kind]);
+            match opened {
+                Err(refusal) => says(self, &id, &refusal.to_string(), &[kind]),
+                Ok(lora) if READ.contains(&kind) => {
+                    let names: Vec<String> = lora.names().map(str::to_owned).collect();
+                    let before =
+                        names.iter().map(|name| weights.tensor(name)).collect::<Result<Vec<_>, _>>()?;
+                    let merged = Merged::new(weights, vec![(lora, 1.0)]);
+                    let after =
+                        names.iter().map(|name| merged.tensor(name)).collect::<Result<Vec<_>, _>>()?;
+                    self.fact(
+                        &format!("{id}: {kind} changes {} tensors", names.len()),
+                        before.iter().zip(&after).all(|(before, after)| before != after),
+                    );
+                }
+                Ok(_) => bail!("it should have been refused"),
+            }
             return Ok(());
         }
         let lora = opened?;

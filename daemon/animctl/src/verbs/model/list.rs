@@ -1,6 +1,6 @@
 //! `animctl model list`
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use animd_common::config::Config;
 use animd_common::files::show;
@@ -9,22 +9,27 @@ use serde_json::{Value, json};
 
 use super::super::exit::{Exit, Result};
 use super::super::{On, config, print};
+use super::known_loras;
+use crate::doctor::sandbox::Sandbox;
 
-/// List the models that have names.
+#[allow(clippy::doc_markdown, reason = "the words are the help of the command")]
+/// List the models that have names, and the LoRAs.
 ///
-/// Jobs choose one of them by `--model NAME`; those that choose none get the configured one.
+/// Jobs choose a model by `--model NAME`; those that choose none get the configured one. They choose LoRAs by `--lora NAME`; those in
+/// the configured model's own folders are only for its jobs.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: animctl model list\n\nJSON: an array of objects with path, configured, and where they apply name, parts (an \
-array of keys), distilled, error (why its file cannot be read)"
+    after_help = "Example: animctl model list\n\nJSON: an array of objects with kind (model or lora), path, configured, and where they \
+apply name, parts (an array of keys), distilled, error (why its file cannot be read)"
 )]
 pub struct List {}
 
 pub async fn run(_: &List, on: On) -> Result {
     let config = config::of_service(on).await?.config;
-    let models = models(&config);
+    let (models, loras) = (models(&config), known_loras::list(&config, &Sandbox::of(on.user)));
     if on.json {
-        print(Value::Array(models));
+        let one = |(name, path): (&String, &PathBuf)| json!({"kind": "lora", "name": name, "path": show(path), "configured": false});
+        print(Value::Array(models.into_iter().chain(loras.iter().map(one)).collect()));
         return Ok(Exit::Done);
     }
     if models.is_empty() {
@@ -41,6 +46,12 @@ pub async fn run(_: &List, on: On) -> Result {
             print(format!("    {error}"));
         }
     }
+    if !loras.is_empty() {
+        print("LoRAs:");
+    }
+    for (name, path) in &loras {
+        print(format!("    {name:<23} {}", show(path)));
+    }
     Ok(Exit::Done)
 }
 
@@ -55,7 +66,7 @@ fn models(config: &Config) -> Vec<Value> {
 }
 
 fn described(name: Option<&str>, path: &Path, is_configured: bool) -> Value {
-    let mut model = json!({"path": show(path), "configured": is_configured});
+    let mut model = json!({"kind": "model", "path": show(path), "configured": is_configured});
     if let Some(name) = name {
         model["name"] = name.into();
     }
@@ -100,6 +111,6 @@ mod tests {
         assert_eq!(of("folder")["configured"], false);
         config.model.path = Some("/elsewhere/wan".into());
         let last = models(&config).pop().expect("there are some");
-        assert_eq!(last, json!({"path": "/elsewhere/wan", "configured": true}));
+        assert_eq!(last, json!({"kind": "model", "path": "/elsewhere/wan", "configured": true}));
     }
 }

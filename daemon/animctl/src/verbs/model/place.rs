@@ -121,19 +121,24 @@ pub fn plan(model: &ModelFile, shown: &Shown) -> Plan {
     let path = model_file(&model.name);
     let mut plan = Plan { inside: Path::new("/").join(&path), ..Plan::default() };
     plan.files.push((path, model.to_toml()));
+    show_in(&mut plan, &id(&model.name), shown);
+    plan
+}
+
+/// Adds to a plan the drop-in of this id that shows the service some files, or that there is none if it needs none.
+pub fn show_in(plan: &mut Plan, id: &str, shown: &Shown) {
     let (pairs, links) = shown.written();
     let bind = |(source, target): &(PathBuf, PathBuf)| {
         format!("BindReadOnlyPaths=-{}:{}", escape(source), escape(target))
     };
     let lines: Vec<String> = pairs.iter().map(bind).collect();
-    plan.links = links;
-    let drop_in = drop_in(&id(&model.name));
+    plan.links.extend(links);
+    let drop_in = drop_in(id);
     if lines.is_empty() {
         plan.gone.push(drop_in);
     } else {
         plan.files.push((drop_in, unit(&lines)));
     }
-    plan
 }
 
 /// Adds to a plan what makes its model the configured one of the installed service.

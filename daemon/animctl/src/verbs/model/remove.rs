@@ -11,16 +11,20 @@ use serde_json::json;
 use super::super::dropin::{Plan, config as config_file, is_active, needs_root, reread, restart};
 use super::super::exit::{Exit, Failure, Result};
 use super::super::{On, config, print};
-use super::{place, trial};
+use super::{known_loras, place, trial};
 use crate::doctor::sandbox::Sandbox;
 
-/// Forget a model that was added.
+#[allow(clippy::doc_markdown, reason = "the words are the help of the command")]
+/// Forget a model that was added, or LoRAs.
 ///
-/// The files of the model itself stay. The service no longer sees them.
+/// The files themselves stay. The service no longer sees them.
 #[derive(clap::Args)]
-#[command(after_help = "Example: sudo animctl model remove wan-480p\n\nJSON: name, next")]
+#[command(
+    after_help = "Examples:\n  sudo animctl model remove wan-480p\n  sudo animctl model remove ~/ComfyUI/models/loras\n\nJSON: name, next"
+)]
 pub struct Remove {
-    /// The model's name; `animctl model list` shows all
+    #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
+    /// The name of the model or LoRA, which `animctl model list` shows; or the path of a folder of LoRAs
     name: String,
 }
 
@@ -28,7 +32,10 @@ pub async fn run(args: &Remove, on: On) -> Result {
     let name = &args.name;
     let loaded = config::load(None, on.user)?;
     let models = &loaded.config.models;
-    let path = models.find(name).map_err(Failure::new)?;
+    let path = match models.find(name) {
+        Ok(path) => path,
+        Err(why) => return remove_lora(name, why, on).await,
+    };
     let own = models.own().join(format!("{name}.toml"));
     if path != own {
         let why = if path.starts_with(models.own()) {
@@ -67,6 +74,38 @@ pub async fn run(args: &Remove, on: On) -> Result {
     match on.json {
         true => print(json!({"name": name, "next": next})),
         false => print(format!("`{name}` is removed, and its files are where they were; {next}{none}")),
+    }
+    Ok(Exit::Done)
+}
+
+/// Forgets a `LoRA` or a folder of them; `why` says that no model has the name.
+async fn remove_lora(name: &str, why: String, on: On) -> Result {
+    let root = Path::new("/");
+    let conf = match on.user {
+        true => user_config()?,
+        false => root.join(config_file("model")),
+    };
+    let folder = conf.parent().unwrap_or(root);
+    let Some(added) = known_loras::added(name, folder, &Sandbox::of(on.user))? else {
+        return Err(Failure::new(format!(
+            "{why}; nor was a LoRA of this name or path added by `animctl model add`"
+        )));
+    };
+    let path = show(&added.path);
+    let next = if on.user {
+        fs::remove_file(&added.file).map_err(Failure::file("remove", &added.file))?;
+        match on.connect().await {
+            Ok(ctl) if ctl.manager.reload().await.is_ok() => "jobs can choose it no longer",
+            _ => "it is gone when animd is started",
+        }
+    } else {
+        needs_root(&format!("animctl model remove {}", quoted(name)))?;
+        let file = added.file.strip_prefix(root).unwrap_or(&added.file).to_owned();
+        for_system(&Plan { gone: vec![file, added.drop_in], ..Plan::default() })?
+    };
+    match on.json {
+        true => print(json!({"name": name, "next": next})),
+        false => print(format!("`{path}` is removed from the LoRAs, and stays where it is; {next}")),
     }
     Ok(Exit::Done)
 }

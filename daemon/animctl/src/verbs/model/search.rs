@@ -53,16 +53,19 @@ impl Search {
         all.into_iter().filter_map(|(option, path)| Some((option, path.as_ref()?)))
     }
 
-    /// Returns what the engine finds.
+    /// Returns what the engine finds. It matches `LoRAs` with these models, too.
     ///
     /// # Errors
     /// What is named for a part is not that part; or the engine cannot be run.
-    pub fn run(&self, program: &Path) -> Result<Findings> {
+    pub fn run(&self, program: &Path, known: &[&Path]) -> Result<Findings> {
         if self.paths.is_empty() && self.named().next().is_none() {
             return Err(Failure::usage("name a folder or a file: `animctl model add PATH`"));
         }
         let mut command = Command::new(program);
         command.args(["find", "--json"]);
+        for model in known {
+            command.arg("--known").arg(model);
+        }
         for (option, path) in self.named() {
             command.arg(option).arg(path);
         }
@@ -81,12 +84,12 @@ impl Search {
     }
 }
 
-/// Has the engine open a model.
+/// Has the engine open a model, with these words for `animd-engine inspect` besides.
 ///
 /// # Errors
 /// What the engine says against it.
-pub fn open(program: &Path, model: &Path) -> Result<()> {
-    let output = Command::new(program).arg("inspect").arg(model).stdin(Stdio::null()).output();
+pub fn open(program: &Path, model: &Path, more: &[String]) -> Result<()> {
+    let output = Command::new(program).arg("inspect").arg(model).args(more).stdin(Stdio::null()).output();
     let output = output.map_err(Failure::file("run", program))?;
     if output.status.success() {
         return Ok(());

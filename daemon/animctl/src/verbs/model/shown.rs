@@ -52,7 +52,7 @@ pub async fn run(args: &Show, on: On) -> Result {
     if let Some(file) = &file {
         parts(file, &sandbox);
     }
-    search::open(&config.engine_program(), outside.path())
+    search::open(&config.engine_program(), outside.path(), &[])
         .map_err(|e| Failure { text: outside.words(&e.text), ..e })?;
     print("all parts are there and fit together");
     Ok(Exit::Done)

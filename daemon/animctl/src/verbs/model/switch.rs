@@ -28,7 +28,7 @@ pub async fn run(args: &Use, on: On) -> Result {
     let loaded = config::load(None, on.user)?;
     let path = loaded.config.models.find(&args.name).map_err(Failure::new)?;
     let next = if on.user {
-        search::open(&loaded.config.engine_program(), &path)?;
+        search::open(&loaded.config.engine_program(), &path, &[])?;
         let sources = Sources { user: true, vars: std::env::vars_os().collect(), ..Sources::default() };
         choose_for_user(&sources, &path, on).await?
     } else {
@@ -55,7 +55,7 @@ fn for_system(loaded: &Loaded, path: &Path) -> Result<&'static str> {
         return Ok("it is used when animd is started");
     }
     plan.or_undo(root, || {
-        trial::open(&loaded.config.engine_program(), path)?;
+        trial::open(&loaded.config.engine_program(), path, &[])?;
         plan.write(root)?;
         reread()?;
         restart()

@@ -85,12 +85,12 @@ async fn unit(system: &Connection) -> Result<Proxy<'static>> {
     Ok(unit.build().await?)
 }
 
-/// Has the engine open a model in the service's sandbox.
+/// Has the engine open a model in the service's sandbox, with these words for `animd-engine inspect` besides.
 ///
 /// # Errors
 /// What the engine says against the model, or why it could not be asked.
-pub fn open(program: &Path, model: &Path) -> Result<()> {
-    let trial = Trial::write(program, model)?;
+pub fn open(program: &Path, model: &Path, more: &[String]) -> Result<()> {
+    let trial = Trial::write(program, model, more)?;
     reread()?;
     let started = Command::new("systemctl")
         .args(["start", &trial.name])
@@ -122,7 +122,7 @@ struct Trial {
 }
 
 impl Trial {
-    fn write(program: &Path, model: &Path) -> Result<Self> {
+    fn write(program: &Path, model: &Path, more: &[String]) -> Result<Self> {
         let name = format!("animctl-trial-{}.service", std::process::id());
         let units = Path::new(UNITS);
         let trial = Self {
@@ -143,17 +143,18 @@ impl Trial {
             write_atomic(&path, text.as_bytes(), 0o644).map_err(Failure::file("write", &path))?;
         }
         let own = trial.drop_ins.join("9999-trial.conf");
-        let text = trial.text(program, model);
+        let text = trial.text(program, model, more);
         write_atomic(&own, text.as_bytes(), 0o644).map_err(Failure::file("write", &own))?;
         Ok(trial)
     }
 
     /// Returns what the trial's unit does instead of the service.
-    fn text(&self, program: &Path, model: &Path) -> String {
+    fn text(&self, program: &Path, model: &Path, more: &[String]) -> String {
         let word = |path: &Path| exec_word(&path.to_string_lossy());
+        let more = more.iter().flat_map(|more| [" ".to_owned(), exec_word(more)]).collect::<String>();
         format!(
             "[Unit]\nDescription=Trial of a model for the image-to-video service\nStartLimitIntervalSec=0\n[Service]\nType=oneshot\n\
-             ExecStart={} inspect {}\nTimeoutStartSec={PATIENCE}s\nStandardOutput=truncate:{}\nStandardError=inherit\n",
+             ExecStart={} inspect {}{more}\nTimeoutStartSec={PATIENCE}s\nStandardOutput=truncate:{}\nStandardError=inherit\n",
             word(program),
             word(model),
             self.answer.display()

@@ -1,23 +1,21 @@
 //! The steps that `animctl setup` does itself, by running other verbs: adding a model, verifying its files, preparing
 //! its copies, and a first video. Each finds out whether its result is there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use animd_common::config::Loaded;
 use animd_common::files::show;
 use animd_common::models;
-use animd_protocol::findings::{Findings, FoundModel, PartKind};
+use animd_protocol::findings::{Findings, FoundLora, FoundModel, PartKind};
 use animd_protocol::profile::Precision;
-use serde::Deserialize;
 use serde_json::Value;
 use zbus::Variant;
 
-use super::super::model::cache;
+use super::super::model::{cache, known_loras};
 use super::super::{On, json_of};
 use super::machine::Machine;
 use super::step::{Run, Step};
@@ -29,6 +27,9 @@ pub struct Scene<'a> {
     pub loaded: &'a Loaded,
     pub machine: &'a Machine,
     pub model: Option<&'a FoundModel>,
+    /// The `LoRAs` that were found, where these places were searched.
+    pub loras: &'a [FoundLora],
+    pub searched: &'a [PathBuf],
     /// The picture of the first video, if one was given.
     pub picture: Option<&'a Path>,
 }
@@ -75,14 +76,34 @@ pub fn add(scene: &Scene<'_>) -> Step {
             Some((state, text)) if state == "no-weights" => {
                 Step::todo(NAME, text.clone(), vec!["animctl doctor".to_owned()])
             }
-            _ => Step::done(NAME, format!("`{}` is the configured model", show(path))),
+            _ => match new_loras(scene) {
+                loras if loras.is_empty() => {
+                    Step::done(NAME, format!("`{}` is the configured model", show(path)))
+                }
+                loras => {
+                    let run = Run::new(&["model", "add"], loras.into_iter().map(PathBuf::into_os_string));
+                    Step::runs(
+                        NAME,
+                        "let jobs use the LoRAs that go with the model",
+                        vec![run],
+                        !scene.on.user,
+                    )
+                }
+            },
         };
     }
     let Some(model) = scene.model else { return Step::todo(NAME, WAITS, Vec::new()) };
     let distilled = model.called_distilled.then(|| ["--distilled", "yes"].map(OsString::from));
-    let paths = roots(model).into_iter().map(PathBuf::into_os_string);
+    let paths = roots(model).into_iter().chain(new_loras(scene)).map(PathBuf::into_os_string);
     let run = Run::new(&["model", "add"], paths.chain(distilled.into_iter().flatten()));
     Step::runs(NAME, format!("let animd use `{}`", model.name), vec![run], !scene.on.user)
+}
+
+/// Returns the folders and files of `LoRAs` that go with the model, and that jobs cannot choose so far.
+fn new_loras(scene: &Scene<'_>) -> BTreeSet<PathBuf> {
+    let goes_with = |lora: &&FoundLora| scene.model.is_some_and(|model| lora.models.contains(&model.name));
+    let (config, sandbox) = (&scene.loaded.config, Sandbox::of(scene.on.user));
+    known_loras::unknown(scene.loras.iter().filter(goes_with), scene.searched, config, &sandbox)
 }
 
 /// Returns the paths that stand for a model: its folder if all parts are in the folder that has the transformer, else each
@@ -116,10 +137,15 @@ fn roots(model: &FoundModel) -> Vec<PathBuf> {
 pub fn verify(scene: &Scene<'_>) -> Step {
     const NAME: &str = "verify";
     let Some(model) = scene.model else { return Step::todo(NAME, WAITS, Vec::new()) };
-    let seen = Seen::read();
-    let networks = model.parts.iter().filter(|chosen| chosen.part.kind != PartKind::Tokenizer);
-    let fresh = networks.filter(|chosen| {
-        !chosen.part.files.iter().filter(|file| is_weights(file)).all(|file| seen.has(file))
+    let networks = || model.parts.iter().filter(|chosen| chosen.part.kind != PartKind::Tokenizer);
+    let files: Vec<&Path> = networks()
+        .flat_map(|chosen| &chosen.part.files)
+        .filter(|file| is_weights(file))
+        .map(|file| &**file)
+        .collect();
+    let verified = verified(&scene.loaded.config.engine_program(), &files);
+    let fresh = networks().filter(|chosen| {
+        !chosen.part.files.iter().filter(|file| is_weights(file)).all(|file| verified.contains(&**file))
     });
     let mut paths: Vec<&Path> =
         fresh.map(|chosen| folder_of(&chosen.part.path, &chosen.part.files)).collect();
@@ -148,38 +174,19 @@ fn is_weights(file: &Path) -> bool {
     !file.extension().is_some_and(|end| end.eq_ignore_ascii_case("json"))
 }
 
-/// The files that the engine has verified, by their real paths.
-#[derive(Default, Deserialize)]
-#[serde(transparent)]
-struct Seen(BTreeMap<PathBuf, Stamp>);
-
-/// What tells whether a file was written since, and whether it was as it should be.
-#[derive(Deserialize, PartialEq, Eq)]
-struct Stamp {
-    bytes: u64,
-    modified_ns: i64,
-    inode: u64,
-    #[serde(default)]
-    sound: bool,
-}
-
-impl Seen {
-    /// Reads this user's list.
-    fn read() -> Self {
-        let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let state = folder("XDG_STATE_HOME").or_else(|| Some(folder("HOME")?.join(".local/state")));
-        let text = state.and_then(|state| fs::read_to_string(state.join("animd/model-hashes.json")).ok());
-        text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
-    }
-
-    fn has(&self, file: &Path) -> bool {
-        let stamp = fs::canonicalize(file).ok().and_then(|real| {
-            let meta = fs::metadata(&real).ok()?;
-            let modified_ns = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
-            Some((real, Stamp { bytes: meta.len(), modified_ns, inode: meta.ino(), sound: true }))
-        });
-        stamp.is_some_and(|(real, stamp)| self.0.get(&real) == Some(&stamp))
-    }
+/// Returns which of these files the engine has verified, found sound, and not seen written since. Where it cannot be asked, none
+/// counts as verified: verifying once more does no harm.
+fn verified<'a>(engine: &Path, files: &[&'a Path]) -> BTreeSet<&'a Path> {
+    let mut command = Command::new(engine);
+    command.args(["verify", "--json", "--seen"]).args(files).stdin(Stdio::null()).stderr(Stdio::null());
+    let said = match files.is_empty() {
+        true => None,
+        false => command.output().ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()),
+    };
+    let said: Vec<Value> = said.unwrap_or_default();
+    // The answer has the files in their order.
+    let sound = files.iter().zip(&said).filter(|(_, one)| one["sound"] == true);
+    sound.map(|(file, _)| *file).collect()
 }
 
 /// Returns the step that writes copies of the transformers in 8 bits.

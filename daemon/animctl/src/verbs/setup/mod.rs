@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use animd_common::files::show;
 use animd_common::users;
-use animd_protocol::findings::{Findings, FoundModel, in_units};
+use animd_protocol::findings::{Findings, FoundLora, FoundModel, in_units};
 use animd_protocol::sources::{Family, Kind};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::json;
@@ -86,7 +86,9 @@ pub async fn run(args: &Args, on: On) -> Result {
     let places: Vec<PathBuf> = configured.iter().chain(&looked).cloned().collect();
     let findings = match places.is_empty() {
         true => Findings::default(),
-        false => Search { paths: places, ..Search::default() }.run(&loaded.config.engine_program())?,
+        false => {
+            Search { paths: places.clone(), ..Search::default() }.run(&loaded.config.engine_program(), &[])?
+        }
     };
     let fits = |model: &FoundModel| args.family.is_none_or(|family| fetch::family_of(model) == family);
     let model = act::choose(&findings, &configured, fits);
@@ -106,19 +108,29 @@ pub async fn run(args: &Args, on: On) -> Result {
     });
     let skipped = |name: &str| args.skip.iter().any(|skip| skip == name);
     for name in ["add", "verify", "prepare", "video"].into_iter().filter(|name| !skipped(name)) {
-        let step = perform(look(name, args, model, on).await?, args.yes, on)?;
+        let found = Found { model, loras: &findings.loras, searched: &places };
+        let step = perform(look(name, args, found, on).await?, args.yes, on)?;
         // What was done is looked at again, and said as the next time will.
-        let again = if step.state == State::Done { look(name, args, model, on).await? } else { step.clone() };
+        let again = if step.state == State::Done { look(name, args, found, on).await? } else { step.clone() };
         told.tell(if again.is_settled() { again } else { step });
     }
     Ok(told.end())
 }
 
+/// What the search has found that the steps work with.
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    model: Option<&'a FoundModel>,
+    loras: &'a [FoundLora],
+    searched: &'a [PathBuf],
+}
+
 /// Returns a step as it is now: each one before it may have changed the configuration and the service's state.
-async fn look(name: &str, args: &Args, model: Option<&FoundModel>, on: On) -> Result<Step> {
+async fn look(name: &str, args: &Args, found: Found<'_>, on: On) -> Result<Step> {
     let (loaded, machine) = (load(None, on.user)?, Machine::ask(on).await);
     let picture = args.picture.as_deref();
-    let scene = Scene { on, loaded: &loaded, machine: &machine, model, picture };
+    let Found { model, loras, searched } = found;
+    let scene = Scene { on, loaded: &loaded, machine: &machine, model, loras, searched, picture };
     Ok(match name {
         "add" => act::add(&scene),
         "verify" => act::verify(&scene),
@@ -177,6 +189,8 @@ fn files(findings: &Findings, model: Option<&FoundModel>, places: &[PathBuf]) ->
             findings.parts.iter().map(|part| format!("  {}: `{}`", part.kind.title(), show(&part.path)));
         lines.extend(parts);
     }
+    let useful = findings.loras.iter().filter(|lora| !lora.models.is_empty());
+    lines.extend(useful.map(|lora| format!("LoRA {}: for {}", lora.name, lora.models.join(", "))));
     // What to fetch is a step of its own.
     lines.extend(findings.notes.iter().filter(|note| !note.contains("hf download")).cloned());
     lines.push(searched);

@@ -30,6 +30,7 @@ pub use costs::{Costs, Energy, EnergyMethod, GpuSample, Known, Placed, Spent};
 pub use job::{Added, Ended, Job, NewJob, Outcome, Quota, Refusal, Source, State, Succeeded};
 pub use keep::Kind;
 pub use renew::Renewal;
+pub use settings::ToldLora;
 pub use shares::Limits;
 pub use stats::{By, Sum};
 pub use store::{Filter, PART_PREFIX, PART_SUFFIX, Store};

@@ -600,7 +600,7 @@ fn costs(db: &Connection, id: u64, done: &super::Succeeded) -> Result<()> {
     for (n, (seconds, computed)) in done.report.steps.iter().enumerate() {
         step.execute(params![id as i64, attempt, n as i64, us(*seconds), computed])?;
     }
-    Ok(())
+    settings::set_model_loras(db, id, &done.report.model_loras)
 }
 
 impl Job {
