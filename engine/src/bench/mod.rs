@@ -30,7 +30,7 @@ use crate::{Error, Result, video};
 
 pub use compare::{Cards, Compared, Comparison};
 pub use load::{Loaded, Loads, load};
-use measure::{Around, Measured};
+use measure::{Around, EXPERT, Measured};
 use outputs::Outputs;
 pub use rows::Row;
 pub use swap::{Swap, Swaps, swap};
@@ -321,9 +321,8 @@ impl<'a, B: Backend> Bench<'a, B> {
 
         say(&format!("measuring the forward of {}", names.join(", ")));
         let (context, inputs) =
-            measure::inputs(b, recipe, models, &self.job, setup.attention, runs, observer)?;
-        let name = format!("dit-{}", rows[0].name());
-        let forward = measure::forward(b, models, &inputs, runs, &name, &self.outputs, observer)?;
+            measure::inputs(b, recipe, models, &self.job, EXPERT, setup.attention, runs, observer)?;
+        let forward = measure::forward(b, models, &inputs, runs, observer)?;
         say(&format!("{:.3} s", forward.seconds.median));
         let caching = rows.iter().any(|row| row.settings().step_cache != Some(StepCache::None));
         let cached = match caching {
@@ -331,6 +330,14 @@ impl<'a, B: Backend> Bench<'a, B> {
             false => None,
         };
         drop(inputs);
+        if self.outputs.wanted() {
+            let (job, attention) = (&self.job, setup.attention);
+            for (expert, name) in velocities(rows[0], recipe).into_iter().enumerate() {
+                let (_, inputs) = measure::inputs(b, recipe, models, job, expert, attention, 0, observer)?;
+                let velocity = measure::velocity(b, models, &inputs, observer)?;
+                self.outputs.save(&name, &[("velocity", b, &velocity)])?;
+            }
+        }
 
         let figures = Figures {
             recipe,
@@ -496,6 +503,15 @@ impl Figures<'_> {
             peak_bytes_measured: None,
             planned_bytes,
         }
+    }
+}
+
+/// Returns the names of the files for the velocities of a row, one for each expert.
+fn velocities(row: Row, recipe: &Recipe) -> Vec<String> {
+    let name = format!("dit-{}", row.name());
+    match recipe.experts.len() {
+        1 => vec![name],
+        count => (0..count).map(|expert| format!("{name}-{expert}")).collect(),
     }
 }
 
