@@ -161,6 +161,16 @@ fn a_loop_and_a_last_picture_from_a_terminal() {
         (&settings(&house, 2)["loop"], &settings(&house, 2)["last"]),
         (&false.into(), &"last.png".into())
     );
+    let shown = house.animctl(&["show", "1", "--json"]);
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).expect("JSON");
+    assert_eq!(
+        (&shown["family"], &shown["conditioning"]),
+        (&"Wan2.1 first-and-last-frame".into(), &"first-and-last".into())
+    );
+    assert_eq!(
+        house.text("SELECT family FROM job WHERE id = 1"),
+        "Wan2.1 first-and-last-frame"
+    );
     // The engine has opened the model by now, so that what it cannot do is refused before it is queued.
     let refused = house.animctl(&["submit", first]);
     assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
@@ -235,6 +245,10 @@ fn a_long_video_is_one_film_and_its_finished_parts_outlive_everything() {
     let comment = found["format"]["tags"]["comment"].as_str().expect("a comment");
     let comment: serde_json::Value = serde_json::from_str(comment).expect("JSON");
     assert_eq!((&comment["request"]["seconds"], &comment["request"]["seed"]), (&3.0.into(), &7.into()));
+    assert_eq!(
+        (&comment["family"], &comment["conditioning"]),
+        (&"Wan2.1 image-to-video".into(), &"first".into())
+    );
     assert_eq!(comment["parts"][2], serde_json::json!({ "frames": 9, "seed": 9 }));
     assert_eq!(house.number("SELECT frames FROM job"), Some(25));
     assert_eq!(house.number("SELECT count(*) FROM step"), Some(12), "four steps for each part");

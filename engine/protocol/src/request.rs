@@ -449,6 +449,11 @@ impl Request {
         self.looped || !self.last.is_empty()
     }
 
+    /// Returns what of the video is given, for records: its `first` frame, or `first-and-last`.
+    pub fn conditioning(&self) -> &'static str {
+        if self.has_last_frame() { "first-and-last" } else { "first" }
+    }
+
     /// Returns whether each step takes a second forward, for the negative prompt.
     #[expect(clippy::float_cmp, reason = "exactly 1 makes the second forward cancel out")]
     pub fn uses_guidance(&self) -> bool {

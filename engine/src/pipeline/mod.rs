@@ -433,7 +433,9 @@ impl<B: Backend> Pipeline<B> {
             "program": "animd",
             "version": env!("CARGO_PKG_VERSION"),
             "model": self.model_name(),
+            "family": self.recipe().family,
             "backend": self.backend_name(),
+            "conditioning": request.conditioning(),
             "request": request,
         });
         if let Some(about) = self.about() {

@@ -58,7 +58,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
 }
 
 /// The values of a description, the most important first.
-const ORDER: [&str; 29] = [
+const ORDER: [&str; 31] = [
     "id",
     "state",
     "now",
@@ -79,6 +79,8 @@ const ORDER: [&str; 29] = [
     "width",
     "height",
     "model",
+    "family",
+    "conditioning",
     "loras",
     "backend",
     "profile",

@@ -1,4 +1,6 @@
--- Version 5: the LoRAs of jobs, as they were chosen; the hash is known from the job's first start at the latest.
+-- Version 5: the family of the model that made a video; the LoRAs of jobs, as they were chosen, whose hash is known from the job's
+-- first start at the latest.
+ALTER TABLE job ADD COLUMN family TEXT;                -- as the engine calls it: 'Wan2.2 image-to-video'
 CREATE TABLE job_lora (
   job          INTEGER NOT NULL REFERENCES job(id) ON DELETE CASCADE,
   n            INTEGER NOT NULL,                      -- the order in which they are added
