@@ -28,7 +28,7 @@ impl<B: Backend> Pipeline<B> {
     pub fn frames(&mut self, job: &Job, tile: Option<usize>, observer: &dyn Observer) -> Result<Frames> {
         self.begin();
         self.check(job)?;
-        let mut clock = Clock::start(observer, job.request.steps, self.costs(job));
+        let mut clock = Clock::start(observer, job.request.total_steps(), self.costs(job));
         let tile = tile.or(self.plan(job).tile);
         let Latents { latents, plan, mut outputs } =
             self.latents(job, tile, None, &mut Vec::new(), &mut clock)?;

@@ -226,7 +226,7 @@ impl<B: Backend> Pipeline<B> {
     /// backend.
     pub(crate) fn prepare(&mut self, job: &Job, observer: &dyn Observer) -> Result<()> {
         self.reserve_for(job)?;
-        let mut clock = Clock::start(observer, job.request.steps, self.costs(job));
+        let mut clock = Clock::start(observer, job.request.total_steps(), self.costs(job));
         self.load_all(&mut clock)
     }
 
@@ -279,7 +279,7 @@ impl<B: Backend> Pipeline<B> {
         self.check(job)?;
         // The peak of an earlier job that failed must not count for this one.
         self.peak_gpu();
-        let mut clock = Clock::start(observer, request.steps, self.costs(job));
+        let mut clock = Clock::start(observer, request.total_steps(), self.costs(job));
         let mut writer = VideoWriter::create(
             out,
             &VideoOptions {

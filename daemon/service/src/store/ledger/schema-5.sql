@@ -7,6 +7,7 @@ CREATE TABLE job_lora (
   name         TEXT    NOT NULL,
   strength     REAL    NOT NULL,                      -- of a model with two transformers: for that of the noisy steps
   strength_low REAL,                                  -- for that of the last steps; NULL: one strength was given
+  strength_base REAL,                                 -- in the steps that leave LoRAs out; NULL: there it is left out
   sha256       BLOB    CHECK (sha256 IS NULL OR length(sha256) = 32),
   PRIMARY KEY (job, n)
 ) STRICT, WITHOUT ROWID;

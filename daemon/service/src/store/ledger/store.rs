@@ -483,7 +483,7 @@ pub(super) fn insert(
         ":json": json,
         ":seed": request.map(|r| r.seed as i64),
         ":frames": request.map(|r| r.frames),
-        ":steps": request.map(|r| r.steps),
+        ":steps": request.map(|r| r.total_steps()),
         ":version": env!("CARGO_PKG_VERSION"),
         ":code": refusal.map(|r| r.code.name()),
         ":text": refusal.map(|r| &r.text),

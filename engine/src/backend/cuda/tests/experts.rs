@@ -8,11 +8,12 @@ use crate::image::Picture;
 use crate::pipeline::{Job, Pipeline};
 use crate::progress::Quiet;
 use crate::synth::{Family, Size, cut};
+use crate::weights::made_up_lora;
 use animd_protocol::messages::{Pictures, Report};
 use animd_protocol::plan::Setup;
 use animd_protocol::profile::{Place, Profile};
 use animd_protocol::recipe::{ExpertName, Recipe};
-use animd_protocol::request::{self, Settings};
+use animd_protocol::request::{self, Request, Settings};
 
 /// The blocks of each transformer: more than there are slots, and an odd number.
 const BLOCKS: usize = 3;
@@ -130,4 +131,40 @@ fn jobs_that_end_before_the_second_turn_leave_a_sound_model() {
     // A job of the first transformer alone moves nothing once its weights are there.
     scene.run(&first_only);
     assert_eq!(scene.run(&first_only).2, Traffic::default());
+}
+
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+fn a_third_transformer_comes_and_goes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let lora = made_up_lora::write(folder.path(), "x.safetensors", &[("blocks.0.ffn.0", [512, 256])], &[], 1);
+    let with = |base| {
+        let Job { request, .. } = job(1);
+        let lora = animd_protocol::lora::parse("x:1:1").expect("a LoRA");
+        Job::new(&picture(), Request { lora, steps_base: base, ..request }).expect("a job")
+    };
+    let (two, three) = (with(None), with(Some(1)));
+    let of = |layout| {
+        let mut scene = Scene::new(layout);
+        scene.pipeline.adapt(&two.request.lora, std::slice::from_ref(&lora)).expect("it is one");
+        scene
+    };
+    let wanted = [&two, &three].map(|job| of(None).run(job).0);
+    assert!(wanted[0] != wanted[1]);
+    for (what, resident, own, slots) in [
+        ("all stay", BLOCKS, BLOCKS, 0),
+        ("one and a part of the others stay", BLOCKS, 1, 0),
+        ("one stays", BLOCKS, 0, 0),
+        ("blocks pass through", 0, 0, 2),
+    ] {
+        let mut scene = of(Some(layout(resident, own, slots)));
+        for job in [0, 1, 1, 0, 1] {
+            let (video, _, traffic) = scene.run([&two, &three][job]);
+            assert!(video == wanted[job], "{what}: job {job}, {traffic:?}");
+        }
+    }
+    let mut scene = of(None);
+    for job in [0, 1, 0] {
+        assert!(scene.run([&two, &three][job]).0 == wanted[job], "on the GPU: job {job}");
+    }
 }
