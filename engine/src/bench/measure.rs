@@ -18,7 +18,7 @@ use crate::{Error, Result};
 use animd_protocol::profile::AttentionKind;
 
 use super::outputs::Outputs;
-use super::{SEED, Seconds};
+use super::{Row, SEED, Seconds};
 
 /// The rows of the prompt that the DiT attends to; zeros follow.
 const TEXT_ROWS: usize = 77;
@@ -268,8 +268,30 @@ pub fn forward<B: Backend>(
     measure(b, runs, observer, || wait(b, &velocity(b, models, inputs, observer)?))
 }
 
+/// Writes the velocities of a row's forward if results are wanted: those of several experts with their numbers in the name.
+#[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
+pub fn velocities<B: Backend>(
+    b: &B,
+    recipe: &Recipe,
+    models: &Models<B>,
+    job: &Job,
+    attention: AttentionKind,
+    row: Row,
+    outputs: &Outputs,
+    observer: &dyn Observer,
+) -> Result<()> {
+    let count = recipe.experts.len();
+    for expert in (0..count).filter(|_| outputs.wanted()) {
+        let (_, inputs) = inputs(b, recipe, models, job, expert, attention, 0, observer)?;
+        let number = if count > 1 { format!("-{expert}") } else { String::new() };
+        let name = format!("dit-{}{number}", row.name());
+        outputs.save(&name, &[("velocity", b, &velocity(b, models, &inputs, observer)?)])?;
+    }
+    Ok(())
+}
+
 /// Computes the velocity `[16, t, h, w]` of a forward.
-pub fn velocity<B: Backend>(
+fn velocity<B: Backend>(
     b: &B,
     models: &Models<B>,
     inputs: &Inputs<B>,

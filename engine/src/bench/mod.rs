@@ -330,14 +330,7 @@ impl<'a, B: Backend> Bench<'a, B> {
             false => None,
         };
         drop(inputs);
-        if self.outputs.wanted() {
-            let (job, attention) = (&self.job, setup.attention);
-            for (expert, name) in velocities(rows[0], recipe).into_iter().enumerate() {
-                let (_, inputs) = measure::inputs(b, recipe, models, job, expert, attention, 0, observer)?;
-                let velocity = measure::velocity(b, models, &inputs, observer)?;
-                self.outputs.save(&name, &[("velocity", b, &velocity)])?;
-            }
-        }
+        measure::velocities(b, recipe, models, &self.job, setup.attention, rows[0], &self.outputs, observer)?;
 
         let figures = Figures {
             recipe,
@@ -503,15 +496,6 @@ impl Figures<'_> {
             peak_bytes_measured: None,
             planned_bytes,
         }
-    }
-}
-
-/// Returns the names of the files for the velocities of a row, one for each expert.
-fn velocities(row: Row, recipe: &Recipe) -> Vec<String> {
-    let name = format!("dit-{}", row.name());
-    match recipe.experts.len() {
-        1 => vec![name],
-        count => (0..count).map(|expert| format!("{name}-{expert}")).collect(),
     }
 }
 

@@ -3,7 +3,7 @@
 use animd_protocol::progress::Stage;
 
 use super::clock::Clock;
-use super::{Job, Latents, Parts, Pipeline};
+use super::{Denoised, Job, Parts, Pipeline};
 use crate::Result;
 use crate::backend::Backend;
 use crate::progress::Observer;
@@ -30,7 +30,7 @@ impl<B: Backend> Pipeline<B> {
         self.check(job)?;
         let mut clock = Clock::start(observer, job.request.total_steps(), self.costs(job));
         let tile = tile.or(self.plan(job).tile);
-        let Latents { latents, plan, mut outputs } =
+        let Denoised { latents, plan, mut outputs } =
             self.latents(job, tile, None, &mut Vec::new(), &mut clock)?;
         let parts = self.parts()?;
         clock.stage(Stage::VaeDecode)?;

@@ -161,7 +161,7 @@ struct Conditioning<B: Backend> {
 }
 
 /// What the sampler's steps give.
-struct Latents<B: Backend> {
+struct Denoised<B: Backend> {
     /// The last step's latents, `[16, t, h, w]`.
     latents: B::Tensor,
     /// The forwards that were computed.
@@ -295,7 +295,7 @@ impl<B: Backend> Pipeline<B> {
         let mut notes: Vec<String> = remarks.collect();
         let tile = self.plan(job).tile;
         let preview = pictures.preview.as_deref();
-        let Latents { latents, plan, mut outputs } =
+        let Denoised { latents, plan, mut outputs } =
             self.latents(job, tile, preview, &mut notes, &mut clock)?;
         let parts = self.parts()?;
         let (forwards_computed, forwards_skipped) = plan.forwards();
@@ -356,7 +356,7 @@ impl<B: Backend> Pipeline<B> {
         preview: Option<&Path>,
         notes: &mut Vec<String>,
         clock: &mut Clock<'_>,
-    ) -> Result<Latents<B>> {
+    ) -> Result<Denoised<B>> {
         clock.stage(Stage::Load)?;
         let sampler = self.recipe().sampler(&job.request)?;
         let attention = self.setup().attention;
@@ -371,7 +371,7 @@ impl<B: Backend> Pipeline<B> {
         let (latents, plan) =
             denoise(&parts, job, &sampler, attention, &mut conditioning, &mut previews, clock)?;
         // The decoder needs the memory of all else that the steps have read.
-        Ok(Latents { latents, plan, outputs: conditioning.outputs })
+        Ok(Denoised { latents, plan, outputs: conditioning.outputs })
     }
 
     /// Computes the embeddings of text and picture, and the picture's latents. Each network is loaded before its work.

@@ -202,15 +202,13 @@ impl fmt::Display for Plan {
             "{} steps: {most}{computed} forwards of the DiT, {skipped} saved by the step cache",
             self.steps
         )?;
-        match self.forwards_of[..] {
-            [high, low] => {
-                writeln!(f, "{high} of them by the high-noise expert, {low} by the low-noise expert")?
-            }
-            [high, low, base] => writeln!(
+        if let [high, low] = self.forwards_of[..] {
+            writeln!(f, "{high} of them by the high-noise expert, {low} by the low-noise expert")?;
+        } else if let [high, low, base] = self.forwards_of[..] {
+            writeln!(
                 f,
                 "{base} of them by the high-noise expert without LoRAs, {high} with them, {low} by the low-noise expert"
-            )?,
-            _ => {}
+            )?;
         }
 
         let (work, forward) = (&self.work, &self.work.forward);
