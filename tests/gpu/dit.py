@@ -1,4 +1,6 @@
-"""Wan2.1's diffusion transformer in plain PyTorch, on made-up weights, several precisions side by side.
+"""The diffusion transformers of Wan2.1 and Wan2.2 in plain PyTorch, on made-up weights, several precisions side by side.
+
+Those of Wan2.2 attend to no picture; else both families' have the same shape.
 
 Weights are made block by block, so that nothing but one block's is ever in memory. The precisions are
 
@@ -114,10 +116,10 @@ class Timer:
 
 
 class Dit:
-    """One forward for all precisions at once."""
+    """One forward for all precisions at once, by the transformer whose weights have this seed."""
 
-    def __init__(self, size, precisions, device, layers=None):
-        self.c, self.device = dict(SIZES[size]), device
+    def __init__(self, size, precisions, device, seed=1, image=True, layers=None):
+        self.c, self.device, self.seed, self.image = dict(SIZES[size]), device, seed, image
         self.c["layers"] = layers or self.c["layers"]
         self.precisions = precisions
         # These time the computation of the blocks, without the making of their weights.
@@ -126,7 +128,7 @@ class Dit:
 
     def get(self, name, *shape):
         with self.making:
-            return dit_tensor(name, shape, self.device)
+            return dit_tensor(name, shape, self.device, self.seed)
 
     def layer(self, name, rows, columns):
         return self.get(f"{name}.weight", rows, columns), self.get(f"{name}.bias", rows)
@@ -146,20 +148,30 @@ class Dit:
         return e, e0.view(6, d)
 
     def contexts(self):
-        """Text and picture for each precision."""
-        d, text_dim, image_dim = (self.c[key] for key in ("dim", "text", "image"))
+        """What the blocks attend to, for each precision: the text and, in families that have one, the picture."""
+        d, text_dim = self.c["dim"], self.c["text"]
         text = torch.zeros(TEXT_LENGTH, text_dim, device=self.device)
         text[:TEXT_ROWS] = tensor("input.text", (TEXT_ROWS, text_dim), device=self.device)
+        all = {}
+        for p in self.precisions:
+            up = self.outer("text_embedding.0", d, text_dim, p)
+            all[p] = {"": self.outer("text_embedding.2", d, d, p)(F.gelu(up(text), approximate="tanh"))}
+        if self.image:
+            for p, image in self.images().items():
+                all[p]["_img"] = image
+        return all
+
+    def images(self):
+        """The picture for each precision."""
+        d, image_dim = self.c["dim"], self.c["image"]
         image = tensor("input.image", (257, image_dim), device=self.device)
         norm = [self.get(f"img_emb.proj.{i}.{part}", width)
                 for i, width in ((0, image_dim), (4, d)) for part in ("weight", "bias")]
         all = {}
         for p in self.precisions:
-            up = self.outer("text_embedding.0", d, text_dim, p)
-            t = self.outer("text_embedding.2", d, d, p)(F.gelu(up(text), approximate="tanh"))
             i = self.outer("img_emb.proj.1", image_dim, image_dim, p)(layer_norm(image, norm[0], norm[1], 1e-5))
             i = self.outer("img_emb.proj.3", d, image_dim, p)(F.gelu(i))
-            all[p] = t, layer_norm(i, norm[2], norm[3], 1e-5)
+            all[p] = layer_norm(i, norm[2], norm[3], 1e-5)
         return all
 
     def forward(self, frames, height, width):
@@ -199,12 +211,14 @@ class Dit:
         d, ffn = self.c["dim"], self.c["ffn"]
         name = f"blocks.{n}"
         parts = [f"self_attn.{part}" for part in "qkvo"]
-        parts += [f"cross_attn.{part}" for part in ("q", "k", "v", "o", "k_img", "v_img")]
+        parts += [f"cross_attn.{part}" for part in ("q", "k", "v", "o")]
+        norms = ["self_attn.norm_q", "self_attn.norm_k", "cross_attn.norm_q", "cross_attn.norm_k"]
+        if self.image:
+            parts += ["cross_attn.k_img", "cross_attn.v_img"]
+            norms += ["cross_attn.norm_k_img"]
         layers = {part: self.layer(f"{name}.{part}", d, d) for part in parts}
         layers["ffn.0"] = self.layer(f"{name}.ffn.0", ffn, d)
         layers["ffn.2"] = self.layer(f"{name}.ffn.2", d, ffn)
-        norms = ["self_attn.norm_q", "self_attn.norm_k"]
-        norms += ["cross_attn.norm_q", "cross_attn.norm_k", "cross_attn.norm_k_img"]
         return dict(
             layers=layers,
             norms={norm: self.get(f"{name}.{norm}.weight", d) for norm in norms},
@@ -225,11 +239,10 @@ class Dit:
         del q, k, v
         x = x + layers["self_attn.o"](h) * gate1
 
-        text, image = context
         h = layer_norm(x, *block["norm3"])
         q = rms_norm(layers["cross_attn.q"](h), norms["cross_attn.norm_q"], precise)
         h = 0
-        for source, suffix in ((text, ""), (image, "_img")):
+        for suffix, source in context.items():
             k = rms_norm(layers[f"cross_attn.k{suffix}"](source), norms[f"cross_attn.norm_k{suffix}"], precise)
             h = h + attention(q, k, layers[f"cross_attn.v{suffix}"](source), heads, precise)
         x = x + layers["cross_attn.o"](h)

@@ -92,13 +92,13 @@ def attention_norm(features, outliers):
     return torch.from_numpy(sizes)
 
 
-def dit_tensor(name, shape, device):
-    """A tensor of the DiT."""
+def dit_tensor(name, shape, device, seed=1):
+    """A tensor of a DiT. The second one of a model with two has the next seed."""
     if name.endswith(("norm_q.weight", "norm_k.weight", "norm_k_img.weight")):
         mean = attention_norm(shape[0], not name.endswith("norm_q.weight")).to(device)
-        return tensor(name, shape, mean, 0.1, device=device)
+        return tensor(name, shape, mean, 0.1, seed, device)
     if name.endswith(("self_attn.k.bias", "self_attn.v.bias")):
-        return tensor(name, shape, 0.0, 0.7 if name.endswith("k.bias") else 0.3, device=device)
+        return tensor(name, shape, 0.0, 0.7 if name.endswith("k.bias") else 0.3, seed, device)
     norm = "norm" in name or name.startswith(("img_emb.proj.0", "img_emb.proj.4"))
     mean, deviation = 0.0, None
     if name.endswith("modulation"):
@@ -117,4 +117,4 @@ def dit_tensor(name, shape, device):
         mean, deviation = 1.0, 0.1
     else:
         deviation = keep(shape)
-    return tensor(name, shape, mean, deviation, device=device)
+    return tensor(name, shape, mean, deviation, seed, device)

@@ -24,20 +24,22 @@ const SMALL: &str = "[queue]\nattempts = 50\ninterruptions = 50\n\
 /// The query for how many jobs have a video.
 const DONE: &str = "SELECT count(*) FROM job WHERE state = 'done'";
 
+/// Writes a made-up model of a family into a folder of its own.
+fn made_up(family: &str) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join(family);
+    let made = run(Command::new(program("animd-engine"))
+        .arg("synth-model")
+        .arg(&path)
+        .args(["--size", "tiny", "--family", family]));
+    assert!(made.status.success(), "{}", stderr(&made));
+    (folder, path)
+}
+
 /// Returns a made-up model that makes videos between two pictures.
 fn flf_model() -> &'static Path {
     static MODEL: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = MODEL.get_or_init(|| {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("flf2v");
-        let made = run(Command::new(program("animd-engine"))
-            .arg("synth-model")
-            .arg(&path)
-            .args(["--size", "tiny", "--family", "flf2v"]));
-        assert!(made.status.success(), "{}", stderr(&made));
-        (folder, path)
-    });
-    path
+    &MODEL.get_or_init(|| made_up("flf2v")).1
 }
 
 fn started(model: &Path, config: &str) -> House {
@@ -161,6 +163,13 @@ fn a_loop_and_a_last_picture_from_a_terminal() {
         (&settings(&house, 2)["loop"], &settings(&house, 2)["last"]),
         (&false.into(), &"last.png".into())
     );
+    let shown = house.animctl(&["show", "1", "--json"]);
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).expect("JSON");
+    assert_eq!(
+        (&shown["family"], &shown["conditioning"]),
+        (&"Wan2.1 first-and-last-frame".into(), &"first-and-last".into())
+    );
+    assert_eq!(house.text("SELECT family FROM job WHERE id = 1"), "Wan2.1 first-and-last-frame");
     // The engine has opened the model by now, so that what it cannot do is refused before it is queued.
     let refused = house.animctl(&["submit", first]);
     assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
@@ -235,6 +244,10 @@ fn a_long_video_is_one_film_and_its_finished_parts_outlive_everything() {
     let comment = found["format"]["tags"]["comment"].as_str().expect("a comment");
     let comment: serde_json::Value = serde_json::from_str(comment).expect("JSON");
     assert_eq!((&comment["request"]["seconds"], &comment["request"]["seed"]), (&3.0.into(), &7.into()));
+    assert_eq!(
+        (&comment["family"], &comment["conditioning"]),
+        (&"Wan2.1 image-to-video".into(), &"first".into())
+    );
     assert_eq!(comment["parts"][2], serde_json::json!({ "frames": 9, "seed": 9 }));
     assert_eq!(house.number("SELECT frames FROM job"), Some(25));
     assert_eq!(house.number("SELECT count(*) FROM step"), Some(12), "four steps for each part");
@@ -283,4 +296,36 @@ fn a_film_that_the_disk_cannot_hold_is_refused_with_the_arithmetic() {
     for words in ["9 s are made in 9 parts, which take up to ", " MiB left, of which ", "fewer `seconds`"] {
         assert!(said.contains(words), "no {words:?} in {said}");
     }
+}
+
+#[test]
+fn of_a_film_with_a_last_picture_only_the_last_part_aims_at_it() {
+    let (folder, model) = made_up("wan22");
+    let (first, last) = (folder.path().join("first.png"), folder.path().join("last.png"));
+    picture(&first, 96, 64);
+    picture(&last, 64, 96);
+    // The frames' hashes, without the columns that say when each is shown.
+    let frames = |name: &str, more: &[&str]| -> Vec<String> {
+        let film = folder.path().join(name);
+        let made = run(Command::new(program("animd-engine"))
+            .arg("generate")
+            .arg(&first)
+            .args(["-p", "a boat", "--size", "96x64", "--frames", "9", "--fps", "8", "--seconds", "2"])
+            .args(["--sampler", "distill", "--shift", "5", "--seed", "1", "-m"])
+            .arg(&model)
+            .arg("-o")
+            .arg(&film)
+            .args(more));
+        assert!(made.status.success(), "{more:?}: {}", stderr(&made));
+        let hashes =
+            run(Command::new("ffmpeg").args(["-v", "error", "-i"]).arg(&film).args(["-f", "framemd5", "-"]));
+        let hashes = text(&hashes.stdout);
+        let frame = |line: &str| line.rsplit(',').next().map(|hash| hash.trim().to_owned());
+        hashes.lines().filter(|line| !line.starts_with('#')).filter_map(frame).collect()
+    };
+    let plain = frames("plain.mp4", &[]);
+    let aimed = frames("aimed.mp4", &["--last", last.to_str().expect("a path")]);
+    assert_eq!((plain.len(), aimed.len()), (17, 17));
+    assert_eq!(plain[..9], aimed[..9], "the first part has no last picture");
+    assert!(plain[9..].iter().zip(&aimed[9..]).all(|(plain, aimed)| plain != aimed));
 }

@@ -75,7 +75,7 @@ pub async fn plan(
             seconds_source: "unknown",
             seconds_why,
             parts,
-            forwards: parts * each * request.steps,
+            forwards: parts * each * request.total_steps(),
             memory_bytes: None,
             host_bytes: None,
             streamed_bytes: None,

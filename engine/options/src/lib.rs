@@ -13,7 +13,8 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 pub struct SettingsOptions {
     #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
     /// Change the model by a LoRA, as strongly as it was trained or STRENGTH times that; in a model of two transformers,
-    /// `NAME:HIGH:LOW` for each of them. Several are added up; `--lora ''` asks for none [default: none]
+    /// `NAME:HIGH:LOW` for each of them, or `NAME:BASE:HIGH:LOW` for the steps of `steps_base`, too. Several
+    /// are added up; `--lora ''` asks for none [default: none]
     #[arg(long, value_name = "NAME[:STRENGTH]", value_parser = loras)]
     pub lora: Option<Vec<Loras>>,
     /// What should happen in the video
@@ -59,6 +60,11 @@ pub struct SettingsOptions {
     /// distilled sampler]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = typed("steps_high", |s| s.steps_high))]
     pub steps_high: Option<u32>,
+    /// Steps before the others, which the high-noise expert of a model with two computes without the LoRAs and with guidance
+    /// [default: none]
+    #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = typed("steps_base", |s| s.steps_base))]
+    pub steps_base: Option<u32>,
     /// How far the steps lean towards the noisy end [default: 3 at 480p, 5 at 720p and for the distilled samplers]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = typed("shift", |s| s.shift))]
     pub shift: Option<f64>,
@@ -71,6 +77,9 @@ pub struct SettingsOptions {
     /// The guidance in the steps of the low-noise expert of a model with two [default: as `guidance` says]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = typed("guidance_low", |s| s.guidance_low))]
     pub guidance_low: Option<f64>,
+    /// The guidance in the steps of `steps_base` [default: the model's own, 3.5]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = typed("guidance_base", |s| s.guidance_base))]
+    pub guidance_base: Option<f64>,
     /// Which forwards are saved by reusing an earlier one's result [default: none]
     #[arg(long, value_name = "NAME", value_parser = one_of::<StepCache>(STEP_CACHE))]
     pub step_cache: Option<StepCache>,
@@ -106,10 +115,12 @@ impl From<SettingsOptions> for Settings {
             sampler_low,
             steps,
             steps_high,
+            steps_base,
             shift,
             shift_low,
             guidance,
             guidance_low,
+            guidance_base,
             step_cache,
             step_cache_threshold,
             noise,
@@ -135,10 +146,12 @@ impl From<SettingsOptions> for Settings {
             sampler_low,
             steps,
             steps_high,
+            steps_base,
             shift,
             shift_low,
             guidance,
             guidance_low,
+            guidance_base,
             step_cache,
             step_cache_threshold,
             noise,
@@ -267,9 +280,11 @@ mod tests {
             "--shift=2.5",
             "--guidance=1",
             "--steps-high=2",
+            "--steps-base=3",
             "--sampler-low=distill-renoise",
             "--shift-low=1.5",
             "--guidance-low=2",
+            "--guidance-base=3.5",
             "--step-cache=teacache-ret",
             "--step-cache-threshold=0.1",
             "--noise=cpu",
@@ -300,9 +315,11 @@ mod tests {
             shift: Some(2.5),
             guidance: Some(1.0),
             steps_high: Some(2),
+            steps_base: Some(3),
             sampler_low: Some(Sampler::DistillRenoise),
             shift_low: Some(1.5),
             guidance_low: Some(2.0),
+            guidance_base: Some(3.5),
             step_cache: Some(StepCache::TeacacheRet),
             step_cache_threshold: Some(0.1),
             noise: Some(Noise::Cpu),

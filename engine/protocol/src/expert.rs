@@ -12,6 +12,12 @@ pub enum ExpertName {
     LowNoise,
 }
 
+/// The place in [`crate::recipe::Recipe::experts`], behind both, of the high-noise transformer without `LoRAs`. The recipe of a
+/// job has it if the job begins with steps of it.
+pub const BASE: usize = 2;
+/// The name of its network in a recipe, for tables.
+pub const BASE_NETWORK: &str = "DiT, base";
+
 impl ExpertName {
     /// Both, in the order of their steps.
     pub const ALL: [Self; 2] = [Self::HighNoise, Self::LowNoise];

@@ -18,7 +18,7 @@ use crate::ranges::{self, Real, Whole};
 use crate::request::{Noise, Resize, Sampler, Settings, Size, StepCache, Tiling};
 
 /// The names of all settings.
-pub const NAMES: [&str; 26] = [
+pub const NAMES: [&str; 28] = [
     "model",
     "lora",
     "prompt",
@@ -36,10 +36,12 @@ pub const NAMES: [&str; 26] = [
     "sampler_low",
     "steps",
     "steps_high",
+    "steps_base",
     "shift",
     "shift_low",
     "guidance",
     "guidance_low",
+    "guidance_base",
     "step_cache",
     "step_cache_threshold",
     "noise",
@@ -143,10 +145,12 @@ pub fn set(settings: &mut Settings, name: &str, given: &Given<'_>) -> Result<(),
         "sampler_low" => settings.sampler_low = Some(word("sampler_low", &SAMPLER, given)?),
         "steps" => settings.steps = Some(small(&ranges::STEPS, given)?),
         "steps_high" => settings.steps_high = Some(small(&ranges::STEPS_HIGH, given)?),
+        "steps_base" => settings.steps_base = Some(small(&ranges::STEPS_BASE, given)?),
         "shift" => settings.shift = Some(real(&ranges::SHIFT, given)?),
         "shift_low" => settings.shift_low = Some(real(&ranges::SHIFT_LOW, given)?),
         "guidance" => settings.guidance = Some(real(&ranges::GUIDANCE, given)?),
         "guidance_low" => settings.guidance_low = Some(real(&ranges::GUIDANCE_LOW, given)?),
+        "guidance_base" => settings.guidance_base = Some(real(&ranges::GUIDANCE_BASE, given)?),
         "step_cache" => settings.step_cache = Some(word("step_cache", &STEP_CACHE, given)?),
         "step_cache_threshold" => {
             settings.step_cache_threshold = Some(real(&ranges::STEP_CACHE_THRESHOLD, given)?);
@@ -442,9 +446,11 @@ mod tests {
             model: Some("wan".into()),
             lora: Some(lora::parse("detail:0.8, pair:1:0")?),
             steps_high: Some(3),
+            steps_base: Some(2),
             sampler_low: Some(Sampler::Unipc),
             shift_low: Some(2.5),
             guidance_low: Some(2.0),
+            guidance_base: Some(3.0),
             ..Settings::default()
         };
         let all = own.resolve(|| 7)?;

@@ -1,5 +1,5 @@
 //! Which `LoRAs` a job wants, and how strongly: `NAME`, `NAME:STRENGTH` or, in a model of two transformers,
-//! `NAME:HIGH:LOW`, each perhaps with `#` and the SHA-256 of its file.
+//! `NAME:HIGH:LOW` or `NAME:BASE:HIGH:LOW`, each perhaps with `#` and the SHA-256 of its file.
 //!
 //! A name stands for a file in a folder that the administrator has allowed ([`crate::lora_files`]); it is never a path.
 
@@ -30,6 +30,9 @@ pub struct LoraChoice {
     pub strength: f64,
     /// How strongly it is added to the transformer of the last steps, in a model of two.
     pub strength_low: Option<f64>,
+    /// How strongly it is added in the steps of `steps_base`, which otherwise leave it out. Where this is given, so is
+    /// `strength_low`.
+    pub strength_base: Option<f64>,
     /// The hash of its file in hexadecimal, once it is known. With another file the job is refused.
     pub sha256: Option<String>,
 }
@@ -70,13 +73,18 @@ impl LoraChoice {
         )))
     }
 
+    /// Returns the strengths in the order in which they are written: one, `HIGH` and `LOW`, or `BASE` before these.
+    pub fn strengths(&self) -> impl Iterator<Item = f64> {
+        self.strength_base.into_iter().chain([self.strength]).chain(self.strength_low)
+    }
+
     /// Checks the name and the strengths.
     ///
     /// # Errors
     /// A sentence with the value.
     pub fn check(&self) -> Result<(), InvalidSetting> {
         Self::check_name(&self.name)?;
-        for strength in std::iter::once(self.strength).chain(self.strength_low) {
+        for strength in self.strengths() {
             if !STRENGTHS.contains(&strength) {
                 return Err(strength_refused(&self.name, &strength));
             }
@@ -147,14 +155,18 @@ impl FromStr for LoraChoice {
             };
             parts.next().map(read).transpose()
         };
-        let (first, second) = (strength()?, strength()?);
+        let given = [strength()?, strength()?, strength()?];
         if parts.next().is_some() {
             return Err(InvalidSetting(format!(
-                "`lora`: `{name}` has more than two strengths; write `NAME`, `NAME:STRENGTH` or `NAME:HIGH:LOW`"
+                "`lora`: `{name}` has more than three strengths; write `NAME`, `NAME:STRENGTH`, `NAME:HIGH:LOW` or \
+                 `NAME:BASE:HIGH:LOW`"
             )));
         }
-        let choice =
-            Self { name: name.to_owned(), strength: first.unwrap_or(1.0), strength_low: second, sha256 };
+        let (strength_base, strength, strength_low) = match given {
+            [base, Some(high), Some(low)] => (base, high, Some(low)),
+            [first, low, _] => (None, first.unwrap_or(1.0), low),
+        };
+        let choice = Self { name: name.to_owned(), strength, strength_low, strength_base, sha256 };
         choice.check()?;
         Ok(choice)
     }
@@ -162,10 +174,8 @@ impl FromStr for LoraChoice {
 
 impl fmt::Display for LoraChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.name, self.strength)?;
-        if let Some(low) = self.strength_low {
-            write!(f, ":{low}")?;
-        }
+        f.write_str(&self.name)?;
+        self.strengths().try_for_each(|strength| write!(f, ":{strength}"))?;
         self.sha256.as_ref().map_or(Ok(()), |hash| write!(f, "#{hash}"))
     }
 }
@@ -187,7 +197,7 @@ mod tests {
     use super::*;
 
     fn choice(name: &str, strength: f64, strength_low: Option<f64>) -> LoraChoice {
-        LoraChoice { name: name.into(), strength, strength_low, sha256: None }
+        LoraChoice { name: name.into(), strength, strength_low, strength_base: None, sha256: None }
     }
 
     #[test]
@@ -197,6 +207,11 @@ mod tests {
             ("a b.safetensors : 0.75", choice("a b.safetensors", 0.75, None), "a b.safetensors:0.75"),
             ("pair:1:0", choice("pair", 1.0, Some(0.0)), "pair:1:0"),
             ("minus:-0.5", choice("minus", -0.5, None), "minus:-0.5"),
+            (
+                "three:0:0.5:1",
+                LoraChoice { strength_base: Some(0.0), ..choice("three", 0.5, Some(1.0)) },
+                "three:0:0.5:1",
+            ),
         ] {
             assert_eq!(text.parse::<LoraChoice>()?, wanted);
             assert_eq!(wanted.to_string(), canonical);
@@ -223,7 +238,8 @@ mod tests {
             ("a:inf", "from -16 to 16, not inf"),
             ("a:17", "from -16 to 16, not 17"),
             ("a:1:17", "from -16 to 16, not 17"),
-            ("a:1:1:1", "more than two strengths"),
+            ("a:17:1:1", "from -16 to 16, not 17"),
+            ("a:1:1:1:1", "more than three strengths"),
             ("a#12", "64 hexadecimal digits"),
             ("a\u{7}", "is none"),
         ] {

@@ -40,6 +40,7 @@ pub const FPS: Whole = Whole { name: "fps", low: 1, high: 240, hint: "" };
 pub const QUALITY: Whole = Whole { name: "quality", low: 1, high: 51, hint: "; 1 is the best" };
 pub const STEPS: Whole = Whole { name: "steps", low: 1, high: 1000, hint: "" };
 pub const STEPS_HIGH: Whole = Whole { name: "steps_high", low: 0, high: 1000, hint: "" };
+pub const STEPS_BASE: Whole = Whole { name: "steps_base", low: 0, high: 100, hint: "" };
 pub const NOISE_MULTIPROCESSORS: Whole =
     Whole { name: "noise_multiprocessors", low: 1, high: 1024, hint: "" };
 pub const SECONDS: Real = Real { name: "seconds", low: 0.0, high: MAX_SECONDS };
@@ -47,6 +48,7 @@ pub const SHIFT: Real = Real { name: "shift", low: 0.01, high: 100.0 };
 pub const SHIFT_LOW: Real = Real { name: "shift_low", low: 0.01, high: 100.0 };
 pub const GUIDANCE: Real = Real { name: "guidance", low: 0.0, high: 100.0 };
 pub const GUIDANCE_LOW: Real = Real { name: "guidance_low", low: 0.0, high: 100.0 };
+pub const GUIDANCE_BASE: Real = Real { name: "guidance_base", low: 0.0, high: 100.0 };
 pub const STEP_CACHE_THRESHOLD: Real = Real { name: "step_cache_threshold", low: 0.0, high: 100.0 };
 
 impl Whole {

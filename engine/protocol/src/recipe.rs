@@ -4,6 +4,8 @@
 //! Everything that handles a model (plans, profiles, progress, loading, inspection) iterates over its recipe. Another
 //! family is another value of the same type.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::InvalidSetting;
@@ -14,7 +16,7 @@ use crate::schedule::SamplerConfig;
 use crate::step_cache::{magcache, teacache};
 
 pub use crate::defaults::{ByArea, Defaults};
-pub use crate::expert::ExpertName;
+pub use crate::expert::{BASE, BASE_NETWORK, ExpertName};
 
 /// The number of timesteps in training, and the timestep of pure noise.
 const TIMESTEPS: f64 = 1000.0;
@@ -295,32 +297,60 @@ impl Recipe {
     /// # Errors
     /// Returns an [`InvalidSetting`] for a schedule that a checked request does not have.
     pub fn sampler(&self, request: &Request) -> Result<SamplerConfig, InvalidSetting> {
-        let first = SamplerConfig::of(request.sampler, request.steps, request.shift)?;
-        let high = self.step_experts(request).iter().take_while(|expert| **expert == 0).count();
+        let steps = request.total_steps();
+        let first = SamplerConfig::of(request.sampler, steps, request.shift)?;
+        let high = self.steps_before_low(request);
         if self.experts.len() < 2 || high == first.timesteps().len() {
             return Ok(first);
         }
         let (sampler, shift) =
             (request.sampler_low.unwrap_or(request.sampler), request.shift_low.unwrap_or(request.shift));
-        Ok(first.then(high, SamplerConfig::of(sampler, request.steps, shift)?))
+        Ok(first.then(high, SamplerConfig::of(sampler, steps, shift)?))
     }
 
     /// Returns, for each step of a request, the index of the expert that computes it.
     ///
     /// The released experts take turns by the timestep. Those of step-distilled models do so by the number of the step, half
-    /// of them each, whatever the timesteps are; and `steps_high` says so for any sampler.
+    /// of them each, whatever the timesteps are; and `steps_high` says so for any sampler. The steps of `steps_base` come before
+    /// these, and are computed by the expert [`BASE`] of the job's recipe.
     pub fn step_experts(&self, request: &Request) -> Vec<usize> {
         // A resolved request has a schedule.
-        let schedule = SamplerConfig::of(request.sampler, request.steps, request.shift);
+        let schedule = SamplerConfig::of(request.sampler, request.total_steps(), request.shift);
         let timesteps = schedule.map(|sampler| sampler.timesteps().to_vec()).unwrap_or_default();
         let several = self.experts.len() > 1;
-        let distilled = (request.sampler != Sampler::Unipc).then(|| timesteps.len().div_ceil(2));
-        let high = request.steps_high.map(|steps| steps as usize).or(distilled).filter(|_| several);
+        let distilled = (request.sampler != Sampler::Unipc).then(|| request.steps.div_ceil(2));
+        let base = if several { request.steps_base() as usize } else { 0 };
+        let high = request.steps_high.or(distilled).filter(|_| several).map(|steps| base + steps as usize);
         let expert = |(step, timestep)| match high {
+            _ if step < base => BASE,
             Some(high) => usize::from(step >= high),
             None => self.expert_at(timestep),
         };
         timesteps.into_iter().enumerate().map(expert).collect()
+    }
+
+    /// Returns the number of steps before those of the low-noise expert.
+    pub fn steps_before_low(&self, request: &Request) -> usize {
+        let low = ExpertName::LowNoise.index();
+        self.step_experts(request).iter().take_while(|expert| **expert != low).count()
+    }
+
+    /// Returns the recipe of a job: with the expert [`BASE`] if the job begins with steps of it, and without it otherwise. That
+    /// is the high-noise expert once more, with weights of its own, so that plans, loading and progress count three.
+    pub fn of_job(&self, request: &Request) -> Cow<'_, Self> {
+        let wanted = if request.steps_base() > 0 { BASE + 1 } else { BASE };
+        let there = self.experts.len();
+        if there < BASE || there == wanted {
+            return Cow::Borrowed(self);
+        }
+        let mut recipe = self.clone();
+        recipe.experts.truncate(BASE);
+        if wanted > BASE {
+            let high = &self.experts[ExpertName::HighNoise.index()];
+            let network = Network::new(BASE_NETWORK, high.network.config.clone());
+            recipe.experts.push(Expert { network, ..high.clone() });
+        }
+        Cow::Owned(recipe)
     }
 
     /// Returns the index of the expert that computes a step with this timestep.
@@ -333,6 +363,10 @@ impl Recipe {
     /// of several experts has `guidance_low`, if that is given, and else what its own sampler asks for.
     #[expect(clippy::float_cmp, reason = "a default is recognised by being the same number")]
     pub fn guidance(&self, expert: usize, request: &Request) -> f64 {
+        if expert == BASE {
+            let own = self.experts.first().map_or(self.defaults.guidance, |high| high.guidance);
+            return request.guidance_base.unwrap_or(own);
+        }
         if let Some(low) = request.guidance_low.filter(|_| expert > 0) {
             return low;
         }
@@ -351,7 +385,9 @@ impl Recipe {
     /// Returns whether the steps take a second forward, for the negative prompt.
     #[expect(clippy::float_cmp, reason = "exactly 1 makes the second forward cancel out")]
     pub fn uses_guidance(&self, request: &Request) -> bool {
-        (0..self.experts.len()).any(|expert| self.guidance(expert, request) != 1.0)
+        let base = (request.steps_base() > 0).then_some(BASE);
+        let mut experts = (0..self.experts.len().min(BASE)).chain(base);
+        experts.any(|expert| self.guidance(expert, request) != 1.0)
     }
 
     /// Returns the number of forwards that a step of an expert takes: two with guidance, for the negative prompt.
@@ -372,6 +408,7 @@ impl Recipe {
             ("sampler_low", request.sampler_low.is_some()),
             ("shift_low", request.shift_low.is_some()),
             ("guidance_low", request.guidance_low.is_some()),
+            ("guidance_base", request.guidance_base.is_some()),
         ];
         let names: Vec<String> =
             given.into_iter().filter(|(_, given)| *given).map(|(name, _)| format!("`{name}`")).collect();
@@ -385,6 +422,7 @@ impl Recipe {
         let published = request.steps as usize == ratios[0].len()
             && request.shift == *self.defaults.shift.of(request.size)
             && request.steps_high.is_none()
+            && request.steps_base() == 0
             && request.shift_low.is_none_or(|low| low == request.shift);
         (request.step_cache == StepCache::Magcache && !published).then(|| {
             format!(
@@ -418,14 +456,38 @@ impl Recipe {
             )));
         }
         self.check_last_frame(request)?;
+        self.check_base(request)?;
         self.check_levels(request)
+    }
+
+    /// Refuses steps before the others that the high-noise expert does not compute.
+    fn check_base(&self, request: &Request) -> Result<(), InvalidSetting> {
+        let base = request.steps_base();
+        if base == 0 {
+            return Ok(());
+        }
+        if self.experts.len() < BASE {
+            return Err(InvalidSetting(format!(
+                "{} has one transformer, and `steps_base` is for models with two, such as Wan2.2-I2V-A14B; leave it out",
+                self.family
+            )));
+        }
+        let sampler = SamplerConfig::of(request.sampler, request.total_steps(), request.shift)?;
+        let noisy = sampler.timesteps().iter().filter(|t| self.expert_at(**t) == 0).count();
+        let follows_noise = request.sampler == Sampler::Unipc && request.steps_high.is_none();
+        if follows_noise && base as usize > noisy {
+            return Err(InvalidSetting(format!(
+                "`steps_base` is {base}, and the high-noise transformer computes {noisy} of these steps; lower `steps_base`, or \
+                 raise `steps` or `shift`"
+            )));
+        }
+        Ok(())
     }
 
     /// Refuses a change of experts at which the noise would have to grow.
     fn check_levels(&self, request: &Request) -> Result<(), InvalidSetting> {
         let sampler = self.sampler(request)?;
-        let (sigmas, high) =
-            (sampler.sigmas(), self.step_experts(request).iter().filter(|e| **e == 0).count());
+        let (sigmas, high) = (sampler.sigmas(), self.steps_before_low(request));
         match sigmas.get(high.wrapping_sub(1)).zip(sigmas.get(high)) {
             Some((before, after)) if after >= before => Err(InvalidSetting(format!(
                 "the high-noise expert's last step begins at a noise level of {before:.3}, and with `shift_low` {} the \

@@ -141,6 +141,10 @@ pub struct Settings {
     /// distilled sampler]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps_high: Option<u32>,
+    /// Steps before the others, which the high-noise expert of a model with two computes without the `LoRAs` and with guidance
+    /// [default: none]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps_base: Option<u32>,
     /// How far the steps lean towards the noisy end [default: 3 at 480p, 5 at 720p and for the distilled samplers]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shift: Option<f64>,
@@ -153,6 +157,9 @@ pub struct Settings {
     /// The guidance in the steps of the low-noise expert of a model with two [default: as `guidance` says]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_low: Option<f64>,
+    /// The guidance in the steps of `steps_base` [default: the model's own, 3.5]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_base: Option<f64>,
     /// Which forwards are saved by reusing an earlier one's result [default: none]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_cache: Option<StepCache>,
@@ -210,11 +217,14 @@ pub struct Request {
     /// The sampler in the steps of the low-noise expert of a model with two, where it differs from `sampler`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampler_low: Option<Sampler>,
-    /// Denoising steps.
+    /// Denoising steps, apart from those of `steps_base`.
     pub steps: u32,
-    /// The steps of the high-noise expert of a model with two; without it, the model's own rule decides.
+    /// How many of `steps` the high-noise expert of a model with two computes; without it, the model's own rule decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps_high: Option<u32>,
+    /// Steps before the others: the high-noise expert of a model with two computes them without the `LoRAs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps_base: Option<u32>,
     /// The schedule's shift.
     pub shift: f64,
     /// The shift in the steps of the low-noise expert of a model with two, where it differs from `shift`.
@@ -225,6 +235,9 @@ pub struct Request {
     /// The guidance scale in the steps of the low-noise expert of a model with two, where it differs from `guidance`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guidance_low: Option<f64>,
+    /// The guidance scale in the steps of `steps_base`, where it is not the model's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance_base: Option<f64>,
     /// The step cache.
     pub step_cache: StepCache,
     /// The step cache's threshold; 0 without a step cache.
@@ -269,10 +282,12 @@ impl Settings {
             sampler_low: self.sampler_low.or(defaults.sampler_low),
             steps: self.steps.or(defaults.steps),
             steps_high: self.steps_high.or(defaults.steps_high),
+            steps_base: self.steps_base.or(defaults.steps_base),
             shift: self.shift.or(defaults.shift),
             shift_low: self.shift_low.or(defaults.shift_low),
             guidance: self.guidance.or(defaults.guidance),
             guidance_low: self.guidance_low.or(defaults.guidance_low),
+            guidance_base: self.guidance_base.or(defaults.guidance_base),
             step_cache: self.step_cache.or(defaults.step_cache),
             step_cache_threshold: self.step_cache_threshold.or(defaults.step_cache_threshold),
             noise: self.noise.or(defaults.noise),
@@ -340,10 +355,12 @@ impl Settings {
             sampler_low: self.sampler_low,
             steps: self.steps.unwrap_or(steps),
             steps_high: self.steps_high,
+            steps_base: self.steps_base,
             shift: self.shift.unwrap_or(shift),
             shift_low: self.shift_low,
             guidance: self.guidance.unwrap_or(guidance),
             guidance_low: self.guidance_low,
+            guidance_base: self.guidance_base,
             step_cache,
             step_cache_threshold: threshold,
             noise: self.noise.unwrap_or_default(),
@@ -379,7 +396,9 @@ impl Request {
             self.shift_low.map_or(Ok(()), |low| ranges::SHIFT_LOW.check(low).map(drop)),
             ranges::GUIDANCE.check(self.guidance).map(drop),
             self.guidance_low.map_or(Ok(()), |low| ranges::GUIDANCE_LOW.check(low).map(drop)),
+            self.guidance_base.map_or(Ok(()), |base| ranges::GUIDANCE_BASE.check(base).map(drop)),
             self.check_steps_high(),
+            self.check_base(),
             ranges::STEP_CACHE_THRESHOLD.check(self.step_cache_threshold).map(drop),
             self.check_distilled(),
         ]
@@ -417,6 +436,20 @@ impl Request {
         }
     }
 
+    /// Checks the steps before the others, and what is only for them.
+    fn check_base(&self) -> Result<(), InvalidSetting> {
+        ranges::STEPS_BASE.check(self.steps_base().into())?;
+        let only_for_them = self.lora.iter().find(|choice| choice.strength_base.is_some());
+        match only_for_them.filter(|_| self.steps_base() == 0) {
+            Some(choice) => Err(InvalidSetting(format!(
+                "`lora` gives `{0}` a strength in the steps of `steps_base`, and there are none: set `steps_base`, or write \
+                 `{0}:HIGH:LOW`",
+                choice.name
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Checks what only the released model's sampler can do.
     fn check_distilled(&self) -> Result<(), InvalidSetting> {
         let name = match self.sampler_low {
@@ -439,6 +472,16 @@ impl Request {
         Ok(())
     }
 
+    /// Returns the number of steps before the others, which are computed without the `LoRAs`.
+    pub fn steps_base(&self) -> u32 {
+        self.steps_base.unwrap_or_default()
+    }
+
+    /// Returns the number of all steps.
+    pub fn total_steps(&self) -> u32 {
+        self.steps_base() + self.steps
+    }
+
     /// Returns the number of latent frames: one for the first frame, and one for every four more.
     pub fn latent_frames(&self) -> usize {
         (self.frames as usize - 1) / 4 + 1
@@ -447,6 +490,11 @@ impl Request {
     /// Returns whether a given picture is the last frame.
     pub fn has_last_frame(&self) -> bool {
         self.looped || !self.last.is_empty()
+    }
+
+    /// Returns what of the video is given, for records: its `first` frame, or `first-and-last`.
+    pub fn conditioning(&self) -> &'static str {
+        if self.has_last_frame() { "first-and-last" } else { "first" }
     }
 
     /// Returns whether each step takes a second forward, for the negative prompt.

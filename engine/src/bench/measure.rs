@@ -18,12 +18,12 @@ use crate::{Error, Result};
 use animd_protocol::profile::AttentionKind;
 
 use super::outputs::Outputs;
-use super::{SEED, Seconds};
+use super::{Row, SEED, Seconds};
 
 /// The rows of the prompt that the DiT attends to; zeros follow.
 const TEXT_ROWS: usize = 77;
 /// The expert whose forward is measured: all experts of a family take equally long.
-const EXPERT: usize = 0;
+pub const EXPERT: usize = 0;
 /// The diffusion time of the forward that is measured.
 const TIME: f64 = 500.0;
 /// The frames of a decoded video that are kept for comparisons: those of the first three latent frames.
@@ -203,8 +203,9 @@ pub fn stand_in(width: usize, height: usize, number: usize) -> Vec<u8> {
     rgb
 }
 
-/// The inputs of a forward of the DiT.
+/// The inputs of a forward of one expert.
 pub struct Inputs<B: Backend> {
+    expert: usize,
     x: B::Tensor,
     y: B::Tensor,
     time: Time<B>,
@@ -215,17 +216,19 @@ pub struct Inputs<B: Backend> {
 
 impl<B: Backend> Inputs<B> {
     fn of_forward(&self) -> dit::Inputs<'_, B> {
-        let Self { x, y, time, context, grid, attention } = self;
+        let Self { x, y, time, context, grid, attention, .. } = self;
         dit::Inputs { x, y, time, context, grid, attention: *attention }
     }
 }
 
-/// Makes the inputs of a forward. The first result is how long one branch's context takes.
+/// Makes the inputs of an expert's forward. The first result is how long one branch's context takes.
+#[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
 pub fn inputs<B: Backend>(
     b: &B,
     recipe: &Recipe,
     models: &Models<B>,
     job: &Job,
+    expert: usize,
     attention: AttentionKind,
     runs: usize,
     observer: &dyn Observer,
@@ -239,7 +242,7 @@ pub fn inputs<B: Backend>(
         0 => None,
         tokens => Some(upload("input.image", &[tokens, image_dim])?),
     };
-    let dit = models.expert(EXPERT)?;
+    let dit = models.expert(expert)?;
     let mut context = None;
     let took = measure(b, runs, observer, || {
         let made = dit.context(b, &text, image.as_ref())?;
@@ -251,7 +254,7 @@ pub fn inputs<B: Backend>(
     let x = upload("input.noise", &[16, t, h, w])?;
     let y = vae::condition(b, &upload("input.condition", &[16, t, h, w])?, false)?;
     let (time, grid) = (dit.time(b, TIME)?, dit.grid(b, t, h, w)?);
-    Ok((took, Inputs { x, y, time, context, grid, attention }))
+    Ok((took, Inputs { expert, x, y, time, context, grid, attention }))
 }
 
 /// Measures a forward of the DiT.
@@ -260,20 +263,43 @@ pub fn forward<B: Backend>(
     models: &Models<B>,
     inputs: &Inputs<B>,
     runs: usize,
-    name: &str,
-    outputs: &Outputs,
     observer: &dyn Observer,
 ) -> Result<Measured> {
-    let dit = models.expert(EXPERT)?;
-    let run = || {
-        let blocks = Blocks::Compute { keep_residual: false };
-        dit.forward(b, &inputs.of_forward(), blocks, observer, None).map(|out| out.velocity)
-    };
-    let took = measure(b, runs, observer, || wait(b, &run()?))?;
-    if outputs.wanted() {
-        outputs.save(name, &[("velocity", b, &run()?)])?;
+    measure(b, runs, observer, || wait(b, &velocity(b, models, inputs, observer)?))
+}
+
+/// Writes the velocities of a row's forward if results are wanted: those of several experts with their numbers in the name.
+#[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
+pub fn velocities<B: Backend>(
+    b: &B,
+    recipe: &Recipe,
+    models: &Models<B>,
+    job: &Job,
+    attention: AttentionKind,
+    row: Row,
+    outputs: &Outputs,
+    observer: &dyn Observer,
+) -> Result<()> {
+    let count = recipe.experts.len();
+    for expert in (0..count).filter(|_| outputs.wanted()) {
+        let (_, inputs) = inputs(b, recipe, models, job, expert, attention, 0, observer)?;
+        let number = if count > 1 { format!("-{expert}") } else { String::new() };
+        let name = format!("dit-{}{number}", row.name());
+        outputs.save(&name, &[("velocity", b, &velocity(b, models, &inputs, observer)?)])?;
     }
-    Ok(took)
+    Ok(())
+}
+
+/// Computes the velocity `[16, t, h, w]` of a forward.
+fn velocity<B: Backend>(
+    b: &B,
+    models: &Models<B>,
+    inputs: &Inputs<B>,
+    observer: &dyn Observer,
+) -> Result<B::Tensor> {
+    let blocks = Blocks::Compute { keep_residual: false };
+    let dit = models.expert(inputs.expert)?;
+    Ok(dit.forward(b, &inputs.of_forward(), blocks, observer, None)?.velocity)
 }
 
 /// Measures a forward that keeps what its blocks add, and one that only adds it again, as a step cache does.
@@ -284,7 +310,7 @@ pub fn cached<B: Backend>(
     runs: usize,
     observer: &dyn Observer,
 ) -> Result<[Measured; 2]> {
-    let dit = models.expert(EXPERT)?;
+    let dit = models.expert(inputs.expert)?;
     let mut residual = None;
     let computed = measure(b, runs, observer, || {
         // As in a job, the last residual is dropped before the next one is made.

@@ -30,7 +30,7 @@ use crate::{Error, Result, video};
 
 pub use compare::{Cards, Compared, Comparison};
 pub use load::{Loaded, Loads, load};
-use measure::{Around, Measured};
+use measure::{Around, EXPERT, Measured};
 use outputs::Outputs;
 pub use rows::Row;
 pub use swap::{Swap, Swaps, swap};
@@ -321,9 +321,8 @@ impl<'a, B: Backend> Bench<'a, B> {
 
         say(&format!("measuring the forward of {}", names.join(", ")));
         let (context, inputs) =
-            measure::inputs(b, recipe, models, &self.job, setup.attention, runs, observer)?;
-        let name = format!("dit-{}", rows[0].name());
-        let forward = measure::forward(b, models, &inputs, runs, &name, &self.outputs, observer)?;
+            measure::inputs(b, recipe, models, &self.job, EXPERT, setup.attention, runs, observer)?;
+        let forward = measure::forward(b, models, &inputs, runs, observer)?;
         say(&format!("{:.3} s", forward.seconds.median));
         let caching = rows.iter().any(|row| row.settings().step_cache != Some(StepCache::None));
         let cached = match caching {
@@ -331,6 +330,7 @@ impl<'a, B: Backend> Bench<'a, B> {
             false => None,
         };
         drop(inputs);
+        measure::velocities(b, recipe, models, &self.job, setup.attention, rows[0], &self.outputs, observer)?;
 
         let figures = Figures {
             recipe,

@@ -30,7 +30,11 @@ pub enum Row {
     Int8,
     /// The four steps of a step-distilled model in int8
     Int8Distill,
-    /// The two transformers of Wan2.2, with matrices in fp8 and self-attention in 8 bits; 40 steps with guidance
+    /// The two transformers of Wan2.2 in bf16, attention too; 40 steps with guidance, as in the next two
+    Wan22Bf16Exact,
+    /// The two transformers of Wan2.2 with matrices in fp8, attention in bf16
+    Wan22Fp8Exact,
+    /// The two transformers of Wan2.2, with matrices in fp8 and self-attention in 8 bits
     Wan22Fp8,
     /// The four steps of a step-distilled Wan2.2, two by each transformer
     Wan22Distill,
@@ -56,6 +60,8 @@ impl Row {
             Self::Distill => "distill",
             Self::Int8 => "int8",
             Self::Int8Distill => "int8-distill",
+            Self::Wan22Bf16Exact => "wan22-bf16-exact",
+            Self::Wan22Fp8Exact => "wan22-fp8-exact",
             Self::Wan22Fp8 => "wan22-fp8",
             Self::Wan22Distill => "wan22-distill",
         }
@@ -64,7 +70,7 @@ impl Row {
     /// Returns the family of the models that the row is of.
     pub fn family(self) -> Family {
         match self {
-            Self::Wan22Fp8 | Self::Wan22Distill => Family::Wan22,
+            Self::Wan22Bf16Exact | Self::Wan22Fp8Exact | Self::Wan22Fp8 | Self::Wan22Distill => Family::Wan22,
             _ => Family::Wan21,
         }
     }
@@ -72,12 +78,13 @@ impl Row {
     /// Returns the precision of the DiT's large matrices.
     pub fn weights(self) -> Precision {
         match self {
-            Self::Bf16Exact | Self::Bf16EightBit => Precision::Bf16,
+            Self::Bf16Exact | Self::Bf16EightBit | Self::Wan22Bf16Exact => Precision::Bf16,
             Self::Fp8Exact
             | Self::Fp8
             | Self::Fp8Teacache
             | Self::Fp8Magcache
             | Self::Distill
+            | Self::Wan22Fp8Exact
             | Self::Wan22Fp8
             | Self::Wan22Distill => Precision::Fp8,
             Self::Int8 | Self::Int8Distill => Precision::Int8,
@@ -87,7 +94,9 @@ impl Row {
     /// Returns the kind of self-attention.
     pub fn attention(self) -> AttentionKind {
         match self {
-            Self::Bf16Exact | Self::Fp8Exact => AttentionKind::Exact,
+            Self::Bf16Exact | Self::Fp8Exact | Self::Wan22Bf16Exact | Self::Wan22Fp8Exact => {
+                AttentionKind::Exact
+            }
             _ => AttentionKind::EightBit,
         }
     }

@@ -87,6 +87,7 @@ pub fn swap<B: Backend>(
             name: name(file),
             strength,
             strength_low: both.then_some(strength),
+            strength_base: None,
             sha256: None,
         });
         let began = Instant::now();

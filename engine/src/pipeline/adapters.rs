@@ -20,6 +20,7 @@ use animd_protocol::dims::DitConfig;
 use animd_protocol::dims::schema::{self, Expected};
 use animd_protocol::lora::LoraChoice;
 use animd_protocol::profile::Precision;
+use animd_protocol::recipe::BASE;
 
 use super::own_loras::OwnLoras;
 use crate::weights::{Adapter, Lora, Merged, RoundedAgain, Strength, WeightSource, told_expert};
@@ -104,17 +105,46 @@ impl Adapters {
                 Some(low) => Strength::Each([choice.strength, low]),
                 None => Strength::AsTold(choice.strength, told_expert(&choice.name)),
             };
+            let base = choice.strength_base.unwrap_or_default();
             for known in &self.of_job {
                 if let Some(again) = known.again(file, strength)? {
-                    return Ok(again);
+                    return Ok(again.in_base(base));
                 }
             }
             let Some(Transformer { config, .. }) = self.transformers.first() else {
                 return Err(Error::Internal("the model has no transformer".into()));
             };
-            Adapter::open(file, config, self.transformers.len(), strength)
+            Ok(Adapter::open(file, config, self.transformers.len().min(BASE), strength)?.in_base(base))
         };
         wanted.iter().zip(files).map(open).collect()
+    }
+
+    /// Returns whether neither the model nor the current job has a `LoRA`.
+    pub fn is_empty(&self) -> bool {
+        self.own.is_empty() && self.of_job.is_empty()
+    }
+
+    /// Adds the high-noise transformer once more, under another name: only what a job says so of is added to its weights.
+    pub fn add_base(&mut self, name: &str) {
+        let Some(high) = self.transformers.first() else { return };
+        let loras = self
+            .own
+            .iter()
+            .chain(&self.of_job)
+            .map(|adapter| (adapter.lora().clone(), adapter.strength(BASE)));
+        self.transformers.push(Transformer {
+            name: name.to_owned(),
+            config: high.config.clone(),
+            exact: high.exact.clone(),
+            prepared: high.prepared.clone(),
+            loras: loras.collect(),
+            stale: BTreeSet::new(),
+        });
+    }
+
+    /// Takes away what [`Self::add_base`] has added.
+    pub fn remove_base(&mut self) {
+        self.transformers.truncate(BASE);
     }
 
     /// Sets the `LoRA`s of the current job.

@@ -24,8 +24,12 @@ use crate::{Error, Result};
 pub(super) fn facts(request: &Request) -> Value {
     let one = |choice: &LoraChoice| {
         let mut facts = json!({"name": choice.name, "strength": choice.strength});
-        if let Some(low) = choice.strength_low {
-            facts["strength_low"] = low.into();
+        for (key, strength) in
+            [("strength_low", choice.strength_low), ("strength_base", choice.strength_base)]
+        {
+            if let Some(strength) = strength {
+                facts[key] = strength.into();
+            }
         }
         if let Some(hash) = &choice.sha256 {
             facts["sha256"] = hash.as_str().into();

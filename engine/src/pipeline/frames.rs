@@ -1,13 +1,9 @@
 //! A job's latents and frames as numbers, for measurements: without a video file, and so without a video encoder.
 
-use std::path::Path;
-
 use animd_protocol::progress::Stage;
-use animd_protocol::recipe::Component;
 
 use super::clock::Clock;
-use super::pictures::Previews;
-use super::{Conditioning, Job, Parts, Pipeline, denoise};
+use super::{Denoised, Job, Parts, Pipeline};
 use crate::Result;
 use crate::backend::Backend;
 use crate::progress::Observer;
@@ -32,21 +28,11 @@ impl<B: Backend> Pipeline<B> {
     pub fn frames(&mut self, job: &Job, tile: Option<usize>, observer: &dyn Observer) -> Result<Frames> {
         self.begin();
         self.check(job)?;
-        let sampler = self.recipe().sampler(&job.request)?;
-        let mut clock = Clock::start(observer, job.request.steps, self.costs(job));
-        clock.stage(Stage::Load)?;
-        let attention = self.setup().attention;
+        let mut clock = Clock::start(observer, job.request.total_steps(), self.costs(job));
         let tile = tile.or(self.plan(job).tile);
-        let ahead = self.read_ahead();
-        let mut conditioning = self.condition(job, tile, &mut Vec::new(), &mut clock)?;
-        self.load(Component::Dit, &mut clock)?;
-        drop(ahead);
+        let Denoised { latents, plan, mut outputs } =
+            self.latents(job, tile, None, &mut Vec::new(), &mut clock)?;
         let parts = self.parts()?;
-        clock.stage(Stage::Denoise)?;
-        let mut previews = Previews::new(None::<&Path>, None);
-        let (latents, plan) =
-            denoise(&parts, job, &sampler, attention, &mut conditioning, &mut previews, &mut clock)?;
-        let Conditioning { mut outputs, .. } = conditioning;
         clock.stage(Stage::VaeDecode)?;
         let mut rgb = Vec::new();
         let mut keep = |_, frames: &[u8]| {

@@ -161,6 +161,16 @@ struct Conditioning<B: Backend> {
     outputs: Outputs,
 }
 
+/// What the sampler's steps give.
+struct Denoised<B: Backend> {
+    /// The last step's latents, `[16, t, h, w]`.
+    latents: B::Tensor,
+    /// The forwards that were computed.
+    plan: StepPlan,
+    /// What the networks have computed, to be checked.
+    outputs: Outputs,
+}
+
 /// What an expert makes its contexts of.
 struct Embeddings<B: Backend> {
     /// The prompt.
@@ -217,7 +227,7 @@ impl<B: Backend> Pipeline<B> {
     /// backend.
     pub(crate) fn prepare(&mut self, job: &Job, observer: &dyn Observer) -> Result<()> {
         self.reserve_for(job)?;
-        let mut clock = Clock::start(observer, job.request.steps, self.costs(job));
+        let mut clock = Clock::start(observer, job.request.total_steps(), self.costs(job));
         self.load_all(&mut clock)
     }
 
@@ -270,8 +280,7 @@ impl<B: Backend> Pipeline<B> {
         self.check(job)?;
         // The peak of an earlier job that failed must not count for this one.
         self.peak_gpu();
-        let sampler = self.recipe().sampler(request)?;
-        let mut clock = Clock::start(observer, request.steps, self.costs(job));
+        let mut clock = Clock::start(observer, request.total_steps(), self.costs(job));
         let mut writer = VideoWriter::create(
             out,
             &VideoOptions {
@@ -283,25 +292,13 @@ impl<B: Backend> Pipeline<B> {
             },
         )?;
 
-        clock.stage(Stage::Load)?;
-        let attention = self.setup().attention;
         let remarks = self.recipe().remark(request).into_iter().chain(exchange::remark(request));
         let mut notes: Vec<String> = remarks.collect();
         let tile = self.plan(job).tile;
-        let ahead = self.read_ahead();
-        let mut conditioning = self.condition(job, tile, &mut notes, &mut clock)?;
-        let colours = pictures.preview.is_some().then(|| self.colours()).transpose()?;
-        let mut previews = Previews::new(pictures.preview.as_deref(), colours);
-        self.load(Component::Dit, &mut clock)?;
-        drop(ahead);
+        let preview = pictures.preview.as_deref();
+        let Denoised { latents, plan, mut outputs } =
+            self.latents(job, tile, preview, &mut notes, &mut clock)?;
         let parts = self.parts()?;
-
-        clock.stage(Stage::Denoise)?;
-        let (latents, plan) =
-            denoise(&parts, job, &sampler, attention, &mut conditioning, &mut previews, &mut clock)?;
-        let Conditioning { y, embeddings, mut outputs } = conditioning;
-        // The decoder needs their memory.
-        drop((y, embeddings));
         let (forwards_computed, forwards_skipped) = plan.forwards();
 
         clock.stage(Stage::VaeDecode)?;
@@ -351,6 +348,32 @@ impl<B: Backend> Pipeline<B> {
             ..Report::default()
         };
         Ok(Computed::new(report, progress, Unfinished { writer, stills, last_frame, began }))
+    }
+
+    /// Computes the latents of a job: all stages before the decoder, with previews if there is a file for them.
+    fn latents(
+        &mut self,
+        job: &Job,
+        tile: Option<usize>,
+        preview: Option<&Path>,
+        notes: &mut Vec<String>,
+        clock: &mut Clock<'_>,
+    ) -> Result<Denoised<B>> {
+        clock.stage(Stage::Load)?;
+        let sampler = self.recipe().sampler(&job.request)?;
+        let attention = self.setup().attention;
+        let ahead = self.read_ahead();
+        let mut conditioning = self.condition(job, tile, notes, clock)?;
+        let colours = preview.is_some().then(|| self.colours()).transpose()?;
+        let mut previews = Previews::new(preview, colours);
+        self.load(Component::Dit, clock)?;
+        drop(ahead);
+        let parts = self.parts()?;
+        clock.stage(Stage::Denoise)?;
+        let (latents, plan) =
+            denoise(&parts, job, &sampler, attention, &mut conditioning, &mut previews, clock)?;
+        // The decoder needs the memory of all else that the steps have read.
+        Ok(Denoised { latents, plan, outputs: conditioning.outputs })
     }
 
     /// Computes the embeddings of text and picture, and the picture's latents. Each network is loaded before its work.
@@ -412,7 +435,9 @@ impl<B: Backend> Pipeline<B> {
             "program": "animd",
             "version": env!("CARGO_PKG_VERSION"),
             "model": self.model_name(),
+            "family": self.recipe().family,
             "backend": self.backend_name(),
+            "conditioning": request.conditioning(),
             "request": request,
         });
         if let Some(about) = self.about() {

@@ -8,7 +8,8 @@ use std::time::Instant;
 use animd_protocol::model_file::ModelFile;
 use animd_protocol::plan::{Plan, Setup, gib, refusal};
 use animd_protocol::profile::{AttentionKind, Backend as Kind, Place, Precision, Precisions};
-use animd_protocol::recipe::Recipe;
+use animd_protocol::recipe::{BASE_NETWORK, Recipe};
+use animd_protocol::request::Request;
 
 use crate::backend::Backend;
 use crate::model::clip::Clip;
@@ -177,7 +178,7 @@ impl<B: Backend> Pipeline<B> {
         self.about.as_deref()
     }
 
-    /// Returns the model's recipe.
+    /// Returns the model's recipe, with the transformers that the current job needs.
     pub fn recipe(&self) -> &Recipe {
         &self.sources.recipe
     }
@@ -332,6 +333,7 @@ impl<B: Backend> Pipeline<B> {
     /// memory.
     pub(super) fn check(&mut self, job: &Job) -> Result<()> {
         self.sources.recipe.check(&job.request)?;
+        self.set_transformers(&job.request)?;
         self.refuse(job, self.setup.budget)?;
         if self.setup.backend == Kind::Cuda {
             // Cached embeddings could split memory that a larger job needs in one piece; a GPU recomputes them quickly.
@@ -346,6 +348,32 @@ impl<B: Backend> Pipeline<B> {
         let available = available + loaded.map(|network| network.bytes).sum::<u64>();
         let budget = self.setup.budget.map_or(available, |budget| budget.min(available));
         self.refuse(job, Some(budget))
+    }
+
+    /// Chooses the transformers of a job: with one for steps without `LoRA`s if the job begins with such steps. One that is loaded and
+    /// not needed makes room.
+    fn set_transformers(&mut self, request: &Request) -> Result<()> {
+        if request.steps_base() > 0 && self.sources.adapters.is_empty() {
+            return Err(Error::Setting(
+                "`steps_base` is for steps without the LoRAs, and neither the job nor the model's file has one: leave `steps_base` \
+                 out, or name in `lora` what the other steps are to have"
+                    .into(),
+            ));
+        }
+        self.sources.set_job(request);
+        let needed = self.sources.recipe.experts.len();
+        if self.models.experts.len() > needed {
+            self.models.experts.truncate(needed);
+            let place = self.places.remove(BASE_NETWORK);
+            if place.is_some_and(|place| place != Place::Device) {
+                // Transformers that take turns have one memory, which none of them can leave alone.
+                tracing::info!(
+                    "the transformers are loaded anew, because two of them take turns from now on"
+                );
+                self.models.experts.clear();
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a job that fits no plan within so many bytes of working memory.

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use animd_protocol::recipe::{Network, Recipe};
+use animd_protocol::recipe::{BASE_NETWORK, Network, Recipe};
+use animd_protocol::request::Request;
 
 use super::adapters::{Adapters, Shared};
 use crate::weights::{self, Adapter, Lease};
@@ -12,6 +13,7 @@ use crate::{Error, Result};
 
 /// The source of the weights.
 pub(super) struct Sources {
+    /// The model, with the transformers that the current job needs.
     pub recipe: Recipe,
     /// The source of each network's weights, by the names of the recipe's networks.
     pub weights: BTreeMap<String, Shared>,
@@ -40,6 +42,22 @@ impl Sources {
         let mut sources = Self { recipe, weights, adapters, parameters, leases: Vec::new() };
         sources.weights.extend(sources.adapters.sources());
         sources
+    }
+
+    /// Adds the transformer for steps without `LoRA`s if a job begins with such steps, and takes it away if not.
+    pub fn set_job(&mut self, request: &Request) {
+        let (recipe, before) = (self.recipe.of_job(request).into_owned(), self.recipe.experts.len());
+        if recipe.experts.len() > before {
+            self.adapters.add_base(BASE_NETWORK);
+            let high = recipe.experts.first().and_then(|high| self.parameters.get(&high.network.name));
+            self.parameters.insert(BASE_NETWORK.to_owned(), high.copied().unwrap_or_default());
+            self.weights.extend(self.adapters.sources());
+        } else if recipe.experts.len() < before {
+            self.adapters.remove_base();
+            self.parameters.remove(BASE_NETWORK);
+            self.weights.remove(BASE_NETWORK);
+        }
+        self.recipe = recipe;
     }
 
     /// Returns the source of a network's weights.

@@ -26,7 +26,7 @@ pub struct Args {
 }
 
 /// The columns of CSV: keys of a description, and settings.
-const COLUMNS: [&str; 24] = [
+const COLUMNS: [&str; 26] = [
     "id",
     "uuid",
     "state",
@@ -51,6 +51,8 @@ const COLUMNS: [&str; 24] = [
     "forwards_computed",
     "forwards_skipped",
     "error_code",
+    "family",
+    "conditioning",
 ];
 
 pub async fn run(args: &Args, ctl: &Ctl) -> Result {

@@ -59,7 +59,7 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
 }
 
 /// The values of a description, the most important first.
-const ORDER: [&str; 30] = [
+const ORDER: [&str; 32] = [
     "id",
     "state",
     "now",
@@ -80,6 +80,8 @@ const ORDER: [&str; 30] = [
     "width",
     "height",
     "model",
+    "family",
+    "conditioning",
     "loras",
     "model_loras",
     "backend",

@@ -266,9 +266,11 @@ fn the_shipped_file_is_the_defaults() -> Result<()> {
         prompt: Some(NEUTRAL_PROMPT.into()),
         seed: Some(42),
         steps_high: Some(15),
+        steps_base: Some(2),
         sampler_low: Some(Sampler::Unipc),
         shift_low: Some(5.0),
         guidance_low: Some(3.5),
+        guidance_base: Some(3.5),
         ..Settings::default()
     };
     let example = defaults.model.take();

@@ -67,6 +67,8 @@ pub fn description(whole: Whole) -> Dict {
         .with("width", job.width)
         .with("height", job.height)
         .with("model", job.model)
+        .with("family", job.family)
+        .with("conditioning", job.request.as_ref().map(Request::conditioning))
         .with("backend", job.backend)
         .with("forwards_computed", job.forwards_computed)
         .with("forwards_skipped", job.forwards_skipped)

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use animd_common::files::show;
 use animd_protocol::lora::LoraChoice;
+use animd_protocol::request::Request;
 use zbus::Variant;
 
 use super::answer::{Answer, Dict};
@@ -43,7 +44,7 @@ impl Facts {
     /// Returns the facts from a job's row and from what the engine reported last.
     pub fn new(job: &Job, live: Option<Live>) -> Self {
         let live = live.filter(|_| job.state == State::Running);
-        let steps = job.request.as_ref().map_or(0, |r| r.steps);
+        let steps = job.request.as_ref().map_or(0, Request::total_steps);
         let (stage, step, progress) = match (job.state, live) {
             (_, Some(live)) => (
                 live.progress.stage.name(),
@@ -118,12 +119,12 @@ pub fn private(job: &Job) -> Dict {
         .dict()
 }
 
-/// Returns the `LoRAs` of a job that has any: the name, one strength or one for each of two transformers, and the SHA-256 of
-/// the file in hexadecimal, which is empty while it is not known.
+/// Returns the `LoRAs` of a job that has any: the name, one strength or one for each of two transformers, perhaps with that in steps
+/// which leave `LoRAs` out before them, and the SHA-256 of the file in hexadecimal, which is empty while it is not known.
 pub fn loras(job: &Job) -> Option<Vec<ToldLora>> {
     let wanted = job.request.as_ref().map(|request| &request.lora).filter(|wanted| !wanted.is_empty())?;
     let row = |choice: &LoraChoice| {
-        let strengths = std::iter::once(choice.strength).chain(choice.strength_low).collect();
+        let strengths = choice.strengths().collect();
         (choice.name.as_str().into(), strengths, choice.sha256.clone().unwrap_or_default().into())
     };
     Some(wanted.iter().map(row).collect())

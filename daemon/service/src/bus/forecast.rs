@@ -70,7 +70,7 @@ async fn seconds(
         request.size,
         request.frames,
         request.total_frames(),
-        request.steps,
+        request.total_steps(),
         request.uses_guidance(),
         request.step_cache
     );

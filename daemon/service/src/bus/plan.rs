@@ -41,7 +41,7 @@ pub async fn plan(hub: &Hub, of: PlanOf) -> Result<Dict, BusError> {
         .with("size", request.size.to_string())
         .with("frames", request.total_frames())
         .with("parts", plan.parts)
-        .with("steps", request.steps)
+        .with("steps", request.total_steps())
         .with("forwards", plan.forwards)
         .dict())
 }

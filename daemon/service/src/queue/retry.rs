@@ -106,6 +106,7 @@ fn overridden(
     if resampled || (new.model.is_some() && new.model != request.model) {
         (old.sampler, old.steps, old.shift, old.guidance) = (None, None, None, None);
         (old.step_cache, old.step_cache_threshold) = (None, None);
+        (old.steps_base, old.guidance_base) = (None, None);
         new.prompt = new.prompt.or_else(|| old.prompt.take());
         new = with_models(new);
     }

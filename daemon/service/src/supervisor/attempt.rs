@@ -22,7 +22,7 @@ use super::unsettled::Unsettled;
 use crate::error::{Error, Result};
 use crate::events::{Change, Live};
 use crate::store::Picture;
-use crate::store::ledger::{Ended, Job, State};
+use crate::store::ledger::{Ended, Job, State, Store};
 
 /// How long an engine that has closed its socket may take to exit: the driver frees its memory first.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
@@ -124,7 +124,11 @@ impl Supervisor {
             return Err(Error::refused(ErrorCode::Output, text));
         }
         let (id, hello) = (job.id, hello.clone());
-        self.tools.ledger.call(move |db| db.engine(id, &hello.version, &hello.backend, &hello.model)).await?;
+        let record = move |db: &mut Store| {
+            let Hello { version, backend, model, family } = &hello;
+            db.engine(id, version, backend, model, family.as_deref())
+        };
+        self.tools.ledger.call(record).await?;
         if !loras.is_empty() {
             let pinned = request.clone();
             self.tools.ledger.call(move |db| db.pin_loras(id, &pinned)).await?;
@@ -150,10 +154,11 @@ impl Supervisor {
                 if let (Some(recipe), None) = (&recipe, &name) {
                     self.tools.delivery.defaults.set_family(recipe.defaults.clone());
                 }
+                let family = recipe.as_ref().map(|recipe| recipe.family.clone());
                 let opened = recipe.map(|recipe| Opened { name, recipe: Arc::from(recipe) });
                 self.tools.profiles.set_opened(opened);
                 self.trouble = None;
-                self.engine.greeted(Hello { version, backend, model }, Instant::now());
+                self.engine.greeted(Hello { version, backend, model, family }, Instant::now());
                 self.monitor.hello(&kernels, self.engine.pid()).await;
             }
             // A preview is not signalled: a client that wants one asks for it.

@@ -42,6 +42,8 @@ pub struct Hello {
     pub backend: String,
     /// The model.
     pub model: String,
+    /// The family of models that it belongs to.
+    pub family: Option<String>,
 }
 
 /// How an engine's process ended.
@@ -247,8 +249,9 @@ fn fit(mut message: FromEngine) -> FromEngine {
         *text = Text::from(take(text)).into();
     };
     match &mut message {
-        FromEngine::Hello { version, backend, model, .. } => {
-            [version, backend, model].into_iter().for_each(fit);
+        FromEngine::Hello { version, backend, model, recipe, .. } => {
+            let family = recipe.as_mut().map(|recipe| &mut recipe.family);
+            [version, backend, model].into_iter().chain(family).for_each(fit);
         }
         FromEngine::Failed { message, .. } => fit(message),
         FromEngine::Done { report, .. } => report.seconds.iter_mut().for_each(|(stage, _)| fit(stage)),

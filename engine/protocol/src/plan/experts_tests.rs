@@ -123,3 +123,33 @@ fn the_change_of_experts_is_hidden() {
     let card = cards::named("h200").expect("it is known");
     assert_eq!(Prediction::new(&recipe, &plan, &setup, &card).expect("it has the kernels").exchange, None);
 }
+
+#[test]
+fn steps_without_loras_take_a_third_transformer() {
+    let three = || Settings { steps_base: Some(2), ..distilled() };
+    let forwards = |plan: &Plan| (plan.steps, plan.forwards.computed, plan.forwards_of.clone());
+    let (two, all) = (plan(distilled(), &setup("h200", None)), plan(three(), &setup("h200", None)));
+    assert_eq!(forwards(&all), (6, 8, vec![2, 2, 4]), "two steps with guidance, four without");
+    // It stays on a large card beside the others.
+    let [high, _, base] = experts(&all.memory)[..] else { panic!("there are three") };
+    assert_eq!((base.place, base.bytes()), (Place::Device, high.bytes()));
+    let more = all.memory.weights_to_take() - two.memory.weights_to_take();
+    assert_eq!(more, base.bytes());
+    assert!(all.to_string().contains("4 of them by the high-noise expert without LoRAs"), "{all}");
+
+    // On a smaller one it takes its turn, and waits in the machine's memory, which may be too small.
+    let mut small = setup("rtx4090", Some(22 * GIB));
+    let plan = plan(three(), &small);
+    let placed = experts(&plan.memory);
+    assert!(placed.iter().all(|dit| dit.turns == placed[0].turns && dit.resident == 40 && dit.slots == 0));
+    assert!(plan.memory.fits() && plan.memory.host.pinned >= 3 * placed[0].bytes());
+    let recipe = Recipe::wan22_i2v_a14b();
+    let card = cards::named("rtx4090").expect("it is known");
+    let prediction = Prediction::new(&recipe, &plan, &small, &card).expect("it has the kernels");
+    let exchange = prediction.exchange.expect("three take turns");
+    assert!(exchange.bytes > 2 * 10 * GIB && exchange.waiting < 0.4, "{exchange:?}");
+    small.host_memory = Some(32 * GIB);
+    let refused = refusal(&recipe, &request(three()), P480, &small).expect("it has no room").to_string();
+    assert!(refused.contains("of the machine's memory to wait in"), "{refused}");
+    assert_eq!(refusal(&recipe, &request(distilled()), P480, &small), None);
+}

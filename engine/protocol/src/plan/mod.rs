@@ -111,7 +111,7 @@ pub struct Plan {
     pub guidance: bool,
     /// The DiT's forwards, two a step with guidance.
     pub forwards: Forwards,
-    /// The forwards that each of the DiT's experts computes.
+    /// The forwards that each of the DiT's experts computes, in the order of [`Recipe::of_job`].
     pub forwards_of: Vec<u32>,
     /// The operations.
     pub work: Work,
@@ -122,6 +122,7 @@ pub struct Plan {
 impl Plan {
     /// Plans a request whose video has `size` pixels, width and height, both multiples of 16.
     pub fn new(recipe: &Recipe, request: &Request, size: [usize; 2], setup: &Setup) -> Self {
+        let recipe = &*recipe.of_job(request);
         let [width, height] = size;
         let latent = [request.latent_frames(), height / 8, width / 8];
         let guidance = recipe.uses_guidance(request);
@@ -159,7 +160,7 @@ impl Plan {
             latent,
             tokens: latent.iter().product::<usize>() / 4,
             tile,
-            steps: request.steps,
+            steps: request.total_steps(),
             guidance,
             forwards: Forwards { computed, skipped, exact },
             work: Work::new(recipe, latent, branches, &by_expert, tile),
@@ -203,6 +204,11 @@ impl fmt::Display for Plan {
         )?;
         if let [high, low] = self.forwards_of[..] {
             writeln!(f, "{high} of them by the high-noise expert, {low} by the low-noise expert")?;
+        } else if let [high, low, base] = self.forwards_of[..] {
+            writeln!(
+                f,
+                "{base} of them by the high-noise expert without LoRAs, {high} with them, {low} by the low-noise expert"
+            )?;
         }
 
         let (work, forward) = (&self.work, &self.work.forward);

@@ -301,3 +301,51 @@ fn an_empty_negative_prompt_is_the_models_own() {
         assert_eq!((of(""), of("snow")), (recipe.defaults.negative_prompt.clone(), "snow".to_owned()));
     }
 }
+
+#[test]
+fn a_job_can_begin_without_its_loras() {
+    let recipe = Recipe::wan22_i2v_a14b();
+    let distilled = Settings { sampler: Some(Sampler::Distill), steps_base: Some(2), ..Settings::default() };
+    let asked = request(&recipe, distilled.clone());
+    assert_eq!((asked.steps, asked.total_steps()), (4, 6));
+    assert_eq!(recipe.step_experts(&asked), [2, 2, 0, 0, 1, 1]);
+    // All phases have one schedule, and each its guidance.
+    assert_eq!(recipe.sampler(&asked), SamplerConfig::of(Sampler::Distill, 6, 5.0));
+    assert_eq!([2, 0, 1].map(|expert| recipe.guidance(expert, &asked)), [3.5, 1.0, 1.0]);
+    assert!(recipe.uses_guidance(&asked) && recipe.check(&asked).is_ok());
+    let (of, without) = (|n| recipe.guidance(2, n), Request { guidance_base: Some(1.0), ..asked.clone() });
+    assert_eq!(of(&without), 1.0);
+    assert!(!recipe.uses_guidance(&without));
+    // The turns within the other steps are counted from there.
+    let later = Settings { steps_high: Some(1), ..distilled.clone() };
+    assert_eq!(recipe.step_experts(&request(&recipe, later)), [2, 2, 0, 1, 1, 1]);
+    let mixed =
+        Settings { sampler: None, sampler_low: Some(Sampler::Distill), steps_high: Some(1), ..distilled };
+    let mixed = recipe.sampler(&request(&recipe, mixed)).expect("a schedule");
+    assert_eq!(mixed.samplers()[2..4], [Sampler::Unipc, Sampler::Distill]);
+
+    // The recipe of the job has a third network, and that of the next one has not.
+    let of_job = recipe.of_job(&asked).into_owned();
+    let names: Vec<_> = of_job.networks().map(|part| part.name.to_owned()).collect();
+    assert_eq!(names, ["DiT, high", "DiT, low", "DiT, base", "umT5", "VAE"]);
+    assert_eq!(*of_job.of_job(&asked), of_job);
+    let next = request(&recipe, Settings::default());
+    assert_eq!((&*of_job.of_job(&next), &*recipe.of_job(&next)), (&recipe, &recipe));
+}
+
+#[test]
+fn steps_without_loras_that_cannot_be_are_refused() {
+    let recipe = Recipe::wan22_i2v_a14b();
+    let base = |steps| Settings { steps_base: Some(steps), ..Settings::default() };
+    // 45 steps at shift 5 have 17 from timestep 900 on.
+    assert!(recipe.check(&request(&recipe, base(5))).is_ok());
+    let error = recipe.check(&request(&recipe, base(40))).expect_err("too many").to_string();
+    assert!(error.contains("`steps_base` is 40, and the high-noise transformer computes 29"), "{error}");
+    let single = Recipe::wan21_i2v_14b();
+    let error = single.check(&request(&single, base(2))).expect_err("one transformer").to_string();
+    assert!(error.contains("has one transformer") && error.contains("leave it out"), "{error}");
+    let lora = crate::lora::parse("x:0:1:1").expect("a LoRA");
+    let settings = Settings { lora: Some(lora), ..Settings::default() };
+    let error = settings.resolve(|| 1).expect_err("no such steps").to_string();
+    assert!(error.contains("set `steps_base`, or write `x:HIGH:LOW`"), "{error}");
+}

@@ -28,7 +28,7 @@ impl StepPlan {
         embeddings: impl FnOnce(bool) -> Result<Vec<Vec<f32>>, E>,
     ) -> Result<Self, E> {
         let (tables, size, threshold) = (&recipe.step_caches, request.size, request.step_cache_threshold);
-        let (steps, experts) = (request.steps as usize, recipe.step_experts(request));
+        let (steps, experts) = (request.total_steps() as usize, recipe.step_experts(request));
         let both = |steps: Vec<bool>| [steps.clone(), steps];
         let all = || both(vec![true; steps]);
         let decided = match request.step_cache {
@@ -49,7 +49,7 @@ impl StepPlan {
                     (Some(ratios), _) => {
                         magcache::plan_by_forward(
                             steps,
-                            experts.iter().filter(|&&expert| expert == 0).count(),
+                            recipe.steps_before_low(request),
                             ratios.each_ref().map(Vec::as_slice),
                             threshold,
                             skips,

@@ -7,7 +7,7 @@ use animd_protocol::dims::DitConfig;
 use animd_protocol::plan::Setup;
 use animd_protocol::profile::AttentionKind;
 use animd_protocol::recipe::Recipe;
-use animd_protocol::request::{Settings, Size};
+use animd_protocol::request::{Sampler, Settings, Size};
 
 use super::super::adapters::{Adapters, Shared};
 use super::*;
@@ -17,7 +17,7 @@ use crate::image::Picture;
 use crate::model::dit::{Blocks, Inputs};
 use crate::pipeline::Job;
 use crate::progress::Quiet;
-use crate::synth::{self, Source};
+use crate::synth::{self, Family, Source};
 use crate::weights::{DType, made_up_lora};
 
 type Tested = std::result::Result<(), Box<dyn std::error::Error>>;
@@ -173,5 +173,44 @@ fn a_lora_goes_to_the_transformer_that_it_is_for() -> Tested {
     let untold =
         changes(&mut adapters, "x:0.5", &write("x.safetensors")).expect_err("nothing tells").to_string();
     assert!(untold.contains("does not say which") && untold.contains("`NAME:1:0`"), "{untold}");
+    Ok(())
+}
+
+#[test]
+fn three_phases_are_their_steps_one_after_the_other() -> Tested {
+    let folder = tempfile::tempdir()?;
+    let file = made_up_lora::write(folder.path(), "x.safetensors", &[("blocks.0.ffn.0", [512, 256])], &[], 1);
+    let model = synth::Size::Tiny.recipe_of(Family::Wan22);
+    let mut pipeline = Pipeline::made_up(Cpu::new(), &Setup::CPU, model, 1)?;
+    let mut run = |lora: &str, settings: &Settings| -> Result<Vec<f32>> {
+        let wanted = choices(lora)?;
+        let files = vec![file.clone(); wanted.len()];
+        pipeline.adapt(&wanted, &files)?;
+        let settings = Settings {
+            lora: Some(wanted),
+            size: Some(Size::Exact { width: 32, height: 32 }),
+            frames: Some(5),
+            sampler: Some(Sampler::Distill),
+            ..settings.clone()
+        };
+        let request = settings.resolve_for(&pipeline.recipe().defaults, || 1)?;
+        let picture = Picture { width: 32, height: 32, rgb: vec![128; 32 * 32 * 3] };
+        Ok(pipeline.frames(&Job::new(&picture, request)?, None, &Quiet)?.latents)
+    };
+    let two = Settings { steps: Some(3), steps_high: Some(2), ..Settings::default() };
+    let three =
+        Settings { steps: Some(2), steps_base: Some(1), guidance_base: Some(1.0), ..Settings::default() };
+    // Where the first two phases have the same weights, they are one phase of as many steps.
+    let (without, with) = (run("x:0:1", &two)?, run("x:1:1", &two)?);
+    assert!(run("x:0:0:1", &three)? == without && run("x:1:1:1", &three)? == with);
+    // A LoRA is left out of the first phase, if nothing else is said.
+    let left_out = run("x:1:1", &three)?;
+    assert!(left_out != without && left_out != with && left_out == run("x:0:1:1", &three)?);
+    // That phase has the guidance of the released model.
+    assert!(left_out != run("x:1:1", &Settings { guidance_base: None, ..three.clone() })?);
+    // The next job has no trace of the third transformer.
+    assert!(run("x:0:1", &two)? == without);
+    let error = run("", &three).expect_err("nothing is left out").to_string();
+    assert!(error.contains("neither the job nor the model's file has one"), "{error}");
     Ok(())
 }

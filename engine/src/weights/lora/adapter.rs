@@ -15,6 +15,8 @@ pub struct Adapter {
     lora: Arc<Lora>,
     /// One for each transformer, in the order of their steps; 0 leaves it as it is.
     strengths: Vec<f32>,
+    /// For the transformer of the first steps of a job that begins without `LoRA`s.
+    base: f32,
 }
 
 /// How strongly somebody wants a `LoRA`.
@@ -40,7 +42,13 @@ impl Adapter {
     pub fn open(path: &Path, model: &DitConfig, transformers: usize, wanted: Strength) -> Result<Self> {
         let lora = Arc::new(Lora::open(path, model)?);
         let strengths = wanted.of(&lora, transformers)?;
-        Ok(Self { lora, strengths })
+        Ok(Self { lora, strengths, base: 0.0 })
+    }
+
+    /// Returns the same `LoRA` with a strength for the first steps of a job that begins without `LoRA`s.
+    #[must_use]
+    pub fn in_base(self, strength: f64) -> Self {
+        Self { base: strength as f32, ..self }
     }
 
     /// Returns the same `LoRA` with other strengths, if its file is still what it was when it was opened.
@@ -52,7 +60,7 @@ impl Adapter {
             return Ok(None);
         }
         let strengths = wanted.of(&self.lora, self.strengths.len())?;
-        Ok(Some(Self { lora: self.lora.clone(), strengths }))
+        Ok(Some(Self { lora: self.lora.clone(), strengths, base: 0.0 }))
     }
 
     /// Returns the file's changes.
@@ -65,9 +73,10 @@ impl Adapter {
         &self.strengths
     }
 
-    /// Returns how strongly one transformer is changed; 0 for one that the model does not have.
+    /// Returns how strongly one transformer is changed; behind those of the model comes the one of the first steps of a job that
+    /// begins without `LoRA`s.
     pub fn strength(&self, transformer: usize) -> f32 {
-        self.strengths.get(transformer).copied().unwrap_or_default()
+        self.strengths.get(transformer).copied().unwrap_or(self.base)
     }
 }
 

@@ -327,6 +327,8 @@ pub struct Job {
     pub forwards_skipped: Option<u32>,
     /// The model's name for itself.
     pub model: Option<Text>,
+    /// The family of models that it belongs to.
+    pub family: Option<Text>,
     /// `cpu` or `cuda`.
     pub backend: Option<Text>,
     /// The profile that it ran with.
@@ -402,6 +404,7 @@ impl Job {
             forwards_computed: small("forwards_computed")?,
             forwards_skipped: small("forwards_skipped")?,
             model: text_if_any(row, "model")?,
+            family: text_if_any(row, "family")?,
             backend: text_if_any(row, "backend")?,
             profile: text_if_any(row, "profile")?,
             gpu_uuid: text_if_any(row, "gpu_uuid")?,

@@ -44,7 +44,7 @@ impl Store {
                     ":json": json,
                     ":seed": request.seed as i64,
                     ":frames": request.frames,
-                    ":steps": request.steps,
+                    ":steps": request.total_steps(),
                     ":read": renewal.read_us,
                     ":last": renewal.last.as_ref().map(|last| last.sha256),
                     ":last_bytes": renewal.last.as_ref().map_or(0, |last| last.bytes as i64),

@@ -2,7 +2,7 @@
 
 use animd_common::text::Text;
 use animd_protocol::ErrorCode;
-use animd_protocol::lora::ModelLora;
+use animd_protocol::lora::{LoraChoice, ModelLora};
 use animd_protocol::request::Request;
 use rusqlite::{Connection, params};
 
@@ -23,11 +23,12 @@ pub(super) fn json(request: &Request) -> Result<String> {
 pub(super) fn set_loras(db: &Connection, id: u64, request: &Request) -> Result<()> {
     db.prepare_cached("DELETE FROM job_lora WHERE job = ?1")?.execute(params![id as i64])?;
     let mut insert = db.prepare_cached(
-        "INSERT INTO job_lora (job, n, name, strength, strength_low, sha256) VALUES (?1, ?2, ?3, ?4, ?5, unhex(?6))",
+        "INSERT INTO job_lora (job, n, name, strength, strength_low, strength_base, sha256)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, unhex(?7))",
     )?;
     for (n, choice) in request.lora.iter().enumerate() {
-        let (name, sha256) = (&choice.name, &choice.sha256);
-        insert.execute(params![id as i64, n as i64, name, choice.strength, choice.strength_low, sha256])?;
+        let LoraChoice { name, strength, strength_low, strength_base, sha256 } = choice;
+        insert.execute(params![id as i64, n as i64, name, strength, strength_low, strength_base, sha256])?;
     }
     Ok(())
 }

@@ -128,11 +128,18 @@ impl Store {
         })
     }
 
-    /// Writes down which engine works on a job.
-    pub fn engine(&mut self, id: u64, version: &str, backend: &str, model: &str) -> Result<()> {
+    /// Writes down which engine works on a job, and which model of which family.
+    pub fn engine(
+        &mut self,
+        id: u64,
+        version: &str,
+        backend: &str,
+        model: &str,
+        family: Option<&str>,
+    ) -> Result<()> {
         self.db.execute(
-            "UPDATE job SET engine_version = ?2, backend = ?3, model = ?4 WHERE id = ?1",
-            params![id as i64, version, backend, model],
+            "UPDATE job SET engine_version = ?2, backend = ?3, model = ?4, family = ?5 WHERE id = ?1",
+            params![id as i64, version, backend, model, family],
         )?;
         Ok(())
     }
@@ -476,7 +483,7 @@ pub(super) fn insert(
         ":json": json,
         ":seed": request.map(|r| r.seed as i64),
         ":frames": request.map(|r| r.frames),
-        ":steps": request.map(|r| r.steps),
+        ":steps": request.map(|r| r.total_steps()),
         ":version": env!("CARGO_PKG_VERSION"),
         ":code": refusal.map(|r| r.code.name()),
         ":text": refusal.map(|r| &r.text),

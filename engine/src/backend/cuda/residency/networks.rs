@@ -151,6 +151,11 @@ impl Lane {
         let copied = network.gpu.context.new_event(None).map_err(device)?;
         let (range, home, there, on_its_way, entered) = (range.clone(), None, false, false, 0);
         let mut state = network.state();
+        if !state.slots.is_empty() {
+            // The memory was laid out without this group: it is laid out anew, for all of them, before the next computation.
+            network.quiesce()?;
+            state.lend(usize::MAX)?;
+        }
         let group = state.groups.len();
         state.groups.push(Member { range, source, home, there, on_its_way, copied, entered });
         let lane = &mut state.lanes[self.lane];

@@ -8,11 +8,12 @@ use crate::image::Picture;
 use crate::pipeline::{Job, Pipeline};
 use crate::progress::Quiet;
 use crate::synth::{Family, Size, cut};
+use crate::weights::made_up_lora;
 use animd_protocol::messages::{Pictures, Report};
 use animd_protocol::plan::Setup;
 use animd_protocol::profile::{Place, Profile};
 use animd_protocol::recipe::{ExpertName, Recipe};
-use animd_protocol::request::{self, Settings};
+use animd_protocol::request::{self, Request, Settings};
 
 /// The blocks of each transformer: more than there are slots, and an odd number.
 const BLOCKS: usize = 3;
@@ -130,4 +131,33 @@ fn jobs_that_end_before_the_second_turn_leave_a_sound_model() {
     // A job of the first transformer alone moves nothing once its weights are there.
     scene.run(&first_only);
     assert_eq!(scene.run(&first_only).2, Traffic::default());
+}
+
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+fn a_third_transformer_comes_and_goes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let lora = made_up_lora::write(folder.path(), "x.safetensors", &[("blocks.0.ffn.0", [512, 256])], &[], 1);
+    let with = |steps_base| {
+        let Job { request, .. } = job(1);
+        let lora = animd_protocol::lora::parse("x:1:1").expect("a LoRA");
+        let request = Request { lora, steps_base, guidance: 1.0, guidance_base: Some(1.0), ..request };
+        Job::new(&picture(), request).expect("a job")
+    };
+    let jobs = [with(None), with(Some(1))];
+    let run = |layout, order: &[usize]| -> Vec<Vec<u8>> {
+        let mut scene = Scene::new(layout);
+        scene.pipeline.adapt(&jobs[0].request.lora, std::slice::from_ref(&lora)).expect("it is one");
+        order.iter().map(|job| scene.run(&jobs[*job]).0).collect()
+    };
+    let all = run(None, &[1, 0, 1]);
+    assert!(all[0] == all[2] && all[0] != all[1], "on the GPU");
+    for (what, resident, own, slots) in
+        [("one and a part of the others stay", BLOCKS, 1, 0), ("blocks pass through", 0, 0, 2)]
+    {
+        // It comes to two that have worked already, works once more where it is, and goes.
+        let videos = run(Some(layout(resident, own, slots)), &[0, 1, 1, 0]);
+        let same: Vec<bool> = videos.iter().zip([1, 0, 0, 1]).map(|(video, i)| *video == all[i]).collect();
+        assert_eq!(same, [true; 4], "{what}");
+    }
 }
