@@ -78,6 +78,9 @@ impl Slab {
         })?;
         // Fewer, larger pages are pinned faster. A system without them ignores the advice.
         let _ = memory.advise(Advice::HugePage);
+        // A fork copies pinned pages at once, to keep the card's copies apart from the child's: a program that is started, like
+        // the video's encoder, would take twice the memory, and as long as copying it does. No child needs it.
+        let _ = memory.advise(Advice::DontFork);
         // All cores fetch the pages; pinning would fetch them one by one.
         memory
             .par_chunks_mut(SHARE)

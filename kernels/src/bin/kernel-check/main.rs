@@ -357,8 +357,8 @@ fn time(card: &Card) -> Result<()> {
             // SAFETY: as above, and the line before has filled the workspace.
             let product =
                 median_of(&stream, written, || unsafe { attention.multiply_8bit(&stream, o, &workspace) })?;
-            // SAFETY: as above.
             let prepared = (address(&memory, &stream), layout.bytes());
+            // SAFETY: as above.
             let first = median_of(&stream, prepared, || unsafe {
                 attention.quantize_8bit(&stream, q, k, v, &workspace)
             })?;

@@ -412,8 +412,8 @@ pub fn time(card: &Card) -> Result<()> {
         }
         for _ in 0..2 {
             for (name, epilogue) in [("e4m3 fast, bias", &plain), ("e4m3 fast, bias, squares", &squared)] {
-                // SAFETY: as above; the product overwrites what the others read.
                 let written = (qkv, rows * 3 * width * 2);
+                // SAFETY: as above; the product overwrites what the others read.
                 let ms = median_of(&stream, written, || unsafe {
                     gemm.run(&stream, &factors, width, epilogue, Rows { rows, ..part(0) }, BF16)
                 })?;

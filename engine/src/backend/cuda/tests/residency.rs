@@ -9,8 +9,9 @@ use animd_kernels::cuda::Element;
 use animd_kernels::cuda::cudarc::driver::{CudaStream, sys};
 
 use super::super::residency::Layout;
+use super::super::slab::Slab;
 use super::super::tensor::Tensor;
-use super::{Cuda, Options, WORK, noise};
+use super::{Cuda, Options, WORK, noise, open};
 use crate::backend::{Backend, Keeping, Loader, TensorOps};
 use crate::model::dit::{Blocks, Context, Dit, Inputs};
 use crate::model::t5::T5;
@@ -185,6 +186,27 @@ impl Observer for StopAt {
     fn canceled(&self) -> bool {
         self.0.fetch_sub(1, Ordering::Relaxed) == 0
     }
+}
+
+/// A fork copies pinned pages at once, so a program that is started must not inherit them.
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+fn waiting_weights_are_not_copied_by_a_fork() {
+    let b = open(&Options::default());
+    let slab = Slab::new(&b.gpu.context, &b.gpu.pinning, 3 << 20).unwrap();
+    let address = slab.bytes().as_ptr() as usize;
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut within = false;
+    let flags = maps.lines().find_map(|line| {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        if let Some((from, to)) = range.filter(|_| !line.contains(": ")) {
+            let [from, to] = [from, to].map(|at| usize::from_str_radix(at, 16).unwrap());
+            within = (from..to).contains(&address);
+        }
+        line.strip_prefix("VmFlags:").filter(|_| within)
+    });
+    let flags = flags.expect("the memory is mapped");
+    assert!(flags.split_whitespace().any(|flag| flag == "dc"), "{flags}");
 }
 
 #[test]
