@@ -47,7 +47,7 @@ impl Pieces {
         let made = [
             self.low_rank(tensor, shape, alpha, scaling),
             self.hadamard(tensor, shape, alpha, scaling),
-            self.kronecker(tensor, shape, alpha),
+            self.kronecker(tensor, shape, alpha, scaling),
         ];
         let mut made = made.into_iter().filter_map(Result::transpose);
         let product = match (made.next(), made.next()) {
@@ -146,6 +146,7 @@ impl Pieces {
         tensor: &str,
         shape: &[usize],
         alpha: Option<f64>,
+        scaling: &Scaling,
     ) -> Result<Option<Product>, String> {
         let of = [
             [Part::Kronecker1, Part::Kronecker1A, Part::Kronecker1B],
@@ -173,9 +174,7 @@ impl Pieces {
         if !fits || !is_flat || !factors.iter().all(is_product) {
             return Err(unfit(tensor, shape, &factors));
         }
-        // What is no product was trained without a scale.
-        let rank = factors[1].rank().or(factors[0].rank());
-        let scale = alpha.zip(rank).map_or(1.0, |(alpha, rank)| (alpha / rank as f64) as f32);
+        let scale = scaling.of_kronecker(&self.layer, alpha, factors[1].rank().or(factors[0].rank()));
         Ok(Some(Product::Kronecker { factors, scale }))
     }
 }

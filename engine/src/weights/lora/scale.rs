@@ -17,13 +17,15 @@ const MAX_CONFIG: u64 = 1 << 20;
 const BESIDE: &str = "adapter_config.json";
 /// What diffusers puts before the keys of the configuration in a header.
 const PREFIX: &str = "transformer.";
+/// PEFT's name for `LoKr`.
+const LOKR: &str = "LOKR";
 
 #[derive(Deserialize)]
 struct Config {
     r: Option<f64>,
     lora_alpha: Option<f64>,
     use_rslora: Option<bool>,
-    /// What `LoHa` calls `lora_alpha`.
+    /// What `LoHa` and `LoKr` call `lora_alpha`.
     alpha: Option<f64>,
     use_dora: Option<bool>,
     /// `LoHa` in another parametrisation, with two scales.
@@ -63,7 +65,7 @@ impl Scaling {
         };
         let config: Config = serde_json::from_value(value).map_err(|e| broken(shown, &e))?;
         match config.peft_type.as_deref() {
-            None | Some("LORA") => {}
+            None | Some("LORA" | LOKR) => {}
             Some("LOHA") => {
                 let is_abba = config.init_weights.as_ref().is_some_and(|kind| kind == "abba")
                     || config.use_khatri_rao == Some(Value::Bool(true));
@@ -74,7 +76,7 @@ impl Scaling {
                     )));
                 }
             }
-            // PEFT scales no LoKr; another program's file of the same name says nothing about a LoRA.
+            // Another program's file of the same name says nothing about a LoRA.
             Some(_) => return Ok(Self::default()),
         }
         let pattern = |(pattern, alpha): (&String, &f64)| {
@@ -95,16 +97,33 @@ impl Scaling {
         let scale = match (alpha, &self.config) {
             (Some(alpha), _) => alpha / rank,
             (None, None) => 1.0,
-            (None, Some(config)) => {
-                let own = self.patterns.iter().find(|(pattern, _)| pattern.is_match(layer)).map(|(_, a)| *a);
-                match own.or(config.lora_alpha).or(config.alpha).or(config.r) {
-                    Some(alpha) if config.use_rslora == Some(true) => alpha / rank.sqrt(),
-                    Some(alpha) => alpha / rank,
-                    None => 1.0,
-                }
-            }
+            (None, Some(config)) => match self.alpha(config, layer).or(config.r) {
+                Some(alpha) if config.use_rslora == Some(true) => alpha / rank.sqrt(),
+                Some(alpha) => alpha / rank,
+                None => 1.0,
+            },
         };
         scale as f32
+    }
+
+    /// Returns the scale of a layer's Kronecker product, one of whose matrices may be a product of this rank. `LyCORIS` keeps an
+    /// alpha beside the tensors, and scales nothing that has no rank; PEFT scales all by its configuration.
+    pub fn of_kronecker(&self, layer: &str, alpha: Option<f64>, rank: Option<usize>) -> f32 {
+        let configured = self.config.as_ref().filter(|config| config.peft_type.as_deref() == Some(LOKR));
+        let scale = match (alpha, rank, configured) {
+            (Some(alpha), Some(rank), _) => alpha / rank as f64,
+            (None, _, Some(config)) => {
+                self.alpha(config, layer).zip(config.r).map_or(1.0, |(alpha, rank)| alpha / rank)
+            }
+            _ => 1.0,
+        };
+        scale as f32
+    }
+
+    /// Returns the alpha that a configuration has for a layer.
+    fn alpha(&self, config: &Config, layer: &str) -> Option<f64> {
+        let own = self.patterns.iter().find(|(pattern, _)| pattern.is_match(layer)).map(|(_, alpha)| *alpha);
+        own.or(config.lora_alpha).or(config.alpha)
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use animd_protocol::profile::Precision;
 use serde_json::{Map, Value, json};
 
+use super::scale::Scaling;
 use super::*;
 use crate::weights::{DitConfig, WeightSource, Weights, names, open_dit};
 
@@ -407,6 +408,26 @@ fn lokrs_are_kronecker_products() {
         // Sums of two and three products, and three more products.
         adds_up(&merged, &kronecker(&first, 4, &second, 64), -0.5 * scale, 32.0);
     }
+}
+
+/// PEFT has no alpha beside a `LoKr`'s tensors, and scales whole matrices, too: by its configuration alone.
+#[test]
+fn lokrs_of_peft_have_the_scale_of_their_configuration() {
+    let configured = |text: &str, layer: &str, alpha, rank| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("adapter_config.json"), text).unwrap();
+        Scaling::read(&dir.path().join("adapter_model.safetensors"), None)
+            .unwrap()
+            .of_kronecker(layer, alpha, rank)
+    };
+    let lokr = r#"{"peft_type": "LOKR", "r": 16, "alpha": 32, "alpha_pattern": {"blocks.1.ffn.0": 8}}"#;
+    assert_eq!(configured(lokr, LAYER, None, Some(4)), 2.0);
+    assert_eq!(configured(lokr, LAYER, None, None), 2.0);
+    assert_eq!(configured(lokr, "blocks.1.ffn.0", None, Some(4)), 0.5);
+    // A tensor outranks the configuration, and that of a LoRA is about something else.
+    assert_eq!(configured(lokr, LAYER, Some(6.0), Some(4)), 1.5);
+    let lora = r#"{"peft_type": "LORA", "r": 16, "lora_alpha": 32}"#;
+    assert_eq!(configured(lora, LAYER, None, Some(4)), 1.0);
 }
 
 #[test]
