@@ -1,7 +1,7 @@
 //! The `LoRA`s of a model's transformers, and what differs from those that are loaded.
 //!
-//! A job's `LoRA`s come after those of the model's own file. Each change is made of the file's own values, never of changed ones, so
-//! that no job leaves traces in the next.
+//! A job's `LoRA`s come after those of the model's own file. All changes are made of the file's own values, so that no job leaves
+//! traces in the next; a `DoRA` gives lengths to what the ones before it have left.
 //!
 //! Merged weights are not kept on disk as prepared copies are. Merging itself costs next to nothing beside loading: for the 13.5 G
 //! parameters that a `LoRA` of rank 64 changes, its 0.7 GB are read, and on an H200 the sums take some 0.1 s and the products 0.02 s.
@@ -114,7 +114,7 @@ impl Adapters {
             let Some(Transformer { config, .. }) = self.transformers.first() else {
                 return Err(Error::Internal("the model has no transformer".into()));
             };
-            Ok(Adapter::open(file, config, self.transformers.len().min(BASE), strength)?.in_base(base))
+            Ok(Adapter::of_job(file, config, self.transformers.len().min(BASE), strength)?.in_base(base))
         };
         wanted.iter().zip(files).map(open).collect()
     }

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use memmap2::Mmap;
@@ -30,6 +31,8 @@ pub(crate) struct Mapped {
     /// The file as it was opened; `None` where the file system says one thing of the open file and another of its name, so
     /// that nothing can be told by either.
     stamp: Option<Stamp>,
+    /// Whether a job has brought the file, so that it says nothing about the model.
+    of_job: AtomicBool,
 }
 
 impl Mapped {
@@ -48,7 +51,8 @@ impl Mapped {
         let bytes = unsafe { Mmap::map(&file) }.map_err(Error::file("map", path))?;
         let named = std::fs::metadata(path).map_err(Error::file("read", path))?;
         let stamp = Some(Stamp::of(&meta)).filter(|stamp| *stamp == Stamp::of(&named));
-        let mapped = Arc::new(Self { path: path.to_owned(), bytes, file, stamp });
+        let mapped =
+            Arc::new(Self { path: path.to_owned(), bytes, file, stamp, of_job: AtomicBool::new(false) });
         let mut all = all();
         all.retain(|mapped| mapped.strong_count() > 0);
         all.push(Arc::downgrade(&mapped));
@@ -62,7 +66,7 @@ impl Mapped {
 
     /// Checks that the file has not been cut since it was opened.
     pub fn check(&self) -> Result<()> {
-        let length = self.file.metadata().map_err(Error::file("read", &self.path))?.len();
+        let length = self.file.metadata().map_err(|e| self.unreadable(&e))?.len();
         if length < self.bytes.len() as u64 {
             return Err(Error::Model(format!(
                 "`{}` had {} bytes when it was opened and now has {length}; copy it again",
@@ -73,12 +77,20 @@ impl Mapped {
         Ok(())
     }
 
+    /// Returns what it says of a file that the file system no longer gives, which is the file's fault and not the work's.
+    fn unreadable(&self, e: &io::Error) -> Error {
+        Error::Model(format!(
+            "`{}` cannot be read: {e}; look at the disk or network it comes from",
+            self.path.display()
+        ))
+    }
+
     /// Checks that the file has not been written since it was opened, and that no other one is in its place. A file whose
     /// name is gone stays what it was.
     fn unchanged(&self) -> Result<()> {
         self.check()?;
         let Some(stamp) = &self.stamp else { return Ok(()) };
-        let meta = self.file.metadata().map_err(Error::file("read", &self.path))?;
+        let meta = self.file.metadata().map_err(|e| self.unreadable(&e))?;
         let named = std::fs::metadata(&self.path).ok();
         let what = match () {
             () if Stamp::of(&meta) != *stamp => "was written since the model was opened",
@@ -118,21 +130,33 @@ fn all() -> MutexGuard<'static, Vec<Weak<Mapped>>> {
     MAPPED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Checks that all model files that are in use are as they were opened. It costs two system calls a file.
+/// Says that the file which was opened last at this path came with a job.
+pub(super) fn comes_with_a_job(path: &Path) {
+    let files: Vec<_> = all().iter().filter_map(Weak::upgrade).collect();
+    if let Some(file) = files.iter().rev().find(|file| file.path == path) {
+        file.of_job.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Checks that all files of the model that are in use are as they were opened. It costs two system calls a file.
 ///
 /// # Errors
 /// [`Error::Model`] names one that was cut, written or replaced.
 pub fn unchanged() -> Result<()> {
     let files: Vec<_> = all().iter().filter_map(Weak::upgrade).collect();
-    files.iter().try_for_each(|file| file.unchanged())
+    files.iter().filter(|file| !file.of_job.load(Ordering::Relaxed)).try_for_each(|file| file.unchanged())
 }
 
-/// Returns why an address in a mapped model file could not be read; `None` for an address in none.
+/// Returns why an address in a mapped file could not be read; `None` for an address in none. It is [`Error::Model`] for a file
+/// of the model, and [`Error::Output`] for one that a job has brought, which fails with its jobs.
 pub(super) fn fault(address: usize) -> Option<Error> {
     let files: Vec<_> = all().iter().filter_map(Weak::upgrade).collect();
     files.iter().find_map(|file| {
         let offset = address.checked_sub(file.bytes.as_ptr() as usize)?;
-        (offset < file.bytes.len()).then(|| file.fault(offset))
+        (offset < file.bytes.len()).then(|| match file.fault(offset) {
+            e if file.of_job.load(Ordering::Relaxed) => Error::Output(e.to_string()),
+            e => e,
+        })
     })
 }
 
@@ -168,6 +192,9 @@ mod tests {
         assert!(said(&replaced).contains("replaced` is another file than"), "{}", said(&replaced));
         let end = cut.bytes.as_ptr() as usize + 4999;
         assert_eq!(fault(end).map(|e| e.to_string()), Some(said(&cut)));
+        assert!(matches!(fault(end), Some(Error::Model(_))));
+        comes_with_a_job(&path("cut"));
+        assert!(matches!(fault(end), Some(Error::Output(said)) if said.contains("now has 100")));
         assert_eq!(fault(8).map(|e| e.to_string()), None, "it is in no file");
     }
 }

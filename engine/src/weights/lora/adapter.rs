@@ -6,6 +6,7 @@ use std::sync::Arc;
 use animd_protocol::dims::DitConfig;
 use animd_protocol::recipe::ExpertName;
 
+use super::super::mapped::comes_with_a_job;
 use super::Lora;
 use crate::{Error, Result};
 
@@ -43,6 +44,16 @@ impl Adapter {
         let lora = Arc::new(Lora::open(path, model)?);
         let strengths = wanted.of(&lora, transformers)?;
         Ok(Self { lora, strengths, base: 0.0 })
+    }
+
+    /// Opens a `LoRA` as [`Self::open`] does, for a job: what becomes of its file is not the model's fault.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn of_job(path: &Path, model: &DitConfig, transformers: usize, wanted: Strength) -> Result<Self> {
+        let adapter = Self::open(path, model, transformers, wanted)?;
+        comes_with_a_job(path);
+        Ok(adapter)
     }
 
     /// Returns the same `LoRA` with a strength for the first steps of a job that begins without `LoRA`s.
