@@ -78,10 +78,16 @@ impl Loras {
 
     /// Gives each the name that the service knows it by, and leaves out those that share a name.
     fn name(&mut self) {
+        let mut called = BTreeMap::new();
         for lora in &mut self.named {
             let inside = self.places.iter().find(|place| place.path == lora.path).map(|place| &place.inside);
             if let Some(name) = inside.and_then(|inside| lora_files::name_of(inside)) {
-                name.clone_into(&mut lora.name);
+                called.insert(std::mem::replace(&mut lora.name, name.to_owned()), name.to_owned());
+            }
+        }
+        for partner in self.named.iter_mut().filter_map(|lora| lora.partner.as_mut()) {
+            if let Some(name) = called.get(partner) {
+                name.clone_into(partner);
             }
         }
         let mut by_name: BTreeMap<&str, Vec<&FoundLora>> = BTreeMap::new();
