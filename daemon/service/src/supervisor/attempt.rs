@@ -337,6 +337,8 @@ impl Supervisor {
             // The engine holds nothing durable, and a polite end may take as long as a denoising step.
             self.patiently(engine.end(Duration::ZERO)).await;
         }
+        // What it said of a file is nothing about the next engine.
+        self.torn = None;
         for running in jobs {
             if let Some(job) = self.stopped(running).await {
                 self.put_back(job, why).await;

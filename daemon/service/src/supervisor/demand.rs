@@ -35,6 +35,7 @@ impl Supervisor {
             return Ok(true);
         }
         if self.leaves_its_video(id) {
+            self.tools.events.set_live(id, None);
             self.conclude(id, Ended::Canceled { text }).await;
             return Ok(true);
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use animd_common::Error as Common;
 use animd_protocol::messages::Report;
 use animd_protocol::progress::{Progress, Stage};
+use animd_protocol::request::Request;
 use tokio::time::Instant;
 
 use super::{Supervisor, Tools};
@@ -101,11 +102,13 @@ impl Supervisor {
     /// Keeps what was refused for [`Self::settle`].
     pub(super) fn keep(&mut self, id: u64, left: Unsettled, e: &Error) {
         self.next_settle = Instant::now() + LEDGER_PAUSE;
-        if let (Unsettled::Finished(finished), true) = (&left, is_away(&left, e)) {
-            let steps = finished.0.request.as_ref().map_or(0, |request| request.steps);
+        if let Unsettled::Finished(finished) = &left {
+            let steps = finished.0.request.as_ref().map_or(0, Request::total_steps);
             let progress =
                 Progress { stage: Stage::Write, step: steps, steps, fraction: 1.0, seconds_left: None };
             self.tools.events.set_live(id, Some(Live { progress, expected_end_us: None }));
+        }
+        if is_away(&left, e) {
             tracing::error!(
                 job = id,
                 "the finished video of job {id} waits for its folder: {}",
@@ -137,10 +140,12 @@ impl Supervisor {
     /// Returns what the service's own disk or that of an outbox keeps from happening, as a sentence for everybody.
     pub(super) fn refusal(&self) -> Option<String> {
         if let Some(why) = &self.refused {
-            let remedy = "make room on the disk of its state (folders.state), and let animd write there";
+            let remedy =
+                "make room on the disk of animd's state (`folders.state`), and let animd write there";
             return Some(format!("jobs wait, because {why}; {remedy}"));
         }
-        let Kept { id, why, .. } = self.unsettled.first()?;
+        let Kept { id, why, .. } =
+            self.unsettled.iter().find(|kept| matches!(kept.left, Unsettled::Finished(_)))?;
         Some(format!("the finished video of job {id} waits for its folder: {why}"))
     }
 }
