@@ -68,14 +68,13 @@ pub async fn plan(
     };
     let why = choice.text();
     let Some(recipe) = profiles.recipe_of(request.model.as_deref()) else {
-        let each = if request.uses_guidance() { 2 } else { 1 };
         let seconds_why = "the engine has not opened the model so far, so its size is not known".into();
         return Ok(Plan {
             seconds: None,
             seconds_source: "unknown",
             seconds_why,
             parts,
-            forwards: parts * each * request.total_steps(),
+            forwards: parts * request.forwards(),
             memory_bytes: None,
             host_bytes: None,
             streamed_bytes: None,

@@ -430,7 +430,7 @@ impl Recipe {
                  with a shift of {}: compare a video with one that was made without a step cache",
                 ratios[0].len(),
                 self.defaults.shift.of(request.size),
-                request.steps,
+                request.total_steps(),
                 request.shift
             )
         })
@@ -460,7 +460,7 @@ impl Recipe {
         self.check_levels(request)
     }
 
-    /// Refuses steps before the others that the high-noise expert does not compute.
+    /// Refuses steps before the others that the high-noise transformer does not compute.
     fn check_base(&self, request: &Request) -> Result<(), InvalidSetting> {
         let base = request.steps_base();
         if base == 0 {
@@ -468,7 +468,7 @@ impl Recipe {
         }
         if self.experts.len() < BASE {
             return Err(InvalidSetting(format!(
-                "{} has one transformer, and `steps_base` is for models with two, such as Wan2.2-I2V-A14B; leave it out",
+                "{} has one transformer, and `steps_base` is for models with two, such as Wan2.2-I2V-A14B; set it to 0",
                 self.family
             )));
         }

@@ -497,10 +497,20 @@ impl Request {
         if self.has_last_frame() { "first-and-last" } else { "first" }
     }
 
-    /// Returns whether each step takes a second forward, for the negative prompt.
+    /// Returns whether each step takes a second forward, for the negative prompt; steps before the others have a guidance
+    /// of their own.
     #[expect(clippy::float_cmp, reason = "exactly 1 makes the second forward cancel out")]
     pub fn uses_guidance(&self) -> bool {
         self.guidance != 1.0
+    }
+
+    /// Returns the number of forwards of all steps, as far as it is known without the model: guidance for the low-noise
+    /// transformer alone counts for all, and the steps before the others have the model's own unless they say 1.
+    #[expect(clippy::float_cmp, reason = "exactly 1 makes the second forward cancel out")]
+    pub fn forwards(&self) -> u32 {
+        let each = |guided| if guided { 2 } else { 1 };
+        let base = self.guidance_base.is_none_or(|guidance| guidance != 1.0);
+        each(base) * self.steps_base() + each(self.uses_guidance()) * self.steps
     }
 }
 

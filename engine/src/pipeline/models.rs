@@ -355,8 +355,8 @@ impl<B: Backend> Pipeline<B> {
     fn set_transformers(&mut self, request: &Request) -> Result<()> {
         if request.steps_base() > 0 && self.sources.adapters.is_empty() {
             return Err(Error::Setting(
-                "`steps_base` is for steps without the LoRAs, and neither the job nor the model's file has one: leave `steps_base` \
-                 out, or name in `lora` what the other steps are to have"
+                "`steps_base` is for steps without the LoRAs, and neither the job nor the model's file has one: set `steps_base` \
+                 to 0, or name in `lora` what the other steps are to have"
                     .into(),
             ));
         }

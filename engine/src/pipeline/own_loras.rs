@@ -10,7 +10,7 @@ use crate::verify::hash_of;
 use crate::weights::Adapter;
 use crate::{Error, Result};
 
-/// The identities, which a thread finds out while the model is loaded: it reads the files that loading reads too.
+/// The identities, which a thread finds out from the opening of the model on; the first job needs them.
 pub(super) enum OwnLoras {
     Hashing(JoinHandle<Result<Vec<ModelLora>>>),
     /// They are known, or the sentence is that says why they cannot be.

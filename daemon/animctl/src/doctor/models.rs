@@ -36,8 +36,9 @@ pub fn model(config: &Config, user: &User, sandbox: &Sandbox) -> Check {
     let checked = match config.model_path(config.defaults.model.as_deref()) {
         Ok(Some(path)) => {
             let dit = config.model.dit.as_deref().filter(|_| config.model.path.as_ref() == Some(&path));
-            let show_it = "`animctl model show` lists everything that is missing or unexpected";
-            usable(&path, dit, config, user, sandbox).map_err(|fault| fault.or(show_it))
+            let named = config.defaults.model.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+            let show_it = format!("`animctl model show{named}` lists everything that is missing or unexpected");
+            usable(&path, dit, config, user, sandbox).map_err(|fault| fault.or(&show_it))
         }
         Ok(None) => Err(Fault {
             message: "no model is configured".into(),

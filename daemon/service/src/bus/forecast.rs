@@ -71,7 +71,7 @@ async fn seconds(
         request.frames,
         request.total_frames(),
         request.total_steps(),
-        request.uses_guidance(),
+        request.forwards(),
         request.step_cache
     );
     if let Some((_, seconds)) = plans.iter().find(|(known, _)| *known == kind) {

@@ -110,6 +110,11 @@ fn overridden(
         new.prompt = new.prompt.or_else(|| old.prompt.take());
         new = with_models(new);
     }
+    let none_left = new.lora.as_ref().is_some_and(Vec::is_empty);
+    if none_left {
+        // These steps are the ones without LoRAs.
+        (old.steps_base, old.guidance_base) = (None, None);
+    }
     if new.sampler.is_some_and(|sampler| sampler != request.sampler) {
         (old.steps, old.shift, old.guidance) = (None, None, None);
         if new.sampler != Some(Sampler::Unipc) {
