@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::exit::{Exit, Failure, Result};
-use super::{Ctl, print};
+use super::{Ctl, print, tell};
 
 /// What has become of each of several things.
 pub struct Batch {
@@ -33,7 +33,7 @@ impl Batch {
             // Without a service none of the others can be done.
             Err(e) if self.count == 1 || e.exit == Exit::Unreachable => return Err(e),
             Err(Failure { exit, text }) => {
-                eprintln!("animctl: {text}");
+                tell(&format!("animctl: {text}"));
                 if self.exit == Exit::Done {
                     self.exit = exit;
                 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::facts::Facts;
 use super::inline::Screen;
-use super::{print, term};
+use super::{print, tell, term};
 
 /// The state of a job at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -116,8 +116,8 @@ impl Meter {
                 let still = moment.words(true);
                 if *last != still {
                     match stage && moment.note.is_none() {
-                        true => eprintln!("{:3.0}% {}", moment.fraction() * 100.0, moment.words(false)),
-                        false => eprintln!("{}", moment.words(false)),
+                        true => tell(&format!("{:3.0}% {}", moment.fraction() * 100.0, moment.words(false))),
+                        false => tell(&moment.words(false)),
                     }
                     *last = still;
                 }

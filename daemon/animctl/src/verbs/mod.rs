@@ -289,6 +289,11 @@ fn json_of(dict: &animd_client::Dict) -> Value {
     dict.iter().filter_map(|(key, value)| Some((key.clone(), animd_common::bus::json(value)?))).collect()
 }
 
+/// Tells a person something beside the data.
+fn tell(line: &str) {
+    eprintln!("{}", harmless(line));
+}
+
 /// Prints a line of data. A reader that has gone away is not an error; if the line cannot be written for another
 /// reason, the program ends.
 fn print(line: impl std::fmt::Display) {

@@ -17,7 +17,7 @@ use super::exit::{Exit, Failure, Result, is_full};
 use super::facts::Facts;
 use super::follow::follow;
 use super::meter::Meter;
-use super::{Ctl, fetch, json_of, path, settings};
+use super::{Ctl, fetch, json_of, path, settings, tell};
 
 /// How long a call is tried again that the bus has no room for, and the pause between two tries.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -159,7 +159,7 @@ pub async fn finish(new: &[Submitted], output: Option<PathBuf>, batch: Batch, ct
     let mut outcomes = batch.without_told();
     for job in new {
         if new.len() > 1 {
-            eprintln!("job {}: {}", job.id, job.name);
+            tell(&format!("job {}: {}", job.id, job.name));
         }
         let outcome = tokio::select! {
             outcome = wait(job.id, output.as_deref(), ctl) => outcome?,
@@ -176,7 +176,7 @@ pub async fn finish(new: &[Submitted], output: Option<PathBuf>, batch: Batch, ct
         if exit == Exit::Done {
             outcomes.add(Ok((description, line)))?;
         } else {
-            eprintln!("animctl: {line}");
+            tell(&format!("animctl: {line}"));
             outcomes.note(description, exit);
         }
     }
