@@ -138,7 +138,7 @@ pub fn check(card: &Card, quick: bool) -> Result<bool> {
             }
             for (j, follows) in follows.into_iter().enumerate() {
                 // Two shapes are checked with all epilogues, the others with one or two. Blocks that compute several tiles
-                // are checked with a residual, which takes its turn in their ring.
+                // are checked with a residual, whose way from the accumulators is the longest.
                 let residual = matches!(follows, Follows::GateAndResidual | Follows::Residual);
                 let several = i == 5 || i == 6;
                 if i == 3 || (i == 4 && !quick) || j % shapes.len() == i || (several && residual) {

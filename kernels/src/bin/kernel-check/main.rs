@@ -1,6 +1,7 @@
 //! Checks every kernel against a reference in f64 on this machine's GPU, then times them.
 //!
-//! `kernel-check [--checks-only] [--times-only] [--quick] [--only GROUP] [--capability X.Y]`; ends with 1 if a check fails.
+//! `kernel-check [--checks-only] [--times-only] [--quick] [--only GROUP] [--capability X.Y]`; ends with 1 if a check fails, or
+//! if a kernel that is timed gives other bits another time.
 //! Groups are `attention`, `products`, `rows`, `convolutions`, `other-attentions`, `int8`, `raw-heads`; `--quick` leaves out the largest
 //! cases, which take minutes where the GPU is the emulator. `--capability` runs the kernels of another compute capability, as
 //! far as this GPU can: the driver compiles the PTX of an older one. Inputs are fresh random numbers of a

@@ -370,23 +370,21 @@ pub fn time(card: &Card) -> Result<()> {
         println!("{name:36}{ms:9.3}{:9.2}", bytes as f64 / f64::from(ms) / 1e9);
     };
     let whole = rows * 5120;
-    // The narrowest of them all.
-    let written = (y, whole);
     let (from, to) = (matrix(x, 5120), matrix(y, 5120));
     // SAFETY: the buffers have these sizes and outlive the waits in `median`; so for all below.
-    let ms = median_of(&stream, written, || unsafe {
+    let ms = median_of(&stream, (y, 2 * whole), || unsafe {
         norms.layer_norm(&stream, Typed::bf16(from), &affine, 1e-6, Typed::bf16(to), 5120)
     })?;
     report("layer norm bf16 to bf16", 4 * whole, ms);
     // SAFETY: as above.
-    let ms = median_of(&stream, written, || unsafe {
+    let ms = median_of(&stream, (y, whole), || unsafe {
         norms.layer_norm(&stream, Typed::bf16(from), &affine, 1e-6, Typed::e4m3(to, vectors), 5120)
     })?;
     report("layer norm bf16 to e4m3", 3 * whole, ms);
     // The model's: two numbers of bf16 are one of f32.
     let wide = Typed::f32(matrix(x, 5120));
     // SAFETY: as above.
-    let ms = median_of(&stream, written, || unsafe {
+    let ms = median_of(&stream, (y, whole), || unsafe {
         norms.layer_norm(&stream, wide, &affine, 1e-6, Typed::e4m3(to, vectors), 5120)
     })?;
     report("layer norm f32 to e4m3", 5 * whole, ms);
@@ -409,11 +407,13 @@ pub fn time(card: &Card) -> Result<()> {
     let wide = |address| Typed { scale: vectors, ..Typed::bf16(matrix(address, 13_824)) };
     let narrow = Typed { element: E4M3, ..wide(y) };
     // SAFETY: as above.
-    let ms = median_of(&stream, written, || unsafe { norms.quantize(&stream, wide(x), narrow, 13_824) })?;
+    let ms = median_of(&stream, (y, rows * 13_824), || unsafe {
+        norms.quantize(&stream, wide(x), narrow, 13_824)
+    })?;
     report("quantisation of 13824 columns", 3 * rows * 13_824, ms);
     let voxels = 480 * 832 * 8;
     // SAFETY: as above.
-    let ms = median(&stream, || unsafe {
+    let ms = median_of(&stream, (y, 2 * voxels * 96), || unsafe {
         volumes.channel_norm(&stream, x, vectors, y, BF16, [voxels, 96], true)
     })?;
     report("channel norm, 96 channels, 8 frames", 4 * voxels * 96, ms);
