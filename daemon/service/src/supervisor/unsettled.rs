@@ -102,8 +102,14 @@ impl Supervisor {
     /// Keeps what was refused for [`Self::settle`].
     pub(super) fn keep(&mut self, id: u64, left: Unsettled, e: &Error) {
         self.next_settle = Instant::now() + LEDGER_PAUSE;
-        if let Unsettled::Finished(finished) = &left {
-            let steps = finished.0.request.as_ref().map_or(0, Request::total_steps);
+        let steps = match &left {
+            Unsettled::Finished(finished) => {
+                Some(finished.0.request.as_ref().map_or(0, Request::total_steps))
+            }
+            Unsettled::Ended(Ended::Done(_)) => Some(0),
+            _ => None,
+        };
+        if let Some(steps) = steps {
             let progress =
                 Progress { stage: Stage::Write, step: steps, steps, fraction: 1.0, seconds_left: None };
             self.tools.events.set_live(id, Some(Live { progress, expected_end_us: None }));

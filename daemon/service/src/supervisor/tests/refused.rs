@@ -39,7 +39,7 @@ async fn a_ledger_that_takes_no_entry_is_told_and_the_job_ends_when_it_does() {
     engine.fail(id, ErrorCode::InvalidImage).await;
     let text = told(&house, ServiceState::NoOutput, "the ledger").await;
     assert!(text.starts_with("jobs wait, because the ledger takes no entry (the disk is full)"), "{text}");
-    assert!(text.contains("make room on the disk of its state (folders.state)"), "{text}");
+    assert!(text.contains("make room on the disk of animd's state (`folders.state`)"), "{text}");
     assert_eq!(house.job(id).await.state, State::Running);
     // A job that waits is not started, and not forgotten either.
     let next = house.queue().await;
