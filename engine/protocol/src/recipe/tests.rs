@@ -343,7 +343,7 @@ fn steps_without_loras_that_cannot_be_are_refused() {
     assert!(error.contains("`steps_base` is 40, and the high-noise transformer computes 29"), "{error}");
     let single = Recipe::wan21_i2v_14b();
     let error = single.check(&request(&single, base(2))).expect_err("one transformer").to_string();
-    assert!(error.contains("has one transformer") && error.contains("leave it out"), "{error}");
+    assert!(error.contains("has one transformer") && error.contains("set it to 0"), "{error}");
     let lora = crate::lora::parse("x:0:1:1").expect("a LoRA");
     let settings = Settings { lora: Some(lora), ..Settings::default() };
     let error = settings.resolve(|| 1).expect_err("no such steps").to_string();
