@@ -103,17 +103,17 @@ fn overridden(
         (sampler, steps, shift, guidance)
     };
     let resampled = new.lora.is_some() && sampling(&new.lora) != sampling(&Some(request.lora.clone()));
-    if resampled || (new.model.is_some() && new.model != request.model) {
+    let without_loras = new.lora.as_ref().is_some_and(Vec::is_empty);
+    let anew = resampled || (new.model.is_some() && new.model != request.model);
+    if anew || without_loras {
+        // They lead over to steps with LoRAs, of which there may be none now.
+        (old.steps_base, old.guidance_base) = (None, None);
+    }
+    if anew {
         (old.sampler, old.steps, old.shift, old.guidance) = (None, None, None, None);
         (old.step_cache, old.step_cache_threshold) = (None, None);
-        (old.steps_base, old.guidance_base) = (None, None);
         new.prompt = new.prompt.or_else(|| old.prompt.take());
         new = with_models(new);
-    }
-    let none_left = new.lora.as_ref().is_some_and(Vec::is_empty);
-    if none_left {
-        // These steps are the ones without LoRAs.
-        (old.steps_base, old.guidance_base) = (None, None);
     }
     if new.sampler.is_some_and(|sampler| sampler != request.sampler) {
         (old.steps, old.shift, old.guidance) = (None, None, None);
@@ -180,6 +180,11 @@ mod tests {
         assert_eq!((other.lora.len(), other.sampler, other.steps), (1, Sampler::Distill, 4));
         let other = super::overridden(&adapted, with(named("style")?), &family, distils)?;
         assert_eq!((&*other.lora[0].name, other.sampler, other.steps), ("style", Sampler::Unipc, 40));
+        let base = Settings { steps_base: Some(2), ..Settings::default() };
+        let phases = named("fast")?.or(base).resolve(|| 0)?;
+        assert_eq!(overridden(&phases, Retry::default())?, phases);
+        let none = Settings { lora: Some(Vec::new()), ..Settings::default() };
+        assert_eq!(overridden(&phases, with(none))?.steps_base, None);
         let drawn = overridden(&first, Retry { new_seed: true, ..Retry::default() })?;
         assert!(drawn.seed != 7);
         assert!(overridden(&first, with(Settings { steps: Some(0), ..Settings::default() })).is_err());
