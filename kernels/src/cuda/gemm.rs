@@ -1,7 +1,5 @@
 //! Launchers of matrix products: output = epilogue(A Bᵀ).
 
-use std::sync::OnceLock;
-
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
@@ -267,11 +265,9 @@ pub struct Gemm {
     bf16: [CudaFunction; 4],
     /// The four kernels that add up in f32, then the four fast ones.
     e4m3: Option<[[CudaFunction; 4]; 2]>,
-    /// Loaded when they are first needed: Hopper cards have better ones, and would compile these from PTX.
-    int8: OnceLock<[CudaFunction; 4]>,
-    /// The kernels that leave sums of squares: of bf16, and the fast one of e4m3.
-    squared: Option<[CudaFunction; 2]>,
-    card: Card,
+    int8: [CudaFunction; 4],
+    /// The kernels that leave sums of squares: of bf16, the fast one of e4m3, and of int8.
+    squared: Option<[CudaFunction; 3]>,
     family: Family,
     multiprocessors: usize,
 }
@@ -284,13 +280,14 @@ impl Gemm {
     /// [`Error::Driver`] if the driver cannot load them.
     pub fn load(card: &Card) -> Result<Self, Error> {
         let (support, multiprocessors) = (card.support(), card.multiprocessors()?);
-        let (bf16, e4m3, squared) = match support.family {
+        let (bf16, e4m3, int8, squared) = match support.family {
             Family::Wgmma => (
                 kernels!(card, "sm90", "gemm_bf16", WIDE.shared_bytes())?,
                 Some([
                     kernels!(card, "sm90", "gemm_e4m3", NARROW.shared_bytes())?,
                     kernels!(card, "sm90", "gemm_e4m3_fast", WIDE.shared_bytes())?,
                 ]),
+                kernels!(card, "sm90", "gemm_int8", WIDE.shared_bytes())?,
                 Some([
                     load(card, fatbin!("sm90", "gemm_bf16"), "gemm_bf16_squared", WIDE.shared_bytes())?,
                     load(
@@ -299,6 +296,7 @@ impl Gemm {
                         "gemm_e4m3_fast_squared",
                         WIDE.shared_bytes(),
                     )?,
+                    load(card, fatbin!("sm90", "gemm_int8"), "gemm_int8_squared", WIDE.shared_bytes())?,
                 ]),
             ),
             Family::MmaSync => {
@@ -311,11 +309,11 @@ impl Gemm {
                 } else {
                     None
                 };
-                (kernels!(card, "sm80", "gemm_bf16", shared)?, e4m3, None)
+                let int8 = kernels!(card, "sm80", "gemm_int8", INT8.shared_bytes())?;
+                (kernels!(card, "sm80", "gemm_bf16", shared)?, e4m3, int8, None)
             }
         };
-        let (int8, family) = (OnceLock::new(), support.family);
-        Ok(Self { bf16, e4m3, int8, squared, card: card.clone(), family, multiprocessors })
+        Ok(Self { bf16, e4m3, int8, squared, family: support.family, multiprocessors })
     }
 
     /// Returns whether this GPU has kernels for [`Operands::E4m3`].
@@ -332,21 +330,13 @@ impl Gemm {
     }
 
     fn squared(&self, operands: &Operands) -> Option<&CudaFunction> {
-        let [bf16, fast] = self.squared.as_ref()?;
+        let [bf16, fast, int8] = self.squared.as_ref()?;
         match operands {
             Operands::Bf16 { .. } => Some(bf16),
             Operands::E4m3 { fast: true, .. } => Some(fast),
-            Operands::E4m3 { .. } | Operands::Int8 { .. } => None,
+            Operands::Int8 { .. } => Some(int8),
+            Operands::E4m3 { .. } => None,
         }
-    }
-
-    /// Returns the kernels for [`Operands::Int8`], which every GPU has.
-    fn int8(&self) -> Result<&[CudaFunction; 4], Error> {
-        if let Some(functions) = self.int8.get() {
-            return Ok(functions);
-        }
-        let functions = kernels!(&self.card, "sm80", "gemm_int8", INT8.shared_bytes())?;
-        Ok(self.int8.get_or_init(|| functions))
     }
 
     /// Enqueues `output = epilogue(A Bᵀ)`: `output` is `[rows, columns]` of bf16 or f32, sums run over `inner`
@@ -395,7 +385,7 @@ impl Gemm {
                         format!("{inner} products of int8 are more than {MOST_INT8}"),
                     );
                 }
-                (self.int8()?, WIDE, MapElement::U8, Element::Int8, a, b)
+                (&self.int8, WIDE, MapElement::U8, Element::Int8, a, b)
             }
         };
         let (rows, columns) = (a.rows, b.rows);
@@ -409,7 +399,7 @@ impl Gemm {
                 None => return refuse(KERNEL, "squares", "these operands have no kernel for them"),
             },
         };
-        if self.family == Family::MmaSync || kind == Element::Int8 {
+        if self.family == Family::MmaSync {
             let bytes = |elements: usize| (elements * kind.bytes()) as i64;
             let operands = SyncOperands {
                 a: a.address,
