@@ -108,7 +108,11 @@ struct Keys<'a, B: Backend> {
 impl<B: Backend> Keys<'_, B> {
     fn sets(&self) -> Vec<KeyValue<'_, B::Tensor>> {
         let copies = iter::once(self.copies).chain(iter::repeat(1));
-        self.sets.iter().zip(copies).map(|([k, v], copies)| KeyValue { copies, ..KeyValue::new(k, v) }).collect()
+        self.sets
+            .iter()
+            .zip(copies)
+            .map(|([k, v], copies)| KeyValue { copies, ..KeyValue::new(k, v) })
+            .collect()
     }
 }
 

@@ -340,9 +340,12 @@ fn attention_with_bias_to_several_sets() {
 #[test]
 fn a_last_key_that_counts_several_times_is_as_good_as_copies_of_it() {
     // The third size has more equal keys than are summed at once.
-    for (rows, keys, copies, heads, width) in [(3, 1, 7, 2, 5), (4, 30, 1, 1, 8), (5, 40, 472, 2, 6), (2, 130, 3, 1, 4)] {
+    for (rows, keys, copies, heads, width) in
+        [(3, 1, 7, 2, 5), (4, 30, 1, 1, 8), (5, 40, 472, 2, 6), (2, 130, 3, 1, 4)]
+    {
         let features = heads * width;
-        let (q, k, v) = (numbers(1, rows * features), numbers(2, keys * features), numbers(3, keys * features));
+        let (q, k, v) =
+            (numbers(1, rows * features), numbers(2, keys * features), numbers(3, keys * features));
         let b = Cpu::new();
         let q = upload(&q, &[rows, features]);
         let all = |x: &[f32]| [x, &x[(keys - 1) * features..].repeat(copies - 1)].concat();

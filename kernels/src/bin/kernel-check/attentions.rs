@@ -69,7 +69,8 @@ pub fn check(card: &Card, quick: bool) -> Result<bool> {
             let (given, again) = (run()?, run()?);
             let mut wanted = if with_residual { residual.values.clone() } else { vec![0.0; rows * width] };
             for ((k, v), copies) in sets.iter().zip(copies) {
-                let (k, v) = (last_repeated(&k.values, width, copies), last_repeated(&v.values, width, copies));
+                let (k, v) =
+                    (last_repeated(&k.values, width, copies), last_repeated(&v.values, width, copies));
                 add(&mut wanted, &q.values, &k, &v, [rows, heads, 128], 1.0 / 128f64.sqrt(), None);
             }
             let name = format!(
@@ -138,7 +139,8 @@ fn one(
         let (q, k, v) = (part(&q.values, rows), repeated(&k), repeated(&v));
         add(to, &q, &k, &v, [rows, heads, width], f64::from(scale), biased.then_some(&bias.values[..]));
     }
-    let name = format!("any {rows} rows, {keys} keys, the last {copies}, {heads} heads of {width}, bias: {biased}");
+    let name =
+        format!("any {rows} rows, {keys} keys, the last {copies}, {heads} heads of {width}, bias: {biased}");
     Ok(verdict(&name, &given, &again, &wanted, LIMIT))
 }
 

@@ -19,7 +19,8 @@ pub(super) fn check(check: &Check) -> Result<()> {
     let both = Both::new(check, &cuda, IN_BF16);
     let case = |rows, sets, width| Case { rows, sets, heads: 2, width, kind: AttentionKind::Exact };
     let one = |keys| Set { keys, bias: false, copies: 1 };
-    let (biased, prompt) = (|keys| Set { bias: true, ..one(keys) }, |keys| Set { copies: 512 - keys, ..one(keys) });
+    let (biased, prompt) =
+        (|keys| Set { bias: true, ..one(keys) }, |keys| Set { copies: 512 - keys, ..one(keys) });
     for (keys, width) in [(1, 128), (77, 128), (130, 128), (9, 16), (77, 80), (70, 384)] {
         for sets in [
             vec![one(keys)],
@@ -77,7 +78,9 @@ fn attention(both: &Both<'_>, operation: &'static str, case: &Case, tolerance: f
     });
     let made = made.collect::<Result<Vec<_>>>()?;
     let y = attend(both, &q, &made, heads, kind)?;
-    let sets = sets.iter().map(|s| format!("{}{}, the last {} times", s.keys, if s.bias { " with a bias" } else { "" }, s.copies));
+    let sets = sets.iter().map(|s| {
+        format!("{}{}, the last {} times", s.keys, if s.bias { " with a bias" } else { "" }, s.copies)
+    });
     let sets = sets.collect::<Vec<_>>().join(" and ");
     both.compare(operation, format!("{rows} rows, keys {sets}, {heads} heads of {width}"), &y, tolerance)
 }
