@@ -292,7 +292,7 @@ impl<B: Backend> Pipeline<B> {
             },
         )?;
 
-        let remarks = self.recipe().remark(request).into_iter().chain(exchange::remark(request));
+        let remarks = self.recipe().remarks(request).into_iter().chain(exchange::remark(request));
         let mut notes: Vec<String> = remarks.collect();
         let tile = self.plan(job).tile;
         let preview = pictures.preview.as_deref();
