@@ -27,7 +27,7 @@ pub struct Awaited(PipeWriter);
 /// Returns a pipe that stands for the file of [`file`] while its comment is not known: what `ffmpeg` reads, and what the comment
 /// is written to.
 pub fn awaited() -> Result<(File, Awaited)> {
-    let (reader, writer) = pipe().map_err(not_sent)?;
+    let (reader, writer) = pipe().map_err(|e| not_sent(&e))?;
     Ok((File::from(OwnedFd::from(reader)), Awaited(writer)))
 }
 
@@ -37,17 +37,20 @@ impl Awaited {
     pub fn write(mut self, comment: &str) -> Result<()> {
         let text = text(comment)?;
         // All of it must fit, because ffmpeg may wait for the first frame before it reads this.
-        if fcntl_getpipe_size(&self.0).map_err(|e| not_sent(e.into()))? < text.len() {
-            fcntl_setpipe_size(&self.0, text.len()).map_err(|e| not_sent(e.into()))?;
-        }
-        match self.0.write_all(text.as_bytes()) {
-            Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(not_sent(e)),
+        let mut write = || -> std::io::Result<()> {
+            if fcntl_getpipe_size(&self.0)? < text.len() {
+                fcntl_setpipe_size(&self.0, text.len())?;
+            }
+            self.0.write_all(text.as_bytes())
+        };
+        match write() {
+            Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(not_sent(&e)),
             _ => Ok(()),
         }
     }
 }
 
-fn not_sent(e: std::io::Error) -> Error {
+fn not_sent(e: &std::io::Error) -> Error {
     Error::Output(format!("cannot hand the video's metadata to the encoder: {e}"))
 }
 

@@ -158,7 +158,7 @@ pub async fn check_name(user: bool, patience: Duration) -> Result<()> {
     let connection = builder.build().await?;
     let bus = fdo::DBusProxy::new(&connection).await?;
     let start = Instant::now();
-    let name = BusName::try_from(NAME).map_err(zbus::Error::from)?;
+    let name = BusName::try_from(NAME)?;
     while bus.name_has_owner(name.clone()).await.map_err(zbus::Error::from)? {
         if start.elapsed() > patience {
             return Err(name_taken());
