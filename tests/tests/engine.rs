@@ -581,8 +581,17 @@ fn a_plan_says_what_fits() {
     assert_eq!((&said["profile"], &said["plan"]["tokens"]), (&"mine".into(), &24.into()));
     assert_eq!(said["plan"]["forwards"]["computed"], 80);
 
+    // What changes nothing is said, and what the family cannot do is refused as `generate` does.
+    let remark = "there are no steps of `steps_base`, so `guidance_base` changed nothing";
+    let idle = ["--family", "wan22", "--guidance-base", "2"];
+    let output = plan(&[&idle[..], &["--json"]].concat());
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(said["remarks"], serde_json::json!([remark]));
+    assert!(String::from_utf8_lossy(&plan(&idle).stdout).contains(remark));
+
     for (args, code, words) in [
         (&["--profile", "h2000"][..], 2, &["h2000", "h200"][..]),
+        (&["--steps-base", "2"], 2, &["has one transformer", "`steps_base`"]),
         (&["--model", "/nonexistent"], 1, &["/nonexistent"]),
         (&["--frames", "80"], 2, &["`frames` must be 4n+1"]),
     ] {
