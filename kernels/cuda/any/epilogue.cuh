@@ -98,22 +98,6 @@ __device__ __forceinline__ void normalize(float (&sum)[kSums], const float* bias
     for (int i = 0; i < kSums; i++) sum[i] *= square[(i / 2) % 2];
 }
 
-// Asks the L2 cache for the residual's part of a tile, before it is computed.
-template <class Shape, class Output, class Problem, class Place>
-__device__ __forceinline__ void prefetch_residual(
-    const Problem& problem, const Place& place, const Epilogue& e, int first, int lane) {
-    constexpr int kLine = 128 / sizeof(Output);
-    const int column0 = problem.column(place);
-    for (int i = lane; i < 16 * ((Shape::kColumns + kLine - 1) / kLine); i += 32) {
-        const int row = problem.row(place, first + i % 16), column = column0 + i / 16 * kLine;
-        if (row < 0 || column >= problem.columns()) continue;
-        const int half = column / e.width;
-        const auto* from = static_cast<const Output*>(e.residual) +
-                           (row + half * e.half_step) * e.residual_stride + column - half * e.width;
-        prefetch_global(from);
-    }
-}
-
 // Writes 16 rows of a tile, from row `first` on, that a warp has as accumulators: 4j, 4j + 1 are columns 8j + 2 (lane % 4)
 // and the next of row lane / 4, and 4j + 2, 4j + 3 are these columns of the row 8 below.
 template <class Shape, EpilogueKind kKind, class Output, class Problem, class Place, class Sum>
@@ -170,6 +154,7 @@ __device__ __forceinline__ void finish(
         const int column = column0 + c * kChunk + mine;
         const int half = column / e.width, shift = column - half * e.width;
 
+        if constexpr (kKind == kPlain) load_residual(c);
         __syncwarp();
 #pragma unroll
         for (int j = 0; j < kChunk / 8; j++) {
@@ -184,7 +169,6 @@ __device__ __forceinline__ void finish(
         }
         __syncwarp();
 
-        if constexpr (kKind == kPlain) load_residual(c);
         float f[4], b[4], g[4];
         widen(f, factor);
         widen(b, bias);

@@ -93,8 +93,6 @@ __device__ __forceinline__ void store_global(void* to, float4 x) {
 __device__ __forceinline__ void store_global(void* to, uint4 x) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }
-// Asks the L2 cache to load what lies at this address.
-__device__ __forceinline__ void prefetch_global(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 
 // ---- Copies from global to shared memory, in groups of each thread
 

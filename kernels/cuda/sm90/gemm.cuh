@@ -269,11 +269,6 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
             const auto place = problem.place(tile, rank);
             const int column = problem.column(place);
             auto first = [&](int part) { return (consumer * Shape::kParts + part) * 64 + warp * 16; };
-            if (kKind == kPlain && epilogue.residual != nullptr) {
-#pragma unroll
-                for (int part = 0; part < Shape::kParts; part++)
-                    prefetch_residual<Shape, Output>(problem, place, epilogue, first(part), lane);
-            }
             const bool whole = kKind == kSquared ||
                                (Problem::kMatrix && column + Shape::kColumns <= problem.columns() &&
                                 epilogue.residual == nullptr && epilogue.gate == nullptr &&

@@ -49,7 +49,6 @@ inline void store_global(void* to, T x) {
     emulated_align(static_cast<const char*>(to), sizeof x);
     *static_cast<T*>(to) = x;
 }
-inline void prefetch_global(const void*) {}
 
 inline void copy_async(uint32_t to, const void* from, bool there) { emulator::copy_async(to, from, there); }
 inline void copy_commit() { emulator::copy_commit(); }
