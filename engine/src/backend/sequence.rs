@@ -124,12 +124,14 @@ pub struct KeyValue<'a, T> {
     /// A bias of the products that depends on the distance of query and key, `[heads, rows + keys - 1]`: for query r
     /// and key k it is the element `k - r + rows - 1` of its head.
     pub bias: Option<&'a T>,
+    /// How many times the last key and its value count, at least once: as if so many lay there, all alike.
+    pub copies: usize,
 }
 
 impl<'a, T> KeyValue<'a, T> {
-    /// Returns keys and values without a bias.
+    /// Returns keys and values without a bias, of which each counts once.
     pub fn new(k: &'a T, v: &'a T) -> Self {
-        Self { k, v, bias: None }
+        Self { k, v, bias: None, copies: 1 }
     }
 }
 
@@ -163,6 +165,7 @@ impl<T> Attention<'_, T> {
                 let keys = extents(set.k).first().copied().unwrap_or_default();
                 let bias = [self.heads, (rows + keys).saturating_sub(1)];
                 keys > 0
+                    && set.copies > 0
                     && extents(set.k) == [keys, features]
                     && extents(set.v) == [keys, features]
                     && set.bias.is_none_or(|b| extents(b) == bias)

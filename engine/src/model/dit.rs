@@ -11,6 +11,8 @@
 mod again;
 mod prefix;
 
+use std::iter;
+
 use super::{Checkpoint, LayerNorm, Probe, activated, added, show};
 use crate::backend::loading::{Group, Role};
 use crate::backend::sequence::{
@@ -106,10 +108,31 @@ enum Start<B: Backend> {
     Attended(B::Tensor),
 }
 
+/// The keys and values that a block attends to.
+struct Keys<'a, B: Backend> {
+    /// Those of the text and, if the model attends to it, of the picture.
+    sets: &'a [[B::Tensor; 2]],
+    /// How many times the last key of the text counts.
+    copies: usize,
+}
+
+impl<B: Backend> Keys<'_, B> {
+    fn sets(&self) -> Vec<KeyValue<'_, B::Tensor>> {
+        let copies = iter::once(self.copies).chain(iter::repeat(1));
+        self.sets
+            .iter()
+            .zip(copies)
+            .map(|([k, v], copies)| KeyValue { copies, ..KeyValue::new(k, v) })
+            .collect()
+    }
+}
+
 /// The context that the blocks attend to: the text and the picture of one branch.
 pub struct Context<B: Backend> {
     /// The keys and values of the text and, if the model attends to it, of the picture, for each block.
     blocks: Vec<Vec<[B::Tensor; 2]>>,
+    /// How many times the last row of the text counts.
+    copies: usize,
     /// The embedded text and picture, for the probe.
     text: B::Tensor,
     image: Option<B::Tensor>,
@@ -119,6 +142,13 @@ impl<B: Backend> Context<B> {
     /// Returns the values of the last block, the part that is computed last.
     pub fn last(&self) -> Option<&B::Tensor> {
         self.blocks.last()?.last().map(|[_, v]| v)
+    }
+
+    /// Returns the embedded text with all of its equal rows, `[text_len, dim]`.
+    fn whole_text(&self, b: &B) -> Result<B::Tensor> {
+        let last = b.slice(&self.text, 0, b.shape(&self.text)[0] - 1, 1)?;
+        let rows: Vec<_> = iter::once(&self.text).chain(iter::repeat_n(&last, self.copies - 1)).collect();
+        b.concat(&rows, 0)
     }
 }
 
@@ -213,7 +243,7 @@ impl<B: Backend> Dit<B> {
     /// attend to, and the backend's errors.
     pub fn context(&self, b: &B, text: &B::Tensor, image: Option<&B::Tensor>) -> Result<Context<B>> {
         let around = self.around.enter(b)?;
-        let text = around.embed_text(b, text, &self.config)?;
+        let (text, copies) = around.embed_text(b, text, &self.config)?;
         let image = match (&around.image, image) {
             (Some(embedding), Some(image)) => Some(embedding.embed(b, image)?),
             (None, None) => None,
@@ -231,7 +261,7 @@ impl<B: Backend> Dit<B> {
             }
             Ok(sets)
         });
-        Ok(Context { blocks: blocks.collect::<Result<_>>()?, text, image })
+        Ok(Context { blocks: blocks.collect::<Result<_>>()?, copies, text, image })
     }
 
     /// Says that this transformer computes as soon as the next forward, of another one, is over.
@@ -326,7 +356,9 @@ impl<B: Backend> Dit<B> {
         };
         show(&mut probe, || "e".into(), &time.e);
         show(&mut probe, || "e0".into(), &time.e0);
-        show(&mut probe, || "context_text".into(), &context.text);
+        if probe.is_some() {
+            show(&mut probe, || "context_text".into(), &context.whole_text(b)?);
+        }
         if let Some(image) = &context.image {
             show(&mut probe, || "context_img".into(), image);
         }
@@ -380,7 +412,7 @@ impl<B: Backend> Dit<B> {
         let scale = (dim as f64 / heads as f64).powf(-0.5);
         let &Inputs { time, context, grid, attention: kind, .. } = inputs;
         let all = Common { e0: &time.e0, rope: &grid.rope, heads, scale, eps, kind };
-        for (i, (block, context)) in self.blocks.iter().zip(&context.blocks).enumerate() {
+        for (i, (block, sets)) in self.blocks.iter().zip(&context.blocks).enumerate() {
             if without == Some(i) {
                 continue;
             }
@@ -391,7 +423,8 @@ impl<B: Backend> Dit<B> {
             });
             let mut probe: Probe<'_, _> = of_block.as_mut().map(|p| p as &mut dyn FnMut(&str, &B::Tensor));
             let prefix = if i == 0 { &mut *prefix } else { &mut Prefix::Own };
-            let tokens = block.enter(b)?.forward(b, start, prefix, context, &all, &mut probe)?;
+            let keys = Keys { sets, copies: context.copies };
+            let tokens = block.enter(b)?.forward(b, start, prefix, &keys, &all, &mut probe)?;
             show(&mut probe, || "out".into(), &tokens);
             start = Start::Tokens(tokens);
         }
@@ -438,9 +471,10 @@ impl<B: Backend> Around<B> {
         b.linear(Input::Plain(&patches), &self.patch_embedding, &Epilogue::default())
     }
 
-    fn embed_text(&self, b: &B, text: &B::Tensor, config: &DitConfig) -> Result<B::Tensor> {
+    /// Returns the embedded rows of the prompt and one for what follows it, and how many times the last row counts.
+    fn embed_text(&self, b: &B, text: &B::Tensor, config: &DitConfig) -> Result<(B::Tensor, usize)> {
         // The model was trained on 512 rows, with zeros after the prompt's, and attends to the zeros like to any other
-        // row.
+        // row. What becomes of one zero row becomes of all of them, so one is there and counts as often.
         let &DitConfig { text_len, text_dim, .. } = config;
         let missing = text_len.checked_sub(b.shape(text)[0]).ok_or_else(|| {
             Error::Internal(format!(
@@ -450,11 +484,11 @@ impl<B: Backend> Around<B> {
         })?;
         let text = match missing {
             0 => text.clone(),
-            _ => b.concat(&[text, &b.upload(&vec![0.0; missing * text_dim], &[missing, text_dim])?], 0)?,
+            _ => b.concat(&[text, &b.upload(&vec![0.0; text_dim], &[1, text_dim])?], 0)?,
         };
         let [up, down] = &self.text;
         let h = b.linear(Input::Plain(&text), up, &activated(Activation::GeluTanh))?;
-        b.linear(Input::Plain(&h), down, &Epilogue::default())
+        Ok((b.linear(Input::Plain(&h), down, &Epilogue::default())?, missing.max(1)))
     }
 
     /// Returns the patches of the velocity from tokens.
@@ -527,7 +561,7 @@ impl<B: Backend> Block<B> {
         b: &B,
         start: Start<B>,
         prefix: &mut Prefix<B>,
-        context: &[[B::Tensor; 2]],
+        context: &Keys<'_, B>,
         all: &Common<'_, B>,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
@@ -566,7 +600,7 @@ impl<B: Backend> Block<B> {
         &self,
         b: &B,
         x: B::Tensor,
-        context: &[[B::Tensor; 2]],
+        context: &Keys<'_, B>,
         all: &Common<'_, B>,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
@@ -575,7 +609,7 @@ impl<B: Backend> Block<B> {
         let h = {
             let projection = Projection { norms: [Some(norm_q)], eps, rope: None };
             let [q] = b.project(self.norm3.of(&x), q, &projection)?;
-            let sets = &context.iter().map(|[k, v]| KeyValue::new(k, v)).collect::<Vec<_>>();
+            let sets = &context.sets();
             b.attention(&Attention { q: &q, sets, heads, scale, kind: AttentionKind::Exact })?
         };
         show_branch(b, &h, o, probe, "cross_attn")?;

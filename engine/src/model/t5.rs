@@ -121,7 +121,7 @@ impl<B: Backend> Block<B> {
     fn forward(&self, b: &B, x: &B::Tensor, heads: usize) -> Result<B::Tensor> {
         let [q, k, v] = b.project(Input::Normed(x, rms(&self.norm1)), &self.qkv, &Projection::PLAIN)?;
         let bias = position_bias(b, &self.bias, b.shape(x)[0])?;
-        let sets = &[KeyValue { k: &k, v: &v, bias: Some(&bias) }];
+        let sets = &[KeyValue { bias: Some(&bias), ..KeyValue::new(&k, &v) }];
         // umT5 does not scale the products: the weights of q include the scale.
         let h = b.attention(&Attention { q: &q, sets, heads, scale: 1.0, kind: AttentionKind::Exact })?;
         let x = b.linear(Input::Plain(&h), &self.o, &added(x))?;

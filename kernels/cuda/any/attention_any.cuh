@@ -36,6 +36,7 @@ struct Arguments {
     int64_t q_step, k_step, v_step, output_step, residual_step;            // of batches
     int rows, keys, width;
     float scale;
+    float extra;  // log2 of how many times the last key counts
 };
 
 // Copies `count` rows of a matrix from row `first` on to shared memory, with zeros beyond its rows and columns.
@@ -118,6 +119,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
                     const int number = first_key + 8 * n + i;
                     x *= a.scale * kLog2E;
                     if (biased && number < a.keys) x = fmaf(__ldg(bias + number), kLog2E, x);
+                    if (number + 1 == a.keys) x += a.extra;
                     if (number >= a.keys) x = -INFINITY;
                     top = fmaxf(top, x);
                 }

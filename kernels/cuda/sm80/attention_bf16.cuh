@@ -8,7 +8,7 @@
 //   once, 32 KB for 128 products, which is 2,048 clocks of a multiprocessor for eight warps. Those products take 8,192 clocks on
 //   GeForce cards, where two warps of 32 rows would gain nothing, and 2,048 on an A100, where both are then equally long.
 // - 16-byte units of a row trade places by the row's number, so that neither copies nor ldmatrix meet a bank twice.
-// - Sums are rescaled only where a maximum has grown. Bounds of keys are looked at in the last tile only.
+// - Sums are rescaled only where a maximum has grown. Bounds of keys, and the weight of the last one, are looked at in the last tile only.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -37,6 +37,7 @@ struct Arguments {
     int64_t q_stride, k_stride, v_stride, residual_stride, output_stride;  // of rows
     int rows, keys;
     float scale;  // log2(e) / sqrt(128)
+    float extra;  // log2 of how many times the last key counts, over scale
 };
 
 // Returns where 16 bytes of a row of a tile lie.
@@ -101,13 +102,16 @@ __device__ __forceinline__ void run(const Arguments& a) {
                 multiply_bf16(s[n + 1], q[c], right[2], right[3]);
             }
 
-        if (tile + 1 == tiles && a.keys % kKeys != 0) {
+        if (tile + 1 == tiles) {
             const int there = a.keys - tile * kKeys - lane % 4 * 2;
 #pragma unroll
             for (int n = 0; n < kKeys / 8; n++)
 #pragma unroll
-                for (int i = 0; i < 4; i++)
-                    if (8 * n + i % 2 >= there) s[n][i] = -INFINITY;
+                for (int i = 0; i < 4; i++) {
+                    const int column = 8 * n + i % 2;
+                    if (column + 1 == there) s[n][i] += a.extra;
+                    if (column >= there) s[n][i] = -INFINITY;
+                }
         }
         float top[2];
 #pragma unroll

@@ -4,6 +4,8 @@
 // The schedule within a set is that of attention_bf16.cu. With few tiles of keys a block's start and end would take as
 // long as the rest, so blocks are persistent: the next queries and keys arrive while one warpgroup still multiplies
 // and the other one writes. Outputs go through shared memory, so that rows are written whole.
+//
+// A prompt is followed by hundreds of rows that are all alike. They come as one key, whose weight is their number.
 #include "attention_bf16.cuh"
 
 using namespace attention;
@@ -31,16 +33,81 @@ struct Maps {
     CUtensorMap values[2];
 };
 
-// Keys of a last tile of at most 16 (the picture has 257) are multiplied as 16, not as 128.
-constexpr int kFew = 16;
+// Keys of a last tile of at most 16 (the picture has 257) or 96 (most prompts have fewer) are multiplied as so many, not
+// as 128.
+constexpr int kFew = 16, kSome = 96;
 
-__device__ __forceinline__ void multiply_few_keys(float (&s)[kFew / 2], uint64_t query, uint64_t key) {
+template <int kCount>
+__device__ __forceinline__ void multiply_few_keys(float (&s)[kCount / 2], uint64_t query, uint64_t key) {
 #pragma unroll
     for (int k = 0; k < kHeadDim / 16; k++) {
         const uint32_t panel = k / 4, column = (k % 4) * 32;
         mma_bf16(s, query + ((panel * kQueryPanelBytes + column) >> 4), key + ((panel * kPanelBytes + column) >> 4), k != 0);
     }
 }
+
+// Starts a product with the first kCount values of a tile.
+template <int kCount>
+__device__ __forceinline__ void multiply_values_of(
+    float (&o)[kHeadDim / 2], uint32_t (&p)[kKeys / 4], uint64_t value, bool accumulate) {
+    pin(o);
+    pin(p);
+    mma_fence();
+#pragma unroll
+    for (int k = 0; k < kCount / 16; k++)
+        mma_bf16_rows(o, p + 4 * k, value + ((k * 16 * kRowBytes) >> 4), accumulate || k != 0);
+    mma_commit();
+}
+
+// The last tile of a set's keys, which is taken first.
+struct LastTile {
+    int keys;     // that are there
+    float extra;  // what is added to the scores of the last one, which counts several times
+
+    // Computes the exponentials of the first kCount scores of `p`, in pairs. The others stay as they are.
+    template <int kCount>
+    __device__ __forceinline__ void scores(
+        uint32_t (&p)[kKeys / 4], Softmax& softmax, uint64_t query, uint64_t key, int thread, float scale) const {
+        float s[kCount / 2];
+        pin(s);
+        mma_fence();
+        multiply_few_keys<kCount>(s, query, key);
+        mma_commit();
+        mma_wait<0>();
+        pin(s);
+        const int left = keys - 2 * (thread % 4);
+#pragma unroll
+        for (int i = 0; i < kCount / 2; i++) {
+            const int column = i / 4 * 8 + i % 2;
+            if (column + 1 == left) s[i] += extra;
+            if (column >= left) s[i] = -INFINITY;
+        }
+        softmax.step(s, scale);
+#pragma unroll
+        for (int i = 0; i < kCount / 4; i++) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
+    }
+
+    // Computes the exponentials.
+    __device__ __forceinline__ void start(
+        uint32_t (&p)[kKeys / 4], Softmax& softmax, uint64_t query, uint64_t key, int thread, float scale) const {
+        if (keys <= kFew)
+            scores<kFew>(p, softmax, query, key, thread, scale);
+        else if (keys <= kSome)
+            scores<kSome>(p, softmax, query, key, thread, scale);
+        else
+            scores<kKeys>(p, softmax, query, key, thread, scale);
+    }
+
+    // Starts the product of them and the values.
+    __device__ __forceinline__ void finish(float (&o)[kHeadDim / 2], uint32_t (&p)[kKeys / 4], uint64_t value) const {
+        if (keys <= kFew)
+            multiply_values_of<kFew>(o, p, value, false);
+        else if (keys <= kSome)
+            multiply_values_of<kSome>(o, p, value, false);
+        else
+            multiply_values_of<kKeys>(o, p, value, false);
+    }
+};
 
 __device__ __forceinline__ float low(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
@@ -51,12 +118,13 @@ __device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
 }  // namespace
 
 // Maps: as attention_bf16's, of Q and of each set's K and V. output: [rows, heads * 128], `output_stride` elements a row;
-// residual: a matrix like output that is added, or null; keys1: 0 for one set; scale: includes log2(e). Works through
-// heads * blocks of 128 rows, of which each block takes as many, one after the other. Grid: up to heads * blocks; 384
+// residual: a matrix like output that is added, or null; keys1: 0 for one set; extra0, extra1: log2 of how many times
+// the last key of a set counts, over `scale`; scale: includes log2(e). Works through heads * blocks of 128 rows, of which each block takes as many, one after the other. Grid: up to heads * blocks; 384
 // threads.
 extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
     const __grid_constant__ Maps maps, __nv_bfloat16* output, int64_t output_stride, const __nv_bfloat16* residual,
-    int64_t residual_stride, int rows, int heads, int keys0, int keys1, float scale) {
+    int64_t residual_stride, int rows, int heads, int keys0, int keys1, float extra0, float extra1,
+    float scale) {
     const uint32_t base = (dynamic_shared() + 1023) & ~1023u;
     const Barriers barriers{base + kBarrierOffset};
     const Slots slots{base + kKeyOffset, base + kValueOffset, base + kBarrierOffset + 8 * 4};
@@ -122,35 +190,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
             for (int set = 0; set < sets; set++) {
                 const int keys = set == 0 ? keys0 : keys1;
                 const int tiles = (keys + kKeys - 1) / kKeys;
-                const int last = keys - (tiles - 1) * kKeys;  // keys of the last tile, taken first
+                const LastTile last{keys - (tiles - 1) * kKeys, set == 0 ? extra0 : extra1};
                 uint32_t p[kKeys / 4];
                 Softmax softmax;
 
                 barrier_wait(slots.key_full(key.stage), key.parity);
-                if (last <= kFew) {
-                    float s[kFew / 2];
-                    pin(s);
-                    mma_fence();
-                    multiply_few_keys(s, q, key_tiles + key.stage * kTileStep);
-                    mma_commit();
-                    mma_wait<0>();
-                    pin(s);
-                    mask(s, last - 2 * (thread % 4));
-                    softmax.step(s, scale);
-#pragma unroll
-                    for (int i = 0; i < kKeys / 4; i++) p[i] = i < kFew / 4 ? pack_bf16(s[2 * i % 8], s[2 * i % 8 + 1]) : 0;
-                } else {
-                    float s[kKeys / 2];
-                    pin(s);
-                    mma_fence();
-                    multiply_keys(s, q, key_tiles + key.stage * kTileStep);
-                    mma_commit();
-                    mma_wait<0>();
-                    pin(s);
-                    mask(s, last - 2 * (thread % 4));
-                    softmax.step(s, scale);
-                    pack(p, s);
-                }
+                last.start(p, softmax, q, key_tiles + key.stage * kTileStep, thread, scale);
                 if (thread == 0) barrier_arrive(slots.key_empty(key.stage));
                 key.next();
 
@@ -164,11 +209,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
                     mma_commit();
                     if (tile > 1) softmax.refer(o);
                     barrier_wait(slots.value_full(value.stage), value.parity);
-                    pin(o);
-                    pin(p);
-                    mma_fence();
-                    multiply_values(o, p, value_tiles + value.stage * kTileStep, tile > 1);
-                    mma_commit();
+                    if (tile > 1)
+                        multiply_values_of<kKeys>(o, p, value_tiles + value.stage * kTileStep, true);
+                    else
+                        last.finish(o, p, value_tiles + value.stage * kTileStep);
                     turns--;
                     if (consumer == 0 || turns > 0) named_arrive(other_turn, kConsumers * kWarpgroup);
                     mma_wait<1>();
@@ -192,11 +236,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
                 }
                 if (tiles > 1) softmax.refer(o);
                 barrier_wait(slots.value_full(value.stage), value.parity);
-                pin(o);
-                pin(p);
-                mma_fence();
-                multiply_values(o, p, value_tiles + value.stage * kTileStep, tiles > 1);
-                mma_commit();
+                if (tiles > 1)
+                    multiply_values_of<kKeys>(o, p, value_tiles + value.stage * kTileStep, true);
+                else
+                    last.finish(o, p, value_tiles + value.stage * kTileStep);
                 mma_wait<0>();
                 pin(o);
                 if (thread == 0) barrier_arrive(slots.value_empty(value.stage));

@@ -180,7 +180,7 @@ impl Attention {
             Kernels::Hopper { bf16, .. } => bf16,
             Kernels::MmaSync { bf16 } => {
                 // SAFETY: the caller vouches for the memory.
-                return unsafe { bf16.run(stream, q, KeyValue { k, v }, None, output, heads) };
+                return unsafe { bf16.run(stream, q, KeyValue::new(k, v), None, output, heads) };
             }
         };
         // [heads * 2][rows][64 channels]: a box of both halves of a head becomes two panels of 128-byte rows.

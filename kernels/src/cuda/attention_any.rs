@@ -57,6 +57,8 @@ pub struct AnyAttentionArguments {
     pub batches: usize,
     /// The factor of the products.
     pub scale: f32,
+    /// How many times the last key and its value count: as if so many lay there, all alike.
+    pub copies: usize,
 }
 
 /// The kernel's arguments: `attention_any::Arguments` of `attention_any.cuh`.
@@ -75,6 +77,7 @@ struct Raw {
     keys: i32,
     width: i32,
     scale: f32,
+    extra: f32,
 }
 
 // SAFETY: plain numbers in the layout of the kernel's structure.
@@ -133,6 +136,7 @@ impl AnyAttention {
             keys: a.k.rows.rows as i32,
             width: a.width as i32,
             scale: a.scale,
+            extra: (a.copies as f32).log2(),
         };
         let shape = self.shapes[number];
         let mut launch = stream.launch_builder(&self.functions[number]);
@@ -157,6 +161,9 @@ fn check(a: &AnyAttentionArguments) -> Result<usize, Error> {
     };
     if [a.heads, a.batches].iter().any(|n| !(1..=65_535).contains(n)) {
         return refuse(KERNEL, "heads", format!("{} heads, {} batches", a.heads, a.batches));
+    }
+    if a.copies == 0 {
+        return refuse(KERNEL, "copies", "the last key is there 0 times".into());
     }
     let (rows, keys) = (a.q.rows.rows, a.k.rows.rows);
     let residual = a.residual.map(|r| ("residual", r, rows));
@@ -183,6 +190,6 @@ mod tests {
         // A block of compute capability 8.0 can have 163 KiB, one of 8.6 can have 99 KiB.
         assert!(SHAPES.iter().all(|&shape| shared_bytes(shape) <= 166_912));
         assert!([SHAPES[0], SHAPES[1], NARROW].iter().all(|&shape| shared_bytes(shape) <= 101_376));
-        assert_eq!(size_of::<Raw>(), 6 * 8 + 10 * 8 + 16);
+        assert_eq!(size_of::<Raw>(), 6 * 8 + 10 * 8 + 24);
     }
 }

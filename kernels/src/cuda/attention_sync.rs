@@ -28,6 +28,7 @@ struct Arguments {
     rows: i32,
     keys: i32,
     scale: f32,
+    extra: f32,
 }
 
 // SAFETY: plain numbers in the layout of the kernel's structure.
@@ -53,11 +54,13 @@ impl SyncAttention {
         &self,
         stream: &CudaStream,
         q: Rows,
-        KeyValue { k, v }: KeyValue,
+        set: KeyValue,
         residual: Option<Rows>,
         output: Rows,
         heads: usize,
     ) -> Result<(), Error> {
+        let KeyValue { k, v, .. } = set;
+        let scale = LOG2_E / (HEAD_DIM as f32).sqrt();
         let none = Rows { address: 0, rows: 0, stride: 0 };
         let more = residual.unwrap_or(none);
         let arguments = Arguments {
@@ -69,7 +72,8 @@ impl SyncAttention {
             strides: [q, k, v, more, output].map(|x| x.stride as i64),
             rows: q.rows as i32,
             keys: k.rows as i32,
-            scale: LOG2_E / (HEAD_DIM as f32).sqrt(),
+            scale,
+            extra: set.extra(scale),
         };
         let grid = LaunchConfig {
             grid_dim: (q.rows.div_ceil(ROWS) as u32, heads as u32, 1),

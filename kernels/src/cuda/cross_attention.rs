@@ -23,6 +23,21 @@ pub struct KeyValue {
     pub k: Rows,
     /// Values.
     pub v: Rows,
+    /// How many times the last key and its value count: as if so many lay there, all alike.
+    pub copies: usize,
+}
+
+impl KeyValue {
+    /// Returns keys and values of which each counts once.
+    pub fn new(k: Rows, v: Rows) -> Self {
+        Self { k, v, copies: 1 }
+    }
+
+    /// Returns what is added to the last key's product with a query, which a kernel multiplies by `scale` and raises 2 to,
+    /// for that key to count so many times.
+    pub(super) fn extra(&self, scale: f32) -> f32 {
+        (self.copies as f32).log2() / scale
+    }
 }
 
 /// The kernel's argument: `Maps` of `cross_attention_bf16.cu`.
@@ -104,6 +119,9 @@ impl CrossAttention {
         for set in sets {
             set.k.check(KERNEL, "k", width)?;
             set.v.check(KERNEL, "v", width)?;
+            if set.copies == 0 {
+                return refuse(KERNEL, "copies", "the last key is there 0 times".into());
+            }
             if set.k.rows != set.v.rows {
                 return refuse(KERNEL, "v", format!("{} rows instead of {}", set.v.rows, set.k.rows));
             }
@@ -141,6 +159,7 @@ impl CrossAttention {
         let (rows, heads32, keys0) = (q.rows as i32, heads as i32, first.k.rows as i32);
         let keys1 = if sets.len() == 2 { second.k.rows as i32 } else { 0 };
         let scale = LOG2_E / (HEAD_DIM as f32).sqrt();
+        let (extra0, extra1) = (first.extra(scale), second.extra(scale));
         let mut launch = stream.launch_builder(function);
         launch
             .arg(&maps)
@@ -152,6 +171,8 @@ impl CrossAttention {
             .arg(&heads32)
             .arg(&keys0)
             .arg(&keys1)
+            .arg(&extra0)
+            .arg(&extra1)
             .arg(&scale);
         let blocks = (heads * q.rows.div_ceil(TILE)).min(multiprocessors) as u32;
         // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.

@@ -134,6 +134,12 @@ impl Memory {
         self.budget.is_none_or(|budget| self.total() <= budget) && self.fits_host()
     }
 
+    /// Returns whether the same weights are on the device at each stage as in another plan of the job.
+    pub fn holds_the_same(&self, other: &Self) -> bool {
+        let (these, those) = (self.phases.iter(), other.phases.iter());
+        self.networks == other.networks && these.map(|phase| &phase.held).eq(those.map(|phase| &phase.held))
+    }
+
     /// Returns whether the weights that wait in the machine's memory have room there.
     pub(super) fn fits_host(&self) -> bool {
         self.host_budget.is_none_or(|budget| self.host.pinned <= budget)
@@ -145,22 +151,24 @@ impl Memory {
         latent: [usize; 3],
         branches: u32,
         tile: Option<usize>,
+        share_prefix: bool,
         setup: &Setup,
     ) -> Self {
         let cpu = setup.backend == Backend::Cpu;
         let context_bytes = if cpu { 0 } else { CONTEXT };
-        let Estimate { text, clip, vae_encode, denoise, vae_decode, context, residuals } =
+        let Estimate { text, clip, vae_encode, denoise, vae_decode, context, residuals, prefix } =
             Estimate::new(recipe, request, latent, branches, tile, setup);
         let latents = 4 * latent.iter().product::<usize>() as u64;
         // These are the mask and the picture's latents, the noisy latents, and the solver's history.
         let channels = recipe.vae.config.z_dim as u64;
         let condition = (recipe.input_channels() as u64 - channels) * latents;
         let samples = 6 * channels * latents;
+        let between_forwards = residuals + if share_prefix { prefix } else { 0 };
         let mut work = vec![(Stage::Text, Component::T5, [0, text])];
         work.extend(clip.map(|clip| (Stage::Image, Component::Clip, [context, clip])));
         work.extend([
             (Stage::VaeEncode, Component::Vae, [context, vae_encode]),
-            (Stage::Denoise, Component::Dit, [context + condition + samples + residuals, denoise]),
+            (Stage::Denoise, Component::Dit, [context + condition + samples + between_forwards, denoise]),
             (Stage::VaeDecode, Component::Vae, [channels * latents, vae_decode]),
         ]);
 
@@ -221,7 +229,10 @@ struct Estimate {
     denoise: u64,
     vae_decode: u64,
     context: u64,
+    /// What a step cache keeps between steps.
     residuals: u64,
+    /// What the first branch of a step keeps for the second, beside the residuals.
+    prefix: u64,
 }
 
 impl Estimate {
@@ -269,10 +280,12 @@ impl Estimate {
         // Only the expert whose turn it is has contexts.
         let keys = experts().map(|dit| ((dit.text_len + image) * 2 * dit.dim * dit.num_layers) as u64);
         let keys = keys.max().unwrap_or_default();
-        // Only one expert at a time has its step cache's residuals.
-        let residuals = match request.step_cache {
-            StepCache::None => 0,
-            _ => branches * stream * experts().map(|dit| (tokens * dit.dim) as u64).max().unwrap_or_default(),
+        // Only one expert at a time keeps tokens between forwards.
+        let kept = stream * experts().map(|dit| (tokens * dit.dim) as u64).max().unwrap_or_default();
+        let [residuals, prefix] = match request.step_cache {
+            StepCache::None => [0, kept],
+            // A prefix is kept while the first branch computes its residual, and has its place until then.
+            _ => [branches * kept, 0],
         };
         let (vae, volumes) = (&recipe.vae.config, vae::Volumes::of(setup));
         let (t5, rows) = (&recipe.text_encoder.config, experts().map(|dit| dit.text_len).max());
@@ -287,6 +300,7 @@ impl Estimate {
             vae_decode: vae::decoder(vae, latent, tile, volumes).bytes,
             context: branches * if cpu { act * keys } else { act * keys * 3 / 2 },
             residuals,
+            prefix,
         }
     }
 }

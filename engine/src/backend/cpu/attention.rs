@@ -33,6 +33,7 @@ fn add_set(a: &Attention<'_, Tensor>, set: &KeyValue<'_, Tensor>, out: &mut [f32
     let offsets = rows + keys - 1;
     let bias = set.bias.map(|bias| with_values(bias, |bias| Ok(bias.to_vec()))).transpose()?;
     let width = features / a.heads;
+    let extra = (set.copies as f32).ln();
     let block = (SCORES / keys).max(MIN_ROWS);
     for head in 0..a.heads {
         let columns = |x: &Tensor| x.narrow(1, head * width, width);
@@ -44,7 +45,8 @@ fn add_set(a: &Attention<'_, Tensor>, set: &KeyValue<'_, Tensor>, out: &mut [f32
             let scores = columns(&a.q.narrow(0, first, count)?)?.matmul(&k)?;
             update(&scores, |scores| {
                 scores.par_chunks_exact_mut(keys).enumerate().for_each(|(r, scores)| {
-                    softmax(scores, a.scale as f32, bias.map(|bias| &bias[rows - 1 - (first + r)..][..keys]));
+                    let bias = bias.map(|bias| &bias[rows - 1 - (first + r)..][..keys]);
+                    softmax(scores, a.scale as f32, bias, extra);
                 });
             })?;
             for start in (0..keys).step_by(SUMMANDS) {
@@ -61,11 +63,14 @@ fn add_set(a: &Attention<'_, Tensor>, set: &KeyValue<'_, Tensor>, out: &mut [f32
     Ok(())
 }
 
-/// Computes softmax(scale * x + bias) in place.
-fn softmax(x: &mut [f32], scale: f32, bias: Option<&[f32]>) {
+/// Computes softmax(scale * x + bias) in place, after `extra` is added to the last one.
+fn softmax(x: &mut [f32], scale: f32, bias: Option<&[f32]>, extra: f32) {
     match bias {
         Some(bias) => x.iter_mut().zip(bias).for_each(|(x, b)| *x = *x * scale + b),
         None => x.iter_mut().for_each(|x| *x *= scale),
+    }
+    if let Some(last) = x.last_mut() {
+        *last += extra;
     }
     let max = fold(x, f32::NEG_INFINITY, |max, x| if x > max { x } else { max });
     for x in x.iter_mut() {

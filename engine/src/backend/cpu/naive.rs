@@ -329,10 +329,35 @@ fn attention_with_bias_to_several_sets() {
         let mut want = vec![0.0; rows * features];
         add(&mut want, &k, &v, keys, Some(&bias));
         add(&mut want, &k2, &v2, few, None);
-        let biased = KeyValue { k: &k_, v: &v_, bias: Some(&b_) };
+        let biased = KeyValue { bias: Some(&b_), ..KeyValue::new(&k_, &v_) };
         assert_near(&run(&[biased, KeyValue::new(&k2_, &v2_)]).unwrap(), &want, 2.0 * tolerance);
-        assert!(run(&[KeyValue { k: &k_, v: &v_, bias: Some(&q_) }]).is_err());
+        assert!(run(&[KeyValue { bias: Some(&q_), ..KeyValue::new(&k_, &v_) }]).is_err());
+        assert!(run(&[KeyValue { copies: 0, ..KeyValue::new(&k_, &v_) }]).is_err());
         assert!(run(&[KeyValue::new(&k_, &v2_)]).is_err() && run(&[]).is_err());
+    }
+}
+
+#[test]
+fn a_last_key_that_counts_several_times_is_as_good_as_copies_of_it() {
+    // The third size has more equal keys than are summed at once.
+    for (rows, keys, copies, heads, width) in
+        [(3, 1, 7, 2, 5), (4, 30, 1, 1, 8), (5, 40, 472, 2, 6), (2, 130, 3, 1, 4)]
+    {
+        let features = heads * width;
+        let (q, k, v) =
+            (numbers(1, rows * features), numbers(2, keys * features), numbers(3, keys * features));
+        let b = Cpu::new();
+        let q = upload(&q, &[rows, features]);
+        let all = |x: &[f32]| [x, &x[(keys - 1) * features..].repeat(copies - 1)].concat();
+        let tensors = |k: &[f32], v: &[f32]| [k, v].map(|x| upload(x, &[x.len() / features, features]));
+        let ([k_, v_], [all_k, all_v]) = (tensors(&k, &v), tensors(&all(&k), &all(&v)));
+        let run = |set: KeyValue<'_, Tensor>| {
+            b.attention(&Attention { q: &q, sets: &[set], heads, scale: 0.7, kind: AttentionKind::Exact })
+        };
+        let want = run(KeyValue::new(&all_k, &all_v)).unwrap();
+        let got = run(KeyValue { copies, ..KeyValue::new(&k_, &v_) }).unwrap();
+        // As in attention with a bias: scores are up to 20.
+        assert_near(&got, &wide(&values(&want)), 1e-5);
     }
 }
 

@@ -21,6 +21,7 @@ impl Gpu {
         let plain = a.sets.iter().all(|set| set.bias.is_none());
         let fast = width == HEAD_DIM && (a.scale - SCALE).abs() < 1e-9 && plain;
         let few = |set: &KeyValue<'_, Tensor>| set.k.shape[0] < self.long_context;
+        let once = |set: &KeyValue<'_, Tensor>| set.copies == 1;
         let q = self.rows(a.q, Element::Bf16)?;
         let mut sum: Option<Tensor> = None;
         let mut rest = a.sets;
@@ -30,7 +31,7 @@ impl Gpu {
             let y = self.matrix([rows, features], Element::Bf16)?;
             match &sum {
                 before if fast && few(first) => self.attend_to_few(a, &q, now, before.as_ref(), &y)?,
-                None if fast => self.attend_to_many(a, &q, first, &y)?,
+                None if fast && once(first) => self.attend_to_many(a, &q, first, &y)?,
                 before => self.attend_to_any(a, &q, first, before.as_ref(), &y)?,
             }
             sum = Some(y);
@@ -48,10 +49,14 @@ impl Gpu {
         residual: Option<&Tensor>,
         y: &Tensor,
     ) -> Result<()> {
-        let sets =
-            sets.iter().map(|set| Ok([self.rows(set.k, Element::Bf16)?, self.rows(set.v, Element::Bf16)?]));
-        let sets = sets.collect::<Result<Vec<_>>>()?;
-        let sets: Vec<_> = sets.iter().map(|[k, v]| cuda::KeyValue { k: k.rows(), v: v.rows() }).collect();
+        let in_bf16 = |set: &KeyValue<'_, Tensor>| {
+            Ok((self.rows(set.k, Element::Bf16)?, self.rows(set.v, Element::Bf16)?, set.copies))
+        };
+        let sets = sets.iter().map(in_bf16).collect::<Result<Vec<_>>>()?;
+        let sets: Vec<_> = sets
+            .iter()
+            .map(|(k, v, copies)| cuda::KeyValue { k: k.rows(), v: v.rows(), copies: *copies })
+            .collect();
         let residual = residual.map(Tensor::rows);
         // SAFETY: the tensors have these extents; the order of the stream keeps them.
         kernel(unsafe {
@@ -81,7 +86,8 @@ impl Gpu {
         kernel(unsafe { self.attention.bf16(&self.stream, q, k, v, y, a.heads) })
     }
 
-    /// Attends with heads of any width, a bias, another scale, or an earlier result to add to.
+    /// Attends with heads of any width, a bias, another scale, many keys of which the last one counts several times, or an
+    /// earlier result to add to.
     fn attend_to_any(
         &self,
         a: &Attention<'_, Tensor>,
@@ -106,6 +112,7 @@ impl Gpu {
             width: features / a.heads,
             batches: 1,
             scale: a.scale as f32,
+            copies: set.copies,
         };
         // SAFETY: the tensors have these extents; the order of the stream keeps them.
         kernel(unsafe { self.any_attention.run(&self.stream, &arguments) })

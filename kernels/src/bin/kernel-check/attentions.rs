@@ -20,16 +20,24 @@ pub fn check(card: &Card, quick: bool) -> Result<bool> {
     let stream = card.default_stream();
     let mut good = true;
     println!("\nother attentions                                                  error    worst    limit");
-    // Rows, keys of each set (0: no set), heads, gap. The last case has more blocks of rows than the GPU runs blocks.
-    for (rows, keys, heads, gap) in [
-        (1, [1, 0], 1, 0),
-        (128, [128, 0], 1, 0),
-        (129, [512, 0], 2, 8),
-        (200, [257, 0], 3, 0),
-        (64, [512, 257], 2, 0),
-        (300, [16, 17], 2, 24),
-        (1000, [145, 400], 3, 0),
-        (5000, [512, 257], 5, 0),
+    // Rows, keys of each set (0: no set), how many times the last key of each counts, heads, gap. The last case has more
+    // blocks of rows than the GPU runs blocks.
+    for (rows, keys, copies, heads, gap) in [
+        (1, [1, 0], [1, 1], 1, 0),
+        (128, [128, 0], [1, 1], 1, 0),
+        (129, [512, 0], [1, 1], 2, 8),
+        (200, [257, 0], [1, 1], 3, 0),
+        (64, [512, 257], [1, 1], 2, 0),
+        (300, [16, 17], [1, 1], 2, 24),
+        (1000, [145, 400], [1, 1], 3, 0),
+        (70, [1, 0], [512, 1], 1, 0),
+        (131, [16, 257], [497, 1], 2, 8),
+        (96, [96, 97], [417, 2], 2, 0),
+        (140, [65, 128], [448, 3], 1, 0),
+        (77, [128, 257], [385, 1], 2, 0),
+        (65, [129, 0], [384, 1], 1, 0),
+        (5000, [512, 257], [1, 1], 5, 0),
+        (5000, [78, 257], [435, 1], 5, 0),
     ] {
         if quick && rows * heads * keys.iter().sum::<usize>() > 2_000_000 {
             continue;
@@ -46,8 +54,11 @@ pub fn check(card: &Card, quick: bool) -> Result<bool> {
                     Ok((k, Input::random(&stream, [keys, width, gap], BF16, 83 + keys as u64)?))
                 })
                 .collect::<Result<Vec<_>>>()?;
-            let on_gpu: Vec<KeyValue> =
-                sets.iter().map(|(k, v)| KeyValue { k: k.rows(&stream), v: v.rows(&stream) }).collect();
+            let on_gpu: Vec<KeyValue> = sets
+                .iter()
+                .zip(copies)
+                .map(|((k, v), copies)| KeyValue { k: k.rows(&stream), v: v.rows(&stream), copies })
+                .collect();
             let more = with_residual.then(|| residual.rows(&stream));
             let run = || -> Result<Vec<f64>> {
                 let to = Output::new(&stream, [rows, width, gap], BF16)?;
@@ -57,31 +68,29 @@ pub fn check(card: &Card, quick: bool) -> Result<bool> {
             };
             let (given, again) = (run()?, run()?);
             let mut wanted = if with_residual { residual.values.clone() } else { vec![0.0; rows * width] };
-            for (k, v) in &sets {
-                add(
-                    &mut wanted,
-                    &q.values,
-                    &k.values,
-                    &v.values,
-                    [rows, heads, 128],
-                    1.0 / 128f64.sqrt(),
-                    None,
-                );
+            for ((k, v), copies) in sets.iter().zip(copies) {
+                let (k, v) =
+                    (last_repeated(&k.values, width, copies), last_repeated(&v.values, width, copies));
+                add(&mut wanted, &q.values, &k, &v, [rows, heads, 128], 1.0 / 128f64.sqrt(), None);
             }
-            let name = format!("cross {rows} rows, {keys:?} keys, {heads} heads, residual: {with_residual}");
+            let name = format!(
+                "cross {rows} rows, {keys:?} keys, the last {copies:?}, {heads} heads, residual: {with_residual}"
+            );
             good &= verdict(&name, &given, &again, &wanted, 2.0 * LIMIT);
         }
     }
-    // rows, keys, heads, width, bias
-    for (rows, keys, heads, width, biased) in [
-        (1, 1, 1, 8, false),
-        (63, 65, 2, 64, true),
-        (512, 512, 3, 64, true),
-        (257, 257, 2, 80, false),
-        (100, 33, 2, 128, true),
-        (390, 390, 1, 384, false),
+    // rows, keys, heads, width, bias, how many times the last key counts
+    for (rows, keys, heads, width, biased, copies) in [
+        (1, 1, 1, 8, false, 1),
+        (63, 65, 2, 64, true, 1),
+        (512, 512, 3, 64, true, 1),
+        (257, 257, 2, 80, false, 1),
+        (100, 33, 2, 128, true, 1),
+        (390, 390, 1, 384, false, 1),
+        (40, 9, 2, 32, false, 504),
+        (70, 64, 1, 128, false, 449),
     ] {
-        good &= one(&any, &stream, [rows, keys, heads, width], biased)?;
+        good &= one(&any, &stream, [rows, keys, heads, width], biased, copies)?;
     }
     Ok(good)
 }
@@ -92,6 +101,7 @@ fn one(
     stream: &Arc<CudaStream>,
     [rows, keys, heads, width]: [usize; 4],
     biased: bool,
+    copies: usize,
 ) -> Result<bool> {
     let all = heads * width;
     let q = Input::random(stream, [2 * rows, all, 0], BF16, 90)?;
@@ -114,6 +124,7 @@ fn one(
             width,
             batches: 2,
             scale,
+            copies,
         };
         // SAFETY: the buffers have these sizes and live until the output has been read.
         unsafe { any.run(stream, &arguments)? };
@@ -124,11 +135,19 @@ fn one(
     for batch in 0..2 {
         let part = |x: &[f64], rows: usize| x[batch * rows * all..][..rows * all].to_vec();
         let to = &mut wanted[batch * rows * all..][..rows * all];
-        let (q, k, v) = (part(&q.values, rows), part(&k.values, keys), part(&v.values, keys));
+        let repeated = |x: &Input| last_repeated(&part(&x.values, keys), all, copies);
+        let (q, k, v) = (part(&q.values, rows), repeated(&k), repeated(&v));
         add(to, &q, &k, &v, [rows, heads, width], f64::from(scale), biased.then_some(&bias.values[..]));
     }
-    let name = format!("any {rows} rows, {keys} keys, {heads} heads of {width}, bias: {biased}");
+    let name =
+        format!("any {rows} rows, {keys} keys, the last {copies}, {heads} heads of {width}, bias: {biased}");
     Ok(verdict(&name, &given, &again, &wanted, LIMIT))
+}
+
+/// Returns rows of `width` with the last one as often as it counts.
+fn last_repeated(rows: &[f64], width: usize, copies: usize) -> Vec<f64> {
+    let last = &rows[rows.len() - width..];
+    [rows, &last.repeat(copies - 1)].concat()
 }
 
 /// Adds attention in f64.
@@ -180,11 +199,17 @@ pub fn time(card: &Card) -> Result<()> {
     let report =
         |name: &str, flop: f64, ms: f32| println!("{name:32}{ms:9.3}{:9.0}", flop / f64::from(ms) / 1e9);
     let (q, to) = (Rows::dense(input, rows, 5120), Rows::dense(output, rows, 5120));
-    let set = |keys| KeyValue { k: Rows::dense(input, keys, 5120), v: Rows::dense(input, keys, 5120) };
+    let set = |keys| KeyValue::new(Rows::dense(input, keys, 5120), Rows::dense(input, keys, 5120));
+    let prompt = |keys| KeyValue { copies: 512 - keys, ..set(keys) };
     for (name, sets) in [
         ("cross, 512 keys", &[set(512)][..]),
         ("cross, 257 keys", &[set(257)]),
         ("cross, both", &[set(512), set(257)]),
+        ("cross, a prompt of 60", &[prompt(61)]),
+        ("cross, of 77", &[prompt(78)]),
+        ("cross, of 60, and 257 keys", &[prompt(61), set(257)]),
+        ("cross, of 77, and 257 keys", &[prompt(78), set(257)]),
+        ("cross, of 200, and 257 keys", &[prompt(201), set(257)]),
     ] {
         // SAFETY: the buffers have these sizes and outlive the waits in `median`.
         let ms = median_of(&stream, (to.address, rows * 5120 * 2), || unsafe {
@@ -213,6 +238,7 @@ pub fn time(card: &Card) -> Result<()> {
             width,
             batches,
             scale: 0.1,
+            copies: 1,
         };
         let written = (output.rows.address, 2 * batches * rows * heads * width);
         // SAFETY: as above.

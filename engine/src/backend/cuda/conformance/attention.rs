@@ -18,7 +18,9 @@ pub(super) fn check(check: &Check) -> Result<()> {
     let cuda = check.open(&Options { long_context: 100, ..Options::default() })?;
     let both = Both::new(check, &cuda, IN_BF16);
     let case = |rows, sets, width| Case { rows, sets, heads: 2, width, kind: AttentionKind::Exact };
-    let (one, biased) = (|keys| Set { keys, bias: false }, |keys| Set { keys, bias: true });
+    let one = |keys| Set { keys, bias: false, copies: 1 };
+    let (biased, prompt) =
+        (|keys| Set { bias: true, ..one(keys) }, |keys| Set { copies: 512 - keys, ..one(keys) });
     for (keys, width) in [(1, 128), (77, 128), (130, 128), (9, 16), (77, 80), (70, 384)] {
         for sets in [
             vec![one(keys)],
@@ -26,6 +28,8 @@ pub(super) fn check(check: &Check) -> Result<()> {
             vec![one(5), one(keys)],
             vec![one(keys), one(5)],
             vec![one(5), biased(keys)],
+            vec![prompt(keys), one(5)],
+            vec![one(5), prompt(keys)],
         ] {
             attention(&both, "attention, bf16", &case(67, sets, width), ATTENTION)?;
         }
@@ -51,6 +55,8 @@ pub(super) fn check(check: &Check) -> Result<()> {
 struct Set {
     keys: usize,
     bias: bool,
+    /// How many times the last key counts.
+    copies: usize,
 }
 
 struct Case {
@@ -68,11 +74,13 @@ fn attention(both: &Both<'_>, operation: &'static str, case: &Case, tolerance: f
     let made = sets.iter().zip(2..).map(|(set, seed)| {
         let of_keys = |seed| both.noise(&[set.keys, features], seed);
         let bias = set.bias.then(|| both.noise(&[heads, rows + set.keys - 1], 30 + seed)).transpose()?;
-        Ok((of_keys(seed)?, of_keys(10 + seed)?, bias))
+        Ok((of_keys(seed)?, of_keys(10 + seed)?, bias, set.copies))
     });
     let made = made.collect::<Result<Vec<_>>>()?;
     let y = attend(both, &q, &made, heads, kind)?;
-    let sets = sets.iter().map(|s| format!("{}{}", s.keys, if s.bias { " with a bias" } else { "" }));
+    let sets = sets.iter().map(|s| {
+        format!("{}{}, the last {} times", s.keys, if s.bias { " with a bias" } else { "" }, s.copies)
+    });
     let sets = sets.collect::<Vec<_>>().join(" and ");
     both.compare(operation, format!("{rows} rows, keys {sets}, {heads} heads of {width}"), &y, tolerance)
 }
@@ -80,18 +88,28 @@ fn attention(both: &Both<'_>, operation: &'static str, case: &Case, tolerance: f
 fn attend(
     both: &Both<'_>,
     q: &Pair,
-    sets: &[(Pair, Pair, Option<Pair>)],
+    sets: &[(Pair, Pair, Option<Pair>, usize)],
     heads: usize,
     kind: AttentionKind,
 ) -> Result<Pair> {
     let scale = (q.cpu.dims()[1] as f64 / heads as f64).powf(-0.5);
     let on_cpu: Vec<_> = sets
         .iter()
-        .map(|(k, v, bias)| KeyValue { k: &k.cpu, v: &v.cpu, bias: bias.as_ref().map(|b| &b.cpu) })
+        .map(|&(ref k, ref v, ref bias, copies)| KeyValue {
+            k: &k.cpu,
+            v: &v.cpu,
+            bias: bias.as_ref().map(|b| &b.cpu),
+            copies,
+        })
         .collect();
     let on_cuda: Vec<_> = sets
         .iter()
-        .map(|(k, v, bias)| KeyValue { k: &k.cuda, v: &v.cuda, bias: bias.as_ref().map(|b| &b.cuda) })
+        .map(|&(ref k, ref v, ref bias, copies)| KeyValue {
+            k: &k.cuda,
+            v: &v.cuda,
+            bias: bias.as_ref().map(|b| &b.cuda),
+            copies,
+        })
         .collect();
     Ok(Pair {
         cpu: both.cpu.attention(&Attention { q: &q.cpu, sets: &on_cpu, heads, scale, kind })?,
@@ -146,7 +164,7 @@ fn with_projections(both: &Both<'_>) -> Result<()> {
     let [q, k, v] = both.cpu.project(Input::Plain(&x.cpu), &layer.cpu, &cpu)?;
     let [q_, k_, v_] = both.cuda.project(Input::Plain(&x.cuda), &layer.cuda, &cuda)?;
     let pair = |cpu, cuda| Pair { cpu, cuda };
-    let sets = [(pair(k, k_), pair(v, v_), None)];
+    let sets = [(pair(k, k_), pair(v, v_), None, 1)];
     let y = attend(both, &pair(q, q_), &sets, heads, AttentionKind::Exact)?;
     both.compare("attention, bf16", "self-attention with its projections", &y, 2.0 * ATTENTION)
 }
