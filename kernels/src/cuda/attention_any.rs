@@ -163,7 +163,7 @@ fn check(a: &AnyAttentionArguments) -> Result<usize, Error> {
         return refuse(KERNEL, "heads", format!("{} heads, {} batches", a.heads, a.batches));
     }
     if a.copies == 0 {
-        return refuse(KERNEL, "copies", "the last key is there 0 times".into());
+        return refuse(KERNEL, "copies", "the last key counts 0 times");
     }
     let (rows, keys) = (a.q.rows.rows, a.k.rows.rows);
     let residual = a.residual.map(|r| ("residual", r, rows));

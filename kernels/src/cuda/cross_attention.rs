@@ -120,7 +120,7 @@ impl CrossAttention {
             set.k.check(KERNEL, "k", width)?;
             set.v.check(KERNEL, "v", width)?;
             if set.copies == 0 {
-                return refuse(KERNEL, "copies", "the last key is there 0 times".into());
+                return refuse(KERNEL, "copies", "the last key counts 0 times");
             }
             if set.k.rows != set.v.rows {
                 return refuse(KERNEL, "v", format!("{} rows instead of {}", set.v.rows, set.k.rows));

@@ -172,6 +172,7 @@ impl ConvOps for Cuda {
             width: channels,
             batches: frames,
             scale: (1.0 / (channels as f64).sqrt()) as f32,
+            copies: 1,
         };
         // SAFETY: the tensors have these extents; the order of the stream keeps them.
         kernel(unsafe { gpu.any_attention.run(&gpu.stream, &arguments) })?;
