@@ -64,3 +64,6 @@ impl<'a, B: Backend> Branches<'a, B> {
         Ok(velocities)
     }
 }
+
+#[cfg(test)]
+mod tests;
