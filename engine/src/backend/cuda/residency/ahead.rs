@@ -15,10 +15,12 @@ impl Network {
         }
     }
 
-    /// Enqueues the copies of the groups that follow, until one would have to go where another is needed sooner.
+    /// Enqueues the copies of the groups that follow. One that would have to go where another is needed sooner waits; groups
+    /// after it that have a place go before it, one at a time, so that it finds at most one copy under way when its own place
+    /// is free.
     fn look_ahead(&self, state: &mut State, group: usize) -> Result<()> {
         let following = state.following(group);
-        let mut copies = 0;
+        let (mut copies, mut most) = (0, AHEAD);
         for (distance, &next) in following.iter().enumerate() {
             let member = &state.groups[next];
             if member.there {
@@ -30,22 +32,20 @@ impl Network {
             }
             let Some(slot) = member.home.and_then(|home| state.slots.get(&home)) else { break };
             if let Some(holder) = slot.holder {
-                if state.groups[holder].entered > 0 {
-                    // What is around a network is left last, and what follows need not wait for that.
-                    if state.is_around(next) {
-                        continue;
+                let needed = &state.groups[holder];
+                if needed.entered > 0 || (needed.there && following[..distance].contains(&holder)) {
+                    // What is around a network is left last: nothing is in a hurry after it.
+                    if !state.is_around(next) {
+                        most = 1;
                     }
-                    break;
+                    continue;
                 }
-                if state.groups[holder].there && following[..distance].contains(&holder) {
-                    break;
-                }
+            }
+            if copies >= most {
+                break;
             }
             self.bring(state, next)?;
             copies += 1;
-            if copies == AHEAD {
-                break;
-            }
         }
         Ok(())
     }

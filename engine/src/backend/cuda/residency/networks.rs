@@ -110,6 +110,22 @@ impl Networks {
     }
 }
 
+#[cfg(test)]
+impl Networks {
+    /// Returns how many groups that stay while a network works are on the device, or on their way.
+    pub fn there(&self, name: &str) -> usize {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = known.networks.iter().filter_map(Weak::upgrade);
+        let there = |network: Arc<Network>| {
+            let state = network.state();
+            let lane = state.lanes.iter().find(|lane| lane.name == name)?;
+            let leading = lane.order.iter().take(state.leading.len());
+            Some(leading.filter(|group| state.groups[**group].there).count())
+        };
+        all.find_map(there).unwrap_or_default()
+    }
+}
+
 impl State {
     /// Sets what is to be on the device from the next computation on. A job that ended before its turn leaves nothing to be
     /// expected.

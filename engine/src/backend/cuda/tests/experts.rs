@@ -1,12 +1,13 @@
 //! Two transformers that take turns: the video is the same wherever their weights are, and only what must is copied.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::super::residency::{Layout, Traffic};
 use super::{Cuda, Options};
 use crate::image::Picture;
 use crate::pipeline::{Job, Pipeline};
-use crate::progress::Quiet;
+use crate::progress::{Observer, Progress, Quiet};
 use crate::synth::{Family, Size, cut};
 use crate::weights::made_up_lora;
 use animd_protocol::messages::{Pictures, Report};
@@ -15,8 +16,8 @@ use animd_protocol::profile::{Place, Profile};
 use animd_protocol::recipe::{ExpertName, Recipe};
 use animd_protocol::request::{self, Request, Settings};
 
-/// The blocks of each transformer: more than there are slots, and an odd number.
-const BLOCKS: usize = 3;
+/// The blocks of each transformer: more than stay and there are slots, and an odd number.
+const BLOCKS: usize = 5;
 /// What is around them moves, too.
 const GROUPS: usize = BLOCKS + 1;
 
@@ -115,6 +116,51 @@ fn two_transformers_give_the_same_video_wherever_they_are() {
             assert!(traffic.brought >= 2 * (4 * BLOCKS - slots) && traffic.late <= 2, "{what}: {traffic:?}");
         }
     }
+}
+
+/// Counts the blocks of the first transformer before which some of the second one's have come.
+struct Watch {
+    b: Cuda,
+    blocks: AtomicUsize,
+    /// The count when the first transformer's turn was over.
+    in_time: AtomicUsize,
+}
+
+impl Observer for Watch {
+    fn progress(&self, progress: &Progress) {
+        if progress.step == 1 {
+            let _ = self.in_time.compare_exchange(
+                0,
+                self.blocks.load(Ordering::Relaxed),
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+        }
+    }
+
+    fn canceled(&self) -> bool {
+        if self.b.networks.there(ExpertName::LowNoise.network()) > 0 {
+            self.blocks.fetch_add(1, Ordering::Relaxed);
+        }
+        false
+    }
+}
+
+/// The blocks of the second transformer that stay come while the first one's last forward leaves their place, and not only when
+/// the blocks that pass through are over.
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+fn blocks_that_pass_through_keep_no_others_from_coming() {
+    let (job, resident) = (job(1), 2);
+    let mut scene = Scene::new(Some(layout(resident, 0, 2)));
+    scene.run(&job);
+    assert_eq!(scene.b.networks.there(ExpertName::LowNoise.network()), 0);
+    let watch = Watch { b: scene.b.clone(), blocks: AtomicUsize::new(0), in_time: AtomicUsize::new(0) };
+    let dir = tempfile::tempdir().expect("a folder");
+    scene.pipeline.run(&job, &dir.path().join("out.mp4"), &Pictures::default(), &watch).expect("a video");
+    let before = watch.in_time.into_inner();
+    assert!(before >= BLOCKS - 2, "only before {before} of {BLOCKS} blocks");
+    assert_eq!(scene.run(&job).0, Scene::new(None).run(&job).0);
 }
 
 #[test]
