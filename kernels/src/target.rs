@@ -16,8 +16,8 @@ pub enum Family {
 /// and in 8 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Support {
-    /// The kernels for matrix products in bf16, convolutions and attention. 8-bit attention computes P V in e4m3 with
-    /// `Wgmma`, in int8 with `MmaSync`. Products in int8 are those of the folder `sm80` on every card.
+    /// The kernels for matrix products in bf16 and int8, convolutions and attention. 8-bit attention computes P V in e4m3
+    /// with `Wgmma`, in int8 with `MmaSync`.
     pub family: Family,
     /// Whether there are matrix products in e4m3, and rows can be written as e4m3.
     pub e4m3: bool,

@@ -536,15 +536,19 @@ fn a_plan_says_what_fits() {
     assert!(output.status.success() && text.contains("32760 tokens") && text.contains("fits"), "{text}");
     // What does not stay on a card passes through it; that, too, needs room.
     assert!(plan(&["--size", "480p", "--profile", "h200", "--vram", "24GB"]).status.success());
+    let dir = tempfile::tempdir().unwrap();
+    let own = include_str!("../../configs/h100.toml").replace("\ndit = \"int8\"", "\ndit = \"fp8\"");
+    std::fs::write(dir.path().join("own.toml"), own.replace("name = \"h100\"", "name = \"own\"")).unwrap();
+    let in_fp8 = dir.path().join("own.toml").to_string_lossy().into_owned();
     for (args, words) in [
         (&["--size", "480p", "--vram", "8GB"][..], &["needs", " GiB weights + ", "can be used: "][..]),
         (&["--size", "16384x16384", "--frames", "4093"], &["16384x16384 with 4093 frames needs", " fits"]),
         (&["--gpu", "rtx3060", "--host-memory", "8GB"], &["of the machine's memory", "can be used"]),
-        (&["--gpu", "rtx3090", "--profile", "h100"], &["`fp8`", "8.6", "int8"]),
+        (&["--gpu", "rtx3090", "--profile", &in_fp8], &["`fp8`", "8.6", "int8"]),
     ] {
         let output = plan(args);
         // A profile that the card cannot run is a wrong setting; too little memory is not.
-        let code = if args.contains(&"h100") { 2 } else { 1 };
+        let code = if args.contains(&&*in_fp8) { 2 } else { 1 };
         assert_eq!(output.status.code(), Some(code), "{args:?}");
         assert!(words.iter().all(|w| stderr(&output).contains(w)), "{}", stderr(&output));
     }
@@ -577,8 +581,17 @@ fn a_plan_says_what_fits() {
     assert_eq!((&said["profile"], &said["plan"]["tokens"]), (&"mine".into(), &24.into()));
     assert_eq!(said["plan"]["forwards"]["computed"], 80);
 
+    // What changes nothing is said, and what the family cannot do is refused as `generate` does.
+    let remark = "there are no steps of `steps_base`, so `guidance_base` changed nothing";
+    let idle = ["--family", "wan22", "--guidance-base", "2"];
+    let output = plan(&[&idle[..], &["--json"]].concat());
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(said["remarks"], serde_json::json!([remark]));
+    assert!(String::from_utf8_lossy(&plan(&idle).stdout).contains(remark));
+
     for (args, code, words) in [
         (&["--profile", "h2000"][..], 2, &["h2000", "h200"][..]),
+        (&["--steps-base", "2"], 2, &["has one transformer", "`steps_base`"]),
         (&["--model", "/nonexistent"], 1, &["/nonexistent"]),
         (&["--frames", "80"], 2, &["`frames` must be 4n+1"]),
     ] {

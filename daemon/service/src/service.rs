@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,8 +39,12 @@ use crate::watch::Folders;
 /// The ledger's file in the state folder.
 pub const LEDGER: &str = "ledger.db";
 
-/// How long the service waits for the state folder's lock.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// The file in the state folder that a running service has locked.
+const LOCK: &str = "lock";
+
+/// How long the service waits for the state folder's lock and for its name on the bus, which one that has just ended may still
+/// have.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The parts of the service, connected with each other.
 pub struct Parts {
@@ -134,12 +139,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Result<()> {
     let user = sources.user;
     let Loaded { config, files, .. } = loaded;
     let folders = config.folders.clone();
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&folders.state)
-        .map_err(Error::file("create", &folders.state))?;
-    let _lock = lock(&folders.state)?;
+    let _lock = alone(&folders.state, user).await?;
     let ledger_file = folders.state.join(LEDGER);
     let explain = |e| damage::explain(&ledger_file, e);
     let parts = Parts::new(config, sources).map_err(explain)?;
@@ -248,14 +248,28 @@ pub fn restore_ledger(config: &Config) -> Result<String> {
     damage::restore(&state.join(LEDGER))
 }
 
+/// Makes the state folder, if it is not there, and returns its lock. A service that is not alone is refused before it has made
+/// anything, because what it makes would be left behind.
+async fn alone(state: &Path, user: bool) -> Result<fs::File> {
+    let there = state.join(LOCK).exists();
+    let locked = there.then(|| lock(state)).transpose()?;
+    bus::check_name(user, PATIENCE).await?;
+    if let Some(locked) = locked {
+        return Ok(locked);
+    }
+    let mut folder = fs::DirBuilder::new();
+    folder.recursive(true).mode(0o700).create(state).map_err(Error::file("create", state))?;
+    lock(state)
+}
+
 /// Locks the state folder, so that only one service uses it.
-fn lock(state: &std::path::Path) -> Result<fs::File> {
-    let path = state.join("lock");
+fn lock(state: &Path) -> Result<fs::File> {
+    let path = state.join(LOCK);
     let file = open_private(&path).map_err(Error::file("open", &path))?;
     // A service that was killed while it started a program has left a child that holds the lock until it ends.
     let start = Instant::now();
     let mut locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-    while locked == Err(Errno::WOULDBLOCK) && start.elapsed() < LOCK_PATIENCE {
+    while locked == Err(Errno::WOULDBLOCK) && start.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(50));
         locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
     }

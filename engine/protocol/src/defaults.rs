@@ -9,6 +9,9 @@ pub const NEGATIVE_PROMPT: &str = "镜头晃动，色调艳丽，过曝，静态
 最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，\
 手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走";
 
+/// The multiprocessors of an H200 or H100 SXM, whose CUDA noise a seed gives unless a job says otherwise.
+pub const NOISE_MULTIPROCESSORS: u32 = 132;
+
 /// The negative prompt that Wan2.1 first-and-last-frame was released with: the one of image-to-video, and no cuts.
 fn negative_prompt_flf2v() -> String {
     format!("镜头切换，{NEGATIVE_PROMPT}")
@@ -60,6 +63,11 @@ pub struct Defaults {
 }
 
 impl Defaults {
+    /// Returns whether a negative prompt is the one that some family was released with, which a job has that names none.
+    pub fn is_negative_prompt(prompt: &str) -> bool {
+        prompt == NEGATIVE_PROMPT || prompt == negative_prompt_flf2v() || prompt == negative_prompt_wan22()
+    }
+
     /// Returns the defaults that Wan2.1 image-to-video was released with, and those of its step-distilled variants.
     pub fn wan21_i2v() -> Self {
         Self {

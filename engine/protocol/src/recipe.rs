@@ -4,6 +4,8 @@
 //! Everything that handles a model (plans, profiles, progress, loading, inspection) iterates over its recipe. Another
 //! family is another value of the same type.
 
+mod remarks;
+
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
@@ -396,46 +398,6 @@ impl Recipe {
         if self.guidance(expert, request) == 1.0 { 1 } else { 2 }
     }
 
-    /// Returns what a user should know of a request that the family supports, if there is anything.
-    pub fn remark(&self, request: &Request) -> Option<String> {
-        self.remark_on_low(request).or_else(|| self.remark_on_ratios(request))
-    }
-
-    /// Says which settings of a request have no meaning for a family with one transformer.
-    fn remark_on_low(&self, request: &Request) -> Option<String> {
-        let given = [
-            ("steps_high", request.steps_high.is_some()),
-            ("sampler_low", request.sampler_low.is_some()),
-            ("shift_low", request.shift_low.is_some()),
-            ("guidance_low", request.guidance_low.is_some()),
-            ("guidance_base", request.guidance_base.is_some()),
-        ];
-        let names: Vec<String> =
-            given.into_iter().filter(|(_, given)| *given).map(|(name, _)| format!("`{name}`")).collect();
-        (self.experts.len() < 2 && !names.is_empty())
-            .then(|| format!("{} has one transformer, so {} changed nothing", self.family, names.join(", ")))
-    }
-
-    #[expect(clippy::float_cmp, reason = "the published schedule has exactly this shift")]
-    fn remark_on_ratios(&self, request: &Request) -> Option<String> {
-        let ratios = self.step_caches.magcache_by_forward.as_ref()?;
-        let published = request.steps as usize == ratios[0].len()
-            && request.shift == *self.defaults.shift.of(request.size)
-            && request.steps_high.is_none()
-            && request.steps_base() == 0
-            && request.shift_low.is_none_or(|low| low == request.shift);
-        (request.step_cache == StepCache::Magcache && !published).then(|| {
-            format!(
-                "the ratios by which MagCache skips forwards were measured at {} steps with a shift of {}, and not for {} steps \
-                 with a shift of {}: compare a video with one that was made without a step cache",
-                ratios[0].len(),
-                self.defaults.shift.of(request.size),
-                request.total_steps(),
-                request.shift
-            )
-        })
-    }
-
     /// Refuses settings that the family does not support.
     ///
     /// # Errors
@@ -456,8 +418,21 @@ impl Recipe {
             )));
         }
         self.check_last_frame(request)?;
+        self.check_sampler_low(request)?;
         self.check_base(request)?;
         self.check_levels(request)
+    }
+
+    /// Refuses a sampler of few steps beside one of many for a family with one transformer: the number of steps is that of both,
+    /// and one of them computes nothing.
+    fn check_sampler_low(&self, request: &Request) -> Result<(), InvalidSetting> {
+        if self.experts.len() >= BASE || !request.is_mixed() {
+            return Ok(());
+        }
+        Err(InvalidSetting(format!(
+            "{} has one transformer, and `sampler_low` is for models with two, such as Wan2.2-I2V-A14B; leave `sampler_low` out",
+            self.family
+        )))
     }
 
     /// Refuses steps before the others that the high-noise transformer does not compute.

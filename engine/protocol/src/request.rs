@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::InvalidSetting;
-use crate::defaults::Defaults;
+use crate::defaults::{Defaults, NOISE_MULTIPROCESSORS};
 use crate::lora::{self, LoraChoice};
 use crate::model_file::check_name;
 use crate::ranges;
@@ -60,6 +60,20 @@ pub enum StepCache {
     TeacacheRet,
     /// `MagCache`.
     Magcache,
+}
+
+impl StepCache {
+    /// All of them.
+    const ALL: [Self; 4] = [Self::None, Self::Teacache, Self::TeacacheRet, Self::Magcache];
+
+    /// Returns the default of the step cache's threshold; 0 without a step cache.
+    fn threshold(self) -> f64 {
+        match self {
+            Self::None => 0.0,
+            Self::Teacache | Self::TeacacheRet => 0.2,
+            Self::Magcache => 0.12,
+        }
+    }
 }
 
 /// The random number generator that the initial noise matches.
@@ -240,7 +254,8 @@ pub struct Request {
     pub guidance_base: Option<f64>,
     /// The step cache.
     pub step_cache: StepCache,
-    /// The step cache's threshold; 0 without a step cache.
+    /// The step cache's threshold; without a step cache it has no meaning, and is 0 unless somebody gave another one
+    /// than the defaults.
     pub step_cache_threshold: f64,
     /// The generator that the initial noise matches.
     pub noise: Noise,
@@ -309,6 +324,7 @@ impl Settings {
     ///
     /// # Errors
     /// Returns an [`InvalidSetting`] that names every value that is out of its range or conflicts with another one.
+    #[expect(clippy::float_cmp, reason = "a default is recognised by being the same number")]
     pub fn resolve_for(
         self,
         defaults: &Defaults,
@@ -328,11 +344,10 @@ impl Settings {
         let (last, looped) = (self.last.unwrap_or_default(), self.looped.unwrap_or_default());
         let shift = defaults.last_frame_shift.filter(|_| looped || !last.is_empty()).unwrap_or(shift);
         let step_cache = self.step_cache.unwrap_or_default();
-        let threshold = match step_cache {
-            StepCache::None => 0.0,
-            StepCache::Teacache | StepCache::TeacacheRet => self.step_cache_threshold.unwrap_or(0.2),
-            StepCache::Magcache => self.step_cache_threshold.unwrap_or(0.12),
-        };
+        // Without a step cache, the threshold of a configuration that only says what the default is has nothing to tell.
+        let is_default = |threshold: &f64| StepCache::ALL.iter().any(|cache| cache.threshold() == *threshold);
+        let threshold =
+            self.step_cache_threshold.filter(|given| step_cache != StepCache::None || !is_default(given));
         let request = Request {
             model: self.model,
             lora: self.lora.unwrap_or_default(),
@@ -362,9 +377,9 @@ impl Settings {
             guidance_low: self.guidance_low,
             guidance_base: self.guidance_base,
             step_cache,
-            step_cache_threshold: threshold,
+            step_cache_threshold: threshold.unwrap_or(step_cache.threshold()),
             noise: self.noise.unwrap_or_default(),
-            noise_multiprocessors: self.noise_multiprocessors.unwrap_or(132),
+            noise_multiprocessors: self.noise_multiprocessors.unwrap_or(NOISE_MULTIPROCESSORS),
             tiling: self.tiling.unwrap_or_default(),
         };
         request.check()?;
@@ -470,6 +485,11 @@ impl Request {
             ));
         }
         Ok(())
+    }
+
+    /// Returns whether one of the samplers takes few steps and the other one many.
+    pub fn is_mixed(&self) -> bool {
+        self.sampler_low.is_some_and(|low| low.is_distilled() != self.sampler.is_distilled())
     }
 
     /// Returns the number of steps before the others, which are computed without the `LoRAs`.

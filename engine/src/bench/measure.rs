@@ -184,7 +184,7 @@ fn file() -> PathBuf {
 fn writer(job: &Job) -> Result<VideoWriter> {
     let (width, height) = (job.width() as u32, job.height() as u32);
     let (fps, quality) = (job.request.fps, job.request.quality);
-    VideoWriter::create(&file(), &VideoOptions { width, height, fps, quality, metadata: "{}".into() })
+    VideoWriter::create(&file(), &VideoOptions { width, height, fps, quality, metadata: Some("{}".into()) })
 }
 
 /// Returns a frame of soft waves that move.

@@ -28,6 +28,8 @@ pub enum Row {
     Distill,
     /// The DiT's matrices in int8, self-attention in 8 bits; 40 steps with guidance
     Int8,
+    /// The same with `MagCache`
+    Int8Magcache,
     /// The four steps of a step-distilled model in int8
     Int8Distill,
     /// The two transformers of Wan2.2 in bf16, attention too; 40 steps with guidance, as in the next two
@@ -36,8 +38,14 @@ pub enum Row {
     Wan22Fp8Exact,
     /// The two transformers of Wan2.2, with matrices in fp8 and self-attention in 8 bits
     Wan22Fp8,
-    /// The four steps of a step-distilled Wan2.2, two by each transformer
+    /// The two transformers of Wan2.2, with matrices in int8 and self-attention in 8 bits
+    Wan22Int8,
+    /// The four steps of a step-distilled Wan2.2 in fp8, two by each transformer
     Wan22Distill,
+    /// The same in int8
+    #[value(name = "wan22-int8-distill")]
+    #[serde(rename = "wan22-int8-distill")]
+    Wan22Int8Distill,
 }
 
 impl Row {
@@ -46,7 +54,7 @@ impl Row {
         [Self::Bf16Exact, Self::Bf16EightBit, Self::Fp8, Self::Fp8Teacache, Self::Fp8Magcache, Self::Distill];
 
     /// The rows that are measured by default where a profile has the DiT in int8.
-    pub const USUAL_IN_INT8: [Self; 2] = [Self::Int8, Self::Int8Distill];
+    pub const USUAL_IN_INT8: [Self; 3] = [Self::Int8, Self::Int8Magcache, Self::Int8Distill];
 
     /// Returns the row's name in options, tables and JSON.
     pub fn name(self) -> &'static str {
@@ -59,18 +67,26 @@ impl Row {
             Self::Fp8Magcache => "fp8-magcache",
             Self::Distill => "distill",
             Self::Int8 => "int8",
+            Self::Int8Magcache => "int8-magcache",
             Self::Int8Distill => "int8-distill",
             Self::Wan22Bf16Exact => "wan22-bf16-exact",
             Self::Wan22Fp8Exact => "wan22-fp8-exact",
             Self::Wan22Fp8 => "wan22-fp8",
+            Self::Wan22Int8 => "wan22-int8",
             Self::Wan22Distill => "wan22-distill",
+            Self::Wan22Int8Distill => "wan22-int8-distill",
         }
     }
 
     /// Returns the family of the models that the row is of.
     pub fn family(self) -> Family {
         match self {
-            Self::Wan22Bf16Exact | Self::Wan22Fp8Exact | Self::Wan22Fp8 | Self::Wan22Distill => Family::Wan22,
+            Self::Wan22Bf16Exact
+            | Self::Wan22Fp8Exact
+            | Self::Wan22Fp8
+            | Self::Wan22Int8
+            | Self::Wan22Distill
+            | Self::Wan22Int8Distill => Family::Wan22,
             _ => Family::Wan21,
         }
     }
@@ -87,7 +103,11 @@ impl Row {
             | Self::Wan22Fp8Exact
             | Self::Wan22Fp8
             | Self::Wan22Distill => Precision::Fp8,
-            Self::Int8 | Self::Int8Distill => Precision::Int8,
+            Self::Int8
+            | Self::Int8Magcache
+            | Self::Int8Distill
+            | Self::Wan22Int8
+            | Self::Wan22Int8Distill => Precision::Int8,
         }
     }
 
@@ -110,9 +130,11 @@ impl Row {
     /// Returns the settings of the row's job, apart from size, frames and tiling.
     pub fn settings(self) -> Settings {
         let (sampler, step_cache) = match self {
-            Self::Distill | Self::Int8Distill | Self::Wan22Distill => (Sampler::Distill, StepCache::None),
+            Self::Distill | Self::Int8Distill | Self::Wan22Distill | Self::Wan22Int8Distill => {
+                (Sampler::Distill, StepCache::None)
+            }
             Self::Fp8Teacache => (Sampler::Unipc, StepCache::Teacache),
-            Self::Fp8Magcache => (Sampler::Unipc, StepCache::Magcache),
+            Self::Fp8Magcache | Self::Int8Magcache => (Sampler::Unipc, StepCache::Magcache),
             _ => (Sampler::Unipc, StepCache::None),
         };
         Settings { sampler: Some(sampler), step_cache: Some(step_cache), ..Settings::default() }

@@ -70,7 +70,7 @@ pub struct Bench {
     /// Write all figures as JSON into this file, too
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// What to measure [default: those of Wan2.1 in bf16 and fp8, but `fp8-exact`; with a profile in int8 `int8,int8-distill`]
+    /// What to measure [default: those of Wan2.1 in bf16 and fp8, but `fp8-exact`; with a profile in int8 `int8,int8-magcache,int8-distill`]
     #[arg(long, value_name = "NAMES", value_enum, value_delimiter = ',')]
     rows: Vec<Row>,
     /// `480p`, here exactly 832x480, `720p`, 1280x720, or `WIDTHxHEIGHT`

@@ -68,6 +68,8 @@ impl PlanArgs {
         };
         let settings = Settings::from(self.settings).or(profile.settings.clone());
         let whole = settings.resolve_for(&recipe.defaults, || 0)?;
+        recipe.check(&whole)?;
+        let remarks = recipe.remarks(&whole);
         let (parts, request) = (whole.parts().len(), whole.largest_part());
         // The picture has the shape of the area.
         let size = match request.size {
@@ -89,7 +91,7 @@ impl PlanArgs {
             print_json(&serde_json::json!({
                 "profile": profile.name, "gpu": gpu.as_ref().map(|card| &card.name), "request": whole, "parts": parts,
                 "plan": plan, "needed": plan.memory.total() + setup.reserve, "fits": fits, "refused": refused,
-                "prediction": prediction,
+                "prediction": prediction, "remarks": remarks,
             }))?;
         } else {
             print(&format!("profile {}\n{plan}", profile.name))?;
@@ -98,6 +100,9 @@ impl PlanArgs {
             }
             if let Some(prediction) = &prediction {
                 print(&format!("\n{prediction}"))?;
+            }
+            for remark in &remarks {
+                print(&format!("note: {remark}"))?;
             }
             if let Some((free, true)) = free.zip(fits) {
                 let (reserve, free) = (gib(setup.reserve), gib(free));

@@ -21,14 +21,14 @@ use super::{print, print_json};
 #[command(after_help = "\
 Examples:
   animd-engine prepare ~/models/Wan2.1-I2V-14B-480P                    for this machine's GPU
-  animd-engine prepare ~/models/Wan2.1-I2V-14B-480P --precision int8   for another machine's
+  animd-engine prepare ~/models/Wan2.1-I2V-14B-480P --precision int8   for any machine's
   animd-engine prepare ~/models/distilled/dit.safetensors --json       a DiT in a file of its own")]
 pub struct Prepare {
     /// The model's folder as downloaded, its model file, or a DiT's folder or file
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// The precision of the profiles that will read the copy: `fp8` for those of Hopper cards (H100, H200), `int8` for all
-    /// other cards' [default: that of the profile for this machine's GPU]
+    /// The precision of the profile that will read the copy, which is `int8` in all that come with animd [default: that of the
+    /// profile for this machine's GPU]
     #[arg(long, value_name = "int8|fp8", value_parser = precision)]
     precision: Option<Precision>,
     #[command(flatten)]
@@ -84,8 +84,8 @@ fn precision(text: &str) -> std::result::Result<Precision, String> {
 fn precision_here() -> Result<Precision> {
     let unknown = |why: &str| {
         Error::Setting(format!(
-            "which precision this machine needs is not known: {why}; add `--precision fp8` for a Hopper card (H100, \
-             H200), or `--precision int8` for any other"
+            "which precision this machine needs is not known: {why}; add `--precision int8`, which \
+             the profiles have that come with animd, or `--precision fp8` for one of your own"
         ))
     };
     #[cfg(feature = "cuda")]

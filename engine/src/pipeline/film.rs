@@ -100,7 +100,8 @@ impl<B: Backend> Pipeline<B> {
         let store = PartStore::open(&parts.map_or_else(own, |dir| Ok(dir.to_owned()))?)?;
         let made = self.parts_of(film, &store, pictures, observer).and_then(|reports| {
             let videos: Vec<PathBuf> = (0..count).map(|index| store.video(index)).collect();
-            let bytes = video::join_parts(&videos, out, &self.metadata(&film.request)?, observer)?;
+            let metadata = self.metadata(&film.request, observer)?;
+            let bytes = video::join_parts(&videos, out, &metadata, observer)?;
             store.place_stills(pictures);
             Ok(sum(&film.request, reports, bytes))
         });

@@ -289,6 +289,7 @@ impl<B: Backend> Pipeline<B> {
         let request = &job.request;
         let (width, height) = (job.width(), job.height());
         self.check(job)?;
+        self.sources.adapters.identity.check()?;
         // The peak of an earlier job that failed must not count for this one.
         self.peak_gpu();
         let mut clock = Clock::start(observer, request.total_steps(), self.costs(job));
@@ -299,16 +300,18 @@ impl<B: Backend> Pipeline<B> {
                 height: height as u32,
                 fps: request.fps,
                 quality: request.quality,
-                metadata: self.metadata(request)?,
+                metadata: None,
             },
         )?;
 
-        let remarks = self.recipe().remark(request).into_iter().chain(exchange::remark(request));
+        let remarks = self.recipe().remarks(request).into_iter().chain(exchange::remark(request));
         let mut notes: Vec<String> = remarks.collect();
         let tile = self.plan(job).tile;
         let preview = pictures.preview.as_deref();
         let Denoised { latents, plan, mut outputs } =
             self.latents(job, tile, preview, &mut notes, &mut clock)?;
+        // The hashes of the model's own LoRAs, which are in the metadata, were computed beside all of this.
+        writer.describe(&self.metadata(request, observer)?)?;
         let parts = self.parts()?;
         let (forwards_computed, forwards_skipped) = plan.forwards();
 
@@ -354,7 +357,7 @@ impl<B: Backend> Pipeline<B> {
             seconds,
             steps,
             peak_gpu_bytes: self.peak_gpu(),
-            model_loras: self.sources.adapters.identity.get()?.to_vec(),
+            model_loras: self.sources.adapters.identity.get(observer)?.to_vec(),
             notes: self.take_notes(),
             ..Report::default()
         };
@@ -379,6 +382,7 @@ impl<B: Backend> Pipeline<B> {
         let mut previews = Previews::new(preview, colours);
         self.load(Component::Dit, clock)?;
         drop(ahead);
+        self.sources.adapters.identity.check()?;
         let parts = self.parts()?;
         clock.stage(Stage::Denoise)?;
         let (latents, plan) =
@@ -440,8 +444,8 @@ impl<B: Backend> Pipeline<B> {
         Ok(Conditioning { y: vae::condition(backend, &latents, last.is_some())?, embeddings, outputs })
     }
 
-    /// Returns the settings that made the video, for its metadata.
-    fn metadata(&mut self, request: &Request) -> Result<String> {
+    /// Returns the settings that made the video, for its metadata; waits for the hashes of the model's own `LoRA`s.
+    fn metadata(&mut self, request: &Request, observer: &dyn Observer) -> Result<String> {
         let mut metadata = serde_json::json!({
             "program": "animd",
             "version": env!("CARGO_PKG_VERSION"),
@@ -454,7 +458,7 @@ impl<B: Backend> Pipeline<B> {
         if let Some(about) = self.about() {
             metadata["about"] = about.into();
         }
-        let own = self.sources.adapters.identity.get()?;
+        let own = self.sources.adapters.identity.get(observer)?;
         if !own.is_empty() {
             metadata["model_loras"] = serde_json::json!(own);
         }

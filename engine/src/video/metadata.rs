@@ -1,19 +1,17 @@
-//! The file's tags, which `ffmpeg` gets as a file in memory: every user of the machine can read a command line.
+//! The file's tags, which `ffmpeg` gets as a file in memory or through a pipe: every user of the machine can read a command line.
 
 use std::fs::File;
-use std::io::{Seek, Write};
+use std::io::{ErrorKind, PipeWriter, Seek, Write, pipe};
+use std::os::fd::OwnedFd;
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::pipe::{fcntl_getpipe_size, fcntl_setpipe_size};
 
 use crate::{Error, Result};
 
 /// Returns a file in memory in ffmpeg's metadata format, with `comment` as its only tag.
 pub fn file(comment: &str) -> Result<File> {
-    // In some versions of ffmpeg a backslash at the end of a value joins it with the next line, even if it is escaped.
-    if comment.contains('\0') || comment.ends_with('\\') {
-        return Err(Error::Internal("a video's metadata has a zero byte, or a backslash at its end".into()));
-    }
-    let text = format!(";FFMETADATA1\ncomment={}\n", escape(comment));
+    let text = text(comment)?;
     let write = || -> std::io::Result<File> {
         let mut file = File::from(memfd_create("animd-metadata", MemfdFlags::CLOEXEC)?);
         file.write_all(text.as_bytes())?;
@@ -21,6 +19,48 @@ pub fn file(comment: &str) -> Result<File> {
         Ok(file)
     };
     write().map_err(|e| Error::Output(format!("cannot keep the video's metadata in memory: {e}")))
+}
+
+/// The end of a pipe at which the metadata is written, once it is known. `ffmpeg` waits for it at the other end.
+pub struct Awaited(PipeWriter);
+
+/// Returns a pipe that stands for the file of [`file`] while its comment is not known: what `ffmpeg` reads, and what the comment
+/// is written to.
+pub fn awaited() -> Result<(File, Awaited)> {
+    let (reader, writer) = pipe().map_err(|e| not_sent(&e))?;
+    Ok((File::from(OwnedFd::from(reader)), Awaited(writer)))
+}
+
+impl Awaited {
+    /// Writes the file with `comment` as its only tag, all of it at once. An `ffmpeg` that has ended is no error: it is known by
+    /// its exit status.
+    pub fn write(mut self, comment: &str) -> Result<()> {
+        let text = text(comment)?;
+        // All of it must fit, because ffmpeg may wait for the first frame before it reads this.
+        let mut write = || -> std::io::Result<()> {
+            if fcntl_getpipe_size(&self.0)? < text.len() {
+                fcntl_setpipe_size(&self.0, text.len())?;
+            }
+            self.0.write_all(text.as_bytes())
+        };
+        match write() {
+            Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(not_sent(&e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn not_sent(e: &std::io::Error) -> Error {
+    Error::Output(format!("cannot hand the video's metadata to the encoder: {e}"))
+}
+
+/// Returns the content of a metadata file.
+fn text(comment: &str) -> Result<String> {
+    // In some versions of ffmpeg a backslash at the end of a value joins it with the next line, even if it is escaped.
+    if comment.contains('\0') || comment.ends_with('\\') {
+        return Err(Error::Internal("a video's metadata has a zero byte, or a backslash at its end".into()));
+    }
+    Ok(format!(";FFMETADATA1\ncomment={}\n", escape(comment)))
 }
 
 /// Escapes each character that would end or split a value with a backslash.

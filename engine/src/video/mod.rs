@@ -20,6 +20,8 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::{Error, Result};
 
+use metadata::Awaited;
+
 pub use join::join_parts;
 pub use place::{part_path, place};
 
@@ -39,8 +41,8 @@ pub struct VideoOptions {
     /// x264's constant rate factor, 0 to 51. Browsers and hardware decoders do not play the profile that 0 selects.
     pub quality: u32,
     /// How the video was made, as JSON: the file's `comment`. It must not contain zero bytes or end with a backslash;
-    /// JSON does neither.
-    pub metadata: String,
+    /// JSON does neither. Without it, [`VideoWriter::describe`] gives it before the first frame.
+    pub metadata: Option<String>,
 }
 
 impl VideoOptions {
@@ -82,6 +84,8 @@ pub struct VideoWriter {
     frames: u64,
     /// A descriptor of the encoder's process, which ends it if need be.
     process: OwnedFd,
+    /// Where the metadata goes; `None` once the encoder has it.
+    metadata: Option<Awaited>,
     /// The feeding thread; `None` once the encoder has all frames or has failed.
     feed: Option<Feed>,
     finished: bool,
@@ -104,7 +108,10 @@ impl VideoWriter {
 
     fn with_program(program: &OsStr, part: &Path, options: &VideoOptions) -> Result<Self> {
         options.check()?;
-        let metadata = metadata::file(&options.metadata)?;
+        let (metadata, awaited) = match &options.metadata {
+            Some(known) => (metadata::file(known)?, None),
+            None => metadata::awaited().map(|(read, write)| (read, Some(write)))?,
+        };
         // The file is never written through an existing file or link: other users may be able to write to the folder.
         match std::fs::remove_file(part) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -125,6 +132,7 @@ impl VideoWriter {
                 frame_bytes: options.frame_bytes(),
                 frames: 0,
                 process,
+                metadata: awaited,
                 feed: Some(feed),
                 finished: false,
             }),
@@ -166,13 +174,28 @@ impl VideoWriter {
         }
     }
 
+    /// Gives the encoder the metadata that its options did not have, as [`VideoOptions::metadata`] would. The encoder is started
+    /// without it, so that it is ready when the first frame is.
+    ///
+    /// # Errors
+    /// `Output` if the pipe to the encoder fails; `Internal` for what cannot be metadata, or if the encoder has some.
+    pub fn describe(&mut self, metadata: &str) -> Result<()> {
+        match self.metadata.take() {
+            Some(awaited) => awaited.write(metadata),
+            None => Err(Error::Internal("a video has its metadata already".into())),
+        }
+    }
+
     /// Queues frames, `[n, height, width, 3]` in RGB, 8 bits each. Waits only if the encoder is far behind.
     ///
     /// # Errors
-    /// `Output` if the encoder has failed; no more frames can be written then.
+    /// `Output` if the encoder has failed; no more frames can be written then. `Internal` if the encoder waits for its metadata.
     pub fn write(&mut self, frames: &[u8]) -> Result<()> {
         if !frames.len().is_multiple_of(self.frame_bytes) {
             return Err(Error::Internal(format!("{} bytes are no whole frames", frames.len())));
+        }
+        if self.metadata.is_some() {
+            return Err(Error::Internal("a video's frames come before its metadata".into()));
         }
         for frame in frames.chunks_exact(self.frame_bytes) {
             let feed = self.feed.as_ref().ok_or_else(no_reason)?;

@@ -11,7 +11,7 @@ const WIDTH: u32 = 96;
 const HEIGHT: u32 = 64;
 
 fn options() -> VideoOptions {
-    VideoOptions { width: WIDTH, height: HEIGHT, fps: 16, quality: 18, metadata: "{}".into() }
+    VideoOptions { width: WIDTH, height: HEIGHT, fps: 16, quality: 18, metadata: Some("{}".into()) }
 }
 
 fn folder() -> TempDir {
@@ -191,12 +191,46 @@ fn metadata_comes_back_exactly() -> Result<()> {
     let prompt = "镜头=晃动;#色调\\n\n\r\n[STREAM]\ntitle=x\t'\"%{}\u{1f431} \\\\ ".repeat(300);
     assert!(prompt.len() > 16 * 1024);
     for text in [prompt.clone(), serde_json::json!({"prompt": prompt, "seed": i64::MAX}).to_string()] {
-        write(&path, &VideoOptions { metadata: text.clone(), ..options() }, &clip(1))?;
+        write(&path, &VideoOptions { metadata: Some(text.clone()), ..options() }, &clip(1))?;
         let info = probe(&path, &["-show_entries", "format_tags:stream_tags:chapters"]);
         assert_eq!(info["format"]["tags"]["comment"], text);
         assert!(info["format"]["tags"].get("title").is_none());
         assert!(info["chapters"].as_array().is_none_or(Vec::is_empty));
     }
+    Ok(())
+}
+
+#[test]
+fn metadata_can_come_after_the_start_of_the_encoder() -> Result<()> {
+    let folder = folder();
+    let path = folder.path().join("a.mp4");
+    let later = VideoOptions { metadata: None, ..options() };
+    // The second one is more than a pipe holds unless it is told to.
+    for text in ["{}".to_owned(), "a; =\\b".repeat(40 << 10)] {
+        let mut writer = VideoWriter::create(&path, &later)?;
+        assert!(writer.write(&clip(1)).is_err(), "frames before the metadata");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        writer.describe(&text)?;
+        assert!(writer.describe(&text).is_err(), "metadata twice");
+        writer.write(&clip(5))?;
+        writer.finish()?;
+        let info = probe(&path, &["-show_entries", "format_tags"]);
+        assert_eq!(info["format"]["tags"]["comment"], text);
+    }
+    // What cannot be written ends nothing but this video, and one without metadata leaves no file.
+    let mut writer = VideoWriter::create(&path, &later)?;
+    assert!(writer.describe("a\\").is_err());
+    drop(writer);
+    drop(VideoWriter::create(&path, &later)?);
+    assert!(!path.exists());
+    // An encoder that has ended is known by its last words.
+    let program = stand_in(&folder, "echo nothing works >&2; exit 3");
+    let mut writer = VideoWriter::with_program(program.as_os_str(), &path, &later)?;
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    writer.describe(&"x".repeat(300 << 10))?;
+    let error = writer.write(&clip(100)).and_then(|()| writer.finish()).expect_err("it has ended");
+    assert!(error.to_string().contains("it said: nothing works"), "{error}");
+    assert!(!path.exists());
     Ok(())
 }
 
@@ -207,7 +241,7 @@ fn private_words_are_not_on_the_command_line() -> Result<()> {
     let script = format!("tr '\\0' ' ' </proc/$$/cmdline >'{}'; exec ffmpeg \"$@\"", seen.display());
     let program = stand_in(&folder, &script);
     let path = folder.path().join("secret-name.mp4");
-    let secret = VideoOptions { metadata: "{\"prompt\": \"secret\"}".into(), ..options() };
+    let secret = VideoOptions { metadata: Some("{\"prompt\": \"secret\"}".into()), ..options() };
     let mut writer = VideoWriter::with_program(program.as_os_str(), &path, &secret)?;
     writer.write(&clip(1))?;
     writer.finish()?;
@@ -394,7 +428,7 @@ fn nonsense_is_refused() -> Result<()> {
         VideoOptions { height: 0, ..options() },
         VideoOptions { fps: 0, ..options() },
         VideoOptions { quality: 52, ..options() },
-        VideoOptions { metadata: "\0".into(), ..options() },
+        VideoOptions { metadata: Some("\0".into()), ..options() },
     ] {
         assert!(VideoWriter::create(&path, &options).is_err());
         assert!(!path.exists());

@@ -68,6 +68,9 @@ struct Raw<__nv_bfloat16> {
     using Four = uint2;
 };
 
+__device__ __forceinline__ float in_f32(float sum) { return sum; }
+__device__ __forceinline__ float in_f32(int sum) { return __int2float_rn(sum); }
+
 // Applies the channel norm to the two rows that a thread shares with three others: x becomes (x + bias) * factor of the
 // row.
 template <int kSums>
@@ -113,9 +116,9 @@ __device__ __forceinline__ void prefetch_residual(
 
 // Writes 16 rows of a tile, from row `first` on, that a warp has as accumulators: 4j, 4j + 1 are columns 8j + 2 (lane % 4)
 // and the next of row lane / 4, and 4j + 2, 4j + 3 are these columns of the row 8 below.
-template <class Shape, EpilogueKind kKind, class Output, class Problem, class Place>
+template <class Shape, EpilogueKind kKind, class Output, class Problem, class Place, class Sum>
 __device__ __forceinline__ void finish(
-    const Problem& problem, const Place& place, const Epilogue& e, float (&sum)[Shape::kSums], int first,
+    const Problem& problem, const Place& place, const Epilogue& e, Sum (&sum)[Shape::kSums], int first,
     uint32_t chunk, int lane) {
     constexpr int kChunk = Shape::kChunk;
     constexpr int kLanes = kChunk / 4;          // threads of a row
@@ -176,7 +179,7 @@ __device__ __forceinline__ void finish(
                 // 16-byte units of a row trade places, so that neither writing nor reading meets a bank twice.
                 const int unit = (2 * j + lane % 4 / 2) ^ (2 * at & (kLanes - 1));
                 const int i = (c * (kChunk / 8) + j) * 4 + 2 * r;
-                store_shared(chunk + at * kChunk * 4 + unit * 16 + lane % 2 * 8, make_float2(sum[i], sum[i + 1]));
+                store_shared(chunk + at * kChunk * 4 + unit * 16 + lane % 2 * 8, make_float2(in_f32(sum[i]), in_f32(sum[i + 1])));
             }
         }
         __syncwarp();

@@ -177,6 +177,8 @@ __device__ __forceinline__ void hold_until_known(float sum, uint32_t address) {
 #define HOPPER_F68(r) HOPPER_F64(r),"+f"(r[64]),"+f"(r[65]),"+f"(r[66]),"+f"(r[67])
 #define HOPPER_R8(r, i) "+r"(r[i]),"+r"(r[i+1]),"+r"(r[i+2]),"+r"(r[i+3]),"+r"(r[i+4]),"+r"(r[i+5]),"+r"(r[i+6]),"+r"(r[i+7])
 #define HOPPER_R48(r) HOPPER_R8(r,0),HOPPER_R8(r,8),HOPPER_R8(r,16),HOPPER_R8(r,24),HOPPER_R8(r,32),HOPPER_R8(r,40)
+#define HOPPER_R96(r) HOPPER_R48(r),HOPPER_R8(r,48),HOPPER_R8(r,56),HOPPER_R8(r,64),HOPPER_R8(r,72),HOPPER_R8(r,80),HOPPER_R8(r,88)
+#define HOPPER_R128(r) HOPPER_R96(r),HOPPER_R8(r,96),HOPPER_R8(r,104),HOPPER_R8(r,112),HOPPER_R8(r,120)
 #define HOPPER_D48 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define HOPPER_D64 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define HOPPER_D68 HOPPER_D64 ",%64,%65,%66,%67"
@@ -212,6 +214,15 @@ __device__ __forceinline__ void mma_s8(int (&d)[48], uint64_t a, uint64_t b, boo
         "{ .reg .pred p; setp.ne.b32 p, %50, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n96k32.s32.s8.s8 {" HOPPER_D48 "}, %48, %49, p; }"
         : HOPPER_R48(d)
+        : "l"(a), "l"(b), "r"(int(accumulate)));
+}
+
+// d (64 x 256, s32) = a (64 x 32, s8, shared, rows) * b (32 x 256, s8, shared, columns) + (accumulate ? d : 0)
+__device__ __forceinline__ void mma_s8(int (&d)[128], uint64_t a, uint64_t b, bool accumulate) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %130, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" HOPPER_D128 "}, %128, %129, p; }"
+        : HOPPER_R128(d)
         : "l"(a), "l"(b), "r"(int(accumulate)));
 }
 

@@ -183,11 +183,8 @@ __device__ __forceinline__ void run(const Operands& o, const gemm::Epilogue& epi
     // After the last barrier no thread reads or fills the slots: they become room for the epilogue.
 #pragma unroll
     for (int part = 0; part < kWarpTile / 16; part++) {
-        float values[kWarpTile / 2];
-#pragma unroll
-        for (int i = 0; i < kWarpTile / 2; i++) values[i] = __int2float_rn(sum[part][i]);
         gemm::finish<WarpShape, kKind, Output>(WarpProblem{o}, WarpPlace{row + warp_row, column + warp_column}, epilogue,
-                                                 values, part * 16, base + warp * WarpShape::kWarpBytes, lane);
+                                                 sum[part], part * 16, base + warp * WarpShape::kWarpBytes, lane);
     }
 }
 

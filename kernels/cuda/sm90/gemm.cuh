@@ -30,10 +30,23 @@ using namespace hopper;
 
 constexpr int kConsumers = 2;
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-constexpr uint32_t kRowBytes = 128;  // of a tile: 64 bf16 or 128 e4m3
+constexpr uint32_t kRowBytes = 128;  // of a tile: 64 bf16, 128 e4m3 or s8
 constexpr uint32_t kGroupBytes = 8 * kRowBytes;
 constexpr uint32_t kStepBytes = 32;  // along K of one instruction
 constexpr uint32_t kMaxShared = 232448;
+
+// What is multiplied, and what it is summed up in.
+enum Operand { kBf16, kE4m3, kS8 };
+template <Operand kOperand>
+struct SumOf {
+    using Type = float;
+};
+template <>
+struct SumOf<kS8> {
+    using Type = int;  // exact up to 133,000 products
+};
+template <class Shape, Operand kOperand>
+using Sums = typename SumOf<kOperand>::Type[Shape::kParts][Shape::kSums];
 
 // kParts: products of 64 rows that a warpgroup keeps. kLead: how many blocks of K must have come before the second
 // warpgroup starts its first tile. It was meant to keep their epilogues apart, which it does not do: see NOTES.md.
@@ -99,19 +112,21 @@ __device__ __forceinline__ void release(uint32_t empty, int thread) {
     }
 }
 
-template <class Shape, bool kBf16, int kSteps>
-__device__ __forceinline__ void multiply_steps(
-    float (&sum)[Shape::kParts][Shape::kSums], uint64_t a, uint64_t b, bool accumulate) {
+template <class Shape, Operand kOperand, int kSteps>
+__device__ __forceinline__ void multiply_steps(Sums<Shape, kOperand>& sum, uint64_t a, uint64_t b, bool accumulate) {
     mma_fence();
 #pragma unroll
     for (int step = 0; step < kSteps; step++) {
 #pragma unroll
         for (int part = 0; part < Shape::kParts; part++) {
             const uint64_t from = a + ((part * 64 * kRowBytes + step * kStepBytes) >> 4);
-            if constexpr (kBf16)
-                mma_bf16(sum[part], from, b + ((step * kStepBytes) >> 4), accumulate || step != 0);
+            const uint64_t with = b + ((step * kStepBytes) >> 4);
+            if constexpr (kOperand == kBf16)
+                mma_bf16(sum[part], from, with, accumulate || step != 0);
+            else if constexpr (kOperand == kE4m3)
+                mma_e4m3(sum[part], from, with, accumulate || step != 0);
             else
-                mma_e4m3(sum[part], from, b + ((step * kStepBytes) >> 4), accumulate || step != 0);
+                mma_s8(sum[part], from, with, accumulate || step != 0);
         }
     }
     mma_commit();
@@ -119,28 +134,27 @@ __device__ __forceinline__ void multiply_steps(
 
 // Multiplies one block of K in shared memory as one group: by `steps` instructions along K. There is no branch between
 // the instructions of a group, because ptxas would make each wait for the one before.
-template <class Shape, bool kBf16>
-__device__ __forceinline__ void multiply(
-    float (&sum)[Shape::kParts][Shape::kSums], uint64_t a, uint64_t b, int steps, bool accumulate) {
+template <class Shape, Operand kOperand>
+__device__ __forceinline__ void multiply(Sums<Shape, kOperand>& sum, uint64_t a, uint64_t b, int steps, bool accumulate) {
     if (steps == 4)
-        multiply_steps<Shape, kBf16, 4>(sum, a, b, accumulate);
+        multiply_steps<Shape, kOperand, 4>(sum, a, b, accumulate);
     else if (steps == 2)
-        multiply_steps<Shape, kBf16, 2>(sum, a, b, accumulate);
+        multiply_steps<Shape, kOperand, 2>(sum, a, b, accumulate);
     else
-        multiply_steps<Shape, kBf16, 1>(sum, a, b, accumulate);
+        multiply_steps<Shape, kOperand, 1>(sum, a, b, accumulate);
 }
 
-template <class Shape>
-__device__ __forceinline__ void pin_all(float (&sum)[Shape::kParts][Shape::kSums]) {
+template <class Shape, class Sum>
+__device__ __forceinline__ void pin_all(Sum (&sum)[Shape::kParts][Shape::kSums]) {
 #pragma unroll
     for (int part = 0; part < Shape::kParts; part++) pin(sum[part]);
 }
 
 // Adds a tile's products straight to `sum`. Two blocks of K are in flight: the one before is released when the
 // next has been enqueued.
-template <class Shape, bool kBf16, class Problem, class Place>
+template <class Shape, Operand kOperand, class Problem, class Place>
 __device__ __forceinline__ void accumulate_in_place(
-    const Problem& problem, const Place& place, float (&sum)[Shape::kParts][Shape::kSums], uint64_t a, uint64_t b,
+    const Problem& problem, const Place& place, Sums<Shape, kOperand>& sum, uint64_t a, uint64_t b,
     const Barriers& barriers, Ring<Shape::kStages>& ring, int thread) {
     constexpr uint32_t kStageStep = Shape::kStageBytes >> 4;
     int before = 0;
@@ -148,8 +162,8 @@ __device__ __forceinline__ void accumulate_in_place(
     for (int block = 0; block < place.blocks; block++) {
         barrier_wait(barriers.full(ring.stage), ring.parity);
         pin_all<Shape>(sum);
-        multiply<Shape, kBf16>(sum, a + ring.stage * kStageStep, b + ring.stage * kStageStep, problem.steps(cursor),
-                               block != 0);
+        multiply<Shape, kOperand>(sum, a + ring.stage * kStageStep, b + ring.stage * kStageStep, problem.steps(cursor),
+                                  block != 0);
         problem.next(cursor);
         if (block > 0) {
             mma_wait<1>();
@@ -165,7 +179,7 @@ __device__ __forceinline__ void accumulate_in_place(
 
 // Adds a tile's products like `accumulate_in_place`, but adds each block of K to `sum` in f32 by ordinary additions:
 // the tensor cores keep only some 14 bits of a sum of e4m3 products.
-template <class Shape, bool kBf16, class Problem, class Place>
+template <class Shape, Operand kOperand, class Problem, class Place>
 __device__ __forceinline__ void accumulate_apart(
     const Problem& problem, const Place& place, float (&sum)[Shape::kParts][Shape::kSums], uint64_t a, uint64_t b,
     const Barriers& barriers, Ring<Shape::kStages>& ring, int thread) {
@@ -179,8 +193,8 @@ __device__ __forceinline__ void accumulate_apart(
     for (int block = 0; block < place.blocks; block++) {
         barrier_wait(barriers.full(ring.stage), ring.parity);
         pin_all<Shape>(some);
-        multiply<Shape, kBf16>(some, a + ring.stage * kStageStep, b + ring.stage * kStageStep, problem.steps(cursor),
-                               false);
+        multiply<Shape, kOperand>(some, a + ring.stage * kStageStep, b + ring.stage * kStageStep, problem.steps(cursor),
+                                  false);
         problem.next(cursor);
         mma_wait<0>();
         pin_all<Shape>(some);
@@ -193,8 +207,8 @@ __device__ __forceinline__ void accumulate_apart(
     }
 }
 
-// Runs a kernel. kBf16: operands are bf16, otherwise e4m3. kApart: see accumulate_apart. Output: bf16 or float.
-template <class Shape, bool kBf16, bool kApart, EpilogueKind kKind, class Output, class Problem>
+// Runs a kernel. kApart: see accumulate_apart. Output: bf16 or float.
+template <class Shape, Operand kOperand, bool kApart, EpilogueKind kKind, class Output, class Problem>
 __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epilogue) {
     const uint32_t base = (dynamic_shared() + 1023) & ~1023u;
     const Barriers barriers{base + Shape::kBarrierOffset};
@@ -245,7 +259,7 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
         const uint32_t chunk = base + Shape::kChunkOffset + (consumer * 4 + warp) * Shape::kWarpBytes;
         Ring<Shape::kStages> ring;
 
-        float sum[Shape::kParts][Shape::kSums];
+        Sums<Shape, kOperand> sum;
         if (Shape::kLead > 0 && consumer == 1 && cluster < problem.tiles()) {
             const int lead = min(Shape::kLead, problem.place(cluster, rank).blocks - 1);
             barrier_wait(barriers.full(lead), 0);
@@ -277,9 +291,9 @@ __device__ __forceinline__ void run(const Problem& problem, const Epilogue& epil
                 }
             }
             if constexpr (kApart)
-                accumulate_apart<Shape, kBf16>(problem, place, sum, a, b, barriers, ring, thread);
+                accumulate_apart<Shape, kOperand>(problem, place, sum, a, b, barriers, ring, thread);
             else
-                accumulate_in_place<Shape, kBf16>(problem, place, sum, a, b, barriers, ring, thread);
+                accumulate_in_place<Shape, kOperand>(problem, place, sum, a, b, barriers, ring, thread);
             if constexpr (Problem::kMatrix) {
                 static_assert(Shape::kParts == 1, "rows are those of one part");
                 if (whole) {

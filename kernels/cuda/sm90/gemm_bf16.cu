@@ -2,5 +2,5 @@
 #include "gemm_problem.cuh"
 
 using Wide = gemm::Shape<1, 256, 2>;
-GEMM_KERNELS(gemm_bf16, Wide, true, false)
-GEMM_KERNEL(gemm_bf16_squared, Wide, true, false, kSquared, __nv_bfloat16)
+GEMM_KERNELS(gemm_bf16, Wide, kBf16, false)
+GEMM_KERNEL(gemm_bf16_squared, Wide, kBf16, false, kSquared, __nv_bfloat16)

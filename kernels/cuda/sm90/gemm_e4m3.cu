@@ -3,4 +3,4 @@
 #include "gemm_problem.cuh"
 
 using Narrow = gemm::Shape<1, 128, 2, 0>;
-GEMM_KERNELS(gemm_e4m3, Narrow, false, true)
+GEMM_KERNELS(gemm_e4m3, Narrow, kE4m3, true)

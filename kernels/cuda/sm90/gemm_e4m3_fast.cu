@@ -2,5 +2,5 @@
 #include "gemm_problem.cuh"
 
 using Wide = gemm::Shape<1, 256, 2>;
-GEMM_KERNELS(gemm_e4m3_fast, Wide, false, false)
-GEMM_KERNEL(gemm_e4m3_fast_squared, Wide, false, false, kSquared, __nv_bfloat16)
+GEMM_KERNELS(gemm_e4m3_fast, Wide, kE4m3, false)
+GEMM_KERNEL(gemm_e4m3_fast_squared, Wide, kE4m3, false, kSquared, __nv_bfloat16)

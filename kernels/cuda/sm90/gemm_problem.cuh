@@ -63,17 +63,17 @@ struct Product {
 
 // Defines a kernel. a is [rows, K], b [columns, K], K contiguous, through maps as Product says; grid: as many blocks as
 // fit the GPU, a multiple of the cluster; 384 threads. Columns and all strides are multiples of 8.
-#define GEMM_KERNEL(NAME, SHAPE, BF16, APART, ENDING, OUTPUT)                                                               \
+#define GEMM_KERNEL(NAME, SHAPE, OPERAND, APART, ENDING, OUTPUT)                                                    \
     extern "C" __global__ void __cluster_dims__(SHAPE::kCluster, 1, 1) __launch_bounds__(gemm::kThreads, 1)         \
         NAME(const __grid_constant__ CUtensorMap a_map, const __grid_constant__ CUtensorMap b_map,                  \
              const __grid_constant__ gemm::Epilogue epilogue, int rows, int columns, int blocks) {                  \
-        const gemm::Product<SHAPE, BF16 ? 2 : 1> product{a_map, b_map, rows, columns, blocks};                      \
-        gemm::run<SHAPE, BF16, APART, gemm::ENDING, OUTPUT>(product, epilogue);                                     \
+        const gemm::Product<SHAPE, gemm::OPERAND == gemm::kBf16 ? 2 : 1> product{a_map, b_map, rows, columns, blocks}; \
+        gemm::run<SHAPE, gemm::OPERAND, APART, gemm::ENDING, OUTPUT>(product, epilogue);                            \
     }
 
 // Defines the kernels of both epilogues for both outputs.
-#define GEMM_KERNELS(NAME, SHAPE, BF16, APART)                              \
-    GEMM_KERNEL(NAME, SHAPE, BF16, APART, kPlain, __nv_bfloat16)            \
-    GEMM_KERNEL(NAME##_f32, SHAPE, BF16, APART, kPlain, float)              \
-    GEMM_KERNEL(NAME##_activated, SHAPE, BF16, APART, kActivated, __nv_bfloat16) \
-    GEMM_KERNEL(NAME##_activated_f32, SHAPE, BF16, APART, kActivated, float)
+#define GEMM_KERNELS(NAME, SHAPE, OPERAND, APART)                                   \
+    GEMM_KERNEL(NAME, SHAPE, OPERAND, APART, kPlain, __nv_bfloat16)                 \
+    GEMM_KERNEL(NAME##_f32, SHAPE, OPERAND, APART, kPlain, float)                   \
+    GEMM_KERNEL(NAME##_activated, SHAPE, OPERAND, APART, kActivated, __nv_bfloat16) \
+    GEMM_KERNEL(NAME##_activated_f32, SHAPE, OPERAND, APART, kActivated, float)

@@ -66,9 +66,9 @@ __device__ __forceinline__ void trade(uint32_t (&word)[4], int lane) {
 // Writes 16 rows of all columns of a tile that a warp has as accumulators: 4j, 4j + 1 are columns 8j + 2 (lane % 4) and the
 // next of the first of a thread's rows, and 4j + 2, 4j + 3 are these columns of the second. There are neither gates nor
 // a residual. With kSquared it also writes the sums of squares of the rows.
-template <class Shape, EpilogueKind kKind, bool kScaled, class Output>
+template <class Shape, EpilogueKind kKind, bool kScaled, class Output, class Sum>
 __device__ __forceinline__ void finish_whole(
-    const Epilogue& e, const float (&sum)[Shape::kSums], const TwoRows& rows, int first,
+    const Epilogue& e, const Sum (&sum)[Shape::kSums], const TwoRows& rows, int first,
     const ColumnVectors<Shape::kColumns>& vectors, int lane) {
     constexpr bool kWide = sizeof(Output) == 4;
     constexpr int kGroup = 4;  // eights of columns at once: as many as a row has threads
@@ -94,8 +94,8 @@ __device__ __forceinline__ void finish_whole(
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 const float row_scale = kScaled ? rows.scale[r] : 1.f;
-                x[j][2 * r] = fmaf(sum[4 * i + 2 * r] * row_scale, scale.x, bias.x);
-                x[j][2 * r + 1] = fmaf(sum[4 * i + 2 * r + 1] * row_scale, scale.y, bias.y);
+                x[j][2 * r] = fmaf(in_f32(sum[4 * i + 2 * r]) * row_scale, scale.x, bias.x);
+                x[j][2 * r + 1] = fmaf(in_f32(sum[4 * i + 2 * r + 1]) * row_scale, scale.y, bias.y);
             }
         }
         if constexpr (kKind == kActivated) activate(x, e.activation);

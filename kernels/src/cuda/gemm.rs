@@ -1,88 +1,17 @@
 //! Launchers of matrix products: output = epilogue(A Bᵀ).
 
-use std::sync::OnceLock;
-
 use cudarc::driver::sys::CUdeviceptr;
-use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, PushKernelArg};
 
+use super::epilogue::{Epilogue, Gate, RawEpilogue, Squares};
 use super::module::{fatbin, load, load_all};
 use super::rows::{check_vector, refuse};
 use super::tensor_map::{MapElement, TensorMap};
+use super::tiles::{Int8Shape, ROW_BYTES, Shape, persistent, sync_grid};
 use super::{Card, Element, Error, Rows};
 use crate::{Activation, Family};
 
 const KERNEL: &str = "gemm";
-
-/// Threads of a block of `sm90/gemm.cuh`.
-pub(super) const THREADS: u32 = 384;
-const ROW_BYTES: usize = 128;
-const MAX_SHARED: usize = 232_448;
-
-/// Threads of a block of `sm80/product.cuh`.
-pub(super) const SYNC_THREADS: u32 = 256;
-const SYNC_MAX_SHARED: usize = 101_376;
-
-/// A shape of tiles. For `sm90/gemm.cuh` it is the number of products of 64 rows for each of two warpgroups, the
-/// columns, and the blocks of a cluster; for `sm80/product.cuh` the number of products of 16 rows for each of eight
-/// warps, the columns, and 1.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Shape {
-    pub parts: usize,
-    pub columns: usize,
-    pub cluster: usize,
-}
-
-impl Shape {
-    pub const fn rows(self) -> usize {
-        128 * self.parts
-    }
-
-    /// Returns the dynamic shared memory in bytes, as `sm80/product.cuh` computes it.
-    pub const fn sync_shared_bytes(self) -> u32 {
-        let stage = (self.rows() + self.columns) * ROW_BYTES;
-        let most = SYNC_MAX_SHARED / stage;
-        (stage * if most < 4 { most } else { 4 }) as u32
-    }
-
-    /// Returns the dynamic shared memory in bytes, as `sm90/gemm.cuh` computes it.
-    pub const fn shared_bytes(self) -> u32 {
-        let chunk = if self.columns.is_multiple_of(64) {
-            64
-        } else if self.columns.is_multiple_of(32) {
-            32
-        } else {
-            16
-        };
-        let stage = (self.rows() + self.columns) * ROW_BYTES;
-        let chunks = 8 * 16 * chunk * 4;
-        let most = (MAX_SHARED - chunks - 1024 - 256) / stage;
-        let stages = if most < 6 { most } else { 6 };
-        (stages * stage + chunks + 16 * stages + 1024) as u32
-    }
-}
-
-/// A shape of tiles of int8 products: `Tile` of `sm80/gemm_int8.cuh`.
-#[derive(Clone, Copy, Debug)]
-struct Int8Shape {
-    rows: usize,
-    columns: usize,
-    stages: usize,
-}
-
-impl Int8Shape {
-    /// Returns a grid with a block for each tile, and in it a warp for each 64 x 64 elements of the tile.
-    fn grid(self, rows: usize, columns: usize) -> LaunchConfig {
-        LaunchConfig {
-            grid_dim: ((rows.div_ceil(self.rows) * columns.div_ceil(self.columns)) as u32, 1, 1),
-            block_dim: ((self.rows * self.columns / 128) as u32, 1, 1),
-            shared_mem_bytes: self.shared_bytes(),
-        }
-    }
-
-    const fn shared_bytes(self) -> u32 {
-        ((self.rows + self.columns) * 64 * self.stages) as u32
-    }
-}
 
 const INT8: Int8Shape = Int8Shape { rows: 128, columns: 256, stages: 4 };
 
@@ -145,93 +74,6 @@ impl Operands {
 /// The greatest `inner` of [`Operands::Int8`]: a sum of so many products of 127 and 127 stays within 32 bits.
 pub const MOST_INT8: usize = 131_072;
 
-/// Factors of a product's results.
-#[derive(Clone, Copy, Debug)]
-pub enum Gate {
-    /// For each column, `[columns]` f32.
-    Columns(CUdeviceptr),
-    /// For each element, `[rows, columns]` bf16.
-    Elements(Rows),
-}
-
-/// What follows a product: `residual + gate * activation(A Bᵀ + bias)`.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Epilogue {
-    /// `[columns]` f32.
-    pub bias: Option<CUdeviceptr>,
-    /// The activation; it cannot be combined with `residual`.
-    pub activation: Activation,
-    /// Factors of the activated results.
-    pub gate: Option<Gate>,
-    /// A matrix of the output's type and shape that is added. It may be the output itself.
-    pub residual: Option<Rows>,
-    /// Where the sums of squares of the results go; it cannot be combined with anything but `bias`.
-    pub squares: Option<Squares>,
-}
-
-/// Where a product leaves sums of squares of its results, so that a norm over the rows need not read these first.
-#[derive(Clone, Copy, Debug)]
-pub struct Squares {
-    /// `[rows, tiles]` f32: of each row the sums over its first, second, ... [`Gemm::SQUARED`] columns.
-    pub to: CUdeviceptr,
-    /// How many times so many columns are summed up, from the first column on.
-    pub tiles: usize,
-}
-
-/// The kernels' argument for what follows a product: `gemm::Epilogue` of `epilogue.cuh`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RawEpilogue {
-    pub row_scale: CUdeviceptr,
-    pub column_scale: CUdeviceptr,
-    pub bias: CUdeviceptr,
-    pub gate: CUdeviceptr,
-    pub element_gate: CUdeviceptr,
-    pub gamma: CUdeviceptr,
-    pub residual: CUdeviceptr,
-    pub output: CUdeviceptr,
-    pub squares: CUdeviceptr,
-    pub gate_stride: i64,
-    pub residual_stride: i64,
-    pub output_stride: i64,
-    pub width: i32,
-    pub half_step: i32,
-    pub activation: i32,
-    pub squared: i32,
-}
-
-// SAFETY: plain numbers in the layout of the kernels' structure.
-unsafe impl DeviceRepr for RawEpilogue {}
-
-impl RawEpilogue {
-    /// Returns what follows a matrix product whose rows and columns have scales at these addresses.
-    fn new((row_scale, column_scale): (CUdeviceptr, CUdeviceptr), epilogue: &Epilogue, output: Rows) -> Self {
-        let (gate, element_gate) = match epilogue.gate {
-            Some(Gate::Columns(gate)) => (gate, None),
-            Some(Gate::Elements(gate)) => (0, Some(gate)),
-            None => (0, None),
-        };
-        Self {
-            row_scale,
-            column_scale,
-            bias: epilogue.bias.unwrap_or(0),
-            gate,
-            element_gate: element_gate.map_or(0, |g| g.address),
-            gamma: 0,
-            residual: epilogue.residual.map_or(0, |r| r.address),
-            output: output.address,
-            squares: epilogue.squares.map_or(0, |squares| squares.to),
-            gate_stride: element_gate.map_or(0, |g| g.stride as i64),
-            residual_stride: epilogue.residual.map_or(0, |r| r.stride as i64),
-            output_stride: output.stride as i64,
-            width: i32::MAX,
-            half_step: 0,
-            activation: epilogue.activation as i32,
-            squared: epilogue.squares.map_or(0, |squares| squares.tiles as i32),
-        }
-    }
-}
-
 /// The operands on cards other than Hopper: `sm80::Operands` of `sm80/gemm.cuh`, and `int8::Operands` of
 /// `sm80/gemm_int8.cuh`.
 #[repr(C)]
@@ -267,11 +109,9 @@ pub struct Gemm {
     bf16: [CudaFunction; 4],
     /// The four kernels that add up in f32, then the four fast ones.
     e4m3: Option<[[CudaFunction; 4]; 2]>,
-    /// Loaded when they are first needed: Hopper cards have better ones, and would compile these from PTX.
-    int8: OnceLock<[CudaFunction; 4]>,
-    /// The kernels that leave sums of squares: of bf16, and the fast one of e4m3.
-    squared: Option<[CudaFunction; 2]>,
-    card: Card,
+    int8: [CudaFunction; 4],
+    /// The kernels that leave sums of squares: of bf16, the fast one of e4m3, and of int8.
+    squared: Option<[CudaFunction; 3]>,
     family: Family,
     multiprocessors: usize,
 }
@@ -284,13 +124,14 @@ impl Gemm {
     /// [`Error::Driver`] if the driver cannot load them.
     pub fn load(card: &Card) -> Result<Self, Error> {
         let (support, multiprocessors) = (card.support(), card.multiprocessors()?);
-        let (bf16, e4m3, squared) = match support.family {
+        let (bf16, e4m3, int8, squared) = match support.family {
             Family::Wgmma => (
                 kernels!(card, "sm90", "gemm_bf16", WIDE.shared_bytes())?,
                 Some([
                     kernels!(card, "sm90", "gemm_e4m3", NARROW.shared_bytes())?,
                     kernels!(card, "sm90", "gemm_e4m3_fast", WIDE.shared_bytes())?,
                 ]),
+                kernels!(card, "sm90", "gemm_int8", WIDE.shared_bytes())?,
                 Some([
                     load(card, fatbin!("sm90", "gemm_bf16"), "gemm_bf16_squared", WIDE.shared_bytes())?,
                     load(
@@ -299,6 +140,7 @@ impl Gemm {
                         "gemm_e4m3_fast_squared",
                         WIDE.shared_bytes(),
                     )?,
+                    load(card, fatbin!("sm90", "gemm_int8"), "gemm_int8_squared", WIDE.shared_bytes())?,
                 ]),
             ),
             Family::MmaSync => {
@@ -311,11 +153,11 @@ impl Gemm {
                 } else {
                     None
                 };
-                (kernels!(card, "sm80", "gemm_bf16", shared)?, e4m3, None)
+                let int8 = kernels!(card, "sm80", "gemm_int8", INT8.shared_bytes())?;
+                (kernels!(card, "sm80", "gemm_bf16", shared)?, e4m3, int8, None)
             }
         };
-        let (int8, family) = (OnceLock::new(), support.family);
-        Ok(Self { bf16, e4m3, int8, squared, card: card.clone(), family, multiprocessors })
+        Ok(Self { bf16, e4m3, int8, squared, family: support.family, multiprocessors })
     }
 
     /// Returns whether this GPU has kernels for [`Operands::E4m3`].
@@ -332,21 +174,13 @@ impl Gemm {
     }
 
     fn squared(&self, operands: &Operands) -> Option<&CudaFunction> {
-        let [bf16, fast] = self.squared.as_ref()?;
+        let [bf16, fast, int8] = self.squared.as_ref()?;
         match operands {
             Operands::Bf16 { .. } => Some(bf16),
             Operands::E4m3 { fast: true, .. } => Some(fast),
-            Operands::E4m3 { .. } | Operands::Int8 { .. } => None,
+            Operands::Int8 { .. } => Some(int8),
+            Operands::E4m3 { .. } => None,
         }
-    }
-
-    /// Returns the kernels for [`Operands::Int8`], which every GPU has.
-    fn int8(&self) -> Result<&[CudaFunction; 4], Error> {
-        if let Some(functions) = self.int8.get() {
-            return Ok(functions);
-        }
-        let functions = kernels!(&self.card, "sm80", "gemm_int8", INT8.shared_bytes())?;
-        Ok(self.int8.get_or_init(|| functions))
     }
 
     /// Enqueues `output = epilogue(A Bᵀ)`: `output` is `[rows, columns]` of bf16 or f32, sums run over `inner`
@@ -395,7 +229,7 @@ impl Gemm {
                         format!("{inner} products of int8 are more than {MOST_INT8}"),
                     );
                 }
-                (self.int8()?, WIDE, MapElement::U8, Element::Int8, a, b)
+                (&self.int8, WIDE, MapElement::U8, Element::Int8, a, b)
             }
         };
         let (rows, columns) = (a.rows, b.rows);
@@ -409,7 +243,7 @@ impl Gemm {
                 None => return refuse(KERNEL, "squares", "these operands have no kernel for them"),
             },
         };
-        if self.family == Family::MmaSync || kind == Element::Int8 {
+        if self.family == Family::MmaSync {
             let bytes = |elements: usize| (elements * kind.bytes()) as i64;
             let operands = SyncOperands {
                 a: a.address,
@@ -450,25 +284,6 @@ impl Gemm {
         // SAFETY: the arguments are those of the kernel's signature; the caller vouches for the memory.
         unsafe { launch.launch(persistent(tiles, shape, self.multiprocessors))? };
         Ok(())
-    }
-}
-
-/// Returns a grid with a block for each tile.
-pub(super) fn sync_grid(tiles: usize, shape: Shape) -> LaunchConfig {
-    LaunchConfig {
-        grid_dim: (tiles as u32, 1, 1),
-        block_dim: (SYNC_THREADS, 1, 1),
-        shared_mem_bytes: shape.sync_shared_bytes(),
-    }
-}
-
-/// Returns a grid of whole clusters: one for each tile, but no more than run at once.
-pub(super) fn persistent(tiles: usize, shape: Shape, multiprocessors: usize) -> LaunchConfig {
-    let clusters = tiles.min(multiprocessors / shape.cluster).max(1);
-    LaunchConfig {
-        grid_dim: ((clusters * shape.cluster) as u32, 1, 1),
-        block_dim: (THREADS, 1, 1),
-        shared_mem_bytes: shape.shared_bytes(),
     }
 }
 
@@ -536,6 +351,7 @@ fn check(
 
 #[cfg(test)]
 mod tests {
+    use super::super::tiles::{MAX_SHARED, SYNC_MAX_SHARED};
     use super::*;
 
     #[test]
@@ -558,19 +374,6 @@ mod tests {
         let grid = INT8.grid(129, 264);
         assert_eq!((grid.grid_dim.0, grid.block_dim.0), (4, 256));
         assert!(MOST_INT8 as i64 * 127 * 127 <= i64::from(i32::MAX));
-    }
-
-    #[test]
-    fn the_ending_has_the_kernels_layout() {
-        assert_eq!(size_of::<RawEpilogue>(), 112);
-        assert_eq!(std::mem::offset_of!(RawEpilogue, width), 96);
-    }
-
-    #[test]
-    fn grids_are_whole_clusters() {
-        assert_eq!(persistent(1, WIDE, 132).grid_dim, (2, 1, 1));
-        assert_eq!(persistent(1000, WIDE, 132).grid_dim, (132, 1, 1));
-        assert_eq!(persistent(1000, WIDE, 133).grid_dim, (132, 1, 1));
     }
 
     #[test]

@@ -137,6 +137,31 @@ fn one_service_for_one_ledger() {
     assert!(String::from_utf8_lossy(&second.stderr).contains("another animd works on"));
 }
 
+#[test]
+fn a_service_that_is_not_alone_leaves_nothing_behind() {
+    let house = House::started("");
+    let other = tempfile::tempdir().unwrap();
+    let start = |bus: &str| {
+        let service = std::process::Command::new(program("animd"))
+            .args(["--user", "--state"])
+            .arg(other.path().join("new/state"))
+            .env("HOME", other.path())
+            .env_remove("XDG_CONFIG_HOME")
+            .env_remove("XDG_STATE_HOME")
+            .env("DBUS_SESSION_BUS_ADDRESS", bus)
+            .output()
+            .unwrap();
+        let left: Vec<_> =
+            fs::read_dir(other.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.is_empty(), "{left:?}");
+        (service.status.code(), String::from_utf8_lossy(&service.stderr).into_owned())
+    };
+    let (code, said) = start(house.address());
+    assert!(code == Some(78) && said.contains("another program has the name org.animd.Animd1"), "{said}");
+    let (code, said) = start("unix:path=/nonexistent/bus");
+    assert!(code == Some(1) && said.contains("/nonexistent/bus"), "{said}");
+}
+
 /// Returns the sentence and the code that a picture fails with when the engine does this to its job every time.
 fn fate(words: &str) -> (String, String) {
     let house = House::started("[engine]\nheartbeat_seconds = 5\n[queue]\nattempts = 2\n");

@@ -287,7 +287,10 @@ fn a_name_that_turns_the_text_is_shown_in_its_own_order() {
         assert!(said.contains("202e") && !said.contains('\u{202e}'), "{args:?}: {said}");
     }
     // Programs get the prompt as it was written.
-    assert_eq!(house.json(&["show", "1"])["settings"]["prompt"], format!("a {turned} prompt fail"));
+    let prompt = format!("a {turned} prompt fail");
+    assert_eq!(house.json(&["show", "1"])["settings"]["prompt"], prompt);
+    let csv = says(&house, &["export", "--csv"]);
+    assert!(csv.contains(&prompt) && !csv.contains("\\u202e"), "{csv}");
 }
 
 #[test]

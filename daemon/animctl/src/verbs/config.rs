@@ -8,7 +8,7 @@ use animd_common::profiles;
 use serde_json::json;
 
 use super::exit::{Exit, Failure, Result};
-use super::{On, path, print, started};
+use super::{On, path, print, print_data, started};
 
 /// Check or show the configuration.
 ///
@@ -77,7 +77,7 @@ pub fn run(args: &Args, on: On) -> Result {
             if on.json {
                 print(serde_json::to_value(&loaded.config).map_err(|e| Failure::new(e.to_string()))?);
             } else {
-                print(loaded.print(*origins).trim_end());
+                print_data(loaded.print(*origins).trim_end());
             }
             Ok(Exit::Done)
         }

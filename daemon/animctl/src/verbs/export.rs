@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::exit::{Exit, Failure, Result};
 use super::jobs::{Which, seconds};
-use super::{Ctl, json_of, print};
+use super::{Ctl, json_of, print, print_data};
 
 /// Write everything about your jobs to standard output.
 ///
@@ -61,13 +61,13 @@ pub async fn run(args: &Args, ctl: &Ctl) -> Result {
         // The seconds that a job took have their name; those of its video need another one.
         let named = settings.map(|key| if key == "seconds" { "video_seconds" } else { key });
         let names = COLUMNS.into_iter().chain(["seconds"]).chain(named);
-        print(names.collect::<Vec<_>>().join(","));
+        print_data(names.collect::<Vec<_>>().join(","));
         args.which
             .each(ctl, None, |job| {
                 let seconds = seconds(&job).map_or(Value::Null, Into::into);
                 let plain = COLUMNS.iter().map(|key| cell(&job[*key]));
                 let set = settings.iter().map(|key| cell(&job["settings"][*key]));
-                print(plain.chain([cell(&seconds)]).chain(set).collect::<Vec<_>>().join(","));
+                print_data(plain.chain([cell(&seconds)]).chain(set).collect::<Vec<_>>().join(","));
                 Ok(())
             })
             .await?;

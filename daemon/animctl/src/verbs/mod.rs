@@ -45,7 +45,8 @@ mod warm;
 mod watch;
 mod who;
 
-use std::io::{self, Write as _};
+use std::borrow::Cow;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -294,13 +295,40 @@ fn tell(line: &str) {
     eprintln!("{}", harmless(line));
 }
 
-/// Prints a line of data. A reader that has gone away is not an error; if the line cannot be written for another
-/// reason, the program ends.
+/// Prints a line for people, or JSON, which means the same after it has been made harmless. A reader that has gone away is
+/// not an error; if the line cannot be written for another reason, the program ends.
 fn print(line: impl std::fmt::Display) {
-    if let Err(e) = writeln!(io::stdout(), "{}", harmless(&line.to_string()))
+    write_line(&harmless(&line.to_string()));
+}
+
+/// Prints a line of CSV or TOML. A file or a pipe gets it as it is, because an escape would be another text there; a terminal
+/// gets it as [`print`] prints it. It fails as [`print`] does.
+fn print_data(line: impl std::fmt::Display) {
+    write_line(&data(&line.to_string(), io::stdout().is_terminal()));
+}
+
+/// Returns a line that programs read as a terminal gets it, or as a file or a pipe does.
+fn data(line: &str, terminal: bool) -> Cow<'_, str> {
+    if terminal { harmless(line) } else { line.into() }
+}
+
+fn write_line(line: &str) {
+    if let Err(e) = writeln!(io::stdout(), "{line}")
         && e.kind() != io::ErrorKind::BrokenPipe
     {
         eprintln!("animctl: cannot write to standard output: {e}");
         std::process::exit(Exit::Failed.code().into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_terminal_gets_data_with_escapes() {
+        let path = "/out/\u{202e}gnp.mp4";
+        assert_eq!(data(path, false), path);
+        assert_eq!(data(path, true), "/out/\\u202egnp.mp4");
     }
 }

@@ -11,6 +11,8 @@ use crate::store::ledger::{Costs, Job, Store, ToldLora};
 
 /// The approximate size in bytes of all values in a description whose length is bounded.
 const SHORT_VALUES: usize = 3 << 10;
+/// The approximate size in bytes of a `LoRA`'s strengths and its hash.
+const LORA: usize = 128;
 
 /// A job's row and the rows that belong to it.
 pub struct Whole {
@@ -27,19 +29,21 @@ impl Whole {
         let (stages, model_loras, costs) = (db.stages(job.id)?, db.model_loras(job.id)?, db.costs(job.id)?);
         Ok(Self { job, stages, model_loras, costs })
     }
-}
 
-/// Returns the approximate size in bytes of a job's description.
-pub fn size(job: &Job) -> usize {
-    let request =
-        job.request.as_ref().map_or(0, |request| request.prompt.len() + request.negative_prompt.len());
-    // Each is told twice, with its hash.
-    let loras = job.request.iter().flat_map(|request| &request.lora);
-    let loras: usize = loras.map(|choice| 2 * (choice.name.len() + 128)).sum();
-    let paths = [job.source.as_ref().map(|s| &s.path), job.source_target.as_ref(), job.output.as_ref()];
-    let paths: usize = paths.into_iter().flatten().map(|path| path.as_os_str().len()).sum();
-    let error = job.error_text.as_ref().map_or(0, |text| text.len());
-    SHORT_VALUES + request + loras + paths + error + job.name.len()
+    /// Returns the approximate size in bytes of the job's description.
+    pub fn size(&self) -> usize {
+        let Self { job, model_loras, .. } = self;
+        let request =
+            job.request.as_ref().map_or(0, |request| request.prompt.len() + request.negative_prompt.len());
+        // Those of the job are told twice, with their hashes: as they are and among the settings.
+        let loras = job.request.iter().flat_map(|request| &request.lora);
+        let loras: usize = loras.map(|choice| 2 * (choice.name.len() + LORA)).sum();
+        let own: usize = model_loras.iter().map(|(name, ..)| name.len() + LORA).sum();
+        let paths = [job.source.as_ref().map(|s| &s.path), job.source_target.as_ref(), job.output.as_ref()];
+        let paths: usize = paths.into_iter().flatten().map(|path| path.as_os_str().len()).sum();
+        let error = job.error_text.as_ref().map_or(0, |text| text.len());
+        SHORT_VALUES + request + loras + own + paths + error + job.name.len()
+    }
 }
 
 /// Returns the answer of `Describe`. Values that are not known are left out.
@@ -90,4 +94,48 @@ fn settings(request: &Request) -> Option<Answer> {
         answer.put(&key, value);
     }
     Some(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use animd_protocol::lora;
+    use animd_protocol::request::Settings;
+    use zbus::Message;
+
+    use super::*;
+    use crate::error::Error;
+    use crate::store::Ledger;
+    use crate::store::ledger::{Added, NewJob};
+
+    #[test]
+    fn the_size_of_a_description_counts_everything_that_can_be_long() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Error::file("make", "a folder"))?;
+        let ledger = Ledger::open(&dir.path().join("ledger.db"))?;
+        let long = "n".repeat(200);
+        let whole = |n: u8, settings: Settings, own: usize| -> Result<Whole> {
+            let new = NewJob::made_up([n; 32], settings.resolve(|| 7)?);
+            let whole = ledger.call_blocking(move |db| {
+                let Added::New(id) = db.add(&new, || true)? else { panic!("it is new") };
+                Whole::of(db.job(id)?.expect("it is there"), db)
+            })?;
+            let lora = (Text::from(&*long), vec![1.0, 0.5], Text::from(&*"ab".repeat(32)));
+            Ok(Whole { model_loras: vec![lora; own], ..whole })
+        };
+        let loras = (0..lora::MAX_LORAS).map(|n| format!("{long}{n}:0.1:0.2:0.3#{}", "0f".repeat(32)));
+        let loras = lora::parse(&loras.collect::<Vec<_>>().join(","))?;
+        let prompt = Some("p".repeat(16 << 10));
+        for (n, settings, own) in [
+            (1, Settings::default(), 0),
+            (2, Settings::default(), 100),
+            (3, Settings { lora: Some(loras), steps_base: Some(1), ..Settings::default() }, 0),
+            (4, Settings { prompt: prompt.clone(), negative_prompt: prompt, ..Settings::default() }, 16),
+        ] {
+            let whole = whole(n, settings, own)?;
+            let counted = whole.size();
+            let sent = Message::method_call("/", "Describe").build(&description(whole));
+            let sent = sent.expect("a message").body().len();
+            assert!((sent..sent + 2 * SHORT_VALUES).contains(&counted), "{n}: {counted} for {sent}");
+        }
+        Ok(())
+    }
 }

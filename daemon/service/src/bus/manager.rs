@@ -160,14 +160,13 @@ impl Manager {
         }
         let jobs = self.hub.ledger.call(move |db| {
             let mut left = ANSWER_BYTES;
-            let fits = |job: &Job| {
+            db.list_while(&filter, |job| {
+                let whole = Whole::of(job, db)?;
                 let first = left == ANSWER_BYTES;
-                let more = left.checked_sub(describe::size(job));
+                let more = left.checked_sub(whole.size());
                 left = more.unwrap_or(0);
-                first || more.is_some()
-            };
-            let jobs = db.list_while(&filter, fits)?;
-            jobs.into_iter().map(|job| Whole::of(job, db)).collect::<crate::error::Result<Vec<_>>>()
+                Ok((first || more.is_some()).then_some(whole))
+            })
         });
         Ok(jobs.await?.into_iter().map(describe::description).collect())
     }

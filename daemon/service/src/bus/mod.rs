@@ -28,10 +28,14 @@ mod stats;
 mod watches;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use animd_common::bus::NAME;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::sleep;
+use zbus::connection::Builder;
 use zbus::fdo::{self, RequestNameFlags};
+use zbus::names::BusName;
 use zbus::{Connection, Message, ObjectPath, OwnedObjectPath};
 
 use crate::config::Defaults;
@@ -61,6 +65,9 @@ pub const PATH: &str = "/org/animd/Animd1";
 pub const DEFAULT_NAME: &str = "video";
 /// The most refusals and questions of the gate that wait to be written; when there are more, the gate waits.
 const OUTGOING: usize = 64;
+
+/// How often a name that another program has is asked for.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The parts of the service that the objects on the bus use.
 pub struct Served {
@@ -140,6 +147,33 @@ pub fn object_path(id: u64) -> OwnedObjectPath {
     ObjectPath::try_from(format!("{PATH}/job/{id}")).expect("letters and digits only").into()
 }
 
+/// Refuses to go on if another program has the service's name and does not give it up in the time that `patience` says.
+///
+/// [`connect`] takes the name when everything is there, and refuses as well: the name may be taken meanwhile.
+///
+/// # Errors
+/// The sentence for a name that is taken, and the error of a bus that cannot be reached.
+pub async fn check_name(user: bool, patience: Duration) -> Result<()> {
+    let builder = if user { Builder::session() } else { Builder::system() };
+    let connection = builder.build().await?;
+    let bus = fdo::DBusProxy::new(&connection).await?;
+    let start = Instant::now();
+    let name = BusName::try_from(NAME)?;
+    while bus.name_has_owner(name.clone()).await.map_err(zbus::Error::from)? {
+        if start.elapsed() > patience {
+            return Err(name_taken());
+        }
+        sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+fn name_taken() -> Error {
+    Error::config(format!(
+        "another program has the name {NAME} on this bus; is animd running already? (`animctl status` tells)"
+    ))
+}
+
 /// Connects to the session bus or the system bus, adds all objects, and takes the name last.
 pub async fn connect(user: bool, served: Served) -> Result<(Connection, Arc<Hub>)> {
     let Served { queue, defaults, profiles, watches, reloader } = served;
@@ -179,9 +213,7 @@ pub async fn connect(user: bool, served: Served) -> Result<(Connection, Arc<Hub>
     // ends.
     match connection.request_name_with_flags(NAME, RequestNameFlags::DO_NOT_QUEUE).await {
         Ok(_) => Ok((connection, hub)),
-        Err(zbus::Error::NameTaken) => Err(Error::config(format!(
-            "another program has the name {NAME} on this bus; is animd running already? (`animctl status` tells)"
-        ))),
+        Err(zbus::Error::NameTaken) => Err(name_taken()),
         Err(e) => Err(e.into()),
     }
 }

@@ -102,23 +102,40 @@ fn overridden(
         let Settings { sampler, steps, shift, guidance, .. } = with_models(settings);
         (sampler, steps, shift, guidance)
     };
-    let resampled = new.lora.is_some() && sampling(&new.lora) != sampling(&Some(request.lora.clone()));
+    let other_sampling = new.lora.is_some() && sampling(&new.lora) != sampling(&Some(request.lora.clone()));
     let without_loras = new.lora.as_ref().is_some_and(Vec::is_empty);
-    let anew = resampled || (new.model.is_some() && new.model != request.model);
+    let anew = other_sampling || (new.model.is_some() && new.model != request.model);
     if anew || without_loras {
         // They lead over to steps with LoRAs, of which there may be none now.
-        (old.steps_base, old.guidance_base) = (None, None);
+        old.steps_base = None;
+    }
+    if new.steps_base.or(old.steps_base).unwrap_or_default() == 0 {
+        // What is only for base steps goes with them: whoever retries the job has not asked for it.
+        old.guidance_base = None;
+        old.lora.iter_mut().flatten().for_each(|choice| choice.strength_base = None);
     }
     if anew {
         (old.sampler, old.steps, old.shift, old.guidance) = (None, None, None, None);
+        (old.sampler_low, old.steps_high, old.shift_low) = (None, None, None);
+        (old.guidance_low, old.guidance_base) = (None, None);
         (old.step_cache, old.step_cache_threshold) = (None, None);
         new.prompt = new.prompt.or_else(|| old.prompt.take());
+        // What to avoid is another list in each family, unless somebody wrote one.
+        old.negative_prompt = old.negative_prompt.filter(|prompt| !Defaults::is_negative_prompt(prompt));
         new = with_models(new);
     }
-    if new.sampler.is_some_and(|sampler| sampler != request.sampler) {
-        (old.steps, old.shift, old.guidance) = (None, None, None);
-        if new.sampler != Some(Sampler::Unipc) {
-            old.step_cache = None;
+    let low = request.sampler_low.unwrap_or(request.sampler);
+    let other = new.sampler.is_some_and(|sampler| sampler != request.sampler);
+    let other_low = new.sampler_low.is_some_and(|sampler| sampler != low);
+    if other {
+        (old.shift, old.guidance) = (None, None);
+    }
+    if other || other_low {
+        // Samplers differ in how many steps they take, and so does what is said of some of the steps.
+        (old.steps, old.steps_high, old.shift_low, old.guidance_low) = (None, None, None, None);
+        let samplers = [new.sampler.or(old.sampler), new.sampler_low.or(old.sampler_low)];
+        if samplers.into_iter().flatten().any(Sampler::is_distilled) {
+            (old.step_cache, old.step_cache_threshold) = (None, None);
         }
     }
     if new.size.is_some_and(|size| size.is_480p() != request.size.is_480p()) {
@@ -188,6 +205,72 @@ mod tests {
         let drawn = overridden(&first, Retry { new_seed: true, ..Retry::default() })?;
         assert!(drawn.seed != 7);
         assert!(overridden(&first, with(Settings { steps: Some(0), ..Settings::default() })).is_err());
+        Ok(())
+    }
+    #[test]
+    fn what_is_only_for_base_steps_goes_with_them() -> Result<()> {
+        let family = Defaults::wan22_i2v();
+        let with = |settings: Settings| Retry { settings, new_seed: false };
+        let settings = Settings {
+            lora: Some(animd_protocol::lora::parse("pair:0.5:1:1, low:0:1")?),
+            sampler: Some(Sampler::Distill),
+            steps_base: Some(2),
+            guidance_base: Some(3.0),
+            ..Settings::default()
+        };
+        let phases = settings.resolve_for(&family, || 7)?;
+        let of = |request: &Request| {
+            let loras = request.lora.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            (loras, request.steps_base(), request.guidance_base)
+        };
+        let with_base = "pair:0.5:1:1, low:0:1".to_owned();
+        let other_model = Settings { model: Some("other".into()), ..Settings::default() };
+        let no_base = Settings { steps_base: Some(0), ..Settings::default() };
+        for settings in [other_model.clone(), no_base] {
+            let again = overridden(&phases, with(settings), &family)?;
+            assert_eq!(of(&again), ("pair:1:1, low:0:1".into(), 0, None));
+        }
+        // Who asks for such steps keeps the strengths; another model has its own guidance.
+        let again =
+            overridden(&phases, with(Settings { steps_base: Some(1), ..other_model.clone() }), &family)?;
+        assert_eq!(of(&again), (with_base.clone(), 1, None));
+        let again =
+            overridden(&phases, with(Settings { steps_base: Some(1), ..Settings::default() }), &family)?;
+        assert_eq!(of(&again), (with_base, 1, Some(3.0)));
+        // What a retry itself asks for is not taken away.
+        let own = Settings { lora: Some(animd_protocol::lora::parse("x:1:1:1")?), ..other_model };
+        let error = overridden(&phases, with(own), &family).expect_err("no such steps").to_string();
+        assert!(error.contains("set `steps_base`, or write `x:HIGH:LOW`"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn settings_of_the_low_noise_steps_go_with_the_samplers_they_are_for() -> Result<()> {
+        let family = Defaults::wan22_i2v();
+        let with = |settings: Settings| Retry { settings, new_seed: false };
+        let settings = Settings {
+            steps_high: Some(15),
+            shift_low: Some(3.0),
+            guidance_low: Some(2.5),
+            step_cache: Some(StepCache::Magcache),
+            ..Settings::default()
+        };
+        let released = settings.resolve_for(&family, || 7)?;
+        let of = |r: &Request| (r.steps, r.steps_high, r.sampler_low, r.shift_low, r.guidance_low);
+        let low = Settings { sampler_low: Some(Sampler::Distill), ..Settings::default() };
+        let mixed = overridden(&released, with(low.clone()), &family)?;
+        assert_eq!(of(&mixed), (8, None, Some(Sampler::Distill), None, None));
+        assert_eq!(mixed.step_cache, StepCache::None);
+        let same = Settings { sampler_low: Some(Sampler::Unipc), ..Settings::default() };
+        let same = overridden(&released, with(same), &family)?;
+        assert_eq!(of(&same), (40, Some(15), Some(Sampler::Unipc), Some(3.0), Some(2.5)));
+        let both = Settings { sampler: Some(Sampler::Distill), ..Settings::default() };
+        assert_eq!(of(&overridden(&released, with(both), &family)?), (4, None, None, None, None));
+        // A model of one transformer has no such steps, and its sampler takes its own number.
+        let other_model = Settings { model: Some("other".into()), ..Settings::default() };
+        let again = overridden(&mixed, with(other_model), &Defaults::wan21_i2v())?;
+        assert_eq!(of(&again), (40, None, None, None, None));
+        assert_eq!(again.negative_prompt, Defaults::wan21_i2v().negative_prompt);
         Ok(())
     }
 }

@@ -78,13 +78,13 @@ impl Rates {
         }
     }
 
-    /// Returns the rates of an H200 or H100, as measured (kernels/NOTES.md, 2026-11-23), with memory of this bandwidth.
+    /// Returns the rates of an H200 or H100, as measured (kernels/NOTES.md, 2026-11-23, int8 2026-11-30), with memory of this
+    /// bandwidth.
     fn hopper(bandwidth: f64) -> Self {
         Self {
             bf16_linear: 685e12,
             fp8_linear: Some(1180e12),
-            // By `mma.sync` (2026-11-29): Hopper has no faster int8 here.
-            int8_linear: Some(805e12),
+            int8_linear: Some(1290e12),
             exact_attention: 650e12,
             eight_bit_attention: 1010e12,
             // The decoder takes 0.56 s at 832x480.
@@ -98,6 +98,7 @@ impl Rates {
         Self {
             bf16_linear: 275e12,
             fp8_linear: Some(275e12),
+            int8_linear: Some(805e12),
             exact_attention: 107e12,
             eight_bit_attention: 460e12,
             convolutions: 150e12,

@@ -345,7 +345,8 @@ mod tests {
     fn a_card_without_the_kernels_is_not_predicted() {
         let recipe = Recipe::wan21_i2v_14b();
         let request = Settings::default().resolve(|| 1).expect("valid settings");
-        let setup = Setup::from(&Profile::built_in("h200").expect("it comes with animd"));
+        let mut setup = Setup::from(&Profile::built_in("h200").expect("it comes with animd"));
+        setup.precision.dit = Precision::Fp8;
         let plan = Plan::new(&recipe, &request, [832, 480], &setup);
         let ampere = named("rtx3090").expect("it is known");
         assert_eq!(Prediction::new(&recipe, &plan, &setup, &ampere), None, "it has no e4m3");

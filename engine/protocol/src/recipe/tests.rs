@@ -267,9 +267,9 @@ fn the_low_noise_expert_can_have_a_schedule_of_its_own() {
         single.sampler(&asked).expect("a schedule"),
         SamplerConfig::of(Sampler::Unipc, 40, 3.0).expect("one")
     );
-    let remark = single.remark(&asked).expect("two settings change nothing");
+    let remark = single.remarks(&asked).concat();
     assert!(remark.contains("one transformer, so `shift_low`, `guidance_low` changed nothing"), "{remark}");
-    assert_eq!(single.remark(&request(&single, Settings::default())), None);
+    assert_eq!(single.remarks(&request(&single, Settings::default())), [""; 0]);
 }
 
 #[test]
@@ -348,4 +348,79 @@ fn steps_without_loras_that_cannot_be_are_refused() {
     let settings = Settings { lora: Some(lora), ..Settings::default() };
     let error = settings.resolve(|| 1).expect_err("no such steps").to_string();
     assert!(error.contains("set `steps_base`, or write `x:HIGH:LOW`"), "{error}");
+}
+
+#[test]
+fn settings_that_change_nothing_are_told() {
+    use crate::request::{Noise, Resize, Size};
+    let (one, two) = (Recipe::wan21_i2v_14b(), Recipe::wan22_i2v_a14b());
+    let none = Settings::default;
+    let distilled = || Settings { sampler: Some(Sampler::Distill), ..none() };
+    let base = || Settings { guidance_base: Some(2.0), ..distilled() };
+    let low = Settings { shift_low: Some(3.0), guidance_low: Some(2.0), steps_high: Some(40), ..none() };
+    let own = || Some("snow".to_owned());
+    let cpu = || Settings { noise: Some(Noise::Cpu), noise_multiprocessors: Some(108), ..none() };
+    let exact = Some(Size::Exact { width: 320, height: 192 });
+    for (settings, in_one, in_two) in [
+        (none(), "", ""),
+        (distilled(), "", ""),
+        (base(), "one transformer, so `guidance_base`", "no steps of `steps_base`, so `guidance_base`"),
+        (Settings { steps_base: Some(0), ..base() }, "`guidance_base`", "so `guidance_base`"),
+        (
+            low.clone(),
+            "one transformer, so `steps_high`, `shift_low`, `guidance_low`",
+            "computes none of the steps, so `shift_low`, `guidance_low`",
+        ),
+        (Settings { steps_high: Some(39), ..low }, "so `steps_high`, `shift_low`", ""),
+        (
+            Settings { sampler_low: Some(Sampler::DistillRenoise), ..distilled() },
+            "one transformer, so `sampler_low`",
+            "",
+        ),
+        (Settings { negative_prompt: own(), ..distilled() }, "so `negative_prompt`", "so `negative_prompt`"),
+        (Settings { negative_prompt: own(), ..none() }, "", ""),
+        (Settings { negative_prompt: Some(String::new()), ..distilled() }, "", ""),
+        (
+            Settings { step_cache_threshold: Some(0.1), ..none() },
+            "no `step_cache`, so `step_cache_threshold`",
+            "no `step_cache`, so `step_cache_threshold`",
+        ),
+        (
+            Settings { step_cache_threshold: Some(0.1), step_cache: Some(StepCache::Magcache), ..none() },
+            "",
+            "",
+        ),
+        (cpu(), "so `noise_multiprocessors`", "so `noise_multiprocessors`"),
+        (Settings { noise: None, ..cpu() }, "", ""),
+        (
+            Settings { size: exact, resize: Some(Resize::Adaptive), ..none() },
+            "exact, so `resize`",
+            "exact, so `resize`",
+        ),
+        (Settings { resize: Some(Resize::Adaptive), ..none() }, "", ""),
+    ] {
+        for (recipe, wanted) in [(&one, in_one), (&two, in_two)] {
+            let request = request(recipe, settings.clone());
+            assert_eq!(recipe.check(&request), Ok(()));
+            let told = recipe.remarks(&request).join("; ");
+            let right = if wanted.is_empty() { told.is_empty() } else { told.contains(wanted) };
+            assert!(right, "{}: `{wanted}` is wanted, and `{told}` is told of {settings:?}", recipe.family);
+        }
+    }
+    // The steps without LoRAs have a guidance where the others have none.
+    let base = Settings { steps_base: Some(2), negative_prompt: own(), ..base() };
+    assert_eq!(two.remarks(&request(&two, base)), [""; 0]);
+    // Two things can be wrong at once.
+    let several = Settings { negative_prompt: own(), guidance_base: Some(2.0), ..distilled() };
+    assert_eq!(two.remarks(&request(&two, several)).len(), 2);
+    // Another kind of sampler for steps that are not there would change the number of those that are.
+    for (sampler, low) in [(Sampler::Unipc, Sampler::Distill), (Sampler::Distill, Sampler::Unipc)] {
+        let mixed = Settings { sampler: Some(sampler), sampler_low: Some(low), ..none() };
+        let error = one.check(&request(&one, mixed.clone())).expect_err("one transformer").to_string();
+        assert!(
+            error.contains("has one transformer") && error.contains("leave `sampler_low` out"),
+            "{error}"
+        );
+        assert_eq!(two.check(&request(&two, mixed)), Ok(()));
+    }
 }

@@ -32,9 +32,9 @@ impl<'a> RawHeads<'a> {
         let rope = projection.rope?;
         let rows = x.tensor().shape.first().copied().unwrap_or_default();
         let sums = match layer.form {
-            Form::Bf16 => true,
+            Form::Bf16 | Form::Int8 => true,
             Form::Fp8 => gpu.fast_sums,
-            Form::Int8 | Form::Split => false,
+            Form::Split => false,
         };
         let fits = gpu.raw_heads
             && kind == AttentionKind::EightBit

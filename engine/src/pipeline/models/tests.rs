@@ -8,6 +8,7 @@ use animd_protocol::request::Settings;
 use super::super::own_loras::OwnLoras;
 use super::*;
 use crate::backend::cpu::Cpu;
+use crate::progress::Quiet;
 
 #[test]
 fn a_lora_of_a_model_file_is_merged_into_the_transformer() -> Result<(), Box<dyn std::error::Error>> {
@@ -42,7 +43,7 @@ fn a_lora_of_a_model_file_is_merged_into_the_transformer() -> Result<(), Box<dyn
     // What it was is in the metadata of the model's videos, as for a LoRA that a job chooses.
     let mut pipeline = Pipeline::open(Cpu::new(), &Setup::CPU, folder.path(), None, None)?;
     let metadata: serde_json::Value =
-        serde_json::from_str(&pipeline.metadata(&Settings::default().resolve(|| 1)?)?)?;
+        serde_json::from_str(&pipeline.metadata(&Settings::default().resolve(|| 1)?, &Quiet)?)?;
     let own = &metadata["model_loras"][0];
     assert_eq!(
         (&own["name"], &own["strength"], &own["strength_low"]),
@@ -54,7 +55,7 @@ fn a_lora_of_a_model_file_is_merged_into_the_transformer() -> Result<(), Box<dyn
     fs::remove_file(&lora)?;
     let mut own = OwnLoras::of(&adapter);
     for _ in 0..2 {
-        assert!(own.get().is_err_and(|e| e.to_string().contains("lora.safetensors")));
+        assert!(own.get(&Quiet).is_err_and(|e| e.to_string().contains("lora.safetensors")));
     }
     Ok(())
 }

@@ -181,6 +181,21 @@ mod tests {
     }
 
     #[test]
+    fn rows_count_with_their_loras() -> Result<()> {
+        let (_dir, mut store) = store(Limits { ledger_bytes: 100_000, ..Limits::default() })?;
+        let name = "n".repeat(240);
+        let loras: Vec<String> = (0..16).map(|n| format!("{name}{n}:1:1")).collect();
+        let settings =
+            Settings { lora: Some(animd_protocol::lora::parse(&loras.join(","))?), ..Settings::default() };
+        let request = settings.resolve(|| 1)?;
+        let with_loras = |n| NewJob { owner: ANN, ..NewJob::made_up([n; 32], request.clone()) };
+        let added = store.add_all(&(0..10).map(with_loras).collect::<Vec<_>>(), |_| true)?;
+        let count = added.iter().filter(|added| matches!(added, Added::New(_))).count();
+        assert!((5..9).contains(&count), "{count}");
+        Ok(())
+    }
+
+    #[test]
     fn rows_count_with_their_texts_also_within_one_transaction() -> Result<()> {
         let (_dir, mut store) = store(Limits { ledger_bytes: 100_000, ..Limits::default() })?;
         let long = "p".repeat(15_000);

@@ -13,6 +13,8 @@ use crate::error::Result;
 
 /// What a row takes in the ledger besides its texts, with its events and indices, in bytes.
 pub(super) const ROW: u64 = 1 << 10;
+/// What the strengths and the hash of a `LoRA` take, in bytes.
+const LORA: usize = 128;
 
 /// Limits of the jobs that the ledger takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +101,11 @@ pub(super) fn is_trusted(uid: u32) -> bool {
 /// Returns about how many bytes a job takes in the ledger.
 pub(super) fn row_bytes(new: &NewJob) -> u64 {
     let texts = match &new.work {
-        Ok((_, request)) => request.prompt.len() + request.negative_prompt.len(),
+        Ok((_, request)) => {
+            // A LoRA stands among the settings and in a row of its own.
+            let loras: usize = request.lora.iter().map(|choice| 2 * (choice.name.len() + LORA)).sum();
+            request.prompt.len() + request.negative_prompt.len() + loras
+        }
         Err(refusal) => 2 * refusal.text.len(),
     };
     let path = new.source.as_ref().map_or(0, |source| source.path.as_os_str().len());

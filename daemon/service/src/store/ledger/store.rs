@@ -369,25 +369,26 @@ impl Store {
 
     /// Returns the jobs that a filter selects, the newest first.
     pub fn list(&self, filter: &Filter) -> Result<Vec<Job>> {
-        self.list_while(filter, |_| true)
+        self.list_while(filter, |job| Ok(Some(job)))
     }
 
-    /// Returns jobs as [`Self::list`] does, up to the first one for which `fits` returns false.
-    pub fn list_while(&self, filter: &Filter, mut fits: impl FnMut(&Job) -> bool) -> Result<Vec<Job>> {
+    /// Returns what `take` makes of the jobs that [`Self::list`] returns, up to the first one of which it makes nothing.
+    pub fn list_while<T>(
+        &self,
+        filter: &Filter,
+        mut take: impl FnMut(Job) -> Result<Option<T>>,
+    ) -> Result<Vec<T>> {
         // The states between commas, so that no name is found in another one.
         let states: String = filter.states.iter().flat_map(|state| [",", state.name(), ","]).collect();
         let mut find = self.db.prepare_cached(
             "SELECT * FROM job WHERE (?1 = '' OR instr(?1, ',' || state || ',')) AND (?2 IS NULL OR owner_uid = ?2) AND (?3 IS NULL OR id < ?3)
              ORDER BY id DESC LIMIT ?4",
         )?;
-        let jobs = find
-            .query_map(
-                params![states, filter.owner, filter.before.map(|id| id as i64), filter.limit],
-                Job::from_row,
-            )?
-            .take_while(|job| job.as_ref().map_or(true, &mut fits))
-            .collect::<Result<_, _>>()?;
-        Ok(jobs)
+        let jobs = find.query_map(
+            params![states, filter.owner, filter.before.map(|id| id as i64), filter.limit],
+            Job::from_row,
+        )?;
+        jobs.map_while(|job| job.map_err(Into::into).and_then(&mut take).transpose()).collect()
     }
 
     /// Returns the wall seconds of each stage of a job's last finished attempt, in order.

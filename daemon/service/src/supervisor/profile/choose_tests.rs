@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use animd_protocol::messages::{Kernels, Target};
-use animd_protocol::profile::{BUILT_IN, Profile};
+use animd_protocol::profile::{BUILT_IN, Precision, Profile};
 
 use super::*;
 use crate::supervisor::gpu::Process;
@@ -17,11 +17,18 @@ fn built() -> Kernels {
     Kernels { native, ptx: Some((8, 9)), driver: Some(580) }
 }
 
+/// Returns the profiles that come with animd, and one of a user's own that asks for fp8.
 fn profiles() -> Vec<Profile> {
-    BUILT_IN
-        .iter()
-        .map(|(name, text)| Profile::read(text).unwrap_or_else(|e| panic!("{name}: {e}")))
-        .collect()
+    let read = |name, text: &str| Profile::read(text).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let mut all: Vec<Profile> = BUILT_IN.iter().map(|(name, text)| read(*name, text)).collect();
+    let mut own =
+        read("own", BUILT_IN.iter().find(|(name, _)| *name == "h100").expect("it comes with animd").1);
+    own.name = "own".into();
+    own.precision.dit = Precision::Fp8;
+    // `auto` chooses what asks for more memory before what asks for less.
+    own.device.min_memory_gib = 1.0;
+    all.push(own);
+    all
 }
 
 fn card(name: &str, capability: (u32, u32), total_mib: u64) -> Card {
@@ -435,13 +442,13 @@ fn table() -> Vec<Row> {
             )
         },
         Row {
-            wish: wish("h100", AUTO),
+            wish: wish("own", AUTO),
             ..row(
-                "`profile.name = \"h100\"` on an RTX A6000",
+                "[a profile of one's own in fp8, on an RTX A6000]",
                 with(vec![card("RTX A6000", (8, 6), 49_140)]),
                 (CannotServe, None, Some(0)),
                 &[
-                    "precision.dit `fp8` of the profile `h100` needs compute capability 8.9",
+                    "precision.dit `fp8` of the profile `own` needs compute capability 8.9",
                     "`dit = \"int8\"`",
                 ],
             )

@@ -1,0 +1,86 @@
+//! What a user should know of settings that a family supports: which of them change nothing, and which have effects that nobody
+//! has measured.
+
+use super::{BASE, ExpertName, Recipe};
+use crate::defaults::{Defaults, NOISE_MULTIPROCESSORS};
+use crate::request::{Noise, Request, Resize, Size, StepCache};
+
+impl Recipe {
+    /// Returns what a user should know of a request that [`Recipe::check`] does not refuse, one sentence each.
+    ///
+    /// A setting that changes nothing is told as far as it can be seen in a request, which has a value for every setting: one that
+    /// has its default counts as not given.
+    pub fn remarks(&self, request: &Request) -> Vec<String> {
+        let idle = self.idle(request).map(|(why, names)| {
+            let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+            format!("{why}, so {} changed nothing", names.join(", "))
+        });
+        idle.chain(self.remark_on_ratios(request)).collect()
+    }
+
+    /// Returns the settings that change nothing, by the reason why they do not.
+    fn idle(&self, request: &Request) -> impl Iterator<Item = (String, Vec<&'static str>)> {
+        let experts = self.step_experts(request);
+        let no_low = !experts.contains(&ExpertName::LowNoise.index());
+        let guided = experts.iter().any(|expert| self.branches(*expert, request) > 1);
+        let low = [
+            ("sampler_low", request.sampler_low.is_some()),
+            ("shift_low", request.shift_low.is_some()),
+            ("guidance_low", request.guidance_low.is_some()),
+        ];
+        let high = ("steps_high", request.steps_high.is_some());
+        let base = ("guidance_base", request.guidance_base.is_some());
+        let of_experts = match self.experts.len() < BASE {
+            true => vec![(
+                format!("{} has one transformer", self.family),
+                [high].into_iter().chain(low).chain([base]).collect::<Vec<_>>(),
+            )],
+            false => vec![
+                (
+                    "the low-noise transformer computes none of the steps".to_owned(),
+                    low.into_iter().filter(|_| no_low).collect(),
+                ),
+                (
+                    "there are no steps of `steps_base`".to_owned(),
+                    [base].into_iter().filter(|_| request.steps_base() == 0).collect(),
+                ),
+            ],
+        };
+        let cache = request.step_cache == StepCache::None && request.step_cache_threshold != 0.0;
+        let cpu = request.noise == Noise::Cpu && request.noise_multiprocessors != NOISE_MULTIPROCESSORS;
+        let exact = matches!(request.size, Size::Exact { .. }) && request.resize != Resize::default();
+        let prompt = !guided && !Defaults::is_negative_prompt(&request.negative_prompt);
+        let others = [
+            ("no step has a guidance other than 1", ("negative_prompt", prompt)),
+            ("there is no `step_cache`", ("step_cache_threshold", cache)),
+            ("the `noise` is that of a CPU's generator", ("noise_multiprocessors", cpu)),
+            ("the `size` is exact", ("resize", exact)),
+        ];
+        let others = others.into_iter().map(|(why, setting)| (why.to_owned(), vec![setting]));
+        of_experts.into_iter().chain(others).filter_map(|(why, settings)| {
+            let given: Vec<&str> =
+                settings.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect();
+            (!given.is_empty()).then_some((why, given))
+        })
+    }
+
+    #[expect(clippy::float_cmp, reason = "the published schedule has exactly this shift")]
+    fn remark_on_ratios(&self, request: &Request) -> Option<String> {
+        let ratios = self.step_caches.magcache_by_forward.as_ref()?;
+        let published = request.steps as usize == ratios[0].len()
+            && request.shift == *self.defaults.shift.of(request.size)
+            && request.steps_high.is_none()
+            && request.steps_base() == 0
+            && request.shift_low.is_none_or(|low| low == request.shift);
+        (request.step_cache == StepCache::Magcache && !published).then(|| {
+            format!(
+                "the ratios by which MagCache skips forwards were measured at {} steps with a shift of {}, and not for {} steps \
+                 with a shift of {}: compare a video with one that was made without a step cache",
+                ratios[0].len(),
+                self.defaults.shift.of(request.size),
+                request.total_steps(),
+                request.shift
+            )
+        })
+    }
+}
