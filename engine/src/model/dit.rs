@@ -4,11 +4,12 @@
 //! Peebles and Xie, "Scalable diffusion models with transformers" (2023); Wan team, "Wan: open and advanced large-scale
 //! video generative models" (2025). Some things do not change over a job: the context that each block makes of the text
 //! and the picture, and the rotary embedding. The time does not change over the branches of a step. Each is computed
-//! once, by [`Dit::context`], [`Dit::grid`] and [`Dit::time`].
+//! once, by [`Dit::context`], [`Dit::grid`] and [`Dit::time`]. What the branches of a step compute alike is their [`Prefix`].
 
 #![expect(clippy::needless_pass_by_value, reason = "tokens that a part takes end with it")]
 
 mod again;
+mod prefix;
 
 use std::iter;
 
@@ -22,6 +23,8 @@ use crate::progress::Observer;
 use crate::weights::{DitConfig, WeightSource};
 use crate::{Error, Result};
 use animd_protocol::profile::AttentionKind;
+
+pub use prefix::Prefix;
 
 /// The epsilon of the norms around the image embedding, which the configuration does not give.
 const IMAGE_EPS: f64 = 1e-5;
@@ -95,6 +98,14 @@ struct Common<'a, B: Backend> {
     eps: f64,
     /// The kind of self-attention.
     kind: AttentionKind,
+}
+
+/// What a block begins with.
+enum Start<B: Backend> {
+    /// The tokens of the patches, or of the block before.
+    Tokens(B::Tensor),
+    /// The tokens after the block's own self-attention, which another forward has computed.
+    Attended(B::Tensor),
 }
 
 /// The keys and values that a block attends to.
@@ -301,7 +312,7 @@ impl<B: Backend> Dit<B> {
 
     /// Returns the velocity at the noisy latent.
     ///
-    /// `probe` sees `patch_tokens`, `e`, `e0`, `context_text`, `context_img`, for each block `blockN.self_attn`,
+    /// `probe` sees `e`, `e0`, `context_text`, `context_img`, `patch_tokens`, for each block `blockN.self_attn`,
     /// `blockN.cross_attn`, `blockN.ffn` (before gate and residual) and `blockN.out`, then `head` and `out`. It makes
     /// the forward slower.
     ///
@@ -313,12 +324,36 @@ impl<B: Backend> Dit<B> {
         inputs: &Inputs<'_, B>,
         blocks: Blocks<'_, B>,
         observer: &dyn Observer,
+        probe: Probe<'_, B::Tensor>,
+    ) -> Result<Velocity<B>> {
+        self.branch(b, inputs, blocks, &mut Prefix::Own, observer, probe)
+    }
+
+    /// Returns the velocity of one branch of a step: what [`Dit::forward`] returns, to the bit. What the branches have in common
+    /// is computed by the first one that finds the `prefix` wanted, and the next one begins with it. A forward that computes no
+    /// blocks, or not all of them, leaves the prefix as it is.
+    ///
+    /// A forward that begins with a kept prefix does not show the probe what came before: `patch_tokens` and
+    /// `block0.self_attn`.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Dit::forward`].
+    pub fn branch(
+        &self,
+        b: &B,
+        inputs: &Inputs<'_, B>,
+        blocks: Blocks<'_, B>,
+        prefix: &mut Prefix<B>,
+        observer: &dyn Observer,
         mut probe: Probe<'_, B::Tensor>,
     ) -> Result<Velocity<B>> {
         let &Inputs { x, y, time, context, grid, .. } = inputs;
         let around = self.around.enter(b)?;
-        let before = around.embed_patches(b, x, y)?;
-        show(&mut probe, || "patch_tokens".into(), &before);
+        let patches = |probe: &mut Probe<'_, B::Tensor>| {
+            let tokens = around.embed_patches(b, x, y)?;
+            show(probe, || "patch_tokens".into(), &tokens);
+            Ok::<_, Error>(tokens)
+        };
         show(&mut probe, || "e".into(), &time.e);
         show(&mut probe, || "e0".into(), &time.e0);
         if probe.is_some() {
@@ -328,22 +363,22 @@ impl<B: Backend> Dit<B> {
             show(&mut probe, || "context_img".into(), image);
         }
 
-        let (after, residual) = match blocks {
+        let after = match blocks {
+            Blocks::Compute { .. } => {
+                let start = match prefix.take() {
+                    Some(tokens) => Start::Attended(tokens),
+                    None => Start::Tokens(patches(&mut probe)?),
+                };
+                self.run_blocks(b, start, inputs, None, prefix, observer, &mut probe)?
+            }
+            Blocks::Without(block) => {
+                let start = Start::Tokens(patches(&mut probe)?);
+                self.run_blocks(b, start, inputs, Some(block), &mut Prefix::Own, observer, &mut probe)?
+            }
             Blocks::Reuse(residual) => {
                 observer.check()?;
                 b.throttle()?;
-                (sum(b, before, residual)?, None)
-            }
-            Blocks::Compute { keep_residual: false } => {
-                (self.run_blocks(b, before, inputs, None, observer, &mut probe)?, None)
-            }
-            Blocks::Without(block) => {
-                (self.run_blocks(b, before, inputs, Some(block), observer, &mut probe)?, None)
-            }
-            Blocks::Compute { keep_residual: true } => {
-                let after = self.run_blocks(b, before.clone(), inputs, None, observer, &mut probe)?;
-                let residual = difference(b, &after, before)?;
-                (after, Some(residual))
+                sum(b, patches(&mut probe)?, residual)?
             }
         };
 
@@ -351,16 +386,25 @@ impl<B: Backend> Dit<B> {
         show(&mut probe, || "head".into(), &h);
         let velocity = b.unpatchify(&h, grid.size)?;
         show(&mut probe, || "out".into(), &velocity);
+        let residual = match blocks {
+            // To embed the patches again is next to no work, and to keep them would take memory while the blocks need the most.
+            Blocks::Compute { keep_residual: true } => {
+                Some(difference(b, &after, around.embed_patches(b, x, y)?)?)
+            }
+            Blocks::Compute { keep_residual: false } | Blocks::Reuse(_) | Blocks::Without(_) => None,
+        };
         Ok(Velocity { velocity, residual })
     }
 
-    /// Returns the tokens after all blocks but one, or after all.
+    /// Returns the tokens after all blocks but one, or after all. The first block offers its tokens to `prefix`.
+    #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
     fn run_blocks(
         &self,
         b: &B,
-        mut tokens: B::Tensor,
+        mut start: Start<B>,
         inputs: &Inputs<'_, B>,
         without: Option<usize>,
+        prefix: &mut Prefix<B>,
         observer: &dyn Observer,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
@@ -378,11 +422,15 @@ impl<B: Backend> Dit<B> {
                 move |name: &str, tensor: &B::Tensor| probe(&format!("block{i}.{name}"), tensor)
             });
             let mut probe: Probe<'_, _> = of_block.as_mut().map(|p| p as &mut dyn FnMut(&str, &B::Tensor));
+            let prefix = if i == 0 { &mut *prefix } else { &mut Prefix::Own };
             let keys = Keys { sets, copies: context.copies };
-            tokens = block.enter(b)?.forward(b, tokens, &keys, &all, &mut probe)?;
+            let tokens = block.enter(b)?.forward(b, start, prefix, &keys, &all, &mut probe)?;
             show(&mut probe, || "out".into(), &tokens);
+            start = Start::Tokens(tokens);
         }
-        Ok(tokens)
+        match start {
+            Start::Tokens(tokens) | Start::Attended(tokens) => Ok(tokens),
+        }
     }
 }
 
@@ -511,14 +559,19 @@ impl<B: Backend> Block<B> {
     fn forward(
         &self,
         b: &B,
-        x: B::Tensor,
+        start: Start<B>,
+        prefix: &mut Prefix<B>,
         context: &Keys<'_, B>,
         all: &Common<'_, B>,
         probe: &mut Probe<'_, B::Tensor>,
     ) -> Result<B::Tensor> {
         let modulation = b.linear_combination(&[(1.0, &self.modulation), (1.0, all.e0)])?;
         let row = |i| b.slice(&modulation, 0, i, 1);
-        let x = self.self_attention(b, x, &[row(0)?, row(1)?, row(2)?], all, probe)?;
+        let x = match start {
+            Start::Tokens(x) => self.self_attention(b, x, &[row(0)?, row(1)?, row(2)?], all, probe)?,
+            Start::Attended(x) => x,
+        };
+        prefix.offer(&x);
         let x = self.cross_attention(b, x, context, all, probe)?;
         self.feed_forward(b, x, &[row(3)?, row(4)?, row(5)?], all, probe)
     }

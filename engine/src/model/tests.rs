@@ -1,7 +1,7 @@
 //! Comparisons with the reference implementation's intermediates, on its tiny model with random weights.
 
 use super::clip::Clip;
-use super::dit::{Blocks, Context, Dit, Inputs, Velocity, rope, sinusoid};
+use super::dit::{Blocks, Context, Dit, Inputs, Prefix, Velocity, rope, sinusoid};
 use super::t5::{T5, relative_bucket};
 use crate::backend::cpu::{Cpu, Rounding};
 use crate::backend::{Backend, Keeping, TensorOps};
@@ -72,11 +72,23 @@ impl Recorded {
         observer: &dyn Observer,
         probe: super::Probe<'_, Tensor>,
     ) -> Result<Velocity<Cpu>> {
+        self.branch(b, dit, blocks, &mut Prefix::Own, observer, probe)
+    }
+
+    fn branch(
+        &self,
+        b: &Cpu,
+        dit: &Dit<Cpu>,
+        blocks: Blocks<'_, Cpu>,
+        prefix: &mut Prefix<Cpu>,
+        observer: &dyn Observer,
+        probe: super::Probe<'_, Tensor>,
+    ) -> Result<Velocity<Cpu>> {
         let [f, h, w] = self.grid;
         let (time, context, grid) = (&dit.time(b, self.t)?, &self.context(b, dit), &dit.grid(b, f, h, w)?);
         let (x, y, attention) = (&self.x, &self.y, AttentionKind::Exact);
         let inputs = Inputs { x, y, time, context, grid, attention };
-        dit.forward(b, &inputs, blocks, observer, probe)
+        dit.branch(b, &inputs, blocks, prefix, observer, probe)
     }
 }
 
@@ -238,6 +250,39 @@ fn a_kept_residual_stands_for_the_blocks() {
     assert_eq!(blocks, 0);
     assert!(reused.residual.is_none());
     golden.compare("dit.0.out", &values(&reused.velocity), TOLERANCE);
+}
+
+#[test]
+fn a_branch_begins_where_another_one_had_not_read_its_text() {
+    let golden = Golden::open();
+    let b = Cpu::new();
+    let (dit, _) = load_dit(&b, "official");
+    let first = Recorded::read(&golden, 0);
+    let second = Recorded { text: b.slice(&first.text, 0, 1, 2).unwrap(), ..Recorded::read(&golden, 0) };
+    let run = |branch: &Recorded, blocks, prefix: &mut Prefix<Cpu>| {
+        let mut seen = Vec::new();
+        let mut probe = |name: &str, _: &Tensor| seen.push(name.to_owned());
+        let out = branch.branch(&b, &dit, blocks, prefix, &Quiet, Some(&mut probe)).unwrap();
+        (values(&out.velocity), out.residual.map(|residual| values(&residual)), seen)
+    };
+    for keep_residual in [false, true] {
+        let blocks = Blocks::Compute { keep_residual };
+        let apart = [&first, &second].map(|branch| run(branch, blocks, &mut Prefix::Own));
+        assert!(apart[0].0 != apart[1].0, "the text changes the velocity");
+        let mut prefix = Prefix::Wanted;
+        assert!(run(&first, blocks, &mut prefix) == apart[0]);
+        // Forwards that do not compute all blocks leave it to those that do.
+        run(&second, Blocks::Without(0), &mut prefix);
+        assert!(matches!(prefix, Prefix::Kept(_)));
+        let (velocity, residual, seen) = run(&second, blocks, &mut prefix);
+        assert!((&velocity, &residual) == (&apart[1].0, &apart[1].1));
+        let computed_before = |name: &String| ["patch_tokens", "block0.self_attn"].contains(&name.as_str());
+        let rest: Vec<_> = apart[1].2.iter().filter(|name| !computed_before(name)).cloned().collect();
+        assert_eq!((seen, apart[1].2.len()), (rest.clone(), rest.len() + 2));
+        // It is for one branch, so that the next step computes its own.
+        assert!(matches!(prefix, Prefix::Own));
+        assert!(run(&second, blocks, &mut prefix) == apart[1]);
+    }
 }
 
 #[test]

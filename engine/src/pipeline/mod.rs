@@ -1,6 +1,7 @@
 //! From a picture and a request to an H.264 file: the stages, in their order.
 
 mod adapters;
+mod branches;
 mod clock;
 mod computed;
 mod exchange;
@@ -29,7 +30,7 @@ use animd_protocol::step_cache::StepPlan;
 use crate::backend::Backend;
 use crate::finite::Outputs;
 use crate::image::{self, Fitted, Picture};
-use crate::model::dit::{Blocks, Context, Inputs, Time};
+use crate::model::dit::{Context, Inputs, Time};
 use crate::model::vae;
 use crate::noise;
 use crate::progress::{Costs, Observer, Stage};
@@ -37,6 +38,7 @@ use crate::sampler::{self, Guidance, SamplerConfig};
 use crate::video::{VideoOptions, VideoWriter};
 use crate::{Error, Result};
 
+use branches::Branches;
 use clock::Clock;
 pub use computed::Computed;
 use computed::Unfinished;
@@ -159,6 +161,15 @@ struct Conditioning<B: Backend> {
     embeddings: Embeddings<B>,
     /// What the networks have computed, to be checked.
     outputs: Outputs,
+}
+
+/// How the forwards of a job are computed.
+#[derive(Clone, Copy)]
+struct Manner {
+    /// The kind of self-attention.
+    attention: AttentionKind,
+    /// Whether the branches of a step share what they have in common.
+    share_prefix: bool,
 }
 
 /// What the sampler's steps give.
@@ -364,7 +375,7 @@ impl<B: Backend> Pipeline<B> {
     ) -> Result<Denoised<B>> {
         clock.stage(Stage::Load)?;
         let sampler = self.recipe().sampler(&job.request)?;
-        let attention = self.setup().attention;
+        let manner = Manner { attention: self.setup().attention, share_prefix: self.plan(job).share_prefix };
         let ahead = self.read_ahead();
         let mut conditioning = self.condition(job, tile, notes, clock)?;
         let colours = preview.is_some().then(|| self.colours()).transpose()?;
@@ -375,7 +386,7 @@ impl<B: Backend> Pipeline<B> {
         let parts = self.parts()?;
         clock.stage(Stage::Denoise)?;
         let (latents, plan) =
-            denoise(&parts, job, &sampler, attention, &mut conditioning, &mut previews, clock)?;
+            denoise(&parts, job, &sampler, manner, &mut conditioning, &mut previews, clock)?;
         // The decoder needs the memory of all else that the steps have read.
         Ok(Denoised { latents, plan, outputs: conditioning.outputs })
     }
@@ -484,12 +495,13 @@ fn denoise<B: Backend>(
     parts: &Parts<'_, B>,
     job: &Job,
     sampler: &SamplerConfig,
-    attention: AttentionKind,
+    manner: Manner,
     conditioning: &mut Conditioning<B>,
     previews: &mut Previews<'_>,
     clock: &mut Clock<'_>,
 ) -> Result<(B::Tensor, StepPlan)> {
     let &Parts { backend, recipe, ref models, .. } = parts;
+    let Manner { attention, share_prefix } = manner;
     let Conditioning { y, embeddings, outputs } = conditioning;
     let request = &job.request;
     let [t, h, w] = job.latent();
@@ -509,9 +521,7 @@ fn denoise<B: Backend>(
     })?;
 
     let observer = clock.observer();
-    // These are the sums that the blocks added at the last computed step, for each branch: two with guidance.
-    let mut residuals: [Option<B::Tensor>; 2] = [None, None];
-    let caching = plan.skips();
+    let mut branches = Branches::new(backend, observer, plan.skips(), share_prefix);
     let handovers = Handovers::new(&experts, &plan);
     let mut turn: Option<Turn<B>> = None;
     let mut velocity = |step: usize, x: &B::Tensor, _: f64| -> Result<B::Tensor> {
@@ -527,33 +537,18 @@ fn denoise<B: Backend>(
         };
         let dit = models.expert(expert)?;
         let time = times.get(&step).ok_or_else(|| Error::Internal(format!("step {step} has no time")))?;
-        let mut branches = Vec::with_capacity(residuals.len());
-        let computed = plan.compute[step].iter().enumerate();
-        for ((context, residual), (branch, &compute)) in contexts.iter().zip(&mut residuals).zip(computed) {
-            // The residual that is about to be replaced is freed first.
-            if compute {
-                *residual = None;
-            }
-            let blocks = match residual {
-                Some(residual) => Blocks::Reuse(residual),
-                None => Blocks::Compute { keep_residual: caching },
-            };
-            if let Some(next) = handovers.after(step, branch) {
-                models.expert(next)?.comes_next(backend);
-            }
-            let inputs = Inputs { x, y, time, context, grid: &grid, attention };
-            let out = dit.forward(backend, &inputs, blocks, observer, None)?;
-            if out.residual.is_some() {
-                *residual = out.residual;
-            }
-            branches.push(out.velocity);
-        }
-        let velocity = match &branches[..] {
+        let inputs = contexts.iter().map(|context| Inputs { x, y, time, context, grid: &grid, attention });
+        let mut begins = |branch| match handovers.after(step, branch) {
+            Some(next) => models.expert(next).map(|next| next.comes_next(backend)),
+            None => Ok(()),
+        };
+        let mut velocities = branches.velocities(dit, inputs, &plan.compute[step], &mut begins, None)?;
+        let velocity = match &velocities[..] {
             [positive, negative] => {
                 let guidance = Guidance { scale: recipe.guidance(expert, request) };
                 guidance.apply(backend, positive, negative)?
             }
-            _ => branches.remove(0),
+            _ => velocities.remove(0),
         };
         // Earlier outputs are looked at while the device still works on this step.
         outputs.check()?;

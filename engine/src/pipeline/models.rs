@@ -262,12 +262,15 @@ impl<B: Backend> Pipeline<B> {
             self.budget = Some(room + memory.context);
             let anew = self.plan(job).memory;
             if anew.fits() {
-                self.note(format!(
-                    "the GPU has {} for weights and work, and {} were planned: the job is planned anew, with fewer weights \
-                     on the GPU at a time",
-                    gib(room),
-                    gib(memory.total() - memory.context)
-                ));
+                // A plan that only keeps fewer tokens costs next to nothing.
+                if !anew.holds_the_same(&memory) {
+                    self.note(format!(
+                        "the GPU has {} for weights and work, and {} were planned: the job is planned anew, with fewer \
+                         weights on the GPU at a time",
+                        gib(room),
+                        gib(memory.total() - memory.context)
+                    ));
+                }
                 memory = anew;
             } else {
                 self.budget = self.ceiling;
@@ -347,6 +350,8 @@ impl<B: Backend> Pipeline<B> {
         let loaded = memory.networks.iter().filter(|network| !missing.contains(&&*network.name));
         let available = available + loaded.map(|network| network.bytes).sum::<u64>();
         let budget = self.setup.budget.map_or(available, |budget| budget.min(available));
+        // The job's plan keeps what has room, as the one that is not refused does.
+        self.budget = Some(budget);
         self.refuse(job, Some(budget))
     }
 

@@ -134,6 +134,12 @@ impl Memory {
         self.budget.is_none_or(|budget| self.total() <= budget) && self.fits_host()
     }
 
+    /// Returns whether the same weights are on the device at each stage as in another plan of the job.
+    pub fn holds_the_same(&self, other: &Self) -> bool {
+        let (these, those) = (self.phases.iter(), other.phases.iter());
+        self.networks == other.networks && these.map(|phase| &phase.held).eq(those.map(|phase| &phase.held))
+    }
+
     /// Returns whether the weights that wait in the machine's memory have room there.
     pub(super) fn fits_host(&self) -> bool {
         self.host_budget.is_none_or(|budget| self.host.pinned <= budget)
@@ -145,22 +151,24 @@ impl Memory {
         latent: [usize; 3],
         branches: u32,
         tile: Option<usize>,
+        share_prefix: bool,
         setup: &Setup,
     ) -> Self {
         let cpu = setup.backend == Backend::Cpu;
         let context_bytes = if cpu { 0 } else { CONTEXT };
-        let Estimate { text, clip, vae_encode, denoise, vae_decode, context, residuals } =
+        let Estimate { text, clip, vae_encode, denoise, vae_decode, context, residuals, prefix } =
             Estimate::new(recipe, request, latent, branches, tile, setup);
         let latents = 4 * latent.iter().product::<usize>() as u64;
         // These are the mask and the picture's latents, the noisy latents, and the solver's history.
         let channels = recipe.vae.config.z_dim as u64;
         let condition = (recipe.input_channels() as u64 - channels) * latents;
         let samples = 6 * channels * latents;
+        let between_forwards = residuals + if share_prefix { prefix } else { 0 };
         let mut work = vec![(Stage::Text, Component::T5, [0, text])];
         work.extend(clip.map(|clip| (Stage::Image, Component::Clip, [context, clip])));
         work.extend([
             (Stage::VaeEncode, Component::Vae, [context, vae_encode]),
-            (Stage::Denoise, Component::Dit, [context + condition + samples + residuals, denoise]),
+            (Stage::Denoise, Component::Dit, [context + condition + samples + between_forwards, denoise]),
             (Stage::VaeDecode, Component::Vae, [channels * latents, vae_decode]),
         ]);
 
@@ -203,11 +211,12 @@ fn work_to_take(stages: impl Iterator<Item = [u64; 2]>) -> u64 {
 /// For the transformers these are rows of tokens times the widths that are alive together. On the CPU that is eight
 /// times the model's width (input, norm, q, k, v and their normed copies, result) and twice the feed-forward's, in f32.
 /// On a GPU the residual stream with either q, k, v and the result of attention (with 8-bit attention its copies of q,
-/// k and v too), or a norm, the feed-forward's inner rows (before an 8-bit matrix in 8 bits, too) and the new stream;
-/// all but the stream in bf16, norms in the type of the matrices that read them; or what the last layer reads, in f32
-/// and as sums of two bf16 numbers.
+/// k and v too), or the feed-forward's inner rows with a norm before them, in 8 bits beside bf16, or the new stream after
+/// them; all but the stream in bf16, norms in the type of the matrices that read them; or what the last layer reads, in
+/// f32 and as sums of two bf16 numbers.
 ///
-/// For the context of the blocks these are keys and values and, on a GPU, keys before their norm.
+/// For the context of the blocks these are the embedded text and picture, in f32, and keys and values of them; prompts are as
+/// long as the model reads.
 ///
 /// For the VAE this is what its largest layer has alive (twice that on the CPU) for a chunk of four frames, or as much
 /// at lower resolution, on the largest tile, then the frames that each causal convolution remembers, and the features
@@ -221,7 +230,10 @@ struct Estimate {
     denoise: u64,
     vae_decode: u64,
     context: u64,
+    /// What a step cache keeps between steps.
     residuals: u64,
+    /// What the first branch of a step keeps for the second, beside the residuals.
+    prefix: u64,
 }
 
 impl Estimate {
@@ -245,10 +257,16 @@ impl Estimate {
             let precision = setup.precision.of(component);
             let operand = size(precision).min(2);
             let attention = (stream + 4 * 2 + if eight_bit { 3 } else { 0 }) * dim;
-            let quantised = if matches!(precision, Precision::Fp8 | Precision::Int8) { ffn } else { 0 };
-            // Between layers in int8, a band of the inner rows at a time is in bf16.
-            let in_bf16 = if precision == Precision::Int8 { rows.min(BAND as u64) } else { rows };
-            let feed_forward = rows * ((2 * stream + operand) * dim + quantised) + in_bf16 * 2 * ffn;
+            // Before the second layer, the inner rows become 8-bit ones: all at once or, in int8, band by band while the first
+            // layer computes them. Then they are alone beside the stream and the result.
+            let [first, between, second] = match precision {
+                Precision::Fp32 | Precision::Bf16 => [2 * rows, 2 * rows, 2 * rows],
+                Precision::Fp8 => [2 * rows, 3 * rows, rows],
+                Precision::Int8 => [rows + 2 * rows.min(BAND as u64), rows, rows],
+            };
+            let feed_forward = (rows * (stream + operand) * dim + first * ffn)
+                .max(rows * stream * dim + between * ffn)
+                .max(rows * 2 * stream * dim + second * ffn);
             (rows * attention).max(feed_forward)
         };
         let tokens = latent.iter().product::<usize>() / 4;
@@ -267,12 +285,17 @@ impl Estimate {
         let experts = || recipe.experts.iter().map(|expert| &expert.network.config);
         let branches = u64::from(branches);
         // Only the expert whose turn it is has contexts.
-        let keys = experts().map(|dit| ((dit.text_len + image) * 2 * dit.dim * dit.num_layers) as u64);
-        let keys = keys.max().unwrap_or_default();
-        // Only one expert at a time has its step cache's residuals.
-        let residuals = match request.step_cache {
-            StepCache::None => 0,
-            _ => branches * stream * experts().map(|dit| (tokens * dit.dim) as u64).max().unwrap_or_default(),
+        let context = |dit: &DitConfig| {
+            let values = ((dit.text_len + image) * dit.dim) as u64;
+            4 * values + act * 2 * values * dit.num_layers as u64
+        };
+        let context = experts().map(context).max().unwrap_or_default();
+        // Only one expert at a time keeps tokens between forwards.
+        let kept = stream * experts().map(|dit| (tokens * dit.dim) as u64).max().unwrap_or_default();
+        let [residuals, prefix] = match request.step_cache {
+            StepCache::None => [0, kept],
+            // A prefix is kept while the first branch computes its residual, and has its place until then.
+            _ => [branches * kept, 0],
         };
         let (vae, volumes) = (&recipe.vae.config, vae::Volumes::of(setup));
         let (t5, rows) = (&recipe.text_encoder.config, experts().map(|dit| dit.text_len).max());
@@ -285,8 +308,9 @@ impl Estimate {
             vae_encode: vae::encoder(vae, latent, tile, volumes, request.has_last_frame()).bytes,
             denoise: experts().map(denoise).max().unwrap_or_default(),
             vae_decode: vae::decoder(vae, latent, tile, volumes).bytes,
-            context: branches * if cpu { act * keys } else { act * keys * 3 / 2 },
+            context: branches * context,
             residuals,
+            prefix,
         }
     }
 }

@@ -109,6 +109,9 @@ pub struct Plan {
     pub steps: u32,
     /// Whether each step takes a second forward, for the negative prompt.
     pub guidance: bool,
+    /// Whether the two forwards of a step share what they have in common, up to the first block's self-attention. Their
+    /// tokens are kept for it where they take no other memory's place; elsewhere each forward computes its own.
+    pub share_prefix: bool,
     /// The DiT's forwards, two a step with guidance.
     pub forwards: Forwards,
     /// The forwards that each of the DiT's experts computes, in the order of [`Recipe::of_job`].
@@ -137,21 +140,30 @@ impl Plan {
             false => StepPlan::whole(recipe, request),
         };
         let (computed, skipped) = steps.forwards();
-        let plan_memory = |tile| Memory::new(recipe, request, latent, branches, tile, setup);
+        let plan_memory =
+            |tile, share_prefix| Memory::new(recipe, request, latent, branches, tile, share_prefix, setup);
         let mut tile = tile(&recipe.vae.config, latent, request.tiling, setup);
-        let mut memory = plan_memory(tile);
+        let mut memory = plan_memory(tile, false);
         if let Some(room) = memory.room_for_vae() {
             // Tiles give the same frames, so that weights may have their room: down to a size whose halos are a third of
             // the work, and to the smallest where nothing else fits.
             let fitting = largest_tile(&recipe.vae.config, latent, setup, room).unwrap_or_default();
             for side in [fitting.max(CHEAP_TILE), SMALLEST_TILE] {
                 tile = Some(side).filter(|&side| latent[1].max(latent[2]) > side);
-                memory = plan_memory(tile);
+                memory = plan_memory(tile, false);
                 if memory.fits() {
                     break;
                 }
             }
         }
+        // Sharing saves one block's self-attention in every second forward: 0.9 % of a job of 32,760 tokens, and at most an
+        // eightieth of a longer one. The tokens take 0.63 GiB then, the place of two blocks in 8 bits. Where copies hide beneath
+        // the work, two blocks more to copy would cost nothing; where they do not, each forward would wait for them, 5 % longer if
+        // it copies all forty. A plan does not know which, so it keeps the tokens only where no weights have to leave for them.
+        let shared = guidance.then(|| plan_memory(tile, true));
+        let shared = shared.filter(|shared| shared.fits() && shared.holds_the_same(&memory));
+        let share_prefix = shared.is_some();
+        let memory = shared.unwrap_or(memory);
         let by_expert = steps.forwards_of(&recipe.step_experts(request));
         Self {
             width,
@@ -162,6 +174,7 @@ impl Plan {
             tile,
             steps: request.total_steps(),
             guidance,
+            share_prefix,
             forwards: Forwards { computed, skipped, exact },
             work: Work::new(recipe, latent, branches, &by_expert, tile),
             forwards_of: by_expert,
@@ -277,5 +290,7 @@ impl fmt::Display for Plan {
 mod budget_tests;
 #[cfg(test)]
 mod experts_tests;
+#[cfg(test)]
+mod prefix_tests;
 #[cfg(test)]
 mod tests;

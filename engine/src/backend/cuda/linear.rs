@@ -113,7 +113,10 @@ impl Linear {
         if down.form != Form::Int8 || up.outputs != down.inputs {
             let activated = Epilogue { activation, ..Epilogue::default() };
             let inner = up.forward(gpu, x, &activated)?;
-            return down.forward(gpu, Input::Plain(&inner), epilogue);
+            let operand = down.operand(gpu, Input::Plain(&inner))?;
+            // What has become another operand makes room for the result.
+            drop(inner);
+            return down.finish(gpu, &operand, epilogue);
         }
         let operand = up.operand(gpu, x)?;
         let rows = operand.rows();

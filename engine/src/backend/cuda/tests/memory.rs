@@ -4,13 +4,15 @@ use super::{Cuda, Options, WORK, noise};
 use crate::Error;
 use crate::backend::{Backend, Keeping, TensorOps};
 use crate::goldens::folder;
-use crate::model::dit::{Blocks, Dit, Inputs};
+use crate::model::dit::{Blocks, Dit, Inputs, Prefix};
 use crate::model::vae::{Footage, Vae};
 use crate::progress::{Quiet, Stage};
-use crate::weights::{self, Component};
+use crate::synth::{Size, Source};
+use crate::weights::{self, Component, DType, WeightSource};
 use animd_protocol::dims::schema;
 use animd_protocol::plan::{Plan, Setup, vae_activations};
 use animd_protocol::profile::{AttentionKind, Precision, Profile};
+use animd_protocol::recipe::Recipe;
 use animd_protocol::request::Settings;
 
 /// The arena is not poisoned, because poison makes pieces larger.
@@ -112,54 +114,94 @@ fn near(what: &str, planned: u64, taken: usize) {
     assert!((0.7..1.125).contains(&ratio), "{what}: {taken} bytes were taken, {planned} planned");
 }
 
+/// The ways in which a GPU computes the transformer.
+const WAYS: [(Precision, AttentionKind); 5] = [
+    (Precision::Bf16, AttentionKind::Exact),
+    (Precision::Fp8, AttentionKind::Exact),
+    (Precision::Fp8, AttentionKind::EightBit),
+    (Precision::Int8, AttentionKind::Exact),
+    (Precision::Int8, AttentionKind::EightBit),
+];
+
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
 fn the_plan_is_near_what_is_taken() {
     let source = weights::Model::open(&folder().join("official"), None).expect("the fixture is a model");
-    for (weights, attention) in [
-        (Precision::Bf16, AttentionKind::Exact),
-        (Precision::Fp8, AttentionKind::Exact),
-        (Precision::Fp8, AttentionKind::EightBit),
-        (Precision::Int8, AttentionKind::Exact),
-        (Precision::Int8, AttentionKind::EightBit),
-    ] {
-        let b = opened(4 * WORK);
-        let mut setup = Setup { attention, ..Setup::from(&Profile::built_in("h200").expect("a profile")) };
-        setup.precision.dit = weights;
-        let settings = Settings { frames: Some(5), ..Settings::default() };
-        let request = settings.resolve(|| 1).expect("valid settings");
-        let plan = Plan::new(&source.recipe(), &request, [480, 480], &setup);
-        let phase = |stage| plan.memory.phases.iter().find(|p| p.stage == stage).map_or(0, |p| p.activations);
-        let loader = b.loader(Keeping::of(&setup, Component::Dit));
-        let dit = Dit::load(&loader, &source.dit.0, &source.dit.1).expect("there is room");
-        let [t, h, w] = plan.latent;
-        let of = |channels: usize| b.upload(&noise(channels * t * h * w, 1), &[channels, t, h, w]);
-        let (x, y) = (of(16).expect("there is room"), of(20).expect("there is room"));
-        let text = b.upload(&noise(7 * 64, 2), &[7, 64]).expect("there is room");
-        let image = b.upload(&noise(257 * 160, 3), &[257, 160]).expect("there is room");
-        let context = dit.context(&b, &text, Some(&image)).expect("they fit");
-        let (time, grid) = (dit.time(&b, 500.0).expect("a time"), dit.grid(&b, t, h, w).expect("a grid"));
-        let forward = |blocks| {
-            let inputs = Inputs { x: &x, y: &y, time: &time, context: &context, grid: &grid, attention };
-            dit.forward(&b, &inputs, blocks, &Quiet, None).expect("there is room").residual
-        };
-        let compute = |keep_residual| forward(Blocks::Compute { keep_residual });
-        compute(false);
-        let (before, planned) = (b.usage()[1].used, phase(Stage::Denoise));
-        let taken = || b.usage()[1].peak - before;
-        b.peak_memory();
-        compute(false);
-        near(&format!("{weights:?} {attention:?}"), planned, taken());
-
-        // The plan counts the memory of a step cache separately.
-        b.peak_memory();
-        let residual = compute(true).expect("it was to be kept");
-        let kept = 4 * residual.elements() as u64;
-        near("it, and a residual", planned + kept, taken());
-        b.peak_memory();
-        forward(Blocks::Reuse(&residual));
-        near("a residual again", planned + kept, taken());
+    for way in WAYS {
+        let [planned, taken] = plan_of_a_forward(&source.recipe(), &source.dit.0, [480, 480], way);
+        near("a residual again", planned as u64, taken);
     }
+    // Here the feed-forward takes the most, as in the models of 14B in 8 bits.
+    let mut wide = Size::Tiny.recipe();
+    wide.experts[0].network.config.ffn_dim = 2048;
+    let part = wide.networks().find(|part| part.component() == Component::Dit).expect("a DiT");
+    let source = Source::new(&part, DType::Bf16, 1);
+    for precision in [Precision::Bf16, Precision::Fp8, Precision::Int8] {
+        let way = (precision, AttentionKind::Exact);
+        let [planned, taken] = plan_of_a_forward(&wide, &source, [160, 160], way);
+        assert!(taken <= planned, "a forward without a feed-forward takes less: {taken} of {planned}");
+    }
+}
+
+/// Compares what forwards that compute their blocks take with their plan. Returns what is planned and what is taken by one that adds a
+/// residual again.
+fn plan_of_a_forward(
+    recipe: &Recipe,
+    source: &dyn WeightSource,
+    size: [usize; 2],
+    (weights, attention): (Precision, AttentionKind),
+) -> [usize; 2] {
+    let b = opened(4 * WORK);
+    let mut setup = Setup { attention, ..Setup::from(&Profile::built_in("h200").expect("a profile")) };
+    setup.precision.dit = weights;
+    let settings = Settings { frames: Some(5), ..Settings::default() };
+    let request = settings.resolve(|| 1).expect("valid settings");
+    let plan = Plan::new(recipe, &request, size, &setup);
+    let phase = |stage| plan.memory.phases.iter().find(|p| p.stage == stage).expect("it is planned");
+    let config = &recipe.experts[0].network.config;
+    let loader = b.loader(Keeping::of(&setup, Component::Dit));
+    let dit = Dit::load(&loader, source, config).expect("there is room");
+    let [t, h, w] = plan.latent;
+    let of = |channels: usize| b.upload(&noise(channels * t * h * w, 1), &[channels, t, h, w]);
+    let (x, y) = (of(16).expect("there is room"), of(20).expect("there is room"));
+    let upload = |shape: [usize; 2], seed| b.upload(&noise(shape[0] * shape[1], seed), &shape);
+    // A prompt is planned to be as long as the model reads.
+    let text = upload([config.text_len, config.text_dim], 2).expect("there is room");
+    let image = upload([recipe.image_tokens(), config.image_dim.expect("it reads pictures")], 3)
+        .expect("there is room");
+    let what = format!("{weights:?} {attention:?}, {} wide", config.ffn_dim);
+    let before = b.usage()[1].used;
+    let context = dit.context(&b, &text, Some(&image)).expect("they fit");
+    near(&format!("{what}: a context"), phase(Stage::VaeEncode).kept / 2, b.usage()[1].used - before);
+
+    let (time, grid) = (dit.time(&b, 500.0).expect("a time"), dit.grid(&b, t, h, w).expect("a grid"));
+    let forward = |blocks, prefix: &mut Prefix<Cuda>| {
+        let inputs = Inputs { x: &x, y: &y, time: &time, context: &context, grid: &grid, attention };
+        dit.branch(&b, &inputs, blocks, prefix, &Quiet, None).expect("there is room").residual
+    };
+    let compute = |keep_residual| forward(Blocks::Compute { keep_residual }, &mut Prefix::Own);
+    compute(false);
+    let (before, planned) = (b.usage()[1].used, phase(Stage::Denoise).activations);
+    let taken = || b.usage()[1].peak - before;
+    b.peak_memory();
+    compute(false);
+    near(&what, planned, taken());
+
+    // The plan counts separately what the first branch of a step keeps for the second, and what a step cache keeps for later
+    // steps. A residual that is being computed takes nothing while the blocks take the most.
+    let mut prefix = Prefix::Wanted;
+    b.peak_memory();
+    let blocks = Blocks::Compute { keep_residual: true };
+    let first = forward(blocks, &mut prefix).expect("it was to be kept");
+    let kept = 4 * first.elements() as u64;
+    near("the first branch", planned + kept, taken());
+    b.peak_memory();
+    let second = forward(blocks, &mut prefix).expect("it was to be kept");
+    near("the second branch", planned + kept, taken());
+    b.peak_memory();
+    forward(Blocks::Reuse(&second), &mut Prefix::Own);
+    drop(first);
+    [(planned + 2 * kept) as usize, taken()]
 }
 
 #[test]
@@ -177,7 +219,7 @@ fn plan_of_the_vae(weights: Precision, size: [usize; 2], frames: usize, tile: Op
     let mut setup = Setup::from(&Profile::built_in("h200").expect("a profile"));
     setup.precision.vae = weights;
     let b = open();
-    let mut config = animd_protocol::recipe::Recipe::wan21_i2v_14b().vae.config;
+    let mut config = Recipe::wan21_i2v_14b().vae.config;
     config.base = 32;
     let source = super::speed::MadeUp::new(schema::vae(&config));
     let loader = b.loader(Keeping::of(&setup, Component::Vae));

@@ -13,7 +13,7 @@ use super::super::slab::Slab;
 use super::super::tensor::Tensor;
 use super::{Cuda, Options, WORK, noise, open};
 use crate::backend::{Backend, Keeping, Loader, TensorOps};
-use crate::model::dit::{Blocks, Context, Dit, Inputs};
+use crate::model::dit::{Blocks, Context, Dit, Inputs, Prefix};
 use crate::model::t5::T5;
 use crate::progress::{Observer, Progress, Quiet};
 use crate::synth::{Size, Source};
@@ -80,6 +80,25 @@ impl Model {
 
     fn job(&self, latent: [usize; 3]) -> [Vec<f32>; 2] {
         self.forwards(latent, &Quiet).expect("a job")
+    }
+
+    /// Computes a step of two branches, the second of which begins with the first one's prefix or not.
+    fn branches(&self, [t, h, w]: [usize; 3], shared: bool) -> Result<[Vec<f32>; 2]> {
+        let Self { b, dit, context } = self;
+        let (_, config) = source();
+        let upload = |shape: &[usize], seed| b.upload(&noise(shape.iter().product(), seed), shape);
+        let image = upload(&[9, config.image_dim.expect("it reads pictures")], 4)?;
+        let other = &dit.context(b, &upload(&[5, config.text_dim], 5)?, Some(&image))?;
+        let (x, y) = (&upload(&[16, t, h, w], 1)?, &upload(&[20, t, h, w], 2)?);
+        let (time, grid) = (&dit.time(b, 700.0)?, &dit.grid(b, t, h, w)?);
+        let mut prefix = if shared { Prefix::Wanted } else { Prefix::Own };
+        let mut branch = |context| -> Result<_> {
+            let inputs = Inputs { x, y, time, context, grid, attention: AttentionKind::Exact };
+            let blocks = Blocks::Compute { keep_residual: false };
+            Ok(dit.branch(b, &inputs, blocks, &mut prefix, &Quiet, None)?.velocity)
+        };
+        let (first, second) = (branch(context)?, branch(other)?);
+        Ok([b.download(&first)?, b.download(&second)?])
     }
 
     /// Sets what is on the device.
@@ -156,6 +175,25 @@ fn streamed_weights_give_the_same_bits() {
         }
     }
     assert!(model.b.notes().is_empty());
+}
+
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "it takes a GPU")]
+fn branches_share_their_prefix_wherever_the_blocks_are() {
+    let (resident, _) = right();
+    let right = resident.branches(LARGE, false).expect("a step");
+    assert!(right[0] != right[1], "the text changes the velocity");
+    assert!(resident.branches(LARGE, true).expect("a step") == right);
+    drop(resident);
+    let model = Model::load(&Options::default(), Place::Host);
+    for held in [Held::Nothing, Held::Copies, Held::Computations] {
+        held.set(&model.b);
+        for (resident, slots) in [(BLOCKS, 0), (2, 2), (0, 2), (BLOCKS - 1, 1)] {
+            model.lay_out(resident, slots);
+            let shared = model.branches(LARGE, true).expect("a step");
+            assert!(shared == right, "{resident} groups stay, {slots} slots, {held:?}");
+        }
+    }
 }
 
 #[test]

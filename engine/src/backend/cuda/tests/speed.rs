@@ -14,7 +14,7 @@ use super::{Cuda, Options, noise};
 use crate::Result;
 use crate::backend::{Backend, Keeping, TensorOps};
 use crate::finite::Outputs;
-use crate::model::dit::{Blocks, Dit, Inputs};
+use crate::model::dit::{Blocks, Dit, Inputs, Prefix};
 use crate::model::vae::{Footage, Rendered, Vae};
 use crate::progress::{Quiet, Stage};
 use crate::weights::{Component, DType, HostTensor, Matrix, WeightSource};
@@ -164,10 +164,11 @@ fn speed_of_blocks() {
         let image = b.upload(&noise(257 * image_dim, 3), &[257, image_dim]).unwrap();
         let context = dit.context(&b, &text, Some(&image)).unwrap();
         let (time, grid) = (dit.time(&b, 500.0).unwrap(), dit.grid(&b, t, h, w).unwrap());
-        let forward = |blocks: Blocks<'_, Cuda>| {
+        let branch = |blocks: Blocks<'_, Cuda>, prefix: &mut Prefix<Cuda>| {
             let inputs = Inputs { x: &x, y: &y, time: &time, context: &context, grid: &grid, attention };
-            dit.forward(&b, &inputs, blocks, &Quiet, None).unwrap().velocity
+            dit.branch(&b, &inputs, blocks, prefix, &Quiet, None).unwrap().velocity
         };
+        let forward = |blocks: Blocks<'_, Cuda>| branch(blocks, &mut Prefix::Own);
         let compute = Blocks::Compute { keep_residual: false };
         forward(compute);
         let (before, _) = (b.usage()[1].used, b.peak_memory());
@@ -181,12 +182,25 @@ fn speed_of_blocks() {
         let residual = b.upload(&noise(plan.tokens * config.dim, 4), &[plan.tokens, config.dim]).unwrap();
         let [_, ends] = median(&b, || drop(forward(Blocks::Reuse(&residual))));
         drop(residual);
+        let mut prefix = Prefix::Wanted;
+        branch(compute, &mut prefix);
+        let Prefix::Kept(tokens) = prefix else { panic!("it was wanted") };
+        let second = || branch(compute, &mut Prefix::Kept(tokens.clone()));
+        assert!(b.download(&second()).unwrap() == out, "a prefix of another branch changes the numbers");
+        let [_, rest] = median(&b, || drop(second()));
+        println!(
+            "a branch that begins with another one's prefix {rest:.1?}: {:.2?} less",
+            all.saturating_sub(rest)
+        );
+        drop(tokens);
         println!("the driver was asked {} times for the work's memory", b.usage()[1].reservations);
         let block = all.saturating_sub(ends) / BLOCKS as u32;
         println!(
             "{BLOCKS} blocks {all:.1?} (enqueued in {enqueued:.1?}), without blocks {ends:.1?}: a block {block:.2?}, 40 of them {:.3?}",
             40 * block + ends
         );
+        let kept = median(&b, || drop(forward(Blocks::Compute { keep_residual: true })))[1];
+        println!("with a residual that is kept {kept:.1?}");
         let (velocity, mut outputs) = (forward(compute), Outputs::default());
         let watch = |outputs: &mut Outputs| {
             median(&b, || outputs.watch(&b, Component::Dit, Some(1), &velocity).unwrap())
