@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Around, Block, ContextLayer, CrossAttention, Dit, ImageEmbedding, image_positions};
+use super::block::{Block, ContextLayer, CrossAttention};
+use super::{Around, Dit, ImageEmbedding, image_positions};
 use crate::Result;
 use crate::backend::loading::Role;
 use crate::backend::{Backend, Loader};
