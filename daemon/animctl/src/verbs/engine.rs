@@ -16,7 +16,7 @@ use super::exit::{Exit, Failure, Result};
 /// service from using the GPU meanwhile: `animctl unload`, then `animctl drain -- animctl bench`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example: animctl bench --size 720p --rows fp8,distill\n\n`animctl bench -- --help` shows all options.\n\nJSON: \
+    after_help = "Example: animctl bench --size 720p --rows int8,int8-distill\n\n`animctl bench -- --help` shows all options.\n\nJSON: \
 version, device, backend, model, width, height, frames, tokens, runs, tiling, rows (an array: row, weights, attention, and \
 seconds by stage), notes, and for known cards comparisons (an array: row, stages with measured and predicted seconds)"
 )]

@@ -149,7 +149,7 @@ mod tests {
         let [released, distilled] =
             ["released", "distilled"].map(|kind| step.facts["seconds"][kind].as_f64().unwrap_or_default());
         assert!(released > 5.0 * distilled && distilled > 1.0, "{released} {distilled}");
-        assert_eq!(fast.precision(), Some(Precision::Fp8));
+        assert_eq!(fast.precision(), Some(Precision::Int8));
     }
 
     #[test]

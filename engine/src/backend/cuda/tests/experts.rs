@@ -187,7 +187,8 @@ fn a_third_transformer_comes_and_goes() {
     let with = |steps_base| {
         let Job { request, .. } = job(1);
         let lora = animd_protocol::lora::parse("x:1:1").expect("a LoRA");
-        let request = Request { lora, steps_base, guidance: 1.0, guidance_base: Some(1.0), ..request };
+        let guidance_base = steps_base.map(|_| 1.0);
+        let request = Request { lora, steps_base, guidance: 1.0, guidance_base, ..request };
         Job::new(&picture(), request).expect("a job")
     };
     let jobs = [with(None), with(Some(1))];
