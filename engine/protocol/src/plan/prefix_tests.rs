@@ -85,7 +85,6 @@ fn shared_tokens_take_the_place_of_nothing() {
         }
     }
     assert!(shared > 0 && not > 0, "{shared} and {not}");
-    println!("{shared} shared, {not} not");
 }
 
 #[test]
