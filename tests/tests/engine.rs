@@ -582,7 +582,7 @@ fn a_plan_says_what_fits() {
     assert_eq!(said["plan"]["forwards"]["computed"], 80);
 
     // What changes nothing is said, and what the family cannot do is refused as `generate` does.
-    let remark = "there are no steps of `steps_base`, so `guidance_base` changed nothing";
+    let remark = "there are no steps of `steps_base`, so `guidance_base` changes nothing";
     let idle = ["--family", "wan22", "--guidance-base", "2"];
     let output = plan(&[&idle[..], &["--json"]].concat());
     let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");

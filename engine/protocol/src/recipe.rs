@@ -430,7 +430,8 @@ impl Recipe {
             return Ok(());
         }
         Err(InvalidSetting(format!(
-            "{} has one transformer, and `sampler_low` is for models with two, such as Wan2.2-I2V-A14B; leave `sampler_low` out",
+            "{} has one transformer, and `sampler_low` is for models with two, such as Wan2.2-I2V-A14B; leave `sampler_low` out, or set it \
+             to what `sampler` is",
             self.family
         )))
     }

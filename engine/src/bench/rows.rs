@@ -28,11 +28,11 @@ pub enum Row {
     Distill,
     /// The DiT's matrices in int8, self-attention in 8 bits; 40 steps with guidance
     Int8,
-    /// The same with `MagCache`
+    /// The DiT's matrices in int8, self-attention in 8 bits, with `MagCache`
     Int8Magcache,
     /// The four steps of a step-distilled model in int8
     Int8Distill,
-    /// The two transformers of Wan2.2 in bf16, attention too; 40 steps with guidance, as in the next two
+    /// The two transformers of Wan2.2 in bf16, attention too; 40 steps with guidance, as in the next three
     Wan22Bf16Exact,
     /// The two transformers of Wan2.2 with matrices in fp8, attention in bf16
     Wan22Fp8Exact,
@@ -42,9 +42,7 @@ pub enum Row {
     Wan22Int8,
     /// The four steps of a step-distilled Wan2.2 in fp8, two by each transformer
     Wan22Distill,
-    /// The same in int8
-    #[value(name = "wan22-int8-distill")]
-    #[serde(rename = "wan22-int8-distill")]
+    /// The four steps of a step-distilled Wan2.2 in int8, two by each transformer
     Wan22Int8Distill,
 }
 

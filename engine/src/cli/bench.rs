@@ -33,7 +33,7 @@ const PROFILE: &str = if cfg!(feature = "cuda") { "h200" } else { "cpu" };
 #[command(after_help = "\
 Examples:
   animd-engine bench                                      the 14B model at 480p, before it is downloaded
-  animd-engine bench --size 720p --rows fp8,distill --json
+  animd-engine bench --size 720p --rows int8,int8-distill --json
   animd-engine bench --synthetic tiny --size 320x192 --frames 9
   animd-engine bench -m ~/models/Wan2.1-I2V-14B-480P --rows fp8-teacache --whole
   animd-engine bench --rows wan22-fp8,wan22-distill --whole     Wan2.2's two transformers
@@ -70,7 +70,8 @@ pub struct Bench {
     /// Write all figures as JSON into this file, too
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// What to measure [default: those of Wan2.1 in bf16 and fp8, but `fp8-exact`; with a profile in int8 `int8,int8-magcache,int8-distill`]
+    /// What to measure [default: `int8,int8-magcache,int8-distill`; with a profile in another precision those of Wan2.1 in bf16 and
+    /// fp8, but `fp8-exact`]
     #[arg(long, value_name = "NAMES", value_enum, value_delimiter = ',')]
     rows: Vec<Row>,
     /// `480p`, here exactly 832x480, `720p`, 1280x720, or `WIDTHxHEIGHT`

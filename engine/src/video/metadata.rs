@@ -21,14 +21,23 @@ pub fn file(comment: &str) -> Result<File> {
     write().map_err(|e| Error::Output(format!("cannot keep the video's metadata in memory: {e}")))
 }
 
+/// The bytes that the pipe holds: more than a prompt and the names of LoRAs take, escaped.
+const ROOM: usize = 1 << 16;
+
 /// The end of a pipe at which the metadata is written, once it is known. `ffmpeg` waits for it at the other end.
 pub struct Awaited(PipeWriter);
 
 /// Returns a pipe that stands for the file of [`file`] while its comment is not known: what `ffmpeg` reads, and what the comment
 /// is written to.
 pub fn awaited() -> Result<(File, Awaited)> {
-    let (reader, writer) = pipe().map_err(|e| not_sent(&e))?;
-    Ok((File::from(OwnedFd::from(reader)), Awaited(writer)))
+    let made = || -> std::io::Result<_> {
+        let (reader, writer) = pipe()?;
+        if fcntl_getpipe_size(&writer)? < ROOM {
+            fcntl_setpipe_size(&writer, ROOM)?;
+        }
+        Ok((File::from(OwnedFd::from(reader)), Awaited(writer)))
+    };
+    made().map_err(|e| not_sent(&e))
 }
 
 impl Awaited {

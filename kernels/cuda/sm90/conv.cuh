@@ -49,5 +49,5 @@ struct Convolution : Walk<Shape> {
         NAME(const __grid_constant__ conv::Maps maps, const __grid_constant__ conv::Geometry geometry,              \
              const __grid_constant__ gemm::Epilogue epilogue) {                                                     \
         const conv::Convolution<SHAPE> convolution(maps, geometry);                                                 \
-        gemm::run<SHAPE, gemm::kBf16, false, gemm::ENDING, OUTPUT>(convolution, epilogue);                                 \
+        gemm::run<SHAPE, gemm::kBf16, false, gemm::ENDING, OUTPUT>(convolution, epilogue);                          \
     }

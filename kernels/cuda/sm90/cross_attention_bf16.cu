@@ -119,12 +119,11 @@ __device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
 
 // Maps: as attention_bf16's, of Q and of each set's K and V. output: [rows, heads * 128], `output_stride` elements a row;
 // residual: a matrix like output that is added, or null; keys1: 0 for one set; extra0, extra1: log2 of how many times
-// the last key of a set counts, over `scale`; scale: includes log2(e). Works through heads * blocks of 128 rows, of which each block takes as many, one after the other. Grid: up to heads * blocks; 384
-// threads.
+// the last key of a set counts, over `scale`; scale: includes log2(e). Works through heads * blocks of 128 rows, of which
+// each block takes as many, one after the other. Grid: up to heads * blocks; 384 threads.
 extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
     const __grid_constant__ Maps maps, __nv_bfloat16* output, int64_t output_stride, const __nv_bfloat16* residual,
-    int64_t residual_stride, int rows, int heads, int keys0, int keys1, float extra0, float extra1,
-    float scale) {
+    int64_t residual_stride, int rows, int heads, int keys0, int keys1, float extra0, float extra1, float scale) {
     const uint32_t base = (dynamic_shared() + 1023) & ~1023u;
     const Barriers barriers{base + kBarrierOffset};
     const Slots slots{base + kKeyOffset, base + kValueOffset, base + kBarrierOffset + 8 * 4};

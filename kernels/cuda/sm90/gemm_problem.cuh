@@ -67,7 +67,8 @@ struct Product {
     extern "C" __global__ void __cluster_dims__(SHAPE::kCluster, 1, 1) __launch_bounds__(gemm::kThreads, 1)         \
         NAME(const __grid_constant__ CUtensorMap a_map, const __grid_constant__ CUtensorMap b_map,                  \
              const __grid_constant__ gemm::Epilogue epilogue, int rows, int columns, int blocks) {                  \
-        const gemm::Product<SHAPE, gemm::OPERAND == gemm::kBf16 ? 2 : 1> product{a_map, b_map, rows, columns, blocks}; \
+        constexpr int kElementBytes = gemm::OPERAND == gemm::kBf16 ? 2 : 1;                                         \
+        const gemm::Product<SHAPE, kElementBytes> product{a_map, b_map, rows, columns, blocks};                     \
         gemm::run<SHAPE, gemm::OPERAND, APART, gemm::ENDING, OUTPUT>(product, epilogue);                            \
     }
 

@@ -96,10 +96,6 @@ mod tests {
             assert_eq!(rows[n..].iter().filter(alike).count(), 1, "{}", row.name);
         }
         let (without, said) = gpu_rows(false);
-        assert_eq!(
-            (rows.len() - without.len(), said.len()),
-            (2, 3),
-            "fp8 of the DiT and of umT5"
-        );
+        assert_eq!((rows.len() - without.len(), said.len()), (2, 3), "fp8 of the DiT and of umT5");
     }
 }

@@ -13,7 +13,7 @@ impl Recipe {
     pub fn remarks(&self, request: &Request) -> Vec<String> {
         let idle = self.idle(request).map(|(why, names)| {
             let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-            format!("{why}, so {} changed nothing", names.join(", "))
+            format!("{why}, so {} changes nothing", names.join(", "))
         });
         idle.chain(self.remark_on_ratios(request)).collect()
     }

@@ -268,7 +268,7 @@ fn the_low_noise_expert_can_have_a_schedule_of_its_own() {
         SamplerConfig::of(Sampler::Unipc, 40, 3.0).expect("one")
     );
     let remark = single.remarks(&asked).concat();
-    assert!(remark.contains("one transformer, so `shift_low`, `guidance_low` changed nothing"), "{remark}");
+    assert!(remark.contains("one transformer, so `shift_low`, `guidance_low` changes nothing"), "{remark}");
     assert_eq!(single.remarks(&request(&single, Settings::default())), [""; 0]);
 }
 

@@ -314,7 +314,7 @@ fn products(gemm: &Gemm, stream: &Arc<CudaStream>, quick: bool) -> Result<bool> 
 }
 
 /// Returns whole numbers from -127 to 127, or with `seed` 0 only the greatest.
-fn codes(count: usize, seed: u64) -> Vec<f32> {
+pub fn codes(count: usize, seed: u64) -> Vec<f32> {
     let code = |i: usize| (mix((seed << 40) ^ i as u64) % 255) as f32 - 127.0;
     (0..count).map(|i| if seed == 0 { 127.0 } else { code(i) }).collect()
 }

@@ -11,6 +11,7 @@ use animd_kernels::cuda::{
 };
 
 use super::bench::{BF16_ROUNDING, Input, Output, by_rows, verdict};
+use super::int8::codes;
 use super::{HEAD_DIM, Result, address, median, median_of, normal};
 
 const BF16: Element = Element::Bf16;
@@ -41,8 +42,8 @@ pub fn check(card: &Card, quick: bool) -> Result<bool> {
         if quick && rows * tiles * inner > 1_000_000 {
             continue;
         }
-        for fp8 in [false, true] {
-            good &= product(&gemm, &stream, [rows, tiles, squared, inner, gap], fp8)?;
+        for element in [BF16, Element::E4m3, Element::Int8] {
+            good &= product(&gemm, &stream, [rows, tiles, squared, inner, gap], element)?;
         }
     }
     for (rows, heads, gap) in
@@ -65,25 +66,24 @@ fn product(
     gemm: &Gemm,
     stream: &Arc<CudaStream>,
     [rows, tiles, squared, inner, gap]: [usize; 5],
-    fp8: bool,
+    element: Element,
 ) -> Result<bool> {
     let columns = tiles * Gemm::SQUARED;
-    let element = if fp8 { Element::E4m3 } else { BF16 };
-    let a = Input::random(stream, [rows, inner, gap], element, 1)?;
-    let b = Input::random(stream, [columns, inner, gap], element, 2)?;
+    let operand = |rows: usize, seed| match element {
+        Element::Int8 => Input::new(stream, &codes(rows * inner, seed), inner, gap, element),
+        _ => Input::random(stream, [rows, inner, gap], element, seed),
+    };
+    let (a, b) = (operand(rows, 1)?, operand(columns, 2)?);
     let bias = Input::random(stream, [1, columns, 0], F32, 3)?;
     let scales = |count, seed| normal(count, seed).into_iter().map(|x| x.abs() + 0.5).collect::<Vec<_>>();
     let a_scale = Input::new(stream, &scales(rows, 4), rows, 0, F32)?;
     let b_scale = Input::new(stream, &scales(columns, 5), columns, 0, F32)?;
-    let operands = match fp8 {
-        false => Operands::Bf16 { a: a.rows(stream), b: b.rows(stream) },
-        true => Operands::E4m3 {
-            a: a.rows(stream),
-            a_scale: a_scale.at(stream),
-            b: b.rows(stream),
-            b_scale: b_scale.at(stream),
-            fast: true,
-        },
+    let (a_rows, b_rows) = (a.rows(stream), b.rows(stream));
+    let (a_scales, b_scales) = (a_scale.at(stream), b_scale.at(stream));
+    let operands = match element {
+        BF16 => Operands::Bf16 { a: a_rows, b: b_rows },
+        Element::Int8 => Operands::Int8 { a: a_rows, a_scale: a_scales, b: b_rows, b_scale: b_scales },
+        _ => Operands::E4m3 { a: a_rows, a_scale: a_scales, b: b_rows, b_scale: b_scales, fast: true },
     };
     let run = || -> Result<[Vec<f64>; 2]> {
         let y = Output::new(stream, [rows, columns, gap], BF16)?;
@@ -100,7 +100,8 @@ fn product(
         for (c, out) in out.iter_mut().enumerate() {
             let right = &b.values[c * inner..][..inner];
             let x: f64 = left.iter().zip(right).map(|(a, b)| a * b).sum();
-            *out = x * if fp8 { a_scale.values[r] * b_scale.values[c] } else { 1.0 } + bias.values[c];
+            let scale = if element == BF16 { 1.0 } else { a_scale.values[r] * b_scale.values[c] };
+            *out = x * scale + bias.values[c];
         }
     });
     let wanted_sums = by_rows(rows, squared, |r, out| {
@@ -110,7 +111,7 @@ fn product(
         }
     });
     // As of products elsewhere; squares have twice the error, the rest of which are sums of f32.
-    let limit = if fp8 { 6e-3 } else { 1e-4 };
+    let limit = if element == Element::E4m3 { 6e-3 } else { 1e-4 };
     let name = format!("{element:?} {rows}x{columns}x{inner}");
     Ok(verdict(&format!("product {name}"), &y, &y_again, &wanted, limit + BF16_ROUNDING)
         & verdict(&format!("squares {name}"), &sums, &sums_again, &wanted_sums, 2.0 * limit))

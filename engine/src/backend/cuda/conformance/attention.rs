@@ -2,13 +2,13 @@
 
 use super::linear::weight;
 use super::norms::rope;
-use super::{ATTENTION, Both, Check, FP8, IN_BF16, IN_FP8, Options, Pair};
+use super::{ATTENTION, Both, Check, FP8, IN_BF16, IN_FP8, IN_INT8, INT8, Options, Pair};
 use crate::Result;
 use crate::backend::SequenceOps;
 use crate::backend::loading::Role;
 use crate::backend::sequence::{Attention, Input, KeyValue, Projection, SelfAttention};
 use crate::weights::DType;
-use animd_protocol::profile::AttentionKind;
+use animd_protocol::profile::{AttentionKind, Precision};
 
 /// The tolerance of 8 bits. In a mean over many keys values of equal size cancel, but their roundings do not: 0.05 on
 /// white noise.
@@ -119,16 +119,17 @@ fn attend(
 
 /// Checks 8-bit attention of a layer to itself, in one step where the GPU can and in two.
 fn to_itself(check: &Check) -> Result<()> {
-    for (keeping, raw_heads) in [(IN_BF16, false), (IN_BF16, true), (IN_FP8, true)] {
+    for (keeping, raw_heads) in [(IN_BF16, false), (IN_BF16, true), (IN_FP8, true), (IN_INT8, true)] {
         let cuda = check.open(&Options { long_context: 100, raw_heads, ..Options::default() })?;
         if keeping == IN_FP8 && !cuda.has_fp8() {
             continue;
         }
         let both = Both::new(check, &cuda, keeping);
         let (rows, heads, features) = (130, 2, 256);
-        let (w, x) = (both.noise(&[features], 2)?, both.noise(&[rows, 64], 6)?);
+        // Layers in int8 rotate 256 columns together.
+        let (w, x) = (both.noise(&[features], 2)?, both.noise(&[rows, 256], 6)?);
         let (on_cpu, on_cuda) = rope(&both, rows, 64)?;
-        let layer = both.load(vec![(weight(3 * features, 64, DType::F32, 1), None)], Role::Bulk)?;
+        let layer = both.load(vec![(weight(3 * features, 256, DType::F32, 1), None)], Role::Bulk)?;
         let (scale, kind, eps) = (128f64.powf(-0.5), AttentionKind::EightBit, 1e-6);
         let projection = Projection { norms: [Some(&w.cpu), Some(&w.cpu), None], eps, rope: Some(&on_cpu) };
         let cpu = SelfAttention { layer: &layer.cpu, projection, heads, scale, kind };
@@ -141,7 +142,12 @@ fn to_itself(check: &Check) -> Result<()> {
         };
         let way = if raw_heads { "raw heads" } else { "normed heads" };
         // The layer's own error is that of its values, and moves scores of about 1 by as much again.
-        let tolerance = if keeping == IN_FP8 { EIGHT_BIT.hypot(1.5 * FP8) } else { EIGHT_BIT };
+        let of_layer = match keeping.weights {
+            Precision::Fp8 => FP8,
+            Precision::Int8 => INT8,
+            _ => 0.0,
+        };
+        let tolerance = EIGHT_BIT.hypot(1.5 * of_layer);
         both.compare(
             "attention, 8 bits",
             format!("self-attention, {way}, {:?}", keeping.weights),
