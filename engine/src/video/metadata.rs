@@ -21,7 +21,7 @@ pub fn file(comment: &str) -> Result<File> {
     write().map_err(|e| Error::Output(format!("cannot keep the video's metadata in memory: {e}")))
 }
 
-/// The bytes that the pipe holds: more than a prompt and the names of LoRAs take, escaped.
+/// The bytes that the pipe holds: more than a prompt and the names of `LoRA`s take, escaped.
 const ROOM: usize = 1 << 16;
 
 /// The end of a pipe at which the metadata is written, once it is known. `ffmpeg` waits for it at the other end.

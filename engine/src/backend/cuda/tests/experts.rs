@@ -184,7 +184,7 @@ fn jobs_that_end_before_the_second_turn_leave_a_sound_model() {
 fn a_third_transformer_comes_and_goes() {
     let folder = tempfile::tempdir().expect("a folder");
     let lora = made_up_lora::write(folder.path(), "x.safetensors", &[("blocks.0.ffn.0", [512, 256])], &[], 1);
-    let with = |steps_base| {
+    let with = |steps_base: Option<u32>| {
         let Job { request, .. } = job(1);
         let lora = animd_protocol::lora::parse("x:1:1").expect("a LoRA");
         let guidance_base = steps_base.map(|_| 1.0);
