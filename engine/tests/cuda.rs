@@ -42,12 +42,16 @@ fn a_job_on_the_gpu() -> Result<(), Box<dyn std::error::Error>> {
 fn a_gpu_that_cannot_be_used_is_a_sentence() -> Result<(), Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
     let out = dir.path().join("a.mp4");
-    for (variable, value, says) in [
-        ("ANIMD_EMULATOR_CAPABILITY", "8.6", "compute capability 8.6"),
-        ("ANIMD_EMULATOR_DRIVER", "12020", "it knows CUDA 12.2"),
-        ("ANIMD_EMULATOR_MIB", "100", "0.10 GiB"),
+    let own = include_str!("../../configs/h200.toml").replace("\ndit = \"int8\"", "\ndit = \"fp8\"");
+    let in_fp8 = dir.path().join("own.toml");
+    std::fs::write(&in_fp8, own.replace("name = \"h200\"", "name = \"own\""))?;
+    let in_fp8 = in_fp8.to_string_lossy();
+    for (profile, variable, value, says) in [
+        (&*in_fp8, "ANIMD_EMULATOR_CAPABILITY", "8.6", "compute capability 8.6"),
+        ("h200", "ANIMD_EMULATOR_DRIVER", "12020", "it knows CUDA 12.2"),
+        ("h200", "ANIMD_EMULATOR_MIB", "100", "0.10 GiB"),
     ] {
-        let output = generate("h200", &out, &[(variable, value)]);
+        let output = generate(profile, &out, &[(variable, value)]);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{errors}");
         assert!(errors.starts_with("error: ") && errors.lines().count() == 1, "{errors}");
