@@ -174,7 +174,8 @@ mod tests {
         let (release, released) = channel::<()>();
         let (report, seen) = run(true, |_| {
             OwnLoras::Hashing(thread::spawn(move || {
-                _ = released.recv();
+                // A job that never asks whether it should stop makes its video, and the test fails.
+                _ = released.recv_timeout(Duration::from_secs(60));
                 Ok(vec![lora()])
             }))
         });
