@@ -191,14 +191,6 @@ __device__ __forceinline__ void hold_until_known(float sum, uint32_t address) {
 #define HOPPER_D128 HOPPER_D96 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 // clang-format on
 
-// d (64 x N, f32) = a (64 x 16, bf16, shared, rows) * b (16 x N, bf16, shared, columns) + (accumulate ? d : 0)
-__device__ __forceinline__ void mma_bf16(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" HOPPER_D64 "}, %64, %65, p, 1, 1, 0, 0; }"
-        : HOPPER_F64(d)
-        : "l"(a), "l"(b), "r"(int(accumulate)));
-}
 // d (64 x 128, f32) = a (64 x 16, bf16, registers) * b (16 x 128, bf16, shared, rows) + (accumulate ? d : 0)
 __device__ __forceinline__ void mma_bf16_rows(float (&d)[64], const uint32_t* a, uint64_t b, bool accumulate) {
     asm volatile(
@@ -206,24 +198,6 @@ __device__ __forceinline__ void mma_bf16_rows(float (&d)[64], const uint32_t* a,
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" HOPPER_D64 "}, {%64, %65, %66, %67}, %68, p, 1, 1, 1; }"
         : HOPPER_F64(d)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)));
-}
-
-// d (64 x 96, s32) = a (64 x 32, s8, shared, rows) * b (32 x 96, s8, shared, columns) + (accumulate ? d : 0)
-__device__ __forceinline__ void mma_s8(int (&d)[48], uint64_t a, uint64_t b, bool accumulate) {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %50, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n96k32.s32.s8.s8 {" HOPPER_D48 "}, %48, %49, p; }"
-        : HOPPER_R48(d)
-        : "l"(a), "l"(b), "r"(int(accumulate)));
-}
-
-// d (64 x 256, s32) = a (64 x 32, s8, shared, rows) * b (32 x 256, s8, shared, columns) + (accumulate ? d : 0)
-__device__ __forceinline__ void mma_s8(int (&d)[128], uint64_t a, uint64_t b, bool accumulate) {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %130, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" HOPPER_D128 "}, %128, %129, p; }"
-        : HOPPER_R128(d)
-        : "l"(a), "l"(b), "r"(int(accumulate)));
 }
 
 // d (64 x 136, f32) = a (64 x 32, e4m3, registers) * b (32 x 136, e4m3, shared, columns) + (accumulate ? d : 0)
@@ -235,20 +209,29 @@ __device__ __forceinline__ void mma_e4m3(float (&d)[68], const uint32_t* a, uint
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)));
 }
 
-// d (64 x N, f32) = a (64 x 16 bf16 or 64 x 32 e4m3) * b (16 or 32 x N) + (accumulate ? d : 0), both operands in shared
-// memory and contiguous along the dimension that is summed up. N is twice the number of accumulators.
-#define HOPPER_MMA(NAME, COUNT, SHAPE, TYPES, LIST, OUT, A, B, P, TAIL)                                            \
-    __device__ __forceinline__ void NAME(float (&d)[COUNT], uint64_t a, uint64_t b, bool accumulate) {             \
+// d (64 x N, f32 or s32) = a (64 x 16 bf16, or 64 x 32 e4m3 or s8) * b (16 or 32 x N) + (accumulate ? d : 0), both operands in
+// shared memory and contiguous along the dimension that is summed up. N is twice the number of accumulators.
+#define HOPPER_MMA(NAME, SUM, COUNT, SHAPE, TYPES, LIST, A, B, P, TAIL, ...)                                       \
+    __device__ __forceinline__ void NAME(SUM (&d)[COUNT], uint64_t a, uint64_t b, bool accumulate) {               \
         asm volatile("{ .reg .pred p; setp.ne.b32 p, " P ", 0;\n"                                                  \
-                     "wgmma.mma_async.sync.aligned." SHAPE ".f32." TYPES " {" LIST "}, " A ", " B ", p, 1, 1" TAIL "; }" \
-                     : OUT                                                                                         \
+                     "wgmma.mma_async.sync.aligned." SHAPE "." TYPES " {" LIST "}, " A ", " B ", p" TAIL "; }"     \
+                     : __VA_ARGS__                                                                                 \
                      : "l"(a), "l"(b), "r"(int(accumulate)));                                                      \
     }
-HOPPER_MMA(mma_bf16, 8, "m64n16k16", "bf16.bf16", HOPPER_D8, HOPPER_F8(d, 0), "%8", "%9", "%10", ", 0, 0")
-HOPPER_MMA(mma_bf16, 48, "m64n96k16", "bf16.bf16", HOPPER_D48, HOPPER_F48(d), "%48", "%49", "%50", ", 0, 0")
-HOPPER_MMA(mma_bf16, 96, "m64n192k16", "bf16.bf16", HOPPER_D96, HOPPER_F96(d), "%96", "%97", "%98", ", 0, 0")
-HOPPER_MMA(mma_bf16, 128, "m64n256k16", "bf16.bf16", HOPPER_D128, HOPPER_F128(d), "%128", "%129", "%130", ", 0, 0")
-HOPPER_MMA(mma_e4m3, 64, "m64n128k32", "e4m3.e4m3", HOPPER_D64, HOPPER_F64(d), "%64", "%65", "%66", "")
-HOPPER_MMA(mma_e4m3, 128, "m64n256k32", "e4m3.e4m3", HOPPER_D128, HOPPER_F128(d), "%128", "%129", "%130", "")
+#define HOPPER_BF16(COUNT, SHAPE, LIST, A, B, P, ...) \
+    HOPPER_MMA(mma_bf16, float, COUNT, SHAPE, "f32.bf16.bf16", LIST, A, B, P, ", 1, 1, 0, 0", __VA_ARGS__)
+#define HOPPER_E4M3(COUNT, SHAPE, LIST, A, B, P, ...) \
+    HOPPER_MMA(mma_e4m3, float, COUNT, SHAPE, "f32.e4m3.e4m3", LIST, A, B, P, ", 1, 1", __VA_ARGS__)
+#define HOPPER_S8(COUNT, SHAPE, LIST, A, B, P, ...) \
+    HOPPER_MMA(mma_s8, int, COUNT, SHAPE, "s32.s8.s8", LIST, A, B, P, "", __VA_ARGS__)
+HOPPER_BF16(8, "m64n16k16", HOPPER_D8, "%8", "%9", "%10", HOPPER_F8(d, 0))
+HOPPER_BF16(48, "m64n96k16", HOPPER_D48, "%48", "%49", "%50", HOPPER_F48(d))
+HOPPER_BF16(64, "m64n128k16", HOPPER_D64, "%64", "%65", "%66", HOPPER_F64(d))
+HOPPER_BF16(96, "m64n192k16", HOPPER_D96, "%96", "%97", "%98", HOPPER_F96(d))
+HOPPER_BF16(128, "m64n256k16", HOPPER_D128, "%128", "%129", "%130", HOPPER_F128(d))
+HOPPER_E4M3(64, "m64n128k32", HOPPER_D64, "%64", "%65", "%66", HOPPER_F64(d))
+HOPPER_E4M3(128, "m64n256k32", HOPPER_D128, "%128", "%129", "%130", HOPPER_F128(d))
+HOPPER_S8(48, "m64n96k32", HOPPER_D48, "%48", "%49", "%50", HOPPER_R48(d))
+HOPPER_S8(128, "m64n256k32", HOPPER_D128, "%128", "%129", "%130", HOPPER_R128(d))
 
 }  // namespace hopper

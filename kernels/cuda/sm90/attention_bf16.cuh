@@ -134,7 +134,9 @@ __device__ __forceinline__ void mask(float (&s)[kScores], int left) {
         if (i / 4 * 8 + i % 2 >= left) s[i] = -INFINITY;
 }
 
-__device__ __forceinline__ void multiply_keys(float (&s)[kKeys / 2], uint64_t query, uint64_t key) {
+// The scores of the first 2 * kScores keys of a tile.
+template <int kScores>
+__device__ __forceinline__ void multiply_keys(float (&s)[kScores], uint64_t query, uint64_t key) {
 #pragma unroll
     for (int k = 0; k < kHeadDim / 16; k++) {
         const uint32_t panel = k / 4, column = (k % 4) * 32;
@@ -142,16 +144,20 @@ __device__ __forceinline__ void multiply_keys(float (&s)[kKeys / 2], uint64_t qu
     }
 }
 
+// The product with the first kCount values of a tile.
+template <int kCount = kKeys>
 __device__ __forceinline__ void multiply_values(
     float (&o)[kHeadDim / 2], const uint32_t (&p)[kKeys / 4], uint64_t value, bool accumulate) {
 #pragma unroll
-    for (int k = 0; k < kKeys / 16; k++)
+    for (int k = 0; k < kCount / 16; k++)
         mma_bf16_rows(o, p + 4 * k, value + ((k * 16 * kRowBytes) >> 4), accumulate || k != 0);
 }
 
-__device__ __forceinline__ void pack(uint32_t (&p)[kKeys / 4], const float (&s)[kKeys / 2]) {
+// Packs the exponentials of the first keys of a tile; the others stay as they are.
+template <int kScores>
+__device__ __forceinline__ void pack(uint32_t (&p)[kKeys / 4], const float (&s)[kScores]) {
 #pragma unroll
-    for (int i = 0; i < kKeys / 4; i++) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
+    for (int i = 0; i < kScores / 2; i++) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
 }
 
 }  // namespace attention

@@ -37,25 +37,14 @@ struct Maps {
 // as 128.
 constexpr int kFew = 16, kSome = 96;
 
-template <int kCount>
-__device__ __forceinline__ void multiply_few_keys(float (&s)[kCount / 2], uint64_t query, uint64_t key) {
-#pragma unroll
-    for (int k = 0; k < kHeadDim / 16; k++) {
-        const uint32_t panel = k / 4, column = (k % 4) * 32;
-        mma_bf16(s, query + ((panel * kQueryPanelBytes + column) >> 4), key + ((panel * kPanelBytes + column) >> 4), k != 0);
-    }
-}
-
 // Starts a product with the first kCount values of a tile.
 template <int kCount>
-__device__ __forceinline__ void multiply_values_of(
+__device__ __forceinline__ void start_values(
     float (&o)[kHeadDim / 2], uint32_t (&p)[kKeys / 4], uint64_t value, bool accumulate) {
     pin(o);
     pin(p);
     mma_fence();
-#pragma unroll
-    for (int k = 0; k < kCount / 16; k++)
-        mma_bf16_rows(o, p + 4 * k, value + ((k * 16 * kRowBytes) >> 4), accumulate || k != 0);
+    multiply_values<kCount>(o, p, value, accumulate);
     mma_commit();
 }
 
@@ -71,20 +60,17 @@ struct LastTile {
         float s[kCount / 2];
         pin(s);
         mma_fence();
-        multiply_few_keys<kCount>(s, query, key);
+        multiply_keys(s, query, key);
         mma_commit();
         mma_wait<0>();
         pin(s);
         const int left = keys - 2 * (thread % 4);
 #pragma unroll
-        for (int i = 0; i < kCount / 2; i++) {
-            const int column = i / 4 * 8 + i % 2;
-            if (column + 1 == left) s[i] += extra;
-            if (column >= left) s[i] = -INFINITY;
-        }
+        for (int i = 0; i < kCount / 2; i++)
+            if (i / 4 * 8 + i % 2 + 1 == left) s[i] += extra;
+        mask(s, left);
         softmax.step(s, scale);
-#pragma unroll
-        for (int i = 0; i < kCount / 4; i++) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
+        pack(p, s);
     }
 
     // Computes the exponentials.
@@ -101,11 +87,11 @@ struct LastTile {
     // Starts the product of them and the values.
     __device__ __forceinline__ void finish(float (&o)[kHeadDim / 2], uint32_t (&p)[kKeys / 4], uint64_t value) const {
         if (keys <= kFew)
-            multiply_values_of<kFew>(o, p, value, false);
+            start_values<kFew>(o, p, value, false);
         else if (keys <= kSome)
-            multiply_values_of<kSome>(o, p, value, false);
+            start_values<kSome>(o, p, value, false);
         else
-            multiply_values_of<kKeys>(o, p, value, false);
+            start_values<kKeys>(o, p, value, false);
     }
 };
 
@@ -209,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
                     if (tile > 1) softmax.refer(o);
                     barrier_wait(slots.value_full(value.stage), value.parity);
                     if (tile > 1)
-                        multiply_values_of<kKeys>(o, p, value_tiles + value.stage * kTileStep, true);
+                        start_values<kKeys>(o, p, value_tiles + value.stage * kTileStep, true);
                     else
                         last.finish(o, p, value_tiles + value.stage * kTileStep);
                     turns--;
@@ -236,7 +222,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) cross_attention_bf16(
                 if (tiles > 1) softmax.refer(o);
                 barrier_wait(slots.value_full(value.stage), value.parity);
                 if (tiles > 1)
-                    multiply_values_of<kKeys>(o, p, value_tiles + value.stage * kTileStep, true);
+                    start_values<kKeys>(o, p, value_tiles + value.stage * kTileStep, true);
                 else
                     last.finish(o, p, value_tiles + value.stage * kTileStep);
                 mma_wait<0>();
