@@ -7,12 +7,10 @@ use animd_protocol::request::Request;
 use super::answer::{Answer, Dict};
 use super::{costs, facts};
 use crate::error::Result;
-use crate::store::ledger::{Costs, Job, Store, ToldLora};
+use crate::store::ledger::{Costs, Job, Store, ToldLora, lora_bytes};
 
 /// The approximate size in bytes of all values in a description whose length is bounded.
 const SHORT_VALUES: usize = 3 << 10;
-/// The approximate size in bytes of a `LoRA`'s strengths and its hash.
-const LORA: usize = 128;
 
 /// A job's row and the rows that belong to it.
 pub struct Whole {
@@ -37,8 +35,8 @@ impl Whole {
             job.request.as_ref().map_or(0, |request| request.prompt.len() + request.negative_prompt.len());
         // Those of the job are told twice, with their hashes: as they are and among the settings.
         let loras = job.request.iter().flat_map(|request| &request.lora);
-        let loras: usize = loras.map(|choice| 2 * (choice.name.len() + LORA)).sum();
-        let own: usize = model_loras.iter().map(|(name, ..)| name.len() + LORA).sum();
+        let loras: usize = loras.map(|choice| 2 * lora_bytes(&choice.name)).sum();
+        let own: usize = model_loras.iter().map(|(name, ..)| lora_bytes(name)).sum();
         let paths = [job.source.as_ref().map(|s| &s.path), job.source_target.as_ref(), job.output.as_ref()];
         let paths: usize = paths.into_iter().flatten().map(|path| path.as_os_str().len()).sum();
         let error = job.error_text.as_ref().map_or(0, |text| text.len());

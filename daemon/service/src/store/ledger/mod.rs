@@ -31,7 +31,7 @@ pub use job::{Added, Ended, Job, NewJob, Outcome, Quota, Refusal, Source, State,
 pub use keep::Kind;
 pub use renew::Renewal;
 pub use settings::ToldLora;
-pub use shares::Limits;
+pub use shares::{Limits, lora_bytes};
 pub use stats::{By, Sum};
 pub use store::{Filter, PART_PREFIX, PART_SUFFIX, Store};
 pub use timeline::{Event, Sample, StageCost, StepCost, Timeline};

@@ -13,9 +13,6 @@ use crate::error::Result;
 
 /// What a row takes in the ledger besides its texts, with its events and indices, in bytes.
 pub(super) const ROW: u64 = 1 << 10;
-/// What the strengths and the hash of a `LoRA` take, in bytes.
-const LORA: usize = 128;
-
 /// Limits of the jobs that the ledger takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -98,12 +95,17 @@ pub(super) fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
 
+/// Returns about how many bytes the name, the strengths and the hash of a `LoRA` take, in the ledger and over the bus.
+pub fn lora_bytes(name: &str) -> usize {
+    name.len() + 128
+}
+
 /// Returns about how many bytes a job takes in the ledger.
 pub(super) fn row_bytes(new: &NewJob) -> u64 {
     let texts = match &new.work {
         Ok((_, request)) => {
             // A LoRA stands among the settings and in a row of its own.
-            let loras: usize = request.lora.iter().map(|choice| 2 * (choice.name.len() + LORA)).sum();
+            let loras: usize = request.lora.iter().map(|choice| 2 * lora_bytes(&choice.name)).sum();
             request.prompt.len() + request.negative_prompt.len() + loras
         }
         Err(refusal) => 2 * refusal.text.len(),
