@@ -21,7 +21,8 @@ pub fn file(comment: &str) -> Result<File> {
     write().map_err(|e| Error::Output(format!("cannot keep the video's metadata in memory: {e}")))
 }
 
-/// The bytes that the pipe holds: more than a prompt and the names of `LoRA`s take, escaped.
+/// The bytes that the pipe holds from the start: more than most jobs need, and as much as Linux gives unless a user has many
+/// pipes. That it has too many is known before anything is computed.
 const ROOM: usize = 1 << 16;
 
 /// The end of a pipe at which the metadata is written, once it is known. `ffmpeg` waits for it at the other end.
@@ -32,9 +33,7 @@ pub struct Awaited(PipeWriter);
 pub fn awaited() -> Result<(File, Awaited)> {
     let made = || -> std::io::Result<_> {
         let (reader, writer) = pipe()?;
-        if fcntl_getpipe_size(&writer)? < ROOM {
-            fcntl_setpipe_size(&writer, ROOM)?;
-        }
+        make_room(&writer, ROOM)?;
         Ok((File::from(OwnedFd::from(reader)), Awaited(writer)))
     };
     made().map_err(|e| not_sent(&e))
@@ -47,9 +46,7 @@ impl Awaited {
         let text = text(comment)?;
         // All of it must fit, because ffmpeg may wait for the first frame before it reads this.
         let mut write = || -> std::io::Result<()> {
-            if fcntl_getpipe_size(&self.0)? < text.len() {
-                fcntl_setpipe_size(&self.0, text.len())?;
-            }
+            make_room(&self.0, text.len())?;
             self.0.write_all(text.as_bytes())
         };
         match write() {
@@ -57,6 +54,14 @@ impl Awaited {
             _ => Ok(()),
         }
     }
+}
+
+/// Makes a pipe hold at least so many bytes.
+fn make_room(pipe: &PipeWriter, bytes: usize) -> std::io::Result<()> {
+    if fcntl_getpipe_size(pipe)? < bytes {
+        fcntl_setpipe_size(pipe, bytes)?;
+    }
+    Ok(())
 }
 
 fn not_sent(e: &std::io::Error) -> Error {
