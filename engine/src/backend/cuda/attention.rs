@@ -21,7 +21,6 @@ impl Gpu {
         let plain = a.sets.iter().all(|set| set.bias.is_none());
         let fast = width == HEAD_DIM && (a.scale - SCALE).abs() < 1e-9 && plain;
         let few = |set: &KeyValue<'_, Tensor>| set.k.shape[0] < self.long_context;
-        let once = |set: &KeyValue<'_, Tensor>| set.copies == 1;
         let q = self.rows(a.q, Element::Bf16)?;
         let mut sum: Option<Tensor> = None;
         let mut rest = a.sets;
@@ -31,7 +30,7 @@ impl Gpu {
             let y = self.matrix([rows, features], Element::Bf16)?;
             match &sum {
                 before if fast && few(first) => self.attend_to_few(a, &q, now, before.as_ref(), &y)?,
-                None if fast && once(first) => self.attend_to_many(a, &q, first, &y)?,
+                None if fast && first.copies == 1 => self.attend_to_many(a, &q, first, &y)?,
                 before => self.attend_to_any(a, &q, first, before.as_ref(), &y)?,
             }
             sum = Some(y);
