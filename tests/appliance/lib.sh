@@ -109,8 +109,8 @@ in_stage() { # STAGE: the running job
     [ "$(animctl --system list --state running --json | jq -r '.[0].stage // empty')" = "$1" ]
 }
 
-engine() { # the engine's process
-    pgrep -u animd -f '^/usr/libexec/animd/engine serve'
+engine() { # the engine's process, and not the child that it forks for ffmpeg, which is called the same until its exec
+    pgrep -u animd -o -f '^/usr/libexec/animd/engine serve'
 }
 
 videos() { # how many there are
