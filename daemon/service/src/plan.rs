@@ -43,6 +43,8 @@ pub struct Plan {
     pub profile: Option<String>,
     /// Why this profile, as a sentence.
     pub why: String,
+    /// What a user should know of the settings ([`Recipe::remarks`]); nothing while the model is not known.
+    pub notes: Vec<String>,
 }
 
 /// Returns the plan of a video. `picture` is its picture's width and height in pixels, if known.
@@ -56,7 +58,7 @@ pub async fn plan(
     picture: Option<(u32, u32)>,
 ) -> Result<Plan> {
     // Parts differ by four frames at most.
-    let (parts, request) = (request.parts().len() as u32, &request.largest_part());
+    let (whole, parts, request) = (request, request.parts().len() as u32, &request.largest_part());
     let choice = profiles.choice();
     let profile = choice.profile.as_ref().map(|p| p.name.clone());
     let known = match profile.clone() {
@@ -80,6 +82,7 @@ pub async fn plan(
             streamed_bytes: None,
             profile,
             why,
+            notes: Vec::new(),
         });
     };
     let size = size(request, picture);
@@ -114,6 +117,7 @@ pub async fn plan(
         streamed_bytes: dit.map(|dit| dit.placement.streamed_bytes()).filter(|bytes| *bytes > 0),
         profile,
         why,
+        notes: recipe.remarks(whole),
     })
 }
 

@@ -233,6 +233,23 @@ fn plans_profiles_and_folders_are_listed() {
     let plan = house.json(&["plan", &picture, "--steps", "7"]);
     assert_eq!((&plan["steps"], &plan["forwards"], &plan["profile"]), (&json!(7), &json!(14), &json!("cpu")));
     assert!(says(&house, &["plan"]).contains("40 steps, 80 passes"));
+    assert!(!says(&house, &["plan"]).contains("note"));
+    // What a setting does that does nothing is told before the job, and after it.
+    let idle = ["--shift-low", "3", "--steps", "2"];
+    let said = says(&house, &[&["plan"], &idle[..]].concat());
+    let note = said.lines().find_map(|line| line.strip_prefix("note")).expect("a note").trim().to_owned();
+    assert!(note.contains("one transformer") && note.contains("`shift_low`"), "{note}");
+    let output = house.animctl(&[&["submit", &picture, "--wait"], &idle[..]].concat());
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains(&format!("job 1: {note}\n")), "{told}");
+    assert_eq!(house.json(&["show", "1"])["notes"], json!([note]));
+    let events = house.json(&["show", "1", "--timeline"])["timeline"]["events"].take();
+    assert!(
+        events.as_array().unwrap().iter().any(|event| event[1] == "note" && event[2] == note),
+        "{events}"
+    );
+    house.json(&["submit", &picture, "--steps", "2", "--wait"]);
+    assert_eq!(house.json(&["show", "2"])["notes"], Value::Null);
     let (code, why) = refused(&house, &["plan", "--frames", "80"]);
     assert_eq!(code, Some(2));
     assert!(why.contains("the nearest to 80 is 81"), "{why}");
@@ -257,7 +274,7 @@ fn plans_profiles_and_folders_are_listed() {
     assert_eq!((&listed[1]["path"], &listed[1]["poll_seconds"]), (&json!(more), &json!(0.1)));
     assert!(says(&house, &["folder", "list"]).contains(more.to_str().unwrap()));
     fs::write(more.join("photo.png"), PICTURE).unwrap();
-    house.until_ended(1);
+    house.until_ended(3);
     house.json(&["folder", "remove", more.to_str().unwrap()]);
     assert_eq!(house.json(&["folder", "list"]).as_array().unwrap().len(), 1);
     let (code, why) = refused(&house, &["folder", "add", "/nowhere/at/all"]);

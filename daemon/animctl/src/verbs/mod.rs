@@ -290,6 +290,11 @@ fn json_of(dict: &animd_client::Dict) -> Value {
     dict.iter().filter_map(|(key, value)| Some((key.clone(), animd_common::bus::json(value)?))).collect()
 }
 
+/// Returns the texts of a list; none of a value that is no list.
+fn texts(list: &Value) -> impl Iterator<Item = &str> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
 /// Tells a person something beside the data.
 fn tell(line: &str) {
     eprintln!("{}", harmless(line));

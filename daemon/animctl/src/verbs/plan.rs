@@ -5,17 +5,16 @@ use std::path::PathBuf;
 
 use animd_common::files::show;
 use animd_common::words::{bytes, time};
-use serde_json::Value;
 use zbus::Fd;
 
 use super::exit::{Exit, Result};
-use super::{Ctl, json_of, path, print, settings, submit};
+use super::{Ctl, json_of, path, print, settings, submit, texts};
 
 /// Estimate time and memory of a video, without making it.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: animctl plan photo.jpg --size 720p --steps 20\n\nJSON: size, frames, parts (in which a long video is made), steps, forwards (passes through the \
-model), seconds_source (history, prediction, unknown), seconds_why, why (the reasons for the profile), and where known profile, \
+model), seconds_source (history, prediction, unknown), seconds_why, why (the reasons for the profile), notes (on the settings), and where known profile, \
 backend, remedy, seconds (of work, without waiting), memory, host_memory (in which weights wait for the GPU), streamed (in each \
 pass; all in bytes)"
 )]
@@ -71,9 +70,12 @@ pub async fn run(args: Args, ctl: &Ctl) -> Result {
     );
     line("streamed", plan["streamed"].as_u64().map(|n| format!("{} to the GPU in each pass", bytes(n))));
     line("profile", text("profile").map(|name| format!("{name} ({})", text("backend").unwrap_or_default())));
-    for why in plan["why"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+    for why in texts(&plan["why"]) {
         line("", Some(why.to_owned()));
     }
     line("remedy", text("remedy"));
+    for note in texts(&plan["notes"]) {
+        line("note", Some(note.to_owned()));
+    }
     Ok(Exit::Done)
 }

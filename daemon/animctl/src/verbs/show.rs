@@ -7,7 +7,7 @@ use super::exit::{Exit, Result};
 use super::facts::{Facts, completed};
 use super::follow::entry;
 use super::term::{paint, width, wrap};
-use super::{Ctl, job_number, json_of, print};
+use super::{Ctl, job_number, json_of, print, texts};
 
 /// Show everything about a job.
 ///
@@ -18,7 +18,7 @@ use super::{Ctl, job_number, json_of, print};
 known stage, step, progress, position, expected_end, \
 started, finished (microseconds since 1970), retry_of, source, source_moved_to, output, output_bytes, width, height, model, backend, \
 profile, gpu, gpu_uuid, driver, loras [[name, [strengths], sha256]], model_loras (as loras), energy_joules, energy_method (counter, sampled), stage_joules [[name, joules]], \
-forwards_computed, forwards_skipped, ram_peak_bytes, gpu_peak_bytes, error_code, error_text, stages [[name, seconds]], settings \
+forwards_computed, forwards_skipped, ram_peak_bytes, gpu_peak_bytes, error_code, error_text, notes (on settings and memory, when it is done), stages [[name, seconds]], settings \
 (every setting with its value); with --timeline also timeline: events [[time, kind, text]], stages [[name, seconds, joules]], \
 steps [[seconds, computed]], samples [[time, watts, degrees, MHz, per cent, bytes]]"
 )]
@@ -107,6 +107,9 @@ fn lines(description: &Value, most: usize) -> Vec<String> {
             };
             lines.extend(hanging(&format!("{words:<18} "), &text, most));
         }
+    }
+    for note in texts(&description["notes"]) {
+        lines.extend(hanging(&format!("{:<18} ", "note"), note, most));
     }
     if let Some(joules) = description["energy_joules"].as_f64() {
         let method = description["energy_method"].as_str().unwrap_or_default();
@@ -212,7 +215,7 @@ mod tests {
             "source": format!("/srv/{}", "pictures/".repeat(20)),
             "settings": {"prompt": "蒸汽从杯中升起 ".repeat(30)},
             "loras": [["detail", [0.5], "0f".repeat(32)], ["pair", [1.0, 0.0], ""]],
-            "model_loras": [["four", [1.0], "ab".repeat(32)]],
+            "model_loras": [["four", [1.0], "ab".repeat(32)]], "notes": ["`shift_low` changes nothing, and more. ".repeat(9)],
         });
         let lines = lines(&description, 80);
         assert!(lines.len() > 12 && lines.iter().all(|line| columns(line) <= 80), "{lines:#?}");
@@ -225,6 +228,10 @@ mod tests {
             lines
                 .iter()
                 .any(|line| line.starts_with("model loras") && line.ends_with(" four x 1.0 abababababab")),
+            "{lines:#?}"
+        );
+        assert!(
+            lines.iter().any(|line| line.starts_with("note               `shift_low` changes")),
             "{lines:#?}"
         );
         assert!(lines[3].starts_with(&" ".repeat(19)), "{lines:#?}");

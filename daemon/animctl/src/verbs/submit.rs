@@ -17,7 +17,7 @@ use super::exit::{Exit, Failure, Result, is_full};
 use super::facts::Facts;
 use super::follow::follow;
 use super::meter::Meter;
-use super::{Ctl, fetch, json_of, path, settings, tell};
+use super::{Ctl, fetch, json_of, path, settings, tell, texts};
 
 /// How long a call is tried again that the bus has no room for, and the pause between two tries.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[command(
     after_help = "Example: animctl submit photo.jpg -p 'The waves roll in' --steps 20 --wait\n\nWith --wait standard output has the \
 video's path, or with --output the file. The progress goes to standard error: a bar on a terminal, otherwise a line for each \
-step. Ctrl-C ends the wait, and the job goes on.\n\nJSON: id and state; with --wait what `animctl show` prints; for several pictures an \
+step; and so do notes on settings that changed nothing. Ctrl-C ends the wait, and the job goes on.\n\nJSON: id and state; with --wait what `animctl show` prints; for several pictures an \
 array of such objects"
 )]
 pub struct Args {
@@ -206,6 +206,9 @@ async fn wait(id: u64, output: Option<&Path>, ctl: &Ctl) -> Result<(Value, Strin
             exit: e.exit,
             text: format!("{}; the video is made, `animctl fetch {id} FILE` copies it", e.text),
         })?;
+    }
+    for note in texts(&description["notes"]) {
+        tell(&format!("job {id}: {note}"));
     }
     let (line, exit) = match state.as_str() {
         "done" => {

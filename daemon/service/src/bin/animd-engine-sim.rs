@@ -19,6 +19,7 @@
 //! | `short` | reports more bytes than it has written |
 //! | `model-lora=NAME` | reports that the model's own file names this `LoRA` |
 //!
+//! Like an engine it notes which settings change nothing.
 //! The words from `fail` to `stray` act half-way through denoising, or in the stage that they name: `crash@load`,
 //! `hang@vae-decode`.
 //! The variable `SIM_START` has words for the start: `slow=MS` loads for so long, `model` and `device` refuse the model and
@@ -249,6 +250,7 @@ fn generate(
         steps: vec![(pause.as_secs_f64(), true); steps as usize],
         bytes: video.len() as u64,
         peak_ram_bytes: 1 << 20,
+        notes: recipe().remarks(request),
         model_loras: words.value("model-lora").map(model_lora).into_iter().collect(),
         ..Report::default()
     })

@@ -18,6 +18,8 @@ pub struct Whole {
     stages: Vec<(Text, f64)>,
     /// The `LoRAs` of the model's own file.
     model_loras: Vec<ToldLora>,
+    /// What the engine has to say about how the job went.
+    notes: Vec<Text>,
     costs: Costs,
 }
 
@@ -25,12 +27,13 @@ impl Whole {
     /// Reads a job's rows from the ledger.
     pub fn of(job: Job, db: &Store) -> Result<Self> {
         let (stages, model_loras, costs) = (db.stages(job.id)?, db.model_loras(job.id)?, db.costs(job.id)?);
-        Ok(Self { job, stages, model_loras, costs })
+        let notes = db.notes(job.id)?;
+        Ok(Self { job, stages, model_loras, notes, costs })
     }
 
     /// Returns the approximate size in bytes of the job's description.
     pub fn size(&self) -> usize {
-        let Self { job, model_loras, .. } = self;
+        let Self { job, model_loras, notes, .. } = self;
         let request =
             job.request.as_ref().map_or(0, |request| request.prompt.len() + request.negative_prompt.len());
         // Those of the job are told twice, with their hashes: as they are and among the settings.
@@ -40,13 +43,14 @@ impl Whole {
         let paths = [job.source.as_ref().map(|s| &s.path), job.source_target.as_ref(), job.output.as_ref()];
         let paths: usize = paths.into_iter().flatten().map(|path| path.as_os_str().len()).sum();
         let error = job.error_text.as_ref().map_or(0, |text| text.len());
-        SHORT_VALUES + request + loras + own + paths + error + job.name.len()
+        let notes: usize = notes.iter().map(|note| note.len() + 8).sum();
+        SHORT_VALUES + request + loras + own + notes + paths + error + job.name.len()
     }
 }
 
 /// Returns the answer of `Describe`. Values that are not known are left out.
 pub fn description(whole: Whole) -> Dict {
-    let Whole { job, stages, model_loras, costs } = whole;
+    let Whole { job, stages, model_loras, notes, costs } = whole;
     let moved_to = job.source_target.as_ref().filter(|_| !job.state.is_open() && !job.source_left);
     let mut answer = Answer::default()
         .with("id", job.id)
@@ -78,6 +82,7 @@ pub fn description(whole: Whole) -> Dict {
         .with("gpu_peak_bytes", job.gpu_peak_bytes)
         .with("error_code", job.error_code)
         .with("error_text", job.error_text)
+        .with("notes", Some(notes).filter(|notes| !notes.is_empty()))
         .with("stages", Some(stages).filter(|stages| !stages.is_empty()))
         .with("settings", job.request.as_ref().and_then(settings));
     costs::describe(costs, &mut answer);
@@ -117,7 +122,7 @@ mod tests {
                 Whole::of(db.job(id)?.expect("it is there"), db)
             })?;
             let lora = (Text::from(&*long), vec![1.0, 0.5], Text::from(&*"ab".repeat(32)));
-            Ok(Whole { model_loras: vec![lora; own], ..whole })
+            Ok(Whole { model_loras: vec![lora; own], notes: vec![long.as_str().into(); own], ..whole })
         };
         let loras = (0..lora::MAX_LORAS).map(|n| format!("{long}{n}:0.1:0.2:0.3#{}", "0f".repeat(32)));
         let loras = lora::parse(&loras.collect::<Vec<_>>().join(","))?;

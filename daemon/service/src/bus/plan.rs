@@ -32,6 +32,7 @@ pub async fn plan(hub: &Hub, of: PlanOf) -> Result<Dict, BusError> {
         .with("backend", backend)
         .with("why", choice.why.iter().map(|why| Text::from(why.as_str())).collect::<Vec<_>>())
         .with("remedy", remedy)
+        .with("notes", plan.notes.into_iter().map(Text::from).collect::<Vec<_>>())
         .with("seconds", plan.seconds)
         .with("seconds_source", plan.seconds_source)
         .with("seconds_why", plan.seconds_why)

@@ -15,6 +15,7 @@ use super::schema;
 use super::settings;
 use super::shares::{Limits, Shares, row_bytes};
 use super::text::text;
+use super::timeline::{MOST_NOTES, NOTE};
 use crate::error::{Error, Result};
 
 /// Which jobs a list should have.
@@ -607,6 +608,9 @@ fn costs(db: &Connection, id: u64, done: &super::Succeeded) -> Result<()> {
     )?;
     for (n, (seconds, computed)) in done.report.steps.iter().enumerate() {
         step.execute(params![id as i64, attempt, n as i64, us(*seconds), computed])?;
+    }
+    for note in done.report.notes.iter().take(MOST_NOTES) {
+        event(db, id, NOTE, Some(note))?;
     }
     settings::set_model_loras(db, id, &done.report.model_loras)
 }

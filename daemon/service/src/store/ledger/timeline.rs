@@ -9,6 +9,10 @@ use crate::error::Result;
 
 /// The most events of a timeline. A job's owner can make many: every change of its priority is one.
 const MOST_EVENTS: u32 = 1000;
+/// The kind of the events that are the engine's notes on a job.
+pub(super) const NOTE: &str = "note";
+/// The most notes of one attempt that are kept.
+pub(super) const MOST_NOTES: usize = 16;
 
 /// Something that happened to a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +121,14 @@ impl Store {
                 },
             )?,
         })
+    }
+
+    /// Returns the engine's notes on a job that is done, each once: a job whose finished file was gone was done twice.
+    pub fn notes(&self, id: u64) -> Result<Vec<Text>> {
+        let sql = format!(
+            "SELECT text FROM event WHERE job = ?1 AND kind = '{NOTE}' GROUP BY text ORDER BY min(id)"
+        );
+        self.rows(&sql, id, |row| text(row, 0))
     }
 
     fn rows<T>(
