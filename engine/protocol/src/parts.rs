@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use crate::ranges::MAX_SEED;
-use crate::request::{Request, Size};
+use crate::request::{Request, Resize, Size};
 
 /// A part of a video.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -52,6 +52,8 @@ impl Request {
             seed: part.seed,
             seconds: 0.0,
             size: if index == 0 { self.size } else { Size::Exact { width: size.0, height: size.1 } },
+            // It has no meaning for an exact size, and would be called a setting that changes nothing.
+            resize: if index == 0 { self.resize } else { Resize::default() },
             last: if is_last { self.last.clone() } else { String::new() },
             looped: is_last && self.looped,
             ..self.clone()
@@ -69,6 +71,7 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::Recipe;
     use crate::request::Settings;
 
     fn request(seconds: f64, frames: u32) -> Request {
@@ -100,11 +103,15 @@ mod tests {
 
     #[test]
     fn each_part_has_a_seed_of_its_own_and_only_the_last_one_aims() {
-        let request = Request { looped: true, ..request(15.0, 81) };
+        let request = Request { looped: true, resize: Resize::Adaptive, ..request(15.0, 81) };
         assert_eq!(request.parts().iter().map(|part| part.seed).collect::<Vec<_>>(), [MAX_SEED, 0, 1]);
         let parts: Vec<Request> = (0..3).map(|index| request.of_part(index, (832, 464))).collect();
         assert_eq!(parts.iter().map(|part| part.looped).collect::<Vec<_>>(), [false, false, true]);
         assert_eq!((parts[0].size, parts[1].size), (Size::P480, Size::Exact { width: 832, height: 464 }));
         assert!(parts.iter().all(|part| part.parts().len() == 1 && part.check().is_ok()));
+        // A part says no more of its settings than the whole does.
+        let recipe = Recipe::wan21_i2v_14b();
+        assert_eq!(parts[0].resize, Resize::Adaptive);
+        assert!(parts.iter().all(|part| recipe.remarks(part) == recipe.remarks(&request)), "{parts:?}");
     }
 }

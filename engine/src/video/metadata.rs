@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io::{ErrorKind, PipeWriter, Seek, Write, pipe};
 use std::os::fd::OwnedFd;
+use std::thread;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::pipe::{fcntl_getpipe_size, fcntl_setpipe_size};
+use rustix::pipe::fcntl_getpipe_size;
 
 use crate::{Error, Result};
 
@@ -21,47 +22,35 @@ pub fn file(comment: &str) -> Result<File> {
     write().map_err(|e| Error::Output(format!("cannot keep the video's metadata in memory: {e}")))
 }
 
-/// The bytes that the pipe holds from the start: more than most jobs need, and as much as Linux gives unless a user has many
-/// pipes. That it has too many is known before anything is computed.
-const ROOM: usize = 1 << 16;
-
 /// The end of a pipe at which the metadata is written, once it is known. `ffmpeg` waits for it at the other end.
 pub struct Awaited(PipeWriter);
 
 /// Returns a pipe that stands for the file of [`file`] while its comment is not known: what `ffmpeg` reads, and what the comment
 /// is written to.
 pub fn awaited() -> Result<(File, Awaited)> {
-    let made = || -> std::io::Result<_> {
-        let (reader, writer) = pipe()?;
-        make_room(&writer, ROOM)?;
-        Ok((File::from(OwnedFd::from(reader)), Awaited(writer)))
-    };
-    made().map_err(|e| not_sent(&e))
+    let (reader, writer) = pipe().map_err(|e| not_sent(&e))?;
+    Ok((File::from(OwnedFd::from(reader)), Awaited(writer)))
 }
 
 impl Awaited {
-    /// Writes the file with `comment` as its only tag, all of it at once. An `ffmpeg` that has ended is no error: it is known by
+    /// Writes the file with `comment` as its only tag; waits for nothing. An `ffmpeg` that has ended is no error: it is known by
     /// its exit status.
-    pub fn write(mut self, comment: &str) -> Result<()> {
+    pub fn write(self, comment: &str) -> Result<()> {
+        let Self(mut pipe) = self;
         let text = text(comment)?;
-        // All of it must fit, because ffmpeg may wait for the first frame before it reads this.
-        let mut write = || -> std::io::Result<()> {
-            make_room(&self.0, text.len())?;
-            self.0.write_all(text.as_bytes())
-        };
-        match write() {
-            Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(not_sent(&e)),
-            _ => Ok(()),
+        // Linux gives a pipe 64 KiB, and 4 or 8 to a user who has many. What has no room there is written by a thread, because
+        // ffmpeg may wait for the first frame before it reads this.
+        if fcntl_getpipe_size(&pipe).is_ok_and(|room| room >= text.len()) {
+            return match pipe.write_all(text.as_bytes()) {
+                Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(not_sent(&e)),
+                _ => Ok(()),
+            };
         }
+        // A pipe knows no other error than that it is broken.
+        let write = move || _ = pipe.write_all(text.as_bytes());
+        thread::Builder::new().name("video-metadata".into()).spawn(write).map_err(|e| not_sent(&e))?;
+        Ok(())
     }
-}
-
-/// Makes a pipe hold at least so many bytes.
-fn make_room(pipe: &PipeWriter, bytes: usize) -> std::io::Result<()> {
-    if fcntl_getpipe_size(pipe)? < bytes {
-        fcntl_setpipe_size(pipe, bytes)?;
-    }
-    Ok(())
 }
 
 fn not_sent(e: &std::io::Error) -> Error {

@@ -205,7 +205,7 @@ fn metadata_can_come_after_the_start_of_the_encoder() -> Result<()> {
     let folder = folder();
     let path = folder.path().join("a.mp4");
     let later = VideoOptions { metadata: None, ..options() };
-    // The second one is more than a pipe holds unless it is told to.
+    // The second one is more than a pipe holds.
     for text in ["{}".to_owned(), "a; =\\b".repeat(40 << 10)] {
         let mut writer = VideoWriter::create(&path, &later)?;
         assert!(writer.write(&clip(1)).is_err(), "frames before the metadata");

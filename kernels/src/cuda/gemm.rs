@@ -160,6 +160,17 @@ impl Gemm {
         Ok(Self { bf16, e4m3, int8, squared, family: support.family, multiprocessors })
     }
 
+    /// Returns the rows and columns that a block, or a cluster of blocks, computes of a product of int8, and how many of them
+    /// run at a time.
+    pub fn int8_tiles(&self) -> ([usize; 2], usize) {
+        match self.family {
+            Family::Wgmma => {
+                ([WIDE.rows() * WIDE.cluster, WIDE.columns], (self.multiprocessors / WIDE.cluster).max(1))
+            }
+            Family::MmaSync => ([INT8.rows, INT8.columns], self.multiprocessors.max(1)),
+        }
+    }
+
     /// Returns whether this GPU has kernels for [`Operands::E4m3`].
     pub fn has_e4m3(&self) -> bool {
         self.e4m3.is_some()

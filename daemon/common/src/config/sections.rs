@@ -276,7 +276,7 @@ pub struct Retention {
     pub steps_days: u32,
     /// Power, temperature, clocks and memory while jobs ran.
     pub samples_days: u32,
-    /// What happened to jobs.
+    /// What happened to jobs, and the engine's notes on them.
     pub events_days: u32,
     /// Ended jobs themselves.
     pub jobs_days: u32,

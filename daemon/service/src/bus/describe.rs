@@ -7,7 +7,7 @@ use animd_protocol::request::Request;
 use super::answer::{Answer, Dict};
 use super::{costs, facts};
 use crate::error::Result;
-use crate::store::ledger::{Costs, Job, Store, ToldLora, lora_bytes};
+use crate::store::ledger::{Costs, Job, State, Store, ToldLora, lora_bytes};
 
 /// The approximate size in bytes of all values in a description whose length is bounded.
 const SHORT_VALUES: usize = 3 << 10;
@@ -18,7 +18,7 @@ pub struct Whole {
     stages: Vec<(Text, f64)>,
     /// The `LoRAs` of the model's own file.
     model_loras: Vec<ToldLora>,
-    /// What the engine has to say about how the job went.
+    /// What the engine has to say about a job that is done.
     notes: Vec<Text>,
     costs: Costs,
 }
@@ -27,7 +27,7 @@ impl Whole {
     /// Reads a job's rows from the ledger.
     pub fn of(job: Job, db: &Store) -> Result<Self> {
         let (stages, model_loras, costs) = (db.stages(job.id)?, db.model_loras(job.id)?, db.costs(job.id)?);
-        let notes = db.notes(job.id)?;
+        let notes = if job.state == State::Done { db.notes(job.id)? } else { Vec::new() };
         Ok(Self { job, stages, model_loras, notes, costs })
     }
 

@@ -121,7 +121,7 @@ impl Linear {
         let operand = up.operand(gpu, x)?;
         let rows = operand.rows();
         let inner = Quantised::new(gpu, [rows, down.inputs], Element::Int8)?;
-        let band = band(rows, up.outputs, gpu.multiprocessors);
+        let band = band(rows, up.outputs, gpu.gemm.int8_tiles());
         for first in (0..rows).step_by(band) {
             let rows = band.min(rows - first);
             let wide = up.product(gpu, &operand.part(first, rows), &Epilogue::default())?;
@@ -249,22 +249,19 @@ impl Operand {
     }
 }
 
-/// The rows and columns of a tile of products in int8.
-const TILE: [usize; 2] = [128, 256];
-
-/// Returns how many rows of a product of so many columns are computed at a time: whole tiles, whose last wave leaves as few
-/// multiprocessors idle as possible.
-fn band(rows: usize, columns: usize, multiprocessors: usize) -> usize {
+/// Returns how many rows of a product of so many columns are computed at a time: whole tiles of `[down, across]` elements, of
+/// which `at_once` run at a time, so that the last wave leaves as few multiprocessors idle as possible.
+fn band(rows: usize, columns: usize, ([down, across], at_once): ([usize; 2], usize)) -> usize {
     if rows <= BAND {
         return rows;
     }
-    let across = columns.div_ceil(TILE[1]);
-    let idle = |down: usize| {
-        let tiles = down * across;
-        (tiles.next_multiple_of(multiprocessors.max(1)) - tiles) as f64 / tiles as f64
+    let across = columns.div_ceil(across);
+    let idle = |tiles: usize| {
+        let tiles = tiles * across;
+        (tiles.next_multiple_of(at_once) - tiles) as f64 / tiles as f64
     };
-    let bands = (1..=BAND / TILE[0]).rev();
-    bands.min_by(|a, b| idle(*a).total_cmp(&idle(*b))).map_or(rows, |down| down * TILE[0])
+    let bands = (1..=BAND / down).rev();
+    bands.min_by(|a, b| idle(*a).total_cmp(&idle(*b))).map_or(rows, |tiles| tiles * down)
 }
 
 /// Returns a gate as the kernel takes it.
@@ -326,17 +323,20 @@ mod tests {
 
     #[test]
     fn bands_fill_the_multiprocessors() {
-        // 14 rows of 54 tiles are 5.9 waves of an RTX 4090, and 11 are 4.5 of an H200.
-        assert_eq!(band(32_760, 13_824, 128), 14 * 128);
-        for multiprocessors in [1, 46, 82, 108, 128, 132, 170] {
-            let rows = band(32_760, 13_824, multiprocessors);
-            assert!(rows.is_multiple_of(128) && (128..=BAND).contains(&rows));
-            let tiles = rows / 128 * 54;
-            let waves = tiles.div_ceil(multiprocessors);
-            let idle = waves * multiprocessors - tiles;
-            assert!(20 * idle <= waves * multiprocessors, "{multiprocessors}: {rows} rows, {idle} idle");
+        // 14 rows of 54 tiles are 5.9 waves of an RTX 4090; 6 are 4.9 of the 66 clusters of an H200, and 5 are 6.9 of an H20's 39.
+        assert_eq!(band(32_760, 13_824, ([128, 256], 128)), 14 * 128);
+        assert_eq!(band(32_760, 13_824, ([256, 256], 66)), 6 * 256);
+        assert_eq!(band(32_760, 13_824, ([256, 256], 39)), 5 * 256);
+        let sync = [1, 46, 82, 108, 128, 170].map(|at_once| (128, at_once));
+        for (down, at_once) in sync.into_iter().chain([57, 66].map(|at_once| (256, at_once))) {
+            let rows = band(32_760, 13_824, ([down, 256], at_once));
+            assert!(rows.is_multiple_of(down) && (down..=BAND).contains(&rows));
+            let tiles = rows / down * 54;
+            let waves = tiles.div_ceil(at_once);
+            let idle = waves * at_once - tiles;
+            assert!(20 * idle <= waves * at_once, "{at_once}: {rows} rows, {idle} idle");
         }
-        assert_eq!(band(1, 13_824, 128), 1);
-        assert_eq!(band(2048, 512, 4), 2048);
+        assert_eq!(band(1, 13_824, ([128, 256], 128)), 1);
+        assert_eq!(band(2048, 512, ([128, 256], 4)), 2048);
     }
 }

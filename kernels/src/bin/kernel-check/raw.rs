@@ -395,6 +395,12 @@ pub fn time(card: &Card) -> Result<()> {
             b_scale: ones,
             fast: true,
         };
+        let whole = Operands::Int8 {
+            a: matrix(operands, rows),
+            a_scale: ones,
+            b: matrix(operands + (rows * width) as u64, 3 * width),
+            b_scale: ones,
+        };
         let plain = Epilogue { bias: Some(ones), ..Epilogue::default() };
         let tiles = 2 * width / Gemm::SQUARED;
         let squared = Epilogue { squares: Some(Squares { to: raw.squares, tiles }), ..plain };
@@ -412,11 +418,16 @@ pub fn time(card: &Card) -> Result<()> {
             report("quantisation of raw heads", ms);
         }
         for _ in 0..2 {
-            for (name, epilogue) in [("e4m3 fast, bias", &plain), ("e4m3 fast, bias, squares", &squared)] {
+            for (name, operands, epilogue) in [
+                ("e4m3 fast, bias", &factors, &plain),
+                ("e4m3 fast, bias, squares", &factors, &squared),
+                ("int8, bias", &whole, &plain),
+                ("int8, bias, squares", &whole, &squared),
+            ] {
                 let written = (qkv, rows * 3 * width * 2);
                 // SAFETY: as above; the product overwrites what the others read.
                 let ms = median_of(&stream, written, || unsafe {
-                    gemm.run(&stream, &factors, width, epilogue, Rows { rows, ..part(0) }, BF16)
+                    gemm.run(&stream, operands, width, epilogue, Rows { rows, ..part(0) }, BF16)
                 })?;
                 report(name, ms);
             }

@@ -123,10 +123,12 @@ impl Store {
         })
     }
 
-    /// Returns the engine's notes on a job that is done, each once: a job whose finished file was gone was done twice.
+    /// Returns the engine's notes on a job that is done, of its last attempt. Few events follow a job's start, so that few rows
+    /// are read, however often the job was moved in the queue before.
     pub fn notes(&self, id: u64) -> Result<Vec<Text>> {
         let sql = format!(
-            "SELECT text FROM event WHERE job = ?1 AND kind = '{NOTE}' GROUP BY text ORDER BY min(id)"
+            "SELECT text FROM event WHERE job = ?1 AND kind = '{NOTE}' AND id > (SELECT id FROM event
+               WHERE job = ?1 AND kind = 'started' ORDER BY id DESC LIMIT 1) ORDER BY id"
         );
         self.rows(&sql, id, |row| text(row, 0))
     }

@@ -15,14 +15,14 @@ impl Store {
     /// Gives a queued job another place among those that wait. Returns false if it does not wait.
     pub fn set_priority(&mut self, id: u64, priority: i32) -> Result<bool> {
         self.change(|db| {
-            let changed = db.execute(
-                "UPDATE job SET priority = ?2 WHERE id = ?1 AND state = 'queued'",
-                params![id as i64, priority],
-            )?;
-            if changed == 1 {
+            let mut find =
+                db.prepare_cached("SELECT priority FROM job WHERE id = ?1 AND state = 'queued'")?;
+            let old: Option<i32> = find.query_row([id as i64], |row| row.get(0)).optional()?;
+            if old.is_some_and(|old| old != priority) {
+                db.execute("UPDATE job SET priority = ?2 WHERE id = ?1", params![id as i64, priority])?;
                 event(db, id, "priority", Some(&priority.to_string()))?;
             }
-            Ok(changed == 1)
+            Ok(old.is_some())
         })
     }
 

@@ -16,8 +16,8 @@ impl Network {
     }
 
     /// Enqueues the copies of the groups that follow. One that would have to go where another is needed sooner waits; groups
-    /// after it that have a place go before it, one at a time, so that it finds at most one copy under way when its own place
-    /// is free.
+    /// after it that have a place go before it, one at each call, so that it finds few copies under way when its own place is
+    /// free: at most one where a copy takes less time than a group computes.
     fn look_ahead(&self, state: &mut State, group: usize) -> Result<()> {
         let following = state.following(group);
         let (mut copies, mut most) = (0, AHEAD);

@@ -135,6 +135,7 @@ fn speed_of_blocks() {
     let source = MadeUp::on_disk(schema::dit(&config));
     let mut same = true;
     for (weights, attention) in [
+        (Precision::Int8, AttentionKind::EightBit),
         (Precision::Fp8, AttentionKind::EightBit),
         (Precision::Bf16, AttentionKind::EightBit),
         (Precision::Bf16, AttentionKind::Exact),

@@ -6,7 +6,7 @@ use animd_kernels::cuda::{
 };
 use half::bf16;
 
-use super::super::{Result, address, median, normal};
+use super::super::{Result, address, median_of, normal};
 use super::{BF16, F32};
 
 /// Prints the times of the row kernels and the products on the model's shapes.
@@ -21,21 +21,22 @@ pub fn time(card: &Card) -> Result<()> {
         stream.clone_htod(&normal(1 << 22, 2).into_iter().cycle().take(rows * 5120).collect::<Vec<_>>())?;
     let y: CudaSlice<u8> = stream.alloc_zeros(rows * 13_824)?;
     let vectors = stream.clone_htod(&vec![1e-3f32; 1 << 16])?;
-    let (x, f32_rows, y, vectors) =
-        (address(&x, &stream), address(&f32_rows, &stream), address(&y, &stream), address(&vectors, &stream));
+    let scales: CudaSlice<f32> = stream.alloc_zeros(rows)?;
+    let (x, f32_rows, y) = (address(&x, &stream), address(&f32_rows, &stream), address(&y, &stream));
+    let (vectors, scales) = (address(&vectors, &stream), address(&scales, &stream));
     let matrix = |address, stride| Rows { address, rows, stride };
     println!("\nint8 rows of 480P                          ms     TB/s");
     let report = |name: &str, bytes: usize, ms: f32| {
         println!("{name:36}{ms:9.3}{:9.2}", bytes as f64 / f64::from(ms) / 1e9);
     };
     let affine = Affine { factor: vectors, summand: vectors, modulated: true };
-    let to = |columns| Int8Rows { rows: matrix(y, columns), scale: vectors, group: 256 };
+    let to = |columns| Int8Rows { rows: matrix(y, columns), scale: scales, group: 256 };
     for (name, from, bytes) in [
         ("layer norm bf16 to int8", Typed::bf16(matrix(x, 5120)), 3),
         ("layer norm f32 to int8", Typed::f32(matrix(f32_rows, 5120)), 5),
     ] {
-        // SAFETY: the buffers have these sizes and outlive the waits in `median`; so for all below.
-        let ms = median(&stream, || unsafe {
+        // SAFETY: the buffers have these sizes and outlive the waits in `median_of`; so for all below.
+        let ms = median_of(&stream, (y, rows * 5120), || unsafe {
             norms.layer_norm_int8(&stream, from, &affine, 1e-6, to(5120), 5120)
         })?;
         report(name, bytes * rows * 5120, ms);
@@ -44,7 +45,7 @@ pub fn time(card: &Card) -> Result<()> {
         [(5120, Activation::None), (13_824, Activation::None), (13_824, Activation::GeluTanh)]
     {
         // SAFETY: as above.
-        let ms = median(&stream, || unsafe {
+        let ms = median_of(&stream, (y, rows * columns), || unsafe {
             let from = Typed::bf16(matrix(x, columns));
             norms.quantize_int8(&stream, from, activation, to(columns), columns)
         })?;
@@ -76,9 +77,11 @@ pub fn time(card: &Card) -> Result<()> {
                 continue;
             }
             let to = matrix(output, columns);
+            let written = (output, rows * columns * element.bytes());
             // SAFETY: as above; the output has room for f32 rows of 5120.
-            let ms =
-                median(&stream, || unsafe { gemm.run(&stream, &operands, inner, epilogue, to, element) })?;
+            let ms = median_of(&stream, written, || unsafe {
+                gemm.run(&stream, &operands, inner, epilogue, to, element)
+            })?;
             let operations = 2.0 * rows as f64 * columns as f64 * inner as f64;
             println!("{name:25}{rows:8}{columns:8}{inner:8}{ms:9.3}{:9.0}", operations / f64::from(ms) / 1e9);
         }
