@@ -3,8 +3,10 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use animd_common::config::Config;
-use animd_protocol::recipe::Defaults as FamilyDefaults;
-use animd_protocol::request::Settings;
+use animd_protocol::InvalidSetting;
+use animd_protocol::request::{Request, Settings};
+
+use crate::recipes::Recipes;
 
 /// The configuration in force; cheap to clone. A reload puts another one in its place.
 #[derive(Clone, Default)]
@@ -35,14 +37,13 @@ impl CurrentConfig {
 pub struct Defaults {
     config: CurrentConfig,
     profile: Arc<RwLock<Settings>>,
-    /// Those of the configured model's family, once an engine has opened the model.
-    family: Arc<RwLock<Option<FamilyDefaults>>>,
+    recipes: Recipes,
 }
 
 impl Defaults {
-    /// The defaults of the configuration, until a profile is chosen.
-    pub fn new(config: CurrentConfig) -> Self {
-        Self { config, profile: Arc::default(), family: Arc::default() }
+    /// The defaults of the configuration, until a profile is chosen, and what is known of models.
+    pub fn new(config: CurrentConfig, recipes: Recipes) -> Self {
+        Self { config, profile: Arc::default(), recipes }
     }
 
     /// Returns the defaults as they are now.
@@ -51,21 +52,25 @@ impl Defaults {
         self.config.get().defaults.clone().or(profile)
     }
 
-    /// Returns the defaults of the model's family, for what no setting says; those of Wan2.1 image-to-video while no engine has
-    /// opened the model.
-    pub fn family(&self) -> FamilyDefaults {
-        let family = self.family.read().unwrap_or_else(PoisonError::into_inner).clone();
-        family.unwrap_or_else(FamilyDefaults::wan21_i2v)
-    }
-
-    /// Sets the defaults of the model's family.
-    pub fn set_family(&self, family: FamilyDefaults) {
-        *self.family.write().unwrap_or_else(PoisonError::into_inner) = Some(family);
-    }
-
     /// Returns a job's settings, with those of its model and then the defaults where the job has none.
     pub fn complete(&self, settings: Settings) -> Settings {
         self.config.get().with_models(settings).or(self.get())
+    }
+
+    /// Returns the request of a job with these settings, which [`Self::complete`] has completed: what none of them says is the
+    /// default of the model's family, and stays open while that is not known.
+    ///
+    /// # Errors
+    /// Those of [`Settings::resolve_for`].
+    pub fn resolve(
+        &self,
+        settings: Settings,
+        draw_seed: impl FnOnce() -> u64,
+    ) -> Result<Request, InvalidSetting> {
+        match self.recipes.of(settings.model.as_deref()) {
+            Some(recipe) => settings.resolve_for(&recipe.defaults, draw_seed),
+            None => settings.resolve_open(draw_seed),
+        }
     }
 
     /// Sets the settings of the profile in use.

@@ -15,6 +15,7 @@ pub mod loras;
 pub mod metrics;
 pub mod plan;
 pub mod queue;
+pub mod recipes;
 pub mod reload;
 pub mod retention;
 pub mod service;

@@ -69,7 +69,7 @@ pub async fn plan(
         None => Vec::new(),
     };
     let why = choice.text();
-    let Some(recipe) = profiles.recipe_of(request.model.as_deref()) else {
+    let Some(recipe) = profiles.recipes().of(request.model.as_deref()) else {
         let seconds_why = "the engine has not opened the model so far, so its size is not known".into();
         return Ok(Plan {
             seconds: None,
@@ -82,7 +82,11 @@ pub async fn plan(
             streamed_bytes: None,
             profile,
             why,
-            notes: Vec::new(),
+            notes: vec![
+                "no engine has opened this model so far, so that the defaults of its family are not known, and those of Wan2.1 \
+                 image-to-video are shown; the video will have its own"
+                    .to_owned(),
+            ],
         });
     };
     let size = size(request, picture);
@@ -126,8 +130,10 @@ pub async fn plan(
 pub fn refusal(profiles: &Profiles, request: &Request, picture: Option<(u32, u32)>) -> Option<String> {
     let setup = profiles.at_best(total_memory())?;
     // Of a model that no engine has opened yet, it is known what every model of its family takes.
-    let recipe =
-        profiles.recipe_of(request.model.as_deref()).unwrap_or_else(|| Arc::new(Recipe::wan21_i2v_least()));
+    let recipe = profiles
+        .recipes()
+        .of(request.model.as_deref())
+        .unwrap_or_else(|| Arc::new(Recipe::wan21_i2v_least()));
     let part = request.largest_part();
     plan::refusal(&recipe, &part, size(request, picture), &setup).map(|refusal| refusal.to_string())
 }
@@ -196,7 +202,7 @@ mod tests {
 
     use super::*;
     use crate::supervisor::gpu::Machine;
-    use crate::supervisor::profile::{Opened, Wish};
+    use crate::supervisor::profile::Wish;
 
     fn known(width: u32, height: u32, frames: u32, forwards: u32, seconds: f64) -> Known {
         Known { width, height, frames, forwards, seconds }
@@ -217,8 +223,7 @@ mod tests {
         assert!(text.starts_with("16384x16384 with 4093 frames needs ") && text.contains(" fits"), "{text}");
         assert_eq!(refusal(&profiles, &request("320x192", 9), None), None, "a small model may make it");
         // The 14B model in float32 has 85 GB of weights.
-        let whole = Opened { name: None, recipe: Arc::new(Recipe::wan21_i2v_14b()) };
-        profiles.set_opened(Some(whole));
+        profiles.recipes().learn(None, Arc::new(Recipe::wan21_i2v_14b()));
         let other = Request { model: Some("small".into()), ..request("320x192", 9) };
         assert_eq!(refusal(&profiles, &other, None), None, "it says nothing of other models");
         if total_memory().is_some_and(|bytes| bytes < 70 << 30) {

@@ -120,7 +120,7 @@ impl Reloader {
         let config = Arc::new(config);
         let before = self.config.replace(config.clone());
         if before.model != config.model {
-            self.profiles.set_opened(None);
+            self.profiles.recipes().forget(None);
         }
         self.watches.configure(&config);
         // The supervisor's times may have changed, and it may have to choose another profile.

@@ -82,7 +82,7 @@ impl Parts {
         let (profiles, watches) = (Profiles::default(), Watches::default());
         let (commands, commanded) = Commands::channel();
         let current = CurrentConfig::new(config.clone());
-        let defaults = Defaults::new(current.clone());
+        let defaults = Defaults::new(current.clone(), profiles.recipes().clone());
         let delivery = Delivery {
             config: current.clone(),
             defaults: defaults.clone(),
@@ -107,6 +107,7 @@ impl Parts {
         reloader.apply(config);
         let queue = Queue {
             config: current.clone(),
+            defaults: defaults.clone(),
             ledger,
             spool,
             results,

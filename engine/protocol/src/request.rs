@@ -191,7 +191,7 @@ pub struct Settings {
     pub tiling: Option<Tiling>,
 }
 
-/// Everything that makes a video from a picture, with nothing left open.
+/// Everything that makes a video from a picture. An engine gets it with nothing left open.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
@@ -263,6 +263,9 @@ pub struct Request {
     pub noise_multiprocessors: u32,
     /// Whether the VAE works on tiles.
     pub tiling: Tiling,
+    /// The settings that this was made from, while the family is not known whose defaults complete them ([`Self::settled`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<Box<Settings>>,
 }
 
 /// The steps of the distilled samplers: the model was distilled for these four timesteps.
@@ -381,13 +384,37 @@ impl Settings {
             noise: self.noise.unwrap_or_default(),
             noise_multiprocessors: self.noise_multiprocessors.unwrap_or(NOISE_MULTIPROCESSORS),
             tiling: self.tiling.unwrap_or_default(),
+            open: None,
         };
         request.check()?;
         Ok(request)
     }
+
+    /// Does what [`Self::resolve_for`] does while it is not known of which family the model is: with the defaults of Wan2.1
+    /// image-to-video, and in a way that [`Request::settled`] can fill in the right ones.
+    ///
+    /// # Errors
+    /// Those of [`Self::resolve_for`].
+    pub fn resolve_open(self, draw_seed: impl FnOnce() -> u64) -> Result<Request, InvalidSetting> {
+        let given = Box::new(self.clone());
+        Ok(Request { open: Some(given), ..self.resolve(draw_seed)? })
+    }
 }
 
 impl Request {
+    /// Returns the request with the defaults of its model's family where settings were open, with the seed that was drawn; as it
+    /// is, if the family has none.
+    ///
+    /// # Errors
+    /// Those of [`Settings::resolve_for`].
+    pub fn settled(self, defaults: Option<&Defaults>) -> Result<Self, InvalidSetting> {
+        let Self { open, seed, .. } = self;
+        match open.zip(defaults) {
+            Some((given, defaults)) => given.resolve_for(defaults, || seed),
+            None => Ok(Self { open: None, ..self }),
+        }
+    }
+
     /// Checks every value, for a request that comes from outside.
     ///
     /// # Errors
@@ -568,6 +595,24 @@ mod tests {
         assert_eq!(cached(StepCache::Teacache), Ok((0.2, 5.0)));
         assert_eq!(cached(StepCache::TeacacheRet), Ok((0.2, 5.0)));
         assert_eq!(cached(StepCache::Magcache), Ok((0.12, 5.0)));
+    }
+
+    #[test]
+    fn what_is_open_gets_the_defaults_of_its_family() -> Result<(), Box<dyn std::error::Error>> {
+        let given = Settings { guidance: Some(5.0), last: Some("b.png".into()), ..Settings::default() };
+        let open = given.clone().resolve_open(|| 7)?;
+        assert_eq!((open.guidance, open.shift, open.steps), (5.0, 3.0, 40));
+        let stored: Request = serde_json::from_value(serde_json::to_value(&open)?)?;
+        assert_eq!(stored, open);
+        // A value that somebody asked for stays, though it is the default of the other family.
+        let family = Defaults::wan22_i2v();
+        let settled = stored.settled(Some(&family))?;
+        assert_eq!(settled, given.clone().resolve_for(&family, || 7)?);
+        assert_eq!((settled.guidance, settled.shift, settled.seed), (5.0, 16.0, 7));
+        assert_eq!(open.settled(None)?, given.resolve(|| 7)?);
+        // What is settled stays.
+        assert_eq!(settled.clone().settled(Some(&Defaults::wan21_i2v()))?, settled);
+        Ok(())
     }
 
     #[test]

@@ -93,7 +93,8 @@ pub fn description(whole: Whole) -> Dict {
 fn settings(request: &Request) -> Option<Answer> {
     let serde_json::Value::Object(map) = serde_json::to_value(request).ok()? else { return None };
     let mut answer = Answer::default();
-    for (key, value) in map {
+    // What is open is no setting.
+    for (key, value) in map.into_iter().filter(|(key, _)| key != "open") {
         answer.put(&key, value);
     }
     Some(answer)

@@ -383,9 +383,8 @@ impl Manager {
     ) -> Result<OwnedObjectPath, BusError> {
         let (uid, hub) = (caller.uid, &self.hub);
         let settings = hub.defaults.complete(submission.settings);
-        let family = hub.queue.family_of(settings.model.as_deref());
-        let request =
-            settings.resolve_for(&family, draw_seed).map_err(|e| BusError::InvalidOption(e.to_string()))?;
+        let resolved = hub.defaults.resolve(settings, draw_seed);
+        let request = resolved.map_err(|e| BusError::InvalidOption(e.to_string()))?;
         hub.queue.admit(&request)?;
         let full = || {
             let limit = hub.queue.config.get().queue.per_user;

@@ -14,10 +14,10 @@ use crate::supervisor::profile::Profiles;
 /// Returns the plan of a submission.
 pub async fn plan(hub: &Hub, of: PlanOf) -> Result<Dict, BusError> {
     let settings = hub.defaults.complete(of.settings);
-    let family = hub.queue.family_of(settings.model.as_deref());
-    let request = settings.resolve_for(&family, || 0).map_err(|e| BusError::InvalidOption(e.to_string()))?;
+    let request = hub.defaults.resolve(settings, || 0).map_err(|e| BusError::InvalidOption(e.to_string()))?;
     hub.queue.knows_model(&request)?;
-    if let Some(recipe) = hub.profiles.recipe_of(request.model.as_deref()) {
+    hub.queue.loras.find(&request)?;
+    if let Some(recipe) = hub.profiles.recipes().of(request.model.as_deref()) {
         recipe.check(&request).map_err(|e| BusError::InvalidOption(e.to_string()))?;
     }
     if let Some(text) = crate::plan::refusal(&hub.profiles, &request, of.picture) {

@@ -48,8 +48,8 @@ impl Delivery {
             return ends_elsewhere(job, &root);
         }
         let seed = || job.request.as_ref().map_or(0, |request| request.seed);
-        let complete = |own| self.defaults.complete(own);
-        match sidecar::request(&root, &source.path, complete, &self.defaults.family(), seed) {
+        let resolve = |own| self.defaults.resolve(self.defaults.complete(own), seed);
+        match sidecar::request(&root, &source.path, resolve) {
             Ok(request) => {
                 let same = job.request.as_ref().is_some_and(|known| is_same_wish(known, &request));
                 !same || ends_elsewhere(job, &root)

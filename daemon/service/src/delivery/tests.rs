@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::*;
+use crate::recipes::Recipes;
 use crate::store::ledger::{Added, NewJob, Source};
 
 struct Place {
@@ -38,7 +39,7 @@ fn place() -> Result<Place> {
     let (inbox, state) = (config.folders.inbox.clone(), config.folders.state.clone());
     let config = CurrentConfig::new(config);
     let delivery = Delivery {
-        defaults: Defaults::new(config.clone()),
+        defaults: Defaults::new(config.clone(), Recipes::default()),
         config,
         ledger,
         spool: Spool::open(dir.path().join("spool"))?,

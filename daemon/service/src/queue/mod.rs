@@ -6,9 +6,8 @@ mod retry;
 mod submit;
 
 use animd_protocol::ErrorCode;
-use animd_protocol::recipe::Defaults as FamilyDefaults;
 
-use crate::config::CurrentConfig;
+use crate::config::{CurrentConfig, Defaults};
 use crate::error::{Error, Result};
 use crate::events::{Change, Events};
 use crate::holds::Holds;
@@ -26,6 +25,8 @@ pub use submit::{Origin, Submission, draw_seed};
 pub struct Queue {
     /// The configuration, which says how many jobs a user may have.
     pub config: CurrentConfig,
+    /// The settings of jobs that say nothing else.
+    pub defaults: Defaults,
     /// The ledger, where jobs are written down.
     pub ledger: Ledger,
     /// The spool, which has the copies of the jobs' pictures.
@@ -49,13 +50,6 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Returns the defaults of the family of the model with this name, of which `None` is the configured one; those of Wan2.1
-    /// image-to-video unless the engine has opened this model.
-    pub fn family_of(&self, model: Option<&str>) -> FamilyDefaults {
-        let recipe = self.profiles.recipe_of(model);
-        recipe.map_or_else(FamilyDefaults::wan21_i2v, |recipe| recipe.defaults.clone())
-    }
-
     /// Returns the job with this number.
     async fn known(&self, id: u64) -> Result<Job> {
         let job = self.ledger.call(move |db| db.job(id)).await?;

@@ -3,10 +3,10 @@
 use std::future::ready;
 
 use animd_common::files::show;
-use animd_protocol::ErrorCode;
 use animd_protocol::lora::LoraChoice;
 use animd_protocol::recipe::Defaults;
 use animd_protocol::request::{Request, Sampler, Settings, StepCache};
+use animd_protocol::{ErrorCode, InvalidSetting};
 
 use super::{Origin, Queue, Submission, draw_seed};
 use crate::error::{Error, Result};
@@ -42,9 +42,8 @@ impl Queue {
             .as_ref()
             .ok_or_else(|| gone("the settings of this job cannot be read, or never could"))?;
         let with_models = |settings| self.config.get().with_models(settings);
-        let model = retry.settings.model.as_deref().or(request.model.as_deref());
-        let family = self.family_of(model);
-        let request = overridden(request, retry, &family, with_models)?;
+        let resolve = |settings| self.defaults.resolve(settings, draw_seed);
+        let request = overridden(request, retry, with_models, resolve)?;
         self.admit(&request)?;
         let spooled = job
             .image_sha256
@@ -87,13 +86,16 @@ impl Queue {
 fn overridden(
     request: &Request,
     retry: Retry,
-    family: &Defaults,
     with_models: impl Fn(Settings) -> Settings,
+    resolve: impl FnOnce(Settings) -> Result<Request, InvalidSetting>,
 ) -> Result<Request> {
     let unreadable =
         |e| Error::refused(ErrorCode::InvalidSetting, format!("its settings cannot be read: {e}"));
-    let mut old: Settings =
-        serde_json::to_value(request).and_then(serde_json::from_value).map_err(unreadable)?;
+    let mut old: Settings = match &request.open {
+        // Nothing was filled in that would count as wanted.
+        Some(given) => Settings::clone(given),
+        None => serde_json::to_value(request).and_then(serde_json::from_value).map_err(unreadable)?,
+    };
     let Retry { settings: mut new, new_seed } = retry;
     // Another model may need another sampler, and another size and length of the video; what should happen stays. Another LoRA
     // may need another sampler, too.
@@ -152,7 +154,7 @@ fn overridden(
     if new_seed {
         old.seed = None;
     }
-    Ok(with_models(new.or(old)).resolve_for(family, draw_seed)?)
+    Ok(resolve(with_models(new.or(old)))?)
 }
 
 #[cfg(test)]
@@ -160,7 +162,12 @@ mod tests {
     use super::*;
 
     fn overridden(request: &Request, retry: Retry, family: &Defaults) -> Result<Request> {
-        super::overridden(request, retry, family, |settings| settings)
+        super::overridden(
+            request,
+            retry,
+            |settings| settings,
+            |settings| settings.resolve_for(family, draw_seed),
+        )
     }
 
     #[test]
@@ -193,9 +200,10 @@ mod tests {
             }
             _ => settings,
         };
-        let other = super::overridden(&adapted, with(named("fast")?), &family, distils)?;
+        let resolve = |settings: Settings| settings.resolve_for(&family, draw_seed);
+        let other = super::overridden(&adapted, with(named("fast")?), distils, resolve)?;
         assert_eq!((other.lora.len(), other.sampler, other.steps), (1, Sampler::Distill, 4));
-        let other = super::overridden(&adapted, with(named("style")?), &family, distils)?;
+        let other = super::overridden(&adapted, with(named("style")?), distils, resolve)?;
         assert_eq!((&*other.lora[0].name, other.sampler, other.steps), ("style", Sampler::Unipc, 40));
         let base = Settings { steps_base: Some(2), ..Settings::default() };
         let phases = named("fast")?.or(base).resolve(|| 0)?;

@@ -132,7 +132,7 @@ impl Queue {
         self.knows_model(request)?;
         self.loras.find(request)?;
         // What no engine has opened so far is refused by the engine, in the same words.
-        if let Some(recipe) = self.profiles.recipe_of(request.model.as_deref()) {
+        if let Some(recipe) = self.profiles.recipes().of(request.model.as_deref()) {
             recipe.check(request)?;
         }
         let reserve = self.config.get().queue.free_mib << 20;

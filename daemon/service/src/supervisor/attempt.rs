@@ -16,7 +16,6 @@ use tokio::time::Instant;
 
 use super::Supervisor;
 use super::engine::{Engine, Exit, Hello};
-use super::profile::Opened;
 use super::state::{Absence, Finished, Loss, Running, Stop, Then, Trouble};
 use super::unsettled::Unsettled;
 use crate::error::{Error, Result};
@@ -111,6 +110,9 @@ impl Supervisor {
         let image = copy(sha256, show(&job.name))?;
         let last = job.last_sha256.filter(|_| !request.last.is_empty());
         let last = last.map(|sha256| copy(sha256, show(&request.last))).transpose()?;
+        if request.open.is_some() {
+            request = self.settled(job.id, request).await?;
+        }
         let loras;
         (request, loras) = self.tools.loras.pin(request).await?;
         let parts = self.tools.delivery.parts.prepare(job, &request)?;
@@ -138,6 +140,19 @@ impl Supervisor {
         Ok(ToEngine::Generate { job: id, image, last, loras, parts, output, pictures, request })
     }
 
+    /// Returns a request whose settings were completed while its model's family was not known, with that family's defaults, and
+    /// writes it down.
+    async fn settled(&self, id: u64, request: Request) -> Result<Request> {
+        let recipe = self.tools.profiles.recipes().of(request.model.as_deref());
+        let request = request.settled(recipe.as_ref().map(|recipe| &recipe.defaults))?;
+        if let Some(recipe) = recipe {
+            recipe.check(&request)?;
+        }
+        let settled = request.clone();
+        self.tools.ledger.call(move |db| db.settle(id, &settled)).await?;
+        Ok(request)
+    }
+
     pub(super) async fn take(&mut self, message: FromEngine) {
         match message {
             FromEngine::Hello { protocol, .. } if protocol != PROTOCOL => {
@@ -151,12 +166,10 @@ impl Supervisor {
             FromEngine::Hello { version, backend, model, kernels, recipe, .. } => {
                 tracing::info!("the engine {version} is ready: {model} on {backend}");
                 let name = self.model.name().map(str::to_owned);
-                if let (Some(recipe), None) = (&recipe, &name) {
-                    self.tools.delivery.defaults.set_family(recipe.defaults.clone());
-                }
                 let family = recipe.as_ref().map(|recipe| recipe.family.clone());
-                let opened = recipe.map(|recipe| Opened { name, recipe: Arc::from(recipe) });
-                self.tools.profiles.set_opened(opened);
+                if let Some(recipe) = recipe {
+                    self.tools.profiles.recipes().learn(name, Arc::from(recipe));
+                }
                 self.trouble = None;
                 self.engine.greeted(Hello { version, backend, model, family }, Instant::now());
                 self.monitor.hello(&kernels, self.engine.pid()).await;

@@ -148,7 +148,10 @@ impl Supervisor {
             // The engine is replaced when the file of its last job is finished.
             return Ok(Model::Loading);
         }
-        self.tools.profiles.set_opened(None);
+        if wanted.name == self.model.name {
+            // Its file was written anew.
+            self.tools.profiles.recipes().forget(wanted.name.as_deref());
+        }
         self.replace_engine("the next job is for another model").await;
         Ok(Model::Loading)
     }

@@ -14,6 +14,7 @@ use animd_common::models::Models;
 use animd_common::picture::TINY;
 use animd_protocol::ErrorCode;
 use animd_protocol::messages::{Kernels, ToEngine};
+use animd_protocol::recipe::Recipe;
 use animd_protocol::request::Settings;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -57,6 +58,11 @@ impl Remote {
 
     /// Answers the greeting as an engine without a GPU.
     async fn hello(&mut self) {
+        self.hello_of(None).await;
+    }
+
+    /// Answers the greeting as an engine that has opened a model.
+    async fn hello_of(&mut self, recipe: Option<Recipe>) {
         assert!(matches!(self.next().await, Some(ToEngine::Hello { .. })));
         self.say(&FromEngine::Hello {
             protocol: animd_protocol::messages::PROTOCOL,
@@ -64,7 +70,7 @@ impl Remote {
             backend: "cpu".into(),
             model: "made-up".into(),
             kernels: Kernels::default(),
-            recipe: None,
+            recipe: recipe.map(Box::new),
         })
         .await;
     }
@@ -117,11 +123,11 @@ impl House {
         (engine.cancel_seconds, engine.idle_unload_seconds) = (NEVER, 0);
         change(&mut config);
         let current = CurrentConfig::new(config);
-        let defaults = Defaults::new(current.clone());
         let ledger = Ledger::open(&dir.path().join("ledger.db")).expect("a ledger");
         let spool = Spool::open(dir.path().join("spool")).expect("a spool");
         let pictures = PictureFiles::new(dir.path());
         let (events, holds, profiles) = (Events::default(), Holds::default(), Profiles::default());
+        let defaults = Defaults::new(current.clone(), profiles.recipes().clone());
         let delivery = Delivery {
             config: current.clone(),
             defaults: defaults.clone(),
@@ -177,7 +183,10 @@ impl House {
             picture_bytes: spooled.bytes,
             last: None,
             parts_bytes: 0,
-            work: Ok((spooled.sha256, Box::new(settings.resolve(|| 7).expect("valid")))),
+            work: Ok((
+                spooled.sha256,
+                Box::new(self.tools.delivery.defaults.resolve(settings, || 7).expect("valid")),
+            )),
         };
         let (added, _) = self.tools.ledger.add(new, &self.tools.spool).await.expect("writable");
         let Added::New(id) = added else { panic!("{added:?}") };

@@ -236,9 +236,10 @@ impl Intake {
     }
 
     fn request(&self, ready: &Ready) -> Result<Request> {
-        let complete = |own| self.delivery.defaults.complete(own);
-        let family = self.delivery.defaults.family();
-        let request = sidecar::request(&ready.root, &ready.path, complete, &family, draw_seed)?;
+        let defaults = &self.delivery.defaults;
+        let request = sidecar::request(&ready.root, &ready.path, |own| {
+            defaults.resolve(defaults.complete(own), draw_seed)
+        })?;
         if let Some(outbox) = self.outbox(ready)
             && self.watches.find(&outbox).is_some()
         {
@@ -256,7 +257,8 @@ impl Intake {
             && self
                 .queue
                 .profiles
-                .recipe_of(request.model.as_deref())
+                .recipes()
+                .of(request.model.as_deref())
                 .is_some_and(|recipe| recipe.needs_last_frame())
         {
             let why = "the model makes videos between two pictures; the second one is called as the first, with `.last` \

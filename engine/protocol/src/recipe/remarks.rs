@@ -13,7 +13,8 @@ impl Recipe {
     pub fn remarks(&self, request: &Request) -> Vec<String> {
         let idle = self.idle(request).map(|(why, names)| {
             let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-            format!("{why}, so {} changes nothing", names.join(", "))
+            let verb = if names.len() > 1 { "change" } else { "changes" };
+            format!("{why}, so {} {verb} nothing", names.join(", "))
         });
         idle.chain(self.remark_on_ratios(request)).collect()
     }
@@ -22,6 +23,7 @@ impl Recipe {
     fn idle(&self, request: &Request) -> impl Iterator<Item = (String, Vec<&'static str>)> {
         let experts = self.step_experts(request);
         let no_low = !experts.contains(&ExpertName::LowNoise.index());
+        let no_high = experts.iter().all(|expert| *expert == ExpertName::LowNoise.index());
         let guided = experts.iter().any(|expert| self.branches(*expert, request) > 1);
         let low = [
             ("sampler_low", request.sampler_low.is_some()),
@@ -29,6 +31,11 @@ impl Recipe {
             ("guidance_low", request.guidance_low.is_some()),
         ];
         let high = ("steps_high", request.steps_high.is_some());
+        // What is said of both is that of the low-noise transformer, where nothing else is said of it.
+        let both = [
+            ("shift", request.shift_low.is_some() && self.is_own_shift(request)),
+            ("guidance", request.guidance_low.is_some() && self.is_own_guidance(request)),
+        ];
         let base = ("guidance_base", request.guidance_base.is_some());
         let of_experts = match self.experts.len() < BASE {
             true => vec![(
@@ -39,6 +46,10 @@ impl Recipe {
                 (
                     "the low-noise transformer computes none of the steps".to_owned(),
                     low.into_iter().filter(|_| no_low).collect(),
+                ),
+                (
+                    "the high-noise transformer computes none of the steps".to_owned(),
+                    both.into_iter().filter(|_| no_high).collect(),
                 ),
                 (
                     "there are no steps of `steps_base`".to_owned(),
@@ -64,22 +75,51 @@ impl Recipe {
         })
     }
 
+    #[expect(clippy::float_cmp, reason = "a default is recognised by being the same number")]
+    fn is_own_shift(&self, request: &Request) -> bool {
+        let of_last_frame = self.defaults.last_frame_shift.filter(|_| request.has_last_frame());
+        let default = match request.sampler.is_distilled() {
+            true => self.defaults.distilled_shift,
+            false => *self.defaults.shift.of(request.size),
+        };
+        request.shift != of_last_frame.unwrap_or(default)
+    }
+
+    #[expect(clippy::float_cmp, reason = "a default is recognised by being the same number")]
+    fn is_own_guidance(&self, request: &Request) -> bool {
+        request.guidance
+            != match request.sampler.is_distilled() {
+                true => self.defaults.distilled_guidance,
+                false => self.defaults.guidance,
+            }
+    }
+
     #[expect(clippy::float_cmp, reason = "the published schedule has exactly this shift")]
     fn remark_on_ratios(&self, request: &Request) -> Option<String> {
-        let ratios = self.step_caches.magcache_by_forward.as_ref()?;
-        let published = request.steps as usize == ratios[0].len()
-            && request.shift == *self.defaults.shift.of(request.size)
-            && request.steps_high.is_none()
-            && request.steps_base() == 0
-            && request.shift_low.is_none_or(|low| low == request.shift);
-        (request.step_cache == StepCache::Magcache && !published).then(|| {
+        let ratios = self
+            .step_caches
+            .magcache_by_forward
+            .as_ref()
+            .filter(|_| request.step_cache == StepCache::Magcache)?;
+        let (steps, shift) = (ratios[0].len(), *self.defaults.shift.of(request.size));
+        let others: Vec<String> = [
+            (request.steps as usize != steps).then(|| format!("{} steps", request.steps)),
+            (request.shift != shift).then(|| format!("a shift of {}", request.shift)),
+            request
+                .shift_low
+                .filter(|low| *low != request.shift)
+                .map(|low| format!("a `shift_low` of {low}")),
+            request.steps_high.map(|high| format!("a `steps_high` of {high}")),
+            (request.steps_base() > 0).then(|| format!("a `steps_base` of {}", request.steps_base())),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        (!others.is_empty()).then(|| {
             format!(
-                "the ratios by which MagCache skips forwards were measured at {} steps with a shift of {}, and not for {} steps \
-                 with a shift of {}: compare a video with one that was made without a step cache",
-                ratios[0].len(),
-                self.defaults.shift.of(request.size),
-                request.total_steps(),
-                request.shift
+                "the ratios by which MagCache skips forwards were measured at {steps} steps with a shift of {shift}, and not with \
+                 {}: compare a video with one that was made without a step cache",
+                others.join(" and ")
             )
         })
     }

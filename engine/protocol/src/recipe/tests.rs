@@ -268,7 +268,7 @@ fn the_low_noise_expert_can_have_a_schedule_of_its_own() {
         SamplerConfig::of(Sampler::Unipc, 40, 3.0).expect("one")
     );
     let remark = single.remarks(&asked).concat();
-    assert!(remark.contains("one transformer, so `shift_low`, `guidance_low` changes nothing"), "{remark}");
+    assert!(remark.contains("one transformer, so `shift_low`, `guidance_low` change nothing"), "{remark}");
     assert_eq!(single.remarks(&request(&single, Settings::default())), [""; 0]);
 }
 
@@ -410,6 +410,31 @@ fn settings_that_change_nothing_are_told() {
     // The steps without LoRAs have a guidance where the others have none.
     let base = Settings { steps_base: Some(2), negative_prompt: own(), ..base() };
     assert_eq!(two.remarks(&request(&two, base)), [""; 0]);
+    // What only the high-noise transformer would use, where it computes none of the steps.
+    let low = Settings { steps_high: Some(0), shift_low: Some(5.0), guidance_low: Some(3.0), ..none() };
+    assert_eq!(two.remarks(&request(&two, low.clone())), [""; 0]);
+    let said =
+        two.remarks(&request(&two, Settings { shift: Some(9.0), guidance: Some(4.0), ..low })).concat();
+    assert_eq!(
+        said,
+        "the high-noise transformer computes none of the steps, so `shift`, `guidance` change nothing"
+    );
+    let both = Settings { steps_high: Some(0), shift: Some(9.0), guidance: Some(4.0), ..none() };
+    assert_eq!(two.remarks(&request(&two, both)), [""; 0], "the low-noise transformer uses them");
+    // MagCache's sentence names what is not as it was measured, and nothing else.
+    let cached = || Settings { step_cache: Some(StepCache::Magcache), ..none() };
+    assert_eq!(two.remarks(&request(&two, cached())), [""; 0]);
+    for (settings, wanted) in [
+        (Settings { steps_high: Some(10), ..cached() }, "and not with a `steps_high` of 10:"),
+        (Settings { shift_low: Some(4.0), ..cached() }, "and not with a `shift_low` of 4:"),
+        (
+            Settings { steps: Some(20), shift: Some(3.0), ..cached() },
+            "and not with 20 steps and a shift of 3:",
+        ),
+    ] {
+        let said = two.remarks(&request(&two, settings)).concat();
+        assert!(said.contains(wanted), "{said}");
+    }
     // Two things can be wrong at once.
     let several = Settings { negative_prompt: own(), guidance_base: Some(2.0), ..distilled() };
     assert_eq!(two.remarks(&request(&two, several)).len(), 2);

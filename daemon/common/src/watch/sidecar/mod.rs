@@ -6,9 +6,8 @@ mod last;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use animd_protocol::ErrorCode;
-use animd_protocol::recipe::Defaults;
 use animd_protocol::request::{Request, Settings};
+use animd_protocol::{ErrorCode, InvalidSetting};
 use find::{Deciders, Kind, Sidecar};
 
 use super::names::FOLDER_SETTINGS;
@@ -120,18 +119,15 @@ pub fn read_us(root: &Root, picture: &Path) -> i64 {
     changed_us(root, picture).unwrap_or_default().max(now_us() - TICK_US)
 }
 
-/// Returns the settings of [`settings`], completed with defaults by `complete`, and everything filled in, at last with the
-/// defaults of the model's family.
+/// Returns the request of a picture: `resolve` completes the settings of [`settings`]. Its errors name the sidecar.
 pub fn request(
     root: &Root,
     picture: &Path,
-    complete: impl FnOnce(Settings) -> Settings,
-    family: &Defaults,
-    draw_seed: impl FnOnce() -> u64,
+    resolve: impl FnOnce(Settings) -> Result<Request, InvalidSetting>,
 ) -> Result<Request> {
     let own = settings(root, picture)?;
     let exists = |path: &PathBuf| root::metadata(root, path).is_ok();
-    complete(own).resolve_for(family, draw_seed).map_err(|e| {
+    resolve(own).map_err(|e| {
         let beside = beside(root, picture).into_iter().next();
         let above = || {
             let mut folders =

@@ -154,6 +154,16 @@ impl Store {
         })
     }
 
+    /// Writes down the settings of a running job, which were open until its model was.
+    pub fn settle(&mut self, id: u64, request: &Request) -> Result<()> {
+        let json = settings::json(request)?;
+        self.db.execute(
+            "UPDATE job SET settings_json = ?2, frames = ?3, steps = ?4 WHERE id = ?1",
+            params![id as i64, json, request.frames, request.total_steps()],
+        )?;
+        Ok(())
+    }
+
     /// Puts a running job back in the queue without counting its start, because the service was told to stop.
     pub fn give_back(&mut self, id: u64, why: &str) -> Result<()> {
         self.requeue(id, "attempt = attempt - 1", why)

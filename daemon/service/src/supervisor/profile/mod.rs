@@ -9,10 +9,10 @@ use animd_common::profiles::load;
 use animd_protocol::messages::Kernels;
 use animd_protocol::plan::Setup;
 use animd_protocol::profile::Profile;
-use animd_protocol::recipe::Recipe;
 use animd_protocol::request::Settings;
 use tokio::sync::watch;
 
+use crate::recipes::Recipes;
 use crate::supervisor::gpu::Machine;
 
 pub use choose::{AUTO, Choice, Verdict, Wish, choose};
@@ -49,15 +49,6 @@ pub struct GpuFacts {
     pub used: bool,
 }
 
-/// The model that the engine has opened.
-#[derive(Clone, Debug)]
-pub struct Opened {
-    /// Its name; `None` for the configured one.
-    pub name: Option<String>,
-    /// What it is.
-    pub recipe: Arc<Recipe>,
-}
-
 /// Everything that the choice was made from.
 struct State {
     profiles: Vec<Profile>,
@@ -70,8 +61,7 @@ struct State {
 #[derive(Clone)]
 pub struct Profiles {
     state: Arc<Mutex<State>>,
-    /// The configured model, once its engine has opened it.
-    model: Arc<Mutex<Option<Opened>>>,
+    recipes: Recipes,
     changed: watch::Sender<()>,
     new_start: watch::Sender<bool>,
 }
@@ -92,7 +82,7 @@ impl Default for Profiles {
         let state = State { profiles, machine, kernels, choice: Arc::new(choice) };
         Self {
             state: Arc::new(Mutex::new(state)),
-            model: Arc::default(),
+            recipes: Recipes::default(),
             changed: watch::Sender::new(()),
             new_start: watch::Sender::new(false),
         }
@@ -119,16 +109,9 @@ impl Profiles {
         self.with(|state| state.kernels.clone())
     }
 
-    /// Returns the recipe of the model with this name, of which `None` is the configured one, if it is the one that the engine
-    /// has opened.
-    pub fn recipe_of(&self, model: Option<&str>) -> Option<Arc<Recipe>> {
-        let opened = self.model.lock().unwrap_or_else(PoisonError::into_inner);
-        opened.as_ref().filter(|opened| opened.name.as_deref() == model).map(|opened| opened.recipe.clone())
-    }
-
-    /// Sets the model that the engine has opened; `None` while an engine with another model is started.
-    pub fn set_opened(&self, model: Option<Opened>) {
-        *self.model.lock().unwrap_or_else(PoisonError::into_inner) = model;
+    /// Returns what is known of models.
+    pub fn recipes(&self) -> &Recipes {
+        &self.recipes
     }
 
     /// Returns a receiver that is told of every new choice.

@@ -47,7 +47,7 @@ async fn without_a_configured_model_jobs_that_name_one_run_and_others_wait() {
     engine.hello().await;
     assert_eq!(engine.job().await, named);
     assert!(
-        house.tools.profiles.recipe_of(None).is_none(),
+        house.tools.profiles.recipes().of(None).is_none(),
         "another model says nothing of the configured one"
     );
     engine.fail(named, ErrorCode::InvalidImage).await;
@@ -126,6 +126,35 @@ async fn a_model_that_cannot_be_used_fails_its_own_jobs_only() {
         assert_eq!((job.state, job.error_code.as_deref()), (State::Failed, Some("model")));
         let text = job.error_text.map(String::from).unwrap_or_default();
         assert!(text.contains(said), "{text}");
+    }
+    house.end().await;
+}
+
+// Its clock is real, so that no engine counts as silent while the test waits for the ledger.
+#[tokio::test]
+async fn a_job_has_the_defaults_of_its_own_model_whichever_was_open() {
+    let models = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir_all(models.path().join("models/other")).expect("made");
+    let mut house = House::new(|config| config.models = Models::beside(models.path()));
+    let mut engine = house.engine().await;
+    engine.hello_of(Some(Recipe::wan21_i2v_14b())).await;
+    house.until(ServiceState::Idle).await;
+    let asked = house.queue_with(Settings { guidance: Some(5.0), ..of_model("other") }).await;
+    let silent = house.queue_with(of_model("other")).await;
+    assert!(house.job(silent).await.request.expect("settings").open.is_some(), "nobody knows its family");
+    let mut engine = house.engine().await;
+    engine.hello_of(Some(Recipe::wan22_i2v_a14b())).await;
+    for (id, guidance) in [(asked, 5.0), (silent, 3.5)] {
+        let Some(ToEngine::Generate { job, request, .. }) = engine.next().await else { panic!("a job") };
+        assert_eq!((job, request.guidance, request.shift, request.seed), (id, guidance, 5.0, 7));
+        assert_eq!(house.job(id).await.request, Some(*request), "it is written down");
+        engine.fail(id, ErrorCode::InvalidImage).await;
+    }
+    // Both models are known from now on, whichever is open.
+    for (settings, guidance) in [(of_model("other"), 3.5), (Settings::default(), 5.0)] {
+        let id = house.queue_with(settings).await;
+        let request = house.job(id).await.request.expect("settings");
+        assert_eq!((request.guidance, request.open), (guidance, None));
     }
     house.end().await;
 }
