@@ -65,7 +65,7 @@ pub struct SettingsOptions {
     #[allow(clippy::doc_markdown, reason = "the words are the help of the option")]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = typed("steps_base", |s| s.steps_base))]
     pub steps_base: Option<u32>,
-    /// How far the steps lean towards the noisy end [default: 3 at 480p, 5 at 720p and for the distilled samplers]
+    /// How far the steps lean towards the noisy end [default: 3 for undistilled Wan2.1 at 480p, 5 otherwise, and 16 between two pictures]
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = typed("shift", |s| s.shift))]
     pub shift: Option<f64>,
     /// The shift of the steps of the low-noise expert of a model with two [default: as `shift` says]

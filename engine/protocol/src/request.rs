@@ -159,7 +159,7 @@ pub struct Settings {
     /// [default: none]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps_base: Option<u32>,
-    /// How far the steps lean towards the noisy end [default: 3 at 480p, 5 at 720p and for the distilled samplers]
+    /// How far the steps lean towards the noisy end [default: 3 for undistilled Wan2.1 at 480p, 5 otherwise, and 16 between two pictures]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shift: Option<f64>,
     /// The shift of the steps of the low-noise expert of a model with two [default: as `shift` says]
