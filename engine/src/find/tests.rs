@@ -9,6 +9,7 @@ use animd_protocol::findings::{Findings, FoundModel, PartKind};
 use animd_protocol::recipe::{ExpertName, Recipe};
 
 use super::Named;
+use crate::synth::{Family, Size, synth_model};
 use crate::weights::safetensors;
 use crate::weights::{DType, Model, made_up_lora};
 
@@ -520,4 +521,15 @@ fn loras_alone_are_matched_with_models_that_are_known() {
         |name: &str| super::by_names(model, &names(&[name]), &places).expect_err("refused").to_string();
     assert!(refused("other").contains("for another one"));
     assert!(refused("detial").contains("did you mean `detail`?"));
+}
+
+#[test]
+fn a_transformer_for_two_pictures_is_called_by_its_own_family() {
+    let tree = Tree::new();
+    let folder = tree.path("model");
+    let recipe = Size::Tiny.recipe_of(Family::Flf2v);
+    synth_model(&folder, recipe, DType::Bf16, None, 1, &mut |_, _| Ok(())).expect("it can be written");
+    let found = super::find(&[folder], &[], &[]).expect("a search");
+    assert_eq!(found.models[0].family, "Wan2.1 first-and-last-frame", "{found}");
+    assert!(found.models[0].part("clip").is_some(), "{found}");
 }
