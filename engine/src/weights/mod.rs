@@ -66,7 +66,7 @@ pub use lora::{Adapter, Lora, LowRank, Merged, RoundedAgain, Strength};
 pub use mapped::unchanged;
 pub use matrix::{HostTensor, Matrix};
 pub use model::Model;
-pub(crate) use model::{Places as PartPlaces, model_file, tokenizer, transformers};
+pub(crate) use model::{Places as PartPlaces, is_lone_expert, model_file, tokenizer, transformers};
 pub(crate) use names::EMBEDDING;
 pub use open::{open_clip, open_dit, open_expert, open_t5, open_vae};
 pub use rows::RowTable;
