@@ -106,6 +106,11 @@ impl Generate {
         for path in std::iter::once(&out).chain(files.clone()) {
             check_new(path)?;
         }
+        check_different(&[
+            ("--out", Some(&*out)),
+            ("--poster", pictures.poster.as_deref()),
+            ("--thumbnail", pictures.thumbnail.as_deref()),
+        ])?;
 
         let stop = Stop::listen()?;
         let film = Film::new(picture, last, request)?;
@@ -200,4 +205,55 @@ fn check_new(path: &Path) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Returns an error if two options name the same file, of which one result would replace the other. Their folders exist.
+fn check_different(files: &[(&str, Option<&Path>)]) -> Result<()> {
+    let real = |path: &Path| -> Result<PathBuf> {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = folder.canonicalize().map_err(Error::file("read", folder))?;
+        Ok(folder.join(path.file_name().unwrap_or_default()))
+    };
+    let mut seen: Vec<(&str, PathBuf)> = Vec::new();
+    for (option, path) in files.iter().filter_map(|(option, path)| Some((*option, (*path)?))) {
+        let place = real(path)?;
+        if let Some((other, _)) = seen.iter().find(|(_, known)| *known == place) {
+            return Err(Error::Setting(format!(
+                "`{other}` and `{option}` name the same file, `{}`; choose another name for one",
+                path.display()
+            )));
+        }
+        seen.push((option, place));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn no_two_results_go_into_one_file() {
+        let dir = tempfile::tempdir().expect("a folder");
+        fs::create_dir(dir.path().join("in")).expect("it can be made");
+        let [video, other] = ["a.mp4", "a.jpg"].map(|name| dir.path().join(name));
+        let roundabout = dir.path().join("in/../a.mp4");
+        assert!(
+            check_different(&[("--out", Some(&video)), ("--poster", Some(&other)), ("--x", None)]).is_ok()
+        );
+        for (files, options) in [
+            ([Some(&*video), Some(&*video), None], "`--out` and `--poster`"),
+            ([Some(&*video), None, Some(&*roundabout)], "`--out` and `--thumbnail`"),
+            ([Some(&*video), Some(&*other), Some(&*other)], "`--poster` and `--thumbnail`"),
+        ] {
+            let named: Vec<_> = ["--out", "--poster", "--thumbnail"].into_iter().zip(files).collect();
+            let refused = check_different(&named).expect_err(options);
+            assert!(
+                matches!(refused, Error::Setting(_)) && refused.to_string().contains(options),
+                "{refused}"
+            );
+        }
+    }
 }
