@@ -83,8 +83,7 @@ fn sound_models_are_sound() {
 fn models_that_are_made_up_are_sound() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let target = folder.path().join("tiny");
-    crate::synth::synth_model(&target, crate::synth::Size::Tiny, DType::Bf16, None, 3, &mut |_, _| Ok(()))
-        .expect("it can be written");
+    synth_model(&target, Size::Tiny, DType::Bf16, None, 3, &mut |_, _| Ok(())).expect("it can be written");
     let found = run(&target, None);
     assert!(found.is_sound(), "{found}");
 }
