@@ -245,6 +245,7 @@ fn check_different(files: &[(&str, Option<&Path>)]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::slice::from_ref;
 
     use animd_protocol::request::Sampler;
 
@@ -283,10 +284,10 @@ mod tests {
         let wanted = || Settings { lora: Some(vec![few.clone()]), ..Settings::default() };
         let sampled = with_loras(wanted(), &[], &folders).expect("it is there");
         assert_eq!((sampled.sampler, sampled.steps), (Some(Sampler::Distill), Some(4)));
-        let by_profile = with_loras(Settings::default(), &[few.clone()], &folders).expect("it is there");
+        let by_profile = with_loras(Settings::default(), from_ref(&few), &folders).expect("it is there");
         assert_eq!(by_profile.sampler, Some(Sampler::Distill));
         let none = Settings { lora: Some(Vec::new()), ..Settings::default() };
-        assert_eq!(with_loras(none.clone(), &[few.clone()], &folders).expect("nothing is wanted"), none);
+        assert_eq!(with_loras(none.clone(), from_ref(&few), &folders).expect("nothing is wanted"), none);
         let own = Settings { sampler: Some(Sampler::Unipc), ..wanted() };
         assert_eq!(with_loras(own.clone(), &[], &folders).expect("it is there"), own);
         let refused = with_loras(wanted(), &[], &[]).expect_err("no folder");
